@@ -1,0 +1,67 @@
+"""Makes ``detectron2`` importable, from whichever of its two sources is installed.
+
+Detectron2 is not on the Python package index. An installed Detectron2 (built from its repository)
+is always used. Where there is none, ``import detectron2`` resolves to the copy in the EZannot wheel:
+every ``detectron2.x`` is then the *same module object* as ``EZannot.detectron2.x``, because a second
+copy of a module would mean a second registry and ``isinstance`` checks that fail.
+"""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from types import ModuleType
+
+_COPY = "EZannot.detectron2"
+_INSTALL = (
+    "Detectron2 is not installed. Install one of:\n"
+    "  pip install --no-deps --require-hashes -r requirements-detectron2.txt\n"
+    "  pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2.git"
+)
+
+
+class _AliasLoader(importlib.abc.Loader):
+    """Loads ``detectron2.x`` by importing ``EZannot.detectron2.x`` and handing out that module."""
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        module = importlib.import_module(_COPY + spec.name.removeprefix("detectron2"))
+        self._own_spec = module.__spec__  # the import system overwrites it with the alias's
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._own_spec
+
+
+class _AliasFinder(importlib.abc.MetaPathFinder):
+    """Finds ``detectron2`` and ``detectron2.*`` in the copy."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != "detectron2" and not fullname.startswith("detectron2."):
+            return None
+        copy = importlib.util.find_spec(_COPY + fullname.removeprefix("detectron2"))
+        if copy is None:
+            return None
+        is_package = copy.submodule_search_locations is not None
+        return importlib.machinery.ModuleSpec(fullname, _AliasLoader(), is_package=is_package)
+
+
+def ensure_detectron2() -> None:
+    """Make ``import detectron2`` work in this process.
+
+    Raises:
+        ImportError: neither Detectron2 nor the copy is installed (names both install lines), or an
+            installed Detectron2 fails to import for a reason of its own (passed on as it is).
+    """
+    try:
+        importlib.import_module("detectron2")
+        return
+    except ModuleNotFoundError as error:
+        if error.name != "detectron2":
+            raise
+    if importlib.util.find_spec("EZannot") is None:
+        raise ImportError(_INSTALL)
+    # First in line: the copy's packages carry their own __path__, and the path finder would load
+    # a submodule from there a second time, under the alias's name.
+    sys.meta_path.insert(0, _AliasFinder())
+    importlib.import_module("detectron2")

@@ -1,0 +1,72 @@
+from detectron2.config import CfgNode as CN
+
+
+def add_lesion_config(cfg: CN) -> None:
+    """Add every key that this project has beside Detectron2's own, with its default.
+
+    Args:
+        cfg: the node that :func:`detectron2.config.get_cfg` returned; changed in place.
+    """
+    _add_input_config(cfg)
+    _add_model_config(cfg)
+    _add_training_config(cfg)
+
+
+def _add_input_config(cfg: CN) -> None:
+    cfg.INPUT.CT = CN()
+    # C, the slices of one image: odd, the key slice in the middle. PIXEL_MEAN/PIXEL_STD need C values.
+    cfg.INPUT.CT.NUM_SLICES = 3
+    # Distance between the slices of one image, in mm.
+    cfg.INPUT.CT.SLICE_INTERVAL = 2.0
+    # Hounsfield units that become 0 and 255 (the window of Zlocha et al., section 3.1).
+    cfg.INPUT.CT.HU_WINDOW = (-1024.0, 1050.0)
+    # The longer image side, in pixels; 0 leaves the size as it is.
+    cfg.INPUT.CT.IMAGE_SIZE = 512
+    # Pixel size in mm to resample to; 0 resizes to IMAGE_SIZE instead.
+    cfg.INPUT.CT.PIXEL_SPACING = 0.0
+
+    # Training masks from RECIST diameters: "ellipse" (Tang et al., 2.1) or "grabcut" (Zlocha et al., 2.2).
+    # Used where MODEL.MASK_ON is set.
+    cfg.INPUT.PSEUDO_MASK = "ellipse"
+    # Files that lesion_d2.tools.prepare_masks wrote; a data set without one gets its masks on the fly.
+    cfg.INPUT.PSEUDO_MASK_FILES = ()
+
+    # Augmentation in training (defaults: Zlocha et al., section 3.1). 0 switches a part off.
+    cfg.INPUT.AUG = CN()
+    cfg.INPUT.AUG.HFLIP_PROB = 0.5
+    cfg.INPUT.AUG.VFLIP_PROB = 0.5
+    cfg.INPUT.AUG.MAX_ROTATION = 0.1  # radians, either way
+    cfg.INPUT.AUG.MAX_SHEAR = 0.1  # radians, either way
+    cfg.INPUT.AUG.MAX_SCALE = 0.1  # share of the size, either way
+    cfg.INPUT.AUG.MAX_TRANSLATION = 0.1  # share of the image side, either way
+    # Image size in training is drawn from this range, as a factor of the size above.
+    cfg.INPUT.AUG.RESIZE_RANGE = (1.0, 1.0)
+
+    # Leave out (and count) images whose files are missing, instead of stopping before training.
+    cfg.DATASETS.ALLOW_MISSING = False
+
+
+def _add_model_config(cfg: CN) -> None:
+    cfg.MODEL.UNET_FPN = CN()
+    # Channels of P1 and P0, the levels that only the segmentation uses.
+    cfg.MODEL.UNET_FPN.DECODER_CHANNELS = (64, 32)
+
+    cfg.MODEL.RETINA_UNET = CN()
+    # Weight of the segmentation loss (pixel-wise cross entropy plus soft Dice); 0 trains without it.
+    cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT = 1.0
+    # Whether predictions carry masks; without, P1 and P0 are not computed at inference.
+    cfg.MODEL.RETINA_UNET.PREDICT_MASKS = False
+
+
+def _add_training_config(cfg: CN) -> None:
+    # Epochs instead of iterations: where one of these is set, it replaces the Detectron2 key beside it.
+    cfg.SOLVER.MAX_EPOCHS = 0.0  # SOLVER.MAX_ITER
+    cfg.SOLVER.STEP_EPOCHS = ()  # SOLVER.STEPS
+    cfg.SOLVER.CHECKPOINT_EPOCHS = 0.0  # SOLVER.CHECKPOINT_PERIOD
+    cfg.TEST.EVAL_EPOCHS = 0.0  # TEST.EVAL_PERIOD
+    # "SGD" (Detectron2's own), "Adam" or "AdamW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # The metric that picks the best checkpoint, as "task/metric" of the validation results.
+    cfg.TEST.BEST_METRIC = "bbox/AP50"
+    # Resamplings over patients for the 95 % intervals of the FROC table; 0 leaves them out.
+    cfg.TEST.NUM_BOOTSTRAP = 1000
