@@ -1,9 +1,9 @@
 """Makes ``detectron2`` importable, from whichever of its two sources is installed.
 
 Detectron2 is not on the Python package index. An installed Detectron2 (built from its repository)
-is always used. Where there is none, ``import detectron2`` resolves to the copy in the EZannot wheel:
-every ``detectron2.x`` is then the *same module object* as ``EZannot.detectron2.x``, because a second
-copy of a module would mean a second registry and ``isinstance`` checks that fail.
+is always used. Where there is none, ``import detectron2`` resolves to the copy in the EZannot
+wheel: every ``detectron2.x`` is then the *same module object* as ``EZannot.detectron2.x``, because
+a second copy of a module would mean a second registry and ``isinstance`` checks that fail.
 """
 
 import importlib

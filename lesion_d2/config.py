@@ -14,7 +14,8 @@ def add_lesion_config(cfg: CN) -> None:
 
 def _add_input_config(cfg: CN) -> None:
     cfg.INPUT.CT = CN()
-    # C, the slices of one image: odd, the key slice in the middle. PIXEL_MEAN/PIXEL_STD need C values.
+    # C, the slices of one image: odd, the key slice in the middle. MODEL.PIXEL_MEAN and PIXEL_STD
+    # need C values.
     cfg.INPUT.CT.NUM_SLICES = 3
     # Distance between the slices of one image, in mm.
     cfg.INPUT.CT.SLICE_INTERVAL = 2.0
@@ -25,10 +26,11 @@ def _add_input_config(cfg: CN) -> None:
     # Pixel size in mm to resample to; 0 resizes to IMAGE_SIZE instead.
     cfg.INPUT.CT.PIXEL_SPACING = 0.0
 
-    # Training masks from RECIST diameters: "ellipse" (Tang et al., 2.1) or "grabcut" (Zlocha et al., 2.2).
-    # Used where MODEL.MASK_ON is set.
+    # Training masks from RECIST diameters, where MODEL.MASK_ON is set: "ellipse" (Tang et al., 2.1)
+    # or "grabcut" (Zlocha et al., 2.2).
     cfg.INPUT.PSEUDO_MASK = "ellipse"
-    # Files that lesion_d2.tools.prepare_masks wrote; a data set without one gets its masks on the fly.
+    # Files that lesion_d2.tools.prepare_masks wrote; lesions in none of them get their masks on the
+    # fly.
     cfg.INPUT.PSEUDO_MASK_FILES = ()
 
     # Augmentation in training (defaults: Zlocha et al., section 3.1). 0 switches a part off.
@@ -52,14 +54,14 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.UNET_FPN.DECODER_CHANNELS = (64, 32)
 
     cfg.MODEL.RETINA_UNET = CN()
-    # Weight of the segmentation loss (pixel-wise cross entropy plus soft Dice); 0 trains without it.
+    # Weight of the segmentation loss (pixel-wise cross entropy plus soft Dice); 0 switches it off.
     cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT = 1.0
     # Whether predictions carry masks; without, P1 and P0 are not computed at inference.
     cfg.MODEL.RETINA_UNET.PREDICT_MASKS = False
 
 
 def _add_training_config(cfg: CN) -> None:
-    # Epochs instead of iterations: where one of these is set, it replaces the Detectron2 key beside it.
+    # Epochs instead of iterations: where one is set, it replaces the Detectron2 key beside it.
     cfg.SOLVER.MAX_EPOCHS = 0.0  # SOLVER.MAX_ITER
     cfg.SOLVER.STEP_EPOCHS = ()  # SOLVER.STEPS
     cfg.SOLVER.CHECKPOINT_EPOCHS = 0.0  # SOLVER.CHECKPOINT_PERIOD

@@ -1,0 +1,1 @@
+from . import deeplesion  # noqa: F401  (registers the data sets)

@@ -1,0 +1,3 @@
+from .retina_unet import RetinaUNet
+
+__all__ = ["RetinaUNet"]

@@ -1,0 +1,47 @@
+PYTHON ?= python3
+BIN := .venv/bin
+CONFIG := configs/quickstart/retina_unet_phantom.yaml
+OUTPUT := output/quickstart
+RESULTS := $(OUTPUT)/inference/phantom_test
+export DETECTRON2_DATASETS ?= $(CURDIR)/datasets
+PHANTOM := $(DETECTRON2_DATASETS)/phantom
+
+.PHONY: demo install test lint benchmark
+.DELETE_ON_ERROR:
+
+# Train a lesion detector on the phantoms, evaluate it on other patients, and show what it found.
+demo: $(RESULTS)/pictures/sheet.png
+	$(BIN)/python -m lesion_d2.tools.show_results $(OUTPUT) --dataset phantom_test
+
+install: .venv/installed
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+benchmark: install
+	$(BIN)/python -m lesion_d2.tools.benchmark
+
+.venv/installed: setup.py requirements-detectron2.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -e ".[test]"
+	$(BIN)/python -c "import detectron2" 2>/dev/null || \
+		$(BIN)/python -m pip install -q --no-deps --require-hashes -r requirements-detectron2.txt
+	touch $@
+
+$(PHANTOM)/DL_info.csv: | install
+	$(BIN)/python datasets/prepare_phantom.py --root $(PHANTOM) --preset quickstart
+
+$(OUTPUT)/model_final.pth: $(CONFIG) configs/Base-RetinaUNet.yaml $(PHANTOM)/DL_info.csv | install
+	$(BIN)/python train_net.py --config-file $(CONFIG) --resume OUTPUT_DIR $(OUTPUT)
+
+$(RESULTS)/froc.json: $(OUTPUT)/model_final.pth
+	$(BIN)/python train_net.py --config-file $(CONFIG) --eval-only OUTPUT_DIR $(OUTPUT) \
+		MODEL.WEIGHTS $(OUTPUT)/model_best.pth DATASETS.TEST "('phantom_test',)"
+
+$(RESULTS)/pictures/sheet.png: $(RESULTS)/froc.json
+	$(BIN)/python -m lesion_d2.tools.visualize predictions --dataset phantom_test \
+		--results $(RESULTS)/coco_instances_results.json --output $(RESULTS)/pictures

@@ -1,0 +1,57 @@
+"""Write a phantom data set: synthetic CT with lesions, in DeepLesion's layout on disk.
+
+python datasets/prepare_phantom.py                      # the quickstart's set
+python datasets/prepare_phantom.py --preset full --root /data/phantom
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from lesion_d2.data.phantom import PRESETS, write_phantom
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Options of the command; those left out come from the preset."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    default = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "phantom"
+    parser.add_argument("--root", type=Path, default=default, help="default: %(default)s")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="quickstart")
+    parser.add_argument("--patients", type=int, dest="num_patients")
+    parser.add_argument("--size", type=int, help="pixels a side of every slice")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--extent-mm", type=float, help="mm of slices on both sides of a key slice")
+    parser.add_argument("--median-diameter", type=float, help="mm, of the lesions")
+    parser.add_argument("--workers", type=int, help="processes; default: all cores")
+    parser.add_argument("--overwrite", action="store_true", help="replace a set with other options")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the data set; returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = parse_args(argv)
+    options = asdict(PRESETS[args.preset])
+    del options["format_version"]
+    options.update({k: v for k in options if (v := getattr(args, k)) is not None})
+    start = time.perf_counter()
+    try:
+        written = write_phantom(
+            args.root, **options, workers=args.workers, overwrite=args.overwrite
+        )
+    except (ValueError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if written:
+        print(f"Wrote {args.root} in {time.perf_counter() - start:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

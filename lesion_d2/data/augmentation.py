@@ -1,0 +1,194 @@
+"""Augmentations for CT slices as Detectron2 augmentations: images are int16 H x W x C in HU."""
+
+import cv2
+import numpy as np
+from detectron2.data import transforms as T
+from fvcore.transforms.transform import Transform
+
+
+class AffineTransform(Transform):
+    """Warps images, masks and points by one 2 x 3 matrix.
+
+    Points are in Detectron2's coordinates, where pixel i covers [i, i + 1] and has its center at
+    i + 0.5.
+
+    Args:
+        matrix: (2, 3), maps input to output points (x, y).
+        height, width: of the output, in pixels.
+        fill: value of output pixels that lie outside the input image, in HU.
+    """
+
+    def __init__(self, matrix: np.ndarray, height: int, width: int, fill: float = 0.0):
+        super().__init__()
+        self.matrix = np.asarray(matrix, dtype=np.float64)
+        self.height, self.width, self.fill = height, width, fill
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Warp (H, W) or (H, W, C) with linear interpolation."""
+        return self._warp(img, cv2.INTER_LINEAR, self.fill)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Warp a mask or label map (H, W) to the nearest pixel; 0 outside the input."""
+        return self._warp(segmentation, cv2.INTER_NEAREST, 0)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Map points (n, 2) x, y."""
+        return coords @ self.matrix[:, :2].T + self.matrix[:, 2]
+
+    def inverse(self) -> Transform:
+        """The transform back, onto an image of this one's output size."""
+        matrix = cv2.invertAffineTransform(self.matrix)
+        return AffineTransform(matrix, self.height, self.width, self.fill)
+
+    def _warp(self, img: np.ndarray, interpolation: int, fill: float) -> np.ndarray:
+        # OpenCV's points are pixel centers: shift by half a pixel on either side.
+        matrix = self.matrix.copy()
+        matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
+        channels = [img] if img.ndim == 2 else [img[..., c] for c in range(img.shape[2])]
+        warped = [
+            cv2.warpAffine(
+                np.ascontiguousarray(channel),
+                matrix,
+                (self.width, self.height),
+                flags=interpolation,
+                borderMode=cv2.BORDER_CONSTANT,
+                borderValue=fill,
+            )
+            for channel in channels
+        ]
+        return warped[0] if img.ndim == 2 else np.stack(warped, axis=2)
+
+
+class ResizeTransform(Transform):
+    """Resizes int16 images, which Detectron2's own resize does not take.
+
+    Args:
+        height, width: of the input, in pixels.
+        new_height, new_width: of the output, in pixels.
+    """
+
+    def __init__(self, height: int, width: int, new_height: int, new_width: int):
+        super().__init__()
+        self.height, self.width = height, width
+        self.new_height, self.new_width = new_height, new_width
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Resize (H, W) or (H, W, C): area averages where it shrinks, linear where it grows."""
+        shrinks = self.new_height < self.height
+        return self._resize(img, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Resize a mask or label map (H, W) to the nearest pixel."""
+        return self._resize(segmentation, cv2.INTER_NEAREST_EXACT)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Scale points (n, 2) x, y."""
+        return coords * (self.new_width / self.width, self.new_height / self.height)
+
+    def inverse(self) -> Transform:
+        """The resize back to the input's size."""
+        return ResizeTransform(self.new_height, self.new_width, self.height, self.width)
+
+    def _resize(self, img: np.ndarray, interpolation: int) -> np.ndarray:
+        return cv2.resize(img, (self.new_width, self.new_height), interpolation=interpolation)
+
+
+class ResizeCT(T.Augmentation):
+    """Resizes a slice so that its longer side, or its pixel spacing, is as wanted.
+
+    Args:
+        image_size: the longer side in pixels; 0 leaves the size as it is.
+        pixel_spacing: mm; where it is above 0 it replaces ``image_size``.
+        factor_range: the size is multiplied by a factor drawn uniformly from this range.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 512,
+        pixel_spacing: float = 0.0,
+        factor_range: tuple[float, float] = (1.0, 1.0),
+    ):
+        super().__init__()
+        low, high = factor_range
+        if image_size < 0 or pixel_spacing < 0:
+            raise ValueError(
+                f"INPUT.CT.IMAGE_SIZE is {image_size} and PIXEL_SPACING {pixel_spacing}; "
+                "expected numbers of at least 0"
+            )
+        if not 0 < low <= high:
+            raise ValueError(f"resize range is ({low}, {high}); expected 0 < low <= high")
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray, spacing: tuple[float, float, float]) -> Transform:
+        """Draw the size for an image (H, W, C) with the spacing (x, y, z) in mm."""
+        height, width = image.shape[:2]
+        scale_x = scale_y = self.image_size / max(height, width) if self.image_size else 1.0
+        if self.pixel_spacing:
+            scale_x, scale_y = (s / self.pixel_spacing for s in spacing[:2])
+        factor = self._rand_range(*self.factor_range)
+        new_height = max(1, round(height * scale_y * factor))
+        new_width = max(1, round(width * scale_x * factor))
+        if (new_height, new_width) == (height, width):
+            return T.NoOpTransform()
+        return ResizeTransform(height, width, new_height, new_width)
+
+
+class RandomAffine(T.Augmentation):
+    """Rotation, shear, scale and translation about the image center (Zlocha et al., section 3.1).
+
+    All are drawn uniformly and independently. The paper's "rotation/shearing up to 0.1 radians, and
+    scaling/translation up to 10% of the image size" is taken as either way, with one scale for both
+    axes and shear along x.
+
+    Args:
+        rotation, shear: largest angle, in radians.
+        scale: largest relative change of size.
+        translation: largest shift, as a share of the image side.
+        fill: value of pixels from outside the image, in HU.
+    """
+
+    def __init__(
+        self,
+        rotation: float = 0.1,
+        shear: float = 0.1,
+        scale: float = 0.1,
+        translation: float = 0.1,
+        fill: float = 0.0,
+    ):
+        super().__init__()
+        if min(rotation, shear, scale, translation) < 0 or scale >= 1:
+            raise ValueError(
+                f"affine augmentation is rotation {rotation}, shear {shear}, scale {scale}, "
+                f"translation {translation}; expected none below 0 and a scale below 1"
+            )
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw the warp for an image (H, W, C)."""
+        height, width = image.shape[:2]
+        angle = self._rand_range(-self.rotation, self.rotation)
+        shear = self._rand_range(-self.shear, self.shear)
+        scale = 1 + self._rand_range(-self.scale, self.scale)
+        shift_x = self._rand_range(-self.translation, self.translation) * width
+        shift_y = self._rand_range(-self.translation, self.translation) * height
+        rotate = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        linear = scale * rotate @ np.array([[1.0, np.tan(shear)], [0.0, 1.0]])
+        center = np.array([width / 2, height / 2])
+        offset = center + np.array([shift_x, shift_y]) - linear @ center
+        return AffineTransform(np.column_stack([linear, offset]), height, width, self.fill)
+
+
+def build_augmentations(cfg, is_train: bool) -> list[T.Augmentation]:
+    """Build the augmentations that INPUT.CT and INPUT.AUG ask for; in inference only the resize."""
+    ct, aug = cfg.INPUT.CT, cfg.INPUT.AUG
+    if not is_train:
+        return [ResizeCT(ct.IMAGE_SIZE, ct.PIXEL_SPACING)]
+    augmentations = [ResizeCT(ct.IMAGE_SIZE, ct.PIXEL_SPACING, tuple(aug.RESIZE_RANGE))]
+    if aug.HFLIP_PROB > 0:
+        augmentations.append(T.RandomFlip(aug.HFLIP_PROB, horizontal=True, vertical=False))
+    if aug.VFLIP_PROB > 0:
+        augmentations.append(T.RandomFlip(aug.VFLIP_PROB, horizontal=False, vertical=True))
+    affine = (aug.MAX_ROTATION, aug.MAX_SHEAR, aug.MAX_SCALE, aug.MAX_TRANSLATION)
+    if any(affine):
+        augmentations.append(RandomAffine(*affine, fill=ct.HU_WINDOW[0]))
+    return augmentations

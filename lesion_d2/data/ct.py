@@ -1,0 +1,191 @@
+"""CT slices: 16-bit PNG files to Hounsfield units (HU), stacks of neighbors, and model input."""
+
+import math
+import os
+from functools import partial
+
+import cv2
+import numpy as np
+import torch
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_PNG_COLORS = {0: "grayscale", 2: "RGB", 3: "palette", 4: "grayscale + alpha", 6: "RGB + alpha"}
+_INT16 = np.iinfo(np.int16)
+
+
+def read_slice(file: str | os.PathLike) -> np.ndarray:
+    """Read one CT slice without loss.
+
+    Args:
+        file: a 16-bit grayscale PNG in DeepLesion's coding, HU = value - 32768.
+
+    Returns:
+        H x W int16, in HU. Nothing is clipped; outside the field of view HU reaches -3024.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not a PNG, another bit depth or color type, truncated, or damaged.
+    """
+    image = cv2.imdecode(_read_png(file), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise ValueError(f"{file}: damaged PNG, its pixels cannot be decoded")
+    # Flipping the highest bit of an unsigned value v gives v - 32768 as a signed one.
+    return np.bitwise_xor(image, np.uint16(0x8000), out=image).view(np.int16)
+
+
+def slice_stack(
+    file_name: str | os.PathLike,
+    *,
+    num_slices: int,
+    interval: float,
+    spacing_z: float,
+    slice_range: tuple[int, int] | None = None,
+    window: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """Read a key slice with its neighbors at a wanted distance (Zlocha et al., section 3.1).
+
+    Each channel lies at its own offset from the key slice, and is interpolated linearly between
+    the two slices next to that offset. A slice that is missing or outside ``slice_range`` is
+    replaced by the nearest one that exists on the way to the key slice. Every file is read once.
+
+    Args:
+        file_name: the key slice, ``.../<slice number>.png``; its neighbors lie beside it.
+        num_slices: C, odd.
+        interval: wanted distance between channels, mm.
+        spacing_z: distance between the files' slices, mm.
+        slice_range: first and last slice number of the series, where it is known.
+        window: (low, high) HU that every slice is clipped to BEFORE interpolation, so that the
+            filling outside the field of view (-3024) does not leak into its neighbors.
+
+    Returns:
+        C x H x W int16, in HU rounded to the nearest integer: channels in slice order, the key
+        slice in the middle.
+
+    Raises:
+        FileNotFoundError: the key slice does not exist.
+        ValueError: C is even; interval or spacing_z is not a positive number; a file name is not
+            a slice number; a file is damaged (see :func:`read_slice`); slices differ in size.
+    """
+    _check_geometry(file_name, num_slices, interval, spacing_z)
+    key, path_of = _locate(file_name)
+    exists = partial(_existing, path_of=path_of, key=key, slice_range=slice_range)
+    plan = [
+        _neighbors(key, number * interval / spacing_z, exists)
+        for number in range(-(num_slices // 2), num_slices // 2 + 1)
+    ]
+    slices = _read_slices(path_of, key, {index for *pair, _ in plan for index in pair}, window)
+    stack = np.empty((num_slices, *slices[key].shape), np.int16)
+    for channel, (lower, upper, fraction) in zip(stack, plan, strict=True):
+        if fraction == 0:
+            channel[:] = slices[lower]
+        else:
+            cv2.addWeighted(slices[lower], 1 - fraction, slices[upper], fraction, 0, dst=channel)
+    return stack
+
+
+def hu_to_pixels(
+    hu: np.ndarray | torch.Tensor, window: tuple[float, float]
+) -> np.ndarray | torch.Tensor:
+    """Map a HU window linearly to Detectron2's 0..255 scale; values outside become 0 or 255.
+
+    Args:
+        hu: any shape, HU; a NumPy array or a tensor on any device. Left as it is.
+        window: (low, high), the HU that become 0 and 255.
+
+    Returns:
+        float32 of the same kind, shape and device.
+
+    Raises:
+        ValueError: low is not smaller than high.
+    """
+    low, high = _check_window(window)
+    scale = 255.0 / (high - low)
+    if isinstance(hu, torch.Tensor):
+        return hu.to(torch.float32, copy=True).sub_(low).mul_(scale).clamp_(0.0, 255.0)
+    pixels = hu.astype(np.float32)
+    pixels -= np.float32(low)
+    pixels *= np.float32(scale)
+    return np.clip(pixels, 0.0, 255.0, out=pixels)
+
+
+def _read_png(file: str | os.PathLike) -> np.ndarray:
+    """The file's bytes, checked to be one whole 16-bit grayscale PNG."""
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"{file}: no such CT slice")
+    data = np.fromfile(file, np.uint8)
+    header = data[:26].tobytes()
+    if len(header) < 26 or not header.startswith(_PNG_SIGNATURE):
+        raise ValueError(f"{file}: found {data.size} bytes that are no PNG, expected a 16-bit PNG")
+    depth, color = header[24], header[25]
+    if (depth, color) != (16, 0):
+        found = f"{depth}-bit {_PNG_COLORS.get(color, f'color type {color}')}"
+        raise ValueError(f"{file}: found a {found} PNG, expected 16-bit grayscale")
+    # Some versions of OpenCV decode the first part of a truncated file and only print a warning.
+    if data[-len(_PNG_END) :].tobytes() != _PNG_END:
+        raise ValueError(f"{file}: truncated PNG, its end chunk (IEND) is missing")
+    return data
+
+
+def _check_geometry(file_name, num_slices, interval, spacing_z) -> None:
+    if num_slices < 1 or num_slices % 2 == 0:
+        raise ValueError(f"{file_name}: {num_slices} slices asked for, expected an odd number")
+    for name, value in (("slice interval", interval), ("slice spacing", spacing_z)):
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{file_name}: found {name} {value} mm, expected a positive number")
+
+
+def _check_window(window: tuple[float, float]) -> tuple[float, float]:
+    low, high = window
+    if not low < high:
+        raise ValueError(f"HU window ({low}, {high}): expected low < high")
+    return low, high
+
+
+def _locate(file_name: str | os.PathLike):
+    """The key slice's number, and the function from a slice number to its path."""
+    folder, name = os.path.split(file_name)
+    stem, extension = os.path.splitext(name)
+    if not stem.isdecimal():
+        raise ValueError(f"{file_name}: found the name {name!r}, expected <slice number>.png")
+    digits = len(stem)
+    return int(stem), lambda index: os.path.join(folder, f"{index:0{digits}d}{extension}")
+
+
+def _neighbors(key: int, offset: float, existing) -> tuple[int, int, float]:
+    """The two slices around ``offset`` slices from the key slice, and the second one's weight."""
+    nearest = round(offset)
+    if abs(offset - nearest) < 1e-6:  # a quotient such as 0.6 / 0.2 is not quite a whole number
+        index = existing(key + nearest)
+        return index, index, 0.0
+    lower = existing(key + math.floor(offset))
+    upper = existing(key + math.ceil(offset))
+    return lower, upper, offset - math.floor(offset) if lower != upper else 0.0
+
+
+def _existing(index: int, *, path_of, key: int, slice_range) -> int:
+    """The first slice that exists on the way from ``index`` to the key slice."""
+    first, last = slice_range if slice_range is not None else (0, math.inf)
+    step = 1 if index < key else -1
+    while index != key and not (first <= index <= last and os.path.isfile(path_of(index))):
+        index += step
+    return index
+
+
+def _read_slices(path_of, key: int, indices: set[int], window) -> dict[int, np.ndarray]:
+    """HU slices by number, the key slice among them; clipped to the window, all of one size."""
+    slices = {index: read_slice(path_of(index)) for index in sorted(indices | {key})}
+    height, width = slices[key].shape
+    for index, hu in slices.items():
+        if hu.shape != (height, width):
+            found = f"{hu.shape[1]} x {hu.shape[0]} pixels"
+            raise ValueError(
+                f"{path_of(index)}: found {found}, expected the key slice's {width} x {height}"
+            )
+    if window is not None:
+        low, high = _check_window(window)
+        # Outwards to integers: hu_to_pixels cuts the rest.
+        low, high = max(math.floor(low), _INT16.min), min(math.ceil(high), _INT16.max)
+        for hu in slices.values():
+            np.clip(hu, low, high, out=hu)
+    return slices

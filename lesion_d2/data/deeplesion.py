@@ -1,0 +1,378 @@
+"""DeepLesion in Detectron2's catalog (Yan et al., JMI 2018): one dict a key slice."""
+
+import logging
+import os
+import re
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+logger = logging.getLogger(__name__)
+
+#: Names of DeepLesion's coarse lesion types 1..8.
+COARSE_TYPES = (
+    "bone",
+    "abdomen",
+    "mediastinum",
+    "liver",
+    "lung",
+    "kidney",
+    "soft tissue",
+    "pelvis",
+)
+_COLORS = (
+    (230, 25, 75),
+    (245, 130, 48),
+    (255, 225, 25),
+    (60, 180, 75),
+    (70, 240, 240),
+    (0, 130, 200),
+    (145, 30, 180),
+    (240, 50, 230),
+)
+_SPLITS = {"train": 1, "val": 2, "test": 3}
+_COLUMNS = (
+    "File_name",
+    "Patient_index",
+    "Study_index",
+    "Series_ID",
+    "Key_slice_index",
+    "Measurement_coordinates",
+    "Bounding_boxes",
+    "Lesion_diameters_Pixel_",
+    "Coarse_lesion_type",
+    "Possibly_noisy",
+    "Slice_range",
+    "Spacing_mm_px_",
+    "Image_size",
+    "DICOM_windows",
+    "Train_Val_Test",
+)
+_FILE_NAME = re.compile(r"(\d+_\d+_\d+)_(\d+)\.png")
+_MAX_SHOWN = 20
+# Boxes are the RECIST end points plus 5 px a side, so they may reach past the image's border a bit.
+_MAX_OVERHANG = 10.0
+
+
+def load_deeplesion(
+    csv_file: str | os.PathLike,
+    image_root: str | os.PathLike,
+    split: str | None,
+    *,
+    coarse_types: bool = False,
+    allow_missing: bool = False,
+) -> list[dict]:
+    """Read DeepLesion's annotations into Detectron2's dicts, one a key slice, in the file's order.
+
+    Beside Detectron2's ``file_name, image_id, height, width, annotations`` a dict has ``spacing``
+    (x, y, z) mm, ``slice_range`` (first, last), ``slice_index``, ``patient``, ``study``,
+    ``series``, and ``window`` (low, high) HU. An annotation has ``bbox`` (XYXY_ABS, cut to the
+    image), ``bbox_mode``, ``category_id``, ``recist`` (x11, y11, x12, y12 of the long diameter,
+    x21, y21, x22, y22 of the short one; pixels), ``diameters_mm`` (long, short), ``coarse_type``
+    (1..8, -1 unknown), and ``row``, its line number in the file, where the header is line 1.
+
+    Pixels are taken as square, as all of DeepLesion's are: a diameter in mm is the one in pixels
+    times the mean of the x and y spacing. ``Image_size`` is read as width, height, the order of
+    the file's other lists. What rows of one image share is taken from the first of them. Rows that
+    are marked as possibly noisy are dropped, and the log tells how many.
+
+    Args:
+        csv_file: DeepLesion's ``DL_info.csv``.
+        image_root: the folder that holds ``<patient>_<study>_<series>/<slice>.png``.
+        split: "train", "val", "test", or None for all rows.
+        coarse_types: ``category_id`` 0..7 for the coarse types 1..8 in place of 0 for every lesion.
+            Rows of unknown type are then left out, and the log tells how many.
+        allow_missing: leave out images whose file is missing, and log how many.
+
+    Raises:
+        FileNotFoundError: csv_file or image_root does not exist.
+        ValueError: the split is unknown or empty, columns are missing, or rows are bad. All bad
+            rows are collected first, missing files among them, and the first 20 are shown.
+    """
+    _check_split(split)
+    _check_exist(csv_file, image_root)
+    frame = _read_csv(csv_file)
+    bad = _BadRows(csv_file)
+    frame, num_noisy = _select_rows(frame, split, bad)
+    table = _parse_rows(frame, os.fspath(image_root), bad)
+    found = _find_files(frame["File_name"], table["path"], None if allow_missing else bad)
+    bad.raise_if_any()
+
+    known = table["coarse_type"] > 0 if coarse_types else np.full(len(frame), True)
+    left_out = f"{num_noisy} noisy rows"
+    if coarse_types:
+        left_out += f", {(~known).sum()} rows of unknown type"
+    if allow_missing:
+        left_out += f", {len(set(table['path'][~found]))} images whose files are missing"
+    dicts = _to_dicts({name: values[found & known] for name, values in table.items()}, coarse_types)
+    source = f"{csv_file}, split {split!r}"
+    if not dicts:
+        raise ValueError(f"{source}: no lesions left, expected at least one (left out: {left_out})")
+    num_lesions = (found & known).sum()
+    logger.info(f"{source}: {num_lesions} lesions on {len(dicts)} key slices, without {left_out}")
+    return dicts
+
+
+def register_deeplesion(
+    name: str, root: str, split: str | None, *, coarse_types: bool = False
+) -> None:
+    """Register a data set in DeepLesion's layout with Detectron2; it is read when first asked for.
+
+    ``MetadataCatalog.get(name).allow_missing = True`` lets images without a file be left out.
+
+    Args:
+        name: its name in ``DatasetCatalog``.
+        root: the folder that holds ``DL_info.csv`` and ``Images_png``. ``$DETECTRON2_DATASETS``
+            in it stands for that environment variable at the time of reading, or "datasets".
+        split: "train", "val", "test", or None for all rows.
+        coarse_types: eight categories in place of one, see :func:`load_deeplesion`.
+
+    Raises:
+        ValueError: the split is unknown.
+        AssertionError: the name is registered already (Detectron2's own check).
+    """
+    _check_split(split)
+    DatasetCatalog.register(name, partial(_load_registered, name, root, split, coarse_types))
+    MetadataCatalog.get(name).set(
+        thing_classes=list(COARSE_TYPES) if coarse_types else ["lesion"],
+        thing_colors=list(_COLORS) if coarse_types else [_COLORS[2]],
+        evaluator_type="lesion",
+    )
+
+
+def _load_registered(name: str, root: str, split: str | None, coarse_types: bool) -> list[dict]:
+    datasets = os.getenv("DETECTRON2_DATASETS", "datasets")
+    root = os.path.expanduser(root.replace("$DETECTRON2_DATASETS", datasets))
+    return load_deeplesion(
+        os.path.join(root, "DL_info.csv"),
+        os.path.join(root, "Images_png"),
+        split,
+        coarse_types=coarse_types,
+        allow_missing=MetadataCatalog.get(name).get("allow_missing", False),
+    )
+
+
+def _register_builtin() -> None:
+    for split in _SPLITS:
+        for name, folder in (("deeplesion", "DeepLesion"), ("phantom", "phantom")):
+            _register_once(f"{name}_{split}", f"$DETECTRON2_DATASETS/{folder}", split)
+    _register_once("deeplesion_sample", "$DETECTRON2_DATASETS/deeplesion_sample", None)
+
+
+def _register_once(name: str, root: str, split: str | None) -> None:
+    if name not in DatasetCatalog:  # there already where this module is imported again
+        register_deeplesion(name, root, split)
+
+
+def _check_split(split: str | None) -> None:
+    if split is not None and split not in _SPLITS:
+        raise ValueError(f"found split {split!r}, expected one of {[*_SPLITS, None]}")
+
+
+def _check_exist(csv_file: str | os.PathLike, image_root: str | os.PathLike) -> None:
+    hint = (
+        "DETECTRON2_DATASETS (now "
+        f"{os.getenv('DETECTRON2_DATASETS', 'not set: datasets')}) names the folder of data sets"
+    )
+    if not os.path.isfile(csv_file):
+        raise FileNotFoundError(f"{csv_file}: no such annotation file; {hint}")
+    if not os.path.isdir(image_root):
+        raise FileNotFoundError(f"{image_root}: no such folder of images; {hint}")
+
+
+def _read_csv(csv_file: str | os.PathLike) -> pd.DataFrame:
+    """All cells as text, "" where there is none; the index is the line number in the file."""
+    try:
+        frame = pd.read_csv(csv_file, dtype=object, keep_default_na=False, skip_blank_lines=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{csv_file}: found no readable CSV ({str(error).strip()})") from None
+    missing = [column for column in _COLUMNS if column not in frame.columns]
+    if missing:
+        raise ValueError(
+            f"{csv_file}: found no column {', '.join(missing)}, expected DL_info.csv's"
+        )
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas took the surplus cells for row labels
+        raise ValueError(f"{csv_file}: found rows longer than the header, expected quoted lists")
+    frame.index = frame.index + 2
+    frame = frame[list(_COLUMNS)].fillna("")
+    return frame[(frame != "").any(axis=1)]
+
+
+class _BadRows:
+    """Collects what is wrong in a CSV file, at most one thing a cell, and raises it at once."""
+
+    def __init__(self, csv_file: str | os.PathLike):
+        self.csv_file = csv_file
+        self.problems: dict[tuple[int, str], str] = {}
+
+    def add(self, cells: pd.Series, is_bad: np.ndarray, expected: str, found=repr) -> None:
+        """Note the cells of one column where ``is_bad``; ``found`` words what stands there."""
+        for row, cell in cells[is_bad].items():
+            text = f"row {row}, column {cells.name}: found {found(cell)}, expected {expected}"
+            self.problems.setdefault((row, cells.name), text)
+
+    def raise_if_any(self) -> None:
+        if not self.problems:
+            return
+        shown = [self.problems[cell] for cell in sorted(self.problems)[:_MAX_SHOWN]]
+        num_rows = len({row for row, _ in self.problems})
+        raise ValueError(
+            f"{self.csv_file}: {len(self.problems)} bad cells in {num_rows} rows"
+            + (f", the first {_MAX_SHOWN}" if len(self.problems) > _MAX_SHOWN else "")
+            + "".join(f"\n  {text}" for text in shown)
+        )
+
+
+def _select_rows(frame: pd.DataFrame, split: str | None, bad: _BadRows) -> tuple[pd.DataFrame, int]:
+    """The split's rows without the noisy ones, and how many noisy ones it had."""
+    code = _numbers(frame, "Train_Val_Test", 1, bad)[:, 0]
+    bad.add(frame["Train_Val_Test"], ~np.isin(code, list(_SPLITS.values())), "1, 2 or 3")
+    noisy = _numbers(frame, "Possibly_noisy", 1, bad)[:, 0]
+    bad.add(frame["Possibly_noisy"], ~np.isin(noisy, (0, 1)), "0 or 1")
+    in_split = np.full(len(frame), True) if split is None else code == _SPLITS[split]
+    return frame[in_split & (noisy != 1)], int((in_split & (noisy == 1)).sum())
+
+
+def _numbers(frame: pd.DataFrame, column: str, count: int, bad: _BadRows) -> np.ndarray:
+    """A column of comma lists as an N x count float array; NaN where a row is bad."""
+    if not len(frame):
+        return np.empty((0, count))
+    nothing = ",".join(["nan"] * count)
+    lists = [cell if cell.count(",") == count - 1 else nothing for cell in frame[column]]
+    numbers = np.array(",".join(lists).split(","), dtype=object)
+    values = pd.to_numeric(numbers, errors="coerce").astype(float).reshape(-1, count)
+    is_bad = ~np.isfinite(values).all(axis=1)
+    bad.add(frame[column], is_bad, "1 number" if count == 1 else f"{count} numbers")
+    return values
+
+
+def _integers(frame: pd.DataFrame, column: str, count: int, bad: _BadRows) -> np.ndarray:
+    values = _numbers(frame, column, count, bad)
+    is_integer = (values == np.round(values)) & (np.abs(values) < 2**53)
+    bad.add(
+        frame[column],
+        ~is_integer.all(axis=1),
+        "1 integer" if count == 1 else f"{count} integers",
+    )
+    # What stands for a bad cell is never used: bad cells stop the loading.
+    return np.where(is_integer, values, 0).astype(np.int64)
+
+
+def _parse_rows(frame: pd.DataFrame, image_root: str, bad: _BadRows) -> dict[str, np.ndarray]:
+    """Arrays with one entry a row, checked."""
+    table = {
+        "row": frame.index.to_numpy(),
+        "patient": _integers(frame, "Patient_index", 1, bad)[:, 0],
+        "study": _integers(frame, "Study_index", 1, bad)[:, 0],
+        "series": _integers(frame, "Series_ID", 1, bad)[:, 0],
+        "slice_index": _integers(frame, "Key_slice_index", 1, bad)[:, 0],
+        "coarse_type": _integers(frame, "Coarse_lesion_type", 1, bad)[:, 0],
+        "slice_range": _integers(frame, "Slice_range", 2, bad),
+        "size": _integers(frame, "Image_size", 2, bad),
+        "recist": _numbers(frame, "Measurement_coordinates", 8, bad),
+        "spacing": _numbers(frame, "Spacing_mm_px_", 3, bad),
+        "window": _numbers(frame, "DICOM_windows", 2, bad),
+    }
+    diameters = _numbers(frame, "Lesion_diameters_Pixel_", 2, bad)
+    table["diameters_mm"] = diameters * table["spacing"][:, :2].mean(axis=1, keepdims=True)
+    _check_values(frame, table, bad)
+    table["path"] = _parse_file_names(frame, table["slice_index"], image_root, bad)
+    table["bbox"] = _parse_boxes(frame, table["size"], bad)
+    return table
+
+
+def _check_values(frame: pd.DataFrame, table: dict[str, np.ndarray], bad: _BadRows) -> None:
+    first, last = table["slice_range"].T
+    bad.add(frame["Slice_range"], first > last, "first <= last")
+    bad.add(frame["Spacing_mm_px_"], (table["spacing"] <= 0).any(axis=1), "positive spacing, mm")
+    bad.add(frame["Image_size"], (table["size"] <= 0).any(axis=1), "a positive width and height")
+    low, high = table["window"].T
+    bad.add(frame["DICOM_windows"], low >= high, "low < high, HU")
+    is_type = np.isin(table["coarse_type"], (-1, *range(1, len(COARSE_TYPES) + 1)))
+    bad.add(frame["Coarse_lesion_type"], ~is_type, "-1 or 1 to 8")
+
+
+def _parse_boxes(frame: pd.DataFrame, size: np.ndarray, bad: _BadRows) -> np.ndarray:
+    """Bounding boxes, N x 4 XYXY in pixels, cut to the image."""
+    cells = frame["Bounding_boxes"]
+    boxes = _numbers(frame, "Bounding_boxes", 4, bad)
+    bad.add(cells, (boxes[:, 2:] <= boxes[:, :2]).any(axis=1), "x1 < x2 and y1 < y2")
+    # A bad size is told of once, as what it is.
+    clipped = np.clip(boxes, 0, np.tile(np.where(size > 0, size, np.inf), 2))
+    overhangs = (np.abs(clipped - boxes) > _MAX_OVERHANG).any(axis=1)
+    is_empty = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
+    bad.add(cells, overhangs | is_empty, "a box inside the image")
+    return clipped
+
+
+def _parse_file_names(
+    frame: pd.DataFrame, slice_index: np.ndarray, image_root: str, bad: _BadRows
+) -> np.ndarray:
+    """Paths of the key slices' files, N."""
+    names = frame["File_name"]
+    matches = [_FILE_NAME.fullmatch(name) for name in names]
+    bad.add(names, np.array([m is None for m in matches], bool), "<p>_<s>_<r>_<slice>.png")
+    numbers = [
+        index if m is None else int(m[2]) for m, index in zip(matches, slice_index, strict=True)
+    ]
+    bad.add(frame["Key_slice_index"], numbers != slice_index, "the slice number of File_name")
+    paths = ["" if m is None else os.path.join(image_root, m[1], f"{m[2]}.png") for m in matches]
+    return np.array(paths, dtype=object)
+
+
+def _find_files(names: pd.Series, paths: np.ndarray, bad: _BadRows | None) -> np.ndarray:
+    """Whether each row's file exists, N bool; each distinct file is looked up once."""
+    exists = {path: os.path.isfile(path) for path in set(paths)}
+    found = np.array([exists[path] for path in paths], dtype=bool)
+    if bad is not None:
+        path_of = dict(zip(names, paths, strict=True))
+        bad.add(names, ~found, "the key slice's PNG", lambda name: f"no file {path_of[name]}")
+    return found
+
+
+def _to_dicts(table: dict[str, np.ndarray], coarse_types: bool) -> list[dict]:
+    images: dict[str, dict] = {}
+    names = list(table)
+    for values in zip(*(column.tolist() for column in table.values()), strict=True):
+        row = dict(zip(names, values, strict=True))
+        if row["path"] not in images:
+            images[row["path"]] = _image_dict(row)
+        images[row["path"]]["annotations"].append(_annotation(row, coarse_types))
+    return list(images.values())
+
+
+def _image_dict(row: dict) -> dict:
+    folder, name = os.path.split(row["path"])
+    width, height = row["size"]
+    return {
+        "file_name": row["path"],
+        "image_id": f"{os.path.basename(folder)}_{os.path.splitext(name)[0]}",
+        "height": height,
+        "width": width,
+        "spacing": tuple(row["spacing"]),
+        "slice_range": tuple(row["slice_range"]),
+        "slice_index": row["slice_index"],
+        "patient": row["patient"],
+        "study": row["study"],
+        "series": row["series"],
+        "window": tuple(row["window"]),
+        "annotations": [],
+    }
+
+
+def _annotation(row: dict, coarse_types: bool) -> dict:
+    return {
+        "bbox": row["bbox"],
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "category_id": row["coarse_type"] - 1 if coarse_types else 0,
+        "recist": row["recist"],
+        "diameters_mm": tuple(row["diameters_mm"]),
+        "coarse_type": row["coarse_type"],
+        "row": row["row"],
+    }
+
+
+_register_builtin()

@@ -1,0 +1,209 @@
+import logging
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import check_image_size
+from detectron2.structures import BitMasks, Boxes, Instances
+from pycocotools import mask as mask_util
+
+from .augmentation import build_augmentations
+from .ct import hu_to_pixels, read_slice, slice_stack
+from .pseudo_masks import (
+    PseudoMasks,
+    ellipse_outline,
+    grabcut_image,
+    load_mask_file,
+    pseudo_mask,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class LesionDatasetMapper:
+    """Maps a DeepLesion dict to what Detectron2's models take.
+
+    1. Reads the key slice and its neighbors as C slices at one interval (:func:`slice_stack`).
+    2. Applies the augmentations to the stack, the lesions' outlines and their masks.
+    3. Gives ``image``, and in training ``instances``.
+
+    A box after a rotation is the extent of the lesion's outline: the quarter ellipses of its RECIST
+    diameters, stretched to fill the annotated box, so that flips and resizes keep the box exactly.
+    A lesion whose box's center left the image is dropped.
+
+    Args:
+        is_train: whether dicts get ``instances`` from their ``annotations``.
+        augmentations: Detectron2 augmentations for int16 images; they may ask for ``spacing``.
+        num_slices, slice_interval: C, and the distance of the slices in mm.
+        hu_window: low and high, in HU: 0 and 255 of the image.
+        mask_method: "ellipse", "grabcut", or "" for no ``gt_masks``.
+        pseudo_masks: masks computed before; a lesion that none of them covers gets its mask on the
+            fly.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentations: list[T.Augmentation],
+        num_slices: int = 3,
+        slice_interval: float = 2.0,
+        hu_window: tuple[float, float] = (-1024.0, 1050.0),
+        mask_method: str = "",
+        pseudo_masks: tuple[PseudoMasks, ...] = (),
+    ):
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.num_slices = num_slices
+        self.slice_interval = slice_interval
+        self.hu_window = hu_window
+        self.mask_method = mask_method
+        self.pseudo_masks = pseudo_masks
+        mode = "training" if is_train else "inference"
+        logger.info(f"Augmentations in {mode}: {augmentations}")
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True) -> dict:
+        ct = cfg.INPUT.CT
+        if len(cfg.MODEL.PIXEL_MEAN) != ct.NUM_SLICES or len(cfg.MODEL.PIXEL_STD) != ct.NUM_SLICES:
+            raise ValueError(
+                f"MODEL.PIXEL_MEAN has {len(cfg.MODEL.PIXEL_MEAN)} values and PIXEL_STD "
+                f"{len(cfg.MODEL.PIXEL_STD)}; expected {ct.NUM_SLICES} (INPUT.CT.NUM_SLICES)"
+            )
+        with_masks = is_train and cfg.MODEL.MASK_ON
+        return {
+            "is_train": is_train,
+            "augmentations": build_augmentations(cfg, is_train),
+            "num_slices": ct.NUM_SLICES,
+            "slice_interval": ct.SLICE_INTERVAL,
+            "hu_window": tuple(ct.HU_WINDOW),
+            "mask_method": cfg.INPUT.PSEUDO_MASK if with_masks else "",
+            "pseudo_masks": _load_mask_files(cfg) if with_masks else (),
+        }
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """Map one dict to Detectron2's model input.
+
+        Args:
+            dataset_dict: as :func:`load_deeplesion` returns it; not changed.
+
+        Returns:
+            A copy with ``image``, float32 (C, H, W) on the 0..255 scale, and in training
+            ``instances`` with ``gt_boxes``, ``gt_classes`` and, if masks are on, ``gt_masks``.
+        """
+        dataset_dict = self.load(dataset_dict)
+        dataset_dict["image"] = hu_to_pixels(dataset_dict["image"], self.hu_window)
+        return dataset_dict
+
+    def load(self, dataset_dict: dict) -> dict:
+        """As :meth:`__call__`, but ``image`` is int16 in HU: half the bytes to move to a GPU."""
+        dataset_dict = dict(dataset_dict)
+        annotations = dataset_dict.pop("annotations", [])
+        stack = slice_stack(
+            dataset_dict["file_name"],
+            num_slices=self.num_slices,
+            interval=self.slice_interval,
+            spacing_z=dataset_dict["spacing"][2],
+            slice_range=dataset_dict["slice_range"],
+            window=self.hu_window,
+        )
+        image = np.ascontiguousarray(stack.transpose(1, 2, 0))
+        check_image_size(dataset_dict, image)
+        aug_input = T.AugInput(image)
+        aug_input.spacing = dataset_dict["spacing"]
+        transforms = self.augmentations(aug_input)
+        image = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
+        dataset_dict["image"] = torch.from_numpy(image)
+        if self.is_train:
+            masks = self._masks(dataset_dict, annotations)
+            dataset_dict["instances"] = transform_lesions(
+                annotations, masks, transforms, image.shape[1:]
+            )
+        return dataset_dict
+
+    def _masks(self, dataset_dict: dict, annotations: list[dict]) -> list[np.ndarray] | None:
+        """The lesions' masks, (H, W) uint8 each, on the slice as it is on disk."""
+        if not self.mask_method:
+            return None
+        image_id = dataset_dict["image_id"]
+        for stored in self.pseudo_masks:
+            if stored.covers(image_id):
+                rles = [stored.get(image_id, a["row"], a["recist"]) for a in annotations]
+                return [mask_util.decode(rle) for rle in rles]
+        size, pixels = (dataset_dict["height"], dataset_dict["width"]), None
+        if self.mask_method == "grabcut":
+            pixels = grabcut_image(read_slice(dataset_dict["file_name"]), dataset_dict["window"])
+        return [
+            pseudo_mask(self.mask_method, pixels, a["recist"], a["bbox"], size).mask
+            for a in annotations
+        ]
+
+
+def _load_mask_files(cfg) -> tuple[PseudoMasks, ...]:
+    files = tuple(map(load_mask_file, cfg.INPUT.PSEUDO_MASK_FILES))
+    for masks in files:
+        if masks.info["method"] != cfg.INPUT.PSEUDO_MASK:
+            raise ValueError(
+                f"{masks.path}: found masks by {masks.info['method']!r}, "
+                f"expected {cfg.INPUT.PSEUDO_MASK!r} (INPUT.PSEUDO_MASK)"
+            )
+    return files
+
+
+def lesion_outline(annotation: dict) -> np.ndarray:
+    """The outline of a lesion's RECIST quarter ellipses, stretched to fill its annotated box.
+
+    Args:
+        annotation: with ``recist`` and ``bbox``.
+
+    Returns:
+        (n, 2) points x, y in pixels, whose extent is the box.
+    """
+    outline = ellipse_outline(annotation["recist"])
+    low, high = outline.min(axis=0), outline.max(axis=0)
+    box = np.asarray(annotation["bbox"], dtype=np.float64).reshape(2, 2)
+    return box[0] + (outline - low) / (high - low) * (box[1] - box[0])
+
+
+def transform_lesions(
+    annotations: list[dict],
+    masks: list[np.ndarray] | None,
+    transforms: T.Transform,
+    image_size: tuple[int, int],
+) -> Instances:
+    """Bring lesions from the slice on disk to the augmented image.
+
+    Boxes and end points name pixel centers in the data set, while Detectron2's transforms have
+    those at i + 0.5. So points are moved there and back: a flipped box lies on its flipped mask.
+
+    Args:
+        annotations: with ``recist``, ``bbox`` and ``category_id``.
+        masks: one (H, W) an annotation, or None for no ``gt_masks``.
+        transforms: what was applied to the image.
+        image_size: height and width of the augmented image.
+
+    Returns:
+        Instances with ``gt_boxes`` cut at the image's border, ``gt_classes`` and, with masks,
+        ``gt_masks``.
+    """
+    height, width = image_size
+    outlines = [transforms.apply_coords(lesion_outline(a) + 0.5) - 0.5 for a in annotations]
+    boxes = np.array([[*o.min(axis=0), *o.max(axis=0)] for o in outlines]).reshape(-1, 4)
+    center_x, center_y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
+    kept = (center_x > 0) & (center_x < width) & (center_y > 0) & (center_y < height)
+    kept = np.flatnonzero(kept)
+
+    instances = Instances(tuple(image_size))
+    instances.gt_boxes = Boxes(torch.from_numpy(boxes[kept].astype(np.float32)))
+    instances.gt_boxes.clip(tuple(image_size))
+    instances.gt_classes = torch.tensor(
+        [annotations[i]["category_id"] for i in kept], dtype=torch.int64
+    )
+    if masks is not None:
+        warped = np.zeros((len(kept), height, width), dtype=bool)
+        for out, i in zip(warped, kept, strict=True):
+            out[:] = transforms.apply_segmentation(np.asarray(masks[i], dtype=np.uint8))
+        instances.gt_masks = BitMasks(torch.from_numpy(warped))
+    return instances

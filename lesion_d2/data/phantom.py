@@ -1,0 +1,380 @@
+"""Phantom data sets: synthetic CT in DeepLesion's layout on disk, with true masks beside.
+
+Every number in them is drawn, none is measured: they are for tests and demonstrations, where the
+whole way from files to an FROC curve must be walked without the real data set. Every lesion that
+is visible on a key slice is annotated, which DeepLesion does not promise.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from .phantom_anatomy import Body, paint_body, sample_body, sample_tissues
+from .phantom_lesions import LESION_TYPES, Lesion, LesionType, measure_recist, sample_lesion
+from .phantom_shapes import Canvas
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+CSV_COLUMNS = (
+    "File_name",
+    "Patient_index",
+    "Study_index",
+    "Series_ID",
+    "Key_slice_index",
+    "Measurement_coordinates",
+    "Bounding_boxes",
+    "Lesion_diameters_Pixel_",
+    "Normalized_lesion_location",
+    "Coarse_lesion_type",
+    "Possibly_noisy",
+    "Slice_range",
+    "Spacing_mm_px_",
+    "Image_size",
+    "DICOM_windows",
+    "Patient_gender",
+    "Patient_age",
+    "Train_Val_Test",
+)
+BOX_MARGIN = 5.0  # pixels around the RECIST end points, as in DeepLesion
+MIN_PIXELS, MIN_CONTRAST = 8, 25.0  # of a lesion on its key slice; HU without noise
+TORSO = 600.0  # mm of a body of average height
+# Slice spacings in mm, how often each is drawn, and over how many heights a slice averages.
+SPACINGS, SPACING_SHARES, SUBSLICES = (1, 2, 5), (0.4, 0.2, 0.4), {1: 1, 2: 1, 5: 2}
+
+
+@dataclass(frozen=True)
+class PhantomOptions:
+    """What decides the content of a phantom data set; stored in its ``phantom.json``."""
+
+    num_patients: int = 140
+    size: int = 256
+    seed: int = 0
+    extent_mm: float = 2.0
+    median_diameter: float = 20.0
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        limits = {
+            "num_patients": (3, 99999),
+            "size": (64, 2048),
+            "seed": (0, 2**32 - 1),
+            "extent_mm": (0, 60),
+            "median_diameter": (5, 40),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"phantom option {name} is {value}, expected {low} to {high}")
+
+
+PRESETS = {
+    "quickstart": PhantomOptions(),
+    "full": PhantomOptions(num_patients=200, size=512, extent_mm=20.0, median_diameter=16.0),
+}
+
+
+def write_phantom(
+    root: str | Path,
+    *,
+    num_patients: int = 140,
+    size: int = 256,
+    seed: int = 0,
+    extent_mm: float = 2.0,
+    median_diameter: float = 20.0,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> bool:
+    """Write a phantom data set in DeepLesion's layout, complete or not at all.
+
+    ``root`` then holds ``Images_png``, ``DL_info.csv``, ``true_masks.json`` (COCO RLE of every
+    lesion on its key slice by image id and CSV line, for evaluation only), ``true_volumes.json``
+    (boxes and masks over all slices) and ``phantom.json`` (these options). The same options give
+    the same bytes, whatever the number of workers.
+
+    Args:
+        root: the data set's folder; made by renaming, after everything was written beside it.
+        num_patients: about 70 / 15 / 15 % of them train, validate and test; 2 to 4 key slices each.
+        size: pixels a side of every slice.
+        seed: of all random choices.
+        extent_mm: slices reach at least this far on both sides of a key slice.
+        median_diameter: mm, of the lesions.
+        workers: processes; all cores by default, up to 16.
+        overwrite: replace a folder that was written with other options.
+
+    Returns:
+        True if the data set was written, False if it was there with the same options.
+
+    Raises:
+        ValueError: for an option out of range.
+        FileExistsError: if ``root`` holds a phantom data set with other options and ``overwrite``
+            is not set, or anything that is no phantom data set.
+    """
+    options = PhantomOptions(num_patients, size, seed, float(extent_mm), float(median_diameter))
+    if workers is not None and workers < 1:
+        raise ValueError(f"phantom option workers is {workers}, expected 1 or more")
+    root = Path(root).absolute()
+    if root.exists() and _holds_these(root, options, overwrite):
+        logger.info("The phantom data set in %s is complete: nothing to do", root)
+        return False
+    partial_root = root.with_name(root.name + ".partial")
+    shutil.rmtree(partial_root, ignore_errors=True)
+    try:
+        _write_all(partial_root, options, workers or min(16, os.cpu_count() or 1))
+        if root.exists():
+            shutil.rmtree(root)
+        os.replace(partial_root, root)
+    finally:
+        shutil.rmtree(partial_root, ignore_errors=True)
+    return True
+
+
+def _holds_these(root: Path, options: PhantomOptions, overwrite: bool) -> bool:
+    """Whether ``root`` is a data set with these options; raises where it must not be replaced."""
+    try:
+        found = json.loads((root / "phantom.json").read_text())
+    except (OSError, ValueError):
+        raise FileExistsError(
+            f"{root} exists and is no phantom data set (no readable phantom.json): choose another "
+            "folder, or remove it"
+        ) from None
+    wanted = asdict(options)
+    if found != wanted and not overwrite:
+        keys = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
+        text = ", ".join(f"{k} {found.get(k)} instead of {wanted.get(k)}" for k in keys)
+        raise FileExistsError(
+            f"{root} holds a phantom data set with other settings ({text}): choose another folder, "
+            "or pass --overwrite (overwrite=True) to replace it"
+        )
+    return found == wanted and not overwrite
+
+
+def _write_all(root: Path, options: PhantomOptions, workers: int) -> None:
+    splits = assign_splits(options.num_patients, options.seed)
+    (root / "Images_png").mkdir(parents=True)
+    work = partial(_write_patient, root / "Images_png", options)
+    patients = range(1, options.num_patients + 1)
+    progress = partial(tqdm, total=len(patients), desc="Phantom patients", unit="patient")
+    if workers == 1:
+        records = [r for group in progress(map(work, patients)) for r in group]
+    else:
+        with multiprocessing.get_context("spawn").Pool(min(workers, len(patients))) as pool:
+            records = [r for group in progress(pool.imap(work, patients)) for r in group]
+    masks: dict[str, dict[str, dict]] = {}
+    volumes = []
+    with open(root / "DL_info.csv", "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(CSV_COLUMNS)
+        for line, (row, slices) in enumerate(records, start=2):  # line 1 is the header
+            row["Train_Val_Test"] = splits[row["Patient_index"]]
+            writer.writerow([row[column] for column in CSV_COLUMNS])
+            image_id = row["File_name"].removesuffix(".png")
+            masks.setdefault(image_id, {})[str(line)] = slices[row["Key_slice_index"]]
+            volumes.append({"image_id": image_id, "row": line, **_volume(slices, row)})
+    (root / "true_masks.json").write_text(json.dumps(masks))
+    (root / "true_volumes.json").write_text(json.dumps(volumes))
+    (root / "phantom.json").write_text(json.dumps(asdict(options), indent=2))
+
+
+def assign_splits(num_patients: int, seed: int) -> dict[int, int]:
+    """Split of every patient (1 train, 2 val, 3 test): about 70 / 15 / 15 %, at least one each."""
+    order = np.random.default_rng([seed, 0]).permutation(num_patients) + 1
+    held_out = max(1, round(0.15 * num_patients))
+    splits = dict.fromkeys(range(1, num_patients + 1), 1)
+    splits.update(dict.fromkeys(order[:held_out].tolist(), 2))
+    splits.update(dict.fromkeys(order[held_out : 2 * held_out].tolist(), 3))
+    return splits
+
+
+def _volume(slices: dict[int, dict], row: dict) -> dict:
+    """Box and masks of one lesion over all its slices."""
+    boxes = np.array([coco_mask.toBbox(rle) for rle in slices.values()])
+    (x1, y1), (x2, y2) = boxes[:, :2].min(axis=0), (boxes[:, :2] + boxes[:, 2:]).max(axis=0)
+    first, last = min(slices), max(slices)
+    ends = [int(v) for v in row["Slice_range"].split(",")]
+    return {
+        "box3d": [x1, y1, first, x2, y2, last],
+        "cut_off": first == ends[0] or last == ends[1],
+        "masks": {str(z): rle for z, rle in slices.items()},
+    }
+
+
+def _write_patient(folder: Path, options: PhantomOptions, patient: int) -> list[tuple[dict, dict]]:
+    """Write one patient's series; returns a CSV row and {slice: RLE} for every lesion."""
+    rng = np.random.default_rng([options.seed, patient])
+    body = sample_body(rng)
+    person = {"Patient_gender": "FM"[rng.integers(2)], "Patient_age": int(rng.integers(20, 88))}
+    records = []
+    for study in range(1, int(rng.integers(2, 5)) + 1):
+        series = Series(rng, body, options)
+        name = f"{patient:06d}_{study:02d}_01"
+        slices = series.write(rng, folder / name)
+        names = {"Patient_index": patient, "Study_index": study, "Series_ID": 1}
+        for row, masks in series.describe(name, slices):
+            records.append(({**row, **names, **person}, masks))
+    return records
+
+
+class Series:
+    """One CT series around one key slice.
+
+    Args:
+        rng: source of all choices.
+        body: the patient.
+        options: of the data set.
+    """
+
+    def __init__(self, rng: np.random.Generator, body: Body, options: PhantomOptions):
+        self.body, self.options = body, options
+        self.spacing = int(rng.choice(SPACINGS, p=SPACING_SHARES))
+        self.tissues = sample_tissues(rng)
+        self.noise = float(rng.uniform(8, 17)) * (1.2 if self.spacing == 1 else 1.0)
+        self.padding = int(rng.choice([-3024, -2000])) if rng.random() < 0.3 else None
+        self.lesions: list[Lesion] = []
+        while not self.lesions:
+            kind = LESION_TYPES[rng.choice(len(LESION_TYPES), p=[k.share for k in LESION_TYPES])]
+            self._choose_view(rng, kind)
+            self._place_lesions(rng, kind)
+
+    def _choose_view(self, rng: np.random.Generator, kind: LesionType) -> None:
+        """Pick the key slice and the field of view, which the body fills."""
+        z = rng.uniform(*kind.heights) * self.body.scale[2]
+        self.key = max(round(z / self.spacing), 1 + self._reach())
+        z = self.key * self.spacing
+        half = self.body.half_widths(z)[0] + self.body.wall(z) + self.body.fat
+        size = self.options.size
+        self.pixel = round(2 * half * rng.uniform(1.02, 1.12) / size, 6)
+        grid = (np.arange(size, dtype=np.float32) - (size - 1) / 2) * np.float32(self.pixel)
+        shift = rng.uniform(-4, 4, 2).astype(np.float32)
+        self.x, self.y = grid + shift[0], grid + shift[1]
+
+    def _reach(self) -> int:
+        """Slices on either side of the key slice."""
+        return int(np.ceil(self.options.extent_mm / self.spacing))
+
+    def _paint(self, index: int) -> list[Canvas]:
+        """The body without lesions at the heights that one slice averages over."""
+        count = SUBSLICES[self.spacing]
+        heights = index + (np.arange(count) + 0.5) / count - 0.5
+        return [
+            paint_body(self.body, self.x, self.y, float(height) * self.spacing, self.tissues)
+            for height in heights
+        ]
+
+    def _place_lesions(self, rng: np.random.Generator, kind: LesionType) -> None:
+        """Fill ``lesions`` with up to three that the key slice shows, the first of this type."""
+        canvases = self._paint(self.key)
+        taken = np.hypot(*self._from_middle()) > 0.94 * self._field_of_view()
+        height = self.key * self.spacing / self.body.scale[2]
+        others = [k for k in LESION_TYPES if k.heights[0] <= height <= k.heights[1]]
+        share = np.array([k.share * (3 if k is kind else 1) for k in others])
+        for i in range(int(rng.choice([1, 2, 3], p=[0.68, 0.22, 0.1]))):
+            chosen = kind if i == 0 else others[rng.choice(len(others), p=share / share.sum())]
+            lesion = sample_lesion(rng, chosen, canvases[0], taken, self.options.median_diameter)
+            if lesion is None:
+                return
+            before = _mean_hu(canvases)
+            cover = np.mean([lesion.paint(canvas) for canvas in canvases], axis=0)
+            change = np.abs(_mean_hu(canvases) - before)[cover > 0.5]
+            if len(change) < MIN_PIXELS or change.mean() < MIN_CONTRAST:
+                return
+            self.lesions.append(lesion)
+            reach = int(12 / self.pixel)
+            taken |= cv2.dilate(cover, np.ones((2 * reach + 1,) * 2, np.uint8)) > 0
+
+    def _from_middle(self) -> tuple[np.ndarray, np.ndarray]:
+        """mm to the middle of the picture, along x (W,) and y (H, 1)."""
+        return self.x - self.x.mean(), (self.y - self.y.mean())[:, None]
+
+    def _field_of_view(self) -> float:
+        """Radius of the reconstructed circle, mm."""
+        return self.pixel * self.options.size / 2
+
+    def write(self, rng: np.random.Generator, folder: Path) -> dict[int, list[np.ndarray]]:
+        """Write all slices as PNG; returns the lesions' masks (H x W bool) of every slice."""
+        folder.mkdir()
+        masks = {}
+        for index in range(self.key - self._reach(), self.key + self._reach() + 1):
+            hu, masks[index] = self.render(index, self.lesions)
+            hu = hu + self.noise * correlated_noise(rng, hu.shape)
+            if self.padding is not None:
+                hu[np.hypot(*self._from_middle()) > self._field_of_view()] = self.padding
+            pixels = np.rint(hu.clip(-3024, 3071) + 32768).astype(np.uint16)
+            path = str(folder / f"{index:03d}.png")
+            if not cv2.imwrite(path, pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
+                raise OSError(f"{path}: cannot be written")
+        return masks
+
+    def render(self, index: int, lesions: list[Lesion]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """HU without noise (H x W float32) of one slice with these lesions, and their masks.
+
+        A thick slice is the mean over several heights, which gives partial volume.
+        """
+        canvases = self._paint(index)
+        covers = [np.mean([x.paint(canvas) for canvas in canvases], axis=0) for x in lesions]
+        return _mean_hu(canvases), [cover > 0.5 for cover in covers]
+
+    def describe(self, name: str, slices: dict[int, list[np.ndarray]]):
+        """Yield a CSV row (without the patient's columns) and {slice: RLE} for every lesion."""
+        size = self.options.size
+        for i, lesion in enumerate(self.lesions):
+            mask = slices[self.key][i]
+            recist = [float(f"{value:.6g}") for value in measure_recist(mask)]
+            x, y = np.array(recist).reshape(4, 2).T
+            box = (
+                x.min() - BOX_MARGIN,
+                y.min() - BOX_MARGIN,
+                x.max() + BOX_MARGIN,
+                y.max() + BOX_MARGIN,
+            )
+            lengths = np.hypot(x[1::2] - x[::2], y[1::2] - y[::2])
+            height = self.key * self.spacing / (TORSO * self.body.scale[2])
+            row = {
+                "File_name": f"{name}_{self.key:03d}.png",
+                "Key_slice_index": self.key,
+                "Measurement_coordinates": _join(recist),
+                "Bounding_boxes": _join(box),
+                "Lesion_diameters_Pixel_": _join(lengths),
+                "Normalized_lesion_location": _join((x.mean() / size, y.mean() / size, height)),
+                "Coarse_lesion_type": lesion.kind.coarse_type,
+                "Possibly_noisy": 0,
+                "Slice_range": _join((min(slices), max(slices))),
+                "Spacing_mm_px_": _join((self.pixel, self.pixel, self.spacing)),
+                "Image_size": _join((size, size)),
+                "DICOM_windows": _join(self.lesions[0].kind.window),
+            }
+            rles = {}
+            for index, masks in slices.items():
+                if masks[i].any():
+                    rle = coco_mask.encode(np.asfortranarray(masks[i], dtype=np.uint8))
+                    rles[index] = {"size": rle["size"], "counts": rle["counts"].decode()}
+            yield row, rles
+
+
+def _mean_hu(canvases: list[Canvas]) -> np.ndarray:
+    return np.mean([canvas.hu for canvas in canvases], axis=0)
+
+
+def _join(values) -> str:
+    """Numbers as DeepLesion writes them in one column: six digits, comma and blank."""
+    return ", ".join(f"{value:.6g}" for value in values)
+
+
+def correlated_noise(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Noise of a soft CT kernel: standard deviation 1, correlated over about two pixels."""
+    white = rng.standard_normal(shape, np.float32)
+    noise = cv2.GaussianBlur(white, (0, 0), 0.7) - 0.5 * cv2.GaussianBlur(white, (0, 0), 1.8)
+    return noise / noise.std()

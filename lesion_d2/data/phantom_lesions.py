@@ -1,0 +1,232 @@
+"""Lesions of the synthetic patients: shape, place, contrast, and their RECIST diameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from scipy.spatial import ConvexHull
+
+from .phantom_shapes import BONE, FAT, KIDNEY, LIVER, LUNG, MUSCLE, SKIN_FAT, Canvas
+
+
+@dataclass(frozen=True)
+class LesionType:
+    """Where and how one of DeepLesion's coarse types grows.
+
+    Attributes:
+        coarse_type: 1..8, as in ``DL_info.csv``.
+        share: how often it is drawn.
+        heights: mm from the lung tips, for a patient of average size.
+        hosts: tissue labels that hold it.
+        max_diameter: mm.
+        contrasts: (probability, lowest, highest, relative) each; HU of the lesion, or HU added to
+            what the host tissue has there where ``relative``.
+        window: DICOM window of its key slices, HU.
+    """
+
+    coarse_type: int
+    share: float
+    heights: tuple[float, float]
+    hosts: tuple[int, ...]
+    max_diameter: float
+    contrasts: tuple[tuple[float, float, float, bool], ...]
+    window: tuple[int, int] = (-175, 275)
+
+
+_NODE = ((0.75, 25, 95, False), (0.25, 5, 25, False))
+LESION_TYPES = (
+    LesionType(1, 0.07, (20, 540), (BONE,), 40, ((0.6, 20, 80, False), (0.4, 600, 900, False))),
+    LesionType(2, 0.20, (300, 455), (FAT,), 50, _NODE),
+    LesionType(3, 0.15, (50, 190), (FAT,), 40, _NODE),
+    LesionType(4, 0.15, (205, 315), (LIVER,), 50, ((0.8, -80, -30, True), (0.2, 30, 60, True))),
+    LesionType(
+        5,
+        0.20,
+        (45, 220),
+        (LUNG,),
+        50,
+        ((0.8, 0, 70, False), (0.2, -600, -350, False)),
+        (-1500, 500),
+    ),
+    LesionType(6, 0.07, (315, 375), (KIDNEY,), 40, ((0.6, 0, 25, False), (0.4, -90, -45, True))),
+    LesionType(7, 0.08, (40, 540), (SKIN_FAT, MUSCLE), 36, ((1.0, 15, 90, False),)),
+    LesionType(8, 0.08, (465, 545), (FAT,), 50, _NODE),
+)
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One lesion: a ball with a bumpy radius, squeezed and turned.
+
+    Attributes:
+        kind: its type.
+        center: mm.
+        radius: longest half-axis, mm.
+        frame: 3 x 3, mm to the lesion's own axes in units of its half-axes.
+        bumps: B x 4: direction (3) times frequency, and phase of each bump.
+        height: amplitude of the bumps (B,), as a share of the radius.
+        hu: HU of the lesion, or HU added where ``relative``.
+        core: HU added in its middle (a necrotic center), often 0.
+    """
+
+    kind: LesionType
+    center: tuple[float, float, float]
+    radius: float
+    frame: np.ndarray
+    bumps: np.ndarray
+    height: np.ndarray
+    hu: float
+    relative: bool
+    core: float
+
+    @property
+    def reach(self) -> float:
+        """No part of the lesion is farther from its center than this, mm."""
+        return self.radius * (1 + float(np.abs(self.height).sum()))
+
+    def inside(self, x: np.ndarray, y: np.ndarray, z: float) -> np.ndarray:
+        """Signed distance to the surface, about in mm, negative inside (broadcast of x and y)."""
+        offset = np.stack(np.broadcast_arrays(x, y, np.float32(z)), axis=-1) - self.center
+        local = offset.astype(np.float32) @ self.frame.astype(np.float32).T
+        length = np.sqrt((local**2).sum(axis=-1))
+        direction = local / np.maximum(length, 1e-6)[..., None]
+        waves = np.sin(direction @ self.bumps[:, :3].T.astype(np.float32) + self.bumps[:, 3])
+        return (length - 1 - waves @ self.height) * self.radius
+
+    def paint(self, canvas: Canvas) -> np.ndarray:
+        """Paint the lesion over a slice; returns its cover of each pixel, H x W (0..1)."""
+        cover = np.zeros(canvas.hu.shape, np.float32)
+        (x, y, z), reach = self.center, self.reach
+        patch = canvas.patch(x - reach, x + reach, y - reach, y + reach)
+        if patch is None or abs(canvas.z - z) >= reach:
+            return cover
+        distance = self.inside(canvas.x[patch[1]], canvas.y[patch[0]][:, None], canvas.z)
+        cover[patch] = share = canvas.cover(distance)
+        hu = canvas.hu[patch]
+        deep = np.clip(-distance / self.radius - 0.35, 0, 0.3) / 0.3
+        target = self.hu + self.core * deep + 6 * canvas.texture[patch]
+        if self.relative:
+            target = target + canvas.tissues[HOST_TISSUE[self.kind.hosts[0]]]
+        hu += share * (target - hu)
+        return cover
+
+
+HOST_TISSUE = {LIVER: "liver", KIDNEY: "medulla"}
+
+
+def sample_lesion(
+    rng: np.random.Generator,
+    kind: LesionType,
+    canvas: Canvas,
+    taken: np.ndarray,
+    median_diameter: float,
+) -> Lesion | None:
+    """Draw a lesion of one type and a place for it on a key slice.
+
+    Args:
+        rng: source of all choices.
+        kind: the type.
+        canvas: the painted key slice, whose labels say where the type's hosts are.
+        taken: H x W bool, pixels where no lesion may be (those of other lesions and around).
+        median_diameter: mm; diameters are log-normal, between 3 mm (or 4.5 pixels) and the
+            type's largest.
+
+    Returns:
+        the lesion, or None where the slice has no room for it.
+    """
+    smallest = max(3.0, 4.5 * canvas.pixel)
+    diameter = median_diameter * np.exp(rng.normal(0, 0.5))
+    radius = float(np.clip(diameter, smallest, kind.max_diameter)) / 2
+    host = np.isin(canvas.labels, kind.hosts) & ~taken
+    room = cv2.distanceTransform(host.astype(np.uint8), cv2.DIST_L2, 3) * canvas.pixel
+    for _ in range(4):
+        # Lesions of bone and lymph nodes push their neighbors aside; others stay inside the host.
+        places = np.flatnonzero(room >= min(0.85 * radius, _ROOM.get(kind.coarse_type, 99.0)))
+        if len(places):
+            break
+        radius *= 0.75
+    if not len(places) or 2 * radius < smallest:
+        return None
+    row, column = np.unravel_index(rng.choice(places), room.shape)
+    z = canvas.z + rng.uniform(-0.3, 0.3) * radius
+    squeeze = np.array([[1.0], *rng.uniform(0.6, 1.0, (2, 1))])
+    frame = np.linalg.qr(rng.normal(size=(3, 3)))[0] / (radius * squeeze)
+    bumps = rng.normal(size=(6, 4)) * (*[rng.uniform(1.2, 2.6)] * 3, 3.0)
+    _, low, high, relative = kind.contrasts[
+        rng.choice(len(kind.contrasts), p=[c[0] for c in kind.contrasts])
+    ]
+    core = rng.uniform(-35, -10) if radius > 8 and rng.random() < 0.35 else 0.0
+    return Lesion(
+        kind=kind,
+        center=(float(canvas.x[column]), float(canvas.y[row]), float(z)),
+        radius=radius,
+        frame=frame,
+        bumps=bumps,
+        height=rng.normal(0, rng.uniform(0.04, 0.13), 6).clip(-0.15, 0.15),
+        hu=float(rng.uniform(low, high)),
+        relative=relative,
+        core=core,
+    )
+
+
+# Free mm around the center that suffice, by coarse type: what grows over its borders.
+_ROOM = {1: 2.5, 2: 7.0, 3: 4.0, 7: 5.0, 8: 7.0}
+
+
+def measure_recist(mask: np.ndarray) -> np.ndarray:
+    """The two RECIST diameters of a mask, as a radiologist would draw them.
+
+    The long diameter joins the two points of the outline that are farthest apart; the short one is
+    the longest segment perpendicular to it that stays inside the mask, sampled every quarter of a
+    pixel. The outline runs along the pixels' edges, half a pixel around their centers, where
+    integer coordinates stand for pixel centers.
+
+    Args:
+        mask: H x W bool, not empty.
+
+    Returns:
+        x11, y11, x12, y12 (long), x21, y21, x22, y22 (short), in pixels, (8,) float64.
+
+    Raises:
+        ValueError: if the mask is empty.
+    """
+    points = _edge_points(mask)
+    if not len(points):
+        raise ValueError("measure_recist: the mask is empty, expected at least one pixel")
+    hull = points[ConvexHull(points).vertices]
+    squares = ((hull[:, None] - hull[None]) ** 2).sum(axis=-1)
+    first, second = hull[list(np.unravel_index(squares.argmax(), squares.shape))]
+    along = (second - first) / np.sqrt(squares.max())
+    across = np.array([-along[1], along[0]])
+    spread = points @ np.stack([along, across], axis=1)
+    low, high = spread.min(axis=0), spread.max(axis=0)
+    u = np.arange(low[0], high[0] + 0.25, 0.25)
+    v = np.arange(low[1] - 0.25, high[1] + 0.5, 0.25)
+    grid = u[:, None, None] * along + v[None, :, None] * across
+    column, row = np.moveaxis(np.floor(grid + 0.5).astype(int), -1, 0)
+    known = (row >= 0) & (column >= 0) & (row < mask.shape[0]) & (column < mask.shape[1])
+    inside = np.zeros(known.shape, bool)
+    inside[known] = mask[row[known], column[known]]
+    line, start, stop = _longest_run(inside)
+    short = [u[line] * along + v[i] * across for i in (start, stop)]
+    return np.concatenate([first, second, *short])
+
+
+def _edge_points(mask: np.ndarray) -> np.ndarray:
+    """Midpoints of the pixel edges between mask and background, N x 2 (x, y)."""
+    padded = np.pad(mask.astype(bool), 1)
+    rows, columns = np.nonzero(padded[:, 1:] != padded[:, :-1])
+    vertical = np.stack([columns - 0.5, rows - 1.0], axis=1)
+    rows, columns = np.nonzero(padded[1:] != padded[:-1])
+    return np.concatenate([vertical, np.stack([columns - 1.0, rows - 0.5], axis=1)])
+
+
+def _longest_run(inside: np.ndarray) -> tuple[int, int, int]:
+    """Row, first and last column of the longest run of True in an L x K array."""
+    index = np.arange(inside.shape[1])
+    last_gap = np.maximum.accumulate(np.where(inside, -1, index), axis=1)
+    length = np.where(inside, index - last_gap, 0)
+    line, stop = np.unravel_index(length.argmax(), length.shape)
+    return int(line), int(stop - length[line, stop] + 1), int(stop)

@@ -1,0 +1,209 @@
+"""Painting of soft-edged shapes on one slice of a synthetic CT.
+
+Coordinates are body coordinates in mm: x to the patient's left, y to the back, z to the feet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# Tissue classes of the label map, which says where a lesion may sit.
+AIR, SKIN_FAT, MUSCLE, FAT, LUNG, LIVER, KIDNEY, BONE, VESSEL, BOWEL, ORGAN = range(11)
+
+
+@dataclass(frozen=True)
+class Ellipsoid:
+    """An ellipsoid, turned by ``angle`` (radians) in the slice plane."""
+
+    center: tuple[float, float, float]
+    radii: tuple[float, float, float]
+    tissue: str
+    label: int
+    angle: float = 0.0
+    cavity: bool = True  # cut off at the wall of the body cavity
+
+
+@dataclass(frozen=True)
+class Tubes:
+    """N conical tube pieces with round ends: ``start``, ``end`` N x 3 mm, ``radius`` N x 2 mm."""
+
+    start: np.ndarray
+    end: np.ndarray
+    radius: np.ndarray
+    tissue: str
+    label: int
+    cavity: bool = False
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A plate that each slice cuts in a thick line from ``a`` to ``b`` (K x 2 mm, at heights z)."""
+
+    z: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    radius: np.ndarray
+    tissue: str
+    label: int
+    shell: str = "cortical"
+
+
+def polyline(points: np.ndarray, radius: np.ndarray, tissue: str, label: int, **kwargs) -> Tubes:
+    """The tube through K points (K x 3 mm) with K radii, as K - 1 pieces."""
+    points, radius = np.asarray(points, float), np.asarray(radius, float)
+    pairs = np.stack([radius[:-1], radius[1:]], axis=1)
+    return Tubes(points[:-1], points[1:], pairs, tissue, label, **kwargs)
+
+
+def join_tubes(tubes: list[Tubes]) -> Tubes:
+    """One group of the pieces of several tubes of the same tissue, painted together."""
+    first = tubes[0]
+    parts = (np.concatenate([getattr(t, f) for t in tubes]) for f in ("start", "end", "radius"))
+    return Tubes(*parts, first.tissue, first.label, first.cavity)
+
+
+class Waves:
+    """A smooth random field in 3-D: a sum of plane waves, of standard deviation 1.
+
+    Args:
+        rng: source of directions, lengths and phases.
+        wavelengths: (shortest, longest) in mm.
+        num_waves: how many waves are summed.
+    """
+
+    def __init__(self, rng: np.random.Generator, wavelengths: tuple[float, float], num_waves: int):
+        directions = rng.normal(size=(num_waves, 3))
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        lengths = rng.uniform(*wavelengths, size=(num_waves, 1))
+        self._k = (2 * np.pi * directions / lengths).astype(np.float32)
+        self._phase = rng.uniform(0, 2 * np.pi, num_waves).astype(np.float32)
+
+    def __call__(self, x: np.ndarray, y: np.ndarray, z: float) -> np.ndarray:
+        """The field at height z (mm) over a regular grid: row ``x`` (W,), column ``y`` (H,)."""
+        # A wave over a regular grid is a product of a row and a column, which spares H x W cosines.
+        column = np.exp(
+            1j * (np.outer(self._k[:, 1], y) + (self._k[:, 2] * z + self._phase)[:, None])
+        )
+        row = np.exp(1j * np.outer(self._k[:, 0], x))
+        total = column.real.T @ row.real - column.imag.T @ row.imag
+        return (total * np.sqrt(2 / len(self._phase))).astype(np.float32)
+
+
+class Canvas:
+    """One slice while it is painted: HU and tissue labels on a grid of square pixels.
+
+    Args:
+        x, y: (W,) and (H,) mm of the pixel centers, evenly spaced.
+        z: height of the slice, mm.
+        bend: pair of displacements (H x W, mm) that make organs less regular.
+        hu: tissue name -> HU of this series.
+        texture: H x W field of standard deviation 1, for uneven organs.
+    """
+
+    def __init__(self, x, y, z, bend, hu, texture):
+        self.x, self.y, self.z = x, y, z
+        self.pixel = float(x[1] - x[0])
+        self.bend_x, self.bend_y = bend
+        self._margin = float(max(np.abs(bend[0]).max(), np.abs(bend[1]).max())) + 2 * self.pixel
+        self.tissues, self.texture = hu, texture
+        shape = (len(y), len(x))
+        self.hu = np.full(shape, hu["air"], np.float32)
+        self.labels = np.full(shape, AIR, np.uint8)
+        # Share of each pixel inside the skin, and inside the body cavity.
+        self.body = np.ones(shape, np.float32)
+        self.cavity = np.zeros(shape, np.float32)
+
+    def patch(self, x0: float, x1: float, y0: float, y1: float) -> tuple[slice, slice] | None:
+        """Rows and columns of the box (mm), or None where it lies outside the picture."""
+        columns = (np.array([x0, x1]) - self.x[0]) / self.pixel
+        rows = (np.array([y0, y1]) - self.y[0]) / self.pixel
+        around = np.array([0, 2])
+        columns = (np.floor(columns).astype(int) + around).clip(0, len(self.x))
+        rows = (np.floor(rows).astype(int) + around).clip(0, len(self.y))
+        if columns[0] >= columns[1] or rows[0] >= rows[1]:
+            return None
+        return slice(*rows), slice(*columns)
+
+    def bent(self, patch: tuple[slice, slice]) -> tuple[np.ndarray, np.ndarray]:
+        """Bent coordinates (x, y in mm) of a patch's pixels."""
+        rows, columns = patch
+        return self.x[columns] + self.bend_x[patch], self.y[rows, None] + self.bend_y[patch]
+
+    def cover(self, distance: np.ndarray) -> np.ndarray:
+        """Share of a pixel that lies inside a surface, from the signed distance to it in mm."""
+        return np.clip(0.5 - distance / self.pixel, 0, 1)
+
+    def paint(self, patch, cover: np.ndarray, tissue: str, label: int) -> None:
+        """Blend a tissue over a patch by its cover (0..1)."""
+        value = self.tissues[tissue]
+        uneven = self.tissues.get(tissue + ".sd", 0.0)
+        if uneven:
+            value = value + uneven * self.texture[patch]
+        hu = self.hu[patch]
+        hu += cover * (value - hu)
+        self.labels[patch][cover > 0.5] = label
+
+    def ellipsoid(self, shape: Ellipsoid) -> None:
+        """Paint an :class:`Ellipsoid` over what is there."""
+        (cx, cy, cz), (rx, ry, rz) = shape.center, shape.radii
+        height = 1 - ((self.z - cz) / rz) ** 2
+        if height <= 0:
+            return
+        wide, deep = (max(rx, ry),) * 2 if shape.angle else (rx, ry)
+        wide, deep = wide + self._margin, deep + self._margin
+        patch = self.patch(cx - wide, cx + wide, cy - deep, cy + deep)
+        if patch is None:
+            return
+        x, y = self.bent(patch)
+        x, y = x - cx, y - cy
+        if shape.angle:
+            cos, sin = np.cos(shape.angle), np.sin(shape.angle)
+            x, y = cos * x + sin * y, cos * y - sin * x
+        scale = np.sqrt(height)
+        cover = self.cover((np.hypot(x / rx, y / ry) - scale) * min(rx, ry))
+        cover = cover * (self.cavity if shape.cavity else self.body)[patch]
+        self.paint(patch, cover, shape.tissue, shape.label)
+
+    def tubes(self, tubes: Tubes) -> None:
+        """Paint the pieces of :class:`Tubes` that reach this slice."""
+        start, end, radius = tubes.start, tubes.end, tubes.radius.max(axis=1)
+        low = np.minimum(start[:, 2], end[:, 2]) - radius
+        high = np.maximum(start[:, 2], end[:, 2]) + radius
+        for i in np.flatnonzero((low < self.z) & (self.z < high)):
+            self._tube(start[i], end[i], tubes.radius[i], tubes)
+
+    def _tube(self, start, end, radius, group) -> None:
+        axis = end - start
+        reach = radius.max() + self.pixel
+        if abs(axis[2]) > 1e-6:  # only the part of the axis that is near this slice
+            t = np.sort((self.z + np.array([-reach, reach]) - start[2]) / axis[2]).clip(0, 1)
+        else:
+            t = np.array([0.0, 1.0])
+        ends = start[:2] + t[:, None] * axis[:2]
+        (x0, y0), (x1, y1) = ends.min(axis=0) - reach, ends.max(axis=0) + reach
+        patch = self.patch(x0, x1, y0, y1)
+        if patch is None:
+            return
+        dx, dy = self.x[patch[1]] - start[0], (self.y[patch[0]] - start[1])[:, None]
+        dz = self.z - start[2]
+        t = ((dx * axis[0] + dy * axis[1] + dz * axis[2]) / (axis @ axis + 1e-9)).clip(0, 1)
+        square = (dx - t * axis[0]) ** 2 + (dy - t * axis[1]) ** 2 + (dz - t * axis[2]) ** 2
+        cover = self.cover(np.sqrt(square) - (radius[0] + t * (radius[1] - radius[0])))
+        cover = cover * (self.cavity if group.cavity else self.body)[patch]
+        self.paint(patch, cover, group.tissue, group.label)
+
+    def sheet(self, sheet: Sheet) -> None:
+        """Paint a :class:`Sheet`: its shell, then its inside."""
+        if not sheet.z[0] <= self.z <= sheet.z[-1]:
+            return
+        ends = [
+            np.array([np.interp(self.z, sheet.z, side[:, i]) for i in range(2)] + [self.z])
+            for side in (sheet.a, sheet.b)
+        ]
+        radius = np.interp(self.z, sheet.z, sheet.radius)
+        for tissue, r in ((sheet.shell, radius), (sheet.tissue, radius - 2.2)):
+            if r > 0.5:
+                pair = np.array([[r, r]])
+                self.tubes(Tubes(ends[0][None], ends[1][None], pair, tissue, sheet.label))

@@ -1,0 +1,174 @@
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+# The first convolution of Detectron2's ResNets, and its name in Caffe2's files.
+_STEM = "stem.conv1.weight"
+_STEM_CAFFE2 = "conv1_w"
+_RGB = 3
+
+
+def write_atomically(path: str, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file so that ``path`` holds the old or the whole new content at every moment.
+
+    The content goes to a file beside it, to the disk, and then takes the place of ``path``. The
+    file beside it has one name a folder, so that a process that is killed over and over leaves at
+    most one behind.
+
+    Args:
+        path: the file to write.
+        write: gets the open binary file.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    temporary = os.path.join(folder, "unfinished.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_checkpoint(path: str) -> dict:
+    """Read a checkpoint that :class:`LesionCheckpointer` wrote, on the CPU; tensors are mapped.
+
+    Raises:
+        ValueError: the file is no checkpoint or is cut off; names it.
+    """
+    with _explain_bad_file(path):
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+
+
+@contextmanager
+def _explain_bad_file(path: str) -> Iterator[None]:
+    """Turn whatever a broken file makes the readers raise into one ValueError that names it."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{path}: found no whole checkpoint in its {os.path.getsize(path)} bytes ({reason}), "
+            "expected a .pth or .pkl file of weights"
+        ) from error
+
+
+class LesionCheckpointer(DetectionCheckpointer):
+    """DetectionCheckpointer that is safe against being killed, for images of any C channels.
+
+    - A checkpoint, and the tag that names the last one, is there whole or not at all.
+    - A checkpoint that is not meant to be resumed from need not become the last one.
+    - Weights of a first convolution for three channels are adapted to C: :func:`adapt_stem`.
+    - A file that is no checkpoint, or a part of one, is an error that names it.
+    """
+
+    def save(self, name: str, *, tag_last: bool = True, **kwargs: Any) -> None:
+        """Write model, checkpointables and ``kwargs`` to ``save_dir/name.pth``.
+
+        Args:
+            name: of the file, without its ending.
+            tag_last: whether this becomes the checkpoint that ``--resume`` goes on from.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
+        data.update(kwargs)
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info(f"Saving checkpoint to {path}")
+        write_atomically(path, lambda file: torch.save(data, file))
+        if tag_last:
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Make a checkpoint the one that ``--resume`` goes on from."""
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As in Detectron2.
+
+        Raises:
+            FileNotFoundError: ``path`` is a local file that does not exist.
+            ValueError: the file is no checkpoint or is cut off.
+        """
+        check_weights_exist(path)
+        try:
+            return super().load(path, *args, **kwargs)
+        finally:
+            self._parsed_url_during_load = None  # Detectron2 leaves it behind after an error
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        with _explain_bad_file(filename):
+            loaded = super()._load_file(filename)
+            weights = loaded["model"]
+            if not isinstance(weights, Mapping) or not weights:
+                raise ValueError(f"'model' is {type(weights).__name__}, not named weights")
+            for name, value in weights.items():
+                if not isinstance(value, Tensor | np.ndarray):
+                    raise ValueError(f"{name!r} is {type(value).__name__}, not a tensor")
+        return loaded
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        adapt_stem(checkpoint["model"], self.model.state_dict())
+        return super()._load_model(checkpoint)
+
+
+def check_weights_exist(path: str) -> None:
+    """Check that weights are there; addresses such as ``detectron2://`` are left to Detectron2.
+
+    Raises:
+        FileNotFoundError: ``path`` is a local file that does not exist.
+    """
+    local = path.split("?")[0]
+    if path and "://" not in path and not os.path.isfile(local):
+        raise FileNotFoundError(f"{local}: no such file of weights")
+
+
+def adapt_stem(weights: dict[str, Any], model_weights: dict[str, Tensor]) -> None:
+    """Adapt a first convolution for three channels to a model's C channels, and log it.
+
+    Each of the C input channels gets the mean over the three, times 3 / C: an image whose channels
+    are all alike then gives the activations that it gave with three. C = 3 is left as it is.
+
+    Args:
+        weights: names to tensors or arrays, of a whole detector or of a backbone, with
+            Detectron2's or Caffe2's name for the first convolution; changed in place.
+        model_weights: the state of the model that they are for.
+    """
+    targets = [value for name, value in model_weights.items() if _is_named(name, _STEM)]
+    names = [name for name in weights if name == _STEM_CAFFE2 or _is_named(name, _STEM)]
+    if len(targets) != 1 or len(names) != 1:
+        return
+    target, weight = targets[0], torch.as_tensor(weights[names[0]])
+    num_out, channels, *kernel = target.shape
+    if channels == _RGB or tuple(weight.shape) != (num_out, _RGB, *kernel):
+        return
+    mean = weight.mean(dim=1, keepdim=True)
+    weights[names[0]] = mean.repeat(1, channels, 1, 1) * (_RGB / channels)
+    logger.info(f"Adapted {names[0]} from {_RGB} to {channels} input channels")
+
+
+def _is_named(name: str, ending: str) -> bool:
+    return name == ending or name.endswith(f".{ending}")

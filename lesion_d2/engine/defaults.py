@@ -1,0 +1,207 @@
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import detectron2
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ..config import add_lesion_config
+from .checkpoint import check_weights_exist
+from .schedule import resolve_epochs
+from .trainer import optimizer_class
+
+logger = logging.getLogger(__name__)
+
+
+class InputError(ValueError):
+    """What a run was given cannot be used; the message is one line for its user."""
+
+
+@contextmanager
+def one_line_errors(program: str) -> Iterator[None]:
+    """End the process with exit code 1 and one line on stderr where an InputError is raised."""
+    try:
+        yield
+    except InputError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def load_config(args: argparse.Namespace) -> CfgNode:
+    """Build the config from the defaults, ``--config-file`` and the ``KEY VALUE`` pairs.
+
+    Args:
+        args: of Detectron2's ``default_argument_parser``.
+
+    Returns:
+        The config, not frozen.
+
+    Raises:
+        InputError: a file is missing or not YAML, a key is unknown, or a value has another type
+            than the default.
+    """
+    cfg = get_cfg()
+    add_lesion_config(cfg)
+    if args.config_file:
+        with _as_input_error(f"--config-file {args.config_file}: "):
+            cfg.merge_from_file(args.config_file)
+    with _as_input_error(""):
+        cfg.merge_from_list(args.opts or [])
+    return cfg
+
+
+@contextmanager
+def _as_input_error(prefix: str) -> Iterator[None]:
+    # yacs reports by KeyError and AssertionError what is wrong in a config.
+    try:
+        yield
+    except (AssertionError, KeyError, OSError, ValueError, yaml.YAMLError) as error:
+        text = error.args[0] if isinstance(error, KeyError) else error
+        raise InputError(prefix + " ".join(str(text).split())) from error
+
+
+def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Check a run's inputs, complete its config and do Detectron2's ``default_setup``.
+
+    Epochs become iterations, the device becomes the CPU where there is no GPU, and no more loader
+    workers are used than there are cores. Nothing is written before the inputs are found to be
+    good.
+
+    Args:
+        cfg: completed in place, then frozen.
+        args: of Detectron2's ``default_argument_parser``.
+
+    Raises:
+        InputError: see :func:`check_inputs`.
+    """
+    num_images = check_inputs(cfg, args)
+    rank = comm.get_rank()
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="lesion_d2")
+    _fit_to_machine(cfg)
+    if not args.eval_only:
+        with _as_input_error(""):
+            resolve_epochs(cfg, num_images)
+    cfg.freeze()
+    default_setup(cfg, args)
+    if detectron2.__name__ != "detectron2":  # default_setup sets up the name of the copy only
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="detectron2")
+
+
+def _fit_to_machine(cfg: CfgNode) -> None:
+    if not _wants_gpu(cfg) and cfg.MODEL.DEVICE != "cpu":
+        logger.info(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but no GPU was found: using the CPU")
+        cfg.MODEL.DEVICE = "cpu"
+    cores = os.cpu_count() or 1
+    num_workers = min(cfg.DATALOADER.NUM_WORKERS, cores)
+    if num_workers != cfg.DATALOADER.NUM_WORKERS:
+        logger.info(f"DATALOADER.NUM_WORKERS becomes {num_workers}, the number of cores")
+        cfg.DATALOADER.NUM_WORKERS = num_workers
+    if cfg.MODEL.DEVICE == "cpu" and comm.get_local_size() > 1:
+        torch.set_num_threads(max(1, cores // comm.get_local_size()))
+
+
+def _wants_gpu(cfg: CfgNode) -> bool:
+    return cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
+
+
+def prepare_launch(args: argparse.Namespace) -> None:
+    """Check the inputs of a run of several processes before they start.
+
+    An error in one of them would come as its traceback. For a run on the CPU the GPUs are hidden
+    from them, because ``launch`` chooses how they communicate by whether there is a GPU.
+
+    Raises:
+        InputError: see :func:`check_inputs`.
+    """
+    if args.num_gpus * args.num_machines <= 1:
+        return
+    cfg = load_config(args)
+    check_inputs(cfg, args)
+    if not _wants_gpu(cfg):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif args.num_gpus > torch.cuda.device_count():
+        raise InputError(
+            f"found --num-gpus {args.num_gpus}, expected at most the {torch.cuda.device_count()} "
+            "GPUs of this machine"
+        )
+
+
+def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
+    """Check what a run reads: the weights, the optimizer's name, every data set.
+
+    Args:
+        cfg: of the run.
+        args: of Detectron2's ``default_argument_parser``.
+
+    Returns:
+        Images in DATASETS.TRAIN, without those that the training loader leaves out; 0 with
+        ``--eval-only``.
+
+    Raises:
+        InputError: something is missing or empty, or a value is none of those known.
+    """
+    _check_weights(cfg, args)
+    if args.eval_only:
+        _load_datasets(cfg, "TEST", required=True)
+        return 0
+    with _as_input_error(""):
+        optimizer_class(cfg)
+    num_processes = args.num_gpus * args.num_machines
+    if num_processes > 1 and cfg.SOLVER.IMS_PER_BATCH % num_processes:
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH: found {cfg.SOLVER.IMS_PER_BATCH}, expected a multiple of the "
+            f"{num_processes} processes"
+        )
+    images = _load_datasets(cfg, "TRAIN", required=True)
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        images = [image for image in images if image["annotations"]]
+    if not images:
+        raise InputError(f"DATASETS.TRAIN: found no lesion in {', '.join(cfg.DATASETS.TRAIN)}")
+    _load_datasets(cfg, "TEST", required=False)
+    return len(images)
+
+
+def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
+    if args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        return
+    if args.eval_only and not cfg.MODEL.WEIGHTS:
+        raise InputError("--eval-only: found no MODEL.WEIGHTS, expected a checkpoint's path")
+    with _as_input_error("MODEL.WEIGHTS: "):
+        check_weights_exist(cfg.MODEL.WEIGHTS)
+
+
+def _load_datasets(cfg: CfgNode, kind: str, *, required: bool) -> list[dict]:
+    names = cfg.DATASETS[kind]
+    if required and not names:
+        raise InputError(f"DATASETS.{kind}: found no data set, expected a name")
+    return [
+        image for name in names for image in _load_dataset(name, kind, cfg.DATASETS.ALLOW_MISSING)
+    ]
+
+
+def _load_dataset(name: str, kind: str, allow_missing: bool) -> list[dict]:
+    if name not in DatasetCatalog:
+        known = [n for n in DatasetCatalog if _is_lesion_dataset(n)]
+        raise InputError(f"DATASETS.{kind}: found {name!r}, expected one of {', '.join(known)}")
+    if allow_missing:
+        MetadataCatalog.get(name).allow_missing = True
+    try:
+        images = DatasetCatalog.get(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"DATASETS.{kind}, {name}: {error}") from error
+    if not images:
+        raise InputError(f"DATASETS.{kind}, {name}: found no image")
+    return images
+
+
+def _is_lesion_dataset(name: str) -> bool:
+    return MetadataCatalog.get(name).get("evaluator_type") == "lesion"

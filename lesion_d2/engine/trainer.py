@@ -1,0 +1,175 @@
+import os
+import time
+import weakref
+from collections.abc import Iterable
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    HookBase,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+    hooks,
+)
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+from torch import nn
+
+from ..data.loader import build_lesion_test_loader, build_lesion_train_loader
+from ..evaluation import LesionEvaluator
+from .checkpoint import LesionCheckpointer
+from .hooks import ResumableBestCheckpointer, rewind_metrics
+
+_OPTIMIZERS = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+
+
+class CPUAMPTrainer(SimpleTrainer):
+    """Mixed precision on the CPU: the losses are computed in bfloat16 where torch deems it safe.
+
+    bfloat16 has the exponents of float32, so no loss is scaled, unlike in Detectron2's AMPTrainer,
+    which is for CUDA only.
+    """
+
+    def run_step(self) -> None:
+        """As in SimpleTrainer, with the forward pass under autocast."""
+        assert self.model.training, "[CPUAMPTrainer] model was changed to eval mode!"
+        start = time.perf_counter()
+        data = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss_dict = self.model(data)
+            losses = sum(loss_dict.values())
+        self.optimizer.zero_grad()
+        losses.backward()
+        self.after_backward()
+        self._write_metrics(loss_dict, data_time)
+        self.optimizer.step()
+
+
+class Trainer(DefaultTrainer):
+    """DefaultTrainer for lesions: our loaders, evaluator and checkpoints; on CPUs as on GPUs.
+
+    The best checkpoint by TEST.BEST_METRIC on the (first) data set of DATASETS.TEST is kept as
+    ``model_best.pth`` beside Detectron2's ``model_final.pth``.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        # As DefaultTrainer's, which cannot be called: it wraps the model for GPUs only.
+        TrainerBase.__init__(self)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+
+        on_cpu = cfg.MODEL.DEVICE == "cpu"
+        model = create_ddp_model(
+            model,
+            broadcast_buffers=False,
+            # Without the segmentation loss, P1 and P0 get no gradients.
+            find_unused_parameters=cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT == 0,
+            **({"device_ids": None} if on_cpu else {}),
+        )
+        step_trainer = SimpleTrainer
+        if cfg.SOLVER.AMP.ENABLED:
+            step_trainer = CPUAMPTrainer if on_cpu else AMPTrainer
+        self._trainer = step_trainer(model, data_loader, optimizer)
+
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = LesionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As in DefaultTrainer; resumed metrics go on where the checkpoint was written."""
+        super().resume_or_load(resume)
+        if self.start_iter > 0 and comm.is_main_process():
+            rewind_metrics(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
+
+    def build_hooks(self) -> list[HookBase]:
+        """DefaultTrainer's hooks, and after the evaluation the one for the best checkpoint."""
+        built = super().build_hooks()
+        if self.cfg.DATASETS.TEST:
+            best = ResumableBestCheckpointer(
+                self.cfg.TEST.EVAL_PERIOD, self.checkpointer, best_metric_name(self.cfg)
+            )
+            evaluation = next(i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook))
+            built.insert(evaluation + 1, best)
+        return built
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Detectron2's SGD, or Adam or AdamW over the same groups of parameters.
+
+        Raises:
+            ValueError: SOLVER.OPTIMIZER is none of the three.
+        """
+        optimizer = optimizer_class(cfg)
+        if optimizer is torch.optim.SGD:
+            return super().build_optimizer(cfg, model)
+        parameters = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        )
+        return maybe_add_gradient_clipping(cfg, optimizer)(
+            parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
+        )
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
+        """See :func:`build_lesion_train_loader`."""
+        return build_lesion_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
+        """See :func:`build_lesion_test_loader`."""
+        return build_lesion_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """The FROC and COCO evaluator, which writes to ``OUTPUT_DIR/inference/<dataset_name>``.
+
+        Raises:
+            ValueError: the data set's ``evaluator_type`` is not "lesion".
+        """
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        if kind != "lesion":
+            raise ValueError(f"{dataset_name}: found evaluator_type {kind!r}, expected 'lesion'")
+        output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        return LesionEvaluator(dataset_name, output_dir, num_bootstrap=cfg.TEST.NUM_BOOTSTRAP)
+
+
+def optimizer_class(cfg: CfgNode) -> type[torch.optim.Optimizer]:
+    """The optimizer that SOLVER.OPTIMIZER names.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    name = cfg.SOLVER.OPTIMIZER
+    if name not in _OPTIMIZERS:
+        raise ValueError(
+            f"SOLVER.OPTIMIZER: found {name!r}, expected one of {', '.join(_OPTIMIZERS)}"
+        )
+    return _OPTIMIZERS[name]
+
+
+def best_metric_name(cfg: CfgNode) -> str:
+    """The name of TEST.BEST_METRIC in the training's event storage.
+
+    With several data sets in DATASETS.TEST, Detectron2 puts the data set's name before its metrics;
+    the first data set counts unless TEST.BEST_METRIC begins with the name of another.
+    """
+    metric, names = cfg.TEST.BEST_METRIC, cfg.DATASETS.TEST
+    if len(names) == 1 or metric.split("/")[0] in names:
+        return metric
+    return f"{names[0]}/{metric}"

@@ -1,0 +1,172 @@
+"""Confidence intervals of FROC sensitivities: patients are drawn anew, with all their images."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .matching import Matches
+
+
+class _Places(NamedTuple):
+    """Between which two points of its curve each resample has the wanted rates.
+
+    A step is a distinct score of false positives; there are K. Just before a step's score, the
+    curve has the highest sensitivity at its rate, so a step's number stands for that point, and
+    K for the end of the curve.
+    """
+
+    step_scores: np.ndarray  # K, falling
+    below: np.ndarray  # B x R, 0..K
+    above: np.ndarray  # B x R, 0..K
+    fraction: np.ndarray  # B x R, share of the way from the point below to the point above
+
+
+def patient_draws(num_patients: int, num_resamples: int, seed: int = 0) -> np.ndarray:
+    """How often each resample draws each patient: as many draws as patients, with replacement.
+
+    Returns:
+        (num_resamples, num_patients) int32; every row sums to ``num_patients``.
+    """
+    rng = np.random.default_rng(seed)
+    counts = np.empty((num_resamples, num_patients), dtype=np.int32)
+    for row in counts:
+        row[:] = np.bincount(rng.integers(num_patients, size=num_patients), minlength=num_patients)
+    return counts
+
+
+def bootstrap_sensitivity(
+    matches: Matches,
+    patients: np.ndarray,
+    draws: np.ndarray,
+    rates: Sequence[float],
+    lesions: Sequence[np.ndarray] = (),
+    images: np.ndarray | None = None,
+) -> np.ndarray:
+    """Sensitivities of every resample: exactly the FROC curve of the images it draws, at ``rates``.
+
+    Matches do not change when patients are drawn, so a resample only weighs them: lesions and
+    false positives are sorted once, and each resample sums its weights along both.
+
+    Args:
+        matches: of all images.
+        patients: (I,) index of each image's patient, in 0..P-1.
+        draws: (B, P) of :func:`patient_draws`.
+        rates: R false positives per image.
+        lesions: S masks (M,) bool, the lesions that count; all lesions when empty.
+        images: (I,) bool, the images that count, all by default.
+
+    Returns:
+        (S, B, R) in 0..1; NaN where a resample draws none of the lesions.
+    """
+    images = np.ones(matches.num_images, dtype=bool) if images is None else images
+    lesions = lesions or [np.ones(len(matches.found_scores), dtype=bool)]
+    places = _place_rates(matches, patients, draws, np.asarray(rates, dtype=np.float64), images)
+    kept = images[matches.lesion_images]
+    lesion_patients = patients[matches.lesion_images]
+    return np.stack(
+        [
+            _sensitivity(
+                matches.found_scores[mask & kept], lesion_patients[mask & kept], draws, places
+            )
+            for mask in lesions
+        ]
+    )
+
+
+def percentile_interval(samples: np.ndarray, confidence: float = 0.95) -> np.ndarray:
+    """Percentile interval along the first axis, over the resamples that are not NaN.
+
+    Args:
+        samples: (B, ...).
+
+    Returns:
+        (2, ...) low and high; NaN where every resample is.
+    """
+    tail = 50 * (1 - confidence)
+    known = np.isfinite(samples).any(axis=0)
+    limits = np.full((2, *samples.shape[1:]), np.nan)
+    limits[:, known] = np.nanpercentile(samples[:, known], [tail, 100 - tail], axis=0)
+    return limits
+
+
+def _place_rates(
+    matches: Matches, patients: np.ndarray, draws: np.ndarray, rates: np.ndarray, images: np.ndarray
+) -> _Places:
+    errors = np.flatnonzero(matches.false_positives & images[matches.images])
+    errors = errors[np.argsort(-matches.scores[errors], kind="stable")]
+    scores = matches.scores[errors]
+    error_patients = patients[matches.images[errors]]
+    ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)[: len(scores)])
+    best = _best_scores(matches, patients, draws, images)
+    num_images = draws @ np.bincount(patients[images], minlength=draws.shape[1])
+    wanted = num_images[:, None] * rates
+    # Most false positives lie far beyond the highest rate. Steps up to twice that rate all but
+    # surely hold every point; where a resample runs past them, all steps are gone through.
+    enough = int(np.searchsorted(ends, 2 * rates.max(initial=0) * images.sum()))
+    places = _place(error_patients, ends[:enough], scores[ends[:enough]], best, draws, wanted)
+    if places.above.max(initial=0) == enough < len(ends):
+        places = _place(error_patients, ends, scores[ends], best, draws, wanted)
+    return places
+
+
+def _place(
+    error_patients: np.ndarray,
+    ends: np.ndarray,
+    step_scores: np.ndarray,
+    best: np.ndarray,
+    draws: np.ndarray,
+    wanted: np.ndarray,
+) -> _Places:
+    """Place wanted numbers (B, R) of false positives among K steps.
+
+    Args:
+        error_patients: patients of the false positives, by falling score.
+        ends: (K,) position of each step's last false positive.
+        step_scores: (K,) score of each step.
+        best: (B,) highest score that finds a lesion.
+    """
+    below, above = (np.full(wanted.shape, len(ends)) for _ in range(2))
+    fraction = np.zeros(wanted.shape)
+    if len(ends) == 0:
+        return _Places(step_scores, below, above, fraction)
+    error_patients = error_patients[: ends[-1] + 1]
+    for i, weights in enumerate(draws):
+        total = np.cumsum(weights[error_patients], dtype=draws.dtype)[ends]
+        step = np.searchsorted(total, wanted[i], side="right")
+        inside = np.flatnonzero(step < len(ends))  # the others hold the curve's last value
+        step = step[inside]
+        low, high = np.where(step > 0, total[step - 1], 0), total[step]
+        below[i, inside] = step
+        above[i, inside] = np.searchsorted(total, high, side="right")
+        # Without a finding before the first error there is no point at rate 0 to start from.
+        starts = (low > 0) | (best[i] > step_scores[step])
+        fraction[i, inside] = np.where(starts, (wanted[i, inside] - low) / (high - low), 0)
+    return _Places(step_scores, below, above, fraction)
+
+
+def _best_scores(
+    matches: Matches, patients: np.ndarray, draws: np.ndarray, images: np.ndarray
+) -> np.ndarray:
+    """(B,) highest score that finds a lesion in each resample; -inf where none does."""
+    kept = images[matches.lesion_images]
+    best = np.full(draws.shape[1], -np.inf)
+    np.maximum.at(best, patients[matches.lesion_images[kept]], matches.found_scores[kept])
+    return np.where(draws > 0, best, -np.inf).max(axis=1)
+
+
+def _sensitivity(
+    found_scores: np.ndarray, patients: np.ndarray, draws: np.ndarray, places: _Places
+) -> np.ndarray:
+    """(B, R) share of a stratum's lesions that each resample finds at the places."""
+    order = np.argsort(-found_scores, kind="stable")
+    found = np.zeros((len(draws), len(order) + 1), dtype=draws.dtype)
+    np.cumsum(draws[:, patients[order]], axis=1, dtype=draws.dtype, out=found[:, 1:])
+    position = np.append(
+        np.searchsorted(-found_scores[order], -places.step_scores, side="left"),
+        np.isfinite(found_scores).sum(),
+    )
+    low = np.take_along_axis(found, position[places.below], axis=1)
+    high = np.take_along_axis(found, position[places.above], axis=1)
+    drawn = found[:, -1:]  # every lesion, the missed ones last
+    return (low + places.fraction * (high - low)) / np.where(drawn > 0, drawn, np.nan)

@@ -1,0 +1,254 @@
+"""COCO's numbers and the FROC table of a detector."""
+
+import contextlib
+import copy
+import io
+import itertools
+import json
+import logging
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.utils import comm
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from .files import written_whole
+from .matching import match_images
+from .report import FrocReport, make_report
+from .strata import Truth
+
+logger = logging.getLogger(__name__)
+
+#: A detection hits from this IoU on, boxes counted without the extra pixel (see froc_curve).
+FROC_IOU = 0.5
+
+
+class LesionEvaluator(COCOEvaluator):
+    """COCO AP and FROC sensitivities of a lesion detector.
+
+    ``results["bbox"]`` has Detectron2's numbers (at most 100 detections an image, as COCO says) and
+    ``AP10``, the AP at an IoU of 0.1. ``results["froc"]`` has the sensitivity in percent at 0.5 to
+    16 false positives per image (``sens@4``) and their mean (``mean_sens``), from all detections,
+    with 95 % bootstrap intervals over patients (``sens@4_low``, ``sens@4_high``).
+    ``results["froc_size"]``, ``["froc_type"]`` and ``["froc_interval"]`` have the same by stratum
+    (``under_10mm/sens@4``), see :func:`~lesion_d2.evaluation.strata.make_strata`. FROC pools all
+    classes, as the papers do: any detection finds any lesion. COCO's numbers stay per class.
+
+    A data set without a single lesion gives NaN; a model without a single detection 0.
+
+    Files in ``output_dir``: ``coco_instances_results.json``, ``froc.json``, ``froc.csv``,
+    ``froc.png``. Of several processes the first returns the results, the others ``{}``.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | os.PathLike | None = None,
+        *,
+        distributed: bool = True,
+        num_bootstrap: int = 1000,
+        seed: int = 0,
+    ):
+        """
+        Args:
+            dataset_name: a data set in Detectron2's catalog. Its dicts are the truth for all
+                numbers, as they are now: nothing is taken from an earlier evaluation.
+            output_dir: where files go; none are written without it.
+            distributed: whether to gather the predictions of all processes.
+            num_bootstrap: resamples for the intervals; 0 leaves them out.
+            seed: of the resamples.
+
+        Raises:
+            ValueError: the data set is empty or has an ``image_id`` twice.
+        """
+        dicts = DatasetCatalog.get(dataset_name)
+        self._truth = Truth.from_dicts(dicts, dataset_name)
+        metadata = MetadataCatalog.get(dataset_name)
+        with _without_json_file(metadata), tempfile.TemporaryDirectory() as folder:
+            super().__init__(
+                dataset_name,
+                tasks=None if _has_masks(dicts) else ("bbox",),
+                distributed=distributed,
+                output_dir=folder,
+                use_fast_impl=False,
+                allow_cached_coco=False,
+            )
+        self._logger = logger
+        self._dicts = {d["image_id"]: d for d in dicts}
+        self._dataset_name = dataset_name
+        self._folder = Path(output_dir) if output_dir is not None else None
+        self._output_dir = None  # Detectron2 would write there, and not atomically
+        self._num_bootstrap = num_bootstrap
+        self._seed = seed
+        # Detectron2 skips a data set without any annotation; here it is a normal case.
+        self._do_evaluation = True
+        self._kpt_oks_sigmas = ()
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, dataset_name: str, output_dir: str | os.PathLike | None = None
+    ) -> dict:
+        """Arguments of ``LesionEvaluator(cfg, dataset_name, output_dir)``."""
+        return {
+            "dataset_name": dataset_name,
+            "output_dir": output_dir,
+            "num_bootstrap": cfg.TEST.NUM_BOOTSTRAP,
+        }
+
+    def evaluate(self, img_ids: Sequence | None = None) -> dict[str, dict[str, float]]:
+        """Evaluate what was processed; images that were not count as images without detections.
+
+        Args:
+            img_ids: the images to evaluate on, all by default.
+
+        Raises:
+            ValueError: predictions or ``img_ids`` name an image that the data set does not have.
+        """
+        predictions = self._predictions
+        if self._distributed:
+            comm.synchronize()
+            predictions = list(itertools.chain(*comm.gather(predictions, dst=0)))
+            if not comm.is_main_process():
+                return {}
+        truth = self._truth if img_ids is None else self._truth_of(img_ids)
+        detections = self._by_image(predictions)
+
+        self._results = OrderedDict()
+        coco_results = self._eval_coco(detections, truth.image_ids)
+        report = self._eval_froc(detections, truth)
+        report.log()
+        self._results.update(report.results())
+        if self._folder:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with written_whole(self._folder / "coco_instances_results.json") as partial:
+                partial.write_text(json.dumps(coco_results))
+            report.write(self._folder, self._dataset_name, self._settings())
+        return copy.deepcopy(self._results)
+
+    def _truth_of(self, img_ids: Sequence) -> Truth:
+        self._check_known(img_ids, "img_ids")
+        return Truth.from_dicts([self._dicts[i] for i in img_ids], self._dataset_name)
+
+    def _by_image(self, predictions: list[dict]) -> dict[object, list[dict]]:
+        """Image -> its detections in COCO's format, in the order of the data set."""
+        self._check_known([p["image_id"] for p in predictions], "predictions")
+        first: dict[object, list[dict]] = {}
+        for prediction in predictions:
+            first.setdefault(prediction["image_id"], prediction.get("instances", []))
+        if len(first) < len(predictions):
+            logger.warning("Dropped %d repeated images.", len(predictions) - len(first))
+        if len(first) < len(self._dicts):
+            missing = len(self._dicts) - len(first)
+            logger.warning("%d images of %s have no prediction.", missing, self._dataset_name)
+        # The order decides between equal scores, so it must not depend on who predicted what.
+        return {i: first[i] for i in self._dicts if i in first}
+
+    def _check_known(self, image_ids: Sequence, name: str) -> None:
+        for image_id in image_ids:
+            if image_id not in self._dicts:
+                raise ValueError(
+                    f"{name} have image_id {image_id!r}, expected one of {self._dataset_name}"
+                )
+
+    def _eval_coco(self, detections: Mapping[object, list[dict]], img_ids: list) -> list[dict]:
+        """Fill in COCO's numbers; returns the detections with the data set's category ids."""
+        self._img_ids = img_ids
+        # Copies: Detectron2 and pycocotools write into them.
+        copies = {i: [dict(result) for result in results] for i, results in detections.items()}
+        instances = [{"image_id": i, "instances": results} for i, results in copies.items()]
+        self._eval_predictions(instances, img_ids=img_ids)
+        pairs = zip(_chained(detections), _chained(copies), strict=True)
+        return [{**result, "category_id": mapped["category_id"]} for result, mapped in pairs]
+
+    def _derive_coco_results(
+        self, coco_eval: COCOeval | None, iou_type: str, class_names: list[str] | None = None
+    ) -> dict[str, float]:
+        if coco_eval is None:  # no detection at all; Detectron2 has NaN, but they find 0 %
+            coco_eval = _run_coco_eval(
+                self._coco_api, _no_detections(self._coco_api), self._img_ids
+            )
+            coco_eval.summarize()
+        results = super()._derive_coco_results(coco_eval, iou_type, class_names)
+        if iou_type == "bbox":
+            low_iou = _run_coco_eval(coco_eval.cocoGt, coco_eval.cocoDt, self._img_ids, [0.1])
+            precision = low_iou.eval["precision"][0, :, :, 0, -1]  # all areas, 100 detections
+            precision = precision[precision > -1]
+            results["AP10"] = 100 * float(precision.mean()) if precision.size else float("nan")
+            logger.info("AP at IoU 0.1: %.3f", results["AP10"])
+        return results
+
+    def _eval_froc(self, detections: Mapping[object, list[dict]], truth: Truth) -> FrocReport:
+        results = [detections.get(image_id, []) for image_id in truth.image_ids]
+        boxes = [np.array([r["bbox"] for r in rs], dtype=float).reshape(-1, 4) for rs in results]
+        for array in boxes:
+            array[:, 2:] += array[:, :2]  # COCO's width and height
+        scores = [np.array([r["score"] for r in rs], dtype=float) for rs in results]
+        matches = match_images(boxes, scores, truth.boxes, iou_threshold=FROC_IOU)
+        return make_report(matches, truth, num_bootstrap=self._num_bootstrap, seed=self._seed)
+
+    def _settings(self) -> dict[str, object]:
+        return {
+            "iou_threshold": FROC_IOU,
+            "overlap": "iou",
+            "inclusive": False,
+            "num_bootstrap": self._num_bootstrap,
+            "bootstrap_unit": "patient",
+            "seed": self._seed,
+        }
+
+
+def _run_coco_eval(
+    truth: COCO, detections: COCO, img_ids: list, iou_thresholds: list[float] | None = None
+) -> COCOeval:
+    coco_eval = COCOeval(truth, detections, "bbox")
+    coco_eval.params.imgIds = img_ids
+    if iou_thresholds:
+        coco_eval.params.iouThrs = np.array(iou_thresholds)
+        coco_eval.params.areaRng = coco_eval.params.areaRng[:1]
+        coco_eval.params.areaRngLbl = coco_eval.params.areaRngLbl[:1]
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco_eval.evaluate()
+        coco_eval.accumulate()
+    return coco_eval
+
+
+def _no_detections(truth: COCO) -> COCO:
+    detections = COCO()
+    detections.dataset = {**truth.dataset, "annotations": []}
+    with contextlib.redirect_stdout(io.StringIO()):
+        detections.createIndex()
+    return detections
+
+
+def _chained(results: Mapping[object, list[dict]]) -> Iterator[dict]:
+    return itertools.chain.from_iterable(results.values())
+
+
+def _has_masks(dicts: Sequence[Mapping]) -> bool:
+    annotations = [a for d in dicts for a in d.get("annotations", ())]
+    return bool(annotations) and all("segmentation" in a for a in annotations)
+
+
+@contextlib.contextmanager
+def _without_json_file(metadata: Metadata) -> Iterator[None]:
+    """Hide ``json_file``, and leave it as it was.
+
+    COCOEvaluator would take an existing file for the truth, or convert the data set and point the
+    metadata to that file for good, where the next evaluator finds it long after it is stale.
+    """
+    kept = vars(metadata).pop("json_file", None)
+    try:
+        yield
+    finally:
+        vars(metadata).pop("json_file", None)
+        if kept is not None:
+            vars(metadata)["json_file"] = kept

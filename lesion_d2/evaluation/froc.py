@@ -1,0 +1,129 @@
+"""Free-response ROC: sensitivity over false positives per image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .matching import Matches, match_images
+
+
+@dataclass(frozen=True, eq=False)
+class FrocCurve:
+    """Sensitivity over false positives per image, one entry a detection by falling score.
+
+    Entry i is what all detections with a score of at least ``thresholds[i]`` reach together, so
+    detections with the same score carry the same values: ties are one step of the curve.
+    """
+
+    thresholds: np.ndarray  # N, falling
+    sensitivity: np.ndarray  # N, share of the lesions in 0..1; NaN where there are no lesions
+    fps_per_image: np.ndarray  # N
+    num_lesions: int
+    num_images: int
+
+    @classmethod
+    def from_matches(
+        cls,
+        matches: Matches,
+        lesions: np.ndarray | None = None,
+        images: np.ndarray | None = None,
+    ) -> "FrocCurve":
+        """The curve of matched detections.
+
+        Args:
+            matches: of :func:`~lesion_d2.evaluation.match_images`.
+            lesions: (M,) bool, the lesions that count (all by default). A detection that reaches
+                only other lesions is still no false positive.
+            images: (I,) bool, the images that count, with their detections and lesions.
+
+        Raises:
+            ValueError: no image counts, so that there is no rate per image.
+        """
+        images = np.ones(matches.num_images, dtype=bool) if images is None else images
+        if not images.any():
+            raise ValueError("no image counts, expected at least one")
+        lesions = np.ones(len(matches.found_scores), dtype=bool) if lesions is None else lesions
+        found_scores = matches.found_scores[lesions & images[matches.lesion_images]]
+        shown = images[matches.images]
+        thresholds = np.sort(matches.scores[shown])[::-1]
+        false_positives = matches.scores[shown & matches.false_positives]
+        return cls(
+            thresholds=thresholds,
+            sensitivity=_count_at_least(found_scores, thresholds) / (len(found_scores) or np.nan),
+            fps_per_image=_count_at_least(false_positives, thresholds) / images.sum(),
+            num_lesions=len(found_scores),
+            num_images=int(images.sum()),
+        )
+
+    def at(self, fps_per_image: Sequence[float]) -> np.ndarray:
+        """Sensitivity at these false positives per image (design: as the DeepLesion papers).
+
+        Linear between the curve's points; where several share a rate the highest counts. 0 before
+        the first point, the last value beyond the end, NaN where there are no lesions.
+
+        Returns:
+            An array as long as ``fps_per_image``, in 0..1.
+        """
+        rates = np.asarray(fps_per_image, dtype=np.float64)
+        if self.num_lesions == 0:
+            return np.full(rates.shape, np.nan)
+        if len(self.thresholds) == 0:
+            return np.zeros(rates.shape)
+        last = self.last_of_rates()
+        return np.interp(rates, self.fps_per_image[last], self.sensitivity[last], left=0.0)
+
+    def last_of_rates(self) -> np.ndarray:
+        """(K,) entry with the highest sensitivity at each of the K distinct rates, rising."""
+        last = np.append(self.fps_per_image[1:] != self.fps_per_image[:-1], True)
+        return np.flatnonzero(last[: len(self.fps_per_image)])
+
+
+def froc_curve(
+    pred_boxes: Sequence[np.ndarray],
+    pred_scores: Sequence[np.ndarray],
+    gt_boxes: Sequence[np.ndarray],
+    *,
+    iou_threshold: float = 0.5,
+    overlap: str = "iou",
+    inclusive: bool = False,
+) -> FrocCurve:
+    """FROC curve of detections, as the DeepLesion papers compute it.
+
+    Detections of all images by falling score: one that reaches the threshold on no lesion of its
+    image is a false positive; every lesion it reaches counts as found, once; a detection that only
+    reaches lesions already found is neither. A detection may find several lesions.
+
+    Args:
+        pred_boxes: one array an image (or volume): (N, 4) X1Y1X2Y2 in pixels, or (N, 6)
+            X1Y1Z1X2Y2Z2 in pixels and slices.
+        pred_scores: one (N,) array an image.
+        gt_boxes: one (M, 4) or (M, 6) array an image; images without lesions count for the rate.
+        iou_threshold: overlap in (0, 1] from which a lesion is reached (``>=``).
+        overlap: "iou", "iobb" (over the detected box) or "p3d" (3-D detections against a box on
+            the key slice; Bai and Xia 2023), see
+            :func:`~lesion_d2.evaluation.matching.paired_overlaps`.
+        inclusive: count boxes as whole pixels, width = x2 - x1 + 1, as the published code does.
+
+    Raises:
+        ValueError: see :func:`~lesion_d2.evaluation.match_images`.
+
+    Example::
+
+        curve = froc_curve([boxes], [scores], [gt_boxes])
+        sensitivities = curve.at([0.5, 1, 2, 4, 8, 16])
+    """
+    matches = match_images(
+        pred_boxes,
+        pred_scores,
+        gt_boxes,
+        iou_threshold=iou_threshold,
+        overlap=overlap,
+        inclusive=inclusive,
+    )
+    return FrocCurve.from_matches(matches)
+
+
+def _count_at_least(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """How many scores are at least each of the falling thresholds."""
+    return np.searchsorted(np.sort(-scores), -thresholds, side="right")

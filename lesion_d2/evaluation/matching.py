@@ -1,0 +1,236 @@
+"""Which detection hits which lesion: the one place where boxes are compared with the truth."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+OVERLAPS = ("iou", "iobb", "p3d")
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """What every detection reaches, over all images. N detections, M lesions, image after image.
+
+    A detection *reaches* a lesion of its image where their overlap is at least the threshold.
+    A lesion is found once, by the highest score that reaches it.
+    """
+
+    num_images: int
+    scores: np.ndarray  # N
+    images: np.ndarray  # N, index of the detection's image
+    lesions: np.ndarray  # N, index in its image of the lesion reached with most overlap; -1: none
+    finds: np.ndarray  # N bool, no higher score reaches one of the lesions that this one reaches
+    lesion_images: np.ndarray  # M, index of the lesion's image
+    found_scores: np.ndarray  # M, highest score that reaches the lesion; -inf: not found
+
+    @property
+    def false_positives(self) -> np.ndarray:
+        """(N,) bool: the detection reaches no lesion."""
+        return self.lesions < 0
+
+    @property
+    def repeats(self) -> np.ndarray:
+        """(N,) bool: it reaches only lesions that a higher score found; neither hit nor error."""
+        return (self.lesions >= 0) & ~self.finds
+
+
+def paired_overlaps(
+    boxes: np.ndarray, gt_boxes: np.ndarray, overlap: str = "iou", inclusive: bool = False
+) -> np.ndarray:
+    """Overlap of every detection with the lesion in the same row.
+
+    Args:
+        boxes: (P, 4) X1Y1X2Y2 in pixels, or (P, 6) X1Y1Z1X2Y2Z2 in pixels and slices.
+        gt_boxes: the same shape.
+        overlap: "iou" is intersection over union; "iobb" is intersection over the detected box;
+            "p3d" (Bai and Xia 2023, evaluation) is the IoU in the plane of a 3-D detection with a
+            box on one slice (z1 == z2), and 0 where that slice is not among the detection's.
+        inclusive: sides are ``high - low + 1``, whole pixels, as the published DeepLesion
+            evaluation counts them. In 3-D this holds for slices too: without it, a box whose
+            first slice is its last has no volume.
+
+    Returns:
+        (P,) in 0..1. Boxes without area overlap nothing.
+    """
+    dims = boxes.shape[1] // 2
+    extra = 1.0 if inclusive else 0.0
+    intersection, size, gt_size = (np.ones(len(boxes)) for _ in range(3))
+    for axis in range(2 if overlap == "p3d" else dims):
+        low, high = boxes[:, axis], boxes[:, axis + dims]
+        gt_low, gt_high = gt_boxes[:, axis], gt_boxes[:, axis + dims]
+        shared = np.minimum(high, gt_high) - np.maximum(low, gt_low) + extra
+        intersection *= np.maximum(shared, 0)
+        size *= np.maximum(high - low + extra, 0)
+        gt_size *= np.maximum(gt_high - gt_low + extra, 0)
+    if overlap == "p3d":
+        intersection *= (boxes[:, 2] <= gt_boxes[:, 2]) & (gt_boxes[:, 2] <= boxes[:, 5])
+    whole = size if overlap == "iobb" else size + gt_size - intersection
+    return np.divide(intersection, whole, out=np.zeros(len(boxes)), where=whole > 0)
+
+
+def match_images(
+    pred_boxes: Sequence[np.ndarray],
+    pred_scores: Sequence[np.ndarray],
+    gt_boxes: Sequence[np.ndarray],
+    *,
+    iou_threshold: float = 0.5,
+    overlap: str = "iou",
+    inclusive: bool = False,
+) -> Matches:
+    """Match the detections of every image (or volume) with its lesions.
+
+    Args:
+        pred_boxes: one (N, 4) or (N, 6) array an image, as in :func:`paired_overlaps`; an image
+            without detections may also have an empty list.
+        pred_scores: one (N,) array an image.
+        gt_boxes: one (M, 4) or (M, 6) array an image.
+        iou_threshold: overlap in (0, 1] that reaches a lesion. Reaching it is enough: ``>=``
+            (Zlocha et al., section 3, ask for more than it, which differs for equality alone).
+        overlap: "iou", "iobb" or "p3d", see :func:`paired_overlaps`.
+        inclusive: whether boxes are whole pixels, see :func:`paired_overlaps`.
+
+    Raises:
+        ValueError: lists of different lengths or without an image, a wrong shape, a number that is
+            not finite, a threshold out of range, an unknown overlap, or a lesion of more than one
+            slice with "p3d". Names the list and the image's index.
+    """
+    _check_settings(len(pred_boxes), len(pred_scores), len(gt_boxes), iou_threshold, overlap)
+    scores, score_counts = _join_scores(pred_scores)
+    boxes, counts = _join_boxes(pred_boxes, "pred_boxes")
+    truth, gt_counts = _join_boxes(gt_boxes, "gt_boxes")
+    _check_contents(boxes, counts, score_counts, truth, gt_counts, overlap)
+
+    detection, lesion = _pairs(counts, gt_counts)
+    if len(detection):
+        overlaps = paired_overlaps(boxes[detection], truth[lesion], overlap, inclusive)
+        reached = np.flatnonzero(overlaps >= iou_threshold)
+        reached = reached[np.argsort(overlaps[reached], kind="stable")]
+        detection, lesion = detection[reached], lesion[reached]
+
+    found_scores = np.full(len(truth), -np.inf)
+    np.maximum.at(found_scores, lesion, scores[detection])
+    finds = np.zeros(len(scores), dtype=bool)
+    finds[detection[scores[detection] == found_scores[lesion]]] = True
+    best = np.full(len(scores), -1)
+    first_lesion = np.cumsum(gt_counts) - gt_counts
+    lesion_images = np.repeat(np.arange(len(gt_counts)), gt_counts)
+    best[detection] = lesion - first_lesion[lesion_images[lesion]]  # the last, the most overlap
+    images = np.repeat(np.arange(len(counts)), counts)
+    return Matches(len(counts), scores, images, best, finds, lesion_images, found_scores)
+
+
+def match_detections(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    gt_boxes: np.ndarray,
+    *,
+    iou_threshold: float = 0.5,
+    overlap: str = "iou",
+    inclusive: bool = False,
+) -> Matches:
+    """Match the detections of one image, for pictures and tables of single cases.
+
+    Arguments are one image's entries of :func:`match_images`; it raises the same.
+
+    Example::
+
+        matches = match_detections(boxes, scores, gt_boxes)
+        hits, errors = boxes[~matches.false_positives], boxes[matches.false_positives]
+        missed = gt_boxes[np.isinf(matches.found_scores)]
+    """
+    return match_images(
+        [boxes],
+        [scores],
+        [gt_boxes],
+        iou_threshold=iou_threshold,
+        overlap=overlap,
+        inclusive=inclusive,
+    )
+
+
+def _pairs(counts: np.ndarray, gt_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (P,), (P,) of every detection beside every lesion of its image."""
+    lesions_of = np.repeat(gt_counts, counts)  # how many pairs each detection is in
+    first_lesion = np.repeat(np.cumsum(gt_counts) - gt_counts, counts)
+    detection = np.repeat(np.arange(len(lesions_of)), lesions_of)
+    # Pairs of detection i begin at first_pair[i] and take its image's lesions in turn.
+    first_pair = np.cumsum(lesions_of) - lesions_of
+    lesion = np.arange(len(detection)) + np.repeat(first_lesion - first_pair, lesions_of)
+    return detection, lesion
+
+
+def _join_boxes(arrays: Sequence[np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
+    arrays = [np.asarray(array) for array in arrays]
+    filled = [(i, array) for i, array in enumerate(arrays) if array.size]
+    columns = filled[0][1].shape[-1] if filled else 4
+    for i, array in filled:
+        if array.ndim != 2 or columns not in (4, 6) or array.shape[1] != columns:
+            wanted = f"(N, {columns})" if columns in (4, 6) else "(N, 4) or (N, 6)"
+            raise ValueError(f"{name}[{i}] has shape {array.shape}, expected {wanted}")
+    counts = np.array([len(array) if array.size else 0 for array in arrays])
+    empty = [np.empty((0, columns))]
+    joined = np.concatenate(empty + [array for _, array in filled]).astype(np.float64)
+    _check_finite(joined, counts, name)
+    return joined, counts
+
+
+def _join_scores(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    arrays = [np.asarray(array) for array in arrays]
+    for i, array in enumerate(arrays):
+        if array.ndim != 1:
+            raise ValueError(f"pred_scores[{i}] has shape {array.shape}, expected (N,)")
+    counts = np.array([len(array) for array in arrays])
+    joined = np.concatenate(arrays).astype(np.float64)
+    _check_finite(joined, counts, "pred_scores")
+    return joined, counts
+
+
+def _check_finite(joined: np.ndarray, counts: np.ndarray, name: str) -> None:
+    if np.isfinite(joined).all():
+        return
+    row = np.flatnonzero(~np.isfinite(joined.reshape(len(joined), -1)).all(axis=1))[0]
+    image = np.searchsorted(np.cumsum(counts), row, side="right")
+    raise ValueError(f"{name}[{image}] holds {joined[row]}, expected finite numbers")
+
+
+def _check_settings(boxes: int, scores: int, truths: int, threshold: float, overlap: str) -> None:
+    if not boxes == scores == truths:
+        raise ValueError(
+            f"pred_boxes, pred_scores and gt_boxes have {boxes}, {scores} and {truths} entries, "
+            "expected one entry an image in each"
+        )
+    if boxes == 0:
+        raise ValueError("pred_boxes, pred_scores and gt_boxes are empty, expected an image")
+    if not 0 < threshold <= 1:
+        raise ValueError(f"iou_threshold is {threshold}, expected a number in (0, 1]")
+    if overlap not in OVERLAPS:
+        raise ValueError(f"overlap is {overlap!r}, expected one of {', '.join(OVERLAPS)}")
+
+
+def _check_contents(
+    boxes: np.ndarray,
+    counts: np.ndarray,
+    score_counts: np.ndarray,
+    truth: np.ndarray,
+    gt_counts: np.ndarray,
+    overlap: str,
+) -> None:
+    for i in np.flatnonzero(counts != score_counts)[:1]:
+        raise ValueError(f"image {i} has {counts[i]} pred_boxes but {score_counts[i]} pred_scores")
+    if len(boxes) and len(truth) and boxes.shape[1] != truth.shape[1]:
+        raise ValueError(
+            f"pred_boxes have {boxes.shape[1]} columns and gt_boxes {truth.shape[1]}, "
+            "expected both 4 or both 6"
+        )
+    if overlap != "p3d":
+        return
+    for name, array in (("pred_boxes", boxes), ("gt_boxes", truth)):
+        if len(array) and array.shape[1] != 6:
+            raise ValueError(f"{name} have {array.shape[1]} columns, overlap 'p3d' expects 6")
+    for row in np.flatnonzero(truth[:, 2] != truth[:, -1] if len(truth) else [])[:1]:
+        image = np.searchsorted(np.cumsum(gt_counts), row, side="right")
+        raise ValueError(
+            f"gt_boxes[{image}] has a lesion on slices {truth[row, 2]:g} to {truth[row, -1]:g}, "
+            "overlap 'p3d' expects its key slice alone (z1 == z2)"
+        )

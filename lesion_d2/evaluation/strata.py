@@ -1,0 +1,127 @@
+"""The truth as the evaluator needs it, and the strata that results are reported by."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from detectron2.structures import BoxMode
+
+#: DeepLesion's coarse lesion types 1..8, as they stand in tables.
+COARSE_TYPES = (
+    "bone",
+    "abdomen",
+    "mediastinum",
+    "liver",
+    "lung",
+    "kidney",
+    "soft tissue",
+    "pelvis",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """Lesions of a data set in NumPy arrays. I images, M lesions, image after image."""
+
+    image_ids: list
+    boxes: list[np.ndarray]  # I arrays M_i x 4, X1Y1X2Y2 in pixels
+    patients: np.ndarray  # I, index of the image's patient in 0..P-1
+    spacing_z: np.ndarray  # I, slice interval in mm; NaN where unknown
+    diameters: np.ndarray  # M, long diameter in mm; NaN where unknown
+    types: np.ndarray  # M, coarse type 1..8; -1 where unknown
+
+    @classmethod
+    def from_dicts(cls, dicts: Sequence[Mapping], name: str = "data set") -> "Truth":
+        """Read the Detectron2 dicts of the data set ``name`` (for messages).
+
+        ``patient``, ``spacing``, ``diameters_mm`` and ``coarse_type`` may be missing, as in data
+        sets other than DeepLesion: strata that need them are then empty, and an image without
+        ``patient`` is taken as a patient of its own.
+
+        Raises:
+            ValueError: two dicts with the same ``image_id``, or no dict at all.
+        """
+        if len(dicts) == 0:
+            raise ValueError(f"{name}: no images, expected at least one")
+        image_ids = [d["image_id"] for d in dicts]
+        for image_id in _repeated(image_ids):
+            raise ValueError(f"{name}: image_id {image_id!r} stands twice, expected once")
+        annotations = [a for d in dicts for a in d.get("annotations", ())]
+        owners = [("patient", d["patient"]) if "patient" in d else d["image_id"] for d in dicts]
+        numbers = {owner: i for i, owner in enumerate(dict.fromkeys(owners))}
+        return cls(
+            image_ids=image_ids,
+            boxes=[_boxes(d.get("annotations", ())) for d in dicts],
+            patients=np.array([numbers[owner] for owner in owners]),
+            spacing_z=_floats(d.get("spacing", [math.nan])[-1] for d in dicts),
+            diameters=_floats(a.get("diameters_mm", [math.nan])[0] for a in annotations),
+            types=np.array([a.get("coarse_type", -1) for a in annotations], dtype=int),
+        )
+
+    @property
+    def num_patients(self) -> int:
+        return int(self.patients.max()) + 1
+
+    @cached_property
+    def lesion_images(self) -> np.ndarray:
+        """(M,) index of each lesion's image."""
+        return np.repeat(np.arange(len(self.boxes)), [len(boxes) for boxes in self.boxes])
+
+
+@dataclass(frozen=True, eq=False)
+class Stratum:
+    """A part of the lesions, and the images that its false positives are counted on."""
+
+    task: str  # first key of its results: "froc_size"
+    key: str  # begins its metrics: "under_10mm"
+    label: str  # in tables: "< 10 mm"
+    lesions: np.ndarray  # M bool
+    images: np.ndarray  # I bool
+
+
+def make_strata(truth: Truth) -> list[Stratum]:
+    """All lesions, then by size, coarse type and slice interval (Tao et al., Table 2).
+
+    Size and type belong to a lesion: false positives are those on all images, as a detector is set
+    to one threshold for all lesions. The slice interval belongs to an image: lesions and false
+    positives are those on the images of the stratum. Sizes are the long diameter's, 10 and 30 mm
+    in the middle group (Zlocha et al., section 3.1: < 10, 10-30, > 30 mm). Intervals are split in
+    "< 2.5" and "> 2.5 mm"; one of exactly 2.5 mm, which neither name covers, counts as thin.
+    A lesion or an image whose property is unknown is in none of the strata of that property.
+    """
+    all_images = np.ones(len(truth.boxes), dtype=bool)
+    all_lesions = np.ones(len(truth.lesion_images), dtype=bool)
+    size, thickness = truth.diameters, truth.spacing_z
+    strata = [Stratum("froc", "", "all lesions", all_lesions, all_images)]
+    for key, label, lesions in (
+        ("under_10mm", "< 10 mm", size < 10),
+        ("10_to_30mm", "10-30 mm", (size >= 10) & (size <= 30)),
+        ("over_30mm", "> 30 mm", size > 30),
+    ):
+        strata.append(Stratum("froc_size", key, label, lesions, all_images))
+    for number, name in enumerate(COARSE_TYPES, start=1):
+        key, lesions = name.replace(" ", "_"), truth.types == number
+        strata.append(Stratum("froc_type", key, name, lesions, all_images))
+    for key, label, images in (
+        ("up_to_2.5mm", "interval <= 2.5 mm", thickness <= 2.5),
+        ("over_2.5mm", "interval > 2.5 mm", thickness > 2.5),
+    ):
+        lesions = images[truth.lesion_images]
+        strata.append(Stratum("froc_interval", key, label, lesions, images))
+    return strata
+
+
+def _boxes(annotations: Sequence[Mapping]) -> np.ndarray:
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
+
+
+def _floats(values) -> np.ndarray:
+    return np.array(list(values), dtype=np.float64)
+
+
+def _repeated(values: Sequence) -> list:
+    return [value for value, count in Counter(values).items() if count > 1]

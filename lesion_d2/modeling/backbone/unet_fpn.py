@@ -1,0 +1,177 @@
+import fvcore.nn.weight_init as weight_init
+import torch.nn.functional as F
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone, build_resnet_backbone
+from detectron2.modeling.backbone.resnet import ResNet
+from torch import Tensor, nn
+
+
+class ResNetWithStem(Backbone):
+    """Detectron2's ResNet that also returns ``c1``, the stem's features before its max pooling.
+
+    The parameters keep the names they have in :class:`ResNet`, so pretrained weights load as usual.
+
+    Args:
+        resnet: a ResNet with Detectron2's :class:`BasicStem`; its modules are taken over.
+    """
+
+    def __init__(self, resnet: ResNet):
+        super().__init__()
+        self.stem = resnet.stem
+        self.stage_names = resnet.stage_names
+        for name in resnet.stage_names:
+            self.add_module(name, getattr(resnet, name))
+        self._out_features = ["c1", *resnet._out_features]
+        self._out_feature_strides = {"c1": 2, **resnet._out_feature_strides}
+        self._out_feature_channels = {
+            "c1": resnet.stem.out_channels,
+            **resnet._out_feature_channels,
+        }
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Map images (N, C, H, W) to ``c1`` at stride 2 and the chosen stages."""
+        outputs = {"c1": F.relu_(self.stem.conv1(x))}
+        x = F.max_pool2d(outputs["c1"], kernel_size=3, stride=2, padding=1)
+        for name in self.stage_names:
+            x = getattr(self, name)(x)
+            if name in self._out_features:
+                outputs[name] = x
+        return outputs
+
+
+class LastLevelP6(nn.Module):
+    """P6 from C5 by a 3x3 convolution of stride 2, as RetinaNet's first extra level.
+
+    Args:
+        in_channels: channels of ``in_feature``.
+        out_channels: channels of the pyramid.
+        in_feature: the bottom-up feature that P6 is computed from.
+    """
+
+    num_levels = 1
+
+    def __init__(self, in_channels: int, out_channels: int, in_feature: str = "res5"):
+        super().__init__()
+        self.in_feature = in_feature
+        self.p6 = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1)
+        weight_init.c2_xavier_fill(self.p6)
+
+    def forward(self, c5: Tensor) -> list[Tensor]:
+        """Map C5 (N, in_channels, H, W) to [P6]."""
+        return [self.p6(c5)]
+
+
+class UNetFPN(FPN):
+    """The U-FPN of Jaeger et al., section 3.1: an FPN whose top-down path goes on to full size.
+
+    Detection uses the FPN's own levels. :meth:`decode` adds P1 (skip from ``c1`` by a 1x1
+    convolution) and P0 (skip from the image by two 3x3 convolutions, as Zlocha et al., Fig. 1), on
+    which the segmentation is predicted. It is a method of its own, so that inference without
+    segmentation output does not pay for it. Both papers leave the width of P1 and P0 open, and full
+    width at full size would cost more than all the rest: ours are narrow.
+
+    Args:
+        bottom_up: a backbone that returns ``c1`` at stride 2 and C2 at stride 4 among its features.
+        image_channels: C, the channels of the images.
+        decoder_channels: channels of P1 and of P0.
+        in_features, out_channels, norm, top_block: see :class:`FPN`.
+    """
+
+    def __init__(
+        self,
+        bottom_up: Backbone,
+        in_features: list[str],
+        out_channels: int,
+        *,
+        image_channels: int,
+        decoder_channels: tuple[int, int] = (64, 32),
+        norm: str = "",
+        top_block: nn.Module | None = None,
+    ):
+        super().__init__(bottom_up, in_features, out_channels, norm=norm, top_block=top_block)
+        if "p2" not in self._out_feature_strides:
+            raise ValueError(
+                f"the U-FPN goes on from P2 (stride 4), but MODEL.FPN.IN_FEATURES "
+                f"{list(in_features)} gives {self._out_features}"
+            )
+        p1, p0 = decoder_channels
+        self.reduce_p2 = _conv(out_channels, p1, 1, norm)
+        self.lateral_p1 = _conv(bottom_up.output_shape()["c1"].channels, p1, 1, norm)
+        self.reduce_p1 = _conv(p1, p0, 3, norm, nn.ReLU())
+        self.lateral_p0 = nn.Sequential(
+            _conv(image_channels, p0, 3, norm, nn.ReLU()), _conv(p0, p0, 3, norm)
+        )
+        self.output_p0 = _conv(p0, p0, 3, norm, nn.ReLU())
+        self.decoder_shape = ShapeSpec(channels=p0, stride=1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Map images (N, C, H, W) to the detection levels, and ``c1`` for :meth:`decode`."""
+        bottom_up = self.bottom_up(x)
+        levels = self._out_features[: len(self.in_features)][::-1]
+        features, merged = {"c1": bottom_up["c1"]}, None
+        for level, name, lateral, output in zip(
+            levels, self.in_features[::-1], self.lateral_convs, self.output_convs, strict=True
+        ):
+            skip = lateral(bottom_up[name])
+            merged = skip if merged is None else self.merge(level, skip, merged)
+            features[level] = output(merged)
+        if self.top_block is not None:
+            source = self.top_block.in_feature
+            top = self.top_block(bottom_up[source] if source in bottom_up else features[source])
+            features.update(zip(self._out_features[len(levels) :], top, strict=True))
+        return features
+
+    def merge(self, level: str, skip: Tensor, coarser: Tensor) -> Tensor:
+        """Join a skip connection (N, C, H, W) with the next coarser level (N, C, H/2, W/2).
+
+        Every skip connection comes through here, named by the level it leads to ("p4" to "p0").
+        """
+        return skip + F.interpolate(coarser, scale_factor=2.0, mode="nearest")
+
+    def decode(self, x: Tensor, features: dict[str, Tensor]) -> Tensor:
+        """Compute P0 from the images (N, C, H, W) and what :meth:`forward` returned for them.
+
+        Returns:
+            P0, (N, decoder_channels[1], H, W).
+        """
+        p1 = self.merge("p1", self.lateral_p1(features["c1"]), self.reduce_p2(features["p2"]))
+        return self.output_p0(self.merge("p0", self.lateral_p0(x), self.reduce_p1(p1)))
+
+
+def _conv(
+    in_channels: int, channels: int, kernel: int, norm: str, activation: nn.Module | None = None
+) -> Conv2d:
+    conv = Conv2d(
+        in_channels,
+        channels,
+        kernel_size=kernel,
+        padding=kernel // 2,
+        bias=norm == "",
+        norm=get_norm(norm, channels),
+        activation=activation,
+    )
+    weight_init.c2_xavier_fill(conv)
+    return conv
+
+
+@BACKBONE_REGISTRY.register()
+def build_resnet_unet_fpn_backbone(cfg, input_shape: ShapeSpec) -> UNetFPN:
+    """Build the U-FPN over a ResNet-18 to -101.
+
+    P6 is computed where MODEL.RETINANET.IN_FEATURES asks for it (Zlocha et al.: P2-P6; Jaeger et
+    al.: P2-P5). ``input_shape.channels`` is C, the length of MODEL.PIXEL_MEAN.
+    """
+    bottom_up = ResNetWithStem(build_resnet_backbone(cfg, input_shape))
+    out_channels = cfg.MODEL.FPN.OUT_CHANNELS
+    top_block = None
+    if "p6" in cfg.MODEL.RETINANET.IN_FEATURES:
+        top_block = LastLevelP6(bottom_up.output_shape()["res5"].channels, out_channels)
+    return UNetFPN(
+        bottom_up,
+        cfg.MODEL.FPN.IN_FEATURES,
+        out_channels,
+        image_channels=input_shape.channels,
+        decoder_channels=cfg.MODEL.UNET_FPN.DECODER_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=top_block,
+    )

@@ -1,0 +1,48 @@
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -1  # label of pixels that no loss looks at: the padding of a batch
+
+
+def soft_dice(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Soft Dice of each foreground class over the whole batch as one pseudo-volume.
+
+    The sum of Jaeger et al., equation (1), over the pixels of all images: a class that one image
+    lacks still counts its false positives there. A class without a pixel in the batch and without
+    any probability has a Dice of 1.
+
+    Args:
+        probabilities: (N, K + 1, H, W), a softmax over background (channel 0) and K classes.
+        labels: (N, H, W) int, 0 for background, k for class k - 1, ``IGNORE`` for padding.
+
+    Returns:
+        (K,) in [0, 1].
+    """
+    valid = labels != IGNORE
+    classes = torch.arange(1, probabilities.shape[1], device=labels.device)
+    truth = (labels[:, None] == classes[:, None, None]).to(probabilities.dtype)
+    foreground = probabilities[:, 1:] * valid[:, None]
+    overlap = (foreground * truth).sum(dim=(0, 2, 3))
+    total = foreground.sum(dim=(0, 2, 3)) + truth.sum(dim=(0, 2, 3))
+    smooth = 1e-6  # pixels
+    return (2 * overlap + smooth) / (total + smooth)
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Pixel-wise cross entropy plus soft Dice (Jaeger et al., section 3.1, equation (1)).
+
+    The paper's loss is CE - mean Dice; 1 is added, so that a perfect prediction has loss 0. Its
+    classes K are taken as the foreground classes: with background among them, lesions of some
+    hundred pixels would hardly move the mean. Sums are taken in float32 under mixed precision.
+
+    Args:
+        logits: (N, K + 1, H, W), channel 0 the background.
+        labels: (N, H, W) int, 0 for background, k for class k - 1, ``IGNORE`` for padding.
+
+    Returns:
+        A scalar.
+    """
+    logits = logits.float()
+    cross_entropy = F.cross_entropy(logits, labels, ignore_index=IGNORE)
+    return cross_entropy + 1 - soft_dice(logits.softmax(dim=1), labels).mean()

@@ -1,0 +1,152 @@
+import math
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
+
+from ..losses import IGNORE, segmentation_loss
+
+_PRIOR = 0.01  # of a foreground pixel, as RETINANET.PRIOR_PROB of a foreground anchor
+
+
+@META_ARCH_REGISTRY.register()
+class RetinaUNet(RetinaNet):
+    """Retina U-Net (Jaeger et al., section 3.1): a RetinaNet on a U-FPN with a segmentation loss.
+
+    The detection subnets work on ``head_in_features``; the segmentation logits of the K classes and
+    the background are a 1x1 convolution of P0. At inference P0 is only computed for masks.
+
+    Args:
+        seg_loss_weight: weight of the segmentation loss beside RetinaNet's two; 0 switches it off.
+            Jaeger et al. leave the weight open; 1 weighs all losses alike.
+        predict_masks: whether predictions carry ``pred_masks``.
+        kwargs: see :class:`RetinaNet`. The backbone is a :class:`UNetFPN`.
+    """
+
+    @configurable
+    def __init__(self, *, seg_loss_weight: float = 1.0, predict_masks: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self.seg_loss_weight = seg_loss_weight
+        self.predict_masks = predict_masks
+        self.seg_predictor = None
+        if seg_loss_weight > 0 or predict_masks:
+            channels = self.backbone.decoder_shape.channels
+            self.seg_predictor = nn.Conv2d(channels, self.num_classes + 1, kernel_size=1)
+            # As RetinaNet's own prior: nearly all pixels are background, and say so from the start.
+            nn.init.zeros_(self.seg_predictor.bias)
+            nn.init.constant_(self.seg_predictor.bias[:1], math.log((1 - _PRIOR) / _PRIOR))
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {
+            **super().from_config(cfg),
+            "seg_loss_weight": cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT,
+            "predict_masks": cfg.MODEL.RETINA_UNET.PREDICT_MASKS,
+        }
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """Detectron2's model interface: losses in training, ``[{"instances": ...}]`` otherwise.
+
+        Args:
+            batched_inputs: dicts with ``image`` (C, H, W) on the 0..255 scale; in training also
+                ``instances`` with ``gt_boxes``, ``gt_classes`` and, where the segmentation loss is
+                on, ``gt_masks`` (BitMasks); at inference optional ``height`` and ``width`` of the
+                output.
+
+        Returns:
+            In training ``loss_cls``, ``loss_box_reg`` and ``loss_seg``. At inference
+            ``pred_boxes``, ``scores``, ``pred_classes`` and, if ``predict_masks``, ``pred_masks``
+            (n, height, width) bool.
+        """
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        levels = [features[f] for f in self.head_in_features]
+        predictions = self.head(levels)
+        if self.training:
+            gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
+            losses = self.forward_training(images, levels, predictions, gt_instances)
+            if self.seg_loss_weight > 0:
+                losses["loss_seg"] = self.seg_loss_weight * segmentation_loss(
+                    self.predict_segmentation(images.tensor, features),
+                    semantic_labels(gt_instances, images),
+                )
+            return losses
+        results = self.forward_inference(images, levels, predictions)
+        probabilities = [None] * len(results)
+        if self.predict_masks:
+            probabilities = self.predict_segmentation(images.tensor, features).softmax(dim=1)
+        return [
+            {"instances": _postprocess(*each)}
+            for each in zip(results, probabilities, batched_inputs, strict=True)
+        ]
+
+    def predict_segmentation(self, images: Tensor, features: dict[str, Tensor]) -> Tensor:
+        """Map images (N, C, H, W) and their backbone features to logits (N, K + 1, H, W)."""
+        return self.seg_predictor(self.backbone.decode(images, features))
+
+
+def semantic_labels(gt_instances: list[Instances], images: ImageList) -> Tensor:
+    """Paint the instances' masks into one label map an image.
+
+    Returns:
+        (N, H, W) int64: 0 for background, class + 1 inside a mask (the later instance wins where
+        two overlap), ``IGNORE`` in the padding of the batch.
+    """
+    height, width = images.tensor.shape[-2:]
+    labels = torch.full(
+        (len(gt_instances), height, width), IGNORE, dtype=torch.int64, device=images.tensor.device
+    )
+    for label, instances, (h, w) in zip(labels, gt_instances, images.image_sizes, strict=True):
+        label[:h, :w] = 0
+        if len(instances) == 0:
+            continue
+        for mask, category in zip(
+            instances.gt_masks.tensor, instances.gt_classes.tolist(), strict=True
+        ):
+            label[:h, :w][mask] = category + 1
+    return labels
+
+
+def _postprocess(result: Instances, probabilities: Tensor | None, input_dict: dict) -> Instances:
+    """Bring boxes, and masks where there are class probabilities (K + 1, H, W), to output size."""
+    size = (
+        input_dict.get("height", result.image_size[0]),
+        input_dict.get("width", result.image_size[1]),
+    )
+    image_height, image_width = result.image_size
+    result = detector_postprocess(result, *size)
+    if probabilities is not None:
+        probabilities = F.interpolate(
+            probabilities[None, 1:, :image_height, :image_width],
+            size=size,
+            mode="bilinear",
+            align_corners=False,
+        )[0]
+        result.pred_masks = masks_in_boxes(
+            probabilities > 0.5, result.pred_boxes.tensor, result.pred_classes
+        )
+    return result
+
+
+def masks_in_boxes(class_masks: Tensor, boxes: Tensor, classes: Tensor) -> Tensor:
+    """Cut each detection's mask out of its class's semantic mask.
+
+    Args:
+        class_masks: (K, H, W) bool.
+        boxes: (n, 4) XYXY in pixels, in the data set's coordinates: pixel i has its center at i.
+        classes: (n,) int.
+
+    Returns:
+        (n, H, W) bool: the class's pixels whose center lies inside the box.
+    """
+    height, width = class_masks.shape[-2:]
+    x = torch.arange(width, device=boxes.device)
+    y = torch.arange(height, device=boxes.device)
+    x1, y1, x2, y2 = boxes[:, :, None].unbind(dim=1)
+    inside_x = (x >= x1) & (x <= x2)
+    inside_y = (y >= y1) & (y <= y2)
+    return class_masks[classes] & inside_y[:, :, None] & inside_x[:, None, :]

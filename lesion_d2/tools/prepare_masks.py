@@ -1,0 +1,365 @@
+"""Compute the RECIST masks of a data set once, into one file that the mapper reads.
+
+Example::
+
+    python -m lesion_d2.tools.prepare_masks --dataset deeplesion_train --method grabcut \\
+        --output datasets/deeplesion_train_grabcut.json
+
+An interrupted run goes on where it stopped: finished images stand in ``OUTPUT.partial``. With
+``--compare TRUE_MASKS_JSON`` the methods are measured against the true masks of a phantom data set.
+"""
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from functools import partial
+from typing import NamedTuple
+
+import lesion_d2  # noqa: F401  (registers the data sets)
+from lesion_d2.data.ct import read_slice
+from lesion_d2.data.pseudo_masks import (
+    METHODS,
+    check_annotation,
+    grabcut_image,
+    grabcut_mask,
+    load_mask_file,
+    mask_annotation,
+    pseudo_mask,
+    write_mask_file,
+)
+
+import cv2
+import numpy as np
+from detectron2.data import DatasetCatalog
+from detectron2.utils.logger import setup_logger
+from pycocotools import mask as mask_util
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+WHOLE_SLICE = "grabcut, whole slice"
+
+
+class Summary(NamedTuple):
+    """What a run did: lesions and fallbacks in the file, and whether it stood there before."""
+
+    lesions: int
+    fallbacks: int
+    stood: bool
+
+
+class Comparison(NamedTuple):
+    """A method against true masks: Dice of every lesion, and median CPU time a lesion, ms."""
+
+    dice: np.ndarray
+    milliseconds: float
+
+
+def prepare_masks(dataset: str, method: str, output: str, workers: int | None = None) -> Summary:
+    """Write the masks of all lesions of a data set to one file; the same for any ``workers``.
+
+    Args:
+        dataset: its name in ``DatasetCatalog``.
+        method: "grabcut" or "ellipse".
+        output: the JSON file to write. Where it stands and covers the data set, nothing is done;
+            where it stands for the same data set and method and does not, it is written anew.
+        workers: processes; all cores by default.
+
+    Raises:
+        ValueError: ``output`` or its journal ``output.partial`` belong to another data set or
+            method, or are damaged; a slice cannot be read.
+        BrokenProcessPool: a process was killed; what was finished stands in the journal.
+    """
+    dicts = DatasetCatalog.get(dataset)
+    info = {"method": method, "dataset": dataset, "window": "DICOM"}
+    if os.path.exists(output):
+        summary = _existing_summary(dicts, info, output)
+        if summary is not None:
+            return summary
+    folder = os.path.dirname(output)
+    if folder:
+        os.makedirs(folder, exist_ok=True)
+    journal = f"{output}.partial"
+    done = _read_journal(journal, info, dicts)
+    if done:
+        logger.info(f"{journal}: going on after {len(done)} of {len(dicts)} images")
+    with open(journal, "a") as file:
+        if file.tell() == 0:
+            _append(file, {"info": info})
+        left = [d for d in dicts if d["image_id"] not in done]
+        bar = tqdm(total=len(dicts), initial=len(done), desc=f"{method} masks", unit="image")
+        results = _compute(left, method, workers or os.cpu_count() or 1)
+        with bar, closing(results):
+            for image_id, annotations in results:
+                _append(file, {"image_id": image_id, "annotations": annotations})
+                done[image_id] = annotations
+                bar.update()
+    annotations = [a for d in dicts for a in done[d["image_id"]]]
+    write_mask_file(output, info, annotations)
+    os.remove(journal)
+    return Summary(len(annotations), sum(a["fell_back"] for a in annotations), False)
+
+
+def dice_against_truth(
+    dataset: str, method: str, true_masks: str, limit: int | None = None
+) -> Comparison:
+    """Measure a method on a phantom data set.
+
+    Args:
+        dataset: its name in ``DatasetCatalog``.
+        method: "grabcut", "ellipse" or :data:`WHOLE_SLICE`, GrabCut without its crop.
+        true_masks: the ``true_masks.json`` that :func:`lesion_d2.data.phantom.write_phantom` wrote.
+        limit: at most this many lesions, spread evenly over the data set; all by default.
+
+    Raises:
+        FileNotFoundError: there is no such file of true masks.
+        ValueError: the file has no mask for a lesion.
+    """
+    lesions = [(d, a) for d in DatasetCatalog.get(dataset) for a in d["annotations"]]
+    if limit is not None and limit < len(lesions):
+        lesions = [lesions[i] for i in np.linspace(0, len(lesions) - 1, limit).astype(int)]
+    truth = _read_truth(true_masks)
+    dices, seconds = [], []
+    for record, annotation in tqdm(lesions, desc=method, unit="lesion", leave=False):
+        rle = truth.get(record["image_id"], {}).get(str(annotation["row"]))
+        if rle is None:
+            raise ValueError(
+                f"{true_masks}: found no mask of row {annotation['row']} "
+                f"(image {record['image_id']}) of {dataset}"
+            )
+        image = _read_image(record)
+        start = time.process_time()
+        mask = _mask(method, image, annotation)
+        seconds.append(time.process_time() - start)
+        dices.append(_dice(mask, mask_util.decode(rle).astype(bool)))
+    return Comparison(np.array(dices), 1e3 * float(np.median(seconds)))
+
+
+def _mask(method: str, image: np.ndarray, annotation: dict) -> np.ndarray:
+    if method == WHOLE_SLICE:
+        margin = max(image.shape)
+        return grabcut_mask(image, annotation["recist"], annotation["bbox"], margin=margin)
+    return pseudo_mask(method, image, annotation["recist"], annotation["bbox"]).mask
+
+
+def _dice(a: np.ndarray, b: np.ndarray) -> float:
+    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+def _read_truth(path: str) -> dict:
+    try:
+        with open(path) as file:
+            truth = json.load(file)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a file of true masks, it is no JSON: {error}") from error
+    if not isinstance(truth, dict):
+        raise ValueError(f"{path}: found a {type(truth).__name__}, expected masks by image id")
+    return truth
+
+
+def _read_image(record: dict) -> np.ndarray:
+    """The key slice as GrabCut wants it, (H, W) uint8."""
+    hu = read_slice(record["file_name"])
+    expected = (record["height"], record["width"])
+    if hu.shape != expected:
+        raise ValueError(
+            f"{record['file_name']}: found {hu.shape[1]} x {hu.shape[0]} pixels, expected "
+            f"{expected[1]} x {expected[0]}"
+        )
+    return grabcut_image(hu, record["window"])
+
+
+def _image_masks(record: dict, method: str) -> tuple[str, list[dict]]:
+    """One image's entries of the mask file."""
+    size = (record["height"], record["width"])
+    image = _read_image(record) if method == "grabcut" else None
+    annotations = []
+    for annotation in record["annotations"]:
+        try:
+            found = pseudo_mask(method, image, annotation["recist"], annotation["bbox"], size)
+        except ValueError as error:
+            raise ValueError(f"{record['file_name']}, row {annotation['row']}: {error}") from error
+        annotations.append(mask_annotation(record["image_id"], annotation, found))
+    return record["image_id"], annotations
+
+
+def _compute(dicts: list[dict], method: str, workers: int) -> Iterator[tuple[str, list[dict]]]:
+    """Masks of all images as they get ready, in any order."""
+    work = partial(_image_masks, method=method)
+    workers = min(workers, len(dicts))
+    if workers <= 1:
+        yield from map(work, dicts)
+        return
+    # A forked process would hang in OpenCV, where this one has used its threads before.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    try:
+        for future in as_completed([pool.submit(work, record) for record in dicts]):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """One thread a process; Ctrl-C is the parent's affair; a killed parent leaves no workers."""
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    parent = os.getppid()
+
+    def follow_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
+
+
+def _append(file, line: dict) -> None:
+    file.write(json.dumps(line) + "\n")
+    file.flush()  # what was handed to the system survives a kill
+
+
+def _read_journal(path: str, info: dict, dicts: list[dict]) -> dict[str, list[dict]]:
+    """Finished images of an interrupted run: their entries by image id.
+
+    A half-written last line is cut off the file. Images whose lesions changed since are left out.
+    """
+    if not os.path.exists(path):
+        return {}
+    with open(path, "rb+") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        file.truncate(whole)
+    lines = content[:whole].splitlines()
+    if not lines:
+        return {}
+    found = _parse_line(path, 1, lines[0]).get("info")
+    if found != info:
+        raise ValueError(
+            f"{path}: found the journal of {found}, expected {info}; finish that run or remove "
+            "the file"
+        )
+    lesions = {d["image_id"]: _lesions(d["annotations"]) for d in dicts}
+    done = {}
+    for number, line in enumerate(lines[1:], start=2):
+        entry = _parse_line(path, number, line)
+        annotations = entry.get("annotations", [])
+        for annotation in annotations:
+            check_annotation(annotation, f"{path}, line {number}")
+        if lesions.get(entry.get("image_id")) == _lesions(annotations):
+            done[entry["image_id"]] = annotations
+    return done
+
+
+def _parse_line(path: str, number: int, line: bytes) -> dict:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        entry = None
+    if not isinstance(entry, dict):
+        raise ValueError(
+            f"{path}, line {number}: found {line[:60]!r}, expected a JSON object; remove the file"
+        )
+    return entry
+
+
+def _lesions(annotations: Iterable[dict]) -> list[tuple]:
+    return [(a["row"], tuple(a["recist"])) for a in annotations]
+
+
+def _existing_summary(dicts: list[dict], info: dict, output: str) -> Summary | None:
+    """The summary of a file that covers the data set; None for one that is out of date."""
+    masks = load_mask_file(output)
+    found = {key: masks.info.get(key) for key in info}
+    if found != info:
+        raise ValueError(
+            f"{output}: found masks of {found}, expected {info}; choose another --output"
+        )
+    try:
+        entries = [
+            masks.entry(d["image_id"], a["row"], a["recist"])
+            for d in dicts
+            for a in d["annotations"]
+        ]
+    except ValueError as error:
+        logger.warning(f"Masks are computed anew: {error}")
+        return None
+    return Summary(len(entries), sum(e["fell_back"] for e in entries), True)
+
+
+def _compare(dataset: str, true_masks: str, limit: int | None) -> None:
+    cv2.setNumThreads(1)
+    methods = ("ellipse", "grabcut", WHOLE_SLICE)
+    results = [dice_against_truth(dataset, method, true_masks, limit) for method in methods]
+    print(f"{dataset} against {true_masks}: {len(results[0].dice)} lesions")
+    print(f"{'method':24}{'mean Dice':>10}{'median':>10}{'ms a lesion':>14}")
+    for method, (dice, milliseconds) in zip(methods, results, strict=True):
+        print(f"{method:24}{dice.mean():>10.4f}{np.median(dice):>10.4f}{milliseconds:>14.1f}")
+
+
+def _parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--dataset", required=True, help="name in Detectron2's catalog")
+    parser.add_argument("--method", choices=METHODS, default="grabcut")
+    parser.add_argument("--output", help="the JSON file to write")
+    parser.add_argument("--workers", type=int, help="processes (default: all cores)")
+    parser.add_argument(
+        "--compare", metavar="TRUE_MASKS_JSON", help="write nothing, measure the methods' Dice"
+    )
+    parser.add_argument("--limit", type=int, help="at most this many lesions in --compare")
+    args = parser.parse_args(argv)
+    if (args.output is None) == (args.compare is None):
+        parser.error("expected one of --output and --compare")
+    for name in ("workers", "limit"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name}: found {value}, expected at least 1")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool.
+
+    Args:
+        argv: its arguments; the command line's by default.
+
+    Returns:
+        The exit status: 0, 1 after an error, 130 after Ctrl-C.
+    """
+    args = _parse_args(argv)
+    setup_logger(name="lesion_d2")
+    start = time.perf_counter()
+    try:
+        if args.compare is not None:
+            _compare(args.dataset, args.compare, args.limit)
+            return 0
+        summary = prepare_masks(args.dataset, args.method, args.output, args.workers)
+    except KeyboardInterrupt:
+        print(f"Interrupted: the same command goes on from {args.output}.partial", file=sys.stderr)
+        return 130
+    except (BrokenProcessPool, KeyError, OSError, ValueError) as error:
+        print(error.args[0] if isinstance(error, KeyError) else error, file=sys.stderr)
+        return 1
+    if summary.stood:
+        print(f"{args.output} stands already and covers {args.dataset}: nothing to do")
+    share = 100 * summary.fallbacks / max(summary.lesions, 1)
+    print(
+        f"{args.dataset}: {summary.lesions} lesions, {summary.fallbacks} fallbacks to the ellipse "
+        f"({share:.1f} %), {time.perf_counter() - start:.1f} s"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""What all tests share."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before torch is imported, here and in the processes that tests start: tiny models are faster
+# without compiled losses (fvcore's) and without threads that wait for each other.
+os.environ.setdefault("PYTORCH_JIT", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from lesion_d2.data.phantom import write_phantom
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_phantom(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of data sets with a tiny ``phantom``; DETECTRON2_DATASETS names it from now on."""
+    root = tmp_path_factory.mktemp("datasets")
+    write_phantom(root / "phantom", num_patients=8, size=64, workers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", os.fspath(root))
+        yield root
+
+
+@pytest.fixture(autouse=True)
+def _restore_loggers() -> Iterator[None]:
+    """Undo Detectron2's ``setup_logger``: its loggers hand nothing on to the next test's caplog."""
+    names = ("EZannot.detectron2", "detectron2", "fvcore", "lesion_d2")
+    before = [(logging.getLogger(name), logging.getLogger(name).propagate) for name in names]
+    yield
+    for logger, propagate in before:
+        logger.propagate = propagate
+        logger.handlers.clear()

@@ -1,0 +1,235 @@
+import lesion_d2
+from lesion_d2.data.augmentation import AffineTransform, RandomAffine
+from lesion_d2.data.mapper import LesionDatasetMapper, lesion_outline, transform_lesions
+from lesion_d2.data.pseudo_masks import ellipse_mask, mask_annotation, pseudo_mask, write_mask_file
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.structures import BoxMode
+from pycocotools import mask as mask_util
+
+SIZE = (96, 128)
+
+
+def _annotation(recist, row=2):
+    x, y = recist[0::2], recist[1::2]
+    return {
+        "bbox": [min(x) - 5, min(y) - 5, max(x) + 5, max(y) + 5],
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "category_id": 0,
+        "recist": recist,
+        "row": row,
+    }
+
+
+OBLIQUE = _annotation([40.0, 30.0, 70.0, 50.0, 52.0, 45.0, 58.0, 36.0])
+
+
+@pytest.fixture
+def dataset_dict(tmp_path):
+    """Five slices 2 mm apart, each with its own HU, with a bright lesion on the key slice."""
+    folder = tmp_path / "Images_png" / "000001_01_01"
+    folder.mkdir(parents=True)
+    lesion = ellipse_mask(OBLIQUE["recist"], *SIZE)
+    for index in range(8, 13):
+        hu = np.full(SIZE, 10 * index, np.int32)
+        if index == 10:
+            hu[lesion] = 900
+        cv2.imwrite(str(folder / f"{index:03d}.png"), (hu + 32768).astype(np.uint16))
+    return {
+        "file_name": str(folder / "010.png"),
+        "image_id": "000001_01_01_010",
+        "height": SIZE[0],
+        "width": SIZE[1],
+        "spacing": (0.8, 0.8, 2.0),
+        "slice_range": (8, 12),
+        "slice_index": 10,
+        "window": (-175.0, 275.0),
+        "annotations": [OBLIQUE],
+    }
+
+
+def _config(*opts):
+    cfg = get_cfg()
+    lesion_d2.add_lesion_config(cfg)
+    cfg.MODEL.MASK_ON = True
+    cfg.INPUT.CT.IMAGE_SIZE = 0
+    cfg.INPUT.CT.HU_WINDOW = (-1000.0, 1040.0)
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def test_inference_gives_the_windowed_slices(dataset_dict):
+    mapper = LesionDatasetMapper(_config(), False)
+    before = repr(dataset_dict)
+    mapped = mapper(dataset_dict)
+    assert repr(dataset_dict) == before
+    assert mapped["image"].dtype == torch.float32 and mapped["image"].shape == (3, *SIZE)
+    np.testing.assert_allclose(
+        mapped["image"][:, 0, 0], [(1000 + hu) / 8 for hu in (90, 100, 110)], rtol=1e-6
+    )
+    assert mapped["image"][1].max() == pytest.approx(1900 / 8)
+    assert "annotations" not in mapped and "instances" not in mapped
+    assert (mapped["height"], mapped["width"]) == SIZE and mapped["image_id"] == "000001_01_01_010"
+
+
+def test_loaded_stack_is_int16_hu(dataset_dict):
+    loaded = LesionDatasetMapper(_config("INPUT.CT.NUM_SLICES", 1, *_pixels(1)), False).load(
+        dataset_dict
+    )
+    assert loaded["image"].dtype == torch.int16
+    assert loaded["image"].unique().tolist() == [100, 900]
+
+
+def _pixels(channels):
+    return ("MODEL.PIXEL_MEAN", [127.5] * channels, "MODEL.PIXEL_STD", [127.5] * channels)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5, 7])
+def test_training_sample_with_any_number_of_slices(dataset_dict, channels):
+    cfg = _config("INPUT.CT.NUM_SLICES", channels, *_pixels(channels))
+    np.random.seed(0)
+    mapped = LesionDatasetMapper(cfg, True)(dataset_dict)
+    assert mapped["image"].shape == (channels, *SIZE)
+    assert mapped["instances"].gt_masks.tensor.shape == (1, *SIZE)
+    assert mapped["instances"].gt_classes.tolist() == [0]
+
+
+def test_pixel_mean_of_another_length_is_refused():
+    with pytest.raises(ValueError, match=r"PIXEL_MEAN has 3 values and PIXEL_STD 3; expected 5"):
+        LesionDatasetMapper(_config("INPUT.CT.NUM_SLICES", 5), True)
+
+
+def test_image_box_and_mask_stay_together_through_every_augmentation(dataset_dict):
+    cfg = _config("INPUT.CT.IMAGE_SIZE", 160, "INPUT.AUG.RESIZE_RANGE", (0.8, 1.2))
+    mapper = LesionDatasetMapper(cfg, True)
+    np.random.seed(3)
+    sizes = set()
+    for _ in range(25):
+        mapped = mapper(dataset_dict)
+        image, instances = mapped["image"][1], mapped["instances"]
+        mask, box = instances.gt_masks.tensor[0], instances.gt_boxes.tensor[0]
+        bright = image > 0.75 * image.max()
+        overlap = (bright & mask).sum() / (bright | mask).sum()
+        assert overlap > 0.85
+        y, x = torch.nonzero(mask, as_tuple=True)
+        scale = max(image.shape) / 128
+        # The lesion's extent plus 5 pixels a side, through rotation and shear of up to 0.1 rad.
+        margins = torch.stack(
+            [x.min() - box[0], y.min() - box[1], box[2] - x.max(), box[3] - y.max()]
+        )
+        assert (margins > 2 * scale).all() and (margins < 8 * scale).all()
+        sizes.add(tuple(image.shape))
+    assert len(sizes) > 5
+
+
+@pytest.mark.parametrize("axis", ["x", "y"])
+def test_flip_moves_the_box_exactly(axis):
+    height, width = SIZE
+    flip = T.HFlipTransform(width) if axis == "x" else T.VFlipTransform(height)
+    mask = ellipse_mask(OBLIQUE["recist"], *SIZE)
+    flipped = transform_lesions([OBLIQUE], [mask], flip, SIZE)
+    x1, y1, x2, y2 = OBLIQUE["bbox"]
+    expected = [width - 1 - x2, y1, width - 1 - x1, y2]
+    if axis == "y":
+        expected = [x1, height - 1 - y2, x2, height - 1 - y1]
+    np.testing.assert_allclose(flipped.gt_boxes.tensor[0], expected, atol=1e-4)
+    assert np.array_equal(flipped.gt_masks.tensor[0], mask[:, ::-1] if axis == "x" else mask[::-1])
+
+
+def test_rotated_box_is_the_outlines_not_the_corners():
+    angle = np.deg2rad(-33.7)  # turns the long diameter level
+    c, s = np.cos(angle), np.sin(angle)
+    turn = AffineTransform(
+        np.array([[c, -s, 55 - c * 55 + s * 40], [s, c, 40 - s * 55 - c * 40]]), *SIZE
+    )
+    x1, y1, x2, y2 = transform_lesions([OBLIQUE], None, turn, SIZE).gt_boxes.tensor[0].tolist()
+    corners = np.array(OBLIQUE["bbox"])[[0, 1, 2, 1, 2, 3, 0, 3]].reshape(4, 2)
+    extent = np.ptp(turn.apply_coords(corners), axis=0)
+    assert (y2 - y1) < 0.75 * extent[1]  # the corners' box would be much higher
+    assert x2 - x1 > np.hypot(30, 20)  # it holds the long diameter
+
+
+def test_outline_fills_the_box():
+    outline = lesion_outline(OBLIQUE)
+    np.testing.assert_allclose([*outline.min(axis=0), *outline.max(axis=0)], OBLIQUE["bbox"])
+
+
+def test_lesions_that_leave_the_image_are_dropped_and_others_cut():
+    here = _annotation([20.0, 40.0, 40.0, 40.0, 30.0, 36.0, 30.0, 44.0])
+    gone = _annotation([100.0, 40.0, 120.0, 40.0, 110.0, 36.0, 110.0, 44.0], row=3)
+    cut = _annotation([60.0, 40.0, 80.0, 40.0, 70.0, 36.0, 70.0, 44.0], row=4)
+    shift = AffineTransform(np.array([[1.0, 0, 55.0], [0, 1, 0]]), *SIZE)
+    masks = [ellipse_mask(a["recist"], *SIZE) for a in (here, gone, cut)]
+    instances = transform_lesions([here, gone, cut], masks, shift, SIZE)
+    np.testing.assert_allclose(
+        instances.gt_boxes.tensor, [[70, 31, 100, 49], [110, 31, 128, 49]], atol=1e-4
+    )
+    assert len(instances.gt_masks) == 2
+    nothing = transform_lesions([], [], shift, SIZE)
+    assert nothing.gt_boxes.tensor.shape == (0, 4) and nothing.gt_masks.tensor.shape == (0, *SIZE)
+
+
+def test_masks_come_from_the_file_where_it_covers_the_image(dataset_dict, tmp_path):
+    stored = np.zeros(SIZE, dtype=bool)
+    stored[40:44, 50:60] = True
+    found = pseudo_mask("ellipse", None, OBLIQUE["recist"], OBLIQUE["bbox"], SIZE)
+    file = tmp_path / "masks.json"
+    write_mask_file(
+        file,
+        {"method": "ellipse", "dataset": "made up"},
+        [mask_annotation("000001_01_01_010", OBLIQUE, found._replace(mask=stored))],
+    )
+    no_augmentation = [f"INPUT.AUG.{key}" for key in ("HFLIP_PROB", "VFLIP_PROB")]
+    no_augmentation += [
+        f"INPUT.AUG.MAX_{key}" for key in ("ROTATION", "SHEAR", "SCALE", "TRANSLATION")
+    ]
+    opts = [value for key in no_augmentation for value in (key, 0.0)]
+    mapper = LesionDatasetMapper(_config(*opts, "INPUT.PSEUDO_MASK_FILES", (str(file),)), True)
+    assert np.array_equal(mapper(dataset_dict)["instances"].gt_masks.tensor[0], stored)
+    # Another image is computed on the fly, by either method.
+    dataset_dict["image_id"] = "000001_01_01_011"
+    ellipse = mapper(dataset_dict)["instances"].gt_masks.tensor[0]
+    assert np.array_equal(ellipse, found.mask)
+    grabcut = LesionDatasetMapper(_config(*opts, "INPUT.PSEUDO_MASK", "grabcut"), True)
+    mask = grabcut(dataset_dict)["instances"].gt_masks.tensor[0].numpy()
+    assert 2 * (mask & found.mask).sum() / (mask.sum() + found.mask.sum()) > 0.9
+    assert mask_util.area(mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))) > 0
+
+
+def test_slices_of_another_size_than_the_table_says_are_refused(dataset_dict):
+    dataset_dict["width"] = 100
+    with pytest.raises(SizeMismatchError, match=r"010\.png, got \(128, 96\), expect \(100, 96\)"):
+        LesionDatasetMapper(_config(), False)(dataset_dict)
+
+
+def test_mask_file_of_the_other_method_is_refused(tmp_path):
+    file = tmp_path / "masks.json"
+    write_mask_file(file, {"method": "grabcut", "dataset": "made up"}, [])
+    with pytest.raises(ValueError, match=r"masks.json: found masks by 'grabcut', expected 'ellip"):
+        LesionDatasetMapper(_config("INPUT.PSEUDO_MASK_FILES", (str(file),)), True)
+
+
+def test_without_mask_on_there_are_no_masks(dataset_dict):
+    mapped = LesionDatasetMapper(_config("MODEL.MASK_ON", False), True)(dataset_dict)
+    assert not mapped["instances"].has("gt_masks")
+
+
+def test_pixel_spacing_in_mm(dataset_dict):
+    cfg = _config("INPUT.CT.PIXEL_SPACING", 1.6)
+    mapped = LesionDatasetMapper(cfg, False)(dataset_dict)
+    assert mapped["image"].shape == (3, 48, 64)
+
+
+def test_outside_of_the_image_is_air():
+    shifted = RandomAffine(rotation=0, shear=0, scale=0, translation=0.5, fill=-1000)
+    np.random.seed(1)
+    image = shifted.get_transform(np.zeros((20, 20, 3), np.int16)).apply_image(
+        np.zeros((20, 20, 3), np.int16)
+    )
+    assert set(np.unique(image)) >= {-1000, 0}

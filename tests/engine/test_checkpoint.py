@@ -1,0 +1,166 @@
+import logging
+import os
+import pickle
+
+from lesion_d2.engine import LesionCheckpointer
+from lesion_d2.engine.checkpoint import adapt_stem, write_atomically
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+
+class _Detector(nn.Module):
+    """The names that a detector of Detectron2 has, with one convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        stem = nn.Module()
+        stem.conv1 = nn.Conv2d(channels, 4, 7, bias=False)
+        bottom_up = nn.Module()
+        bottom_up.stem = stem
+        self.backbone = nn.Module()
+        self.backbone.bottom_up = bottom_up
+
+    @property
+    def conv1(self) -> nn.Conv2d:
+        return self.backbone.bottom_up.stem.conv1
+
+
+def _rgb_weight(seed: int = 0) -> torch.Tensor:
+    return torch.randn(4, 3, 7, 7, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("channels", [1, 5, 9])
+@pytest.mark.parametrize("kind", ["caffe2.pkl", "torchvision.pkl", "detector.pth"])
+def test_constant_images_keep_their_activations_with_c_channels(tmp_path, channels, kind, caplog):
+    weight = _rgb_weight()
+    path = str(tmp_path / kind)
+    if kind == "detector.pth":
+        torch.save({"model": {"backbone.bottom_up.stem.conv1.weight": weight}}, path)
+    elif kind == "caffe2.pkl":
+        _dump({"blobs": {"conv1_w": weight.numpy()}}, path)
+    else:
+        model = {"stem.conv1.weight": weight.numpy()}
+        _dump({"model": model, "__author__": "torchvision", "matching_heuristics": True}, path)
+
+    detector = _Detector(channels)
+    with caplog.at_level(logging.INFO, logger="lesion_d2"):
+        LesionCheckpointer(detector).load(path)
+
+    rgb = torch.nn.functional.conv2d(torch.full((1, 3, 9, 9), 1.7), weight)
+    ours = detector.conv1(torch.full((1, channels, 9, 9), 1.7))
+    torch.testing.assert_close(ours, rgb)
+    assert f"from 3 to {channels} input channels" in caplog.text
+
+
+def test_three_channels_are_loaded_as_they_are(tmp_path):
+    weight = _rgb_weight()
+    path = str(tmp_path / "detector.pth")
+    torch.save({"model": {"backbone.bottom_up.stem.conv1.weight": weight}}, path)
+    detector = _Detector(3)
+    LesionCheckpointer(detector).load(path)
+    assert torch.equal(detector.conv1.weight, weight)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 7, 7), (4, 3, 3, 3), (8, 3, 7, 7)])
+def test_other_shapes_are_not_adapted(shape):
+    weights = {"stem.conv1.weight": torch.zeros(shape)}
+    adapt_stem(weights, {"backbone.bottom_up.stem.conv1.weight": torch.zeros(4, 9, 7, 7)})
+    assert weights["stem.conv1.weight"].shape == shape
+
+
+def test_a_checkpoint_of_c_channels_comes_back_unchanged(tmp_path):
+    saved = _Detector(9)
+    LesionCheckpointer(saved, str(tmp_path)).save("model_0000001")
+    loaded = _Detector(9)
+    LesionCheckpointer(loaded, str(tmp_path)).resume_or_load("", resume=True)
+    assert torch.equal(saved.conv1.weight, loaded.conv1.weight)
+
+
+def test_the_best_checkpoint_does_not_become_the_last(tmp_path):
+    checkpointer = LesionCheckpointer(_Detector(3), str(tmp_path))
+    checkpointer.save("model_0000001")
+    checkpointer.save("model_best", tag_last=False)
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
+
+
+def test_a_write_that_dies_half_way_leaves_the_old_file_and_tag(tmp_path, monkeypatch):
+    checkpointer = LesionCheckpointer(_Detector(3), str(tmp_path))
+    checkpointer.save("model_final")
+    before = _contents(tmp_path)
+    with torch.no_grad():
+        checkpointer.model.conv1.weight.add_(1)
+
+    def half(data, file):
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    for name in ("model_final", "model_0000005"):
+        with pytest.raises(OSError, match="No space left"):
+            checkpointer.save(name)
+        assert _contents(tmp_path) == before
+
+
+def test_a_tag_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
+    checkpointer = LesionCheckpointer(_Detector(3), str(tmp_path))
+    checkpointer.tag_last_checkpoint("model_0000001.pth")
+    before = _contents(tmp_path)
+
+    def replace(source, target):
+        raise OSError("Input/output error")
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match="Input/output"):
+        checkpointer.tag_last_checkpoint("model_0000002.pth")
+    assert _contents(tmp_path) == before
+
+
+def test_what_a_killed_write_left_behind_is_overwritten(tmp_path):
+    (tmp_path / "unfinished.tmp").write_bytes(b"x" * 1000)
+    write_atomically(str(tmp_path / "file"), lambda file: file.write(b"new"))
+    assert _contents(tmp_path) == {"file": b"new"}
+
+
+@pytest.mark.parametrize("ending", [".pth", ".pkl"])
+@pytest.mark.parametrize("kind", ["empty", "text", "truncated", "other content"])
+def test_what_is_no_checkpoint_is_named(tmp_path, ending, kind):
+    path = tmp_path / f"weights{ending}"
+    if ending == ".pth":
+        torch.save({"model": {"a": torch.zeros(1000)}}, path)
+    else:
+        _dump({"model": {"a": np.zeros(1000)}, "__author__": "x"}, path)
+    whole = path.read_bytes()
+    if kind == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif kind == "other content":
+        content = {"model": {"a": "text"}, "__author__": "x"}
+        torch.save(content, path) if ending == ".pth" else _dump(content, path)
+    else:
+        path.write_bytes(b"" if kind == "empty" else b"<html>404</html>")
+
+    detector = _Detector(3)
+    checkpointer = LesionCheckpointer(detector)
+    before = detector.conv1.weight.clone()
+    with pytest.raises(ValueError, match=rf"weights{ending}: found no whole checkpoint"):
+        checkpointer.load(str(path))
+    assert torch.equal(detector.conv1.weight, before)
+
+    path.write_bytes(whole)  # the checkpointer is still good
+    checkpointer.load(str(path))
+
+
+def test_missing_weights_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.pth: no such file"):
+        LesionCheckpointer(_Detector(3)).load(str(tmp_path / "gone.pth"))
+
+
+def _contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _dump(content: dict, path: str | os.PathLike) -> None:
+    with open(path, "wb") as file:
+        pickle.dump(content, file)

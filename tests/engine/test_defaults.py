@@ -1,0 +1,162 @@
+import logging
+import os
+import shutil
+
+from lesion_d2.engine import InputError, load_config, prepare_launch
+from lesion_d2.engine.defaults import check_inputs
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from tiny_run import tiny_args, tiny_config
+
+import train_net
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"SOLVER__MAX_ITERS": 3}, r"Non-existent.* key: SOLVER.MAX_ITERS"),
+        ({"SOLVER__MAX_ITER": "many"}, r"Type mismatch.*SOLVER.MAX_ITER"),
+    ],
+)
+def test_a_wrong_key_or_value_is_one_line(changes, message):
+    with pytest.raises(InputError, match=message) as error:
+        load_config(tiny_args("output", **changes))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("SOLVER: {MAX_ITERS: 3}\nVERSION: 2", "Non-existent config key: SOLVER.MAX_ITERS"),
+        ("SOLVER: [", "while parsing"),
+        ('_BASE_: "gone.yaml"', "gone.yaml"),
+        (None, "does not exist"),
+    ],
+)
+def test_a_bad_config_file_is_one_line_that_names_it(tmp_path, content, message):
+    path = tmp_path / "config.yaml"
+    if content is not None:
+        path.write_text(content)
+    args = tiny_args("output")
+    args.config_file = str(path)
+    with pytest.raises(InputError, match=message) as error:
+        load_config(args)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "flags, changes, message",
+    [
+        (
+            (),
+            {"DATASETS__TRAIN": ("phantom_trian",)},
+            "TRAIN: found 'phantom_trian'.*_train",
+        ),
+        ((), {"DATASETS__TRAIN": ()}, "DATASETS.TRAIN: found no data set"),
+        ((), {"DATASETS__TEST": ("deeplesion_val",)}, "DATASETS.TEST, deeplesion_val: .*DL_info"),
+        ((), {"SOLVER__OPTIMIZER": "Lion"}, "SOLVER.OPTIMIZER: found 'Lion'"),
+        ((), {"MODEL__WEIGHTS": "gone.pth"}, "MODEL.WEIGHTS: gone.pth: no such file"),
+        (("--num-gpus", "3"), {}, "SOLVER.IMS_PER_BATCH: found 4, expected a multiple of the 3"),
+        (("--eval-only",), {}, "--eval-only: found no MODEL.WEIGHTS"),
+        (("--eval-only", "--resume"), {}, "--eval-only: found no MODEL.WEIGHTS"),
+    ],
+)
+def test_wrong_inputs_stop_a_run_before_it_writes(tiny_phantom, tmp_path, flags, changes, message):
+    output_dir = tmp_path / "output"
+    with pytest.raises(InputError, match=message) as error:
+        train_net.main(tiny_args(output_dir, *flags, **changes))
+    assert "\n" not in str(error.value)
+    assert not output_dir.exists()
+
+
+def test_an_empty_split_stops_a_run(tiny_phantom, tmp_path, monkeypatch):
+    _copy_without(tiny_phantom, tmp_path, monkeypatch, lambda line: line.endswith(",2"))
+    with pytest.raises(InputError, match=r"DATASETS.TEST, phantom_val: .*no lesions"):
+        train_net.main(tiny_args(tmp_path / "output"))
+
+
+def test_images_without_lesions_only_are_no_training_set(tmp_path):
+    DatasetCatalog.register("empty_images", lambda: [{"annotations": []}] * 3)
+    try:
+        cfg = tiny_config(DATASETS__TRAIN=("empty_images",))
+        with pytest.raises(InputError, match="found no lesion in empty_images"):
+            check_inputs(cfg, tiny_args(tmp_path))
+        cfg = tiny_config(DATASETS__TRAIN=("empty_images",), DATASETS__TEST=())
+        cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+        assert check_inputs(cfg, tiny_args(tmp_path)) == 3
+    finally:
+        DatasetCatalog.remove("empty_images")
+
+
+def test_missing_files_stop_a_run_unless_they_may_be_missing(tiny_phantom, tmp_path, monkeypatch):
+    _copy_without(tiny_phantom, tmp_path, monkeypatch, lambda line: False)
+    gone = DatasetCatalog.get("phantom_train")[0]
+    num_images = len(DatasetCatalog.get("phantom_train"))
+    shutil.move(gone["file_name"], tmp_path / "gone.png")
+    with pytest.raises(InputError, match=r"DATASETS\.TRAIN, phantom_train: .*bad cells"):
+        train_net.main(tiny_args(tmp_path / "output"))
+    try:
+        args = tiny_args(tmp_path / "output", DATASETS__ALLOW_MISSING=True)
+        assert check_inputs(load_config(args), args) == num_images - 1
+    finally:
+        for name in ("phantom_train", "phantom_val"):
+            vars(MetadataCatalog.get(name)).pop("allow_missing", None)
+
+
+def test_setup_completes_the_config(tiny_phantom, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    args = tiny_args(
+        tmp_path,
+        MODEL__DEVICE="cuda",
+        DATALOADER__NUM_WORKERS=1000,
+        SOLVER__MAX_EPOCHS=2.0,
+    )
+    cfg = train_net.setup(args)
+    num_images = len(DatasetCatalog.get("phantom_train"))
+    assert cfg.MODEL.DEVICE == "cpu"
+    assert 1 <= cfg.DATALOADER.NUM_WORKERS < 1000
+    assert -(-2 * num_images // 4) == cfg.SOLVER.MAX_ITER
+    assert cfg.is_frozen()
+    log = (tmp_path / "log.txt").read_text()
+    assert log.count("no GPU was found: using the CPU") == 1
+    assert f"Epochs of {num_images} images" in log
+    assert f"MAX_ITER: {cfg.SOLVER.MAX_ITER}" in (tmp_path / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    "name", ["detectron2.x", "EZannot.detectron2.x", "fvcore.x", "lesion_d2.x"]
+)
+def test_every_logger_prints_and_goes_to_the_log_file_once(tiny_phantom, tmp_path, name, capsys):
+    train_net.setup(tiny_args(tmp_path))
+    logging.getLogger(name).info("a line of its own")
+    assert capsys.readouterr().out.count("a line of its own") == 1
+    assert (tmp_path / "log.txt").read_text().count("a line of its own") == 1
+
+
+def test_processes_on_the_cpu_do_not_see_the_gpus(tiny_phantom, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    prepare_launch(tiny_args(tmp_path))  # one process needs nothing
+    assert _visible() == "0,1"
+    prepare_launch(tiny_args(tmp_path, "--num-gpus", "2"))
+    assert _visible() == ""
+
+
+def test_more_processes_than_gpus(tiny_phantom, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="found --num-gpus 2, expected at most the 1 GPUs"):
+        prepare_launch(tiny_args(tmp_path, "--num-gpus", "2", MODEL__DEVICE="cuda"))
+
+
+def _visible() -> str:
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def _copy_without(source, folder, monkeypatch, is_left_out) -> None:
+    shutil.copytree(source / "phantom", folder / "phantom")
+    file = folder / "phantom" / "DL_info.csv"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(line for line in lines if not is_left_out(line)) + "\n")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(folder))

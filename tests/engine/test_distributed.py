@@ -1,0 +1,60 @@
+import json
+
+import pytest
+from detectron2.engine import launch
+from distributed_run import evaluate, run_args, train, train_and_evaluate
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_phantom, tmp_path_factory):
+    """Curves and results of one process, and of two on the CPU with the same total batch."""
+    folder = tmp_path_factory.mktemp("runs")
+    one, two, weights = folder / "1", folder / "2", folder / "1" / "model_final.pth"
+    one.mkdir()
+    two.mkdir()
+    train(run_args(one), str(one / "curves"))
+    evaluate(run_args(one, MODEL__WEIGHTS=weights), str(one / "results"))
+    launch(
+        train_and_evaluate,
+        2,
+        dist_url="auto",
+        args=(
+            run_args(two),
+            str(two / "curves"),
+            run_args(two, MODEL__WEIGHTS=weights),
+            str(two / "results"),
+        ),
+    )
+    return one, two
+
+
+@pytest.mark.parametrize(
+    # Each process divides by its own running mean of the number of positive anchors; the sum over
+    # the processes' halves is the whole only where that number is the same in both.
+    "normalizer, tolerance, first",
+    [
+        # The same number in both: what is left is the rounding of sums in another order.
+        ("constant", 1e-5, 0),
+        # Numbers that differ a bit from half to half, and the running mean evens them out.
+        ("settled", 0.01, 0),
+        # Detectron2 starts the mean at 100 whatever the size of the batch; it forgets that with a
+        # factor 0.9 an iteration: 100 * 0.9^40 = 1.5 of about 40 positives in half a batch.
+        ("detectron2", 0.05, 40),
+    ],
+)
+def test_two_processes_train_to_the_loss_curve_of_one(runs, normalizer, tolerance, first):
+    one, two = (json.loads((folder / "curves").read_text())[normalizer] for folder in runs)
+    assert two[first:] == pytest.approx(one[first:], rel=tolerance)
+    assert len(set(one)) == len(one)  # it did train
+
+
+def test_two_processes_evaluate_to_exactly_the_same_numbers(runs):
+    one, two = (json.loads((folder / "results").read_text()) for folder in runs)
+    assert json.dumps(one) == json.dumps(two)  # as text: NaN equals NaN
+    assert set(one) == {"phantom_val", "phantom_test"}
+    for name in one:
+        files = [
+            json.loads((folder / "inference" / name / "coco_instances_results.json").read_text())
+            for folder in runs
+        ]
+        assert files[0] and sorted(map(str, files[0])) == sorted(map(str, files[1]))

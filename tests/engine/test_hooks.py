@@ -1,0 +1,119 @@
+import json
+import weakref
+
+from lesion_d2.engine import LesionCheckpointer, ResumableBestCheckpointer
+from lesion_d2.engine.hooks import rewind_metrics
+
+import pytest
+import torch
+from detectron2.engine import TrainerBase, hooks
+from torch import nn
+
+
+class _Evaluated(TrainerBase):
+    """Trains nothing; the evaluations give the values in turn.
+
+    Detectron2 evaluates after the end of training in place of after the last iteration.
+    """
+
+    def __init__(self, folder, values, metric="bbox/AP50", save_period=1):
+        super().__init__()
+        model = nn.Linear(1, 1)
+        self.checkpointer = LesionCheckpointer(model, str(folder), trainer=weakref.proxy(self))
+        self.values = values
+        self.best = ResumableBestCheckpointer(1, self.checkpointer, metric)
+        self.register_hooks(
+            [
+                hooks.PeriodicCheckpointer(self.checkpointer, save_period),
+                hooks.EvalHook(1, self._evaluate),
+                self.best,
+            ]
+        )
+
+    def _evaluate(self):
+        return {"bbox": {"AP50": self.values[min(self.storage.iter, len(self.values) - 1)]}}
+
+    def run_step(self):
+        with torch.no_grad():
+            self.checkpointer.model.weight.fill_(self.iter)
+
+    def resume(self):
+        self.checkpointer.resume_or_load("", resume=True)
+        self.start_iter = self.iter + 1
+
+
+def _best(folder) -> tuple[float, int]:
+    """The best value, and the iteration whose weights were kept."""
+    content = torch.load(folder / "model_best.pth", weights_only=True)
+    return content["best"]["value"], int(content["model"]["weight"].item())
+
+
+def _train_until(trainer, dies_after):
+    """Train, and stop after an iteration as ``kill -9`` does: nothing runs after it."""
+
+    class Killed(Exception):
+        pass
+
+    def run_step(step=trainer.run_step):
+        if trainer.iter > dies_after:
+            raise Killed
+        step()
+
+    trainer.run_step = run_step
+    trainer.after_train = lambda: None
+    with pytest.raises(Killed):
+        trainer.train(trainer.start_iter, len(trainer.values))
+
+
+@pytest.mark.parametrize("save_period", [1, 3])
+@pytest.mark.parametrize("values", [[5, 9, 7, 8, 6, 4], [5, 9, 7, 8, 10, 4], [5, 6, 7, 8, 9, 10]])
+@pytest.mark.parametrize("dies_after", [2, 3, 4])
+def test_the_best_of_a_resumed_run_is_the_best_of_the_whole_run(
+    tmp_path, values, dies_after, save_period
+):
+    values = [float(v) for v in values]
+    _train_until(_Evaluated(tmp_path, values, save_period=save_period), dies_after)
+    resumed = _Evaluated(tmp_path, values, save_period=save_period)
+    resumed.resume()
+    assert resumed.start_iter == (dies_after + 1) // save_period * save_period
+    resumed.train(resumed.start_iter, len(values))
+    best = max(values)
+    assert _best(tmp_path) == (best, values.index(best))
+    assert resumed.best.best_metric == best
+
+
+def test_the_best_checkpoint_of_another_run_does_not_count(tmp_path):
+    _Evaluated(tmp_path, [90.0, 90.0]).train(0, 2)
+    second = _Evaluated(tmp_path, [10.0, 20.0, 15.0, 0.0])
+    _train_until(second, 0)
+    assert _best(tmp_path) == (10.0, 0)
+    third = _Evaluated(tmp_path, [10.0, 20.0, 15.0, 0.0])
+    third.resume()
+    third.train(third.start_iter, 4)
+    assert _best(tmp_path) == (20.0, 1)
+
+
+def test_a_metric_that_is_not_a_number_is_never_the_best(tmp_path):
+    nan = float("nan")
+    _Evaluated(tmp_path, [nan, 3.0, nan, 2.0]).train(0, 4)
+    assert _best(tmp_path) == (3.0, 1)
+
+
+def test_a_metric_that_is_not_computed_is_reported(tmp_path, caplog):
+    _Evaluated(tmp_path, [1.0, 1.0], metric="bbox/AP51").train(0, 2)
+    assert not (tmp_path / "model_best.pth").exists()
+    assert "bbox/AP51" in caplog.text and "bbox/AP50" in caplog.text
+
+
+def test_resumed_metrics_go_on_where_the_checkpoint_was_written(tmp_path):
+    lines = [
+        {"iteration": 3, "total_loss": 1.0},
+        {"iteration": 4, "bbox/AP50": 1.0},  # after the last iteration, which was 3
+        {"iteration": 4, "total_loss": 1.0},
+        {"iteration": 7, "total_loss": 1.0},
+    ]
+    file = tmp_path / "metrics.json"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"iteration": 2, "tot')
+    rewind_metrics(str(file), 4)
+    assert [json.loads(line) for line in file.read_text().splitlines()] == lines[:2]
+    rewind_metrics(str(tmp_path / "none.json"), 4)  # a run that wrote no metrics yet

@@ -1,0 +1,142 @@
+import json
+
+from lesion_d2.engine import Trainer
+from lesion_d2.engine.trainer import best_metric_name
+
+import pytest
+import torch
+from tiny_run import tiny_args, tiny_config
+
+import train_net
+
+
+def _losses(trainer: Trainer) -> list[float]:
+    return [loss for loss, _ in trainer.storage.history("total_loss").values()]
+
+
+def _train(args) -> Trainer:
+    trainer = Trainer(train_net.setup(args))
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+    return trainer
+
+
+def _metrics(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def test_a_run_writes_its_checkpoints_and_metrics(tiny_phantom, tmp_path):
+    train_net.main(tiny_args(tmp_path))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"model_0000001.pth", "model_0000003.pth", "model_final.pth", "model_best.pth"} <= names
+    assert "config.yaml" in names and any(name.startswith("events.out") for name in names)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    assert (tmp_path / "inference" / "phantom_val" / "froc.json").is_file()
+    logged = {key for line in _metrics(tmp_path) for key in line}
+    assert {"total_loss", "loss_cls", "loss_box_reg", "loss_seg", "lr", "bbox/AP50"} <= logged
+    assert any(key.startswith("froc/") for key in logged)
+
+
+def test_the_same_seed_gives_the_same_training(tiny_phantom, tmp_path):
+    options = {"TEST__EVAL_PERIOD": 0, "DATASETS__TEST": (), "INPUT__AUG__MAX_ROTATION": 0.1}
+    first = _losses(_train(tiny_args(tmp_path / "1", **options)))
+    again = _losses(_train(tiny_args(tmp_path / "2", **options)))
+    other = _losses(_train(tiny_args(tmp_path / "3", SEED=4, **options)))
+    assert first == again
+    assert first != other
+
+
+def test_a_resumed_run_goes_on_with_iteration_optimizer_and_metrics(tiny_phantom, tmp_path):
+    _train(tiny_args(tmp_path, SOLVER__MAX_ITER=3))
+    resumed = _train(tiny_args(tmp_path, "--resume", SOLVER__MAX_ITER=6))
+    assert resumed.start_iter == 3 and resumed.iter == 6
+    assert {int(state["step"]) for state in resumed.optimizer.state.values()} == {6}
+    assert resumed.scheduler.last_epoch == 6
+    lines = _metrics(tmp_path)
+    assert [line["iteration"] for line in lines if "total_loss" in line] == [2, 5]
+    assert [line["iteration"] for line in lines if "bbox/AP50" in line] == [1, 3, 3, 6]
+    final = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert final["iteration"] == 5
+
+
+def test_resuming_a_run_that_is_done_evaluates_it_again(tiny_phantom, tmp_path):
+    _train(tiny_args(tmp_path))
+    before = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
+    resumed = _train(tiny_args(tmp_path, "--resume"))
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_the_best_metric_of_several_data_sets_is_the_first_one_s(tiny_phantom, tmp_path):
+    _train(tiny_args(tmp_path, DATASETS__TEST=("phantom_val", "phantom_test")))
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)["best"]
+    assert best["metric"] == "phantom_val/bbox/AP50"
+    values = [
+        line["phantom_val/bbox/AP50"]
+        for line in _metrics(tmp_path)
+        if "phantom_val/bbox/AP50" in line
+    ]
+    assert best["value"] == max(values)
+
+
+@pytest.mark.parametrize(
+    "names, metric, expected",
+    [
+        (("a",), "bbox/AP50", "bbox/AP50"),
+        (("a", "b"), "froc/sens@4", "a/froc/sens@4"),
+        (("a", "b"), "b/bbox/AP50", "b/bbox/AP50"),
+    ],
+)
+def test_best_metric_name(names, metric, expected):
+    cfg = tiny_config(DATASETS__TEST=names, TEST__BEST_METRIC=metric)
+    assert best_metric_name(cfg) == expected
+
+
+def test_mixed_precision_on_the_cpu_trains_float32_weights_to_nearly_the_same_loss(
+    tiny_phantom, tmp_path
+):
+    options = {"TEST__EVAL_PERIOD": 0, "DATASETS__TEST": ()}
+    full = _train(tiny_args(tmp_path / "full", **options))
+    mixed = _train(tiny_args(tmp_path / "mixed", SOLVER__AMP__ENABLED=True, **options))
+    assert {p.dtype for p in mixed.model.parameters()} == {torch.float32}
+    assert _losses(mixed) != _losses(full)  # bfloat16 was used: 8 bits of precision
+    assert _losses(mixed) == pytest.approx(_losses(full), rel=0.02)
+
+
+def test_precise_bn_updates_the_statistics_before_the_evaluation(tiny_phantom, tmp_path):
+    options = {"MODEL__RESNETS__NORM": "BN", "TEST__PRECISE_BN__NUM_ITER": 2}
+    trainer = _train(tiny_args(tmp_path, TEST__PRECISE_BN__ENABLED=True, **options))
+    assert any(type(hook).__name__ == "PreciseBN" for hook in trainer._hooks)
+    values = trainer.model.backbone.bottom_up.stages[0][1].running_var
+    assert torch.isfinite(values).all() and not torch.equal(values, torch.ones_like(values))
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_optimizers_clip_gradients_and_leave_norms_undecayed(name):
+    cfg = tiny_config(
+        SOLVER__OPTIMIZER=name,
+        SOLVER__BASE_LR=0.5,
+        SOLVER__WEIGHT_DECAY=0.1,
+        SOLVER__WEIGHT_DECAY_NORM=0.0,
+        SOLVER__CLIP_GRADIENTS__CLIP_VALUE=1.0,
+    )
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1, bias=False), torch.nn.BatchNorm2d(1))
+    optimizer = Trainer.build_optimizer(cfg, model)
+    assert isinstance(optimizer, getattr(torch.optim, name))
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert decay[id(model[0].weight)] == 0.1 and decay[id(model[1].weight)] == 0.0
+    assert {g["lr"] for g in optimizer.param_groups} == {0.5}
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1000.0)
+    optimizer.step()
+    assert all(p.grad.norm() <= 1.001 for p in model.parameters())
+
+
+def test_unknown_optimizer():
+    with pytest.raises(ValueError, match=r"SOLVER\.OPTIMIZER: found 'Lion', expected one of SGD"):
+        Trainer.build_optimizer(tiny_config(SOLVER__OPTIMIZER="Lion"), torch.nn.Linear(1, 1))
+
+
+def test_an_evaluator_is_for_lesions_only(tmp_path):
+    with pytest.raises(ValueError, match="coco_2017_val: found evaluator_type 'coco'"):
+        Trainer.build_evaluator(tiny_config(), "coco_2017_val")

@@ -1,0 +1,427 @@
+import csv
+import json
+import math
+
+import lesion_d2
+from lesion_d2.evaluation import LesionEvaluator, froc_curve
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, print_csv_format, verify_results
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.structures import Boxes, BoxMode, Instances
+
+NAME = "made_up_lesions"
+RATES = (0.5, 1, 2, 4, 8, 16)
+
+
+def make_dicts(num_images, seed=0, num_classes=1):
+    rng = np.random.default_rng(seed)
+    dicts = []
+    for i in range(num_images):
+        low = rng.integers(0, 200, (rng.integers(0, 4), 2))
+        boxes = np.concatenate([low, low + rng.integers(5, 120, low.shape)], axis=1)
+        annotations = [
+            {
+                "bbox": box.tolist(),
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": int(rng.integers(num_classes)),
+                "diameters_mm": (float(rng.choice([5, 10, 20, 30, 45])), 4.0),
+                "coarse_type": int(rng.choice([-1, 1, 4, 5])),
+            }
+            for box in boxes.astype(float)
+        ]
+        dicts.append(
+            {
+                "file_name": f"{i}.png",
+                "image_id": f"{i // 3:06d}_01_01_{i:03d}",
+                "height": 320,
+                "width": 320,
+                "patient": i // 3,
+                "spacing": (0.8, 0.8, float(rng.choice([1, 2.5, 5]))),
+                "annotations": annotations,
+            }
+        )
+    return dicts
+
+
+def predict(record, seed=0, num_classes=1, max_false=8):
+    """Detections near most lesions, and some elsewhere; scores are often equal."""
+    rng = np.random.default_rng([seed, int(record["image_id"][-3:])])
+    truth = np.array([a["bbox"] for a in record["annotations"]]).reshape(-1, 4)
+    near = truth[rng.random(len(truth)) < 0.8]
+    near = near + rng.normal(0, 2, near.shape)
+    low = rng.uniform(0, 200, (rng.integers(0, max_false), 2))
+    boxes = np.concatenate([near, np.concatenate([low, low + 30], axis=1)])
+    scores = rng.integers(1, 30, len(boxes)) + 10 * (np.arange(len(boxes)) < len(near))
+    return make_instances(boxes, scores / 40, rng.integers(num_classes, size=len(boxes)))
+
+
+def make_instances(boxes, scores, classes=None):
+    result = Instances((320, 320))
+    result.pred_boxes = Boxes(torch.as_tensor(np.array(boxes), dtype=torch.float32).reshape(-1, 4))
+    result.scores = torch.as_tensor(np.array(scores), dtype=torch.float32)
+    classes = np.zeros(len(scores)) if classes is None else classes
+    result.pred_classes = torch.as_tensor(np.array(classes), dtype=torch.int64)
+    return result
+
+
+def run(evaluator, dicts, outputs):
+    evaluator.reset()
+    for record, instances in zip(dicts, outputs, strict=True):
+        evaluator.process([record], [{"instances": instances}])
+    return evaluator.evaluate()
+
+
+@pytest.fixture
+def register():
+    def add(dicts, classes=("lesion",)):
+        remove()
+        DatasetCatalog.register(NAME, lambda: dicts)
+        MetadataCatalog.get(NAME).set(thing_classes=list(classes), evaluator_type="lesion")
+        return dicts
+
+    def remove():
+        if NAME in DatasetCatalog:
+            DatasetCatalog.remove(NAME)
+            MetadataCatalog.remove(NAME)
+
+    yield add
+    remove()
+
+
+def same(first, second):
+    flat = [flatten_results_dict(results) for results in (first, second)]
+    assert flat[0].keys() == flat[1].keys()
+    for key, value in flat[0].items():
+        assert value == flat[1][key] or (math.isnan(value) and math.isnan(flat[1][key])), key
+
+
+def slow_ap(dicts, outputs, threshold):
+    """COCO's AP for one class: greedy matching, 101 recall points, one image at a time."""
+    outcomes, lesions = [], 0
+    for record, instances in sorted(
+        zip(dicts, outputs, strict=True), key=lambda x: x[0]["image_id"]
+    ):
+        free = [a["bbox"] for a in record["annotations"]]
+        lesions += len(free)
+        scores = instances.scores.numpy()
+        for k in np.argsort(-scores, kind="stable"):
+            box = instances.pred_boxes.tensor[k].tolist()
+            ious = [iou(box, truth) for truth in free]
+            hit = bool(ious) and max(ious) >= threshold
+            if hit:
+                free.pop(int(np.argmax(ious)))
+            outcomes.append((scores[k], hit))
+    order = np.argsort([-score for score, _ in outcomes], kind="stable")
+    hits = np.cumsum([outcomes[k][1] for k in order])
+    precision = hits / np.arange(1, len(hits) + 1)
+    recall = hits / lesions
+    return 100 * np.mean([max(precision[recall >= r], default=0) for r in np.linspace(0, 1, 101)])
+
+
+def iou(a, b):
+    shared = max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
+    area = sum((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b))
+    return shared / (area - shared)
+
+
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_coco_numbers_are_those_of_detectron2(register, tmp_path, num_classes):
+    dicts = register(make_dicts(30, 1, num_classes), classes="abc"[:num_classes])
+    outputs = [predict(d, num_classes=num_classes) for d in dicts]
+    results = run(LesionEvaluator(NAME, tmp_path, num_bootstrap=0), dicts, outputs)
+    theirs = run(COCOEvaluator(NAME, output_dir=str(tmp_path / "coco")), dicts, outputs)
+    assert theirs["bbox"]["AP50"] > 10
+    ap10 = results["bbox"].pop("AP10")
+    same({"bbox": results["bbox"]}, theirs)
+    assert ap10 > results["bbox"]["AP50"]
+    if num_classes == 1:
+        assert ap10 == pytest.approx(slow_ap(dicts, outputs, 0.1), abs=1e-6)
+        assert results["bbox"]["AP50"] == pytest.approx(slow_ap(dicts, outputs, 0.5), abs=1e-6)
+
+
+def test_froc_pools_classes_and_images(register):
+    dicts = register(make_dicts(30, 2, 3), classes="abc")
+    outputs = [predict(d, num_classes=3) for d in dicts]
+    results = run(LesionEvaluator(NAME, num_bootstrap=200), dicts, outputs)
+    curve = froc_curve(
+        [o.pred_boxes.tensor.numpy() for o in outputs],
+        [o.scores.numpy() for o in outputs],
+        [np.array([a["bbox"] for a in d["annotations"]]).reshape(-1, 4) for d in dicts],
+    )
+    expected = 100 * curve.at(RATES)
+    assert 10 < expected[0] < expected[3] < 100
+    froc = results["froc"]
+    np.testing.assert_allclose([froc[f"sens@{rate:g}"] for rate in RATES], expected)
+    assert froc["mean_sens"] == pytest.approx(expected.mean())
+    for metric in ("sens@0.5", "sens@4", "mean_sens"):
+        assert froc[f"{metric}_low"] < froc[metric] < froc[f"{metric}_high"]
+
+
+def test_more_than_100_detections_count_for_froc(register):
+    annotation = {"bbox": [0, 0, 50, 50], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    dicts = register(make_dicts(40))
+    for record in dicts:
+        record["annotations"] = []
+    dicts[0]["annotations"] = [annotation]
+    boxes = [[200, 200, 210, 210]] * 150 + [[0, 0, 50, 50]]
+    outputs = [make_instances(boxes, np.linspace(0.9, 0.1, 151))]
+    outputs += [make_instances([], []) for _ in dicts[1:]]
+    results = run(LesionEvaluator(NAME, num_bootstrap=0), dicts, outputs)
+    assert results["bbox"]["AP50"] == 0
+    assert results["froc"]["sens@4"] == 100
+
+
+def strata_example():
+    """Three images; a hit and an error on each but the last, which has an error only."""
+    lesions = [  # image, box, long diameter, type
+        (0, [0, 0, 20, 20], 9.99, 1),
+        (0, [100, 100, 140, 140], 10.0, 7),
+        (1, [0, 0, 60, 60], 30.0, 7),
+        (1, [100, 100, 180, 180], 30.01, -1),
+    ]
+    dicts = make_dicts(3)
+    for record, thickness in zip(dicts, (2.5, 2.51, 5.0), strict=True):
+        record["annotations"] = []
+        record["spacing"] = (0.8, 0.8, thickness)
+    for image, box, diameter, kind in lesions:
+        dicts[image]["annotations"].append(
+            {
+                "bbox": box,
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": 0,
+                "diameters_mm": (diameter, 3.0),
+                "coarse_type": kind,
+            }
+        )
+    off = [250, 250, 260, 260]
+    outputs = [
+        make_instances([[0, 0, 20, 20], off, off], [0.9, 0.8, 0.7]),
+        make_instances([[0, 0, 60, 60], off], [0.6, 0.95]),
+        make_instances([off], [0.5]),
+    ]
+    return dicts, outputs
+
+
+def test_strata_by_hand(register, tmp_path):
+    dicts, outputs = strata_example()
+    register(dicts)
+    results = run(LesionEvaluator(NAME, tmp_path, num_bootstrap=0), dicts, outputs)
+    # All: errors at 0.95 0.8 0.7 0.5, so rates 1/3, 2/3, 1, 4/3; found at 0.9 and 0.6.
+    assert results["froc"]["sens@0.5"] == pytest.approx(25)
+    assert results["froc"]["sens@1"] == pytest.approx(50)
+    size, kind, interval = (results[f"froc_{x}"] for x in ("size", "type", "interval"))
+    assert [size[f"{k}/sens@0.5"] for k in ("under_10mm", "10_to_30mm", "over_30mm")] == (
+        pytest.approx([100, 0, 0])
+    )
+    assert [size[f"{k}/sens@1"] for k in ("under_10mm", "10_to_30mm", "over_30mm")] == (
+        pytest.approx([100, 50, 0])
+    )
+    assert kind["bone/sens@1"] == 100
+    assert kind["soft_tissue/sens@1"] == pytest.approx(50)
+    assert math.isnan(kind["lung/sens@16"]) and math.isnan(kind["lung/mean_sens"])
+    # Thin: image 0 alone, a hit above its two errors. Thick: two images, errors at 0.95 and 0.5.
+    assert interval["up_to_2.5mm/sens@0.5"] == pytest.approx(50)
+    assert interval["over_2.5mm/sens@0.5"] == pytest.approx(50)
+    assert interval["over_2.5mm/sens@16"] == pytest.approx(50)
+    with (tmp_path / "froc.csv").open() as file:
+        rows = {row["stratum"]: row for row in csv.DictReader(file)}
+    assert [(row["lesions"], row["images"]) for row in rows.values()][:4] == [
+        ("4", "3"),
+        ("1", "3"),
+        ("2", "3"),
+        ("1", "3"),
+    ]
+    assert rows["interval <= 2.5 mm"]["images"] == "1"
+    assert rows["interval > 2.5 mm"]["lesions"] == "2"
+    assert rows["all lesions"]["sens@1"] == "50.0"
+
+
+def test_an_interval_without_images_and_data_without_properties(register):
+    dicts, outputs = strata_example()
+    for record in dicts:
+        del record["spacing"], record["patient"]
+        for annotation in record["annotations"]:
+            del annotation["diameters_mm"], annotation["coarse_type"]
+    register(dicts)
+    results = run(LesionEvaluator(NAME, num_bootstrap=20), dicts, outputs)
+    assert results["froc"]["sens@1"] == pytest.approx(50)
+    strata = flatten_results_dict({k: v for k, v in results.items() if k.startswith("froc_")})
+    assert len(strata) == 13 * 7
+    assert all(math.isnan(value) for value in strata.values())
+
+
+def test_files(register, tmp_path):
+    dicts = register(make_dicts(20))
+    outputs = [predict(d) for d in dicts]
+    results = run(LesionEvaluator(NAME, tmp_path, num_bootstrap=50), dicts, outputs)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "coco_instances_results.json",
+        "froc.csv",
+        "froc.json",
+        "froc.png",
+    ]
+    coco = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert len(coco) == sum(map(len, outputs))
+    assert coco[0].keys() == {"image_id", "category_id", "bbox", "score"}
+    content = json.loads((tmp_path / "froc.json").read_text(), parse_constant=pytest.fail)
+    assert content["settings"]["num_bootstrap"] == 50
+    assert content["rows"][0]["sens@4"] == results["froc"]["sens@4"]
+    assert content["rows"][0]["sens@4_low"] == results["froc"]["sens@4_low"]
+    assert content["rows"][1]["group"] == "froc_size"
+    sensitivity = content["curve"]["sensitivity"]
+    assert sensitivity == sorted(sensitivity) and len(sensitivity) > 5
+    assert np.diff(content["curve"]["thresholds"]).max() < 0
+
+
+def test_results_pass_through_detectron2(register):
+    dicts = register(make_dicts(12))
+    results = run(LesionEvaluator(NAME, num_bootstrap=20), dicts, [predict(d) for d in dicts])
+    print_csv_format(results)
+    assert all(type(value) is float for value in flatten_results_dict(results).values())
+    cfg = get_cfg()
+    expected = results["froc_size"]["10_to_30mm/sens@4"]
+    cfg.TEST.EXPECTED_RESULTS = [["froc_size", "10_to_30mm/sens@4", expected, 0.01]]
+    assert verify_results(cfg, results)
+
+
+def test_no_detections(register, tmp_path):
+    dicts = register(make_dicts(8))
+    empty = [make_instances([], []) for _ in dicts]
+    results = run(LesionEvaluator(NAME, tmp_path, num_bootstrap=20), dicts, empty)
+    assert results["froc"]["sens@16"] == results["froc"]["mean_sens_high"] == 0
+    assert results["bbox"]["AP50"] == results["bbox"]["AP10"] == 0
+    assert json.loads((tmp_path / "coco_instances_results.json").read_text()) == []
+    assert (tmp_path / "froc.png").exists()
+    evaluator = LesionEvaluator(NAME, num_bootstrap=20)
+    evaluator.reset()
+    same(evaluator.evaluate(), results)  # not even an image
+
+
+def test_no_lesions(register, tmp_path):
+    dicts = register(make_dicts(8))
+    for record in dicts:
+        record["annotations"] = []
+    outputs = [predict(d) for d in dicts]
+    for predictions in (outputs, [make_instances([], []) for _ in dicts]):
+        results = run(LesionEvaluator(NAME, tmp_path, num_bootstrap=20), dicts, predictions)
+        assert results["bbox"].keys() >= {"AP", "AP50", "AP10"}
+        assert all(math.isnan(value) for value in flatten_results_dict(results).values())
+    assert json.loads((tmp_path / "froc.json").read_text())["rows"][0]["sens@4"] is None
+
+
+def test_masks_in_predictions_alone(register, tmp_path):
+    dicts = register(make_dicts(6))
+    outputs = [predict(d) for d in dicts]
+    plain = run(LesionEvaluator(NAME, tmp_path, num_bootstrap=0), dicts, outputs)
+    for instances in outputs:
+        instances.pred_masks = torch.zeros(len(instances), 320, 320, dtype=torch.bool)
+        instances.pred_masks[:, 10:20, 10:20] = True
+    results = run(LesionEvaluator(NAME, tmp_path, num_bootstrap=0), dicts, outputs)
+    same(results, plain)
+    coco = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert all(result["segmentation"]["size"] == [320, 320] for result in coco)
+
+
+def test_masks_in_the_truth_are_evaluated(register):
+    dicts = register(make_dicts(6))
+    outputs = [predict(d) for d in dicts]
+    for record in dicts:
+        for annotation in record["annotations"]:
+            x1, y1, x2, y2 = annotation["bbox"]
+            annotation["segmentation"] = [[x1, y1, x2, y1, x2, y2, x1, y2]]
+    for instances in outputs:
+        instances.pred_masks = torch.zeros(len(instances), 320, 320, dtype=torch.bool)
+        for mask, box in zip(instances.pred_masks, instances.pred_boxes, strict=True):
+            x1, y1, x2, y2 = box.round().int().clamp(min=0).tolist()
+            mask[y1:y2, x1:x2] = True
+    results = run(LesionEvaluator(NAME, num_bootstrap=0), dicts, outputs)
+    assert results["segm"]["AP50"] > 5
+
+
+def test_truth_is_read_afresh(register):
+    dicts = register(make_dicts(10))
+    outputs = [predict(d) for d in dicts]
+    first = run(LesionEvaluator(NAME, num_bootstrap=0), dicts, outputs)
+    assert not hasattr(MetadataCatalog.get(NAME), "json_file")
+    for record in dicts:
+        record["annotations"] = record["annotations"][:1]
+    MetadataCatalog.get(NAME).json_file = "stale.json"
+    second = run(LesionEvaluator(NAME, num_bootstrap=0), dicts, outputs)
+    assert MetadataCatalog.get(NAME).json_file == "stale.json"
+    assert first["bbox"]["AP50"] != second["bbox"]["AP50"]
+    assert first["froc"]["sens@1"] != second["froc"]["sens@1"]
+
+
+def test_repeated_missing_and_unknown_images(register):
+    dicts = register(make_dicts(9))
+    outputs = [predict(d) for d in dicts]
+    evaluator = LesionEvaluator(NAME, num_bootstrap=20)
+    expected = run(evaluator, dicts, outputs)
+    same(run(evaluator, dicts + dicts[:4], outputs + outputs[4:8]), expected)
+    same(run(evaluator, dicts[::-1], outputs[::-1]), expected)
+    empty = [*outputs[:6], *(make_instances([], []) for _ in range(3))]
+    same(run(evaluator, dicts[:6], outputs[:6]), run(evaluator, dicts, empty))
+    with pytest.raises(ValueError, match="'nowhere_001', expected one of made_up_lesions"):
+        run(evaluator, [{**dicts[0], "image_id": "nowhere_001"}], outputs[:1])
+
+
+def test_img_ids_restrict_everything(register):
+    dicts = register(make_dicts(12))
+    outputs = [predict(d) for d in dicts]
+    evaluator = LesionEvaluator(NAME, num_bootstrap=20)
+    run(evaluator, dicts, outputs)
+    part = evaluator.evaluate([d["image_id"] for d in dicts[:7]])
+    register(dicts[:7])
+    same(part, run(LesionEvaluator(NAME, num_bootstrap=20), dicts[:7], outputs[:7]))
+    with pytest.raises(ValueError, match="img_ids have image_id 'x'"):
+        evaluator.evaluate(["x"])
+
+
+def test_bad_data_sets(register):
+    register([])
+    with pytest.raises(ValueError, match="made_up_lesions: no images"):
+        LesionEvaluator(NAME)
+    register(make_dicts(2)[:1] * 2)
+    with pytest.raises(ValueError, match="image_id '000000_01_01_000' stands twice"):
+        LesionEvaluator(NAME)
+
+
+def test_from_config(register):
+    dicts = register(make_dicts(5))
+    cfg = get_cfg()
+    lesion_d2.add_lesion_config(cfg)
+    cfg.TEST.NUM_BOOTSTRAP = 0
+    results = run(LesionEvaluator(cfg, NAME), dicts, [predict(d) for d in dicts])
+    assert results["froc"].keys() == {*(f"sens@{rate:g}" for rate in RATES), "mean_sens"}
+
+
+def _evaluate_shard(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    dicts = make_dicts(31)
+    DatasetCatalog.register(NAME, lambda: dicts)
+    MetadataCatalog.get(NAME).set(thing_classes=["lesion"])
+    shard = dicts[:16] if rank == 0 else dicts[15:]  # one image twice
+    evaluator = LesionEvaluator(NAME, f"{folder}/two", num_bootstrap=50)
+    results = run(evaluator, shard, [predict(d) for d in shard])
+    assert bool(results) == (rank == 0)
+    if rank == 0:
+        torch.save(results, f"{folder}/results.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_the_numbers_of_one(register, tmp_path):
+    mp.spawn(_evaluate_shard, (str(tmp_path),), nprocs=2)
+    two = torch.load(tmp_path / "results.pt", weights_only=False)
+    dicts = register(make_dicts(31))
+    evaluator = LesionEvaluator(NAME, tmp_path / "one", num_bootstrap=50)
+    same(run(evaluator, dicts, [predict(d) for d in dicts]), two)
+    for name in ("froc.json", "froc.csv", "coco_instances_results.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()

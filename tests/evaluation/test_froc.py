@@ -1,0 +1,233 @@
+import lesion_d2  # noqa: F401  (makes detectron2 importable)
+from lesion_d2.evaluation import froc_curve, match_detections, match_images
+
+import numpy as np
+import pytest
+
+RATES = [0.0, 0.1, 0.25, 0.5, 1, 1.5, 2, 4, 8, 16]
+
+
+# The slow obvious version: one box, one pair, one threshold at a time.
+
+
+def slow_overlap(box, truth, overlap, inclusive):
+    dims = len(box) // 2
+    axes = [0, 1] if overlap == "p3d" else list(range(dims))
+    if overlap == "p3d" and not box[2] <= truth[2] <= box[5]:
+        return 0.0
+    extra = 1 if inclusive else 0
+    shared = area = truth_area = 1.0
+    for a in axes:
+        low, high = max(box[a], truth[a]), min(box[a + dims], truth[a + dims])
+        shared *= max(high - low + extra, 0)
+        area *= box[a + dims] - box[a] + extra
+        truth_area *= truth[a + dims] - truth[a] + extra
+    whole = area if overlap == "iobb" else area + truth_area - shared
+    return shared / whole if whole > 0 else 0.0
+
+
+def slow_points(boxes, scores, truths, threshold, overlap, inclusive):
+    """Distinct scores -> (false positives per image, sensitivity)."""
+    points = []
+    num_lesions = sum(len(t) for t in truths)
+    for cut in sorted({s for image in scores for s in image}, reverse=True):
+        false_positives, found = 0, set()
+        for i, (image_boxes, image_scores) in enumerate(zip(boxes, scores, strict=True)):
+            for box, score in zip(image_boxes, image_scores, strict=True):
+                if score < cut:
+                    continue
+                reached = [
+                    (i, j)
+                    for j, truth in enumerate(truths[i])
+                    if slow_overlap(box, truth, overlap, inclusive) >= threshold
+                ]
+                false_positives += not reached
+                found.update(reached)
+        points.append((cut, false_positives / len(boxes), len(found) / num_lesions))
+    return points
+
+
+def slow_at(points, rate):
+    best = {}
+    for _, fps, sensitivity in points:
+        best[fps] = max(sensitivity, best.get(fps, 0))
+    if not best or rate < min(best):
+        return 0.0
+    below = max(fps for fps in best if fps <= rate)
+    above = [fps for fps in best if fps > rate]
+    if not above:
+        return best[below]
+    share = (rate - below) / (min(above) - below)
+    return best[below] + share * (best[min(above)] - best[below])
+
+
+def random_case(rng, dims, overlap):
+    """A few images with boxes on a coarse grid, so that overlaps and scores are often equal."""
+
+    def boxes(count):
+        low = rng.integers(0, 6, (count, dims))
+        return np.concatenate([low, low + rng.integers(0, 5, (count, dims))], axis=1).astype(float)
+
+    pred, scores, truth = [], [], []
+    for _ in range(rng.integers(1, 6)):
+        count = rng.integers(0, 7)
+        pred.append(boxes(count))
+        scores.append(rng.integers(1, 8, count) / 8)
+        lesions = boxes(rng.integers(0, 4))
+        if overlap == "p3d":
+            lesions[:, 5] = lesions[:, 2]
+        copied = rng.random(count) < (0.6 if len(lesions) else 0)
+        pred[-1][copied] = lesions[rng.integers(0, max(len(lesions), 1), copied.sum())]
+        pred[-1][copied, -1] += rng.integers(0, 2, copied.sum())
+        truth.append(lesions)
+    if not any(len(lesions) for lesions in truth):
+        truth[0] = np.array([[0, 0, 3, 3]] if dims == 2 else [[0, 0, 2, 3, 3, 2]], dtype=float)
+    return pred, scores, truth
+
+
+@pytest.mark.parametrize("inclusive", [False, True])
+@pytest.mark.parametrize(
+    "dims, overlap", [(2, "iou"), (2, "iobb"), (3, "iou"), (3, "iobb"), (3, "p3d")]
+)
+def test_equals_the_slow_loop(dims, overlap, inclusive):
+    rng = np.random.default_rng(dims)
+    steps = 0
+    for _ in range(80):
+        threshold = rng.choice([0.1, 0.25, 0.5, 1.0])
+        pred, scores, truth = random_case(rng, dims, overlap)
+        curve = froc_curve(
+            pred, scores, truth, iou_threshold=threshold, overlap=overlap, inclusive=inclusive
+        )
+        points = slow_points(pred, scores, truth, threshold, overlap, inclusive)
+        expected = {cut: (fps, sensitivity) for cut, fps, sensitivity in points}
+        order = np.sort(np.concatenate(scores))[::-1]
+        np.testing.assert_array_equal(curve.thresholds, order)
+        wanted = np.array([expected[cut] for cut in order]).reshape(-1, 2)
+        np.testing.assert_allclose(curve.fps_per_image, wanted[:, 0], rtol=1e-12)
+        np.testing.assert_allclose(curve.sensitivity, wanted[:, 1], rtol=1e-12)
+        np.testing.assert_allclose(
+            curve.at(RATES), [slow_at(points, rate) for rate in RATES], rtol=1e-12, atol=1e-12
+        )
+        steps += sum(fps > 0 and sensitivity > 0 for _, fps, sensitivity in points)
+    assert steps > 100  # the cases are not empty of hits and errors
+
+
+def test_example_by_hand():
+    # Image 0: two lesions, overlapping each other; image 1: one lesion; image 2: none.
+    truth = [
+        np.array([[0.0, 0, 10, 10], [0, 0, 10, 12]]),
+        np.array([[50.0, 50, 60, 60]]),
+        np.empty((0, 4)),
+    ]
+    pred = [
+        np.array([[0.0, 0, 10, 10], [0, 0, 10, 11], [30, 30, 40, 40]]),
+        np.array([[50.0, 55, 60, 65]]),  # IoU 1/3
+        np.array([[1.0, 1, 5, 5]]),
+    ]
+    scores = [np.array([0.9, 0.8, 0.4]), np.array([0.6]), np.array([0.4])]
+    curve = froc_curve(pred, scores, truth)
+    assert curve.thresholds.tolist() == [0.9, 0.8, 0.6, 0.4, 0.4]
+    # 0.9 finds both lesions, 0.8 repeats them, 0.6 misses, and the two errors at 0.4 are one step.
+    np.testing.assert_allclose(curve.fps_per_image, [0, 0, 1 / 3, 1, 1])
+    np.testing.assert_allclose(curve.sensitivity, [2 / 3] * 5)
+    assert froc_curve(pred, scores, truth, iou_threshold=0.3).sensitivity[-1] == 1
+    np.testing.assert_allclose(curve.at([0, 0.5, 16]), [2 / 3] * 3)
+
+
+def test_at_is_zero_before_the_first_point_and_linear_after():
+    lesion, off = [0.0, 0, 10, 10], [20.0, 20, 30, 30]
+    pred = [np.array([off, lesion]), np.array([off, off, lesion])]
+    scores = [np.array([0.9, 0.8]), np.array([0.7, 0.6, 0.5])]
+    curve = froc_curve(pred, scores, [np.array([lesion])] * 2)
+    # Points: (0.5, 0) (0.5, 1/2) (1, 1/2) (1.5, 1/2) (1.5, 1)
+    np.testing.assert_allclose(
+        curve.at([0.25, 0.49, 0.5, 0.75, 1, 1.25, 1.5, 9]), [0, 0, 0.5, 0.5, 0.5, 0.75, 1, 1]
+    )
+
+
+def test_reaching_the_threshold_is_enough():
+    half, lesion = [np.array([[0.0, 0, 10, 5]])], [np.array([[0.0, 0, 10, 10]])]
+    assert froc_curve(half, [[0.5]], lesion).sensitivity[-1] == 1
+    assert froc_curve(half, [[0.5]], lesion, iou_threshold=0.51).sensitivity[-1] == 0
+
+
+def test_inclusive_counts_whole_pixels():
+    # 10 x 5 of 10 x 10 pixels; without the extra pixel 9 x 4 of 9 x 9.
+    pred, lesion = [np.array([[0.0, 0, 9, 4]])], [np.array([[0.0, 0, 9, 9]])]
+    assert froc_curve(pred, [[0.5]], lesion, inclusive=True).sensitivity[-1] == 1
+    assert froc_curve(pred, [[0.5]], lesion).sensitivity[-1] == 0
+
+
+def test_p3d_needs_the_key_slice():
+    lesion = [np.array([[0.0, 0, 7, 10, 10, 7]])]
+    for first, last, hit in [(5, 9, 1), (7, 7, 1), (3, 7, 1), (8, 12, 0), (2, 6, 0)]:
+        box = np.array([[0.0, 0, first, 10, 10, last]])
+        assert froc_curve([box], [[0.5]], lesion, overlap="p3d").sensitivity[-1] == hit
+
+
+def test_no_detections_no_lesions():
+    none, box = np.empty((0, 4)), np.array([[0.0, 0, 10, 10]])
+    curve = froc_curve([none, none], [[], []], [box, none])
+    assert len(curve.thresholds) == 0
+    assert curve.at(RATES).tolist() == [0] * len(RATES)
+    curve = froc_curve([box, box], [[0.3], [0.2]], [none, none])
+    assert curve.fps_per_image.tolist() == [0.5, 1]
+    assert np.isnan(curve.sensitivity).all()
+    assert np.isnan(curve.at(RATES)).all()
+    assert np.isnan(froc_curve([[]], [[]], [[]]).at(RATES)).all()
+
+
+def test_boxes_without_area_hit_nothing():
+    point = np.array([[3.0, 3, 3, 3]])
+    assert froc_curve([point], [[0.5]], [point]).sensitivity.tolist() == [0]
+    assert froc_curve([point], [[0.5]], [point], inclusive=True).sensitivity.tolist() == [1]
+
+
+def test_match_detections_tells_hits_repeats_and_errors():
+    truth = np.array([[0.0, 0, 10, 10], [50, 50, 60, 60], [80, 80, 90, 90]])
+    boxes = np.array([[0.0, 0, 10, 9], [0, 0, 10, 10], [50, 50, 60, 59], [20, 20, 25, 25]])
+    matches = match_detections(boxes, np.array([0.5, 0.9, 0.5, 0.95]), truth)
+    assert matches.lesions.tolist() == [0, 0, 1, -1]
+    assert matches.finds.tolist() == [False, True, True, False]
+    assert matches.repeats.tolist() == [True, False, False, False]
+    assert matches.false_positives.tolist() == [False, False, False, True]
+    assert matches.found_scores.tolist() == [0.9, 0.5, -np.inf]
+
+
+def test_match_names_the_lesion_with_most_overlap():
+    truth = np.array([[0.0, 0, 10, 12], [0, 0, 10, 10], [0, 0, 10, 14]])
+    matches = match_images(
+        [np.empty((0, 4)), np.array([[0.0, 0, 10, 10]])], [[], [0.5]], [truth[:1], truth]
+    )
+    assert matches.images.tolist() == [1]
+    assert matches.lesions.tolist() == [1]
+    assert matches.found_scores.tolist() == [-np.inf, 0.5, 0.5, 0.5]
+
+
+BOX = np.array([[0.0, 0, 10, 10]])
+VOLUME = np.array([[0.0, 0, 0, 10, 10, 5]])
+
+
+@pytest.mark.parametrize(
+    "args, settings, message",
+    [
+        (([BOX], [[0.5]], []), {}, "1, 1 and 0 entries"),
+        (([], [], []), {}, "empty"),
+        (([BOX], [[0.5, 0.4]], [BOX]), {}, "image 0 has 1 pred_boxes but 2 pred_scores"),
+        (([BOX, BOX[0]], [[0.5]] * 2, [BOX] * 2), {}, r"pred_boxes\[1\] has shape \(4,\)"),
+        (([BOX], [[0.5]], [BOX[:, :3]]), {}, r"gt_boxes\[0\] has shape \(1, 3\)"),
+        (([BOX, VOLUME], [[0.5]] * 2, [BOX] * 2), {}, r"pred_boxes\[1\] has shape \(1, 6\)"),
+        (([BOX], [[[0.5]]], [BOX]), {}, r"pred_scores\[0\] has shape \(1, 1\)"),
+        (([BOX], [[0.5]], [VOLUME]), {}, "4 columns and gt_boxes 6"),
+        (([BOX, BOX], [[0.5], [np.nan]], [BOX] * 2), {}, r"pred_scores\[1\] holds nan"),
+        (([BOX], [[0.5]], [BOX * np.nan]), {}, r"gt_boxes\[0\] holds"),
+        (([BOX], [[0.5]], [BOX]), {"iou_threshold": 0}, "iou_threshold is 0"),
+        (([BOX], [[0.5]], [BOX]), {"iou_threshold": 1.5}, "iou_threshold is 1.5"),
+        (([BOX], [[0.5]], [BOX]), {"overlap": "dice"}, "overlap is 'dice'"),
+        (([BOX], [[0.5]], [BOX]), {"overlap": "p3d"}, "4 columns, overlap 'p3d' expects 6"),
+        (([VOLUME], [[0.5]], [VOLUME]), {"overlap": "p3d"}, r"gt_boxes\[0\] .* slices 0 to 5"),
+    ],
+)
+def test_bad_input_is_named(args, settings, message):
+    with pytest.raises(ValueError, match=message):
+        froc_curve(*args, **settings)

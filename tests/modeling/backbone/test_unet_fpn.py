@@ -1,0 +1,78 @@
+import lesion_d2
+from lesion_d2.modeling.backbone import ResNetWithStem, build_resnet_unet_fpn_backbone
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import FPN, build_resnet_backbone
+
+
+def _config(*opts):
+    cfg = get_cfg()
+    lesion_d2.add_lesion_config(cfg)
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    cfg.MODEL.UNET_FPN.DECODER_CHANNELS = (8, 4)
+    cfg.MODEL.RETINANET.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101])
+@pytest.mark.parametrize("channels", [1, 3, 7])
+def test_shapes(depth, channels):
+    wide = 64 if depth < 50 else 256
+    cfg = _config("MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.RES2_OUT_CHANNELS", wide)
+    backbone = build_resnet_unet_fpn_backbone(cfg, ShapeSpec(channels=channels))
+    images = torch.randn(2, channels, 64, 96)
+    with torch.no_grad():
+        features = backbone(images)
+        p0 = backbone.decode(images, features)
+    assert set(features) == {"c1", "p2", "p3", "p4", "p5"}
+    for name, shape in backbone.output_shape().items():
+        assert features[name].shape == (2, 16, 64 // shape.stride, 96 // shape.stride), name
+    assert p0.shape == (2, 4, 64, 96)
+
+
+def test_p6_only_where_it_is_used():
+    without = build_resnet_unet_fpn_backbone(_config(), ShapeSpec(channels=3))
+    assert "p6" not in without.output_shape()
+    cfg = _config("MODEL.RETINANET.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"])
+    backbone = build_resnet_unet_fpn_backbone(cfg, ShapeSpec(channels=3))
+    assert backbone(torch.randn(1, 3, 64, 64))["p6"].shape == (1, 16, 1, 1)
+
+
+def test_detection_levels_equal_detectron2s_fpn():
+    cfg = _config()
+    backbone = build_resnet_unet_fpn_backbone(cfg, ShapeSpec(channels=3)).eval()
+    fpn = FPN(build_resnet_backbone(cfg, ShapeSpec(channels=3)), cfg.MODEL.FPN.IN_FEATURES, 16)
+    unused = fpn.eval().load_state_dict(backbone.state_dict(), strict=False)
+    assert not unused.missing_keys  # the parameters have Detectron2's names
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        ours, theirs = backbone(images), fpn(images)
+    for name, features in theirs.items():
+        assert torch.equal(ours[name], features), name
+
+
+def test_stem_features_are_those_before_the_pooling():
+    cfg = _config()
+    resnet = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
+    with_stem = ResNetWithStem(resnet).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        features = with_stem(images)
+        pooled = torch.nn.functional.max_pool2d(features["c1"], 3, 2, 1)
+        assert torch.equal(pooled, resnet.stem(images))
+        assert torch.equal(features["res5"], resnet(images)["res5"])
+    assert features["c1"].shape == (1, 64, 32, 32)
+
+
+def test_needs_p2():
+    cfg = _config("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"])
+    with pytest.raises(ValueError, match=r"MODEL.FPN.IN_FEATURES \['res3', 'res4', 'res5'\]"):
+        build_resnet_unet_fpn_backbone(cfg, ShapeSpec(channels=3))

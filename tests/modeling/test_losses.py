@@ -1,0 +1,71 @@
+from lesion_d2.modeling.losses import IGNORE, segmentation_loss, soft_dice
+
+import numpy as np
+import pytest
+import torch
+
+
+def _slow_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Equation (1) of Jaeger et al. plus 1, pixel by pixel in float64."""
+    classes = logits.shape[1]
+    cross_entropy, pixels = 0.0, 0
+    overlap, predicted, true = np.zeros(classes), np.zeros(classes), np.zeros(classes)
+    for n, y, x in np.ndindex(labels.shape):
+        if labels[n, y, x] == IGNORE:
+            continue
+        exponentials = np.exp(logits[n, :, y, x])
+        u = exponentials / exponentials.sum()
+        cross_entropy -= np.log(u[labels[n, y, x]])
+        pixels += 1
+        for k in range(classes):
+            v = float(labels[n, y, x] == k)
+            overlap[k] += u[k] * v
+            predicted[k] += u[k]
+            true[k] += v
+    dice = 2 * overlap / (predicted + true)
+    return cross_entropy / pixels + 1 - dice[1:].mean()
+
+
+def test_loss_equals_the_written_out_equation():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 4, 6, 5, generator=generator)
+    labels = torch.randint(0, 4, (3, 6, 5), generator=generator)
+    labels[1, :, 3:] = IGNORE
+    expected = _slow_loss(logits.double().numpy(), labels.numpy())
+    assert segmentation_loss(logits, labels).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_dice_is_taken_over_the_batch_not_over_images():
+    labels = torch.zeros(2, 4, 4, dtype=torch.int64)
+    labels[0, :2] = 1
+    probabilities = torch.zeros(2, 2, 4, 4)
+    probabilities[0, 1, :2] = 1  # the first image is right
+    probabilities[1, 1, 0] = 1  # four false positives where the second has no lesion
+    # One pseudo-volume: 2 * 8 / (12 + 8). The mean of the images' own scores would be 1/2.
+    assert soft_dice(probabilities, labels).item() == pytest.approx(0.8, abs=1e-6)
+
+
+def test_padding_changes_nothing():
+    logits, labels = torch.randn(2, 2, 8, 8), torch.randint(0, 2, (2, 8, 8))
+    padded_logits = torch.randn(2, 2, 10, 12)
+    padded_logits[:, :, :8, :8] = logits
+    padded_labels = torch.full((2, 10, 12), IGNORE)
+    padded_labels[:, :8, :8] = labels
+    torch.testing.assert_close(
+        segmentation_loss(padded_logits, padded_labels), segmentation_loss(logits, labels)
+    )
+
+
+def test_perfect_prediction_and_empty_batch():
+    labels = torch.zeros(1, 4, 4, dtype=torch.int64)
+    logits = torch.stack([torch.full((1, 4, 4), 50.0), torch.full((1, 4, 4), -50.0)], dim=1)
+    assert segmentation_loss(logits, labels).item() == pytest.approx(0, abs=1e-5)
+    labels[0, :2] = 1
+    logits[:, :, :2] *= -1
+    assert segmentation_loss(logits, labels).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_half_precision_logits_give_the_float_loss():
+    logits, labels = torch.randn(1, 2, 64, 64), torch.randint(0, 2, (1, 64, 64))
+    half = logits.bfloat16()
+    assert segmentation_loss(half, labels).item() == segmentation_loss(half.float(), labels).item()

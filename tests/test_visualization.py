@@ -1,0 +1,296 @@
+import math
+
+import lesion_d2  # noqa: F401  (makes detectron2 importable)
+from lesion_d2.visualization import (
+    FALSE_POSITIVE_COLOR,
+    HIT_COLOR,
+    MASK_COLOR,
+    OUTCOME_LEGEND,
+    RECIST_COLOR,
+    TRUTH_COLOR,
+    WINDOWS,
+    LesionVisualizer,
+    contact_sheet,
+    judge,
+    outcome_quality,
+    parse_window,
+    save_picture,
+    window_image,
+)
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from detectron2.structures import Boxes, BoxMode, Instances
+
+SIZE = 64
+SCALE = 4  # pictures of side 256
+
+
+def make_record(boxes, **fields):
+    annotations = [
+        {"bbox": list(box), "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "row": i + 2}
+        for i, box in enumerate(boxes)
+    ]
+    record = {"image_id": "a", "height": SIZE, "width": SIZE, "annotations": annotations}
+    return {**record, **fields}
+
+
+def make_predictions(boxes, scores, **fields):
+    predictions = Instances((SIZE, SIZE))
+    predictions.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    predictions.scores = torch.tensor(scores, dtype=torch.float32)
+    for name, value in fields.items():
+        predictions.set(name, value)
+    return predictions
+
+
+def new_visualizer(gray=90):
+    return LesionVisualizer(np.full((SIZE, SIZE, 3), gray, np.uint8), side=SIZE * SCALE)
+
+
+def colored(image, color, tolerance=40):
+    """(H, W) bool: pixels close to a color given in 0..1."""
+    return (np.abs(image.astype(int) - 255 * np.asarray(color)) < tolerance).all(axis=2)
+
+
+def on_edges(mask, box, width=3):
+    """Share of the box's outline that has a marked pixel within ``width`` display pixels."""
+    x0, y0, x1, y1 = (round(v * SCALE) for v in box)
+    near = cv2.dilate(mask.astype(np.uint8), np.ones((2 * width + 1,) * 2, np.uint8)) > 0
+    top_bottom = near[[y0, y1], x0 : x1 + 1]
+    left_right = near[y0 : y1 + 1, [x0, x1]]
+    return np.concatenate([top_bottom.ravel(), left_right.ravel()]).mean()
+
+
+def outline(box, margin=4):
+    """(H, W) bool: display pixels within ``margin`` of the box's outline."""
+    canvas = np.zeros((SIZE * SCALE, SIZE * SCALE), np.uint8)
+    corners = [tuple(round(v * SCALE) for v in box[i : i + 2]) for i in (0, 2)]
+    return cv2.rectangle(canvas, *corners, 1, thickness=2 * margin + 1) > 0
+
+
+def test_truth_box_is_yellow_at_its_edges_and_nowhere_else():
+    box = (20, 24, 40, 36)
+    image = new_visualizer().draw_dataset_dict(make_record([box])).get_image()
+    yellow = colored(image, TRUTH_COLOR)
+    assert image.shape == (SIZE * SCALE, SIZE * SCALE, 3)
+    assert on_edges(yellow, box, width=1) == 1
+    assert not (yellow & ~outline(box)).any()
+    assert (image[30 * SCALE, 30 * SCALE] == 90).all()
+
+
+def test_recist_diameters_are_drawn_between_their_end_points():
+    record = make_record([(15, 15, 45, 45)])
+    record["annotations"][0]["recist"] = [20, 30, 40, 30, 30, 25, 30, 35]
+    image = new_visualizer().draw_dataset_dict(record).get_image()
+    blue = colored(image, RECIST_COLOR)
+    near = cv2.dilate(blue.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    center = SCALE // 2  # coordinate 30 is the center of pixel 30
+    assert near[30 * SCALE + center, 21 * SCALE : 40 * SCALE].all()
+    assert near[26 * SCALE : 35 * SCALE, 30 * SCALE + center].all()
+    rows, columns = np.nonzero(blue)
+    assert columns.min() >= 20 * SCALE and columns.max() <= 41 * SCALE
+    assert rows.min() >= 25 * SCALE and rows.max() <= 36 * SCALE
+
+
+def test_mask_colors_stay_inside_the_mask():
+    mask = np.zeros((SIZE, SIZE), bool)
+    mask[20:31, 22:37] = True
+    mask[25, 28] = False  # a hole
+    plain = new_visualizer().get_output().get_image()
+    visualizer = new_visualizer()
+    image = visualizer.draw_dataset_dict(make_record([]), [mask]).get_image()
+    changed = (image != plain).any(axis=2)
+    assert (changed == np.kron(mask, np.ones((SCALE, SCALE), bool))).all()
+    expected = 0.65 * 90 + 0.35 * 255 * np.asarray(MASK_COLOR)
+    assert np.abs(image[21 * SCALE, 23 * SCALE] - expected).max() <= 2
+
+
+def test_hits_are_green_false_positives_red_and_missed_lesions_dashed():
+    found, missed, wrong = (8, 40, 24, 56), (40, 40, 56, 56), (36, 8, 52, 20)
+    hit = (8, 40, 24, 55)
+    outcome = judge(make_record([found, missed]), make_predictions([wrong, hit], [0.9, 0.8]))
+    image = new_visualizer().draw_outcome(outcome).get_image()
+    green, red = colored(image, HIT_COLOR), colored(image, FALSE_POSITIVE_COLOR)
+    yellow = colored(image, TRUTH_COLOR)
+    assert on_edges(green, hit) > 0.95 and on_edges(red, hit) == 0
+    assert on_edges(red, wrong) == 1 and on_edges(green, wrong) == 0
+    assert on_edges(yellow, found) == 1
+    assert 0.4 < on_edges(yellow, missed, width=0) < 0.95
+    assert on_edges(green, missed) == on_edges(red, missed) == 0
+
+
+def test_masks_of_predictions_are_laid_over_in_the_color_of_the_outcome():
+    boxes, masks = [(8, 8, 30, 30), (36, 36, 60, 60)], np.zeros((2, SIZE, SIZE), np.uint8)
+    masks[0, 14:22, 14:22] = masks[1, 44:52, 44:52] = 1
+    rles = [mask_util.encode(np.asfortranarray(mask)) for mask in masks]
+    predictions = make_predictions(boxes, [0.5, 0.9], pred_masks_rle=rles)
+    outcome = judge(make_record([boxes[0]]), predictions)
+    image = new_visualizer().draw_outcome(outcome).get_image().astype(int)
+    for mask, color in zip(masks, (HIT_COLOR, FALSE_POSITIVE_COLOR), strict=True):
+        inside = np.kron(mask, np.ones((SCALE, SCALE))) > 0
+        expected = 0.7 * 90 + 0.3 * 255 * np.asarray(color)
+        assert np.abs(image[inside] - expected).max() <= 2
+        around = cv2.dilate(inside.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+        assert (image[around & ~inside] == 90).all()
+
+
+def test_an_exact_hit_shows_both_colors():
+    box = (20, 20, 44, 44)
+    image = new_visualizer().draw_outcome(judge(make_record([box]), make_predictions([box], [1.0])))
+    image = image.get_image()
+    assert on_edges(colored(image, TRUTH_COLOR, 80), box) > 0.95
+    assert on_edges(colored(image, HIT_COLOR, 80), box) > 0.95
+
+
+@pytest.mark.parametrize("box", [(0, 0, 16, 12), (48, 50, 64, 64), (24, 24, 40, 40), (0, 0, 64, 9)])
+def test_labels_do_not_cover_lesions_and_stay_in_the_picture(box):
+    visualizer = new_visualizer()
+    predictions = make_predictions([box, (26, 44, 38, 52)], [0.75, 0.5])
+    with_labels = visualizer.draw_outcome(judge(make_record([box]), predictions)).get_image()
+    texts = visualizer.output.ax.texts
+    assert [text.get_text() for text in texts] == ["0.75", "0.50"]
+    renderer = visualizer.output.canvas.get_renderer()
+    for text in texts:
+        area = text.get_bbox_patch().get_window_extent(renderer)
+        x0, x1 = area.x0, area.x1
+        y0, y1 = SIZE * SCALE - area.y1, SIZE * SCALE - area.y0
+        assert min(x0, y0) >= 0 and max(x1, y1) <= SIZE * SCALE
+        lesion = np.asarray(box) * SCALE
+        overlap_x = min(x1, lesion[2]) - max(x0, lesion[0])
+        overlap_y = min(y1, lesion[3]) - max(y0, lesion[1])
+        assert min(overlap_x, overlap_y) <= 1
+    inner = tuple(slice(box[i] * SCALE + 8, box[i + 2] * SCALE - 8) for i in (1, 0))
+    assert (with_labels[inner] == 90).all()
+
+
+def test_class_names_stand_in_labels_only_where_there_are_several():
+    for names, expected in ((["lesion"], "0.50"), (["bone", "lung"], "lung 0.50")):
+        predictions = make_predictions([(4, 4, 9, 9)], [0.5], pred_classes=torch.tensor([1]))
+        visualizer = new_visualizer()
+        visualizer.metadata = {"thing_classes": names}
+        visualizer.draw_outcome(judge(make_record([]), predictions))
+        assert [text.get_text() for text in visualizer.output.ax.texts] == [expected]
+
+
+def test_zoom_shows_the_lesion_in_the_middle():
+    visualizer = new_visualizer()
+    visualizer.zoom(np.array([[28.0, 28, 36, 36]]), min_side=16)
+    image = visualizer.draw_dataset_dict(make_record([(28, 28, 36, 36)])).get_image()
+    rows, columns = np.nonzero(colored(image, TRUTH_COLOR))
+    for extent in (rows, columns):  # half of the view's side, in its middle
+        assert abs(extent.min() - SIZE) <= 2 and abs(extent.max() - 3 * SIZE) <= 2
+
+
+@pytest.mark.parametrize(("side", "expected"), [(64, 64), (65, 128), (256, 256), (10, 64)])
+def test_pictures_are_enlarged_by_a_whole_factor(side, expected):
+    visualizer = LesionVisualizer(np.zeros((SIZE, SIZE, 3)), side=side)
+    assert visualizer.get_output().get_image().shape == (expected, expected, 3)
+
+
+def test_judge_sorts_and_filters_detections_and_keeps_their_masks():
+    masks = torch.zeros(4, SIZE, SIZE, dtype=torch.bool)
+    for i in range(4):
+        masks[i, i] = True
+    boxes = [(0, 0, 10, 10), (40, 40, 50, 50), (0, 0, 10, 9), (20, 20, 30, 30)]
+    predictions = make_predictions(boxes, [0.6, 0.1, 0.9, 0.3], pred_masks=masks)
+    outcome = judge(make_record([boxes[0], boxes[1]]), predictions, score_threshold=0.3)
+    assert outcome.predictions.scores.tolist() == pytest.approx([0.9, 0.6, 0.3])
+    assert outcome.is_hit.tolist() == [True, False, False]
+    assert outcome.is_false_positive.tolist() == [False, False, True]
+    assert outcome.is_found.tolist() == [True, False]
+    assert outcome.predictions.pred_masks.any(dim=2).float().argmax(dim=1).tolist() == [2, 0, 3]
+    assert outcome.summary() == "1 hit, 1 false positive, 1 missed"
+
+
+def plain_iou(a, b):
+    w = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    h = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    return w * h / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - w * h)
+
+
+def test_quality_is_the_documented_measure():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        corners = rng.uniform(0, 40, (6, 2))
+        boxes = np.concatenate([corners, corners + rng.uniform(5, 24, (6, 2))], axis=1)
+        truth, scores = boxes[:2].tolist(), rng.uniform(0, 1, 4)
+        predictions = [*boxes[2:5].tolist(), (boxes[0] + 1).tolist()]
+        outcome = judge(make_record(truth), make_predictions(predictions, scores.tolist()))
+        best = [
+            max(plain_iou(t, p) * s for p, s in zip(predictions, scores, strict=True))
+            for t in truth
+        ]
+        wrong = sum(all(plain_iou(t, p) < 0.5 for t in truth) for p in predictions)
+        assert outcome.quality == pytest.approx(np.mean(best) / (1 + wrong), rel=1e-4)
+
+
+def test_quality_without_lesions_or_detections():
+    none = make_predictions([], [])
+    assert outcome_quality(judge(make_record([(1, 1, 9, 9)]), none)) == 0
+    assert math.isnan(outcome_quality(judge(make_record([]), none)))
+    assert outcome_quality(judge(make_record([]), make_predictions([(1, 1, 9, 9)], [0.4]))) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["dicom"], None),
+        (["lung"], WINDOWS["lung"]),
+        (["-160", "240"], (-160.0, 240.0)),
+    ],
+)
+def test_windows(words, expected):
+    assert parse_window(words) == expected
+
+
+@pytest.mark.parametrize(
+    "words", [["brian"], ["5"], ["240", "-160"], ["1", "2", "3"], ["nan", "1"]]
+)
+def test_bad_windows_are_named(words):
+    with pytest.raises(ValueError, match=rf"window is '{' '.join(words)}', expected one of dicom"):
+        parse_window(words)
+
+
+def test_window_image_reads_the_slice_in_the_wanted_window(tmp_path):
+    hu = np.array([[-1000, -100], [0, 100]])
+    cv2.imwrite(str(tmp_path / "001.png"), (hu + 32768).astype(np.uint16))
+    record = make_record([], file_name=str(tmp_path / "001.png"), window=(-100.0, 100.0))
+    assert window_image(record)[:, :, 0].tolist() == [[0, 0], [128, 255]]
+    image = window_image(record, (-1000.0, 0.0))
+    assert image.shape == (2, 2, 3) and image.dtype == np.uint8
+    assert image[:, :, 2].tolist() == [[0, 230], [255, 255]]
+
+
+def test_contact_sheet_holds_every_tile_unchanged_in_order():
+    tiles = [np.full((60, 200, 3), 40 + 30 * i, np.uint8) for i in range(5)]
+    sheet = contact_sheet(tiles, [f"tile {i}" for i in range(5)], OUTCOME_LEGEND, columns=2)
+    assert sheet.shape[1] == 2 * 200 + 3 * 8
+    places = []
+    for i in range(5):
+        rows, columns = np.nonzero((sheet == 40 + 30 * i).all(axis=2))
+        row, column = np.median(rows), np.median(columns)
+        block = sheet[round(row) - 25 : round(row) + 25, round(column) - 90 : round(column) + 90]
+        assert (block == 40 + 30 * i).all()
+        places.append((int(row) // 60, int(column) // 200))
+        assert (sheet[round(row) - 65 : round(row) - 32] > 200).any()  # the title's letters
+    assert places == sorted(places) and len(set(places)) == 5
+    legend = sheet[-40:]
+    for color in (TRUTH_COLOR, HIT_COLOR, FALSE_POSITIVE_COLOR):
+        assert colored(sheet[-90:], color).any()
+    assert (legend > 200).all(axis=2).any()
+
+
+def test_contact_sheet_needs_a_title_for_every_tile():
+    with pytest.raises(ValueError, match="1 pictures and 2 titles"):
+        contact_sheet([np.zeros((9, 9, 3), np.uint8)], ["a", "b"], [])
+
+
+def test_save_picture_writes_what_it_was_given(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    path = save_picture(image, tmp_path / "new" / "a.png")
+    assert (cv2.imread(path)[:, :, ::-1] == image).all()
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.png"]

@@ -1,0 +1,251 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from lesion_d2.data.deeplesion import register_deeplesion
+from lesion_d2.data.phantom import write_phantom
+from lesion_d2.data.pseudo_masks import load_mask_file, pseudo_mask
+from lesion_d2.tools import prepare_masks as tool
+
+import cv2
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from pycocotools import mask as mask_util
+
+NAME = "phantom_of_test_prepare_masks"
+# Runs the tool, and kills it in the middle of a line after the third image.
+KILLED_RUN = f"""
+import os, signal, sys
+from lesion_d2.data.deeplesion import register_deeplesion
+from lesion_d2.tools import prepare_masks
+
+root, output, workers = sys.argv[1:]
+register_deeplesion({NAME!r}, root, None)
+append, calls = prepare_masks._append, []
+
+def append_and_die(file, line):
+    calls.append(line)
+    if len(calls) <= 4:  # the header and three images
+        return append(file, line)
+    file.write('{{"image_id": "0000')
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+prepare_masks._append = append_and_die
+prepare_masks.prepare_masks({NAME!r}, "grabcut", output, int(workers))
+"""
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    """The folder of a small phantom data set, registered under NAME."""
+    root = tmp_path_factory.mktemp("masks") / "phantom"
+    write_phantom(root, num_patients=8, size=192, extent_mm=0, workers=1)
+    register_deeplesion(NAME, os.fspath(root), None)
+    yield root
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+@pytest.fixture(scope="module")
+def finished(phantom, tmp_path_factory):
+    """The GrabCut file of the data set, made in one process."""
+    output = tmp_path_factory.mktemp("finished") / "masks.json"
+    tool.prepare_masks(NAME, "grabcut", os.fspath(output), workers=1)
+    return output
+
+
+def lesions():
+    return [(d, a) for d in DatasetCatalog.get(NAME) for a in d["annotations"]]
+
+
+def test_the_file_holds_the_masks_of_all_lesions_in_order(finished):
+    masks = load_mask_file(finished)
+    assert masks.info["method"] == "grabcut" and masks.info["dataset"] == NAME
+    assert len(masks) == len(lesions()) > 10
+    for record, annotation in lesions():
+        found = mask_util.decode(
+            masks.get(record["image_id"], annotation["row"], annotation["recist"])
+        )
+        image = tool._read_image(record)
+        expected = pseudo_mask("grabcut", image, annotation["recist"], annotation["bbox"]).mask
+        np.testing.assert_array_equal(found, expected)
+    entries = json.loads(finished.read_text())["annotations"]
+    assert [e["row"] for e in entries] == [a["row"] for _, a in lesions()]
+
+
+def test_the_number_of_workers_does_not_change_the_file(finished, tmp_path):
+    output = tmp_path / "new folder" / "masks.json"
+    summary = tool.prepare_masks(NAME, "grabcut", os.fspath(output), workers=2)
+    assert output.read_bytes() == finished.read_bytes()
+    assert summary.lesions == len(lesions()) and not summary.stood
+    assert [p.name for p in output.parent.iterdir()] == ["masks.json"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_run_goes_on_where_it_stopped(phantom, finished, tmp_path, workers, monkeypatch):
+    output = tmp_path / "masks.json"
+    arguments = [os.fspath(phantom), os.fspath(output), str(workers)]
+    # It returns only when the workers, who share its pipes, are gone as well.
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED_RUN, *arguments], capture_output=True, timeout=120
+    )
+    assert run.returncode == -9, run.stderr.decode()
+    assert not output.exists()
+    journal = Path(f"{output}.partial").read_text()
+    assert journal.endswith('{"image_id": "0000')
+    done = {json.loads(line)["image_id"] for line in journal.splitlines()[1:-1]}
+    assert len(done) == 3
+
+    computed = []
+    image_masks = tool._image_masks
+    monkeypatch.setattr(
+        tool, "_image_masks", lambda d, **kw: computed.append(d["image_id"]) or image_masks(d, **kw)
+    )
+    tool.prepare_masks(NAME, "grabcut", os.fspath(output), workers=1)
+    assert done.isdisjoint(computed)
+    assert len(done) + len(computed) == len(DatasetCatalog.get(NAME))
+    assert output.read_bytes() == finished.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["masks.json"]
+
+
+def test_journal_of_another_method_is_refused(phantom, tmp_path):
+    output = tmp_path / "masks.json"
+    info = {"method": "ellipse", "dataset": NAME, "window": "DICOM"}
+    journal = Path(f"{output}.partial")
+    journal.write_text(json.dumps({"info": info}) + "\n")
+    with pytest.raises(ValueError, match=r"masks\.json\.partial: found the journal of .*ellipse"):
+        tool.prepare_masks(NAME, "grabcut", os.fspath(output), workers=1)
+    assert json.loads(journal.read_text()) == {"info": info}
+    assert not output.exists()
+
+
+def test_a_damaged_journal_is_an_error_with_its_line(phantom, tmp_path):
+    output = tmp_path / "masks.json"
+    info = {"method": "grabcut", "dataset": NAME, "window": "DICOM"}
+    Path(f"{output}.partial").write_text(json.dumps({"info": info}) + "\nhello\n{}\n")
+    with pytest.raises(ValueError, match=r"masks\.json\.partial, line 2: found b'hello'"):
+        tool.prepare_masks(NAME, "grabcut", os.fspath(output), workers=1)
+
+
+def test_journal_entries_of_changed_lesions_are_computed_again(phantom, finished, tmp_path):
+    output = tmp_path / "masks.json"
+    entries = json.loads(finished.read_text())["annotations"]
+    first = [e for e in entries if e["image_id"] == entries[0]["image_id"]]
+    stale = [{**e, "recist": [v + 1 for v in e["recist"]]} for e in first]
+    info = {"method": "grabcut", "dataset": NAME, "window": "DICOM"}
+    lines = [{"info": info}, {"image_id": entries[0]["image_id"], "annotations": stale}]
+    Path(f"{output}.partial").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tool.prepare_masks(NAME, "grabcut", os.fspath(output), workers=1)
+    assert output.read_bytes() == finished.read_bytes()
+
+
+def test_a_finished_file_is_left_alone(finished, capsys):
+    before = finished.stat().st_mtime_ns
+    arguments = ["--dataset", NAME, "--method", "grabcut", "--output", os.fspath(finished)]
+    assert tool.main(arguments) == 0
+    assert "stands already and covers" in capsys.readouterr().out
+    assert finished.stat().st_mtime_ns == before
+
+
+def test_a_finished_file_of_another_method_is_refused(finished, capsys):
+    before = finished.read_bytes()
+    arguments = ["--dataset", NAME, "--method", "ellipse", "--output", os.fspath(finished)]
+    assert tool.main(arguments) == 1
+    assert "found masks of {'method': 'grabcut'" in capsys.readouterr().err
+    assert finished.read_bytes() == before
+
+
+def test_a_stale_file_is_made_anew(finished, tmp_path):
+    output = tmp_path / "masks.json"
+    content = json.loads(finished.read_text())
+    content["annotations"][0]["recist"][0] += 3
+    output.write_text(json.dumps(content))
+    assert not tool.prepare_masks(NAME, "grabcut", os.fspath(output), workers=1).stood
+    assert output.read_bytes() == finished.read_bytes()
+
+
+def test_last_line_tells_lesions_fallbacks_and_seconds(phantom, tmp_path, capsys):
+    output = os.fspath(tmp_path / "masks.json")
+    assert (
+        tool.main(["--dataset", NAME, "--method", "ellipse", "--output", output, "--workers=1"])
+        == 0
+    )
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    start = f"{NAME}: {len(lesions())} lesions, 0 fallbacks to the ellipse (0.0 %), "
+    assert last.startswith(start) and last.endswith(" s")
+
+
+def test_bad_slices_and_names_stop_with_one_line(phantom, tmp_path, capsys):
+    name = f"{NAME}_bad"
+    record = {**DatasetCatalog.get(NAME)[0], "height": 100}
+    DatasetCatalog.register(name, lambda: [record])
+    output = os.fspath(tmp_path / "masks.json")
+    try:
+        assert tool.main(["--dataset", name, "--output", output]) == 1
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error == f"{record['file_name']}: found 192 x 192 pixels, expected 192 x 100"
+        record["height"] = 192
+        record["annotations"] = [{**record["annotations"][0], "recist": [float("nan")] * 8}]
+        assert tool.main(["--dataset", name, "--output", output]) == 1
+        row = record["annotations"][0]["row"]
+        assert f"{record['file_name']}, row {row}: RECIST" in capsys.readouterr().err
+    finally:
+        DatasetCatalog.remove(name)
+    assert tool.main(["--dataset", "no_such_data_set", "--output", output]) == 1
+    assert "no_such_data_set" in capsys.readouterr().err
+    for arguments in (
+        [],
+        ["--output", output, "--compare", output],
+        ["--output", "x", "--workers=0"],
+    ):
+        with pytest.raises(SystemExit):
+            tool.main(["--dataset", NAME, *arguments])
+
+
+def test_grabcut_beats_the_ellipse_on_phantoms_and_the_crop_matches_the_whole_slice(phantom):
+    cv2.setNumThreads(1)
+    truth = os.fspath(phantom / "true_masks.json")
+    ellipse = tool.dice_against_truth(NAME, "ellipse", truth).dice
+    grabcut = tool.dice_against_truth(NAME, "grabcut", truth).dice
+    whole = tool.dice_against_truth(NAME, tool.WHOLE_SLICE, truth).dice
+    assert len(ellipse) == len(lesions())
+    assert ellipse.mean() >= 0.80
+    assert grabcut.mean() > ellipse.mean()
+    assert grabcut.mean() > whole.mean() - 0.01
+
+
+def test_dice_of_the_truth_itself_and_limit(phantom, tmp_path):
+    truth = os.fspath(phantom / "true_masks.json")
+    limited = tool.dice_against_truth(NAME, "ellipse", truth, limit=4)
+    everything = tool.dice_against_truth(NAME, "ellipse", truth)
+    assert len(limited.dice) == 4
+    assert limited.dice[0] == everything.dice[0] and limited.dice[-1] == everything.dice[-1]
+
+    ellipses = {}
+    for d, a in lesions():
+        mask = pseudo_mask("ellipse", None, a["recist"], a["bbox"], (d["height"], d["width"])).mask
+        rle = mask_util.encode(np.asfortranarray(mask, np.uint8))
+        rle["counts"] = rle["counts"].decode()
+        ellipses.setdefault(d["image_id"], {})[str(a["row"])] = rle
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps(ellipses))
+    assert (tool.dice_against_truth(NAME, "ellipse", os.fspath(own)).dice == 1).all()
+
+    own.write_text("{}")
+    with pytest.raises(ValueError, match=r"own\.json: found no mask of row 2"):
+        tool.dice_against_truth(NAME, "ellipse", os.fspath(own))
+    own.write_text("{")
+    with pytest.raises(ValueError, match=r"own\.json: .*JSON"):
+        tool.dice_against_truth(NAME, "ellipse", os.fspath(own))
+
+
+def test_compare_prints_the_three_methods(phantom, capsys):
+    truth = os.fspath(phantom / "true_masks.json")
+    assert tool.main(["--dataset", NAME, "--compare", truth, "--limit", "3"]) == 0
+    rows = capsys.readouterr().out.strip().splitlines()[2:]
+    assert [row[:24].strip() for row in rows] == ["ellipse", "grabcut", tool.WHOLE_SLICE]
+    assert all(0 < float(row.split()[-3]) <= 1 for row in rows)

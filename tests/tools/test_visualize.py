@@ -1,0 +1,245 @@
+import json
+
+import lesion_d2  # noqa: F401  (makes detectron2 importable)
+from lesion_d2.tools.visualize import main, pick_outcomes, read_results, threshold_at_fps
+from lesion_d2.visualization import TRUTH_COLOR, ImageOutcome, judge
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, Instances
+
+NAME = "visualize_test_set"
+SIZE = 64
+# image id: lesion boxes
+LESIONS = {"one": [(8, 8, 24, 24)], "two": [(8, 8, 24, 24), (40, 40, 56, 52)], "none": []}
+
+
+def make_record(image_id, boxes, folder):
+    annotations = []
+    for row, (x0, y0, x1, y1) in enumerate(boxes, start=2):
+        x, y = (x0 + x1) / 2, (y0 + y1) / 2
+        recist = [x0 + 2, y, x1 - 2, y, x, y0 + 4, x, y1 - 4]
+        annotations.append(
+            {"bbox": [x0, y0, x1, y1], "bbox_mode": 0, "category_id": 0, "recist": recist}
+            | {"diameters_mm": (x1 - x0 - 4, y1 - y0 - 8), "row": row, "coarse_type": -1}
+        )
+    return {
+        "image_id": image_id,
+        "file_name": str(folder / f"{image_id}.png"),
+        "height": SIZE,
+        "width": SIZE,
+        "window": (-100.0, 100.0),
+        "annotations": annotations,
+    }
+
+
+@pytest.fixture
+def records(tmp_path):
+    """A registered data set of three small slices."""
+    made = [make_record(image_id, boxes, tmp_path) for image_id, boxes in LESIONS.items()]
+    for record in made:
+        hu = np.full((SIZE, SIZE), -50)
+        for a in record["annotations"]:
+            x0, y0, x1, y1 = a["bbox"]
+            hu[y0 + 4 : y1 - 4, x0 + 3 : x1 - 3] = 60
+        cv2.imwrite(record["file_name"], (hu + 32768).astype(np.uint16))
+    DatasetCatalog.register(NAME, lambda: made)
+    MetadataCatalog.get(NAME).set(thing_classes=["lesion"])
+    yield made
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+def write_results(path, detections):
+    """detections: (image id, box XYXY, score)."""
+    entries = []
+    for image_id, (x0, y0, x1, y1), score in detections:
+        box = [x0, y0, x1 - x0, y1 - y0]
+        entries.append({"image_id": image_id, "category_id": 0, "bbox": box, "score": score})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(entries))
+    return str(path)
+
+
+def run_predictions(results, *arguments):
+    return main(["predictions", "--dataset", NAME, "--results", results, *arguments])
+
+
+def test_dataset_pictures_of_the_first_images(records, tmp_path, capsys):
+    output = tmp_path / "pictures"
+    arguments = ["--output", str(output), "--pick", "first", "--num", "2", "--masks", "ellipse"]
+    assert main(["dataset", "--dataset", NAME, *arguments]) == 0
+    paths = capsys.readouterr().out.split()
+    assert paths == [str(output / n) for n in ("one.png", "two.png", "contact_sheet.png")]
+    picture = cv2.imread(paths[0])[:, :, ::-1]
+    assert (np.abs(picture - 255 * np.array(TRUTH_COLOR)) < 40).all(axis=2).any()
+    assert picture.shape[1] == 1024 + 16
+    assert cv2.imread(paths[2]).shape[1] == 2 * 512 + 3 * 8
+
+
+@pytest.mark.parametrize("masks", ["none", "grabcut"])
+def test_random_dataset_pictures_follow_the_seed(records, tmp_path, capsys, masks):
+    written = []
+    for folder in ("a", "b"):
+        arguments = ["--output", str(tmp_path / folder), "--num", "2", "--masks", masks, "--zoom"]
+        assert main(["dataset", "--dataset", NAME, "--seed", "3", *arguments]) == 0
+        names = [path.rsplit("/", 1)[1] for path in capsys.readouterr().out.split()]
+        written.append((names, [(tmp_path / folder / n).read_bytes() for n in names]))
+    assert written[0] == written[1]
+    assert len(set(written[0][0])) == 3
+
+
+def test_pictures_of_predictions_go_beside_the_results(records, tmp_path, capsys):
+    detections = [("one", (8, 8, 24, 24), 0.9), ("two", (8, 8, 24, 24), 0.8)]
+    detections += [("two", (30, 30, 38, 38), 0.7), ("none", (1, 1, 9, 9), 0.2)]
+    results = write_results(tmp_path / "run" / "results.json", detections)
+    assert run_predictions(results, "--num", "1", "--score-threshold", "0.3") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == (
+        "score threshold 0.300: 2 of 3 lesions found at 0.33 false positives per image, 3 images"
+    )
+    folder = tmp_path / "run" / "pictures"
+    names = ["best_01_one.png", "worst_01_two.png", "random_01_none.png", "contact_sheet.png"]
+    assert lines[1:] == [str(folder / name) for name in names]
+    assert sorted(names) == sorted(path.name for path in folder.iterdir())
+
+
+def test_without_a_threshold_the_run_has_the_wanted_rate(records, tmp_path, capsys):
+    boxes = [(30, 2, 38, 10), (30, 14, 38, 22), (30, 26, 38, 34), (2, 50, 10, 58)]
+    detections = [("two", box, 0.9 - 0.2 * i) for i, box in enumerate(boxes)]
+    detections.append(("one", (8, 8, 24, 24), 0.45))
+    results = write_results(tmp_path / "results.json", detections)
+    assert run_predictions(results, "--num", "1", "--fps-per-image", "0.7") == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    assert "0 of 3 lesions found at 0.67 false positives per image" in line
+    assert run_predictions(results, "--num", "1") == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    assert "1 of 3 lesions found at 1.00 false positives per image" in line
+
+
+def random_outcomes(rng, num_images=12):
+    outcomes = []
+    for i in range(num_images):
+        corners = rng.integers(0, 40, (9, 2))
+        boxes = np.concatenate([corners, corners + rng.integers(6, 24, (9, 2))], axis=1)
+        predictions = Instances((SIZE, SIZE))
+        predictions.pred_boxes = Boxes(torch.as_tensor(boxes[:7], dtype=torch.float32))
+        predictions.scores = torch.as_tensor(rng.integers(1, 20, 7) / 20).float()
+        record = {
+            "image_id": str(i),
+            "annotations": [{"bbox": box.tolist(), "bbox_mode": 0} for box in boxes[6:]],
+        }
+        outcomes.append(judge(record, predictions))
+    return outcomes
+
+
+def test_threshold_keeps_as_many_detections_as_the_rate_allows():
+    rng = np.random.default_rng(0)
+    for rate in (0.0, 0.5, 1.0, 2.5, 5.0, 100.0):
+        outcomes = random_outcomes(rng)
+        scores = np.concatenate([o.predictions.scores.numpy() for o in outcomes])
+        false = np.concatenate([o.is_false_positive for o in outcomes])
+        threshold = threshold_at_fps(outcomes, rate)
+        best = 0
+        for candidate in sorted(scores):  # the most detections that a loop may keep
+            kept = scores >= candidate
+            if (kept & false).sum() <= rate * len(outcomes):
+                best = kept.sum()
+                break
+        assert (scores >= threshold).sum() == best
+        again = [judge(o.record, o.predictions, score_threshold=threshold) for o in outcomes]
+        assert sum(o.is_false_positive.sum() for o in again) <= rate * len(outcomes)
+
+
+def outcome(name, quality, false_positives=0):
+    wrong = np.ones(false_positives, bool)
+    return ImageOutcome({"image_id": name}, None, ~wrong, wrong, np.ones(1, bool), quality)
+
+
+def test_picks_are_ordered_and_never_twice():
+    qualities = {"a": 0.2, "b": 0.9, "c": float("nan"), "d": 0.5, "e": 0.0}
+    outcomes = [outcome(name, quality) for name, quality in qualities.items()]
+    chosen = pick_outcomes(outcomes, ["best", "worst", "random"], 2, seed=1)
+    names = [(pick, o.record["image_id"]) for pick, o in chosen]
+    assert names == [("best", n) for n in "bd"] + [("worst", n) for n in "ea"] + [("random", "c")]
+    alone = [o.record["image_id"] for _, o in pick_outcomes(outcomes, ["random"], 5, seed=1)]
+    assert sorted(alone) == list("abcde")
+    assert alone == [
+        o.record["image_id"] for _, o in pick_outcomes(outcomes, ["random"], 9, seed=1)
+    ]
+    assert alone != [
+        o.record["image_id"] for _, o in pick_outcomes(outcomes, ["random"], 5, seed=2)
+    ]
+
+
+def test_equal_quality_is_ordered_by_false_positives():
+    outcomes = [outcome("a", 0.0, 1), outcome("b", 0.0, 3), outcome("c", 0.0, 0)]
+    for pick, expected in (("best", "cab"), ("worst", "bac")):
+        chosen = pick_outcomes(outcomes, [pick], 3)
+        assert "".join(o.record["image_id"] for _, o in chosen) == expected
+
+
+@pytest.mark.parametrize(("picks", "num"), [(["nicest"], 1), (["best"], 0)])
+def test_bad_picks(picks, num):
+    with pytest.raises(ValueError, match="expected"):
+        pick_outcomes([outcome("a", 1.0)], picks, num)
+
+
+def test_results_become_instances_of_every_image(records, tmp_path):
+    path = write_results(tmp_path / "r.json", [("two", (10, 20, 40, 60), 0.5)])
+    results = read_results(path, records, NAME)
+    assert list(results) == list(LESIONS)
+    assert results["two"].pred_boxes.tensor.tolist() == [[10, 20, 40, 60]]
+    assert results["two"].scores.tolist() == [0.5]
+    assert len(results["one"]) == len(results["none"]) == 0
+
+
+GOOD = {"image_id": "one", "category_id": 0, "bbox": [1, 1, 5, 5], "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such results file"),
+        ("{broken", "not a JSON file"),
+        (json.dumps({"froc": {}}), "holds a dict, expected a list"),
+        (json.dumps([GOOD, 7]), "entry 1 is 7, expected a detection"),
+        (json.dumps([{**GOOD, "image_id": "else"}]), "entry 0 is of image 'else', which data set"),
+        (json.dumps([GOOD, {"image_id": "one", "bbox": [1, 1, 5, 5]}]), "entry 1 has no 'score'"),
+        (json.dumps([{**GOOD, "bbox": [1, 2, 3]}]), "entry 0 has bbox [1, 2, 3] and score 0.5"),
+        (json.dumps([{**GOOD, "score": "high"}]), "score 'high', expected"),
+    ],
+)
+def test_bad_results_are_one_line(records, tmp_path, capsys, content, message):
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_text(content)
+    assert run_predictions(str(path)) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and error[0].startswith(f"error: {path}: ") and message in error[0]
+    assert not (tmp_path / "pictures").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "phantom_tset"], "data set 'phantom_tset' is not registered"),
+        (["--dataset", NAME, "--window", "240", "-160"], "window is '240 -160'"),
+        (["--dataset", NAME, "--masks", "missing.json"], "missing.json"),
+    ],
+)
+def test_bad_arguments_are_one_line(records, tmp_path, capsys, arguments, message):
+    assert main(["dataset", "--output", str(tmp_path / "out"), *arguments]) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and error[0].startswith("error: ") and message in error[0]
+
+
+def test_a_missing_slice_is_one_line(records, tmp_path, capsys):
+    (tmp_path / "one.png").unlink()
+    arguments = ["--output", str(tmp_path / "out"), "--pick", "first"]
+    assert main(["dataset", "--dataset", NAME, *arguments]) == 1
+    errors = [e for e in capsys.readouterr().err.splitlines() if e.startswith("error: ")]
+    assert len(errors) == 1 and "one.png" in errors[0]

@@ -1,0 +1,69 @@
+#!/usr/bin/env python
+"""Trains and evaluates the models of this project, as Detectron2's tools/train_net.py does.
+
+Train, and go on after an interruption:
+
+    python train_net.py --config-file configs/quickstart/retina_unet_phantom.yaml
+    python train_net.py --config-file configs/quickstart/retina_unet_phantom.yaml --resume
+
+Evaluate a checkpoint on another split:
+
+    python train_net.py --config-file configs/quickstart/retina_unet_phantom.yaml --eval-only \\
+        MODEL.WEIGHTS output/model_best.pth DATASETS.TEST "('phantom_test',)"
+
+Several GPUs, or several processes on the CPU (with MODEL.DEVICE cpu): --num-gpus 2.
+"""
+
+import argparse
+
+from lesion_d2.engine import (
+    LesionCheckpointer,
+    Trainer,
+    load_config,
+    one_line_errors,
+    prepare_launch,
+    setup_run,
+)
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Create the config and do the basic setup of a run."""
+    cfg = load_config(args)
+    setup_run(cfg, args)
+    return cfg
+
+
+def main(args: argparse.Namespace) -> dict | None:
+    """Train, or evaluate with ``--eval-only``; what every process of a run does."""
+    cfg = setup(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        checkpointer = LesionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args()
+    with one_line_errors("train_net.py"):
+        prepare_launch(args)
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
