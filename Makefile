@@ -10,7 +10,7 @@ PHANTOM := $(DETECTRON2_DATASETS)/phantom
 .DELETE_ON_ERROR:
 
 # Train a lesion detector on the phantoms, evaluate it on other patients, and show what it found.
-demo: $(RESULTS)/pictures/sheet.png
+demo: $(RESULTS)/pictures/contact_sheet.png
 	$(BIN)/python -m lesion_d2.tools.show_results $(OUTPUT) --dataset phantom_test
 
 install: .venv/installed
@@ -42,6 +42,6 @@ $(RESULTS)/froc.json: $(OUTPUT)/model_final.pth
 	$(BIN)/python train_net.py --config-file $(CONFIG) --eval-only OUTPUT_DIR $(OUTPUT) \
 		MODEL.WEIGHTS $(OUTPUT)/model_best.pth DATASETS.TEST "('phantom_test',)"
 
-$(RESULTS)/pictures/sheet.png: $(RESULTS)/froc.json
+$(RESULTS)/pictures/contact_sheet.png: $(RESULTS)/froc.json
 	$(BIN)/python -m lesion_d2.tools.visualize predictions --dataset phantom_test \
-		--results $(RESULTS)/coco_instances_results.json --output $(RESULTS)/pictures
+		--results $(RESULTS)/coco_instances_results.json

@@ -4,7 +4,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 
 import matplotlib as mpl
 import numpy as np
@@ -20,6 +19,7 @@ from PIL import Image
 
 from .data.ct import hu_to_pixels, read_slice
 from .evaluation.matching import match_detections
+from .files import written_whole
 
 # The usual display windows (low, high) in Hounsfield units.
 WINDOWS = {
@@ -200,12 +200,8 @@ def save_picture(image: np.ndarray, path: str | os.PathLike) -> str:
     """Write an RGB image as PNG, whole or not at all; return its path."""
     path = os.fspath(path)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    buffer = BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "wb") as f:
-        f.write(buffer.getvalue())
-    os.replace(temporary, path)
+    with written_whole(path) as partial:
+        Image.fromarray(image).save(partial, format="PNG")
     return path
 
 

@@ -37,21 +37,21 @@ class LesionType:
 
 _NODE = ((0.75, 25, 95, False), (0.25, 5, 25, False))
 LESION_TYPES = (
-    LesionType(1, 0.07, (20, 540), (BONE,), 40, ((0.6, 20, 80, False), (0.4, 600, 900, False))),
+    LesionType(1, 0.06, (40, 540), (BONE,), 40, ((0.8, 10, 70, False), (0.2, 800, 1100, False))),
     LesionType(2, 0.20, (300, 455), (FAT,), 50, _NODE),
     LesionType(3, 0.15, (50, 190), (FAT,), 40, _NODE),
-    LesionType(4, 0.15, (205, 315), (LIVER,), 50, ((0.8, -80, -30, True), (0.2, 30, 60, True))),
+    LesionType(4, 0.15, (205, 315), (LIVER,), 50, ((0.8, -85, -35, True), (0.2, 35, 60, True))),
     LesionType(
         5,
         0.20,
         (45, 220),
         (LUNG,),
         50,
-        ((0.8, 0, 70, False), (0.2, -600, -350, False)),
+        ((0.85, 0, 70, False), (0.15, -550, -250, False)),
         (-1500, 500),
     ),
     LesionType(6, 0.07, (315, 375), (KIDNEY,), 40, ((0.6, 0, 25, False), (0.4, -90, -45, True))),
-    LesionType(7, 0.08, (40, 540), (SKIN_FAT, MUSCLE), 36, ((1.0, 15, 90, False),)),
+    LesionType(7, 0.09, (40, 540), (SKIN_FAT, MUSCLE), 36, ((1.0, 15, 90, False),)),
     LesionType(8, 0.08, (465, 545), (FAT,), 50, _NODE),
 )
 
@@ -106,7 +106,7 @@ class Lesion:
         cover[patch] = share = canvas.cover(distance)
         hu = canvas.hu[patch]
         deep = np.clip(-distance / self.radius - 0.35, 0, 0.3) / 0.3
-        target = self.hu + self.core * deep + 6 * canvas.texture[patch]
+        target = self.hu + self.core * deep + 10 * canvas.texture[patch]
         if self.relative:
             target = target + canvas.tissues[HOST_TISSUE[self.kind.hosts[0]]]
         hu += share * (target - hu)
@@ -157,7 +157,7 @@ def sample_lesion(
     _, low, high, relative = kind.contrasts[
         rng.choice(len(kind.contrasts), p=[c[0] for c in kind.contrasts])
     ]
-    core = rng.uniform(-35, -10) if radius > 8 and rng.random() < 0.35 else 0.0
+    core = rng.uniform(-40, -10) if radius > 8 and rng.random() < 0.5 else 0.0
     return Lesion(
         kind=kind,
         center=(float(canvas.x[column]), float(canvas.y[row]), float(z)),
@@ -172,7 +172,7 @@ def sample_lesion(
 
 
 # Free mm around the center that suffice, by coarse type: what grows over its borders.
-_ROOM = {1: 2.5, 2: 7.0, 3: 4.0, 7: 5.0, 8: 7.0}
+_ROOM = {1: 4.0, 2: 7.0, 3: 4.0, 7: 5.0, 8: 7.0}
 
 
 def measure_recist(mask: np.ndarray) -> np.ndarray:

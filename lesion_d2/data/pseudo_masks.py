@@ -14,6 +14,7 @@ import numpy as np
 from pycocotools import mask as mask_util
 from scipy import ndimage
 
+from ..files import written_whole
 from .ct import hu_to_pixels
 
 METHODS = ("ellipse", "grabcut")
@@ -263,14 +264,8 @@ def write_mask_file(path: str | os.PathLike, info: dict, annotations: Iterable[d
         annotations: entries as :func:`mask_annotation` returns them.
     """
     info = {"format": _FILE_FORMAT, "version": _FILE_VERSION, **info}
-    partial = f"{os.fspath(path)}.tmp{os.getpid()}"
-    try:
-        with open(partial, "w") as file:
-            json.dump({"info": info, "annotations": list(annotations)}, file)
-        os.replace(partial, path)
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps({"info": info, "annotations": list(annotations)}))
 
 
 def load_mask_file(path: str | os.PathLike) -> PseudoMasks:

@@ -20,7 +20,7 @@ from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .files import written_whole
+from ..files import written_whole
 from .matching import match_images
 from .report import FrocReport, make_report
 from .strata import Truth

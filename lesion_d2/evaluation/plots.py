@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .files import written_whole
+from ..files import written_whole
 from .froc import FrocCurve
 
 #: False positives per image that the axis spans, and its ticks.

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from ..files import written_whole
 from .bootstrap import bootstrap_sensitivity, patient_draws, percentile_interval
-from .files import written_whole
 from .froc import FrocCurve
 from .matching import Matches
 from .plots import PLOT_RATES, plot_froc
