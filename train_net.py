@@ -19,6 +19,7 @@ import argparse
 from lesion_d2.engine import (
     LesionCheckpointer,
     Trainer,
+    finish_run,
     load_config,
     one_line_errors,
     prepare_launch,
@@ -48,11 +49,12 @@ def main(args: argparse.Namespace) -> dict | None:
         results = Trainer.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)
-        return results
-
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    else:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        results = trainer.train()
+    finish_run()
+    return results
 
 
 if __name__ == "__main__":

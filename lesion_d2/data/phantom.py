@@ -107,7 +107,7 @@ def write_phantom(
 
     Args:
         root: the data set's folder; made by renaming, after everything was written beside it.
-        num_patients: about 70 / 15 / 15 % of them train, validate and test; 2 to 4 key slices each.
+        num_patients: about 70 / 15 / 15 % of them train, validate and test; 3 to 5 key slices each.
         size: pixels a side of every slice.
         seed: of all random choices.
         extent_mm: slices reach at least this far on both sides of a key slice.
@@ -218,7 +218,7 @@ def _write_patient(folder: Path, options: PhantomOptions, patient: int) -> list[
     body = sample_body(rng)
     person = {"Patient_gender": "FM"[rng.integers(2)], "Patient_age": int(rng.integers(20, 88))}
     records = []
-    for study in range(1, int(rng.integers(2, 5)) + 1):
+    for study in range(1, int(rng.integers(3, 6)) + 1):
         series = Series(rng, body, options)
         name = f"{patient:06d}_{study:02d}_01"
         slices = series.write(rng, folder / name)

@@ -51,7 +51,9 @@ LESION_TYPES = (
         (-1500, 500),
     ),
     LesionType(6, 0.07, (315, 375), (KIDNEY,), 40, ((0.6, 0, 25, False), (0.4, -90, -45, True))),
-    LesionType(7, 0.09, (40, 540), (SKIN_FAT, MUSCLE), 36, ((1.0, 15, 90, False),)),
+    LesionType(
+        7, 0.09, (40, 540), (SKIN_FAT, MUSCLE), 36, ((0.5, -5, 22, False), (0.5, 85, 140, False))
+    ),
     LesionType(8, 0.08, (465, 545), (FAT,), 50, _NODE),
 )
 
@@ -172,7 +174,7 @@ def sample_lesion(
 
 
 # Free mm around the center that suffice, by coarse type: what grows over its borders.
-_ROOM = {1: 4.0, 2: 7.0, 3: 4.0, 7: 5.0, 8: 7.0}
+_ROOM = {1: 5.5, 2: 7.0, 3: 4.0, 7: 5.0, 8: 7.0}
 
 
 def measure_recist(mask: np.ndarray) -> np.ndarray:

@@ -1,5 +1,12 @@
 from .checkpoint import LesionCheckpointer
-from .defaults import InputError, load_config, one_line_errors, prepare_launch, setup_run
+from .defaults import (
+    InputError,
+    finish_run,
+    load_config,
+    one_line_errors,
+    prepare_launch,
+    setup_run,
+)
 from .hooks import ResumableBestCheckpointer
 from .schedule import resolve_epochs
 from .trainer import Trainer
@@ -9,6 +16,7 @@ __all__ = [
     "LesionCheckpointer",
     "ResumableBestCheckpointer",
     "Trainer",
+    "finish_run",
     "load_config",
     "one_line_errors",
     "prepare_launch",

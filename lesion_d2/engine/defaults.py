@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import detectron2
 import torch
+import torch.distributed as dist
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -133,6 +134,17 @@ def prepare_launch(args: argparse.Namespace) -> None:
             f"found --num-gpus {args.num_gpus}, expected at most the {torch.cuda.device_count()} "
             "GPUs of this machine"
         )
+
+
+def finish_run() -> None:
+    """Wait until all processes of a run are done, then end their connection.
+
+    Without it, a process that returns while the main one still evaluates ends with an open
+    connection, now and then by an abort, and ``launch`` then kills the main process too.
+    """
+    if dist.is_available() and dist.is_initialized():
+        comm.synchronize()
+        dist.destroy_process_group()
 
 
 def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from lesion_d2.engine import LesionCheckpointer, Trainer
+from lesion_d2.engine import LesionCheckpointer, Trainer, finish_run
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -80,3 +80,4 @@ def train_and_evaluate(train_args, curves: str, evaluate_args, results: str) -> 
     """Both, so that processes start only once."""
     train(train_args, curves)
     evaluate(evaluate_args, results)
+    finish_run()
