@@ -28,6 +28,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--extent-mm", type=float, help="mm of slices on both sides of a key slice")
     parser.add_argument("--median-diameter", type=float, help="mm, of the lesions")
+    parser.add_argument("--mottle-hu", type=float, help="HU, how uneven lesions are inside")
     parser.add_argument("--workers", type=int, help="processes; default: all cores")
     parser.add_argument("--overwrite", action="store_true", help="replace a set with other options")
     return parser.parse_args(argv)

@@ -3,11 +3,16 @@
 Importing the package makes ``detectron2`` importable, and registers the data sets and the models.
 """
 
+import warnings
+
 from ._detectron2 import ensure_detectron2
 
 ensure_detectron2()
 
-from . import data, modeling  # noqa: E402  (they import detectron2)
+with warnings.catch_warnings():
+    # Detectron2's fvcore still uses TorchScript: nothing that a user of this project can change.
+    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+    from . import data, modeling
 from .config import add_lesion_config  # noqa: E402
 
 __all__ = ["add_lesion_config", "data", "modeling"]

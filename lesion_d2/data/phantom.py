@@ -28,7 +28,7 @@ from .phantom_shapes import Canvas
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CSV_COLUMNS = (
     "File_name",
     "Patient_index",
@@ -65,6 +65,7 @@ class PhantomOptions:
     seed: int = 0
     extent_mm: float = 2.0
     median_diameter: float = 20.0
+    mottle_hu: float = 40.0
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -74,6 +75,7 @@ class PhantomOptions:
             "seed": (0, 2**32 - 1),
             "extent_mm": (0, 60),
             "median_diameter": (5, 40),
+            "mottle_hu": (0, 100),
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
@@ -95,6 +97,7 @@ def write_phantom(
     seed: int = 0,
     extent_mm: float = 2.0,
     median_diameter: float = 20.0,
+    mottle_hu: float = 40.0,
     workers: int | None = None,
     overwrite: bool = False,
 ) -> bool:
@@ -112,6 +115,7 @@ def write_phantom(
         seed: of all random choices.
         extent_mm: slices reach at least this far on both sides of a key slice.
         median_diameter: mm, of the lesions.
+        mottle_hu: HU, how uneven lesions are inside; the smaller, the harder to tell apart.
         workers: processes; all cores by default, up to 16.
         overwrite: replace a folder that was written with other options.
 
@@ -123,7 +127,9 @@ def write_phantom(
         FileExistsError: if ``root`` holds a phantom data set with other options and ``overwrite``
             is not set, or anything that is no phantom data set.
     """
-    options = PhantomOptions(num_patients, size, seed, float(extent_mm), float(median_diameter))
+    options = PhantomOptions(
+        num_patients, size, seed, float(extent_mm), float(median_diameter), float(mottle_hu)
+    )
     if workers is not None and workers < 1:
         raise ValueError(f"phantom option workers is {workers}, expected 1 or more")
     root = Path(root).absolute()
@@ -283,7 +289,8 @@ class Series:
         share = np.array([k.share * (3 if k is kind else 1) for k in others])
         for i in range(int(rng.choice([1, 2, 3], p=[0.68, 0.22, 0.1]))):
             chosen = kind if i == 0 else others[rng.choice(len(others), p=share / share.sum())]
-            lesion = sample_lesion(rng, chosen, canvases[0], taken, self.options.median_diameter)
+            size, mottle = self.options.median_diameter, self.options.mottle_hu
+            lesion = sample_lesion(rng, chosen, canvases[0], taken, size, mottle)
             if lesion is None:
                 return
             before = _mean_hu(canvases)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from scipy.spatial import ConvexHull
 
-from .phantom_shapes import BONE, FAT, KIDNEY, LIVER, LUNG, MUSCLE, SKIN_FAT, Canvas
+from .phantom_shapes import BONE, FAT, KIDNEY, LIVER, LUNG, MUSCLE, SKIN_FAT, Canvas, Waves
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ class Lesion:
         height: amplitude of the bumps (B,), as a share of the radius.
         hu: HU of the lesion, or HU added where ``relative``.
         core: HU added in its middle (a necrotic center), often 0.
+        mottle: field of standard deviation 1 that makes its inside uneven.
+        mottle_hu: HU of that field's standard deviation.
     """
 
     kind: LesionType
@@ -82,6 +84,8 @@ class Lesion:
     hu: float
     relative: bool
     core: float
+    mottle: Waves
+    mottle_hu: float
 
     @property
     def reach(self) -> float:
@@ -108,7 +112,8 @@ class Lesion:
         cover[patch] = share = canvas.cover(distance)
         hu = canvas.hu[patch]
         deep = np.clip(-distance / self.radius - 0.35, 0, 0.3) / 0.3
-        target = self.hu + self.core * deep + 10 * canvas.texture[patch]
+        uneven = self.mottle(canvas.x[patch[1]], canvas.y[patch[0]], canvas.z)
+        target = self.hu + self.core * deep + self.mottle_hu * uneven
         if self.relative:
             target = target + canvas.tissues[HOST_TISSUE[self.kind.hosts[0]]]
         hu += share * (target - hu)
@@ -124,6 +129,7 @@ def sample_lesion(
     canvas: Canvas,
     taken: np.ndarray,
     median_diameter: float,
+    mottle_hu: float,
 ) -> Lesion | None:
     """Draw a lesion of one type and a place for it on a key slice.
 
@@ -134,6 +140,8 @@ def sample_lesion(
         taken: H x W bool, pixels where no lesion may be (those of other lesions and around).
         median_diameter: mm; diameters are log-normal, between 3 mm (or 4.5 pixels) and the
             type's largest.
+        mottle_hu: HU, how uneven lesions are inside; tissues are even, so this tells them apart
+            from what looks alike otherwise. A lesion has 0.5 to 1.5 times as much.
 
     Returns:
         the lesion, or None where the slice has no room for it.
@@ -170,9 +178,12 @@ def sample_lesion(
         hu=float(rng.uniform(low, high)),
         relative=relative,
         core=core,
+        mottle=Waves(rng, _MOTTLE_WAVELENGTHS, 12),
+        mottle_hu=mottle_hu * float(rng.uniform(0.5, 1.5)),
     )
 
 
+_MOTTLE_WAVELENGTHS = (5.0, 11.0)  # mm, shorter than those of any tissue
 # Free mm around the center that suffice, by coarse type: what grows over its borders.
 _ROOM = {1: 5.5, 2: 7.0, 3: 4.0, 7: 5.0, 8: 7.0}
 

@@ -360,7 +360,7 @@ def test_every_type_finds_a_place_and_ends(kind):
         body, tissues = sample_body(rng), sample_tissues(rng)
         z = float(rng.uniform(*kind.heights))
         canvas = paint_body(body, grid, grid, z, tissues)
-        lesion = sample_lesion(rng, kind, canvas, np.zeros((160, 160), bool), 18.0)
+        lesion = sample_lesion(rng, kind, canvas, np.zeros((160, 160), bool), 18.0, 40.0)
         if lesion is not None:
             break
     else:
