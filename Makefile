@@ -3,6 +3,8 @@ BIN := .venv/bin
 CONFIG := configs/quickstart/retina_unet_phantom.yaml
 OUTPUT := output/quickstart
 RESULTS := $(OUTPUT)/inference/phantom_test
+# TorchScript would compile Detectron2's focal loss for ten seconds, to run it a few minutes.
+export PYTORCH_JIT ?= 0
 export DETECTRON2_DATASETS ?= $(CURDIR)/datasets
 PHANTOM := $(DETECTRON2_DATASETS)/phantom
 

@@ -1,4 +1,4 @@
-"""Every experiment's config builds, trains a step and infers, at reduced size."""
+"""Every config builds, trains a step and infers, at reduced size."""
 
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-EXPERIMENTS = sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("Base-"))
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+EXPERIMENTS = [file for file in FILES if not file.name.startswith("Base-")]
 
 
 def _reduced(file):
@@ -31,7 +32,7 @@ def _reduced(file):
     return cfg
 
 
-@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda f: f.relative_to(CONFIGS).as_posix())
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(CONFIGS).as_posix())
 def test_config_builds_trains_a_step_and_infers(file, tiny_phantom):
     cfg = _reduced(file)
     torch.manual_seed(0)

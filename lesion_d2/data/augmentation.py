@@ -1,5 +1,7 @@
 """Augmentations for CT slices as Detectron2 augmentations: images are int16 H x W x C in HU."""
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 from detectron2.data import transforms as T
@@ -44,19 +46,17 @@ class AffineTransform(Transform):
         # OpenCV's points are pixel centers: shift by half a pixel on either side.
         matrix = self.matrix.copy()
         matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
-        channels = [img] if img.ndim == 2 else [img[..., c] for c in range(img.shape[2])]
-        warped = [
-            cv2.warpAffine(
-                np.ascontiguousarray(channel),
+        return _by_channel(
+            img,
+            lambda channel: cv2.warpAffine(
+                channel,
                 matrix,
                 (self.width, self.height),
                 flags=interpolation,
                 borderMode=cv2.BORDER_CONSTANT,
                 borderValue=fill,
-            )
-            for channel in channels
-        ]
-        return warped[0] if img.ndim == 2 else np.stack(warped, axis=2)
+            ),
+        )
 
 
 class ResizeTransform(Transform):
@@ -90,7 +90,18 @@ class ResizeTransform(Transform):
         return ResizeTransform(self.new_height, self.new_width, self.height, self.width)
 
     def _resize(self, img: np.ndarray, interpolation: int) -> np.ndarray:
-        return cv2.resize(img, (self.new_width, self.new_height), interpolation=interpolation)
+        size = (self.new_width, self.new_height)
+        return _by_channel(
+            img, lambda channel: cv2.resize(channel, size, interpolation=interpolation)
+        )
+
+
+def _by_channel(img: np.ndarray, apply: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Apply to (H, W), or to each channel of (H, W, C), of which OpenCV takes two to four."""
+    if img.ndim == 2:
+        return apply(np.ascontiguousarray(img))
+    channels = [apply(np.ascontiguousarray(img[..., c])) for c in range(img.shape[2])]
+    return np.stack(channels, axis=2)
 
 
 class ResizeCT(T.Augmentation):

@@ -84,7 +84,7 @@ def build_lesion_train_loader(cfg) -> DeviceLoader:
         mapper=LesionDatasetMapper(cfg, True).load,
         sampler=TrainingSampler(len(dataset), seed=seed),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        aspect_ratio_grouping=False,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         seed=None if seed is None else seed + comm.get_rank(),
     )

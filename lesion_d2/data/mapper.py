@@ -1,5 +1,6 @@
 import logging
 
+import cv2
 import numpy as np
 import torch
 from detectron2.config import configurable
@@ -11,6 +12,8 @@ from pycocotools import mask as mask_util
 from .augmentation import build_augmentations
 from .ct import hu_to_pixels, read_slice, slice_stack
 from .pseudo_masks import (
+    METHODS,
+    PseudoMask,
     PseudoMasks,
     ellipse_outline,
     grabcut_image,
@@ -61,6 +64,8 @@ class LesionDatasetMapper:
         self.hu_window = hu_window
         self.mask_method = mask_method
         self.pseudo_masks = pseudo_masks
+        self._num_masks = self._num_fallbacks = 0
+        self._check()
         mode = "training" if is_train else "inference"
         logger.info(f"Augmentations in {mode}: {augmentations}")
 
@@ -83,6 +88,29 @@ class LesionDatasetMapper:
             "pseudo_masks": _load_mask_files(cfg) if with_masks else (),
         }
 
+    def _check(self) -> None:
+        """Refuse what would only fail at the first image, in a worker."""
+        if self.mask_method not in ("", *METHODS):
+            raise ValueError(
+                f"INPUT.PSEUDO_MASK: found {self.mask_method!r}, expected one of {list(METHODS)}"
+            )
+        if self.num_slices < 1 or self.num_slices % 2 == 0:
+            raise ValueError(
+                f"INPUT.CT.NUM_SLICES: found {self.num_slices}, expected an odd number"
+            )
+        if not self.slice_interval > 0:
+            raise ValueError(
+                f"INPUT.CT.SLICE_INTERVAL: found {self.slice_interval}, expected mm above 0"
+            )
+        low, high = self.hu_window
+        if not low < high:
+            raise ValueError(f"INPUT.CT.HU_WINDOW: found ({low}, {high}), expected low < high")
+
+    def __setstate__(self, state: dict) -> None:
+        # Unpickled in a worker that was not forked: it would start a thread a core in OpenCV.
+        self.__dict__.update(state)
+        cv2.setNumThreads(0)
+
     def __call__(self, dataset_dict: dict) -> dict:
         """Map one dict to Detectron2's model input.
 
@@ -101,6 +129,11 @@ class LesionDatasetMapper:
         """As :meth:`__call__`, but ``image`` is int16 in HU: half the bytes to move to a GPU."""
         dataset_dict = dict(dataset_dict)
         annotations = dataset_dict.pop("annotations", [])
+        if not all(0 < s < np.inf for s in dataset_dict["spacing"]):
+            raise ValueError(
+                f"{dataset_dict['file_name']}: found spacing {dataset_dict['spacing']}, "
+                "expected three positive numbers of mm"
+            )
         stack = slice_stack(
             dataset_dict["file_name"],
             num_slices=self.num_slices,
@@ -135,10 +168,22 @@ class LesionDatasetMapper:
         size, pixels = (dataset_dict["height"], dataset_dict["width"]), None
         if self.mask_method == "grabcut":
             pixels = grabcut_image(read_slice(dataset_dict["file_name"]), dataset_dict["window"])
-        return [
-            pseudo_mask(self.mask_method, pixels, a["recist"], a["bbox"], size).mask
-            for a in annotations
+        found = [
+            pseudo_mask(self.mask_method, pixels, a["recist"], a["bbox"], size) for a in annotations
         ]
+        self._count(found)
+        return [mask for mask, _ in found]
+
+    def _count(self, found: list[PseudoMask]) -> None:
+        """Log, as their number doubles, how many masks on the fly fell back to the ellipse."""
+        before = self._num_fallbacks
+        self._num_masks += len(found)
+        self._num_fallbacks += sum(mask.fell_back for mask in found)
+        if self._num_fallbacks.bit_length() > before.bit_length():
+            logger.info(
+                f"GrabCut fell back to the ellipse for {self._num_fallbacks} of {self._num_masks} "
+                "masks of this loader process"
+            )
 
 
 def _load_mask_files(cfg) -> tuple[PseudoMasks, ...]:
@@ -164,6 +209,9 @@ def lesion_outline(annotation: dict) -> np.ndarray:
     outline = ellipse_outline(annotation["recist"])
     low, high = outline.min(axis=0), outline.max(axis=0)
     box = np.asarray(annotation["bbox"], dtype=np.float64).reshape(2, 2)
+    if (high - low).min() <= 0:  # end points on one line along an axis: the box is all there is
+        (x1, y1), (x2, y2) = box
+        return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
     return box[0] + (outline - low) / (high - low) * (box[1] - box[0])
 
 

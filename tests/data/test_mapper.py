@@ -1,7 +1,13 @@
 import lesion_d2
 from lesion_d2.data.augmentation import AffineTransform, RandomAffine
 from lesion_d2.data.mapper import LesionDatasetMapper, lesion_outline, transform_lesions
-from lesion_d2.data.pseudo_masks import ellipse_mask, mask_annotation, pseudo_mask, write_mask_file
+from lesion_d2.data.pseudo_masks import (
+    PseudoMask,
+    ellipse_mask,
+    mask_annotation,
+    pseudo_mask,
+    write_mask_file,
+)
 
 import cv2
 import numpy as np
@@ -206,6 +212,58 @@ def test_slices_of_another_size_than_the_table_says_are_refused(dataset_dict):
     dataset_dict["width"] = 100
     with pytest.raises(SizeMismatchError, match=r"010\.png, got \(128, 96\), expect \(100, 96\)"):
         LesionDatasetMapper(_config(), False)(dataset_dict)
+
+
+@pytest.mark.parametrize("spacing", [(0.8, 0.8, 0.0), (-0.8, 0.8, 2.0), (0.8, float("nan"), 2.0)])
+def test_bad_spacing_is_refused_with_the_files_name(dataset_dict, spacing):
+    dataset_dict["spacing"] = spacing
+    cfg = _config("INPUT.CT.PIXEL_SPACING", 1.6)
+    with pytest.raises(ValueError, match=r"010\.png: found spacing .*, expected three positive"):
+        LesionDatasetMapper(cfg, False)(dataset_dict)
+
+
+@pytest.mark.parametrize(
+    ("opts", "words"),
+    [
+        (("INPUT.PSEUDO_MASK", "gracut"), "INPUT.PSEUDO_MASK: found 'gracut', expected one of"),
+        (("INPUT.CT.NUM_SLICES", 4, *_pixels(4)), "INPUT.CT.NUM_SLICES: found 4, expected an odd"),
+        (("INPUT.CT.SLICE_INTERVAL", 0.0), "INPUT.CT.SLICE_INTERVAL: found 0.0"),
+        (("INPUT.CT.HU_WINDOW", (5.0, 1.0)), r"INPUT.CT.HU_WINDOW: found \(5.0, 1.0\)"),
+    ],
+)
+def test_bad_settings_are_refused_before_the_first_image(opts, words):
+    with pytest.raises(ValueError, match=words):
+        LesionDatasetMapper(_config(*opts), True)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5, 9])
+@pytest.mark.parametrize("size", [100, 160])
+def test_any_number_of_slices_at_any_size(dataset_dict, channels, size):
+    cfg = _config("INPUT.CT.NUM_SLICES", channels, "INPUT.CT.IMAGE_SIZE", size, *_pixels(channels))
+    image = LesionDatasetMapper(cfg, False)(dataset_dict)["image"]
+    assert image.shape == (channels, size * 96 // 128, size)
+    middle = image[channels // 2]
+    assert middle[0, 0] == pytest.approx(1100 / 8) and middle.max() > 1.5 * middle[0, 0]
+
+
+def test_end_points_on_one_line_keep_their_box():
+    level = _annotation([40.0, 30.0, 70.0, 30.0, 50.0, 30.0, 58.0, 30.0])
+    flipped = transform_lesions([level], None, T.HFlipTransform(SIZE[1]), SIZE)
+    np.testing.assert_allclose(flipped.gt_boxes.tensor, [[52, 25, 92, 35]], atol=1e-4)
+
+
+def test_fallbacks_on_the_fly_are_counted(dataset_dict, caplog, monkeypatch):
+    mapper = LesionDatasetMapper(_config(), True)
+    mask = ellipse_mask(OBLIQUE["recist"], *SIZE)
+    fell_back = iter([False, True, False, True, True])
+    monkeypatch.setattr(
+        "lesion_d2.data.mapper.pseudo_mask", lambda *args: PseudoMask(mask, next(fell_back))
+    )
+    with caplog.at_level("INFO", logger="lesion_d2.data.mapper"):
+        for _ in range(5):
+            mapper(dataset_dict)
+    counts = [r.message.split("for ")[1].split(" masks")[0] for r in caplog.records]
+    assert counts == ["1 of 2", "2 of 4"]
 
 
 def test_mask_file_of_the_other_method_is_refused(tmp_path):

@@ -118,7 +118,10 @@ def _postprocess(result: Instances, probabilities: Tensor | None, input_dict: di
         input_dict.get("width", result.image_size[1]),
     )
     image_height, image_width = result.image_size
+    # The data set's whole numbers are pixel centers, and Detectron2 scales about pixel corners.
+    result.pred_boxes.tensor += 0.5
     result = detector_postprocess(result, *size)
+    result.pred_boxes.tensor -= 0.5
     if probabilities is not None:
         probabilities = F.interpolate(
             probabilities[None, 1:, :image_height, :image_width],

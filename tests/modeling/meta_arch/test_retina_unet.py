@@ -1,6 +1,8 @@
 import lesion_d2
+from lesion_d2.data.augmentation import ResizeTransform
+from lesion_d2.data.mapper import transform_lesions
 from lesion_d2.modeling.losses import IGNORE
-from lesion_d2.modeling.meta_arch.retina_unet import masks_in_boxes, semantic_labels
+from lesion_d2.modeling.meta_arch.retina_unet import _postprocess, masks_in_boxes, semantic_labels
 
 import pytest
 import torch
@@ -33,8 +35,7 @@ def _sample(boxes, height=96, width=128, channels=3, classes=None, seed=0):
     masks = torch.zeros(len(boxes), height, width, dtype=torch.bool)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
         mask[:] = (
-            ((x - (x1 + x2) / 2) / (x2 - x1)) ** 2
-            + ((y - (y1 + y2) / 2) / (y2 - y1)) ** 2
+            ((x - (x1 + x2) / 2) / (x2 - x1)) ** 2 + ((y - (y1 + y2) / 2) / (y2 - y1)) ** 2
         ) <= 0.25
         image[:, mask] += 120
     instances.gt_masks = BitMasks(masks)
@@ -117,7 +118,10 @@ def test_mixed_precision_loss_is_finite_and_close(pytestconfig):
 
 
 def test_segmentation_is_not_computed_at_inference_unless_asked_for(pytestconfig, monkeypatch):
-    model, _ = _model(pytestconfig.rootpath, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0)
+    model, _ = _model(
+        pytestconfig.rootpath,
+        *("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0, "MODEL.RETINA_UNET.PREDICT_MASKS", False),
+    )
     model.eval()
     calls = []
     decode = model.backbone.decode
@@ -143,11 +147,31 @@ def test_outputs_come_at_the_wanted_size(pytestconfig):
         at_image_size = model([sample])[0]["instances"]
         doubled = model([{**sample, "height": 192, "width": 256}])[0]["instances"]
     assert doubled.image_size == (192, 256) and doubled.pred_masks.shape[1:] == (192, 256)
-    assert torch.allclose(doubled.pred_boxes.tensor, at_image_size.pred_boxes.tensor * 2)
+    # Pixel centers are whole numbers: the first pixel's center goes to 0.5.
+    inside = (at_image_size.pred_boxes.tensor[:, :2] > 0).all(dim=1)
+    expected = (at_image_size.pred_boxes.tensor + 0.5) * 2 - 0.5
+    torch.testing.assert_close(doubled.pred_boxes.tensor[inside], expected[inside])
+
+
+@pytest.mark.parametrize("size", [(48, 64), (96, 128), (192, 256)])
+def test_a_box_comes_back_to_the_slice_where_the_mapper_took_it_from(size):
+    height, width = size
+    resize = ResizeTransform(96, 128, height, width)
+    level = [40.0, 30.0, 70.0, 30.0, 55.0, 20.0, 55.0, 44.0]
+    annotation = {"recist": level, "bbox": [35.0, 15.0, 75.0, 49.0], "category_id": 0}
+    truth = transform_lesions([annotation], None, resize, size)
+    perfect = Instances(size, pred_boxes=truth.gt_boxes)
+    restored = _postprocess(perfect, None, {"height": 96, "width": 128})
+    torch.testing.assert_close(
+        restored.pred_boxes.tensor, torch.tensor([annotation["bbox"]]), atol=1e-4, rtol=0
+    )
 
 
 def test_without_segmentation_it_is_detectron2s_retinanet(pytestconfig):
-    model, _ = _model(pytestconfig.rootpath, "MODEL.RETINA_UNET.SEG_LOSS_WEIGHT", 0.0)
+    model, _ = _model(
+        pytestconfig.rootpath,
+        *("MODEL.RETINA_UNET.SEG_LOSS_WEIGHT", 0.0, "MODEL.RETINA_UNET.PREDICT_MASKS", False),
+    )
     assert model.seg_predictor is None
     batch = [_sample([[20, 30, 50, 62]])]
     state = {k: v.clone() for k, v in model.state_dict().items()}
