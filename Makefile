@@ -34,13 +34,19 @@ benchmark: install
 		$(BIN)/python -m pip install -q --no-deps --require-hashes -r requirements-detectron2.txt
 	touch $@
 
-$(PHANTOM)/DL_info.csv: | install
+$(PHANTOM)/phantom.json: | install
 	$(BIN)/python datasets/prepare_phantom.py --root $(PHANTOM) --preset quickstart
 
-$(OUTPUT)/model_final.pth: $(CONFIG) configs/Base-RetinaUNet.yaml $(PHANTOM)/DL_info.csv | install
+# Goes on with an interrupted training, or starts anew where its inputs are others by now.
+$(OUTPUT)/trained: $(CONFIG) configs/Base-RetinaUNet.yaml $(PHANTOM)/phantom.json | install
+	if [ -f $(OUTPUT)/inputs.sha256 ] && ! sha256sum $^ | cmp -s - $(OUTPUT)/inputs.sha256; \
+		then rm -r $(OUTPUT); fi
+	mkdir -p $(OUTPUT)
+	sha256sum $^ > $(OUTPUT)/inputs.sha256
 	$(BIN)/python train_net.py --config-file $(CONFIG) --resume OUTPUT_DIR $(OUTPUT)
+	touch $@
 
-$(RESULTS)/froc.json: $(OUTPUT)/model_final.pth
+$(RESULTS)/froc.json: $(OUTPUT)/trained
 	$(BIN)/python train_net.py --config-file $(CONFIG) --eval-only OUTPUT_DIR $(OUTPUT) \
 		MODEL.WEIGHTS $(OUTPUT)/model_best.pth DATASETS.TEST "('phantom_test',)"
 

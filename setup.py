@@ -21,7 +21,7 @@ setup(
         "pandas>=2.0",
         "Pillow>=9.4",
         "pycocotools>=2.0.7",
-        "scikit-image>=0.21",
+        "PyYAML>=6.0",
         "scipy>=1.10",
         "tabulate>=0.9",
         "tensorboard>=2.12",
@@ -31,5 +31,5 @@ setup(
         "tqdm>=4.64",
         "yacs>=0.1.8",
     ],
-    extras_require={"test": ["pytest>=7.4", "ruff>=0.6"]},
+    extras_require={"test": ["pytest>=7.4", "ruff~=0.17.5", "scikit-image>=0.21"]},
 )

@@ -9,7 +9,7 @@ Train, and go on after an interruption:
 Evaluate a checkpoint on another split:
 
     python train_net.py --config-file configs/quickstart/retina_unet_phantom.yaml --eval-only \\
-        MODEL.WEIGHTS output/model_best.pth DATASETS.TEST "('phantom_test',)"
+        MODEL.WEIGHTS output/quickstart/model_best.pth DATASETS.TEST "('phantom_test',)"
 
 Several GPUs, or several processes on the CPU (with MODEL.DEVICE cpu): --num-gpus 2.
 """

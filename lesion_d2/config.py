@@ -52,6 +52,8 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.UNET_FPN = CN()
     # Channels of P1 and P0, the levels that only the segmentation uses.
     cfg.MODEL.UNET_FPN.DECODER_CHANNELS = (64, 32)
+    # Their normalization, by the names of MODEL.FPN.NORM.
+    cfg.MODEL.UNET_FPN.DECODER_NORM = ""
 
     cfg.MODEL.RETINA_UNET = CN()
     # Weight of the segmentation loss (pixel-wise cross entropy plus soft Dice); 0 switches it off.

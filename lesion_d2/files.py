@@ -11,7 +11,8 @@ def written_whole(file: str | os.PathLike) -> Iterator[Path]:
     """Give a path beside ``file`` to write to; it becomes ``file`` when the block ends well.
 
     At every moment, even of a kill or a power cut, ``file`` is the old one or the whole new one.
-    What a killed process leaves beside it has one name, and the next writer replaces it.
+    What a killed process leaves beside it has one name, and the next writer of ``file`` replaces
+    it.
     """
     file = Path(file)
     partial = file.with_name(f".{file.name}.part")
@@ -22,3 +23,12 @@ def written_whole(file: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
+    _sync_folder(file.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -45,6 +45,7 @@ _FOUND_WIDTH = 1.0
 _FONT_SIZE = 9  # points
 _LABEL_MARGIN = 4  # pixels around a label's letters
 _DPI = 100
+_PIXEL_CENTER = 0.5  # from a pixel's upper left corner, where Matplotlib's x and y are whole
 # Contact sheet, in pixels.
 _GAP = 8
 _TITLE_HEIGHT = 40
@@ -74,6 +75,7 @@ class ImageOutcome:
         predictions: the N detections at or above the score threshold, by falling score.
         is_hit: (N,) bool, the detection found a lesion that no better one had found.
         is_false_positive: (N,) bool, the detection reaches no lesion.
+        is_repeat: (N,) bool, the detection reaches only lesions that a better one found.
         is_found: (M,) bool, the lesion of ``record["annotations"]`` was found.
         quality: see :func:`outcome_quality`.
     """
@@ -82,6 +84,7 @@ class ImageOutcome:
     predictions: Instances
     is_hit: np.ndarray
     is_false_positive: np.ndarray
+    is_repeat: np.ndarray
     is_found: np.ndarray
     quality: float = field(default=math.nan)
 
@@ -126,8 +129,14 @@ def judge(
     boxes, gt_boxes = kept.pred_boxes.tensor.double().numpy(), truth_boxes(record)
     scores = kept.scores.double().numpy()
     matches = match_detections(boxes, scores, gt_boxes, iou_threshold=iou_threshold)
-    is_found = np.isfinite(matches.found_scores)
-    outcome = ImageOutcome(record, kept, matches.finds, matches.false_positives, is_found)
+    outcome = ImageOutcome(
+        record,
+        kept,
+        is_hit=matches.finds,
+        is_false_positive=matches.false_positives,
+        is_repeat=matches.repeats,
+        is_found=np.isfinite(matches.found_scores),
+    )
     outcome.quality = outcome_quality(outcome)
     return outcome
 
@@ -211,6 +220,9 @@ class LesionVisualizer(Visualizer):
     Small images are enlarged by a whole factor, lines and letters keep their size in the picture,
     and a label stands at an outer corner of its box, where it covers no lesion if it can.
 
+    Coordinates that it is given name pixels: x = 12 is the center of column 12, as
+    :mod:`lesion_d2.data.pseudo_masks` takes them.
+
     Example:
         >>> visualizer = LesionVisualizer(window_image(record), side=1024)
         >>> visualizer.draw_outcome(judge(record, instances, score_threshold=0.3))
@@ -238,6 +250,7 @@ class LesionVisualizer(Visualizer):
         """
         if len(boxes) == 0:
             return
+        boxes = np.asarray(boxes) + _PIXEL_CENTER
         height, width = self.output.height, self.output.width
         (x0, y0), (x1, y1) = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
         shorter = min(height, width)
@@ -272,10 +285,9 @@ class LesionVisualizer(Visualizer):
         """Draw the long and the short diameter, two lines that usually cross.
 
         Args:
-            recist: x11, y11, x12, y12 (long), x21, y21, x22, y22 (short), pixels; whole numbers
-                are pixel centers, as :mod:`lesion_d2.data.pseudo_masks` takes them.
+            recist: x11, y11, x12, y12 (long), x21, y21, x22, y22 (short), pixels.
         """
-        for x1, y1, x2, y2 in np.asarray(recist, dtype=float).reshape(2, 4) + 0.5:
+        for x1, y1, x2, y2 in np.asarray(recist, dtype=float).reshape(2, 4) + _PIXEL_CENTER:
             line = Line2D([x1, x2], [y1, y2], color=RECIST_COLOR, linewidth=1.0, zorder=4)
             self.output.ax.add_line(line)
         return self.output
@@ -294,11 +306,10 @@ class LesionVisualizer(Visualizer):
         for box, found in zip(gt_boxes, outcome.is_found, strict=True):
             style, width = ("-", _FOUND_WIDTH) if found else (_DASHED, 1.5 * _BOX_WIDTH)
             self._draw_rectangle(box, TRUTH_COLOR, style, width, zorder=5)
-        named = outcome.is_hit | outcome.is_false_positive
         for i, (box, color) in enumerate(zip(boxes, colors, strict=True)):
             width = _HIT_WIDTH if outcome.is_hit[i] else _BOX_WIDTH
-            self._draw_rectangle(box, color, "-" if named[i] else _DOTTED, width)
-        for i in np.flatnonzero(named):
+            self._draw_rectangle(box, color, _DOTTED if outcome.is_repeat[i] else "-", width)
+        for i in np.flatnonzero(~outcome.is_repeat):
             self.draw_label(self._score_label(predictions, i), boxes[i], colors[i])
         for box in gt_boxes[~outcome.is_found]:
             self.draw_label("missed", box, TRUTH_COLOR)
@@ -327,7 +338,7 @@ class LesionVisualizer(Visualizer):
         extent = artist.get_window_extent(self.output.canvas.get_renderer())
         size = np.array([extent.width, extent.height]) + 2 * _LABEL_MARGIN
         view = self.output.ax.bbox.extents
-        corners = _label_corners(self._to_display(box), *size)
+        corners = _label_corners(self._to_display(self._to_axes(box)), *size)
         corners = np.clip(corners, view[:2], view[2:] - size)
         places = np.hstack([corners, corners + size])
         covered = [sum(_overlap_area(place, taken) for taken in self._occupied) for place in places]
@@ -346,7 +357,7 @@ class LesionVisualizer(Visualizer):
         return f"{names[int(predictions.pred_classes[index])]} {score}"
 
     def _draw_rectangle(self, box, color, style="-", width: float = _BOX_WIDTH, zorder: int = 3):
-        x0, y0, x1, y1 = box
+        x0, y0, x1, y1 = corners = self._to_axes(box)
         self.output.ax.add_patch(
             Rectangle(
                 (x0, y0),
@@ -359,7 +370,12 @@ class LesionVisualizer(Visualizer):
                 zorder=zorder,
             )
         )
-        self._occupied.append(self._to_display(box))
+        self._occupied.append(self._to_display(corners))
+
+    def _to_axes(self, box) -> np.ndarray:
+        """A box in Matplotlib's coordinates, cut to the picture so that no edge lies outside."""
+        width, height = self.output.width, self.output.height
+        return np.clip(np.asarray(box) + _PIXEL_CENTER, 0, [width, height, width, height])
 
     def _to_display(self, box) -> np.ndarray:
         corners = self.output.ax.transData.transform(np.reshape(box, (2, 2)).astype(float))

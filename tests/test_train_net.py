@@ -53,7 +53,7 @@ def test_killed_while_writing_a_run_resumes_from_the_last_whole_checkpoint(
     command = tiny_command(tmp_path, **options)
     killed = _run(PROJECT / "tests" / "killed_run.py", what, str(number), *command)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert (tmp_path / "unfinished.tmp").exists()
+    assert len(list(tmp_path.glob(".*.part"))) == 1
     assert (tmp_path / "last_checkpoint").read_text() == f"model_{last:07d}.pth"
     whole = torch.load(tmp_path / f"model_{last:07d}.pth", weights_only=True)
     assert whole["iteration"] == last
@@ -67,7 +67,7 @@ def test_killed_while_writing_a_run_resumes_from_the_last_whole_checkpoint(
     assert final["iteration"] == 4
     steps = final["trainer"]["_trainer"]["optimizer"]["state"].values()
     assert {int(state["step"]) for state in steps} == {5}
-    assert not (tmp_path / "unfinished.tmp").exists()
+    assert not list(tmp_path.glob(".*.part"))
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     best = torch.load(tmp_path / "model_best.pth", weights_only=True)["best"]
     evaluated = [line["bbox/AP50"] for line in lines if "bbox/AP50" in line]

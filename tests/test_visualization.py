@@ -56,9 +56,14 @@ def colored(image, color, tolerance=40):
     return (np.abs(image.astype(int) - 255 * np.asarray(color)) < tolerance).all(axis=2)
 
 
+def displayed(box):
+    """A box in pixels of the picture: its coordinates name pixels, 0 is the center of the first."""
+    return [min(round((v + 0.5) * SCALE), SIZE * SCALE) for v in box]
+
+
 def on_edges(mask, box, width=3):
     """Share of the box's outline that has a marked pixel within ``width`` display pixels."""
-    x0, y0, x1, y1 = (round(v * SCALE) for v in box)
+    x0, y0, x1, y1 = displayed(box)
     near = cv2.dilate(mask.astype(np.uint8), np.ones((2 * width + 1,) * 2, np.uint8)) > 0
     top_bottom = near[[y0, y1], x0 : x1 + 1]
     left_right = near[y0 : y1 + 1, [x0, x1]]
@@ -68,8 +73,8 @@ def on_edges(mask, box, width=3):
 def outline(box, margin=4):
     """(H, W) bool: display pixels within ``margin`` of the box's outline."""
     canvas = np.zeros((SIZE * SCALE, SIZE * SCALE), np.uint8)
-    corners = [tuple(round(v * SCALE) for v in box[i : i + 2]) for i in (0, 2)]
-    return cv2.rectangle(canvas, *corners, 1, thickness=2 * margin + 1) > 0
+    x0, y0, x1, y1 = displayed(box)
+    return cv2.rectangle(canvas, (x0, y0), (x1, y1), 1, thickness=2 * margin + 1) > 0
 
 
 def test_truth_box_is_yellow_at_its_edges_and_nowhere_else():
@@ -94,6 +99,26 @@ def test_recist_diameters_are_drawn_between_their_end_points():
     rows, columns = np.nonzero(blue)
     assert columns.min() >= 20 * SCALE and columns.max() <= 41 * SCALE
     assert rows.min() >= 25 * SCALE and rows.max() <= 36 * SCALE
+
+
+def test_a_box_passes_through_the_end_points_that_it_bounds():
+    record = make_record([(20, 25, 40, 35)])
+    record["annotations"][0]["recist"] = [20, 30, 40, 30, 30, 25, 30, 35]
+    visualizer = new_visualizer()
+    visualizer.draw_dataset_dict(record)
+    visualizer.draw_outcome(judge(record, make_predictions([(20, 25, 40, 35)], [0.5])))
+    rectangles = [patch.get_bbox().extents for patch in visualizer.output.ax.patches]
+    ends = np.concatenate([line.get_xydata() for line in visualizer.output.ax.lines])
+    assert len(rectangles) == 3 and len(ends) == 4
+    for rectangle in rectangles:
+        assert rectangle.tolist() == [*ends.min(axis=0), *ends.max(axis=0)]
+
+
+def test_boxes_at_the_border_stay_in_the_picture():
+    visualizer = new_visualizer()
+    visualizer.draw_dataset_dict(make_record([(0, 0, SIZE, SIZE)]))
+    (patch,) = visualizer.output.ax.patches
+    assert patch.get_bbox().extents.tolist() == [0.5, 0.5, SIZE, SIZE]
 
 
 def test_mask_colors_stay_inside_the_mask():
@@ -159,7 +184,7 @@ def test_labels_do_not_cover_lesions_and_stay_in_the_picture(box):
         x0, x1 = area.x0, area.x1
         y0, y1 = SIZE * SCALE - area.y1, SIZE * SCALE - area.y0
         assert min(x0, y0) >= 0 and max(x1, y1) <= SIZE * SCALE
-        lesion = np.asarray(box) * SCALE
+        lesion = displayed(box)
         overlap_x = min(x1, lesion[2]) - max(x0, lesion[0])
         overlap_y = min(y1, lesion[3]) - max(y0, lesion[1])
         assert min(overlap_x, overlap_y) <= 1
@@ -201,6 +226,7 @@ def test_judge_sorts_and_filters_detections_and_keeps_their_masks():
     assert outcome.predictions.scores.tolist() == pytest.approx([0.9, 0.6, 0.3])
     assert outcome.is_hit.tolist() == [True, False, False]
     assert outcome.is_false_positive.tolist() == [False, False, True]
+    assert outcome.is_repeat.tolist() == [False, True, False]
     assert outcome.is_found.tolist() == [True, False]
     assert outcome.predictions.pred_masks.any(dim=2).float().argmax(dim=1).tolist() == [2, 0, 3]
     assert outcome.summary() == "1 hit, 1 false positive, 1 missed"

@@ -121,7 +121,7 @@ def register_deeplesion(
 ) -> None:
     """Register a data set in DeepLesion's layout with Detectron2; it is read when first asked for.
 
-    ``MetadataCatalog.get(name).allow_missing = True`` lets images without a file be left out.
+    :func:`set_allow_missing` lets images without a file be left out.
 
     Args:
         name: its name in ``DatasetCatalog``.
@@ -373,6 +373,18 @@ def _annotation(row: dict, coarse_types: bool) -> dict:
         "coarse_type": row["coarse_type"],
         "row": row["row"],
     }
+
+
+def set_allow_missing(name: str, allow_missing: bool) -> None:
+    """Say whether the next loading of a registered data set leaves out images without a file.
+
+    Args:
+        name: of the data set in Detectron2's catalogs.
+        allow_missing: see :func:`load_deeplesion`; replaces what was set before.
+    """
+    metadata = MetadataCatalog.get(name)
+    vars(metadata).pop("allow_missing", None)  # Detectron2 refuses to change a value
+    metadata.allow_missing = allow_missing
 
 
 _register_builtin()

@@ -1,13 +1,16 @@
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..files import written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -15,40 +18,6 @@ logger = logging.getLogger(__name__)
 _STEM = "stem.conv1.weight"
 _STEM_CAFFE2 = "conv1_w"
 _RGB = 3
-
-
-def write_atomically(path: str, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file so that ``path`` holds the old or the whole new content at every moment.
-
-    The content goes to a file beside it, to the disk, and then takes the place of ``path``. The
-    file beside it has one name a folder, so that a process that is killed over and over leaves at
-    most one behind.
-
-    Args:
-        path: the file to write.
-        write: gets the open binary file.
-    """
-    folder = os.path.dirname(os.path.abspath(path))
-    temporary = os.path.join(folder, "unfinished.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_checkpoint(path: str) -> dict:
@@ -97,14 +66,16 @@ class LesionCheckpointer(DetectionCheckpointer):
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {path}")
-        write_atomically(path, lambda file: torch.save(data, file))
+        with written_whole(path) as partial:
+            torch.save(data, partial)
         if tag_last:
             self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a checkpoint the one that ``--resume`` goes on from."""
         path = os.path.join(self.save_dir, "last_checkpoint")
-        write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
+        with written_whole(path) as partial:
+            partial.write_text(last_filename_basename)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As in Detectron2.
@@ -144,6 +115,20 @@ def check_weights_exist(path: str) -> None:
     local = path.split("?")[0]
     if path and "://" not in path and not os.path.isfile(local):
         raise FileNotFoundError(f"{local}: no such file of weights")
+
+
+def check_weights(path: str) -> None:
+    """Check that weights are there and whole, as :func:`check_weights_exist` and by reading them.
+
+    Raises:
+        FileNotFoundError: ``path`` is a local file that does not exist.
+        ValueError: the file is no checkpoint or is cut off; names it.
+    """
+    check_weights_exist(path)
+    if path and "://" not in path:
+        checkpointer = LesionCheckpointer(nn.Identity())
+        checkpointer._parsed_url_during_load = urlparse(path)  # as in load
+        checkpointer._load_file(path.split("?")[0])
 
 
 def adapt_stem(weights: dict[str, Any], model_weights: dict[str, Tensor]) -> None:

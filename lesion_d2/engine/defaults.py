@@ -16,7 +16,9 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import add_lesion_config
-from .checkpoint import check_weights_exist
+from ..data.deeplesion import set_allow_missing
+from ..data.mapper import LesionDatasetMapper
+from .checkpoint import check_weights
 from .schedule import resolve_epochs
 from .trainer import optimizer_class
 
@@ -148,7 +150,7 @@ def finish_run() -> None:
 
 
 def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
-    """Check what a run reads: the weights, the optimizer's name, every data set.
+    """Check what a run reads: the weights, every data set, and the keys that it goes by.
 
     Args:
         cfg: of the run.
@@ -162,17 +164,12 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
         InputError: something is missing or empty, or a value is none of those known.
     """
     _check_weights(cfg, args)
+    with _as_input_error(""):
+        LesionDatasetMapper(cfg, not args.eval_only)
     if args.eval_only:
         _load_datasets(cfg, "TEST", required=True)
         return 0
-    with _as_input_error(""):
-        optimizer_class(cfg)
-    num_processes = args.num_gpus * args.num_machines
-    if num_processes > 1 and cfg.SOLVER.IMS_PER_BATCH % num_processes:
-        raise InputError(
-            f"SOLVER.IMS_PER_BATCH: found {cfg.SOLVER.IMS_PER_BATCH}, expected a multiple of the "
-            f"{num_processes} processes"
-        )
+    _check_training(cfg, args.num_gpus * args.num_machines)
     images = _load_datasets(cfg, "TRAIN", required=True)
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         images = [image for image in images if image["annotations"]]
@@ -182,30 +179,62 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
     return len(images)
 
 
+def _check_training(cfg: CfgNode, num_processes: int) -> None:
+    with _as_input_error(""):
+        optimizer_class(cfg)
+    if num_processes > 1 and cfg.SOLVER.IMS_PER_BATCH % num_processes:
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH: found {cfg.SOLVER.IMS_PER_BATCH}, expected a multiple of the "
+            f"{num_processes} processes"
+        )
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise InputError(
+            f"DATALOADER.SAMPLER_TRAIN: found {cfg.DATALOADER.SAMPLER_TRAIN!r}, expected "
+            "'TrainingSampler', the only one of the training loader"
+        )
+    weight = cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT
+    if cfg.MODEL.META_ARCHITECTURE == "RetinaUNet" and weight > 0 and not cfg.MODEL.MASK_ON:
+        raise InputError(
+            f"MODEL.MASK_ON: found False, expected True for the segmentation loss "
+            f"(MODEL.RETINA_UNET.SEG_LOSS_WEIGHT is {weight})"
+        )
+
+
 def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
-    if args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+    tag = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    if args.resume and os.path.isfile(tag):
+        _check_last_checkpoint(tag)
         return
     if args.eval_only and not cfg.MODEL.WEIGHTS:
         raise InputError("--eval-only: found no MODEL.WEIGHTS, expected a checkpoint's path")
     with _as_input_error("MODEL.WEIGHTS: "):
-        check_weights_exist(cfg.MODEL.WEIGHTS)
+        check_weights(cfg.MODEL.WEIGHTS)
+
+
+def _check_last_checkpoint(tag: str) -> None:
+    with open(tag) as file:
+        checkpoint = os.path.join(os.path.dirname(tag), file.read().strip())
+    try:
+        check_weights(checkpoint)
+    except (FileNotFoundError, ValueError) as error:
+        raise InputError(
+            f"--resume: {error}; {tag} names it: remove {tag}, or start without --resume"
+        ) from error
 
 
 def _load_datasets(cfg: CfgNode, kind: str, *, required: bool) -> list[dict]:
     names = cfg.DATASETS[kind]
     if required and not names:
         raise InputError(f"DATASETS.{kind}: found no data set, expected a name")
-    return [
-        image for name in names for image in _load_dataset(name, kind, cfg.DATASETS.ALLOW_MISSING)
-    ]
+    return [image for name in names for image in _load_dataset(cfg, name, kind)]
 
 
-def _load_dataset(name: str, kind: str, allow_missing: bool) -> list[dict]:
+def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
     if name not in DatasetCatalog:
         known = [n for n in DatasetCatalog if _is_lesion_dataset(n)]
         raise InputError(f"DATASETS.{kind}: found {name!r}, expected one of {', '.join(known)}")
-    if allow_missing:
-        MetadataCatalog.get(name).allow_missing = True
+    _check_classes(cfg, name, kind)
+    set_allow_missing(name, cfg.DATASETS.ALLOW_MISSING)
     try:
         images = DatasetCatalog.get(name)
     except (OSError, ValueError) as error:
@@ -213,6 +242,18 @@ def _load_dataset(name: str, kind: str, allow_missing: bool) -> list[dict]:
     if not images:
         raise InputError(f"DATASETS.{kind}, {name}: found no image")
     return images
+
+
+def _check_classes(cfg: CfgNode, name: str, kind: str) -> None:
+    classes = MetadataCatalog.get(name).get("thing_classes")
+    found = cfg.MODEL.RETINANET.NUM_CLASSES
+    if cfg.MODEL.META_ARCHITECTURE not in ("RetinaNet", "RetinaUNet") or classes is None:
+        return
+    if found != len(classes):
+        raise InputError(
+            f"MODEL.RETINANET.NUM_CLASSES: found {found}, expected {len(classes)}, the classes of "
+            f"{name} (DATASETS.{kind})"
+        )
 
 
 def _is_lesion_dataset(name: str) -> bool:

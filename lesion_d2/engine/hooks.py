@@ -7,7 +7,7 @@ import uuid
 from detectron2.engine import hooks
 from detectron2.utils import comm
 
-from .checkpoint import read_checkpoint, write_atomically
+from .checkpoint import read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +30,11 @@ class ResumableBestCheckpointer(hooks.BestCheckpointer):
         self._run_id = uuid.uuid4().hex
 
     def state_dict(self) -> dict:
+        """The id of this run; the trainer keeps it in its checkpoints."""
         return {"run_id": self._run_id}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """Become the run that a checkpoint is of."""
         self._run_id = state_dict["run_id"]
 
     def before_train(self) -> None:
@@ -75,7 +77,8 @@ class ResumableBestCheckpointer(hooks.BestCheckpointer):
 def rewind_metrics(json_file: str, start_iter: int) -> None:
     """Cut from ``metrics.json`` what a killed run wrote after the checkpoint it is resumed from.
 
-    The resumed run writes those iterations again. A last line that is not whole is cut too.
+    The resumed run writes those iterations again. A last line that is not whole is cut too. The
+    file stays the same one, because the writer of the resumed run may have it open already.
 
     Args:
         json_file: one JSON object with ``iteration`` a line, as Detectron2's JSONWriter writes it.
@@ -84,18 +87,23 @@ def rewind_metrics(json_file: str, start_iter: int) -> None:
     """
     if not os.path.isfile(json_file):
         return
-    with open(json_file) as file:
+    with open(json_file, "r+b") as file:
         lines = file.readlines()
-    kept = [line for line in lines if _is_before(line, start_iter)]
-    if len(kept) < len(lines):
-        write_atomically(json_file, lambda file: file.write("".join(kept).encode()))
-        logger.info(f"{json_file}: left out {len(lines) - len(kept)} lines after {start_iter}")
+        kept = [line for line in lines if _is_before(line, start_iter)]
+        if len(kept) == len(lines):
+            return
+        file.seek(0)
+        file.writelines(kept)
+        file.truncate()
+    logger.info(f"{json_file}: left out {len(lines) - len(kept)} lines after {start_iter}")
 
 
-def _is_before(line: str, start_iter: int) -> bool:
+def _is_before(line: bytes, start_iter: int) -> bool:
+    if not line.endswith(b"\n"):
+        return False
     try:
         scalars = json.loads(line)
-    except json.JSONDecodeError:
+    except ValueError:  # no JSON, or no UTF-8
         return False
     iteration = scalars["iteration"]
     return iteration < start_iter or (iteration == start_iter and "total_loss" not in scalars)

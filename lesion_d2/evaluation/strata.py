@@ -63,6 +63,7 @@ class Truth:
 
     @property
     def num_patients(self) -> int:
+        """P, how many patients the images are of."""
         return int(self.patients.max()) + 1
 
     @cached_property
@@ -88,7 +89,7 @@ def make_strata(truth: Truth) -> list[Stratum]:
     Size and type belong to a lesion: false positives are those on all images, as a detector is set
     to one threshold for all lesions. The slice interval belongs to an image: lesions and false
     positives are those on the images of the stratum. Sizes are the long diameter's, 10 and 30 mm
-    in the middle group (Zlocha et al., section 3.1: < 10, 10-30, > 30 mm). Intervals are split in
+    in the middle group (Zlocha et al., section 3.2: < 10, 10-30, > 30 mm). Intervals are split in
     "< 2.5" and "> 2.5 mm"; one of exactly 2.5 mm, which neither name covers, counts as thin.
     A lesion or an image whose property is unknown is in none of the strata of that property.
     """

@@ -3,15 +3,15 @@
 python -m lesion_d2.tools.benchmark [--only slices masks froc csv model] [--threads N]
 
 Writes small phantom data sets into a temporary folder, measures, and prints one table. Times are
-the minimum over repeats where nothing else is said; ratios come from alternating repeats. What runs
-on one core (slices, FROC, CSV) is counted in processor time, which other programs on the machine
-disturb least. Exits with 1 where a limit is exceeded.
+the minimum over repeats where nothing else is said; ratios of models are the median over pairs of
+calls that follow each other. What runs on one core (slices, masks, FROC, CSV) is counted in
+processor time, which other programs on the machine disturb least. Exits with 1 where a limit is
+exceeded.
 """
 
 import argparse
 import csv
 import datetime
-import json
 import multiprocessing
 import os
 import platform
@@ -20,27 +20,29 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import lesion_d2
-from lesion_d2.data.ct import read_slice
-from lesion_d2.data.deeplesion import load_deeplesion
+from lesion_d2.data.deeplesion import load_deeplesion, register_deeplesion
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.data.phantom import CSV_COLUMNS, write_phantom
-from lesion_d2.data.pseudo_masks import ellipse_mask, grabcut_image, grabcut_mask
 from lesion_d2.evaluation import froc_curve
+from lesion_d2.tools.prepare_masks import WHOLE_SLICE, Comparison, dice_against_truth
 
 import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
-from pycocotools import mask as mask_util
 from tabulate import tabulate
+from tqdm import tqdm
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CPU_CONFIG = CONFIGS / "quickstart" / "retina_unet_phantom.yaml"
@@ -49,6 +51,8 @@ NUM_ROWS = 32_735  # of DL_info.csv
 # Phantoms: few slices of DeepLesion's size to take the time on, many lesions to average Dice over.
 LARGE = {"num_patients": 8, "size": 512}
 SMALL = {"num_patients": 60, "size": 256}
+DIAMETERS = (5, 60)  # px, of the lesions that masks are compared on
+WARM_UP = 3  # untimed calls: oneDNN and cuDNN choose their kernels for a shape in the first ones
 
 
 @dataclass
@@ -90,23 +94,26 @@ class Times:
         return min(self.seconds)
 
 
-def time_calls(calls: Sequence[Callable], *, repeats: int, device: str = "cpu") -> list[Times]:
+def time_calls(
+    calls: Sequence[Callable], *, repeats: int, warm_up: int = 1, device: str = "cpu"
+) -> list[Times]:
     """Time several calls in turn, so that all of them see the same machine.
 
     Args:
-        calls: functions without arguments; each is called once more at first, untimed.
+        calls: functions without arguments.
         repeats: timed calls of each.
+        warm_up: untimed calls of each before.
         device: with "cuda" the clock stops when the device is done.
     """
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     times = [Times() for _ in calls]
-    for repeat in range(repeats + 1):
+    for number in range(warm_up + repeats):
         for call, measured in zip(calls, times, strict=True):
             wait()
             start, cpu_start = time.perf_counter(), time.process_time()
             call()
             wait()
-            if repeat:
+            if number >= warm_up:
                 measured.seconds.append(time.perf_counter() - start)
                 measured.cpu_seconds.append(time.process_time() - cpu_start)
     return times
@@ -114,7 +121,8 @@ def time_calls(calls: Sequence[Callable], *, repeats: int, device: str = "cpu") 
 
 def measure_slices(folder: Path) -> list[Row]:
     """The 3-slice sample of the loader against the bare ``cv2.imread`` of its slices."""
-    records = load_phantom(folder, **LARGE)
+    root = prepare_phantom(folder, **LARGE)
+    records = load_deeplesion(root / "DL_info.csv", root / "Images_png", None)
     cfg = load_config(CPU_CONFIG, "cpu")
     cfg.INPUT.CT.IMAGE_SIZE = 0
     mapper = LesionDatasetMapper(cfg, is_train=False)
@@ -140,20 +148,22 @@ def measure_slices(folder: Path) -> list[Row]:
     windowed = f"{sample:.2f} ms; without a GPU, the window in the loader's process"
     return [
         Row("3-slice sample (int16) / imread", load / imread, "x", 1.5, note),
-        Row("3-slice sample (float32, windowed) / imread", sample / imread, "x", None, windowed),
+        Row("3-slice sample (float32, windowed) / imread", sample / imread, "x", 1.5, windowed),
     ]
 
 
 def measure_masks(folder: Path) -> list[Row]:
     """GrabCut's time on the crop and on the whole slice, and Dice with the true masks."""
-    times, _ = compare_masks(folder, **LARGE)
-    _, dice = compare_masks(folder, **SMALL)
-    crop, whole, ellipse = (float(np.mean(values)) for values in dice.values())
-    timed = f"{len(times['crop'])} lesions of 5 to 60 px, 512 x 512"
-    note = f"{len(dice['crop'])} lesions of 5 to 60 px, 256 x 256"
+    timed_crop, timed_whole = compare_masks(folder, ("grabcut", WHOLE_SLICE), **LARGE)
+    methods = ("grabcut", WHOLE_SLICE, "ellipse")
+    compared = [result.dice for result in compare_masks(folder, methods, **SMALL)]
+    crop, whole, ellipse = (float(dice.mean()) for dice in compared)
+    lesions = "lesions of {} to {} px".format(*DIAMETERS)
+    timed = f"{len(timed_crop.dice)} {lesions}, {LARGE['size']} x {LARGE['size']}"
+    note = f"{len(compared[0])} {lesions}, {SMALL['size']} x {SMALL['size']}"
     return [
-        Row("GrabCut on the crop, median", statistics.median(times["crop"]), "ms", 15, timed),
-        Row("GrabCut on the whole slice, median", statistics.median(times["whole"]), "ms"),
+        Row("GrabCut on the crop, median", timed_crop.milliseconds, "ms", 15, timed),
+        Row("GrabCut on the whole slice, median", timed_whole.milliseconds, "ms"),
         Row("Dice of GrabCut on the crop", crop, "", ellipse, f"limit: ellipse; {note}", True),
         Row("Dice of GrabCut on the whole slice", whole),
         Row("Dice lost by the crop", max(0.0, whole - crop), "", 0.01),
@@ -161,29 +171,16 @@ def measure_masks(folder: Path) -> list[Row]:
     ]
 
 
-def compare_masks(folder: Path, **phantom: int) -> tuple[dict, dict]:
-    """Milliseconds and Dice of every way to a mask, one number a lesion of 5 to 60 px."""
-    times, dice = {"crop": [], "whole": []}, {"crop": [], "whole": [], "ellipse": []}
-    truth = load_true_masks(folder, **phantom)
-    for record in load_phantom(folder, **phantom):
-        image = grabcut_image(read_slice(record["file_name"]), record["window"])
-        for lesion in record["annotations"]:
-            recist, box = lesion["recist"], lesion["bbox"]
-            if not 5 <= np.hypot(recist[2] - recist[0], recist[3] - recist[1]) <= 60:
-                continue
-            true_mask = truth[record["image_id"], lesion["row"]]
-            for side, margin in (("crop", {}), ("whole", {"margin": max(image.shape)})):
-                start = time.perf_counter()
-                mask = grabcut_mask(image, recist, box, **margin)
-                times[side].append((time.perf_counter() - start) * 1000)
-                dice[side].append(dice_score(mask, true_mask))
-            dice["ellipse"].append(dice_score(ellipse_mask(recist, *image.shape), true_mask))
-    return times, dice
-
-
-def dice_score(a: np.ndarray, b: np.ndarray) -> float:
-    """Dice coefficient of two masks."""
-    return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+def compare_masks(folder: Path, methods: Sequence[str], **phantom: int) -> list[Comparison]:
+    """Time and Dice of ways to a mask, on the lesions of 5 to 60 px of a phantom data set."""
+    root = prepare_phantom(folder, **phantom)
+    name, true_masks = f"benchmark_{root.name}", str(root / "true_masks.json")
+    register_deeplesion(name, str(root), None)
+    try:
+        return [dice_against_truth(name, m, true_masks, diameters=DIAMETERS) for m in methods]
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 def measure_froc(num_images: int = 5000, per_image: int = 100) -> list[Row]:
@@ -258,10 +255,7 @@ def measure_csv(folder: Path) -> list[Row]:
     """Reading an annotation file with as many rows as DeepLesion's, its slices beside it."""
     root = folder / "rows"
     write_rows(root, NUM_ROWS)
-
-    def load() -> None:
-        load_deeplesion(root / "DL_info.csv", root / "Images_png", None)
-
+    load = partial(load_deeplesion, root / "DL_info.csv", root / "Images_png", None)
     (times,) = time_calls([load], repeats=5)
     note = f"processor time; clock {times.min:.2f} s"
     return [Row(f"{NUM_ROWS:,} rows loaded", min(times.cpu_seconds), "s", 2, note)]
@@ -295,36 +289,44 @@ def _made_up_lists(rng: np.random.Generator) -> list[str]:
     return [", ".join(f"{value:.6g}" for value in values) for values in lists]
 
 
-def measure_model(device: str, *, repeats: int = 5) -> list[Row]:
+def ignore_meshgrid_warning() -> None:
+    """Keep a warning that Detectron2's anchor generator gets from torch out of the output."""
+    warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
+
+
+def measure_model(device: str, *, repeats: int = 9) -> list[Row]:
     """A training step and an inference of RetinaUNet against Detectron2's RetinaNet."""
     config_file = GPU_CONFIG if device == "cuda" else CPU_CONFIG
-    unet = load_config(config_file, device)
-    cfgs = {
-        "RetinaUNet": unet,
-        "RetinaUNet, masks too": with_predicted_masks(unet),
-        "RetinaNet": as_retinanet(unet),
-    }
-    models, batch = {name: build_model(cfg) for name, cfg in cfgs.items()}, random_batch(unet)
-    names = ["RetinaUNet", "RetinaNet"]
-    steps = [training_step(models[name], batch) for name in names]
-    unet_step, net_step = time_calls(steps, repeats=repeats, device=device)
-    for model in models.values():
+    cfg = load_config(config_file, device)
+    cfgs = [predicting_masks(cfg, False), predicting_masks(cfg, True), as_retinanet(cfg)]
+    # All in one memory format, also where one of them should choose another for itself.
+    models = [build_model(c).to(memory_format=torch.contiguous_format) for c in cfgs]
+    batch = random_batch(cfg)
+    options = {"repeats": repeats, "warm_up": WARM_UP, "device": device}
+    steps = time_calls([training_step(m, batch) for m in (models[0], models[2])], **options)
+    for model in models:
         model.eval()
-    inferences = [lambda model=model: infer(model, batch) for model in models.values()]
-    unet_time, mask_time, net_time = time_calls(inferences, repeats=repeats, device=device)
-    memory = {name: peak_memory(cfgs[name]) for name in names}
+    calls = [partial(infer, model, batch) for model in models]
+    plain, masks, net = time_calls(calls, **options)
+    memory = [peak_memory(cfgs[0]), peak_memory(cfgs[2])]
     title = f"RetinaUNet / RetinaNet, {device}:"
-    size = f"{len(batch)} x {tuple(batch[0]['image'].shape)}, {config_file.stem}"
+    size = " x ".join(map(str, batch[0]["image"].shape))
+    one, many = f"1 image of {size}", f"{len(batch)} images of {size}, {config_file.stem}"
+    note = f"{memory[0]:.0f} against {memory[1]:.0f} MiB, {many}"
     return [
-        _ratio(f"{title} training step", unet_step.min * 1e3, net_step.min * 1e3, f"ms, {size}"),
-        _ratio(f"{title} inference", unet_time.min * 1e3, net_time.min * 1e3, "ms, 1 image"),
-        _ratio(f"{title} inference with masks", mask_time.min * 1e3, net_time.min * 1e3, "ms"),
-        _ratio(f"{title} memory of a step", memory["RetinaUNet"], memory["RetinaNet"], "MiB"),
+        paired_ratio(f"{title} training step", *steps, many),
+        paired_ratio(f"{title} inference", plain, net, one),
+        paired_ratio(f"{title} inference with masks", masks, net, one),
+        Row(f"{title} memory of a step", memory[0] / memory[1], "x", None, note),
     ]
 
 
-def _ratio(name: str, ours: float, theirs: float, note: str) -> Row:
-    return Row(name, ours / theirs, "x", None, f"{ours:.0f} against {theirs:.0f} {note}")
+def paired_ratio(name: str, ours: Times, theirs: Times, size: str) -> Row:
+    """The median ratio of calls that follow each other: what slows the machine slows both."""
+    ratios = [a / b for a, b in zip(ours.seconds, theirs.seconds, strict=True)]
+    a, b = (1e3 * statistics.median(times.seconds) for times in (ours, theirs))
+    note = f"{a:.0f} against {b:.0f} ms, {size}"
+    return Row(name, statistics.median(ratios), "x", None, note)
 
 
 def load_config(file: Path, device: str) -> CfgNode:
@@ -345,10 +347,10 @@ def as_retinanet(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def with_predicted_masks(cfg: CfgNode) -> CfgNode:
-    """The same model, with segmentation output."""
+def predicting_masks(cfg: CfgNode, predict_masks: bool) -> CfgNode:
+    """The same model, with or without segmentation output."""
     cfg = cfg.clone()
-    cfg.MODEL.RETINA_UNET.PREDICT_MASKS = True
+    cfg.MODEL.RETINA_UNET.PREDICT_MASKS = predict_masks
     return cfg
 
 
@@ -373,6 +375,7 @@ def training_step(model: torch.nn.Module, batch: list[dict]) -> Callable[[], Non
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
 
     def step() -> None:
+        """Forward, backward and update."""
         model.train()
         with EventStorage():
             losses = model(batch)
@@ -403,6 +406,7 @@ def peak_memory(cfg: CfgNode) -> float:
 
 def _peak_resident_memory(cfg: CfgNode, threads: int) -> float:
     torch.set_num_threads(threads)
+    ignore_meshgrid_warning()
     before = _high_water()
     _run_steps(cfg)
     return _high_water() - before
@@ -422,22 +426,11 @@ def _run_steps(cfg: CfgNode) -> None:
     step()
 
 
-def load_phantom(folder: Path, *, num_patients: int, size: int) -> list[dict]:
-    """The dicts of a phantom data set, which is written when first asked for."""
+def prepare_phantom(folder: Path, *, num_patients: int, size: int) -> Path:
+    """The folder of a phantom data set, which is written when first asked for."""
     root = folder / f"phantom_{size}"
     write_phantom(root, num_patients=num_patients, size=size)
-    return load_deeplesion(root / "DL_info.csv", root / "Images_png", None)
-
-
-def load_true_masks(folder: Path, **phantom: int) -> dict[tuple[str, int], np.ndarray]:
-    """The phantoms' true masks (H, W) bool, by image id and row."""
-    load_phantom(folder, **phantom)
-    content = json.loads((folder / f"phantom_{phantom['size']}" / "true_masks.json").read_text())
-    return {
-        (image_id, int(row)): mask_util.decode(rle).astype(bool)
-        for image_id, rows in content.items()
-        for row, rle in rows.items()
-    }
+    return root
 
 
 def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
@@ -480,17 +473,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="lesion_d2.tools.benchmark", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
-    parser.add_argument("--threads", type=int, help="of torch and OpenCV (torch's choice)")
+    parser.add_argument("--threads", type=int, help="of torch (its own choice)")
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    cv2.setNumThreads(torch.get_num_threads())
+    cv2.setNumThreads(1)
+    ignore_meshgrid_warning()
     print(machine_line(), flush=True)
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for row in measure(args.only, Path(folder)):
-            rows.append(row)
-            print(f"{row.name}: {row.measured:.3g} {row.unit}", file=sys.stderr, flush=True)
+        rows = list(tqdm(measure(args.only, Path(folder)), desc="benchmark", unit="row"))
     headers = ["", "measured", "limit", "ok", "note"]
     print(tabulate([row.cells() for row in rows], headers, disable_numparse=True))
     return 0 if all(row.ok for row in rows) else 1

@@ -12,6 +12,7 @@ An interrupted run goes on where it stopped: finished images stand in ``OUTPUT.p
 import argparse
 import json
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -27,6 +28,7 @@ from typing import NamedTuple
 
 import lesion_d2  # noqa: F401  (registers the data sets)
 from lesion_d2.data.ct import read_slice
+from lesion_d2.data.deeplesion import set_allow_missing
 from lesion_d2.data.pseudo_masks import (
     METHODS,
     check_annotation,
@@ -111,7 +113,12 @@ def prepare_masks(dataset: str, method: str, output: str, workers: int | None = 
 
 
 def dice_against_truth(
-    dataset: str, method: str, true_masks: str, limit: int | None = None
+    dataset: str,
+    method: str,
+    true_masks: str,
+    limit: int | None = None,
+    *,
+    diameters: tuple[float, float] = (0.0, np.inf),
 ) -> Comparison:
     """Measure a method on a phantom data set.
 
@@ -120,12 +127,21 @@ def dice_against_truth(
         method: "grabcut", "ellipse" or :data:`WHOLE_SLICE`, GrabCut without its crop.
         true_masks: the ``true_masks.json`` that :func:`lesion_d2.data.phantom.write_phantom` wrote.
         limit: at most this many lesions, spread evenly over the data set; all by default.
+        diameters: only lesions with a long diameter from the first to the second, pixels.
 
     Raises:
         FileNotFoundError: there is no such file of true masks.
-        ValueError: the file has no mask for a lesion.
+        ValueError: the file has no mask for a lesion, or no lesion has such a diameter.
     """
-    lesions = [(d, a) for d in DatasetCatalog.get(dataset) for a in d["annotations"]]
+    low, high = diameters
+    lesions = [
+        (d, a)
+        for d in DatasetCatalog.get(dataset)
+        for a in d["annotations"]
+        if low <= math.dist(a["recist"][:2], a["recist"][2:4]) <= high
+    ]
+    if not lesions:
+        raise ValueError(f"{dataset}: found no lesion with a long diameter of {low} to {high} px")
     if limit is not None and limit < len(lesions):
         lesions = [lesions[i] for i in np.linspace(0, len(lesions) - 1, limit).astype(int)]
     truth = _read_truth(true_masks)
@@ -202,7 +218,8 @@ def _compute(dicts: list[dict], method: str, workers: int) -> Iterator[tuple[str
         return
     # A forked process would hang in OpenCV, where this one has used its threads before.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    start = partial(_start_worker, os.getpid())
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start)
     try:
         for future in as_completed([pool.submit(work, record) for record in dicts]):
             yield future.result()
@@ -210,14 +227,13 @@ def _compute(dicts: list[dict], method: str, workers: int) -> Iterator[tuple[str
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
+def _start_worker(parent: int) -> None:
     """One thread a process; Ctrl-C is the parent's affair; a killed parent leaves no workers."""
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    parent = os.getppid()
-
     def follow_parent() -> None:
+        """End this process soon after its parent."""
         while os.getppid() == parent:
             time.sleep(1)
         os._exit(1)
@@ -318,6 +334,9 @@ def _parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--compare", metavar="TRUE_MASKS_JSON", help="write nothing, measure the methods' Dice"
     )
     parser.add_argument("--limit", type=int, help="at most this many lesions in --compare")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="leave out images whose file is missing"
+    )
     args = parser.parse_args(argv)
     if (args.output is None) == (args.compare is None):
         parser.error("expected one of --output and --compare")
@@ -341,6 +360,8 @@ def main(argv: list[str] | None = None) -> int:
     setup_logger(name="lesion_d2")
     start = time.perf_counter()
     try:
+        if args.allow_missing:
+            set_allow_missing(args.dataset, True)
         if args.compare is not None:
             _compare(args.dataset, args.compare, args.limit)
             return 0

@@ -11,16 +11,18 @@ IoU x score of a detection, divided by one plus its false positives above the sc
 """
 
 import argparse
+import glob
 import json
-import logging
 import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.data.ct import read_slice
+from lesion_d2.data.deeplesion import set_allow_missing
 from lesion_d2.data.pseudo_masks import (
     METHODS,
     PseudoMasks,
@@ -48,15 +50,19 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from tqdm import tqdm
 
-logger = logging.getLogger(__name__)
-
 PICTURE_SIDE = 1024
 TILE_SIDE = 512
 MAX_COLUMNS = 6
+CONTACT_SHEET = "contact_sheet.png"
+PICKS = ("best", "worst", "random")
 
 
-def load_records(dataset: str) -> list[dict]:
+def load_records(dataset: str, *, allow_missing: bool = False) -> list[dict]:
     """The dicts of a registered data set.
+
+    Args:
+        dataset: its name in ``DatasetCatalog``.
+        allow_missing: leave out images whose file is missing.
 
     Raises:
         ValueError: the data set is not registered, or has no images.
@@ -64,6 +70,8 @@ def load_records(dataset: str) -> list[dict]:
     if dataset not in DatasetCatalog.list():
         known = ", ".join(n for n in DatasetCatalog.list() if n.startswith(("deep", "phantom")))
         raise ValueError(f"data set {dataset!r} is not registered, expected one such as {known}")
+    if allow_missing:
+        set_allow_missing(dataset, True)
     records = DatasetCatalog.get(dataset)
     if not records:
         raise ValueError(f"data set {dataset!r} has no images")
@@ -200,7 +208,9 @@ def pick_outcomes(
 
 def draw_dataset(args: argparse.Namespace) -> list[str]:
     """Write the pictures of a data set's truth; return their paths, the contact sheet last."""
-    window, records = parse_window(args.window), load_records(args.dataset)
+    window = parse_window(args.window)
+    records = load_records(args.dataset, allow_missing=args.allow_missing)
+    _check_output(args.output, records, args.dataset)
     masks_of = mask_source(args.masks)
     order = np.arange(len(records))
     if args.pick == "random":
@@ -212,16 +222,19 @@ def draw_dataset(args: argparse.Namespace) -> list[str]:
         drawings.append((f"{record['image_id']}.png", title, record))
 
     def draw(visualizer: LesionVisualizer, record: dict) -> None:
+        """Draw the truth of one image."""
         if args.zoom:
             visualizer.zoom(truth_boxes(record))
         visualizer.draw_dataset_dict(record, masks_of(record))
 
+    _remove_pictures(args.output, [f"{glob.escape(record['image_id'])}.png" for record in records])
     return _write_pictures(args, window, drawings, draw, args.output, TRUTH_LEGEND)
 
 
 def draw_predictions(args: argparse.Namespace) -> list[str]:
     """Write the pictures of a run's detections; return their paths, the contact sheet last."""
-    window, records = parse_window(args.window), load_records(args.dataset)
+    window = parse_window(args.window)
+    records = load_records(args.dataset, allow_missing=args.allow_missing)
     results = read_results(args.results, records, args.dataset)
     threshold = args.score_threshold
     if threshold is None:
@@ -236,9 +249,25 @@ def draw_predictions(args: argparse.Namespace) -> list[str]:
         title = f"{pick} {counts[pick]}: {image_id}\n{outcome.summary()}"
         drawings.append((f"{pick}_{counts[pick]:02d}_{image_id}.png", title, outcome))
     output = args.output or os.path.join(os.path.dirname(args.results), "pictures")
+    _remove_pictures(output, [f"{pick}_[0-9][0-9]*_*.png" for pick in PICKS])
     columns = args.num if len(args.pick) > 1 and args.num <= MAX_COLUMNS else None
     draw = LesionVisualizer.draw_outcome
     return _write_pictures(args, window, drawings, draw, output, OUTCOME_LEGEND, columns=columns)
+
+
+def _check_output(output: str, records: Sequence[dict], dataset: str) -> None:
+    folders = {os.path.dirname(record["file_name"]) for record in records}
+    if os.path.realpath(output) in map(os.path.realpath, folders):
+        raise ValueError(
+            f"{output}: holds slices of {dataset}, expected another folder to write to"
+        )
+
+
+def _remove_pictures(output: str, patterns: Sequence[str]) -> None:
+    """Remove what an earlier call wrote, so that the folder holds one call's pictures."""
+    for pattern in [*patterns, CONTACT_SHEET]:
+        for path in Path(output).glob(pattern):
+            path.unlink()
 
 
 def _write_pictures(args, window, drawings, draw, output, legend, *, columns=None) -> list[str]:
@@ -258,7 +287,7 @@ def _write_pictures(args, window, drawings, draw, output, legend, *, columns=Non
         paths.append(save_picture(page, os.path.join(output, name)))
     columns = columns or min(MAX_COLUMNS, math.ceil(math.sqrt(len(tiles))))
     sheet = contact_sheet(tiles, titles, legend, columns=columns)
-    return [*paths, save_picture(sheet, os.path.join(output, "contact_sheet.png"))]
+    return [*paths, save_picture(sheet, os.path.join(output, CONTACT_SHEET))]
 
 
 def mask_source(name: str) -> Callable[[dict], list[np.ndarray]]:
@@ -319,8 +348,7 @@ def get_parser() -> argparse.ArgumentParser:
     _add_common(predictions, num=4, num_help="number of images per pick")
     predictions.add_argument("--results", required=True, help="coco_instances_results.json")
     predictions.add_argument("--output", help="folder to write to (pictures/ beside the results)")
-    picks = ["best", "worst", "random"]
-    predictions.add_argument("--pick", nargs="+", choices=picks, default=picks)
+    predictions.add_argument("--pick", nargs="+", choices=PICKS, default=PICKS)
     threshold = predictions.add_mutually_exclusive_group()
     threshold.add_argument("--score-threshold", type=float, help="leave out lower scores")
     threshold.add_argument(
@@ -334,6 +362,9 @@ def get_parser() -> argparse.ArgumentParser:
 
 def _add_common(parser: argparse.ArgumentParser, *, num: int, num_help: str) -> None:
     parser.add_argument("--dataset", required=True, help="a registered data set: phantom_test")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="leave out images whose file is missing"
+    )
     parser.add_argument("--num", type=_positive, default=num, help=f"{num_help} ({num})")
     parser.add_argument("--seed", type=int, default=0, help="of the random pick (0)")
     parser.add_argument(

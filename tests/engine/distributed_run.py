@@ -76,8 +76,33 @@ def evaluate(args: argparse.Namespace, file: str) -> None:
             json.dump(results, out)
 
 
-def train_and_evaluate(train_args, curves: str, evaluate_args, results: str) -> None:
-    """Both, so that processes start only once."""
+def share_statistics(output_dir, file: str) -> None:
+    """Train with BatchNorm; write each process's running statistics before and after a test."""
+    args = run_args(output_dir, MODEL__RESNETS__NORM="BN", SOLVER__MAX_ITER=2)
+    cfg = _configure(train_net.setup(args), "settled", 2)
+    trainer = Trainer(cfg)
+    trainer.after_train = lambda: None  # it tests
+    trainer.train()
+    statistics = [comm.all_gather(_running_statistics(trainer.model))]
+    Trainer.test(cfg, trainer.model)
+    statistics.append(comm.all_gather(_running_statistics(trainer.model)))
+    if comm.is_main_process():
+        with open(file, "w") as out:
+            json.dump(statistics, out)
+
+
+def _running_statistics(model) -> list[float]:
+    return [
+        value
+        for name, buffer in model.named_buffers()
+        if "running" in name
+        for value in buffer.tolist()
+    ]
+
+
+def train_and_evaluate(train_args, curves: str, evaluate_args, results: str, folder: str) -> None:
+    """All that two processes do, so that they start only once."""
     train(train_args, curves)
     evaluate(evaluate_args, results)
+    share_statistics(folder, f"{folder}/statistics")
     finish_run()

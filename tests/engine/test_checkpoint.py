@@ -3,7 +3,7 @@ import os
 import pickle
 
 from lesion_d2.engine import LesionCheckpointer
-from lesion_d2.engine.checkpoint import adapt_stem, write_atomically
+from lesion_d2.engine.checkpoint import adapt_stem, check_weights
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def test_a_write_that_dies_half_way_leaves_the_old_file_and_tag(tmp_path, monkey
         checkpointer.model.conv1.weight.add_(1)
 
     def half(data, file):
-        file.write(b"half")
+        file.write_bytes(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", half)
@@ -119,9 +119,9 @@ def test_a_tag_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypat
 
 
 def test_what_a_killed_write_left_behind_is_overwritten(tmp_path):
-    (tmp_path / "unfinished.tmp").write_bytes(b"x" * 1000)
-    write_atomically(str(tmp_path / "file"), lambda file: file.write(b"new"))
-    assert _contents(tmp_path) == {"file": b"new"}
+    (tmp_path / ".last_checkpoint.part").write_bytes(b"x" * 1000)
+    LesionCheckpointer(_Detector(3), str(tmp_path)).tag_last_checkpoint("model_final.pth")
+    assert _contents(tmp_path) == {"last_checkpoint": b"model_final.pth"}
 
 
 @pytest.mark.parametrize("ending", [".pth", ".pkl"])
@@ -147,9 +147,12 @@ def test_what_is_no_checkpoint_is_named(tmp_path, ending, kind):
     with pytest.raises(ValueError, match=rf"weights{ending}: found no whole checkpoint"):
         checkpointer.load(str(path))
     assert torch.equal(detector.conv1.weight, before)
+    with pytest.raises(ValueError, match=rf"weights{ending}: found no whole checkpoint"):
+        check_weights(str(path))
 
     path.write_bytes(whole)  # the checkpointer is still good
     checkpointer.load(str(path))
+    check_weights(str(path))
 
 
 def test_missing_weights_are_named(tmp_path):

@@ -7,7 +7,7 @@ from lesion_d2.engine.defaults import check_inputs
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from tiny_run import tiny_args, tiny_config
 
 import train_net
@@ -61,6 +61,21 @@ def test_a_bad_config_file_is_one_line_that_names_it(tmp_path, content, message)
         (("--num-gpus", "3"), {}, "SOLVER.IMS_PER_BATCH: found 4, expected a multiple of the 3"),
         (("--eval-only",), {}, "--eval-only: found no MODEL.WEIGHTS"),
         (("--eval-only", "--resume"), {}, "--eval-only: found no MODEL.WEIGHTS"),
+        ((), {"INPUT__PSEUDO_MASK": "magic"}, "INPUT.PSEUDO_MASK: found 'magic'"),
+        ((), {"INPUT__PSEUDO_MASK_FILES": ("gone.json",)}, "gone.json"),
+        ((), {"INPUT__CT__NUM_SLICES": 5}, "PIXEL_MEAN has 3 values.* expected 5"),
+        ((), {"INPUT__CT__HU_WINDOW": (400.0, -300.0)}, "INPUT.CT.HU_WINDOW: found"),
+        ((), {"MODEL__MASK_ON": False}, "MODEL.MASK_ON: found False.*SEG_LOSS_WEIGHT is 1.0"),
+        (
+            (),
+            {"MODEL__RETINANET__NUM_CLASSES": 8},
+            r"NUM_CLASSES: found 8, expected 1, .*phantom_train \(DATASETS.TRAIN\)",
+        ),
+        (
+            (),
+            {"DATALOADER__SAMPLER_TRAIN": "RepeatFactorTrainingSampler"},
+            "SAMPLER_TRAIN: found 'RepeatFactorTrainingSampler', expected 'TrainingSampler'",
+        ),
     ],
 )
 def test_wrong_inputs_stop_a_run_before_it_writes(tiny_phantom, tmp_path, flags, changes, message):
@@ -69,6 +84,40 @@ def test_wrong_inputs_stop_a_run_before_it_writes(tiny_phantom, tmp_path, flags,
         train_net.main(tiny_args(output_dir, *flags, **changes))
     assert "\n" not in str(error.value)
     assert not output_dir.exists()
+
+
+@pytest.mark.parametrize("changes", [{"MODEL__MASK_ON": False}, {"INPUT__PSEUDO_MASK": "magic"}])
+def test_what_only_training_needs_does_not_stop_an_evaluation(tiny_phantom, tmp_path, changes):
+    torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "weights.pth")
+    args = tiny_args(tmp_path, "--eval-only", MODEL__WEIGHTS=tmp_path / "weights.pth", **changes)
+    assert check_inputs(load_config(args), args) == 0
+    args = tiny_args(tmp_path, MODEL__RETINA_UNET__SEG_LOSS_WEIGHT=0.0, MODEL__MASK_ON=False)
+    assert check_inputs(load_config(args), args) > 0
+
+
+def test_weights_that_are_cut_off_stop_a_run_before_it_writes(tiny_phantom, tmp_path):
+    weights = tmp_path / "weights.pth"
+    torch.save({"model": {"weight": torch.zeros(1000)}}, weights)
+    weights.write_bytes(weights.read_bytes()[:2000])
+    for flags in ((), ("--eval-only",)):
+        with pytest.raises(InputError, match=r"weights\.pth: found no whole checkpoint") as error:
+            train_net.main(tiny_args(tmp_path / "output", *flags, MODEL__WEIGHTS=weights))
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    "content, message", [(None, "no such file"), (b"PK", "found no whole checkpoint")]
+)
+def test_a_last_checkpoint_that_is_gone_or_cut_off_is_told_of(tmp_path, content, message):
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    if content is not None:
+        (tmp_path / "model_0000001.pth").write_bytes(content)
+    expected = rf"--resume: .*model_0000001\.pth: {message}.*remove .*last_checkpoint, or start"
+    with pytest.raises(InputError, match=expected) as error:
+        train_net.main(tiny_args(tmp_path, "--resume"))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "log.txt").exists()
 
 
 def test_an_empty_split_stops_a_run(tiny_phantom, tmp_path, monkeypatch):
@@ -97,12 +146,10 @@ def test_missing_files_stop_a_run_unless_they_may_be_missing(tiny_phantom, tmp_p
     shutil.move(gone["file_name"], tmp_path / "gone.png")
     with pytest.raises(InputError, match=r"DATASETS\.TRAIN, phantom_train: .*bad cells"):
         train_net.main(tiny_args(tmp_path / "output"))
-    try:
-        args = tiny_args(tmp_path / "output", DATASETS__ALLOW_MISSING=True)
-        assert check_inputs(load_config(args), args) == num_images - 1
-    finally:
-        for name in ("phantom_train", "phantom_val"):
-            vars(MetadataCatalog.get(name)).pop("allow_missing", None)
+    args = tiny_args(tmp_path / "output", DATASETS__ALLOW_MISSING=True)
+    assert check_inputs(load_config(args), args) == num_images - 1
+    with pytest.raises(InputError, match="bad cells"):  # the key counts anew in every run
+        train_net.main(tiny_args(tmp_path / "output"))
 
 
 def test_setup_completes_the_config(tiny_phantom, tmp_path, monkeypatch, caplog):

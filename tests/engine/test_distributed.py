@@ -23,6 +23,7 @@ def runs(tiny_phantom, tmp_path_factory):
             str(two / "curves"),
             run_args(two, MODEL__WEIGHTS=weights),
             str(two / "results"),
+            str(two),
         ),
     )
     return one, two
@@ -58,3 +59,9 @@ def test_two_processes_evaluate_to_exactly_the_same_numbers(runs):
             for folder in runs
         ]
         assert files[0] and sorted(map(str, files[0])) == sorted(map(str, files[1]))
+
+
+def test_two_processes_evaluate_with_the_running_statistics_of_the_first(runs):
+    before, after = json.loads((runs[1] / "statistics").read_text())
+    assert before[0] and before[0] != before[1]
+    assert after == [before[0], before[0]]

@@ -7,6 +7,7 @@ from lesion_d2.engine.hooks import rewind_metrics
 import pytest
 import torch
 from detectron2.engine import TrainerBase, hooks
+from detectron2.utils.events import EventStorage, JSONWriter
 from torch import nn
 
 
@@ -114,6 +115,22 @@ def test_resumed_metrics_go_on_where_the_checkpoint_was_written(tmp_path):
     ]
     file = tmp_path / "metrics.json"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"iteration": 2, "tot')
+    inode = file.stat().st_ino
     rewind_metrics(str(file), 4)
+    assert file.stat().st_ino == inode
     assert [json.loads(line) for line in file.read_text().splitlines()] == lines[:2]
     rewind_metrics(str(tmp_path / "none.json"), 4)  # a run that wrote no metrics yet
+
+
+def test_the_writer_that_is_open_goes_on_in_the_rewound_metrics(tmp_path):
+    file = tmp_path / "metrics.json"
+    old = [{"iteration": i, "total_loss": float(i)} for i in (1, 3, 2, 4)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in old))
+    writer = JSONWriter(str(file))
+    rewind_metrics(str(file), 3)
+    with EventStorage(3) as storage:
+        storage.put_scalar("total_loss", 7.0)
+        writer.write()
+    writer.close()
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert lines == [old[0], old[2], {"iteration": 3, "total_loss": 7.0}]

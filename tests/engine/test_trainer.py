@@ -1,10 +1,11 @@
 import json
 
 from lesion_d2.engine import Trainer
-from lesion_d2.engine.trainer import best_metric_name
+from lesion_d2.engine.trainer import best_metric_name, has_unused_parameters
 
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
 from tiny_run import tiny_args, tiny_config
 
 import train_net
@@ -48,6 +49,8 @@ def test_the_same_seed_gives_the_same_training(tiny_phantom, tmp_path):
 
 def test_a_resumed_run_goes_on_with_iteration_optimizer_and_metrics(tiny_phantom, tmp_path):
     _train(tiny_args(tmp_path, SOLVER__MAX_ITER=3))
+    with open(tmp_path / "metrics.json", "a") as file:  # what a killed run wrote after it
+        file.write('{"iteration": 3, "total_loss": 1.0}\n{"iteration": 4, "total')
     resumed = _train(tiny_args(tmp_path, "--resume", SOLVER__MAX_ITER=6))
     assert resumed.start_iter == 3 and resumed.iter == 6
     assert {int(state["step"]) for state in resumed.optimizer.state.values()} == {6}
@@ -62,9 +65,13 @@ def test_a_resumed_run_goes_on_with_iteration_optimizer_and_metrics(tiny_phantom
 def test_resuming_a_run_that_is_done_evaluates_it_again(tiny_phantom, tmp_path):
     _train(tiny_args(tmp_path))
     before = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
+    results = tmp_path / "inference" / "phantom_val" / "coco_instances_results.json"
+    detections = results.read_text()
+    results.unlink()
     resumed = _train(tiny_args(tmp_path, "--resume"))
     for name, value in resumed.model.state_dict().items():
         assert torch.equal(value, before[name])
+    assert results.read_text() == detections
 
 
 def test_the_best_metric_of_several_data_sets_is_the_first_one_s(tiny_phantom, tmp_path):
@@ -130,6 +137,22 @@ def test_optimizers_clip_gradients_and_leave_norms_undecayed(name):
         parameter.grad = torch.full_like(parameter, 1000.0)
     optimizer.step()
     assert all(p.grad.norm() <= 1.001 for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "weight, levels",
+    [(1.0, ["p2", "p3", "p4", "p5"]), (0.0, ["p2", "p3", "p4", "p5"]), (1.0, ["p2", "p3", "p4"])],
+)
+def test_parameters_without_gradients_are_known_beforehand(tiny_phantom, weight, levels):
+    cfg = tiny_config(
+        MODEL__RETINA_UNET__SEG_LOSS_WEIGHT=weight, MODEL__RETINANET__IN_FEATURES=levels
+    )
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = cfg.MODEL.ANCHOR_GENERATOR.SIZES[: len(levels)]
+    model = Trainer.build_model(cfg)
+    with EventStorage():
+        sum(model(next(iter(Trainer.build_train_loader(cfg)))).values()).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    assert has_unused_parameters(model) == bool(without), without
 
 
 def test_unknown_optimizer():

@@ -6,6 +6,7 @@ from lesion_d2.tools.benchmark import Row
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
 
@@ -21,8 +22,8 @@ def test_rows_tell_whether_their_limit_holds(limit, at_least, cell):
 def test_calls_take_turns_and_the_first_ones_are_not_timed():
     order = []
     calls = [lambda: order.append("a"), lambda: order.append("b")]
-    times = benchmark.time_calls(calls, repeats=3)
-    assert "".join(order) == "abababab"
+    times = benchmark.time_calls(calls, repeats=3, warm_up=2)
+    assert "".join(order) == "ababababab"
     assert [len(t.seconds) for t in times] == [3, 3]
 
 
@@ -52,10 +53,29 @@ def test_made_up_rows_load(tmp_path):
     assert sum(len(d["annotations"]) for d in dicts) == 50
 
 
-def test_dice_score():
-    a, b = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
-    a[0], b[:, 0] = True, True
-    assert benchmark.dice_score(a, b) == 0.25 and benchmark.dice_score(a, a) == 1
+def test_masks_are_compared_on_a_data_set_that_is_gone_afterwards(tmp_path):
+    names = DatasetCatalog.list()
+    phantom = {"num_patients": 8, "size": 192}
+    grabcut, ellipse = benchmark.compare_masks(tmp_path, ("grabcut", "ellipse"), **phantom)
+    assert len(grabcut.dice) == len(ellipse.dice) > 0
+    assert grabcut.milliseconds > ellipse.milliseconds > 0
+    assert DatasetCatalog.list() == names
+
+
+def test_ratios_are_the_median_over_pairs():
+    ours, theirs = benchmark.Times([2.0, 30.0, 3.0]), benchmark.Times([1.0, 10.0, 2.0])
+    row = benchmark.paired_ratio("step", ours, theirs, "2 images")
+    assert row.measured == 2 and row.note == "3000 against 2000 ms, 2 images"
+
+
+@pytest.mark.parametrize("predict_masks", [False, True])
+def test_masks_are_predicted_as_told_whatever_the_config_says(predict_masks):
+    cfg = benchmark.load_config(benchmark.CPU_CONFIG, "cpu")
+    for said in (False, True):
+        cfg.MODEL.RETINA_UNET.PREDICT_MASKS = said
+        told = benchmark.predicting_masks(cfg, predict_masks)
+        assert told.MODEL.RETINA_UNET.PREDICT_MASKS is predict_masks
+        assert cfg.MODEL.RETINA_UNET.PREDICT_MASKS is said
 
 
 def test_the_retinanet_has_the_same_levels_and_heads():

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -225,6 +226,15 @@ def test_dice_of_the_truth_itself_and_limit(phantom, tmp_path):
     assert len(limited.dice) == 4
     assert limited.dice[0] == everything.dice[0] and limited.dice[-1] == everything.dice[-1]
 
+    lengths = np.array([math.dist(a["recist"][:2], a["recist"][2:4]) for _, a in lesions()])
+    low, high = np.quantile(lengths, (0.25, 0.75))
+    middle = tool.dice_against_truth(NAME, "ellipse", truth, diameters=(low, high)).dice
+    chosen = (lengths >= low) & (lengths <= high)
+    assert 0 < chosen.sum() < len(lengths)
+    np.testing.assert_array_equal(middle, everything.dice[chosen])
+    with pytest.raises(ValueError, match="no lesion with a long diameter of 900 to 901 px"):
+        tool.dice_against_truth(NAME, "ellipse", truth, diameters=(900, 901))
+
     ellipses = {}
     for d, a in lesions():
         mask = pseudo_mask("ellipse", None, a["recist"], a["bbox"], (d["height"], d["width"])).mask
@@ -249,3 +259,29 @@ def test_compare_prints_the_three_methods(phantom, capsys):
     rows = capsys.readouterr().out.strip().splitlines()[2:]
     assert [row[:24].strip() for row in rows] == ["ellipse", "grabcut", tool.WHOLE_SLICE]
     assert all(0 < float(row.split()[-3]) <= 1 for row in rows)
+
+
+def test_images_without_files_can_be_left_out(tmp_path, capsys):
+    root, name, output = tmp_path / "phantom", f"{NAME}_missing", os.fspath(tmp_path / "masks.json")
+    write_phantom(root, num_patients=8, size=128, extent_mm=0, workers=1)
+    register_deeplesion(name, os.fspath(root), None)
+    arguments = ["--dataset", name, "--method", "ellipse", "--output", output, "--workers=1"]
+    try:
+        dicts = DatasetCatalog.get(name)
+        Path(dicts[0]["file_name"]).unlink()
+        assert tool.main(arguments) == 1
+        assert dicts[0]["file_name"] in capsys.readouterr().err
+        assert tool.main([*arguments, "--allow-missing"]) == 0
+        assert len(load_mask_file(output)) == sum(len(d["annotations"]) for d in dicts[1:])
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_a_worker_that_starts_after_its_parent_was_killed_ends():
+    script = (
+        "import os, time; from lesion_d2.tools.prepare_masks import _start_worker; "
+        "_start_worker(os.getpid()); time.sleep(100)"  # its parent is another process
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
+    assert run.returncode == 1, run.stderr.decode()

@@ -1,6 +1,8 @@
 import json
+from pathlib import Path
 
-import lesion_d2  # noqa: F401  (makes detectron2 importable)
+from lesion_d2.data.deeplesion import register_deeplesion
+from lesion_d2.data.phantom import write_phantom
 from lesion_d2.tools.visualize import main, pick_outcomes, read_results, threshold_at_fps
 from lesion_d2.visualization import TRUTH_COLOR, ImageOutcome, judge
 
@@ -107,6 +109,29 @@ def test_pictures_of_predictions_go_beside_the_results(records, tmp_path, capsys
     assert sorted(names) == sorted(path.name for path in folder.iterdir())
 
 
+def test_pictures_of_an_earlier_call_are_removed(records, tmp_path):
+    detections = [("one", (8, 8, 24, 24), 0.9), ("none", (1, 1, 9, 9), 0.2)]
+    results = write_results(tmp_path / "run" / "results.json", detections)
+    folder = tmp_path / "run" / "pictures"
+    assert run_predictions(results, "--num", "1") == 0
+    assert len(list(folder.iterdir())) == 4
+    (folder / "best_of_mine.png").touch()
+    assert run_predictions(results, "--num", "1", "--pick", "worst") == 0
+    names = ["best_of_mine.png", "contact_sheet.png", "worst_01_none.png"]
+    assert sorted(p.name for p in folder.iterdir()) == names
+    output = ["--output", str(folder), "--pick", "first"]
+    for num, pictures in ((3, ["none.png", "one.png", "two.png"]), (1, ["one.png"])):
+        assert main(["dataset", "--dataset", NAME, "--num", str(num), *output]) == 0
+        assert sorted(p.name for p in folder.iterdir()) == sorted([*names, *pictures])
+
+
+def test_slices_are_not_replaced_by_pictures(records, tmp_path, capsys):
+    before = (tmp_path / "one.png").read_bytes()
+    assert main(["dataset", "--dataset", NAME, "--output", str(tmp_path)]) == 1
+    assert f"holds slices of {NAME}, expected another folder" in capsys.readouterr().err
+    assert (tmp_path / "one.png").read_bytes() == before
+
+
 def test_without_a_threshold_the_run_has_the_wanted_rate(records, tmp_path, capsys):
     boxes = [(30, 2, 38, 10), (30, 14, 38, 22), (30, 26, 38, 34), (2, 50, 10, 58)]
     detections = [("two", box, 0.9 - 0.2 * i) for i, box in enumerate(boxes)]
@@ -156,7 +181,7 @@ def test_threshold_keeps_as_many_detections_as_the_rate_allows():
 
 def outcome(name, quality, false_positives=0):
     wrong = np.ones(false_positives, bool)
-    return ImageOutcome({"image_id": name}, None, ~wrong, wrong, np.ones(1, bool), quality)
+    return ImageOutcome({"image_id": name}, None, ~wrong, wrong, ~wrong, np.ones(1, bool), quality)
 
 
 def test_picks_are_ordered_and_never_twice():
@@ -243,3 +268,20 @@ def test_a_missing_slice_is_one_line(records, tmp_path, capsys):
     assert main(["dataset", "--dataset", NAME, *arguments]) == 1
     errors = [e for e in capsys.readouterr().err.splitlines() if e.startswith("error: ")]
     assert len(errors) == 1 and "one.png" in errors[0]
+
+
+def test_images_without_files_can_be_left_out(tmp_path, capsys):
+    root, name = tmp_path / "phantom", f"{NAME}_missing"
+    write_phantom(root, num_patients=8, size=128, extent_mm=0, workers=1)
+    register_deeplesion(name, str(root), None)
+    try:
+        first, second = DatasetCatalog.get(name)[:2]
+        Path(first["file_name"]).unlink()
+        output = ["--output", str(tmp_path / "out"), "--pick", "first", "--num", "1"]
+        assert main(["dataset", "--dataset", name, *output]) == 1
+        assert first["file_name"] in capsys.readouterr().err
+        assert main(["dataset", "--dataset", name, *output, "--allow-missing"]) == 0
+        assert f"{second['image_id']}.png" in capsys.readouterr().out
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

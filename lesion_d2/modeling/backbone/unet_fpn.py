@@ -1,3 +1,5 @@
+from functools import partial
+
 import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
@@ -74,6 +76,8 @@ class UNetFPN(FPN):
         bottom_up: a backbone that returns ``c1`` at stride 2 and C2 at stride 4 among its features.
         image_channels: C, the channels of the images.
         decoder_channels: channels of P1 and of P0.
+        decoder_norm: normalization of P1's and P0's convolutions, by Detectron2's names; at full
+            size it costs more than they do.
         in_features, out_channels, norm, top_block: see :class:`FPN`.
     """
 
@@ -85,6 +89,7 @@ class UNetFPN(FPN):
         *,
         image_channels: int,
         decoder_channels: tuple[int, int] = (64, 32),
+        decoder_norm: str = "",
         norm: str = "",
         top_block: nn.Module | None = None,
     ):
@@ -95,13 +100,14 @@ class UNetFPN(FPN):
                 f"{list(in_features)} gives {self._out_features}"
             )
         p1, p0 = decoder_channels
-        self.reduce_p2 = _conv(out_channels, p1, 1, norm)
-        self.lateral_p1 = _conv(bottom_up.output_shape()["c1"].channels, p1, 1, norm)
-        self.reduce_p1 = _conv(p1, p0, 3, norm, nn.ReLU())
+        conv = partial(_conv, norm=decoder_norm)
+        self.reduce_p2 = conv(out_channels, p1, 1)
+        self.lateral_p1 = conv(bottom_up.output_shape()["c1"].channels, p1, 1)
+        self.reduce_p1 = conv(p1, p0, 3, activation=nn.ReLU())
         self.lateral_p0 = nn.Sequential(
-            _conv(image_channels, p0, 3, norm, nn.ReLU()), _conv(p0, p0, 3, norm)
+            conv(image_channels, p0, 3, activation=nn.ReLU()), conv(p0, p0, 3)
         )
-        self.output_p0 = _conv(p0, p0, 3, norm, nn.ReLU())
+        self.output_p0 = conv(p0, p0, 3, activation=nn.ReLU())
         self.decoder_shape = ShapeSpec(channels=p0, stride=1)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -139,7 +145,7 @@ class UNetFPN(FPN):
 
 
 def _conv(
-    in_channels: int, channels: int, kernel: int, norm: str, activation: nn.Module | None = None
+    in_channels: int, channels: int, kernel: int, *, norm: str, activation: nn.Module | None = None
 ) -> Conv2d:
     conv = Conv2d(
         in_channels,
@@ -172,6 +178,7 @@ def build_resnet_unet_fpn_backbone(cfg, input_shape: ShapeSpec) -> UNetFPN:
         out_channels,
         image_channels=input_shape.channels,
         decoder_channels=cfg.MODEL.UNET_FPN.DECODER_CHANNELS,
+        decoder_norm=cfg.MODEL.UNET_FPN.DECODER_NORM,
         norm=cfg.MODEL.FPN.NORM,
         top_block=top_block,
     )

@@ -41,7 +41,7 @@ class RetinaUNet(RetinaNet):
             nn.init.constant_(self.seg_predictor.bias[:1], math.log((1 - _PRIOR) / _PRIOR))
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg) -> dict:
         return {
             **super().from_config(cfg),
             "seg_loss_weight": cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT,
