@@ -299,8 +299,7 @@ def measure_model(device: str, *, repeats: int = 9) -> list[Row]:
     config_file = GPU_CONFIG if device == "cuda" else CPU_CONFIG
     cfg = load_config(config_file, device)
     cfgs = [predicting_masks(cfg, False), predicting_masks(cfg, True), as_retinanet(cfg)]
-    # All in one memory format, also where one of them should choose another for itself.
-    models = [build_model(c).to(memory_format=torch.contiguous_format) for c in cfgs]
+    models = [build_for_device(c) for c in cfgs]
     batch = random_batch(cfg)
     options = {"repeats": repeats, "warm_up": WARM_UP, "device": device}
     steps = time_calls([training_step(m, batch) for m in (models[0], models[2])], **options)
@@ -319,6 +318,13 @@ def measure_model(device: str, *, repeats: int = 9) -> list[Row]:
         paired_ratio(f"{title} inference with masks", masks, net, one),
         Row(f"{title} memory of a step", memory[0] / memory[1], "x", None, note),
     ]
+
+
+def build_for_device(cfg: CfgNode) -> torch.nn.Module:
+    """A model in the memory format that the trainer gives it: channels last on a CPU."""
+    on_cpu = cfg.MODEL.DEVICE == "cpu"
+    memory_format = torch.channels_last if on_cpu else torch.contiguous_format
+    return build_model(cfg).to(memory_format=memory_format)
 
 
 def paired_ratio(name: str, ours: Times, theirs: Times, size: str) -> Row:
@@ -421,7 +427,7 @@ def _high_water() -> float:
 
 
 def _run_steps(cfg: CfgNode) -> None:
-    step = training_step(build_model(cfg), random_batch(cfg))
+    step = training_step(build_for_device(cfg), random_batch(cfg))
     step()
     step()
 
