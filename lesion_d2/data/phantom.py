@@ -64,8 +64,8 @@ class PhantomOptions:
     size: int = 256
     seed: int = 0
     extent_mm: float = 2.0
-    median_diameter: float = 21.0
-    mottle_hu: float = 50.0
+    median_diameter: float = 27.0
+    mottle_hu: float = 60.0
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -96,8 +96,8 @@ def write_phantom(
     size: int = 256,
     seed: int = 0,
     extent_mm: float = 2.0,
-    median_diameter: float = 21.0,
-    mottle_hu: float = 50.0,
+    median_diameter: float = 27.0,
+    mottle_hu: float = 60.0,
     workers: int | None = None,
     overwrite: bool = False,
 ) -> bool:
