@@ -25,18 +25,23 @@ class _AliasLoader(importlib.abc.Loader):
     """Loads ``detectron2.x`` by importing ``EZannot.detectron2.x`` and handing out that module."""
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        """Import the copy's module and hand it out."""
         module = importlib.import_module(_COPY + spec.name.removeprefix("detectron2"))
         self._own_spec = module.__spec__  # the import system overwrites it with the alias's
         return module
 
     def exec_module(self, module: ModuleType) -> None:
+        """Nothing is left to run: give the module its own spec back."""
         module.__spec__ = self._own_spec
 
 
 class _AliasFinder(importlib.abc.MetaPathFinder):
     """Finds ``detectron2`` and ``detectron2.*`` in the copy."""
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(
+        self, fullname: str, path=None, target=None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Find a module of Detectron2 in the copy; None for any other."""
         if fullname != "detectron2" and not fullname.startswith("detectron2."):
             return None
         copy = importlib.util.find_spec(_COPY + fullname.removeprefix("detectron2"))

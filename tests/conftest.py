@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from lesion_d2.data.phantom import write_phantom
 
+import detectron2
 import pytest
 import torch
 
@@ -31,7 +32,7 @@ def tiny_phantom(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _restore_loggers() -> Iterator[None]:
     """Undo Detectron2's ``setup_logger``: its loggers hand nothing on to the next test's caplog."""
-    names = ("EZannot.detectron2", "detectron2", "fvcore", "lesion_d2")
+    names = (detectron2.__name__, "detectron2", "fvcore", "lesion_d2")
     before = [(logging.getLogger(name), logging.getLogger(name).propagate) for name in names]
     yield
     for logger, propagate in before:

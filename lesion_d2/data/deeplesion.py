@@ -34,7 +34,8 @@ _COLORS = (
     (240, 50, 230),
 )
 _SPLITS = {"train": 1, "val": 2, "test": 3}
-_COLUMNS = (
+#: The columns of DL_info.csv, in its order.
+CSV_COLUMNS = (
     "File_name",
     "Patient_index",
     "Study_index",
@@ -43,14 +44,19 @@ _COLUMNS = (
     "Measurement_coordinates",
     "Bounding_boxes",
     "Lesion_diameters_Pixel_",
+    "Normalized_lesion_location",
     "Coarse_lesion_type",
     "Possibly_noisy",
     "Slice_range",
     "Spacing_mm_px_",
     "Image_size",
     "DICOM_windows",
+    "Patient_gender",
+    "Patient_age",
     "Train_Val_Test",
 )
+_UNUSED = ("Normalized_lesion_location", "Patient_gender", "Patient_age")
+_COLUMNS = tuple(column for column in CSV_COLUMNS if column not in _UNUSED)
 _FILE_NAME = re.compile(r"(\d+_\d+_\d+)_(\d+)\.png")
 _MAX_SHOWN = 20
 # Boxes are the RECIST end points plus 5 px a side, so they may reach past the image's border a bit.
@@ -215,6 +221,7 @@ class _BadRows:
             self.problems.setdefault((row, cells.name), text)
 
     def raise_if_any(self) -> None:
+        """Raise one ValueError with what was noted, if anything was."""
         if not self.problems:
             return
         shown = [self.problems[cell] for cell in sorted(self.problems)[:_MAX_SHOWN]]

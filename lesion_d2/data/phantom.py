@@ -22,6 +22,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from .deeplesion import CSV_COLUMNS
 from .phantom_anatomy import Body, paint_body, sample_body, sample_tissues
 from .phantom_lesions import LESION_TYPES, Lesion, LesionType, measure_recist, sample_lesion
 from .phantom_shapes import Canvas
@@ -29,26 +30,6 @@ from .phantom_shapes import Canvas
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
-CSV_COLUMNS = (
-    "File_name",
-    "Patient_index",
-    "Study_index",
-    "Series_ID",
-    "Key_slice_index",
-    "Measurement_coordinates",
-    "Bounding_boxes",
-    "Lesion_diameters_Pixel_",
-    "Normalized_lesion_location",
-    "Coarse_lesion_type",
-    "Possibly_noisy",
-    "Slice_range",
-    "Spacing_mm_px_",
-    "Image_size",
-    "DICOM_windows",
-    "Patient_gender",
-    "Patient_age",
-    "Train_Val_Test",
-)
 BOX_MARGIN = 5.0  # pixels around the RECIST end points, as in DeepLesion
 MIN_PIXELS, MIN_CONTRAST = 8, 25.0  # of a lesion on its key slice; HU without noise
 TORSO = 600.0  # mm of a body of average height

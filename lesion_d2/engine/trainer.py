@@ -168,7 +168,7 @@ class Trainer(DefaultTrainer):
         if kind != "lesion":
             raise ValueError(f"{dataset_name}: found evaluator_type {kind!r}, expected 'lesion'")
         output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        return LesionEvaluator(dataset_name, output_dir, num_bootstrap=cfg.TEST.NUM_BOOTSTRAP)
+        return LesionEvaluator(cfg, dataset_name, output_dir)
 
 
 def has_unused_parameters(model: nn.Module) -> bool:

@@ -27,9 +27,9 @@ from functools import partial
 from pathlib import Path
 
 import lesion_d2
-from lesion_d2.data.deeplesion import load_deeplesion, register_deeplesion
+from lesion_d2.data.deeplesion import CSV_COLUMNS, load_deeplesion, register_deeplesion
 from lesion_d2.data.mapper import LesionDatasetMapper
-from lesion_d2.data.phantom import CSV_COLUMNS, write_phantom
+from lesion_d2.data.phantom import write_phantom
 from lesion_d2.evaluation import froc_curve
 from lesion_d2.tools.prepare_masks import WHOLE_SLICE, Comparison, dice_against_truth
 

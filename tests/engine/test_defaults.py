@@ -5,6 +5,7 @@ import shutil
 from lesion_d2.engine import InputError, load_config, prepare_launch
 from lesion_d2.engine.defaults import check_inputs
 
+import detectron2
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
@@ -173,7 +174,7 @@ def test_setup_completes_the_config(tiny_phantom, tmp_path, monkeypatch, caplog)
 
 
 @pytest.mark.parametrize(
-    "name", ["detectron2.x", "EZannot.detectron2.x", "fvcore.x", "lesion_d2.x"]
+    "name", ["detectron2.x", f"{detectron2.__name__}.x", "fvcore.x", "lesion_d2.x"]
 )
 def test_every_logger_prints_and_goes_to_the_log_file_once(tiny_phantom, tmp_path, name, capsys):
     train_net.setup(tiny_args(tmp_path))
