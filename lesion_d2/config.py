@@ -49,15 +49,34 @@ def _add_input_config(cfg: CN) -> None:
 
 
 def _add_model_config(cfg: CN) -> None:
+    cfg.MODEL.VGG = CN()
+    cfg.MODEL.VGG.DEPTH = 19  # 16 or 19, as in torchvision
+    cfg.MODEL.VGG.BATCH_NORM = False
+    # Channels of the first stage; those of the others are in proportion, 8 times as many at most.
+    cfg.MODEL.VGG.WIDTH = 64
+
     cfg.MODEL.UNET_FPN = CN()
     # Channels of P1 and P0, the levels that only the segmentation uses.
     cfg.MODEL.UNET_FPN.DECODER_CHANNELS = (64, 32)
     # Their normalization, by the names of MODEL.FPN.NORM.
     cfg.MODEL.UNET_FPN.DECODER_NORM = ""
+    # An attention gate on every skip connection (Zlocha et al., section 2.3).
+    cfg.MODEL.UNET_FPN.ATTENTION = False
 
     cfg.MODEL.RETINA_UNET = CN()
-    # Weight of the segmentation loss (pixel-wise cross entropy plus soft Dice); 0 switches it off.
+    # Weight of the segmentation loss; 0 switches it off.
     cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT = 1.0
+    # "ce_dice": pixel-wise cross entropy plus soft Dice (Jaeger et al., equation (1)); "focal":
+    # focal loss on the pixel-wise cross entropy (Zlocha et al., section 2.3) with the next two.
+    cfg.MODEL.RETINA_UNET.SEG_LOSS = "ce_dice"
+    cfg.MODEL.RETINA_UNET.SEG_FOCAL_ALPHA = 0.25
+    cfg.MODEL.RETINA_UNET.SEG_FOCAL_GAMMA = 2.0
+    # How much a detection's score depends on the agreement of its box with the mask there: from 0
+    # (not at all) to 1 (Zlocha et al., section 2.2).
+    cfg.MODEL.RETINA_UNET.CALIBRATION = 0.0
+    # Pixels of the model's input by which annotated boxes surround their lesions (DeepLesion: 5);
+    # calibration expects them.
+    cfg.MODEL.RETINA_UNET.BOX_MARGIN = 5.0
     # Whether predictions carry masks; without, P1 and P0 are not computed at inference.
     cfg.MODEL.RETINA_UNET.PREDICT_MASKS = False
 
@@ -70,6 +89,12 @@ def _add_training_config(cfg: CN) -> None:
     cfg.TEST.EVAL_EPOCHS = 0.0  # TEST.EVAL_PERIOD
     # "SGD" (Detectron2's own), "Adam" or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Evaluations without a better TEST.BEST_METRIC after which the learning rate is multiplied by
+    # PLATEAU_FACTOR; 0 switches it off.
+    cfg.SOLVER.PLATEAU_PATIENCE = 0
+    cfg.SOLVER.PLATEAU_FACTOR = 0.1
+    # Evaluations without a better TEST.BEST_METRIC after which training stops; 0 switches it off.
+    cfg.SOLVER.EARLY_STOP_PATIENCE = 0
     # The metric that picks the best checkpoint, as "task/metric" of the validation results.
     cfg.TEST.BEST_METRIC = "bbox/AP50"
     # Resamplings over patients for the 95 % intervals of the FROC table; 0 leaves them out.

@@ -8,14 +8,17 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from ..files import written_whole
+from .torchvision_weights import PREFIX, rename_torchvision_weights
 
 logger = logging.getLogger(__name__)
 
-# The first convolution of Detectron2's ResNets, and its name in Caffe2's files.
-_STEM = "stem.conv1.weight"
+# The first convolutions of Detectron2's ResNets and of torchvision's VGGs, and the name that the
+# former has in Caffe2's files.
+_STEMS = ("stem.conv1.weight", "features.0.weight")
 _STEM_CAFFE2 = "conv1_w"
 _RGB = 3
 
@@ -49,6 +52,7 @@ class LesionCheckpointer(DetectionCheckpointer):
     - A checkpoint, and the tag that names the last one, is there whole or not at all.
     - A checkpoint that is not meant to be resumed from need not become the last one.
     - Weights of a first convolution for three channels are adapted to C: :func:`adapt_stem`.
+    - torchvision's weights fit its backbones in ours: :func:`rename_torchvision_weights`.
     - A file that is no checkpoint, or a part of one, is an error that names it.
     """
 
@@ -81,8 +85,9 @@ class LesionCheckpointer(DetectionCheckpointer):
         """As in Detectron2.
 
         Raises:
-            FileNotFoundError: ``path`` is a local file that does not exist.
-            ValueError: the file is no checkpoint or is cut off.
+            FileNotFoundError: ``path`` is a local file that does not exist, or torchvision's
+                weights are neither here nor to be had.
+            ValueError: the file is no checkpoint, is cut off, or has not what the backbone needs.
         """
         check_weights_exist(path)
         try:
@@ -99,11 +104,12 @@ class LesionCheckpointer(DetectionCheckpointer):
             for name, value in weights.items():
                 if not isinstance(value, Tensor | np.ndarray):
                     raise ValueError(f"{name!r} is {type(value).__name__}, not a tensor")
+        adapt_stem(weights, self.model.state_dict())
+        try:
+            rename_torchvision_weights(weights, self.model)
+        except ValueError as error:
+            raise ValueError(f"{filename}: {error}") from None
         return loaded
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        adapt_stem(checkpoint["model"], self.model.state_dict())
-        return super()._load_model(checkpoint)
 
 
 def check_weights_exist(path: str) -> None:
@@ -117,18 +123,23 @@ def check_weights_exist(path: str) -> None:
         raise FileNotFoundError(f"{local}: no such file of weights")
 
 
-def check_weights(path: str) -> None:
-    """Check that weights are there and whole, as :func:`check_weights_exist` and by reading them.
+def check_weights(path: str, model: nn.Module | None = None) -> None:
+    """Check by reading that weights are there, whole, and what a model's backbone needs.
+
+    Args:
+        path: a file, ``torchvision://<model>``, or an address that is left to Detectron2.
+        model: what they are for, or the part that its backbone is; it may be on the meta device.
 
     Raises:
-        FileNotFoundError: ``path`` is a local file that does not exist.
-        ValueError: the file is no checkpoint or is cut off; names it.
+        FileNotFoundError: ``path`` is a local file that does not exist, or torchvision's weights
+            are neither here nor to be had.
+        ValueError: as :meth:`LesionCheckpointer.load`.
     """
     check_weights_exist(path)
-    if path and "://" not in path:
-        checkpointer = LesionCheckpointer(nn.Identity())
+    if path and ("://" not in path or path.startswith(PREFIX)):
+        checkpointer = LesionCheckpointer(model or nn.Identity())
         checkpointer._parsed_url_during_load = urlparse(path)  # as in load
-        checkpointer._load_file(path.split("?")[0])
+        checkpointer._load_file(PathManager.get_local_path(path.split("?")[0]))
 
 
 def adapt_stem(weights: dict[str, Any], model_weights: dict[str, Tensor]) -> None:
@@ -142,8 +153,8 @@ def adapt_stem(weights: dict[str, Any], model_weights: dict[str, Tensor]) -> Non
             Detectron2's or Caffe2's name for the first convolution; changed in place.
         model_weights: the state of the model that they are for.
     """
-    targets = [value for name, value in model_weights.items() if _is_named(name, _STEM)]
-    names = [name for name in weights if name == _STEM_CAFFE2 or _is_named(name, _STEM)]
+    targets = [value for name, value in model_weights.items() if _is_stem(name)]
+    names = [name for name in weights if name == _STEM_CAFFE2 or _is_stem(name)]
     if len(targets) != 1 or len(names) != 1:
         return
     target, weight = targets[0], torch.as_tensor(weights[names[0]])
@@ -155,5 +166,5 @@ def adapt_stem(weights: dict[str, Any], model_weights: dict[str, Tensor]) -> Non
     logger.info(f"Adapted {names[0]} from {_RGB} to {channels} input channels")
 
 
-def _is_named(name: str, ending: str) -> bool:
-    return name == ending or name.endswith(f".{ending}")
+def _is_stem(name: str) -> bool:
+    return any(name == stem or name.endswith(f".{stem}") for stem in _STEMS)

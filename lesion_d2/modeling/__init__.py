@@ -1,5 +1,17 @@
-from .backbone import UNetFPN, build_resnet_unet_fpn_backbone
-from .losses import segmentation_loss
+from .attention import AttentionGate, record_attention
+from .backbone import VGG, UNetFPN
+from .calibration import calibrate_scores, mask_agreement
+from .losses import focal_segmentation_loss, segmentation_loss
 from .meta_arch import RetinaUNet
 
-__all__ = ["RetinaUNet", "UNetFPN", "build_resnet_unet_fpn_backbone", "segmentation_loss"]
+__all__ = [
+    "VGG",
+    "AttentionGate",
+    "RetinaUNet",
+    "UNetFPN",
+    "calibrate_scores",
+    "focal_segmentation_loss",
+    "mask_agreement",
+    "record_attention",
+    "segmentation_loss",
+]

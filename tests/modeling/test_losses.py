@@ -1,4 +1,11 @@
-from lesion_d2.modeling.losses import IGNORE, segmentation_loss, soft_dice
+import math
+
+from lesion_d2.modeling.losses import (
+    IGNORE,
+    focal_segmentation_loss,
+    segmentation_loss,
+    soft_dice,
+)
 
 import numpy as np
 import pytest
@@ -69,3 +76,35 @@ def test_half_precision_logits_give_the_float_loss():
     logits, labels = torch.randn(1, 2, 64, 64), torch.randint(0, 2, (1, 64, 64))
     half = logits.bfloat16()
     assert segmentation_loss(half, labels).item() == segmentation_loss(half.float(), labels).item()
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 0.5), (0.5, 0.0)])
+def test_focal_segmentation_loss_is_the_formula_written_out(alpha, gamma):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, 3, 4, 5, generator=generator)
+    logits.requires_grad_()
+    labels = torch.randint(0, 3, (2, 4, 5), generator=generator)
+    labels[1, 2:] = IGNORE
+    total, num_lesion = 0.0, 0
+    for n, y, x in torch.cartesian_prod(torch.arange(2), torch.arange(4), torch.arange(5)):
+        label = labels[n, y, x].item()
+        if label == IGNORE:
+            continue
+        odds = [math.exp(value) for value in logits[n, :, y, x].tolist()]
+        p = odds[label] / sum(odds)
+        total += -(alpha if label > 0 else 1 - alpha) * (1 - p) ** gamma * math.log(p)
+        num_lesion += label > 0
+    loss = focal_segmentation_loss(logits, labels, alpha=alpha, gamma=gamma)
+    assert loss.item() == pytest.approx(total / num_lesion, rel=1e-5)
+    loss.backward()
+    assert torch.isfinite(logits.grad).all()
+    assert (logits.grad[1, :, 2:] == 0).all()
+
+
+def test_focal_segmentation_loss_of_nothing_and_of_certainty():
+    labels = torch.zeros(1, 4, 4, dtype=torch.int64)
+    logits = torch.zeros(1, 2, 4, 4, dtype=torch.bfloat16)
+    expected = 16 * 0.75 * 0.25 * math.log(2)  # no lesion pixel: the sum is divided by 1
+    assert focal_segmentation_loss(logits, labels).item() == pytest.approx(expected)
+    logits[:, 0] = 60
+    assert focal_segmentation_loss(logits, labels).item() == pytest.approx(0, abs=1e-6)

@@ -4,8 +4,11 @@ import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone, build_resnet_backbone
+from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.backbone.resnet import ResNet
 from torch import Tensor, nn
+
+from ..attention import AttentionGate
 
 
 class ResNetWithStem(Backbone):
@@ -42,7 +45,7 @@ class ResNetWithStem(Backbone):
 
 
 class LastLevelP6(nn.Module):
-    """P6 from C5 by a 3x3 convolution of stride 2, as RetinaNet's first extra level.
+    """P6 from C5 by a 3x3 convolution of stride 2, as the first of Detectron2's LastLevelP6P7.
 
     Args:
         in_channels: channels of ``in_feature``.
@@ -78,6 +81,8 @@ class UNetFPN(FPN):
         decoder_channels: channels of P1 and of P0.
         decoder_norm: normalization of P1's and P0's convolutions, by Detectron2's names; at full
             size it costs more than they do.
+        attention: whether an :class:`AttentionGate` filters every skip connection (Zlocha et al.,
+            section 2.3).
         in_features, out_channels, norm, top_block: see :class:`FPN`.
     """
 
@@ -90,6 +95,7 @@ class UNetFPN(FPN):
         image_channels: int,
         decoder_channels: tuple[int, int] = (64, 32),
         decoder_norm: str = "",
+        attention: bool = False,
         norm: str = "",
         top_block: nn.Module | None = None,
     ):
@@ -109,6 +115,11 @@ class UNetFPN(FPN):
         )
         self.output_p0 = conv(p0, p0, 3, activation=nn.ReLU())
         self.decoder_shape = ShapeSpec(channels=p0, stride=1)
+        self.gates = nn.ModuleDict()
+        if attention:
+            finer = self._out_features[: len(in_features) - 1]
+            channels = {"p0": p0, "p1": p1, **dict.fromkeys(finer, out_channels)}
+            self.gates.update({level: AttentionGate(n, n) for level, n in channels.items()})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map images (N, C, H, W) to the detection levels, and ``c1`` for :meth:`decode`."""
@@ -132,6 +143,8 @@ class UNetFPN(FPN):
 
         Every skip connection comes through here, named by the level it leads to ("p4" to "p0").
         """
+        if self.gates:
+            skip = self.gates[level](skip, coarser)
         return skip + F.interpolate(coarser, scale_factor=2.0, mode="nearest")
 
     def decode(self, x: Tensor, features: dict[str, Tensor]) -> Tensor:
@@ -160,25 +173,36 @@ def _conv(
     return conv
 
 
-@BACKBONE_REGISTRY.register()
-def build_resnet_unet_fpn_backbone(cfg, input_shape: ShapeSpec) -> UNetFPN:
-    """Build the U-FPN over a ResNet-18 to -101.
+def build_top_block(cfg, bottom_up: Backbone) -> nn.Module | None:
+    """Build what computes P6 and P7, as far as MODEL.RETINANET.IN_FEATURES asks for them.
 
-    P6 is computed where MODEL.RETINANET.IN_FEATURES asks for it (Zlocha et al.: P2-P6; Jaeger et
-    al.: P2-P5). ``input_shape.channels`` is C, the length of MODEL.PIXEL_MEAN.
+    Lin et al.: P3-P7; Zlocha et al.: P2-P6; Jaeger et al.: P2-P5. Both come from the coarsest of
+    MODEL.FPN.IN_FEATURES.
     """
-    bottom_up = ResNetWithStem(build_resnet_backbone(cfg, input_shape))
-    out_channels = cfg.MODEL.FPN.OUT_CHANNELS
-    top_block = None
-    if "p6" in cfg.MODEL.RETINANET.IN_FEATURES:
-        top_block = LastLevelP6(bottom_up.output_shape()["res5"].channels, out_channels)
+    levels, last = cfg.MODEL.RETINANET.IN_FEATURES, cfg.MODEL.FPN.IN_FEATURES[-1]
+    channels = bottom_up.output_shape()[last].channels, cfg.MODEL.FPN.OUT_CHANNELS
+    if "p7" in levels:
+        return LastLevelP6P7(*channels, last)
+    return LastLevelP6(*channels, last) if "p6" in levels else None
+
+
+def build_unet_fpn(cfg, input_shape: ShapeSpec, bottom_up: Backbone) -> UNetFPN:
+    """Build the U-FPN over any backbone with ``c1``; ``input_shape.channels`` is C."""
     return UNetFPN(
         bottom_up,
         cfg.MODEL.FPN.IN_FEATURES,
-        out_channels,
+        cfg.MODEL.FPN.OUT_CHANNELS,
         image_channels=input_shape.channels,
         decoder_channels=cfg.MODEL.UNET_FPN.DECODER_CHANNELS,
         decoder_norm=cfg.MODEL.UNET_FPN.DECODER_NORM,
+        attention=cfg.MODEL.UNET_FPN.ATTENTION,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=top_block,
+        top_block=build_top_block(cfg, bottom_up),
     )
+
+
+@BACKBONE_REGISTRY.register()
+def build_resnet_unet_fpn_backbone(cfg, input_shape: ShapeSpec) -> UNetFPN:
+    """Build the U-FPN over a ResNet-18 to -101; C is the length of MODEL.PIXEL_MEAN."""
+    bottom_up = ResNetWithStem(build_resnet_backbone(cfg, input_shape))
+    return build_unet_fpn(cfg, input_shape, bottom_up)

@@ -1,4 +1,6 @@
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,8 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from ..losses import IGNORE, segmentation_loss
+from ..calibration import calibrate_scores, mask_agreement
+from ..losses import IGNORE, focal_segmentation_loss, segmentation_loss
 
 _PRIOR = 0.01  # of a foreground pixel, as RETINANET.PRIOR_PROB of a foreground anchor
 
@@ -18,22 +21,45 @@ class RetinaUNet(RetinaNet):
     """Retina U-Net (Jaeger et al., section 3.1): a RetinaNet on a U-FPN with a segmentation loss.
 
     The detection subnets work on ``head_in_features``; the segmentation logits of the K classes and
-    the background are a 1x1 convolution of P0. At inference P0 is only computed for masks.
+    the background are a 1x1 convolution of P0. At inference P0 is only computed for masks and for
+    the calibration of scores. With a VGG, the focal loss and calibration it is the improved
+    RetinaNet of Zlocha et al.
 
     Args:
         seg_loss_weight: weight of the segmentation loss beside RetinaNet's two; 0 switches it off.
-            Jaeger et al. leave the weight open; 1 weighs all losses alike.
+            Both papers leave the weight open; 1 weighs all losses alike.
+        seg_loss: maps logits (N, K + 1, H, W) and labels (N, H, W) to a scalar, as
+            :func:`segmentation_loss`.
         predict_masks: whether predictions carry ``pred_masks``.
+        calibration: strength of :func:`calibrate_scores`, in [0, 1]; 0 switches it off.
+        box_margin: pixels of the input image by which boxes are drawn around lesions.
         kwargs: see :class:`RetinaNet`. The backbone is a :class:`UNetFPN`.
+
+    Raises:
+        ValueError: ``calibration`` lies outside [0, 1].
     """
 
     @configurable
-    def __init__(self, *, seg_loss_weight: float = 1.0, predict_masks: bool = False, **kwargs):
+    def __init__(
+        self,
+        *,
+        seg_loss_weight: float = 1.0,
+        seg_loss: Callable[[Tensor, Tensor], Tensor] = segmentation_loss,
+        predict_masks: bool = False,
+        calibration: float = 0.0,
+        box_margin: float = 5.0,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
+        if not 0 <= calibration <= 1:
+            raise ValueError(f"MODEL.RETINA_UNET.CALIBRATION: found {calibration}, expected 0 to 1")
         self.seg_loss_weight = seg_loss_weight
+        self.seg_loss = seg_loss
         self.predict_masks = predict_masks
+        self.calibration = calibration
+        self.box_margin = box_margin
         self.seg_predictor = None
-        if seg_loss_weight > 0 or predict_masks:
+        if seg_loss_weight > 0 or self.needs_segmentation:
             channels = self.backbone.decoder_shape.channels
             self.seg_predictor = nn.Conv2d(channels, self.num_classes + 1, kernel_size=1)
             # As RetinaNet's own prior: nearly all pixels are background, and say so from the start.
@@ -45,8 +71,16 @@ class RetinaUNet(RetinaNet):
         return {
             **super().from_config(cfg),
             "seg_loss_weight": cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT,
+            "seg_loss": build_segmentation_loss(cfg),
             "predict_masks": cfg.MODEL.RETINA_UNET.PREDICT_MASKS,
+            "calibration": cfg.MODEL.RETINA_UNET.CALIBRATION,
+            "box_margin": cfg.MODEL.RETINA_UNET.BOX_MARGIN,
         }
+
+    @property
+    def needs_segmentation(self) -> bool:
+        """Whether inference computes the segmentation."""
+        return self.predict_masks or self.calibration > 0
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """Detectron2's model interface: losses in training, ``[{"instances": ...}]`` otherwise.
@@ -70,15 +104,19 @@ class RetinaUNet(RetinaNet):
             gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
             losses = self.forward_training(images, levels, predictions, gt_instances)
             if self.seg_loss_weight > 0:
-                losses["loss_seg"] = self.seg_loss_weight * segmentation_loss(
+                losses["loss_seg"] = self.seg_loss_weight * self.seg_loss(
                     self.predict_segmentation(images.tensor, features),
                     semantic_labels(gt_instances, images),
                 )
             return losses
         results = self.forward_inference(images, levels, predictions)
         probabilities = [None] * len(results)
-        if self.predict_masks:
+        if self.needs_segmentation:
             probabilities = self.predict_segmentation(images.tensor, features).softmax(dim=1)
+        if self.calibration > 0:
+            results = list(map(self.calibrate, results, probabilities))
+        if not self.predict_masks:
+            probabilities = [None] * len(results)
         return [
             {"instances": _postprocess(*each)}
             for each in zip(results, probabilities, batched_inputs, strict=True)
@@ -87,6 +125,42 @@ class RetinaUNet(RetinaNet):
     def predict_segmentation(self, images: Tensor, features: dict[str, Tensor]) -> Tensor:
         """Map images (N, C, H, W) and their backbone features to logits (N, K + 1, H, W)."""
         return self.seg_predictor(self.backbone.decode(images, features))
+
+    def calibrate(self, result: Instances, probabilities: Tensor) -> Instances:
+        """Calibrate the scores of one image's detections, and put them in falling order again.
+
+        Args:
+            result: ``pred_boxes``, ``scores`` and ``pred_classes``, after NMS: calibration changes
+                the order of detections, not which boxes suppress each other.
+            probabilities: (K + 1, H, W) of the padded image.
+        """
+        height, width = result.image_size
+        agreement = mask_agreement(
+            result.pred_boxes.tensor,
+            result.pred_classes,
+            probabilities[1:, :height, :width] > 0.5,
+            margin=self.box_margin,
+        )
+        result.scores = calibrate_scores(result.scores, agreement, self.calibration)
+        return result[result.scores.argsort(descending=True, stable=True)]
+
+
+def build_segmentation_loss(cfg) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss that MODEL.RETINA_UNET.SEG_LOSS names.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    options = cfg.MODEL.RETINA_UNET
+    if options.SEG_LOSS == "ce_dice":
+        return segmentation_loss
+    if options.SEG_LOSS == "focal":
+        return partial(
+            focal_segmentation_loss, alpha=options.SEG_FOCAL_ALPHA, gamma=options.SEG_FOCAL_GAMMA
+        )
+    raise ValueError(
+        f"MODEL.RETINA_UNET.SEG_LOSS: found {options.SEG_LOSS!r}, expected 'ce_dice' or 'focal'"
+    )
 
 
 def semantic_labels(gt_instances: list[Instances], images: ImageList) -> Tensor:

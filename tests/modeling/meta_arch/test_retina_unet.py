@@ -1,7 +1,9 @@
 import lesion_d2
 from lesion_d2.data.augmentation import ResizeTransform
 from lesion_d2.data.mapper import transform_lesions
-from lesion_d2.modeling.losses import IGNORE
+from lesion_d2.modeling.attention import record_attention
+from lesion_d2.modeling.calibration import mask_agreement
+from lesion_d2.modeling.losses import IGNORE, focal_segmentation_loss
 from lesion_d2.modeling.meta_arch.retina_unet import _postprocess, masks_in_boxes, semantic_labels
 
 import pytest
@@ -13,12 +15,13 @@ from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 
 QUICKSTART = "configs/quickstart/retina_unet_phantom.yaml"
+ZLOCHA = "configs/zlocha/attention_phantom.yaml"
 
 
-def _model(request_root, *opts):
+def _model(request_root, *opts, config=QUICKSTART):
     cfg = get_cfg()
     lesion_d2.add_lesion_config(cfg)
-    cfg.merge_from_file(str(request_root / QUICKSTART))
+    cfg.merge_from_file(str(request_root / config))
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", *opts])
     torch.manual_seed(0)
     return build_model(cfg), cfg
@@ -208,3 +211,72 @@ def test_masks_in_boxes_against_a_loop():
         x1, y1, x2, y2 = boxes[n]
         inside = x1 <= x <= x2 and y1 <= y <= y2
         assert masks[n, y, x] == (inside and class_masks[classes[n], y, x])
+
+
+def _zlocha(root, *opts):
+    options = ("MODEL.VGG.WIDTH", 8, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0, *opts)
+    return _model(root, *options, config=ZLOCHA)[0]
+
+
+@pytest.mark.parametrize("size", [(61, 83), (96, 35)])
+def test_gates_at_odd_image_sizes(pytestconfig, size):
+    model = _zlocha(pytestconfig.rootpath, "MODEL.RETINA_UNET.PREDICT_MASKS", True)
+    with record_attention(model) as maps:
+        losses = _losses(model, [_sample([[5, 8, 20, 30]], *size), _sample([], 50, 50)])
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    height, width = (-(-max(side, 50) // 32) * 32 for side in size)
+    for stride, level in enumerate(("p0", "p1", "p2", "p3", "p4")):
+        assert maps[level].shape == (2, 1, height >> stride, width >> stride)
+    with torch.no_grad():
+        output = model.eval()([_sample([], *size)])[0]["instances"]
+    assert output.image_size == size and output.pred_masks.shape[1:] == size
+
+
+def test_focal_segmentation_loss_with_the_configs_parameters(pytestconfig):
+    options = ("MODEL.RETINA_UNET.SEG_FOCAL_ALPHA", 0.7, "MODEL.RETINA_UNET.SEG_FOCAL_GAMMA", 1.5)
+    model = _zlocha(pytestconfig.rootpath, *options, "MODEL.RETINA_UNET.SEG_LOSS_WEIGHT", 3.0)
+    logits, seen = [], model.predict_segmentation
+    model.predict_segmentation = lambda *args: logits.append(seen(*args)) or logits[-1]
+    batch = [_sample([[5, 8, 20, 30]], 64, 64), _sample([[30, 10, 50, 40]], 64, 64, seed=1)]
+    loss = _losses(model, batch)["loss_seg"]
+    labels = torch.cat([sample["instances"].gt_masks.tensor for sample in batch]).long()
+    expected = 3 * focal_segmentation_loss(logits[0], labels, alpha=0.7, gamma=1.5)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_calibration_changes_scores_and_their_order_and_nothing_else(pytestconfig):
+    model = _zlocha(pytestconfig.rootpath, "MODEL.RETINA_UNET.CALIBRATION", 0.0).eval()
+    mask = torch.zeros(1, 2, 64, 64)
+    mask[0, 1, 20:40, 10:50] = 9.0
+    mask[0, 0] = 4.5
+    model.predict_segmentation = lambda *args: mask
+    sample = _sample([], 64, 64)
+    with torch.no_grad():
+        plain = model([sample])[0]["instances"]
+        model.calibration = 0.6
+        found = model([sample])[0]["instances"]
+    assert len(found) == len(plain) > 20
+    assert not found.has("pred_masks")
+    assert (found.scores.diff() <= 0).all()
+    agreement = mask_agreement(
+        plain.pred_boxes.tensor, plain.pred_classes, mask[0, 1:] > 5, margin=5.0
+    )
+    expected = plain.scores * (0.4 + 0.6 * agreement)
+    order = expected.argsort(descending=True, stable=True)
+    assert not torch.equal(order, torch.arange(len(plain)))
+    torch.testing.assert_close(found.scores, expected[order])
+    torch.testing.assert_close(found.pred_boxes.tensor, plain.pred_boxes.tensor[order])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("CALIBRATION", 1.5, "MODEL.RETINA_UNET.CALIBRATION: found 1.5, expected 0 to 1"),
+        ("SEG_LOSS", "dice", "MODEL.RETINA_UNET.SEG_LOSS: found 'dice', expected 'ce_dice' or"),
+    ],
+)
+def test_bad_options_are_named(pytestconfig, option, value, message):
+    with pytest.raises(ValueError, match=message):
+        _zlocha(pytestconfig.rootpath, f"MODEL.RETINA_UNET.{option}", value)

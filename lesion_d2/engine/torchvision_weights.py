@@ -1,0 +1,92 @@
+"""``MODEL.WEIGHTS: torchvision://vgg19``, and files of torchvision's weights for our backbones."""
+
+import os
+from typing import IO, Any
+from urllib.error import URLError
+
+import torch
+import torchvision
+from detectron2.utils.file_io import PathHandler, PathManager
+from torch import nn
+
+PREFIX = "torchvision://"
+
+
+class TorchvisionHandler(PathHandler):
+    """Resolves ``torchvision://<model>`` to the file of torchvision's default weights of it.
+
+    The file lies where torchvision itself looks for it (``$TORCH_HOME/hub/checkpoints``), and is
+    downloaded where it is not there.
+    """
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        name = path.removeprefix(PREFIX)
+        if name not in torchvision.models.list_models(module=torchvision.models):
+            raise ValueError(f"{path}: found no model {name!r} in torchvision, expected e.g. vgg19")
+        url = torchvision.models.get_model_weights(name).DEFAULT.url
+        file = os.path.join(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+        if force or not os.path.isfile(file):
+            os.makedirs(os.path.dirname(file), exist_ok=True)
+            # The part of the name after its last dash begins the file's SHA-256.
+            checksum = file.rpartition("-")[2].partition(".")[0]
+            try:
+                torch.hub.download_url_to_file(url, file, hash_prefix=checksum)
+            except (OSError, URLError) as error:
+                raise FileNotFoundError(
+                    f"{path}: found no file {file}, and no way to {url} ({error})"
+                ) from error
+        return file
+
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
+        return os.path.isfile(self._get_local_path(path))
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
+        return open(self._get_local_path(path), mode, buffering=buffering)
+
+
+PathManager.register_handler(TorchvisionHandler())
+
+
+def rename_torchvision_weights(weights: dict[str, Any], model: nn.Module) -> None:
+    """Give torchvision's weights the names that they have in a detector on torchvision's backbone.
+
+    Such a backbone says by ``torchvision_name`` whose names it uses. What it does not have, the
+    classifier, is left out. Weights that bear a detector's names already, and models on other
+    backbones, are left as they are.
+
+    Args:
+        weights: names to tensors; changed in place.
+        model: what they are for.
+
+    Raises:
+        ValueError: the backbone has parameters that ``weights`` lack or have in another shape;
+            names them.
+    """
+    found = [(name, m) for name, m in model.named_modules() if hasattr(m, "torchvision_name")]
+    if len(found) != 1:
+        return
+    [(prefix, backbone)] = found
+    outer = prefix.partition(".")[0]
+    if any(name.startswith(f"{outer}.") for name in weights):
+        return
+    state = backbone.state_dict()
+    wanted = [name for name in state if not name.endswith(".num_batches_tracked")]
+    source = f"expected torchvision's {backbone.torchvision_name}"
+    missing = [name for name in wanted if name not in weights]
+    if missing:
+        raise ValueError(
+            f"found no {', '.join(missing)} among its {len(weights)} names such as "
+            f"{next(iter(weights))}, {source}"
+        )
+    others = [name for name in wanted if weights[name].shape != state[name].shape]
+    if others:
+        raise ValueError(
+            f"found {others[0]} of shape {tuple(weights[others[0]].shape)}, expected "
+            f"{tuple(state[others[0]].shape)}, and {len(others) - 1} more such; {source}"
+        )
+    kept = {f"{prefix}.{name}": weights[name] for name in wanted}
+    weights.clear()
+    weights.update(kept)

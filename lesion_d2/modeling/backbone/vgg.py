@@ -1,0 +1,107 @@
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone
+from torch import Tensor, nn
+from torchvision.models import vgg
+
+from .unet_fpn import UNetFPN, build_top_block, build_unet_fpn
+
+_LAYERS = {16: vgg.cfgs["D"], 19: vgg.cfgs["E"]}
+_TORCHVISION_WIDTH = 64
+
+
+class VGG(Backbone):
+    """torchvision's VGG-16 or -19 without its classifier, with features ``c1`` to ``c5``.
+
+    A stage ends with its pooling, so that the features have strides 2, 4, 8, 16 and 32, as a
+    ResNet's have. The parameters are named as torchvision's: ``features.0.weight``.
+
+    Args:
+        depth: 16 or 19.
+        in_channels: C, the channels of the images.
+        batch_norm: whether batch normalization follows every convolution.
+        width: channels of the first stage; the others keep their proportion to torchvision's 64.
+        freeze_at: so many stages, from the first one on, are not trained.
+
+    Raises:
+        ValueError: another depth, or a width below 1.
+    """
+
+    def __init__(
+        self,
+        depth: int = 19,
+        *,
+        in_channels: int = 3,
+        batch_norm: bool = False,
+        width: int = _TORCHVISION_WIDTH,
+        freeze_at: int = 0,
+    ):
+        super().__init__()
+        if depth not in _LAYERS:
+            raise ValueError(f"MODEL.VGG.DEPTH: found {depth}, expected one of {list(_LAYERS)}")
+        if width < 1:
+            raise ValueError(f"MODEL.VGG.WIDTH: found {width}, expected at least 1")
+        layers = [n if n == "M" else n * width // _TORCHVISION_WIDTH for n in _LAYERS[depth]]
+        self.torchvision_name = f"vgg{depth}_bn" if batch_norm else f"vgg{depth}"
+        self.features = vgg.make_layers(layers, batch_norm)
+        self.features[0] = nn.Conv2d(in_channels, layers[0], kernel_size=3, padding=1)
+        self._initialize()
+        stages = list(enumerate((i for i, n in enumerate(layers) if n == "M"), start=1))
+        self._out_features = [f"c{stage}" for stage, _ in stages]
+        self._out_feature_strides = {f"c{stage}": 2**stage for stage, _ in stages}
+        self._out_feature_channels = {f"c{stage}": layers[i - 1] for stage, i in stages}
+        self._freeze(freeze_at)
+
+    def _initialize(self) -> None:
+        """As torchvision's VGG, whose own initialization comes with 124 million more weights."""
+        for module in self.features:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+
+    def _freeze(self, num_stages: int) -> None:
+        for index, layer in enumerate(self.features):
+            if num_stages <= 0:
+                return
+            layer.requires_grad_(False)
+            self.features[index] = FrozenBatchNorm2d.convert_frozen_batchnorm(layer)
+            num_stages -= isinstance(layer, nn.MaxPool2d)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Map images (N, C, H, W) to ``c1`` (N, width, H/2, W/2) up to ``c5`` at stride 32."""
+        outputs = {}
+        for layer in self.features:
+            x = layer(x)
+            if isinstance(layer, nn.MaxPool2d):
+                outputs[f"c{len(outputs) + 1}"] = x
+        return outputs
+
+
+@BACKBONE_REGISTRY.register()
+def build_vgg_backbone(cfg, input_shape: ShapeSpec) -> VGG:
+    """Build a VGG from MODEL.VGG and MODEL.BACKBONE.FREEZE_AT."""
+    return VGG(
+        cfg.MODEL.VGG.DEPTH,
+        in_channels=input_shape.channels,
+        batch_norm=cfg.MODEL.VGG.BATCH_NORM,
+        width=cfg.MODEL.VGG.WIDTH,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_vgg_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """Build Detectron2's FPN over a VGG; see :func:`build_top_block` for P6 and P7."""
+    bottom_up = build_vgg_backbone(cfg, input_shape)
+    return FPN(
+        bottom_up,
+        cfg.MODEL.FPN.IN_FEATURES,
+        cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=build_top_block(cfg, bottom_up),
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_vgg_unet_fpn_backbone(cfg, input_shape: ShapeSpec) -> UNetFPN:
+    """Build the U-FPN over a VGG (Zlocha et al., Fig. 1)."""
+    return build_unet_fpn(cfg, input_shape, build_vgg_backbone(cfg, input_shape))

@@ -1,0 +1,153 @@
+from lesion_d2.engine import LesionCheckpointer
+from lesion_d2.engine.checkpoint import check_weights
+from lesion_d2.engine.torchvision_weights import rename_torchvision_weights
+from lesion_d2.modeling.backbone import VGG
+
+import pytest
+import torch
+import torchvision
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+
+class _Detector(nn.Module):
+    """The names that a detector has."""
+
+    def __init__(self, depth: int = 19, **options):
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.bottom_up = VGG(depth, **options)
+        self.head = nn.Conv2d(4, 4, 1)
+
+    @property
+    def vgg(self) -> VGG:
+        return self.backbone.bottom_up
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty folder of torchvision's files."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _torchvision_file(path, name="vgg19"):
+    """Save what torchvision's own constructor makes, with a piece of the classifier."""
+    torch.manual_seed(1)
+    features = torchvision.models.vgg.make_layers(
+        torchvision.models.vgg.cfgs["E" if "19" in name else "D"], name.endswith("_bn")
+    )
+    state = {f"features.{key}": value for key, value in features.state_dict().items()}
+    state["classifier.0.weight"] = torch.zeros(2, 2)
+    torch.save(state, path)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "batch_norm"),
+    [("vgg16", 16, False), ("vgg19", 19, False), ("vgg16_bn", 16, True), ("vgg19_bn", 19, True)],
+)
+def test_torchvisions_file_gives_torchvisions_features(tmp_path, name, depth, batch_norm):
+    state = _torchvision_file(tmp_path / "weights.pth", name)
+    detector = _Detector(depth, batch_norm=batch_norm)
+    head = detector.head.weight.clone()
+    LesionCheckpointer(detector).load(str(tmp_path / "weights.pth"))
+    assert torch.equal(detector.head.weight, head)
+
+    reference = getattr(torchvision.models, name)(weights=None).features.eval()
+    reference.load_state_dict({k[9:]: v for k, v in state.items() if k.startswith("features.")})
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(detector.eval().vgg(images)["c5"], reference(images))
+
+
+def test_names_from_the_constructor_of_the_whole_model():
+    with torch.device("meta"):
+        names = torchvision.models.vgg19(weights=None).state_dict()
+        detector = _Detector()
+    rename_torchvision_weights(names, detector)
+    wanted = {name for name in detector.state_dict() if name.startswith("backbone.")}
+    assert set(names) == wanted
+
+
+def test_an_address_is_torchvisions_file(hub):
+    state = _torchvision_file(hub / "vgg19-dcbb9e9d.pth")
+    assert PathManager.get_local_path("torchvision://vgg19") == str(hub / "vgg19-dcbb9e9d.pth")
+    detector = _Detector()
+    check_weights("torchvision://vgg19", detector)
+    LesionCheckpointer(detector).load("torchvision://vgg19")
+    assert torch.equal(detector.vgg.features[34].weight, state["features.34.weight"])
+
+
+def test_a_download_goes_to_torchvisions_folder_and_is_checked(hub, monkeypatch):
+    calls = []
+
+    def download(url, file, hash_prefix):
+        calls.append((url, hash_prefix))
+        _torchvision_file(file)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    for _ in range(2):
+        check_weights("torchvision://vgg19", _Detector())
+    assert calls == [("https://download.pytorch.org/models/vgg19-dcbb9e9d.pth", "dcbb9e9d")]
+
+
+def test_no_network_is_one_line(hub, monkeypatch):
+    def download(*args, **kwargs):
+        raise OSError("no route")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    with pytest.raises(FileNotFoundError, match=r"vgg19: found no file .*dcbb9e9d.pth, and no way"):
+        check_weights("torchvision://vgg19", _Detector())
+    with pytest.raises(ValueError, match=r"torchvision://vgg20: found no model 'vgg20'"):
+        check_weights("torchvision://vgg20", _Detector())
+
+
+def test_another_models_file_says_what_is_missing(tmp_path):
+    file = tmp_path / "resnet.pth"
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, file)
+    detector = _Detector()
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    for act in (LesionCheckpointer(detector).load, lambda f: check_weights(f, detector)):
+        with pytest.raises(
+            ValueError, match=r"resnet.pth: found no features.0.weight, .*features.34.bias among"
+        ) as caught:
+            act(str(file))
+        assert "\n" not in str(caught.value) and "torchvision's vgg19" in str(caught.value)
+    assert all(torch.equal(before[name], value) for name, value in detector.state_dict().items())
+
+    _torchvision_file(tmp_path / "vgg16.pth", "vgg16")
+    with pytest.raises(ValueError, match=r"vgg16.pth: found no features.16.weight, "):
+        check_weights(str(tmp_path / "vgg16.pth"), detector)
+
+
+def test_another_width_says_which_shape_was_expected(tmp_path):
+    _torchvision_file(tmp_path / "vgg19.pth")
+    with torch.device("meta"):
+        detector = _Detector(width=32)
+    with pytest.raises(
+        ValueError, match=r"features.0.weight of shape \(64, 3, 3, 3\), expected \(32, 3, 3, 3\)"
+    ):
+        check_weights(str(tmp_path / "vgg19.pth"), detector)
+
+
+def test_the_first_convolution_is_adapted_to_c_slices(tmp_path):
+    state = _torchvision_file(tmp_path / "vgg16.pth", "vgg16")
+    detector = _Detector(16, in_channels=9)
+    LesionCheckpointer(detector).load(str(tmp_path / "vgg16.pth"))
+    image = torch.full((1, 1, 8, 8), 1.3)
+    first = detector.vgg.features[0]
+    expected = nn.functional.conv2d(
+        image.expand(-1, 3, -1, -1), state["features.0.weight"], state["features.0.bias"], padding=1
+    )
+    torch.testing.assert_close(first(image.expand(-1, 9, -1, -1)), expected)
+
+
+def test_a_detectors_own_checkpoint_is_loaded_as_it_is(tmp_path):
+    torch.manual_seed(0)
+    source, target = _Detector(16, width=8), _Detector(16, width=8)
+    torch.save({"model": source.state_dict()}, tmp_path / "model_final.pth")
+    LesionCheckpointer(target).load(str(tmp_path / "model_final.pth"))
+    assert all(map(torch.equal, source.state_dict().values(), target.state_dict().values()))
