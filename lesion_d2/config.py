@@ -69,7 +69,7 @@ def _add_model_config(cfg: CN) -> None:
     # "ce_dice": pixel-wise cross entropy plus soft Dice (Jaeger et al., equation (1)); "focal":
     # focal loss on the pixel-wise cross entropy (Zlocha et al., section 2.3) with the next two.
     cfg.MODEL.RETINA_UNET.SEG_LOSS = "ce_dice"
-    cfg.MODEL.RETINA_UNET.SEG_FOCAL_ALPHA = 0.25
+    cfg.MODEL.RETINA_UNET.SEG_FOCAL_ALPHA = 0.5
     cfg.MODEL.RETINA_UNET.SEG_FOCAL_GAMMA = 2.0
     # How much a detection's score depends on the agreement of its box with the mask there: from 0
     # (not at all) to 1 (Zlocha et al., section 2.2).

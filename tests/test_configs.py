@@ -13,7 +13,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-FILES = sorted(CONFIGS.rglob("*.yaml"))
+# Parts are no configs by themselves: others are built with them.
+FILES = sorted(file for file in CONFIGS.rglob("*.yaml") if file.parent.name != "parts")
 EXPERIMENTS = [file for file in FILES if not file.name.startswith("Base-")]
 
 
@@ -66,3 +67,41 @@ def test_names_of_experiments_and_outputs_agree():
         assert cfg.OUTPUT_DIR not in outputs, f"{file} and {outputs[cfg.OUTPUT_DIR]} share a folder"
         outputs[cfg.OUTPUT_DIR] = file
     assert len(outputs) >= 3
+
+
+def _flat(node, prefix=""):
+    values = {}
+    for key, value in node.items():
+        nested = hasattr(value, "items")
+        values.update(_flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
+    return values
+
+
+def _zlocha(name):
+    cfg = get_cfg()
+    lesion_d2.add_lesion_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / "zlocha" / f"{name}.yaml"))
+    return _flat(cfg)
+
+
+@pytest.mark.parametrize("suffix", ["", "_phantom"])
+def test_rows_of_zlochas_table_differ_in_nothing_but_their_own_addition(suffix):
+    rows = [_zlocha(f"{name}{suffix}") for name in ("retinanet", "anchors", "dense", "attention")]
+    anchors = {"MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"}
+    dense = {"META_ARCHITECTURE", "MASK_ON", "BACKBONE.NAME", "FPN.IN_FEATURES"}
+    dense |= {"RETINANET.IN_FEATURES", "RETINA_UNET.SEG_LOSS", "RETINA_UNET.CALIBRATION"}
+    additions = [anchors, {f"MODEL.{key}" for key in dense}, {"MODEL.UNET_FPN.ATTENTION"}]
+    for before, after, addition in zip(rows, rows[1:], additions, strict=False):
+        assert {key for key in after if after[key] != before[key]} == addition | {"OUTPUT_DIR"}
+    assert rows[0]["MODEL.FPN.IN_FEATURES"] == ["c3", "c4", "c5"]
+    assert rows[-1]["INPUT.PSEUDO_MASK"] == "grabcut"
+
+
+@pytest.mark.parametrize("name", ["retinanet", "retinanet_phantom"])
+def test_the_original_retinanet_has_detectron2s_anchors(name):
+    values = _zlocha(name)
+    # configs/Base-RetinaNet.yaml of Detectron2
+    expected = [size * 2 ** (i / 3) for size in (32, 64, 128, 256, 512) for i in range(3)]
+    sizes = values["MODEL.ANCHOR_GENERATOR.SIZES"]
+    assert [value for level in sizes for value in level] == pytest.approx(expected, 1e-5)
+    assert values["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"] == [[0.5, 1.0, 2.0]]

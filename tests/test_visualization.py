@@ -9,7 +9,9 @@ from lesion_d2.visualization import (
     RECIST_COLOR,
     TRUTH_COLOR,
     WINDOWS,
+    HeatMap,
     LesionVisualizer,
+    color_bar,
     contact_sheet,
     judge,
     outcome_quality,
@@ -19,6 +21,7 @@ from lesion_d2.visualization import (
 )
 
 import cv2
+import matplotlib as mpl
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
@@ -289,6 +292,50 @@ def test_window_image_reads_the_slice_in_the_wanted_window(tmp_path):
     image = window_image(record, (-1000.0, 0.0))
     assert image.shape == (2, 2, 3) and image.dtype == np.uint8
     assert image[:, :, 2].tolist() == [[0, 230], [255, 255]]
+
+
+def test_a_heat_map_tints_the_slice_the_more_the_higher_its_values():
+    values = np.zeros((SIZE, SIZE))
+    values[:, 16:32], values[:, 32:48], values[:, 48:] = 0.5, 1.0, 7.0
+    visualizer = new_visualizer()
+    visualizer.draw_heat_map(HeatMap("map", values, 0.0, 1.0))
+    image = visualizer.draw_truth_boxes(make_record([(20, 24, 40, 36)])).get_image()
+    assert on_edges(colored(image, TRUTH_COLOR), (20, 24, 40, 36), width=1) == 1
+    expected = []
+    for share, opacity in ((0, 0.35), (0.5, 0.55), (1, 0.75), (1, 0.75)):
+        color = 255 * np.array(mpl.colormaps["plasma"](0.72 * share)[:3])
+        expected.append((1 - opacity) * 90 + opacity * color)
+    columns = np.array([8, 24, 40, 56]) * SCALE
+    assert np.abs(image[8 * SCALE, columns] - np.array(expected)).max() <= 2
+    reds = image[8 * SCALE, columns[:3], 0].astype(int)
+    assert (np.diff(reds) > 30).all()
+
+
+@pytest.mark.parametrize("value", [0.3, 0.0])
+def test_a_heat_map_of_one_value_has_the_first_color(value):
+    visualizer, flat = new_visualizer(), np.full((SIZE, SIZE), value)
+    image = visualizer.draw_heat_map(HeatMap("map", flat, value, value)).get_image()
+    zero = new_visualizer().draw_heat_map(HeatMap("map", 0 * flat, 0.0, 1.0)).get_image()
+    assert (image == zero).all()
+
+
+def test_a_heat_map_has_a_value_a_pixel():
+    with pytest.raises(
+        ValueError, match=r"'map' has shape \(9, 64\), expected the slice's \(64, 64\)"
+    ):
+        new_visualizer().draw_heat_map(HeatMap("map", np.zeros((9, SIZE))))
+
+
+def test_a_color_bar_stands_between_its_numbers():
+    bar = color_bar(0.25, 0.5, 200)
+    assert bar.shape == (24, 200, 3)
+    colors = bar[12, 48:152].astype(int)
+    ends = [255 * np.array(mpl.colormaps["plasma"](x)[:3]) for x in (0, 0.72)]
+    assert np.abs(colors[[0, -1]] - ends).max() <= 2
+    assert (np.diff(colors[:, 0]) >= 0).all()  # ever redder
+    for side in (bar[:, :46], bar[:, 154:]):
+        assert (side > 200).all(axis=2).any()  # a number's letters
+    assert (color_bar(0.25, 0.9, 200)[:, :152] == bar[:, :152]).all()
 
 
 def test_contact_sheet_holds_every_tile_unchanged_in_order():

@@ -111,6 +111,20 @@ def tiny_args(output_dir: str | os.PathLike, *flags: str, **changes: object) -> 
     return default_argument_parser().parse_args(tiny_command(output_dir, *flags, **changes))
 
 
+def stopping_args(output_dir: str | os.PathLike, *flags: str, **changes) -> argparse.Namespace:
+    """A tiny run that learns nothing: evaluated after 0, 1 and 2, it stops early after 2."""
+    options = {
+        "SOLVER__BASE_LR": 1e-12,
+        "SOLVER__WARMUP_ITERS": 0,
+        "SOLVER__LR_SCHEDULER_NAME": "WarmupMultiStepLR",
+        "SOLVER__PLATEAU_PATIENCE": 1,
+        "SOLVER__EARLY_STOP_PATIENCE": 2,
+        "SOLVER__MAX_ITER": 6,
+        "TEST__EVAL_PERIOD": 1,
+    }
+    return tiny_args(output_dir, *flags, **{**options, **changes})
+
+
 def tiny_config(**changes: object) -> CfgNode:
     """The config of a tiny run, not frozen."""
     return load_config(tiny_args("output", **changes))

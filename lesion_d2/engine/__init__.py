@@ -7,14 +7,18 @@ from .defaults import (
     prepare_launch,
     setup_run,
 )
-from .hooks import ResumableBestCheckpointer
+from .hooks import CatchUpHook, EarlyStopHook, PlateauHook, ResumableBestCheckpointer
 from .schedule import resolve_epochs
-from .trainer import Trainer
+from .trainer import StoppableTrainer, Trainer
 
 __all__ = [
+    "CatchUpHook",
+    "EarlyStopHook",
     "InputError",
     "LesionCheckpointer",
+    "PlateauHook",
     "ResumableBestCheckpointer",
+    "StoppableTrainer",
     "Trainer",
     "finish_run",
     "load_config",

@@ -2,8 +2,11 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import reduce
+from operator import getitem
+from typing import Any
 
 import detectron2
 import torch
@@ -12,8 +15,10 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch import nn
 
 from ..config import add_lesion_config
 from ..data.deeplesion import set_allow_missing
@@ -23,6 +28,19 @@ from .schedule import resolve_epochs
 from .trainer import optimizer_class
 
 logger = logging.getLogger(__name__)
+
+# A key, whether a value of it can be used, and what is expected.
+_Check = tuple[str, Callable[[Any], bool], str]
+_TRAINING_CHECKS: tuple[_Check, ...] = (
+    (
+        "DATALOADER.SAMPLER_TRAIN",
+        lambda v: v == "TrainingSampler",
+        "'TrainingSampler', the only one of the training loader",
+    ),
+    ("SOLVER.PLATEAU_PATIENCE", lambda v: v >= 0, "0 (off) or more"),
+    ("SOLVER.PLATEAU_FACTOR", lambda v: 0 < v < 1, "a factor between 0 and 1"),
+    ("SOLVER.EARLY_STOP_PATIENCE", lambda v: v >= 0, "0 (off) or more"),
+)
 
 
 class InputError(ValueError):
@@ -163,7 +181,7 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
     Raises:
         InputError: something is missing or empty, or a value is none of those known.
     """
-    _check_weights(cfg, args)
+    _check_weights(cfg, args, _check_model(cfg))
     with _as_input_error(""):
         LesionDatasetMapper(cfg, not args.eval_only)
     if args.eval_only:
@@ -179,6 +197,25 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
     return len(images)
 
 
+def _check_model(cfg: CfgNode) -> nn.Module:
+    """Build the model without memory for its weights, which checks the keys that it goes by."""
+    found, strength = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.RETINA_UNET.CALIBRATION
+    if strength > 0 and found != "RetinaUNet":
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE: found {found!r}, expected 'RetinaUNet' for the calibration "
+            f"(MODEL.RETINA_UNET.CALIBRATION is {strength})"
+        )
+    with _as_input_error(""), torch.device("meta"):
+        return META_ARCH_REGISTRY.get(found)(cfg)
+
+
+def _check_values(cfg: CfgNode, checks: Iterable[_Check]) -> None:
+    for key, is_usable, expected in checks:
+        value = reduce(getitem, key.split("."), cfg)
+        if not is_usable(value):
+            raise InputError(f"{key}: found {value!r}, expected {expected}")
+
+
 def _check_training(cfg: CfgNode, num_processes: int) -> None:
     with _as_input_error(""):
         optimizer_class(cfg)
@@ -187,11 +224,8 @@ def _check_training(cfg: CfgNode, num_processes: int) -> None:
             f"SOLVER.IMS_PER_BATCH: found {cfg.SOLVER.IMS_PER_BATCH}, expected a multiple of the "
             f"{num_processes} processes"
         )
-    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-        raise InputError(
-            f"DATALOADER.SAMPLER_TRAIN: found {cfg.DATALOADER.SAMPLER_TRAIN!r}, expected "
-            "'TrainingSampler', the only one of the training loader"
-        )
+    _check_values(cfg, _TRAINING_CHECKS)
+    _check_patience(cfg)
     weight = cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT
     if cfg.MODEL.META_ARCHITECTURE == "RetinaUNet" and weight > 0 and not cfg.MODEL.MASK_ON:
         raise InputError(
@@ -200,7 +234,24 @@ def _check_training(cfg: CfgNode, num_processes: int) -> None:
         )
 
 
-def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
+def _check_patience(cfg: CfgNode) -> None:
+    for key in ("PLATEAU_PATIENCE", "EARLY_STOP_PATIENCE"):
+        patience = cfg.SOLVER[key]
+        if patience == 0:
+            continue
+        if not cfg.DATASETS.TEST:
+            raise InputError(
+                f"DATASETS.TEST: found no data set, expected one to evaluate (SOLVER.{key} is "
+                f"{patience})"
+            )
+        if cfg.TEST.EVAL_PERIOD <= 0 and cfg.TEST.EVAL_EPOCHS <= 0:
+            raise InputError(
+                f"TEST.EVAL_PERIOD: found {cfg.TEST.EVAL_PERIOD}, expected it or TEST.EVAL_EPOCHS "
+                f"above 0 (SOLVER.{key} is {patience} evaluations)"
+            )
+
+
+def _check_weights(cfg: CfgNode, args: argparse.Namespace, model: nn.Module) -> None:
     tag = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
     if args.resume and os.path.isfile(tag):
         _check_last_checkpoint(tag)
@@ -208,7 +259,7 @@ def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
     if args.eval_only and not cfg.MODEL.WEIGHTS:
         raise InputError("--eval-only: found no MODEL.WEIGHTS, expected a checkpoint's path")
     with _as_input_error("MODEL.WEIGHTS: "):
-        check_weights(cfg.MODEL.WEIGHTS)
+        check_weights(cfg.MODEL.WEIGHTS, model)
 
 
 def _check_last_checkpoint(tag: str) -> None:

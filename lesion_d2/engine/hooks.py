@@ -1,13 +1,15 @@
 import json
 import logging
 import math
+import operator
 import os
 import uuid
+from collections.abc import Iterable
 
-from detectron2.engine import hooks
+from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.utils import comm
 
-from .checkpoint import read_checkpoint
+from .checkpoint import LesionCheckpointer, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +54,7 @@ class ResumableBestCheckpointer(hooks.BestCheckpointer):
             return
         latest = self.trainer.storage.latest()
         if self._val_metric not in latest:
-            logger.warning(
-                f"No best checkpoint: the evaluation gives no TEST.BEST_METRIC {self._val_metric!r}"
-                f", but {sorted(name for name in latest if '/' in name)}"
-            )
+            logger.warning(f"No best checkpoint: {_missing_metric(self._val_metric, latest)}")
             return
         value, iteration = latest[self._val_metric]
         is_better = self.best_metric is None or self._compare(value, self.best_metric)
@@ -72,6 +71,202 @@ class ResumableBestCheckpointer(hooks.BestCheckpointer):
         }
         self._checkpointer.save(self._file_prefix, tag_last=False, iteration=iteration, best=best)
         logger.info(f"Best {self._val_metric} so far: {value:.5f} at iteration {iteration}")
+
+
+class _PatienceHook(HookBase):
+    """Acts once a metric has not been better than its best for some evaluations in a row.
+
+    Counted are the evaluations during the training, as :class:`hooks.EvalHook` makes them, but for
+    those that do not give the metric. A value that is not finite is not better. The first process
+    has the results and tells the others, so that all act in the same iteration.
+
+    The counts are part of the checkpoints. An iteration that is evaluated once more after
+    ``--resume`` counts once; another metric starts anew.
+    """
+
+    def __init__(self, eval_period: int, val_metric: str, *, patience: int, mode: str = "max"):
+        self._period = eval_period
+        self._val_metric = val_metric
+        self._patience = patience
+        self._is_better = {"max": operator.gt, "min": operator.lt}[mode]
+        self._best: float | None = None
+        self._num_not_better = 0
+        self._last_iteration = -1
+        self._has_warned = False
+
+    def state_dict(self) -> dict:
+        """What was counted up to the last evaluation."""
+        return {
+            "metric": self._val_metric,
+            "best": self._best,
+            "num_not_better": self._num_not_better,
+            "last_iteration": self._last_iteration,
+        }
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on counting where a checkpoint was written."""
+        if state_dict["metric"] == self._val_metric:
+            self._best = state_dict["best"]
+            self._num_not_better = state_dict["num_not_better"]
+            self._last_iteration = state_dict["last_iteration"]
+
+    def after_step(self) -> None:
+        """Count the iteration's evaluation, if it had one."""
+        if _is_evaluated(self.trainer, self._period):
+            value = comm.all_gather(self._evaluated_value())[0]
+            if value is not None:
+                self._count(value, self.trainer.iter)
+        if self._num_not_better >= self._patience:
+            self._act()
+
+    def _act(self) -> None:
+        raise NotImplementedError
+
+    def _evaluated_value(self) -> float | None:
+        if not comm.is_main_process():
+            return None
+        latest = self.trainer.storage.latest()
+        value, iteration = latest.get(self._val_metric, (None, None))
+        if iteration == self.trainer.iter:
+            return float(value)
+        if not self._has_warned:
+            self._has_warned = True
+            missing = _missing_metric(self._val_metric, latest)
+            logger.warning(f"{type(self).__name__} counts nothing: {missing}")
+        return None
+
+    def _count(self, value: float, iteration: int) -> None:
+        if iteration <= self._last_iteration:
+            return
+        self._last_iteration = iteration
+        is_better = self._best is None or self._is_better(value, self._best)
+        if math.isfinite(value) and is_better:
+            self._best, self._num_not_better = value, 0
+        else:
+            self._num_not_better += 1
+
+    def _describe(self) -> str:
+        best = "" if self._best is None else f" than {self._best:.5f}"
+        number = self._num_not_better
+        return f"{self._val_metric} was not better{best} in {number} evaluation{'s' * (number > 1)}"
+
+
+class PlateauHook(_PatienceHook):
+    """Lowers the learning rate when the metric has not been better for some evaluations.
+
+    Zlocha et al., section 2.3: to a tenth after 2 epochs. The hook then counts anew; the best value
+    stays. What it scales are the base learning rates of the trainer's LRMultiplier: warmup and
+    steps go on over them, for any optimizer, and the scheduler's state in the checkpoints holds
+    them.
+
+    Args:
+        eval_period, val_metric, mode: as in Detectron2's BestCheckpointer.
+        patience: evaluations in a row, at least 1.
+        factor: what the learning rate is multiplied by.
+    """
+
+    def __init__(
+        self,
+        eval_period: int,
+        val_metric: str,
+        *,
+        patience: int,
+        factor: float,
+        mode: str = "max",
+    ):
+        super().__init__(eval_period, val_metric, patience=patience, mode=mode)
+        self._factor = factor
+
+    def _act(self) -> None:
+        logger.info(f"{self._describe()}: the learning rate is multiplied by {self._factor}")
+        self._num_not_better = 0
+        scheduler = self.trainer.scheduler
+        scheduler.base_lrs = [lr * self._factor for lr in scheduler.base_lrs]
+        # The scheduler has made its step to the next iteration.
+        groups = scheduler.optimizer.param_groups
+        for group, lr in zip(groups, scheduler.get_lr(), strict=True):
+            group["lr"] = lr
+
+
+class TrainingStopped(BaseException):
+    """A hook ends the training. No Exception: Detectron2's loop would log it as an error."""
+
+
+class EarlyStopHook(_PatienceHook):
+    """Ends the training when the metric has not been better for some evaluations.
+
+    Zlocha et al., section 2.3: after 4 epochs. ``model_final.pth`` is written as at any other end.
+    A run that is resumed from it is evaluated, by :class:`CatchUpHook`, and ends at once.
+
+    Args:
+        eval_period, val_metric, mode, checkpointer: as in Detectron2's BestCheckpointer.
+        patience: evaluations in a row, at least 1.
+
+    Raises:
+        TrainingStopped: in ``after_step`` of every process; a :class:`StoppableTrainer` takes it
+            for the end of the training.
+    """
+
+    def __init__(
+        self,
+        eval_period: int,
+        val_metric: str,
+        *,
+        patience: int,
+        checkpointer: LesionCheckpointer,
+        mode: str = "max",
+    ):
+        super().__init__(eval_period, val_metric, patience=patience, mode=mode)
+        self._checkpointer = checkpointer
+
+    def _act(self) -> None:
+        iteration = self.trainer.iter
+        self._checkpointer.save("model_final", iteration=iteration)
+        raise TrainingStopped(
+            f"Training ends early, after iteration {iteration}: {self._describe()}"
+        )
+
+
+class CatchUpHook(HookBase):
+    """Lets a resumed run begin with the evaluation that its checkpoint was written before.
+
+    Detectron2 writes an iteration's checkpoint before it evaluates, so that a kill during the
+    evaluation costs no iteration. But then the checkpoint does not know what the evaluation led to:
+    a best checkpoint, another learning rate, the end. So it is made (again) before the first
+    iteration: all goes on as without the interruption, for the time of one evaluation.
+
+    Args:
+        eval_period: of the EvalHook.
+        late: the EvalHook and the hooks that go by its results, in their order. This hook comes
+            after them.
+    """
+
+    def __init__(self, eval_period: int, late: Iterable[HookBase]):
+        self._period = eval_period
+        self._late = list(late)
+
+    def before_train(self) -> None:
+        """Do the rest of the last iteration's ``after_step``."""
+        trainer, start_iter = self.trainer, self.trainer.start_iter
+        if start_iter == 0:
+            return
+        trainer.iter = trainer.storage.iter = start_iter - 1
+        if _is_evaluated(trainer, self._period):
+            logger.info(f"Resumed after iteration {trainer.iter}: evaluating first")
+        for hook in self._late:
+            hook.after_step()
+        trainer.iter = trainer.storage.iter = start_iter
+
+
+def _is_evaluated(trainer: TrainerBase, eval_period: int) -> bool:
+    # As in EvalHook.after_step: the end of the training has an evaluation of its own.
+    next_iter = trainer.iter + 1
+    return eval_period > 0 and next_iter % eval_period == 0 and next_iter != trainer.max_iter
+
+
+def _missing_metric(name: str, latest: dict[str, tuple[float, int]]) -> str:
+    given = sorted(other for other in latest if "/" in other)
+    return f"the evaluation gives no TEST.BEST_METRIC {name!r}, but {given}"
 
 
 def rewind_metrics(json_file: str, start_iter: int) -> None:

@@ -1,3 +1,4 @@
+import logging
 import os
 import time
 import weakref
@@ -17,6 +18,7 @@ from detectron2.engine import (
     hooks,
 )
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import FPN
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
@@ -25,7 +27,16 @@ from ..data.loader import build_lesion_test_loader, build_lesion_train_loader
 from ..evaluation import LesionEvaluator
 from ..modeling.backbone.unet_fpn import UNetFPN
 from .checkpoint import LesionCheckpointer
-from .hooks import ResumableBestCheckpointer, rewind_metrics
+from .hooks import (
+    CatchUpHook,
+    EarlyStopHook,
+    PlateauHook,
+    ResumableBestCheckpointer,
+    TrainingStopped,
+    rewind_metrics,
+)
+
+logger = logging.getLogger(__name__)
 
 _OPTIMIZERS = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 
@@ -54,11 +65,28 @@ class CPUAMPTrainer(SimpleTrainer):
         self.optimizer.step()
 
 
-class Trainer(DefaultTrainer):
+class StoppableTrainer(TrainerBase):
+    """A TrainerBase whose hooks may end the training before ``max_iter``."""
+
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """As in TrainerBase; where a hook raises TrainingStopped the training is done.
+
+        ``self.iter`` is then the last iteration, so that Detectron2's hooks do not evaluate again.
+        """
+        try:
+            super().train(start_iter, max_iter)
+        except TrainingStopped as reason:
+            logger.info(reason)
+
+
+# DefaultTrainer.train calls StoppableTrainer's, and then does what it does at any end.
+class Trainer(DefaultTrainer, StoppableTrainer):
     """DefaultTrainer for lesions: our loaders, evaluator and checkpoints; on CPUs as on GPUs.
 
     The best checkpoint by TEST.BEST_METRIC on the (first) data set of DATASETS.TEST is kept as
-    ``model_best.pth`` beside Detectron2's ``model_final.pth``.
+    ``model_best.pth`` beside Detectron2's ``model_final.pth``. The same metric lowers the learning
+    rate and ends the training, where SOLVER.PLATEAU_PATIENCE and SOLVER.EARLY_STOP_PATIENCE are
+    set.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -95,14 +123,30 @@ class Trainer(DefaultTrainer):
             rewind_metrics(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
 
     def build_hooks(self) -> list[HookBase]:
-        """DefaultTrainer's hooks, and after the evaluation the one for the best checkpoint."""
+        """DefaultTrainer's hooks, and after the evaluation those that go by its results."""
         built = super().build_hooks()
         if self.cfg.DATASETS.TEST:
-            best = ResumableBestCheckpointer(
-                self.cfg.TEST.EVAL_PERIOD, self.checkpointer, best_metric_name(self.cfg)
+            index = next(i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook))
+            late = [built[index], *self._build_metric_hooks()]
+            built[index : index + 1] = late
+            built.append(CatchUpHook(self.cfg.TEST.EVAL_PERIOD, late))
+        return built
+
+    def _build_metric_hooks(self) -> list[HookBase]:
+        cfg, solver = self.cfg, self.cfg.SOLVER
+        period, metric = cfg.TEST.EVAL_PERIOD, best_metric_name(cfg)
+        built = [ResumableBestCheckpointer(period, self.checkpointer, metric)]
+        if solver.PLATEAU_PATIENCE > 0:
+            built.append(
+                PlateauHook(
+                    period, metric, patience=solver.PLATEAU_PATIENCE, factor=solver.PLATEAU_FACTOR
+                )
             )
-            evaluation = next(i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook))
-            built.insert(evaluation + 1, best)
+        if solver.EARLY_STOP_PATIENCE > 0:  # the last one, because it ends the training
+            patience = solver.EARLY_STOP_PATIENCE
+            built.append(
+                EarlyStopHook(period, metric, patience=patience, checkpointer=self.checkpointer)
+            )
         return built
 
     @classmethod
@@ -174,13 +218,25 @@ class Trainer(DefaultTrainer):
 def has_unused_parameters(model: nn.Module) -> bool:
     """Whether a training step leaves parameters of a detector without gradients.
 
-    Those of P1 and P0 without a segmentation loss, and those of pyramid levels that RetinaNet's
-    head does not look at.
+    Those of P1 and P0 without a segmentation loss, those of pyramid levels that RetinaNet's head
+    does not look at, and those of bottom-up stages above the last one that the pyramid looks at.
     """
-    if isinstance(model.backbone, UNetFPN) and not getattr(model, "seg_loss_weight", 0):
-        return True
-    levels = set(model.backbone.output_shape())
-    return not levels <= set(getattr(model, "head_in_features", levels))
+    backbone = model.backbone
+    levels = set(backbone.output_shape())
+    used = set(getattr(model, "head_in_features", levels))
+    if isinstance(backbone, UNetFPN):
+        if not getattr(model, "seg_loss_weight", 0):
+            return True
+        used.add("p2")  # P1 and P0 are computed from it
+    return not levels <= used or _leaves_last_stage(backbone)
+
+
+def _leaves_last_stage(backbone: nn.Module) -> bool:
+    if not isinstance(backbone, FPN):
+        return False
+    strides = {name: shape.stride for name, shape in backbone.bottom_up.output_shape().items()}
+    last = max(strides, key=strides.get)
+    return last not in (*backbone.in_features, getattr(backbone.top_block, "in_feature", None))
 
 
 def optimizer_class(cfg: CfgNode) -> type[torch.optim.Optimizer]:

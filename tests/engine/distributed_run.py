@@ -2,18 +2,23 @@
 
 import argparse
 import json
+from pathlib import Path
 
 from lesion_d2.engine import LesionCheckpointer, Trainer, finish_run
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from tiny_run import tiny_args
+from made_up_run import MadeUpRun
+from tiny_run import stopping_args, tiny_args
 
 import train_net
 
 # Lesions' anchors in a batch of the tiny run, about: what the normalizer settles at.
 _SETTLED = 80.0
+
+MADE_UP_VALUES = [1.0, 2.0, 2.0, 1.0, 3.0, float("nan"), 3.0, 2.0, 1.0, 5.0]
+MADE_UP_CHECKPOINT = "model_0000003.pth"  # its evaluation lowers the learning rate
 
 
 def run_args(output_dir, **changes) -> argparse.Namespace:
@@ -100,9 +105,46 @@ def _running_statistics(model) -> list[float]:
     ]
 
 
+def run_made_up(folder: str, values: list[float], resume_from: str) -> None:
+    """Train with made-up evaluations, then again from a checkpoint; write what each process did."""
+    runs = [MadeUpRun(Path(folder), values, saves=True).run()]
+    if comm.is_main_process():
+        (Path(folder) / "last_checkpoint").write_text(resume_from)
+    comm.synchronize()
+    runs.append(MadeUpRun(Path(folder), values).run(resume=True))
+    found = comm.all_gather(
+        [
+            {
+                "rates": {str(iteration): rates for iteration, rates in run.rates.items()},
+                "iter": run.iter,
+                "hooks": [hook.state_dict() for hook in run.late],
+            }
+            for run in runs
+        ]
+    )
+    if comm.is_main_process():
+        (Path(folder) / "made_up").write_text(json.dumps(found))
+
+
+def stop_early(output_dir: str) -> None:
+    """Train until the early stop, and resume; write what each process ends with."""
+    found = []
+    for flags in ((), ("--resume",)):
+        cfg = train_net.setup(stopping_args(output_dir, *flags))
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=bool(flags))
+        trainer.train()
+        rates = [group["lr"] for group in trainer.optimizer.param_groups]
+        found.append(comm.all_gather([trainer.iter, rates, trainer.scheduler.base_lrs]))
+    if comm.is_main_process():
+        (Path(output_dir) / "stopped").write_text(json.dumps(found))
+
+
 def train_and_evaluate(train_args, curves: str, evaluate_args, results: str, folder: str) -> None:
     """All that two processes do, so that they start only once."""
     train(train_args, curves)
     evaluate(evaluate_args, results)
     share_statistics(folder, f"{folder}/statistics")
+    run_made_up(f"{folder}/made_up_run", MADE_UP_VALUES, MADE_UP_CHECKPOINT)
+    stop_early(f"{folder}/stopped_run")
     finish_run()

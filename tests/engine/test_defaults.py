@@ -77,6 +77,30 @@ def test_a_bad_config_file_is_one_line_that_names_it(tmp_path, content, message)
             {"DATALOADER__SAMPLER_TRAIN": "RepeatFactorTrainingSampler"},
             "SAMPLER_TRAIN: found 'RepeatFactorTrainingSampler', expected 'TrainingSampler'",
         ),
+        ((), {"SOLVER__PLATEAU_PATIENCE": -1}, "SOLVER.PLATEAU_PATIENCE: found -1, expected 0"),
+        ((), {"SOLVER__EARLY_STOP_PATIENCE": -2}, "SOLVER.EARLY_STOP_PATIENCE: found -2"),
+        *(
+            ((), {"SOLVER__PLATEAU_FACTOR": factor}, f"SOLVER.PLATEAU_FACTOR: found {factor}, exp")
+            for factor in (0.0, 1.0, 10.0, -0.1)
+        ),
+        (
+            (),
+            {"SOLVER__PLATEAU_PATIENCE": 2, "DATASETS__TEST": ()},
+            r"DATASETS.TEST: found no data set.*SOLVER.PLATEAU_PATIENCE is 2",
+        ),
+        (
+            (),
+            {"SOLVER__EARLY_STOP_PATIENCE": 4, "TEST__EVAL_PERIOD": 0},
+            r"TEST.EVAL_PERIOD: found 0, .*SOLVER.EARLY_STOP_PATIENCE is 4",
+        ),
+        ((), {"MODEL__RETINA_UNET__CALIBRATION": 1.5}, "CALIBRATION: found 1.5, expected 0"),
+        ((), {"MODEL__RETINA_UNET__CALIBRATION": -0.5}, "CALIBRATION: found -0.5, expected 0"),
+        ((), {"MODEL__RETINA_UNET__SEG_LOSS": "dice"}, "SEG_LOSS: found 'dice', expected 'ce_d"),
+        (
+            (),
+            {"MODEL__RETINA_UNET__CALIBRATION": 0.5, "MODEL__META_ARCHITECTURE": "RetinaNet"},
+            "META_ARCHITECTURE: found 'RetinaNet', expected 'RetinaUNet'.*CALIBRATION is 0.5",
+        ),
     ],
 )
 def test_wrong_inputs_stop_a_run_before_it_writes(tiny_phantom, tmp_path, flags, changes, message):
@@ -87,13 +111,49 @@ def test_wrong_inputs_stop_a_run_before_it_writes(tiny_phantom, tmp_path, flags,
     assert not output_dir.exists()
 
 
-@pytest.mark.parametrize("changes", [{"MODEL__MASK_ON": False}, {"INPUT__PSEUDO_MASK": "magic"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"MODEL__MASK_ON": False},
+        {"INPUT__PSEUDO_MASK": "magic"},
+        {"SOLVER__PLATEAU_PATIENCE": -1},
+    ],
+)
 def test_what_only_training_needs_does_not_stop_an_evaluation(tiny_phantom, tmp_path, changes):
     torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "weights.pth")
     args = tiny_args(tmp_path, "--eval-only", MODEL__WEIGHTS=tmp_path / "weights.pth", **changes)
     assert check_inputs(load_config(args), args) == 0
     args = tiny_args(tmp_path, MODEL__RETINA_UNET__SEG_LOSS_WEIGHT=0.0, MODEL__MASK_ON=False)
     assert check_inputs(load_config(args), args) > 0
+
+
+def test_what_the_model_cannot_do_stops_an_evaluation_too(tiny_phantom, tmp_path):
+    torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "weights.pth")
+    changes = {"MODEL__WEIGHTS": tmp_path / "weights.pth", "MODEL__RETINA_UNET__CALIBRATION": 2.0}
+    args = tiny_args(tmp_path, "--eval-only", **changes)
+    with pytest.raises(InputError, match=r"CALIBRATION: found 2\.0"):
+        check_inputs(load_config(args), args)
+
+
+def test_torchvisions_weights_of_another_model_stop_a_run_before_it_writes(tiny_phantom, tmp_path):
+    weights = tmp_path / "resnet.pth"
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, weights)
+    args = tiny_args(tmp_path / "output", MODEL__WEIGHTS=weights, MODEL__VGG__WIDTH=8)
+    args.opts += ["MODEL.BACKBONE.NAME", "build_vgg_unet_fpn_backbone"]
+    args.opts += ["MODEL.FPN.IN_FEATURES", "('c2', 'c3', 'c4', 'c5')"]
+    with pytest.raises(InputError, match=r"resnet.pth: found no features.0.weight, .*'s vgg19"):
+        train_net.main(args)
+    args.opts += ["MODEL.VGG.DEPTH", "18"]
+    with pytest.raises(InputError, match=r"MODEL.VGG.DEPTH: found 18, expected one of \[16, 19\]"):
+        train_net.main(args)
+    assert not (tmp_path / "output").exists()
+
+
+def test_patience_goes_with_evaluations_by_iterations_or_epochs(tiny_phantom, tmp_path):
+    for evaluations in ({"TEST__EVAL_PERIOD": 2}, {"TEST__EVAL_EPOCHS": 1.0}):
+        options = {"TEST__EVAL_PERIOD": 0, "SOLVER__EARLY_STOP_PATIENCE": 4, **evaluations}
+        args = tiny_args(tmp_path, SOLVER__PLATEAU_PATIENCE=2, **options)
+        assert check_inputs(load_config(args), args) > 0
 
 
 def test_weights_that_are_cut_off_stop_a_run_before_it_writes(tiny_phantom, tmp_path):

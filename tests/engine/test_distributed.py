@@ -2,7 +2,16 @@ import json
 
 import pytest
 from detectron2.engine import launch
-from distributed_run import evaluate, run_args, train, train_and_evaluate
+from distributed_run import (
+    MADE_UP_CHECKPOINT,
+    MADE_UP_VALUES,
+    evaluate,
+    run_args,
+    run_made_up,
+    stop_early,
+    train,
+    train_and_evaluate,
+)
 
 
 @pytest.fixture(scope="module")
@@ -14,6 +23,8 @@ def runs(tiny_phantom, tmp_path_factory):
     two.mkdir()
     train(run_args(one), str(one / "curves"))
     evaluate(run_args(one, MODEL__WEIGHTS=weights), str(one / "results"))
+    run_made_up(str(one / "made_up_run"), MADE_UP_VALUES, MADE_UP_CHECKPOINT)
+    stop_early(str(one / "stopped_run"))
     launch(
         train_and_evaluate,
         2,
@@ -65,3 +76,24 @@ def test_two_processes_evaluate_with_the_running_statistics_of_the_first(runs):
     before, after = json.loads((runs[1] / "statistics").read_text())
     assert before[0] and before[0] != before[1]
     assert after == [before[0], before[0]]
+
+
+def test_two_processes_lower_the_rate_and_stop_together_by_the_metrics_of_the_first(runs):
+    one, two = (json.loads((folder / "made_up_run" / "made_up").read_text()) for folder in runs)
+    assert two[0] == two[1] == one[0]
+    whole, resumed = one[0]
+    rates = [rates[0] for rates in whole["rates"].values()]
+    assert rates[4:] == pytest.approx([0.2, 0.2, 0.2, 0.04, 0.04])
+    assert list(resumed["rates"].items()) == list(whole["rates"].items())[4:]
+    assert resumed["hooks"] == whole["hooks"]
+
+
+def test_two_processes_stop_early_and_are_done_when_resumed(runs):
+    one, two = (json.loads((folder / "stopped_run" / "stopped").read_text()) for folder in runs)
+    for stopped, resumed in (one, two):
+        assert resumed == stopped
+        assert all(process == stopped[0] for process in stopped)
+        iteration, rates, base_lrs = stopped[0]
+        assert iteration == 2
+        assert set(rates) == set(base_lrs)
+        assert rates[0] == pytest.approx(1e-14, rel=1e-6, abs=0)

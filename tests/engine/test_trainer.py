@@ -6,7 +6,7 @@ from lesion_d2.engine.trainer import best_metric_name, has_unused_parameters
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
-from tiny_run import tiny_args, tiny_config
+from tiny_run import stopping_args, tiny_args, tiny_config
 
 import train_net
 
@@ -74,6 +74,65 @@ def test_resuming_a_run_that_is_done_evaluates_it_again(tiny_phantom, tmp_path):
     assert results.read_text() == detections
 
 
+def test_a_run_that_does_not_get_better_slows_down_and_stops(tiny_phantom, tmp_path):
+    expected = [["bbox", "AP50", 0.0, 100.0]]  # whatever it is
+    trainer = Trainer(train_net.setup(stopping_args(tmp_path, TEST__EXPECTED_RESULTS=expected)))
+    results = trainer.train()
+    assert results is trainer._last_eval_results and "AP50" in results["bbox"]
+    values = trainer.storage.history("bbox/AP50").values()
+    assert [iteration for _, iteration in values] == [0, 1, 2]
+    assert len({value for value, _ in values}) == 1
+    rates = [rate for rate, _ in trainer.storage.history("lr").values()]
+    assert rates == pytest.approx([1e-12, 1e-12, 1e-13], rel=1e-6, abs=0)
+    last = _metrics(tmp_path)[-1]
+    assert last["iteration"] == 2 and {"total_loss", "bbox/AP50"} <= set(last)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 2
+    assert "Exception during training" not in (tmp_path / "log.txt").read_text()
+
+
+def test_resuming_a_run_that_stopped_evaluates_it_again(tiny_phantom, tmp_path):
+    stopped = _train(stopping_args(tmp_path))
+    before = len((tmp_path / "log.txt").read_text())
+    resumed = _train(stopping_args(tmp_path, "--resume"))
+    assert {int(state["step"]) for state in resumed.optimizer.state.values()} == {3}
+    assert _same_weights(resumed, stopped)
+    assert [iteration for _, iteration in resumed.storage.history("bbox/AP50").values()] == [2]
+    log = (tmp_path / "log.txt").read_text()[before:]
+    assert log.count("Training ends early, after iteration 2: bbox/AP50 was not better") == 1
+    assert [line["iteration"] for line in _metrics(tmp_path) if "total_loss" in line] == [2]
+
+
+def test_a_run_killed_in_an_evaluation_loses_nothing(tiny_phantom, tmp_path, monkeypatch):
+    options = {"SOLVER__CHECKPOINT_PERIOD": 1}
+    whole = _train(stopping_args(tmp_path / "whole", **options))
+    evaluate = Trainer.test.__func__
+
+    def killed(cls, *args, **kwargs):
+        if (tmp_path / "killed" / "model_0000001.pth").exists():
+            raise KeyboardInterrupt
+        return evaluate(cls, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "test", classmethod(killed))
+        _train(stopping_args(tmp_path / "killed", **options))
+    resumed = _train(stopping_args(tmp_path / "killed", "--resume", **options))
+    assert resumed.start_iter == 2 and resumed.iter == whole.iter == 2
+    rates = [rate for rate, _ in resumed.storage.history("lr").values()]
+    assert rates == pytest.approx([1e-13], rel=1e-6, abs=0)
+    final = [
+        torch.load(tmp_path / name / "model_final.pth", weights_only=True)["trainer"]["hooks"]
+        for name in ("whole", "killed")
+    ]
+    for name in ("PlateauHook", "EarlyStopHook", "LRScheduler"):
+        assert final[0][name] == final[1][name]
+
+
+def _same_weights(one: Trainer, other: Trainer) -> bool:
+    weights = other.model.state_dict()
+    return all(torch.equal(value, weights[name]) for name, value in one.model.state_dict().items())
+
+
 def test_the_best_metric_of_several_data_sets_is_the_first_one_s(tiny_phantom, tmp_path):
     _train(tiny_args(tmp_path, DATASETS__TEST=("phantom_val", "phantom_test")))
     best = torch.load(tmp_path / "model_best.pth", weights_only=True)["best"]
@@ -139,15 +198,43 @@ def test_optimizers_clip_gradients_and_leave_norms_undecayed(name):
     assert all(p.grad.norm() <= 1.001 for p in model.parameters())
 
 
+_VGG = {"MODEL__VGG__DEPTH": 16, "MODEL__VGG__WIDTH": 4, "MODEL__BACKBONE__FREEZE_AT": 0}
+_VGG_FPN = {
+    **_VGG,
+    "MODEL__BACKBONE__NAME": "build_vgg_fpn_backbone",
+    "MODEL__META_ARCHITECTURE": "RetinaNet",
+}
+_VGG_UNET_FPN = {
+    **_VGG,
+    "MODEL__BACKBONE__NAME": "build_vgg_unet_fpn_backbone",
+    "MODEL__UNET_FPN__ATTENTION": True,
+}
+
+
 @pytest.mark.parametrize(
-    "weight, levels",
-    [(1.0, ["p2", "p3", "p4", "p5"]), (0.0, ["p2", "p3", "p4", "p5"]), (1.0, ["p2", "p3", "p4"])],
+    "changes, bottom_up, levels",
+    [
+        ({}, None, "2345"),
+        ({"MODEL__RETINA_UNET__SEG_LOSS_WEIGHT": 0.0}, None, "2345"),
+        ({}, None, "234"),
+        ({}, None, "345"),  # P2 is used by the segmentation
+        ({"MODEL__META_ARCHITECTURE": "RetinaNet"}, None, "2345"),
+        (_VGG_FPN, "345", "34567"),
+        (_VGG_FPN, "2345", "23456"),
+        (_VGG_FPN, "2345", "3456"),
+        (_VGG_FPN, "234", "234"),  # C5 is computed all the same
+        (_VGG_UNET_FPN, "2345", "23456"),
+        ({**_VGG_UNET_FPN, "MODEL__RETINA_UNET__SEG_LOSS_WEIGHT": 0.0}, "2345", "23456"),
+        ({**_VGG_UNET_FPN, "MODEL__META_ARCHITECTURE": "RetinaNet"}, "2345", "23456"),
+    ],
 )
-def test_parameters_without_gradients_are_known_beforehand(tiny_phantom, weight, levels):
-    cfg = tiny_config(
-        MODEL__RETINA_UNET__SEG_LOSS_WEIGHT=weight, MODEL__RETINANET__IN_FEATURES=levels
-    )
-    cfg.MODEL.ANCHOR_GENERATOR.SIZES = cfg.MODEL.ANCHOR_GENERATOR.SIZES[: len(levels)]
+def test_parameters_without_gradients_are_known_beforehand(
+    tiny_phantom, changes, bottom_up, levels
+):
+    cfg = tiny_config(**changes, MODEL__RETINANET__IN_FEATURES=[f"p{level}" for level in levels])
+    if bottom_up is not None:
+        cfg.MODEL.FPN.IN_FEATURES = [f"c{level}" for level in bottom_up]
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16.0]] * len(levels)
     model = Trainer.build_model(cfg)
     with EventStorage():
         sum(model(next(iter(Trainer.build_train_loader(cfg)))).values()).backward()

@@ -1,11 +1,13 @@
 from lesion_d2.data.deeplesion import load_deeplesion
 from lesion_d2.evaluation import froc_curve
-from lesion_d2.tools import benchmark
-from lesion_d2.tools.benchmark import Row
+from lesion_d2.tools.benchmark import configs, data, froc, inputs, memory, models, timing
+from lesion_d2.tools.benchmark.__main__ import main
+from lesion_d2.tools.benchmark.timing import Row, Times
 
 import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode as CN
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
@@ -22,18 +24,18 @@ def test_rows_tell_whether_their_limit_holds(limit, at_least, cell):
 def test_calls_take_turns_and_the_first_ones_are_not_timed():
     order = []
     calls = [lambda: order.append("a"), lambda: order.append("b")]
-    times = benchmark.time_calls(calls, repeats=3, warm_up=2)
+    times = timing.time_calls(calls, repeats=3, warm_up=2)
     assert "".join(order) == "ababababab"
     assert [len(t.seconds) for t in times] == [3, 3]
 
 
 def test_the_published_loop_gives_the_same_curve():
     rng = np.random.default_rng(1)
-    lesions = list(benchmark.random_boxes(rng, (20, 2)))
-    boxes = [np.concatenate([g + 2, benchmark.random_boxes(rng, (1, 5))[0]]) for g in lesions]
+    lesions = list(inputs.random_boxes(rng, (20, 2)))
+    boxes = [np.concatenate([g + 2, inputs.random_boxes(rng, (1, 5))[0]]) for g in lesions]
     lesions[3] = np.empty((0, 4))
     scores = list(rng.uniform(0, 1, (20, 7)))
-    sensitivity, rate = benchmark.froc_loop(boxes, scores, lesions)
+    sensitivity, rate = froc.froc_loop(boxes, scores, lesions)
     curve = froc_curve(boxes, scores, lesions)
     assert sensitivity == pytest.approx(curve.sensitivity)
     assert rate == pytest.approx(curve.fps_per_image)
@@ -41,14 +43,14 @@ def test_the_published_loop_gives_the_same_curve():
 
 
 def test_froc_rows_compare_both_curves():
-    first, second = benchmark.measure_froc(num_images=30, per_image=4)
+    first, second = froc.measure_froc(num_images=30, per_image=4)
     assert first.limit == 0.25 and first.unit == "s"
     assert "differ by at most 0" in second.note
 
 
 def test_made_up_rows_load(tmp_path):
     root = tmp_path / "rows"
-    benchmark.write_rows(root, 50)
+    inputs.write_rows(root, 50)
     dicts = load_deeplesion(root / "DL_info.csv", root / "Images_png", None)
     assert sum(len(d["annotations"]) for d in dicts) == 50
 
@@ -56,42 +58,133 @@ def test_made_up_rows_load(tmp_path):
 def test_masks_are_compared_on_a_data_set_that_is_gone_afterwards(tmp_path):
     names = DatasetCatalog.list()
     phantom = {"num_patients": 8, "size": 192}
-    grabcut, ellipse = benchmark.compare_masks(tmp_path, ("grabcut", "ellipse"), **phantom)
+    grabcut, ellipse = data.compare_masks(tmp_path, ("grabcut", "ellipse"), **phantom)
     assert len(grabcut.dice) == len(ellipse.dice) > 0
     assert grabcut.milliseconds > ellipse.milliseconds > 0
     assert DatasetCatalog.list() == names
 
 
 def test_ratios_are_the_median_over_pairs():
-    ours, theirs = benchmark.Times([2.0, 30.0, 3.0]), benchmark.Times([1.0, 10.0, 2.0])
-    row = benchmark.paired_ratio("step", ours, theirs, "2 images")
+    ours, theirs = Times([2.0, 30.0, 3.0]), Times([1.0, 10.0, 2.0])
+    row = timing.paired_ratio("step", ours, theirs, "2 images", limit=1.9)
     assert row.measured == 2 and row.note == "3000 against 2000 ms, 2 images"
+    assert row.cells()[2:4] == ["<= 1.9 x", "NO"]
+    assert timing.paired_ratio("step", ours, theirs, "2 images").limit is None
 
 
-@pytest.mark.parametrize("predict_masks", [False, True])
-def test_masks_are_predicted_as_told_whatever_the_config_says(predict_masks):
-    cfg = benchmark.load_config(benchmark.CPU_CONFIG, "cpu")
+CPU_CONFIGS = [configs.CPU_CONFIG, configs.ZLOCHA_CPU_CONFIG]
+
+
+def small_config(file):
+    cfg = configs.load_config(file, "cpu")
+    cfg.INPUT.CT.IMAGE_SIZE, cfg.SOLVER.IMS_PER_BATCH = 64, 2
+    return cfg
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_output_is_as_told_whatever_the_config_says(masks):
+    cfg = configs.load_config(configs.CPU_CONFIG, "cpu")
     for said in (False, True):
-        cfg.MODEL.RETINA_UNET.PREDICT_MASKS = said
-        told = benchmark.predicting_masks(cfg, predict_masks)
-        assert told.MODEL.RETINA_UNET.PREDICT_MASKS is predict_masks
+        cfg.MODEL.RETINA_UNET.PREDICT_MASKS, cfg.MODEL.RETINA_UNET.CALIBRATION = said, 0.3
+        told = configs.with_output(cfg, masks=masks).MODEL.RETINA_UNET
+        assert told.PREDICT_MASKS is masks and told.CALIBRATION == 0
+        assert configs.with_output(cfg, calibration=1.0).MODEL.RETINA_UNET.CALIBRATION == 1
         assert cfg.MODEL.RETINA_UNET.PREDICT_MASKS is said
 
 
-def test_the_retinanet_has_the_same_levels_and_heads():
-    cfg = benchmark.load_config(benchmark.CPU_CONFIG, "cpu")
-    cfg.INPUT.CT.IMAGE_SIZE, cfg.SOLVER.IMS_PER_BATCH = 64, 2
-    unet, net = build_model(cfg), build_model(benchmark.as_retinanet(cfg))
-    batch = benchmark.random_batch(cfg)
-    assert [tuple(x["image"].shape) for x in batch] == [(3, 64, 64)] * 2
+@pytest.mark.parametrize("file", CPU_CONFIGS, ids=lambda file: file.stem)
+def test_the_retinanet_has_the_same_levels_anchors_and_heads(file):
+    cfg = small_config(file)
+    unet, net = build_model(cfg), build_model(configs.as_retinanet(cfg))
     assert type(net).__name__ == "RetinaNet" and type(unet).__name__ == "RetinaUNet"
     images = torch.zeros(1, 3, 64, 64)
-    for level in cfg.MODEL.RETINANET.IN_FEATURES:
-        assert unet.backbone(images)[level].shape == net.backbone(images)[level].shape
-    heads = [sum(p.numel() for p in model.head.parameters()) for model in (unet, net)]
-    assert heads[0] == heads[1]
-    before = [p.detach().clone() for p in net.parameters()]
-    benchmark.training_step(net, batch)()
-    assert any((p != old).any() for p, old in zip(net.parameters(), before, strict=True))
-    unet.eval()
-    benchmark.infer(unet, batch)
+    levels = cfg.MODEL.RETINANET.IN_FEATURES
+    features = [[model.backbone(images)[level] for level in levels] for model in (unet, net)]
+    for ours, theirs in zip(*features, strict=True):
+        assert ours.shape == theirs.shape
+    anchors = [torch.cat([a.tensor for a in m.anchor_generator(features[0])]) for m in (unet, net)]
+    assert torch.equal(*anchors)
+    for part in ("backbone.bottom_up", "head"):
+        shapes = [[p.shape for p in m.get_submodule(part).parameters()] for m in (unet, net)]
+        assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("name", ["build_vgg_fpn_backbone", "build_other_unet_fpn_backbone"])
+def test_a_backbone_without_its_fpn_is_refused(name):
+    cfg = configs.load_config(configs.CPU_CONFIG, "cpu")
+    cfg.MODEL.BACKBONE.NAME = name
+    with pytest.raises(ValueError, match=f"MODEL.BACKBONE.NAME: found '{name}', expected a U-FPN"):
+        configs.as_retinanet(cfg)
+
+
+def test_a_step_trains_and_an_inference_has_all_the_detections_allowed():
+    cfg = small_config(configs.ZLOCHA_CPU_CONFIG)
+    cfg.TEST.DETECTIONS_PER_IMAGE = 20
+    cfg = configs.with_all_candidates(cfg)
+    batch = inputs.random_batch(cfg)
+    assert [tuple(x["image"].shape) for x in batch] == [(3, 64, 64)] * 2
+    for variant in (configs.with_output(cfg, calibration=1.0), configs.as_retinanet(cfg)):
+        model = models.build_for_device(variant)
+        before = [p.detach().clone() for p in model.parameters()]
+        models.training_step(model, batch)()
+        assert any((p != old).any() for p, old in zip(model.parameters(), before, strict=True))
+        assert models.infer(model.eval(), batch) == 20
+
+
+def test_compared_detectors_have_the_same_weights_and_so_nearly_the_same_boxes():
+    cfg = configs.with_all_candidates(small_config(configs.ZLOCHA_CPU_CONFIG))
+    variants = [cfg, configs.with_output(cfg, calibration=1.0), configs.as_retinanet(cfg)]
+    detectors = [models.build_for_device(variant) for variant in variants]
+    models.training_step(detectors[0], inputs.random_batch(cfg))()
+    models.share_weights(detectors)
+    first, *others = (dict(detector.state_dict()) for detector in detectors)
+    assert others[0].keys() == first.keys() and set(others[1]) < set(first)
+    for state in others:
+        assert all(torch.equal(value, first[name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_rows_of_zlocha_have_the_limits_of_its_issue(monkeypatch, device):
+    # The models run on the CPU all the same.
+    monkeypatch.setattr(models, "load_config", lambda file, device: small_config(file))
+    monkeypatch.setattr(models, "peak_memory", lambda work, cfg: 1.0)
+    monkeypatch.setattr(models, "WARM_UP", 1)
+    monkeypatch.setattr(configs, "ZLOCHA_GPU_CONFIG", configs.ZLOCHA_CPU_CONFIG)
+    rows = list(models.measure_zlocha(device, repeats=1))
+    ratios = [row for row in rows if row.unit == "x"]
+    title = f"Zlocha / RetinaNet, {device}: "
+    assert {row.name.removeprefix(title): row.limit for row in ratios} == {
+        "training step": 1.6,
+        "inference": 1.1,
+        "calibrated inference": 1.35,
+        "memory of a step": None,
+        "memory of an inference": None,
+        "memory of a calibrated inference": None,
+    }
+    assert all(row.measured > 0 for row in rows)
+    times = [row for row in rows if row.unit == "ms"]
+    assert len(times) == (3 if device == "cuda" else 0) and len(rows) == len(ratios) + len(times)
+    assert ["41 ms on a GTX 1080" in row.note for row in times] == [False, True, True][: len(times)]
+
+
+def hold_bytes(cfg):
+    """Work that needs cfg.SIZE MiB."""
+    np.ones((cfg.SIZE, 2**20), np.uint8)
+
+
+def test_peak_memory_is_what_the_work_needs_beyond_its_process():
+    here = np.ones((300, 2**20), np.uint8)  # the parent's memory does not count
+    cfg = CN({"MODEL": {"DEVICE": "cpu"}, "SIZE": 200})
+    assert memory.peak_memory(hold_bytes, cfg) == pytest.approx(200, rel=0.2)
+    del here
+
+
+def test_the_command_prints_a_table_and_fails_where_a_limit_is_exceeded(monkeypatch, capsys):
+    rows = [Row("fast", 1.0, "s", 2.0), Row("slow", 3.0, "s", 2.0, "a note")]
+    expected = ["fast 1 s <= 2 s yes", "slow 3 s <= 2 s NO a note"]
+    for number, code in ((1, 0), (2, 1)):
+        shown = rows[:number]
+        monkeypatch.setattr("lesion_d2.tools.benchmark.__main__.measure_froc", lambda s=shown: s)
+        assert main(["--only", "froc"]) == code
+        lines = capsys.readouterr().out.splitlines()[3:]
+        assert [" ".join(line.split()) for line in lines] == expected[:number]

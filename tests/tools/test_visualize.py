@@ -3,7 +3,8 @@ from pathlib import Path
 
 from lesion_d2.data.deeplesion import register_deeplesion
 from lesion_d2.data.phantom import write_phantom
-from lesion_d2.tools.visualize import main, pick_outcomes, read_results, threshold_at_fps
+from lesion_d2.tools.visualize.__main__ import main
+from lesion_d2.tools.visualize.predictions import pick_outcomes, read_results, threshold_at_fps
 from lesion_d2.visualization import TRUTH_COLOR, ImageOutcome, judge
 
 import cv2

@@ -1,0 +1,90 @@
+"""Measure this project's ratios and times on this machine, in one run.
+
+python -m lesion_d2.tools.benchmark [--only slices masks froc csv model zlocha] [--threads N]
+
+Writes small phantom data sets into a temporary folder, measures, and prints one table. Times are
+the minimum over repeats where nothing else is said; ratios of models are the median over pairs of
+calls that follow each other. What runs on one core (slices, masks, FROC, CSV) is counted in
+processor time, which other programs on the machine disturb least. Exits with 1 where a limit is
+exceeded.
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import lesion_d2  # noqa: F401  (makes detectron2 importable)
+
+import cv2
+import torch
+from tabulate import tabulate
+from tqdm import tqdm
+
+from .data import measure_csv, measure_masks, measure_slices
+from .froc import measure_froc
+from .memory import ignore_meshgrid_warning
+from .models import measure_retina_unet, measure_zlocha
+from .timing import Row
+
+PARTS = ("slices", "masks", "froc", "csv", "model", "zlocha")
+
+
+def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
+    """The rows of the chosen parts, as they are measured."""
+    if "slices" in parts:
+        yield from measure_slices(folder)
+    if "masks" in parts:
+        yield from measure_masks(folder)
+    if "froc" in parts:
+        yield from measure_froc()
+    if "csv" in parts:
+        yield from measure_csv(folder)
+    for part, measure_model in (("model", measure_retina_unet), ("zlocha", measure_zlocha)):
+        if part in parts:
+            yield from measure_model("cpu")
+        if part in parts and torch.cuda.is_available():
+            yield from measure_model("cuda", repeats=20)
+
+
+def machine_line() -> str:
+    """Processor, cores, GPU, versions and date."""
+    model = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            names = [
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            ]
+        model = names[0] if names else model
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return (
+        f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; {gpu}; "
+        f"torch {torch.__version__}, Python {platform.python_version()}; {datetime.date.today()}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, and return 1 where a limit is exceeded."""
+    parser = argparse.ArgumentParser(prog="lesion_d2.tools.benchmark", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
+    parser.add_argument("--threads", type=int, help="of torch (its own choice)")
+    args = parser.parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    cv2.setNumThreads(1)
+    ignore_meshgrid_warning()
+    print(machine_line(), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(tqdm(measure(args.only, Path(folder)), desc="benchmark", unit="row"))
+    headers = ["", "measured", "limit", "ok", "note"]
+    print(tabulate([row.cells() for row in rows], headers, disable_numparse=True))
+    return 0 if all(row.ok for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""The configs that models are measured with."""
+
+from pathlib import Path
+
+import lesion_d2
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import BACKBONE_REGISTRY
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+CPU_CONFIG = CONFIGS / "quickstart" / "retina_unet_phantom.yaml"
+GPU_CONFIG = CONFIGS / "retina_unet" / "retina_unet_R_50_deeplesion.yaml"
+ZLOCHA_CPU_CONFIG = CONFIGS / "zlocha" / "attention_phantom.yaml"
+ZLOCHA_GPU_CONFIG = CONFIGS / "zlocha" / "attention.yaml"
+
+
+def load_config(file: Path, device: str) -> CfgNode:
+    """The config of a file, without pretrained weights."""
+    cfg = get_cfg()
+    lesion_d2.add_lesion_config(cfg)
+    cfg.merge_from_file(str(file), allow_unsafe=True)
+    cfg.MODEL.DEVICE = device
+    cfg.MODEL.WEIGHTS = ""
+    return cfg
+
+
+def as_retinanet(cfg: CfgNode) -> CfgNode:
+    """Detectron2's RetinaNet on its own FPN, with the same bottom-up network, levels and heads.
+
+    Raises:
+        ValueError: MODEL.BACKBONE.NAME is not that of a U-FPN with an FPN beside it.
+    """
+    name = cfg.MODEL.BACKBONE.NAME
+    fpn = name.replace("_unet_fpn_", "_fpn_")
+    if fpn == name or fpn not in BACKBONE_REGISTRY:
+        raise ValueError(
+            f"MODEL.BACKBONE.NAME: found {name!r}, expected a U-FPN such as "
+            "'build_resnet_unet_fpn_backbone', which has an FPN beside it"
+        )
+    cfg = cfg.clone()
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    cfg.MODEL.BACKBONE.NAME = fpn
+    return cfg
+
+
+def with_output(cfg: CfgNode, *, masks: bool = False, calibration: float = 0.0) -> CfgNode:
+    """The same RetinaUNet, with or without segmentation output and calibrated scores."""
+    cfg = cfg.clone()
+    cfg.MODEL.RETINA_UNET.PREDICT_MASKS = masks
+    cfg.MODEL.RETINA_UNET.CALIBRATION = calibration
+    return cfg
+
+
+def with_all_candidates(cfg: CfgNode) -> CfgNode:
+    """The same detector, whose threshold lets every score pass.
+
+    Untrained, all scores lie about the prior, and it is chance how many pass a threshold near it.
+    Without one, RETINANET.TOPK_CANDIDATES_TEST boxes a level (or all that it has) reach the NMS and
+    TEST.DETECTIONS_PER_IMAGE stay: the most that a trained detector can have.
+    """
+    cfg = cfg.clone()
+    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
+    return cfg

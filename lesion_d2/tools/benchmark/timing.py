@@ -1,0 +1,86 @@
+"""Rows of the table, and times of calls that take turns."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class Row:
+    """One line of the table; ``limit`` is the most allowed, or the least where ``at_least``."""
+
+    name: str
+    measured: float
+    unit: str = ""
+    limit: float | None = None
+    note: str = ""
+    at_least: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether the limit holds; true where there is none."""
+        limit = self.measured if self.limit is None else self.limit
+        return self.measured >= limit if self.at_least else self.measured <= limit
+
+    def cells(self) -> list[str]:
+        """Name, measured, limit, ok, note."""
+        limit, ok = "", ""
+        if self.limit is not None:
+            limit = f"{'>=' if self.at_least else '<='} {self.limit:.3g} {self.unit}"
+            ok = "yes" if self.ok else "NO"
+        return [self.name, f"{self.measured:.3g} {self.unit}", limit, ok, self.note]
+
+
+@dataclass
+class Times:
+    """Seconds of the repeats of one call: by the clock, and of the processor."""
+
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+
+    @property
+    def min(self) -> float:
+        """The fastest repeat."""
+        return min(self.seconds)
+
+    @property
+    def milliseconds(self) -> float:
+        """The median repeat."""
+        return 1e3 * statistics.median(self.seconds)
+
+
+def time_calls(
+    calls: Sequence[Callable], *, repeats: int, warm_up: int = 1, device: str = "cpu"
+) -> list[Times]:
+    """Time several calls in turn, so that all of them see the same machine.
+
+    Args:
+        calls: functions without arguments.
+        repeats: timed calls of each.
+        warm_up: untimed calls of each before.
+        device: with "cuda" the clock stops when the device is done.
+    """
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    times = [Times() for _ in calls]
+    for number in range(warm_up + repeats):
+        for call, measured in zip(calls, times, strict=True):
+            wait()
+            start, cpu_start = time.perf_counter(), time.process_time()
+            call()
+            wait()
+            if number >= warm_up:
+                measured.seconds.append(time.perf_counter() - start)
+                measured.cpu_seconds.append(time.process_time() - cpu_start)
+    return times
+
+
+def paired_ratio(
+    name: str, ours: Times, theirs: Times, note: str, *, limit: float | None = None
+) -> Row:
+    """The median ratio of calls that follow each other: what slows the machine slows both."""
+    ratios = [a / b for a, b in zip(ours.seconds, theirs.seconds, strict=True)]
+    times = f"{ours.milliseconds:.0f} against {theirs.milliseconds:.0f} ms"
+    return Row(name, statistics.median(ratios), "x", limit, f"{times}, {note}")

@@ -1,0 +1,120 @@
+"""Print a table of several experiments, each of several runs: mean and spread over their seeds.
+
+python -m lesion_d2.tools.compare_runs --dataset phantom_test \\
+    "RetinaNet=output/zlocha/retinanet_[1-3]" "+ anchors=output/zlocha/anchors_[1-3]"
+
+An experiment is a name and a pattern of OUTPUT_DIRs; the figures are those of each run's last
+evaluation on the data set (``froc.json``), of all lesions or of one stratum.
+"""
+
+import argparse
+import glob
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lesion_d2.tools.show_results import find_evaluations, read_froc
+
+import numpy as np
+from tabulate import tabulate
+
+ALL_LESIONS = "all lesions"
+
+
+def read_runs(pattern: str, dataset: str, stratum: str = ALL_LESIONS) -> list[dict]:
+    """One line of the FROC table of every run that a pattern finds.
+
+    Args:
+        pattern: of OUTPUT_DIRs, as a shell's.
+        dataset: that the runs were evaluated on.
+        stratum: label of the line.
+
+    Returns:
+        ``rows`` entries of ``froc.json``, in the order of the folders' names.
+
+    Raises:
+        FileNotFoundError: no folder, or one without an evaluation on the data set.
+        ValueError: a file is not an FROC table, or has no such line.
+    """
+    folders = [folder for folder in map(Path, sorted(glob.glob(pattern))) if folder.is_dir()]
+    if not folders:
+        raise FileNotFoundError(f"{pattern}: found no folder, expected the OUTPUT_DIRs of runs")
+    return [_read_run(folder, dataset, stratum) for folder in folders]
+
+
+def _read_run(folder: Path, dataset: str, stratum: str) -> dict:
+    [evaluation] = find_evaluations(folder, dataset)
+    file = evaluation / "froc.json"
+    rows = {row["stratum"]: row for row in read_froc(file)["rows"]}
+    if stratum not in rows:
+        raise ValueError(f"{file}: found no {stratum!r}, expected one of {', '.join(rows)}")
+    return rows[stratum]
+
+
+def compare(experiments: dict[str, list[dict]]) -> str:
+    """The table: a line an experiment, a column a rate of false positives, in percent.
+
+    Spread is the standard deviation over runs (with n - 1), left out for a single run.
+
+    Args:
+        experiments: name -> the runs' lines, see :func:`read_runs`.
+
+    Raises:
+        ValueError: the runs were not evaluated on the same number of lesions.
+    """
+    counts = {name: {row["lesions"] for row in rows} for name, rows in experiments.items()}
+    if len(set.union(*counts.values())) > 1:
+        found = ", ".join(f"{name}: {sorted(n)}" for name, n in counts.items())
+        raise ValueError(f"found different numbers of lesions ({found}), expected one data set")
+    first = next(iter(experiments.values()))[0]
+    metrics = [name for name in first if name.startswith("sens@") or name == "mean_sens"]
+    metrics = [name for name in metrics if not name.endswith(("_low", "_high"))]
+    lines = []
+    for name, rows in experiments.items():
+        values = np.array([[row[metric] for metric in metrics] for row in rows], dtype=float)
+        lines.append([name, len(rows), *map(_mean_and_spread, values.T)])
+    headers = ["", "runs", *(name.removeprefix("sens@") for name in metrics)]
+    return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True)
+
+
+def _mean_and_spread(values: np.ndarray) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
+
+
+def _experiment(text: str) -> tuple[str, str]:
+    name, sign, pattern = text.partition("=")
+    if not (name and sign and pattern):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected NAME=PATTERN")
+    return name, pattern
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="lesion_d2.tools.compare_runs", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("experiments", nargs="+", type=_experiment, metavar="NAME=PATTERN")
+    parser.add_argument("--dataset", required=True, help="that the runs were evaluated on")
+    parser.add_argument(
+        "--stratum", default=ALL_LESIONS, help=f"line of the tables ({ALL_LESIONS})"
+    )
+    args = parser.parse_args(argv)
+    try:
+        runs = {
+            n: read_runs(pattern, args.dataset, args.stratum) for n, pattern in args.experiments
+        }
+        table = compare(runs)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    lesions = next(iter(runs.values()))[0]["lesions"]
+    print(
+        f"Sensitivity in % at false positives per image, {args.dataset}: {lesions} {args.stratum}"
+    )
+    print(f"\n{table}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

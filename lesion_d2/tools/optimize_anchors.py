@@ -1,0 +1,497 @@
+"""Find the anchors that fit the boxes of a data set (Zlocha et al., section 2.1).
+
+python -m lesion_d2.tools.optimize_anchors --dataset deeplesion_val --output anchors.yaml \\
+    --config-file configs/zlocha/retinanet.yaml
+python -m lesion_d2.tools.optimize_anchors --boxes boxes.csv --objective mean
+
+The boxes are resized as the config (or the default one) resizes images in inference; its anchors
+are the ones "before". Prints how well the boxes are covered before and after, and the found anchors
+as KEY VALUE pairs for train_net.py. With --output also writes them as a YAML fragment that another
+config takes in with _BASE_: ["config.yaml", "anchors.yaml"], and draws both sets of anchors.
+
+A CSV of boxes has the columns x1, y1, x2, y2, in pixels of images of --image-size, or of its own
+columns height and width.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import lesion_d2  # noqa: F401  (makes detectron2 importable)
+from lesion_d2.data.augmentation import ResizeCT
+from lesion_d2.engine import load_config
+from lesion_d2.files import written_whole
+from lesion_d2.modeling.anchors import (
+    MATCH_IOU,
+    OBJECTIVES,
+    AnchorSearch,
+    anchor_shapes,
+    best_anchor_iou,
+    optimize_anchors,
+    unmatched_share,
+)
+from lesion_d2.tools.visualize.pictures import load_records
+
+import numpy as np
+import pandas as pd
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.structures import BoxMode
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tabulate import tabulate
+from tqdm import tqdm
+
+BOX_COLUMNS = ("x1", "y1", "x2", "y2")
+SIZE_COLUMNS = ("height", "width")
+IMAGE_SIZE = (512, 512)
+# Detectron2's configs/Base-RetinaNet.yaml.
+RETINANET_ANCHORS = anchor_shapes(
+    (32, 64, 128, 256, 512), (1, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1, 2)
+)
+SIZES_KEY = "MODEL.ANCHOR_GENERATOR.SIZES"
+RATIOS_KEY = "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"
+FRAGMENT_NOTES = (
+    "Anchors found by lesion_d2.tools.optimize_anchors (Zlocha et al., section 2.1); for a config",
+    'that begins with _BASE_: ["another_config.yaml", "this_file.yaml"].',
+)
+
+
+class Fit(NamedTuple):
+    """A set of anchors, (A, 2) widths and heights, and the best IoU of each box, (N,)."""
+
+    name: str
+    anchors: np.ndarray
+    best_iou: np.ndarray
+
+
+def dataset_shapes(dataset: str, cfg: CfgNode, *, allow_missing: bool = False) -> np.ndarray:
+    """Widths and heights of a registered data set's boxes in the network's input.
+
+    Args:
+        dataset: its name in ``DatasetCatalog``.
+        cfg: says how images are resized.
+        allow_missing: leave out images whose file is missing.
+
+    Returns:
+        (N, 2) pixels; crowds are left out, as in training.
+
+    Raises:
+        ValueError: the data set is not registered or has no boxes, a box is empty, or an image has
+            no spacing where the config asks for one.
+    """
+    shapes = []
+    for record in load_records(dataset, allow_missing=allow_missing):
+        annotations = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
+        if not annotations:
+            continue
+        where = f"data set {dataset!r}, image {record['image_id']}"
+        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+        boxes = np.array(boxes, dtype=np.float64)
+        rows = [a.get("row", number) for number, a in enumerate(annotations)]
+        _check_boxes(boxes, rows, where, boxes)
+        size, spacing = (record["height"], record["width"]), record.get("spacing")
+        shapes.append(_resized_shapes(boxes, size, spacing, cfg, where))
+    if not shapes:
+        raise ValueError(f"data set {dataset!r}: found no boxes, expected at least one")
+    return np.concatenate(shapes)
+
+
+def csv_shapes(
+    file: str | os.PathLike, cfg: CfgNode, *, image_size: Sequence[int] | None = None
+) -> np.ndarray:
+    """Widths and heights of the boxes of a CSV file in the network's input.
+
+    Args:
+        file: with the columns x1, y1, x2, y2, in pixels, and perhaps height and width, of the
+            images.
+        cfg: says how images are resized.
+        image_size: (height, width) of all images; 512 x 512 where neither this nor the file says.
+
+    Returns:
+        (N, 2) pixels.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no CSV, a column is missing, no boxes, an empty box, image sizes from both sides
+            or not above 0, or the config asks for the spacing of the images.
+    """
+    table = _read_csv(file)
+    boxes = _numbers(table, BOX_COLUMNS)
+    _check_boxes(boxes, table.index, file, table[list(BOX_COLUMNS)].to_numpy())
+    sizes = _image_sizes(file, table, image_size)
+    shapes = np.empty((len(table), 2))
+    for size in np.unique(sizes, axis=0):
+        rows = (sizes == size).all(axis=1)
+        shapes[rows] = _resized_shapes(boxes[rows], size.astype(int), None, cfg, file)
+    return shapes
+
+
+def _read_csv(file: str | os.PathLike) -> pd.DataFrame:
+    """The columns that count, as text; the index is the line number in the file."""
+    expected = f"expected a CSV with the columns {', '.join(BOX_COLUMNS)}"
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"{file}: no such file, {expected}")
+    try:
+        table = pd.read_csv(file, dtype=object, keep_default_na=False, skip_blank_lines=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file}: found no readable CSV ({reason}), {expected}") from None
+    missing = [column for column in BOX_COLUMNS if column not in table.columns]
+    if missing:
+        raise ValueError(f"{file}: found no column {', '.join(missing)}, {expected}")
+    if not isinstance(table.index, pd.RangeIndex):  # pandas took the surplus cells for row labels
+        raise ValueError(f"{file}: found rows longer than the header, {expected}")
+    table.index = table.index + 2
+    table = table[[c for c in (*BOX_COLUMNS, *SIZE_COLUMNS) if c in table.columns]].fillna("")
+    table = table[(table != "").any(axis=1)]
+    if not len(table):
+        raise ValueError(f"{file}: found no boxes, expected at least one row")
+    return table
+
+
+def _image_sizes(
+    file: str | os.PathLike, table: pd.DataFrame, image_size: Sequence[int] | None
+) -> np.ndarray:
+    """Height and width of each row's image, (N, 2)."""
+    found = [column for column in SIZE_COLUMNS if column in table.columns]
+    if len(found) == 1:
+        raise ValueError(f"{file}: found the column {found[0]} alone, expected height and width")
+    if found and image_size is not None:
+        raise ValueError(f"{file}: found columns height and width, expected no --image-size then")
+    given = np.array(image_size or IMAGE_SIZE, dtype=float)
+    sizes = _numbers(table, SIZE_COLUMNS) if found else np.tile(given, (len(table), 1))
+    for row, size in zip(table.index, sizes, strict=True):
+        if not all(side >= 1 and side == round(side) for side in size):
+            where = f"{file}, row {row}" if found else "--image-size"
+            raise ValueError(
+                f"{where}: found an image of height {size[0]:g} and width {size[1]:g}, expected "
+                "whole numbers above 0"
+            )
+    return sizes
+
+
+def _numbers(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """Columns as (N, len(columns)) floats, NaN where there is no number."""
+    numbers = [pd.to_numeric(table[column], errors="coerce") for column in columns]
+    return np.stack([column.to_numpy(float) for column in numbers], axis=1)
+
+
+def _check_boxes(
+    boxes: np.ndarray, rows: Sequence[int], where: str | os.PathLike, cells: np.ndarray
+) -> None:
+    """Raise a ValueError that names the first bad row and shows its cells."""
+    is_good = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    bad = np.flatnonzero(~is_good)
+    if len(bad):
+        raise ValueError(
+            f"{where}, row {rows[bad[0]]}: found the box ({', '.join(map(str, cells[bad[0]]))}), "
+            f"expected numbers with x1 < x2 and y1 < y2 (bad boxes: {len(bad)} of {len(boxes)})"
+        )
+
+
+def _resized_shapes(
+    boxes: np.ndarray,
+    size: Sequence[int],
+    spacing: Sequence[float] | None,
+    cfg: CfgNode,
+    where: str | os.PathLike,
+) -> np.ndarray:
+    """Widths and heights (N, 2) of boxes (N, 4) XYXY after the resize of an image (H, W)."""
+    ct = cfg.INPUT.CT
+    if ct.PIXEL_SPACING and spacing is None:
+        raise ValueError(
+            f"{where}: found no pixel spacing, expected one for the config's "
+            f"INPUT.CT.PIXEL_SPACING of {ct.PIXEL_SPACING:g}"
+        )
+    image = np.broadcast_to(np.int16(0), (*size, 1))  # only its shape counts
+    resize = ResizeCT(ct.IMAGE_SIZE, ct.PIXEL_SPACING).get_transform(image, spacing)
+    boxes = resize.apply_box(boxes)
+    return boxes[:, 2:] - boxes[:, :2]
+
+
+def current_anchors(cfg: CfgNode, config_file: str) -> tuple[str, np.ndarray]:
+    """The anchors that a config has, and what to call them.
+
+    Detectron2's bare defaults stand for no detector that is in use, so where no config file is
+    given and no option sets anchors, those of its RetinaNet configs take their place.
+
+    Args:
+        cfg: the config.
+        config_file: its file, or "".
+
+    Returns:
+        the name, and (A, 2) widths and heights in pixels.
+
+    Raises:
+        ValueError: sizes and ratios of the config do not go together.
+    """
+    generator = cfg.MODEL.ANCHOR_GENERATOR
+    if not config_file and generator == get_cfg().MODEL.ANCHOR_GENERATOR:
+        return "Detectron2's RetinaNet", RETINANET_ANCHORS
+    anchors = built_anchors(generator.SIZES, generator.ASPECT_RATIOS)
+    return os.path.basename(config_file) or "KEY VALUE", anchors
+
+
+def built_anchors(sizes: Sequence, aspect_ratios: Sequence) -> np.ndarray:
+    """Widths and heights (A, 2) of all anchors that Detectron2 builds from two config values.
+
+    Args:
+        sizes: MODEL.ANCHOR_GENERATOR.SIZES: one list a level, or one for all.
+        aspect_ratios: MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS, likewise.
+
+    Raises:
+        ValueError: they do not go together.
+    """
+    levels = {"strides": [1] * max(len(sizes), len(aspect_ratios))}
+    try:
+        generator = DefaultAnchorGenerator(sizes=sizes, aspect_ratios=aspect_ratios, **levels)
+    except AssertionError as error:
+        raise ValueError(f"MODEL.ANCHOR_GENERATOR: {error}") from None
+    cells = np.concatenate([cell.double().numpy() for cell in generator.cell_anchors])
+    return cells[:, 2:] - cells[:, :2]
+
+
+def check_levels(cfg: CfgNode, sizes: Sequence[float]) -> None:
+    """Raise a ValueError where the detector has another number of levels than there are sizes."""
+    is_retina = "Retina" in cfg.MODEL.META_ARCHITECTURE
+    name = "RETINANET" if is_retina else "RPN"
+    levels = cfg.MODEL[name].IN_FEATURES
+    if len(levels) != len(sizes):
+        raise ValueError(
+            f"--sizes: found {len(sizes)}, expected {len(levels)}, one for each level of the "
+            f"config's MODEL.{name}.IN_FEATURES ({', '.join(levels)})"
+        )
+
+
+def search(args: argparse.Namespace, wh: np.ndarray) -> AnchorSearch:
+    """Run :func:`optimize_anchors` under a progress bar."""
+    with tqdm(desc="search", unit=" generations", disable=None) as bar:
+
+        def on_generation(loss: float) -> None:
+            """Move the bar."""
+            bar.set_postfix(loss=f"{loss:.6f}", refresh=False)
+            bar.update()
+
+        return optimize_anchors(
+            wh,
+            sizes=args.sizes,
+            num_scales=args.num_scales,
+            num_ratio_pairs=args.num_ratio_pairs,
+            objective=args.objective,
+            scale_bounds=args.scale_bounds,
+            ratio_bounds=args.ratio_bounds,
+            seed=args.seed,
+            on_generation=on_generation,
+        )
+
+
+def config_values(found: AnchorSearch) -> dict[str, list[list[float]]]:
+    """The config keys of the found anchors: one list of sizes a level, one of ratios for all.
+
+    Six digits, as many as Detectron2's float32 anchors keep.
+    """
+    sizes = [[float(f"{size:.6g}") for size in level] for level in found.level_sizes]
+    return {SIZES_KEY: sizes, RATIOS_KEY: [[float(f"{ratio:.6g}") for ratio in found.ratios]]}
+
+
+def fragment(values: dict[str, list[list[float]]], notes: Sequence[str]) -> str:
+    """The YAML text that sets the anchors, under the notes as comments."""
+    lines = [f"# {note}" for note in notes]
+    lines += ["MODEL:", "  ANCHOR_GENERATOR:", "    SIZES:"]
+    lines += [f"      - {level}" for level in values[SIZES_KEY]]
+    return "\n".join([*lines, f"    ASPECT_RATIOS: {values[RATIOS_KEY]}\n"])
+
+
+def describe_search(args: argparse.Namespace, cfg: CfgNode, found: AnchorSearch) -> list[str]:
+    """What was searched and found, in lines."""
+    ct = cfg.INPUT.CT
+    resize = f"INPUT.CT.IMAGE_SIZE {ct.IMAGE_SIZE}"
+    if ct.PIXEL_SPACING:
+        resize = f"INPUT.CT.PIXEL_SPACING {ct.PIXEL_SPACING:g}"
+    ratio_bounds = " ".join(_listed(pair, "..") for pair in args.ratio_bounds)
+    return [
+        f"{len(found.best_iou)} boxes of {args.dataset or args.boxes}, at {resize}",
+        f"objective {args.objective}, seed {args.seed}, {found.generations} generations",
+        f"sizes {_listed(found.sizes)}, scales in {_listed(args.scale_bounds, '..')}, "
+        f"{args.num_ratio_pairs} ratio pairs in {ratio_bounds}",
+        f"found: scales {_listed(found.scales)}, ratios {_listed(found.ratios)}",
+    ]
+
+
+def fit_table(fits: Sequence[Fit]) -> str:
+    """How well each set of anchors covers the boxes, one line a set."""
+    rows = [
+        (fit.name, len(fit.anchors), fit.best_iou.mean(), 100 * unmatched_share(fit.best_iou))
+        for fit in fits
+    ]
+    headers = ["", "anchors", "mean best IoU", f"IoU < {MATCH_IOU} (%)"]
+    return tabulate(rows, headers, tablefmt="simple", floatfmt=("", "", ".4f", ".2f"))
+
+
+def _listed(values: Sequence[float], separator: str = " ") -> str:
+    return separator.join(f"{value:.4g}" for value in values)
+
+
+def draw_fits(wh: np.ndarray, fits: Sequence[Fit], file: str | os.PathLike) -> None:
+    """Draw the boxes' sizes with the anchors, and the histogram of the best IoU, of each fit.
+
+    Args:
+        wh: (N, 2) widths and heights of the boxes, pixels.
+        fits: before and after.
+        file: PNG to write; complete or not at all.
+    """
+    figure = Figure(figsize=(12, 6.6), dpi=150, layout="constrained")
+    scatter, histogram = figure.subplots(1, 2)
+    _draw_shapes(scatter, wh, fits)
+    bins = np.linspace(0, 1, 51)
+    for fit, color in zip(fits, ("C1", "C0"), strict=True):
+        share = 100 * np.histogram(fit.best_iou, bins)[0] / len(wh)
+        label = f"{fit.name}: mean {fit.best_iou.mean():.3f}"
+        histogram.stairs(share, bins, fill=True, alpha=0.5, color=color, label=label)
+    histogram.axvline(MATCH_IOU, color="black", lw=1, ls="--", label=f"IoU {MATCH_IOU}")
+    histogram.set(xlim=(0, 1), xlabel="IoU with the best centered anchor", ylabel="Boxes (%)")
+    for axes in (scatter, histogram):
+        axes.grid(True, alpha=0.3)
+        axes.set_box_aspect(1)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+    with written_whole(file) as partial:
+        FigureCanvasAgg(figure).print_png(partial)
+
+
+def _draw_shapes(axes, wh: np.ndarray, fits: Sequence[Fit]) -> None:
+    label = f"{len(wh)} boxes"
+    axes.scatter(*wh.T, s=6, color="0.6", alpha=0.5, lw=0, rasterized=True, label=label)
+    for fit, marker, color in zip(fits, "x+", ("C1", "C0"), strict=True):
+        anchors = np.unique(fit.anchors, axis=0)
+        label = f"{fit.name}: {len(anchors)} anchors"
+        axes.scatter(*anchors.T, s=40, marker=marker, color=color, lw=1.5, label=label)
+    values = np.concatenate([wh, *(fit.anchors for fit in fits)])
+    limits = values.min() / 1.2, values.max() * 1.2
+    axes.set(xscale="log", yscale="log", xlim=limits, ylim=limits)
+    ticks = [tick for tick in 2.0 ** np.arange(-4, 16) if limits[0] <= tick <= limits[1]]
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+        axis.set_ticks([], minor=True)
+    axes.set(xlabel="Width (px)", ylabel="Height (px)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Search, print, and write what was asked for."""
+    output, picture = _output_files(args)
+    cfg = load_config(args)
+    if args.config_file:
+        check_levels(cfg, args.sizes)
+    name, anchors = current_anchors(cfg, args.config_file)
+    if args.dataset:
+        allow_missing = args.allow_missing or cfg.DATASETS.ALLOW_MISSING
+        wh = dataset_shapes(args.dataset, cfg, allow_missing=allow_missing)
+    else:
+        wh = csv_shapes(args.boxes, cfg, image_size=args.image_size)
+    found = search(args, wh)
+    values = config_values(found)
+    before = Fit(f"before ({name})", anchors, best_anchor_iou(wh, anchors))
+    anchors = built_anchors(*values.values())  # as they are written: rounded
+    after = Fit("after", anchors, best_anchor_iou(wh, anchors))
+    lines, table = describe_search(args, cfg, found), fit_table([before, after])
+    pairs = " ".join(f"{key} {shlex.quote(str(value))}" for key, value in values.items())
+    print("\n".join(lines), table, f"For train_net.py's command line:\n{pairs}", sep="\n\n")
+    if output:
+        with written_whole(output) as partial:
+            partial.write_text(fragment(values, [*FRAGMENT_NOTES, *lines, *table.splitlines()]))
+        print(f"\nfragment  {output}")
+    if picture:
+        draw_fits(wh, [before, after], picture)
+        print(f"picture   {picture}")
+
+
+def _output_files(args: argparse.Namespace) -> tuple[Path | None, Path | None]:
+    """The fragment and the picture to write, their folders made."""
+    output = Path(args.output) if args.output else None
+    if output and output.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"--output: found {args.output}, expected the name of a .yaml file")
+    if output and args.config_file and output.resolve() == Path(args.config_file).resolve():
+        raise ValueError(f"--output: found {args.output}, expected another file than --config-file")
+    picture = Path(args.picture) if args.picture else output and output.with_suffix(".png")
+    for file in (output, picture):
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+    return output, picture
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line of this tool."""
+    parser = argparse.ArgumentParser(prog="lesion_d2.tools.optimize_anchors", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    boxes = parser.add_mutually_exclusive_group(required=True)
+    boxes.add_argument("--dataset", help="a registered data set: deeplesion_val")
+    boxes.add_argument("--boxes", help="a CSV with the columns x1, y1, x2, y2")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="leave out images whose file is missing"
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="of the images of --boxes, where it has no columns height and width (512 512)",
+    )
+    parser.add_argument("--config-file", default="", help="gives the resize and the anchors before")
+    _add_search_options(parser)
+    parser.add_argument("--output", help="the YAML fragment to write")
+    parser.add_argument("--picture", help="the PNG to draw (beside the fragment)")
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="config options, last on the line (after -- where they would follow --sizes)",
+    )
+    return parser
+
+
+def _add_search_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sizes",
+        type=float,
+        nargs="+",
+        default=[32.0, 64.0, 128.0, 256.0, 512.0],
+        metavar="PIXELS",
+        help="one a pyramid level (32 64 128 256 512)",
+    )
+    parser.add_argument("--num-scales", type=int, default=3, help="anchor areas a level (3)")
+    parser.add_argument(
+        "--num-ratio-pairs", type=int, default=2, help="pairs r and 1 / r beside the ratio 1 (2)"
+    )
+    parser.add_argument(
+        "--objective",
+        choices=list(OBJECTIVES),
+        default="focal",
+        help="mean: best mean IoU; focal: least mean of -(1 - IoU)^2 log IoU (focal)",
+    )
+    bounds = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
+    parser.add_argument("--scale-bounds", **bounds, default=[0.4, 2.0], help="(0.4 2)")
+    help_text = "of all pairs, or given once for each: 1 2 --ratio-bounds 2 4 are the paper's (1 4)"
+    parser.add_argument("--ratio-bounds", **bounds, action="append", help=help_text)
+    parser.add_argument("--seed", type=int, default=0, help="of the search (0)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool, and return the exit code."""
+    args = get_parser().parse_args(argv)
+    if args.opts[:1] == ["--"]:
+        del args.opts[0]
+    args.ratio_bounds = args.ratio_bounds or [[1.0, 4.0]]
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

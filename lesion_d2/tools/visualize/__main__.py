@@ -1,0 +1,120 @@
+"""Pictures of a data set, of what a run found in it, or of what a model looks at.
+
+python -m lesion_d2.tools.visualize dataset --dataset phantom_train --output DIR
+python -m lesion_d2.tools.visualize predictions --dataset phantom_test \
+    --results OUTPUT_DIR/inference/phantom_test/coco_instances_results.json
+python -m lesion_d2.tools.visualize attention --dataset phantom_test \
+    --config-file configs/zlocha/attention_phantom.yaml --weights OUTPUT_DIR/model_best.pth
+
+One PNG an image and one contact sheet. Lesions are yellow, dashed where they were missed; hits are
+green and false positives red. ``best`` and ``worst`` images are ranked by
+:func:`lesion_d2.visualization.outcome_quality`: the mean over an image's lesions of the highest
+IoU x score of a detection, divided by one plus its false positives above the score threshold.
+
+Attention is drawn over the slice, a heat map for each level with an attention gate, and beside it
+the segmentation. The colors of a level span its values in all images of the call.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import lesion_d2  # noqa: F401  (makes detectron2 importable)
+
+from .attention import draw_attention
+from .dataset import draw_dataset
+from .predictions import PICKS, draw_predictions
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line of this tool."""
+    parser = argparse.ArgumentParser(prog="lesion_d2.tools.visualize", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    jobs = parser.add_subparsers(required=True, metavar="dataset|predictions|attention")
+    _add_dataset(jobs.add_parser("dataset", help="lesions, RECIST diameters, masks of a data set"))
+    _add_predictions(jobs.add_parser("predictions", help="what a run found and what it missed"))
+    _add_attention(jobs.add_parser("attention", help="maps of a model's attention gates"))
+    return parser
+
+
+def _add_dataset(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(job=draw_dataset)
+    _add_common(parser, num=12, num_help="number of images")
+    parser.add_argument("--output", required=True, help="folder to write to")
+    parser.add_argument(
+        "--masks", default="ellipse", help="none, ellipse, grabcut, or a mask file (ellipse)"
+    )
+    parser.add_argument("--pick", choices=["random", "first"], default="random")
+    parser.add_argument("--zoom", action="store_true", help="show the lesions' surroundings only")
+
+
+def _add_predictions(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(job=draw_predictions)
+    _add_common(parser, num=4, num_help="number of images per pick")
+    parser.add_argument("--results", required=True, help="coco_instances_results.json")
+    parser.add_argument("--output", help="folder to write to (pictures/ beside the results)")
+    parser.add_argument("--pick", nargs="+", choices=PICKS, default=PICKS)
+    threshold = parser.add_mutually_exclusive_group()
+    threshold.add_argument("--score-threshold", type=float, help="leave out lower scores")
+    threshold.add_argument(
+        "--fps-per-image",
+        type=float,
+        default=1.0,
+        help="take the score threshold at which the run has so many false positives per image (1)",
+    )
+
+
+def _add_attention(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(job=draw_attention)
+    _add_common(parser, num=4, num_help="number of images")
+    parser.add_argument("--config-file", required=True, help="of the model, with attention gates")
+    parser.add_argument("--weights", required=True, help="a checkpoint of that model")
+    parser.add_argument("--output", help="folder to write to (OUTPUT_DIR/attention/<data set>)")
+    parser.add_argument("--pick", choices=["random", "first"], default="random")
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        help="draw detections from this score on over the segmentation (only the lesions)",
+    )
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config"
+    )
+
+
+def _add_common(parser: argparse.ArgumentParser, *, num: int, num_help: str) -> None:
+    parser.add_argument("--dataset", required=True, help="a registered data set: phantom_test")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="leave out images whose file is missing"
+    )
+    parser.add_argument("--num", type=_positive, default=num, help=f"{num_help} ({num})")
+    parser.add_argument("--seed", type=int, default=0, help="of the random pick (0)")
+    parser.add_argument(
+        "--window",
+        nargs="+",
+        default=["dicom"],
+        metavar="WINDOW",
+        help="dicom (each image's own), a name such as lung or abdomen, or LOW HIGH in HU (dicom)",
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw, print the paths written, and return the exit code."""
+    args = get_parser().parse_args(argv)
+    try:
+        paths = args.job(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(paths))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

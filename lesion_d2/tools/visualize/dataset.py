@@ -1,0 +1,76 @@
+"""Pictures of a data set's lesions."""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+from lesion_d2.data.ct import read_slice
+from lesion_d2.data.pseudo_masks import (
+    METHODS,
+    PseudoMasks,
+    grabcut_image,
+    load_mask_file,
+    pseudo_mask,
+)
+from lesion_d2.visualization import TRUTH_LEGEND, LesionVisualizer, parse_window, truth_boxes
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+from .pictures import (
+    check_output,
+    load_records,
+    names_of_pictures,
+    pick_records,
+    remove_pictures,
+    truth_title,
+    write_pictures,
+)
+
+
+def draw_dataset(args: argparse.Namespace) -> list[str]:
+    """Write the pictures of a data set's truth; return their paths, the contact sheet last."""
+    window = parse_window(args.window)
+    records = load_records(args.dataset, allow_missing=args.allow_missing)
+    check_output(args.output, records, args.dataset)
+    masks_of = mask_source(args.masks)
+    chosen = pick_records(records, args.pick, args.num, seed=args.seed)
+    drawings = [(f"{record['image_id']}.png", truth_title(record), record) for record in chosen]
+
+    def draw(visualizer: LesionVisualizer, record: dict) -> None:
+        """Draw the truth of one image."""
+        if args.zoom:
+            visualizer.zoom(truth_boxes(record))
+        visualizer.draw_dataset_dict(record, masks_of(record))
+
+    remove_pictures(args.output, names_of_pictures(records))
+    return write_pictures(args.dataset, window, drawings, draw, args.output, TRUTH_LEGEND)
+
+
+def mask_source(name: str) -> Callable[[dict], list[np.ndarray]]:
+    """A function from an image's dict to the masks of its lesions.
+
+    Args:
+        name: "none", "ellipse", "grabcut", or the path of a mask file.
+
+    Raises:
+        FileNotFoundError: no such mask file.
+        ValueError: not a mask file; from the function, a lesion that the file lacks.
+    """
+    if name == "none":
+        return lambda record: []
+    if name in METHODS:
+        return partial(_computed_masks, name)
+    return partial(_stored_masks, load_mask_file(name))
+
+
+def _computed_masks(method: str, record: dict) -> list[np.ndarray]:
+    image = grabcut_image(read_slice(record["file_name"]), record["window"])
+    return [pseudo_mask(method, image, a["recist"], a["bbox"]).mask for a in record["annotations"]]
+
+
+def _stored_masks(masks: PseudoMasks, record: dict) -> list[np.ndarray]:
+    return [
+        mask_util.decode(masks.get(record["image_id"], a["row"], a["recist"])).astype(bool)
+        for a in record["annotations"]
+    ]

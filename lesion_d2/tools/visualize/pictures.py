@@ -1,0 +1,127 @@
+"""What all jobs share: the images to draw, and the files that are written."""
+
+import glob
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lesion_d2.data.deeplesion import set_allow_missing
+from lesion_d2.visualization import (
+    LesionVisualizer,
+    contact_sheet,
+    save_picture,
+    window_image,
+)
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from tqdm import tqdm
+
+PICTURE_SIDE = 1024
+TILE_SIDE = 512
+MAX_COLUMNS = 6
+CONTACT_SHEET = "contact_sheet.png"
+
+
+def load_records(dataset: str, *, allow_missing: bool = False) -> list[dict]:
+    """The dicts of a registered data set.
+
+    Args:
+        dataset: its name in ``DatasetCatalog``.
+        allow_missing: leave out images whose file is missing.
+
+    Raises:
+        ValueError: the data set is not registered, or has no images.
+    """
+    if dataset not in DatasetCatalog.list():
+        known = ", ".join(n for n in DatasetCatalog.list() if n.startswith(("deep", "phantom")))
+        raise ValueError(f"data set {dataset!r} is not registered, expected one such as {known}")
+    if allow_missing:
+        set_allow_missing(dataset, True)
+    records = DatasetCatalog.get(dataset)
+    if not records:
+        raise ValueError(f"data set {dataset!r} has no images")
+    return records
+
+
+def pick_records(records: Sequence[dict], pick: str, num: int, *, seed: int = 0) -> list[dict]:
+    """The first ``num`` images where ``pick`` is "first", else some at random."""
+    order = np.arange(len(records))
+    if pick == "random":
+        order = np.random.default_rng(seed).permutation(len(records))
+    return [records[i] for i in order[:num]]
+
+
+def truth_title(record: dict) -> str:
+    """Name of an image and number of its lesions, two lines."""
+    number = len(record["annotations"])
+    return f"{record['image_id']}\n{number} lesion{'' if number == 1 else 's'}"
+
+
+def check_output(output: str, records: Sequence[dict], dataset: str) -> None:
+    """Check that a folder holds no slices, which pictures could replace.
+
+    Raises:
+        ValueError: it does.
+    """
+    folders = {os.path.dirname(record["file_name"]) for record in records}
+    if os.path.realpath(output) in map(os.path.realpath, folders):
+        raise ValueError(
+            f"{output}: holds slices of {dataset}, expected another folder to write to"
+        )
+
+
+def names_of_pictures(records: Sequence[dict]) -> list[str]:
+    """Patterns of the pictures that are named by their image alone."""
+    return [f"{glob.escape(record['image_id'])}.png" for record in records]
+
+
+def remove_pictures(output: str, patterns: Sequence[str]) -> None:
+    """Remove what an earlier call wrote, so that the folder holds one call's pictures."""
+    for pattern in [*patterns, CONTACT_SHEET]:
+        for path in Path(output).glob(pattern):
+            path.unlink()
+
+
+def write_pictures(
+    dataset: str,
+    window: tuple[float, float] | None,
+    drawings: Sequence[tuple],
+    draw: Callable,
+    output: str,
+    legend: Sequence[tuple],
+    *,
+    columns: int | None = None,
+) -> list[str]:
+    """Draw each image in full size and as a tile of the contact sheet.
+
+    Args:
+        dataset: name of the data set.
+        window: of :func:`window_image`.
+        drawings: (file name, title, subject) an image; the subject is the image's dict, or has it
+            as ``record``.
+        draw: called with a visualizer and a subject.
+        output: folder to write to.
+        legend: of :func:`contact_sheet`.
+        columns: of the contact sheet.
+
+    Returns:
+        Paths, the contact sheet's last.
+    """
+    metadata = MetadataCatalog.get(dataset)
+    paths, tiles, titles = [], [], []
+    for name, title, subject in tqdm(drawings, desc="pictures", disable=None):
+        image = window_image(getattr(subject, "record", subject), window)
+        pictures = []
+        for side in (PICTURE_SIDE, TILE_SIDE):
+            visualizer = LesionVisualizer(image, metadata, side=side)
+            draw(visualizer, subject)
+            pictures.append(visualizer.get_output().get_image())
+        tiles.append(pictures[1])
+        titles.append(title)
+        page = contact_sheet(pictures[:1], [title], legend)
+        paths.append(save_picture(page, os.path.join(output, name)))
+    columns = columns or min(MAX_COLUMNS, math.ceil(math.sqrt(len(tiles))))
+    sheet = contact_sheet(tiles, titles, legend, columns=columns)
+    return [*paths, save_picture(sheet, os.path.join(output, CONTACT_SHEET))]

@@ -1,0 +1,95 @@
+"""Pages with a row of heat maps an image, whatever recorded them."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lesion_d2.visualization import (
+    HeatMap,
+    ImageOutcome,
+    LesionVisualizer,
+    color_bar,
+    contact_sheet,
+    save_picture,
+    window_image,
+)
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from tqdm import tqdm
+
+from .pictures import CONTACT_SHEET, TILE_SIDE, truth_title
+
+
+@dataclass
+class Row:
+    """An image, its heat maps in the order wanted, and what is drawn on the last one.
+
+    Attributes:
+        record: the image's Detectron2 dict.
+        heat_maps: one value a pixel of the slice each.
+        outcome: detections to draw on the last heat map; None draws the lesions alone.
+    """
+
+    record: dict
+    heat_maps: Sequence[HeatMap]
+    outcome: ImageOutcome | None = None
+
+
+def write_rows(
+    dataset: str,
+    window: tuple[float, float] | None,
+    rows: Sequence[Row],
+    output: str,
+    legend: Sequence[tuple],
+) -> list[str]:
+    """Write a picture a row, and all rows as the contact sheet.
+
+    Args:
+        dataset: name of the data set.
+        window: of :func:`window_image`.
+        rows: one an image, all with the same heat maps.
+        output: folder to write to.
+        legend: of :func:`contact_sheet`.
+
+    Returns:
+        Paths, the contact sheet's last.
+    """
+    paths, all_tiles, all_titles = [], [], []
+    for row in tqdm(rows, desc="pictures", disable=None):
+        image = window_image(row.record, window)
+        tiles = draw_row(row, image, MetadataCatalog.get(dataset))
+        titles = [truth_title(row.record), *(heat_map.title for heat_map in row.heat_maps)]
+        page = contact_sheet(tiles, titles, legend, columns=len(tiles))
+        paths.append(save_picture(page, os.path.join(output, f"{row.record['image_id']}.png")))
+        all_tiles += tiles
+        all_titles += titles
+    sheet = contact_sheet(all_tiles, all_titles, legend, columns=1 + len(rows[0].heat_maps))
+    return [*paths, save_picture(sheet, os.path.join(output, CONTACT_SHEET))]
+
+
+def draw_row(row: Row, image: np.ndarray, metadata=None) -> list[np.ndarray]:
+    """Draw the slice with its lesions, then each heat map over it, above its color bar.
+
+    Args:
+        row: what to draw.
+        image: of :func:`window_image`.
+        metadata: the data set's ``MetadataCatalog`` entry.
+
+    Returns:
+        RGB pictures of one size.
+    """
+    visualizer = LesionVisualizer(image, metadata, side=TILE_SIDE)
+    tiles = [visualizer.draw_dataset_dict(row.record).get_image()]
+    width = tiles[0].shape[1]
+    bars = [color_bar(heat_map.low, heat_map.high, width) for heat_map in row.heat_maps]
+    for number, heat_map in enumerate(row.heat_maps, start=1):
+        visualizer = LesionVisualizer(image, metadata, side=TILE_SIDE)
+        visualizer.draw_heat_map(heat_map)
+        if row.outcome is not None and number == len(row.heat_maps):
+            visualizer.draw_outcome(row.outcome)
+        else:
+            visualizer.draw_truth_boxes(row.record)
+        tiles.append(visualizer.get_output().get_image())
+    bars.insert(0, np.zeros_like(bars[0]))
+    return [np.concatenate(pair) for pair in zip(tiles, bars, strict=True)]

@@ -1,0 +1,39 @@
+"""Pictures of CT slices, their lesions, a run's detections and what a model looks at."""
+
+from .heat_map import HeatMap, color_bar
+from .outcome import ImageOutcome, judge, outcome_quality, prediction_masks, truth_boxes
+from .sheet import contact_sheet, save_picture
+from .visualizer import (
+    FALSE_POSITIVE_COLOR,
+    HIT_COLOR,
+    MASK_COLOR,
+    OUTCOME_LEGEND,
+    RECIST_COLOR,
+    TRUTH_COLOR,
+    TRUTH_LEGEND,
+    LesionVisualizer,
+)
+from .window import WINDOWS, parse_window, window_image
+
+__all__ = [
+    "FALSE_POSITIVE_COLOR",
+    "HIT_COLOR",
+    "MASK_COLOR",
+    "OUTCOME_LEGEND",
+    "RECIST_COLOR",
+    "TRUTH_COLOR",
+    "TRUTH_LEGEND",
+    "WINDOWS",
+    "HeatMap",
+    "ImageOutcome",
+    "LesionVisualizer",
+    "color_bar",
+    "contact_sheet",
+    "judge",
+    "outcome_quality",
+    "parse_window",
+    "prediction_masks",
+    "save_picture",
+    "truth_boxes",
+    "window_image",
+]

@@ -1,0 +1,71 @@
+"""Values over a slice as colors."""
+
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+
+from .sheet import FONT_SIZE, new_figure, to_pixels
+
+_COLOR_MAP = mpl.colormaps["plasma"]
+_LAST_COLOR = 0.72  # of the color map: what follows comes near the yellow of lesions
+_LOW_OPACITY, _HIGH_OPACITY = 0.35, 0.75
+_BAR_HEIGHT = 24  # pixels
+_BAR_LABEL_WIDTH = 48
+
+
+@dataclass
+class HeatMap:
+    """Values over a slice, and the part of their scale that the colors span.
+
+    Attributes:
+        title: of up to two lines.
+        values: (H, W), one a pixel of the slice.
+        low, high: values that get the first and the last color, as do those beyond them.
+    """
+
+    title: str
+    values: np.ndarray
+    low: float = 0.0
+    high: float = 1.0
+
+
+def heat_map_colors(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Colors of values, from a blue that lets the slice through to a coral that covers more.
+
+    Args:
+        values: any shape.
+        low, high: values of the first and the last color; where they are equal, all get the first.
+
+    Returns:
+        (*shape, 4) red, green, blue and opacity in 0..1.
+    """
+    share = (np.asarray(values, dtype=np.float64) - low) / ((high - low) or 1.0)
+    share = np.clip(share, 0, 1)
+    colors = _COLOR_MAP(_LAST_COLOR * share)
+    colors[..., 3] = _LOW_OPACITY + (_HIGH_OPACITY - _LOW_OPACITY) * share
+    return colors
+
+
+def color_bar(low: float, high: float, width: int) -> np.ndarray:
+    """The colors of a heat map between the numbers that the first and the last one stand for.
+
+    Args:
+        low, high: as in :func:`heat_map_colors`.
+        width: of the picture, in pixels.
+
+    Returns:
+        RGB uint8 picture, 24 pixels high.
+    """
+    fig = new_figure(width, _BAR_HEIGHT)
+    length = max(1, width - 2 * _BAR_LABEL_WIDTH)
+    colors = heat_map_colors(np.linspace(0, 1, length), 0, 1)[:, :3]
+    fig.figimage(np.tile(colors, (_BAR_HEIGHT // 2, 1, 1)), _BAR_LABEL_WIDTH, _BAR_HEIGHT // 4)
+    label = {"size": FONT_SIZE, "color": "white", "va": "center_baseline"}
+    fig.text((_BAR_LABEL_WIDTH - 6) / width, 0.5, _number(low), ha="right", **label)
+    fig.text(1 - (_BAR_LABEL_WIDTH - 6) / width, 0.5, _number(high), ha="left", **label)
+    return to_pixels(fig)
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 0.01 or value == 0 else f"{value:.0e}"

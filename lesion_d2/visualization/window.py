@@ -1,0 +1,64 @@
+"""CT slices as gray images in a display window."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..data.ct import hu_to_pixels, read_slice
+
+# The usual display windows (low, high) in Hounsfield units.
+WINDOWS = {
+    "abdomen": (-160.0, 240.0),
+    "bone": (-500.0, 1300.0),
+    "brain": (0.0, 80.0),
+    "liver": (-45.0, 105.0),
+    "lung": (-1350.0, 150.0),
+    "mediastinum": (-125.0, 225.0),
+}
+
+
+def parse_window(words: Sequence[str]) -> tuple[float, float] | None:
+    """Read a display window from a command line.
+
+    Args:
+        words: a name of :data:`WINDOWS`, or "dicom", or two numbers LOW HIGH in Hounsfield units.
+
+    Returns:
+        (low, high), or None for "dicom": the window that the data set states for each image.
+
+    Raises:
+        ValueError: neither a known name nor two numbers with LOW below HIGH.
+
+    Example:
+        >>> parse_window(["-160", "240"])
+        (-160.0, 240.0)
+    """
+    if len(words) == 1 and words[0] == "dicom":
+        return None
+    if len(words) == 1 and words[0] in WINDOWS:
+        return WINDOWS[words[0]]
+    try:
+        low, high = (float(word) for word in words)
+    except ValueError:
+        low, high = math.nan, math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        names = ", ".join(["dicom", *WINDOWS])
+        raise ValueError(
+            f"window is {' '.join(words)!r}, expected one of {names}, or LOW HIGH in HU, LOW < HIGH"
+        )
+    return low, high
+
+
+def window_image(record: dict, window: tuple[float, float] | None = None) -> np.ndarray:
+    """Read an image's key slice for display.
+
+    Args:
+        record: the image's Detectron2 dict.
+        window: (low, high) in HU that become black and white; None takes ``record["window"]``.
+
+    Returns:
+        H x W x 3 uint8, gray.
+    """
+    pixels = hu_to_pixels(read_slice(record["file_name"]), window or record["window"])
+    return np.repeat(np.rint(pixels).astype(np.uint8)[:, :, None], 3, axis=2)

@@ -1,0 +1,73 @@
+import json
+import statistics
+
+from lesion_d2.tools.compare_runs import main
+
+import pytest
+
+VALUES = {"net_1": 60.0, "net_2": 64.0, "net_3": 71.0, "better_1": 80.0}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Evaluations of four runs, whose sensitivity rises by one percent from rate to rate."""
+    for name, value in VALUES.items():
+        _write(tmp_path / name, value)
+    (tmp_path / "net_4.log").touch()
+    return tmp_path
+
+
+def _write(folder, value, lesions=7):
+    rows = [
+        {"stratum": label, "lesions": lesions, "images": 5}
+        | {"sens@0.5": value + more, "sens@1": value + more + 1, "mean_sens": value + more + 2}
+        | {"sens@0.5_low": 0.0, "mean_sens_high": 100.0}
+        for label, more in (("all lesions", 0), ("bone", 9))
+    ]
+    target = folder / "inference" / "some_test"
+    target.mkdir(parents=True)
+    (target / "froc.json").write_text(json.dumps({"dataset": "some_test", "rows": rows}))
+
+
+def _table(text):
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:]]
+    return [lines[0], *lines[2:]]
+
+
+@pytest.mark.parametrize(("options", "more"), [([], 0), (["--stratum", "bone"], 9)])
+def test_mean_and_spread(runs, capsys, options, more):
+    arguments = [f"Net={runs}/net_*", f"+ more={runs}/better_*", "--dataset", "some_test", *options]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "some_test" in output and ": 7" in output
+    header, net, better = _table(output)
+    assert header == ["", "runs", "0.5", "1", "mean_sens"]
+    spread = statistics.stdev([60, 64, 71])
+    expected = [f"{65 + more + i:.1f} ± {spread:.1f}" for i in range(3)]
+    assert net == ["Net", "3", *expected]
+    assert better == ["+ more", "1", *(f"{80 + more + i:.1f}" for i in range(3))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["Net={}/none_*"], "none_*: found no folder"),
+        (["Net={}/net_*", "--dataset", "other"], "evaluations found: some_test; expected one on"),
+        (["Net={}/net_*", "--stratum", "skin"], "'skin', expected one of all lesions, bone"),
+        (["Net={}/net_*", "Small={}/small"], "different numbers of lesions (Net: [7], Small: [3])"),
+    ],
+)
+def test_bad_input_is_one_line(runs, capsys, arguments, message):
+    _write(runs / "small", 1.0, lesions=3)
+    arguments = [argument.format(runs) for argument in arguments]
+    if "--dataset" not in arguments:
+        arguments += ["--dataset", "some_test"]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_an_experiment_has_a_name_and_a_pattern(capsys):
+    with pytest.raises(SystemExit):
+        main(["output/net_*", "--dataset", "some_test"])
+    assert "found 'output/net_*', expected NAME=PATTERN" in capsys.readouterr().err
