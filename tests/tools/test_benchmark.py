@@ -1,6 +1,6 @@
 from lesion_d2.data.deeplesion import load_deeplesion
 from lesion_d2.evaluation import froc_curve
-from lesion_d2.tools.benchmark import configs, data, froc, inputs, memory, models, timing
+from lesion_d2.tools.benchmark import anchors, configs, data, froc, inputs, memory, models, timing
 from lesion_d2.tools.benchmark.__main__ import main
 from lesion_d2.tools.benchmark.timing import Row, Times
 
@@ -46,6 +46,19 @@ def test_froc_rows_compare_both_curves():
     first, second = froc.measure_froc(num_images=30, per_image=4)
     assert first.limit == 0.25 and first.unit == "s"
     assert "differ by at most 0" in second.note
+
+
+def test_anchors_are_searched_for_drawn_boxes_where_the_real_ones_are_not(tmp_path):
+    drawn = anchors.draw_boxes()
+    assert np.median(drawn[:, 0]) == pytest.approx(27.6, rel=0.05)
+    assert np.quantile(drawn[:, 0], 0.9) == pytest.approx(57, rel=0.1)
+    time, iou = anchors.measure_anchors(tmp_path / "none.csv")
+    assert time.limit == 3 and "drawn" in time.note and f"{len(drawn):,} boxes" in time.note
+    assert iou.limit is None and iou.measured > 0.85
+    file = tmp_path / "boxes.csv"
+    file.write_text("x1,y1,x2,y2\n" + "0,0,20,30\n" * 3)
+    time, iou = anchors.measure_anchors(file)
+    assert iou.limit == 0.884 and iou.measured == pytest.approx(1) and "3 boxes" in time.note
 
 
 def test_made_up_rows_load(tmp_path):

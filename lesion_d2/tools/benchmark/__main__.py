@@ -1,6 +1,6 @@
 """Measure this project's ratios and times on this machine, in one run.
 
-python -m lesion_d2.tools.benchmark [--only slices masks froc csv model zlocha] [--threads N]
+python -m lesion_d2.tools.benchmark [--only PART ...] [--threads N]
 
 Writes small phantom data sets into a temporary folder, measures, and prints one table. Times are
 the minimum over repeats where nothing else is said; ratios of models are the median over pairs of
@@ -25,13 +25,14 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
+from .anchors import measure_anchors
 from .data import measure_csv, measure_masks, measure_slices
 from .froc import measure_froc
 from .memory import ignore_meshgrid_warning
 from .models import measure_retina_unet, measure_zlocha
 from .timing import Row
 
-PARTS = ("slices", "masks", "froc", "csv", "model", "zlocha")
+PARTS = ("slices", "masks", "froc", "csv", "anchors", "model", "zlocha")
 
 
 def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
@@ -44,6 +45,8 @@ def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
         yield from measure_froc()
     if "csv" in parts:
         yield from measure_csv(folder)
+    if "anchors" in parts:
+        yield from measure_anchors()
     for part, measure_model in (("model", measure_retina_unet), ("zlocha", measure_zlocha)):
         if part in parts:
             yield from measure_model("cpu")
