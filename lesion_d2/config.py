@@ -67,14 +67,15 @@ def _add_model_config(cfg: CN) -> None:
     # Weight of the segmentation loss; 0 switches it off.
     cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT = 1.0
     # "ce_dice": pixel-wise cross entropy plus soft Dice (Jaeger et al., equation (1)); "focal":
-    # focal loss on the pixel-wise cross entropy (Zlocha et al., section 2.3) with the next two.
+    # focal loss on the pixel-wise cross entropy (Zlocha et al., section 2.3) with the next two, the
+    # weight of lesion pixels (0.5: masks are not biased) and the exponent.
     cfg.MODEL.RETINA_UNET.SEG_LOSS = "ce_dice"
     cfg.MODEL.RETINA_UNET.SEG_FOCAL_ALPHA = 0.5
     cfg.MODEL.RETINA_UNET.SEG_FOCAL_GAMMA = 2.0
     # How much a detection's score depends on the agreement of its box with the mask there: from 0
     # (not at all) to 1 (Zlocha et al., section 2.2).
     cfg.MODEL.RETINA_UNET.CALIBRATION = 0.0
-    # Pixels of the model's input by which annotated boxes surround their lesions (DeepLesion: 5);
+    # Pixels of the slice by which annotated boxes surround their lesions (DeepLesion: 5);
     # calibration expects them.
     cfg.MODEL.RETINA_UNET.BOX_MARGIN = 5.0
     # Whether predictions carry masks; without, P1 and P0 are not computed at inference.

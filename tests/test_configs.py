@@ -97,6 +97,24 @@ def test_rows_of_zlochas_table_differ_in_nothing_but_their_own_addition(suffix):
     assert rows[-1]["INPUT.PSEUDO_MASK"] == "grabcut"
 
 
+def test_found_anchors_replace_the_papers(tmp_path):
+    file = tmp_path / "own.yaml"
+    bases = [
+        str(CONFIGS / "zlocha" / name)
+        for name in ("attention.yaml", "parts/anchors_deeplesion.yaml")
+    ]
+    file.write_text(f"_BASE_: {bases}")
+    cfg = get_cfg()
+    lesion_d2.add_lesion_config(cfg)
+    cfg.merge_from_file(str(file))
+    expected = _zlocha("attention") | {
+        f"MODEL.ANCHOR_GENERATOR.{key}": cfg.MODEL.ANCHOR_GENERATOR[key]
+        for key in ("SIZES", "ASPECT_RATIOS")
+    }
+    assert _flat(cfg) == expected
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES[0] == pytest.approx([13.40, 16.76, 21.16], abs=0.01)
+
+
 @pytest.mark.parametrize("name", ["retinanet", "retinanet_phantom"])
 def test_the_original_retinanet_has_detectron2s_anchors(name):
     values = _zlocha(name)

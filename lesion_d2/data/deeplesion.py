@@ -394,4 +394,25 @@ def set_allow_missing(name: str, allow_missing: bool) -> None:
     metadata.allow_missing = allow_missing
 
 
+def load_records(dataset: str, *, allow_missing: bool = False) -> list[dict]:
+    """The dicts of a registered data set.
+
+    Args:
+        dataset: its name in ``DatasetCatalog``.
+        allow_missing: leave out images whose file is missing.
+
+    Raises:
+        ValueError: the data set is not registered, or has no images.
+    """
+    if dataset not in DatasetCatalog.list():
+        known = ", ".join(n for n in DatasetCatalog.list() if n.startswith(("deep", "phantom")))
+        raise ValueError(f"data set {dataset!r} is not registered, expected one such as {known}")
+    if allow_missing:
+        set_allow_missing(dataset, True)
+    records = DatasetCatalog.get(dataset)
+    if not records:
+        raise ValueError(f"data set {dataset!r} has no images")
+    return records
+
+
 _register_builtin()

@@ -105,11 +105,21 @@ class LesionCheckpointer(DetectionCheckpointer):
                 if not isinstance(value, Tensor | np.ndarray):
                     raise ValueError(f"{name!r} is {type(value).__name__}, not a tensor")
         adapt_stem(weights, self.model.state_dict())
+        if not loaded.get("matching_heuristics"):
+            self._fit_torchvision(weights, filename)
+        return loaded
+
+    def _fit_torchvision(self, weights: dict[str, Any], filename: str) -> None:
         try:
-            rename_torchvision_weights(weights, self.model)
+            num_backbones = rename_torchvision_weights(weights, self.model)
         except ValueError as error:
             raise ValueError(f"{filename}: {error}") from None
-        return loaded
+        url = self._parsed_url_during_load.geturl()
+        if url.startswith(PREFIX) and num_backbones == 0:
+            raise ValueError(
+                f"{url}: found no backbone of torchvision's in the model, expected a "
+                "MODEL.BACKBONE.NAME with one, such as build_vgg_fpn_backbone"
+            )
 
 
 def check_weights_exist(path: str) -> None:
@@ -150,7 +160,8 @@ def adapt_stem(weights: dict[str, Any], model_weights: dict[str, Tensor]) -> Non
 
     Args:
         weights: names to tensors or arrays, of a whole detector or of a backbone, with
-            Detectron2's or Caffe2's name for the first convolution; changed in place.
+            Detectron2's, Caffe2's or (of a VGG) torchvision's name for the first convolution;
+            changed in place.
         model_weights: the state of the model that they are for.
     """
     targets = [value for name, value in model_weights.items() if _is_stem(name)]

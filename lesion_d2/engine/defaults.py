@@ -23,6 +23,7 @@ from torch import nn
 from ..config import add_lesion_config
 from ..data.deeplesion import set_allow_missing
 from ..data.mapper import LesionDatasetMapper
+from ..modeling import AttentionGate
 from .checkpoint import check_weights
 from .schedule import resolve_epochs
 from .trainer import optimizer_class
@@ -31,6 +32,12 @@ logger = logging.getLogger(__name__)
 
 # A key, whether a value of it can be used, and what is expected.
 _Check = tuple[str, Callable[[Any], bool], str]
+_MODEL_CHECKS: tuple[_Check, ...] = (
+    ("MODEL.RETINA_UNET.SEG_LOSS_WEIGHT", lambda v: v >= 0, "0 (off) or more"),
+    ("MODEL.RETINA_UNET.SEG_FOCAL_ALPHA", lambda v: 0 <= v <= 1, "0 to 1"),
+    ("MODEL.RETINA_UNET.SEG_FOCAL_GAMMA", lambda v: v >= 0, "0 or more"),
+    ("MODEL.RETINA_UNET.BOX_MARGIN", lambda v: v >= 0, "0 or more pixels"),
+)
 _TRAINING_CHECKS: tuple[_Check, ...] = (
     (
         "DATALOADER.SAMPLER_TRAIN",
@@ -199,14 +206,35 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
 
 def _check_model(cfg: CfgNode) -> nn.Module:
     """Build the model without memory for its weights, which checks the keys that it goes by."""
+    _check_values(cfg, _MODEL_CHECKS)
     found, strength = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.RETINA_UNET.CALIBRATION
     if strength > 0 and found != "RetinaUNet":
         raise InputError(
             f"MODEL.META_ARCHITECTURE: found {found!r}, expected 'RetinaUNet' for the calibration "
             f"(MODEL.RETINA_UNET.CALIBRATION is {strength})"
         )
-    with _as_input_error(""), torch.device("meta"):
-        return META_ARCH_REGISTRY.get(found)(cfg)
+    try:
+        with torch.device("meta"):
+            model = META_ARCH_REGISTRY.get(found)(cfg)
+    except (AssertionError, AttributeError, IndexError, KeyError, ValueError) as error:
+        # Detectron2 tells of a name that does not exist by a KeyError of that name alone.
+        text = " ".join(str(error).split())
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "
+        raise InputError(
+            f"MODEL: found {found} on {cfg.MODEL.BACKBONE.NAME} not to be built: {kind}{text}"
+        ) from error
+    except (NotImplementedError, RuntimeError) as error:
+        # Some backbones need values while they are built: the run itself builds and checks them.
+        logger.info(f"{found} on {cfg.MODEL.BACKBONE.NAME} was not checked beforehand: {error}")
+        return nn.Identity()
+    if cfg.MODEL.UNET_FPN.ATTENTION and not any(
+        isinstance(m, AttentionGate) for m in model.modules()
+    ):
+        raise InputError(
+            f"MODEL.BACKBONE.NAME: found {cfg.MODEL.BACKBONE.NAME}, expected a U-FPN for "
+            "MODEL.UNET_FPN.ATTENTION True"
+        )
+    return model
 
 
 def _check_values(cfg: CfgNode, checks: Iterable[_Check]) -> None:
@@ -231,6 +259,11 @@ def _check_training(cfg: CfgNode, num_processes: int) -> None:
         raise InputError(
             f"MODEL.MASK_ON: found False, expected True for the segmentation loss "
             f"(MODEL.RETINA_UNET.SEG_LOSS_WEIGHT is {weight})"
+        )
+    if weight == 0 and cfg.MODEL.RETINA_UNET.CALIBRATION > 0:
+        raise InputError(
+            "MODEL.RETINA_UNET.SEG_LOSS_WEIGHT: found 0, expected a segmentation loss for "
+            f"MODEL.RETINA_UNET.CALIBRATION {cfg.MODEL.RETINA_UNET.CALIBRATION}"
         )
 
 

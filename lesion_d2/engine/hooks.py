@@ -265,7 +265,8 @@ def _is_evaluated(trainer: TrainerBase, eval_period: int) -> bool:
 
 
 def _missing_metric(name: str, latest: dict[str, tuple[float, int]]) -> str:
-    given = sorted(other for other in latest if "/" in other)
+    newest = max((iteration for _, iteration in latest.values()), default=0)
+    given = sorted(n for n, (_, iteration) in latest.items() if "/" in n and iteration == newest)
     return f"the evaluation gives no TEST.BEST_METRIC {name!r}, but {given}"
 
 

@@ -1,8 +1,8 @@
 """``MODEL.WEIGHTS: torchvision://vgg19``, and files of torchvision's weights for our backbones."""
 
 import os
+from http.client import HTTPException
 from typing import IO, Any
-from urllib.error import URLError
 
 import torch
 import torchvision
@@ -34,9 +34,9 @@ class TorchvisionHandler(PathHandler):
             checksum = file.rpartition("-")[2].partition(".")[0]
             try:
                 torch.hub.download_url_to_file(url, file, hash_prefix=checksum)
-            except (OSError, URLError) as error:
+            except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: wrong checksum
                 raise FileNotFoundError(
-                    f"{path}: found no file {file}, and no way to {url} ({error})"
+                    f"{path}: found no file {file}, and no whole one at {url} ({error})"
                 ) from error
         return file
 
@@ -50,28 +50,40 @@ class TorchvisionHandler(PathHandler):
 PathManager.register_handler(TorchvisionHandler())
 
 
-def rename_torchvision_weights(weights: dict[str, Any], model: nn.Module) -> None:
-    """Give torchvision's weights the names that they have in a detector on torchvision's backbone.
+def rename_torchvision_weights(weights: dict[str, Any], model: nn.Module) -> int:
+    """Give torchvision's weights the names that they have in a model on torchvision's backbones.
 
     Such a backbone says by ``torchvision_name`` whose names it uses. What it does not have, the
-    classifier, is left out. Weights that bear a detector's names already, and models on other
+    classifier, is left out. Weights that bear the model's own names already, and models on other
     backbones, are left as they are.
 
     Args:
         weights: names to tensors; changed in place.
-        model: what they are for.
+        model: what they are for, a detector or a bare backbone.
+
+    Returns:
+        How many such backbones the model has.
 
     Raises:
-        ValueError: the backbone has parameters that ``weights`` lack or have in another shape;
-            names them.
+        ValueError: a backbone has parameters that ``weights`` lack or have in another shape; names
+            them.
     """
-    found = [(name, m) for name, m in model.named_modules() if hasattr(m, "torchvision_name")]
-    if len(found) != 1:
-        return
-    [(prefix, backbone)] = found
-    outer = prefix.partition(".")[0]
-    if any(name.startswith(f"{outer}.") for name in weights):
-        return
+    found = {name: m for name, m in model.named_modules() if hasattr(m, "torchvision_name")}
+    tops = {name.partition(".")[0] for name in found}
+    # A detector's checkpoint, perhaps of DistributedDataParallel.
+    if not found or any(n.removeprefix("module.").partition(".")[0] in tops for n in weights):
+        return len(found)
+    renamed = {}
+    for prefix, backbone in found.items():
+        wanted = _check_names_and_shapes(weights, backbone)
+        renamed.update({f"{prefix}.{name}" if prefix else name: weights[name] for name in wanted})
+    weights.clear()
+    weights.update(renamed)
+    return len(found)
+
+
+def _check_names_and_shapes(weights: dict[str, Any], backbone: nn.Module) -> list[str]:
+    """The names that a backbone needs."""
     state = backbone.state_dict()
     wanted = [name for name in state if not name.endswith(".num_batches_tracked")]
     source = f"expected torchvision's {backbone.torchvision_name}"
@@ -87,6 +99,4 @@ def rename_torchvision_weights(weights: dict[str, Any], model: nn.Module) -> Non
             f"found {others[0]} of shape {tuple(weights[others[0]].shape)}, expected "
             f"{tuple(state[others[0]].shape)}, and {len(others) - 1} more such; {source}"
         )
-    kept = {f"{prefix}.{name}": weights[name] for name in wanted}
-    weights.clear()
-    weights.update(kept)
+    return wanted

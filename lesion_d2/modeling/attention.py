@@ -6,7 +6,7 @@ import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_OPEN = 2.0  # sigmoid(2) = 0.88 of a skip connection passes before anything is learned
+_OPEN = 2.0  # the bias of the map before the sigmoid, which is 0.88 there
 
 
 class AttentionGate(nn.Module):
@@ -16,8 +16,8 @@ class AttentionGate(nn.Module):
     the output is map x skip. The gating signal is the coarser level, upsampled; as ``phi`` is 1x1
     and the upsampling repeats pixels, it is applied before, at a quarter of the cost.
 
-    The papers leave open how the gate starts: ours lets most of the skip connection pass, so that
-    training begins close to the network without gates.
+    Zlocha et al. leave open how the gate starts: ours lets most of the skip connection pass, so
+    that training begins close to the network without gates.
 
     Args:
         skip_channels: channels of the skip connection.

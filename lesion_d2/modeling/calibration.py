@@ -42,7 +42,7 @@ def mask_agreement(
     Returns:
         (n,) in [0, 1]; 0 where there is no mask.
     """
-    boxes = _clip(boxes, class_masks)
+    boxes = _clip(boxes.nan_to_num(), class_masks)
     around, found = boxes_around_masks(boxes, classes, class_masks)
     around = _clip(around + around.new_tensor([-margin, -margin, margin, margin]), class_masks)
     shared = torch.minimum(boxes[:, 2:], around[:, 2:]) - torch.maximum(boxes[:, :2], around[:, :2])

@@ -49,14 +49,18 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def focal_segmentation_loss(
-    logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
+    logits: Tensor, labels: Tensor, *, alpha: float = 0.5, gamma: float = 2.0
 ) -> Tensor:
     """Focal loss on the pixel-wise cross entropy (Zlocha et al., section 2.3).
 
     The sum over pixels of -a (1 - p)^gamma log p, where p is the softmax probability of the
     pixel's label and a is ``alpha`` for lesions and 1 - ``alpha`` for background, divided by the
-    number of lesion pixels. The paper says no more than the name; this is Lin et al.'s loss with
-    pixels in place of anchors. Sums are taken in float32 under mixed precision.
+    number of lesion pixels, or by a thousandth of all pixels where there are fewer: a batch that
+    happens to have no lesion would otherwise outweigh a hundred others.
+
+    The paper says no more than the name. This is Lin et al.'s loss with pixels in place of anchors,
+    but for their weight of 0.25: at 0.5 a pixel that is as likely lesion as not has probability
+    0.5, where masks begin. Sums are taken in float32 under mixed precision.
 
     Args:
         logits: (N, K + 1, H, W), channel 0 the background.
@@ -72,4 +76,5 @@ def focal_segmentation_loss(
     distance = (-torch.expm1(-cross_entropy)).clamp(min=1e-8)
     is_lesion = labels > 0
     weight = torch.where(is_lesion, alpha, 1 - alpha)
-    return (weight * distance**gamma * cross_entropy).sum() / is_lesion.sum().clamp(min=1)
+    normalizer = torch.maximum(is_lesion.sum(), 1e-3 * (labels != IGNORE).sum()).clamp(min=1)
+    return (weight * distance**gamma * cross_entropy).sum() / normalizer

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lesion_d2.tools.show_results import find_evaluations, read_froc
+from lesion_d2.tools.show_results import find_evaluations, metric_names, read_froc
 
 import numpy as np
 from tabulate import tabulate
@@ -60,15 +60,17 @@ def compare(experiments: dict[str, list[dict]]) -> str:
         experiments: name -> the runs' lines, see :func:`read_runs`.
 
     Raises:
-        ValueError: the runs were not evaluated on the same number of lesions.
+        ValueError: the runs were not evaluated on the same number of lesions, or at the same rates.
     """
     counts = {name: {row["lesions"] for row in rows} for name, rows in experiments.items()}
     if len(set.union(*counts.values())) > 1:
         found = ", ".join(f"{name}: {sorted(n)}" for name, n in counts.items())
         raise ValueError(f"found different numbers of lesions ({found}), expected one data set")
-    first = next(iter(experiments.values()))[0]
-    metrics = [name for name in first if name.startswith("sens@") or name == "mean_sens"]
-    metrics = [name for name in metrics if not name.endswith(("_low", "_high"))]
+    columns = {tuple(metric_names(row)) for rows in experiments.values() for row in rows}
+    if len(columns) > 1:
+        found = " and ".join(", ".join(names) for names in sorted(columns))
+        raise ValueError(f"found tables with {found}, expected the same rates in all")
+    [metrics] = columns
     lines = []
     for name, rows in experiments.items():
         values = np.array([[row[metric] for metric in metrics] for row in rows], dtype=float)
@@ -100,6 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--stratum", default=ALL_LESIONS, help=f"line of the tables ({ALL_LESIONS})"
     )
     args = parser.parse_args(argv)
+    names = [name for name, _ in args.experiments]
+    if len(set(names)) < len(names):
+        parser.error(f"found experiments {', '.join(names)}, expected different names")
     try:
         runs = {
             n: read_runs(pattern, args.dataset, args.stratum) for n, pattern in args.experiments

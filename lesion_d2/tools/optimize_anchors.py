@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.data.augmentation import ResizeCT
+from lesion_d2.data.deeplesion import load_records
 from lesion_d2.engine import load_config
 from lesion_d2.files import written_whole
 from lesion_d2.modeling.anchors import (
@@ -34,7 +35,6 @@ from lesion_d2.modeling.anchors import (
     optimize_anchors,
     unmatched_share,
 )
-from lesion_d2.tools.visualize.pictures import load_records
 
 import numpy as np
 import pandas as pd
@@ -57,7 +57,7 @@ SIZES_KEY = "MODEL.ANCHOR_GENERATOR.SIZES"
 RATIOS_KEY = "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"
 FRAGMENT_NOTES = (
     "Anchors found by lesion_d2.tools.optimize_anchors (Zlocha et al., section 2.1); for a config",
-    'that begins with _BASE_: ["another_config.yaml", "this_file.yaml"].',
+    'that begins with _BASE_: ["another_config.yaml", "this_file.yaml"]: the last file counts.',
 )
 
 
@@ -417,6 +417,8 @@ def _output_files(args: argparse.Namespace) -> tuple[Path | None, Path | None]:
     if output and args.config_file and output.resolve() == Path(args.config_file).resolve():
         raise ValueError(f"--output: found {args.output}, expected another file than --config-file")
     picture = Path(args.picture) if args.picture else output and output.with_suffix(".png")
+    if picture and picture.suffix != ".png":
+        raise ValueError(f"--picture: found {picture}, expected the name of a .png file")
     for file in (output, picture):
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -55,14 +55,19 @@ def read_froc(file: Path) -> dict:
     return content
 
 
+def metric_names(row: dict) -> list[str]:
+    """The names of the sensitivities in a line of a ``froc.json``, without their intervals."""
+    names = [name for name in row if name.startswith("sens@") or name == "mean_sens"]
+    return [name for name in names if not name.endswith(("_low", "_high"))]
+
+
 def froc_table(content: dict) -> str:
     """The table of a ``froc.json``: sensitivities in percent, one line a stratum.
 
     The first line is of all lesions; two more give its 95 % interval where there is one.
     """
     rows = content["rows"]
-    metrics = [name for name in rows[0] if name.startswith("sens@") or name == "mean_sens"]
-    metrics = [name for name in metrics if not name.endswith(("_low", "_high"))]
+    metrics = metric_names(rows[0])
     lines = []
     for i, row in enumerate(rows):
         counts = [row.get("stratum", ""), row.get("lesions"), row.get("images")]

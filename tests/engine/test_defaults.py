@@ -9,6 +9,7 @@ import detectron2
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
 from tiny_run import tiny_args, tiny_config
 
 import train_net
@@ -98,6 +99,34 @@ def test_a_bad_config_file_is_one_line_that_names_it(tmp_path, content, message)
         ((), {"MODEL__RETINA_UNET__SEG_LOSS": "dice"}, "SEG_LOSS: found 'dice', expected 'ce_d"),
         (
             (),
+            {"MODEL__RETINA_UNET__SEG_FOCAL_ALPHA": 1.5},
+            "SEG_FOCAL_ALPHA: found 1.5, expected 0",
+        ),
+        ((), {"MODEL__RETINA_UNET__SEG_FOCAL_GAMMA": -2.0}, "SEG_FOCAL_GAMMA: found -2.0, exp"),
+        ((), {"MODEL__RETINA_UNET__SEG_LOSS_WEIGHT": -1.0}, "SEG_LOSS_WEIGHT: found -1.0, exp"),
+        ((), {"MODEL__RETINA_UNET__BOX_MARGIN": -3.0}, "BOX_MARGIN: found -3.0, expected 0"),
+        (
+            (),
+            {"MODEL__RETINA_UNET__CALIBRATION": 0.5, "MODEL__RETINA_UNET__SEG_LOSS_WEIGHT": 0.0},
+            "SEG_LOSS_WEIGHT: found 0, expected .*CALIBRATION 0.5",
+        ),
+        ((), {"MODEL__META_ARCHITECTURE": "UNet"}, "MODEL: found UNet on build_tiny_.*KeyError"),
+        (
+            (),
+            {"MODEL__BACKBONE__NAME": "build_retinanet_resnet_fpn_backbone"},
+            "MODEL.BACKBONE.NAME: found a FPN, expected a U-FPN",
+        ),
+        (
+            (),
+            {
+                "MODEL__BACKBONE__NAME": "build_retinanet_resnet_fpn_backbone",
+                "MODEL__META_ARCHITECTURE": "RetinaNet",
+                "MODEL__UNET_FPN__ATTENTION": True,
+            },
+            "MODEL.BACKBONE.NAME: found build_retinanet.*UNET_FPN.ATTENTION True",
+        ),
+        (
+            (),
             {"MODEL__RETINA_UNET__CALIBRATION": 0.5, "MODEL__META_ARCHITECTURE": "RetinaNet"},
             "META_ARCHITECTURE: found 'RetinaNet', expected 'RetinaUNet'.*CALIBRATION is 0.5",
         ),
@@ -147,6 +176,22 @@ def test_torchvisions_weights_of_another_model_stop_a_run_before_it_writes(tiny_
     with pytest.raises(InputError, match=r"MODEL.VGG.DEPTH: found 18, expected one of \[16, 19\]"):
         train_net.main(args)
     assert not (tmp_path / "output").exists()
+
+
+def test_a_model_that_needs_memory_to_be_built_is_left_to_the_run(tiny_phantom):
+    class Swin(torch.nn.Module):
+        """Reads values while it is built, as Detectron2's vision transformers do."""
+
+        def __init__(self, cfg):
+            super().__init__()
+            self.rates = [rate.item() for rate in torch.linspace(0, 1, 3)]
+
+    META_ARCH_REGISTRY.register(Swin)
+    try:
+        args = tiny_args("output", MODEL__META_ARCHITECTURE="Swin")
+        assert check_inputs(load_config(args), args) > 0
+    finally:
+        META_ARCH_REGISTRY._obj_map.pop("Swin")
 
 
 def test_patience_goes_with_evaluations_by_iterations_or_epochs(tiny_phantom, tmp_path):

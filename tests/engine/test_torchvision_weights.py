@@ -94,12 +94,13 @@ def test_a_download_goes_to_torchvisions_folder_and_is_checked(hub, monkeypatch)
     assert calls == [("https://download.pytorch.org/models/vgg19-dcbb9e9d.pth", "dcbb9e9d")]
 
 
-def test_no_network_is_one_line(hub, monkeypatch):
+@pytest.mark.parametrize("error", [OSError("no route"), RuntimeError("invalid hash value")])
+def test_no_network_and_a_damaged_download_are_one_line(hub, monkeypatch, error):
     def download(*args, **kwargs):
-        raise OSError("no route")
+        raise error
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    with pytest.raises(FileNotFoundError, match=r"vgg19: found no file .*dcbb9e9d.pth, and no way"):
+    with pytest.raises(FileNotFoundError, match=rf"vgg19: found no file .*9e9d.pth, .*{error}"):
         check_weights("torchvision://vgg19", _Detector())
     with pytest.raises(ValueError, match=r"torchvision://vgg20: found no model 'vgg20'"):
         check_weights("torchvision://vgg20", _Detector())
@@ -145,9 +146,41 @@ def test_the_first_convolution_is_adapted_to_c_slices(tmp_path):
     torch.testing.assert_close(first(image.expand(-1, 9, -1, -1)), expected)
 
 
-def test_a_detectors_own_checkpoint_is_loaded_as_it_is(tmp_path):
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_detectors_own_checkpoint_is_loaded_as_it_is(tmp_path, prefix):
     torch.manual_seed(0)
     source, target = _Detector(16, width=8), _Detector(16, width=8)
-    torch.save({"model": source.state_dict()}, tmp_path / "model_final.pth")
+    state = {f"{prefix}{name}": value for name, value in source.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "model_final.pth")
     LesionCheckpointer(target).load(str(tmp_path / "model_final.pth"))
     assert all(map(torch.equal, source.state_dict().values(), target.state_dict().values()))
+
+
+def test_a_bare_backbone_and_several_backbones(tmp_path):
+    state = _torchvision_file(tmp_path / "vgg16.pth", "vgg16")
+    bare, pair = VGG(16), nn.ModuleDict({"student": _Detector(16), "teacher": _Detector(16)})
+    for model in (bare, pair):
+        LesionCheckpointer(model).load(str(tmp_path / "vgg16.pth"))
+    expected = state["features.28.weight"]
+    for vgg in (bare, pair["student"].vgg, pair["teacher"].vgg):
+        assert torch.equal(vgg.features[28].weight, expected)
+    torch.save({"model": pair["student"].vgg.state_dict()}, tmp_path / "own.pth")
+    again = VGG(16)
+    LesionCheckpointer(again).load(str(tmp_path / "own.pth"))
+    assert torch.equal(again.features[28].weight, expected)
+
+
+def test_an_address_needs_a_backbone_of_torchvisions(hub):
+    _torchvision_file(hub / "vgg16-397923af.pth", "vgg16")
+    with pytest.raises(
+        ValueError, match=r"torchvision://vgg16: found no backbone of torchvision's"
+    ):
+        check_weights("torchvision://vgg16", nn.Conv2d(3, 64, 3))
+
+
+def test_detectron2s_matching_of_names_is_left_to_it(tmp_path):
+    state = _torchvision_file(tmp_path / "vgg16.pth", "vgg16")
+    torch.save({f"bottom_up.{k}": v for k, v in state.items()}, tmp_path / "vgg16.pth")
+    detector = _Detector(16)
+    LesionCheckpointer(detector).load(f"{tmp_path / 'vgg16.pth'}?matching_heuristics=True")
+    assert torch.equal(detector.vgg.features[28].weight, state["features.28.weight"])

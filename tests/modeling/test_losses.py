@@ -104,7 +104,11 @@ def test_focal_segmentation_loss_is_the_formula_written_out(alpha, gamma):
 def test_focal_segmentation_loss_of_nothing_and_of_certainty():
     labels = torch.zeros(1, 4, 4, dtype=torch.int64)
     logits = torch.zeros(1, 2, 4, 4, dtype=torch.bfloat16)
-    expected = 16 * 0.75 * 0.25 * math.log(2)  # no lesion pixel: the sum is divided by 1
+    expected = 16 * 0.5 * 0.25 * math.log(2)  # no lesion pixel: the sum is divided by 1
     assert focal_segmentation_loss(logits, labels).item() == pytest.approx(expected)
+    large = torch.zeros(1, 80, 50, dtype=torch.int64)  # divided by a thousandth of 4,000 pixels
+    assert focal_segmentation_loss(torch.zeros(1, 2, 80, 50), large).item() == pytest.approx(
+        4000 / 4 * 0.5 * 0.25 * math.log(2)
+    )
     logits[:, 0] = 60
     assert focal_segmentation_loss(logits, labels).item() == pytest.approx(0, abs=1e-6)

@@ -17,10 +17,14 @@ def runs(tmp_path):
     return tmp_path
 
 
-def _write(folder, value, lesions=7):
+def _write(folder, value, lesions=7, rate="1"):
     rows = [
         {"stratum": label, "lesions": lesions, "images": 5}
-        | {"sens@0.5": value + more, "sens@1": value + more + 1, "mean_sens": value + more + 2}
+        | {
+            "sens@0.5": value + more,
+            f"sens@{rate}": value + more + 1,
+            "mean_sens": value + more + 2,
+        }
         | {"sens@0.5_low": 0.0, "mean_sens_high": 100.0}
         for label, more in (("all lesions", 0), ("bone", 9))
     ]
@@ -55,16 +59,27 @@ def test_mean_and_spread(runs, capsys, options, more):
         (["Net={}/net_*", "--dataset", "other"], "evaluations found: some_test; expected one on"),
         (["Net={}/net_*", "--stratum", "skin"], "'skin', expected one of all lesions, bone"),
         (["Net={}/net_*", "Small={}/small"], "different numbers of lesions (Net: [7], Small: [3])"),
+        (
+            ["Net={}/net_*", "Rates={}/rates"],
+            "with sens@0.5, sens@1, mean_sens and sens@0.5, sens@2",
+        ),
     ],
 )
 def test_bad_input_is_one_line(runs, capsys, arguments, message):
     _write(runs / "small", 1.0, lesions=3)
+    _write(runs / "rates", 1.0, rate="2")
     arguments = [argument.format(runs) for argument in arguments]
     if "--dataset" not in arguments:
         arguments += ["--dataset", "some_test"]
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_experiments_have_different_names(runs, capsys):
+    with pytest.raises(SystemExit):
+        main([f"A={runs}/net_1", f"A={runs}/net_2", "--dataset", "some_test"])
+    assert "found experiments A, A, expected different names" in capsys.readouterr().err
 
 
 def test_an_experiment_has_a_name_and_a_pattern(capsys):

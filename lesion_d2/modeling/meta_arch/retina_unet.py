@@ -10,6 +10,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from ..backbone import UNetFPN
 from ..calibration import calibrate_scores, mask_agreement
 from ..losses import IGNORE, focal_segmentation_loss, segmentation_loss
 
@@ -32,11 +33,12 @@ class RetinaUNet(RetinaNet):
             :func:`segmentation_loss`.
         predict_masks: whether predictions carry ``pred_masks``.
         calibration: strength of :func:`calibrate_scores`, in [0, 1]; 0 switches it off.
-        box_margin: pixels of the input image by which boxes are drawn around lesions.
+        box_margin: pixels of the slice, before it was resized, by which boxes are drawn around
+            lesions; calibration expects them.
         kwargs: see :class:`RetinaNet`. The backbone is a :class:`UNetFPN`.
 
     Raises:
-        ValueError: ``calibration`` lies outside [0, 1].
+        ValueError: ``calibration`` lies outside [0, 1], or there is no U-FPN for the segmentation.
     """
 
     @configurable
@@ -60,6 +62,12 @@ class RetinaUNet(RetinaNet):
         self.box_margin = box_margin
         self.seg_predictor = None
         if seg_loss_weight > 0 or self.needs_segmentation:
+            if not isinstance(self.backbone, UNetFPN):
+                found = type(self.backbone).__name__
+                raise ValueError(
+                    f"MODEL.BACKBONE.NAME: found a {found}, expected a U-FPN for the segmentation, "
+                    "such as build_vgg_unet_fpn_backbone"
+                )
             channels = self.backbone.decoder_shape.channels
             self.seg_predictor = nn.Conv2d(channels, self.num_classes + 1, kernel_size=1)
             # As RetinaNet's own prior: nearly all pixels are background, and say so from the start.
@@ -114,7 +122,7 @@ class RetinaUNet(RetinaNet):
         if self.needs_segmentation:
             probabilities = self.predict_segmentation(images.tensor, features).softmax(dim=1)
         if self.calibration > 0:
-            results = list(map(self.calibrate, results, probabilities))
+            results = list(map(self.calibrate, results, probabilities, batched_inputs))
         if not self.predict_masks:
             probabilities = [None] * len(results)
         return [
@@ -126,20 +134,22 @@ class RetinaUNet(RetinaNet):
         """Map images (N, C, H, W) and their backbone features to logits (N, K + 1, H, W)."""
         return self.seg_predictor(self.backbone.decode(images, features))
 
-    def calibrate(self, result: Instances, probabilities: Tensor) -> Instances:
+    def calibrate(self, result: Instances, probabilities: Tensor, input_dict: dict) -> Instances:
         """Calibrate the scores of one image's detections, and put them in falling order again.
 
         Args:
             result: ``pred_boxes``, ``scores`` and ``pred_classes``, after NMS: calibration changes
                 the order of detections, not which boxes suppress each other.
             probabilities: (K + 1, H, W) of the padded image.
+            input_dict: its ``height`` is that of the slice, of which the margin is so many pixels.
         """
         height, width = result.image_size
+        margin = self.box_margin * height / input_dict.get("height", height)
         agreement = mask_agreement(
             result.pred_boxes.tensor,
             result.pred_classes,
             probabilities[1:, :height, :width] > 0.5,
-            margin=self.box_margin,
+            margin=margin,
         )
         result.scores = calibrate_scores(result.scores, agreement, self.calibration)
         return result[result.scores.argsort(descending=True, stable=True)]

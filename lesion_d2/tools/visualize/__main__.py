@@ -1,9 +1,9 @@
 """Pictures of a data set, of what a run found in it, or of what a model looks at.
 
 python -m lesion_d2.tools.visualize dataset --dataset phantom_train --output DIR
-python -m lesion_d2.tools.visualize predictions --dataset phantom_test \
+python -m lesion_d2.tools.visualize predictions --dataset phantom_test \\
     --results OUTPUT_DIR/inference/phantom_test/coco_instances_results.json
-python -m lesion_d2.tools.visualize attention --dataset phantom_test \
+python -m lesion_d2.tools.visualize attention --dataset phantom_test \\
     --config-file configs/zlocha/attention_phantom.yaml --weights OUTPUT_DIR/model_best.pth
 
 One PNG an image and one contact sheet. Lesions are yellow, dashed where they were missed; hits are

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from lesion_d2.data.deeplesion import load_records
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.engine import LesionCheckpointer, load_config
 from lesion_d2.modeling.attention import AttentionGate, record_attention
@@ -21,7 +22,6 @@ from tqdm import tqdm
 
 from .pictures import (
     check_output,
-    load_records,
     names_of_pictures,
     pick_records,
     remove_pictures,
@@ -86,13 +86,18 @@ def load_model(cfg: CfgNode) -> nn.Module:
 
     Raises:
         FileNotFoundError: no such file of weights.
-        ValueError: the model has no gates, or the file lacks weights of it.
+        ValueError: the model has no gates or no segmentation, or the file lacks weights of it.
     """
     model = build_model(cfg).eval()
     if not any(isinstance(module, AttentionGate) for module in model.modules()):
         raise ValueError(
             f"MODEL.UNET_FPN.ATTENTION: found {cfg.MODEL.UNET_FPN.ATTENTION} with MODEL.BACKBONE."
             f"NAME {cfg.MODEL.BACKBONE.NAME!r}, expected True with a U-FPN, which then has gates"
+        )
+    if cfg.MODEL.META_ARCHITECTURE != "RetinaUNet":
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE: found {cfg.MODEL.META_ARCHITECTURE!r}, expected "
+            "'RetinaUNet', which has a segmentation"
         )
     _CompleteCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     return model

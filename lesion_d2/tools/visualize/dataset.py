@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from lesion_d2.data.ct import read_slice
+from lesion_d2.data.deeplesion import load_records
 from lesion_d2.data.pseudo_masks import (
     METHODS,
     PseudoMasks,
@@ -19,7 +20,6 @@ import pycocotools.mask as mask_util
 
 from .pictures import (
     check_output,
-    load_records,
     names_of_pictures,
     pick_records,
     remove_pictures,

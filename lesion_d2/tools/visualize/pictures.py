@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lesion_d2.data.deeplesion import set_allow_missing
 from lesion_d2.visualization import (
     LesionVisualizer,
     contact_sheet,
@@ -15,34 +14,13 @@ from lesion_d2.visualization import (
 )
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 PICTURE_SIDE = 1024
 TILE_SIDE = 512
 MAX_COLUMNS = 6
 CONTACT_SHEET = "contact_sheet.png"
-
-
-def load_records(dataset: str, *, allow_missing: bool = False) -> list[dict]:
-    """The dicts of a registered data set.
-
-    Args:
-        dataset: its name in ``DatasetCatalog``.
-        allow_missing: leave out images whose file is missing.
-
-    Raises:
-        ValueError: the data set is not registered, or has no images.
-    """
-    if dataset not in DatasetCatalog.list():
-        known = ", ".join(n for n in DatasetCatalog.list() if n.startswith(("deep", "phantom")))
-        raise ValueError(f"data set {dataset!r} is not registered, expected one such as {known}")
-    if allow_missing:
-        set_allow_missing(dataset, True)
-    records = DatasetCatalog.get(dataset)
-    if not records:
-        raise ValueError(f"data set {dataset!r} has no images")
-    return records
 
 
 def pick_records(records: Sequence[dict], pick: str, num: int, *, seed: int = 0) -> list[dict]:

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 
+from lesion_d2.data.deeplesion import load_records
 from lesion_d2.visualization import (
     OUTCOME_LEGEND,
     ImageOutcome,
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from .pictures import MAX_COLUMNS, load_records, remove_pictures, write_pictures
+from .pictures import MAX_COLUMNS, remove_pictures, write_pictures
 
 PICKS = ("best", "worst", "random")
 

@@ -1,3 +1,5 @@
+import copy
+
 import lesion_d2
 from lesion_d2.data.augmentation import ResizeTransform
 from lesion_d2.data.mapper import transform_lesions
@@ -268,6 +270,18 @@ def test_calibration_changes_scores_and_their_order_and_nothing_else(pytestconfi
     assert not torch.equal(order, torch.arange(len(plain)))
     torch.testing.assert_close(found.scores, expected[order])
     torch.testing.assert_close(found.pred_boxes.tensor, plain.pred_boxes.tensor[order])
+
+
+def test_the_margin_of_boxes_is_resized_with_the_slice(pytestconfig):
+    model = _zlocha(pytestconfig.rootpath, "MODEL.RETINA_UNET.CALIBRATION", 1.0).eval()
+    mask = torch.zeros(2, 64, 64)
+    mask[1, 20:30, 10:30] = 1.0
+    perfect = Instances((64, 64))
+    perfect.pred_boxes = Boxes(torch.tensor([[7.0, 17.0, 32.0, 32.0]]))  # 2.5 px around the mask
+    perfect.scores, perfect.pred_classes = torch.ones(1), torch.zeros(1, dtype=torch.int64)
+    for height, agrees in ((128, True), (64, False)):
+        result = model.calibrate(copy.deepcopy(perfect), mask, {"height": height})
+        assert (result.scores.item() == pytest.approx(1)) == agrees
 
 
 @pytest.mark.parametrize(
