@@ -40,7 +40,7 @@ class AttentionGate(nn.Module):
     def forward(self, skip: Tensor, coarser: Tensor) -> Tensor:
         """Gate a skip connection (N, C, H, W) by the next coarser level (N, C', H/2, W/2)."""
         gating = F.interpolate(self.phi(coarser), scale_factor=2.0, mode="nearest")
-        return self.psi(F.relu_(self.theta(skip) + gating)) * skip
+        return self.psi(F.relu_(gating.add_(self.theta(skip)))) * skip
 
 
 @contextmanager

@@ -109,11 +109,11 @@ class UNetFPN(FPN):
         conv = partial(_conv, norm=decoder_norm)
         self.reduce_p2 = conv(out_channels, p1, 1)
         self.lateral_p1 = conv(bottom_up.output_shape()["c1"].channels, p1, 1)
-        self.reduce_p1 = conv(p1, p0, 3, activation=nn.ReLU())
+        self.reduce_p1 = conv(p1, p0, 3, activation=nn.ReLU(inplace=True))
         self.lateral_p0 = nn.Sequential(
-            conv(image_channels, p0, 3, activation=nn.ReLU()), conv(p0, p0, 3)
+            conv(image_channels, p0, 3, activation=nn.ReLU(inplace=True)), conv(p0, p0, 3)
         )
-        self.output_p0 = conv(p0, p0, 3, activation=nn.ReLU())
+        self.output_p0 = conv(p0, p0, 3, activation=nn.ReLU(inplace=True))
         self.decoder_shape = ShapeSpec(channels=p0, stride=1)
         self.gates = nn.ModuleDict()
         if attention:
@@ -145,7 +145,8 @@ class UNetFPN(FPN):
         """
         if self.gates:
             skip = self.gates[level](skip, coarser)
-        return skip + F.interpolate(coarser, scale_factor=2.0, mode="nearest")
+        # In place: at full size new memory costs as much as the sum.
+        return F.interpolate(coarser, scale_factor=2.0, mode="nearest").add_(skip)
 
     def decode(self, x: Tensor, features: dict[str, Tensor]) -> Tensor:
         """Compute P0 from the images (N, C, H, W) and what :meth:`forward` returned for them.

@@ -61,7 +61,7 @@ class RetinaUNet(RetinaNet):
         self.calibration = calibration
         self.box_margin = box_margin
         self.seg_predictor = None
-        if seg_loss_weight > 0 or self.needs_segmentation:
+        if seg_loss_weight > 0 or predict_masks or calibration > 0:
             if not isinstance(self.backbone, UNetFPN):
                 found = type(self.backbone).__name__
                 raise ValueError(
@@ -84,11 +84,6 @@ class RetinaUNet(RetinaNet):
             "calibration": cfg.MODEL.RETINA_UNET.CALIBRATION,
             "box_margin": cfg.MODEL.RETINA_UNET.BOX_MARGIN,
         }
-
-    @property
-    def needs_segmentation(self) -> bool:
-        """Whether inference computes the segmentation."""
-        return self.predict_masks or self.calibration > 0
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """Detectron2's model interface: losses in training, ``[{"instances": ...}]`` otherwise.
@@ -119,9 +114,10 @@ class RetinaUNet(RetinaNet):
             return losses
         results = self.forward_inference(images, levels, predictions)
         probabilities = [None] * len(results)
-        if self.needs_segmentation:
+        calibrates = self.calibration > 0 and any(map(len, results))
+        if self.predict_masks or calibrates:
             probabilities = self.predict_segmentation(images.tensor, features).softmax(dim=1)
-        if self.calibration > 0:
+        if calibrates:
             results = list(map(self.calibrate, results, probabilities, batched_inputs))
         if not self.predict_masks:
             probabilities = [None] * len(results)

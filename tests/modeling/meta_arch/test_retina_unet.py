@@ -272,6 +272,18 @@ def test_calibration_changes_scores_and_their_order_and_nothing_else(pytestconfi
     torch.testing.assert_close(found.pred_boxes.tensor, plain.pred_boxes.tensor[order])
 
 
+def test_without_a_detection_calibration_costs_nothing_and_masks_are_there(pytestconfig):
+    model = _zlocha(pytestconfig.rootpath, "MODEL.RETINA_UNET.CALIBRATION", 0.5).eval()
+    model.test_score_thresh = 1.0
+    calls, decode = [], model.backbone.decode
+    model.backbone.decode = lambda *args: calls.append(1) or decode(*args)
+    with torch.no_grad():
+        assert len(model([_sample([], 64, 64)])[0]["instances"]) == 0 and not calls
+        model.predict_masks = True
+        found = model([_sample([], 64, 64)])[0]["instances"]
+    assert calls and found.pred_masks.shape == (0, 64, 64)
+
+
 def test_the_margin_of_boxes_is_resized_with_the_slice(pytestconfig):
     model = _zlocha(pytestconfig.rootpath, "MODEL.RETINA_UNET.CALIBRATION", 1.0).eval()
     mask = torch.zeros(2, 64, 64)
