@@ -74,12 +74,13 @@ def compare(experiments: dict[str, list[dict]]) -> str:
     lines = []
     for name, rows in experiments.items():
         values = np.array([[row[metric] for metric in metrics] for row in rows], dtype=float)
-        lines.append([name, len(rows), *map(_mean_and_spread, values.T)])
+        lines.append([name, len(rows), *map(mean_and_spread, values.T)])
     headers = ["", "runs", *(name.removeprefix("sens@") for name in metrics)]
     return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True)
 
 
-def _mean_and_spread(values: np.ndarray) -> str:
+def mean_and_spread(values: np.ndarray) -> str:
+    """Mean and standard deviation (with n - 1) of the runs' values (n,); of one, the value."""
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"

@@ -1,0 +1,137 @@
+"""What the strength of calibration (MODEL.RETINA_UNET.CALIBRATION) does to the FROC curve.
+
+python -m lesion_d2.tools.find_calibration --config-file configs/zlocha/dense_phantom.yaml \\
+    --dataset phantom_val --weights output/zlocha/dense_[1-3]/model_final.pth
+
+Prints the sensitivity at some rates of false positives for each strength: with several checkpoints
+of one config, mean and standard deviation over them. Use a validation set.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import lesion_d2  # noqa: F401  (makes detectron2 importable)
+from lesion_d2.data.deeplesion import load_records
+from lesion_d2.data.loader import build_lesion_test_loader
+from lesion_d2.engine import InputError, LesionCheckpointer, Trainer, load_config
+from lesion_d2.evaluation import froc_curve
+from lesion_d2.modeling import RetinaUNet
+from lesion_d2.tools.compare_runs import mean_and_spread
+from lesion_d2.visualization import truth_boxes
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from tabulate import tabulate
+from tqdm import tqdm
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
+RATES = (0.125, 0.25, 0.5, 1, 2, 4)
+
+
+def calibration_config(args: argparse.Namespace) -> CfgNode:
+    """The config, on the device that is there.
+
+    Raises:
+        InputError: as :func:`load_config`, or the model cannot be calibrated.
+    """
+    cfg = load_config(args)
+    if cfg.MODEL.META_ARCHITECTURE != "RetinaUNet":
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE: found {cfg.MODEL.META_ARCHITECTURE!r}, expected "
+            "'RetinaUNet', whose scores can be calibrated"
+        )
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def sensitivities(
+    model: RetinaUNet,
+    cfg: CfgNode,
+    dataset: str,
+    strengths: Sequence[float],
+    rates: Sequence[float],
+) -> np.ndarray:
+    """Sensitivity of one model for each strength.
+
+    Args:
+        model: in evaluation mode.
+        cfg: its config.
+        dataset: name of a registered data set.
+        strengths: of the calibration.
+        rates: false positives per image.
+
+    Returns:
+        (len(strengths), len(rates)) shares.
+    """
+    truth = {record["image_id"]: truth_boxes(record) for record in load_records(dataset)}
+    gt_boxes, boxes, scores = [], [[] for _ in strengths], [[] for _ in strengths]
+    for batch in tqdm(build_lesion_test_loader(cfg, dataset), desc=dataset, disable=None):
+        gt_boxes += [truth[sample["image_id"]] for sample in batch]
+        for i, strength in enumerate(strengths):
+            model.calibration = strength
+            with torch.inference_mode():
+                found = [output["instances"].to("cpu") for output in model(batch)]
+            boxes[i] += [instances.pred_boxes.tensor.numpy() for instances in found]
+            scores[i] += [instances.scores.numpy() for instances in found]
+    curves = [froc_curve(*each, gt_boxes) for each in zip(boxes, scores, strict=True)]
+    return np.array([curve.at(rates) for curve in curves])
+
+
+def run(args: argparse.Namespace) -> str:
+    """Measure all checkpoints; the table."""
+    cfg = calibration_config(args)
+    cfg.MODEL.RETINA_UNET.PREDICT_MASKS = False
+    cfg.MODEL.RETINA_UNET.CALIBRATION = max(args.strengths)
+    model, results = Trainer.build_model(cfg).eval(), []
+    for weights in args.weights:
+        LesionCheckpointer(model).load(weights)
+        results.append(sensitivities(model, cfg, args.dataset, args.strengths, args.rates))
+    percent = 100 * np.array(results)
+    lines = [
+        [f"{strength:g}", *map(mean_and_spread, percent[:, i].T)]
+        for i, strength in enumerate(args.strengths)
+    ]
+    headers = ["strength", *(f"{rate:g}" for rate in args.rates)]
+    return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected 0 to 1")
+    return value
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line of this tool."""
+    parser = argparse.ArgumentParser(prog="lesion_d2.tools.find_calibration", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--config-file", required=True, help="of the checkpoints' model")
+    parser.add_argument("--weights", nargs="+", required=True, help="one checkpoint a seed")
+    parser.add_argument("--dataset", required=True, help="a registered data set: phantom_val")
+    parser.add_argument("--strengths", nargs="+", type=_share, default=STRENGTHS)
+    parser.add_argument(
+        "--rates", nargs="+", type=float, default=RATES, help="false positives per image"
+    )
+    parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs of the config")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, and return the exit code."""
+    args = get_parser().parse_args(argv)
+    try:
+        table = run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"Sensitivity in % at false positives per image; {args.dataset}, checkpoints:", end=" ")
+    print(f"{len(args.weights)}\n\n{table}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
