@@ -137,18 +137,13 @@ def optimize_anchors(
 
     One ratio is fixed at 1:1, the others are reciprocal pairs; so there are
     ``num_scales + num_ratio_pairs`` variables, searched by differential evolution. The paper bounds
-    the scales to [0.4, 2] and its two pairs to [1, 2] and [2, 4] when it draws the first
-    candidates. Here bounds hold for the whole search, and the default for every pair is [1, 4], so
-    that it depends on the boxes alone how the pairs share that range:
-    ``ratio_bounds=((1, 2), (2, 4))`` are the paper's.
+    its two pairs to [1, 2] and [2, 4] (``ratio_bounds=((1, 2), (2, 4))``) when it draws the first
+    candidates. Here bounds hold for the whole search, and by default every pair has all of [1, 4].
+    Its "overlap between the lesion bounding-box and the best anchor" is the objective "mean".
 
-    The paper maximizes "the overlap between the lesion bounding-box and the best anchor": that is
-    ``"mean"``. ``"focal"`` counts badly covered boxes more.
-
-    The same arguments give the same result. Nothing in the search depends on the number of threads:
-    it runs in one. Another processor may round the last digit of a logarithm in another way. As
-    any search of this kind it may miss the optimum: with levels an octave apart all seeds that we
-    tried agree to 0.1 % of the loss, with uneven ones some stay a few percent of it above others.
+    The same arguments give the same result, with any number of threads. The optimum may be missed:
+    with levels an octave apart all seeds that we tried agree to 0.1 % of the loss, with uneven ones
+    some end a few percent above others.
 
     Example::
 
