@@ -84,7 +84,10 @@ def test_bad_input_is_one_line(tiny_phantom, options, weights, capsys):
     config = ["--config-file", str(CONFIG), "--opts", *options]
     retinanet = ["--config-file", str(PROJECT / "configs" / "zlocha" / "retinanet_phantom.yaml")]
     for arguments, message in (
-        ([*config, "--weights", "gone.pth", "--dataset", "phantom_train"], "gone.pth: no such file"),
+        (
+            [*config, "--weights", "gone.pth", "--dataset", "phantom_train"],
+            "gone.pth: no such file",
+        ),
         ([*config, "--weights", *weights, "--dataset", "mine"], "'mine' is not registered"),
         (
             [*retinanet, "--weights", *weights, "--dataset", "phantom_train"],
