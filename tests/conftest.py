@@ -31,10 +31,12 @@ def tiny_phantom(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def _restore_loggers() -> Iterator[None]:
-    """Undo Detectron2's ``setup_logger``: its loggers hand nothing on to the next test's caplog."""
+    """Undo Detectron2's ``setup_logger``, so that the next test's caplog works as if alone."""
     names = (detectron2.__name__, "detectron2", "fvcore", "lesion_d2")
-    before = [(logging.getLogger(name), logging.getLogger(name).propagate) for name in names]
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(logger.propagate, logger.level) for logger in loggers]
     yield
-    for logger, propagate in before:
+    for logger, (propagate, level) in zip(loggers, before, strict=True):
         logger.propagate = propagate
+        logger.setLevel(level)
         logger.handlers.clear()

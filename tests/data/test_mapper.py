@@ -259,6 +259,7 @@ def test_fallbacks_on_the_fly_are_counted(dataset_dict, caplog, monkeypatch):
     monkeypatch.setattr(
         "lesion_d2.data.mapper.pseudo_mask", lambda *args: PseudoMask(mask, next(fell_back))
     )
+    caplog.clear()
     with caplog.at_level("INFO", logger="lesion_d2.data.mapper"):
         for _ in range(5):
             mapper(dataset_dict)
