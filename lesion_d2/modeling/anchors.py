@@ -177,11 +177,14 @@ def optimize_anchors(
     loss_of = _SearchLoss(wh, sizes, num_scales, OBJECTIVES[objective])
     found, generations = _evolve(loss_of, bounds, seed, on_generation)
     scales = tuple(sorted(found[:num_scales].tolist()))
-    pairs = found[num_scales:].tolist()
-    ratios = tuple(sorted([1.0, *pairs, *(1 / ratio for ratio in pairs)]))
+    ratios = _with_reciprocals(found[num_scales:].tolist())
     best_iou = best_anchor_iou(wh, anchor_shapes(sizes, scales, ratios))
     loss = float(OBJECTIVES[objective](best_iou).mean())
     return AnchorSearch(sizes, scales, ratios, loss, best_iou, generations)
+
+
+def _with_reciprocals(ratios: Sequence[float]) -> tuple[float, ...]:
+    return tuple(sorted([1.0, *ratios, *(1 / ratio for ratio in ratios)]))
 
 
 class _SearchLoss:
