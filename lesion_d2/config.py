@@ -78,7 +78,8 @@ def _add_model_config(cfg: CN) -> None:
     # Pixels of the slice by which annotated boxes surround their lesions (DeepLesion: 5);
     # calibration expects them.
     cfg.MODEL.RETINA_UNET.BOX_MARGIN = 5.0
-    # Whether predictions carry masks; without, P1 and P0 are not computed at inference.
+    # Whether predictions carry masks; without, P1 and P0 are only computed at inference where
+    # CALIBRATION needs them.
     cfg.MODEL.RETINA_UNET.PREDICT_MASKS = False
 
 

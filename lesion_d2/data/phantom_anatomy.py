@@ -154,6 +154,7 @@ def _paint_outline(canvas: Canvas, body: Body) -> None:
     back = 14.0  # the muscles along the spine
 
     def cover(half_x: float, front: float, rear: float) -> np.ndarray:
+        """How much of each pixel lies within the rounded outline that reaches so far."""
         center, half_y = (rear - front) / 2, (rear + front) / 2
         u, v = (x / half_x) ** 2, ((y - center) / half_y) ** 2
         return canvas.cover((np.sqrt(u + v - 0.35 * u * v) - 1) * half_y)

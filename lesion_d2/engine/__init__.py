@@ -2,6 +2,7 @@ from .checkpoint import LesionCheckpointer
 from .defaults import (
     InputError,
     finish_run,
+    fit_device,
     load_config,
     one_line_errors,
     prepare_launch,
@@ -21,6 +22,7 @@ __all__ = [
     "StoppableTrainer",
     "Trainer",
     "finish_run",
+    "fit_device",
     "load_config",
     "one_line_errors",
     "prepare_launch",

@@ -124,10 +124,15 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="detectron2")
 
 
-def _fit_to_machine(cfg: CfgNode) -> None:
+def fit_device(cfg: CfgNode) -> None:
+    """Set MODEL.DEVICE to the CPU, and log it, where there is no GPU for it."""
     if not _wants_gpu(cfg) and cfg.MODEL.DEVICE != "cpu":
         logger.info(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but no GPU was found: using the CPU")
         cfg.MODEL.DEVICE = "cpu"
+
+
+def _fit_to_machine(cfg: CfgNode) -> None:
+    fit_device(cfg)
     cores = os.cpu_count() or 1
     num_workers = min(cfg.DATALOADER.NUM_WORKERS, cores)
     if num_workers != cfg.DATALOADER.NUM_WORKERS:

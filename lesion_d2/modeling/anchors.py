@@ -251,6 +251,7 @@ def _evolve(
     """The best candidate (variables,) and the number of generations."""
 
     def report(best: np.ndarray, convergence: float = 0.0) -> None:
+        """Tell of the generation's best candidate (variables,)."""
         if on_generation is not None:
             on_generation(float(loss_of(best[:, None])[0]))
 

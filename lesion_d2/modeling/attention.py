@@ -59,6 +59,7 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     maps: dict[str, Tensor] = {}
 
     def record(level: str, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Keep the map that a gate computed."""
         maps[level] = output.detach()
 
     handles = [

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.data.deeplesion import load_records
 from lesion_d2.data.loader import build_lesion_test_loader
-from lesion_d2.engine import InputError, LesionCheckpointer, Trainer, load_config
+from lesion_d2.engine import InputError, LesionCheckpointer, Trainer, fit_device, load_config
 from lesion_d2.evaluation import froc_curve
 from lesion_d2.modeling import RetinaUNet
 from lesion_d2.tools.compare_runs import mean_and_spread
@@ -42,8 +42,7 @@ def calibration_config(args: argparse.Namespace) -> CfgNode:
             f"MODEL.META_ARCHITECTURE: found {cfg.MODEL.META_ARCHITECTURE!r}, expected "
             "'RetinaUNet', whose scores can be calibrated"
         )
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+    fit_device(cfg)
     return cfg
 
 

@@ -35,12 +35,12 @@ from lesion_d2.modeling.anchors import (
     optimize_anchors,
     unmatched_share,
 )
+from lesion_d2.visualization import truth_boxes
 
 import numpy as np
 import pandas as pd
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.structures import BoxMode
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tabulate import tabulate
@@ -90,8 +90,7 @@ def dataset_shapes(dataset: str, cfg: CfgNode, *, allow_missing: bool = False) -
         if not annotations:
             continue
         where = f"data set {dataset!r}, image {record['image_id']}"
-        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-        boxes = np.array(boxes, dtype=np.float64)
+        boxes = truth_boxes({"annotations": annotations})
         rows = [a.get("row", number) for number, a in enumerate(annotations)]
         _check_boxes(boxes, rows, where, boxes)
         size, spacing = (record["height"], record["width"]), record.get("spacing")

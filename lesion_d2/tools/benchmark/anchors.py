@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from lesion_d2.modeling.anchors import anchor_shapes, best_anchor_iou, optimize_anchors
-from lesion_d2.tools.optimize_anchors import csv_shapes
+from lesion_d2.modeling.anchors import best_anchor_iou, optimize_anchors
+from lesion_d2.tools.optimize_anchors import RETINANET_ANCHORS, csv_shapes
 
 import numpy as np
 
@@ -24,9 +24,7 @@ def measure_anchors(boxes: Path = BOXES) -> list[Row]:
     found = []
     (times,) = time_calls([lambda: found.append(optimize_anchors(wh, objective="mean"))], repeats=5)
     source = "DeepLesion's validation set" if is_real else "no file of DeepLesion's: drawn"
-    default = best_anchor_iou(
-        wh, anchor_shapes((32, 64, 128, 256, 512), 2 ** (np.arange(3) / 3), (0.5, 1, 2))
-    )
+    default = best_anchor_iou(wh, RETINANET_ANCHORS)
     time_note = f"clock; processor {min(times.cpu_seconds):.2f} s; {len(wh):,} boxes, {source}"
     iou_note = f"{default.mean():.3f} with Detectron2's anchors; no limit for drawn boxes"
     limit = 0.884 if is_real else None

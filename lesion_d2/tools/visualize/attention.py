@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lesion_d2.data.deeplesion import load_records
 from lesion_d2.data.mapper import LesionDatasetMapper
-from lesion_d2.engine import LesionCheckpointer, load_config
+from lesion_d2.engine import LesionCheckpointer, fit_device, load_config
 from lesion_d2.modeling.attention import AttentionGate, record_attention
 from lesion_d2.visualization import OUTCOME_LEGEND, TRUTH_LEGEND, HeatMap, judge, parse_window
 
@@ -76,8 +76,7 @@ def attention_config(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args)
     cfg.MODEL.WEIGHTS = args.weights
     cfg.MODEL.RETINA_UNET.PREDICT_MASKS = True  # P1 and P0
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+    fit_device(cfg)
     return cfg
 
 
@@ -106,17 +105,14 @@ def load_model(cfg: CfgNode) -> nn.Module:
 class _CompleteCheckpointer(LesionCheckpointer):
     """For which a file that lacks weights is an error: untrained gates show nothing."""
 
-    def load(self, path: str, *args, **kwargs) -> dict:
-        self._file = path
-        return super().load(path, *args, **kwargs)
-
     def _load_model(self, checkpoint: dict):
         incompatible = super()._load_model(checkpoint)
         names = [*incompatible.missing_keys, *(name for name, *_ in incompatible.incorrect_shapes)]
         if names:
+            file = self._parsed_url_during_load.geturl()
             raise ValueError(
-                f"{self._file}: lacks, or has in another shape, {len(names)} of the model's "
-                f"weights, such as {names[0]}; expected a checkpoint of this config's model"
+                f"{file}: lacks, or has in another shape, {len(names)} of the model's weights, "
+                f"such as {names[0]}; expected a checkpoint of this config's model"
             )
         return incompatible
 
