@@ -41,6 +41,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 def main(args: argparse.Namespace) -> dict | None:
     """Train, or evaluate with ``--eval-only``; what every process of a run does."""
+    results = run(args)
+    finish_run()
+    return results
+
+
+def run(args: argparse.Namespace) -> dict | None:
+    """:func:`main` up to the end of the processes' connection."""
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
@@ -53,7 +60,6 @@ def main(args: argparse.Namespace) -> dict | None:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         results = trainer.train()
-    finish_run()
     return results
 
 

@@ -1,4 +1,5 @@
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -169,14 +170,19 @@ def prepare_launch(args: argparse.Namespace) -> None:
 
 
 def finish_run() -> None:
-    """Wait until all processes of a run are done, then end their connection.
+    """Wait until all processes of a run are done, then end their connection and its threads.
 
     Without it, a process that returns while the main one still evaluates ends with an open
-    connection, now and then by an abort, and ``launch`` then kills the main process too.
+    connection. A thread of the connection that outlives the interpreter aborts its process now and
+    then, and ``launch`` then kills the others too. The threads end with the last reference to the
+    process group, so call this where no trainer or distributed model is left.
     """
     if dist.is_available() and dist.is_initialized():
         comm.synchronize()
+        comm._get_global_gloo_group.cache_clear()  # these two hold process groups
+        comm._LOCAL_PROCESS_GROUP = None
         dist.destroy_process_group()
+        gc.collect()  # DistributedDataParallel is part of reference cycles
 
 
 def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from lesion_d2.engine import LesionCheckpointer, Trainer, finish_run
@@ -148,3 +149,10 @@ def train_and_evaluate(train_args, curves: str, evaluate_args, results: str, fol
     run_made_up(f"{folder}/made_up_run", MADE_UP_VALUES, MADE_UP_CHECKPOINT)
     stop_early(f"{folder}/stopped_run")
     finish_run()
+    (Path(folder) / f"threads_{os.getpid()}").write_text(json.dumps(_thread_names()))
+
+
+def _thread_names() -> list[str]:
+    return [
+        (task / "comm").read_text().strip() for task in Path("/proc/self/task").glob("*")
+    ]  # of the system's threads, not only of Python's

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 from detectron2.engine import launch
@@ -97,3 +98,11 @@ def test_two_processes_stop_early_and_are_done_when_resumed(runs):
         assert iteration == 2
         assert set(rates) == set(base_lrs)
         assert rates[0] == pytest.approx(1e-14, rel=1e-6, abs=0)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_no_thread_of_the_connection_outlives_the_run(runs):
+    files = list(runs[1].glob("threads_*"))
+    assert len(files) == 2
+    for file in files:
+        assert not [name for name in json.loads(file.read_text()) if "gloo" in name]

@@ -3,6 +3,7 @@ import json
 import math
 
 import lesion_d2
+from lesion_d2.engine import finish_run
 from lesion_d2.evaluation import LesionEvaluator, froc_curve
 
 import numpy as np
@@ -414,7 +415,7 @@ def _evaluate_shard(rank, folder):
     assert bool(results) == (rank == 0)
     if rank == 0:
         torch.save(results, f"{folder}/results.pt")
-    dist.destroy_process_group()
+    finish_run()
 
 
 def test_two_processes_give_the_numbers_of_one(register, tmp_path):
