@@ -10,6 +10,7 @@ def add_lesion_config(cfg: CN) -> None:
     _add_input_config(cfg)
     _add_model_config(cfg)
     _add_training_config(cfg)
+    _add_mining_config(cfg)
 
 
 def _add_input_config(cfg: CN) -> None:
@@ -46,6 +47,10 @@ def _add_input_config(cfg: CN) -> None:
 
     # Leave out (and count) images whose files are missing, instead of stopping before training.
     cfg.DATASETS.ALLOW_MISSING = False
+    # Share of the annotations of DATASETS.TRAIN that training does not get to see, drawn at random,
+    # as if nobody had annotated them.
+    cfg.DATASETS.HIDDEN_SHARE = 0.0
+    cfg.DATASETS.HIDDEN_SEED = 0
 
 
 def _add_model_config(cfg: CN) -> None:
@@ -82,6 +87,11 @@ def _add_model_config(cfg: CN) -> None:
     # CALIBRATION needs them.
     cfg.MODEL.RETINA_UNET.PREDICT_MASKS = False
 
+    cfg.MODEL.ULDOR = CN()
+    # Detections of the last class, false positives, are dropped, or counted as lesions that rank
+    # below all others (Tang et al., section 3.2: "HNEM + FP").
+    cfg.MODEL.ULDOR.COUNT_FALSE_POSITIVES = False
+
 
 def _add_training_config(cfg: CN) -> None:
     # Epochs instead of iterations: where one is set, it replaces the Detectron2 key beside it.
@@ -89,15 +99,35 @@ def _add_training_config(cfg: CN) -> None:
     cfg.SOLVER.STEP_EPOCHS = ()  # SOLVER.STEPS
     cfg.SOLVER.CHECKPOINT_EPOCHS = 0.0  # SOLVER.CHECKPOINT_PERIOD
     cfg.TEST.EVAL_EPOCHS = 0.0  # TEST.EVAL_PERIOD
+    cfg.TEST.LOSS_EPOCHS = 0.0  # TEST.LOSS_PERIOD
     # "SGD" (Detectron2's own), "Adam" or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # Evaluations without a better TEST.BEST_METRIC after which the learning rate is multiplied by
+    # Evaluations without a better metric after which the learning rate is multiplied by
     # PLATEAU_FACTOR; 0 switches it off.
     cfg.SOLVER.PLATEAU_PATIENCE = 0
     cfg.SOLVER.PLATEAU_FACTOR = 0.1
-    # Evaluations without a better TEST.BEST_METRIC after which training stops; 0 switches it off.
+    # Evaluations without a better metric after which training stops; 0 switches it off.
     cfg.SOLVER.EARLY_STOP_PATIENCE = 0
+    # The metric of both: "" for TEST.BEST_METRIC, or "validation_loss", the lower the better.
+    cfg.SOLVER.PATIENCE_METRIC = ""
+    # Iterations between two computations of the loss on DATASETS.TEST; 0 switches it off.
+    cfg.TEST.LOSS_PERIOD = 0
     # The metric that picks the best checkpoint, as "task/metric" of the validation results.
     cfg.TEST.BEST_METRIC = "bbox/AP50"
     # Resamplings over patients for the 95 % intervals of the FROC table; 0 leaves them out.
     cfg.TEST.NUM_BOOTSTRAP = 1000
+
+
+def _add_mining_config(cfg: CN) -> None:
+    # Hard negatives (Tang et al., section 2.2): false positives on the training images become
+    # instances of a class of their own.
+    cfg.HARD_NEGATIVES = CN()
+    cfg.HARD_NEGATIVES.PERIOD = 0  # iterations between two minings; 0 switches them off
+    cfg.HARD_NEGATIVES.EPOCHS = 0.0  # replaces HARD_NEGATIVES.PERIOD where it is set
+    cfg.HARD_NEGATIVES.START_ITER = 0  # no mining before so many iterations
+    cfg.HARD_NEGATIVES.START_EPOCHS = 0.0  # replaces HARD_NEGATIVES.START_ITER where it is set
+    cfg.HARD_NEGATIVES.MAX_PER_IMAGE = 3
+    # A detection is a good one from above this mask IoU with a pseudo-mask on.
+    cfg.HARD_NEGATIVES.GOOD_IOU = 0.3
+    # Where an image has no good detection, those with a score above this are false positives.
+    cfg.HARD_NEGATIVES.MIN_SCORE = 0.7

@@ -47,6 +47,29 @@ _OPTIONS = {
     "TEST.NUM_BOOTSTRAP": 0,
     "SEED": 3,
 }
+_ULDOR_OPTIONS = {
+    "MODEL.META_ARCHITECTURE": "LesionRCNN",
+    "MODEL.RETINA_UNET.SEG_LOSS_WEIGHT": 0.0,
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64]],
+    "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5"],
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 60,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 30,
+    "MODEL.ROI_HEADS.NAME": "ULDorROIHeads",
+    "MODEL.ROI_HEADS.NUM_CLASSES": 2,
+    "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32,
+    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+    "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
+    # Whatever an untrained model finds is a hard negative: some images get three.
+    "HARD_NEGATIVES.MIN_SCORE": 0.2,
+    "HARD_NEGATIVES.GOOD_IOU": 1.0,
+}
 
 
 class _Stem(nn.Module):
@@ -109,6 +132,12 @@ def tiny_command(output_dir: str | os.PathLike, *flags: str, **changes: object) 
 def tiny_args(output_dir: str | os.PathLike, *flags: str, **changes: object) -> argparse.Namespace:
     """As :func:`tiny_command`, parsed."""
     return default_argument_parser().parse_args(tiny_command(output_dir, *flags, **changes))
+
+
+def uldor_args(output_dir: str | os.PathLike, *flags: str, **changes: object) -> argparse.Namespace:
+    """A tiny run of a Mask R-CNN with a class of false positives; without mining."""
+    changes = {key.replace("__", "."): value for key, value in changes.items()}
+    return tiny_args(output_dir, *flags, **{**_ULDOR_OPTIONS, **changes})
 
 
 def stopping_args(output_dir: str | os.PathLike, *flags: str, **changes) -> argparse.Namespace:

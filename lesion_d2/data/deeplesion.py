@@ -127,7 +127,8 @@ def register_deeplesion(
 ) -> None:
     """Register a data set in DeepLesion's layout with Detectron2; it is read when first asked for.
 
-    :func:`set_allow_missing` lets images without a file be left out.
+    :func:`set_allow_missing` lets images without a file be left out, and
+    :func:`set_hidden_annotations` hides a share of the annotations.
 
     Args:
         name: its name in ``DatasetCatalog``.
@@ -152,13 +153,18 @@ def register_deeplesion(
 def _load_registered(name: str, root: str, split: str | None, coarse_types: bool) -> list[dict]:
     datasets = os.getenv("DETECTRON2_DATASETS", "datasets")
     root = os.path.expanduser(root.replace("$DETECTRON2_DATASETS", datasets))
-    return load_deeplesion(
+    metadata = MetadataCatalog.get(name)
+    dicts = load_deeplesion(
         os.path.join(root, "DL_info.csv"),
         os.path.join(root, "Images_png"),
         split,
         coarse_types=coarse_types,
-        allow_missing=MetadataCatalog.get(name).get("allow_missing", False),
+        allow_missing=metadata.get("allow_missing", False),
     )
+    hidden_share, hidden_seed = metadata.get("hidden_annotations", (0.0, 0))
+    if hidden_share > 0:
+        _hide_annotations(name, dicts, hidden_share, hidden_seed)
+    return dicts
 
 
 def _register_builtin() -> None:
@@ -382,6 +388,23 @@ def _annotation(row: dict, coarse_types: bool) -> dict:
     }
 
 
+def _hide_annotations(name: str, dicts: list[dict], share: float, seed: int) -> None:
+    """Move a share of the annotations, drawn over their order in the file, out of sight."""
+    rows = sorted(a["row"] for image in dicts for a in image["annotations"])
+    num_hidden = round(share * len(rows))
+    drawn = np.random.default_rng(seed).permutation(len(rows))[:num_hidden]
+    hidden = {rows[i] for i in drawn}
+    for image in dicts:
+        annotations = image["annotations"]
+        image["annotations"] = [a for a in annotations if a["row"] not in hidden]
+        image["hidden_annotations"] = [a for a in annotations if a["row"] in hidden]
+    num_bare = sum(not image["annotations"] for image in dicts)
+    logger.info(
+        f"{name}: {num_hidden} of {len(rows)} annotations are hidden (share {share}, seed {seed}); "
+        f"{num_bare} of {len(dicts)} key slices have none left"
+    )
+
+
 def set_allow_missing(name: str, allow_missing: bool) -> None:
     """Say whether the next loading of a registered data set leaves out images without a file.
 
@@ -389,9 +412,33 @@ def set_allow_missing(name: str, allow_missing: bool) -> None:
         name: of the data set in Detectron2's catalogs.
         allow_missing: see :func:`load_deeplesion`; replaces what was set before.
     """
+    _set_option(name, "allow_missing", allow_missing)
+
+
+def set_hidden_annotations(name: str, share: float, seed: int = 0) -> None:
+    """Say which share of a registered data set's annotations its next loading hides.
+
+    Hidden annotations stand in a dict's ``hidden_annotations``, a key that every dict has where the
+    share is above 0, and no longer in its ``annotations``. With the same seed a larger share hides
+    the same ones and more.
+
+    Args:
+        name: of the data set in Detectron2's catalogs.
+        share: of all annotations, from 0 (none is hidden) to below 1; replaces what was set before.
+        seed: of the draw.
+
+    Raises:
+        ValueError: the share is not in [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"{name}: found a hidden share of {share}, expected one in [0, 1)")
+    _set_option(name, "hidden_annotations", (share, seed))
+
+
+def _set_option(name: str, key: str, value: object) -> None:
     metadata = MetadataCatalog.get(name)
-    vars(metadata).pop("allow_missing", None)  # Detectron2 refuses to change a value
-    metadata.allow_missing = allow_missing
+    vars(metadata).pop(key, None)  # Detectron2 refuses to change a value
+    metadata.set(**{key: value})
 
 
 def load_records(dataset: str, *, allow_missing: bool = False) -> list[dict]:

@@ -1,8 +1,10 @@
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 
 import cv2
 import torch
 from detectron2.data import (
+    DatasetFromList,
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
@@ -68,7 +70,83 @@ class DeviceLoader:
         return batch
 
 
-def build_lesion_train_loader(cfg) -> DeviceLoader:
+class SkippingSampler(TrainingSampler):
+    """Detectron2's endless shuffled order, from any place on.
+
+    Attributes:
+        num_skipped: how many of this process's own indices the next iterator leaves out.
+    """
+
+    num_skipped = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.islice(super().__iter__(), self.num_skipped, None)
+
+
+class TrainLoader(DeviceLoader):
+    """The endless, shuffled loader of training batches, which can begin anew at any iteration.
+
+    Args:
+        dataset: dicts as :func:`load_deeplesion` returns them.
+        mapper: for training; the loader changes its ``hard_negatives``.
+        device: of the model.
+        total_batch_size: images an iteration over all processes.
+        seed: of the order and of the workers' augmentations; None draws one.
+        options: what else ``build_detection_train_loader`` takes.
+    """
+
+    def __init__(
+        self,
+        dataset: list[dict],
+        mapper: LesionDatasetMapper,
+        device: str | torch.device,
+        *,
+        total_batch_size: int,
+        seed: int | None = None,
+        **options,
+    ):
+        self.dataset = DatasetFromList(dataset, copy=False)
+        self.mapper = mapper
+        self.sampler = SkippingSampler(len(dataset), seed=seed)
+        self.total_batch_size = total_batch_size
+        self.seed = seed
+        self.options = options
+        super().__init__(self._build(0), device, mapper.hu_window)
+
+    def restart(
+        self, iteration: int, hard_negatives: Mapping[str, list[dict]] | None = None
+    ) -> None:
+        """Let the next iterator begin with the batch of an iteration, and with new annotations.
+
+        The order of the images goes on, so that none is repeated or left out. With aspect-ratio
+        grouping a few are, because images wait there for others of their kind. Iterators from
+        before the restart are to be thrown away: their workers keep the old annotations.
+
+        Args:
+            iteration: from 0.
+            hard_negatives: replaces the mapper's; None leaves them.
+        """
+        if hard_negatives is not None:
+            self.mapper.hard_negatives = hard_negatives
+        self.sampler.num_skipped = iteration * (self.total_batch_size // comm.get_world_size())
+        self.loader = self._build(iteration)
+
+    def _build(self, iteration: int) -> Iterable:
+        # Each time a new loader: one that groups by aspect ratio would hold old images back.
+        seed = self.seed
+        if seed is not None:  # another one for each process and each restart
+            seed += comm.get_rank() + iteration * comm.get_world_size()
+        return build_detection_train_loader(
+            self.dataset,
+            mapper=self.mapper.load,
+            sampler=self.sampler,
+            total_batch_size=self.total_batch_size,
+            seed=seed,
+            **self.options,
+        )
+
+
+def build_lesion_train_loader(cfg) -> TrainLoader:
     """Build the endless, shuffled training loader of DATASETS.TRAIN.
 
     With SEED >= 0 and the same number of workers it gives the same batches every time (without
@@ -77,26 +155,30 @@ def build_lesion_train_loader(cfg) -> DeviceLoader:
     dataset = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
-    seed = cfg.SEED if cfg.SEED >= 0 else None
     _prepare_workers()
-    loader = build_detection_train_loader(
+    return TrainLoader(
         dataset,
-        mapper=LesionDatasetMapper(cfg, True).load,
-        sampler=TrainingSampler(len(dataset), seed=seed),
+        LesionDatasetMapper(cfg, True),
+        cfg.MODEL.DEVICE,
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        seed=cfg.SEED if cfg.SEED >= 0 else None,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        seed=None if seed is None else seed + comm.get_rank(),
     )
-    return DeviceLoader(loader, cfg.MODEL.DEVICE, cfg.INPUT.CT.HU_WINDOW)
 
 
-def build_lesion_test_loader(cfg, dataset_name: str) -> DeviceLoader:
-    """Build the loader that gives every image of one data set once, split over the processes."""
+def build_lesion_test_loader(cfg, dataset_name: str, *, with_masks: bool = False) -> DeviceLoader:
+    """Build the loader that gives every image of one data set once, split over the processes.
+
+    Args:
+        cfg: the run's config.
+        dataset_name: in Detectron2's catalog.
+        with_masks: samples get ``lesion_masks``, which stay on the CPU: the pseudo-masks of the
+            image's annotations by INPUT.PSEUDO_MASK, see :class:`LesionDatasetMapper`.
+    """
     _prepare_workers()
-    loader = build_detection_test_loader(
-        cfg, dataset_name, mapper=LesionDatasetMapper(cfg, False).load
-    )
+    mapper = LesionDatasetMapper(cfg, False, with_masks=with_masks)
+    loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper.load)
     return DeviceLoader(loader, cfg.MODEL.DEVICE, cfg.INPUT.CT.HU_WINDOW)
 
 

@@ -1,4 +1,5 @@
 import logging
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
@@ -29,20 +30,24 @@ class LesionDatasetMapper:
 
     1. Reads the key slice and its neighbors as C slices at one interval (:func:`slice_stack`).
     2. Applies the augmentations to the stack, the lesions' outlines and their masks.
-    3. Gives ``image``, and in training ``instances``.
+    3. Gives ``image``, in training ``instances``, and in inference with masks ``lesion_masks``.
 
-    A box after a rotation is the extent of the lesion's outline: the quarter ellipses of its RECIST
-    diameters, stretched to fill the annotated box, so that flips and resizes keep the box exactly.
-    A lesion whose box's center left the image is dropped.
+    A box after a rotation is the extent of the lesion's outline, see :func:`lesion_outline`. A
+    lesion whose box's center left the image is dropped.
 
     Args:
         is_train: whether dicts get ``instances`` from their ``annotations``.
         augmentations: Detectron2 augmentations for int16 images; they may ask for ``spacing``.
         num_slices, slice_interval: C, and the distance of the slices in mm.
         hu_window: low and high, in HU: 0 and 255 of the image.
-        mask_method: "ellipse", "grabcut", or "" for no ``gt_masks``.
+        mask_method: "ellipse", "grabcut", or "" for neither ``gt_masks`` nor ``lesion_masks``.
         pseudo_masks: masks computed before; a lesion that none of them covers gets its mask on the
             fly.
+
+    Attributes:
+        hard_negatives: by ``file_name``, annotations that training adds to the image's own (Tang et
+            al., section 2.2): ``bbox``, ``category_id`` and ``segmentation`` (COCO RLE) on the
+            slice as it is on disk, no ``recist``.
     """
 
     @configurable
@@ -64,20 +69,21 @@ class LesionDatasetMapper:
         self.hu_window = hu_window
         self.mask_method = mask_method
         self.pseudo_masks = pseudo_masks
+        self.hard_negatives: Mapping[str, list[dict]] = {}
         self._num_masks = self._num_fallbacks = 0
         self._check()
         mode = "training" if is_train else "inference"
         logger.info(f"Augmentations in {mode}: {augmentations}")
 
     @classmethod
-    def from_config(cls, cfg, is_train: bool = True) -> dict:
+    def from_config(cls, cfg, is_train: bool = True, *, with_masks: bool = False) -> dict:
         ct = cfg.INPUT.CT
         if len(cfg.MODEL.PIXEL_MEAN) != ct.NUM_SLICES or len(cfg.MODEL.PIXEL_STD) != ct.NUM_SLICES:
             raise ValueError(
                 f"MODEL.PIXEL_MEAN has {len(cfg.MODEL.PIXEL_MEAN)} values and PIXEL_STD "
                 f"{len(cfg.MODEL.PIXEL_STD)}; expected {ct.NUM_SLICES} (INPUT.CT.NUM_SLICES)"
             )
-        with_masks = is_train and cfg.MODEL.MASK_ON
+        with_masks = with_masks or (is_train and cfg.MODEL.MASK_ON)
         return {
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
@@ -118,8 +124,10 @@ class LesionDatasetMapper:
             dataset_dict: as :func:`load_deeplesion` returns it; not changed.
 
         Returns:
-            A copy with ``image``, float32 (C, H, W) on the 0..255 scale, and in training
-            ``instances`` with ``gt_boxes``, ``gt_classes`` and, if masks are on, ``gt_masks``.
+            A copy with ``image``, float32 (C, H, W) on the 0..255 scale. In training with
+            ``instances``: ``gt_boxes``, ``gt_classes`` and, if masks are on, ``gt_masks``. In
+            inference, if masks are on, with ``lesion_masks``: bool (m, height, width), one an
+            annotation, on the slice as it is on disk.
         """
         dataset_dict = self.load(dataset_dict)
         dataset_dict["image"] = hu_to_pixels(dataset_dict["image"], self.hu_window)
@@ -150,26 +158,40 @@ class LesionDatasetMapper:
         image = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
         dataset_dict["image"] = torch.from_numpy(image)
         if self.is_train:
-            masks = self._masks(dataset_dict, annotations)
+            annotations = [*annotations, *self.hard_negatives.get(dataset_dict["file_name"], ())]
+            masks = self._masks(dataset_dict, annotations) if self.mask_method else None
             dataset_dict["instances"] = transform_lesions(
                 annotations, masks, transforms, image.shape[1:]
             )
+        elif self.mask_method:
+            masks = np.zeros(
+                (len(annotations), dataset_dict["height"], dataset_dict["width"]), bool
+            )
+            for out, mask in zip(masks, self._masks(dataset_dict, annotations), strict=True):
+                out[:] = mask
+            dataset_dict["lesion_masks"] = torch.from_numpy(masks)
         return dataset_dict
 
-    def _masks(self, dataset_dict: dict, annotations: list[dict]) -> list[np.ndarray] | None:
-        """The lesions' masks, (H, W) uint8 each, on the slice as it is on disk."""
-        if not self.mask_method:
-            return None
+    def _masks(self, dataset_dict: dict, annotations: list[dict]) -> list[np.ndarray]:
+        """The annotations' masks, (H, W) each, on the slice as it is on disk."""
+        lesions = [a for a in annotations if "segmentation" not in a]
+        computed = iter(self._pseudo_masks(dataset_dict, lesions) if lesions else ())
+        return [
+            mask_util.decode(a["segmentation"]) if "segmentation" in a else next(computed)
+            for a in annotations
+        ]
+
+    def _pseudo_masks(self, dataset_dict: dict, lesions: list[dict]) -> list[np.ndarray]:
         image_id = dataset_dict["image_id"]
         for stored in self.pseudo_masks:
             if stored.covers(image_id):
-                rles = [stored.get(image_id, a["row"], a["recist"]) for a in annotations]
+                rles = [stored.get(image_id, a["row"], a["recist"]) for a in lesions]
                 return [mask_util.decode(rle) for rle in rles]
         size, pixels = (dataset_dict["height"], dataset_dict["width"]), None
         if self.mask_method == "grabcut":
             pixels = grabcut_image(read_slice(dataset_dict["file_name"]), dataset_dict["window"])
         found = [
-            pseudo_mask(self.mask_method, pixels, a["recist"], a["bbox"], size) for a in annotations
+            pseudo_mask(self.mask_method, pixels, a["recist"], a["bbox"], size) for a in lesions
         ]
         self._count(found)
         return [mask for mask, _ in found]
@@ -200,19 +222,23 @@ def _load_mask_files(cfg) -> tuple[PseudoMasks, ...]:
 def lesion_outline(annotation: dict) -> np.ndarray:
     """The outline of a lesion's RECIST quarter ellipses, stretched to fill its annotated box.
 
+    Without diameters (a mined negative) it is the ellipse inscribed in the box. Either way flips
+    and resizes keep the box exactly, and a rotation does not grow it to the extent of its corners,
+    where there is no lesion.
+
     Args:
-        annotation: with ``recist`` and ``bbox``.
+        annotation: with ``bbox``, and ``recist`` where there is one.
 
     Returns:
         (n, 2) points x, y in pixels, whose extent is the box.
     """
-    outline = ellipse_outline(annotation["recist"])
+    x1, y1, x2, y2 = annotation["bbox"]
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    outline = ellipse_outline(annotation.get("recist", (x1, y, x2, y, x, y1, x, y2)))
     low, high = outline.min(axis=0), outline.max(axis=0)
-    box = np.asarray(annotation["bbox"], dtype=np.float64).reshape(2, 2)
     if (high - low).min() <= 0:  # end points on one line along an axis: the box is all there is
-        (x1, y1), (x2, y2) = box
         return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
-    return box[0] + (outline - low) / (high - low) * (box[1] - box[0])
+    return (x1, y1) + (outline - low) / (high - low) * (x2 - x1, y2 - y1)
 
 
 def transform_lesions(
@@ -227,7 +253,7 @@ def transform_lesions(
     those at i + 0.5. So points are moved there and back: a flipped box lies on its flipped mask.
 
     Args:
-        annotations: with ``recist``, ``bbox`` and ``category_id``.
+        annotations: with ``bbox`` and ``category_id``, and ``recist`` where there is one.
         masks: one (H, W) an annotation, or None for no ``gt_masks``.
         transforms: what was applied to the image.
         image_size: height and width of the augmented image.

@@ -1,6 +1,6 @@
 from .checkpoint import LesionCheckpointer
+from .checks import InputError
 from .defaults import (
-    InputError,
     finish_run,
     fit_device,
     load_config,
@@ -8,24 +8,30 @@ from .defaults import (
     prepare_launch,
     setup_run,
 )
+from .hard_negatives import HardNegativeMiner, HardNegativeMiningHook, select_hard_negatives
 from .hooks import CatchUpHook, EarlyStopHook, PlateauHook, ResumableBestCheckpointer
 from .schedule import resolve_epochs
 from .trainer import StoppableTrainer, Trainer
+from .validation_loss import ValidationLossHook
 
 __all__ = [
     "CatchUpHook",
     "EarlyStopHook",
+    "HardNegativeMiner",
+    "HardNegativeMiningHook",
     "InputError",
     "LesionCheckpointer",
     "PlateauHook",
     "ResumableBestCheckpointer",
     "StoppableTrainer",
     "Trainer",
+    "ValidationLossHook",
     "finish_run",
     "fit_device",
     "load_config",
     "one_line_errors",
     "prepare_launch",
     "resolve_epochs",
+    "select_hard_negatives",
     "setup_run",
 ]

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 _STEMS = ("stem.conv1.weight", "features.0.weight")
 _STEM_CAFFE2 = "conv1_w"
 _RGB = 3
+# The class predictors of Detectron2's R-CNNs and of its RetinaNet end so.
+_RCNN_PREDICTOR = "box_predictor.cls_score.weight"
+_PREDICTOR = "cls_score.weight"
 
 
 def read_checkpoint(path: str) -> dict:
@@ -46,6 +49,14 @@ def _explain_bad_file(path: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 class LesionCheckpointer(DetectionCheckpointer):
     """DetectionCheckpointer that is safe against being killed, for images of any C channels.
 
@@ -53,6 +64,7 @@ class LesionCheckpointer(DetectionCheckpointer):
     - A checkpoint that is not meant to be resumed from need not become the last one.
     - Weights of a first convolution for three channels are adapted to C: :func:`adapt_stem`.
     - torchvision's weights fit its backbones in ours: :func:`rename_torchvision_weights`.
+    - A file for one class more or less than an R-CNN has is an error: :func:`check_predictor`.
     - A file that is no checkpoint, or a part of one, is an error that names it.
     """
 
@@ -87,7 +99,8 @@ class LesionCheckpointer(DetectionCheckpointer):
         Raises:
             FileNotFoundError: ``path`` is a local file that does not exist, or torchvision's
                 weights are neither here nor to be had.
-            ValueError: the file is no checkpoint, is cut off, or has not what the backbone needs.
+            ValueError: the file is no checkpoint, is cut off, has not what the backbone needs, or
+                is for one class more or less.
         """
         check_weights_exist(path)
         try:
@@ -104,16 +117,17 @@ class LesionCheckpointer(DetectionCheckpointer):
             for name, value in weights.items():
                 if not isinstance(value, Tensor | np.ndarray):
                     raise ValueError(f"{name!r} is {type(value).__name__}, not a tensor")
-        adapt_stem(weights, self.model.state_dict())
+        model_weights = self.model.state_dict()
+        adapt_stem(weights, model_weights)
+        with _naming(filename):
+            check_predictor(weights, model_weights)
         if not loaded.get("matching_heuristics"):
             self._fit_torchvision(weights, filename)
         return loaded
 
     def _fit_torchvision(self, weights: dict[str, Any], filename: str) -> None:
-        try:
+        with _naming(filename):
             num_backbones = rename_torchvision_weights(weights, self.model)
-        except ValueError as error:
-            raise ValueError(f"{filename}: {error}") from None
         url = self._parsed_url_during_load.geturl()
         if url.startswith(PREFIX) and num_backbones == 0:
             raise ValueError(
@@ -133,23 +147,80 @@ def check_weights_exist(path: str) -> None:
         raise FileNotFoundError(f"{local}: no such file of weights")
 
 
-def check_weights(path: str, model: nn.Module | None = None) -> None:
-    """Check by reading that weights are there, whole, and what a model's backbone needs.
+def check_weights(path: str, model: nn.Module | None = None, *, for_training: bool = True) -> None:
+    """Check by reading that weights are there, whole, and what a model needs.
 
     Args:
         path: a file, ``torchvision://<model>``, or an address that is left to Detectron2.
         model: what they are for, or the part that its backbone is; it may be on the meta device.
+        for_training: see :func:`check_predictor`.
 
     Raises:
         FileNotFoundError: ``path`` is a local file that does not exist, or torchvision's weights
             are neither here nor to be had.
-        ValueError: as :meth:`LesionCheckpointer.load`.
+        ValueError: as :meth:`LesionCheckpointer.load` and :func:`check_predictor`.
     """
     check_weights_exist(path)
     if path and ("://" not in path or path.startswith(PREFIX)):
         checkpointer = LesionCheckpointer(model or nn.Identity())
         checkpointer._parsed_url_during_load = urlparse(path)  # as in load
-        checkpointer._load_file(PathManager.get_local_path(path.split("?")[0]))
+        local = PathManager.get_local_path(path.split("?")[0])
+        weights = checkpointer._load_file(local)["model"]
+        with _naming(local):
+            check_predictor(weights, checkpointer.model.state_dict(), for_training=for_training)
+
+
+def check_predictor(
+    weights: Mapping[str, Any], model_weights: Mapping[str, Tensor], *, for_training: bool = True
+) -> None:
+    """Check that weights are for a model's number of classes.
+
+    Detectron2 leaves out weights of another shape and logs it. That is right for a training that
+    starts from weights for other classes. But a Mask R-CNN's weights in ULDor, which has the class
+    of false positives too, or the reverse, are a mistake.
+
+    Args:
+        weights: names to tensors or arrays.
+        model_weights: the state of the model that they are for.
+        for_training: whether the model learns what it does not find. If not, any difference is an
+            error, of RetinaNet too.
+
+    Raises:
+        ValueError: an R-CNN's weights are for one class more or less, or ``for_training`` is off
+            and they are for other classes.
+    """
+    for name, target in model_weights.items():
+        weight = weights.get(name, weights.get(f"module.{name}"))
+        if not name.endswith(_PREDICTOR) or weight is None or weight.shape == target.shape:
+            continue
+        found, expected = len(weight) - 1, len(target) - 1  # without the background
+        is_rcnn = name.endswith(_RCNN_PREDICTOR)
+        if is_rcnn and abs(found - expected) == 1:
+            raise ValueError(_other_classes(found, expected) + _advice(found, expected))
+        if not for_training:
+            shapes = f"found {name} {tuple(weight.shape)}, expected {tuple(target.shape)}"
+            raise ValueError(_other_classes(found, expected) if is_rcnn else shapes)
+
+
+def _other_classes(found: int, expected: int) -> str:
+    return (
+        f"found a class predictor for {found} class{'es' * (found > 1)}, expected {expected} "
+        "(MODEL.ROI_HEADS.NUM_CLASSES)"
+    )
+
+
+def _advice(found: int, expected: int) -> str:
+    if found < expected:
+        return (
+            ": it is of a model without the class of false positives. To use it set "
+            f"MODEL.ROI_HEADS.NAME StandardROIHeads and NUM_CLASSES {found} (as "
+            "configs/uldor/mask_rcnn.yaml); to train ULDor start from a backbone's weights"
+        )
+    return (
+        ": it is of a model with the class of false positives. To use it set MODEL.ROI_HEADS.NAME "
+        f"ULDorROIHeads and NUM_CLASSES {found} (as configs/uldor/uldor.yaml); to train a model "
+        "without it start from a backbone's weights"
+    )
 
 
 def adapt_stem(weights: dict[str, Any], model_weights: dict[str, Tensor]) -> None:

@@ -112,7 +112,7 @@ class _PatienceHook(HookBase):
 
     def after_step(self) -> None:
         """Count the iteration's evaluation, if it had one."""
-        if _is_evaluated(self.trainer, self._period):
+        if is_evaluated(self.trainer, self._period):
             value = comm.all_gather(self._evaluated_value())[0]
             if value is not None:
                 self._count(value, self.trainer.iter)
@@ -232,13 +232,13 @@ class CatchUpHook(HookBase):
 
     Detectron2 writes an iteration's checkpoint before it evaluates, so that a kill during the
     evaluation costs no iteration. But then the checkpoint does not know what the evaluation led to:
-    a best checkpoint, another learning rate, the end. So it is made (again) before the first
-    iteration: all goes on as without the interruption, for the time of one evaluation.
+    a best checkpoint, another learning rate, mined negatives, the end. So it is made (again) before
+    the first iteration: all goes on as without the interruption, for the time of one evaluation.
 
     Args:
         eval_period: of the EvalHook.
-        late: the EvalHook and the hooks that go by its results, in their order. This hook comes
-            after them.
+        late: the EvalHook and the hooks that come after the checkpoint as it does, in their order.
+            This hook comes after them.
     """
 
     def __init__(self, eval_period: int, late: Iterable[HookBase]):
@@ -251,15 +251,18 @@ class CatchUpHook(HookBase):
         if start_iter == 0:
             return
         trainer.iter = trainer.storage.iter = start_iter - 1
-        if _is_evaluated(trainer, self._period):
+        if is_evaluated(trainer, self._period):
             logger.info(f"Resumed after iteration {trainer.iter}: evaluating first")
         for hook in self._late:
             hook.after_step()
         trainer.iter = trainer.storage.iter = start_iter
 
 
-def _is_evaluated(trainer: TrainerBase, eval_period: int) -> bool:
-    # As in EvalHook.after_step: the end of the training has an evaluation of its own.
+def is_evaluated(trainer: TrainerBase, eval_period: int) -> bool:
+    """Whether the iteration is followed by an evaluation, as EvalHook decides it in the training.
+
+    The end of the training has an evaluation of its own.
+    """
     next_iter = trainer.iter + 1
     return eval_period > 0 and next_iter % eval_period == 0 and next_iter != trainer.max_iter
 

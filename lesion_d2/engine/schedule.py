@@ -11,7 +11,11 @@ _EPOCH_KEYS = (
     ("SOLVER", "MAX_EPOCHS", "MAX_ITER"),
     ("SOLVER", "CHECKPOINT_EPOCHS", "CHECKPOINT_PERIOD"),
     ("TEST", "EVAL_EPOCHS", "EVAL_PERIOD"),
+    ("TEST", "LOSS_EPOCHS", "LOSS_PERIOD"),
+    ("HARD_NEGATIVES", "EPOCHS", "PERIOD"),
+    ("HARD_NEGATIVES", "START_EPOCHS", "START_ITER"),
 )
+_STEP_KEYS = ("SOLVER", "STEP_EPOCHS", "STEPS")
 
 
 def epochs_to_iterations(epochs: float, num_images: int, batch_size: int) -> int:
@@ -26,13 +30,28 @@ def epochs_to_iterations(epochs: float, num_images: int, batch_size: int) -> int
     return math.ceil(Fraction(str(epochs)) * num_images / batch_size)
 
 
+def check_epochs(cfg: CfgNode) -> None:
+    """Check every key of epochs.
+
+    Raises:
+        ValueError: a number of epochs is negative.
+    """
+    for section, source, _ in (*_EPOCH_KEYS, _STEP_KEYS):
+        epochs = cfg[section][source]
+        for value in epochs if isinstance(epochs, tuple | list) else (epochs,):
+            if value < 0:
+                raise ValueError(f"{section}.{source}: found {value}, expected 0 (not set) or more")
+
+
 def resolve_epochs(cfg: CfgNode, num_images: int) -> None:
-    """Write what the config says in epochs into Detectron2's keys, in iterations, and log it.
+    """Write what the config says in epochs into the keys of iterations, and log it.
 
     SOLVER.MAX_EPOCHS replaces SOLVER.MAX_ITER, SOLVER.STEP_EPOCHS replaces SOLVER.STEPS,
-    SOLVER.CHECKPOINT_EPOCHS replaces SOLVER.CHECKPOINT_PERIOD and TEST.EVAL_EPOCHS replaces
-    TEST.EVAL_PERIOD, each where it is set. Steps that do not lie before the last iteration are left
-    out, because Detectron2's schedule takes none there.
+    SOLVER.CHECKPOINT_EPOCHS replaces SOLVER.CHECKPOINT_PERIOD, TEST.EVAL_EPOCHS replaces
+    TEST.EVAL_PERIOD, TEST.LOSS_EPOCHS replaces TEST.LOSS_PERIOD, HARD_NEGATIVES.EPOCHS replaces
+    HARD_NEGATIVES.PERIOD and HARD_NEGATIVES.START_EPOCHS replaces HARD_NEGATIVES.START_ITER, each
+    where it is set. Steps that do not lie before the last iteration are left out, because
+    Detectron2's schedule takes none there.
 
     Args:
         cfg: changed in place, so not frozen.
@@ -41,17 +60,15 @@ def resolve_epochs(cfg: CfgNode, num_images: int) -> None:
     Raises:
         ValueError: a number of epochs is negative.
     """
+    check_epochs(cfg)
     batch_size = cfg.SOLVER.IMS_PER_BATCH
     replaced = {}
     for section, source, target in _EPOCH_KEYS:
         epochs = cfg[section][source]
-        _check_not_negative(f"{section}.{source}", epochs)
         if epochs > 0:
             cfg[section][target] = epochs_to_iterations(epochs, num_images, batch_size)
             replaced[f"{section}.{target}"] = cfg[section][target]
     if len(cfg.SOLVER.STEP_EPOCHS) > 0:
-        for epochs in cfg.SOLVER.STEP_EPOCHS:
-            _check_not_negative("SOLVER.STEP_EPOCHS", epochs)
         cfg.SOLVER.STEPS = tuple(
             epochs_to_iterations(e, num_images, batch_size) for e in cfg.SOLVER.STEP_EPOCHS
         )
@@ -60,11 +77,6 @@ def resolve_epochs(cfg: CfgNode, num_images: int) -> None:
         found = ", ".join(f"{key} = {value}" for key, value in replaced.items())
         logger.info(f"Epochs of {num_images} images in batches of {batch_size}: {found}")
     _drop_late_steps(cfg)
-
-
-def _check_not_negative(key: str, epochs: float) -> None:
-    if epochs < 0:
-        raise ValueError(f"{key}: found {epochs}, expected 0 (not set) or more")
 
 
 def _drop_late_steps(cfg: CfgNode) -> None:

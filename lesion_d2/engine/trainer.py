@@ -2,10 +2,9 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import (
@@ -18,15 +17,16 @@ from detectron2.engine import (
     hooks,
 )
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.modeling import FPN
+from detectron2.modeling import FPN, GeneralizedRCNN
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
 
-from ..data.loader import build_lesion_test_loader, build_lesion_train_loader
+from ..data.loader import TrainLoader, build_lesion_test_loader, build_lesion_train_loader
 from ..evaluation import LesionEvaluator
 from ..modeling.backbone.unet_fpn import UNetFPN
 from .checkpoint import LesionCheckpointer
+from .hard_negatives import HardNegativeMiner, HardNegativeMiningHook
 from .hooks import (
     CatchUpHook,
     EarlyStopHook,
@@ -34,6 +34,12 @@ from .hooks import (
     ResumableBestCheckpointer,
     TrainingStopped,
     rewind_metrics,
+)
+from .validation_loss import (
+    VALIDATION_LOSS,
+    ValidationLossHook,
+    build_loss_loader,
+    share_running_statistics,
 )
 
 logger = logging.getLogger(__name__)
@@ -84,9 +90,10 @@ class Trainer(DefaultTrainer, StoppableTrainer):
     """DefaultTrainer for lesions: our loaders, evaluator and checkpoints; on CPUs as on GPUs.
 
     The best checkpoint by TEST.BEST_METRIC on the (first) data set of DATASETS.TEST is kept as
-    ``model_best.pth`` beside Detectron2's ``model_final.pth``. The same metric lowers the learning
-    rate and ends the training, where SOLVER.PLATEAU_PATIENCE and SOLVER.EARLY_STOP_PATIENCE are
-    set.
+    ``model_best.pth`` beside Detectron2's ``model_final.pth``. The same metric, or the loss on
+    DATASETS.TEST (SOLVER.PATIENCE_METRIC), lowers the learning rate and ends the training, where
+    SOLVER.PLATEAU_PATIENCE and SOLVER.EARLY_STOP_PATIENCE are set. Hard negatives are mined where
+    HARD_NEGATIVES.PERIOD is.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -117,37 +124,68 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As in DefaultTrainer; resumed metrics go on where the checkpoint was written."""
+        """As in DefaultTrainer; images and metrics go on where the checkpoint was written."""
         super().resume_or_load(resume)
-        if self.start_iter > 0 and comm.is_main_process():
-            rewind_metrics(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
+        if self.start_iter > 0:
+            self.restart_loader(self.start_iter)
+            if comm.is_main_process():
+                rewind_metrics(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
+
+    def restart_loader(
+        self, start_iter: int, hard_negatives: Mapping[str, list[dict]] | None = None
+    ) -> None:
+        """Let the next iteration have the batch of ``start_iter``, from new loader processes.
+
+        Args:
+            start_iter, hard_negatives: see :meth:`TrainLoader.restart`.
+        """
+        loader = self._trainer.data_loader
+        loader.restart(start_iter, hard_negatives)
+        self._trainer.reset_data_loader(lambda: loader)
 
     def build_hooks(self) -> list[HookBase]:
-        """DefaultTrainer's hooks, and after the evaluation those that go by its results."""
+        """DefaultTrainer's hooks, and after the evaluation those that come between epochs too."""
         built = super().build_hooks()
-        if self.cfg.DATASETS.TEST:
-            index = next(i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook))
-            late = [built[index], *self._build_metric_hooks()]
+        index = next(i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook))
+        late = [built[index], *self._build_metric_hooks(), *self._build_mining_hooks()]
+        if len(late) > 1:
             built[index : index + 1] = late
             built.append(CatchUpHook(self.cfg.TEST.EVAL_PERIOD, late))
         return built
 
     def _build_metric_hooks(self) -> list[HookBase]:
         cfg, solver = self.cfg, self.cfg.SOLVER
-        period, metric = cfg.TEST.EVAL_PERIOD, best_metric_name(cfg)
-        built = [ResumableBestCheckpointer(period, self.checkpointer, metric)]
+        if not cfg.DATASETS.TEST:
+            return []
+        built = []
+        if cfg.TEST.LOSS_PERIOD > 0:
+            loader, amp = build_loss_loader(cfg), solver.AMP.ENABLED
+            seed = max(cfg.SEED, 0)
+            built.append(ValidationLossHook(cfg.TEST.LOSS_PERIOD, loader, use_amp=amp, seed=seed))
+        period, metric, mode = cfg.TEST.EVAL_PERIOD, best_metric_name(cfg), "max"
+        built.append(ResumableBestCheckpointer(period, self.checkpointer, metric))
+        if solver.PATIENCE_METRIC == VALIDATION_LOSS:
+            period, metric, mode = cfg.TEST.LOSS_PERIOD, VALIDATION_LOSS, "min"
         if solver.PLATEAU_PATIENCE > 0:
-            built.append(
-                PlateauHook(
-                    period, metric, patience=solver.PLATEAU_PATIENCE, factor=solver.PLATEAU_FACTOR
-                )
-            )
+            patience, factor = solver.PLATEAU_PATIENCE, solver.PLATEAU_FACTOR
+            built.append(PlateauHook(period, metric, patience=patience, factor=factor, mode=mode))
         if solver.EARLY_STOP_PATIENCE > 0:  # the last one, because it ends the training
-            patience = solver.EARLY_STOP_PATIENCE
-            built.append(
-                EarlyStopHook(period, metric, patience=patience, checkpointer=self.checkpointer)
-            )
+            stop = {"patience": solver.EARLY_STOP_PATIENCE, "checkpointer": self.checkpointer}
+            built.append(EarlyStopHook(period, metric, mode=mode, **stop))
         return built
+
+    def _build_mining_hooks(self) -> list[HookBase]:
+        options = self.cfg.HARD_NEGATIVES
+        if options.PERIOD <= 0:
+            return []
+        return [
+            HardNegativeMiningHook(
+                options.PERIOD,
+                start_iter=options.START_ITER,
+                miner=HardNegativeMiner(self.cfg),
+                checkpointer=self.checkpointer,
+            )
+        ]
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -178,7 +216,7 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         )
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         """See :func:`build_lesion_train_loader`."""
         return build_lesion_train_loader(cfg)
 
@@ -195,10 +233,7 @@ class Trainer(DefaultTrainer, StoppableTrainer):
 
         They are what the checkpoints hold; each process trains on with them.
         """
-        if comm.get_world_size() > 1:
-            for buffer in model.buffers():
-                if buffer.is_floating_point():
-                    dist.broadcast(buffer, src=0)
+        share_running_statistics(model)
         return super().test(cfg, model, evaluators)
 
     @classmethod
@@ -218,17 +253,26 @@ class Trainer(DefaultTrainer, StoppableTrainer):
 def has_unused_parameters(model: nn.Module) -> bool:
     """Whether a training step leaves parameters of a detector without gradients.
 
-    Those of P1 and P0 without a segmentation loss, those of pyramid levels that RetinaNet's head
-    does not look at, and those of bottom-up stages above the last one that the pyramid looks at.
+    Those of P1 and P0 without a segmentation loss, those of pyramid levels that no head looks at,
+    and those of bottom-up stages above the last one that the pyramid looks at. A batch without
+    lesions leaves none: an R-CNN's losses are then 0 times its outputs.
     """
     backbone = model.backbone
     levels = set(backbone.output_shape())
-    used = set(getattr(model, "head_in_features", levels))
+    if isinstance(model, GeneralizedRCNN):
+        used = _levels_of_rcnn(model)
+    else:
+        used = set(getattr(model, "head_in_features", levels))
     if isinstance(backbone, UNetFPN):
         if not getattr(model, "seg_loss_weight", 0):
             return True
         used.add("p2")  # P1 and P0 are computed from it
     return not levels <= used or _leaves_last_stage(backbone)
+
+
+def _levels_of_rcnn(model: GeneralizedRCNN) -> set[str]:
+    parts = (model.proposal_generator, model.roi_heads)
+    return {level for part in parts for level in getattr(part, "in_features", ())}
 
 
 def _leaves_last_stage(backbone: nn.Module) -> bool:

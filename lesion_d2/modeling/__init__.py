@@ -2,12 +2,15 @@ from .attention import AttentionGate, record_attention
 from .backbone import VGG, UNetFPN
 from .calibration import calibrate_scores, mask_agreement
 from .losses import focal_segmentation_loss, segmentation_loss
-from .meta_arch import RetinaUNet
+from .meta_arch import LesionRCNN, RetinaUNet
+from .roi_heads import ULDorROIHeads
 
 __all__ = [
     "VGG",
     "AttentionGate",
+    "LesionRCNN",
     "RetinaUNet",
+    "ULDorROIHeads",
     "UNetFPN",
     "calibrate_scores",
     "focal_segmentation_loss",

@@ -18,6 +18,7 @@ HIT_COLOR = (0.1, 0.9, 0.2)
 FALSE_POSITIVE_COLOR = (1.0, 0.2, 0.15)
 RECIST_COLOR = (0.2, 0.85, 1.0)
 MASK_COLOR = (1.0, 0.4, 0.9)
+REFERENCE_COLOR = HIT_COLOR  # of lesions beside hard negatives
 
 _DASHED = (0, (3, 1.5))
 _DOTTED = (0, (1, 1))
@@ -37,6 +38,12 @@ OUTCOME_LEGEND = [
     ("hit (score)", HIT_COLOR, "-"),
     ("repeated hit", HIT_COLOR, _DOTTED),
     ("false positive (score)", FALSE_POSITIVE_COLOR, "-"),
+]
+NEGATIVE_LEGEND = [
+    ("lesion", REFERENCE_COLOR, "-"),
+    ("pseudo-mask", REFERENCE_COLOR, "fill"),
+    ("hard negative (S1/S2)", FALSE_POSITIVE_COLOR, "-"),
+    ("its predicted mask", FALSE_POSITIVE_COLOR, "fill"),
 ]
 
 
@@ -107,10 +114,10 @@ class LesionVisualizer(Visualizer):
                 self.draw_label(f"{long:.0f} x {short:.0f} mm", box, TRUTH_COLOR)
         return self.output
 
-    def draw_truth_boxes(self, dic: dict) -> VisImage:
+    def draw_truth_boxes(self, dic: dict, color=TRUTH_COLOR) -> VisImage:
         """Draw the boxes of an image's lesions alone."""
         for box in truth_boxes(dic):
-            self._draw_rectangle(box, TRUTH_COLOR)
+            self._draw_rectangle(box, color)
         return self.output
 
     def draw_heat_map(self, heat_map: HeatMap) -> VisImage:
@@ -161,6 +168,30 @@ class LesionVisualizer(Visualizer):
             self.draw_label(self._score_label(predictions, i), boxes[i], colors[i])
         for box in gt_boxes[~outcome.is_found]:
             self.draw_label("missed", box, TRUTH_COLOR)
+        return self.output
+
+    def draw_negatives(
+        self, dic: dict, negatives: Instances, masks: Sequence[np.ndarray] = ()
+    ) -> VisImage:
+        """Draw hard negatives red and the lesions green, as Fig. 3 of Tang et al.
+
+        Args:
+            dic: the image's Detectron2 dict.
+            negatives: ``pred_boxes``, ``scores`` (the paper's S1), ``mask_ious`` (S2), which are
+                the two numbers of a label, and ``pred_masks`` or ``pred_masks_rle``.
+            masks: (H, W) bool arrays of the lesions.
+        """
+        for mask in masks:
+            self.draw_soft_mask(np.asarray(mask, dtype=np.float32), REFERENCE_COLOR, alpha=0.3)
+        for mask in prediction_masks(negatives):
+            self.draw_soft_mask(mask.astype(np.float32), FALSE_POSITIVE_COLOR, alpha=0.3)
+        self.draw_truth_boxes(dic, REFERENCE_COLOR)
+        boxes = negatives.pred_boxes.tensor.numpy()
+        for box in boxes:
+            self._draw_rectangle(box, FALSE_POSITIVE_COLOR)
+        numbers = zip(negatives.scores.tolist(), negatives.mask_ious.tolist(), strict=True)
+        for box, (score, mask_iou) in zip(boxes, numbers, strict=True):
+            self.draw_label(f"{score:.2f}/{mask_iou:.2f}", box, FALSE_POSITIVE_COLOR)
         return self.output
 
     def draw_label(self, text: str, box: Sequence[float], color) -> VisImage:

@@ -1,9 +1,11 @@
 import lesion_d2
-from lesion_d2.data.augmentation import AffineTransform, RandomAffine
+from lesion_d2.data.augmentation import AffineTransform, RandomAffine, ResizeTransform
+from lesion_d2.data.ct import read_slice
 from lesion_d2.data.mapper import LesionDatasetMapper, lesion_outline, transform_lesions
 from lesion_d2.data.pseudo_masks import (
     PseudoMask,
     ellipse_mask,
+    grabcut_image,
     mask_annotation,
     pseudo_mask,
     write_mask_file,
@@ -20,6 +22,10 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
 SIZE = (96, 128)
+_AUGMENTATIONS = ("HFLIP_PROB", "VFLIP_PROB", "MAX_ROTATION", "MAX_SHEAR", "MAX_SCALE")
+NO_AUGMENTATION = [
+    value for key in (*_AUGMENTATIONS, "MAX_TRANSLATION") for value in (f"INPUT.AUG.{key}", 0.0)
+]
 
 
 def _annotation(recist, row=2):
@@ -191,18 +197,14 @@ def test_masks_come_from_the_file_where_it_covers_the_image(dataset_dict, tmp_pa
         {"method": "ellipse", "dataset": "made up"},
         [mask_annotation("000001_01_01_010", OBLIQUE, found._replace(mask=stored))],
     )
-    no_augmentation = [f"INPUT.AUG.{key}" for key in ("HFLIP_PROB", "VFLIP_PROB")]
-    no_augmentation += [
-        f"INPUT.AUG.MAX_{key}" for key in ("ROTATION", "SHEAR", "SCALE", "TRANSLATION")
-    ]
-    opts = [value for key in no_augmentation for value in (key, 0.0)]
-    mapper = LesionDatasetMapper(_config(*opts, "INPUT.PSEUDO_MASK_FILES", (str(file),)), True)
+    cfg = _config(*NO_AUGMENTATION, "INPUT.PSEUDO_MASK_FILES", (str(file),))
+    mapper = LesionDatasetMapper(cfg, True)
     assert np.array_equal(mapper(dataset_dict)["instances"].gt_masks.tensor[0], stored)
     # Another image is computed on the fly, by either method.
     dataset_dict["image_id"] = "000001_01_01_011"
     ellipse = mapper(dataset_dict)["instances"].gt_masks.tensor[0]
     assert np.array_equal(ellipse, found.mask)
-    grabcut = LesionDatasetMapper(_config(*opts, "INPUT.PSEUDO_MASK", "grabcut"), True)
+    grabcut = LesionDatasetMapper(_config(*NO_AUGMENTATION, "INPUT.PSEUDO_MASK", "grabcut"), True)
     mask = grabcut(dataset_dict)["instances"].gt_masks.tensor[0].numpy()
     assert 2 * (mask & found.mask).sum() / (mask.sum() + found.mask.sum()) > 0.9
     assert mask_util.area(mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))) > 0
@@ -244,6 +246,137 @@ def test_any_number_of_slices_at_any_size(dataset_dict, channels, size):
     assert image.shape == (channels, size * 96 // 128, size)
     middle = image[channels // 2]
     assert middle[0, 0] == pytest.approx(1100 / 8) and middle.max() > 1.5 * middle[0, 0]
+
+
+NEGATIVE_BOX = [30.0, 50.0, 54.0, 66.0]
+
+
+def _mined(box=NEGATIVE_BOX, category=1):
+    """A mined negative whose mask is the ellipse inscribed in its box."""
+    x1, y1, x2, y2 = box
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    mask = ellipse_mask([x1, y, x2, y, x, y1, x, y2], *SIZE)
+    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {
+        "bbox": box,
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "category_id": category,
+        "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+        "score": 0.9,
+        "mask_iou": 0.1,
+    }
+
+
+def test_outline_without_diameters_is_the_boxs_ellipse():
+    x1, y1, x2, y2 = box = [31.7, 50.1, 54.3, 66.9]
+    outline = lesion_outline({"bbox": box})
+    assert [*outline.min(axis=0), *outline.max(axis=0)] == box
+    x, y = ((outline - ((x1 + x2) / 2, (y1 + y2) / 2)) / ((x2 - x1) / 2, (y2 - y1) / 2)).T
+    np.testing.assert_allclose(np.hypot(x, y), 1)
+    # A circle keeps its size in any rotation; its box's corners would reach 1.41 times as far.
+    c = np.sqrt(0.5)
+    turn = AffineTransform(np.array([[c, -c, 60.0], [c, c, -20.0]]), *SIZE)
+    turned = transform_lesions([_mined([30.0, 50.0, 50.0, 70.0])], None, turn, SIZE)
+    x1, y1, x2, y2 = turned.gt_boxes.tensor[0].tolist()
+    assert 19.9 < x2 - x1 <= 20.001 and 19.9 < y2 - y1 <= 20.001
+
+
+def test_flips_and_resizes_keep_a_mined_box_and_mask_exactly():
+    height, width = SIZE
+    negative = _mined()
+    mask = mask_util.decode(negative["segmentation"])
+    x1, y1, x2, y2 = NEGATIVE_BOX
+    flipped = transform_lesions([negative], [mask], T.HFlipTransform(width), SIZE)
+    expected = [width - 1 - x2, y1, width - 1 - x1, y2]
+    np.testing.assert_allclose(flipped.gt_boxes.tensor[0], expected, atol=1e-4)
+    assert np.array_equal(flipped.gt_masks.tensor[0], mask[:, ::-1])
+    doubled = ResizeTransform(height, width, 2 * height, 2 * width)
+    grown = transform_lesions([negative], [mask], doubled, (2 * height, 2 * width))
+    expected = [2 * v + 0.5 for v in NEGATIVE_BOX]  # pixel centers
+    np.testing.assert_allclose(grown.gt_boxes.tensor[0], expected, atol=1e-4)
+    assert np.array_equal(grown.gt_masks.tensor[0], mask.repeat(2, 0).repeat(2, 1))
+
+
+def test_mined_negatives_join_the_images_own_lesions_in_training(dataset_dict):
+    cfg = _config("INPUT.CT.IMAGE_SIZE", 192, "INPUT.AUG.RESIZE_RANGE", (0.8, 1.2))
+    mapper = LesionDatasetMapper(cfg, True)
+    elsewhere = {"another.png": [_mined(category=7)]}
+    mapper.hard_negatives = {dataset_dict["file_name"]: [_mined(), _mined([70, 20, 90, 30])]}
+    mapper.hard_negatives |= elsewhere
+    second = _annotation([60.0, 60.0, 80.0, 60.0, 70.0, 54.0, 70.0, 66.0], row=3)
+    dataset_dict["annotations"] = [OBLIQUE, second]
+    before = repr(dataset_dict)
+    np.random.seed(2)
+    for _ in range(20):
+        mapped = mapper(dataset_dict)
+        instances = mapped["instances"]
+        assert instances.gt_classes.tolist() == [0, 0, 1, 1]
+        for box, mask in list(zip(instances.gt_boxes, instances.gt_masks, strict=True))[2:]:
+            y, x = torch.nonzero(mask, as_tuple=True)
+            extent = torch.stack([x.min(), y.min(), x.max(), y.max()])
+            # A pixel of the slice on disk has become up to two.
+            torch.testing.assert_close(extent.float(), box, atol=2.5, rtol=0)
+            area = np.pi / 4 * torch.prod(box[2:] - box[:2]).item()
+            assert 0.8 * area < mask.sum() < 1.2 * area
+    assert repr(dataset_dict) == before
+    mapper.hard_negatives = elsewhere
+    assert mapper(dataset_dict)["instances"].gt_classes.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("method", ["ellipse", "grabcut"])
+def test_mined_negatives_on_an_image_without_lesions(dataset_dict, method, monkeypatch):
+    def read_slice(file_name):
+        raise AssertionError("there is nothing to compute on the slice")
+
+    monkeypatch.setattr("lesion_d2.data.mapper.read_slice", read_slice)
+    mapper = LesionDatasetMapper(_config("INPUT.PSEUDO_MASK", method), True)
+    mapper.hard_negatives = {dataset_dict["file_name"]: [_mined()]}
+    mapped = mapper({**dataset_dict, "annotations": []})
+    assert mapped["instances"].gt_classes.tolist() == [1]
+    assert mapped["instances"].gt_masks.tensor.any()
+
+
+def test_mined_negatives_between_lesions_with_stored_masks(dataset_dict, tmp_path):
+    stored = np.zeros(SIZE, dtype=bool)
+    stored[40:44, 50:60] = True
+    found = PseudoMask(stored, False)
+    file = tmp_path / "masks.json"
+    info = {"method": "ellipse", "dataset": "made up"}
+    write_mask_file(file, info, [mask_annotation("000001_01_01_010", OBLIQUE, found)])
+    cfg = _config(*NO_AUGMENTATION, "INPUT.PSEUDO_MASK_FILES", (str(file),))
+    mapper = LesionDatasetMapper(cfg, True)
+    mapper.hard_negatives = {dataset_dict["file_name"]: [_mined()]}
+    masks = mapper(dataset_dict)["instances"].gt_masks.tensor
+    assert np.array_equal(masks[0], stored)
+    assert np.array_equal(masks[1], mask_util.decode(_mined()["segmentation"]))
+
+
+def test_without_mask_on_mined_negatives_are_boxes(dataset_dict):
+    mapper = LesionDatasetMapper(_config("MODEL.MASK_ON", False, *NO_AUGMENTATION), True)
+    mapper.hard_negatives = {dataset_dict["file_name"]: [_mined()]}
+    instances = mapper(dataset_dict)["instances"]
+    np.testing.assert_allclose(instances.gt_boxes.tensor[1], NEGATIVE_BOX, atol=1e-4)
+    assert not instances.has("gt_masks")
+
+
+@pytest.mark.parametrize("method", ["ellipse", "grabcut"])
+def test_inference_with_masks_gives_them_as_on_disk(dataset_dict, method):
+    other = _annotation([80.0, 70.0, 100.0, 70.0, 90.0, 64.0, 90.0, 76.0], row=3)
+    dataset_dict["annotations"] = [OBLIQUE, other]
+    cfg = _config("INPUT.PSEUDO_MASK", method, "INPUT.CT.IMAGE_SIZE", 256, "MODEL.MASK_ON", False)
+    mapper = LesionDatasetMapper(cfg, False, with_masks=True)
+    mapper.hard_negatives = {dataset_dict["file_name"]: [_mined()]}  # for training only
+    mapped = mapper(dataset_dict)
+    assert mapped["image"].shape == (3, 192, 256) and "instances" not in mapped
+    masks = mapped["lesion_masks"]
+    assert masks.dtype == torch.bool and masks.shape == (2, *SIZE)
+    pixels = grabcut_image(read_slice(dataset_dict["file_name"]), dataset_dict["window"])
+    for mask, a in zip(masks, (OBLIQUE, other), strict=True):
+        expected = pseudo_mask(method, pixels, a["recist"], a["bbox"]).mask
+        assert np.array_equal(mask, expected) and expected.any()
+    nothing = mapper({**dataset_dict, "annotations": []})
+    assert nothing["lesion_masks"].shape == (0, *SIZE)
+    assert "lesion_masks" not in LesionDatasetMapper(cfg, False)(dataset_dict)
 
 
 def test_end_points_on_one_line_keep_their_box():

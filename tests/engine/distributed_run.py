@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from lesion_d2.engine import LesionCheckpointer, Trainer, finish_run
+from lesion_d2.engine.hard_negatives import HardNegativeMiningHook
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -156,3 +157,20 @@ def _thread_names() -> list[str]:
     return [
         (task / "comm").read_text().strip() for task in Path("/proc/self/task").glob("*")
     ]  # of the system's threads, not only of Python's
+
+
+def mine_hard_negatives(args: argparse.Namespace, file: str) -> None:
+    """Train two iterations with a mining between; write each process's set."""
+    _mine_and_write(args, file)
+    finish_run()
+
+
+def _mine_and_write(args: argparse.Namespace, file: str) -> None:
+    trainer = Trainer(train_net.setup(args))
+    trainer.train()
+    [hook] = [hook for hook in trainer._hooks if isinstance(hook, HardNegativeMiningHook)]
+    state = hook.state_dict()
+    counts = {name: len(found) for name, found in state["negatives"].items()}
+    states = comm.all_gather({**state, "counts": counts})
+    if comm.is_main_process():
+        Path(file).write_text(json.dumps(states))

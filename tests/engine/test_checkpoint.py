@@ -3,7 +3,7 @@ import os
 import pickle
 
 from lesion_d2.engine import LesionCheckpointer
-from lesion_d2.engine.checkpoint import adapt_stem, check_weights
+from lesion_d2.engine.checkpoint import adapt_stem, check_predictor, check_weights
 
 import numpy as np
 import pytest
@@ -77,6 +77,58 @@ def test_a_checkpoint_of_c_channels_comes_back_unchanged(tmp_path):
     loaded = _Detector(9)
     LesionCheckpointer(loaded, str(tmp_path)).resume_or_load("", resume=True)
     assert torch.equal(saved.conv1.weight, loaded.conv1.weight)
+
+
+def _predictor(num_rows: int, name: str = "roi_heads.box_predictor.cls_score.weight") -> dict:
+    return {name: torch.zeros(num_rows, 4)}
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize(
+    "found, expected, advice",
+    [
+        (2, 3, "for 1 class, expected 2 .*without the class of false.*StandardROIHeads.* 1 "),
+        (3, 2, "for 2 classes, expected 1 .*with the class of false.*ULDorROIHeads and N.* 2 "),
+        (9, 10, "for 8 classes, expected 9 .*without the class of false.*NUM_CLASSES 8 "),
+    ],
+)
+def test_an_rcnn_with_one_class_more_or_less_is_not_for_this_model(found, expected, advice, prefix):
+    weights = _predictor(found, f"{prefix}roi_heads.box_predictor.cls_score.weight")
+    for for_training in (True, False):
+        with pytest.raises(ValueError, match=advice) as error:
+            check_predictor(weights, _predictor(expected), for_training=for_training)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "found, expected",
+    [
+        (_predictor(81), _predictor(2)),  # of COCO
+        (_predictor(9, "head.cls_score.weight"), _predictor(8, "head.cls_score.weight")),
+    ],
+)
+def test_training_may_start_from_a_detector_of_other_classes(found, expected):
+    check_predictor(found, expected)
+    with pytest.raises(ValueError, match=r"found .* expected"):
+        check_predictor(found, expected, for_training=False)
+
+
+def test_weights_for_the_same_classes_or_without_any_are_good():
+    for weights in (_predictor(2), {"backbone.conv.weight": torch.zeros(1)}):
+        check_predictor(weights, _predictor(2), for_training=False)
+
+
+def test_loading_weights_for_one_class_more_changes_nothing_and_names_the_file(tmp_path):
+    path = str(tmp_path / "uldor.pth")
+    torch.save({"model": {**_predictor(3), "backbone.weight": torch.ones(1)}}, path)
+    model = nn.Module()
+    model.backbone, model.roi_heads = nn.Linear(1, 1), nn.Module()
+    model.roi_heads.box_predictor = nn.Module()
+    model.roi_heads.box_predictor.cls_score = nn.Linear(4, 2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"uldor\.pth: found a class predictor for 2 classes"):
+        LesionCheckpointer(model).load(path)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_the_best_checkpoint_does_not_become_the_last(tmp_path):

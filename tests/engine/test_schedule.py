@@ -5,7 +5,7 @@ from decimal import Decimal
 from lesion_d2 import add_lesion_config
 from lesion_d2.engine import resolve_epochs
 from lesion_d2.engine.defaults import get_cfg
-from lesion_d2.engine.schedule import epochs_to_iterations
+from lesion_d2.engine.schedule import check_epochs, epochs_to_iterations
 
 import pytest
 import torch
@@ -43,6 +43,17 @@ def test_epochs_replace_iterations_where_they_are_set(cfg, caplog):
     assert "100 images" in caplog.text and "SOLVER.MAX_ITER = 38" in caplog.text
 
 
+def test_the_loss_and_the_mining_go_by_epochs_too(cfg):
+    cfg.TEST.LOSS_EPOCHS = 0.5
+    cfg.HARD_NEGATIVES.EPOCHS = 1.0
+    cfg.HARD_NEGATIVES.START_EPOCHS = 2.5
+    resolve_epochs(cfg, 100)
+    assert cfg.TEST.LOSS_PERIOD == 7
+    assert cfg.HARD_NEGATIVES.PERIOD == 13
+    assert cfg.HARD_NEGATIVES.START_ITER == 32
+    assert cfg.TEST.EVAL_PERIOD == 0
+
+
 def test_nothing_set_changes_nothing(cfg):
     before = cfg.dump()
     resolve_epochs(cfg, 100)
@@ -65,8 +76,17 @@ def test_steps_at_or_after_the_end_are_left_out_so_that_the_schedule_builds(cfg)
     assert rates == pytest.approx([1.0] * 10 + [0.1] * 15)
 
 
-@pytest.mark.parametrize("key", ["MAX_EPOCHS", "STEP_EPOCHS"])
-def test_negative_epochs(cfg, key):
-    cfg.SOLVER[key] = -1.0 if key == "MAX_EPOCHS" else (-1.0,)
-    with pytest.raises(ValueError, match=rf"SOLVER.{key}: found -1.0"):
-        resolve_epochs(cfg, 100)
+@pytest.mark.parametrize(
+    "section, key, value",
+    [
+        ("SOLVER", "MAX_EPOCHS", -1.0),
+        ("SOLVER", "STEP_EPOCHS", (1.0, -1.0)),
+        ("TEST", "LOSS_EPOCHS", -1.0),
+        ("HARD_NEGATIVES", "START_EPOCHS", -1.0),
+    ],
+)
+def test_negative_epochs(cfg, section, key, value):
+    cfg[section][key] = value
+    for check in (check_epochs, lambda cfg: resolve_epochs(cfg, 100)):
+        with pytest.raises(ValueError, match=rf"{section}.{key}: found -1.0"):
+            check(cfg)

@@ -1,12 +1,15 @@
 import json
 
-from lesion_d2.engine import Trainer
+from lesion_d2.engine import Trainer, load_config
 from lesion_d2.engine.trainer import best_metric_name, has_unused_parameters
 
+import numpy as np
 import pytest
 import torch
+from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
-from tiny_run import stopping_args, tiny_args, tiny_config
+from pycocotools import mask as mask_util
+from tiny_run import stopping_args, tiny_args, tiny_config, uldor_args
 
 import train_net
 
@@ -60,6 +63,103 @@ def test_a_resumed_run_goes_on_with_iteration_optimizer_and_metrics(tiny_phantom
     assert [line["iteration"] for line in lines if "bbox/AP50" in line] == [1, 3, 3, 6]
     final = torch.load(tmp_path / "model_final.pth", weights_only=True)
     assert final["iteration"] == 5
+
+
+def _images_of(args) -> list[str]:
+    """The images of each training batch of a run, in their order."""
+    trainer = Trainer(train_net.setup(args))
+    seen = []
+    trainer.model.register_forward_pre_hook(
+        lambda model, inputs: seen.extend(sample["image_id"] for sample in inputs[0])
+    )
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+    return seen
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_run_goes_on_with_the_next_images(tiny_phantom, tmp_path, num_workers):
+    options = {"TEST__EVAL_PERIOD": 0, "DATASETS__TEST": (), "DATALOADER__NUM_WORKERS": num_workers}
+    whole = _images_of(tiny_args(tmp_path / "whole", SOLVER__MAX_ITER=6, **options))
+    begun = _images_of(tiny_args(tmp_path / "halves", SOLVER__MAX_ITER=3, **options))
+    resumed = _images_of(tiny_args(tmp_path / "halves", "--resume", SOLVER__MAX_ITER=6, **options))
+    assert len(whole) == 24 and len(begun) == 12
+    assert begun + resumed == whole
+
+
+def test_the_loader_is_restarted_with_hard_negatives(tiny_phantom, tmp_path):
+    args = uldor_args(tmp_path, TEST__EVAL_PERIOD=0, DATASETS__TEST=(), DATALOADER__NUM_WORKERS=1)
+    trainer = Trainer(train_net.setup(args))
+    step = trainer._trainer
+    batches = [next(step._data_loader_iter) for _ in range(3)]
+    assert {c for b in batches for s in b for c in s["instances"].gt_classes.tolist()} == {0}
+    names = [sample["file_name"] for sample in batches[1]]
+    mask = np.zeros((64, 64), dtype=np.uint8, order="F")
+    mask[10:20, 30:40] = 1
+    negative = {
+        "bbox": [30.0, 10.0, 39.0, 19.0],
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "category_id": 1,
+        "segmentation": mask_util.encode(mask),
+    }
+    trainer.restart_loader(1, {name: [negative] for name in names})
+    again = next(step._data_loader_iter)
+    assert [sample["file_name"] for sample in again] == names
+    for sample, before in zip(again, batches[1], strict=True):
+        assert sample["instances"].gt_classes.tolist() == [*before["instances"].gt_classes, 1]
+    trainer.restart_loader(2)  # keeps them
+    assert [sample["file_name"] for sample in next(step._data_loader_iter)] == [
+        sample["file_name"] for sample in batches[2]
+    ]
+    assert trainer._trainer.data_loader.mapper.hard_negatives
+
+
+_EVERYTHING = {
+    "TEST__LOSS_PERIOD": 1,
+    "SOLVER__PLATEAU_PATIENCE": 1,
+    "SOLVER__EARLY_STOP_PATIENCE": 2,
+    "HARD_NEGATIVES__PERIOD": 1,
+}
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"DATASETS__TEST": ()}, "EvalHook PeriodicWriter"),
+        ({}, "EvalHook ResumableBestCheckpointer PeriodicWriter CatchUpHook"),
+        (
+            {"DATASETS__TEST": (), "HARD_NEGATIVES__PERIOD": 1},
+            "EvalHook HardNegativeMiningHook PeriodicWriter CatchUpHook",
+        ),
+        (
+            _EVERYTHING,
+            "EvalHook ValidationLossHook ResumableBestCheckpointer PlateauHook EarlyStopHook "
+            "HardNegativeMiningHook PeriodicWriter CatchUpHook",
+        ),
+    ],
+)
+def test_hooks_after_the_checkpoint_come_in_their_order(tiny_phantom, tmp_path, changes, expected):
+    trainer = Trainer(train_net.setup(uldor_args(tmp_path, **changes)))
+    names = [type(hook).__name__ for hook in trainer._hooks]
+    assert names[names.index("PeriodicCheckpointer") + 1 :] == expected.split()
+
+
+def test_a_run_that_mines_without_a_test_set_is_resumed_with_its_negatives(tiny_phantom, tmp_path):
+    options = {
+        "DATASETS__TEST": (),
+        "TEST__EVAL_PERIOD": 0,
+        "HARD_NEGATIVES__PERIOD": 2,
+        "SOLVER__CHECKPOINT_PERIOD": 2,
+    }
+    _train(uldor_args(tmp_path, SOLVER__MAX_ITER=4, **options))
+    final = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    state = final["trainer"]["hooks"]["HardNegativeMiningHook"]
+    assert state["mined_at"] == 1 and state["negatives"]  # none after the last iteration
+    resumed = _train(uldor_args(tmp_path, "--resume", SOLVER__MAX_ITER=5, **options))
+    # The resumed run has an iteration after the fourth, so it mines before it.
+    final = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert final["trainer"]["hooks"]["HardNegativeMiningHook"]["mined_at"] == 3
+    assert [i for _, i in resumed.storage.history("hard_negatives/number").values()] == [3]
 
 
 def test_resuming_a_run_that_is_done_evaluates_it_again(tiny_phantom, tmp_path):
@@ -238,6 +338,51 @@ def test_parameters_without_gradients_are_known_beforehand(
     model = Trainer.build_model(cfg)
     with EventStorage():
         sum(model(next(iter(Trainer.build_train_loader(cfg)))).values()).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    assert has_unused_parameters(model) == bool(without), without
+
+
+_RESNET = {
+    "MODEL__BACKBONE__NAME": "build_resnet_fpn_backbone",
+    "MODEL__BACKBONE__FREEZE_AT": 0,
+    "MODEL__RESNETS__DEPTH": 50,
+    "MODEL__RESNETS__WIDTH_PER_GROUP": 4,
+    "MODEL__RESNETS__STEM_OUT_CHANNELS": 8,
+    "MODEL__RESNETS__RES2_OUT_CHANNELS": 8,
+    "MODEL__RESNETS__OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL__FPN__IN_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL__FPN__OUT_CHANNELS": 16,
+}
+
+
+@pytest.mark.parametrize("num_lesions", [None, 0])
+@pytest.mark.parametrize(
+    "changes, rpn, roi",
+    [
+        (_RESNET, "23456", "2345"),
+        (_RESNET, "3456", "345"),  # P2 is used by nothing
+        (_RESNET, "3456", "2345"),
+        ({**_RESNET, "MODEL__ROI_HEADS__NAME": "StandardROIHeads"}, "23456", "2345"),
+        ({**_RESNET, "MODEL__MASK_ON": False}, "23456", "2345"),
+        ({}, "2345", "2345"),  # the U-FPN's P1 and P0
+    ],
+)
+def test_parameters_of_an_rcnn_without_gradients_are_known_beforehand(
+    tiny_phantom, changes, rpn, roi, num_lesions
+):
+    options = {
+        "MODEL__RPN__IN_FEATURES": [f"p{level}" for level in rpn],
+        "MODEL__ROI_HEADS__IN_FEATURES": [f"p{level}" for level in roi],
+        "MODEL__ANCHOR_GENERATOR__SIZES": [[16.0]] * len(rpn),
+        **changes,
+    }
+    cfg = load_config(uldor_args("output", **options))
+    model = Trainer.build_model(cfg)
+    batch = next(iter(Trainer.build_train_loader(cfg)))
+    for sample in batch:
+        sample["instances"] = sample["instances"][:num_lesions]
+    with EventStorage():
+        sum(model(batch).values()).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
     assert has_unused_parameters(model) == bool(without), without
 

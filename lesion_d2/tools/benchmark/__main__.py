@@ -16,6 +16,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
@@ -31,8 +32,9 @@ from .froc import measure_froc
 from .memory import ignore_meshgrid_warning
 from .models import measure_retina_unet, measure_zlocha
 from .timing import Row
+from .uldor import measure_uldor
 
-PARTS = ("slices", "masks", "froc", "csv", "anchors", "model", "zlocha")
+PARTS = ("slices", "masks", "froc", "csv", "anchors", "model", "zlocha", "uldor")
 
 
 def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
@@ -47,7 +49,12 @@ def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
         yield from measure_csv(folder)
     if "anchors" in parts:
         yield from measure_anchors()
-    for part, measure_model in (("model", measure_retina_unet), ("zlocha", measure_zlocha)):
+    models = {
+        "model": measure_retina_unet,
+        "zlocha": measure_zlocha,
+        "uldor": partial(measure_uldor, folder=folder),
+    }
+    for part, measure_model in models.items():
         if part in parts:
             yield from measure_model("cpu")
         if part in parts and torch.cuda.is_available():

@@ -12,6 +12,8 @@ CPU_CONFIG = CONFIGS / "quickstart" / "retina_unet_phantom.yaml"
 GPU_CONFIG = CONFIGS / "retina_unet" / "retina_unet_R_50_deeplesion.yaml"
 ZLOCHA_CPU_CONFIG = CONFIGS / "zlocha" / "attention_phantom.yaml"
 ZLOCHA_GPU_CONFIG = CONFIGS / "zlocha" / "attention.yaml"
+ULDOR_CPU_CONFIG = CONFIGS / "uldor" / "uldor_phantom.yaml"
+ULDOR_GPU_CONFIG = CONFIGS / "uldor" / "uldor.yaml"
 
 
 def load_config(file: Path, device: str) -> CfgNode:
@@ -43,6 +45,15 @@ def as_retinanet(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
+def as_mask_rcnn(cfg: CfgNode) -> CfgNode:
+    """Detectron2's Mask R-CNN with the same network, without ULDor's class of false positives."""
+    cfg = cfg.clone()
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES -= 1
+    return cfg
+
+
 def with_output(cfg: CfgNode, *, masks: bool = False, calibration: float = 0.0) -> CfgNode:
     """The same RetinaUNet, with or without segmentation output and calibrated scores."""
     cfg = cfg.clone()
@@ -60,4 +71,26 @@ def with_all_candidates(cfg: CfgNode) -> CfgNode:
     """
     cfg = cfg.clone()
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
+    return cfg
+
+
+def with_all_proposals(cfg: CfgNode) -> CfgNode:
+    """The same R-CNN, of which every proposal becomes a detection.
+
+    So TEST.DETECTIONS_PER_IMAGE stay, the most that a trained detector can have.
+    """
+    cfg = cfg.clone()
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 1.0
+    return cfg
+
+
+def with_most_negatives(cfg: CfgNode) -> CfgNode:
+    """The same mining, in which no detection is good and any may be a hard negative.
+
+    So every image has HARD_NEGATIVES.MAX_PER_IMAGE of them, whose masks have to be encoded.
+    """
+    cfg = cfg.clone()
+    cfg.HARD_NEGATIVES.GOOD_IOU = 1.0
+    cfg.HARD_NEGATIVES.MIN_SCORE = 0.0
     return cfg

@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from lesion_d2.data.deeplesion import load_deeplesion, register_deeplesion
+from lesion_d2.data.deeplesion import load_deeplesion
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.tools.prepare_masks import WHOLE_SLICE, Comparison, dice_against_truth
 
 import cv2
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .configs import CPU_CONFIG, load_config
-from .inputs import LARGE, SMALL, prepare_phantom, write_rows
+from .inputs import LARGE, SMALL, prepare_phantom, registered, write_rows
 from .timing import Row, time_calls
 
 NUM_ROWS = 32_735  # of DL_info.csv
@@ -86,10 +85,6 @@ def measure_masks(folder: Path) -> list[Row]:
 def compare_masks(folder: Path, methods: Sequence[str], **phantom: int) -> list[Comparison]:
     """Time and Dice of ways to a mask, on the lesions of 5 to 60 px of a phantom data set."""
     root = prepare_phantom(folder, **phantom)
-    name, true_masks = f"benchmark_{root.name}", str(root / "true_masks.json")
-    register_deeplesion(name, str(root), None)
-    try:
+    true_masks = str(root / "true_masks.json")
+    with registered(root) as name:
         return [dice_against_truth(name, m, true_masks, diameters=DIAMETERS) for m in methods]
-    finally:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)

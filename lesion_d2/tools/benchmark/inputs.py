@@ -1,26 +1,43 @@
 """What is measured on: phantoms, boxes, an annotation file and batches, all made up."""
 
+import contextlib
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 
-from lesion_d2.data.deeplesion import CSV_COLUMNS
+from lesion_d2.data.deeplesion import CSV_COLUMNS, register_deeplesion
 from lesion_d2.data.phantom import write_phantom
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BitMasks, Boxes, Instances
 
-# Phantoms: few slices of DeepLesion's size to take the time on, many lesions to average Dice over.
+# Phantoms: few slices of DeepLesion's size to take the time on, as few that a CPU can train on, and
+# many lesions to average Dice over.
 LARGE = {"num_patients": 8, "size": 512}
+FEW = {"num_patients": 8, "size": 256}
 SMALL = {"num_patients": 60, "size": 256}
 
 
 def prepare_phantom(folder: Path, *, num_patients: int, size: int) -> Path:
     """The folder of a phantom data set, which is written when first asked for."""
-    root = folder / f"phantom_{size}"
+    root = folder / f"phantom_{num_patients}_{size}"
     write_phantom(root, num_patients=num_patients, size=size)
     return root
+
+
+@contextlib.contextmanager
+def registered(root: Path) -> Iterator[str]:
+    """Give the name of a data set folder, which is in Detectron2's catalogs within the block."""
+    name = f"benchmark_{root.name}"
+    register_deeplesion(name, str(root), None)
+    try:
+        yield name
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 def random_boxes(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:

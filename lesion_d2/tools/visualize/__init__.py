@@ -1,1 +1,1 @@
-"""Pictures of a data set, of a run's detections, of attention; ``__main__`` is the command."""
+"""Pictures of data, detections, hard negatives, attention; ``__main__`` is the command."""

@@ -1,8 +1,10 @@
-"""Pictures of a data set, of what a run found in it, or of what a model looks at.
+"""Pictures of a data set, of what a run found or mined in it, or of what a model looks at.
 
 python -m lesion_d2.tools.visualize dataset --dataset phantom_train --output DIR
 python -m lesion_d2.tools.visualize predictions --dataset phantom_test \\
     --results OUTPUT_DIR/inference/phantom_test/coco_instances_results.json
+python -m lesion_d2.tools.visualize negatives --dataset phantom_train \\
+    --results OUTPUT_DIR/inference/phantom_train/hard_negatives.json
 python -m lesion_d2.tools.visualize attention --dataset phantom_test \\
     --config-file configs/zlocha/attention_phantom.yaml --weights OUTPUT_DIR/model_best.pth
 
@@ -10,6 +12,9 @@ One PNG an image and one contact sheet. Lesions are yellow, dashed where they we
 green and false positives red. ``best`` and ``worst`` images are ranked by
 :func:`lesion_d2.visualization.outcome_quality`: the mean over an image's lesions of the highest
 IoU x score of a detection, divided by one plus its false positives above the score threshold.
+
+Hard negatives are red, with their masks and two numbers: the score and the highest mask IoU with a
+lesion (S1/S2 in Fig. 3 of Tang et al.). Lesions are green there.
 
 Attention is drawn over the slice, a heat map for each level with an attention gate, and beside it
 the segmentation. The colors of a level span its values in all images of the call.
@@ -23,6 +28,8 @@ import lesion_d2  # noqa: F401  (makes detectron2 importable)
 
 from .attention import draw_attention
 from .dataset import draw_dataset
+from .negatives import PICKS as NEGATIVE_PICKS
+from .negatives import draw_negatives
 from .predictions import PICKS, draw_predictions
 
 
@@ -30,9 +37,10 @@ def get_parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
     parser = argparse.ArgumentParser(prog="lesion_d2.tools.visualize", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    jobs = parser.add_subparsers(required=True, metavar="dataset|predictions|attention")
+    jobs = parser.add_subparsers(required=True, metavar="dataset|predictions|negatives|attention")
     _add_dataset(jobs.add_parser("dataset", help="lesions, RECIST diameters, masks of a data set"))
     _add_predictions(jobs.add_parser("predictions", help="what a run found and what it missed"))
+    _add_negatives(jobs.add_parser("negatives", help="hard negatives that a training mined"))
     _add_attention(jobs.add_parser("attention", help="maps of a model's attention gates"))
     return parser
 
@@ -41,9 +49,7 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(job=draw_dataset)
     _add_common(parser, num=12, num_help="number of images")
     parser.add_argument("--output", required=True, help="folder to write to")
-    parser.add_argument(
-        "--masks", default="ellipse", help="none, ellipse, grabcut, or a mask file (ellipse)"
-    )
+    _add_masks(parser)
     parser.add_argument("--pick", choices=["random", "first"], default="random")
     parser.add_argument("--zoom", action="store_true", help="show the lesions' surroundings only")
 
@@ -61,6 +67,20 @@ def _add_predictions(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         help="take the score threshold at which the run has so many false positives per image (1)",
+    )
+
+
+def _add_negatives(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(job=draw_negatives)
+    _add_common(parser, num=12, num_help="number of images")
+    parser.add_argument("--results", required=True, help="hard_negatives.json")
+    parser.add_argument("--output", help="folder to write to (hard_negatives/ beside the results)")
+    _add_masks(parser)
+    parser.add_argument(
+        "--pick",
+        choices=NEGATIVE_PICKS,
+        default=NEGATIVE_PICKS[0],
+        help="images with the most negatives first, or any that have some (most)",
     )
 
 
@@ -94,6 +114,12 @@ def _add_common(parser: argparse.ArgumentParser, *, num: int, num_help: str) -> 
         default=["dicom"],
         metavar="WINDOW",
         help="dicom (each image's own), a name such as lung or abdomen, or LOW HIGH in HU (dicom)",
+    )
+
+
+def _add_masks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--masks", default="ellipse", help="none, ellipse, grabcut, or a mask file (ellipse)"
     )
 
 

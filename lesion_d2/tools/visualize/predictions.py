@@ -1,7 +1,6 @@
 """Pictures of a run's detections."""
 
 import argparse
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -16,10 +15,9 @@ from lesion_d2.visualization import (
 )
 
 import numpy as np
-import torch
-from detectron2.structures import Boxes, BoxMode, Instances
 
 from .pictures import MAX_COLUMNS, remove_pictures, write_pictures
+from .results import read_results
 
 PICKS = ("best", "worst", "random")
 
@@ -48,78 +46,6 @@ def draw_predictions(args: argparse.Namespace) -> list[str]:
     return write_pictures(
         args.dataset, window, drawings, draw, output, OUTCOME_LEGEND, columns=columns
     )
-
-
-def read_results(path: str, records: Sequence[dict], dataset: str) -> dict[str, Instances]:
-    """Read the detections of a run.
-
-    Args:
-        path: ``coco_instances_results.json`` of an evaluation: boxes XYWH in pixels.
-        records: the data set's dicts.
-        dataset: its name, for messages.
-
-    Returns:
-        ``Instances`` by image id, one for every image of the data set, perhaps empty: pred_boxes
-        (XYXY), scores, pred_classes and, where the file has them, pred_masks_rle.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a list of COCO results, or of images that the data set does not have.
-    """
-    entries: dict[str, list[dict]] = {str(record["image_id"]): [] for record in records}
-    for number, entry in enumerate(_read_entries(path)):
-        problem = _entry_problem(entry)
-        if problem:
-            raise ValueError(f"{path}: entry {number} {problem}")
-        if str(entry["image_id"]) not in entries:
-            raise ValueError(
-                f"{path}: entry {number} is of image {entry['image_id']!r}, which data set "
-                f"{dataset!r} does not have (its images are such as {next(iter(entries))!r})"
-            )
-        entries[str(entry["image_id"])].append(entry)
-    sizes = {str(record["image_id"]): (record["height"], record["width"]) for record in records}
-    return {image_id: _instances(found, sizes[image_id]) for image_id, found in entries.items()}
-
-
-def _read_entries(path: str) -> list:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such results file, expected what an evaluation wrote")
-    try:
-        with open(path) as f:
-            entries = json.load(f)
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from None
-    if not isinstance(entries, list):
-        raise ValueError(f"{path}: holds a {type(entries).__name__}, expected a list of detections")
-    return entries
-
-
-def _entry_problem(entry) -> str:
-    if not isinstance(entry, dict):
-        return f"is {entry!r}, expected a detection"
-    for key in ("image_id", "bbox", "score"):
-        if key not in entry:
-            return f"has no {key!r}"
-    numbers = [entry["score"], *entry["bbox"]] if isinstance(entry["bbox"], list) else []
-    if len(numbers) != 5 or not all(
-        isinstance(n, int | float) and math.isfinite(n) for n in numbers
-    ):
-        return (
-            f"has bbox {entry['bbox']!r} and score {entry['score']!r}, expected x, y, width, "
-            "height and a number"
-        )
-    return ""
-
-
-def _instances(entries: list[dict], image_size: tuple[int, int]) -> Instances:
-    boxes = torch.tensor([e["bbox"] for e in entries], dtype=torch.float32).reshape(-1, 4)
-    instances = Instances(image_size)
-    instances.pred_boxes = Boxes(BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS))
-    instances.scores = torch.tensor([e["score"] for e in entries], dtype=torch.float32)
-    instances.pred_classes = torch.tensor([e.get("category_id", 0) for e in entries]).long()
-    if entries and all("segmentation" in e for e in entries):
-        instances.pred_masks_rle = [e["segmentation"] for e in entries]
-    return instances
 
 
 def threshold_at_fps(outcomes: Sequence[ImageOutcome], fps_per_image: float) -> float:

@@ -1,0 +1,351 @@
+"""What is wrong with a run's inputs, found before anything is written."""
+
+import argparse
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import reduce
+from operator import getitem
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from torch import nn
+
+from ..data.deeplesion import set_allow_missing, set_hidden_annotations
+from ..data.mapper import LesionDatasetMapper
+from ..modeling import AttentionGate
+from .checkpoint import check_weights
+from .schedule import check_epochs
+from .trainer import optimizer_class
+from .validation_loss import VALIDATION_LOSS
+
+logger = logging.getLogger(__name__)
+
+# A key, whether a value of it can be used, and what is expected.
+_Check = tuple[str, Callable[[Any], bool], str]
+_MODEL_CHECKS: tuple[_Check, ...] = (
+    ("MODEL.RETINA_UNET.SEG_LOSS_WEIGHT", lambda v: v >= 0, "0 (off) or more"),
+    ("MODEL.RETINA_UNET.SEG_FOCAL_ALPHA", lambda v: 0 <= v <= 1, "0 to 1"),
+    ("MODEL.RETINA_UNET.SEG_FOCAL_GAMMA", lambda v: v >= 0, "0 or more"),
+    ("MODEL.RETINA_UNET.BOX_MARGIN", lambda v: v >= 0, "0 or more pixels"),
+)
+_TRAINING_CHECKS: tuple[_Check, ...] = (
+    (
+        "DATALOADER.SAMPLER_TRAIN",
+        lambda v: v == "TrainingSampler",
+        "'TrainingSampler', the only one of the training loader",
+    ),
+    ("SOLVER.PLATEAU_PATIENCE", lambda v: v >= 0, "0 (off) or more"),
+    ("SOLVER.PLATEAU_FACTOR", lambda v: 0 < v < 1, "a factor between 0 and 1"),
+    ("SOLVER.EARLY_STOP_PATIENCE", lambda v: v >= 0, "0 (off) or more"),
+    (
+        "SOLVER.PATIENCE_METRIC",
+        lambda v: v in ("", VALIDATION_LOSS),
+        f"'' (TEST.BEST_METRIC) or {VALIDATION_LOSS!r}",
+    ),
+    ("TEST.LOSS_PERIOD", lambda v: v >= 0, "0 (off) or more"),
+    ("DATASETS.HIDDEN_SHARE", lambda v: 0 <= v < 1, "a share from 0 to below 1"),
+    ("DATASETS.HIDDEN_SEED", lambda v: v >= 0, "0 or more"),
+    ("HARD_NEGATIVES.PERIOD", lambda v: v >= 0, "0 (off) or more"),
+    ("HARD_NEGATIVES.START_ITER", lambda v: v >= 0, "0 or more"),
+    ("HARD_NEGATIVES.MAX_PER_IMAGE", lambda v: v >= 1, "1 or more"),
+    ("HARD_NEGATIVES.GOOD_IOU", lambda v: 0 <= v <= 1, "0 to 1"),
+    ("HARD_NEGATIVES.MIN_SCORE", lambda v: 0 <= v <= 1, "0 to 1"),
+)
+_ULDOR_HEADS = "ULDorROIHeads"
+
+
+class InputError(ValueError):
+    """What a run was given cannot be used; the message is one line for its user."""
+
+
+@contextmanager
+def as_input_error(prefix: str) -> Iterator[None]:
+    """Turn what the readers of configs and files raise into an InputError with a prefix."""
+    # yacs reports by KeyError and AssertionError what is wrong in a config.
+    try:
+        yield
+    except (AssertionError, KeyError, OSError, ValueError, yaml.YAMLError) as error:
+        text = error.args[0] if isinstance(error, KeyError) else error
+        raise InputError(prefix + " ".join(str(text).split())) from error
+
+
+def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
+    """Check what a run reads: the weights, every data set, and the keys that it goes by.
+
+    Args:
+        cfg: of the run.
+        args: of Detectron2's ``default_argument_parser``.
+
+    Returns:
+        Images in DATASETS.TRAIN, without those that the training loader leaves out; 0 with
+        ``--eval-only``.
+
+    Raises:
+        InputError: something is missing or empty, or a value is none of those known.
+    """
+    _check_weights(cfg, args, _check_model(cfg))
+    with as_input_error(""):
+        LesionDatasetMapper(cfg, not args.eval_only)
+    if args.eval_only:
+        _load_datasets(cfg, "TEST", required=True)
+        return 0
+    _check_training(cfg, args.num_gpus * args.num_machines)
+    images = _load_datasets(cfg, "TRAIN", required=True)
+    _check_masks(cfg, images, "TRAIN")
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        images = [image for image in images if image["annotations"]]
+    if not images:
+        raise InputError(f"DATASETS.TRAIN: found no lesion in {', '.join(cfg.DATASETS.TRAIN)}")
+    test_images = _load_datasets(cfg, "TEST", required=False)
+    if _switched_on(cfg, "TEST.LOSS_"):
+        _check_masks(cfg, test_images, "TEST")
+    return len(images)
+
+
+def _check_model(cfg: CfgNode) -> nn.Module:
+    """Build the model without memory for its weights, which checks the keys that it goes by."""
+    _check_values(cfg, _MODEL_CHECKS)
+    found, strength = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.RETINA_UNET.CALIBRATION
+    if strength > 0 and found != "RetinaUNet":
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE: found {found!r}, expected 'RetinaUNet' for the calibration "
+            f"(MODEL.RETINA_UNET.CALIBRATION is {strength})"
+        )
+    try:
+        with torch.device("meta"):
+            model = META_ARCH_REGISTRY.get(found)(cfg)
+    except (AssertionError, AttributeError, IndexError, KeyError, ValueError) as error:
+        # Detectron2 tells of a name that does not exist by a KeyError of that name alone.
+        text = " ".join(str(error).split())
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "
+        raise InputError(
+            f"MODEL: found {found} on {cfg.MODEL.BACKBONE.NAME} not to be built: {kind}{text}"
+        ) from error
+    except (NotImplementedError, RuntimeError) as error:
+        # Some backbones need values while they are built: the run itself builds and checks them.
+        logger.info(f"{found} on {cfg.MODEL.BACKBONE.NAME} was not checked beforehand: {error}")
+        return nn.Identity()
+    if cfg.MODEL.UNET_FPN.ATTENTION and not any(
+        isinstance(m, AttentionGate) for m in model.modules()
+    ):
+        raise InputError(
+            f"MODEL.BACKBONE.NAME: found {cfg.MODEL.BACKBONE.NAME}, expected a U-FPN for "
+            "MODEL.UNET_FPN.ATTENTION True"
+        )
+    if cfg.MODEL.ULDOR.COUNT_FALSE_POSITIVES and not _has_uldor_heads(cfg):
+        raise InputError(
+            f"{_found_heads(cfg)}, expected {_ULDOR_HEADS!r} for "
+            "MODEL.ULDOR.COUNT_FALSE_POSITIVES True"
+        )
+    return model
+
+
+def _is_rcnn(cfg: CfgNode) -> bool:
+    architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    return isinstance(architecture, type) and issubclass(architecture, GeneralizedRCNN)
+
+
+def _has_uldor_heads(cfg: CfgNode) -> bool:
+    return _is_rcnn(cfg) and cfg.MODEL.ROI_HEADS.NAME == _ULDOR_HEADS
+
+
+def _found_heads(cfg: CfgNode) -> str:
+    if _is_rcnn(cfg):
+        return f"MODEL.ROI_HEADS.NAME: found {cfg.MODEL.ROI_HEADS.NAME!r}"
+    found = cfg.MODEL.META_ARCHITECTURE
+    return f"MODEL.META_ARCHITECTURE: found {found!r}, which has no MODEL.ROI_HEADS"
+
+
+def _switched_on(cfg: CfgNode, prefix: str) -> str:
+    """Which of ``<prefix>EPOCHS`` and ``<prefix>PERIOD`` is above 0, in words; "" if none is."""
+    for key in (f"{prefix}EPOCHS", f"{prefix}PERIOD"):
+        value = _value(cfg, key)
+        if value > 0:
+            return f"{key} is {value}"
+    return ""
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    return reduce(getitem, key.split("."), cfg)
+
+
+def _check_values(cfg: CfgNode, checks: Iterable[_Check]) -> None:
+    for key, is_usable, expected in checks:
+        value = _value(cfg, key)
+        if not is_usable(value):
+            raise InputError(f"{key}: found {value!r}, expected {expected}")
+
+
+def _check_training(cfg: CfgNode, num_processes: int) -> None:
+    with as_input_error(""):
+        optimizer_class(cfg)
+    if num_processes > 1 and cfg.SOLVER.IMS_PER_BATCH % num_processes:
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH: found {cfg.SOLVER.IMS_PER_BATCH}, expected a multiple of the "
+            f"{num_processes} processes"
+        )
+    _check_values(cfg, _TRAINING_CHECKS)
+    with as_input_error(""):
+        check_epochs(cfg)
+    _check_patience(cfg)
+    _check_mining(cfg)
+    _check_hidden(cfg)
+    weight = cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT
+    if cfg.MODEL.META_ARCHITECTURE == "RetinaUNet" and weight > 0 and not cfg.MODEL.MASK_ON:
+        raise InputError(
+            f"MODEL.MASK_ON: found False, expected True for the segmentation loss "
+            f"(MODEL.RETINA_UNET.SEG_LOSS_WEIGHT is {weight})"
+        )
+    if weight == 0 and cfg.MODEL.RETINA_UNET.CALIBRATION > 0:
+        raise InputError(
+            "MODEL.RETINA_UNET.SEG_LOSS_WEIGHT: found 0, expected a segmentation loss for "
+            f"MODEL.RETINA_UNET.CALIBRATION {cfg.MODEL.RETINA_UNET.CALIBRATION}"
+        )
+
+
+def _check_patience(cfg: CfgNode) -> None:
+    loss = _switched_on(cfg, "TEST.LOSS_")
+    if loss and not cfg.DATASETS.TEST:
+        raise InputError(f"DATASETS.TEST: found no data set, expected one for its loss ({loss})")
+    metric = cfg.SOLVER.PATIENCE_METRIC
+    kind, of_what = ("LOSS", f" of the {metric}") if metric else ("EVAL", "")
+    for key in ("PLATEAU_PATIENCE", "EARLY_STOP_PATIENCE"):
+        patience = cfg.SOLVER[key]
+        if patience == 0:
+            continue
+        if not cfg.DATASETS.TEST:
+            raise InputError(
+                f"DATASETS.TEST: found no data set, expected one to evaluate (SOLVER.{key} is "
+                f"{patience})"
+            )
+        if not _switched_on(cfg, f"TEST.{kind}_"):
+            raise InputError(
+                f"TEST.{kind}_PERIOD: found {cfg.TEST[f'{kind}_PERIOD']}, expected it or "
+                f"TEST.{kind}_EPOCHS above 0 (SOLVER.{key} is {patience} evaluations{of_what})"
+            )
+
+
+def _check_mining(cfg: CfgNode) -> None:
+    mining = _switched_on(cfg, "HARD_NEGATIVES.")
+    if not mining:
+        return
+    if not _has_uldor_heads(cfg):
+        raise InputError(
+            f"{_found_heads(cfg)}, expected {_ULDOR_HEADS!r} for hard negatives ({mining})"
+        )
+    if not cfg.MODEL.MASK_ON:
+        raise InputError(
+            "MODEL.MASK_ON: found False, a model without masks, expected True: hard negatives are "
+            f"told by their masks ({mining})"
+        )
+    if cfg.MODEL.ULDOR.COUNT_FALSE_POSITIVES:
+        raise InputError(
+            "MODEL.ULDOR.COUNT_FALSE_POSITIVES: found True, expected False in a training with hard "
+            f"negatives ({mining}): it is for --eval-only"
+        )
+
+
+def _check_hidden(cfg: CfgNode) -> None:
+    both = [name for name in cfg.DATASETS.TRAIN if name in cfg.DATASETS.TEST]
+    if cfg.DATASETS.HIDDEN_SHARE > 0 and both:
+        raise InputError(
+            f"DATASETS.TEST: found {both[0]!r}, which has hidden annotations as a training set, "
+            f"expected another data set (DATASETS.HIDDEN_SHARE is {cfg.DATASETS.HIDDEN_SHARE})"
+        )
+
+
+def _check_masks(cfg: CfgNode, images: list[dict], kind: str) -> None:
+    """Check that every annotation has a mask, or the diameters that one is made from."""
+    if not cfg.MODEL.MASK_ON:
+        return
+    bare = [
+        image["file_name"]
+        for image in images
+        for annotation in image["annotations"]
+        if "recist" not in annotation and "segmentation" not in annotation
+    ]
+    if bare:
+        number = sum(len(image["annotations"]) for image in images)
+        raise InputError(
+            f"DATASETS.{kind}: found {len(bare)} of {number} annotations without a mask and "
+            f"without RECIST diameters to make it from (the first: {bare[0]}), expected "
+            "'segmentation' or 'recist' for MODEL.MASK_ON True"
+        )
+
+
+def _check_weights(cfg: CfgNode, args: argparse.Namespace, model: nn.Module) -> None:
+    tag = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    if args.resume and os.path.isfile(tag):
+        _check_last_checkpoint(tag, model)
+        return
+    if args.eval_only and not cfg.MODEL.WEIGHTS:
+        raise InputError("--eval-only: found no MODEL.WEIGHTS, expected a checkpoint's path")
+    with as_input_error("MODEL.WEIGHTS: "):
+        check_weights(cfg.MODEL.WEIGHTS, model, for_training=not args.eval_only)
+
+
+def _check_last_checkpoint(tag: str, model: nn.Module) -> None:
+    with open(tag) as file:
+        checkpoint = os.path.join(os.path.dirname(tag), file.read().strip())
+    try:
+        check_weights(checkpoint, model, for_training=False)
+    except (FileNotFoundError, ValueError) as error:
+        raise InputError(
+            f"--resume: {error}; {tag} names it: remove {tag}, or start without --resume"
+        ) from error
+
+
+def _load_datasets(cfg: CfgNode, kind: str, *, required: bool) -> list[dict]:
+    names = cfg.DATASETS[kind]
+    if required and not names:
+        raise InputError(f"DATASETS.{kind}: found no data set, expected a name")
+    return [image for name in names for image in _load_dataset(cfg, name, kind)]
+
+
+def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
+    if name not in DatasetCatalog:
+        known = [n for n in DatasetCatalog if _is_lesion_dataset(n)]
+        raise InputError(f"DATASETS.{kind}: found {name!r}, expected one of {', '.join(known)}")
+    _check_classes(cfg, name, kind)
+    set_allow_missing(name, cfg.DATASETS.ALLOW_MISSING)
+    hidden_share = cfg.DATASETS.HIDDEN_SHARE if kind == "TRAIN" else 0.0
+    set_hidden_annotations(name, hidden_share, cfg.DATASETS.HIDDEN_SEED)
+    try:
+        images = DatasetCatalog.get(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"DATASETS.{kind}, {name}: {error}") from error
+    if not images:
+        raise InputError(f"DATASETS.{kind}, {name}: found no image")
+    if hidden_share > 0 and "hidden_annotations" not in images[0]:
+        raise InputError(
+            f"DATASETS.HIDDEN_SHARE: found {hidden_share}, expected 0 for {name}, which is not in "
+            "DeepLesion's layout and hides no annotation"
+        )
+    return images
+
+
+def _check_classes(cfg: CfgNode, name: str, kind: str) -> None:
+    classes = MetadataCatalog.get(name).get("thing_classes")
+    if classes is None:
+        return
+    expected, counted = len(classes), f"the classes of {name} (DATASETS.{kind})"
+    if cfg.MODEL.META_ARCHITECTURE in ("RetinaNet", "RetinaUNet"):
+        key, found = "MODEL.RETINANET.NUM_CLASSES", cfg.MODEL.RETINANET.NUM_CLASSES
+    elif _is_rcnn(cfg):
+        key, found = "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        if _has_uldor_heads(cfg):
+            expected, counted = expected + 1, f"{counted} and one of false positives"
+    else:
+        return
+    if found != expected:
+        raise InputError(f"{key}: found {found}, expected {expected}, {counted}")
+
+
+def _is_lesion_dataset(name: str) -> bool:
+    return MetadataCatalog.get(name).get("evaluator_type") == "lesion"

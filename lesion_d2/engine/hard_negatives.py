@@ -1,0 +1,338 @@
+"""Hard negative example mining (Tang et al., section 2.2)."""
+
+import json
+import logging
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.engine import HookBase
+from detectron2.evaluation import inference_context
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils import comm
+from pycocotools import mask as mask_util
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..data.loader import build_lesion_test_loader
+from ..files import written_whole
+from .checkpoint import LesionCheckpointer
+from .validation_loss import share_running_statistics
+
+logger = logging.getLogger(__name__)
+
+#: The file of one data set's hard negatives, in ``OUTPUT_DIR/inference/<data set>``.
+FILE_NAME = "hard_negatives.json"
+
+
+def select_hard_negatives(
+    scores: np.ndarray,
+    mask_ious: np.ndarray,
+    *,
+    max_negatives: int = 3,
+    good_iou: float = 0.3,
+    min_score: float = 0.7,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Choose the hard negatives among one image's detections (Tang et al., section 2.2).
+
+    Let i be the best-scored detection with a mask IoU above ``good_iou``, a good detection. Where
+    there is one, E has the detections with a higher score than i; where there is none, those with a
+    score above ``min_score``. m = min(``max_negatives``, size of E) of E are drawn at random.
+
+    Args:
+        scores: (n,) S1, the probability of being a lesion, in any order.
+        mask_ious: (n,) S2, the highest mask IoU with one of the image's pseudo-masks.
+        max_negatives: m at most; the paper's is 3.
+        good_iou, min_score: the paper's are 0.3 and 0.7.
+        rng: draws from E.
+
+    Returns:
+        (m,) indices, rising.
+    """
+    scores, mask_ious = np.asarray(scores), np.asarray(mask_ious)
+    is_good = mask_ious > good_iou
+    bound = scores[is_good].max() if is_good.any() else min_score
+    candidates = np.flatnonzero(scores > bound)
+    count = min(max_negatives, len(candidates))
+    return np.sort(rng.choice(candidates, count, replace=False))
+
+
+def best_mask_ious(masks: Tensor, true_masks: Tensor) -> Tensor:
+    """The highest IoU of each mask with one of the true masks.
+
+    Args:
+        masks: (n, H, W) bool.
+        true_masks: (m, H, W) bool, on the same device.
+
+    Returns:
+        (n,) float32; 0 where m is 0 or a mask is empty.
+    """
+    best = torch.zeros(len(masks), device=masks.device)
+    rows, columns = (true_masks.any(dim=0).any(dim=d).nonzero().flatten() for d in (1, 0))
+    if len(masks) == 0 or len(rows) == 0:
+        return best
+    # Most detections touch no lesion: only where lesions are do whole masks have to be counted.
+    crop = (slice(None), slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    true = true_masks[crop].flatten(1).float()
+    intersections = masks[crop].flatten(1).float() @ true.T
+    touching = intersections.any(dim=1).nonzero().flatten()
+    areas = masks[touching].flatten(1).sum(dim=1)
+    unions = areas[:, None] + true.sum(dim=1) - intersections[touching]
+    best[touching] = (intersections[touching] / unions).amax(dim=1)
+    return best
+
+
+@dataclass
+class MinedSet:
+    """Hard negatives of images, and what was counted on the way.
+
+    Attributes:
+        negatives: data set -> ``file_name`` of an image -> its annotations, of images that have
+            any.
+        image_ids: ``file_name`` -> ``image_id``, of the same images.
+        num_images: images that were looked at.
+        num_good: those with a good detection.
+    """
+
+    negatives: dict[str, dict[str, list[dict]]] = field(default_factory=dict)
+    image_ids: dict[str, str] = field(default_factory=dict)
+    num_images: int = 0
+    num_good: int = 0
+
+    @property
+    def by_file(self) -> dict[str, list[dict]]:
+        """``file_name`` -> annotations, of all data sets."""
+        return {name: found for images in self.negatives.values() for name, found in images.items()}
+
+    def add(self, other: "MinedSet") -> None:
+        """Take over what another process mined."""
+        for dataset, images in other.negatives.items():
+            self.negatives.setdefault(dataset, {}).update(images)
+        self.image_ids.update(other.image_ids)
+        self.num_images += other.num_images
+        self.num_good += other.num_good
+
+
+class HardNegativeMiner:
+    """Finds the hard negatives of training images with the detector as it is.
+
+    Which of an image's candidates are drawn depends on the seed, the iteration and the image's id
+    alone, not on the other images: several processes find what one finds.
+
+    Args:
+        datasets: names of the training sets.
+        build_loader: makes a data set's loader from its name: batches of this process's share of
+            the images as they are at inference, with ``lesion_masks``.
+        num_lesion_classes: detections of these first classes are looked at; the class after them is
+            that of the hard negatives.
+        max_negatives, good_iou, min_score: see :func:`select_hard_negatives`.
+        seed: of the draw.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        datasets: Sequence[str],
+        build_loader: Callable[[str], Iterable[list[dict]]],
+        num_lesion_classes: int = 1,
+        max_negatives: int = 3,
+        good_iou: float = 0.3,
+        min_score: float = 0.7,
+        seed: int = 0,
+    ):
+        self._datasets = list(datasets)
+        self._build_loader = build_loader
+        self._loaders: dict[str, Iterable[list[dict]]] = {}
+        self._num_lesion_classes = num_lesion_classes
+        self._select = partial(
+            select_hard_negatives,
+            max_negatives=max_negatives,
+            good_iou=good_iou,
+            min_score=min_score,
+        )
+        self._good_iou = good_iou
+        self._seed = seed
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        return {
+            "datasets": cfg.DATASETS.TRAIN,
+            "build_loader": partial(build_lesion_test_loader, cfg, with_masks=True),
+            "num_lesion_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES - 1,
+            "max_negatives": cfg.HARD_NEGATIVES.MAX_PER_IMAGE,
+            "good_iou": cfg.HARD_NEGATIVES.GOOD_IOU,
+            "min_score": cfg.HARD_NEGATIVES.MIN_SCORE,
+            "seed": max(cfg.SEED, 0),
+        }
+
+    def loaders(self) -> dict[str, Iterable[list[dict]]]:
+        """Data set -> loader; made at the first call."""
+        if not self._loaders:
+            self._loaders = {name: self._build_loader(name) for name in self._datasets}
+        return self._loaders
+
+    def mine(self, model: nn.Module, iteration: int) -> MinedSet:
+        """Look at this process's share of the images.
+
+        Args:
+            model: a detector with ``pred_masks``; left in the mode that it had.
+            iteration: of the training, which makes every mining draw anew.
+        """
+        mined = MinedSet()
+        with inference_context(model), torch.no_grad():
+            for dataset, loader in self.loaders().items():
+                images = mined.negatives[dataset] = {}
+                bar = tqdm(
+                    loader,
+                    desc=f"hard negatives of {dataset}",
+                    unit="image",
+                    disable=not comm.is_main_process(),
+                )
+                for batch in bar:
+                    for sample, output in zip(batch, model(batch), strict=True):
+                        found = self._mine_image(sample, output["instances"], iteration, mined)
+                        if found:
+                            images[sample["file_name"]] = found
+                            mined.image_ids[sample["file_name"]] = sample["image_id"]
+        return mined
+
+    def _mine_image(
+        self, sample: dict, instances: Instances, iteration: int, mined: MinedSet
+    ) -> list[dict]:
+        instances = instances[instances.pred_classes < self._num_lesion_classes]
+        true_masks = sample["lesion_masks"].to(instances.pred_masks.device)
+        mask_ious = best_mask_ious(instances.pred_masks, true_masks).cpu().numpy()
+        mined.num_images += 1
+        mined.num_good += bool((mask_ious > self._good_iou).any())
+        image = zlib.crc32(sample["image_id"].encode())
+        rng = np.random.default_rng([self._seed, iteration, image])
+        chosen = self._select(instances.scores.cpu().numpy(), mask_ious, rng=rng)
+        return [self._annotation(instances[int(i)], mask_ious[i]) for i in chosen]
+
+    def _annotation(self, instance: Instances, mask_iou: float) -> dict:
+        mask = instance.pred_masks[0].cpu().numpy()
+        rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+        return {
+            "bbox": instance.pred_boxes.tensor[0].tolist(),
+            "category_id": self._num_lesion_classes,
+            "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
+            "score": float(instance.scores[0]),
+            "mask_iou": float(mask_iou),
+        }
+
+
+class HardNegativeMiningHook(HookBase):
+    """Mines hard negatives between epochs; training goes on with them as a class of their own.
+
+    The new set replaces the last one. The training loader begins anew after each mining, with
+    workers that hold the new set, and goes on in the order of the images. The set is part of the
+    checkpoints: a checkpoint of the same iteration, which was written before, is written again.
+    ``OUTPUT_DIR/inference/<data set>/hard_negatives.json`` has the set in COCO's results format,
+    with S2 as ``mask_iou``; ``lesion_d2.tools.visualize negatives`` draws it.
+
+    Args:
+        period: iterations between two minings. None comes after the last iteration.
+        start_iter: no mining before so many iterations.
+        miner: finds the hard negatives.
+        checkpointer: the run's.
+    """
+
+    def __init__(
+        self,
+        period: int,
+        *,
+        start_iter: int = 0,
+        miner: HardNegativeMiner,
+        checkpointer: LesionCheckpointer,
+    ):
+        self._period = period
+        self._start_iter = start_iter
+        self._miner = miner
+        self._checkpointer = checkpointer
+        self._mined_at = -1
+        self._negatives: Mapping[str, list[dict]] = {}
+
+    def state_dict(self) -> dict:
+        """The set that training goes on with, and the iteration it was mined after."""
+        return {"mined_at": self._mined_at, "negatives": self._negatives}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on with the set of a checkpoint."""
+        self._mined_at = state_dict["mined_at"]
+        self._negatives = state_dict["negatives"]
+
+    def before_train(self) -> None:
+        """Give the set of a checkpoint to the loader."""
+        if self._mined_at >= 0:
+            self.trainer.restart_loader(self.trainer.start_iter, self._negatives)
+
+    def after_step(self) -> None:
+        """Mine, where it is time."""
+        iteration, next_iter = self.trainer.iter, self.trainer.iter + 1
+        if (
+            next_iter % self._period == 0
+            and self._start_iter <= next_iter < self.trainer.max_iter
+            and self._mined_at < iteration
+        ):
+            self._mine(iteration)
+
+    def _mine(self, iteration: int) -> None:
+        start = time.perf_counter()
+        share_running_statistics(self.trainer.model)
+        mined = MinedSet()
+        for share in comm.all_gather(self._miner.mine(self.trainer.model, iteration)):
+            mined.add(share)
+        self._mined_at, self._negatives = iteration, mined.by_file
+        self.trainer.restart_loader(iteration + 1, self._negatives)
+        self._report(mined, time.perf_counter() - start)
+        if comm.is_main_process():
+            self._write(mined)
+        name = f"model_{iteration:07d}"
+        if self._checkpointer.has_checkpoint() and (
+            Path(self._checkpointer.get_checkpoint_file()).stem == name
+        ):
+            self._checkpointer.save(name, iteration=iteration)
+
+    def _report(self, mined: MinedSet, seconds: float) -> None:
+        num_negatives = sum(map(len, self._negatives.values()))
+        share = mined.num_good / mined.num_images
+        self.trainer.storage.put_scalars(
+            **{
+                "hard_negatives/number": num_negatives,
+                "hard_negatives/good_images": share,
+                "hard_negatives/seconds": seconds,
+            },
+            smoothing_hint=False,
+        )
+        logger.info(
+            f"Mined {num_negatives} hard negatives on {len(self._negatives)} of {mined.num_images} "
+            f"images; {100 * share:.1f} % of the images have a good detection; {seconds:.1f} s"
+        )
+
+    def _write(self, mined: MinedSet) -> None:
+        for dataset, images in mined.negatives.items():
+            results = [
+                {
+                    "image_id": mined.image_ids[file_name],
+                    "category_id": annotation["category_id"],
+                    "bbox": BoxMode.convert(annotation["bbox"], BoxMode.XYXY_ABS, BoxMode.XYWH_ABS),
+                    "score": annotation["score"],
+                    "segmentation": annotation["segmentation"],
+                    "mask_iou": annotation["mask_iou"],
+                }
+                for file_name, annotations in images.items()
+                for annotation in annotations
+            ]
+            folder = Path(self._checkpointer.save_dir, "inference", dataset)
+            os.makedirs(folder, exist_ok=True)
+            with written_whole(folder / FILE_NAME) as partial_file:
+                partial_file.write_text(json.dumps(results))

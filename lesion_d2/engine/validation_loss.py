@@ -1,0 +1,194 @@
+"""The loss on held-out images (Tang et al., section 2.3: "minimizing the validation loss")."""
+
+import logging
+import random
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.engine import HookBase
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parallel import DistributedDataParallel
+from torchvision.ops import StochasticDepth
+from tqdm import tqdm
+
+from ..data.augmentation import build_augmentations
+from ..data.loader import DeviceLoader, _prepare_workers
+from ..data.mapper import LesionDatasetMapper
+from .hooks import is_evaluated
+
+logger = logging.getLogger(__name__)
+
+#: The total in the event storage; its parts are ``validation_loss/<name of the loss>``.
+VALIDATION_LOSS = "validation_loss"
+
+# What computes one thing in training and another, which it learned there, at inference.
+_CHANGES_WITH_MODE = (_NormBase, _DropoutNd, StochasticDepth)
+
+
+class ValidationLossHook(HookBase):
+    """Puts the loss on held-out images into the event storage of every process.
+
+    As :class:`hooks.EvalHook`, every ``period`` iterations but not after the last one.
+
+    Args:
+        period: in iterations.
+        loader: see :func:`mean_losses`.
+        use_amp: whether the losses are computed in mixed precision, as in training.
+        seed: see :func:`mean_losses`.
+    """
+
+    def __init__(
+        self, period: int, loader: Iterable[list[dict]], *, use_amp: bool = False, seed: int = 0
+    ):
+        self._period = period
+        self._loader = loader
+        self._use_amp = use_amp
+        self._seed = seed
+
+    def after_step(self) -> None:
+        """Compute the loss, where it is time."""
+        if not is_evaluated(self.trainer, self._period):
+            return
+        start = time.perf_counter()
+        losses = mean_losses(
+            self.trainer.model, self._loader, use_amp=self._use_amp, seed=self._seed
+        )
+        total = sum(losses.values())
+        scalars = {f"{VALIDATION_LOSS}/{name}": value for name, value in losses.items()}
+        self.trainer.storage.put_scalars(
+            **{VALIDATION_LOSS: total, **scalars}, smoothing_hint=False
+        )
+        parts = ", ".join(f"{name} {value:.5f}" for name, value in losses.items())
+        seconds = time.perf_counter() - start
+        logger.info(f"Validation loss: {total:.5f} ({parts}); {seconds:.1f} s")
+
+
+def mean_losses(
+    model: nn.Module, loader: Iterable[list[dict]], *, use_amp: bool = False, seed: int = 0
+) -> dict[str, float]:
+    """The losses of a detector in its training computation, their means over images.
+
+    Nothing of the training is changed: modes, running statistics and the random state stay as they
+    were, and what heads log is thrown away. Normalization and dropout compute as at inference.
+    The proposals and anchors that losses are computed on are drawn at random: from the same seed
+    for every batch, so that two values differ by the weights alone. For the same reason RetinaNet's
+    losses are divided by their own batch's number of positive anchors, not by its running mean.
+
+    Over several processes all end with the means over all images, by the running statistics of the
+    first one, which each trains on with.
+
+    Args:
+        model: a detector of Detectron2, or it in DistributedDataParallel.
+        loader: batches of this process's share, with ``instances``.
+        use_amp: mixed precision in the type that torch takes for the device.
+        seed: of the draws.
+
+    Returns:
+        Name -> mean loss, the same in every process.
+    """
+    if isinstance(model, DistributedDataParallel):
+        model = model.module  # processes may have different numbers of batches
+    share_running_statistics(model)
+    device = next(model.parameters()).device.type
+    sums, num_images = {}, 0
+    bar = {"desc": "validation loss", "unit": "batch", "disable": not comm.is_main_process()}
+    # Its own storage, from iteration 1: at 0 the heads would draw pictures (VIS_PERIOD).
+    with torch.no_grad(), _computing_losses(model), _random_state_kept(), EventStorage(1):
+        for batch in tqdm(loader, **bar):
+            _seed_all(seed)
+            with torch.autocast(device, enabled=use_amp):
+                losses = model(batch)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.double() * len(batch)
+            num_images += len(batch)
+    return _mean_over_processes({name: float(value) for name, value in sums.items()}, num_images)
+
+
+def _mean_over_processes(sums: dict[str, float], num_images: int) -> dict[str, float]:
+    shares = comm.all_gather((sums, num_images))
+    total = sum(n for _, n in shares)
+    names = dict.fromkeys(name for share, _ in shares for name in share)
+    return {name: sum(share.get(name, 0.0) for share, _ in shares) / total for name in names}
+
+
+@contextmanager
+def _computing_losses(model: nn.Module) -> Iterator[None]:
+    modules = list(model.modules())
+    modes = [module.training for module in modules]
+    if not model.training:
+        model.train()
+    for module in modules:
+        if isinstance(module, _CHANGES_WITH_MODE):
+            module.eval()
+        if isinstance(module, DenseDetector):
+            module._ema_update = _own_value
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+            vars(module).pop("_ema_update", None)
+
+
+def _own_value(name: str, value: float, *args: float, **kwargs: float) -> float:
+    return value
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(_used_gpu()):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def _seed_all(seed: int) -> None:
+    # torch.manual_seed would also seed GPUs whose state is not kept.
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if _used_gpu():
+        torch.cuda.manual_seed(seed)
+
+
+def _used_gpu() -> list[int]:
+    return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+
+
+def share_running_statistics(model: nn.Module) -> None:
+    """Give all processes the first one's running statistics, which are what checkpoints hold."""
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                dist.broadcast(buffer, src=0)
+
+
+def build_loss_loader(cfg: CfgNode) -> DeviceLoader:
+    """Build the loader of the validation loss: every image of DATASETS.TEST once, with its lesions.
+
+    Images are as at inference, without augmentation, in batches of the size that they have in
+    training; those without a lesion are not left out. They are split over the processes.
+    """
+    _prepare_workers()
+    mapper = LesionDatasetMapper(cfg, True, augmentations=build_augmentations(cfg, False))
+    loader = build_detection_test_loader(
+        get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False),
+        mapper=mapper.load,
+        batch_size=max(1, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+    return DeviceLoader(loader, cfg.MODEL.DEVICE, cfg.INPUT.CT.HU_WINDOW)

@@ -1,0 +1,3 @@
+from .uldor import ULDorOutputLayers, ULDorROIHeads
+
+__all__ = ["ULDorOutputLayers", "ULDorROIHeads"]

@@ -1,0 +1,96 @@
+"""Pictures of mined hard negatives, as Fig. 3 of Tang et al."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lesion_d2.data.deeplesion import load_records
+from lesion_d2.visualization import NEGATIVE_LEGEND, LesionVisualizer, parse_window
+
+import numpy as np
+from detectron2.structures import Instances
+
+from .dataset import mask_source
+from .pictures import (
+    check_output,
+    names_of_pictures,
+    remove_pictures,
+    write_pictures,
+)
+from .results import HARD_NEGATIVE, read_results
+
+PICKS = ("most", "random")
+
+
+@dataclass
+class MinedImage:
+    """An image's Detectron2 dict and its hard negatives: see :func:`read_results`."""
+
+    record: dict
+    negatives: Instances
+
+    def title(self) -> str:
+        """Name of the image and number of its negatives, two lines."""
+        number = len(self.negatives)
+        return f"{self.record['image_id']}\n{number} hard negative{'' if number == 1 else 's'}"
+
+
+def draw_negatives(args: argparse.Namespace) -> list[str]:
+    """Write the pictures of a run's hard negatives; return their paths, the contact sheet last."""
+    window = parse_window(args.window)
+    records = load_records(args.dataset, allow_missing=args.allow_missing)
+    output = args.output or os.path.join(os.path.dirname(args.results), "hard_negatives")
+    check_output(output, records, args.dataset)
+    mined = read_mined(args.results, records, args.dataset)
+    masks_of = mask_source(args.masks)
+    total = sum(len(image.negatives) for image in mined)
+    print(f"{total} hard negatives on {len(mined)} of {len(records)} images")
+    chosen = pick_mined(mined, args.pick, args.num, seed=args.seed)
+    drawings = [(f"{image.record['image_id']}.png", image.title(), image) for image in chosen]
+
+    def draw(visualizer: LesionVisualizer, image: MinedImage) -> None:
+        """Draw lesions and negatives of one image."""
+        visualizer.draw_negatives(image.record, image.negatives, masks_of(image.record))
+
+    remove_pictures(output, names_of_pictures(records))
+    return write_pictures(args.dataset, window, drawings, draw, output, NEGATIVE_LEGEND)
+
+
+def read_mined(path: str, records: Sequence[dict], dataset: str) -> list[MinedImage]:
+    """The images that have hard negatives, in the order of the data set.
+
+    Args:
+        path: ``hard_negatives.json`` of a training.
+        records: the data set's dicts.
+        dataset: its name, for messages.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: as :func:`read_results`, or a file without any negative.
+    """
+    negatives = read_results(path, records, dataset, required=HARD_NEGATIVE)
+    mined = [MinedImage(record, negatives[str(record["image_id"])]) for record in records]
+    mined = [image for image in mined if len(image.negatives)]
+    if not mined:
+        raise ValueError(f"{path}: holds no hard negative, expected some to draw")
+    return mined
+
+
+def pick_mined(
+    mined: Sequence[MinedImage], pick: str, num: int, *, seed: int = 0
+) -> list[MinedImage]:
+    """Choose images to look at.
+
+    Args:
+        mined: images with hard negatives.
+        pick: "most" for the images with the most of them first, of as many the higher sum of scores
+            first; or "random".
+        num: images wanted; fewer where there are no more.
+        seed: of the random pick.
+    """
+    if pick == "random":
+        order = np.random.default_rng(seed).permutation(len(mined))
+        return [mined[i] for i in order[:num]]
+    by_number = [(-len(i.negatives), -float(i.negatives.scores.sum())) for i in mined]
+    return [mined[i] for i in sorted(range(len(mined)), key=by_number.__getitem__)[:num]]

@@ -1,0 +1,110 @@
+"""Files of detections in COCO's results format."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+
+import torch
+from detectron2.structures import Boxes, BoxMode, Instances
+
+DETECTION = ("image_id", "bbox", "score")
+HARD_NEGATIVE = (*DETECTION, "segmentation", "mask_iou")
+
+
+def read_results(
+    path: str, records: Sequence[dict], dataset: str, *, required: Sequence[str] = DETECTION
+) -> dict[str, Instances]:
+    """Read the detections of a run.
+
+    Args:
+        path: ``coco_instances_results.json`` of an evaluation, or ``hard_negatives.json`` of a
+            training: boxes XYWH in pixels.
+        records: the data set's dicts.
+        dataset: its name, for messages.
+        required: what every entry must have, :data:`DETECTION` or :data:`HARD_NEGATIVE`.
+
+    Returns:
+        ``Instances`` by image id, one for every image of the data set, perhaps empty: pred_boxes
+        (XYXY), scores, pred_classes and, where the file has them, pred_masks_rle and mask_ious.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a list of COCO results, or of images that the data set does not have.
+    """
+    entries: dict[str, list[dict]] = {str(record["image_id"]): [] for record in records}
+    sizes = {str(record["image_id"]): (record["height"], record["width"]) for record in records}
+    for number, entry in enumerate(_read_entries(path)):
+        problem = _entry_problem(entry, required)
+        if problem:
+            raise ValueError(f"{path}: entry {number} {problem}")
+        image_id = str(entry["image_id"])
+        if image_id not in entries:
+            raise ValueError(
+                f"{path}: entry {number} is of image {entry['image_id']!r}, which data set "
+                f"{dataset!r} does not have (its images are such as {next(iter(entries))!r})"
+            )
+        problem = _mask_problem(entry, sizes[image_id])
+        if problem:
+            raise ValueError(f"{path}: entry {number} {problem}")
+        entries[image_id].append(entry)
+    return {image_id: _instances(found, sizes[image_id]) for image_id, found in entries.items()}
+
+
+def _read_entries(path: str) -> list:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such results file, expected what a run wrote")
+    try:
+        with open(path) as f:
+            entries = json.load(f)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from None
+    if not isinstance(entries, list):
+        raise ValueError(f"{path}: holds a {type(entries).__name__}, expected a list of detections")
+    return entries
+
+
+def _entry_problem(entry, required: Sequence[str]) -> str:
+    if not isinstance(entry, dict):
+        return f"is {entry!r}, expected a detection"
+    for key in required:
+        if key not in entry:
+            return f"has no {key!r}"
+    box = entry["bbox"] if isinstance(entry["bbox"], list) else []
+    if len(box) != 4 or not all(map(_is_number, [entry["score"], *box])):
+        return (
+            f"has bbox {entry['bbox']!r} and score {entry['score']!r}, expected x, y, width, "
+            "height and a number"
+        )
+    if not _is_number(entry.get("mask_iou", 0.0)):
+        return f"has mask_iou {entry['mask_iou']!r}, expected a number"
+    return ""
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _mask_problem(entry: dict, image_size: tuple[int, int]) -> str:
+    rle = entry.get("segmentation")
+    if "segmentation" not in entry or (_is_rle(rle) and rle["size"] == list(image_size)):
+        return ""
+    found = f"of size {rle['size']}" if _is_rle(rle) else repr(rle)[:40]
+    return f"has segmentation {found}, expected COCO RLE of size {list(image_size)}"
+
+
+def _is_rle(value) -> bool:
+    return isinstance(value, dict) and "size" in value and isinstance(value.get("counts"), str)
+
+
+def _instances(entries: list[dict], image_size: tuple[int, int]) -> Instances:
+    boxes = torch.tensor([e["bbox"] for e in entries], dtype=torch.float32).reshape(-1, 4)
+    instances = Instances(image_size)
+    instances.pred_boxes = Boxes(BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS))
+    instances.scores = torch.tensor([e["score"] for e in entries], dtype=torch.float32)
+    instances.pred_classes = torch.tensor([e.get("category_id", 0) for e in entries]).long()
+    if entries and all("segmentation" in e for e in entries):
+        instances.pred_masks_rle = [e["segmentation"] for e in entries]
+    if entries and all("mask_iou" in e for e in entries):
+        instances.mask_ious = torch.tensor([e["mask_iou"] for e in entries], dtype=torch.float32)
+    return instances

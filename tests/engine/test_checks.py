@@ -1,0 +1,441 @@
+import shutil
+
+from lesion_d2.engine import InputError, Trainer, load_config
+from lesion_d2.engine.checks import check_inputs
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
+from tiny_run import tiny_args, tiny_config, uldor_args
+
+import train_net
+
+
+@pytest.mark.parametrize(
+    "flags, changes, message",
+    [
+        (
+            (),
+            {"DATASETS__TRAIN": ("phantom_trian",)},
+            "TRAIN: found 'phantom_trian'.*_train",
+        ),
+        ((), {"DATASETS__TRAIN": ()}, "DATASETS.TRAIN: found no data set"),
+        ((), {"DATASETS__TEST": ("deeplesion_val",)}, "DATASETS.TEST, deeplesion_val: .*DL_info"),
+        ((), {"SOLVER__OPTIMIZER": "Lion"}, "SOLVER.OPTIMIZER: found 'Lion'"),
+        ((), {"MODEL__WEIGHTS": "gone.pth"}, "MODEL.WEIGHTS: gone.pth: no such file"),
+        (("--num-gpus", "3"), {}, "SOLVER.IMS_PER_BATCH: found 4, expected a multiple of the 3"),
+        (("--eval-only",), {}, "--eval-only: found no MODEL.WEIGHTS"),
+        (("--eval-only", "--resume"), {}, "--eval-only: found no MODEL.WEIGHTS"),
+        ((), {"INPUT__PSEUDO_MASK": "magic"}, "INPUT.PSEUDO_MASK: found 'magic'"),
+        ((), {"INPUT__PSEUDO_MASK_FILES": ("gone.json",)}, "gone.json"),
+        ((), {"INPUT__CT__NUM_SLICES": 5}, "PIXEL_MEAN has 3 values.* expected 5"),
+        ((), {"INPUT__CT__HU_WINDOW": (400.0, -300.0)}, "INPUT.CT.HU_WINDOW: found"),
+        ((), {"MODEL__MASK_ON": False}, "MODEL.MASK_ON: found False.*SEG_LOSS_WEIGHT is 1.0"),
+        (
+            (),
+            {"MODEL__RETINANET__NUM_CLASSES": 8},
+            r"NUM_CLASSES: found 8, expected 1, .*phantom_train \(DATASETS.TRAIN\)",
+        ),
+        (
+            (),
+            {"DATALOADER__SAMPLER_TRAIN": "RepeatFactorTrainingSampler"},
+            "SAMPLER_TRAIN: found 'RepeatFactorTrainingSampler', expected 'TrainingSampler'",
+        ),
+        ((), {"SOLVER__PLATEAU_PATIENCE": -1}, "SOLVER.PLATEAU_PATIENCE: found -1, expected 0"),
+        ((), {"SOLVER__EARLY_STOP_PATIENCE": -2}, "SOLVER.EARLY_STOP_PATIENCE: found -2"),
+        *(
+            ((), {"SOLVER__PLATEAU_FACTOR": factor}, f"SOLVER.PLATEAU_FACTOR: found {factor}, exp")
+            for factor in (0.0, 1.0, 10.0, -0.1)
+        ),
+        (
+            (),
+            {"SOLVER__PLATEAU_PATIENCE": 2, "DATASETS__TEST": ()},
+            r"DATASETS.TEST: found no data set.*SOLVER.PLATEAU_PATIENCE is 2",
+        ),
+        (
+            (),
+            {"SOLVER__EARLY_STOP_PATIENCE": 4, "TEST__EVAL_PERIOD": 0},
+            r"TEST.EVAL_PERIOD: found 0, .*SOLVER.EARLY_STOP_PATIENCE is 4",
+        ),
+        ((), {"MODEL__RETINA_UNET__CALIBRATION": 1.5}, "CALIBRATION: found 1.5, expected 0"),
+        ((), {"MODEL__RETINA_UNET__CALIBRATION": -0.5}, "CALIBRATION: found -0.5, expected 0"),
+        ((), {"MODEL__RETINA_UNET__SEG_LOSS": "dice"}, "SEG_LOSS: found 'dice', expected 'ce_d"),
+        (
+            (),
+            {"MODEL__RETINA_UNET__SEG_FOCAL_ALPHA": 1.5},
+            "SEG_FOCAL_ALPHA: found 1.5, expected 0",
+        ),
+        ((), {"MODEL__RETINA_UNET__SEG_FOCAL_GAMMA": -2.0}, "SEG_FOCAL_GAMMA: found -2.0, exp"),
+        ((), {"MODEL__RETINA_UNET__SEG_LOSS_WEIGHT": -1.0}, "SEG_LOSS_WEIGHT: found -1.0, exp"),
+        ((), {"MODEL__RETINA_UNET__BOX_MARGIN": -3.0}, "BOX_MARGIN: found -3.0, expected 0"),
+        (
+            (),
+            {"MODEL__RETINA_UNET__CALIBRATION": 0.5, "MODEL__RETINA_UNET__SEG_LOSS_WEIGHT": 0.0},
+            "SEG_LOSS_WEIGHT: found 0, expected .*CALIBRATION 0.5",
+        ),
+        ((), {"MODEL__META_ARCHITECTURE": "UNet"}, "MODEL: found UNet on build_tiny_.*KeyError"),
+        (
+            (),
+            {"MODEL__BACKBONE__NAME": "build_retinanet_resnet_fpn_backbone"},
+            "MODEL.BACKBONE.NAME: found a FPN, expected a U-FPN",
+        ),
+        (
+            (),
+            {
+                "MODEL__BACKBONE__NAME": "build_retinanet_resnet_fpn_backbone",
+                "MODEL__META_ARCHITECTURE": "RetinaNet",
+                "MODEL__UNET_FPN__ATTENTION": True,
+            },
+            "MODEL.BACKBONE.NAME: found build_retinanet.*UNET_FPN.ATTENTION True",
+        ),
+        (
+            (),
+            {"MODEL__RETINA_UNET__CALIBRATION": 0.5, "MODEL__META_ARCHITECTURE": "RetinaNet"},
+            "META_ARCHITECTURE: found 'RetinaNet', expected 'RetinaUNet'.*CALIBRATION is 0.5",
+        ),
+    ],
+)
+def test_wrong_inputs_stop_a_run_before_it_writes(tiny_phantom, tmp_path, flags, changes, message):
+    output_dir = tmp_path / "output"
+    with pytest.raises(InputError, match=message) as error:
+        train_net.main(tiny_args(output_dir, *flags, **changes))
+    assert "\n" not in str(error.value)
+    assert not output_dir.exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"MODEL__MASK_ON": False},
+        {"INPUT__PSEUDO_MASK": "magic"},
+        {"SOLVER__PLATEAU_PATIENCE": -1},
+    ],
+)
+def test_what_only_training_needs_does_not_stop_an_evaluation(tiny_phantom, tmp_path, changes):
+    torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "weights.pth")
+    args = tiny_args(tmp_path, "--eval-only", MODEL__WEIGHTS=tmp_path / "weights.pth", **changes)
+    assert check_inputs(load_config(args), args) == 0
+    args = tiny_args(tmp_path, MODEL__RETINA_UNET__SEG_LOSS_WEIGHT=0.0, MODEL__MASK_ON=False)
+    assert check_inputs(load_config(args), args) > 0
+
+
+def test_what_the_model_cannot_do_stops_an_evaluation_too(tiny_phantom, tmp_path):
+    torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "weights.pth")
+    changes = {"MODEL__WEIGHTS": tmp_path / "weights.pth", "MODEL__RETINA_UNET__CALIBRATION": 2.0}
+    args = tiny_args(tmp_path, "--eval-only", **changes)
+    with pytest.raises(InputError, match=r"CALIBRATION: found 2\.0"):
+        check_inputs(load_config(args), args)
+
+
+def test_torchvisions_weights_of_another_model_stop_a_run_before_it_writes(tiny_phantom, tmp_path):
+    weights = tmp_path / "resnet.pth"
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, weights)
+    args = tiny_args(tmp_path / "output", MODEL__WEIGHTS=weights, MODEL__VGG__WIDTH=8)
+    args.opts += ["MODEL.BACKBONE.NAME", "build_vgg_unet_fpn_backbone"]
+    args.opts += ["MODEL.FPN.IN_FEATURES", "('c2', 'c3', 'c4', 'c5')"]
+    with pytest.raises(InputError, match=r"resnet.pth: found no features.0.weight, .*'s vgg19"):
+        train_net.main(args)
+    args.opts += ["MODEL.VGG.DEPTH", "18"]
+    with pytest.raises(InputError, match=r"MODEL.VGG.DEPTH: found 18, expected one of \[16, 19\]"):
+        train_net.main(args)
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_model_that_needs_memory_to_be_built_is_left_to_the_run(tiny_phantom):
+    class Swin(torch.nn.Module):
+        """Reads values while it is built, as Detectron2's vision transformers do."""
+
+        def __init__(self, cfg):
+            super().__init__()
+            self.rates = [rate.item() for rate in torch.linspace(0, 1, 3)]
+
+    META_ARCH_REGISTRY.register(Swin)
+    try:
+        args = tiny_args("output", MODEL__META_ARCHITECTURE="Swin")
+        assert check_inputs(load_config(args), args) > 0
+    finally:
+        META_ARCH_REGISTRY._obj_map.pop("Swin")
+
+
+def test_patience_goes_with_evaluations_by_iterations_or_epochs(tiny_phantom, tmp_path):
+    for evaluations in ({"TEST__EVAL_PERIOD": 2}, {"TEST__EVAL_EPOCHS": 1.0}):
+        options = {"TEST__EVAL_PERIOD": 0, "SOLVER__EARLY_STOP_PATIENCE": 4, **evaluations}
+        args = tiny_args(tmp_path, SOLVER__PLATEAU_PATIENCE=2, **options)
+        assert check_inputs(load_config(args), args) > 0
+
+
+def test_weights_that_are_cut_off_stop_a_run_before_it_writes(tiny_phantom, tmp_path):
+    weights = tmp_path / "weights.pth"
+    torch.save({"model": {"weight": torch.zeros(1000)}}, weights)
+    weights.write_bytes(weights.read_bytes()[:2000])
+    for flags in ((), ("--eval-only",)):
+        with pytest.raises(InputError, match=r"weights\.pth: found no whole checkpoint") as error:
+            train_net.main(tiny_args(tmp_path / "output", *flags, MODEL__WEIGHTS=weights))
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    "content, message", [(None, "no such file"), (b"PK", "found no whole checkpoint")]
+)
+def test_a_last_checkpoint_that_is_gone_or_cut_off_is_told_of(tmp_path, content, message):
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    if content is not None:
+        (tmp_path / "model_0000001.pth").write_bytes(content)
+    expected = rf"--resume: .*model_0000001\.pth: {message}.*remove .*last_checkpoint, or start"
+    with pytest.raises(InputError, match=expected) as error:
+        train_net.main(tiny_args(tmp_path, "--resume"))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "log.txt").exists()
+
+
+_MINING = {"HARD_NEGATIVES__PERIOD": 2}
+_STANDARD = {
+    "MODEL__ROI_HEADS__NAME": "StandardROIHeads",
+    "MODEL__ROI_HEADS__NUM_CLASSES": 1,
+}
+_RETINA_UNET = {
+    "MODEL__META_ARCHITECTURE": "RetinaUNet",
+    "MODEL__ANCHOR_GENERATOR__SIZES": [[8], [16], [32], [64]],
+}
+_COUNTED = {"MODEL__ULDOR__COUNT_FALSE_POSITIVES": True}
+_BY_LOSS = {"SOLVER__PATIENCE_METRIC": "validation_loss", "SOLVER__EARLY_STOP_PATIENCE": 3}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"HARD_NEGATIVES__PERIOD": -1}, "HARD_NEGATIVES.PERIOD: found -1, expected 0"),
+        ({"HARD_NEGATIVES__EPOCHS": -1.0}, "HARD_NEGATIVES.EPOCHS: found -1.0, expected 0"),
+        ({"HARD_NEGATIVES__START_ITER": -1}, "HARD_NEGATIVES.START_ITER: found -1, expected 0"),
+        ({"HARD_NEGATIVES__START_EPOCHS": -0.5}, "HARD_NEGATIVES.START_EPOCHS: found -0.5"),
+        ({"HARD_NEGATIVES__MAX_PER_IMAGE": 0}, "MAX_PER_IMAGE: found 0, expected 1 or more"),
+        ({"HARD_NEGATIVES__GOOD_IOU": 1.5}, "HARD_NEGATIVES.GOOD_IOU: found 1.5, expected 0 to 1"),
+        ({"HARD_NEGATIVES__MIN_SCORE": -0.1}, "HARD_NEGATIVES.MIN_SCORE: found -0.1"),
+        (
+            {**_MINING, **_STANDARD},
+            "ROI_HEADS.NAME: found 'StandardROIHeads', expected 'ULDorROIHeads'.*PERIOD is 2",
+        ),
+        (
+            {**_RETINA_UNET, "HARD_NEGATIVES__EPOCHS": 1.0},
+            "META_ARCHITECTURE: found 'RetinaUNet', .*expected 'ULDorROIHeads'.*EPOCHS is 1.0",
+        ),
+        (
+            {**_MINING, "MODEL__MASK_ON": False},
+            "MODEL.MASK_ON: found False, a model without masks, expected True: hard negatives",
+        ),
+        (
+            {**_MINING, **_COUNTED},
+            "COUNT_FALSE_POSITIVES: found True, expected False in a training.*--eval-only",
+        ),
+        (
+            {**_COUNTED, **_STANDARD},
+            "ROI_HEADS.NAME: found 'StandardROIHeads', expected 'ULDorROIHeads'.*COUNT_FALSE",
+        ),
+        ({**_COUNTED, **_RETINA_UNET}, "META_ARCHITECTURE: found 'RetinaUNet'.*COUNT_FALSE"),
+        (
+            {**_COUNTED, "MODEL__ROI_HEADS__SCORE_THRESH_TEST": 0.0},
+            "SCORE_THRESH_TEST: found 0.0, expected more than 0",
+        ),
+        ({"DATASETS__HIDDEN_SHARE": 1.0}, "DATASETS.HIDDEN_SHARE: found 1.0, expected a share"),
+        ({"DATASETS__HIDDEN_SHARE": -0.1}, "DATASETS.HIDDEN_SHARE: found -0.1"),
+        ({"DATASETS__HIDDEN_SEED": -1}, "DATASETS.HIDDEN_SEED: found -1, expected 0"),
+        (
+            {"DATASETS__HIDDEN_SHARE": 0.5, "DATASETS__TEST": ("phantom_val", "phantom_train")},
+            "DATASETS.TEST: found 'phantom_train', which has hidden .*HIDDEN_SHARE is 0.5",
+        ),
+        (
+            {**_BY_LOSS, "SOLVER__PATIENCE_METRIC": "loss"},
+            "SOLVER.PATIENCE_METRIC: found 'loss', expected .*'validation_loss'",
+        ),
+        (_BY_LOSS, "TEST.LOSS_PERIOD: found 0, .*EARLY_STOP_PATIENCE is 3 evaluations of the val"),
+        (
+            {**_BY_LOSS, "TEST__LOSS_PERIOD": 1, "DATASETS__TEST": ()},
+            r"DATASETS.TEST: found no data set, .*its loss \(TEST.LOSS_PERIOD is 1\)",
+        ),
+        ({"TEST__LOSS_EPOCHS": 0.5, "DATASETS__TEST": ()}, "its loss .TEST.LOSS_EPOCHS is 0.5"),
+        ({"TEST__LOSS_PERIOD": -1}, "TEST.LOSS_PERIOD: found -1, expected 0"),
+        ({"TEST__LOSS_EPOCHS": -1.0}, "TEST.LOSS_EPOCHS: found -1.0, expected 0"),
+        (
+            {"MODEL__ROI_HEADS__NUM_CLASSES": 3},
+            "ROI_HEADS.NUM_CLASSES: found 3, expected 2, .*phantom_train .*and one of false posi",
+        ),
+        (
+            {**_STANDARD, "MODEL__ROI_HEADS__NUM_CLASSES": 2},
+            r"ROI_HEADS.NUM_CLASSES: found 2, expected 1, .*phantom_train \(DATASETS.TRAIN\)$",
+        ),
+        ({"MODEL__ROI_HEADS__NUM_CLASSES": 1}, "NUM_CLASSES: found 1, expected 2 or more"),
+    ],
+)
+def test_wrong_inputs_of_uldor_stop_a_run_before_it_writes(
+    tiny_phantom, tmp_path, changes, message
+):
+    output_dir = tmp_path / "output"
+    with pytest.raises(InputError, match=message) as error:
+        train_net.main(uldor_args(output_dir, **changes))
+    assert "\n" not in str(error.value)
+    assert not output_dir.exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        _MINING,
+        {"HARD_NEGATIVES__EPOCHS": 1.0, "HARD_NEGATIVES__START_EPOCHS": 1.0},
+        {**_BY_LOSS, "TEST__LOSS_PERIOD": 2, "TEST__EVAL_PERIOD": 0},
+        {**_BY_LOSS, "TEST__LOSS_EPOCHS": 1.0, "TEST__EVAL_PERIOD": 0},
+        {"SOLVER__PATIENCE_METRIC": "validation_loss"},  # without patience nothing goes by it
+        _STANDARD,
+        {**_STANDARD, "MODEL__MASK_ON": False},
+        _COUNTED,  # in evaluations during a training without mining
+    ],
+)
+def test_good_inputs_of_uldor(tiny_phantom, tmp_path, changes):
+    args = uldor_args(tmp_path, **changes)
+    assert check_inputs(load_config(args), args) > 0
+
+
+def test_false_positives_are_counted_in_the_evaluation_of_a_run_that_mined(tiny_phantom, tmp_path):
+    torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "weights.pth")
+    options = {**_MINING, **_COUNTED, "MODEL__WEIGHTS": tmp_path / "weights.pth"}
+    args = uldor_args(tmp_path, "--eval-only", **options)
+    assert check_inputs(load_config(args), args) == 0
+
+
+def test_annotations_are_hidden_in_training_sets_only(tiny_phantom, tmp_path):
+    whole = _num_annotations("phantom_train")
+    args = tiny_args(tmp_path, DATASETS__HIDDEN_SHARE=0.4, DATASETS__HIDDEN_SEED=5)
+    check_inputs(load_config(args), args)
+    assert _num_annotations("phantom_train") == whole - round(0.4 * whole)
+    assert "hidden_annotations" not in DatasetCatalog.get("phantom_val")[0]
+
+    # Another run of the same process evaluates on it, with the same keys.
+    torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "weights.pth")
+    args.opts += ["MODEL.WEIGHTS", str(tmp_path / "weights.pth")]
+    args.opts += ["DATASETS.TEST", "('phantom_train',)"]
+    args.eval_only = True
+    check_inputs(load_config(args), args)
+    assert _num_annotations("phantom_train") == whole
+
+
+def _num_annotations(name: str) -> int:
+    return sum(len(image["annotations"]) for image in DatasetCatalog.get(name))
+
+
+@pytest.fixture
+def box_images():
+    """A registered data set of another kind: three images with one box each, and nothing else."""
+    images = [
+        {"file_name": f"{i}.png", "annotations": [{"bbox": [0, 0, 9, 9], "category_id": 0}]}
+        for i in range(3)
+    ]
+    DatasetCatalog.register("box_images", lambda: images)
+    yield images
+    DatasetCatalog.remove("box_images")
+    MetadataCatalog.pop("box_images", None)
+
+
+def test_a_training_set_without_masks_is_told_of(tiny_phantom, tmp_path, box_images):
+    args = uldor_args(tmp_path, DATASETS__TRAIN=("phantom_train", "box_images"), **_MINING)
+    expected = r"DATASETS.TRAIN: found 3 of \d+ annotations without a mask .*\(the first: 0.png\)"
+    with pytest.raises(InputError, match=expected):
+        check_inputs(load_config(args), args)
+    box_images[0]["annotations"][0]["segmentation"] = {"size": [9, 9], "counts": "0"}
+    box_images[2]["annotations"][0]["recist"] = [0.0] * 8
+    with pytest.raises(InputError, match=r"found 1 of \d+ .*\(the first: 1.png\)"):
+        check_inputs(load_config(args), args)
+    args.opts += ["MODEL.MASK_ON", "False", "HARD_NEGATIVES.PERIOD", "0"]
+    assert check_inputs(load_config(args), args) > 3
+
+
+def test_test_sets_need_masks_for_the_loss_only(tiny_phantom, tmp_path, box_images):
+    args = uldor_args(tmp_path, DATASETS__TEST=("box_images",))
+    assert check_inputs(load_config(args), args) > 0
+    args.opts += ["TEST.LOSS_PERIOD", "1"]
+    with pytest.raises(InputError, match=r"DATASETS.TEST: found 3 of 3 annotations without a mask"):
+        check_inputs(load_config(args), args)
+
+
+def test_a_data_set_that_cannot_hide_annotations_is_told_of(tmp_path, box_images):
+    args = tiny_args(tmp_path, DATASETS__TRAIN=("box_images",), DATASETS__HIDDEN_SHARE=0.5)
+    with pytest.raises(InputError, match=r"HIDDEN_SHARE: found 0.5, expected 0 for box_images"):
+        check_inputs(load_config(args), args)
+
+
+def _write_weights(args, file) -> None:
+    torch.save({"model": Trainer.build_model(load_config(args)).state_dict()}, file)
+
+
+@pytest.mark.parametrize("flags", [(), ("--eval-only",)])
+def test_a_checkpoint_for_one_class_more_or_less_stops_a_run(tiny_phantom, tmp_path, flags):
+    file = tmp_path / "weights.pth"
+    for saved, loaded, message in (
+        (
+            _STANDARD,
+            {},
+            r"weights.pth: found .* 1 class, expected 2 .*StandardROIHeads and NUM_C.* 1",
+        ),
+        (
+            {},
+            _STANDARD,
+            r"weights.pth: found .* 2 classes, expected 1 .*ULDorROIHeads and NUM_C.* 2",
+        ),
+    ):
+        _write_weights(uldor_args("output", **saved), file)
+        args = uldor_args(tmp_path / "output", *flags, MODEL__WEIGHTS=file, **loaded)
+        with pytest.raises(InputError, match=rf"MODEL.WEIGHTS: .*{message}") as error:
+            train_net.main(args)
+        assert "\n" not in str(error.value) and not (tmp_path / "output").exists()
+        args = uldor_args(tmp_path / "output", *flags, MODEL__WEIGHTS=file, **saved)
+        check_inputs(load_config(args), args)
+
+
+def test_a_checkpoint_of_another_run_is_not_resumed_from(tiny_phantom, tmp_path):
+    _write_weights(uldor_args("output"), tmp_path / "model_0000001.pth")
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    args = uldor_args(tmp_path, "--resume", **_STANDARD)
+    with pytest.raises(InputError, match=r"--resume: .*001.pth: found .* 2 classes, expected 1"):
+        train_net.main(args)
+    args = uldor_args(tmp_path, "--resume")
+    assert check_inputs(load_config(args), args) > 0
+
+
+def test_an_empty_split_stops_a_run(tiny_phantom, tmp_path, monkeypatch):
+    _copy_without(tiny_phantom, tmp_path, monkeypatch, lambda line: line.endswith(",2"))
+    with pytest.raises(InputError, match=r"DATASETS.TEST, phantom_val: .*no lesions"):
+        train_net.main(tiny_args(tmp_path / "output"))
+
+
+def test_images_without_lesions_only_are_no_training_set(tmp_path):
+    DatasetCatalog.register("empty_images", lambda: [{"annotations": []}] * 3)
+    try:
+        cfg = tiny_config(DATASETS__TRAIN=("empty_images",))
+        with pytest.raises(InputError, match="found no lesion in empty_images"):
+            check_inputs(cfg, tiny_args(tmp_path))
+        cfg = tiny_config(DATASETS__TRAIN=("empty_images",), DATASETS__TEST=())
+        cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+        assert check_inputs(cfg, tiny_args(tmp_path)) == 3
+    finally:
+        DatasetCatalog.remove("empty_images")
+
+
+def test_missing_files_stop_a_run_unless_they_may_be_missing(tiny_phantom, tmp_path, monkeypatch):
+    _copy_without(tiny_phantom, tmp_path, monkeypatch, lambda line: False)
+    gone = DatasetCatalog.get("phantom_train")[0]
+    num_images = len(DatasetCatalog.get("phantom_train"))
+    shutil.move(gone["file_name"], tmp_path / "gone.png")
+    with pytest.raises(InputError, match=r"DATASETS\.TRAIN, phantom_train: .*bad cells"):
+        train_net.main(tiny_args(tmp_path / "output"))
+    args = tiny_args(tmp_path / "output", DATASETS__ALLOW_MISSING=True)
+    assert check_inputs(load_config(args), args) == num_images - 1
+    with pytest.raises(InputError, match="bad cells"):  # the key counts anew in every run
+        train_net.main(tiny_args(tmp_path / "output"))
+
+
+def _copy_without(source, folder, monkeypatch, is_left_out) -> None:
+    shutil.copytree(source / "phantom", folder / "phantom")
+    file = folder / "phantom" / "DL_info.csv"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(line for line in lines if not is_left_out(line)) + "\n")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(folder))

@@ -1,0 +1,93 @@
+from lesion_d2.engine import load_config
+from lesion_d2.modeling import LesionRCNN
+from lesion_d2.modeling.meta_arch.lesion_rcnn import _postprocess
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+from tiny_run import uldor_args
+
+
+def make_model(**changes):
+    torch.manual_seed(0)
+    return build_model(load_config(uldor_args("output", **changes)))
+
+
+def make_sample(boxes, classes, seed):
+    """A noisy image with bright ellipses in boxes; class 1 is darker."""
+    generator = torch.Generator().manual_seed(seed)
+    image = 100 + 10 * torch.randn(3, 64, 64, generator=generator)
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    masks = []
+    for (x1, y1, x2, y2), category in zip(boxes, classes, strict=True):
+        inside = ((2 * x - x1 - x2) / (x2 - x1)) ** 2 + ((2 * y - y1 - y2) / (y2 - y1)) ** 2 < 1
+        image[:, inside] = 30.0 if category else 220.0
+        masks.append(inside)
+    instances = Instances((64, 64))
+    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    instances.gt_masks = BitMasks(torch.stack(masks))
+    return {"image": image, "instances": instances, "height": 64, "width": 64}
+
+
+def test_it_learns_lesions_and_false_positives_of_two_images_by_heart():
+    model = make_model()
+    assert isinstance(model, LesionRCNN)
+    batch = [
+        make_sample([(8, 10, 28, 26), (36, 34, 58, 56)], [0, 1], 1),
+        make_sample([(30, 6, 54, 24)], [0], 2),
+    ]
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    with EventStorage():
+        for _ in range(150):
+            loss = sum(model(batch).values())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        outputs = [o["instances"] for o in model(batch)]
+        model.roi_heads.box_predictor.count_false_positives = True
+        counted = model(batch)[0]["instances"]
+    for output, sample in zip(outputs, batch, strict=True):
+        lesions = sample["instances"].gt_classes == 0
+        sure = output[output.scores > 0.5]
+        assert len(sure) == int(lesions.sum())
+        assert (sure.pred_classes == 0).all()
+        found, true = sure.pred_masks, sample["instances"].gt_masks.tensor[lesions]
+        dice = 2 * (found & true).sum() / (found.sum() + true.sum())
+        assert dice > 0.8
+    boxes = counted.pred_boxes.tensor
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2
+    is_dark = (center - torch.tensor([47.0, 45.0])).norm(dim=1) < 5
+    assert is_dark.any()
+    assert (counted.scores[is_dark] < 0.2).all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_boxes_come_back_about_pixel_centers_and_masks_about_corners(scale):
+    """A square of whole pixels: first to last pixel center, in the image and in a larger slice."""
+    result = Instances((40, 40))
+    result.pred_boxes = Boxes(torch.tensor([[8.0, 4.0, 24.0, 20.0]]))
+    result.scores = torch.tensor([0.5])
+    result.pred_masks = torch.ones(1, 1, 28, 28)
+    size = int(40 * scale)
+    found = _postprocess(result, {"height": size, "width": size})
+    # Pixel i of the image covers s pixels of the slice, about s (i + 1/2) - 1/2.
+    expected = [scale * (v + 0.5) - 0.5 for v in (8.0, 4.0, 24.0, 20.0)]
+    assert found.pred_boxes.tensor[0].tolist() == pytest.approx(expected)
+    rows, columns = found.pred_masks[0].nonzero().unbind(dim=1)
+    corners = [scale * v for v in (8, 4, 24, 20)]
+    assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == corners
+
+
+def test_without_masks_and_without_detections():
+    model = make_model(MODEL__MASK_ON=False).eval()
+    model.roi_heads.box_predictor.test_score_thresh = 1.0
+    with torch.no_grad():
+        [output] = model([{"image": torch.zeros(3, 64, 64), "height": 96, "width": 80}])
+    assert output["instances"].image_size == (96, 80)
+    assert len(output["instances"]) == 0
+    assert not output["instances"].has("pred_masks")
