@@ -7,6 +7,7 @@ from lesion_d2.visualization import (
     MASK_COLOR,
     OUTCOME_LEGEND,
     RECIST_COLOR,
+    REFERENCE_COLOR,
     TRUTH_COLOR,
     WINDOWS,
     HeatMap,
@@ -164,6 +165,28 @@ def test_masks_of_predictions_are_laid_over_in_the_color_of_the_outcome():
         assert np.abs(image[inside] - expected).max() <= 2
         around = cv2.dilate(inside.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
         assert (image[around & ~inside] == 90).all()
+
+
+def test_hard_negatives_are_red_lesions_green_each_with_its_mask():
+    lesion, wrong, overlapping = (6, 36, 24, 58), (34, 6, 54, 26), (12, 40, 34, 60)
+    masks = np.zeros((3, SIZE, SIZE), np.uint8)
+    masks[0, 42:52, 10:18] = masks[1, 12:20, 40:48] = masks[2, 46:56, 26:30] = 1
+    rles = [mask_util.encode(np.asfortranarray(mask)) for mask in masks[1:]]
+    negatives = make_predictions([wrong, overlapping], [0.876, 0.7], pred_masks_rle=rles)
+    negatives.mask_ious = torch.tensor([0.0, 0.123])
+    visualizer = new_visualizer()
+    image = visualizer.draw_negatives(make_record([lesion]), negatives, masks[:1] > 0).get_image()
+    assert [text.get_text() for text in visualizer.output.ax.texts] == ["0.88/0.00", "0.70/0.12"]
+    green, red = colored(image, REFERENCE_COLOR), colored(image, FALSE_POSITIVE_COLOR)
+    assert on_edges(green, lesion) > 0.9 and on_edges(green, wrong) == 0
+    assert on_edges(red, wrong) == on_edges(red, overlapping) == 1
+    assert not colored(image, TRUTH_COLOR).any()
+    for mask, color in zip(masks, [REFERENCE_COLOR, *2 * [FALSE_POSITIVE_COLOR]], strict=True):
+        inside = np.kron(mask, np.ones((SCALE, SCALE))) > 0
+        if color is REFERENCE_COLOR:  # an edge of the other box lies on it
+            inside &= ~outline(overlapping)
+        expected = 0.7 * 90 + 0.3 * 255 * np.asarray(color)
+        assert np.abs(image[inside] - expected).max() <= 2
 
 
 def test_an_exact_hit_shows_both_colors():

@@ -155,7 +155,7 @@ def build_lesion_train_loader(cfg) -> TrainLoader:
     dataset = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
-    _prepare_workers()
+    prepare_workers()
     return TrainLoader(
         dataset,
         LesionDatasetMapper(cfg, True),
@@ -167,7 +167,9 @@ def build_lesion_train_loader(cfg) -> TrainLoader:
     )
 
 
-def build_lesion_test_loader(cfg, dataset_name: str, *, with_masks: bool = False) -> DeviceLoader:
+def build_lesion_test_loader(
+    cfg, dataset_name: str, *, with_masks: bool = False, filter_empty: bool = False
+) -> DeviceLoader:
     """Build the loader that gives every image of one data set once, split over the processes.
 
     Args:
@@ -175,14 +177,19 @@ def build_lesion_test_loader(cfg, dataset_name: str, *, with_masks: bool = False
         dataset_name: in Detectron2's catalog.
         with_masks: samples get ``lesion_masks``, which stay on the CPU: the pseudo-masks of the
             image's annotations by INPUT.PSEUDO_MASK, see :class:`LesionDatasetMapper`.
+        filter_empty: leave out images without annotations.
     """
-    _prepare_workers()
-    mapper = LesionDatasetMapper(cfg, False, with_masks=with_masks)
-    loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper.load)
+    prepare_workers()
+    loader = build_detection_test_loader(
+        get_detection_dataset_dicts(dataset_name, filter_empty=filter_empty),
+        mapper=LesionDatasetMapper(cfg, False, with_masks=with_masks).load,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
     return DeviceLoader(loader, cfg.MODEL.DEVICE, cfg.INPUT.CT.HU_WINDOW)
 
 
-def _prepare_workers() -> None:
+def prepare_workers() -> None:
+    """Make OpenCV safe for the loader processes that this one is going to fork."""
     # A forked worker inherits OpenCV's pool of threads without its threads, and would wait for
     # them for ever. Workers are parallel among themselves, so this process gives the pool up.
     cv2.setNumThreads(0)

@@ -131,8 +131,7 @@ class HardNegativeMiner:
         datasets: names of the training sets.
         build_loader: makes a data set's loader from its name: batches of this process's share of
             the images as they are at inference, with ``lesion_masks``.
-        num_lesion_classes: detections of these first classes are looked at; the class after them is
-            that of the hard negatives.
+        false_positive_class: that of the hard negatives; no detection is of it.
         max_negatives, good_iou, min_score: see :func:`select_hard_negatives`.
         seed: of the draw.
     """
@@ -143,7 +142,7 @@ class HardNegativeMiner:
         *,
         datasets: Sequence[str],
         build_loader: Callable[[str], Iterable[list[dict]]],
-        num_lesion_classes: int = 1,
+        false_positive_class: int = 1,
         max_negatives: int = 3,
         good_iou: float = 0.3,
         min_score: float = 0.7,
@@ -152,7 +151,7 @@ class HardNegativeMiner:
         self._datasets = list(datasets)
         self._build_loader = build_loader
         self._loaders: dict[str, Iterable[list[dict]]] = {}
-        self._num_lesion_classes = num_lesion_classes
+        self._false_positive_class = false_positive_class
         self._select = partial(
             select_hard_negatives,
             max_negatives=max_negatives,
@@ -166,8 +165,13 @@ class HardNegativeMiner:
     def from_config(cls, cfg) -> dict:
         return {
             "datasets": cfg.DATASETS.TRAIN,
-            "build_loader": partial(build_lesion_test_loader, cfg, with_masks=True),
-            "num_lesion_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES - 1,
+            "build_loader": partial(
+                build_lesion_test_loader,
+                cfg,
+                with_masks=True,
+                filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            ),
+            "false_positive_class": cfg.MODEL.ROI_HEADS.NUM_CLASSES - 1,
             "max_negatives": cfg.HARD_NEGATIVES.MAX_PER_IMAGE,
             "good_iou": cfg.HARD_NEGATIVES.GOOD_IOU,
             "min_score": cfg.HARD_NEGATIVES.MIN_SCORE,
@@ -208,7 +212,6 @@ class HardNegativeMiner:
     def _mine_image(
         self, sample: dict, instances: Instances, iteration: int, mined: MinedSet
     ) -> list[dict]:
-        instances = instances[instances.pred_classes < self._num_lesion_classes]
         true_masks = sample["lesion_masks"].to(instances.pred_masks.device)
         mask_ious = best_mask_ious(instances.pred_masks, true_masks).cpu().numpy()
         mined.num_images += 1
@@ -223,7 +226,7 @@ class HardNegativeMiner:
         rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
         return {
             "bbox": instance.pred_boxes.tensor[0].tolist(),
-            "category_id": self._num_lesion_classes,
+            "category_id": self._false_positive_class,
             "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
             "score": float(instance.scores[0]),
             "mask_iou": float(mask_iou),

@@ -23,7 +23,7 @@ from torchvision.ops import StochasticDepth
 from tqdm import tqdm
 
 from ..data.augmentation import build_augmentations
-from ..data.loader import DeviceLoader, _prepare_workers
+from ..data.loader import DeviceLoader, prepare_workers
 from ..data.mapper import LesionDatasetMapper
 from .hooks import is_evaluated
 
@@ -183,7 +183,7 @@ def build_loss_loader(cfg: CfgNode) -> DeviceLoader:
     Images are as at inference, without augmentation, in batches of the size that they have in
     training; those without a lesion are not left out. They are split over the processes.
     """
-    _prepare_workers()
+    prepare_workers()
     mapper = LesionDatasetMapper(cfg, True, augmentations=build_augmentations(cfg, False))
     loader = build_detection_test_loader(
         get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False),

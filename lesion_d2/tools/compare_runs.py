@@ -4,7 +4,8 @@ python -m lesion_d2.tools.compare_runs --dataset phantom_test \\
     "RetinaNet=output/zlocha/retinanet_[1-3]" "+ anchors=output/zlocha/anchors_[1-3]"
 
 An experiment is a name and a pattern of OUTPUT_DIRs; the figures are those of each run's last
-evaluation on the data set (``froc.json``), of all lesions or of one stratum.
+evaluation on the data set (``froc.json``), of all lesions or of one stratum. ``--ends`` adds where
+the curves of all lesions end: the largest sensitivity, and the false positives per image there.
 """
 
 import argparse
@@ -19,15 +20,20 @@ import numpy as np
 from tabulate import tabulate
 
 ALL_LESIONS = "all lesions"
+ENDS = ("largest", "at")
 
 
-def read_runs(pattern: str, dataset: str, stratum: str = ALL_LESIONS) -> list[dict]:
+def read_runs(
+    pattern: str, dataset: str, stratum: str = ALL_LESIONS, *, ends: bool = False
+) -> list[dict]:
     """One line of the FROC table of every run that a pattern finds.
 
     Args:
         pattern: of OUTPUT_DIRs, as a shell's.
         dataset: that the runs were evaluated on.
         stratum: label of the line.
+        ends: add the end of the curve of all lesions as "largest" (percent) and "at" (false
+            positives per image).
 
     Returns:
         ``rows`` entries of ``froc.json``, in the order of the folders' names.
@@ -39,16 +45,21 @@ def read_runs(pattern: str, dataset: str, stratum: str = ALL_LESIONS) -> list[di
     folders = [folder for folder in map(Path, sorted(glob.glob(pattern))) if folder.is_dir()]
     if not folders:
         raise FileNotFoundError(f"{pattern}: found no folder, expected the OUTPUT_DIRs of runs")
-    return [_read_run(folder, dataset, stratum) for folder in folders]
+    return [_read_run(folder, dataset, stratum, ends) for folder in folders]
 
 
-def _read_run(folder: Path, dataset: str, stratum: str) -> dict:
+def _read_run(folder: Path, dataset: str, stratum: str, ends: bool) -> dict:
     [evaluation] = find_evaluations(folder, dataset)
     file = evaluation / "froc.json"
-    rows = {row["stratum"]: row for row in read_froc(file)["rows"]}
+    content = read_froc(file)
+    rows = {row["stratum"]: row for row in content["rows"]}
     if stratum not in rows:
         raise ValueError(f"{file}: found no {stratum!r}, expected one of {', '.join(rows)}")
-    return rows[stratum]
+    if not ends:
+        return rows[stratum]
+    sensitivity, rates = (content["curve"][name] for name in ("sensitivity", "fps_per_image"))
+    end = (100 * sensitivity[-1], rates[-1]) if rates else (0.0, 0.0)
+    return rows[stratum] | dict(zip(ENDS, end, strict=True))
 
 
 def compare(experiments: dict[str, list[dict]]) -> str:
@@ -66,7 +77,7 @@ def compare(experiments: dict[str, list[dict]]) -> str:
     if len(set.union(*counts.values())) > 1:
         found = ", ".join(f"{name}: {sorted(n)}" for name, n in counts.items())
         raise ValueError(f"found different numbers of lesions ({found}), expected one data set")
-    columns = {tuple(metric_names(row)) for rows in experiments.values() for row in rows}
+    columns = {_columns(row) for rows in experiments.values() for row in rows}
     if len(columns) > 1:
         found = " and ".join(", ".join(names) for names in sorted(columns))
         raise ValueError(f"found tables with {found}, expected the same rates in all")
@@ -77,6 +88,10 @@ def compare(experiments: dict[str, list[dict]]) -> str:
         lines.append([name, len(rows), *map(mean_and_spread, values.T)])
     headers = ["", "runs", *(name.removeprefix("sens@") for name in metrics)]
     return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True)
+
+
+def _columns(row: dict) -> tuple[str, ...]:
+    return (*metric_names(row), *(name for name in ENDS if name in row))
 
 
 def mean_and_spread(values: np.ndarray) -> str:
@@ -102,13 +117,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--stratum", default=ALL_LESIONS, help=f"line of the tables ({ALL_LESIONS})"
     )
+    parser.add_argument("--ends", action="store_true", help="add the ends of the curves")
     args = parser.parse_args(argv)
+    if args.ends and args.stratum != ALL_LESIONS:
+        parser.error("--ends is of all lesions, not of a --stratum")
     names = [name for name, _ in args.experiments]
     if len(set(names)) < len(names):
         parser.error(f"found experiments {', '.join(names)}, expected different names")
     try:
         runs = {
-            n: read_runs(pattern, args.dataset, args.stratum) for n, pattern in args.experiments
+            name: read_runs(pattern, args.dataset, args.stratum, ends=args.ends)
+            for name, pattern in args.experiments
         }
         table = compare(runs)
     except (ValueError, OSError) as error:

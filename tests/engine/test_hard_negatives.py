@@ -106,17 +106,17 @@ def square(x1, y1, x2, y2):
 
 
 LESION = (2, 2, 6, 6)
-# Boxes, which are masks too, and scores, of class 0 and 1.
+# Boxes, which are masks too, and scores.
 DETECTIONS = {
-    "good": ([(2, 2, 6, 7), (9, 1, 12, 4), (9, 6, 12, 9)], [0.8, 0.9, 0.6], [0, 0, 0]),
-    "bad": ([(9, 1, 12, 4), (9, 6, 12, 9), (1, 9, 3, 11)], [0.9, 0.71, 0.7], [0, 0, 0]),
-    "empty": ([], [], []),
-    "counted": ([(9, 1, 12, 4), (9, 6, 12, 9)], [0.95, 0.9], [1, 0]),
+    "good": ([(2, 2, 6, 7), (9, 1, 12, 4), (9, 6, 12, 9)], [0.8, 0.9, 0.6]),
+    "bad": ([(9, 1, 12, 4), (9, 6, 12, 9), (1, 9, 3, 11)], [0.9, 0.71, 0.7]),
+    "empty": ([], []),
+    "single": ([(9, 6, 12, 9)], [0.9]),
 }
 EXPECTED = {
     "good": [(9, 1, 12, 4)],
     "bad": [(9, 1, 12, 4), (9, 6, 12, 9)],
-    "counted": [(9, 6, 12, 9)],
+    "single": [(9, 6, 12, 9)],
 }
 
 
@@ -131,11 +131,10 @@ class FakeDetector(nn.Module):
         return [{"instances": self.detect(sample["image_id"])} for sample in batch]
 
     def detect(self, name):
-        boxes, scores, classes = DETECTIONS[name]
+        boxes, scores = DETECTIONS[name]
         instances = Instances(SIZE)
         instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
         instances.scores = torch.tensor(scores, dtype=torch.float32)
-        instances.pred_classes = torch.tensor(classes, dtype=torch.int64)
         masks = [square(*box) for box in boxes]
         instances.pred_masks = torch.stack(masks) if masks else torch.zeros(0, *SIZE, dtype=bool)
         return instances
@@ -177,9 +176,9 @@ def test_miner_gives_the_boxes_masks_and_scores_of_each_image():
 
 
 def test_a_draw_depends_on_seed_iteration_and_image_alone(monkeypatch):
-    many = ([(x, y, x + 2, y + 2) for x in (7, 10, 13) for y in (0, 3, 6, 9)], [0.9] * 12, [0] * 12)
+    many = ([(x, y, x + 2, y + 2) for x in (7, 10, 13) for y in (0, 3, 6, 9)], [0.9] * 12)
     monkeypatch.setitem(DETECTIONS, "bad", many)
-    monkeypatch.setitem(DETECTIONS, "counted", many)
+    monkeypatch.setitem(DETECTIONS, "single", many)
 
     def drawn(names, iteration=0, seed=0):
         loader = [batch for batch in fake_loader("set") if batch[0]["image_id"] in names]
@@ -187,8 +186,8 @@ def test_a_draw_depends_on_seed_iteration_and_image_alone(monkeypatch):
         found = miner.mine(FakeDetector(), iteration).by_file
         return {name: tuple(tuple(a["bbox"]) for a in list_) for name, list_ in found.items()}
 
-    whole, part = drawn(["bad", "counted"]), drawn(["counted"])
-    assert whole["set/counted.png"] == part["set/counted.png"] != whole["set/bad.png"]
+    whole, part = drawn(["bad", "single"]), drawn(["single"])
+    assert whole["set/single.png"] == part["set/single.png"] != whole["set/bad.png"]
     assert len({drawn(["bad"], i)["set/bad.png"] for i in range(8)}) > 1
     assert len({drawn(["bad"], 0, i)["set/bad.png"] for i in range(8)}) > 1
 
@@ -239,7 +238,7 @@ def test_the_file_has_the_set_in_cocos_results_format(tmp_path):
     FakeTrainer(tmp_path).run()
     file = tmp_path / "inference" / "set" / "hard_negatives.json"
     results = json.loads(file.read_text())
-    assert [r["image_id"] for r in results] == ["good", "bad", "bad", "counted"]
+    assert [r["image_id"] for r in results] == ["good", "bad", "bad", "single"]
     assert results[0].keys() == {
         "image_id", "category_id", "bbox", "score", "segmentation", "mask_iou"
     }  # fmt: skip

@@ -191,13 +191,14 @@ def test_mixed_precision_is_used_where_the_run_uses_it(tiny_phantom):
 
 
 class _Detector(nn.Module):
-    """Its loss is the number of lesions in the batch; it cannot be trained."""
+    """Its loss is the number of lesions in the batch; it refuses to be trained."""
 
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, batch):
+        assert not torch.is_grad_enabled()
         count = sum(len(sample["instances"]) for sample in batch)
         return {"loss_a": self.weight.sum() + count, "loss_b": self.weight.sum() + 2.0}
 

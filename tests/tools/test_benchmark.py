@@ -1,6 +1,17 @@
 from lesion_d2.data.deeplesion import load_deeplesion
+from lesion_d2.engine.hard_negatives import HardNegativeMiner
 from lesion_d2.evaluation import froc_curve
-from lesion_d2.tools.benchmark import anchors, configs, data, froc, inputs, memory, models, timing
+from lesion_d2.tools.benchmark import (
+    anchors,
+    configs,
+    data,
+    froc,
+    inputs,
+    memory,
+    models,
+    timing,
+    uldor,
+)
 from lesion_d2.tools.benchmark.__main__ import main
 from lesion_d2.tools.benchmark.timing import Row, Times
 
@@ -178,6 +189,72 @@ def test_the_rows_of_zlocha_have_the_limits_of_its_issue(monkeypatch, device):
     times = [row for row in rows if row.unit == "ms"]
     assert len(times) == (3 if device == "cuda" else 0) and len(rows) == len(ratios) + len(times)
     assert ["41 ms on a GTX 1080" in row.note for row in times] == [False, True, True][: len(times)]
+
+
+def small_rcnn():
+    """ULDor's config at a size at which it has 20 detections an image."""
+    cfg = small_config(configs.ULDOR_CPU_CONFIG)
+    cfg.TEST.DETECTIONS_PER_IMAGE = 20
+    return cfg
+
+
+def test_the_mask_rcnn_differs_by_the_class_of_false_positives_alone():
+    ours = build_model(small_rcnn())
+    theirs = build_model(configs.as_mask_rcnn(small_rcnn()))
+    assert type(ours).__name__ == "LesionRCNN" and type(theirs).__name__ == "GeneralizedRCNN"
+    assert type(theirs.roi_heads).__name__ == "StandardROIHeads"
+    shapes = [{n: tuple(p.shape) for n, p in m.named_parameters()} for m in (ours, theirs)]
+    assert shapes[0].keys() == shapes[1].keys()
+    differ = {name for name, shape in shapes[0].items() if shapes[1][name] != shape}
+    parts = ("box_predictor.cls_score", "box_predictor.bbox_pred", "mask_head.predictor")
+    assert differ == {f"roi_heads.{part}.{w}" for part in parts for w in ("weight", "bias")}
+
+
+def test_mining_is_measured_with_all_detections_and_negatives_there_can_be(tiny_phantom):
+    torch.manual_seed(0)
+    with inputs.registered(tiny_phantom / "phantom") as name:
+        cfg = configs.with_most_negatives(configs.with_all_proposals(small_rcnn()))
+        cfg.DATASETS.TRAIN, cfg.DATALOADER.NUM_WORKERS = (name,), 0
+        model, miner = models.build_for_device(cfg), HardNegativeMiner(cfg)
+        counts = uldor.infer_all(model, miner.loaders()[name])
+        mined = miner.mine(model, 0)
+        assert counts == [20] * len(DatasetCatalog.get(name)) == [20] * mined.num_images
+    assert [len(found) for found in mined.by_file.values()] == [3] * mined.num_images
+    assert mined.num_good == 0
+
+
+@pytest.mark.parametrize(("device", "size"), [("cpu", 256), ("cuda", 512)])
+def test_the_rows_of_uldor_have_the_limit_of_its_issue(
+    monkeypatch, tiny_phantom, tmp_path, device, size
+):
+    # The models run on the CPU all the same.
+    monkeypatch.setattr(uldor, "load_config", lambda file, device: small_rcnn())
+    monkeypatch.setattr(configs, "ULDOR_GPU_CONFIG", configs.ULDOR_CPU_CONFIG)
+    monkeypatch.setattr(uldor, "WARM_UP", 0)
+    asked, root = [], tiny_phantom / "phantom"
+    monkeypatch.setattr(uldor, "prepare_phantom", lambda *a, **b: asked.append((*a, b)) or root)
+    step, mining = uldor.measure_uldor(device, tmp_path, repeats=1)
+    assert asked == [(tmp_path, {"num_patients": 8, "size": size})]
+    assert step.limit is None and step.measured > 0
+    assert "2 images of 3 x 64 x 64, uldor_phantom" in step.note
+    assert mining.limit == 1.1 and not mining.at_least and mining.measured > 0
+    number = len(load_deeplesion(root / "DL_info.csv", root / "Images_png", None))
+    told = f"{number} images, at least 20 detections an image, {3 * number} hard negatives"
+    assert told in mining.note
+
+
+def test_the_part_of_uldor_gets_the_folder_of_data_sets(monkeypatch, capsys):
+    def measure(device, folder, **options):
+        assert folder.is_dir()
+        yield Row(f"{device} {sorted(options)}", 1.0)
+
+    monkeypatch.setattr("lesion_d2.tools.benchmark.__main__.measure_uldor", measure)
+    for with_gpu, expected in ((False, ["cpu []"]), (True, ["cpu []", "cuda ['repeats']"])):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=with_gpu: found)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+        assert main(["--only", "uldor"]) == 0
+        lines = capsys.readouterr().out.splitlines()[3:]
+        assert [line.rsplit(maxsplit=1)[0].strip() for line in lines] == expected
 
 
 def hold_bytes(cfg):

@@ -30,7 +30,9 @@ def _write(folder, value, lesions=7, rate="1"):
     ]
     target = folder / "inference" / "some_test"
     target.mkdir(parents=True)
-    (target / "froc.json").write_text(json.dumps({"dataset": "some_test", "rows": rows}))
+    content = {"dataset": "some_test", "rows": rows}
+    content["curve"] = {"sensitivity": [0.1, value / 100], "fps_per_image": [0.5, value / 10]}
+    (target / "froc.json").write_text(json.dumps(content))
 
 
 def _table(text):
@@ -50,6 +52,25 @@ def test_mean_and_spread(runs, capsys, options, more):
     expected = [f"{65 + more + i:.1f} ± {spread:.1f}" for i in range(3)]
     assert net == ["Net", "3", *expected]
     assert better == ["+ more", "1", *(f"{80 + more + i:.1f}" for i in range(3))]
+
+
+def test_ends_of_the_curves(runs, capsys):
+    arguments = [f"Net={runs}/net_*", f"+ more={runs}/better_*", "--dataset", "some_test", "--ends"]
+    assert main(arguments) == 0
+    header, net, better = _table(capsys.readouterr().out)
+    assert header[-3:] == ["mean_sens", "largest", "at"]
+    spread = statistics.stdev([60, 64, 71])
+    assert net[-2:] == [f"65.0 ± {spread:.1f}", f"6.5 ± {spread / 10:.1f}"]
+    assert better[-2:] == ["80.0", "8.0"]
+
+
+def test_ends_of_a_run_without_detections(runs, capsys):
+    file = runs / "better_1" / "inference" / "some_test" / "froc.json"
+    content = json.loads(file.read_text())
+    content["curve"] = {"sensitivity": [], "fps_per_image": []}
+    file.write_text(json.dumps(content))
+    assert main([f"Net={runs}/better_*", "--dataset", "some_test", "--ends"]) == 0
+    assert _table(capsys.readouterr().out)[1][-2:] == ["0.0", "0.0"]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def measure_uldor(device: str, folder: Path, *, repeats: int = 9) -> Iterator[Ro
     yield _compare_steps(cfg, model, file.stem, repeats)
     root = prepare_phantom(folder, **(LARGE if device == "cuda" else FEW))
     with registered(root) as name:
-        yield _compare_mining(cfg, model, name, max(3, repeats // 3))
+        yield _compare_mining(cfg, model, name, repeats)
 
 
 def _compare_steps(cfg: CfgNode, model: nn.Module, title: str, repeats: int) -> Row:
@@ -67,7 +67,7 @@ def _keep(call: Callable, results: list) -> Callable[[], None]:
 
 
 def infer_all(model: nn.Module, loader: Iterable[list[dict]]) -> list[int]:
-    """One plain pass over a data set; the number of detections of every image."""
+    """One pass over a data set as in Detectron2's evaluation; the numbers of detections."""
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         return [len(output["instances"]) for batch in loader for output in model(batch)]
