@@ -9,13 +9,13 @@ from torch import Tensor
 class ULDorOutputLayers(FastRCNNOutputLayers):
     """Fast R-CNN's outputs where the last class is that of mined false positives.
 
-    Of K classes the first K - 1 are lesions. In training nothing differs. At inference (Tang et
-    al., section 3.2) detections of the last class are dropped ("HNEM"), before the NMS and the
-    limit on detections an image, or counted as lesions ("HNEM + FP"). The paper considers "more and
-    more FPs" and its two curves are the same up to the false positive rate at which the first one
-    ends: so we rank them below all lesions, their probability times the score threshold. They
-    become the most probable class of lesions, and only one of both remains by the NMS where a
-    lesion was detected too.
+    Of K classes the first K - 1 are lesions. In training nothing differs. At inference a region is
+    classified as a false positive where that class is more probable than any of lesions. Such
+    regions are dropped ("HNEM"), before the NMS and the limit on detections an image, or counted as
+    lesions ("HNEM + FP"; Tang et al., section 3.2). The paper considers "more and more FPs from the
+    FP class", and its two curves are the same up to the false positive rate at which the first one
+    ends: so they rank below all lesions, their probability times the score threshold, as the most
+    probable class of lesions.
 
     Args:
         input_shape: shape of the box head's output.
@@ -55,49 +55,42 @@ class ULDorOutputLayers(FastRCNNOutputLayers):
         """As in Detectron2; ``pred_classes`` are classes of lesions only."""
         boxes = self.predict_boxes(predictions, proposals)
         probabilities = self.predict_probs(predictions, proposals)
+        regions = list(map(self._as_lesions, boxes, probabilities))
         threshold = self.test_score_thresh
-        rows = list(map(self._lesion_rows, boxes, probabilities))
-        if self.count_false_positives:
-            rows = [
-                _joined(lesions, self._false_positive_rows(*image), threshold)
-                for lesions, *image in zip(rows, boxes, probabilities, strict=True)
-            ]
-            threshold = threshold**2
-        results, kept = fast_rcnn_inference(
-            [boxes for boxes, _ in rows],
-            [scores for _, scores in rows],
+        return fast_rcnn_inference(
+            [boxes for boxes, _ in regions],
+            [scores for _, scores in regions],
             [proposal.image_size for proposal in proposals],
-            threshold,
+            threshold**2 if self.count_false_positives else threshold,
             self.test_nms_thresh,
             self.test_topk_per_image,
         )
-        return results, [k % max(len(p), 1) for k, p in zip(kept, proposals, strict=True)]
 
-    def _lesion_rows(self, boxes: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        """Boxes (R, 4 or 4 L) and scores (R, L + 1) of the L classes of lesions."""
-        num_lesions = self.num_classes - 1
+    def _as_lesions(self, boxes: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """Leave out the last class of an image's R regions.
+
+        Args:
+            boxes: (R, 4 K), or (R, 4) for boxes of any class.
+            probabilities: (R, K + 1), the last one of the background.
+
+        Returns:
+            Boxes (R, 4 (K - 1)), or (R, 4), and scores (R, K): 0 where a region is dropped.
+        """
+        lesions, false_positive = probabilities[:, :-2], probabilities[:, -2:-1]
+        highest, most_probable = lesions.max(dim=1, keepdim=True)
+        is_false = false_positive > highest
+        scores = lesions.where(~is_false, 0)
         is_agnostic = boxes.shape[1] == 4
-        scores = torch.cat([probabilities[:, :num_lesions], probabilities[:, -1:]], dim=1)
-        return boxes if is_agnostic else boxes[:, : 4 * num_lesions], scores
-
-    def _false_positive_rows(self, boxes: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`_lesion_rows`, with the false positives as the most probable lesions."""
-        num_lesions = self.num_classes - 1
-        scores = torch.zeros_like(probabilities[:, :-1])
-        likely = probabilities[:, :num_lesions].argmax(dim=1, keepdim=True)
-        scores.scatter_(1, likely, probabilities[:, num_lesions, None])
-        is_agnostic = boxes.shape[1] == 4
-        return boxes if is_agnostic else boxes[:, -4:].repeat(1, num_lesions), scores
-
-
-def _joined(
-    lesions: tuple[Tensor, Tensor], false_positives: tuple[Tensor, Tensor], threshold: float
-) -> tuple[Tensor, Tensor]:
-    """Put both below each other; scores over the squared threshold are those over it before."""
-    boxes = torch.cat([lesions[0], false_positives[0]])
-    lesion_scores = lesions[1].where(lesions[1] > threshold, 0)
-    scores = torch.cat([lesion_scores, false_positives[1] * threshold])
-    return boxes, scores
+        false_boxes = boxes if is_agnostic else boxes[:, -4:].repeat(1, lesions.shape[1])
+        boxes = boxes if is_agnostic else boxes[:, :-4]
+        if self.count_false_positives:
+            # Over the squared threshold is then what was over the threshold before.
+            scores = scores.where(scores > self.test_score_thresh, 0)
+            counted = torch.zeros_like(scores)
+            counted.scatter_(1, most_probable, false_positive * self.test_score_thresh)
+            scores = counted.where(is_false, scores)
+            boxes = false_boxes.where(is_false, boxes)
+        return boxes, torch.cat([scores, probabilities[:, -1:]], dim=1)
 
 
 @ROI_HEADS_REGISTRY.register()
