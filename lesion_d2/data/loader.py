@@ -113,6 +113,15 @@ class TrainLoader(DeviceLoader):
         self.options = options
         super().__init__(self._build(0), device, mapper.hu_window)
 
+    @property
+    def order_seed(self) -> int:
+        """What decides the order of the images, from the next restart on; it may be set."""
+        return self.sampler._seed
+
+    @order_seed.setter
+    def order_seed(self, seed: int) -> None:
+        self.sampler._seed = seed
+
     def restart(
         self, iteration: int, hard_negatives: Mapping[str, list[dict]] | None = None
     ) -> None:

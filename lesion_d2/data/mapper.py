@@ -45,7 +45,7 @@ class LesionDatasetMapper:
             fly.
 
     Attributes:
-        hard_negatives: by ``file_name``, annotations that training adds to the image's own (Tang et
+        hard_negatives: by ``image_id``, annotations that training adds to the image's own (Tang et
             al., section 2.2): ``bbox``, ``category_id`` and ``segmentation`` (COCO RLE) on the
             slice as it is on disk, no ``recist``.
     """
@@ -158,7 +158,7 @@ class LesionDatasetMapper:
         image = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
         dataset_dict["image"] = torch.from_numpy(image)
         if self.is_train:
-            annotations = [*annotations, *self.hard_negatives.get(dataset_dict["file_name"], ())]
+            annotations = [*annotations, *self.hard_negatives.get(dataset_dict["image_id"], ())]
             masks = self._masks(dataset_dict, annotations) if self.mask_method else None
             dataset_dict["instances"] = transform_lesions(
                 annotations, masks, transforms, image.shape[1:]

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import reduce
@@ -98,6 +99,7 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
     _check_training(cfg, args.num_gpus * args.num_machines)
     images = _load_datasets(cfg, "TRAIN", required=True)
     _check_masks(cfg, images, "TRAIN")
+    _check_mined_images(cfg, images)
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         images = [image for image in images if image["annotations"]]
     if not images:
@@ -251,6 +253,16 @@ def _check_mining(cfg: CfgNode) -> None:
         )
 
 
+def _check_mined_images(cfg: CfgNode, images: list[dict]) -> None:
+    mining = _switched_on(cfg, "HARD_NEGATIVES.")
+    twice = [name for name, n in Counter(image["image_id"] for image in images).items() if n > 1]
+    if mining and twice:
+        raise InputError(
+            f"DATASETS.TRAIN: found {len(twice)} images twice (the first: {twice[0]!r}), expected "
+            f"different image_ids, which hard negatives are known by ({mining})"
+        )
+
+
 def _check_hidden(cfg: CfgNode) -> None:
     both = [name for name in cfg.DATASETS.TRAIN if name in cfg.DATASETS.TEST]
     if cfg.DATASETS.HIDDEN_SHARE > 0 and both:
@@ -322,6 +334,12 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
         raise InputError(f"DATASETS.{kind}, {name}: {error}") from error
     if not images:
         raise InputError(f"DATASETS.{kind}, {name}: found no image")
+    mining = kind == "TRAIN" and _switched_on(cfg, "HARD_NEGATIVES.")
+    if mining and not any(image["annotations"] for image in images):
+        raise InputError(
+            f"DATASETS.TRAIN, {name}: found no lesion, expected some in each data set for hard "
+            f"negatives ({mining})"
+        )
     if hidden_share > 0 and "hidden_annotations" not in images[0]:
         raise InputError(
             f"DATASETS.HIDDEN_SHARE: found {hidden_share}, expected 0 for {name}, which is not in "

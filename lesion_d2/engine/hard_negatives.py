@@ -95,28 +95,24 @@ class MinedSet:
     """Hard negatives of images, and what was counted on the way.
 
     Attributes:
-        negatives: data set -> ``file_name`` of an image -> its annotations, of images that have
-            any.
-        image_ids: ``file_name`` -> ``image_id``, of the same images.
+        negatives: data set -> ``image_id`` -> annotations, of images that have any.
         num_images: images that were looked at.
         num_good: those with a good detection.
     """
 
     negatives: dict[str, dict[str, list[dict]]] = field(default_factory=dict)
-    image_ids: dict[str, str] = field(default_factory=dict)
     num_images: int = 0
     num_good: int = 0
 
     @property
-    def by_file(self) -> dict[str, list[dict]]:
-        """``file_name`` -> annotations, of all data sets."""
+    def by_image(self) -> dict[str, list[dict]]:
+        """``image_id`` -> annotations, of all data sets."""
         return {name: found for images in self.negatives.values() for name, found in images.items()}
 
     def add(self, other: "MinedSet") -> None:
         """Take over what another process mined."""
         for dataset, images in other.negatives.items():
             self.negatives.setdefault(dataset, {}).update(images)
-        self.image_ids.update(other.image_ids)
         self.num_images += other.num_images
         self.num_good += other.num_good
 
@@ -205,8 +201,7 @@ class HardNegativeMiner:
                     for sample, output in zip(batch, model(batch), strict=True):
                         found = self._mine_image(sample, output["instances"], iteration, mined)
                         if found:
-                            images[sample["file_name"]] = found
-                            mined.image_ids[sample["file_name"]] = sample["image_id"]
+                            images[sample["image_id"]] = found
         return mined
 
     def _mine_image(
@@ -216,10 +211,11 @@ class HardNegativeMiner:
         mask_ious = best_mask_ious(instances.pred_masks, true_masks).cpu().numpy()
         mined.num_images += 1
         mined.num_good += bool((mask_ious > self._good_iou).any())
-        image = zlib.crc32(sample["image_id"].encode())
+        image = zlib.crc32(str(sample["image_id"]).encode())
         rng = np.random.default_rng([self._seed, iteration, image])
         chosen = self._select(instances.scores.cpu().numpy(), mask_ious, rng=rng)
-        return [self._annotation(instances[int(i)], mask_ious[i]) for i in chosen]
+        annotations = [self._annotation(instances[int(i)], mask_ious[i]) for i in chosen]
+        return [a for a in annotations if _is_example(a)]
 
     def _annotation(self, instance: Instances, mask_iou: float) -> dict:
         mask = instance.pred_masks[0].cpu().numpy()
@@ -231,6 +227,12 @@ class HardNegativeMiner:
             "score": float(instance.scores[0]),
             "mask_iou": float(mask_iou),
         }
+
+
+def _is_example(annotation: dict) -> bool:
+    """Whether there is something to learn: pixels of the mask, and a box of at least one."""
+    x1, y1, x2, y2 = annotation["bbox"]
+    return mask_util.area(annotation["segmentation"]) > 0 and min(x2 - x1, y2 - y1) >= 1
 
 
 class HardNegativeMiningHook(HookBase):
@@ -274,7 +276,8 @@ class HardNegativeMiningHook(HookBase):
         self._negatives = state_dict["negatives"]
 
     def before_train(self) -> None:
-        """Give the set of a checkpoint to the loader."""
+        """Give the set of a checkpoint to the loader; fail here where mining cannot work."""
+        self._miner.loaders()
         if self._mined_at >= 0:
             self.trainer.restart_loader(self.trainer.start_iter, self._negatives)
 
@@ -294,7 +297,7 @@ class HardNegativeMiningHook(HookBase):
         mined = MinedSet()
         for share in comm.all_gather(self._miner.mine(self.trainer.model, iteration)):
             mined.add(share)
-        self._mined_at, self._negatives = iteration, mined.by_file
+        self._mined_at, self._negatives = iteration, mined.by_image
         self.trainer.restart_loader(iteration + 1, self._negatives)
         self._report(mined, time.perf_counter() - start)
         if comm.is_main_process():
@@ -325,14 +328,14 @@ class HardNegativeMiningHook(HookBase):
         for dataset, images in mined.negatives.items():
             results = [
                 {
-                    "image_id": mined.image_ids[file_name],
+                    "image_id": image_id,
                     "category_id": annotation["category_id"],
                     "bbox": BoxMode.convert(annotation["bbox"], BoxMode.XYXY_ABS, BoxMode.XYWH_ABS),
                     "score": annotation["score"],
                     "segmentation": annotation["segmentation"],
                     "mask_iou": annotation["mask_iou"],
                 }
-                for file_name, annotations in images.items()
+                for image_id, annotations in images.items()
                 for annotation in annotations
             ]
             folder = Path(self._checkpointer.save_dir, "inference", dataset)

@@ -1,4 +1,5 @@
 import logging
+import math
 import os
 import time
 import weakref
@@ -44,6 +45,11 @@ from .validation_loss import (
 
 logger = logging.getLogger(__name__)
 
+_ITERATION_KEYS = (
+    ("TEST", "LOSS_PERIOD"),
+    ("HARD_NEGATIVES", "PERIOD"),
+    ("HARD_NEGATIVES", "START_ITER"),
+)
 _OPTIMIZERS = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 
 
@@ -131,6 +137,16 @@ class Trainer(DefaultTrainer, StoppableTrainer):
             if comm.is_main_process():
                 rewind_metrics(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
 
+    def state_dict(self) -> dict:
+        """As in TrainerBase, with the seed of the training images' order."""
+        return {**super().state_dict(), "order_seed": self._trainer.data_loader.order_seed}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """As in TrainerBase; the images come in the order of the run that was saved."""
+        super().load_state_dict(state_dict)
+        if "order_seed" in state_dict:  # older checkpoints have none
+            self._trainer.data_loader.order_seed = state_dict["order_seed"]
+
     def restart_loader(
         self, start_iter: int, hard_negatives: Mapping[str, list[dict]] | None = None
     ) -> None:
@@ -186,6 +202,21 @@ class Trainer(DefaultTrainer, StoppableTrainer):
                 checkpointer=self.checkpointer,
             )
         ]
+
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """As in DefaultTrainer, for our keys of iterations too."""
+        before = cfg.SOLVER.REFERENCE_WORLD_SIZE
+        cfg = DefaultTrainer.auto_scale_workers(cfg, num_workers)
+        if before in (0, num_workers):
+            return cfg
+        is_frozen = cfg.is_frozen()
+        cfg.defrost()
+        for section, key in _ITERATION_KEYS:
+            cfg[section][key] = math.ceil(cfg[section][key] * before / num_workers)
+        if is_frozen:
+            cfg.freeze()
+        return cfg
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from ..data.augmentation import build_augmentations
 from ..data.loader import DeviceLoader, prepare_workers
 from ..data.mapper import LesionDatasetMapper
+from ..modeling import ULDorOutputLayers
 from .hooks import is_evaluated
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,10 @@ logger = logging.getLogger(__name__)
 #: The total in the event storage; its parts are ``validation_loss/<name of the loss>``.
 VALIDATION_LOSS = "validation_loss"
 
-# What computes one thing in training and another, which it learned there, at inference.
-_CHANGES_WITH_MODE = (_NormBase, _DropoutNd, StochasticDepth)
+# What computes losses in another way where it is not in training.
+_CHANGES_WITH_MODE = (_NormBase, _DropoutNd, StochasticDepth, ULDorOutputLayers)
+# Detectron2's transformers have it from a package that need not be there.
+_NAMES_OF_SUCH = ("DropPath",)
 
 
 class ValidationLossHook(HookBase):
@@ -80,7 +83,8 @@ def mean_losses(
     """The losses of a detector in its training computation, their means over images.
 
     Nothing of the training is changed: modes, running statistics and the random state stay as they
-    were, and what heads log is thrown away. Normalization and dropout compute as at inference.
+    were, and what heads log is thrown away. Normalization and dropout compute as at inference, and
+    ULDor's heads take false positives for background; its RPN, which has no such class, does not.
     The proposals and anchors that losses are computed on are drawn at random: from the same seed
     for every batch, so that two values differ by the weights alone. For the same reason RetinaNet's
     losses are divided by their own batch's number of positive anchors, not by its running mean.
@@ -129,7 +133,8 @@ def _computing_losses(model: nn.Module) -> Iterator[None]:
     if not model.training:
         model.train()
     for module in modules:
-        if isinstance(module, _CHANGES_WITH_MODE):
+        name = type(module).__name__
+        if isinstance(module, _CHANGES_WITH_MODE) or name in _NAMES_OF_SUCH:
             module.eval()
         if isinstance(module, DenseDetector):
             module._ema_update = _own_value

@@ -3,13 +3,14 @@ from .backbone import VGG, UNetFPN
 from .calibration import calibrate_scores, mask_agreement
 from .losses import focal_segmentation_loss, segmentation_loss
 from .meta_arch import LesionRCNN, RetinaUNet
-from .roi_heads import ULDorROIHeads
+from .roi_heads import ULDorOutputLayers, ULDorROIHeads
 
 __all__ = [
     "VGG",
     "AttentionGate",
     "LesionRCNN",
     "RetinaUNet",
+    "ULDorOutputLayers",
     "ULDorROIHeads",
     "UNetFPN",
     "calibrate_scores",

@@ -186,7 +186,7 @@ def _mined_set(dicts, category):
     """0 to 3 negatives an image, other numbers for each category."""
     counts = [(i + category) % 4 for i in range(len(dicts))]
     return {
-        d["file_name"]: _negatives(d, count, category)
+        d["image_id"]: _negatives(d, count, category)
         for d, count in zip(dicts, counts, strict=True)
         if count > 0
     }
@@ -197,7 +197,7 @@ def _check_mined(batch, mined, category):
     for sample in batch:
         instances = sample["instances"]
         is_mined = instances.gt_classes > 0
-        expected = mined.get(sample["file_name"], [])
+        expected = mined.get(sample["image_id"], [])
         assert instances.gt_classes[is_mined].tolist() == [category] * len(expected)
         for negative in range(len(expected)):
             mask = instances[is_mined].gt_masks.tensor[negative]
@@ -300,7 +300,7 @@ def test_grouping_by_aspect_ratio_keeps_no_old_negatives(tmp_path, seed):
         seed=seed,
         aspect_ratio_grouping=True,
     )
-    old, new = ({d["file_name"]: _negatives(d, 2, c) for d in dataset} for c in (1, 2))
+    old, new = ({d["image_id"]: _negatives(d, 2, c) for d in dataset} for c in (1, 2))
     loader.restart(0, old)
     _first(loader, 2)
     loader.restart(2, new)

@@ -301,7 +301,7 @@ def test_mined_negatives_join_the_images_own_lesions_in_training(dataset_dict):
     cfg = _config("INPUT.CT.IMAGE_SIZE", 192, "INPUT.AUG.RESIZE_RANGE", (0.8, 1.2))
     mapper = LesionDatasetMapper(cfg, True)
     elsewhere = {"another.png": [_mined(category=7)]}
-    mapper.hard_negatives = {dataset_dict["file_name"]: [_mined(), _mined([70, 20, 90, 30])]}
+    mapper.hard_negatives = {dataset_dict["image_id"]: [_mined(), _mined([70, 20, 90, 30])]}
     mapper.hard_negatives |= elsewhere
     second = _annotation([60.0, 60.0, 80.0, 60.0, 70.0, 54.0, 70.0, 66.0], row=3)
     dataset_dict["annotations"] = [OBLIQUE, second]
@@ -330,7 +330,7 @@ def test_mined_negatives_on_an_image_without_lesions(dataset_dict, method, monke
 
     monkeypatch.setattr("lesion_d2.data.mapper.read_slice", read_slice)
     mapper = LesionDatasetMapper(_config("INPUT.PSEUDO_MASK", method), True)
-    mapper.hard_negatives = {dataset_dict["file_name"]: [_mined()]}
+    mapper.hard_negatives = {dataset_dict["image_id"]: [_mined()]}
     mapped = mapper({**dataset_dict, "annotations": []})
     assert mapped["instances"].gt_classes.tolist() == [1]
     assert mapped["instances"].gt_masks.tensor.any()
@@ -345,7 +345,7 @@ def test_mined_negatives_between_lesions_with_stored_masks(dataset_dict, tmp_pat
     write_mask_file(file, info, [mask_annotation("000001_01_01_010", OBLIQUE, found)])
     cfg = _config(*NO_AUGMENTATION, "INPUT.PSEUDO_MASK_FILES", (str(file),))
     mapper = LesionDatasetMapper(cfg, True)
-    mapper.hard_negatives = {dataset_dict["file_name"]: [_mined()]}
+    mapper.hard_negatives = {dataset_dict["image_id"]: [_mined()]}
     masks = mapper(dataset_dict)["instances"].gt_masks.tensor
     assert np.array_equal(masks[0], stored)
     assert np.array_equal(masks[1], mask_util.decode(_mined()["segmentation"]))
@@ -353,7 +353,7 @@ def test_mined_negatives_between_lesions_with_stored_masks(dataset_dict, tmp_pat
 
 def test_without_mask_on_mined_negatives_are_boxes(dataset_dict):
     mapper = LesionDatasetMapper(_config("MODEL.MASK_ON", False, *NO_AUGMENTATION), True)
-    mapper.hard_negatives = {dataset_dict["file_name"]: [_mined()]}
+    mapper.hard_negatives = {dataset_dict["image_id"]: [_mined()]}
     instances = mapper(dataset_dict)["instances"]
     np.testing.assert_allclose(instances.gt_boxes.tensor[1], NEGATIVE_BOX, atol=1e-4)
     assert not instances.has("gt_masks")
@@ -365,7 +365,7 @@ def test_inference_with_masks_gives_them_as_on_disk(dataset_dict, method):
     dataset_dict["annotations"] = [OBLIQUE, other]
     cfg = _config("INPUT.PSEUDO_MASK", method, "INPUT.CT.IMAGE_SIZE", 256, "MODEL.MASK_ON", False)
     mapper = LesionDatasetMapper(cfg, False, with_masks=True)
-    mapper.hard_negatives = {dataset_dict["file_name"]: [_mined()]}  # for training only
+    mapper.hard_negatives = {dataset_dict["image_id"]: [_mined()]}  # for training only
     mapped = mapper(dataset_dict)
     assert mapped["image"].shape == (3, 192, 256) and "instances" not in mapped
     masks = mapped["lesion_masks"]

@@ -112,6 +112,7 @@ DETECTIONS = {
     "bad": ([(9, 1, 12, 4), (9, 6, 12, 9), (1, 9, 3, 11)], [0.9, 0.71, 0.7]),
     "empty": ([], []),
     "single": ([(9, 6, 12, 9)], [0.9]),
+    "thin": ([(9, 6, 9, 9)], [0.9]),  # its mask is empty
 }
 EXPECTED = {
     "good": [(9, 1, 12, 4)],
@@ -161,18 +162,18 @@ def test_miner_gives_the_boxes_masks_and_scores_of_each_image():
     model = FakeDetector().train()
     mined = fake_miner().mine(model, 0)
     assert model.training and model.norm.training
-    assert (mined.num_images, mined.num_good) == (4, 1)
-    assert {name: len(found) for name, found in mined.by_file.items()} == {
-        f"set/{name}.png": len(boxes) for name, boxes in EXPECTED.items()
+    assert (mined.num_images, mined.num_good) == (5, 1)
+    assert {name: len(found) for name, found in mined.by_image.items()} == {
+        name: len(boxes) for name, boxes in EXPECTED.items()
     }
     for name, boxes in EXPECTED.items():
-        for annotation, box in zip(mined.by_file[f"set/{name}.png"], boxes, strict=True):
+        for annotation, box in zip(mined.by_image[name], boxes, strict=True):
             assert annotation["bbox"] == list(box)
             assert annotation["category_id"] == 1
             mask = mask_util.decode(annotation["segmentation"])
             assert np.array_equal(mask, square(*box).numpy())
             assert annotation["mask_iou"] == 0
-    assert [a["score"] for a in mined.by_file["set/bad.png"]] == pytest.approx([0.9, 0.71])
+    assert [a["score"] for a in mined.by_image["bad"]] == pytest.approx([0.9, 0.71])
 
 
 def test_a_draw_depends_on_seed_iteration_and_image_alone(monkeypatch):
@@ -183,13 +184,13 @@ def test_a_draw_depends_on_seed_iteration_and_image_alone(monkeypatch):
     def drawn(names, iteration=0, seed=0):
         loader = [batch for batch in fake_loader("set") if batch[0]["image_id"] in names]
         miner = HardNegativeMiner(datasets=["set"], build_loader=lambda _: loader, seed=seed)
-        found = miner.mine(FakeDetector(), iteration).by_file
+        found = miner.mine(FakeDetector(), iteration).by_image
         return {name: tuple(tuple(a["bbox"]) for a in list_) for name, list_ in found.items()}
 
     whole, part = drawn(["bad", "single"]), drawn(["single"])
-    assert whole["set/single.png"] == part["set/single.png"] != whole["set/bad.png"]
-    assert len({drawn(["bad"], i)["set/bad.png"] for i in range(8)}) > 1
-    assert len({drawn(["bad"], 0, i)["set/bad.png"] for i in range(8)}) > 1
+    assert whole["single"] == part["single"] != whole["bad"]
+    assert len({drawn(["bad"], i)["bad"] for i in range(8)}) > 1
+    assert len({drawn(["bad"], 0, i)["bad"] for i in range(8)}) > 1
 
 
 class FakeTrainer(TrainerBase):
@@ -226,9 +227,9 @@ def test_hook_mines_after_every_period_but_the_last_iteration(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="lesion_d2")
     trainer = FakeTrainer(tmp_path, max_iter=6).run()
     assert [start for start, _ in trainer.restarts] == [2, 4]
-    assert list(trainer.restarts[0][1]) == [f"set/{name}.png" for name in EXPECTED]
+    assert list(trainer.restarts[0][1]) == list(EXPECTED)
     assert (
-        "Mined 4 hard negatives on 3 of 4 images; 25.0 % of the images have a good" in caplog.text
+        "Mined 4 hard negatives on 3 of 5 images; 20.0 % of the images have a good" in caplog.text
     )
     trainer = FakeTrainer(tmp_path, max_iter=6, start_iter=3).run()
     assert [start for start, _ in trainer.restarts] == [4]

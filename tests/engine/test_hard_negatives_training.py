@@ -69,8 +69,7 @@ def made_up_minings(monkeypatch):
         mined = MinedSet(num_images=1)
         for dataset, loader in self.loaders().items():
             samples = [sample for batch in loader for sample in batch]
-            mined.negatives[dataset] = {s["file_name"]: found[iteration] for s in samples}
-            mined.image_ids.update({s["file_name"]: s["image_id"] for s in samples})
+            mined.negatives[dataset] = {s["image_id"]: found[iteration] for s in samples}
         return mined
 
     monkeypatch.setattr(HardNegativeMiner, "mine", mine)

@@ -6,7 +6,6 @@ from lesion_d2.engine.trainer import best_metric_name, has_unused_parameters
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 from pycocotools import mask as mask_util
 from tiny_run import stopping_args, tiny_args, tiny_config, uldor_args
@@ -87,24 +86,51 @@ def test_a_resumed_run_goes_on_with_the_next_images(tiny_phantom, tmp_path, num_
     assert begun + resumed == whole
 
 
+def test_a_resumed_run_without_a_seed_goes_on_in_the_order_that_was_drawn(tiny_phantom, tmp_path):
+    options = {"TEST__EVAL_PERIOD": 0, "DATASETS__TEST": (), "SEED": -1}
+    first = Trainer(train_net.setup(tiny_args(tmp_path, SOLVER__MAX_ITER=2, **options)))
+    first.train()
+    args = tiny_args(tmp_path, "--resume", SOLVER__MAX_ITER=4, **options)
+    resumed = Trainer(train_net.setup(args))
+    assert resumed._trainer.data_loader.order_seed != first._trainer.data_loader.order_seed
+    resumed.resume_or_load(resume=True)
+    batches = [next(t._trainer._data_loader_iter) for t in (first, resumed)]
+    a, b = ([sample["image_id"] for sample in batch] for batch in batches)
+    assert a == b
+
+
+def test_scaling_to_other_numbers_of_processes_scales_all_periods(tiny_phantom):
+    cfg = tiny_config(
+        SOLVER__REFERENCE_WORLD_SIZE=1,
+        SOLVER__MAX_ITER=160,
+        TEST__LOSS_PERIOD=10,
+        HARD_NEGATIVES__PERIOD=8,
+        HARD_NEGATIVES__START_ITER=16,
+    )
+    scaled = Trainer.auto_scale_workers(cfg, 4)
+    assert scaled.SOLVER.MAX_ITER == 40
+    assert scaled.TEST.LOSS_PERIOD == 3
+    assert (scaled.HARD_NEGATIVES.PERIOD, scaled.HARD_NEGATIVES.START_ITER) == (2, 4)
+    assert Trainer.auto_scale_workers(cfg, 1) is cfg
+
+
 def test_the_loader_is_restarted_with_hard_negatives(tiny_phantom, tmp_path):
     args = uldor_args(tmp_path, TEST__EVAL_PERIOD=0, DATASETS__TEST=(), DATALOADER__NUM_WORKERS=1)
     trainer = Trainer(train_net.setup(args))
     step = trainer._trainer
     batches = [next(step._data_loader_iter) for _ in range(3)]
     assert {c for b in batches for s in b for c in s["instances"].gt_classes.tolist()} == {0}
-    names = [sample["file_name"] for sample in batches[1]]
+    names = [sample["image_id"] for sample in batches[1]]
     mask = np.zeros((64, 64), dtype=np.uint8, order="F")
     mask[10:20, 30:40] = 1
     negative = {
         "bbox": [30.0, 10.0, 39.0, 19.0],
-        "bbox_mode": BoxMode.XYXY_ABS,
         "category_id": 1,
         "segmentation": mask_util.encode(mask),
     }
     trainer.restart_loader(1, {name: [negative] for name in names})
     again = next(step._data_loader_iter)
-    assert [sample["file_name"] for sample in again] == names
+    assert [sample["image_id"] for sample in again] == names
     for sample, before in zip(again, batches[1], strict=True):
         assert sample["instances"].gt_classes.tolist() == [*before["instances"].gt_classes, 1]
     trainer.restart_loader(2)  # keeps them

@@ -219,7 +219,7 @@ def test_mining_is_measured_with_all_detections_and_negatives_there_can_be(tiny_
         counts = uldor.infer_all(model, miner.loaders()[name])
         mined = miner.mine(model, 0)
         assert counts == [20] * len(DatasetCatalog.get(name)) == [20] * mined.num_images
-    assert [len(found) for found in mined.by_file.values()] == [3] * mined.num_images
+    assert [len(found) for found in mined.by_image.values()] == [3] * mined.num_images
     assert mined.num_good == 0
 
 

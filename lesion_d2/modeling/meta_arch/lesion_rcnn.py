@@ -40,4 +40,5 @@ def _postprocess(result: Instances, input_dict: dict) -> Instances:
     result.pred_boxes.tensor += result.pred_boxes.tensor.new_tensor(
         [shift_x, shift_y, shift_x, shift_y]
     )
+    result.pred_boxes.clip(result.image_size)
     return result

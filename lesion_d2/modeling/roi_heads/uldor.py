@@ -9,7 +9,9 @@ from torch import Tensor
 class ULDorOutputLayers(FastRCNNOutputLayers):
     """Fast R-CNN's outputs where the last class is that of mined false positives.
 
-    Of K classes the first K - 1 are lesions. In training nothing differs. At inference a region is
+    Of K classes the first K - 1 are lesions. In training nothing differs; the loss of a model that
+    is not in training takes false positives for background, because held-out images have none
+    annotated. At inference a region is
     classified as a false positive where that class is more probable than any of lesions. Such
     regions are dropped ("HNEM"), before the NMS and the limit on detections an image, or counted as
     lesions ("HNEM + FP"; Tang et al., section 3.2). The paper considers "more and more FPs from the
@@ -48,6 +50,17 @@ class ULDorOutputLayers(FastRCNNOutputLayers):
             **super().from_config(cfg, input_shape),
             "count_false_positives": cfg.MODEL.ULDOR.COUNT_FALSE_POSITIVES,
         }
+
+    def losses(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> dict[str, Tensor]:
+        """As in Detectron2."""
+        scores, deltas = predictions
+        if not self.training:
+            background = scores[:, -2:].logsumexp(dim=1, keepdim=True)
+            nothing = torch.full_like(background, -torch.inf)
+            scores = torch.cat([scores[:, :-2], nothing, background], dim=1)
+        return super().losses((scores, deltas), proposals)
 
     def inference(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]

@@ -51,7 +51,7 @@ def _compare_mining(cfg: CfgNode, model: nn.Module, name: str, repeats: int) -> 
     cfg.DATALOADER.NUM_WORKERS = 0
     miner, device = HardNegativeMiner(cfg), cfg.MODEL.DEVICE
     counts, number = [], []
-    mine = _keep(lambda: sum(map(len, miner.mine(model, 0).by_file.values())), number)
+    mine = _keep(lambda: sum(map(len, miner.mine(model, 0).by_image.values())), number)
     plain = _keep(partial(infer_all, model, build_lesion_test_loader(cfg, name)), counts)
     mining, inference = time_calls([mine, plain], repeats=repeats, device=device)
     note = (
