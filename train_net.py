@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> dict | None:
 
 
 def run(args: argparse.Namespace) -> dict | None:
-    """:func:`main` up to the end of the processes' connection."""
+    """:func:`main` but for ``finish_run``, before which trainer and model have to be gone."""
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)

@@ -108,7 +108,8 @@ def _add_training_config(cfg: CN) -> None:
     cfg.SOLVER.PLATEAU_FACTOR = 0.1
     # Evaluations without a better metric after which training stops; 0 switches it off.
     cfg.SOLVER.EARLY_STOP_PATIENCE = 0
-    # The metric of both: "" for TEST.BEST_METRIC, or "validation_loss", the lower the better.
+    # The metric of both and of model_best.pth: "" for TEST.BEST_METRIC, or "validation_loss", the
+    # lower the better.
     cfg.SOLVER.PATIENCE_METRIC = ""
     # Iterations between two computations of the loss on DATASETS.TEST; 0 switches it off.
     cfg.TEST.LOSS_PERIOD = 0

@@ -24,6 +24,7 @@ def _reduced(file):
     cfg.merge_from_file(str(file))
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.PIXEL_STD = [127.5] * cfg.INPUT.CT.NUM_SLICES  # other weights may want 1
     cfg.INPUT.CT.IMAGE_SIZE = 64
     cfg.INPUT.PSEUDO_MASK_FILES = ()
     cfg.DATASETS.TRAIN = ("phantom_train",)
@@ -77,11 +78,24 @@ def _flat(node, prefix=""):
     return values
 
 
-def _zlocha(name):
+def _values(file):
     cfg = get_cfg()
     lesion_d2.add_lesion_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / "zlocha" / f"{name}.yaml"))
+    cfg.merge_from_file(str(file))
     return _flat(cfg)
+
+
+def _zlocha(name):
+    return _values(CONFIGS / "zlocha" / f"{name}.yaml")
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda f: f.relative_to(CONFIGS).as_posix())
+def test_weights_get_images_at_the_scale_they_were_learned_at(file):
+    values = _values(file)
+    if "/MSRA/" in values["MODEL.WEIGHTS"]:  # the spread is part of its first convolution
+        assert values["MODEL.PIXEL_STD"] == [1.0, 1.0, 1.0]
+    else:
+        assert values["MODEL.PIXEL_STD"] == [127.5, 127.5, 127.5]
 
 
 @pytest.mark.parametrize("suffix", ["", "_phantom"])
@@ -95,6 +109,39 @@ def test_rows_of_zlochas_table_differ_in_nothing_but_their_own_addition(suffix):
         assert {key for key in after if after[key] != before[key]} == addition | {"OUTPUT_DIR"}
     assert rows[0]["MODEL.FPN.IN_FEATURES"] == ["c3", "c4", "c5"]
     assert rows[-1]["INPUT.PSEUDO_MASK"] == "grabcut"
+
+
+@pytest.mark.parametrize("suffix", ["", "_phantom"])
+def test_rows_of_uldors_table_differ_in_nothing_but_their_own_addition(suffix):
+    names = ("mask_rcnn_no_mask", "mask_rcnn", "uldor")
+    rows = [_values(CONFIGS / "uldor" / f"{name}{suffix}.yaml") for name in names]
+    mining = {"MODEL.ROI_HEADS.NAME", "MODEL.ROI_HEADS.NUM_CLASSES", "HARD_NEGATIVES.EPOCHS"}
+    if suffix:
+        mining.add("HARD_NEGATIVES.START_EPOCHS")
+    for before, after, addition in zip(rows, rows[1:], [{"MODEL.MASK_ON"}, mining], strict=False):
+        assert {key for key in after if after[key] != before[key]} == addition | {"OUTPUT_DIR"}
+
+
+def test_uldor_has_the_papers_values():
+    """Tang et al., sections 2.2 and 2.3."""
+    values = _values(CONFIGS / "uldor" / "uldor.yaml")
+    expected = {
+        "MODEL.RESNETS.DEPTH": 101,
+        "INPUT.PSEUDO_MASK": "ellipse",
+        "SOLVER.OPTIMIZER": "SGD",
+        "SOLVER.MOMENTUM": 0.9,
+        "SOLVER.WEIGHT_DECAY": 1e-4,
+        "SOLVER.BASE_LR": 1e-3,
+        "SOLVER.GAMMA": 0.1,
+        "SOLVER.STEP_EPOCHS": (4.0, 8.0, 12.0),
+        "SOLVER.PATIENCE_METRIC": "validation_loss",
+        "HARD_NEGATIVES.EPOCHS": 1.0,
+        "HARD_NEGATIVES.START_EPOCHS": 0.0,
+        "HARD_NEGATIVES.MAX_PER_IMAGE": 3,
+        "HARD_NEGATIVES.GOOD_IOU": 0.3,
+        "HARD_NEGATIVES.MIN_SCORE": 0.7,
+    }
+    assert {key: values[key] for key in expected} == expected
 
 
 def test_found_anchors_replace_the_papers(tmp_path):

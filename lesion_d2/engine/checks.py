@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -14,14 +15,14 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
 from torch import nn
 
 from ..data.deeplesion import set_allow_missing, set_hidden_annotations
 from ..data.mapper import LesionDatasetMapper
-from ..modeling import AttentionGate
+from ..modeling import AttentionGate, ULDorROIHeads
 from .checkpoint import check_weights
-from .schedule import check_epochs
+from .schedule import check_epochs, resolve_epochs
 from .trainer import optimizer_class
 from .validation_loss import VALIDATION_LOSS
 
@@ -58,7 +59,7 @@ _TRAINING_CHECKS: tuple[_Check, ...] = (
     ("HARD_NEGATIVES.GOOD_IOU", lambda v: 0 <= v <= 1, "0 to 1"),
     ("HARD_NEGATIVES.MIN_SCORE", lambda v: 0 <= v <= 1, "0 to 1"),
 )
-_ULDOR_HEADS = "ULDorROIHeads"
+_ULDOR_HEADS = ULDorROIHeads.__name__
 
 
 class InputError(ValueError):
@@ -104,10 +105,23 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
         images = [image for image in images if image["annotations"]]
     if not images:
         raise InputError(f"DATASETS.TRAIN: found no lesion in {', '.join(cfg.DATASETS.TRAIN)}")
+    _check_iterations(cfg, len(images))
     test_images = _load_datasets(cfg, "TEST", required=False)
     if _switched_on(cfg, "TEST.LOSS_"):
         _check_masks(cfg, test_images, "TEST")
     return len(images)
+
+
+def _check_iterations(cfg: CfgNode, num_images: int) -> None:
+    cfg = cfg.clone()
+    resolve_epochs(cfg, num_images)
+    period, start = cfg.HARD_NEGATIVES.PERIOD, cfg.HARD_NEGATIVES.START_ITER
+    end = cfg.SOLVER.MAX_ITER
+    if period > 0 and period * max(1, math.ceil(start / period)) >= end:
+        raise InputError(
+            f"HARD_NEGATIVES: found no mining in {end} iterations, expected a multiple of PERIOD "
+            f"({period}) from START_ITER ({start}) on before the last one"
+        )
 
 
 def _check_model(cfg: CfgNode) -> nn.Module:
@@ -154,7 +168,12 @@ def _is_rcnn(cfg: CfgNode) -> bool:
 
 
 def _has_uldor_heads(cfg: CfgNode) -> bool:
-    return _is_rcnn(cfg) and cfg.MODEL.ROI_HEADS.NAME == _ULDOR_HEADS
+    name = cfg.MODEL.ROI_HEADS.NAME
+    return (
+        _is_rcnn(cfg)
+        and name in ROI_HEADS_REGISTRY
+        and issubclass(ROI_HEADS_REGISTRY.get(name), ULDorROIHeads)
+    )
 
 
 def _found_heads(cfg: CfgNode) -> str:
@@ -244,7 +263,7 @@ def _check_mining(cfg: CfgNode) -> None:
     if not cfg.MODEL.MASK_ON:
         raise InputError(
             "MODEL.MASK_ON: found False, a model without masks, expected True: hard negatives are "
-            f"told by their masks ({mining})"
+            f"selected by their masks' IoU with the pseudo-masks ({mining})"
         )
     if cfg.MODEL.ULDOR.COUNT_FALSE_POSITIVES:
         raise InputError(

@@ -70,7 +70,7 @@ def best_mask_ious(masks: Tensor, true_masks: Tensor) -> Tensor:
 
     Args:
         masks: (n, H, W) bool.
-        true_masks: (m, H, W) bool, on the same device.
+        true_masks: (m, H, W) bool; on the CPU, so that looking for lesions waits for no GPU.
 
     Returns:
         (n,) float32; 0 where m is 0 or a mask is empty.
@@ -80,9 +80,9 @@ def best_mask_ious(masks: Tensor, true_masks: Tensor) -> Tensor:
     if len(masks) == 0 or len(rows) == 0:
         return best
     # Most detections touch no lesion: only where lesions are do whole masks have to be counted.
-    crop = (slice(None), slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    true = true_masks[crop].flatten(1).float()
-    intersections = masks[crop].flatten(1).float() @ true.T
+    top, bottom, left, right = (int(v) for axis in (rows, columns) for v in (axis[0], axis[-1] + 1))
+    true = true_masks[:, top:bottom, left:right].flatten(1).to(masks.device).float()
+    intersections = masks[:, top:bottom, left:right].flatten(1).float() @ true.T
     touching = intersections.any(dim=1).nonzero().flatten()
     areas = masks[touching].flatten(1).sum(dim=1)
     unions = areas[:, None] + true.sum(dim=1) - intersections[touching]
@@ -207,8 +207,7 @@ class HardNegativeMiner:
     def _mine_image(
         self, sample: dict, instances: Instances, iteration: int, mined: MinedSet
     ) -> list[dict]:
-        true_masks = sample["lesion_masks"].to(instances.pred_masks.device)
-        mask_ious = best_mask_ious(instances.pred_masks, true_masks).cpu().numpy()
+        mask_ious = best_mask_ious(instances.pred_masks, sample["lesion_masks"]).cpu().numpy()
         mined.num_images += 1
         mined.num_good += bool((mask_ious > self._good_iou).any())
         image = zlib.crc32(str(sample["image_id"]).encode())

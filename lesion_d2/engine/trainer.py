@@ -179,9 +179,9 @@ class Trainer(DefaultTrainer, StoppableTrainer):
             seed = max(cfg.SEED, 0)
             built.append(ValidationLossHook(cfg.TEST.LOSS_PERIOD, loader, use_amp=amp, seed=seed))
         period, metric, mode = cfg.TEST.EVAL_PERIOD, best_metric_name(cfg), "max"
-        built.append(ResumableBestCheckpointer(period, self.checkpointer, metric))
         if solver.PATIENCE_METRIC == VALIDATION_LOSS:
             period, metric, mode = cfg.TEST.LOSS_PERIOD, VALIDATION_LOSS, "min"
+        built.append(ResumableBestCheckpointer(period, self.checkpointer, metric, mode))
         if solver.PLATEAU_PATIENCE > 0:
             patience, factor = solver.PLATEAU_PATIENCE, solver.PLATEAU_FACTOR
             built.append(PlateauHook(period, metric, patience=patience, factor=factor, mode=mode))

@@ -42,7 +42,7 @@ _NAMES_OF_SUCH = ("DropPath",)
 class ValidationLossHook(HookBase):
     """Puts the loss on held-out images into the event storage of every process.
 
-    As :class:`hooks.EvalHook`, every ``period`` iterations but not after the last one.
+    As :class:`hooks.EvalHook`, every ``period`` iterations and after the training.
 
     Args:
         period: in iterations.
@@ -61,8 +61,15 @@ class ValidationLossHook(HookBase):
 
     def after_step(self) -> None:
         """Compute the loss, where it is time."""
-        if not is_evaluated(self.trainer, self._period):
-            return
+        if is_evaluated(self.trainer, self._period):
+            self._compute()
+
+    def after_train(self) -> None:
+        """Compute the loss of the last iteration, unless the training failed or was stopped."""
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._compute()
+
+    def _compute(self) -> None:
         start = time.perf_counter()
         losses = mean_losses(
             self.trainer.model, self._loader, use_amp=self._use_amp, seed=self._seed

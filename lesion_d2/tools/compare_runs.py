@@ -57,6 +57,8 @@ def _read_run(folder: Path, dataset: str, stratum: str, ends: bool) -> dict:
         raise ValueError(f"{file}: found no {stratum!r}, expected one of {', '.join(rows)}")
     if not ends:
         return rows[stratum]
+    if "curve" not in content:
+        raise ValueError(f"{file}: found no curve, expected one for --ends")
     sensitivity, rates = (content["curve"][name] for name in ("sensitivity", "fps_per_image"))
     end = (100 * sensitivity[-1], rates[-1]) if rates else (0.0, 0.0)
     return rows[stratum] | dict(zip(ENDS, end, strict=True))

@@ -118,8 +118,10 @@ def check_masks(sample):
         assert 0.9 < mask.sum() / ((x2 - x1) * (y2 - y1)) < 1.6  # the box is between pixel centers
 
 
-def test_a_resumed_run_trains_on_the_same_sets_and_images(tiny_phantom, tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_trains_on_the_same_sets_and_images(workers, tiny_phantom, tmp_path):
     options = {
+        "DATALOADER__NUM_WORKERS": workers,
         "HARD_NEGATIVES__PERIOD": 2,
         "SOLVER__MAX_ITER": 7,
         "SOLVER__CHECKPOINT_PERIOD": 1,

@@ -64,13 +64,17 @@ def test_ends_of_the_curves(runs, capsys):
     assert better[-2:] == ["80.0", "8.0"]
 
 
-def test_ends_of_a_run_without_detections(runs, capsys):
+def test_ends_of_a_run_without_detections_and_without_a_curve(runs, capsys):
     file = runs / "better_1" / "inference" / "some_test" / "froc.json"
     content = json.loads(file.read_text())
     content["curve"] = {"sensitivity": [], "fps_per_image": []}
     file.write_text(json.dumps(content))
     assert main([f"Net={runs}/better_*", "--dataset", "some_test", "--ends"]) == 0
     assert _table(capsys.readouterr().out)[1][-2:] == ["0.0", "0.0"]
+    del content["curve"]
+    file.write_text(json.dumps(content))
+    assert main([f"Net={runs}/better_*", "--dataset", "some_test", "--ends"]) == 1
+    assert "froc.json: found no curve" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
