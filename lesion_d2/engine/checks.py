@@ -274,8 +274,10 @@ def _check_mining(cfg: CfgNode) -> None:
 
 def _check_mined_images(cfg: CfgNode, images: list[dict]) -> None:
     mining = _switched_on(cfg, "HARD_NEGATIVES.")
+    if not mining:
+        return
     twice = [name for name, n in Counter(image["image_id"] for image in images).items() if n > 1]
-    if mining and twice:
+    if twice:
         raise InputError(
             f"DATASETS.TRAIN: found {len(twice)} images twice (the first: {twice[0]!r}), expected "
             f"different image_ids, which hard negatives are known by ({mining})"

@@ -210,6 +210,18 @@ _BY_LOSS = {"SOLVER__PATIENCE_METRIC": "validation_loss", "SOLVER__EARLY_STOP_PA
         ({"HARD_NEGATIVES__EPOCHS": -1.0}, "HARD_NEGATIVES.EPOCHS: found -1.0, expected 0"),
         ({"HARD_NEGATIVES__START_ITER": -1}, "HARD_NEGATIVES.START_ITER: found -1, expected 0"),
         ({"HARD_NEGATIVES__START_EPOCHS": -0.5}, "HARD_NEGATIVES.START_EPOCHS: found -0.5"),
+        (
+            {"HARD_NEGATIVES__PERIOD": 4},
+            r"no mining in 4 iterations, expected a multiple of PERIOD",
+        ),
+        (
+            {"HARD_NEGATIVES__PERIOD": 2, "HARD_NEGATIVES__START_ITER": 3},
+            r"PERIOD \(2\) from START_ITER \(3\)",
+        ),
+        (
+            {"HARD_NEGATIVES__PERIOD": 2, "DATASETS__TRAIN": ("phantom_train", "phantom_train")},
+            "images twice .the first: '",
+        ),
         ({"HARD_NEGATIVES__MAX_PER_IMAGE": 0}, "MAX_PER_IMAGE: found 0, expected 1 or more"),
         ({"HARD_NEGATIVES__GOOD_IOU": 1.5}, "HARD_NEGATIVES.GOOD_IOU: found 1.5, expected 0 to 1"),
         ({"HARD_NEGATIVES__MIN_SCORE": -0.1}, "HARD_NEGATIVES.MIN_SCORE: found -0.1"),
@@ -282,7 +294,11 @@ def test_wrong_inputs_of_uldor_stop_a_run_before_it_writes(
     "changes",
     [
         _MINING,
-        {"HARD_NEGATIVES__EPOCHS": 1.0, "HARD_NEGATIVES__START_EPOCHS": 1.0},
+        {
+            "HARD_NEGATIVES__EPOCHS": 1.0,
+            "HARD_NEGATIVES__START_EPOCHS": 1.0,
+            "SOLVER__MAX_EPOCHS": 2.0,
+        },
         {**_BY_LOSS, "TEST__LOSS_PERIOD": 2, "TEST__EVAL_PERIOD": 0},
         {**_BY_LOSS, "TEST__LOSS_EPOCHS": 1.0, "TEST__EVAL_PERIOD": 0},
         {"SOLVER__PATIENCE_METRIC": "validation_loss"},  # without patience nothing goes by it
@@ -327,7 +343,11 @@ def _num_annotations(name: str) -> int:
 def box_images():
     """A registered data set of another kind: three images with one box each, and nothing else."""
     images = [
-        {"file_name": f"{i}.png", "annotations": [{"bbox": [0, 0, 9, 9], "category_id": 0}]}
+        {
+            "file_name": f"{i}.png",
+            "image_id": i,
+            "annotations": [{"bbox": [0, 0, 9, 9], "category_id": 0}],
+        }
         for i in range(3)
     ]
     DatasetCatalog.register("box_images", lambda: images)

@@ -217,7 +217,7 @@ class _Training(TrainerBase):
         pass
 
 
-def test_the_hook_puts_the_loss_into_the_storage_but_after_the_last_iteration(caplog):
+def test_the_hook_puts_the_loss_into_the_storage_at_its_times_and_at_the_end(caplog):
     # (3 lesions x 2 images + 5 x 1) / 3 images
     loader = [[_sample(1), _sample(2)], [_sample(5)]]
     training = _Training(ValidationLossHook(2, loader))
@@ -227,12 +227,13 @@ def test_the_hook_puts_the_loss_into_the_storage_but_after_the_last_iteration(ca
     assert storage.history("validation_loss").values() == [
         (pytest.approx(11 / 3 + 2), 1),
         (pytest.approx(11 / 3 + 2), 3),
+        (pytest.approx(11 / 3 + 2), 6),  # Detectron2 counts the end so
     ]
-    assert storage.latest()["validation_loss/loss_a"] == (pytest.approx(11 / 3), 3)
-    assert storage.latest()["validation_loss/loss_b"] == (2.0, 3)
+    assert storage.latest()["validation_loss/loss_a"] == (pytest.approx(11 / 3), 6)
+    assert storage.latest()["validation_loss/loss_b"] == (2.0, 6)
     assert not storage.smoothing_hints()["validation_loss"]
     expected = r"Validation loss: 5\.66667 \(loss_a 3\.66667, loss_b 2\.00000\); \d+\.\d s"
-    assert sum(bool(re.fullmatch(expected, line)) for line in caplog.messages) == 2
+    assert sum(bool(re.fullmatch(expected, line)) for line in caplog.messages) == 3
 
 
 def _run(args) -> Trainer:
@@ -254,7 +255,7 @@ def test_a_run_with_the_hook_trains_to_the_same_weights(tiny_phantom, tmp_path, 
     assert all(torch.equal(value, weights[name]) for name, value in run.model.state_dict().items())
     lines = [json.loads(line) for line in (tmp_path / "loss" / "metrics.json").open()]
     history = run.storage.history("validation_loss").values()
-    assert [iteration for _, iteration in history] == [0, 1, 2]  # of 4
+    assert [iteration for _, iteration in history] == [0, 1, 2, 4]  # of 4, and at the end
     assert len({value for value, _ in history}) == 3
     written = [line for line in lines if "validation_loss" in line]
     assert [(line["validation_loss"], line["iteration"]) for line in written] == history[-1:]
