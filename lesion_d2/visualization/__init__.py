@@ -5,6 +5,7 @@ from .outcome import ImageOutcome, judge, outcome_quality, prediction_masks, tru
 from .sheet import contact_sheet, save_picture
 from .visualizer import (
     FALSE_POSITIVE_COLOR,
+    HIDDEN_LEGEND,
     HIT_COLOR,
     MASK_COLOR,
     NEGATIVE_LEGEND,
@@ -19,6 +20,7 @@ from .window import WINDOWS, parse_window, window_image
 
 __all__ = [
     "FALSE_POSITIVE_COLOR",
+    "HIDDEN_LEGEND",
     "HIT_COLOR",
     "MASK_COLOR",
     "NEGATIVE_LEGEND",

@@ -42,11 +42,15 @@ class ImageOutcome:
         return f"{hits} hit{plural}, {false_positives} false positive{fp_plural}, {missed} missed"
 
 
-def truth_boxes(record: dict) -> np.ndarray:
-    """The lesions of a Detectron2 dict as an (M, 4) array of XYXY boxes in pixels."""
+def truth_boxes(record: dict, key: str = "annotations") -> np.ndarray:
+    """The lesions of a Detectron2 dict as an (M, 4) array of XYXY boxes in pixels.
+
+    Args:
+        record: the dict.
+        key: "hidden_annotations" for the lesions that a training did not get to see.
+    """
     boxes = [
-        BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
-        for a in record.get("annotations", [])
+        BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in record.get(key, [])
     ]
     return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
 

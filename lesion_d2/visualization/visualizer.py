@@ -19,6 +19,7 @@ FALSE_POSITIVE_COLOR = (1.0, 0.2, 0.15)
 RECIST_COLOR = (0.2, 0.85, 1.0)
 MASK_COLOR = (1.0, 0.4, 0.9)
 REFERENCE_COLOR = HIT_COLOR  # of lesions beside hard negatives
+HIDDEN_COLOR = RECIST_COLOR
 
 _DASHED = (0, (3, 1.5))
 _DOTTED = (0, (1, 1))
@@ -45,6 +46,7 @@ NEGATIVE_LEGEND = [
     ("hard negative (S1/S2)", FALSE_POSITIVE_COLOR, "-"),
     ("its predicted mask", FALSE_POSITIVE_COLOR, "fill"),
 ]
+HIDDEN_LEGEND = [("hidden lesion", HIDDEN_COLOR, "--")]
 
 
 class LesionVisualizer(Visualizer):
@@ -175,6 +177,8 @@ class LesionVisualizer(Visualizer):
     ) -> VisImage:
         """Draw hard negatives red and the lesions green, as Fig. 3 of Tang et al.
 
+        Lesions that are hidden from the training are dashed.
+
         Args:
             dic: the image's Detectron2 dict.
             negatives: ``pred_boxes``, ``scores`` (the paper's S1), ``mask_ious`` (S2), which are
@@ -186,6 +190,8 @@ class LesionVisualizer(Visualizer):
         for mask in prediction_masks(negatives):
             self.draw_soft_mask(mask.astype(np.float32), FALSE_POSITIVE_COLOR, alpha=0.3)
         self.draw_truth_boxes(dic, REFERENCE_COLOR)
+        for box in truth_boxes(dic, "hidden_annotations"):
+            self._draw_rectangle(box, HIDDEN_COLOR, "--", zorder=5)
         boxes = negatives.pred_boxes.tensor.numpy()
         for box in boxes:
             self._draw_rectangle(box, FALSE_POSITIVE_COLOR)

@@ -271,6 +271,22 @@ def test_pictures_of_hard_negatives_go_to_a_folder_of_their_own(records, tmp_pat
     assert sorted(p.name for p in folder.iterdir()) == ["contact_sheet.png", "none.png"]
 
 
+def test_hard_negatives_on_hidden_lesions_are_counted(records, tmp_path, capsys):
+    two = next(record for record in records if len(record["annotations"]) == 2)
+    hidden = two["annotations"].pop()
+    two["hidden_annotations"] = [hidden]
+    x0, y0, x1, y1 = hidden["bbox"]
+    boxes = [(x0, y0, x1, y1 - 1), (x1 + 1, y0, x1 + 8, y1)]
+    path = write_negatives(tmp_path, [negative(two["image_id"], box, 0.9) for box in boxes])
+    assert run_negatives(path) == 0
+    assert "hidden" not in capsys.readouterr().out
+    assert run_negatives(path, "--hidden-share", "0.5") == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith("2 hard negatives on 1 of 3 images; 1 of them have an IoU of 0.5")
+    assert run_negatives(path, "--hidden-share", "1.5") == 1
+    assert "found a hidden share of 1.5, expected one in [0, 1)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("masks", ["ellipse", "none"])
 def test_masks_of_negatives_and_lesions_lie_where_they_are(records, tmp_path, masks):
     path = write_negatives(tmp_path, [negative("one", (30, 40, 50, 54), 0.9, margin=4)])

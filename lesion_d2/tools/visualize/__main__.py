@@ -14,7 +14,8 @@ green and false positives red. ``best`` and ``worst`` images are ranked by
 IoU x score of a detection, divided by one plus its false positives above the score threshold.
 
 Hard negatives are red, with their masks and two numbers: the score and the highest mask IoU with a
-lesion (S1/S2 in Fig. 3 of Tang et al.). Lesions are green there.
+lesion (S1/S2 in Fig. 3 of Tang et al.). Lesions are green there, and dashed where they were hidden
+from the training.
 
 Attention is drawn over the slice, a heat map for each level with an attention gate, and beside it
 the segmentation. The colors of a level span its values in all images of the call.
@@ -81,6 +82,12 @@ def _add_negatives(parser: argparse.ArgumentParser) -> None:
         choices=NEGATIVE_PICKS,
         default=NEGATIVE_PICKS[0],
         help="images with the most negatives first, or any that have some (most)",
+    )
+    parser.add_argument(
+        "--hidden-share", type=float, default=0.0, help="the training's DATASETS.HIDDEN_SHARE (0)"
+    )
+    parser.add_argument(
+        "--hidden-seed", type=int, default=0, help="the training's DATASETS.HIDDEN_SEED (0)"
     )
 
 

@@ -5,11 +5,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lesion_d2.data.deeplesion import load_records
-from lesion_d2.visualization import NEGATIVE_LEGEND, LesionVisualizer, parse_window
+from lesion_d2.data.deeplesion import load_records, set_hidden_annotations
+from lesion_d2.visualization import (
+    HIDDEN_LEGEND,
+    NEGATIVE_LEGEND,
+    LesionVisualizer,
+    parse_window,
+    truth_boxes,
+)
 
 import numpy as np
-from detectron2.structures import Instances
+import torch
+from detectron2.structures import Boxes, Instances, pairwise_iou
 
 from .dataset import mask_source
 from .pictures import (
@@ -30,6 +37,12 @@ class MinedImage:
     record: dict
     negatives: Instances
 
+    def num_on_hidden(self) -> int:
+        """Negatives that are lesions whose annotations are hidden: box IoU of at least 0.5."""
+        hidden = torch.from_numpy(truth_boxes(self.record, "hidden_annotations")).float()
+        ious = pairwise_iou(self.negatives.pred_boxes, Boxes(hidden))
+        return int((ious >= 0.5).any(dim=1).sum())
+
     def title(self) -> str:
         """Name of the image and number of its negatives, two lines."""
         number = len(self.negatives)
@@ -39,13 +52,19 @@ class MinedImage:
 def draw_negatives(args: argparse.Namespace) -> list[str]:
     """Write the pictures of a run's hard negatives; return their paths, the contact sheet last."""
     window = parse_window(args.window)
+    set_hidden_annotations(args.dataset, args.hidden_share, args.hidden_seed)
     records = load_records(args.dataset, allow_missing=args.allow_missing)
     output = args.output or os.path.join(os.path.dirname(args.results), "hard_negatives")
     check_output(output, records, args.dataset)
     mined = read_mined(args.results, records, args.dataset)
     masks_of = mask_source(args.masks)
     total = sum(len(image.negatives) for image in mined)
-    print(f"{total} hard negatives on {len(mined)} of {len(records)} images")
+    summary, legend = f"{total} hard negatives on {len(mined)} of {len(records)} images", []
+    if args.hidden_share > 0:
+        hidden = sum(image.num_on_hidden() for image in mined)
+        summary += f"; {hidden} of them have an IoU of 0.5 or more with a hidden lesion"
+        legend = HIDDEN_LEGEND
+    print(summary)
     chosen = pick_mined(mined, args.pick, args.num, seed=args.seed)
     drawings = [(f"{image.record['image_id']}.png", image.title(), image) for image in chosen]
 
@@ -54,7 +73,7 @@ def draw_negatives(args: argparse.Namespace) -> list[str]:
         visualizer.draw_negatives(image.record, image.negatives, masks_of(image.record))
 
     remove_pictures(output, names_of_pictures(records))
-    return write_pictures(args.dataset, window, drawings, draw, output, NEGATIVE_LEGEND)
+    return write_pictures(args.dataset, window, drawings, draw, output, NEGATIVE_LEGEND + legend)
 
 
 def read_mined(path: str, records: Sequence[dict], dataset: str) -> list[MinedImage]:
