@@ -12,6 +12,7 @@ from detectron2.data import (
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 
+from .augmentation import build_augmentations
 from .ct import hu_to_pixels
 from .mapper import LesionDatasetMapper
 
@@ -120,6 +121,7 @@ class TrainLoader(DeviceLoader):
 
     @order_seed.setter
     def order_seed(self, seed: int) -> None:
+        """Go on in the order of another run."""
         self.sampler._seed = seed
 
     def restart(
@@ -164,7 +166,7 @@ def build_lesion_train_loader(cfg) -> TrainLoader:
     dataset = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
-    prepare_workers()
+    _prepare_workers()
     return TrainLoader(
         dataset,
         LesionDatasetMapper(cfg, True),
@@ -188,17 +190,36 @@ def build_lesion_test_loader(
             image's annotations by INPUT.PSEUDO_MASK, see :class:`LesionDatasetMapper`.
         filter_empty: leave out images without annotations.
     """
-    prepare_workers()
+    dataset = get_detection_dataset_dicts(dataset_name, filter_empty=filter_empty)
+    return _build_one_pass(cfg, dataset, LesionDatasetMapper(cfg, False, with_masks=with_masks), 1)
+
+
+def build_lesion_loss_loader(cfg) -> DeviceLoader:
+    """Build the loader of the validation loss: every image of DATASETS.TEST once, with its lesions.
+
+    Images are as at inference, without augmentation, in batches of the size that they have in
+    training; those without a lesion are not left out. They are split over the processes.
+    """
+    dataset = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
+    mapper = LesionDatasetMapper(cfg, True, augmentations=build_augmentations(cfg, False))
+    batch_size = max(1, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size())
+    return _build_one_pass(cfg, dataset, mapper, batch_size)
+
+
+def _build_one_pass(
+    cfg, dataset: list[dict], mapper: LesionDatasetMapper, batch_size: int
+) -> DeviceLoader:
+    _prepare_workers()
     loader = build_detection_test_loader(
-        get_detection_dataset_dicts(dataset_name, filter_empty=filter_empty),
-        mapper=LesionDatasetMapper(cfg, False, with_masks=with_masks).load,
+        dataset,
+        mapper=mapper.load,
+        batch_size=batch_size,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
     return DeviceLoader(loader, cfg.MODEL.DEVICE, cfg.INPUT.CT.HU_WINDOW)
 
 
-def prepare_workers() -> None:
-    """Make OpenCV safe for the loader processes that this one is going to fork."""
+def _prepare_workers() -> None:
     # A forked worker inherits OpenCV's pool of threads without its threads, and would wait for
     # them for ever. Workers are parallel among themselves, so this process gives the pool up.
     cv2.setNumThreads(0)

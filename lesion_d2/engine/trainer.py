@@ -23,7 +23,12 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 from torch import nn
 
-from ..data.loader import TrainLoader, build_lesion_test_loader, build_lesion_train_loader
+from ..data.loader import (
+    TrainLoader,
+    build_lesion_loss_loader,
+    build_lesion_test_loader,
+    build_lesion_train_loader,
+)
 from ..evaluation import LesionEvaluator
 from ..modeling.backbone.unet_fpn import UNetFPN
 from .checkpoint import LesionCheckpointer
@@ -39,7 +44,6 @@ from .hooks import (
 from .validation_loss import (
     VALIDATION_LOSS,
     ValidationLossHook,
-    build_loss_loader,
     share_running_statistics,
 )
 
@@ -175,7 +179,7 @@ class Trainer(DefaultTrainer, StoppableTrainer):
             return []
         built = []
         if cfg.TEST.LOSS_PERIOD > 0:
-            loader, amp = build_loss_loader(cfg), solver.AMP.ENABLED
+            loader, amp = build_lesion_loss_loader(cfg), solver.AMP.ENABLED
             seed = max(cfg.SEED, 0)
             built.append(ValidationLossHook(cfg.TEST.LOSS_PERIOD, loader, use_amp=amp, seed=seed))
         period, metric, mode = cfg.TEST.EVAL_PERIOD, best_metric_name(cfg), "max"

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.distributed as dist
-from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.engine import HookBase
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
@@ -22,9 +20,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import StochasticDepth
 from tqdm import tqdm
 
-from ..data.augmentation import build_augmentations
-from ..data.loader import DeviceLoader, prepare_workers
-from ..data.mapper import LesionDatasetMapper
 from ..modeling import ULDorOutputLayers
 from .hooks import is_evaluated
 
@@ -187,20 +182,3 @@ def share_running_statistics(model: nn.Module) -> None:
         for buffer in model.buffers():
             if buffer.is_floating_point():
                 dist.broadcast(buffer, src=0)
-
-
-def build_loss_loader(cfg: CfgNode) -> DeviceLoader:
-    """Build the loader of the validation loss: every image of DATASETS.TEST once, with its lesions.
-
-    Images are as at inference, without augmentation, in batches of the size that they have in
-    training; those without a lesion are not left out. They are split over the processes.
-    """
-    prepare_workers()
-    mapper = LesionDatasetMapper(cfg, True, augmentations=build_augmentations(cfg, False))
-    loader = build_detection_test_loader(
-        get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False),
-        mapper=mapper.load,
-        batch_size=max(1, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-    )
-    return DeviceLoader(loader, cfg.MODEL.DEVICE, cfg.INPUT.CT.HU_WINDOW)

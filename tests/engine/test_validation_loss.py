@@ -2,9 +2,10 @@ import json
 import random
 import re
 
+from lesion_d2.data.loader import build_lesion_loss_loader
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.engine import Trainer, ValidationLossHook, finish_run, load_config
-from lesion_d2.engine.validation_loss import build_loss_loader, mean_losses
+from lesion_d2.engine.validation_loss import mean_losses
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def _slow_mean(cfg, model, batch_size: int) -> dict[str, float]:
 
 def test_the_loss_is_the_mean_over_all_images_of_all_test_sets(tiny_phantom):
     cfg, model = _retina_unet(DATASETS__TEST=("phantom_val", "phantom_test"))
-    loader = build_loss_loader(cfg)
+    loader = build_lesion_loss_loader(cfg)
     sizes = [len(batch) for batch in loader]
     assert set(sizes[:-1]) == {4} and 0 < sizes[-1] < 4  # weights that differ
     found = mean_losses(model, loader)
@@ -86,7 +87,7 @@ def test_images_are_as_at_inference_each_once_with_its_lesions(tiny_phantom):
     images = DatasetCatalog.get("phantom_val")
     expected = {image["image_id"]: image for image in images}
     plain = LesionDatasetMapper(tiny_config(), True)
-    samples = [sample for batch in build_loss_loader(cfg) for sample in batch]
+    samples = [sample for batch in build_lesion_loss_loader(cfg) for sample in batch]
     assert [sample["image_id"] for sample in samples] == list(expected)
     for sample in samples:
         wanted = plain(expected[sample["image_id"]])
@@ -104,7 +105,7 @@ def test_images_without_a_lesion_are_not_left_out_and_masks_only_where_they_are_
     DatasetCatalog.register("half_empty", lambda: images)
     try:
         cfg, model = _mask_rcnn(DATASETS__TEST=("half_empty",), MODEL__MASK_ON=False)
-        loader = build_loss_loader(cfg)
+        loader = build_lesion_loss_loader(cfg)
         instances = [sample["instances"] for batch in loader for sample in batch]
         assert len(instances) == len(images) and {len(i) for i in instances} >= {0, 1}
         assert not any(each.has("gt_masks") for each in instances)
@@ -129,7 +130,7 @@ class _Failing:
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_of_the_training_is_changed(tiny_phantom, build, fails):
     cfg, model = build()
-    loader = build_loss_loader(cfg)
+    loader = build_lesion_loss_loader(cfg)
     model.backbone.bottom_up.stem.eval()  # somebody wants it so
     model.loss_normalizer = 17.0
     weights = {name: value.clone() for name, value in model.state_dict().items()}
@@ -162,7 +163,7 @@ def _random_numbers(seed: int | None = None, *, draw: bool = True) -> list[float
 
 def test_the_loss_depends_on_the_weights_and_the_seed_alone(tiny_phantom):
     cfg, model = _mask_rcnn()
-    loader = build_loss_loader(cfg)
+    loader = build_lesion_loss_loader(cfg)
     first = mean_losses(model, loader)
     assert set(first) == {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
     torch.rand(7)
@@ -176,7 +177,7 @@ def test_the_loss_depends_on_the_weights_and_the_seed_alone(tiny_phantom):
 
 def test_the_normalizer_s_history_does_not_matter(tiny_phantom):
     cfg, model = _retina_unet()
-    loader = build_loss_loader(cfg)
+    loader = build_lesion_loss_loader(cfg)
     fresh = mean_losses(model, loader)
     model.loss_normalizer = 1000.0
     assert mean_losses(model, loader) == fresh
@@ -184,7 +185,7 @@ def test_the_normalizer_s_history_does_not_matter(tiny_phantom):
 
 def test_mixed_precision_is_used_where_the_run_uses_it(tiny_phantom):
     cfg, model = _retina_unet()
-    loader = build_loss_loader(cfg)
+    loader = build_lesion_loss_loader(cfg)
     full, mixed = mean_losses(model, loader), mean_losses(model, loader, use_amp=True)
     assert mixed != full
     assert mixed == pytest.approx(full, rel=0.02)
@@ -297,7 +298,7 @@ def _losses_of_a_process(file: str | None, num_processes: int) -> list | None:
     """Each process's mean losses and running mean afterwards; statistics differ beforehand."""
     # One image a batch, whatever the number of processes.
     cfg, model = _retina_unet(**_TWO_SETS, SOLVER__IMS_PER_BATCH=num_processes)
-    loader = build_loss_loader(cfg)
+    loader = build_lesion_loss_loader(cfg)
     norm = model.backbone.bottom_up.stages[0][1]
     norm.running_mean += comm.get_rank()
     if num_processes > 1:
