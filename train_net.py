@@ -11,16 +11,22 @@ Evaluate a checkpoint on another split:
     python train_net.py --config-file configs/quickstart/retina_unet_phantom.yaml --eval-only \\
         MODEL.WEIGHTS output/quickstart/model_best.pth DATASETS.TEST "('phantom_test',)"
 
+Evaluate the ensemble of the best checkpoints that a training with TEST.KEEP_BEST kept:
+
+    python train_net.py --config-file configs/quickstart/retina_unet_phantom.yaml --eval-only \\
+        TEST.ENSEMBLE.ENABLED True TEST.ENSEMBLE.CHECKPOINTS "('output/quickstart/best',)" \\
+        DATASETS.TEST "('phantom_test',)"
+
 Several GPUs, or several processes on the CPU (with MODEL.DEVICE cpu): --num-gpus 2.
 """
 
 import argparse
 
 from lesion_d2.engine import (
-    LesionCheckpointer,
     Trainer,
     finish_run,
     load_config,
+    load_model,
     one_line_errors,
     prepare_launch,
     setup_run,
@@ -50,9 +56,7 @@ def run(args: argparse.Namespace) -> dict | None:
     """:func:`main` but for ``finish_run``, before which trainer and model have to be gone."""
     cfg = setup(args)
     if args.eval_only:
-        model = Trainer.build_model(cfg)
-        checkpointer = LesionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        model = load_model(cfg, resume=args.resume)
         results = Trainer.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)

@@ -11,6 +11,7 @@ def add_lesion_config(cfg: CN) -> None:
     _add_model_config(cfg)
     _add_training_config(cfg)
     _add_mining_config(cfg)
+    _add_ensemble_config(cfg)
 
 
 def _add_input_config(cfg: CN) -> None:
@@ -86,6 +87,23 @@ def _add_model_config(cfg: CN) -> None:
     # Whether predictions carry masks; without, P1 and P0 are only computed at inference where
     # CALIBRATION needs them.
     cfg.MODEL.RETINA_UNET.PREDICT_MASKS = False
+    # Classes exclude each other: a softmax over them and the background in place of a sigmoid each
+    # (Jaeger et al., section 3.1).
+    cfg.MODEL.RETINA_UNET.SOFTMAX = False
+    # Stochastic hard example mining (Jaeger et al., section 4.2) in place of the focal loss: as
+    # many negative anchors as positive ones, drawn from the hardest so many times their number; 0
+    # switches it off.
+    cfg.MODEL.RETINA_UNET.SHEM_POOL = 0
+
+    cfg.MODEL.LESION_RCNN = CN()
+    # Weight of a segmentation loss (MODEL.RETINA_UNET.SEG_LOSS) on the U-FPN of a two-stage
+    # detector (U-Faster R-CNN+ of Jaeger et al., section 4.1); 0 switches it off.
+    cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT = 0.0
+
+    cfg.MODEL.DET_UNET = CN()
+    # Connected components that become detections, the largest of an image (Jaeger et al., section
+    # 4.1).
+    cfg.MODEL.DET_UNET.MAX_COMPONENTS = 5
 
     cfg.MODEL.ULDOR = CN()
     # Detections of the last class, false positives, are dropped, or counted as lesions that rank
@@ -115,6 +133,9 @@ def _add_training_config(cfg: CN) -> None:
     cfg.TEST.LOSS_PERIOD = 0
     # The metric that picks the best checkpoint, as "task/metric" of the validation results.
     cfg.TEST.BEST_METRIC = "bbox/AP50"
+    # The so many best checkpoints by the same metric that a training keeps in OUTPUT_DIR/best, for
+    # TEST.ENSEMBLE.CHECKPOINTS; 0 keeps none.
+    cfg.TEST.KEEP_BEST = 0
     # Resamplings over patients for the 95 % intervals of the FROC table; 0 leaves them out.
     cfg.TEST.NUM_BOOTSTRAP = 1000
 
@@ -132,3 +153,31 @@ def _add_mining_config(cfg: CN) -> None:
     cfg.HARD_NEGATIVES.GOOD_IOU = 0.3
     # Where an image has no good detection, those with a score above this are false positives.
     cfg.HARD_NEGATIVES.MIN_SCORE = 0.7
+
+
+def _add_ensemble_config(cfg: CN) -> None:
+    # Test-time ensembles (Jaeger et al., sections 3.2 and 4.2), with --eval-only and in prediction.
+    cfg.TEST.ENSEMBLE = CN()
+    cfg.TEST.ENSEMBLE.ENABLED = False
+    # Four views: the image, mirrored along x, along y, and along both.
+    cfg.TEST.ENSEMBLE.MIRRORS = True
+    # Files of weights, or folders of TEST.KEEP_BEST; () for MODEL.WEIGHTS alone.
+    cfg.TEST.ENSEMBLE.CHECKPOINTS = ()
+    # Side of the tiles that larger images are cut into, in pixels of the model's input; 0 for none.
+    cfg.TEST.ENSEMBLE.TILE_SIZE = 0
+    # Share of its side by which a tile overlaps the next one, at least.
+    cfg.TEST.ENSEMBLE.TILE_OVERLAP = 0.5
+    # What joins the views' detections: "wbc" (weighted box clustering) or "nms".
+    cfg.TEST.ENSEMBLE.CONSOLIDATION = "wbc"
+    # IoU with the best box from which on two detections are one, in either.
+    cfg.TEST.ENSEMBLE.IOU_THRESH = 0.2
+    # The same where the boxes of slices become boxes of volumes (section 4.2).
+    cfg.TEST.MERGE_IOU_THRESH = 0.1
+
+
+def trains_on_masks(cfg: CN) -> bool:
+    """Whether training needs the lesions' masks: for a mask head, a segmentation loss or both.
+
+    MODEL.MASK_ON would give U-Faster R-CNN+ a mask head as well.
+    """
+    return cfg.MODEL.MASK_ON or cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT > 0

@@ -31,6 +31,7 @@ def _reduced(file):
     cfg.DATASETS.TEST = ("phantom_val",)
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.SOLVER.IMS_PER_BATCH = 2
+    cfg.MODEL.RETINA_UNET.SHEM_POOL = 0  # it may draw no anchor of a level in a step
     return cfg
 
 

@@ -143,16 +143,11 @@ def register_deeplesion(
     """
     _check_split(split)
     DatasetCatalog.register(name, partial(_load_registered, name, root, split, coarse_types))
-    MetadataCatalog.get(name).set(
-        thing_classes=list(COARSE_TYPES) if coarse_types else ["lesion"],
-        thing_colors=list(_COLORS) if coarse_types else [_COLORS[2]],
-        evaluator_type="lesion",
-    )
+    MetadataCatalog.get(name).set(**lesion_classes(coarse_types), evaluator_type="lesion")
 
 
 def _load_registered(name: str, root: str, split: str | None, coarse_types: bool) -> list[dict]:
-    datasets = os.getenv("DETECTRON2_DATASETS", "datasets")
-    root = os.path.expanduser(root.replace("$DETECTRON2_DATASETS", datasets))
+    root = resolve_root(root)
     metadata = MetadataCatalog.get(name)
     dicts = load_deeplesion(
         os.path.join(root, "DL_info.csv"),
@@ -165,6 +160,20 @@ def _load_registered(name: str, root: str, split: str | None, coarse_types: bool
     if hidden_share > 0:
         _hide_annotations(name, dicts, hidden_share, hidden_seed)
     return dicts
+
+
+def lesion_classes(coarse_types: bool) -> dict[str, list]:
+    """Metadata of the categories: the eight coarse types, or every lesion alike."""
+    return {
+        "thing_classes": list(COARSE_TYPES) if coarse_types else ["lesion"],
+        "thing_colors": list(_COLORS) if coarse_types else [_COLORS[2]],
+    }
+
+
+def resolve_root(root: str) -> str:
+    """A data set's folder: ``~``, and ``$DETECTRON2_DATASETS`` (default "datasets"), filled in."""
+    datasets = os.getenv("DETECTRON2_DATASETS", "datasets")
+    return os.path.expanduser(root.replace("$DETECTRON2_DATASETS", datasets))
 
 
 def _register_builtin() -> None:

@@ -10,6 +10,7 @@ from detectron2.data.detection_utils import check_image_size
 from detectron2.structures import BitMasks, Boxes, Instances
 from pycocotools import mask as mask_util
 
+from ..config import trains_on_masks
 from .augmentation import build_augmentations
 from .ct import hu_to_pixels, read_slice, slice_stack
 from .pseudo_masks import (
@@ -83,7 +84,7 @@ class LesionDatasetMapper:
                 f"MODEL.PIXEL_MEAN has {len(cfg.MODEL.PIXEL_MEAN)} values and PIXEL_STD "
                 f"{len(cfg.MODEL.PIXEL_STD)}; expected {ct.NUM_SLICES} (INPUT.CT.NUM_SLICES)"
             )
-        with_masks = with_masks or (is_train and cfg.MODEL.MASK_ON)
+        with_masks = with_masks or (is_train and trains_on_masks(cfg))
         return {
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),

@@ -1,3 +1,4 @@
+from .best_checkpoints import KeepBestHook
 from .checkpoint import LesionCheckpointer
 from .checks import InputError
 from .defaults import (
@@ -10,6 +11,7 @@ from .defaults import (
 )
 from .hard_negatives import HardNegativeMiner, HardNegativeMiningHook, select_hard_negatives
 from .hooks import CatchUpHook, EarlyStopHook, PlateauHook, ResumableBestCheckpointer
+from .prediction import LesionPredictor, load_model
 from .schedule import resolve_epochs
 from .trainer import StoppableTrainer, Trainer
 from .validation_loss import ValidationLossHook
@@ -20,7 +22,9 @@ __all__ = [
     "HardNegativeMiner",
     "HardNegativeMiningHook",
     "InputError",
+    "KeepBestHook",
     "LesionCheckpointer",
+    "LesionPredictor",
     "PlateauHook",
     "ResumableBestCheckpointer",
     "StoppableTrainer",
@@ -29,6 +33,7 @@ __all__ = [
     "finish_run",
     "fit_device",
     "load_config",
+    "load_model",
     "one_line_errors",
     "prepare_launch",
     "resolve_epochs",

@@ -18,9 +18,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
 from torch import nn
 
+from ..config import trains_on_masks
 from ..data.deeplesion import set_allow_missing, set_hidden_annotations
 from ..data.mapper import LesionDatasetMapper
+from ..inference.ensemble import CONSOLIDATIONS
 from ..modeling import AttentionGate, ULDorROIHeads
+from .best_checkpoints import checkpoint_files
 from .checkpoint import check_weights
 from .schedule import check_epochs, resolve_epochs
 from .trainer import optimizer_class
@@ -35,6 +38,19 @@ _MODEL_CHECKS: tuple[_Check, ...] = (
     ("MODEL.RETINA_UNET.SEG_FOCAL_ALPHA", lambda v: 0 <= v <= 1, "0 to 1"),
     ("MODEL.RETINA_UNET.SEG_FOCAL_GAMMA", lambda v: v >= 0, "0 or more"),
     ("MODEL.RETINA_UNET.BOX_MARGIN", lambda v: v >= 0, "0 or more pixels"),
+    ("MODEL.RETINA_UNET.SHEM_POOL", lambda v: v >= 0, "0 (off) or more"),
+    ("MODEL.LESION_RCNN.SEG_LOSS_WEIGHT", lambda v: v >= 0, "0 (off) or more"),
+    ("MODEL.DET_UNET.MAX_COMPONENTS", lambda v: v >= 1, "1 or more"),
+)
+_ENSEMBLE_CHECKS: tuple[_Check, ...] = (
+    ("TEST.ENSEMBLE.TILE_SIZE", lambda v: v >= 0, "0 (no tiles) or more pixels"),
+    ("TEST.ENSEMBLE.TILE_OVERLAP", lambda v: 0 <= v < 1, "a share from 0 to below 1"),
+    (
+        "TEST.ENSEMBLE.CONSOLIDATION",
+        lambda v: v in CONSOLIDATIONS,
+        f"one of {', '.join(CONSOLIDATIONS)}",
+    ),
+    ("TEST.ENSEMBLE.IOU_THRESH", lambda v: 0 <= v < 1, "an IoU from 0 to below 1"),
 )
 _TRAINING_CHECKS: tuple[_Check, ...] = (
     (
@@ -51,6 +67,7 @@ _TRAINING_CHECKS: tuple[_Check, ...] = (
         f"'' (TEST.BEST_METRIC) or {VALIDATION_LOSS!r}",
     ),
     ("TEST.LOSS_PERIOD", lambda v: v >= 0, "0 (off) or more"),
+    ("TEST.KEEP_BEST", lambda v: v >= 0, "0 (none) or more checkpoints"),
     ("DATASETS.HIDDEN_SHARE", lambda v: 0 <= v < 1, "a share from 0 to below 1"),
     ("DATASETS.HIDDEN_SEED", lambda v: v >= 0, "0 or more"),
     ("HARD_NEGATIVES.PERIOD", lambda v: v >= 0, "0 (off) or more"),
@@ -91,6 +108,7 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
     Raises:
         InputError: something is missing or empty, or a value is none of those known.
     """
+    _check_ensemble(cfg, args)
     _check_weights(cfg, args, _check_model(cfg))
     with as_input_error(""):
         LesionDatasetMapper(cfg, not args.eval_only)
@@ -132,6 +150,12 @@ def _check_model(cfg: CfgNode) -> nn.Module:
         raise InputError(
             f"MODEL.META_ARCHITECTURE: found {found!r}, expected 'RetinaUNet' for the calibration "
             f"(MODEL.RETINA_UNET.CALIBRATION is {strength})"
+        )
+    seg_loss_weight = cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT
+    if seg_loss_weight > 0 and found != "LesionRCNN":
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE: found {found!r}, expected 'LesionRCNN' for its segmentation "
+            f"loss (MODEL.LESION_RCNN.SEG_LOSS_WEIGHT is {seg_loss_weight})"
         )
     try:
         with torch.device("meta"):
@@ -214,10 +238,17 @@ def _check_training(cfg: CfgNode, num_processes: int) -> None:
     _check_values(cfg, _TRAINING_CHECKS)
     with as_input_error(""):
         check_epochs(cfg)
+    if cfg.TEST.KEEP_BEST > 0 and not cfg.DATASETS.TEST:
+        raise InputError(
+            "DATASETS.TEST: found no data set, expected one to evaluate (TEST.KEEP_BEST is "
+            f"{cfg.TEST.KEEP_BEST})"
+        )
     _check_patience(cfg)
     _check_mining(cfg)
     _check_hidden(cfg)
     weight = cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT
+    if cfg.MODEL.META_ARCHITECTURE == "DetUNet" and not cfg.MODEL.MASK_ON:
+        raise InputError("MODEL.MASK_ON: found False, expected True for DetUNet")
     if cfg.MODEL.META_ARCHITECTURE == "RetinaUNet" and weight > 0 and not cfg.MODEL.MASK_ON:
         raise InputError(
             f"MODEL.MASK_ON: found False, expected True for the segmentation loss "
@@ -295,7 +326,7 @@ def _check_hidden(cfg: CfgNode) -> None:
 
 def _check_masks(cfg: CfgNode, images: list[dict], kind: str) -> None:
     """Check that every annotation has a mask, or the diameters that one is made from."""
-    if not cfg.MODEL.MASK_ON:
+    if not trains_on_masks(cfg):
         return
     bare = [
         image["file_name"]
@@ -308,11 +339,34 @@ def _check_masks(cfg: CfgNode, images: list[dict], kind: str) -> None:
         raise InputError(
             f"DATASETS.{kind}: found {len(bare)} of {number} annotations without a mask and "
             f"without RECIST diameters to make it from (the first: {bare[0]}), expected "
-            "'segmentation' or 'recist' for MODEL.MASK_ON True"
+            "'segmentation' or 'recist' for a model that learns masks"
         )
 
 
+def _check_ensemble(cfg: CfgNode, args: argparse.Namespace) -> None:
+    _check_values(cfg, _ENSEMBLE_CHECKS)
+    files = cfg.TEST.ENSEMBLE.CHECKPOINTS
+    if files and not cfg.TEST.ENSEMBLE.ENABLED:
+        raise InputError(
+            "TEST.ENSEMBLE.ENABLED: found False, expected True for TEST.ENSEMBLE.CHECKPOINTS "
+            f"({', '.join(files)})"
+        )
+    if files and args.eval_only and args.resume:
+        raise InputError(
+            "--resume: found TEST.ENSEMBLE.CHECKPOINTS too, expected one of them with --eval-only"
+        )
+
+
+def _check_checkpoints(cfg: CfgNode, model: nn.Module) -> None:
+    with as_input_error("TEST.ENSEMBLE.CHECKPOINTS: "):
+        for file in checkpoint_files(cfg.TEST.ENSEMBLE.CHECKPOINTS):
+            check_weights(file, model, for_training=False)
+
+
 def _check_weights(cfg: CfgNode, args: argparse.Namespace, model: nn.Module) -> None:
+    if args.eval_only and cfg.TEST.ENSEMBLE.CHECKPOINTS:  # then MODEL.WEIGHTS is not used
+        _check_checkpoints(cfg, model)
+        return
     tag = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
     if args.resume and os.path.isfile(tag):
         _check_last_checkpoint(tag, model)
@@ -374,7 +428,7 @@ def _check_classes(cfg: CfgNode, name: str, kind: str) -> None:
     if classes is None:
         return
     expected, counted = len(classes), f"the classes of {name} (DATASETS.{kind})"
-    if cfg.MODEL.META_ARCHITECTURE in ("RetinaNet", "RetinaUNet"):
+    if cfg.MODEL.META_ARCHITECTURE in ("DetUNet", "RetinaNet", "RetinaUNet"):
         key, found = "MODEL.RETINANET.NUM_CLASSES", cfg.MODEL.RETINANET.NUM_CLASSES
     elif _is_rcnn(cfg):
         key, found = "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES
@@ -387,4 +441,4 @@ def _check_classes(cfg: CfgNode, name: str, kind: str) -> None:
 
 
 def _is_lesion_dataset(name: str) -> bool:
-    return MetadataCatalog.get(name).get("evaluator_type") == "lesion"
+    return MetadataCatalog.get(name).get("evaluator_type") in ("lesion", "lesion_volume")

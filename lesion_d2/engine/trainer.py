@@ -29,8 +29,10 @@ from ..data.loader import (
     build_lesion_test_loader,
     build_lesion_train_loader,
 )
-from ..evaluation import LesionEvaluator
+from ..evaluation import LesionEvaluator, VolumeEvaluator
+from ..inference.slices import batched_merge_slices
 from ..modeling.backbone.unet_fpn import UNetFPN
+from .best_checkpoints import KeepBestHook
 from .checkpoint import LesionCheckpointer
 from .hard_negatives import HardNegativeMiner, HardNegativeMiningHook
 from .hooks import (
@@ -100,8 +102,9 @@ class Trainer(DefaultTrainer, StoppableTrainer):
     """DefaultTrainer for lesions: our loaders, evaluator and checkpoints; on CPUs as on GPUs.
 
     The best checkpoint by TEST.BEST_METRIC on the (first) data set of DATASETS.TEST is kept as
-    ``model_best.pth`` beside Detectron2's ``model_final.pth``. The same metric, or the loss on
-    DATASETS.TEST (SOLVER.PATIENCE_METRIC), lowers the learning rate and ends the training, where
+    ``model_best.pth`` beside Detectron2's ``model_final.pth``, and the weights of the
+    TEST.KEEP_BEST best ones in ``best``. The same metric, or the loss on DATASETS.TEST
+    (SOLVER.PATIENCE_METRIC), lowers the learning rate and ends the training, where
     SOLVER.PLATEAU_PATIENCE and SOLVER.EARLY_STOP_PATIENCE are set. Hard negatives are mined where
     HARD_NEGATIVES.PERIOD is.
     """
@@ -185,7 +188,10 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         period, metric, mode = cfg.TEST.EVAL_PERIOD, best_metric_name(cfg), "max"
         if solver.PATIENCE_METRIC == VALIDATION_LOSS:
             period, metric, mode = cfg.TEST.LOSS_PERIOD, VALIDATION_LOSS, "min"
-        built.append(ResumableBestCheckpointer(period, self.checkpointer, metric, mode))
+        picks_best = period, self.checkpointer, metric, mode
+        built.append(ResumableBestCheckpointer(*picks_best))
+        if cfg.TEST.KEEP_BEST > 0:
+            built.append(KeepBestHook(*picks_best, num_kept=cfg.TEST.KEEP_BEST, run=built[-1]))
         if solver.PLATEAU_PATIENCE > 0:
             patience, factor = solver.PLATEAU_PATIENCE, solver.PLATEAU_FACTOR
             built.append(PlateauHook(period, metric, patience=patience, factor=factor, mode=mode))
@@ -273,16 +279,23 @@ class Trainer(DefaultTrainer, StoppableTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """The FROC and COCO evaluator, which writes to ``OUTPUT_DIR/inference/<dataset_name>``.
+        """The evaluator that the data set asks for by its ``evaluator_type``.
+
+        "lesion" is FROC and COCO's numbers, "lesion_volume" is evaluation in 3-D of boxes that are
+        merged over the slices. Both write to ``OUTPUT_DIR/inference/<dataset_name>``.
 
         Raises:
-            ValueError: the data set's ``evaluator_type`` is not "lesion".
+            ValueError: the data set's ``evaluator_type`` is another one.
         """
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-        if kind != "lesion":
-            raise ValueError(f"{dataset_name}: found evaluator_type {kind!r}, expected 'lesion'")
         output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        return LesionEvaluator(cfg, dataset_name, output_dir)
+        if kind == "lesion":
+            return LesionEvaluator(cfg, dataset_name, output_dir)
+        if kind == "lesion_volume":
+            return VolumeEvaluator(cfg, dataset_name, output_dir, merge=batched_merge_slices)
+        raise ValueError(
+            f"{dataset_name}: found evaluator_type {kind!r}, expected 'lesion' or 'lesion_volume'"
+        )
 
 
 def has_unused_parameters(model: nn.Module) -> bool:

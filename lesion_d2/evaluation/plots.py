@@ -21,6 +21,7 @@ def plot_froc(
     file: str | os.PathLike,
     *,
     bands: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None,
+    unit: str = "image",
 ) -> None:
     """Draw FROC curves over 0.125 to 16 false positives per image, on a logarithmic axis.
 
@@ -29,6 +30,7 @@ def plot_froc(
         file: PNG to write; complete or not at all.
         bands: name -> (rates, low, high), three arrays as long as each other: false positives per
             image and the limits of the 95 % interval of the sensitivity there, in 0..1.
+        unit: what false positives are counted per.
 
     Raises:
         ValueError: a band whose name is not among the curves.
@@ -45,18 +47,18 @@ def plot_froc(
             x, low, high = (np.asarray(values) for values in bands[name])
             style = {"color": f"C{i % 10}", "alpha": 0.2, "lw": 0}
             axes.fill_between(x, 100 * low, 100 * high, label=f"{name}, 95 % interval", **style)
-    _style_axes(axes)
+    _style_axes(axes, unit)
     with written_whole(file) as partial:
         FigureCanvasAgg(figure).print_png(partial)
 
 
-def _style_axes(axes) -> None:
+def _style_axes(axes, unit: str) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlim(PLOT_TICKS[0], PLOT_TICKS[-1])
     axes.set_xticks(PLOT_TICKS, labels=[f"{tick:g}" for tick in PLOT_TICKS])
     axes.set_ylim(0, 100)
     axes.set_yticks(range(0, 101, 10))
-    axes.set_xlabel("False positives per image")
+    axes.set_xlabel(f"False positives per {unit}")
     axes.set_ylabel("Sensitivity (%)")
     axes.grid(True, alpha=0.4)
     axes.legend(loc="lower right")

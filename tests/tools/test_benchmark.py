@@ -3,6 +3,7 @@ from lesion_d2.engine.hard_negatives import HardNegativeMiner
 from lesion_d2.evaluation import froc_curve
 from lesion_d2.tools.benchmark import (
     anchors,
+    clustering,
     configs,
     data,
     froc,
@@ -57,6 +58,13 @@ def test_froc_rows_compare_both_curves():
     first, second = froc.measure_froc(num_images=30, per_image=4)
     assert first.limit == 0.25 and first.unit == "s"
     assert "differ by at most 0" in second.note
+
+
+def test_clustering_rows_compare_both_ways():
+    first, scattered, ratio = clustering.measure_clustering(num_images=2, num_views=5, per_view=40)
+    assert first.limit == 1 and first.unit == "s" and "2 images x 5 views x 40 boxes" in first.note
+    assert scattered.limit is None and scattered.measured > 0
+    assert float(ratio.note.split("at most ")[1]) < 1e-9 and ratio.measured > 0
 
 
 def test_anchors_are_searched_for_drawn_boxes_where_the_real_ones_are_not(tmp_path):

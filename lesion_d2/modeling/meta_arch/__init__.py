@@ -1,4 +1,5 @@
+from .det_unet import DetUNet
 from .lesion_rcnn import LesionRCNN
 from .retina_unet import RetinaUNet
 
-__all__ = ["LesionRCNN", "RetinaUNet"]
+__all__ = ["DetUNet", "LesionRCNN", "RetinaUNet"]

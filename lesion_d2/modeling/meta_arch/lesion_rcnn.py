@@ -1,6 +1,16 @@
+from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
+from torch import Tensor
+
+from ..losses import segmentation_loss
+from ..segmentation import (
+    SegmentationLoss,
+    build_segmentation_loss,
+    build_segmentation_predictor,
+    semantic_labels,
+)
 
 
 @META_ARCH_REGISTRY.register()
@@ -8,8 +18,57 @@ class LesionRCNN(GeneralizedRCNN):
     """Faster and Mask R-CNN whose boxes come back to the slice in the data set's coordinates.
 
     Whole numbers are pixel centers there. With ``ULDorROIHeads`` it is ULDor's detector (Tang et
-    al., section 2).
+    al., section 2); on a U-FPN with its segmentation loss it is U-Faster R-CNN+ (Jaeger et al.,
+    section 4.1). RoIAlign is what the papers' + stands for.
+
+    Args:
+        seg_loss_weight: weight of the segmentation loss beside those of the R-CNN; 0 switches it
+            off. The segmentation is only computed in training.
+        seg_loss: maps logits (N, K + 1, H, W) and labels (N, H, W) to a scalar.
+        kwargs: see :class:`GeneralizedRCNN`. With a segmentation loss the backbone is a
+            :class:`UNetFPN`.
+
+    Raises:
+        ValueError: there is no U-FPN for the segmentation.
     """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        seg_loss_weight: float = 0.0,
+        seg_loss: SegmentationLoss = segmentation_loss,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.seg_loss_weight = seg_loss_weight
+        self.seg_loss = seg_loss
+        if seg_loss_weight > 0:
+            self.seg_predictor = build_segmentation_predictor(
+                self.backbone, self.roi_heads.num_classes
+            )
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        return {
+            **super().from_config(cfg),
+            "seg_loss_weight": cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT,
+            "seg_loss": build_segmentation_loss(cfg),
+        }
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """As in Detectron2; in training with ``loss_seg`` where the segmentation loss is on."""
+        if not self.training or self.seg_loss_weight == 0:
+            return super().forward(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
+        gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
+        features = self.backbone(images.tensor)
+        proposals, losses = self.proposal_generator(images, features, gt_instances)
+        losses.update(self.roi_heads(images, features, proposals, gt_instances)[1])
+        logits = self.seg_predictor(self.backbone.decode(images.tensor, features))
+        labels = semantic_labels(gt_instances, images)
+        losses["loss_seg"] = self.seg_loss_weight * self.seg_loss(logits, labels)
+        return losses
 
     def inference(
         self,

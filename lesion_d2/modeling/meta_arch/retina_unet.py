@@ -1,20 +1,25 @@
 import math
-from collections.abc import Callable
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import configurable
+from detectron2.layers import cat
 from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
+from detectron2.modeling.box_regression import _dense_box_regression_loss
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from ..backbone import UNetFPN
 from ..calibration import calibrate_scores, mask_agreement
-from ..losses import IGNORE, focal_segmentation_loss, segmentation_loss
-
-_PRIOR = 0.01  # of a foreground pixel, as RETINANET.PRIOR_PROB of a foreground anchor
+from ..losses import anchor_focal_loss, segmentation_loss, shem_loss
+from ..segmentation import (
+    SegmentationLoss,
+    build_segmentation_loss,
+    build_segmentation_predictor,
+    resize_probabilities,
+    semantic_labels,
+)
 
 
 @META_ARCH_REGISTRY.register()
@@ -35,6 +40,10 @@ class RetinaUNet(RetinaNet):
         calibration: strength of :func:`calibrate_scores`, in [0, 1]; 0 switches it off.
         box_margin: pixels of the slice, before it was resized, by which boxes are drawn around
             lesions; calibration expects them.
+        softmax: whether classes exclude each other (section 3.1): the head then gives K + 1 logits
+            an anchor, the last one the background's.
+        shem_pool: negatives of the classification loss are drawn from the hardest so many times
+            their number (section 4.2, see :func:`shem_loss`); 0 for the focal loss.
         kwargs: see :class:`RetinaNet`. The backbone is a :class:`UNetFPN`.
 
     Raises:
@@ -46,10 +55,12 @@ class RetinaUNet(RetinaNet):
         self,
         *,
         seg_loss_weight: float = 1.0,
-        seg_loss: Callable[[Tensor, Tensor], Tensor] = segmentation_loss,
+        seg_loss: SegmentationLoss = segmentation_loss,
         predict_masks: bool = False,
         calibration: float = 0.0,
         box_margin: float = 5.0,
+        softmax: bool = False,
+        shem_pool: int = 0,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -60,30 +71,27 @@ class RetinaUNet(RetinaNet):
         self.predict_masks = predict_masks
         self.calibration = calibration
         self.box_margin = box_margin
+        self.softmax = softmax
+        self.shem_pool = shem_pool
         self.seg_predictor = None
         if seg_loss_weight > 0 or predict_masks or calibration > 0:
-            if not isinstance(self.backbone, UNetFPN):
-                found = type(self.backbone).__name__
-                raise ValueError(
-                    f"MODEL.BACKBONE.NAME: found a {found}, expected a U-FPN for the segmentation, "
-                    "such as build_vgg_unet_fpn_backbone"
-                )
-            channels = self.backbone.decoder_shape.channels
-            self.seg_predictor = nn.Conv2d(channels, self.num_classes + 1, kernel_size=1)
-            # As RetinaNet's own prior: nearly all pixels are background, and say so from the start.
-            nn.init.zeros_(self.seg_predictor.bias)
-            nn.init.constant_(self.seg_predictor.bias[:1], math.log((1 - _PRIOR) / _PRIOR))
+            self.seg_predictor = build_segmentation_predictor(self.backbone, self.num_classes)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        return {
+        arguments = {
             **super().from_config(cfg),
             "seg_loss_weight": cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT,
             "seg_loss": build_segmentation_loss(cfg),
             "predict_masks": cfg.MODEL.RETINA_UNET.PREDICT_MASKS,
             "calibration": cfg.MODEL.RETINA_UNET.CALIBRATION,
             "box_margin": cfg.MODEL.RETINA_UNET.BOX_MARGIN,
+            "softmax": cfg.MODEL.RETINA_UNET.SOFTMAX,
+            "shem_pool": cfg.MODEL.RETINA_UNET.SHEM_POOL,
         }
+        if arguments["softmax"]:
+            arguments["head"] = _build_softmax_head(cfg, arguments["backbone"])
+        return arguments
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """Detectron2's model interface: losses in training, ``[{"instances": ...}]`` otherwise.
@@ -126,6 +134,61 @@ class RetinaUNet(RetinaNet):
             for each in zip(results, probabilities, batched_inputs, strict=True)
         ]
 
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """As in RetinaNet; with a softmax or with SHEM, ``loss_cls`` is another one."""
+        if not self.softmax and self.shem_pool == 0:
+            return super().losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
+        labels, logits = torch.stack(gt_labels), cat(pred_logits, dim=1)
+        is_positive = (labels >= 0) & (labels != self.num_classes)
+        num_positive = is_positive.sum().item()
+        get_event_storage().put_scalar("num_pos_anchors", num_positive / len(labels))
+        normalizer = self._ema_update("loss_normalizer", max(num_positive, 1), 100)
+        if self.shem_pool > 0:
+            loss_cls = shem_loss(logits, labels, pool=self.shem_pool, softmax=self.softmax)
+        else:
+            focal = {"alpha": self.focal_loss_alpha, "gamma": self.focal_loss_gamma}
+            loss_cls = anchor_focal_loss(logits, labels, **focal) / normalizer
+        loss_box_reg = _dense_box_regression_loss(
+            anchors,
+            self.box2box_transform,
+            pred_anchor_deltas,
+            gt_boxes,
+            is_positive,
+            box_reg_loss_type=self.box_reg_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
+        )
+        return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg / normalizer}
+
+    def forward_inference(
+        self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
+    ) -> list[Instances]:
+        """As in RetinaNet; with a softmax, scores are its probabilities."""
+        if not self.softmax:
+            return super().forward_inference(images, features, predictions)
+        logits, deltas = self._transpose_dense_predictions(predictions, [self.num_classes, 4])
+        anchors = self.anchor_generator(features)
+        scores = [level.softmax(dim=-1)[..., :-1] for level in logits]
+        return [
+            self.inference_single_image(anchors, [x[i] for x in scores], [x[i] for x in deltas], s)
+            for i, s in enumerate(images.image_sizes)
+        ]
+
+    def _transpose_dense_predictions(
+        self, predictions: list[list[Tensor]], dims_per_anchor: list[int]
+    ) -> list[list[Tensor]]:
+        # Detectron2 asks for K logits an anchor, wherever it needs them.
+        num_logits, *others = dims_per_anchor
+        return super()._transpose_dense_predictions(
+            predictions, [num_logits + self.softmax, *others]
+        )
+
     def predict_segmentation(self, images: Tensor, features: dict[str, Tensor]) -> Tensor:
         """Map images (N, C, H, W) and their backbone features to logits (N, K + 1, H, W)."""
         return self.seg_predictor(self.backbone.decode(images, features))
@@ -151,44 +214,25 @@ class RetinaUNet(RetinaNet):
         return result[result.scores.argsort(descending=True, stable=True)]
 
 
-def build_segmentation_loss(cfg) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss that MODEL.RETINA_UNET.SEG_LOSS names.
-
-    Raises:
-        ValueError: the name is unknown.
-    """
-    options = cfg.MODEL.RETINA_UNET
-    if options.SEG_LOSS == "ce_dice":
-        return segmentation_loss
-    if options.SEG_LOSS == "focal":
-        return partial(
-            focal_segmentation_loss, alpha=options.SEG_FOCAL_ALPHA, gamma=options.SEG_FOCAL_GAMMA
+def _build_softmax_head(cfg, backbone: nn.Module) -> RetinaNetHead:
+    """RetinaNet's head with one logit more an anchor, for the background."""
+    shapes, options = backbone.output_shape(), cfg.MODEL.RETINANET
+    levels = [shapes[level] for level in options.IN_FEATURES]
+    num_classes = options.NUM_CLASSES
+    head = RetinaNetHead(cfg, levels, num_classes=num_classes + 1)
+    prior = options.PRIOR_PROB
+    if not num_classes * prior < 1:
+        raise ValueError(
+            f"MODEL.RETINANET.PRIOR_PROB: found {prior}, expected less than 1 / {num_classes} for "
+            f"{num_classes} classes that exclude each other"
         )
-    raise ValueError(
-        f"MODEL.RETINA_UNET.SEG_LOSS: found {options.SEG_LOSS!r}, expected 'ce_dice' or 'focal'"
-    )
-
-
-def semantic_labels(gt_instances: list[Instances], images: ImageList) -> Tensor:
-    """Paint the instances' masks into one label map an image.
-
-    Returns:
-        (N, H, W) int64: 0 for background, class + 1 inside a mask (the later instance wins where
-        two overlap), ``IGNORE`` in the padding of the batch.
-    """
-    height, width = images.tensor.shape[-2:]
-    labels = torch.full(
-        (len(gt_instances), height, width), IGNORE, dtype=torch.int64, device=images.tensor.device
-    )
-    for label, instances, (h, w) in zip(labels, gt_instances, images.image_sizes, strict=True):
-        label[:h, :w] = 0
-        if len(instances) == 0:
-            continue
-        for mask, category in zip(
-            instances.gt_masks.tensor, instances.gt_classes.tolist(), strict=True
-        ):
-            label[:h, :w][mask] = category + 1
-    return labels
+    # Each class begins at the prior, as with a sigmoid.
+    background = math.log((1 - num_classes * prior) / prior)
+    bias = torch.zeros(head.cls_score.out_channels // (num_classes + 1), num_classes + 1)
+    bias[:, -1] = background
+    with torch.no_grad():
+        head.cls_score.bias.copy_(bias.flatten())
+    return head
 
 
 def _postprocess(result: Instances, probabilities: Tensor | None, input_dict: dict) -> Instances:
@@ -197,20 +241,15 @@ def _postprocess(result: Instances, probabilities: Tensor | None, input_dict: di
         input_dict.get("height", result.image_size[0]),
         input_dict.get("width", result.image_size[1]),
     )
-    image_height, image_width = result.image_size
+    image_size = result.image_size
     # The data set's whole numbers are pixel centers, and Detectron2 scales about pixel corners.
     result.pred_boxes.tensor += 0.5
     result = detector_postprocess(result, *size)
     result.pred_boxes.tensor -= 0.5
     if probabilities is not None:
-        probabilities = F.interpolate(
-            probabilities[None, 1:, :image_height, :image_width],
-            size=size,
-            mode="bilinear",
-            align_corners=False,
-        )[0]
+        foreground = resize_probabilities(probabilities[1:], image_size, size)
         result.pred_masks = masks_in_boxes(
-            probabilities > 0.5, result.pred_boxes.tensor, result.pred_classes
+            foreground > 0.5, result.pred_boxes.tensor, result.pred_classes
         )
     return result
 

@@ -4,9 +4,9 @@ python -m lesion_d2.tools.benchmark [--only PART ...] [--threads N]
 
 Writes small phantom data sets into a temporary folder, measures, and prints one table. Times are
 the minimum over repeats where nothing else is said; ratios of models are the median over pairs of
-calls that follow each other. What runs on one core (slices, masks, FROC, CSV) is counted in
-processor time, which other programs on the machine disturb least. Exits with 1 where a limit is
-exceeded.
+calls that follow each other. What runs on one core (slices, masks, FROC, CSV, clustering) is
+counted in processor time, which other programs on the machine disturb least. Exits with 1 where a
+limit is exceeded.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from .anchors import measure_anchors
+from .clustering import measure_clustering
 from .data import measure_csv, measure_masks, measure_slices
 from .froc import measure_froc
 from .memory import ignore_meshgrid_warning
@@ -34,7 +35,7 @@ from .models import measure_retina_unet, measure_zlocha
 from .timing import Row
 from .uldor import measure_uldor
 
-PARTS = ("slices", "masks", "froc", "csv", "anchors", "model", "zlocha", "uldor")
+PARTS = ("slices", "masks", "froc", "csv", "anchors", "clustering", "model", "zlocha", "uldor")
 
 
 def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
@@ -49,6 +50,8 @@ def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
         yield from measure_csv(folder)
     if "anchors" in parts:
         yield from measure_anchors()
+    if "clustering" in parts:
+        yield from measure_clustering()
     models = {
         "model": measure_retina_unet,
         "zlocha": measure_zlocha,

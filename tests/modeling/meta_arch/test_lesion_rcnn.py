@@ -1,5 +1,5 @@
 from lesion_d2.engine import load_config
-from lesion_d2.modeling import LesionRCNN
+from lesion_d2.modeling import LesionRCNN, segmentation_loss
 from lesion_d2.modeling.meta_arch.lesion_rcnn import _postprocess
 
 import pytest
@@ -28,7 +28,7 @@ def make_sample(boxes, classes, seed):
     instances = Instances((64, 64))
     instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
     instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
-    instances.gt_masks = BitMasks(torch.stack(masks))
+    instances.gt_masks = BitMasks(torch.stack(masks) if masks else torch.zeros(0, 64, 64))
     return {"image": image, "instances": instances, "height": 64, "width": 64}
 
 
@@ -91,3 +91,45 @@ def test_without_masks_and_without_detections():
     assert output["instances"].image_size == (96, 80)
     assert len(output["instances"]) == 0
     assert not output["instances"].has("pred_masks")
+
+
+def test_the_segmentation_loss_of_u_faster_rcnn_plus_comes_beside_the_others():
+    options = {"MODEL__LESION_RCNN__SEG_LOSS_WEIGHT": 0.5, "MODEL__MASK_ON": False}
+    model = make_model(**options)
+    batch = [make_sample([(8, 10, 28, 26), (36, 34, 58, 56)], [0, 1], 1), make_sample([], [], 2)]
+    seen = []
+    model.seg_predictor.register_forward_hook(lambda module, args, output: seen.append(output))
+    with EventStorage():
+        torch.manual_seed(3)
+        losses = model(batch)
+        model.seg_loss_weight = 0.0
+        torch.manual_seed(3)
+        plain = model(batch)
+    assert "loss_mask" not in losses and not hasattr(model.roi_heads, "mask_head")
+    labels = torch.zeros(2, 64, 64, dtype=torch.int64)
+    for mask, category in zip(batch[0]["instances"].gt_masks.tensor, [0, 1], strict=True):
+        labels[0][mask] = category + 1
+    torch.testing.assert_close(losses.pop("loss_seg"), 0.5 * segmentation_loss(seen[0], labels))
+    assert losses.keys() == plain.keys() and len(seen) == 1
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, plain[name])
+
+
+def test_the_segmentation_trains_the_shared_features_and_costs_nothing_at_inference():
+    model = make_model(MODEL__LESION_RCNN__SEG_LOSS_WEIGHT=1.0)
+    with EventStorage():
+        losses = model([make_sample([(8, 10, 28, 26)], [0], 1)])
+    losses["loss_seg"].backward()
+    for name in ("backbone.bottom_up.stem.conv1.weight", "backbone.bottom_up.stages.3.0.weight"):
+        assert model.get_parameter(name).grad.abs().sum() > 0, name
+    model.backbone.decode = None  # would raise
+    with torch.no_grad():
+        assert "instances" in model.eval()([make_sample([], [], 1)])[0]
+
+
+def test_a_segmentation_loss_without_a_u_fpn_is_refused():
+    with pytest.raises(ValueError, match="found a FPN, expected a U-FPN for the segmentation"):
+        make_model(
+            MODEL__LESION_RCNN__SEG_LOSS_WEIGHT=1.0,
+            MODEL__BACKBONE__NAME="build_resnet_fpn_backbone",
+        )

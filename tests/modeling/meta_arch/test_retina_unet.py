@@ -5,13 +5,19 @@ from lesion_d2.data.augmentation import ResizeTransform
 from lesion_d2.data.mapper import transform_lesions
 from lesion_d2.modeling.attention import record_attention
 from lesion_d2.modeling.calibration import mask_agreement
-from lesion_d2.modeling.losses import IGNORE, focal_segmentation_loss
-from lesion_d2.modeling.meta_arch.retina_unet import _postprocess, masks_in_boxes, semantic_labels
+from lesion_d2.modeling.losses import (
+    IGNORE,
+    anchor_focal_loss,
+    focal_segmentation_loss,
+    shem_loss,
+)
+from lesion_d2.modeling.meta_arch.retina_unet import _postprocess, masks_in_boxes
+from lesion_d2.modeling.segmentation import semantic_labels
 
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.modeling import build_model
+from detectron2.modeling import RetinaNet, build_model
 from detectron2.solver import build_optimizer
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
@@ -52,10 +58,13 @@ def _losses(model, batch):
         return model(batch)
 
 
-def test_overfits_two_images_and_finds_boxes_and_masks(pytestconfig):
-    model, cfg = _model(
-        pytestconfig.rootpath, "MODEL.RETINA_UNET.PREDICT_MASKS", True, "SOLVER.BASE_LR", 0.002
-    )
+_SOFTMAX = ("MODEL.RETINA_UNET.SOFTMAX", True)
+_SHEM = ("MODEL.RETINA_UNET.SHEM_POOL", 20)
+
+
+@pytest.mark.parametrize("options", [(), _SOFTMAX, (*_SOFTMAX, *_SHEM), _SHEM], ids=str)
+def test_overfits_two_images_and_finds_boxes_and_masks(pytestconfig, options):
+    model, cfg = _model(pytestconfig.rootpath, "MODEL.RETINA_UNET.PREDICT_MASKS", True, *options)
     batch = [_sample([[20, 30, 50, 62]]), _sample([[70, 10, 90, 34], [16, 56, 40, 84]], seed=1)]
     optimizer = build_optimizer(cfg, model)
     for group in optimizer.param_groups:
@@ -306,3 +315,62 @@ def test_the_margin_of_boxes_is_resized_with_the_slice(pytestconfig):
 def test_bad_options_are_named(pytestconfig, option, value, message):
     with pytest.raises(ValueError, match=message):
         _zlocha(pytestconfig.rootpath, f"MODEL.RETINA_UNET.{option}", value)
+
+
+def test_a_softmax_begins_at_the_prior_and_gives_probabilities(pytestconfig):
+    options = (*_SOFTMAX, "MODEL.RETINANET.NUM_CLASSES", 3, "MODEL.RETINANET.PRIOR_PROB", 0.02)
+    model, _ = _model(pytestconfig.rootpath, *options, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0)
+    scores = []
+    model.inference_single_image = lambda anchors, logits, *args: scores.extend(logits)
+    with torch.no_grad():
+        model.head.cls_score.weight.zero_()
+        images = ImageList(torch.zeros(1, 3, 64, 64), [(64, 64)])
+        features = [torch.rand(1, 48, 64 >> level, 64 >> level) for level in (2, 3, 4, 5)]
+        model.eval().forward_inference(images, features, model.head(features))
+        assert [level.shape[1] for level in scores] == [3, 3, 3, 3]
+        torch.testing.assert_close(torch.cat(scores), torch.full_like(torch.cat(scores), 0.02))
+        torch.nn.init.normal_(model.head.cls_score.weight)
+        scores.clear()
+        logits, deltas = model.head(features)
+        model.forward_inference(images, features, [logits, deltas])
+    for level, found in zip(logits, scores, strict=True):
+        anchors = level[0].reshape(-1, 4, *level.shape[2:]).permute(2, 3, 0, 1).reshape(-1, 4)
+        expected = anchors.exp()[:, :3] / anchors.exp().sum(dim=1, keepdim=True)
+        torch.testing.assert_close(found, expected)
+
+
+def test_exclusive_classes_train_by_the_losses_of_their_own(pytestconfig):
+    batch = [_sample([[20, 30, 50, 62], [60, 10, 90, 40]], classes=[0, 1]), _sample([])]
+    for options in (_SOFTMAX, (*_SOFTMAX, *_SHEM), _SHEM):
+        model, _ = _model(pytestconfig.rootpath, *options, "MODEL.RETINANET.NUM_CLASSES", 2)
+        seen = {}
+        losses = model.losses
+        model.losses = lambda *args, losses=losses, seen=seen: (
+            seen.update(args=args) or losses(*args)
+        )
+        torch.manual_seed(5)
+        found = _losses(model, batch)
+        anchors, pred_logits, gt_labels, deltas, gt_boxes = seen["args"]
+        logits, labels = torch.cat(pred_logits, dim=1), torch.stack(gt_labels)
+        num_positive = ((labels >= 0) & (labels < 2)).sum()
+        assert num_positive > 0
+        if _SHEM[0] in options:
+            torch.manual_seed(5)
+            expected = shem_loss(logits, labels, pool=20, softmax=model.softmax)
+        else:
+            # The moving average of the normalizer begins at 100.
+            expected = anchor_focal_loss(logits, labels) / (0.9 * 100 + 0.1 * num_positive)
+        torch.testing.assert_close(found["loss_cls"], expected)
+        sigmoid = [level[..., :2] for level in pred_logits]
+        with EventStorage():
+            del model.loss_normalizer
+            plain = RetinaNet.losses(model, anchors, sigmoid, gt_labels, deltas, gt_boxes)
+        torch.testing.assert_close(found["loss_box_reg"], plain["loss_box_reg"])
+
+
+def test_a_prior_that_leaves_no_background_is_named(pytestconfig):
+    with pytest.raises(ValueError, match=r"PRIOR_PROB: found 0\.5, expected less than 1 / 2"):
+        _model(
+            pytestconfig.rootpath,
+            *(*_SOFTMAX, "MODEL.RETINANET.NUM_CLASSES", 2, "MODEL.RETINANET.PRIOR_PROB", 0.5),
+        )

@@ -1,0 +1,285 @@
+"""Phantom volumes in Detectron2's catalog: every slice on disk, boxes on every slice of a lesion.
+
+DeepLesion has boxes on key slices alone; the phantoms' ``true_volumes.json`` has the mask of every
+lesion on every slice, from which the same kind of box is made for detection in 3-D.
+"""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from pycocotools import mask as mask_util
+
+from .deeplesion import COARSE_TYPES, lesion_classes, load_deeplesion, resolve_root
+from .phantom import BOX_MARGIN
+from .phantom_lesions import measure_recist
+
+logger = logging.getLogger(__name__)
+
+_SPLITS = ("train", "val", "test")
+_SLICE_NAME = re.compile(r"(\d+)\.png")
+_ENTRY_KEYS = ("image_id", "row", "masks")
+# Of measurements that are kept: a run reads its data set several times.
+_MAX_MEASURED = 2**15
+
+
+def load_volumes(
+    root: str | os.PathLike, split: str | None, *, coarse_types: bool = False
+) -> list[dict]:
+    """Read a phantom data set into Detectron2's dicts, one for every slice on disk.
+
+    Slices without a lesion are among them, and holes between the slice numbers of a series stay
+    holes. A dict has what :func:`load_deeplesion` gives for a key slice, ``slice_index`` and
+    ``image_id`` being those of this slice, and ``volume``, ``<patient>_<study>_<series>``. The
+    order is that of the file's series, then of the slices.
+
+    An annotation has what one of a key slice has, and ``lesion``, the same on all slices of a
+    lesion: its line number in ``DL_info.csv``, as ``row``. ``recist``, ``bbox`` and
+    ``diameters_mm`` are those of the lesion's mask on this slice, by DeepLesion's rule and to the
+    digits of ``DL_info.csv``: on the key slice they are what stands there. The diameters of a
+    single pixel can be measured too, so that no mask is too small for a box.
+
+    Args:
+        root: the folder that holds ``DL_info.csv``, ``Images_png`` and ``true_volumes.json``.
+        split: "train", "val", "test", or None for all rows.
+        coarse_types: ``category_id`` 0..7 for the coarse types 1..8 in place of 0 for every lesion.
+
+    Raises:
+        FileNotFoundError: something is missing in ``root``.
+        ValueError: ``DL_info.csv`` is bad (see :func:`load_deeplesion`), ``true_volumes.json`` is
+            not readable or does not fit to it, a mask is empty, has another size than the slice
+            or lies on a slice that is not on disk, or a lesion's coarse type is unknown where
+            ``coarse_types`` asks for it.
+    """
+    root = Path(root)
+    key_slices = load_deeplesion(root / "DL_info.csv", root / "Images_png", split)
+    lesions = _read_lesions(root / "true_volumes.json", key_slices)
+    if coarse_types:
+        _check_types(root / "DL_info.csv", key_slices)
+    series: dict[str, list[dict]] = {}
+    for key_slice in key_slices:
+        series.setdefault(os.path.dirname(key_slice["file_name"]), []).append(key_slice)
+    dicts = []
+    for folder, keys in series.items():
+        annotations = [a for key_slice in keys for a in key_slice["annotations"]]
+        slices = _slice_dicts(folder, keys[0])
+        for annotation in annotations:
+            masks = lesions[annotation["row"]]
+            where = f"{root / 'true_volumes.json'}, row {annotation['row']}"
+            _add_lesion(slices, annotation, masks, where, coarse_types)
+        dicts.extend(slices[number] for number in sorted(slices))
+    num_lesions = sum(len(key_slice["annotations"]) for key_slice in key_slices)
+    logger.info(
+        f"{root}, split {split!r}: {num_lesions} lesions in {len(series)} volumes of {len(dicts)} "
+        "slices"
+    )
+    return dicts
+
+
+def register_volumes(
+    name: str, root: str, split: str | None, *, coarse_types: bool = False
+) -> None:
+    """Register the volumes of a phantom data set with Detectron2; read when first asked for.
+
+    Args:
+        name: its name in ``DatasetCatalog``.
+        root, split, coarse_types: see :func:`load_volumes`; ``$DETECTRON2_DATASETS`` in the root
+            stands for that environment variable at the time of reading, or "datasets".
+
+    Raises:
+        AssertionError: the name is registered already (Detectron2's own check).
+    """
+    DatasetCatalog.register(name, partial(_load_registered, root, split, coarse_types))
+    MetadataCatalog.get(name).set(**lesion_classes(coarse_types), evaluator_type="lesion_volume")
+
+
+def _load_registered(root: str, split: str | None, coarse_types: bool) -> list[dict]:
+    return load_volumes(resolve_root(root), split, coarse_types=coarse_types)
+
+
+def _register_builtin() -> None:
+    for split in _SPLITS:
+        for suffix, coarse_types in (("", False), ("_types", True)):
+            name = f"phantom_volumes_{split}{suffix}"
+            if name not in DatasetCatalog:  # there already where this module is imported again
+                register_volumes(
+                    name, "$DETECTRON2_DATASETS/phantom", split, coarse_types=coarse_types
+                )
+
+
+def _read_lesions(file: Path, key_slices: Iterable[Mapping]) -> dict[int, dict[int, dict]]:
+    """Row -> slice number -> RLE, of all lesions on the key slices."""
+    image_ids = {image["image_id"] for image in key_slices}
+    rows = {a["row"]: image["image_id"] for image in key_slices for a in image["annotations"]}
+    key_of = {image["image_id"]: image["slice_index"] for image in key_slices}
+    lesions: dict[int, dict[int, dict]] = {}
+    for number, entry in enumerate(_read_entries(file)):
+        row, image_id = entry["row"], entry["image_id"]
+        if row not in rows and image_id not in image_ids:
+            continue  # of another split
+        if rows.get(row) != image_id:
+            raise ValueError(
+                f"{file}, entry {number}: found row {row} on {image_id}, expected a lesion of "
+                "DL_info.csv"
+            )
+        if row in lesions:
+            raise ValueError(f"{file}: found row {row} twice, expected once")
+        lesions[row] = {int(index): rle for index, rle in entry["masks"].items()}
+        if key_of[image_id] not in lesions[row]:
+            raise ValueError(
+                f"{file}, row {row}: found no mask on the key slice {key_of[image_id]}, expected "
+                "one"
+            )
+    missing = sorted(rows.keys() - lesions.keys())
+    if missing:
+        raise ValueError(
+            f"{file}: found no entry for {len(missing)} rows of DL_info.csv (the first: "
+            f"{missing[0]}), expected one a row"
+        )
+    return lesions
+
+
+def _read_entries(file: Path) -> list[dict]:
+    try:
+        entries = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file}: no such file of masks on all slices") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: found no readable JSON ({error})") from None
+    if not isinstance(entries, list):
+        raise ValueError(f"{file}: found a {type(entries).__name__}, expected a list of lesions")
+    for number, entry in enumerate(entries):
+        if not _is_entry(entry):
+            raise ValueError(
+                f"{file}, entry {number}: found {str(entry)[:60]}, expected a lesion with "
+                f"{', '.join(_ENTRY_KEYS)} (slice number to run lengths)"
+            )
+    return entries
+
+
+def _is_entry(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and all(key in entry for key in _ENTRY_KEYS)
+        and isinstance(entry["image_id"], str)
+        and isinstance(entry["row"], int)
+        and isinstance(entry["masks"], dict)
+        and all(index.isdecimal() for index in entry["masks"])
+        and all(_is_rle(rle) for rle in entry["masks"].values())
+    )
+
+
+def _is_rle(rle: object) -> bool:
+    return (
+        isinstance(rle, dict)
+        and isinstance(rle.get("size"), list)
+        and len(rle["size"]) == 2
+        and isinstance(rle.get("counts"), str)
+    )
+
+
+def _check_types(csv_file: Path, key_slices: Iterable[Mapping]) -> None:
+    for annotation in (a for image in key_slices for a in image["annotations"]):
+        if annotation["coarse_type"] < 1:
+            raise ValueError(
+                f"{csv_file}, row {annotation['row']}: found coarse type "
+                f"{annotation['coarse_type']}, expected 1 to {len(COARSE_TYPES)}"
+            )
+
+
+def _slice_dicts(folder: str, key_slice: Mapping) -> dict[int, dict]:
+    """Slice number -> dict, without annotations yet, of all slices in a series' folder."""
+    volume = os.path.basename(folder)
+    slices = {}
+    for name in os.listdir(folder):
+        match = _SLICE_NAME.fullmatch(name)
+        if match:
+            slices[int(match[1])] = {
+                **key_slice,
+                "file_name": os.path.join(folder, name),
+                "image_id": f"{volume}_{match[1]}",
+                "slice_index": int(match[1]),
+                "volume": volume,
+                "annotations": [],
+            }
+    return slices
+
+
+def _add_lesion(
+    slices: Mapping[int, dict],
+    key_annotation: Mapping,
+    masks: Mapping[int, dict],
+    where: str,
+    coarse_types: bool,
+) -> None:
+    """Annotate one lesion on all its slices; ``where`` begins the message of an error."""
+    row, coarse_type = key_annotation["row"], key_annotation["coarse_type"]
+    for number, rle in masks.items():
+        if number not in slices:
+            raise ValueError(f"{where}: found a mask on slice {number}, which is not on disk")
+        image = slices[number]
+        size = [image["height"], image["width"]]
+        if rle["size"] != size:
+            raise ValueError(
+                f"{where}, slice {number}: found a mask of {rle['size']} (height, width), expected "
+                f"{size}"
+            )
+        try:
+            recist = _measure(rle["counts"], *size)
+        except ValueError as error:
+            raise ValueError(f"{where}, slice {number}: {error}") from None
+        image["annotations"].append(
+            {
+                **_measurements(recist, image),
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": coarse_type - 1 if coarse_types else 0,
+                "coarse_type": coarse_type,
+                "row": row,
+                "lesion": row,
+            }
+        )
+
+
+def _measurements(recist: tuple[float, ...], image: Mapping) -> dict:
+    points = np.reshape(recist, (4, 2))
+    box = _round([*(points.min(axis=0) - BOX_MARGIN), *(points.max(axis=0) + BOX_MARGIN)])
+    limits = [image["width"], image["height"]] * 2
+    diameters = _round(np.hypot(*(points[1::2] - points[::2]).T))
+    return {
+        "bbox": np.clip(box, 0, limits).tolist(),
+        "recist": list(recist),
+        "diameters_mm": tuple(d * float(np.mean(image["spacing"][:2])) for d in diameters),
+    }
+
+
+@lru_cache(_MAX_MEASURED)
+def _measure(counts: str, height: int, width: int) -> tuple[float, ...]:
+    """RECIST end points of a mask in run lengths, (8,) in pixels.
+
+    Raises:
+        ValueError: the mask is empty, or the run lengths are not of this size.
+    """
+    mask = mask_util.decode({"size": [height, width], "counts": counts})
+    # Run lengths that end early leave pixels as they were in memory.
+    if mask_util.encode(mask)["counts"] != counts.encode():
+        raise ValueError(f"found other run lengths, expected those of {height} x {width} pixels")
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        raise ValueError("found an empty mask, expected at least one pixel")
+    # Only what lies beyond the mask is cut off: coordinates, and so the rounding of ties, stay.
+    return tuple(_round(measure_recist(mask[: rows[-1] + 1, : columns[-1] + 1] > 0)))
+
+
+def _round(values: Iterable[float]) -> list[float]:
+    """To six digits, as ``DL_info.csv`` has them."""
+    return [float(f"{value:.6g}") for value in values]
+
+
+_register_builtin()

@@ -1,0 +1,151 @@
+"""The best checkpoints of a training, for ensembles of models (Jaeger et al., section 4.2)."""
+
+import json
+import logging
+import math
+from bisect import bisect_right
+from collections.abc import Iterable
+from pathlib import Path
+
+from detectron2.engine import hooks
+from detectron2.utils import comm
+
+from ..files import written_whole
+from .checkpoint import LesionCheckpointer
+from .hooks import ResumableBestCheckpointer
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "best"
+_RANKING = "best.json"
+_KEYS = ("file", "metric", "value", "iteration", "run_id")
+
+
+class KeepBestHook(hooks.BestCheckpointer):
+    """Keeps the weights of the best evaluated iterations in ``OUTPUT_DIR/best``.
+
+    They are ``model_<iteration>.pth``, and ``best.json`` ranks them, the best first, by ``file``,
+    ``metric``, ``value``, ``iteration`` and ``run_id``. Of equal values the earlier one is better;
+    one that is not finite does not count. An iteration that is evaluated once more after
+    ``--resume`` counts once; what another run left in the folder is removed. However a run ends,
+    all files of ``best.json`` are there: weights are written before it, and removed after it.
+
+    Args:
+        eval_period, checkpointer, val_metric, mode: as in Detectron2's BestCheckpointer.
+        num_kept: the most checkpoints that are kept, at least 1.
+        run: knows the id of this run; comes before this hook.
+    """
+
+    def __init__(
+        self,
+        eval_period: int,
+        checkpointer: LesionCheckpointer,
+        val_metric: str,
+        mode: str = "max",
+        *,
+        num_kept: int,
+        run: ResumableBestCheckpointer,
+    ):
+        super().__init__(eval_period, checkpointer, val_metric, mode)
+        self._sign = {"max": 1, "min": -1}[mode]
+        self._num_kept = num_kept
+        self._run = run
+        self._folder = Path(checkpointer.save_dir) / FOLDER
+        self._weights = LesionCheckpointer(checkpointer.model, str(self._folder))
+        self._ranking: list[dict] = []
+
+    def before_train(self) -> None:
+        """Go on with the ranking of this run, and remove all else."""
+        if not comm.is_main_process():
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        found = read_ranking(self._folder) if (self._folder / _RANKING).is_file() else []
+        ours = self._run.state_dict()["run_id"], self._val_metric
+        self._ranking = [
+            entry
+            for entry in found
+            if (entry["run_id"], entry["metric"]) == ours
+            and (self._folder / entry["file"]).is_file()
+        ][: self._num_kept]
+        self._write_ranking()
+        for entry in self._ranking:
+            logger.info(f"Kept so far: {self._describe(entry)}")
+
+    def _best_checking(self) -> None:
+        if not comm.is_main_process():  # the results of an evaluation are there
+            return
+        value, counted = self.trainer.storage.latest().get(self._val_metric, (math.nan, -1))
+        if counted != self.trainer.storage.iter or not math.isfinite(value):
+            return  # ResumableBestCheckpointer has told why
+        # Detectron2 counts the evaluation at the end one or, resumed, two after the last iteration.
+        iteration = min(counted, self.trainer.max_iter - 1)
+        if iteration in (entry["iteration"] for entry in self._ranking):
+            return
+        place = bisect_right([-self._sign * e["value"] for e in self._ranking], -self._sign * value)
+        if place >= self._num_kept:
+            return
+        name = f"model_{iteration:07d}"
+        self._weights.save(name, tag_last=False)
+        entry = (f"{name}.pth", self._val_metric, float(value), iteration)
+        entry = dict(zip(_KEYS, (*entry, self._run.state_dict()["run_id"]), strict=True))
+        self._ranking = [*self._ranking[:place], entry, *self._ranking[place:]][: self._num_kept]
+        self._write_ranking()
+        logger.info(f"Kept as number {place + 1}: {self._describe(entry)}")
+
+    def _write_ranking(self) -> None:
+        """Write ``best.json``, then remove the weights, whole or not, that it does not name."""
+        with written_whole(self._folder / _RANKING) as partial:
+            partial.write_text(json.dumps(self._ranking, indent=1) + "\n")
+        kept = {entry["file"] for entry in self._ranking}
+        for pattern in ("model_*.pth", ".model_*.pth.part"):
+            for file in self._folder.glob(pattern):
+                if file.name not in kept:
+                    file.unlink()
+
+    @staticmethod
+    def _describe(entry: dict) -> str:
+        return f"{entry['file']}, {entry['metric']} {entry['value']:.5f}"
+
+
+def read_ranking(folder: str | Path) -> list[dict]:
+    """Read the ``best.json`` of a folder that :class:`KeepBestHook` wrote, the best entry first.
+
+    Raises:
+        FileNotFoundError: the folder has none.
+        ValueError: the file is not such a ranking.
+    """
+    path = Path(folder) / _RANKING
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such ranking of checkpoints (TEST.KEEP_BEST)")
+    try:
+        ranking = json.loads(path.read_bytes())
+        is_ranking = isinstance(ranking, list) and all(set(_KEYS) <= set(e) for e in ranking)
+    except (TypeError, ValueError):
+        is_ranking = False
+    if not is_ranking:
+        raise ValueError(f"{path}: found no ranking, expected a list of {', '.join(_KEYS)}")
+    return ranking
+
+
+def checkpoint_files(names: Iterable[str]) -> list[str]:
+    """The files of weights that TEST.ENSEMBLE.CHECKPOINTS names, those of a folder the best first.
+
+    Args:
+        names: files, which are taken as they are, and folders of :class:`KeepBestHook`.
+
+    Raises:
+        FileNotFoundError: a folder has no ranking.
+        ValueError: a name is empty, or a ranking is none or empty.
+    """
+    files: list[str] = []
+    for name in names:
+        if not name:
+            raise ValueError("found '', expected a file of weights, or a folder of TEST.KEEP_BEST")
+        if not Path(name).is_dir():
+            files.append(name)
+            continue
+        ranking = read_ranking(name)
+        if not ranking:
+            raise ValueError(f"{name}: found no checkpoint in its {_RANKING}, expected some")
+        files += [str(Path(name) / entry["file"]) for entry in ranking]
+    return files

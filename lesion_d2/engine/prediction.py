@@ -1,0 +1,103 @@
+"""Models with their weights, and ensembles of them, for evaluation and for prediction."""
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from torch import nn
+
+from ..data.mapper import LesionDatasetMapper
+from ..inference import Ensemble
+from .best_checkpoints import checkpoint_files
+from .checkpoint import LesionCheckpointer
+from .defaults import fit_device
+from .trainer import Trainer
+
+
+def load_model(cfg: CfgNode, *, resume: bool = False) -> nn.Module:
+    """Build what a config predicts with, and load its weights.
+
+    That is the model with MODEL.WEIGHTS or, where TEST.ENSEMBLE.ENABLED is set, an
+    :class:`Ensemble` of it or of one model a file of TEST.ENSEMBLE.CHECKPOINTS.
+
+    Args:
+        cfg: of a run.
+        resume: the last checkpoint in OUTPUT_DIR, where there is one, takes the place of
+            MODEL.WEIGHTS.
+
+    Returns:
+        In evaluation mode, on MODEL.DEVICE.
+
+    Raises:
+        FileNotFoundError: weights do not exist, or a folder has no ranking.
+        ValueError: a file is none of weights for this model, or a ranking is none.
+    """
+    if not cfg.TEST.ENSEMBLE.ENABLED:
+        return _load(cfg, cfg.MODEL.WEIGHTS, resume)
+    options = cfg.TEST.ENSEMBLE
+    files = checkpoint_files(options.CHECKPOINTS)
+    models = [_load(cfg, file) for file in files] or [_load(cfg, cfg.MODEL.WEIGHTS, resume)]
+    return Ensemble(
+        models,
+        mirrors=options.MIRRORS,
+        tile_size=options.TILE_SIZE,
+        tile_overlap=options.TILE_OVERLAP,
+        consolidation=options.CONSOLIDATION,
+        iou_threshold=options.IOU_THRESH,
+        max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+    )
+
+
+def _load(cfg: CfgNode, weights: str, resume: bool = False) -> nn.Module:
+    model = Trainer.build_model(cfg)
+    LesionCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(weights, resume=resume)
+    return model.eval()
+
+
+class LesionPredictor:
+    """The counterpart of Detectron2's DefaultPredictor: a data set's dict in, detections out.
+
+    The slices are read, and made an image, as in the evaluation; the model or ensemble is that of
+    :func:`load_model`.
+
+    Attributes:
+        cfg: a copy of the config, on the CPU where there is no GPU.
+        model: in evaluation mode.
+        metadata: of the first data set of DATASETS.TEST, where there is one.
+
+    Example:
+        >>> predictor = LesionPredictor(cfg)
+        >>> record = DatasetCatalog.get("phantom_test")[0]
+        >>> instances = predictor(record)["instances"].to("cpu")
+        >>> visualizer = LesionVisualizer(window_image(record), predictor.metadata)
+        >>> visualizer.draw_outcome(judge(record, instances, score_threshold=0.5))
+        >>> save_picture(visualizer.get_output().get_image(), "slice.png")
+    """
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Args:
+            cfg: of a run; not changed.
+
+        Raises:
+            FileNotFoundError, ValueError: see :func:`load_model`.
+        """
+        self.cfg = cfg.clone()
+        self.cfg.defrost()
+        fit_device(self.cfg)
+        self.model = load_model(self.cfg)
+        self.mapper = LesionDatasetMapper(self.cfg, False)
+        if self.cfg.DATASETS.TEST:
+            self.metadata = MetadataCatalog.get(self.cfg.DATASETS.TEST[0])
+
+    @torch.no_grad()
+    def __call__(self, dataset_dict: dict) -> dict:
+        """Find the lesions of one slice.
+
+        Args:
+            dataset_dict: as DatasetCatalog's data sets have them; its ``annotations``, if any, are
+                not looked at.
+
+        Returns:
+            ``{"instances": ...}`` in pixels of the slice, on MODEL.DEVICE.
+        """
+        return self.model([self.mapper(dataset_dict)])[0]

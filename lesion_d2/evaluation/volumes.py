@@ -1,0 +1,204 @@
+"""Lesions and detections as boxes in 3-D, and their numbers (Jaeger et al., section 4.3)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from detectron2.structures import BoxMode
+
+from .average_precision import detection_average_precision, ranking_average_precision
+from .froc import FrocCurve, froc_curve
+from .report import FROC_RATES, METRICS
+
+#: A detection in 3-D hits from this IoU on (Jaeger et al., section 4.3).
+VOLUME_IOU = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeBoxes:
+    """Boxes in 3-D of one volume, lesions or detections."""
+
+    boxes: np.ndarray  # N x 6, X1Y1Z1X2Y2Z2; z: first and last slice number
+    scores: np.ndarray  # N; 1 for lesions
+    classes: np.ndarray  # N int
+
+    @classmethod
+    def empty(cls) -> "VolumeBoxes":
+        """Those of a volume without any."""
+        return cls(np.zeros((0, 6)), np.zeros(0), np.zeros(0, dtype=int))
+
+    def with_thickness(self) -> np.ndarray:
+        """(N, 6) with the slices' edges, z1 - 0.5 and z2 + 0.5: one slice has a volume too."""
+        return self.boxes + np.array([0, 0, -0.5, 0, 0, 0.5])
+
+    def of_class(self, number: int) -> "VolumeBoxes":
+        """The boxes of one class."""
+        kept = self.classes == number
+        return VolumeBoxes(self.boxes[kept], self.scores[kept], self.classes[kept])
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeTruth:
+    """Lesions of a data set of slices as boxes in 3-D. V volumes, in the data set's order."""
+
+    names: list[str]  # V
+    lesions: list[VolumeBoxes]  # V
+    patients: np.ndarray  # V, index of the volume's patient in 0..P-1
+    slices: dict[object, tuple[int, int]]  # image_id -> index of its volume, slice number
+
+    @classmethod
+    def from_dicts(cls, dicts: Sequence[Mapping], name: str = "data set") -> "VolumeTruth":
+        """Read the Detectron2 dicts of the data set ``name`` (for messages).
+
+        A lesion's box is the extent of its boxes on its slices, from its first to its last slice
+        number, whatever lies between. A volume without ``patient`` is a patient of its own.
+
+        Raises:
+            ValueError: no dict at all, one without ``volume`` or ``slice_index``, a slice that
+                stands twice, an annotation without ``lesion``, a lesion of two classes, or a volume
+                of two patients.
+        """
+        if len(dicts) == 0:
+            raise ValueError(f"{name}: no images, expected at least one")
+        _check_slices(dicts, name)
+        names = list(dict.fromkeys(d["volume"] for d in dicts))
+        index_of = {volume: i for i, volume in enumerate(names)}
+        slices = {d["image_id"]: (index_of[d["volume"]], d["slice_index"]) for d in dicts}
+        patients = {d["volume"]: d.get("patient", d["volume"]) for d in dicts}
+        numbers = {patient: i for i, patient in enumerate(dict.fromkeys(patients.values()))}
+        lesions: list[dict] = [{} for _ in names]
+        for d in dicts:
+            found = lesions[index_of[d["volume"]]]
+            for annotation in d.get("annotations", ()):
+                _add_box(found, annotation, d, name)
+        return cls(
+            names=names,
+            lesions=[_joined(found) for found in lesions],
+            patients=np.array([numbers[patients[volume]] for volume in names]),
+            slices=slices,
+        )
+
+    @property
+    def num_patients(self) -> int:
+        """P, how many patients the volumes are of."""
+        return int(self.patients.max()) + 1
+
+
+def volume_froc(truth: VolumeTruth, detections: Sequence[VolumeBoxes]) -> FrocCurve:
+    """FROC per volume at :data:`VOLUME_IOU`, over all classes together.
+
+    Raises:
+        ValueError: a box or a score that is not finite, see :func:`froc_curve`.
+    """
+    return froc_curve(
+        [found.with_thickness() for found in detections],
+        [found.scores for found in detections],
+        [lesions.with_thickness() for lesions in truth.lesions],
+        iou_threshold=VOLUME_IOU,
+    )
+
+
+def volume_metrics(
+    truth: VolumeTruth,
+    detections: Sequence[VolumeBoxes],
+    curve: FrocCurve,
+    class_names: Sequence[str],
+) -> dict[str, float]:
+    """The numbers of :class:`~lesion_d2.evaluation.VolumeEvaluator`, in percent.
+
+    Args:
+        truth: of V volumes.
+        detections: V entries.
+        curve: of :func:`volume_froc`.
+        class_names: of the classes 0, 1, ...
+    """
+    precisions, patient_precisions = {}, {}
+    for number, name in enumerate(class_names):
+        found = [boxes.of_class(number) for boxes in detections]
+        lesions = [boxes.of_class(number) for boxes in truth.lesions]
+        precisions[name] = 100 * detection_average_precision(
+            [boxes.with_thickness() for boxes in found],
+            [boxes.scores for boxes in found],
+            [boxes.with_thickness() for boxes in lesions],
+            iou_threshold=VOLUME_IOU,
+        )
+        patient_precisions[name] = 100 * _patient_average_precision(truth, found, lesions)
+    sensitivity = curve.at(FROC_RATES)
+    froc = 100 * np.append(sensitivity, sensitivity.mean())
+    return {
+        **_with_mean("AP10", precisions),
+        **dict(zip(METRICS, froc.tolist(), strict=True)),
+        **_with_mean("patient_AP", patient_precisions),
+    }
+
+
+def _patient_average_precision(
+    truth: VolumeTruth, found: Sequence[VolumeBoxes], lesions: Sequence[VolumeBoxes]
+) -> float:
+    """Of one class; NaN where no patient has it, or all do."""
+    scores = np.zeros(truth.num_patients)
+    has_class = np.zeros(truth.num_patients, dtype=bool)
+    for patient, boxes, true_boxes in zip(truth.patients, found, lesions, strict=True):
+        scores[patient] = max(scores[patient], boxes.scores.max(initial=0.0))
+        has_class[patient] |= len(true_boxes.boxes) > 0
+    return math.nan if has_class.all() else ranking_average_precision(scores, has_class)
+
+
+def _with_mean(metric: str, values: Mapping[str, float]) -> dict[str, float]:
+    """The mean of what is defined, and with several classes each one's value."""
+    defined = [value for value in values.values() if not math.isnan(value)]
+    mean = sum(defined) / len(defined) if defined else math.nan
+    each = {f"{metric}-{name}": value for name, value in values.items()} if len(values) > 1 else {}
+    return {metric: mean, **each}
+
+
+def _check_slices(dicts: Sequence[Mapping], name: str) -> None:
+    image_ids, slices, patients = set(), set(), {}
+    for d in dicts:
+        image_id = d["image_id"]
+        for key in ("volume", "slice_index"):
+            if key not in d:
+                raise ValueError(f"{name}, {image_id}: found no {key!r}, expected a volume's slice")
+        volume, number = d["volume"], d["slice_index"]
+        if image_id in image_ids:
+            raise ValueError(f"{name}: image_id {image_id!r} stands twice, expected once")
+        if (volume, number) in slices:
+            raise ValueError(
+                f"{name}: slice {number} of volume {volume} stands twice, expected once"
+            )
+        image_ids.add(image_id)
+        slices.add((volume, number))
+        patient = d.get("patient", volume)
+        if patients.setdefault(volume, patient) != patient:
+            raise ValueError(
+                f"{name}: volume {volume} has the patients {patients[volume]} and {patient}, "
+                "expected one"
+            )
+
+
+def _add_box(lesions: dict, annotation: Mapping, image: Mapping, name: str) -> None:
+    """Let a lesion's box in 3-D, [low (x, y, z), high, class], reach over one of its slices."""
+    if "lesion" not in annotation:
+        raise ValueError(
+            f"{name}, {image['image_id']}: found an annotation without 'lesion', expected the "
+            "lesion's number"
+        )
+    box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    low, high = (np.array([*box[i : i + 2], image["slice_index"]], dtype=float) for i in (0, 2))
+    lesion, number = annotation["lesion"], annotation["category_id"]
+    known = lesions.setdefault(lesion, [low, high, number])
+    if known[2] != number:
+        raise ValueError(
+            f"{name}, {image['image_id']}: lesion {lesion} has the classes {known[2]} and "
+            f"{number}, expected one"
+        )
+    known[:2] = np.minimum(known[0], low), np.maximum(known[1], high)
+
+
+def _joined(lesions: Mapping[object, list]) -> VolumeBoxes:
+    if not lesions:
+        return VolumeBoxes.empty()
+    lows, highs, classes = zip(*lesions.values(), strict=True)
+    boxes = np.concatenate([lows, highs], axis=1)
+    return VolumeBoxes(boxes, np.ones(len(boxes)), np.array(classes))

@@ -1,0 +1,11 @@
+from .box_clustering import batched_weighted_box_clustering, find_clusters, weighted_box_clustering
+from .ensemble import Ensemble
+from .slices import merge_slices
+
+__all__ = [
+    "Ensemble",
+    "batched_weighted_box_clustering",
+    "find_clusters",
+    "merge_slices",
+    "weighted_box_clustering",
+]

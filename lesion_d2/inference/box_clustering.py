@@ -1,0 +1,377 @@
+"""Weighted box clustering: one box for the boxes that many views of an image have of an object."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class BoxClusters:
+    """N boxes of all views in M clusters, by falling score (see :func:`find_clusters`)."""
+
+    boxes: np.ndarray  # M x 4 or M x 6, o_c of formula (2)
+    scores: np.ndarray  # M, o_s of formula (2)
+    classes: np.ndarray  # M
+    members: np.ndarray  # N, the row above that each box went into
+    weights: np.ndarray  # N, the share of each box in its cluster: they sum to 1 per cluster
+
+
+def find_clusters(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    classes: np.ndarray,
+    *,
+    iou_threshold: float,
+    view_ids: np.ndarray | Sequence,
+    num_views: float | np.ndarray,
+    center_weights: np.ndarray | None = None,
+) -> BoxClusters:
+    """Weighted box clustering, with all that is averaged alike (Jaeger et al., section 3.2).
+
+    A cluster is the highest-scoring box that is left and all boxes of its class with an IoU above
+    the threshold with it, as in non-maximum suppression. Formula (2) makes one box of it: with
+    w = f * a * p of each member, f its IoU with the highest-scoring box, a its area (volume) and p
+    its center weight, the score is sum(s w) / (sum(w) + n_missing * mean(w)) and a coordinate is
+    sum(c s w) / sum(s w). n_missing is the number of expected views less the number of views with
+    a member, at least 0.
+
+    The paper leaves open what follows. Expected views that differ from box to box are averaged
+    over the members. Where all weights of a cluster are 0 (boxes without area, center weights of
+    0), its members weigh the same. Where sum(s w) is still 0, the highest-scoring box keeps its
+    coordinates.
+
+    Args:
+        boxes: (N, 4) X1Y1X2Y2 in pixels, or (N, 6) X1Y1Z1X2Y2Z2; areas and volumes are products
+            of differences.
+        scores: (N,), at least 0.
+        classes: (N,) integers.
+        iou_threshold: in [0, 1), exceeded by the members' IoU with the highest-scoring box.
+        view_ids: (N,) integers or strings, the view (model, mirroring, tile) each box came from.
+        num_views: how many views there were of every place, or (N,) of the place of each box.
+        center_weights: (N,) p, at least 0; 1 by default.
+
+    Raises:
+        ValueError: shapes or lengths that do not fit, numbers that are not finite or out of range,
+            x2 < x1 and alike, or more views in ``view_ids`` than the number ``num_views``.
+    """
+    boxes, scores = check_boxes(boxes, scores, iou_threshold, columns=(4, 6))
+    classes = check_integers(classes, "classes", len(boxes))
+    views, expected = _check_views(view_ids, num_views, len(boxes))
+    centers = _check_center_weights(center_weights, len(boxes))
+    owners = np.arange(len(boxes))
+    for members in of_each_class(classes):
+        owners[members] = members[_find_owners(boxes[members], scores[members], iou_threshold)]
+    heads, members = np.unique(owners, return_inverse=True)
+    weights = _iou_with_owners(boxes, owners) * box_areas(boxes) * centers
+    missing = _count_missing(members, views, expected, len(heads))
+    new_scores, shares = _average_scores(scores, weights, heads, members, missing)
+    # From the head on, so that equal coordinates come out as they are.
+    offsets = shares[:, None] * (boxes - boxes[owners])
+    new_boxes = boxes[heads] + _sum_columns(offsets, members, len(heads))
+    order = np.lexsort((heads, -scores[heads], -new_scores))
+    rows = np.empty(len(order), dtype=np.int64)
+    rows[order] = np.arange(len(order))
+    return BoxClusters(
+        new_boxes[order], new_scores[order], classes[heads[order]], rows[members], shares
+    )
+
+
+def weighted_box_clustering(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    *,
+    iou_threshold: float,
+    view_ids: np.ndarray | Sequence,
+    num_views: float | np.ndarray,
+    center_weights: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Consolidate the boxes of one class from many views (Jaeger et al., section 3.2).
+
+    Arguments, errors and what the paper leaves open are those of :func:`find_clusters`.
+
+    Returns:
+        (M, 4) or (M, 6) boxes and (M,) scores, falling.
+
+    Example::
+
+        boxes, scores = weighted_box_clustering(
+            boxes, scores, iou_threshold=0.2, view_ids=view_ids, num_views=20
+        )
+    """
+    clusters = find_clusters(
+        boxes,
+        scores,
+        np.zeros(len(boxes), dtype=np.int64),
+        iou_threshold=iou_threshold,
+        view_ids=view_ids,
+        num_views=num_views,
+        center_weights=center_weights,
+    )
+    return clusters.boxes, clusters.scores
+
+
+def batched_weighted_box_clustering(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    classes: np.ndarray,
+    *,
+    iou_threshold: float,
+    view_ids: np.ndarray | Sequence,
+    num_views: float | np.ndarray,
+    center_weights: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """:func:`weighted_box_clustering` of every class on its own.
+
+    Arguments, errors and what the paper leaves open are those of :func:`find_clusters`.
+
+    Returns:
+        (M, 4) or (M, 6) boxes, (M,) scores, falling over all classes, and (M,) classes.
+    """
+    clusters = find_clusters(
+        boxes,
+        scores,
+        classes,
+        iou_threshold=iou_threshold,
+        view_ids=view_ids,
+        num_views=num_views,
+        center_weights=center_weights,
+    )
+    return clusters.boxes, clusters.scores, clusters.classes
+
+
+def cluster_boxes(boxes: np.ndarray, scores: np.ndarray, *, iou_threshold: float) -> np.ndarray:
+    """Clusters as non-maximum suppression forms them (Jaeger et al., section 3.2).
+
+    The highest-scoring box that is left (the first of those with the same score) takes all others
+    that are left and whose IoU with it exceeds the threshold.
+
+    Args:
+        boxes: (N, 4) X1Y1X2Y2 or (N, 6) X1Y1Z1X2Y2Z2.
+        scores: (N,), at least 0.
+        iou_threshold: in [0, 1).
+
+    Returns:
+        (N,) index of the highest-scoring box of each box's cluster, which is that box's own.
+
+    Raises:
+        ValueError: as :func:`find_clusters`.
+    """
+    boxes, scores = check_boxes(boxes, scores, iou_threshold, columns=(4, 6))
+    return _find_owners(boxes, scores, iou_threshold)
+
+
+class OverlapIndex:
+    """Finds the boxes whose IoU with one of them exceeds a threshold.
+
+    Boxes lie sorted by their centers in x, where those that can overlap enough are one slice.
+
+    Args:
+        boxes: (N, 4) or (N, 6).
+        iou_threshold: in [0, 1).
+    """
+
+    def __init__(self, boxes: np.ndarray, iou_threshold: float) -> None:
+        self._dims = boxes.shape[1] // 2
+        centers = (boxes[:, 0] + boxes[:, self._dims]) / 2
+        self._order = np.argsort(centers)
+        self._places = np.argsort(self._order).tolist()
+        boxes, centers = boxes[self._order], centers[self._order]
+        areas = box_areas(boxes)
+        # What has no area shares none, and must not divide 0 by 0.
+        self._areas = np.where(areas > 0, areas, 1.0)
+        reach = _reach(boxes[:, 0], boxes[:, self._dims], iou_threshold)
+        self._starts = np.searchsorted(centers, centers - reach).tolist()
+        self._stops = np.searchsorted(centers, centers + reach, side="right").tolist()
+        # Starts negated, so that one minimum cuts both sides; one row a coordinate, so that near
+        # boxes are contiguous in each.
+        signs = np.repeat([-1.0, 1.0], self._dims)
+        self._bounds = np.ascontiguousarray((boxes * signs).T)
+        self._threshold = iou_threshold
+
+    def matches(self, index: int) -> np.ndarray:
+        """Indices of the boxes with an IoU above the threshold with one box, in no order.
+
+        The box itself is among them if it has an area.
+        """
+        place = self._places[index]
+        near = slice(self._starts[place], self._stops[place])
+        shared_bounds = np.minimum(self._bounds[:, near], self._bounds[:, place, None])
+        extents = shared_bounds[: self._dims] + shared_bounds[self._dims :]
+        np.maximum(extents, 0.0, out=extents)
+        shared = extents[0] * extents[1]
+        if self._dims == 3:
+            shared *= extents[2]
+        union = self._areas[near] + self._areas[place]
+        union -= shared
+        shared /= union
+        return self._order[near][shared > self._threshold]
+
+
+def _reach(starts: np.ndarray, ends: np.ndarray, iou_threshold: float) -> np.ndarray:
+    """(N,) how far along an axis the centers of boxes with enough overlap can be, at most.
+
+    The IoU of boxes is at most that of their extents along an axis. For widths w, v that exceeds t
+    only where v < w / t and the centers are nearer than (w + v) / 2 * (1 - t) / (1 + t).
+    """
+    widths = ends - starts
+    others = np.full(len(widths), widths.max(initial=0))
+    if iou_threshold > 0:
+        others = np.minimum(others, widths / iou_threshold)
+    reach = (widths + others) / 2 * (1 - iou_threshold) / (1 + iou_threshold)
+    # A little more, for what rounding may have taken away.
+    largest = max(np.abs(starts).max(initial=0), np.abs(ends).max(initial=0))
+    return reach * (1 + 1e-9) + 1e-9 * largest
+
+
+def box_areas(boxes: np.ndarray) -> np.ndarray:
+    """(N,) areas of (N, 4) boxes, or volumes of (N, 6) boxes."""
+    dims = boxes.shape[1] // 2
+    return (boxes[:, dims:] - boxes[:, :dims]).prod(axis=1)
+
+
+def check_boxes(
+    boxes: np.ndarray, scores: np.ndarray, iou_threshold: float, *, columns: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The boxes and scores as float64.
+
+    Raises:
+        ValueError: shapes, numbers or a threshold that :func:`find_clusters` cannot take.
+    """
+    boxes, scores = np.asarray(boxes, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    if boxes.ndim != 2 or boxes.shape[1] not in columns:
+        wanted = " or ".join(f"(N, {count})" for count in columns)
+        raise ValueError(f"boxes have shape {boxes.shape}, expected {wanted}")
+    _check_length(scores, "scores", len(boxes))
+    for row in np.flatnonzero(~np.isfinite(boxes).all(axis=1))[:1]:
+        raise ValueError(f"boxes[{row}] is {boxes[row]}, expected finite numbers")
+    dims = boxes.shape[1] // 2
+    for row in np.flatnonzero((boxes[:, dims:] < boxes[:, :dims]).any(axis=1))[:1]:
+        raise ValueError(f"boxes[{row}] is {boxes[row]}, expected no end before its start")
+    _check_range(scores, "scores", at_least=0)
+    if not 0 <= iou_threshold < 1:
+        raise ValueError(f"iou_threshold is {iou_threshold}, expected a number in [0, 1)")
+    return boxes, scores
+
+
+def check_integers(values: np.ndarray | Sequence, name: str, count: int) -> np.ndarray:
+    """The (count,) integers, or ValueError. What is empty may have any type."""
+    values = np.asarray(values)
+    _check_length(values, name, count)
+    if count == 0:
+        return values.astype(np.int64)
+    if values.dtype.kind not in "iu":
+        raise ValueError(f"{name} have type {values.dtype}, expected integers")
+    return values
+
+
+def of_each_class(classes: np.ndarray) -> list[np.ndarray]:
+    """Indices of the boxes of each class, by rising class."""
+    return [np.flatnonzero(classes == number) for number in np.unique(classes)]
+
+
+def _check_length(values: np.ndarray, name: str, count: int) -> None:
+    if values.shape != (count,):
+        raise ValueError(f"{name} have shape {values.shape}, expected ({count},), one a box")
+
+
+def _check_range(values: np.ndarray, name: str, *, at_least: float) -> None:
+    for row in np.flatnonzero(~(np.isfinite(values) & (values >= at_least)))[:1]:
+        raise ValueError(
+            f"{name}[{row}] is {values[row]}, expected a finite number of at least {at_least}"
+        )
+
+
+def _check_views(
+    view_ids: np.ndarray | Sequence, num_views: float | np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) number of each box's view from 0 on, and (N,) how many views were expected there."""
+    view_ids, num_views = np.asarray(view_ids), np.asarray(num_views, dtype=np.float64)
+    _check_length(view_ids, "view_ids", count)
+    if count and view_ids.dtype.kind not in "iuSU":
+        raise ValueError(f"view_ids have type {view_ids.dtype}, expected integers or strings")
+    if num_views.ndim:
+        _check_length(num_views, "num_views", count)
+    expected = np.atleast_1d(num_views)
+    _check_range(expected, "num_views", at_least=1)
+    distinct, views = np.unique(view_ids, return_inverse=True)
+    if num_views.ndim == 0 and num_views < len(distinct):
+        raise ValueError(
+            f"num_views is {num_views:g}, expected at least the {len(distinct)} of view_ids"
+        )
+    return views, np.broadcast_to(expected, (count,))
+
+
+def _check_center_weights(center_weights: np.ndarray | None, count: int) -> np.ndarray:
+    if center_weights is None:
+        return np.ones(count)
+    center_weights = np.asarray(center_weights, dtype=np.float64)
+    _check_length(center_weights, "center_weights", count)
+    _check_range(center_weights, "center_weights", at_least=0)
+    return center_weights
+
+
+def _find_owners(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:
+    """:func:`cluster_boxes` of checked input."""
+    index = OverlapIndex(boxes, iou_threshold)
+    free = np.ones(len(boxes), dtype=bool)
+    owners = np.arange(len(boxes))
+    for head in np.argsort(-scores, kind="stable").tolist():
+        if free[head]:
+            matches = index.matches(head)
+            matches = matches[free[matches]]
+            owners[matches] = head
+            free[matches] = False
+    return owners
+
+
+def _iou_with_owners(boxes: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """(N,) IoU of each box with its cluster's highest-scoring box, which has 1 itself."""
+    dims = boxes.shape[1] // 2
+    others = boxes[owners]
+    low = np.maximum(boxes[:, :dims], others[:, :dims])
+    shared = np.maximum(np.minimum(boxes[:, dims:], others[:, dims:]) - low, 0).prod(axis=1)
+    areas = box_areas(boxes)
+    union = areas + areas[owners] - shared
+    return np.divide(shared, union, out=np.ones(len(boxes)), where=union > 0)
+
+
+def _count_missing(
+    members: np.ndarray, views: np.ndarray, expected: np.ndarray, count: int
+) -> np.ndarray:
+    """(count,) n_missing of formula (2)."""
+    num_views = views.max(initial=0) + 1
+    seen = np.bincount(np.unique(members * num_views + views) // num_views, minlength=count)
+    sizes = np.bincount(members, minlength=count)
+    return np.maximum(np.bincount(members, expected, count) / sizes - seen, 0)
+
+
+def _average_scores(
+    scores: np.ndarray,
+    weights: np.ndarray,
+    heads: np.ndarray,
+    members: np.ndarray,
+    missing: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """o_s (M,) of formula (2), and each box's share (N,) in its cluster's coordinates."""
+    count = len(heads)
+    sizes = np.bincount(members, minlength=count)
+    totals = np.bincount(members, weights, count)
+    weights = np.where(totals[members] > 0, weights, 1.0)
+    totals = np.where(totals > 0, totals, sizes)
+    # From the head's score on, so that equal scores come out as they are.
+    offsets = weights * (scores - scores[heads][members])
+    averages = scores[heads] + np.bincount(members, offsets, count) / totals
+    # The sum of all weights is their mean times the cluster's size.
+    new_scores = np.maximum(averages, 0) / (1 + missing / sizes)
+    shares = scores * weights
+    totals = np.bincount(members, shares, count)
+    is_head = heads[members] == np.arange(len(members))
+    shares = np.where(totals[members] > 0, shares, is_head)
+    return new_scores, shares / np.where(totals > 0, totals, 1.0)[members]
+
+
+def _sum_columns(values: np.ndarray, members: np.ndarray, count: int) -> np.ndarray:
+    """(count, C) sums of the rows of (N, C) by cluster."""
+    columns = [np.bincount(members, column, count) for column in values.T]
+    return np.stack(columns, axis=1)

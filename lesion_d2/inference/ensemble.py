@@ -1,0 +1,174 @@
+"""Several views of an image, and their detections made one (Jaeger et al., sections 3.2, 4.2)."""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.layers import batched_nms
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+from .box_clustering import find_clusters
+from .views import ViewDetections, detect_in_views
+
+CONSOLIDATIONS = ("wbc", "nms")
+
+
+class Ensemble(nn.Module):
+    """A model made of several views: models x tiles x mirrors, for inference.
+
+    Every view's boxes and masks come back to the pixels of the untouched slice. There they are
+    joined by weighted box clustering (Jaeger et al., section 3.2), or by NMS.
+
+    Tiles are asked at their own size: a model that knows lengths in pixels of the slice, as
+    ``RetinaUNet`` does for its calibration, takes those of its input for them.
+
+    Args:
+        models: Detectron2 models, with one meaning of classes.
+        mirrors: whether there are four views of each, mirrored along x, y, and both.
+        tile_size: side of the tiles that larger images are cut into, in pixels of the input; 0 for
+            none. An image that fits into a tile is taken whole.
+        tile_overlap: share of its side by which a tile overlaps the next one, at least.
+        consolidation, iou_threshold, max_detections: see :func:`consolidate`.
+
+    Raises:
+        ValueError: no model, or ``consolidation`` is neither "wbc" nor "nms".
+
+    Example:
+        >>> ensemble = Ensemble([build_model(cfg)], tile_size=512)
+        >>> instances = ensemble([{"image": image}])[0]["instances"]
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        *,
+        mirrors: bool = True,
+        tile_size: int = 0,
+        tile_overlap: float = 0.5,
+        consolidation: str = "wbc",
+        iou_threshold: float = 0.2,
+        max_detections: int = 100,
+    ):
+        super().__init__()
+        if not models:
+            raise ValueError("models: found none, expected one or more")
+        _check_consolidation(consolidation)
+        self.models = nn.ModuleList(models)
+        self.view_options = {
+            "mirrors": mirrors,
+            "tile_size": tile_size,
+            "tile_overlap": tile_overlap,
+        }
+        self.consolidation = consolidation
+        self.iou_threshold = iou_threshold
+        self.max_detections = max_detections
+        self.eval()
+
+    def forward(self, batched_inputs: list[dict]) -> list[dict]:
+        """Detectron2's model interface at inference.
+
+        Args:
+            batched_inputs: dicts with ``image`` (C, H, W), and optionally ``height`` and ``width``
+                of the output.
+
+        Returns:
+            ``[{"instances": ...}]``, see :func:`consolidate`.
+
+        Raises:
+            RuntimeError: in training mode.
+        """
+        if self.training:
+            raise RuntimeError("Ensemble: found training mode, expected eval(): it has no losses")
+        return [
+            {
+                "instances": consolidate(
+                    self.views(input_dict),
+                    self.consolidation,
+                    iou_threshold=self.iou_threshold,
+                    max_detections=self.max_detections,
+                )
+            }
+            for input_dict in batched_inputs
+        ]
+
+    @torch.no_grad()
+    def views(self, input_dict: dict) -> ViewDetections:
+        """What the models find in all views of one image, not yet consolidated."""
+        return detect_in_views(self.models, input_dict, **self.view_options)
+
+
+def consolidate(
+    detections: ViewDetections,
+    method: str = "wbc",
+    *,
+    iou_threshold: float = 0.2,
+    max_detections: int = 100,
+) -> Instances:
+    """Join detections of several views.
+
+    A cluster's mask, which the paper does not speak of, has the pixels where the masks of its
+    members, weighted as their coordinates are, sum to more than a half.
+
+    Args:
+        detections: of one image.
+        method: "wbc", weighted box clustering, or "nms", which keeps the best box and its mask.
+        iou_threshold: with the best box of a cluster, above which a box belongs to it.
+        max_detections: those with the highest scores are kept.
+
+    Returns:
+        By falling score ``pred_boxes``, ``scores``, ``pred_classes`` and, where the detections have
+        them, ``pred_masks``.
+
+    Raises:
+        ValueError: ``method`` is neither.
+    """
+    _check_consolidation(method)
+    instances = detections.instances
+    if method == "nms":
+        boxes, scores, classes = _arrays(instances)
+        return instances[batched_nms(boxes, scores, classes, iou_threshold)[:max_detections]]
+    clusters = find_clusters(
+        *(array.double().cpu().numpy() for array in _arrays(instances)[:2]),
+        instances.pred_classes.cpu().numpy(),
+        iou_threshold=iou_threshold,
+        view_ids=detections.view_ids.cpu().numpy(),
+        num_views=detections.num_views.cpu().numpy(),
+        center_weights=detections.center_weights.double().cpu().numpy(),
+    )
+    boxes, scores, classes = (
+        torch.as_tensor(array[:max_detections]).to(like)
+        for array, like in zip(
+            (clusters.boxes, clusters.scores, clusters.classes), _arrays(instances), strict=True
+        )
+    )
+    joined = Instances(
+        instances.image_size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes
+    )
+    if instances.has("pred_masks"):
+        joined.pred_masks = _vote(
+            instances.pred_masks,
+            torch.as_tensor(clusters.members),
+            clusters.weights.tolist(),
+            len(joined),
+        )
+    return joined
+
+
+def _arrays(instances: Instances) -> tuple[Tensor, Tensor, Tensor]:
+    return instances.pred_boxes.tensor, instances.scores, instances.pred_classes
+
+
+def _vote(masks: Tensor, members: Tensor, weights: list[float], num_clusters: int) -> Tensor:
+    """The weighted majority of each cluster's masks (N, H, W): (num_clusters, H, W) bool."""
+    joined = masks.new_zeros(num_clusters, *masks.shape[1:], dtype=torch.bool)
+    for cluster, mask in enumerate(joined):
+        share = torch.zeros(mask.shape, device=masks.device)
+        for i in torch.nonzero(members == cluster)[:, 0].tolist():
+            share.add_(masks[i], alpha=weights[i])  # one at a time: as float they are large
+        mask[:] = share > 0.5
+    return joined
+
+
+def _check_consolidation(method: str) -> None:
+    if method not in CONSOLIDATIONS:
+        raise ValueError(f"consolidation: found {method!r}, expected 'wbc' or 'nms'")

@@ -1,0 +1,127 @@
+"""Boxes of volumes from the boxes that a detector has on their slices."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .box_clustering import OverlapIndex, check_boxes, check_integers, of_each_class
+
+
+def merge_slices(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    slice_ids: np.ndarray | Sequence[int],
+    *,
+    iou_threshold: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Join the boxes of one class on the slices of a volume (Jaeger et al., section 4.2).
+
+    Non-maximum suppression with the boxes of all slices in one plane: the highest-scoring box that
+    is left (the first of those with the same score) and its matches become one 3-D box. Matches
+    are the boxes left, of any slice, whose IoU with it exceeds the threshold and whose slice is
+    connected to its slice: on every slice from there on is such a box. A slice without one breaks
+    the connection, and the boxes beyond it are left for later.
+
+    The paper names the 3-D box's slices; we give it the best box's place in the plane and score.
+
+    Args:
+        boxes: (N, 4) X1Y1X2Y2 in pixels.
+        scores: (N,), at least 0.
+        slice_ids: (N,) integers, the number of each box's slice. Slices with consecutive numbers
+            are neighbors.
+        iou_threshold: in [0, 1).
+
+    Returns:
+        (M, 6) boxes X1Y1Z1X2Y2Z2 in pixels and slices, z1 and z2 the numbers of the first and the
+        last slice (the same for a box on one slice), and their (M,) scores, falling.
+
+    Raises:
+        ValueError: as :func:`~lesion_d2.inference.find_clusters`, or slice_ids are no integers.
+
+    Example::
+
+        boxes3d, scores = merge_slices(boxes, scores, slice_ids, iou_threshold=0.1)
+    """
+    boxes, scores = check_boxes(boxes, scores, iou_threshold, columns=(4,))
+    slice_ids = check_integers(slice_ids, "slice_ids", len(boxes))
+    return _merge(boxes, scores, slice_ids, iou_threshold)
+
+
+def batched_merge_slices(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    slice_ids: np.ndarray | Sequence[int],
+    classes: np.ndarray | Sequence[int],
+    *,
+    iou_threshold: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """:func:`merge_slices` of every class on its own.
+
+    Args:
+        boxes: (N, 4) X1Y1X2Y2 in pixels.
+        scores: (N,), at least 0.
+        slice_ids: (N,) integers.
+        classes: (N,) integers.
+        iou_threshold: in [0, 1).
+
+    Returns:
+        (M, 6) boxes, (M,) scores, falling over all classes, and (M,) classes.
+
+    Raises:
+        ValueError: as :func:`merge_slices`, or classes are no integers.
+    """
+    boxes, scores = check_boxes(boxes, scores, iou_threshold, columns=(4,))
+    slice_ids = check_integers(slice_ids, "slice_ids", len(boxes))
+    classes = check_integers(classes, "classes", len(boxes))
+    merged = [(np.empty((0, 6)), np.empty(0), classes[:0])]
+    for chosen in of_each_class(classes):
+        parts = _merge(boxes[chosen], scores[chosen], slice_ids[chosen], iou_threshold)
+        merged.append((*parts, np.repeat(classes[chosen[:1]], len(parts[1]))))
+    boxes3d, scores, classes = (np.concatenate(parts) for parts in zip(*merged, strict=True))
+    order = np.argsort(-scores, kind="stable")
+    return boxes3d[order], scores[order], classes[order]
+
+
+def _merge(
+    boxes: np.ndarray, scores: np.ndarray, slice_ids: np.ndarray, iou_threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`merge_slices` of checked input."""
+    index = OverlapIndex(boxes, iou_threshold)
+    slice_ids, places = _place_slices(slice_ids)
+    free = np.ones(len(boxes), dtype=bool)
+    has_match = np.zeros(len(slice_ids), dtype=bool)
+    heads, extents = [], []
+    for head in np.argsort(-scores, kind="stable").tolist():
+        if not free[head]:
+            continue
+        matches = index.matches(head)
+        matches = matches[free[matches]]
+        on = places[matches]
+        has_match[on] = True
+        own = places[head]
+        has_match[own] = True  # a box without area does not match itself
+        last = own + has_match[own:].argmin() - 1
+        first = own - has_match[own::-1].argmin() + 1
+        has_match[on] = has_match[own] = False
+        free[matches[(first <= on) & (on <= last)]] = free[head] = False
+        heads.append(head)
+        extents.append((first, last))
+    heads = np.array(heads, dtype=np.int64)
+    z = slice_ids[np.array(extents, dtype=np.int64).reshape(-1, 2)]
+    merged = np.concatenate([boxes[heads, :2], z[:, :1], boxes[heads, 2:], z[:, 1:]], axis=1)
+    return merged, scores[heads]
+
+
+def _place_slices(slice_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Put slices in a row, with an empty place before, behind and where numbers are missing.
+
+    Returns:
+        (K,) number of the slice at each place, and (N,) place of each box's slice.
+    """
+    numbers, index = np.unique(slice_ids, return_inverse=True)
+    places = (
+        1 + np.arange(len(numbers)) + np.append(0, np.cumsum(np.diff(numbers) > 1))[: len(numbers)]
+    )
+    row = np.zeros(places.max(initial=0) + 2, dtype=numbers.dtype)
+    row[places] = numbers
+    return row, places[index]

@@ -1,0 +1,196 @@
+"""Views of one image, and what a model finds in them in pixels of the slice."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+#: Along x, along y: the image, and its three mirrored views.
+MIRRORS = ((False, False), (True, False), (False, True), (True, True))
+_UNMIRRORED = MIRRORS[:1]
+# Of the patch center factor's normal distribution, as a share of the tile's side. The paper leaves
+# it open; its published code has 0.8 of half the side.
+_SIGMA = 0.4
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of a model's input, in its whole pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    @property
+    def slices(self) -> tuple:
+        """The index of the tile in an array (..., H, W)."""
+        return (
+            ...,
+            slice(self.top, self.top + self.height),
+            slice(self.left, self.left + self.width),
+        )
+
+    def contains(self, centers: Tensor) -> Tensor:
+        """Whether the pixel areas of the tile contain points (n, 2) x, y; (n,) bool."""
+        start = centers.new_tensor([self.left, self.top]) - 0.5  # whole numbers are pixel centers
+        size = centers.new_tensor([self.width, self.height])
+        return ((centers >= start) & (centers < start + size)).all(dim=1)
+
+    def center_weights(self, centers: Tensor) -> Tensor:
+        """The density of a normal distribution around the tile's center, relative to its peak.
+
+        Jaeger et al., section 3.2, "patch center factor".
+        """
+        size = centers.new_tensor([self.width, self.height])
+        middle = centers.new_tensor([self.left, self.top]) + (size - 1) / 2
+        return torch.exp(-(((centers - middle) / (_SIGMA * size)) ** 2).sum(dim=1) / 2)
+
+
+def make_tiles(size: tuple[int, int], tile_size: int, overlap: float) -> list[Tile]:
+    """Cut an image into tiles that cover it, evenly spaced from edge to edge.
+
+    Args:
+        size: height and width of the image in pixels.
+        tile_size: side of the tiles; along a shorter side of the image they are as long as that.
+            0 for one tile, the image.
+        overlap: share of ``tile_size`` by which a tile overlaps the next one, at least.
+    """
+    rows, columns = (_intervals(side, tile_size, overlap) for side in size)
+    return [Tile(left, top, width, height) for top, height in rows for left, width in columns]
+
+
+def _intervals(side: int, tile_size: int, overlap: float) -> list[tuple[int, int]]:
+    """Start and length of the tiles along one side."""
+    if tile_size <= 0 or side <= tile_size:
+        return [(0, side)]
+    step = max(1, tile_size - math.ceil(overlap * tile_size))
+    num_steps = math.ceil((side - tile_size) / step)
+    return [(i * (side - tile_size) // num_steps, tile_size) for i in range(num_steps + 1)]
+
+
+@dataclass(frozen=True, eq=False)
+class ViewDetections:
+    """The N detections of all views of one image, in pixels of the slice.
+
+    Attributes:
+        instances: ``pred_boxes``, ``scores``, ``pred_classes`` and, where the models give them,
+            ``pred_masks`` (N, height, width) bool.
+        view_ids: (N,) int, the view that each comes from.
+        num_views: (N,) int, the views that see the detection's center.
+        center_weights: (N,) in (0, 1], lower the farther the detection is from its tile's center.
+    """
+
+    instances: Instances
+    view_ids: Tensor
+    num_views: Tensor
+    center_weights: Tensor
+
+
+def detect_in_views(
+    models: Sequence[Callable[[list[dict]], list[dict]]],
+    input_dict: dict,
+    *,
+    mirrors: bool,
+    tile_size: int,
+    tile_overlap: float,
+) -> ViewDetections:
+    """Run models on the views of one image: models x tiles x mirrors, in this order.
+
+    Args:
+        models: as Detectron2's, in evaluation mode.
+        input_dict: ``image`` (C, H, W), optionally ``height`` and ``width`` of the slice.
+        mirrors: four mirrored views in place of one.
+        tile_size, tile_overlap: see :func:`make_tiles`; pixels of ``image``.
+    """
+    image = input_dict["image"]
+    input_size = tuple(image.shape[-2:])
+    size = (input_dict.get("height", input_size[0]), input_dict.get("width", input_size[1]))
+    flips = MIRRORS if mirrors else _UNMIRRORED
+    tiles = make_tiles(input_size, tile_size, tile_overlap)
+    views = list(_views(models, input_dict, tiles, flips, size))
+    instances = Instances.cat(views)
+
+    counts = [len(view) for view in views]
+    device = instances.scores.device
+    view_ids = torch.arange(len(views)).repeat_interleave(torch.tensor(counts)).to(device)
+    centers = _input_centers(instances.pred_boxes.tensor, input_size, size)
+    num_views = sum(tile.contains(centers).int() for tile in tiles) * (len(models) * len(flips))
+    center_weights = torch.ones_like(instances.scores)
+    if len(tiles) > 1:
+        tile_ids = view_ids // len(flips) % len(tiles)
+        for i, tile in enumerate(tiles):
+            center_weights[tile_ids == i] = tile.center_weights(centers[tile_ids == i])
+    return ViewDetections(instances, view_ids, num_views, center_weights)
+
+
+def _views(
+    models: Sequence[Callable],
+    input_dict: dict,
+    tiles: list[Tile],
+    flips: tuple[tuple[bool, bool], ...],
+    size: tuple[int, int],
+) -> Iterator[Instances]:
+    image = input_dict["image"]
+    input_size = tuple(image.shape[-2:])
+    is_whole = len(tiles) == 1
+    for model, tile, flip in itertools.product(models, tiles, flips):
+        height, width = size if is_whole else (tile.height, tile.width)
+        view = {**input_dict, "height": height, "width": width}
+        view["image"] = _flip(image[tile.slices], flip)
+        found = _unmirror(model([view])[0]["instances"], flip)
+        yield found if is_whole else _put_back(found, tile, input_size, size)
+
+
+def _flip(array: Tensor, flip: tuple[bool, bool]) -> Tensor:
+    axes = [axis for axis, is_flipped in zip((-1, -2), flip, strict=True) if is_flipped]
+    return array.flip(axes) if axes else array
+
+
+def _unmirror(found: Instances, flip: tuple[bool, bool]) -> Instances:
+    """What was found in a mirrored view, on the image as it was; only the fields that count."""
+    boxes = found.pred_boxes.tensor.clone()
+    height, width = found.image_size
+    for axis, (side, is_flipped) in enumerate(zip((width, height), flip, strict=True)):
+        if is_flipped:
+            boxes[:, [axis, axis + 2]] = side - 1 - boxes[:, [axis + 2, axis]]
+    fields = {"scores": found.scores, "pred_classes": found.pred_classes}
+    if found.has("pred_masks"):
+        fields["pred_masks"] = _flip(found.pred_masks, flip)
+    return Instances(found.image_size, pred_boxes=Boxes(boxes), **fields)
+
+
+def _put_back(
+    found: Instances, tile: Tile, input_size: tuple[int, int], size: tuple[int, int]
+) -> Instances:
+    """Bring what was found in a tile, in its pixels, to the slice."""
+    boxes = found.pred_boxes.tensor
+    scale = boxes.new_tensor([size[1] / input_size[1], size[0] / input_size[0]] * 2)
+    offset = boxes.new_tensor([tile.left, tile.top] * 2)
+    placed = Instances(size, scores=found.scores, pred_classes=found.pred_classes)
+    placed.pred_boxes = Boxes((boxes + offset + 0.5) * scale - 0.5)
+    if found.has("pred_masks"):
+        masks = found.pred_masks.new_zeros(len(found), *input_size)
+        masks[tile.slices] = found.pred_masks
+        placed.pred_masks = masks if input_size == size else _resize_masks(masks, size)
+    return placed
+
+
+def _resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    resized = masks.new_zeros(len(masks), *size)
+    for mask, out in zip(masks, resized, strict=True):  # one at a time, as float they are large
+        out[:] = F.interpolate(mask[None, None].float(), size, mode="bilinear")[0, 0] > 0.5
+    return resized
+
+
+def _input_centers(boxes: Tensor, input_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Centers (n, 2) x, y of boxes on the slice, in pixels of the input, inside of it."""
+    scale = boxes.new_tensor([input_size[1] / size[1], input_size[0] / size[0]])
+    centers = ((boxes[:, :2] + boxes[:, 2:]) / 2 + 0.5) * scale - 0.5
+    last = boxes.new_tensor([input_size[1] - 1, input_size[0] - 1])
+    return centers.clamp(min=torch.zeros_like(last), max=last)

@@ -1,0 +1,136 @@
+import cv2
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from ..losses import segmentation_loss
+from ..segmentation import (
+    SegmentationLoss,
+    build_segmentation_loss,
+    build_segmentation_predictor,
+    resize_probabilities,
+    semantic_labels,
+)
+
+
+@META_ARCH_REGISTRY.register()
+class DetUNet(DenseDetector):
+    """DetU-Net (Jaeger et al., section 4.1): detections are components of a segmentation.
+
+    A softmax over background and K classes at P0 of a U-FPN; pixels belong to their most probable
+    class. Each connected component of a class (with diagonal neighbors) is a detection whose score
+    is the highest probability of that class in it. Of an image, the largest components count.
+
+    Args:
+        backbone: a :class:`UNetFPN`. Only P2 of its pyramid is used.
+        num_classes: K.
+        pixel_mean, pixel_std: C values each.
+        seg_loss: maps logits (N, K + 1, H, W) and labels (N, H, W) to a scalar.
+        max_components: of an image, over all classes.
+        box_margin: pixels of the slice by which boxes surround their components.
+        predict_masks: whether predictions carry ``pred_masks``, the components.
+
+    Raises:
+        ValueError: the backbone is no U-FPN.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        num_classes: int,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        seg_loss: SegmentationLoss = segmentation_loss,
+        max_components: int = 5,
+        box_margin: float = 5.0,
+        predict_masks: bool = False,
+    ):
+        head = build_segmentation_predictor(backbone, num_classes)
+        super().__init__(backbone, head, ["p2"], pixel_mean=pixel_mean, pixel_std=pixel_std)
+        self.num_classes = num_classes
+        self.seg_loss = seg_loss
+        self.max_components = max_components
+        self.box_margin = box_margin
+        self.predict_masks = predict_masks
+        self._freeze_unused_levels()
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        return {
+            "backbone": build_backbone(cfg),
+            "num_classes": cfg.MODEL.RETINANET.NUM_CLASSES,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "seg_loss": build_segmentation_loss(cfg),
+            "max_components": cfg.MODEL.DET_UNET.MAX_COMPONENTS,
+            "box_margin": cfg.MODEL.RETINA_UNET.BOX_MARGIN,
+            "predict_masks": cfg.MODEL.RETINA_UNET.PREDICT_MASKS,
+        }
+
+    def _freeze_unused_levels(self) -> None:
+        """The coarser levels' output convolutions get no gradient from P0."""
+        for convolution in self.backbone.output_convs[:-1]:
+            convolution.requires_grad_(False)
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """Detectron2's model interface, see :class:`RetinaUNet`; in training only ``loss_seg``."""
+        images = self.preprocess_image(batched_inputs)
+        logits = self.head(self.backbone.decode(images.tensor, self.backbone(images.tensor)))
+        if self.training:
+            gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
+            return {"loss_seg": self.seg_loss(logits, semantic_labels(gt_instances, images))}
+        outputs = []
+        for probabilities, size, x in zip(
+            logits.softmax(dim=1), images.image_sizes, batched_inputs, strict=True
+        ):
+            output_size = (x.get("height", size[0]), x.get("width", size[1]))
+            probabilities = resize_probabilities(probabilities, size, output_size)
+            outputs.append({"instances": self.find_components(probabilities)})
+        return outputs
+
+    def find_components(self, probabilities: Tensor) -> Instances:
+        """Turn class probabilities into detections.
+
+        Args:
+            probabilities: (K + 1, H, W), channel 0 the background.
+
+        Returns:
+            At most ``max_components`` instances by falling score.
+        """
+        best = probabilities.argmax(dim=0).to("cpu", torch.uint8).numpy()
+        found = []
+        for category in range(self.num_classes):
+            count, labels, stats, _ = cv2.connectedComponentsWithStats(
+                np.equal(best, category + 1).astype(np.uint8), connectivity=8
+            )
+            found += [(stats[i], category, labels == i) for i in range(1, count)]
+        found.sort(key=lambda component: -component[0][cv2.CC_STAT_AREA])
+        return self._to_instances(found[: self.max_components], probabilities)
+
+    def _to_instances(
+        self, found: list[tuple[np.ndarray, int, np.ndarray]], probabilities: Tensor
+    ) -> Instances:
+        height, width = probabilities.shape[1:]
+        device = probabilities.device
+        corners = np.array([stats[:4] for stats, _, _ in found], dtype=np.float32).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        margin = np.float32(self.box_margin)
+        boxes = np.concatenate([corners[:, :2] - margin, corners[:, 2:] + margin], axis=1)
+        boxes = boxes.clip(0, [width, height] * 2) - np.float32(0.5)  # pixel centers are whole
+        classes = torch.tensor([c for _, c, _ in found], dtype=torch.int64, device=device)
+        masks = np.array([mask for _, _, mask in found], dtype=bool).reshape(-1, height, width)
+        masks = torch.from_numpy(masks).to(device)
+        scores = [probabilities[c + 1][mask].max() for c, mask in zip(classes, masks, strict=True)]
+        result = Instances((height, width))
+        result.pred_boxes = Boxes(torch.from_numpy(boxes.astype(np.float32)).to(device))
+        result.scores = torch.stack(scores) if scores else probabilities.new_empty(0)
+        result.pred_classes = classes
+        if self.predict_masks:
+            result.pred_masks = masks
+        return result[result.scores.argsort(descending=True, stable=True)]

@@ -1,0 +1,99 @@
+"""The auxiliary task of all models with a U-FPN: segmentation on P0."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import Backbone
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
+
+from .backbone import UNetFPN
+from .losses import IGNORE, focal_segmentation_loss, segmentation_loss
+
+_PRIOR = 0.01  # of a foreground pixel, as RETINANET.PRIOR_PROB of a foreground anchor
+
+#: Maps logits (N, K + 1, H, W) and labels (N, H, W) to a scalar.
+SegmentationLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def build_segmentation_predictor(backbone: Backbone, num_classes: int) -> nn.Conv2d:
+    """Build the 1x1 convolution from P0 to the logits of the background and K classes.
+
+    Args:
+        backbone: a :class:`UNetFPN`, whose ``decode`` gives P0.
+        num_classes: K.
+
+    Raises:
+        ValueError: the backbone is no U-FPN.
+    """
+    if not isinstance(backbone, UNetFPN):
+        raise ValueError(
+            f"MODEL.BACKBONE.NAME: found a {type(backbone).__name__}, expected a U-FPN for the "
+            "segmentation, such as build_vgg_unet_fpn_backbone"
+        )
+    predictor = nn.Conv2d(backbone.decoder_shape.channels, num_classes + 1, kernel_size=1)
+    # As RetinaNet's own prior: nearly all pixels are background, and say so from the start.
+    nn.init.zeros_(predictor.bias)
+    nn.init.constant_(predictor.bias[:1], math.log((1 - _PRIOR) / _PRIOR))
+    return predictor
+
+
+def build_segmentation_loss(cfg) -> SegmentationLoss:
+    """The loss that MODEL.RETINA_UNET.SEG_LOSS names.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    options = cfg.MODEL.RETINA_UNET
+    if options.SEG_LOSS == "ce_dice":
+        return segmentation_loss
+    if options.SEG_LOSS == "focal":
+        return partial(
+            focal_segmentation_loss, alpha=options.SEG_FOCAL_ALPHA, gamma=options.SEG_FOCAL_GAMMA
+        )
+    raise ValueError(
+        f"MODEL.RETINA_UNET.SEG_LOSS: found {options.SEG_LOSS!r}, expected 'ce_dice' or 'focal'"
+    )
+
+
+def semantic_labels(gt_instances: list[Instances], images: ImageList) -> Tensor:
+    """Paint the instances' masks into one label map an image.
+
+    Returns:
+        (N, H, W) int64: 0 for background, class + 1 inside a mask (the later instance wins where
+        two overlap), ``IGNORE`` in the padding of the batch.
+    """
+    height, width = images.tensor.shape[-2:]
+    labels = torch.full(
+        (len(gt_instances), height, width), IGNORE, dtype=torch.int64, device=images.tensor.device
+    )
+    for label, instances, (h, w) in zip(labels, gt_instances, images.image_sizes, strict=True):
+        label[:h, :w] = 0
+        if len(instances) == 0:
+            continue
+        for mask, category in zip(
+            instances.gt_masks.tensor, instances.gt_classes.tolist(), strict=True
+        ):
+            label[:h, :w][mask] = category + 1
+    return labels
+
+
+def resize_probabilities(
+    probabilities: Tensor, image_size: tuple[int, int], output_size: tuple[int, int]
+) -> Tensor:
+    """Bring the probabilities of one image of a batch to output size.
+
+    Args:
+        probabilities: (K + 1, H, W) of the padded image.
+        image_size: height and width of the image without its padding.
+        output_size: height and width of the output.
+
+    Returns:
+        (K + 1, height, width), bilinear.
+    """
+    height, width = image_size
+    cut = probabilities[None, :, :height, :width]
+    return F.interpolate(cut, size=output_size, mode="bilinear", align_corners=False)[0]

@@ -1,0 +1,105 @@
+"""The figure: mAP over the number of training images, a panel a task."""
+
+import os
+from collections.abc import Sequence
+
+from lesion_d2.files import written_whole
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from .grid import MODELS
+from .report import LABELS, TASK_LABELS, Scores
+
+#: Color, line and marker: one-stage models blue and green, two-stage ones red, as in the paper;
+#: models without the full segmentation are dashed.
+STYLES = {
+    "retina_unet": ("#0b3c8c", "-", "o"),
+    "retinanet": ("#2ca089", "--", "s"),
+    "u_faster_rcnn_plus": ("#8b0000", "-", "D"),
+    "mask_rcnn": ("#e8743b", "--", "^"),
+    "faster_rcnn_plus": ("#e0245e", "--", "v"),
+    "det_unet": ("0.5", "-", "x"),
+}
+# Error bars of models stand side by side, this factor of n apart.
+_APART = 1.025
+
+
+def plot_figure(
+    scores: Scores,
+    tasks: Sequence[str],
+    models: Sequence[str],
+    sizes: Sequence[int],
+    file: str | os.PathLike,
+    *,
+    title: str = "",
+) -> None:
+    """Draw means over seeds with their standard deviations (with n - 1) as bars.
+
+    Args:
+        scores: task, model, n -> seed -> percent.
+        tasks: a panel each.
+        models: a line each; one without a result in a task has none there.
+        sizes: n, the training images.
+        file: PNG to write; complete or not at all.
+        title: above the panels.
+    """
+    figure = Figure(figsize=(4.4 * len(tasks) + 0.4, 4.9), dpi=150, layout="constrained")
+    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for axes, task in zip(panels, tasks, strict=True):
+        for model in models:
+            _plot_model(axes, scores, task, model, sizes)
+        _style_axes(axes, sizes)
+        axes.set_title(TASK_LABELS[task])
+    panels[0].set_ylabel("mAP at an IoU of 0.1 (%)")
+    found = {label: line for axes in panels for line, label in zip(*_legend(axes), strict=True)}
+    names = [LABELS[model] for model in models if LABELS[model] in found]
+    figure.legend(
+        [found[name] for name in names],
+        names,
+        loc="outside lower center",
+        ncols=6 if len(tasks) == 3 else 3,
+        frameon=False,
+    )
+    figure.suptitle(title)
+    with written_whole(file) as partial:
+        FigureCanvasAgg(figure).print_png(partial)
+
+
+def _plot_model(axes: Axes, scores: Scores, task: str, model: str, sizes: Sequence[int]) -> None:
+    known = [n for n in sorted(sizes) if scores.get((task, model, n))]
+    if not known:
+        return
+    values = [np.array([*scores[task, model, n].values()]) for n in known]
+    color, line, marker = STYLES[model]
+    shift = _APART ** (MODELS.index(model) - (len(MODELS) - 1) / 2)
+    axes.errorbar(
+        np.array(known) * shift,
+        [v.mean() for v in values],
+        [v.std(ddof=1) if len(v) > 1 else 0.0 for v in values],
+        label=LABELS[model],
+        color=color,
+        linestyle=line,
+        marker=marker,
+        markersize=5,
+        linewidth=1.5,
+        elinewidth=1,
+        capsize=2,
+    )
+
+
+def _legend(axes: Axes) -> tuple[list, list[str]]:
+    return axes.get_legend_handles_labels()
+
+
+def _style_axes(axes: Axes, sizes: Sequence[int]) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(sizes), labels=[str(n) for n in sorted(sizes)])
+    axes.minorticks_off()
+    axes.set_xlim(min(sizes) / 1.2, max(sizes) * 1.2)
+    axes.set_ylim(0, 104)
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_xlabel("n (training images)")
+    axes.grid(True, alpha=0.4)

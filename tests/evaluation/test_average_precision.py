@@ -1,0 +1,149 @@
+import math
+
+from lesion_d2.evaluation import detection_average_precision, ranking_average_precision
+
+import numpy as np
+import pytest
+from detectron2.structures import BoxMode
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+
+def make_case(seed, dims, num_cases=25):
+    """Boxes near most lesions, and others; scores are often equal."""
+    rng = np.random.default_rng(seed)
+    truth, boxes, scores = [], [], []
+    for _ in range(num_cases):
+        low = rng.uniform(0, 60, (rng.integers(0, 4), dims))
+        lesions = np.concatenate([low, low + rng.uniform(8, 30, low.shape)], axis=1)
+        near = np.repeat(lesions, rng.integers(0, 3, len(lesions)), axis=0)
+        near = near + rng.uniform(-4, 4, near.shape)
+        low = rng.uniform(0, 60, (rng.integers(0, 3), dims))
+        found = np.concatenate([near, np.concatenate([low, low + 12], axis=1)])
+        truth.append(lesions)
+        boxes.append(found)
+        scores.append(rng.integers(1, 40, len(found)) / 40)
+    return boxes, scores, truth
+
+
+def slow_iou(a, b):
+    dims = len(a) // 2
+    shared = size_a = size_b = 1.0
+    for k in range(dims):
+        shared *= max(0.0, min(a[k + dims], b[k + dims]) - max(a[k], b[k]))
+        size_a *= a[k + dims] - a[k]
+        size_b *= b[k + dims] - b[k]
+    return shared / (size_a + size_b - shared)
+
+
+def slow_average_precision(boxes, scores, truth, threshold):
+    outcomes = []
+    for case in range(len(truth)):
+        free = [list(lesion) for lesion in truth[case]]
+        for k in sorted(range(len(boxes[case])), key=lambda k, s=scores[case]: -s[k]):
+            ious = [slow_iou(boxes[case][k], lesion) for lesion in free]
+            hit = bool(ious) and max(ious) >= threshold
+            if hit:
+                free.pop(ious.index(max(ious)))
+            outcomes.append((scores[case][k], hit))
+    outcomes.sort(key=lambda outcome: -outcome[0])
+    num_lesions = sum(map(len, truth))
+    points, hits = [], 0
+    for rank, (_, hit) in enumerate(outcomes, start=1):
+        hits += hit
+        points.append((hits / num_lesions, hits / rank))
+    recalls = np.linspace(0, 1, 101)
+    return np.mean([max((p for r, p in points if r >= x), default=0) for x in recalls])
+
+
+def coco_average_precision(boxes, scores, truth, threshold):
+    def xywh(box):
+        return BoxMode.convert(box.tolist(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+
+    annotations = [(i, xywh(box)) for i, found in enumerate(truth, 1) for box in found]
+    coco, found = COCO(), COCO()
+    coco.dataset = {
+        "images": [{"id": i} for i in range(1, len(truth) + 1)],
+        "categories": [{"id": 1}],
+        "annotations": [
+            {"id": k, "image_id": i, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            | {"category_id": 1}
+            for k, (i, box) in enumerate(annotations, 1)
+        ],
+    }
+    coco.createIndex()
+    found = coco.loadRes(
+        [
+            {"image_id": i, "category_id": 1, "bbox": xywh(box), "score": score}
+            for i, pair in enumerate(zip(boxes, scores, strict=True), 1)
+            for box, score in zip(*pair, strict=True)
+        ]
+    )
+    run = COCOeval(coco, found, "bbox")
+    run.params.iouThrs = np.array([threshold])
+    run.evaluate()
+    run.accumulate()
+    return run.eval["precision"][0, :, 0, 0, -1].mean()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("threshold", [0.1, 0.5])
+def test_it_is_that_of_coco(seed, threshold):
+    case = make_case(seed, 2)
+    expected = coco_average_precision(*case, threshold)
+    assert 0.1 < expected < 0.95
+    found = detection_average_precision(*case, iou_threshold=threshold)
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("threshold", [0.1, 0.3])
+def test_in_3d_against_a_written_out_version(seed, threshold):
+    case = make_case(seed, 3)
+    expected = slow_average_precision(*case, threshold)
+    assert 0.1 < expected < 0.95
+    found = detection_average_precision(*case, iou_threshold=threshold)
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_repeat_is_an_error_and_the_second_best_lesion_is_taken():
+    lesions = [np.array([[0, 0, 10, 10], [0, 0, 10, 20]], float)]
+    boxes = [np.array([[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 9, 9]], float)]
+    scores = [np.array([0.9, 0.8, 0.7])]
+    # The second box overlaps the first lesion most, which is taken, and takes the other one.
+    found = detection_average_precision(boxes, scores, lesions, iou_threshold=0.4)
+    assert found == 1
+    # Where it is not near enough to that one it is an error, and no box finds it.
+    found = detection_average_precision(boxes, scores, lesions, iou_threshold=0.46)
+    assert found == pytest.approx(51 / 101)
+
+
+def test_no_lesions_and_no_detections():
+    box, none = np.ones((1, 6)), np.zeros((0, 6))
+    assert math.isnan(detection_average_precision([box], [np.ones(1)], [none]))
+    assert detection_average_precision([none], [np.zeros(0)], [box]) == 0
+    assert math.isnan(ranking_average_precision(np.ones(2), np.zeros(2, bool)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ranking_against_a_written_out_version(seed):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 12, 30) / 12
+    positive = rng.random(30) < 0.4
+    expected, before = 0.0, 0.0
+    for level in sorted(set(scores), reverse=True):
+        above = [p for s, p in zip(scores, positive, strict=True) if s >= level]
+        recall = sum(above) / positive.sum()
+        expected += (recall - before) * sum(above) / len(above)
+        before = recall
+    assert 0.2 < expected < 0.9
+    assert ranking_average_precision(scores, positive) == pytest.approx(expected, abs=1e-12)
+    order = rng.permutation(30)
+    shuffled = ranking_average_precision(scores[order], positive[order])
+    assert shuffled == pytest.approx(expected, abs=1e-12)
+
+
+def test_ranking_by_hand():
+    scores, positive = np.array([0.9, 0.8, 0.7, 0.0]), np.array([True, False, True, False])
+    assert ranking_average_precision(scores, positive) == pytest.approx((1 + 2 / 3) / 2)
+    assert ranking_average_precision(np.zeros(4), positive) == 0.5

@@ -1,0 +1,438 @@
+import json
+import logging
+import math
+
+import lesion_d2
+from lesion_d2.engine import finish_run
+from lesion_d2.evaluation import VolumeEvaluator, froc_curve
+from lesion_d2.inference.slices import batched_merge_slices
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import print_csv_format
+from detectron2.structures import Boxes, BoxMode, Instances
+from test_average_precision import slow_average_precision
+
+NAME = "made_up_volumes"
+RATES = (0.5, 1, 2, 4, 8, 16)
+
+
+def make_volume(patient, study, lesions, numbers=range(10, 20)):
+    """Slices of a volume; lesions are (class, x1, y1, x2, y2, first, last)."""
+    volume = f"{patient:06d}_{study:02d}_01"
+    return [
+        {
+            "file_name": f"{volume}/{number:03d}.png",
+            "image_id": f"{volume}_{number:03d}",
+            "height": 200,
+            "width": 200,
+            "patient": patient,
+            "volume": volume,
+            "slice_index": number,
+            "annotations": [
+                {
+                    "bbox": [float(v) for v in box],
+                    "bbox_mode": BoxMode.XYXY_ABS,
+                    "category_id": number_of_class,
+                    "lesion": lesion,
+                }
+                for lesion, (number_of_class, *box, first, last) in enumerate(lesions)
+                if first <= number <= last
+            ],
+        }
+        for number in numbers
+    ]
+
+
+def make_dicts(seed=0, num_patients=8, num_classes=3):
+    """Up to two volumes a patient, up to three lesions a volume, far from each other."""
+    rng = np.random.default_rng(seed)
+    dicts = []
+    for patient in range(1, num_patients + 1):
+        for study in range(1, int(rng.integers(2, 4))):
+            lesions = []
+            for k in range(rng.integers(0, 4)):
+                x, y = 60 * k + int(rng.integers(5, 20)), int(rng.integers(5, 20))
+                first = int(rng.integers(10, 20))
+                last = min(19, first + int(rng.integers(0, 6)))
+                size = rng.integers(8, 40, 2)
+                number = int(rng.integers(num_classes))
+                lesions.append((number, x, y, x + size[0], y + size[1], first, last))
+            dicts += make_volume(patient, study, lesions)
+    return dicts
+
+
+def detect(record, seed=0, num_classes=3):
+    """Boxes near most lesions, half of them of another class, and some elsewhere."""
+    rng = np.random.default_rng([seed, int(record["volume"].replace("_", ""))])
+    offset = rng.uniform(-6, 6, (4, 2))
+    scores = rng.integers(1, 20, 5) / 20
+    classes = rng.integers(num_classes, size=4)
+    boxes = []
+    for a in record["annotations"]:
+        k = a["lesion"]
+        box = (np.reshape(a["bbox"], (2, 2)) + offset[k]).ravel()
+        boxes.append((box, scores[k], classes[k] if k % 2 else a["category_id"]))
+    if record["slice_index"] % 4:
+        boxes.append(([150, 150, 170, 170], scores[4], classes[3]))
+    return make_instances(*zip(*boxes, strict=True)) if boxes else make_instances([], [], [])
+
+
+def make_instances(boxes, scores, classes=None):
+    result = Instances((200, 200))
+    result.pred_boxes = Boxes(torch.as_tensor(np.array(boxes), dtype=torch.float32).reshape(-1, 4))
+    result.scores = torch.as_tensor(np.array(scores), dtype=torch.float32)
+    classes = np.zeros(len(scores)) if classes is None else classes
+    result.pred_classes = torch.as_tensor(np.array(classes), dtype=torch.int64)
+    return result
+
+
+def truth_as_detections(record, score=0.9):
+    annotations = record["annotations"]
+    boxes, classes = ([a[key] for a in annotations] for key in ("bbox", "category_id"))
+    return make_instances(boxes, [score] * len(boxes), classes)
+
+
+def make_evaluator(output_dir=None):
+    return VolumeEvaluator(NAME, output_dir, merge=batched_merge_slices)
+
+
+def run(evaluator, dicts, outputs):
+    evaluator.reset()
+    for record, instances in zip(dicts, outputs, strict=True):
+        evaluator.process([record], [{"instances": instances}])
+    return evaluator.evaluate()
+
+
+@pytest.fixture
+def register():
+    def add(dicts, classes=("a", "b", "c")):
+        remove()
+        DatasetCatalog.register(NAME, lambda: dicts)
+        MetadataCatalog.get(NAME).set(thing_classes=list(classes), evaluator_type="lesion_volume")
+        return dicts
+
+    def remove():
+        if NAME in DatasetCatalog:
+            DatasetCatalog.remove(NAME)
+            MetadataCatalog.remove(NAME)
+
+    yield add
+    remove()
+
+
+def same(first, second):
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert value == second[key] or (math.isnan(value) and math.isnan(second[key])), key
+
+
+def true_boxes(dicts):
+    """(volume, lesion) -> box in 3-D, class."""
+    found = {}
+    for d in dicts:
+        for a in d["annotations"]:
+            x1, y1, x2, y2 = a["bbox"]
+            entry = found.setdefault((d["volume"], a["lesion"]), ([], a["category_id"]))
+            entry[0].append([x1, y1, d["slice_index"], x2, y2, d["slice_index"]])
+    return {
+        key: ([*np.min(boxes, axis=0)[:3], *np.max(boxes, axis=0)[3:]], number)
+        for key, (boxes, number) in found.items()
+    }
+
+
+def thick(boxes):
+    return np.array([[a, b, c - 0.5, d, e, f + 0.5] for a, b, c, d, e, f in boxes]).reshape(-1, 6)
+
+
+def slow_results(dicts, detections, classes):
+    """The numbers from the detections in 3-D as they stand in the file."""
+    names = list(dict.fromkeys(d["volume"] for d in dicts))
+    patients = sorted({d["patient"] for d in dicts})
+    truth = true_boxes(dicts)
+    expected = {}
+    for number, name in enumerate(classes):
+        boxes, scores, lesions = [], [], []
+        for volume in names:
+            own = [d for d in detections if d["volume"] == volume and d["category_id"] == number]
+            boxes.append(thick([d["box3d"] for d in own]))
+            scores.append([d["score"] for d in own])
+            lesions.append(
+                thick([box for key, (box, c) in truth.items() if key[0] == volume and c == number])
+            )
+        ap = slow_average_precision(boxes, scores, lesions, 0.1) if any(map(len, lesions)) else None
+        expected[f"AP10-{name}"] = ap
+        has = [
+            any(int(key[0][:6]) == p and c == number for key, (_, c) in truth.items())
+            for p in patients
+        ]
+        highest = [
+            max(
+                (
+                    score
+                    for volume, found in zip(names, scores, strict=True)
+                    if int(volume[:6]) == p
+                    for score in found
+                ),
+                default=0,
+            )
+            for p in patients
+        ]
+        expected[f"patient_AP-{name}"] = slow_ranking(highest, has) if any(has) else None
+        if all(has):
+            expected[f"patient_AP-{name}"] = None
+    for metric in ("AP10", "patient_AP"):
+        values = [v for k, v in expected.items() if k.startswith(f"{metric}-") and v is not None]
+        expected[metric] = np.mean(values)
+    return expected
+
+
+def slow_ranking(scores, positive):
+    total, before = 0.0, 0
+    for level in sorted(set(scores), reverse=True):
+        above = [p for s, p in zip(scores, positive, strict=True) if s >= level]
+        total += (sum(above) - before) / sum(positive) * sum(above) / len(above)
+        before = sum(above)
+    return total
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_numbers_against_a_written_out_version(register, tmp_path, seed):
+    dicts = register(make_dicts(seed))
+    results = run(make_evaluator(tmp_path), dicts, [detect(d, seed) for d in dicts])["volume"]
+    content = json.loads((tmp_path / "volumes.json").read_text(), parse_constant=pytest.fail)
+    expected = slow_results(dicts, content["detections"], "abc")
+    assert 0.05 < expected["AP10"] < 0.95 and 0.2 < expected["patient_AP"] < 0.99
+    for key, value in expected.items():
+        if value is None:
+            assert math.isnan(results[key])
+        else:
+            assert results[key] == pytest.approx(100 * value, abs=1e-9), key
+
+    names = list(dict.fromkeys(d["volume"] for d in dicts))
+    found = [[d for d in content["detections"] if d["volume"] == name] for name in names]
+    truth = true_boxes(dicts)
+    curve = froc_curve(
+        [thick([d["box3d"] for d in part]) for part in found],
+        [[d["score"] for d in part] for part in found],
+        [thick([box for key, (box, _) in truth.items() if key[0] == name]) for name in names],
+        iou_threshold=0.1,
+    )
+    sensitivity = 100 * curve.at(RATES)
+    assert 0 < sensitivity[0] < sensitivity[3]
+    np.testing.assert_allclose([results[f"sens@{rate:g}"] for rate in RATES], sensitivity)
+    assert results["mean_sens"] == pytest.approx(sensitivity.mean())
+
+
+def test_the_truth_as_detections_is_perfect(register, tmp_path):
+    dicts = register(make_dicts(5))
+    results = run(make_evaluator(tmp_path), dicts, [truth_as_detections(d) for d in dicts])
+    values = [v for v in results["volume"].values() if not math.isnan(v)]
+    assert len(values) >= 9 and values == pytest.approx([100] * len(values))
+    content = json.loads((tmp_path / "volumes.json").read_text())
+    truth = true_boxes(dicts)
+    by_box = sorted((key[0], box, number) for key, (box, number) in truth.items())
+    found = sorted((d["volume"], d["box3d"], d["category_id"]) for d in content["detections"])
+    assert found == by_box
+    assert any(box[2] == box[5] for _, box, _ in by_box)  # a lesion on one slice is found too
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["froc.png", "volumes.json"]
+    assert content["settings"]["iou_threshold"] == content["settings"]["merge_iou_threshold"] == 0.1
+    assert content["results"].keys() == results["volume"].keys()
+
+
+def test_one_class_has_no_numbers_by_class(register):
+    dicts = register(make_dicts(1, num_classes=1), classes=("lesion",))
+    results = run(make_evaluator(), dicts, [truth_as_detections(d) for d in dicts])
+    assert results["volume"].keys() == {
+        "AP10",
+        *(f"sens@{rate:g}" for rate in RATES),
+        "mean_sens",
+        "patient_AP",
+    }
+    print_csv_format(results)
+
+
+def test_a_hole_in_z_makes_a_hit_and_an_error(register, tmp_path):
+    lesions = [(0, 10, 10, 40, 40, 11, 15), (0, 100, 100, 140, 140, 12, 13)]
+    dicts = register(make_volume(1, 1, lesions), classes=("lesion",))
+    whole = [make_instances([[10, 10, 40, 40]] * (11 <= n <= 15), [0.9] * (11 <= n <= 15))
+             for n in range(10, 20)]  # fmt: skip
+    boxes = {11: 0.7, 12: 0.9, 14: 0.8, 15: 0.8}
+    outputs = []
+    for number in range(10, 20):
+        found = [([10, 10, 40, 40], boxes[number])] if number in boxes else []
+        found += [([100, 100, 140, 140], 0.5)] if number in (12, 13) else []
+        outputs.append(make_instances([b for b, _ in found], [s for _, s in found]))
+    results = run(make_evaluator(tmp_path), dicts, outputs)["volume"]
+    found = json.loads((tmp_path / "volumes.json").read_text())["detections"]
+    assert [(d["box3d"][2], d["box3d"][5], round(d["score"], 5)) for d in found] == [
+        (11, 12, 0.9),
+        (14, 15, 0.8),
+        (12, 13, 0.5),
+    ]
+    # Hit, error, hit. The second part reaches a lesion, so that FROC does not count it as false.
+    assert results["AP10"] == pytest.approx(100 * (51 + 50 * 2 / 3) / 101)
+    assert results["sens@0.5"] == 100
+    # Slices without a number between are no neighbors either.
+    register([d for d in dicts if d["slice_index"] != 13], classes=("lesion",))
+    kept = [(d, o) for d, o in zip(dicts, whole, strict=True) if d["slice_index"] != 13]
+    run(make_evaluator(tmp_path), *zip(*kept, strict=True))
+    found = json.loads((tmp_path / "volumes.json").read_text())["detections"]
+    assert sorted((d["box3d"][2], d["box3d"][5]) for d in found) == [(11, 12), (14, 15)]
+
+
+def test_a_lesion_reaches_over_slices_that_are_not_there(register):
+    lesion = (0, 10, 10, 40, 40, 10, 19)
+    dicts = register(make_volume(1, 1, [lesion], numbers=(10, 19)), classes=("lesion",))
+    results = run(make_evaluator(), dicts, [truth_as_detections(d) for d in dicts])["volume"]
+    # Two boxes of one slice each in a lesion of ten slices: IoU 0.1, which is enough.
+    assert results["AP10"] == pytest.approx(100)
+    dicts = register(make_volume(1, 1, [(*lesion[:-1], 20)], numbers=(10, 20)), classes=("lesion",))
+    results = run(make_evaluator(), dicts, [truth_as_detections(d) for d in dicts])["volume"]
+    assert results["AP10"] == results["sens@16"] == 0
+
+
+def test_a_detection_finds_only_lesions_of_its_volume_and_class(register):
+    lesion = (1, 10, 10, 40, 40, 12, 14)
+    volumes = [make_volume(1, 1, [lesion]), make_volume(1, 2, []), make_volume(2, 1, [])]
+    dicts = register([d for volume in volumes for d in volume])
+    elsewhere = [truth_as_detections(volumes[0][i % 10]) for i in range(30)]
+    elsewhere[:10] = elsewhere[20:] = [make_instances([], [])] * 10
+    results = run(make_evaluator(), dicts, elsewhere)["volume"]
+    assert results["AP10"] == results["sens@16"] == 0
+    assert results["patient_AP-b"] == 100  # the patient is right, blind to the place
+
+    other_class = [truth_as_detections(d) for d in dicts]
+    for instances in other_class:
+        instances.pred_classes[:] = 2
+    results = run(make_evaluator(), dicts, other_class)["volume"]
+    assert results["AP10"] == 0 and results["sens@0.5"] == 100
+    assert results["patient_AP-b"] == 50  # both patients at 0, one of them has it
+    assert math.isnan(results["AP10-a"]) and math.isnan(results["patient_AP-c"])
+
+
+def test_what_all_patients_have_says_nothing_of_them(register):
+    lesion = (0, 10, 10, 40, 40, 12, 14)
+    dicts = register(make_volume(1, 1, [lesion]) + make_volume(2, 1, [lesion]), ("lesion",))
+    results = run(make_evaluator(), dicts, [truth_as_detections(d) for d in dicts])["volume"]
+    assert results["AP10"] == pytest.approx(100) and math.isnan(results["patient_AP"])
+    for record in dicts:
+        record["annotations"] = []
+    results = run(make_evaluator(), dicts, [detect(d, num_classes=1) for d in dicts])["volume"]
+    assert all(math.isnan(value) for value in results.values())
+
+
+def test_volumes_without_a_patient_are_patients(register):
+    dicts = register(make_volume(1, 1, [(0, 10, 10, 40, 40, 12, 14)]) + make_volume(1, 2, []))
+    evaluator = make_evaluator()
+    assert math.isnan(
+        run(evaluator, dicts, [truth_as_detections(d) for d in dicts])["volume"]["patient_AP"]
+    )
+    for record in dicts:
+        del record["patient"]
+    results = run(make_evaluator(), dicts, [truth_as_detections(d) for d in dicts])
+    assert results["volume"]["patient_AP"] == 100
+
+
+def test_missing_repeated_and_unknown_slices(register, caplog):
+    dicts = register(make_dicts(2))
+    outputs = [detect(d) for d in dicts]
+    evaluator = make_evaluator()
+    expected = run(evaluator, dicts, outputs)["volume"]
+    with caplog.at_level(logging.WARNING):
+        same(run(evaluator, dicts + dicts[:4], outputs + outputs[4:8])["volume"], expected)
+    assert "Dropped 4 repeated slices" in caplog.text and "no prediction" not in caplog.text
+    same(run(evaluator, dicts[::-1], outputs[::-1])["volume"], expected)
+    with caplog.at_level(logging.WARNING):
+        part = run(evaluator, dicts[:-7], outputs[:-7])["volume"]
+    assert "7 slices of made_up_volumes have no prediction" in caplog.text
+    empty = [*outputs[:-7], *[make_instances([], [])] * 7]
+    same(part, run(evaluator, dicts, empty)["volume"])
+    evaluator.reset()
+    nothing = evaluator.evaluate()["volume"]
+    assert nothing["AP10"] == nothing["sens@16"] == 0
+    with pytest.raises(ValueError, match="image_id 'nowhere_001', expected one of made_up_volumes"):
+        run(evaluator, [{**dicts[0], "image_id": "nowhere_001"}], outputs[:1])
+    with pytest.raises(ValueError, match=r"predictions on .*: found class 3, expected 0 to 2"):
+        run(evaluator, dicts[:1], [make_instances([[0, 0, 9, 9]], [0.5], [3])])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda dicts: dicts.clear(), "made_up_volumes: no images"),
+        (lambda dicts: dicts[1].pop("volume"), "000001_01_01_011: found no 'volume'"),
+        (lambda dicts: dicts[1].pop("slice_index"), "found no 'slice_index'"),
+        (lambda dicts: dicts.append(dicts[2]), "'000001_01_01_012' stands twice"),
+        (
+            lambda dicts: dicts.append({**dicts[2], "image_id": "x"}),
+            "slice 12 of volume 000001_01_01 stands twice",
+        ),
+        (lambda dicts: dicts[3].update(patient=7), "has the patients 1 and 7, expected one"),
+        (
+            lambda dicts: dicts[2]["annotations"][0].pop("lesion"),
+            "000001_01_01_012: found an annotation without 'lesion'",
+        ),
+        (
+            lambda dicts: dicts[3]["annotations"][0].update(category_id=1),
+            "000001_01_01_013: lesion 0 has the classes 0 and 1",
+        ),
+        (
+            lambda dicts: [d["annotations"][0].update(category_id=3) for d in dicts[2:5]],
+            "made_up_volumes: found class 3, expected 0 to 2",
+        ),
+    ],
+)
+def test_bad_data_sets(register, change, message):
+    dicts = register(make_volume(1, 1, [(0, 10, 10, 40, 40, 12, 14)]))
+    change(dicts)
+    with pytest.raises(ValueError, match=message) as error:
+        make_evaluator()
+    assert "\n" not in str(error.value)
+
+
+def test_from_config(register, tmp_path):
+    dicts = register(make_dicts(4))
+    cfg = get_cfg()
+    lesion_d2.add_lesion_config(cfg)
+    cfg.TEST.MERGE_IOU_THRESH = 0.35
+    seen = set()
+
+    def merge(*arrays, iou_threshold):
+        seen.add(iou_threshold)
+        return batched_merge_slices(*arrays, iou_threshold=iou_threshold)
+
+    evaluator = VolumeEvaluator(cfg, NAME, tmp_path, merge=merge)
+    run(evaluator, dicts, [truth_as_detections(d) for d in dicts])
+    assert seen == {0.35}
+    settings = json.loads((tmp_path / "volumes.json").read_text())["settings"]
+    assert settings["merge_iou_threshold"] == 0.35
+
+
+def _evaluate_shard(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    dicts = make_dicts(6)
+    DatasetCatalog.register(NAME, lambda: dicts)
+    MetadataCatalog.get(NAME).set(thing_classes=["a", "b", "c"])
+    shard = dicts[:16] if rank == 0 else dicts[15:]  # in the middle of a volume, one slice twice
+    results = run(make_evaluator(f"{folder}/two"), shard, [detect(d) for d in shard])
+    assert bool(results) == (rank == 0)
+    if rank == 0:
+        torch.save(results, f"{folder}/results.pt")
+    finish_run()
+
+
+def test_two_processes_give_the_numbers_of_one(register, tmp_path):
+    mp.spawn(_evaluate_shard, (str(tmp_path),), nprocs=2)
+    two = torch.load(tmp_path / "results.pt", weights_only=False)
+    dicts = register(make_dicts(6))
+    one = run(make_evaluator(tmp_path / "one"), dicts, [detect(d) for d in dicts])
+    same(one["volume"], two["volume"])
+    for name in ("volumes.json", "froc.png"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()

@@ -1,0 +1,422 @@
+import itertools
+import math
+
+from lesion_d2.engine import load_config
+from lesion_d2.inference import Ensemble, find_clusters
+from lesion_d2.inference.ensemble import consolidate
+from lesion_d2.inference.views import Tile, ViewDetections, make_tiles
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.layers import batched_nms
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from tiny_run import tiny_config, uldor_args
+from torch import nn
+
+SCORES = torch.tensor([0.9, 0.7, 0.5])
+FLIPS = ((), (-1,), (-2,), (-2, -1))  # of the views, in their order
+
+
+class Seeing(nn.Module):
+    """Finds, for each of the values 1, 2, 3, the rectangle of its pixels: what it sees.
+
+    Boxes end at the pixels' outer borders; where whole numbers are pixel centers, those are halves.
+    """
+
+    def __init__(self, *, masks=True, blind=(), trust=1.0):
+        super().__init__()
+        self.masks, self.blind, self.trust = masks, blind, trust
+        self.seen = []
+
+    def forward(self, batched_inputs):
+        return [{"instances": self._look(each)} for each in batched_inputs]
+
+    def _look(self, inputs):
+        image = inputs["image"][0]
+        self.seen.append(image)
+        size = inputs.get("height", image.shape[0]), inputs.get("width", image.shape[1])
+        blind = len(self.seen) - 1 in self.blind
+        classes = [] if blind else [c for c in range(3) if (image == c + 1).any()]
+        masks = torch.stack([image == c + 1 for c in classes]) if classes else image[None][:0] > 0
+        result = Instances(
+            size,
+            pred_boxes=Boxes(torch.tensor([_extent(m, size) for m in masks]).reshape(-1, 4)),
+            scores=self.trust * SCORES[classes],
+            pred_classes=torch.tensor(classes, dtype=torch.int64),
+        )
+        result.extra = torch.zeros(len(result))  # of which the ensemble knows nothing
+        if self.masks:
+            result.pred_masks = _resized(masks, size)
+        return result
+
+
+def _extent(mask, size):
+    rows, columns = (torch.nonzero(mask.any(dim=d))[:, 0].tolist() for d in (1, 0))
+    sx, sy = size[1] / mask.shape[1], size[0] / mask.shape[0]
+    x1, x2, y1, y2 = columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
+    return [x1 * sx - 0.5, y1 * sy - 0.5, x2 * sx - 0.5, y2 * sy - 0.5]
+
+
+def _resized(masks, size):
+    if tuple(masks.shape[1:]) == tuple(size) or len(masks) == 0:
+        return masks.new_zeros(0, *size) if len(masks) == 0 else masks
+    return F.interpolate(masks[None].float(), size, mode="bilinear")[0] > 0.5
+
+
+def _image(size, rectangles):
+    """Rectangles (x1, y1, x2, y2), ends excluded, of the values 1, 2, ..."""
+    image = torch.zeros(3, *size)
+    for value, (x1, y1, x2, y2) in enumerate(rectangles, 1):
+        image[:, y1:y2, x1:x2] = value
+    return image
+
+
+def _truth(size, rectangles, scale):
+    """Boxes and masks on a slice that has ``scale`` times the image's size."""
+    height, width = (round(scale * s) for s in size)
+    boxes = scale * torch.tensor(rectangles, dtype=torch.float64).reshape(-1, 4) - 0.5
+    masks = torch.zeros(len(boxes), height, width, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, (boxes + 0.5).round().int().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = True
+    return boxes, masks
+
+
+def _inputs(image, scale=1):
+    height, width = (round(scale * side) for side in image.shape[1:])
+    size = {} if scale == 1 else {"height": height, "width": width}
+    return {"image": image, **size, "image_id": "an image"}
+
+
+# Multiples of 3 and 6, so that pixels of image and slice have common borders.
+RECTANGLES = [(3, 6, 12, 9), (33, 0, 51, 27), (15, 12, 21, 33)]
+
+
+@pytest.mark.parametrize("scale", [1, 2, 2 / 3, 4 / 3])
+@pytest.mark.parametrize("size", [(33, 51), (57, 51)])
+def test_every_view_comes_back_to_the_untouched_slice(size, scale):
+    models = [Seeing(), Seeing(masks=True, trust=0.5)]
+    image = _image(size, RECTANGLES)
+    detections = Ensemble(models).views(_inputs(image, scale))
+    boxes, masks = _truth(size, RECTANGLES, scale)
+    for view in range(8):
+        found = detections.instances[detections.view_ids == view]
+        assert found.image_size == tuple(masks.shape[1:])
+        assert found.pred_classes.tolist() == [0, 1, 2]
+        assert torch.equal(found.scores, SCORES * (1.0 if view < 4 else 0.5))
+        np.testing.assert_allclose(found.pred_boxes.tensor, boxes, rtol=0, atol=1e-4)
+        assert torch.equal(found.pred_masks, masks)
+    assert len(detections.instances) == 24
+    assert detections.num_views.tolist() == [8] * 24
+    assert detections.center_weights.tolist() == [1.0] * 24
+    for model in models:
+        assert len(model.seen) == 4
+        for seen, flip in zip(model.seen, FLIPS, strict=True):
+            assert torch.equal(seen, image[0].flip(flip))
+
+
+@pytest.mark.parametrize("method", ["wbc", "nms"])
+def test_what_all_views_agree_on_stays_as_it_is(method):
+    image = _image((33, 51), RECTANGLES)
+    ensemble = Ensemble([Seeing(), Seeing()], consolidation=method)
+    [output] = ensemble([_inputs(image)])
+    boxes, masks = _truth((33, 51), RECTANGLES, 1)
+    found = output["instances"]
+    assert set(found.get_fields()) == {"pred_boxes", "scores", "pred_classes", "pred_masks"}
+    np.testing.assert_allclose(found.pred_boxes.tensor, boxes, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.scores, SCORES)
+    assert found.pred_classes.tolist() == [0, 1, 2] and found.pred_classes.dtype == torch.int64
+    assert torch.equal(found.pred_masks, masks)
+
+
+def test_models_without_masks_and_the_most_detections():
+    image = _image((33, 51), RECTANGLES)
+    found = Ensemble([Seeing(masks=False)], max_detections=2)([_inputs(image)])[0]["instances"]
+    assert not found.has("pred_masks")
+    assert found.pred_classes.tolist() == [0, 1]
+
+
+def test_a_missing_view_lowers_the_score():
+    image = _image((33, 51), RECTANGLES)
+    models = [Seeing(blind=(1, 2)), Seeing(trust=0.8)]
+    found = Ensemble(models)([_inputs(image)])[0]["instances"]
+    # Formula (2) with equal boxes, so equal weights: 2 views missing of 8.
+    torch.testing.assert_close(found.scores, SCORES * (2 * 1.0 + 4 * 0.8) / 8)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_tiles_cover_the_image_evenly_and_overlap_enough(seed):
+    rng = np.random.default_rng(seed)
+    height, width, tile = rng.integers(1, 200, size=3).tolist()
+    overlap = float(rng.choice([0.0, 0.1, 0.5, 0.9, 0.99]))
+    tiles = make_tiles((height, width), tile, overlap)
+    if height <= tile and width <= tile:
+        assert tiles == [Tile(0, 0, width, height)]
+    lefts, tops = sorted({t.left for t in tiles}), sorted({t.top for t in tiles})
+    assert [(t.top, t.left) for t in tiles] == list(itertools.product(tops, lefts))
+    for starts, side, lengths in (
+        (lefts, width, {t.width for t in tiles}),
+        (tops, height, {t.height for t in tiles}),
+    ):
+        assert lengths == {min(tile, side)}
+        assert starts[0] == 0 and starts[-1] + min(tile, side) == side
+        gaps = np.diff(starts)
+        if len(gaps):
+            assert gaps.max() - gaps.min() <= 1
+            # A gap of one pixel is the least there is.
+            assert gaps.max() <= max(1, tile - overlap * tile + 1e-9)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 2 / 3])
+def test_what_tiles_cut_comes_back_in_place(scale):
+    size, tile_size = (60, 90), 36
+    rectangles = [(6, 6, 12, 15), (30, 3, 48, 51), (78, 54, 90, 60)]
+    image = _image(size, rectangles)
+    ensemble = Ensemble([Seeing(), Seeing()], tile_size=tile_size, tile_overlap=0.5)
+    detections = ensemble.views(_inputs(image, scale))
+    tiles = make_tiles(size, tile_size, 0.5)
+    assert [(t.left, t.top) for t in tiles] == list(
+        (x, y) for y in (0, 12, 24) for x in (0, 18, 36, 54)
+    )
+    num_cut = 0
+    for view, (_, tile, _) in enumerate(itertools.product(range(2), tiles, range(4))):
+        found = detections.instances[detections.view_ids == view]
+        cut = {}
+        for category, (x1, y1, x2, y2) in enumerate(rectangles):
+            box = (
+                max(x1, tile.left),
+                max(y1, tile.top),
+                min(x2, tile.left + tile_size),
+                min(y2, tile.top + tile_size),
+            )
+            if box[0] < box[2] and box[1] < box[3]:
+                cut[category] = box
+                num_cut += box != (x1, y1, x2, y2)
+        assert found.pred_classes.tolist() == list(cut)
+        boxes, masks = _truth(size, list(cut.values()), scale)
+        np.testing.assert_allclose(found.pred_boxes.tensor, boxes, rtol=0, atol=1e-4)
+        assert torch.equal(found.pred_masks, masks)
+    assert num_cut > 8
+    assert int(detections.view_ids.max()) < 2 * 12 * 4
+
+
+def test_an_image_that_fits_into_a_tile_is_taken_whole():
+    image = _image((33, 51), RECTANGLES)
+    plain = Ensemble([Seeing()], mirrors=False).views(_inputs(image, 2))
+    model = Seeing()
+    tiled = Ensemble([model], mirrors=False, tile_size=51).views(_inputs(image, 2))
+    assert [tuple(seen.shape) for seen in model.seen] == [(33, 51)]
+    assert torch.equal(tiled.instances.pred_boxes.tensor, plain.instances.pred_boxes.tensor)
+    assert torch.equal(tiled.instances.pred_masks, plain.instances.pred_masks)
+    assert tiled.center_weights.tolist() == [1.0] * 3 and tiled.num_views.tolist() == [1] * 3
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize(
+    "rectangle, num_tiles",
+    [((4, 4, 10, 12), 1), ((24, 4, 30, 12), 2), ((24, 26, 32, 34), 4), ((34, 4, 42, 12), 2)],
+)
+def test_an_object_in_several_tiles_keeps_its_score(rectangle, num_tiles, scale):
+    image = _image((60, 60), [rectangle])
+    model = Seeing()
+    ensemble = Ensemble([model], mirrors=False, tile_size=40)
+    detections = ensemble.views(_inputs(image, scale))
+    assert detections.num_views.tolist() == [num_tiles] * num_tiles
+    seen = [(left, top) for top in (0, 20) for left in (0, 20)]
+    for weight, view, box in zip(
+        detections.center_weights.tolist(),
+        detections.view_ids.tolist(),
+        ((detections.instances.pred_boxes.tensor + 0.5) / scale - 0.5).tolist(),
+        strict=True,
+    ):
+        left, top = seen[view]
+        x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+        densities = [
+            math.exp(-(((c - (start + 19.5)) / (0.4 * 40)) ** 2) / 2)
+            for c, start in ((x, left), (y, top))
+        ]
+        assert weight == pytest.approx(math.prod(densities), abs=1e-6)
+    [output] = ensemble([_inputs(image, scale)])
+    torch.testing.assert_close(output["instances"].scores, SCORES[:1])
+    # Blind in one of the tiles, where each sees the whole object:
+    model = Seeing(blind=(int(detections.view_ids[0]),))
+    [output] = Ensemble([model], mirrors=False, tile_size=40)([_inputs(image, scale)])
+    expected = SCORES[:1] * (num_tiles - 1) / num_tiles
+    torch.testing.assert_close(output["instances"].scores, expected[: num_tiles - 1])
+
+
+def _random_detections(seed, num=60, views=6):
+    rng = np.random.default_rng(seed)
+    corner, side = rng.uniform(0, 25, (num, 2)), rng.uniform(4, 14, (num, 2))
+    instances = Instances(
+        (40, 48),
+        pred_boxes=Boxes(torch.tensor(np.hstack([corner, corner + side]), dtype=torch.float32)),
+        scores=torch.tensor(rng.uniform(0, 1, num), dtype=torch.float32),
+        pred_classes=torch.tensor(rng.integers(0, 2, num)),
+        pred_masks=torch.tensor(rng.uniform(size=(num, 40, 48)) < 0.5),
+    )
+    return ViewDetections(
+        instances,
+        torch.tensor(rng.integers(0, views, num)),
+        torch.full((num,), views),
+        torch.tensor(rng.uniform(0.1, 1, num), dtype=torch.float32),
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_clustering_averages_boxes_and_masks(seed):
+    detections = _random_detections(seed)
+    instances = detections.instances
+    clusters = find_clusters(
+        instances.pred_boxes.tensor.double().numpy(),
+        instances.scores.double().numpy(),
+        instances.pred_classes.numpy(),
+        iou_threshold=0.3,
+        view_ids=detections.view_ids.numpy(),
+        num_views=6,
+        center_weights=detections.center_weights.double().numpy(),
+    )
+    joined = consolidate(detections, "wbc", iou_threshold=0.3)
+    assert 1 < len(joined) < 60
+    np.testing.assert_allclose(joined.pred_boxes.tensor, clusters.boxes, rtol=1e-6)
+    np.testing.assert_allclose(joined.scores, clusters.scores, rtol=1e-6)
+    np.testing.assert_array_equal(joined.pred_classes, clusters.classes)
+    for row, mask in enumerate(joined.pred_masks.numpy()):
+        rows = clusters.members == row
+        share = np.average(
+            instances.pred_masks.numpy()[rows], axis=0, weights=clusters.weights[rows]
+        )
+        clear = abs(share - 0.5) > 1e-6  # not decided by rounding
+        assert clear.mean() > 0.5
+        np.testing.assert_array_equal(mask[clear], (share > 0.5)[clear])
+
+
+def test_half_of_the_masks_is_not_a_majority():
+    boxes = Boxes(torch.tensor([[1.0, 1, 5, 5]] * 2))
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[0, 1:4, 1:6] = masks[1, 3:6, 1:6] = True
+    instances = Instances((8, 8), pred_boxes=boxes, scores=torch.full((2,), 0.5))
+    instances.pred_classes, instances.pred_masks = torch.zeros(2, dtype=torch.int64), masks
+    detections = ViewDetections(instances, torch.arange(2), torch.full((2,), 2), torch.ones(2))
+    joined = consolidate(detections, "wbc")
+    assert torch.equal(joined.pred_masks, masks[:1] & masks[1:])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nms_keeps_the_best_boxes_with_their_masks(seed):
+    detections = _random_detections(seed)
+    instances = detections.instances
+    left, kept = instances.scores.argsort(descending=True).tolist(), []
+    boxes, classes = instances.pred_boxes.tensor.tolist(), instances.pred_classes.tolist()
+    while left:
+        best, *left = left
+        kept.append(best)
+        left = [
+            i for i in left if classes[i] != classes[best] or _iou(boxes[i], boxes[best]) <= 0.3
+        ]
+    joined = consolidate(detections, "nms", iou_threshold=0.3, max_detections=7)
+    assert len(kept) > 7
+    assert torch.equal(joined.scores, instances.scores[kept[:7]])
+    assert torch.equal(joined.pred_boxes.tensor, instances.pred_boxes.tensor[kept[:7]])
+    assert torch.equal(joined.pred_masks, instances.pred_masks[kept[:7]])
+
+
+def _iou(a, b):
+    shared = math.prod(max(0.0, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1))
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return shared / (sum(areas) - shared)
+
+
+@pytest.mark.parametrize("method", ["wbc", "nms"])
+@pytest.mark.parametrize("masks", [True, False])
+def test_nothing_found_in_any_view(method, masks):
+    ensemble = Ensemble([Seeing(masks=masks)], tile_size=20, consolidation=method)
+    [output] = ensemble([_inputs(torch.zeros(3, 33, 51), 2)])
+    found = output["instances"]
+    assert len(found) == 0 and found.image_size == (66, 102)
+    assert found.pred_boxes.tensor.shape == (0, 4)
+    assert found.has("pred_masks") == masks
+    if masks:
+        assert found.pred_masks.shape == (0, 66, 102)
+
+
+def test_bad_use():
+    with pytest.raises(ValueError, match="models: found none"):
+        Ensemble([])
+    with pytest.raises(ValueError, match="consolidation: found 'mean', expected 'wbc' or 'nms'"):
+        Ensemble([Seeing()], consolidation="mean")
+    ensemble = Ensemble([Seeing()])
+    assert not ensemble.training and not ensemble.models[0].training
+    with pytest.raises(RuntimeError, match="training mode"):
+        ensemble.train()([_inputs(torch.zeros(3, 8, 8))])
+
+
+@pytest.fixture(scope="module")
+def retina_unet():
+    torch.manual_seed(0)
+    cfg = tiny_config(
+        MODEL__RETINANET__SCORE_THRESH_TEST=0.0, MODEL__RETINA_UNET__PREDICT_MASKS=True
+    )
+    model = build_model(cfg).eval()
+    nn.init.zeros_(model.seg_predictor.bias)  # so that masks are not empty
+    return model
+
+
+def test_one_plain_view_is_the_model_itself(retina_unet):
+    inputs = {"image": torch.rand(3, 64, 52) * 255, "height": 90, "width": 80}
+    with torch.no_grad():
+        [expected] = retina_unet([inputs])
+    expected = expected["instances"]
+    iou_threshold = retina_unet.test_nms_thresh
+    ensemble = Ensemble(
+        [retina_unet],
+        mirrors=False,
+        consolidation="nms",
+        iou_threshold=iou_threshold,
+        max_detections=retina_unet.max_detections_per_image,
+    )
+    found = ensemble.views(inputs).instances
+    fields = ("scores", "pred_classes", "pred_masks")
+    assert len(expected) > 50 and expected.pred_masks.any() and not found.scores.requires_grad
+    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    for field in fields:
+        assert torch.equal(found.get(field), expected.get(field))
+    # The model cuts boxes at the border after its NMS, so that a second one finds some more.
+    boxes = expected.pred_boxes.tensor
+    kept = batched_nms(boxes, expected.scores, expected.pred_classes, iou_threshold)
+    found, expected = ensemble([inputs])[0]["instances"], expected[kept]
+    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    for field in fields:
+        assert torch.equal(found.get(field), expected.get(field))
+
+
+def test_mirrored_views_of_a_mirrored_image_are_the_same_views(retina_unet):
+    image = torch.rand(3, 64, 52) * 255
+    here, mirrored = (
+        Ensemble([retina_unet]).views({"image": view, "height": 90, "width": 80})
+        for view in (image, image.flip(-1))
+    )
+    for view, other in ((0, 1), (1, 0), (2, 3), (3, 2)):
+        found = here.instances[here.view_ids == view]
+        expected = mirrored.instances[mirrored.view_ids == other]
+        boxes = expected.pred_boxes.tensor[:, [2, 1, 0, 3]]
+        boxes[:, [0, 2]] = 79 - boxes[:, [0, 2]]
+        torch.testing.assert_close(found.pred_boxes.tensor, boxes, rtol=0, atol=1e-4)
+        assert torch.equal(found.scores, expected.scores)
+        assert torch.equal(found.pred_masks, expected.pred_masks.flip(-1))
+
+
+def test_a_two_stage_model_in_tiles():
+    torch.manual_seed(0)
+    cfg = load_config(uldor_args("output", MODEL__ROI_HEADS__SCORE_THRESH_TEST=0.0))
+    model = build_model(cfg)
+    ensemble = Ensemble([model], tile_size=48)
+    found = ensemble([{"image": torch.rand(3, 64, 90) * 255, "height": 128, "width": 180}])[0][
+        "instances"
+    ]
+    assert len(found) > 5 and found.pred_masks.shape[1:] == (128, 180)
+    assert not found.scores.diff().gt(0).any()
+    boxes = found.pred_boxes.tensor
+    assert boxes.min() >= -2 and boxes[:, 2].max() <= 182 and boxes[:, 3].max() <= 130

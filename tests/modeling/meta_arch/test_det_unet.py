@@ -1,0 +1,121 @@
+from collections import deque
+
+from lesion_d2.engine import load_config
+from lesion_d2.engine.trainer import has_unused_parameters
+from lesion_d2.modeling import DetUNet
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from test_lesion_rcnn import make_sample
+from tiny_run import tiny_args
+
+
+def _model(**changes):
+    torch.manual_seed(0)
+    options = {"MODEL__META_ARCHITECTURE": "DetUNet", "MODEL__RETINANET__NUM_CLASSES": 2, **changes}
+    return build_model(load_config(tiny_args("output", **options)))
+
+
+def _slow_components(probabilities, max_components, margin):
+    """Flood fill, pixel by pixel."""
+    best = probabilities.argmax(dim=0).tolist()
+    height, width = len(best), len(best[0])
+    taken, found = set(), []
+    for y, x in torch.cartesian_prod(torch.arange(height), torch.arange(width)).tolist():
+        if best[y][x] == 0 or (y, x) in taken:
+            continue
+        pixels, queue = [], deque([(y, x)])
+        taken.add((y, x))
+        while queue:
+            v, u = queue.popleft()
+            pixels.append((v, u))
+            for b, a in [(v + j, u + i) for j in (-1, 0, 1) for i in (-1, 0, 1)]:
+                inside = 0 <= b < height and 0 <= a < width
+                if inside and (b, a) not in taken and best[b][a] == best[y][x]:
+                    taken.add((b, a))
+                    queue.append((b, a))
+        ys, xs = zip(*pixels, strict=True)
+        box = (
+            max(min(xs) - margin, 0) - 0.5,
+            max(min(ys) - margin, 0) - 0.5,
+            min(max(xs) + 1 + margin, width) - 0.5,
+            min(max(ys) + 1 + margin, height) - 0.5,
+        )
+        score = max(probabilities[best[y][x], v, u].item() for v, u in pixels)
+        found.append((len(pixels), score, best[y][x] - 1, box, set(pixels)))
+    found.sort(key=lambda f: -f[0])
+    return sorted(found[:max_components], key=lambda f: -f[1])
+
+
+@pytest.mark.parametrize(("seed", "margin"), [(0, 0.0), (1, 2.0), (2, 1.5)])
+def test_components_against_a_flood_fill(seed, margin):
+    model = _model(MODEL__RETINA_UNET__BOX_MARGIN=margin, MODEL__RETINA_UNET__PREDICT_MASKS=True)
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(1, 3, 7, 9, generator=generator)
+    coarse[:, 0] += 0.8
+    logits = torch.nn.functional.interpolate(coarse, size=(21, 30), mode="bicubic")
+    probabilities = (2 * logits).softmax(dim=1)[0]
+    expected = _slow_components(probabilities, 5, margin)
+    everything = _slow_components(probabilities, 1000, margin)
+    sizes = [size for size, *_ in everything]
+    assert len(everything) > 5 and sorted(sizes)[-6] < sorted(sizes)[-5]  # some are left out
+    assert {category for _, _, category, *_ in expected} == {0, 1}
+    found = model.find_components(probabilities)
+    assert len(found) == 5
+    for i, (_, score, category, box, pixels) in enumerate(expected):
+        assert found.scores[i].item() == score
+        assert found.pred_classes[i].item() == category
+        assert found.pred_boxes.tensor[i].tolist() == list(box)
+        assert set(map(tuple, found.pred_masks[i].nonzero().tolist())) == pixels
+
+
+def test_nothing_but_background_gives_no_detection():
+    model = _model(MODEL__RETINA_UNET__PREDICT_MASKS=True)
+    probabilities = torch.zeros(3, 10, 12)
+    probabilities[0] = 1
+    found = model.find_components(probabilities)
+    assert len(found) == 0 and found.pred_boxes.tensor.shape == (0, 4)
+    assert found.pred_masks.shape == (0, 10, 12) and found.image_size == (10, 12)
+
+
+def test_it_learns_two_images_by_heart_and_answers_at_the_wanted_size():
+    model = _model(MODEL__RETINA_UNET__BOX_MARGIN=0.0)
+    assert isinstance(model, DetUNet)
+    batch = [
+        make_sample([(8, 10, 28, 26), (36, 34, 58, 56)], [0, 1], 1),
+        make_sample([(30, 6, 54, 24)], [0], 2),
+    ]
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=5e-3)
+    with EventStorage():
+        for _ in range(120):
+            losses = model(batch)
+            optimizer.zero_grad()
+            losses["loss_seg"].backward()
+            optimizer.step()
+    assert set(losses) == {"loss_seg"}
+    assert all(p.grad is not None for p in parameters)  # whatever gets none is frozen
+    model.eval()
+    with torch.no_grad():
+        for scale in (1, 2):
+            size = {"height": 64 * scale, "width": 64 * scale}
+            outputs = [o["instances"] for o in model([{**x, **size} for x in batch])]
+            for output, sample in zip(outputs, batch, strict=True):
+                truth = sample["instances"]
+                sure = output[output.scores > 0.9]
+                assert sure.image_size == (64 * scale, 64 * scale)
+                order = sure.pred_classes.argsort()
+                assert sure.pred_classes[order].tolist() == truth.gt_classes.tolist()
+                boxes = (sure.pred_boxes.tensor[order] + 0.5) / scale - 0.5
+                assert (boxes - truth.gt_boxes.tensor).abs().max() < 3
+
+
+def test_it_is_not_taken_for_a_model_that_uses_all_its_levels():
+    assert has_unused_parameters(_model())
+
+
+def test_it_needs_a_u_fpn():
+    with pytest.raises(ValueError, match="found a FPN, expected a U-FPN for the segmentation"):
+        _model(MODEL__BACKBONE__NAME="build_resnet_fpn_backbone")
