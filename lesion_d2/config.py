@@ -156,12 +156,13 @@ def _add_mining_config(cfg: CN) -> None:
 
 
 def _add_ensemble_config(cfg: CN) -> None:
-    # Test-time ensembles (Jaeger et al., sections 3.2 and 4.2), with --eval-only and in prediction.
+    # Test-time ensembles (Jaeger et al., sections 3.2 and 4.2), with --eval-only and in prediction;
+    # evaluations during the training are of the plain model.
     cfg.TEST.ENSEMBLE = CN()
     cfg.TEST.ENSEMBLE.ENABLED = False
     # Four views: the image, mirrored along x, along y, and along both.
     cfg.TEST.ENSEMBLE.MIRRORS = True
-    # Files of weights, or folders of TEST.KEEP_BEST; () for MODEL.WEIGHTS alone.
+    # Files of weights, or folders of TEST.KEEP_BEST, in place of MODEL.WEIGHTS; () for that alone.
     cfg.TEST.ENSEMBLE.CHECKPOINTS = ()
     # Side of the tiles that larger images are cut into, in pixels of the model's input; 0 for none.
     cfg.TEST.ENSEMBLE.TILE_SIZE = 0
@@ -169,7 +170,7 @@ def _add_ensemble_config(cfg: CN) -> None:
     cfg.TEST.ENSEMBLE.TILE_OVERLAP = 0.5
     # What joins the views' detections: "wbc" (weighted box clustering) or "nms".
     cfg.TEST.ENSEMBLE.CONSOLIDATION = "wbc"
-    # IoU with the best box from which on two detections are one, in either.
+    # IoU with the best box above which two detections are one, in either.
     cfg.TEST.ENSEMBLE.IOU_THRESH = 0.2
     # The same where the boxes of slices become boxes of volumes (section 4.2).
     cfg.TEST.MERGE_IOU_THRESH = 0.1

@@ -461,7 +461,9 @@ def load_records(dataset: str, *, allow_missing: bool = False) -> list[dict]:
         ValueError: the data set is not registered, or has no images.
     """
     if dataset not in DatasetCatalog.list():
-        known = ", ".join(n for n in DatasetCatalog.list() if n.startswith(("deep", "phantom")))
+        known = ", ".join(
+            n for n in DatasetCatalog.list() if n.startswith(("deep", "phantom", "toy"))
+        )
         raise ValueError(f"data set {dataset!r} is not registered, expected one such as {known}")
     if allow_missing:
         set_allow_missing(dataset, True)

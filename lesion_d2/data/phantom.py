@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import multiprocessing
 import os
-import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,11 +21,10 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from .deeplesion import CSV_COLUMNS
+from .generated import write_data_set
 from .phantom_anatomy import Body, paint_body, sample_body, sample_tissues
 from .phantom_lesions import LESION_TYPES, Lesion, LesionType, measure_recist, sample_lesion
 from .phantom_shapes import Canvas
-
-logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
 BOX_MARGIN = 5.0  # pixels around the RECIST end points, as in DeepLesion
@@ -113,40 +110,9 @@ def write_phantom(
     )
     if workers is not None and workers < 1:
         raise ValueError(f"phantom option workers is {workers}, expected 1 or more")
-    root = Path(root).absolute()
-    if root.exists() and _holds_these(root, options, overwrite):
-        logger.info("The phantom data set in %s is complete: nothing to do", root)
-        return False
-    partial_root = root.with_name(root.name + ".partial")
-    shutil.rmtree(partial_root, ignore_errors=True)
-    try:
-        _write_all(partial_root, options, workers or min(16, os.cpu_count() or 1))
-        if root.exists():
-            shutil.rmtree(root)
-        os.replace(partial_root, root)
-    finally:
-        shutil.rmtree(partial_root, ignore_errors=True)
-    return True
-
-
-def _holds_these(root: Path, options: PhantomOptions, overwrite: bool) -> bool:
-    """Whether ``root`` is a data set with these options; raises where it must not be replaced."""
-    try:
-        found = json.loads((root / "phantom.json").read_text())
-    except (OSError, ValueError):
-        raise FileExistsError(
-            f"{root} exists and is no phantom data set (no readable phantom.json): choose another "
-            "folder, or remove it"
-        ) from None
-    wanted = asdict(options)
-    if found != wanted and not overwrite:
-        keys = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
-        text = ", ".join(f"{k} {found.get(k)} instead of {wanted.get(k)}" for k in keys)
-        raise FileExistsError(
-            f"{root} holds a phantom data set with other settings ({text}): choose another folder, "
-            "or pass --overwrite (overwrite=True) to replace it"
-        )
-    return found == wanted and not overwrite
+    workers = workers or min(16, os.cpu_count() or 1)
+    write = partial(_write_all, options=options, workers=workers)
+    return write_data_set(root, "phantom", options, write, overwrite=overwrite)
 
 
 def _write_all(root: Path, options: PhantomOptions, workers: int) -> None:
@@ -173,7 +139,6 @@ def _write_all(root: Path, options: PhantomOptions, workers: int) -> None:
             volumes.append({"image_id": image_id, "row": line, **_volume(slices, row)})
     (root / "true_masks.json").write_text(json.dumps(masks))
     (root / "true_volumes.json").write_text(json.dumps(volumes))
-    (root / "phantom.json").write_text(json.dumps(asdict(options), indent=2))
 
 
 def assign_splits(num_patients: int, seed: int) -> dict[int, int]:

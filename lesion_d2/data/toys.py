@@ -16,11 +16,9 @@ so that the first n images of a set are balanced.
 """
 
 import json
-import logging
 import multiprocessing
 import os
-import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +29,8 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-logger = logging.getLogger(__name__)
+from .deeplesion import resolve_root
+from .generated import write_data_set
 
 FORMAT_VERSION = 1
 SIZE = 320  # pixels a side
@@ -73,7 +72,7 @@ FOLDERS = tuple(dict.fromkeys(task.folder for task in TASKS.values()))
 
 @dataclass(frozen=True)
 class ToyOptions:
-    """What decides the content of the toy data sets; stored in their ``toys.json``."""
+    """What decides the content of the toy data sets; stored in their ``toy.json``."""
 
     num_train: int = 1000
     num_val: int = 500
@@ -146,7 +145,7 @@ def write_toys(
     ``root`` then holds ``donuts/000000.png ...``, ``circles/000000.png ...`` (16-bit, value - 32768
     is HU, as in DeepLesion; 10,000 HU are an intensity of 1), training, validation and test images
     one after another, an annotation file in COCO's format for each task and split
-    (``donuts_shape_train.json``), and ``toys.json`` (these options). The same options give the same
+    (``donuts_shape_train.json``), and ``toy.json`` (these options). The same options give the same
     bytes, whatever the number of workers.
 
     Args:
@@ -168,40 +167,9 @@ def write_toys(
     options = ToyOptions(num_train, num_val, num_test, seed)
     if workers is not None and workers < 1:
         raise ValueError(f"toy option workers: found {workers}, expected 1 or more")
-    root = Path(root).absolute()
-    if root.exists() and _holds_these(root, options, overwrite):
-        logger.info("The toy data sets in %s are complete: nothing to do", root)
-        return False
-    partial_root = root.with_name(root.name + ".partial")
-    shutil.rmtree(partial_root, ignore_errors=True)
-    try:
-        _write_all(partial_root, options, workers or min(16, os.cpu_count() or 1))
-        if root.exists():
-            shutil.rmtree(root)
-        os.replace(partial_root, root)
-    finally:
-        shutil.rmtree(partial_root, ignore_errors=True)
-    return True
-
-
-def _holds_these(root: Path, options: ToyOptions, overwrite: bool) -> bool:
-    """Whether ``root`` has the sets with these options; raises where it must not be replaced."""
-    try:
-        found = json.loads((root / "toys.json").read_text())
-    except (OSError, ValueError):
-        raise FileExistsError(
-            f"{root} exists and is no toy data set (no readable toys.json): choose another folder, "
-            "or remove it"
-        ) from None
-    wanted = asdict(options)
-    if found != wanted and not overwrite:
-        keys = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
-        text = ", ".join(f"{k} {found.get(k)} instead of {wanted.get(k)}" for k in keys)
-        raise FileExistsError(
-            f"{root} holds toy data sets with other settings ({text}): choose another folder, or "
-            "pass --overwrite (overwrite=True) to replace them"
-        )
-    return found == wanted and not overwrite
+    workers = workers or min(16, os.cpu_count() or 1)
+    write = partial(_write_all, options=options, workers=workers)
+    return write_data_set(root, "toy", options, write, overwrite=overwrite)
 
 
 def _write_all(root: Path, options: ToyOptions, workers: int) -> None:
@@ -226,7 +194,6 @@ def _write_all(root: Path, options: ToyOptions, workers: int) -> None:
             files.setdefault((task, split), []).append((image, annotation))
     for (task, split), entries in files.items():
         (root / f"{task}_{split}.json").write_text(json.dumps(_coco(task, split, entries)))
-    (root / "toys.json").write_text(json.dumps(asdict(options), indent=2))
 
 
 def _write_image(
@@ -384,8 +351,7 @@ def register_toys(
 
 
 def _load_registered(root: str, task: str, split: str, num_images: int | None) -> list[dict]:
-    datasets = os.getenv("DETECTRON2_DATASETS", "datasets")
-    root = os.path.expanduser(root.replace("$DETECTRON2_DATASETS", datasets))
+    root = resolve_root(root)
     return load_toys(os.path.join(root, f"{task}_{split}.json"), root, num_images)
 
 

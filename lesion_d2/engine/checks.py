@@ -51,6 +51,7 @@ _ENSEMBLE_CHECKS: tuple[_Check, ...] = (
         f"one of {', '.join(CONSOLIDATIONS)}",
     ),
     ("TEST.ENSEMBLE.IOU_THRESH", lambda v: 0 <= v < 1, "an IoU from 0 to below 1"),
+    ("TEST.MERGE_IOU_THRESH", lambda v: 0 <= v < 1, "an IoU from 0 to below 1"),
 )
 _TRAINING_CHECKS: tuple[_Check, ...] = (
     (

@@ -30,7 +30,7 @@ from ..data.loader import (
     build_lesion_train_loader,
 )
 from ..evaluation import LesionEvaluator, VolumeEvaluator
-from ..inference.slices import batched_merge_slices
+from ..inference import batched_merge_slices
 from ..modeling.backbone.unet_fpn import UNetFPN
 from .best_checkpoints import KeepBestHook
 from .checkpoint import LesionCheckpointer

@@ -321,7 +321,7 @@ def test_command(tmp_path, capsys):
     options = ["--root", str(tmp_path / "toys"), "--val", "1", "--test", "1", "--workers", "1"]
     assert command.main([*options, "--train", "2"]) == 0
     assert capsys.readouterr().out.startswith(f"Wrote {tmp_path / 'toys'} in ")
-    assert json.loads((tmp_path / "toys" / "toys.json").read_text())["num_train"] == 2
+    assert json.loads((tmp_path / "toys" / "toy.json").read_text())["num_train"] == 2
     assert command.main([*options, "--train", "3"]) == 1
     assert "num_train 2 instead of 3" in capsys.readouterr().err
     assert command.main([*options, "--train", "0"]) == 1

@@ -1,0 +1,72 @@
+"""Generated data sets on disk: complete or absent, and never mistaken for one another."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+def write_data_set(
+    root: str | Path,
+    kind: str,
+    options: Any,
+    write: Callable[[Path], None],
+    *,
+    overwrite: bool = False,
+) -> bool:
+    """Write a data set whose content its options decide, unless it is there already.
+
+    Args:
+        root: the data set's folder; made by renaming, after everything was written beside it.
+        kind: of data set, such as "phantom"; its options stand in ``<kind>.json``.
+        options: a dataclass.
+        write: fills the folder that it is given, which does not exist yet.
+        overwrite: replace a folder that was written with other options.
+
+    Returns:
+        True if it was written, False if it was there with the same options.
+
+    Raises:
+        FileExistsError: if ``root`` holds a data set with other options and ``overwrite`` is not
+            set, or anything that is no data set of this kind.
+    """
+    root = Path(root).absolute()
+    if root.exists() and _holds_these(root, kind, asdict(options), overwrite):
+        logger.info("The %s data set in %s is complete: nothing to do", kind, root)
+        return False
+    partial_root = root.with_name(root.name + ".partial")
+    shutil.rmtree(partial_root, ignore_errors=True)
+    try:
+        write(partial_root)
+        (partial_root / f"{kind}.json").write_text(json.dumps(asdict(options), indent=2))
+        if root.exists():
+            shutil.rmtree(root)
+        os.replace(partial_root, root)
+    finally:
+        shutil.rmtree(partial_root, ignore_errors=True)
+    return True
+
+
+def _holds_these(root: Path, kind: str, wanted: dict, overwrite: bool) -> bool:
+    """Whether ``root`` is a data set with these options; raises where it must not be replaced."""
+    try:
+        found = json.loads((root / f"{kind}.json").read_text())
+    except (OSError, ValueError):
+        raise FileExistsError(
+            f"{root} exists and is no {kind} data set (no readable {kind}.json): choose another "
+            "folder, or remove it"
+        ) from None
+    if found != wanted and not overwrite:
+        keys = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
+        text = ", ".join(f"{k} {found.get(k)} instead of {wanted.get(k)}" for k in keys)
+        raise FileExistsError(
+            f"{root} holds a {kind} data set with other settings ({text}): choose another folder, "
+            "or pass --overwrite (overwrite=True) to replace it"
+        )
+    return found == wanted and not overwrite
