@@ -93,10 +93,9 @@ def _zlocha(name):
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda f: f.relative_to(CONFIGS).as_posix())
 def test_weights_get_images_at_the_scale_they_were_learned_at(file):
     values = _values(file)
-    if "/MSRA/" in values["MODEL.WEIGHTS"]:  # the spread is part of its first convolution
-        assert values["MODEL.PIXEL_STD"] == [1.0, 1.0, 1.0]
-    else:
-        assert values["MODEL.PIXEL_STD"] == [127.5, 127.5, 127.5]
+    # The spread is part of the first convolution of MSRA's weights.
+    spread = 1.0 if "/MSRA/" in values["MODEL.WEIGHTS"] else 127.5
+    assert values["MODEL.PIXEL_STD"] == [spread] * values["INPUT.CT.NUM_SLICES"]
 
 
 @pytest.mark.parametrize("suffix", ["", "_phantom"])
@@ -143,6 +142,64 @@ def test_uldor_has_the_papers_values():
         "HARD_NEGATIVES.MIN_SCORE": 0.7,
     }
     assert {key: values[key] for key in expected} == expected
+
+
+_JAEGER = {
+    "retina_unet": {"META_ARCHITECTURE", "MASK_ON", "BACKBONE.NAME"},
+    "retinanet": {"META_ARCHITECTURE", "RETINA_UNET.SEG_LOSS_WEIGHT"},
+    "faster_rcnn_plus": {"META_ARCHITECTURE"},
+    "mask_rcnn": {"META_ARCHITECTURE", "MASK_ON"},
+    "u_faster_rcnn_plus": {
+        "META_ARCHITECTURE",
+        "BACKBONE.NAME",
+        "LESION_RCNN.SEG_LOSS_WEIGHT",
+    },
+    "det_unet": {"META_ARCHITECTURE", "MASK_ON", "BACKBONE.NAME"},
+}
+
+
+@pytest.mark.parametrize("model", _JAEGER)
+@pytest.mark.parametrize("name", ["retina_unet/{}", "toys/{}", "toys/{}_small"])
+def test_models_of_jaegers_comparison_differ_in_nothing_but_what_they_are(tmp_path, name, model):
+    """What they have in common is the parts, on which a RetinaNet without any mask is built."""
+    parts = ["retina_unet/parts/common.yaml"]
+    parts += ["toys/parts/toys.yaml"] * name.startswith("toys")
+    parts += ["toys/parts/small.yaml"] * name.endswith("_small")
+    file = tmp_path / "common.yaml"
+    base = [str(CONFIGS / part) for part in parts]
+    file.write_text(f"_BASE_: {base}\nMODEL:\n  BACKBONE:\n    NAME: build_resnet_fpn_backbone")
+    common, own = _values(file), _values(CONFIGS / f"{name.format(model)}.yaml")
+    expected = {f"MODEL.{key}" for key in _JAEGER[model]} | {"OUTPUT_DIR"}
+    if (name, model) == ("toys/{}_small", "retina_unet"):
+        expected.add("MODEL.RETINA_UNET.SEG_LOSS_WEIGHT")
+    assert {key for key in own if own[key] != common[key]} == expected
+
+
+def test_jaegers_models_have_the_papers_values():
+    """Jaeger et al., sections 3.1, 4.1 and 4.2."""
+    values = _values(CONFIGS / "retina_unet" / "retina_unet.yaml")
+    expected = {
+        "MODEL.RESNETS.DEPTH": 50,
+        "MODEL.RETINANET.IN_FEATURES": ["p2", "p3", "p4", "p5"],
+        "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
+        "MODEL.RETINA_UNET.SEG_LOSS": "ce_dice",
+        "MODEL.RETINA_UNET.SOFTMAX": True,
+        "MODEL.DET_UNET.MAX_COMPONENTS": 5,
+        "SOLVER.OPTIMIZER": "Adam",
+        "SOLVER.BASE_LR": 1e-4,
+        "SOLVER.IMS_PER_BATCH": 20,
+        "TEST.KEEP_BEST": 5,
+        "TEST.BEST_METRIC": "bbox/AP10",
+    }
+    assert {key: values[key] for key in expected} == expected
+    sizes = [size * 2 ** (i / 3) for size in (4, 8, 16, 32) for i in range(3)]
+    found = [size for level in values["MODEL.ANCHOR_GENERATOR.SIZES"] for size in level]
+    assert found == pytest.approx(sizes, rel=1e-3)
+    assert values["MODEL.RETINA_UNET.SHEM_POOL"] > 1
+    context = _values(CONFIGS / "retina_unet" / "retina_unet_2dc.yaml")
+    changed = {key for key in context if context[key] != values[key]}
+    assert changed == {"INPUT.CT.NUM_SLICES", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "OUTPUT_DIR"}
+    assert context["INPUT.CT.NUM_SLICES"] == len(context["MODEL.PIXEL_MEAN"]) == 7
 
 
 def test_found_anchors_replace_the_papers(tmp_path):

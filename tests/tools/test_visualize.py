@@ -4,6 +4,7 @@ from pathlib import Path
 from lesion_d2.data.deeplesion import register_deeplesion
 from lesion_d2.data.phantom import write_phantom
 from lesion_d2.tools.visualize.__main__ import main
+from lesion_d2.tools.visualize.dataset import mask_source
 from lesion_d2.tools.visualize.negatives import MinedImage, pick_mined
 from lesion_d2.tools.visualize.predictions import pick_outcomes, threshold_at_fps
 from lesion_d2.tools.visualize.results import read_results
@@ -102,6 +103,16 @@ def test_random_dataset_pictures_follow_the_seed(records, tmp_path, capsys, mask
         written.append((names, [(tmp_path / folder / n).read_bytes() for n in names]))
     assert written[0] == written[1]
     assert len(set(written[0][0])) == 3
+
+
+def test_masks_of_the_data_set_go_before_pseudo_masks(records):
+    corner = np.zeros((SIZE, SIZE), np.uint8, order="F")
+    corner[2:5, 3:9] = 1
+    records[1]["annotations"][0]["segmentation"] = mask_util.encode(corner)
+    del records[1]["annotations"][0]["recist"]  # as the toys, which have none
+    own, computed = mask_source("ellipse")(records[1])
+    np.testing.assert_array_equal(own, corner > 0)
+    assert computed[40:52, 40:56].any() and computed.dtype == own.dtype == bool
 
 
 def test_pictures_of_predictions_go_beside_the_results(records, tmp_path, capsys):

@@ -51,7 +51,8 @@ def mask_source(name: str) -> Callable[[dict], list[np.ndarray]]:
     """A function from an image's dict to the masks of its lesions.
 
     Args:
-        name: "none", "ellipse", "grabcut", or the path of a mask file.
+        name: "none", "ellipse" or "grabcut" (for lesions whose masks the data set does not have),
+            or the path of a mask file.
 
     Raises:
         FileNotFoundError: no such mask file.
@@ -65,8 +66,14 @@ def mask_source(name: str) -> Callable[[dict], list[np.ndarray]]:
 
 
 def _computed_masks(method: str, record: dict) -> list[np.ndarray]:
+    """As the mapper's: a mask that the data set has goes before a pseudo-mask."""
     image = grabcut_image(read_slice(record["file_name"]), record["window"])
-    return [pseudo_mask(method, image, a["recist"], a["bbox"]).mask for a in record["annotations"]]
+    return [
+        mask_util.decode(a["segmentation"]).astype(bool)
+        if "segmentation" in a
+        else pseudo_mask(method, image, a["recist"], a["bbox"]).mask
+        for a in record["annotations"]
+    ]
 
 
 def _stored_masks(masks: PseudoMasks, record: dict) -> list[np.ndarray]:
