@@ -19,7 +19,8 @@ def _add_input_config(cfg: CN) -> None:
     # C, the slices of one image: odd, the key slice in the middle. MODEL.PIXEL_MEAN and PIXEL_STD
     # need C values.
     cfg.INPUT.CT.NUM_SLICES = 3
-    # Distance between the slices of one image, in mm.
+    # Distance between the slices of one image, in mm; 0 for neighbors in the series, whatever their
+    # distance.
     cfg.INPUT.CT.SLICE_INTERVAL = 2.0
     # Hounsfield units that become 0 and 255 (the window of Zlocha et al., section 3.1).
     cfg.INPUT.CT.HU_WINDOW = (-1024.0, 1050.0)
@@ -28,8 +29,8 @@ def _add_input_config(cfg: CN) -> None:
     # Pixel size in mm to resample to; 0 resizes to IMAGE_SIZE instead.
     cfg.INPUT.CT.PIXEL_SPACING = 0.0
 
-    # Training masks from RECIST diameters, where MODEL.MASK_ON is set: "ellipse" (Tang et al., 2.1)
-    # or "grabcut" (Zlocha et al., 2.2).
+    # Training masks from RECIST diameters, where a model learns masks and the data set has none:
+    # "ellipse" (Tang et al., 2.1) or "grabcut" (Zlocha et al., 2.2).
     cfg.INPUT.PSEUDO_MASK = "ellipse"
     # Files that lesion_d2.tools.prepare_masks wrote; lesions in none of them get their masks on the
     # fly.
@@ -133,8 +134,8 @@ def _add_training_config(cfg: CN) -> None:
     cfg.TEST.LOSS_PERIOD = 0
     # The metric that picks the best checkpoint, as "task/metric" of the validation results.
     cfg.TEST.BEST_METRIC = "bbox/AP50"
-    # The so many best checkpoints by the same metric that a training keeps in OUTPUT_DIR/best, for
-    # TEST.ENSEMBLE.CHECKPOINTS; 0 keeps none.
+    # The so many best checkpoints that a training keeps in OUTPUT_DIR/best, for
+    # TEST.ENSEMBLE.CHECKPOINTS, by the metric that picks model_best.pth; 0 keeps none.
     cfg.TEST.KEEP_BEST = 0
     # Resamplings over patients for the 95 % intervals of the FROC table; 0 leaves them out.
     cfg.TEST.NUM_BOOTSTRAP = 1000

@@ -198,7 +198,9 @@ def test_jaegers_models_have_the_papers_values():
     assert values["MODEL.RETINA_UNET.SHEM_POOL"] > 1
     context = _values(CONFIGS / "retina_unet" / "retina_unet_2dc.yaml")
     changed = {key for key in context if context[key] != values[key]}
-    assert changed == {"INPUT.CT.NUM_SLICES", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "OUTPUT_DIR"}
+    slices = {"INPUT.CT.NUM_SLICES", "INPUT.CT.SLICE_INTERVAL"}
+    assert changed == slices | {"MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "OUTPUT_DIR"}
+    assert context["INPUT.CT.SLICE_INTERVAL"] == 0 and values["INPUT.CT.NUM_SLICES"] == 1
     assert context["INPUT.CT.NUM_SLICES"] == len(context["MODEL.PIXEL_MEAN"]) == 7
 
 

@@ -52,7 +52,8 @@ def slice_stack(
     Args:
         file_name: the key slice, ``.../<slice number>.png``; its neighbors lie beside it.
         num_slices: C, odd.
-        interval: wanted distance between channels, mm.
+        interval: wanted distance between channels, mm; 0 for that of the files: the neighboring
+            slices as they are.
         spacing_z: distance between the files' slices, mm.
         slice_range: first and last slice number of the series, where it is known.
         window: (low, high) HU that every slice is clipped to BEFORE interpolation, so that the
@@ -64,14 +65,14 @@ def slice_stack(
 
     Raises:
         FileNotFoundError: the key slice does not exist.
-        ValueError: C is even; interval or spacing_z is not a positive number; a file name is not
+        ValueError: C is even; interval is negative, or spacing_z not positive; a file name is not
             a slice number; a file is damaged (see :func:`read_slice`); slices differ in size.
     """
     _check_geometry(file_name, num_slices, interval, spacing_z)
     key, path_of = _locate(file_name)
     exists = partial(_existing, path_of=path_of, key=key, slice_range=slice_range)
     plan = [
-        _neighbors(key, number * interval / spacing_z, exists)
+        _neighbors(key, number * (interval / spacing_z if interval else 1), exists)
         for number in range(-(num_slices // 2), num_slices // 2 + 1)
     ]
     slices = _read_slices(path_of, key, {index for *pair, _ in plan for index in pair}, window)
@@ -130,9 +131,12 @@ def _read_png(file: str | os.PathLike) -> np.ndarray:
 def _check_geometry(file_name, num_slices, interval, spacing_z) -> None:
     if num_slices < 1 or num_slices % 2 == 0:
         raise ValueError(f"{file_name}: {num_slices} slices asked for, expected an odd number")
-    for name, value in (("slice interval", interval), ("slice spacing", spacing_z)):
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{file_name}: found {name} {value} mm, expected a positive number")
+    if not (interval >= 0 and math.isfinite(interval)):
+        raise ValueError(f"{file_name}: found slice interval {interval} mm, expected 0 or more")
+    if not (spacing_z > 0 and math.isfinite(spacing_z)):
+        raise ValueError(
+            f"{file_name}: found slice spacing {spacing_z} mm, expected a positive number"
+        )
 
 
 def _check_window(window: tuple[float, float]) -> tuple[float, float]:

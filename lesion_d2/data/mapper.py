@@ -39,7 +39,8 @@ class LesionDatasetMapper:
     Args:
         is_train: whether dicts get ``instances`` from their ``annotations``.
         augmentations: Detectron2 augmentations for int16 images; they may ask for ``spacing``.
-        num_slices, slice_interval: C, and the distance of the slices in mm.
+        num_slices, slice_interval: C, and the distance of the slices in mm; 0 for that of the
+            files.
         hu_window: low and high, in HU: 0 and 255 of the image.
         mask_method: "ellipse", "grabcut", or "" for neither ``gt_masks`` nor ``lesion_masks``.
         pseudo_masks: masks computed before; a lesion that none of them covers gets its mask on the
@@ -105,9 +106,9 @@ class LesionDatasetMapper:
             raise ValueError(
                 f"INPUT.CT.NUM_SLICES: found {self.num_slices}, expected an odd number"
             )
-        if not self.slice_interval > 0:
+        if not self.slice_interval >= 0:
             raise ValueError(
-                f"INPUT.CT.SLICE_INTERVAL: found {self.slice_interval}, expected mm above 0"
+                f"INPUT.CT.SLICE_INTERVAL: found {self.slice_interval}, expected 0 mm or more"
             )
         low, high = self.hu_window
         if not low < high:

@@ -306,7 +306,7 @@ def has_unused_parameters(model: nn.Module) -> bool:
     lesions leaves none: an R-CNN's losses are then 0 times its outputs.
     """
     backbone = model.backbone
-    levels = set(backbone.output_shape())
+    levels = set(backbone.output_shape()) - _pooled_levels(backbone)
     if isinstance(model, GeneralizedRCNN):
         used = _levels_of_rcnn(model)
     else:
@@ -316,6 +316,14 @@ def has_unused_parameters(model: nn.Module) -> bool:
             return True
         used.add("p2")  # P1 and P0 are computed from it
     return not levels <= used or _leaves_last_stage(backbone)
+
+
+def _pooled_levels(backbone: nn.Module) -> set[str]:
+    """P6 of an FPN where it has no parameters, as ``build_resnet_fpn_backbone``'s."""
+    top_block = getattr(backbone, "top_block", None)
+    if top_block is None or any(True for _ in top_block.parameters()):
+        return set()
+    return set(list(backbone.output_shape())[-top_block.num_levels :])
 
 
 def _levels_of_rcnn(model: GeneralizedRCNN) -> set[str]:

@@ -107,7 +107,8 @@ class VolumeEvaluator(DatasetEvaluator):
             outputs: with ``instances``, in the pixels of the slices on disk.
 
         Raises:
-            ValueError: an image or a class that the data set does not have.
+            ValueError: an image or a class that the data set does not have, or a box or score that
+                is not finite.
         """
         for sample, output in zip(inputs, outputs, strict=True):
             image_id = sample["image_id"]
@@ -119,6 +120,10 @@ class VolumeEvaluator(DatasetEvaluator):
             boxes = instances.pred_boxes.tensor.double().numpy()
             scores, classes = instances.scores.double().numpy(), instances.pred_classes.numpy()
             self._check_classes(classes, f"predictions on {image_id}")
+            if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+                raise ValueError(
+                    f"predictions on {image_id}: found a box or score that is not a finite number"
+                )
             self._predictions.append((image_id, (boxes, scores, classes)))
 
     def evaluate(self) -> dict[str, dict[str, float]]:

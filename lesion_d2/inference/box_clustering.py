@@ -36,7 +36,8 @@ def find_clusters(
     sum(c s w) / sum(s w). n_missing is the number of expected views less the number of views with
     a member, at least 0.
 
-    The paper leaves open what follows. Expected views that differ from box to box are averaged
+    The paper leaves open what follows. A view with several boxes in a cluster has them all in the
+    sums, and is seen once; a view whose model does not know the class is missing too. Expected views that differ from box to box are averaged
     over the members. Where all weights of a cluster are 0 (boxes without area, center weights of
     0), its members weigh the same. Where sum(s w) is still 0, the highest-scoring box keeps its
     coordinates.
@@ -53,7 +54,8 @@ def find_clusters(
 
     Raises:
         ValueError: shapes or lengths that do not fit, numbers that are not finite or out of range,
-            x2 < x1 and alike, or more views in ``view_ids`` than the number ``num_views``.
+            x2 < x1 and alike, or more views in ``view_ids`` than the number ``num_views`` (numbers
+            of places are not checked: a cluster may lie in two).
     """
     boxes, scores = check_boxes(boxes, scores, iou_threshold, columns=(4, 6))
     classes = check_integers(classes, "classes", len(boxes))
@@ -239,6 +241,8 @@ def check_boxes(
         ValueError: shapes, numbers or a threshold that :func:`find_clusters` cannot take.
     """
     boxes, scores = np.asarray(boxes, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    if boxes.shape == (0,):  # an empty list
+        boxes = boxes.reshape(0, columns[0])
     if boxes.ndim != 2 or boxes.shape[1] not in columns:
         wanted = " or ".join(f"(N, {count})" for count in columns)
         raise ValueError(f"boxes have shape {boxes.shape}, expected {wanted}")

@@ -22,6 +22,7 @@ def merge_slices(
     connected to its slice: on every slice from there on is such a box. A slice without one breaks
     the connection, and the boxes beyond it are left for later.
 
+    Matches of any score extend the box in z: a detector's lowest score decides how far boxes reach.
     The paper names the 3-D box's slices; we give it the best box's place in the plane and score.
 
     Args:

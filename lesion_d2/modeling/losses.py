@@ -160,5 +160,5 @@ def sample_hard_negatives(hardness: Tensor, number: int, *, pool: int) -> Tensor
         (n,) int64, different indices.
     """
     values, indices = hardness.topk(min(pool * number, len(hardness)))
-    indices = indices[values >= 0]
+    indices = indices[~(values < 0)]  # not a number stays, and shows in the loss
     return indices[torch.randperm(len(indices), device=indices.device)[:number]]

@@ -94,6 +94,14 @@ def test_stack_replaces_missing_slices_on_the_way_to_the_key_slice(tmp_path):
     assert all((channel == series[i]).all() for channel, i in zip(stack, expected, strict=True))
 
 
+@pytest.mark.parametrize("spacing_z", [1.0, 5.0])
+def test_without_an_interval_the_channels_are_the_neighbors_in_the_series(tmp_path, spacing_z):
+    series = write_series(tmp_path, [29, 31, 32, 33, 34, 35, 36])
+    stack = slice_stack(tmp_path / "032.png", num_slices=7, interval=0.0, spacing_z=spacing_z)
+    expected = [29, 31, 31, 32, 33, 34, 35]  # 30 is missing
+    assert all((channel == series[i]).all() for channel, i in zip(stack, expected, strict=True))
+
+
 def test_stack_of_a_lone_key_slice_repeats_it(tmp_path):
     series = write_series(tmp_path, [5])
     stack = slice_stack(tmp_path / "005.png", num_slices=5, interval=2.0, spacing_z=3.0)
@@ -132,7 +140,7 @@ def test_window_clips_before_interpolation(tmp_path):
     [
         ({"num_slices": 4}, "4 slices asked for, expected an odd number"),
         ({"num_slices": 0}, "expected an odd number"),
-        ({"interval": 0.0}, "slice interval 0.0 mm"),
+        ({"interval": -1.0}, "slice interval -1.0 mm"),
         ({"spacing_z": 0.0}, "slice spacing 0.0 mm"),
         ({"spacing_z": -5.0}, "slice spacing -5.0 mm"),
         ({"spacing_z": math.nan}, "slice spacing nan mm"),

@@ -229,7 +229,7 @@ def test_bad_spacing_is_refused_with_the_files_name(dataset_dict, spacing):
     [
         (("INPUT.PSEUDO_MASK", "gracut"), "INPUT.PSEUDO_MASK: found 'gracut', expected one of"),
         (("INPUT.CT.NUM_SLICES", 4, *_pixels(4)), "INPUT.CT.NUM_SLICES: found 4, expected an odd"),
-        (("INPUT.CT.SLICE_INTERVAL", 0.0), "INPUT.CT.SLICE_INTERVAL: found 0.0"),
+        (("INPUT.CT.SLICE_INTERVAL", -1.0), "INPUT.CT.SLICE_INTERVAL: found -1.0"),
         (("INPUT.CT.HU_WINDOW", (5.0, 1.0)), r"INPUT.CT.HU_WINDOW: found \(5.0, 1.0\)"),
     ],
 )

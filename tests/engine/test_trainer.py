@@ -325,6 +325,17 @@ def test_optimizers_clip_gradients_and_leave_norms_undecayed(name):
 
 
 _VGG = {"MODEL__VGG__DEPTH": 16, "MODEL__VGG__WIDTH": 4, "MODEL__BACKBONE__FREEZE_AT": 0}
+_RESNET = {
+    "MODEL__BACKBONE__NAME": "build_resnet_fpn_backbone",
+    "MODEL__BACKBONE__FREEZE_AT": 0,
+    "MODEL__RESNETS__DEPTH": 50,
+    "MODEL__RESNETS__WIDTH_PER_GROUP": 4,
+    "MODEL__RESNETS__STEM_OUT_CHANNELS": 8,
+    "MODEL__RESNETS__RES2_OUT_CHANNELS": 8,
+    "MODEL__RESNETS__OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL__FPN__IN_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL__FPN__OUT_CHANNELS": 16,
+}
 _VGG_FPN = {
     **_VGG,
     "MODEL__BACKBONE__NAME": "build_vgg_fpn_backbone",
@@ -352,6 +363,9 @@ _VGG_UNET_FPN = {
         (_VGG_UNET_FPN, "2345", "23456"),
         ({**_VGG_UNET_FPN, "MODEL__RETINA_UNET__SEG_LOSS_WEIGHT": 0.0}, "2345", "23456"),
         ({**_VGG_UNET_FPN, "MODEL__META_ARCHITECTURE": "RetinaNet"}, "2345", "23456"),
+        ({**_VGG_UNET_FPN, "MODEL__META_ARCHITECTURE": "DetUNet"}, "2345", "23456"),
+        ({**_RESNET, "MODEL__RETINA_UNET__SEG_LOSS_WEIGHT": 0.0}, None, "2345"),  # pools P6
+        ({**_RESNET, "MODEL__RETINA_UNET__SEG_LOSS_WEIGHT": 0.0}, None, "345"),
     ],
 )
 def test_parameters_without_gradients_are_known_beforehand(
@@ -368,19 +382,6 @@ def test_parameters_without_gradients_are_known_beforehand(
     assert has_unused_parameters(model) == bool(without), without
 
 
-_RESNET = {
-    "MODEL__BACKBONE__NAME": "build_resnet_fpn_backbone",
-    "MODEL__BACKBONE__FREEZE_AT": 0,
-    "MODEL__RESNETS__DEPTH": 50,
-    "MODEL__RESNETS__WIDTH_PER_GROUP": 4,
-    "MODEL__RESNETS__STEM_OUT_CHANNELS": 8,
-    "MODEL__RESNETS__RES2_OUT_CHANNELS": 8,
-    "MODEL__RESNETS__OUT_FEATURES": ["res2", "res3", "res4", "res5"],
-    "MODEL__FPN__IN_FEATURES": ["res2", "res3", "res4", "res5"],
-    "MODEL__FPN__OUT_CHANNELS": 16,
-}
-
-
 @pytest.mark.parametrize("num_lesions", [None, 0])
 @pytest.mark.parametrize(
     "changes, rpn, roi",
@@ -391,6 +392,7 @@ _RESNET = {
         ({**_RESNET, "MODEL__ROI_HEADS__NAME": "StandardROIHeads"}, "23456", "2345"),
         ({**_RESNET, "MODEL__MASK_ON": False}, "23456", "2345"),
         ({}, "2345", "2345"),  # the U-FPN's P1 and P0
+        ({"MODEL__LESION_RCNN__SEG_LOSS_WEIGHT": 1.0}, "2345", "2345"),
     ],
 )
 def test_parameters_of_an_rcnn_without_gradients_are_known_beforehand(

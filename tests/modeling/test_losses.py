@@ -193,6 +193,8 @@ def test_hard_negatives_of_few_and_of_none():
     assert sorted(sample_hard_negatives(hardness, 5, pool=2).tolist()) == [1, 3]
     assert sample_hard_negatives(hardness, 1, pool=1).tolist() == [3]
     assert sample_hard_negatives(torch.full((4,), -1.0), 2, pool=3).numel() == 0
+    lost = torch.full((1, 4, 3), torch.nan)  # a training that went wrong shows in its loss
+    assert shem_loss(lost, torch.full((1, 4), 2), pool=2, softmax=True).isnan()
     labels = torch.full((1, 4), IGNORE)
     assert shem_loss(torch.zeros(1, 4, 3), labels, pool=2, softmax=True) == 0
 

@@ -105,6 +105,7 @@ class UNetFPN(FPN):
                 f"the U-FPN goes on from P2 (stride 4), but MODEL.FPN.IN_FEATURES "
                 f"{list(in_features)} gives {self._out_features}"
             )
+        self.levels = self._out_features[: len(in_features)]  # finest first, without P6 and P7
         p1, p0 = decoder_channels
         conv = partial(_conv, norm=decoder_norm)
         self.reduce_p2 = conv(out_channels, p1, 1)
@@ -117,26 +118,44 @@ class UNetFPN(FPN):
         self.decoder_shape = ShapeSpec(channels=p0, stride=1)
         self.gates = nn.ModuleDict()
         if attention:
-            finer = self._out_features[: len(in_features) - 1]
+            finer = self.levels[:-1]
             channels = {"p0": p0, "p1": p1, **dict.fromkeys(finer, out_channels)}
             self.gates.update({level: AttentionGate(n, n) for level, n in channels.items()})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map images (N, C, H, W) to the detection levels, and ``c1`` for :meth:`decode`."""
         bottom_up = self.bottom_up(x)
-        levels = self._out_features[: len(self.in_features)][::-1]
         features, merged = {"c1": bottom_up["c1"]}, None
         for level, name, lateral, output in zip(
-            levels, self.in_features[::-1], self.lateral_convs, self.output_convs, strict=True
+            self.levels[::-1],
+            self.in_features[::-1],
+            self.lateral_convs,
+            self.output_convs,
+            strict=True,
         ):
             skip = lateral(bottom_up[name])
             merged = skip if merged is None else self.merge(level, skip, merged)
-            features[level] = output(merged)
+            if output is not None:
+                features[level] = output(merged)
         if self.top_block is not None:
             source = self.top_block.in_feature
             top = self.top_block(bottom_up[source] if source in bottom_up else features[source])
-            features.update(zip(self._out_features[len(levels) :], top, strict=True))
+            features.update(zip(self._out_features[len(self.levels) :], top, strict=True))
         return features
+
+    def drop_outputs(self, *, keep: list[str]) -> None:
+        """Remove the output convolutions of levels that no head looks at, and P6 and P7.
+
+        Args:
+            keep: levels of the top-down path; "p2" is among them, from which :meth:`decode` goes
+                on.
+        """
+        for i, level in enumerate(self.levels[::-1]):
+            if level not in keep:
+                self.output_convs[i] = None
+                delattr(self, f"fpn_output{level[1:]}")
+        self.top_block = None
+        self._out_features = [level for level in self.levels if level in keep]
 
     def merge(self, level: str, skip: Tensor, coarser: Tensor) -> Tensor:
         """Join a skip connection (N, C, H, W) with the next coarser level (N, C, H/2, W/2).

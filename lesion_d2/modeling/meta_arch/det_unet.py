@@ -26,7 +26,7 @@ class DetUNet(DenseDetector):
     is the highest probability of that class in it. Of an image, the largest components count.
 
     Args:
-        backbone: a :class:`UNetFPN`. Only P2 of its pyramid is used.
+        backbone: a :class:`UNetFPN`; of its outputs only P2 is kept.
         num_classes: K.
         pixel_mean, pixel_std: C values each.
         seg_loss: maps logits (N, K + 1, H, W) and labels (N, H, W) to a scalar.
@@ -55,10 +55,11 @@ class DetUNet(DenseDetector):
         super().__init__(backbone, head, ["p2"], pixel_mean=pixel_mean, pixel_std=pixel_std)
         self.num_classes = num_classes
         self.seg_loss = seg_loss
+        self.seg_loss_weight = 1.0  # the only loss
         self.max_components = max_components
         self.box_margin = box_margin
         self.predict_masks = predict_masks
-        self._freeze_unused_levels()
+        backbone.drop_outputs(keep=["p2"])
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -72,11 +73,6 @@ class DetUNet(DenseDetector):
             "box_margin": cfg.MODEL.RETINA_UNET.BOX_MARGIN,
             "predict_masks": cfg.MODEL.RETINA_UNET.PREDICT_MASKS,
         }
-
-    def _freeze_unused_levels(self) -> None:
-        """The coarser levels' output convolutions get no gradient from P0."""
-        for convolution in self.backbone.output_convs[:-1]:
-            convolution.requires_grad_(False)
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """Detectron2's model interface, see :class:`RetinaUNet`; in training only ``loss_seg``."""
@@ -109,27 +105,25 @@ class DetUNet(DenseDetector):
             count, labels, stats, _ = cv2.connectedComponentsWithStats(
                 np.equal(best, category + 1).astype(np.uint8), connectivity=8
             )
-            found += [(stats[i], category, labels == i) for i in range(1, count)]
+            found += [(stats[i], category, labels, i) for i in range(1, count)]
         found.sort(key=lambda component: -component[0][cv2.CC_STAT_AREA])
         return self._to_instances(found[: self.max_components], probabilities)
 
-    def _to_instances(
-        self, found: list[tuple[np.ndarray, int, np.ndarray]], probabilities: Tensor
-    ) -> Instances:
+    def _to_instances(self, found: list[tuple], probabilities: Tensor) -> Instances:
+        """Of components: their statistics, class, label map, and label in it."""
         height, width = probabilities.shape[1:]
         device = probabilities.device
-        corners = np.array([stats[:4] for stats, _, _ in found], dtype=np.float32).reshape(-1, 4)
+        corners = np.array([stats[:4] for stats, *_ in found], dtype=np.float32).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
         margin = np.float32(self.box_margin)
         boxes = np.concatenate([corners[:, :2] - margin, corners[:, 2:] + margin], axis=1)
         boxes = boxes.clip(0, [width, height] * 2) - np.float32(0.5)  # pixel centers are whole
-        classes = torch.tensor([c for _, c, _ in found], dtype=torch.int64, device=device)
-        masks = np.array([mask for _, _, mask in found], dtype=bool).reshape(-1, height, width)
-        masks = torch.from_numpy(masks).to(device)
-        scores = [probabilities[c + 1][mask].max() for c, mask in zip(classes, masks, strict=True)]
+        classes = torch.tensor([c for _, c, *_ in found], dtype=torch.int64, device=device)
+        masks = np.array([labels == i for *_, labels, i in found], dtype=bool)
+        masks = torch.from_numpy(masks.reshape(-1, height, width)).to(device)
         result = Instances((height, width))
         result.pred_boxes = Boxes(torch.from_numpy(boxes.astype(np.float32)).to(device))
-        result.scores = torch.stack(scores) if scores else probabilities.new_empty(0)
+        result.scores = (probabilities[classes + 1] * masks).amax(dim=(1, 2))
         result.pred_classes = classes
         if self.predict_masks:
             result.pred_masks = masks

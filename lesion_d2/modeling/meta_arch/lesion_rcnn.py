@@ -1,7 +1,7 @@
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import Instances
+from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
 from ..losses import segmentation_loss
@@ -60,12 +60,17 @@ class LesionRCNN(GeneralizedRCNN):
         """As in Detectron2; in training with ``loss_seg`` where the segmentation loss is on."""
         if not self.training or self.seg_loss_weight == 0:
             return super().forward(batched_inputs)
-        images = self.preprocess_image(batched_inputs)
+        seen = {}  # Detectron2 does not hand out the features
+        handle = self.backbone.register_forward_hook(
+            lambda backbone, args, features: seen.update(images=args[0], features=features)
+        )
+        try:
+            losses = super().forward(batched_inputs)
+        finally:
+            handle.remove()
+        images = ImageList(seen["images"], [tuple(x["image"].shape[-2:]) for x in batched_inputs])
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
-        features = self.backbone(images.tensor)
-        proposals, losses = self.proposal_generator(images, features, gt_instances)
-        losses.update(self.roi_heads(images, features, proposals, gt_instances)[1])
-        logits = self.seg_predictor(self.backbone.decode(images.tensor, features))
+        logits = self.seg_predictor(self.backbone.decode(images.tensor, seen["features"]))
         labels = semantic_labels(gt_instances, images)
         losses["loss_seg"] = self.seg_loss_weight * self.seg_loss(logits, labels)
         return losses
@@ -99,5 +104,7 @@ def _postprocess(result: Instances, input_dict: dict) -> Instances:
     result.pred_boxes.tensor += result.pred_boxes.tensor.new_tensor(
         [shift_x, shift_y, shift_x, shift_y]
     )
-    result.pred_boxes.clip(result.image_size)
+    # The image's borders: Detectron2's clip is to 0 and the size, pixel corners.
+    limit = result.pred_boxes.tensor.new_tensor([width, height] * 2) - 0.5
+    result.pred_boxes.tensor = result.pred_boxes.tensor.clamp(min=-0.5).minimum(limit)
     return result

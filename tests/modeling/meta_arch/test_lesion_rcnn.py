@@ -133,3 +133,22 @@ def test_a_segmentation_loss_without_a_u_fpn_is_refused():
             MODEL__LESION_RCNN__SEG_LOSS_WEIGHT=1.0,
             MODEL__BACKBONE__NAME="build_resnet_fpn_backbone",
         )
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_boxes_end_at_the_images_borders_and_mirrored_ones_with_them(scale):
+    perfect = Instances((32, 64), pred_boxes=Boxes(torch.tensor([[0.0, 4.0, 64.0, 32.0]])))
+    size = {"height": 32 * scale, "width": 64 * scale}
+    box = _postprocess(perfect, size).pred_boxes.tensor[0]
+    # Pixel centers are whole numbers. To the left Detectron2 has cut at the first one's center.
+    expected = [(0.5 * scale - 0.5), (4.5 * scale - 0.5), 64 * scale - 0.5, 32 * scale - 0.5]
+    assert box.tolist() == expected
+
+
+def test_detectron2s_pictures_of_training_come_with_the_segmentation_loss_too():
+    model = make_model(MODEL__LESION_RCNN__SEG_LOSS_WEIGHT=1.0)
+    calls, model.vis_period = [], 1
+    model.visualize_training = lambda batch, proposals: calls.append(len(proposals))
+    with EventStorage():
+        model([make_sample([(8, 10, 28, 26)], [0], 1)])
+    assert calls == [1]
