@@ -8,7 +8,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from .box_clustering import find_clusters
-from .views import ViewDetections, detect_in_views
+from .views import CutMask, ViewDetections, detect_in_views
 
 CONSOLIDATIONS = ("wbc", "nms")
 
@@ -126,7 +126,10 @@ def consolidate(
     instances = detections.instances
     if method == "nms":
         boxes, scores, classes = _arrays(instances)
-        return instances[batched_nms(boxes, scores, classes, iou_threshold)[:max_detections]]
+        kept = batched_nms(boxes, scores.float(), classes, iou_threshold)[:max_detections]
+        joined, members = instances[kept], torch.full((len(instances),), -1)
+        members[kept.cpu()] = torch.arange(len(kept))
+        return _with_masks(joined, detections.masks, members, [1.0] * len(instances))
     clusters = find_clusters(
         *(array.double().cpu().numpy() for array in _arrays(instances)[:2]),
         instances.pred_classes.cpu().numpy(),
@@ -144,27 +147,28 @@ def consolidate(
     joined = Instances(
         instances.image_size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes
     )
-    if instances.has("pred_masks"):
-        joined.pred_masks = _vote(
-            instances.pred_masks,
-            torch.as_tensor(clusters.members),
-            clusters.weights.tolist(),
-            len(joined),
-        )
-    return joined
+    members = torch.as_tensor(clusters.members)
+    return _with_masks(joined, detections.masks, members, clusters.weights.tolist())
 
 
 def _arrays(instances: Instances) -> tuple[Tensor, Tensor, Tensor]:
     return instances.pred_boxes.tensor, instances.scores, instances.pred_classes
 
 
-def _vote(masks: Tensor, members: Tensor, weights: list[float], num_clusters: int) -> Tensor:
-    """The weighted majority of each cluster's masks (N, H, W): (num_clusters, H, W) bool."""
-    joined = masks.new_zeros(num_clusters, *masks.shape[1:], dtype=torch.bool)
-    for cluster, mask in enumerate(joined):
-        share = torch.zeros(mask.shape, device=masks.device)
+def _with_masks(
+    joined: Instances, masks: list[CutMask] | None, members: Tensor, weights: list[float]
+) -> Instances:
+    """Give each cluster the weighted majority of its masks: ``pred_masks`` (n, H, W) bool."""
+    if masks is None:
+        return joined
+    device = joined.scores.device
+    joined.pred_masks = torch.zeros(
+        len(joined), *joined.image_size, dtype=torch.bool, device=device
+    )
+    for cluster, mask in enumerate(joined.pred_masks):
+        share = torch.zeros(mask.shape, device=device)
         for i in torch.nonzero(members == cluster)[:, 0].tolist():
-            share.add_(masks[i], alpha=weights[i])  # one at a time: as float they are large
+            share[masks[i].window].add_(masks[i].pixels, alpha=weights[i])
         mask[:] = share > 0.5
     return joined
 

@@ -75,18 +75,43 @@ def _intervals(side: int, tile_size: int, overlap: float) -> list[tuple[int, int
 
 
 @dataclass(frozen=True, eq=False)
+class CutMask:
+    """A mask of a slice, kept as the part with its pixels: of hundreds of masks, they are few."""
+
+    window: tuple[slice, slice]
+    pixels: Tensor  # bool, of the window
+
+
+def cut_masks(masks: Tensor) -> list[CutMask]:
+    """Keep of masks (n, H, W) the parts with their pixels."""
+    (tops, bottoms), (lefts, rights) = (_ends(masks.any(dim=axis)) for axis in (2, 1))
+    sides = zip(tops, bottoms, lefts, rights, strict=True)
+    windows = [(slice(y1, y2), slice(x1, x2)) for y1, y2, x1, x2 in sides]
+    return [CutMask(w, mask[w].clone()) for w, mask in zip(windows, masks, strict=True)]
+
+
+def _ends(hits: Tensor) -> tuple[list[int], list[int]]:
+    """First and last + 1 of what is true in each row; where nothing is, they enclose nothing."""
+    side = hits.shape[1]
+    steps = torch.arange(1, side + 1, device=hits.device)
+    firsts = side - (hits * steps.flip(0)).amax(dim=1)
+    return firsts.tolist(), (hits * steps).amax(dim=1).tolist()
+
+
+@dataclass(frozen=True, eq=False)
 class ViewDetections:
     """The N detections of all views of one image, in pixels of the slice.
 
     Attributes:
-        instances: ``pred_boxes``, ``scores``, ``pred_classes`` and, where the models give them,
-            ``pred_masks`` (N, height, width) bool.
+        instances: ``pred_boxes``, ``scores`` and ``pred_classes``.
+        masks: N of the slice, or None where the models give none.
         view_ids: (N,) int, the view that each comes from.
         num_views: (N,) int, the views that see the detection's center.
         center_weights: (N,) in (0, 1], lower the farther the detection is from its tile's center.
     """
 
     instances: Instances
+    masks: list[CutMask] | None
     view_ids: Tensor
     num_views: Tensor
     center_weights: Tensor
@@ -102,6 +127,8 @@ def detect_in_views(
 ) -> ViewDetections:
     """Run models on the views of one image: models x tiles x mirrors, in this order.
 
+    The mirrored views of a tile are one batch.
+
     Args:
         models: as Detectron2's, in evaluation mode.
         input_dict: ``image`` (C, H, W), optionally ``height`` and ``width`` of the slice.
@@ -114,19 +141,22 @@ def detect_in_views(
     flips = MIRRORS if mirrors else _UNMIRRORED
     tiles = make_tiles(input_size, tile_size, tile_overlap)
     views = list(_views(models, input_dict, tiles, flips, size))
-    instances = Instances.cat(views)
+    instances, masks = Instances.cat(views), None
+    if instances.has("pred_masks"):
+        masks = instances.get("pred_masks")
+        instances.remove("pred_masks")
 
     counts = [len(view) for view in views]
     device = instances.scores.device
     view_ids = torch.arange(len(views)).repeat_interleave(torch.tensor(counts)).to(device)
     centers = _input_centers(instances.pred_boxes.tensor, input_size, size)
     num_views = sum(tile.contains(centers).int() for tile in tiles) * (len(models) * len(flips))
-    center_weights = torch.ones_like(instances.scores)
+    center_weights = torch.ones_like(centers[:, 0])  # scores may be of half precision
     if len(tiles) > 1:
         tile_ids = view_ids // len(flips) % len(tiles)
         for i, tile in enumerate(tiles):
             center_weights[tile_ids == i] = tile.center_weights(centers[tile_ids == i])
-    return ViewDetections(instances, view_ids, num_views, center_weights)
+    return ViewDetections(instances, masks, view_ids, num_views, center_weights)
 
 
 def _views(
@@ -136,15 +166,21 @@ def _views(
     flips: tuple[tuple[bool, bool], ...],
     size: tuple[int, int],
 ) -> Iterator[Instances]:
+    """What is found in each view, on the slice; ``pred_masks`` are lists of :class:`CutMask`."""
     image = input_dict["image"]
     input_size = tuple(image.shape[-2:])
     is_whole = len(tiles) == 1
-    for model, tile, flip in itertools.product(models, tiles, flips):
+    for model, tile in itertools.product(models, tiles):
         height, width = size if is_whole else (tile.height, tile.width)
         view = {**input_dict, "height": height, "width": width}
-        view["image"] = _flip(image[tile.slices], flip)
-        found = _unmirror(model([view])[0]["instances"], flip)
-        yield found if is_whole else _put_back(found, tile, input_size, size)
+        batch = [{**view, "image": _flip(image[tile.slices], flip)} for flip in flips]
+        for output, flip in zip(model(batch), flips, strict=True):
+            found = _unmirror(output["instances"], flip)
+            if not is_whole:
+                found = _put_back(found, tile, input_size, size)
+            if found.has("pred_masks"):
+                found.pred_masks = cut_masks(found.pred_masks)
+            yield found
 
 
 def _flip(array: Tensor, flip: tuple[bool, bool]) -> Tensor:

@@ -336,6 +336,11 @@ _RESNET = {
     "MODEL__FPN__IN_FEATURES": ["res2", "res3", "res4", "res5"],
     "MODEL__FPN__OUT_CHANNELS": 16,
 }
+_RETINANET = {
+    **_RESNET,
+    "MODEL__RETINA_UNET__SEG_LOSS_WEIGHT": 0.0,
+    "MODEL__RETINA_UNET__PREDICT_MASKS": False,
+}
 _VGG_FPN = {
     **_VGG,
     "MODEL__BACKBONE__NAME": "build_vgg_fpn_backbone",
@@ -364,8 +369,8 @@ _VGG_UNET_FPN = {
         ({**_VGG_UNET_FPN, "MODEL__RETINA_UNET__SEG_LOSS_WEIGHT": 0.0}, "2345", "23456"),
         ({**_VGG_UNET_FPN, "MODEL__META_ARCHITECTURE": "RetinaNet"}, "2345", "23456"),
         ({**_VGG_UNET_FPN, "MODEL__META_ARCHITECTURE": "DetUNet"}, "2345", "23456"),
-        ({**_RESNET, "MODEL__RETINA_UNET__SEG_LOSS_WEIGHT": 0.0}, None, "2345"),  # pools P6
-        ({**_RESNET, "MODEL__RETINA_UNET__SEG_LOSS_WEIGHT": 0.0}, None, "345"),
+        (_RETINANET, None, "2345"),  # P6 is pooled
+        (_RETINANET, None, "345"),
     ],
 )
 def test_parameters_without_gradients_are_known_beforehand(
