@@ -31,7 +31,9 @@ def _reduced(file):
     cfg.DATASETS.TEST = ("phantom_val",)
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.SOLVER.IMS_PER_BATCH = 2
-    cfg.MODEL.RETINA_UNET.SHEM_POOL = 0  # it may draw no anchor of a level in a step
+    # What draws anchors may draw none of a level in a step.
+    cfg.MODEL.RETINA_UNET.SHEM_POOL = 0
+    cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = 100_000
     return cfg
 
 

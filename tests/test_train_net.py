@@ -28,7 +28,7 @@ def _run(script: Path, *arguments: str) -> subprocess.CompletedProcess:
         (["SOLVER.MAX_ITERS", "3"], "Non-existent key: SOLVER.MAX_ITERS"),
         (
             ["--num-gpus", "2", "DATASETS.TRAIN", "('phantom_trian',)"],
-            "DATASETS.TRAIN: found 'phantom_trian', expected one of deeplesion_train",
+            "DATASETS.TRAIN: found 'phantom_trian', expected a name such as phantom_train",
         ),
     ],
 )

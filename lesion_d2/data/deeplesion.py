@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from difflib import get_close_matches
 from functools import partial
 
 import numpy as np
@@ -59,6 +60,7 @@ _UNUSED = ("Normalized_lesion_location", "Patient_gender", "Patient_age")
 _COLUMNS = tuple(column for column in CSV_COLUMNS if column not in _UNUSED)
 _FILE_NAME = re.compile(r"(\d+_\d+_\d+)_(\d+)\.png")
 _MAX_SHOWN = 20
+_MAX_NAMES = 5
 # Boxes are the RECIST end points plus 5 px a side, so they may reach past the image's border a bit.
 _MAX_OVERHANG = 10.0
 
@@ -143,7 +145,9 @@ def register_deeplesion(
     """
     _check_split(split)
     DatasetCatalog.register(name, partial(_load_registered, name, root, split, coarse_types))
-    MetadataCatalog.get(name).set(**lesion_classes(coarse_types), evaluator_type="lesion")
+    MetadataCatalog.get(name).set(
+        **lesion_classes(coarse_types), evaluator_type="lesion", can_miss_images=True
+    )
 
 
 def _load_registered(name: str, root: str, split: str | None, coarse_types: bool) -> list[dict]:
@@ -420,7 +424,15 @@ def set_allow_missing(name: str, allow_missing: bool) -> None:
     Args:
         name: of the data set in Detectron2's catalogs.
         allow_missing: see :func:`load_deeplesion`; replaces what was set before.
+
+    Raises:
+        ValueError: the data set is not in DeepLesion's layout.
     """
+    if allow_missing and not MetadataCatalog.get(name).get("can_miss_images"):
+        raise ValueError(
+            f"{name}: found a data set that is read as a whole, expected one in DeepLesion's "
+            "layout to leave missing images out"
+        )
     _set_option(name, "allow_missing", allow_missing)
 
 
@@ -450,6 +462,13 @@ def _set_option(name: str, key: str, value: object) -> None:
     metadata.set(**{key: value})
 
 
+def suggest_names(name: str) -> str:
+    """Names of data sets of lesions, those like a misspelled one where there are such."""
+    kinds = {n: MetadataCatalog.get(n).get("evaluator_type", "") for n in DatasetCatalog.list()}
+    known = [n for n, kind in kinds.items() if kind.startswith("lesion")]
+    return ", ".join(get_close_matches(name, known, _MAX_NAMES) or known[:_MAX_NAMES])
+
+
 def load_records(dataset: str, *, allow_missing: bool = False) -> list[dict]:
     """The dicts of a registered data set.
 
@@ -461,10 +480,10 @@ def load_records(dataset: str, *, allow_missing: bool = False) -> list[dict]:
         ValueError: the data set is not registered, or has no images.
     """
     if dataset not in DatasetCatalog.list():
-        known = ", ".join(
-            n for n in DatasetCatalog.list() if n.startswith(("deep", "phantom", "toy"))
+        raise ValueError(
+            f"data set {dataset!r} is not registered, expected a name such as "
+            f"{suggest_names(dataset)}"
         )
-        raise ValueError(f"data set {dataset!r} is not registered, expected one such as {known}")
     if allow_missing:
         set_allow_missing(dataset, True)
     records = DatasetCatalog.get(dataset)

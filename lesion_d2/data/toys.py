@@ -355,12 +355,17 @@ def _load_registered(root: str, task: str, split: str, num_images: int | None) -
     return load_toys(os.path.join(root, f"{task}_{split}.json"), root, num_images)
 
 
+def dataset_name(task: str, split: str, num_images: int | None = None) -> str:
+    """The registered name of a task's split, or of its first ``num_images`` images."""
+    return f"toy_{task}_{split}" + ("" if num_images is None else f"_{num_images}")
+
+
 def _register_builtin() -> None:
     for task in TASKS:
         for split in SPLITS:
             smaller = [n for n in SUBSETS if n < ToyOptions().count(split)]
             for n in (None, *smaller):
-                name = f"toy_{task}_{split}" + (f"_{n}" if n else "")
+                name = dataset_name(task, split, n)
                 if name not in DatasetCatalog:  # there already where this is imported again
                     register_toys(name, "$DETECTRON2_DATASETS/toys", task, split, n)
 

@@ -27,8 +27,9 @@ class KeepBestHook(hooks.BestCheckpointer):
     They are ``model_<iteration>.pth``, and ``best.json`` ranks them, the best first, by ``file``,
     ``metric``, ``value``, ``iteration`` and ``run_id``. Of equal values the earlier one is better;
     one that is not finite does not count. An iteration that is evaluated once more after
-    ``--resume`` counts once; what another run left in the folder is removed. However a run ends,
-    all files of ``best.json`` are there: weights are written before it, and removed after it.
+    ``--resume`` counts once. What another run left in the folder stays until this run has a
+    checkpoint to keep, and is removed then. However a run ends, all files of ``best.json`` are
+    there: weights are written before it, and removed after it.
 
     Args:
         eval_period, checkpointer, val_metric, mode: as in Detectron2's BestCheckpointer.
@@ -55,21 +56,30 @@ class KeepBestHook(hooks.BestCheckpointer):
         self._ranking: list[dict] = []
 
     def before_train(self) -> None:
-        """Go on with the ranking of this run, and remove all else."""
+        """Go on with the ranking of this run, if there is one."""
         if not comm.is_main_process():
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        found = read_ranking(self._folder) if (self._folder / _RANKING).is_file() else []
         ours = self._run.state_dict()["run_id"], self._val_metric
         self._ranking = [
             entry
-            for entry in found
+            for entry in self._read_ranking()
             if (entry["run_id"], entry["metric"]) == ours
             and (self._folder / entry["file"]).is_file()
         ][: self._num_kept]
-        self._write_ranking()
+        if self._ranking:
+            self._write_ranking()
         for entry in self._ranking:
             logger.info(f"Kept so far: {self._describe(entry)}")
+
+    def _read_ranking(self) -> list[dict]:
+        try:
+            return read_ranking(self._folder)
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:  # raised here, it would leave other processes alone
+            logger.warning(f"Nothing counts as kept so far: {error}")
+            return []
 
     def _best_checking(self) -> None:
         if not comm.is_main_process():  # the results of an evaluation are there
@@ -85,6 +95,8 @@ class KeepBestHook(hooks.BestCheckpointer):
         if place >= self._num_kept:
             return
         name = f"model_{iteration:07d}"
+        if not self._ranking and (self._folder / f"{name}.pth").exists():
+            self._write_ranking()  # that of another run must not name the weights of this one
         self._weights.save(name, tag_last=False)
         entry = (f"{name}.pth", self._val_metric, float(value), iteration)
         entry = dict(zip(_KEYS, (*entry, self._run.state_dict()["run_id"]), strict=True))
@@ -119,8 +131,10 @@ def read_ranking(folder: str | Path) -> list[dict]:
         raise FileNotFoundError(f"{path}: no such ranking of checkpoints (TEST.KEEP_BEST)")
     try:
         ranking = json.loads(path.read_bytes())
-        is_ranking = isinstance(ranking, list) and all(set(_KEYS) <= set(e) for e in ranking)
-    except (TypeError, ValueError):
+        is_ranking = isinstance(ranking, list) and all(
+            isinstance(entry, dict) and set(_KEYS) <= set(entry) for entry in ranking
+        )
+    except ValueError:
         is_ranking = False
     if not is_ranking:
         raise ValueError(f"{path}: found no ranking, expected a list of {', '.join(_KEYS)}")

@@ -15,14 +15,19 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    GeneralizedRCNN,
+    RetinaNet,
+)
 from torch import nn
 
 from ..config import trains_on_masks
-from ..data.deeplesion import set_allow_missing, set_hidden_annotations
+from ..data.deeplesion import set_allow_missing, set_hidden_annotations, suggest_names
 from ..data.mapper import LesionDatasetMapper
 from ..inference.ensemble import CONSOLIDATIONS
-from ..modeling import AttentionGate, ULDorROIHeads
+from ..modeling import AttentionGate, DetUNet, LesionRCNN, RetinaUNet, ULDorROIHeads
 from .best_checkpoints import checkpoint_files
 from .checkpoint import check_weights
 from .schedule import check_epochs, resolve_epochs
@@ -147,13 +152,13 @@ def _check_model(cfg: CfgNode) -> nn.Module:
     """Build the model without memory for its weights, which checks the keys that it goes by."""
     _check_values(cfg, _MODEL_CHECKS)
     found, strength = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.RETINA_UNET.CALIBRATION
-    if strength > 0 and found != "RetinaUNet":
+    if strength > 0 and not _is_a(cfg, RetinaUNet):
         raise InputError(
             f"MODEL.META_ARCHITECTURE: found {found!r}, expected 'RetinaUNet' for the calibration "
             f"(MODEL.RETINA_UNET.CALIBRATION is {strength})"
         )
     seg_loss_weight = cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT
-    if seg_loss_weight > 0 and found != "LesionRCNN":
+    if seg_loss_weight > 0 and not _is_a(cfg, LesionRCNN):
         raise InputError(
             f"MODEL.META_ARCHITECTURE: found {found!r}, expected 'LesionRCNN' for its segmentation "
             f"loss (MODEL.LESION_RCNN.SEG_LOSS_WEIGHT is {seg_loss_weight})"
@@ -187,22 +192,24 @@ def _check_model(cfg: CfgNode) -> nn.Module:
     return model
 
 
-def _is_rcnn(cfg: CfgNode) -> bool:
-    architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    return isinstance(architecture, type) and issubclass(architecture, GeneralizedRCNN)
+def _is_a(cfg: CfgNode, *classes: type) -> bool:
+    """Whether MODEL.META_ARCHITECTURE is one of these or of the classes derived from them."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    architecture = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
+    return isinstance(architecture, type) and issubclass(architecture, classes)
 
 
 def _has_uldor_heads(cfg: CfgNode) -> bool:
     name = cfg.MODEL.ROI_HEADS.NAME
     return (
-        _is_rcnn(cfg)
+        _is_a(cfg, GeneralizedRCNN)
         and name in ROI_HEADS_REGISTRY
         and issubclass(ROI_HEADS_REGISTRY.get(name), ULDorROIHeads)
     )
 
 
 def _found_heads(cfg: CfgNode) -> str:
-    if _is_rcnn(cfg):
+    if _is_a(cfg, GeneralizedRCNN):
         return f"MODEL.ROI_HEADS.NAME: found {cfg.MODEL.ROI_HEADS.NAME!r}"
     found = cfg.MODEL.META_ARCHITECTURE
     return f"MODEL.META_ARCHITECTURE: found {found!r}, which has no MODEL.ROI_HEADS"
@@ -239,18 +246,13 @@ def _check_training(cfg: CfgNode, num_processes: int) -> None:
     _check_values(cfg, _TRAINING_CHECKS)
     with as_input_error(""):
         check_epochs(cfg)
-    if cfg.TEST.KEEP_BEST > 0 and not cfg.DATASETS.TEST:
-        raise InputError(
-            "DATASETS.TEST: found no data set, expected one to evaluate (TEST.KEEP_BEST is "
-            f"{cfg.TEST.KEEP_BEST})"
-        )
-    _check_patience(cfg)
+    _check_evaluations(cfg)
     _check_mining(cfg)
     _check_hidden(cfg)
     weight = cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT
-    if cfg.MODEL.META_ARCHITECTURE == "DetUNet" and not cfg.MODEL.MASK_ON:
+    if _is_a(cfg, DetUNet) and not cfg.MODEL.MASK_ON:
         raise InputError("MODEL.MASK_ON: found False, expected True for DetUNet")
-    if cfg.MODEL.META_ARCHITECTURE == "RetinaUNet" and weight > 0 and not cfg.MODEL.MASK_ON:
+    if _is_a(cfg, RetinaUNet) and weight > 0 and not cfg.MODEL.MASK_ON:
         raise InputError(
             f"MODEL.MASK_ON: found False, expected True for the segmentation loss "
             f"(MODEL.RETINA_UNET.SEG_LOSS_WEIGHT is {weight})"
@@ -262,25 +264,25 @@ def _check_training(cfg: CfgNode, num_processes: int) -> None:
         )
 
 
-def _check_patience(cfg: CfgNode) -> None:
+def _check_evaluations(cfg: CfgNode) -> None:
+    """Check that there is what TEST.KEEP_BEST and the patience of schedules go by."""
     loss = _switched_on(cfg, "TEST.LOSS_")
     if loss and not cfg.DATASETS.TEST:
         raise InputError(f"DATASETS.TEST: found no data set, expected one for its loss ({loss})")
     metric = cfg.SOLVER.PATIENCE_METRIC
     kind, of_what = ("LOSS", f" of the {metric}") if metric else ("EVAL", "")
-    for key in ("PLATEAU_PATIENCE", "EARLY_STOP_PATIENCE"):
-        patience = cfg.SOLVER[key]
-        if patience == 0:
+    for key in ("SOLVER.PLATEAU_PATIENCE", "SOLVER.EARLY_STOP_PATIENCE", "TEST.KEEP_BEST"):
+        value = _value(cfg, key)
+        if value == 0:
             continue
         if not cfg.DATASETS.TEST:
             raise InputError(
-                f"DATASETS.TEST: found no data set, expected one to evaluate (SOLVER.{key} is "
-                f"{patience})"
+                f"DATASETS.TEST: found no data set, expected one to evaluate ({key} is {value})"
             )
         if not _switched_on(cfg, f"TEST.{kind}_"):
             raise InputError(
                 f"TEST.{kind}_PERIOD: found {cfg.TEST[f'{kind}_PERIOD']}, expected it or "
-                f"TEST.{kind}_EPOCHS above 0 (SOLVER.{key} is {patience} evaluations{of_what})"
+                f"TEST.{kind}_EPOCHS above 0 ({key} is {value} and goes by evaluations{of_what})"
             )
 
 
@@ -398,10 +400,12 @@ def _load_datasets(cfg: CfgNode, kind: str, *, required: bool) -> list[dict]:
 
 def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
     if name not in DatasetCatalog:
-        known = [n for n in DatasetCatalog if _is_lesion_dataset(n)]
-        raise InputError(f"DATASETS.{kind}: found {name!r}, expected one of {', '.join(known)}")
+        raise InputError(
+            f"DATASETS.{kind}: found {name!r}, expected a name such as {suggest_names(name)}"
+        )
     _check_classes(cfg, name, kind)
-    set_allow_missing(name, cfg.DATASETS.ALLOW_MISSING)
+    with as_input_error("DATASETS.ALLOW_MISSING: "):
+        set_allow_missing(name, cfg.DATASETS.ALLOW_MISSING)
     hidden_share = cfg.DATASETS.HIDDEN_SHARE if kind == "TRAIN" else 0.0
     set_hidden_annotations(name, hidden_share, cfg.DATASETS.HIDDEN_SEED)
     try:
@@ -429,9 +433,9 @@ def _check_classes(cfg: CfgNode, name: str, kind: str) -> None:
     if classes is None:
         return
     expected, counted = len(classes), f"the classes of {name} (DATASETS.{kind})"
-    if cfg.MODEL.META_ARCHITECTURE in ("DetUNet", "RetinaNet", "RetinaUNet"):
+    if _is_a(cfg, DetUNet, RetinaNet):
         key, found = "MODEL.RETINANET.NUM_CLASSES", cfg.MODEL.RETINANET.NUM_CLASSES
-    elif _is_rcnn(cfg):
+    elif _is_a(cfg, GeneralizedRCNN):
         key, found = "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES
         if _has_uldor_heads(cfg):
             expected, counted = expected + 1, f"{counted} and one of false positives"
@@ -439,7 +443,3 @@ def _check_classes(cfg: CfgNode, name: str, kind: str) -> None:
         return
     if found != expected:
         raise InputError(f"{key}: found {found}, expected {expected}, {counted}")
-
-
-def _is_lesion_dataset(name: str) -> bool:
-    return MetadataCatalog.get(name).get("evaluator_type") in ("lesion", "lesion_volume")

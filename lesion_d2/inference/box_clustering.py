@@ -37,10 +37,10 @@ def find_clusters(
     a member, at least 0.
 
     The paper leaves open what follows. A view with several boxes in a cluster has them all in the
-    sums, and is seen once; a view whose model does not know the class is missing too. Expected views that differ from box to box are averaged
-    over the members. Where all weights of a cluster are 0 (boxes without area, center weights of
-    0), its members weigh the same. Where sum(s w) is still 0, the highest-scoring box keeps its
-    coordinates.
+    sums, and is seen once; a view whose model does not know the class is missing too. Expected
+    views that differ from box to box are averaged over the members. Where all weights of a cluster
+    are 0 (boxes without area, center weights of 0), its members weigh the same. Where sum(s w) is
+    still 0, the highest-scoring box keeps its coordinates.
 
     Args:
         boxes: (N, 4) X1Y1X2Y2 in pixels, or (N, 6) X1Y1Z1X2Y2Z2; areas and volumes are products

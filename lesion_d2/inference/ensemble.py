@@ -24,7 +24,8 @@ class Ensemble(nn.Module):
 
     Args:
         models: Detectron2 models, with one meaning of classes.
-        mirrors: whether there are four views of each, mirrored along x, y, and both.
+        mirrors: whether there are four views of each, mirrored along x, y, and both. They are one
+            batch: a model has four images at a time.
         tile_size: side of the tiles that larger images are cut into, in pixels of the input; 0 for
             none. An image that fits into a tile is taken whole.
         tile_overlap: share of its side by which a tile overlaps the next one, at least.

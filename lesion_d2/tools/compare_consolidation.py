@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +61,19 @@ def compare(cfg: CfgNode, ensemble: Ensemble, dataset: str) -> list[dict]:
     views_ms: dict[str, list[float]] = {name: [] for name in evaluators}
     consolidation_ms: dict[str, list[float]] = {name: [] for name in CONSOLIDATIONS}
     loader = Trainer.build_test_loader(cfg, dataset)
+    timed = partial(_timed, torch.device(cfg.MODEL.DEVICE))
     options = {
         "iou_threshold": ensemble.iou_threshold,
         "max_detections": ensemble.max_detections,
     }
     for batch in tqdm(loader, desc=dataset, disable=None):
         for sample in batch:
-            found, plain_ms = _timed(ensemble.models[0], [sample])
+            found, plain_ms = timed(ensemble.models[0], [sample])
             outputs = {_BASE_LINE: found[0]["instances"]}
             views_ms[_BASE_LINE].append(plain_ms)
-            detections, shared_ms = _timed(ensemble.views, sample)
+            detections, shared_ms = timed(ensemble.views, sample)
             for method in CONSOLIDATIONS:
-                outputs[method], ms = _timed(consolidate, detections, method, **options)
+                outputs[method], ms = timed(consolidate, detections, method, **options)
                 views_ms[method].append(shared_ms)
                 consolidation_ms[method].append(ms)
             for name, instances in outputs.items():
@@ -102,12 +104,14 @@ def _evaluator(cfg: CfgNode, name: str, dataset: str):
 
 
 @torch.no_grad()
-def _timed(function: Callable, *args: Any, **kwargs: Any) -> tuple[Any, float]:
-    """What a call returns, and its milliseconds."""
+def _timed(
+    device: torch.device, function: Callable, *args: Any, **kwargs: Any
+) -> tuple[Any, float]:
+    """What a call returns, and its milliseconds on the device."""
     start = time.perf_counter()
     result = function(*args, **kwargs)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return result, 1000 * (time.perf_counter() - start)
 
 

@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from lesion_d2.engine import LesionCheckpointer, Trainer, finish_run
+from lesion_d2.engine import Trainer, finish_run, load_model
 from lesion_d2.engine.hard_negatives import HardNegativeMiningHook
 
 from detectron2.config import CfgNode
@@ -73,11 +73,15 @@ def _curve(cfg: CfgNode, normalizer: str) -> list[float]:
 
 
 def evaluate(args: argparse.Namespace, file: str) -> None:
-    """Evaluate MODEL.WEIGHTS; write the results."""
+    """Evaluate MODEL.WEIGHTS, and the ensemble of its mirrored views; write the results."""
     cfg = train_net.setup(args)
-    model = Trainer.build_model(cfg)
-    LesionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    results = Trainer.test(cfg, model)
+    results = {"model": Trainer.test(cfg, load_model(cfg))}
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.TEST.ENSEMBLE.ENABLED = True
+    cfg.OUTPUT_DIR += "/ensemble"
+    cfg.DATASETS.TEST = cfg.DATASETS.TEST[:1]
+    results["ensemble"] = Trainer.test(cfg, load_model(cfg))
     if comm.is_main_process():
         with open(file, "w") as out:
             json.dump(results, out)
@@ -132,7 +136,7 @@ def stop_early(output_dir: str) -> None:
     """Train until the early stop, and resume; write what each process ends with."""
     found = []
     for flags in ((), ("--resume",)):
-        cfg = train_net.setup(stopping_args(output_dir, *flags))
+        cfg = train_net.setup(stopping_args(output_dir, *flags, TEST__KEEP_BEST=2))
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=bool(flags))
         trainer.train()

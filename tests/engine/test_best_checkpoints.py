@@ -49,7 +49,7 @@ class Run(TrainerBase):
 
     def _evaluate(self):
         value = self.values[min(self.storage.iter, len(self.values) - 1)]
-        return {"bbox": {"AP50": value}}
+        return {"bbox": {"AP50": value, "AP10": -value}}
 
     def run_step(self):
         with torch.no_grad():
@@ -74,7 +74,7 @@ class Run(TrainerBase):
         return dying_step
 
 
-def _kept(folder: Path) -> list[tuple[float, int]]:
+def _kept(folder: Path, metric=METRIC) -> list[tuple[float, int]]:
     """Value and iteration, the best first; every file is there, with the iteration's weights."""
     ranking = json.loads((folder / "best" / "best.json").read_text())
     for entry in ranking:
@@ -83,7 +83,7 @@ def _kept(folder: Path) -> list[tuple[float, int]]:
         assert set(content) == {"model"}
         assert entry["file"] == f"model_{entry['iteration']:07d}.pth"
         assert content["model"]["weight"].item() == entry["iteration"]
-        assert entry["metric"] == METRIC
+        assert entry["metric"] == metric
     assert len({entry["run_id"] for entry in ranking}) <= 1
     return [(entry["value"], entry["iteration"]) for entry in ranking]
 
@@ -152,7 +152,7 @@ def _die_at(monkeypatch, number):
     monkeypatch.setattr(Path, "unlink", dying(Path.unlink))
 
 
-@pytest.mark.parametrize("number", range(1, 15))
+@pytest.mark.parametrize("number", range(1, 14))
 def test_killed_at_any_time_the_folder_is_consistent(tmp_path, monkeypatch, number):
     values = [1.0, 3.0, 2.0, 5.0, 4.0, 0.0]
     with monkeypatch.context() as patch:
@@ -171,13 +171,52 @@ def test_killed_at_any_time_the_folder_is_consistent(tmp_path, monkeypatch, numb
     assert _files(tmp_path) == {"best.json", "model_0000003.pth", "model_0000004.pth"}
 
 
-def test_what_another_run_left_is_removed(tmp_path):
-    Run(tmp_path, [90.0, 80.0, 70.0]).run()
+def test_what_another_run_left_stays_until_this_one_has_its_first(tmp_path):
+    Run(tmp_path, [80.0, 70.0, 90.0]).run()
     (tmp_path / "best" / "notes.txt").write_text("mine")
+    left = _files(tmp_path)
+    with pytest.raises(Killed):  # twice before the first evaluation that gives a value
+        Run(tmp_path, [math.nan, 1.0]).run(dies_after=-1)
     with pytest.raises(Killed):
-        Run(tmp_path, [1.0, 2.0, 3.0]).run(dies_after=0)
-    assert _kept(tmp_path) == [(1.0, 0)]
-    assert _files(tmp_path) == {"best.json", "model_0000000.pth", "notes.txt"}
+        Run(tmp_path, [math.nan, 1.0]).run(dies_after=0)
+    assert _kept(tmp_path) == [(90.0, 2), (80.0, 0), (70.0, 1)] and _files(tmp_path) == left
+    with pytest.raises(Killed):
+        Run(tmp_path, [math.nan, 1.0, 2.0]).run(dies_after=1)
+    assert _kept(tmp_path) == [(1.0, 1)]
+    assert _files(tmp_path) == {"best.json", "model_0000001.pth", "notes.txt"}
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+@pytest.mark.parametrize("first", [2, 3])
+def test_killed_at_its_first_checkpoint_no_run_has_the_others_weights(
+    tmp_path, monkeypatch, number, first
+):
+    Run(tmp_path, [0.0, 50.0, 60.0, 0.0], num_kept=2).run()
+    os.remove(tmp_path / "last_checkpoint")
+    values = [math.nan] * first + [7.0, 8.0, 9.0]  # the file of iteration 2 is there already
+    run = Run(tmp_path, values, num_kept=2)
+    run.run_step = lambda: run.checkpointer.model.weight.data.fill_(100 + run.iter)
+    with monkeypatch.context() as patch:
+        _die_at(patch, number)
+        with pytest.raises(Killed):
+            run.run()
+    ranking = read_ranking(tmp_path / "best")
+    assert len({entry["run_id"] for entry in ranking}) <= 1
+    for entry in ranking:
+        weights = torch.load(tmp_path / "best" / entry["file"], weights_only=True)["model"]
+        is_old = entry["value"] >= 50.0
+        assert weights["weight"].item() == entry["iteration"] + (0 if is_old else 100)
+    if number <= first - 1:  # a name that is not there yet can be written before the ranking
+        assert [entry["value"] for entry in ranking] == [60.0, 50.0]
+
+
+@pytest.mark.parametrize("content", ["[", "[1]", '[["file", "metric", "value"]]'])
+def test_an_unreadable_ranking_is_told_of_and_written_anew(tmp_path, caplog, content):
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "best.json").write_text(content)
+    Run(tmp_path, [1.0, 2.0]).run()
+    assert "Nothing counts as kept so far: " in caplog.text and "found no ranking" in caplog.text
+    assert _kept(tmp_path) == [(2.0, 1), (1.0, 0)]
 
 
 def test_fewer_or_another_metric_from_now_on(tmp_path):
@@ -186,9 +225,11 @@ def test_fewer_or_another_metric_from_now_on(tmp_path):
         Run(tmp_path, values).run(dies_after=2)
     with pytest.raises(Killed):
         Run(tmp_path, values, num_kept=1).run(resume=True, dies_after=2)
+    assert _kept(tmp_path) == [(3.0, 1)] and len(_files(tmp_path)) == 2
+    Run(tmp_path, values, metric="bbox/AP1").run(resume=True)  # which no evaluation gives
     assert _kept(tmp_path) == [(3.0, 1)]
     Run(tmp_path, values, metric="bbox/AP10").run(resume=True)
-    assert _kept(tmp_path) == [] and _files(tmp_path) == {"best.json"}
+    assert _kept(tmp_path, "bbox/AP10") == [(-4.0, 3)] and len(_files(tmp_path)) == 2
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):

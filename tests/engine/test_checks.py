@@ -1,13 +1,11 @@
-import shutil
-
 from lesion_d2.engine import InputError, Trainer, load_config
 from lesion_d2.engine.checks import check_inputs
+from lesion_d2.modeling import DetUNet, LesionRCNN, RetinaUNet
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
-from tiny_run import tiny_args, tiny_config, uldor_args
+from tiny_run import tiny_args, uldor_args
 
 import train_net
 
@@ -18,7 +16,12 @@ import train_net
         (
             (),
             {"DATASETS__TRAIN": ("phantom_trian",)},
-            "TRAIN: found 'phantom_trian'.*_train",
+            "TRAIN: found 'phantom_trian', expected a name such as phantom_train, [^ ]*",
+        ),
+        (
+            (),
+            {"DATASETS__TEST": ("x",)},
+            r"DATASETS.TEST: found 'x', expected a name such as deeplesion_train, (\w+, ){3}\w+$",
         ),
         ((), {"DATASETS__TRAIN": ()}, "DATASETS.TRAIN: found no data set"),
         ((), {"DATASETS__TEST": ("deeplesion_val",)}, "DATASETS.TEST, deeplesion_val: .*DL_info"),
@@ -57,6 +60,16 @@ import train_net
             (),
             {"SOLVER__EARLY_STOP_PATIENCE": 4, "TEST__EVAL_PERIOD": 0},
             r"TEST.EVAL_PERIOD: found 0, .*SOLVER.EARLY_STOP_PATIENCE is 4",
+        ),
+        (
+            (),
+            {"TEST__KEEP_BEST": 3, "TEST__EVAL_PERIOD": 0},
+            r"TEST.EVAL_PERIOD: found 0, .*TEST.KEEP_BEST is 3 and goes by evaluations\)$",
+        ),
+        (
+            (),
+            {"TEST__KEEP_BEST": 3, "SOLVER__PATIENCE_METRIC": "validation_loss"},
+            "TEST.LOSS_PERIOD: found 0, .*TEST.KEEP_BEST is 3 and goes by .* of the validation_l",
         ),
         ((), {"MODEL__RETINA_UNET__CALIBRATION": 1.5}, "CALIBRATION: found 1.5, expected 0"),
         ((), {"MODEL__RETINA_UNET__CALIBRATION": -0.5}, "CALIBRATION: found -0.5, expected 0"),
@@ -158,10 +171,38 @@ def test_a_model_that_needs_memory_to_be_built_is_left_to_the_run(tiny_phantom):
         META_ARCH_REGISTRY._obj_map.pop("Swin")
 
 
+@pytest.fixture
+def derived():
+    """Names of registered architectures that are derived from ours."""
+    bases = {"MyUNet": RetinaUNet, "MyRCNN": LesionRCNN, "MyDetUNet": DetUNet}
+    for name, base in bases.items():
+        META_ARCH_REGISTRY.register(type(name, (base,), {}))
+    yield
+    for name in bases:
+        META_ARCH_REGISTRY._obj_map.pop(name)
+
+
+def test_derived_architectures_are_taken_for_what_they_are(tiny_phantom, tmp_path, derived):
+    calibrated = {"MODEL__RETINA_UNET__CALIBRATION": 0.5}
+    segmented = {"MODEL__LESION_RCNN__SEG_LOSS_WEIGHT": 1.0}
+    retina, fewer = "MODEL.RETINANET.NUM_CLASSES: found 3", {"MODEL__RETINANET__NUM_CLASSES": 3}
+    for name, build_args, good, bad, message in (
+        ("MyUNet", tiny_args, calibrated, segmented, "found 'MyUNet', expected 'LesionRCNN'"),
+        ("MyUNet", tiny_args, {}, fewer, retina),
+        ("MyDetUNet", tiny_args, {}, fewer, retina),
+        ("MyRCNN", uldor_args, segmented, calibrated, "found 'MyRCNN', expected 'RetinaUNet'"),
+    ):
+        args = build_args(tmp_path, MODEL__META_ARCHITECTURE=name, **good)
+        assert check_inputs(load_config(args), args) > 0
+        args = build_args(tmp_path, MODEL__META_ARCHITECTURE=name, **bad)
+        with pytest.raises(InputError, match=message):
+            check_inputs(load_config(args), args)
+
+
 def test_patience_goes_with_evaluations_by_iterations_or_epochs(tiny_phantom, tmp_path):
     for evaluations in ({"TEST__EVAL_PERIOD": 2}, {"TEST__EVAL_EPOCHS": 1.0}):
         options = {"TEST__EVAL_PERIOD": 0, "SOLVER__EARLY_STOP_PATIENCE": 4, **evaluations}
-        args = tiny_args(tmp_path, SOLVER__PLATEAU_PATIENCE=2, **options)
+        args = tiny_args(tmp_path, SOLVER__PLATEAU_PATIENCE=2, TEST__KEEP_BEST=2, **options)
         assert check_inputs(load_config(args), args) > 0
 
 
@@ -261,7 +302,10 @@ _BY_LOSS = {"SOLVER__PATIENCE_METRIC": "validation_loss", "SOLVER__EARLY_STOP_PA
             {**_BY_LOSS, "SOLVER__PATIENCE_METRIC": "loss"},
             "SOLVER.PATIENCE_METRIC: found 'loss', expected .*'validation_loss'",
         ),
-        (_BY_LOSS, "TEST.LOSS_PERIOD: found 0, .*EARLY_STOP_PATIENCE is 3 evaluations of the val"),
+        (
+            _BY_LOSS,
+            "TEST.LOSS_PERIOD: found 0, .*EARLY_STOP_PATIENCE is 3 .* of the validation_loss",
+        ),
         (
             {**_BY_LOSS, "TEST__LOSS_PERIOD": 1, "DATASETS__TEST": ()},
             r"DATASETS.TEST: found no data set, .*its loss \(TEST.LOSS_PERIOD is 1\)",
@@ -319,70 +363,6 @@ def test_false_positives_are_counted_in_the_evaluation_of_a_run_that_mined(tiny_
     assert check_inputs(load_config(args), args) == 0
 
 
-def test_annotations_are_hidden_in_training_sets_only(tiny_phantom, tmp_path):
-    whole = _num_annotations("phantom_train")
-    args = tiny_args(tmp_path, DATASETS__HIDDEN_SHARE=0.4, DATASETS__HIDDEN_SEED=5)
-    check_inputs(load_config(args), args)
-    assert _num_annotations("phantom_train") == whole - round(0.4 * whole)
-    assert "hidden_annotations" not in DatasetCatalog.get("phantom_val")[0]
-
-    # Another run of the same process evaluates on it, with the same keys.
-    torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "weights.pth")
-    args.opts += ["MODEL.WEIGHTS", str(tmp_path / "weights.pth")]
-    args.opts += ["DATASETS.TEST", "('phantom_train',)"]
-    args.eval_only = True
-    check_inputs(load_config(args), args)
-    assert _num_annotations("phantom_train") == whole
-
-
-def _num_annotations(name: str) -> int:
-    return sum(len(image["annotations"]) for image in DatasetCatalog.get(name))
-
-
-@pytest.fixture
-def box_images():
-    """A registered data set of another kind: three images with one box each, and nothing else."""
-    images = [
-        {
-            "file_name": f"{i}.png",
-            "image_id": i,
-            "annotations": [{"bbox": [0, 0, 9, 9], "category_id": 0}],
-        }
-        for i in range(3)
-    ]
-    DatasetCatalog.register("box_images", lambda: images)
-    yield images
-    DatasetCatalog.remove("box_images")
-    MetadataCatalog.pop("box_images", None)
-
-
-def test_a_training_set_without_masks_is_told_of(tiny_phantom, tmp_path, box_images):
-    args = uldor_args(tmp_path, DATASETS__TRAIN=("phantom_train", "box_images"), **_MINING)
-    expected = r"DATASETS.TRAIN: found 3 of \d+ annotations without a mask .*\(the first: 0.png\)"
-    with pytest.raises(InputError, match=expected):
-        check_inputs(load_config(args), args)
-    box_images[0]["annotations"][0]["segmentation"] = {"size": [9, 9], "counts": "0"}
-    box_images[2]["annotations"][0]["recist"] = [0.0] * 8
-    with pytest.raises(InputError, match=r"found 1 of \d+ .*\(the first: 1.png\)"):
-        check_inputs(load_config(args), args)
-    args.opts += ["MODEL.MASK_ON", "False", "HARD_NEGATIVES.PERIOD", "0"]
-    assert check_inputs(load_config(args), args) > 3
-
-
-def test_test_sets_need_masks_for_the_loss_only(tiny_phantom, tmp_path, box_images):
-    args = uldor_args(tmp_path, DATASETS__TEST=("box_images",))
-    assert check_inputs(load_config(args), args) > 0
-    args.opts += ["TEST.LOSS_PERIOD", "1"]
-    with pytest.raises(InputError, match=r"DATASETS.TEST: found 3 of 3 annotations without a mask"):
-        check_inputs(load_config(args), args)
-
-
-def test_a_data_set_that_cannot_hide_annotations_is_told_of(tmp_path, box_images):
-    args = tiny_args(tmp_path, DATASETS__TRAIN=("box_images",), DATASETS__HIDDEN_SHARE=0.5)
-    with pytest.raises(InputError, match=r"HIDDEN_SHARE: found 0.5, expected 0 for box_images"):
-        check_inputs(load_config(args), args)
-
-
 def _write_weights(args, file) -> None:
     torch.save({"model": Trainer.build_model(load_config(args)).state_dict()}, file)
 
@@ -419,43 +399,3 @@ def test_a_checkpoint_of_another_run_is_not_resumed_from(tiny_phantom, tmp_path)
         train_net.main(args)
     args = uldor_args(tmp_path, "--resume")
     assert check_inputs(load_config(args), args) > 0
-
-
-def test_an_empty_split_stops_a_run(tiny_phantom, tmp_path, monkeypatch):
-    _copy_without(tiny_phantom, tmp_path, monkeypatch, lambda line: line.endswith(",2"))
-    with pytest.raises(InputError, match=r"DATASETS.TEST, phantom_val: .*no lesions"):
-        train_net.main(tiny_args(tmp_path / "output"))
-
-
-def test_images_without_lesions_only_are_no_training_set(tmp_path):
-    DatasetCatalog.register("empty_images", lambda: [{"annotations": []}] * 3)
-    try:
-        cfg = tiny_config(DATASETS__TRAIN=("empty_images",))
-        with pytest.raises(InputError, match="found no lesion in empty_images"):
-            check_inputs(cfg, tiny_args(tmp_path))
-        cfg = tiny_config(DATASETS__TRAIN=("empty_images",), DATASETS__TEST=())
-        cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
-        assert check_inputs(cfg, tiny_args(tmp_path)) == 3
-    finally:
-        DatasetCatalog.remove("empty_images")
-
-
-def test_missing_files_stop_a_run_unless_they_may_be_missing(tiny_phantom, tmp_path, monkeypatch):
-    _copy_without(tiny_phantom, tmp_path, monkeypatch, lambda line: False)
-    gone = DatasetCatalog.get("phantom_train")[0]
-    num_images = len(DatasetCatalog.get("phantom_train"))
-    shutil.move(gone["file_name"], tmp_path / "gone.png")
-    with pytest.raises(InputError, match=r"DATASETS\.TRAIN, phantom_train: .*bad cells"):
-        train_net.main(tiny_args(tmp_path / "output"))
-    args = tiny_args(tmp_path / "output", DATASETS__ALLOW_MISSING=True)
-    assert check_inputs(load_config(args), args) == num_images - 1
-    with pytest.raises(InputError, match="bad cells"):  # the key counts anew in every run
-        train_net.main(tiny_args(tmp_path / "output"))
-
-
-def _copy_without(source, folder, monkeypatch, is_left_out) -> None:
-    shutil.copytree(source / "phantom", folder / "phantom")
-    file = folder / "phantom" / "DL_info.csv"
-    lines = file.read_text().splitlines()
-    file.write_text("\n".join(line for line in lines if not is_left_out(line)) + "\n")
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(folder))

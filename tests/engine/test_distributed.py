@@ -1,6 +1,8 @@
 import json
 import sys
 
+from lesion_d2.engine.best_checkpoints import read_ranking
+
 import pytest
 from detectron2.engine import launch
 from distributed_run import (
@@ -64,8 +66,9 @@ def test_two_processes_train_to_the_loss_curve_of_one(runs, normalizer, toleranc
 def test_two_processes_evaluate_to_exactly_the_same_numbers(runs):
     one, two = (json.loads((folder / "results").read_text()) for folder in runs)
     assert json.dumps(one) == json.dumps(two)  # as text: NaN equals NaN
-    assert set(one) == {"phantom_val", "phantom_test"}
-    for name in one:
+    assert set(one["model"]) == {"phantom_val", "phantom_test"}
+    assert one["ensemble"]["bbox"] != one["model"]["phantom_val"]["bbox"]
+    for name in one["model"]:
         files = [
             json.loads((folder / "inference" / name / "coco_instances_results.json").read_text())
             for folder in runs
@@ -98,6 +101,17 @@ def test_two_processes_stop_early_and_are_done_when_resumed(runs):
         assert iteration == 2
         assert set(rates) == set(base_lrs)
         assert rates[0] == pytest.approx(1e-14, rel=1e-6, abs=0)
+
+
+def test_two_processes_keep_the_same_best_checkpoints(runs):
+    kept = []
+    for folder in runs:
+        ranking = read_ranking(folder / "stopped_run" / "best")
+        files = {path.name for path in (folder / "stopped_run" / "best").glob("*.pth")}
+        assert files == {entry["file"] for entry in ranking}
+        kept.append([(entry["iteration"], entry["value"]) for entry in ranking])
+    assert kept[0] == kept[1]
+    assert [iteration for iteration, _ in kept[0]] == [0, 1]  # of equal values the first ones
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

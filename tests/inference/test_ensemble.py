@@ -296,9 +296,7 @@ def test_clustering_averages_boxes_and_masks(seed):
     np.testing.assert_array_equal(joined.pred_classes, clusters.classes)
     for row, mask in enumerate(joined.pred_masks.numpy()):
         rows = clusters.members == row
-        share = np.average(
-            _masks(detections).numpy()[rows], axis=0, weights=clusters.weights[rows]
-        )
+        share = np.average(_masks(detections).numpy()[rows], axis=0, weights=clusters.weights[rows])
         clear = abs(share - 0.5) > 1e-6  # not decided by rounding
         assert clear.mean() > 0.5
         np.testing.assert_array_equal(mask[clear], (share > 0.5)[clear])
@@ -447,13 +445,13 @@ def test_half_precision_finds_about_the_same(retina_unet, method, tile_size):
         [output] = ensemble([inputs])
     assert detections.instances.scores.dtype == torch.bfloat16  # what autocast gives, not us
     assert detections.center_weights.dtype == torch.float32
+    boxes = consolidate(detections, method).pred_boxes.tensor  # without autocast
+    assert torch.equal(boxes, output["instances"].pred_boxes.tensor)
     found, expected = output["instances"], expected["instances"]
-    assert 10 < len(found) and found.pred_masks.shape == (len(found), 128, 180)
+    assert len(found) > 10 and found.pred_masks.shape == (len(found), 128, 180)
     assert found.pred_boxes.tensor.dtype == torch.float32
-    best = slice(0, 5)
-    torch.testing.assert_close(
-        found.scores[best].float(), expected.scores[best], rtol=0.03, atol=0
-    )
+    best = slice(0, 5)  # bfloat16 rounds by 2^-8 in each of some layers
+    torch.testing.assert_close(found.scores[best].float(), expected.scores[best], rtol=0.03, atol=0)
 
 
 def test_a_two_stage_model_in_tiles():

@@ -1,7 +1,7 @@
 import json
 
 from lesion_d2.engine import LesionPredictor, Trainer, load_config
-from lesion_d2.tools.compare_consolidation import main
+from lesion_d2.tools.compare_consolidation import _timed, main
 
 import pytest
 import torch
@@ -38,6 +38,15 @@ def _results(args, dataset):
         counts.append(len(output["instances"]))
         evaluator.process([record], [output])
     return evaluator.evaluate(), sum(counts) / len(counts)
+
+
+def test_the_gpu_is_waited_for_where_the_model_is_on_it(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    for device in ("cpu", "cuda", "cuda:1"):
+        assert _timed(torch.device(device), max, [1, 3], default=0)[0] == 3
+    assert waited == [torch.device("cuda"), torch.device("cuda:1")]
 
 
 def test_each_line_is_the_evaluation_of_its_predictor(tiny_phantom, weights, tmp_path, capsys):

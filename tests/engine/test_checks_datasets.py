@@ -1,0 +1,125 @@
+import shutil
+
+from lesion_d2.engine import InputError, load_config
+from lesion_d2.engine.checks import check_inputs
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from tiny_run import tiny_args, tiny_config, uldor_args
+
+import train_net
+
+
+def test_annotations_are_hidden_in_training_sets_only(tiny_phantom, tmp_path):
+    whole = _num_annotations("phantom_train")
+    args = tiny_args(tmp_path, DATASETS__HIDDEN_SHARE=0.4, DATASETS__HIDDEN_SEED=5)
+    check_inputs(load_config(args), args)
+    assert _num_annotations("phantom_train") == whole - round(0.4 * whole)
+    assert "hidden_annotations" not in DatasetCatalog.get("phantom_val")[0]
+
+    # Another run of the same process evaluates on it, with the same keys.
+    torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "weights.pth")
+    args.opts += ["MODEL.WEIGHTS", str(tmp_path / "weights.pth")]
+    args.opts += ["DATASETS.TEST", "('phantom_train',)"]
+    args.eval_only = True
+    check_inputs(load_config(args), args)
+    assert _num_annotations("phantom_train") == whole
+
+
+def _num_annotations(name: str) -> int:
+    return sum(len(image["annotations"]) for image in DatasetCatalog.get(name))
+
+
+@pytest.fixture
+def box_images():
+    """A registered data set of another kind: three images with one box each, and nothing else."""
+    images = [
+        {
+            "file_name": f"{i}.png",
+            "image_id": i,
+            "annotations": [{"bbox": [0, 0, 9, 9], "category_id": 0}],
+        }
+        for i in range(3)
+    ]
+    DatasetCatalog.register("box_images", lambda: images)
+    yield images
+    DatasetCatalog.remove("box_images")
+    MetadataCatalog.pop("box_images", None)
+
+
+def test_a_training_set_without_masks_is_told_of(tiny_phantom, tmp_path, box_images):
+    args = uldor_args(
+        tmp_path, DATASETS__TRAIN=("phantom_train", "box_images"), HARD_NEGATIVES__PERIOD=2
+    )
+    expected = r"DATASETS.TRAIN: found 3 of \d+ annotations without a mask .*\(the first: 0.png\)"
+    with pytest.raises(InputError, match=expected):
+        check_inputs(load_config(args), args)
+    box_images[0]["annotations"][0]["segmentation"] = {"size": [9, 9], "counts": "0"}
+    box_images[2]["annotations"][0]["recist"] = [0.0] * 8
+    with pytest.raises(InputError, match=r"found 1 of \d+ .*\(the first: 1.png\)"):
+        check_inputs(load_config(args), args)
+    args.opts += ["MODEL.MASK_ON", "False", "HARD_NEGATIVES.PERIOD", "0"]
+    assert check_inputs(load_config(args), args) > 3
+
+
+def test_test_sets_need_masks_for_the_loss_only(tiny_phantom, tmp_path, box_images):
+    args = uldor_args(tmp_path, DATASETS__TEST=("box_images",))
+    assert check_inputs(load_config(args), args) > 0
+    args.opts += ["TEST.LOSS_PERIOD", "1"]
+    with pytest.raises(InputError, match=r"DATASETS.TEST: found 3 of 3 annotations without a mask"):
+        check_inputs(load_config(args), args)
+
+
+def test_a_data_set_that_cannot_hide_annotations_is_told_of(tmp_path, box_images):
+    args = tiny_args(tmp_path, DATASETS__TRAIN=("box_images",), DATASETS__HIDDEN_SHARE=0.5)
+    with pytest.raises(InputError, match=r"HIDDEN_SHARE: found 0.5, expected 0 for box_images"):
+        check_inputs(load_config(args), args)
+
+
+def test_an_empty_split_stops_a_run(tiny_phantom, tmp_path, monkeypatch):
+    _copy_without(tiny_phantom, tmp_path, monkeypatch, lambda line: line.endswith(",2"))
+    with pytest.raises(InputError, match=r"DATASETS.TEST, phantom_val: .*no lesions"):
+        train_net.main(tiny_args(tmp_path / "output"))
+
+
+def test_images_without_lesions_only_are_no_training_set(tmp_path):
+    DatasetCatalog.register("empty_images", lambda: [{"annotations": []}] * 3)
+    try:
+        cfg = tiny_config(DATASETS__TRAIN=("empty_images",))
+        with pytest.raises(InputError, match="found no lesion in empty_images"):
+            check_inputs(cfg, tiny_args(tmp_path))
+        cfg = tiny_config(DATASETS__TRAIN=("empty_images",), DATASETS__TEST=())
+        cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+        assert check_inputs(cfg, tiny_args(tmp_path)) == 3
+    finally:
+        DatasetCatalog.remove("empty_images")
+
+
+def test_missing_files_stop_a_run_unless_they_may_be_missing(tiny_phantom, tmp_path, monkeypatch):
+    _copy_without(tiny_phantom, tmp_path, monkeypatch, lambda line: False)
+    gone = DatasetCatalog.get("phantom_train")[0]
+    num_images = len(DatasetCatalog.get("phantom_train"))
+    shutil.move(gone["file_name"], tmp_path / "gone.png")
+    with pytest.raises(InputError, match=r"DATASETS\.TRAIN, phantom_train: .*bad cells"):
+        train_net.main(tiny_args(tmp_path / "output"))
+    args = tiny_args(tmp_path / "output", DATASETS__ALLOW_MISSING=True)
+    assert check_inputs(load_config(args), args) == num_images - 1
+    with pytest.raises(InputError, match="bad cells"):  # the key counts anew in every run
+        train_net.main(tiny_args(tmp_path / "output"))
+
+
+@pytest.mark.parametrize("name", ["phantom_volumes_val", "box_images"])
+def test_a_data_set_that_leaves_nothing_out_is_told_of(tiny_phantom, tmp_path, box_images, name):
+    args = tiny_args(tmp_path, DATASETS__TEST=(name,), DATASETS__ALLOW_MISSING=True)
+    for _ in range(2):  # the check itself makes no data set able to
+        with pytest.raises(InputError, match=rf"DATASETS.ALLOW_MISSING: {name}: found"):
+            check_inputs(load_config(args), args)
+
+
+def _copy_without(source, folder, monkeypatch, is_left_out) -> None:
+    shutil.copytree(source / "phantom", folder / "phantom")
+    file = folder / "phantom" / "DL_info.csv"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(line for line in lines if not is_left_out(line)) + "\n")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(folder))
