@@ -284,6 +284,19 @@ def _check_evaluations(cfg: CfgNode) -> None:
                 f"TEST.{kind}_PERIOD: found {cfg.TEST[f'{kind}_PERIOD']}, expected it or "
                 f"TEST.{kind}_EPOCHS above 0 ({key} is {value} and goes by evaluations{of_what})"
             )
+        if not metric:
+            _check_best_metric(cfg, f"{key} is {value}")
+
+
+def _check_best_metric(cfg: CfgNode, why: str) -> None:
+    metric, names = cfg.TEST.BEST_METRIC, cfg.DATASETS.TEST
+    name = next((n for n in names if metric.startswith(f"{n}/")), names[0])
+    is_volume = MetadataCatalog.get(name).get("evaluator_type") == "lesion_volume"
+    if metric.removeprefix(f"{name}/").startswith("volume/") != is_volume:
+        expected = "volume/AP10" if is_volume else "one of an evaluation of slices"
+        raise InputError(
+            f"TEST.BEST_METRIC: found {metric!r}, expected {expected} for {name} ({why})"
+        )
 
 
 def _check_mining(cfg: CfgNode) -> None:

@@ -32,7 +32,8 @@ class Ensemble(nn.Module):
         consolidation, iou_threshold, max_detections: see :func:`consolidate`.
 
     Raises:
-        ValueError: no model, or ``consolidation`` is neither "wbc" nor "nms".
+        ValueError: no model, ``consolidation`` is neither "wbc" nor "nms", or a number is out of
+            its range.
 
     Example:
         >>> ensemble = Ensemble([build_model(cfg)], tile_size=512)
@@ -54,6 +55,14 @@ class Ensemble(nn.Module):
         if not models:
             raise ValueError("models: found none, expected one or more")
         _check_consolidation(consolidation)
+        for name, value, is_usable, expected in (
+            ("tile_size", tile_size, tile_size >= 0, "0 or more pixels"),
+            ("tile_overlap", tile_overlap, 0 <= tile_overlap < 1, "a share from 0 to below 1"),
+            ("iou_threshold", iou_threshold, 0 <= iou_threshold < 1, "an IoU from 0 to below 1"),
+            ("max_detections", max_detections, max_detections >= 1, "1 or more"),
+        ):
+            if not is_usable:
+                raise ValueError(f"{name}: found {value}, expected {expected}")
         self.models = nn.ModuleList(models)
         self.view_options = {
             "mirrors": mirrors,
@@ -121,10 +130,13 @@ def consolidate(
         them, ``pred_masks``.
 
     Raises:
-        ValueError: ``method`` is neither.
+        ValueError: ``method`` is neither, or a box or score is not a finite number.
     """
     _check_consolidation(method)
     instances = detections.instances
+    for name, array in zip(("boxes", "scores"), _arrays(instances)[:2], strict=True):
+        if not array.isfinite().all():
+            raise ValueError(f"{name} of {len(instances)} detections: found one that is not finite")
     if method == "nms":
         boxes, scores, classes = _arrays(instances)
         kept = batched_nms(boxes, scores.float(), classes, iou_threshold)[:max_detections]

@@ -14,7 +14,8 @@ from torch import Tensor
 MIRRORS = ((False, False), (True, False), (False, True), (True, True))
 _UNMIRRORED = MIRRORS[:1]
 # Of the patch center factor's normal distribution, as a share of the tile's side. The paper leaves
-# it open; its published code has 0.8 of half the side.
+# it open; its published code has 0.8 of half the side (and the mean of both axes' densities, where
+# we take that of the plane, their product).
 _SIGMA = 0.4
 
 

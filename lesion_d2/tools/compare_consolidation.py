@@ -35,12 +35,13 @@ from tqdm import tqdm
 
 _PROGRAM = "lesion_d2.tools.compare_consolidation"
 _BASE_LINE = "first model"
-#: Columns of the table: (task, metric) of the evaluator's results.
-METRICS = (
-    ("bbox", "AP10"),
-    ("bbox", "AP50"),
-    *(("froc", f"sens@{rate:g}") for rate in FROC_RATES),
-)
+_SENSITIVITIES = tuple(f"sens@{rate:g}" for rate in FROC_RATES)
+#: Columns of the table by the task of the evaluator's results: of slices, or of volumes.
+METRICS = {
+    "bbox": ("AP10", "AP50"),
+    "froc": _SENSITIVITIES,
+    "volume": ("AP10", *_SENSITIVITIES),
+}
 
 
 def compare(cfg: CfgNode, ensemble: Ensemble, dataset: str) -> list[dict]:
@@ -117,15 +118,17 @@ def _timed(
 
 def _metrics(results: dict[str, dict[str, float]]) -> dict[str, float | None]:
     found = {}
-    for task, metric in METRICS:
-        value = results.get(task, {}).get(metric, math.nan)
-        found[f"{task}/{metric}"] = value if math.isfinite(value) else None  # JSON has no NaN
+    for task, metric in ((t, m) for t, metrics in METRICS.items() for m in metrics):
+        if task in results:
+            value = results[task].get(metric, math.nan)
+            found[f"{task}/{metric}"] = value if math.isfinite(value) else None  # JSON has no NaN
     return found
 
 
 def make_table(lines: Sequence[dict]) -> str:
     """The lines of :func:`compare` as a Markdown table."""
-    headers = ["", *(metric for _, metric in METRICS), "detections", "views ms", "joining ms"]
+    metrics = [name.split("/")[1] for name in lines[0]["metrics"]]
+    headers = ["", *metrics, "detections", "views ms", "joining ms"]
     cells = [
         [
             line["name"],

@@ -71,6 +71,16 @@ import train_net
             {"TEST__KEEP_BEST": 3, "SOLVER__PATIENCE_METRIC": "validation_loss"},
             "TEST.LOSS_PERIOD: found 0, .*TEST.KEEP_BEST is 3 and goes by .* of the validation_l",
         ),
+        (
+            (),
+            {"TEST__KEEP_BEST": 3, "TEST__BEST_METRIC": "volume/AP10"},
+            "TEST.BEST_METRIC: found 'volume/AP10', .* for phantom_val .TEST.KEEP_BEST is 3",
+        ),
+        (
+            (),
+            {"SOLVER__PLATEAU_PATIENCE": 1, "DATASETS__TEST": ("phantom_volumes_val",)},
+            "TEST.BEST_METRIC: found 'bbox/AP50', expected volume/AP10 for phantom_volumes_val",
+        ),
         ((), {"MODEL__RETINA_UNET__CALIBRATION": 1.5}, "CALIBRATION: found 1.5, expected 0"),
         ((), {"MODEL__RETINA_UNET__CALIBRATION": -0.5}, "CALIBRATION: found -0.5, expected 0"),
         ((), {"MODEL__RETINA_UNET__SEG_LOSS": "dice"}, "SEG_LOSS: found 'dice', expected 'ce_d"),

@@ -371,10 +371,27 @@ def test_bad_use():
         Ensemble([])
     with pytest.raises(ValueError, match="consolidation: found 'mean', expected 'wbc' or 'nms'"):
         Ensemble([Seeing()], consolidation="mean")
+    for name, value in (
+        ("tile_size", -1),
+        ("tile_overlap", 1.0),
+        ("tile_overlap", -0.5),
+        ("iou_threshold", 1.0),
+        ("max_detections", 0),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: found {value}, expected"):
+            Ensemble([Seeing()], **{name: value})
     ensemble = Ensemble([Seeing()])
     assert not ensemble.training and not ensemble.models[0].training
     with pytest.raises(RuntimeError, match="training mode"):
         ensemble.train()([_inputs(torch.zeros(3, 8, 8))])
+
+
+@pytest.mark.parametrize("method", ["wbc", "nms"])
+def test_a_score_that_is_no_number_is_refused(method):
+    image = _image((20, 30), [(3, 4, 10, 12)])
+    ensemble = Ensemble([Seeing(trust=math.nan)], consolidation=method)
+    with pytest.raises(ValueError, match="scores of 4 detections: found one that is not finite"):
+        ensemble([{"image": image}])
 
 
 @pytest.fixture(scope="module")
