@@ -8,7 +8,7 @@ from lesion_d2.data import toys
 from lesion_d2.data.ct import hu_to_pixels, read_slice
 from lesion_d2.data.deeplesion import load_records
 from lesion_d2.data.mapper import LesionDatasetMapper
-from lesion_d2.data.toys import load_toys, register_toys, write_toys
+from lesion_d2.data.toys import dataset_name, load_toys, register_toys, write_toys
 from lesion_d2.evaluation import LesionEvaluator
 
 import numpy as np
@@ -172,6 +172,8 @@ def test_registered_sets(task, datasets, monkeypatch):
         subsets = {n for n in DatasetCatalog.list() if n.startswith(f"{name}_")}
         sizes = (250, 100, 50) if split == "val" else (500, 250, 100, 50)
         assert subsets == {f"{name}_{n}" for n in sizes}
+        assert subsets == {dataset_name(task, split, n) for n in sizes}
+        assert dataset_name(task, split) == name
     assert len(names) == sum(SPLITS.values())
     with pytest.raises(ValueError, match=r"train.json: found 12 images, expected 50 or more$"):
         load_records(f"toy_{task}_train_50")

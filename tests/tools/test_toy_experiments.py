@@ -1,28 +1,27 @@
 import csv
+import fcntl
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 from lesion_d2.data.toys import write_toys
 from lesion_d2.tools.toy_experiments import running
 from lesion_d2.tools.toy_experiments.__main__ import main
-from lesion_d2.tools.toy_experiments.figure import plot_figure
-from lesion_d2.tools.toy_experiments.grid import MODELS, Result, Run, make_grid
-from lesion_d2.tools.toy_experiments.report import claim_tables, model_table, paired_gains
+from lesion_d2.tools.toy_experiments.grid import (
+    Run,
+    make_grid,
+    read_settings,
+)
 
-import numpy as np
 import pytest
-from PIL import Image
 
 # Takes train_net.py's place. It counts its calls in calls.txt, keeps its arguments, and takes 40
-# "iterations" with a checkpoint after every second; files in the run's folder and the environment
-# make it fail or slow.
+# "iterations" with a checkpoint after every second. The environment names folders where it fails,
+# or where it stops at iteration 10, maybe sends the tool a signal, and waits for the gate's lock.
 PROGRAM = """
-import json, os, sys, time
+import fcntl, json, os, sys
 from pathlib import Path
 args = sys.argv[1:]
 opts = dict(zip(args[3::2], args[4::2]))
@@ -40,13 +39,39 @@ start = int(tag.read_text()) if tag.is_file() and "--resume" in args else 0
 for i in range(start + 1, 41):
     if i % 2 == 0:
         tag.write_text(str(i))
-    if i == 10 and os.environ.get("SLOW", "nowhere") in str(folder):
-        time.sleep(60)
+    if i == 10 and os.environ.get("STOP", "nowhere") in str(folder):
+        if "SIGNAL" in os.environ:
+            os.kill(os.getppid(), int(os.environ["SIGNAL"]))
+        with open(os.environ["GATE"]) as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)
 with open(folder / "metrics.json", "a") as file:
     print(json.dumps({"bbox/AP10": 1.0, "iteration": 20}), file=file)
     print(json.dumps({"total_loss": 1.0, "iteration": 39}), file=file)
     ap = 50 + int(opts["SEED"]) + len(folder.parts[-3])
     print(json.dumps({"bbox/AP10": ap, "started_at": start, "iteration": 41}), file=file)
+"""
+
+# Two runs that begin together: the first does not end at SIGTERM, or not before the second has; the
+# second then interrupts the tool.
+PAIR = """
+import fcntl, os, signal, sys
+from pathlib import Path
+folder = Path(dict(zip(sys.argv[4::2], sys.argv[5::2]))["OUTPUT_DIR"])
+gate = Path(os.environ["GATE"])
+lock = open(gate.with_name("second.lock"), "a")
+if folder.name == "seed_1":
+    def end(*_):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "after_the_second").touch()
+        os._exit(0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if "DEAF" in os.environ else end)
+    open(gate.with_name("ready"), "w").close()
+else:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    open(gate.with_name("ready")).close()
+    os.kill(os.getppid(), signal.SIGTERM)
+with open(gate) as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
 """
 
 
@@ -61,6 +86,7 @@ def datasets(tmp_path_factory):
 def grid(datasets, tmp_path, monkeypatch):
     """Runs the tool on a tiny grid below ``tmp_path / "grid"``."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets))
+    monkeypatch.setenv("GATE", str(tmp_path / "gate"))
     (tmp_path / "program.py").write_text(PROGRAM)
 
     def call(*args, sizes=("50",)):
@@ -69,7 +95,18 @@ def grid(datasets, tmp_path, monkeypatch):
         where += ["--sizes", *sizes, "--seeds", "1", "2", "--test-images", "50"]
         return list(map(str, [*options, *where, *args]))
 
-    return call
+    with open(tmp_path / "gate", "w") as gate:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        yield call  # whatever waits for the gate goes on at the end of the test
+
+
+def tiny_runs(tmp_path, **axes):
+    """The runs of the tiny grid."""
+    axes = {"models": ["retina_unet", "retinanet"], "seeds": [1, 2], **axes}
+    _, configs = running.find_program()
+    settings = read_settings(configs, False)
+    axes |= {"tasks": ["donuts_shape"], "sizes": [50], "num_test": 50}
+    return make_grid(tmp_path / "grid", settings, **axes)
 
 
 def folder_of(tmp_path, model="retina_unet", seed=1, size=50):
@@ -81,24 +118,16 @@ def calls(folder):
     return list(map(json.loads, file.read_text().splitlines())) if file.is_file() else []
 
 
-# --- the grid -------------------------------------------------------------------------------------
-
-
-def test_grid_fills_evenly():
-    runs = make_grid(Path("out"))
-    assert len(runs) == len(set(runs)) == 6 * 3 * 5 * 3
-    assert {run.seed for run in runs[:90]} == {1}
-    assert {run.size for run in runs[:18]} == {1000}
-    assert {run.model for run in runs[:6]} == set(MODELS)
-    assert runs[0].datasets == ("toy_donuts_shape_train", "toy_donuts_shape_test")
-    assert make_grid(Path("out"), seeds=(1, 1), sizes=(50, 50)) == runs[72:90]
-
-
-def test_configs_of_the_grid_are_there():
-    _, configs = running.find_program()
-    for small in (False, True):
-        for run in make_grid(Path("out"), small=small):
-            assert (configs / run.config).is_file()
+@pytest.mark.parametrize("given", [False, True])
+def test_environment_of_a_run(given, grid, tmp_path, monkeypatch):
+    for name, value in (("OMP_NUM_THREADS", "77"), ("PYTORCH_JIT", "1")):
+        monkeypatch.setenv(name, value)
+        if not given:
+            monkeypatch.delenv(name)
+    assert main(grid("--jobs", "2", "--seeds", "1")) == 0
+    [call] = calls(folder_of(tmp_path))
+    expected = ("77", "1") if given else (str(max(1, os.cpu_count() // 2)), "0")
+    assert (call["threads"], call["jit"]) == expected
 
 
 def test_command_of_a_run(grid, tmp_path):
@@ -113,7 +142,6 @@ def test_command_of_a_run(grid, tmp_path):
         *("DATASETS.TEST", "('toy_donuts_shape_test_50',)"),
         *("SEED", "1"),
     ]
-    assert call["threads"] == str(max(1, os.cpu_count() // 2)) and call["jit"] == "0"
 
 
 def test_only_what_is_missing_runs(grid, tmp_path, capsys):
@@ -131,54 +159,172 @@ def test_only_what_is_missing_runs(grid, tmp_path, capsys):
     assert len(calls(first)) == 1 and len(calls(folder_of(tmp_path, seed=2))) == 1
     assert (first / "result.json").read_bytes() == before
     assert "4 of 4 runs have a result." in capsys.readouterr().out
-    rows = list(csv.DictReader((tmp_path / "grid" / "figure5.csv").open()))
-    assert [(r["model"], r["n"], r["seed"], float(r["ap10"])) for r in rows] == [
-        ("retina_unet", "50", "1", 62.0),
+
+
+def test_figure_and_tables_are_of_all_results(grid, tmp_path, capsys):
+    assert main(grid(sizes=["100"])) == 0
+    (tmp_path / "grid" / "figure5.png").unlink()
+    capsys.readouterr()
+    assert main(grid("--seeds", "1", "--models", "retinanet")) == 0
+    out = capsys.readouterr().out
+    assert "5 of 8 runs have a result." in out and "Retina U-Net - RetinaNet" in out
+    rows = (tmp_path / "grid" / "figure5.csv").read_text()
+    assert [
+        (r["model"], r["n"], r["seed"], float(r["ap10"])) for r in csv.DictReader(rows.splitlines())
+    ] == [
+        ("retina_unet", "100", "1", 62.0),
+        ("retinanet", "100", "1", 60.0),
         ("retinanet", "50", "1", 60.0),
-        ("retina_unet", "50", "2", 63.0),
-        ("retinanet", "50", "2", 61.0),
+        ("retina_unet", "100", "2", 63.0),
+        ("retinanet", "100", "2", 61.0),
     ]
+    image = (tmp_path / "grid" / "figure5.png").read_bytes()
+    (tmp_path / "grid" / "figure5.csv").unlink()
+    options = ["--output", str(tmp_path / "grid"), "--test-images", "50", "--plot-only"]
+    assert main(options) == 0
+    assert capsys.readouterr().out == out
+    assert (tmp_path / "grid" / "figure5.csv").read_text() == rows
+    assert (tmp_path / "grid" / "figure5.png").read_bytes() == image
 
 
-def test_resumes_after_a_kill(grid, tmp_path):
-    command = [sys.executable, "-m", "lesion_d2.tools.toy_experiments", *grid("--seeds", "2")]
+@pytest.fixture
+def escaped():
+    """What signals do where the tool does not handle them."""
+
+    def escape(*_):
+        raise AssertionError("a signal was not handled")
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, escape) for number in numbers}
+    yield escape
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def is_free(folder):
+    """Whether no process holds the lock of a run."""
+    with open(folder / "console.txt") as console:
+        try:
+            fcntl.flock(console, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_resumes_after_an_interruption(number, grid, tmp_path, capfd, monkeypatch, escaped):
+    monkeypatch.setenv("STOP", "/retina_unet/")
+    monkeypatch.setenv("SIGNAL", str(int(number)))
+    assert main(grid("--seeds", "2")) == 1
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last == "interrupted: the same command goes on from here"
+    assert signal.getsignal(number) is escaped
     folder = folder_of(tmp_path, seed=2)
-    environment = {**os.environ, "SLOW": "/retina_unet/"}
-    tool = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    tag = folder / "last_checkpoint"
-    deadline = time.monotonic() + 60
-    while not (tag.is_file() and tag.read_text() == "10"):
-        assert time.monotonic() < deadline and tool.poll() is None
-        time.sleep(0.02)
-    tool.send_signal(signal.SIGINT)
-    last = tool.communicate(timeout=30)[1].strip().splitlines()[-1]
-    assert tool.returncode == 1 and last == "interrupted: the same command goes on from here"
-    assert not (folder / "result.json").exists()
-    assert main(grid("--seeds", "2")) == 0  # its process has ended with it
+    assert is_free(folder) and not (folder / "result.json").exists()
+    assert not folder_of(tmp_path, "retinanet", seed=2).exists()
+    assert main(grid("--seeds", "2")) == 0
     assert len(calls(folder)) == 2
     last = json.loads((folder / "metrics.json").read_text().splitlines()[-1])
     assert last["started_at"] == 10
     assert json.loads((folder / "result.json").read_text())["result"]["resumed"]
 
 
-def test_a_run_of_a_process_that_is_left_is_not_started_again(grid, tmp_path, capfd):
-    command = [sys.executable, "-m", "lesion_d2.tools.toy_experiments", *grid("--seeds", "2")]
-    folder = folder_of(tmp_path, seed=2)
-    environment = {**os.environ, "SLOW": "/retina_unet/"}
-    tool = subprocess.Popen(command, env=environment, start_new_session=True)
+@pytest.mark.parametrize("deaf", [False, True])
+def test_all_processes_are_ended_together(deaf, grid, tmp_path, monkeypatch, escaped):
+    (tmp_path / "program.py").write_text(PAIR)
+    os.mkfifo(tmp_path / "ready")
+    if deaf:
+        monkeypatch.setenv("DEAF", "1")
+    _, configs = running.find_program()
+    runs = tiny_runs(tmp_path, models=["retina_unet"])
+    with pytest.raises(KeyboardInterrupt), running.interruptible():
+        program = tmp_path / "program.py"
+        running.run_all(runs, program, configs, jobs=2, grace=0 if deaf else 60)
+    assert [is_free(run.folder) for run in runs] == [True, True]
+    # Had the second been asked only after the first had ended, the first had waited in vain.
+    assert (runs[0].folder / "after_the_second").exists() != deaf
+
+
+def test_a_second_signal_does_not_interrupt_the_ending(escaped):
+    with running.interruptible():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            assert not interrupts(number)
+
+
+def test_ignored_signals_stay_ignored(escaped):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    with running.interruptible():
+        assert not interrupts(signal.SIGHUP)
+        assert interrupts(signal.SIGTERM)
+
+
+def interrupts(number):
+    """Whether a signal raises KeyboardInterrupt."""
     try:
-        deadline = time.monotonic() + 60
-        while not (folder / "last_checkpoint").is_file():
-            assert time.monotonic() < deadline and tool.poll() is None
-            time.sleep(0.02)
-        tool.kill()
-        tool.wait()
+        signal.raise_signal(number)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def test_a_run_of_a_process_that_is_left_is_not_started_again(grid, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("STOP", "/retina_unet/")
+    _, configs = running.find_program()
+    [run, *_] = tiny_runs(tmp_path, seeds=[2])
+    left = running._Training(run)
+    assert left.start(tmp_path / "program.py", configs, 1)
+    monkeypatch.delenv("STOP")
+    left.console.close()  # as at the tool's death: the process alone has the lock
+    try:
         assert main(grid("--seeds", "2")) == 1
         assert "retina_unet/50/seed_2 is in use by another process" in capfd.readouterr().err
-        assert len(calls(folder)) == 1
         assert calls(folder_of(tmp_path, "retinanet", seed=2))  # the others went on
     finally:
-        os.killpg(tool.pid, signal.SIGKILL)
+        left.process.kill()
+        left.process.wait()
+    assert len(calls(run.folder)) <= 1
+
+
+def test_nothing_is_written_without_the_lock(grid, tmp_path, capfd):
+    folder = folder_of(tmp_path)
+    folder.mkdir(parents=True)
+    with open(folder / "console.txt", "w") as console:
+        console.write("of the other")
+        console.flush()
+        fcntl.flock(console, fcntl.LOCK_EX)
+        assert main(grid("--seeds", "1", "--models", "retina_unet")) == 1
+    assert "in use by another process" in capfd.readouterr().err
+    assert [p.name for p in folder.iterdir()] == ["console.txt"]
+    assert (folder / "console.txt").read_text() == "of the other"
+
+
+def test_the_lock_is_held_until_the_result_is_there(grid, tmp_path, monkeypatch):
+    held, end = [], Run.end
+
+    def check(run, result):
+        held.append(not is_free(run.folder))
+        end(run, result)
+
+    monkeypatch.setattr(Run, "end", check)
+    assert main(grid("--seeds", "1")) == 0
+    assert held == [True, True]
+    assert is_free(folder_of(tmp_path)) and is_free(folder_of(tmp_path, "retinanet"))
+
+
+def test_what_another_call_has_done_meanwhile_is_skipped(grid, tmp_path):
+    assert main(grid("--models", "retina_unet")) == 0
+    file = folder_of(tmp_path) / "result.json"
+    before = file.read_bytes()
+    file_of_others = folder_of(tmp_path, seed=2) / "result.json"
+    file_of_others.write_text("{}")
+    program, (_, configs) = tmp_path / "program.py", running.find_program()
+    [failure] = running.run_all(tiny_runs(tmp_path), program, configs)
+    assert failure.startswith(f"failed: donuts_shape/retina_unet/50/seed_2: {file_of_others}: ")
+    assert file.read_bytes() == before
+    assert len(calls(file.parent)) == len(calls(file_of_others.parent)) == 1
+    assert folder_of(tmp_path, "retinanet", seed=2).joinpath("result.json").exists()
 
 
 def test_a_failing_run_is_reported_and_the_others_go_on(grid, tmp_path, capfd, monkeypatch):
@@ -206,7 +352,7 @@ def test_nothing_but_failures(grid, capfd, monkeypatch):
     monkeypatch.setenv("FAIL", "seed")
     assert main(grid("--seeds", "1")) == 1
     err = capfd.readouterr().err
-    assert err.count("failed: ") == 2 and "found no result of these 2 runs" in err
+    assert err.count("failed: ") == 2 and "found no result of this tool" in err
 
 
 @pytest.mark.parametrize(
@@ -226,12 +372,61 @@ def test_other_options_are_refused(done, changed, message, grid, tmp_path, capfd
     if not done:
         (folder_of(tmp_path) / "result.json").unlink()
     capfd.readouterr()
-    for plot_only in ([], ["--plot-only"]):
-        assert main(grid(*plot_only, *changed)) == 1
+    # Whatever part of the grid is asked for: results of two kinds cannot be in one figure.
+    for args in ([], ["--plot-only"], ["--seeds", "2", "--jobs", "1"]) if done else ([],):
+        assert main(grid(*args, *changed)) == 1
         err = capfd.readouterr().err.strip()
         assert err.startswith(f"error: {folder_of(tmp_path)}: found a run with other options (")
-        assert message in err and "\n" not in err
-    assert len(calls(folder_of(tmp_path))) == 1 and not calls(folder_of(tmp_path, "retinanet"))
+        assert message in err and "\n" not in err and "settings" not in err
+    assert len(calls(folder_of(tmp_path))) == 1
+    assert len(list(tmp_path.rglob("calls.txt"))) == 1
+
+
+def test_changed_configs_are_refused(grid, tmp_path, capfd, monkeypatch):
+    shutil.copytree(running.find_program()[1].parent, tmp_path / "configs")
+    (tmp_path / "train_net.py").touch()
+    monkeypatch.setattr(running.lesion_d2, "__file__", str(tmp_path / "lesion_d2" / "__init__.py"))
+    assert main(grid("--seeds", "1")) == 0
+    part = tmp_path / "configs" / "toys" / "parts" / "toys.yaml"
+    before = part.read_text()
+    part.write_text(before.replace("MAX_ITER: 2400", "MAX_ITER: 2401"))
+    assert part.read_text() != before
+    capfd.readouterr()
+    for args in ([], ["--plot-only"]):
+        assert main(grid(*args)) == 1
+        assert capfd.readouterr().err == (
+            f"error: {folder_of(tmp_path)}: found a run with other options (configs/toys/"
+            "retina_unet.yaml has changed since): remove the folder, or choose another --output\n"
+        )
+    part.write_text(f"# as before\n{before}")
+    assert main(grid("--plot-only")) == 0
+
+
+@pytest.mark.parametrize("name", ["run.json", "result.json"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["options"].pop("settings"),
+        lambda content: content["options"].update(more=1),
+        lambda content: content.pop("options"),
+        lambda content: content.update(options=[]),
+        lambda content: content.get("result", content["options"]).popitem(),
+        lambda content: content.get("result", content["options"]).update(more=1),
+        lambda content: content.update({"result" if "result" in content else "options": None}),
+        lambda content: content.get("result", content["options"]).update(ap10=None),
+    ],
+)
+def test_files_of_other_versions_are_refused(name, change, grid, tmp_path, capfd):
+    assert main(grid("--seeds", "1", "--models", "retina_unet")) == 0
+    file = folder_of(tmp_path) / name
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    capfd.readouterr()
+    assert main(grid("--plot-only")) == 1
+    err = capfd.readouterr().err.strip()
+    assert err.startswith(f"error: {file}: found no file of this tool, or one of another version (")
+    assert "\n" not in err
 
 
 def test_folders_of_others_are_refused(grid, tmp_path, capfd):
@@ -252,7 +447,7 @@ def test_folders_of_others_are_refused(grid, tmp_path, capfd):
         (["SEED", "3"], "found the option SEED, which the grid sets itself"),
         (["--sizes", "7"], "'toy_donuts_shape_train_7' is not registered"),
         (["--sizes", "250"], "found 100 images, expected 250 or more"),
-        (["--plot-only"], "found no result of these 4 runs"),
+        (["--plot-only"], "grid: found no result of this tool"),
     ],
 )
 def test_bad_input(args, message, grid, tmp_path, capfd):
@@ -269,95 +464,3 @@ def test_missing_toys_and_missing_project(grid, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(running.lesion_d2, "__file__", str(tmp_path / "lib" / "__init__.py"))
     assert main(grid()) == 1
     assert f"{tmp_path / 'train_net.py'}: not found" in capfd.readouterr().err
-
-
-# --- tables and figure ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def scores():
-    rng = np.random.default_rng(0)
-    return {
-        (task, model, n): {seed: float(rng.uniform(20, 90)) for seed in (1, 2, 3)}
-        for task in ("donuts_shape", "circles_scale")
-        for model in MODELS
-        for n in (100, 50)
-    }
-
-
-def cells(table):
-    return [[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()]
-
-
-def test_table_of_means_and_spreads(scores):
-    del scores["donuts_shape", "retinanet", 50]
-    scores["donuts_shape", "mask_rcnn", 50] = {2: 31.25}
-    header, _, *lines = cells(model_table(scores, "donuts_shape", MODELS, (100, 50)))
-    assert header == ["mAP@0.1 (%)", "n = 100", "n = 50"]
-    assert len(lines) == len(MODELS)
-    for model, (_, *found) in zip(MODELS, lines, strict=True):
-        for n, cell in zip((100, 50), found, strict=True):
-            values = list(scores.get(("donuts_shape", model, n), {}).values())
-            if len(values) == 3:
-                mean, spread = (float(number) for number in cell.split(" ± "))
-                assert abs(mean - sum(values) / 3) <= 0.0501
-                deviation = sum((v - sum(values) / 3) ** 2 for v in values) / 2
-                assert abs(spread - deviation**0.5) <= 0.0501
-            else:
-                assert cell == {"retinanet": "-", "mask_rcnn": "31.2"}[model]
-
-
-def test_gains_are_paired_by_seed(scores):
-    pair = ("retina_unet", "retinanet")
-    first = scores["donuts_shape", "retina_unet", 50] = {1: 80.0, 2: 60.0, 4: 1.0}
-    second = scores["donuts_shape", "retinanet", 50] = {2: 50.0, 1: 75.0, 3: 9.0}
-    assert paired_gains(scores, "donuts_shape", pair, 50) == [5.0, 10.0]
-    tables = dict(claim_tables(scores, ("donuts_shape",), pair, (50,)))
-    [(heading, table)] = tables.items()
-    assert heading.startswith("Gain from segmentation")
-    header, _, line = cells(table)
-    assert header == ["task", "percentage points", "n = 50", "mean > spread"]
-    assert line == ["(a) shapes", "Retina U-Net - RetinaNet", "+7.5 ± 3.5", "1 of 1"]
-    scores["donuts_shape", "retina_unet", 50], scores["donuts_shape", "retinanet", 50] = (
-        second,
-        first,
-    )
-    [(_, table)] = claim_tables(scores, ("donuts_shape",), pair, (50,))
-    assert cells(table)[2][2:] == ["-7.5 ± 3.5", "0 of 1"]
-
-
-def test_claims_are_asked_of_the_tasks_and_models_that_are_there(scores):
-    tables = dict(claim_tables(scores, ("donuts_shape", "circles_scale"), MODELS, (100, 50)))
-    rows = [len(cells(table)) - 2 for table in tables.values()]
-    assert rows == [4, 2, 2]  # segmentation in two tasks, stages in one, mask head in two
-    assert dict(claim_tables(scores, ("donuts_shape",), ("det_unet",), (50,))) == {}
-
-
-def test_figure(scores, tmp_path):
-    file = tmp_path / "figure5.png"
-    plot_figure(scores, ("donuts_shape", "circles_scale"), MODELS, (100, 50), file, title="small")
-    image = np.asarray(Image.open(file).convert("RGB")).astype(int)
-    assert image.shape[1] > image.shape[0] > 500
-    for color in ((11, 60, 140), (139, 0, 0), (232, 116, 59)):  # lines of three models
-        assert (np.abs(image - color).max(axis=2) < 8).sum() > 100
-    empty = tmp_path / "empty.png"
-    plot_figure({}, ("donuts_shape",), MODELS, (100, 50), empty)
-    assert Image.open(empty).size[0] > 100
-
-
-def test_results_are_written_whole(tmp_path):
-    run = Run(tmp_path, "donuts_shape", "det_unet", 50, 1)
-    run.begin()
-    assert run.result() is None
-    result = Result(12.5, 200, 3.25, True, "2026-01-01T00:00:00+00:00")
-    run.end(result)
-    assert run.result() == result
-    assert sorted(p.name for p in run.folder.iterdir()) == ["result.json", "run.json"]
-
-
-@pytest.mark.parametrize("line", ["", "not json bbox/AP10", '{"bbox/AP10": NaN, "iteration": 3}'])
-def test_a_metric_that_is_no_number(line, tmp_path):
-    file = tmp_path / "metrics.json"
-    file.write_text(line + "\n")
-    with pytest.raises(running.FailedRun, match=r"metrics\.json: found"):
-        running.read_metric(file, "bbox/AP10")

@@ -9,24 +9,44 @@ Six models are trained on three tasks with five numbers of images and three seed
 train_net.py with configs/toys/MODEL.yaml (with --small MODEL_small.yaml), and tested; the score is
 the mAP at an IoU of 0.1 at the end of the training. A run lies in OUTPUT/TASK/MODEL/N/seed_SEED and
 is done when its result.json is there. Call this again after an interruption: what is done stays,
-what was begun is resumed. A run made with other options is refused.
+what was begun is resumed. Runs made with other options, or with configs that have changed since,
+are refused: an OUTPUT is for one kind of grid.
 
-Written to OUTPUT: figure5.csv (all runs) and figure5.png. Printed: means and standard deviations
-over seeds, and the differences that the paper's claims are about, paired by seed. Exits with 1
-where a run failed.
+Written to OUTPUT: figure5.csv and figure5.png, of all results that are there, so that a call with
+--seeds 4 adds to them. Printed: means and standard deviations over seeds, and the differences that
+the paper's claims are about, paired by seed. Exits with 1 where a run failed.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-import lesion_d2  # noqa: F401  (makes detectron2 importable)
+from lesion_d2.engine import load_config
 
 from .figure import plot_figure
-from .grid import ALL_IMAGES, MODELS, SIZES, TASKS, Result, Run, check_datasets, make_grid
-from .report import TASK_LABELS, claim_tables, collect_scores, model_table, write_csv
-from .running import find_program, run_all
+from .grid import (
+    ALL_IMAGES,
+    MODELS,
+    SIZES,
+    TASKS,
+    Result,
+    Run,
+    check_datasets,
+    find_axes,
+    make_grid,
+    read_settings,
+)
+from .report import (
+    TASK_LABELS,
+    claim_tables,
+    collect_scores,
+    figure_title,
+    model_table,
+    write_csv,
+)
+from .running import find_program, interruptible, run_all
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -69,21 +89,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     output = args.output or Path("output/toys_small" if args.small else "output/toys")
     opts = args.opts[1:] if args.opts[:1] == ["--"] else args.opts
+    kind = {"num_test": args.test_images, "small": args.small, "opts": opts}
     failures: list[str] = []
     try:
-        runs = make_grid(
-            output,
-            models=args.models,
-            tasks=args.tasks,
-            sizes=args.sizes,
-            seeds=args.seeds,
-            num_test=args.test_images,
-            small=args.small,
-            opts=opts,
-        )
-        if not args.plot_only:
-            failures = run_missing(runs, args.jobs, args.program)
-        report(runs, args)
+        with interruptible():
+            program, configs = find_program()
+            grid = partial(make_grid, output, read_settings(configs, args.small), **kind)
+            read_results(grid(**find_axes(output)))  # refuses before hours of training
+            if not args.plot_only:
+                axes = {name: getattr(args, name) for name in ("models", "tasks", "sizes", "seeds")}
+                runs = grid(**axes)
+                failures = run_missing(runs, args.program or program, configs, args.jobs)
+            report(output, grid, configs)
     except (ValueError, OSError) as error:
         failures.append(f"error: {error}")
     except KeyboardInterrupt:
@@ -92,44 +109,58 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failures else 0
 
 
-def run_missing(runs: Sequence[Run], jobs: int, program: Path | None = None) -> list[str]:
+def read_results(runs: Sequence[Run]) -> dict[Run, Result]:
+    """The results of the runs that have one.
+
+    Raises:
+        ValueError: a run was made with other options.
+    """
+    return {run: result for run in runs if (result := run.result()) is not None}
+
+
+def run_missing(runs: Sequence[Run], program: Path, configs: Path, jobs: int) -> list[str]:
     """Run those without a result; returns a line for each that failed.
 
     Raises:
-        FileNotFoundError: the program or a data set is missing.
+        FileNotFoundError: a data set is missing.
         ValueError: a run was made with other options, or a data set has too few images.
     """
-    missing = [run for run in runs if run.result() is None]
-    default_program, configs = find_program()
-    if missing:
-        check_datasets(missing)
-    done = len(runs) - len(missing)
-    return run_all(missing, program or default_program, configs, jobs=jobs, done=done)
+    done = read_results(runs)
+    missing = [run for run in runs if run not in done]
+    check_datasets(missing)
+    return run_all(missing, program, configs, jobs=jobs, done=len(done))
 
 
-def report(runs: Sequence[Run], args: argparse.Namespace) -> None:
-    """Write the CSV file and the figure, and print the tables.
+def report(output: Path, grid: Callable[..., list[Run]], configs: Path) -> None:
+    """Write the CSV file and the figure of all results, and print the tables.
+
+    Args:
+        output: the grid's folder.
+        grid: gives the runs of axes.
+        configs: the folder of the runs' configs.
 
     Raises:
-        ValueError: no run has a result, or one was made with other options.
+        ValueError: there is no result, or one was made with other options.
     """
-    results: dict[Run, Result] = {run: r for run in runs if (r := run.result()) is not None}
-    output = runs[0].output
+    axes = find_axes(output)
+    runs = grid(**axes)
+    results = read_results(runs)
     if not results:
-        raise ValueError(f"{output}: found no result of these {len(runs)} runs")
+        raise ValueError(f"{output}: found no result of this tool")
     print(f"{len(results)} of {len(runs)} runs have a result.")
     scores = collect_scores(results)
-    for task in args.tasks:
+    tasks, models, sizes = axes["tasks"], axes["models"], axes["sizes"]
+    for task in tasks:
         print(f"\n{TASK_LABELS[task]}: {task}\n")
-        print(model_table(scores, task, args.models, args.sizes))
-    for heading, table in claim_tables(scores, args.tasks, args.models, args.sizes):
+        print(model_table(scores, task, models, sizes))
+    for heading, table in claim_tables(scores, tasks, models, sizes):
         print(f"\n{heading}\n\n{table}")
-    title = "Toy experiments, small grid" if args.small else "Toy experiments"
-    title += f": {args.test_images} test images, {len(args.seeds)} seeds"
-    if len(results) < len(runs):
-        title += f" ({len(results)} of {len(runs)} runs)"
+    run = runs[0]
+    config_file = str(configs / run.config)
+    cfg = load_config(argparse.Namespace(config_file=config_file, opts=[*run.opts]))
+    title = figure_title(runs, len(results), cfg)
     write_csv(results, output / "figure5.csv")
-    plot_figure(scores, args.tasks, args.models, args.sizes, output / "figure5.png", title=title)
+    plot_figure(scores, tasks, models, sizes, output / "figure5.png", title=title)
     print(f"\n{output / 'figure5.csv'}\n{output / 'figure5.png'}")
 
 

@@ -1,6 +1,7 @@
 """The figure: mAP over the number of training images, a panel a task."""
 
 import os
+import textwrap
 from collections.abc import Sequence
 
 from lesion_d2.files import written_whole
@@ -25,6 +26,7 @@ STYLES = {
 }
 # Error bars of models stand side by side, this factor of n apart.
 _APART = 1.025
+_TITLE_LETTERS = 45  # of the title that a panel is wide
 
 
 def plot_figure(
@@ -44,7 +46,7 @@ def plot_figure(
         models: a line each; one without a result in a task has none there.
         sizes: n, the training images.
         file: PNG to write; complete or not at all.
-        title: above the panels.
+        title: above the panels, in lines as long as they are wide.
     """
     figure = Figure(figsize=(4.4 * len(tasks) + 0.4, 4.9), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
@@ -63,7 +65,7 @@ def plot_figure(
         ncols=6 if len(tasks) == 3 else 3,
         frameon=False,
     )
-    figure.suptitle(title)
+    figure.suptitle(textwrap.fill(title, _TITLE_LETTERS * len(tasks)))
     with written_whole(file) as partial:
         FigureCanvasAgg(figure).print_png(partial)
 

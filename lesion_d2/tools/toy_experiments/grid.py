@@ -1,13 +1,18 @@
 """The runs of the grid: where they lie, what they are trained on, and what came out of them."""
 
+import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lesion_d2.data.deeplesion import load_records
+from lesion_d2.data.toys import dataset_name
 from lesion_d2.files import written_whole
+
+from detectron2.config import CfgNode
 
 #: Names of the configs in configs/toys, one-stage models first.
 MODELS = (
@@ -23,6 +28,10 @@ SIZES = (1000, 500, 250, 100, 50)
 ALL_IMAGES = 1000  # of the whole training set, and of the whole test set
 #: Keys of the config that the grid sets.
 GRID_KEYS = ("OUTPUT_DIR", "DATASETS.TRAIN", "DATASETS.TEST", "SEED")
+#: In a run's folder: its options, from its beginning, and with what came out, from its end.
+BEGUN, RESULT = "run.json", "result.json"
+_NUMBER = r"([1-9][0-9]*)"
+_PLACE = re.compile(f"({'|'.join(TASKS)})/({'|'.join(MODELS)})/{_NUMBER}/seed_{_NUMBER}")
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,10 @@ class Result:
     resumed: bool  # whether an earlier process had begun it
     date: str
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.ap10, float):
+            raise TypeError(f"found ap10 {self.ap10!r}, expected a number")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -46,6 +59,7 @@ class Run:
         num_test: test images.
         small: whether its config is the one for CPUs.
         opts: further KEY VALUE pairs for the config.
+        settings: what its config says, as :func:`hash_settings` tells.
     """
 
     output: Path
@@ -56,6 +70,7 @@ class Run:
     num_test: int = ALL_IMAGES
     small: bool = False
     opts: tuple[str, ...] = ()
+    settings: str = ""
 
     @property
     def name(self) -> str:
@@ -70,23 +85,26 @@ class Run:
     @property
     def config(self) -> str:
         """The file of its config."""
-        return f"{self.model}{'_small' if self.small else ''}.yaml"
+        return _config(self.model, self.small)
 
     @property
     def datasets(self) -> tuple[str, str]:
         """What it is trained and tested on."""
-        return _dataset(self.task, "train", self.size), _dataset(self.task, "test", self.num_test)
+        return tuple(
+            dataset_name(self.task, split, None if number == ALL_IMAGES else number)
+            for split, number in (("train", self.size), ("test", self.num_test))
+        )
 
     def options(self) -> dict:
-        """What decides its result, but for the code and what the config's file says."""
+        """What decides its result, but for the code."""
         train, test = self.datasets
-        opts = list(self.opts)
         return {
             "config": self.config,
+            "settings": self.settings,
             "train": train,
             "test": test,
             "seed": self.seed,
-            "opts": opts,
+            "opts": list(self.opts),
         }
 
     def arguments(self, configs: Path) -> list[str]:
@@ -99,49 +117,75 @@ class Run:
     def begin(self) -> None:
         """Make its folder and note its options there, for whoever resumes it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write(self.folder / "run.json", {"options": self.options()})
+        _write(self.folder / BEGUN, {"options": self.options()})
 
     def end(self, result: Result) -> None:
         """Write its ``result.json``."""
-        _write(self.folder / "result.json", {"options": self.options(), "result": asdict(result)})
+        _write(self.folder / RESULT, {"options": self.options(), "result": asdict(result)})
 
     def result(self) -> Result | None:
         """Read its ``result.json``; None where there is none yet.
 
         Raises:
-            ValueError: its folder is that of a run with other options, or of none of this tool.
+            ValueError: its folder is that of a run with other options, or of none of this tool,
+                or of another version of it.
         """
-        begun = self._read("run.json")
+        begun = self._read(BEGUN)
         if begun is None and (self.folder / "last_checkpoint").is_file():
             raise ValueError(
-                f"{self.folder}: found a training that this tool did not begin (no run.json): "
+                f"{self.folder}: found a training that this tool did not begin (no {BEGUN}): "
                 "remove the folder, or choose another --output"
             )
-        done = self._read("result.json")
-        return None if done is None else Result(**done["result"])
+        done = self._read(RESULT)
+        return None if done is None else done["result"]
 
     def _read(self, name: str) -> dict | None:
         file = self.folder / name
         if not file.is_file():
             return None
+        wanted = self.options()
         try:
             content = json.loads(file.read_text())
             found = dict(content["options"])
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{file}: found no file of this tool: remove its folder") from None
-        wanted = self.options()
-        if found != wanted:
-            keys = [key for key in wanted if found.get(key) != wanted[key]]
-            text = ", ".join(f"{key} {found.get(key)} instead of {wanted[key]}" for key in keys)
+            if found.keys() != wanted.keys():
+                raise ValueError(f"options {', '.join(found)}, expected {', '.join(wanted)}")
+            if name == RESULT:
+                content["result"] = Result(**content["result"])
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{self.folder}: found a run with other options ({text}): remove the folder, or "
-                "choose another --output"
+                f"{file}: found no file of this tool, or one of another version ({error!r}): "
+                "remove its folder, or choose another --output"
+            ) from None
+        if found != wanted:
+            raise ValueError(
+                f"{self.folder}: found a run with other options ({self._changes(found)}): remove "
+                "the folder, or choose another --output"
             )
         return content
 
+    def _changes(self, found: dict) -> str:
+        wanted = self.options()
+        keys = [key for key in wanted if found[key] != wanted[key]]
+        if keys == ["settings"]:
+            return f"configs/toys/{self.config} has changed since"
+        keys = [key for key in keys if key != "settings"]
+        return ", ".join(f"{key} {found[key]} instead of {wanted[key]}" for key in keys)
 
-def _dataset(task: str, split: str, number: int) -> str:
-    return f"toy_{task}_{split}" + ("" if number == ALL_IMAGES else f"_{number}")
+
+def _config(model: str, small: bool) -> str:
+    return f"{model}{'_small' if small else ''}.yaml"
+
+
+def hash_settings(config: Path) -> str:
+    """SHA-256 of what a config's file says, with the files that it is based on.
+
+    Defaults are left out: a later version of the project with further keys gives the same.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+    """
+    content = CfgNode.load_yaml_with_base(str(config))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _write(file: Path, content: dict) -> None:
@@ -149,8 +193,18 @@ def _write(file: Path, content: dict) -> None:
         partial.write_text(json.dumps(content, indent=2))
 
 
+def read_settings(configs: Path, small: bool) -> dict[str, str]:
+    """:func:`hash_settings` of every model's config in a folder.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+    """
+    return {model: hash_settings(configs / _config(model, small)) for model in MODELS}
+
+
 def make_grid(
     output: Path,
+    settings: Mapping[str, str],
     *,
     models: Sequence[str] = MODELS,
     tasks: Sequence[str] = TASKS,
@@ -162,6 +216,12 @@ def make_grid(
 ) -> list[Run]:
     """All runs of a grid, in an order that fills it evenly: the first seed of everything first.
 
+    Args:
+        output: the grid's folder.
+        settings: of each model, as :func:`read_settings` gives them.
+        models, tasks, sizes, seeds: the axes; what is there twice counts once.
+        num_test, small, opts: see :class:`Run`; the same for all.
+
     Raises:
         ValueError: opts are no pairs, or set what the grid sets.
     """
@@ -172,9 +232,27 @@ def make_grid(
             raise ValueError(f"found the option {key}, which the grid sets itself")
     places = dict.fromkeys(itertools.product(seeds, sizes, tasks, models))
     return [
-        Run(output, task, model, size, seed, num_test, small, tuple(opts))
+        Run(output, task, model, size, seed, num_test, small, tuple(opts), settings[model])
         for seed, size, task, model in places
     ]
+
+
+def find_axes(output: Path) -> dict[str, list]:
+    """Models, tasks, sizes and seeds of the results below a grid's folder, for :func:`make_grid`.
+
+    Folders that are no run's are ignored.
+    """
+    names = (
+        file.parent.relative_to(output).as_posix() for file in output.glob(f"*/*/*/*/{RESULT}")
+    )
+    places = [match.groups() for name in names if (match := _PLACE.fullmatch(name))]
+    tasks, models, sizes, seeds = map(set, zip(*places, strict=True)) if places else ((),) * 4
+    return {
+        "models": [model for model in MODELS if model in models],
+        "tasks": [task for task in TASKS if task in tasks],
+        "sizes": sorted(map(int, sizes), reverse=True),
+        "seeds": sorted(map(int, seeds)),
+    }
 
 
 def check_datasets(runs: Sequence[Run]) -> None:

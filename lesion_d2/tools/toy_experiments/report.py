@@ -9,6 +9,7 @@ from lesion_d2.files import written_whole
 from lesion_d2.tools.compare_runs import mean_and_spread
 
 import numpy as np
+from detectron2.config import CfgNode
 from tabulate import tabulate
 
 from .grid import Result, Run
@@ -71,6 +72,28 @@ def write_csv(results: Mapping[Run, Result], file: Path) -> None:
         writer = csv.DictWriter(opened, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def figure_title(runs: Sequence[Run], num_results: int, cfg: CfgNode) -> str:
+    """What the runs have in common: models, images, iterations and numbers.
+
+    Args:
+        runs: of a grid, with a result or without.
+        num_results: those with one.
+        cfg: the config of any of them.
+    """
+    size, solver = cfg.INPUT.CT.IMAGE_SIZE, cfg.SOLVER
+    parts = [
+        "Toy experiments" + (": small models" if runs[0].small else ""),
+        f"{size} x {size} pixels",
+        f"{solver.MAX_ITER} iterations of {solver.IMS_PER_BATCH} images",
+        "n = " + ", ".join(str(n) for n in dict.fromkeys(run.size for run in runs)),
+        f"{runs[0].num_test} test images",
+        f"seeds {', '.join(str(seed) for seed in dict.fromkeys(run.seed for run in runs))}",
+    ]
+    if num_results < len(runs):
+        parts.append(f"{num_results} of {len(runs)} runs")
+    return "; ".join(parts)
 
 
 def model_table(scores: Scores, task: str, models: Sequence[str], sizes: Sequence[int]) -> str:

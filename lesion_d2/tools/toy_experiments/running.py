@@ -5,11 +5,12 @@ import fcntl
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import lesion_d2
@@ -22,7 +23,7 @@ from .grid import Result, Run
 CONSOLE = "console.txt"
 METRIC = "bbox/AP10"
 _POLL_SECONDS = 0.05
-_KILL_SECONDS = 20.0  # between asking a process to end and ending it
+_KILL_SECONDS = 20.0  # between asking processes to end and ending them
 
 
 class FailedRun(Exception):
@@ -43,19 +44,54 @@ def find_program() -> tuple[Path, Path]:
     return program, configs
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, so that trainings are ended.
+
+    It is raised once: a second signal does not interrupt the ending. Signals that are ignored
+    already, as SIGHUP by nohup, stay so.
+    """
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        if not interrupted:
+            interrupted = True
+            raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+    try:
+        for number in before:
+            signal.signal(number, interrupt)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def run_all(
-    runs: Sequence[Run], program: Path, configs: Path, *, jobs: int = 1, done: int = 0
+    runs: Sequence[Run],
+    program: Path,
+    configs: Path,
+    *,
+    jobs: int = 1,
+    done: int = 0,
+    grace: float = _KILL_SECONDS,
 ) -> list[str]:
     """Run trainings, ``jobs`` at a time, each in its folder; one that fails does not stop others.
 
-    Where this is interrupted, no process is left.
+    Where this is interrupted, no process is left; see :func:`interruptible`.
 
     Args:
-        runs: without those that are done; an interrupted one goes on where it was.
+        runs: an interrupted one goes on where it was; one that is done, maybe by another call that
+            has run meanwhile, is skipped.
         program: ``train_net.py``.
         configs: the folder of the runs' configs.
         jobs: processes at a time, which share the cores.
         done: runs of the grid that were done before, for the bar.
+        grace: seconds between asking processes to end and ending them, at an interruption.
 
     Returns:
         A line for each run that failed.
@@ -65,9 +101,12 @@ def run_all(
         try:
             while waiting or active:
                 while waiting and len(active) < jobs:
-                    run = waiting.pop()
-                    with _collected(run, failures, bar):
-                        active.append(_Training(run, program, configs, jobs))
+                    training = _Training(waiting.pop())
+                    with _collected(training.run, failures):
+                        if training.start(program, configs, jobs):
+                            active.append(training)
+                    if training not in active:
+                        bar.update()
                 time.sleep(_POLL_SECONDS)
                 for training in [t for t in active if t.process.poll() is not None]:
                     active.remove(training)
@@ -75,51 +114,71 @@ def run_all(
                         training.finish()
                     bar.update()
         finally:
-            for training in active:
-                training.stop()
+            _stop(active, grace)
     return failures
 
 
 @contextmanager
-def _collected(run: Run, failures: list[str], bar: tqdm | None = None) -> Iterator[None]:
-    """Add a failure in the block to the list, and move the bar where one is given."""
+def _collected(run: Run, failures: list[str]) -> Iterator[None]:
+    """Add a failure in the block to the list."""
     try:
         yield
-    except (FailedRun, OSError) as error:
+    except (FailedRun, OSError, ValueError) as error:
         failures.append(f"failed: {run.name}: {error}")
-        if bar is not None:
-            bar.update()
+
+
+def _stop(trainings: Sequence["_Training"], grace: float) -> None:
+    """End the processes; their checkpoints stay, and a later call resumes from them."""
+    for training in trainings:
+        training.process.terminate()
+    deadline = time.monotonic() + grace
+    for training in trainings:
+        try:
+            training.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            training.process.kill()
+            training.process.wait()
+        training.console.close()
 
 
 class _Training:
-    """The process of one run.
+    """One run, from the lock on its folder to its result."""
 
-    Raises:
-        FailedRun: another process, maybe left by an earlier call, is at this run.
-    """
-
-    def __init__(self, run: Run, program: Path, configs: Path, jobs: int):
+    def __init__(self, run: Run):
         self.run = run
-        run.begin()
-        self.resumed = (run.folder / "last_checkpoint").is_file()
-        self.start = time.monotonic()
-        cores = os.cpu_count() or 1
-        env = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), "PYTORCH_JIT": "0"}
-        command = [sys.executable, str(program), *run.arguments(configs)]
-        with open(run.folder / CONSOLE, "ab") as console:
+
+    def start(self, program: Path, configs: Path, jobs: int) -> bool:
+        """Start the run's process; False where the run is done.
+
+        Raises:
+            FailedRun: another process, maybe left by an earlier call, is at this run.
+            ValueError: its folder is that of a run with other options.
+        """
+        folder = self.run.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            self.console = stack.enter_context(open(folder / CONSOLE, "ab"))
             try:
                 # The process inherits the lock, and holds it even where this one is killed.
-                fcntl.flock(console, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self.console, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise FailedRun(f"{run.folder} is in use by another process") from None
-            console.truncate(0)
+                raise FailedRun(f"{folder} is in use by another process") from None
+            # Only now, with the lock, does nobody else change what is there.
+            if self.run.result() is not None:
+                return False
+            self.run.begin()
+            self.resumed = (folder / "last_checkpoint").is_file()
+            self.began = time.monotonic()
+            self.console.truncate(0)
             self.process = subprocess.Popen(
-                command,
+                [sys.executable, str(program), *self.run.arguments(configs)],
                 stdin=subprocess.DEVNULL,
-                stdout=console,
+                stdout=self.console,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **env},
+                env=_environment(jobs),
             )
+            stack.pop_all()  # the console stays open: the lock is held until the result is there
+        return True
 
     def finish(self) -> None:
         """Write the result of the process, which has ended.
@@ -127,6 +186,10 @@ class _Training:
         Raises:
             FailedRun: it failed, or left no result.
         """
+        with self.console:
+            self._write_result()
+
+    def _write_result(self) -> None:
         if self.process.returncode != 0:
             console = self.run.folder / CONSOLE
             raise FailedRun(
@@ -136,18 +199,17 @@ class _Training:
         ap10, _ = read_metric(metrics, METRIC)
         # Not the evaluation's iteration: one after a resumption at the end counts one too many.
         _, iteration = read_metric(metrics, "total_loss")
-        seconds = round(time.monotonic() - self.start, 1)
+        seconds = round(time.monotonic() - self.began, 1)
         date = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         self.run.end(Result(ap10, iteration + 1, seconds, self.resumed, date))
 
-    def stop(self) -> None:
-        """End the process; its checkpoints stay, and a later call resumes from them."""
-        self.process.terminate()
-        try:
-            self.process.wait(_KILL_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+
+def _environment(jobs: int) -> dict[str, str]:
+    """What a training inherits, which goes before the defaults here."""
+    cores = os.cpu_count() or 1
+    # Without TorchScript: it would compile Detectron2's focal loss for ten seconds a process.
+    defaults = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), "PYTORCH_JIT": "0"}
+    return {**defaults, **os.environ}
 
 
 def read_metric(file: Path, metric: str) -> tuple[float, int]:
