@@ -4,12 +4,29 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger(__name__)
+
+
+def check_options(kind: str, options: Any, limits: Mapping[str, tuple[float, float]]) -> None:
+    """Check the numbers among the options of a generated data set.
+
+    Args:
+        kind: of data set, for the message.
+        options: a dataclass.
+        limits: name -> the lowest and the highest value that it may have.
+
+    Raises:
+        ValueError: one is out of its range.
+    """
+    for name, (low, high) in limits.items():
+        value = getattr(options, name)
+        if not low <= value <= high:
+            raise ValueError(f"{kind} option {name}: found {value}, expected {low} to {high}")
 
 
 def write_data_set(

@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from .deeplesion import CSV_COLUMNS
-from .generated import write_data_set
+from .generated import check_options, write_data_set
 from .phantom_anatomy import Body, paint_body, sample_body, sample_tissues
 from .phantom_lesions import LESION_TYPES, Lesion, LesionType, measure_recist, sample_lesion
 from .phantom_shapes import Canvas
@@ -55,10 +55,7 @@ class PhantomOptions:
             "median_diameter": (5, 40),
             "mottle_hu": (0, 100),
         }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"phantom option {name} is {value}, expected {low} to {high}")
+        check_options("phantom", self, limits)
 
 
 PRESETS = {
@@ -109,7 +106,7 @@ def write_phantom(
         num_patients, size, seed, float(extent_mm), float(median_diameter), float(mottle_hu)
     )
     if workers is not None and workers < 1:
-        raise ValueError(f"phantom option workers is {workers}, expected 1 or more")
+        raise ValueError(f"phantom option workers: found {workers}, expected 1 or more")
     workers = workers or min(16, os.cpu_count() or 1)
     write = partial(_write_all, options=options, workers=workers)
     return write_data_set(root, "phantom", options, write, overwrite=overwrite)

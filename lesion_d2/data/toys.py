@@ -30,7 +30,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from .deeplesion import resolve_root
-from .generated import write_data_set
+from .generated import check_options, write_data_set
 
 FORMAT_VERSION = 1
 SIZE = 320  # pixels a side
@@ -82,11 +82,7 @@ class ToyOptions:
 
     def __post_init__(self) -> None:
         limits = {name: (1, 99_999) for name in ("num_train", "num_val", "num_test")}
-        for name, (low, high) in {**limits, "seed": (0, 2**32 - 1)}.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(
-                    f"toy option {name}: found {getattr(self, name)}, expected {low} to {high}"
-                )
+        check_options("toy", self, {**limits, "seed": (0, 2**32 - 1)})
 
     def count(self, split: str) -> int:
         """Images of a split."""

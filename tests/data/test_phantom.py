@@ -215,7 +215,7 @@ def test_interrupted_writing_leaves_what_was_there(tmp_path, monkeypatch):
     ],
 )
 def test_bad_options(tmp_path, option, value):
-    with pytest.raises(ValueError, match=f"{option} is {value}, expected"):
+    with pytest.raises(ValueError, match=f"phantom option {option}: found {value}, expected"):
         write_phantom(tmp_path / "phantom", **{option: value})
     assert not (tmp_path / "phantom").exists()
 
