@@ -228,7 +228,9 @@ def test_command(tmp_path):
     assert result.returncode == 0 and "Wrote" in result.stdout
     result = subprocess.run([*command, "7"], capture_output=True, text=True)
     assert result.returncode == 1
-    assert result.stderr.strip().endswith("error: phantom option size is 7, expected 64 to 2048")
+    assert result.stderr.strip().endswith(
+        "error: phantom option size: found 7, expected 64 to 2048"
+    )
 
 
 # --- RECIST ---------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from lesion_d2.tools.visualize.__main__ import get_parser, main
 from lesion_d2.tools.visualize.attention import (
     Recording,
     attention_config,
-    load_model,
+    load_gated_model,
     make_rows,
     record_image,
     upsample,
@@ -78,7 +78,7 @@ def test_the_same_seed_gives_the_same_pictures(tiny_phantom, weights, tmp_path, 
 
 
 def test_the_recorded_maps_are_those_of_the_forward_pass(weights):
-    model = load_model(attention_config(get_parser().parse_args(command(weights))))
+    model = load_gated_model(attention_config(get_parser().parse_args(command(weights))))
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(3, 50, 64, generator=generator) * 255
     recording = record_image(model, {"image": image, "height": 100, "width": 128})

@@ -55,7 +55,7 @@ def draw_attention(args: argparse.Namespace) -> list[str]:
     output = args.output or os.path.join(cfg.OUTPUT_DIR, "attention", args.dataset)
     records = load_records(args.dataset, allow_missing=args.allow_missing)
     check_output(output, records, args.dataset)
-    model, mapper = load_model(cfg), LesionDatasetMapper(cfg, is_train=False)
+    model, mapper = load_gated_model(cfg), LesionDatasetMapper(cfg, is_train=False)
     chosen = pick_records(records, args.pick, args.num, seed=args.seed)
     recordings = [record_image(model, mapper(r)) for r in tqdm(chosen, desc="images", disable=None)]
     rows = make_rows(chosen, recordings, score_threshold=args.score_threshold)
@@ -80,7 +80,7 @@ def attention_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def load_model(cfg: CfgNode) -> nn.Module:
+def load_gated_model(cfg: CfgNode) -> nn.Module:
     """Build a model with attention gates for inference, with the weights of MODEL.WEIGHTS.
 
     Raises:
