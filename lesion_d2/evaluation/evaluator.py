@@ -16,12 +16,12 @@ import numpy as np
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
-from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ..files import written_whole
 from .matching import match_images
+from .predictions import gather_predictions, order_by_image
 from .report import FrocReport, make_report
 from .strata import Truth
 
@@ -113,12 +113,9 @@ class LesionEvaluator(COCOEvaluator):
         Raises:
             ValueError: predictions or ``img_ids`` name an image that the data set does not have.
         """
-        predictions = self._predictions
-        if self._distributed:
-            comm.synchronize()
-            predictions = list(itertools.chain(*comm.gather(predictions, dst=0)))
-            if not comm.is_main_process():
-                return {}
+        predictions = gather_predictions(self._predictions, distributed=self._distributed)
+        if predictions is None:
+            return {}
         truth = self._truth if img_ids is None else self._truth_of(img_ids)
         detections = self._by_image(predictions)
 
@@ -141,16 +138,8 @@ class LesionEvaluator(COCOEvaluator):
     def _by_image(self, predictions: list[dict]) -> dict[object, list[dict]]:
         """Image -> its detections in COCO's format, in the order of the data set."""
         self._check_known([p["image_id"] for p in predictions], "predictions")
-        first: dict[object, list[dict]] = {}
-        for prediction in predictions:
-            first.setdefault(prediction["image_id"], prediction.get("instances", []))
-        if len(first) < len(predictions):
-            logger.warning("Dropped %d repeated images.", len(predictions) - len(first))
-        if len(first) < len(self._dicts):
-            missing = len(self._dicts) - len(first)
-            logger.warning("%d images of %s have no prediction.", missing, self._dataset_name)
-        # The order decides between equal scores, so it must not depend on who predicted what.
-        return {i: first[i] for i in self._dicts if i in first}
+        pairs = ((p["image_id"], p.get("instances", [])) for p in predictions)
+        return order_by_image(pairs, self._dicts, self._dataset_name)
 
     def _check_known(self, image_ids: Sequence, name: str) -> None:
         for image_id in image_ids:

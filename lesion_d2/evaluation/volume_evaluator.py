@@ -1,6 +1,5 @@
 """Evaluation in 3-D of a detector that looks at slices (Jaeger et al., section 4.3)."""
 
-import itertools
 import json
 import logging
 import math
@@ -12,12 +11,12 @@ import numpy as np
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
 from tabulate import tabulate
 
 from ..files import written_whole
 from .froc import FrocCurve
 from .plots import plot_froc
+from .predictions import gather_predictions, order_by_image
 from .volumes import VOLUME_IOU, VolumeBoxes, VolumeTruth, volume_froc, volume_metrics
 
 logger = logging.getLogger(__name__)
@@ -128,13 +127,12 @@ class VolumeEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Evaluate what was processed; slices that were not count as slices without detections."""
-        predictions = self._predictions
-        if self._distributed:
-            comm.synchronize()
-            predictions = list(itertools.chain(*comm.gather(predictions, dst=0)))
-            if not comm.is_main_process():
-                return {}
-        detections = self._merge_volumes(self._by_image(predictions))
+        predictions = gather_predictions(self._predictions, distributed=self._distributed)
+        if predictions is None:
+            return {}
+        slices = self._truth.slices
+        by_image = order_by_image(predictions, slices, self._dataset_name, unit="slices")
+        detections = self._merge_volumes(by_image)
         curve = volume_froc(self._truth, detections)
         numbers = volume_metrics(self._truth, detections, curve, self._classes)
         self._log(numbers)
@@ -147,19 +145,6 @@ class VolumeEvaluator(DatasetEvaluator):
             raise ValueError(
                 f"{where}: found class {number}, expected 0 to {len(self._classes) - 1}"
             )
-
-    def _by_image(self, predictions: list) -> dict[object, tuple[np.ndarray, ...]]:
-        """Image -> its detections, in the order of the data set."""
-        first: dict = {}
-        for image_id, arrays in predictions:
-            first.setdefault(image_id, arrays)
-        if len(first) < len(predictions):
-            logger.warning("Dropped %d repeated slices.", len(predictions) - len(first))
-        missing = len(self._truth.slices) - len(first)
-        if missing:
-            logger.warning("%d slices of %s have no prediction.", missing, self._dataset_name)
-        # The order decides between equal scores, so it must not depend on who predicted what.
-        return {i: first[i] for i in self._truth.slices if i in first}
 
     def _merge_volumes(self, by_image: Mapping[object, tuple]) -> list[VolumeBoxes]:
         parts: list[list[tuple]] = [[] for _ in self._truth.names]

@@ -60,6 +60,12 @@ class LesionRCNN(GeneralizedRCNN):
         """As in Detectron2; in training with ``loss_seg`` where the segmentation loss is on."""
         if not self.training or self.seg_loss_weight == 0:
             return super().forward(batched_inputs)
+        # On the device before Detectron2 would move them, masks and all, for itself alone.
+        gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
+        batched_inputs = [
+            {**x, "instances": instances}
+            for x, instances in zip(batched_inputs, gt_instances, strict=True)
+        ]
         seen = {}  # Detectron2 does not hand out the features
         handle = self.backbone.register_forward_hook(
             lambda backbone, args, features: seen.update(images=args[0], features=features)
@@ -69,7 +75,6 @@ class LesionRCNN(GeneralizedRCNN):
         finally:
             handle.remove()
         images = ImageList(seen["images"], [tuple(x["image"].shape[-2:]) for x in batched_inputs])
-        gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
         logits = self.seg_predictor(self.backbone.decode(images.tensor, seen["features"]))
         labels = semantic_labels(gt_instances, images)
         losses["loss_seg"] = self.seg_loss_weight * self.seg_loss(logits, labels)

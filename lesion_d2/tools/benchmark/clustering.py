@@ -26,6 +26,7 @@ def measure_clustering(
     scores = rng.uniform(0, 1, (num_images, len(views)))
 
     def cluster(images: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Boxes and scores of each image, from all its views."""
         arguments = {"iou_threshold": IOU_THRESHOLD, "view_ids": views, "num_views": num_views}
         return [
             weighted_box_clustering(boxes, image_scores, **arguments)

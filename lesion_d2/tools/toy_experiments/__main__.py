@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 
 from lesion_d2.engine import load_config
+from lesion_d2.tools.arguments import positive
 
 from .figure import plot_figure
 from .grid import (
@@ -56,15 +57,15 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--small", action="store_true", help="configs of small models, for CPUs")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, metavar="MODEL")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="TASK")
-    parser.add_argument("--sizes", nargs="+", type=_positive, default=SIZES, metavar="N")
-    parser.add_argument("--seeds", nargs="+", type=_positive, default=(1, 2, 3), metavar="SEED")
+    parser.add_argument("--sizes", nargs="+", type=positive, default=SIZES, metavar="N")
+    parser.add_argument("--seeds", nargs="+", type=positive, default=(1, 2, 3), metavar="SEED")
     parser.add_argument(
         "--output", type=Path, help="folder of the grid (output/toys, or output/toys_small)"
     )
-    parser.add_argument("--jobs", type=_positive, default=1, help="trainings at a time (1)")
+    parser.add_argument("--jobs", type=positive, default=1, help="trainings at a time (1)")
     parser.add_argument(
         "--test-images",
-        type=_positive,
+        type=positive,
         default=ALL_IMAGES,
         metavar="N",
         help=f"test on the first N images alone ({ALL_IMAGES}: all)",
@@ -75,13 +76,6 @@ def get_parser() -> argparse.ArgumentParser:
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the configs"
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

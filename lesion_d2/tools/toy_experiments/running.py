@@ -54,6 +54,7 @@ def interruptible() -> Iterator[None]:
     interrupted = False
 
     def interrupt(*_: object) -> None:
+        """Handle a signal."""
         nonlocal interrupted
         if not interrupted:
             interrupted = True

@@ -26,6 +26,7 @@ import sys
 from collections.abc import Sequence
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
+from lesion_d2.tools.arguments import positive
 
 from .attention import draw_attention
 from .dataset import draw_dataset
@@ -113,7 +114,7 @@ def _add_common(parser: argparse.ArgumentParser, *, num: int, num_help: str) -> 
     parser.add_argument(
         "--allow-missing", action="store_true", help="leave out images whose file is missing"
     )
-    parser.add_argument("--num", type=_positive, default=num, help=f"{num_help} ({num})")
+    parser.add_argument("--num", type=positive, default=num, help=f"{num_help} ({num})")
     parser.add_argument("--seed", type=int, default=0, help="of the random pick (0)")
     parser.add_argument(
         "--window",
@@ -128,13 +129,6 @@ def _add_masks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--masks", default="ellipse", help="none, ellipse, grabcut, or a mask file (ellipse)"
     )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
