@@ -1,6 +1,7 @@
 """Write a phantom data set: synthetic CT with lesions, in DeepLesion's layout on disk.
 
 python datasets/prepare_phantom.py                      # the quickstart's set
+python datasets/prepare_phantom.py --preset columns     # with distractors that slices tell apart
 python datasets/prepare_phantom.py --preset full --root /data/phantom
 """
 
@@ -20,8 +21,9 @@ from lesion_d2.data.phantom import PRESETS, write_phantom
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Options of the command; those left out come from the preset."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    default = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "phantom"
-    parser.add_argument("--root", type=Path, default=default, help="default: %(default)s")
+    folder = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    help_root = f"default: {folder / 'phantom'}, or {folder / 'phantom_columns'} for columns"
+    parser.add_argument("--root", type=Path, help=help_root)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="quickstart")
     parser.add_argument("--patients", type=int, dest="num_patients")
     parser.add_argument("--size", type=int, help="pixels a side of every slice")
@@ -29,9 +31,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--extent-mm", type=float, help="mm of slices on both sides of a key slice")
     parser.add_argument("--median-diameter", type=float, help="mm, of the lesions")
     parser.add_argument("--mottle-hu", type=float, help="HU, how uneven lesions are inside")
+    parser.add_argument("--distractors", type=float, help="a key slice, in the mean; 0 to 10")
     parser.add_argument("--workers", type=int, help="processes; default: all cores")
     parser.add_argument("--overwrite", action="store_true", help="replace a set with other options")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.root is None:
+        args.root = folder / ("phantom_columns" if args.preset == "columns" else "phantom")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -28,6 +28,10 @@ def _add_input_config(cfg: CN) -> None:
     cfg.INPUT.CT.IMAGE_SIZE = 512
     # Pixel size in mm to resample to; 0 resizes to IMAGE_SIZE instead.
     cfg.INPUT.CT.PIXEL_SPACING = 0.0
+    # The longer image side at most, in pixels; 0 sets no limit.
+    cfg.INPUT.CT.MAX_SIZE = 0
+    # Cut off the black borders around the body, before anything is resized.
+    cfg.INPUT.CT.CUT_BORDERS = False
 
     # Training masks from RECIST diameters, where a model learns masks and the data set has none:
     # "ellipse" (Tang et al., 2.1) or "grabcut" (Zlocha et al., 2.2).
@@ -61,6 +65,9 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.VGG.BATCH_NORM = False
     # Channels of the first stage; those of the others are in proportion, 8 times as many at most.
     cfg.MODEL.VGG.WIDTH = 64
+    # Stages that end with a pooling. Without the fourth and the fifth, c3 to c5 have stride 8, and
+    # c5 is relu5_3 (3DCE).
+    cfg.MODEL.VGG.POOLED_STAGES = (1, 2, 3, 4, 5)
 
     cfg.MODEL.UNET_FPN = CN()
     # Channels of P1 and P0, the levels that only the segmentation uses.
@@ -105,6 +112,22 @@ def _add_model_config(cfg: CN) -> None:
     # Connected components that become detections, the largest of an image (Jaeger et al., section
     # 4.1).
     cfg.MODEL.DET_UNET.MAX_COMPONENTS = 5
+
+    # 3DCE on an R-FCN (Yan et al., MICCAI 2018), with the attention of Tao et al. (2019).
+    cfg.MODEL.RFCN_3DCE = CN()
+    # For three channels, inside of MODEL.BACKBONE.NAME build_slice_images_backbone.
+    cfg.MODEL.RFCN_3DCE.BACKBONE = "build_vgg_backbone"
+    # Weights of the M images of a position (section 2.1), and of the positions of an image (2.2),
+    # with the temperatures of their softmax.
+    cfg.MODEL.RFCN_3DCE.CONTEXTUAL_ATTENTION = False
+    cfg.MODEL.RFCN_3DCE.CONTEXTUAL_TEMPERATURE = 2.0
+    cfg.MODEL.RFCN_3DCE.SPATIAL_ATTENTION = False
+    cfg.MODEL.RFCN_3DCE.SPATIAL_TEMPERATURE = 3.0
+    # Score maps of an image for each of the POOLER_RESOLUTION^2 parts of a region.
+    cfg.MODEL.RFCN_3DCE.NUM_SCORE_MAPS = 10
+    # Three-slice images whose features an evaluation of volumes keeps for the next key slices; 0
+    # computes all anew.
+    cfg.MODEL.RFCN_3DCE.NUM_REUSED = 64
 
     cfg.MODEL.ULDOR = CN()
     # Detections of the last class, false positives, are dropped, or counted as lesions that rank

@@ -26,6 +26,7 @@ def _reduced(file):
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.PIXEL_STD = [127.5] * cfg.INPUT.CT.NUM_SLICES  # other weights may want 1
     cfg.INPUT.CT.IMAGE_SIZE = 64
+    cfg.INPUT.CT.PIXEL_SPACING = 0.0
     cfg.INPUT.PSEUDO_MASK_FILES = ()
     cfg.DATASETS.TRAIN = ("phantom_train",)
     cfg.DATASETS.TEST = ("phantom_val",)
@@ -95,8 +96,9 @@ def _zlocha(name):
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda f: f.relative_to(CONFIGS).as_posix())
 def test_weights_get_images_at_the_scale_they_were_learned_at(file):
     values = _values(file)
-    # The spread is part of the first convolution of MSRA's weights.
+    # The spread is part of the first convolution of MSRA's weights; 3DCE's wide window has its own.
     spread = 1.0 if "/MSRA/" in values["MODEL.WEIGHTS"] else 127.5
+    spread = 29.0 if file.parent.name == "tao" else spread
     assert values["MODEL.PIXEL_STD"] == [spread] * values["INPUT.CT.NUM_SLICES"]
 
 
@@ -204,6 +206,72 @@ def test_jaegers_models_have_the_papers_values():
     assert changed == slices | {"MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "OUTPUT_DIR"}
     assert context["INPUT.CT.SLICE_INTERVAL"] == 0 and values["INPUT.CT.NUM_SLICES"] == 1
     assert context["INPUT.CT.NUM_SLICES"] == len(context["MODEL.PIXEL_MEAN"]) == 7
+
+
+_TAO = [
+    (f"3dce_{num_slices}{attention}", num_slices, contextual, spatial)
+    for num_slices in (9, 15, 21)
+    for attention, contextual, spatial in [
+        ("", False, False),
+        ("_c", True, False),
+        ("_s", False, True),
+        ("_cs", True, True),
+    ]
+]
+
+
+@pytest.mark.parametrize("suffix", ["", "_phantom"])
+@pytest.mark.parametrize(("name", "num_slices", "contextual", "spatial"), _TAO)
+def test_taos_models_differ_in_their_slices_and_attention_alone(
+    name, num_slices, contextual, spatial, suffix
+):
+    file = CONFIGS / "tao" / f"{name}{suffix}.yaml"
+    if suffix and num_slices == 21:
+        assert not file.exists()
+        return
+    values, rfcn = _values(file), _values(CONFIGS / "tao" / f"rfcn{suffix}.yaml")
+    expected = rfcn | {
+        "INPUT.CT.NUM_SLICES": num_slices,
+        "MODEL.PIXEL_MEAN": [35.0] * num_slices,
+        "MODEL.PIXEL_STD": [29.0] * num_slices,
+        "MODEL.RFCN_3DCE.CONTEXTUAL_ATTENTION": contextual,
+        "MODEL.RFCN_3DCE.SPATIAL_ATTENTION": spatial,
+        "OUTPUT_DIR": f"output/tao_{name}{suffix}",
+    }
+    assert values == expected
+
+
+def test_taos_models_have_the_papers_values():
+    """Tao et al., section 3, and the numbers of 3DCE."""
+    values = _values(CONFIGS / "tao" / "rfcn.yaml")
+    expected = {
+        "MODEL.WEIGHTS": "torchvision://vgg16",
+        "MODEL.VGG.DEPTH": 16,
+        "MODEL.VGG.POOLED_STAGES": (1, 2, 3),
+        "MODEL.BACKBONE.FREEZE_AT": 0,
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[16, 24, 32, 48, 96]],
+        "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
+        "MODEL.RFCN_3DCE.NUM_SCORE_MAPS": 10,
+        "MODEL.RFCN_3DCE.CONTEXTUAL_TEMPERATURE": 2.0,
+        "MODEL.RFCN_3DCE.SPATIAL_TEMPERATURE": 3.0,
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+        "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 2048,
+        "INPUT.CT.HU_WINDOW": (-1024.0, 3071.0),
+        "INPUT.CT.PIXEL_SPACING": 0.8,
+        "INPUT.CT.MAX_SIZE": 512,
+        "INPUT.CT.CUT_BORDERS": True,
+        "INPUT.CT.SLICE_INTERVAL": 2.0,
+        "SOLVER.OPTIMIZER": "SGD",
+        "SOLVER.BASE_LR": 0.001,
+        "SOLVER.MOMENTUM": 0.9,
+        "SOLVER.WEIGHT_DECAY": 5e-5,
+        "SOLVER.GAMMA": 0.1,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.MAX_EPOCHS": 6.0,
+        "SOLVER.STEP_EPOCHS": (4.0, 5.0),
+    }
+    assert {key: values[key] for key in expected} == expected
 
 
 def test_found_anchors_replace_the_papers(tmp_path):

@@ -14,10 +14,13 @@ from lesion_d2.visualization import (
     LesionVisualizer,
     color_bar,
     contact_sheet,
+    heat_table,
     judge,
     outcome_quality,
     parse_window,
     save_picture,
+    stack_pictures,
+    upsample,
     window_image,
 )
 
@@ -347,6 +350,69 @@ def test_a_heat_map_has_a_value_a_pixel():
         ValueError, match=r"'map' has shape \(9, 64\), expected the slice's \(64, 64\)"
     ):
         new_visualizer().draw_heat_map(HeatMap("map", np.zeros((9, SIZE))))
+
+
+def test_a_heat_map_lets_the_slice_through_where_it_has_no_values():
+    values = np.full((SIZE, SIZE), np.nan)
+    values[:, 16:32] = 1.0
+    image = new_visualizer().draw_heat_map(HeatMap("map", values)).get_image()
+    gray = (image == 90).all(axis=2)
+    assert gray[:, : 16 * SCALE].all() and gray[:, 32 * SCALE :].all()
+    assert not gray[:, 16 * SCALE : 32 * SCALE].any()
+
+
+@pytest.mark.parametrize("size", [(20, 40), (23, 41)])
+def test_features_of_an_image_that_is_no_multiple_of_their_stride_keep_their_place(size):
+    cells = (torch.arange(10) + 0.5) * 4  # 5 x 10 of them, as pooling leaves away what is over
+    x = upsample(cells.expand(5, -1), 4, size, size)
+    y = upsample(cells[:5, None].expand(-1, 10), 4, size, size)
+    assert x.shape == y.shape == size
+    np.testing.assert_allclose(x[10, 2:38], np.arange(2, 38) + 0.5, atol=1e-4)
+    np.testing.assert_allclose(y[2:18, 10], np.arange(2, 18) + 0.5, atol=1e-4)
+    assert (x[:, 40:] == 38).all() and (y[20:] == 18).all()
+
+
+def test_a_heat_table_has_a_row_and_a_column_a_label():
+    values = np.array([[0.0, 0.5, 1.0, 0.25], [1.0, 0.75, 0.0, 0.5]])
+    picture = heat_table(values, ["K-1", "K"], list("abcd"), width=400)
+    assert picture.shape == (2 * 40 + 48 + 24, 400, 3)
+    expected = 255 * mpl.colormaps["plasma"](0.72 * values)[..., :3]
+    found = picture[np.ix_([20, 60], [80, 128, 176, 224])]
+    assert np.abs(found - expected).max() <= 2
+    for labels in (picture[:39, :50], picture[41:79, :50], picture[84:100, 56:104]):
+        assert (labels > 200).all(axis=2).any()
+    assert not picture[:80, 56 + 4 * 48 :].any()
+
+
+def test_a_heat_table_of_many_columns_shows_all_of_them():
+    values = np.linspace(0, 1, 300)[None]
+    picture = heat_table(values, ["K"], [str(i) for i in range(300)], width=600)
+    assert picture.shape[1] == 56 + 300 * 4
+    expected = 255 * mpl.colormaps["plasma"](0.72 * values[0])[:, :3]
+    assert np.abs(picture[20, 58::4] - expected).max() <= 2
+
+
+def test_a_heat_table_wants_a_label_each():
+    with pytest.raises(ValueError, match=r"shape \(2, 3\), expected \(1, 3\)"):
+        heat_table(np.zeros((2, 3)), ["K"], list("abc"))
+
+
+def test_pictures_are_stacked_at_the_left():
+    small, large = np.full((2, 3, 3), 50, np.uint8), np.full((1, 5, 3), 70, np.uint8)
+    stacked = stack_pictures([small, large])
+    assert stacked[..., 0].tolist() == [[50] * 3 + [0] * 2] * 2 + [[70] * 5]
+
+
+def test_a_grid_divides_its_box():
+    visualizer = new_visualizer()
+    image = visualizer.draw_grid((7.5, 15.5, 31.5, 31.5), rows=2, columns=3).get_image()
+    changed = (image != 90).any(axis=2)
+    for x in (8, 16, 24, 32):
+        assert changed[16 * SCALE : 32 * SCALE, x * SCALE - 1 : x * SCALE + 1].any(axis=1).all()
+    for y in (16, 24, 32):
+        assert changed[y * SCALE - 1 : y * SCALE + 1, 8 * SCALE : 32 * SCALE].any(axis=0).all()
+    assert not changed[17 * SCALE : 23 * SCALE, 9 * SCALE : 15 * SCALE].any()
+    assert not changed[:, 33 * SCALE :].any() and not changed[: 15 * SCALE].any()
 
 
 def test_a_color_bar_stands_between_its_numbers():

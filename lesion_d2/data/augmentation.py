@@ -111,6 +111,7 @@ class ResizeCT(T.Augmentation):
         image_size: the longer side in pixels; 0 leaves the size as it is.
         pixel_spacing: mm; where it is above 0 it replaces ``image_size``.
         factor_range: the size is multiplied by a factor drawn uniformly from this range.
+        max_size: the longer side at most, in pixels, after all that; 0 sets no limit.
     """
 
     def __init__(
@@ -118,13 +119,14 @@ class ResizeCT(T.Augmentation):
         image_size: int = 512,
         pixel_spacing: float = 0.0,
         factor_range: tuple[float, float] = (1.0, 1.0),
+        max_size: int = 0,
     ):
         super().__init__()
         low, high = factor_range
-        if image_size < 0 or pixel_spacing < 0:
+        if min(image_size, pixel_spacing, max_size) < 0:
             raise ValueError(
-                f"INPUT.CT.IMAGE_SIZE is {image_size} and PIXEL_SPACING {pixel_spacing}; "
-                "expected numbers of at least 0"
+                f"INPUT.CT.IMAGE_SIZE is {image_size}, PIXEL_SPACING {pixel_spacing} and MAX_SIZE "
+                f"{max_size}; expected numbers of at least 0"
             )
         if not 0 < low <= high:
             raise ValueError(f"resize range is ({low}, {high}); expected 0 < low <= high")
@@ -137,6 +139,8 @@ class ResizeCT(T.Augmentation):
         if self.pixel_spacing:
             scale_x, scale_y = (s / self.pixel_spacing for s in spacing[:2])
         factor = self._rand_range(*self.factor_range)
+        if self.max_size:
+            factor = min(factor, self.max_size / max(height * scale_y, width * scale_x))
         new_height = max(1, round(height * scale_y * factor))
         new_width = max(1, round(width * scale_x * factor))
         if (new_height, new_width) == (height, width):
@@ -193,8 +197,9 @@ def build_augmentations(cfg, is_train: bool) -> list[T.Augmentation]:
     """Build the augmentations that INPUT.CT and INPUT.AUG ask for; in inference only the resize."""
     ct, aug = cfg.INPUT.CT, cfg.INPUT.AUG
     if not is_train:
-        return [ResizeCT(ct.IMAGE_SIZE, ct.PIXEL_SPACING)]
-    augmentations = [ResizeCT(ct.IMAGE_SIZE, ct.PIXEL_SPACING, tuple(aug.RESIZE_RANGE))]
+        return [ResizeCT(ct.IMAGE_SIZE, ct.PIXEL_SPACING, max_size=ct.MAX_SIZE)]
+    factors = tuple(aug.RESIZE_RANGE)
+    augmentations = [ResizeCT(ct.IMAGE_SIZE, ct.PIXEL_SPACING, factors, ct.MAX_SIZE)]
     if aug.HFLIP_PROB > 0:
         augmentations.append(T.RandomFlip(aug.HFLIP_PROB, horizontal=True, vertical=False))
     if aug.VFLIP_PROB > 0:

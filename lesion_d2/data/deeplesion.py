@@ -35,6 +35,7 @@ _COLORS = (
     (240, 50, 230),
 )
 _SPLITS = {"train": 1, "val": 2, "test": 3}
+_FOLDERS = {"deeplesion": "DeepLesion", "phantom": "phantom", "phantom_columns": "phantom_columns"}
 #: The columns of DL_info.csv, in its order.
 CSV_COLUMNS = (
     "File_name",
@@ -182,7 +183,7 @@ def resolve_root(root: str) -> str:
 
 def _register_builtin() -> None:
     for split in _SPLITS:
-        for name, folder in (("deeplesion", "DeepLesion"), ("phantom", "phantom")):
+        for name, folder in _FOLDERS.items():
             _register_once(f"{name}_{split}", f"$DETECTRON2_DATASETS/{folder}", split)
     _register_once("deeplesion_sample", "$DETECTRON2_DATASETS/deeplesion_sample", None)
 

@@ -5,11 +5,14 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger(__name__)
+
+#: Metadata of a dataclass field that was added later, see :func:`write_data_set`.
+LATER = {"later": True}
 
 
 def check_options(kind: str, options: Any, limits: Mapping[str, tuple[float, float]]) -> None:
@@ -42,7 +45,8 @@ def write_data_set(
     Args:
         root: the data set's folder; made by renaming, after everything was written beside it.
         kind: of data set, such as "phantom"; its options stand in ``<kind>.json``.
-        options: a dataclass.
+        options: a dataclass. A field with ``LATER`` for its metadata came after data sets had been
+            written without it: its default is not stored, which keeps them complete.
         write: fills the folder that it is given, which does not exist yet.
         overwrite: replace a folder that was written with other options.
 
@@ -54,20 +58,27 @@ def write_data_set(
             set, or anything that is no data set of this kind.
     """
     root = Path(root).absolute()
-    if root.exists() and _holds_these(root, kind, asdict(options), overwrite):
+    stored = _stored(options)
+    if root.exists() and _holds_these(root, kind, stored, overwrite):
         logger.info("The %s data set in %s is complete: nothing to do", kind, root)
         return False
     partial_root = root.with_name(root.name + ".partial")
     shutil.rmtree(partial_root, ignore_errors=True)
     try:
         write(partial_root)
-        (partial_root / f"{kind}.json").write_text(json.dumps(asdict(options), indent=2))
+        (partial_root / f"{kind}.json").write_text(json.dumps(stored, indent=2))
         if root.exists():
             shutil.rmtree(root)
         os.replace(partial_root, root)
     finally:
         shutil.rmtree(partial_root, ignore_errors=True)
     return True
+
+
+def _stored(options: Any) -> dict:
+    """What stands in ``<kind>.json``."""
+    values = [(field, getattr(options, field.name)) for field in fields(options)]
+    return {f.name: v for f, v in values if f.metadata != LATER or v != f.default}
 
 
 def _holds_these(root: Path, kind: str, wanted: dict, overwrite: bool) -> bool:

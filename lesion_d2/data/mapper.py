@@ -1,4 +1,5 @@
 import logging
+import os
 from collections.abc import Mapping
 
 import cv2
@@ -12,6 +13,7 @@ from pycocotools import mask as mask_util
 
 from ..config import trains_on_masks
 from .augmentation import build_augmentations
+from .borders import BODY_THRESHOLD, body_extent, volume_extent
 from .ct import hu_to_pixels, read_slice, slice_stack
 from .pseudo_masks import (
     METHODS,
@@ -30,8 +32,9 @@ class LesionDatasetMapper:
     """Maps a DeepLesion dict to what Detectron2's models take.
 
     1. Reads the key slice and its neighbors as C slices at one interval (:func:`slice_stack`).
-    2. Applies the augmentations to the stack, the lesions' outlines and their masks.
-    3. Gives ``image``, in training ``instances``, and in inference with masks ``lesion_masks``.
+    2. Cuts the black borders around the body, if asked to.
+    3. Applies the augmentations to the stack, the lesions' outlines and their masks.
+    4. Gives ``image``, in training ``instances``, and in inference with masks ``lesion_masks``.
 
     A box after a rotation is the extent of the lesion's outline, see :func:`lesion_outline`. A
     lesion whose box's center left the image is dropped.
@@ -42,6 +45,8 @@ class LesionDatasetMapper:
         num_slices, slice_interval: C, and the distance of the slices in mm; 0 for that of the
             files.
         hu_window: low and high, in HU: 0 and 255 of the image.
+        cut_borders: whether images show only the key slice's :func:`body_extent` or, of dicts with
+            ``volume``, their volume's: slices that neighboring key slices share stay the same.
         mask_method: "ellipse", "grabcut", or "" for neither ``gt_masks`` nor ``lesion_masks``.
         pseudo_masks: masks computed before; a lesion that none of them covers gets its mask on the
             fly.
@@ -61,6 +66,7 @@ class LesionDatasetMapper:
         num_slices: int = 3,
         slice_interval: float = 2.0,
         hu_window: tuple[float, float] = (-1024.0, 1050.0),
+        cut_borders: bool = False,
         mask_method: str = "",
         pseudo_masks: tuple[PseudoMasks, ...] = (),
     ):
@@ -69,6 +75,7 @@ class LesionDatasetMapper:
         self.num_slices = num_slices
         self.slice_interval = slice_interval
         self.hu_window = hu_window
+        self.cut_borders = cut_borders
         self.mask_method = mask_method
         self.pseudo_masks = pseudo_masks
         self.hard_negatives: Mapping[str, list[dict]] = {}
@@ -92,6 +99,7 @@ class LesionDatasetMapper:
             "num_slices": ct.NUM_SLICES,
             "slice_interval": ct.SLICE_INTERVAL,
             "hu_window": tuple(ct.HU_WINDOW),
+            "cut_borders": ct.CUT_BORDERS,
             "mask_method": cfg.INPUT.PSEUDO_MASK if with_masks else "",
             "pseudo_masks": _load_mask_files(cfg) if with_masks else (),
         }
@@ -126,7 +134,9 @@ class LesionDatasetMapper:
             dataset_dict: as :func:`load_deeplesion` returns it; not changed.
 
         Returns:
-            A copy with ``image``, float32 (C, H, W) on the 0..255 scale. In training with
+            A copy with ``image``, float32 (C, H, W) on the 0..255 scale; where borders are cut,
+            with ``crop``: (x0, y0, x1, y1) of what it shows, in whole pixels of the slice on disk,
+            ends exclusive (``height`` and ``width`` stay the slice's). In training with
             ``instances``: ``gt_boxes``, ``gt_classes`` and, if masks are on, ``gt_masks``. In
             inference, if masks are on, with ``lesion_masks``: bool (m, height, width), one an
             annotation, on the slice as it is on disk.
@@ -156,7 +166,13 @@ class LesionDatasetMapper:
         check_image_size(dataset_dict, image)
         aug_input = T.AugInput(image)
         aug_input.spacing = dataset_dict["spacing"]
-        transforms = self.augmentations(aug_input)
+        transforms = T.TransformList([])
+        if self.cut_borders:
+            dataset_dict["crop"] = self._find_crop(dataset_dict, stack[self.num_slices // 2])
+            cut = _crop_transform(dataset_dict["crop"], image.shape[:2])
+            aug_input.transform(cut)
+            transforms += cut
+        transforms += self.augmentations(aug_input)
         image = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
         dataset_dict["image"] = torch.from_numpy(image)
         if self.is_train:
@@ -173,6 +189,17 @@ class LesionDatasetMapper:
                 out[:] = mask
             dataset_dict["lesion_masks"] = torch.from_numpy(masks)
         return dataset_dict
+
+    def _find_crop(self, dataset_dict: dict, key_slice: np.ndarray) -> tuple[int, int, int, int]:
+        """What to keep of the slices; ``key_slice`` (H, W) in HU, clipped to the window."""
+        file_name, spacing = dataset_dict["file_name"], tuple(dataset_dict["spacing"][:2])
+        if "volume" in dataset_dict:
+            slice_range = tuple(dataset_dict["slice_range"])
+            return volume_extent(os.path.dirname(file_name), slice_range, spacing)
+        low, high = self.hu_window
+        if not low <= BODY_THRESHOLD < high:  # the window does not tell the body from the air
+            key_slice = read_slice(file_name)
+        return body_extent(key_slice, spacing)
 
     def _masks(self, dataset_dict: dict, annotations: list[dict]) -> list[np.ndarray]:
         """The annotations' masks, (H, W) each, on the slice as it is on disk."""
@@ -208,6 +235,12 @@ class LesionDatasetMapper:
                 f"GrabCut fell back to the ellipse for {self._num_fallbacks} of {self._num_masks} "
                 "masks of this loader process"
             )
+
+
+def _crop_transform(crop: tuple[int, int, int, int], size: tuple[int, int]) -> T.CropTransform:
+    x0, y0, x1, y1 = crop
+    height, width = size
+    return T.CropTransform(x0, y0, x1 - x0, y1 - y0, width, height)
 
 
 def _load_mask_files(cfg) -> tuple[PseudoMasks, ...]:

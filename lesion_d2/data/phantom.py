@@ -11,7 +11,7 @@ import csv
 import json
 import multiprocessing
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +21,16 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from .deeplesion import CSV_COLUMNS
-from .generated import check_options, write_data_set
+from .generated import LATER, check_options, write_data_set
 from .phantom_anatomy import Body, paint_body, sample_body, sample_tissues
-from .phantom_lesions import LESION_TYPES, Lesion, LesionType, measure_recist, sample_lesion
+from .phantom_lesions import (
+    LESION_TYPES,
+    Distractor,
+    Lesion,
+    LesionType,
+    measure_recist,
+    sample_lesion,
+)
 from .phantom_shapes import Canvas
 
 FORMAT_VERSION = 2
@@ -32,6 +39,7 @@ MIN_PIXELS, MIN_CONTRAST = 8, 25.0  # of a lesion on its key slice; HU without n
 TORSO = 600.0  # mm of a body of average height
 # Slice spacings in mm, how often each is drawn, and over how many heights a slice averages.
 SPACINGS, SPACING_SHARES, SUBSLICES = (1, 2, 5), (0.4, 0.2, 0.4), {1: 1, 2: 1, 5: 2}
+MAX_DRIFT = 0.15  # mm that a distractor moves along x and y, at most, for every mm of height
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ class PhantomOptions:
     median_diameter: float = 27.0
     mottle_hu: float = 60.0
     format_version: int = FORMAT_VERSION
+    distractors: float = field(default=0.0, metadata=LATER)
 
     def __post_init__(self) -> None:
         limits = {
@@ -54,6 +63,7 @@ class PhantomOptions:
             "extent_mm": (0, 60),
             "median_diameter": (5, 40),
             "mottle_hu": (0, 100),
+            "distractors": (0, 10),
         }
         check_options("phantom", self, limits)
 
@@ -61,6 +71,7 @@ class PhantomOptions:
 PRESETS = {
     "quickstart": PhantomOptions(),
     "full": PhantomOptions(num_patients=200, size=512, extent_mm=20.0, median_diameter=16.0),
+    "columns": PhantomOptions(extent_mm=14.0, median_diameter=18.0, distractors=2.0),
 }
 
 
@@ -73,6 +84,7 @@ def write_phantom(
     extent_mm: float = 2.0,
     median_diameter: float = 27.0,
     mottle_hu: float = 60.0,
+    distractors: float = 0.0,
     workers: int | None = None,
     overwrite: bool = False,
 ) -> bool:
@@ -91,6 +103,8 @@ def write_phantom(
         extent_mm: slices reach at least this far on both sides of a key slice.
         median_diameter: mm, of the lesions.
         mottle_hu: HU, how uneven lesions are inside; the smaller, the harder to tell apart.
+        distractors: how many a key slice has in the mean, where there is room: what looks like a
+            lesion there, drawn like one, but goes on through all slices and is not annotated.
         workers: processes; all cores by default, up to 16.
         overwrite: replace a folder that was written with other options.
 
@@ -103,7 +117,13 @@ def write_phantom(
             is not set, or anything that is no phantom data set.
     """
     options = PhantomOptions(
-        num_patients, size, seed, float(extent_mm), float(median_diameter), float(mottle_hu)
+        num_patients,
+        size,
+        seed,
+        float(extent_mm),
+        float(median_diameter),
+        float(mottle_hu),
+        distractors=float(distractors),
     )
     if workers is not None and workers < 1:
         raise ValueError(f"phantom option workers: found {workers}, expected 1 or more")
@@ -193,10 +213,12 @@ class Series:
         self.noise = float(rng.uniform(8, 17)) * (1.2 if self.spacing == 1 else 1.0)
         self.padding = int(rng.choice([-3024, -2000])) if rng.random() < 0.3 else None
         self.lesions: list[Lesion] = []
+        self.distractors: list[Distractor] = []
         while not self.lesions:
             kind = LESION_TYPES[rng.choice(len(LESION_TYPES), p=[k.share for k in LESION_TYPES])]
             self._choose_view(rng, kind)
             self._place_lesions(rng, kind)
+        self.window = kind.window
 
     def _choose_view(self, rng: np.random.Generator, kind: LesionType) -> None:
         """Pick the key slice and the field of view, which the body fills."""
@@ -224,26 +246,50 @@ class Series:
         ]
 
     def _place_lesions(self, rng: np.random.Generator, kind: LesionType) -> None:
-        """Fill ``lesions`` with up to three that the key slice shows, the first of this type."""
+        """Fill ``lesions`` with up to three that the key slice shows, and ``distractors``."""
+        number = num_lesions = int(rng.choice([1, 2, 3], p=[0.68, 0.22, 0.1]))
+        if self.options.distractors:  # sets without them stay as they were: no draw
+            number += int(rng.poisson(self.options.distractors))
+        placed = self._place(rng, kind, number)
+        is_lesion = np.full(number, True)
+        if number > num_lesions:  # which they are is drawn last: size and place must not tell
+            is_lesion = rng.permutation(number) < num_lesions
+        pairs = list(zip(placed, is_lesion, strict=False))
+        self.lesions = [lesion for lesion, ends in pairs if ends]
+        self.distractors = [
+            Distractor(
+                lesion,
+                float(self.key * self.spacing),
+                float(self.spacing),
+                tuple(rng.uniform(-MAX_DRIFT, MAX_DRIFT, 2).tolist()),
+            )
+            for lesion, ends in pairs
+            if not ends
+        ]
+
+    def _place(self, rng: np.random.Generator, kind: LesionType, number: int) -> list[Lesion]:
+        """Up to so many lesions that the key slice shows, the first of this type."""
+        placed: list[Lesion] = []
         canvases = self._paint(self.key)
         taken = np.hypot(*self._from_middle()) > 0.94 * self._field_of_view()
         height = self.key * self.spacing / self.body.scale[2]
         others = [k for k in LESION_TYPES if k.heights[0] <= height <= k.heights[1]]
         share = np.array([k.share * (3 if k is kind else 1) for k in others])
-        for i in range(int(rng.choice([1, 2, 3], p=[0.68, 0.22, 0.1]))):
+        for i in range(number):
             chosen = kind if i == 0 else others[rng.choice(len(others), p=share / share.sum())]
             size, mottle = self.options.median_diameter, self.options.mottle_hu
             lesion = sample_lesion(rng, chosen, canvases[0], taken, size, mottle)
             if lesion is None:
-                return
+                break
             before = _mean_hu(canvases)
             cover = np.mean([lesion.paint(canvas) for canvas in canvases], axis=0)
             change = np.abs(_mean_hu(canvases) - before)[cover > 0.5]
             if len(change) < MIN_PIXELS or change.mean() < MIN_CONTRAST:
-                return
-            self.lesions.append(lesion)
+                break
+            placed.append(lesion)
             reach = int(12 / self.pixel)
             taken |= cv2.dilate(cover, np.ones((2 * reach + 1,) * 2, np.uint8)) > 0
+        return placed
 
     def _from_middle(self) -> tuple[np.ndarray, np.ndarray]:
         """mm to the middle of the picture, along x (W,) and y (H, 1)."""
@@ -271,9 +317,13 @@ class Series:
     def render(self, index: int, lesions: list[Lesion]) -> tuple[np.ndarray, list[np.ndarray]]:
         """HU without noise (H x W float32) of one slice with these lesions, and their masks.
 
-        A thick slice is the mean over several heights, which gives partial volume.
+        The distractors are always there. A thick slice is the mean over several heights, which
+        gives partial volume.
         """
         canvases = self._paint(index)
+        for distractor in self.distractors:
+            for canvas in canvases:
+                distractor.paint(canvas)
         covers = [np.mean([x.paint(canvas) for canvas in canvases], axis=0) for x in lesions]
         return _mean_hu(canvases), [cover > 0.5 for cover in covers]
 
@@ -304,7 +354,7 @@ class Series:
                 "Slice_range": _join((min(slices), max(slices))),
                 "Spacing_mm_px_": _join((self.pixel, self.pixel, self.spacing)),
                 "Image_size": _join((size, size)),
-                "DICOM_windows": _join(self.lesions[0].kind.window),
+                "DICOM_windows": _join(self.window),
             }
             rles = {}
             for index, masks in slices.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import cv2
@@ -101,8 +102,11 @@ class Lesion:
         waves = np.sin(direction @ self.bumps[:, :3].T.astype(np.float32) + self.bumps[:, 3])
         return (length - 1 - waves @ self.height) * self.radius
 
-    def paint(self, canvas: Canvas) -> np.ndarray:
-        """Paint the lesion over a slice; returns its cover of each pixel, H x W (0..1)."""
+    def paint(self, canvas: Canvas, away: float = 0.0) -> np.ndarray:
+        """Paint the lesion over a slice; returns its cover of each pixel, H x W (0..1).
+
+        ``away``: mm that its mottle is taken further on, as a :class:`Distractor` does.
+        """
         cover = np.zeros(canvas.hu.shape, np.float32)
         (x, y, z), reach = self.center, self.reach
         patch = canvas.patch(x - reach, x + reach, y - reach, y + reach)
@@ -112,12 +116,41 @@ class Lesion:
         cover[patch] = share = canvas.cover(distance)
         hu = canvas.hu[patch]
         deep = np.clip(-distance / self.radius - 0.35, 0, 0.3) / 0.3
-        uneven = self.mottle(canvas.x[patch[1]], canvas.y[patch[0]], canvas.z)
+        uneven = self.mottle(canvas.x[patch[1]], canvas.y[patch[0]], canvas.z + away)
         target = self.hu + self.core * deep + self.mottle_hu * uneven
         if self.relative:
             target = target + canvas.tissues[HOST_TISSUE[self.kind.hosts[0]]]
         hu += share * (target - hu)
         return cover
+
+
+@dataclass(frozen=True)
+class Distractor:
+    """What looks like a lesion on its key slice, and goes on through all slices instead of ending.
+
+    Every slice shows the lesion's outline on the key slice, moved by the drift, and mottle that
+    changes with height as a lesion's does: only that it does not end tells. Heights within a slice
+    differ as in the lesion, so that thick slices blur both alike.
+
+    Attributes:
+        lesion: what the key slice shows.
+        key_z: height of the key slice, mm.
+        spacing: of the slices, mm.
+        drift: mm along x and y for every mm of height, as of a vessel that runs aslant.
+    """
+
+    lesion: Lesion
+    key_z: float
+    spacing: float
+    drift: tuple[float, float]
+
+    def paint(self, canvas: Canvas) -> np.ndarray:
+        """Paint it over a slice; returns its cover of each pixel, H x W (0..1)."""
+        away = self.spacing * round((canvas.z - self.key_z) / self.spacing)
+        moved = copy.copy(canvas)  # paints into the same HU
+        moved.x, moved.y = canvas.x - self.drift[0] * away, canvas.y - self.drift[1] * away
+        moved.z = canvas.z - away
+        return self.lesion.paint(moved, away)
 
 
 HOST_TISSUE = {LIVER: "liver", KIDNEY: "medulla"}

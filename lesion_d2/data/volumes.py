@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache, partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from .phantom_lesions import measure_recist
 logger = logging.getLogger(__name__)
 
 _SPLITS = ("train", "val", "test")
+_FOLDERS = ("phantom", "phantom_columns")
 _SLICE_NAME = re.compile(r"(\d+)\.png")
 _ENTRY_KEYS = ("image_id", "row", "masks")
 # Of measurements that are kept: a run reads its data set several times.
@@ -105,13 +107,12 @@ def _load_registered(root: str, split: str | None, coarse_types: bool) -> list[d
 
 
 def _register_builtin() -> None:
-    for split in _SPLITS:
-        for suffix, coarse_types in (("", False), ("_types", True)):
-            name = f"phantom_volumes_{split}{suffix}"
-            if name not in DatasetCatalog:  # there already where this module is imported again
-                register_volumes(
-                    name, "$DETECTRON2_DATASETS/phantom", split, coarse_types=coarse_types
-                )
+    types = (("", False), ("_types", True))
+    for folder, split, (suffix, coarse_types) in product(_FOLDERS, _SPLITS, types):
+        name = f"{folder}_volumes_{split}{suffix}"
+        if name not in DatasetCatalog:  # there already where this module is imported again
+            root = f"$DETECTRON2_DATASETS/{folder}"
+            register_volumes(name, root, split, coarse_types=coarse_types)
 
 
 def _read_lesions(file: Path, key_slices: Iterable[Mapping]) -> dict[int, dict[int, dict]]:

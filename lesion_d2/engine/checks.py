@@ -163,6 +163,11 @@ def _check_model(cfg: CfgNode) -> nn.Module:
             f"MODEL.META_ARCHITECTURE: found {found!r}, expected 'LesionRCNN' for its segmentation "
             f"loss (MODEL.LESION_RCNN.SEG_LOSS_WEIGHT is {seg_loss_weight})"
         )
+    if cfg.INPUT.CT.CUT_BORDERS and not _is_a(cfg, DetUNet, LesionRCNN, RetinaUNet):
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE: found {found!r}, expected a DetUNet, LesionRCNN or "
+            "RetinaUNet, which bring boxes back to the slice (INPUT.CT.CUT_BORDERS is True)"
+        )
     try:
         with torch.device("meta"):
             model = META_ARCH_REGISTRY.get(found)(cfg)

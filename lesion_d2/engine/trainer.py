@@ -31,7 +31,7 @@ from ..data.loader import (
 )
 from ..evaluation import LesionEvaluator, VolumeEvaluator
 from ..inference import batched_merge_slices
-from ..modeling.backbone.unet_fpn import UNetFPN
+from ..modeling import UNetFPN, reuse_features
 from .best_checkpoints import KeepBestHook
 from .checkpoint import LesionCheckpointer
 from .hard_negatives import HardNegativeMiner, HardNegativeMiningHook
@@ -272,10 +272,14 @@ class Trainer(DefaultTrainer, StoppableTrainer):
     ) -> dict:
         """As in DefaultTrainer; all processes evaluate with the first one's running statistics.
 
-        They are what the checkpoints hold; each process trains on with them.
+        They are what the checkpoints hold; each process trains on with them. Over volumes,
+        neighboring key slices share the features of their images, see :func:`reuse_features`.
         """
         share_running_statistics(model)
-        return super().test(cfg, model, evaluators)
+        kinds = {MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TEST}
+        num_reused = cfg.MODEL.RFCN_3DCE.NUM_REUSED if "lesion_volume" in kinds else 0
+        with reuse_features(model, num_reused):
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -79,7 +79,7 @@ class Ensemble(nn.Module):
 
         Args:
             batched_inputs: dicts with ``image`` (C, H, W), and optionally ``height`` and ``width``
-                of the output.
+                of the output, and ``crop``, the part of it that ``image`` shows.
 
         Returns:
             ``[{"instances": ...}]``, see :func:`consolidate`.

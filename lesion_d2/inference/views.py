@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from ..cropping import put_back, shown_size
+
 #: Along x, along y: the image, and its three mirrored views.
 MIRRORS = ((False, False), (True, False), (False, True), (True, True))
 _UNMIRRORED = MIRRORS[:1]
@@ -82,6 +84,15 @@ class CutMask:
     window: tuple[slice, slice]
     pixels: Tensor  # bool, of the window
 
+    def moved(self, left: int, top: int) -> "CutMask":
+        """The same pixels, so many pixels further to the right and down."""
+        rows, columns = self.window
+        return CutMask((_moved(rows, top), _moved(columns, left)), self.pixels)
+
+
+def _moved(window: slice, start: int) -> slice:
+    return slice(window.start + start, window.stop + start)
+
 
 def cut_masks(masks: Tensor) -> list[CutMask]:
     """Keep of masks (n, H, W) the parts with their pixels."""
@@ -132,13 +143,14 @@ def detect_in_views(
 
     Args:
         models: as Detectron2's, in evaluation mode.
-        input_dict: ``image`` (C, H, W), optionally ``height`` and ``width`` of the slice.
+        input_dict: ``image`` (C, H, W), optionally ``height`` and ``width`` of the slice, and
+            ``crop``, the part of it that ``image`` shows.
         mirrors: four mirrored views in place of one.
         tile_size, tile_overlap: see :func:`make_tiles`; pixels of ``image``.
     """
     image = input_dict["image"]
     input_size = tuple(image.shape[-2:])
-    size = (input_dict.get("height", input_size[0]), input_dict.get("width", input_size[1]))
+    size = shown_size(input_dict, input_size)
     flips = MIRRORS if mirrors else _UNMIRRORED
     tiles = make_tiles(input_size, tile_size, tile_overlap)
     views = list(_views(models, input_dict, tiles, flips, size))
@@ -157,6 +169,10 @@ def detect_in_views(
         tile_ids = view_ids // len(flips) % len(tiles)
         for i, tile in enumerate(tiles):
             center_weights[tile_ids == i] = tile.center_weights(centers[tile_ids == i])
+    instances = put_back(instances, input_dict)
+    if masks is not None and "crop" in input_dict:
+        left, top = input_dict["crop"][:2]
+        masks = [mask.moved(left, top) for mask in masks]
     return ViewDetections(instances, masks, view_ids, num_views, center_weights)
 
 
@@ -167,13 +183,21 @@ def _views(
     flips: tuple[tuple[bool, bool], ...],
     size: tuple[int, int],
 ) -> Iterator[Instances]:
-    """What is found in each view, on the slice; ``pred_masks`` are lists of :class:`CutMask`."""
+    """What is found in each view, on what the image shows of the slice.
+
+    Args:
+        size: of that, height and width in pixels of the slice.
+
+    Yields:
+        With ``pred_masks`` as lists of :class:`CutMask`.
+    """
     image = input_dict["image"]
     input_size = tuple(image.shape[-2:])
     is_whole = len(tiles) == 1
     for model, tile in itertools.product(models, tiles):
         height, width = size if is_whole else (tile.height, tile.width)
         view = {**input_dict, "height": height, "width": width}
+        view.pop("crop", None)  # put back once, for all views
         batch = [{**view, "image": _flip(image[tile.slices], flip)} for flip in flips]
         for output, flip in zip(model(batch), flips, strict=True):
             found = _unmirror(output["instances"], flip)

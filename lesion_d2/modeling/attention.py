@@ -43,6 +43,74 @@ class AttentionGate(nn.Module):
         return self.psi(F.relu_(gating.add_(self.theta(skip)))) * skip
 
 
+class MaxNormalizedAttention(nn.Module):
+    """Attention by a softmax that is divided by its largest value (Tao et al., section 2).
+
+    The scores are a convolution of the features, a score a channel, and the largest weight is 1.
+    Dividing by it cancels the sum of the softmax: what is left, ``exp((score - largest) / T)``, is
+    as safe in half precision over 64 x 64 positions as over three images, where the softmax itself
+    would underflow.
+
+    The paper leaves the convolution and its start open. Ours is 1x1 and without a bias, which would
+    cancel as well. It starts from zero, where all weights are 1: training begins with the detector
+    without attention.
+
+    Args:
+        channels: D of the features.
+        temperature: T, by which the scores are divided; the higher, the more even the weights.
+        axes: of (N, M, D, H, W), over which a softmax goes.
+
+    Raises:
+        ValueError: the temperature is not positive.
+    """
+
+    def __init__(self, channels: int, temperature: float, axes: tuple[int, ...]):
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature of an attention: found {temperature}, expected above 0")
+        self.temperature = temperature
+        self.axes = axes
+        self.scores = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
+        nn.init.zeros_(self.scores.weight)
+
+    def weights(self, features: Tensor) -> Tensor:
+        """The weights in (0, 1] of features (N, M, D, H, W), of the same shape."""
+        scores = self.scores(features.flatten(0, 1)).view_as(features)
+        return (scores - scores.amax(self.axes, keepdim=True)).div_(self.temperature).exp_()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (N, M, D, H, W) times their weights."""
+        return self.weights(features) * features
+
+
+class ContextualAttention(MaxNormalizedAttention):
+    """Weighs the M images of each position and channel (Tao et al., equations (1) to (4)).
+
+    Args:
+        channels: D of the features.
+        temperature: 2 in the paper (section 3).
+    """
+
+    def __init__(self, channels: int, temperature: float = 2.0):
+        super().__init__(channels, temperature, axes=(1,))
+
+
+class SpatialAttention(MaxNormalizedAttention):
+    """Weighs the positions of each image and channel (Tao et al., equations (5) to (8)).
+
+    It looks at what the contextual attention let through, as the text and Fig. 1 have it; equation
+    (5) has the features from before. In a batch of images of several sizes their padding is among
+    the positions.
+
+    Args:
+        channels: D of the features.
+        temperature: 3 in the paper (section 3).
+    """
+
+    def __init__(self, channels: int, temperature: float = 3.0):
+        super().__init__(channels, temperature, axes=(3, 4))
+
+
 @contextmanager
 def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Record the maps of a model's attention gates while the context lasts.

@@ -6,6 +6,8 @@ python -m lesion_d2.tools.compare_runs --dataset phantom_test \\
 An experiment is a name and a pattern of OUTPUT_DIRs; the figures are those of each run's last
 evaluation on the data set (``froc.json``), of all lesions or of one stratum. ``--ends`` adds where
 the curves of all lesions end: the largest sensitivity, and the false positives per image there.
+``--strata 4`` has the strata as columns instead, at 4 false positives per image: types, diameters
+and slice intervals in the order of Tao et al. (Table 2), those with lesions.
 """
 
 import argparse
@@ -21,6 +23,9 @@ from tabulate import tabulate
 
 ALL_LESIONS = "all lesions"
 ENDS = ("largest", "at")
+# Groups of strata, and types, in the order of Tao et al., Table 2.
+GROUPS = ("froc_type", "froc_size", "froc_interval")
+TYPES = ("lung", "mediastinum", "liver", "soft tissue", "pelvis", "abdomen", "kidney", "bone")
 
 
 def read_runs(
@@ -42,15 +47,55 @@ def read_runs(
         FileNotFoundError: no folder, or one without an evaluation on the data set.
         ValueError: a file is not an FROC table, or has no such line.
     """
+    return [_read_run(file, stratum, ends) for file in _find_files(pattern, dataset)]
+
+
+def read_strata(pattern: str, dataset: str, rate: float) -> list[dict[str, tuple[int, float]]]:
+    """The strata with lesions of every run that a pattern finds.
+
+    Args:
+        pattern: of OUTPUT_DIRs, as a shell's.
+        dataset: that the runs were evaluated on.
+        rate: of false positives per image.
+
+    Returns:
+        For each run, in the order of the folders' names: label -> number of lesions, and
+        sensitivity in percent at that rate. Types come first, then diameters, then intervals.
+
+    Raises:
+        FileNotFoundError: no folder, or one without an evaluation on the data set.
+        ValueError: a file is not an FROC table, or has no such rate or no strata.
+    """
+    return [_read_strata(file, f"sens@{rate:g}") for file in _find_files(pattern, dataset)]
+
+
+def _find_files(pattern: str, dataset: str) -> list[Path]:
     folders = [folder for folder in map(Path, sorted(glob.glob(pattern))) if folder.is_dir()]
     if not folders:
         raise FileNotFoundError(f"{pattern}: found no folder, expected the OUTPUT_DIRs of runs")
-    return [_read_run(folder, dataset, stratum, ends) for folder in folders]
+    return [find_evaluations(folder, dataset)[0] / "froc.json" for folder in folders]
 
 
-def _read_run(folder: Path, dataset: str, stratum: str, ends: bool) -> dict:
-    [evaluation] = find_evaluations(folder, dataset)
-    file = evaluation / "froc.json"
+def _read_strata(file: Path, metric: str) -> dict[str, tuple[int, float]]:
+    rows = read_froc(file)["rows"]
+    if metric not in rows[0]:
+        names = ", ".join(name for name in metric_names(rows[0]) if name.startswith("sens@"))
+        raise ValueError(f"{file}: found no {metric}, expected one of {names}")
+    strata = [row for row in rows if row.get("group") in GROUPS and row["lesions"]]
+    if not strata:
+        raise ValueError(
+            f"{file}: found no strata with lesions, expected types, sizes or intervals"
+        )
+    strata.sort(key=_place)  # stable: sizes and intervals rise as they are
+    return {row["stratum"]: (row["lesions"], row[metric]) for row in strata}
+
+
+def _place(row: dict) -> tuple[int, int]:
+    types = TYPES.index(row["stratum"]) if row["stratum"] in TYPES else len(TYPES)
+    return GROUPS.index(row["group"]), types
+
+
+def _read_run(file: Path, stratum: str, ends: bool) -> dict:
     content = read_froc(file)
     rows = {row["stratum"]: row for row in content["rows"]}
     if stratum not in rows:
@@ -92,6 +137,38 @@ def compare(experiments: dict[str, list[dict]]) -> str:
     return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True)
 
 
+def compare_strata(experiments: dict[str, list[dict[str, tuple[int, float]]]]) -> str:
+    """The table: a line an experiment, a column a stratum, in percent; see :func:`compare`.
+
+    Args:
+        experiments: name -> the runs' strata, see :func:`read_strata`.
+
+    Raises:
+        ValueError: the runs were not evaluated on the same numbers of lesions.
+    """
+    counts = [
+        (name, {label: number for label, (number, _) in run.items()})
+        for name, runs in experiments.items()
+        for run in runs
+    ]
+    first, expected = counts[0]
+    for name, found in counts:
+        if found != expected:
+            raise ValueError(
+                f"found different numbers of lesions ({first}: {_listed(expected)}; {name}: "
+                f"{_listed(found)}), expected one data set"
+            )
+    lines = [["lesions", "", *expected.values()]]
+    for name, runs in experiments.items():
+        values = np.array([[value for _, value in run.values()] for run in runs], dtype=float)
+        lines.append([name, len(runs), *map(mean_and_spread, values.T)])
+    return tabulate(lines, ["", "runs", *expected], tablefmt="pipe", disable_numparse=True)
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{number} {label}" for label, number in counts.items())
+
+
 def _columns(row: dict) -> tuple[str, ...]:
     return (*metric_names(row), *(name for name in ENDS if name in row))
 
@@ -120,27 +197,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--stratum", default=ALL_LESIONS, help=f"line of the tables ({ALL_LESIONS})"
     )
     parser.add_argument("--ends", action="store_true", help="add the ends of the curves")
+    parser.add_argument(
+        "--strata", type=float, metavar="RATE", help="strata as columns, at a rate of the tables"
+    )
     args = parser.parse_args(argv)
     if args.ends and args.stratum != ALL_LESIONS:
         parser.error("--ends is of all lesions, not of a --stratum")
+    if args.strata is not None and (args.ends or args.stratum != ALL_LESIONS):
+        parser.error("--strata has all strata at one rate, without --stratum and --ends")
     names = [name for name, _ in args.experiments]
     if len(set(names)) < len(names):
         parser.error(f"found experiments {', '.join(names)}, expected different names")
     try:
-        runs = {
-            name: read_runs(pattern, args.dataset, args.stratum, ends=args.ends)
-            for name, pattern in args.experiments
-        }
-        table = compare(runs)
+        print(_report(args) if args.strata is None else _report_strata(args))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    lesions = next(iter(runs.values()))[0]["lesions"]
-    print(
-        f"Sensitivity in % at false positives per image, {args.dataset}: {lesions} {args.stratum}"
-    )
-    print(f"\n{table}")
     return 0
+
+
+def _report(args: argparse.Namespace) -> str:
+    runs = {
+        name: read_runs(pattern, args.dataset, args.stratum, ends=args.ends)
+        for name, pattern in args.experiments
+    }
+    table, lesions = compare(runs), next(iter(runs.values()))[0]["lesions"]
+    title = f"Sensitivity in % at false positives per image, {args.dataset}"
+    return f"{title}: {lesions} {args.stratum}\n\n{table}"
+
+
+def _report_strata(args: argparse.Namespace) -> str:
+    runs = {
+        name: read_strata(pattern, args.dataset, args.strata) for name, pattern in args.experiments
+    }
+    title = f"Sensitivity in % at {args.strata:g} false positives per image, {args.dataset}"
+    return f"{title}\n\n{compare_strata(runs)}"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """Pictures of CT slices, their lesions, a run's detections and what a model looks at."""
 
-from .heat_map import HeatMap, color_bar
+from .heat_map import HeatMap, color_bar, upsample
+from .heat_table import heat_table
 from .outcome import ImageOutcome, judge, outcome_quality, prediction_masks, truth_boxes
-from .sheet import contact_sheet, save_picture
+from .sheet import contact_sheet, save_picture, stack_pictures
 from .visualizer import (
     FALSE_POSITIVE_COLOR,
+    GRID_COLOR,
+    GRID_LEGEND,
     HIDDEN_LEGEND,
     HIT_COLOR,
     MASK_COLOR,
@@ -20,6 +23,8 @@ from .window import WINDOWS, parse_window, window_image
 
 __all__ = [
     "FALSE_POSITIVE_COLOR",
+    "GRID_COLOR",
+    "GRID_LEGEND",
     "HIDDEN_LEGEND",
     "HIT_COLOR",
     "MASK_COLOR",
@@ -35,11 +40,14 @@ __all__ = [
     "LesionVisualizer",
     "color_bar",
     "contact_sheet",
+    "heat_table",
     "judge",
     "outcome_quality",
     "parse_window",
     "prediction_masks",
     "save_picture",
+    "stack_pictures",
     "truth_boxes",
+    "upsample",
     "window_image",
 ]

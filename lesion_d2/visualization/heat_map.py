@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
 
 from .sheet import FONT_SIZE, new_figure, to_pixels
 
@@ -20,7 +22,7 @@ class HeatMap:
 
     Attributes:
         title: of up to two lines.
-        values: (H, W), one a pixel of the slice.
+        values: (H, W), one a pixel of the slice; NaN where there is nothing to show.
         low, high: values that get the first and the last color, as do those beyond them.
     """
 
@@ -38,13 +40,39 @@ def heat_map_colors(values: np.ndarray, low: float, high: float) -> np.ndarray:
         low, high: values of the first and the last color; where they are equal, all get the first.
 
     Returns:
-        (*shape, 4) red, green, blue and opacity in 0..1.
+        (*shape, 4) red, green, blue and opacity in 0..1; the opacity of NaN is 0.
     """
     share = (np.asarray(values, dtype=np.float64) - low) / ((high - low) or 1.0)
     share = np.clip(share, 0, 1)
     colors = _COLOR_MAP(_LAST_COLOR * share)
-    colors[..., 3] = _LOW_OPACITY + (_HIGH_OPACITY - _LOW_OPACITY) * share
+    colors[..., 3] = np.nan_to_num(_LOW_OPACITY + (_HIGH_OPACITY - _LOW_OPACITY) * share)
     return colors
+
+
+def upsample(
+    values: Tensor, stride: int, image_size: tuple[int, int], output_size: tuple[int, int]
+) -> Tensor:
+    """Bring a map of features to pixels, bilinearly.
+
+    Args:
+        values: (h, w), at ``stride``, for the padded image. Value (i, j) covers the image's pixels
+            [stride * i, stride * (i + 1)) x [stride * j, stride * (j + 1)); pixels beyond the last
+            one, fewer than a stride, get the nearest.
+        stride: pixels of the image a value.
+        image_size: height and width of the image without padding.
+        output_size: height and width of what was resized to that image.
+
+    Returns:
+        (height, width) of ``output_size``.
+    """
+    height, width = image_size
+    resize = {"mode": "bilinear", "align_corners": False}
+    padded = F.interpolate(values[None, None], scale_factor=stride, **resize)
+    missing = [
+        max(0, size - found) for size, found in zip(image_size, padded.shape[-2:], strict=True)
+    ]
+    padded = F.pad(padded, (0, missing[1], 0, missing[0]), mode="replicate")
+    return F.interpolate(padded[..., :height, :width], output_size, antialias=True, **resize)[0, 0]
 
 
 def color_bar(low: float, high: float, width: int) -> np.ndarray:

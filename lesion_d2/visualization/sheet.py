@@ -45,7 +45,7 @@ def contact_sheet(
     Args:
         tiles: H x W x 3 uint8 pictures; smaller ones are centred in the space of the largest.
         titles: one a picture, of up to two lines.
-        legend: (text, color, line style or "fill") entries.
+        legend: (text, color, line style or "fill") entries; may be empty.
         columns: pictures in a row; about as many as rows by default.
 
     Returns:
@@ -68,16 +68,28 @@ def contact_sheet(
         row, column = divmod(i, columns)
         x, top = _GAP + column * cell_w, height - row * cell_h
         _draw_tile(fig, tile, title, x, top, cell_h, cell_w)
+    if legend:
+        _draw_legend(fig, legend, legend_columns)
+    return to_pixels(fig)
+
+
+def _draw_legend(fig: Figure, legend: Sequence[tuple], columns: int) -> None:
     fig.legend(
         handles=[_legend_handle(*entry) for entry in legend],
         loc="lower center",
-        ncol=legend_columns,
+        ncol=columns,
         fontsize=FONT_SIZE,
         labelcolor="white",
         frameon=False,
         borderaxespad=0.2,
     )
-    return to_pixels(fig)
+
+
+def stack_pictures(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Put RGB pictures below each other, at the left; black fills the space beside smaller ones."""
+    width = max(picture.shape[1] for picture in pictures)
+    wide = [np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0))) for p in pictures]
+    return np.concatenate(wide)
 
 
 def _draw_tile(fig: Figure, tile, title: str, x: int, top: int, cell_h: int, cell_w: int) -> None:

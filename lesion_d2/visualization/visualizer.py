@@ -20,6 +20,7 @@ RECIST_COLOR = (0.2, 0.85, 1.0)
 MASK_COLOR = (1.0, 0.4, 0.9)
 REFERENCE_COLOR = HIT_COLOR  # of lesions beside hard negatives
 HIDDEN_COLOR = RECIST_COLOR
+GRID_COLOR = MASK_COLOR
 
 _DASHED = (0, (3, 1.5))
 _DOTTED = (0, (1, 1))
@@ -46,6 +47,7 @@ NEGATIVE_LEGEND = [
     ("hard negative (S1/S2)", FALSE_POSITIVE_COLOR, "-"),
     ("its predicted mask", FALSE_POSITIVE_COLOR, "fill"),
 ]
+GRID_LEGEND = [("cells of the feature map", GRID_COLOR, "-")]
 HIDDEN_LEGEND = [("hidden lesion", HIDDEN_COLOR, "--")]
 
 
@@ -136,6 +138,20 @@ class LesionVisualizer(Visualizer):
             )
         colors = heat_map_colors(heat_map.values, heat_map.low, heat_map.high)
         self.output.ax.imshow(colors, extent=(0, width, height, 0), zorder=1)
+        return self.output
+
+    def draw_grid(self, box: Sequence[float], rows: int, columns: int) -> VisImage:
+        """Divide a box into equal cells.
+
+        Args:
+            box: XYXY in pixels.
+            rows, columns: numbers of cells.
+        """
+        x0, y0, x1, y1 = np.asarray(box, dtype=float) + _PIXEL_CENTER
+        lines = [([x, x], [y0, y1]) for x in np.linspace(x0, x1, columns + 1)]
+        lines += [([x0, x1], [y, y]) for y in np.linspace(y0, y1, rows + 1)]
+        for xs, ys in lines:
+            self.output.ax.add_line(Line2D(xs, ys, color=GRID_COLOR, linewidth=0.7, zorder=2))
         return self.output
 
     def draw_recist(self, recist: Sequence[float]) -> VisImage:

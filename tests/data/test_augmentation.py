@@ -153,3 +153,37 @@ def test_config_switches_augmentations_off():
         cfg.INPUT.AUG[key] = 0.0
     cfg.INPUT.AUG.MAX_TRANSLATION = 0.0
     assert [type(a) for a in build_augmentations(cfg, True)] == [ResizeCT]
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1.7])
+def test_the_longer_side_has_a_limit_after_everything_else(factor):
+    image = np.zeros((400, 200, 3), dtype=np.int16)
+
+    def shape(max_size, **options):
+        resize = ResizeCT(**options, factor_range=(factor, factor), max_size=max_size)
+        return resize.get_transform(image, (0.4, 0.8, 5.0)).apply_image(image).shape[:2]
+
+    for options, (height, width) in (
+        ({"image_size": 300}, (300, 150)),
+        ({"pixel_spacing": 0.8}, (400, 100)),
+        ({"pixel_spacing": 0.4}, (800, 200)),
+        ({"image_size": 0}, (400, 200)),
+    ):
+        free = (round(height * factor), round(width * factor))
+        assert shape(0, **options) == shape(5000, **options) == free
+        for limit in (512, 100, 33):
+            scale = min(1, limit / max(height * factor, width * factor))
+            expected = round(height * factor * scale), round(width * factor * scale)
+            assert shape(limit, **options) == expected and max(expected) <= limit
+
+
+def test_config_sets_the_limit_in_training_and_inference():
+    cfg = get_cfg()
+    lesion_d2.add_lesion_config(cfg)
+    cfg.INPUT.CT.PIXEL_SPACING, cfg.INPUT.CT.MAX_SIZE = 0.8, 333
+    for is_train in (True, False):
+        resize = build_augmentations(cfg, is_train)[0]
+        assert (resize.pixel_spacing, resize.max_size) == (0.8, 333)
+    cfg.INPUT.CT.MAX_SIZE = -1
+    with pytest.raises(ValueError, match="MAX_SIZE -1; expected numbers of at least 0"):
+        build_augmentations(cfg, False)

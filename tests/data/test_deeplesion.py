@@ -366,14 +366,17 @@ def registered():
 
 
 def test_registered_data_sets_are_read_lazily(tmp_path, monkeypatch):
-    names = [f"{name}_{split}" for name in ("deeplesion", "phantom") for split in SPLITS]
+    folders = ("deeplesion", "phantom", "phantom_columns")
+    names = [f"{name}_{split}" for name in folders for split in SPLITS]
     assert {*names, "deeplesion_sample"} <= set(DatasetCatalog.list())
     write_dataset(tmp_path / "DeepLesion", [good_row(1), good_row(2, Train_Val_Test="2")])
     write_dataset(tmp_path / "phantom", [good_row(3, Train_Val_Test="3")])
+    write_dataset(tmp_path / "phantom_columns", [good_row(4, Train_Val_Test="3")])
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     assert [d["patient"] for d in DatasetCatalog.get("deeplesion_train")] == [1]
     assert [d["patient"] for d in DatasetCatalog.get("deeplesion_val")] == [2]
     assert [d["patient"] for d in DatasetCatalog.get("phantom_test")] == [3]
+    assert [d["patient"] for d in DatasetCatalog.get("phantom_columns_test")] == [4]
     monkeypatch.delenv("DETECTRON2_DATASETS")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"datasets/DeepLesion/DL_info\.csv: no"):

@@ -1,5 +1,6 @@
 import csv
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ from scipy import ndimage
 from skimage.feature import blob_log
 
 TINY = {"num_patients": 5, "size": 96, "seed": 3}
+SCRIPT = Path(__file__).parents[2] / "datasets" / "prepare_phantom.py"
 SAMPLE = Path(__file__).parents[2].parent / "shared" / "data" / "deeplesion_sample"
 
 
@@ -211,6 +213,9 @@ def test_interrupted_writing_leaves_what_was_there(tmp_path, monkeypatch):
         ("extent_mm", -1.0),
         ("extent_mm", np.nan),
         ("median_diameter", 400.0),
+        ("distractors", -0.5),
+        ("distractors", 10.5),
+        ("distractors", np.nan),
         ("workers", 0),
     ],
 )
@@ -221,8 +226,7 @@ def test_bad_options(tmp_path, option, value):
 
 
 def test_command(tmp_path):
-    script = Path(__file__).parents[2] / "datasets" / "prepare_phantom.py"
-    command = [sys.executable, script, "--root", tmp_path / "phantom", "--workers", "1"]
+    command = [sys.executable, SCRIPT, "--root", tmp_path / "phantom", "--workers", "1"]
     command += ["--patients", "3", "--size"]
     result = subprocess.run([*command, "64"], capture_output=True, text=True)
     assert result.returncode == 0 and "Wrote" in result.stdout
@@ -231,6 +235,15 @@ def test_command(tmp_path):
     assert result.stderr.strip().endswith(
         "error: phantom option size: found 7, expected 64 to 2048"
     )
+
+
+def test_the_preset_decides_the_folder(monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/data")
+    parse_args = runpy.run_path(str(SCRIPT))["parse_args"]
+    for preset, name in (("quickstart", "phantom"), ("full", "phantom")):
+        assert parse_args(["--preset", preset]).root == Path("/data", name)
+    assert parse_args(["--preset", "columns"]).root == Path("/data/phantom_columns")
+    assert parse_args(["--preset", "columns", "--root", "here"]).root == Path("here")
 
 
 # --- RECIST ---------------------------------------------------------------------------------------

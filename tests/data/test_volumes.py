@@ -197,6 +197,16 @@ def test_they_are_registered(tiny_phantom):
     assert "x" not in DatasetCatalog.get("phantom_volumes_test")[0]["annotations"]
 
 
+def test_columns_are_registered(root, tmp_path, monkeypatch):
+    (tmp_path / "phantom_columns").symlink_to(root)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    for split in ("train", "val", "test"):
+        for suffix, coarse_types in (("", False), ("_types", True)):
+            found = DatasetCatalog.get(f"phantom_columns_volumes_{split}{suffix}")
+            expected = load_volumes(tmp_path / "phantom_columns", split, coarse_types=coarse_types)
+            assert found == expected and len(found) > 0
+
+
 def first_mask(entries):
     return next(iter(entries[0]["masks"].values()))
 

@@ -117,6 +117,12 @@ import train_net
             {"MODEL__RETINA_UNET__CALIBRATION": 0.5, "MODEL__META_ARCHITECTURE": "RetinaNet"},
             "META_ARCHITECTURE: found 'RetinaNet', expected 'RetinaUNet'.*CALIBRATION is 0.5",
         ),
+        (
+            (),
+            {"INPUT__CT__CUT_BORDERS": True, "MODEL__META_ARCHITECTURE": "RetinaNet"},
+            "META_ARCHITECTURE: found 'RetinaNet', expected a DetUNet.*CUT_BORDERS is True",
+        ),
+        ((), {"INPUT__CT__MAX_SIZE": -5}, "MAX_SIZE -5; expected numbers of at least 0"),
     ],
 )
 def test_wrong_inputs_stop_a_run_before_it_writes(tiny_phantom, tmp_path, flags, changes, message):
@@ -193,8 +199,8 @@ def derived():
 
 
 def test_derived_architectures_are_taken_for_what_they_are(tiny_phantom, tmp_path, derived):
-    calibrated = {"MODEL__RETINA_UNET__CALIBRATION": 0.5}
-    segmented = {"MODEL__LESION_RCNN__SEG_LOSS_WEIGHT": 1.0}
+    calibrated = {"MODEL__RETINA_UNET__CALIBRATION": 0.5, "INPUT__CT__CUT_BORDERS": True}
+    segmented = {"MODEL__LESION_RCNN__SEG_LOSS_WEIGHT": 1.0, "INPUT__CT__CUT_BORDERS": True}
     retina, fewer = "MODEL.RETINANET.NUM_CLASSES: found 3", {"MODEL__RETINANET__NUM_CLASSES": 3}
     for name, build_args, good, bad, message in (
         ("MyUNet", tiny_args, calibrated, segmented, "found 'MyUNet', expected 'LesionRCNN'"),

@@ -1,5 +1,12 @@
-from lesion_d2.modeling.attention import AttentionGate, record_attention
+from lesion_d2.modeling.attention import (
+    AttentionGate,
+    ContextualAttention,
+    SpatialAttention,
+    record_attention,
+)
 
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -43,3 +50,87 @@ def test_maps_are_recorded_while_the_context_lasts():
     kept = maps["p4"].clone()
     gate(2 * skip, coarser)
     assert torch.equal(maps["p4"], kept)
+
+
+def _trained(attention):
+    """As after some training: the convolution starts from zero."""
+    nn.init.normal_(attention.scores.weight, std=0.5)
+    return attention
+
+
+def _scores(attention, features):
+    """Equations (1) and (5) in NumPy: the 1x1 convolution, (N, M, D, H, W)."""
+    weight = attention.scores.weight.detach().double().numpy()[:, :, 0, 0]
+    return np.einsum("de,nmehw->nmdhw", weight, features.double().numpy())
+
+
+@pytest.mark.parametrize("temperature", [2.0, 0.7])
+def test_contextual_attention_against_its_equations_in_numpy(temperature):
+    torch.manual_seed(0)
+    attention = _trained(ContextualAttention(6, temperature))
+    features = torch.randn(2, 5, 6, 4, 3)
+    powers = np.exp(_scores(attention, features) / temperature)
+    softmax = powers / powers.sum(axis=1, keepdims=True)  # (2)
+    weights = softmax / np.abs(softmax).max(axis=1, keepdims=True)  # (3)
+    found = attention.weights(features).detach()
+    np.testing.assert_allclose(found, weights, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(  # (4)
+        attention(features).detach(), weights * features.numpy(), rtol=1e-5, atol=1e-6
+    )
+    assert (found.amax(dim=1) == 1).all()
+
+
+@pytest.mark.parametrize("temperature", [3.0, 0.7])
+def test_spatial_attention_against_its_equations_in_numpy(temperature):
+    torch.manual_seed(1)
+    attention = _trained(SpatialAttention(6, temperature))
+    features = torch.randn(2, 3, 6, 5, 4)
+    powers = np.exp(_scores(attention, features) / temperature)
+    softmax = powers / powers.sum(axis=(3, 4), keepdims=True)  # (6)
+    weights = softmax / np.abs(softmax).max(axis=(3, 4), keepdims=True)  # (7)
+    found = attention.weights(features).detach()
+    np.testing.assert_allclose(found, weights, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(  # (8)
+        attention(features).detach(), weights * features.numpy(), rtol=1e-5, atol=1e-6
+    )
+    assert (found.flatten(3).amax(dim=3) == 1).all()
+
+
+@pytest.mark.parametrize("kind", [ContextualAttention, SpatialAttention])
+def test_attention_starts_as_none_and_learns(kind):
+    features = torch.randn(2, 3, 4, 5, 5, requires_grad=True)
+    attention = kind(4)
+    out = attention(features)
+    assert out.equal(features)
+    (out * torch.randn_like(out)).sum().backward()
+    assert attention.scores.weight.grad.abs().amin() > 0
+    assert features.grad.abs().amin() > 0
+
+
+def test_contextual_attention_of_one_image_changes_nothing():
+    torch.manual_seed(2)
+    features = torch.randn(2, 1, 4, 5, 5)
+    assert _trained(ContextualAttention(4))(features).equal(features)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", [ContextualAttention, SpatialAttention])
+def test_attention_is_safe_in_half_precision(kind, dtype):
+    """Over 64 x 64 positions a softmax is at most 2^-12 where all are alike, and soon nothing."""
+    torch.manual_seed(3)
+    attention = _trained(kind(8))
+    nn.init.normal_(attention.scores.weight, std=3.0)
+    features = torch.randn(1, 3, 8, 64, 64)
+    exact = attention.weights(features)
+    half = attention.to(dtype).weights(features.to(dtype)).float()
+    assert half.isfinite().all()
+    assert half.flatten(3).amax() == 1
+    # Scores of about 30 are rounded to 2^-6 or 2^-3, which moves a weight by so much of itself.
+    step = {torch.float16: 2**-5, torch.bfloat16: 2**-2}[dtype]
+    assert ((half - exact).abs() <= step * exact + 1e-4).all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_bad_temperature(temperature):
+    with pytest.raises(ValueError, match=f"found {temperature}, expected above 0"):
+        SpatialAttention(4, temperature)

@@ -1,7 +1,8 @@
 import json
 import statistics
 
-from lesion_d2.tools.compare_runs import main
+from lesion_d2.evaluation.strata import COARSE_TYPES
+from lesion_d2.tools.compare_runs import TYPES, main
 
 import pytest
 
@@ -75,6 +76,87 @@ def test_ends_of_a_run_without_detections_and_without_a_curve(runs, capsys):
     file.write_text(json.dumps(content))
     assert main([f"Net={runs}/better_*", "--dataset", "some_test", "--ends"]) == 1
     assert "froc.json: found no curve" in capsys.readouterr().err
+
+
+STRATA = [  # as an evaluation writes them: label, group, lesions, percent above that of the run
+    ("all lesions", "froc", 20, 0),
+    ("< 10 mm", "froc_size", 4, 1),
+    ("10-30 mm", "froc_size", 16, 2),
+    ("> 30 mm", "froc_size", 0, None),
+    ("bone", "froc_type", 3, 3),
+    ("abdomen", "froc_type", 0, None),
+    ("lung", "froc_type", 5, 4),
+    ("soft tissue", "froc_type", 9, 5),
+    ("donut", "froc_type", 3, 6),
+    ("interval <= 2.5 mm", "froc_interval", 12, 7),
+    ("interval > 2.5 mm", "froc_interval", 8, 8),
+]
+
+
+def _write_strata(folder, value, strata=STRATA):
+    rows = []
+    for label, group, lesions, more in strata:
+        sensitivity = None if more is None else value + more
+        rows.append({"group": group, "stratum": label, "lesions": lesions, "images": 9})
+        rows[-1] |= {"sens@0.5": 1.0, "sens@4": sensitivity, "mean_sens": 2.0, "sens@4_low": 0.0}
+    target = folder / "inference" / "some_test"
+    target.mkdir(parents=True)
+    (target / "froc.json").write_text(json.dumps({"dataset": "some_test", "rows": rows}))
+
+
+def test_strata_with_lesions_are_columns_in_the_papers_order(tmp_path, capsys):
+    for name, value in VALUES.items():
+        _write_strata(tmp_path / name, value)
+    arguments = [f"Net={tmp_path}/net_*", f"+ more={tmp_path}/better_*", "--dataset", "some_test"]
+    assert main([*arguments, "--strata", "4"]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("Sensitivity in % at 4 false positives per image, some_test\n")
+    header, counts, net, better = _table(output)
+    types, sizes = ["lung", "soft tissue", "bone", "donut"], ["< 10 mm", "10-30 mm"]
+    intervals = ["interval <= 2.5 mm", "interval > 2.5 mm"]
+    assert header == ["", "runs", *types, *sizes, *intervals]
+    assert counts == ["lesions", "", "5", "9", "3", "3", "4", "16", "12", "8"]
+    more = [4, 5, 3, 6, 1, 2, 7, 8]
+    spread = statistics.stdev([60, 64, 71])
+    assert net == ["Net", "3", *(f"{65 + m:.1f} ± {spread:.1f}" for m in more)]
+    assert better == ["+ more", "1", *(f"{80 + m:.1f}" for m in more)]
+
+
+def test_types_are_those_of_the_evaluation():
+    assert sorted(TYPES) == sorted(COARSE_TYPES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["Net={}/net", "--strata", "3"], "froc.json: found no sens@3, expected one of sens@0.5, "),
+        (["Net={}/plain", "--strata", "4"], "froc.json: found no strata with lesions, expected"),
+        (
+            ["Net={}/net", "Other={}/other", "--strata", "4"],
+            "different numbers of lesions (Net: 5 lung, 9 soft tissue, ",
+        ),
+        (
+            ["Net={}/net", "Other={}/other", "--strata", "4"],
+            "Other: 5 lung), expected one data set",
+        ),
+        (["Net={}/none", "--strata", "4"], "none: found no folder"),
+    ],
+)
+def test_bad_strata_are_one_line(tmp_path, capsys, arguments, message):
+    _write_strata(tmp_path / "net", 1.0)
+    _write_strata(tmp_path / "plain", 1.0, STRATA[:1])
+    _write_strata(tmp_path / "other", 1.0, [STRATA[0], STRATA[6]])
+    arguments = [argument.format(tmp_path) for argument in arguments]
+    assert main([*arguments, "--dataset", "some_test"]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("other", [["--ends"], ["--stratum", "bone"]])
+def test_strata_stand_alone(capsys, other):
+    with pytest.raises(SystemExit):
+        main(["Net=net", "--dataset", "some_test", "--strata", "4", *other])
+    assert "--strata has all strata at one rate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

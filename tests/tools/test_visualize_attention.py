@@ -1,18 +1,22 @@
 import os
 from pathlib import Path
 
+from lesion_d2.data.borders import body_extent
+from lesion_d2.data.ct import read_slice
 from lesion_d2.engine import LesionCheckpointer, load_config
 from lesion_d2.tools.visualize.__main__ import get_parser, main
 from lesion_d2.tools.visualize.attention import (
     Recording,
     attention_config,
-    load_gated_model,
+    load_attentive_model,
     make_rows,
+    place,
     record_image,
-    upsample,
 )
+from lesion_d2.visualization import upsample
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
@@ -78,7 +82,7 @@ def test_the_same_seed_gives_the_same_pictures(tiny_phantom, weights, tmp_path, 
 
 
 def test_the_recorded_maps_are_those_of_the_forward_pass(weights):
-    model = load_gated_model(attention_config(get_parser().parse_args(command(weights))))
+    model = load_attentive_model(attention_config(get_parser().parse_args(command(weights))))
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(3, 50, 64, generator=generator) * 255
     recording = record_image(model, {"image": image, "height": 100, "width": 128})
@@ -118,6 +122,33 @@ def test_maps_keep_their_place_on_the_slice(stride, slice_size):
         assert torch.allclose(found[inside], centers[inside], atol=1e-3)
 
 
+@pytest.mark.parametrize("stride", [1, 4])
+def test_maps_of_a_cropped_image_keep_their_place_on_the_slice(stride):
+    cells = (torch.arange(48 // stride) + 0.5) * stride
+    recording = Recording({}, cells, (20, 40), (30, 10, 50, 20), Instances((64, 64)))
+    x = place(cells.expand(len(cells), -1), stride, recording, (60, 64))
+    y = place(cells[:, None].expand(-1, len(cells)), stride, recording, (60, 64))
+    shown = np.zeros((60, 64), bool)
+    shown[10:20, 30:50] = True
+    assert ((~np.isnan(x)) == shown).all() and ((~np.isnan(y)) == shown).all()
+    # A pixel of the slice is two of the image; column 30 has its center at 1 there.
+    np.testing.assert_allclose(x[15, 32:48], 2 * (np.arange(32, 48) - 30 + 0.5), atol=1e-3)
+    np.testing.assert_allclose(y[12:18, 40], 2 * (np.arange(12, 18) - 10 + 0.5), atol=1e-3)
+
+
+def test_what_the_model_did_not_see_stays_gray(tiny_phantom, weights, tmp_path, capsys):
+    record = DatasetCatalog.get("phantom_test")[0]
+    bottom = body_extent(read_slice(record["file_name"]), record["spacing"][:2])[3]
+    assert bottom < 64
+    arguments = ["--num", "1", "--pick", "first", "--output", str(tmp_path)]
+    assert main(command(weights, *arguments, INPUT__CT__CUT_BORDERS=True)) == 0
+    row = cv2.imread(capsys.readouterr().out.split()[0])[40:552]
+    for start in range(8 + 520, 7 * 520, 520):  # the heat maps
+        panel = row[:, start : start + 512]
+        gray = panel.max(axis=2) == panel.min(axis=2)
+        assert gray[8 * bottom :].all() and not gray[8 * (bottom - 1) : 8 * bottom].any()
+
+
 def made_up_recording(*, low, high):
     attention = {level: torch.full((2, 2), high) for level in ("p1", "p0")}
     attention["p1"][0, 0] = low
@@ -125,7 +156,7 @@ def made_up_recording(*, low, high):
     predictions = Instances((8, 8))
     predictions.pred_boxes = Boxes(torch.tensor([[0.0, 0, 4, 4], [4, 4, 8, 8]]))
     predictions.scores = torch.tensor([0.9, 0.2])
-    return Recording(attention, torch.full((4, 4), 0.25), (4, 4), predictions)
+    return Recording(attention, torch.full((4, 4), 0.25), (4, 4), (0, 0, 8, 8), predictions)
 
 
 def test_images_share_the_scale_of_a_level():

@@ -1,3 +1,5 @@
+from collections.abc import Collection
+
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone
 from torch import Tensor, nn
@@ -7,13 +9,15 @@ from .unet_fpn import UNetFPN, build_top_block, build_unet_fpn
 
 _LAYERS = {16: vgg.cfgs["D"], 19: vgg.cfgs["E"]}
 _TORCHVISION_WIDTH = 64
+_NUM_STAGES = 5
 
 
 class VGG(Backbone):
     """torchvision's VGG-16 or -19 without its classifier, with features ``c1`` to ``c5``.
 
     A stage ends with its pooling, so that the features have strides 2, 4, 8, 16 and 32, as a
-    ResNet's have. The parameters are named as torchvision's: ``features.0.weight``.
+    ResNet's have, or with its last ReLU where it is not pooled: ``c5`` is then ``relu5_3``. The
+    parameters are named as torchvision's: ``features.0.weight``.
 
     Args:
         depth: 16 or 19.
@@ -21,9 +25,10 @@ class VGG(Backbone):
         batch_norm: whether batch normalization follows every convolution.
         width: channels of the first stage; the others keep their proportion to torchvision's 64.
         freeze_at: so many stages, from the first one on, are not trained.
+        pooled_stages: the stages, of 1 to 5, that end with a pooling and double the stride.
 
     Raises:
-        ValueError: another depth, or a width below 1.
+        ValueError: another depth, a width below 1, or a stage that is not there.
     """
 
     def __init__(
@@ -34,21 +39,36 @@ class VGG(Backbone):
         batch_norm: bool = False,
         width: int = _TORCHVISION_WIDTH,
         freeze_at: int = 0,
+        pooled_stages: Collection[int] = range(1, _NUM_STAGES + 1),
     ):
         super().__init__()
         if depth not in _LAYERS:
             raise ValueError(f"MODEL.VGG.DEPTH: found {depth}, expected one of {list(_LAYERS)}")
         if width < 1:
             raise ValueError(f"MODEL.VGG.WIDTH: found {width}, expected at least 1")
+        if not set(pooled_stages) <= set(range(1, _NUM_STAGES + 1)):
+            raise ValueError(
+                f"MODEL.VGG.POOLED_STAGES: found {tuple(pooled_stages)}, expected some of 1 to "
+                f"{_NUM_STAGES}"
+            )
         layers = [n if n == "M" else n * width // _TORCHVISION_WIDTH for n in _LAYERS[depth]]
         self.torchvision_name = f"vgg{depth}_bn" if batch_norm else f"vgg{depth}"
         self.features = vgg.make_layers(layers, batch_norm)
         self.features[0] = nn.Conv2d(in_channels, layers[0], kernel_size=3, padding=1)
         self._initialize()
-        stages = list(enumerate((i for i, n in enumerate(layers) if n == "M"), start=1))
-        self._out_features = [f"c{stage}" for stage, _ in stages]
-        self._out_feature_strides = {f"c{stage}": 2**stage for stage, _ in stages}
-        self._out_feature_channels = {f"c{stage}": layers[i - 1] for stage, i in stages}
+        # An identity keeps the place, and with it the names of the parameters that follow.
+        ends = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
+        for stage, end in enumerate(ends, start=1):
+            if stage not in pooled_stages:
+                self.features[end] = nn.Identity()
+        self._out_features = [f"c{stage}" for stage in range(1, _NUM_STAGES + 1)]
+        self._stage_of = dict(zip(ends, self._out_features, strict=True))
+        self._out_feature_strides = {
+            name: 2 ** sum(pooled <= stage for pooled in set(pooled_stages))
+            for stage, name in enumerate(self._out_features, start=1)
+        }
+        widths = [layers[i - 1] for i, n in enumerate(layers) if n == "M"]
+        self._out_feature_channels = dict(zip(self._out_features, widths, strict=True))
         self._freeze(freeze_at)
 
     def _initialize(self) -> None:
@@ -64,15 +84,15 @@ class VGG(Backbone):
                 return
             layer.requires_grad_(False)
             self.features[index] = FrozenBatchNorm2d.convert_frozen_batchnorm(layer)
-            num_stages -= isinstance(layer, nn.MaxPool2d)
+            num_stages -= index in self._stage_of
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map images (N, C, H, W) to ``c1`` (N, width, H/2, W/2) up to ``c5`` at stride 32."""
         outputs = {}
-        for layer in self.features:
+        for index, layer in enumerate(self.features):
             x = layer(x)
-            if isinstance(layer, nn.MaxPool2d):
-                outputs[f"c{len(outputs) + 1}"] = x
+            if index in self._stage_of:
+                outputs[self._stage_of[index]] = x
         return outputs
 
 
@@ -85,6 +105,7 @@ def build_vgg_backbone(cfg, input_shape: ShapeSpec) -> VGG:
         batch_norm=cfg.MODEL.VGG.BATCH_NORM,
         width=cfg.MODEL.VGG.WIDTH,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        pooled_stages=cfg.MODEL.VGG.POOLED_STAGES,
     )
 
 

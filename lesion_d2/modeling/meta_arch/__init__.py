@@ -1,5 +1,6 @@
 from .det_unet import DetUNet
 from .lesion_rcnn import LesionRCNN
 from .retina_unet import RetinaUNet
+from .rfcn_3dce import RFCN3DCE
 
-__all__ = ["DetUNet", "LesionRCNN", "RetinaUNet"]
+__all__ = ["RFCN3DCE", "DetUNet", "LesionRCNN", "RetinaUNet"]

@@ -7,6 +7,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from ...cropping import put_back, shown_size
 from ..losses import segmentation_loss
 from ..segmentation import (
     SegmentationLoss,
@@ -85,9 +86,8 @@ class DetUNet(DenseDetector):
         for probabilities, size, x in zip(
             logits.softmax(dim=1), images.image_sizes, batched_inputs, strict=True
         ):
-            output_size = (x.get("height", size[0]), x.get("width", size[1]))
-            probabilities = resize_probabilities(probabilities, size, output_size)
-            outputs.append({"instances": self.find_components(probabilities)})
+            probabilities = resize_probabilities(probabilities, size, shown_size(x, size))
+            outputs.append({"instances": put_back(self.find_components(probabilities), x)})
         return outputs
 
     def find_components(self, probabilities: Tensor) -> Instances:

@@ -4,6 +4,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
+from ...cropping import put_back, shown_size
 from ..losses import segmentation_loss
 from ..segmentation import (
     SegmentationLoss,
@@ -86,7 +87,7 @@ class LesionRCNN(GeneralizedRCNN):
         detected_instances: list[Instances] | None = None,
         do_postprocess: bool = True,
     ) -> list:
-        """As in Detectron2."""
+        """As in Detectron2; with ``crop`` in an input, on the slice that it is a part of."""
         results = super().inference(batched_inputs, detected_instances, do_postprocess=False)
         if not do_postprocess:
             return results
@@ -96,14 +97,13 @@ class LesionRCNN(GeneralizedRCNN):
 
 
 def _postprocess(result: Instances, input_dict: dict) -> Instances:
-    """Bring boxes and masks to output size.
+    """Bring boxes and masks to output size, in pixels of the whole slice.
 
     Detectron2 scales about pixel corners. That is right for masks, which were learned and are
     pasted by the same boxes; a box about pixel centers lies half a pixel of either size aside.
     """
     image_height, image_width = result.image_size
-    height = input_dict.get("height", image_height)
-    width = input_dict.get("width", image_width)
+    height, width = shown_size(input_dict, result.image_size)
     result = detector_postprocess(result, height, width)
     shift_x, shift_y = (width / image_width - 1) / 2, (height / image_height - 1) / 2
     result.pred_boxes.tensor += result.pred_boxes.tensor.new_tensor(
@@ -112,4 +112,4 @@ def _postprocess(result: Instances, input_dict: dict) -> Instances:
     # The image's borders: Detectron2's clip is to 0 and the size, pixel corners.
     limit = result.pred_boxes.tensor.new_tensor([width, height] * 2) - 0.5
     result.pred_boxes.tensor = result.pred_boxes.tensor.clamp(min=-0.5).minimum(limit)
-    return result
+    return put_back(result, input_dict)

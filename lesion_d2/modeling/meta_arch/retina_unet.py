@@ -11,6 +11,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from ...cropping import put_back, shown_size
 from ..calibration import calibrate_scores, mask_agreement
 from ..losses import anchor_focal_loss, segmentation_loss, shem_loss
 from ..segmentation import (
@@ -100,7 +101,7 @@ class RetinaUNet(RetinaNet):
             batched_inputs: dicts with ``image`` (C, H, W) on the 0..255 scale; in training also
                 ``instances`` with ``gt_boxes``, ``gt_classes`` and, where the segmentation loss is
                 on, ``gt_masks`` (BitMasks); at inference optional ``height`` and ``width`` of the
-                output.
+                output, and ``crop``, the part of it that ``image`` shows.
 
         Returns:
             In training ``loss_cls``, ``loss_box_reg`` and ``loss_seg``. At inference
@@ -200,10 +201,10 @@ class RetinaUNet(RetinaNet):
             result: ``pred_boxes``, ``scores`` and ``pred_classes``, after NMS: calibration changes
                 the order of detections, not which boxes suppress each other.
             probabilities: (K + 1, H, W) of the padded image.
-            input_dict: its ``height`` is that of the slice, of which the margin is so many pixels.
+            input_dict: the margin is so many pixels of the slice, of which it tells the size.
         """
         height, width = result.image_size
-        margin = self.box_margin * height / input_dict.get("height", height)
+        margin = self.box_margin * height / shown_size(input_dict, result.image_size)[0]
         agreement = mask_agreement(
             result.pred_boxes.tensor,
             result.pred_classes,
@@ -236,12 +237,8 @@ def _build_softmax_head(cfg, backbone: nn.Module) -> RetinaNetHead:
 
 
 def _postprocess(result: Instances, probabilities: Tensor | None, input_dict: dict) -> Instances:
-    """Bring boxes, and masks where there are class probabilities (K + 1, H, W), to output size."""
-    size = (
-        input_dict.get("height", result.image_size[0]),
-        input_dict.get("width", result.image_size[1]),
-    )
-    image_size = result.image_size
+    """Bring boxes, and masks where there are class probabilities (K + 1, H, W), to the slice."""
+    image_size, size = result.image_size, shown_size(input_dict, result.image_size)
     # The data set's whole numbers are pixel centers, and Detectron2 scales about pixel corners.
     result.pred_boxes.tensor += 0.5
     result = detector_postprocess(result, *size)
@@ -251,7 +248,7 @@ def _postprocess(result: Instances, probabilities: Tensor | None, input_dict: di
         result.pred_masks = masks_in_boxes(
             foreground > 0.5, result.pred_boxes.tensor, result.pred_classes
         )
-    return result
+    return put_back(result, input_dict)
 
 
 def masks_in_boxes(class_masks: Tensor, boxes: Tensor, classes: Tensor) -> Tensor:

@@ -1,3 +1,4 @@
+from .rfcn import PositionSensitivePooler, RFCNROIHeads
 from .uldor import ULDorOutputLayers, ULDorROIHeads
 
-__all__ = ["ULDorOutputLayers", "ULDorROIHeads"]
+__all__ = ["PositionSensitivePooler", "RFCNROIHeads", "ULDorOutputLayers", "ULDorROIHeads"]

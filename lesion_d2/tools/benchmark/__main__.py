@@ -32,10 +32,22 @@ from .data import measure_csv, measure_masks, measure_slices
 from .froc import measure_froc
 from .memory import ignore_meshgrid_warning
 from .models import measure_retina_unet, measure_zlocha
+from .tao import measure_tao
 from .timing import Row
 from .uldor import measure_uldor
 
-PARTS = ("slices", "masks", "froc", "csv", "anchors", "clustering", "model", "zlocha", "uldor")
+PARTS = (
+    "slices",
+    "masks",
+    "froc",
+    "csv",
+    "anchors",
+    "clustering",
+    "model",
+    "zlocha",
+    "uldor",
+    "tao",
+)
 
 
 def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
@@ -56,6 +68,7 @@ def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
         "model": measure_retina_unet,
         "zlocha": measure_zlocha,
         "uldor": partial(measure_uldor, folder=folder),
+        "tao": partial(measure_tao, folder=folder),
     }
     for part, measure_model in models.items():
         if part in parts:

@@ -14,6 +14,10 @@ ZLOCHA_CPU_CONFIG = CONFIGS / "zlocha" / "attention_phantom.yaml"
 ZLOCHA_GPU_CONFIG = CONFIGS / "zlocha" / "attention.yaml"
 ULDOR_CPU_CONFIG = CONFIGS / "uldor" / "uldor_phantom.yaml"
 ULDOR_GPU_CONFIG = CONFIGS / "uldor" / "uldor.yaml"
+TAO_CONFIG = CONFIGS / "tao" / "rfcn.yaml"
+TAO_STACK_CONFIG = CONFIGS / "tao" / "3dce_9.yaml"
+TAO_ATTENTION_CONFIG = CONFIGS / "tao" / "3dce_9_cs.yaml"
+TAO_VOLUMES_CONFIG = CONFIGS / "tao" / "3dce_15_cs_phantom.yaml"
 
 
 def load_config(file: Path, device: str) -> CfgNode:

@@ -2,7 +2,7 @@
 
 import contextlib
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lesion_d2.data.deeplesion import CSV_COLUMNS, register_deeplesion
@@ -14,25 +14,33 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BitMasks, Boxes, Instances
 
-# Phantoms: few slices of DeepLesion's size to take the time on, as few that a CPU can train on, and
-# many lesions to average Dice over.
+# Phantoms: few slices of DeepLesion's size to take the time on, as few that a CPU can train on,
+# many lesions to average Dice over, and series that are as long as those of the preset "columns".
 LARGE = {"num_patients": 8, "size": 512}
 FEW = {"num_patients": 8, "size": 256}
 SMALL = {"num_patients": 60, "size": 256}
+STACKS = {"num_patients": 3, "size": 256, "extent_mm": 14.0}
 
 
-def prepare_phantom(folder: Path, *, num_patients: int, size: int) -> Path:
+def prepare_phantom(folder: Path, *, num_patients: int, size: int, extent_mm: float = 2.0) -> Path:
     """The folder of a phantom data set, which is written when first asked for."""
-    root = folder / f"phantom_{num_patients}_{size}"
-    write_phantom(root, num_patients=num_patients, size=size)
+    root = folder / f"phantom_{num_patients}_{size}_{extent_mm:g}"
+    write_phantom(root, num_patients=num_patients, size=size, extent_mm=extent_mm)
     return root
 
 
 @contextlib.contextmanager
-def registered(root: Path) -> Iterator[str]:
-    """Give the name of a data set folder, which is in Detectron2's catalogs within the block."""
+def registered(
+    root: Path, register: Callable[[str, str, None], None] = register_deeplesion
+) -> Iterator[str]:
+    """Give the name of a data set folder, which is in Detectron2's catalogs within the block.
+
+    Args:
+        root: of the data set, all of which is in it.
+        register: what registers a name with a root and a split.
+    """
     name = f"benchmark_{root.name}"
-    register_deeplesion(name, str(root), None)
+    register(name, str(root), None)
     try:
         yield name
     finally:

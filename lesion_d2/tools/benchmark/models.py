@@ -83,13 +83,16 @@ def build_for_device(cfg: CfgNode) -> nn.Module:
 
 
 def share_weights(models: Sequence[nn.Module]) -> None:
-    """Give all models the first one's weights and statistics, where they have the same.
+    """Give all models the first one's weights and statistics, where they have some of that shape.
 
     The time of the NMS depends on the boxes: detectors with other random weights differ in it by
     more than by what they are compared for.
     """
+    first = models[0].state_dict()
     for model in models[1:]:
-        model.load_state_dict(models[0].state_dict(), strict=False)
+        shapes = {name: value.shape for name, value in model.state_dict().items()}
+        shared = {n: value for n, value in first.items() if shapes.get(n) == value.shape}
+        model.load_state_dict(shared, strict=False)
 
 
 def time_steps(models: Sequence[nn.Module], batch: list[dict], *, repeats: int) -> list[Times]:

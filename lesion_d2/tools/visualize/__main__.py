@@ -7,6 +7,8 @@ python -m lesion_d2.tools.visualize negatives --dataset phantom_train \\
     --results OUTPUT_DIR/inference/phantom_train/hard_negatives.json
 python -m lesion_d2.tools.visualize attention --dataset phantom_test \\
     --config-file configs/zlocha/attention_phantom.yaml --weights OUTPUT_DIR/model_best.pth
+python -m lesion_d2.tools.visualize attention --dataset phantom_columns_test \\
+    --config-file configs/tao/3dce_9_cs_phantom.yaml --weights OUTPUT_DIR/model_final.pth
 
 One PNG an image and one contact sheet. Lesions are yellow, dashed where they were missed; hits are
 green and false positives red. ``best`` and ``worst`` images are ranked by
@@ -17,8 +19,17 @@ Hard negatives are red, with their masks and two numbers: the score and the high
 lesion (S1/S2 in Fig. 3 of Tang et al.). Lesions are green there, and dashed where they were hidden
 from the training.
 
-Attention is drawn over the slice, a heat map for each level with an attention gate, and beside it
-the segmentation. The colors of a level span its values in all images of the call.
+Attention is that of the model. Gates (Zlocha et al.) are drawn over the slice, a heat map for each
+level with one, and beside it the segmentation. The colors of a level span its values in all images
+of the call.
+
+Attention to slices (Tao et al., Figs. 2 and 3) is drawn over the middle slices of the M
+three-channel images that the model sees, K - m to K + m around the key slice K, as it sees them:
+cropped, resized and clipped to its window. The spatial maps S'' share their colors over the M
+images of a key slice, from their lowest to their highest value. Each of its first four lesions has
+a table of the slice weights C'', 0 to 1: a row an image, a column (y, x) for each position of its
+region in the feature map. The positions are the cells drawn over its surroundings. Maps and weights
+are means over the channels.
 """
 
 import argparse
@@ -43,7 +54,7 @@ def get_parser() -> argparse.ArgumentParser:
     _add_dataset(jobs.add_parser("dataset", help="lesions, RECIST diameters, masks of a data set"))
     _add_predictions(jobs.add_parser("predictions", help="what a run found and what it missed"))
     _add_negatives(jobs.add_parser("negatives", help="hard negatives that a training mined"))
-    _add_attention(jobs.add_parser("attention", help="maps of a model's attention gates"))
+    _add_attention(jobs.add_parser("attention", help="where a model's attention lies"))
     return parser
 
 
@@ -95,14 +106,15 @@ def _add_negatives(parser: argparse.ArgumentParser) -> None:
 def _add_attention(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(job=draw_attention)
     _add_common(parser, num=4, num_help="number of images")
-    parser.add_argument("--config-file", required=True, help="of the model, with attention gates")
+    parser.add_argument("--config-file", required=True, help="of the model, with attention")
     parser.add_argument("--weights", required=True, help="a checkpoint of that model")
     parser.add_argument("--output", help="folder to write to (OUTPUT_DIR/attention/<data set>)")
     parser.add_argument("--pick", choices=["random", "first"], default="random")
     parser.add_argument(
         "--score-threshold",
         type=float,
-        help="draw detections from this score on over the segmentation (only the lesions)",
+        help="draw detections from this score on, over the segmentation or the key slice (only the "
+        "lesions)",
     )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config"

@@ -1,19 +1,27 @@
-"""What a model's attention gates let through, and its segmentation, for pictures."""
+"""Where a model's attention lies: its gates and segmentation, or its weights of slices."""
 
 import argparse
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from lesion_d2.data.deeplesion import load_records
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.engine import LesionCheckpointer, fit_device, load_config
-from lesion_d2.modeling.attention import AttentionGate, record_attention
-from lesion_d2.visualization import OUTCOME_LEGEND, TRUTH_LEGEND, HeatMap, judge, parse_window
+from lesion_d2.modeling import RFCN3DCE, AttentionGate, record_attention
+from lesion_d2.visualization import (
+    OUTCOME_LEGEND,
+    TRUTH_LEGEND,
+    HeatMap,
+    judge,
+    parse_window,
+    upsample,
+)
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
@@ -27,6 +35,7 @@ from .pictures import (
     remove_pictures,
 )
 from .rows import Row, write_rows
+from .slice_attention import has_slice_attention, record_slices, write_slice_pages
 
 BOXES_AND_RECIST = TRUTH_LEGEND[:2]
 
@@ -39,12 +48,14 @@ class Recording:
         attention: by level, "p4" to "p0", the gate's map (h, w) in [0, 1] for the padded image.
         foreground: (H, W), the probability of any lesion, for the padded image.
         image_size: height and width of the image without its padding.
+        crop: x0, y0, x1, y1 of what the image shows, in pixels of the slice.
         predictions: the detections without masks, in pixels of the slice, on the CPU.
     """
 
     attention: dict[str, Tensor]
     foreground: Tensor
     image_size: tuple[int, int]
+    crop: tuple[int, int, int, int]
     predictions: Instances
 
 
@@ -55,13 +66,20 @@ def draw_attention(args: argparse.Namespace) -> list[str]:
     output = args.output or os.path.join(cfg.OUTPUT_DIR, "attention", args.dataset)
     records = load_records(args.dataset, allow_missing=args.allow_missing)
     check_output(output, records, args.dataset)
-    model, mapper = load_gated_model(cfg), LesionDatasetMapper(cfg, is_train=False)
+    model, mapper = load_attentive_model(cfg), LesionDatasetMapper(cfg, is_train=False)
     chosen = pick_records(records, args.pick, args.num, seed=args.seed)
-    recordings = [record_image(model, mapper(r)) for r in tqdm(chosen, desc="images", disable=None)]
-    rows = make_rows(chosen, recordings, score_threshold=args.score_threshold)
+    images = tqdm(chosen, desc="images", disable=None)
+    threshold = args.score_threshold
+    if has_slice_attention(model):
+        slices = [record_slices(model, mapper, record) for record in images]
+        write = partial(write_slice_pages, recordings=slices, score_threshold=threshold)
+    else:
+        recordings = [record_image(model, mapper(record)) for record in images]
+        rows = make_rows(chosen, recordings, score_threshold=threshold)
+        outcomes = [] if threshold is None else OUTCOME_LEGEND
+        write = partial(write_rows, rows=rows, legend=[*BOXES_AND_RECIST, *outcomes])
     remove_pictures(output, names_of_pictures(records))
-    outcomes = [] if args.score_threshold is None else OUTCOME_LEGEND
-    return write_rows(args.dataset, window, rows, output, [*BOXES_AND_RECIST, *outcomes])
+    return write(args.dataset, window, output=output)
 
 
 def attention_config(args: argparse.Namespace) -> CfgNode:
@@ -80,14 +98,32 @@ def attention_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def load_gated_model(cfg: CfgNode) -> nn.Module:
-    """Build a model with attention gates for inference, with the weights of MODEL.WEIGHTS.
+def load_attentive_model(cfg: CfgNode) -> nn.Module:
+    """Build a model with attention for inference, with the weights of MODEL.WEIGHTS.
 
     Raises:
         FileNotFoundError: no such file of weights.
-        ValueError: the model has no gates or no segmentation, or the file lacks weights of it.
+        ValueError: the model has neither gates nor attention to slices, or gates but no
+            segmentation, or the file lacks weights of it.
     """
     model = build_model(cfg).eval()
+    if isinstance(model, RFCN3DCE):
+        _check_slice_attention(model)
+    else:
+        _check_gates(model, cfg)
+    _CompleteCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    return model
+
+
+def _check_slice_attention(model: nn.Module) -> None:
+    if not has_slice_attention(model):
+        raise ValueError(
+            "MODEL.RFCN_3DCE: found CONTEXTUAL_ATTENTION False and SPATIAL_ATTENTION False, "
+            "expected one of them True, or both"
+        )
+
+
+def _check_gates(model: nn.Module, cfg: CfgNode) -> None:
     if not any(isinstance(module, AttentionGate) for module in model.modules()):
         raise ValueError(
             f"MODEL.UNET_FPN.ATTENTION: found {cfg.MODEL.UNET_FPN.ATTENTION} with MODEL.BACKBONE."
@@ -98,8 +134,6 @@ def load_gated_model(cfg: CfgNode) -> nn.Module:
             f"MODEL.META_ARCHITECTURE: found {cfg.MODEL.META_ARCHITECTURE!r}, expected "
             "'RetinaUNet', which has a segmentation"
         )
-    _CompleteCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    return model
 
 
 class _CompleteCheckpointer(LesionCheckpointer):
@@ -133,6 +167,7 @@ def record_image(model: nn.Module, sample: dict) -> Recording:
         attention={level: maps[level][0, 0].float().cpu() for level in sorted(maps, reverse=True)},
         foreground=foreground.float().cpu(),
         image_size=tuple(sample["image"].shape[-2:]),
+        crop=sample.get("crop", (0, 0, sample["width"], sample["height"])),
         predictions=predictions,
     )
 
@@ -175,10 +210,10 @@ def make_rows(
         maps = []
         for level, values in recording.attention.items():
             title = f"attention {level.upper()}\n" + " x ".join(map(str, values.shape))
-            on_slice = upsample(values, 2 ** int(level[1:]), recording.image_size, slice_size)
-            maps.append(HeatMap(title, on_slice.numpy(), low[level], high[level]))
-        foreground = upsample(recording.foreground, 1, recording.image_size, slice_size)
-        maps.append(HeatMap("segmentation\nprobability of a lesion", foreground.numpy()))
+            on_slice = place(values, 2 ** int(level[1:]), recording, slice_size)
+            maps.append(HeatMap(title, on_slice, low[level], high[level]))
+        foreground = place(recording.foreground, 1, recording, slice_size)
+        maps.append(HeatMap("segmentation\nprobability of a lesion", foreground))
         outcome = None
         if score_threshold is not None:
             outcome = judge(record, recording.predictions, score_threshold=score_threshold)
@@ -186,21 +221,21 @@ def make_rows(
     return rows
 
 
-def upsample(
-    values: Tensor, stride: int, image_size: tuple[int, int], slice_size: tuple[int, int]
-) -> Tensor:
-    """Bring a map to the pixels of the slice, bilinearly.
+def place(
+    values: Tensor, stride: int, recording: Recording, slice_size: tuple[int, int]
+) -> np.ndarray:
+    """Bring a map (h, w) of the padded image to the pixels of the slice.
 
     Args:
-        values: (h, w), at ``stride``, for the padded image.
+        values: at ``stride``.
         stride: pixels of the image a value.
-        image_size: height and width of the image without padding, to which the slice was resized.
+        recording: of the image.
         slice_size: height and width of the slice.
 
     Returns:
-        (height, width) of the slice.
+        (height, width); NaN where the image does not show the slice.
     """
-    height, width = image_size
-    resize = {"mode": "bilinear", "align_corners": False}
-    padded = F.interpolate(values[None, None], scale_factor=stride, **resize)
-    return F.interpolate(padded[..., :height, :width], slice_size, antialias=True, **resize)[0, 0]
+    x0, y0, x1, y1 = recording.crop
+    placed = np.full(slice_size, np.nan, np.float32)
+    placed[y0:y1, x0:x1] = upsample(values, stride, recording.image_size, (y1 - y0, x1 - x0))
+    return placed

@@ -52,6 +52,36 @@ def test_features_have_the_shapes_that_they_promise(channels, width):
         assert features[name].shape == (1, shape.channels, *size)
 
 
+def test_without_the_last_poolings_c5_is_relu5_3_at_stride_8():
+    torch.manual_seed(0)
+    ours = VGG(16, width=8, pooled_stages=(1, 2, 3))
+    shapes = ours.output_shape()
+    assert [shape.stride for shape in shapes.values()] == [2, 4, 8, 8, 8]
+    assert [shape.channels for shape in shapes.values()] == [8, 16, 32, 64, 64]
+    pooled = VGG(16, width=8)
+    assert list(pooled.state_dict()) == list(ours.state_dict())  # torchvision's names
+    pooled.load_state_dict(ours.state_dict())
+    images = torch.randn(1, 3, 70, 101)
+    x, relus = images, 0
+    for layer in pooled.features:
+        if isinstance(layer, nn.MaxPool2d) and relus >= 10:  # pool4 and pool5
+            continue
+        x = layer(x)
+        relus += isinstance(layer, nn.ReLU)
+    assert relus == 13
+    features = ours(images)["c5"]
+    assert features.shape == (1, 64, 8, 12)
+    torch.testing.assert_close(features, x)
+
+
+def test_frozen_stages_end_where_they_are_not_pooled_too():
+    all_pooled = [
+        name for name, p in VGG(16, width=8, freeze_at=4).named_parameters() if p.requires_grad
+    ]
+    vgg = VGG(16, width=8, freeze_at=4, pooled_stages=(1, 2, 3))
+    assert [name for name, p in vgg.named_parameters() if p.requires_grad] == all_pooled
+
+
 def test_frozen_stages_are_not_trained():
     vgg = VGG(16, width=8, batch_norm=True, freeze_at=2)
     trained = [name for name, p in vgg.named_parameters() if p.requires_grad]
@@ -71,6 +101,7 @@ def test_frozen_stages_are_not_trained():
     [
         (("MODEL.VGG.DEPTH", 11), r"MODEL.VGG.DEPTH: found 11, expected one of \[16, 19\]"),
         (("MODEL.VGG.WIDTH", 0), "MODEL.VGG.WIDTH: found 0, expected at least 1"),
+        (("MODEL.VGG.POOLED_STAGES", (1, 6)), r"POOLED_STAGES: found \(1, 6\), expected some of 1"),
     ],
 )
 def test_bad_options(options, message):

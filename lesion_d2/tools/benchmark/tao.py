@@ -1,0 +1,192 @@
+"""3DCE at M images against one, with attention, and over volumes with features that are reused."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from lesion_d2.data.volumes import register_volumes
+from lesion_d2.engine import Trainer
+from lesion_d2.modeling.attention import MaxNormalizedAttention
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Instances
+from torch import nn
+
+from . import configs
+from .configs import load_config, with_all_proposals
+from .inputs import STACKS, prepare_phantom, random_batch, registered
+from .models import WARM_UP, build_for_device, infer, share_weights
+from .timing import Row, paired_ratio, time_calls
+
+_PASSES = 3  # timed evaluations of each kind
+
+
+def measure_tao(device: str, folder: Path, *, repeats: int = 9) -> Iterator[Row]:
+    """M = 3 against M = 1, attention against none, and reused features against new ones."""
+    yield from _compare_inferences(device, repeats)
+    yield from _compare_evaluations(device, folder)
+
+
+def _compare_inferences(device: str, repeats: int) -> list[Row]:
+    """A stack through the paper's networks, whose channels decide what attention costs."""
+    files = (configs.TAO_CONFIG, configs.TAO_STACK_CONFIG, configs.TAO_ATTENTION_CONFIG)
+    size = 512 if device == "cuda" else 256
+    cfgs = [_sized(with_all_proposals(load_config(file, device)), size) for file in files]
+    models = [build_for_device(cfg).eval() for cfg in cfgs]
+    share_weights(models)
+    draw_attention(models[2])
+    batch = random_batch(cfgs[1])
+    key_batch = [{**sample, "image": sample["image"][3:6]} for sample in batch]
+    batches = [key_batch, batch, batch]
+    calls = [partial(infer, *pair) for pair in zip(models, batches, strict=True)]
+    single, stack, attended = time_calls(calls, repeats=repeats, warm_up=WARM_UP, device=device)
+    counts = "/".join(str(call()) for call in calls)
+    note = f"1 stack of {size} x {size}, {counts} detections"
+    return [
+        paired_ratio(f"3DCE, {device}: M = 3 / M = 1, inference", stack, single, note, limit=3.1),
+        paired_ratio(
+            f"3DCE, {device}: attention / none at M = 3, inference",
+            attended,
+            stack,
+            note,
+            limit=1.05,
+        ),
+    ]
+
+
+def _sized(cfg: CfgNode, size: int) -> CfgNode:
+    cfg.INPUT.CT.IMAGE_SIZE = size
+    return cfg
+
+
+def draw_attention(model: nn.Module) -> None:
+    """Give attention random weights: it starts from zeros, where its maps are 1 everywhere."""
+    for module in model.modules():
+        if isinstance(module, MaxNormalizedAttention):
+            nn.init.kaiming_uniform_(module.scores.weight)
+
+
+def _compare_evaluations(device: str, folder: Path) -> list[Row]:
+    """All slices of volumes, as ``--eval-only`` goes through them, loading in the same process.
+
+    Raises:
+        RuntimeError: the detections differ.
+    """
+    file = configs.TAO_VOLUMES_CONFIG
+    cfg = with_all_proposals(load_config(file, device))
+    cfg.DATALOADER.NUM_WORKERS = 0
+    model = build_for_device(cfg).eval()
+    draw_attention(model)
+    root = prepare_phantom(folder, **STACKS)
+    with registered(root, register_volumes) as name:
+        cfg.DATASETS.TEST = (name,)
+        plain = cfg.clone()
+        plain.MODEL.RFCN_3DCE.NUM_REUSED = 0
+        found, found_anew = [], []
+        calls = [_keep(cfg, model, found), _keep(plain, model, found_anew)]
+        times = time_calls(calls, repeats=_PASSES, device=device)
+    for reused, anew in zip(found, found_anew, strict=True):
+        check_same(reused, anew)
+    title, note = f"3DCE, {device}: reused / new features at M = 5,", file.stem
+    return [
+        _count_row(f"{title} images convolved", found[0], found_anew[0], note),
+        paired_ratio(f"{title} evaluation of volumes", *times, note),
+    ]
+
+
+def _keep(cfg: CfgNode, model: nn.Module, results: list) -> Callable[[], None]:
+    return lambda: results.append(evaluate(cfg, model))
+
+
+@dataclass
+class SliceResult:
+    """What an evaluation did with a slice: its spacing in mm, and images that were convolved."""
+
+    image_id: str
+    spacing: float
+    num_images: int
+    instances: Instances
+
+
+class KeepResults(DatasetEvaluator):
+    """Keeps what a model finds on every slice, and how many images it convolved for it.
+
+    Args:
+        model: whose backbone is a ``SliceImages``.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.results: list[SliceResult] = []
+        self._num_images = 0
+        self._handle = model.backbone.backbone.register_forward_pre_hook(self._count)
+
+    def _count(self, module: nn.Module, args: tuple[torch.Tensor]) -> None:
+        self._num_images += len(args[0])
+
+    def reset(self) -> None:
+        """Forget all results."""
+        self.results = []
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Keep the results of one slice, which is a batch at inference."""
+        [sample], [output] = inputs, outputs
+        found = output["instances"].to("cpu")
+        spacing = sample["spacing"][2]
+        self.results.append(SliceResult(sample["image_id"], spacing, self._num_images, found))
+        self._num_images = 0
+
+    def evaluate(self) -> dict:
+        """No numbers; the model is counted no more."""
+        self._handle.remove()
+        return {}
+
+
+def evaluate(cfg: CfgNode, model: nn.Module) -> list[SliceResult]:
+    """Evaluate a model as ``train_net.py --eval-only`` does, but for the numbers."""
+    keeper = KeepResults(model)
+    Trainer.test(cfg, model, [keeper])
+    return keeper.results
+
+
+def check_same(results: Sequence[SliceResult], others: Sequence[SliceResult]) -> None:
+    """Compare the detections of two evaluations bit by bit.
+
+    Raises:
+        RuntimeError: a slice has other detections.
+    """
+    for result, other in zip(results, others, strict=True):
+        a, b = result.instances, other.instances
+        if not (
+            result.image_id == other.image_id
+            and torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
+            and torch.equal(a.scores, b.scores)
+            and torch.equal(a.pred_classes, b.pred_classes)
+        ):
+            raise RuntimeError(
+                f"{result.image_id}: found other detections with reused features, expected the same"
+            )
+
+
+def _count_row(
+    name: str, reused: Sequence[SliceResult], anew: Sequence[SliceResult], note: str
+) -> Row:
+    """The share of images that were convolved; for every slice spacing in the note."""
+    spacings = sorted({result.spacing for result in anew})
+    shares = [f"{_share(reused, anew, {spacing}):.2f} at {spacing:g} mm" for spacing in spacings]
+    detections = sum(len(result.instances) for result in anew)
+    text = (
+        f"{_total(reused, spacings)} against {_total(anew, spacings)} images, "
+        f"{', '.join(shares)}; {len(anew)} slices, the same {detections} detections, {note}"
+    )
+    return Row(name, _share(reused, anew, spacings), "x", 0.5, text)
+
+
+def _share(reused, anew, spacings) -> float:
+    return _total(reused, spacings) / _total(anew, spacings)
+
+
+def _total(results: Sequence[SliceResult], spacings) -> int:
+    return sum(result.num_images for result in results if result.spacing in spacings)

@@ -1,0 +1,65 @@
+"""Values of a table as colors."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from .heat_map import color_bar, heat_map_colors
+from .sheet import FONT_SIZE, new_figure, stack_pictures, to_pixels
+
+# Pixels.
+_ROW_HEIGHT = 40
+_MAX_COLUMN_WIDTH, _MIN_COLUMN_WIDTH = 48, 4
+_LABEL_WIDTH = 56  # left of the rows
+_LABEL_HEIGHT = 48  # below the columns
+_LABEL_SPACE = 16  # for a column's label, which stands upright
+_BAR_WIDTH = 400
+
+
+def heat_table(
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    low: float = 0.0,
+    high: float = 1.0,
+    width: int = 1024,
+) -> np.ndarray:
+    """Draw a table of values as colored cells, above the bar of their colors.
+
+    Args:
+        values: (R, P).
+        rows: R labels, from the top.
+        columns: P labels, from the left; where they stand too close, every second or n-th one.
+        low, high: values of the first and the last color.
+        width: of the picture in pixels; more columns than fit there make it wider.
+
+    Returns:
+        RGB uint8 picture.
+
+    Raises:
+        ValueError: not one label each.
+    """
+    if np.shape(values) != (len(rows), len(columns)):
+        raise ValueError(
+            f"table has shape {np.shape(values)}, expected ({len(rows)}, {len(columns)}): a row "
+            "and a column for each label"
+        )
+    cell = max(_MIN_COLUMN_WIDTH, min(_MAX_COLUMN_WIDTH, (width - _LABEL_WIDTH) // len(columns)))
+    cells = np.kron(heat_map_colors(values, low, high)[..., :3], np.ones((_ROW_HEIGHT, cell, 1)))
+    cells[_ROW_HEIGHT - 1 :: _ROW_HEIGHT] = 0
+    if cell > 2 * _MIN_COLUMN_WIDTH:
+        cells[:, cell - 1 :: cell] = 0
+    width, height = max(width, _LABEL_WIDTH + cells.shape[1]), len(cells) + _LABEL_HEIGHT
+    fig = new_figure(width, height)
+    fig.figimage(cells, _LABEL_WIDTH, _LABEL_HEIGHT, origin="upper")
+    text = {"size": FONT_SIZE, "color": "white"}
+    for i, label in enumerate(rows):
+        y = 1 - (i + 0.5) * _ROW_HEIGHT / height
+        fig.text((_LABEL_WIDTH - 6) / width, y, label, ha="right", va="center", **text)
+    for i in range(0, len(columns), math.ceil(_LABEL_SPACE / cell)):
+        x, y = (_LABEL_WIDTH + (i + 0.5) * cell) / width, (_LABEL_HEIGHT - 6) / height
+        fig.text(x, y, columns[i], ha="center", va="top", rotation="vertical", **text)
+    bar = color_bar(low, high, _BAR_WIDTH)
+    return stack_pictures([to_pixels(fig), bar])
