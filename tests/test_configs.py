@@ -241,6 +241,18 @@ def test_taos_models_differ_in_their_slices_and_attention_alone(
     assert values == expected
 
 
+def test_taos_phantom_models_begin_with_the_pretrained_one():
+    pretrained, rfcn = (
+        _values(CONFIGS / "tao" / f"{name}_phantom.yaml") for name in ("pretrain", "rfcn")
+    )
+    changed = {key for key in rfcn if rfcn[key] != pretrained[key]}
+    assert changed - {"OUTPUT_DIR", "MODEL.WEIGHTS"} == {
+        f"SOLVER.{key}"
+        for key in ("BASE_LR", "WARMUP_ITERS", "IMS_PER_BATCH", "MAX_ITER", "CHECKPOINT_PERIOD")
+    }
+    assert rfcn["MODEL.WEIGHTS"] == f"{pretrained['OUTPUT_DIR']}/model_final.pth"
+
+
 def test_taos_models_have_the_papers_values():
     """Tao et al., section 3, and the numbers of 3DCE."""
     values = _values(CONFIGS / "tao" / "rfcn.yaml")

@@ -4,14 +4,8 @@ import shlex
 
 from lesion_d2.config import add_lesion_config
 from lesion_d2.modeling.anchors import anchor_shapes
-from lesion_d2.tools.optimize_anchors import (
-    RATIOS_KEY,
-    SIZES_KEY,
-    csv_shapes,
-    current_anchors,
-    dataset_shapes,
-    main,
-)
+from lesion_d2.tools.box_shapes import csv_shapes, dataset_shapes
+from lesion_d2.tools.optimize_anchors import RATIOS_KEY, SIZES_KEY, current_anchors, main
 
 import cv2
 import numpy as np
@@ -114,6 +108,11 @@ def test_boxes_of_a_data_set(dataset):
     cfg = config("INPUT.CT.PIXEL_SPACING", 1.0)
     expected = [(20, 20), (5, 10), (20, 40)]
     np.testing.assert_allclose(dataset_shapes(NAME, cfg), expected)
+    cfg.INPUT.CT.MAX_SIZE = max(dataset[2]["height"], dataset[2]["width"])
+    np.testing.assert_allclose(dataset_shapes(NAME, cfg)[2], (10, 20))
+    cfg.INPUT.CT.CUT_BORDERS = True  # MAX_SIZE is that of a crop which is not known here
+    with pytest.raises(ValueError, match=r"CUT_BORDERS: found True, expected False where"):
+        dataset_shapes(NAME, cfg)
 
 
 @pytest.mark.parametrize("anchors", ["lists per level", "one list for all"])

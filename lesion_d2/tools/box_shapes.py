@@ -1,0 +1,166 @@
+"""Widths and heights of lesions' boxes as a network gets them, from data sets and CSV files."""
+
+import os
+from collections.abc import Sequence
+
+import lesion_d2  # noqa: F401  (makes detectron2 importable)
+from lesion_d2.data.augmentation import ResizeCT
+from lesion_d2.data.deeplesion import load_records
+from lesion_d2.visualization import truth_boxes
+
+import numpy as np
+import pandas as pd
+from detectron2.config import CfgNode
+
+BOX_COLUMNS = ("x1", "y1", "x2", "y2")
+SIZE_COLUMNS = ("height", "width")
+IMAGE_SIZE = (512, 512)
+
+
+def dataset_shapes(dataset: str, cfg: CfgNode, *, allow_missing: bool = False) -> np.ndarray:
+    """Widths and heights of a registered data set's boxes in the network's input.
+
+    Args:
+        dataset: its name in ``DatasetCatalog``.
+        cfg: says how images are resized.
+        allow_missing: leave out images whose file is missing.
+
+    Returns:
+        (N, 2) pixels; crowds are left out, as in training.
+
+    Raises:
+        ValueError: the data set is not registered or has no boxes, a box is empty, or an image has
+            no spacing where the config asks for one.
+    """
+    shapes = []
+    for record in load_records(dataset, allow_missing=allow_missing):
+        annotations = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
+        if not annotations:
+            continue
+        where = f"data set {dataset!r}, image {record['image_id']}"
+        boxes = truth_boxes({"annotations": annotations})
+        rows = [a.get("row", number) for number, a in enumerate(annotations)]
+        _check_boxes(boxes, rows, where, boxes)
+        size, spacing = (record["height"], record["width"]), record.get("spacing")
+        shapes.append(_resized_shapes(boxes, size, spacing, cfg, where))
+    if not shapes:
+        raise ValueError(f"data set {dataset!r}: found no boxes, expected at least one")
+    return np.concatenate(shapes)
+
+
+def csv_shapes(
+    file: str | os.PathLike, cfg: CfgNode, *, image_size: Sequence[int] | None = None
+) -> np.ndarray:
+    """Widths and heights of the boxes of a CSV file in the network's input.
+
+    Args:
+        file: with the columns x1, y1, x2, y2, in pixels, and perhaps height and width, of the
+            images.
+        cfg: says how images are resized.
+        image_size: (height, width) of all images; 512 x 512 where neither this nor the file says.
+
+    Returns:
+        (N, 2) pixels.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no CSV, a column is missing, no boxes, an empty box, image sizes from both sides
+            or not above 0, or the config asks for the spacing of the images.
+    """
+    table = _read_csv(file)
+    boxes = _numbers(table, BOX_COLUMNS)
+    _check_boxes(boxes, table.index, file, table[list(BOX_COLUMNS)].to_numpy())
+    sizes = _image_sizes(file, table, image_size)
+    shapes = np.empty((len(table), 2))
+    for size in np.unique(sizes, axis=0):
+        rows = (sizes == size).all(axis=1)
+        shapes[rows] = _resized_shapes(boxes[rows], size.astype(int), None, cfg, file)
+    return shapes
+
+
+def _read_csv(file: str | os.PathLike) -> pd.DataFrame:
+    """The columns that count, as text; the index is the line number in the file."""
+    expected = f"expected a CSV with the columns {', '.join(BOX_COLUMNS)}"
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"{file}: no such file, {expected}")
+    try:
+        table = pd.read_csv(file, dtype=object, keep_default_na=False, skip_blank_lines=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file}: found no readable CSV ({reason}), {expected}") from None
+    missing = [column for column in BOX_COLUMNS if column not in table.columns]
+    if missing:
+        raise ValueError(f"{file}: found no column {', '.join(missing)}, {expected}")
+    if not isinstance(table.index, pd.RangeIndex):  # pandas took the surplus cells for row labels
+        raise ValueError(f"{file}: found rows longer than the header, {expected}")
+    table.index = table.index + 2
+    table = table[[c for c in (*BOX_COLUMNS, *SIZE_COLUMNS) if c in table.columns]].fillna("")
+    table = table[(table != "").any(axis=1)]
+    if not len(table):
+        raise ValueError(f"{file}: found no boxes, expected at least one row")
+    return table
+
+
+def _image_sizes(
+    file: str | os.PathLike, table: pd.DataFrame, image_size: Sequence[int] | None
+) -> np.ndarray:
+    """Height and width of each row's image, (N, 2)."""
+    found = [column for column in SIZE_COLUMNS if column in table.columns]
+    if len(found) == 1:
+        raise ValueError(f"{file}: found the column {found[0]} alone, expected height and width")
+    if found and image_size is not None:
+        raise ValueError(f"{file}: found columns height and width, expected no --image-size then")
+    given = np.array(image_size or IMAGE_SIZE, dtype=float)
+    sizes = _numbers(table, SIZE_COLUMNS) if found else np.tile(given, (len(table), 1))
+    for row, size in zip(table.index, sizes, strict=True):
+        if not all(side >= 1 and side == round(side) for side in size):
+            where = f"{file}, row {row}" if found else "--image-size"
+            raise ValueError(
+                f"{where}: found an image of height {size[0]:g} and width {size[1]:g}, expected "
+                "whole numbers above 0"
+            )
+    return sizes
+
+
+def _numbers(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """Columns as (N, len(columns)) floats, NaN where there is no number."""
+    numbers = [pd.to_numeric(table[column], errors="coerce") for column in columns]
+    return np.stack([column.to_numpy(float) for column in numbers], axis=1)
+
+
+def _check_boxes(
+    boxes: np.ndarray, rows: Sequence[int], where: str | os.PathLike, cells: np.ndarray
+) -> None:
+    """Raise a ValueError that names the first bad row and shows its cells."""
+    is_good = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    bad = np.flatnonzero(~is_good)
+    if len(bad):
+        raise ValueError(
+            f"{where}, row {rows[bad[0]]}: found the box ({', '.join(map(str, cells[bad[0]]))}), "
+            f"expected numbers with x1 < x2 and y1 < y2 (bad boxes: {len(bad)} of {len(boxes)})"
+        )
+
+
+def _resized_shapes(
+    boxes: np.ndarray,
+    size: Sequence[int],
+    spacing: Sequence[float] | None,
+    cfg: CfgNode,
+    where: str | os.PathLike,
+) -> np.ndarray:
+    """Widths and heights (N, 2) of boxes (N, 4) XYXY after the resize of an image (H, W)."""
+    ct = cfg.INPUT.CT
+    if ct.PIXEL_SPACING and spacing is None:
+        raise ValueError(
+            f"{where}: found no pixel spacing, expected one for the config's "
+            f"INPUT.CT.PIXEL_SPACING of {ct.PIXEL_SPACING:g}"
+        )
+    if ct.CUT_BORDERS and (ct.MAX_SIZE or not ct.PIXEL_SPACING):
+        raise ValueError(
+            "INPUT.CT.CUT_BORDERS: found True, expected False where sizes go by the image's side "
+            "(INPUT.CT.IMAGE_SIZE, MAX_SIZE): boxes are resized with whole slices here"
+        )
+    image = np.broadcast_to(np.int16(0), (*size, 1))  # only its shape counts
+    resize = ResizeCT(ct.IMAGE_SIZE, ct.PIXEL_SPACING, max_size=ct.MAX_SIZE)
+    boxes = resize.get_transform(image, spacing).apply_box(boxes)
+    return boxes[:, 2:] - boxes[:, :2]
