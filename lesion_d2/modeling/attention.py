@@ -1,8 +1,9 @@
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import fvcore.nn.weight_init as weight_init
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -73,14 +74,26 @@ class MaxNormalizedAttention(nn.Module):
         self.scores = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
         nn.init.zeros_(self.scores.weight)
 
-    def weights(self, features: Tensor) -> Tensor:
-        """The weights in (0, 1] of features (N, M, D, H, W), of the same shape."""
-        scores = self.scores(features.flatten(0, 1)).view_as(features)
-        return (scores - scores.amax(self.axes, keepdim=True)).div_(self.temperature).exp_()
+    def weights(self, features: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:
+        """The weights of features, in [0, 1].
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Features (N, M, D, H, W) times their weights."""
-        return self.weights(features) * features
+        Args:
+            features: (N, M, D, H, W).
+            sizes: N heights and widths, the part of each stack's features that is no padding, which
+                gets weights of 0; None for H and W.
+
+        Returns:
+            (N, M, D, H, W).
+        """
+        scores = self.scores(features.flatten(0, 1)).view_as(features)
+        if sizes is not None:
+            scores = scores.masked_fill(_padding(scores, sizes), -torch.inf)
+        largest = scores.amax(self.axes, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+        return (scores - largest).div_(self.temperature).exp_()
+
+    def forward(self, features: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:
+        """Features times their weights, see :meth:`weights`."""
+        return self.weights(features, sizes) * features
 
 
 class ContextualAttention(MaxNormalizedAttention):
@@ -99,8 +112,7 @@ class SpatialAttention(MaxNormalizedAttention):
     """Weighs the positions of each image and channel (Tao et al., equations (5) to (8)).
 
     It looks at what the contextual attention let through, as the text and Fig. 1 have it; equation
-    (5) has the features from before. In a batch of images of several sizes their padding is among
-    the positions.
+    (5) has the features from before.
 
     Args:
         channels: D of the features.
@@ -109,6 +121,15 @@ class SpatialAttention(MaxNormalizedAttention):
 
     def __init__(self, channels: int, temperature: float = 3.0):
         super().__init__(channels, temperature, axes=(3, 4))
+
+
+def _padding(features: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Which positions of (N, M, D, H, W) lie outside of N heights and widths; (N, 1, 1, H, W)."""
+    height, width = features.shape[-2:]
+    y, x = (torch.arange(side, device=features.device) for side in (height, width))
+    limits = torch.tensor(sizes, device=features.device)
+    outside_y, outside_x = y >= limits[:, :1], x >= limits[:, 1:]
+    return (outside_y[:, :, None] | outside_x[:, None, :])[:, None, None]
 
 
 @contextmanager

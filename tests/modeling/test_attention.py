@@ -96,6 +96,22 @@ def test_spatial_attention_against_its_equations_in_numpy(temperature):
     assert (found.flatten(3).amax(dim=3) == 1).all()
 
 
+def test_spatial_attention_leaves_padding_out():
+    torch.manual_seed(4)
+    attention = _trained(SpatialAttention(6))
+    images = [torch.randn(3, 6, 7, 5), torch.randn(3, 6, 4, 9)]
+    sizes = [image.shape[2:] for image in images]
+    padded = 5 * torch.randn(2, 3, 6, 8, 9)
+    for stack, image, (height, width) in zip(padded, images, sizes, strict=True):
+        stack[..., :height, :width] = image
+    weights = attention.weights(padded, sizes)
+    assert weights.max() == 1
+    assert not attention.weights(padded).equal(weights)
+    for found, image, (height, width) in zip(weights, images, sizes, strict=True):
+        alone = attention.weights(image[None])[0]
+        torch.testing.assert_close(found[..., :height, :width], alone)
+
+
 @pytest.mark.parametrize("kind", [ContextualAttention, SpatialAttention])
 def test_attention_starts_as_none_and_learns(kind):
     features = torch.randn(2, 3, 4, 5, 5, requires_grad=True)

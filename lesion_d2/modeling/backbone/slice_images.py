@@ -1,7 +1,8 @@
 """Stacks of CT slices as several three-channel images through one backbone (3DCE)."""
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -48,6 +49,11 @@ class SliceImages(Backbone):
         in_feature: the one of its features that is used, with D channels.
         num_images: M.
         contextual_attention, spatial_attention: modules on features (N, M, D, H, W), or None.
+
+    Attributes:
+        image_sizes: N heights and widths of the next batch without its padding, which the spatial
+            attention then leaves out; None for one without padding. Detectron2's models give their
+            backbone the tensor alone.
     """
 
     def __init__(
@@ -65,12 +71,13 @@ class SliceImages(Backbone):
         self.num_images = num_images
         self.contextual_attention = contextual_attention
         self.spatial_attention = spatial_attention
+        self.image_sizes: Sequence[tuple[int, int]] | None = None
         self.memory: FeatureMemory | None = None
 
     @property
     def size_divisibility(self) -> int:
-        """As the backbone's."""
-        return self.backbone.size_divisibility
+        """As the backbone's, or the stride: the last pixels are part of a feature too."""
+        return max(self.backbone.size_divisibility, self.output_shape()[ALL_IMAGES].stride)
 
     @property
     def padding_constraints(self) -> dict[str, int]:
@@ -88,10 +95,18 @@ class SliceImages(Backbone):
         images = x.unflatten(1, (self.num_images, _CHANNELS)).flatten(0, 1)
         features = self._compute(images).unflatten(0, (len(x), self.num_images))
         key = features[:, self.num_images // 2]
+        sizes = self._take_feature_sizes(tuple(features.shape[-2:]))
         for attention in (self.contextual_attention, self.spatial_attention):
             if attention is not None:
-                features = attention(features)
+                features = attention(features, sizes)
         return {self.in_feature: key, ALL_IMAGES: features.flatten(1, 2)}
+
+    def _take_feature_sizes(self, padded: tuple[int, int]) -> list[tuple[int, int]] | None:
+        """Heights and widths of this batch's features; None where no image has been padded."""
+        image_sizes, self.image_sizes = self.image_sizes or [], None
+        stride = self.output_shape()[ALL_IMAGES].stride
+        sizes = [(math.ceil(h / stride), math.ceil(w / stride)) for h, w in image_sizes]
+        return None if set(sizes) <= {padded} else sizes
 
     def _compute(self, images: Tensor) -> Tensor:
         """Map images (n, 3, H, W) to features (n, D, h, w)."""

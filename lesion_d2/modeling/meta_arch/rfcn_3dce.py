@@ -46,4 +46,6 @@ class RFCN3DCE(LesionRCNN):
                     f"{name}: found {width} x {height} pixels, expected at least {stride} x "
                     f"{stride}, the stride of the features"
                 )
-        return super().preprocess_image(batched_inputs)
+        images = super().preprocess_image(batched_inputs)
+        self.backbone.image_sizes = images.image_sizes
+        return images

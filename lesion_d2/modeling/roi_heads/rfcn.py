@@ -1,4 +1,5 @@
 import fvcore.nn.weight_init as weight_init
+import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, build_box_head
@@ -56,8 +57,10 @@ class PositionSensitivePooler(nn.Module):
         [images] = features
         maps = self.score_maps(images.unflatten(1, (self.num_images, -1)).flatten(0, 1))
         maps = maps.unflatten(0, (len(images), self.num_images)).flatten(1, 2)
+        # torchvision's op never reads the last row and column, nor then what is put there.
+        maps = F.pad(maps.float(), (0, 1, 0, 1))
         boxes = [boxes.tensor for boxes in box_lists]
-        return ps_roi_pool(maps.float(), boxes, self.resolution, self.scale)
+        return ps_roi_pool(maps, boxes, self.resolution, self.scale)
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -71,11 +74,16 @@ class RFCNROIHeads(StandardROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape) -> dict:
-        if list(cfg.MODEL.ROI_HEADS.IN_FEATURES) != [ALL_IMAGES] or ALL_IMAGES not in input_shape:
+        in_features = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
+        if in_features != [ALL_IMAGES]:
             raise ValueError(
-                f"MODEL.ROI_HEADS.IN_FEATURES: found {list(cfg.MODEL.ROI_HEADS.IN_FEATURES)}, "
-                f"expected [{ALL_IMAGES!r}] of build_slice_images_backbone, for RFCNROIHeads "
-                f"(MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME!r})"
+                f"MODEL.ROI_HEADS.IN_FEATURES: found {in_features}, expected [{ALL_IMAGES!r}] for "
+                "RFCNROIHeads"
+            )
+        if ALL_IMAGES not in input_shape:
+            raise ValueError(
+                f"MODEL.BACKBONE.NAME: found {cfg.MODEL.BACKBONE.NAME!r}, expected "
+                "'build_slice_images_backbone' for RFCNROIHeads"
             )
         shape, num_images = input_shape[ALL_IMAGES], count_images(len(cfg.MODEL.PIXEL_MEAN))
         pooler = PositionSensitivePooler(

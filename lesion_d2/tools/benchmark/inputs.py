@@ -19,7 +19,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 LARGE = {"num_patients": 8, "size": 512}
 FEW = {"num_patients": 8, "size": 256}
 SMALL = {"num_patients": 60, "size": 256}
-STACKS = {"num_patients": 3, "size": 256, "extent_mm": 14.0}
+STACKS = {"num_patients": 5, "size": 256, "extent_mm": 14.0}
 
 
 def prepare_phantom(folder: Path, *, num_patients: int, size: int, extent_mm: float = 2.0) -> Path:
@@ -31,16 +31,19 @@ def prepare_phantom(folder: Path, *, num_patients: int, size: int, extent_mm: fl
 
 @contextlib.contextmanager
 def registered(
-    root: Path, register: Callable[[str, str, None], None] = register_deeplesion
+    root: Path,
+    register: Callable[[str, str, str | None], None] = register_deeplesion,
+    split: str | None = None,
 ) -> Iterator[str]:
     """Give the name of a data set folder, which is in Detectron2's catalogs within the block.
 
     Args:
-        root: of the data set, all of which is in it.
-        register: what registers a name with a root and a split.
+        root: of the data set.
+        register: registers a name with a root and a split.
+        split: "train", "val", "test", or None for all.
     """
     name = f"benchmark_{root.name}"
-    register(name, str(root), None)
+    register(name, str(root), split)
     try:
         yield name
     finally:

@@ -132,6 +132,20 @@ def test_detections_do_not_depend_on_the_others_of_a_batch():
         assert find(model, [alone])[0].scores.equal(together.scores)
 
 
+def test_spatial_attention_leaves_the_padding_of_a_batch_out():
+    model = make_model(1, spatial=True).eval()
+    weights = []
+    attention = model.backbone.spatial_attention
+    nn.init.normal_(attention.scores.weight)
+    attention.register_forward_pre_hook(lambda m, inputs: weights.append(m.weights(*inputs)))
+    batch = [{"image": make_sample(1, [], 1)["image"][:, :h, :w]} for h, w in [(64, 41), (30, 64)]]
+    find(model, batch)
+    assert weights[0].shape[-2:] == (16, 16)
+    for found, (height, width) in zip(weights[0], [(16, 11), (8, 16)], strict=True):
+        assert (found[..., :height, :width].amax(dim=(2, 3)) == 1).all()
+    assert model.backbone.image_sizes is None
+
+
 def test_half_precision():
     model = make_model(3, contextual=True, spatial=True)
     with EventStorage(), torch.autocast("cpu", torch.bfloat16):

@@ -18,12 +18,11 @@ def _pool(maps, box, resolution, stride):
     width, height = max(x2 - x1, 1) / resolution, max(y2 - y1, 1) / resolution
     num_maps = len(maps) // resolution**2
     out = np.zeros((num_maps, resolution, resolution))
-    last = np.array(maps.shape[1:]) - 1  # torchvision's op leaves out the last row and column
     for c, i, j in np.ndindex(out.shape):
         tops, lefts = y1 + (i + np.arange(2)) * height, x1 + (j + np.arange(2)) * width
         rows, columns = (
             slice(np.clip(math.floor(a), 0, n), np.clip(math.ceil(b), 0, n))
-            for (a, b), n in zip((tops, lefts), last, strict=True)
+            for (a, b), n in zip((tops, lefts), maps.shape[1:], strict=True)
         )
         part = maps[(c * resolution + i) * resolution + j, rows, columns]
         out[c, i, j] = part.mean() if part.size else 0
@@ -50,6 +49,14 @@ def test_each_image_is_pooled_by_the_same_score_maps_side_by_side():
             maps = np.einsum("ce,ehw->chw", weight, part)
             expected = _pool(maps, box.tolist(), 3, 4)
             np.testing.assert_allclose(found[2 * image : 2 * image + 2], expected, atol=1e-5)
+
+
+def test_regions_at_the_last_row_and_column_see_them():
+    """torchvision's op alone leaves them out."""
+    pooler = PositionSensitivePooler(1, 1, stride=8, resolution=2, num_score_maps=1)
+    torch.nn.init.ones_(pooler.score_maps.weight)
+    box = torch.tensor([[54.0, 54.0, 63.0, 63.0]])
+    assert (pooler([torch.full((1, 1, 8, 8), 3.0)], [Boxes(box)]) == 3).all()
 
 
 def test_no_region_and_half_precision():
@@ -92,5 +99,5 @@ def test_other_features_are_refused(features):
     shapes = {"c5": ShapeSpec(channels=16, stride=8), "images": ShapeSpec(channels=48, stride=8)}
     with pytest.raises(ValueError, match=r"ROI_HEADS.IN_FEATURES: found .*, expected \['images'\]"):
         build_roi_heads(_config("MODEL.ROI_HEADS.IN_FEATURES", features), shapes)
-    with pytest.raises(ValueError, match="of build_slice_images_backbone"):
+    with pytest.raises(ValueError, match=r"BACKBONE.NAME: found .*, expected .build_slice_images"):
         build_roi_heads(_config(), {"p2": ShapeSpec(channels=16, stride=8)})
