@@ -23,7 +23,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     folder = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     help_root = f"default: {folder / 'phantom'}, or {folder / 'phantom_columns'} for columns"
-    parser.add_argument("--root", type=Path, help=help_root)
+    parser.add_argument("--root", type=Path, help=help_root.replace("%", "%%"))  # argparse's escape
     parser.add_argument("--preset", choices=sorted(PRESETS), default="quickstart")
     parser.add_argument("--patients", type=int, dest="num_patients")
     parser.add_argument("--size", type=int, help="pixels a side of every slice")

@@ -1,6 +1,15 @@
-from lesion_d2.cropping import put_back, shown_size
+from lesion_d2.cropping import (
+    image_to_slice,
+    put_back,
+    shown_extent,
+    shown_size,
+    slice_to_image,
+)
 
+import numpy as np
+import pytest
 import torch
+from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 
 CROPPED = {"height": 40, "width": 50, "crop": (6, 3, 26, 33)}
@@ -11,6 +20,20 @@ def test_what_an_image_shows():
     assert shown_size({"height": 40, "width": 50}, (12, 17)) == (40, 50)
     assert shown_size({"height": 40}, (12, 17)) == (40, 17)
     assert shown_size(CROPPED, (12, 17)) == (30, 20)
+    assert shown_extent({"height": 40, "width": 50}, (12, 17)) == (0, 0, 50, 40)
+    assert shown_extent(CROPPED, (12, 17)) == (6, 3, 26, 33)
+
+
+@pytest.mark.parametrize("extent", [(10, 4, 58, 36), (0, 0, 60, 40)])
+def test_points_move_as_the_images_do(extent):
+    x0, y0, x1, y1 = extent
+    points = np.random.default_rng(0).uniform(0, 60, (20, 2))
+    cut = T.CropTransform(x0, y0, x1 - x0, y1 - y0).apply_coords(points + 0.5)
+    expected = T.ResizeTransform(y1 - y0, x1 - x0, 64, 90).apply_coords(cut) - 0.5
+    found = slice_to_image(points, extent, (64, 90))
+    np.testing.assert_allclose(found, expected)
+    np.testing.assert_allclose(image_to_slice(found, extent, (64, 90)), points)
+    assert slice_to_image(np.zeros((0, 2)), extent, (64, 90)).shape == (0, 2)
 
 
 def test_boxes_move_and_masks_are_padded():

@@ -43,6 +43,11 @@ def volume_extent(
 ) -> tuple[int, int, int, int]:
     """Find the part that shows the body on any slice of a volume: one crop for all of them.
 
+    The extents of the last 1,024 volumes are kept, as a volume's slices come one by one: each
+    process (worker of a data loader) that sees a volume reads all of it once, beside the reading
+    for its samples, and takes no notice of files that are rewritten afterwards. Data sets are
+    written whole before they are read and stay as they are while a run lasts.
+
     Args:
         folder: of the slices, ``<slice number>.png``.
         slice_range: first and last slice number that count; None for all.
@@ -57,7 +62,11 @@ def volume_extent(
         ValueError: a file is damaged (see :func:`read_slice`), or slices differ in size.
     """
     extents, shape = [], None
-    for file in _slice_files(folder, slice_range):
+    first, last = slice_range if slice_range is not None else (0, math.inf)
+    files = {n: file for n, file in slice_files(folder).items() if first <= n <= last}
+    if not files:
+        raise FileNotFoundError(f"{folder}: found no slice of {first} to {last}, expected one")
+    for file in files.values():
         hu = read_slice(file)
         if shape not in (None, hu.shape):
             found, expected = (f"{width} x {height}" for height, width in (hu.shape, shape))
@@ -73,13 +82,15 @@ def volume_extent(
     return _with_margin((*extents[:, :2].min(axis=0), *extents[:, 2:].max(axis=0)), shape)
 
 
-def _slice_files(folder: str, slice_range: tuple[int, int] | None) -> list[str]:
-    first, last = slice_range if slice_range is not None else (0, math.inf)
+def slice_files(folder: str | os.PathLike) -> dict[int, str]:
+    """Slice number -> path of all files ``<slice number>.png`` in a series' folder, in order.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
     stems = [name[:-4] for name in os.listdir(folder) if name.endswith(".png")]
-    stems = sorted(stem for stem in stems if stem.isdecimal() and first <= int(stem) <= last)
-    if not stems:
-        raise FileNotFoundError(f"{folder}: found no slice of {first} to {last}, expected one")
-    return [os.path.join(folder, f"{stem}.png") for stem in stems]
+    numbers = sorted((int(stem), stem) for stem in stems if stem.isdecimal())
+    return {number: os.path.join(folder, f"{stem}.png") for number, stem in numbers}
 
 
 def _extent(hu: np.ndarray, pixel_spacing: tuple[float, float]) -> tuple[int, int, int, int] | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-#: Metadata of a dataclass field that was added later, see :func:`write_data_set`.
+#: In the metadata of a dataclass field that was added later, see :func:`write_data_set`.
 LATER = {"later": True}
 
 
@@ -45,7 +45,7 @@ def write_data_set(
     Args:
         root: the data set's folder; made by renaming, after everything was written beside it.
         kind: of data set, such as "phantom"; its options stand in ``<kind>.json``.
-        options: a dataclass. A field with ``LATER`` for its metadata came after data sets had been
+        options: a dataclass. A field with ``LATER`` in its metadata came after data sets had been
             written without it: its default is not stored, which keeps them complete.
         write: fills the folder that it is given, which does not exist yet.
         overwrite: replace a folder that was written with other options.
@@ -58,15 +58,14 @@ def write_data_set(
             set, or anything that is no data set of this kind.
     """
     root = Path(root).absolute()
-    stored = _stored(options)
-    if root.exists() and _holds_these(root, kind, stored, overwrite):
+    if root.exists() and _holds_these(root, kind, options, overwrite):
         logger.info("The %s data set in %s is complete: nothing to do", kind, root)
         return False
     partial_root = root.with_name(root.name + ".partial")
     shutil.rmtree(partial_root, ignore_errors=True)
     try:
         write(partial_root)
-        (partial_root / f"{kind}.json").write_text(json.dumps(stored, indent=2))
+        (partial_root / f"{kind}.json").write_text(json.dumps(_stored(options), indent=2))
         if root.exists():
             shutil.rmtree(root)
         os.replace(partial_root, root)
@@ -77,15 +76,23 @@ def write_data_set(
 
 def _stored(options: Any) -> dict:
     """What stands in ``<kind>.json``."""
-    values = [(field, getattr(options, field.name)) for field in fields(options)]
-    return {f.name: v for f, v in values if f.metadata != LATER or v != f.default}
+    defaults = _later_defaults(options)
+    values = {field.name: getattr(options, field.name) for field in fields(options)}
+    return {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}
 
 
-def _holds_these(root: Path, kind: str, wanted: dict, overwrite: bool) -> bool:
+def _later_defaults(options: Any) -> dict:
+    """What holds for data sets that say nothing about the fields that came later."""
+    return {f.name: f.default for f in fields(options) if f.metadata.get("later")}
+
+
+def _holds_these(root: Path, kind: str, options: Any, overwrite: bool) -> bool:
     """Whether ``root`` is a data set with these options; raises where it must not be replaced."""
+    defaults = _later_defaults(options)
+    wanted = {**defaults, **_stored(options)}
     try:
-        found = json.loads((root / f"{kind}.json").read_text())
-    except (OSError, ValueError):
+        found = {**defaults, **json.loads((root / f"{kind}.json").read_text())}
+    except (OSError, TypeError, ValueError):  # TypeError: JSON, but no object
         raise FileExistsError(
             f"{root} exists and is no {kind} data set (no readable {kind}.json): choose another "
             "folder, or remove it"

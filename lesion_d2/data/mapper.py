@@ -194,7 +194,8 @@ class LesionDatasetMapper:
         """What to keep of the slices; ``key_slice`` (H, W) in HU, clipped to the window."""
         file_name, spacing = dataset_dict["file_name"], tuple(dataset_dict["spacing"][:2])
         if "volume" in dataset_dict:
-            slice_range = tuple(dataset_dict["slice_range"])
+            slice_range = dataset_dict["slice_range"]
+            slice_range = None if slice_range is None else tuple(slice_range)
             return volume_extent(os.path.dirname(file_name), slice_range, spacing)
         low, high = self.hu_window
         if not low <= BODY_THRESHOLD < high:  # the window does not tell the body from the air

@@ -7,7 +7,6 @@ lesion on every slice, from which the same kind of box is made for detection in 
 import json
 import logging
 import os
-import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache, partial
 from itertools import product
@@ -18,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
+from .borders import slice_files
 from .deeplesion import COARSE_TYPES, lesion_classes, load_deeplesion, resolve_root
 from .phantom import BOX_MARGIN
 from .phantom_lesions import measure_recist
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 _SPLITS = ("train", "val", "test")
 _FOLDERS = ("phantom", "phantom_columns")
-_SLICE_NAME = re.compile(r"(\d+)\.png")
 _ENTRY_KEYS = ("image_id", "row", "masks")
 # Of measurements that are kept: a run reads its data set several times.
 _MAX_MEASURED = 2**15
@@ -198,19 +197,17 @@ def _check_types(csv_file: Path, key_slices: Iterable[Mapping]) -> None:
 def _slice_dicts(folder: str, key_slice: Mapping) -> dict[int, dict]:
     """Slice number -> dict, without annotations yet, of all slices in a series' folder."""
     volume = os.path.basename(folder)
-    slices = {}
-    for name in os.listdir(folder):
-        match = _SLICE_NAME.fullmatch(name)
-        if match:
-            slices[int(match[1])] = {
-                **key_slice,
-                "file_name": os.path.join(folder, name),
-                "image_id": f"{volume}_{match[1]}",
-                "slice_index": int(match[1]),
-                "volume": volume,
-                "annotations": [],
-            }
-    return slices
+    return {
+        number: {
+            **key_slice,
+            "file_name": file,
+            "image_id": f"{volume}_{Path(file).stem}",
+            "slice_index": number,
+            "volume": volume,
+            "annotations": [],
+        }
+        for number, file in slice_files(folder).items()
+    }
 
 
 def _add_lesion(

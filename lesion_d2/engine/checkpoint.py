@@ -153,21 +153,59 @@ def check_weights(path: str, model: nn.Module | None = None, *, for_training: bo
     Args:
         path: a file, ``torchvision://<model>``, or an address that is left to Detectron2.
         model: what they are for, or the part that its backbone is; it may be on the meta device.
-        for_training: see :func:`check_predictor`.
+        for_training: see :func:`check_predictor`; if not, also :func:`check_complete`.
 
     Raises:
         FileNotFoundError: ``path`` is a local file that does not exist, or torchvision's weights
             are neither here nor to be had.
-        ValueError: as :meth:`LesionCheckpointer.load` and :func:`check_predictor`.
+        ValueError: as :meth:`LesionCheckpointer.load`, :func:`check_predictor` and
+            :func:`check_complete`.
     """
     check_weights_exist(path)
     if path and ("://" not in path or path.startswith(PREFIX)):
         checkpointer = LesionCheckpointer(model or nn.Identity())
         checkpointer._parsed_url_during_load = urlparse(path)  # as in load
         local = PathManager.get_local_path(path.split("?")[0])
-        weights = checkpointer._load_file(local)["model"]
+        loaded = checkpointer._load_file(local)
+        weights, model_weights = loaded["model"], checkpointer.model.state_dict()
         with _naming(local):
-            check_predictor(weights, checkpointer.model.state_dict(), for_training=for_training)
+            check_predictor(weights, model_weights, for_training=for_training)
+            # Detectron2 itself finds out which weights are which in files of other projects.
+            if not for_training and model_weights and not loaded.get("matching_heuristics"):
+                check_complete(weights, model_weights)
+
+
+def check_complete(weights: Mapping[str, Any], model_weights: Mapping[str, Tensor]) -> None:
+    """Check that weights are those of a trained model, all of them.
+
+    Detectron2 leaves what it does not find as it was drawn, and says so in the log; detections are
+    then some of chance.
+
+    Args:
+        weights: names to tensors or arrays.
+        model_weights: the state of the model that they are for.
+
+    Raises:
+        ValueError: weights of the model are missing or have another shape, or there are weights of
+            an attention that the model does not have.
+    """
+    found = {name.removeprefix("module."): value.shape for name, value in weights.items()}
+    lacking = [
+        name
+        for name, target in model_weights.items()
+        if found.get(name) != target.shape and not name.endswith(".num_batches_tracked")
+    ]
+    if lacking:
+        raise ValueError(
+            f"lacks, or has in another shape, {len(lacking)} of the model's weights, such as "
+            f"{lacking[0]}; expected a checkpoint of this config's model"
+        )
+    ignored = [name for name in found.keys() - model_weights.keys() if "attention." in name]
+    if ignored:
+        raise ValueError(
+            f"found {min(ignored)}, which the model does not have; expected a checkpoint of this "
+            "config's model"
+        )
 
 
 def check_predictor(

@@ -27,7 +27,15 @@ from ..config import trains_on_masks
 from ..data.deeplesion import set_allow_missing, set_hidden_annotations, suggest_names
 from ..data.mapper import LesionDatasetMapper
 from ..inference.ensemble import CONSOLIDATIONS
-from ..modeling import AttentionGate, DetUNet, LesionRCNN, RetinaUNet, ULDorROIHeads
+from ..modeling import (
+    AttentionGate,
+    ContextualAttention,
+    DetUNet,
+    LesionRCNN,
+    RetinaUNet,
+    SpatialAttention,
+    ULDorROIHeads,
+)
 from .best_checkpoints import checkpoint_files
 from .checkpoint import check_weights
 from .schedule import check_epochs, resolve_epochs
@@ -46,6 +54,10 @@ _MODEL_CHECKS: tuple[_Check, ...] = (
     ("MODEL.RETINA_UNET.SHEM_POOL", lambda v: v >= 0, "0 (off) or more"),
     ("MODEL.LESION_RCNN.SEG_LOSS_WEIGHT", lambda v: v >= 0, "0 (off) or more"),
     ("MODEL.DET_UNET.MAX_COMPONENTS", lambda v: v >= 1, "1 or more"),
+    ("MODEL.RFCN_3DCE.CONTEXTUAL_TEMPERATURE", lambda v: v > 0, "above 0"),
+    ("MODEL.RFCN_3DCE.SPATIAL_TEMPERATURE", lambda v: v > 0, "above 0"),
+    ("MODEL.RFCN_3DCE.NUM_SCORE_MAPS", lambda v: v >= 1, "1 or more"),
+    ("MODEL.RFCN_3DCE.NUM_REUSED", lambda v: v >= 0, "0 (none) or more images"),
 )
 _ENSEMBLE_CHECKS: tuple[_Check, ...] = (
     ("TEST.ENSEMBLE.TILE_SIZE", lambda v: v >= 0, "0 (no tiles) or more pixels"),
@@ -83,6 +95,14 @@ _TRAINING_CHECKS: tuple[_Check, ...] = (
     ("HARD_NEGATIVES.MIN_SCORE", lambda v: 0 <= v <= 1, "0 to 1"),
 )
 _ULDOR_HEADS = ULDorROIHeads.__name__
+# A key, the part that it switches on, and the backbones that have it.
+_ATTENTIONS: tuple[tuple[str, type, str], ...] = (
+    ("MODEL.UNET_FPN.ATTENTION", AttentionGate, "a U-FPN"),
+    *(
+        (f"MODEL.RFCN_3DCE.{name}_ATTENTION", kind, "build_slice_images_backbone")
+        for name, kind in (("CONTEXTUAL", ContextualAttention), ("SPATIAL", SpatialAttention))
+    ),
+)
 
 
 class InputError(ValueError):
@@ -182,13 +202,12 @@ def _check_model(cfg: CfgNode) -> nn.Module:
         # Some backbones need values while they are built: the run itself builds and checks them.
         logger.info(f"{found} on {cfg.MODEL.BACKBONE.NAME} was not checked beforehand: {error}")
         return nn.Identity()
-    if cfg.MODEL.UNET_FPN.ATTENTION and not any(
-        isinstance(m, AttentionGate) for m in model.modules()
-    ):
-        raise InputError(
-            f"MODEL.BACKBONE.NAME: found {cfg.MODEL.BACKBONE.NAME}, expected a U-FPN for "
-            "MODEL.UNET_FPN.ATTENTION True"
-        )
+    for key, kind, expected in _ATTENTIONS:
+        if _value(cfg, key) and not any(isinstance(m, kind) for m in model.modules()):
+            raise InputError(
+                f"MODEL.BACKBONE.NAME: found {cfg.MODEL.BACKBONE.NAME}, expected {expected} for "
+                f"{key} True"
+            )
     if cfg.MODEL.ULDOR.COUNT_FALSE_POSITIVES and not _has_uldor_heads(cfg):
         raise InputError(
             f"{_found_heads(cfg)}, expected {_ULDOR_HEADS!r} for "

@@ -8,7 +8,7 @@ from torch import nn
 from ..data.mapper import LesionDatasetMapper
 from ..inference import Ensemble
 from .best_checkpoints import checkpoint_files
-from .checkpoint import LesionCheckpointer
+from .checkpoint import LesionCheckpointer, check_weights
 from .defaults import fit_device
 from .trainer import Trainer
 
@@ -49,7 +49,11 @@ def load_model(cfg: CfgNode, *, resume: bool = False) -> nn.Module:
 
 def _load(cfg: CfgNode, weights: str, resume: bool = False) -> nn.Module:
     model = Trainer.build_model(cfg)
-    LesionCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(weights, resume=resume)
+    checkpointer = LesionCheckpointer(model, cfg.OUTPUT_DIR)
+    if resume and checkpointer.has_checkpoint():
+        weights = checkpointer.get_checkpoint_file()
+    check_weights(weights, model, for_training=False)
+    checkpointer.load(weights, checkpointables=[])
     return model.eval()
 
 

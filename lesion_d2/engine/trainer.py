@@ -30,8 +30,8 @@ from ..data.loader import (
     build_lesion_train_loader,
 )
 from ..evaluation import LesionEvaluator, VolumeEvaluator
-from ..inference import batched_merge_slices
-from ..modeling import UNetFPN, reuse_features
+from ..inference import Ensemble, batched_merge_slices
+from ..modeling import SliceImages, UNetFPN, reuse_features
 from .best_checkpoints import KeepBestHook
 from .checkpoint import LesionCheckpointer
 from .hard_negatives import HardNegativeMiner, HardNegativeMiningHook
@@ -278,7 +278,8 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         share_running_statistics(model)
         kinds = {MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TEST}
         num_reused = cfg.MODEL.RFCN_3DCE.NUM_REUSED if "lesion_volume" in kinds else 0
-        with reuse_features(model, num_reused):
+        num_mirrors = model.num_mirrors if isinstance(model, Ensemble) else 1
+        with reuse_features(model, num_reused * num_mirrors):
             return super().test(cfg, model, evaluators)
 
     @classmethod
@@ -315,6 +316,8 @@ def has_unused_parameters(model: nn.Module) -> bool:
         used = _levels_of_rcnn(model)
     else:
         used = set(getattr(model, "head_in_features", levels))
+    if isinstance(backbone, SliceImages):
+        return _leaves_stages(backbone) or not levels <= used
     if isinstance(backbone, UNetFPN):
         if not getattr(model, "seg_loss_weight", 0):
             return True
@@ -333,6 +336,12 @@ def _pooled_levels(backbone: nn.Module) -> set[str]:
 def _levels_of_rcnn(model: GeneralizedRCNN) -> set[str]:
     parts = (model.proposal_generator, model.roi_heads)
     return {level for part in parts for level in getattr(part, "in_features", ())}
+
+
+def _leaves_stages(backbone: SliceImages) -> bool:
+    """Whether the backbone of three-channel images computes more than the feature that is used."""
+    inner = backbone.backbone
+    return isinstance(inner, FPN) or list(inner.output_shape())[-1] != backbone.in_feature
 
 
 def _leaves_last_stage(backbone: nn.Module) -> bool:

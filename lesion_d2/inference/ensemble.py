@@ -8,7 +8,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from .box_clustering import find_clusters
-from .views import CutMask, ViewDetections, detect_in_views
+from .views import MIRRORS, CutMask, ViewDetections, detect_in_views
 
 CONSOLIDATIONS = ("wbc", "nms")
 
@@ -73,6 +73,11 @@ class Ensemble(nn.Module):
         self.iou_threshold = iou_threshold
         self.max_detections = max_detections
         self.eval()
+
+    @property
+    def num_mirrors(self) -> int:
+        """Mirrored views of a tile."""
+        return len(MIRRORS) if self.view_options["mirrors"] else 1
 
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
         """Detectron2's model interface at inference.

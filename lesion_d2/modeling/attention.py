@@ -87,8 +87,8 @@ class MaxNormalizedAttention(nn.Module):
         """
         scores = self.scores(features.flatten(0, 1)).view_as(features)
         if sizes is not None:
-            scores = scores.masked_fill(_padding(scores, sizes), -torch.inf)
-        largest = scores.amax(self.axes, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+            scores.masked_fill_(_padding(scores, sizes), -torch.inf)
+        largest = _largest(scores, self.axes).clamp(min=torch.finfo(scores.dtype).min)
         return (scores - largest).div_(self.temperature).exp_()
 
     def forward(self, features: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:
@@ -121,6 +121,18 @@ class SpatialAttention(MaxNormalizedAttention):
 
     def __init__(self, channels: int, temperature: float = 3.0):
         super().__init__(channels, temperature, axes=(3, 4))
+
+
+def _largest(scores: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """``scores.amax(axes, keepdim=True)`` of (N, M, D, H, W), in the layout of the scores.
+
+    amax orders its result in memory as its axes, and with channels last (D here) all that is
+    computed with it would change its layout.
+    """
+    if scores.stride(2) != 1:
+        return scores.amax(axes, keepdim=True)
+    last = scores.movedim(2, -1)
+    return last.amax([axis - (axis > 2) for axis in axes], keepdim=True).movedim(-1, 2)
 
 
 def _padding(features: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:

@@ -29,9 +29,11 @@ def dataset_shapes(dataset: str, cfg: CfgNode, *, allow_missing: bool = False) -
         (N, 2) pixels; crowds are left out, as in training.
 
     Raises:
-        ValueError: the data set is not registered or has no boxes, a box is empty, or an image has
-            no spacing where the config asks for one.
+        ValueError: the data set is not registered or has no boxes, a box is empty, an image has no
+            spacing where the config asks for one, or the config cuts borders
+            (``INPUT.CT.CUT_BORDERS``) and sizes go by the image's side.
     """
+    _check_config(cfg)
     shapes = []
     for record in load_records(dataset, allow_missing=allow_missing):
         annotations = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
@@ -65,8 +67,10 @@ def csv_shapes(
     Raises:
         FileNotFoundError: no such file.
         ValueError: no CSV, a column is missing, no boxes, an empty box, image sizes from both sides
-            or not above 0, or the config asks for the spacing of the images.
+            or not above 0, the config asks for the spacing of the images, or it cuts borders
+            (``INPUT.CT.CUT_BORDERS``) and sizes go by the image's side.
     """
+    _check_config(cfg)
     table = _read_csv(file)
     boxes = _numbers(table, BOX_COLUMNS)
     _check_boxes(boxes, table.index, file, table[list(BOX_COLUMNS)].to_numpy())
@@ -76,6 +80,17 @@ def csv_shapes(
         rows = (sizes == size).all(axis=1)
         shapes[rows] = _resized_shapes(boxes[rows], size.astype(int), None, cfg, file)
     return shapes
+
+
+def _check_config(cfg: CfgNode) -> None:
+    """Refuse a resize that depends on crops, which only reading the slices could tell."""
+    ct = cfg.INPUT.CT
+    if ct.CUT_BORDERS and (ct.MAX_SIZE or not ct.PIXEL_SPACING):
+        raise ValueError(
+            "INPUT.CT.CUT_BORDERS: found True, expected False where sizes go by the image's side "
+            "(INPUT.CT.IMAGE_SIZE, MAX_SIZE): boxes are resized with whole slices here. "
+            "INPUT.CT.CUT_BORDERS False as KEY VALUE gives their sizes on those"
+        )
 
 
 def _read_csv(file: str | os.PathLike) -> pd.DataFrame:
@@ -154,11 +169,6 @@ def _resized_shapes(
         raise ValueError(
             f"{where}: found no pixel spacing, expected one for the config's "
             f"INPUT.CT.PIXEL_SPACING of {ct.PIXEL_SPACING:g}"
-        )
-    if ct.CUT_BORDERS and (ct.MAX_SIZE or not ct.PIXEL_SPACING):
-        raise ValueError(
-            "INPUT.CT.CUT_BORDERS: found True, expected False where sizes go by the image's side "
-            "(INPUT.CT.IMAGE_SIZE, MAX_SIZE): boxes are resized with whole slices here"
         )
     image = np.broadcast_to(np.int16(0), (*size, 1))  # only its shape counts
     resize = ResizeCT(ct.IMAGE_SIZE, ct.PIXEL_SPACING, max_size=ct.MAX_SIZE)

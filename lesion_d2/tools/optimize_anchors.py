@@ -11,6 +11,10 @@ config takes in with _BASE_: ["config.yaml", "anchors.yaml"], and draws both set
 
 A CSV of boxes has the columns x1, y1, x2, y2, in pixels of images of --image-size, or of its own
 columns height and width.
+
+Boxes are resized with whole slices. A config that cuts borders is refused where sizes then go by
+the image's side (INPUT.CT.MAX_SIZE, or IMAGE_SIZE without PIXEL_SPACING); INPUT.CT.CUT_BORDERS
+False as KEY VALUE gives the sizes on whole slices.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Pictures of CT slices, their lesions, a run's detections and what a model looks at."""
 
-from .heat_map import HeatMap, color_bar, upsample
+from .heat_map import HeatMap, color_bar, place
 from .heat_table import heat_table
 from .outcome import ImageOutcome, judge, outcome_quality, prediction_masks, truth_boxes
 from .sheet import contact_sheet, save_picture, stack_pictures
@@ -44,10 +44,10 @@ __all__ = [
     "judge",
     "outcome_quality",
     "parse_window",
+    "place",
     "prediction_masks",
     "save_picture",
     "stack_pictures",
     "truth_boxes",
-    "upsample",
     "window_image",
 ]

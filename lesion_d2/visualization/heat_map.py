@@ -49,30 +49,35 @@ def heat_map_colors(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return colors
 
 
-def upsample(
-    values: Tensor, stride: int, image_size: tuple[int, int], output_size: tuple[int, int]
-) -> Tensor:
-    """Bring a map of features to pixels, bilinearly.
+def place(
+    values: Tensor,
+    stride: int,
+    *,
+    image_size: tuple[int, int],
+    extent: tuple[int, int, int, int],
+    slice_size: tuple[int, int],
+) -> np.ndarray:
+    """Bring a map of features to the pixels of the slice, bilinearly.
 
     Args:
-        values: (h, w), at ``stride``, for the padded image. Value (i, j) covers the image's pixels
-            [stride * i, stride * (i + 1)) x [stride * j, stride * (j + 1)); pixels beyond the last
-            one, fewer than a stride, get the nearest.
+        values: (h, w), at ``stride``, for the padded image: value (i, j) covers the image's pixels
+            [stride * i, stride * (i + 1)) x [stride * j, stride * (j + 1)).
         stride: pixels of the image a value.
         image_size: height and width of the image without padding.
-        output_size: height and width of what was resized to that image.
+        extent: x0, y0, x1, y1 of what was resized to that image, in whole pixels of the slice.
+        slice_size: height and width of the slice.
 
     Returns:
-        (height, width) of ``output_size``.
+        (height, width) of ``slice_size``; NaN where the image does not show the slice.
     """
     height, width = image_size
+    x0, y0, x1, y1 = extent
     resize = {"mode": "bilinear", "align_corners": False}
     padded = F.interpolate(values[None, None], scale_factor=stride, **resize)
-    missing = [
-        max(0, size - found) for size, found in zip(image_size, padded.shape[-2:], strict=True)
-    ]
-    padded = F.pad(padded, (0, missing[1], 0, missing[0]), mode="replicate")
-    return F.interpolate(padded[..., :height, :width], output_size, antialias=True, **resize)[0, 0]
+    image = padded[..., :height, :width]
+    placed = np.full(slice_size, np.nan, np.float32)
+    placed[y0:y1, x0:x1] = F.interpolate(image, (y1 - y0, x1 - x0), antialias=True, **resize)
+    return placed
 
 
 def color_bar(low: float, high: float, width: int) -> np.ndarray:

@@ -18,21 +18,14 @@ _BAR_WIDTH = 400
 
 
 def heat_table(
-    values: np.ndarray,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    *,
-    low: float = 0.0,
-    high: float = 1.0,
-    width: int = 1024,
+    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, width: int = 1024
 ) -> np.ndarray:
     """Draw a table of values as colored cells, above the bar of their colors.
 
     Args:
-        values: (R, P).
+        values: (R, P), from 0 to 1.
         rows: R labels, from the top.
         columns: P labels, from the left; where they stand too close, every second or n-th one.
-        low, high: values of the first and the last color.
         width: of the picture in pixels; more columns than fit there make it wider.
 
     Returns:
@@ -47,7 +40,7 @@ def heat_table(
             "and a column for each label"
         )
     cell = max(_MIN_COLUMN_WIDTH, min(_MAX_COLUMN_WIDTH, (width - _LABEL_WIDTH) // len(columns)))
-    cells = np.kron(heat_map_colors(values, low, high)[..., :3], np.ones((_ROW_HEIGHT, cell, 1)))
+    cells = np.kron(heat_map_colors(values, 0, 1)[..., :3], np.ones((_ROW_HEIGHT, cell, 1)))
     cells[_ROW_HEIGHT - 1 :: _ROW_HEIGHT] = 0
     if cell > 2 * _MIN_COLUMN_WIDTH:
         cells[:, cell - 1 :: cell] = 0
@@ -61,5 +54,5 @@ def heat_table(
     for i in range(0, len(columns), math.ceil(_LABEL_SPACE / cell)):
         x, y = (_LABEL_WIDTH + (i + 0.5) * cell) / width, (_LABEL_HEIGHT - 6) / height
         fig.text(x, y, columns[i], ha="center", va="top", rotation="vertical", **text)
-    bar = color_bar(low, high, _BAR_WIDTH)
+    bar = color_bar(0, 1, _BAR_WIDTH)
     return stack_pictures([to_pixels(fig), bar])

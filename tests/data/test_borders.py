@@ -1,7 +1,7 @@
 import math
 from pathlib import Path
 
-from lesion_d2.data.borders import body_extent, volume_extent
+from lesion_d2.data.borders import body_extent, slice_files, volume_extent
 from lesion_d2.data.ct import read_slice
 from lesion_d2.data.deeplesion import load_deeplesion
 
@@ -116,6 +116,15 @@ def test_a_volumes_extent_is_the_union_of_its_slices(tmp_path):
         assert found == expected and all(type(v) is int for v in found)
     assert len({volume_extent(folder, r, (0.8, 0.8)) for r in ((3, 9), (8, 8))}) == 2
     assert volume_extent(folder, (5, 6), (0.8, 0.8)) == (0, 0, 256, 256)
+
+
+def test_slice_files_are_in_the_order_of_their_numbers(tmp_path):
+    for name in ("010.png", "9.png", "0100.png", "1.5.png", "-3.png", "mask.png", "011.PNG", "12"):
+        (tmp_path / name).touch()
+    expected = [(9, "9.png"), (10, "010.png"), (100, "0100.png")]
+    assert list(slice_files(tmp_path).items()) == [(n, str(tmp_path / f)) for n, f in expected]
+    with pytest.raises(FileNotFoundError):
+        slice_files(tmp_path / "missing")
 
 
 def test_a_volume_is_read_once(tmp_path, monkeypatch):

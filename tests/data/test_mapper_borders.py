@@ -165,6 +165,16 @@ def test_slices_of_one_volume_share_one_crop(dataset_dict):
         assert torch.equal(image[1:], following[:2])
 
 
+def test_a_volume_whose_slice_range_is_not_known_has_the_crop_of_all_slices(dataset_dict):
+    folder, crops = Path(dataset_dict["file_name"]).parent, []
+    mapper = LesionDatasetMapper(_config(*CUT), False)
+    for slice_range in (None, [8, 12], (8, 12), (10, 10)):
+        record = {**dataset_dict, "volume": "000001_01_01", "slice_range": slice_range}
+        crops.append(mapper(record)["crop"])
+    assert crops[0] == crops[1] == crops[2] == volume_extent(str(folder), None, (0.8, 0.8))
+    assert crops[3] == body_extent(read_slice(dataset_dict["file_name"]), (0.8, 0.8)) != crops[0]
+
+
 def test_a_registered_volume_is_cut_and_its_lesions_are_inside(tiny_phantom):
     name = "cut_volumes"
     register_volumes(name, str(tiny_phantom / "phantom"), None)

@@ -246,6 +246,14 @@ def test_the_preset_decides_the_folder(monkeypatch):
     assert parse_args(["--preset", "columns", "--root", "here"]).root == Path("here")
 
 
+def test_help_names_a_folder_with_a_percent_sign(monkeypatch, capsys):
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/at100%done")
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(SCRIPT))["parse_args"](["--help"])
+    assert "default: /at100%done/phantom, or" in capsys.readouterr().out
+
+
 # --- RECIST ---------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,8 @@ import pickle
 
 from lesion_d2.engine import LesionCheckpointer
 from lesion_d2.engine.checkpoint import adapt_stem, check_predictor, check_weights
+from lesion_d2.modeling import ContextualAttention
+from lesion_d2.modeling.backbone import VGG, SliceImages
 
 import numpy as np
 import pytest
@@ -111,6 +113,38 @@ def test_training_may_start_from_a_detector_of_other_classes(found, expected):
     check_predictor(found, expected)
     with pytest.raises(ValueError, match=r"found .* expected"):
         check_predictor(found, expected, for_training=False)
+
+
+def _attentive(*, num_images: int = 1, contextual: bool = False) -> nn.Module:
+    """A detector as those of configs/tao, as far as its names and shapes go."""
+    detector = nn.Module()
+    detector.backbone = SliceImages(
+        VGG(16, width=2, batch_norm=True),
+        "c5",
+        num_images,
+        contextual_attention=ContextualAttention(16) if contextual else None,
+    )
+    detector.box_head = nn.Linear(10 * num_images, 4)
+    return detector
+
+
+@pytest.mark.parametrize(
+    ("trained", "used", "message"),
+    [
+        ({}, {"num_images": 3}, "lacks, or has in another shape, 1 of .* such as box_head.weight;"),
+        ({}, {"contextual": True}, "lacks.* such as backbone.contextual_attention.scores.weight"),
+        ({"contextual": True}, {}, "found backbone.contextual_attention.scores.weight, which the"),
+    ],
+)
+def test_weights_of_another_model_are_for_training_alone(tmp_path, trained, used, message):
+    """Their detections would be some of chance, without a word but in the log."""
+    path = str(tmp_path / "weights.pth")
+    torch.save({"model": _attentive(**trained).state_dict()}, path)
+    check_weights(path, _attentive(**trained), for_training=False)
+    check_weights(path, _attentive(**used))
+    with pytest.raises(ValueError, match=rf"weights.pth: {message}") as error:
+        check_weights(path, _attentive(**used), for_training=False)
+    assert "\n" not in str(error.value)
 
 
 def test_weights_for_the_same_classes_or_without_any_are_good():

@@ -122,6 +122,18 @@ import train_net
             {"INPUT__CT__CUT_BORDERS": True, "MODEL__META_ARCHITECTURE": "RetinaNet"},
             "META_ARCHITECTURE: found 'RetinaNet', expected a DetUNet.*CUT_BORDERS is True",
         ),
+        (
+            (),
+            {"MODEL__RFCN_3DCE__SPATIAL_ATTENTION": True},
+            "MODEL.BACKBONE.NAME: found build_tiny.*build_slice_.*RFCN_3DCE.SPATIAL_ATTENTION True",
+        ),
+        (
+            (),
+            {"MODEL__RFCN_3DCE__CONTEXTUAL_TEMPERATURE": 0.0},
+            "CONTEXTUAL_TEMPERATURE: found 0.0, expected above 0",
+        ),
+        ((), {"MODEL__RFCN_3DCE__NUM_SCORE_MAPS": 0}, "NUM_SCORE_MAPS: found 0, expected 1 or"),
+        ((), {"MODEL__RFCN_3DCE__NUM_REUSED": -1}, "NUM_REUSED: found -1, expected 0"),
         ((), {"INPUT__CT__MAX_SIZE": -5}, "MAX_SIZE -5; expected numbers of at least 0"),
     ],
 )
@@ -133,6 +145,10 @@ def test_wrong_inputs_stop_a_run_before_it_writes(tiny_phantom, tmp_path, flags,
     assert not output_dir.exists()
 
 
+def _write_weights(args, file) -> None:
+    torch.save({"model": Trainer.build_model(load_config(args)).state_dict()}, file)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -142,7 +158,7 @@ def test_wrong_inputs_stop_a_run_before_it_writes(tiny_phantom, tmp_path, flags,
     ],
 )
 def test_what_only_training_needs_does_not_stop_an_evaluation(tiny_phantom, tmp_path, changes):
-    torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "weights.pth")
+    _write_weights(tiny_args(tmp_path), tmp_path / "weights.pth")
     args = tiny_args(tmp_path, "--eval-only", MODEL__WEIGHTS=tmp_path / "weights.pth", **changes)
     assert check_inputs(load_config(args), args) == 0
     args = tiny_args(tmp_path, MODEL__RETINA_UNET__SEG_LOSS_WEIGHT=0.0, MODEL__MASK_ON=False)
@@ -373,14 +389,10 @@ def test_good_inputs_of_uldor(tiny_phantom, tmp_path, changes):
 
 
 def test_false_positives_are_counted_in_the_evaluation_of_a_run_that_mined(tiny_phantom, tmp_path):
-    torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "weights.pth")
     options = {**_MINING, **_COUNTED, "MODEL__WEIGHTS": tmp_path / "weights.pth"}
+    _write_weights(uldor_args(tmp_path), options["MODEL__WEIGHTS"])
     args = uldor_args(tmp_path, "--eval-only", **options)
     assert check_inputs(load_config(args), args) == 0
-
-
-def _write_weights(args, file) -> None:
-    torch.save({"model": Trainer.build_model(load_config(args)).state_dict()}, file)
 
 
 @pytest.mark.parametrize("flags", [(), ("--eval-only",)])

@@ -1,7 +1,7 @@
 from lesion_d2.engine import LesionCheckpointer
 from lesion_d2.engine.checkpoint import check_weights
 from lesion_d2.engine.torchvision_weights import rename_torchvision_weights
-from lesion_d2.modeling.backbone import VGG
+from lesion_d2.modeling.backbone import VGG, SliceImages
 
 import pytest
 import torch
@@ -61,6 +61,16 @@ def test_torchvisions_file_gives_torchvisions_features(tmp_path, name, depth, ba
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(detector.eval().vgg(images)["c5"], reference(images))
+
+
+def test_a_backbone_of_slice_images_gets_them_too(tmp_path):
+    state = _torchvision_file(tmp_path / "weights.pth", "vgg16")
+    detector = nn.Module()
+    detector.backbone = SliceImages(VGG(16, pooled_stages=(1, 2, 3)), "c5", 3)
+    LesionCheckpointer(detector).load(str(tmp_path / "weights.pth"))
+    loaded = detector.backbone.backbone.state_dict()
+    assert loaded.keys() == state.keys() - {"classifier.0.weight"}
+    assert all(value.equal(state[name]) for name, value in loaded.items())
 
 
 def test_names_from_the_constructor_of_the_whole_model():

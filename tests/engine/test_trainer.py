@@ -420,6 +420,36 @@ def test_parameters_of_an_rcnn_without_gradients_are_known_beforehand(
     assert has_unused_parameters(model) == bool(without), without
 
 
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("in_feature", ["c5", "c4"])
+def test_parameters_of_slice_images_without_gradients_are_known_beforehand(
+    tiny_phantom, in_feature, attention
+):
+    cfg = load_config(
+        uldor_args(
+            "output",
+            MODEL__META_ARCHITECTURE="RFCN3DCE",
+            MODEL__MASK_ON=False,
+            MODEL__BACKBONE__NAME="build_slice_images_backbone",
+            MODEL__VGG__DEPTH=16,
+            MODEL__VGG__WIDTH=8,
+            MODEL__VGG__POOLED_STAGES=(1, 2, 3),
+            MODEL__RFCN_3DCE__CONTEXTUAL_ATTENTION=attention,
+            MODEL__RFCN_3DCE__SPATIAL_ATTENTION=attention,
+            MODEL__RPN__IN_FEATURES=[in_feature],
+            MODEL__ROI_HEADS__NAME="RFCNROIHeads",
+            MODEL__ROI_HEADS__NUM_CLASSES=1,
+            MODEL__ROI_HEADS__IN_FEATURES=["images"],
+            MODEL__ANCHOR_GENERATOR__SIZES=[[16.0]],
+        )
+    )
+    model = Trainer.build_model(cfg)
+    with EventStorage():
+        sum(model(next(iter(Trainer.build_train_loader(cfg)))).values()).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    assert has_unused_parameters(model) == bool(without) == (in_feature == "c4"), without
+
+
 def test_unknown_optimizer():
     with pytest.raises(ValueError, match=r"SOLVER\.OPTIMIZER: found 'Lion', expected one of SGD"):
         Trainer.build_optimizer(tiny_config(SOLVER__OPTIMIZER="Lion"), torch.nn.Linear(1, 1))

@@ -1,4 +1,5 @@
 from lesion_d2.data.deeplesion import load_deeplesion
+from lesion_d2.data.phantom import write_phantom
 from lesion_d2.engine.hard_negatives import HardNegativeMiner
 from lesion_d2.evaluation import froc_curve
 from lesion_d2.tools.benchmark import (
@@ -10,6 +11,7 @@ from lesion_d2.tools.benchmark import (
     inputs,
     memory,
     models,
+    tao,
     timing,
     uldor,
 )
@@ -22,6 +24,7 @@ import torch
 from detectron2.config import CfgNode as CN
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
 
 
 @pytest.mark.parametrize(
@@ -267,6 +270,83 @@ def test_the_part_of_uldor_gets_the_folder_of_data_sets(monkeypatch, capsys):
         assert main(["--only", "uldor"]) == 0
         lines = capsys.readouterr().out.splitlines()[3:]
         assert [line.rsplit(maxsplit=1)[0].strip() for line in lines] == expected
+
+
+def small_3dce(file, device="cpu"):
+    """A phantom's config of 3DCE in place of one, thinner, with 20 detections an image."""
+    phantom = file.with_stem(file.stem.removesuffix("_phantom") + "_phantom")
+    cfg = configs.load_config(phantom, "cpu")
+    cfg.MODEL.VGG.WIDTH, cfg.INPUT.CT.PIXEL_SPACING = 4, 8.0
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 30
+    cfg.TEST.DETECTIONS_PER_IMAGE, cfg.SOLVER.IMS_PER_BATCH = 20, 2
+    return cfg
+
+
+def test_stacks_of_several_sizes_share_all_weights_but_those_that_join_their_images():
+    files = (configs.TAO_CONFIG, configs.TAO_STACK_CONFIG)
+    detectors = [models.build_for_device(small_3dce(file)) for file in files]
+    models.share_weights(detectors)
+    single, stack = (detector.state_dict() for detector in detectors)
+    assert single.keys() == stack.keys()
+    differ = {name for name in single if not torch.equal(single[name], stack[name])}
+    assert differ == {"roi_heads.box_head.fc1.weight"}
+
+
+def test_drawn_attention_does_not_let_everything_through():
+    backbone = models.build_for_device(small_3dce(configs.TAO_ATTENTION_CONFIG)).backbone
+    features = torch.rand(1, 3, 32, 4, 4)
+    for drawn in (False, True):
+        if drawn:
+            tao.draw_attention(backbone)
+        for attention in (backbone.contextual_attention, backbone.spatial_attention):
+            assert (attention.weights(features) < 0.99).any() == drawn
+
+
+@pytest.fixture(scope="module")
+def long_phantom(tmp_path_factory):
+    """A phantom data set whose test split has 15 slices at 2 mm, and 3 times 7 at 5 mm."""
+    root = tmp_path_factory.mktemp("long") / "phantom"
+    write_phantom(root, num_patients=6, size=64, extent_mm=14.0, workers=1)
+    return root
+
+
+@pytest.mark.parametrize(("device", "size"), [("cpu", 256), ("cuda", 512)])
+def test_the_rows_of_tao_have_the_limits_of_its_issue(
+    monkeypatch, long_phantom, tmp_path, device, size
+):
+    # The models run on the CPU all the same.
+    monkeypatch.setattr(tao, "load_config", small_3dce)
+    monkeypatch.setattr(tao, "time_calls", lambda calls, **o: timing.time_calls(calls, repeats=1))
+    names, asked = DatasetCatalog.list(), []
+
+    def prepare(*args, **phantom):
+        asked.append((*args, phantom))
+        return long_phantom
+
+    monkeypatch.setattr(tao, "prepare_phantom", prepare)
+    rows = list(tao.measure_tao(device, tmp_path, repeats=1))
+    assert asked == [(tmp_path, inputs.STACKS)] and DatasetCatalog.list() == names
+    assert [row.limit for row in rows] == [3.1, 1.05, 0.5, None]
+    assert all(row.measured > 0 and row.name.startswith(f"3DCE, {device}: ") for row in rows)
+    stack, attended, convolved, _ = rows
+    for row in (stack, attended):
+        assert f"1 stack of {size} x {size}, 20/20/20 detections" in row.note
+    number = round(convolved.measured * 36 * 5)
+    assert convolved.note.startswith(f"{number} against {36 * 5} images, ")
+    # Two images more than the volume has slices: one beyond either end.
+    assert f", {17 / (15 * 5):.2f} at 2 mm, " in convolved.note
+    assert f"; 36 slices, the same {36 * 20} detections, " in convolved.note
+
+
+def test_other_detections_with_reused_features_end_the_benchmark():
+    def result(score):
+        found = Instances((9, 9), pred_boxes=Boxes(torch.ones(1, 4)))
+        found.scores, found.pred_classes = torch.tensor([score]), torch.zeros(1, dtype=torch.int64)
+        return [tao.SliceResult("1_1", 2.0, 5, found)]
+
+    tao.check_same(result(0.5), result(0.5))
+    with pytest.raises(RuntimeError, match="1_1: found other detections with reused features"):
+        tao.check_same(result(0.5), result(0.5 + 1e-7))
 
 
 def hold_bytes(cfg):

@@ -110,9 +110,30 @@ def test_boxes_of_a_data_set(dataset):
     np.testing.assert_allclose(dataset_shapes(NAME, cfg), expected)
     cfg.INPUT.CT.MAX_SIZE = max(dataset[2]["height"], dataset[2]["width"])
     np.testing.assert_allclose(dataset_shapes(NAME, cfg)[2], (10, 20))
-    cfg.INPUT.CT.CUT_BORDERS = True  # MAX_SIZE is that of a crop which is not known here
-    with pytest.raises(ValueError, match=r"CUT_BORDERS: found True, expected False where"):
-        dataset_shapes(NAME, cfg)
+
+
+@pytest.mark.parametrize("resize", [{"PIXEL_SPACING": 1.0, "MAX_SIZE": 100}, {"IMAGE_SIZE": 200}])
+def test_cut_borders_are_refused_before_anything_is_read(tmp_path, dataset, resize):
+    """Both resizes go by the side of a crop that is not known here."""
+    values = [value for key in resize for value in (f"INPUT.CT.{key}", resize[key])]
+    cfg = config(*values, "INPUT.CT.CUT_BORDERS", True)
+    message = r"CUT_BORDERS: found True, expected False where.*CUT_BORDERS False as KEY VALUE"
+    with pytest.raises(ValueError, match=message):
+        dataset_shapes("not registered", cfg)
+    with pytest.raises(ValueError, match=message):
+        csv_shapes(tmp_path / "missing.csv", cfg)
+    dataset[2]["spacing"] = (2.0, 2.0, 5.0)
+    cfg.INPUT.CT.CUT_BORDERS = False
+    assert len(dataset_shapes(NAME, cfg)) == 3
+
+
+def test_cut_borders_do_not_matter_where_pixels_have_one_size(dataset):
+    dataset[2]["spacing"] = (2.0, 2.0, 5.0)
+    shapes = [
+        dataset_shapes(NAME, config("INPUT.CT.PIXEL_SPACING", 1.0, "INPUT.CT.CUT_BORDERS", cut))
+        for cut in (False, True)
+    ]
+    np.testing.assert_array_equal(*shapes)
 
 
 @pytest.mark.parametrize("anchors", ["lists per level", "one list for all"])

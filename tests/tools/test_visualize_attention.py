@@ -10,10 +10,9 @@ from lesion_d2.tools.visualize.attention import (
     attention_config,
     load_attentive_model,
     make_rows,
-    place,
     record_image,
 )
-from lesion_d2.visualization import upsample
+from lesion_d2.visualization import place
 
 import cv2
 import numpy as np
@@ -111,23 +110,24 @@ def test_the_recorded_maps_are_those_of_the_forward_pass(weights):
 def test_maps_keep_their_place_on_the_slice(stride, slice_size):
     """A map that holds the coordinate of its cells' centers does so for the slice's pixels."""
     cells = (torch.arange(48 // stride) + 0.5) * stride  # padded from 20 x 40 to 48 x 48
-    x = upsample(cells.expand(len(cells), -1), stride, (20, 40), slice_size)
-    y = upsample(cells[:, None].expand(-1, len(cells)), stride, (20, 40), slice_size)
+    geometry = {"image_size": (20, 40), "extent": (0, 0, *slice_size[::-1])}
+    x = place(cells.expand(len(cells), -1), stride, **geometry, slice_size=slice_size)
+    y = place(cells[:, None].expand(-1, len(cells)), stride, **geometry, slice_size=slice_size)
     assert x.shape == y.shape == slice_size
     for found, length, image_length in ((x[0], slice_size[1], 40), (y[:, 0], slice_size[0], 20)):
         pixel = image_length / length  # of the image
         centers = (torch.arange(length) + 0.5) * pixel
         # Beyond the first center there is nothing to go by, nor beyond the image's last pixel.
         inside = (centers > stride / 2 + pixel) & (centers < image_length - 1 - pixel)
-        assert torch.allclose(found[inside], centers[inside], atol=1e-3)
+        np.testing.assert_allclose(found[inside], centers[inside], atol=1e-3)
 
 
 @pytest.mark.parametrize("stride", [1, 4])
 def test_maps_of_a_cropped_image_keep_their_place_on_the_slice(stride):
     cells = (torch.arange(48 // stride) + 0.5) * stride
-    recording = Recording({}, cells, (20, 40), (30, 10, 50, 20), Instances((64, 64)))
-    x = place(cells.expand(len(cells), -1), stride, recording, (60, 64))
-    y = place(cells[:, None].expand(-1, len(cells)), stride, recording, (60, 64))
+    geometry = {"image_size": (20, 40), "extent": (30, 10, 50, 20), "slice_size": (60, 64)}
+    x = place(cells.expand(len(cells), -1), stride, **geometry)
+    y = place(cells[:, None].expand(-1, len(cells)), stride, **geometry)
     shown = np.zeros((60, 64), bool)
     shown[10:20, 30:50] = True
     assert ((~np.isnan(x)) == shown).all() and ((~np.isnan(y)) == shown).all()
@@ -208,6 +208,7 @@ def test_weights_without_gates_are_refused(tiny_phantom, tmp_path, capsys):
         (["--weights", "missing.pth"], "missing.pth: no such file of weights"),
         (["--config-file", "missing.yaml"], "--config-file missing.yaml: "),
         (["--dataset", "phantom_tset"], "data set 'phantom_tset' is not registered"),
+        (["--channel", "3"], "--channel: found 3 with gates, which have one map for all channels"),
         (["--window", "240", "-160", "--num", "1"], "window is '240 -160'"),
     ],
 )

@@ -50,6 +50,9 @@ class SliceImages(Backbone):
         num_images: M.
         contextual_attention, spatial_attention: modules on features (N, M, D, H, W), or None.
 
+    Raises:
+        ValueError: M is even.
+
     Attributes:
         image_sizes: N heights and widths of the next batch without its padding, which the spatial
             attention then leaves out; None for one without padding. Detectron2's models give their
@@ -66,6 +69,7 @@ class SliceImages(Backbone):
         spatial_attention: nn.Module | None = None,
     ):
         super().__init__()
+        count_images(_CHANNELS * num_images)
         self.backbone = backbone
         self.in_feature = in_feature
         self.num_images = num_images
@@ -92,21 +96,23 @@ class SliceImages(Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map stacks (N, 3 M, H, W) to features (N, D, h, w) and, ``images``, (N, M D, h, w)."""
+        image_sizes, self.image_sizes = self.image_sizes, None  # of this batch alone
         images = x.unflatten(1, (self.num_images, _CHANNELS)).flatten(0, 1)
         features = self._compute(images).unflatten(0, (len(x), self.num_images))
         key = features[:, self.num_images // 2]
-        sizes = self._take_feature_sizes(tuple(features.shape[-2:]))
+        sizes = None if image_sizes is None else self._feature_sizes(image_sizes, features)
         for attention in (self.contextual_attention, self.spatial_attention):
             if attention is not None:
                 features = attention(features, sizes)
         return {self.in_feature: key, ALL_IMAGES: features.flatten(1, 2)}
 
-    def _take_feature_sizes(self, padded: tuple[int, int]) -> list[tuple[int, int]] | None:
-        """Heights and widths of this batch's features; None where no image has been padded."""
-        image_sizes, self.image_sizes = self.image_sizes or [], None
+    def _feature_sizes(
+        self, image_sizes: Sequence[tuple[int, int]], features: Tensor
+    ) -> list[tuple[int, int]] | None:
+        """Heights and widths of the images' features; None where no image has been padded."""
         stride = self.output_shape()[ALL_IMAGES].stride
         sizes = [(math.ceil(h / stride), math.ceil(w / stride)) for h, w in image_sizes]
-        return None if set(sizes) <= {padded} else sizes
+        return None if set(sizes) == {tuple(features.shape[-2:])} else sizes
 
     def _compute(self, images: Tensor) -> Tensor:
         """Map images (n, 3, H, W) to features (n, D, h, w)."""
@@ -168,17 +174,19 @@ def reuse_features(model: nn.Module, num_images: int) -> Iterator[None]:
 
     Args:
         model: whose :class:`SliceImages`, if it has any, keep features.
-        num_images: that each of them keeps; 0 keeps none. M images at an interval of so many slices
-            need 3 M times that number.
+        num_images: that each of them keeps; 0 keeps none. Where k slices of a volume lie in the
+            interval between two slices of a stack, all are found again with 3 M k.
     """
-    backbones = [module for module in model.modules() if isinstance(module, SliceImages)]
-    for backbone in backbones:
+    before = {
+        module: module.memory for module in model.modules() if isinstance(module, SliceImages)
+    }
+    for backbone in before:
         backbone.memory = FeatureMemory(num_images) if num_images > 0 else None
     try:
         yield
     finally:
-        for backbone in backbones:
-            backbone.memory = None
+        for backbone, memory in before.items():
+            backbone.memory = memory
 
 
 @BACKBONE_REGISTRY.register()
@@ -186,18 +194,25 @@ def build_slice_images_backbone(cfg, input_shape: ShapeSpec) -> SliceImages:
     """Build MODEL.RFCN_3DCE.BACKBONE for three channels, with the attention that is switched on.
 
     Raises:
-        ValueError: C is not 3 M with an odd M, or the backbone lacks MODEL.RPN.IN_FEATURES.
+        ValueError: C is not 3 M with an odd M, MODEL.RFCN_3DCE.BACKBONE is this builder itself, or
+            MODEL.RPN.IN_FEATURES is not one feature of that backbone.
     """
     options = cfg.MODEL.RFCN_3DCE
     num_images = count_images(input_shape.channels)
+    if options.BACKBONE == cfg.MODEL.BACKBONE.NAME:
+        raise ValueError(
+            f"MODEL.RFCN_3DCE.BACKBONE: found {options.BACKBONE!r}, expected a backbone for three "
+            "channels, such as 'build_vgg_backbone'"
+        )
     builder = BACKBONE_REGISTRY.get(options.BACKBONE)
     backbone = builder(cfg, ShapeSpec(channels=_CHANNELS))
-    name, shapes = cfg.MODEL.RPN.IN_FEATURES[0], backbone.output_shape()
-    if name not in shapes:
+    names, shapes = list(cfg.MODEL.RPN.IN_FEATURES), backbone.output_shape()
+    if len(names) != 1 or names[0] not in shapes:
         raise ValueError(
-            f"MODEL.RPN.IN_FEATURES: found {name!r}, expected one of {', '.join(shapes)} "
+            f"MODEL.RPN.IN_FEATURES: found {names}, expected one of {', '.join(shapes)} "
             f"(MODEL.RFCN_3DCE.BACKBONE is {options.BACKBONE!r})"
         )
+    [name] = names
     channels = shapes[name].channels
     contextual = spatial = None
     if options.CONTEXTUAL_ATTENTION:

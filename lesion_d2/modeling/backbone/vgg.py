@@ -87,7 +87,7 @@ class VGG(Backbone):
             num_stages -= index in self._stage_of
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Map images (N, C, H, W) to ``c1`` (N, width, H/2, W/2) up to ``c5`` at stride 32."""
+        """Map images (N, C, H, W) to ``c1``, with all poolings (N, width, H/2, W/2), to ``c5``."""
         outputs = {}
         for index, layer in enumerate(self.features):
             x = layer(x)

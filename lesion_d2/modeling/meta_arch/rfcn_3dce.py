@@ -35,11 +35,17 @@ class RFCN3DCE(LesionRCNN):
         """As in Detectron2.
 
         Raises:
-            ValueError: an image is smaller than the stride, and has no features.
+            ValueError: an image has not 3 M channels, or is smaller than the stride: there would be
+                more padding than image in its only feature.
         """
         stride = self.backbone.output_shape()[self.backbone.in_feature].stride
         for x in batched_inputs:
-            height, width = x["image"].shape[-2:]
+            num_slices, height, width = x["image"].shape
+            if num_slices != len(self.pixel_mean):
+                raise ValueError(
+                    f"{x.get('file_name', 'image')}: found {num_slices} slices, expected the "
+                    f"{len(self.pixel_mean)} of MODEL.PIXEL_MEAN"
+                )
             if min(height, width) < stride:
                 name = x.get("file_name", "image")
                 raise ValueError(

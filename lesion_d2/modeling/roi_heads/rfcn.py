@@ -1,4 +1,5 @@
 import fvcore.nn.weight_init as weight_init
+import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
@@ -15,7 +16,8 @@ class PositionSensitivePooler(nn.Module):
 
     A 1x1 convolution, shared by the images, gives each of them ``num_score_maps`` maps for each of
     ``resolution`` x ``resolution`` parts of a region. The maps of all images are pooled together by
-    torchvision's ``ps_roi_pool``, and stay side by side.
+    torchvision's ``ps_roi_pool``, and stay side by side. That op rounds a region to whole features,
+    of ``stride`` pixels, where R-FCN's own rounds it to whole pixels.
 
     Args:
         channels: D, of an image's features.
@@ -55,20 +57,25 @@ class PositionSensitivePooler(nn.Module):
             (R, M num_score_maps, resolution, resolution) of all R regions, float32.
         """
         [images] = features
-        maps = self.score_maps(images.unflatten(1, (self.num_images, -1)).flatten(0, 1))
-        maps = maps.unflatten(0, (len(images), self.num_images)).flatten(1, 2)
+        num_stacks, _, height, width = images.shape
         # torchvision's op never reads the last row and column, nor then what is put there.
-        maps = F.pad(maps.float(), (0, 1, 0, 1))
+        images = F.pad(images, (0, 1, 0, 1)).unflatten(1, (self.num_images, -1)).flatten(0, 1)
+        # The convolution as a product of matrices: a convolution of features with the channels last
+        # would lay out maps in a way that the op has to copy.
+        weight = self.score_maps.weight.flatten(1).expand(len(images), -1, -1)
+        maps = torch.baddbmm(self.score_maps.bias[:, None], weight, images.flatten(2))
+        maps = maps.reshape(num_stacks, -1, height + 1, width + 1)
         boxes = [boxes.tensor for boxes in box_lists]
-        return ps_roi_pool(maps, boxes, self.resolution, self.scale)
+        return ps_roi_pool(maps.float(), boxes, self.resolution, self.scale)
 
 
 @ROI_HEADS_REGISTRY.register()
 class RFCNROIHeads(StandardROIHeads):
     """The improved R-FCN's head (3DCE): position-sensitive pooling before Fast R-CNN's layers.
 
-    With ``FastRCNNConvFCHead`` and one fully connected layer of 2048 it is the paper's. Everything
-    else, from the sampling of proposals to the inference, is StandardROIHeads'. It looks at a
+    With ``FastRCNNConvFCHead`` and one fully connected layer of 2048 it is 3DCE's; the "two fully
+    connected layers" of Tao et al. (section 2) are that one and the outputs'. Everything else, from
+    the sampling of proposals to the inference, is StandardROIHeads'. It looks at a
     :class:`SliceImages`' features of all images.
     """
 

@@ -24,12 +24,13 @@ level with one, and beside it the segmentation. The colors of a level span its v
 of the call.
 
 Attention to slices (Tao et al., Figs. 2 and 3) is drawn over the middle slices of the M
-three-channel images that the model sees, K - m to K + m around the key slice K, as it sees them:
-cropped, resized and clipped to its window. The spatial maps S'' share their colors over the M
-images of a key slice, from their lowest to their highest value. Each of its first four lesions has
-a table of the slice weights C'', 0 to 1: a row an image, a column (y, x) for each position of its
-region in the feature map. The positions are the cells drawn over its surroundings. Maps and weights
-are means over the channels.
+three-channel images that the model sees, K - m to K + m around the key slice K, clipped to its
+window. The spatial maps S'' share their colors over the M images of a key slice, from their lowest
+to their highest value; what borders were cut stays gray. Each of its first four lesions has a table
+of the slice weights C'', 0 to 1: a row an image, a column (y, x) for each position of its region in
+the feature map. The positions are the cells drawn over its surroundings. Maps and weights are means
+over the channels, which look even where channels prefer different slices, or those of ``--channel``
+as in the paper's figures.
 """
 
 import argparse
@@ -115,6 +116,12 @@ def _add_attention(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="draw detections from this score on, over the segmentation or the key slice (only the "
         "lesions)",
+    )
+    parser.add_argument(
+        "--channel",
+        type=int,
+        metavar="N",
+        help="show attention to slices of this channel, from 0 (the mean over all)",
     )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config"

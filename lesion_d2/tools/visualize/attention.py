@@ -7,20 +7,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from lesion_d2.cropping import shown_extent
 from lesion_d2.data.deeplesion import load_records
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.engine import LesionCheckpointer, fit_device, load_config
-from lesion_d2.modeling import RFCN3DCE, AttentionGate, record_attention
+from lesion_d2.engine.checkpoint import check_weights
+from lesion_d2.modeling import AttentionGate, SliceImages, record_attention
 from lesion_d2.visualization import (
     OUTCOME_LEGEND,
     TRUTH_LEGEND,
     HeatMap,
     judge,
     parse_window,
-    upsample,
+    place,
 )
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
@@ -35,7 +36,7 @@ from .pictures import (
     remove_pictures,
 )
 from .rows import Row, write_rows
-from .slice_attention import has_slice_attention, record_slices, write_slice_pages
+from .slice_attention import check_channel, record_slices, write_slice_pages
 
 BOXES_AND_RECIST = TRUTH_LEGEND[:2]
 
@@ -48,14 +49,14 @@ class Recording:
         attention: by level, "p4" to "p0", the gate's map (h, w) in [0, 1] for the padded image.
         foreground: (H, W), the probability of any lesion, for the padded image.
         image_size: height and width of the image without its padding.
-        crop: x0, y0, x1, y1 of what the image shows, in pixels of the slice.
+        extent: of :func:`shown_extent`.
         predictions: the detections without masks, in pixels of the slice, on the CPU.
     """
 
     attention: dict[str, Tensor]
     foreground: Tensor
     image_size: tuple[int, int]
-    crop: tuple[int, int, int, int]
+    extent: tuple[int, int, int, int]
     predictions: Instances
 
 
@@ -68,10 +69,11 @@ def draw_attention(args: argparse.Namespace) -> list[str]:
     check_output(output, records, args.dataset)
     model, mapper = load_attentive_model(cfg), LesionDatasetMapper(cfg, is_train=False)
     chosen = pick_records(records, args.pick, args.num, seed=args.seed)
+    check_channel(args.channel, model.backbone)
     images = tqdm(chosen, desc="images", disable=None)
     threshold = args.score_threshold
-    if has_slice_attention(model):
-        slices = [record_slices(model, mapper, record) for record in images]
+    if isinstance(model.backbone, SliceImages):
+        slices = [record_slices(model, mapper, record, args.channel) for record in images]
         write = partial(write_slice_pages, recordings=slices, score_threshold=threshold)
     else:
         recordings = [record_image(model, mapper(record)) for record in images]
@@ -107,16 +109,18 @@ def load_attentive_model(cfg: CfgNode) -> nn.Module:
             segmentation, or the file lacks weights of it.
     """
     model = build_model(cfg).eval()
-    if isinstance(model, RFCN3DCE):
+    if isinstance(model.backbone, SliceImages):
         _check_slice_attention(model)
     else:
         _check_gates(model, cfg)
-    _CompleteCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    check_weights(cfg.MODEL.WEIGHTS, model, for_training=False)
+    LesionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     return model
 
 
 def _check_slice_attention(model: nn.Module) -> None:
-    if not has_slice_attention(model):
+    backbone = model.backbone
+    if backbone.contextual_attention is None and backbone.spatial_attention is None:
         raise ValueError(
             "MODEL.RFCN_3DCE: found CONTEXTUAL_ATTENTION False and SPATIAL_ATTENTION False, "
             "expected one of them True, or both"
@@ -136,21 +140,6 @@ def _check_gates(model: nn.Module, cfg: CfgNode) -> None:
         )
 
 
-class _CompleteCheckpointer(LesionCheckpointer):
-    """For which a file that lacks weights is an error: untrained gates show nothing."""
-
-    def _load_model(self, checkpoint: dict):
-        incompatible = super()._load_model(checkpoint)
-        names = [*incompatible.missing_keys, *(name for name, *_ in incompatible.incorrect_shapes)]
-        if names:
-            file = self._parsed_url_during_load.geturl()
-            raise ValueError(
-                f"{file}: lacks, or has in another shape, {len(names)} of the model's weights, "
-                f"such as {names[0]}; expected a checkpoint of this config's model"
-            )
-        return incompatible
-
-
 def record_image(model: nn.Module, sample: dict) -> Recording:
     """Run a model on one image and record its maps.
 
@@ -163,11 +152,12 @@ def record_image(model: nn.Module, sample: dict) -> Recording:
     foreground = 1 - logits[0].softmax(dim=1)[0, 0]
     predictions = output["instances"].to("cpu")
     predictions.remove("pred_masks")  # the heat map shows them before the threshold
+    image_size = tuple(sample["image"].shape[-2:])
     return Recording(
         attention={level: maps[level][0, 0].float().cpu() for level in sorted(maps, reverse=True)},
         foreground=foreground.float().cpu(),
-        image_size=tuple(sample["image"].shape[-2:]),
-        crop=sample.get("crop", (0, 0, sample["width"], sample["height"])),
+        image_size=image_size,
+        extent=shown_extent(sample, image_size),
         predictions=predictions,
     )
 
@@ -206,36 +196,20 @@ def make_rows(
     high = {level: max(float(r.attention[level].max()) for r in recordings) for level in levels}
     rows = []
     for record, recording in zip(records, recordings, strict=True):
-        slice_size = record["height"], record["width"]
+        geometry = {
+            "image_size": recording.image_size,
+            "extent": recording.extent,
+            "slice_size": (record["height"], record["width"]),
+        }
         maps = []
         for level, values in recording.attention.items():
             title = f"attention {level.upper()}\n" + " x ".join(map(str, values.shape))
-            on_slice = place(values, 2 ** int(level[1:]), recording, slice_size)
+            on_slice = place(values, 2 ** int(level[1:]), **geometry)
             maps.append(HeatMap(title, on_slice, low[level], high[level]))
-        foreground = place(recording.foreground, 1, recording, slice_size)
+        foreground = place(recording.foreground, 1, **geometry)
         maps.append(HeatMap("segmentation\nprobability of a lesion", foreground))
         outcome = None
         if score_threshold is not None:
             outcome = judge(record, recording.predictions, score_threshold=score_threshold)
         rows.append(Row(record, maps, outcome))
     return rows
-
-
-def place(
-    values: Tensor, stride: int, recording: Recording, slice_size: tuple[int, int]
-) -> np.ndarray:
-    """Bring a map (h, w) of the padded image to the pixels of the slice.
-
-    Args:
-        values: at ``stride``.
-        stride: pixels of the image a value.
-        recording: of the image.
-        slice_size: height and width of the slice.
-
-    Returns:
-        (height, width); NaN where the image does not show the slice.
-    """
-    x0, y0, x1, y1 = recording.crop
-    placed = np.full(slice_size, np.nan, np.float32)
-    placed[y0:y1, x0:x1] = upsample(values, stride, recording.image_size, (y1 - y0, x1 - x0))
-    return placed

@@ -15,6 +15,7 @@ def _config(*opts):
     cfg.MODEL.VGG.DEPTH = 16
     cfg.MODEL.VGG.WIDTH = 8
     cfg.MODEL.VGG.POOLED_STAGES = (1, 2)
+    cfg.MODEL.BACKBONE.NAME = "build_slice_images_backbone"
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     cfg.MODEL.RPN.IN_FEATURES = ["c5"]
     cfg.merge_from_list(list(opts))
@@ -98,10 +99,20 @@ def test_slices_that_make_no_odd_number_of_images_are_refused(num_slices):
         build_slice_images_backbone(_config(), ShapeSpec(channels=num_slices))
 
 
-def test_unknown_feature_is_refused():
-    cfg = _config("MODEL.RPN.IN_FEATURES", ["res4"])
-    with pytest.raises(ValueError, match="IN_FEATURES: found 'res4', expected one of c1, c2"):
+@pytest.mark.parametrize("names", [["res4"], [], ["c4", "c5"]])
+def test_unknown_features_are_refused(names):
+    cfg = _config("MODEL.RPN.IN_FEATURES", names)
+    with pytest.raises(ValueError, match=r"IN_FEATURES: found \[.*\], expected one of c1, c2"):
         build_slice_images_backbone(cfg, ShapeSpec(channels=3))
+
+
+def test_a_backbone_in_itself_and_an_even_number_of_images_are_refused():
+    name = "build_slice_images_backbone"
+    cfg = _config("MODEL.RFCN_3DCE.BACKBONE", name, "MODEL.BACKBONE.NAME", name)
+    with pytest.raises(ValueError, match=r"RFCN_3DCE\.BACKBONE: found .*, expected a backbone for"):
+        build_slice_images_backbone(cfg, ShapeSpec(channels=3))
+    with pytest.raises(ValueError, match="found 6 values"):
+        SliceImages(VGG(16, width=8), "c5", 2)
 
 
 class _Counting(VGG):
@@ -159,6 +170,30 @@ def test_nothing_is_reused_after_the_context_in_training_or_with_size_0():
         with reuse_features(backbone, 0):
             backbone(stack)
         assert backbone.backbone.num_images == 12
+
+
+def test_contexts_nest():
+    backbone = _counting(1)
+    with reuse_features(backbone, 8):
+        memory = backbone.memory
+        with reuse_features(backbone, 4):
+            assert backbone.memory is not memory
+        assert backbone.memory is memory
+    assert backbone.memory is None
+
+
+def test_sizes_are_those_of_one_batch():
+    backbone = _build(1, attention=True).eval()
+    stack = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = backbone(stack)["images"]
+        backbone.image_sizes = [(20, 12)]
+        assert not backbone(stack)["images"].equal(expected)
+        assert backbone(stack)["images"].equal(expected)
+        backbone.image_sizes = [(20, 12)]
+        with pytest.raises(RuntimeError):
+            backbone(torch.randn(1, 4, 32, 32))
+        assert backbone(stack)["images"].equal(expected)
 
 
 def test_the_least_recently_used_are_forgotten():

@@ -32,7 +32,7 @@ def make_model(num_images=1, *, contextual=False, spatial=False, **changes):
 def make_sample(num_images, boxes, seed, *, going_on=()):
     """A noisy stack with bright balls in boxes, and bright columns that go on in all slices."""
     num_slices = 3 * num_images
-    image = 80 + 10 * torch.randn(num_slices, 64, 64, generator=torch.manual_seed(seed))
+    image = 80 + 10 * torch.randn(num_slices, 64, 64, generator=torch.Generator().manual_seed(seed))
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     for index, (x1, y1, x2, y2) in enumerate([*boxes, *going_on]):
         inside = ((2 * x - x1 - x2) / (x2 - x1)) ** 2 + ((2 * y - y1 - y2) / (y2 - y1)) ** 2 < 1
@@ -129,7 +129,7 @@ def test_detections_do_not_depend_on_the_others_of_a_batch():
     nn.init.normal_(model.backbone.spatial_attention.scores.weight)
     batch = [make_sample(3, [(8, 10, 24, 26)], seed) for seed in (1, 2)]
     for alone, together in zip(batch, find(model, batch), strict=True):
-        assert find(model, [alone])[0].scores.equal(together.scores)
+        torch.testing.assert_close(find(model, [alone])[0].scores, together.scores)
 
 
 def test_spatial_attention_leaves_the_padding_of_a_batch_out():
@@ -160,6 +160,12 @@ def test_an_image_smaller_than_the_stride_is_refused():
     with pytest.raises(ValueError, match=r"a\.png: found 9 x 3 pixels, expected at least 4 x 4"):
         find(model, [{"image": torch.zeros(3, 3, 9), "file_name": "a.png"}])
     assert len(find(model, [{"image": torch.zeros(3, 4, 4)}])) == 1
+
+
+def test_other_slices_than_the_models_are_refused():
+    model = make_model(3).eval()
+    with pytest.raises(ValueError, match="image: found 3 slices, expected the 9 of MODEL"):
+        find(model, [{"image": torch.zeros(3, 64, 64)}])
 
 
 @pytest.mark.parametrize("num_slices", [5, 6, 11])
