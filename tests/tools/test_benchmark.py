@@ -316,7 +316,10 @@ def test_the_rows_of_tao_have_the_limits_of_its_issue(
 ):
     # The models run on the CPU all the same.
     monkeypatch.setattr(tao, "load_config", small_3dce)
-    monkeypatch.setattr(tao, "time_calls", lambda calls, **o: timing.time_calls(calls, repeats=1))
+    monkeypatch.setattr(tao, "WARM_UP", 0)
+    monkeypatch.setattr(
+        tao, "time_calls", lambda calls, **o: timing.time_calls(calls, **{**o, "device": "cpu"})
+    )
     names, asked = DatasetCatalog.list(), []
 
     def prepare(*args, **phantom):
@@ -327,15 +330,26 @@ def test_the_rows_of_tao_have_the_limits_of_its_issue(
     rows = list(tao.measure_tao(device, tmp_path, repeats=1))
     assert asked == [(tmp_path, inputs.STACKS)] and DatasetCatalog.list() == names
     assert [row.limit for row in rows] == [3.1, 1.05, 0.5, None]
-    assert all(row.measured > 0 and row.name.startswith(f"3DCE, {device}: ") for row in rows)
+    assert all(row.measured > 0 and row.name.startswith(f"3DCE, {device}, ") for row in rows)
     stack, attended, convolved, _ = rows
     for row in (stack, attended):
         assert f"1 stack of {size} x {size}, 20/20/20 detections" in row.note
+        assert row.note.endswith(", one thread") == (device == "cpu")
     number = round(convolved.measured * 36 * 5)
     assert convolved.note.startswith(f"{number} against {36 * 5} images, ")
     # Two images more than the volume has slices: one beyond either end.
     assert f", {17 / (15 * 5):.2f} at 2 mm, " in convolved.note
     assert f"; 36 slices, the same {36 * 20} detections, " in convolved.note
+
+
+def test_one_thread_lasts_as_long_as_its_block(monkeypatch):
+    numbers = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr(torch, "set_num_threads", numbers.append)
+    with pytest.raises(ValueError, match="inside"), tao.one_thread():
+        assert numbers == [1]
+        raise ValueError("inside")
+    assert numbers == [1, 7]
 
 
 def test_other_detections_with_reused_features_end_the_benchmark():
