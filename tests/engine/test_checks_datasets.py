@@ -1,6 +1,6 @@
 import shutil
 
-from lesion_d2.engine import InputError, load_config
+from lesion_d2.engine import InputError, Trainer, load_config
 from lesion_d2.engine.checks import check_inputs
 
 import pytest
@@ -19,7 +19,8 @@ def test_annotations_are_hidden_in_training_sets_only(tiny_phantom, tmp_path):
     assert "hidden_annotations" not in DatasetCatalog.get("phantom_val")[0]
 
     # Another run of the same process evaluates on it, with the same keys.
-    torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "weights.pth")
+    weights = Trainer.build_model(load_config(args)).state_dict()
+    torch.save({"model": weights}, tmp_path / "weights.pth")
     args.opts += ["MODEL.WEIGHTS", str(tmp_path / "weights.pth")]
     args.opts += ["DATASETS.TEST", "('phantom_train',)"]
     args.eval_only = True
