@@ -154,14 +154,7 @@ class LesionDatasetMapper:
                 f"{dataset_dict['file_name']}: found spacing {dataset_dict['spacing']}, "
                 "expected three positive numbers of mm"
             )
-        stack = slice_stack(
-            dataset_dict["file_name"],
-            num_slices=self.num_slices,
-            interval=self.slice_interval,
-            spacing_z=dataset_dict["spacing"][2],
-            slice_range=dataset_dict["slice_range"],
-            window=self.hu_window,
-        )
+        stack = self.read_stack(dataset_dict)
         image = np.ascontiguousarray(stack.transpose(1, 2, 0))
         check_image_size(dataset_dict, image)
         aug_input = T.AugInput(image)
@@ -189,6 +182,20 @@ class LesionDatasetMapper:
                 out[:] = mask
             dataset_dict["lesion_masks"] = torch.from_numpy(masks)
         return dataset_dict
+
+    def read_stack(self, dataset_dict: dict) -> np.ndarray:
+        """The slices that an image is made of, (C, H, W) int16 in HU, as they are on disk.
+
+        They are clipped to the window; see :func:`slice_stack`.
+        """
+        return slice_stack(
+            dataset_dict["file_name"],
+            num_slices=self.num_slices,
+            interval=self.slice_interval,
+            spacing_z=dataset_dict["spacing"][2],
+            slice_range=dataset_dict["slice_range"],
+            window=self.hu_window,
+        )
 
     def _find_crop(self, dataset_dict: dict, key_slice: np.ndarray) -> tuple[int, int, int, int]:
         """What to keep of the slices; ``key_slice`` (H, W) in HU, clipped to the window."""

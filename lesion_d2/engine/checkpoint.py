@@ -175,6 +175,20 @@ def check_weights(path: str, model: nn.Module | None = None, *, for_training: bo
                 check_complete(weights, model_weights)
 
 
+def load_trained(checkpointer: LesionCheckpointer, path: str) -> None:
+    """Load all weights of a trained model, and nothing else of its checkpoint.
+
+    Args:
+        checkpointer: of the model.
+        path: see :func:`check_weights`; "" leaves the model as it is.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`check_weights`, not for training.
+    """
+    check_weights(path, checkpointer.model, for_training=False)
+    checkpointer.load(path, checkpointables=[])
+
+
 def check_complete(weights: Mapping[str, Any], model_weights: Mapping[str, Tensor]) -> None:
     """Check that weights are those of a trained model, all of them.
 

@@ -8,7 +8,7 @@ from torch import nn
 from ..data.mapper import LesionDatasetMapper
 from ..inference import Ensemble
 from .best_checkpoints import checkpoint_files
-from .checkpoint import LesionCheckpointer, check_weights
+from .checkpoint import LesionCheckpointer, load_trained
 from .defaults import fit_device
 from .trainer import Trainer
 
@@ -52,8 +52,7 @@ def _load(cfg: CfgNode, weights: str, resume: bool = False) -> nn.Module:
     checkpointer = LesionCheckpointer(model, cfg.OUTPUT_DIR)
     if resume and checkpointer.has_checkpoint():
         weights = checkpointer.get_checkpoint_file()
-    check_weights(weights, model, for_training=False)
-    checkpointer.load(weights, checkpointables=[])
+    load_trained(checkpointer, weights)
     return model.eval()
 
 

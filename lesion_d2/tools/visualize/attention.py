@@ -11,7 +11,7 @@ from lesion_d2.cropping import shown_extent
 from lesion_d2.data.deeplesion import load_records
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.engine import LesionCheckpointer, fit_device, load_config
-from lesion_d2.engine.checkpoint import check_weights
+from lesion_d2.engine.checkpoint import load_trained
 from lesion_d2.modeling import AttentionGate, SliceImages, record_attention
 from lesion_d2.visualization import (
     OUTCOME_LEGEND,
@@ -113,8 +113,7 @@ def load_attentive_model(cfg: CfgNode) -> nn.Module:
         _check_slice_attention(model)
     else:
         _check_gates(model, cfg)
-    check_weights(cfg.MODEL.WEIGHTS, model, for_training=False)
-    LesionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    load_trained(LesionCheckpointer(model), cfg.MODEL.WEIGHTS)
     return model
 
 

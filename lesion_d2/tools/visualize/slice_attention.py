@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lesion_d2.cropping import image_to_slice, shown_extent, slice_to_image
-from lesion_d2.data.ct import hu_to_pixels, slice_stack
+from lesion_d2.data.ct import hu_to_pixels
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.modeling import SliceImages
 from lesion_d2.visualization import (
@@ -125,18 +125,10 @@ def record_slices(
     for name, (values,) in weights.items():
         shown = values.float().mean(dim=1) if channel is None else values[:, channel].float()
         maps[name] = shown[:, :rows, :columns].cpu()  # without the padding, whose weights are 0
-    stack = slice_stack(
-        record["file_name"],
-        num_slices=mapper.num_slices,
-        interval=mapper.slice_interval,
-        spacing_z=record["spacing"][2],
-        slice_range=record["slice_range"],
-        window=mapper.hu_window,
-    )
     mean = f"mean of {_num_channels(model.backbone)} channels"
     return SliceRecording(
         record,
-        slices=stack[1::3].copy(),  # a view would keep all slices
+        slices=mapper.read_stack(record)[1::3].copy(),  # a view would keep all slices
         contextual=maps.get("contextual"),
         spatial=maps.get("spatial"),
         channels=mean if channel is None else f"channel {channel}",
