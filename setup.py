@@ -14,6 +14,7 @@ setup(
         "hydra-core>=1.1",
         "iopath>=0.1.9",
         "matplotlib>=3.7",
+        "nibabel>=5.2",
         "numpy>=1.24",
         "omegaconf>=2.1",
         "opencv-python-headless>=4.7",

@@ -9,10 +9,13 @@ def add_lesion_config(cfg: CN) -> None:
     """
     _add_input_config(cfg)
     _add_model_config(cfg)
+    _add_slice_images_config(cfg)
     _add_rcnn_config(cfg)
+    _add_mean_teacher_config(cfg)
     _add_training_config(cfg)
     _add_mining_config(cfg)
     _add_ensemble_config(cfg)
+    _add_volume_config(cfg)
 
 
 def _add_input_config(cfg: CN) -> None:
@@ -110,7 +113,32 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.DET_UNET.MAX_COMPONENTS = 5
 
 
+def _add_slice_images_config(cfg: CN) -> None:
+    # 3 M slices as M images of three, through one backbone.
+    cfg.MODEL.SLICE_IMAGES = CN()
+    # For three channels, inside of MODEL.BACKBONE.NAME build_slice_images_backbone or
+    # build_fused_fpn_backbone.
+    cfg.MODEL.SLICE_IMAGES.BACKBONE = "build_vgg_backbone"
+    # Three-slice images whose features an evaluation of volumes keeps for the next key slices (four
+    # times as many with mirrored views); 0 computes all anew. At 2 mm between slices every image
+    # serves M of them and at 1 mm too, which takes 3 M and 6 M; at 5 mm they have hardly any in
+    # common.
+    cfg.MODEL.SLICE_IMAGES.NUM_REUSED = 64
+
+    # torchvision's DenseNets; the defaults are those of its 121.
+    cfg.MODEL.DENSENET = CN()
+    cfg.MODEL.DENSENET.DEPTH = 121  # 121, 169 or 201
+    # Dense blocks, from the first one on: 3 is the truncated DenseNet of Bai et al., section III-B.
+    cfg.MODEL.DENSENET.NUM_BLOCKS = 3
+    # Channels of the stem, and those that every layer adds.
+    cfg.MODEL.DENSENET.STEM_CHANNELS = 64
+    cfg.MODEL.DENSENET.GROWTH_RATE = 32
+
+
 def _add_rcnn_config(cfg: CN) -> None:
+    # Detectron2's RPN that also knows annotations to ignore: those of a class below 0.
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "LesionRPN"
+
     cfg.MODEL.LESION_RCNN = CN()
     # Weight of a segmentation loss (MODEL.RETINA_UNET.SEG_LOSS) on the U-FPN of a two-stage
     # detector (U-Faster R-CNN+ of Jaeger et al., section 4.1); 0 switches it off.
@@ -118,8 +146,6 @@ def _add_rcnn_config(cfg: CN) -> None:
 
     # 3DCE on an R-FCN (Yan et al., MICCAI 2018), with the attention of Tao et al. (2019).
     cfg.MODEL.RFCN_3DCE = CN()
-    # For three channels, inside of MODEL.BACKBONE.NAME build_slice_images_backbone.
-    cfg.MODEL.RFCN_3DCE.BACKBONE = "build_vgg_backbone"
     # Weights of the M images of a position (section 2.1), and of the positions of an image (2.2),
     # with the temperatures of their softmax.
     cfg.MODEL.RFCN_3DCE.CONTEXTUAL_ATTENTION = False
@@ -128,16 +154,28 @@ def _add_rcnn_config(cfg: CN) -> None:
     cfg.MODEL.RFCN_3DCE.SPATIAL_TEMPERATURE = 3.0
     # Score maps of an image for each of the POOLER_RESOLUTION^2 parts of a region.
     cfg.MODEL.RFCN_3DCE.NUM_SCORE_MAPS = 10
-    # Three-slice images whose features an evaluation of volumes keeps for the next key slices (four
-    # times as many with mirrored views); 0 computes all anew. At 2 mm between slices every image
-    # serves M of them and at 1 mm too, which takes 3 M and 6 M; at 5 mm they have hardly any in
-    # common.
-    cfg.MODEL.RFCN_3DCE.NUM_REUSED = 64
 
     cfg.MODEL.ULDOR = CN()
     # Detections of the last class, false positives, are dropped, or counted as lesions that rank
     # below all others (Tang et al., section 3.2: "HNEM + FP").
     cfg.MODEL.ULDOR.COUNT_FALSE_POSITIVES = False
+
+
+def _add_mean_teacher_config(cfg: CN) -> None:
+    # Training with missing annotations (Bai et al., 2023), with any of the meta-architectures: what
+    # learns is the student; its moving average, the teacher, is what is evaluated and saved.
+    cfg.MODEL.MEAN_TEACHER = CN()
+    cfg.MODEL.MEAN_TEACHER.ENABLED = False
+    # Share of the teacher that an iteration keeps.
+    cfg.MODEL.MEAN_TEACHER.MOMENTUM = 0.999
+    # What becomes of the lesions that the teacher finds and nobody annotated: "add" (training takes
+    # them for annotated), "ignore" (anchors and proposals on them do not count) or "none" (the
+    # teacher finds nothing, and is only the student's average).
+    cfg.MODEL.MEAN_TEACHER.POLICY = "add"
+    # Detections from this score on are lesions (tau).
+    cfg.MODEL.MEAN_TEACHER.SCORE_THRESH = 0.9
+    # Detections with a higher IoU with an annotated lesion are that lesion (GT NMS).
+    cfg.MODEL.MEAN_TEACHER.GT_NMS_THRESH = 0.7
 
 
 def _add_training_config(cfg: CN) -> None:
@@ -177,8 +215,12 @@ def _add_mining_config(cfg: CN) -> None:
     cfg.HARD_NEGATIVES.EPOCHS = 0.0  # replaces HARD_NEGATIVES.PERIOD where it is set
     cfg.HARD_NEGATIVES.START_ITER = 0  # no mining before so many iterations
     cfg.HARD_NEGATIVES.START_EPOCHS = 0.0  # replaces HARD_NEGATIVES.START_ITER where it is set
+    # The data sets of DATASETS.TRAIN to mine on, such as those with every lesion annotated; () for
+    # all of them.
+    cfg.HARD_NEGATIVES.DATASETS = ()
     cfg.HARD_NEGATIVES.MAX_PER_IMAGE = 3
-    # A detection is a good one from above this mask IoU with a pseudo-mask on.
+    # A detection is a good one from above this mask IoU with a pseudo-mask on; of a model without
+    # masks, this IoU of its box with one of a lesion.
     cfg.HARD_NEGATIVES.GOOD_IOU = 0.3
     # Where an image has no good detection, those with a score above this are false positives.
     cfg.HARD_NEGATIVES.MIN_SCORE = 0.7
@@ -201,8 +243,31 @@ def _add_ensemble_config(cfg: CN) -> None:
     cfg.TEST.ENSEMBLE.CONSOLIDATION = "wbc"
     # IoU with the best box above which two detections are one, in either.
     cfg.TEST.ENSEMBLE.IOU_THRESH = 0.2
-    # The same where the boxes of slices become boxes of volumes (section 4.2).
+
+
+def _add_volume_config(cfg: CN) -> None:
+    # What makes boxes of volumes from the boxes of their slices: "merge" (Jaeger et al., section
+    # 4.2) or "track" (Bai et al., section II: a Kalman filter along z).
+    cfg.TEST.LINKING = "merge"
+    # IoU with the best box above which "merge" takes boxes for one lesion.
     cfg.TEST.MERGE_IOU_THRESH = 0.1
+    cfg.TEST.TRACKING = CN()
+    # IoU of a box with the predicted one from which on "track" takes them for one lesion.
+    cfg.TEST.TRACKING.IOU_THRESH = 0.3
+    # Slices in a row without a box that a lesion may have.
+    cfg.TEST.TRACKING.MAX_GAP = 1
+    # When a detection in 3-D hits a lesion: overlap@threshold, with "iou", "iobb" (intersection
+    # over the detected box) and "p3d" (IoU with the lesion's box on its key slice). The first one's
+    # results are those of "volume".
+    cfg.TEST.VOLUME_CRITERIA = ("iou@0.1",)
+    # False positives per volume of the FROC's table.
+    cfg.TEST.VOLUME_FROC_RATES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+def teacher_looks(cfg: CN) -> bool:
+    """Whether a mean teacher looks for lesions in training."""
+    options = cfg.MODEL.MEAN_TEACHER
+    return options.ENABLED and options.POLICY != "none"
 
 
 def trains_on_masks(cfg: CN) -> bool:

@@ -5,6 +5,7 @@ from lesion_d2.visualization import (
     FALSE_POSITIVE_COLOR,
     HIT_COLOR,
     MASK_COLOR,
+    MINED_COLOR,
     OUTCOME_LEGEND,
     RECIST_COLOR,
     REFERENCE_COLOR,
@@ -176,7 +177,7 @@ def test_hard_negatives_are_red_lesions_green_each_with_its_mask():
     masks[0, 42:52, 10:18] = masks[1, 12:20, 40:48] = masks[2, 46:56, 26:30] = 1
     rles = [mask_util.encode(np.asfortranarray(mask)) for mask in masks[1:]]
     negatives = make_predictions([wrong, overlapping], [0.876, 0.7], pred_masks_rle=rles)
-    negatives.mask_ious = torch.tensor([0.0, 0.123])
+    negatives.lesion_ious = torch.tensor([0.0, 0.123])
     visualizer = new_visualizer()
     image = visualizer.draw_negatives(make_record([lesion]), negatives, masks[:1] > 0).get_image()
     assert [text.get_text() for text in visualizer.output.ax.texts] == ["0.88/0.00", "0.70/0.12"]
@@ -190,6 +191,22 @@ def test_hard_negatives_are_red_lesions_green_each_with_its_mask():
             inside &= ~outline(overlapping)
         expected = 0.7 * 90 + 0.3 * 255 * np.asarray(color)
         assert np.abs(image[inside] - expected).max() <= 2
+
+
+def test_mined_lesions_are_blue_annotated_ones_green_and_hidden_ones_dashed():
+    lesion, mined, missed = (6, 36, 24, 58), (34, 6, 54, 26), (40, 40, 56, 56)
+    record = make_record([lesion])
+    hidden = make_record([(36, 8, 52, 24), missed])["annotations"]
+    record["hidden_annotations"] = hidden
+    visualizer = new_visualizer()
+    image = visualizer.draw_mined(record, make_predictions([mined], [0.937])).get_image()
+    assert [text.get_text() for text in visualizer.output.ax.texts] == ["0.94"]
+    green, blue = colored(image, REFERENCE_COLOR), colored(image, MINED_COLOR)
+    yellow = colored(image, TRUTH_COLOR)
+    assert on_edges(green, lesion) == 1 and on_edges(green, mined) == 0
+    assert on_edges(blue, mined) == 1
+    assert on_edges(blue, lesion) == on_edges(blue, missed) == on_edges(green, missed) == 0
+    assert all(0.4 < on_edges(yellow, a["bbox"], width=0) < 0.95 for a in hidden)
 
 
 def test_an_exact_hit_shows_both_colors():

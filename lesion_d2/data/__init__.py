@@ -1,1 +1,1 @@
-from . import deeplesion, toys, volumes  # noqa: F401  (registers the data sets)
+from . import deeplesion, subvolumes, toys, volumes  # noqa: F401  (registers the data sets)

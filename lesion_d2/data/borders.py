@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from .ct import read_slice
+from .nifti import is_nifti, nifti_slices
 
 #: Body is what lies above this, in HU: 32000 in DeepLesion's files, as in 3DCE's published code.
 BODY_THRESHOLD = -768
@@ -49,7 +50,7 @@ def volume_extent(
     written whole before they are read and stay as they are while a run lasts.
 
     Args:
-        folder: of the slices, ``<slice number>.png``.
+        folder: of the slices, ``<slice number>.png``; or their NIfTI file.
         slice_range: first and last slice number that count; None for all.
         pixel_spacing: x and y, in mm.
 
@@ -85,9 +86,13 @@ def volume_extent(
 def slice_files(folder: str | os.PathLike) -> dict[int, str]:
     """Slice number -> path of all files ``<slice number>.png`` in a series' folder, in order.
 
+    Of a NIfTI file in place of a folder, see :func:`nifti_slices`.
+
     Raises:
         FileNotFoundError: there is no such folder.
     """
+    if is_nifti(folder):
+        return nifti_slices(folder)
     stems = [name[:-4] for name in os.listdir(folder) if name.endswith(".png")]
     numbers = sorted((int(stem), stem) for stem in stems if stem.isdecimal())
     return {number: os.path.join(folder, f"{stem}.png") for number, stem in numbers}

@@ -1,4 +1,4 @@
-"""CT slices: 16-bit PNG files to Hounsfield units (HU), stacks of neighbors, and model input."""
+"""CT slices: files to Hounsfield units (HU), stacks of neighbors, and model input."""
 
 import math
 import os
@@ -7,6 +7,8 @@ from functools import partial
 import cv2
 import numpy as np
 import torch
+
+from .nifti import is_nifti, nifti_geometry, nifti_slice_exists, read_nifti_slice
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
@@ -18,7 +20,8 @@ def read_slice(file: str | os.PathLike) -> np.ndarray:
     """Read one CT slice without loss.
 
     Args:
-        file: a 16-bit grayscale PNG in DeepLesion's coding, HU = value - 32768.
+        file: a 16-bit grayscale PNG in DeepLesion's coding, HU = value - 32768; or one slice of a
+            NIfTI file, ``<file>/<slice number>.png`` (see :func:`read_nifti_slice`).
 
     Returns:
         H x W int16, in HU. Nothing is clipped; outside the field of view HU reaches -3024.
@@ -27,11 +30,29 @@ def read_slice(file: str | os.PathLike) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: not a PNG, another bit depth or color type, truncated, or damaged.
     """
+    if is_nifti(os.path.dirname(file)):
+        return read_nifti_slice(file)
     image = cv2.imdecode(_read_png(file), cv2.IMREAD_UNCHANGED)
     if image is None:
         raise ValueError(f"{file}: damaged PNG, its pixels cannot be decoded")
     # Flipping the highest bit of an unsigned value v gives v - 32768 as a signed one.
     return np.bitwise_xor(image, np.uint16(0x8000), out=image).view(np.int16)
+
+
+def slice_size(file: str | os.PathLike) -> tuple[int, int]:
+    """Height and width of a slice in pixels, from its file's header.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_slice`.
+    """
+    if is_nifti(os.path.dirname(file)):
+        return nifti_geometry(os.path.dirname(file))[0]
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"{file}: no such CT slice")
+    header = np.fromfile(file, np.uint8, 26)
+    _check_header(file, header)
+    width, height = header[16:24].view(">u4").tolist()
+    return height, width
 
 
 def slice_stack(
@@ -50,7 +71,8 @@ def slice_stack(
     replaced by the nearest one that exists on the way to the key slice. Every file is read once.
 
     Args:
-        file_name: the key slice, ``.../<slice number>.png``; its neighbors lie beside it.
+        file_name: the key slice, ``.../<slice number>.png`` in a folder or a NIfTI file; its
+            neighbors lie beside it.
         num_slices: C, odd.
         interval: wanted distance between channels, mm; 0 for that of the files: the neighboring
             slices as they are.
@@ -115,17 +137,23 @@ def _read_png(file: str | os.PathLike) -> np.ndarray:
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file}: no such CT slice")
     data = np.fromfile(file, np.uint8)
-    header = data[:26].tobytes()
-    if len(header) < 26 or not header.startswith(_PNG_SIGNATURE):
-        raise ValueError(f"{file}: found {data.size} bytes that are no PNG, expected a 16-bit PNG")
-    depth, color = header[24], header[25]
-    if (depth, color) != (16, 0):
-        found = f"{depth}-bit {_PNG_COLORS.get(color, f'color type {color}')}"
-        raise ValueError(f"{file}: found a {found} PNG, expected 16-bit grayscale")
+    _check_header(file, data)
     # Some versions of OpenCV decode the first part of a truncated file and only print a warning.
     if data[-len(_PNG_END) :].tobytes() != _PNG_END:
         raise ValueError(f"{file}: truncated PNG, its end chunk (IEND) is missing")
     return data
+
+
+def _check_header(file: str | os.PathLike, data: np.ndarray) -> None:
+    header = data[:26].tobytes()
+    if len(header) < 26 or not header.startswith(_PNG_SIGNATURE):
+        raise ValueError(
+            f"{file}: found {os.path.getsize(file)} bytes that are no PNG, expected one of 16 bits"
+        )
+    depth, color = header[24], header[25]
+    if (depth, color) != (16, 0):
+        found = f"{depth}-bit {_PNG_COLORS.get(color, f'color type {color}')}"
+        raise ValueError(f"{file}: found a {found} PNG, expected 16-bit grayscale")
 
 
 def _check_geometry(file_name, num_slices, interval, spacing_z) -> None:
@@ -171,9 +199,13 @@ def _existing(index: int, *, path_of, key: int, slice_range) -> int:
     """The first slice that exists on the way from ``index`` to the key slice."""
     first, last = slice_range if slice_range is not None else (0, math.inf)
     step = 1 if index < key else -1
-    while index != key and not (first <= index <= last and os.path.isfile(path_of(index))):
+    while index != key and not (first <= index <= last and _exists(path_of(index))):
         index += step
     return index
+
+
+def _exists(file: str) -> bool:
+    return nifti_slice_exists(file) if is_nifti(os.path.dirname(file)) else os.path.isfile(file)
 
 
 def _read_slices(path_of, key: int, indices: set[int], window) -> dict[int, np.ndarray]:

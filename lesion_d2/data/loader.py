@@ -14,7 +14,7 @@ from detectron2.utils import comm
 
 from .augmentation import build_augmentations
 from .ct import hu_to_pixels
-from .mapper import LesionDatasetMapper
+from .mapper import IMAGE_KEYS, LesionDatasetMapper
 
 
 class DeviceLoader:
@@ -55,20 +55,24 @@ class DeviceLoader:
             yield self._hand_over(*ahead)
 
     def _move(self, batch: list[dict]) -> list[dict]:
-        for sample in batch:
-            image = sample["image"]
+        for sample, key in _images(batch):
+            image = sample[key]
             if self.device.type == "cuda":
                 image = image.pin_memory().to(self.device, non_blocking=True)
-            sample["image"] = hu_to_pixels(image, self.hu_window)
+            sample[key] = hu_to_pixels(image, self.hu_window)
         return batch
 
     def _hand_over(self, batch: list[dict], copied: "torch.cuda.Event") -> list[dict]:
         consumer = torch.cuda.current_stream(self.device)
         consumer.wait_event(copied)
-        for sample in batch:
+        for sample, key in _images(batch):
             # The memory was allocated on the side stream; it must live until the consumer is done.
-            sample["image"].record_stream(consumer)
+            sample[key].record_stream(consumer)
         return batch
+
+
+def _images(batch: list[dict]) -> Iterator[tuple[dict, str]]:
+    return ((sample, key) for sample in batch for key in IMAGE_KEYS if key in sample)
 
 
 class SkippingSampler(TrainingSampler):
@@ -201,7 +205,9 @@ def build_lesion_loss_loader(cfg) -> DeviceLoader:
     training; those without a lesion are not left out. They are split over the processes.
     """
     dataset = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
-    mapper = LesionDatasetMapper(cfg, True, augmentations=build_augmentations(cfg, False))
+    mapper = LesionDatasetMapper(
+        cfg, True, augmentations=build_augmentations(cfg, False), weak_augmentations=None
+    )
     batch_size = max(1, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size())
     return _build_one_pass(cfg, dataset, mapper, batch_size)
 

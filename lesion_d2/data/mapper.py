@@ -11,7 +11,7 @@ from detectron2.data.detection_utils import check_image_size
 from detectron2.structures import BitMasks, Boxes, Instances
 from pycocotools import mask as mask_util
 
-from ..config import trains_on_masks
+from ..config import teacher_looks, trains_on_masks
 from .augmentation import build_augmentations
 from .borders import BODY_THRESHOLD, body_extent, volume_extent
 from .ct import hu_to_pixels, read_slice, slice_stack
@@ -26,6 +26,9 @@ from .pseudo_masks import (
 )
 
 logger = logging.getLogger(__name__)
+
+#: The images of a sample, int16 until they are on their device.
+IMAGE_KEYS = ("image", "weak_image")
 
 
 class LesionDatasetMapper:
@@ -50,6 +53,8 @@ class LesionDatasetMapper:
         mask_method: "ellipse", "grabcut", or "" for neither ``gt_masks`` nor ``lesion_masks``.
         pseudo_masks: masks computed before; a lesion that none of them covers gets its mask on the
             fly.
+        weak_augmentations: of a second view in training, for a mean teacher (Bai et al., 2023);
+            None for no such view.
 
     Attributes:
         hard_negatives: by ``image_id``, annotations that training adds to the image's own (Tang et
@@ -69,9 +74,13 @@ class LesionDatasetMapper:
         cut_borders: bool = False,
         mask_method: str = "",
         pseudo_masks: tuple[PseudoMasks, ...] = (),
+        weak_augmentations: list[T.Augmentation] | None = None,
     ):
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
+        self.weak_augmentations = None
+        if weak_augmentations is not None:
+            self.weak_augmentations = T.AugmentationList(weak_augmentations)
         self.num_slices = num_slices
         self.slice_interval = slice_interval
         self.hu_window = hu_window
@@ -102,6 +111,9 @@ class LesionDatasetMapper:
             "cut_borders": ct.CUT_BORDERS,
             "mask_method": cfg.INPUT.PSEUDO_MASK if with_masks else "",
             "pseudo_masks": _load_mask_files(cfg) if with_masks else (),
+            "weak_augmentations": (
+                build_augmentations(cfg, False) if is_train and teacher_looks(cfg) else None
+            ),
         }
 
     def _check(self) -> None:
@@ -140,15 +152,23 @@ class LesionDatasetMapper:
             ``instances``: ``gt_boxes``, ``gt_classes`` and, if masks are on, ``gt_masks``. In
             inference, if masks are on, with ``lesion_masks``: bool (m, height, width), one an
             annotation, on the slice as it is on disk.
+
+            With a weak view in training also ``weak_image``, of the same kind, and
+            ``slice_to_image``: (2, 3) float32, maps points (x, y) of the slice on disk to
+            ``image``, whole numbers being pixel centers. Of dicts with ``hidden_annotations`` also
+            ``hidden_boxes``, their Boxes on ``image``.
         """
         dataset_dict = self.load(dataset_dict)
-        dataset_dict["image"] = hu_to_pixels(dataset_dict["image"], self.hu_window)
+        for key in IMAGE_KEYS:
+            if key in dataset_dict:
+                dataset_dict[key] = hu_to_pixels(dataset_dict[key], self.hu_window)
         return dataset_dict
 
     def load(self, dataset_dict: dict) -> dict:
         """As :meth:`__call__`, but ``image`` is int16 in HU: half the bytes to move to a GPU."""
         dataset_dict = dict(dataset_dict)
         annotations = dataset_dict.pop("annotations", [])
+        hidden = dataset_dict.pop("hidden_annotations", None)
         if not all(0 < s < np.inf for s in dataset_dict["spacing"]):
             raise ValueError(
                 f"{dataset_dict['file_name']}: found spacing {dataset_dict['spacing']}, "
@@ -157,23 +177,26 @@ class LesionDatasetMapper:
         stack = self.read_stack(dataset_dict)
         image = np.ascontiguousarray(stack.transpose(1, 2, 0))
         check_image_size(dataset_dict, image)
-        aug_input = T.AugInput(image)
-        aug_input.spacing = dataset_dict["spacing"]
         transforms = T.TransformList([])
         if self.cut_borders:
             dataset_dict["crop"] = self._find_crop(dataset_dict, stack[self.num_slices // 2])
-            cut = _crop_transform(dataset_dict["crop"], image.shape[:2])
-            aug_input.transform(cut)
-            transforms += cut
-        transforms += self.augmentations(aug_input)
-        image = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
-        dataset_dict["image"] = torch.from_numpy(image)
+            transforms += _crop_transform(dataset_dict["crop"], image.shape[:2])
+            image = transforms.apply_image(image)
+        spacing = dataset_dict["spacing"]
+        dataset_dict["image"], augmented = _view(image, spacing, self.augmentations)
+        if self.is_train and self.weak_augmentations is not None:
+            dataset_dict["weak_image"], _ = _view(image, spacing, self.weak_augmentations)
+        transforms += augmented
+        size = tuple(dataset_dict["image"].shape[1:])
+        if "weak_image" in dataset_dict:
+            dataset_dict["slice_to_image"] = _matrix(transforms)
+            if hidden is not None:
+                lesions = transform_lesions(hidden, None, transforms, size)
+                dataset_dict["hidden_boxes"] = lesions.gt_boxes
         if self.is_train:
             annotations = [*annotations, *self.hard_negatives.get(dataset_dict["image_id"], ())]
             masks = self._masks(dataset_dict, annotations) if self.mask_method else None
-            dataset_dict["instances"] = transform_lesions(
-                annotations, masks, transforms, image.shape[1:]
-            )
+            dataset_dict["instances"] = transform_lesions(annotations, masks, transforms, size)
         elif self.mask_method:
             masks = np.zeros(
                 (len(annotations), dataset_dict["height"], dataset_dict["width"]), bool
@@ -243,6 +266,23 @@ class LesionDatasetMapper:
                 f"GrabCut fell back to the ellipse for {self._num_fallbacks} of {self._num_masks} "
                 "masks of this loader process"
             )
+
+
+def _view(
+    image: np.ndarray, spacing: tuple[float, float, float], augmentations: T.AugmentationList
+) -> tuple[torch.Tensor, T.Transform]:
+    """An augmented image (C, h, w) of (H, W, C), and what was applied."""
+    aug_input = T.AugInput(image)
+    aug_input.spacing = spacing
+    transforms = augmentations(aug_input)
+    return torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))), transforms
+
+
+def _matrix(transforms: T.Transform) -> torch.Tensor:
+    """(2, 3) of transforms that are all linear, for points that name pixel centers."""
+    corner, right, below = transforms.apply_coords(np.array([[0.5, 0.5], [1.5, 0.5], [0.5, 1.5]]))
+    matrix = np.column_stack([right - corner, below - corner, corner - 0.5])
+    return torch.from_numpy(matrix.astype(np.float32))
 
 
 def _crop_transform(crop: tuple[int, int, int, int], size: tuple[int, int]) -> T.CropTransform:

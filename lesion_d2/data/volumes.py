@@ -26,41 +26,52 @@ logger = logging.getLogger(__name__)
 
 _SPLITS = ("train", "val", "test")
 _FOLDERS = ("phantom", "phantom_columns")
+# Of the training patients: the fully annotated part of a training set, as the 744 sub-volumes are
+# of DeepLesion's in Cai et al. and Bai et al. The share is a choice of ours.
+_ANNOTATED_SHARE = 0.2
 _ENTRY_KEYS = ("image_id", "row", "masks")
 # Of measurements that are kept: a run reads its data set several times.
 _MAX_MEASURED = 2**15
 
 
 def load_volumes(
-    root: str | os.PathLike, split: str | None, *, coarse_types: bool = False
+    root: str | os.PathLike,
+    split: str | None,
+    *,
+    coarse_types: bool = False,
+    patients_share: float = 1.0,
 ) -> list[dict]:
     """Read a phantom data set into Detectron2's dicts, one for every slice on disk.
 
     Slices without a lesion are among them, and holes between the slice numbers of a series stay
     holes. A dict has what :func:`load_deeplesion` gives for a key slice, ``slice_index`` and
-    ``image_id`` being those of this slice, and ``volume``, ``<patient>_<study>_<series>``. The
-    order is that of the file's series, then of the slices.
+    ``image_id`` being those of this slice, ``volume``, ``<patient>_<study>_<series>``, and
+    ``volume_boxes``: XYXY in pixels, one a lesion, the extent of its boxes on all slices; the same
+    list in all dicts of a volume. The order is that of the file's series, then of the slices.
 
-    An annotation has what one of a key slice has, and ``lesion``, the same on all slices of a
-    lesion: its line number in ``DL_info.csv``, as ``row``. ``recist``, ``bbox`` and
-    ``diameters_mm`` are those of the lesion's mask on this slice, by DeepLesion's rule and to the
-    digits of ``DL_info.csv``: on the key slice they are what stands there. The diameters of a
-    single pixel can be measured too, so that no mask is too small for a box.
+    An annotation has what one of a key slice has, ``lesion``, the same on all slices of a lesion:
+    its line number in ``DL_info.csv``, as ``row``; and on its key slice ``is_key``, True.
+    ``recist``, ``bbox`` and ``diameters_mm`` are those of the lesion's mask on this slice, by
+    DeepLesion's rule and to the digits of ``DL_info.csv``: on the key slice they are what stands
+    there. A single pixel has diameters too, so that no mask is too small for a box.
 
     Args:
         root: the folder that holds ``DL_info.csv``, ``Images_png`` and ``true_volumes.json``.
         split: "train", "val", "test", or None for all rows.
         coarse_types: ``category_id`` 0..7 for the coarse types 1..8 in place of 0 for every lesion.
+        patients_share: of the split's patients, this share of those with the lowest numbers,
+            rounded, one at least.
 
     Raises:
         FileNotFoundError: something is missing in ``root``.
-        ValueError: ``DL_info.csv`` is bad (see :func:`load_deeplesion`), ``true_volumes.json`` is
-            not readable or does not fit to it, a mask is empty, has another size than the slice
-            or lies on a slice that is not on disk, or a lesion's coarse type is unknown where
-            ``coarse_types`` asks for it.
+        ValueError: the share is not in (0, 1], ``DL_info.csv`` is bad (see
+            :func:`load_deeplesion`), ``true_volumes.json`` is not readable or does not fit to it,
+            a mask is empty, has another size than the slice or lies on a slice that is not on
+            disk, or a lesion's coarse type is unknown where ``coarse_types`` asks for it.
     """
     root = Path(root)
     key_slices = load_deeplesion(root / "DL_info.csv", root / "Images_png", split)
+    key_slices = _of_first_patients(key_slices, patients_share)
     lesions = _read_lesions(root / "true_volumes.json", key_slices)
     if coarse_types:
         _check_types(root / "DL_info.csv", key_slices)
@@ -69,12 +80,13 @@ def load_volumes(
         series.setdefault(os.path.dirname(key_slice["file_name"]), []).append(key_slice)
     dicts = []
     for folder, keys in series.items():
-        annotations = [a for key_slice in keys for a in key_slice["annotations"]]
         slices = _slice_dicts(folder, keys[0])
-        for annotation in annotations:
+        for key_slice, annotation in ((k, a) for k in keys for a in k["annotations"]):
             masks = lesions[annotation["row"]]
             where = f"{root / 'true_volumes.json'}, row {annotation['row']}"
-            _add_lesion(slices, annotation, masks, where, coarse_types)
+            added = _add_lesion(slices, annotation, masks, where, coarse_types)
+            added[key_slice["slice_index"]]["is_key"] = True
+        _add_volume_boxes(slices)
         dicts.extend(slices[number] for number in sorted(slices))
     num_lesions = sum(len(key_slice["annotations"]) for key_slice in key_slices)
     logger.info(
@@ -85,24 +97,45 @@ def load_volumes(
 
 
 def register_volumes(
-    name: str, root: str, split: str | None, *, coarse_types: bool = False
+    name: str,
+    root: str,
+    split: str | None,
+    *,
+    coarse_types: bool = False,
+    patients_share: float = 1.0,
+    never_hidden: bool = False,
 ) -> None:
     """Register the volumes of a phantom data set with Detectron2; read when first asked for.
 
     Args:
         name: its name in ``DatasetCatalog``.
-        root, split, coarse_types: see :func:`load_volumes`; ``$DETECTRON2_DATASETS`` in the root
-            stands for that environment variable at the time of reading, or "datasets".
+        root, split, coarse_types, patients_share: see :func:`load_volumes`;
+            ``$DETECTRON2_DATASETS`` in the root stands for that environment variable at the time
+            of reading, or "datasets".
+        never_hidden: dicts have empty ``hidden_annotations``: the set stays fully annotated in a
+            run that hides a share of the others'.
 
     Raises:
         AssertionError: the name is registered already (Detectron2's own check).
     """
-    DatasetCatalog.register(name, partial(_load_registered, root, split, coarse_types))
+    load = partial(
+        _load_registered,
+        root,
+        split,
+        never_hidden,
+        coarse_types=coarse_types,
+        patients_share=patients_share,
+    )
+    DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(**lesion_classes(coarse_types), evaluator_type="lesion_volume")
 
 
-def _load_registered(root: str, split: str | None, coarse_types: bool) -> list[dict]:
-    return load_volumes(resolve_root(root), split, coarse_types=coarse_types)
+def _load_registered(root: str, split: str | None, never_hidden: bool, **options) -> list[dict]:
+    dicts = load_volumes(resolve_root(root), split, **options)
+    if never_hidden:
+        for image in dicts:
+            image["hidden_annotations"] = []
+    return dicts
 
 
 def _register_builtin() -> None:
@@ -112,6 +145,24 @@ def _register_builtin() -> None:
         if name not in DatasetCatalog:  # there already where this module is imported again
             root = f"$DETECTRON2_DATASETS/{folder}"
             register_volumes(name, root, split, coarse_types=coarse_types)
+    for folder in _FOLDERS:
+        name = f"{folder}_volumes_annotated"
+        if name not in DatasetCatalog:
+            register_volumes(
+                name,
+                f"$DETECTRON2_DATASETS/{folder}",
+                "train",
+                patients_share=_ANNOTATED_SHARE,
+                never_hidden=True,
+            )
+
+
+def _of_first_patients(key_slices: list[dict], share: float) -> list[dict]:
+    if not 0 < share <= 1:
+        raise ValueError(f"found patients_share {share}, expected a share in (0, 1]")
+    patients = sorted({image["patient"] for image in key_slices})
+    kept = set(patients[: max(1, round(share * len(patients)))])
+    return [image for image in key_slices if image["patient"] in kept]
 
 
 def _read_lesions(file: Path, key_slices: Iterable[Mapping]) -> dict[int, dict[int, dict]]:
@@ -216,8 +267,13 @@ def _add_lesion(
     masks: Mapping[int, dict],
     where: str,
     coarse_types: bool,
-) -> None:
-    """Annotate one lesion on all its slices; ``where`` begins the message of an error."""
+) -> dict[int, dict]:
+    """Annotate one lesion on all its slices; ``where`` begins the message of an error.
+
+    Returns:
+        Slice number -> its annotation.
+    """
+    added = {}
     row, coarse_type = key_annotation["row"], key_annotation["coarse_type"]
     for number, rle in masks.items():
         if number not in slices:
@@ -233,16 +289,29 @@ def _add_lesion(
             recist = _measure(rle["counts"], *size)
         except ValueError as error:
             raise ValueError(f"{where}, slice {number}: {error}") from None
-        image["annotations"].append(
-            {
-                **_measurements(recist, image),
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "category_id": coarse_type - 1 if coarse_types else 0,
-                "coarse_type": coarse_type,
-                "row": row,
-                "lesion": row,
-            }
-        )
+        added[number] = {
+            **_measurements(recist, image),
+            "bbox_mode": BoxMode.XYXY_ABS,
+            "category_id": coarse_type - 1 if coarse_types else 0,
+            "coarse_type": coarse_type,
+            "row": row,
+            "lesion": row,
+        }
+        image["annotations"].append(added[number])
+    return added
+
+
+def _add_volume_boxes(slices: Mapping[int, dict]) -> None:
+    """Give all slices one list of the lesions' extents in the plane."""
+    boxes: dict[int, list] = {}
+    for annotation in (a for image in slices.values() for a in image["annotations"]):
+        boxes.setdefault(annotation["lesion"], []).append(annotation["bbox"])
+    extents = [
+        [*np.min(found, axis=0)[:2].tolist(), *np.max(found, axis=0)[2:].tolist()]
+        for found in boxes.values()
+    ]
+    for image in slices.values():
+        image["volume_boxes"] = extents
 
 
 def _measurements(recist: tuple[float, ...], image: Mapping) -> dict:

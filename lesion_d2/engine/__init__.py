@@ -1,6 +1,5 @@
 from .best_checkpoints import KeepBestHook
 from .checkpoint import LesionCheckpointer
-from .checks import InputError
 from .defaults import (
     finish_run,
     fit_device,
@@ -11,6 +10,7 @@ from .defaults import (
 )
 from .hard_negatives import HardNegativeMiner, HardNegativeMiningHook, select_hard_negatives
 from .hooks import CatchUpHook, EarlyStopHook, PlateauHook, ResumableBestCheckpointer
+from .input_errors import InputError
 from .prediction import LesionPredictor, load_model
 from .schedule import resolve_epochs
 from .trainer import StoppableTrainer, Trainer

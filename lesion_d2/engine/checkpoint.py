@@ -16,9 +16,9 @@ from .torchvision_weights import PREFIX, rename_torchvision_weights
 
 logger = logging.getLogger(__name__)
 
-# The first convolutions of Detectron2's ResNets and of torchvision's VGGs, and the name that the
-# former has in Caffe2's files.
-_STEMS = ("stem.conv1.weight", "features.0.weight")
+# The first convolutions of Detectron2's ResNets and of torchvision's VGGs and DenseNets, and the
+# name that the first of them has in Caffe2's files.
+_STEMS = ("stem.conv1.weight", "features.0.weight", "features.conv0.weight")
 _STEM_CAFFE2 = "conv1_w"
 _RGB = 3
 # The class predictors of Detectron2's R-CNNs and of its RetinaNet end so.
@@ -283,21 +283,23 @@ def adapt_stem(weights: dict[str, Any], model_weights: dict[str, Tensor]) -> Non
 
     Args:
         weights: names to tensors or arrays, of a whole detector or of a backbone, with
-            Detectron2's, Caffe2's or (of a VGG) torchvision's name for the first convolution;
-            changed in place.
-        model_weights: the state of the model that they are for.
+            Detectron2's, Caffe2's or (of VGGs and DenseNets) torchvision's name for the first
+            convolution; changed in place.
+        model_weights: the state of the model that they are for. Of several backbones in it, such
+            as a teacher's and a student's, the first convolutions have one shape; if not, nothing
+            is adapted.
     """
-    targets = [value for name, value in model_weights.items() if _is_stem(name)]
-    names = [name for name in weights if name == _STEM_CAFFE2 or _is_stem(name)]
-    if len(targets) != 1 or len(names) != 1:
+    shapes = {tuple(value.shape) for name, value in model_weights.items() if _is_stem(name)}
+    if len(shapes) != 1:
         return
-    target, weight = targets[0], torch.as_tensor(weights[names[0]])
-    num_out, channels, *kernel = target.shape
-    if channels == _RGB or tuple(weight.shape) != (num_out, _RGB, *kernel):
-        return
-    mean = weight.mean(dim=1, keepdim=True)
-    weights[names[0]] = mean.repeat(1, channels, 1, 1) * (_RGB / channels)
-    logger.info(f"Adapted {names[0]} from {_RGB} to {channels} input channels")
+    [(num_out, channels, *kernel)] = shapes
+    for name in [name for name in weights if name == _STEM_CAFFE2 or _is_stem(name)]:
+        weight = torch.as_tensor(weights[name])
+        if channels == _RGB or tuple(weight.shape) != (num_out, _RGB, *kernel):
+            continue
+        mean = weight.mean(dim=1, keepdim=True)
+        weights[name] = mean.repeat(1, channels, 1, 1) * (_RGB / channels)
+        logger.info(f"Adapted {name} from {_RGB} to {channels} input channels")
 
 
 def _is_stem(name: str) -> bool:

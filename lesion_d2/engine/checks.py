@@ -4,40 +4,43 @@ import argparse
 import logging
 import math
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from functools import reduce
-from operator import getitem
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import yaml
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import (
-    META_ARCH_REGISTRY,
-    ROI_HEADS_REGISTRY,
-    GeneralizedRCNN,
-    RetinaNet,
-)
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, GeneralizedRCNN
 from torch import nn
 
 from ..config import trains_on_masks
-from ..data.deeplesion import set_allow_missing, set_hidden_annotations, suggest_names
 from ..data.mapper import LesionDatasetMapper
+from ..evaluation import parse_criteria, volume_metrics_of
+from ..inference import LINKINGS
 from ..inference.ensemble import CONSOLIDATIONS
 from ..modeling import (
     AttentionGate,
     ContextualAttention,
     DetUNet,
     LesionRCNN,
+    LesionRPN,
     RetinaUNet,
     SpatialAttention,
     ULDorROIHeads,
 )
+from ..modeling.meta_arch.mean_teacher import POLICIES
 from .best_checkpoints import checkpoint_files
-from .checkpoint import check_weights
+from .checkpoint import check_weights, read_checkpoint
+from .data_checks import check_hidden, check_masks, check_mined_images, load_datasets
+from .input_errors import (
+    InputError,
+    as_input_error,
+    has_uldor_heads,
+    is_a,
+    switched_on,
+    value_of,
+)
+from .mean_teacher import STUDENT
 from .schedule import check_epochs, resolve_epochs
 from .trainer import optimizer_class
 from .validation_loss import VALIDATION_LOSS
@@ -57,7 +60,13 @@ _MODEL_CHECKS: tuple[_Check, ...] = (
     ("MODEL.RFCN_3DCE.CONTEXTUAL_TEMPERATURE", lambda v: v > 0, "above 0"),
     ("MODEL.RFCN_3DCE.SPATIAL_TEMPERATURE", lambda v: v > 0, "above 0"),
     ("MODEL.RFCN_3DCE.NUM_SCORE_MAPS", lambda v: v >= 1, "1 or more"),
-    ("MODEL.RFCN_3DCE.NUM_REUSED", lambda v: v >= 0, "0 (none) or more images"),
+    ("MODEL.SLICE_IMAGES.NUM_REUSED", lambda v: v >= 0, "0 (none) or more images"),
+)
+_TEACHER_CHECKS: tuple[_Check, ...] = (
+    ("MODEL.MEAN_TEACHER.MOMENTUM", lambda v: 0 <= v < 1, "0 to below 1"),
+    ("MODEL.MEAN_TEACHER.POLICY", lambda v: v in POLICIES, f"one of {', '.join(POLICIES)}"),
+    ("MODEL.MEAN_TEACHER.SCORE_THRESH", lambda v: 0 < v <= 1, "a score above 0, at most 1"),
+    ("MODEL.MEAN_TEACHER.GT_NMS_THRESH", lambda v: 0 <= v <= 1, "an IoU from 0 to 1"),
 )
 _ENSEMBLE_CHECKS: tuple[_Check, ...] = (
     ("TEST.ENSEMBLE.TILE_SIZE", lambda v: v >= 0, "0 (no tiles) or more pixels"),
@@ -68,7 +77,15 @@ _ENSEMBLE_CHECKS: tuple[_Check, ...] = (
         f"one of {', '.join(CONSOLIDATIONS)}",
     ),
     ("TEST.ENSEMBLE.IOU_THRESH", lambda v: 0 <= v < 1, "an IoU from 0 to below 1"),
+    ("TEST.LINKING", lambda v: v in LINKINGS, f"one of {', '.join(LINKINGS)}"),
     ("TEST.MERGE_IOU_THRESH", lambda v: 0 <= v < 1, "an IoU from 0 to below 1"),
+    ("TEST.TRACKING.IOU_THRESH", lambda v: 0 <= v < 1, "an IoU from 0 to below 1"),
+    ("TEST.TRACKING.MAX_GAP", lambda v: v >= 0, "0 (none) or more slices"),
+    (
+        "TEST.VOLUME_FROC_RATES",
+        lambda v: len(v) > 0 and all(isinstance(rate, (int, float)) and rate > 0 for rate in v),
+        "numbers above 0, at least one",
+    ),
 )
 _TRAINING_CHECKS: tuple[_Check, ...] = (
     (
@@ -105,21 +122,6 @@ _ATTENTIONS: tuple[tuple[str, type, str], ...] = (
 )
 
 
-class InputError(ValueError):
-    """What a run was given cannot be used; the message is one line for its user."""
-
-
-@contextmanager
-def as_input_error(prefix: str) -> Iterator[None]:
-    """Turn what the readers of configs and files raise into an InputError with a prefix."""
-    # yacs reports by KeyError and AssertionError what is wrong in a config.
-    try:
-        yield
-    except (AssertionError, KeyError, OSError, ValueError, yaml.YAMLError) as error:
-        text = error.args[0] if isinstance(error, KeyError) else error
-        raise InputError(prefix + " ".join(str(text).split())) from error
-
-
 def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
     """Check what a run reads: the weights, every data set, and the keys that it goes by.
 
@@ -139,20 +141,20 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
     with as_input_error(""):
         LesionDatasetMapper(cfg, not args.eval_only)
     if args.eval_only:
-        _load_datasets(cfg, "TEST", required=True)
+        load_datasets(cfg, "TEST", required=True)
         return 0
     _check_training(cfg, args.num_gpus * args.num_machines)
-    images = _load_datasets(cfg, "TRAIN", required=True)
-    _check_masks(cfg, images, "TRAIN")
-    _check_mined_images(cfg, images)
+    images = load_datasets(cfg, "TRAIN", required=True)
+    check_masks(cfg, images, "TRAIN")
+    check_mined_images(cfg, images)
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         images = [image for image in images if image["annotations"]]
     if not images:
         raise InputError(f"DATASETS.TRAIN: found no lesion in {', '.join(cfg.DATASETS.TRAIN)}")
     _check_iterations(cfg, len(images))
-    test_images = _load_datasets(cfg, "TEST", required=False)
-    if _switched_on(cfg, "TEST.LOSS_"):
-        _check_masks(cfg, test_images, "TEST")
+    test_images = load_datasets(cfg, "TEST", required=False)
+    if switched_on(cfg, "TEST.LOSS_"):
+        check_masks(cfg, test_images, "TEST")
     return len(images)
 
 
@@ -172,18 +174,18 @@ def _check_model(cfg: CfgNode) -> nn.Module:
     """Build the model without memory for its weights, which checks the keys that it goes by."""
     _check_values(cfg, _MODEL_CHECKS)
     found, strength = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.RETINA_UNET.CALIBRATION
-    if strength > 0 and not _is_a(cfg, RetinaUNet):
+    if strength > 0 and not is_a(cfg, RetinaUNet):
         raise InputError(
             f"MODEL.META_ARCHITECTURE: found {found!r}, expected 'RetinaUNet' for the calibration "
             f"(MODEL.RETINA_UNET.CALIBRATION is {strength})"
         )
     seg_loss_weight = cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT
-    if seg_loss_weight > 0 and not _is_a(cfg, LesionRCNN):
+    if seg_loss_weight > 0 and not is_a(cfg, LesionRCNN):
         raise InputError(
             f"MODEL.META_ARCHITECTURE: found {found!r}, expected 'LesionRCNN' for its segmentation "
             f"loss (MODEL.LESION_RCNN.SEG_LOSS_WEIGHT is {seg_loss_weight})"
         )
-    if cfg.INPUT.CT.CUT_BORDERS and not _is_a(cfg, DetUNet, LesionRCNN, RetinaUNet):
+    if cfg.INPUT.CT.CUT_BORDERS and not is_a(cfg, DetUNet, LesionRCNN, RetinaUNet):
         raise InputError(
             f"MODEL.META_ARCHITECTURE: found {found!r}, expected a DetUNet, LesionRCNN or "
             "RetinaUNet, which bring boxes back to the slice (INPUT.CT.CUT_BORDERS is True)"
@@ -203,12 +205,12 @@ def _check_model(cfg: CfgNode) -> nn.Module:
         logger.info(f"{found} on {cfg.MODEL.BACKBONE.NAME} was not checked beforehand: {error}")
         return nn.Identity()
     for key, kind, expected in _ATTENTIONS:
-        if _value(cfg, key) and not any(isinstance(m, kind) for m in model.modules()):
+        if value_of(cfg, key) and not any(isinstance(m, kind) for m in model.modules()):
             raise InputError(
                 f"MODEL.BACKBONE.NAME: found {cfg.MODEL.BACKBONE.NAME}, expected {expected} for "
                 f"{key} True"
             )
-    if cfg.MODEL.ULDOR.COUNT_FALSE_POSITIVES and not _has_uldor_heads(cfg):
+    if cfg.MODEL.ULDOR.COUNT_FALSE_POSITIVES and not has_uldor_heads(cfg):
         raise InputError(
             f"{_found_heads(cfg)}, expected {_ULDOR_HEADS!r} for "
             "MODEL.ULDOR.COUNT_FALSE_POSITIVES True"
@@ -216,45 +218,16 @@ def _check_model(cfg: CfgNode) -> nn.Module:
     return model
 
 
-def _is_a(cfg: CfgNode, *classes: type) -> bool:
-    """Whether MODEL.META_ARCHITECTURE is one of these or of the classes derived from them."""
-    name = cfg.MODEL.META_ARCHITECTURE
-    architecture = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
-    return isinstance(architecture, type) and issubclass(architecture, classes)
-
-
-def _has_uldor_heads(cfg: CfgNode) -> bool:
-    name = cfg.MODEL.ROI_HEADS.NAME
-    return (
-        _is_a(cfg, GeneralizedRCNN)
-        and name in ROI_HEADS_REGISTRY
-        and issubclass(ROI_HEADS_REGISTRY.get(name), ULDorROIHeads)
-    )
-
-
 def _found_heads(cfg: CfgNode) -> str:
-    if _is_a(cfg, GeneralizedRCNN):
+    if is_a(cfg, GeneralizedRCNN):
         return f"MODEL.ROI_HEADS.NAME: found {cfg.MODEL.ROI_HEADS.NAME!r}"
     found = cfg.MODEL.META_ARCHITECTURE
     return f"MODEL.META_ARCHITECTURE: found {found!r}, which has no MODEL.ROI_HEADS"
 
 
-def _switched_on(cfg: CfgNode, prefix: str) -> str:
-    """Which of ``<prefix>EPOCHS`` and ``<prefix>PERIOD`` is above 0, in words; "" if none is."""
-    for key in (f"{prefix}EPOCHS", f"{prefix}PERIOD"):
-        value = _value(cfg, key)
-        if value > 0:
-            return f"{key} is {value}"
-    return ""
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    return reduce(getitem, key.split("."), cfg)
-
-
 def _check_values(cfg: CfgNode, checks: Iterable[_Check]) -> None:
     for key, is_usable, expected in checks:
-        value = _value(cfg, key)
+        value = value_of(cfg, key)
         if not is_usable(value):
             raise InputError(f"{key}: found {value!r}, expected {expected}")
 
@@ -272,11 +245,12 @@ def _check_training(cfg: CfgNode, num_processes: int) -> None:
         check_epochs(cfg)
     _check_evaluations(cfg)
     _check_mining(cfg)
-    _check_hidden(cfg)
+    check_hidden(cfg)
+    _check_mean_teacher(cfg)
     weight = cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT
-    if _is_a(cfg, DetUNet) and not cfg.MODEL.MASK_ON:
+    if is_a(cfg, DetUNet) and not cfg.MODEL.MASK_ON:
         raise InputError("MODEL.MASK_ON: found False, expected True for DetUNet")
-    if _is_a(cfg, RetinaUNet) and weight > 0 and not cfg.MODEL.MASK_ON:
+    if is_a(cfg, RetinaUNet) and weight > 0 and not cfg.MODEL.MASK_ON:
         raise InputError(
             f"MODEL.MASK_ON: found False, expected True for the segmentation loss "
             f"(MODEL.RETINA_UNET.SEG_LOSS_WEIGHT is {weight})"
@@ -288,22 +262,44 @@ def _check_training(cfg: CfgNode, num_processes: int) -> None:
         )
 
 
+def _check_mean_teacher(cfg: CfgNode) -> None:
+    options = cfg.MODEL.MEAN_TEACHER
+    if not options.ENABLED:
+        return
+    _check_values(cfg, _TEACHER_CHECKS)
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        raise InputError(
+            "TEST.PRECISE_BN.ENABLED: found True, expected False: a mean teacher's statistics are "
+            "the average of its student's (MODEL.MEAN_TEACHER.ENABLED is True)"
+        )
+    name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+    if (
+        options.POLICY == "ignore"
+        and is_a(cfg, GeneralizedRCNN)
+        and not issubclass(PROPOSAL_GENERATOR_REGISTRY.get(name), LesionRPN)
+    ):
+        raise InputError(
+            f"MODEL.PROPOSAL_GENERATOR.NAME: found {name!r}, expected {LesionRPN.__name__!r} for "
+            "MODEL.MEAN_TEACHER.POLICY 'ignore'"
+        )
+
+
 def _check_evaluations(cfg: CfgNode) -> None:
     """Check that there is what TEST.KEEP_BEST and the patience of schedules go by."""
-    loss = _switched_on(cfg, "TEST.LOSS_")
+    loss = switched_on(cfg, "TEST.LOSS_")
     if loss and not cfg.DATASETS.TEST:
         raise InputError(f"DATASETS.TEST: found no data set, expected one for its loss ({loss})")
     metric = cfg.SOLVER.PATIENCE_METRIC
     kind, of_what = ("LOSS", f" of the {metric}") if metric else ("EVAL", "")
     for key in ("SOLVER.PLATEAU_PATIENCE", "SOLVER.EARLY_STOP_PATIENCE", "TEST.KEEP_BEST"):
-        value = _value(cfg, key)
+        value = value_of(cfg, key)
         if value == 0:
             continue
         if not cfg.DATASETS.TEST:
             raise InputError(
                 f"DATASETS.TEST: found no data set, expected one to evaluate ({key} is {value})"
             )
-        if not _switched_on(cfg, f"TEST.{kind}_"):
+        if not switched_on(cfg, f"TEST.{kind}_"):
             raise InputError(
                 f"TEST.{kind}_PERIOD: found {cfg.TEST[f'{kind}_PERIOD']}, expected it or "
                 f"TEST.{kind}_EPOCHS above 0 ({key} is {value} and goes by evaluations{of_what})"
@@ -315,26 +311,36 @@ def _check_evaluations(cfg: CfgNode) -> None:
 def _check_best_metric(cfg: CfgNode, why: str) -> None:
     metric, names = cfg.TEST.BEST_METRIC, cfg.DATASETS.TEST
     name = next((n for n in names if metric.startswith(f"{n}/")), names[0])
-    is_volume = MetadataCatalog.get(name).get("evaluator_type") == "lesion_volume"
-    if metric.removeprefix(f"{name}/").startswith("volume/") != is_volume:
-        expected = "volume/AP10" if is_volume else "one of an evaluation of slices"
+    metadata = MetadataCatalog.get(name)
+    rates, criteria = cfg.TEST.VOLUME_FROC_RATES, cfg.TEST.VOLUME_CRITERIA
+    known = volume_metrics_of(criteria, rates, metadata.get("thing_classes", ()))
+    is_volume = metadata.get("evaluator_type") == "lesion_volume"
+    found = metric.removeprefix(f"{name}/")
+    if (found not in known) if is_volume else found.startswith(("volume/", "volume_")):
+        expected = known[0] if is_volume else "one of an evaluation of slices"
         raise InputError(
             f"TEST.BEST_METRIC: found {metric!r}, expected {expected} for {name} ({why})"
         )
 
 
 def _check_mining(cfg: CfgNode) -> None:
-    mining = _switched_on(cfg, "HARD_NEGATIVES.")
+    mining = switched_on(cfg, "HARD_NEGATIVES.")
     if not mining:
         return
-    if not _has_uldor_heads(cfg):
+    if not has_uldor_heads(cfg):
         raise InputError(
             f"{_found_heads(cfg)}, expected {_ULDOR_HEADS!r} for hard negatives ({mining})"
         )
-    if not cfg.MODEL.MASK_ON:
+    if trains_on_masks(cfg) and not cfg.MODEL.MASK_ON:
         raise InputError(
-            "MODEL.MASK_ON: found False, a model without masks, expected True: hard negatives are "
-            f"selected by their masks' IoU with the pseudo-masks ({mining})"
+            "MODEL.MASK_ON: found False, expected True: MODEL.LESION_RCNN.SEG_LOSS_WEIGHT "
+            f"{cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT} needs the masks of hard negatives ({mining})"
+        )
+    unknown = [n for n in cfg.HARD_NEGATIVES.DATASETS if n not in cfg.DATASETS.TRAIN]
+    if unknown:
+        raise InputError(
+            f"HARD_NEGATIVES.DATASETS: found {unknown[0]!r}, expected names of DATASETS.TRAIN: "
+            f"{', '.join(cfg.DATASETS.TRAIN)} ({mining})"
         )
     if cfg.MODEL.ULDOR.COUNT_FALSE_POSITIVES:
         raise InputError(
@@ -343,48 +349,10 @@ def _check_mining(cfg: CfgNode) -> None:
         )
 
 
-def _check_mined_images(cfg: CfgNode, images: list[dict]) -> None:
-    mining = _switched_on(cfg, "HARD_NEGATIVES.")
-    if not mining:
-        return
-    twice = [name for name, n in Counter(image["image_id"] for image in images).items() if n > 1]
-    if twice:
-        raise InputError(
-            f"DATASETS.TRAIN: found {len(twice)} images twice (the first: {twice[0]!r}), expected "
-            f"different image_ids, which hard negatives are known by ({mining})"
-        )
-
-
-def _check_hidden(cfg: CfgNode) -> None:
-    both = [name for name in cfg.DATASETS.TRAIN if name in cfg.DATASETS.TEST]
-    if cfg.DATASETS.HIDDEN_SHARE > 0 and both:
-        raise InputError(
-            f"DATASETS.TEST: found {both[0]!r}, which has hidden annotations as a training set, "
-            f"expected another data set (DATASETS.HIDDEN_SHARE is {cfg.DATASETS.HIDDEN_SHARE})"
-        )
-
-
-def _check_masks(cfg: CfgNode, images: list[dict], kind: str) -> None:
-    """Check that every annotation has a mask, or the diameters that one is made from."""
-    if not trains_on_masks(cfg):
-        return
-    bare = [
-        image["file_name"]
-        for image in images
-        for annotation in image["annotations"]
-        if "recist" not in annotation and "segmentation" not in annotation
-    ]
-    if bare:
-        number = sum(len(image["annotations"]) for image in images)
-        raise InputError(
-            f"DATASETS.{kind}: found {len(bare)} of {number} annotations without a mask and "
-            f"without RECIST diameters to make it from (the first: {bare[0]}), expected "
-            "'segmentation' or 'recist' for a model that learns masks"
-        )
-
-
 def _check_ensemble(cfg: CfgNode, args: argparse.Namespace) -> None:
     _check_values(cfg, _ENSEMBLE_CHECKS)
+    with as_input_error("TEST.VOLUME_CRITERIA: "):
+        parse_criteria(cfg.TEST.VOLUME_CRITERIA)
     files = cfg.TEST.ENSEMBLE.CHECKPOINTS
     if files and not cfg.TEST.ENSEMBLE.ENABLED:
         raise InputError(
@@ -409,7 +377,7 @@ def _check_weights(cfg: CfgNode, args: argparse.Namespace, model: nn.Module) -> 
         return
     tag = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
     if args.resume and os.path.isfile(tag):
-        _check_last_checkpoint(tag, model)
+        _check_last_checkpoint(cfg, args, tag, model)
         return
     if args.eval_only and not cfg.MODEL.WEIGHTS:
         raise InputError("--eval-only: found no MODEL.WEIGHTS, expected a checkpoint's path")
@@ -417,66 +385,26 @@ def _check_weights(cfg: CfgNode, args: argparse.Namespace, model: nn.Module) -> 
         check_weights(cfg.MODEL.WEIGHTS, model, for_training=not args.eval_only)
 
 
-def _check_last_checkpoint(tag: str, model: nn.Module) -> None:
+def _check_last_checkpoint(
+    cfg: CfgNode, args: argparse.Namespace, tag: str, model: nn.Module
+) -> None:
     with open(tag) as file:
         checkpoint = os.path.join(os.path.dirname(tag), file.read().strip())
     try:
         check_weights(checkpoint, model, for_training=False)
+        if not args.eval_only:
+            _check_student(cfg, checkpoint)
     except (FileNotFoundError, ValueError) as error:
         raise InputError(
             f"--resume: {error}; {tag} names it: remove {tag}, or start without --resume"
         ) from error
 
 
-def _load_datasets(cfg: CfgNode, kind: str, *, required: bool) -> list[dict]:
-    names = cfg.DATASETS[kind]
-    if required and not names:
-        raise InputError(f"DATASETS.{kind}: found no data set, expected a name")
-    return [image for name in names for image in _load_dataset(cfg, name, kind)]
-
-
-def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
-    if name not in DatasetCatalog:
-        raise InputError(
-            f"DATASETS.{kind}: found {name!r}, expected a name such as {suggest_names(name)}"
-        )
-    _check_classes(cfg, name, kind)
-    with as_input_error("DATASETS.ALLOW_MISSING: "):
-        set_allow_missing(name, cfg.DATASETS.ALLOW_MISSING)
-    hidden_share = cfg.DATASETS.HIDDEN_SHARE if kind == "TRAIN" else 0.0
-    set_hidden_annotations(name, hidden_share, cfg.DATASETS.HIDDEN_SEED)
-    try:
-        images = DatasetCatalog.get(name)
-    except (OSError, ValueError) as error:
-        raise InputError(f"DATASETS.{kind}, {name}: {error}") from error
-    if not images:
-        raise InputError(f"DATASETS.{kind}, {name}: found no image")
-    mining = kind == "TRAIN" and _switched_on(cfg, "HARD_NEGATIVES.")
-    if mining and not any(image["annotations"] for image in images):
-        raise InputError(
-            f"DATASETS.TRAIN, {name}: found no lesion, expected some in each data set for hard "
-            f"negatives ({mining})"
-        )
-    if hidden_share > 0 and "hidden_annotations" not in images[0]:
-        raise InputError(
-            f"DATASETS.HIDDEN_SHARE: found {hidden_share}, expected 0 for {name}, which is not in "
-            "DeepLesion's layout and hides no annotation"
-        )
-    return images
-
-
-def _check_classes(cfg: CfgNode, name: str, kind: str) -> None:
-    classes = MetadataCatalog.get(name).get("thing_classes")
-    if classes is None:
-        return
-    expected, counted = len(classes), f"the classes of {name} (DATASETS.{kind})"
-    if _is_a(cfg, DetUNet, RetinaNet):
-        key, found = "MODEL.RETINANET.NUM_CLASSES", cfg.MODEL.RETINANET.NUM_CLASSES
-    elif _is_a(cfg, GeneralizedRCNN):
-        key, found = "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        if _has_uldor_heads(cfg):
-            expected, counted = expected + 1, f"{counted} and one of false positives"
-    else:
-        return
+def _check_student(cfg: CfgNode, checkpoint: str) -> None:
+    found, expected = STUDENT in read_checkpoint(checkpoint), cfg.MODEL.MEAN_TEACHER.ENABLED
     if found != expected:
-        raise InputError(f"{key}: found {found}, expected {expected}, {counted}")
+        of_training = {True: "of a mean teacher's training", False: "of a plain training"}
+        raise ValueError(
+            f"{checkpoint}: found a checkpoint {of_training[found]}, expected one "
+            f"{of_training[expected]} (MODEL.MEAN_TEACHER.ENABLED is {expected})"
+        )

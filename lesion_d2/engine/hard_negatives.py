@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import configurable
+from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
 from detectron2.evaluation import inference_context
-from detectron2.structures import BoxMode, Instances
+from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
 from detectron2.utils import comm
 from pycocotools import mask as mask_util
 from torch import Tensor, nn
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 #: The file of one data set's hard negatives, in ``OUTPUT_DIR/inference/<data set>``.
 FILE_NAME = "hard_negatives.json"
+
+# What an entry of it has by the kind of the model: the mask and S2, or S2 of boxes.
+_MASK_OR_BOX = ("segmentation", "mask_iou", "box_iou")
 
 
 def select_hard_negatives(
@@ -49,7 +53,8 @@ def select_hard_negatives(
 
     Args:
         scores: (n,) S1, the probability of being a lesion, in any order.
-        mask_ious: (n,) S2, the highest mask IoU with one of the image's pseudo-masks.
+        mask_ious: (n,) S2, the highest mask IoU with one of the image's pseudo-masks; of a model
+            without masks, the highest IoU of boxes.
         max_negatives: m at most; the paper's is 3.
         good_iou, min_score: the paper's are 0.3 and 0.7.
         rng: draws from E.
@@ -90,6 +95,43 @@ def best_mask_ious(masks: Tensor, true_masks: Tensor) -> Tensor:
     return best
 
 
+def best_box_ious(boxes: Tensor, true_boxes: Tensor) -> Tensor:
+    """The highest IoU of each box with one of the true boxes.
+
+    Args:
+        boxes: (n, 4) XYXY in pixels.
+        true_boxes: (m, 4).
+
+    Returns:
+        (n,) float32; 0 where m is 0.
+    """
+    if len(true_boxes) == 0:
+        return torch.zeros(len(boxes), device=boxes.device)
+    return pairwise_iou(Boxes(boxes), Boxes(true_boxes)).amax(dim=1)
+
+
+def read_lesion_boxes(dataset: str) -> dict[str, list]:
+    """The boxes of a registered data set that hard negatives have to stay away from.
+
+    They are the image's annotated ones and, of a slice of a volume, those of all lesions that the
+    volume has on any slice (``volume_boxes``): boxes may end a slice before their lesion does, and
+    what is next to it is no false positive.
+
+    Args:
+        dataset: its name in ``DatasetCatalog``.
+
+    Returns:
+        ``image_id`` -> XYXY boxes in pixels of the slice.
+    """
+    boxes = {}
+    for image in DatasetCatalog.get(dataset):
+        boxes[image["image_id"]] = image.get("volume_boxes") or [
+            BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
+            for a in image["annotations"]
+        ]
+    return boxes
+
+
 @dataclass
 class MinedSet:
     """Hard negatives of images, and what was counted on the way.
@@ -126,7 +168,9 @@ class HardNegativeMiner:
     Args:
         datasets: names of the training sets.
         build_loader: makes a data set's loader from its name: batches of this process's share of
-            the images as they are at inference, with ``lesion_masks``.
+            the images as they are at inference, with ``lesion_masks`` where ``read_boxes`` is None.
+        read_boxes: for a model without masks, gives a data set's lesions from its name, as
+            :func:`read_lesion_boxes`: S2 is then the IoU of boxes. With masks it is None.
         false_positive_class: that of the hard negatives; no detection is of it.
         max_negatives, good_iou, min_score: see :func:`select_hard_negatives`.
         seed: of the draw.
@@ -138,6 +182,7 @@ class HardNegativeMiner:
         *,
         datasets: Sequence[str],
         build_loader: Callable[[str], Iterable[list[dict]]],
+        read_boxes: Callable[[str], Mapping[str, Sequence]] | None = None,
         false_positive_class: int = 1,
         max_negatives: int = 3,
         good_iou: float = 0.3,
@@ -147,6 +192,8 @@ class HardNegativeMiner:
         self._datasets = list(datasets)
         self._build_loader = build_loader
         self._loaders: dict[str, Iterable[list[dict]]] = {}
+        self._read_boxes = read_boxes
+        self._boxes: dict[str, Mapping[str, Sequence]] = {}
         self._false_positive_class = false_positive_class
         self._select = partial(
             select_hard_negatives,
@@ -160,13 +207,14 @@ class HardNegativeMiner:
     @classmethod
     def from_config(cls, cfg) -> dict:
         return {
-            "datasets": cfg.DATASETS.TRAIN,
+            "datasets": cfg.HARD_NEGATIVES.DATASETS or cfg.DATASETS.TRAIN,
             "build_loader": partial(
                 build_lesion_test_loader,
                 cfg,
-                with_masks=True,
+                with_masks=cfg.MODEL.MASK_ON,
                 filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             ),
+            "read_boxes": None if cfg.MODEL.MASK_ON else read_lesion_boxes,
             "false_positive_class": cfg.MODEL.ROI_HEADS.NUM_CLASSES - 1,
             "max_negatives": cfg.HARD_NEGATIVES.MAX_PER_IMAGE,
             "good_iou": cfg.HARD_NEGATIVES.GOOD_IOU,
@@ -178,13 +226,16 @@ class HardNegativeMiner:
         """Data set -> loader; made at the first call."""
         if not self._loaders:
             self._loaders = {name: self._build_loader(name) for name in self._datasets}
+            if self._read_boxes is not None:
+                self._boxes = {name: self._read_boxes(name) for name in self._datasets}
         return self._loaders
 
     def mine(self, model: nn.Module, iteration: int) -> MinedSet:
         """Look at this process's share of the images.
 
         Args:
-            model: a detector with ``pred_masks``; left in the mode that it had.
+            model: a detector, with ``pred_masks`` where ``read_boxes`` is None; left in the mode
+                that it had.
             iteration: of the training, which makes every mining draw anew.
         """
         mined = MinedSet()
@@ -199,39 +250,51 @@ class HardNegativeMiner:
                 )
                 for batch in bar:
                     for sample, output in zip(batch, model(batch), strict=True):
-                        found = self._mine_image(sample, output["instances"], iteration, mined)
+                        instances = output["instances"]
+                        ious = self._lesion_ious(dataset, sample, instances).cpu().numpy()
+                        found = self._mine_image(sample, instances, ious, iteration, mined)
                         if found:
                             images[sample["image_id"]] = found
         return mined
 
+    def _lesion_ious(self, dataset: str, sample: dict, instances: Instances) -> Tensor:
+        """S2 of an image's n detections, (n,)."""
+        if self._read_boxes is None:
+            return best_mask_ious(instances.pred_masks, sample["lesion_masks"])
+        true_boxes = self._boxes[dataset][sample["image_id"]]
+        boxes = instances.pred_boxes.tensor
+        return best_box_ious(boxes, boxes.new_tensor(np.reshape(true_boxes, (-1, 4))))
+
     def _mine_image(
-        self, sample: dict, instances: Instances, iteration: int, mined: MinedSet
+        self, sample: dict, instances: Instances, ious: np.ndarray, iteration: int, mined: MinedSet
     ) -> list[dict]:
-        mask_ious = best_mask_ious(instances.pred_masks, sample["lesion_masks"]).cpu().numpy()
         mined.num_images += 1
-        mined.num_good += bool((mask_ious > self._good_iou).any())
+        mined.num_good += bool((ious > self._good_iou).any())
         image = zlib.crc32(str(sample["image_id"]).encode())
         rng = np.random.default_rng([self._seed, iteration, image])
-        chosen = self._select(instances.scores.cpu().numpy(), mask_ious, rng=rng)
-        annotations = [self._annotation(instances[int(i)], mask_ious[i]) for i in chosen]
+        chosen = self._select(instances.scores.cpu().numpy(), ious, rng=rng)
+        annotations = [self._annotation(instances[int(i)], float(ious[i])) for i in chosen]
         return [a for a in annotations if _is_example(a)]
 
-    def _annotation(self, instance: Instances, mask_iou: float) -> dict:
-        mask = instance.pred_masks[0].cpu().numpy()
-        rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-        return {
+    def _annotation(self, instance: Instances, iou: float) -> dict:
+        annotation = {
             "bbox": instance.pred_boxes.tensor[0].tolist(),
             "category_id": self._false_positive_class,
-            "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
             "score": float(instance.scores[0]),
-            "mask_iou": float(mask_iou),
         }
+        if self._read_boxes is not None:
+            return {**annotation, "box_iou": iou}
+        mask = instance.pred_masks[0].cpu().numpy()
+        rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+        rle = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+        return {**annotation, "segmentation": rle, "mask_iou": iou}
 
 
 def _is_example(annotation: dict) -> bool:
     """Whether there is something to learn: pixels of the mask, and a box of at least one."""
     x1, y1, x2, y2 = annotation["bbox"]
-    return mask_util.area(annotation["segmentation"]) > 0 and min(x2 - x1, y2 - y1) >= 1
+    has_pixels = "segmentation" not in annotation or mask_util.area(annotation["segmentation"]) > 0
+    return has_pixels and min(x2 - x1, y2 - y1) >= 1
 
 
 class HardNegativeMiningHook(HookBase):
@@ -241,7 +304,8 @@ class HardNegativeMiningHook(HookBase):
     workers that hold the new set, and goes on in the order of the images. The set is part of the
     checkpoints: a checkpoint of the same iteration, which was written before, is written again.
     ``OUTPUT_DIR/inference/<data set>/hard_negatives.json`` has the set in COCO's results format,
-    with S2 as ``mask_iou``; ``lesion_d2.tools.visualize negatives`` draws it.
+    with S2 as ``mask_iou``, or ``box_iou`` of a model without masks;
+    ``lesion_d2.tools.visualize negatives`` draws it.
 
     Args:
         period: iterations between two minings. None comes after the last iteration.
@@ -331,8 +395,7 @@ class HardNegativeMiningHook(HookBase):
                     "category_id": annotation["category_id"],
                     "bbox": BoxMode.convert(annotation["bbox"], BoxMode.XYXY_ABS, BoxMode.XYWH_ABS),
                     "score": annotation["score"],
-                    "segmentation": annotation["segmentation"],
-                    "mask_iou": annotation["mask_iou"],
+                    **{key: annotation[key] for key in _MASK_OR_BOX if key in annotation},
                 }
                 for image_id, annotations in images.items()
                 for annotation in annotations

@@ -1,6 +1,7 @@
 """``MODEL.WEIGHTS: torchvision://vgg19``, and files of torchvision's weights for our backbones."""
 
 import os
+import re
 from http.client import HTTPException
 from typing import IO, Any
 
@@ -10,6 +11,8 @@ from detectron2.utils.file_io import PathHandler, PathManager
 from torch import nn
 
 PREFIX = "torchvision://"
+# Names in torchvision's files of DenseNets, from when a module's name could have a dot.
+_OLD_DENSENET_NAME = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)")
 
 
 class TorchvisionHandler(PathHandler):
@@ -53,9 +56,10 @@ PathManager.register_handler(TorchvisionHandler())
 def rename_torchvision_weights(weights: dict[str, Any], model: nn.Module) -> int:
     """Give torchvision's weights the names that they have in a model on torchvision's backbones.
 
-    Such a backbone says by ``torchvision_name`` whose names it uses. What it does not have, the
-    classifier, is left out. Weights that bear the model's own names already, and models on other
-    backbones, are left as they are.
+    Such a backbone says by ``torchvision_name`` whose names it uses. What it does not have, such as
+    the classifier, is left out. The old names in the files of DenseNets become today's, as when
+    torchvision itself reads them. Weights that bear the model's own names already, and models on
+    other backbones, are left as they are.
 
     Args:
         weights: names to tensors; changed in place.
@@ -73,6 +77,9 @@ def rename_torchvision_weights(weights: dict[str, Any], model: nn.Module) -> int
     # A detector's checkpoint, perhaps of DistributedDataParallel.
     if not found or any(n.removeprefix("module.").partition(".")[0] in tops for n in weights):
         return len(found)
+    for name in list(weights):
+        if old := _OLD_DENSENET_NAME.fullmatch(name):
+            weights[old[1] + old[2]] = weights.pop(name)
     renamed = {}
     for prefix, backbone in found.items():
         wanted = _check_names_and_shapes(weights, backbone)

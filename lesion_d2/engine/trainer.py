@@ -30,8 +30,8 @@ from ..data.loader import (
     build_lesion_train_loader,
 )
 from ..evaluation import LesionEvaluator, VolumeEvaluator
-from ..inference import Ensemble, batched_merge_slices
-from ..modeling import SliceImages, UNetFPN, reuse_features
+from ..inference import Ensemble, build_linker
+from ..modeling import ImageStack, MeanTeacher, SliceImages, UNetFPN, reuse_features
 from .best_checkpoints import KeepBestHook
 from .checkpoint import LesionCheckpointer
 from .hard_negatives import HardNegativeMiner, HardNegativeMiningHook
@@ -43,6 +43,7 @@ from .hooks import (
     TrainingStopped,
     rewind_metrics,
 )
+from .mean_teacher import STUDENT, MeanTeacherHook, unwrap
 from .validation_loss import (
     VALIDATION_LOSS,
     ValidationLossHook,
@@ -106,7 +107,8 @@ class Trainer(DefaultTrainer, StoppableTrainer):
     TEST.KEEP_BEST best ones in ``best``. The same metric, or the loss on DATASETS.TEST
     (SOLVER.PATIENCE_METRIC), lowers the learning rate and ends the training, where
     SOLVER.PLATEAU_PATIENCE and SOLVER.EARLY_STOP_PATIENCE are set. Hard negatives are mined where
-    HARD_NEGATIVES.PERIOD is.
+    HARD_NEGATIVES.PERIOD is. With MODEL.MEAN_TEACHER.ENABLED the teacher is what is evaluated and
+    saved, as a plain model; checkpoints have the student beside it.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -118,8 +120,13 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         data_loader = self.build_train_loader(cfg)
 
         on_cpu = cfg.MODEL.DEVICE == "cpu"
-        model = create_ddp_model(
-            model,
+        # What learns, and what is evaluated and saved.
+        trained, final = model, model
+        if cfg.MODEL.MEAN_TEACHER.ENABLED:
+            trained = MeanTeacher(cfg, model)
+            final = trained.teacher
+        trained = create_ddp_model(
+            trained,
             broadcast_buffers=False,
             find_unused_parameters=has_unused_parameters(model),
             **({"device_ids": None} if on_cpu else {}),
@@ -127,10 +134,13 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         step_trainer = SimpleTrainer
         if cfg.SOLVER.AMP.ENABLED:
             step_trainer = CPUAMPTrainer if on_cpu else AMPTrainer
-        self._trainer = step_trainer(model, data_loader, optimizer)
+        self._trainer = step_trainer(trained, data_loader, optimizer)
 
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = LesionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        parts = {"trainer": weakref.proxy(self)}
+        if final is not model:
+            parts[STUDENT] = model
+        self.checkpointer = LesionCheckpointer(final, cfg.OUTPUT_DIR, **parts)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -139,6 +149,8 @@ class Trainer(DefaultTrainer, StoppableTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """As in DefaultTrainer; images and metrics go on where the checkpoint was written."""
         super().resume_or_load(resume)
+        if self.start_iter == 0 and self.cfg.MODEL.MEAN_TEACHER.ENABLED:
+            unwrap(self.model).restart()
         if self.start_iter > 0:
             self.restart_loader(self.start_iter)
             if comm.is_main_process():
@@ -174,7 +186,8 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         if len(late) > 1:
             built[index : index + 1] = late
             built.append(CatchUpHook(self.cfg.TEST.EVAL_PERIOD, late))
-        return built
+        # First of all: checkpoints and evaluations are of the teacher after the iteration.
+        return [MeanTeacherHook(), *built] if self.cfg.MODEL.MEAN_TEACHER.ENABLED else built
 
     def _build_metric_hooks(self) -> list[HookBase]:
         cfg, solver = self.cfg, self.cfg.SOLVER
@@ -277,7 +290,7 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         """
         share_running_statistics(model)
         kinds = {MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TEST}
-        num_reused = cfg.MODEL.RFCN_3DCE.NUM_REUSED if "lesion_volume" in kinds else 0
+        num_reused = cfg.MODEL.SLICE_IMAGES.NUM_REUSED if "lesion_volume" in kinds else 0
         num_mirrors = model.num_mirrors if isinstance(model, Ensemble) else 1
         with reuse_features(model, num_reused * num_mirrors):
             return super().test(cfg, model, evaluators)
@@ -287,7 +300,7 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         """The evaluator that the data set asks for by its ``evaluator_type``.
 
         "lesion" is FROC and COCO's numbers, "lesion_volume" is evaluation in 3-D of boxes that are
-        merged over the slices. Both write to ``OUTPUT_DIR/inference/<dataset_name>``.
+        linked over the slices. Both write to ``OUTPUT_DIR/inference/<dataset_name>``.
 
         Raises:
             ValueError: the data set's ``evaluator_type`` is another one.
@@ -297,7 +310,7 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         if kind == "lesion":
             return LesionEvaluator(cfg, dataset_name, output_dir)
         if kind == "lesion_volume":
-            return VolumeEvaluator(cfg, dataset_name, output_dir, merge=batched_merge_slices)
+            return VolumeEvaluator(cfg, dataset_name, output_dir, link=build_linker(cfg))
         raise ValueError(
             f"{dataset_name}: found evaluator_type {kind!r}, expected 'lesion' or 'lesion_volume'"
         )
@@ -347,7 +360,10 @@ def _leaves_stages(backbone: SliceImages) -> bool:
 def _leaves_last_stage(backbone: nn.Module) -> bool:
     if not isinstance(backbone, FPN):
         return False
-    strides = {name: shape.stride for name, shape in backbone.bottom_up.output_shape().items()}
+    bottom_up = backbone.bottom_up
+    if isinstance(bottom_up, ImageStack):
+        bottom_up = bottom_up.backbone
+    strides = {name: shape.stride for name, shape in bottom_up.output_shape().items()}
     last = max(strides, key=strides.get)
     return last not in (*backbone.in_features, getattr(backbone.top_block, "in_feature", None))
 

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import StochasticDepth
 from tqdm import tqdm
 
-from ..modeling import ULDorOutputLayers
+from ..modeling import MeanTeacher, ULDorOutputLayers
 from .hooks import is_evaluated
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,8 @@ def mean_losses(
     first one, which each trains on with.
 
     Args:
-        model: a detector of Detectron2, or it in DistributedDataParallel.
+        model: a detector of Detectron2, or it in DistributedDataParallel; of a mean teacher it is
+            the teacher's loss.
         loader: batches of this process's share, with ``instances``.
         use_amp: mixed precision in the type that torch takes for the device.
         seed: of the draws.
@@ -105,6 +106,8 @@ def mean_losses(
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module  # processes may have different numbers of batches
+    if isinstance(model, MeanTeacher):
+        model = model.teacher  # which is what is evaluated
     share_running_statistics(model)
     device = next(model.parameters()).device.type
     sums, num_images = {}, 0
@@ -179,6 +182,8 @@ def _used_gpu() -> list[int]:
 def share_running_statistics(model: nn.Module) -> None:
     """Give all processes the first one's running statistics, which are what checkpoints hold."""
     if comm.get_world_size() > 1:
-        for buffer in model.buffers():
-            if buffer.is_floating_point():
-                dist.broadcast(buffer, src=0)
+        buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        shared = torch.cat([buffer.flatten() for buffer in buffers])  # one message for all
+        dist.broadcast(shared, src=0)
+        for buffer, values in zip(buffers, shared.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(values.view_as(buffer))

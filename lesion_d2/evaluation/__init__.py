@@ -1,4 +1,5 @@
 from .average_precision import detection_average_precision, ranking_average_precision
+from .criteria import Criterion, parse_criteria, volume_metrics_of
 from .evaluator import LesionEvaluator
 from .froc import FrocCurve, froc_curve
 from .matching import Matches, match_detections, match_images
@@ -6,6 +7,7 @@ from .plots import plot_froc
 from .volume_evaluator import VolumeEvaluator
 
 __all__ = [
+    "Criterion",
     "FrocCurve",
     "LesionEvaluator",
     "Matches",
@@ -14,6 +16,8 @@ __all__ = [
     "froc_curve",
     "match_detections",
     "match_images",
+    "parse_criteria",
     "plot_froc",
     "ranking_average_precision",
+    "volume_metrics_of",
 ]

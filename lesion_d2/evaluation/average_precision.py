@@ -15,11 +15,12 @@ def detection_average_precision(
     gt_boxes: Sequence[np.ndarray],
     *,
     iou_threshold: float = 0.1,
+    overlap: str = "iou",
 ) -> float:
     """Average precision of one class, COCO's: mean of the precision at recalls 0, 0.01, ..., 1.
 
     In every volume, by falling score, a detection takes the lesion that it overlaps most among
-    those not taken yet, where their IoU reaches the threshold; one that takes none is an error,
+    those not taken yet, where their overlap reaches the threshold; one that takes none is an error,
     repeats of a lesion that was taken among them. The precision at a recall is the highest at this
     or any higher recall, and 0 where that recall is not reached. Of equal scores the volume that
     comes first is the first. Unlike COCO we do not limit the number of detections.
@@ -28,7 +29,10 @@ def detection_average_precision(
         pred_boxes: one array a volume (or image): (N, 6) X1Y1Z1X2Y2Z2, or (N, 4) X1Y1X2Y2.
         pred_scores: one (N,) array a volume, finite numbers.
         gt_boxes: one (M, 6) or (M, 4) array a volume.
-        iou_threshold: in (0, 1]; reaching it is enough. 0.1 is that of Jaeger et al., section 4.3.
+        iou_threshold: overlap in (0, 1]; reaching it is enough. 0.1 is that of Jaeger et al.,
+            section 4.3.
+        overlap: "iou", "iobb" or "p3d", see
+            :func:`~lesion_d2.evaluation.matching.paired_overlaps`.
 
     Returns:
         0..1; NaN where there is no lesion.
@@ -37,7 +41,8 @@ def detection_average_precision(
     if num_lesions == 0:
         return float("nan")
     cases = zip(pred_boxes, pred_scores, gt_boxes, strict=True)
-    hits = np.concatenate([np.zeros(0, bool), *(_take(*case, iou_threshold) for case in cases)])
+    taken = (_take(*case, iou_threshold, overlap) for case in cases)
+    hits = np.concatenate([np.zeros(0, bool), *taken])
     order = np.argsort(-np.concatenate([np.zeros(0), *pred_scores]), kind="stable")
     num_hits = np.cumsum(hits[order])
     precision = num_hits / np.arange(1, len(hits) + 1)
@@ -70,7 +75,11 @@ def ranking_average_precision(scores: np.ndarray, is_positive: np.ndarray) -> fl
 
 
 def _take(
-    boxes: np.ndarray, scores: np.ndarray, gt_boxes: np.ndarray, iou_threshold: float
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    gt_boxes: np.ndarray,
+    iou_threshold: float,
+    overlap: str,
 ) -> np.ndarray:
     """(N,) bool, whether a detection takes a lesion of its volume."""
     num_boxes, num_lesions = len(boxes), len(gt_boxes)
@@ -78,7 +87,7 @@ def _take(
     if num_boxes == 0 or num_lesions == 0:
         return hits
     pairs = np.repeat(boxes, num_lesions, axis=0), np.tile(gt_boxes, (num_boxes, 1))
-    overlaps = paired_overlaps(*pairs).reshape(num_boxes, num_lesions)
+    overlaps = paired_overlaps(*pairs, overlap).reshape(num_boxes, num_lesions)
     reaching = np.flatnonzero(overlaps.max(axis=1) >= iou_threshold)
     for i in reaching[np.argsort(-scores[reaching], kind="stable")]:
         lesion = overlaps[i].argmax()

@@ -1,4 +1,4 @@
-"""Evaluation in 3-D of a detector that looks at slices (Jaeger et al., section 4.3)."""
+"""Evaluation in 3-D of a detector that looks at slices (Jaeger et al., section 4.3; Bai et al.)."""
 
 import json
 import logging
@@ -14,24 +14,26 @@ from detectron2.evaluation import DatasetEvaluator
 from tabulate import tabulate
 
 from ..files import written_whole
+from .criteria import VOLUME_RATES, parse_criteria
 from .froc import FrocCurve
 from .plots import plot_froc
 from .predictions import gather_predictions, order_by_image
-from .volumes import VOLUME_IOU, VolumeBoxes, VolumeTruth, volume_froc, volume_metrics
+from .volumes import VolumeBoxes, VolumeTruth, patient_metrics, volume_froc, volume_metrics
 
 logger = logging.getLogger(__name__)
 
 
 class VolumeEvaluator(DatasetEvaluator):
-    """AP, FROC and AP per patient of slice detections that are merged to boxes in 3-D.
+    """AP, FROC and AP per patient of slice detections that are linked to boxes in 3-D.
 
     For data sets with boxes on all slices of a lesion, as
-    :func:`lesion_d2.data.volumes.load_volumes` gives them. ``results["volume"]`` has, in percent
-    and at a 3-D IoU of 0.1 (Jaeger et al., section 4.3):
+    :func:`lesion_d2.data.volumes.load_volumes` gives them, or on their key slices alone where only
+    those count. ``results["volume"]`` has, in percent, by the first of the criteria (a 3-D IoU of
+    0.1: Jaeger et al., section 4.3):
 
-    - ``AP10``: mean over the classes with lesions of the average precision, see
-      :func:`~lesion_d2.evaluation.detection_average_precision`; with several classes also
-      ``AP10-<class>``.
+    - ``AP10``, at an IoU of 0.1, or ``AP``: mean over the classes with lesions of the average
+      precision, see :func:`~lesion_d2.evaluation.detection_average_precision`; with several classes
+      also ``AP10-<class>``.
     - ``sens@0.5`` to ``sens@16``, ``mean_sens``: FROC sensitivity at so many false positives per
       volume. It pools the classes, as :class:`~lesion_d2.evaluation.LesionEvaluator` does.
     - ``patient_AP``: mean over the classes that some but not all patients have of the average
@@ -40,7 +42,8 @@ class VolumeEvaluator(DatasetEvaluator):
       paper names no interpolation, we take none, and one step for ties. With several classes also
       ``patient_AP-<class>``.
 
-    What is not defined, such as the AP of a class without lesions, is NaN.
+    ``results["volume_p3d"]``, ``["volume_iou"]``, ``["volume_iobb"]`` have AP and sensitivities by
+    the other criteria. What is not defined, such as the AP of a class without lesions, is NaN.
 
     Files in ``output_dir``: ``volumes.json`` (numbers, settings, detections in 3-D) and
     ``froc.png``. Of several processes the first returns the results, the others ``{}``.
@@ -52,34 +55,43 @@ class VolumeEvaluator(DatasetEvaluator):
         dataset_name: str,
         output_dir: str | os.PathLike | None = None,
         *,
-        merge: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]],
-        merge_iou_threshold: float = 0.1,
+        link: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]],
+        linking: Mapping[str, object] | None = None,
+        criteria: Sequence[str] = ("iou@0.1",),
+        rates: Sequence[float] = VOLUME_RATES,
         distributed: bool = True,
     ):
         """
         Args:
             dataset_name: a data set in Detectron2's catalog. Its dicts are the truth.
             output_dir: where files go; none are written without it.
-            merge: makes boxes in 3-D of those of a volume's slices (section 4.2), as
-                ``batched_merge_slices`` of ``lesion_d2.inference.slices`` does:
-                ``merge(boxes, scores, slice_ids, classes, iou_threshold=...)`` takes (N, 4)
-                X1Y1X2Y2, (N,), (N,), (N,) and returns (M, 6) X1Y1Z1X2Y2Z2 with the first and last
-                slice number, (M,) scores, (M,) classes.
-            merge_iou_threshold: of ``merge``.
+            link: makes boxes in 3-D of those of a volume's slices, as
+                ``lesion_d2.inference.build_linker`` gives it:
+                ``link(boxes, scores, slice_ids, classes)`` takes (N, 4) X1Y1X2Y2, (N,), (N,), (N,)
+                and returns (M, 6) X1Y1Z1X2Y2Z2 with the first and last slice number, (M,) scores,
+                (M,) classes.
+            linking: settings of ``link``, for ``volumes.json``.
+            criteria: when a detection hits, see :func:`~lesion_d2.evaluation.parse_criteria`.
+            rates: false positives per volume.
             distributed: whether to gather the predictions of all processes.
 
         Raises:
-            ValueError: see :meth:`VolumeTruth.from_dicts`; or a lesion's class is not one of the
-                data set's.
+            ValueError: see :meth:`VolumeTruth.from_dicts` and :func:`parse_criteria`; a lesion's
+                class is not one of the data set's; or a criterion needs key slices and a lesion has
+                none.
         """
         self._dataset_name = dataset_name
         self._classes = list(MetadataCatalog.get(dataset_name).thing_classes)
         self._truth = VolumeTruth.from_dicts(DatasetCatalog.get(dataset_name), dataset_name)
         for lesions in self._truth.lesions:
             self._check_classes(lesions.classes, dataset_name)
+        self._criteria = parse_criteria(criteria)
+        for criterion in self._criteria.values():
+            self._truth.lesions_for(criterion)
+        self._rates = tuple(rates)
         self._folder = Path(output_dir) if output_dir is not None else None
-        self._merge = merge
-        self._merge_iou_threshold = merge_iou_threshold
+        self._link = link
+        self._linking = dict(linking or {})
         self._distributed = distributed
         self.reset()
 
@@ -87,11 +99,19 @@ class VolumeEvaluator(DatasetEvaluator):
     def from_config(
         cls, cfg: CfgNode, dataset_name: str, output_dir: str | os.PathLike | None = None
     ) -> dict:
-        """Arguments of ``VolumeEvaluator(cfg, dataset_name, output_dir, merge=...)``."""
+        """Arguments of ``VolumeEvaluator(cfg, dataset_name, output_dir, link=...)``."""
+        linking = {"linking": cfg.TEST.LINKING}
+        if cfg.TEST.LINKING == "merge":
+            linking["merge_iou_threshold"] = cfg.TEST.MERGE_IOU_THRESH
+        else:
+            linking["tracking_iou_threshold"] = cfg.TEST.TRACKING.IOU_THRESH
+            linking["tracking_max_gap"] = cfg.TEST.TRACKING.MAX_GAP
         return {
             "dataset_name": dataset_name,
             "output_dir": output_dir,
-            "merge_iou_threshold": cfg.TEST.MERGE_IOU_THRESH,
+            "linking": linking,
+            "criteria": cfg.TEST.VOLUME_CRITERIA,
+            "rates": cfg.TEST.VOLUME_FROC_RATES,
         }
 
     def reset(self) -> None:
@@ -132,13 +152,18 @@ class VolumeEvaluator(DatasetEvaluator):
             return {}
         slices = self._truth.slices
         by_image = order_by_image(predictions, slices, self._dataset_name, unit="slices")
-        detections = self._merge_volumes(by_image)
-        curve = volume_froc(self._truth, detections)
-        numbers = volume_metrics(self._truth, detections, curve, self._classes)
-        self._log(numbers)
+        detections = self._link_volumes(by_image)
+        curves, results = {}, {}
+        for task, criterion in self._criteria.items():
+            curves[task] = volume_froc(self._truth, detections, criterion)
+            results[task] = volume_metrics(
+                self._truth, detections, curves[task], self._classes, criterion, self._rates
+            )
+        results["volume"] |= patient_metrics(self._truth, detections, self._classes)
+        self._log(results)
         if self._folder:
-            self._write(detections, curve, numbers)
-        return {"volume": numbers}
+            self._write(detections, curves, results)
+        return results
 
     def _check_classes(self, classes: np.ndarray, where: str) -> None:
         for number in classes[(classes < 0) | (classes >= len(self._classes))][:1]:
@@ -146,49 +171,63 @@ class VolumeEvaluator(DatasetEvaluator):
                 f"{where}: found class {number}, expected 0 to {len(self._classes) - 1}"
             )
 
-    def _merge_volumes(self, by_image: Mapping[object, tuple]) -> list[VolumeBoxes]:
+    def _link_volumes(self, by_image: Mapping[object, tuple]) -> list[VolumeBoxes]:
         parts: list[list[tuple]] = [[] for _ in self._truth.names]
         for image_id, (boxes, scores, classes) in by_image.items():
             volume, number = self._truth.slices[image_id]
             if len(boxes):
                 parts[volume].append((boxes, scores, np.full(len(boxes), number), classes))
-        merged = []
+        linked = []
         for part in parts:
             if not part:
-                merged.append(VolumeBoxes.empty())
+                linked.append(VolumeBoxes.empty())
                 continue
-            arrays = map(np.concatenate, zip(*part, strict=True))
-            boxes, scores, classes = self._merge(*arrays, iou_threshold=self._merge_iou_threshold)
-            merged.append(VolumeBoxes(*map(np.asarray, (boxes, scores, classes))))
-        return merged
+            boxes, scores, classes = self._link(*map(np.concatenate, zip(*part, strict=True)))
+            linked.append(VolumeBoxes(*map(np.asarray, (boxes, scores, classes))))
+        return linked
 
-    def _log(self, numbers: Mapping[str, float]) -> None:
+    def _log(self, results: Mapping[str, Mapping[str, float]]) -> None:
         # NaN, where a number is not defined, as an empty cell.
-        lines = [(name, None if math.isnan(v) else v) for name, v in numbers.items()]
-        table = tabulate(lines, ["in 3-D", "%"], tablefmt="pipe", floatfmt=".2f", missingval="")
-        num_lesions = sum(len(lesions.boxes) for lesions in self._truth.lesions)
+        names = list(dict.fromkeys(name for numbers in results.values() for name in numbers))
+        cells = [[numbers.get(name, math.nan) for numbers in results.values()] for name in names]
+        lines = [
+            [name, *(None if math.isnan(value) else value for value in row)]
+            for name, row in zip(names, cells, strict=True)
+        ]
+        headers = ["in 3-D, %", *map(str, self._criteria.values())]
+        table = tabulate(lines, headers, tablefmt="pipe", floatfmt=".2f", missingval="")
         logger.info(
             "%d lesions in %d volumes of %d patients; AP and sensitivity at false positives per "
-            "volume, IoU %g:\n%s",
-            num_lesions,
+            "volume:\n%s",
+            self._truth.num_lesions,
             len(self._truth.names),
             self._truth.num_patients,
-            VOLUME_IOU,
             table,
         )
 
     def _write(
-        self, detections: list[VolumeBoxes], curve: FrocCurve, numbers: Mapping[str, float]
+        self,
+        detections: list[VolumeBoxes],
+        curves: Mapping[str, FrocCurve],
+        results: Mapping[str, Mapping[str, float]],
     ) -> None:
+        known = {
+            task: {k: None if math.isnan(v) else v for k, v in numbers.items()}
+            for task, numbers in results.items()
+        }
         content = {
             "dataset": self._dataset_name,
+            "lesions": self._truth.num_lesions,
+            "volumes": len(self._truth.names),
             "settings": {
-                "iou_threshold": VOLUME_IOU,
-                "merge_iou_threshold": self._merge_iou_threshold,
+                "criteria": {task: str(criterion) for task, criterion in self._criteria.items()},
+                "iou_threshold": self._criteria["volume"].threshold,
+                **self._linking,
                 "average_precision": "101 recalls, as COCO",
                 "patient_average_precision": "not interpolated, ties are one step",
             },
-            "results": {k: None if math.isnan(v) else v for k, v in numbers.items()},
+            "results": known.pop("volume"),
+            "other_results": known,
             "detections": [
                 {"volume": name, "box3d": box, "score": score, "category_id": number}
                 for name, found in zip(self._truth.names, detections, strict=True)
@@ -200,4 +239,8 @@ class VolumeEvaluator(DatasetEvaluator):
         self._folder.mkdir(parents=True, exist_ok=True)
         with written_whole(self._folder / "volumes.json") as partial:
             partial.write_text(json.dumps(content) + "\n")
-        plot_froc({self._dataset_name: curve}, self._folder / "froc.png", unit="volume")
+        names = [self._dataset_name]
+        if len(curves) > 1:
+            names = [f"{self._dataset_name}, {c}" for c in self._criteria.values()]
+        named = dict(zip(names, curves.values(), strict=True))
+        plot_froc(named, self._folder / "froc.png", unit="volume")

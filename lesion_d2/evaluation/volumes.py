@@ -2,17 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from detectron2.structures import BoxMode
 
 from .average_precision import detection_average_precision, ranking_average_precision
+from .criteria import Criterion, sensitivity_names
 from .froc import FrocCurve, froc_curve
-from .report import FROC_RATES, METRICS
-
-#: A detection in 3-D hits from this IoU on (Jaeger et al., section 4.3).
-VOLUME_IOU = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +25,14 @@ class VolumeBoxes:
         """Those of a volume without any."""
         return cls(np.zeros((0, 6)), np.zeros(0), np.zeros(0, dtype=int))
 
-    def with_thickness(self) -> np.ndarray:
-        """(N, 6) with the slices' edges, z1 - 0.5 and z2 + 0.5: one slice has a volume too."""
-        return self.boxes + np.array([0, 0, -0.5, 0, 0, 0.5])
+    def boxes_for(self, criterion: Criterion) -> np.ndarray:
+        """(N, 6) as they are compared.
+
+        With the slices' edges, z1 - 0.5 and z2 + 0.5, so that one slice has a volume too; where
+        only the key slice counts, as they are.
+        """
+        thickness = 0.0 if criterion.needs_key_slices else 1.0
+        return self.boxes + thickness * np.array([0, 0, -0.5, 0, 0, 0.5])
 
     def of_class(self, number: int) -> "VolumeBoxes":
         """The boxes of one class."""
@@ -44,6 +46,7 @@ class VolumeTruth:
 
     names: list[str]  # V
     lesions: list[VolumeBoxes]  # V
+    key_boxes: list[np.ndarray]  # V arrays M x 6, the lesions on their key slices; NaN: unknown
     patients: np.ndarray  # V, index of the volume's patient in 0..P-1
     slices: dict[object, tuple[int, int]]  # image_id -> index of its volume, slice number
 
@@ -52,12 +55,13 @@ class VolumeTruth:
         """Read the Detectron2 dicts of the data set ``name`` (for messages).
 
         A lesion's box is the extent of its boxes on its slices, from its first to its last slice
-        number, whatever lies between. A volume without ``patient`` is a patient of its own.
+        number, whatever lies between. Its key slice is that of its annotation with ``is_key``. A
+        volume without ``patient`` is a patient of its own.
 
         Raises:
             ValueError: no dict at all, one without ``volume`` or ``slice_index``, a slice that
-                stands twice, an annotation without ``lesion``, a lesion of two classes, or a volume
-                of two patients.
+                stands twice, an annotation without ``lesion``, a lesion of two classes or with two
+                key slices, or a volume of two patients.
         """
         if len(dicts) == 0:
             raise ValueError(f"{name}: no images, expected at least one")
@@ -75,6 +79,7 @@ class VolumeTruth:
         return cls(
             names=names,
             lesions=[_joined(found) for found in lesions],
+            key_boxes=[_joined_keys(found) for found in lesions],
             patients=np.array([numbers[patients[volume]] for volume in names]),
             slices=slices,
         )
@@ -84,18 +89,44 @@ class VolumeTruth:
         """P, how many patients the volumes are of."""
         return int(self.patients.max()) + 1
 
+    @property
+    def num_lesions(self) -> int:
+        """In all volumes."""
+        return sum(len(lesions.boxes) for lesions in self.lesions)
 
-def volume_froc(truth: VolumeTruth, detections: Sequence[VolumeBoxes]) -> FrocCurve:
-    """FROC per volume at :data:`VOLUME_IOU`, over all classes together.
+    def lesions_for(self, criterion: Criterion) -> list[VolumeBoxes]:
+        """The lesions' boxes that count: those in 3-D, or on their key slices (z1 == z2).
+
+        Raises:
+            ValueError: a lesion without a key slice, where the criterion needs it.
+        """
+        if not criterion.needs_key_slices:
+            return self.lesions
+        for name, lesions, keys in zip(self.names, self.lesions, self.key_boxes, strict=True):
+            for box in lesions.boxes[np.isnan(keys).any(axis=1)][:1]:
+                raise ValueError(
+                    f"{name}: found no key slice of the lesion on slices {box[2]:g} to {box[5]:g}, "
+                    f"expected an annotation with 'is_key' for {criterion}"
+                )
+        pairs = zip(self.lesions, self.key_boxes, strict=True)
+        return [replace(lesions, boxes=keys) for lesions, keys in pairs]
+
+
+def volume_froc(
+    truth: VolumeTruth, detections: Sequence[VolumeBoxes], criterion: Criterion
+) -> FrocCurve:
+    """FROC per volume, over all classes together.
 
     Raises:
-        ValueError: a box or a score that is not finite, see :func:`froc_curve`.
+        ValueError: a box or a score that is not finite, see :func:`froc_curve`, or see
+            :meth:`VolumeTruth.lesions_for`.
     """
     return froc_curve(
-        [found.with_thickness() for found in detections],
+        [found.boxes_for(criterion) for found in detections],
         [found.scores for found in detections],
-        [lesions.with_thickness() for lesions in truth.lesions],
-        iou_threshold=VOLUME_IOU,
+        [lesions.boxes_for(criterion) for lesions in truth.lesions_for(criterion)],
+        iou_threshold=criterion.threshold,
+        overlap=criterion.overlap,
     )
 
 
@@ -104,33 +135,48 @@ def volume_metrics(
     detections: Sequence[VolumeBoxes],
     curve: FrocCurve,
     class_names: Sequence[str],
+    criterion: Criterion,
+    rates: Sequence[float],
 ) -> dict[str, float]:
-    """The numbers of :class:`~lesion_d2.evaluation.VolumeEvaluator`, in percent.
+    """AP and sensitivities of :class:`~lesion_d2.evaluation.VolumeEvaluator`, in percent.
 
     Args:
         truth: of V volumes.
         detections: V entries.
         curve: of :func:`volume_froc`.
         class_names: of the classes 0, 1, ...
+        criterion: that of ``curve``.
+        rates: false positives per volume.
     """
-    precisions, patient_precisions = {}, {}
+    precisions = {}
+    for number, name in enumerate(class_names):
+        found = [boxes.of_class(number) for boxes in detections]
+        lesions = [boxes.of_class(number) for boxes in truth.lesions_for(criterion)]
+        precisions[name] = 100 * detection_average_precision(
+            [boxes.boxes_for(criterion) for boxes in found],
+            [boxes.scores for boxes in found],
+            [boxes.boxes_for(criterion) for boxes in lesions],
+            iou_threshold=criterion.threshold,
+            overlap=criterion.overlap,
+        )
+    sensitivity = curve.at(rates)
+    froc = 100 * np.append(sensitivity, sensitivity.mean())
+    return {
+        **_with_mean(criterion.ap_name, precisions),
+        **dict(zip(sensitivity_names(rates), froc.tolist(), strict=True)),
+    }
+
+
+def patient_metrics(
+    truth: VolumeTruth, detections: Sequence[VolumeBoxes], class_names: Sequence[str]
+) -> dict[str, float]:
+    """AP of the patients, in percent, which no criterion counts for; see :func:`volume_metrics`."""
+    precisions = {}
     for number, name in enumerate(class_names):
         found = [boxes.of_class(number) for boxes in detections]
         lesions = [boxes.of_class(number) for boxes in truth.lesions]
-        precisions[name] = 100 * detection_average_precision(
-            [boxes.with_thickness() for boxes in found],
-            [boxes.scores for boxes in found],
-            [boxes.with_thickness() for boxes in lesions],
-            iou_threshold=VOLUME_IOU,
-        )
-        patient_precisions[name] = 100 * _patient_average_precision(truth, found, lesions)
-    sensitivity = curve.at(FROC_RATES)
-    froc = 100 * np.append(sensitivity, sensitivity.mean())
-    return {
-        **_with_mean("AP10", precisions),
-        **dict(zip(METRICS, froc.tolist(), strict=True)),
-        **_with_mean("patient_AP", patient_precisions),
-    }
+        precisions[name] = 100 * _patient_average_precision(truth, found, lesions)
+    return _with_mean("patient_AP", precisions)
 
 
 def _patient_average_precision(
@@ -177,28 +223,51 @@ def _check_slices(dicts: Sequence[Mapping], name: str) -> None:
             )
 
 
+@dataclass(eq=False)
+class _Lesion:
+    """A lesion as far as its slices were read."""
+
+    low: np.ndarray  # 3, x, y, z
+    high: np.ndarray  # 3
+    number: int  # of its class
+    key_box: np.ndarray | None = None  # 6
+
+
 def _add_box(lesions: dict, annotation: Mapping, image: Mapping, name: str) -> None:
-    """Let a lesion's box in 3-D, [low (x, y, z), high, class], reach over one of its slices."""
+    """Let a lesion's box in 3-D reach over one of its slices."""
+    where = f"{name}, {image['image_id']}"
     if "lesion" not in annotation:
         raise ValueError(
-            f"{name}, {image['image_id']}: found an annotation without 'lesion', expected the "
-            "lesion's number"
+            f"{where}: found an annotation without 'lesion', expected the lesion's number"
         )
     box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
     low, high = (np.array([*box[i : i + 2], image["slice_index"]], dtype=float) for i in (0, 2))
     lesion, number = annotation["lesion"], annotation["category_id"]
-    known = lesions.setdefault(lesion, [low, high, number])
-    if known[2] != number:
+    known = lesions.setdefault(lesion, _Lesion(low, high, number))
+    if known.number != number:
         raise ValueError(
-            f"{name}, {image['image_id']}: lesion {lesion} has the classes {known[2]} and "
-            f"{number}, expected one"
+            f"{where}: lesion {lesion} has the classes {known.number} and {number}, expected one"
         )
-    known[:2] = np.minimum(known[0], low), np.maximum(known[1], high)
+    known.low, known.high = np.minimum(known.low, low), np.maximum(known.high, high)
+    if not annotation.get("is_key", False):
+        return
+    if known.key_box is not None:
+        raise ValueError(
+            f"{where}: lesion {lesion} has the key slices {known.key_box[2]:g} and {low[2]:g}, "
+            "expected one"
+        )
+    known.key_box = np.concatenate([low, high])
 
 
-def _joined(lesions: Mapping[object, list]) -> VolumeBoxes:
+def _joined(lesions: Mapping[object, _Lesion]) -> VolumeBoxes:
     if not lesions:
         return VolumeBoxes.empty()
-    lows, highs, classes = zip(*lesions.values(), strict=True)
-    boxes = np.concatenate([lows, highs], axis=1)
-    return VolumeBoxes(boxes, np.ones(len(boxes)), np.array(classes))
+    boxes = np.array([np.concatenate([lesion.low, lesion.high]) for lesion in lesions.values()])
+    classes = np.array([lesion.number for lesion in lesions.values()])
+    return VolumeBoxes(boxes, np.ones(len(boxes)), classes)
+
+
+def _joined_keys(lesions: Mapping[object, _Lesion]) -> np.ndarray:
+    unknown = np.full(6, np.nan)
+    boxes = [unknown if lesion.key_box is None else lesion.key_box for lesion in lesions.values()]
+    return np.array(boxes).reshape(-1, 6)

@@ -1,12 +1,18 @@
 from .box_clustering import batched_weighted_box_clustering, find_clusters, weighted_box_clustering
 from .ensemble import Ensemble
+from .linking import LINKINGS, build_linker
 from .slices import batched_merge_slices, merge_slices
+from .tracking import batched_track_slices, track_slices
 
 __all__ = [
+    "LINKINGS",
     "Ensemble",
     "batched_merge_slices",
+    "batched_track_slices",
     "batched_weighted_box_clustering",
+    "build_linker",
     "find_clusters",
     "merge_slices",
+    "track_slices",
     "weighted_box_clustering",
 ]

@@ -1,6 +1,6 @@
 """Boxes of volumes from the boxes that a detector has on their slices."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -74,11 +74,35 @@ def batched_merge_slices(
     boxes, scores = check_boxes(boxes, scores, iou_threshold, columns=(4,))
     slice_ids = check_integers(slice_ids, "slice_ids", len(boxes))
     classes = check_integers(classes, "classes", len(boxes))
-    merged = [(np.empty((0, 6)), np.empty(0), classes[:0])]
+
+    def merge(*arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes in 3-D and scores of the boxes of one class."""
+        return _merge(*arrays, iou_threshold)
+
+    return link_each_class(merge, boxes, scores, slice_ids, classes)
+
+
+def link_each_class(
+    link: Callable[..., tuple[np.ndarray, np.ndarray]],
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    slice_ids: np.ndarray,
+    classes: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Call ``link(boxes, scores, slice_ids)`` for every class on its own.
+
+    Args:
+        link: gives (m, 6) boxes and (m,) scores.
+        boxes, scores, slice_ids, classes: (N, 4), (N,), (N,), (N,), checked.
+
+    Returns:
+        (M, 6) boxes, (M,) scores, falling over all classes, and (M,) classes.
+    """
+    linked = [(np.empty((0, 6)), np.empty(0), classes[:0])]
     for chosen in of_each_class(classes):
-        parts = _merge(boxes[chosen], scores[chosen], slice_ids[chosen], iou_threshold)
-        merged.append((*parts, np.repeat(classes[chosen[:1]], len(parts[1]))))
-    boxes3d, scores, classes = (np.concatenate(parts) for parts in zip(*merged, strict=True))
+        parts = link(boxes[chosen], scores[chosen], slice_ids[chosen])
+        linked.append((*parts, np.repeat(classes[chosen[:1]], len(parts[1]))))
+    boxes3d, scores, classes = (np.concatenate(parts) for parts in zip(*linked, strict=True))
     order = np.argsort(-scores, kind="stable")
     return boxes3d[order], scores[order], classes[order]
 

@@ -1,8 +1,19 @@
 from .attention import AttentionGate, ContextualAttention, SpatialAttention, record_attention
-from .backbone import VGG, SliceImages, UNetFPN, reuse_features
+from .backbone import (
+    VGG,
+    DenseNet,
+    FusedImages,
+    ImageStack,
+    SliceImages,
+    UNetFPN,
+    batch_images,
+    reuse_features,
+)
 from .calibration import calibrate_scores, mask_agreement
 from .losses import focal_segmentation_loss, segmentation_loss
-from .meta_arch import RFCN3DCE, DetUNet, LesionRCNN, RetinaUNet
+from .meta_arch import RFCN3DCE, DetUNet, LesionRCNN, MeanTeacher, RetinaUNet
+from .mining import mine_lesions, summarize_mining
+from .proposal_generator import LesionRPN
 from .roi_heads import PositionSensitivePooler, RFCNROIHeads, ULDorOutputLayers, ULDorROIHeads
 
 __all__ = [
@@ -10,8 +21,13 @@ __all__ = [
     "VGG",
     "AttentionGate",
     "ContextualAttention",
+    "DenseNet",
     "DetUNet",
+    "FusedImages",
+    "ImageStack",
     "LesionRCNN",
+    "LesionRPN",
+    "MeanTeacher",
     "PositionSensitivePooler",
     "RFCNROIHeads",
     "RetinaUNet",
@@ -20,10 +36,13 @@ __all__ = [
     "ULDorOutputLayers",
     "ULDorROIHeads",
     "UNetFPN",
+    "batch_images",
     "calibrate_scores",
     "focal_segmentation_loss",
     "mask_agreement",
+    "mine_lesions",
     "record_attention",
     "reuse_features",
     "segmentation_loss",
+    "summarize_mining",
 ]

@@ -64,7 +64,7 @@ def semantic_labels(gt_instances: list[Instances], images: ImageList) -> Tensor:
 
     Returns:
         (N, H, W) int64: 0 for background, class + 1 inside a mask (the later instance wins where
-        two overlap), ``IGNORE`` in the padding of the batch.
+        two overlap), ``IGNORE`` in the masks of a class below 0 and in the padding of the batch.
     """
     height, width = images.tensor.shape[-2:]
     labels = torch.full(
@@ -77,7 +77,7 @@ def semantic_labels(gt_instances: list[Instances], images: ImageList) -> Tensor:
         for mask, category in zip(
             instances.gt_masks.tensor, instances.gt_classes.tolist(), strict=True
         ):
-            label[:h, :w][mask] = category + 1
+            label[:h, :w][mask] = category + 1 if category >= 0 else IGNORE
     return labels
 
 

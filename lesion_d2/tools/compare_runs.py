@@ -8,10 +8,15 @@ evaluation on the data set (``froc.json``), of all lesions or of one stratum. ``
 the curves of all lesions end: the largest sensitivity, and the false positives per image there.
 ``--strata 4`` has the strata as columns instead, at 4 false positives per image: types, diameters
 and slice intervals in the order of Tao et al. (Table 2), those with lesions.
+
+With ``--volumes`` the figures are those of an evaluation in 3-D (``volumes.json``): sensitivity at
+false positives per volume, and AP. Where it went by several criteria (TEST.VOLUME_CRITERIA),
+``--criterion p3d@0.5`` picks one; the first is the default.
 """
 
 import argparse
 import glob
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +28,8 @@ from tabulate import tabulate
 
 ALL_LESIONS = "all lesions"
 ENDS = ("largest", "at")
+# Columns after the sensitivities; a table has one of the last two.
+MEANS = ("mean_sens", "AP", "AP10")
 # Groups of strata, and types, in the order of Tao et al., Table 2.
 GROUPS = ("froc_type", "froc_size", "froc_interval")
 TYPES = ("lung", "mediastinum", "liver", "soft tissue", "pelvis", "abdomen", "kidney", "bone")
@@ -50,6 +57,49 @@ def read_runs(
     return [_read_run(file, stratum, ends) for file in _find_files(pattern, dataset)]
 
 
+def read_volumes(pattern: str, dataset: str, criterion: str | None = None) -> list[dict]:
+    """The numbers of the evaluation in 3-D of every run that a pattern finds.
+
+    Args:
+        pattern: of OUTPUT_DIRs, as a shell's.
+        dataset: of volumes, that the runs were evaluated on.
+        criterion: such as "p3d@0.5"; None for the first of each run.
+
+    Returns:
+        For each run, in the order of the folders' names: "criterion", "lesions", "volumes", and
+        sensitivities and "AP" (or "AP10") in percent; NaN where one is not defined.
+
+    Raises:
+        FileNotFoundError: no folder, or one without an evaluation in 3-D on the data set.
+        ValueError: a file is not what an evaluation in 3-D writes, or does not have the criterion.
+    """
+    files = [folder / "inference" / dataset / "volumes.json" for folder in _find_folders(pattern)]
+    return [_read_volume_run(file, criterion) for file in files]
+
+
+def _read_volume_run(file: Path, criterion: str | None) -> dict:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file, expected an evaluation of volumes")
+    try:
+        content = json.loads(file.read_text())
+        criteria = {text: task for task, text in content["settings"]["criteria"].items()}
+        results = {"volume": content["results"], **content["other_results"]}
+        counts = {name: content[name] for name in ("lesions", "volumes")}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: not a JSON file ({error})") from None
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(
+            f"{file}: not of an evaluation in 3-D with criteria (an older one: evaluate anew)"
+        ) from None
+    criterion = criterion or next(iter(criteria))
+    if criterion not in criteria:
+        raise ValueError(f"{file}: found no {criterion}, expected one of {', '.join(criteria)}")
+    numbers = results[criteria[criterion]]
+    kept = [name for name in numbers if name.startswith("sens@") or name in MEANS]
+    numbers = {name: np.nan if numbers[name] is None else numbers[name] for name in kept}
+    return {"criterion": criterion, **counts, **numbers}
+
+
 def read_strata(pattern: str, dataset: str, rate: float) -> list[dict[str, tuple[int, float]]]:
     """The strata with lesions of every run that a pattern finds.
 
@@ -70,10 +120,15 @@ def read_strata(pattern: str, dataset: str, rate: float) -> list[dict[str, tuple
 
 
 def _find_files(pattern: str, dataset: str) -> list[Path]:
+    folders = _find_folders(pattern)
+    return [find_evaluations(folder, dataset)[0] / "froc.json" for folder in folders]
+
+
+def _find_folders(pattern: str) -> list[Path]:
     folders = [folder for folder in map(Path, sorted(glob.glob(pattern))) if folder.is_dir()]
     if not folders:
         raise FileNotFoundError(f"{pattern}: found no folder, expected the OUTPUT_DIRs of runs")
-    return [find_evaluations(folder, dataset)[0] / "froc.json" for folder in folders]
+    return folders
 
 
 def _read_strata(file: Path, metric: str) -> dict[str, tuple[int, float]]:
@@ -115,11 +170,16 @@ def compare(experiments: dict[str, list[dict]]) -> str:
     Spread is the standard deviation over runs (with n - 1), left out for a single run.
 
     Args:
-        experiments: name -> the runs' lines, see :func:`read_runs`.
+        experiments: name -> the runs' lines, see :func:`read_runs` and :func:`read_volumes`.
 
     Raises:
-        ValueError: the runs were not evaluated on the same number of lesions, or at the same rates.
+        ValueError: the runs were not evaluated on the same number of lesions, by the same
+            criterion, or at the same rates.
     """
+    criteria = {row.get("criterion", "") for rows in experiments.values() for row in rows}
+    if len(criteria) > 1:
+        found = " and ".join(sorted(criteria))
+        raise ValueError(f"found criteria {found}, expected the same in all (--criterion)")
     counts = {name: {row["lesions"] for row in rows} for name, rows in experiments.items()}
     if len(set.union(*counts.values())) > 1:
         found = ", ".join(f"{name}: {sorted(n)}" for name, n in counts.items())
@@ -170,7 +230,7 @@ def _listed(counts: dict[str, int]) -> str:
 
 
 def _columns(row: dict) -> tuple[str, ...]:
-    return (*metric_names(row), *(name for name in ENDS if name in row))
+    return (*metric_names(row), *(name for name in (*MEANS[1:], *ENDS) if name in row))
 
 
 def mean_and_spread(values: np.ndarray) -> str:
@@ -200,20 +260,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--strata", type=float, metavar="RATE", help="strata as columns, at a rate of the tables"
     )
+    parser.add_argument("--volumes", action="store_true", help="of an evaluation in 3-D")
+    parser.add_argument("--criterion", help="of the evaluation in 3-D, such as p3d@0.5 (the first)")
     args = parser.parse_args(argv)
-    if args.ends and args.stratum != ALL_LESIONS:
-        parser.error("--ends is of all lesions, not of a --stratum")
-    if args.strata is not None and (args.ends or args.stratum != ALL_LESIONS):
-        parser.error("--strata has all strata at one rate, without --stratum and --ends")
+    _check_options(parser, args)
     names = [name for name, _ in args.experiments]
     if len(set(names)) < len(names):
         parser.error(f"found experiments {', '.join(names)}, expected different names")
+    report = _report_volumes if args.volumes else _report
     try:
-        print(_report(args) if args.strata is None else _report_strata(args))
+        print(report(args) if args.strata is None else _report_strata(args))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.ends and args.stratum != ALL_LESIONS:
+        parser.error("--ends is of all lesions, not of a --stratum")
+    if args.strata is not None and (args.ends or args.stratum != ALL_LESIONS):
+        parser.error("--strata has all strata at one rate, without --stratum and --ends")
+    if args.volumes and (args.ends or args.strata is not None or args.stratum != ALL_LESIONS):
+        parser.error("--volumes has all lesions, without --stratum, --strata and --ends")
+    if args.criterion and not args.volumes:
+        parser.error("--criterion is of an evaluation in 3-D, expected --volumes too")
 
 
 def _report(args: argparse.Namespace) -> str:
@@ -224,6 +295,17 @@ def _report(args: argparse.Namespace) -> str:
     table, lesions = compare(runs), next(iter(runs.values()))[0]["lesions"]
     title = f"Sensitivity in % at false positives per image, {args.dataset}"
     return f"{title}: {lesions} {args.stratum}\n\n{table}"
+
+
+def _report_volumes(args: argparse.Namespace) -> str:
+    runs = {
+        name: read_volumes(pattern, args.dataset, args.criterion)
+        for name, pattern in args.experiments
+    }
+    table, row = compare(runs), next(iter(runs.values()))[0]
+    title = f"Sensitivity in % at false positives per volume and AP, {args.dataset}"
+    counts = f"{row['lesions']} lesions in {row['volumes']} volumes, {row['criterion']}"
+    return f"{title}: {counts}\n\n{table}"
 
 
 def _report_strata(args: argparse.Namespace) -> str:

@@ -18,13 +18,14 @@ HIT_COLOR = (0.1, 0.9, 0.2)
 FALSE_POSITIVE_COLOR = (1.0, 0.2, 0.15)
 RECIST_COLOR = (0.2, 0.85, 1.0)
 MASK_COLOR = (1.0, 0.4, 0.9)
-REFERENCE_COLOR = HIT_COLOR  # of lesions beside hard negatives
-HIDDEN_COLOR = RECIST_COLOR
+REFERENCE_COLOR = HIT_COLOR  # of lesions beside hard negatives and mined lesions
+HIDDEN_COLOR = TRUTH_COLOR
+MINED_COLOR = (0.35, 0.6, 1.0)
 GRID_COLOR = MASK_COLOR
 
 _DASHED = (0, (3, 1.5))
 _DOTTED = (0, (1, 1))
-_HIT_WIDTH = 2.6  # points; a hit stays visible under the thinner box of its lesion
+_HIT_WIDTH = 2.6  # points; a detection stays visible under the thinner box of its lesion
 _FOUND_WIDTH = 1.0
 _LABEL_MARGIN = 4  # pixels around a label's letters
 _PIXEL_CENTER = 0.5  # from a pixel's upper left corner, where Matplotlib's x and y are whole
@@ -49,6 +50,10 @@ NEGATIVE_LEGEND = [
 ]
 GRID_LEGEND = [("cells of the feature map", GRID_COLOR, "-")]
 HIDDEN_LEGEND = [("hidden lesion", HIDDEN_COLOR, "--")]
+MINED_LEGEND = [
+    ("lesion", REFERENCE_COLOR, "-"),
+    ("mined lesion (score)", MINED_COLOR, "-"),
+]
 
 
 class LesionVisualizer(Visualizer):
@@ -197,8 +202,8 @@ class LesionVisualizer(Visualizer):
 
         Args:
             dic: the image's Detectron2 dict.
-            negatives: ``pred_boxes``, ``scores`` (the paper's S1), ``mask_ious`` (S2), which are
-                the two numbers of a label, and ``pred_masks`` or ``pred_masks_rle``.
+            negatives: ``pred_boxes``, ``scores`` (the paper's S1), ``lesion_ious`` (S2), which are
+                the two numbers of a label, and ``pred_masks`` or ``pred_masks_rle``, if any.
             masks: (H, W) bool arrays of the lesions.
         """
         for mask in masks:
@@ -206,15 +211,37 @@ class LesionVisualizer(Visualizer):
         for mask in prediction_masks(negatives):
             self.draw_soft_mask(mask.astype(np.float32), FALSE_POSITIVE_COLOR, alpha=0.3)
         self.draw_truth_boxes(dic, REFERENCE_COLOR)
-        for box in truth_boxes(dic, "hidden_annotations"):
-            self._draw_rectangle(box, HIDDEN_COLOR, "--", zorder=5)
+        self._draw_hidden(dic)
         boxes = negatives.pred_boxes.tensor.numpy()
         for box in boxes:
             self._draw_rectangle(box, FALSE_POSITIVE_COLOR)
-        numbers = zip(negatives.scores.tolist(), negatives.mask_ious.tolist(), strict=True)
-        for box, (score, mask_iou) in zip(boxes, numbers, strict=True):
-            self.draw_label(f"{score:.2f}/{mask_iou:.2f}", box, FALSE_POSITIVE_COLOR)
+        numbers = zip(negatives.scores.tolist(), negatives.lesion_ious.tolist(), strict=True)
+        for box, (score, iou) in zip(boxes, numbers, strict=True):
+            self.draw_label(f"{score:.2f}/{iou:.2f}", box, FALSE_POSITIVE_COLOR)
         return self.output
+
+    def draw_mined(self, dic: dict, mined: Instances) -> VisImage:
+        """Draw mined lesions blue with their scores and annotated ones green, as Fig. 3 of Bai et
+        al.
+
+        Lesions that are hidden from the training are yellow and dashed.
+
+        Args:
+            dic: the image's Detectron2 dict.
+            mined: ``pred_boxes`` and ``scores``.
+        """
+        self.draw_truth_boxes(dic, REFERENCE_COLOR)
+        boxes = mined.pred_boxes.tensor.numpy()
+        for box in boxes:
+            self._draw_rectangle(box, MINED_COLOR, width=_HIT_WIDTH)
+        self._draw_hidden(dic)
+        for box, score in zip(boxes, mined.scores.tolist(), strict=True):
+            self.draw_label(f"{score:.2f}", box, MINED_COLOR)
+        return self.output
+
+    def _draw_hidden(self, dic: dict) -> None:
+        for box in truth_boxes(dic, "hidden_annotations"):
+            self._draw_rectangle(box, HIDDEN_COLOR, "--", zorder=5)
 
     def draw_label(self, text: str, box: Sequence[float], color) -> VisImage:
         """Write a label at the outer corner of a box that covers least of what was drawn.

@@ -79,9 +79,10 @@ def test_key_slices_are_as_in_the_file(root, coarse_types):
             **expected,
             "annotations": 0,
             "volume": found["image_id"].rsplit("_", 1)[0],
+            "volume_boxes": found["volume_boxes"],
         }
         for a, b in zip(found["annotations"], expected["annotations"], strict=True):
-            assert a == {**b, "lesion": b["row"]}
+            assert a == {**b, "lesion": b["row"], "is_key": True}
 
 
 def test_boxes_follow_the_masks_of_every_slice(root):
@@ -278,3 +279,41 @@ def test_unknown_types(copy):
     assert load_volumes(copy, None)
     with pytest.raises(ValueError, match="row 2: found coarse type -1, expected 1 to 8"):
         load_volumes(copy, None, coarse_types=True)
+
+
+def test_key_slices_and_the_boxes_of_a_volume(root):
+    dicts = load_volumes(root, None)
+    with open(root / "DL_info.csv", newline="") as file:
+        expected = [
+            (number, row["File_name"][:-4]) for number, row in enumerate(csv.DictReader(file), 2)
+        ]
+    found = [
+        (a["lesion"], d["image_id"]) for d in dicts for a in d["annotations"] if a.get("is_key")
+    ]
+    assert sorted(found) == expected
+    for _, group in itertools.groupby(dicts, key=lambda d: d["volume"]):
+        group = list(group)
+        assert all(d["volume_boxes"] is group[0]["volume_boxes"] for d in group)
+        boxes = {}
+        for a in (a for d in group for a in d["annotations"]):
+            x1, y1, x2, y2 = boxes.get(a["lesion"], a["bbox"])
+            u1, v1, u2, v2 = a["bbox"]
+            boxes[a["lesion"]] = [min(x1, u1), min(y1, v1), max(x2, u2), max(y2, v2)]
+        assert sorted(group[0]["volume_boxes"]) == sorted(boxes.values())
+
+
+def test_the_annotated_part_is_every_slice_of_the_first_patients(root, tmp_path, monkeypatch):
+    (tmp_path / "phantom").symlink_to(root)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    whole = DatasetCatalog.get("phantom_volumes_train")
+    patients = sorted({d["patient"] for d in whole})
+    for share, number in ((0.01, 1), (0.5, round(len(patients) / 2)), (1.0, len(patients))):
+        part = load_volumes(tmp_path / "phantom", "train", patients_share=share)
+        assert part == [d for d in whole if d["patient"] in patients[:number]]
+    found = DatasetCatalog.get("phantom_volumes_annotated")
+    first = [d for d in whole if d["patient"] in patients[: max(1, round(0.2 * len(patients)))]]
+    assert found == [{**d, "hidden_annotations": []} for d in first]
+    assert MetadataCatalog.get("phantom_volumes_annotated").evaluator_type == "lesion_volume"
+    for share in (0.0, 1.1):
+        with pytest.raises(ValueError, match=f"found patients_share {share}, expected a share"):
+            load_volumes(root, "train", patients_share=share)

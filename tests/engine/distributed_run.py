@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lesion_d2.engine import Trainer, finish_run, load_model
 from lesion_d2.engine.hard_negatives import HardNegativeMiningHook
+from lesion_d2.engine.mean_teacher import MeanTeacherHook, unwrap
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -176,5 +177,36 @@ def _mine_and_write(args: argparse.Namespace, file: str) -> None:
     state = hook.state_dict()
     counts = {name: len(found) for name, found in state["negatives"].items()}
     states = comm.all_gather({**state, "counts": counts})
+    if comm.is_main_process():
+        Path(file).write_text(json.dumps(states))
+
+
+def train_mean_teacher(args: argparse.Namespace, file: str) -> None:
+    """Train; write each process's images, teacher and student, and what was mined by both."""
+    _train_mean_teacher(args, file)
+    finish_run()
+
+
+def _train_mean_teacher(args: argparse.Namespace, file: str) -> None:
+    trainer = Trainer(train_net.setup(args))
+    images = []
+    trainer.model.register_forward_pre_hook(
+        lambda model, inputs: images.extend(sample["image_id"] for sample in inputs[0])
+    )
+    trainer.train()
+    model = unwrap(trainer.model)
+    [hook] = [hook for hook in trainer._hooks if isinstance(hook, MeanTeacherHook)]
+    with trainer.storage:
+        hook._log(model)
+    latest = trainer.storage.latest()
+    found = {
+        "images": images,
+        "logged": {k: v for k, (v, _) in latest.items() if k.startswith("mean_teacher/")},
+        **{
+            part: {k: v.tolist() for k, v in getattr(model, part).state_dict().items()}
+            for part in ("teacher", "student")
+        },
+    }
+    states = comm.all_gather(found)
     if comm.is_main_process():
         Path(file).write_text(json.dumps(states))

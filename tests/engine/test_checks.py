@@ -133,7 +133,7 @@ import train_net
             "CONTEXTUAL_TEMPERATURE: found 0.0, expected above 0",
         ),
         ((), {"MODEL__RFCN_3DCE__NUM_SCORE_MAPS": 0}, "NUM_SCORE_MAPS: found 0, expected 1 or"),
-        ((), {"MODEL__RFCN_3DCE__NUM_REUSED": -1}, "NUM_REUSED: found -1, expected 0"),
+        ((), {"MODEL__SLICE_IMAGES__NUM_REUSED": -1}, "NUM_REUSED: found -1, expected 0"),
         ((), {"INPUT__CT__MAX_SIZE": -5}, "MAX_SIZE -5; expected numbers of at least 0"),
     ],
 )
@@ -307,8 +307,12 @@ _BY_LOSS = {"SOLVER__PATIENCE_METRIC": "validation_loss", "SOLVER__EARLY_STOP_PA
             "META_ARCHITECTURE: found 'RetinaUNet', .*expected 'ULDorROIHeads'.*EPOCHS is 1.0",
         ),
         (
-            {**_MINING, "MODEL__MASK_ON": False},
-            "MODEL.MASK_ON: found False, a model without masks, expected True: hard negatives",
+            {**_MINING, "MODEL__MASK_ON": False, "MODEL__LESION_RCNN__SEG_LOSS_WEIGHT": 0.5},
+            "MODEL.MASK_ON: found False, expected True: .*SEG_LOSS_WEIGHT 0.5 needs the masks",
+        ),
+        (
+            {**_MINING, "HARD_NEGATIVES__DATASETS": ("phantom_train", "phantom_val")},
+            "HARD_NEGATIVES.DATASETS: found 'phantom_val', expected names of DATASETS.TRAIN: phan",
         ),
         (
             {**_MINING, **_COUNTED},
@@ -370,6 +374,7 @@ def test_wrong_inputs_of_uldor_stop_a_run_before_it_writes(
     "changes",
     [
         _MINING,
+        {**_MINING, "MODEL__MASK_ON": False, "HARD_NEGATIVES__DATASETS": ("phantom_train",)},
         {
             "HARD_NEGATIVES__EPOCHS": 1.0,
             "HARD_NEGATIVES__START_EPOCHS": 1.0,

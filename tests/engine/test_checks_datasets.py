@@ -64,6 +64,33 @@ def test_a_training_set_without_masks_is_told_of(tiny_phantom, tmp_path, box_ima
     assert check_inputs(load_config(args), args) > 3
 
 
+def test_mined_sets_share_no_images_but_the_same_slices(tiny_phantom, tmp_path):
+    slices = DatasetCatalog.get("phantom_train")
+    others = [{**image, "file_name": f"other_{image['image_id']}.png"} for image in slices]
+    bare = [{**image, "image_id": f"bare_{i}", "annotations": []} for i, image in enumerate(slices)]
+    sets = {"same_slices": slices, "other_slices": others, "bare_slices": bare}
+    for name, images in sets.items():
+        DatasetCatalog.register(name, lambda images=images: images)
+    try:
+        for names, mined, message in (
+            (("phantom_train", "same_slices"), ("same_slices",), None),
+            (("phantom_train", "same_slices"), (), f"found {len(slices)} images twice"),
+            (("phantom_train", "other_slices"), ("phantom_train",), "images twice .the first: '"),
+            (("phantom_train", "bare_slices"), ("phantom_train",), None),
+            (("phantom_train", "bare_slices"), (), "bare_slices: found no lesion, expected some"),
+        ):
+            options = {"DATASETS__TRAIN": names, "HARD_NEGATIVES__DATASETS": mined}
+            args = uldor_args(tmp_path, HARD_NEGATIVES__PERIOD=2, **options)
+            if message is None:
+                assert check_inputs(load_config(args), args) > 0
+            else:
+                with pytest.raises(InputError, match=message):
+                    check_inputs(load_config(args), args)
+    finally:
+        for name in sets:
+            DatasetCatalog.remove(name)
+
+
 def test_test_sets_need_masks_for_the_loss_only(tiny_phantom, tmp_path, box_images):
     args = uldor_args(tmp_path, DATASETS__TEST=("box_images",))
     assert check_inputs(load_config(args), args) > 0

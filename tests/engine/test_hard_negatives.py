@@ -7,15 +7,18 @@ from lesion_d2.engine import LesionCheckpointer
 from lesion_d2.engine.hard_negatives import (
     HardNegativeMiner,
     HardNegativeMiningHook,
+    best_box_ious,
     best_mask_ious,
+    read_lesion_boxes,
     select_hard_negatives,
 )
 
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.engine import TrainerBase, hooks
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools import mask as mask_util
 from torch import nn
 
@@ -96,6 +99,24 @@ def test_mask_ious_against_a_loop():
         assert found.tolist() == pytest.approx(expected)
 
 
+def box_iou(a, b):
+    """Of two XYXY boxes, word by word."""
+    width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (a, b)]
+    return width * height / (sum(areas) - width * height)
+
+
+def test_box_ious_against_a_loop():
+    rng = np.random.default_rng(0)
+    for n, m in [(0, 2), (3, 0), (1, 1), (20, 6)]:
+        corners = rng.uniform(0, 20, (n + m, 2))
+        boxes = np.hstack([corners, corners + rng.uniform(1, 12, (n + m, 2))])
+        expected = [max((box_iou(a, b) for b in boxes[n:]), default=0.0) for a in boxes[:n]]
+        found = best_box_ious(*torch.from_numpy(boxes).float().split([n, m]))
+        assert found.tolist() == pytest.approx(expected, abs=1e-5)
+
+
 SIZE = (12, 16)
 
 
@@ -174,6 +195,49 @@ def test_miner_gives_the_boxes_masks_and_scores_of_each_image():
             assert np.array_equal(mask, square(*box).numpy())
             assert annotation["mask_iou"] == 0
     assert [a["score"] for a in mined.by_image["bad"]] == pytest.approx([0.9, 0.71])
+
+
+class FakeBoxDetector(FakeDetector):
+    def detect(self, name):
+        instances = super().detect(name)
+        instances.remove("pred_masks")
+        return instances
+
+
+def test_without_masks_boxes_tell_lesions(monkeypatch):
+    """As with masks: those of the fake detector fill their boxes."""
+    by_masks = fake_miner().mine(FakeDetector(), 0)
+    boxes = {name: [LESION] for name in DETECTIONS}
+    monkeypatch.setitem(boxes, "single", [])
+    miner = fake_miner(read_boxes={"set": boxes}.__getitem__)
+    mined = miner.mine(FakeBoxDetector(), 0)
+    assert (mined.num_images, mined.num_good) == (by_masks.num_images, by_masks.num_good)
+    assert mined.by_image.keys() == EXPECTED.keys()
+    for name, annotations in by_masks.by_image.items():
+        for annotation, found in zip(annotations, mined.by_image[name], strict=True):
+            del annotation["segmentation"]
+            annotation["box_iou"] = annotation.pop("mask_iou")
+            assert found == annotation
+    # On this slice the lesion is not annotated, on another one of the volume it is.
+    boxes["bad"] = [(9, 1, 12, 5)]
+    mined = miner.mine(FakeBoxDetector(), 0)
+    assert mined.num_good == 2 and "bad" not in mined.by_image
+
+
+def test_lesions_of_a_volume_are_those_of_all_its_slices():
+    lesion = {"bbox": [1, 2, 3, 5], "bbox_mode": BoxMode.XYWH_ABS}
+    whole = [[1, 2, 4, 7], [8, 8, 9, 9]]
+    images = [
+        {"image_id": "slice", "annotations": [lesion]},
+        {"image_id": "of_volume", "annotations": [], "volume_boxes": whole},
+        {"image_id": "of_empty_volume", "annotations": [], "volume_boxes": []},
+    ]
+    DatasetCatalog.register("lesions_to_read", lambda: images)
+    try:
+        boxes = read_lesion_boxes("lesions_to_read")
+    finally:
+        DatasetCatalog.remove("lesions_to_read")
+    assert boxes == {"slice": [[1, 2, 4, 7]], "of_volume": whole, "of_empty_volume": []}
 
 
 def test_a_draw_depends_on_seed_iteration_and_image_alone(monkeypatch):

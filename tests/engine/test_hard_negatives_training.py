@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 
 from lesion_d2.engine import Trainer
 from lesion_d2.engine.hard_negatives import HardNegativeMiner, HardNegativeMiningHook, MinedSet
@@ -160,6 +161,32 @@ def test_a_run_killed_before_it_mined_mines_when_it_is_resumed(tiny_phantom, tmp
     resumed.train()
     assert seen.names(2) == recorder.names(2)
     assert hook_of(resumed)._negatives == hook_of(whole)._negatives
+
+
+def test_a_model_without_masks_learns_from_the_set_that_is_mined(tiny_phantom, tmp_path):
+    args = uldor_args(
+        tmp_path,
+        MODEL__MASK_ON=False,
+        DATASETS__TRAIN=("phantom_train", "phantom_val"),
+        HARD_NEGATIVES__DATASETS=("phantom_val",),
+        HARD_NEGATIVES__PERIOD=1,
+        SOLVER__MAX_ITER=2,
+        SOLVER__IMS_PER_BATCH=28,
+        TEST__EVAL_PERIOD=0,
+        DATASETS__TEST=(),
+    )
+    trainer, recorder = build(args)
+    trainer.train()
+    assert not (tmp_path / "inference" / "phantom_train").exists()
+    file = tmp_path / "inference" / "phantom_val" / "hard_negatives.json"
+    entries = json.loads(file.read_text())
+    assert entries and {"segmentation", "mask_iou"}.isdisjoint(entries[0])
+    assert all(0 <= entry["box_iou"] <= 1 for entry in entries)
+    numbers = Counter(entry["image_id"] for entry in entries)
+    assert any(classes.count(1) for _, classes in recorder.names(1))
+    for _, classes, sample in recorder.batches[1]:
+        assert classes.count(1) == numbers[sample["image_id"]]
+        assert not sample["instances"].has("gt_masks")
 
 
 def test_nothing_is_detected(tiny_phantom, tmp_path):

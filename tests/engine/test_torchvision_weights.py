@@ -1,7 +1,9 @@
+import re
+
 from lesion_d2.engine import LesionCheckpointer
 from lesion_d2.engine.checkpoint import check_weights
 from lesion_d2.engine.torchvision_weights import rename_torchvision_weights
-from lesion_d2.modeling.backbone import VGG, SliceImages
+from lesion_d2.modeling.backbone import VGG, DenseNet, FusedImages, SliceImages
 
 import pytest
 import torch
@@ -71,6 +73,55 @@ def test_a_backbone_of_slice_images_gets_them_too(tmp_path):
     loaded = detector.backbone.backbone.state_dict()
     assert loaded.keys() == state.keys() - {"classifier.0.weight"}
     assert all(value.equal(state[name]) for name, value in loaded.items())
+
+
+def _densenet_file(path, *, old_names):
+    """Save a DenseNet-121 with random statistics; its published file has ``norm.1.weight``."""
+    torch.manual_seed(2)
+    model = torchvision.models.densenet121(weights=None).eval()
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.running_mean.normal_(std=0.1)
+        norm.running_var.uniform_(0.5, 2)
+    state = model.state_dict()
+    if old_names:
+        for name in [name for name in state if "denselayer" in name]:
+            state[re.sub(r"\.(norm|conv)([12])", r".\1.\2", name)] = state.pop(name)
+        assert "features.denseblock1.denselayer1.norm.1.weight" in state
+    torch.save(state, path)
+    return model
+
+
+@pytest.mark.parametrize("old_names", [False, True])
+def test_a_file_of_a_densenet_gives_torchvisions_features(hub, old_names):
+    model = _densenet_file(hub / "densenet121-a639ec97.pth", old_names=old_names)
+    detector = nn.Module()
+    detector.backbone = FusedImages(DenseNet(freeze_at=2), ["c2", "c4"], 3)
+    check_weights("torchvision://densenet121", detector)
+    LesionCheckpointer(detector).load("torchvision://densenet121")
+    stack = torch.randn(1, 9, 64, 64)
+    with torch.no_grad():
+        features = detector.backbone.eval()(stack)
+        x = model.features[:4](stack[:, 3:6])
+        for block, transition in ((1, 1), (2, 2), (3, None)):
+            x = model.features.get_submodule(f"denseblock{block}")(x)
+            if f"c{block + 1}" in features:
+                torch.testing.assert_close(features[f"c{block + 1}"], x)
+            x = model.features.get_submodule(f"transition{transition}")(x) if transition else x
+
+
+def test_a_densenet_of_c_channels_and_one_of_another_width(tmp_path):
+    model = _densenet_file(tmp_path / "densenet121.pth", old_names=True)
+    pair = nn.ModuleDict({name: DenseNet(in_channels=9) for name in ("student", "teacher")})
+    LesionCheckpointer(pair).load(str(tmp_path / "densenet121.pth"))
+    image = torch.full((1, 1, 16, 16), 1.3)
+    expected = model.features.conv0(image.expand(-1, 3, -1, -1))
+    for net in pair.values():
+        found = net.features.conv0(image.expand(-1, 9, -1, -1))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        layer = net.features.denseblock3.denselayer24.conv2.weight
+        assert layer.equal(model.features.denseblock3.denselayer24.conv2.weight)
+    with pytest.raises(ValueError, match=r"denselayer1.* of shape .*torchvision's densenet121"):
+        check_weights(str(tmp_path / "densenet121.pth"), DenseNet(growth_rate=16))
 
 
 def test_names_from_the_constructor_of_the_whole_model():

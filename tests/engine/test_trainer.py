@@ -450,6 +450,32 @@ def test_parameters_of_slice_images_without_gradients_are_known_beforehand(
     assert has_unused_parameters(model) == bool(without) == (in_feature == "c4"), without
 
 
+@pytest.mark.parametrize("last", ["c4", "c5"])
+def test_parameters_of_a_fused_fpn_without_gradients_are_known_beforehand(tiny_phantom, last):
+    levels = ["p2", "p3", "p4", "p5"][: int(last[1]) - 1]
+    cfg = load_config(
+        uldor_args(
+            "output",
+            MODEL__MASK_ON=False,
+            MODEL__BACKBONE__NAME="build_fused_fpn_backbone",
+            MODEL__SLICE_IMAGES__BACKBONE="build_vgg_backbone",
+            MODEL__VGG__DEPTH=16,
+            MODEL__VGG__WIDTH=8,
+            MODEL__FPN__IN_FEATURES=["c2", "c3", "c4", "c5"][: len(levels)],
+            MODEL__FPN__OUT_CHANNELS=16,
+            MODEL__RETINANET__IN_FEATURES=levels,
+            MODEL__RPN__IN_FEATURES=levels,
+            MODEL__ROI_HEADS__IN_FEATURES=levels,
+            MODEL__ANCHOR_GENERATOR__SIZES=[[16.0]] * len(levels),
+        )
+    )
+    model = Trainer.build_model(cfg)
+    with EventStorage():
+        sum(model(next(iter(Trainer.build_train_loader(cfg)))).values()).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    assert has_unused_parameters(model) == bool(without) == (last == "c4"), without
+
+
 def test_unknown_optimizer():
     with pytest.raises(ValueError, match=r"SOLVER\.OPTIMIZER: found 'Lion', expected one of SGD"):
         Trainer.build_optimizer(tiny_config(SOLVER__OPTIMIZER="Lion"), torch.nn.Linear(1, 1))

@@ -1,7 +1,8 @@
 import json
 import math
 
-from lesion_d2.engine import LesionCheckpointer, Trainer
+from lesion_d2.engine import InputError, LesionCheckpointer, Trainer, load_config
+from lesion_d2.engine.checks import check_inputs
 from lesion_d2.evaluation import VolumeEvaluator
 
 import pytest
@@ -62,3 +63,66 @@ def test_volumes_are_named_among_the_known_data_sets(tiny_phantom, tmp_path, wei
     )
     with pytest.raises(ValueError, match=r"found 'phantom_volume_test', .*phantom_volumes_test"):
         train_net.setup(args)
+
+
+def test_criteria_and_tracking_by_config(tiny_phantom, tmp_path, weights):
+    args = tiny_args(
+        tmp_path,
+        "--eval-only",
+        MODEL__WEIGHTS=weights,
+        DATASETS__TEST=("phantom_volumes_test",),
+        MODEL__RETINANET__SCORE_THRESH_TEST=0.0,
+        TEST__DETECTIONS_PER_IMAGE=20,
+        TEST__LINKING="track",
+        TEST__TRACKING__MAX_GAP=2,
+        TEST__VOLUME_CRITERIA=("p3d@0.5", "iou@0.1", "iobb@0.3"),
+        TEST__VOLUME_FROC_RATES=(0.125, 8.0),
+    )
+    results = train_net.main(args)
+    for task, name in (("volume", "AP"), ("volume_iou", "AP10"), ("volume_iobb", "AP")):
+        assert {name, "sens@0.125", "sens@8", "mean_sens"} <= set(results[task])
+    file = tmp_path / "inference" / "phantom_volumes_test" / "volumes.json"
+    content = json.loads(file.read_text())
+    settings = content["settings"]
+    assert (settings["linking"], settings["tracking_max_gap"]) == ("track", 2)
+    assert any(d["box3d"][2] < d["box3d"][5] for d in content["detections"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"TEST__LINKING": "sort"}, "TEST.LINKING: found 'sort', expected one of merge, track"),
+        ({"TEST__TRACKING__IOU_THRESH": 1.0}, "TRACKING.IOU_THRESH: found 1.0, expected an IoU"),
+        ({"TEST__TRACKING__MAX_GAP": -1}, "TRACKING.MAX_GAP: found -1, expected 0"),
+        ({"TEST__VOLUME_CRITERIA": ("p3d",)}, "TEST.VOLUME_CRITERIA: found 'p3d', expected overl"),
+        ({"TEST__VOLUME_CRITERIA": ()}, "TEST.VOLUME_CRITERIA: found no criterion, expected"),
+        ({"TEST__VOLUME_FROC_RATES": (0.5, 0)}, r"VOLUME_FROC_RATES: found .0.5, 0., expected"),
+        ({"TEST__VOLUME_FROC_RATES": ()}, r"VOLUME_FROC_RATES: found .., expected numbers above"),
+        (
+            {"TEST__VOLUME_CRITERIA": ("p3d@0.5",), "TEST__BEST_METRIC": "volume/AP10"},
+            "TEST.BEST_METRIC: found 'volume/AP10', expected volume/AP for phantom_volumes_val",
+        ),
+        ({"TEST__BEST_METRIC": "volume_iou/AP10"}, "'volume_iou/AP10', expected volume/AP10 for"),
+        (
+            {"TEST__BEST_METRIC": "volume_p3d/AP", "DATASETS__TEST": ("phantom_val",)},
+            "'volume_p3d/AP', expected one of an evaluation of slices for phantom_val",
+        ),
+    ],
+)
+def test_bad_settings_stop_a_run_before_it_writes(tiny_phantom, tmp_path, changes, message):
+    settings = {"TEST__KEEP_BEST": 2, "DATASETS__TEST": ("phantom_volumes_val",), **changes}
+    with pytest.raises(InputError, match=message) as error:
+        train_net.main(tiny_args(tmp_path / "output", **settings))
+    assert "\n" not in str(error.value) and not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("metric", ["volume/mean_sens", "phantom_volumes_val/volume_iou/AP"])
+def test_the_best_model_may_go_by_any_criterion(tiny_phantom, tmp_path, metric):
+    args = tiny_args(
+        tmp_path,
+        TEST__KEEP_BEST=2,
+        TEST__BEST_METRIC=metric,
+        DATASETS__TEST=("phantom_volumes_val",),
+        TEST__VOLUME_CRITERIA=("p3d@0.5", "iou@0.3"),
+    )
+    assert check_inputs(load_config(args), args) > 0

@@ -105,7 +105,7 @@ def count_images(model: nn.Module) -> list[int]:
 
 def evaluate(num_reused: int, names: list[str], weights: str, **changes) -> tuple[dict, int]:
     """Detections by image, and the number of images convolved."""
-    changes = {"MODEL__RFCN_3DCE__NUM_REUSED": num_reused, "MODEL__WEIGHTS": weights, **changes}
+    changes = {"MODEL__SLICE_IMAGES__NUM_REUSED": num_reused, "MODEL__WEIGHTS": weights, **changes}
     cfg = load_config(make_args(**changes, DATASETS__TEST=tuple(names)))
     model, keepers = load_model(cfg), [KeepDetections() for _ in names]
     counts = count_images(model)
@@ -177,7 +177,7 @@ def test_evaluation_only_of_volumes_writes_the_same_detections(volumes, tmp_path
     monkeypatch.setattr(train_net, "load_model", load_and_count)
     for num_reused in (0, 64):
         folder = tmp_path / str(num_reused)
-        changes = {"MODEL.WEIGHTS": weights, "MODEL.RFCN_3DCE.NUM_REUSED": num_reused}
+        changes = {"MODEL.WEIGHTS": weights, "MODEL.SLICE_IMAGES.NUM_REUSED": num_reused}
         changes |= {"OUTPUT_DIR": folder, "DATASETS.TEST": (volumes[1.0],)}
         results.append(train_net.main(make_args("--eval-only", **changes)))
         written.append((folder / "inference" / volumes[1.0] / "volumes.json").read_text())

@@ -1,6 +1,7 @@
 import json
 import logging
 import math
+from functools import partial
 
 import lesion_d2
 from lesion_d2.engine import finish_run
@@ -98,8 +99,9 @@ def truth_as_detections(record, score=0.9):
     return make_instances(boxes, [score] * len(boxes), classes)
 
 
-def make_evaluator(output_dir=None):
-    return VolumeEvaluator(NAME, output_dir, merge=batched_merge_slices)
+def make_evaluator(output_dir=None, **settings):
+    link = partial(batched_merge_slices, iou_threshold=0.1)
+    return VolumeEvaluator(NAME, output_dir, link=link, **settings)
 
 
 def run(evaluator, dicts, outputs):
@@ -241,7 +243,9 @@ def test_the_truth_as_detections_is_perfect(register, tmp_path):
     assert found == by_box
     assert any(box[2] == box[5] for _, box, _ in by_box)  # a lesion on one slice is found too
     assert sorted(path.name for path in tmp_path.iterdir()) == ["froc.png", "volumes.json"]
-    assert content["settings"]["iou_threshold"] == content["settings"]["merge_iou_threshold"] == 0.1
+    assert content["settings"]["iou_threshold"] == 0.1
+    assert content["settings"]["criteria"] == {"volume": "iou@0.1"}
+    assert content["lesions"] == len(truth) and content["other_results"] == {}
     assert content["results"].keys() == results["volume"].keys()
 
 
@@ -401,17 +405,19 @@ def test_from_config(register, tmp_path):
     cfg = get_cfg()
     lesion_d2.add_lesion_config(cfg)
     cfg.TEST.MERGE_IOU_THRESH = 0.35
-    seen = set()
-
-    def merge(*arrays, iou_threshold):
-        seen.add(iou_threshold)
-        return batched_merge_slices(*arrays, iou_threshold=iou_threshold)
-
-    evaluator = VolumeEvaluator(cfg, NAME, tmp_path, merge=merge)
-    run(evaluator, dicts, [truth_as_detections(d) for d in dicts])
-    assert seen == {0.35}
+    cfg.TEST.VOLUME_CRITERIA = ("iou@0.5", "iobb@0.3")
+    cfg.TEST.VOLUME_FROC_RATES = (0.125, 8.0)
+    link = partial(batched_merge_slices, iou_threshold=0.35)
+    evaluator = VolumeEvaluator(cfg, NAME, tmp_path, link=link)
+    results = run(evaluator, dicts, [truth_as_detections(d) for d in dicts])
     settings = json.loads((tmp_path / "volumes.json").read_text())["settings"]
-    assert settings["merge_iou_threshold"] == 0.35
+    assert (settings["linking"], settings["merge_iou_threshold"]) == ("merge", 0.35)
+    assert settings["criteria"] == {"volume": "iou@0.5", "volume_iobb": "iobb@0.3"}
+    assert [k for k in results["volume_iobb"] if "sens" in k] == [
+        "sens@0.125",
+        "sens@8",
+        "mean_sens",
+    ]
 
 
 def _evaluate_shard(rank, folder):

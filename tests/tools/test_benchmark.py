@@ -2,13 +2,16 @@ from lesion_d2.data.deeplesion import load_deeplesion
 from lesion_d2.data.phantom import write_phantom
 from lesion_d2.engine.hard_negatives import HardNegativeMiner
 from lesion_d2.evaluation import froc_curve
+from lesion_d2.modeling import MeanTeacher
 from lesion_d2.tools.benchmark import (
     anchors,
+    bai,
     clustering,
     configs,
     data,
     froc,
     inputs,
+    linking,
     memory,
     models,
     tao,
@@ -68,6 +71,14 @@ def test_clustering_rows_compare_both_ways():
     assert first.limit == 1 and first.unit == "s" and "2 images x 5 views x 40 boxes" in first.note
     assert scattered.limit is None and scattered.measured > 0
     assert float(ratio.note.split("at most ")[1]) < 1e-9 and ratio.measured > 0
+
+
+def test_linking_rows_say_what_was_linked():
+    tracks, scattered, merging = linking.measure_linking(num_slices=20, per_slice=3)
+    assert tracks.limit == scattered.limit == 0.3 and merging.limit is None
+    assert "20 slices x 3 boxes" in tracks.note
+    # Three lesions on slices 1 to 10 and three on the others, few of them broken or joined.
+    assert 5 <= int(tracks.note.split()[-2]) <= 9 and merging.measured > 0
 
 
 def test_anchors_are_searched_for_drawn_boxes_where_the_real_ones_are_not(tmp_path):
@@ -270,6 +281,45 @@ def test_the_part_of_uldor_gets_the_folder_of_data_sets(monkeypatch, capsys):
         assert main(["--only", "uldor"]) == 0
         lines = capsys.readouterr().out.splitlines()[3:]
         assert [line.rsplit(maxsplit=1)[0].strip() for line in lines] == expected
+
+
+def test_a_step_of_the_mean_teacher_mines_and_moves_the_teacher():
+    torch.manual_seed(0)
+    cfg = configs.with_all_proposals(small_rcnn())
+    cfg.MODEL.MASK_ON = False
+    batch = bai.with_weak_views(inputs.random_batch(cfg), masks=False)
+    assert not any(sample["instances"].has("gt_masks") for sample in batch)
+    model = MeanTeacher(cfg, models.build_for_device(cfg)).train()
+    number = bai.let_mine(model, batch)
+    assert number == sum(map(len, model.mine(batch))) == bai.NUM_MINED * len(batch)
+    before = {name: value.clone() for name, value in model.teacher.named_parameters()}
+    seen = []
+    model.student.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    bai.mean_teacher_step(model, batch)()
+    [given] = seen
+    added = [len(a["instances"]) - len(b["instances"]) for a, b in zip(given, batch, strict=True)]
+    assert sum(added) == number
+    students = dict(model.student.named_parameters())
+    assert any(not students[name].equal(value) for name, value in before.items())
+    for name, value in model.teacher.named_parameters():
+        expected = 0.999 * before[name] + 0.001 * students[name]
+        assert torch.allclose(value, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_row_of_bai_has_the_limit_of_its_issue(monkeypatch, device):
+    files = []
+    monkeypatch.setattr(bai, "load_config", lambda file, device: files.append(file) or small_rcnn())
+    monkeypatch.setattr(bai, "WARM_UP", 0)
+    monkeypatch.setattr(
+        bai, "time_calls", lambda calls, **o: timing.time_calls(calls, **{**o, "device": "cpu"})
+    )
+    [row] = bai.measure_bai(device, repeats=1)
+    assert row.limit == 1.5 and not row.at_least and row.measured > 0
+    name = "add" if device == "cuda" else "add_phantom"
+    assert files == [configs.CONFIGS / "bai" / f"{name}.yaml"]
+    number = bai.NUM_MINED * 2
+    assert f"2 images of 3 x 64 x 64, {number} lesions mined, {name}" in row.note
 
 
 def small_3dce(file, device="cpu"):

@@ -193,3 +193,83 @@ def test_an_experiment_has_a_name_and_a_pattern(capsys):
     with pytest.raises(SystemExit):
         main(["output/net_*", "--dataset", "some_test"])
     assert "found 'output/net_*', expected NAME=PATTERN" in capsys.readouterr().err
+
+
+def _write_volumes(folder, value, lesions=7, criteria=("p3d@0.5", "iou@0.1"), **changes):
+    tasks = [
+        f"volume_{text.partition('@')[0]}" if i else "volume" for i, text in enumerate(criteria)
+    ]
+    results = {
+        task: {"AP" if i == 0 else "AP10": value + i, "AP-a": 0.0}
+        | {"sens@0.125": value + 2 + i, "mean_sens": None if value == 1 else value + 3 + i}
+        for i, task in enumerate(tasks)
+    }
+    content = {
+        "lesions": lesions,
+        "volumes": 4,
+        "settings": {"criteria": dict(zip(tasks, criteria, strict=True))},
+        "results": results.pop("volume") | {"patient_AP": 50.0},
+        "other_results": results,
+    }
+    target = folder / "inference" / "some_volumes"
+    target.mkdir(parents=True)
+    (target / "volumes.json").write_text(json.dumps(content | changes))
+
+
+@pytest.mark.parametrize(("criterion", "more"), [(None, 0), ("p3d@0.5", 0), ("iou@0.1", 1)])
+def test_volumes_have_sensitivities_and_average_precision(tmp_path, capsys, criterion, more):
+    for name, value in VALUES.items():
+        _write_volumes(tmp_path / name, value)
+    _write_volumes(tmp_path / "undefined", 1)
+    arguments = [f"Net={tmp_path}/net_*", f"None={tmp_path}/undefined", "--volumes"]
+    arguments += ["--criterion", criterion] if criterion else []
+    assert main([*arguments, "--dataset", "some_volumes"]) == 0
+    output = capsys.readouterr().out
+    assert f"some_volumes: 7 lesions in 4 volumes, {criterion or 'p3d@0.5'}\n" in output
+    header, net, undefined = _table(output)
+    assert header == ["", "runs", "0.125", "mean_sens", "AP10" if more else "AP"]
+    spread = statistics.stdev([60, 64, 71])
+    assert net == ["Net", "3", *(f"{65 + more + i:.1f} ± {spread:.1f}" for i in (2, 3, 0))]
+    assert undefined == ["None", "1", f"{3 + more:.1f}", "nan", f"{1 + more:.1f}"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["A={}/run", "--criterion", "iou@0.2"], "found no iou@0.2, expected one of p3d@0.5, iou"),
+        (
+            ["A={}/run", "B={}/iobb"],
+            "found criteria iobb@0.3 and p3d@0.5, expected the same in all",
+        ),
+        (["A={}/run", "B={}/fewer"], "different numbers of lesions (A: [7], B: [3])"),
+        (["A={}/old"], "volumes.json: not of an evaluation in 3-D with criteria"),
+        (["A={}/bad"], "volumes.json: not a JSON file"),
+        (["A={}/empty"], "volumes.json: no such file, expected an evaluation of volumes"),
+    ],
+)
+def test_bad_volumes_are_one_line(tmp_path, capsys, arguments, message):
+    _write_volumes(tmp_path / "run", 5.0)
+    _write_volumes(tmp_path / "iobb", 5.0, criteria=("iobb@0.3",))
+    _write_volumes(tmp_path / "fewer", 5.0, lesions=3)
+    _write_volumes(tmp_path / "old", 5.0, settings={})
+    _write_volumes(tmp_path / "bad", 5.0)
+    (tmp_path / "bad" / "inference" / "some_volumes" / "volumes.json").write_text("{")
+    (tmp_path / "empty").mkdir()
+    arguments = [argument.format(tmp_path) for argument in arguments]
+    assert main([*arguments, "--volumes", "--dataset", "some_volumes"]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--volumes", "--ends"], "--volumes has all lesions"),
+        (["--volumes", "--strata", "4"], "--volumes has all lesions"),
+        (["--criterion", "p3d@0.5"], "expected --volumes too"),
+    ],
+)
+def test_volumes_stand_alone(capsys, options, message):
+    with pytest.raises(SystemExit):
+        main(["Net=net", "--dataset", "some_volumes", *options])
+    assert message in capsys.readouterr().err

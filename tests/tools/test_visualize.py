@@ -7,7 +7,7 @@ from lesion_d2.tools.visualize.__main__ import main
 from lesion_d2.tools.visualize.dataset import mask_source
 from lesion_d2.tools.visualize.negatives import MinedImage, pick_mined
 from lesion_d2.tools.visualize.predictions import pick_outcomes, threshold_at_fps
-from lesion_d2.tools.visualize.results import read_results
+from lesion_d2.tools.visualize.results import HARD_NEGATIVE, read_results
 from lesion_d2.visualization import (
     FALSE_POSITIVE_COLOR,
     REFERENCE_COLOR,
@@ -298,6 +298,20 @@ def test_hard_negatives_on_hidden_lesions_are_counted(records, tmp_path, capsys)
     assert "found a hidden share of 1.5, expected one in [0, 1)" in capsys.readouterr().err
 
 
+def test_hard_negatives_of_a_model_without_masks(records, tmp_path, capsys):
+    boxes = {"none": (2, 2, 14, 14), "two": (30, 2, 42, 14)}
+    entries = [negative(name, box, 0.8) for name, box in boxes.items()]
+    for entry, box_iou in zip(entries, (0.0, 0.25), strict=True):
+        del entry["segmentation"], entry["mask_iou"]
+        entry["box_iou"] = box_iou
+    path = write_negatives(tmp_path, entries)
+    read = read_results(path, records, NAME, required=HARD_NEGATIVE)
+    assert read["two"].lesion_ious.tolist() == [0.25] and not read["two"].has("pred_masks_rle")
+    assert run_negatives(path, "--masks", "none") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 hard negatives on 2 of 3 images" and len(lines) == 4
+
+
 @pytest.mark.parametrize("masks", ["ellipse", "none"])
 def test_masks_of_negatives_and_lesions_lie_where_they_are(records, tmp_path, masks):
     path = write_negatives(tmp_path, [negative("one", (30, 40, 50, 54), 0.9, margin=4)])
@@ -343,6 +357,7 @@ NEGATIVE = negative("one", (1, 1, 9, 9), 0.5)
         ([NEGATIVE, {k: NEGATIVE[k] for k in ("image_id", "bbox", "score")}], "no 'segmentation'"),
         ([{k: v for k, v in NEGATIVE.items() if k != "mask_iou"}], "entry 0 has no 'mask_iou'"),
         ([{**NEGATIVE, "mask_iou": None}], "entry 0 has mask_iou None, expected a number"),
+        ([{**NEGATIVE, "box_iou": "no"}], "entry 0 has box_iou 'no', expected a number"),
         ([{**NEGATIVE, "image_id": "else"}], "entry 0 is of image 'else', which data set"),
         (
             [{**NEGATIVE, "segmentation": {"size": [9, 9], "counts": "1"}}],

@@ -1,6 +1,10 @@
+from .densenet import DenseNet, build_densenet_backbone
+from .fused_fpn import FusedImages, build_fused_fpn_backbone
 from .slice_images import (
     ALL_IMAGES,
+    ImageStack,
     SliceImages,
+    batch_images,
     build_slice_images_backbone,
     count_images,
     reuse_features,
@@ -11,10 +15,16 @@ from .vgg import VGG, build_vgg_backbone, build_vgg_fpn_backbone, build_vgg_unet
 __all__ = [
     "ALL_IMAGES",
     "VGG",
+    "DenseNet",
+    "FusedImages",
+    "ImageStack",
     "LastLevelP6",
     "ResNetWithStem",
     "SliceImages",
     "UNetFPN",
+    "batch_images",
+    "build_densenet_backbone",
+    "build_fused_fpn_backbone",
     "build_resnet_unet_fpn_backbone",
     "build_slice_images_backbone",
     "build_vgg_backbone",

@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import fvcore.nn.weight_init as weight_init
@@ -197,13 +198,14 @@ def build_top_block(cfg, bottom_up: Backbone) -> nn.Module | None:
     """Build what computes P6 and P7, as far as MODEL.RETINANET.IN_FEATURES asks for them.
 
     Lin et al.: P3-P7; Zlocha et al.: P2-P6; Jaeger et al.: P2-P5. Both come from the coarsest of
-    MODEL.FPN.IN_FEATURES.
+    MODEL.FPN.IN_FEATURES; where that is C4, of stride 16, they are P5 and P6.
     """
     levels, last = cfg.MODEL.RETINANET.IN_FEATURES, cfg.MODEL.FPN.IN_FEATURES[-1]
-    channels = bottom_up.output_shape()[last].channels, cfg.MODEL.FPN.OUT_CHANNELS
-    if "p7" in levels:
+    shape = bottom_up.output_shape()[last]
+    channels, stage = (shape.channels, cfg.MODEL.FPN.OUT_CHANNELS), int(math.log2(shape.stride))
+    if f"p{stage + 2}" in levels:
         return LastLevelP6P7(*channels, last)
-    return LastLevelP6(*channels, last) if "p6" in levels else None
+    return LastLevelP6(*channels, last) if f"p{stage + 1}" in levels else None
 
 
 def build_unet_fpn(cfg, input_shape: ShapeSpec, bottom_up: Backbone) -> UNetFPN:

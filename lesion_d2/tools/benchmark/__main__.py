@@ -4,9 +4,9 @@ python -m lesion_d2.tools.benchmark [--only PART ...] [--threads N]
 
 Writes small phantom data sets into a temporary folder, measures, and prints one table. Times are
 the minimum over repeats where nothing else is said; ratios of models are the median over pairs of
-calls that follow each other. What runs on one core (slices, masks, FROC, CSV, clustering) is
-counted in processor time, which other programs on the machine disturb least. Exits with 1 where a
-limit is exceeded.
+calls that follow each other. What runs on one core (slices, masks, FROC, CSV, clustering,
+linking) is counted in processor time, which other programs on the machine disturb least. Exits
+with 1 where a limit is exceeded.
 """
 
 import argparse
@@ -27,9 +27,11 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from .anchors import measure_anchors
+from .bai import measure_bai
 from .clustering import measure_clustering
 from .data import measure_csv, measure_masks, measure_slices
 from .froc import measure_froc
+from .linking import measure_linking
 from .memory import ignore_meshgrid_warning
 from .models import measure_retina_unet, measure_zlocha
 from .tao import measure_tao
@@ -43,10 +45,12 @@ PARTS = (
     "csv",
     "anchors",
     "clustering",
+    "linking",
     "model",
     "zlocha",
     "uldor",
     "tao",
+    "bai",
 )
 
 
@@ -64,11 +68,14 @@ def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
         yield from measure_anchors()
     if "clustering" in parts:
         yield from measure_clustering()
+    if "linking" in parts:
+        yield from measure_linking()
     models = {
         "model": measure_retina_unet,
         "zlocha": measure_zlocha,
         "uldor": partial(measure_uldor, folder=folder),
         "tao": partial(measure_tao, folder=folder),
+        "bai": measure_bai,
     }
     for part, measure_model in models.items():
         if part in parts:

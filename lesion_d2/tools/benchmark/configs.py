@@ -18,6 +18,8 @@ TAO_CONFIG = CONFIGS / "tao" / "rfcn.yaml"
 TAO_STACK_CONFIG = CONFIGS / "tao" / "3dce_9.yaml"
 TAO_ATTENTION_CONFIG = CONFIGS / "tao" / "3dce_9_cs.yaml"
 TAO_VOLUMES_CONFIG = CONFIGS / "tao" / "3dce_15_cs_phantom.yaml"
+BAI_CPU_CONFIG = CONFIGS / "bai" / "add_phantom.yaml"
+BAI_GPU_CONFIG = CONFIGS / "bai" / "add.yaml"
 
 
 def load_config(file: Path, device: str) -> CfgNode:

@@ -102,7 +102,7 @@ def _compare_evaluations(device: str, folder: Path) -> list[Row]:
     with registered(root, register_volumes, "test") as name:
         cfg.DATASETS.TEST = (name,)
         plain = cfg.clone()
-        plain.MODEL.RFCN_3DCE.NUM_REUSED = 0
+        plain.MODEL.SLICE_IMAGES.NUM_REUSED = 0
         # What is read once a run is kept from now on, and kernels are chosen.
         [last] = deque(build_lesion_test_loader(cfg, name), maxlen=1)
         infer(model, last)

@@ -5,6 +5,8 @@ python -m lesion_d2.tools.visualize predictions --dataset phantom_test \\
     --results OUTPUT_DIR/inference/phantom_test/coco_instances_results.json
 python -m lesion_d2.tools.visualize negatives --dataset phantom_train \\
     --results OUTPUT_DIR/inference/phantom_train/hard_negatives.json
+python -m lesion_d2.tools.visualize mined \\
+    --config-file configs/bai/add_phantom.yaml --weights OUTPUT_DIR/model_final.pth
 python -m lesion_d2.tools.visualize attention --dataset phantom_test \\
     --config-file configs/zlocha/attention_phantom.yaml --weights OUTPUT_DIR/model_best.pth
 python -m lesion_d2.tools.visualize attention --dataset phantom_columns_test \\
@@ -16,8 +18,12 @@ green and false positives red. ``best`` and ``worst`` images are ranked by
 IoU x score of a detection, divided by one plus its false positives above the score threshold.
 
 Hard negatives are red, with their masks and two numbers: the score and the highest mask IoU with a
-lesion (S1/S2 in Fig. 3 of Tang et al.). Lesions are green there, and dashed where they were hidden
-from the training.
+lesion (S1/S2 in Fig. 3 of Tang et al.; of a model without masks the highest IoU of boxes). Lesions
+are green there, and those that were hidden from the training yellow and dashed.
+
+Mined lesions (Fig. 3 of Bai et al.) are blue, with their scores: detections of the weights on the
+training images from MODEL.MEAN_TEACHER.SCORE_THRESH on that are none of the annotated lesions, as a
+teacher mines them. Those are green, and hidden ones (DATASETS.HIDDEN_SHARE) yellow and dashed.
 
 Attention is that of the model. Gates (Zlocha et al.) are drawn over the slice, a heat map for each
 level with one, and beside it the segmentation. The colors of a level span its values in all images
@@ -42,6 +48,8 @@ from lesion_d2.tools.arguments import positive
 
 from .attention import draw_attention
 from .dataset import draw_dataset
+from .mined import PICKS as MINED_PICKS
+from .mined import draw_mined
 from .negatives import PICKS as NEGATIVE_PICKS
 from .negatives import draw_negatives
 from .predictions import PICKS, draw_predictions
@@ -51,10 +59,13 @@ def get_parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
     parser = argparse.ArgumentParser(prog="lesion_d2.tools.visualize", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    jobs = parser.add_subparsers(required=True, metavar="dataset|predictions|negatives|attention")
+    jobs = parser.add_subparsers(
+        required=True, metavar="dataset|predictions|negatives|mined|attention"
+    )
     _add_dataset(jobs.add_parser("dataset", help="lesions, RECIST diameters, masks of a data set"))
     _add_predictions(jobs.add_parser("predictions", help="what a run found and what it missed"))
     _add_negatives(jobs.add_parser("negatives", help="hard negatives that a training mined"))
+    _add_mined(jobs.add_parser("mined", help="lesions that a teacher mines in training images"))
     _add_attention(jobs.add_parser("attention", help="where a model's attention lies"))
     return parser
 
@@ -104,6 +115,24 @@ def _add_negatives(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_mined(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(job=draw_mined)
+    _add_common(parser, num=12, num_help="number of images", dataset="the first of DATASETS.TRAIN")
+    parser.add_argument("--config-file", required=True, help="of the training")
+    parser.add_argument("--weights", help="a checkpoint of its model (MODEL.WEIGHTS)")
+    parser.add_argument("--output", help="folder to write to (OUTPUT_DIR/mined/<data set>)")
+    parser.add_argument(
+        "--pick",
+        choices=MINED_PICKS,
+        default=MINED_PICKS[0],
+        help="any images with mined lesions, or those with the most of all images (random)",
+    )
+    parser.add_argument(
+        "--score-threshold", type=float, help="tau (MODEL.MEAN_TEACHER.SCORE_THRESH)"
+    )
+    _add_opts(parser)
+
+
 def _add_attention(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(job=draw_attention)
     _add_common(parser, num=4, num_help="number of images")
@@ -123,13 +152,22 @@ def _add_attention(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="show attention to slices of this channel, from 0 (the mean over all)",
     )
+    _add_opts(parser)
+
+
+def _add_opts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config"
     )
 
 
-def _add_common(parser: argparse.ArgumentParser, *, num: int, num_help: str) -> None:
-    parser.add_argument("--dataset", required=True, help="a registered data set: phantom_test")
+def _add_common(
+    parser: argparse.ArgumentParser, *, num: int, num_help: str, dataset: str = ""
+) -> None:
+    """Add what all jobs have; ``dataset`` says in words which one is drawn where none is given."""
+    known = "a registered data set: phantom_test"
+    text = f"{known} ({dataset})" if dataset else known
+    parser.add_argument("--dataset", required=not dataset, help=text)
     parser.add_argument(
         "--allow-missing", action="store_true", help="leave out images whose file is missing"
     )

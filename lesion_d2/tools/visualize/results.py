@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 DETECTION = ("image_id", "bbox", "score")
 HARD_NEGATIVE = (*DETECTION, "segmentation", "mask_iou")
+_IOUS = ("mask_iou", "box_iou")
 
 
 def read_results(
@@ -22,11 +23,13 @@ def read_results(
             training: boxes XYWH in pixels.
         records: the data set's dicts.
         dataset: its name, for messages.
-        required: what every entry must have, :data:`DETECTION` or :data:`HARD_NEGATIVE`.
+        required: what every entry must have, :data:`DETECTION` or :data:`HARD_NEGATIVE` (of which
+            one with ``box_iou`` needs no mask).
 
     Returns:
         ``Instances`` by image id, one for every image of the data set, perhaps empty: pred_boxes
-        (XYXY), scores, pred_classes and, where the file has them, pred_masks_rle and mask_ious.
+        (XYXY), scores, pred_classes and, where the file has them, pred_masks_rle and lesion_ious
+        (``mask_iou`` or, of a model without masks, ``box_iou``).
 
     Raises:
         FileNotFoundError: no such file.
@@ -67,7 +70,8 @@ def _read_entries(path: str) -> list:
 def _entry_problem(entry, required: Sequence[str]) -> str:
     if not isinstance(entry, dict):
         return f"is {entry!r}, expected a detection"
-    for key in required:
+    # A hard negative of a model without masks has the IoU of boxes in place of both.
+    for key in DETECTION if "box_iou" in entry else required:
         if key not in entry:
             return f"has no {key!r}"
     box = entry["bbox"] if isinstance(entry["bbox"], list) else []
@@ -76,8 +80,9 @@ def _entry_problem(entry, required: Sequence[str]) -> str:
             f"has bbox {entry['bbox']!r} and score {entry['score']!r}, expected x, y, width, "
             "height and a number"
         )
-    if not _is_number(entry.get("mask_iou", 0.0)):
-        return f"has mask_iou {entry['mask_iou']!r}, expected a number"
+    for key in _IOUS:
+        if not _is_number(entry.get(key, 0.0)):
+            return f"has {key} {entry[key]!r}, expected a number"
     return ""
 
 
@@ -105,6 +110,7 @@ def _instances(entries: list[dict], image_size: tuple[int, int]) -> Instances:
     instances.pred_classes = torch.tensor([e.get("category_id", 0) for e in entries]).long()
     if entries and all("segmentation" in e for e in entries):
         instances.pred_masks_rle = [e["segmentation"] for e in entries]
-    if entries and all("mask_iou" in e for e in entries):
-        instances.mask_ious = torch.tensor([e["mask_iou"] for e in entries], dtype=torch.float32)
+    ious = [e[key] for e in entries for key in _IOUS if key in e]
+    if entries and len(ious) == len(entries):
+        instances.lesion_ious = torch.tensor(ious, dtype=torch.float32)
     return instances

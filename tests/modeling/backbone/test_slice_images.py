@@ -78,7 +78,7 @@ def test_gradients_reach_every_parameter():
 
 
 def test_another_backbone():
-    cfg = _config("MODEL.RFCN_3DCE.BACKBONE", "build_resnet_backbone")
+    cfg = _config("MODEL.SLICE_IMAGES.BACKBONE", "build_resnet_backbone")
     cfg.merge_from_list(["MODEL.RESNETS.OUT_FEATURES", ["res3"], "MODEL.RPN.IN_FEATURES", ["res3"]])
     backbone = build_slice_images_backbone(cfg, ShapeSpec(channels=9))
     with torch.no_grad():
@@ -108,8 +108,10 @@ def test_unknown_features_are_refused(names):
 
 def test_a_backbone_in_itself_and_an_even_number_of_images_are_refused():
     name = "build_slice_images_backbone"
-    cfg = _config("MODEL.RFCN_3DCE.BACKBONE", name, "MODEL.BACKBONE.NAME", name)
-    with pytest.raises(ValueError, match=r"RFCN_3DCE\.BACKBONE: found .*, expected a backbone for"):
+    cfg = _config("MODEL.SLICE_IMAGES.BACKBONE", name, "MODEL.BACKBONE.NAME", name)
+    with pytest.raises(
+        ValueError, match=r"SLICE_IMAGES\.BACKBONE: found .*, expected a backbone for"
+    ):
         build_slice_images_backbone(cfg, ShapeSpec(channels=3))
     with pytest.raises(ValueError, match="found 6 values"):
         SliceImages(VGG(16, width=8), "c5", 2)

@@ -1,0 +1,50 @@
+"""Write the annotations of DeepLesion's sub-volumes, a pickle as published, as JSON.
+
+python datasets/convert_annotations.py volumes_train.pkl volumes_train.json
+python datasets/convert_annotations.py boxes_3d.pkl volumes_val.json --split val
+
+Nothing that the pickle may carry is run, and the JSON is complete or absent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lesion_d2.data.annotation_files import SLICE_NUMBERS, read_annotations, write_annotations
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Options of the command."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("input", type=Path, help="the pickle, .pkl")
+    parser.add_argument("output", type=Path, help="the JSON to write, .json")
+    parser.add_argument("--split", help="the part to take of a pickle that has several")
+    parser.add_argument(
+        "--slice-numbers",
+        choices=SLICE_NUMBERS,
+        default="disk",
+        help="in the pickle: as on disk, or from a volume's first slice on, which is 0; the JSON "
+        "has those on disk",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Convert one file; returns the exit status."""
+    args = parse_args(argv)
+    try:
+        if args.output.suffix != ".json":
+            raise ValueError(f"{args.output}: found another ending, expected .json")
+        volumes = read_annotations(args.input, args.split, slice_numbers=args.slice_numbers)
+        write_annotations(args.output, volumes)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"Wrote {sum(map(len, volumes.values()))} lesions of {len(volumes)} volumes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

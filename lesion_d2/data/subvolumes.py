@@ -1,0 +1,293 @@
+"""Fully annotated sub-volumes of DeepLesion in Detectron2's catalog: one dict a slice."""
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from .annotation_files import VolumeLesion, read_annotations
+from .borders import slice_files
+from .ct import slice_size
+from .deeplesion import lesion_classes, resolve_root
+from .nifti import is_nifti, nifti_geometry
+from .volume_names import VolumeName, raise_problems
+
+logger = logging.getLogger(__name__)
+
+_SPLITS = ("train", "val", "test")
+_COLUMNS = {"Spacing_mm_px_": 3, "DICOM_windows": 2}
+# DeepLesion's most frequent window, for pictures of volumes that DL_info.csv says nothing about.
+_WINDOW = (-175.0, 275.0)
+# Boxes may reach past the image's border by the margin around the lesion, as DeepLesion's do.
+_MAX_OVERHANG = 10.0
+
+
+class _Series(NamedTuple):
+    spacing: tuple[float, float, float]  # x, y, z in mm
+    window: tuple[float, float]  # HU
+
+
+class _Volume(NamedTuple):
+    files: Mapping[int, str]  # slice number -> path, first to last
+    size: tuple[int, int]  # height, width
+    series: _Series
+
+
+def load_subvolumes(
+    root: str | os.PathLike,
+    annotation_file: str | os.PathLike,
+    split: str | None = None,
+    *,
+    slice_numbers: str = "disk",
+) -> list[dict]:
+    """Read sub-volumes into Detectron2's dicts, one for every slice of every volume.
+
+    A volume's slices are those from the first to the last of its name. They lie in the first of
+    these that there is: the folders ``Images_png/<volume>`` and
+    ``Images_png/<patient>_<study>_<series>``, and ``Images_nifti/<volume>.nii.gz`` or ``.nii``.
+    Spacing comes from the NIfTI file's header, or from the first row of the series in
+    ``DL_info.csv``; so does ``window``, which is (-175, 275) HU for a NIfTI file without a row.
+
+    A dict has what one of :func:`load_deeplesion` has, ``slice_index`` being this slice's,
+    ``slice_range`` the volume's and ``image_id`` ``<volume>_<slice>``; and ``volume``, its name,
+    and ``volume_boxes``, XYXY in pixels of all its lesions, the same list in all its dicts. An
+    annotation has ``bbox`` (cut to the image), ``bbox_mode``, ``category_id`` 0, ``lesion``, its
+    number in the volume from 1 on, and, on the slice that it was drawn on, ``is_key`` True. A
+    lesion with a box in 3-D has the same box on all its slices, and no ``is_key``.
+
+    Args:
+        root: the folder of ``DL_info.csv``, ``Images_png`` and ``Images_nifti``; the NIfTI files
+            need no other.
+        annotation_file, split, slice_numbers: see :func:`read_annotations`.
+
+    Returns:
+        In the order of the file's volumes, then of slices.
+
+    Raises:
+        FileNotFoundError: the annotation file, or the ``DL_info.csv`` that is needed, is missing.
+        ValueError: the annotations are bad, see :func:`read_annotations`; a volume or one of its
+            slices is not there, a box lies outside of the image, a NIfTI file is bad, or
+            ``DL_info.csv`` is not readable or has no good row of a series. All bad volumes are told
+            of.
+    """
+    root = Path(root)
+    lesions = read_annotations(annotation_file, split, slice_numbers=slice_numbers)
+    problems: list[str] = []
+    files = _find_slices(root, lesions, problems)
+    raise_problems(annotation_file, problems)
+    series = _read_series(root / "DL_info.csv", files)
+    dicts = []
+    for name, volume_lesions in lesions.items():
+        try:
+            volume = _open_volume(files[name], series.get(name.series))
+            dicts.extend(_volume_dicts(name, volume, volume_lesions))
+        except ValueError as error:
+            problems.append(f"volume {name}: {error}")
+    raise_problems(annotation_file, problems)
+    logger.info(
+        f"{annotation_file}: {sum(map(len, lesions.values()))} lesions in {len(lesions)} volumes "
+        f"of {len(dicts)} slices"
+    )
+    return dicts
+
+
+def register_subvolumes(
+    name: str,
+    root: str,
+    annotation_file: str | None = None,
+    split: str | None = None,
+    *,
+    slice_numbers: str = "disk",
+) -> None:
+    """Register sub-volumes with Detectron2; read when first asked for.
+
+    Args:
+        name: its name in ``DatasetCatalog``.
+        root, split, slice_numbers: see :func:`load_subvolumes`; ``$DETECTRON2_DATASETS`` in the
+            root stands for that environment variable at the time of reading, or "datasets".
+        annotation_file: likewise; None for ``volumes_<split>.json`` in the root or, where there is
+            none, ``volumes_<split>.pkl``.
+
+    Raises:
+        AssertionError: the name is registered already (Detectron2's own check).
+    """
+    load = partial(_load_registered, root, annotation_file, split, slice_numbers)
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(**lesion_classes(False), evaluator_type="lesion_volume")
+
+
+def _load_registered(
+    root: str, annotation_file: str | None, split: str | None, slice_numbers: str
+) -> list[dict]:
+    root = Path(resolve_root(root))
+    if annotation_file is not None:
+        file = Path(resolve_root(annotation_file))
+    else:
+        candidates = [root / f"volumes_{split}{ending}" for ending in (".json", ".pkl")]
+        file = next(filter(Path.is_file, candidates), None)
+        if file is None:
+            raise FileNotFoundError(f"{candidates[0]}: no such annotation file, nor one in .pkl")
+    return load_subvolumes(root, file, split, slice_numbers=slice_numbers)
+
+
+def _register_builtin() -> None:
+    for split in _SPLITS:
+        name = f"deeplesion_volumes_{split}"
+        if name not in DatasetCatalog:  # there already where this module is imported again
+            register_subvolumes(name, "$DETECTRON2_DATASETS/DeepLesion", split=split)
+
+
+def _find_slices(
+    root: Path, names: Iterable[VolumeName], problems: list[str]
+) -> dict[VolumeName, dict[int, str]]:
+    """Slice number -> path, of every volume that is whole."""
+    found: dict[VolumeName, dict[int, str]] = {}
+    listed: dict[Path, dict[int, str]] = {}
+    for name in names:
+        folder = _find_folder(root, name)
+        if folder is None:
+            problems.append(
+                f"volume {name}: found no folder Images_png/{name} or Images_png/{name.series}, "
+                f"nor Images_nifti/{name}.nii.gz, expected one of them in {root}"
+            )
+            continue
+        if folder not in listed:
+            listed[folder] = slice_files(folder)
+        numbers = range(name.first, name.last + 1)
+        missing = [n for n in numbers if n not in listed[folder]]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            problems.append(
+                f"volume {name}: found no slice {missing[0]}{more} in {folder}, expected all from "
+                f"{name.first} to {name.last}"
+            )
+            continue
+        found[name] = {n: listed[folder][n] for n in numbers}
+    return found
+
+
+def _find_folder(root: Path, name: VolumeName) -> Path | None:
+    """The folder or NIfTI file of a volume's slices."""
+    for folder in (root / "Images_png" / name.text, root / "Images_png" / name.series):
+        if folder.is_dir():
+            return folder
+    files = [root / "Images_nifti" / f"{name}{ending}" for ending in (".nii.gz", ".nii")]
+    return next(filter(Path.is_file, files), None)
+
+
+def _read_series(
+    csv_file: Path, volumes: Mapping[VolumeName, Mapping[int, str]]
+) -> dict[str, _Series]:
+    """Spacing and window by series, of those that ``DL_info.csv`` has; needed for PNG files."""
+    needed = {n.series for n, files in volumes.items() if not is_nifti(_folder(files))}
+    if not needed and not csv_file.is_file():
+        return {}
+    try:
+        columns = ["File_name", *_COLUMNS]
+        table = pd.read_csv(csv_file, usecols=columns, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{csv_file}: no such file of the series' spacing") from None
+    except ValueError as error:  # pandas' own errors are such ones
+        raise ValueError(f"{csv_file}: found no readable CSV ({str(error).strip()})") from None
+    table["series"] = table["File_name"].str.rsplit("_", n=1).str[0]
+    table["row"] = table.index + 2  # the header is line 1
+    wanted = {name.series for name in volumes}
+    rows = table[table["series"].isin(wanted)].drop_duplicates("series")
+    problems = [f"found no row of series {name}" for name in sorted(needed - set(rows["series"]))]
+    found = {}
+    for row in rows.to_dict("records"):
+        try:
+            found[row["series"]] = _Series(*(_numbers(row, name) for name in _COLUMNS))
+        except ValueError as error:
+            problems.append(str(error))
+    raise_problems(csv_file, problems)
+    return found
+
+
+def _numbers(row: Mapping, column: str) -> tuple[float, ...]:
+    """The numbers of a cell: a positive spacing, or a window of low < high."""
+    try:
+        numbers = tuple(map(float, row[column].split(",")))
+    except ValueError:
+        numbers = ()
+    good = len(numbers) == _COLUMNS[column] and bool(np.isfinite(numbers).all())
+    if column == "DICOM_windows":
+        good = good and numbers[0] < numbers[1]
+    else:
+        good = good and min(numbers) > 0
+    if not good:
+        raise ValueError(
+            f"row {row['row']}, column {column}: found {row[column]!r}, expected "
+            f"{_COLUMNS[column]} numbers that make sense"
+        )
+    return numbers
+
+
+def _folder(files: Mapping[int, str]) -> str:
+    return os.path.dirname(next(iter(files.values())))
+
+
+def _open_volume(files: Mapping[int, str], series: _Series | None) -> _Volume:
+    folder = _folder(files)
+    if not is_nifti(folder):
+        return _Volume(files, slice_size(next(iter(files.values()))), series)
+    size, spacing = nifti_geometry(folder)
+    return _Volume(files, size, _Series(spacing, _WINDOW if series is None else series.window))
+
+
+def _volume_dicts(name: VolumeName, volume: _Volume, lesions: Iterable[VolumeLesion]) -> list[dict]:
+    height, width = volume.size
+    boxes = [_cut(lesion, height, width) for lesion in lesions]
+    dicts = {
+        number: {
+            "file_name": file,
+            "image_id": f"{name}_{Path(file).stem}",
+            "height": height,
+            "width": width,
+            "spacing": volume.series.spacing,
+            "slice_range": (name.first, name.last),
+            "slice_index": number,
+            "patient": name.patient,
+            "study": name.study,
+            "series": name.series_number,
+            "window": volume.series.window,
+            "volume": name.text,
+            "volume_boxes": boxes,
+            "annotations": [],
+        }
+        for number, file in volume.files.items()
+    }
+    for number, (lesion, box) in enumerate(zip(lesions, boxes, strict=True), start=1):
+        for index in range(lesion.first, lesion.last + 1):
+            annotation = {
+                "bbox": list(box),
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": 0,
+                "lesion": number,
+            }
+            if index == lesion.key_slice:
+                annotation["is_key"] = True
+            dicts[index]["annotations"].append(annotation)
+    return list(dicts.values())
+
+
+def _cut(lesion: VolumeLesion, height: int, width: int) -> list[float]:
+    """A lesion's box, cut to the image."""
+    box = np.clip(lesion.box, 0, [width, height] * 2)
+    too_far = np.abs(box - lesion.box).max() > _MAX_OVERHANG
+    if too_far or (box[2:] <= box[:2]).any():
+        raise ValueError(
+            f"found the box {list(lesion.box)}, expected one inside of its {width} x {height} "
+            "pixels"
+        )
+    return box.tolist()
+
+
+_register_builtin()

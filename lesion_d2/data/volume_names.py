@@ -1,0 +1,57 @@
+"""Names of sub-volumes of DeepLesion: ``<patient>_<study>_<series>_<first>-<last>``."""
+
+import re
+from typing import NamedTuple
+
+_NAME = re.compile(r"(\d+)_(\d+)_(\d+)_(\d+)-(\d+)(?:\.nii|\.nii\.gz)?")
+_MAX_SHOWN = 20
+
+
+class VolumeName(NamedTuple):
+    """A range of slices of a series; ``str`` of it is the name, with the digits as written."""
+
+    text: str
+    series: str  # <patient>_<study>_<series>
+    patient: int
+    study: int
+    series_number: int
+    first: int  # slice numbers as on disk, both included
+    last: int
+
+    @classmethod
+    def parse(cls, text: str) -> "VolumeName":
+        """Read a name; a NIfTI file's ending is left out.
+
+        Raises:
+            ValueError: it is no such name, or its first slice comes after its last.
+        """
+        match = _NAME.fullmatch(text) if isinstance(text, str) else None
+        if match is None or int(match[4]) > int(match[5]):
+            raise ValueError(
+                f"found the volume {text!r}, expected <patient>_<study>_<series>_<first>-<last> "
+                "with first <= last"
+            )
+        series = "_".join(match.group(1, 2, 3))
+        numbers = map(int, match.groups())
+        return cls(f"{series}_{match[4]}-{match[5]}", series, *numbers)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def raise_problems(source: object, problems: list[str]) -> None:
+    """Raise one ValueError with all that is wrong in a file or folder, if anything is.
+
+    Args:
+        source: what begins the message.
+        problems: one line each; the first 20 are shown.
+
+    Raises:
+        ValueError: there is a problem.
+    """
+    if len(problems) == 1:
+        raise ValueError(f"{source}: {problems[0]}")
+    if problems:
+        shown = f", the first {_MAX_SHOWN}" if len(problems) > _MAX_SHOWN else ""
+        lines = "".join(f"\n  {text}" for text in problems[:_MAX_SHOWN])
+        raise ValueError(f"{source}: {len(problems)} problems{shown}{lines}")

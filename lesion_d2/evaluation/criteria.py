@@ -1,0 +1,100 @@
+"""When a detection in 3-D hits a lesion: TEST.VOLUME_CRITERIA."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .matching import OVERLAPS
+
+#: False positives per volume of the table, as in the papers on single slices.
+VOLUME_RATES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """An overlap, see :func:`~lesion_d2.evaluation.matching.paired_overlaps`, and its threshold."""
+
+    overlap: str  # iou | iobb | p3d
+    threshold: float  # in (0, 1]; reaching it is enough
+
+    @classmethod
+    def parse(cls, text: str) -> "Criterion":
+        """Read ``overlap@threshold``, such as "iobb@0.3".
+
+        Raises:
+            ValueError: an unknown overlap, or a threshold out of range.
+        """
+        overlap, _, number = text.partition("@")
+        try:
+            threshold = float(number)
+        except ValueError:
+            threshold = 0.0
+        if overlap not in OVERLAPS or not 0 < threshold <= 1:
+            raise ValueError(
+                f"found {text!r}, expected overlap@threshold with one of {', '.join(OVERLAPS)} and "
+                "a threshold above 0, to 1"
+            )
+        return cls(overlap, threshold)
+
+    def __str__(self) -> str:
+        return f"{self.overlap}@{self.threshold:g}"
+
+    @property
+    def needs_key_slices(self) -> bool:
+        """Whether lesions count by their boxes on their key slices."""
+        return self.overlap == "p3d"
+
+    @property
+    def ap_name(self) -> str:
+        """Of the average precision: AP10 at an IoU of 0.1 (Jaeger et al., section 4.3), or AP."""
+        return "AP10" if (self.overlap, self.threshold) == ("iou", 0.1) else "AP"
+
+
+def parse_criteria(texts: Sequence[str]) -> dict[str, Criterion]:
+    """Read TEST.VOLUME_CRITERIA.
+
+    Returns:
+        Name of the results -> criterion: "volume" for the first one, "volume_<overlap>" for others.
+
+    Raises:
+        ValueError: none at all, one that is bad, or two after the first with the same overlap.
+    """
+    if not texts:
+        raise ValueError("found no criterion, expected at least one")
+    first, *others = map(Criterion.parse, texts)
+    criteria = {"volume": first}
+    for criterion in others:
+        task = f"volume_{criterion.overlap}"
+        if task in criteria:
+            raise ValueError(
+                f"found {criteria[task]} and {criterion} after the first, expected each overlap "
+                "once there"
+            )
+        criteria[task] = criterion
+    return criteria
+
+
+def volume_metrics_of(
+    criteria: Sequence[str], rates: Iterable[float], class_names: Sequence[str]
+) -> list[str]:
+    """All that a :class:`~lesion_d2.evaluation.VolumeEvaluator` reports, as "task/metric".
+
+    Args:
+        criteria: TEST.VOLUME_CRITERIA.
+        rates: TEST.VOLUME_FROC_RATES.
+        class_names: of the data set.
+
+    Raises:
+        ValueError: see :func:`parse_criteria`.
+    """
+    suffixes = ["", *(f"-{name}" for name in class_names)] if len(class_names) > 1 else [""]
+    froc = sensitivity_names(rates)
+    names = []
+    for task, criterion in parse_criteria(criteria).items():
+        names += [f"{task}/{criterion.ap_name}{suffix}" for suffix in suffixes]
+        names += [f"{task}/{name}" for name in froc]
+    return names + [f"volume/patient_AP{suffix}" for suffix in suffixes]
+
+
+def sensitivity_names(rates: Iterable[float]) -> list[str]:
+    """``sens@0.5`` and alike, and ``mean_sens``, their mean."""
+    return [*(f"sens@{rate:g}" for rate in rates), "mean_sens"]

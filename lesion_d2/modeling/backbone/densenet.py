@@ -1,0 +1,109 @@
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+from torchvision.models import densenet
+
+# Layers of each dense block (Huang et al., 2017, Table 1).
+_LAYERS = {121: (6, 12, 24, 16), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32)}
+_NUM_BLOCKS = 4
+_STEM = ("conv0", "norm0", "relu0", "pool0")
+
+
+class DenseNet(Backbone):
+    """torchvision's DenseNet-121, -169 or -201, truncated, with features ``c2`` to ``c5``.
+
+    A feature is the output of a dense block, before the normalization and the pooling of the
+    transition that follows: ``c2`` of the first block has stride 4, ``c5`` of the fourth 32.
+    torchvision's last normalization and its classifier are left out. The parameters are named as
+    torchvision's: ``features.denseblock1.denselayer1.conv1.weight``.
+
+    The batch normalization trains and normalizes by the batch's statistics, as torchvision's; that
+    of frozen stages keeps its weights and running statistics.
+
+    Args:
+        depth: 121, 169 or 201.
+        in_channels: C, the channels of the images.
+        num_blocks: so many dense blocks, from the first one on; 1 to 4.
+        stem_channels: channels of the first convolution.
+        growth_rate: channels that a layer adds.
+        freeze_at: so many stages are not trained: first the stem, then each dense block with the
+            transition before it.
+
+    Raises:
+        ValueError: another depth or number of blocks, or a width below 1.
+    """
+
+    def __init__(
+        self,
+        depth: int = 121,
+        *,
+        in_channels: int = 3,
+        num_blocks: int = 3,
+        stem_channels: int = 64,
+        growth_rate: int = 32,
+        freeze_at: int = 0,
+    ):
+        super().__init__()
+        _check_options(depth, num_blocks, stem_channels, growth_rate)
+        self.torchvision_name = f"densenet{depth}"
+        layers = _LAYERS[depth][:num_blocks]
+        self.features = densenet.DenseNet(
+            growth_rate, layers, num_init_features=stem_channels, num_classes=1
+        ).features
+        del self.features.norm5
+        if in_channels != self.features.conv0.in_channels:
+            self.features.conv0 = nn.Conv2d(
+                in_channels, stem_channels, kernel_size=7, stride=2, padding=3, bias=False
+            )
+            nn.init.kaiming_normal_(self.features.conv0.weight)  # as torchvision's
+        self._feature_of = {f"denseblock{i}": f"c{i + 1}" for i in range(1, num_blocks + 1)}
+        self._out_features = list(self._feature_of.values())
+        self._out_feature_strides = {name: 2 ** int(name[1:]) for name in self._out_features}
+        self._out_feature_channels, channels = {}, stem_channels
+        for name, num_layers in zip(self._out_features, layers, strict=True):
+            channels += num_layers * growth_rate
+            self._out_feature_channels[name] = channels
+            channels //= 2  # the transition
+        self._freeze(freeze_at)
+
+    def _freeze(self, num_stages: int) -> None:
+        for name, module in self.features.named_children():
+            if num_stages <= 0:
+                return
+            module.requires_grad_(False)
+            setattr(self.features, name, FrozenBatchNorm2d.convert_frozen_batchnorm(module))
+            num_stages -= name == _STEM[-1] or name in self._feature_of
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Map images (N, C, H, W) to ``c2`` (N, D, H/4, W/4) and the further blocks' features."""
+        outputs = {}
+        for name, module in self.features.named_children():
+            x = module(x)
+            if name in self._feature_of:
+                outputs[self._feature_of[name]] = x
+        return outputs
+
+
+def _check_options(depth: int, num_blocks: int, stem_channels: int, growth_rate: int) -> None:
+    if depth not in _LAYERS:
+        raise ValueError(f"MODEL.DENSENET.DEPTH: found {depth}, expected one of {list(_LAYERS)}")
+    if not 1 <= num_blocks <= _NUM_BLOCKS:
+        raise ValueError(
+            f"MODEL.DENSENET.NUM_BLOCKS: found {num_blocks}, expected 1 to {_NUM_BLOCKS}"
+        )
+    for key, value in (("STEM_CHANNELS", stem_channels), ("GROWTH_RATE", growth_rate)):
+        if value < 1:
+            raise ValueError(f"MODEL.DENSENET.{key}: found {value}, expected at least 1")
+
+
+@BACKBONE_REGISTRY.register()
+def build_densenet_backbone(cfg, input_shape: ShapeSpec) -> DenseNet:
+    """Build a DenseNet from MODEL.DENSENET and MODEL.BACKBONE.FREEZE_AT."""
+    return DenseNet(
+        cfg.MODEL.DENSENET.DEPTH,
+        in_channels=input_shape.channels,
+        num_blocks=cfg.MODEL.DENSENET.NUM_BLOCKS,
+        stem_channels=cfg.MODEL.DENSENET.STEM_CHANNELS,
+        growth_rate=cfg.MODEL.DENSENET.GROWTH_RATE,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+    )

@@ -1,0 +1,175 @@
+import copy
+
+import torch
+from detectron2.config import configurable
+from detectron2.structures import Instances
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ..backbone import batch_images
+from ..mining import MiningCounts, ellipse_masks, mine_lesions, view_detections
+
+POLICIES = ("none", "add", "ignore")
+# Of a sample, what the detector needs to bring detections to the slice, and to name it.
+_SLICE_KEYS = ("file_name", "image_id", "height", "width", "crop")
+_IGNORED_CLASS = -1
+
+
+class MeanTeacher(nn.Module):
+    """A detector that learns with missing annotations (Bai et al., 2023), as student and teacher.
+
+    For every batch the teacher looks at the images as they are at inference ("weakly augmented":
+    the paper's teacher sees them without the resize of the student's). What it finds with
+    confidence and nobody annotated, see :func:`mine_lesions`, is brought to the student's images.
+    With ``policy`` "add" it counts there as annotated; with "ignore" it becomes an annotation of
+    class -1, which Detectron2's RetinaNet and ROI heads, our RPN and our segmentation losses leave
+    out; with "none" the teacher does not look. In evaluation this is the teacher.
+
+    The paper does not say which anchors "ignore" leaves out: here those that would be positive for
+    the mined lesion with "add". Masks of mined lesions, where the detector learns masks, are
+    :func:`ellipse_masks`.
+
+    Args:
+        student: any detector with Detectron2's model interface; the teacher is a copy.
+        momentum: share of the teacher that :meth:`update_teacher` keeps.
+        policy: "none", "add" or "ignore".
+        score_threshold, gt_nms_threshold: see :func:`mine_lesions`.
+        box_margin: see :func:`ellipse_masks`.
+
+    Raises:
+        ValueError: the momentum lies outside [0, 1), or the policy is another one.
+
+    Attributes:
+        counts: what was mined.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        momentum: float = 0.999,
+        policy: str = "add",
+        score_threshold: float = 0.9,
+        gt_nms_threshold: float = 0.7,
+        box_margin: float = 5.0,
+    ):
+        super().__init__()
+        if not 0 <= momentum < 1:
+            raise ValueError(
+                f"MODEL.MEAN_TEACHER.MOMENTUM: found {momentum}, expected 0 to below 1"
+            )
+        if policy not in POLICIES:
+            raise ValueError(
+                f"MODEL.MEAN_TEACHER.POLICY: found {policy!r}, expected one of "
+                f"{', '.join(POLICIES)}"
+            )
+        self.student = student
+        self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
+        self.policy = policy
+        self.score_threshold = score_threshold
+        self.gt_nms_threshold = gt_nms_threshold
+        self.box_margin = box_margin
+        self.counts = MiningCounts()
+        self._average = get_ema_multi_avg_fn(momentum)
+
+    @classmethod
+    def from_config(cls, cfg, student: nn.Module) -> dict:
+        options = cfg.MODEL.MEAN_TEACHER
+        return {
+            "student": student,
+            "momentum": options.MOMENTUM,
+            "policy": options.POLICY,
+            "score_threshold": options.SCORE_THRESH,
+            "gt_nms_threshold": options.GT_NMS_THRESH,
+            "box_margin": cfg.MODEL.RETINA_UNET.BOX_MARGIN,
+        }
+
+    def train(self, mode: bool = True) -> "MeanTeacher":
+        """As in torch; the teacher always stays in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """In training the student's losses, in evaluation the teacher's detections.
+
+        Args:
+            batched_inputs: as the detector's. In training, unless the policy is "none", also with
+                ``weak_image``, the image as it is at inference, ``slice_to_image``, the (2, 3)
+                matrix from pixels of the slice to those of ``image``, and optional
+                ``hidden_boxes`` in pixels of ``image``, which are only counted.
+        """
+        if not self.training:
+            return self.teacher(batched_inputs)
+        if self.policy != "none":
+            mined = self.mine(batched_inputs)
+            batched_inputs = list(map(self._with_mined, batched_inputs, mined))
+        return self.student(batched_inputs)
+
+    @torch.no_grad()
+    def mine(self, batched_inputs: list[dict]) -> list[Instances]:
+        """Find the lesions that are not annotated, in pixels of the student's images."""
+        views = [
+            {"image": x["weak_image"], **{k: x[k] for k in _SLICE_KEYS if k in x}}
+            for x in batched_inputs
+        ]
+        mined = []
+        with batch_images(self.teacher):
+            outputs = self.teacher(views)
+        for sample, output in zip(batched_inputs, outputs, strict=True):
+            annotated = sample["instances"]
+            found = mine_lesions(
+                view_detections(
+                    output["instances"], sample["slice_to_image"], annotated.image_size
+                ),
+                annotated.gt_boxes,
+                score_threshold=self.score_threshold,
+                gt_nms_threshold=self.gt_nms_threshold,
+            )
+            self.counts.add(found, sample.get("hidden_boxes"))
+            mined.append(found)
+        return mined
+
+    def _with_mined(self, sample: dict, mined: Instances) -> dict:
+        """A copy of a sample, its instances with the mined lesions after its own."""
+        if len(mined) == 0:
+            return sample
+        annotated = sample["instances"].to(mined.pred_boxes.device)
+        lesions = Instances(mined.image_size)
+        lesions.gt_boxes = mined.pred_boxes
+        lesions.gt_classes = mined.pred_classes
+        if self.policy == "ignore":
+            lesions.gt_classes = torch.full_like(mined.pred_classes, _IGNORED_CLASS)
+        if annotated.has("gt_masks"):
+            lesions.gt_masks = ellipse_masks(
+                mined.pred_boxes.tensor,
+                sample["slice_to_image"],
+                mined.image_size,
+                margin=self.box_margin,
+            )
+        return {**sample, "instances": Instances.cat([annotated, lesions])}
+
+    @torch.no_grad()
+    def update_teacher(self) -> None:
+        """Move the teacher's parameters and buffers towards the student's.
+
+        t = momentum t + (1 - momentum) s; whole numbers, such as counts of batches, are the
+        student's.
+        """
+        teacher, student = (
+            [*module.parameters(), *module.buffers()] for module in (self.teacher, self.student)
+        )
+        averaged = [t.is_floating_point() for t in teacher]
+        self._average(
+            [t for t, is_averaged in zip(teacher, averaged, strict=True) if is_averaged],
+            [s.detach() for s, is_averaged in zip(student, averaged, strict=True) if is_averaged],
+            None,
+        )
+        for t, s, is_averaged in zip(teacher, student, averaged, strict=True):
+            if not is_averaged:
+                t.copy_(s)
+
+    def restart(self) -> None:
+        """Let the student begin with the teacher's weights, which is what was loaded."""
+        self.student.load_state_dict(self.teacher.state_dict())

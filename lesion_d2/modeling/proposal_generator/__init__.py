@@ -1,0 +1,3 @@
+from .rpn import LesionRPN
+
+__all__ = ["LesionRPN"]

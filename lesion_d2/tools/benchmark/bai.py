@@ -1,0 +1,64 @@
+"""The mean teacher of Bai et al. against its student alone."""
+
+from collections.abc import Callable, Iterator
+
+from lesion_d2.modeling import MeanTeacher
+
+import torch
+
+from . import configs
+from .configs import load_config, with_all_proposals
+from .inputs import random_batch
+from .models import WARM_UP, build_for_device, training_step
+from .timing import Row, paired_ratio, time_calls
+
+NUM_MINED = 2  # lesions an image that the teacher finds
+
+
+def measure_bai(device: str, *, repeats: int = 9) -> Iterator[Row]:
+    """A training step of the mean teacher against the plain detector's."""
+    file = configs.BAI_GPU_CONFIG if device == "cuda" else configs.BAI_CPU_CONFIG
+    cfg = with_all_proposals(load_config(file, device))
+    batch = with_weak_views(random_batch(cfg), masks=cfg.MODEL.MASK_ON)
+    teacher, plain = MeanTeacher(cfg, build_for_device(cfg)), build_for_device(cfg)
+    plain.load_state_dict(teacher.student.state_dict())
+    num_mined = let_mine(teacher, batch)
+    steps = [mean_teacher_step(teacher, batch), training_step(plain, batch)]
+    ours, theirs = time_calls(steps, repeats=repeats, warm_up=WARM_UP, device=device)
+    size = " x ".join(map(str, batch[0]["image"].shape))
+    note = f"{len(batch)} images of {size}, {num_mined} lesions mined, {file.stem}"
+    title = f"mean teacher / plain detector, {device}: training step"
+    yield paired_ratio(title, ours, theirs, note, limit=1.5)
+
+
+def with_weak_views(batch: list[dict], *, masks: bool) -> list[dict]:
+    """A batch with what the teacher looks at, the same image; without masks where none are on."""
+    for sample in batch:
+        sample["weak_image"] = sample["image"].clone()
+        sample["slice_to_image"] = torch.eye(2, 3)
+        if not masks:
+            sample["instances"].remove("gt_masks")
+    return batch
+
+
+def let_mine(model: MeanTeacher, batch: list[dict]) -> int:
+    """Set the score from which a teacher mines to that of the best detections; return their number.
+
+    No score of an untrained detector comes near that of the paper.
+    """
+    model.score_threshold = 0.0
+    scores = torch.cat([found.scores for found in model.mine(batch)])
+    model.score_threshold = float(scores.sort(descending=True).values[NUM_MINED * len(batch) - 1])
+    return sum(map(len, model.mine(batch)))
+
+
+def mean_teacher_step(model: MeanTeacher, batch: list[dict]) -> Callable[[], None]:
+    """A function that trains the student by one step of SGD and moves the teacher."""
+    step = training_step(model, batch)
+
+    def step_and_move() -> None:
+        """Mine, forward, backward, update, and average."""
+        step()
+        model.update_teacher()
+
+    return step_and_move

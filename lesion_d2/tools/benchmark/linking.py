@@ -1,0 +1,44 @@
+"""Tracking of boxes along z in a large volume."""
+
+from lesion_d2.inference import merge_slices, track_slices
+
+import numpy as np
+
+from .inputs import random_boxes
+from .timing import Row, time_calls
+
+#: Seconds for 300 slices with 100 boxes each.
+LIMIT = 0.3
+_LENGTH = 10  # slices of a lesion
+
+
+def measure_linking(num_slices: int = 300, per_slice: int = 100) -> list[Row]:
+    """``track_slices`` of lesions over ten slices, and of boxes that have nothing in common."""
+    rng = np.random.default_rng(0)
+    lesions = random_boxes(rng, (-(-num_slices // _LENGTH), per_slice))
+    tracks = np.repeat(lesions, _LENGTH, axis=0)[:num_slices].reshape(-1, 4)
+    tracks = tracks + np.tile(rng.uniform(-2, 2, (len(tracks), 2)), 2)
+    scattered = random_boxes(rng, (len(tracks),))
+    scores = rng.uniform(0, 1, len(tracks))
+    slices = np.repeat(np.arange(num_slices), per_slice)
+
+    def track(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes in 3-D and scores, as the config has it."""
+        return track_slices(boxes, scores, slices, iou_threshold=0.3, max_gap=1)
+
+    calls = [
+        lambda: track(tracks),
+        lambda: track(scattered),
+        lambda: merge_slices(tracks, scores, slices, iou_threshold=0.1),
+    ]
+    times = time_calls(calls, repeats=3)
+    seconds = [min(measured.cpu_seconds) for measured in times]
+    size = f"{num_slices} slices x {per_slice} boxes"
+    note = f"processor time; clock {times[0].min:.2f} s; {size}"
+    return [
+        Row(
+            "linking, tracking", seconds[0], "s", LIMIT, f"{note}; {len(track(tracks)[0])} lesions"
+        ),
+        Row("linking, tracking of boxes at random", seconds[1], "s", LIMIT, size),
+        Row("linking, merging", seconds[2], "s", None, size),
+    ]

@@ -1,0 +1,161 @@
+"""Pictures of the lesions that a teacher mines in training images, as Fig. 3 of Bai et al."""
+
+import argparse
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from lesion_d2.data.deeplesion import load_records, set_hidden_annotations
+from lesion_d2.engine import LesionPredictor, load_config
+from lesion_d2.modeling import mine_lesions, summarize_mining
+from lesion_d2.modeling.mining import HIT_IOU, MiningCounts
+from lesion_d2.visualization import (
+    HIDDEN_LEGEND,
+    MINED_LEGEND,
+    LesionVisualizer,
+    parse_window,
+    truth_boxes,
+)
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from tqdm import tqdm
+
+from .pictures import (
+    check_output,
+    names_of_pictures,
+    pick_records,
+    remove_pictures,
+    write_pictures,
+)
+
+PICKS = ("random", "most")
+
+
+@dataclass
+class TeacherImage:
+    """A training image's Detectron2 dict and the lesions mined there, in pixels of the slice."""
+
+    record: dict
+    mined: Instances
+
+    @property
+    def hidden_boxes(self) -> Boxes | None:
+        """Lesions whose annotations are hidden; None where none of the data set's are."""
+        if "hidden_annotations" not in self.record:
+            return None
+        return Boxes(torch.from_numpy(truth_boxes(self.record, "hidden_annotations")).float())
+
+    def title(self) -> str:
+        """Name of the image, numbers of its mined lesions and of those that are hidden ones."""
+        number = len(self.mined)
+        text = f"{self.record['image_id']}\n{number} mined lesion{'' if number == 1 else 's'}"
+        if self.hidden_boxes is None:
+            return text
+        ious = pairwise_iou(self.mined.pred_boxes, self.hidden_boxes)
+        return f"{text}, {int((ious >= HIT_IOU).any(dim=1).sum())} of them hidden"
+
+
+def draw_mined(args: argparse.Namespace) -> list[str]:
+    """Write pictures of images with mined lesions; return their paths, the contact sheet last."""
+    window = parse_window(args.window)
+    cfg = mining_config(args)
+    dataset = args.dataset or cfg.DATASETS.TRAIN[0]
+    set_hidden_annotations(dataset, cfg.DATASETS.HIDDEN_SHARE, cfg.DATASETS.HIDDEN_SEED)
+    records = load_records(dataset, allow_missing=args.allow_missing)
+    output = args.output or os.path.join(cfg.OUTPUT_DIR, "mined", dataset)
+    check_output(output, records, dataset)
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        records = [record for record in records if record["annotations"]]
+    order = pick_records(records, "random", len(records), seed=args.seed)
+    counts = MiningCounts()
+    images = mine_images(cfg, order, counts)
+    chosen = pick_images(images, args.pick, args.num)
+    print(_summary(counts, len(records)))
+    if not chosen:
+        raise ValueError(
+            f"MODEL.MEAN_TEACHER.SCORE_THRESH: found {cfg.MODEL.MEAN_TEACHER.SCORE_THRESH}, which "
+            f"no lesion to mine in {dataset} has, expected a lower score"
+        )
+    drawings = [(f"{image.record['image_id']}.png", image.title(), image) for image in chosen]
+
+    def draw(visualizer: LesionVisualizer, image: TeacherImage) -> None:
+        """Draw lesions, mined ones and hidden ones of one image."""
+        visualizer.draw_mined(image.record, image.mined)
+
+    legend = MINED_LEGEND + (HIDDEN_LEGEND if chosen[0].hidden_boxes is not None else [])
+    remove_pictures(output, names_of_pictures(records))
+    return write_pictures(dataset, window, drawings, draw, output, legend)
+
+
+def mining_config(args: argparse.Namespace) -> CfgNode:
+    """The config of a run, with what the command line changes.
+
+    Args:
+        args: with ``config_file``, ``opts``, ``dataset``, ``weights`` and ``score_threshold``, of
+            which the last three may be None.
+
+    Raises:
+        InputError: as :func:`load_config`.
+        ValueError: there are no weights, or no data set.
+    """
+    cfg = load_config(args)
+    cfg.MODEL.WEIGHTS = args.weights or cfg.MODEL.WEIGHTS
+    if args.score_threshold is not None:
+        cfg.MODEL.MEAN_TEACHER.SCORE_THRESH = args.score_threshold
+    if not (cfg.MODEL.WEIGHTS or cfg.TEST.ENSEMBLE.CHECKPOINTS):
+        raise ValueError("--weights: found none, expected a checkpoint's path, or MODEL.WEIGHTS")
+    if not (args.dataset or cfg.DATASETS.TRAIN):
+        raise ValueError("--dataset: found none, expected a name, or DATASETS.TRAIN in the config")
+    return cfg
+
+
+def mine_images(
+    cfg: CfgNode, records: Sequence[dict], counts: MiningCounts
+) -> Iterator[TeacherImage]:
+    """Mine lesions in one image after another, as a teacher with the weights of a config does.
+
+    Args:
+        cfg: of the run; see :class:`LesionPredictor`.
+        records: the images' Detectron2 dicts.
+        counts: gets what is mined in the images that were asked for.
+    """
+    predictor, options = LesionPredictor(cfg), cfg.MODEL.MEAN_TEACHER
+    for record in tqdm(records, desc="images", disable=None):
+        found = predictor(record)["instances"].to("cpu")
+        detections = Instances(found.image_size, pred_boxes=found.pred_boxes, scores=found.scores)
+        mined = mine_lesions(
+            detections,
+            Boxes(torch.from_numpy(truth_boxes(record)).float()),
+            score_threshold=options.SCORE_THRESH,
+            gt_nms_threshold=options.GT_NMS_THRESH,
+        )
+        image = TeacherImage(record, mined)
+        counts.add(mined, image.hidden_boxes)
+        yield image
+
+
+def pick_images(images: Iterable[TeacherImage], pick: str, num: int) -> list[TeacherImage]:
+    """Choose images with mined lesions to look at.
+
+    Args:
+        images: in the order to look at them.
+        pick: "random" for the first ones, after which no other is looked at; "most" for those with
+            the most mined lesions first, of as many the higher sum of scores first.
+        num: images wanted; fewer where there are no more.
+    """
+    with_mined = (image for image in images if len(image.mined))
+    if pick == "random":
+        return list(islice(with_mined, num))
+    return sorted(with_mined, key=lambda i: (-len(i.mined), -float(i.mined.scores.sum())))[:num]
+
+
+def _summary(counts: MiningCounts, num_images: int) -> str:
+    sums = counts.take()
+    text = f"{sums['mined']:.0f} lesions mined in {sums['images']:.0f} of {num_images} images"
+    shares = summarize_mining(sums)
+    names = {"mean_score": "mean score {:.2f}", "precision": "precision {:.1%}"}
+    names["recall"] = "recall of hidden lesions {:.1%}"
+    return "; ".join([text, *(t.format(shares[n]) for n, t in names.items() if n in shares)])

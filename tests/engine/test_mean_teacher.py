@@ -1,0 +1,185 @@
+import json
+
+from lesion_d2.data.loader import build_lesion_loss_loader
+from lesion_d2.engine import InputError, Trainer, ValidationLossHook, load_model
+from lesion_d2.engine.mean_teacher import MeanTeacherHook, unwrap
+from lesion_d2.engine.validation_loss import mean_losses
+
+import pytest
+import torch
+from detectron2.engine import launch
+from detectron2.modeling import RetinaNet
+from distributed_run import train_mean_teacher
+from tiny_run import tiny_args, uldor_args
+
+import train_net
+
+_ON = {
+    "MODEL__MEAN_TEACHER__ENABLED": True,
+    "MODEL__MEAN_TEACHER__MOMENTUM": 0.5,
+    # Nothing learns much in a few iterations: whatever an untrained teacher finds is mined.
+    "MODEL__MEAN_TEACHER__SCORE_THRESH": 0.005,
+    "MODEL__RETINANET__SCORE_THRESH_TEST": 0.005,
+    "MODEL__RESNETS__NORM": "BN",
+    "SOLVER__BASE_LR": 0.001,
+    "SOLVER__WARMUP_ITERS": 0,
+    "SOLVER__LR_SCHEDULER_NAME": "WarmupMultiStepLR",
+}
+_UNSEEN = {"DATASETS__TEST": (), "TEST__EVAL_PERIOD": 0}
+_HIDDEN = {"DATASETS__HIDDEN_SHARE": 0.5, "DATALOADER__FILTER_EMPTY_ANNOTATIONS": False}
+
+
+def _train(args) -> Trainer:
+    trainer = Trainer(train_net.setup(args))
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+    return trainer
+
+
+def _states(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in unwrap(trainer.model).state_dict().items()}
+
+
+def _same(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_the_teacher_is_evaluated_and_saved_and_the_student_beside_it(tiny_phantom, tmp_path):
+    trainer = _train(tiny_args(tmp_path, **_ON))
+    model = unwrap(trainer.model)
+    saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert _same(saved["model"], model.teacher.state_dict())
+    assert _same(saved["student"], model.student.state_dict())
+    assert not _same(saved["model"], saved["student"])
+    file = tmp_path / "inference" / "phantom_val" / "coco_instances_results.json"
+    during = json.loads(file.read_text())
+    file.unlink()
+    # Without the mean teacher, which a prediction does not need.
+    weights = tmp_path / "model_final.pth"
+    options = {**_ON, "MODEL__MEAN_TEACHER__ENABLED": False}
+    args = tiny_args(tmp_path, "--eval-only", MODEL__WEIGHTS=weights, **options)
+    cfg = train_net.setup(args)
+    Trainer.test(cfg, load_model(cfg))
+    assert during and json.loads(file.read_text()) == during
+
+
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(tiny_phantom, tmp_path, monkeypatch):
+    # RetinaNet's running mean of positive anchors is no part of checkpoints.
+    monkeypatch.setattr(RetinaNet, "_ema_update", lambda self, name, value, initial: 100.0)
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    expected = _train(tiny_args(whole, SOLVER__MAX_ITER=4, **_ON, **_UNSEEN))
+    assert sum(v for k, v in _logged(expected).items() if "mined" in k) > 0
+    _train(tiny_args(halves, SOLVER__MAX_ITER=2, **_ON, **_UNSEEN))
+    resumed = _train(tiny_args(halves, "--resume", SOLVER__MAX_ITER=4, **_ON, **_UNSEEN))
+    assert resumed.start_iter == 2
+    assert _same(_states(resumed), _states(expected))
+
+
+def _logged(trainer: Trainer) -> dict[str, float]:
+    [hook] = [hook for hook in trainer._hooks if isinstance(hook, MeanTeacherHook)]
+    with trainer.storage:
+        hook._log(unwrap(trainer.model))
+    return {
+        name: value
+        for name, (value, _) in trainer.storage.latest().items()
+        if name.startswith("mean_teacher/")
+    }
+
+
+def test_without_mining_the_student_is_the_plain_detector(tiny_phantom, tmp_path):
+    options = {**_ON, **_UNSEEN, "INPUT__AUG__HFLIP_PROB": 0.5, "SOLVER__MAX_ITER": 3}
+    options["INPUT__AUG__RESIZE_RANGE"] = (0.8, 1.2)
+    options["MODEL__MEAN_TEACHER__POLICY"] = "none"
+    model = unwrap(_train(tiny_args(tmp_path / "teacher", **options)).model)
+    options["MODEL__MEAN_TEACHER__ENABLED"] = False
+    plain = _train(tiny_args(tmp_path / "plain", **options))
+    assert _same(model.student.state_dict(), plain.model.state_dict())
+    assert not _same(model.teacher.state_dict(), plain.model.state_dict())
+
+
+def test_it_begins_with_the_weights_of_the_config(tiny_phantom, tmp_path):
+    _train(tiny_args(tmp_path / "first", **_ON, **_UNSEEN))
+    weights = tmp_path / "first" / "model_final.pth"
+    cfg = train_net.setup(tiny_args(tmp_path / "next", MODEL__WEIGHTS=weights, **_ON, **_UNSEEN))
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    teacher = torch.load(weights, weights_only=True)["model"]
+    model = unwrap(trainer.model)
+    assert _same(model.student.state_dict(), teacher) and _same(model.teacher.state_dict(), teacher)
+    assert trainer.start_iter == 0
+
+
+def test_what_is_mined_is_logged_with_precision_and_recall(tiny_phantom, tmp_path):
+    options = {**_ON, **_UNSEEN, **_HIDDEN, "SOLVER__MAX_ITER": 20}
+    trainer = _train(tiny_args(tmp_path, **options))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    [logged] = [line for line in lines if "mean_teacher/mined_per_image" in line]
+    assert logged["iteration"] == 19
+    assert logged["mean_teacher/mined_per_image"] > 0
+    assert 0.005 <= logged["mean_teacher/mean_score"] < 1
+    assert 0 <= logged["mean_teacher/precision"] < 1 and 0 <= logged["mean_teacher/recall"] <= 1
+    assert unwrap(trainer.model).counts.take()["images"] == 0  # of the last 20 iterations alone
+
+
+def test_the_validation_loss_is_the_teacher_s(tiny_phantom, tmp_path):
+    trainer = _train(tiny_args(tmp_path, TEST__LOSS_PERIOD=4, **_ON))
+    model, loader = unwrap(trainer.model), build_lesion_loss_loader(trainer.cfg)
+    assert any(isinstance(hook, ValidationLossHook) for hook in trainer._hooks)
+    assert not any("weak_image" in sample for batch in loader for sample in batch)
+    expected = mean_losses(model.teacher, loader, seed=3)
+    assert trainer.storage.latest()["validation_loss"][0] == sum(expected.values())
+    assert expected != mean_losses(model.student, loader, seed=3)
+    assert not any(module.training for module in model.teacher.modules())
+
+
+def test_hard_negatives_are_mined_by_the_teacher(tiny_phantom, tmp_path):
+    options = {**_ON, "MODEL__MASK_ON": False, "HARD_NEGATIVES__PERIOD": 2, **_UNSEEN}
+    trainer = _train(uldor_args(tmp_path, **options))
+    assert trainer.storage.latest()["hard_negatives/number"][0] > 0
+
+
+_IGNORE = {**_ON, "MODEL__MEAN_TEACHER__POLICY": "ignore"}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"MODEL__MEAN_TEACHER__MOMENTUM": 1.0}, "MOMENTUM: found 1.0, expected 0 to below 1"),
+        ({"MODEL__MEAN_TEACHER__POLICY": "drop"}, "POLICY: found 'drop', expected one of none, a"),
+        ({"MODEL__MEAN_TEACHER__SCORE_THRESH": 0.0}, "SCORE_THRESH: found 0.0, expected a score"),
+        ({"MODEL__MEAN_TEACHER__GT_NMS_THRESH": 1.5}, "GT_NMS_THRESH: found 1.5, expected an IoU"),
+        ({"TEST__PRECISE_BN__ENABLED": True}, "PRECISE_BN.ENABLED: found True, expected False"),
+        (
+            {**_IGNORE, "MODEL__PROPOSAL_GENERATOR__NAME": "RPN"},
+            "PROPOSAL_GENERATOR.NAME: found 'RPN', expected 'LesionRPN' for .*POLICY 'ignore'",
+        ),
+    ],
+)
+def test_wrong_options_stop_a_run_before_it_writes(tiny_phantom, tmp_path, changes, message):
+    output_dir = tmp_path / "output"
+    with pytest.raises(InputError, match=message) as error:
+        train_net.main(uldor_args(output_dir, **{**_ON, **changes}))
+    assert "\n" not in str(error.value) and not output_dir.exists()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_checkpoint_of_the_other_kind_of_training_is_not_resumed(tiny_phantom, tmp_path, enabled):
+    options = {**_ON, **_UNSEEN, "SOLVER__MAX_ITER": 2}
+    _train(tiny_args(tmp_path, **{**options, "MODEL__MEAN_TEACHER__ENABLED": enabled}))
+    options["MODEL__MEAN_TEACHER__ENABLED"] = not enabled
+    with pytest.raises(InputError, match=r"--resume: .*model_final.pth: found a checkpoint") as e:
+        train_net.main(tiny_args(tmp_path, "--resume", **options))
+    assert f"MODEL.MEAN_TEACHER.ENABLED is {not enabled}" in str(e.value)
+
+
+def test_two_processes_have_the_same_teacher(tiny_phantom, tmp_path):
+    options = {**_ON, **_UNSEEN, **_HIDDEN, "SOLVER__MAX_ITER": 3, "SOLVER__BASE_LR": 1e-5}
+    args = tiny_args(tmp_path / "output", **options)
+    file = tmp_path / "states"
+    launch(train_mean_teacher, 2, dist_url="auto", args=(args, str(file)))
+    first, second = json.loads(file.read_text())
+    assert first["images"] != second["images"]  # each has its own
+    assert first["teacher"] == second["teacher"] and first["student"] == second["student"]
+    assert first["teacher"] != first["student"]
+    assert first["logged"] == second["logged"]
+    assert first["logged"]["mean_teacher/mined_per_image"] > 0

@@ -1,0 +1,72 @@
+from lesion_d2.modeling import LesionRPN
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from tiny_run import tiny_config
+
+# Two levels, of small and of large anchors.
+_ANCHORS = [
+    Boxes(torch.tensor([[x, y, x + s, y + s] for y in range(0, 64, 4) for x in range(0, 64, 4)]))
+    for s in (12.0, 24.0)
+]
+_TRUE, _MINED = [8.0, 8.0, 22.0, 20.0], [30.0, 30.0, 52.0, 54.0]
+
+
+def _rpn(kind: type[RPN], batch_size: int) -> RPN:
+    cfg = tiny_config(
+        MODEL__RPN__IN_FEATURES=("p2", "p3"),
+        MODEL__RPN__BATCH_SIZE_PER_IMAGE=batch_size,
+        MODEL__ANCHOR_GENERATOR__SIZES=[[12], [24]],
+    )
+    torch.manual_seed(0)
+    return kind(cfg, {name: ShapeSpec(channels=4, stride=4) for name in ("p2", "p3")})
+
+
+def _image(*lesions: tuple[list[float], int]) -> Instances:
+    boxes = Boxes(torch.tensor([box for box, _ in lesions]).reshape(-1, 4))
+    classes = torch.tensor([number for _, number in lesions], dtype=torch.int64)
+    return Instances((64, 64), gt_boxes=boxes, gt_classes=classes)
+
+
+_IMAGES = [_image((_TRUE, 0), (_MINED, -1)), _image(), _image((_MINED, -1)), _image((_TRUE, 0))]
+
+
+def test_anchors_that_match_an_ignored_annotation_have_no_label():
+    labels, _ = _rpn(LesionRPN, 10_000).label_and_sample_anchors(_ANCHORS, _IMAGES)
+    # As if the mined lesion were annotated, by Detectron2: those are its positive anchors.
+    rpn = _rpn(RPN, 10_000)
+    added, boxes = rpn.label_and_sample_anchors(_ANCHORS, _IMAGES)
+    overlaps = pairwise_iou(Boxes(torch.tensor([_TRUE, _MINED])), Boxes.cat(_ANCHORS))
+    for number, image in enumerate(_IMAGES):
+        on_mined = (added[number] == 1) & (boxes[number] == torch.tensor(_MINED)).all(dim=1)
+        assert on_mined.any() == (image.gt_classes < 0).any()
+        expected = torch.where(on_mined, -1, added[number])
+        assert torch.equal(labels[number], expected)
+        assert (overlaps[1][on_mined] >= 0.3).all()
+    assert (labels[0] == 1).any() and (labels[0] == 0).any() and not (labels[2] == 1).any()
+
+
+def test_ignored_annotations_take_no_place_among_the_drawn_anchors():
+    mined = [_MINED, [2.0, 30.0, 26.0, 54.0], [34.0, 2.0, 58.0, 26.0]]
+    image = _image((_TRUE, 0), *((box, -1) for box in mined))
+    [labels], _ = _rpn(LesionRPN, 10_000).label_and_sample_anchors(_ANCHORS, [image])
+    positives = int((labels == 1).sum())
+    torch.manual_seed(1)
+    few = 2 * positives
+    [drawn], _ = _rpn(LesionRPN, few).label_and_sample_anchors(_ANCHORS, [image])
+    assert (drawn == 1).sum() == positives and (drawn == 0).sum() == few - positives
+
+
+@pytest.mark.parametrize("batch_size", [16, 256])
+def test_without_ignored_annotations_it_draws_as_detectron2_s(batch_size):
+    images = [_IMAGES[1], _IMAGES[3]]
+    found = []
+    for kind in (LesionRPN, RPN):
+        rpn = _rpn(kind, batch_size)
+        torch.manual_seed(7)
+        found.append(rpn.label_and_sample_anchors(_ANCHORS, images))
+    for ours, theirs in zip(*found, strict=True):
+        assert all(map(torch.equal, ours, theirs))

@@ -1,0 +1,167 @@
+from lesion_d2.data.deeplesion import set_hidden_annotations
+from lesion_d2.engine import LesionPredictor, Trainer
+from lesion_d2.modeling.mining import MiningCounts
+from lesion_d2.tools.visualize import mined
+from lesion_d2.tools.visualize.__main__ import get_parser, main
+from lesion_d2.tools.visualize.mined import TeacherImage, mine_images, mining_config, pick_images
+from lesion_d2.visualization import truth_boxes
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.structures import Boxes, Instances
+from tiny_run import tiny_command, tiny_config
+
+
+def command(output, *flags, **changes):
+    return ["mined", *tiny_command(output, *flags, **changes)]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Of an untrained model."""
+    file = tmp_path_factory.mktemp("weights") / "model.pth"
+    torch.save({"model": Trainer.build_model(tiny_config()).state_dict()}, file)
+    return str(file)
+
+
+@pytest.fixture
+def hidden(tiny_phantom):
+    """The images of phantom_train, half of whose annotations are hidden."""
+    set_hidden_annotations("phantom_train", 0.5)
+    yield [image for image in DatasetCatalog.get("phantom_train") if image["annotations"]]
+    set_hidden_annotations("phantom_train", 0.0)
+
+
+class Finder:
+    """In place of a predictor: finds all lesions, with a score of 0.95 the hidden ones."""
+
+    def __init__(self, cfg):
+        pass
+
+    def __call__(self, record):
+        boxes = [truth_boxes(record, key) for key in ("annotations", "hidden_annotations")]
+        wrong = [[0.0, 0.0, 5.0, 5.0]] * 2
+        found = Instances((record["height"], record["width"]))
+        found.pred_boxes = Boxes(torch.from_numpy(np.concatenate([*boxes, wrong])).float())
+        scores = [0.97] * len(boxes[0]) + [0.95] * len(boxes[1]) + [0.93, 0.89]
+        found.scores = torch.tensor(scores)
+        return {"instances": found}
+
+
+def test_the_mined_lesions_of_a_config_and_its_weights(hidden, weights, tmp_path, capsys):
+    flags = ["--weights", weights, "--num", "2", "--score-threshold", "0.005"]
+    changes = {"DATASETS__HIDDEN_SHARE": 0.5, "MODEL__RETINANET__SCORE_THRESH_TEST": 0.0}
+    words = command(tmp_path, *flags, **changes)
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    folder = tmp_path / "mined" / "phantom_train"
+    assert sorted(map(str, folder.iterdir())) == sorted(lines[1:]) and len(lines) == 4
+    assert lines[-1] == str(folder / "contact_sheet.png")
+    cfg = mining_config(get_parser().parse_args(words))
+    counts = MiningCounts()
+    images = list(mine_images(cfg, hidden, counts))
+    predictor = LesionPredictor(cfg)
+    for image, record in zip(images, hidden, strict=True):
+        found = predictor(record)["instances"]
+        truth = [tuple(box) for box in truth_boxes(record)]
+        kept = [
+            (box, score)
+            for box, score in zip(
+                found.pred_boxes.tensor.tolist(), found.scores.tolist(), strict=True
+            )
+            if score >= 0.005 and all(iou(box, t) <= 0.7 for t in truth)
+        ]
+        assert image.mined.pred_boxes.tensor.tolist() == [box for box, _ in kept]
+        assert image.mined.scores.tolist() == [score for _, score in kept]
+    assert counts.take()["mined"] == sum(len(image.mined) for image in images) > 0
+
+
+def iou(a, b):
+    """Of two XYXY boxes, word by word."""
+    width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (a, b)]
+    return width * height / (sum(areas) - width * height)
+
+
+def test_annotated_lesions_are_not_mined_and_hidden_ones_are_counted(
+    hidden, weights, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(mined, "LesionPredictor", Finder)
+    # The weights' key serves as well as --weights; the data set is that of the training.
+    changes = {"DATASETS__HIDDEN_SHARE": 0.5, "MODEL__WEIGHTS": weights}
+    changes["DATALOADER__FILTER_EMPTY_ANNOTATIONS"] = True
+    flags = ["--output", str(tmp_path / "out"), "--pick", "most", "--num", "1"]
+    assert main(command(tmp_path, *flags, **changes)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    numbers = {image["image_id"]: len(image["hidden_annotations"]) for image in hidden}
+    total, num_images = sum(numbers.values()), len(hidden)
+    assert lines[0].startswith(f"{total + num_images} lesions mined in {num_images} of ")
+    share = total / (total + num_images)
+    assert f"; precision {share:.1%}; recall of hidden lesions 100.0%" in lines[0]
+    name, sheet = (path.rsplit("/", 1)[1] for path in lines[1:])
+    assert numbers[name.removesuffix(".png")] == max(numbers.values())
+    assert sheet == "contact_sheet.png" and cv2.imread(lines[1]).shape[1] == 1024 + 16
+
+
+def image(name, *scores, hidden=None):
+    """Boxes beside each other, and hidden ones."""
+    boxes = torch.tensor([[10.0 * i, 0, 10 * i + 9, 9] for i in range(len(scores))])
+    record = {"image_id": name, "annotations": []}
+    if hidden is not None:
+        annotations = [{"bbox": box, "bbox_mode": 0} for box in hidden]
+        record["hidden_annotations"] = annotations
+    found = Instances((64, 64), pred_boxes=Boxes(boxes), scores=torch.tensor(scores))
+    return TeacherImage(record, found)
+
+
+def test_images_are_picked_as_they_come_or_by_their_mined_lesions():
+    images = [image("a", 0.99), image("b"), image("c", 0.9, 0.9), image("d", 0.98, 0.91)]
+    looked_at = []
+
+    def come():
+        for one in images:
+            looked_at.append(one.record["image_id"])
+            yield one
+
+    def names(pick, num):
+        return "".join(i.record["image_id"] for i in pick_images(come(), pick, num))
+
+    assert names("random", 2) == "ac" and looked_at == ["a", "b", "c"]
+    assert names("random", 9) == "acd"
+    assert names("most", 9) == "dca" and names("most", 1) == "d"
+
+
+def test_titles_tell_how_many_mined_lesions_are_hidden_ones():
+    assert image("a", 0.9).title() == "a\n1 mined lesion"
+    assert image("a", 0.9, hidden=[]).title() == "a\n1 mined lesion, 0 of them hidden"
+    boxes = [[0, 0, 9, 8], [30, 30, 40, 40]]
+    assert image("a", 0.9, 0.9, hidden=boxes).title() == "a\n2 mined lesions, 1 of them hidden"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "--weights: found none, expected a checkpoint's path, or MODEL.WEIGHTS"),
+        ({"MODEL__WEIGHTS": "gone.pth"}, "gone.pth"),
+        ({"MODEL__WEIGHTS": "x", "DATASETS__TRAIN": ()}, "--dataset: found none, expected a name"),
+        ({"MODEL__WEIGHTS": "x", "DATASETS__TRAIN": ("phantom_trian",)}, "'phantom_trian' is not"),
+        ({"MODEL__WEIGHTS": "x", "MODEL__NAME": "x"}, "MODEL.NAME"),
+    ],
+)
+def test_bad_arguments_are_one_line(tiny_phantom, tmp_path, capsys, changes, message):
+    assert main(command(tmp_path, **changes)) == 1
+    errors = [e for e in capsys.readouterr().err.splitlines() if e.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_threshold_that_nothing_reaches_is_one_line(hidden, weights, tmp_path, capsys):
+    words = command(tmp_path, "--weights", weights, "--score-threshold", "1.0")
+    assert main(words) == 1
+    output = capsys.readouterr()
+    assert output.out.startswith("0 lesions mined in ")
+    assert "SCORE_THRESH: found 1.0, which no lesion to mine in phantom_train has" in output.err
