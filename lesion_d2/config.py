@@ -61,6 +61,9 @@ def _add_input_config(cfg: CN) -> None:
     # as if nobody had annotated them.
     cfg.DATASETS.HIDDEN_SHARE = 0.0
     cfg.DATASETS.HIDDEN_SEED = 0
+    # Data sets of volumes whose series training does not get to see: Bai et al.'s validation
+    # volumes are of DeepLesion's training set (2023, section III-A).
+    cfg.DATASETS.EXCLUDED_VOLUMES = ()
 
 
 def _add_model_config(cfg: CN) -> None:

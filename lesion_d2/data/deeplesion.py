@@ -11,6 +11,13 @@ import pandas as pd
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from .dataset_options import (
+    allows_missing,
+    hide_annotations,
+    leave_out_volumes,
+    set_allow_missing,
+)
+
 logger = logging.getLogger(__name__)
 
 #: Names of DeepLesion's coarse lesion types 1..8.
@@ -130,8 +137,7 @@ def register_deeplesion(
 ) -> None:
     """Register a data set in DeepLesion's layout with Detectron2; it is read when first asked for.
 
-    :func:`set_allow_missing` lets images without a file be left out, and
-    :func:`set_hidden_annotations` hides a share of the annotations.
+    It has all options of :mod:`lesion_d2.data.dataset_options`.
 
     Args:
         name: its name in ``DatasetCatalog``.
@@ -147,23 +153,24 @@ def register_deeplesion(
     _check_split(split)
     DatasetCatalog.register(name, partial(_load_registered, name, root, split, coarse_types))
     MetadataCatalog.get(name).set(
-        **lesion_classes(coarse_types), evaluator_type="lesion", can_miss_images=True
+        **lesion_classes(coarse_types),
+        evaluator_type="lesion",
+        can_miss_images=True,
+        can_exclude_volumes=True,
     )
 
 
 def _load_registered(name: str, root: str, split: str | None, coarse_types: bool) -> list[dict]:
     root = resolve_root(root)
-    metadata = MetadataCatalog.get(name)
     dicts = load_deeplesion(
         os.path.join(root, "DL_info.csv"),
         os.path.join(root, "Images_png"),
         split,
         coarse_types=coarse_types,
-        allow_missing=metadata.get("allow_missing", False),
+        allow_missing=allows_missing(name),
     )
-    hidden_share, hidden_seed = metadata.get("hidden_annotations", (0.0, 0))
-    if hidden_share > 0:
-        _hide_annotations(name, dicts, hidden_share, hidden_seed)
+    dicts = leave_out_volumes(name, dicts)
+    hide_annotations(name, dicts)
     return dicts
 
 
@@ -402,71 +409,13 @@ def _annotation(row: dict, coarse_types: bool) -> dict:
     }
 
 
-def _hide_annotations(name: str, dicts: list[dict], share: float, seed: int) -> None:
-    """Move a share of the annotations, drawn over their order in the file, out of sight."""
-    rows = sorted(a["row"] for image in dicts for a in image["annotations"])
-    num_hidden = round(share * len(rows))
-    drawn = np.random.default_rng(seed).permutation(len(rows))[:num_hidden]
-    hidden = {rows[i] for i in drawn}
-    for image in dicts:
-        annotations = image["annotations"]
-        image["annotations"] = [a for a in annotations if a["row"] not in hidden]
-        image["hidden_annotations"] = [a for a in annotations if a["row"] in hidden]
-    num_bare = sum(not image["annotations"] for image in dicts)
-    logger.info(
-        f"{name}: {num_hidden} of {len(rows)} annotations are hidden (share {share}, seed {seed}); "
-        f"{num_bare} of {len(dicts)} key slices have none left"
-    )
+def suggest_names(name: str, kind: str = "lesion") -> str:
+    """Names of data sets of lesions, those like a misspelled one where there are such.
 
-
-def set_allow_missing(name: str, allow_missing: bool) -> None:
-    """Say whether the next loading of a registered data set leaves out images without a file.
-
-    Args:
-        name: of the data set in Detectron2's catalogs.
-        allow_missing: see :func:`load_deeplesion`; replaces what was set before.
-
-    Raises:
-        ValueError: the data set is not in DeepLesion's layout.
+    ``kind`` is what their ``evaluator_type`` begins with.
     """
-    if allow_missing and not MetadataCatalog.get(name).get("can_miss_images"):
-        raise ValueError(
-            f"{name}: found a data set that is read as a whole, expected one in DeepLesion's "
-            "layout to leave missing images out"
-        )
-    _set_option(name, "allow_missing", allow_missing)
-
-
-def set_hidden_annotations(name: str, share: float, seed: int = 0) -> None:
-    """Say which share of a registered data set's annotations its next loading hides.
-
-    Hidden annotations stand in a dict's ``hidden_annotations``, a key that every dict has where the
-    share is above 0, and no longer in its ``annotations``. With the same seed a larger share hides
-    the same ones and more.
-
-    Args:
-        name: of the data set in Detectron2's catalogs.
-        share: of all annotations, from 0 (none is hidden) to below 1; replaces what was set before.
-        seed: of the draw.
-
-    Raises:
-        ValueError: the share is not in [0, 1).
-    """
-    if not 0 <= share < 1:
-        raise ValueError(f"{name}: found a hidden share of {share}, expected one in [0, 1)")
-    _set_option(name, "hidden_annotations", (share, seed))
-
-
-def _set_option(name: str, key: str, value: object) -> None:
-    metadata = MetadataCatalog.get(name)
-    vars(metadata).pop(key, None)  # Detectron2 refuses to change a value
-    metadata.set(**{key: value})
-
-
-def suggest_names(name: str) -> str:
-    """Names of data sets of lesions, those like a misspelled one where there are such."""
     kinds = {n: MetadataCatalog.get(n).get("evaluator_type", "") for n in DatasetCatalog.list()}
-    known = [n for n, kind in kinds.items() if kind.startswith("lesion")]
+    known = [n for n, found in kinds.items() if found.startswith(kind)]
     return ", ".join(get_close_matches(name, known, _MAX_NAMES) or known[:_MAX_NAMES])
 
 

@@ -15,6 +15,7 @@ from detectron2.structures import BoxMode
 from .annotation_files import VolumeLesion, read_annotations
 from .borders import slice_files
 from .ct import slice_size
+from .dataset_options import leave_out_volumes
 from .deeplesion import lesion_classes, resolve_root
 from .nifti import is_nifti, nifti_geometry
 from .volume_names import VolumeName, raise_problems
@@ -118,13 +119,15 @@ def register_subvolumes(
     Raises:
         AssertionError: the name is registered already (Detectron2's own check).
     """
-    load = partial(_load_registered, root, annotation_file, split, slice_numbers)
+    load = partial(_load_registered, name, root, annotation_file, split, slice_numbers)
     DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(**lesion_classes(False), evaluator_type="lesion_volume")
+    MetadataCatalog.get(name).set(
+        **lesion_classes(False), evaluator_type="lesion_volume", can_exclude_volumes=True
+    )
 
 
 def _load_registered(
-    root: str, annotation_file: str | None, split: str | None, slice_numbers: str
+    name: str, root: str, annotation_file: str | None, split: str | None, slice_numbers: str
 ) -> list[dict]:
     root = Path(resolve_root(root))
     if annotation_file is not None:
@@ -134,7 +137,8 @@ def _load_registered(
         file = next(filter(Path.is_file, candidates), None)
         if file is None:
             raise FileNotFoundError(f"{candidates[0]}: no such annotation file, nor one in .pkl")
-    return load_subvolumes(root, file, split, slice_numbers=slice_numbers)
+    dicts = load_subvolumes(root, file, split, slice_numbers=slice_numbers)
+    return leave_out_volumes(name, dicts)
 
 
 def _register_builtin() -> None:

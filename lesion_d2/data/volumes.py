@@ -18,6 +18,7 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
 from .borders import slice_files
+from .dataset_options import leave_out_volumes
 from .deeplesion import COARSE_TYPES, lesion_classes, load_deeplesion, resolve_root
 from .phantom import BOX_MARGIN
 from .phantom_lesions import measure_recist
@@ -120,6 +121,7 @@ def register_volumes(
     """
     load = partial(
         _load_registered,
+        name,
         root,
         split,
         never_hidden,
@@ -127,11 +129,15 @@ def register_volumes(
         patients_share=patients_share,
     )
     DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(**lesion_classes(coarse_types), evaluator_type="lesion_volume")
+    MetadataCatalog.get(name).set(
+        **lesion_classes(coarse_types), evaluator_type="lesion_volume", can_exclude_volumes=True
+    )
 
 
-def _load_registered(root: str, split: str | None, never_hidden: bool, **options) -> list[dict]:
-    dicts = load_volumes(resolve_root(root), split, **options)
+def _load_registered(
+    name: str, root: str, split: str | None, never_hidden: bool, **options
+) -> list[dict]:
+    dicts = leave_out_volumes(name, load_volumes(resolve_root(root), split, **options))
     if never_hidden:
         for image in dicts:
             image["hidden_annotations"] = []

@@ -31,7 +31,7 @@ from ..modeling import (
 from ..modeling.meta_arch.mean_teacher import POLICIES
 from .best_checkpoints import checkpoint_files
 from .checkpoint import check_weights, read_checkpoint
-from .data_checks import check_hidden, check_masks, check_mined_images, load_datasets
+from .data_checks import check_masks, check_mined_images, check_test_sets, load_datasets
 from .input_errors import (
     InputError,
     as_input_error,
@@ -245,7 +245,7 @@ def _check_training(cfg: CfgNode, num_processes: int) -> None:
         check_epochs(cfg)
     _check_evaluations(cfg)
     _check_mining(cfg)
-    check_hidden(cfg)
+    check_test_sets(cfg)
     _check_mean_teacher(cfg)
     weight = cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT
     if is_a(cfg, DetUNet) and not cfg.MODEL.MASK_ON:

@@ -7,7 +7,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import GeneralizedRCNN, RetinaNet
 
 from ..config import trains_on_masks
-from ..data.deeplesion import set_allow_missing, set_hidden_annotations, suggest_names
+from ..data.dataset_options import (
+    set_allow_missing,
+    set_excluded_volumes,
+    set_hidden_annotations,
+)
+from ..data.deeplesion import suggest_names
+from ..evaluation import parse_criteria
+from ..evaluation.volumes import VolumeTruth
 from ..modeling import DetUNet
 from .input_errors import InputError, as_input_error, has_uldor_heads, is_a, switched_on
 
@@ -16,8 +23,9 @@ def load_datasets(cfg: CfgNode, kind: str, *, required: bool) -> list[dict]:
     """All dicts of DATASETS.TRAIN or TEST, which ``kind`` says.
 
     Raises:
-        InputError: one is not registered, cannot be read, is empty, or has other classes than the
-            model; or there is none where one is ``required``.
+        InputError: one is not registered, cannot be read, is empty, has other classes than the
+            model, or has not the options of ``cfg.DATASETS``; one of TEST is of volumes that cannot
+            be evaluated; or there is none where one is ``required``.
     """
     names = cfg.DATASETS[kind]
     if required and not names:
@@ -31,10 +39,8 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
             f"DATASETS.{kind}: found {name!r}, expected a name such as {suggest_names(name)}"
         )
     _check_classes(cfg, name, kind)
-    with as_input_error("DATASETS.ALLOW_MISSING: "):
-        set_allow_missing(name, cfg.DATASETS.ALLOW_MISSING)
     hidden_share = cfg.DATASETS.HIDDEN_SHARE if kind == "TRAIN" else 0.0
-    set_hidden_annotations(name, hidden_share, cfg.DATASETS.HIDDEN_SEED)
+    _set_options(cfg, name, kind, hidden_share)
     try:
         images = DatasetCatalog.get(name)
     except (OSError, ValueError) as error:
@@ -53,7 +59,36 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
             f"DATASETS.HIDDEN_SHARE: found {hidden_share}, expected 0 for {name}, which is not in "
             "DeepLesion's layout and hides no annotation"
         )
+    if kind == "TEST" and MetadataCatalog.get(name).get("evaluator_type") == "lesion_volume":
+        _check_volumes(cfg, name, images)
     return images
+
+
+def _set_options(cfg: CfgNode, name: str, kind: str, hidden_share: float) -> None:
+    """Set all options of a data set, those of an earlier run in this process too."""
+    with as_input_error("DATASETS.ALLOW_MISSING: "):
+        set_allow_missing(name, cfg.DATASETS.ALLOW_MISSING)
+    set_hidden_annotations(name, hidden_share, cfg.DATASETS.HIDDEN_SEED)
+    excluded = cfg.DATASETS.EXCLUDED_VOLUMES if kind == "TRAIN" else ()
+    for volumes in excluded:
+        if volumes not in DatasetCatalog or (
+            MetadataCatalog.get(volumes).get("evaluator_type") != "lesion_volume"
+        ):
+            raise InputError(
+                f"DATASETS.EXCLUDED_VOLUMES: found {volumes!r}, expected a data set of volumes "
+                f"such as {suggest_names(volumes, 'lesion_volume')}"
+            )
+    with as_input_error("DATASETS.EXCLUDED_VOLUMES: "):
+        set_excluded_volumes(name, excluded)
+
+
+def _check_volumes(cfg: CfgNode, name: str, images: list[dict]) -> None:
+    """Check that the evaluator of volumes can use a data set by all criteria."""
+    with as_input_error("DATASETS.TEST: "):
+        truth = VolumeTruth.from_dicts(images, name)
+    with as_input_error(f"DATASETS.TEST, {name}, volume "):
+        for criterion in parse_criteria(cfg.TEST.VOLUME_CRITERIA).values():
+            truth.lesions_for(criterion)
 
 
 def _check_classes(cfg: CfgNode, name: str, kind: str) -> None:
@@ -116,11 +151,13 @@ def check_mined_images(cfg: CfgNode, images: list[dict]) -> None:
         )
 
 
-def check_hidden(cfg: CfgNode) -> None:
-    """Check that no evaluation goes by a data set with hidden annotations."""
+def check_test_sets(cfg: CfgNode) -> None:
+    """Check that no evaluation goes by a data set of which training does not get to see all."""
     both = [name for name in cfg.DATASETS.TRAIN if name in cfg.DATASETS.TEST]
-    if cfg.DATASETS.HIDDEN_SHARE > 0 and both:
-        raise InputError(
-            f"DATASETS.TEST: found {both[0]!r}, which has hidden annotations as a training set, "
-            f"expected another data set (DATASETS.HIDDEN_SHARE is {cfg.DATASETS.HIDDEN_SHARE})"
-        )
+    options = (("HIDDEN_SHARE", "hidden annotations"), ("EXCLUDED_VOLUMES", "excluded volumes"))
+    for key, what in options:
+        if cfg.DATASETS[key] and both:
+            raise InputError(
+                f"DATASETS.TEST: found {both[0]!r}, which has {what} as a training set, expected "
+                f"another data set (DATASETS.{key} is {cfg.DATASETS[key]})"
+            )

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import lesion_d2  # noqa: F401  (registers the data sets)
 from lesion_d2.data.ct import read_slice
-from lesion_d2.data.deeplesion import set_allow_missing
+from lesion_d2.data.dataset_options import set_allow_missing
 from lesion_d2.data.pseudo_masks import (
     METHODS,
     check_annotation,

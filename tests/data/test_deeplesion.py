@@ -9,8 +9,6 @@ from lesion_d2.data.deeplesion import (
     COARSE_TYPES,
     load_deeplesion,
     register_deeplesion,
-    set_allow_missing,
-    set_hidden_annotations,
 )
 
 import numpy as np
@@ -351,20 +349,6 @@ def test_short_and_blank_lines(tmp_path):
         load(root, None)
 
 
-@pytest.fixture
-def registered():
-    names = []
-
-    def register(name, *args, **options):
-        register_deeplesion(name, *args, **options)
-        names.append(name)
-
-    yield register
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
 def test_registered_data_sets_are_read_lazily(tmp_path, monkeypatch):
     folders = ("deeplesion", "phantom", "phantom_columns")
     names = [f"{name}_{split}" for name in folders for split in SPLITS]
@@ -399,68 +383,6 @@ def test_register_another_root(tmp_path, registered):
     assert len(metadata.thing_colors) == len(COARSE_TYPES)
     with pytest.raises(AssertionError, match="already registered"):
         register_deeplesion("lesions_elsewhere", str(tmp_path), None)
-
-
-def _rows(dicts, key="annotations"):
-    return [a["row"] for image in dicts for a in image[key]]
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_hidden_annotations_are_a_seeded_share_of_all(tmp_path, registered, caplog, share):
-    rows = made_up_rows(200)
-    rows = rows[1::2] + rows[::2]  # the rows of one image stand apart
-    registered("lesions_hidden", str(write_dataset(tmp_path, rows)), None)
-    whole = DatasetCatalog.get("lesions_hidden")
-    in_file = sorted(_rows(whole))
-    assert _rows(whole) != in_file  # so the file's order is not the dicts'
-    order = np.random.default_rng(7).permutation(len(in_file))
-
-    set_hidden_annotations("lesions_hidden", share, 7)
-    with caplog.at_level(logging.INFO, logger=deeplesion.__name__):
-        dicts = DatasetCatalog.get("lesions_hidden")
-    count = round(share * len(in_file))
-    assert set(_rows(dicts, "hidden_annotations")) == {in_file[i] for i in order[:count]}
-    for image, before in zip(dicts, whole, strict=True):
-        both = image["annotations"] + image["hidden_annotations"]
-        assert sorted(both, key=lambda a: a["row"]) == before["annotations"]
-        rest = {k: v for k, v in image.items() if not k.endswith("annotations")}
-        assert rest == {k: v for k, v in before.items() if k != "annotations"}
-    num_bare = [len(image["annotations"]) for image in dicts].count(0)
-    assert f"{count} of {len(in_file)} annotations are hidden" in caplog.text
-    assert f"{num_bare} of {len(dicts)} key slices have none left" in caplog.text
-    assert DatasetCatalog.get("lesions_hidden") == dicts
-
-
-def test_hidden_annotations_of_other_shares_and_seeds(tmp_path, registered):
-    root = write_dataset(tmp_path, [good_row(i) for i in range(1, 41)])
-    registered("lesions_hidden", str(root), None)
-    whole = DatasetCatalog.get("lesions_hidden")
-
-    def hidden(*options):
-        set_hidden_annotations("lesions_hidden", *options)
-        return set(_rows(DatasetCatalog.get("lesions_hidden"), "hidden_annotations"))
-
-    assert hidden(0.3) == hidden(0.3, 0) and hidden(0.3) < hidden(0.5)
-    assert hidden(0.5, 1) != hidden(0.5, 2)
-    assert hidden(0.001) == set()
-    set_hidden_annotations("lesions_hidden", 0.0)
-    assert DatasetCatalog.get("lesions_hidden") == whole  # without the key
-    for share in (-0.1, 1.0, float("nan")):
-        with pytest.raises(
-            ValueError, match=r"lesions_hidden: found a hidden share of .* \[0, 1\)"
-        ):
-            set_hidden_annotations("lesions_hidden", share)
-    assert DatasetCatalog.get("lesions_hidden") == whole
-
-
-def test_hidden_annotations_are_a_share_of_those_that_are_there(tmp_path, registered):
-    rows = [good_row(i) for i in range(1, 11)]
-    root = write_dataset(tmp_path, rows, without=[r["File_name"] for r in rows[:6]])
-    registered("lesions_hidden", str(root), None)
-    set_allow_missing("lesions_hidden", True)
-    set_hidden_annotations("lesions_hidden", 0.5)
-    dicts = DatasetCatalog.get("lesions_hidden")
-    assert len(dicts) == 4 and len(_rows(dicts)) == 2
 
 
 def test_a_second_import_registers_nothing_twice():

@@ -8,6 +8,7 @@ from lesion_d2.config import add_lesion_config
 from lesion_d2.data.annotation_files import read_annotations, write_annotations
 from lesion_d2.data.borders import slice_files, volume_extent
 from lesion_d2.data.ct import read_slice, slice_size, slice_stack
+from lesion_d2.data.dataset_options import set_excluded_volumes
 from lesion_d2.data.deeplesion import CSV_COLUMNS
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.data.subvolumes import load_subvolumes, register_subvolumes
@@ -264,7 +265,11 @@ def test_they_are_registered(root, monkeypatch):
         )
         nothing, [lesion] = (d["annotations"] for d in DatasetCatalog.get("my_volumes"))
         assert nothing == [] and lesion["bbox"] == [1, 2, 3, 4]
+        set_excluded_volumes("deeplesion_volumes_test", ["my_volumes"])  # all volumes of a series
+        left = DatasetCatalog.get("deeplesion_volumes_test")
+        assert [d["volume"] for d in left] == [TWO] * 3
     finally:
+        set_excluded_volumes("deeplesion_volumes_test", ())
         DatasetCatalog.pop("my_volumes", None)
         MetadataCatalog.pop("my_volumes", None)
 

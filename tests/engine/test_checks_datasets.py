@@ -1,3 +1,4 @@
+import copy
 import shutil
 
 from lesion_d2.engine import InputError, Trainer, load_config
@@ -103,6 +104,113 @@ def test_a_data_set_that_cannot_hide_annotations_is_told_of(tmp_path, box_images
     args = tiny_args(tmp_path, DATASETS__TRAIN=("box_images",), DATASETS__HIDDEN_SHARE=0.5)
     with pytest.raises(InputError, match=r"HIDDEN_SHARE: found 0.5, expected 0 for box_images"):
         check_inputs(load_config(args), args)
+
+
+_VOLUMES = "phantom_volumes_annotated"  # of phantom_train's first patients
+
+
+@pytest.mark.parametrize("name", ["phantom_train", "phantom_volumes_train"])
+def test_series_are_excluded_from_training_sets_only(tiny_phantom, tmp_path, name):
+    whole = DatasetCatalog.get(name)
+    patients = {image["patient"] for image in DatasetCatalog.get(_VOLUMES)}
+    options = {"DATASETS__EXCLUDED_VOLUMES": (_VOLUMES,), "DATASETS__TEST": (_VOLUMES,)}
+    args = tiny_args(tmp_path, DATASETS__TRAIN=(name,), **options)
+    num_images = check_inputs(load_config(args), args)
+    left = DatasetCatalog.get(name)
+    assert left == [image for image in whole if image["patient"] not in patients] != whole
+    assert num_images == sum(1 for image in left if image["annotations"])
+    assert {image["patient"] for image in DatasetCatalog.get(_VOLUMES)} == patients
+
+    args = tiny_args(tmp_path, DATASETS__TEST=(name,), DATASETS__TRAIN=("phantom_val",))
+    check_inputs(load_config(args), args)
+    assert DatasetCatalog.get(name) == whole
+
+
+@pytest.mark.parametrize(
+    "train, test, excluded, expected",
+    [
+        ("phantom_train", (), "phantom_volumes_trai", "{}: found 'phantom_volumes_trai', .* such "),
+        ("phantom_train", (), "phantom_val", "{}: found 'phantom_val', expected a data set of vol"),
+        (
+            "phantom_train",
+            (),
+            "deeplesion_volumes_val",
+            r"{}: .*volumes_val\.json: no such annotat",
+        ),
+        ("box_images", (), _VOLUMES, "{}: box_images: found a data set that is read as a whole"),
+        (
+            _VOLUMES,
+            (),
+            _VOLUMES,
+            r"DATASETS.TRAIN, {1}: {1}: found all \d+ images in series of the excluded volumes",
+        ),
+        (
+            "phantom_train",
+            ("phantom_train",),
+            _VOLUMES,
+            "DATASETS.TEST: found 'phantom_train', which has excluded volumes as a training set",
+        ),
+    ],
+)
+def test_wrong_exclusions_stop_a_run(
+    tiny_phantom, tmp_path, box_images, train, test, excluded, expected
+):
+    options = {"DATASETS__TRAIN": (train,), "DATASETS__TEST": test}
+    args = tiny_args(
+        tmp_path, DATASETS__EXCLUDED_VOLUMES=(excluded,), TEST__EVAL_PERIOD=0, **options
+    )
+    expected = expected.replace("{}", "DATASETS.EXCLUDED_VOLUMES").replace("{1}", excluded)
+    with pytest.raises(InputError, match=f"^{expected}") as error:
+        check_inputs(load_config(args), args)
+    assert "\n" not in str(error.value)
+
+
+def _unchanged(annotations: list[dict]) -> None:
+    pass
+
+
+def _without_key(annotations: list[dict]) -> None:
+    next(a for a in annotations if "is_key" in a).pop("is_key")
+
+
+def _all_keys(annotations: list[dict]) -> None:
+    for annotation in annotations:
+        annotation["is_key"] = True
+
+
+def _without_lesion(annotations: list[dict]) -> None:
+    annotations[-1].pop("lesion")
+
+
+@pytest.mark.parametrize(
+    "criteria, change, expected",
+    [
+        (("p3d@0.5",), _without_key, ", key_volumes, volume 0.*: found no key slice of the lesion"),
+        (("iou@0.3", "p3d@0.5"), _without_key, ", key_volumes, volume 0.*'is_key' for p3d@0.5$"),
+        (("iou@0.3", "iobb@0.3"), _without_key, None),
+        (("p3d@0.5",), _unchanged, None),
+        (("p3d@0.5",), _all_keys, r": key_volumes, .*: lesion \d+ has the key slices \d+ and"),
+        (("iou@0.1",), _without_lesion, ": key_volumes, .* found an annotation without 'lesion'"),
+    ],
+)
+def test_volumes_that_cannot_be_evaluated_stop_a_run(
+    tiny_phantom, tmp_path, criteria, change, expected
+):
+    images = copy.deepcopy(DatasetCatalog.get("phantom_volumes_val"))
+    change([annotation for image in images for annotation in image["annotations"]])
+    DatasetCatalog.register("key_volumes", lambda: images)
+    MetadataCatalog.get("key_volumes").set(evaluator_type="lesion_volume")
+    args = tiny_args(tmp_path, DATASETS__TEST=("key_volumes",), TEST__VOLUME_CRITERIA=criteria)
+    try:
+        if expected is None:
+            assert check_inputs(load_config(args), args) > 0
+        else:
+            with pytest.raises(InputError, match=f"^DATASETS.TEST{expected}") as error:
+                check_inputs(load_config(args), args)
+            assert "\n" not in str(error.value)
+    finally:
+        DatasetCatalog.remove("key_volumes")
+        MetadataCatalog.remove("key_volumes")
 
 
 def test_an_empty_split_stops_a_run(tiny_phantom, tmp_path, monkeypatch):

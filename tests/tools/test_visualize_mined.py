@@ -1,4 +1,4 @@
-from lesion_d2.data.deeplesion import set_hidden_annotations
+from lesion_d2.data.dataset_options import set_hidden_annotations
 from lesion_d2.engine import LesionPredictor, Trainer
 from lesion_d2.modeling.mining import MiningCounts
 from lesion_d2.tools.visualize import mined
@@ -150,6 +150,10 @@ def test_titles_tell_how_many_mined_lesions_are_hidden_ones():
         ({"MODEL__WEIGHTS": "x", "DATASETS__TRAIN": ()}, "--dataset: found none, expected a name"),
         ({"MODEL__WEIGHTS": "x", "DATASETS__TRAIN": ("phantom_trian",)}, "'phantom_trian' is not"),
         ({"MODEL__WEIGHTS": "x", "MODEL__NAME": "x"}, "MODEL.NAME"),
+        (
+            {"MODEL__WEIGHTS": "x", "DATASETS__EXCLUDED_VOLUMES": ("phantom_volume",)},
+            "DATASETS.EXCLUDED_VOLUMES: ",
+        ),
     ],
 )
 def test_bad_arguments_are_one_line(tiny_phantom, tmp_path, capsys, changes, message):

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from lesion_d2.data.deeplesion import load_records, set_hidden_annotations
+from lesion_d2.data.dataset_options import set_excluded_volumes, set_hidden_annotations
+from lesion_d2.data.deeplesion import load_records
 from lesion_d2.engine import LesionPredictor, load_config
+from lesion_d2.engine.input_errors import as_input_error
 from lesion_d2.modeling import mine_lesions, summarize_mining
 from lesion_d2.modeling.mining import HIT_IOU, MiningCounts
 from lesion_d2.visualization import (
@@ -64,6 +66,8 @@ def draw_mined(args: argparse.Namespace) -> list[str]:
     cfg = mining_config(args)
     dataset = args.dataset or cfg.DATASETS.TRAIN[0]
     set_hidden_annotations(dataset, cfg.DATASETS.HIDDEN_SHARE, cfg.DATASETS.HIDDEN_SEED)
+    with as_input_error("DATASETS.EXCLUDED_VOLUMES: "):
+        set_excluded_volumes(dataset, cfg.DATASETS.EXCLUDED_VOLUMES)
     records = load_records(dataset, allow_missing=args.allow_missing)
     output = args.output or os.path.join(cfg.OUTPUT_DIR, "mined", dataset)
     check_output(output, records, dataset)

@@ -1,0 +1,167 @@
+"""Options of registered data sets: what their next loading leaves out or hides."""
+
+import logging
+from collections.abc import Iterable
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+logger = logging.getLogger(__name__)
+
+_SERIES_KEYS = ("patient", "study", "series")
+
+
+def set_allow_missing(name: str, allow_missing: bool) -> None:
+    """Say whether the next loading of a registered data set leaves out images without a file.
+
+    Args:
+        name: of the data set in Detectron2's catalogs.
+        allow_missing: see :func:`~lesion_d2.data.deeplesion.load_deeplesion`; replaces what was set
+            before.
+
+    Raises:
+        ValueError: the data set is not in DeepLesion's layout.
+    """
+    if allow_missing and not MetadataCatalog.get(name).get("can_miss_images"):
+        raise ValueError(
+            f"{name}: found a data set that is read as a whole, expected one in DeepLesion's "
+            "layout to leave missing images out"
+        )
+    _set_option(name, "allow_missing", allow_missing)
+
+
+def allows_missing(name: str) -> bool:
+    """What :func:`set_allow_missing` said last; False before."""
+    return MetadataCatalog.get(name).get("allow_missing", False)
+
+
+def set_hidden_annotations(name: str, share: float, seed: int = 0) -> None:
+    """Say which share of a registered data set's annotations its next loading hides.
+
+    Hidden annotations stand in a dict's ``hidden_annotations``, a key that every dict has where the
+    share is above 0, and no longer in its ``annotations``. With the same seed a larger share hides
+    the same ones and more.
+
+    Args:
+        name: of the data set in Detectron2's catalogs.
+        share: of all annotations, from 0 (none is hidden) to below 1; replaces what was set before.
+        seed: of the draw.
+
+    Raises:
+        ValueError: the share is not in [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"{name}: found a hidden share of {share}, expected one in [0, 1)")
+    _set_option(name, "hidden_annotations", (share, seed))
+
+
+def hide_annotations(name: str, dicts: list[dict]) -> None:
+    """Do what :func:`set_hidden_annotations` said last; nothing before.
+
+    Args:
+        name: of the data set.
+        dicts: of it, changed in place; a draw goes over its annotations in the order of their
+            ``row``.
+    """
+    share, seed = MetadataCatalog.get(name).get("hidden_annotations", (0.0, 0))
+    if share == 0:
+        return
+    rows = sorted(a["row"] for image in dicts for a in image["annotations"])
+    num_hidden = round(share * len(rows))
+    drawn = np.random.default_rng(seed).permutation(len(rows))[:num_hidden]
+    hidden = {rows[i] for i in drawn}
+    for image in dicts:
+        annotations = image["annotations"]
+        image["annotations"] = [a for a in annotations if a["row"] not in hidden]
+        image["hidden_annotations"] = [a for a in annotations if a["row"] in hidden]
+    num_bare = sum(not image["annotations"] for image in dicts)
+    logger.info(
+        f"{name}: {num_hidden} of {len(rows)} annotations are hidden (share {share}, seed {seed}); "
+        f"{num_bare} of {len(dicts)} key slices have none left"
+    )
+
+
+def set_excluded_volumes(name: str, volumes: Iterable[str]) -> None:
+    """Say of which volumes the next loading of a registered data set leaves the series out.
+
+    All images of a series are left out, not only those on the volume's slices. The volumes are read
+    here, whatever they themselves leave out.
+
+    Args:
+        name: of the data set in Detectron2's catalogs.
+        volumes: names of data sets whose dicts have ``patient``, ``study`` and ``series``; replaces
+            what was set before.
+
+    Raises:
+        KeyError: one of the volumes' data sets is not registered (Detectron2's own check).
+        OSError: one of them cannot be read.
+        ValueError: likewise; or their dicts do not tell the series; or the data set is neither in
+            DeepLesion's layout nor of volumes.
+    """
+    volumes = tuple(volumes)
+    if volumes and not MetadataCatalog.get(name).get("can_exclude_volumes"):
+        raise ValueError(
+            f"{name}: found a data set that is read as a whole, expected one in DeepLesion's "
+            "layout or of volumes to leave series out"
+        )
+    series = frozenset().union(*map(_read_series, volumes))
+    _set_option(name, "excluded_volumes", (volumes, series))
+
+
+def leave_out_volumes(name: str, dicts: list[dict]) -> list[dict]:
+    """Do what :func:`set_excluded_volumes` said last; nothing before.
+
+    Args:
+        name: of the data set.
+        dicts: of it, with ``patient``, ``study`` and ``series``.
+
+    Returns:
+        Those that are left, in the same order.
+
+    Raises:
+        ValueError: none is left.
+    """
+    volumes, series = MetadataCatalog.get(name).get("excluded_volumes", ((), frozenset()))
+    if not volumes:
+        return dicts
+    left = [image for image in dicts if _series_of(image) not in series]
+    source = ", ".join(volumes)
+    if not left:
+        raise ValueError(
+            f"{name}: found all {len(dicts)} images in series of the excluded volumes ({source}), "
+            "expected some in others"
+        )
+    left_out = {_series_of(image) for image in dicts} & series
+    logger.info(
+        f"{name}: {len(dicts) - len(left)} of {len(dicts)} images are left out, all of "
+        f"{len(left_out)} series of excluded volumes ({source})"
+    )
+    return left
+
+
+def _read_series(volumes: str) -> set[tuple]:
+    """The series of a data set of volumes, with those that an earlier run excluded from it."""
+    excluded = MetadataCatalog.get(volumes).get("excluded_volumes", ((), frozenset()))
+    _set_option(volumes, "excluded_volumes", ((), frozenset()))
+    try:
+        dicts = DatasetCatalog.get(volumes)
+    finally:
+        _set_option(volumes, "excluded_volumes", excluded)
+    for image in dicts:
+        missing = [key for key in _SERIES_KEYS if key not in image]
+        if missing:
+            raise ValueError(
+                f"{volumes}, {image['image_id']}: found no {missing[0]!r}, expected "
+                f"{', '.join(_SERIES_KEYS)} of each image"
+            )
+    return set(map(_series_of, dicts))
+
+
+def _series_of(image: dict) -> tuple:
+    return tuple(image[key] for key in _SERIES_KEYS)
+
+
+def _set_option(name: str, key: str, value: object) -> None:
+    metadata = MetadataCatalog.get(name)
+    vars(metadata).pop(key, None)  # Detectron2 refuses to change a value
+    metadata.set(**{key: value})

@@ -1,0 +1,170 @@
+import logging
+
+from lesion_d2.data import dataset_options
+from lesion_d2.data.dataset_options import (
+    set_allow_missing,
+    set_excluded_volumes,
+    set_hidden_annotations,
+)
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from test_deeplesion import good_row, made_up_rows, write_dataset
+
+
+def _rows(dicts, key="annotations"):
+    return [a["row"] for image in dicts for a in image[key]]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_hidden_annotations_are_a_seeded_share_of_all(tmp_path, registered, caplog, share):
+    rows = made_up_rows(200)
+    rows = rows[1::2] + rows[::2]  # the rows of one image stand apart
+    registered("lesions_hidden", str(write_dataset(tmp_path, rows)), None)
+    whole = DatasetCatalog.get("lesions_hidden")
+    in_file = sorted(_rows(whole))
+    assert _rows(whole) != in_file  # so the file's order is not the dicts'
+    order = np.random.default_rng(7).permutation(len(in_file))
+
+    set_hidden_annotations("lesions_hidden", share, 7)
+    with caplog.at_level(logging.INFO, logger=dataset_options.__name__):
+        dicts = DatasetCatalog.get("lesions_hidden")
+    count = round(share * len(in_file))
+    assert set(_rows(dicts, "hidden_annotations")) == {in_file[i] for i in order[:count]}
+    for image, before in zip(dicts, whole, strict=True):
+        both = image["annotations"] + image["hidden_annotations"]
+        assert sorted(both, key=lambda a: a["row"]) == before["annotations"]
+        rest = {k: v for k, v in image.items() if not k.endswith("annotations")}
+        assert rest == {k: v for k, v in before.items() if k != "annotations"}
+    num_bare = [len(image["annotations"]) for image in dicts].count(0)
+    assert f"{count} of {len(in_file)} annotations are hidden" in caplog.text
+    assert f"{num_bare} of {len(dicts)} key slices have none left" in caplog.text
+    assert DatasetCatalog.get("lesions_hidden") == dicts
+
+
+def test_hidden_annotations_of_other_shares_and_seeds(tmp_path, registered):
+    root = write_dataset(tmp_path, [good_row(i) for i in range(1, 41)])
+    registered("lesions_hidden", str(root), None)
+    whole = DatasetCatalog.get("lesions_hidden")
+
+    def hidden(*options):
+        set_hidden_annotations("lesions_hidden", *options)
+        return set(_rows(DatasetCatalog.get("lesions_hidden"), "hidden_annotations"))
+
+    assert hidden(0.3) == hidden(0.3, 0) and hidden(0.3) < hidden(0.5)
+    assert hidden(0.5, 1) != hidden(0.5, 2)
+    assert hidden(0.001) == set()
+    set_hidden_annotations("lesions_hidden", 0.0)
+    assert DatasetCatalog.get("lesions_hidden") == whole  # without the key
+    for share in (-0.1, 1.0, float("nan")):
+        with pytest.raises(
+            ValueError, match=r"lesions_hidden: found a hidden share of .* \[0, 1\)"
+        ):
+            set_hidden_annotations("lesions_hidden", share)
+    assert DatasetCatalog.get("lesions_hidden") == whole
+
+
+def test_hidden_annotations_are_a_share_of_those_that_are_there(tmp_path, registered):
+    rows = [good_row(i) for i in range(1, 11)]
+    root = write_dataset(tmp_path, rows, without=[r["File_name"] for r in rows[:6]])
+    registered("lesions_hidden", str(root), None)
+    set_allow_missing("lesions_hidden", True)
+    set_hidden_annotations("lesions_hidden", 0.5)
+    dicts = DatasetCatalog.get("lesions_hidden")
+    assert len(dicts) == 4 and len(_rows(dicts)) == 2
+
+
+@pytest.fixture
+def volumes():
+    """Registers dicts of (patient, study, series) as sets that can exclude each other's series."""
+    names = []
+
+    def register(name, series):
+        keys = ("patient", "study", "series")
+        dicts = [{"image_id": i, **dict(zip(keys, s, strict=False))} for i, s in enumerate(series)]
+        DatasetCatalog.register(name, lambda: dataset_options.leave_out_volumes(name, dicts))
+        MetadataCatalog.get(name).set(evaluator_type="lesion_volume", can_exclude_volumes=True)
+        names.append(name)
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_images_of_excluded_series_are_left_out(tmp_path, registered, volumes, caplog):
+    rows = [  # two slices a series, one lesion each
+        good_row(
+            patient,
+            10 + slice_index,
+            File_name=f"{patient:06d}_{study:02d}_{series:02d}_{10 + slice_index:03d}.png",
+            Study_index=str(study),
+            Series_ID=str(series),
+        )
+        for slice_index in (1, 0)
+        for patient, study, series in np.ndindex(4, 3, 2)
+    ]
+    registered("lesions_excluding", str(write_dataset(tmp_path, rows)), None)
+    whole = DatasetCatalog.get("lesions_excluding")
+    assert len(whole) == 48
+    # Twice the same volume; one with a series of another patient, study and series; a strange one.
+    gone = [(1, 1, 1), (1, 1, 1), (1, 2, 0), (3, 0, 1), (9, 9, 9)]
+    volumes("volumes_a", gone[:2])
+    volumes("volumes_b", gone[2:])
+
+    set_excluded_volumes("lesions_excluding", ["volumes_a", "volumes_b"])
+    with caplog.at_level(logging.INFO, logger=dataset_options.__name__):
+        left = DatasetCatalog.get("lesions_excluding")
+    kept = [d for d in whole if (d["patient"], d["study"], d["series"]) not in gone]
+    assert left == kept and len(kept) == 42
+    expected = "6 of 48 images are left out, all of 3 series of excluded volumes (volumes_a, volume"
+    assert expected in caplog.text
+    set_hidden_annotations("lesions_excluding", 0.5)  # of what is left
+    assert len(_rows(DatasetCatalog.get("lesions_excluding"), "hidden_annotations")) == 21
+    set_hidden_annotations("lesions_excluding", 0.0)
+    set_excluded_volumes("lesions_excluding", ["volumes_a"])
+    assert len(DatasetCatalog.get("lesions_excluding")) == 46
+    set_excluded_volumes("lesions_excluding", ())
+    assert DatasetCatalog.get("lesions_excluding") == whole
+
+
+def test_excluded_volumes_are_whole_themselves(volumes):
+    volumes("volumes_a", [(1, 1, 1), (2, 1, 1)])
+    volumes("volumes_b", [(1, 1, 1), (3, 1, 1)])
+    set_excluded_volumes("volumes_a", ["volumes_b"])
+    set_excluded_volumes("volumes_b", ["volumes_a"])
+    assert [d["patient"] for d in DatasetCatalog.get("volumes_a")] == [2]
+    assert [d["patient"] for d in DatasetCatalog.get("volumes_b")] == [3]
+
+
+def test_what_cannot_be_excluded_is_told_of(volumes):
+    volumes("volumes_a", [(1, 1, 1), (2, 1, 1)])
+    volumes("volumes_b", [(2, 1, 1), (2, 1)])
+    volumes("volumes_c", [(2, 1, 1), (1, 1, 1)])
+    with pytest.raises(ValueError, match="volumes_b, 1: found no 'series', expected patient, stud"):
+        set_excluded_volumes("volumes_a", ["volumes_b"])
+    with pytest.raises(KeyError, match="'volumes_d' is not registered"):
+        set_excluded_volumes("volumes_a", ["volumes_d"])
+    with pytest.raises(ValueError, match="toys: found a data set that is read as a whole, expect"):
+        set_excluded_volumes("toys", ["volumes_c"])
+    set_excluded_volumes("toys", ())
+    assert len(DatasetCatalog.get("volumes_a")) == 2  # nothing was set so far
+    for name in ("volumes_a", "volumes_c"):
+        set_excluded_volumes("volumes_a", [name])
+        expected = rf"volumes_a: found all 2 images in series of the excluded volumes \({name}\)"
+        with pytest.raises(ValueError, match=expected):
+            DatasetCatalog.get("volumes_a")
+
+
+def test_phantom_volumes_leave_series_out_too(tiny_phantom):
+    annotated = {d["patient"] for d in DatasetCatalog.get("phantom_volumes_annotated")}
+    for name in ("phantom_volumes_train", "phantom_train"):
+        whole = DatasetCatalog.get(name)
+        set_excluded_volumes(name, ["phantom_volumes_annotated"])
+        try:
+            left = DatasetCatalog.get(name)
+        finally:
+            set_excluded_volumes(name, ())
+        assert left == [d for d in whole if d["patient"] not in annotated]
+        assert 0 < len(left) < len(whole)
