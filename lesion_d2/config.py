@@ -1,5 +1,8 @@
 from detectron2.config import CfgNode as CN
 
+#: False positives per image of the published tables.
+FROC_RATES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+
 
 def add_lesion_config(cfg: CN) -> None:
     """Add every key that this project has beside Detectron2's own, with its default.
@@ -62,7 +65,8 @@ def _add_input_config(cfg: CN) -> None:
     cfg.DATASETS.HIDDEN_SHARE = 0.0
     cfg.DATASETS.HIDDEN_SEED = 0
     # Data sets of volumes whose series training does not get to see: Bai et al.'s validation
-    # volumes are of DeepLesion's training set (2023, section III-A).
+    # volumes are of DeepLesion's training set (2023, section III-A). One that is itself in
+    # DATASETS.TRAIN stays there.
     cfg.DATASETS.EXCLUDED_VOLUMES = ()
 
 
@@ -175,6 +179,8 @@ def _add_mean_teacher_config(cfg: CN) -> None:
     # them for annotated), "ignore" (anchors and proposals on them do not count) or "none" (the
     # teacher finds nothing, and is only the student's average).
     cfg.MODEL.MEAN_TEACHER.POLICY = "add"
+    # No mining before so many iterations.
+    cfg.MODEL.MEAN_TEACHER.START_ITER = 0
     # Detections from this score on are lesions (tau).
     cfg.MODEL.MEAN_TEACHER.SCORE_THRESH = 0.9
     # Detections with a higher IoU with an annotated lesion are that lesion (GT NMS).
@@ -264,7 +270,7 @@ def _add_volume_config(cfg: CN) -> None:
     # results are those of "volume".
     cfg.TEST.VOLUME_CRITERIA = ("iou@0.1",)
     # False positives per volume of the FROC's table.
-    cfg.TEST.VOLUME_FROC_RATES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+    cfg.TEST.VOLUME_FROC_RATES = FROC_RATES
 
 
 def teacher_looks(cfg: CN) -> bool:

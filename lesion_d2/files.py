@@ -1,5 +1,6 @@
-"""Files that are complete or absent."""
+"""Files that are complete or absent, and what is read from them."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,30 @@ def written_whole(file: str | os.PathLike) -> Iterator[Path]:
     finally:
         partial.unlink(missing_ok=True)
     _sync_folder(file.parent)
+
+
+def read_json(file: str | os.PathLike, expected: str) -> object:
+    """Read a JSON file.
+
+    Args:
+        file: its path.
+        expected: what it should hold, for the message where it is not there.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(Path(file).read_bytes())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file}: no such file, expected {expected}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: found no readable JSON ({one_line(error)})") from None
+
+
+def one_line(text: object) -> str:
+    """``str`` of something, such as an error, with single spaces for line breaks and the like."""
+    return " ".join(str(text).split())
 
 
 def _sync_folder(folder: Path) -> None:

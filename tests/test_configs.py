@@ -82,7 +82,7 @@ def _flat(node, prefix=""):
     return values
 
 
-def _values(file):
+def values_of(file):
     cfg = get_cfg()
     lesion_d2.add_lesion_config(cfg)
     cfg.merge_from_file(str(file))
@@ -90,12 +90,12 @@ def _values(file):
 
 
 def _zlocha(name):
-    return _values(CONFIGS / "zlocha" / f"{name}.yaml")
+    return values_of(CONFIGS / "zlocha" / f"{name}.yaml")
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda f: f.relative_to(CONFIGS).as_posix())
 def test_weights_get_images_at_the_scale_they_were_learned_at(file):
-    values = _values(file)
+    values = values_of(file)
     # The spread is part of the first convolution of MSRA's weights; 3DCE's wide window has its own.
     spread = 1.0 if "/MSRA/" in values["MODEL.WEIGHTS"] else 127.5
     spread = 29.0 if file.parent.name in ("tao", "bai") else spread
@@ -118,7 +118,7 @@ def test_rows_of_zlochas_table_differ_in_nothing_but_their_own_addition(suffix):
 @pytest.mark.parametrize("suffix", ["", "_phantom"])
 def test_rows_of_uldors_table_differ_in_nothing_but_their_own_addition(suffix):
     names = ("mask_rcnn_no_mask", "mask_rcnn", "uldor")
-    rows = [_values(CONFIGS / "uldor" / f"{name}{suffix}.yaml") for name in names]
+    rows = [values_of(CONFIGS / "uldor" / f"{name}{suffix}.yaml") for name in names]
     mining = {"MODEL.ROI_HEADS.NAME", "MODEL.ROI_HEADS.NUM_CLASSES", "HARD_NEGATIVES.EPOCHS"}
     if suffix:
         mining.add("HARD_NEGATIVES.START_EPOCHS")
@@ -128,7 +128,7 @@ def test_rows_of_uldors_table_differ_in_nothing_but_their_own_addition(suffix):
 
 def test_uldor_has_the_papers_values():
     """Tang et al., sections 2.2 and 2.3."""
-    values = _values(CONFIGS / "uldor" / "uldor.yaml")
+    values = values_of(CONFIGS / "uldor" / "uldor.yaml")
     expected = {
         "MODEL.RESNETS.DEPTH": 101,
         "INPUT.PSEUDO_MASK": "ellipse",
@@ -172,7 +172,7 @@ def test_models_of_jaegers_comparison_differ_in_nothing_but_what_they_are(tmp_pa
     file = tmp_path / "common.yaml"
     base = [str(CONFIGS / part) for part in parts]
     file.write_text(f"_BASE_: {base}\nMODEL:\n  BACKBONE:\n    NAME: build_resnet_fpn_backbone")
-    common, own = _values(file), _values(CONFIGS / f"{name.format(model)}.yaml")
+    common, own = values_of(file), values_of(CONFIGS / f"{name.format(model)}.yaml")
     expected = {f"MODEL.{key}" for key in _JAEGER[model]} | {"OUTPUT_DIR"}
     if (name, model) == ("toys/{}_small", "retina_unet"):
         expected.add("MODEL.RETINA_UNET.SEG_LOSS_WEIGHT")
@@ -181,7 +181,7 @@ def test_models_of_jaegers_comparison_differ_in_nothing_but_what_they_are(tmp_pa
 
 def test_jaegers_models_have_the_papers_values():
     """Jaeger et al., sections 3.1, 4.1 and 4.2."""
-    values = _values(CONFIGS / "retina_unet" / "retina_unet.yaml")
+    values = values_of(CONFIGS / "retina_unet" / "retina_unet.yaml")
     expected = {
         "MODEL.RESNETS.DEPTH": 50,
         "MODEL.RETINANET.IN_FEATURES": ["p2", "p3", "p4", "p5"],
@@ -200,7 +200,7 @@ def test_jaegers_models_have_the_papers_values():
     found = [size for level in values["MODEL.ANCHOR_GENERATOR.SIZES"] for size in level]
     assert found == pytest.approx(sizes, rel=1e-3)
     assert values["MODEL.RETINA_UNET.SHEM_POOL"] > 1
-    context = _values(CONFIGS / "retina_unet" / "retina_unet_2dc.yaml")
+    context = values_of(CONFIGS / "retina_unet" / "retina_unet_2dc.yaml")
     changed = {key for key in context if context[key] != values[key]}
     slices = {"INPUT.CT.NUM_SLICES", "INPUT.CT.SLICE_INTERVAL"}
     assert changed == slices | {"MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "OUTPUT_DIR"}
@@ -229,7 +229,7 @@ def test_taos_models_differ_in_their_slices_and_attention_alone(
     if suffix and num_slices == 21:
         assert not file.exists()
         return
-    values, rfcn = _values(file), _values(CONFIGS / "tao" / f"rfcn{suffix}.yaml")
+    values, rfcn = values_of(file), values_of(CONFIGS / "tao" / f"rfcn{suffix}.yaml")
     expected = rfcn | {
         "INPUT.CT.NUM_SLICES": num_slices,
         "MODEL.PIXEL_MEAN": [35.0] * num_slices,
@@ -243,7 +243,7 @@ def test_taos_models_differ_in_their_slices_and_attention_alone(
 
 def test_taos_phantom_models_begin_with_the_pretrained_one():
     pretrained, rfcn = (
-        _values(CONFIGS / "tao" / f"{name}_phantom.yaml") for name in ("pretrain", "rfcn")
+        values_of(CONFIGS / "tao" / f"{name}_phantom.yaml") for name in ("pretrain", "rfcn")
     )
     changed = {key for key in rfcn if rfcn[key] != pretrained[key]}
     assert changed - {"OUTPUT_DIR", "MODEL.WEIGHTS"} == {
@@ -255,7 +255,7 @@ def test_taos_phantom_models_begin_with_the_pretrained_one():
 
 def test_taos_models_have_the_papers_values():
     """Tao et al., section 3, and the numbers of 3DCE."""
-    values = _values(CONFIGS / "tao" / "rfcn.yaml")
+    values = values_of(CONFIGS / "tao" / "rfcn.yaml")
     expected = {
         "MODEL.WEIGHTS": "torchvision://vgg16",
         "MODEL.VGG.DEPTH": 16,

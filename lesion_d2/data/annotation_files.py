@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..files import written_whole
+from ..files import read_json, written_whole
+from .problems import raise_problems, short
 from .restricted_pickle import load_pickle
-from .volume_names import VolumeName, raise_problems
+from .volume_names import VolumeName
 
 #: How slices are numbered in a file: as on disk, or from a volume's first slice on, which is 0.
 SLICE_NUMBERS = ("disk", "index")
@@ -97,12 +98,7 @@ def write_annotations(
 
 
 def _read_json(file: Path) -> object:
-    try:
-        content = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: no such file") from None
-    except ValueError as error:
-        raise ValueError(f"{file}: found no readable JSON ({error})") from None
+    content = read_json(file, "annotations of volumes")
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f'{file}: found no "format": "{_FORMAT}", expected it')
     return content.get("volumes")
@@ -112,10 +108,11 @@ def _select(file: Path, volumes: object, split: str | None) -> Mapping:
     """The volumes of one split."""
     if isinstance(volumes, dict) and volumes and all(key in _SPLITS for key in volumes):
         if split not in volumes:
-            raise ValueError(f"{file}: found the splits {list(volumes)}, expected {split!r}")
+            expected = repr(split) if split else "one of them as the split (--split)"
+            raise ValueError(f"{file}: found the splits {list(volumes)}, expected {expected}")
         volumes = volumes[split]
     if not isinstance(volumes, dict) or not volumes:
-        raise ValueError(f"{file}: found {_short(volumes)}, expected volumes by their names")
+        raise ValueError(f"{file}: found {short(volumes)}, expected volumes by their names")
     return volumes
 
 
@@ -145,13 +142,13 @@ def _read_volumes(file: Path, volumes: Mapping, read_volume, slice_numbers: str)
 def _lesions_of_json(lesions: object) -> Iterable[tuple]:
     """Box, first, last and key slice of every lesion, unchecked."""
     if not isinstance(lesions, list):
-        raise ValueError(f"found {_short(lesions)}, expected a list of lesions")
+        raise ValueError(f"found {short(lesions)}, expected a list of lesions")
     for lesion in lesions:
         if not isinstance(lesion, dict) or not all(key in lesion for key in _KEYS):
-            raise ValueError(f"found {_short(lesion)}, expected a lesion with {', '.join(_KEYS)}")
+            raise ValueError(f"found {short(lesion)}, expected a lesion with {', '.join(_KEYS)}")
         slices = lesion["slices"]
         if not isinstance(slices, list) or len(slices) != 2:
-            raise ValueError(f"found the slices {_short(slices)}, expected the first and the last")
+            raise ValueError(f"found the slices {short(slices)}, expected the first and the last")
         yield lesion["box"], *slices, lesion["key_slice"]
 
 
@@ -164,10 +161,11 @@ def _lesions_of_pickle(content: object) -> Iterable[tuple]:
     for key, rows in content.items():
         number = int(key) if isinstance(key, str) and key.isdecimal() else key
         for *box, first, last in _rows(rows):
-            if not first == last == number:
+            # Numbers first: of deeply nested lists even the comparison would fail.
+            if not (_is_number(first) and _is_number(last) and first == last == number):
                 raise ValueError(
-                    f"found a box on slices {_short(first)} and {_short(last)} below slice "
-                    f"{_short(key)}, expected the same number"
+                    f"found a box on slices {short(first)} and {short(last)} below slice "
+                    f"{short(key)}, expected the same number"
                 )
             yield tuple(box), first, last, first
 
@@ -175,10 +173,10 @@ def _lesions_of_pickle(content: object) -> Iterable[tuple]:
 def _rows(rows: object) -> Iterable[tuple]:
     """Boxes of six values, from an array or nested lists."""
     if not _is_list(rows):
-        raise ValueError(f"found {_short(rows)}, expected rows of six numbers")
+        raise ValueError(f"found {short(rows)}, expected rows of six numbers")
     for row in rows:
         if not _is_list(row) or len(row) != 6:
-            raise ValueError(f"found the box {_short(row)}, expected six numbers")
+            raise ValueError(f"found the box {short(row)}, expected six numbers")
         yield tuple(x.item() if isinstance(x, (np.generic, np.ndarray)) else x for x in row)
 
 
@@ -186,13 +184,13 @@ def _checked(lesion: tuple, name: VolumeName, slice_numbers: str) -> VolumeLesio
     """A lesion with checked numbers, its slices as on disk."""
     box, first, last, key_slice = lesion
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(_is_number, box)):
-        raise ValueError(f"found the box {_short(box)}, expected four finite numbers")
+        raise ValueError(f"found the box {short(box)}, expected four finite numbers")
     x1, y1, x2, y2 = map(float, box)
     if not (x1 < x2 and y1 < y2):
-        raise ValueError(f"found the box {_short(box)}, expected x1 < x2 and y1 < y2")
+        raise ValueError(f"found the box {short(box)}, expected x1 < x2 and y1 < y2")
     slices = (first, last) if key_slice is None else (first, last, key_slice)
     if not all(_is_number(z) and z == int(z) for z in slices):
-        raise ValueError(f"found the slices {_short(slices)}, expected whole numbers")
+        raise ValueError(f"found the slices {short(slices)}, expected whole numbers")
     offset, low, high = 0, name.first, name.last
     if slice_numbers == "index":
         offset, low, high = name.first, 0, name.last - name.first
@@ -219,9 +217,3 @@ def _is_number(value: object) -> bool:
 
 def _is_list(value: object) -> bool:
     return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
-
-
-def _short(value: object) -> str:
-    """On one line, not too long."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-from difflib import get_close_matches
 from functools import partial
 
 import numpy as np
@@ -11,11 +10,16 @@ import pandas as pd
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from .dataset_options import (
-    allows_missing,
-    hide_annotations,
-    leave_out_volumes,
-    set_allow_missing,
+from .dataset_options import allows_missing, hide_annotations, leave_out_volumes
+from .deeplesion_csv import (
+    CSV_COLUMNS,
+    BadCells,
+    cut_boxes,
+    integers,
+    numbers,
+    read_csv,
+    spacings,
+    windows,
 )
 
 logger = logging.getLogger(__name__)
@@ -43,34 +47,9 @@ _COLORS = (
 )
 _SPLITS = {"train": 1, "val": 2, "test": 3}
 _FOLDERS = {"deeplesion": "DeepLesion", "phantom": "phantom", "phantom_columns": "phantom_columns"}
-#: The columns of DL_info.csv, in its order.
-CSV_COLUMNS = (
-    "File_name",
-    "Patient_index",
-    "Study_index",
-    "Series_ID",
-    "Key_slice_index",
-    "Measurement_coordinates",
-    "Bounding_boxes",
-    "Lesion_diameters_Pixel_",
-    "Normalized_lesion_location",
-    "Coarse_lesion_type",
-    "Possibly_noisy",
-    "Slice_range",
-    "Spacing_mm_px_",
-    "Image_size",
-    "DICOM_windows",
-    "Patient_gender",
-    "Patient_age",
-    "Train_Val_Test",
-)
 _UNUSED = ("Normalized_lesion_location", "Patient_gender", "Patient_age")
 _COLUMNS = tuple(column for column in CSV_COLUMNS if column not in _UNUSED)
 _FILE_NAME = re.compile(r"(\d+_\d+_\d+)_(\d+)\.png")
-_MAX_SHOWN = 20
-_MAX_NAMES = 5
-# Boxes are the RECIST end points plus 5 px a side, so they may reach past the image's border a bit.
-_MAX_OVERHANG = 10.0
 
 
 def load_deeplesion(
@@ -110,8 +89,8 @@ def load_deeplesion(
     """
     _check_split(split)
     _check_exist(csv_file, image_root)
-    frame = _read_csv(csv_file)
-    bad = _BadRows(csv_file)
+    frame = read_csv(csv_file, _COLUMNS)
+    bad = BadCells(csv_file)
     frame, num_noisy = _select_rows(frame, split, bad)
     table = _parse_rows(frame, os.fspath(image_root), bad)
     found = _find_files(frame["File_name"], table["path"], None if allow_missing else bad)
@@ -216,101 +195,32 @@ def _check_exist(csv_file: str | os.PathLike, image_root: str | os.PathLike) -> 
         raise FileNotFoundError(f"{image_root}: no such folder of images; {hint}")
 
 
-def _read_csv(csv_file: str | os.PathLike) -> pd.DataFrame:
-    """All cells as text, "" where there is none; the index is the line number in the file."""
-    try:
-        frame = pd.read_csv(csv_file, dtype=object, keep_default_na=False, skip_blank_lines=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{csv_file}: found no readable CSV ({str(error).strip()})") from None
-    missing = [column for column in _COLUMNS if column not in frame.columns]
-    if missing:
-        raise ValueError(
-            f"{csv_file}: found no column {', '.join(missing)}, expected DL_info.csv's"
-        )
-    if not isinstance(frame.index, pd.RangeIndex):  # pandas took the surplus cells for row labels
-        raise ValueError(f"{csv_file}: found rows longer than the header, expected quoted lists")
-    frame.index = frame.index + 2
-    frame = frame[list(_COLUMNS)].fillna("")
-    return frame[(frame != "").any(axis=1)]
-
-
-class _BadRows:
-    """Collects what is wrong in a CSV file, at most one thing a cell, and raises it at once."""
-
-    def __init__(self, csv_file: str | os.PathLike):
-        self.csv_file = csv_file
-        self.problems: dict[tuple[int, str], str] = {}
-
-    def add(self, cells: pd.Series, is_bad: np.ndarray, expected: str, found=repr) -> None:
-        """Note the cells of one column where ``is_bad``; ``found`` words what stands there."""
-        for row, cell in cells[is_bad].items():
-            text = f"row {row}, column {cells.name}: found {found(cell)}, expected {expected}"
-            self.problems.setdefault((row, cells.name), text)
-
-    def raise_if_any(self) -> None:
-        """Raise one ValueError with what was noted, if anything was."""
-        if not self.problems:
-            return
-        shown = [self.problems[cell] for cell in sorted(self.problems)[:_MAX_SHOWN]]
-        num_rows = len({row for row, _ in self.problems})
-        raise ValueError(
-            f"{self.csv_file}: {len(self.problems)} bad cells in {num_rows} rows"
-            + (f", the first {_MAX_SHOWN}" if len(self.problems) > _MAX_SHOWN else "")
-            + "".join(f"\n  {text}" for text in shown)
-        )
-
-
-def _select_rows(frame: pd.DataFrame, split: str | None, bad: _BadRows) -> tuple[pd.DataFrame, int]:
+def _select_rows(frame: pd.DataFrame, split: str | None, bad: BadCells) -> tuple[pd.DataFrame, int]:
     """The split's rows without the noisy ones, and how many noisy ones it had."""
-    code = _numbers(frame, "Train_Val_Test", 1, bad)[:, 0]
+    code = numbers(frame, "Train_Val_Test", 1, bad)[:, 0]
     bad.add(frame["Train_Val_Test"], ~np.isin(code, list(_SPLITS.values())), "1, 2 or 3")
-    noisy = _numbers(frame, "Possibly_noisy", 1, bad)[:, 0]
+    noisy = numbers(frame, "Possibly_noisy", 1, bad)[:, 0]
     bad.add(frame["Possibly_noisy"], ~np.isin(noisy, (0, 1)), "0 or 1")
     in_split = np.full(len(frame), True) if split is None else code == _SPLITS[split]
     return frame[in_split & (noisy != 1)], int((in_split & (noisy == 1)).sum())
 
 
-def _numbers(frame: pd.DataFrame, column: str, count: int, bad: _BadRows) -> np.ndarray:
-    """A column of comma lists as an N x count float array; NaN where a row is bad."""
-    if not len(frame):
-        return np.empty((0, count))
-    nothing = ",".join(["nan"] * count)
-    lists = [cell if cell.count(",") == count - 1 else nothing for cell in frame[column]]
-    numbers = np.array(",".join(lists).split(","), dtype=object)
-    values = pd.to_numeric(numbers, errors="coerce").astype(float).reshape(-1, count)
-    is_bad = ~np.isfinite(values).all(axis=1)
-    bad.add(frame[column], is_bad, "1 number" if count == 1 else f"{count} numbers")
-    return values
-
-
-def _integers(frame: pd.DataFrame, column: str, count: int, bad: _BadRows) -> np.ndarray:
-    values = _numbers(frame, column, count, bad)
-    is_integer = (values == np.round(values)) & (np.abs(values) < 2**53)
-    bad.add(
-        frame[column],
-        ~is_integer.all(axis=1),
-        "1 integer" if count == 1 else f"{count} integers",
-    )
-    # What stands for a bad cell is never used: bad cells stop the loading.
-    return np.where(is_integer, values, 0).astype(np.int64)
-
-
-def _parse_rows(frame: pd.DataFrame, image_root: str, bad: _BadRows) -> dict[str, np.ndarray]:
+def _parse_rows(frame: pd.DataFrame, image_root: str, bad: BadCells) -> dict[str, np.ndarray]:
     """Arrays with one entry a row, checked."""
     table = {
         "row": frame.index.to_numpy(),
-        "patient": _integers(frame, "Patient_index", 1, bad)[:, 0],
-        "study": _integers(frame, "Study_index", 1, bad)[:, 0],
-        "series": _integers(frame, "Series_ID", 1, bad)[:, 0],
-        "slice_index": _integers(frame, "Key_slice_index", 1, bad)[:, 0],
-        "coarse_type": _integers(frame, "Coarse_lesion_type", 1, bad)[:, 0],
-        "slice_range": _integers(frame, "Slice_range", 2, bad),
-        "size": _integers(frame, "Image_size", 2, bad),
-        "recist": _numbers(frame, "Measurement_coordinates", 8, bad),
-        "spacing": _numbers(frame, "Spacing_mm_px_", 3, bad),
-        "window": _numbers(frame, "DICOM_windows", 2, bad),
+        "patient": integers(frame, "Patient_index", 1, bad)[:, 0],
+        "study": integers(frame, "Study_index", 1, bad)[:, 0],
+        "series": integers(frame, "Series_ID", 1, bad)[:, 0],
+        "slice_index": integers(frame, "Key_slice_index", 1, bad)[:, 0],
+        "coarse_type": integers(frame, "Coarse_lesion_type", 1, bad)[:, 0],
+        "slice_range": integers(frame, "Slice_range", 2, bad),
+        "size": integers(frame, "Image_size", 2, bad),
+        "recist": numbers(frame, "Measurement_coordinates", 8, bad),
+        "spacing": spacings(frame, bad),
+        "window": windows(frame, bad),
     }
-    diameters = _numbers(frame, "Lesion_diameters_Pixel_", 2, bad)
+    diameters = numbers(frame, "Lesion_diameters_Pixel_", 2, bad)
     table["diameters_mm"] = diameters * table["spacing"][:, :2].mean(axis=1, keepdims=True)
     _check_values(frame, table, bad)
     table["path"] = _parse_file_names(frame, table["slice_index"], image_root, bad)
@@ -318,32 +228,27 @@ def _parse_rows(frame: pd.DataFrame, image_root: str, bad: _BadRows) -> dict[str
     return table
 
 
-def _check_values(frame: pd.DataFrame, table: dict[str, np.ndarray], bad: _BadRows) -> None:
+def _check_values(frame: pd.DataFrame, table: dict[str, np.ndarray], bad: BadCells) -> None:
     first, last = table["slice_range"].T
     bad.add(frame["Slice_range"], first > last, "first <= last")
-    bad.add(frame["Spacing_mm_px_"], (table["spacing"] <= 0).any(axis=1), "positive spacing, mm")
     bad.add(frame["Image_size"], (table["size"] <= 0).any(axis=1), "a positive width and height")
-    low, high = table["window"].T
-    bad.add(frame["DICOM_windows"], low >= high, "low < high, HU")
     is_type = np.isin(table["coarse_type"], (-1, *range(1, len(COARSE_TYPES) + 1)))
     bad.add(frame["Coarse_lesion_type"], ~is_type, "-1 or 1 to 8")
 
 
-def _parse_boxes(frame: pd.DataFrame, size: np.ndarray, bad: _BadRows) -> np.ndarray:
+def _parse_boxes(frame: pd.DataFrame, size: np.ndarray, bad: BadCells) -> np.ndarray:
     """Bounding boxes, N x 4 XYXY in pixels, cut to the image."""
     cells = frame["Bounding_boxes"]
-    boxes = _numbers(frame, "Bounding_boxes", 4, bad)
+    boxes = numbers(frame, "Bounding_boxes", 4, bad)
     bad.add(cells, (boxes[:, 2:] <= boxes[:, :2]).any(axis=1), "x1 < x2 and y1 < y2")
     # A bad size is told of once, as what it is.
-    clipped = np.clip(boxes, 0, np.tile(np.where(size > 0, size, np.inf), 2))
-    overhangs = (np.abs(clipped - boxes) > _MAX_OVERHANG).any(axis=1)
-    is_empty = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
-    bad.add(cells, overhangs | is_empty, "a box inside the image")
-    return clipped
+    cut, is_inside = cut_boxes(boxes, np.where(size > 0, size, np.inf))
+    bad.add(cells, ~is_inside, "a box inside the image")
+    return cut
 
 
 def _parse_file_names(
-    frame: pd.DataFrame, slice_index: np.ndarray, image_root: str, bad: _BadRows
+    frame: pd.DataFrame, slice_index: np.ndarray, image_root: str, bad: BadCells
 ) -> np.ndarray:
     """Paths of the key slices' files, N."""
     names = frame["File_name"]
@@ -357,7 +262,7 @@ def _parse_file_names(
     return np.array(paths, dtype=object)
 
 
-def _find_files(names: pd.Series, paths: np.ndarray, bad: _BadRows | None) -> np.ndarray:
+def _find_files(names: pd.Series, paths: np.ndarray, bad: BadCells | None) -> np.ndarray:
     """Whether each row's file exists, N bool; each distinct file is looked up once."""
     exists = {path: os.path.isfile(path) for path in set(paths)}
     found = np.array([exists[path] for path in paths], dtype=bool)
@@ -407,39 +312,6 @@ def _annotation(row: dict, coarse_types: bool) -> dict:
         "coarse_type": row["coarse_type"],
         "row": row["row"],
     }
-
-
-def suggest_names(name: str, kind: str = "lesion") -> str:
-    """Names of data sets of lesions, those like a misspelled one where there are such.
-
-    ``kind`` is what their ``evaluator_type`` begins with.
-    """
-    kinds = {n: MetadataCatalog.get(n).get("evaluator_type", "") for n in DatasetCatalog.list()}
-    known = [n for n, found in kinds.items() if found.startswith(kind)]
-    return ", ".join(get_close_matches(name, known, _MAX_NAMES) or known[:_MAX_NAMES])
-
-
-def load_records(dataset: str, *, allow_missing: bool = False) -> list[dict]:
-    """The dicts of a registered data set.
-
-    Args:
-        dataset: its name in ``DatasetCatalog``.
-        allow_missing: leave out images whose file is missing.
-
-    Raises:
-        ValueError: the data set is not registered, or has no images.
-    """
-    if dataset not in DatasetCatalog.list():
-        raise ValueError(
-            f"data set {dataset!r} is not registered, expected a name such as "
-            f"{suggest_names(dataset)}"
-        )
-    if allow_missing:
-        set_allow_missing(dataset, True)
-    records = DatasetCatalog.get(dataset)
-    if not records:
-        raise ValueError(f"data set {dataset!r} has no images")
-    return records
 
 
 _register_builtin()

@@ -1,6 +1,7 @@
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
@@ -185,7 +186,8 @@ class LesionDatasetMapper:
         spacing = dataset_dict["spacing"]
         dataset_dict["image"], augmented = _view(image, spacing, self.augmentations)
         if self.is_train and self.weak_augmentations is not None:
-            dataset_dict["weak_image"], _ = _view(image, spacing, self.weak_augmentations)
+            with _random_state_kept():  # the student's next image is the one it were without
+                dataset_dict["weak_image"], _ = _view(image, spacing, self.weak_augmentations)
         transforms += augmented
         size = tuple(dataset_dict["image"].shape[1:])
         if "weak_image" in dataset_dict:
@@ -276,6 +278,15 @@ def _view(
     aug_input.spacing = spacing
     transforms = augmentations(aug_input)
     return torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))), transforms
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    state = np.random.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 def _matrix(transforms: T.Transform) -> torch.Tensor:

@@ -12,7 +12,9 @@ import nibabel
 import numpy as np
 from nibabel import orientations
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
+from ..files import one_line
 from .volume_names import VolumeName
 
 _ENDINGS = (".nii", ".nii.gz")
@@ -21,6 +23,16 @@ _ENDINGS = (".nii", ".nii.gz")
 _DIRECTIONS = ("P", "L", "I")
 _MAX_VOLUMES = 4  # kept in memory, per process: some 15 MB each in DeepLesion
 _INT16 = np.iinfo(np.int16)
+# What nibabel raises of damaged files; OverflowError is of pixels that begin past a file's end.
+_DAMAGED = (
+    ImageFileError,
+    HeaderDataError,
+    OSError,
+    EOFError,
+    OverflowError,
+    ValueError,
+    zlib.error,
+)
 
 
 def is_nifti(path: str | os.PathLike) -> bool:
@@ -113,13 +125,15 @@ def _open(file: str | os.PathLike):
     name = _parse_name(file)
     try:
         image = nibabel.load(file)
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(f"{file}: found no readable NIfTI file ({_one_line(error)})") from None
+    except _DAMAGED as error:
+        raise ValueError(f"{file}: found no readable NIfTI file ({one_line(error)})") from None
     if len(image.shape) != 3 or image.get_data_dtype().kind not in "iuf":
         raise ValueError(
             f"{file}: found {image.get_data_dtype()} of shape {image.shape}, expected numbers in "
             "three dimensions"
         )
+    if not np.isfinite(image.affine).all():
+        raise ValueError(f"{file}: found an affine matrix that is not finite, expected mm")
     found = orientations.io_orientation(image.affine)
     if not np.isfinite(found).all():
         raise ValueError(f"{file}: found an affine matrix that leaves out an axis")
@@ -139,15 +153,11 @@ def _read_volume(file: str, changed: int) -> np.ndarray:
     image, turn = _open(file)
     try:
         volume = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(f"{file}: found a damaged NIfTI file ({_one_line(error)})") from None
+    except _DAMAGED as error:
+        raise ValueError(f"{file}: found a damaged NIfTI file ({one_line(error)})") from None
     if not np.isfinite(volume).all():
         raise ValueError(f"{file}: found values that are no finite numbers, expected HU")
     if volume.dtype != np.int16:
         volume = np.rint(np.clip(volume, _INT16.min, _INT16.max)).astype(np.int16)
     volume = orientations.apply_orientation(volume, turn).transpose(2, 0, 1)
     return np.ascontiguousarray(volume)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

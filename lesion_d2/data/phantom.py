@@ -20,7 +20,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from .deeplesion import CSV_COLUMNS
+from .deeplesion_csv import CSV_COLUMNS
 from .generated import LATER, check_options, write_data_set
 from .phantom_anatomy import Body, paint_body, sample_body, sample_tissues
 from .phantom_lesions import (

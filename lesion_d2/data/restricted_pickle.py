@@ -1,8 +1,15 @@
-"""Pickles read without running anything that they carry: arrays and plain containers alone."""
+"""Pickles read without running anything that they carry: arrays and plain containers alone.
 
+No NumPy object takes its state from the file: a dtype's state can say that pointers to objects are
+numbers, and an array's that it lies elsewhere. What a pickle calls in NumPy's name only keeps its
+arguments; the arrays are made from them after loading, once they are checked.
+"""
+
+import math
 import os
 import pickle
-from collections import OrderedDict, defaultdict
+import re
+import reprlib
 from collections.abc import Callable
 
 import numpy as np
@@ -11,24 +18,29 @@ _BUILTINS = {"dict": dict, "frozenset": frozenset, "list": list, "set": set, "tu
 # Pickled by NumPy 1 and 2.
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 _NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
+_DTYPE_CODE = re.compile(r"b1|[iufc][0-9]{1,2}|[SU][0-9]{1,9}|O[48]?")
+_LARGEST_CODE_POINT = 0x10FFFF
 
 
 def load_pickle(file: str | os.PathLike) -> object:
     """Read a pickle of NumPy arrays and scalars, plain containers, numbers and text.
 
     Those that Python 2 wrote can be read too; their text is taken for Latin-1, as NumPy's arrays in
-    them need.
+    them need. Arrays and scalars are of bools, numbers or text, arrays of objects too. The dicts of
+    ``collections`` come back as plain ones.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it holds anything else, such as ``os.system``, which is named and neither
-            imported nor run; or it is no readable pickle.
+            imported nor run; or an array whose data do not fit its shape and dtype; or it is no
+            readable pickle.
     """
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file}: no such file")
     with open(file, "rb") as opened:
         try:
-            return _Unpickler(opened, encoding="latin1").load()
+            content = _Unpickler(opened, encoding="latin1").load()
+            return _Converter(os.fstat(opened.fileno()).st_size).convert(content)
         except _Refused as error:
             raise ValueError(f"{file}: {error}") from None
         # A damaged pickle fails as it likes to.
@@ -56,11 +68,46 @@ class _Unpickler(pickle.Unpickler):
             ) from None
 
 
+class _Dtype:
+    """The arguments of a dtype."""
+
+    __slots__ = ("code", "state")
+
+    def __init__(self, code: object):
+        self.code = code
+        self.state = (3, "=", None, None, None)
+
+    def __setstate__(self, state: object):
+        self.state = state
+
+
+class _Array:
+    """The arguments of an array."""
+
+    __slots__ = ("axis_order", "state")
+
+    def __init__(self, state: object = None, axis_order: object = None):
+        self.state = state  # version, shape, dtype, is in Fortran order, data
+        self.axis_order = axis_order
+
+    def __setstate__(self, state: object):
+        self.state = state
+
+
+class _Scalar:
+    """The arguments of a scalar."""
+
+    __slots__ = ("args",)
+
+    def __init__(self, args: tuple):
+        self.args = args  # dtype, data
+
+
 def _allowed() -> dict[tuple[str, str], Callable]:
     """(module, name) -> what stands for it.
 
     Python's functions are made anew for every file: a pickle can write to what it can name, and
-    these have nothing else's state. NumPy's are compiled and cannot be written to.
+    these have nothing else's state. The classes above have no names here, for the same reason.
     """
 
     def encode(text: str, encoding: str = "latin1") -> bytes:
@@ -71,14 +118,26 @@ def _allowed() -> dict[tuple[str, str], Callable]:
     def no_bytes() -> bytes:  # b"" before protocol 3
         return b""
 
-    def from_buffer(buffer, dtype, shape, order, axis_order=None) -> np.ndarray:
-        array = np.frombuffer(buffer, dtype)
-        if axis_order is None:
-            return array.reshape(shape, order=order)
-        return array.reshape(shape, order="C").transpose(axis_order)
+    def default_dict(factory: object = None) -> dict:
+        return {}
 
-    reconstruct = np.empty(0).__reduce__()[0]
-    scalar = np.float64(0).__reduce__()[0]
+    def ndarray(*args):
+        raise _Refused("found a call of numpy.ndarray in the pickle, expected its name alone")
+
+    def reconstruct(kind: object, shape: object, code: object) -> _Array:
+        if kind is not ndarray:
+            raise _Refused(f"found an array of the class {_short(kind)}, expected numpy.ndarray")
+        return _Array()
+
+    def scalar(dtype: object, data: object = b"") -> _Scalar:
+        return _Scalar((dtype, data))
+
+    def from_buffer(data, dtype, shape, order, axis_order=None) -> _Array:
+        return _Array((None, shape, dtype, order == "F", data), axis_order)
+
+    def dtype(code: object, align: object = False, copy: object = False) -> _Dtype:
+        return _Dtype(code)
+
     return {
         **{
             (m, name): kind for m in ("builtins", "__builtin__") for name, kind in _BUILTINS.items()
@@ -87,9 +146,119 @@ def _allowed() -> dict[tuple[str, str], Callable]:
         **{(m, "_reconstruct"): reconstruct for m in _MULTIARRAY},
         **{(m, "scalar"): scalar for m in _MULTIARRAY},
         **{(m, "_frombuffer"): from_buffer for m in _NUMERIC},
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
+        ("numpy", "ndarray"): ndarray,
+        ("numpy", "dtype"): dtype,
         ("_codecs", "encode"): encode,
-        ("collections", "OrderedDict"): OrderedDict,
-        ("collections", "defaultdict"): defaultdict,
+        ("collections", "OrderedDict"): dict,
+        ("collections", "defaultdict"): default_dict,
     }
+
+
+class _Converter:
+    """From what was loaded to plain containers and arrays, all built anew."""
+
+    def __init__(self, file_size: int):
+        self._file_size = file_size  # bytes
+        self._done = {}  # id -> converted: what a file names often is converted once
+
+    def convert(self, value: object) -> object:
+        """Raises ``_Refused`` for anything else; a container within itself is too deep."""
+        if value is None or type(value) in (bool, int, float, str, bytes, bytearray):
+            return value
+        if id(value) not in self._done:
+            self._done[id(value)] = self._convert(value)
+        return self._done[id(value)]
+
+    def _convert(self, value: object) -> object:
+        kind = type(value)
+        if kind is dict:
+            return {self.convert(key): self.convert(item) for key, item in value.items()}
+        if kind in (list, tuple, set, frozenset):
+            return kind([self.convert(item) for item in value])
+        if kind is _Dtype:
+            return _dtype(value)
+        if kind is _Scalar:
+            dtype, data = value.args
+            if _dtype(dtype).kind == "O":
+                raise _Refused("found a scalar of dtype object in the pickle, expected a number")
+            return self._array((), dtype, "C", data)[()]
+        if kind is _Array:
+            if type(value.state) is not tuple or len(value.state) != 5:
+                raise _Refused(f"found an array's state {_short(value.state)}, expected 5 values")
+            _, shape, dtype, is_fortran, data = value.state
+            array = self._array(shape, dtype, "F" if is_fortran else "C", data)
+            return array if value.axis_order is None else array.transpose(value.axis_order)
+        raise _Refused(
+            f"found a value of type {kind.__name__} in the pickle, expected arrays and plain "
+            "containers"
+        )
+
+    def _array(self, shape: object, dtype: object, order: str, data: object) -> np.ndarray:
+        """An array with memory of its own."""
+        dtype = _dtype(dtype)
+        if type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape):
+            raise _Refused(f"found an array's shape {_short(shape)}, expected numbers from 0 on")
+        size = math.prod(shape)
+        # Empty ones too: (10**9, 0) has no data and very many rows.
+        if max((size, *shape)) > self._file_size:
+            raise _Refused(
+                f"found an array's shape {_short(shape)}, expected none above the size of the file"
+            )
+        if dtype.kind == "O":
+            return self._object_array(shape, size, order, data)
+        if type(data) is str:  # of Python 2
+            data = data.encode("latin1")
+        if type(data) not in (bytes, bytearray):
+            raise _Refused(f"found {_short(data)} as an array's data, expected bytes")
+        if len(data) != size * dtype.itemsize:
+            raise _Refused(
+                f"found {len(data)} bytes for an array of the shape {_short(shape)} and the "
+                f"dtype {dtype}, expected {size * dtype.itemsize}"
+            )
+        if dtype.kind == "b":  # NumPy counts on bytes of 0 and 1
+            return np.ndarray(shape, np.uint8, bytes(data), order=order) != 0
+        if dtype.kind == "U":  # and Python on these
+            points = np.frombuffer(bytes(data), np.dtype("u4").newbyteorder(dtype.byteorder))
+            if (points > _LARGEST_CODE_POINT).any():
+                raise _Refused("found an array of text with no Unicode in the pickle")
+        return np.ndarray(shape, dtype, bytes(data), order=order).copy(order="K")
+
+    def _object_array(self, shape: tuple, size: int, order: str, data: object) -> np.ndarray:
+        if type(data) is not list:  # raw bytes are pointers
+            raise _Refused(
+                f"found {_short(data)} as the data of an array of objects, expected a list"
+            )
+        if len(data) != size:
+            raise _Refused(
+                f"found {len(data)} objects for an array of the shape {_short(shape)}, "
+                f"expected {size}"
+            )
+        array = np.empty(size, object)
+        for i, item in enumerate(data):
+            array[i] = self.convert(item)
+        return np.array(array.reshape(shape), order=order)  # the list is in C order always
+
+
+def _dtype(kept: object) -> np.dtype:
+    """Bools, numbers, text and objects; of the state, the byte order alone."""
+    if type(kept) is not _Dtype:
+        raise _Refused(f"found {_short(kept)} in the pickle, expected a dtype")
+    if type(kept.code) is not str or not _DTYPE_CODE.fullmatch(kept.code):
+        raise _Refused(
+            f"found the dtype {_short(kept.code)} in the pickle, expected bools, numbers, text or "
+            "objects"
+        )
+    if type(kept.state) is not tuple or len(kept.state) < 5:
+        raise _Refused(f"found a dtype's state {_short(kept.state)}, expected 5 values or more")
+    order, *structure = kept.state[1:5]
+    if order not in ("<", ">", "=", "|") or structure != [None, None, None]:
+        raise _Refused(
+            f"found a dtype's state {_short(kept.state)}, expected a byte order and no fields"
+        )
+    if kept.code.startswith("O"):
+        return np.dtype(object)
+    return np.dtype(kept.code).newbyteorder(order)
+
+
+def _short(value: object) -> str:
+    return " ".join(reprlib.repr(value).split())

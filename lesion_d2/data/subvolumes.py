@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
@@ -17,17 +16,17 @@ from .borders import slice_files
 from .ct import slice_size
 from .dataset_options import leave_out_volumes
 from .deeplesion import lesion_classes, resolve_root
+from .deeplesion_csv import BadCells, cut_boxes, read_csv, spacings, windows
 from .nifti import is_nifti, nifti_geometry
-from .volume_names import VolumeName, raise_problems
+from .problems import raise_problems
+from .volume_names import VolumeName
 
 logger = logging.getLogger(__name__)
 
 _SPLITS = ("train", "val", "test")
-_COLUMNS = {"Spacing_mm_px_": 3, "DICOM_windows": 2}
+_COLUMNS = ("File_name", "Spacing_mm_px_", "DICOM_windows")
 # DeepLesion's most frequent window, for pictures of volumes that DL_info.csv says nothing about.
 _WINDOW = (-175.0, 275.0)
-# Boxes may reach past the image's border by the margin around the lesion, as DeepLesion's do.
-_MAX_OVERHANG = 10.0
 
 
 class _Series(NamedTuple):
@@ -193,45 +192,21 @@ def _read_series(
     needed = {n.series for n, files in volumes.items() if not is_nifti(_folder(files))}
     if not needed and not csv_file.is_file():
         return {}
-    try:
-        columns = ["File_name", *_COLUMNS]
-        table = pd.read_csv(csv_file, usecols=columns, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{csv_file}: no such file of the series' spacing") from None
-    except ValueError as error:  # pandas' own errors are such ones
-        raise ValueError(f"{csv_file}: found no readable CSV ({str(error).strip()})") from None
+    if not csv_file.is_file():
+        raise FileNotFoundError(f"{csv_file}: no such file of the series' spacing")
+    table = read_csv(csv_file, _COLUMNS)
     table["series"] = table["File_name"].str.rsplit("_", n=1).str[0]
-    table["row"] = table.index + 2  # the header is line 1
     wanted = {name.series for name in volumes}
     rows = table[table["series"].isin(wanted)].drop_duplicates("series")
-    problems = [f"found no row of series {name}" for name in sorted(needed - set(rows["series"]))]
-    found = {}
-    for row in rows.to_dict("records"):
-        try:
-            found[row["series"]] = _Series(*(_numbers(row, name) for name in _COLUMNS))
-        except ValueError as error:
-            problems.append(str(error))
-    raise_problems(csv_file, problems)
-    return found
-
-
-def _numbers(row: Mapping, column: str) -> tuple[float, ...]:
-    """The numbers of a cell: a positive spacing, or a window of low < high."""
-    try:
-        numbers = tuple(map(float, row[column].split(",")))
-    except ValueError:
-        numbers = ()
-    good = len(numbers) == _COLUMNS[column] and bool(np.isfinite(numbers).all())
-    if column == "DICOM_windows":
-        good = good and numbers[0] < numbers[1]
-    else:
-        good = good and min(numbers) > 0
-    if not good:
-        raise ValueError(
-            f"row {row['row']}, column {column}: found {row[column]!r}, expected "
-            f"{_COLUMNS[column]} numbers that make sense"
-        )
-    return numbers
+    missing = sorted(needed - set(rows["series"]))
+    bad = BadCells(csv_file)
+    values = zip(spacings(rows, bad).tolist(), windows(rows, bad).tolist(), strict=True)
+    problems = [f"found no row of series {name}, expected one" for name in missing]
+    raise_problems(csv_file, problems + bad.problems())
+    return {
+        name: _Series(tuple(spacing), tuple(window))
+        for name, (spacing, window) in zip(rows["series"], values, strict=True)
+    }
 
 
 def _folder(files: Mapping[int, str]) -> str:
@@ -284,14 +259,13 @@ def _volume_dicts(name: VolumeName, volume: _Volume, lesions: Iterable[VolumeLes
 
 def _cut(lesion: VolumeLesion, height: int, width: int) -> list[float]:
     """A lesion's box, cut to the image."""
-    box = np.clip(lesion.box, 0, [width, height] * 2)
-    too_far = np.abs(box - lesion.box).max() > _MAX_OVERHANG
-    if too_far or (box[2:] <= box[:2]).any():
+    cut, is_inside = cut_boxes(np.array([lesion.box]), np.array([[width, height]]))
+    if not is_inside[0]:
         raise ValueError(
             f"found the box {list(lesion.box)}, expected one inside of its {width} x {height} "
             "pixels"
         )
-    return box.tolist()
+    return cut[0].tolist()
 
 
 _register_builtin()

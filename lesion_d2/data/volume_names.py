@@ -3,8 +3,9 @@
 import re
 from typing import NamedTuple
 
+from .problems import short
+
 _NAME = re.compile(r"(\d+)_(\d+)_(\d+)_(\d+)-(\d+)(?:\.nii|\.nii\.gz)?")
-_MAX_SHOWN = 20
 
 
 class VolumeName(NamedTuple):
@@ -28,8 +29,8 @@ class VolumeName(NamedTuple):
         match = _NAME.fullmatch(text) if isinstance(text, str) else None
         if match is None or int(match[4]) > int(match[5]):
             raise ValueError(
-                f"found the volume {text!r}, expected <patient>_<study>_<series>_<first>-<last> "
-                "with first <= last"
+                f"found the volume {short(text)}, expected "
+                "<patient>_<study>_<series>_<first>-<last> with first <= last"
             )
         series = "_".join(match.group(1, 2, 3))
         numbers = map(int, match.groups())
@@ -37,21 +38,3 @@ class VolumeName(NamedTuple):
 
     def __str__(self) -> str:
         return self.text
-
-
-def raise_problems(source: object, problems: list[str]) -> None:
-    """Raise one ValueError with all that is wrong in a file or folder, if anything is.
-
-    Args:
-        source: what begins the message.
-        problems: one line each; the first 20 are shown.
-
-    Raises:
-        ValueError: there is a problem.
-    """
-    if len(problems) == 1:
-        raise ValueError(f"{source}: {problems[0]}")
-    if problems:
-        shown = f", the first {_MAX_SHOWN}" if len(problems) > _MAX_SHOWN else ""
-        lines = "".join(f"\n  {text}" for text in problems[:_MAX_SHOWN])
-        raise ValueError(f"{source}: {len(problems)} problems{shown}{lines}")

@@ -4,7 +4,6 @@ DeepLesion has boxes on key slices alone; the phantoms' ``true_volumes.json`` ha
 lesion on every slice, from which the same kind of box is made for detection in 3-D.
 """
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -17,11 +16,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
+from ..files import read_json
 from .borders import slice_files
 from .dataset_options import leave_out_volumes
 from .deeplesion import COARSE_TYPES, lesion_classes, load_deeplesion, resolve_root
 from .phantom import BOX_MARGIN
 from .phantom_lesions import measure_recist
+from .problems import short
 
 logger = logging.getLogger(__name__)
 
@@ -204,18 +205,13 @@ def _read_lesions(file: Path, key_slices: Iterable[Mapping]) -> dict[int, dict[i
 
 
 def _read_entries(file: Path) -> list[dict]:
-    try:
-        entries = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: no such file of masks on all slices") from None
-    except ValueError as error:
-        raise ValueError(f"{file}: found no readable JSON ({error})") from None
+    entries = read_json(file, "masks on all slices")
     if not isinstance(entries, list):
         raise ValueError(f"{file}: found a {type(entries).__name__}, expected a list of lesions")
     for number, entry in enumerate(entries):
         if not _is_entry(entry):
             raise ValueError(
-                f"{file}, entry {number}: found {str(entry)[:60]}, expected a lesion with "
+                f"{file}, entry {number}: found {short(entry)}, expected a lesion with "
                 f"{', '.join(_ENTRY_KEYS)} (slice number to run lengths)"
             )
     return entries

@@ -285,21 +285,19 @@ def adapt_stem(weights: dict[str, Any], model_weights: dict[str, Tensor]) -> Non
         weights: names to tensors or arrays, of a whole detector or of a backbone, with
             Detectron2's, Caffe2's or (of VGGs and DenseNets) torchvision's name for the first
             convolution; changed in place.
-        model_weights: the state of the model that they are for. Of several backbones in it, such
-            as a teacher's and a student's, the first convolutions have one shape; if not, nothing
-            is adapted.
+        model_weights: the state of the model that they are for.
     """
-    shapes = {tuple(value.shape) for name, value in model_weights.items() if _is_stem(name)}
-    if len(shapes) != 1:
+    targets = [value for name, value in model_weights.items() if _is_stem(name)]
+    names = [name for name in weights if name == _STEM_CAFFE2 or _is_stem(name)]
+    if len(targets) != 1 or len(names) != 1:
         return
-    [(num_out, channels, *kernel)] = shapes
-    for name in [name for name in weights if name == _STEM_CAFFE2 or _is_stem(name)]:
-        weight = torch.as_tensor(weights[name])
-        if channels == _RGB or tuple(weight.shape) != (num_out, _RGB, *kernel):
-            continue
-        mean = weight.mean(dim=1, keepdim=True)
-        weights[name] = mean.repeat(1, channels, 1, 1) * (_RGB / channels)
-        logger.info(f"Adapted {name} from {_RGB} to {channels} input channels")
+    target, weight = targets[0], torch.as_tensor(weights[names[0]])
+    num_out, channels, *kernel = target.shape
+    if channels == _RGB or tuple(weight.shape) != (num_out, _RGB, *kernel):
+        return
+    mean = weight.mean(dim=1, keepdim=True)
+    weights[names[0]] = mean.repeat(1, channels, 1, 1) * (_RGB / channels)
+    logger.info(f"Adapted {names[0]} from {_RGB} to {channels} input channels")
 
 
 def _is_stem(name: str) -> bool:

@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, GeneralizedRCNN
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    GeneralizedRCNN,
+    RetinaNet,
+)
+from detectron2.modeling.roi_heads import CascadeROIHeads
+from detectron2.utils.registry import Registry
 from torch import nn
 
 from ..config import trains_on_masks
@@ -83,8 +91,8 @@ _ENSEMBLE_CHECKS: tuple[_Check, ...] = (
     ("TEST.TRACKING.MAX_GAP", lambda v: v >= 0, "0 (none) or more slices"),
     (
         "TEST.VOLUME_FROC_RATES",
-        lambda v: len(v) > 0 and all(isinstance(rate, (int, float)) and rate > 0 for rate in v),
-        "numbers above 0, at least one",
+        lambda v: len(v) > 0 and all(isinstance(r, (int, float)) and 0 < r < math.inf for r in v),
+        "finite numbers above 0, at least one",
     ),
 )
 _TRAINING_CHECKS: tuple[_Check, ...] = (
@@ -272,16 +280,44 @@ def _check_mean_teacher(cfg: CfgNode) -> None:
             "TEST.PRECISE_BN.ENABLED: found True, expected False: a mean teacher's statistics are "
             "the average of its student's (MODEL.MEAN_TEACHER.ENABLED is True)"
         )
-    name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
-    if (
-        options.POLICY == "ignore"
-        and is_a(cfg, GeneralizedRCNN)
-        and not issubclass(PROPOSAL_GENERATOR_REGISTRY.get(name), LesionRPN)
-    ):
+    heads = "RETINANET" if is_a(cfg, RetinaNet) else "ROI_HEADS" * is_a(cfg, GeneralizedRCNN)
+    lowest = cfg.MODEL[heads].SCORE_THRESH_TEST if heads else 0.0
+    if options.POLICY != "none" and lowest > options.SCORE_THRESH:
         raise InputError(
-            f"MODEL.PROPOSAL_GENERATOR.NAME: found {name!r}, expected {LesionRPN.__name__!r} for "
-            "MODEL.MEAN_TEACHER.POLICY 'ignore'"
+            f"MODEL.MEAN_TEACHER.SCORE_THRESH: found {options.SCORE_THRESH}, expected "
+            f"MODEL.{heads}.SCORE_THRESH_TEST or more, which is {lowest}: the teacher gives no "
+            "detection of a lower score"
         )
+    if options.POLICY == "ignore":
+        _check_ignoring(cfg)
+
+
+def _check_ignoring(cfg: CfgNode) -> None:
+    """Check that all losses leave out annotations of class -1."""
+    why = "for MODEL.MEAN_TEACHER.POLICY 'ignore'"
+    is_rcnn = is_a(cfg, GeneralizedRCNN)
+    kinds = f"a {RetinaNet.__name__}, {DetUNet.__name__} or {GeneralizedRCNN.__name__} {why}"
+    checks = [
+        ("MODEL.META_ARCHITECTURE", lambda _: is_rcnn or is_a(cfg, RetinaNet, DetUNet), kinds)
+    ]
+    if is_rcnn:
+        checks += [
+            (
+                "MODEL.PROPOSAL_GENERATOR.NAME",
+                lambda v: _is_registered_as(PROPOSAL_GENERATOR_REGISTRY, v, LesionRPN),
+                f"{LesionRPN.__name__!r} {why}",
+            ),
+            (
+                "MODEL.ROI_HEADS.NAME",
+                lambda v: not _is_registered_as(ROI_HEADS_REGISTRY, v, CascadeROIHeads),
+                f"heads without a cascade {why}",
+            ),
+        ]
+    _check_values(cfg, checks)
+
+
+def _is_registered_as(registry: Registry, name: str, kind: type) -> bool:
+    return name in registry and issubclass(registry.get(name), kind)
 
 
 def _check_evaluations(cfg: CfgNode) -> None:

@@ -7,12 +7,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import GeneralizedRCNN, RetinaNet
 
 from ..config import trains_on_masks
+from ..data.catalog import suggest_names
 from ..data.dataset_options import (
     set_allow_missing,
     set_excluded_volumes,
     set_hidden_annotations,
 )
-from ..data.deeplesion import suggest_names
 from ..evaluation import parse_criteria
 from ..evaluation.volumes import VolumeTruth
 from ..modeling import DetUNet
@@ -34,13 +34,8 @@ def load_datasets(cfg: CfgNode, kind: str, *, required: bool) -> list[dict]:
 
 
 def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
-    if name not in DatasetCatalog:
-        raise InputError(
-            f"DATASETS.{kind}: found {name!r}, expected a name such as {suggest_names(name)}"
-        )
+    set_dataset_options(cfg, name, kind)
     _check_classes(cfg, name, kind)
-    hidden_share = cfg.DATASETS.HIDDEN_SHARE if kind == "TRAIN" else 0.0
-    _set_options(cfg, name, kind, hidden_share)
     try:
         images = DatasetCatalog.get(name)
     except (OSError, ValueError) as error:
@@ -54,7 +49,8 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
             f"DATASETS.TRAIN, {name}: found no lesion, expected some in each data set for hard "
             f"negatives ({mining})"
         )
-    if hidden_share > 0 and "hidden_annotations" not in images[0]:
+    hidden_share = cfg.DATASETS.HIDDEN_SHARE
+    if kind == "TRAIN" and hidden_share > 0 and "hidden_annotations" not in images[0]:
         raise InputError(
             f"DATASETS.HIDDEN_SHARE: found {hidden_share}, expected 0 for {name}, which is not in "
             "DeepLesion's layout and hides no annotation"
@@ -64,12 +60,28 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
     return images
 
 
-def _set_options(cfg: CfgNode, name: str, kind: str, hidden_share: float) -> None:
-    """Set all options of a data set, those of an earlier run in this process too."""
+def set_dataset_options(cfg: CfgNode, name: str, kind: str) -> None:
+    """Set all options of a data set by a config, those of an earlier run in this process too.
+
+    Args:
+        cfg: of the run; its DATASETS.ALLOW_MISSING, HIDDEN_SHARE, HIDDEN_SEED, EXCLUDED_VOLUMES.
+        name: of the data set.
+        kind: "TRAIN" or "TEST"; the latter hides no annotation and excludes no volume.
+
+    Raises:
+        InputError: the data set, or an excluded one, is not registered or has not such an option.
+    """
+    if name not in DatasetCatalog:
+        raise InputError(
+            f"DATASETS.{kind}: found {name!r}, expected a name such as {suggest_names(name)}"
+        )
+    is_train = kind == "TRAIN"
     with as_input_error("DATASETS.ALLOW_MISSING: "):
         set_allow_missing(name, cfg.DATASETS.ALLOW_MISSING)
-    set_hidden_annotations(name, hidden_share, cfg.DATASETS.HIDDEN_SEED)
-    excluded = cfg.DATASETS.EXCLUDED_VOLUMES if kind == "TRAIN" else ()
+    with as_input_error("DATASETS.HIDDEN_SHARE: "):
+        hidden_share = cfg.DATASETS.HIDDEN_SHARE if is_train else 0.0
+        set_hidden_annotations(name, hidden_share, cfg.DATASETS.HIDDEN_SEED)
+    excluded = [v for v in cfg.DATASETS.EXCLUDED_VOLUMES if is_train and v != name]
     for volumes in excluded:
         if volumes not in DatasetCatalog or (
             MetadataCatalog.get(volumes).get("evaluator_type") != "lesion_volume"

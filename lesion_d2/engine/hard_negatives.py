@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ..data.loader import build_lesion_test_loader
 from ..files import written_whole
 from .checkpoint import LesionCheckpointer
-from .validation_loss import share_running_statistics
+from .processes import share_running_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def select_hard_negatives(
     Args:
         scores: (n,) S1, the probability of being a lesion, in any order.
         mask_ious: (n,) S2, the highest mask IoU with one of the image's pseudo-masks; of a model
-            without masks, the highest IoU of boxes.
+            without masks, and with other lesions of a volume, the highest IoU of boxes.
         max_negatives: m at most; the paper's is 3.
         good_iou, min_score: the paper's are 0.3 and 0.7.
         rng: draws from E.
@@ -168,9 +168,12 @@ class HardNegativeMiner:
     Args:
         datasets: names of the training sets.
         build_loader: makes a data set's loader from its name: batches of this process's share of
-            the images as they are at inference, with ``lesion_masks`` where ``read_boxes`` is None.
+            the images as they are at inference, with ``lesion_masks`` where ``read_boxes`` is None,
+            and ``volume_boxes`` where the data set has them.
         read_boxes: for a model without masks, gives a data set's lesions from its name, as
-            :func:`read_lesion_boxes`: S2 is then the IoU of boxes. With masks it is None.
+            :func:`read_lesion_boxes`: S2 is then the IoU of boxes. With masks it is None, and S2
+            that of masks; on slices of volumes the IoU of boxes with one of ``volume_boxes`` where
+            it is higher, since lesions need not be annotated on each of their slices.
         false_positive_class: that of the hard negatives; no detection is of it.
         max_negatives, good_iou, min_score: see :func:`select_hard_negatives`.
         seed: of the draw.
@@ -259,11 +262,15 @@ class HardNegativeMiner:
 
     def _lesion_ious(self, dataset: str, sample: dict, instances: Instances) -> Tensor:
         """S2 of an image's n detections, (n,)."""
-        if self._read_boxes is None:
-            return best_mask_ious(instances.pred_masks, sample["lesion_masks"])
-        true_boxes = self._boxes[dataset][sample["image_id"]]
         boxes = instances.pred_boxes.tensor
-        return best_box_ious(boxes, boxes.new_tensor(np.reshape(true_boxes, (-1, 4))))
+        if self._read_boxes is not None:
+            true_boxes = self._boxes[dataset][sample["image_id"]]
+            return best_box_ious(boxes, boxes.new_tensor(true_boxes).reshape(-1, 4))
+        ious = best_mask_ious(instances.pred_masks, sample["lesion_masks"])
+        if "volume_boxes" in sample:  # lesions without a mask on this slice
+            volume_boxes = boxes.new_tensor(sample["volume_boxes"]).reshape(-1, 4)
+            ious = torch.maximum(ious, best_box_ious(boxes, volume_boxes))
+        return ious
 
     def _mine_image(
         self, sample: dict, instances: Instances, ious: np.ndarray, iteration: int, mined: MinedSet

@@ -1,14 +1,10 @@
 """A mean teacher's part of the training (Bai et al., 2023)."""
 
-from collections import Counter
-
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from ..modeling import MeanTeacher, summarize_mining
-from .validation_loss import share_running_statistics
+from ..modeling import MeanTeacher, MiningCounts, summarize_mining
+from .processes import share_running_statistics, unwrap
 
 #: Of a checkpoint of such a training, beside the teacher's weights as those of the model.
 STUDENT = "student"
@@ -37,16 +33,10 @@ class MeanTeacherHook(HookBase):
             self._log(mean_teacher)
 
     def _log(self, mean_teacher: MeanTeacher) -> None:
-        counts: Counter[str] = Counter()
-        for share in comm.all_gather(mean_teacher.counts.take()):
-            counts.update(share)
+        counts = sum(comm.all_gather(mean_teacher.counts), MiningCounts())
+        mean_teacher.counts.clear()
         numbers = summarize_mining(counts)
         self.trainer.storage.put_scalars(
             **{f"mean_teacher/{name}": value for name, value in numbers.items()},
             smoothing_hint=False,
         )
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model without the wrapper of several processes."""
-    return model.module if isinstance(model, DistributedDataParallel) else model

@@ -43,12 +43,9 @@ from .hooks import (
     TrainingStopped,
     rewind_metrics,
 )
-from .mean_teacher import STUDENT, MeanTeacherHook, unwrap
-from .validation_loss import (
-    VALIDATION_LOSS,
-    ValidationLossHook,
-    share_running_statistics,
-)
+from .mean_teacher import STUDENT, MeanTeacherHook
+from .processes import share_running_statistics, unwrap
+from .validation_loss import VALIDATION_LOSS, ValidationLossHook
 
 logger = logging.getLogger(__name__)
 

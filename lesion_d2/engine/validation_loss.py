@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from detectron2.engine import HookBase
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
@@ -16,12 +15,12 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import StochasticDepth
 from tqdm import tqdm
 
 from ..modeling import MeanTeacher, ULDorOutputLayers
 from .hooks import is_evaluated
+from .processes import share_running_statistics, unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +103,7 @@ def mean_losses(
     Returns:
         Name -> mean loss, the same in every process.
     """
-    if isinstance(model, DistributedDataParallel):
-        model = model.module  # processes may have different numbers of batches
+    model = unwrap(model)  # processes may have different numbers of batches
     if isinstance(model, MeanTeacher):
         model = model.teacher  # which is what is evaluated
     share_running_statistics(model)
@@ -177,13 +175,3 @@ def _seed_all(seed: int) -> None:
 
 def _used_gpu() -> list[int]:
     return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-
-
-def share_running_statistics(model: nn.Module) -> None:
-    """Give all processes the first one's running statistics, which are what checkpoints hold."""
-    if comm.get_world_size() > 1:
-        buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-        shared = torch.cat([buffer.flatten() for buffer in buffers])  # one message for all
-        dist.broadcast(shared, src=0)
-        for buffer, values in zip(buffers, shared.split([b.numel() for b in buffers]), strict=True):
-            buffer.copy_(values.view_as(buffer))

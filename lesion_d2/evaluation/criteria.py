@@ -5,9 +5,6 @@ from dataclasses import dataclass
 
 from .matching import OVERLAPS
 
-#: False positives per volume of the table, as in the papers on single slices.
-VOLUME_RATES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-
 
 @dataclass(frozen=True)
 class Criterion:

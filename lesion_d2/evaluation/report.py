@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from ..config import FROC_RATES
 from ..files import written_whole
 from .bootstrap import bootstrap_sensitivity, patient_draws, percentile_interval
 from .froc import FrocCurve
@@ -21,8 +22,6 @@ from .strata import Stratum, Truth, make_strata
 
 logger = logging.getLogger(__name__)
 
-#: False positives per image of the published tables.
-FROC_RATES = (0.5, 1, 2, 4, 8, 16)
 METRICS = (*(f"sens@{rate:g}" for rate in FROC_RATES), "mean_sens")
 _MAX_POINTS = 500
 

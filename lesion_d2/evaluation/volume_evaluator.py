@@ -4,8 +4,9 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from detectron2.config import CfgNode, configurable
@@ -13,14 +14,34 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from tabulate import tabulate
 
+from ..config import FROC_RATES
 from ..files import written_whole
-from .criteria import VOLUME_RATES, parse_criteria
+from .criteria import parse_criteria
 from .froc import FrocCurve
 from .plots import plot_froc
 from .predictions import gather_predictions, order_by_image
 from .volumes import VolumeBoxes, VolumeTruth, patient_metrics, volume_froc, volume_metrics
 
 logger = logging.getLogger(__name__)
+
+
+class VolumeLinker(Protocol):
+    """Makes boxes in 3-D of those of a volume's slices: ``lesion_d2.inference.Linker`` does."""
+
+    name: str
+    parameters: Mapping[str, float]
+
+    def __call__(
+        self, boxes: np.ndarray, scores: np.ndarray, slice_ids: np.ndarray, classes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Link boxes.
+
+        Args:
+            boxes, scores, slice_ids, classes: (N, 4) X1Y1X2Y2, (N,), (N,), (N,).
+
+        Returns:
+            (M, 6) X1Y1Z1X2Y2Z2 with the first and last slice number, (M,) scores, (M,) classes.
+        """
 
 
 class VolumeEvaluator(DatasetEvaluator):
@@ -55,10 +76,9 @@ class VolumeEvaluator(DatasetEvaluator):
         dataset_name: str,
         output_dir: str | os.PathLike | None = None,
         *,
-        link: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]],
-        linking: Mapping[str, object] | None = None,
+        link: VolumeLinker,
         criteria: Sequence[str] = ("iou@0.1",),
-        rates: Sequence[float] = VOLUME_RATES,
+        rates: Sequence[float] = FROC_RATES,
         distributed: bool = True,
     ):
         """
@@ -66,11 +86,7 @@ class VolumeEvaluator(DatasetEvaluator):
             dataset_name: a data set in Detectron2's catalog. Its dicts are the truth.
             output_dir: where files go; none are written without it.
             link: makes boxes in 3-D of those of a volume's slices, as
-                ``lesion_d2.inference.build_linker`` gives it:
-                ``link(boxes, scores, slice_ids, classes)`` takes (N, 4) X1Y1X2Y2, (N,), (N,), (N,)
-                and returns (M, 6) X1Y1Z1X2Y2Z2 with the first and last slice number, (M,) scores,
-                (M,) classes.
-            linking: settings of ``link``, for ``volumes.json``.
+                ``lesion_d2.inference.build_linker`` gives it.
             criteria: when a detection hits, see :func:`~lesion_d2.evaluation.parse_criteria`.
             rates: false positives per volume.
             distributed: whether to gather the predictions of all processes.
@@ -91,7 +107,6 @@ class VolumeEvaluator(DatasetEvaluator):
         self._rates = tuple(rates)
         self._folder = Path(output_dir) if output_dir is not None else None
         self._link = link
-        self._linking = dict(linking or {})
         self._distributed = distributed
         self.reset()
 
@@ -100,16 +115,9 @@ class VolumeEvaluator(DatasetEvaluator):
         cls, cfg: CfgNode, dataset_name: str, output_dir: str | os.PathLike | None = None
     ) -> dict:
         """Arguments of ``VolumeEvaluator(cfg, dataset_name, output_dir, link=...)``."""
-        linking = {"linking": cfg.TEST.LINKING}
-        if cfg.TEST.LINKING == "merge":
-            linking["merge_iou_threshold"] = cfg.TEST.MERGE_IOU_THRESH
-        else:
-            linking["tracking_iou_threshold"] = cfg.TEST.TRACKING.IOU_THRESH
-            linking["tracking_max_gap"] = cfg.TEST.TRACKING.MAX_GAP
         return {
             "dataset_name": dataset_name,
             "output_dir": output_dir,
-            "linking": linking,
             "criteria": cfg.TEST.VOLUME_CRITERIA,
             "rates": cfg.TEST.VOLUME_FROC_RATES,
         }
@@ -222,7 +230,7 @@ class VolumeEvaluator(DatasetEvaluator):
             "settings": {
                 "criteria": {task: str(criterion) for task, criterion in self._criteria.items()},
                 "iou_threshold": self._criteria["volume"].threshold,
-                **self._linking,
+                "linking": {"name": self._link.name, **self._link.parameters},
                 "average_precision": "101 recalls, as COCO",
                 "patient_average_precision": "not interpolated, ties are one step",
             },

@@ -1,12 +1,13 @@
 from .box_clustering import batched_weighted_box_clustering, find_clusters, weighted_box_clustering
 from .ensemble import Ensemble
-from .linking import LINKINGS, build_linker
+from .linking import LINKINGS, Linker, build_linker
 from .slices import batched_merge_slices, merge_slices
 from .tracking import batched_track_slices, track_slices
 
 __all__ = [
     "LINKINGS",
     "Ensemble",
+    "Linker",
     "batched_merge_slices",
     "batched_track_slices",
     "batched_weighted_box_clustering",

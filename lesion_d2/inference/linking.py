@@ -1,35 +1,63 @@
 """What makes boxes of volumes from those of their slices, by config."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 from detectron2.config import CfgNode
 
 from .slices import batched_merge_slices
 from .tracking import batched_track_slices
 
+_METHODS = {"merge": batched_merge_slices, "track": batched_track_slices}
 #: Values of TEST.LINKING.
-LINKINGS = ("merge", "track")
+LINKINGS = tuple(_METHODS)
 
 
-def build_linker(cfg: CfgNode) -> Callable:
-    """The function that TEST.LINKING names, with its settings.
+@dataclass(frozen=True)
+class Linker:
+    """A way to link the boxes of a volume's slices, with its parameters.
 
-    Returns:
-        ``link(boxes, scores, slice_ids, classes)``, see
-        :func:`~lesion_d2.inference.batched_merge_slices` and
-        :func:`~lesion_d2.inference.batched_track_slices`.
+    Example::
+
+        link = Linker("merge", {"iou_threshold": 0.1})
+        boxes3d, scores, classes = link(boxes, scores, slice_ids, classes)
 
     Raises:
-        ValueError: TEST.LINKING is neither.
+        ValueError: the name is none of :data:`LINKINGS`.
     """
-    if cfg.TEST.LINKING == "merge":
-        return partial(batched_merge_slices, iou_threshold=cfg.TEST.MERGE_IOU_THRESH)
-    if cfg.TEST.LINKING == "track":
-        tracking = cfg.TEST.TRACKING
-        return partial(
-            batched_track_slices, iou_threshold=tracking.IOU_THRESH, max_gap=tracking.MAX_GAP
-        )
-    raise ValueError(
-        f"TEST.LINKING: found {cfg.TEST.LINKING!r}, expected one of {', '.join(LINKINGS)}"
-    )
+
+    name: str
+    #: Keyword arguments of :func:`~lesion_d2.inference.batched_merge_slices` ("merge") or
+    #: :func:`~lesion_d2.inference.batched_track_slices` ("track").
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name not in LINKINGS:
+            raise ValueError(
+                f"TEST.LINKING: found {self.name!r}, expected one of {', '.join(LINKINGS)}"
+            )
+
+    def __call__(
+        self,
+        boxes: np.ndarray,
+        scores: np.ndarray,
+        slice_ids: np.ndarray | Sequence[int],
+        classes: np.ndarray | Sequence[int],
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Link boxes; arguments, result and errors as of the function."""
+        return _METHODS[self.name](boxes, scores, slice_ids, classes, **self.parameters)
+
+
+def build_linker(cfg: CfgNode) -> Linker:
+    """The way that TEST.LINKING names, with its settings.
+
+    Raises:
+        ValueError: as :class:`Linker`.
+    """
+    tracking = cfg.TEST.TRACKING
+    parameters = {
+        "merge": {"iou_threshold": cfg.TEST.MERGE_IOU_THRESH},
+        "track": {"iou_threshold": tracking.IOU_THRESH, "max_gap": tracking.MAX_GAP},
+    }
+    return Linker(cfg.TEST.LINKING, parameters.get(cfg.TEST.LINKING, {}))

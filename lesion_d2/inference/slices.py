@@ -71,36 +71,37 @@ def batched_merge_slices(
     Raises:
         ValueError: as :func:`merge_slices`, or classes are no integers.
     """
-    boxes, scores = check_boxes(boxes, scores, iou_threshold, columns=(4,))
-    slice_ids = check_integers(slice_ids, "slice_ids", len(boxes))
-    classes = check_integers(classes, "classes", len(boxes))
-
-    def merge(*arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes in 3-D and scores of the boxes of one class."""
-        return _merge(*arrays, iou_threshold)
-
-    return link_each_class(merge, boxes, scores, slice_ids, classes)
+    return link_each_class(_merge, boxes, scores, slice_ids, classes, iou_threshold=iou_threshold)
 
 
 def link_each_class(
     link: Callable[..., tuple[np.ndarray, np.ndarray]],
     boxes: np.ndarray,
     scores: np.ndarray,
-    slice_ids: np.ndarray,
-    classes: np.ndarray,
+    slice_ids: np.ndarray | Sequence[int],
+    classes: np.ndarray | Sequence[int],
+    *,
+    iou_threshold: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Call ``link(boxes, scores, slice_ids)`` for every class on its own.
+    """Check boxes and link those of every class on their own.
 
     Args:
-        link: gives (m, 6) boxes and (m,) scores.
-        boxes, scores, slice_ids, classes: (N, 4), (N,), (N,), (N,), checked.
+        link: ``link(boxes, scores, slice_ids, iou_threshold)`` takes checked arrays of one class
+            and gives (m, 6) boxes and (m,) scores.
+        boxes, scores, slice_ids, classes, iou_threshold: as :func:`batched_merge_slices`.
 
     Returns:
         (M, 6) boxes, (M,) scores, falling over all classes, and (M,) classes.
+
+    Raises:
+        ValueError: as :func:`batched_merge_slices`.
     """
+    boxes, scores = check_boxes(boxes, scores, iou_threshold, columns=(4,))
+    slice_ids = check_integers(slice_ids, "slice_ids", len(boxes))
+    classes = check_integers(classes, "classes", len(boxes))
     linked = [(np.empty((0, 6)), np.empty(0), classes[:0])]
     for chosen in of_each_class(classes):
-        parts = link(boxes[chosen], scores[chosen], slice_ids[chosen])
+        parts = link(boxes[chosen], scores[chosen], slice_ids[chosen], iou_threshold)
         linked.append((*parts, np.repeat(classes[chosen[:1]], len(parts[1]))))
     boxes3d, scores, classes = (np.concatenate(parts) for parts in zip(*linked, strict=True))
     order = np.argsort(-scores, kind="stable")

@@ -1,6 +1,7 @@
 """Tracking along z: boxes of volumes from the boxes on their slices, by a Kalman filter."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -86,16 +87,9 @@ def batched_track_slices(
     Raises:
         ValueError: as :func:`track_slices`, or classes are no integers.
     """
-    boxes, scores = check_boxes(boxes, scores, iou_threshold, columns=(4,))
-    slice_ids = check_integers(slice_ids, "slice_ids", len(boxes))
-    classes = check_integers(classes, "classes", len(boxes))
     _check_gap(max_gap)
-
-    def track(*arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes in 3-D and scores of the boxes of one class."""
-        return _track(*arrays, iou_threshold, max_gap)
-
-    return link_each_class(track, boxes, scores, slice_ids, classes)
+    track = partial(_track, max_gap=max_gap)
+    return link_each_class(track, boxes, scores, slice_ids, classes, iou_threshold=iou_threshold)
 
 
 def _check_gap(max_gap: int) -> None:

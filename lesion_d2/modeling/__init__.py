@@ -12,7 +12,7 @@ from .backbone import (
 from .calibration import calibrate_scores, mask_agreement
 from .losses import focal_segmentation_loss, segmentation_loss
 from .meta_arch import RFCN3DCE, DetUNet, LesionRCNN, MeanTeacher, RetinaUNet
-from .mining import mine_lesions, summarize_mining
+from .mining import MiningCounts, mine_lesions, summarize_mining
 from .proposal_generator import LesionRPN
 from .roi_heads import PositionSensitivePooler, RFCNROIHeads, ULDorOutputLayers, ULDorROIHeads
 
@@ -28,6 +28,7 @@ __all__ = [
     "LesionRCNN",
     "LesionRPN",
     "MeanTeacher",
+    "MiningCounts",
     "PositionSensitivePooler",
     "RFCNROIHeads",
     "RetinaUNet",

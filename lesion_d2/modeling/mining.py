@@ -1,6 +1,7 @@
 """Lesions that nobody annotated, among a teacher's detections (Bai et al., 2023, section II)."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances, pairwise_iou
@@ -31,11 +32,26 @@ def mine_lesions(
     Returns:
         The mined ones, in their order.
     """
-    instances = instances[instances.scores >= score_threshold]
+    # As float32: mixed precision would round the threshold too.
+    instances = instances[instances.scores.float() >= score_threshold]
     if len(instances) == 0 or len(gt_boxes) == 0:
         return instances
     overlaps = pairwise_iou(instances.pred_boxes, gt_boxes.to(instances.pred_boxes.device))
     return instances[overlaps.amax(dim=1) <= gt_nms_threshold]
+
+
+def hits_any(boxes: Boxes, lesions: Sequence[Sequence[float]]) -> Tensor:
+    """Which boxes have an IoU of at least :data:`HIT_IOU` with a lesion.
+
+    Args:
+        boxes: n.
+        lesions: XYXY, in the same pixels; there may be none.
+
+    Returns:
+        (n,) bool.
+    """
+    known = Boxes(torch.as_tensor(lesions, dtype=torch.float32).reshape(-1, 4)).to(boxes.device)
+    return (pairwise_iou(boxes, known) >= HIT_IOU).any(dim=1)
 
 
 def view_detections(instances: Instances, matrix: Tensor, image_size: tuple[int, int]) -> Instances:
@@ -55,16 +71,20 @@ def view_detections(instances: Instances, matrix: Tensor, image_size: tuple[int,
         The three fields, in pixels of the image.
     """
     height, width = image_size
-    boxes = instances.pred_boxes.tensor
-    linear, offset = matrix[:, :2].to(boxes), matrix[:, 2].to(boxes)
-    centers = (boxes[:, :2] + boxes[:, 2:]) / 2 @ linear.T + offset
-    halves = ((boxes[:, 2:] - boxes[:, :2]) / 2).square() @ linear.square().T
-    halves = halves.sqrt()
+    boxes, matrix = instances.pred_boxes.tensor.float(), matrix.to(instances.pred_boxes.device)
+    # Products by element: mixed precision would round those of matrices by whole pixels.
+    centers = _times((boxes[:, :2] + boxes[:, 2:]) / 2, matrix[:, :2]) + matrix[:, 2]
+    halves = _times(((boxes[:, 2:] - boxes[:, :2]) / 2).square(), matrix[:, :2].square()).sqrt()
     inside = ((centers > 0) & (centers < centers.new_tensor([width, height]))).all(dim=1)
     viewed = Instances(image_size, scores=instances.scores, pred_classes=instances.pred_classes)
     viewed.pred_boxes = Boxes(torch.cat([centers - halves, centers + halves], dim=1))
     viewed.pred_boxes.clip(image_size)
     return viewed[inside]
+
+
+def _times(vectors: Tensor, matrix: Tensor) -> Tensor:
+    """(n, 2), each vector times a (2, 2) matrix."""
+    return (vectors[:, None] * matrix).sum(dim=2)
 
 
 def ellipse_masks(
@@ -91,16 +111,13 @@ def ellipse_masks(
     return BitMasks(distance <= 1)
 
 
-class MiningCounts:
-    """What a teacher mined since the last :meth:`take`, of this process.
+class MiningCounts(Counter[str]):
+    """What a teacher mined, in sums.
 
-    Sums stay on their device, so that counting waits for no GPU.
+    ``images`` looked at; lesions ``mined`` on them, and the sum of their ``score``. On images with
+    hidden lesions known: mined lesions (``judged``) and those of them that are hidden ones
+    (``hits``), ``hidden`` lesions and those of them that were ``found``.
     """
-
-    _NAMES = ("images", "mined", "score", "judged", "hits", "hidden", "found")
-
-    def __init__(self):
-        self._sums: Tensor | None = None
 
     def add(self, mined: Instances, hidden_boxes: Boxes | None) -> None:
         """Count an image.
@@ -110,31 +127,16 @@ class MiningCounts:
             hidden_boxes: lesions that are known but were hidden from training, in the same pixels;
                 None where nobody knows.
         """
-        scores = mined.scores.double()
-        sums = [1, len(scores), scores.sum(), 0, 0, 0, 0]
+        self.update(images=1, mined=len(mined), score=mined.scores.double().sum().item())
         if hidden_boxes is not None:
             device = mined.pred_boxes.device
             is_same = pairwise_iou(mined.pred_boxes, hidden_boxes.to(device)) >= HIT_IOU
-            hits, found = is_same.any(dim=1).sum(), is_same.any(dim=0).sum()
-            sums[3:] = [len(scores), hits, len(hidden_boxes), found]
-        sums = torch.stack([torch.as_tensor(v, device=scores.device).double() for v in sums])
-        self._sums = sums if self._sums is None else self._sums + sums
-
-    def take(self) -> dict[str, float]:
-        """The sums, which begin anew.
-
-        Returns:
-            ``images`` looked at; lesions ``mined`` on them, and the sum of their ``score``s. On
-            images with hidden lesions known: mined lesions (``judged``) and those of them that are
-            hidden ones (``hits``), ``hidden`` lesions and those of them that were ``found``.
-        """
-        sums = [0.0] * len(self._NAMES) if self._sums is None else self._sums.tolist()
-        self._sums = None
-        return dict(zip(self._NAMES, sums, strict=True))
+            hits, found = (int(is_same.any(dim=d).sum()) for d in (1, 0))
+            self.update(judged=len(mined), hits=hits, hidden=len(hidden_boxes), found=found)
 
 
 def summarize_mining(counts: Mapping[str, float]) -> dict[str, float]:
-    """Numbers to log of :meth:`MiningCounts.take`; without those that are not defined.
+    """Numbers to log of :class:`MiningCounts`; without those that are not defined.
 
     Returns:
         ``mined_per_image``, their ``mean_score``, and ``precision`` and ``recall`` of the hidden
@@ -149,5 +151,5 @@ def summarize_mining(counts: Mapping[str, float]) -> dict[str, float]:
     return {
         name: counts[part] / counts[whole]
         for name, (part, whole) in shares.items()
-        if counts[whole] > 0
+        if counts.get(whole, 0) > 0
     }

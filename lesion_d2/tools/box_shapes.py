@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.data.augmentation import ResizeCT
-from lesion_d2.data.deeplesion import load_records
+from lesion_d2.data.catalog import load_records
+from lesion_d2.files import one_line
 from lesion_d2.visualization import truth_boxes
 
 import numpy as np
@@ -101,8 +102,7 @@ def _read_csv(file: str | os.PathLike) -> pd.DataFrame:
     try:
         table = pd.read_csv(file, dtype=object, keep_default_na=False, skip_blank_lines=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{file}: found no readable CSV ({reason}), {expected}") from None
+        raise ValueError(f"{file}: found no readable CSV ({one_line(error)}), {expected}") from None
     missing = [column for column in BOX_COLUMNS if column not in table.columns]
     if missing:
         raise ValueError(f"{file}: found no column {', '.join(missing)}, {expected}")

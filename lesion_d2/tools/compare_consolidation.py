@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
+from lesion_d2.config import FROC_RATES
 from lesion_d2.engine import Trainer, load_config, load_model, one_line_errors, setup_run
-from lesion_d2.evaluation.report import FROC_RATES
 from lesion_d2.files import written_whole
 from lesion_d2.inference import Ensemble
 from lesion_d2.inference.ensemble import CONSOLIDATIONS, consolidate

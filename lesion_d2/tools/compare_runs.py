@@ -16,11 +16,11 @@ false positives per volume, and AP. Where it went by several criteria (TEST.VOLU
 
 import argparse
 import glob
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lesion_d2.files import read_json
 from lesion_d2.tools.show_results import find_evaluations, metric_names, read_froc
 
 import numpy as np
@@ -78,15 +78,11 @@ def read_volumes(pattern: str, dataset: str, criterion: str | None = None) -> li
 
 
 def _read_volume_run(file: Path, criterion: str | None) -> dict:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file, expected an evaluation of volumes")
+    content = read_json(file, "an evaluation of volumes")
     try:
-        content = json.loads(file.read_text())
         criteria = {text: task for task, text in content["settings"]["criteria"].items()}
         results = {"volume": content["results"], **content["other_results"]}
         counts = {name: content[name] for name in ("lesions", "volumes")}
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: not a JSON file ({error})") from None
     except (KeyError, TypeError, AttributeError):
         raise ValueError(
             f"{file}: not of an evaluation in 3-D with criteria (an older one: evaluate anew)"

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
-from lesion_d2.data.deeplesion import load_records
+from lesion_d2.data.catalog import load_records
 from lesion_d2.data.loader import build_lesion_test_loader
 from lesion_d2.engine import InputError, LesionCheckpointer, Trainer, fit_device, load_config
 from lesion_d2.evaluation import froc_curve

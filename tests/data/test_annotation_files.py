@@ -70,8 +70,10 @@ def test_boxes_in_3d_by_split(tmp_path, protocol, kind):
     assert text_of(read_annotations(file, "test")) == {
         TWO: [VolumeLesion((1, 2, 3, 4), 10, 12, None)]
     }
-    for split in ("train", None):
-        with pytest.raises(ValueError, match=r"found the splits \['val', 'test'\], expected"):
+    for split, expected in (("train", "'train'"), (None, r"one of them as the split \(--split\)")):
+        with pytest.raises(
+            ValueError, match=rf"found the splits \['val', 'test'\], expected {expected}$"
+        ):
             read_annotations(file, split)
 
 
@@ -152,11 +154,13 @@ def test_what_is_allowed_by_name_is_not_a_way_to_more(tmp_path):
     file.write_bytes(b"c_codecs\nencode\n(Va\nVrot13\ntR.")
     with pytest.raises(ValueError, match="found bytes as 'rot13' in the pickle, expected 'latin1'"):
         load_pickle(file)
-    # A write to a function of one file is not there in the next.
-    file.write_bytes(b"c_codecs\nencode\n(N}S'__name__'\nS'spoiled'\nstb.")
-    assert load_pickle(file).__name__ == "spoiled"
-    file.write_bytes(b"c_codecs\nencode\n.")
-    assert load_pickle(file).__name__ == "encode"
+    # A function is no content, and a write to one of a file's is not there in the next.
+    for text in (b"c_codecs\nencode\n.", b"c_codecs\nencode\n(N}S'__defaults__'\nNstb."):
+        file.write_bytes(text)
+        with pytest.raises(ValueError, match="found a value of type function in the pickle, exp"):
+            load_pickle(file)
+    file.write_bytes(b"c_codecs\nencode\n(Va\ntR.")
+    assert load_pickle(file) == b"a"
     write(file, {ONE: _Marked()})
     with pytest.raises(ValueError, match=r"found (copy_reg|\S*test_annotation_files)\."):
         load_pickle(file)
@@ -213,7 +217,7 @@ BAD_VOLUMES = [
     ({ONE: {116: [[*BOX, 116, 116]]}}, "slices 116 to 116, expected a range within 103 to 115 .*"),
     ({}, r"found \{\}, expected volumes by their names"),
     ([1, 2], r"found \[1, 2\], expected volumes by their names"),
-    ({"val": [1]}, r"found the splits \['val'\], expected None"),
+    ({"val": [1]}, r"found the splits \['val'\], expected one of them as the split"),
 ]
 
 
@@ -223,6 +227,47 @@ def test_bad_pickles(tmp_path, content, message):
     with pytest.raises(ValueError, match=rf"a\.pkl: .*{message}") as error:
         read_annotations(file)
     assert "\n" not in str(error.value)
+
+
+def nested(depth: int, shared: bool = False) -> list:
+    """Lists in lists; ``shared``: twice the same one in each, 2**depth numbers in text."""
+    value = [0]
+    for _ in range(depth):
+        value = [value] * 2 if shared else [value]
+    return value
+
+
+def object_array(value: object) -> np.ndarray:
+    array = np.empty(2, object)
+    array[0] = value  # NumPy would look into all of it to make an array of it
+    return array
+
+
+@pytest.mark.parametrize("make", [lambda: nested(30, True), lambda: nested(400)])
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda x: x,
+        lambda x: {ONE: {1: x}},
+        lambda x: {ONE: [[x] * 6]},
+        lambda x: {ONE: {109: [[*BOX, x, x]]}},
+        lambda x: {ONE: {109: [[*BOX, x, [*x]]]}},
+        lambda x: {ONE: object_array(x)},
+    ],
+)
+def test_nested_pickles_are_told_of_in_few_words(tmp_path, make, place):
+    # The text of 2**30 numbers would not end in hours, and that of 400 levels is not for a reader.
+    file = write(tmp_path / "a.pkl", place(make()))
+    with pytest.raises(ValueError, match=r"a\.pkl: ") as error:
+        read_annotations(file)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300 + len(str(file))
+
+
+def test_100_000_nested_lists(tmp_path):
+    file = tmp_path / "a.pkl"
+    file.write_bytes(b"]" * 100_000 + b"a" * 99_999 + b".")
+    with pytest.raises(ValueError, match=r"a\.pkl: found [^\n]{1,100}$"):
+        read_annotations(file)
 
 
 def test_all_that_is_bad_is_told_of_at_once(tmp_path):

@@ -1,3 +1,4 @@
+import gzip
 import itertools
 import pickle
 import shutil
@@ -9,7 +10,7 @@ from lesion_d2.data.annotation_files import read_annotations, write_annotations
 from lesion_d2.data.borders import slice_files, volume_extent
 from lesion_d2.data.ct import read_slice, slice_size, slice_stack
 from lesion_d2.data.dataset_options import set_excluded_volumes
-from lesion_d2.data.deeplesion import CSV_COLUMNS
+from lesion_d2.data.deeplesion_csv import CSV_COLUMNS
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.data.subvolumes import load_subvolumes, register_subvolumes
 from lesion_d2.evaluation.volumes import VolumeTruth
@@ -241,6 +242,32 @@ def test_bad_nifti_files(tmp_path):
         read_slice(file / "key.png")
 
 
+@pytest.mark.parametrize(
+    "offset, value, message",
+    [  # bytes of the header, by NIfTI-1's layout
+        (70, np.int16(0), "found no readable NIfTI file ("),  # data type
+        (70, np.int16(4096), "found no readable NIfTI file ("),
+        (108, np.float32(8), "found no readable NIfTI file ("),  # where the pixels begin
+        (108, np.float32(1e9), "found a damaged NIfTI file ("),
+        (108, np.float32(1e19), "found a damaged NIfTI file ("),
+        (108, np.float32(np.nan), "NIfTI file ("),
+        (280, np.float32(np.nan), "found an affine matrix that is not finite"),
+        (280, np.zeros(4, np.float32), "found an affine matrix that leaves out an axis"),
+    ],
+)
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_damaged_nifti_headers_are_one_line(tmp_path, offset, value, message, ending):
+    file = save(tmp_path, np.ones((4, 3, 2), np.int16), f"{PART}{ending}")
+    zipped = ending == ".nii.gz"
+    data = bytearray(gzip.decompress(file.read_bytes()) if zipped else file.read_bytes())
+    data[offset : offset + value.nbytes] = value.tobytes()
+    file.write_bytes(gzip.compress(data) if zipped else data)
+    with pytest.raises(ValueError) as error:
+        read_slice(file / "005.png")
+    assert str(error.value).startswith(f"{file}: ") and message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_they_are_registered(root, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root.parent))
     dicts = load_subvolumes(root, root / "volumes_test.pkl")
@@ -317,20 +344,41 @@ def test_all_bad_volumes_are_told_of(root):
 @pytest.mark.parametrize(
     "rows, message",
     [
-        ({f"{OTHER}_021.png": "0.8, 0.9"}, "row 2, column Spacing_mm_px_: found '0.8, 0.9', exp"),
-        ({f"{OTHER}_021.png": "0.8, 0.9, 0"}, "row 2, column Spacing_mm_px_: found '0.8, 0.9, 0'"),
-        ({f"{OTHER}_021.png": "a, 0.9, 5"}, "row 2, column Spacing_mm_px_: found 'a, 0.9, 5'"),
+        (
+            {f"{OTHER}_021.png": "0.8, 0.9"},
+            "row 2, column Spacing_mm_px_: found '0.8, 0.9', exp",
+        ),
+        (
+            {f"{OTHER}_021.png": "0.8, 0.9, 0"},
+            "row 2, column Spacing_mm_px_: found '0.8, 0.9, 0'",
+        ),
+        (
+            {f"{OTHER}_021.png": "a, 0.9, 5"},
+            "row 2, column Spacing_mm_px_: found 'a, 0.9, 5'",
+        ),
         ({f"{SERIES}_004.png": "1, 1, 1"}, f"found no row of series {OTHER}"),
     ],
 )
 def test_bad_spacing(root, rows, message):
     write_csv(root, rows)
     file = write_boxes(root, {TWO: {}})
-    with pytest.raises(ValueError, match=rf"DL_info\.csv: {message}"):
+    with pytest.raises(ValueError, match=rf"DL_info\.csv: {message}") as error:
         load_subvolumes(root, file)
-    (root / "DL_info.csv").write_text("File_name\n1")
-    with pytest.raises(ValueError, match=r"DL_info\.csv: found no readable CSV"):
-        load_subvolumes(root, file)
+    assert "column" not in message or str(error.value).endswith("expected 3 positive numbers, mm")
+    write_csv(root, {f"{SERIES}_004.png": "1, 1, x"})
+    with pytest.raises(
+        ValueError, match=r"DL_info\.csv: 2 problems\n.* no row.*\n.*'1, 1, x', exp"
+    ):
+        load_subvolumes(root, write_boxes(root, {TWO: {}, ONE: {}}))
+    cells = (root / "DL_info.csv").read_text().replace("1, 1, x", "1, 1, 1")
+    (root / "DL_info.csv").write_text(cells.replace("-1350, 150", "150, -1350"))
+    with pytest.raises(ValueError, match=r"row 2, .* found '150, -1350', expected low < high, HU"):
+        load_subvolumes(root, write_boxes(root, {ONE: {}}))
+    file = write_boxes(root, {TWO: {}})
+    for text, found in (("File_name\n1", "column Spacing_mm_px_, DICOM_"), ("", "readable CSV")):
+        (root / "DL_info.csv").write_text(text)
+        with pytest.raises(ValueError, match=rf"DL_info\.csv: found no {found}"):
+            load_subvolumes(root, file)
     (root / "DL_info.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"DL_info\.csv: no such file"):
         load_subvolumes(root, file)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import lesion_d2
 from lesion_d2.data import toys
+from lesion_d2.data.catalog import load_records
 from lesion_d2.data.ct import hu_to_pixels, read_slice
-from lesion_d2.data.deeplesion import load_records
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.data.toys import dataset_name, load_toys, register_toys, write_toys
 from lesion_d2.evaluation import LesionEvaluator

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from lesion_d2.engine import Trainer, finish_run, load_model
 from lesion_d2.engine.hard_negatives import HardNegativeMiningHook
-from lesion_d2.engine.mean_teacher import MeanTeacherHook, unwrap
+from lesion_d2.engine.mean_teacher import MeanTeacherHook
+from lesion_d2.engine.processes import unwrap
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm

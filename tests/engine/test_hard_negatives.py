@@ -224,6 +224,19 @@ def test_without_masks_boxes_tell_lesions(monkeypatch):
     assert mined.num_good == 2 and "bad" not in mined.by_image
 
 
+def test_with_masks_lesions_elsewhere_in_a_volume_are_no_hard_negatives():
+    batches = fake_loader("set")
+    # (9, 1, 12, 4) has an IoU of 0.75 with the box here, and no lesion's mask is there.
+    for (sample,) in batches[:2]:
+        sample["volume_boxes"] = [[9, 1, 12, 5]]
+    miner = HardNegativeMiner(datasets=["set"], build_loader=lambda _: batches)
+    mined = miner.mine(FakeDetector(), 0)
+    assert mined.by_image.keys() == {"single"} and mined.num_good == 2
+    batches[1][0]["volume_boxes"] = []  # of a volume without a lesion
+    mined = miner.mine(FakeDetector(), 0)
+    assert mined.by_image.keys() == {"bad", "single"} and mined.num_good == 1
+
+
 def test_lesions_of_a_volume_are_those_of_all_its_slices():
     lesion = {"bbox": [1, 2, 3, 5], "bbox_mode": BoxMode.XYWH_ABS}
     whole = [[1, 2, 4, 7], [8, 8, 9, 9]]

@@ -38,7 +38,7 @@ def test_evaluation_only_of_volumes(tiny_phantom, tmp_path, weights):
     folder = tmp_path / "test" / "inference" / "phantom_volumes_test"
     assert (folder / "froc.png").exists()
     content = json.loads((folder / "volumes.json").read_text())
-    assert content["settings"]["merge_iou_threshold"] == 0.2
+    assert content["settings"]["linking"] == {"name": "merge", "iou_threshold": 0.2}
     slices = {(d["volume"], d["slice_index"]) for d in DatasetCatalog.get("phantom_volumes_test")}
     assert len(content["detections"]) > 20
     for detection in content["detections"]:
@@ -84,7 +84,7 @@ def test_criteria_and_tracking_by_config(tiny_phantom, tmp_path, weights):
     file = tmp_path / "inference" / "phantom_volumes_test" / "volumes.json"
     content = json.loads(file.read_text())
     settings = content["settings"]
-    assert (settings["linking"], settings["tracking_max_gap"]) == ("track", 2)
+    assert settings["linking"] == {"name": "track", "iou_threshold": 0.3, "max_gap": 2}
     assert any(d["box3d"][2] < d["box3d"][5] for d in content["detections"])
 
 
@@ -97,7 +97,14 @@ def test_criteria_and_tracking_by_config(tiny_phantom, tmp_path, weights):
         ({"TEST__VOLUME_CRITERIA": ("p3d",)}, "TEST.VOLUME_CRITERIA: found 'p3d', expected overl"),
         ({"TEST__VOLUME_CRITERIA": ()}, "TEST.VOLUME_CRITERIA: found no criterion, expected"),
         ({"TEST__VOLUME_FROC_RATES": (0.5, 0)}, r"VOLUME_FROC_RATES: found .0.5, 0., expected"),
-        ({"TEST__VOLUME_FROC_RATES": ()}, r"VOLUME_FROC_RATES: found .., expected numbers above"),
+        (
+            {"TEST__VOLUME_FROC_RATES": ()},
+            r"VOLUME_FROC_RATES: found .., expected finite n",
+        ),
+        (
+            {"TEST__VOLUME_FROC_RATES": "(1.0, 1e999)"},
+            r"RATES: found .1.0, inf., expected finite",
+        ),
         (
             {"TEST__VOLUME_CRITERIA": ("p3d@0.5",), "TEST__BEST_METRIC": "volume/AP10"},
             "TEST.BEST_METRIC: found 'volume/AP10', expected volume/AP for phantom_volumes_val",

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-from functools import partial
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.evaluation import (
@@ -12,7 +11,7 @@ from lesion_d2.evaluation import (
     parse_criteria,
     volume_metrics_of,
 )
-from lesion_d2.inference import batched_merge_slices
+from lesion_d2.inference import Linker
 
 import numpy as np
 import pytest
@@ -123,7 +122,7 @@ def slow_sensitivities(truth, detections, overlap, threshold):
 @pytest.mark.parametrize("seed", range(3))
 def test_all_criteria_against_written_out_loops(register, tmp_path, seed):  # noqa: F811
     dicts = register(mark_key_slices(make_dicts(seed, num_classes=1), seed), classes=("lesion",))
-    link = partial(batched_merge_slices, iou_threshold=0.1)
+    link = Linker("merge", {"iou_threshold": 0.1})
     evaluator = VolumeEvaluator(NAME, tmp_path, link=link, criteria=CRITERIA, rates=RATES)
     outputs = [detect(d, seed, num_classes=1) for d in dicts]
     rng = np.random.default_rng(seed)
@@ -187,7 +186,7 @@ def test_average_precision_of_random_boxes(overlap, threshold):
 def test_p3d_by_hand(register, caplog):  # noqa: F811
     dicts = register(make_volume(1, 1, [(0, 10, 10, 40, 40, 11, 15)]), classes=("lesion",))
     dicts[3]["annotations"][0]["is_key"] = True  # slice 13
-    link = partial(batched_merge_slices, iou_threshold=0.1)
+    link = Linker("merge", {"iou_threshold": 0.1})
     evaluator = VolumeEvaluator(NAME, link=link, criteria=("p3d@0.5", "iou@0.1"))
     for first, last, hit in ((13, 13, 100), (11, 12, 0), (14, 19, 0), (10, 19, 100)):
         outputs = [
@@ -208,7 +207,7 @@ def test_p3d_by_hand(register, caplog):  # noqa: F811
 @pytest.mark.parametrize("classes", [("lesion",), ("a", "b", "c")])
 def test_metrics_are_known_beforehand(register, classes):  # noqa: F811
     dicts = register(mark_key_slices(make_dicts(1, num_classes=len(classes))), classes=classes)
-    link = partial(batched_merge_slices, iou_threshold=0.1)
+    link = Linker("merge", {"iou_threshold": 0.1})
     for criteria in (CRITERIA, ("iou@0.1",), ("iobb@0.3", "iou@0.1")):
         evaluator = VolumeEvaluator(NAME, link=link, criteria=criteria, rates=RATES)
         results = run(evaluator, dicts, [truth_as_detections(d) for d in dicts])
@@ -220,7 +219,7 @@ def test_lesions_without_or_with_two_key_slices_stop(register):  # noqa: F811
     lesions = [(0, 10, 10, 40, 40, 12, 14), (0, 60, 60, 90, 90, 15, 18)]
     dicts = register(make_volume(1, 1, lesions), classes=("lesion",))
     dicts[3]["annotations"][0]["is_key"] = True
-    link = partial(batched_merge_slices, iou_threshold=0.1)
+    link = Linker("merge", {"iou_threshold": 0.1})
     VolumeEvaluator(NAME, link=link, criteria=("iou@0.3",))
     wanted = "000001_01_01: found no key slice of the lesion on slices 15 to 18, expected .*p3d@0.5"
     with pytest.raises(ValueError, match=wanted):

@@ -1,12 +1,11 @@
 import json
 import logging
 import math
-from functools import partial
 
 import lesion_d2
 from lesion_d2.engine import finish_run
 from lesion_d2.evaluation import VolumeEvaluator, froc_curve
-from lesion_d2.inference.slices import batched_merge_slices
+from lesion_d2.inference import Linker
 
 import numpy as np
 import pytest
@@ -100,7 +99,7 @@ def truth_as_detections(record, score=0.9):
 
 
 def make_evaluator(output_dir=None, **settings):
-    link = partial(batched_merge_slices, iou_threshold=0.1)
+    link = Linker("merge", {"iou_threshold": 0.1})
     return VolumeEvaluator(NAME, output_dir, link=link, **settings)
 
 
@@ -407,11 +406,11 @@ def test_from_config(register, tmp_path):
     cfg.TEST.MERGE_IOU_THRESH = 0.35
     cfg.TEST.VOLUME_CRITERIA = ("iou@0.5", "iobb@0.3")
     cfg.TEST.VOLUME_FROC_RATES = (0.125, 8.0)
-    link = partial(batched_merge_slices, iou_threshold=0.35)
+    link = Linker("merge", {"iou_threshold": 0.35})
     evaluator = VolumeEvaluator(cfg, NAME, tmp_path, link=link)
     results = run(evaluator, dicts, [truth_as_detections(d) for d in dicts])
     settings = json.loads((tmp_path / "volumes.json").read_text())["settings"]
-    assert (settings["linking"], settings["merge_iou_threshold"]) == ("merge", 0.35)
+    assert settings["linking"] == {"name": "merge", "iou_threshold": 0.35}
     assert settings["criteria"] == {"volume": "iou@0.5", "volume_iobb": "iobb@0.3"}
     assert [k for k in results["volume_iobb"] if "sens" in k] == [
         "sens@0.125",

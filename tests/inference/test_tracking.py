@@ -264,7 +264,12 @@ def test_the_config_picks_what_links():
     }
     for (linking, max_gap), z in wanted.items():
         cfg.TEST.LINKING, cfg.TEST.TRACKING.MAX_GAP = linking, max_gap
-        assert z_of(build_linker(cfg)(*arrays)[0]) == z
+        link = build_linker(cfg)
+        assert z_of(link(*arrays)[0]) == z
+        parameters = {"iou_threshold": 0.25, "max_gap": max_gap}
+        if linking == "merge":
+            parameters = {"iou_threshold": 0.1}
+        assert (link.name, link.parameters) == (linking, parameters)
     cfg.TEST.LINKING = "chain"
     with pytest.raises(
         ValueError, match=r"TEST.LINKING: found 'chain', expected one of merge, tra"

@@ -2,6 +2,7 @@ from lesion_d2.data.mapper import lesion_outline
 from lesion_d2.modeling.mining import (
     MiningCounts,
     ellipse_masks,
+    hits_any,
     mine_lesions,
     summarize_mining,
     view_detections,
@@ -107,16 +108,40 @@ def test_masks_are_ellipses_in_their_boxes_less_the_margin_of_the_slice():
     assert masks[0].sum() > 300 and masks[1].sum() > 0
 
 
-def test_counts_are_of_all_images_and_begin_anew():
+def test_counts_are_of_all_images():
     counts = MiningCounts()
     hidden = Boxes(torch.tensor([[0.0, 0.0, 10.0, 10.0], [40.0, 40.0, 50.0, 50.0]]))
     counts.add(_detections([[0, 0, 10, 9], [20, 20, 30, 30]], [0.9, 1.0]), hidden)
     counts.add(_detections([]), Boxes(torch.zeros(0, 4)))
     counts.add(_detections([[5, 5, 9, 9]], [0.95]), None)  # nobody knows what it is
-    numbers = summarize_mining(counts.take())
-    assert numbers == pytest.approx(
+    assert summarize_mining(counts) == pytest.approx(
         {"mined_per_image": 1.0, "mean_score": 0.95, "precision": 0.5, "recall": 0.5}
     )
-    assert summarize_mining(counts.take()) == {}
-    counts.add(_detections([]), None)
-    assert summarize_mining(counts.take()) == {"mined_per_image": 0.0}
+    assert summarize_mining(MiningCounts()) == {}
+    nothing = MiningCounts()
+    nothing.add(_detections([]), None)
+    assert summarize_mining(nothing) == {"mined_per_image": 0.0}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_changes_no_box(dtype):
+    matrix = _matrix(angle=0.3, scale=(1.1, 0.9), shift=(5.0, -8.0))
+    found = _detections([[10.3, 20.1, 600.7, 500.2], [301.7, 212.9, 311.3, 221.4]])
+    expected = view_detections(found, matrix, (900, 900)).pred_boxes.tensor
+    with torch.autocast("cpu", dtype=dtype):
+        viewed = view_detections(found, matrix, (900, 900)).pred_boxes.tensor
+    assert torch.equal(viewed, expected) and len(expected) == 2
+
+
+def test_a_score_that_mixed_precision_rounded_is_compared_as_it_is():
+    found = _detections([[0, 0, 10, 10], [20, 20, 30, 30]])
+    found.scores = torch.tensor([0.8984, 0.9023]).bfloat16()  # 0.9 itself would become 0.8984
+    mined = mine_lesions(found, Boxes(torch.zeros(0, 4)), score_threshold=0.9)
+    assert mined.pred_classes.tolist() == [1]
+
+
+def test_only_lesions_of_the_volume_hit_it():
+    boxes = Boxes(torch.tensor([[0.0, 0.0, 10.0, 9.0], [0.0, 0.0, 10.0, 4.0], [50.0, 0, 60, 10]]))
+    lesions = [[0, 0, 10, 10], [20, 20, 30, 30]]
+    assert hits_any(boxes, lesions).tolist() == [True, False, False]
+    assert hits_any(boxes, []).tolist() == [False] * 3

@@ -243,7 +243,7 @@ def test_volumes_have_sensitivities_and_average_precision(tmp_path, capsys, crit
         ),
         (["A={}/run", "B={}/fewer"], "different numbers of lesions (A: [7], B: [3])"),
         (["A={}/old"], "volumes.json: not of an evaluation in 3-D with criteria"),
-        (["A={}/bad"], "volumes.json: not a JSON file"),
+        (["A={}/bad"], "volumes.json: found no readable JSON"),
         (["A={}/empty"], "volumes.json: no such file, expected an evaluation of volumes"),
     ],
 )

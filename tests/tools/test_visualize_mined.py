@@ -1,4 +1,8 @@
+from pathlib import Path
+
 from lesion_d2.data.dataset_options import set_hidden_annotations
+from lesion_d2.data.deeplesion import register_deeplesion
+from lesion_d2.data.phantom import write_phantom
 from lesion_d2.engine import LesionPredictor, Trainer
 from lesion_d2.modeling.mining import MiningCounts
 from lesion_d2.tools.visualize import mined
@@ -10,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from tiny_run import tiny_command, tiny_config
 
@@ -76,7 +80,7 @@ def test_the_mined_lesions_of_a_config_and_its_weights(hidden, weights, tmp_path
         ]
         assert image.mined.pred_boxes.tensor.tolist() == [box for box, _ in kept]
         assert image.mined.scores.tolist() == [score for _, score in kept]
-    assert counts.take()["mined"] == sum(len(image.mined) for image in images) > 0
+    assert counts["mined"] == sum(len(image.mined) for image in images) > 0
 
 
 def iou(a, b):
@@ -105,6 +109,36 @@ def test_annotated_lesions_are_not_mined_and_hidden_ones_are_counted(
     name, sheet = (path.rsplit("/", 1)[1] for path in lines[1:])
     assert numbers[name.removesuffix(".png")] == max(numbers.values())
     assert sheet == "contact_sheet.png" and cv2.imread(lines[1]).shape[1] == 1024 + 16
+
+
+def test_the_data_set_has_the_options_of_the_config(tmp_path, weights, capsys, monkeypatch):
+    monkeypatch.setattr(mined, "LesionPredictor", Finder)
+    root, name = tmp_path / "phantom", "phantom_mined_missing"
+    write_phantom(root, num_patients=8, size=64, extent_mm=0, workers=1)
+    register_deeplesion(name, str(root), None)
+    try:
+        images = DatasetCatalog.get(name)
+        Path(images[0]["file_name"]).unlink()
+        changes = {"MODEL__WEIGHTS": weights, "DATASETS__HIDDEN_SHARE": 0.5}
+        changes["DATALOADER__FILTER_EMPTY_ANNOTATIONS"] = False
+        words = ["--dataset", name, "--num", "1"]
+        assert main(command(tmp_path, *words, **changes)) == 1
+        assert images[0]["file_name"] in capsys.readouterr().err
+        changes["DATASETS__ALLOW_MISSING"] = True
+        assert main(command(tmp_path, *words, "--pick", "most", **changes)) == 0
+        assert f" in {len(images) - 1} of {len(images) - 1} images" in capsys.readouterr().out
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_lesions_of_a_fully_annotated_volume_alone_are_mined_there(hidden, weights, monkeypatch):
+    monkeypatch.setattr(mined, "LesionPredictor", Finder)
+    cfg = tiny_config(MODEL__WEIGHTS=weights)
+    record = {**hidden[0], "annotations": [], "hidden_annotations": []}
+    for boxes, scores in (([[0, 0, 5, 6]], [0.93]), ([[50, 50, 60, 60]], []), ([], [])):
+        [found] = mine_images(cfg, [{**record, "volume_boxes": boxes}], MiningCounts())
+        assert found.mined.scores.tolist() == pytest.approx(scores)
 
 
 def image(name, *scores, hidden=None):
@@ -148,7 +182,10 @@ def test_titles_tell_how_many_mined_lesions_are_hidden_ones():
         ({}, "--weights: found none, expected a checkpoint's path, or MODEL.WEIGHTS"),
         ({"MODEL__WEIGHTS": "gone.pth"}, "gone.pth"),
         ({"MODEL__WEIGHTS": "x", "DATASETS__TRAIN": ()}, "--dataset: found none, expected a name"),
-        ({"MODEL__WEIGHTS": "x", "DATASETS__TRAIN": ("phantom_trian",)}, "'phantom_trian' is not"),
+        (
+            {"MODEL__WEIGHTS": "x", "DATASETS__TRAIN": ("phantom_trian",)},
+            "found 'phantom_trian', expected",
+        ),
         ({"MODEL__WEIGHTS": "x", "MODEL__NAME": "x"}, "MODEL.NAME"),
         (
             {"MODEL__WEIGHTS": "x", "DATASETS__EXCLUDED_VOLUMES": ("phantom_volume",)},

@@ -1,18 +1,23 @@
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from detectron2.config import configurable
 from detectron2.structures import Instances
+from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..backbone import batch_images
-from ..mining import MiningCounts, ellipse_masks, mine_lesions, view_detections
+from ..mining import MiningCounts, ellipse_masks, hits_any, mine_lesions, view_detections
 
 POLICIES = ("none", "add", "ignore")
 # Of a sample, what the detector needs to bring detections to the slice, and to name it.
 _SLICE_KEYS = ("file_name", "image_id", "height", "width", "crop")
 _IGNORED_CLASS = -1
+# Attributes by which ROI heads and the Retina U-Net say whether they predict masks.
+_MASK_SWITCHES = ("mask_on", "predict_masks")
 
 
 class MeanTeacher(nn.Module):
@@ -23,7 +28,9 @@ class MeanTeacher(nn.Module):
     confidence and nobody annotated, see :func:`mine_lesions`, is brought to the student's images.
     With ``policy`` "add" it counts there as annotated; with "ignore" it becomes an annotation of
     class -1, which Detectron2's RetinaNet and ROI heads, our RPN and our segmentation losses leave
-    out; with "none" the teacher does not look. In evaluation this is the teacher.
+    out; with "none" the teacher does not look. In evaluation this is the teacher. On slices of
+    fully annotated volumes only lesions of the volume are mined, which need not be annotated on
+    each of its slices.
 
     The paper does not say which anchors "ignore" leaves out: here those that would be positive for
     the mined lesion with "add". Masks of mined lesions, where the detector learns masks, are
@@ -33,6 +40,7 @@ class MeanTeacher(nn.Module):
         student: any detector with Detectron2's model interface; the teacher is a copy.
         momentum: share of the teacher that :meth:`update_teacher` keeps.
         policy: "none", "add" or "ignore".
+        start_iter: the teacher does not look before so many iterations.
         score_threshold, gt_nms_threshold: see :func:`mine_lesions`.
         box_margin: see :func:`ellipse_masks`.
 
@@ -50,6 +58,7 @@ class MeanTeacher(nn.Module):
         *,
         momentum: float = 0.999,
         policy: str = "add",
+        start_iter: int = 0,
         score_threshold: float = 0.9,
         gt_nms_threshold: float = 0.7,
         box_margin: float = 5.0,
@@ -67,6 +76,7 @@ class MeanTeacher(nn.Module):
         self.student = student
         self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
         self.policy = policy
+        self.start_iter = start_iter
         self.score_threshold = score_threshold
         self.gt_nms_threshold = gt_nms_threshold
         self.box_margin = box_margin
@@ -80,6 +90,7 @@ class MeanTeacher(nn.Module):
             "student": student,
             "momentum": options.MOMENTUM,
             "policy": options.POLICY,
+            "start_iter": options.START_ITER,
             "score_threshold": options.SCORE_THRESH,
             "gt_nms_threshold": options.GT_NMS_THRESH,
             "box_margin": cfg.MODEL.RETINA_UNET.BOX_MARGIN,
@@ -98,11 +109,12 @@ class MeanTeacher(nn.Module):
             batched_inputs: as the detector's. In training, unless the policy is "none", also with
                 ``weak_image``, the image as it is at inference, ``slice_to_image``, the (2, 3)
                 matrix from pixels of the slice to those of ``image``, and optional
+                ``volume_boxes``, all lesions of a fully annotated volume as boxes on the slice, and
                 ``hidden_boxes`` in pixels of ``image``, which are only counted.
         """
         if not self.training:
             return self.teacher(batched_inputs)
-        if self.policy != "none":
+        if self.policy != "none" and get_event_storage().iter >= self.start_iter:
             mined = self.mine(batched_inputs)
             batched_inputs = list(map(self._with_mined, batched_inputs, mined))
         return self.student(batched_inputs)
@@ -115,14 +127,15 @@ class MeanTeacher(nn.Module):
             for x in batched_inputs
         ]
         mined = []
-        with batch_images(self.teacher):
+        with batch_images(self.teacher), _without_masks(self.teacher):
             outputs = self.teacher(views)
         for sample, output in zip(batched_inputs, outputs, strict=True):
             annotated = sample["instances"]
+            found = output["instances"]
+            if "volume_boxes" in sample:  # every lesion is known, if not on every slice
+                found = found[hits_any(found.pred_boxes, sample["volume_boxes"])]
             found = mine_lesions(
-                view_detections(
-                    output["instances"], sample["slice_to_image"], annotated.image_size
-                ),
+                view_detections(found, sample["slice_to_image"], annotated.image_size),
                 annotated.gt_boxes,
                 score_threshold=self.score_threshold,
                 gt_nms_threshold=self.gt_nms_threshold,
@@ -132,7 +145,7 @@ class MeanTeacher(nn.Module):
         return mined
 
     def _with_mined(self, sample: dict, mined: Instances) -> dict:
-        """A copy of a sample, its instances with the mined lesions after its own."""
+        """A copy of a sample, its instances with the mined lesions before its own."""
         if len(mined) == 0:
             return sample
         annotated = sample["instances"].to(mined.pred_boxes.device)
@@ -148,7 +161,8 @@ class MeanTeacher(nn.Module):
                 mined.image_size,
                 margin=self.box_margin,
             )
-        return {**sample, "instances": Instances.cat([annotated, lesions])}
+        # Where a mined mask touches an annotated one, the later one is painted.
+        return {**sample, "instances": Instances.cat([lesions, annotated])}
 
     @torch.no_grad()
     def update_teacher(self) -> None:
@@ -173,3 +187,21 @@ class MeanTeacher(nn.Module):
     def restart(self) -> None:
         """Let the student begin with the teacher's weights, which is what was loaded."""
         self.student.load_state_dict(self.teacher.state_dict())
+
+
+@contextmanager
+def _without_masks(detector: nn.Module) -> Iterator[None]:
+    """Let a detector predict boxes alone: masks of all detections cost more than the boxes."""
+    switched = [
+        (module, name)
+        for module in detector.modules()
+        for name in _MASK_SWITCHES
+        if getattr(module, name, False)
+    ]
+    for module, name in switched:
+        setattr(module, name, False)
+    try:
+        yield
+    finally:
+        for module, name in switched:
+            setattr(module, name, True)

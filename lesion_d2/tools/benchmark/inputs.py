@@ -5,7 +5,8 @@ import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lesion_d2.data.deeplesion import CSV_COLUMNS, register_deeplesion
+from lesion_d2.data.deeplesion import register_deeplesion
+from lesion_d2.data.deeplesion_csv import CSV_COLUMNS
 from lesion_d2.data.phantom import write_phantom
 
 import numpy as np

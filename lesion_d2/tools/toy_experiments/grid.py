@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lesion_d2.data.deeplesion import load_records
+from lesion_d2.data.catalog import load_records
 from lesion_d2.data.toys import dataset_name
 from lesion_d2.files import written_whole
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from lesion_d2.cropping import shown_extent
-from lesion_d2.data.deeplesion import load_records
+from lesion_d2.data.catalog import load_records
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.engine import LesionCheckpointer, fit_device, load_config
 from lesion_d2.engine.checkpoint import load_trained

@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
+from lesion_d2.data.catalog import load_records
 from lesion_d2.data.ct import read_slice
-from lesion_d2.data.deeplesion import load_records
 from lesion_d2.data.pseudo_masks import (
     METHODS,
     PseudoMasks,

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from lesion_d2.data.dataset_options import set_excluded_volumes, set_hidden_annotations
-from lesion_d2.data.deeplesion import load_records
+from lesion_d2.data.catalog import load_records
 from lesion_d2.engine import LesionPredictor, load_config
-from lesion_d2.engine.input_errors import as_input_error
+from lesion_d2.engine.data_checks import set_dataset_options
 from lesion_d2.modeling import mine_lesions, summarize_mining
-from lesion_d2.modeling.mining import HIT_IOU, MiningCounts
+from lesion_d2.modeling.mining import HIT_IOU, MiningCounts, hits_any
 from lesion_d2.visualization import (
     HIDDEN_LEGEND,
     MINED_LEGEND,
@@ -64,11 +63,9 @@ def draw_mined(args: argparse.Namespace) -> list[str]:
     """Write pictures of images with mined lesions; return their paths, the contact sheet last."""
     window = parse_window(args.window)
     cfg = mining_config(args)
-    dataset = args.dataset or cfg.DATASETS.TRAIN[0]
-    set_hidden_annotations(dataset, cfg.DATASETS.HIDDEN_SHARE, cfg.DATASETS.HIDDEN_SEED)
-    with as_input_error("DATASETS.EXCLUDED_VOLUMES: "):
-        set_excluded_volumes(dataset, cfg.DATASETS.EXCLUDED_VOLUMES)
-    records = load_records(dataset, allow_missing=args.allow_missing)
+    dataset = cfg.DATASETS.TRAIN[0]
+    set_dataset_options(cfg, dataset, "TRAIN")
+    records = load_records(dataset)
     output = args.output or os.path.join(cfg.OUTPUT_DIR, "mined", dataset)
     check_output(output, records, dataset)
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
@@ -98,8 +95,8 @@ def mining_config(args: argparse.Namespace) -> CfgNode:
     """The config of a run, with what the command line changes.
 
     Args:
-        args: with ``config_file``, ``opts``, ``dataset``, ``weights`` and ``score_threshold``, of
-            which the last three may be None.
+        args: with ``config_file``, ``opts``, ``allow_missing``, and ``dataset``, ``weights`` and
+            ``score_threshold``, which may be None.
 
     Raises:
         InputError: as :func:`load_config`.
@@ -111,7 +108,9 @@ def mining_config(args: argparse.Namespace) -> CfgNode:
         cfg.MODEL.MEAN_TEACHER.SCORE_THRESH = args.score_threshold
     if not (cfg.MODEL.WEIGHTS or cfg.TEST.ENSEMBLE.CHECKPOINTS):
         raise ValueError("--weights: found none, expected a checkpoint's path, or MODEL.WEIGHTS")
-    if not (args.dataset or cfg.DATASETS.TRAIN):
+    cfg.DATASETS.ALLOW_MISSING = cfg.DATASETS.ALLOW_MISSING or args.allow_missing
+    cfg.DATASETS.TRAIN = (args.dataset,) if args.dataset else cfg.DATASETS.TRAIN
+    if not cfg.DATASETS.TRAIN:
         raise ValueError("--dataset: found none, expected a name, or DATASETS.TRAIN in the config")
     return cfg
 
@@ -129,6 +128,8 @@ def mine_images(
     predictor, options = LesionPredictor(cfg), cfg.MODEL.MEAN_TEACHER
     for record in tqdm(records, desc="images", disable=None):
         found = predictor(record)["instances"].to("cpu")
+        if "volume_boxes" in record:
+            found = found[hits_any(found.pred_boxes, record["volume_boxes"])]
         detections = Instances(found.image_size, pred_boxes=found.pred_boxes, scores=found.scores)
         mined = mine_lesions(
             detections,
@@ -157,9 +158,8 @@ def pick_images(images: Iterable[TeacherImage], pick: str, num: int) -> list[Tea
 
 
 def _summary(counts: MiningCounts, num_images: int) -> str:
-    sums = counts.take()
-    text = f"{sums['mined']:.0f} lesions mined in {sums['images']:.0f} of {num_images} images"
-    shares = summarize_mining(sums)
+    text = f"{counts['mined']} lesions mined in {counts['images']} of {num_images} images"
+    shares = summarize_mining(counts)
     names = {"mean_score": "mean score {:.2f}", "precision": "precision {:.1%}"}
     names["recall"] = "recall of hidden lesions {:.1%}"
     return "; ".join([text, *(t.format(shares[n]) for n, t in names.items() if n in shares)])

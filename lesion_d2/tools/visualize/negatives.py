@@ -5,8 +5,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lesion_d2.data.catalog import load_records
 from lesion_d2.data.dataset_options import set_hidden_annotations
-from lesion_d2.data.deeplesion import load_records
 from lesion_d2.visualization import (
     HIDDEN_LEGEND,
     NEGATIVE_LEGEND,

@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Sequence
 
-from lesion_d2.data.deeplesion import load_records
+from lesion_d2.data.catalog import load_records
 from lesion_d2.visualization import (
     OUTCOME_LEGEND,
     ImageOutcome,

@@ -37,6 +37,19 @@ _DETECTORS = {
     "DetUNet": lambda: tiny_config(MODEL__META_ARCHITECTURE="DetUNet"),
     "Faster R-CNN": lambda: _rcnn(MODEL__MASK_ON=False),
     "Mask R-CNN": lambda: _rcnn(),
+    "Faster R-CNN on fused images": lambda: _rcnn(
+        MODEL__MASK_ON=False,
+        MODEL__BACKBONE__NAME="build_fused_fpn_backbone",
+        MODEL__SLICE_IMAGES__BACKBONE="build_densenet_backbone",
+        MODEL__DENSENET__STEM_CHANNELS=4,
+        MODEL__DENSENET__GROWTH_RATE=2,
+        MODEL__FPN__IN_FEATURES=["c2", "c3", "c4"],
+        MODEL__FPN__OUT_CHANNELS=8,
+        MODEL__RETINANET__IN_FEATURES=["p2", "p3", "p4"],
+        MODEL__RPN__IN_FEATURES=["p2", "p3", "p4"],
+        MODEL__ROI_HEADS__IN_FEATURES=["p2", "p3", "p4"],
+        MODEL__ANCHOR_GENERATOR__SIZES=[[8], [16], [32]],
+    ),
     "U-Faster R-CNN+": lambda: _rcnn(MODEL__MASK_ON=False, MODEL__LESION_RCNN__SEG_LOSS_WEIGHT=1.0),
 }
 
@@ -121,16 +134,16 @@ def test_added_lesions_count_as_annotated_ones(detector):
     batch = _batch()
     model = _with_finds(detector, "add")
     found = _losses(model, batch)
-    annotated = make_sample([(8, 10, 28, 26), _MINED], [0, 0], 1)["instances"]
+    annotated = make_sample([_MINED, (8, 10, 28, 26)], [0, 0], 1)["instances"]
     # The mask of the mined lesion: the ellipse 5 pixels inside the box.
     inner = [_MINED[0] + 5, _MINED[1] + 5, _MINED[2] - 5, _MINED[3] - 5]
-    annotated.gt_masks.tensor[1] = _ellipse(*inner)
+    annotated.gt_masks.tensor[0] = _ellipse(*inner)
     by_hand = _losses(detector, [{**batch[0], "instances": annotated}, batch[1]])
     plain = _losses(detector, batch)
     for name, loss in by_hand.items():
         assert found[name].item() == loss.item(), name
     assert any(plain[name].item() != loss.item() for name, loss in by_hand.items())
-    counts = model.counts.take()
+    counts = model.counts
     assert (counts["images"], counts["mined"]) == (2, 1)
 
 
@@ -147,7 +160,9 @@ def test_the_teacher_sees_the_weak_view_and_no_annotation(detector):
     for view, sample in zip(views, batch, strict=True):
         assert view["image"] is sample["weak_image"]
         assert set(view) == {"image", "file_name", "height", "width"}
-    [_losses(_with_finds(detector, policy), batch) for policy in ("none",)]
+    idle = _with_finds(detector, "none")
+    _losses(idle, batch)
+    assert idle.teacher.views == []
 
 
 def test_ignored_anchors_of_a_retina_net_add_nothing_to_its_loss():
@@ -336,9 +351,41 @@ def test_detections_come_to_where_the_mapper_puts_lesions(tiny_phantom, borders)
         assert mined.pred_boxes.tensor.numpy() == pytest.approx(expected.numpy(), abs=0.01)
         assert mined.image_size == tuple(sample["image"].shape[1:])
         num_found += len(mined)
-        counts = model.counts.take()
+        counts = model.counts
         assert counts["hits"] == counts["found"] == len(mined) == counts["hidden"]
     assert len(sizes) > 5 and num_found > 10
+
+
+@pytest.mark.parametrize("name", ["Mask R-CNN", "Retina U-Net, masks"])
+def test_the_teacher_computes_no_masks_to_mine(name):
+    cfg = _rcnn() if name == "Mask R-CNN" else tiny_config(MODEL__RETINA_UNET__PREDICT_MASKS=True)
+    torch.manual_seed(0)
+    model = MeanTeacher(build_model(cfg), score_threshold=0.001).train()
+    calls = []
+    part = "roi_heads.mask_head" if name == "Mask R-CNN" else "seg_predictor"
+    model.teacher.get_submodule(part).register_forward_hook(lambda *args: calls.append(1))
+    mined = model.mine(_batch())
+    assert sum(map(len, mined)) > 0 and not calls
+    [first, _] = model.eval()(_batch())
+    assert first["instances"].has("pred_masks") and calls
+
+
+def test_it_does_not_look_before_its_time():
+    torch.manual_seed(0)
+    model = _with_finds(build_model(tiny_config()), "add", start_iter=3)
+    for iteration in (2, 3):
+        with EventStorage(iteration):
+            model(_batch())
+        assert len(model.teacher.views) == iteration - 2
+
+
+def test_on_annotated_volumes_only_their_lesions_are_mined():
+    model = _with_finds(nn.Identity(), "add")
+    batch = _batch()
+    expected = {(): 0, ((0, 0, 9, 9),): 0, ((33, 36, 58, 56), (0, 0, 9, 9)): 1}
+    for lesions, number in expected.items():
+        batch[0]["volume_boxes"] = [list(box) for box in lesions]
+        assert [len(mined) for mined in model.mine(batch)] == [number, 0]
 
 
 @pytest.mark.parametrize(

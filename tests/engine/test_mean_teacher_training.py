@@ -1,8 +1,10 @@
 import json
 
 from lesion_d2.data.loader import build_lesion_loss_loader
-from lesion_d2.engine import InputError, Trainer, ValidationLossHook, load_model
-from lesion_d2.engine.mean_teacher import MeanTeacherHook, unwrap
+from lesion_d2.engine import InputError, Trainer, ValidationLossHook, load_config, load_model
+from lesion_d2.engine.checks import check_inputs
+from lesion_d2.engine.mean_teacher import MeanTeacherHook
+from lesion_d2.engine.processes import unwrap
 from lesion_d2.engine.validation_loss import mean_losses
 
 import pytest
@@ -20,6 +22,7 @@ _ON = {
     # Nothing learns much in a few iterations: whatever an untrained teacher finds is mined.
     "MODEL__MEAN_TEACHER__SCORE_THRESH": 0.005,
     "MODEL__RETINANET__SCORE_THRESH_TEST": 0.005,
+    "MODEL__ROI_HEADS__SCORE_THRESH_TEST": 0.005,
     "MODEL__RESNETS__NORM": "BN",
     "SOLVER__BASE_LR": 0.001,
     "SOLVER__WARMUP_ITERS": 0,
@@ -86,15 +89,18 @@ def _logged(trainer: Trainer) -> dict[str, float]:
     }
 
 
-def test_without_mining_the_student_is_the_plain_detector(tiny_phantom, tmp_path):
+@pytest.mark.parametrize("policy", ["none", "add", "ignore"])
+def test_without_mining_the_student_is_the_plain_detector(tiny_phantom, tmp_path, policy):
     options = {**_ON, **_UNSEEN, "INPUT__AUG__HFLIP_PROB": 0.5, "SOLVER__MAX_ITER": 3}
     options["INPUT__AUG__RESIZE_RANGE"] = (0.8, 1.2)
-    options["MODEL__MEAN_TEACHER__POLICY"] = "none"
+    options["MODEL__MEAN_TEACHER__POLICY"] = policy
+    options["MODEL__MEAN_TEACHER__SCORE_THRESH"] = 1.0
     model = unwrap(_train(tiny_args(tmp_path / "teacher", **options)).model)
     options["MODEL__MEAN_TEACHER__ENABLED"] = False
     plain = _train(tiny_args(tmp_path / "plain", **options))
     assert _same(model.student.state_dict(), plain.model.state_dict())
     assert not _same(model.teacher.state_dict(), plain.model.state_dict())
+    assert (model.counts["images"] > 0) == (policy != "none")
 
 
 def test_it_begins_with_the_weights_of_the_config(tiny_phantom, tmp_path):
@@ -118,7 +124,7 @@ def test_what_is_mined_is_logged_with_precision_and_recall(tiny_phantom, tmp_pat
     assert logged["mean_teacher/mined_per_image"] > 0
     assert 0.005 <= logged["mean_teacher/mean_score"] < 1
     assert 0 <= logged["mean_teacher/precision"] < 1 and 0 <= logged["mean_teacher/recall"] <= 1
-    assert unwrap(trainer.model).counts.take()["images"] == 0  # of the last 20 iterations alone
+    assert unwrap(trainer.model).counts["images"] == 0  # of the last 20 iterations alone
 
 
 def test_the_validation_loss_is_the_teacher_s(tiny_phantom, tmp_path):
@@ -139,6 +145,8 @@ def test_hard_negatives_are_mined_by_the_teacher(tiny_phantom, tmp_path):
 
 
 _IGNORE = {**_ON, "MODEL__MEAN_TEACHER__POLICY": "ignore"}
+_CASCADE = {"MODEL__ROI_HEADS__NAME": "CascadeROIHeads"}
+_CASCADE["MODEL__ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG"] = True
 
 
 @pytest.mark.parametrize(
@@ -153,6 +161,22 @@ _IGNORE = {**_ON, "MODEL__MEAN_TEACHER__POLICY": "ignore"}
             {**_IGNORE, "MODEL__PROPOSAL_GENERATOR__NAME": "RPN"},
             "PROPOSAL_GENERATOR.NAME: found 'RPN', expected 'LesionRPN' for .*POLICY 'ignore'",
         ),
+        (
+            {**_IGNORE, "MODEL__PROPOSAL_GENERATOR__NAME": "PrecomputedProposals"},
+            "PROPOSAL_GENERATOR.NAME: found 'PrecomputedProposals', expected 'LesionRPN' for ",
+        ),
+        (
+            {**_IGNORE, **_CASCADE},
+            "ROI_HEADS.NAME: found 'CascadeROIHeads', expected heads without a cascade for .*ignor",
+        ),
+        (
+            {**_IGNORE, "MODEL__META_ARCHITECTURE": "ProposalNetwork"},
+            "ARCHITECTURE: found 'ProposalNetwork', expected a RetinaNet, DetUNet or Generalized",
+        ),
+        (
+            {"MODEL__ROI_HEADS__SCORE_THRESH_TEST": 0.05},
+            "SCORE_THRESH: found 0.005, expected MODEL.ROI_HEADS.SCORE_THRESH_TEST .* is 0.05: ",
+        ),
     ],
 )
 def test_wrong_options_stop_a_run_before_it_writes(tiny_phantom, tmp_path, changes, message):
@@ -160,6 +184,20 @@ def test_wrong_options_stop_a_run_before_it_writes(tiny_phantom, tmp_path, chang
     with pytest.raises(InputError, match=message) as error:
         train_net.main(uldor_args(output_dir, **{**_ON, **changes}))
     assert "\n" not in str(error.value) and not output_dir.exists()
+
+
+def test_a_threshold_below_the_detector_s_own_is_told_of(tiny_phantom, tmp_path):
+    options = {**_ON, "MODEL__RETINANET__SCORE_THRESH_TEST": 0.01}
+    args = tiny_args(tmp_path, **options)
+    with pytest.raises(InputError, match=r"expected MODEL.RETINANET.SCORE_THRESH_TEST or more"):
+        check_inputs(load_config(args), args)
+    # Nobody looks: no threshold counts. A DetUNet has none of its own.
+    det_unet = {"MODEL__META_ARCHITECTURE": "DetUNet", "MODEL__MEAN_TEACHER__POLICY": "ignore"}
+    for changes in ({"MODEL__MEAN_TEACHER__POLICY": "none"}, det_unet):
+        args = tiny_args(tmp_path, **{**options, **changes})
+        assert check_inputs(load_config(args), args) > 0
+    args = uldor_args(tmp_path, **_IGNORE)  # reaching it is enough
+    assert check_inputs(load_config(args), args) > 0
 
 
 @pytest.mark.parametrize("enabled", [True, False])

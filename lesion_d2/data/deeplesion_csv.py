@@ -1,0 +1,149 @@
+"""``DL_info.csv`` of DeepLesion: its cells, the rules that they follow, and what is bad in them."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from ..files import one_line
+from .problems import raise_problems
+
+#: The columns of DL_info.csv, in its order.
+CSV_COLUMNS = (
+    "File_name",
+    "Patient_index",
+    "Study_index",
+    "Series_ID",
+    "Key_slice_index",
+    "Measurement_coordinates",
+    "Bounding_boxes",
+    "Lesion_diameters_Pixel_",
+    "Normalized_lesion_location",
+    "Coarse_lesion_type",
+    "Possibly_noisy",
+    "Slice_range",
+    "Spacing_mm_px_",
+    "Image_size",
+    "DICOM_windows",
+    "Patient_gender",
+    "Patient_age",
+    "Train_Val_Test",
+)
+# Boxes are the RECIST end points plus 5 px a side, so they may reach past the image's border a bit.
+_MAX_OVERHANG = 10.0
+
+
+def read_csv(csv_file: str | os.PathLike, columns: Sequence[str]) -> pd.DataFrame:
+    """Read some columns of ``DL_info.csv``; rows without anything in them are left out.
+
+    Returns:
+        All cells as text, "" where there is none; the index is the line number in the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no CSV, or columns are missing.
+    """
+    try:
+        frame = pd.read_csv(csv_file, dtype=object, keep_default_na=False, skip_blank_lines=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{csv_file}: found no readable CSV ({one_line(error)})") from None
+    missing = [column for column in columns if column not in frame.columns]
+    if missing:
+        raise ValueError(
+            f"{csv_file}: found no column {', '.join(missing)}, expected DL_info.csv's"
+        )
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas took the surplus cells for row labels
+        raise ValueError(f"{csv_file}: found rows longer than the header, expected quoted lists")
+    frame.index = frame.index + 2
+    frame = frame[list(columns)].fillna("")
+    return frame[(frame != "").any(axis=1)]
+
+
+class BadCells:
+    """Collects what is wrong in a CSV file, at most one thing a cell, and raises it at once."""
+
+    def __init__(self, csv_file: str | os.PathLike):
+        self.csv_file = csv_file
+        self._problems: dict[tuple[int, str], str] = {}
+
+    def add(self, cells: pd.Series, is_bad: np.ndarray, expected: str, found=repr) -> None:
+        """Note the cells of one column where ``is_bad``; ``found`` words what stands there."""
+        for row, cell in cells[is_bad].items():
+            text = f"row {row}, column {cells.name}: found {found(cell)}, expected {expected}"
+            self._problems.setdefault((row, cells.name), text)
+
+    def problems(self) -> list[str]:
+        """What was noted, one line a cell, in the order of rows."""
+        return [self._problems[cell] for cell in sorted(self._problems)]
+
+    def raise_if_any(self) -> None:
+        """Raise one ValueError with what was noted, if anything was."""
+        num_rows = len({row for row, _ in self._problems})
+        counted = f"{len(self._problems)} bad cells in {num_rows} rows"
+        raise_problems(self.csv_file, self.problems(), counted)
+
+
+def numbers(
+    frame: pd.DataFrame, column: str, count: int, bad: BadCells, expected: str | None = None
+) -> np.ndarray:
+    """A column of comma lists as an N x count float array; NaN where a row is bad.
+
+    ``expected`` words what should stand there; None for the count alone.
+    """
+    if not len(frame):
+        return np.empty((0, count))
+    nothing = ",".join(["nan"] * count)
+    lists = [cell if cell.count(",") == count - 1 else nothing for cell in frame[column]]
+    cells = np.array(",".join(lists).split(","), dtype=object)
+    values = pd.to_numeric(cells, errors="coerce").astype(float).reshape(-1, count)
+    is_bad = ~np.isfinite(values).all(axis=1)
+    expected = expected or ("1 number" if count == 1 else f"{count} numbers")
+    bad.add(frame[column], is_bad, expected)
+    return values
+
+
+def integers(frame: pd.DataFrame, column: str, count: int, bad: BadCells) -> np.ndarray:
+    """As :func:`numbers`, N x count int64; 0 where a row is bad."""
+    values = numbers(frame, column, count, bad)
+    is_integer = (values == np.round(values)) & (np.abs(values) < 2**53)
+    bad.add(
+        frame[column],
+        ~is_integer.all(axis=1),
+        "1 integer" if count == 1 else f"{count} integers",
+    )
+    # What stands for a bad cell is never used: bad cells stop the loading.
+    return np.where(is_integer, values, 0).astype(np.int64)
+
+
+def spacings(frame: pd.DataFrame, bad: BadCells) -> np.ndarray:
+    """Spacing of the voxels, N x 3 (x, y, z) in mm."""
+    column, expected = "Spacing_mm_px_", "3 positive numbers, mm"
+    values = numbers(frame, column, 3, bad, expected)
+    bad.add(frame[column], (values <= 0).any(axis=1), expected)
+    return values
+
+
+def windows(frame: pd.DataFrame, bad: BadCells) -> np.ndarray:
+    """Windows for display, N x 2 (low, high) in HU."""
+    column, expected = "DICOM_windows", "low < high, HU"
+    values = numbers(frame, column, 2, bad, expected)
+    bad.add(frame[column], values[:, 0] >= values[:, 1], expected)
+    return values
+
+
+def cut_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cut boxes to their images.
+
+    Args:
+        boxes: N x 4 XYXY in pixels.
+        sizes: N x 2 (width, height) in pixels; infinite where there is no limit.
+
+    Returns:
+        The boxes, N x 4; and whether each lies in its image, N bool: but for a margin of 10 pixels,
+        and for something left of it.
+    """
+    cut = np.clip(boxes, 0, np.tile(sizes, 2))
+    overhangs = (np.abs(cut - boxes) > _MAX_OVERHANG).any(axis=1)
+    is_empty = (cut[:, 2:] <= cut[:, :2]).any(axis=1)
+    return cut, ~(overhangs | is_empty)
