@@ -9,10 +9,12 @@ import math
 import os
 import pickle
 import re
-import reprlib
 from collections.abc import Callable
 
 import numpy as np
+
+from ..files import one_line
+from .problems import short
 
 _BUILTINS = {"dict": dict, "frozenset": frozenset, "list": list, "set": set, "tuple": tuple}
 # Pickled by NumPy 1 and 2.
@@ -45,7 +47,7 @@ def load_pickle(file: str | os.PathLike) -> object:
             raise ValueError(f"{file}: {error}") from None
         # A damaged pickle fails as it likes to.
         except Exception as error:
-            text = " ".join(f"{type(error).__name__}: {error}".split())
+            text = one_line(f"{type(error).__name__}: {error}")
             raise ValueError(f"{file}: found no readable pickle ({text})") from None
 
 
@@ -111,31 +113,39 @@ def _allowed() -> dict[tuple[str, str], Callable]:
     """
 
     def encode(text: str, encoding: str = "latin1") -> bytes:
+        """Bytes, as protocols 0 to 2 write them."""
         if encoding not in ("latin1", "latin-1"):
             raise _Refused(f"found bytes as {encoding!r} in the pickle, expected 'latin1'")
         return text.encode("latin1")
 
-    def no_bytes() -> bytes:  # b"" before protocol 3
+    def no_bytes() -> bytes:
+        """``b""``, as protocols 0 to 2 write it."""
         return b""
 
     def default_dict(factory: object = None) -> dict:
+        """An empty dict; what follows fills it."""
         return {}
 
     def ndarray(*args):
+        """The name that stands for the class of arrays."""
         raise _Refused("found a call of numpy.ndarray in the pickle, expected its name alone")
 
     def reconstruct(kind: object, shape: object, code: object) -> _Array:
+        """An array whose state follows."""
         if kind is not ndarray:
-            raise _Refused(f"found an array of the class {_short(kind)}, expected numpy.ndarray")
+            raise _Refused(f"found an array of the class {short(kind)}, expected numpy.ndarray")
         return _Array()
 
     def scalar(dtype: object, data: object = b"") -> _Scalar:
+        """A scalar."""
         return _Scalar((dtype, data))
 
     def from_buffer(data, dtype, shape, order, axis_order=None) -> _Array:
+        """An array, as protocol 5 writes it."""
         return _Array((None, shape, dtype, order == "F", data), axis_order)
 
     def dtype(code: object, align: object = False, copy: object = False) -> _Dtype:
+        """A dtype whose state follows."""
         return _Dtype(code)
 
     return {
@@ -184,7 +194,7 @@ class _Converter:
             return self._array((), dtype, "C", data)[()]
         if kind is _Array:
             if type(value.state) is not tuple or len(value.state) != 5:
-                raise _Refused(f"found an array's state {_short(value.state)}, expected 5 values")
+                raise _Refused(f"found an array's state {short(value.state)}, expected 5 values")
             _, shape, dtype, is_fortran, data = value.state
             array = self._array(shape, dtype, "F" if is_fortran else "C", data)
             return array if value.axis_order is None else array.transpose(value.axis_order)
@@ -197,22 +207,22 @@ class _Converter:
         """An array with memory of its own."""
         dtype = _dtype(dtype)
         if type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape):
-            raise _Refused(f"found an array's shape {_short(shape)}, expected numbers from 0 on")
+            raise _Refused(f"found an array's shape {short(shape)}, expected numbers from 0 on")
         size = math.prod(shape)
         # Empty ones too: (10**9, 0) has no data and very many rows.
         if max((size, *shape)) > self._file_size:
             raise _Refused(
-                f"found an array's shape {_short(shape)}, expected none above the size of the file"
+                f"found an array's shape {short(shape)}, expected none above the size of the file"
             )
         if dtype.kind == "O":
             return self._object_array(shape, size, order, data)
         if type(data) is str:  # of Python 2
             data = data.encode("latin1")
         if type(data) not in (bytes, bytearray):
-            raise _Refused(f"found {_short(data)} as an array's data, expected bytes")
+            raise _Refused(f"found {short(data)} as an array's data, expected bytes")
         if len(data) != size * dtype.itemsize:
             raise _Refused(
-                f"found {len(data)} bytes for an array of the shape {_short(shape)} and the "
+                f"found {len(data)} bytes for an array of the shape {short(shape)} and the "
                 f"dtype {dtype}, expected {size * dtype.itemsize}"
             )
         if dtype.kind == "b":  # NumPy counts on bytes of 0 and 1
@@ -226,11 +236,11 @@ class _Converter:
     def _object_array(self, shape: tuple, size: int, order: str, data: object) -> np.ndarray:
         if type(data) is not list:  # raw bytes are pointers
             raise _Refused(
-                f"found {_short(data)} as the data of an array of objects, expected a list"
+                f"found {short(data)} as the data of an array of objects, expected a list"
             )
         if len(data) != size:
             raise _Refused(
-                f"found {len(data)} objects for an array of the shape {_short(shape)}, "
+                f"found {len(data)} objects for an array of the shape {short(shape)}, "
                 f"expected {size}"
             )
         array = np.empty(size, object)
@@ -242,23 +252,19 @@ class _Converter:
 def _dtype(kept: object) -> np.dtype:
     """Bools, numbers, text and objects; of the state, the byte order alone."""
     if type(kept) is not _Dtype:
-        raise _Refused(f"found {_short(kept)} in the pickle, expected a dtype")
+        raise _Refused(f"found {short(kept)} in the pickle, expected a dtype")
     if type(kept.code) is not str or not _DTYPE_CODE.fullmatch(kept.code):
         raise _Refused(
-            f"found the dtype {_short(kept.code)} in the pickle, expected bools, numbers, text or "
+            f"found the dtype {short(kept.code)} in the pickle, expected bools, numbers, text or "
             "objects"
         )
     if type(kept.state) is not tuple or len(kept.state) < 5:
-        raise _Refused(f"found a dtype's state {_short(kept.state)}, expected 5 values or more")
+        raise _Refused(f"found a dtype's state {short(kept.state)}, expected 5 values or more")
     order, *structure = kept.state[1:5]
     if order not in ("<", ">", "=", "|") or structure != [None, None, None]:
         raise _Refused(
-            f"found a dtype's state {_short(kept.state)}, expected a byte order and no fields"
+            f"found a dtype's state {short(kept.state)}, expected a byte order and no fields"
         )
     if kept.code.startswith("O"):
         return np.dtype(object)
     return np.dtype(kept.code).newbyteorder(order)
-
-
-def _short(value: object) -> str:
-    return " ".join(reprlib.repr(value).split())

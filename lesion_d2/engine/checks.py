@@ -24,6 +24,7 @@ from torch import nn
 from ..config import trains_on_masks
 from ..data.mapper import LesionDatasetMapper
 from ..evaluation import parse_criteria, volume_metrics_of
+from ..files import one_line
 from ..inference import LINKINGS
 from ..inference.ensemble import CONSOLIDATIONS
 from ..modeling import (
@@ -203,7 +204,7 @@ def _check_model(cfg: CfgNode) -> nn.Module:
             model = META_ARCH_REGISTRY.get(found)(cfg)
     except (AssertionError, AttributeError, IndexError, KeyError, ValueError) as error:
         # Detectron2 tells of a name that does not exist by a KeyError of that name alone.
-        text = " ".join(str(error).split())
+        text = one_line(error)
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "
         raise InputError(
             f"MODEL: found {found} on {cfg.MODEL.BACKBONE.NAME} not to be built: {kind}{text}"

@@ -10,6 +10,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
 
+from ..files import one_line
 from ..modeling import ULDorROIHeads
 
 
@@ -25,7 +26,7 @@ def as_input_error(prefix: str) -> Iterator[None]:
         yield
     except (AssertionError, KeyError, OSError, ValueError, yaml.YAMLError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error
-        raise InputError(prefix + " ".join(str(text).split())) from error
+        raise InputError(prefix + one_line(text)) from error
 
 
 def is_a(cfg: CfgNode, *classes: type) -> bool:
