@@ -111,15 +111,14 @@ def test_a_file_of_a_densenet_gives_torchvisions_features(hub, old_names):
 
 def test_a_densenet_of_c_channels_and_one_of_another_width(tmp_path):
     model = _densenet_file(tmp_path / "densenet121.pth", old_names=True)
-    pair = nn.ModuleDict({name: DenseNet(in_channels=9) for name in ("student", "teacher")})
-    LesionCheckpointer(pair).load(str(tmp_path / "densenet121.pth"))
+    net = DenseNet(in_channels=9)
+    LesionCheckpointer(net).load(str(tmp_path / "densenet121.pth"))
     image = torch.full((1, 1, 16, 16), 1.3)
     expected = model.features.conv0(image.expand(-1, 3, -1, -1))
-    for net in pair.values():
-        found = net.features.conv0(image.expand(-1, 9, -1, -1))
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-        layer = net.features.denseblock3.denselayer24.conv2.weight
-        assert layer.equal(model.features.denseblock3.denselayer24.conv2.weight)
+    found = net.features.conv0(image.expand(-1, 9, -1, -1))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    layer = net.features.denseblock3.denselayer24.conv2.weight
+    assert layer.equal(model.features.denseblock3.denselayer24.conv2.weight)
     with pytest.raises(ValueError, match=r"denselayer1.* of shape .*torchvision's densenet121"):
         check_weights(str(tmp_path / "densenet121.pth"), DenseNet(growth_rate=16))
 
