@@ -127,7 +127,7 @@ class MeanTeacher(nn.Module):
             for x in batched_inputs
         ]
         mined = []
-        with batch_images(self.teacher), _without_masks(self.teacher):
+        with batch_images(self.teacher), _for_mining(self.teacher, self.score_threshold):
             outputs = self.teacher(views)
         for sample, output in zip(batched_inputs, outputs, strict=True):
             annotated = sample["instances"]
@@ -190,18 +190,25 @@ class MeanTeacher(nn.Module):
 
 
 @contextmanager
-def _without_masks(detector: nn.Module) -> Iterator[None]:
-    """Let a detector predict boxes alone: masks of all detections cost more than the boxes."""
-    switched = [
-        (module, name)
-        for module in detector.modules()
-        for name in _MASK_SWITCHES
-        if getattr(module, name, False)
-    ]
-    for module, name in switched:
-        setattr(module, name, False)
+def _for_mining(detector: nn.Module, score_threshold: float) -> Iterator[None]:
+    """Let a detector compute no more than is mined: no masks, no boxes of lower scores.
+
+    NMS keeps the same of the others, which only higher scores suppress. Calibration changes scores
+    after it, so a calibrated detector keeps its own threshold.
+    """
+    below = score_threshold * (1 - 1e-6)  # detectors ask for more than their threshold
+    changes = []
+    for module in detector.modules():
+        changes += [(module, name, False) for name in _MASK_SWITCHES if getattr(module, name, 0)]
+        if getattr(module, "test_score_thresh", below) < below and (
+            getattr(module, "calibration", 0) == 0
+        ):
+            changes.append((module, "test_score_thresh", below))
+    before = [(module, name, getattr(module, name)) for module, name, _ in changes]
     try:
+        for module, name, value in changes:
+            setattr(module, name, value)
         yield
     finally:
-        for module, name in switched:
-            setattr(module, name, True)
+        for module, name, value in before:
+            setattr(module, name, value)

@@ -7,7 +7,7 @@ from lesion_d2.modeling import MeanTeacher
 import torch
 
 from . import configs
-from .configs import load_config, with_all_proposals
+from .configs import load_config
 from .inputs import random_batch
 from .models import WARM_UP, build_for_device, training_step
 from .timing import Row, paired_ratio, time_calls
@@ -18,11 +18,12 @@ NUM_MINED = 2  # lesions an image that the teacher finds
 def measure_bai(device: str, *, repeats: int = 9) -> Iterator[Row]:
     """A training step of the mean teacher against the plain detector's."""
     file = configs.BAI_GPU_CONFIG if device == "cuda" else configs.BAI_CPU_CONFIG
-    cfg = with_all_proposals(load_config(file, device))
+    cfg = load_config(file, device)
     batch = with_weak_views(random_batch(cfg), masks=cfg.MODEL.MASK_ON)
     teacher, plain = MeanTeacher(cfg, build_for_device(cfg)), build_for_device(cfg)
     plain.load_state_dict(teacher.student.state_dict())
     num_mined = let_mine(teacher, batch)
+    teacher.start_iter = 0
     steps = [mean_teacher_step(teacher, batch), training_step(plain, batch)]
     ours, theirs = time_calls(steps, repeats=repeats, warm_up=WARM_UP, device=device)
     size = " x ".join(map(str, batch[0]["image"].shape))
