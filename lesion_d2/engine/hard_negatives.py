@@ -16,7 +16,7 @@ from detectron2.config import configurable
 from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
 from detectron2.evaluation import inference_context
-from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
+from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 from pycocotools import mask as mask_util
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ..data.loader import build_lesion_test_loader
 from ..files import written_whole
+from ..modeling.mining import best_box_ious
 from .checkpoint import LesionCheckpointer
 from .processes import share_running_statistics
 
@@ -93,21 +94,6 @@ def best_mask_ious(masks: Tensor, true_masks: Tensor) -> Tensor:
     unions = areas[:, None] + true.sum(dim=1) - intersections[touching]
     best[touching] = (intersections[touching] / unions).amax(dim=1)
     return best
-
-
-def best_box_ious(boxes: Tensor, true_boxes: Tensor) -> Tensor:
-    """The highest IoU of each box with one of the true boxes.
-
-    Args:
-        boxes: (n, 4) XYXY in pixels.
-        true_boxes: (m, 4).
-
-    Returns:
-        (n,) float32; 0 where m is 0.
-    """
-    if len(true_boxes) == 0:
-        return torch.zeros(len(boxes), device=boxes.device)
-    return pairwise_iou(Boxes(boxes), Boxes(true_boxes)).amax(dim=1)
 
 
 def read_lesion_boxes(dataset: str) -> dict[str, list]:

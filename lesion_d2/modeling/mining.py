@@ -40,6 +40,21 @@ def mine_lesions(
     return instances[overlaps.amax(dim=1) <= gt_nms_threshold]
 
 
+def best_box_ious(boxes: Tensor, true_boxes: Tensor) -> Tensor:
+    """The highest IoU of each box with one of the true boxes.
+
+    Args:
+        boxes: (n, 4) XYXY in pixels.
+        true_boxes: (m, 4).
+
+    Returns:
+        (n,) float32; 0 where m is 0.
+    """
+    if len(true_boxes) == 0:
+        return torch.zeros(len(boxes), device=boxes.device)
+    return pairwise_iou(Boxes(boxes), Boxes(true_boxes)).amax(dim=1)
+
+
 def hits_any(boxes: Boxes, lesions: Sequence[Sequence[float]]) -> Tensor:
     """Which boxes have an IoU of at least :data:`HIT_IOU` with a lesion.
 
@@ -50,8 +65,8 @@ def hits_any(boxes: Boxes, lesions: Sequence[Sequence[float]]) -> Tensor:
     Returns:
         (n,) bool.
     """
-    known = Boxes(torch.as_tensor(lesions, dtype=torch.float32).reshape(-1, 4)).to(boxes.device)
-    return (pairwise_iou(boxes, known) >= HIT_IOU).any(dim=1)
+    known = boxes.tensor.new_tensor(lesions).reshape(-1, 4)
+    return best_box_ious(boxes.tensor, known) >= HIT_IOU
 
 
 def view_detections(instances: Instances, matrix: Tensor, image_size: tuple[int, int]) -> Instances:

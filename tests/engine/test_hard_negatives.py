@@ -7,11 +7,11 @@ from lesion_d2.engine import LesionCheckpointer
 from lesion_d2.engine.hard_negatives import (
     HardNegativeMiner,
     HardNegativeMiningHook,
-    best_box_ious,
     best_mask_ious,
     read_lesion_boxes,
     select_hard_negatives,
 )
+from lesion_d2.modeling.mining import best_box_ious
 
 import numpy as np
 import pytest

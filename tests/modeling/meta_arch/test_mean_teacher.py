@@ -1,6 +1,9 @@
+from contextlib import nullcontext
+
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.engine import load_config
 from lesion_d2.modeling import MeanTeacher
+from lesion_d2.modeling.meta_arch import mean_teacher
 
 import numpy as np
 import pytest
@@ -368,6 +371,20 @@ def test_the_teacher_computes_no_masks_to_mine(name):
     assert sum(map(len, mined)) > 0 and not calls
     [first, _] = model.eval()(_batch())
     assert first["instances"].has("pred_masks") and calls
+
+
+@pytest.mark.parametrize("name", list(_DETECTORS))
+def test_leaving_out_what_is_below_tau_changes_nothing_that_is_mined(name, monkeypatch):
+    torch.manual_seed(0)
+    model = MeanTeacher(build_model(_DETECTORS[name]()), score_threshold=0.0).train()
+    scores = torch.cat([mined.scores for mined in model.mine(_batch())])
+    model.score_threshold = float(scores.median()) if len(scores) else 0.5
+    sparing = model.mine(_batch())
+    monkeypatch.setattr(mean_teacher, "_for_mining", lambda *args: nullcontext())
+    for ours, expected in zip(sparing, model.mine(_batch()), strict=True):
+        assert torch.equal(ours.pred_boxes.tensor, expected.pred_boxes.tensor)
+        assert torch.equal(ours.scores, expected.scores)
+    assert sum(map(len, sparing)) > 0 or name == "DetUNet"
 
 
 def test_it_does_not_look_before_its_time():
