@@ -32,5 +32,7 @@ setup(
         "tqdm>=4.64",
         "yacs>=0.1.8",
     ],
-    extras_require={"test": ["pytest>=7.4", "ruff~=0.17.5", "scikit-image>=0.21"]},
+    extras_require={
+        "test": ["pytest>=7.4", "pytest-xdist>=3.5", "ruff~=0.17.5", "scikit-image>=0.21"],
+    },
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 # without compiled losses (fvcore's) and without threads that wait for each other.
 os.environ.setdefault("PYTORCH_JIT", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from lesion_d2.data.phantom import write_phantom
 
