@@ -97,6 +97,10 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.RETINA_UNET.SEG_LOSS = "ce_dice"
     cfg.MODEL.RETINA_UNET.SEG_FOCAL_ALPHA = 0.5
     cfg.MODEL.RETINA_UNET.SEG_FOCAL_GAMMA = 2.0
+    # What the segmentation learns: lesions against background (the authors' Retina U-Net), or every
+    # class by itself (their U-Faster R-CNN+; DetU-Net cannot do without). With one class there is
+    # no difference.
+    cfg.MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC = False
     # How much a detection's score depends on the agreement of its box with the mask there: from 0
     # (not at all) to 1 (Zlocha et al., section 2.2).
     cfg.MODEL.RETINA_UNET.CALIBRATION = 0.0

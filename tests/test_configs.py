@@ -154,7 +154,12 @@ def test_uldor_has_the_papers_values():
 
 
 _JAEGER = {
-    "retina_unet": {"META_ARCHITECTURE", "MASK_ON", "BACKBONE.NAME"},
+    "retina_unet": {
+        "META_ARCHITECTURE",
+        "MASK_ON",
+        "BACKBONE.NAME",
+        "RETINA_UNET.SEG_CLASS_AGNOSTIC",  # the others' segmentation has classes
+    },
     "retinanet": {"META_ARCHITECTURE", "RETINA_UNET.SEG_LOSS_WEIGHT"},
     "faster_rcnn_plus": {"META_ARCHITECTURE"},
     "mask_rcnn": {"META_ARCHITECTURE", "MASK_ON"},

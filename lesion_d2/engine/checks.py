@@ -373,6 +373,11 @@ def _check_mining(cfg: CfgNode) -> None:
             "MODEL.MASK_ON: found False, expected True: MODEL.LESION_RCNN.SEG_LOSS_WEIGHT "
             f"{cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT} needs the masks of hard negatives ({mining})"
         )
+    if cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT > 0 and cfg.MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC:
+        raise InputError(
+            "MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC: found True, expected False: hard negatives are "
+            f"no lesions, and one foreground of all classes would have them among it ({mining})"
+        )
     unknown = [n for n in cfg.HARD_NEGATIVES.DATASETS if n not in cfg.DATASETS.TRAIN]
     if unknown:
         raise InputError(

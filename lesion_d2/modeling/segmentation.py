@@ -19,12 +19,15 @@ _PRIOR = 0.01  # of a foreground pixel, as RETINANET.PRIOR_PROB of a foreground 
 SegmentationLoss = Callable[[Tensor, Tensor], Tensor]
 
 
-def build_segmentation_predictor(backbone: Backbone, num_classes: int) -> nn.Conv2d:
+def build_segmentation_predictor(
+    backbone: Backbone, num_classes: int, *, class_agnostic: bool = False
+) -> nn.Conv2d:
     """Build the 1x1 convolution from P0 to the logits of the background and K classes.
 
     Args:
         backbone: a :class:`UNetFPN`, whose ``decode`` gives P0.
         num_classes: K.
+        class_agnostic: one foreground in place of K classes.
 
     Raises:
         ValueError: the backbone is no U-FPN.
@@ -34,7 +37,8 @@ def build_segmentation_predictor(backbone: Backbone, num_classes: int) -> nn.Con
             f"MODEL.BACKBONE.NAME: found a {type(backbone).__name__}, expected a U-FPN for the "
             "segmentation, such as build_vgg_unet_fpn_backbone"
         )
-    predictor = nn.Conv2d(backbone.decoder_shape.channels, num_classes + 1, kernel_size=1)
+    num_channels = 2 if class_agnostic else num_classes + 1
+    predictor = nn.Conv2d(backbone.decoder_shape.channels, num_channels, kernel_size=1)
     # As RetinaNet's own prior: nearly all pixels are background, and say so from the start.
     nn.init.zeros_(predictor.bias)
     nn.init.constant_(predictor.bias[:1], math.log((1 - _PRIOR) / _PRIOR))
@@ -59,8 +63,18 @@ def build_segmentation_loss(cfg) -> SegmentationLoss:
     )
 
 
-def semantic_labels(gt_instances: list[Instances], images: ImageList) -> Tensor:
+def semantic_labels(
+    gt_instances: list[Instances], images: ImageList, *, class_agnostic: bool = False
+) -> Tensor:
     """Paint the instances' masks into one label map an image.
+
+    The paper does not say whether the segmentation tells classes apart. In its authors' code it
+    does in U-Faster R-CNN+ and DetU-Net, and not in Retina U-Net.
+
+    Args:
+        gt_instances: with ``gt_classes`` and ``gt_masks`` (BitMasks), one an image.
+        images: the batch.
+        class_agnostic: whether the label is 1 inside the masks of all classes.
 
     Returns:
         (N, H, W) int64: 0 for background, class + 1 inside a mask (the later instance wins where
@@ -77,8 +91,22 @@ def semantic_labels(gt_instances: list[Instances], images: ImageList) -> Tensor:
         for mask, category in zip(
             instances.gt_masks.tensor, instances.gt_classes.tolist(), strict=True
         ):
-            label[:h, :w][mask] = category + 1 if category >= 0 else IGNORE
+            foreground = 1 if class_agnostic else category + 1
+            label[:h, :w][mask] = foreground if category >= 0 else IGNORE
     return labels
+
+
+def segmented_as(classes: Tensor, num_channels: int) -> Tensor:
+    """Which foreground channel of the segmentation shows a class.
+
+    Args:
+        classes: (n,) int.
+        num_channels: K, or 1 of a segmentation that does not tell classes apart.
+
+    Returns:
+        (n,) int: the classes, or all 0.
+    """
+    return torch.zeros_like(classes) if num_channels == 1 else classes
 
 
 def resize_probabilities(

@@ -311,6 +311,14 @@ _BY_LOSS = {"SOLVER__PATIENCE_METRIC": "validation_loss", "SOLVER__EARLY_STOP_PA
             "MODEL.MASK_ON: found False, expected True: .*SEG_LOSS_WEIGHT 0.5 needs the masks",
         ),
         (
+            {
+                **_MINING,
+                "MODEL__LESION_RCNN__SEG_LOSS_WEIGHT": 0.5,
+                "MODEL__RETINA_UNET__SEG_CLASS_AGNOSTIC": True,
+            },
+            "SEG_CLASS_AGNOSTIC: found True, expected False: hard negatives are no lesions.*PERIOD",
+        ),
+        (
             {**_MINING, "HARD_NEGATIVES__DATASETS": ("phantom_train", "phantom_val")},
             "HARD_NEGATIVES.DATASETS: found 'phantom_val', expected names of DATASETS.TRAIN: phan",
         ),

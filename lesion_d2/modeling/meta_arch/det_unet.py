@@ -64,9 +64,15 @@ class DetUNet(DenseDetector):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
+        if cfg.MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC and num_classes > 1:
+            raise ValueError(
+                "MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC: found True, expected False for the "
+                f"{num_classes} classes of DetUNet, which knows them from its segmentation alone"
+            )
         return {
             "backbone": build_backbone(cfg),
-            "num_classes": cfg.MODEL.RETINANET.NUM_CLASSES,
+            "num_classes": num_classes,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "seg_loss": build_segmentation_loss(cfg),

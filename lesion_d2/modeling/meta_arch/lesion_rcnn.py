@@ -26,6 +26,8 @@ class LesionRCNN(GeneralizedRCNN):
         seg_loss_weight: weight of the segmentation loss beside those of the R-CNN; 0 switches it
             off. The segmentation is only computed in training.
         seg_loss: maps logits (N, K + 1, H, W) and labels (N, H, W) to a scalar.
+        seg_class_agnostic: whether the segmentation is of lesions against background, with K of 1,
+            in place of a class each.
         kwargs: see :class:`GeneralizedRCNN`. With a segmentation loss the backbone is a
             :class:`UNetFPN`.
 
@@ -39,14 +41,16 @@ class LesionRCNN(GeneralizedRCNN):
         *,
         seg_loss_weight: float = 0.0,
         seg_loss: SegmentationLoss = segmentation_loss,
+        seg_class_agnostic: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.seg_loss_weight = seg_loss_weight
         self.seg_loss = seg_loss
+        self.seg_class_agnostic = seg_class_agnostic
         if seg_loss_weight > 0:
             self.seg_predictor = build_segmentation_predictor(
-                self.backbone, self.roi_heads.num_classes
+                self.backbone, self.roi_heads.num_classes, class_agnostic=seg_class_agnostic
             )
 
     @classmethod
@@ -55,6 +59,7 @@ class LesionRCNN(GeneralizedRCNN):
             **super().from_config(cfg),
             "seg_loss_weight": cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT,
             "seg_loss": build_segmentation_loss(cfg),
+            "seg_class_agnostic": cfg.MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC,
         }
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
@@ -77,7 +82,7 @@ class LesionRCNN(GeneralizedRCNN):
             handle.remove()
         images = ImageList(seen["images"], [tuple(x["image"].shape[-2:]) for x in batched_inputs])
         logits = self.seg_predictor(self.backbone.decode(images.tensor, seen["features"]))
-        labels = semantic_labels(gt_instances, images)
+        labels = semantic_labels(gt_instances, images, class_agnostic=self.seg_class_agnostic)
         losses["loss_seg"] = self.seg_loss_weight * self.seg_loss(logits, labels)
         return losses
 

@@ -19,6 +19,7 @@ from ..segmentation import (
     build_segmentation_loss,
     build_segmentation_predictor,
     resize_probabilities,
+    segmented_as,
     semantic_labels,
 )
 
@@ -27,16 +28,19 @@ from ..segmentation import (
 class RetinaUNet(RetinaNet):
     """Retina U-Net (Jaeger et al., section 3.1): a RetinaNet on a U-FPN with a segmentation loss.
 
-    The detection subnets work on ``head_in_features``; the segmentation logits of the K classes and
-    the background are a 1x1 convolution of P0. At inference P0 is only computed for masks and for
-    the calibration of scores. With a VGG, the focal loss and calibration it is the improved
-    RetinaNet of Zlocha et al.
+    The detection subnets work on ``head_in_features``; the segmentation logits of the background
+    and the K classes, or of all lesions as one foreground, are a 1x1 convolution of P0. At
+    inference P0 is only computed for masks and for the calibration of scores. With a VGG, the focal
+    loss and calibration it is the improved RetinaNet of Zlocha et al.
 
     Args:
         seg_loss_weight: weight of the segmentation loss beside RetinaNet's two; 0 switches it off.
             Both papers leave the weight open; 1 weighs all losses alike.
         seg_loss: maps logits (N, K + 1, H, W) and labels (N, H, W) to a scalar, as
-            :func:`segmentation_loss`.
+            :func:`segmentation_loss`; with ``seg_class_agnostic`` K is 1.
+        seg_class_agnostic: whether the segmentation is of lesions against background, as in the
+            authors' code. The masks that calibration looks at and predictions carry are then those
+            of all classes.
         predict_masks: whether predictions carry ``pred_masks``.
         calibration: strength of :func:`calibrate_scores`, in [0, 1]; 0 switches it off.
         box_margin: pixels of the slice, before it was resized, by which boxes are drawn around
@@ -57,6 +61,7 @@ class RetinaUNet(RetinaNet):
         *,
         seg_loss_weight: float = 1.0,
         seg_loss: SegmentationLoss = segmentation_loss,
+        seg_class_agnostic: bool = False,
         predict_masks: bool = False,
         calibration: float = 0.0,
         box_margin: float = 5.0,
@@ -69,6 +74,7 @@ class RetinaUNet(RetinaNet):
             raise ValueError(f"MODEL.RETINA_UNET.CALIBRATION: found {calibration}, expected 0 to 1")
         self.seg_loss_weight = seg_loss_weight
         self.seg_loss = seg_loss
+        self.seg_class_agnostic = seg_class_agnostic
         self.predict_masks = predict_masks
         self.calibration = calibration
         self.box_margin = box_margin
@@ -76,7 +82,9 @@ class RetinaUNet(RetinaNet):
         self.shem_pool = shem_pool
         self.seg_predictor = None
         if seg_loss_weight > 0 or predict_masks or calibration > 0:
-            self.seg_predictor = build_segmentation_predictor(self.backbone, self.num_classes)
+            self.seg_predictor = build_segmentation_predictor(
+                self.backbone, self.num_classes, class_agnostic=seg_class_agnostic
+            )
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -84,6 +92,7 @@ class RetinaUNet(RetinaNet):
             **super().from_config(cfg),
             "seg_loss_weight": cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT,
             "seg_loss": build_segmentation_loss(cfg),
+            "seg_class_agnostic": cfg.MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC,
             "predict_masks": cfg.MODEL.RETINA_UNET.PREDICT_MASKS,
             "calibration": cfg.MODEL.RETINA_UNET.CALIBRATION,
             "box_margin": cfg.MODEL.RETINA_UNET.BOX_MARGIN,
@@ -118,7 +127,7 @@ class RetinaUNet(RetinaNet):
             if self.seg_loss_weight > 0:
                 losses["loss_seg"] = self.seg_loss_weight * self.seg_loss(
                     self.predict_segmentation(images.tensor, features),
-                    semantic_labels(gt_instances, images),
+                    semantic_labels(gt_instances, images, class_agnostic=self.seg_class_agnostic),
                 )
             return losses
         results = self.forward_inference(images, levels, predictions)
@@ -191,7 +200,10 @@ class RetinaUNet(RetinaNet):
         )
 
     def predict_segmentation(self, images: Tensor, features: dict[str, Tensor]) -> Tensor:
-        """Map images (N, C, H, W) and their backbone features to logits (N, K + 1, H, W)."""
+        """Map images (N, C, H, W) and their backbone features to logits (N, K + 1, H, W).
+
+        K is 1 where classes are not told apart.
+        """
         return self.seg_predictor(self.backbone.decode(images, features))
 
     def calibrate(self, result: Instances, probabilities: Tensor, input_dict: dict) -> Instances:
@@ -200,14 +212,14 @@ class RetinaUNet(RetinaNet):
         Args:
             result: ``pred_boxes``, ``scores`` and ``pred_classes``, after NMS: calibration changes
                 the order of detections, not which boxes suppress each other.
-            probabilities: (K + 1, H, W) of the padded image.
+            probabilities: (K + 1, H, W) of the padded image, or (2, H, W) for all classes.
             input_dict: the margin is so many pixels of the slice, of which it tells the size.
         """
         height, width = result.image_size
         margin = self.box_margin * height / shown_size(input_dict, result.image_size)[0]
         agreement = mask_agreement(
             result.pred_boxes.tensor,
-            result.pred_classes,
+            segmented_as(result.pred_classes, len(probabilities) - 1),
             probabilities[1:, :height, :width] > 0.5,
             margin=margin,
         )
@@ -237,7 +249,10 @@ def _build_softmax_head(cfg, backbone: nn.Module) -> RetinaNetHead:
 
 
 def _postprocess(result: Instances, probabilities: Tensor | None, input_dict: dict) -> Instances:
-    """Bring boxes, and masks where there are class probabilities (K + 1, H, W), to the slice."""
+    """Bring boxes, and masks where there are class probabilities (K + 1, H, W), to the slice.
+
+    Probabilities (2, H, W) are those of any class.
+    """
     image_size, size = result.image_size, shown_size(input_dict, result.image_size)
     # The data set's whole numbers are pixel centers, and Detectron2 scales about pixel corners.
     result.pred_boxes.tensor += 0.5
@@ -246,7 +261,9 @@ def _postprocess(result: Instances, probabilities: Tensor | None, input_dict: di
     if probabilities is not None:
         foreground = resize_probabilities(probabilities[1:], image_size, size)
         result.pred_masks = masks_in_boxes(
-            foreground > 0.5, result.pred_boxes.tensor, result.pred_classes
+            foreground > 0.5,
+            result.pred_boxes.tensor,
+            segmented_as(result.pred_classes, len(foreground)),
         )
     return put_back(result, input_dict)
 

@@ -122,3 +122,10 @@ def test_it_learns_two_images_by_heart_and_answers_at_the_wanted_size():
 def test_it_needs_a_u_fpn():
     with pytest.raises(ValueError, match="found a FPN, expected a U-FPN for the segmentation"):
         _model(MODEL__BACKBONE__NAME="build_resnet_fpn_backbone")
+
+
+def test_a_segmentation_without_classes_is_refused():
+    """It is where the classes come from; with one class there is nothing to refuse."""
+    with pytest.raises(ValueError, match=r"SEG_CLASS_AGNOSTIC: found True, expected False"):
+        _model(MODEL__RETINA_UNET__SEG_CLASS_AGNOSTIC=True)
+    _model(MODEL__RETINA_UNET__SEG_CLASS_AGNOSTIC=True, MODEL__RETINANET__NUM_CLASSES=1)

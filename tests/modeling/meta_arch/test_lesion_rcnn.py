@@ -93,8 +93,10 @@ def test_without_masks_and_without_detections():
     assert not output["instances"].has("pred_masks")
 
 
-def test_the_segmentation_loss_of_u_faster_rcnn_plus_comes_beside_the_others():
+@pytest.mark.parametrize("is_agnostic", [False, True])
+def test_the_segmentation_loss_of_u_faster_rcnn_plus_comes_beside_the_others(is_agnostic):
     options = {"MODEL__LESION_RCNN__SEG_LOSS_WEIGHT": 0.5, "MODEL__MASK_ON": False}
+    options["MODEL__RETINA_UNET__SEG_CLASS_AGNOSTIC"] = is_agnostic
     model = make_model(**options)
     batch = [make_sample([(8, 10, 28, 26), (36, 34, 58, 56)], [0, 1], 1), make_sample([], [], 2)]
     seen = []
@@ -108,7 +110,7 @@ def test_the_segmentation_loss_of_u_faster_rcnn_plus_comes_beside_the_others():
     assert "loss_mask" not in losses and not hasattr(model.roi_heads, "mask_head")
     labels = torch.zeros(2, 64, 64, dtype=torch.int64)
     for mask, category in zip(batch[0]["instances"].gt_masks.tensor, [0, 1], strict=True):
-        labels[0][mask] = category + 1
+        labels[0][mask] = 1 if is_agnostic else category + 1
     torch.testing.assert_close(losses.pop("loss_seg"), 0.5 * segmentation_loss(seen[0], labels))
     assert losses.keys() == plain.keys() and len(seen) == 1
     for name, loss in losses.items():

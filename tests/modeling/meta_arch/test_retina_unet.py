@@ -374,3 +374,57 @@ def test_a_prior_that_leaves_no_background_is_named(pytestconfig):
             pytestconfig.rootpath,
             *(*_SOFTMAX, "MODEL.RETINANET.NUM_CLASSES", 2, "MODEL.RETINANET.PRIOR_PROB", 0.5),
         )
+
+
+def test_foreground_alone_in_training_on_one_class_changes_nothing(pytestconfig):
+    batch = [_sample([[20, 30, 50, 62]]), _sample([[70, 10, 90, 34]], seed=1)]
+    results = []
+    for is_agnostic in (False, True):
+        options = ("MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC", is_agnostic)
+        model, _ = _model(pytestconfig.rootpath, *options, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0)
+        losses = _losses(model, batch)
+        sum(losses.values()).backward()
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        model.calibration = 0.5
+        model.eval()
+        with torch.no_grad():
+            [found] = model([{**batch[0], "image": batch[0]["image"]}])
+        found = found["instances"].get_fields()
+        found["pred_boxes"] = found["pred_boxes"].tensor
+        results.append({**losses, **gradients, **found})
+    agnostic, with_classes = results
+    assert agnostic.keys() == with_classes.keys() and "pred_masks" in agnostic
+    assert all(torch.equal(agnostic[key], with_classes[key]) for key in agnostic)
+
+
+def test_foreground_alone_is_learned_and_shown_for_every_class(pytestconfig):
+    """One foreground channel: losses, masks and calibration against the definition."""
+    options = ("MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC", True, "MODEL.RETINANET.NUM_CLASSES", 3)
+    model, _ = _model(pytestconfig.rootpath, *options)
+    assert model.seg_predictor.out_channels == 2
+    batch = [_sample([[20, 30, 50, 62], [70, 10, 90, 34]], classes=[2, 1])]
+    logits = torch.randn(1, 2, 96, 128, generator=torch.Generator().manual_seed(1))
+    model.predict_segmentation = lambda images, features: logits
+    instances = batch[0]["instances"]
+    model.seg_loss = lambda found, labels: (found is logits) * labels.sum()
+    union = instances.gt_masks.tensor.any(dim=0)
+    assert _losses(model, batch)["loss_seg"] == union.sum() > 0
+
+    found = Instances((96, 128))
+    found.pred_boxes = Boxes(torch.tensor([[18.0, 28.0, 52.0, 64.0], [68.0, 8.0, 92.0, 36.0]]))
+    found.scores = torch.tensor([0.9, 0.8])
+    found.pred_classes = torch.tensor([2, 0])
+    foreground = logits.softmax(dim=1)[0, 1] > 0.5
+    masks = _postprocess(found, logits.softmax(dim=1)[0], batch[0]).pred_masks
+    for mask, (x1, y1, x2, y2) in zip(masks, found.pred_boxes.tensor.long().tolist(), strict=True):
+        expected = torch.zeros(96, 128, dtype=torch.bool)
+        expected[y1 : y2 + 1, x1 : x2 + 1] = foreground[y1 : y2 + 1, x1 : x2 + 1]
+        assert torch.equal(mask, expected)
+
+    model.calibration = 1.0
+    scores = found.scores.clone()
+    boxes = found.pred_boxes.tensor.clone()
+    calibrated = model.calibrate(found, logits.softmax(dim=1)[0], batch[0])
+    agreement = mask_agreement(boxes, torch.zeros(2).long(), foreground[None], margin=5.0)
+    expected = (scores * agreement).sort(descending=True).values
+    torch.testing.assert_close(calibrated.scores, expected)
