@@ -8,32 +8,32 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_run import PROJECT, tiny_args, tiny_command
+from warm_processes import run_script
 
 import train_net
 
 
-def _run(script: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), *arguments],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def _start_python(script: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-W", "ignore", str(script), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    "run, arguments, message",
     [
-        (["SOLVER.MAX_ITERS", "3"], "Non-existent key: SOLVER.MAX_ITERS"),
+        (_start_python, ["SOLVER.MAX_ITERS", "3"], "Non-existent key: SOLVER.MAX_ITERS"),
         (
+            run_script,
             ["--num-gpus", "2", "DATASETS.TRAIN", "('phantom_trian',)"],
             "DATASETS.TRAIN: found 'phantom_trian', expected a name such as phantom_train",
         ),
     ],
 )
-def test_an_input_error_is_exit_code_1_and_one_line(tiny_phantom, tmp_path, arguments, message):
-    ended = _run(PROJECT / "train_net.py", *arguments, "OUTPUT_DIR", str(tmp_path / "output"))
+def test_an_input_error_is_exit_code_1_and_one_line(
+    tiny_phantom, tmp_path, run, arguments, message
+):
+    arguments = [*arguments, "OUTPUT_DIR", str(tmp_path / "output")]
+    ended = run(PROJECT / "train_net.py", *arguments, cwd=PROJECT)
     assert ended.returncode == 1
     assert len(ended.stderr.splitlines()) == 1
     assert ended.stderr.startswith(f"train_net.py: error: {message}")
@@ -51,7 +51,9 @@ def test_killed_while_writing_a_run_resumes_from_the_last_whole_checkpoint(
 ):
     options = {"SOLVER__CHECKPOINT_PERIOD": 1, "SOLVER__MAX_ITER": 5}
     command = tiny_command(tmp_path, **options)
-    killed = _run(PROJECT / "tests" / "killed_run.py", what, str(number), *command)
+    killed = run_script(
+        PROJECT / "tests" / "killed_run.py", what, str(number), *command, cwd=PROJECT
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(list(tmp_path.glob(".*.part"))) == 1
     assert (tmp_path / "last_checkpoint").read_text() == f"model_{last:07d}.pth"

@@ -4,7 +4,6 @@ import sys
 from lesion_d2.engine.best_checkpoints import read_ranking
 
 import pytest
-from detectron2.engine import launch
 from distributed_run import (
     MADE_UP_CHECKPOINT,
     MADE_UP_VALUES,
@@ -15,6 +14,7 @@ from distributed_run import (
     train,
     train_and_evaluate,
 )
+from warm_processes import launch_two
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +28,13 @@ def runs(tiny_phantom, tmp_path_factory):
     evaluate(run_args(one, MODEL__WEIGHTS=weights), str(one / "results"))
     run_made_up(str(one / "made_up_run"), MADE_UP_VALUES, MADE_UP_CHECKPOINT)
     stop_early(str(one / "stopped_run"))
-    launch(
+    launch_two(
         train_and_evaluate,
-        2,
-        dist_url="auto",
-        args=(
-            run_args(two),
-            str(two / "curves"),
-            run_args(two, MODEL__WEIGHTS=weights),
-            str(two / "results"),
-            str(two),
-        ),
+        run_args(two),
+        str(two / "curves"),
+        run_args(two, MODEL__WEIGHTS=weights),
+        str(two / "results"),
+        str(two),
     )
     return one, two
 

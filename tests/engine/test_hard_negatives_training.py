@@ -9,10 +9,10 @@ from lesion_d2.engine.hard_negatives import HardNegativeMiner, HardNegativeMinin
 
 import numpy as np
 import pytest
-from detectron2.engine import launch
 from distributed_run import mine_hard_negatives
 from pycocotools import mask as mask_util
 from tiny_run import uldor_args
+from warm_processes import launch_two
 
 import train_net
 
@@ -207,22 +207,20 @@ def test_nothing_is_detected(tiny_phantom, tmp_path):
 def test_two_processes_end_with_the_set_of_one(tiny_phantom, tmp_path):
     found = {}
     for number in (1, 2):
-        folder = tmp_path / str(number)
         args = uldor_args(
-            folder,
+            tmp_path / str(number),
             HARD_NEGATIVES__PERIOD=1,
             SOLVER__MAX_ITER=2,
             SOLVER__OPTIMIZER="SGD",
             SOLVER__BASE_LR=1e-12,  # the weights that both begin with are those that they mine with
             TEST__EVAL_PERIOD=0,
         )
-        launch(
-            mine_hard_negatives,
-            number,
-            dist_url="auto",
-            args=(args, str(tmp_path / f"{number}.json")),
-        )
-        found[number] = json.loads((tmp_path / f"{number}.json").read_text())
+        file = tmp_path / f"{number}.json"
+        if number == 1:
+            mine_hard_negatives(args, str(file))
+        else:
+            launch_two(mine_hard_negatives, args, str(file))
+        found[number] = json.loads(file.read_text())
     [one], two = found[1], found[2]
     assert len(two) == 2
     assert two[0] == two[1]

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
-from detectron2.engine import TrainerBase, launch
+from detectron2.engine import TrainerBase
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage
 from tiny_run import stopping_args, tiny_args, tiny_config, uldor_args
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from warm_processes import launch_two
 
 import train_net
 
@@ -317,7 +318,7 @@ def _losses_of_a_process(file: str | None, num_processes: int) -> list | None:
 
 def test_two_processes_get_the_loss_of_one(tiny_phantom, tmp_path):
     file = tmp_path / "losses.json"
-    launch(_losses_of_a_process, 2, dist_url="auto", args=(str(file), 2))
+    launch_two(_losses_of_a_process, str(file), 2)
     [[expected, statistics, num_images]] = _losses_of_a_process(None, 1)
     found = json.loads(file.read_text())
     assert [losses for losses, _, _ in found] == [found[0][0]] * 2

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, print_csv_format, verify_results
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.structures import Boxes, BoxMode, Instances
+from warm_processes import start_processes
 
 NAME = "made_up_lesions"
 RATES = (0.5, 1, 2, 4, 8, 16)
@@ -419,7 +419,7 @@ def _evaluate_shard(rank, folder):
 
 
 def test_two_processes_give_the_numbers_of_one(register, tmp_path):
-    mp.spawn(_evaluate_shard, (str(tmp_path),), nprocs=2)
+    start_processes(_evaluate_shard, (str(tmp_path),), nprocs=2)
     two = torch.load(tmp_path / "results.pt", weights_only=False)
     dicts = register(make_dicts(31))
     evaluator = LesionEvaluator(NAME, tmp_path / "one", num_bootstrap=50)

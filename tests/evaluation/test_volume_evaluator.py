@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import print_csv_format
 from detectron2.structures import Boxes, BoxMode, Instances
 from test_average_precision import slow_average_precision
+from warm_processes import start_processes
 
 NAME = "made_up_volumes"
 RATES = (0.5, 1, 2, 4, 8, 16)
@@ -434,7 +434,7 @@ def _evaluate_shard(rank, folder):
 
 
 def test_two_processes_give_the_numbers_of_one(register, tmp_path):
-    mp.spawn(_evaluate_shard, (str(tmp_path),), nprocs=2)
+    start_processes(_evaluate_shard, (str(tmp_path),), nprocs=2)
     two = torch.load(tmp_path / "results.pt", weights_only=False)
     dicts = register(make_dicts(6))
     one = run(make_evaluator(tmp_path / "one"), dicts, [detect(d) for d in dicts])

@@ -1,0 +1,77 @@
+"""Processes that begin with the project imported: in milliseconds instead of seconds.
+
+They are forked from a server, a process of its own that imported the project and ran nothing: so
+they inherit no thread of OpenCV's or torch's, and no context of a GPU.
+"""
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest import mock
+
+import torch
+import torch.multiprocessing as mp
+from detectron2.engine import launch
+
+_START_PROCESSES = mp.start_processes  # launch_two puts another one in its place
+_METHOD = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
+if _METHOD == "forkserver":
+    multiprocessing.set_forkserver_preload(["lesion_d2.engine", "lesion_d2.data.toys"])
+
+
+def start_processes(function: Callable, args: tuple = (), nprocs: int = 1, **_: object) -> None:
+    """Run ``function(i, *args)`` in processes, as :func:`torch.multiprocessing.spawn` does."""
+    args = (dict(os.environ), list(sys.path), function, *args)
+    _START_PROCESSES(_call, args, nprocs=nprocs, start_method=_METHOD)
+
+
+def _call(rank: int, environ: dict, path: list[str], function: Callable, *args: object) -> None:
+    _take_over(environ, path)
+    function(rank, *args)
+
+
+def _take_over(environ: dict[str, str], path: list[str]) -> None:
+    """Make this process, which inherited the server's state, like the one that asked for it."""
+    os.environ.clear()
+    os.environ.update(environ)
+    sys.path[:] = path
+    torch.set_num_threads(1)
+
+
+def launch_two(function: Callable, *args: object) -> None:
+    """Run a function in two processes that know each other, by Detectron2's ``launch``."""
+    with mock.patch.object(mp, "start_processes", start_processes):
+        launch(function, 2, dist_url="auto", args=args)
+
+
+def run_script(script: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    """Run a Python script without its warnings, as :func:`subprocess.run` does; output as text."""
+    command = [str(script), *arguments]
+    with TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("out", "err")]
+        process = multiprocessing.get_context(_METHOD).Process(
+            target=_run_script, args=(dict(os.environ), list(sys.path), cwd, command, files)
+        )
+        process.start()
+        process.join()
+        return subprocess.CompletedProcess(
+            command, process.exitcode, *(file.read_text() for file in files)
+        )
+
+
+def _run_script(
+    environ: dict, path: list[str], cwd: Path, command: list[str], files: list[Path]
+) -> None:
+    for number, file in enumerate(files, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    _take_over(environ, [os.path.dirname(command[0]), *path])
+    os.chdir(cwd)
+    sys.argv = command
+    warnings.simplefilter("ignore")
+    runpy.run_path(command[0], run_name="__main__")
