@@ -8,7 +8,7 @@ from itertools import islice
 
 from lesion_d2.data.catalog import load_records
 from lesion_d2.engine import LesionPredictor, load_config
-from lesion_d2.engine.data_checks import set_dataset_options
+from lesion_d2.engine.checks import set_dataset_options
 from lesion_d2.modeling import mine_lesions, summarize_mining
 from lesion_d2.modeling.mining import HIT_IOU, MiningCounts, hits_any
 from lesion_d2.visualization import (

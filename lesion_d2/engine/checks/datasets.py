@@ -6,17 +6,17 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import GeneralizedRCNN, RetinaNet
 
-from ..config import trains_on_masks
-from ..data.catalog import suggest_names
-from ..data.dataset_options import (
+from ...config import trains_on_masks
+from ...data.catalog import suggest_names
+from ...data.dataset_options import (
     set_allow_missing,
     set_excluded_volumes,
     set_hidden_annotations,
 )
-from ..evaluation import parse_criteria
-from ..evaluation.volumes import VolumeTruth
-from ..modeling import DetUNet
-from .input_errors import InputError, as_input_error, has_uldor_heads, is_a, switched_on
+from ...evaluation import parse_criteria
+from ...evaluation.volumes import VolumeTruth
+from ...modeling import DetUNet
+from ..input_errors import InputError, as_input_error, has_uldor_heads, is_a, switched_on
 
 
 def load_datasets(cfg: CfgNode, kind: str, *, required: bool) -> list[dict]:

@@ -1,0 +1,93 @@
+"""What is wrong with the keys that say how a run evaluates."""
+
+import argparse
+import math
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from ...evaluation import parse_criteria, volume_metrics_of
+from ...inference import LINKINGS
+from ...inference.ensemble import CONSOLIDATIONS
+from ..input_errors import InputError, as_input_error, switched_on, value_of
+from .values import Check, check_values
+
+_ENSEMBLE_CHECKS: tuple[Check, ...] = (
+    ("TEST.ENSEMBLE.TILE_SIZE", lambda v: v >= 0, "0 (no tiles) or more pixels"),
+    ("TEST.ENSEMBLE.TILE_OVERLAP", lambda v: 0 <= v < 1, "a share from 0 to below 1"),
+    (
+        "TEST.ENSEMBLE.CONSOLIDATION",
+        lambda v: v in CONSOLIDATIONS,
+        f"one of {', '.join(CONSOLIDATIONS)}",
+    ),
+    ("TEST.ENSEMBLE.IOU_THRESH", lambda v: 0 <= v < 1, "an IoU from 0 to below 1"),
+    ("TEST.LINKING", lambda v: v in LINKINGS, f"one of {', '.join(LINKINGS)}"),
+    ("TEST.MERGE_IOU_THRESH", lambda v: 0 <= v < 1, "an IoU from 0 to below 1"),
+    ("TEST.TRACKING.IOU_THRESH", lambda v: 0 <= v < 1, "an IoU from 0 to below 1"),
+    ("TEST.TRACKING.MAX_GAP", lambda v: v >= 0, "0 (none) or more slices"),
+    (
+        "TEST.VOLUME_FROC_RATES",
+        lambda v: len(v) > 0 and all(isinstance(r, (int, float)) and 0 < r < math.inf for r in v),
+        "finite numbers above 0, at least one",
+    ),
+)
+
+
+def check_ensemble(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Check the keys of ensembles and of volumes.
+
+    Raises:
+        InputError: names the key.
+    """
+    check_values(cfg, _ENSEMBLE_CHECKS)
+    with as_input_error("TEST.VOLUME_CRITERIA: "):
+        parse_criteria(cfg.TEST.VOLUME_CRITERIA)
+    files = cfg.TEST.ENSEMBLE.CHECKPOINTS
+    if files and not cfg.TEST.ENSEMBLE.ENABLED:
+        raise InputError(
+            "TEST.ENSEMBLE.ENABLED: found False, expected True for TEST.ENSEMBLE.CHECKPOINTS "
+            f"({', '.join(files)})"
+        )
+    if files and args.eval_only and args.resume:
+        raise InputError(
+            "--resume: found TEST.ENSEMBLE.CHECKPOINTS too, expected one of them with --eval-only"
+        )
+
+
+def check_evaluations(cfg: CfgNode) -> None:
+    """Check that there is what TEST.KEEP_BEST and the patience of schedules go by."""
+    loss = switched_on(cfg, "TEST.LOSS_")
+    if loss and not cfg.DATASETS.TEST:
+        raise InputError(f"DATASETS.TEST: found no data set, expected one for its loss ({loss})")
+    metric = cfg.SOLVER.PATIENCE_METRIC
+    kind, of_what = ("LOSS", f" of the {metric}") if metric else ("EVAL", "")
+    for key in ("SOLVER.PLATEAU_PATIENCE", "SOLVER.EARLY_STOP_PATIENCE", "TEST.KEEP_BEST"):
+        value = value_of(cfg, key)
+        if value == 0:
+            continue
+        if not cfg.DATASETS.TEST:
+            raise InputError(
+                f"DATASETS.TEST: found no data set, expected one to evaluate ({key} is {value})"
+            )
+        if not switched_on(cfg, f"TEST.{kind}_"):
+            raise InputError(
+                f"TEST.{kind}_PERIOD: found {cfg.TEST[f'{kind}_PERIOD']}, expected it or "
+                f"TEST.{kind}_EPOCHS above 0 ({key} is {value} and goes by evaluations{of_what})"
+            )
+        if not metric:
+            _check_best_metric(cfg, f"{key} is {value}")
+
+
+def _check_best_metric(cfg: CfgNode, why: str) -> None:
+    metric, names = cfg.TEST.BEST_METRIC, cfg.DATASETS.TEST
+    name = next((n for n in names if metric.startswith(f"{n}/")), names[0])
+    metadata = MetadataCatalog.get(name)
+    rates, criteria = cfg.TEST.VOLUME_FROC_RATES, cfg.TEST.VOLUME_CRITERIA
+    known = volume_metrics_of(criteria, rates, metadata.get("thing_classes", ()))
+    is_volume = metadata.get("evaluator_type") == "lesion_volume"
+    found = metric.removeprefix(f"{name}/")
+    if (found not in known) if is_volume else found.startswith(("volume/", "volume_")):
+        expected = known[0] if is_volume else "one of an evaluation of slices"
+        raise InputError(
+            f"TEST.BEST_METRIC: found {metric!r}, expected {expected} for {name} ({why})"
+        )

@@ -1,0 +1,63 @@
+"""What is wrong with a run's inputs, found before anything is written."""
+
+import argparse
+import math
+
+from detectron2.config import CfgNode
+
+from ...data.mapper import LesionDatasetMapper
+from ..input_errors import InputError, as_input_error, switched_on
+from ..schedule import resolve_epochs
+from .datasets import check_masks, check_mined_images, load_datasets
+from .evaluation import check_ensemble
+from .model import check_model
+from .training import check_training
+from .weights import check_run_weights
+
+
+def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
+    """Check what a run reads: the weights, every data set, and the keys that it goes by.
+
+    Args:
+        cfg: of the run.
+        args: of Detectron2's ``default_argument_parser``.
+
+    Returns:
+        Images in DATASETS.TRAIN, without those that the training loader leaves out; 0 with
+        ``--eval-only``.
+
+    Raises:
+        InputError: something is missing or empty, or a value is none of those known.
+    """
+    check_ensemble(cfg, args)
+    check_run_weights(cfg, args, check_model(cfg))
+    with as_input_error(""):
+        LesionDatasetMapper(cfg, not args.eval_only)
+    if args.eval_only:
+        load_datasets(cfg, "TEST", required=True)
+        return 0
+    check_training(cfg, args.num_gpus * args.num_machines)
+    images = load_datasets(cfg, "TRAIN", required=True)
+    check_masks(cfg, images, "TRAIN")
+    check_mined_images(cfg, images)
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        images = [image for image in images if image["annotations"]]
+    if not images:
+        raise InputError(f"DATASETS.TRAIN: found no lesion in {', '.join(cfg.DATASETS.TRAIN)}")
+    _check_iterations(cfg, len(images))
+    test_images = load_datasets(cfg, "TEST", required=False)
+    if switched_on(cfg, "TEST.LOSS_"):
+        check_masks(cfg, test_images, "TEST")
+    return len(images)
+
+
+def _check_iterations(cfg: CfgNode, num_images: int) -> None:
+    cfg = cfg.clone()
+    resolve_epochs(cfg, num_images)
+    period, start = cfg.HARD_NEGATIVES.PERIOD, cfg.HARD_NEGATIVES.START_ITER
+    end = cfg.SOLVER.MAX_ITER
+    if period > 0 and period * max(1, math.ceil(start / period)) >= end:
+        raise InputError(
+            f"HARD_NEGATIVES: found no mining in {end} iterations, expected a multiple of PERIOD "
+            f"({period}) from START_ITER ({start}) on before the last one"
+        )

@@ -1,0 +1,109 @@
+"""What is wrong with the model that a config describes."""
+
+import logging
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from torch import nn
+
+from ...files import one_line
+from ...modeling import (
+    AttentionGate,
+    ContextualAttention,
+    DetUNet,
+    LesionRCNN,
+    RetinaUNet,
+    SpatialAttention,
+    ULDorROIHeads,
+)
+from ..input_errors import InputError, has_uldor_heads, is_a, value_of
+from .values import Check, check_values
+
+logger = logging.getLogger(__name__)
+
+_MODEL_CHECKS: tuple[Check, ...] = (
+    ("MODEL.RETINA_UNET.SEG_LOSS_WEIGHT", lambda v: v >= 0, "0 (off) or more"),
+    ("MODEL.RETINA_UNET.SEG_FOCAL_ALPHA", lambda v: 0 <= v <= 1, "0 to 1"),
+    ("MODEL.RETINA_UNET.SEG_FOCAL_GAMMA", lambda v: v >= 0, "0 or more"),
+    ("MODEL.RETINA_UNET.BOX_MARGIN", lambda v: v >= 0, "0 or more pixels"),
+    ("MODEL.RETINA_UNET.SHEM_POOL", lambda v: v >= 0, "0 (off) or more"),
+    ("MODEL.LESION_RCNN.SEG_LOSS_WEIGHT", lambda v: v >= 0, "0 (off) or more"),
+    ("MODEL.DET_UNET.MAX_COMPONENTS", lambda v: v >= 1, "1 or more"),
+    ("MODEL.RFCN_3DCE.CONTEXTUAL_TEMPERATURE", lambda v: v > 0, "above 0"),
+    ("MODEL.RFCN_3DCE.SPATIAL_TEMPERATURE", lambda v: v > 0, "above 0"),
+    ("MODEL.RFCN_3DCE.NUM_SCORE_MAPS", lambda v: v >= 1, "1 or more"),
+    ("MODEL.SLICE_IMAGES.NUM_REUSED", lambda v: v >= 0, "0 (none) or more images"),
+)
+ULDOR_HEADS = ULDorROIHeads.__name__
+# A key, the part that it switches on, and the backbones that have it.
+_ATTENTIONS: tuple[tuple[str, type, str], ...] = (
+    ("MODEL.UNET_FPN.ATTENTION", AttentionGate, "a U-FPN"),
+    *(
+        (f"MODEL.RFCN_3DCE.{name}_ATTENTION", kind, "build_slice_images_backbone")
+        for name, kind in (("CONTEXTUAL", ContextualAttention), ("SPATIAL", SpatialAttention))
+    ),
+)
+
+
+def check_model(cfg: CfgNode) -> nn.Module:
+    """Build the model without memory for its weights, which checks the keys that it goes by.
+
+    Returns:
+        The model on the meta device, or nothing of it where it needs memory to be built.
+
+    Raises:
+        InputError: it cannot be built, or has not what a key switches on.
+    """
+    check_values(cfg, _MODEL_CHECKS)
+    found, strength = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.RETINA_UNET.CALIBRATION
+    if strength > 0 and not is_a(cfg, RetinaUNet):
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE: found {found!r}, expected 'RetinaUNet' for the calibration "
+            f"(MODEL.RETINA_UNET.CALIBRATION is {strength})"
+        )
+    seg_loss_weight = cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT
+    if seg_loss_weight > 0 and not is_a(cfg, LesionRCNN):
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE: found {found!r}, expected 'LesionRCNN' for its segmentation "
+            f"loss (MODEL.LESION_RCNN.SEG_LOSS_WEIGHT is {seg_loss_weight})"
+        )
+    if cfg.INPUT.CT.CUT_BORDERS and not is_a(cfg, DetUNet, LesionRCNN, RetinaUNet):
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE: found {found!r}, expected a DetUNet, LesionRCNN or "
+            "RetinaUNet, which bring boxes back to the slice (INPUT.CT.CUT_BORDERS is True)"
+        )
+    try:
+        with torch.device("meta"):
+            model = META_ARCH_REGISTRY.get(found)(cfg)
+    except (AssertionError, AttributeError, IndexError, KeyError, ValueError) as error:
+        # Detectron2 tells of a name that does not exist by a KeyError of that name alone.
+        text = one_line(error)
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "
+        raise InputError(
+            f"MODEL: found {found} on {cfg.MODEL.BACKBONE.NAME} not to be built: {kind}{text}"
+        ) from error
+    except (NotImplementedError, RuntimeError) as error:
+        # Some backbones need values while they are built: the run itself builds and checks them.
+        logger.info(f"{found} on {cfg.MODEL.BACKBONE.NAME} was not checked beforehand: {error}")
+        return nn.Identity()
+    for key, kind, expected in _ATTENTIONS:
+        if value_of(cfg, key) and not any(isinstance(m, kind) for m in model.modules()):
+            raise InputError(
+                f"MODEL.BACKBONE.NAME: found {cfg.MODEL.BACKBONE.NAME}, expected {expected} for "
+                f"{key} True"
+            )
+    if cfg.MODEL.ULDOR.COUNT_FALSE_POSITIVES and not has_uldor_heads(cfg):
+        raise InputError(
+            f"{found_heads(cfg)}, expected {ULDOR_HEADS!r} for "
+            "MODEL.ULDOR.COUNT_FALSE_POSITIVES True"
+        )
+    return model
+
+
+def found_heads(cfg: CfgNode) -> str:
+    """What to say of the heads of a model that should have other ones."""
+    if is_a(cfg, GeneralizedRCNN):
+        return f"MODEL.ROI_HEADS.NAME: found {cfg.MODEL.ROI_HEADS.NAME!r}"
+    found = cfg.MODEL.META_ARCHITECTURE
+    return f"MODEL.META_ARCHITECTURE: found {found!r}, which has no MODEL.ROI_HEADS"

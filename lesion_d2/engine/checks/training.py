@@ -1,0 +1,170 @@
+"""What is wrong with the keys that a training goes by."""
+
+from detectron2.config import CfgNode
+from detectron2.modeling import (
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    GeneralizedRCNN,
+    RetinaNet,
+)
+from detectron2.modeling.roi_heads import CascadeROIHeads
+from detectron2.utils.registry import Registry
+
+from ...config import trains_on_masks
+from ...modeling import DetUNet, LesionRPN, RetinaUNet
+from ...modeling.meta_arch.mean_teacher import POLICIES
+from ..input_errors import InputError, as_input_error, has_uldor_heads, is_a, switched_on
+from ..schedule import check_epochs
+from ..trainer import optimizer_class
+from ..validation_loss import VALIDATION_LOSS
+from .datasets import check_test_sets
+from .evaluation import check_evaluations
+from .model import ULDOR_HEADS, found_heads
+from .values import Check, check_values
+
+_TEACHER_CHECKS: tuple[Check, ...] = (
+    ("MODEL.MEAN_TEACHER.MOMENTUM", lambda v: 0 <= v < 1, "0 to below 1"),
+    ("MODEL.MEAN_TEACHER.POLICY", lambda v: v in POLICIES, f"one of {', '.join(POLICIES)}"),
+    ("MODEL.MEAN_TEACHER.SCORE_THRESH", lambda v: 0 < v <= 1, "a score above 0, at most 1"),
+    ("MODEL.MEAN_TEACHER.GT_NMS_THRESH", lambda v: 0 <= v <= 1, "an IoU from 0 to 1"),
+)
+_TRAINING_CHECKS: tuple[Check, ...] = (
+    (
+        "DATALOADER.SAMPLER_TRAIN",
+        lambda v: v == "TrainingSampler",
+        "'TrainingSampler', the only one of the training loader",
+    ),
+    ("SOLVER.PLATEAU_PATIENCE", lambda v: v >= 0, "0 (off) or more"),
+    ("SOLVER.PLATEAU_FACTOR", lambda v: 0 < v < 1, "a factor between 0 and 1"),
+    ("SOLVER.EARLY_STOP_PATIENCE", lambda v: v >= 0, "0 (off) or more"),
+    (
+        "SOLVER.PATIENCE_METRIC",
+        lambda v: v in ("", VALIDATION_LOSS),
+        f"'' (TEST.BEST_METRIC) or {VALIDATION_LOSS!r}",
+    ),
+    ("TEST.LOSS_PERIOD", lambda v: v >= 0, "0 (off) or more"),
+    ("TEST.KEEP_BEST", lambda v: v >= 0, "0 (none) or more checkpoints"),
+    ("DATASETS.HIDDEN_SHARE", lambda v: 0 <= v < 1, "a share from 0 to below 1"),
+    ("DATASETS.HIDDEN_SEED", lambda v: v >= 0, "0 or more"),
+    ("HARD_NEGATIVES.PERIOD", lambda v: v >= 0, "0 (off) or more"),
+    ("HARD_NEGATIVES.START_ITER", lambda v: v >= 0, "0 or more"),
+    ("HARD_NEGATIVES.MAX_PER_IMAGE", lambda v: v >= 1, "1 or more"),
+    ("HARD_NEGATIVES.GOOD_IOU", lambda v: 0 <= v <= 1, "0 to 1"),
+    ("HARD_NEGATIVES.MIN_SCORE", lambda v: 0 <= v <= 1, "0 to 1"),
+)
+
+
+def check_training(cfg: CfgNode, num_processes: int) -> None:
+    """Check the keys that only a training goes by.
+
+    Raises:
+        InputError: names the key.
+    """
+    with as_input_error(""):
+        optimizer_class(cfg)
+    if num_processes > 1 and cfg.SOLVER.IMS_PER_BATCH % num_processes:
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH: found {cfg.SOLVER.IMS_PER_BATCH}, expected a multiple of the "
+            f"{num_processes} processes"
+        )
+    check_values(cfg, _TRAINING_CHECKS)
+    with as_input_error(""):
+        check_epochs(cfg)
+    check_evaluations(cfg)
+    _check_mining(cfg)
+    check_test_sets(cfg)
+    _check_mean_teacher(cfg)
+    weight = cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT
+    if is_a(cfg, DetUNet) and not cfg.MODEL.MASK_ON:
+        raise InputError("MODEL.MASK_ON: found False, expected True for DetUNet")
+    if is_a(cfg, RetinaUNet) and weight > 0 and not cfg.MODEL.MASK_ON:
+        raise InputError(
+            f"MODEL.MASK_ON: found False, expected True for the segmentation loss "
+            f"(MODEL.RETINA_UNET.SEG_LOSS_WEIGHT is {weight})"
+        )
+    if weight == 0 and cfg.MODEL.RETINA_UNET.CALIBRATION > 0:
+        raise InputError(
+            "MODEL.RETINA_UNET.SEG_LOSS_WEIGHT: found 0, expected a segmentation loss for "
+            f"MODEL.RETINA_UNET.CALIBRATION {cfg.MODEL.RETINA_UNET.CALIBRATION}"
+        )
+
+
+def _check_mean_teacher(cfg: CfgNode) -> None:
+    options = cfg.MODEL.MEAN_TEACHER
+    if not options.ENABLED:
+        return
+    check_values(cfg, _TEACHER_CHECKS)
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        raise InputError(
+            "TEST.PRECISE_BN.ENABLED: found True, expected False: a mean teacher's statistics are "
+            "the average of its student's (MODEL.MEAN_TEACHER.ENABLED is True)"
+        )
+    heads = "RETINANET" if is_a(cfg, RetinaNet) else "ROI_HEADS" * is_a(cfg, GeneralizedRCNN)
+    lowest = cfg.MODEL[heads].SCORE_THRESH_TEST if heads else 0.0
+    if options.POLICY != "none" and lowest > options.SCORE_THRESH:
+        raise InputError(
+            f"MODEL.MEAN_TEACHER.SCORE_THRESH: found {options.SCORE_THRESH}, expected "
+            f"MODEL.{heads}.SCORE_THRESH_TEST or more, which is {lowest}: the teacher gives no "
+            "detection of a lower score"
+        )
+    if options.POLICY == "ignore":
+        _check_ignoring(cfg)
+
+
+def _check_ignoring(cfg: CfgNode) -> None:
+    """Check that all losses leave out annotations of class -1."""
+    why = "for MODEL.MEAN_TEACHER.POLICY 'ignore'"
+    is_rcnn = is_a(cfg, GeneralizedRCNN)
+    kinds = f"a {RetinaNet.__name__}, {DetUNet.__name__} or {GeneralizedRCNN.__name__} {why}"
+    checks = [
+        ("MODEL.META_ARCHITECTURE", lambda _: is_rcnn or is_a(cfg, RetinaNet, DetUNet), kinds)
+    ]
+    if is_rcnn:
+        checks += [
+            (
+                "MODEL.PROPOSAL_GENERATOR.NAME",
+                lambda v: _is_registered_as(PROPOSAL_GENERATOR_REGISTRY, v, LesionRPN),
+                f"{LesionRPN.__name__!r} {why}",
+            ),
+            (
+                "MODEL.ROI_HEADS.NAME",
+                lambda v: not _is_registered_as(ROI_HEADS_REGISTRY, v, CascadeROIHeads),
+                f"heads without a cascade {why}",
+            ),
+        ]
+    check_values(cfg, checks)
+
+
+def _is_registered_as(registry: Registry, name: str, kind: type) -> bool:
+    return name in registry and issubclass(registry.get(name), kind)
+
+
+def _check_mining(cfg: CfgNode) -> None:
+    mining = switched_on(cfg, "HARD_NEGATIVES.")
+    if not mining:
+        return
+    if not has_uldor_heads(cfg):
+        raise InputError(
+            f"{found_heads(cfg)}, expected {ULDOR_HEADS!r} for hard negatives ({mining})"
+        )
+    if trains_on_masks(cfg) and not cfg.MODEL.MASK_ON:
+        raise InputError(
+            "MODEL.MASK_ON: found False, expected True: MODEL.LESION_RCNN.SEG_LOSS_WEIGHT "
+            f"{cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT} needs the masks of hard negatives ({mining})"
+        )
+    if cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT > 0 and cfg.MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC:
+        raise InputError(
+            "MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC: found True, expected False: hard negatives are "
+            f"no lesions, and one foreground of all classes would have them among it ({mining})"
+        )
+    unknown = [n for n in cfg.HARD_NEGATIVES.DATASETS if n not in cfg.DATASETS.TRAIN]
+    if unknown:
+        raise InputError(
+            f"HARD_NEGATIVES.DATASETS: found {unknown[0]!r}, expected names of DATASETS.TRAIN: "
+            f"{', '.join(cfg.DATASETS.TRAIN)} ({mining})"
+        )
+    if cfg.MODEL.ULDOR.COUNT_FALSE_POSITIVES:
+        raise InputError(
+            "MODEL.ULDOR.COUNT_FALSE_POSITIVES: found True, expected False in a training with hard "
+            f"negatives ({mining}): it is for --eval-only"
+        )

@@ -1,0 +1,66 @@
+"""What is wrong with the weights that a run starts from."""
+
+import argparse
+import os
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from ..best_checkpoints import checkpoint_files
+from ..checkpoint import check_weights, read_checkpoint
+from ..input_errors import InputError, as_input_error
+from ..mean_teacher import STUDENT
+
+
+def check_run_weights(cfg: CfgNode, args: argparse.Namespace, model: nn.Module) -> None:
+    """Check the files of weights that a run reads.
+
+    Args:
+        cfg, args: of the run.
+        model: of :func:`check_model`.
+
+    Raises:
+        InputError: one is missing or not for this model.
+    """
+    if args.eval_only and cfg.TEST.ENSEMBLE.CHECKPOINTS:  # then MODEL.WEIGHTS is not used
+        _check_checkpoints(cfg, model)
+        return
+    tag = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    if args.resume and os.path.isfile(tag):
+        _check_last_checkpoint(cfg, args, tag, model)
+        return
+    if args.eval_only and not cfg.MODEL.WEIGHTS:
+        raise InputError("--eval-only: found no MODEL.WEIGHTS, expected a checkpoint's path")
+    with as_input_error("MODEL.WEIGHTS: "):
+        check_weights(cfg.MODEL.WEIGHTS, model, for_training=not args.eval_only)
+
+
+def _check_checkpoints(cfg: CfgNode, model: nn.Module) -> None:
+    with as_input_error("TEST.ENSEMBLE.CHECKPOINTS: "):
+        for file in checkpoint_files(cfg.TEST.ENSEMBLE.CHECKPOINTS):
+            check_weights(file, model, for_training=False)
+
+
+def _check_last_checkpoint(
+    cfg: CfgNode, args: argparse.Namespace, tag: str, model: nn.Module
+) -> None:
+    with open(tag) as file:
+        checkpoint = os.path.join(os.path.dirname(tag), file.read().strip())
+    try:
+        check_weights(checkpoint, model, for_training=False)
+        if not args.eval_only:
+            _check_student(cfg, checkpoint)
+    except (FileNotFoundError, ValueError) as error:
+        raise InputError(
+            f"--resume: {error}; {tag} names it: remove {tag}, or start without --resume"
+        ) from error
+
+
+def _check_student(cfg: CfgNode, checkpoint: str) -> None:
+    found, expected = STUDENT in read_checkpoint(checkpoint), cfg.MODEL.MEAN_TEACHER.ENABLED
+    if found != expected:
+        of_training = {True: "of a mean teacher's training", False: "of a plain training"}
+        raise ValueError(
+            f"{checkpoint}: found a checkpoint {of_training[found]}, expected one "
+            f"{of_training[expected]} (MODEL.MEAN_TEACHER.ENABLED is {expected})"
+        )
