@@ -14,7 +14,13 @@ from .losses import focal_segmentation_loss, segmentation_loss
 from .meta_arch import RFCN3DCE, DetUNet, LesionRCNN, MeanTeacher, RetinaUNet
 from .mining import MiningCounts, mine_lesions, summarize_mining
 from .proposal_generator import LesionRPN
-from .roi_heads import PositionSensitivePooler, RFCNROIHeads, ULDorOutputLayers, ULDorROIHeads
+from .roi_heads import (
+    PositionSensitivePooler,
+    RFCNROIHeads,
+    ULDorOutputLayers,
+    ULDorROIHeads,
+    position_sensitive_pool,
+)
 
 __all__ = [
     "RFCN3DCE",
@@ -42,6 +48,7 @@ __all__ = [
     "focal_segmentation_loss",
     "mask_agreement",
     "mine_lesions",
+    "position_sensitive_pool",
     "record_attention",
     "reuse_features",
     "segmentation_loss",

@@ -6,18 +6,84 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, build_box_head
 from detectron2.structures import Boxes
 from torch import Tensor, nn
-from torchvision.ops import ps_roi_pool
 
 from ..backbone import ALL_IMAGES, count_images
+
+
+def position_sensitive_pool(
+    maps: Tensor, box_lists: list[Tensor], resolution: int, stride: int
+) -> Tensor:
+    """R-FCN's pooling: each part of a region is the mean of its own score maps there.
+
+    By the rule of R-FCN's and 3DCE's own code: a region is rounded to whole pixels, the last of
+    which it contains (x2 + 1), and a part is the mean of all features that it touches, 0 if there
+    are none. torchvision's ``ps_roi_pool`` rounds a region to whole features, of ``stride`` pixels.
+    The parts are found by whole numbers, and are thus the same on every processor.
+
+    Args:
+        maps: (N, M, H, W, resolution^2, C) of N stacks of M images, with the score maps last.
+        box_lists: N times the regions of a stack, (R_n, 4) in pixels of its images, whose centers
+            are whole numbers.
+        resolution: parts of a region along each side.
+        stride: pixels of the image a feature.
+
+    Returns:
+        (R, M, C, resolution, resolution) of all R regions.
+    """
+    num_images, height, width, num_parts, num_maps = maps.shape[1:]
+    boxes = torch.cat(box_lists)
+    if len(boxes) == 0:
+        return maps.new_zeros(0, num_images, num_maps, resolution, resolution)
+    x, num_x = _part_spans(boxes[:, 0::2], width, resolution, stride)
+    y, num_y = _part_spans(boxes[:, 1::2], height, resolution, stride)
+    # A part is a bag of features. All bags lie one after the other, in the order of the output.
+    num_features = (num_y[:, :, None] * num_x[:, None, :]).flatten()
+    bags = torch.repeat_interleave(num_features)
+    starts = num_features.cumsum(0) - num_features
+    place = torch.arange(len(bags), device=maps.device) - starts[bags]
+    regions, parts = bags // num_parts, bags % num_parts
+    rows, columns = parts // resolution, parts % resolution
+    num_columns = num_x[regions, columns]
+    rows = y[regions, rows] + place // num_columns
+    columns = x[regions, columns] + place % num_columns
+    stacks = torch.cat([torch.full_like(b[:, 0], n).long() for n, b in enumerate(box_lists)])
+    features = (stacks[regions] * num_images * height + rows) * width + columns
+    images = torch.arange(num_images, device=maps.device)[:, None]
+    index = (features + images * height * width) * num_parts + parts
+    offsets = starts + images * len(bags)
+    # Its mean of nothing is 0.
+    pooled = F.embedding_bag(
+        index.flatten(), maps.reshape(-1, num_maps), offsets.flatten(), mode="mean"
+    )
+    pooled = pooled.view(num_images, len(boxes), resolution, resolution, num_maps)
+    return pooled.permute(1, 0, 4, 2, 3)
+
+
+def _part_spans(ends: Tensor, size: int, resolution: int, stride: int) -> tuple[Tensor, Tensor]:
+    """First feature of each part of regions along one axis, and number of features.
+
+    Args:
+        ends: (R, 2), first and last pixel of regions.
+        size: features along the axis.
+
+    Returns:
+        Twice (R, resolution).
+    """
+    first, last = (ends + 0.5).floor().long().split(1, dim=1)
+    steps = torch.arange(resolution + 1, device=ends.device)
+    # Where parts begin and end, in features, is this over resolution * stride.
+    borders = first * resolution + (last + 1 - first).clamp(min=1) * steps
+    starts = (borders[:, :-1] // (resolution * stride)).clamp(0, size)
+    stops = -(-borders[:, 1:] // (resolution * stride))
+    return starts, stops.clamp(0, size) - starts
 
 
 class PositionSensitivePooler(nn.Module):
     """Score maps of M images, and position-sensitive pooling of regions over them (R-FCN, 3DCE).
 
     A 1x1 convolution, shared by the images, gives each of them ``num_score_maps`` maps for each of
-    ``resolution`` x ``resolution`` parts of a region. The maps of all images are pooled together by
-    torchvision's ``ps_roi_pool``, and stay side by side. That op rounds a region to whole features,
-    of ``stride`` pixels, where R-FCN's own rounds it to whole pixels.
+    ``resolution`` x ``resolution`` parts of a region. All images are pooled by
+    :func:`position_sensitive_pool`, and stay side by side.
 
     Args:
         channels: D, of an image's features.
@@ -38,7 +104,7 @@ class PositionSensitivePooler(nn.Module):
     ):
         super().__init__()
         self.num_images = num_images
-        self.scale = 1 / stride
+        self.stride = stride
         self.resolution = resolution
         self.output_shape = ShapeSpec(
             channels=num_images * num_score_maps, height=resolution, width=resolution
@@ -57,16 +123,18 @@ class PositionSensitivePooler(nn.Module):
             (R, M num_score_maps, resolution, resolution) of all R regions, float32.
         """
         [images] = features
-        num_stacks, _, height, width = images.shape
-        # torchvision's op never reads the last row and column, nor then what is put there.
-        images = F.pad(images, (0, 1, 0, 1)).unflatten(1, (self.num_images, -1)).flatten(0, 1)
-        # The convolution as a product of matrices: a convolution of features with the channels last
-        # would lay out maps in a way that the op has to copy.
-        weight = self.score_maps.weight.flatten(1).expand(len(images), -1, -1)
-        maps = torch.baddbmm(self.score_maps.bias[:, None], weight, images.flatten(2))
-        maps = maps.reshape(num_stacks, -1, height + 1, width + 1)
+        # Channels last, (N, M, h, w, D), and the convolution as a product of matrices whose result
+        # has the maps of a part side by side.
+        images = images.unflatten(1, (self.num_images, -1)).movedim(2, -1)
+        num_parts = self.resolution**2
+        weight, bias = (
+            p.flatten(1).unflatten(0, (-1, num_parts)).transpose(0, 1).flatten(0, 1)
+            for p in (self.score_maps.weight, self.score_maps.bias[:, None])
+        )
+        maps = F.linear(images, weight, bias[:, 0]).unflatten(-1, (num_parts, -1))
         boxes = [boxes.tensor for boxes in box_lists]
-        return ps_roi_pool(maps.float(), boxes, self.resolution, self.scale)
+        pooled = position_sensitive_pool(maps.float(), boxes, self.resolution, self.stride)
+        return pooled.flatten(1, 2)
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -1,7 +1,8 @@
 import math
+from fractions import Fraction
 
 import lesion_d2
-from lesion_d2.modeling import PositionSensitivePooler, RFCNROIHeads
+from lesion_d2.modeling import PositionSensitivePooler, RFCNROIHeads, position_sensitive_pool
 
 import numpy as np
 import pytest
@@ -13,19 +14,25 @@ from detectron2.structures import Boxes
 
 
 def _pool(maps, box, resolution, stride):
-    """Position-sensitive pooling of one region, as R-FCN describes it: (C, k, k)."""
-    x1, y1, x2, y2 = (math.floor(v / stride + 0.5) for v in box)
-    width, height = max(x2 - x1, 1) / resolution, max(y2 - y1, 1) / resolution
+    """Position-sensitive pooling of one region, as R-FCN's code has it: (C, k, k)."""
+    firsts = [math.floor(v + 0.5) for v in box[:2]]
+    sizes = [math.floor(v + 0.5) + 1 - first for v, first in zip(box[2:], firsts, strict=True)]
+
+    def is_touched(feature, part, axis):
+        start = Fraction(firsts[axis]) + Fraction(sizes[axis] * part, resolution)
+        stop = start + Fraction(sizes[axis], resolution)
+        return (feature + 1) * stride > start and feature * stride < stop
+
     num_maps = len(maps) // resolution**2
     out = np.zeros((num_maps, resolution, resolution))
     for c, i, j in np.ndindex(out.shape):
-        tops, lefts = y1 + (i + np.arange(2)) * height, x1 + (j + np.arange(2)) * width
+        part = maps[(c * resolution + i) * resolution + j]
         rows, columns = (
-            slice(np.clip(math.floor(a), 0, n), np.clip(math.ceil(b), 0, n))
-            for (a, b), n in zip((tops, lefts), maps.shape[1:], strict=True)
+            [f for f in range(n) if is_touched(f, bin, axis)]
+            for n, bin, axis in ((part.shape[0], i, 1), (part.shape[1], j, 0))
         )
-        part = maps[(c * resolution + i) * resolution + j, rows, columns]
-        out[c, i, j] = part.mean() if part.size else 0
+        values = [part[y, x] for y in rows for x in columns]
+        out[c, i, j] = np.mean(values) if values else 0
     return out
 
 
@@ -34,15 +41,15 @@ def test_each_image_is_pooled_by_the_same_score_maps_side_by_side():
     pooler = PositionSensitivePooler(6, 3, stride=4, resolution=3, num_score_maps=2)
     features = torch.randn(2, 3 * 6, 10, 12)
     boxes = [
-        torch.tensor([[5.0, 3.0, 30.0, 29.0], [0, 0, 47, 39]]),
-        torch.tensor([[9.0, 9, 14, 11]]),
+        torch.tensor([[5.2, 3.0, 30.5, 29.0], [0, 0, 47, 39]]),
+        torch.tensor([[9.0, 9, 14, 11], [20, -3, 60, 21.7], [13, 8, 13, 8]]),
     ]
     with torch.no_grad():
         pooled = pooler([features], [Boxes(b) for b in boxes])
-    assert pooled.shape == (3, 3 * 2, 3, 3)
+    assert pooled.shape == (5, 3 * 2, 3, 3)
     assert pooler.output_shape == ShapeSpec(channels=6, height=3, width=3)
     weight = pooler.score_maps.weight[:, :, 0, 0].detach().numpy()
-    regions = [(0, boxes[0][0]), (0, boxes[0][1]), (1, boxes[1][0])]
+    regions = [(n, box) for n in range(2) for box in boxes[n]]
     for found, (n, box) in zip(pooled, regions, strict=True):
         for image in range(3):
             part = features[n, 6 * image : 6 * image + 6].numpy()
@@ -51,12 +58,38 @@ def test_each_image_is_pooled_by_the_same_score_maps_side_by_side():
             np.testing.assert_allclose(found[2 * image : 2 * image + 2], expected, atol=1e-5)
 
 
-def test_regions_at_the_last_row_and_column_see_them():
-    """torchvision's op alone leaves them out."""
-    pooler = PositionSensitivePooler(1, 1, stride=8, resolution=2, num_score_maps=1)
-    torch.nn.init.ones_(pooler.score_maps.weight)
-    box = torch.tensor([[54.0, 54.0, 63.0, 63.0]])
-    assert (pooler([torch.full((1, 1, 8, 8), 3.0)], [Boxes(box)]) == 3).all()
+def test_a_region_ends_with_its_last_pixel():
+    """By R-FCN's code, whose parts begin at x1 and end at x2 + 1; torchvision's rounds to stride.
+
+    Values: MXNet 1.9.1's contrib.PSROIPooling, the op of 3DCE's code, of these maps and regions.
+    """
+    maps = torch.arange(36.0).view(1, 1, 6, 6, 1, 1).expand(-1, -1, -1, -1, 4, -1)
+    boxes = torch.tensor([[4.0, 4, 11, 11], [2, 9, 20, 14.5], [40, 40, 47, 47], [7.4, 0, 7.6, 3]])
+    pooled = position_sensitive_pool(maps, [boxes], resolution=2, stride=8)[:, 0, 0]
+    expected = [
+        [[0, 1], [6, 7]],
+        [[6.5, 7.5], [6.5, 7.5]],
+        [[35, 35], [35, 35]],
+        [[0, 1], [0, 1]],
+    ]
+    np.testing.assert_array_equal(pooled.numpy(), expected)
+
+
+@pytest.mark.parametrize("stride", [4, 8])
+def test_a_region_reads_the_features_of_its_own_pixels_and_no_others(stride):
+    """A lesion of 14 x 10 pixels, at every place within a feature."""
+    for x, y in np.ndindex(stride, stride):
+        box = torch.tensor([[8.0 + x, 16.0 + y, 21.0 + x, 25.0 + y]])
+        maps = torch.zeros(1, 1, 20, 20, 49, 1, requires_grad=True)
+        position_sensitive_pool(maps, [box], 7, stride).sum().backward()
+        read = maps.grad[0, 0, ..., 0].sum(dim=-1)
+        expected = torch.zeros(20, 20, dtype=torch.bool)
+        rows, columns = (
+            {v // stride for v in range(a, a + n)} for a, n in ((16 + y, 10), (8 + x, 14))
+        )
+        expected[min(rows) : max(rows) + 1, min(columns) : max(columns) + 1] = True
+        assert ((read > 0) == expected).all()
+        assert read.sum() == pytest.approx(49)
 
 
 def test_no_region_and_half_precision():
