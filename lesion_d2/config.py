@@ -144,6 +144,9 @@ def _add_slice_images_config(cfg: CN) -> None:
     # Channels of the stem, and those that every layer adds.
     cfg.MODEL.DENSENET.STEM_CHANNELS = 64
     cfg.MODEL.DENSENET.GROWTH_RATE = 32
+    # Compute what the layers concatenate again in the backward pass, in place of keeping it: less
+    # memory, more time.
+    cfg.MODEL.DENSENET.MEMORY_EFFICIENT = False
 
 
 def _add_rcnn_config(cfg: CN) -> None:
@@ -218,6 +221,9 @@ def _add_training_config(cfg: CN) -> None:
     cfg.TEST.KEEP_BEST = 0
     # Resamplings over patients for the 95 % intervals of the FROC table; 0 leaves them out.
     cfg.TEST.NUM_BOOTSTRAP = 1000
+    # Boxes are whole pixels for every FROC and AP: sides of x2 - x1 + 1, as in the published
+    # evaluation of 3DCE and Lesion-Harvester. Small boxes then hit more easily.
+    cfg.TEST.INCLUSIVE = False
 
 
 def _add_mining_config(cfg: CN) -> None:
@@ -270,11 +276,15 @@ def _add_volume_config(cfg: CN) -> None:
     # Slices in a row without a box that a lesion may have.
     cfg.TEST.TRACKING.MAX_GAP = 1
     # When a detection in 3-D hits a lesion: overlap@threshold, with "iou", "iobb" (intersection
-    # over the detected box) and "p3d" (IoU with the lesion's box on its key slice). The first one's
-    # results are those of "volume".
+    # over the detected box) and "p3d" (IoU of the box that was linked on the lesion's key slice, 0
+    # without one, with the lesion's; Cai et al., 2020). The first one's results are those of
+    # "volume".
     cfg.TEST.VOLUME_CRITERIA = ("iou@0.1",)
     # False positives per volume of the FROC's table.
     cfg.TEST.VOLUME_FROC_RATES = FROC_RATES
+    # Average precision in 3-D: "coco" (101 recalls; a detection takes one lesion) or "all_points"
+    # (area under the interpolated curve, every repeated hit an error; Cai et al., 2020).
+    cfg.TEST.VOLUME_AP = "coco"
 
 
 def teacher_looks(cfg: CN) -> bool:

@@ -69,6 +69,10 @@ def test_they_have_the_papers_values():
         "DATASETS.EXCLUDED_VOLUMES": ("deeplesion_volumes_val",),
         "TEST.LINKING": "track",
         "TEST.VOLUME_CRITERIA": ("p3d@0.5",),
+        "TEST.VOLUME_AP": "all_points",
+        "TEST.INCLUSIVE": True,
+        "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 32,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 64,
         "TEST.VOLUME_FROC_RATES": (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
     }
     assert {key: values[key] for key in expected} == expected

@@ -1,11 +1,13 @@
-"""Average precision: of detections as COCO computes it, in 2-D and 3-D, and of ranked cases."""
+"""Average precision: of detections, as COCO or Pascal VOC computes it, and of ranked cases."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from .matching import paired_overlaps
+from .matching import Matches, match_images, paired_overlaps
 
+#: Ways to compute it: values of TEST.VOLUME_AP.
+AP_METHODS = ("coco", "all_points")
 _RECALLS = np.linspace(0, 1, 101)
 
 
@@ -16,14 +18,25 @@ def detection_average_precision(
     *,
     iou_threshold: float = 0.1,
     overlap: str = "iou",
+    inclusive: bool = False,
+    tracklets: Sequence[np.ndarray] | None = None,
+    method: str = "coco",
 ) -> float:
-    """Average precision of one class, COCO's: mean of the precision at recalls 0, 0.01, ..., 1.
+    """Average precision of one class.
 
-    In every volume, by falling score, a detection takes the lesion that it overlaps most among
-    those not taken yet, where their overlap reaches the threshold; one that takes none is an error,
-    repeats of a lesion that was taken among them. The precision at a recall is the highest at this
-    or any higher recall, and 0 where that recall is not reached. Of equal scores the volume that
-    comes first is the first. Unlike COCO we do not limit the number of detections.
+    "coco" is the mean of the precision at recalls 0, 0.01, ..., 1. In every volume, by falling
+    score, a detection takes the lesion that it overlaps most among those not taken yet, where their
+    overlap reaches the threshold; one that takes none is an error, repeats of a lesion that was
+    taken among them. The precision at a recall is the highest at this or any higher recall, and 0
+    where that recall is not reached. Of equal scores the volume that comes first is the first.
+    Unlike COCO we do not limit the number of detections.
+
+    "all_points" is what Lesion-Harvester's published evaluation computes (Cai et al., 2020), as
+    Pascal VOC does since 2010: the area under the curve of the precision, interpolated in the same
+    way, over the recall. A detection finds every lesion that it reaches, as in
+    :func:`~lesion_d2.evaluation.froc_curve`; it is an error once for each lesion that was found
+    before, and once where it reaches none. Ties in score form one step, so that their order does
+    not count (there: the order of the sorting).
 
     Args:
         pred_boxes: one array a volume (or image): (N, 6) X1Y1Z1X2Y2Z2, or (N, 4) X1Y1X2Y2.
@@ -33,22 +46,40 @@ def detection_average_precision(
             section 4.3.
         overlap: "iou", "iobb" or "p3d", see
             :func:`~lesion_d2.evaluation.matching.paired_overlaps`.
+        inclusive: whether boxes are whole pixels, likewise.
+        tracklets: with "p3d", which detection each box belongs to, see
+            :func:`~lesion_d2.evaluation.match_images`.
+        method: one of :data:`AP_METHODS`.
 
     Returns:
         0..1; NaN where there is no lesion.
+
+    Raises:
+        ValueError: see :func:`~lesion_d2.evaluation.match_images`, or an unknown method.
     """
-    num_lesions = sum(map(len, gt_boxes))
-    if num_lesions == 0:
+    if method not in AP_METHODS:
+        raise ValueError(f"method is {method!r}, expected one of {', '.join(AP_METHODS)}")
+    matches = match_images(
+        pred_boxes,
+        pred_scores,
+        gt_boxes,
+        iou_threshold=iou_threshold,
+        overlap=overlap,
+        inclusive=inclusive,
+        tracklets=tracklets,
+    )
+    if not len(matches.found_scores):
         return float("nan")
-    cases = zip(pred_boxes, pred_scores, gt_boxes, strict=True)
-    taken = (_take(*case, iou_threshold, overlap) for case in cases)
-    hits = np.concatenate([np.zeros(0, bool), *taken])
-    order = np.argsort(-np.concatenate([np.zeros(0), *pred_scores]), kind="stable")
-    num_hits = np.cumsum(hits[order])
-    precision = num_hits / np.arange(1, len(hits) + 1)
-    highest = np.maximum.accumulate(precision[::-1])[::-1]
-    first = np.searchsorted(num_hits / num_lesions, _RECALLS)
-    return float(np.append(highest, 0.0)[first].mean())
+    if method == "all_points":
+        return _area_under_precision(matches)
+    tracklets = [None] * len(pred_boxes) if tracklets is None else tracklets
+    hits = [np.zeros(0, bool)]
+    for boxes, scores, lesions, owners in zip(
+        pred_boxes, pred_scores, gt_boxes, tracklets, strict=True
+    ):
+        overlaps = _overlap_table(boxes, len(scores), lesions, owners, overlap, inclusive)
+        hits.append(_take(overlaps, np.asarray(scores), iou_threshold))
+    return _mean_precision(np.concatenate(hits), matches.scores, len(matches.found_scores))
 
 
 def ranking_average_precision(scores: np.ndarray, is_positive: np.ndarray) -> float:
@@ -74,21 +105,57 @@ def ranking_average_precision(scores: np.ndarray, is_positive: np.ndarray) -> fl
     return float((precision * positives).sum() / positives.sum())
 
 
-def _take(
+def _area_under_precision(matches: Matches) -> float:
+    """AP "all_points"; there is a lesion."""
+    if not len(matches.scores):
+        return 0.0
+    levels, level_of = np.unique(-matches.scores, return_inverse=True)
+    num_found = np.searchsorted(np.sort(-matches.found_scores), levels, side="right")
+    # What a detection claims: the lesions that it reaches, found before or not, or an error.
+    claims = np.bincount(level_of, weights=np.maximum(matches.num_reached, 1))
+    precision = _interpolated(num_found / np.cumsum(claims))
+    steps = np.diff(num_found, prepend=0) / len(matches.found_scores)
+    return float((steps * precision).sum())
+
+
+def _mean_precision(hits: np.ndarray, scores: np.ndarray, num_lesions: int) -> float:
+    """AP "coco"."""
+    num_hits = np.cumsum(hits[np.argsort(-scores, kind="stable")])
+    precision = _interpolated(num_hits / np.arange(1, len(hits) + 1))
+    first = np.searchsorted(num_hits / num_lesions, _RECALLS)
+    return float(np.append(precision, 0.0)[first].mean())
+
+
+def _interpolated(precision: np.ndarray) -> np.ndarray:
+    """The highest precision here or further on."""
+    return np.maximum.accumulate(precision[::-1])[::-1]
+
+
+def _overlap_table(
     boxes: np.ndarray,
-    scores: np.ndarray,
+    num_detections: int,
     gt_boxes: np.ndarray,
-    iou_threshold: float,
+    owners: np.ndarray | None,
     overlap: str,
+    inclusive: bool,
 ) -> np.ndarray:
-    """(N,) bool, whether a detection takes a lesion of its volume."""
+    """(N, M) overlaps of one volume's detections and lesions."""
     num_boxes, num_lesions = len(boxes), len(gt_boxes)
-    hits = np.zeros(num_boxes, dtype=bool)
     if num_boxes == 0 or num_lesions == 0:
-        return hits
+        return np.zeros((num_detections, num_lesions))
     pairs = np.repeat(boxes, num_lesions, axis=0), np.tile(gt_boxes, (num_boxes, 1))
-    overlaps = paired_overlaps(*pairs, overlap).reshape(num_boxes, num_lesions)
-    reaching = np.flatnonzero(overlaps.max(axis=1) >= iou_threshold)
+    overlaps = paired_overlaps(*pairs, overlap, inclusive).reshape(num_boxes, num_lesions)
+    if owners is None:
+        return overlaps
+    table = np.zeros((num_detections, num_lesions))
+    np.maximum.at(table, owners, overlaps)
+    return table
+
+
+def _take(overlaps: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:
+    """(N,) bool, whether a detection takes a lesion of its volume; changes ``overlaps``."""
+    hits = np.zeros(len(scores), dtype=bool)
+    reaching = np.flatnonzero(overlaps.max(axis=1, initial=0.0) >= iou_threshold)
     for i in reaching[np.argsort(-scores[reaching], kind="stable")]:
         lesion = overlaps[i].argmax()
         if overlaps[i, lesion] >= iou_threshold:

@@ -9,7 +9,7 @@ import logging
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from .strata import Truth
 
 logger = logging.getLogger(__name__)
 
-#: A detection hits from this IoU on, boxes counted without the extra pixel (see froc_curve).
+#: A detection hits from this IoU on.
 FROC_IOU = 0.5
 
 
@@ -55,6 +55,7 @@ class LesionEvaluator(COCOEvaluator):
         output_dir: str | os.PathLike | None = None,
         *,
         distributed: bool = True,
+        inclusive: bool = False,
         num_bootstrap: int = 1000,
         seed: int = 0,
     ):
@@ -64,6 +65,9 @@ class LesionEvaluator(COCOEvaluator):
                 numbers, as they are now: nothing is taken from an earlier evaluation.
             output_dir: where files go; none are written without it.
             distributed: whether to gather the predictions of all processes.
+            inclusive: whether boxes are whole pixels, see
+                :func:`~lesion_d2.evaluation.matching.paired_overlaps`, for FROC and AP: COCO then
+                gets all boxes a pixel wider and higher.
             num_bootstrap: resamples for the intervals; 0 leaves them out.
             seed: of the resamples.
 
@@ -87,6 +91,9 @@ class LesionEvaluator(COCOEvaluator):
         self._dataset_name = dataset_name
         self._folder = Path(output_dir) if output_dir is not None else None
         self._output_dir = None  # Detectron2 would write there, and not atomically
+        self._inclusive = inclusive
+        if inclusive:
+            _add_pixel(self._coco_api.dataset["annotations"])
         self._num_bootstrap = num_bootstrap
         self._seed = seed
         # Detectron2 skips a data set without any annotation; here it is a normal case.
@@ -101,6 +108,7 @@ class LesionEvaluator(COCOEvaluator):
         return {
             "dataset_name": dataset_name,
             "output_dir": output_dir,
+            "inclusive": cfg.TEST.INCLUSIVE,
             "num_bootstrap": cfg.TEST.NUM_BOOTSTRAP,
         }
 
@@ -153,6 +161,8 @@ class LesionEvaluator(COCOEvaluator):
         self._img_ids = img_ids
         # Copies: Detectron2 and pycocotools write into them.
         copies = {i: [dict(result) for result in results] for i, results in detections.items()}
+        if self._inclusive:
+            _add_pixel(_chained(copies))
         instances = [{"image_id": i, "instances": results} for i, results in copies.items()]
         self._eval_predictions(instances, img_ids=img_ids)
         pairs = zip(_chained(detections), _chained(copies), strict=True)
@@ -181,18 +191,27 @@ class LesionEvaluator(COCOEvaluator):
         for array in boxes:
             array[:, 2:] += array[:, :2]  # COCO's width and height
         scores = [np.array([r["score"] for r in rs], dtype=float) for rs in results]
-        matches = match_images(boxes, scores, truth.boxes, iou_threshold=FROC_IOU)
+        matches = match_images(
+            boxes, scores, truth.boxes, iou_threshold=FROC_IOU, inclusive=self._inclusive
+        )
         return make_report(matches, truth, num_bootstrap=self._num_bootstrap, seed=self._seed)
 
     def _settings(self) -> dict[str, object]:
         return {
             "iou_threshold": FROC_IOU,
             "overlap": "iou",
-            "inclusive": False,
+            "inclusive": self._inclusive,
             "num_bootstrap": self._num_bootstrap,
             "bootstrap_unit": "patient",
             "seed": self._seed,
         }
+
+
+def _add_pixel(results: Iterable[dict]) -> None:
+    """Count COCO's boxes as whole pixels: width = x2 - x1 + 1."""
+    for result in results:
+        x, y, width, height = result["bbox"]
+        result["bbox"] = [x, y, width + 1, height + 1]
 
 
 def _run_coco_eval(

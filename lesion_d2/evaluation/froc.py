@@ -87,6 +87,7 @@ def froc_curve(
     iou_threshold: float = 0.5,
     overlap: str = "iou",
     inclusive: bool = False,
+    tracklets: Sequence[np.ndarray] | None = None,
 ) -> FrocCurve:
     """FROC curve of detections, as the DeepLesion papers compute it.
 
@@ -100,10 +101,12 @@ def froc_curve(
         pred_scores: one (N,) array an image.
         gt_boxes: one (M, 4) or (M, 6) array an image; images without lesions count for the rate.
         iou_threshold: overlap in (0, 1] from which a lesion is reached (``>=``).
-        overlap: "iou", "iobb" (over the detected box) or "p3d" (3-D detections against a box on
-            the key slice; Bai and Xia 2023), see
-            :func:`~lesion_d2.evaluation.matching.paired_overlaps`.
-        inclusive: count boxes as whole pixels, width = x2 - x1 + 1, as the published code does.
+        overlap: "iou", "iobb" (over the detected box) or "p3d" (a tracklet's box on the key slice;
+            Cai et al. 2020), see :func:`~lesion_d2.evaluation.matching.paired_overlaps`.
+        inclusive: count boxes as whole pixels, width = x2 - x1 + 1, as the published code of
+            Lesion-Harvester and 3DCE does.
+        tracklets: with "p3d", which detection each box belongs to, see
+            :func:`~lesion_d2.evaluation.match_images`.
 
     Raises:
         ValueError: see :func:`~lesion_d2.evaluation.match_images`.
@@ -120,6 +123,7 @@ def froc_curve(
         iou_threshold=iou_threshold,
         overlap=overlap,
         inclusive=inclusive,
+        tracklets=tracklets,
     )
     return FrocCurve.from_matches(matches)
 

@@ -21,6 +21,7 @@ class Matches:
     images: np.ndarray  # N, index of the detection's image
     lesions: np.ndarray  # N, index in its image of the lesion reached with most overlap; -1: none
     finds: np.ndarray  # N bool, no higher score reaches one of the lesions that this one reaches
+    num_reached: np.ndarray  # N, lesions of its image that the detection reaches
     lesion_images: np.ndarray  # M, index of the lesion's image
     found_scores: np.ndarray  # M, highest score that reaches the lesion; -inf: not found
 
@@ -44,11 +45,11 @@ def paired_overlaps(
         boxes: (P, 4) X1Y1X2Y2 in pixels, or (P, 6) X1Y1Z1X2Y2Z2 in pixels and slices.
         gt_boxes: the same shape.
         overlap: "iou" is intersection over union; "iobb" is intersection over the detected box;
-            "p3d" (Bai and Xia 2023, evaluation) is the IoU in the plane of a 3-D detection with a
-            box on one slice (z1 == z2), and 0 where that slice is not among the detection's.
-        inclusive: sides are ``high - low + 1``, whole pixels, as the published DeepLesion
-            evaluation counts them. In 3-D this holds for slices too: without it, a box whose
-            first slice is its last has no volume.
+            "p3d" (pseudo-3-D IoU, Cai et al. 2020) is the IoU in the plane of boxes
+            on one slice each (z1 == z2), and 0 for boxes on different slices.
+        inclusive: sides are ``high - low + 1``, whole pixels, as the published evaluation code of
+            Lesion-Harvester and 3DCE counts them. In 3-D this holds for slices too: without it, a
+            box whose first slice is its last has no volume.
 
     Returns:
         (P,) in 0..1. Boxes without area overlap nothing.
@@ -64,7 +65,7 @@ def paired_overlaps(
         size *= np.maximum(high - low + extra, 0)
         gt_size *= np.maximum(gt_high - gt_low + extra, 0)
     if overlap == "p3d":
-        intersection *= (boxes[:, 2] <= gt_boxes[:, 2]) & (gt_boxes[:, 2] <= boxes[:, 5])
+        intersection *= boxes[:, 2] == gt_boxes[:, 2]
     whole = size if overlap == "iobb" else size + gt_size - intersection
     return np.divide(intersection, whole, out=np.zeros(len(boxes)), where=whole > 0)
 
@@ -77,6 +78,7 @@ def match_images(
     iou_threshold: float = 0.5,
     overlap: str = "iou",
     inclusive: bool = False,
+    tracklets: Sequence[np.ndarray] | None = None,
 ) -> Matches:
     """Match the detections of every image (or volume) with its lesions.
 
@@ -89,17 +91,26 @@ def match_images(
             (Zlocha et al., section 3, ask for more than it, which differs for equality alone).
         overlap: "iou", "iobb" or "p3d", see :func:`paired_overlaps`.
         inclusive: whether boxes are whole pixels, see :func:`paired_overlaps`.
+        tracklets: for "p3d" alone, where a detection is a tracklet: a box on each of some slices,
+            of which the one on the lesion's key slice counts. One (K,) array a volume, the index of
+            the detection, 0 to N - 1, that each of its K ``pred_boxes`` belongs to; without it,
+            every box is a detection.
 
     Raises:
         ValueError: lists of different lengths or without an image, a wrong shape, a number that is
-            not finite, a threshold out of range, an unknown overlap, or a lesion of more than one
-            slice with "p3d". Names the list and the image's index.
+            not finite, a threshold out of range, an unknown overlap, a box of more than one slice
+            with "p3d", or a tracklet with two boxes on a slice. Names the list and the image's
+            index.
     """
     _check_settings(len(pred_boxes), len(pred_scores), len(gt_boxes), iou_threshold, overlap)
     scores, score_counts = _join_scores(pred_scores)
     boxes, counts = _join_boxes(pred_boxes, "pred_boxes")
     truth, gt_counts = _join_boxes(gt_boxes, "gt_boxes")
-    _check_contents(boxes, counts, score_counts, truth, gt_counts, overlap)
+    owners = None
+    if tracklets is not None:
+        owners = _join_tracklets(tracklets, boxes, counts, score_counts, overlap)
+    _check_contents(boxes, counts, score_counts if owners is None else counts, truth, overlap)
+    _check_key_slices(boxes, counts, truth, gt_counts, overlap)
 
     detection, lesion = _pairs(counts, gt_counts)
     if len(detection):
@@ -107,6 +118,8 @@ def match_images(
         reached = np.flatnonzero(overlaps >= iou_threshold)
         reached = reached[np.argsort(overlaps[reached], kind="stable")]
         detection, lesion = detection[reached], lesion[reached]
+        if owners is not None:
+            detection = owners[detection]
 
     found_scores = np.full(len(truth), -np.inf)
     np.maximum.at(found_scores, lesion, scores[detection])
@@ -116,8 +129,16 @@ def match_images(
     first_lesion = np.cumsum(gt_counts) - gt_counts
     lesion_images = np.repeat(np.arange(len(gt_counts)), gt_counts)
     best[detection] = lesion - first_lesion[lesion_images[lesion]]  # the last, the most overlap
-    images = np.repeat(np.arange(len(counts)), counts)
-    return Matches(len(counts), scores, images, best, finds, lesion_images, found_scores)
+    return Matches(
+        num_images=len(counts),
+        scores=scores,
+        images=np.repeat(np.arange(len(score_counts)), score_counts),
+        lesions=best,
+        finds=finds,
+        num_reached=np.bincount(detection, minlength=len(scores)),
+        lesion_images=lesion_images,
+        found_scores=found_scores,
+    )
 
 
 def match_detections(
@@ -186,6 +207,45 @@ def _join_scores(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return joined, counts
 
 
+def _join_tracklets(
+    arrays: Sequence[np.ndarray],
+    boxes: np.ndarray,
+    counts: np.ndarray,
+    score_counts: np.ndarray,
+    overlap: str,
+) -> np.ndarray:
+    """(K,) index of each box's detection among those of all images."""
+    if overlap != "p3d":
+        raise ValueError(
+            f"found tracklets with overlap {overlap!r}, expected them with 'p3d' alone"
+        )
+    if len(arrays) != len(counts):
+        raise ValueError(f"tracklets have {len(arrays)} entries, expected {len(counts)}")
+    arrays = [np.asarray(array) for array in arrays]
+    for i, (array, count, num) in enumerate(zip(arrays, counts, score_counts, strict=True)):
+        if array.shape != (count,) or (count and array.dtype.kind not in "iu"):
+            raise ValueError(
+                f"tracklets[{i}] have shape {array.shape} of {array.dtype}, expected {count} "
+                "integers, one a box"
+            )
+        if count and not (array.min() >= 0 and array.max() < num):
+            raise ValueError(
+                f"tracklets[{i}] hold {array.min()} to {array.max()}, expected indices of {num} "
+                "pred_scores"
+            )
+    first = np.cumsum(score_counts) - score_counts
+    owners = np.concatenate([array.astype(np.int64) for array in arrays]) + np.repeat(first, counts)
+    z = boxes[:, 2]
+    order = np.lexsort((z, owners))
+    is_repeat = (np.diff(owners[order]) == 0) & (np.diff(z[order]) == 0)
+    for row in order[1:][is_repeat][:1]:
+        image = np.searchsorted(np.cumsum(counts), row, side="right")
+        raise ValueError(
+            f"pred_boxes[{image}] has two boxes of one tracklet on slice {z[row]:g}, expected one"
+        )
+    return owners
+
+
 def _check_finite(joined: np.ndarray, counts: np.ndarray, name: str) -> None:
     if np.isfinite(joined).all():
         return
@@ -213,7 +273,6 @@ def _check_contents(
     counts: np.ndarray,
     score_counts: np.ndarray,
     truth: np.ndarray,
-    gt_counts: np.ndarray,
     overlap: str,
 ) -> None:
     for i in np.flatnonzero(counts != score_counts)[:1]:
@@ -228,9 +287,20 @@ def _check_contents(
     for name, array in (("pred_boxes", boxes), ("gt_boxes", truth)):
         if len(array) and array.shape[1] != 6:
             raise ValueError(f"{name} have {array.shape[1]} columns, overlap 'p3d' expects 6")
-    for row in np.flatnonzero(truth[:, 2] != truth[:, -1] if len(truth) else [])[:1]:
-        image = np.searchsorted(np.cumsum(gt_counts), row, side="right")
-        raise ValueError(
-            f"gt_boxes[{image}] has a lesion on slices {truth[row, 2]:g} to {truth[row, -1]:g}, "
-            "overlap 'p3d' expects its key slice alone (z1 == z2)"
-        )
+
+
+def _check_key_slices(
+    boxes: np.ndarray, counts: np.ndarray, truth: np.ndarray, gt_counts: np.ndarray, overlap: str
+) -> None:
+    if overlap != "p3d":
+        return
+    for name, array, numbers, wanted in (
+        ("pred_boxes", boxes, counts, "the boxes of its tracklet, one a slice"),
+        ("gt_boxes", truth, gt_counts, "its key slice alone"),
+    ):
+        for row in np.flatnonzero(array[:, 2] != array[:, -1] if len(array) else [])[:1]:
+            image = np.searchsorted(np.cumsum(numbers), row, side="right")
+            raise ValueError(
+                f"{name}[{image}] has a box on slices {array[row, 2]:g} to {array[row, -1]:g}, "
+                f"overlap 'p3d' expects {wanted} (z1 == z2)"
+            )

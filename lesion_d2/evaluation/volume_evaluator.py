@@ -16,6 +16,7 @@ from tabulate import tabulate
 
 from ..config import FROC_RATES
 from ..files import written_whole
+from .average_precision import AP_METHODS
 from .criteria import parse_criteria
 from .froc import FrocCurve
 from .plots import plot_froc
@@ -33,14 +34,15 @@ class VolumeLinker(Protocol):
 
     def __call__(
         self, boxes: np.ndarray, scores: np.ndarray, slice_ids: np.ndarray, classes: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Link boxes.
 
         Args:
             boxes, scores, slice_ids, classes: (N, 4) X1Y1X2Y2, (N,), (N,), (N,).
 
         Returns:
-            (M, 6) X1Y1Z1X2Y2Z2 with the first and last slice number, (M,) scores, (M,) classes.
+            (M, 6) X1Y1Z1X2Y2Z2 with the first and last slice number, (M,) scores, (M,) classes and
+            (N,) tracklets: the index of the 3-D box that a box is on its slice, or -1 for none.
         """
 
 
@@ -53,8 +55,9 @@ class VolumeEvaluator(DatasetEvaluator):
     0.1: Jaeger et al., section 4.3):
 
     - ``AP10``, at an IoU of 0.1, or ``AP``: mean over the classes with lesions of the average
-      precision, see :func:`~lesion_d2.evaluation.detection_average_precision`; with several classes
-      also ``AP10-<class>``.
+      precision, COCO's or by all points (Cai et al., 2020), see
+      :func:`~lesion_d2.evaluation.detection_average_precision`; with several classes also
+      ``AP10-<class>``.
     - ``sens@0.5`` to ``sens@16``, ``mean_sens``: FROC sensitivity at so many false positives per
       volume. It pools the classes, as :class:`~lesion_d2.evaluation.LesionEvaluator` does.
     - ``patient_AP``: mean over the classes that some but not all patients have of the average
@@ -66,8 +69,9 @@ class VolumeEvaluator(DatasetEvaluator):
     ``results["volume_p3d"]``, ``["volume_iou"]``, ``["volume_iobb"]`` have AP and sensitivities by
     the other criteria. What is not defined, such as the AP of a class without lesions, is NaN.
 
-    Files in ``output_dir``: ``volumes.json`` (numbers, settings, detections in 3-D) and
-    ``froc.png``. Of several processes the first returns the results, the others ``{}``.
+    Files in ``output_dir``: ``volumes.json`` (numbers, settings, detections in 3-D with their boxes
+    slice by slice) and ``froc.png``. Of several processes the first returns the results, the others
+    ``{}``.
     """
 
     @configurable
@@ -79,6 +83,8 @@ class VolumeEvaluator(DatasetEvaluator):
         link: VolumeLinker,
         criteria: Sequence[str] = ("iou@0.1",),
         rates: Sequence[float] = FROC_RATES,
+        inclusive: bool = False,
+        ap_method: str = "coco",
         distributed: bool = True,
     ):
         """
@@ -89,12 +95,16 @@ class VolumeEvaluator(DatasetEvaluator):
                 ``lesion_d2.inference.build_linker`` gives it.
             criteria: when a detection hits, see :func:`~lesion_d2.evaluation.parse_criteria`.
             rates: false positives per volume.
+            inclusive: whether boxes are whole pixels, see
+                :func:`~lesion_d2.evaluation.matching.paired_overlaps`.
+            ap_method: "coco" or "all_points", see
+                :func:`~lesion_d2.evaluation.detection_average_precision`.
             distributed: whether to gather the predictions of all processes.
 
         Raises:
             ValueError: see :meth:`VolumeTruth.from_dicts` and :func:`parse_criteria`; a lesion's
-                class is not one of the data set's; or a criterion needs key slices and a lesion has
-                none.
+                class is not one of the data set's; a criterion needs key slices and a lesion has
+                none; or an unknown ``ap_method``.
         """
         self._dataset_name = dataset_name
         self._classes = list(MetadataCatalog.get(dataset_name).thing_classes)
@@ -103,8 +113,11 @@ class VolumeEvaluator(DatasetEvaluator):
             self._check_classes(lesions.classes, dataset_name)
         self._criteria = parse_criteria(criteria)
         for criterion in self._criteria.values():
-            self._truth.lesions_for(criterion)
+            self._truth.check_criterion(criterion)
+        if ap_method not in AP_METHODS:
+            raise ValueError(f"found ap_method {ap_method!r}, expected one of {list(AP_METHODS)}")
         self._rates = tuple(rates)
+        self._inclusive, self._ap_method = inclusive, ap_method
         self._folder = Path(output_dir) if output_dir is not None else None
         self._link = link
         self._distributed = distributed
@@ -120,6 +133,8 @@ class VolumeEvaluator(DatasetEvaluator):
             "output_dir": output_dir,
             "criteria": cfg.TEST.VOLUME_CRITERIA,
             "rates": cfg.TEST.VOLUME_FROC_RATES,
+            "inclusive": cfg.TEST.INCLUSIVE,
+            "ap_method": cfg.TEST.VOLUME_AP,
         }
 
     def reset(self) -> None:
@@ -163,9 +178,18 @@ class VolumeEvaluator(DatasetEvaluator):
         detections = self._link_volumes(by_image)
         curves, results = {}, {}
         for task, criterion in self._criteria.items():
-            curves[task] = volume_froc(self._truth, detections, criterion)
+            curves[task] = volume_froc(
+                self._truth, detections, criterion, inclusive=self._inclusive
+            )
             results[task] = volume_metrics(
-                self._truth, detections, curves[task], self._classes, criterion, self._rates
+                self._truth,
+                detections,
+                curves[task],
+                self._classes,
+                criterion,
+                self._rates,
+                inclusive=self._inclusive,
+                ap_method=self._ap_method,
             )
         results["volume"] |= patient_metrics(self._truth, detections, self._classes)
         self._log(results)
@@ -190,9 +214,17 @@ class VolumeEvaluator(DatasetEvaluator):
             if not part:
                 linked.append(VolumeBoxes.empty())
                 continue
-            boxes, scores, classes = self._link(*map(np.concatenate, zip(*part, strict=True)))
-            linked.append(VolumeBoxes(*map(np.asarray, (boxes, scores, classes))))
+            linked.append(self._link_boxes(*map(np.concatenate, zip(*part, strict=True))))
         return linked
+
+    def _link_boxes(
+        self, boxes: np.ndarray, scores: np.ndarray, slice_ids: np.ndarray, classes: np.ndarray
+    ) -> VolumeBoxes:
+        *linked, tracklets = map(np.asarray, self._link(boxes, scores, slice_ids, classes))
+        kept = tracklets >= 0
+        z = slice_ids[kept, None]
+        slice_boxes = np.concatenate([boxes[kept, :2], z, boxes[kept, 2:], z], axis=1)
+        return VolumeBoxes(*linked, slice_boxes, tracklets[kept])
 
     def _log(self, results: Mapping[str, Mapping[str, float]]) -> None:
         # NaN, where a number is not defined, as an empty cell.
@@ -231,17 +263,16 @@ class VolumeEvaluator(DatasetEvaluator):
                 "criteria": {task: str(criterion) for task, criterion in self._criteria.items()},
                 "iou_threshold": self._criteria["volume"].threshold,
                 "linking": {"name": self._link.name, **self._link.parameters},
-                "average_precision": "101 recalls, as COCO",
+                "inclusive": self._inclusive,
+                "average_precision": self._ap_method,
                 "patient_average_precision": "not interpolated, ties are one step",
             },
             "results": known.pop("volume"),
             "other_results": known,
             "detections": [
-                {"volume": name, "box3d": box, "score": score, "category_id": number}
+                {"volume": name, **entry}
                 for name, found in zip(self._truth.names, detections, strict=True)
-                for box, score, number in zip(
-                    found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True
-                )
+                for entry in _entries(found)
             ],
         }
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -252,3 +283,17 @@ class VolumeEvaluator(DatasetEvaluator):
             names = [f"{self._dataset_name}, {c}" for c in self._criteria.values()]
         named = dict(zip(names, curves.values(), strict=True))
         plot_froc(named, self._folder / "froc.png", unit="volume")
+
+
+def _entries(found: VolumeBoxes) -> list[dict]:
+    """Detections of a volume as they stand in ``volumes.json``."""
+    columns = zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True)
+    entries = [
+        {"box3d": box, "score": score, "category_id": number, "slices": {}}
+        for box, score, number in columns
+    ]
+    boxes = found.slice_boxes[:, [0, 1, 3, 4]].tolist()
+    numbers = found.slice_boxes[:, 2].astype(int).tolist()
+    for i, number, box in zip(found.tracklets.tolist(), numbers, boxes, strict=True):
+        entries[i]["slices"][number] = box
+    return entries

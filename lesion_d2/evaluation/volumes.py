@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from detectron2.structures import BoxMode
@@ -19,25 +19,38 @@ class VolumeBoxes:
     boxes: np.ndarray  # N x 6, X1Y1Z1X2Y2Z2; z: first and last slice number
     scores: np.ndarray  # N; 1 for lesions
     classes: np.ndarray  # N int
+    # What they are slice by slice: of detections, the boxes that were linked; of lesions, those on
+    # their key slices, as far as these are known.
+    slice_boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 6)))  # K x 6, z1 == z2
+    tracklets: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))  # K, in 0..N-1
 
     @classmethod
     def empty(cls) -> "VolumeBoxes":
         """Those of a volume without any."""
         return cls(np.zeros((0, 6)), np.zeros(0), np.zeros(0, dtype=int))
 
-    def boxes_for(self, criterion: Criterion) -> np.ndarray:
-        """(N, 6) as they are compared.
+    def boxes_for(self, criterion: Criterion, inclusive: bool = False) -> np.ndarray:
+        """Boxes as they are compared: (N, 6), or (K, 6) where only the key slice counts.
 
-        With the slices' edges, z1 - 0.5 and z2 + 0.5, so that one slice has a volume too; where
-        only the key slice counts, as they are.
+        With the slices' edges, z1 - 0.5 and z2 + 0.5, so that one slice has a volume too; not where
+        ``inclusive`` boxes have one anyway.
         """
-        thickness = 0.0 if criterion.needs_key_slices else 1.0
+        if criterion.needs_key_slices:
+            return self.slice_boxes
+        thickness = 0.0 if inclusive else 1.0
         return self.boxes + thickness * np.array([0, 0, -0.5, 0, 0, 0.5])
 
     def of_class(self, number: int) -> "VolumeBoxes":
         """The boxes of one class."""
         kept = self.classes == number
-        return VolumeBoxes(self.boxes[kept], self.scores[kept], self.classes[kept])
+        kept_slices = kept[self.tracklets]
+        return VolumeBoxes(
+            boxes=self.boxes[kept],
+            scores=self.scores[kept],
+            classes=self.classes[kept],
+            slice_boxes=self.slice_boxes[kept_slices],
+            tracklets=(np.cumsum(kept) - 1)[self.tracklets[kept_slices]],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +59,6 @@ class VolumeTruth:
 
     names: list[str]  # V
     lesions: list[VolumeBoxes]  # V
-    key_boxes: list[np.ndarray]  # V arrays M x 6, the lesions on their key slices; NaN: unknown
     patients: np.ndarray  # V, index of the volume's patient in 0..P-1
     slices: dict[object, tuple[int, int]]  # image_id -> index of its volume, slice number
 
@@ -79,7 +91,6 @@ class VolumeTruth:
         return cls(
             names=names,
             lesions=[_joined(found) for found in lesions],
-            key_boxes=[_joined_keys(found) for found in lesions],
             patients=np.array([numbers[patients[volume]] for volume in names]),
             slices=slices,
         )
@@ -94,40 +105,44 @@ class VolumeTruth:
         """In all volumes."""
         return sum(len(lesions.boxes) for lesions in self.lesions)
 
-    def lesions_for(self, criterion: Criterion) -> list[VolumeBoxes]:
-        """The lesions' boxes that count: those in 3-D, or on their key slices (z1 == z2).
+    def check_criterion(self, criterion: Criterion) -> None:
+        """Check that lesions have what a criterion compares.
 
         Raises:
             ValueError: a lesion without a key slice, where the criterion needs it.
         """
         if not criterion.needs_key_slices:
-            return self.lesions
-        for name, lesions, keys in zip(self.names, self.lesions, self.key_boxes, strict=True):
-            for box in lesions.boxes[np.isnan(keys).any(axis=1)][:1]:
+            return
+        for name, lesions in zip(self.names, self.lesions, strict=True):
+            for i in np.setdiff1d(np.arange(len(lesions.boxes)), lesions.tracklets)[:1]:
+                first, last = lesions.boxes[i, [2, 5]]
                 raise ValueError(
-                    f"{name}: found no key slice of the lesion on slices {box[2]:g} to {box[5]:g}, "
+                    f"{name}: found no key slice of the lesion on slices {first:g} to {last:g}, "
                     f"expected an annotation with 'is_key' for {criterion}"
                 )
-        pairs = zip(self.lesions, self.key_boxes, strict=True)
-        return [replace(lesions, boxes=keys) for lesions, keys in pairs]
 
 
 def volume_froc(
-    truth: VolumeTruth, detections: Sequence[VolumeBoxes], criterion: Criterion
+    truth: VolumeTruth,
+    detections: Sequence[VolumeBoxes],
+    criterion: Criterion,
+    *,
+    inclusive: bool = False,
 ) -> FrocCurve:
     """FROC per volume, over all classes together.
 
+    Args:
+        truth: of V volumes.
+        detections: V entries.
+        criterion: when a detection hits.
+        inclusive: whether boxes are whole pixels, see :func:`froc_curve`.
+
     Raises:
         ValueError: a box or a score that is not finite, see :func:`froc_curve`, or see
-            :meth:`VolumeTruth.lesions_for`.
+            :meth:`VolumeTruth.check_criterion`.
     """
-    return froc_curve(
-        [found.boxes_for(criterion) for found in detections],
-        [found.scores for found in detections],
-        [lesions.boxes_for(criterion) for lesions in truth.lesions_for(criterion)],
-        iou_threshold=criterion.threshold,
-        overlap=criterion.overlap,
-    )
+    truth.check_criterion(criterion)
+    return froc_curve(**_compared(detections, truth.lesions, criterion, inclusive))
 
 
 def volume_metrics(
@@ -137,6 +152,9 @@ def volume_metrics(
     class_names: Sequence[str],
     criterion: Criterion,
     rates: Sequence[float],
+    *,
+    inclusive: bool = False,
+    ap_method: str = "coco",
 ) -> dict[str, float]:
     """AP and sensitivities of :class:`~lesion_d2.evaluation.VolumeEvaluator`, in percent.
 
@@ -147,23 +165,40 @@ def volume_metrics(
         class_names: of the classes 0, 1, ...
         criterion: that of ``curve``.
         rates: false positives per volume.
+        inclusive: as for ``curve``.
+        ap_method: see :func:`detection_average_precision`.
     """
     precisions = {}
     for number, name in enumerate(class_names):
         found = [boxes.of_class(number) for boxes in detections]
-        lesions = [boxes.of_class(number) for boxes in truth.lesions_for(criterion)]
+        lesions = [boxes.of_class(number) for boxes in truth.lesions]
         precisions[name] = 100 * detection_average_precision(
-            [boxes.boxes_for(criterion) for boxes in found],
-            [boxes.scores for boxes in found],
-            [boxes.boxes_for(criterion) for boxes in lesions],
-            iou_threshold=criterion.threshold,
-            overlap=criterion.overlap,
+            **_compared(found, lesions, criterion, inclusive), method=ap_method
         )
     sensitivity = curve.at(rates)
     froc = 100 * np.append(sensitivity, sensitivity.mean())
     return {
         **_with_mean(criterion.ap_name, precisions),
         **dict(zip(sensitivity_names(rates), froc.tolist(), strict=True)),
+    }
+
+
+def _compared(
+    found: Sequence[VolumeBoxes],
+    lesions: Sequence[VolumeBoxes],
+    criterion: Criterion,
+    inclusive: bool,
+) -> dict[str, object]:
+    """Arguments of :func:`froc_curve` and :func:`detection_average_precision`."""
+    key_slices = criterion.needs_key_slices
+    return {
+        "pred_boxes": [boxes.boxes_for(criterion, inclusive) for boxes in found],
+        "pred_scores": [boxes.scores for boxes in found],
+        "gt_boxes": [boxes.boxes_for(criterion, inclusive) for boxes in lesions],
+        "iou_threshold": criterion.threshold,
+        "overlap": criterion.overlap,
+        "inclusive": inclusive,
+        "tracklets": [boxes.tracklets for boxes in found] if key_slices else None,
     }
 
 
@@ -264,10 +299,8 @@ def _joined(lesions: Mapping[object, _Lesion]) -> VolumeBoxes:
         return VolumeBoxes.empty()
     boxes = np.array([np.concatenate([lesion.low, lesion.high]) for lesion in lesions.values()])
     classes = np.array([lesion.number for lesion in lesions.values()])
-    return VolumeBoxes(boxes, np.ones(len(boxes)), classes)
-
-
-def _joined_keys(lesions: Mapping[object, _Lesion]) -> np.ndarray:
-    unknown = np.full(6, np.nan)
-    boxes = [unknown if lesion.key_box is None else lesion.key_box for lesion in lesions.values()]
-    return np.array(boxes).reshape(-1, 6)
+    keys = {i: x.key_box for i, x in enumerate(lesions.values()) if x.key_box is not None}
+    key_boxes = np.array(list(keys.values())).reshape(-1, 6)
+    return VolumeBoxes(
+        boxes, np.ones(len(boxes)), classes, key_boxes, np.array(list(keys), dtype=int)
+    )

@@ -21,7 +21,7 @@ class Linker:
     Example::
 
         link = Linker("merge", {"iou_threshold": 0.1})
-        boxes3d, scores, classes = link(boxes, scores, slice_ids, classes)
+        boxes3d, scores, classes, tracklets = link(boxes, scores, slice_ids, classes)
 
     Raises:
         ValueError: the name is none of :data:`LINKINGS`.
@@ -44,9 +44,10 @@ class Linker:
         scores: np.ndarray,
         slice_ids: np.ndarray | Sequence[int],
         classes: np.ndarray | Sequence[int],
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Link boxes; arguments, result and errors as of the function."""
-        return _METHODS[self.name](boxes, scores, slice_ids, classes, **self.parameters)
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Link boxes; arguments, result (with tracklets) and errors as of the function."""
+        method = _METHODS[self.name]
+        return method(boxes, scores, slice_ids, classes, **self.parameters, return_tracklets=True)
 
 
 def build_linker(cfg: CfgNode) -> Linker:

@@ -13,7 +13,8 @@ def merge_slices(
     slice_ids: np.ndarray | Sequence[int],
     *,
     iou_threshold: float,
-) -> tuple[np.ndarray, np.ndarray]:
+    return_tracklets: bool = False,
+) -> tuple[np.ndarray, ...]:
     """Join the boxes of one class on the slices of a volume (Jaeger et al., section 4.2).
 
     Non-maximum suppression with the boxes of all slices in one plane: the highest-scoring box that
@@ -31,10 +32,13 @@ def merge_slices(
         slice_ids: (N,) integers, the number of each box's slice. Slices with consecutive numbers
             are neighbors.
         iou_threshold: in [0, 1).
+        return_tracklets: also return what the 3-D boxes are on each of their slices.
 
     Returns:
         (M, 6) boxes X1Y1Z1X2Y2Z2 in pixels and slices, z1 and z2 the numbers of the first and the
-        last slice (the same for a box on one slice), and their (M,) scores, falling.
+        last slice (the same for a box on one slice), and their (M,) scores, falling. With
+        ``return_tracklets`` also (N,) tracklets: the index of the 3-D box that each box was joined
+        to, -1 where that has a box of a higher score (or the first of the same) on the same slice.
 
     Raises:
         ValueError: as :func:`~lesion_d2.inference.find_clusters`, or slice_ids are no integers.
@@ -45,7 +49,8 @@ def merge_slices(
     """
     boxes, scores = check_boxes(boxes, scores, iou_threshold, columns=(4,))
     slice_ids = check_integers(slice_ids, "slice_ids", len(boxes))
-    return _merge(boxes, scores, slice_ids, iou_threshold)
+    linked = _merge(boxes, scores, slice_ids, iou_threshold)
+    return linked if return_tracklets else linked[:2]
 
 
 def batched_merge_slices(
@@ -55,7 +60,8 @@ def batched_merge_slices(
     classes: np.ndarray | Sequence[int],
     *,
     iou_threshold: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return_tracklets: bool = False,
+) -> tuple[np.ndarray, ...]:
     """:func:`merge_slices` of every class on its own.
 
     Args:
@@ -64,34 +70,37 @@ def batched_merge_slices(
         slice_ids: (N,) integers.
         classes: (N,) integers.
         iou_threshold: in [0, 1).
+        return_tracklets: as there.
 
     Returns:
-        (M, 6) boxes, (M,) scores, falling over all classes, and (M,) classes.
+        (M, 6) boxes, (M,) scores, falling over all classes, and (M,) classes; with
+        ``return_tracklets`` also (N,) tracklets.
 
     Raises:
         ValueError: as :func:`merge_slices`, or classes are no integers.
     """
-    return link_each_class(_merge, boxes, scores, slice_ids, classes, iou_threshold=iou_threshold)
+    linked = link_each_class(_merge, boxes, scores, slice_ids, classes, iou_threshold=iou_threshold)
+    return linked if return_tracklets else linked[:3]
 
 
 def link_each_class(
-    link: Callable[..., tuple[np.ndarray, np.ndarray]],
+    link: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]],
     boxes: np.ndarray,
     scores: np.ndarray,
     slice_ids: np.ndarray | Sequence[int],
     classes: np.ndarray | Sequence[int],
     *,
     iou_threshold: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Check boxes and link those of every class on their own.
 
     Args:
         link: ``link(boxes, scores, slice_ids, iou_threshold)`` takes checked arrays of one class
-            and gives (m, 6) boxes and (m,) scores.
+            and gives (m, 6) boxes, (m,) scores and (n,) tracklets, see :func:`merge_slices`.
         boxes, scores, slice_ids, classes, iou_threshold: as :func:`batched_merge_slices`.
 
     Returns:
-        (M, 6) boxes, (M,) scores, falling over all classes, and (M,) classes.
+        (M, 6) boxes, (M,) scores, falling over all classes, (M,) classes and (N,) tracklets.
 
     Raises:
         ValueError: as :func:`batched_merge_slices`.
@@ -99,22 +108,27 @@ def link_each_class(
     boxes, scores = check_boxes(boxes, scores, iou_threshold, columns=(4,))
     slice_ids = check_integers(slice_ids, "slice_ids", len(boxes))
     classes = check_integers(classes, "classes", len(boxes))
-    linked = [(np.empty((0, 6)), np.empty(0), classes[:0])]
+    linked, count = [(np.empty((0, 6)), np.empty(0), classes[:0])], 0
+    tracklets = np.empty(len(boxes), dtype=np.int64)
     for chosen in of_each_class(classes):
-        parts = link(boxes[chosen], scores[chosen], slice_ids[chosen], iou_threshold)
+        *parts, own = link(boxes[chosen], scores[chosen], slice_ids[chosen], iou_threshold)
+        tracklets[chosen] = np.where(own < 0, -1, own + count)
+        count += len(parts[1])
         linked.append((*parts, np.repeat(classes[chosen[:1]], len(parts[1]))))
     boxes3d, scores, classes = (np.concatenate(parts) for parts in zip(*linked, strict=True))
     order = np.argsort(-scores, kind="stable")
-    return boxes3d[order], scores[order], classes[order]
+    place = np.append(np.argsort(order), -1)  # the last: of -1
+    return boxes3d[order], scores[order], classes[order], place[tracklets]
 
 
 def _merge(
     boxes: np.ndarray, scores: np.ndarray, slice_ids: np.ndarray, iou_threshold: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """:func:`merge_slices` of checked input."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """:func:`merge_slices` of checked input, with tracklets."""
     index = OverlapIndex(boxes, iou_threshold)
     slice_ids, places = _place_slices(slice_ids)
     free = np.ones(len(boxes), dtype=bool)
+    tracklets = np.empty(len(boxes), dtype=np.int64)
     has_match = np.zeros(len(slice_ids), dtype=bool)
     heads, extents = [], []
     for head in np.argsort(-scores, kind="stable").tolist():
@@ -129,13 +143,25 @@ def _merge(
         last = own + has_match[own:].argmin() - 1
         first = own - has_match[own::-1].argmin() + 1
         has_match[on] = has_match[own] = False
-        free[matches[(first <= on) & (on <= last)]] = free[head] = False
+        joined = matches[(first <= on) & (on <= last)]
+        free[joined] = free[head] = False
+        tracklets[joined] = tracklets[head] = len(heads)
         heads.append(head)
         extents.append((first, last))
     heads = np.array(heads, dtype=np.int64)
     z = slice_ids[np.array(extents, dtype=np.int64).reshape(-1, 2)]
     merged = np.concatenate([boxes[heads, :2], z[:, :1], boxes[heads, 2:], z[:, 1:]], axis=1)
-    return merged, scores[heads]
+    return merged, scores[heads], _best_of_slices(tracklets, scores, places)
+
+
+def _best_of_slices(tracklets: np.ndarray, scores: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """(N,) tracklets with -1 for all but the best box (among equals the first) on each slice."""
+    order = np.lexsort((-scores, places, tracklets))  # stable
+    ranked = np.stack([tracklets, places])[:, order]
+    is_repeat = np.append(False, (ranked[:, 1:] == ranked[:, :-1]).all(axis=0))[: len(order)]
+    kept = tracklets.copy()
+    kept[order[is_repeat]] = -1
+    return kept
 
 
 def _place_slices(slice_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

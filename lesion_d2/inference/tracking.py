@@ -25,7 +25,8 @@ def track_slices(
     *,
     iou_threshold: float,
     max_gap: int,
-) -> tuple[np.ndarray, np.ndarray]:
+    return_tracklets: bool = False,
+) -> tuple[np.ndarray, ...]:
     """Link the boxes of one class on the slices of a volume (Bai et al., section II).
 
     The paper names a Kalman filter and no more. Ours is SORT's (Bewley et al., 2016), with slices
@@ -48,10 +49,12 @@ def track_slices(
             are neighbors.
         iou_threshold: in [0, 1); reaching it is enough.
         max_gap: slices in a row without a box of the lesion, 0 or more.
+        return_tracklets: also return what the 3-D boxes are on each of their slices.
 
     Returns:
         (M, 6) boxes X1Y1Z1X2Y2Z2 in pixels and slices, z1 and z2 the numbers of the first and the
-        last slice, and their (M,) scores, falling.
+        last slice, and their (M,) scores, falling. With ``return_tracklets`` also (N,) tracklets:
+        the index of the 3-D box that each box was linked to, which has no other on its slice.
 
     Raises:
         ValueError: as :func:`~lesion_d2.inference.merge_slices`, or ``max_gap`` is below 0.
@@ -63,7 +66,8 @@ def track_slices(
     boxes, scores = check_boxes(boxes, scores, iou_threshold, columns=(4,))
     slice_ids = check_integers(slice_ids, "slice_ids", len(boxes))
     _check_gap(max_gap)
-    return _track(boxes, scores, slice_ids, iou_threshold, max_gap)
+    linked = _track(boxes, scores, slice_ids, iou_threshold, max_gap)
+    return linked if return_tracklets else linked[:2]
 
 
 def batched_track_slices(
@@ -74,22 +78,25 @@ def batched_track_slices(
     *,
     iou_threshold: float,
     max_gap: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return_tracklets: bool = False,
+) -> tuple[np.ndarray, ...]:
     """:func:`track_slices` of every class on its own.
 
     Args:
-        boxes, scores, slice_ids, iou_threshold, max_gap: as there.
+        boxes, scores, slice_ids, iou_threshold, max_gap, return_tracklets: as there.
         classes: (N,) integers.
 
     Returns:
-        (M, 6) boxes, (M,) scores, falling over all classes, and (M,) classes.
+        (M, 6) boxes, (M,) scores, falling over all classes, and (M,) classes; with
+        ``return_tracklets`` also (N,) tracklets.
 
     Raises:
         ValueError: as :func:`track_slices`, or classes are no integers.
     """
     _check_gap(max_gap)
     track = partial(_track, max_gap=max_gap)
-    return link_each_class(track, boxes, scores, slice_ids, classes, iou_threshold=iou_threshold)
+    linked = link_each_class(track, boxes, scores, slice_ids, classes, iou_threshold=iou_threshold)
+    return linked if return_tracklets else linked[:3]
 
 
 def _check_gap(max_gap: int) -> None:
@@ -99,10 +106,10 @@ def _check_gap(max_gap: int) -> None:
 
 def _track(
     boxes: np.ndarray, scores: np.ndarray, slice_ids: np.ndarray, iou_threshold: float, max_gap: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """:func:`track_slices` of checked input."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """:func:`track_slices` of checked input, with tracklets."""
     if len(boxes) == 0:
-        return np.empty((0, 6)), np.empty(0)
+        return np.empty((0, 6)), np.empty(0), np.empty(0, dtype=np.int64)
     order = np.argsort(-scores, kind="stable")  # from here on, boxes count by falling score
     boxes, slices = boxes[order], slice_ids[order].astype(np.int64)
     down = _pass_over(boxes, slices, iou_threshold, max_gap)
@@ -113,7 +120,9 @@ def _track(
     np.maximum.at(z2, rows, slices)
     best = boxes[first_rows]
     linked = np.column_stack([best[:, :2], z1, best[:, 2:], z2])
-    return linked, scores[order][first_rows]
+    tracklets = np.empty(len(boxes), dtype=np.int64)
+    tracklets[order] = rows
+    return linked, scores[order][first_rows], tracklets
 
 
 def _pass_over(

@@ -1,6 +1,7 @@
 import math
 
 from lesion_d2.evaluation import detection_average_precision, ranking_average_precision
+from lesion_d2.evaluation.average_precision import AP_METHODS
 
 import numpy as np
 import pytest
@@ -120,8 +121,45 @@ def test_a_repeat_is_an_error_and_the_second_best_lesion_is_taken():
 
 def test_no_lesions_and_no_detections():
     box, none = np.ones((1, 6)), np.zeros((0, 6))
-    assert math.isnan(detection_average_precision([box], [np.ones(1)], [none]))
-    assert detection_average_precision([none], [np.zeros(0)], [box]) == 0
+    for method in AP_METHODS:
+        case = [box], [np.ones(1)], [none]
+        assert math.isnan(detection_average_precision(*case, method=method))
+        assert detection_average_precision([none], [np.zeros(0)], [box], method=method) == 0
+    with pytest.raises(ValueError, match="method is 'voc', expected one of coco, all_points"):
+        detection_average_precision(*case, method="voc")
+
+
+def test_all_points_by_hand():
+    """A repeated hit is an error, of either lesion that it repeats; no recall is rounded."""
+    lesions = [np.array([[0.0, 0, 10, 10], [0, 0, 10, 12], [50, 50, 60, 60]])]
+    both, third, nothing = [0.0, 0, 10, 11], [50.0, 50, 60, 60], [90.0, 90, 95, 95]
+    boxes = [np.array([both, both, nothing, third])]
+    scores = [np.array([0.9, 0.8, 0.7, 0.6])]
+    # Found and claimed: 2 of 2, 2 of 4, 2 of 5, 3 of 6.
+    found = detection_average_precision(*(boxes, scores, lesions), method="all_points")
+    assert found == pytest.approx(2 / 3 + 1 / 3 * 3 / 6)
+    # COCO: hit, hit (the other lesion), error, hit; recalls to 0.66 at 1, the others at 3 of 4.
+    found = detection_average_precision(boxes, scores, lesions)
+    assert found == pytest.approx((67 + 34 * 3 / 4) / 101)
+    # Ties are one step: all of them claim 6, whatever their order.
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0]):
+        found = detection_average_precision(
+            [boxes[0][order]], [np.full(4, 0.5)], lesions, method="all_points"
+        )
+        assert found == pytest.approx(3 / 6)
+
+
+@pytest.mark.parametrize("method", AP_METHODS)
+def test_inclusive_boxes_are_a_pixel_wider(method):
+    boxes, scores, truth = make_case(5, 3)
+    wider = [[b + np.repeat([0, 1], 3) for b in part] for part in (boxes, truth)]
+    wider = [[np.array(b).reshape(-1, 6) for b in part] for part in wider]
+    settings = {"iou_threshold": 0.4, "method": method}
+    found = detection_average_precision(boxes, scores, truth, inclusive=True, **settings)
+    assert found == pytest.approx(
+        detection_average_precision(wider[0], scores, wider[1], **settings)
+    )
+    assert found > detection_average_precision(boxes, scores, truth, **settings)
     assert math.isnan(ranking_average_precision(np.ones(2), np.zeros(2, bool)))
 
 

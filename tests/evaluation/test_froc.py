@@ -13,7 +13,7 @@ RATES = [0.0, 0.1, 0.25, 0.5, 1, 1.5, 2, 4, 8, 16]
 def slow_overlap(box, truth, overlap, inclusive):
     dims = len(box) // 2
     axes = [0, 1] if overlap == "p3d" else list(range(dims))
-    if overlap == "p3d" and not box[2] <= truth[2] <= box[5]:
+    if overlap == "p3d" and box[2] != truth[2]:
         return 0.0
     extra = 1 if inclusive else 0
     shared = area = truth_area = 1.0
@@ -79,6 +79,8 @@ def random_case(rng, dims, overlap):
         copied = rng.random(count) < (0.6 if len(lesions) else 0)
         pred[-1][copied] = lesions[rng.integers(0, max(len(lesions), 1), copied.sum())]
         pred[-1][copied, -1] += rng.integers(0, 2, copied.sum())
+        if overlap == "p3d":
+            pred[-1][:, 5] = pred[-1][:, 2]
         truth.append(lesions)
     if not any(len(lesions) for lesions in truth):
         truth[0] = np.array([[0, 0, 3, 3]] if dims == 2 else [[0, 0, 2, 3, 3, 2]], dtype=float)
@@ -158,11 +160,32 @@ def test_inclusive_counts_whole_pixels():
     assert froc_curve(pred, [[0.5]], lesion).sensitivity[-1] == 0
 
 
-def test_p3d_needs_the_key_slice():
+def on_slices(boxes):
+    """A tracklet's boxes {slice: x1, y1, x2, y2} as rows."""
+    return np.array([[x1, y1, z, x2, y2, z] for z, (x1, y1, x2, y2) in boxes.items()], dtype=float)
+
+
+def test_p3d_looks_up_the_tracklets_box_on_the_key_slice():
     lesion = [np.array([[0.0, 0, 7, 10, 10, 7]])]
-    for first, last, hit in [(5, 9, 1), (7, 7, 1), (3, 7, 1), (8, 12, 0), (2, 6, 0)]:
-        box = np.array([[0.0, 0, first, 10, 10, last]])
-        assert froc_curve([box], [[0.5]], lesion, overlap="p3d").sensitivity[-1] == hit
+    there, elsewhere = (0, 0, 10, 9), (4, 4, 14, 14)
+    for tracklet, hit in [
+        ({6: elsewhere, 7: there, 8: elsewhere}, 1),
+        ({7: there}, 1),
+        (
+            {6: there, 7: elsewhere, 8: there},
+            0,
+        ),  # one range, and the place that counts is not there
+        ({6: there, 8: there}, 0),  # a gap where it counts
+        ({8: there, 9: there}, 0),
+    ]:
+        curve = froc_curve(
+            [on_slices(tracklet)],
+            [[0.5]],
+            lesion,
+            overlap="p3d",
+            tracklets=[np.zeros(len(tracklet), dtype=int)],
+        )
+        assert curve.sensitivity.tolist() == [hit] and curve.fps_per_image.tolist() == [1 - hit]
 
 
 def test_no_detections_no_lesions():
@@ -206,6 +229,8 @@ def test_match_names_the_lesion_with_most_overlap():
 
 BOX = np.array([[0.0, 0, 10, 10]])
 VOLUME = np.array([[0.0, 0, 0, 10, 10, 5]])
+KEY = np.array([[0.0, 0, 3, 10, 10, 3]])
+P3D = {"overlap": "p3d"}
 
 
 @pytest.mark.parametrize(
@@ -225,7 +250,30 @@ VOLUME = np.array([[0.0, 0, 0, 10, 10, 5]])
         (([BOX], [[0.5]], [BOX]), {"iou_threshold": 1.5}, "iou_threshold is 1.5"),
         (([BOX], [[0.5]], [BOX]), {"overlap": "dice"}, "overlap is 'dice'"),
         (([BOX], [[0.5]], [BOX]), {"overlap": "p3d"}, "4 columns, overlap 'p3d' expects 6"),
-        (([VOLUME], [[0.5]], [VOLUME]), {"overlap": "p3d"}, r"gt_boxes\[0\] .* slices 0 to 5"),
+        (
+            ([VOLUME], [[0.5]], [KEY]),
+            {"overlap": "p3d"},
+            r"pred_boxes\[0\] .* slices 0 to 5, .* its tracklet, one a slice",
+        ),
+        (([KEY], [[0.5]], [VOLUME]), {"overlap": "p3d"}, r"gt_boxes\[0\] .* slices 0 to 5"),
+        (([BOX], [[0.5]], [BOX]), {"tracklets": [[0]]}, "tracklets with overlap 'iou', expected"),
+        (([KEY], [[0.5]], [KEY]), P3D | {"tracklets": []}, "tracklets have 0 entries, expected 1"),
+        (
+            ([KEY], [[0.5]], [KEY]),
+            P3D | {"tracklets": [[0, 0]]},
+            r"tracklets\[0\] have .* expected 1",
+        ),
+        (
+            ([KEY], [[0.5]], [KEY]),
+            P3D | {"tracklets": [[0.0]]},
+            r"\(1,\) of float64, expected 1 int",
+        ),
+        (([KEY], [[0.5]], [KEY]), P3D | {"tracklets": [[1]]}, "hold 1 to 1, expected indices of 1"),
+        (
+            ([KEY, [*KEY, *KEY]], [[0.5]] * 2, [KEY] * 2),
+            P3D | {"tracklets": [[0], [0, 0]]},
+            r"pred_boxes\[1\] has two boxes of one tracklet on slice 3, expected one",
+        ),
     ],
 )
 def test_bad_input_is_named(args, settings, message):

@@ -46,23 +46,24 @@ def mark_key_slices(dicts, seed=0):
     return dicts
 
 
-def slow_overlap(found, lesion, overlap):
-    """One pair of boxes; that of a lesion is (box in 3-D, box on the key slice, its number)."""
+def slow_overlap(found, lesion, overlap, extra=0):
+    """A detection and a lesion, which is (box in 3-D, box on the key slice, its number)."""
     whole, (x1, y1, x2, y2), key = lesion
     if overlap == "p3d":
-        if not found[2] <= key <= found[5]:
+        if str(key) not in found["slices"]:
             return 0.0
-        a, b = [(found[0], found[3]), (found[1], found[4])], [(x1, x2), (y1, y2)]
+        own = found["slices"][str(key)]
+        a, b = [(own[0], own[2]), (own[1], own[3])], [(x1, x2), (y1, y2)]
     else:
         a, b = (
-            [(box[0], box[3]), (box[1], box[4]), (box[2] - 0.5, box[5] + 0.5)]
-            for box in (found, whole)
+            [(box[0], box[3]), (box[1], box[4]), (box[2], box[5] + 1 - extra)]
+            for box in (found["box3d"], whole)
         )
     shared = size_a = size_b = 1.0
     for (low_a, high_a), (low_b, high_b) in zip(a, b, strict=True):
-        shared *= max(0.0, min(high_a, high_b) - max(low_a, low_b))
-        size_a *= high_a - low_a
-        size_b *= high_b - low_b
+        shared *= max(0.0, min(high_a, high_b) - max(low_a, low_b) + extra)
+        size_a *= high_a - low_a + extra
+        size_b *= high_b - low_b + extra
     return shared / (size_a if overlap == "iobb" else size_a + size_b - shared)
 
 
@@ -82,13 +83,13 @@ def slow_truth(dicts):
     return {volume: list(lesions.values()) for volume, lesions in truth.items()}
 
 
-def slow_precision(truth, detections, overlap, threshold):
+def slow_precision(truth, detections, overlap, threshold, extra=0):
     """COCO's average precision over all volumes, one detection at a time."""
     free = {volume: list(lesions) for volume, lesions in truth.items()}
     hits, points, num_lesions = 0, [], sum(map(len, truth.values()))
     for rank, d in enumerate(sorted(detections, key=lambda d: -d["score"]), start=1):
         left = free[d["volume"]]
-        overlaps = [slow_overlap(d["box3d"], lesion[:3], overlap) for lesion in left]
+        overlaps = [slow_overlap(d, lesion[:3], overlap, extra) for lesion in left]
         if overlaps and max(overlaps) >= threshold:
             left.pop(overlaps.index(max(overlaps)))
             hits += 1
@@ -97,7 +98,29 @@ def slow_precision(truth, detections, overlap, threshold):
     return 100 * np.mean([max((p for r, p in points if r >= x), default=0) for x in recalls])
 
 
-def slow_sensitivities(truth, detections, overlap, threshold):
+def slow_area(truth, detections, overlap, threshold, extra=0):
+    """Average precision as Lesion-Harvester's published evaluation has it, in words of our own."""
+    num_lesions = sum(map(len, truth.values()))
+    found, errors, points = set(), 0, []
+    for d in sorted(detections, key=lambda d: -d["score"]):
+        reached = [
+            (d["volume"], k)
+            for k, lesion in enumerate(truth[d["volume"]])
+            if slow_overlap(d, lesion[:3], overlap, extra) >= threshold
+        ]
+        errors += not reached
+        for lesion in reached:
+            errors += lesion in found
+            found.add(lesion)
+        points.append((len(found) / num_lesions, len(found) / (len(found) + errors)))
+    area = 0.0
+    for i, (recall, _) in enumerate(points):
+        width = recall - (points[i - 1][0] if i else 0.0)
+        area += width * max(precision for _, precision in points[i:])
+    return 100 * area
+
+
+def slow_sensitivities(truth, detections, overlap, threshold, extra=0):
     """FROC at RATES."""
     points = {}
     num_lesions = sum(map(len, truth.values()))
@@ -109,7 +132,7 @@ def slow_sensitivities(truth, detections, overlap, threshold):
                 reached = [
                     (d["volume"], k)
                     for k, lesion in enumerate(lesions)
-                    if slow_overlap(d["box3d"], lesion[:3], overlap) >= threshold
+                    if slow_overlap(d, lesion[:3], overlap, extra) >= threshold
                 ]
                 errors += not reached
                 found.update(reached)
@@ -119,11 +142,16 @@ def slow_sensitivities(truth, detections, overlap, threshold):
     return np.append(values, values.mean())
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_all_criteria_against_written_out_loops(register, tmp_path, seed):  # noqa: F811
+@pytest.mark.parametrize("method", ["coco", "all_points"])
+@pytest.mark.parametrize("inclusive", [False, True])
+@pytest.mark.parametrize("seed", range(2))
+def test_all_criteria_against_written_out_loops(register, tmp_path, seed, inclusive, method):  # noqa: F811
     dicts = register(mark_key_slices(make_dicts(seed, num_classes=1), seed), classes=("lesion",))
     link = Linker("merge", {"iou_threshold": 0.1})
-    evaluator = VolumeEvaluator(NAME, tmp_path, link=link, criteria=CRITERIA, rates=RATES)
+    if seed:
+        link = Linker("track", {"iou_threshold": 0.2, "max_gap": 1})
+    rules = {"criteria": CRITERIA, "rates": RATES, "inclusive": inclusive, "ap_method": method}
+    evaluator = VolumeEvaluator(NAME, tmp_path, link=link, **rules)
     outputs = [detect(d, seed, num_classes=1) for d in dicts]
     rng = np.random.default_rng(seed)
     for instances in outputs:  # no equal scores, whose order would be a matter of taste
@@ -136,24 +164,28 @@ def test_all_criteria_against_written_out_loops(register, tmp_path, seed):  # no
     for task, text in zip(results, CRITERIA, strict=True):
         overlap, threshold = text.split("@")
         values = list(results[task].values())
-        precisions.append(slow_precision(truth, found, overlap, float(threshold)))
+        args = truth, found, overlap, float(threshold), int(inclusive)
+        precisions.append({"coco": slow_precision, "all_points": slow_area}[method](*args))
         assert results[task]["AP"] == pytest.approx(precisions[-1])
-        wanted = slow_sensitivities(truth, found, overlap, float(threshold))
+        wanted = slow_sensitivities(*args)
         np.testing.assert_allclose(values[1 : len(RATES) + 2], wanted)
     assert len(set(precisions)) > 1 and min(precisions) > 2 and max(precisions) < 98
     same(content["other_results"]["volume_iobb"], results["volume_iobb"])
-    assert content["settings"]["criteria"]["volume_iou"] == "iou@0.3"
+    settings = content["settings"]
+    assert settings["criteria"]["volume_iou"] == "iou@0.3"
+    assert (settings["inclusive"], settings["average_precision"]) == (inclusive, method)
     # The order of the criteria moves numbers from task to task, and that is all.
-    moved = VolumeEvaluator(NAME, link=link, criteria=CRITERIA[::-1], rates=RATES)
+    moved = VolumeEvaluator(NAME, link=link, **{**rules, "criteria": CRITERIA[::-1]})
     again = run(moved, dicts, outputs)
     assert again["volume_p3d"].items() <= results["volume"].items()
 
 
+@pytest.mark.parametrize("method", ["coco", "all_points"])
 @pytest.mark.parametrize("overlap", ["p3d", "iobb"])
 @pytest.mark.parametrize("threshold", [0.1, 0.5])
-def test_average_precision_of_random_boxes(overlap, threshold):
+def test_average_precision_of_random_boxes(overlap, threshold, method):
     rng = np.random.default_rng(7)
-    truth, detections, pred, scores, lesions = {}, [], [], [], []
+    truth, detections, pred, scores, lesions, tracklets = {}, [], [], [], [], []
     for volume in range(30):
         low = rng.integers(0, 25, (rng.integers(1, 4), 3))
         whole = np.concatenate([low, low + rng.integers(3, 16, low.shape)], axis=1)
@@ -161,6 +193,14 @@ def test_average_precision_of_random_boxes(overlap, threshold):
         near = np.repeat(whole, 2, axis=0) + rng.integers(-3, 2, (2 * len(whole), 6))
         near[:, 3:] = np.maximum(near[:, 3:], near[:, :3] + 1)
         pred.append(near.astype(float))
+        slices = [
+            {z: [*(box[:2] + rng.integers(-2, 3, 2)), *box[3:5]] for z in range(box[2], box[5] + 1)}
+            for box in near
+        ]
+        if overlap == "p3d":
+            rows = [(x1, y1, z, x2, y2, z) for s in slices for z, (x1, y1, x2, y2) in s.items()]
+            pred[-1] = np.array(rows, dtype=float)
+            tracklets.append(np.repeat(np.arange(len(near)), list(map(len, slices))))
         scores.append(rng.uniform(size=len(near)))
         flat = whole[:, [0, 1, 2, 3, 4, 2]].astype(float)
         flat[:, [2, 5]] = keys[:, None]
@@ -172,14 +212,22 @@ def test_average_precision_of_random_boxes(overlap, threshold):
         ]
         detections += [
             {"volume": volume, "box3d": box.tolist(), "score": score}
-            for box, score in zip(near, scores[-1], strict=True)
+            | {"slices": {str(z): found for z, found in boxes.items()}}
+            for box, score, boxes in zip(near, scores[-1], slices, strict=True)
         ]
     if overlap != "p3d":
         pred = [boxes + np.array([0, 0, -0.5, 0, 0, 0.5]) for boxes in pred]
     found = detection_average_precision(
-        pred, scores, lesions, iou_threshold=threshold, overlap=overlap
+        pred,
+        scores,
+        lesions,
+        iou_threshold=threshold,
+        overlap=overlap,
+        tracklets=tracklets or None,
+        method=method,
     )
-    wanted = slow_precision(truth, detections, overlap, threshold)
+    slow = slow_precision if method == "coco" else slow_area
+    wanted = slow(truth, detections, overlap, threshold)
     assert 100 * found == pytest.approx(wanted) and 5 < wanted < 95
 
 

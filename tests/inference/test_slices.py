@@ -17,7 +17,7 @@ def slow_iou(box, other):
 
 
 def slow_merge(boxes, scores, slice_ids, threshold):
-    """One box, one slice at a time -> [(x1, y1, z1, x2, y2, z2, score)]."""
+    """One box, one slice at a time -> [(x1, y1, z1, x2, y2, z2, score, {slice: best box})]."""
     left = sorted(range(len(boxes)), key=lambda i: (-scores[i], i))
     merged = []
     while left:
@@ -33,7 +33,10 @@ def slow_merge(boxes, scores, slice_ids, threshold):
                 place += step
             ends.append(place)
         x1, y1, x2, y2 = boxes[head]
-        merged.append((x1, y1, ends[0], x2, y2, ends[1], scores[head]))
+        best = {}
+        for i in sorted(taken, key=lambda i: (-scores[i], i)):
+            best.setdefault(slice_ids[i], i)
+        merged.append((x1, y1, ends[0], x2, y2, ends[1], scores[head], best))
         left = [i for i in left if i not in taken]
     return merged
 
@@ -41,7 +44,7 @@ def slow_merge(boxes, scores, slice_ids, threshold):
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8])
 def test_equals_the_slow_loop(dtype):
     rng = np.random.default_rng(0)
-    lengths = []
+    lengths, num_left_out = [], 0
     for threshold in [0.0, 0.1, 0.3, 0.5] * 10:
         count = rng.integers(1, 70)
         low = rng.integers(0, 12, (count, 2))
@@ -49,10 +52,18 @@ def test_equals_the_slow_loop(dtype):
         scores = rng.integers(0, 30, count) / 29
         offset = -7 if dtype == np.int64 else 100
         slices = (rng.choice([0, 1, 2, 3, 5, 6, 7, 20, 21, 23], count) + offset).astype(dtype)
-        boxes3d, new_scores = merge_slices(boxes, scores, slices, iou_threshold=threshold)
+        boxes3d, new_scores, tracklets = merge_slices(
+            boxes, scores, slices, iou_threshold=threshold, return_tracklets=True
+        )
         wanted = slow_merge(boxes, scores, slices.tolist(), threshold)
-        assert np.column_stack([boxes3d, new_scores]).tolist() == [list(row) for row in wanted]
+        assert np.column_stack([boxes3d, new_scores]).tolist() == [list(row[:7]) for row in wanted]
         lengths += (boxes3d[:, 5] - boxes3d[:, 2]).tolist()
+        assert len(tracklets) == count
+        num_left_out += (tracklets < 0).sum()
+        for row, (*_, best) in enumerate(wanted):
+            assert {slices[i]: i for i in np.flatnonzero(tracklets == row)} == best
+            assert sorted(best) == list(range(int(wanted[row][2]), int(wanted[row][5]) + 1))
+    assert num_left_out > 50
     assert max(lengths) == 3 and lengths.count(0) > 20 and sum(n > 0 for n in lengths) > 50
 
 
@@ -92,9 +103,10 @@ def test_a_box_that_is_taken_connects_nothing_any_more():
 def test_classes_are_merged_on_their_own():
     boxes = np.array([BOX, SHIFTED, BOX, SHIFTED, BOX])
     scores, classes = np.array([0.5, 0.6, 0.7, 0.8, 0.4]), np.array([1, 0, 1, 0, 1])
-    boxes3d, new_scores, new_classes = batched_merge_slices(
-        boxes, scores, [3, 3, 4, 5, 6], classes, iou_threshold=0.1
+    boxes3d, new_scores, new_classes, tracklets = batched_merge_slices(
+        boxes, scores, [3, 3, 4, 5, 6], classes, iou_threshold=0.1, return_tracklets=True
     )
+    assert tracklets.tolist() == [1, 2, 1, 0, 3]
     # Class 0 has slices 3 and 5 alone; class 1 has 3 and 4, and 6 beyond a hole.
     assert new_classes.tolist() == [0, 1, 0, 1] and new_scores.tolist() == [0.8, 0.7, 0.6, 0.4]
     assert boxes3d[:, [2, 5]].tolist() == [[5, 5], [3, 4], [3, 3], [6, 6]]

@@ -106,7 +106,7 @@ def slow_track(boxes, scores, slices, threshold, max_gap):
         best = max(chain, key=lambda i: scores[i])
         z = [slices[i] for i in chain]
         x1, y1, x2, y2 = boxes[best]
-        rows.append([x1, y1, min(z), x2, y2, max(z), scores[best]])
+        rows.append([x1, y1, min(z), x2, y2, max(z), scores[best], sorted(chain)])
     counts = num_both, len(links) - num_both, len(others) - len(links) + num_both
     return sorted(rows, key=lambda row: -row[6]), counts
 
@@ -139,11 +139,22 @@ def test_equals_the_slow_version(threshold, max_gap):
     lengths = []
     for _ in range(12):
         boxes, scores, slices = make_volume(rng)
-        found, new_scores = track_slices(
-            boxes, scores, slices, iou_threshold=threshold, max_gap=max_gap
+        found, new_scores, tracklets = track_slices(
+            boxes,
+            scores,
+            slices,
+            iou_threshold=threshold,
+            max_gap=max_gap,
+            return_tracklets=True,
         )
         wanted, made = slow_track(boxes.tolist(), scores, slices, threshold, max_gap)
-        np.testing.assert_array_equal(np.column_stack([found, new_scores]), wanted)
+        np.testing.assert_array_equal(
+            np.column_stack([found, new_scores]), [row[:7] for row in wanted]
+        )
+        chains = [np.flatnonzero(tracklets == row).tolist() for row in range(len(wanted))]
+        assert chains == [row[7] for row in wanted]
+        for chain in chains:
+            assert len({slices[i] for i in chain}) == len(chain)
         counts += made
         lengths += (found[:, 5] - found[:, 2]).tolist()
     # Links of both passes, of one, and those left out for others.
@@ -226,9 +237,10 @@ def test_classes_are_tracked_on_their_own(dtype):
     boxes = [row_of(50.0 + i) for i in range(6)]
     slices = np.array([1, 2, 3, 1, 2, 3], dtype=dtype)
     classes, scores = [0, 1, 0, 1, 0, 1], [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
-    found, new_scores, new_classes = batched_track_slices(
-        boxes, scores, slices, classes, iou_threshold=0.3, max_gap=0
+    found, new_scores, new_classes, tracklets = batched_track_slices(
+        boxes, scores, slices, classes, iou_threshold=0.3, max_gap=0, return_tracklets=True
     )
+    assert tracklets.tolist() == [0, 1] * 3
     assert z_of(found) == [[1, 3], [1, 3]] and new_classes.tolist() == [0, 1]
     assert new_scores.tolist() == [0.9, 0.8]
     nothing = batched_track_slices(np.empty((0, 4)), [], [], [], iou_threshold=0.3, max_gap=0)

@@ -100,7 +100,7 @@ def _check_volumes(cfg: CfgNode, name: str, images: list[dict]) -> None:
         truth = VolumeTruth.from_dicts(images, name)
     with as_input_error(f"DATASETS.TEST, {name}, volume "):
         for criterion in parse_criteria(cfg.TEST.VOLUME_CRITERIA).values():
-            truth.lesions_for(criterion)
+            truth.check_criterion(criterion)
 
 
 def _check_classes(cfg: CfgNode, name: str, kind: str) -> None:

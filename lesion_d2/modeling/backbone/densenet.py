@@ -28,6 +28,9 @@ class DenseNet(Backbone):
         growth_rate: channels that a layer adds.
         freeze_at: so many stages are not trained: first the stem, then each dense block with the
             transition before it.
+        memory_efficient: torchvision's option: what the layers concatenate is computed again in the
+            backward pass in place of being kept. Their first normalization then sees a batch twice,
+            and averages its statistics at a rate that makes up for it.
 
     Raises:
         ValueError: another depth or number of blocks, or a width below 1.
@@ -42,13 +45,18 @@ class DenseNet(Backbone):
         stem_channels: int = 64,
         growth_rate: int = 32,
         freeze_at: int = 0,
+        memory_efficient: bool = False,
     ):
         super().__init__()
         _check_options(depth, num_blocks, stem_channels, growth_rate)
         self.torchvision_name = f"densenet{depth}"
         layers = _LAYERS[depth][:num_blocks]
         self.features = densenet.DenseNet(
-            growth_rate, layers, num_init_features=stem_channels, num_classes=1
+            growth_rate,
+            layers,
+            num_init_features=stem_channels,
+            num_classes=1,
+            memory_efficient=memory_efficient,
         ).features
         del self.features.norm5
         if in_channels != self.features.conv0.in_channels:
@@ -64,7 +72,16 @@ class DenseNet(Backbone):
             channels += num_layers * growth_rate
             self._out_feature_channels[name] = channels
             channels //= 2  # the transition
+        if memory_efficient:
+            self._halve_momentum()
         self._freeze(freeze_at)
+
+    def _halve_momentum(self) -> None:
+        """Let two averagings of the same statistics be one of the usual momentum."""
+        for module in self.modules():
+            if isinstance(module, densenet._DenseLayer):
+                norm = module.norm1
+                norm.momentum = 1 - (1 - norm.momentum) ** 0.5
 
     def _freeze(self, num_stages: int) -> None:
         for name, module in self.features.named_children():
@@ -106,4 +123,5 @@ def build_densenet_backbone(cfg, input_shape: ShapeSpec) -> DenseNet:
         stem_channels=cfg.MODEL.DENSENET.STEM_CHANNELS,
         growth_rate=cfg.MODEL.DENSENET.GROWTH_RATE,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        memory_efficient=cfg.MODEL.DENSENET.MEMORY_EFFICIENT,
     )
