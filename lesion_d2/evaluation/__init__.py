@@ -1,4 +1,4 @@
-from .average_precision import detection_average_precision, ranking_average_precision
+from .average_precision import AP_METHODS, detection_average_precision, ranking_average_precision
 from .criteria import Criterion, parse_criteria, volume_metrics_of
 from .evaluator import LesionEvaluator
 from .froc import FrocCurve, froc_curve
@@ -7,6 +7,7 @@ from .plots import plot_froc
 from .volume_evaluator import VolumeEvaluator
 
 __all__ = [
+    "AP_METHODS",
     "Criterion",
     "FrocCurve",
     "LesionEvaluator",

@@ -95,6 +95,10 @@ def test_criteria_and_tracking_by_config(tiny_phantom, tmp_path, weights):
         ({"TEST__TRACKING__IOU_THRESH": 1.0}, "TRACKING.IOU_THRESH: found 1.0, expected an IoU"),
         ({"TEST__TRACKING__MAX_GAP": -1}, "TRACKING.MAX_GAP: found -1, expected 0"),
         ({"TEST__VOLUME_CRITERIA": ("p3d",)}, "TEST.VOLUME_CRITERIA: found 'p3d', expected overl"),
+        (
+            {"TEST__VOLUME_AP": "voc"},
+            "TEST.VOLUME_AP: found 'voc', expected one of coco, all_points",
+        ),
         ({"TEST__VOLUME_CRITERIA": ()}, "TEST.VOLUME_CRITERIA: found no criterion, expected"),
         ({"TEST__VOLUME_FROC_RATES": (0.5, 0)}, r"VOLUME_FROC_RATES: found .0.5, 0., expected"),
         (

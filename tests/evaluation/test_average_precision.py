@@ -1,7 +1,10 @@
 import math
 
-from lesion_d2.evaluation import detection_average_precision, ranking_average_precision
-from lesion_d2.evaluation.average_precision import AP_METHODS
+from lesion_d2.evaluation import (
+    AP_METHODS,
+    detection_average_precision,
+    ranking_average_precision,
+)
 
 import numpy as np
 import pytest

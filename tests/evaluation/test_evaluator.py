@@ -165,6 +165,56 @@ def test_froc_pools_classes_and_images(register):
         assert froc[f"{metric}_low"] < froc[metric] < froc[f"{metric}_high"]
 
 
+@pytest.mark.parametrize("masks", [False, True])
+def test_inclusive_boxes_are_a_pixel_wider(register, tmp_path, masks):
+    """For FROC and AP of boxes; files have the boxes as they are."""
+    dicts = make_dicts(30, 3)
+    outputs = [predict(d) for d in dicts]
+    for box in (a["bbox"] for d in dicts for a in d["annotations"]):
+        box[2:] = np.array(box[:2]) + 0.2 * (np.array(box[2:]) - box[:2])  # where a pixel counts
+    for instances in outputs:
+        boxes = instances.pred_boxes.tensor.double()
+        boxes[:, 2:] = boxes[:, :2] + 0.2 * (boxes[:, 2:] - boxes[:, :2])
+        instances.pred_boxes = Boxes((8 * boxes).round() / 8)  # exact in 32 bits
+    if masks:
+        for annotation in (a for d in dicts for a in d["annotations"]):
+            x1, y1, x2, y2 = annotation["bbox"]
+            annotation["segmentation"] = [[x1, y1, x2, y1, x2, y2, x1, y2]]
+        for instances in outputs:
+            instances.pred_masks = torch.zeros(len(instances), 320, 320, dtype=torch.bool)
+            for mask, box in zip(instances.pred_masks, instances.pred_boxes, strict=True):
+                x1, y1, x2, y2 = box.round().int().tolist()
+                mask[y1:y2, x1:x2] = True
+    register(dicts)
+    plain = run(LesionEvaluator(NAME, num_bootstrap=0), dicts, outputs)
+    settings = {"inclusive": True, "num_bootstrap": 0}
+    found = run(LesionEvaluator(NAME, tmp_path, **settings), dicts, outputs)
+    again = run(LesionEvaluator(NAME, **settings), dicts, outputs)  # nothing is widened twice
+    same(found, again)
+    assert json.loads((tmp_path / "froc.json").read_text())["settings"]["inclusive"]
+    written = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    boxes = np.concatenate([o.pred_boxes.tensor.numpy() for o in outputs])
+    np.testing.assert_allclose(
+        [r["bbox"][2] for r in written], boxes[:, 2] - boxes[:, 0], rtol=1e-6
+    )
+
+    wider = [{**d, "annotations": [dict(a) for a in d["annotations"]]} for d in dicts]
+    for annotation in (a for d in wider for a in d["annotations"]):
+        annotation["bbox"] = np.add(annotation["bbox"], [0, 0, 1, 1]).tolist()
+    for instances in outputs:
+        instances.pred_boxes.tensor += torch.tensor([0, 0, 1, 1])
+    register(wider)
+    expected = run(LesionEvaluator(NAME, num_bootstrap=0), wider, outputs)
+    for name in ("AP10", "AP50", "AP75", "AP"):
+        assert found["bbox"][name] == pytest.approx(expected["bbox"][name]), name
+        assert found["bbox"][name] >= plain["bbox"][name]
+    np.testing.assert_allclose(list(found["froc"].values()), list(expected["froc"].values()))
+    assert found["bbox"]["AP"] > plain["bbox"]["AP"]
+    assert found["froc"]["mean_sens"] > plain["froc"]["mean_sens"]
+    if masks:
+        same({"segm": found["segm"]}, {"segm": plain["segm"]})
+
+
 def test_more_than_100_detections_count_for_froc(register):
     annotation = {"bbox": [0, 0, 50, 50], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
     dicts = register(make_dicts(40))

@@ -6,7 +6,7 @@ import math
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ...evaluation import parse_criteria, volume_metrics_of
+from ...evaluation import AP_METHODS, parse_criteria, volume_metrics_of
 from ...inference import LINKINGS
 from ...inference.ensemble import CONSOLIDATIONS
 from ..input_errors import InputError, as_input_error, switched_on, value_of
@@ -25,6 +25,7 @@ _ENSEMBLE_CHECKS: tuple[Check, ...] = (
     ("TEST.MERGE_IOU_THRESH", lambda v: 0 <= v < 1, "an IoU from 0 to below 1"),
     ("TEST.TRACKING.IOU_THRESH", lambda v: 0 <= v < 1, "an IoU from 0 to below 1"),
     ("TEST.TRACKING.MAX_GAP", lambda v: v >= 0, "0 (none) or more slices"),
+    ("TEST.VOLUME_AP", lambda v: v in AP_METHODS, f"one of {', '.join(AP_METHODS)}"),
     (
         "TEST.VOLUME_FROC_RATES",
         lambda v: len(v) > 0 and all(isinstance(r, (int, float)) and 0 < r < math.inf for r in v),

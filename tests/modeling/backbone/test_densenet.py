@@ -124,3 +124,31 @@ def test_bad_options(key, value, expected):
     message = rf"MODEL.DENSENET.{key}: found {value}, expected {expected}"
     with pytest.raises(ValueError, match=message):
         build_densenet_backbone(_config(f"MODEL.DENSENET.{key}", value), ShapeSpec(channels=3))
+
+
+def test_the_memory_efficient_one_is_the_same_network():
+    """Outputs, gradients and running statistics, for fewer kept tensors."""
+    plain = DenseNet(num_blocks=2, stem_channels=8, growth_rate=4)
+    efficient = DenseNet(num_blocks=2, stem_channels=8, growth_rate=4, memory_efficient=True)
+    efficient.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    kept, outputs = [], []
+    for model in (plain.train(), efficient.train()):
+        sizes = {}
+
+        def keep(tensor, sizes=sizes):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            outputs.append(model(images)["c3"])
+        outputs[-1].square().mean().backward()
+        kept.append(sum(sizes.values()))
+    assert kept[1] < 0.7 * kept[0]
+    torch.testing.assert_close(outputs[1], outputs[0])
+    for (name, a), b in zip(plain.named_parameters(), efficient.parameters(), strict=True):
+        if a.grad is not None:
+            torch.testing.assert_close(b.grad, a.grad, msg=name)
+    for (name, a), b in zip(plain.named_buffers(), efficient.buffers(), strict=True):
+        if a.is_floating_point():
+            torch.testing.assert_close(b, a, msg=name)
