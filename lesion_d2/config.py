@@ -85,6 +85,13 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.UNET_FPN.DECODER_CHANNELS = (64, 32)
     # Their normalization, by the names of MODEL.FPN.NORM.
     cfg.MODEL.UNET_FPN.DECODER_NORM = ""
+    # How P2 and P1 come to the double size there: "nearest", as the levels of an FPN, or "bilinear"
+    # (Jaeger et al., in their code).
+    cfg.MODEL.UNET_FPN.UPSAMPLING = "nearest"
+    # Channels of C0, two 3x3 convolutions at full size from which a ResNet begins and P0 has its
+    # skip connection (Jaeger et al., in their code); 0 for none: a ResNet then begins from the
+    # image, and P0's skip connection is convolutions of its own.
+    cfg.MODEL.UNET_FPN.C0_CHANNELS = 0
     # An attention gate on every skip connection (Zlocha et al., section 2.3).
     cfg.MODEL.UNET_FPN.ATTENTION = False
 
@@ -117,6 +124,8 @@ def _add_model_config(cfg: CN) -> None:
     # many negative anchors as positive ones, drawn from the hardest so many times their number; 0
     # switches it off.
     cfg.MODEL.RETINA_UNET.SHEM_POOL = 0
+    # Positive anchors of an image that count at most with it, drawn at random; 0 for all.
+    cfg.MODEL.RETINA_UNET.SHEM_POSITIVES = 0
 
     cfg.MODEL.DET_UNET = CN()
     # Connected components that become detections, the largest of an image (Jaeger et al., section
@@ -157,6 +166,10 @@ def _add_rcnn_config(cfg: CN) -> None:
     # Weight of a segmentation loss (MODEL.RETINA_UNET.SEG_LOSS) on the U-FPN of a two-stage
     # detector (U-Faster R-CNN+ of Jaeger et al., section 4.1); 0 switches it off.
     cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT = 0.0
+    # Stochastic hard example mining (Jaeger et al., section 4.2) in the RPN and in the heads of
+    # MODEL.ROI_HEADS.NAME LesionROIHeads: as many negatives as keep POSITIVE_FRACTION of either,
+    # one at least, drawn from the hardest so many times their number; 0 switches it off.
+    cfg.MODEL.LESION_RCNN.SHEM_POOL = 0
 
     # 3DCE on an R-FCN (Yan et al., MICCAI 2018), with the attention of Tao et al. (2019).
     cfg.MODEL.RFCN_3DCE = CN()

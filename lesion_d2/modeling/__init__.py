@@ -15,6 +15,7 @@ from .meta_arch import RFCN3DCE, DetUNet, LesionRCNN, MeanTeacher, RetinaUNet
 from .mining import MiningCounts, mine_lesions, summarize_mining
 from .proposal_generator import LesionRPN
 from .roi_heads import (
+    LesionROIHeads,
     PositionSensitivePooler,
     RFCNROIHeads,
     ULDorOutputLayers,
@@ -32,6 +33,7 @@ __all__ = [
     "FusedImages",
     "ImageStack",
     "LesionRCNN",
+    "LesionROIHeads",
     "LesionRPN",
     "MeanTeacher",
     "MiningCounts",

@@ -4,9 +4,7 @@ from lesion_d2.modeling.losses import (
     IGNORE,
     anchor_focal_loss,
     focal_segmentation_loss,
-    sample_hard_negatives,
     segmentation_loss,
-    shem_loss,
     soft_dice,
 )
 
@@ -117,7 +115,8 @@ def test_focal_segmentation_loss_of_nothing_and_of_certainty():
     assert focal_segmentation_loss(logits, labels).item() == pytest.approx(0, abs=1e-6)
 
 
-def _random_anchors(num_logits, seed=0):
+def random_anchors(num_logits, seed=0):
+    """Logits and labels of three images: three positive anchors, two, and none."""
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(3, 40, num_logits, generator=generator)
     labels = torch.full((3, 40), 2)  # two classes, so 2 is background
@@ -128,7 +127,7 @@ def _random_anchors(num_logits, seed=0):
 
 
 def test_anchor_focal_loss_is_the_formula_written_out():
-    logits, labels = _random_anchors(3)
+    logits, labels = random_anchors(3)
     total = 0.0
     for n, r in torch.cartesian_prod(torch.arange(3), torch.arange(40)):
         label = labels[n, r].item()
@@ -141,62 +140,6 @@ def test_anchor_focal_loss_is_the_formula_written_out():
     assert loss.item() == pytest.approx(total, rel=1e-5)
     loss.backward()
     assert (logits.grad[:, 30:] == 0).all() and (logits.grad[:, :30] != 0).any(dim=-1).all()
-
-
-@pytest.mark.parametrize("softmax", [True, False])
-def test_shem_picks_from_the_pool_and_nothing_else(softmax):
-    logits, labels = _random_anchors(2 + softmax)
-    probabilities = logits.detach().softmax(-1) if softmax else logits.detach().sigmoid()
-    hardness = probabilities[..., :2].max(dim=-1).values
-    positives = [3, 2, 0]
-    drawn = torch.zeros(3, 40, dtype=torch.int64)
-    for seed in range(200):
-        torch.manual_seed(seed)
-        logits.grad = None
-        shem_loss(logits, labels, pool=3, softmax=softmax).backward()
-        used = (logits.grad != 0).any(dim=-1)
-        for n, number in enumerate(positives):
-            is_negative = labels[n] == 2
-            assert used[n][(labels[n] >= 0) & ~is_negative].all()
-            assert not used[n][labels[n] == IGNORE].any()
-            assert (used[n] & is_negative).sum() == max(1, number)
-        drawn += used & (labels == 2)
-    for n, number in enumerate(positives):
-        order = hardness[n].masked_fill(labels[n] != 2, -1).argsort(descending=True)
-        pool = order[: 3 * max(1, number)]
-        assert set(drawn[n].nonzero()[:, 0].tolist()) == set(pool.tolist())
-        # Each of the pool with probability 1/3: 200 draws within 5 standard deviations.
-        assert (drawn[n][pool] - 200 / 3).abs().max() < 5 * (200 * 2 / 9) ** 0.5
-
-
-@pytest.mark.parametrize("softmax", [True, False])
-def test_shem_loss_is_the_mean_cross_entropy_of_what_was_drawn(softmax):
-    logits, labels = _random_anchors(2 + softmax)
-    # A pool of the drawn number leaves nothing to chance.
-    loss = shem_loss(logits, labels, pool=1, softmax=softmax).item()
-    expected = []
-    for n in range(3):
-        probabilities = logits[n].softmax(-1) if softmax else logits[n].sigmoid()
-        rows = [(p.tolist(), k) for p, k in zip(probabilities, labels[n].tolist(), strict=True)]
-        positive = [(p, k) for p, k in rows if k in (0, 1)]
-        negative = sorted((r for r in rows if r[1] == 2), key=lambda r: -max(r[0][:2]))
-        for p, k in positive + negative[: max(1, len(positive))]:
-            if softmax:
-                expected.append(-math.log(p[k]))
-            else:
-                expected.append(-sum(math.log(p[j] if j == k else 1 - p[j]) for j in (0, 1)))
-    assert loss == pytest.approx(sum(expected) / len(expected), rel=1e-5)
-
-
-def test_hard_negatives_of_few_and_of_none():
-    hardness = torch.tensor([-1.0, 0.2, -1.0, 0.9])
-    assert sorted(sample_hard_negatives(hardness, 5, pool=2).tolist()) == [1, 3]
-    assert sample_hard_negatives(hardness, 1, pool=1).tolist() == [3]
-    assert sample_hard_negatives(torch.full((4,), -1.0), 2, pool=3).numel() == 0
-    lost = torch.full((1, 4, 3), torch.nan)  # a training that went wrong shows in its loss
-    assert shem_loss(lost, torch.full((1, 4), 2), pool=2, softmax=True).isnan()
-    labels = torch.full((1, 4), IGNORE)
-    assert shem_loss(torch.zeros(1, 4, 3), labels, pool=2, softmax=True) == 0
 
 
 def test_dice_over_a_pseudo_volume_with_empty_images():

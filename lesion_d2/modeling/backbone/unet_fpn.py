@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ..attention import AttentionGate
 
+UPSAMPLINGS = ("nearest", "bilinear")
+
 
 class ResNetWithStem(Backbone):
     """Detectron2's ResNet that also returns ``c1``, the stem's features before its max pooling.
@@ -19,10 +21,13 @@ class ResNetWithStem(Backbone):
 
     Args:
         resnet: a ResNet with Detectron2's :class:`BasicStem`; its modules are taken over.
+        c0: what comes before the stem, at the size of the image; returned as ``c0``.
+        c0_channels: that it gives.
     """
 
-    def __init__(self, resnet: ResNet):
+    def __init__(self, resnet: ResNet, c0: nn.Module | None = None, c0_channels: int = 0):
         super().__init__()
+        self.c0 = c0
         self.stem = resnet.stem
         self.stage_names = resnet.stage_names
         for name in resnet.stage_names:
@@ -33,10 +38,17 @@ class ResNetWithStem(Backbone):
             "c1": resnet.stem.out_channels,
             **resnet._out_feature_channels,
         }
+        if c0 is not None:
+            self._out_features = ["c0", *self._out_features]
+            self._out_feature_strides["c0"] = 1
+            self._out_feature_channels["c0"] = c0_channels
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map images (N, C, H, W) to ``c1`` at stride 2 and the chosen stages."""
-        outputs = {"c1": F.relu_(self.stem.conv1(x))}
+        outputs = {}
+        if self.c0 is not None:
+            x = outputs["c0"] = self.c0(x)
+        outputs["c1"] = F.relu_(self.stem.conv1(x))
         x = F.max_pool2d(outputs["c1"], kernel_size=3, stride=2, padding=1)
         for name in self.stage_names:
             x = getattr(self, name)(x)
@@ -71,20 +83,27 @@ class UNetFPN(FPN):
     """The U-FPN of Jaeger et al., section 3.1: an FPN whose top-down path goes on to full size.
 
     Detection uses the FPN's own levels. :meth:`decode` adds P1 (skip from ``c1`` by a 1x1
-    convolution) and P0 (skip from the image by two 3x3 convolutions, as Zlocha et al., Fig. 1), on
-    which the segmentation is predicted. It is a method of its own, so that inference without
-    segmentation output does not pay for it. Both papers leave the width of P1 and P0 open, and full
-    width at full size would cost more than all the rest: ours are narrow.
+    convolution) and P0, on which the segmentation is predicted. P0's skip comes from the image by
+    two 3x3 convolutions (Zlocha et al., Fig. 1), or from the bottom-up path's ``c0`` by a 1x1
+    convolution (Jaeger et al., in their code). ``decode`` is a method of its own, so that inference
+    without segmentation output does not pay for it. Both papers leave the width of P1 and P0 open,
+    and full width at full size, which Jaeger et al. have, costs more than all the rest: ours are
+    narrow.
 
     Args:
-        bottom_up: a backbone that returns ``c1`` at stride 2 and C2 at stride 4 among its features.
+        bottom_up: a backbone that returns ``c1`` at stride 2 and C2 at stride 4 among its features,
+            and maybe ``c0`` at stride 1.
         image_channels: C, the channels of the images.
         decoder_channels: channels of P1 and of P0.
+        upsampling: "nearest" or "bilinear", of P2 and P1 on the way to P0.
         decoder_norm: normalization of P1's and P0's convolutions, by Detectron2's names; at full
             size it costs more than they do.
         attention: whether an :class:`AttentionGate` filters every skip connection (Zlocha et al.,
             section 2.3).
         in_features, out_channels, norm, top_block: see :class:`FPN`.
+
+    Raises:
+        ValueError: there is no P2, or the upsampling is another one.
     """
 
     def __init__(
@@ -96,6 +115,7 @@ class UNetFPN(FPN):
         image_channels: int,
         decoder_channels: tuple[int, int] = (64, 32),
         decoder_norm: str = "",
+        upsampling: str = "nearest",
         attention: bool = False,
         norm: str = "",
         top_block: nn.Module | None = None,
@@ -106,15 +126,25 @@ class UNetFPN(FPN):
                 f"the U-FPN goes on from P2 (stride 4), but MODEL.FPN.IN_FEATURES "
                 f"{list(in_features)} gives {self._out_features}"
             )
+        if upsampling not in UPSAMPLINGS:
+            raise ValueError(
+                f"MODEL.UNET_FPN.UPSAMPLING: found {upsampling!r}, expected 'nearest' or 'bilinear'"
+            )
+        self.upsampling = upsampling
         self.levels = self._out_features[: len(in_features)]  # finest first, without P6 and P7
         p1, p0 = decoder_channels
         conv = partial(_conv, norm=decoder_norm)
         self.reduce_p2 = conv(out_channels, p1, 1)
         self.lateral_p1 = conv(bottom_up.output_shape()["c1"].channels, p1, 1)
         self.reduce_p1 = conv(p1, p0, 3, activation=nn.ReLU(inplace=True))
-        self.lateral_p0 = nn.Sequential(
-            conv(image_channels, p0, 3, activation=nn.ReLU(inplace=True)), conv(p0, p0, 3)
-        )
+        shapes = bottom_up.output_shape()
+        self.extra_features = [name for name in ("c0", "c1") if name in shapes]
+        if "c0" in shapes:
+            self.lateral_p0 = conv(shapes["c0"].channels, p0, 1)
+        else:
+            self.lateral_p0 = nn.Sequential(
+                conv(image_channels, p0, 3, activation=nn.ReLU(inplace=True)), conv(p0, p0, 3)
+            )
         self.output_p0 = conv(p0, p0, 3, activation=nn.ReLU(inplace=True))
         self.decoder_shape = ShapeSpec(channels=p0, stride=1)
         self.gates = nn.ModuleDict()
@@ -124,9 +154,9 @@ class UNetFPN(FPN):
             self.gates.update({level: AttentionGate(n, n) for level, n in channels.items()})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Map images (N, C, H, W) to the detection levels, and ``c1`` for :meth:`decode`."""
+        """Map images (N, C, H, W) to the detection levels, and what :meth:`decode` needs."""
         bottom_up = self.bottom_up(x)
-        features, merged = {"c1": bottom_up["c1"]}, None
+        features, merged = {name: bottom_up[name] for name in self.extra_features}, None
         for level, name, lateral, output in zip(
             self.levels[::-1],
             self.in_features[::-1],
@@ -165,8 +195,9 @@ class UNetFPN(FPN):
         """
         if self.gates:
             skip = self.gates[level](skip, coarser)
+        mode = self.upsampling if level in ("p1", "p0") else "nearest"
         # In place: at full size new memory costs as much as the sum.
-        return F.interpolate(coarser, scale_factor=2.0, mode="nearest").add_(skip)
+        return F.interpolate(coarser, scale_factor=2.0, mode=mode).add_(skip)
 
     def decode(self, x: Tensor, features: dict[str, Tensor]) -> Tensor:
         """Compute P0 from the images (N, C, H, W) and what :meth:`forward` returned for them.
@@ -175,7 +206,8 @@ class UNetFPN(FPN):
             P0, (N, decoder_channels[1], H, W).
         """
         p1 = self.merge("p1", self.lateral_p1(features["c1"]), self.reduce_p2(features["p2"]))
-        return self.output_p0(self.merge("p0", self.lateral_p0(x), self.reduce_p1(p1)))
+        skip = self.lateral_p0(features.get("c0", x))
+        return self.output_p0(self.merge("p0", skip, self.reduce_p1(p1)))
 
 
 def _conv(
@@ -209,7 +241,17 @@ def build_top_block(cfg, bottom_up: Backbone) -> nn.Module | None:
 
 
 def build_unet_fpn(cfg, input_shape: ShapeSpec, bottom_up: Backbone) -> UNetFPN:
-    """Build the U-FPN over any backbone with ``c1``; ``input_shape.channels`` is C."""
+    """Build the U-FPN over any backbone with ``c1``; ``input_shape.channels`` is C.
+
+    Raises:
+        ValueError: MODEL.UNET_FPN.C0_CHANNELS asks for a ``c0`` that the backbone does not have.
+    """
+    channels = cfg.MODEL.UNET_FPN.C0_CHANNELS
+    if channels > 0 and "c0" not in bottom_up.output_shape():
+        raise ValueError(
+            f"MODEL.UNET_FPN.C0_CHANNELS: found {channels}, expected 0 for a U-FPN over a "
+            f"{type(bottom_up).__name__}: only a ResNet has a C0"
+        )
     return UNetFPN(
         bottom_up,
         cfg.MODEL.FPN.IN_FEATURES,
@@ -217,6 +259,7 @@ def build_unet_fpn(cfg, input_shape: ShapeSpec, bottom_up: Backbone) -> UNetFPN:
         image_channels=input_shape.channels,
         decoder_channels=cfg.MODEL.UNET_FPN.DECODER_CHANNELS,
         decoder_norm=cfg.MODEL.UNET_FPN.DECODER_NORM,
+        upsampling=cfg.MODEL.UNET_FPN.UPSAMPLING,
         attention=cfg.MODEL.UNET_FPN.ATTENTION,
         norm=cfg.MODEL.FPN.NORM,
         top_block=build_top_block(cfg, bottom_up),
@@ -226,5 +269,13 @@ def build_unet_fpn(cfg, input_shape: ShapeSpec, bottom_up: Backbone) -> UNetFPN:
 @BACKBONE_REGISTRY.register()
 def build_resnet_unet_fpn_backbone(cfg, input_shape: ShapeSpec) -> UNetFPN:
     """Build the U-FPN over a ResNet-18 to -101; C is the length of MODEL.PIXEL_MEAN."""
-    bottom_up = ResNetWithStem(build_resnet_backbone(cfg, input_shape))
+    channels, c0, stem_input = cfg.MODEL.UNET_FPN.C0_CHANNELS, None, input_shape
+    if channels > 0:
+        conv = partial(_conv, kernel=3, norm=cfg.MODEL.RESNETS.NORM)
+        c0 = nn.Sequential(
+            conv(input_shape.channels, channels, activation=nn.ReLU(inplace=True)),
+            conv(channels, channels, activation=nn.ReLU(inplace=True)),
+        )
+        stem_input = ShapeSpec(channels=channels)
+    bottom_up = ResNetWithStem(build_resnet_backbone(cfg, stem_input), c0, channels)
     return build_unet_fpn(cfg, input_shape, bottom_up)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...cropping import put_back, shown_size
 from ..calibration import calibrate_scores, mask_agreement
-from ..losses import anchor_focal_loss, segmentation_loss, shem_loss
+from ..losses import anchor_focal_loss, segmentation_loss
 from ..segmentation import (
     SegmentationLoss,
     build_segmentation_loss,
@@ -22,6 +22,7 @@ from ..segmentation import (
     segmented_as,
     semantic_labels,
 )
+from ..shem import box_loss_per_image, sample_positives, shem_loss
 
 
 @META_ARCH_REGISTRY.register()
@@ -48,7 +49,10 @@ class RetinaUNet(RetinaNet):
         softmax: whether classes exclude each other (section 3.1): the head then gives K + 1 logits
             an anchor, the last one the background's.
         shem_pool: negatives of the classification loss are drawn from the hardest so many times
-            their number (section 4.2, see :func:`shem_loss`); 0 for the focal loss.
+            their number (section 4.2, see :func:`shem_loss`); 0 for the focal loss. With it the box
+            regression loss is :func:`box_loss_per_image` too.
+        shem_positives: of an image so many positive anchors count at most in both, drawn at random,
+            which the paper does not speak of and its authors' code does; 0 for all.
         kwargs: see :class:`RetinaNet`. The backbone is a :class:`UNetFPN`.
 
     Raises:
@@ -67,6 +71,7 @@ class RetinaUNet(RetinaNet):
         box_margin: float = 5.0,
         softmax: bool = False,
         shem_pool: int = 0,
+        shem_positives: int = 0,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -80,6 +85,7 @@ class RetinaUNet(RetinaNet):
         self.box_margin = box_margin
         self.softmax = softmax
         self.shem_pool = shem_pool
+        self.shem_positives = shem_positives
         self.seg_predictor = None
         if seg_loss_weight > 0 or predict_masks or calibration > 0:
             self.seg_predictor = build_segmentation_predictor(
@@ -98,6 +104,7 @@ class RetinaUNet(RetinaNet):
             "box_margin": cfg.MODEL.RETINA_UNET.BOX_MARGIN,
             "softmax": cfg.MODEL.RETINA_UNET.SOFTMAX,
             "shem_pool": cfg.MODEL.RETINA_UNET.SHEM_POOL,
+            "shem_positives": cfg.MODEL.RETINA_UNET.SHEM_POSITIVES,
         }
         if arguments["softmax"]:
             arguments["head"] = _build_softmax_head(cfg, arguments["backbone"])
@@ -152,19 +159,18 @@ class RetinaUNet(RetinaNet):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        """As in RetinaNet; with a softmax or with SHEM, ``loss_cls`` is another one."""
-        if not self.softmax and self.shem_pool == 0:
+        """As in RetinaNet; with a softmax ``loss_cls`` is another one, with SHEM both are."""
+        if self.shem_pool > 0:
+            return self._shem_losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
+        if not self.softmax:
             return super().losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
         labels, logits = torch.stack(gt_labels), cat(pred_logits, dim=1)
         is_positive = (labels >= 0) & (labels != self.num_classes)
         num_positive = is_positive.sum().item()
         get_event_storage().put_scalar("num_pos_anchors", num_positive / len(labels))
         normalizer = self._ema_update("loss_normalizer", max(num_positive, 1), 100)
-        if self.shem_pool > 0:
-            loss_cls = shem_loss(logits, labels, pool=self.shem_pool, softmax=self.softmax)
-        else:
-            focal = {"alpha": self.focal_loss_alpha, "gamma": self.focal_loss_gamma}
-            loss_cls = anchor_focal_loss(logits, labels, **focal) / normalizer
+        focal = {"alpha": self.focal_loss_alpha, "gamma": self.focal_loss_gamma}
+        loss_cls = anchor_focal_loss(logits, labels, **focal) / normalizer
         loss_box_reg = _dense_box_regression_loss(
             anchors,
             self.box2box_transform,
@@ -175,6 +181,35 @@ class RetinaUNet(RetinaNet):
             smooth_l1_beta=self.smooth_l1_beta,
         )
         return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg / normalizer}
+
+    def _shem_losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        labels, logits = torch.stack(gt_labels), cat(pred_logits, dim=1)
+        is_positive = (labels >= 0) & (labels != self.num_classes)
+        if self.shem_positives > 0:
+            counts = torch.zeros_like(is_positive)
+            for chosen, of_image in zip(counts, is_positive, strict=True):
+                chosen[sample_positives(of_image, self.shem_positives)] = True
+            labels = labels.masked_fill(is_positive & ~counts, -1)
+            is_positive = counts
+        get_event_storage().put_scalar("num_pos_anchors", is_positive.sum().item() / len(labels))
+        loss_box_reg = box_loss_per_image(
+            anchors,
+            self.box2box_transform,
+            pred_anchor_deltas,
+            gt_boxes,
+            is_positive,
+            box_reg_loss_type=self.box_reg_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
+        )
+        loss_cls = shem_loss(logits, labels, pool=self.shem_pool, softmax=self.softmax)
+        return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
 
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]

@@ -1,23 +1,47 @@
 import torch
+from detectron2.config import configurable
+from detectron2.layers import cat
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.events import get_event_storage
 from torch import Tensor
+
+from ..shem import box_loss_per_image, sample_positives, shem_loss
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class LesionRPN(RPN):
-    """Detectron2's RPN that knows annotations to ignore, by a class below 0.
+    """Detectron2's RPN that knows annotations to ignore, by a class below 0, and SHEM.
 
     Detectron2's RetinaNet and ROI heads leave out anchors and proposals of such a class by
     themselves; its RPN looks at no class.
+
+    Args:
+        shem_pool: negatives are drawn from the hardest so many times their number (Jaeger et al.,
+            section 4.2), and the losses are :func:`shem_loss` and :func:`box_loss_per_image`, as in
+            the authors' code; of an image at most ``positive_fraction`` of ``batch_size_per_image``
+            anchors are positive ones. 0 for Detectron2's drawing and losses.
+        kwargs: see :class:`RPN`.
     """
+
+    @configurable
+    def __init__(self, *, shem_pool: int = 0, **kwargs):
+        super().__init__(**kwargs)
+        self.shem_pool = shem_pool
+
+    @classmethod
+    def from_config(cls, cfg, input_shape) -> dict:
+        shem_pool = cfg.MODEL.LESION_RCNN.SHEM_POOL
+        return {**super().from_config(cfg, input_shape), "shem_pool": shem_pool}
 
     @torch.no_grad()
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """As in Detectron2, where anchors are drawn from those without an annotation to ignore.
+
+        With SHEM all negative ones keep their label: :meth:`losses` draws from them.
 
         Args:
             anchors: one an FPN level.
@@ -43,4 +67,45 @@ class LesionRPN(RPN):
         ignored = next(self._ignored)
         if ignored is not None:
             label[ignored] = -1
-        return super()._subsample_labels(label)
+        if self.shem_pool == 0:
+            return super()._subsample_labels(label)
+        is_positive = label == 1
+        limit = int(self.batch_size_per_image * self.positive_fraction)
+        label[is_positive] = -1
+        label[sample_positives(is_positive, limit)] = 1
+        return label
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """As in Detectron2; other ones with SHEM."""
+        if self.shem_pool == 0:
+            return super().losses(
+                anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
+            )
+        labels, logits = torch.stack(gt_labels), cat(pred_objectness_logits, dim=1)
+        is_positive = labels == 1
+        num_positive = is_positive.sum().item() / len(labels)
+        get_event_storage().put_scalar("rpn/num_pos_anchors", num_positive)
+        # To the loss a lesion is class 0 of one, and background comes after it.
+        classes = labels.where(labels < 0, 1 - labels).long()
+        losses = {
+            "loss_rpn_cls": shem_loss(
+                logits[..., None], classes, pool=self.shem_pool, softmax=False
+            ),
+            "loss_rpn_loc": box_loss_per_image(
+                anchors,
+                self.box2box_transform,
+                pred_anchor_deltas,
+                gt_boxes,
+                is_positive,
+                box_reg_loss_type=self.box_reg_loss_type,
+                smooth_l1_beta=self.smooth_l1_beta,
+            ),
+        }
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}

@@ -5,14 +5,10 @@ from lesion_d2.data.augmentation import ResizeTransform
 from lesion_d2.data.mapper import transform_lesions
 from lesion_d2.modeling.attention import record_attention
 from lesion_d2.modeling.calibration import mask_agreement
-from lesion_d2.modeling.losses import (
-    IGNORE,
-    anchor_focal_loss,
-    focal_segmentation_loss,
-    shem_loss,
-)
+from lesion_d2.modeling.losses import IGNORE, anchor_focal_loss, focal_segmentation_loss
 from lesion_d2.modeling.meta_arch.retina_unet import _postprocess, masks_in_boxes
 from lesion_d2.modeling.segmentation import semantic_labels
+from lesion_d2.modeling.shem import box_loss_per_image, shem_loss
 
 import pytest
 import torch
@@ -67,10 +63,10 @@ def test_overfits_two_images_and_finds_boxes_and_masks(pytestconfig, options):
     model, cfg = _model(pytestconfig.rootpath, "MODEL.RETINA_UNET.PREDICT_MASKS", True, *options)
     batch = [_sample([[20, 30, 50, 62]]), _sample([[70, 10, 90, 34], [16, 56, 40, 84]], seed=1)]
     optimizer = build_optimizer(cfg, model)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.01
     with EventStorage():
-        for _ in range(60):
+        for iteration in range(80):
+            for group in optimizer.param_groups:  # to 0, so that boxes come to rest
+                group["lr"] = 0.01 * (1 - iteration / 80)
             loss = sum(model(batch).values())
             optimizer.zero_grad()
             loss.backward()
@@ -361,11 +357,43 @@ def test_exclusive_classes_train_by_the_losses_of_their_own(pytestconfig):
             # The moving average of the normalizer begins at 100.
             expected = anchor_focal_loss(logits, labels) / (0.9 * 100 + 0.1 * num_positive)
         torch.testing.assert_close(found["loss_cls"], expected)
-        sigmoid = [level[..., :2] for level in pred_logits]
-        with EventStorage():
-            del model.loss_normalizer
-            plain = RetinaNet.losses(model, anchors, sigmoid, gt_labels, deltas, gt_boxes)
-        torch.testing.assert_close(found["loss_box_reg"], plain["loss_box_reg"])
+        if _SHEM[0] in options:
+            boxes = (anchors, model.box2box_transform, deltas, gt_boxes)
+            is_positive = (labels >= 0) & (labels < 2)
+            kind = {"box_reg_loss_type": "smooth_l1", "smooth_l1_beta": model.smooth_l1_beta}
+            expected = box_loss_per_image(*boxes, is_positive, **kind)
+        else:
+            sigmoid = [level[..., :2] for level in pred_logits]
+            with EventStorage():
+                del model.loss_normalizer
+                plain = RetinaNet.losses(model, anchors, sigmoid, gt_labels, deltas, gt_boxes)
+            expected = plain["loss_box_reg"]
+        torch.testing.assert_close(found["loss_box_reg"], expected)
+
+
+def test_of_an_image_only_so_many_positive_anchors_count(pytestconfig):
+    limit = ("MODEL.RETINA_UNET.SHEM_POSITIVES", 3)
+    model, _ = _model(pytestconfig.rootpath, *_SOFTMAX, *_SHEM, *limit)
+    batch = [_sample([[20, 30, 50, 62], [60, 10, 90, 40]]), _sample([[20, 30, 50, 62]])]
+    predictions = {}
+    transpose = model._transpose_dense_predictions
+
+    def record(*args):
+        logits, deltas = transpose(*args)
+        for name, levels in (("logits", logits), ("deltas", deltas)):
+            for level in levels:
+                level.retain_grad()
+            predictions[name] = levels
+        return logits, deltas
+
+    model._transpose_dense_predictions = record
+    losses = _losses(model, batch)
+    (losses["loss_cls"] + losses["loss_box_reg"]).backward()
+    counts = [
+        (torch.cat([level.grad for level in predictions[name]], dim=1) != 0).any(dim=2).sum(dim=1)
+        for name in ("logits", "deltas")
+    ]
+    assert [c.tolist() for c in counts] == [[6, 6], [3, 3]]
 
 
 def test_a_prior_that_leaves_no_background_is_named(pytestconfig):

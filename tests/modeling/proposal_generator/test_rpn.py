@@ -1,3 +1,5 @@
+import math
+
 from lesion_d2.modeling import LesionRPN
 
 import pytest
@@ -5,6 +7,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.events import EventStorage
 from tiny_run import tiny_config
 
 # Two levels, of small and of large anchors.
@@ -15,8 +18,9 @@ _ANCHORS = [
 _TRUE, _MINED = [8.0, 8.0, 22.0, 20.0], [30.0, 30.0, 52.0, 54.0]
 
 
-def _rpn(kind: type[RPN], batch_size: int) -> RPN:
+def _rpn(kind: type[RPN], batch_size: int, shem_pool: int = 0) -> RPN:
     cfg = tiny_config(
+        MODEL__LESION_RCNN__SHEM_POOL=shem_pool,
         MODEL__RPN__IN_FEATURES=("p2", "p3"),
         MODEL__RPN__BATCH_SIZE_PER_IMAGE=batch_size,
         MODEL__ANCHOR_GENERATOR__SIZES=[[12], [24]],
@@ -70,3 +74,40 @@ def test_without_ignored_annotations_it_draws_as_detectron2_s(batch_size):
         found.append(rpn.label_and_sample_anchors(_ANCHORS, images))
     for ours, theirs in zip(*found, strict=True):
         assert all(map(torch.equal, ours, theirs))
+
+
+def test_shem_labels_few_positives_and_leaves_all_negatives():
+    plain, _ = _rpn(LesionRPN, 10_000).label_and_sample_anchors(_ANCHORS, _IMAGES)
+    drawn, _ = _rpn(LesionRPN, 6, shem_pool=4).label_and_sample_anchors(_ANCHORS, _IMAGES)
+    for before, after in zip(plain, drawn, strict=True):
+        assert torch.equal(before == 0, after == 0)
+        assert (after == 1).sum() == min(3, (before == 1).sum())
+        assert ((before == 1) | (after != 1)).all()
+
+
+def test_shem_losses_of_the_rpn_are_written_out():
+    """A pool of the drawn number leaves nothing to chance."""
+    rpn = _rpn(LesionRPN, 6, shem_pool=1)
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(4, 256, generator=generator) for _ in _ANCHORS]
+    deltas = [torch.randn(4, 256, 4, generator=generator) for _ in _ANCHORS]
+    labels, boxes = rpn.label_and_sample_anchors(_ANCHORS, _IMAGES)
+    with EventStorage():
+        losses = rpn.losses(_ANCHORS, logits, labels, deltas, boxes)
+    classification, regression = [], []
+    for n in range(4):
+        all_logits, all_deltas = (torch.cat(x, dim=1)[n] for x in (logits, deltas))
+        positives = (labels[n] == 1).nonzero()[:, 0].tolist()
+        negatives = (labels[n] == 0).nonzero()[:, 0].tolist()
+        negatives.sort(key=lambda r: -all_logits[r].item())
+        hardest = negatives[: max(1, len(positives))]
+        found = [math.log1p(math.exp(-all_logits[r].item())) for r in positives]
+        missed = [math.log1p(math.exp(all_logits[r].item())) for r in hardest]
+        means = [sum(terms) / max(1, len(terms)) for terms in (found, missed)]
+        classification.append(sum(means) / 2)
+        true = rpn.box2box_transform.get_deltas(Boxes.cat(_ANCHORS).tensor, boxes[n])
+        distances = [(all_deltas[r] - true[r]).abs().mean().item() for r in positives]
+        regression.append(sum(distances) / max(1, len(distances)))
+    assert regression[1] == 0 and regression[0] > 0
+    assert losses["loss_rpn_cls"].item() == pytest.approx(sum(classification) / 4, rel=1e-5)
+    assert losses["loss_rpn_loc"].item() == pytest.approx(sum(regression) / 4, rel=1e-5)
