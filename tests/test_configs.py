@@ -1,6 +1,7 @@
 """Every config builds, trains a step and infers, at reduced size."""
 
 import functools
+import math
 from pathlib import Path
 
 import lesion_d2
@@ -61,8 +62,10 @@ def _reduced(file):
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.SOLVER.IMS_PER_BATCH = 2
     # What draws anchors may draw none of a level in a step.
-    cfg.MODEL.RETINA_UNET.SHEM_POOL = 0
+    cfg.MODEL.RETINA_UNET.SHEM_POOL = cfg.MODEL.LESION_RCNN.SHEM_POOL = 0
     cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = 100_000
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 512
+    cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT = True
     return cfg
 
 
@@ -194,10 +197,11 @@ _JAEGER = {
         "RETINA_UNET.SEG_CLASS_AGNOSTIC",  # the others' segmentation has classes
     },
     "retinanet": {"META_ARCHITECTURE", "RETINA_UNET.SEG_LOSS_WEIGHT"},
-    "faster_rcnn_plus": {"META_ARCHITECTURE"},
-    "mask_rcnn": {"META_ARCHITECTURE", "MASK_ON"},
+    "faster_rcnn_plus": {"META_ARCHITECTURE", "ANCHOR_GENERATOR.SIZES"},
+    "mask_rcnn": {"META_ARCHITECTURE", "ANCHOR_GENERATOR.SIZES", "MASK_ON"},
     "u_faster_rcnn_plus": {
         "META_ARCHITECTURE",
+        "ANCHOR_GENERATOR.SIZES",
         "BACKBONE.NAME",
         "LESION_RCNN.SEG_LOSS_WEIGHT",
     },
@@ -239,6 +243,8 @@ def test_jaegers_models_have_the_papers_values():
         "TEST.BEST_METRIC": "bbox/AP10",
     }
     assert {key: values[key] for key in expected} == expected
+    two_stages = values_of(CONFIGS / "retina_unet" / "u_faster_rcnn_plus.yaml")
+    assert two_stages["MODEL.ANCHOR_GENERATOR.SIZES"] == [[4.0], [8.0], [16.0], [32.0]]
     sizes = [size * 2 ** (i / 3) for size in (4, 8, 16, 32) for i in range(3)]
     found = [size for level in values["MODEL.ANCHOR_GENERATOR.SIZES"] for size in level]
     assert found == pytest.approx(sizes, rel=1e-3)
@@ -249,6 +255,55 @@ def test_jaegers_models_have_the_papers_values():
     assert changed == slices | {"MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "OUTPUT_DIR"}
     assert context["INPUT.CT.SLICE_INTERVAL"] == 0 and values["INPUT.CT.NUM_SLICES"] == 1
     assert context["INPUT.CT.NUM_SLICES"] == len(context["MODEL.PIXEL_MEAN"]) == 7
+
+
+def test_jaegers_models_have_the_values_of_the_authors_code():
+    """Their published experiment on the toys, where the paper names no value."""
+    values = values_of(CONFIGS / "toys" / "retina_unet.yaml")
+    weights = (10.0, 10.0, 5.0, 5.0)  # deltas over a spread of 0.1 and 0.2
+    expected = {
+        "MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC": True,
+        "MODEL.RETINA_UNET.SEG_LOSS_WEIGHT": 0.5,
+        "MODEL.RETINA_UNET.SHEM_POOL": 20,
+        "MODEL.LESION_RCNN.SHEM_POOL": 10,
+        "MODEL.RETINANET.IOU_THRESHOLDS": [0.1, 0.5],
+        "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": 1.0,
+        "MODEL.RETINANET.BBOX_REG_WEIGHTS": weights,
+        "MODEL.RETINANET.NMS_THRESH_TEST": 1e-5,
+        "MODEL.RPN.IOU_THRESHOLDS": [0.1, 0.7],
+        "MODEL.RPN.SMOOTH_L1_BETA": 1.0,
+        "MODEL.RPN.BBOX_REG_WEIGHTS": weights,
+        "MODEL.RPN.NMS_THRESH": 0.7,
+        "MODEL.ROI_HEADS.NAME": "LesionROIHeads",
+        "MODEL.ROI_HEADS.IOU_THRESHOLDS": [0.1, 0.5],
+        "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.5,
+        "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": False,
+        "MODEL.ROI_HEADS.NMS_THRESH_TEST": 1e-5,
+        "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 1.0,
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": weights,
+        "MODEL.UNET_FPN.UPSAMPLING": "bilinear",
+        "MODEL.UNET_FPN.C0_CHANNELS": 48,
+        "SOLVER.MAX_ITER": 100 * 200,
+        "TEST.EVAL_PERIOD": 200,
+        "TEST.KEEP_BEST": 5,
+        "TEST.ENSEMBLE.MIRRORS": True,
+        "TEST.ENSEMBLE.IOU_THRESH": 1e-5,
+    }
+    assert {key: values[key] for key in expected} == expected
+    for name in ("u_faster_rcnn_plus", "det_unet"):
+        others = values_of(CONFIGS / "toys" / f"{name}.yaml")
+        assert not others["MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC"]
+    own = values_of(CONFIGS / "retina_unet" / "retina_unet.yaml")
+    changed = {key for key in expected if own[key] != expected[key]}
+    assert changed == {"TEST.EVAL_PERIOD"}
+    augmentation = {
+        "INPUT.AUG.MAX_ROTATION": pytest.approx(math.pi, abs=1e-5),
+        "INPUT.AUG.MAX_SHEAR": 0.0,
+        "INPUT.AUG.MAX_SCALE": 0.2,
+        "INPUT.AUG.HFLIP_PROB": 0.5,
+        "INPUT.AUG.VFLIP_PROB": 0.5,
+    }
+    assert {key: own[key] for key in augmentation} == augmentation
 
 
 _TAO = [

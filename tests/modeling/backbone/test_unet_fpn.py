@@ -1,8 +1,10 @@
 import lesion_d2
 from lesion_d2.modeling.backbone import ResNetWithStem, build_resnet_unet_fpn_backbone
+from lesion_d2.modeling.backbone.vgg import build_vgg_unet_fpn_backbone
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import FPN, build_resnet_backbone
@@ -76,3 +78,45 @@ def test_needs_p2():
     cfg = _config("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"])
     with pytest.raises(ValueError, match=r"MODEL.FPN.IN_FEATURES \['res3', 'res4', 'res5'\]"):
         build_resnet_unet_fpn_backbone(cfg, ShapeSpec(channels=3))
+
+
+@pytest.mark.parametrize("channels", [1, 7])
+def test_a_resnet_begins_from_c0_and_p0_is_written_out(channels):
+    """Jaeger et al., in their code: C0 feeds C1, and is P0's skip connection."""
+    options = ("MODEL.UNET_FPN.C0_CHANNELS", 6, "MODEL.UNET_FPN.UPSAMPLING", "bilinear")
+    backbone = build_resnet_unet_fpn_backbone(
+        _config(*options), ShapeSpec(channels=channels)
+    ).eval()
+    images = torch.randn(1, channels, 64, 96)
+    with torch.no_grad():
+        features = backbone(images)
+        p0 = backbone.decode(images, features)
+        c0 = images
+        for conv in backbone.bottom_up.c0:
+            c0 = F.relu(F.conv2d(c0, conv.weight, conv.bias, padding=1))
+        torch.testing.assert_close(features["c0"], c0)
+        torch.testing.assert_close(features["c1"], F.relu(backbone.bottom_up.stem.conv1(c0)))
+
+        def double(x):
+            return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+        p1 = backbone.lateral_p1(features["c1"]) + double(backbone.reduce_p2(features["p2"]))
+        expected = backbone.output_p0(backbone.lateral_p0(c0) + double(backbone.reduce_p1(p1)))
+    assert c0.shape == (1, 6, 64, 96) and (c0 > 0).any()
+    torch.testing.assert_close(p0, expected)
+    fpn = FPN(backbone.bottom_up, ["res2", "res3", "res4", "res5"], 16).eval()
+    fpn.load_state_dict(backbone.state_dict(), strict=False)
+    with torch.no_grad():
+        for name, level in fpn(images).items():
+            if name in features:  # the FPN's own levels go on by the nearest pixel
+                assert torch.equal(features[name], level), name
+
+
+def test_what_a_u_fpn_cannot_do_is_named():
+    with pytest.raises(ValueError, match="UPSAMPLING: found 'cubic', expected 'nearest' or 'bil"):
+        build_resnet_unet_fpn_backbone(
+            _config("MODEL.UNET_FPN.UPSAMPLING", "cubic"), ShapeSpec(channels=3)
+        )
+    cfg = _config("MODEL.UNET_FPN.C0_CHANNELS", 8, "MODEL.FPN.IN_FEATURES", ["c2", "c3", "c4"])
+    with pytest.raises(ValueError, match=r"C0_CHANNELS: found 8, expected 0 for .* over a VGG"):
+        build_vgg_unet_fpn_backbone(cfg, ShapeSpec(channels=3))
