@@ -216,6 +216,9 @@ def _add_training_config(cfg: CN) -> None:
     cfg.TEST.LOSS_EPOCHS = 0.0  # TEST.LOSS_PERIOD
     # "SGD" (Detectron2's own), "Adam" or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Layers and the factor of their learning rate, such as [["box_head.fc1", 2.0]]. Biases have
+    # SOLVER.BIAS_LR_FACTOR alone where that is not 1.
+    cfg.SOLVER.LR_FACTORS = ()
     # Evaluations without a better metric after which the learning rate is multiplied by
     # PLATEAU_FACTOR; 0 switches it off.
     cfg.SOLVER.PLATEAU_PATIENCE = 0

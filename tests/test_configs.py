@@ -352,7 +352,7 @@ def test_taos_phantom_models_begin_with_the_pretrained_one():
 
 
 def test_taos_models_have_the_papers_values():
-    """Tao et al., section 3, and the numbers of 3DCE."""
+    """Tao et al., section 3, and the numbers of 3DCE and of its released code."""
     values = values_of(CONFIGS / "tao" / "rfcn.yaml")
     expected = {
         "MODEL.WEIGHTS": "torchvision://vgg16",
@@ -361,6 +361,24 @@ def test_taos_models_have_the_papers_values():
         "MODEL.BACKBONE.FREEZE_AT": 0,
         "MODEL.ANCHOR_GENERATOR.SIZES": [[16, 24, 32, 48, 96]],
         "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
+        "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 7,
+        "MODEL.RPN.CONV_DIMS": [256],
+        "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 32,
+        "MODEL.RPN.POSITIVE_FRACTION": 0.5,
+        "MODEL.RPN.IOU_THRESHOLDS": [0.3, 0.7],
+        "MODEL.RPN.BBOX_REG_LOSS_WEIGHT": 1.0,
+        "MODEL.RPN.SMOOTH_L1_BETA": 1 / 9,
+        "MODEL.RPN.NMS_THRESH": 0.7,
+        "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 12000,
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN": 2000,
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": 6000,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": 300,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32,
+        "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.25,
+        "MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.3,
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": (1.0, 1.0, 1.0, 1.0),
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": 10.0,
+        "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 1.0,
         "MODEL.RFCN_3DCE.NUM_SCORE_MAPS": 10,
         "MODEL.RFCN_3DCE.CONTEXTUAL_TEMPERATURE": 2.0,
         "MODEL.RFCN_3DCE.SPATIAL_TEMPERATURE": 3.0,
@@ -372,7 +390,13 @@ def test_taos_models_have_the_papers_values():
         "INPUT.CT.MAX_SIZE": 512,
         "INPUT.CT.CUT_BORDERS": True,
         "INPUT.CT.SLICE_INTERVAL": 2.0,
+        **{f"INPUT.AUG.{key}_PROB": 0.0 for key in ("HFLIP", "VFLIP")},
         "SOLVER.OPTIMIZER": "SGD",
+        "SOLVER.BIAS_LR_FACTOR": 2.0,
+        "SOLVER.WEIGHT_DECAY_BIAS": 0.0,
+        "SOLVER.CLIP_GRADIENTS.ENABLED": True,
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "value",
+        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 5.0,
         "SOLVER.BASE_LR": 0.001,
         "SOLVER.MOMENTUM": 0.9,
         "SOLVER.WEIGHT_DECAY": 5e-5,

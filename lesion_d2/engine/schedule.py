@@ -1,8 +1,10 @@
 import logging
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 from detectron2.config import CfgNode
+from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -87,3 +89,54 @@ def _drop_late_steps(cfg: CfgNode) -> None:
             f"before SOLVER.MAX_ITER = {cfg.SOLVER.MAX_ITER}"
         )
         cfg.SOLVER.STEPS = steps
+
+
+def check_learning_rate_factors(cfg: CfgNode) -> None:
+    """Check the form of SOLVER.LR_FACTORS.
+
+    Raises:
+        ValueError: it is no list of layers and positive numbers.
+    """
+    for entry in cfg.SOLVER.LR_FACTORS:
+        is_pair = isinstance(entry, (list, tuple)) and len(entry) == 2
+        if not (is_pair and isinstance(entry[0], str) and _is_positive(entry[1])):
+            raise ValueError(
+                f"SOLVER.LR_FACTORS: found {entry!r}, expected a layer and a positive number, such "
+                'as ["box_head.fc1", 2.0]'
+            )
+
+
+def _is_positive(value: object) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and 0 < value < math.inf
+
+
+def learning_rate_factor(cfg: CfgNode, model: nn.Module) -> Callable[[str], float]:
+    """The factor of the learning rate of a model's parameters, by their names.
+
+    Args:
+        cfg: with SOLVER.LR_FACTORS, whose layers are named as in the model, from the left or from
+            anywhere after a dot. A later entry goes before an earlier one.
+        model: with the layers.
+
+    Raises:
+        ValueError: SOLVER.LR_FACTORS names a layer that the model has not, or is of another form.
+    """
+    check_learning_rate_factors(cfg)
+    names = [name for name, _ in model.named_parameters()]
+    for layer, _ in cfg.SOLVER.LR_FACTORS:
+        if not any(_is_of(name, layer) for name in names):
+            raise ValueError(
+                f"SOLVER.LR_FACTORS: found {layer!r}, expected a layer of {type(model).__name__}, "
+                f"such as {names[-1].rpartition('.')[0]!r}"
+            )
+
+    def factor(name: str) -> float:
+        """That of the last layer of the list that the parameter is of."""
+        return next((f for layer, f in reversed(cfg.SOLVER.LR_FACTORS) if _is_of(name, layer)), 1.0)
+
+    return factor
+
+
+def _is_of(name: str, layer: str) -> bool:
+    return f".{layer}." in f".{name}."

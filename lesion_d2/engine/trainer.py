@@ -45,6 +45,7 @@ from .hooks import (
 )
 from .mean_teacher import STUDENT, MeanTeacherHook
 from .processes import share_running_statistics, unwrap
+from .schedule import learning_rate_factor
 from .validation_loss import VALIDATION_LOSS, ValidationLossHook
 
 logger = logging.getLogger(__name__)
@@ -247,23 +248,26 @@ class Trainer(DefaultTrainer, StoppableTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Detectron2's SGD, or Adam or AdamW over the same groups of parameters.
+        """SGD as Detectron2 builds it, or Adam or AdamW over the same groups of parameters.
 
         Raises:
-            ValueError: SOLVER.OPTIMIZER is none of the three.
+            ValueError: SOLVER.OPTIMIZER is none of the three, or SOLVER.LR_FACTORS names no layer of
+                the model.
         """
-        optimizer = optimizer_class(cfg)
-        if optimizer is torch.optim.SGD:
-            return super().build_optimizer(cfg, model)
+        optimizer, solver = optimizer_class(cfg), cfg.SOLVER
         parameters = get_default_optimizer_params(
             model,
-            base_lr=cfg.SOLVER.BASE_LR,
-            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+            base_lr=solver.BASE_LR,
+            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+            bias_lr_factor=solver.BIAS_LR_FACTOR,
+            weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+            lr_factor_func=learning_rate_factor(cfg, model),
         )
+        options = {}
+        if optimizer is torch.optim.SGD:
+            options = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV, "foreach": True}
         return maybe_add_gradient_clipping(cfg, optimizer)(
-            parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
+            parameters, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, **options
         )
 
     @classmethod

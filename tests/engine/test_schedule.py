@@ -1,11 +1,16 @@
 import logging
 import math
+import re
 from decimal import Decimal
 
 from lesion_d2 import add_lesion_config
 from lesion_d2.engine import resolve_epochs
 from lesion_d2.engine.defaults import get_cfg
-from lesion_d2.engine.schedule import check_epochs, epochs_to_iterations
+from lesion_d2.engine.schedule import (
+    check_epochs,
+    check_learning_rate_factors,
+    epochs_to_iterations,
+)
 
 import pytest
 import torch
@@ -90,3 +95,12 @@ def test_negative_epochs(cfg, section, key, value):
     for check in (check_epochs, lambda cfg: resolve_epochs(cfg, 100)):
         with pytest.raises(ValueError, match=rf"{section}.{key}: found -1.0"):
             check(cfg)
+
+
+@pytest.mark.parametrize("entry", ["fc1", ["fc1"], ["fc1", 0.0], ["fc1", True], [1, 2.0]])
+def test_factors_of_learning_rates_are_layers_and_positive_numbers(entry):
+    cfg = get_cfg()
+    add_lesion_config(cfg)
+    cfg.SOLVER.LR_FACTORS = [["fc2", 2.0], entry]
+    with pytest.raises(ValueError, match=f"LR_FACTORS: found {re.escape(repr(entry))}, expected a"):
+        check_learning_rate_factors(cfg)

@@ -324,6 +324,37 @@ def test_optimizers_clip_gradients_and_leave_norms_undecayed(name):
     assert all(p.grad.norm() <= 1.001 for p in model.parameters())
 
 
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_layers_and_biases_have_their_own_learning_rates(name):
+    """As in 3DCE's network: 3 and 2 times for two layers, and twice without decay for biases."""
+    cfg = tiny_config(
+        SOLVER__OPTIMIZER=name,
+        SOLVER__BASE_LR=0.5,
+        SOLVER__MOMENTUM=0.7,
+        SOLVER__WEIGHT_DECAY=0.1,
+        SOLVER__WEIGHT_DECAY_BIAS=0.0,
+        SOLVER__BIAS_LR_FACTOR=2.0,
+        SOLVER__LR_FACTORS=[["pooler.maps", 3.0], ["fc1", 2.0]],
+    )
+    layers = {"maps": torch.nn.Linear(1, 1), "fc1": torch.nn.Linear(1, 1)}
+    model = torch.nn.ModuleDict({"pooler": torch.nn.ModuleDict(layers), "maps": layers["fc1"]})
+    model["fc10"] = torch.nn.Linear(1, 1)
+    optimizer = Trainer.build_optimizer(cfg, model)
+    groups = {id(p): g for g in optimizer.param_groups for p in g["params"]}
+    found = {n: groups[id(p)]["lr"] for n, p in model.named_parameters() if "weight" in n}
+    assert found == {"pooler.maps.weight": 1.5, "pooler.fc1.weight": 1.0, "fc10.weight": 0.5}
+    for parameter, decay in ((layers["fc1"].bias, 0.0), (layers["fc1"].weight, 0.1)):
+        assert groups[id(parameter)]["weight_decay"] == decay
+    assert {groups[id(p)]["lr"] for n, p in model.named_parameters() if "bias" in n} == {1.0}
+    assert all(g.get("momentum") == 0.7 for g in optimizer.param_groups) == (name == "SGD")
+
+
+def test_factors_of_layers_that_do_not_exist_are_refused():
+    cfg = tiny_config(SOLVER__LR_FACTORS=[["fc", 2.0]])
+    with pytest.raises(ValueError, match="SOLVER.LR_FACTORS: found 'fc', expected a layer of Seq"):
+        Trainer.build_optimizer(cfg, torch.nn.Sequential(torch.nn.Linear(1, 1)))
+
+
 _VGG = {"MODEL__VGG__DEPTH": 16, "MODEL__VGG__WIDTH": 4, "MODEL__BACKBONE__FREEZE_AT": 0}
 _RESNET = {
     "MODEL__BACKBONE__NAME": "build_resnet_fpn_backbone",

@@ -14,7 +14,7 @@ from ...config import trains_on_masks
 from ...modeling import DetUNet, LesionRPN, RetinaUNet
 from ...modeling.meta_arch.mean_teacher import POLICIES
 from ..input_errors import InputError, as_input_error, has_uldor_heads, is_a, switched_on
-from ..schedule import check_epochs
+from ..schedule import check_epochs, check_learning_rate_factors
 from ..trainer import optimizer_class
 from ..validation_loss import VALIDATION_LOSS
 from .datasets import check_test_sets
@@ -62,6 +62,7 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
     """
     with as_input_error(""):
         optimizer_class(cfg)
+        check_learning_rate_factors(cfg)
     if num_processes > 1 and cfg.SOLVER.IMS_PER_BATCH % num_processes:
         raise InputError(
             f"SOLVER.IMS_PER_BATCH: found {cfg.SOLVER.IMS_PER_BATCH}, expected a multiple of the "
