@@ -251,8 +251,8 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         """SGD as Detectron2 builds it, or Adam or AdamW over the same groups of parameters.
 
         Raises:
-            ValueError: SOLVER.OPTIMIZER is none of the three, or SOLVER.LR_FACTORS names no layer of
-                the model.
+            ValueError: SOLVER.OPTIMIZER is none of the three, or SOLVER.LR_FACTORS names a layer
+                that the model has not.
         """
         optimizer, solver = optimizer_class(cfg), cfg.SOLVER
         parameters = get_default_optimizer_params(

@@ -351,7 +351,7 @@ def test_layers_and_biases_have_their_own_learning_rates(name):
 
 def test_factors_of_layers_that_do_not_exist_are_refused():
     cfg = tiny_config(SOLVER__LR_FACTORS=[["fc", 2.0]])
-    with pytest.raises(ValueError, match="SOLVER.LR_FACTORS: found 'fc', expected a layer of Seq"):
+    with pytest.raises(ValueError, match=r"SOLVER.LR_FACTORS: found 'fc', expected a layer of Seq"):
         Trainer.build_optimizer(cfg, torch.nn.Sequential(torch.nn.Linear(1, 1)))
 
 
