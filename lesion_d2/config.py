@@ -278,6 +278,9 @@ def _add_ensemble_config(cfg: CN) -> None:
     cfg.TEST.ENSEMBLE.CONSOLIDATION = "wbc"
     # IoU with the best box above which two detections are one, in either.
     cfg.TEST.ENSEMBLE.IOU_THRESH = 0.2
+    # The same with tiles. One that sees no more than a part of a lesion finds a box that has little
+    # IoU with the lesion's: by the authors' threshold it is no detection of its own.
+    cfg.TEST.ENSEMBLE.TILE_IOU_THRESH = 1e-5
 
 
 def _add_volume_config(cfg: CN) -> None:

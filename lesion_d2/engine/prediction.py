@@ -42,7 +42,7 @@ def load_model(cfg: CfgNode, *, resume: bool = False) -> nn.Module:
         tile_size=options.TILE_SIZE,
         tile_overlap=options.TILE_OVERLAP,
         consolidation=options.CONSOLIDATION,
-        iou_threshold=options.IOU_THRESH,
+        iou_threshold=options.TILE_IOU_THRESH if options.TILE_SIZE > 0 else options.IOU_THRESH,
         max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
     )
 

@@ -29,7 +29,10 @@ class Ensemble(nn.Module):
         tile_size: side of the tiles that larger images are cut into, in pixels of the input; 0 for
             none. An image that fits into a tile is taken whole.
         tile_overlap: share of its side by which a tile overlaps the next one, at least.
-        consolidation, iou_threshold, max_detections: see :func:`consolidate`.
+        iou_threshold: see :func:`consolidate`; by default 1e-5 with tiles, the authors' threshold,
+            and 0.2 without. A tile that sees no more than a part of an object finds a box that has
+            little IoU with the object's, and at 0.2 would leave it beside.
+        consolidation, max_detections: see :func:`consolidate`.
 
     Raises:
         ValueError: no model, ``consolidation`` is neither "wbc" nor "nms", or a number is out of
@@ -48,13 +51,15 @@ class Ensemble(nn.Module):
         tile_size: int = 0,
         tile_overlap: float = 0.5,
         consolidation: str = "wbc",
-        iou_threshold: float = 0.2,
+        iou_threshold: float | None = None,
         max_detections: int = 100,
     ):
         super().__init__()
         if not models:
             raise ValueError("models: found none, expected one or more")
         _check_consolidation(consolidation)
+        if iou_threshold is None:
+            iou_threshold = 1e-5 if tile_size > 0 else 0.2
         for name, value, is_usable, expected in (
             ("tile_size", tile_size, tile_size >= 0, "0 or more pixels"),
             ("tile_overlap", tile_overlap, 0 <= tile_overlap < 1, "a share from 0 to below 1"),

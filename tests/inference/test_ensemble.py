@@ -224,6 +224,34 @@ def test_an_image_that_fits_into_a_tile_is_taken_whole():
     assert tiled.center_weights.tolist() == [1.0] * 3 and tiled.num_views.tolist() == [1] * 3
 
 
+@pytest.mark.parametrize("consolidation", ["wbc", "nms"])
+def test_tiles_leave_no_fragments_of_an_object_at_their_seams(consolidation):
+    """65 places of an object, and a detector that finds exactly what each tile shows of it.
+
+    Its score is the share of the object that it sees.
+    """
+    size = 24 * 20
+    counts = {None: 0, 0.2: 0}
+    for threshold in counts:
+        options = {"tile_size": 64, "mirrors": False, "consolidation": consolidation}
+        model = Seeing(masks=False)
+        look = model._look
+
+        def look_and_doubt(inputs, look=look):
+            found = look(inputs)
+            found.scores = found.scores * (inputs["image"][0] > 0).sum() / size
+            return found
+
+        model._look = look_and_doubt
+        ensemble = Ensemble([model], iou_threshold=threshold, **options)
+        for left, top in itertools.product(range(10, 75, 5), range(20, 70, 10)):
+            image = _image((128, 128), [(left, top, left + 24, top + 20)])
+            [output] = ensemble([_inputs(image, 1)])
+            counts[threshold] += len(output["instances"]) > 1
+    assert counts[None] == 0  # by default
+    assert counts[0.2] > 0  # as without tiles
+
+
 @pytest.mark.parametrize("scale", [1, 2])
 @pytest.mark.parametrize(
     "rectangle, num_tiles",
@@ -455,7 +483,8 @@ def test_mirrored_views_of_a_mirrored_image_are_the_same_views(retina_unet):
 @pytest.mark.parametrize("tile_size", [0, 48])
 def test_half_precision_finds_about_the_same(retina_unet, method, tile_size):
     inputs = {"image": torch.rand(3, 64, 90) * 255, "height": 128, "width": 180}
-    ensemble = Ensemble([retina_unet], tile_size=tile_size, consolidation=method)
+    options = {"tile_size": tile_size, "consolidation": method, "iou_threshold": 0.2}
+    ensemble = Ensemble([retina_unet], **options)
     [expected] = ensemble([inputs])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         detections = ensemble.views(inputs)

@@ -21,6 +21,7 @@ _ENSEMBLE_CHECKS: tuple[Check, ...] = (
         f"one of {', '.join(CONSOLIDATIONS)}",
     ),
     ("TEST.ENSEMBLE.IOU_THRESH", lambda v: 0 <= v < 1, "an IoU from 0 to below 1"),
+    ("TEST.ENSEMBLE.TILE_IOU_THRESH", lambda v: 0 <= v < 1, "an IoU from 0 to below 1"),
     ("TEST.LINKING", lambda v: v in LINKINGS, f"one of {', '.join(LINKINGS)}"),
     ("TEST.MERGE_IOU_THRESH", lambda v: 0 <= v < 1, "an IoU from 0 to below 1"),
     ("TEST.TRACKING.IOU_THRESH", lambda v: 0 <= v < 1, "an IoU from 0 to below 1"),

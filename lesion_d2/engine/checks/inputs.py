@@ -12,6 +12,7 @@ from .datasets import check_masks, check_mined_images, load_datasets
 from .evaluation import check_ensemble
 from .model import check_model
 from .training import check_training
+from .unused import check_unused
 from .weights import check_run_weights
 
 
@@ -29,6 +30,7 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
     Raises:
         InputError: something is missing or empty, or a value is none of those known.
     """
+    check_unused(cfg)
     check_ensemble(cfg, args)
     check_run_weights(cfg, args, check_model(cfg))
     with as_input_error(""):

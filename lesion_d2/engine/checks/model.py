@@ -13,6 +13,8 @@ from ...modeling import (
     ContextualAttention,
     DetUNet,
     LesionRCNN,
+    LesionROIHeads,
+    LesionRPN,
     RetinaUNet,
     SpatialAttention,
     ULDorROIHeads,
@@ -28,7 +30,10 @@ _MODEL_CHECKS: tuple[Check, ...] = (
     ("MODEL.RETINA_UNET.SEG_FOCAL_GAMMA", lambda v: v >= 0, "0 or more"),
     ("MODEL.RETINA_UNET.BOX_MARGIN", lambda v: v >= 0, "0 or more pixels"),
     ("MODEL.RETINA_UNET.SHEM_POOL", lambda v: v >= 0, "0 (off) or more"),
+    ("MODEL.RETINA_UNET.SHEM_POSITIVES", lambda v: v >= 0, "0 (all) or more anchors"),
     ("MODEL.LESION_RCNN.SEG_LOSS_WEIGHT", lambda v: v >= 0, "0 (off) or more"),
+    ("MODEL.LESION_RCNN.SHEM_POOL", lambda v: v >= 0, "0 (off) or more"),
+    ("MODEL.UNET_FPN.C0_CHANNELS", lambda v: v >= 0, "0 (no C0) or more channels"),
     ("MODEL.DET_UNET.MAX_COMPONENTS", lambda v: v >= 1, "1 or more"),
     ("MODEL.RFCN_3DCE.CONTEXTUAL_TEMPERATURE", lambda v: v > 0, "above 0"),
     ("MODEL.RFCN_3DCE.SPATIAL_TEMPERATURE", lambda v: v > 0, "above 0"),
@@ -93,12 +98,28 @@ def check_model(cfg: CfgNode) -> nn.Module:
                 f"MODEL.BACKBONE.NAME: found {cfg.MODEL.BACKBONE.NAME}, expected {expected} for "
                 f"{key} True"
             )
+    _check_shem(cfg, model)
     if cfg.MODEL.ULDOR.COUNT_FALSE_POSITIVES and not has_uldor_heads(cfg):
         raise InputError(
             f"{found_heads(cfg)}, expected {ULDOR_HEADS!r} for "
             "MODEL.ULDOR.COUNT_FALSE_POSITIVES True"
         )
     return model
+
+
+def _check_shem(cfg: CfgNode, model: nn.Module) -> None:
+    pool = cfg.MODEL.LESION_RCNN.SHEM_POOL
+    if pool == 0 or not isinstance(model, GeneralizedRCNN):
+        return
+    for key, part, kind in (
+        ("MODEL.PROPOSAL_GENERATOR.NAME", model.proposal_generator, LesionRPN),
+        ("MODEL.ROI_HEADS.NAME", model.roi_heads, LesionROIHeads),
+    ):
+        if not isinstance(part, kind):
+            raise InputError(
+                f"{key}: found {value_of(cfg, key)!r}, expected {kind.__name__!r} for hard example "
+                f"mining (MODEL.LESION_RCNN.SHEM_POOL is {pool})"
+            )
 
 
 def found_heads(cfg: CfgNode) -> str:

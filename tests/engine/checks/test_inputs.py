@@ -440,3 +440,20 @@ def test_a_checkpoint_of_another_run_is_not_resumed_from(tiny_phantom, tmp_path)
         train_net.main(args)
     args = uldor_args(tmp_path, "--resume")
     assert check_inputs(load_config(args), args) > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "ROI_HEADS.NAME: found 'ULDorROIHeads', expected 'LesionROIHeads' for hard example"),
+        (
+            {"MODEL__PROPOSAL_GENERATOR__NAME": "RPN"},
+            "PROPOSAL_GENERATOR.NAME: found 'RPN', expected 'LesionRPN' .*SHEM_POOL is 10",
+        ),
+        ({"MODEL__LESION_RCNN__SHEM_POOL": -1}, "SHEM_POOL: found -1, expected 0"),
+    ],
+)
+def test_parts_without_hard_example_mining_are_named(tiny_phantom, tmp_path, changes, message):
+    args = uldor_args(tmp_path, **{"MODEL__LESION_RCNN__SHEM_POOL": 10, **changes})
+    with pytest.raises(InputError, match=message):
+        check_inputs(load_config(args), args)

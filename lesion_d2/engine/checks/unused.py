@@ -1,0 +1,59 @@
+"""Detectron2's keys that do nothing here: whoever sets one expects something else."""
+
+from collections.abc import Iterator
+
+from detectron2.config import CfgNode, get_cfg
+
+from ..input_errors import InputError, value_of
+
+_SIZES = "INPUT.CT sets the size of images"
+_CROPS = "training images are whole slices (INPUT.CT, INPUT.AUG)"
+_KEYPOINTS = "no data set here has keypoints"
+_PROPOSALS = "no data set here has proposals of its own"
+_VIEWS = "TEST.ENSEMBLE has several views of an image"
+_SAMPLER = "the training loader has one sampler, TrainingSampler"
+#: A key, or with a dot at its end all keys below it, and what holds in its place.
+UNUSED_KEYS: dict[str, str] = {
+    "INPUT.MIN_SIZE_TRAIN": _SIZES,
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": _SIZES,
+    "INPUT.MAX_SIZE_TRAIN": _SIZES,
+    "INPUT.MIN_SIZE_TEST": _SIZES,
+    "INPUT.MAX_SIZE_TEST": _SIZES,
+    "INPUT.RANDOM_FLIP": "INPUT.AUG sets how images are mirrored",
+    "INPUT.CROP.": _CROPS,
+    "INPUT.FORMAT": "the channels of images are slices (INPUT.CT.NUM_SLICES)",
+    "INPUT.MASK_FORMAT": "masks are always bitmasks",
+    "TEST.AUG.": _VIEWS,
+    "TEST.KEYPOINT_OKS_SIGMAS": _KEYPOINTS,
+    "MODEL.KEYPOINT_ON": _KEYPOINTS,
+    "MODEL.LOAD_PROPOSALS": _PROPOSALS,
+    "DATASETS.PROPOSAL_FILES_TRAIN": _PROPOSALS,
+    "DATASETS.PROPOSAL_FILES_TEST": _PROPOSALS,
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": _PROPOSALS,
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST": _PROPOSALS,
+    "DATALOADER.REPEAT_THRESHOLD": _SAMPLER,
+    "DATALOADER.REPEAT_SQRT": _SAMPLER,
+}
+
+
+def check_unused(cfg: CfgNode) -> None:
+    """Check that Detectron2's keys that do nothing here have the values that they come with.
+
+    Raises:
+        InputError: names the first one that has another value, and what to set in its place.
+    """
+    defaults = get_cfg()
+    for key, instead in UNUSED_KEYS.items():
+        for name in _names(defaults, key):
+            found, expected = value_of(cfg, name), value_of(defaults, name)
+            if found != expected:
+                raise InputError(
+                    f"{name}: found {found!r}, expected {expected!r}: it does nothing here, "
+                    f"{instead}"
+                )
+
+
+def _names(cfg: CfgNode, key: str) -> Iterator[str]:
+    if key.endswith("."):
+        return (f"{key}{name}" for name in value_of(cfg, key[:-1]))
+    return iter((key,))
