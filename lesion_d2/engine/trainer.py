@@ -31,7 +31,15 @@ from ..data.loader import (
 )
 from ..evaluation import LesionEvaluator, VolumeEvaluator
 from ..inference import Ensemble, build_linker
-from ..modeling import ImageStack, MeanTeacher, SliceImages, UNetFPN, reuse_features
+from ..modeling import (
+    ImageStack,
+    MeanTeacher,
+    SliceImages,
+    UNetFPN,
+    changed,
+    no_masks,
+    reuse_features,
+)
 from .best_checkpoints import KeepBestHook
 from .checkpoint import LesionCheckpointer
 from .hard_negatives import HardNegativeMiner, HardNegativeMiningHook
@@ -287,13 +295,20 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         """As in DefaultTrainer; all processes evaluate with the first one's running statistics.
 
         They are what the checkpoints hold; each process trains on with them. Over volumes,
-        neighboring key slices share the features of their images, see :func:`reuse_features`.
+        neighboring key slices share the features of their images, see :func:`reuse_features`. The
+        model computes no masks where no evaluator scores or writes them.
         """
         share_running_statistics(model)
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        elif isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        needs_masks = any(getattr(evaluator, "needs_masks", True) for evaluator in evaluators)
         kinds = {MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TEST}
         num_reused = cfg.MODEL.SLICE_IMAGES.NUM_REUSED if "lesion_volume" in kinds else 0
         num_mirrors = model.num_mirrors if isinstance(model, Ensemble) else 1
-        with reuse_features(model, num_reused * num_mirrors):
+        unneeded = [] if needs_masks else no_masks(model)
+        with reuse_features(model, num_reused * num_mirrors), changed(unneeded):
             return super().test(cfg, model, evaluators)
 
     @classmethod

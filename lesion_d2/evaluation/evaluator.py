@@ -16,6 +16,7 @@ import numpy as np
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Instances
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -42,6 +43,9 @@ class LesionEvaluator(COCOEvaluator):
     (``under_10mm/sens@4``), see :func:`~lesion_d2.evaluation.strata.make_strata`. FROC pools all
     classes, as the papers do: any detection finds any lesion. COCO's numbers stay per class.
 
+    Masks are scored, as ``results["segm"]``, where each annotation of the data set has one; masks
+    that are neither scored nor written are not looked at (``needs_masks``).
+
     A data set without a single lesion gives NaN; a model without a single detection 0.
 
     Files in ``output_dir``: ``coco_instances_results.json``, ``froc.json``, ``froc.csv``,
@@ -58,6 +62,7 @@ class LesionEvaluator(COCOEvaluator):
         inclusive: bool = False,
         num_bootstrap: int = 1000,
         seed: int = 0,
+        write_masks: bool = False,
     ):
         """
         Args:
@@ -70,6 +75,8 @@ class LesionEvaluator(COCOEvaluator):
                 gets all boxes a pixel wider and higher.
             num_bootstrap: resamples for the intervals; 0 leaves them out.
             seed: of the resamples.
+            write_masks: whether the file of detections has their masks, in COCO's RLE, also where
+                they are not scored.
 
         Raises:
             ValueError: the data set is empty or has an ``image_id`` twice.
@@ -77,10 +84,13 @@ class LesionEvaluator(COCOEvaluator):
         dicts = DatasetCatalog.get(dataset_name)
         self._truth = Truth.from_dicts(dicts, dataset_name)
         metadata = MetadataCatalog.get(dataset_name)
+        has_masks = _has_masks(dicts)
+        #: Whether masks of detections are scored or written.
+        self.needs_masks = has_masks or write_masks
         with _without_json_file(metadata), tempfile.TemporaryDirectory() as folder:
             super().__init__(
                 dataset_name,
-                tasks=None if _has_masks(dicts) else ("bbox",),
+                tasks=None if has_masks else ("bbox",),
                 distributed=distributed,
                 output_dir=folder,
                 use_fast_impl=False,
@@ -110,7 +120,14 @@ class LesionEvaluator(COCOEvaluator):
             "output_dir": output_dir,
             "inclusive": cfg.TEST.INCLUSIVE,
             "num_bootstrap": cfg.TEST.NUM_BOOTSTRAP,
+            "write_masks": cfg.TEST.WRITE_MASKS,
         }
+
+    def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> None:
+        """As in Detectron2; masks that nobody needs are not even moved to the CPU."""
+        if not self.needs_masks:
+            outputs = [_without_masks(output) for output in outputs]
+        super().process(inputs, outputs)
 
     def evaluate(self, img_ids: Sequence | None = None) -> dict[str, dict[str, float]]:
         """Evaluate what was processed; images that were not count as images without detections.
@@ -244,6 +261,14 @@ def _chained(results: Mapping[object, list[dict]]) -> Iterator[dict]:
 def _has_masks(dicts: Sequence[Mapping]) -> bool:
     annotations = [a for d in dicts for a in d.get("annotations", ())]
     return bool(annotations) and all("segmentation" in a for a in annotations)
+
+
+def _without_masks(output: Mapping) -> Mapping:
+    if "instances" not in output or not output["instances"].has("pred_masks"):
+        return output
+    instances = output["instances"]
+    fields = {k: v for k, v in instances.get_fields().items() if k != "pred_masks"}
+    return {**output, "instances": Instances(instances.image_size, **fields)}
 
 
 @contextlib.contextmanager

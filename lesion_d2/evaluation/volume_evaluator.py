@@ -74,6 +74,9 @@ class VolumeEvaluator(DatasetEvaluator):
     ``{}``.
     """
 
+    #: Boxes alone are linked and scored.
+    needs_masks = False
+
     @configurable
     def __init__(
         self,

@@ -22,6 +22,7 @@ from .roi_heads import (
     ULDorROIHeads,
     position_sensitive_pool,
 )
+from .switches import changed, no_masks
 
 __all__ = [
     "RFCN3DCE",
@@ -47,9 +48,11 @@ __all__ = [
     "UNetFPN",
     "batch_images",
     "calibrate_scores",
+    "changed",
     "focal_segmentation_loss",
     "mask_agreement",
     "mine_lesions",
+    "no_masks",
     "position_sensitive_pool",
     "record_attention",
     "reuse_features",

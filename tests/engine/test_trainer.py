@@ -1,11 +1,14 @@
+import copy
 import json
 
+from lesion_d2.data.pseudo_masks import ellipse_mask
 from lesion_d2.engine import Trainer, load_config
 from lesion_d2.engine.trainer import best_metric_name, has_unused_parameters
 
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.events import EventStorage
 from pycocotools import mask as mask_util
 from tiny_run import stopping_args, tiny_args, tiny_config, uldor_args
@@ -38,6 +41,55 @@ def test_a_run_writes_its_checkpoints_and_metrics(tiny_phantom, tmp_path):
     logged = {key for line in _metrics(tmp_path) for key in line}
     assert {"total_loss", "loss_cls", "loss_box_reg", "loss_seg", "lr", "bbox/AP50"} <= logged
     assert any(key.startswith("froc/") for key in logged)
+
+
+_MASKS = {"MODEL__RETINA_UNET__PREDICT_MASKS": True, "MODEL__RETINANET__SCORE_THRESH_TEST": 0.0}
+
+
+@pytest.mark.parametrize(
+    "args, changes",
+    [(tiny_args, _MASKS), (uldor_args, {"MODEL__ROI_HEADS__SCORE_THRESH_TEST": 0.0})],
+)
+def test_masks_are_computed_and_written_only_where_they_are_scored_or_asked_for(
+    tiny_phantom, tmp_path, args, changes
+):
+    def evaluate(dataset: str, **options) -> tuple[dict, list[dict]]:
+        options = {"TEST__WRITE_MASKS": False, **options}
+        options = {**changes, "DATASETS__TEST": (dataset,), **options}
+        cfg = load_config(args(tmp_path / "output", **options))
+        seen.clear()
+        results = Trainer.test(cfg, model)
+        folder = tmp_path / "output" / "inference" / dataset
+        return results, json.loads((folder / "coco_instances_results.json").read_text())
+
+    torch.manual_seed(0)
+    model = Trainer.build_model(load_config(args(tmp_path, **changes)))
+    seen = []
+    model.register_forward_hook(
+        lambda _, __, outputs: seen.extend(o["instances"].has("pred_masks") for o in outputs)
+    )
+    results, detections = evaluate("phantom_val")
+    assert len(detections) > 0 and seen and not any(seen)
+    asked_results, asked = evaluate("phantom_val", TEST__WRITE_MASKS=True)
+    assert all(seen) and str(asked_results) == str(results)  # some are NaN
+    assert all(detection.pop("segmentation")["size"] == [64, 64] for detection in asked)
+    assert asked == detections
+
+    dicts = copy.deepcopy(DatasetCatalog.get("phantom_val"))
+    for annotation in (a for image in dicts for a in image["annotations"]):
+        mask = np.asfortranarray(ellipse_mask(annotation["recist"], 64, 64), dtype=np.uint8)
+        annotation["segmentation"] = mask_util.encode(mask)
+    DatasetCatalog.register("phantom_masks", lambda: dicts)
+    MetadataCatalog.get("phantom_masks").set(evaluator_type="lesion", thing_classes=["lesion"])
+    try:
+        scored_results, scored = evaluate("phantom_masks")
+    finally:
+        DatasetCatalog.remove("phantom_masks")
+        MetadataCatalog.remove("phantom_masks")
+    assert all(seen) and "AP50" in scored_results.pop("segm")
+    assert str(scored_results) == str(results)
+    assert all(detection.pop("segmentation")["size"] == [64, 64] for detection in scored)
+    assert scored == detections
 
 
 def test_the_same_seed_gives_the_same_training(tiny_phantom, tmp_path):

@@ -374,13 +374,20 @@ def test_masks_in_predictions_alone(register, tmp_path):
     for instances in outputs:
         instances.pred_masks = torch.zeros(len(instances), 320, 320, dtype=torch.bool)
         instances.pred_masks[:, 10:20, 10:20] = True
+    coco_file = tmp_path / "coco_instances_results.json"
+    plain_coco = json.loads(coco_file.read_text())
     results = run(LesionEvaluator(NAME, tmp_path, num_bootstrap=0), dicts, outputs)
     same(results, plain)
-    coco = json.loads((tmp_path / "coco_instances_results.json").read_text())
-    assert all(result["segmentation"]["size"] == [320, 320] for result in coco)
+    assert json.loads(coco_file.read_text()) == plain_coco
+    assert all(instances.has("pred_masks") for instances in outputs)  # they are the model's
+    asked = LesionEvaluator(NAME, tmp_path, num_bootstrap=0, write_masks=True)
+    same(run(asked, dicts, outputs), plain)
+    coco = json.loads(coco_file.read_text())
+    assert all(result.pop("segmentation")["size"] == [320, 320] for result in coco)
+    assert coco == plain_coco
 
 
-def test_masks_in_the_truth_are_evaluated(register):
+def test_masks_in_the_truth_are_evaluated(register, tmp_path):
     dicts = register(make_dicts(6))
     outputs = [predict(d) for d in dicts]
     for record in dicts:
@@ -392,8 +399,14 @@ def test_masks_in_the_truth_are_evaluated(register):
         for mask, box in zip(instances.pred_masks, instances.pred_boxes, strict=True):
             x1, y1, x2, y2 = box.round().int().clamp(min=0).tolist()
             mask[y1:y2, x1:x2] = True
-    results = run(LesionEvaluator(NAME, num_bootstrap=0), dicts, outputs)
+    results = run(LesionEvaluator(NAME, tmp_path / "a", num_bootstrap=0), dicts, outputs)
     assert results["segm"]["AP50"] > 5
+    detectron2s = COCOEvaluator(NAME, output_dir=str(tmp_path / "b"), use_fast_impl=False)
+    same({"segm": results["segm"]}, {"segm": run(detectron2s, dicts, outputs)["segm"]})
+    ours, theirs = (
+        json.loads((tmp_path / name / "coco_instances_results.json").read_text()) for name in "ab"
+    )
+    assert ours == theirs
 
 
 def test_truth_is_read_afresh(register):

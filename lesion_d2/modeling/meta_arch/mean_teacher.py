@@ -1,6 +1,5 @@
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from detectron2.config import configurable
@@ -11,13 +10,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..backbone import batch_images
 from ..mining import MiningCounts, ellipse_masks, hits_any, mine_lesions, view_detections
+from ..switches import changed, no_masks
 
 POLICIES = ("none", "add", "ignore")
 # Of a sample, what the detector needs to bring detections to the slice, and to name it.
 _SLICE_KEYS = ("file_name", "image_id", "height", "width", "crop")
 _IGNORED_CLASS = -1
-# Attributes by which ROI heads and the Retina U-Net say whether they predict masks.
-_MASK_SWITCHES = ("mask_on", "predict_masks")
 
 
 class MeanTeacher(nn.Module):
@@ -189,26 +187,17 @@ class MeanTeacher(nn.Module):
         self.student.load_state_dict(self.teacher.state_dict())
 
 
-@contextmanager
-def _for_mining(detector: nn.Module, score_threshold: float) -> Iterator[None]:
+def _for_mining(detector: nn.Module, score_threshold: float) -> AbstractContextManager[None]:
     """Let a detector compute no more than is mined: no masks, no boxes of lower scores.
 
     NMS keeps the same of the others, which only higher scores suppress. Calibration changes scores
     after it, so a calibrated detector keeps its own threshold.
     """
     below = score_threshold * (1 - 1e-6)  # detectors ask for more than their threshold
-    changes = []
-    for module in detector.modules():
-        changes += [(module, name, False) for name in _MASK_SWITCHES if getattr(module, name, 0)]
-        if getattr(module, "test_score_thresh", below) < below and (
-            getattr(module, "calibration", 0) == 0
-        ):
-            changes.append((module, "test_score_thresh", below))
-    before = [(module, name, getattr(module, name)) for module, name, _ in changes]
-    try:
-        for module, name, value in changes:
-            setattr(module, name, value)
-        yield
-    finally:
-        for module, name, value in before:
-            setattr(module, name, value)
+    thresholds = [
+        (module, "test_score_thresh", below)
+        for module in detector.modules()
+        if getattr(module, "test_score_thresh", below) < below
+        and getattr(module, "calibration", 0) == 0
+    ]
+    return changed([*no_masks(detector), *thresholds])
