@@ -1,6 +1,6 @@
 """Write the annotations of DeepLesion's sub-volumes, a pickle as published, as JSON.
 
-python datasets/convert_annotations.py volumes_train.pkl volumes_train.json
+python datasets/convert_annotations.py Revised-Train744.pkl volumes_train.json
 python datasets/convert_annotations.py boxes_3d.pkl volumes_val.json --split val
 
 Nothing that the pickle may carry is run, and the JSON is complete or absent.
@@ -12,7 +12,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from lesion_d2.data.annotation_files import SLICE_NUMBERS, read_annotations, write_annotations
+from lesion_d2.data.annotation_files import (
+    BOX_COLUMNS,
+    SLICE_NUMBERS,
+    read_annotations,
+    write_annotations,
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -24,9 +29,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--slice-numbers",
         choices=SLICE_NUMBERS,
-        default="disk",
-        help="in the pickle: as on disk, or from a volume's first slice on, which is 0; the JSON "
-        "has those on disk",
+        help="in the pickle: as on disk, or from a volume's first slice on, which is 0 (by default "
+        "what it tells itself); the JSON has those on disk",
+    )
+    parser.add_argument(
+        "--box-columns",
+        choices=BOX_COLUMNS,
+        help="of boxes in 3-D in the pickle (by default what it tells itself)",
     )
     return parser.parse_args(argv)
 
@@ -37,7 +46,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.output.suffix != ".json":
             raise ValueError(f"{args.output}: found another ending, expected .json")
-        volumes = read_annotations(args.input, args.split, slice_numbers=args.slice_numbers)
+        volumes = read_annotations(
+            args.input,
+            args.split,
+            slice_numbers=args.slice_numbers,
+            box_columns=args.box_columns,
+        )
         write_annotations(args.output, volumes)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -388,6 +388,7 @@ def test_taos_models_have_the_papers_values():
         "INPUT.CT.HU_WINDOW": (-1024.0, 3071.0),
         "INPUT.CT.PIXEL_SPACING": 0.8,
         "INPUT.CT.MAX_SIZE": 512,
+        "TEST.INCLUSIVE": True,
         "INPUT.CT.CUT_BORDERS": True,
         "INPUT.CT.SLICE_INTERVAL": 2.0,
         **{f"INPUT.AUG.{key}_PROB": 0.0 for key in ("HFLIP", "VFLIP")},

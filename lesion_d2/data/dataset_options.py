@@ -104,8 +104,8 @@ def set_excluded_volumes(name: str, volumes: Iterable[str]) -> None:
             f"{name}: found a data set that is read as a whole, expected one in DeepLesion's "
             "layout or of volumes to leave series out"
         )
-    series = frozenset().union(*map(_read_series, volumes))
-    _set_option(name, "excluded_volumes", (volumes, series))
+    parts = frozenset().union(*map(_read_parts, volumes))
+    _set_option(name, "excluded_volumes", (volumes, parts))
 
 
 def leave_out_volumes(name: str, dicts: list[dict]) -> list[dict]:
@@ -121,9 +121,10 @@ def leave_out_volumes(name: str, dicts: list[dict]) -> list[dict]:
     Raises:
         ValueError: none is left.
     """
-    volumes, series = MetadataCatalog.get(name).get("excluded_volumes", ((), frozenset()))
+    volumes, parts = MetadataCatalog.get(name).get("excluded_volumes", ((), frozenset()))
     if not volumes:
         return dicts
+    series = {of_series for of_series, _ in parts}
     left = [image for image in dicts if _series_of(image) not in series]
     source = ", ".join(volumes)
     if not left:
@@ -131,16 +132,17 @@ def leave_out_volumes(name: str, dicts: list[dict]) -> list[dict]:
             f"{name}: found all {len(dicts)} images in series of the excluded volumes ({source}), "
             "expected some in others"
         )
-    left_out = {_series_of(image) for image in dicts} & series
+    left_out = {_part_of(image) for image in dicts if _series_of(image) in series}
     logger.info(
         f"{name}: {len(dicts) - len(left)} of {len(dicts)} images are left out, all of "
-        f"{len(left_out)} series of excluded volumes ({source})"
+        f"{len({of_series for of_series, _ in left_out})} series of excluded volumes ({source}): "
+        f"{len(left_out)} sub-volumes, {len(left_out - parts)} of them other slices of these series"
     )
     return left
 
 
-def _read_series(volumes: str) -> set[tuple]:
-    """The series of a data set of volumes, with those that an earlier run excluded from it."""
+def _read_parts(volumes: str) -> set[tuple]:
+    """The sub-volumes of a data set, with those that an earlier run excluded from it."""
     excluded = MetadataCatalog.get(volumes).get("excluded_volumes", ((), frozenset()))
     _set_option(volumes, "excluded_volumes", ((), frozenset()))
     try:
@@ -154,11 +156,16 @@ def _read_series(volumes: str) -> set[tuple]:
                 f"{volumes}, {image['image_id']}: found no {missing[0]!r}, expected "
                 f"{', '.join(_SERIES_KEYS)} of each image"
             )
-    return set(map(_series_of, dicts))
+    return set(map(_part_of, dicts))
 
 
 def _series_of(image: dict) -> tuple:
     return tuple(image[key] for key in _SERIES_KEYS)
+
+
+def _part_of(image: dict) -> tuple[tuple, tuple]:
+    """The sub-volume of an image: its series and range of slices."""
+    return _series_of(image), tuple(image.get("slice_range", ()))
 
 
 def _set_option(name: str, key: str, value: object) -> None:

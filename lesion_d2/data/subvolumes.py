@@ -23,7 +23,13 @@ from .volume_names import VolumeName
 
 logger = logging.getLogger(__name__)
 
-_SPLITS = ("train", "val", "test")
+# As Cai et al. published the volumes of each split.
+_PUBLISHED = {
+    "train": "Revised-Train744.pkl",
+    "val": "Revised-Train100.pkl",
+    "test": "Revised-Test1071.pkl",
+}
+_PUBLISHED_3D = "3D-Box.pkl"  # boxes in 3-D of some of the test volumes
 _COLUMNS = ("File_name", "Spacing_mm_px_", "DICOM_windows")
 # DeepLesion's most frequent window, for pictures of volumes that DL_info.csv says nothing about.
 _WINDOW = (-175.0, 275.0)
@@ -45,7 +51,8 @@ def load_subvolumes(
     annotation_file: str | os.PathLike,
     split: str | None = None,
     *,
-    slice_numbers: str = "disk",
+    slice_numbers: str | None = None,
+    box_columns: str | None = None,
 ) -> list[dict]:
     """Read sub-volumes into Detectron2's dicts, one for every slice of every volume.
 
@@ -65,7 +72,7 @@ def load_subvolumes(
     Args:
         root: the folder of ``DL_info.csv``, ``Images_png`` and ``Images_nifti``; the NIfTI files
             need no other.
-        annotation_file, split, slice_numbers: see :func:`read_annotations`.
+        annotation_file, split, slice_numbers, box_columns: see :func:`read_annotations`.
 
     Returns:
         In the order of the file's volumes, then of slices.
@@ -78,7 +85,9 @@ def load_subvolumes(
             of.
     """
     root = Path(root)
-    lesions = read_annotations(annotation_file, split, slice_numbers=slice_numbers)
+    lesions = read_annotations(
+        annotation_file, split, slice_numbers=slice_numbers, box_columns=box_columns
+    )
     problems: list[str] = []
     files = _find_slices(root, lesions, problems)
     raise_problems(annotation_file, problems)
@@ -104,21 +113,32 @@ def register_subvolumes(
     annotation_file: str | None = None,
     split: str | None = None,
     *,
-    slice_numbers: str = "disk",
+    slice_numbers: str | None = None,
+    box_columns: str | None = None,
 ) -> None:
     """Register sub-volumes with Detectron2; read when first asked for.
 
     Args:
         name: its name in ``DatasetCatalog``.
-        root, split, slice_numbers: see :func:`load_subvolumes`; ``$DETECTRON2_DATASETS`` in the
-            root stands for that environment variable at the time of reading, or "datasets".
-        annotation_file: likewise; None for ``volumes_<split>.json`` in the root or, where there is
-            none, ``volumes_<split>.pkl``.
+        root, split, slice_numbers, box_columns: see :func:`load_subvolumes`;
+            ``$DETECTRON2_DATASETS`` in the root stands for that environment variable at the time
+            of reading, or "datasets".
+        annotation_file: likewise; None for the first of these that the root has:
+            ``volumes_<split>.json``, ``volumes_<split>.pkl``, and the split's file by its published
+            name, such as ``Revised-Train744.pkl``.
 
     Raises:
         AssertionError: the name is registered already (Detectron2's own check).
     """
-    load = partial(_load_registered, name, root, annotation_file, split, slice_numbers)
+    load = partial(
+        _load_registered,
+        name,
+        root,
+        annotation_file,
+        split,
+        slice_numbers=slice_numbers,
+        box_columns=box_columns,
+    )
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(
         **lesion_classes(False), evaluator_type="lesion_volume", can_exclude_volumes=True
@@ -126,25 +146,30 @@ def register_subvolumes(
 
 
 def _load_registered(
-    name: str, root: str, annotation_file: str | None, split: str | None, slice_numbers: str
+    name: str, root: str, annotation_file: str | None, split: str | None, **layout: str | None
 ) -> list[dict]:
     root = Path(resolve_root(root))
     if annotation_file is not None:
         file = Path(resolve_root(annotation_file))
     else:
-        candidates = [root / f"volumes_{split}{ending}" for ending in (".json", ".pkl")]
-        file = next(filter(Path.is_file, candidates), None)
+        names = [f"volumes_{split}{ending}" for ending in (".json", ".pkl")]
+        names += [_PUBLISHED[split]] if split in _PUBLISHED else []
+        file = next(filter(Path.is_file, (root / name for name in names)), None)
         if file is None:
-            raise FileNotFoundError(f"{candidates[0]}: no such annotation file, nor one in .pkl")
-    dicts = load_subvolumes(root, file, split, slice_numbers=slice_numbers)
+            others = " or ".join(names[1:])
+            raise FileNotFoundError(f"{root / names[0]}: no such annotation file, nor {others}")
+    dicts = load_subvolumes(root, file, split, **layout)
     return leave_out_volumes(name, dicts)
 
 
 def _register_builtin() -> None:
-    for split in _SPLITS:
+    root = "$DETECTRON2_DATASETS/DeepLesion"
+    for split in _PUBLISHED:
         name = f"deeplesion_volumes_{split}"
         if name not in DatasetCatalog:  # there already where this module is imported again
-            register_subvolumes(name, "$DETECTRON2_DATASETS/DeepLesion", split=split)
+            register_subvolumes(name, root, split=split)
+    if "deeplesion_volumes_3d" not in DatasetCatalog:
+        register_subvolumes("deeplesion_volumes_3d", root, f"{root}/{_PUBLISHED_3D}")
 
 
 def _find_slices(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from .problems import short
 
-_NAME = re.compile(r"(\d+)_(\d+)_(\d+)_(\d+)-(\d+)(?:\.nii|\.nii\.gz)?")
+_NAME = re.compile(r"(\d+)_(\d+)_(\d+)_(\d+)-(\d+)(?:\.nii|\.nii\.gz|\.annot)?")
 
 
 class VolumeName(NamedTuple):
@@ -21,7 +21,7 @@ class VolumeName(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "VolumeName":
-        """Read a name; a NIfTI file's ending is left out.
+        """Read a name; the ending of a NIfTI file or of a published key is left out.
 
         Raises:
             ValueError: it is no such name, or its first slice comes after its last.

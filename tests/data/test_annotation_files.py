@@ -60,15 +60,15 @@ def test_boxes_on_key_slices(tmp_path, protocol, kind):
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("kind", [np.int64, np.float32, object])
 def test_boxes_in_3d_by_split(tmp_path, protocol, kind):
-    rows = np.array([[1, 2, 103, 30, 40, 109], [5, 6, 110, 7, 8, 110]], kind)
+    rows = np.array([[201, 202, 103, 230, 240, 109], [5, 6, 110, 7, 8, 110]], kind)
     content = collections.OrderedDict(val={f"{ONE}.nii.gz": rows, TWO: np.empty((0, 6))})
-    content["test"] = {TWO: [np.float64([1, 2, 10, 3, 4, 12])]}
+    content["test"] = {TWO: [np.float64([21, 32, 10, 23, 34, 12])]}
     file = write(tmp_path / "a.pkl", content, protocol)
-    expected = [VolumeLesion((1, 2, 30, 40), 103, 109, None)]
+    expected = [VolumeLesion((201, 202, 230, 240), 103, 109, None)]
     expected.append(VolumeLesion((5, 6, 7, 8), 110, 110, None))
     assert text_of(read_annotations(file, "val")) == {ONE: expected, TWO: []}
     assert text_of(read_annotations(file, "test")) == {
-        TWO: [VolumeLesion((1, 2, 3, 4), 10, 12, None)]
+        TWO: [VolumeLesion((21, 32, 23, 34), 10, 12, None)]
     }
     for split, expected in (("train", "'train'"), (None, r"one of them as the split \(--split\)")):
         with pytest.raises(
@@ -79,21 +79,21 @@ def test_boxes_in_3d_by_split(tmp_path, protocol, kind):
 
 def test_slices_from_the_first_one_on(tmp_path):
     file = write(tmp_path / "a.pkl", key_slices(offset=103))
-    assert text_of(read_annotations(file, slice_numbers="index")) == KEY_LESIONS
-    with pytest.raises(
-        ValueError, match=r"found the slices 6 to 6, .* within 103 to 115 .*'index'"
-    ):
-        read_annotations(file)
+    for numbers in ("index", None):
+        assert text_of(read_annotations(file, slice_numbers=numbers)) == KEY_LESIONS
+    with pytest.raises(ValueError, match=r"found the slices 6 to 6, .* within 103 to 115 .*'disk'"):
+        read_annotations(file, slice_numbers="disk")
     file = write(tmp_path / "a.pkl", key_slices())
-    with pytest.raises(ValueError, match=r"slices 109 to 109, .* within 0 to 12 .*'disk' takes"):
+    assert text_of(read_annotations(file)) == KEY_LESIONS
+    with pytest.raises(ValueError, match=r"slices 109 to 109, .* within 0 to 12 .*'index'"):
         read_annotations(file, slice_numbers="index")
     with pytest.raises(ValueError, match=r"found slice_numbers 'guess', expected one of"):
         read_annotations(file, slice_numbers="guess")
 
 
 def test_pickles_of_python_2(tmp_path):
-    # {'<ONE>': numpy.array([[1, 2, 103, 3, 4, 104]], 'i2')} as Python 2.7 with NumPy 1.16 wrote it.
-    data = np.array([1, 2, 103, 3, 4, 0x01FF & 104], "<i2").tobytes()
+    # {'<ONE>': numpy.array([[141, 132, 103, 143, 134, 104]], 'i2')} of Python 2.7 with NumPy 1.16.
+    data = np.array([141, 132, 103, 143, 134, 104], "<i2").tobytes()
     escaped = b"".join(b"\\x%02x" % value for value in data)
     file = tmp_path / "old.pkl"
     file.write_bytes(
@@ -102,7 +102,9 @@ def test_pickles_of_python_2(tmp_path):
         b"cnumpy\ndtype\np9\n(S'i2'\np10\nI0\nI1\ntp11\nRp12\n(I3\nS'<'\np13\nNNNI-1\nI-1\nI0\n"
         b"tp14\nbI00\nS'" + escaped + b"'\np15\ntp16\nbs."
     )
-    assert text_of(read_annotations(file)) == {ONE: [VolumeLesion((1, 2, 3, 4), 103, 104, None)]}
+    assert text_of(read_annotations(file)) == {
+        ONE: [VolumeLesion((141, 132, 143, 134), 103, 104, None)]
+    }
 
 
 class _Call:
@@ -209,11 +211,16 @@ BAD_VOLUMES = [
     ({ONE: {"108": [[*BOX, 109, 109]]}}, "slices 109 and 109 below slice '108', expected the same"),
     ({ONE: {109: [[3, 2, 3, 4, 109, 109]]}}, r"box \(3, 2, 3, 4\), expected x1 < x2 and y1 < y2"),
     ({ONE: {109: [[1, 4, 3, 2, 109, 109]]}}, r"box \(1, 4, 3, 2\), expected x1 < x2 and y1 < y2"),
-    ({ONE: [[1, 2, 103, float("nan"), 4, 104]]}, r"box \(1, 2, nan, 4\), expected four finite"),
-    ({ONE: [["1", 2, 103, 3, 4, 104]]}, r"box \('1', 2, 3, 4\), expected four finite numbers"),
-    ({ONE: [[1, 2, 103.5, 3, 4, 104]]}, r"slices \(103.5, 104\), expected whole numbers"),
-    ({ONE: [[1, 2, float("inf"), 3, 4, 104]]}, r"slices \(inf, 104\), expected whole numbers"),
-    ({ONE: [[1, 2, 105, 3, 4, 104]]}, "slices 105 to 104, expected a range within 103 to 115"),
+    ({ONE: [[1, 2, float("nan"), 4, 103, 104]]}, r"box \(1, 2, nan, 4\), expected four finite"),
+    ({ONE: [["1", 2, 3, 4, 103, 104]]}, r"box \('1', 2, 3, 4\), expected four finite numbers"),
+    ({ONE: {109: [[*BOX, 108.5, 108.5]]}}, "slices 108.5 and 108.5 below slice 109, expected the"),
+    ({ONE: {108.5: [[*BOX, 108.5, 108.5]]}}, r"slices \(108.5, .*\), expected whole numbers"),
+    ({ONE: [[1, 2, 3, 4, float("inf"), 104]]}, r"slices \(inf, 104\), expected finite numbers"),
+    (
+        {ONE: [[200, 150, 250, 180, 105, 104]]},
+        "slices 105 to 104, expected a range within 103 to 115",
+    ),
+    ({ONE: [[1, 2, 3, 4, 116, 117]]}, "slices 116 to 117, expected a range within 103 to 115"),
     ({ONE: {116: [[*BOX, 116, 116]]}}, "slices 116 to 116, expected a range within 103 to 115 .*"),
     ({}, r"found \{\}, expected volumes by their names"),
     ([1, 2], r"found \[1, 2\], expected volumes by their names"),
@@ -271,7 +278,7 @@ def test_100_000_nested_lists(tmp_path):
 
 
 def test_all_that_is_bad_is_told_of_at_once(tmp_path):
-    rows = [[1, 2, 3, 4, 5, 6]] * 30
+    rows = [[41, 42, 3, 41, 5, 6]] * 30
     file = write(tmp_path / "a.pkl", {ONE: np.array(rows), "x": [], TWO: {11: [[1, 2, 3, 4, 5]]}})
     with pytest.raises(ValueError, match=r"a\.pkl: 32 problems, the first 20\n") as error:
         read_annotations(file)
@@ -286,10 +293,12 @@ def test_all_that_is_bad_is_told_of_at_once(tmp_path):
 def test_the_command_writes_json(tmp_path, capsys):
     script = PROJECT / "datasets" / "convert_annotations.py"
     convert = runpy.run_path(str(script))["main"]
-    content = {"val": key_slices(offset=103), "test": {TWO: np.array([[1, 2, 0, 3, 4, 2.0]])}}
+    content = {"val": key_slices(offset=103), "test": {TWO: np.array([[11, 12, 0, 13, 14, 2.0]])}}
     source, target = write(tmp_path / "a.pkl", content), tmp_path / "volumes_val.json"
     assert convert([str(source), str(target), "--split", "val", "--slice-numbers", "index"]) == 0
     assert "2 lesions of 2 volumes" in capsys.readouterr().out
+    assert text_of(read_annotations(target)) == KEY_LESIONS
+    assert convert([str(source), str(target), "--split", "val"]) == 0  # found by itself
     assert text_of(read_annotations(target)) == KEY_LESIONS
     lesions = json.loads(target.read_text())["volumes"][ONE]
     assert lesions[0] == {"box": [1.0, 2.0, 30.5, 40.0], "slices": [109, 109], "key_slice": 109}
@@ -330,8 +339,10 @@ def test_bad_json(tmp_path, change, message):
     file.write_text(json.dumps(content))
     expected = {ONE: [VolumeLesion((1, 2, 3, 4), 109, 109, 109)]}
     assert text_of(read_annotations(file)) == expected
-    with pytest.raises(ValueError, match="found slice_numbers 'index' for JSON, expected 'disk'"):
+    with pytest.raises(ValueError, match="found slice_numbers 'index' for JSON, expected None"):
         read_annotations(file, slice_numbers="index")
+    with pytest.raises(ValueError, match="found box_columns for JSON, expected None"):
+        read_annotations(file, box_columns="xyxyzz")
     change(content)
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=rf"a\.json: .*{message}"):

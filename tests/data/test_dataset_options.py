@@ -120,6 +120,8 @@ def test_images_of_excluded_series_are_left_out(tmp_path, registered, volumes, c
     assert left == kept and len(kept) == 42
     expected = "6 of 48 images are left out, all of 3 series of excluded volumes (volumes_a, volume"
     assert expected in caplog.text
+    # The volumes' dicts do not tell their slices here: none of the images' sub-volumes is theirs.
+    assert "volumes_b): 3 sub-volumes, 3 of them other slices of these series" in caplog.text
     set_hidden_annotations("lesions_excluding", 0.5)  # of what is left
     assert len(_rows(DatasetCatalog.get("lesions_excluding"), "hidden_annotations")) == 21
     set_hidden_annotations("lesions_excluding", 0.0)
@@ -168,3 +170,29 @@ def test_phantom_volumes_leave_series_out_too(tiny_phantom):
             set_excluded_volumes(name, ())
         assert left == [d for d in whole if d["patient"] not in annotated]
         assert 0 < len(left) < len(whole)
+
+
+def test_sub_volumes_that_go_with_excluded_ones_are_counted(volumes, caplog):
+    """An excluded volume takes the other sub-volumes of its series with it."""
+
+    def image(patient, first, last, number):
+        keys = {"patient": patient, "study": 1, "series": 1, "slice_range": (first, last)}
+        return {"image_id": f"{patient}_{first}_{number}", **keys}
+
+    dicts = [image(1, 10, 20, 15), image(1, 10, 20, 16), image(1, 30, 40, 33), image(1, 50, 60, 51)]
+    dicts += [image(2, 1, 9, 4)]
+    volumes("volumes_a", [])
+    volumes("volumes_b", [])
+    for name, part in (("volumes_a", dicts), ("volumes_b", dicts[:1])):
+        DatasetCatalog.remove(name)
+        DatasetCatalog.register(
+            name, lambda n=name, p=part: dataset_options.leave_out_volumes(n, p)
+        )
+    set_excluded_volumes("volumes_a", ["volumes_b"])
+    with caplog.at_level(logging.INFO, logger=dataset_options.__name__):
+        assert DatasetCatalog.get("volumes_a") == dicts[4:]
+    expected = (
+        "volumes_a: 4 of 5 images are left out, all of 1 series of excluded volumes (volumes_b): 3 "
+        "sub-volumes, 2 of them other slices of these series"
+    )
+    assert expected in caplog.text

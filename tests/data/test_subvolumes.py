@@ -314,11 +314,11 @@ def test_they_are_registered(root, monkeypatch):
         ),
         ({ONE: {10: [[1, 2, 3, 4, 10, 10]]}}, "slices 10 to 10, expected a range within 3 to 9"),
         (
-            {ONE: [[1, 2, 4, 50, 6, 4]]},
+            {ONE: [[1, 2, 50, 6, 9, 9]]},
             rf"volume {ONE}: found the box \[1.0, 2.0, 50.0, 6.0\], exp",
         ),
-        ({ONE: [[33, 2, 4, 40, 6, 4]]}, f"found the box .*, expected one inside of its {WIDTH} x "),
-        ({ONE: [[-11, 2, 4, 5, 6, 4]]}, "found the box"),
+        ({ONE: [[33, 2, 40, 6, 9, 9]]}, f"found the box .*, expected one inside of its {WIDTH} x "),
+        ({ONE: [[-41, 22, -35, 26, 9, 9]]}, "found the box"),
     ],
 )
 def test_bad_annotations(root, content, message):

@@ -1,8 +1,14 @@
+import csv
+from pathlib import Path
+
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.evaluation import froc_curve, match_detections, match_images
+from lesion_d2.evaluation.matching import paired_overlaps
 
 import numpy as np
 import pytest
+
+REAL_BOXES = Path(__file__).parents[2].parent / "shared" / "data" / "deeplesion_val_boxes.csv"
 
 RATES = [0.0, 0.1, 0.25, 0.5, 1, 1.5, 2, 4, 8, 16]
 
@@ -158,6 +164,21 @@ def test_inclusive_counts_whole_pixels():
     pred, lesion = [np.array([[0.0, 0, 9, 4]])], [np.array([[0.0, 0, 9, 9]])]
     assert froc_curve(pred, [[0.5]], lesion, inclusive=True).sensitivity[-1] == 1
     assert froc_curve(pred, [[0.5]], lesion).sensitivity[-1] == 0
+
+
+@pytest.mark.skipif(not REAL_BOXES.is_file(), reason=f"needs {REAL_BOXES}, DeepLesion's boxes")
+def test_what_inclusive_boxes_are_worth_on_real_ones():
+    """Hits at an IoU of 0.5 of boxes whose sides are off by 2.78 px (standard deviation).
+
+    The figure that stands in the READMEs: of lesions with sides under 20 px, 78.1 % and 82.6 %.
+    """
+    with REAL_BOXES.open() as file:
+        rows = [[float(row[k]) for k in ("x1", "y1", "x2", "y2")] for row in csv.DictReader(file)]
+    boxes = np.array(rows)
+    small = np.repeat(boxes[(boxes[:, 2:] - boxes[:, :2]).max(axis=1) < 20], 40, axis=0)
+    found = small + np.random.default_rng(0).normal(0, 2.78, small.shape)
+    hits = [(paired_overlaps(found, small, inclusive=i) >= 0.5).mean() for i in (False, True)]
+    np.testing.assert_allclose(hits, [0.781, 0.826], atol=0.006)
 
 
 def on_slices(boxes):
