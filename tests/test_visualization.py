@@ -24,6 +24,7 @@ from lesion_d2.visualization import (
     stack_pictures,
     window_image,
 )
+from lesion_d2.visualization.heat_map import heat_map_colors
 
 import cv2
 import matplotlib as mpl
@@ -140,6 +141,24 @@ def test_mask_colors_stay_inside_the_mask():
     assert (changed == np.kron(mask, np.ones((SCALE, SCALE), bool))).all()
     expected = 0.65 * 90 + 0.35 * 255 * np.asarray(MASK_COLOR)
     assert np.abs(image[21 * SCALE, 23 * SCALE] - expected).max() <= 2
+
+
+def test_masks_and_heat_maps_are_part_of_the_slice():
+    gray, mask = 90, np.linspace(0, 1, SIZE * SIZE).reshape(SIZE, SIZE)
+    visualizer = new_visualizer(gray)
+    visualizer.draw_soft_mask(mask, "red", alpha=0.5)
+    heat_map = HeatMap("a heat map", mask)
+    visualizer.draw_heat_map(heat_map)
+    color = np.array([255, 0, 0])
+    red = np.array([[0.5 * m * color + (1 - 0.5 * m) * gray for m in row] for row in mask])
+    heat = heat_map_colors(mask, 0.0, 1.0)
+    expected = heat[..., 3:] * 255 * heat[..., :3] + (1 - heat[..., 3:]) * red
+    image = visualizer.get_output().get_image()
+    assert np.abs(image[::SCALE, ::SCALE] - expected).max() < 0.51
+    assert (image == image[::SCALE, ::SCALE].repeat(SCALE, 0).repeat(SCALE, 1)).all()
+    # Text names the mask, and a mask without a color gets one.
+    visualizer.draw_soft_mask(mask, text="found")
+    assert [text.get_text() for text in visualizer.output.ax.texts] == ["found"]
 
 
 def test_hits_are_green_false_positives_red_and_missed_lesions_dashed():

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import VisImage, Visualizer
+from detectron2.utils.visualizer import VisImage, Visualizer, random_color
+from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
@@ -81,6 +82,10 @@ class LesionVisualizer(Visualizer):
         scale = max(1, math.ceil(side / max(np.shape(img_rgb)[:2])))
         super().__init__(img_rgb, metadata, scale=scale)
         self._default_font_size = FONT_SIZE / scale
+        self._pixels = self.img.astype(np.float64)  # with what was blended into them
+        self.output.ax.images[0].remove()
+        self._picture = self.output.fig.figimage(self.img, zorder=-1)
+        self._show_pixels()
         self._occupied: list[np.ndarray] = []  # display pixels, x0 y0 x1 y1
 
     def zoom(self, boxes: np.ndarray, *, min_side: float = 96.0) -> None:
@@ -102,6 +107,7 @@ class LesionVisualizer(Visualizer):
         top = np.clip((y0 + y1 - view_h) / 2, 0, height - view_h)
         self.output.ax.set_xlim(left, left + view_w)
         self.output.ax.set_ylim(top + view_h, top)
+        self._show_pixels()
 
     def draw_dataset_dict(self, dic: dict, masks: Sequence[np.ndarray] = ()) -> VisImage:
         """Draw an image's lesions with their RECIST diameters, sizes in mm, and masks.
@@ -142,8 +148,39 @@ class LesionVisualizer(Visualizer):
                 f"slice's ({height}, {width})"
             )
         colors = heat_map_colors(heat_map.values, heat_map.low, heat_map.high)
-        self.output.ax.imshow(colors, extent=(0, width, height, 0), zorder=1)
+        self._blend(colors[..., :3], colors[..., 3])
         return self.output
+
+    def draw_soft_mask(self, soft_mask, color=None, *, text=None, alpha=0.5) -> VisImage:
+        """Lay a color over a mask, as Detectron2's method does.
+
+        Args:
+            soft_mask: (H, W) in [0, 1].
+            color: as Matplotlib takes it; a random one by default.
+            text: written on the mask.
+            alpha: opacity where the mask is 1.
+        """
+        color = random_color(rgb=True, maximum=1) if color is None else to_rgb(color)
+        self._blend(np.asarray(color), alpha * soft_mask)
+        if text is not None:
+            lighter = self._change_color_brightness(color, brightness_factor=0.7)
+            self._draw_text_in_mask((soft_mask > 0.5).astype(np.uint8), text, lighter)
+        return self.output
+
+    def _blend(self, colors: np.ndarray, opacity: np.ndarray) -> None:
+        """Mix colors (..., 3) in 0..1 into the slice itself."""
+        opacity = opacity[..., None]
+        self._pixels = (1 - opacity) * self._pixels + opacity * 255 * colors
+        self._show_pixels()
+
+    def _show_pixels(self) -> None:
+        """Show the part of the slice in view, enlarged here: Matplotlib may be one pixel off."""
+        axes, (width, height) = self.output.ax, self.output.canvas.get_width_height()
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        columns = left + (np.arange(width) + 0.5) * (right - left) / width
+        rows = top + (np.arange(height) + 0.5) * (bottom - top) / height
+        pixels = self._pixels[np.ix_(rows.astype(int), columns.astype(int))]
+        self._picture.set_data(np.rint(pixels).astype(np.uint8))
 
     def draw_grid(self, box: Sequence[float], rows: int, columns: int) -> VisImage:
         """Divide a box into equal cells.

@@ -1,3 +1,4 @@
+import lesion_d2
 from lesion_d2.data.deeplesion import load_deeplesion
 from lesion_d2.data.phantom import write_phantom
 from lesion_d2.engine.hard_negatives import HardNegativeMiner
@@ -423,6 +424,20 @@ def test_peak_memory_is_what_the_work_needs_beyond_its_process():
     cfg = CN({"MODEL": {"DEVICE": "cpu"}, "SIZE": 200})
     assert memory.peak_memory(hold_bytes, cfg) == pytest.approx(200, rel=0.2)
     del here
+
+
+def test_without_a_checkout_the_configs_are_missed_in_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(lesion_d2, "__file__", str(tmp_path / "lib" / "lesion_d2.py"))
+    for part in ("slices", "zlocha"):
+        assert main(["--only", "froc", part]) == 1
+        output = capsys.readouterr()
+        assert output.err == (
+            f"error: {tmp_path / 'configs'}: not found, expected it in a checkout of the project "
+            "(pip install -e .)\n"
+        )
+        assert not output.out
+    monkeypatch.setattr("lesion_d2.tools.benchmark.__main__.measure_froc", lambda: [])
+    assert main(["--only", "froc"]) == 0  # needs none
 
 
 def test_the_command_prints_a_table_and_fails_where_a_limit_is_exceeded(monkeypatch, capsys):

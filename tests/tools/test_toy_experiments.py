@@ -6,6 +6,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import lesion_d2
 from lesion_d2.data.toys import write_toys
 from lesion_d2.tools.toy_experiments import running
 from lesion_d2.tools.toy_experiments.__main__ import main
@@ -385,7 +386,7 @@ def test_other_options_are_refused(done, changed, message, grid, tmp_path, capfd
 def test_changed_configs_are_refused(grid, tmp_path, capfd, monkeypatch):
     shutil.copytree(running.find_program()[1].parent, tmp_path / "configs")
     (tmp_path / "train_net.py").touch()
-    monkeypatch.setattr(running.lesion_d2, "__file__", str(tmp_path / "lesion_d2" / "__init__.py"))
+    monkeypatch.setattr(lesion_d2, "__file__", str(tmp_path / "lesion_d2" / "__init__.py"))
     assert main(grid("--seeds", "1")) == 0
     part = tmp_path / "configs" / "toys" / "parts" / "toys.yaml"
     before = part.read_text()
@@ -461,6 +462,6 @@ def test_missing_toys_and_missing_project(grid, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     assert main(grid()) == 1
     assert "prepare_toys.py" in capfd.readouterr().err
-    monkeypatch.setattr(running.lesion_d2, "__file__", str(tmp_path / "lib" / "__init__.py"))
+    monkeypatch.setattr(lesion_d2, "__file__", str(tmp_path / "lib" / "__init__.py"))
     assert main(grid()) == 1
     assert f"{tmp_path / 'train_net.py'}: not found" in capfd.readouterr().err

@@ -6,7 +6,8 @@ Writes small phantom data sets into a temporary folder, measures, and prints one
 the minimum over repeats where nothing else is said; ratios of models are the median over pairs of
 calls that follow each other. What runs on one core (slices, masks, FROC, CSV, clustering,
 linking) is counted in processor time, which other programs on the machine disturb least. Exits
-with 1 where a limit is exceeded.
+with 1 where a limit is exceeded. Models and slices are measured with configs/ of the project's
+checkout.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import lesion_d2  # noqa: F401  (makes detectron2 importable)
+from lesion_d2.tools.checkout import find_in_checkout
 
 import cv2
 import torch
@@ -38,6 +39,7 @@ from .tao import measure_tao
 from .timing import Row
 from .uldor import measure_uldor
 
+_WITHOUT_CONFIGS = ("masks", "froc", "csv", "anchors", "clustering", "linking")
 PARTS = (
     "slices",
     "masks",
@@ -109,6 +111,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
+    if not set(args.only) <= set(_WITHOUT_CONFIGS):
+        try:
+            find_in_checkout("configs")
+        except FileNotFoundError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     cv2.setNumThreads(1)
     ignore_meshgrid_warning()
     print(machine_line(), flush=True)

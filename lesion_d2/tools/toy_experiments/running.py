@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import lesion_d2
+from lesion_d2.tools.checkout import find_in_checkout
 
 from tqdm import tqdm
 
@@ -36,12 +36,7 @@ def find_program() -> tuple[Path, Path]:
     Raises:
         FileNotFoundError: not beside the package, which is then no checkout of the project.
     """
-    root = Path(lesion_d2.__file__).parents[1]
-    program, configs = root / "train_net.py", root / "configs" / "toys"
-    for path in (program, configs):
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: not found, expected it in a checkout of the project")
-    return program, configs
+    return find_in_checkout("train_net.py"), find_in_checkout("configs/toys")
 
 
 @contextmanager

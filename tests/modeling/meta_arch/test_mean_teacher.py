@@ -373,6 +373,12 @@ def test_the_teacher_computes_no_masks_to_mine(name):
     assert first["instances"].has("pred_masks") and calls
 
 
+def _sorted_boxes(found: Instances) -> np.ndarray:
+    """(N, 5) scores and boxes in one order, whichever of equal scores came first."""
+    rows = torch.cat([found.scores[:, None], found.pred_boxes.tensor], dim=1).numpy()
+    return np.array(sorted(rows.tolist(), key=lambda row: [round(v, 3) for v in row]))
+
+
 @pytest.mark.parametrize("name", list(_DETECTORS))
 def test_leaving_out_what_is_below_tau_changes_nothing_that_is_mined(name, monkeypatch):
     torch.manual_seed(0)
@@ -382,8 +388,7 @@ def test_leaving_out_what_is_below_tau_changes_nothing_that_is_mined(name, monke
     sparing = model.mine(_batch())
     monkeypatch.setattr(mean_teacher, "_for_mining", lambda *args: nullcontext())
     for ours, expected in zip(sparing, model.mine(_batch()), strict=True):
-        assert torch.equal(ours.pred_boxes.tensor, expected.pred_boxes.tensor)
-        assert torch.equal(ours.scores, expected.scores)
+        assert _sorted_boxes(ours) == pytest.approx(_sorted_boxes(expected), abs=1e-4)
     assert sum(map(len, sparing)) > 0 or name == "DetUNet"
 
 
