@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from pathlib import Path
 
 import lesion_d2
@@ -398,6 +399,8 @@ def test_taos_models_have_the_papers_values():
         "SOLVER.CLIP_GRADIENTS.ENABLED": True,
         "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "value",
         "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 5.0,
+        "TEST.BEST_METRIC": "froc/sens@4",
+        "TEST.INCLUSIVE": True,
         "SOLVER.BASE_LR": 0.001,
         "SOLVER.MOMENTUM": 0.9,
         "SOLVER.WEIGHT_DECAY": 5e-5,
@@ -407,6 +410,21 @@ def test_taos_models_have_the_papers_values():
         "SOLVER.STEP_EPOCHS": (4.0, 5.0),
     }
     assert {key: values[key] for key in expected} == expected
+
+
+def test_taos_readme_names_layers_whose_learning_rates_can_differ():
+    cfg = get_cfg()
+    lesion_d2.add_lesion_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / "tao" / "rfcn_phantom.yaml"))
+    [line] = re.findall("SOLVER.LR_FACTORS '(.*)'", (CONFIGS / "tao" / "README.md").read_text())
+    cfg.merge_from_list(["SOLVER.LR_FACTORS", line, "MODEL.DEVICE", "cpu"])
+    model = build_model(cfg)
+    optimizer = Trainer.build_optimizer(cfg, model)
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    heads, base = model.roi_heads, cfg.SOLVER.BASE_LR
+    assert rates[id(heads.box_pooler.score_maps.weight)] == 3 * base
+    assert rates[id(heads.box_head.fc1.weight)] == 2 * base
+    assert rates[id(heads.box_predictor.cls_score.weight)] == base
 
 
 def test_found_anchors_replace_the_papers(tmp_path):
