@@ -400,7 +400,6 @@ def test_taos_models_have_the_papers_values():
         "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "value",
         "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 5.0,
         "TEST.BEST_METRIC": "froc/sens@4",
-        "TEST.INCLUSIVE": True,
         "SOLVER.BASE_LR": 0.001,
         "SOLVER.MOMENTUM": 0.9,
         "SOLVER.WEIGHT_DECAY": 5e-5,
