@@ -17,7 +17,8 @@ _COPY = "EZannot.detectron2"
 _INSTALL = (
     "Detectron2 is not installed. Install one of:\n"
     "  pip install --no-deps --require-hashes -r requirements-detectron2.txt\n"
-    "  pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2.git"
+    "  pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2.git\n"
+    '(the second one compiles: README, "Install")'
 )
 
 
@@ -51,22 +52,42 @@ class _AliasFinder(importlib.abc.MetaPathFinder):
         return importlib.machinery.ModuleSpec(fullname, _AliasLoader(), is_package=is_package)
 
 
+def _find_installed() -> tuple[object | None, str | None]:
+    """What of ``sys.meta_path`` finds an installed Detectron2, and a folder that hides it.
+
+    Any folder ``detectron2`` is a package without a file to ``import``, such as a clone of the
+    repository beside the program; the package itself lies a folder further in.
+    """
+    folder = None
+    for finder in sys.meta_path:
+        spec = finder.find_spec("detectron2", None) if hasattr(finder, "find_spec") else None
+        if spec is not None and spec.origin is not None:
+            return finder, folder
+        if spec is not None and folder is None:
+            folder = next(iter(spec.submodule_search_locations), None)
+    return None, folder
+
+
 def ensure_detectron2() -> None:
     """Make ``import detectron2`` work in this process.
 
     Raises:
-        ImportError: neither Detectron2 nor the copy is installed (names both install lines), or an
-            installed Detectron2 fails to import for a reason of its own (passed on as it is).
+        ImportError: neither Detectron2 nor the copy is installed (names both install lines, and a
+            folder ``detectron2`` that is no installation), or an installed Detectron2 fails to
+            import for a reason of its own (passed on as it is).
     """
-    try:
-        importlib.import_module("detectron2")
+    if getattr(sys.modules.get("detectron2"), "__file__", None):
         return
-    except ModuleNotFoundError as error:
-        if error.name != "detectron2":
-            raise
-    if importlib.util.find_spec("EZannot") is None:
-        raise ImportError(_INSTALL)
-    # First in line: the copy's packages carry their own __path__, and the path finder would load
-    # a submodule from there a second time, under the alias's name.
-    sys.meta_path.insert(0, _AliasFinder())
+    finder, folder = _find_installed()
+    if folder is not None:
+        sys.modules.pop("detectron2", None)  # the folder, if somebody has imported it
+    if finder is not None and folder is not None:
+        sys.meta_path.insert(0, finder)  # before the one that finds the folder
+    if finder is None:
+        if importlib.util.find_spec("EZannot") is None:
+            found = f"\nThe folder {folder} is not installed." if folder else ""
+            raise ImportError(_INSTALL + found)
+        # First in line: the copy's packages carry their own __path__, and the path finder would
+        # load a submodule from there a second time, under the alias's name.
+        sys.meta_path.insert(0, _AliasFinder())
     importlib.import_module("detectron2")
