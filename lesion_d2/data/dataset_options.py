@@ -35,6 +35,19 @@ def allows_missing(name: str) -> bool:
     return MetadataCatalog.get(name).get("allow_missing", False)
 
 
+def set_first_pixel(name: str, first_pixel: float) -> None:
+    """Say what the center of an image's first pixel has for coordinates in a data set's files.
+
+    Loaders that know it say so; in the dicts it is 0. What writes boxes of a data set to files, or
+    reads them from there, goes by it (see :mod:`lesion_d2.boxes`).
+
+    Args:
+        name: of the data set in Detectron2's catalogs.
+        first_pixel: 1 in DeepLesion's files.
+    """
+    _set_option(name, "first_pixel", first_pixel)
+
+
 def set_hidden_annotations(name: str, share: float, seed: int = 0) -> None:
     """Say which share of a registered data set's annotations its next loading hides.
 

@@ -10,11 +10,18 @@ import pandas as pd
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from .dataset_options import allows_missing, hide_annotations, leave_out_volumes
+from .dataset_options import (
+    allows_missing,
+    hide_annotations,
+    leave_out_volumes,
+    set_first_pixel,
+)
 from .deeplesion_csv import (
     CSV_COLUMNS,
+    FIRST_PIXEL,
     BadCells,
     cut_boxes,
+    first_pixel_of,
     integers,
     numbers,
     read_csv,
@@ -59,6 +66,7 @@ def load_deeplesion(
     *,
     coarse_types: bool = False,
     allow_missing: bool = False,
+    first_pixel: float | None = None,
 ) -> list[dict]:
     """Read DeepLesion's annotations into Detectron2's dicts, one a key slice, in the file's order.
 
@@ -68,6 +76,9 @@ def load_deeplesion(
     image), ``bbox_mode``, ``category_id``, ``recist`` (x11, y11, x12, y12 of the long diameter,
     x21, y21, x22, y22 of the short one; pixels), ``diameters_mm`` (long, short), ``coarse_type``
     (1..8, -1 unknown), and ``row``, its line number in the file, where the header is line 1.
+
+    In all of these the center of an image's first pixel is (0, 0). In the file it is (1, 1), see
+    :data:`~lesion_d2.data.deeplesion_csv.FIRST_PIXEL`, which is taken from boxes and end points.
 
     Pixels are taken as square, as all of DeepLesion's are: a diameter in mm is the one in pixels
     times the mean of the x and y spacing. ``Image_size`` is read as width, height, the order of
@@ -81,6 +92,8 @@ def load_deeplesion(
         coarse_types: ``category_id`` 0..7 for the coarse types 1..8 in place of 0 for every lesion.
             Rows of unknown type are then left out, and the log tells how many.
         allow_missing: leave out images whose file is missing, and log how many.
+        first_pixel: what the file's coordinates are at the center of the first pixel. None: as in
+            DeepLesion 1, or 0 where ``phantom.json`` of a generated data set lies beside the file.
 
     Raises:
         FileNotFoundError: csv_file or image_root does not exist.
@@ -92,7 +105,9 @@ def load_deeplesion(
     frame = read_csv(csv_file, _COLUMNS)
     bad = BadCells(csv_file)
     frame, num_noisy = _select_rows(frame, split, bad)
-    table = _parse_rows(frame, os.fspath(image_root), bad)
+    if first_pixel is None:
+        first_pixel = first_pixel_of(csv_file)
+    table = _parse_rows(frame, os.fspath(image_root), first_pixel, bad)
     found = _find_files(frame["File_name"], table["path"], None if allow_missing else bad)
     bad.raise_if_any()
 
@@ -107,12 +122,20 @@ def load_deeplesion(
     if not dicts:
         raise ValueError(f"{source}: no lesions left, expected at least one (left out: {left_out})")
     num_lesions = (found & known).sum()
-    logger.info(f"{source}: {num_lesions} lesions on {len(dicts)} key slices, without {left_out}")
+    logger.info(
+        f"{source}: {num_lesions} lesions on {len(dicts)} key slices, without {left_out}; its "
+        f"coordinates count from {first_pixel:g}"
+    )
     return dicts
 
 
 def register_deeplesion(
-    name: str, root: str, split: str | None, *, coarse_types: bool = False
+    name: str,
+    root: str,
+    split: str | None,
+    *,
+    coarse_types: bool = False,
+    first_pixel: float | None = None,
 ) -> None:
     """Register a data set in DeepLesion's layout with Detectron2; it is read when first asked for.
 
@@ -124,13 +147,17 @@ def register_deeplesion(
             in it stands for that environment variable at the time of reading, or "datasets".
         split: "train", "val", "test", or None for all rows.
         coarse_types: eight categories in place of one, see :func:`load_deeplesion`.
+        first_pixel: see :func:`load_deeplesion`: None for what is in DeepLesion's coordinates or
+            generated, a number for a file of your own that counts in another way. Files of results
+            are in the coordinates of this file again.
 
     Raises:
         ValueError: the split is unknown.
         AssertionError: the name is registered already (Detectron2's own check).
     """
     _check_split(split)
-    DatasetCatalog.register(name, partial(_load_registered, name, root, split, coarse_types))
+    load = partial(_load_registered, name, root, split, coarse_types, first_pixel)
+    DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(
         **lesion_classes(coarse_types),
         evaluator_type="lesion",
@@ -139,15 +166,22 @@ def register_deeplesion(
     )
 
 
-def _load_registered(name: str, root: str, split: str | None, coarse_types: bool) -> list[dict]:
+def _load_registered(
+    name: str, root: str, split: str | None, coarse_types: bool, first_pixel: float | None
+) -> list[dict]:
     root = resolve_root(root)
+    csv_file = os.path.join(root, "DL_info.csv")
+    if first_pixel is None:
+        first_pixel = first_pixel_of(csv_file)
     dicts = load_deeplesion(
-        os.path.join(root, "DL_info.csv"),
+        csv_file,
         os.path.join(root, "Images_png"),
         split,
         coarse_types=coarse_types,
         allow_missing=allows_missing(name),
+        first_pixel=first_pixel,
     )
+    set_first_pixel(name, first_pixel)
     dicts = leave_out_volumes(name, dicts)
     hide_annotations(name, dicts)
     return dicts
@@ -170,13 +204,15 @@ def resolve_root(root: str) -> str:
 def _register_builtin() -> None:
     for split in _SPLITS:
         for name, folder in _FOLDERS.items():
-            _register_once(f"{name}_{split}", f"$DETECTRON2_DATASETS/{folder}", split)
-    _register_once("deeplesion_sample", "$DETECTRON2_DATASETS/deeplesion_sample", None)
+            first_pixel = FIRST_PIXEL if name == "deeplesion" else 0.0
+            _register_once(f"{name}_{split}", folder, split, first_pixel)
+    _register_once("deeplesion_sample", "deeplesion_sample", None, FIRST_PIXEL)
 
 
-def _register_once(name: str, root: str, split: str | None) -> None:
+def _register_once(name: str, folder: str, split: str | None, first_pixel: float) -> None:
     if name not in DatasetCatalog:  # there already where this module is imported again
-        register_deeplesion(name, root, split)
+        root = f"$DETECTRON2_DATASETS/{folder}"
+        register_deeplesion(name, root, split, first_pixel=first_pixel)
 
 
 def _check_split(split: str | None) -> None:
@@ -205,7 +241,9 @@ def _select_rows(frame: pd.DataFrame, split: str | None, bad: BadCells) -> tuple
     return frame[in_split & (noisy != 1)], int((in_split & (noisy == 1)).sum())
 
 
-def _parse_rows(frame: pd.DataFrame, image_root: str, bad: BadCells) -> dict[str, np.ndarray]:
+def _parse_rows(
+    frame: pd.DataFrame, image_root: str, first_pixel: float, bad: BadCells
+) -> dict[str, np.ndarray]:
     """Arrays with one entry a row, checked."""
     table = {
         "row": frame.index.to_numpy(),
@@ -216,7 +254,7 @@ def _parse_rows(frame: pd.DataFrame, image_root: str, bad: BadCells) -> dict[str
         "coarse_type": integers(frame, "Coarse_lesion_type", 1, bad)[:, 0],
         "slice_range": integers(frame, "Slice_range", 2, bad),
         "size": integers(frame, "Image_size", 2, bad),
-        "recist": numbers(frame, "Measurement_coordinates", 8, bad),
+        "recist": numbers(frame, "Measurement_coordinates", 8, bad) - first_pixel,
         "spacing": spacings(frame, bad),
         "window": windows(frame, bad),
     }
@@ -224,7 +262,7 @@ def _parse_rows(frame: pd.DataFrame, image_root: str, bad: BadCells) -> dict[str
     table["diameters_mm"] = diameters * table["spacing"][:, :2].mean(axis=1, keepdims=True)
     _check_values(frame, table, bad)
     table["path"] = _parse_file_names(frame, table["slice_index"], image_root, bad)
-    table["bbox"] = _parse_boxes(frame, table["size"], bad)
+    table["bbox"] = _parse_boxes(frame, table["size"], first_pixel, bad)
     return table
 
 
@@ -236,10 +274,12 @@ def _check_values(frame: pd.DataFrame, table: dict[str, np.ndarray], bad: BadCel
     bad.add(frame["Coarse_lesion_type"], ~is_type, "-1 or 1 to 8")
 
 
-def _parse_boxes(frame: pd.DataFrame, size: np.ndarray, bad: BadCells) -> np.ndarray:
+def _parse_boxes(
+    frame: pd.DataFrame, size: np.ndarray, first_pixel: float, bad: BadCells
+) -> np.ndarray:
     """Bounding boxes, N x 4 XYXY in pixels, cut to the image."""
     cells = frame["Bounding_boxes"]
-    boxes = numbers(frame, "Bounding_boxes", 4, bad)
+    boxes = numbers(frame, "Bounding_boxes", 4, bad) - first_pixel
     bad.add(cells, (boxes[:, 2:] <= boxes[:, :2]).any(axis=1), "x1 < x2 and y1 < y2")
     # A bad size is told of once, as what it is.
     cut, is_inside = cut_boxes(boxes, np.where(size > 0, size, np.inf))

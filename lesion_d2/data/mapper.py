@@ -12,6 +12,7 @@ from detectron2.data.detection_utils import check_image_size
 from detectron2.structures import BitMasks, Boxes, Instances
 from pycocotools import mask as mask_util
 
+from ..boxes import xyxy_box
 from ..config import teacher_looks, trains_on_masks
 from .augmentation import build_augmentations
 from .borders import BODY_THRESHOLD, body_extent, volume_extent
@@ -59,8 +60,8 @@ class LesionDatasetMapper:
 
     Attributes:
         hard_negatives: by ``image_id``, annotations that training adds to the image's own (Tang et
-            al., section 2.2): ``bbox``, ``category_id`` and ``segmentation`` (COCO RLE) on the
-            slice as it is on disk, no ``recist``.
+            al., section 2.2): ``bbox``, ``bbox_mode``, ``category_id`` and ``segmentation`` (COCO
+            RLE) on the slice as it is on disk, no ``recist``.
     """
 
     @configurable
@@ -156,7 +157,7 @@ class LesionDatasetMapper:
 
             With a weak view in training also ``weak_image``, of the same kind, and
             ``slice_to_image``: (2, 3) float32, maps points (x, y) of the slice on disk to
-            ``image``, whole numbers being pixel centers. Of dicts with ``hidden_annotations`` also
+            ``image``, whole numbers being pixel centers from 0. Of dicts with ``hidden_annotations`` also
             ``hidden_boxes``, their Boxes on ``image``.
         """
         dataset_dict = self.load(dataset_dict)
@@ -253,7 +254,7 @@ class LesionDatasetMapper:
         if self.mask_method == "grabcut":
             pixels = grabcut_image(read_slice(dataset_dict["file_name"]), dataset_dict["window"])
         found = [
-            pseudo_mask(self.mask_method, pixels, a["recist"], a["bbox"], size) for a in lesions
+            pseudo_mask(self.mask_method, pixels, a["recist"], xyxy_box(a), size) for a in lesions
         ]
         self._count(found)
         return [mask for mask, _ in found]
@@ -321,12 +322,12 @@ def lesion_outline(annotation: dict) -> np.ndarray:
     where there is no lesion.
 
     Args:
-        annotation: with ``bbox``, and ``recist`` where there is one.
+        annotation: with ``bbox``, ``bbox_mode``, and ``recist`` where there is one.
 
     Returns:
         (n, 2) points x, y in pixels, whose extent is the box.
     """
-    x1, y1, x2, y2 = annotation["bbox"]
+    x1, y1, x2, y2 = xyxy_box(annotation)
     x, y = (x1 + x2) / 2, (y1 + y2) / 2
     outline = ellipse_outline(annotation.get("recist", (x1, y, x2, y, x, y1, x, y2)))
     low, high = outline.min(axis=0), outline.max(axis=0)
@@ -343,29 +344,32 @@ def transform_lesions(
 ) -> Instances:
     """Bring lesions from the slice on disk to the augmented image.
 
-    Boxes and end points name pixel centers in the data set, while Detectron2's transforms have
-    those at i + 0.5. So points are moved there and back: a flipped box lies on its flipped mask.
+    In the data set's dicts whole numbers are pixel centers, from 0 on (its reader took care of
+    files that count otherwise), while Detectron2's transforms have those at i + 0.5. So points are
+    moved there and back: a flipped box lies on its flipped mask, and flipped twice it is the same.
 
     Args:
-        annotations: with ``bbox`` and ``category_id``, and ``recist`` where there is one.
+        annotations: with ``bbox``, ``bbox_mode`` and ``category_id``, and ``recist`` where there
+            is one.
         masks: one (H, W) an annotation, or None for no ``gt_masks``.
         transforms: what was applied to the image.
         image_size: height and width of the augmented image.
 
     Returns:
-        Instances with ``gt_boxes`` cut at the image's border, ``gt_classes`` and, with masks,
-        ``gt_masks``.
+        Instances with ``gt_boxes`` cut at the image's border (the outer edges of its pixels: -0.5
+        and size - 0.5), ``gt_classes`` and, with masks, ``gt_masks``.
     """
     height, width = image_size
     outlines = [transforms.apply_coords(lesion_outline(a) + 0.5) - 0.5 for a in annotations]
     boxes = np.array([[*o.min(axis=0), *o.max(axis=0)] for o in outlines]).reshape(-1, 4)
     center_x, center_y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
-    kept = (center_x > 0) & (center_x < width) & (center_y > 0) & (center_y < height)
+    kept = (center_x > -0.5) & (center_x < width - 0.5)
+    kept &= (center_y > -0.5) & (center_y < height - 0.5)
     kept = np.flatnonzero(kept)
+    boxes = boxes.clip(-0.5, np.array([width, height] * 2) - 0.5)
 
     instances = Instances(tuple(image_size))
     instances.gt_boxes = Boxes(torch.from_numpy(boxes[kept].astype(np.float32)))
-    instances.gt_boxes.clip(tuple(image_size))
     instances.gt_classes = torch.tensor(
         [annotations[i]["category_id"] for i in kept], dtype=torch.int64
     )

@@ -14,9 +14,9 @@ from detectron2.structures import BoxMode
 from .annotation_files import VolumeLesion, read_annotations
 from .borders import slice_files
 from .ct import slice_size
-from .dataset_options import leave_out_volumes
+from .dataset_options import leave_out_volumes, set_first_pixel
 from .deeplesion import lesion_classes, resolve_root
-from .deeplesion_csv import BadCells, cut_boxes, read_csv, spacings, windows
+from .deeplesion_csv import FIRST_PIXEL, BadCells, cut_boxes, read_csv, spacings, windows
 from .nifti import is_nifti, nifti_geometry
 from .problems import raise_problems
 from .volume_names import VolumeName
@@ -53,6 +53,7 @@ def load_subvolumes(
     *,
     slice_numbers: str | None = None,
     box_columns: str | None = None,
+    first_pixel: float = FIRST_PIXEL,
 ) -> list[dict]:
     """Read sub-volumes into Detectron2's dicts, one for every slice of every volume.
 
@@ -73,6 +74,8 @@ def load_subvolumes(
         root: the folder of ``DL_info.csv``, ``Images_png`` and ``Images_nifti``; the NIfTI files
             need no other.
         annotation_file, split, slice_numbers, box_columns: see :func:`read_annotations`.
+        first_pixel: what the file's boxes have at the center of an image's first pixel, where the
+            dicts have (0, 0): 1 in DeepLesion's coordinates, which published files are in.
 
     Returns:
         In the order of the file's volumes, then of slices.
@@ -96,7 +99,7 @@ def load_subvolumes(
     for name, volume_lesions in lesions.items():
         try:
             volume = _open_volume(files[name], series.get(name.series))
-            dicts.extend(_volume_dicts(name, volume, volume_lesions))
+            dicts.extend(_volume_dicts(name, volume, volume_lesions, first_pixel))
         except ValueError as error:
             problems.append(f"volume {name}: {error}")
     raise_problems(annotation_file, problems)
@@ -115,12 +118,13 @@ def register_subvolumes(
     *,
     slice_numbers: str | None = None,
     box_columns: str | None = None,
+    first_pixel: float = FIRST_PIXEL,
 ) -> None:
     """Register sub-volumes with Detectron2; read when first asked for.
 
     Args:
         name: its name in ``DatasetCatalog``.
-        root, split, slice_numbers, box_columns: see :func:`load_subvolumes`;
+        root, split, slice_numbers, box_columns, first_pixel: see :func:`load_subvolumes`;
             ``$DETECTRON2_DATASETS`` in the root stands for that environment variable at the time
             of reading, or "datasets".
         annotation_file: likewise; None for the first of these that the root has:
@@ -130,23 +134,21 @@ def register_subvolumes(
     Raises:
         AssertionError: the name is registered already (Detectron2's own check).
     """
-    load = partial(
-        _load_registered,
-        name,
-        root,
-        annotation_file,
-        split,
-        slice_numbers=slice_numbers,
-        box_columns=box_columns,
-    )
+    layout = {
+        "slice_numbers": slice_numbers,
+        "box_columns": box_columns,
+        "first_pixel": first_pixel,
+    }
+    load = partial(_load_registered, name, root, annotation_file, split, **layout)
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(
         **lesion_classes(False), evaluator_type="lesion_volume", can_exclude_volumes=True
     )
+    set_first_pixel(name, first_pixel)
 
 
 def _load_registered(
-    name: str, root: str, annotation_file: str | None, split: str | None, **layout: str | None
+    name: str, root: str, annotation_file: str | None, split: str | None, **layout
 ) -> list[dict]:
     root = Path(resolve_root(root))
     if annotation_file is not None:
@@ -246,9 +248,11 @@ def _open_volume(files: Mapping[int, str], series: _Series | None) -> _Volume:
     return _Volume(files, size, _Series(spacing, _WINDOW if series is None else series.window))
 
 
-def _volume_dicts(name: VolumeName, volume: _Volume, lesions: Iterable[VolumeLesion]) -> list[dict]:
+def _volume_dicts(
+    name: VolumeName, volume: _Volume, lesions: Iterable[VolumeLesion], first_pixel: float
+) -> list[dict]:
     height, width = volume.size
-    boxes = [_cut(lesion, height, width) for lesion in lesions]
+    boxes = [_cut(lesion, height, width, first_pixel) for lesion in lesions]
     dicts = {
         number: {
             "file_name": file,
@@ -282,9 +286,10 @@ def _volume_dicts(name: VolumeName, volume: _Volume, lesions: Iterable[VolumeLes
     return list(dicts.values())
 
 
-def _cut(lesion: VolumeLesion, height: int, width: int) -> list[float]:
-    """A lesion's box, cut to the image."""
-    cut, is_inside = cut_boxes(np.array([lesion.box]), np.array([[width, height]]))
+def _cut(lesion: VolumeLesion, height: int, width: int, first_pixel: float) -> list[float]:
+    """A lesion's box in pixels of the image, cut to it."""
+    box = np.array([lesion.box]) - first_pixel
+    cut, is_inside = cut_boxes(box, np.array([[width, height]]))
     if not is_inside[0]:
         raise ValueError(
             f"found the box {list(lesion.box)}, expected one inside of its {width} x {height} "

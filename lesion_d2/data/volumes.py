@@ -20,6 +20,7 @@ from ..files import read_json
 from .borders import slice_files
 from .dataset_options import leave_out_volumes
 from .deeplesion import COARSE_TYPES, lesion_classes, load_deeplesion, resolve_root
+from .deeplesion_csv import cut_boxes
 from .phantom import BOX_MARGIN
 from .phantom_lesions import measure_recist
 from .problems import short
@@ -72,7 +73,7 @@ def load_volumes(
             disk, or a lesion's coarse type is unknown where ``coarse_types`` asks for it.
     """
     root = Path(root)
-    key_slices = load_deeplesion(root / "DL_info.csv", root / "Images_png", split)
+    key_slices = load_deeplesion(root / "DL_info.csv", root / "Images_png", split, first_pixel=0.0)
     key_slices = _of_first_patients(key_slices, patients_share)
     lesions = _read_lesions(root / "true_volumes.json", key_slices)
     if coarse_types:
@@ -319,10 +320,10 @@ def _add_volume_boxes(slices: Mapping[int, dict]) -> None:
 def _measurements(recist: tuple[float, ...], image: Mapping) -> dict:
     points = np.reshape(recist, (4, 2))
     box = _round([*(points.min(axis=0) - BOX_MARGIN), *(points.max(axis=0) + BOX_MARGIN)])
-    limits = [image["width"], image["height"]] * 2
+    cut, _ = cut_boxes(np.array([box]), np.array([[image["width"], image["height"]]]))
     diameters = _round(np.hypot(*(points[1::2] - points[::2]).T))
     return {
-        "bbox": np.clip(box, 0, limits).tolist(),
+        "bbox": cut[0].tolist(),
         "recist": list(recist),
         "diameters_mm": tuple(d * float(np.mean(image["spacing"][:2])) for d in diameters),
     }

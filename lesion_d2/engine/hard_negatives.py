@@ -22,6 +22,7 @@ from pycocotools import mask as mask_util
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..boxes import first_pixel, moved_xywh, xyxy_box
 from ..data.loader import build_lesion_test_loader
 from ..files import written_whole
 from ..modeling.mining import best_box_ious
@@ -112,8 +113,7 @@ def read_lesion_boxes(dataset: str) -> dict[str, list]:
     boxes = {}
     for image in DatasetCatalog.get(dataset):
         boxes[image["image_id"]] = image.get("volume_boxes") or [
-            BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
-            for a in image["annotations"]
+            xyxy_box(a) for a in image["annotations"]
         ]
     return boxes
 
@@ -272,6 +272,7 @@ class HardNegativeMiner:
     def _annotation(self, instance: Instances, iou: float) -> dict:
         annotation = {
             "bbox": instance.pred_boxes.tensor[0].tolist(),
+            "bbox_mode": BoxMode.XYXY_ABS,
             "category_id": self._false_positive_class,
             "score": float(instance.scores[0]),
         }
@@ -281,6 +282,10 @@ class HardNegativeMiner:
         rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
         rle = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
         return {**annotation, "segmentation": rle, "mask_iou": iou}
+
+
+def _xywh(box: Sequence[float]) -> list[float]:
+    return BoxMode.convert(box, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
 
 
 def _is_example(annotation: dict) -> bool:
@@ -297,7 +302,8 @@ class HardNegativeMiningHook(HookBase):
     workers that hold the new set, and goes on in the order of the images. The set is part of the
     checkpoints: a checkpoint of the same iteration, which was written before, is written again.
     ``OUTPUT_DIR/inference/<data set>/hard_negatives.json`` has the set in COCO's results format,
-    with S2 as ``mask_iou``, or ``box_iou`` of a model without masks;
+    with S2 as ``mask_iou``, or ``box_iou`` of a model without masks, and boxes in the coordinates
+    of the data set's files (:func:`lesion_d2.boxes.first_pixel`);
     ``lesion_d2.tools.visualize negatives`` draws it.
 
     Args:
@@ -329,7 +335,11 @@ class HardNegativeMiningHook(HookBase):
     def load_state_dict(self, state_dict: dict) -> None:
         """Go on with the set of a checkpoint."""
         self._mined_at = state_dict["mined_at"]
-        self._negatives = state_dict["negatives"]
+        # Checkpoints from before modes were stored have all boxes in one.
+        self._negatives = {
+            image_id: [{"bbox_mode": BoxMode.XYXY_ABS, **a} for a in annotations]
+            for image_id, annotations in state_dict["negatives"].items()
+        }
 
     def before_train(self) -> None:
         """Give the set of a checkpoint to the loader; fail here where mining cannot work."""
@@ -382,11 +392,12 @@ class HardNegativeMiningHook(HookBase):
 
     def _write(self, mined: MinedSet) -> None:
         for dataset, images in mined.negatives.items():
+            offset = first_pixel(dataset)
             results = [
                 {
                     "image_id": image_id,
                     "category_id": annotation["category_id"],
-                    "bbox": BoxMode.convert(annotation["bbox"], BoxMode.XYXY_ABS, BoxMode.XYWH_ABS),
+                    "bbox": moved_xywh(_xywh(annotation["bbox"]), offset),
                     "score": annotation["score"],
                     **{key: annotation[key] for key in _MASK_OR_BOX if key in annotation},
                 }

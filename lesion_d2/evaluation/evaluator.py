@@ -20,6 +20,7 @@ from detectron2.structures import Instances
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..boxes import first_pixel, moved_xywh
 from ..files import written_whole
 from .matching import match_images
 from .predictions import gather_predictions, order_by_image
@@ -49,7 +50,9 @@ class LesionEvaluator(COCOEvaluator):
     A data set without a single lesion gives NaN; a model without a single detection 0.
 
     Files in ``output_dir``: ``coco_instances_results.json``, ``froc.json``, ``froc.csv``,
-    ``froc.png``. Of several processes the first returns the results, the others ``{}``.
+    ``froc.png``. Boxes in files are in the coordinates of the data set's own files again
+    (:func:`lesion_d2.boxes.first_pixel`), masks in pixels. Of several processes the first returns
+    the results, the others ``{}``.
     """
 
     @configurable
@@ -151,8 +154,10 @@ class LesionEvaluator(COCOEvaluator):
         self._results.update(report.results())
         if self._folder:
             self._folder.mkdir(parents=True, exist_ok=True)
+            offset = first_pixel(self._dataset_name)
+            in_file = [{**r, "bbox": moved_xywh(r["bbox"], offset)} for r in coco_results]
             with written_whole(self._folder / "coco_instances_results.json") as partial:
-                partial.write_text(json.dumps(coco_results))
+                partial.write_text(json.dumps(in_file))
             report.write(self._folder, self._dataset_name, self._settings())
         return copy.deepcopy(self._results)
 

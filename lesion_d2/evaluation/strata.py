@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from detectron2.structures import BoxMode
+
+from ..boxes import xyxy_box
 
 #: DeepLesion's coarse lesion types 1..8, as they stand in tables.
 COARSE_TYPES = (
@@ -116,7 +117,7 @@ def make_strata(truth: Truth) -> list[Stratum]:
 
 
 def _boxes(annotations: Sequence[Mapping]) -> np.ndarray:
-    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    boxes = [xyxy_box(annotation) for annotation in annotations]
     return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 

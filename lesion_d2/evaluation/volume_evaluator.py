@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from tabulate import tabulate
 
+from ..boxes import first_pixel
 from ..config import FROC_RATES
 from ..files import written_whole
 from .average_precision import AP_METHODS
@@ -70,8 +71,9 @@ class VolumeEvaluator(DatasetEvaluator):
     the other criteria. What is not defined, such as the AP of a class without lesions, is NaN.
 
     Files in ``output_dir``: ``volumes.json`` (numbers, settings, detections in 3-D with their boxes
-    slice by slice) and ``froc.png``. Of several processes the first returns the results, the others
-    ``{}``.
+    slice by slice) and ``froc.png``. Boxes in files are in the coordinates of the data set's own
+    files again (:func:`lesion_d2.boxes.first_pixel`). Of several processes the first returns the
+    results, the others ``{}``.
     """
 
     #: Boxes alone are linked and scored.
@@ -275,7 +277,7 @@ class VolumeEvaluator(DatasetEvaluator):
             "detections": [
                 {"volume": name, **entry}
                 for name, found in zip(self._truth.names, detections, strict=True)
-                for entry in _entries(found)
+                for entry in _entries(found, first_pixel(self._dataset_name))
             ],
         }
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -288,14 +290,17 @@ class VolumeEvaluator(DatasetEvaluator):
         plot_froc(named, self._folder / "froc.png", unit="volume")
 
 
-def _entries(found: VolumeBoxes) -> list[dict]:
-    """Detections of a volume as they stand in ``volumes.json``."""
-    columns = zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True)
+def _entries(found: VolumeBoxes, first_pixel: float) -> list[dict]:
+    """Detections of a volume as they stand in ``volumes.json``, in the file's coordinates."""
+    offset = first_pixel * np.array([1, 1, 0, 1, 1, 0])  # slices have their numbers on disk
+    columns = zip(
+        (found.boxes + offset).tolist(), found.scores.tolist(), found.classes.tolist(), strict=True
+    )
     entries = [
         {"box3d": box, "score": score, "category_id": number, "slices": {}}
         for box, score, number in columns
     ]
-    boxes = found.slice_boxes[:, [0, 1, 3, 4]].tolist()
+    boxes = (found.slice_boxes + offset)[:, [0, 1, 3, 4]].tolist()
     numbers = found.slice_boxes[:, 2].astype(int).tolist()
     for i, number, box in zip(found.tracklets.tolist(), numbers, boxes, strict=True):
         entries[i]["slices"][number] = box

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from detectron2.structures import BoxMode
 
+from ..boxes import xyxy_box
 from .average_precision import detection_average_precision, ranking_average_precision
 from .criteria import Criterion, sensitivity_names
 from .froc import FrocCurve, froc_curve
@@ -275,7 +275,7 @@ def _add_box(lesions: dict, annotation: Mapping, image: Mapping, name: str) -> N
         raise ValueError(
             f"{where}: found an annotation without 'lesion', expected the lesion's number"
         )
-    box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    box = xyxy_box(annotation)
     low, high = (np.array([*box[i : i + 2], image["slice_index"]], dtype=float) for i in (0, 2))
     lesion, number = annotation["lesion"], annotation["category_id"]
     known = lesions.setdefault(lesion, _Lesion(low, high, number))

@@ -27,6 +27,7 @@ from functools import partial
 from typing import NamedTuple
 
 import lesion_d2  # noqa: F401  (registers the data sets)
+from lesion_d2.boxes import xyxy_box
 from lesion_d2.data.ct import read_slice
 from lesion_d2.data.dataset_options import set_allow_missing
 from lesion_d2.data.pseudo_masks import (
@@ -164,8 +165,8 @@ def dice_against_truth(
 def _mask(method: str, image: np.ndarray, annotation: dict) -> np.ndarray:
     if method == WHOLE_SLICE:
         margin = max(image.shape)
-        return grabcut_mask(image, annotation["recist"], annotation["bbox"], margin=margin)
-    return pseudo_mask(method, image, annotation["recist"], annotation["bbox"]).mask
+        return grabcut_mask(image, annotation["recist"], xyxy_box(annotation), margin=margin)
+    return pseudo_mask(method, image, annotation["recist"], xyxy_box(annotation)).mask
 
 
 def _dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -202,7 +203,8 @@ def _image_masks(record: dict, method: str) -> tuple[str, list[dict]]:
     annotations = []
     for annotation in record["annotations"]:
         try:
-            found = pseudo_mask(method, image, annotation["recist"], annotation["bbox"], size)
+            box = xyxy_box(annotation)
+            found = pseudo_mask(method, image, annotation["recist"], box, size)
         except ValueError as error:
             raise ValueError(f"{record['file_name']}, row {annotation['row']}: {error}") from error
         annotations.append(mask_annotation(record["image_id"], annotation, found))

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
-from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
 
+from ..boxes import xyxy_box
 from ..evaluation.matching import match_detections
 
 
@@ -49,9 +50,7 @@ def truth_boxes(record: dict, key: str = "annotations") -> np.ndarray:
         record: the dict.
         key: "hidden_annotations" for the lesions that a training did not get to see.
     """
-    boxes = [
-        BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in record.get(key, [])
-    ]
+    boxes = [xyxy_box(annotation) for annotation in record.get(key, [])]
     return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
 
 

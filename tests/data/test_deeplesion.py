@@ -4,17 +4,21 @@ import logging
 import re
 from pathlib import Path
 
+from lesion_d2.boxes import first_pixel
 from lesion_d2.data import deeplesion
+from lesion_d2.data.ct import read_slice
 from lesion_d2.data.deeplesion import (
     COARSE_TYPES,
     load_deeplesion,
     register_deeplesion,
 )
+from lesion_d2.data.pseudo_masks import ellipse_mask
 
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from scipy import ndimage
 
 SAMPLE = Path(__file__).parents[2].parent / "shared" / "data" / "deeplesion_sample"
 SPLITS = {"train": "1", "val": "2", "test": "3"}
@@ -65,7 +69,7 @@ def load(root: Path, split: str | None = "train", **options) -> list[dict]:
     return load_deeplesion(root / "DL_info.csv", root / "Images_png", split, **options)
 
 
-def slow_load(root: Path, split: str | None) -> dict[str, dict]:
+def slow_load(root: Path, split: str | None, first_pixel: float = 1) -> dict[str, dict]:
     """By image, cell after cell."""
     images = {}
     with open(root / "DL_info.csv", newline="") as file:
@@ -78,7 +82,7 @@ def slow_load(root: Path, split: str | None) -> dict[str, dict]:
 
             spacing = numbers("Spacing_mm_px_")
             width, height = map(int, numbers("Image_size"))
-            x1, y1, x2, y2 = numbers("Bounding_boxes")
+            x1, y1, x2, y2 = [v - first_pixel for v in numbers("Bounding_boxes")]
             name = row["File_name"][: -len(".png")]
             folder, slice_name = name[: name.rindex("_")], name[name.rindex("_") + 1 :]
             image = images.setdefault(
@@ -100,10 +104,15 @@ def slow_load(root: Path, split: str | None) -> dict[str, dict]:
             )
             image["annotations"].append(
                 {
-                    "bbox": [max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)],
+                    "bbox": [
+                        max(x1, -0.5),
+                        max(y1, -0.5),
+                        min(x2, width - 0.5),
+                        min(y2, height - 0.5),
+                    ],
                     "bbox_mode": BoxMode.XYXY_ABS,
                     "category_id": 0,
-                    "recist": numbers("Measurement_coordinates"),
+                    "recist": [v - first_pixel for v in numbers("Measurement_coordinates")],
                     "diameters_mm": tuple(
                         pixels * spacing[0] for pixels in numbers("Lesion_diameters_Pixel_")
                     ),
@@ -152,7 +161,9 @@ def test_equals_a_slow_reading(tmp_path, split):
     slow = slow_load(root, split)
     assert dicts == list(slow.values())
     assert max(len(image["annotations"]) for image in dicts) == 3
-    assert min(annotation["bbox"][0] for image in dicts for annotation in image["annotations"]) >= 0
+    lefts = [annotation["bbox"][0] for image in dicts for annotation in image["annotations"]]
+    assert min(lefts) >= -0.5
+    assert load(root, split, first_pixel=0) == list(slow_load(root, split, 0).values())
 
 
 def test_as_many_rows_as_deeplesion(tmp_path):
@@ -200,7 +211,60 @@ def test_coarse_types(tmp_path, caplog):
 
 def test_boxes_are_cut_to_the_image(tmp_path):
     row = good_row(Bounding_boxes="-5, -0.5, 516, 261")
-    assert load(write_dataset(tmp_path, [row]))[0]["annotations"][0]["bbox"] == [0, 0, 512, 256]
+    assert load(write_dataset(tmp_path, [row]))[0]["annotations"][0]["bbox"] == [
+        *(-0.5, -0.5),
+        *(511.5, 255.5),
+    ]
+
+
+def test_coordinates_count_from_one_but_in_generated_files(tmp_path, registered):
+    """DeepLesion's authors take 1 from its coordinates; the phantoms' name pixels from 0."""
+    root = write_dataset(tmp_path / "set", [good_row()])
+    lesion = load(root)[0]["annotations"][0]
+    assert lesion["bbox"] == [94.5, 114, 134.25, 144]
+    assert lesion["recist"] == [99.5, 119, 129.25, 139, 109, 134, 119, 124]
+    registered("lesions_from_one", str(root), None)
+    registered("lesions_from_half", str(root), None, first_pixel=0.5)
+    for name, number in (("lesions_from_one", 1), ("lesions_from_half", 0.5)):
+        [image] = DatasetCatalog.get(name)
+        assert image["annotations"][0]["bbox"] == [
+            95.5 - number,
+            115 - number,
+            135.25 - number,
+            145 - number,
+        ]
+        assert first_pixel(name) == number
+    (root / "phantom.json").write_text("{}")
+    assert load(root)[0]["annotations"][0]["bbox"] == [95.5, 115, 135.25, 145]
+    DatasetCatalog.get("lesions_from_one")
+    assert first_pixel("lesions_from_one") == 0  # what it was read by
+    assert first_pixel("of another loader") == 0
+
+
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason="no DeepLesion sample beside")
+def test_ends_of_real_diameters_lie_where_the_authors_draw_them(monkeypatch):
+    """Their overlay of 000001_03_01_088 has the four ends at round(value - 1)."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(SAMPLE.parent))
+    [lesion] = DatasetCatalog.get("deeplesion_sample")[3]["annotations"]
+    assert np.rint(lesion["recist"]).tolist() == [257, 157, 259, 133, 251, 145, 264, 146]
+
+
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason="no DeepLesion sample beside")
+def test_real_lesions_stand_out_most_where_the_reader_puts_them(monkeypatch):
+    """Within a pixel: the contrast of the ellipses with what is around them falls on both sides."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(SAMPLE.parent))
+    contrasts = []
+    for image in DatasetCatalog.get("deeplesion_sample"):
+        hu = np.clip(read_slice(image["file_name"]), -175, 275).astype(float)
+        recist = np.array(image["annotations"][0]["recist"])
+        size = hu.shape
+        inside = ellipse_mask(recist, *size)
+        around = ndimage.binary_dilation(inside, iterations=3) & ~inside
+        spread = hu[inside | around].std()
+        moved = [np.roll(hu, (-shift, -shift), (0, 1)) for shift in (-3, 0, 3)]
+        contrasts.append([abs(m[inside].mean() - m[around].mean()) / spread for m in moved])
+    up, here, down = np.mean(contrasts, axis=0)
+    assert here > up and here > down
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,26 @@ def test_image_box_and_mask_stay_together_through_every_augmentation(dataset_dic
 
 
 @pytest.mark.parametrize("axis", ["x", "y"])
+def test_a_flipped_box_is_the_box_of_the_flipped_mask_at_the_images_border_too(axis):
+    height, width = SIZE
+    flip = T.HFlipTransform(width) if axis == "x" else T.VFlipTransform(height)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        left, top = rng.integers(0, (width - 30, height - 30))
+        left, top = [(left, top), (0, top), (left, 0), (width - 30, height - 30)][rng.integers(4)]
+        mask = np.zeros(SIZE, np.uint8)
+        mask[top : top + 30, left : left + 30] = 1
+
+        def edges(mask):  # from the outer edge of its first pixel to that of its last
+            y, x = np.nonzero(mask)
+            return [x.min() - 0.5, y.min() - 0.5, x.max() + 0.5, y.max() + 0.5]
+
+        lesion = {"bbox": edges(mask), "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+        flipped = transform_lesions([lesion], [mask], flip, SIZE)
+        assert flipped.gt_boxes.tensor[0].tolist() == edges(flipped.gt_masks.tensor[0].numpy())
+
+
+@pytest.mark.parametrize("axis", ["x", "y"])
 def test_flip_moves_the_box_exactly(axis):
     height, width = SIZE
     flip = T.HFlipTransform(width) if axis == "x" else T.VFlipTransform(height)
@@ -151,6 +171,8 @@ def test_flip_moves_the_box_exactly(axis):
     if axis == "y":
         expected = [x1, height - 1 - y2, x2, height - 1 - y1]
     np.testing.assert_allclose(flipped.gt_boxes.tensor[0], expected, atol=1e-4)
+    twice = transform_lesions([OBLIQUE], [mask], T.TransformList([flip, flip]), SIZE)
+    np.testing.assert_allclose(twice.gt_boxes.tensor[0], OBLIQUE["bbox"], atol=1e-4)
     assert np.array_equal(flipped.gt_masks.tensor[0], mask[:, ::-1] if axis == "x" else mask[::-1])
 
 
@@ -180,7 +202,7 @@ def test_lesions_that_leave_the_image_are_dropped_and_others_cut():
     masks = [ellipse_mask(a["recist"], *SIZE) for a in (here, gone, cut)]
     instances = transform_lesions([here, gone, cut], masks, shift, SIZE)
     np.testing.assert_allclose(
-        instances.gt_boxes.tensor, [[70, 31, 100, 49], [110, 31, 128, 49]], atol=1e-4
+        instances.gt_boxes.tensor, [[70, 31, 100, 49], [110, 31, 127.5, 49]], atol=1e-4
     )
     assert len(instances.gt_masks) == 2
     nothing = transform_lesions([], [], shift, SIZE)
@@ -269,7 +291,7 @@ def _mined(box=NEGATIVE_BOX, category=1):
 
 def test_outline_without_diameters_is_the_boxs_ellipse():
     x1, y1, x2, y2 = box = [31.7, 50.1, 54.3, 66.9]
-    outline = lesion_outline({"bbox": box})
+    outline = lesion_outline({"bbox": box, "bbox_mode": BoxMode.XYXY_ABS})
     assert [*outline.min(axis=0), *outline.max(axis=0)] == box
     x, y = ((outline - ((x1 + x2) / 2, (y1 + y2) / 2)) / ((x2 - x1) / 2, (y2 - y1) / 2)).T
     np.testing.assert_allclose(np.hypot(x, y), 1)

@@ -118,7 +118,7 @@ def test_a_lesion_is_clipped_at_the_crop_as_at_an_images_border(dataset_dict):
     mapped = LesionDatasetMapper(_config(*CUT, *NO_AUGMENTATION), True)(dataset_dict)
     x0, y0 = mapped["crop"][:2]
     assert 16 < x0 < 40
-    expected = [[0, 70 - y0, 65 - x0, 90 - y0]]
+    expected = [[-0.5, 70 - y0, 65 - x0, 90 - y0]]
     np.testing.assert_allclose(mapped["instances"].gt_boxes.tensor, expected, atol=1e-4)
 
 
@@ -189,5 +189,6 @@ def test_a_registered_volume_is_cut_and_its_lesions_are_inside(tiny_phantom):
         crops.setdefault(record["volume"], set()).add(crop)
         for annotation in record["annotations"]:
             left, top, right, bottom = annotation["bbox"]
-            assert x0 <= left < right <= x1 and y0 <= top < bottom <= y1
+            assert x0 - 0.5 <= left < right <= x1 - 0.5
+            assert y0 - 0.5 <= top < bottom <= y1 - 0.5
     assert len(crops) > 2 and all(len(shared) == 1 for shared in crops.values())

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import lesion_d2.data.nifti as nifti_module
+from lesion_d2.boxes import first_pixel
 from lesion_d2.config import add_lesion_config
 from lesion_d2.data.annotation_files import read_annotations, write_annotations
 from lesion_d2.data.borders import slice_files, volume_extent
@@ -110,14 +111,15 @@ def test_every_slice_of_every_volume_is_an_image(root):
 def test_boxes_on_key_slices(root):
     dicts = load_subvolumes(root, root / "volumes_test.pkl")
     found = {(d["volume"], d["slice_index"]): d["annotations"] for d in dicts if d["annotations"]}
+    # The file counts from 1, the dicts from 0.
     fixed = {"bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "is_key": True}
     assert found == {
-        (ONE, 4): [{**fixed, "bbox": [1, 2, 8, 9], "lesion": 1}],
+        (ONE, 4): [{**fixed, "bbox": [0, 1, 7, 8], "lesion": 1}],
         (ONE, 9): [  # the first is cut to the image
-            {**fixed, "bbox": [3, 4, WIDTH, 20], "lesion": 2},
-            {**fixed, "bbox": [0, 0, 5, 5], "lesion": 3},
+            {**fixed, "bbox": [2, 3, WIDTH - 0.5, 19], "lesion": 2},
+            {**fixed, "bbox": [-0.5, -0.5, 4, 4], "lesion": 3},
         ],
-        (PART, 5): [{**fixed, "bbox": [1, 2, 8, 9], "lesion": 1}],
+        (PART, 5): [{**fixed, "bbox": [0, 1, 7, 8], "lesion": 1}],
     }
     for volume, group in itertools.groupby(dicts, key=lambda d: d["volume"]):
         lists = [d["volume_boxes"] for d in group]
@@ -133,9 +135,11 @@ def test_boxes_in_3d(root):
     found = [(d["slice_index"], a["lesion"]) for d in dicts for a in d["annotations"]]
     assert found == [(4, 1), (5, 1), (6, 1), (9, 2)]
     assert not any("is_key" in a for d in dicts for a in d["annotations"])
-    assert dicts[0]["volume_boxes"] == [[1, 2, 8, 9], [10, 11, 20, 21]]
+    assert dicts[0]["volume_boxes"] == [[0, 1, 7, 8], [9, 10, 19, 20]]
     truth = VolumeTruth.from_dicts(dicts, "test").lesions[0]
-    assert truth.boxes.tolist() == [[1, 2, 4, 8, 9, 6], [10, 11, 9, 20, 21, 9]]
+    assert truth.boxes.tolist() == [[0, 1, 4, 7, 8, 6], [9, 10, 9, 19, 20, 9]]
+    unmoved = load_subvolumes(root, file, "test", first_pixel=0)
+    assert unmoved[0]["volume_boxes"] == [[1, 2, 8, 9], [10, 11, 20, 21]]
 
 
 @pytest.mark.parametrize("codes", ["PLI", "RAS", "LPS", "SAR", "ILP", "ASL"])
@@ -291,7 +295,8 @@ def test_they_are_registered(root, monkeypatch):
             slice_numbers="index",
         )
         nothing, [lesion] = (d["annotations"] for d in DatasetCatalog.get("my_volumes"))
-        assert nothing == [] and lesion["bbox"] == [1, 2, 3, 4]
+        assert nothing == [] and lesion["bbox"] == [0, 1, 2, 3]
+        assert first_pixel("my_volumes") == first_pixel("deeplesion_volumes_test") == 1
         set_excluded_volumes("deeplesion_volumes_test", ["my_volumes"])  # all volumes of a series
         left = DatasetCatalog.get("deeplesion_volumes_test")
         assert [d["volume"] for d in left] == [TWO] * 3

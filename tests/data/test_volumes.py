@@ -146,7 +146,7 @@ def test_a_mask_of_one_pixel_has_a_box(copy):
         if a["lesion"] == 2 and d["slice_index"] == last["z"]
     ]
     x1, y1, x2, y2 = annotation["bbox"]
-    assert (x1, x2) == (89.5, 96) and 1.5 <= y1 <= 2 and 12 <= y2 <= 12.5
+    assert (x1, x2) == (89.5, 95.5) and 1.5 <= y1 <= 2 and 12 <= y2 <= 12.5
 
 
 def test_types_are_classes(root):

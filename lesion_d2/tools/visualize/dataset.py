@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
+from lesion_d2.boxes import xyxy_box
 from lesion_d2.data.catalog import load_records
 from lesion_d2.data.ct import read_slice
 from lesion_d2.data.pseudo_masks import (
@@ -71,7 +72,7 @@ def _computed_masks(method: str, record: dict) -> list[np.ndarray]:
     return [
         mask_util.decode(a["segmentation"]).astype(bool)
         if "segmentation" in a
-        else pseudo_mask(method, image, a["recist"], a["bbox"]).mask
+        else pseudo_mask(method, image, a["recist"], xyxy_box(a)).mask
         for a in record["annotations"]
     ]
 

@@ -5,7 +5,10 @@ import math
 import os
 from collections.abc import Sequence
 
+from lesion_d2.boxes import first_pixel, moved_xywh
+
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
 DETECTION = ("image_id", "bbox", "score")
@@ -20,7 +23,8 @@ def read_results(
 
     Args:
         path: ``coco_instances_results.json`` of an evaluation, or ``hard_negatives.json`` of a
-            training: boxes XYWH in pixels.
+            training: boxes XYWH in the coordinates of the data set's files
+            (:func:`lesion_d2.boxes.first_pixel`).
         records: the data set's dicts.
         dataset: its name, for messages.
         required: what every entry must have, :data:`DETECTION` or :data:`HARD_NEGATIVE` (of which
@@ -28,13 +32,16 @@ def read_results(
 
     Returns:
         ``Instances`` by image id, one for every image of the data set, perhaps empty: pred_boxes
-        (XYXY), scores, pred_classes and, where the file has them, pred_masks_rle and lesion_ious
-        (``mask_iou`` or, of a model without masks, ``box_iou``).
+        (XYXY, in the coordinates of the dicts), scores, pred_classes and, where the file has them,
+        pred_masks_rle and lesion_ious (``mask_iou`` or, of a model without masks, ``box_iou``).
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a list of COCO results, or of images that the data set does not have.
+        ValueError: not a list of COCO results, of images or categories that the data set does not
+            have, or a box of negative width or height. Names the entry, from 0 on.
     """
+    categories = _categories(dataset, hard_negatives="mask_iou" in required)
+    offset = first_pixel(dataset)
     entries: dict[str, list[dict]] = {str(record["image_id"]): [] for record in records}
     sizes = {str(record["image_id"]): (record["height"], record["width"]) for record in records}
     for number, entry in enumerate(_read_entries(path)):
@@ -47,10 +54,10 @@ def read_results(
                 f"{path}: entry {number} is of image {entry['image_id']!r}, which data set "
                 f"{dataset!r} does not have (its images are such as {next(iter(entries))!r})"
             )
-        problem = _mask_problem(entry, sizes[image_id])
+        problem = _category_problem(entry, categories) or _mask_problem(entry, sizes[image_id])
         if problem:
             raise ValueError(f"{path}: entry {number} {problem}")
-        entries[image_id].append(entry)
+        entries[image_id].append({**entry, "bbox": moved_xywh(entry["bbox"], -offset)})
     return {image_id: _instances(found, sizes[image_id]) for image_id, found in entries.items()}
 
 
@@ -80,6 +87,8 @@ def _entry_problem(entry, required: Sequence[str]) -> str:
             f"has bbox {entry['bbox']!r} and score {entry['score']!r}, expected x, y, width, "
             "height and a number"
         )
+    if min(box[2:]) < 0:
+        return f"has bbox {box}, expected x, y, width and height with neither of these below 0"
     for key in _IOUS:
         if not _is_number(entry.get(key, 0.0)):
             return f"has {key} {entry[key]!r}, expected a number"
@@ -87,7 +96,26 @@ def _entry_problem(entry, required: Sequence[str]) -> str:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
+
+
+def _categories(dataset: str, *, hard_negatives: bool) -> list[int] | None:
+    """The category ids that entries may have; None where the data set does not tell its classes."""
+    metadata = MetadataCatalog.get(dataset)
+    classes = metadata.get("thing_classes")
+    if classes is None:
+        return None
+    ids = list(metadata.get("thing_dataset_id_to_contiguous_id", range(len(classes))))
+    return [*ids, len(classes)] if hard_negatives else ids  # the class of false positives
+
+
+def _category_problem(entry: dict, categories: Sequence[int] | None) -> str:
+    found = entry.get("category_id", 0)
+    is_known = isinstance(found, int) and not isinstance(found, bool)
+    if is_known and (found >= 0 if categories is None else found in categories):
+        return ""
+    return f"has category_id {found!r}, expected {'an id' if categories is None else categories}"
 
 
 def _mask_problem(entry: dict, image_size: tuple[int, int]) -> str:
