@@ -53,28 +53,21 @@ def moved_xywh(box: Sequence[float], offset: float) -> list[float]:
     return [x + offset, y + offset, width, height]
 
 
-def check_box_array(boxes: np.ndarray, name: str = "boxes") -> None:
-    """Check that rows are boxes: finite, and no end before its start.
-
-    A box without area is one.
-
-    Args:
-        boxes: (N, 4) X1Y1X2Y2 or (N, 6) X1Y1Z1X2Y2Z2.
-        name: of the array, for the message.
-
-    Raises:
-        ValueError: of the first row that is none, which it names.
-    """
-    for row in bad_boxes(boxes)[:1]:
-        raise ValueError(f"{name}[{row}] is {_numbers(boxes[row])}, expected {EXPECTED_BOX}")
-
-
 #: How messages tell what a box is.
 EXPECTED_BOX = "finite numbers with no end before its start"
 
 
 def bad_boxes(boxes: np.ndarray) -> np.ndarray:
-    """Indices of the rows of (N, 4) or (N, 6) boxes that are not finite or end before they start."""
+    """Rows that are no boxes: a number is not finite, or an end lies before its start.
+
+    A box without area is one.
+
+    Args:
+        boxes: (N, 4) X1Y1X2Y2 or (N, 6) X1Y1Z1X2Y2Z2.
+
+    Returns:
+        (m,) their indices, rising.
+    """
     dims = boxes.shape[1] // 2
     is_box = np.isfinite(boxes).all(axis=1) & (boxes[:, dims:] >= boxes[:, :dims]).all(axis=1)
     return np.flatnonzero(~is_box)

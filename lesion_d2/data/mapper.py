@@ -9,7 +9,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import check_image_size
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 from pycocotools import mask as mask_util
 
 from ..boxes import xyxy_box
@@ -60,8 +60,8 @@ class LesionDatasetMapper:
 
     Attributes:
         hard_negatives: by ``image_id``, annotations that training adds to the image's own (Tang et
-            al., section 2.2): ``bbox``, ``bbox_mode``, ``category_id`` and ``segmentation`` (COCO
-            RLE) on the slice as it is on disk, no ``recist``.
+            al., section 2.2): ``bbox`` (XYXY), ``category_id`` and ``segmentation`` (COCO RLE) on
+            the slice as it is on disk, no ``recist``.
     """
 
     @configurable
@@ -157,8 +157,8 @@ class LesionDatasetMapper:
 
             With a weak view in training also ``weak_image``, of the same kind, and
             ``slice_to_image``: (2, 3) float32, maps points (x, y) of the slice on disk to
-            ``image``, whole numbers being pixel centers from 0. Of dicts with ``hidden_annotations`` also
-            ``hidden_boxes``, their Boxes on ``image``.
+            ``image``, whole numbers being pixel centers from 0. Of dicts with
+            ``hidden_annotations`` also ``hidden_boxes``, their Boxes on ``image``.
         """
         dataset_dict = self.load(dataset_dict)
         for key in IMAGE_KEYS:
@@ -197,7 +197,8 @@ class LesionDatasetMapper:
                 lesions = transform_lesions(hidden, None, transforms, size)
                 dataset_dict["hidden_boxes"] = lesions.gt_boxes
         if self.is_train:
-            annotations = [*annotations, *self.hard_negatives.get(dataset_dict["image_id"], ())]
+            negatives = self.hard_negatives.get(dataset_dict["image_id"], ())
+            annotations = [*annotations, *({"bbox_mode": BoxMode.XYXY_ABS, **n} for n in negatives)]
             masks = self._masks(dataset_dict, annotations) if self.mask_method else None
             dataset_dict["instances"] = transform_lesions(annotations, masks, transforms, size)
         elif self.mask_method:

@@ -272,7 +272,6 @@ class HardNegativeMiner:
     def _annotation(self, instance: Instances, iou: float) -> dict:
         annotation = {
             "bbox": instance.pred_boxes.tensor[0].tolist(),
-            "bbox_mode": BoxMode.XYXY_ABS,
             "category_id": self._false_positive_class,
             "score": float(instance.scores[0]),
         }
@@ -335,11 +334,7 @@ class HardNegativeMiningHook(HookBase):
     def load_state_dict(self, state_dict: dict) -> None:
         """Go on with the set of a checkpoint."""
         self._mined_at = state_dict["mined_at"]
-        # Checkpoints from before modes were stored have all boxes in one.
-        self._negatives = {
-            image_id: [{"bbox_mode": BoxMode.XYXY_ABS, **a} for a in annotations]
-            for image_id, annotations in state_dict["negatives"].items()
-        }
+        self._negatives = state_dict["negatives"]
 
     def before_train(self) -> None:
         """Give the set of a checkpoint to the loader; fail here where mining cannot work."""
