@@ -66,8 +66,9 @@ def read_volumes(pattern: str, dataset: str, criterion: str | None = None) -> li
         criterion: such as "p3d@0.5"; None for the first of each run.
 
     Returns:
-        For each run, in the order of the folders' names: "criterion", "lesions", "volumes", and
-        sensitivities and "AP" (or "AP10") in percent; NaN where one is not defined.
+        For each run, in the order of the folders' names: "criterion", "rule" (how boxes and AP were
+        counted), "lesions", "volumes", and sensitivities and "AP" (or "AP10") in percent; NaN where
+        one is not defined.
 
     Raises:
         FileNotFoundError: no folder, or one without an evaluation in 3-D on the data set.
@@ -93,7 +94,14 @@ def _read_volume_run(file: Path, criterion: str | None) -> dict:
     numbers = results[criteria[criterion]]
     kept = [name for name in numbers if name.startswith("sens@") or name in MEANS]
     numbers = {name: np.nan if numbers[name] is None else numbers[name] for name in kept}
-    return {"criterion": criterion, **counts, **numbers}
+    return {"criterion": criterion, "rule": _rule_of(content["settings"]), **counts, **numbers}
+
+
+def _rule_of(settings: dict) -> str:
+    """How an evaluation counted boxes, and its average precision where it has one of volumes."""
+    sides = "sides + 1" if settings.get("inclusive") else "sides as they are"
+    precision = settings.get("average_precision")
+    return f"{sides}, AP {precision}" if precision else sides
 
 
 def read_strata(pattern: str, dataset: str, rate: float) -> list[dict[str, tuple[int, float]]]:
@@ -151,13 +159,14 @@ def _read_run(file: Path, stratum: str, ends: bool) -> dict:
     rows = {row["stratum"]: row for row in content["rows"]}
     if stratum not in rows:
         raise ValueError(f"{file}: found no {stratum!r}, expected one of {', '.join(rows)}")
+    row = rows[stratum] | {"rule": _rule_of(content.get("settings", {}))}
     if not ends:
-        return rows[stratum]
+        return row
     if "curve" not in content:
         raise ValueError(f"{file}: found no curve, expected one for --ends")
     sensitivity, rates = (content["curve"][name] for name in ("sensitivity", "fps_per_image"))
     end = (100 * sensitivity[-1], rates[-1]) if rates else (0.0, 0.0)
-    return rows[stratum] | dict(zip(ENDS, end, strict=True))
+    return row | dict(zip(ENDS, end, strict=True))
 
 
 def compare(experiments: dict[str, list[dict]]) -> str:
@@ -170,8 +179,12 @@ def compare(experiments: dict[str, list[dict]]) -> str:
 
     Raises:
         ValueError: the runs were not evaluated on the same number of lesions, by the same
-            criterion, or at the same rates.
+            criterion and rule, or at the same rates.
     """
+    rules = {row.get("rule", "") for rows in experiments.values() for row in rows}
+    if len(rules) > 1:
+        found = " and ".join(sorted(rules))
+        raise ValueError(f"found evaluations by {found}, expected the same in all")
     criteria = {row.get("criterion", "") for rows in experiments.values() for row in rows}
     if len(criteria) > 1:
         found = " and ".join(sorted(criteria))
@@ -300,8 +313,8 @@ def _report_volumes(args: argparse.Namespace) -> str:
     }
     table, row = compare(runs), next(iter(runs.values()))[0]
     title = f"Sensitivity in % at false positives per volume and AP, {args.dataset}"
-    counts = f"{row['lesions']} lesions in {row['volumes']} volumes, {row['criterion']}"
-    return f"{title}: {counts}\n\n{table}"
+    counts = f"{row['lesions']} lesions in {row['volumes']} volumes"
+    return f"{title}: {counts}, {row['criterion']}, {row['rule']}\n\n{table}"
 
 
 def _report_strata(args: argparse.Namespace) -> str:

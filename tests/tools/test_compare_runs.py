@@ -225,7 +225,7 @@ def test_volumes_have_sensitivities_and_average_precision(tmp_path, capsys, crit
     arguments += ["--criterion", criterion] if criterion else []
     assert main([*arguments, "--dataset", "some_volumes"]) == 0
     output = capsys.readouterr().out
-    assert f"some_volumes: 7 lesions in 4 volumes, {criterion or 'p3d@0.5'}\n" in output
+    assert f"some_volumes: 7 lesions in 4 volumes, {criterion or 'p3d@0.5'}, sides as" in output
     header, net, undefined = _table(output)
     assert header == ["", "runs", "0.125", "mean_sens", "AP10" if more else "AP"]
     spread = statistics.stdev([60, 64, 71])
@@ -241,6 +241,10 @@ def test_volumes_have_sensitivities_and_average_precision(tmp_path, capsys, crit
             ["A={}/run", "B={}/iobb"],
             "found criteria iobb@0.3 and p3d@0.5, expected the same in all",
         ),
+        (
+            ["A={}/run", "B={}/whole_pixels"],
+            "found evaluations by sides + 1, AP all_points and sides as they are, expected the",
+        ),
         (["A={}/run", "B={}/fewer"], "different numbers of lesions (A: [7], B: [3])"),
         (["A={}/old"], "volumes.json: not of an evaluation in 3-D with criteria"),
         (["A={}/bad"], "volumes.json: found no readable JSON"),
@@ -252,6 +256,9 @@ def test_bad_volumes_are_one_line(tmp_path, capsys, arguments, message):
     _write_volumes(tmp_path / "iobb", 5.0, criteria=("iobb@0.3",))
     _write_volumes(tmp_path / "fewer", 5.0, lesions=3)
     _write_volumes(tmp_path / "old", 5.0, settings={})
+    rule = {"inclusive": True, "average_precision": "all_points"}
+    settings = {"criteria": {"volume": "p3d@0.5", "volume_iou": "iou@0.1"}, **rule}
+    _write_volumes(tmp_path / "whole_pixels", 5.0, settings=settings)
     _write_volumes(tmp_path / "bad", 5.0)
     (tmp_path / "bad" / "inference" / "some_volumes" / "volumes.json").write_text("{")
     (tmp_path / "empty").mkdir()
