@@ -95,6 +95,11 @@ def _add_model_config(cfg: CN) -> None:
     # An attention gate on every skip connection (Zlocha et al., section 2.3).
     cfg.MODEL.UNET_FPN.ATTENTION = False
 
+    # Whether the best anchors of a lesion are positive below MODEL.RETINANET.IOU_THRESHOLDS too, as
+    # in Detectron2; without, a lesion that no anchor reaches trains as background (keras-retinanet,
+    # which Zlocha et al. build on). For a LesionRetinaNet or RetinaUNet.
+    cfg.MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES = True
+
     cfg.MODEL.RETINA_UNET = CN()
     # Weight of the segmentation loss; 0 switches it off.
     cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT = 1.0

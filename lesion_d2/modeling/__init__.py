@@ -11,7 +11,14 @@ from .backbone import (
 )
 from .calibration import calibrate_scores, mask_agreement
 from .losses import focal_segmentation_loss, segmentation_loss
-from .meta_arch import RFCN3DCE, DetUNet, LesionRCNN, MeanTeacher, RetinaUNet
+from .meta_arch import (
+    RFCN3DCE,
+    DetUNet,
+    LesionRCNN,
+    LesionRetinaNet,
+    MeanTeacher,
+    RetinaUNet,
+)
 from .mining import MiningCounts, mine_lesions, summarize_mining
 from .proposal_generator import LesionRPN
 from .roi_heads import (
@@ -36,6 +43,7 @@ __all__ = [
     "LesionRCNN",
     "LesionROIHeads",
     "LesionRPN",
+    "LesionRetinaNet",
     "MeanTeacher",
     "MiningCounts",
     "PositionSensitivePooler",

@@ -15,6 +15,7 @@ from ...modeling import (
     LesionRCNN,
     LesionROIHeads,
     LesionRPN,
+    LesionRetinaNet,
     RetinaUNet,
     SpatialAttention,
     ULDorROIHeads,
@@ -66,6 +67,11 @@ def check_model(cfg: CfgNode) -> nn.Module:
         raise InputError(
             f"MODEL.META_ARCHITECTURE: found {found!r}, expected 'RetinaUNet' for the calibration "
             f"(MODEL.RETINA_UNET.CALIBRATION is {strength})"
+        )
+    if not cfg.MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES and not is_a(cfg, LesionRetinaNet):
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE: found {found!r}, expected a LesionRetinaNet or RetinaUNet "
+            "(MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES is False)"
         )
     seg_loss_weight = cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT
     if seg_loss_weight > 0 and not is_a(cfg, LesionRCNN):

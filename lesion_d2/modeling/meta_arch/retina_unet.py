@@ -3,7 +3,7 @@ import math
 import torch
 from detectron2.config import configurable
 from detectron2.layers import cat
-from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.box_regression import _dense_box_regression_loss
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.modeling.postprocessing import detector_postprocess
@@ -23,10 +23,11 @@ from ..segmentation import (
     semantic_labels,
 )
 from ..shem import box_loss_per_image, sample_positives, shem_loss
+from .retinanet import LesionRetinaNet
 
 
 @META_ARCH_REGISTRY.register()
-class RetinaUNet(RetinaNet):
+class RetinaUNet(LesionRetinaNet):
     """Retina U-Net (Jaeger et al., section 3.1): a RetinaNet on a U-FPN with a segmentation loss.
 
     The detection subnets work on ``head_in_features``; the segmentation logits of the background
@@ -53,7 +54,7 @@ class RetinaUNet(RetinaNet):
             regression loss is :func:`box_loss_per_image` too.
         shem_positives: of an image so many positive anchors count at most in both, drawn at random,
             which the paper does not speak of and its authors' code does; 0 for all.
-        kwargs: see :class:`RetinaNet`. The backbone is a :class:`UNetFPN`.
+        kwargs: see :class:`LesionRetinaNet`. The backbone is a :class:`UNetFPN`.
 
     Raises:
         ValueError: ``calibration`` lies outside [0, 1], or there is no U-FPN for the segmentation.
