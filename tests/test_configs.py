@@ -21,6 +21,10 @@ FILES = sorted(file for file in CONFIGS.rglob("*.yaml") if file.parent.name != "
 EXPERIMENTS = [file for file in FILES if not file.name.startswith("Base-")]
 
 
+_AFFINE = ("MAX_ROTATION", "MAX_SHEAR", "MAX_SCALE", "MAX_TRANSLATION")
+_OF_SLICE_IMAGES = ("build_slice_images_backbone", "build_fused_fpn_backbone")
+# Of strides: within half a pixel with a VGG; a DenseNet's levels have 0, 1/4 and 3/8.
+_OFFSETS = {"vgg": 0.5, "densenet": 0.25, "resnet": 0.0}
 # What makes a model wide, or a step long, and the most of it here: less does for a step.
 _MOST = {
     "FPN.OUT_CHANNELS": 32,
@@ -55,6 +59,8 @@ def _reduced(file):
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.PIXEL_STD = [127.5] * cfg.INPUT.CT.NUM_SLICES  # other weights may want 1
+    # At this size no default anchor reaches a lesion, and nothing would train the box regression.
+    cfg.MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES = True
     cfg.INPUT.CT.IMAGE_SIZE = 64
     cfg.INPUT.CT.PIXEL_SPACING = 0.0
     cfg.INPUT.PSEUDO_MASK_FILES = ()
@@ -154,6 +160,7 @@ def test_rows_of_zlochas_table_differ_in_nothing_but_their_own_addition(suffix):
     for before, after, addition in zip(rows, rows[1:], additions, strict=False):
         assert {key for key in after if after[key] != before[key]} == addition | {"OUTPUT_DIR"}
     assert rows[0]["MODEL.FPN.IN_FEATURES"] == ["c3", "c4", "c5"]
+    assert rows[0]["MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES"] is False  # so in all of them
     assert rows[-1]["INPUT.PSEUDO_MASK"] == "grabcut"
 
 
@@ -186,8 +193,47 @@ def test_uldor_has_the_papers_values():
         "HARD_NEGATIVES.MAX_PER_IMAGE": 3,
         "HARD_NEGATIVES.GOOD_IOU": 0.3,
         "HARD_NEGATIVES.MIN_SCORE": 0.7,
+        # Of its group's code (3DCE, MULAN): the window, and no image is turned or warped.
+        "INPUT.CT.HU_WINDOW": (-1024.0, 3071.0),
+        **{f"INPUT.AUG.{key}": 0.0 for key in ("HFLIP_PROB", "VFLIP_PROB", *_AFFINE)},
     }
     assert {key: values[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", ["uldor", "mask_rcnn", "mask_rcnn_no_mask"])
+def test_uldors_phantom_table_has_the_settings_that_it_was_measured_with(name):
+    values = values_of(CONFIGS / "uldor" / f"{name}_phantom.yaml")
+    expected = {
+        "INPUT.CT.HU_WINDOW": (-300.0, 400.0),
+        "INPUT.AUG.HFLIP_PROB": 0.5,
+        **{f"INPUT.AUG.{key}": 0.0 for key in ("VFLIP_PROB", *_AFFINE)},
+        "MODEL.PIXEL_MEAN": [127.5] * 3,
+        "SOLVER.EARLY_STOP_PATIENCE": 0,
+    }
+    assert {key: values[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda f: f.relative_to(CONFIGS).as_posix())
+def test_no_training_ends_early_before_the_first_step_of_its_learning_rate(file):
+    """The first evaluation is the best so far, and so many in a row without a better one follow."""
+    values = values_of(file)
+    patience, steps = values["SOLVER.EARLY_STOP_PATIENCE"], values["SOLVER.STEP_EPOCHS"]
+    if patience > 0 and steps:
+        kind = "LOSS" if values["SOLVER.PATIENCE_METRIC"] == "validation_loss" else "EVAL"
+        # Where no value was finite, none is the best.
+        assert patience * values[f"TEST.{kind}_EPOCHS"] > steps[0]
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda f: f.relative_to(CONFIGS).as_posix())
+def test_anchors_lie_where_the_features_of_their_backbone_do(file):
+    """tests/modeling/backbone/test_feature_centers.py measures where that is."""
+    values = values_of(file)
+    names = values["MODEL.BACKBONE.NAME"], values["MODEL.SLICE_IMAGES.BACKBONE"]
+    name = names[1] if names[0] in _OF_SLICE_IMAGES else names[0]
+    kind = next(kind for kind in _OFFSETS if kind in name)
+    is_measured = file.parent.name in ("bai", "tao") and file.stem.endswith("_phantom")
+    expected = 0.0 if is_measured else _OFFSETS[kind]
+    assert values["MODEL.ANCHOR_GENERATOR.OFFSET"] == expected
 
 
 _JAEGER = {

@@ -119,6 +119,14 @@ import train_net
         ),
         (
             (),
+            {
+                "MODEL__RETINANET__ALLOW_LOW_QUALITY_MATCHES": False,
+                "MODEL__META_ARCHITECTURE": "RetinaNet",
+            },
+            "META_ARCHITECTURE: found 'RetinaNet', expected a LesionRetinaNet or.*MATCHES is Fal",
+        ),
+        (
+            (),
             {"INPUT__CT__CUT_BORDERS": True, "MODEL__META_ARCHITECTURE": "RetinaNet"},
             "META_ARCHITECTURE: found 'RetinaNet', expected a DetUNet.*CUT_BORDERS is True",
         ),
