@@ -26,6 +26,7 @@ import train_net
         ((), {"DATASETS__TRAIN": ()}, "DATASETS.TRAIN: found no data set"),
         ((), {"DATASETS__TEST": ("deeplesion_val",)}, "DATASETS.TEST, deeplesion_val: .*DL_info"),
         ((), {"SOLVER__OPTIMIZER": "Lion"}, "SOLVER.OPTIMIZER: found 'Lion'"),
+        ((), {"SOLVER__LR_FACTORS": ["fc1"]}, "SOLVER.LR_FACTORS: found 'fc1', expected a layer"),
         ((), {"MODEL__WEIGHTS": "gone.pth"}, "MODEL.WEIGHTS: gone.pth: no such file"),
         (("--num-gpus", "3"), {}, "SOLVER.IMS_PER_BATCH: found 4, expected a multiple of the 3"),
         (("--eval-only",), {}, "--eval-only: found no MODEL.WEIGHTS"),

@@ -97,6 +97,7 @@ def test_no_region_and_half_precision():
     assert pooler.score_maps.out_channels == 490
     features = [torch.randn(1, 4, 8, 8)]
     assert pooler(features, [Boxes(torch.zeros(0, 4))]).shape == (0, 10, 7, 7)
+    assert (pooler(features, [Boxes(torch.tensor([[900.0, 900, 990, 990]]))]) == 0).all()
     with torch.autocast("cpu", torch.bfloat16):
         pooled = pooler(features, [Boxes(torch.tensor([[0.0, 0, 20, 20]]))])
     assert pooled.dtype == torch.float32
