@@ -24,11 +24,13 @@ from ..boxes import first_pixel, moved_xywh
 from ..files import written_whole
 from .matching import match_images
 from .predictions import gather_predictions, order_by_image
-from .report import FrocReport, make_report
+from .report import FrocReport, make_report, without_nan
 from .strata import Truth
 
 logger = logging.getLogger(__name__)
 
+#: What an evaluation returned, in its folder: task -> metric -> number, null for NaN.
+RESULTS = "results.json"
 #: A detection hits from this IoU on.
 FROC_IOU = 0.5
 
@@ -49,10 +51,10 @@ class LesionEvaluator(COCOEvaluator):
 
     A data set without a single lesion gives NaN; a model without a single detection 0.
 
-    Files in ``output_dir``: ``coco_instances_results.json``, ``froc.json``, ``froc.csv``,
-    ``froc.png``. Boxes in files are in the coordinates of the data set's own files again
-    (:func:`lesion_d2.boxes.first_pixel`), masks in pixels. Of several processes the first returns
-    the results, the others ``{}``.
+    Files in ``output_dir``: ``results.json``, ``coco_instances_results.json``, ``froc.json``,
+    ``froc.csv``, ``froc.png``. Boxes in files are in the coordinates of the data set's own files
+    again (:func:`lesion_d2.boxes.first_pixel`), masks in pixels. Of several processes the first
+    returns the results, the others ``{}``.
     """
 
     @configurable
@@ -158,6 +160,8 @@ class LesionEvaluator(COCOEvaluator):
             in_file = [{**r, "bbox": moved_xywh(r["bbox"], offset)} for r in coco_results]
             with written_whole(self._folder / "coco_instances_results.json") as partial:
                 partial.write_text(json.dumps(in_file))
+            with written_whole(self._folder / RESULTS) as partial:
+                partial.write_text(json.dumps(without_nan(self._results), indent=1) + "\n")
             report.write(self._folder, self._dataset_name, self._settings())
         return copy.deepcopy(self._results)
 

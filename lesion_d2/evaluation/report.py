@@ -119,7 +119,7 @@ class FrocReport:
             "curve": self.curve_points(),
         }
         with written_whole(folder / "froc.json") as partial:
-            partial.write_text(json.dumps(_without_nan(content), indent=1) + "\n")
+            partial.write_text(json.dumps(without_nan(content), indent=1) + "\n")
         with written_whole(folder / "froc.csv") as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
@@ -180,10 +180,10 @@ def _bootstrap(
     return samples
 
 
-def _without_nan(value):
+def without_nan(value):
     """The same with None for NaN, which JSON does not know."""
     if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

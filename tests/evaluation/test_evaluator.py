@@ -318,7 +318,11 @@ def test_files(register, tmp_path):
         "froc.csv",
         "froc.json",
         "froc.png",
+        "results.json",
     ]
+    written = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    assert written.keys() == results.keys()
+    assert written["bbox"]["AP10"] == results["bbox"]["AP10"]
     coco = json.loads((tmp_path / "coco_instances_results.json").read_text())
     assert len(coco) == sum(map(len, outputs))
     assert coco[0].keys() == {"image_id", "category_id", "bbox", "score"}

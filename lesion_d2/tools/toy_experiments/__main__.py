@@ -7,8 +7,10 @@ python -m lesion_d2.tools.toy_experiments --plot-only
 
 Six models are trained on three tasks with five numbers of images and three seeds each, by
 train_net.py with configs/toys/MODEL.yaml (with --small MODEL_small.yaml), and tested; the score is
-the mAP at an IoU of 0.1 at the end of the training. A run lies in OUTPUT/TASK/MODEL/N/seed_SEED and
-is done when its result.json is there. Call this again after an interruption: what is done stays,
+the mAP at an IoU of 0.1. Where the config keeps the best checkpoints (TEST.KEEP_BEST) they are the
+best on the validation set, and are tested as an ensemble (TEST.ENSEMBLE); otherwise the test is at
+the end of the training. A run lies in OUTPUT/TASK/MODEL/N/seed_SEED and is done when its
+result.json is there. Call this again after an interruption: what is done stays,
 what was begun is resumed. Runs made with other options, or with configs that have changed since,
 are refused: an OUTPUT is for one kind of grid.
 
@@ -26,6 +28,8 @@ from pathlib import Path
 from lesion_d2.engine import load_config
 from lesion_d2.tools.arguments import positive
 
+from detectron2.config import CfgNode
+
 from .figure import plot_figure
 from .grid import (
     ALL_IMAGES,
@@ -35,6 +39,7 @@ from .grid import (
     Result,
     Run,
     check_datasets,
+    config_file,
     find_axes,
     make_grid,
     read_settings,
@@ -83,11 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     output = args.output or Path("output/toys_small" if args.small else "output/toys")
     opts = args.opts[1:] if args.opts[:1] == ["--"] else args.opts
-    kind = {"num_test": args.test_images, "small": args.small, "opts": opts}
     failures: list[str] = []
     try:
         with interruptible():
             program, configs = find_program()
+            cfg = _config_of(configs / config_file(args.models[0], args.small), opts)
+            kind = {"num_test": args.test_images, "small": args.small, "opts": opts}
+            kind["tests_best"] = cfg.TEST.KEEP_BEST > 0
             grid = partial(make_grid, output, read_settings(configs, args.small), **kind)
             read_results(grid(**find_axes(output)))  # refuses before hours of training
             if not args.plot_only:
@@ -150,12 +157,16 @@ def report(output: Path, grid: Callable[..., list[Run]], configs: Path) -> None:
     for heading, table in claim_tables(scores, tasks, models, sizes):
         print(f"\n{heading}\n\n{table}")
     run = runs[0]
-    config_file = str(configs / run.config)
-    cfg = load_config(argparse.Namespace(config_file=config_file, opts=[*run.opts]))
-    title = figure_title(runs, len(results), cfg)
+    title = figure_title(runs, len(results), _config_of(configs / run.config, run.opts))
     write_csv(results, output / "figure5.csv")
     plot_figure(scores, tasks, models, sizes, output / "figure5.png", title=title)
     print(f"\n{output / 'figure5.csv'}\n{output / 'figure5.png'}")
+
+
+def _config_of(file: Path, opts: Sequence[str]) -> CfgNode:
+    if len(opts) % 2:
+        raise ValueError(f"found the options {' '.join(opts)!r}, expected pairs of KEY VALUE")
+    return load_config(argparse.Namespace(config_file=str(file), opts=[*opts]))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ class Run:
         small: whether its config is the one for CPUs.
         opts: further KEY VALUE pairs for the config.
         settings: what its config says, as :func:`hash_settings` tells.
+        tests_best: whether it is tested in a process of its own, by an ensemble of the checkpoints
+            that are best on the validation set (TEST.KEEP_BEST), and not at its end.
     """
 
     output: Path
@@ -71,6 +73,7 @@ class Run:
     small: bool = False
     opts: tuple[str, ...] = ()
     settings: str = ""
+    tests_best: bool = False
 
     @property
     def name(self) -> str:
@@ -85,7 +88,7 @@ class Run:
     @property
     def config(self) -> str:
         """The file of its config."""
-        return _config(self.model, self.small)
+        return config_file(self.model, self.small)
 
     @property
     def datasets(self) -> tuple[str, str]:
@@ -107,12 +110,33 @@ class Run:
             "opts": list(self.opts),
         }
 
+    @property
+    def test_folder(self) -> Path:
+        """The OUTPUT_DIR of its test, where that is a process of its own."""
+        return self.folder / "test"
+
     def arguments(self, configs: Path) -> list[str]:
         """Arguments of train_net.py, which find the config in the folder ``configs``."""
         train, test = self.datasets
-        values = (str(self.folder), str((train,)), str((test,)), str(self.seed))
+        if self.tests_best:
+            test = dataset_name(self.task, "val", None)
+        return self._arguments(configs, "--resume", self.folder, train, test)
+
+    def test_arguments(self, configs: Path) -> list[str]:
+        """As :meth:`arguments`, of the test; none where it is part of the training."""
+        if not self.tests_best:
+            return []
+        ensemble = ["TEST.ENSEMBLE.ENABLED", "True", "TEST.ENSEMBLE.CHECKPOINTS"]
+        best = str((str(self.folder / "best"),))
+        known = self._arguments(configs, "--eval-only", self.test_folder, *self.datasets)
+        return [*known, *ensemble, best]
+
+    def _arguments(
+        self, configs: Path, flag: str, folder: Path, train: str, test: str
+    ) -> list[str]:
+        values = (str(folder), str((train,)), str((test,)), str(self.seed))
         grid = itertools.chain.from_iterable(zip(GRID_KEYS, values, strict=True))
-        return ["--config-file", str(configs / self.config), "--resume", *self.opts, *grid]
+        return ["--config-file", str(configs / self.config), flag, *self.opts, *grid]
 
     def begin(self) -> None:
         """Make its folder and note its options there, for whoever resumes it."""
@@ -172,7 +196,8 @@ class Run:
         return ", ".join(f"{key} {found[key]} instead of {wanted[key]}" for key in keys)
 
 
-def _config(model: str, small: bool) -> str:
+def config_file(model: str, small: bool) -> str:
+    """The name of a model's config in configs/toys."""
     return f"{model}{'_small' if small else ''}.yaml"
 
 
@@ -199,7 +224,7 @@ def read_settings(configs: Path, small: bool) -> dict[str, str]:
     Raises:
         FileNotFoundError: a file is missing.
     """
-    return {model: hash_settings(configs / _config(model, small)) for model in MODELS}
+    return {model: hash_settings(configs / config_file(model, small)) for model in MODELS}
 
 
 def make_grid(
@@ -213,6 +238,7 @@ def make_grid(
     num_test: int = ALL_IMAGES,
     small: bool = False,
     opts: Sequence[str] = (),
+    tests_best: bool = False,
 ) -> list[Run]:
     """All runs of a grid, in an order that fills it evenly: the first seed of everything first.
 
@@ -220,7 +246,7 @@ def make_grid(
         output: the grid's folder.
         settings: of each model, as :func:`read_settings` gives them.
         models, tasks, sizes, seeds: the axes; what is there twice counts once.
-        num_test, small, opts: see :class:`Run`; the same for all.
+        num_test, small, opts, tests_best: see :class:`Run`; the same for all.
 
     Raises:
         ValueError: opts are no pairs, or set what the grid sets.
@@ -231,8 +257,9 @@ def make_grid(
         if key in GRID_KEYS:
             raise ValueError(f"found the option {key}, which the grid sets itself")
     places = dict.fromkeys(itertools.product(seeds, sizes, tasks, models))
+    kind = {"num_test": num_test, "small": small, "opts": tuple(opts), "tests_best": tests_best}
     return [
-        Run(output, task, model, size, seed, num_test, small, tuple(opts), settings[model])
+        Run(output, task, model, size, seed, settings=settings[model], **kind)
         for seed, size, task, model in places
     ]
 
@@ -262,5 +289,7 @@ def check_datasets(runs: Sequence[Run]) -> None:
         FileNotFoundError: a file is missing.
         ValueError: a number of images is not registered, or there are fewer.
     """
-    for name in dict.fromkeys(name for run in runs for name in run.datasets):
+    names = [name for run in runs for name in run.datasets]
+    names += [dataset_name(run.task, "val", None) for run in runs if run.tests_best]
+    for name in dict.fromkeys(names):
         load_records(name)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from lesion_d2.evaluation.evaluator import RESULTS
 from lesion_d2.tools.checkout import find_in_checkout
 
 from tqdm import tqdm
@@ -105,10 +106,12 @@ def run_all(
                         bar.update()
                 time.sleep(_POLL_SECONDS)
                 for training in [t for t in active if t.process.poll() is not None]:
-                    active.remove(training)
+                    goes_on = False
                     with _collected(training.run, failures):
-                        training.finish()
-                    bar.update()
+                        goes_on = training.go_on()
+                    if not goes_on:
+                        active.remove(training)
+                        bar.update()
         finally:
             _stop(active, grace)
     return failures
@@ -166,33 +169,54 @@ class _Training:
             self.resumed = (folder / "last_checkpoint").is_file()
             self.began = time.monotonic()
             self.console.truncate(0)
-            self.process = subprocess.Popen(
-                [sys.executable, str(program), *self.run.arguments(configs)],
-                stdin=subprocess.DEVNULL,
-                stdout=self.console,
-                stderr=subprocess.STDOUT,
-                env=_environment(jobs),
-            )
+            self.commands = [
+                [sys.executable, str(program), *arguments]
+                for arguments in (self.run.arguments(configs), self.run.test_arguments(configs))
+                if arguments
+            ]
+            self.environment = _environment(jobs)
+            self._begin()
             stack.pop_all()  # the console stays open: the lock is held until the result is there
         return True
 
-    def finish(self) -> None:
-        """Write the result of the process, which has ended.
+    def _begin(self) -> None:
+        self.process = subprocess.Popen(
+            self.commands.pop(0),
+            stdin=subprocess.DEVNULL,
+            stdout=self.console,
+            stderr=subprocess.STDOUT,
+            env=self.environment,
+        )
+
+    def go_on(self) -> bool:
+        """After the end of the process start the next one, or write the result.
+
+        Returns:
+            Whether there is a process again.
 
         Raises:
             FailedRun: it failed, or left no result.
         """
-        with self.console:
+        with ExitStack() as stack:
+            stack.enter_context(self.console)
+            if self.process.returncode != 0:
+                console = self.run.folder / CONSOLE
+                raise FailedRun(
+                    f"exit code {self.process.returncode}: {_last_line(console)} (see {console})"
+                )
+            if self.commands:
+                self._begin()
+                stack.pop_all()
+                return True
             self._write_result()
+            return False
 
     def _write_result(self) -> None:
-        if self.process.returncode != 0:
-            console = self.run.folder / CONSOLE
-            raise FailedRun(
-                f"exit code {self.process.returncode}: {_last_line(console)} (see {console})"
-            )
         metrics = self.run.folder / "metrics.json"
-        ap10, _ = read_metric(metrics, METRIC)
+        if self.run.tests_best:
+            ap10 = read_test(self.run)
+        else:
+            ap10, _ = read_metric(metrics, METRIC)
         # Not the evaluation's iteration: one after a resumption at the end counts one too many.
         _, iteration = read_metric(metrics, "total_loss")
         seconds = round(time.monotonic() - self.began, 1)
@@ -222,6 +246,20 @@ def read_metric(file: Path, metric: str) -> tuple[float, int]:
     if not math.isfinite(value):
         raise FailedRun(f"{file}: found {metric} {value}, expected a number")
     return value, iteration
+
+
+def read_test(run: Run) -> float:
+    """The metric of a run's test in a process of its own.
+
+    Raises:
+        FailedRun: there is no number.
+    """
+    file = run.test_folder / "inference" / run.datasets[1] / RESULTS
+    task, name = METRIC.split("/")
+    try:
+        return float(json.loads(file.read_text())[task][name])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise FailedRun(f"{file}: found no {METRIC} ({error!r})") from None
 
 
 def _last_line(file: Path) -> str:
