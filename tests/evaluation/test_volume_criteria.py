@@ -8,6 +8,7 @@ import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.evaluation import (
     VolumeEvaluator,
     detection_average_precision,
+    froc_curve,
     parse_criteria,
     volume_metrics_of,
 )
@@ -292,3 +293,56 @@ def test_bad_criteria_are_one_line(criteria, message):
     with pytest.raises(ValueError, match=message) as error:
         parse_criteria(criteria)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("jitter", "shrinking", "seen_share", "is_lower"),
+    [(0.1, 0.9, 1.0, True), (0.08, 0.97, 0.9, False)],
+)
+def test_the_best_box_on_all_slices_is_no_p3d(jitter, shrinking, seen_share, is_lower):
+    """What a tracklet has on the key slice, not its best box, which was our P3D once.
+
+    Stretched over the tracklet's slices, the best box misses lesions of other sizes and places on
+    their key slices, and hits others where there is no box at all: points of sensitivity and AP,
+    either way.
+    """
+    rng = np.random.default_rng(0)
+    link = Linker("track", {"iou_threshold": 0.3, "max_gap": 1})
+    linked, stretched, lesions, scores, tracklets = [], [], [], [], []
+    for _ in range(300):
+        low, size = rng.uniform(0, 400, 2), rng.uniform(15, 60, 2)
+        drift, growth = rng.normal(0, 1.0, 2), rng.uniform(2 * shrinking - 1, 1.0)
+        key, reach = 10, int(rng.integers(1, 5))
+        boxes, z = [], np.arange(key - reach, key + reach + 1)
+        for number in z:
+            middle, half = low + drift * (number - key), size * growth ** abs(number - key) / 2
+            boxes.append(np.concatenate([middle - half, middle + half]))
+        lesions.append(np.insert(boxes[reach], (2, 4), key)[None])
+        seen = rng.random(len(z)) < seen_share
+        found = np.array(boxes)[seen] + rng.normal(0, jitter, (seen.sum(), 4)) * np.tile(size, 2)
+        wrong = rng.uniform(0, 400, (6, 2))
+        found = np.concatenate([found, np.concatenate([wrong, wrong + 30], axis=1)])
+        numbers = np.concatenate([z[seen], rng.integers(6, 15, 6)])
+        confidence = rng.uniform(0.2, 1.0, len(found)) * (
+            1 - 0.3 * (np.arange(len(found)) >= seen.sum())
+        )
+        boxes3d, score, _, owners = link(
+            found, confidence, numbers, np.zeros(len(found), dtype=int)
+        )
+        linked.append(np.column_stack([found[:, :2], numbers, found[:, 2:], numbers]))
+        covers = (boxes3d[:, 2] <= key) & (key <= boxes3d[:, 5])
+        flat = boxes3d.copy()
+        flat[:, [2, 5]] = np.where(covers, key, -1)[:, None]
+        stretched.append(flat)
+        scores.append(score)
+        tracklets.append(owners)
+    rules = {"iou_threshold": 0.5, "overlap": "p3d", "inclusive": True}
+    results = []
+    for boxes, owners in ((linked, tracklets), (stretched, None)):
+        curve = froc_curve(boxes, scores, lesions, tracklets=owners, **rules)
+        precision = detection_average_precision(
+            boxes, scores, lesions, tracklets=owners, method="all_points", **rules
+        )
+        results.append(100 * np.append(curve.at(RATES), precision))
+    gains = (results[0] - results[1]) * (1 if is_lower else -1)
+    assert (gains > 1).all() and (results[0] > 20).all(), results
