@@ -112,6 +112,44 @@ def best_anchor_iou(wh: np.ndarray, anchors: np.ndarray) -> np.ndarray:
     return best
 
 
+def best_grid_iou(
+    boxes: np.ndarray,
+    image_sizes: np.ndarray,
+    anchors: Sequence[np.ndarray],
+    strides: Sequence[int],
+    *,
+    offset: float = 0.0,
+) -> np.ndarray:
+    """IoU of each box with the best anchor where Detectron2 puts them: one set on every feature.
+
+    It is lower than :func:`best_anchor_iou` by what the strides leave: from no anchor to the next a
+    box may be half a stride away, along either side.
+
+    Args:
+        boxes: (N, 4) XYXY in pixels of the network's input.
+        image_sizes: (N, 2) height and width of each box's image, pixels.
+        anchors: one (A, 2) of widths and heights a level.
+        strides: one a level, pixels.
+        offset: of the first anchors' centers, in strides (MODEL.ANCHOR_GENERATOR.OFFSET).
+
+    Returns:
+        (N,) in 0..1.
+    """
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    best = np.zeros(len(boxes))
+    for shapes, stride in zip(anchors, strides, strict=True):
+        # Of anchors of one shape the nearest along x and along y shares most.
+        last = np.ceil(image_sizes[:, ::-1] / stride) - 1
+        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+        nearest = (np.clip(np.rint(centers / stride - offset), 0, last) + offset) * stride
+        for shape in np.asarray(shapes):
+            low = np.maximum(boxes[:, :2], nearest - shape / 2)
+            high = np.minimum(boxes[:, 2:], nearest + shape / 2)
+            shared = np.clip(high - low, 0, None).prod(axis=1)
+            np.maximum(best, shared / (areas + shape.prod() - shared), out=best)
+    return best
+
+
 def unmatched_share(best_iou: np.ndarray) -> float:
     """Share of the boxes whose best centered anchor has an IoU below 0.5.
 

@@ -1,7 +1,8 @@
-"""Widths and heights of lesions' boxes as a network gets them, from data sets and CSV files."""
+"""Lesions' boxes as a network gets them, from data sets and CSV files."""
 
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.data.augmentation import ResizeCT
@@ -18,8 +19,20 @@ SIZE_COLUMNS = ("height", "width")
 IMAGE_SIZE = (512, 512)
 
 
-def dataset_shapes(dataset: str, cfg: CfgNode, *, allow_missing: bool = False) -> np.ndarray:
-    """Widths and heights of a registered data set's boxes in the network's input.
+class ResizedBoxes(NamedTuple):
+    """Boxes (N, 4) XYXY, and their images' height and width (N, 2): pixels after the resize."""
+
+    boxes: np.ndarray
+    image_sizes: np.ndarray
+
+    @property
+    def wh(self) -> np.ndarray:
+        """(N, 2) widths and heights."""
+        return self.boxes[:, 2:] - self.boxes[:, :2]
+
+
+def dataset_boxes(dataset: str, cfg: CfgNode, *, allow_missing: bool = False) -> ResizedBoxes:
+    """A registered data set's boxes in the network's input.
 
     Args:
         dataset: its name in ``DatasetCatalog``.
@@ -27,7 +40,7 @@ def dataset_shapes(dataset: str, cfg: CfgNode, *, allow_missing: bool = False) -
         allow_missing: leave out images whose file is missing.
 
     Returns:
-        (N, 2) pixels; crowds are left out, as in training.
+        The boxes; crowds are left out, as in training.
 
     Raises:
         ValueError: the data set is not registered or has no boxes, a box is empty, an image has no
@@ -35,7 +48,7 @@ def dataset_shapes(dataset: str, cfg: CfgNode, *, allow_missing: bool = False) -
             (``INPUT.CT.CUT_BORDERS``) and sizes go by the image's side.
     """
     _check_config(cfg)
-    shapes = []
+    found = []
     for record in load_records(dataset, allow_missing=allow_missing):
         annotations = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
         if not annotations:
@@ -45,16 +58,16 @@ def dataset_shapes(dataset: str, cfg: CfgNode, *, allow_missing: bool = False) -
         rows = [a.get("row", number) for number, a in enumerate(annotations)]
         _check_boxes(boxes, rows, where, boxes)
         size, spacing = (record["height"], record["width"]), record.get("spacing")
-        shapes.append(_resized_shapes(boxes, size, spacing, cfg, where))
-    if not shapes:
+        found.append(_resized(boxes, size, spacing, cfg, where))
+    if not found:
         raise ValueError(f"data set {dataset!r}: found no boxes, expected at least one")
-    return np.concatenate(shapes)
+    return ResizedBoxes(*map(np.concatenate, zip(*found, strict=True)))
 
 
-def csv_shapes(
+def csv_boxes(
     file: str | os.PathLike, cfg: CfgNode, *, image_size: Sequence[int] | None = None
-) -> np.ndarray:
-    """Widths and heights of the boxes of a CSV file in the network's input.
+) -> ResizedBoxes:
+    """The boxes of a CSV file in the network's input.
 
     Args:
         file: with the columns x1, y1, x2, y2, in pixels, and perhaps height and width, of the
@@ -63,7 +76,7 @@ def csv_shapes(
         image_size: (height, width) of all images; 512 x 512 where neither this nor the file says.
 
     Returns:
-        (N, 2) pixels.
+        The boxes, in the order of the rows.
 
     Raises:
         FileNotFoundError: no such file.
@@ -76,11 +89,13 @@ def csv_shapes(
     boxes = _numbers(table, BOX_COLUMNS)
     _check_boxes(boxes, table.index, file, table[list(BOX_COLUMNS)].to_numpy())
     sizes = _image_sizes(file, table, image_size)
-    shapes = np.empty((len(table), 2))
+    resized = ResizedBoxes(np.empty((len(table), 4)), np.empty((len(table), 2)))
     for size in np.unique(sizes, axis=0):
         rows = (sizes == size).all(axis=1)
-        shapes[rows] = _resized_shapes(boxes[rows], size.astype(int), None, cfg, file)
-    return shapes
+        found = _resized(boxes[rows], size.astype(int), None, cfg, file)
+        for whole, part in zip(resized, found, strict=True):
+            whole[rows] = part
+    return resized
 
 
 def _check_config(cfg: CfgNode) -> None:
@@ -156,14 +171,14 @@ def _check_boxes(
         )
 
 
-def _resized_shapes(
+def _resized(
     boxes: np.ndarray,
     size: Sequence[int],
     spacing: Sequence[float] | None,
     cfg: CfgNode,
     where: str | os.PathLike,
-) -> np.ndarray:
-    """Widths and heights (N, 2) of boxes (N, 4) XYXY after the resize of an image (H, W)."""
+) -> ResizedBoxes:
+    """Boxes (N, 4) XYXY after the resize of their image (H, W)."""
     ct = cfg.INPUT.CT
     if ct.PIXEL_SPACING and spacing is None:
         raise ValueError(
@@ -172,5 +187,7 @@ def _resized_shapes(
         )
     image = np.broadcast_to(np.int16(0), (*size, 1))  # only its shape counts
     resize = ResizeCT(ct.IMAGE_SIZE, ct.PIXEL_SPACING, max_size=ct.MAX_SIZE)
-    boxes = resize.get_transform(image, spacing).apply_box(boxes)
-    return boxes[:, 2:] - boxes[:, :2]
+    transform = resize.get_transform(image, spacing)
+    # The corner opposite to the origin says how large the image becomes.
+    size = transform.apply_coords(np.array([size[::-1]], float))[0, ::-1]
+    return ResizedBoxes(transform.apply_box(boxes), np.tile(size, (len(boxes), 1)))

@@ -4,6 +4,11 @@ python -m lesion_d2.tools.optimize_anchors --dataset deeplesion_val --output anc
     --config-file configs/zlocha/retinanet.yaml
 python -m lesion_d2.tools.optimize_anchors --boxes boxes.csv --objective mean
 
+With --config-file also tells, for the anchors where the detector has them (one set on every
+feature of its pyramid), which share of the boxes has no positive anchor, and which share has
+nothing but negatives: those train as background where no match is forced
+(MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES False).
+
 The boxes are resized as the config (or the default one) resizes images in inference; its anchors
 are the ones "before". Prints how well the boxes are covered before and after, and the found anchors
 as KEY VALUE pairs for train_net.py. With --output also writes them as a YAML fragment that another
@@ -19,6 +24,7 @@ False as KEY VALUE gives the sizes on whole slices.
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -34,10 +40,11 @@ from lesion_d2.modeling.anchors import (
     AnchorSearch,
     anchor_shapes,
     best_anchor_iou,
+    best_grid_iou,
     optimize_anchors,
     unmatched_share,
 )
-from lesion_d2.tools.box_shapes import csv_shapes, dataset_shapes
+from lesion_d2.tools.box_shapes import ResizedBoxes, csv_boxes, dataset_boxes
 
 import numpy as np
 from detectron2.config import CfgNode, get_cfg
@@ -91,29 +98,71 @@ def current_anchors(cfg: CfgNode, config_file: str) -> tuple[str, np.ndarray]:
 
 
 def built_anchors(sizes: Sequence, aspect_ratios: Sequence) -> np.ndarray:
-    """Widths and heights (A, 2) of all anchors that Detectron2 builds from two config values.
+    """Widths and heights (A, 2) of all anchors, see :func:`built_levels`."""
+    return np.concatenate(built_levels(sizes, aspect_ratios))
+
+
+def built_levels(sizes: Sequence, aspect_ratios: Sequence, number: int = 1) -> list[np.ndarray]:
+    """Widths and heights (A, 2), level by level, that Detectron2 builds from two config values.
 
     Args:
         sizes: MODEL.ANCHOR_GENERATOR.SIZES: one list a level, or one for all.
         aspect_ratios: MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS, likewise.
+        number: of levels, where both are for all.
 
     Raises:
         ValueError: they do not go together.
     """
-    levels = {"strides": [1] * max(len(sizes), len(aspect_ratios))}
+    levels = {"strides": [1] * max(len(sizes), len(aspect_ratios), number)}
     try:
         generator = DefaultAnchorGenerator(sizes=sizes, aspect_ratios=aspect_ratios, **levels)
     except AssertionError as error:
         raise ValueError(f"MODEL.ANCHOR_GENERATOR: {error}") from None
-    cells = np.concatenate([cell.double().numpy() for cell in generator.cell_anchors])
-    return cells[:, 2:] - cells[:, :2]
+    cells = [cell.double().numpy() for cell in generator.cell_anchors]
+    return [cell[:, 2:] - cell[:, :2] for cell in cells]
+
+
+def _detector_options(cfg: CfgNode) -> tuple[str, CfgNode]:
+    """The config node of what looks at anchors, and its name."""
+    name = "RETINANET" if "Retina" in cfg.MODEL.META_ARCHITECTURE else "RPN"
+    return name, cfg.MODEL[name]
+
+
+def grid_table(
+    cfg: CfgNode, boxes: ResizedBoxes, fits: dict[str, tuple[Sequence, Sequence]]
+) -> str:
+    """How well anchors cover the boxes where the detector has them, one line a set.
+
+    Args:
+        cfg: of the detector.
+        boxes: in its input.
+        fits: by their name, SIZES and ASPECT_RATIOS of each set.
+
+    Returns:
+        The table, or "" where the levels are no pyramid's (p2, p3, ...) that tells their strides.
+    """
+    _, options = _detector_options(cfg)
+    levels = [re.fullmatch(r"p(\d+)", level) for level in options.IN_FEATURES]
+    if not all(levels):
+        return ""
+    strides = [2 ** int(level[1]) for level in levels]
+    negative, *_, positive = options.IOU_THRESHOLDS
+    offset = cfg.MODEL.ANCHOR_GENERATOR.OFFSET
+    rows = []
+    for fit, values in fits.items():
+        anchors = built_levels(*values, number=len(strides))
+        iou = best_grid_iou(boxes.boxes, boxes.image_sizes, anchors, strides, offset=offset)
+        rows.append((fit, iou.mean(), *(100 * (iou < x).mean() for x in (positive, negative))))
+    title = f"on {' '.join(options.IN_FEATURES)}, OFFSET {offset:g}"
+    headers = [title, "mean best IoU", f"no positive: IoU < {positive:g} (%)"]
+    headers.append(f"only negatives: IoU < {negative:g} (%)")
+    return tabulate(rows, headers, tablefmt="simple", floatfmt=("", ".4f", ".2f", ".2f"))
 
 
 def check_levels(cfg: CfgNode, sizes: Sequence[float]) -> None:
     """Raise a ValueError where the detector has another number of levels than there are sizes."""
-    is_retina = "Retina" in cfg.MODEL.META_ARCHITECTURE
-    name = "RETINANET" if is_retina else "RPN"
-    levels = cfg.MODEL[name].IN_FEATURES
+    name, options = _detector_options(cfg)
+    levels = options.IN_FEATURES
     if len(levels) != len(sizes):
         raise ValueError(
             f"--sizes: found {len(sizes)}, expected {len(levels)}, one for each level of the "
@@ -241,9 +290,10 @@ def run(args: argparse.Namespace) -> None:
     name, anchors = current_anchors(cfg, args.config_file)
     if args.dataset:
         allow_missing = args.allow_missing or cfg.DATASETS.ALLOW_MISSING
-        wh = dataset_shapes(args.dataset, cfg, allow_missing=allow_missing)
+        boxes = dataset_boxes(args.dataset, cfg, allow_missing=allow_missing)
     else:
-        wh = csv_shapes(args.boxes, cfg, image_size=args.image_size)
+        boxes = csv_boxes(args.boxes, cfg, image_size=args.image_size)
+    wh = boxes.wh
     found = search(args, wh)
     values = config_values(found)
     before = Fit(f"before ({name})", anchors, best_anchor_iou(wh, anchors))
@@ -251,7 +301,13 @@ def run(args: argparse.Namespace) -> None:
     after = Fit("after", anchors, best_anchor_iou(wh, anchors))
     lines, table = describe_search(args, cfg, found), fit_table([before, after])
     pairs = " ".join(f"{key} {shlex.quote(str(value))}" for key, value in values.items())
-    print("\n".join(lines), table, f"For train_net.py's command line:\n{pairs}", sep="\n\n")
+    parts = ["\n".join(lines), table]
+    if args.config_file:
+        generator = cfg.MODEL.ANCHOR_GENERATOR
+        sets = {before.name: (generator.SIZES, generator.ASPECT_RATIOS)}
+        parts.append(grid_table(cfg, boxes, {**sets, after.name: tuple(values.values())}))
+    parts.append(f"For train_net.py's command line:\n{pairs}")
+    print("\n\n".join(filter(None, parts)))
     if output:
         with written_whole(output) as partial:
             partial.write_text(fragment(values, [*FRAGMENT_NOTES, *lines, *table.splitlines()]))

@@ -5,13 +5,16 @@ from pathlib import Path
 from lesion_d2.modeling.anchors import (
     anchor_shapes,
     best_anchor_iou,
+    best_grid_iou,
     optimize_anchors,
     unmatched_share,
 )
 
 import numpy as np
 import pytest
+import torch
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from torchvision.ops import box_iou
 
 VAL_BOXES = Path(__file__).parents[2].parent / "shared" / "data" / "deeplesion_val_boxes.csv"
 # A set of anchors, and the boxes that it fits exactly.
@@ -217,3 +220,34 @@ def test_real_boxes():
     assert found.mean_iou >= 0.884
     focal = optimize_anchors(wh, ratio_bounds=((1, 2), (2, 4)))
     assert 0.851 < focal.mean_iou < found.mean_iou and focal.unmatched == 0
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.25, 0.5])
+def test_anchors_on_the_grid_are_those_of_detectron2(offset):
+    """Every anchor of the generator, against every box: also at the borders, and beyond them."""
+    rng = np.random.default_rng(5)
+    centers, wh = rng.uniform(-5, 110, (60, 2)), random_shapes(rng, 60, high=90)
+    boxes = np.concatenate([centers - wh / 2, centers + wh / 2], axis=1)
+    height, width, strides = 96, 64, [8, 16, 32]
+    sizes, ratios = [[10, 13], [20], [50, 70, 90]], [[0.5, 1.0], [1.0, 3.0], [1.0]]
+    generator = DefaultAnchorGenerator(
+        sizes=sizes, aspect_ratios=ratios, strides=strides, offset=offset
+    )
+    features = [torch.zeros(1, 1, height // s, width // s) for s in strides]
+    every = torch.cat([boxes.tensor for boxes in generator(features)])
+    expected = box_iou(torch.from_numpy(boxes), every.double()).amax(dim=1).numpy()
+    levels = [c[:, 2:] - c[:, :2] for c in (cell.numpy() for cell in generator.cell_anchors)]
+    found = best_grid_iou(boxes, np.tile([height, width], (60, 1)), levels, strides, offset=offset)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert (found <= best_anchor_iou(wh, np.concatenate(levels)) + 1e-6).all()
+
+
+@pytest.mark.skipif(not VAL_BOXES.is_file(), reason="DeepLesion's validation boxes are not there")
+def test_every_fifth_lesion_has_only_negatives_among_the_default_anchors():
+    boxes = np.loadtxt(VAL_BOXES, delimiter=",", skiprows=1, usecols=(2, 3, 4, 5))
+    scales = (1, 2 ** (1 / 3), 2 ** (2 / 3))
+    levels = [anchor_shapes((size,), scales, (0.5, 1, 2)) for size in (32, 64, 128, 256, 512)]
+    sizes = np.full((len(boxes), 2), 512)
+    iou = best_grid_iou(boxes, sizes, levels, (8, 16, 32, 64, 128), offset=0.5)
+    assert (iou < 0.4).mean() == pytest.approx(0.205, abs=0.001)
+    assert (iou < 0.5).mean() == pytest.approx(0.303, abs=0.001)

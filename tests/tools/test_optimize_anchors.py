@@ -4,7 +4,7 @@ import shlex
 
 from lesion_d2.config import add_lesion_config
 from lesion_d2.modeling.anchors import anchor_shapes
-from lesion_d2.tools.box_shapes import csv_shapes, dataset_shapes
+from lesion_d2.tools.box_shapes import csv_boxes, dataset_boxes
 from lesion_d2.tools.optimize_anchors import RATIOS_KEY, SIZES_KEY, current_anchors, main
 
 import cv2
@@ -54,19 +54,19 @@ def cell_shapes(cfg, num_levels):
 
 def test_boxes_of_a_csv(tmp_path):
     file = write_csv(tmp_path / "boxes.csv")
-    np.testing.assert_allclose(csv_shapes(file, config()), SHAPES)
+    np.testing.assert_allclose(csv_boxes(file, config()).wh, SHAPES)
     small = config("INPUT.CT.IMAGE_SIZE", 128)
-    np.testing.assert_allclose(csv_shapes(file, small), np.array(SHAPES) / 4)
+    np.testing.assert_allclose(csv_boxes(file, small).wh, np.array(SHAPES) / 4)
     # 300 x 400 becomes 96 x 128
-    resized = csv_shapes(file, small, image_size=(300, 400))
+    resized = csv_boxes(file, small, image_size=(300, 400)).wh
     np.testing.assert_allclose(resized, np.array(SHAPES) * 0.32)
-    as_it_is = csv_shapes(file, config("INPUT.CT.IMAGE_SIZE", 0), image_size=(300, 400))
+    as_it_is = csv_boxes(file, config("INPUT.CT.IMAGE_SIZE", 0), image_size=(300, 400)).wh
     np.testing.assert_allclose(as_it_is, SHAPES)
 
 
 def test_image_sizes_of_a_csv(tmp_path):
     text = "height,x1,y1,x2,y2,width\n512,1,1,5,7,512\n1024,1,1,5,7,256\n512,2,2,4,4,512\n"
-    shapes = csv_shapes(write_csv(tmp_path / "boxes.csv", text), config())
+    shapes = csv_boxes(write_csv(tmp_path / "boxes.csv", text), config()).wh
     np.testing.assert_allclose(shapes, [(4, 6), (2, 3), (2, 2)])
 
 
@@ -103,13 +103,13 @@ def dataset():
 def test_boxes_of_a_data_set(dataset):
     cfg = config("INPUT.CT.IMAGE_SIZE", 200)
     expected = [(20, 10), (5, 5), (20, 40)]  # crowds are no lesions
-    np.testing.assert_allclose(dataset_shapes(NAME, cfg), expected)
+    np.testing.assert_allclose(dataset_boxes(NAME, cfg).wh, expected)
     dataset[2]["spacing"] = (2.0, 2.0, 5.0)
     cfg = config("INPUT.CT.PIXEL_SPACING", 1.0)
     expected = [(20, 20), (5, 10), (20, 40)]
-    np.testing.assert_allclose(dataset_shapes(NAME, cfg), expected)
+    np.testing.assert_allclose(dataset_boxes(NAME, cfg).wh, expected)
     cfg.INPUT.CT.MAX_SIZE = max(dataset[2]["height"], dataset[2]["width"])
-    np.testing.assert_allclose(dataset_shapes(NAME, cfg)[2], (10, 20))
+    np.testing.assert_allclose(dataset_boxes(NAME, cfg).wh[2], (10, 20))
 
 
 @pytest.mark.parametrize("resize", [{"PIXEL_SPACING": 1.0, "MAX_SIZE": 100}, {"IMAGE_SIZE": 200}])
@@ -119,18 +119,18 @@ def test_cut_borders_are_refused_before_anything_is_read(tmp_path, dataset, resi
     cfg = config(*values, "INPUT.CT.CUT_BORDERS", True)
     message = r"CUT_BORDERS: found True, expected False where.*CUT_BORDERS False as KEY VALUE"
     with pytest.raises(ValueError, match=message):
-        dataset_shapes("not registered", cfg)
+        dataset_boxes("not registered", cfg)
     with pytest.raises(ValueError, match=message):
-        csv_shapes(tmp_path / "missing.csv", cfg)
+        csv_boxes(tmp_path / "missing.csv", cfg)
     dataset[2]["spacing"] = (2.0, 2.0, 5.0)
     cfg.INPUT.CT.CUT_BORDERS = False
-    assert len(dataset_shapes(NAME, cfg)) == 3
+    assert len(dataset_boxes(NAME, cfg).boxes) == 3
 
 
 def test_cut_borders_do_not_matter_where_pixels_have_one_size(dataset):
     dataset[2]["spacing"] = (2.0, 2.0, 5.0)
     shapes = [
-        dataset_shapes(NAME, config("INPUT.CT.PIXEL_SPACING", 1.0, "INPUT.CT.CUT_BORDERS", cut))
+        dataset_boxes(NAME, config("INPUT.CT.PIXEL_SPACING", 1.0, "INPUT.CT.CUT_BORDERS", cut)).wh
         for cut in (False, True)
     ]
     np.testing.assert_array_equal(*shapes)
@@ -328,3 +328,22 @@ def test_bad_options(capsys, arguments, message):
     with pytest.raises(SystemExit):
         run(*arguments)
     assert message in capsys.readouterr().err
+
+
+def test_with_a_config_the_tool_tells_of_anchors_where_the_detector_has_them(tmp_path, capsys):
+    """One box on the center of a feature, one between four of them."""
+    rows = ["x1,y1,x2,y2", "12,12,20,20", "16,16,24,24"]
+    boxes = write_csv(tmp_path / "boxes.csv", "\n".join(rows))
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "MODEL:\n  META_ARCHITECTURE: LesionRetinaNet\n  RETINANET:\n    IN_FEATURES: [p3]\n"
+        "  ANCHOR_GENERATOR:\n    SIZES: [[8]]\n    ASPECT_RATIOS: [[1.0]]\n"
+    )
+    arguments = ("--boxes", boxes, "--config-file", file, *QUICK, "--sizes", 8)
+    assert run(*arguments) == 0
+    out = capsys.readouterr().out
+    title = "on p3, OFFSET 0 "
+    assert title in out
+    line = [row for row in out.splitlines() if row.startswith("before")][1]
+    # The second's centers are 4 px away along both sides: 16 of 112.
+    assert line.split()[-3:] == ["0.5714", "50.00", "50.00"]

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from lesion_d2.modeling.anchors import best_anchor_iou, optimize_anchors
-from lesion_d2.tools.optimize_anchors import RETINANET_ANCHORS, csv_shapes
+from lesion_d2.tools.box_shapes import csv_boxes
+from lesion_d2.tools.optimize_anchors import RETINANET_ANCHORS
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def read_boxes(file: Path) -> np.ndarray:
     """(N, 2) widths and heights of the boxes of a CSV, at 512 x 512."""
     cfg = load_config(CPU_CONFIG, "cpu")
     cfg.INPUT.CT.IMAGE_SIZE = 512
-    return csv_shapes(file, cfg)
+    return csv_boxes(file, cfg).wh
 
 
 def draw_boxes() -> np.ndarray:
