@@ -58,6 +58,7 @@ def test_they_have_the_papers_values():
         "INPUT.CT.NUM_SLICES": 9,
         "INPUT.CT.SLICE_INTERVAL": 2.0,
         "INPUT.CT.PIXEL_SPACING": 0.8,
+        "INPUT.CT.MAX_SIZE": 640,
         "INPUT.CT.HU_WINDOW": (-1024.0, 3071.0),
         "INPUT.AUG.RESIZE_RANGE": (0.8, 1.2),
         "INPUT.AUG.HFLIP_PROB": 0.0,

@@ -75,7 +75,8 @@ def sensitivities(
                 found = [output["instances"].to("cpu") for output in model(batch)]
             boxes[i] += [instances.pred_boxes.tensor.numpy() for instances in found]
             scores[i] += [instances.scores.numpy() for instances in found]
-    curves = [froc_curve(*each, gt_boxes) for each in zip(boxes, scores, strict=True)]
+    pairs, inclusive = zip(boxes, scores, strict=True), cfg.TEST.INCLUSIVE
+    curves = [froc_curve(*each, gt_boxes, inclusive=inclusive) for each in pairs]
     return np.array([curve.at(rates) for curve in curves])
 
 

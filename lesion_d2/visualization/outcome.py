@@ -60,6 +60,7 @@ def judge(
     *,
     score_threshold: float = 0.0,
     iou_threshold: float = 0.5,
+    inclusive: bool = False,
 ) -> ImageOutcome:
     """Sort an image's detections into hits and false positives, as the FROC curve does.
 
@@ -70,13 +71,16 @@ def judge(
         predictions: ``pred_boxes`` and ``scores``; ``pred_masks`` or ``pred_masks_rle`` are kept.
         score_threshold: detections below it are left out.
         iou_threshold: intersection over union from which a detection reaches a lesion.
+        inclusive: whether boxes are whole pixels (TEST.INCLUSIVE).
     """
     order = torch.argsort(predictions.scores, descending=True, stable=True)
     order = order[predictions.scores[order] >= score_threshold]
     kept = _select(predictions, order)
     boxes, gt_boxes = kept.pred_boxes.tensor.double().numpy(), truth_boxes(record)
     scores = kept.scores.double().numpy()
-    matches = match_detections(boxes, scores, gt_boxes, iou_threshold=iou_threshold)
+    matches = match_detections(
+        boxes, scores, gt_boxes, iou_threshold=iou_threshold, inclusive=inclusive
+    )
     outcome = ImageOutcome(
         record,
         kept,

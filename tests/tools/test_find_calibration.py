@@ -17,7 +17,8 @@ RATES = (1, 20, 30, 40, 60)
 @pytest.fixture(scope="module")
 def options():
     """KEY VALUE pairs of a tiny model, all of whose scores pass."""
-    return [*tiny_args("output").opts, "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"]
+    settings = ["MODEL.RETINANET.SCORE_THRESH_TEST", "0.0", "TEST.INCLUSIVE", "True"]
+    return [*tiny_args("output").opts, *settings]
 
 
 def _config(options, strength):
@@ -57,7 +58,7 @@ def _expected(options, path, strength):
         boxes.append(found.pred_boxes.tensor.numpy())
         scores.append(calibrate_scores(found.scores, agreement, strength).numpy())
         gt_boxes.append(np.array([a["bbox"] for a in truth[sample["image_id"]]]))
-    return 100 * froc_curve(boxes, scores, gt_boxes).at(RATES)
+    return 100 * froc_curve(boxes, scores, gt_boxes, inclusive=True).at(RATES)
 
 
 def test_a_line_a_strength_with_mean_and_spread_over_checkpoints(

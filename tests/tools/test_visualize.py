@@ -166,6 +166,18 @@ def test_without_a_threshold_the_run_has_the_wanted_rate(records, tmp_path, caps
     assert "1 of 3 lesions found at 1.00 false positives per image" in line
 
 
+@pytest.mark.parametrize("inclusive", [False, True])
+def test_boxes_count_as_in_the_evaluation(records, tmp_path, capsys, inclusive):
+    # Of 16 x 16 pixels 16 x 7.9: less than half, but 17 x 8.9 of 17 x 17.
+    results = write_results(tmp_path / "results.json", [("one", (8, 8, 24, 15.9), 0.9)])
+    table = {"dataset": NAME, "rows": [{"mean_sens": 0.0}], "settings": {"inclusive": inclusive}}
+    (tmp_path / "froc.json").write_text(json.dumps(table))
+    assert run_predictions(results, "--num", "1", "--score-threshold", "0.5") == 0
+    found, rate = (1, "0.00") if inclusive else (0, "0.33")
+    line = capsys.readouterr().out.splitlines()[0]
+    assert f"{found} of 3 lesions found at {rate} false positives per image" in line
+
+
 def random_outcomes(rng, num_images=12):
     outcomes = []
     for i in range(num_images):

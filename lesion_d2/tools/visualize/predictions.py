@@ -4,8 +4,11 @@ import argparse
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 from lesion_d2.data.catalog import load_records
+from lesion_d2.tools.show_results import read_froc
 from lesion_d2.visualization import (
     OUTCOME_LEGEND,
     ImageOutcome,
@@ -27,11 +30,14 @@ def draw_predictions(args: argparse.Namespace) -> list[str]:
     window = parse_window(args.window)
     records = load_records(args.dataset, allow_missing=args.allow_missing)
     results = read_results(args.results, records, args.dataset)
+    judge_image = partial(judge, inclusive=_counts_whole_pixels(args.results))
     threshold = args.score_threshold
     if threshold is None:
-        outcomes = [judge(r, results[str(r["image_id"])]) for r in records]
+        outcomes = [judge_image(r, results[str(r["image_id"])]) for r in records]
         threshold = threshold_at_fps(outcomes, args.fps_per_image)
-    outcomes = [judge(r, results[str(r["image_id"])], score_threshold=threshold) for r in records]
+    outcomes = [
+        judge_image(r, results[str(r["image_id"])], score_threshold=threshold) for r in records
+    ]
     print(_run_summary(outcomes, threshold))
     drawings, counts = [], dict.fromkeys(args.pick, 0)
     for pick, outcome in pick_outcomes(outcomes, args.pick, args.num, seed=args.seed):
@@ -46,6 +52,12 @@ def draw_predictions(args: argparse.Namespace) -> list[str]:
     return write_pictures(
         args.dataset, window, drawings, draw, output, OUTCOME_LEGEND, columns=columns
     )
+
+
+def _counts_whole_pixels(results: str) -> bool:
+    """Whether the evaluation that wrote a file of results did; one without a table did not."""
+    file = Path(results).parent / "froc.json"
+    return file.is_file() and read_froc(file).get("settings", {}).get("inclusive", False)
 
 
 def threshold_at_fps(outcomes: Sequence[ImageOutcome], fps_per_image: float) -> float:
