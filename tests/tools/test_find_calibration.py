@@ -92,7 +92,7 @@ def test_bad_input_is_one_line(tiny_phantom, options, weights, capsys):
         ([*config, "--weights", *weights, "--dataset", "mine"], "'mine' is not registered"),
         (
             [*retinanet, "--weights", *weights, "--dataset", "phantom_train"],
-            "found 'RetinaNet', expected 'RetinaUNet'",
+            "found 'LesionRetinaNet', expected 'RetinaUNet'",
         ),
     ):
         assert main(arguments) == 1

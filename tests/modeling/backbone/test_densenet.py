@@ -39,8 +39,11 @@ def test_layers_are_torchvisions(depth):
 def test_features_are_torchvisions_dense_blocks(blocks):
     torch.manual_seed(0)
     theirs = torchvision.models.DenseNet(4, (6, 12, 24, 16), 8).eval()
-    cfg = _config("MODEL.DENSENET.NUM_BLOCKS", blocks)
+    cfg = _config(
+        "MODEL.DENSENET.NUM_BLOCKS", blocks, "MODEL.DENSENET.MEMORY_EFFICIENT", blocks > 2
+    )
     ours = build_densenet_backbone(cfg, ShapeSpec(channels=3)).eval()
+    assert ours.features.denseblock1.denselayer1.memory_efficient == (blocks > 2)
     assert not ours.load_state_dict(theirs.state_dict(), strict=False).missing_keys
     seen = []
     for i in range(1, blocks + 1):
