@@ -312,7 +312,10 @@ def test_jaegers_models_have_the_values_of_the_authors_code():
         "MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC": True,
         "MODEL.RETINA_UNET.SEG_LOSS_WEIGHT": 0.5,
         "MODEL.RETINA_UNET.SHEM_POOL": 20,
+        "MODEL.RETINA_UNET.SHEM_POSITIVES": 1,
         "MODEL.LESION_RCNN.SHEM_POOL": 10,
+        "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 2,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 2,
         "MODEL.RETINANET.IOU_THRESHOLDS": [0.1, 0.5],
         "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": 1.0,
         "MODEL.RETINANET.BBOX_REG_WEIGHTS": weights,
@@ -342,7 +345,8 @@ def test_jaegers_models_have_the_values_of_the_authors_code():
         assert not others["MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC"]
     own = values_of(CONFIGS / "retina_unet" / "retina_unet.yaml")
     changed = {key for key in expected if own[key] != expected[key]}
-    assert changed == {"TEST.EVAL_PERIOD"}
+    batches = {f"MODEL.{name}.BATCH_SIZE_PER_IMAGE" for name in ("RPN", "ROI_HEADS")}
+    assert changed == batches | {"MODEL.RETINA_UNET.SHEM_POSITIVES", "TEST.EVAL_PERIOD"}
     augmentation = {
         "INPUT.AUG.MAX_ROTATION": pytest.approx(math.pi, abs=1e-5),
         "INPUT.AUG.MAX_SHEAR": 0.0,
