@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import logging
+import multiprocessing
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from lesion_d2.data.phantom import write_phantom
 import detectron2
 import pytest
 import torch
+import warm_processes
 
 torch.set_num_threads(1)
 
@@ -28,6 +30,15 @@ def tiny_phantom(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", os.fspath(root))
         yield root
+
+
+@pytest.fixture
+def warm_spawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the test starts by "spawn" has the project imported, see :mod:`warm_processes`."""
+    get_context = multiprocessing.get_context
+    monkeypatch.setattr(
+        multiprocessing, "get_context", lambda method: get_context(warm_processes.METHOD)
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -20,15 +20,15 @@ import torch.multiprocessing as mp
 from detectron2.engine import launch
 
 _START_PROCESSES = mp.start_processes  # launch_two puts another one in its place
-_METHOD = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
-if _METHOD == "forkserver":
+METHOD = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
+if METHOD == "forkserver":
     multiprocessing.set_forkserver_preload(["lesion_d2.engine", "lesion_d2.data.toys"])
 
 
 def start_processes(function: Callable, args: tuple = (), nprocs: int = 1, **_: object) -> None:
     """Run ``function(i, *args)`` in processes, as :func:`torch.multiprocessing.spawn` does."""
     args = (dict(os.environ), list(sys.path), function, *args)
-    _START_PROCESSES(_call, args, nprocs=nprocs, start_method=_METHOD)
+    _START_PROCESSES(_call, args, nprocs=nprocs, start_method=METHOD)
 
 
 def _call(rank: int, environ: dict, path: list[str], function: Callable, *args: object) -> None:
@@ -55,7 +55,7 @@ def run_script(script: Path, *arguments: str, cwd: Path) -> subprocess.Completed
     command = [str(script), *arguments]
     with TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("out", "err")]
-        process = multiprocessing.get_context(_METHOD).Process(
+        process = multiprocessing.get_context(METHOD).Process(
             target=_run_script, args=(dict(os.environ), list(sys.path), cwd, command, files)
         )
         process.start()

@@ -220,8 +220,7 @@ def _compute(dicts: list[dict], method: str, workers: int) -> Iterator[tuple[str
         return
     # A forked process would hang in OpenCV, where this one has used its threads before.
     context = multiprocessing.get_context("spawn")
-    start = partial(_start_worker, os.getpid())
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
         for future in as_completed([pool.submit(work, record) for record in dicts]):
             yield future.result()
@@ -229,15 +228,14 @@ def _compute(dicts: list[dict], method: str, workers: int) -> Iterator[tuple[str
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(parent: int) -> None:
+def _start_worker() -> None:
     """One thread a process; Ctrl-C is the parent's affair; a killed parent leaves no workers."""
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def follow_parent() -> None:
-        """End this process soon after its parent."""
-        while os.getppid() == parent:
-            time.sleep(1)
+        """End this process with its parent, also one that is gone already."""
+        multiprocessing.parent_process().join()
         os._exit(1)
 
     threading.Thread(target=follow_parent, daemon=True).start()

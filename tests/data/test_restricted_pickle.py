@@ -1,12 +1,11 @@
 import collections
 import pickle
-import subprocess
-import sys
 
 from lesion_d2.data.restricted_pickle import load_pickle
 
 import numpy as np
 import pytest
+from warm_processes import run_script
 
 # What a hostile pickle calls, by the functions that NumPy pickles itself with.
 RECONSTRUCT = np.empty(0).__reduce__()[0]
@@ -80,8 +79,8 @@ def test_pointers_of_the_files_author_are_never_read(tmp_path):
         by_state((6,), ("V8", (3, "|", (dtype(*OBJECT), (1,)), None, None, 8, 1, 0)), POINTERS),
     ]
     files = [str(write(tmp_path / f"{i}.pkl", value)) for i, value in enumerate(contents)]
-    command = [sys.executable, "-c", script, *files]
-    run = subprocess.run(command, capture_output=True, text=True)
+    (tmp_path / "script.py").write_text(script)
+    run = run_script(tmp_path / "script.py", *files, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
     assert len(lines) == len(files)

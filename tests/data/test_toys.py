@@ -272,7 +272,7 @@ def files(root):
     return {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
-def test_same_bytes_for_any_number_of_workers(root, tmp_path):
+def test_same_bytes_for_any_number_of_workers(root, tmp_path, warm_spawn):
     write_toys(tmp_path / "toys", **TINY, workers=2)
     assert files(tmp_path / "toys") == files(root)
     write_toys(tmp_path / "other", **TINY, seed=1, workers=1)

@@ -86,12 +86,12 @@ def test_anchors_are_searched_for_drawn_boxes_where_the_real_ones_are_not(tmp_pa
     drawn = anchors.draw_boxes()
     assert np.median(drawn[:, 0]) == pytest.approx(27.6, rel=0.05)
     assert np.quantile(drawn[:, 0], 0.9) == pytest.approx(57, rel=0.1)
-    time, iou = anchors.measure_anchors(tmp_path / "none.csv")
+    time, iou = anchors.measure_anchors(tmp_path / "none.csv", repeats=1)
     assert time.limit == 3 and "drawn" in time.note and f"{len(drawn):,} boxes" in time.note
     assert iou.limit is None and iou.measured > 0.85
     file = tmp_path / "boxes.csv"
     file.write_text("x1,y1,x2,y2\n" + "0,0,20,30\n" * 3)
-    time, iou = anchors.measure_anchors(file)
+    time, iou = anchors.measure_anchors(file, repeats=1)
     assert iou.limit == 0.884 and iou.measured == pytest.approx(1) and "3 boxes" in time.note
 
 
@@ -102,7 +102,7 @@ def test_made_up_rows_load(tmp_path):
     assert sum(len(d["annotations"]) for d in dicts) == 50
 
 
-def test_masks_are_compared_on_a_data_set_that_is_gone_afterwards(tmp_path):
+def test_masks_are_compared_on_a_data_set_that_is_gone_afterwards(tmp_path, warm_spawn):
     names = DatasetCatalog.list()
     phantom = {"num_patients": 8, "size": 192}
     grabcut, ellipse = data.compare_masks(tmp_path, ("grabcut", "ellipse"), **phantom)

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools import mask as mask_util
+from warm_processes import run_script
 
 NAME = "phantom_of_test_prepare_masks"
 # Runs the tool, and kills it in the middle of a line after the third image.
@@ -78,7 +80,7 @@ def test_the_file_holds_the_masks_of_all_lesions_in_order(finished):
     assert [e["row"] for e in entries] == [a["row"] for _, a in lesions()]
 
 
-def test_the_number_of_workers_does_not_change_the_file(finished, tmp_path):
+def test_the_number_of_workers_does_not_change_the_file(finished, tmp_path, warm_spawn):
     output = tmp_path / "new folder" / "masks.json"
     summary = tool.prepare_masks(NAME, "grabcut", os.fspath(output), workers=2)
     assert output.read_bytes() == finished.read_bytes()
@@ -90,11 +92,15 @@ def test_the_number_of_workers_does_not_change_the_file(finished, tmp_path):
 def test_a_killed_run_goes_on_where_it_stopped(phantom, finished, tmp_path, workers, monkeypatch):
     output = tmp_path / "masks.json"
     arguments = [os.fspath(phantom), os.fspath(output), str(workers)]
-    # It returns only when the workers, who share its pipes, are gone as well.
-    run = subprocess.run(
-        [sys.executable, "-c", KILLED_RUN, *arguments], capture_output=True, timeout=120
-    )
-    assert run.returncode == -9, run.stderr.decode()
+    if workers == 1:
+        script = tmp_path / "killed.py"
+        script.write_text(KILLED_RUN)
+        run = run_script(script, *arguments, cwd=tmp_path)
+        script.unlink()
+    else:  # it returns only when the workers, who share its pipes, are gone as well
+        command = [sys.executable, "-c", KILLED_RUN, *arguments]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == -9, run.stderr
     assert not output.exists()
     journal = Path(f"{output}.partial").read_text()
     assert journal.endswith('{"image_id": "0000')
@@ -278,10 +284,28 @@ def test_images_without_files_can_be_left_out(tmp_path, capsys):
         MetadataCatalog.remove(name)
 
 
-def test_a_worker_that_starts_after_its_parent_was_killed_ends():
-    script = (
-        "import os, time; from lesion_d2.tools.prepare_masks import _start_worker; "
-        "_start_worker(os.getpid()); time.sleep(100)"  # its parent is another process
-    )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
-    assert run.returncode == 1, run.stderr.decode()
+# A worker that kills its parent and only then begins; it holds a lock as long as it lives.
+LATE_WORKER = """
+import fcntl, multiprocessing, os, signal, sys, time
+from lesion_d2.tools.prepare_masks import _start_worker
+
+def work():
+    lock = open(sys.argv[1], "w", buffering=1)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.kill(os.getppid(), signal.SIGKILL)
+    _start_worker()
+    time.sleep(60)
+    lock.write("outlived its parent by a minute")
+
+multiprocessing.get_context("fork").Process(target=work).start()
+"""
+
+
+def test_a_worker_that_starts_after_its_parent_was_killed_ends(tmp_path):
+    script, lock = tmp_path / "late.py", tmp_path / "lock"
+    script.write_text(LATE_WORKER)
+    run = run_script(script, str(lock), cwd=tmp_path)
+    assert run.returncode == -9, run.stderr
+    with open(lock) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert file.read() == ""

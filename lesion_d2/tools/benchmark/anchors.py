@@ -1,5 +1,6 @@
 """The search of anchors for as many boxes as DeepLesion's validation set has."""
 
+from functools import partial
 from pathlib import Path
 
 from lesion_d2.modeling.anchors import best_anchor_iou, optimize_anchors
@@ -18,12 +19,13 @@ NUM_BOXES = 4885
 WIDTHS = {0.01: 13, 0.1: 17, 0.5: 27.6, 0.9: 57, 0.99: 122}
 
 
-def measure_anchors(boxes: Path = BOXES) -> list[Row]:
+def measure_anchors(boxes: Path = BOXES, *, repeats: int = 5) -> list[Row]:
     """The search with the default sizes and bounds, and what it reaches; DeepLesion's if there."""
     is_real = boxes.exists()
     wh = read_boxes(boxes) if is_real else draw_boxes()
     found = []
-    (times,) = time_calls([lambda: found.append(optimize_anchors(wh, objective="mean"))], repeats=5)
+    search = partial(optimize_anchors, wh, objective="mean")
+    (times,) = time_calls([lambda: found.append(search())], repeats=repeats)
     source = "DeepLesion's validation set" if is_real else "no file of DeepLesion's: drawn"
     default = best_anchor_iou(wh, RETINANET_ANCHORS)
     time_note = f"clock; processor {min(times.cpu_seconds):.2f} s; {len(wh):,} boxes, {source}"

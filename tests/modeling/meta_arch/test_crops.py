@@ -181,7 +181,8 @@ def test_a_crop_is_seen_as_a_slice_of_its_size(architecture, calibration):
     cut = {"image": image, "height": 150, "width": 120, "crop": crop}
     before = copy.deepcopy({k: v for k, v in cut.items() if k != "image"})
     with torch.no_grad():
-        expected, found = (out["instances"] for out in model([plain, cut]))
+        # One at a time: a processor may add up the second image of a batch in another order.
+        expected, found = (model([sample])[0]["instances"] for sample in (plain, cut))
     assert {k: v for k, v in cut.items() if k != "image"} == before
     assert found.image_size == (150, 120) and len(found) == len(expected) > 2
     offset = torch.tensor([x0, y0, x0, y0])
