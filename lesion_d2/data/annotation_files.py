@@ -98,24 +98,10 @@ def read_annotations(
             of which all are told; or the file does not tell the numbering or the columns.
     """
     file = Path(file)
-    for name, value, known in (
-        ("slice_numbers", slice_numbers, SLICE_NUMBERS),
-        ("box_columns", box_columns, BOX_COLUMNS),
-    ):
-        if value is not None and value not in known:
-            raise ValueError(
-                f"{file}: found {name} {value!r}, expected one of {list(known)}, or None"
-            )
+    _check_layout(file, slice_numbers, box_columns)
     if file.suffix == ".json":
-        if slice_numbers == "index" or box_columns is not None:
-            found = f"slice_numbers {slice_numbers!r}" if slice_numbers else "box_columns"
-            raise ValueError(
-                f"{file}: found {found} for JSON, expected None, as write_annotations writes it"
-            )
         volumes = _select(file, _read_json(file), split)
         return _read_volumes(file, volumes, _lesions_of_json, "disk")
-    if file.suffix not in (".pkl", ".pickle"):
-        raise ValueError(f"{file}: found the ending {file.suffix!r}, expected .json or .pkl")
     volumes = _select(file, load_pickle(file), split)
     columns = box_columns or _find_columns(file, volumes)
     read_volume = partial(_lesions_of_pickle, columns=columns or BOX_COLUMNS[0])
@@ -148,6 +134,24 @@ def write_annotations(
     }
     with written_whole(file) as unfinished:
         unfinished.write_text(json.dumps(content))
+
+
+def _check_layout(file: Path, slice_numbers: str | None, box_columns: str | None) -> None:
+    for name, value, known in (
+        ("slice_numbers", slice_numbers, SLICE_NUMBERS),
+        ("box_columns", box_columns, BOX_COLUMNS),
+    ):
+        if value is not None and value not in known:
+            raise ValueError(
+                f"{file}: found {name} {value!r}, expected one of {list(known)}, or None"
+            )
+    if file.suffix not in (".json", ".pkl", ".pickle"):
+        raise ValueError(f"{file}: found the ending {file.suffix!r}, expected .json or .pkl")
+    if file.suffix == ".json" and (slice_numbers == "index" or box_columns is not None):
+        found = f"slice_numbers {slice_numbers!r}" if slice_numbers else "box_columns"
+        raise ValueError(
+            f"{file}: found {found} for JSON, expected None, as write_annotations writes it"
+        )
 
 
 def _read_json(file: Path) -> object:

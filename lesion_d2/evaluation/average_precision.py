@@ -72,13 +72,11 @@ def detection_average_precision(
         return float("nan")
     if method == "all_points":
         return _area_under_precision(matches)
-    tracklets = [None] * len(pred_boxes) if tracklets is None else tracklets
-    hits = [np.zeros(0, bool)]
-    for boxes, scores, lesions, owners in zip(
-        pred_boxes, pred_scores, gt_boxes, tracklets, strict=True
-    ):
-        overlaps = _overlap_table(boxes, len(scores), lesions, owners, overlap, inclusive)
-        hits.append(_take(overlaps, np.asarray(scores), iou_threshold))
+    owners = [None] * len(pred_boxes) if tracklets is None else tracklets
+    hits = [
+        _take(_overlap_table(*case, overlap, inclusive), np.asarray(case[1]), iou_threshold)
+        for case in zip(pred_boxes, pred_scores, gt_boxes, owners, strict=True)
+    ]
     return _mean_precision(np.concatenate(hits), matches.scores, len(matches.found_scores))
 
 
@@ -133,7 +131,7 @@ def _interpolated(precision: np.ndarray) -> np.ndarray:
 
 def _overlap_table(
     boxes: np.ndarray,
-    num_detections: int,
+    scores: np.ndarray,
     gt_boxes: np.ndarray,
     owners: np.ndarray | None,
     overlap: str,
@@ -142,12 +140,12 @@ def _overlap_table(
     """(N, M) overlaps of one volume's detections and lesions."""
     num_boxes, num_lesions = len(boxes), len(gt_boxes)
     if num_boxes == 0 or num_lesions == 0:
-        return np.zeros((num_detections, num_lesions))
+        return np.zeros((len(scores), num_lesions))
     pairs = np.repeat(boxes, num_lesions, axis=0), np.tile(gt_boxes, (num_boxes, 1))
     overlaps = paired_overlaps(*pairs, overlap, inclusive).reshape(num_boxes, num_lesions)
     if owners is None:
         return overlaps
-    table = np.zeros((num_detections, num_lesions))
+    table = np.zeros((len(scores), num_lesions))
     np.maximum.at(table, owners, overlaps)
     return table
 
