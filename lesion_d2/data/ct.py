@@ -11,9 +11,22 @@ import torch
 from .nifti import is_nifti, nifti_geometry, nifti_slice_exists, read_nifti_slice
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_HEADER_BYTES = 26  # with size, bit depth and color type
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _PNG_COLORS = {0: "grayscale", 2: "RGB", 3: "palette", 4: "grayscale + alpha", 6: "RGB + alpha"}
 _INT16 = np.iinfo(np.int16)
+
+
+#: Of pixels and slices, mm; those of CT lie far inside.
+SPACING_RANGE = (0.01, 100.0)
+#: How messages tell what a spacing is.
+EXPECTED_SPACING = "a number of mm from {:g} to {:g}".format(*SPACING_RANGE)
+
+
+def is_spacing(values: float | np.ndarray) -> bool | np.ndarray:
+    """Whether numbers can be distances of pixels or slices, mm; NaN cannot."""
+    low, high = SPACING_RANGE
+    return (values >= low) & (values <= high)
 
 
 def read_slice(file: str | os.PathLike) -> np.ndarray:
@@ -47,12 +60,13 @@ def slice_size(file: str | os.PathLike) -> tuple[int, int]:
     """
     if is_nifti(os.path.dirname(file)):
         return nifti_geometry(os.path.dirname(file))[0]
-    if not os.path.isfile(file):
-        raise FileNotFoundError(f"{file}: no such CT slice")
-    header = np.fromfile(file, np.uint8, 26)
+    try:
+        with open(file, "rb", buffering=0) as opened:
+            header = opened.read(_HEADER_BYTES)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise FileNotFoundError(f"{file}: no such CT slice") from None
     _check_header(file, header)
-    width, height = header[16:24].view(">u4").tolist()
-    return height, width
+    return int.from_bytes(header[20:24]), int.from_bytes(header[16:20])
 
 
 def slice_stack(
@@ -137,16 +151,15 @@ def _read_png(file: str | os.PathLike) -> np.ndarray:
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file}: no such CT slice")
     data = np.fromfile(file, np.uint8)
-    _check_header(file, data)
+    _check_header(file, data[:_HEADER_BYTES].tobytes())
     # Some versions of OpenCV decode the first part of a truncated file and only print a warning.
     if data[-len(_PNG_END) :].tobytes() != _PNG_END:
         raise ValueError(f"{file}: truncated PNG, its end chunk (IEND) is missing")
     return data
 
 
-def _check_header(file: str | os.PathLike, data: np.ndarray) -> None:
-    header = data[:26].tobytes()
-    if len(header) < 26 or not header.startswith(_PNG_SIGNATURE):
+def _check_header(file: str | os.PathLike, header: bytes) -> None:
+    if len(header) < _HEADER_BYTES or not header.startswith(_PNG_SIGNATURE):
         raise ValueError(
             f"{file}: found {os.path.getsize(file)} bytes that are no PNG, expected one of 16 bits"
         )
@@ -161,9 +174,9 @@ def _check_geometry(file_name, num_slices, interval, spacing_z) -> None:
         raise ValueError(f"{file_name}: {num_slices} slices asked for, expected an odd number")
     if not (interval >= 0 and math.isfinite(interval)):
         raise ValueError(f"{file_name}: found slice interval {interval} mm, expected 0 or more")
-    if not (spacing_z > 0 and math.isfinite(spacing_z)):
+    if not is_spacing(spacing_z):
         raise ValueError(
-            f"{file_name}: found slice spacing {spacing_z} mm, expected a positive number"
+            f"{file_name}: found slice spacing {spacing_z} mm, expected {EXPECTED_SPACING}"
         )
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from .ct import slice_size
 from .dataset_options import (
     allows_missing,
     hide_annotations,
@@ -20,6 +21,7 @@ from .deeplesion_csv import (
     CSV_COLUMNS,
     FIRST_PIXEL,
     BadCells,
+    are_near,
     cut_boxes,
     first_pixel_of,
     integers,
@@ -55,6 +57,7 @@ _COLORS = (
 _SPLITS = {"train": 1, "val": 2, "test": 3}
 _FOLDERS = {"deeplesion": "DeepLesion", "phantom": "phantom", "phantom_columns": "phantom_columns"}
 _UNUSED = ("Normalized_lesion_location", "Patient_gender", "Patient_age")
+_LESION_COLUMNS = ("File_name", "Measurement_coordinates", "Bounding_boxes")
 _COLUMNS = tuple(column for column in CSV_COLUMNS if column not in _UNUSED)
 _FILE_NAME = re.compile(r"(\d+_\d+_\d+)_(\d+)\.png")
 
@@ -83,7 +86,8 @@ def load_deeplesion(
     Pixels are taken as square, as all of DeepLesion's are: a diameter in mm is the one in pixels
     times the mean of the x and y spacing. ``Image_size`` is read as width, height, the order of
     the file's other lists. What rows of one image share is taken from the first of them. Rows that
-    are marked as possibly noisy are dropped, and the log tells how many.
+    are marked as possibly noisy are dropped; rows that repeat another's slice, end points and box
+    are kept, as the papers do. The log tells how many there are of both.
 
     Args:
         csv_file: DeepLesion's ``DL_info.csv``.
@@ -108,7 +112,7 @@ def load_deeplesion(
     if first_pixel is None:
         first_pixel = first_pixel_of(csv_file)
     table = _parse_rows(frame, os.fspath(image_root), first_pixel, bad)
-    found = _find_files(frame["File_name"], table["path"], None if allow_missing else bad)
+    found = _find_files(frame, table, bad, allow_missing)
     bad.raise_if_any()
 
     known = table["coarse_type"] > 0 if coarse_types else np.full(len(frame), True)
@@ -122,9 +126,10 @@ def load_deeplesion(
     if not dicts:
         raise ValueError(f"{source}: no lesions left, expected at least one (left out: {left_out})")
     num_lesions = (found & known).sum()
+    num_repeated = frame[found & known].duplicated(list(_LESION_COLUMNS)).sum()
     logger.info(
-        f"{source}: {num_lesions} lesions on {len(dicts)} key slices, without {left_out}; its "
-        f"coordinates count from {first_pixel:g}"
+        f"{source}: {num_lesions} lesions on {len(dicts)} key slices, without {left_out}; "
+        f"{num_repeated} rows repeat an earlier one; coordinates count from {first_pixel:g}"
     )
     return dicts
 
@@ -258,18 +263,40 @@ def _parse_rows(
         "spacing": spacings(frame, bad),
         "window": windows(frame, bad),
     }
-    diameters = numbers(frame, "Lesion_diameters_Pixel_", 2, bad)
-    table["diameters_mm"] = diameters * table["spacing"][:, :2].mean(axis=1, keepdims=True)
+    table["diameters_mm"] = _parse_diameters(frame, table, bad)
     _check_values(frame, table, bad)
     table["path"] = _parse_file_names(frame, table["slice_index"], image_root, bad)
     table["bbox"] = _parse_boxes(frame, table["size"], first_pixel, bad)
     return table
 
 
+def _parse_diameters(
+    frame: pd.DataFrame, table: dict[str, np.ndarray], bad: BadCells
+) -> np.ndarray:
+    """Long and short diameter, N x 2 in mm."""
+    diameters = numbers(frame, "Lesion_diameters_Pixel_", 2, bad)
+    diagonal = np.hypot(*_limits(table["size"]).T)[:, None]
+    is_bad = ((diameters < 0) | (diameters > diagonal)).any(axis=1)
+    bad.add(
+        frame["Lesion_diameters_Pixel_"],
+        is_bad,
+        "2 lengths in pixels, none below 0 or above the image's diagonal",
+    )
+    return diameters * table["spacing"][:, :2].mean(axis=1, keepdims=True)
+
+
+def _limits(size: np.ndarray) -> np.ndarray:
+    """N x 2 (width, height) as limits: a bad size, which is told of as what it is, sets none."""
+    return np.where(size > 0, size, np.inf)
+
+
 def _check_values(frame: pd.DataFrame, table: dict[str, np.ndarray], bad: BadCells) -> None:
     first, last = table["slice_range"].T
     bad.add(frame["Slice_range"], first > last, "first <= last")
     bad.add(frame["Image_size"], (table["size"] <= 0).any(axis=1), "a positive width and height")
+    ends = table["recist"].reshape(-1, 4, 2)
+    are_ends = are_near(ends, _limits(table["size"]))
+    bad.add(frame["Measurement_coordinates"], ~are_ends, "end points inside the image")
     is_type = np.isin(table["coarse_type"], (-1, *range(1, len(COARSE_TYPES) + 1)))
     bad.add(frame["Coarse_lesion_type"], ~is_type, "-1 or 1 to 8")
 
@@ -281,8 +308,7 @@ def _parse_boxes(
     cells = frame["Bounding_boxes"]
     boxes = numbers(frame, "Bounding_boxes", 4, bad) - first_pixel
     bad.add(cells, (boxes[:, 2:] <= boxes[:, :2]).any(axis=1), "x1 < x2 and y1 < y2")
-    # A bad size is told of once, as what it is.
-    cut, is_inside = cut_boxes(boxes, np.where(size > 0, size, np.inf))
+    cut, is_inside = cut_boxes(boxes, _limits(size))
     bad.add(cells, ~is_inside, "a box inside the image")
     return cut
 
@@ -302,14 +328,35 @@ def _parse_file_names(
     return np.array(paths, dtype=object)
 
 
-def _find_files(names: pd.Series, paths: np.ndarray, bad: BadCells | None) -> np.ndarray:
-    """Whether each row's file exists, N bool; each distinct file is looked up once."""
-    exists = {path: os.path.isfile(path) for path in set(paths)}
-    found = np.array([exists[path] for path in paths], dtype=bool)
-    if bad is not None:
-        path_of = dict(zip(names, paths, strict=True))
+def _find_files(
+    frame: pd.DataFrame, table: dict[str, np.ndarray], bad: BadCells, allow_missing: bool
+) -> np.ndarray:
+    """Whether each row's file exists, N bool; each distinct file's header is read once."""
+    names, paths = frame["File_name"], table["path"]
+    size_of = {path: _file_size(path) for path in set(paths) if path}
+    found = np.array([size_of.get(path) is not None for path in paths], dtype=bool)
+    path_of = dict(zip(names, paths, strict=True))
+    if not allow_missing:
         bad.add(names, ~found, "the key slice's PNG", lambda name: f"no file {path_of[name]}")
+    is_bad = np.array([isinstance(size_of.get(path), str) for path in paths], dtype=bool)
+    bad.add(names, is_bad, "a slice", lambda name: size_of[path_of[name]])
+    for number, (path, size) in enumerate(zip(paths, table["size"].tolist(), strict=True)):
+        actual = size_of.get(path)
+        if isinstance(actual, tuple) and actual != tuple(size):
+            expected = f"{actual[0]}, {actual[1]}, the size of {path}"
+            bad.add(frame["Image_size"].iloc[[number]], np.array([True]), expected)
     return found
+
+
+def _file_size(path: str) -> tuple[int, int] | str | None:
+    """Width and height of a slice, what is wrong with its file, or None where there is none."""
+    try:
+        height, width = slice_size(path)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        return str(error)
+    return width, height
 
 
 def _to_dicts(table: dict[str, np.ndarray], coarse_types: bool) -> list[dict]:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ..files import one_line
+from .ct import SPACING_RANGE, is_spacing
 from .problems import raise_problems
 
 #: The columns of DL_info.csv, in its order.
@@ -140,9 +141,9 @@ def integers(frame: pd.DataFrame, column: str, count: int, bad: BadCells) -> np.
 
 def spacings(frame: pd.DataFrame, bad: BadCells) -> np.ndarray:
     """Spacing of the voxels, N x 3 (x, y, z) in mm."""
-    column, expected = "Spacing_mm_px_", "3 positive numbers, mm"
+    column, expected = "Spacing_mm_px_", "3 numbers of mm from {:g} to {:g}".format(*SPACING_RANGE)
     values = numbers(frame, column, 3, bad, expected)
-    bad.add(frame[column], (values <= 0).any(axis=1), expected)
+    bad.add(frame[column], ~is_spacing(values).all(axis=1), expected)
     return values
 
 
@@ -152,6 +153,20 @@ def windows(frame: pd.DataFrame, bad: BadCells) -> np.ndarray:
     values = numbers(frame, column, 2, bad, expected)
     bad.add(frame[column], values[:, 0] >= values[:, 1], expected)
     return values
+
+
+def are_near(points: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Whether points lie in their images, or no more than 10 pixels beside them.
+
+    Args:
+        points: N x P x 2 (x, y) in pixels, whole numbers being pixel centers.
+        sizes: N x 2 (width, height) in pixels; infinite where there is no limit.
+
+    Returns:
+        N bool, of all P points; False where one is not finite.
+    """
+    low, high = -0.5 - _MAX_OVERHANG, sizes[:, None] - 0.5 + _MAX_OVERHANG
+    return ((points >= low) & (points <= high)).all(axis=(1, 2))
 
 
 def cut_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

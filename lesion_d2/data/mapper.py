@@ -16,7 +16,7 @@ from ..boxes import xyxy_box
 from ..config import teacher_looks, trains_on_masks
 from .augmentation import build_augmentations
 from .borders import BODY_THRESHOLD, body_extent, volume_extent
-from .ct import hu_to_pixels, read_slice, slice_stack
+from .ct import EXPECTED_SPACING, hu_to_pixels, is_spacing, read_slice, slice_stack
 from .pseudo_masks import (
     METHODS,
     PseudoMask,
@@ -171,10 +171,10 @@ class LesionDatasetMapper:
         dataset_dict = dict(dataset_dict)
         annotations = dataset_dict.pop("annotations", [])
         hidden = dataset_dict.pop("hidden_annotations", None)
-        if not all(0 < s < np.inf for s in dataset_dict["spacing"]):
+        if not all(map(is_spacing, dataset_dict["spacing"])):
             raise ValueError(
                 f"{dataset_dict['file_name']}: found spacing {dataset_dict['spacing']}, "
-                "expected three positive numbers of mm"
+                f"expected for x, y and z {EXPECTED_SPACING}"
             )
         stack = self.read_stack(dataset_dict)
         image = np.ascontiguousarray(stack.transpose(1, 2, 0))

@@ -74,8 +74,8 @@ def read_nifti_slice(path: str | os.PathLike) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file, or no such slice in its name's range.
-        ValueError: the file is damaged, is no volume of numbers, or has another number of slices
-            than its name says.
+        ValueError: the file is damaged, is no volume of numbers, has another number of slices than
+            its name says, or has no value below 0, as HU of whole slices have: there is air.
     """
     file, number = _split(path)
     if not nifti_slice_exists(path):
@@ -127,10 +127,10 @@ def _open(file: str | os.PathLike):
         image = nibabel.load(file)
     except _DAMAGED as error:
         raise ValueError(f"{file}: found no readable NIfTI file ({one_line(error)})") from None
-    if len(image.shape) != 3 or image.get_data_dtype().kind not in "iuf":
+    if len(image.shape) < 3 or max(image.shape[3:], default=1) > 1 or not _is_number(image):
         raise ValueError(
             f"{file}: found {image.get_data_dtype()} of shape {image.shape}, expected numbers in "
-            "three dimensions"
+            "three dimensions (a fourth may have one entry)"
         )
     if not np.isfinite(image.affine).all():
         raise ValueError(f"{file}: found an affine matrix that is not finite, expected mm")
@@ -147,6 +147,10 @@ def _open(file: str | os.PathLike):
     return image, turn
 
 
+def _is_number(image) -> bool:
+    return image.get_data_dtype().kind in "iuf"
+
+
 @lru_cache(_MAX_VOLUMES)
 def _read_volume(file: str, changed: int) -> np.ndarray:
     """All slices of a file, Z x H x W int16; a file that is written anew is read anew."""
@@ -157,7 +161,14 @@ def _read_volume(file: str, changed: int) -> np.ndarray:
         raise ValueError(f"{file}: found a damaged NIfTI file ({one_line(error)})") from None
     if not np.isfinite(volume).all():
         raise ValueError(f"{file}: found values that are no finite numbers, expected HU")
+    low, high = volume.min(), volume.max()
+    if low >= 0:
+        raise ValueError(
+            f"{file}: found values from {low:g} to {high:g}, expected HU, which are below 0 in "
+            "air; DeepLesion's PNG files, for one, hold HU + 32768: subtract it"
+        )
     if volume.dtype != np.int16:
         volume = np.rint(np.clip(volume, _INT16.min, _INT16.max)).astype(np.int16)
+    volume = volume.reshape(volume.shape[:3])  # a series of one volume has a fourth dimension
     volume = orientations.apply_orientation(volume, turn).transpose(2, 0, 1)
     return np.ascontiguousarray(volume)

@@ -89,9 +89,11 @@ def ellipse_mask(recist: Sequence[float], height: int, width: int) -> np.ndarray
         (height, width) bool; never empty for a lesion inside the image.
 
     Raises:
-        ValueError: recist is not 8 finite numbers.
+        ValueError: recist is not 8 finite numbers, or an end point lies farther outside the image
+            than the image's longer side is long.
     """
     center, axes = _half_axes(recist)
+    _check_near(recist, height, width)
     outline = ellipse_outline(recist)
     x0, y0 = np.floor(outline.min(axis=0)).astype(int) - 1
     x1, y1 = np.ceil(outline.max(axis=0)).astype(int) + 2
@@ -337,6 +339,16 @@ def _check_numbers(name: str, values: Sequence[float], count: int) -> np.ndarray
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
         raise ValueError(f"{name}: found {values}, expected {count} finite numbers")
     return numbers
+
+
+def _check_near(recist: Sequence[float], height: int, width: int) -> None:
+    """The mask is made where the lesion is: a wrong end point would take any memory."""
+    ends, margin = np.reshape(recist, (4, 2)), max(height, width)
+    if (ends < -margin).any() or (ends > np.array([width, height]) + margin).any():
+        raise ValueError(
+            f"RECIST end points: found {list(recist)}, expected them in the image of {width} x "
+            f"{height} pixels"
+        )
 
 
 def _half_axes(recist: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

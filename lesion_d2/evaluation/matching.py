@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..boxes import EXPECTED_BOX, bad_boxes
+
 OVERLAPS = ("iou", "iobb", "p3d")
 
 
@@ -53,7 +55,20 @@ def paired_overlaps(
 
     Returns:
         (P,) in 0..1. Boxes without area overlap nothing.
+
+    Raises:
+        ValueError: a box is not finite or ends before it starts; names the array and the row.
     """
+    for name, array in (("boxes", boxes), ("gt_boxes", gt_boxes)):
+        for row in bad_boxes(array)[:1]:
+            raise ValueError(f"{name}[{row}] is {array[row]}, expected {EXPECTED_BOX}")
+    return _paired_overlaps(boxes, gt_boxes, overlap, inclusive)
+
+
+def _paired_overlaps(
+    boxes: np.ndarray, gt_boxes: np.ndarray, overlap: str, inclusive: bool
+) -> np.ndarray:
+    """:func:`paired_overlaps` of checked boxes."""
     dims = boxes.shape[1] // 2
     extra = 1.0 if inclusive else 0.0
     intersection, size, gt_size = (np.ones(len(boxes)) for _ in range(3))
@@ -98,9 +113,9 @@ def match_images(
 
     Raises:
         ValueError: lists of different lengths or without an image, a wrong shape, a number that is
-            not finite, a threshold out of range, an unknown overlap, a box of more than one slice
-            with "p3d", or a tracklet with two boxes on a slice. Names the list and the image's
-            index.
+            not finite, a box that ends before it starts, a threshold out of range, an unknown
+            overlap, a box of more than one slice with "p3d", or a tracklet with two boxes on a
+            slice. Names the list and the image's index.
     """
     _check_settings(len(pred_boxes), len(pred_scores), len(gt_boxes), iou_threshold, overlap)
     scores, score_counts = _join_scores(pred_scores)
@@ -114,7 +129,7 @@ def match_images(
 
     detection, lesion = _pairs(counts, gt_counts)
     if len(detection):
-        overlaps = paired_overlaps(boxes[detection], truth[lesion], overlap, inclusive)
+        overlaps = _paired_overlaps(boxes[detection], truth[lesion], overlap, inclusive)
         reached = np.flatnonzero(overlaps >= iou_threshold)
         reached = reached[np.argsort(overlaps[reached], kind="stable")]
         detection, lesion = detection[reached], lesion[reached]
@@ -192,7 +207,9 @@ def _join_boxes(arrays: Sequence[np.ndarray], name: str) -> tuple[np.ndarray, np
     counts = np.array([len(array) if array.size else 0 for array in arrays])
     empty = [np.empty((0, columns))]
     joined = np.concatenate(empty + [array for _, array in filled]).astype(np.float64)
-    _check_finite(joined, counts, name)
+    for row in bad_boxes(joined)[:1]:
+        image = np.searchsorted(np.cumsum(counts), row, side="right")
+        raise ValueError(f"{name}[{image}] holds {joined[row]}, expected {EXPECTED_BOX}")
     return joined, counts
 
 
@@ -203,7 +220,9 @@ def _join_scores(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
             raise ValueError(f"pred_scores[{i}] has shape {array.shape}, expected (N,)")
     counts = np.array([len(array) for array in arrays])
     joined = np.concatenate(arrays).astype(np.float64)
-    _check_finite(joined, counts, "pred_scores")
+    for row in np.flatnonzero(~np.isfinite(joined))[:1]:
+        image = np.searchsorted(np.cumsum(counts), row, side="right")
+        raise ValueError(f"pred_scores[{image}] holds {joined[row]}, expected finite numbers")
     return joined, counts
 
 
@@ -244,14 +263,6 @@ def _join_tracklets(
             f"pred_boxes[{image}] has two boxes of one tracklet on slice {z[row]:g}, expected one"
         )
     return owners
-
-
-def _check_finite(joined: np.ndarray, counts: np.ndarray, name: str) -> None:
-    if np.isfinite(joined).all():
-        return
-    row = np.flatnonzero(~np.isfinite(joined.reshape(len(joined), -1)).all(axis=1))[0]
-    image = np.searchsorted(np.cumsum(counts), row, side="right")
-    raise ValueError(f"{name}[{image}] holds {joined[row]}, expected finite numbers")
 
 
 def _check_settings(boxes: int, scores: int, truths: int, threshold: float, overlap: str) -> None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..boxes import EXPECTED_BOX, bad_boxes
+
 
 @dataclass(frozen=True, eq=False)
 class BoxClusters:
@@ -247,11 +249,8 @@ def check_boxes(
         wanted = " or ".join(f"(N, {count})" for count in columns)
         raise ValueError(f"boxes have shape {boxes.shape}, expected {wanted}")
     _check_length(scores, "scores", len(boxes))
-    for row in np.flatnonzero(~np.isfinite(boxes).all(axis=1))[:1]:
-        raise ValueError(f"boxes[{row}] is {boxes[row]}, expected finite numbers")
-    dims = boxes.shape[1] // 2
-    for row in np.flatnonzero((boxes[:, dims:] < boxes[:, :dims]).any(axis=1))[:1]:
-        raise ValueError(f"boxes[{row}] is {boxes[row]}, expected no end before its start")
+    for row in bad_boxes(boxes)[:1]:
+        raise ValueError(f"boxes[{row}] is {boxes[row]}, expected {EXPECTED_BOX}")
     _check_range(scores, "scores", at_least=0)
     if not 0 <= iou_threshold < 1:
         raise ValueError(f"iou_threshold is {iou_threshold}, expected a number in [0, 1)")

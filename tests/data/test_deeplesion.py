@@ -2,6 +2,7 @@ import csv
 import importlib
 import logging
 import re
+import struct
 from pathlib import Path
 
 from lesion_d2.boxes import first_pixel
@@ -21,6 +22,7 @@ from detectron2.structures import BoxMode
 from scipy import ndimage
 
 SAMPLE = Path(__file__).parents[2].parent / "shared" / "data" / "deeplesion_sample"
+DIAMETERS = "2 lengths in pixels, none below 0 or above the image's diagonal"
 SPLITS = {"train": "1", "val": "2", "test": "3"}
 
 
@@ -50,19 +52,27 @@ def good_row(number: int = 1, slice_index: int = 10, **changes: str) -> dict[str
 
 
 def write_dataset(root: Path, rows: list[dict[str, str]], without=()) -> Path:
-    """DL_info.csv and an empty file for each key slice that is not in ``without``."""
+    """DL_info.csv and a file's header for each key slice that is not in ``without``."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "Images_png").mkdir(exist_ok=True)
     with open(root / "DL_info.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    for name in {row["File_name"] for row in rows} - set(without):
+    size_of = {row["File_name"]: row["Image_size"] for row in rows}
+    for name in size_of.keys() - set(without):
+        header = png_header(size_of[name])
         folder, _, name = name.rpartition("_")
         if folder:
             (root / "Images_png" / folder).mkdir(exist_ok=True)
-            (root / "Images_png" / folder / name).touch()
+            (root / "Images_png" / folder / name).write_bytes(header)
     return root
+
+
+def png_header(size: str) -> bytes:
+    """The first bytes of a 16-bit grayscale PNG of a size as DL_info.csv has it."""
+    width, height = map(int, size.split(",")) if re.fullmatch(r"\d+, \d+", size) else (512, 256)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBB", 13, b"IHDR", width, height, 16, 0)
 
 
 def load(root: Path, split: str | None = "train", **options) -> list[dict]:
@@ -289,9 +299,17 @@ def test_real_lesions_stand_out_most_where_the_reader_puts_them(monkeypatch):
         ("Slice_range", "17, 5", "first <= last"),
         ("Slice_range", "5", "2 numbers"),
         ("Slice_range", "5, 7.5", "2 integers"),
-        ("Spacing_mm_px_", "0.5, 0.5, 0", "3 positive numbers, mm"),
-        ("Spacing_mm_px_", "0.5, -0.5, 5", "3 positive numbers, mm"),
-        ("Spacing_mm_px_", "0.5, 0.5, nan", "3 positive numbers, mm"),
+        ("Spacing_mm_px_", "0.5, 0.5, 0", "3 numbers of mm from 0.01 to 100"),
+        ("Spacing_mm_px_", "0.5, -0.5, 5", "3 numbers of mm from 0.01 to 100"),
+        ("Spacing_mm_px_", "0.5, 0.5, nan", "3 numbers of mm from 0.01 to 100"),
+        ("Spacing_mm_px_", "1e-300, 1e-300, 5", "3 numbers of mm from 0.01 to 100"),
+        ("Spacing_mm_px_", "0.5, 0.5, 1e300", "3 numbers of mm from 0.01 to 100"),
+        ("Measurement_coordinates", "1e6, 2, 3, 4, 5, 6, 7, 8", "end points inside the image"),
+        ("Measurement_coordinates", "1, 2, 3, 4, 5, -60, 7, 8", "end points inside the image"),
+        ("Measurement_coordinates", "1, 2, 3, 270, 5, 6, 7, 8", "end points inside the image"),
+        ("Lesion_diameters_Pixel_", "-12, 5", DIAMETERS),
+        ("Lesion_diameters_Pixel_", "12, -5", DIAMETERS),
+        ("Lesion_diameters_Pixel_", "1e300, 5", DIAMETERS),
         ("Image_size", "0, 512", "a positive width and height"),
         ("Image_size", "512 x 512", "2 numbers"),
         ("DICOM_windows", "275, -175", "low < high, HU"),
@@ -311,6 +329,30 @@ def test_bad_cell(tmp_path, column, cell, expected):
     file = root / "DL_info.csv"
     text = f"{file}: row 3, column {column}: found {cell!r}, expected {expected}"
     assert str(error.value) == text
+
+
+def test_an_image_size_that_is_not_the_files_is_a_bad_cell(tmp_path):
+    root = write_dataset(tmp_path, [good_row(1), good_row(2), good_row(3)])
+    path = root / "Images_png" / "000002_02_03" / "010.png"
+    path.write_bytes(png_header("512, 512"))
+    with pytest.raises(ValueError) as error:
+        load(root)
+    assert str(error.value) == (
+        f"{root / 'DL_info.csv'}: row 3, column Image_size: found '512, 256', expected 512, 512, "
+        f"the size of {path}"
+    )
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"row 3, column File_name: found .*010.png: found 0 byte"):
+        load(root, allow_missing=True)
+
+
+def test_repeated_rows_are_counted_and_kept(tmp_path, caplog):
+    other = "96.5, 115, 135.25, 145"
+    rows = [good_row(1), good_row(1), good_row(1, Bounding_boxes=other), good_row(2), good_row(1)]
+    with caplog.at_level(logging.INFO, logger=deeplesion.__name__):
+        dicts = load(write_dataset(tmp_path, rows))
+    assert [len(image["annotations"]) for image in dicts] == [4, 1]
+    assert "2 rows repeat an earlier one" in caplog.text
 
 
 def test_bad_rows_of_other_splits_do_not_matter(tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,10 @@ LARGE = {"num_patients": 8, "size": 512}
 FEW = {"num_patients": 8, "size": 256}
 SMALL = {"num_patients": 60, "size": 256}
 STACKS = {"num_patients": 5, "size": 256, "extent_mm": 14.0}
+
+
+# The first bytes of a PNG of 512 x 512 pixels, 16-bit grayscale.
+_HEADER = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBB", 13, b"IHDR", 512, 512, 16, 0)
 
 
 def prepare_phantom(folder: Path, *, num_patients: int, size: int, extent_mm: float = 2.0) -> Path:
@@ -59,7 +64,7 @@ def random_boxes(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray
 
 
 def write_rows(root: Path, count: int) -> None:
-    """Write ``DL_info.csv`` with ``count`` made-up rows, and the empty files that they name."""
+    """Write ``DL_info.csv`` with ``count`` made-up rows, and the headers of the files they name."""
     rng = np.random.default_rng(0)
     root.mkdir()
     with open(root / "DL_info.csv", "w", newline="") as file:
@@ -73,7 +78,7 @@ def write_rows(root: Path, count: int) -> None:
             writer.writerow([*row, number % 3 + 1])
             path = root / "Images_png" / folder / f"{key:03d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            path.write_bytes(_HEADER)
 
 
 def _made_up_lists(rng: np.random.Generator) -> list[str]:
