@@ -89,11 +89,11 @@ def ellipse_mask(recist: Sequence[float], height: int, width: int) -> np.ndarray
         (height, width) bool; never empty for a lesion inside the image.
 
     Raises:
-        ValueError: recist is not 8 finite numbers, or an end point lies farther outside the image
-            than the image's longer side is long.
+        ValueError: recist is not 8 finite numbers, or end points are farther apart in x or y than
+            the image's longer side.
     """
     center, axes = _half_axes(recist)
-    _check_near(recist, height, width)
+    _check_extent(recist, height, width)
     outline = ellipse_outline(recist)
     x0, y0 = np.floor(outline.min(axis=0)).astype(int) - 1
     x1, y1 = np.ceil(outline.max(axis=0)).astype(int) + 2
@@ -341,13 +341,13 @@ def _check_numbers(name: str, values: Sequence[float], count: int) -> np.ndarray
     return numbers
 
 
-def _check_near(recist: Sequence[float], height: int, width: int) -> None:
-    """The mask is made where the lesion is: a wrong end point would take any memory."""
-    ends, margin = np.reshape(recist, (4, 2)), max(height, width)
-    if (ends < -margin).any() or (ends > np.array([width, height]) + margin).any():
+def _check_extent(recist: Sequence[float], height: int, width: int) -> None:
+    """The mask is made as large as the lesion: a wrong end point would take any memory."""
+    side = max(height, width)
+    if np.ptp(np.reshape(recist, (4, 2)), axis=0).max() > side:
         raise ValueError(
-            f"RECIST end points: found {list(recist)}, expected them in the image of {width} x "
-            f"{height} pixels"
+            f"RECIST end points: found {list(recist)}, expected them no farther apart in x or y "
+            f"than the {side} pixels of the image's longer side"
         )
 
 

@@ -13,7 +13,7 @@ from lesion_d2.data.deeplesion import (
     load_deeplesion,
     register_deeplesion,
 )
-from lesion_d2.data.pseudo_masks import ellipse_mask
+from lesion_d2.data.pseudo_masks import PseudoMasks, ellipse_mask, mask_annotation, pseudo_mask
 
 import numpy as np
 import pytest
@@ -249,6 +249,18 @@ def test_coordinates_count_from_one_but_in_generated_files(tmp_path, registered)
     DatasetCatalog.get("lesions_from_one")
     assert first_pixel("lesions_from_one") == 0  # what it was read by
     assert first_pixel("of another loader") == 0
+
+
+def test_masks_prepared_before_coordinates_were_moved_are_refused(tmp_path):
+    """A mask file has end points in pixels of the image, which tell by what it was made."""
+    root = write_dataset(tmp_path, [good_row()])
+    [before], [now] = load(root, first_pixel=0), load(root)
+    [lesion], name = before["annotations"], now["image_id"]
+    found = pseudo_mask("ellipse", None, lesion["recist"], lesion["bbox"], (256, 512))
+    masks = PseudoMasks("old.json", {}, [mask_annotation(name, lesion, found)])
+    assert masks.get(name, lesion["row"], lesion["recist"])
+    with pytest.raises(ValueError, match=r"old.json: the mask of row 2 .* run .*prepare_masks ag"):
+        masks.get(name, lesion["row"], now["annotations"][0]["recist"])
 
 
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="no DeepLesion sample beside")

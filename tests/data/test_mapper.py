@@ -209,6 +209,38 @@ def test_lesions_that_leave_the_image_are_dropped_and_others_cut():
     assert nothing.gt_boxes.tensor.shape == (0, 4) and nothing.gt_masks.tensor.shape == (0, *SIZE)
 
 
+def test_boxes_as_corner_and_size_train_as_their_corners_do(dataset_dict):
+    """Either of Detectron2's absolute modes, of annotations, hidden ones and GrabCut's boxes."""
+
+    def with_size(annotation):
+        x1, y1, x2, y2 = annotation["bbox"]
+        return {**annotation, "bbox": [x1, y1, x2 - x1, y2 - y1], "bbox_mode": BoxMode.XYWH_ABS}
+
+    second = _annotation([60.0, 60.0, 80.0, 60.0, 70.0, 54.0, 70.0, 66.0], row=3)
+    corners = {**dataset_dict, "annotations": [OBLIQUE, second], "hidden_annotations": [second]}
+    sizes = {
+        key: [with_size(a) for a in value] if key.endswith("annotations") else value
+        for key, value in corners.items()
+    }
+    mapper = LesionDatasetMapper(
+        _config("INPUT.PSEUDO_MASK", "grabcut"), True, weak_augmentations=[]
+    )
+    mapped = []
+    for record in (corners, sizes):
+        np.random.seed(4)
+        mapped.append(mapper(record))
+    first, other = mapped
+    assert torch.equal(first["image"], other["image"])
+    for key in ("gt_boxes", "gt_masks"):
+        a, b = (m["instances"].get(key).tensor for m in mapped)
+        assert len(a) == 2 and torch.allclose(a.float(), b.float(), atol=1e-4)
+    assert torch.allclose(first["hidden_boxes"].tensor, other["hidden_boxes"].tensor, atol=1e-4)
+    with pytest.raises(
+        ValueError, match=r"found bbox_mode XYWHA_ABS, expected BoxMode.XYXY_ABS or"
+    ):
+        mapper({**corners, "annotations": [{**OBLIQUE, "bbox_mode": BoxMode.XYWHA_ABS}]})
+
+
 def test_masks_come_from_the_file_where_it_covers_the_image(dataset_dict, tmp_path):
     stored = np.zeros(SIZE, dtype=bool)
     stored[40:44, 50:60] = True
@@ -238,11 +270,22 @@ def test_slices_of_another_size_than_the_table_says_are_refused(dataset_dict):
         LesionDatasetMapper(_config(), False)(dataset_dict)
 
 
-@pytest.mark.parametrize("spacing", [(0.8, 0.8, 0.0), (-0.8, 0.8, 2.0), (0.8, float("nan"), 2.0)])
+@pytest.mark.parametrize(
+    "spacing",
+    [
+        (0.8, 0.8, 0.0),
+        (-0.8, 0.8, 2.0),
+        (0.8, float("nan"), 2.0),
+        (1e-300, 1e-300, 2.0),
+        (0.8, 0.8, 1e300),
+    ],
+)
 def test_bad_spacing_is_refused_with_the_files_name(dataset_dict, spacing):
     dataset_dict["spacing"] = spacing
     cfg = _config("INPUT.CT.PIXEL_SPACING", 1.6)
-    with pytest.raises(ValueError, match=r"010\.png: found spacing .*, expected three positive"):
+    with pytest.raises(
+        ValueError, match=r"010\.png: found spacing .*, expected for x, y and z a num"
+    ):
         LesionDatasetMapper(cfg, False)(dataset_dict)
 
 

@@ -203,15 +203,37 @@ def test_nifti_values_become_whole_hu(tmp_path):
 
 
 def test_a_nifti_file_is_read_once_and_again_where_it_changed(tmp_path, monkeypatch):
-    file = save(tmp_path, np.ones((4, 3, 2), np.int16))
+    file = save(tmp_path, np.full((4, 3, 2), -1, np.int16))
     opened = []
     load = nibabel.load
     monkeypatch.setattr(nifti_module.nibabel, "load", lambda f: opened.append(f) or load(f))
-    assert all((read_slice(file / f"00{n}.png") == 1).all() for n in (5, 6, 5))
+    assert all((read_slice(file / f"00{n}.png") == -1).all() for n in (5, 6, 5))
     volume_extent(str(file), (5, 6), (1.0, 1.0))
     assert len(opened) == 1
-    nibabel.save(nibabel.Nifti1Image(np.full((4, 3, 2), 2, np.int16), load(file).affine), file)
-    assert (read_slice(file / "005.png") == 2).all()
+    nibabel.save(nibabel.Nifti1Image(np.full((4, 3, 2), -2, np.int16), load(file).affine), file)
+    assert (read_slice(file / "005.png") == -2).all()
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 2, 1), (4, 3, 2, 1, 1)])
+def test_a_series_of_one_nifti_volume_is_that_volume(tmp_path, shape):
+    volume = -np.arange(24, dtype=np.int16).reshape(4, 3, 2)
+    slices = [read_slice(save(tmp_path, volume) / name) for name in ("005.png", "006.png")]
+    file = save(tmp_path, volume.reshape(shape))
+    for name, expected in zip(("005.png", "006.png"), slices, strict=True):
+        assert slice_size(file / name) == (4, 3)
+        assert np.array_equal(read_slice(file / name), expected)
+
+
+@pytest.mark.parametrize("offset", [1024, 32768])
+def test_nifti_values_that_cannot_be_hu_are_refused(tmp_path, offset):
+    """Air is below 0 HU: a volume with an offset has none, even where it is padded with 0."""
+    hu = np.random.default_rng(0).integers(-1024, 1500, (4, 3, 2))
+    assert read_slice(save(tmp_path, hu.astype(np.int16)) / "005.png").min() < 0
+    raw = (hu + offset).astype(np.uint16)
+    raw[0, 0, 0] = 0
+    file = save(tmp_path, raw)
+    with pytest.raises(ValueError, match=r"found values from 0 to .*, expected HU, .* subtract it"):
+        read_slice(file / "005.png")
 
 
 def test_bad_nifti_files(tmp_path):
@@ -369,7 +391,7 @@ def test_bad_spacing(root, rows, message):
     file = write_boxes(root, {TWO: {}})
     with pytest.raises(ValueError, match=rf"DL_info\.csv: {message}") as error:
         load_subvolumes(root, file)
-    assert "column" not in message or str(error.value).endswith("expected 3 positive numbers, mm")
+    assert "column" not in message or str(error.value).endswith("mm from 0.01 to 100")
     write_csv(root, {f"{SERIES}_004.png": "1, 1, x"})
     with pytest.raises(
         ValueError, match=r"DL_info\.csv: 2 problems\n.* no row.*\n.*'1, 1, x', exp"
