@@ -57,6 +57,7 @@ def predict(record, seed=0, num_classes=1, max_false=8):
     truth = np.array([a["bbox"] for a in record["annotations"]]).reshape(-1, 4)
     near = truth[rng.random(len(truth)) < 0.8]
     near = near + rng.normal(0, 2, near.shape)
+    near[:, 2:] = np.maximum(near[:, 2:], near[:, :2])
     low = rng.uniform(0, 200, (rng.integers(0, max_false), 2))
     boxes = np.concatenate([near, np.concatenate([low, low + 30], axis=1)])
     scores = rng.integers(1, 30, len(boxes)) + 10 * (np.arange(len(boxes)) < len(near))

@@ -195,7 +195,10 @@ def test_average_precision_of_random_boxes(overlap, threshold, method):
         near[:, 3:] = np.maximum(near[:, 3:], near[:, :3] + 1)
         pred.append(near.astype(float))
         slices = [
-            {z: [*(box[:2] + rng.integers(-2, 3, 2)), *box[3:5]] for z in range(box[2], box[5] + 1)}
+            {
+                z: [*np.minimum(box[:2] + rng.integers(-2, 3, 2), box[3:5]), *box[3:5]]
+                for z in range(box[2], box[5] + 1)
+            }
             for box in near
         ]
         if overlap == "p3d":
