@@ -1,7 +1,8 @@
 """Lesion masks from RECIST diameters: ULDor's quarter ellipses, GrabCut, and files of them.
 
-Pixel (row i, column j) is the unit square around the point x = j, y = i: DeepLesion's coordinates
-name pixels, so an end point at (12.0, 7.0) is the center of the pixel in column 12, row 7.
+Pixel (row i, column j) is the unit square around the point x = j, y = i: an end point at (12.0, 7.0)
+is the center of the pixel in column 12, row 7, both counted from 0. DeepLesion's own coordinates
+count from 1; whoever reads them takes that off (:data:`lesion_d2.data.deeplesion_csv.FIRST_PIXEL`).
 """
 
 import json
@@ -210,7 +211,8 @@ class PseudoMasks:
 
         Args:
             image_id, row: the lesion's names in the data set's dicts.
-            recist: its 8 numbers as the data set has them now.
+            recist: its 8 numbers as the data set's dicts have them now, in pixels of the image:
+                masks that were made where other coordinates were read are found out by them.
 
         Returns:
             Its COCO RLE, ``size`` and ``counts`` (str): ``pycocotools.mask.decode`` takes it.
