@@ -1,8 +1,8 @@
 """Lesion masks from RECIST diameters: ULDor's quarter ellipses, GrabCut, and files of them.
 
-Pixel (row i, column j) is the unit square around the point x = j, y = i: an end point at (12.0, 7.0)
-is the center of the pixel in column 12, row 7, both counted from 0. DeepLesion's own coordinates
-count from 1; whoever reads them takes that off (:data:`lesion_d2.data.deeplesion_csv.FIRST_PIXEL`).
+Pixel (row i, column j) is the unit square around the point x = j, y = i: an end point at (12, 7) is
+the center of the pixel in column 12, row 7, both counted from 0. DeepLesion's own coordinates count
+from 1; its reader takes that off (:data:`lesion_d2.data.deeplesion_csv.FIRST_PIXEL`).
 """
 
 import json
