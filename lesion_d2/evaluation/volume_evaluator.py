@@ -71,9 +71,9 @@ class VolumeEvaluator(DatasetEvaluator):
     the other criteria. What is not defined, such as the AP of a class without lesions, is NaN.
 
     Files in ``output_dir``: ``volumes.json`` (numbers, settings, detections in 3-D with their boxes
-    slice by slice) and ``froc.png``. Boxes in files are in the coordinates of the data set's own
-    files again (:func:`lesion_d2.boxes.first_pixel`). Of several processes the first returns the
-    results, the others ``{}``.
+    on the lesions' key slices) and ``froc.png``. Boxes in files are in the coordinates of the data
+    set's own files again (:func:`lesion_d2.boxes.first_pixel`). Of several processes the first
+    returns the results, the others ``{}``.
     """
 
     #: Boxes alone are linked and scored.
@@ -276,8 +276,10 @@ class VolumeEvaluator(DatasetEvaluator):
             "other_results": known,
             "detections": [
                 {"volume": name, **entry}
-                for name, found in zip(self._truth.names, detections, strict=True)
-                for entry in _entries(found, first_pixel(self._dataset_name))
+                for name, found, lesions in zip(
+                    self._truth.names, detections, self._truth.lesions, strict=True
+                )
+                for entry in _entries(found, lesions, first_pixel(self._dataset_name))
             ],
         }
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -290,18 +292,22 @@ class VolumeEvaluator(DatasetEvaluator):
         plot_froc(named, self._folder / "froc.png", unit="volume")
 
 
-def _entries(found: VolumeBoxes, first_pixel: float) -> list[dict]:
-    """Detections of a volume as they stand in ``volumes.json``, in the file's coordinates."""
+def _entries(found: VolumeBoxes, lesions: VolumeBoxes, first_pixel: float) -> list[dict]:
+    """Detections of a volume as they stand in ``volumes.json``, in the file's coordinates.
+
+    ``key_slices`` are their boxes on the lesions' key slices, all that P3D goes by.
+    """
     offset = first_pixel * np.array([1, 1, 0, 1, 1, 0])  # slices have their numbers on disk
     columns = zip(
         (found.boxes + offset).tolist(), found.scores.tolist(), found.classes.tolist(), strict=True
     )
     entries = [
-        {"box3d": box, "score": score, "category_id": number, "slices": {}}
+        {"box3d": box, "score": score, "category_id": number, "key_slices": {}}
         for box, score, number in columns
     ]
-    boxes = (found.slice_boxes + offset)[:, [0, 1, 3, 4]].tolist()
-    numbers = found.slice_boxes[:, 2].astype(int).tolist()
-    for i, number, box in zip(found.tracklets.tolist(), numbers, boxes, strict=True):
-        entries[i]["slices"][number] = box
+    kept = np.isin(found.slice_boxes[:, 2], lesions.slice_boxes[:, 2])
+    boxes = (found.slice_boxes[kept] + offset)[:, [0, 1, 3, 4]].tolist()
+    numbers = found.slice_boxes[kept, 2].astype(int).tolist()
+    for i, number, box in zip(found.tracklets[kept].tolist(), numbers, boxes, strict=True):
+        entries[i]["key_slices"][number] = box
     return entries

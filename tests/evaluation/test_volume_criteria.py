@@ -51,9 +51,9 @@ def slow_overlap(found, lesion, overlap, extra=0):
     """A detection and a lesion, which is (box in 3-D, box on the key slice, its number)."""
     whole, (x1, y1, x2, y2), key = lesion
     if overlap == "p3d":
-        if str(key) not in found["slices"]:
+        if str(key) not in found["key_slices"]:
             return 0.0
-        own = found["slices"][str(key)]
+        own = found["key_slices"][str(key)]
         a, b = [(own[0], own[2]), (own[1], own[3])], [(x1, x2), (y1, y2)]
     else:
         a, b = (
@@ -216,7 +216,7 @@ def test_average_precision_of_random_boxes(overlap, threshold, method):
         ]
         detections += [
             {"volume": volume, "box3d": box.tolist(), "score": score}
-            | {"slices": {str(z): found for z, found in boxes.items()}}
+            | {"key_slices": {str(z): found for z, found in boxes.items()}}
             for box, score, boxes in zip(near, scores[-1], slices, strict=True)
         ]
     if overlap != "p3d":
