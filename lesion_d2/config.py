@@ -58,6 +58,10 @@ def _add_input_config(cfg: CN) -> None:
     # Image size in training is drawn from this range, as a factor of the size above.
     cfg.INPUT.AUG.RESIZE_RANGE = (1.0, 1.0)
 
+    # Processes that load images, for each process that trains: -1 for one less than there are cores
+    # for it, at least 1 and at most 8. With another number the same SEED draws other augmentations.
+    cfg.DATALOADER.NUM_WORKERS = -1
+
     # Leave out (and count) images whose files are missing, instead of stopping before training.
     cfg.DATASETS.ALLOW_MISSING = False
     # Share of the annotations of DATASETS.TRAIN that training does not get to see, drawn at random,
@@ -217,6 +221,9 @@ def _add_training_config(cfg: CN) -> None:
     cfg.SOLVER.MAX_EPOCHS = 0.0  # SOLVER.MAX_ITER
     cfg.SOLVER.STEP_EPOCHS = ()  # SOLVER.STEPS
     cfg.SOLVER.CHECKPOINT_EPOCHS = 0.0  # SOLVER.CHECKPOINT_PERIOD
+    # The so many last checkpoints of SOLVER.CHECKPOINT_PERIOD that a run keeps, beside the best
+    # ones and model_final.pth; 0 keeps all.
+    cfg.SOLVER.KEEP_CHECKPOINTS = 2
     cfg.TEST.EVAL_EPOCHS = 0.0  # TEST.EVAL_PERIOD
     cfg.TEST.LOSS_EPOCHS = 0.0  # TEST.LOSS_PERIOD
     # "SGD" (Detectron2's own), "Adam" or "AdamW".

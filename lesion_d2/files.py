@@ -1,30 +1,43 @@
 """Files that are complete or absent, and what is read from them."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# What file systems answer that do not flush on demand, folders above all: some network and virtual
+# shares, and Windows, which opens no folder. A broken or full disk answers otherwise.
+_CANNOT_SYNC = {
+    errno.EACCES,
+    errno.EBADF,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EPERM,
+}
+
 
 @contextmanager
 def written_whole(file: str | os.PathLike) -> Iterator[Path]:
     """Give a path beside ``file`` to write to; it becomes ``file`` when the block ends well.
 
-    At every moment, even of a kill or a power cut, ``file`` is the old one or the whole new one.
-    What a killed process leaves beside it has one name, and the next writer of ``file`` replaces
-    it.
+    At every moment, even of a kill or a power cut, ``file`` is the old one or the whole new one;
+    where the file system does not flush on demand, even of a kill alone. What a killed process
+    leaves beside it has one name, and the next writer of ``file`` replaces it.
     """
     file = Path(file)
     partial = file.with_name(f".{file.name}.part")
     try:
         yield partial
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
+        _sync(partial, os.O_RDWR)
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
-    _sync_folder(file.parent)
+    _sync(file.parent, os.O_RDONLY)
 
 
 def read_json(file: str | os.PathLike, expected: str) -> object:
@@ -51,9 +64,14 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path, flags: int) -> None:
+    """Flush a file or folder to the disk, where that can be done."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, flags)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise

@@ -1,6 +1,38 @@
-from lesion_d2.files import one_line, read_json
+import errno
+import os
+import stat
+
+from lesion_d2.files import one_line, read_json, written_whole
 
 import pytest
+
+
+@pytest.mark.parametrize("fails", ["open", "fsync"])
+@pytest.mark.parametrize("code", ["EINVAL", "ENOTSUP", "EACCES", "EPERM", "ENOSYS"])
+def test_a_folder_that_cannot_be_synced_holds_what_was_written(tmp_path, monkeypatch, fails, code):
+    number = getattr(errno, code)
+    _let_folders_fail(monkeypatch, fails, OSError(number, os.strerror(number)))
+    with written_whole(tmp_path / "a") as partial:
+        partial.write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "whole"
+
+
+def test_a_disk_that_fails_is_told_of(tmp_path, monkeypatch):
+    _let_folders_fail(monkeypatch, "fsync", OSError(errno.EIO, os.strerror(errno.EIO)))
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), written_whole(tmp_path / "a") as f:
+        f.write_text("whole")
+
+
+def _let_folders_fail(monkeypatch, name: str, error: OSError) -> None:
+    function, status = getattr(os, name), os.stat
+
+    def fail(target, *args):
+        if stat.S_ISDIR(status(target).st_mode):
+            raise error
+        return function(target, *args)
+
+    monkeypatch.setattr(os, name, fail)
 
 
 def test_json_is_read_or_told_of_in_one_line(tmp_path):

@@ -1,4 +1,5 @@
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping
 
 import cv2
@@ -15,6 +16,32 @@ from detectron2.utils import comm
 from .augmentation import build_augmentations
 from .ct import hu_to_pixels
 from .mapper import IMAGE_KEYS, LesionDatasetMapper
+
+_MAX_WORKERS = 8
+
+
+def count_workers(num_workers: int) -> int:
+    """How many processes load images for one process that trains or evaluates.
+
+    Args:
+        num_workers: DATALOADER.NUM_WORKERS; a number below 0 asks for one less than there are
+            cores, at least 1 and at most 8.
+
+    Returns:
+        At most the cores that this process may use, of which those that train together on this
+        machine have equal shares.
+    """
+    cores = max(1, count_cores() // comm.get_local_size())
+    if num_workers < 0:
+        return max(1, min(_MAX_WORKERS, cores - 1))
+    return min(num_workers, cores)
+
+
+def count_cores() -> int:
+    """The cores that this process may use; a container or a batch system may give it few."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class DeviceLoader:
@@ -178,7 +205,7 @@ def build_lesion_train_loader(cfg) -> TrainLoader:
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         seed=cfg.SEED if cfg.SEED >= 0 else None,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        num_workers=count_workers(cfg.DATALOADER.NUM_WORKERS),
     )
 
 
@@ -220,7 +247,7 @@ def _build_one_pass(
         dataset,
         mapper=mapper.load,
         batch_size=batch_size,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        num_workers=count_workers(cfg.DATALOADER.NUM_WORKERS),
     )
     return DeviceLoader(loader, cfg.MODEL.DEVICE, cfg.INPUT.CT.HU_WINDOW)
 

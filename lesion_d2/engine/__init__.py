@@ -9,7 +9,13 @@ from .defaults import (
     setup_run,
 )
 from .hard_negatives import HardNegativeMiner, HardNegativeMiningHook, select_hard_negatives
-from .hooks import CatchUpHook, EarlyStopHook, PlateauHook, ResumableBestCheckpointer
+from .hooks import (
+    CatchUpHook,
+    EarlyStopHook,
+    PlateauHook,
+    RecentCheckpointer,
+    ResumableBestCheckpointer,
+)
 from .input_errors import InputError
 from .prediction import LesionPredictor, load_model
 from .schedule import resolve_epochs
@@ -26,6 +32,7 @@ __all__ = [
     "LesionCheckpointer",
     "LesionPredictor",
     "PlateauHook",
+    "RecentCheckpointer",
     "ResumableBestCheckpointer",
     "StoppableTrainer",
     "Trainer",

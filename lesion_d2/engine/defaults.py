@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import add_lesion_config
+from ..data.loader import count_cores, count_workers
 from .checks import check_inputs
 from .input_errors import InputError, as_input_error
 from .schedule import resolve_epochs
@@ -58,9 +59,9 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Check a run's inputs, complete its config and do Detectron2's ``default_setup``.
 
-    Epochs become iterations, the device becomes the CPU where there is no GPU, and no more loader
-    workers are used than there are cores. Nothing is written before the inputs are found to be
-    good.
+    Epochs become iterations, the device becomes the CPU where there is no GPU, and the loader gets
+    as many workers as there are cores for, see :func:`count_workers`. Nothing is written before the
+    inputs are found to be good.
 
     Args:
         cfg: completed in place, then frozen.
@@ -91,10 +92,9 @@ def fit_device(cfg: CfgNode) -> None:
 
 def _fit_to_machine(cfg: CfgNode) -> None:
     fit_device(cfg)
-    cores = os.cpu_count() or 1
-    num_workers = min(cfg.DATALOADER.NUM_WORKERS, cores)
+    num_workers, cores = count_workers(cfg.DATALOADER.NUM_WORKERS), count_cores()
     if num_workers != cfg.DATALOADER.NUM_WORKERS:
-        logger.info(f"DATALOADER.NUM_WORKERS becomes {num_workers}, the number of cores")
+        logger.info(f"DATALOADER.NUM_WORKERS becomes {num_workers} on {cores} cores")
         cfg.DATALOADER.NUM_WORKERS = num_workers
     if cfg.MODEL.DEVICE == "cpu" and comm.get_local_size() > 1:
         torch.set_num_threads(max(1, cores // comm.get_local_size()))

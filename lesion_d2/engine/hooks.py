@@ -5,6 +5,7 @@ import operator
 import os
 import uuid
 from collections.abc import Iterable
+from pathlib import Path
 
 from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.utils import comm
@@ -12,6 +13,45 @@ from detectron2.utils import comm
 from .checkpoint import LesionCheckpointer, read_checkpoint
 
 logger = logging.getLogger(__name__)
+
+
+class RecentCheckpointer(hooks.PeriodicCheckpointer):
+    """Detectron2's PeriodicCheckpointer that keeps the last checkpoints, over ``--resume`` too.
+
+    What goes are files that this run wrote by the period: never ``model_best.pth``,
+    ``model_final.pth``, those of ``best``, or what another run left in the folder. One is removed
+    after a newer one is whole and has become the last one, so however a run ends, the checkpoint
+    to resume from is there.
+
+    Args:
+        checkpointer, period: as in Detectron2.
+        num_kept: the so many last checkpoints that stay; 0 for all.
+    """
+
+    def __init__(self, checkpointer: LesionCheckpointer, period: int, *, num_kept: int = 0):
+        super().__init__(checkpointer, period)
+        self._num_kept = num_kept
+        self._iterations: list[int] = []
+
+    def state_dict(self) -> dict:
+        """The iterations whose checkpoints are there."""
+        return {"iterations": self._iterations}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on with those of the run that a checkpoint is of."""
+        self._iterations = list(state_dict["iterations"])
+
+    def after_step(self) -> None:
+        """As in Detectron2; then remove the checkpoints that have become too many."""
+        iteration = self.trainer.iter
+        if (iteration + 1) % self.period == 0:
+            # The checkpoint itself counts as one of those, for the run that is resumed from it.
+            self._iterations = [i for i in self._iterations if i != iteration] + [iteration]
+        super().after_step()
+        while 0 < self._num_kept < len(self._iterations):
+            name = f"{self.file_prefix}_{self._iterations.pop(0):07d}.pth"
+            if comm.is_main_process():
+                Path(self.checkpointer.save_dir, name).unlink(missing_ok=True)
 
 
 class ResumableBestCheckpointer(hooks.BestCheckpointer):

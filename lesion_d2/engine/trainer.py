@@ -47,6 +47,7 @@ from .hooks import (
     CatchUpHook,
     EarlyStopHook,
     PlateauHook,
+    RecentCheckpointer,
     ResumableBestCheckpointer,
     TrainingStopped,
     rewind_metrics,
@@ -186,8 +187,12 @@ class Trainer(DefaultTrainer, StoppableTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """DefaultTrainer's hooks, and after the evaluation those that come between epochs too."""
-        built = super().build_hooks()
+        # In all processes, which load its state; Detectron2 has it in the first one alone.
+        built = [h for h in super().build_hooks() if not isinstance(h, hooks.PeriodicCheckpointer)]
         index = next(i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook))
+        period, num_kept = self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.SOLVER.KEEP_CHECKPOINTS
+        built.insert(index, RecentCheckpointer(self.checkpointer, period, num_kept=num_kept))
+        index += 1
         late = [built[index], *self._build_metric_hooks(), *self._build_mining_hooks()]
         if len(late) > 1:
             built[index : index + 1] = late

@@ -1,4 +1,5 @@
 import itertools
+import os
 
 import lesion_d2
 from lesion_d2.data.ct import hu_to_pixels
@@ -7,6 +8,8 @@ from lesion_d2.data.loader import (
     TrainLoader,
     build_lesion_test_loader,
     build_lesion_train_loader,
+    count_cores,
+    count_workers,
 )
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.data.pseudo_masks import ellipse_mask
@@ -321,3 +324,35 @@ def test_inference_with_masks_gives_those_of_the_slices_on_disk(tiny_phantom, wo
         masks = [ellipse_mask(a["recist"], d["height"], d["width"]) for a in d["annotations"]]
         assert np.array_equal(sample["lesion_masks"], masks)
     assert all("lesion_masks" not in s for [s] in build_lesion_test_loader(cfg, "phantom_train"))
+
+
+@pytest.mark.parametrize(
+    "asked, cores, processes, expected",
+    [
+        (-1, 1, 1, 1),
+        (-1, 2, 1, 1),
+        (-1, 4, 1, 3),
+        (-1, 9, 1, 8),
+        (-1, 64, 1, 8),
+        (-1, 16, 4, 3),
+        (-1, 64, 8, 7),
+        (-1, 2, 4, 1),
+        (0, 64, 1, 0),
+        (5, 64, 2, 5),
+        (12, 64, 1, 12),
+        (12, 8, 1, 8),
+        (12, 16, 4, 4),
+    ],
+)
+def test_workers_share_the_cores(asked, cores, processes, expected, monkeypatch):
+    monkeypatch.setattr("lesion_d2.data.loader.count_cores", lambda: cores)
+    monkeypatch.setattr(comm, "get_local_size", lambda: processes)
+    assert count_workers(asked) == expected
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert count_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS, Windows
+    assert count_cores() == 64

@@ -1,6 +1,7 @@
 import logging
 import os
 
+from lesion_d2.data.loader import count_workers
 from lesion_d2.engine import InputError, load_config, prepare_launch
 
 import detectron2
@@ -50,13 +51,13 @@ def test_setup_completes_the_config(tiny_phantom, tmp_path, monkeypatch, caplog)
     args = tiny_args(
         tmp_path,
         MODEL__DEVICE="cuda",
-        DATALOADER__NUM_WORKERS=1000,
+        DATALOADER__NUM_WORKERS=-1,
         SOLVER__MAX_EPOCHS=2.0,
     )
     cfg = train_net.setup(args)
     num_images = len(DatasetCatalog.get("phantom_train"))
     assert cfg.MODEL.DEVICE == "cpu"
-    assert 1 <= cfg.DATALOADER.NUM_WORKERS < 1000
+    assert count_workers(-1) == cfg.DATALOADER.NUM_WORKERS >= 1
     assert -(-2 * num_images // 4) == cfg.SOLVER.MAX_ITER
     assert cfg.is_frozen()
     log = (tmp_path / "log.txt").read_text()

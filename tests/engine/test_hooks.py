@@ -1,7 +1,7 @@
 import json
 import weakref
 
-from lesion_d2.engine import LesionCheckpointer, ResumableBestCheckpointer
+from lesion_d2.engine import LesionCheckpointer, RecentCheckpointer, ResumableBestCheckpointer
 from lesion_d2.engine.hooks import rewind_metrics
 
 import pytest
@@ -134,3 +134,75 @@ def test_the_writer_that_is_open_goes_on_in_the_rewound_metrics(tmp_path):
     writer.close()
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert lines == [old[0], old[2], {"iteration": 3, "total_loss": 7.0}]
+
+
+class _Saved(TrainerBase):
+    """Trains nothing; writes a checkpoint every other iteration."""
+
+    def __init__(self, folder, num_kept):
+        super().__init__()
+        self.checkpointer = LesionCheckpointer(
+            nn.Linear(1, 1), str(folder), trainer=weakref.proxy(self)
+        )
+        self.register_hooks([RecentCheckpointer(self.checkpointer, 2, num_kept=num_kept)])
+
+    def run_step(self):
+        pass
+
+    def resume(self):
+        self.checkpointer.resume_or_load("", resume=True)
+        return self.iter + 1
+
+
+def _periodic(folder) -> list[int]:
+    return sorted(int(path.stem[6:]) for path in folder.glob("model_0*.pth"))
+
+
+def test_the_last_checkpoints_are_kept(tmp_path):
+    others = ("model_best.pth", "model_0000000.pth", "best/model_0000001.pth", "model_notes.pth")
+    (tmp_path / "best").mkdir()
+    for name in others:  # of another run, or not of the period
+        (tmp_path / name).write_bytes(b"")
+    _Saved(tmp_path, 2).train(0, 9)
+    assert _periodic(tmp_path) == [0, 5, 7]
+    assert (tmp_path / "model_final.pth").is_file()
+    assert all((tmp_path / name).is_file() for name in others)
+
+
+def test_all_checkpoints_are_kept_where_none_is_to_go(tmp_path):
+    _Saved(tmp_path, 0).train(0, 9)
+    assert _periodic(tmp_path) == [1, 3, 5, 7]
+
+
+def test_a_run_killed_at_any_write_can_be_resumed_and_keeps_as_many(tmp_path, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    _Saved(tmp_path, 2).train(0, 5)
+    save = LesionCheckpointer.tag_last_checkpoint
+    for iteration, there in ((5, [1, 3, 5]), (7, [3, 5, 7])):  # whole, and not yet the last one
+        killed = _Saved(tmp_path, 2)
+        (tmp_path / "last_checkpoint").write_text(f"model_{iteration - 2:07d}.pth")
+        start = killed.resume()
+        assert start == iteration - 1
+
+        def die(self, name):
+            raise Killed
+
+        monkeypatch.setattr(LesionCheckpointer, "tag_last_checkpoint", die)
+        with pytest.raises(Killed):
+            killed.train(start, 20)
+        monkeypatch.setattr(LesionCheckpointer, "tag_last_checkpoint", save)
+        assert _periodic(tmp_path) == there
+        assert (tmp_path / (tmp_path / "last_checkpoint").read_text()).is_file()
+        resumed = _Saved(tmp_path, 2)
+        resumed.train(resumed.resume(), iteration + 2)
+        assert _periodic(tmp_path) == there[1:]
+
+
+def test_checkpoints_of_a_resumed_run_go_when_their_time_has_come(tmp_path):
+    _Saved(tmp_path, 2).train(0, 6)
+    resumed = _Saved(tmp_path, 2)
+    (tmp_path / "last_checkpoint").write_text("model_0000005.pth")
+    resumed.train(resumed.resume(), 9)
+    assert _periodic(tmp_path) == [5, 7]

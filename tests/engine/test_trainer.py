@@ -219,7 +219,7 @@ _EVERYTHING = {
 def test_hooks_after_the_checkpoint_come_in_their_order(tiny_phantom, tmp_path, changes, expected):
     trainer = Trainer(train_net.setup(uldor_args(tmp_path, **changes)))
     names = [type(hook).__name__ for hook in trainer._hooks]
-    assert names[names.index("PeriodicCheckpointer") + 1 :] == expected.split()
+    assert names[names.index("RecentCheckpointer") + 1 :] == expected.split()
 
 
 def test_a_run_that_mines_without_a_test_set_is_resumed_with_its_negatives(tiny_phantom, tmp_path):

@@ -42,6 +42,7 @@ _TRAINING_CHECKS: tuple[Check, ...] = (
         lambda v: v in ("", VALIDATION_LOSS),
         f"'' (TEST.BEST_METRIC) or {VALIDATION_LOSS!r}",
     ),
+    ("SOLVER.KEEP_CHECKPOINTS", lambda v: v >= 0, "0 (all) or more"),
     ("TEST.LOSS_PERIOD", lambda v: v >= 0, "0 (off) or more"),
     ("TEST.KEEP_BEST", lambda v: v >= 0, "0 (none) or more checkpoints"),
     ("DATASETS.HIDDEN_SHARE", lambda v: 0 <= v < 1, "a share from 0 to below 1"),
