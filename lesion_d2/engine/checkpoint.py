@@ -8,11 +8,17 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils.file_io import PathManager
+from fvcore.common.checkpoint import Checkpointer
 from torch import Tensor, nn
 
 from ..files import written_whole
-from .torchvision_weights import PREFIX, rename_torchvision_weights
+from .torchvision_weights import (
+    PREFIX,
+    rename_torchvision_resnet,
+    rename_torchvision_weights,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +27,7 @@ logger = logging.getLogger(__name__)
 _STEMS = ("stem.conv1.weight", "features.0.weight", "features.conv0.weight")
 _STEM_CAFFE2 = "conv1_w"
 _RGB = 3
+_NO_ADDRESS = urlparse("")
 # The class predictors of Detectron2's R-CNNs and of its RetinaNet end so.
 _RCNN_PREDICTOR = "box_predictor.cls_score.weight"
 _PREDICTOR = "cls_score.weight"
@@ -62,11 +69,17 @@ class LesionCheckpointer(DetectionCheckpointer):
 
     - A checkpoint, and the tag that names the last one, is there whole or not at all.
     - A checkpoint that is not meant to be resumed from need not become the last one.
-    - Weights of a first convolution for three channels are adapted to C: :func:`adapt_stem`.
-    - torchvision's weights fit its backbones in ours: :func:`rename_torchvision_weights`.
+    - Weights of a first convolution for three channels are adapted to C, where weights alone are
+      loaded to train from: :func:`adapt_stem`.
+    - torchvision's weights fit its backbones in ours, and Detectron2's ResNets:
+      :func:`rename_torchvision_weights` and :func:`rename_torchvision_resnet`.
+    - A file without any of the model's weights is an error.
     - A file for one class more or less than an R-CNN has is an error: :func:`check_predictor`.
     - A file that is no checkpoint, or a part of one, is an error that names it.
     """
+
+    #: Whether what is loaded next may be fitted to the model's slices.
+    _may_adapt_stem = True
 
     def save(self, name: str, *, tag_last: bool = True, **kwargs: Any) -> None:
         """Write model, checkpointables and ``kwargs`` to ``save_dir/name.pth``.
@@ -93,19 +106,28 @@ class LesionCheckpointer(DetectionCheckpointer):
         with written_whole(path) as partial:
             partial.write_text(last_filename_basename)
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load(
+        self, path: str, checkpointables: list[str] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """As in Detectron2.
 
         Raises:
             FileNotFoundError: ``path`` is a local file that does not exist, or torchvision's
                 weights are neither here nor to be had.
-            ValueError: the file is no checkpoint, is cut off, has not what the backbone needs, or
-                is for one class more or less.
+            ValueError: the file is no checkpoint, is cut off, has not what the backbone needs, has
+                nothing for the model, or is for one class more or less.
         """
         check_weights_exist(path)
+        # With the state of a training that goes on, its weights are no foreign ones.
+        resumes = checkpointables is None and len(self.checkpointables) > 0
+        self._may_adapt_stem = not resumes
         try:
-            return super().load(path, *args, **kwargs)
+            if os.path.isfile(path):  # Detectron2 would take "?" in its path for a query
+                self._parsed_url_during_load = _NO_ADDRESS
+                return Checkpointer.load(self, path, checkpointables, **kwargs)
+            return super().load(path, checkpointables, **kwargs)
         finally:
+            self._may_adapt_stem = True
             self._parsed_url_during_load = None  # Detectron2 leaves it behind after an error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -118,21 +140,26 @@ class LesionCheckpointer(DetectionCheckpointer):
                 if not isinstance(value, Tensor | np.ndarray):
                     raise ValueError(f"{name!r} is {type(value).__name__}, not a tensor")
         model_weights = self.model.state_dict()
-        adapt_stem(weights, model_weights)
+        is_other = loaded.get("matching_heuristics")  # Detectron2 itself gives them their names
         with _naming(filename):
+            num_resnets = 0 if is_other else rename_torchvision_resnet(weights, self.model)
+            if self._may_adapt_stem:
+                adapt_stem(weights, model_weights)
+            else:
+                check_slices(weights, model_weights)
+            if num_resnets == 0 and not is_other:
+                self._fit_torchvision(weights)
             check_predictor(weights, model_weights)
-        if not loaded.get("matching_heuristics"):
-            self._fit_torchvision(weights, filename)
+            check_any(matched_weights(loaded, model_weights), weights, model_weights)
         return loaded
 
-    def _fit_torchvision(self, weights: dict[str, Any], filename: str) -> None:
-        with _naming(filename):
-            num_backbones = rename_torchvision_weights(weights, self.model)
+    def _fit_torchvision(self, weights: dict[str, Any]) -> None:
+        num_backbones = rename_torchvision_weights(weights, self.model)
         url = self._parsed_url_during_load.geturl()
         if url.startswith(PREFIX) and num_backbones == 0:
             raise ValueError(
                 f"{url}: found no backbone of torchvision's in the model, expected a "
-                "MODEL.BACKBONE.NAME with one, such as build_vgg_fpn_backbone"
+                "MODEL.BACKBONE.NAME with one, such as build_vgg_fpn_backbone, or a ResNet"
             )
 
 
@@ -142,9 +169,8 @@ def check_weights_exist(path: str) -> None:
     Raises:
         FileNotFoundError: ``path`` is a local file that does not exist.
     """
-    local = path.split("?")[0]
-    if path and "://" not in path and not os.path.isfile(local):
-        raise FileNotFoundError(f"{local}: no such file of weights")
+    if path and "://" not in path and not any(map(os.path.isfile, (path, path.split("?")[0]))):
+        raise FileNotFoundError(f"{path}: no such file of weights")
 
 
 def check_weights(path: str, model: nn.Module | None = None, *, for_training: bool = True) -> None:
@@ -164,15 +190,17 @@ def check_weights(path: str, model: nn.Module | None = None, *, for_training: bo
     check_weights_exist(path)
     if path and ("://" not in path or path.startswith(PREFIX)):
         checkpointer = LesionCheckpointer(model or nn.Identity())
-        checkpointer._parsed_url_during_load = urlparse(path)  # as in load
-        local = PathManager.get_local_path(path.split("?")[0])
+        # As in load.
+        is_file = os.path.isfile(path)
+        checkpointer._parsed_url_during_load = _NO_ADDRESS if is_file else urlparse(path)
+        local = path if is_file else PathManager.get_local_path(path.split("?")[0])
+        checkpointer._may_adapt_stem = for_training
         loaded = checkpointer._load_file(local)
         weights, model_weights = loaded["model"], checkpointer.model.state_dict()
         with _naming(local):
             check_predictor(weights, model_weights, for_training=for_training)
-            # Detectron2 itself finds out which weights are which in files of other projects.
-            if not for_training and model_weights and not loaded.get("matching_heuristics"):
-                check_complete(weights, model_weights)
+            if not for_training and model_weights:
+                check_complete(matched_weights(loaded, model_weights), model_weights)
 
 
 def load_trained(checkpointer: LesionCheckpointer, path: str) -> None:
@@ -187,6 +215,55 @@ def load_trained(checkpointer: LesionCheckpointer, path: str) -> None:
     """
     check_weights(path, checkpointer.model, for_training=False)
     checkpointer.load(path, checkpointables=[])
+
+
+def matched_weights(
+    loaded: Mapping[str, Any], model_weights: Mapping[str, Tensor]
+) -> Mapping[str, Any]:
+    """The weights of a file by the model's names, where Detectron2 itself finds out which is which.
+
+    Args:
+        loaded: what a :class:`LesionCheckpointer` read; other projects' files have
+            ``matching_heuristics``.
+        model_weights: the state of the model that they are for.
+    """
+    weights = loaded["model"]
+    if not loaded.get("matching_heuristics"):
+        return weights
+    aligner = logging.getLogger(align_and_update_state_dicts.__module__)
+    was_disabled, aligner.disabled = aligner.disabled, True  # it tells of it when it loads them
+    try:
+        return align_and_update_state_dicts(
+            dict(model_weights),
+            {name: torch.as_tensor(value) for name, value in weights.items()},
+            c2_conversion=loaded.get("__author__") == "Caffe2",
+        )
+    finally:
+        aligner.disabled = was_disabled
+
+
+def check_any(
+    matched: Mapping[str, Any], weights: Mapping[str, Any], model_weights: Mapping[str, Tensor]
+) -> None:
+    """Check that a file has weights for a model.
+
+    Args:
+        matched: names, as :func:`matched_weights` gives them, to tensors or arrays.
+        weights: as they are in the file.
+        model_weights: the state of the model that they are for.
+
+    Raises:
+        ValueError: none of the model's weights is there in the model's shape; a training would
+            begin with chance, perhaps under a frozen normalization.
+    """
+    found = {name.removeprefix("module."): value.shape for name, value in matched.items()}
+    # What only counts or scales an image is in any model of the kind.
+    known = {n: t for n, t in model_weights.items() if t.dim() > 0 and "pixel_" not in n}
+    if known and not any(found.get(name) == target.shape for name, target in known.items()):
+        raise ValueError(
+            f"found none of the model's weights among its {len(weights)} names such as "
+            f"{next(iter(weights), None)}, expected names such as {next(iter(known))}"
+        )
 
 
 def check_complete(weights: Mapping[str, Any], model_weights: Mapping[str, Tensor]) -> None:
@@ -220,6 +297,26 @@ def check_complete(weights: Mapping[str, Any], model_weights: Mapping[str, Tenso
             f"found {min(ignored)}, which the model does not have; expected a checkpoint of this "
             "config's model"
         )
+
+
+def check_slices(weights: Mapping[str, Any], model_weights: Mapping[str, Tensor]) -> None:
+    """Check that weights are for a model's number of slices.
+
+    Args:
+        weights: names to tensors or arrays.
+        model_weights: the state of the model that they are for.
+
+    Raises:
+        ValueError: the first convolution is for another number of channels.
+    """
+    for name in filter(_is_stem, model_weights):
+        weight, expected = weights.get(name, weights.get(f"module.{name}")), model_weights[name]
+        if weight is not None and weight.shape[1] != expected.shape[1]:
+            shape, expected = weight.shape, expected.shape
+            raise ValueError(
+                f"found weights for images of {shape[1]} slices ({name}), expected "
+                f"{expected[1]} (INPUT.CT.NUM_SLICES)"
+            )
 
 
 def check_predictor(

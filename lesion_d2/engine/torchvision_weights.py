@@ -1,4 +1,4 @@
-"""``MODEL.WEIGHTS: torchvision://vgg19``, and files of torchvision's weights for our backbones."""
+"""``MODEL.WEIGHTS: torchvision://resnet50``, and files of torchvision's weights."""
 
 import os
 import re
@@ -7,12 +7,26 @@ from typing import IO, Any
 
 import torch
 import torchvision
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import ResNet
 from detectron2.utils.file_io import PathHandler, PathManager
 from torch import nn
 
 PREFIX = "torchvision://"
 # Names in torchvision's files of DenseNets, from when a module's name could have a dot.
 _OLD_DENSENET_NAME = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)")
+
+
+# What a file of a torchvision ResNet has, and what its parts are called in Detectron2's.
+_OF_RESNET = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight")
+_RESNET_NAMES = (
+    (r"conv1\.(.+)", r"stem.conv1.\1"),
+    (r"bn1\.(.+)", r"stem.conv1.norm.\1"),
+    (r"layer(\d+)\.(\d+)\.conv(\d)\.(.+)", r"layer\1.\2.conv\3.\4"),
+    (r"layer(\d+)\.(\d+)\.bn(\d)\.(.+)", r"layer\1.\2.conv\3.norm.\4"),
+    (r"layer(\d+)\.(\d+)\.downsample\.0\.(.+)", r"layer\1.\2.shortcut.\3"),
+    (r"layer(\d+)\.(\d+)\.downsample\.1\.(.+)", r"layer\1.\2.shortcut.norm.\3"),
+)
 
 
 class TorchvisionHandler(PathHandler):
@@ -87,6 +101,91 @@ def rename_torchvision_weights(weights: dict[str, Any], model: nn.Module) -> int
     weights.clear()
     weights.update(renamed)
     return len(found)
+
+
+def rename_torchvision_resnet(weights: dict[str, Any], model: nn.Module) -> int:
+    """Give the weights of a torchvision ResNet the names that they have in Detectron2's ResNets.
+
+    The classifier is left out. Weights of anything else, and models without such a ResNet, are left
+    as they are. torchvision's ResNets learned on images of about zero mean and unit variance: on
+    values of 0 to 255 that is a MODEL.PIXEL_STD of about 58, and not Detectron2's 1.
+
+    Args:
+        weights: names to tensors; changed in place.
+        model: what they are for, a detector or a bare backbone.
+
+    Returns:
+        How many ResNets the model has, where the weights are torchvision's; else 0.
+
+    Raises:
+        ValueError: a ResNet is not torchvision's: it has its strides in the 1 x 1 convolutions,
+            another normalization, other blocks or other widths.
+    """
+    found = {name: m for name, m in model.named_modules() if isinstance(m, ResNet)}
+    if not found or not all(name in weights for name in _OF_RESNET):
+        return 0
+    theirs = {}
+    for name, value in weights.items():
+        for pattern, new in _RESNET_NAMES:
+            if re.fullmatch(pattern, name):
+                name = re.sub(pattern, new, name)
+                theirs[re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", name)] = value
+                break
+    renamed = {}
+    for prefix, resnet in found.items():
+        _check_resnet(theirs, resnet)
+        names = (name for name in theirs if name.partition(".")[0] in _parts_of(resnet))
+        renamed.update({f"{prefix}.{n}" if prefix else n: theirs[n] for n in names})
+    weights.clear()
+    weights.update(renamed)
+    return len(found)
+
+
+def _parts_of(resnet: ResNet) -> tuple[str, ...]:
+    return ("stem", *resnet.stage_names)
+
+
+def _check_resnet(weights: dict[str, Any], resnet: ResNet) -> None:
+    """Check that a ResNet computes what torchvision's of these weights does."""
+    block = resnet.res3[0] if "res3" in resnet.stage_names else resnet.res2[0]
+    if hasattr(block, "conv3") and max(block.conv1.stride) > 1:
+        raise ValueError(
+            "found torchvision's ResNet, whose strides are in the 3 x 3 convolutions, expected "
+            "MODEL.RESNETS.STRIDE_IN_1X1 False for it"
+        )
+    norm = resnet.stem.conv1.norm
+    if not isinstance(norm, (FrozenBatchNorm2d, nn.modules.batchnorm._BatchNorm)):
+        raise ValueError(
+            "found torchvision's ResNet, expected a batch normalization for it, as by "
+            "MODEL.RESNETS.NORM FrozenBN"
+        )
+    state = resnet.state_dict()
+    wanted = {name for name in state if not name.endswith(".num_batches_tracked")}
+    given = {
+        name
+        for name in weights
+        if name.partition(".")[0] in _parts_of(resnet) and not name.endswith("batches_tracked")
+    }
+    if wanted ^ given:
+        name = min(wanted ^ given)
+        where = "the model" if name in wanted else "the file"
+        raise ValueError(
+            f"found a torchvision ResNet with other blocks: {name} is in {where} alone, and "
+            f"{len(wanted ^ given) - 1} more such; expected one of MODEL.RESNETS.DEPTH"
+        )
+    for name in sorted(wanted):
+        found, expected = tuple(weights[name].shape), tuple(state[name].shape)
+        if found != expected and not (
+            name == "stem.conv1.weight" and _differ_in_slices(found, expected)
+        ):
+            raise ValueError(
+                f"found {name} of shape {found} in torchvision's ResNet, expected {expected} "
+                "(MODEL.RESNETS)"
+            )
+
+
+def _differ_in_slices(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    return found[1] == 3 and (found[0], *found[2:]) == (expected[0], *expected[2:])
 
 
 def _check_names_and_shapes(weights: dict[str, Any], backbone: nn.Module) -> list[str]:

@@ -1,5 +1,6 @@
 import logging
 import math
+import operator
 import os
 import time
 import weakref
@@ -64,6 +65,8 @@ _ITERATION_KEYS = (
     ("HARD_NEGATIVES", "PERIOD"),
     ("HARD_NEGATIVES", "START_ITER"),
 )
+#: What the evaluation of a data set may be, as its metadata's ``evaluator_type``.
+EVALUATOR_TYPES = ("lesion", "lesion_volume")
 _OPTIMIZERS = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 
 
@@ -333,7 +336,8 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         if kind == "lesion_volume":
             return VolumeEvaluator(cfg, dataset_name, output_dir, link=build_linker(cfg))
         raise ValueError(
-            f"{dataset_name}: found evaluator_type {kind!r}, expected 'lesion' or 'lesion_volume'"
+            f"{dataset_name}: found evaluator_type {kind!r}, expected one of "
+            f"{', '.join(EVALUATOR_TYPES)}"
         )
 
 
@@ -401,6 +405,21 @@ def optimizer_class(cfg: CfgNode) -> type[torch.optim.Optimizer]:
             f"SOLVER.OPTIMIZER: found {name!r}, expected one of {', '.join(_OPTIMIZERS)}"
         )
     return _OPTIMIZERS[name]
+
+
+def optimizer_name(state: Mapping) -> str:
+    """Which of the optimizers of SOLVER.OPTIMIZER has such a state; "another optimizer" if none.
+
+    Args:
+        state: of an optimizer, as it is in a checkpoint.
+    """
+    found = state["param_groups"][0]
+    for name, optimizer in _OPTIMIZERS.items():
+        known = optimizer([torch.zeros(1)], lr=1.0).param_groups[0]
+        decoupled = (group.get("decoupled_weight_decay") for group in (found, known))
+        if known.keys() - found.keys() <= {"params"} and operator.eq(*decoupled):
+            return name
+    return "another optimizer"
 
 
 def best_metric_name(cfg: CfgNode) -> str:

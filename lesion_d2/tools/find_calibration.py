@@ -15,6 +15,7 @@ import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.data.catalog import load_records
 from lesion_d2.data.loader import build_lesion_test_loader
 from lesion_d2.engine import InputError, LesionCheckpointer, Trainer, fit_device, load_config
+from lesion_d2.engine.checkpoint import load_trained
 from lesion_d2.evaluation import froc_curve
 from lesion_d2.modeling import RetinaUNet
 from lesion_d2.tools.compare_runs import mean_and_spread
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> str:
     cfg.MODEL.RETINA_UNET.CALIBRATION = max(args.strengths)
     model, results = Trainer.build_model(cfg).eval(), []
     for weights in args.weights:
-        LesionCheckpointer(model).load(weights)
+        load_trained(LesionCheckpointer(model), weights)
         results.append(sensitivities(model, cfg, args.dataset, args.strengths, args.rates))
     percent = 100 * np.array(results)
     lines = [

@@ -3,7 +3,7 @@ import os
 import pickle
 
 from lesion_d2.engine import LesionCheckpointer
-from lesion_d2.engine.checkpoint import adapt_stem, check_predictor, check_weights
+from lesion_d2.engine.checkpoint import adapt_stem, check_predictor, check_weights, load_trained
 from lesion_d2.modeling import ContextualAttention
 from lesion_d2.modeling.backbone import VGG, SliceImages
 
@@ -28,6 +28,9 @@ class _Detector(nn.Module):
     @property
     def conv1(self) -> nn.Conv2d:
         return self.backbone.bottom_up.stem.conv1
+
+
+_STEM = "backbone.bottom_up.stem.conv1.weight"
 
 
 def _rgb_weight(seed: int = 0) -> torch.Tensor:
@@ -79,6 +82,48 @@ def test_the_first_convolution_of_every_kind_of_backbone_is_adapted(stem):
     adapt_stem(weights, {f"backbone.bottom_up.{stem}.weight": torch.zeros(4, 9, 7, 7)})
     expected = _rgb_weight().mean(dim=1, keepdim=True).expand(-1, 9, -1, -1) / 3
     torch.testing.assert_close(weights[f"{stem}.weight"], expected)
+
+
+@pytest.mark.parametrize("kind", ["caffe2.pkl", "detector.pth"])
+def test_what_is_evaluated_or_resumed_is_not_adapted(tmp_path, kind):
+    path = str(tmp_path / kind)
+    if kind == "detector.pth":
+        torch.save({"model": _Detector(3).state_dict()}, path)
+    else:
+        _dump({"blobs": {"conv1_w": _rgb_weight().numpy()}}, path)
+    detector = _Detector(9)
+    check_weights(path, detector)
+    message = rf"{kind}: found weights for images of 3 slices .*, expected 9 .INPUT.CT.NUM_SLICES"
+    if kind == "caffe2.pkl":  # Detectron2's own alignment leaves out what has another shape
+        message = rf"{kind}: .*none of the model's weights"
+    with pytest.raises(ValueError, match=message):
+        check_weights(path, detector, for_training=False)
+    with pytest.raises(ValueError, match=message):
+        load_trained(LesionCheckpointer(detector), path)
+    trained = LesionCheckpointer(detector, other=_Detector(9))
+    before = detector.conv1.weight.clone()
+    with pytest.raises(ValueError, match=message):
+        trained.load(path)
+    assert torch.equal(detector.conv1.weight, before)
+    trained.load(path, checkpointables=[])
+    assert not torch.equal(detector.conv1.weight, before)
+
+
+@pytest.mark.parametrize("for_training", [True, False])
+@pytest.mark.parametrize("ending", [".pth", ".pkl"])
+def test_a_file_with_nothing_for_the_model_is_told_of(tmp_path, ending, for_training):
+    path = tmp_path / f"weights{ending}"
+    names = {"encoder.weight": np.zeros((4, 3, 7, 7)), "x.conv1.weight": np.zeros((4, 3, 7, 7))}
+    if ending == ".pth":
+        torch.save({name: torch.as_tensor(value) for name, value in names.items()}, path)
+    else:
+        _dump(names, path)
+    message = rf"weights{ending}: found none of the model's weights .* 2 names such as encoder"
+    with pytest.raises(ValueError, match=message):
+        check_weights(str(path), _Detector(3), for_training=for_training)
+    detector = _Detector(3)
+    with pytest.raises(ValueError, match=message):
+        LesionCheckpointer(detector).load(str(path))
 
 
 def test_a_checkpoint_of_c_channels_comes_back_unchanged(tmp_path):
@@ -223,9 +268,9 @@ def test_what_a_killed_write_left_behind_is_overwritten(tmp_path):
 def test_what_is_no_checkpoint_is_named(tmp_path, ending, kind):
     path = tmp_path / f"weights{ending}"
     if ending == ".pth":
-        torch.save({"model": {"a": torch.zeros(1000)}}, path)
+        torch.save({"model": {_STEM: torch.zeros(4, 3, 7, 7)}}, path)
     else:
-        _dump({"model": {"a": np.zeros(1000)}, "__author__": "x"}, path)
+        _dump({"model": {_STEM: np.zeros((4, 3, 7, 7))}, "__author__": "x"}, path)
     whole = path.read_bytes()
     if kind == "truncated":
         path.write_bytes(whole[: len(whole) // 2])

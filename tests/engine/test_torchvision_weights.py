@@ -8,6 +8,9 @@ from lesion_d2.modeling.backbone import VGG, DenseNet, FusedImages, SliceImages
 import pytest
 import torch
 import torchvision
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import build_resnet_backbone
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
@@ -73,6 +76,99 @@ def test_a_backbone_of_slice_images_gets_them_too(tmp_path):
     loaded = detector.backbone.backbone.state_dict()
     assert loaded.keys() == state.keys() - {"classifier.0.weight"}
     assert all(value.equal(state[name]) for name, value in loaded.items())
+
+
+def _resnet(name: str, seed: int = 3) -> nn.Module:
+    """torchvision's, with random statistics."""
+    torch.manual_seed(seed)
+    model = getattr(torchvision.models, name)(weights=None).eval()
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.running_mean.normal_(std=0.1)
+        norm.running_var.uniform_(0.5, 2)
+        norm.weight.data.uniform_(0.5, 1.5)
+        norm.bias.data.normal_(std=0.1)
+    return model
+
+
+def _detectron2s_resnet(depth: int, channels: int = 3, **changes) -> nn.Module:
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.DEPTH = depth
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    if depth < 50:
+        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    for key, value in changes.items():
+        cfg.MODEL.RESNETS[key] = value
+    detector = nn.Module()
+    detector.backbone = nn.Module()
+    detector.backbone.bottom_up = build_resnet_backbone(cfg, ShapeSpec(channels=channels))
+    return detector.eval()
+
+
+@pytest.mark.parametrize("source", ["file", "address"])
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+@pytest.mark.parametrize(("name", "depth"), [("resnet18", 18), ("resnet50", 50)])
+def test_a_file_of_a_resnet_gives_torchvisions_features(tmp_path, hub, name, depth, norm, source):
+    reference = _resnet(name)
+    path = f"torchvision://{name}" if source == "address" else str(tmp_path / "weights.pth")
+    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    file = hub / url.rpartition("/")[2] if source == "address" else path
+    torch.save(reference.state_dict(), file)
+    detector = _detectron2s_resnet(depth, NORM=norm)
+    check_weights(path, detector)
+    LesionCheckpointer(detector).load(path)
+
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        features = detector.backbone.bottom_up(images)
+        x = reference.maxpool(reference.relu(reference.bn1(reference.conv1(images))))
+        for stage in range(1, 5):
+            x = getattr(reference, f"layer{stage}")(x)
+            torch.testing.assert_close(features[f"res{stage + 1}"], x, rtol=1e-4, atol=1e-4)
+
+
+def test_a_resnet_101_gets_all_of_its_weights(hub):
+    reference = _resnet("resnet101")
+    url = torchvision.models.get_model_weights("resnet101").DEFAULT.url
+    torch.save(reference.state_dict(), hub / url.rpartition("/")[2])
+    detector = _detectron2s_resnet(101, channels=9, OUT_FEATURES=["res4"])
+    LesionCheckpointer(detector).load("torchvision://resnet101")
+    loaded = detector.backbone.bottom_up
+    last = reference.layer3[22].conv3.weight
+    assert torch.equal(loaded.res4[22].conv3.weight, last)
+    stem = reference.conv1.weight.mean(dim=1, keepdim=True).expand(-1, 9, -1, -1) / 3
+    torch.testing.assert_close(loaded.stem.conv1.weight, stem)
+
+
+@pytest.mark.parametrize(
+    ("depth", "changes", "message"),
+    [
+        (50, {"STRIDE_IN_1X1": True}, "expected MODEL.RESNETS.STRIDE_IN_1X1 False"),
+        (50, {"NORM": "GN"}, "expected a batch normalization .* MODEL.RESNETS.NORM FrozenBN"),
+        (50, {"NORM": ""}, "expected a batch normalization"),
+        (101, {}, r"other blocks: res4.10.conv1.norm.bias is in the model alone, and \d+ more"),
+        (50, {"RES2_OUT_CHANNELS": 128}, r"of shape .* expected .*\(MODEL.RESNETS\)"),
+        (18, {}, r"other blocks: res2\..* is in the file alone"),
+    ],
+)
+def test_a_resnet_that_is_not_torchvisions_is_told_of(tmp_path, depth, changes, message):
+    path = str(tmp_path / "weights.pth")
+    torch.save(_resnet("resnet50").state_dict(), path)
+    with pytest.raises(ValueError, match=rf"weights\.pth: found .*{message}"):
+        check_weights(path, _detectron2s_resnet(depth, **changes))
+
+
+def test_a_resnet_is_nothing_for_another_backbone(tmp_path, hub):
+    state = _resnet("resnet18").state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    url = torchvision.models.get_model_weights("resnet18").DEFAULT.url
+    torch.save(state, hub / url.rpartition("/")[2])
+    detector = nn.Module()
+    detector.backbone = nn.Conv2d(3, 4, 1)
+    with pytest.raises(ValueError, match="none of the model's weights among its 122 names"):
+        check_weights(str(tmp_path / "weights.pth"), detector)
+    with pytest.raises(ValueError, match="found no backbone of torchvision's in the model"):
+        check_weights("torchvision://resnet18", detector)
 
 
 def _densenet_file(path, *, old_names):

@@ -17,27 +17,43 @@ from ...evaluation import parse_criteria
 from ...evaluation.volumes import VolumeTruth
 from ...modeling import DetUNet
 from ..input_errors import InputError, as_input_error, has_uldor_heads, is_a, switched_on
+from ..trainer import EVALUATOR_TYPES
+from .dicts import check_dicts
 
 
-def load_datasets(cfg: CfgNode, kind: str, *, required: bool) -> list[dict]:
-    """All dicts of DATASETS.TRAIN or TEST, which ``kind`` says.
+def load_datasets(cfg: CfgNode, kind: str, *, required: bool) -> list[list[dict]]:
+    """The dicts of each data set of DATASETS.TRAIN or TEST, which ``kind`` says.
 
     Raises:
-        InputError: one is not registered, cannot be read, is empty, has other classes than the
-            model, or has not the options of ``cfg.DATASETS``; one of TEST is of volumes that cannot
-            be evaluated; or there is none where one is ``required``.
+        InputError: one is not registered, cannot be read, is empty, has dicts that cannot be used
+            (:func:`check_dicts`), has other classes than the model, or has not the options of
+            ``cfg.DATASETS``; one of TEST has no evaluation or is of volumes that cannot be
+            evaluated; or there is none where one is ``required``.
     """
     names = cfg.DATASETS[kind]
     if required and not names:
         raise InputError(f"DATASETS.{kind}: found no data set, expected a name")
-    return [image for name in names for image in _load_dataset(cfg, name, kind)]
+    return [_load_dataset(cfg, name, kind) for name in names]
 
 
 def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
     set_dataset_options(cfg, name, kind)
+    metadata = MetadataCatalog.get(name)
     _check_classes(cfg, name, kind)
+    evaluator_type = metadata.get("evaluator_type")
+    if kind == "TEST" and evaluator_type not in EVALUATOR_TYPES:
+        raise InputError(
+            f"DATASETS.TEST, {name}: found evaluator_type {evaluator_type!r} in its metadata, "
+            f"expected one of {', '.join(EVALUATOR_TYPES)}"
+        )
     try:
         images = DatasetCatalog.get(name)
+        if images:
+            reads_masks = trains_on_masks(cfg) and (
+                kind == "TRAIN" or switched_on(cfg, "TEST.LOSS_")
+            )
+            classes = metadata.get("thing_classes")
+            check_dicts(images, classes, unique=kind == "TEST", with_masks=bool(reads_masks))
     except (OSError, ValueError) as error:
         raise InputError(f"DATASETS.{kind}, {name}: {error}") from error
     if not images:
@@ -55,7 +71,7 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
             f"DATASETS.HIDDEN_SHARE: found {hidden_share}, expected 0 for {name}, which is not in "
             "DeepLesion's layout and hides no annotation"
         )
-    if kind == "TEST" and MetadataCatalog.get(name).get("evaluator_type") == "lesion_volume":
+    if kind == "TEST" and evaluator_type == "lesion_volume":
         _check_volumes(cfg, name, images)
     return images
 

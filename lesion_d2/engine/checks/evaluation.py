@@ -1,7 +1,9 @@
 """What is wrong with the keys that say how a run evaluates."""
 
 import argparse
+import logging
 import math
+from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -11,6 +13,8 @@ from ...inference import LINKINGS
 from ...inference.ensemble import CONSOLIDATIONS
 from ..input_errors import InputError, as_input_error, switched_on, value_of
 from .values import Check, check_values
+
+logger = logging.getLogger(__name__)
 
 _ENSEMBLE_CHECKS: tuple[Check, ...] = (
     ("TEST.ENSEMBLE.TILE_SIZE", lambda v: v >= 0, "0 (no tiles) or more pixels"),
@@ -33,6 +37,10 @@ _ENSEMBLE_CHECKS: tuple[Check, ...] = (
         "finite numbers above 0, at least one",
     ),
 )
+
+
+# What goes by evaluations, where it is above 0.
+_BY_METRIC = ("SOLVER.PLATEAU_PATIENCE", "SOLVER.EARLY_STOP_PATIENCE", "TEST.KEEP_BEST")
 
 
 def check_ensemble(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -63,7 +71,7 @@ def check_evaluations(cfg: CfgNode) -> None:
         raise InputError(f"DATASETS.TEST: found no data set, expected one for its loss ({loss})")
     metric = cfg.SOLVER.PATIENCE_METRIC
     kind, of_what = ("LOSS", f" of the {metric}") if metric else ("EVAL", "")
-    for key in ("SOLVER.PLATEAU_PATIENCE", "SOLVER.EARLY_STOP_PATIENCE", "TEST.KEEP_BEST"):
+    for key in _BY_METRIC:
         value = value_of(cfg, key)
         if value == 0:
             continue
@@ -80,9 +88,38 @@ def check_evaluations(cfg: CfgNode) -> None:
             _check_best_metric(cfg, f"{key} is {value}")
 
 
+def check_lesions(cfg: CfgNode, test_sets: Mapping[str, list[dict]]) -> None:
+    """Check that the data set of TEST.BEST_METRIC has lesions, where something goes by the metric.
+
+    Where only ``model_best.pth`` does, it is said in the log that there will be none.
+
+    Args:
+        cfg: of a training.
+        test_sets: name -> dicts.
+
+    Raises:
+        InputError: a schedule, the early stop or TEST.KEEP_BEST would go by what is not defined.
+    """
+    if not test_sets or cfg.SOLVER.PATIENCE_METRIC or not switched_on(cfg, "TEST.EVAL_"):
+        return
+    name = _best_metric_set(cfg)
+    if any(image["annotations"] for image in test_sets[name]):
+        return
+    found = f"DATASETS.TEST, {name}: found no lesion, so that {cfg.TEST.BEST_METRIC} is not defined"
+    for key in _BY_METRIC:
+        value = value_of(cfg, key)
+        if value > 0:
+            raise InputError(f"{found}, expected some ({key} is {value})")
+    logger.warning(f"{found}: there will be no model_best.pth")
+
+
+def _best_metric_set(cfg: CfgNode) -> str:
+    names = cfg.DATASETS.TEST
+    return next((n for n in names if cfg.TEST.BEST_METRIC.startswith(f"{n}/")), names[0])
+
+
 def _check_best_metric(cfg: CfgNode, why: str) -> None:
-    metric, names = cfg.TEST.BEST_METRIC, cfg.DATASETS.TEST
-    name = next((n for n in names if metric.startswith(f"{n}/")), names[0])
+    metric, name = cfg.TEST.BEST_METRIC, _best_metric_set(cfg)
     metadata = MetadataCatalog.get(name)
     rates, criteria = cfg.TEST.VOLUME_FROC_RATES, cfg.TEST.VOLUME_CRITERIA
     known = volume_metrics_of(criteria, rates, metadata.get("thing_classes", ()))

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from itertools import chain
 
 from detectron2.config import CfgNode
 
@@ -9,15 +10,16 @@ from ...data.mapper import LesionDatasetMapper
 from ..input_errors import InputError, as_input_error, switched_on
 from ..schedule import resolve_epochs
 from .datasets import check_masks, check_mined_images, load_datasets
-from .evaluation import check_ensemble
+from .evaluation import check_ensemble, check_lesions
 from .model import check_model
+from .output import check_output
 from .training import check_training
 from .unused import check_unused
 from .weights import check_run_weights
 
 
 def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
-    """Check what a run reads: the weights, every data set, and the keys that it goes by.
+    """Check where a run writes, the keys that it goes by, the weights, and every data set.
 
     Args:
         cfg: of the run.
@@ -31,6 +33,7 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
         InputError: something is missing or empty, or a value is none of those known.
     """
     check_unused(cfg)
+    check_output(cfg)
     check_ensemble(cfg, args)
     check_run_weights(cfg, args, check_model(cfg))
     with as_input_error(""):
@@ -39,7 +42,7 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
         load_datasets(cfg, "TEST", required=True)
         return 0
     check_training(cfg, args.num_gpus * args.num_machines)
-    images = load_datasets(cfg, "TRAIN", required=True)
+    images = list(chain.from_iterable(load_datasets(cfg, "TRAIN", required=True)))
     check_masks(cfg, images, "TRAIN")
     check_mined_images(cfg, images)
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
@@ -47,9 +50,10 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
     if not images:
         raise InputError(f"DATASETS.TRAIN: found no lesion in {', '.join(cfg.DATASETS.TRAIN)}")
     _check_iterations(cfg, len(images))
-    test_images = load_datasets(cfg, "TEST", required=False)
+    test_sets = load_datasets(cfg, "TEST", required=False)
+    check_lesions(cfg, dict(zip(cfg.DATASETS.TEST, test_sets, strict=True)))
     if switched_on(cfg, "TEST.LOSS_"):
-        check_masks(cfg, test_images, "TEST")
+        check_masks(cfg, list(chain.from_iterable(test_sets)), "TEST")
     return len(images)
 
 

@@ -10,6 +10,7 @@ from ..best_checkpoints import checkpoint_files
 from ..checkpoint import check_weights, read_checkpoint
 from ..input_errors import InputError, as_input_error
 from ..mean_teacher import STUDENT
+from ..trainer import Trainer, optimizer_name
 
 
 def check_run_weights(cfg: CfgNode, args: argparse.Namespace, model: nn.Module) -> None:
@@ -49,18 +50,54 @@ def _check_last_checkpoint(
     try:
         check_weights(checkpoint, model, for_training=False)
         if not args.eval_only:
-            _check_student(cfg, checkpoint)
+            saved = read_checkpoint(checkpoint)
+            _check_student(cfg, checkpoint, saved)
+            _check_same_training(cfg, checkpoint, saved, model)
     except (FileNotFoundError, ValueError) as error:
         raise InputError(
             f"--resume: {error}; {tag} names it: remove {tag}, or start without --resume"
         ) from error
 
 
-def _check_student(cfg: CfgNode, checkpoint: str) -> None:
-    found, expected = STUDENT in read_checkpoint(checkpoint), cfg.MODEL.MEAN_TEACHER.ENABLED
+def _check_student(cfg: CfgNode, checkpoint: str, saved: dict) -> None:
+    found, expected = STUDENT in saved, cfg.MODEL.MEAN_TEACHER.ENABLED
     if found != expected:
         of_training = {True: "of a mean teacher's training", False: "of a plain training"}
         raise ValueError(
             f"{checkpoint}: found a checkpoint {of_training[found]}, expected one "
             f"{of_training[expected]} (MODEL.MEAN_TEACHER.ENABLED is {expected})"
+        )
+
+
+def _check_same_training(cfg: CfgNode, checkpoint: str, saved: dict, model: nn.Module) -> None:
+    """Check that a training goes on with the model and the optimizer that it began with."""
+    ours = model.state_dict()
+    if not ours:  # it could not be built beforehand
+        return
+    others = sorted(name for name in saved["model"] if name.removeprefix("module.") not in ours)
+    if others:
+        raise ValueError(
+            f"{checkpoint}: found {len(others)} weights that the model does not have, such as "
+            f"{others[0]}, expected a checkpoint of this config's model"
+        )
+    if "trainer" not in saved:
+        raise ValueError(
+            f"{checkpoint}: found weights alone, expected a checkpoint with the state of its "
+            "training"
+        )
+    state = saved["trainer"]["_trainer"]["optimizer"]
+    found, expected = optimizer_name(state), cfg.SOLVER.OPTIMIZER
+    if found != expected:
+        raise ValueError(
+            f"{checkpoint}: found a checkpoint of a training by {found}, expected one by "
+            f"{expected} (SOLVER.OPTIMIZER)"
+        )
+    sizes, ours = (
+        [len(group["params"]) for group in groups]
+        for groups in (state["param_groups"], Trainer.build_optimizer(cfg, model).param_groups)
+    )
+    if sizes != ours:
+        raise ValueError(
+            f"{checkpoint}: found an optimizer with groups of {sizes} parameters, expected {ours}: "
+            "learning rates or decays of this config (SOLVER), or what is frozen, are others"
         )

@@ -7,6 +7,7 @@ from lesion_d2.engine.checks import check_inputs
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
 from tiny_run import tiny_args, tiny_config, uldor_args
 
 import train_net
@@ -35,19 +36,26 @@ def _num_annotations(name: str) -> int:
 
 @pytest.fixture
 def box_images():
-    """A registered data set of another kind: three images with one box each, and nothing else."""
-    images = [
-        {
-            "file_name": f"{i}.png",
-            "image_id": i,
-            "annotations": [{"bbox": [0, 0, 9, 9], "category_id": 0}],
-        }
-        for i in range(3)
-    ]
+    """A registered data set of another kind: three images with one box each."""
+    box = {"bbox": [0, 0, 9, 9], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    images = [_image(i, [dict(box)]) for i in range(3)]
     DatasetCatalog.register("box_images", lambda: images)
+    MetadataCatalog.get("box_images").set(evaluator_type="lesion")
     yield images
     DatasetCatalog.remove("box_images")
     MetadataCatalog.pop("box_images", None)
+
+
+def _image(image_id: int, annotations: list[dict]) -> dict:
+    return {
+        "file_name": f"{image_id}.png",
+        "image_id": image_id,
+        "height": 16,
+        "width": 16,
+        "spacing": (1.0, 1.0, 1.0),
+        "slice_range": None,
+        "annotations": annotations,
+    }
 
 
 def test_a_training_set_without_masks_is_told_of(tiny_phantom, tmp_path, box_images):
@@ -57,7 +65,7 @@ def test_a_training_set_without_masks_is_told_of(tiny_phantom, tmp_path, box_ima
     expected = r"DATASETS.TRAIN: found 3 of \d+ annotations without a mask .*\(the first: 0.png\)"
     with pytest.raises(InputError, match=expected):
         check_inputs(load_config(args), args)
-    box_images[0]["annotations"][0]["segmentation"] = {"size": [9, 9], "counts": "0"}
+    box_images[0]["annotations"][0]["segmentation"] = {"size": [16, 16], "counts": "0"}
     box_images[2]["annotations"][0]["recist"] = [0.0] * 8
     with pytest.raises(InputError, match=r"found 1 of \d+ .*\(the first: 1.png\)"):
         check_inputs(load_config(args), args)
@@ -230,7 +238,7 @@ def test_an_empty_split_stops_a_run(tiny_phantom, tmp_path, monkeypatch):
 
 
 def test_images_without_lesions_only_are_no_training_set(tmp_path):
-    DatasetCatalog.register("empty_images", lambda: [{"annotations": []}] * 3)
+    DatasetCatalog.register("empty_images", lambda: [_image(i, []) for i in range(3)])
     try:
         cfg = tiny_config(DATASETS__TRAIN=("empty_images",))
         with pytest.raises(InputError, match="found no lesion in empty_images"):
