@@ -336,8 +336,8 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         if kind == "lesion_volume":
             return VolumeEvaluator(cfg, dataset_name, output_dir, link=build_linker(cfg))
         raise ValueError(
-            f"{dataset_name}: found evaluator_type {kind!r}, expected one of "
-            f"{', '.join(EVALUATOR_TYPES)}"
+            f"{dataset_name}: found evaluator_type {kind!r}, expected "
+            f"{' or '.join(map(repr, EVALUATOR_TYPES))}"
         )
 
 

@@ -44,7 +44,7 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
     if kind == "TEST" and evaluator_type not in EVALUATOR_TYPES:
         raise InputError(
             f"DATASETS.TEST, {name}: found evaluator_type {evaluator_type!r} in its metadata, "
-            f"expected one of {', '.join(EVALUATOR_TYPES)}"
+            f"expected {' or '.join(map(repr, EVALUATOR_TYPES))}"
         )
     try:
         images = DatasetCatalog.get(name)

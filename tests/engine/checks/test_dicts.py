@@ -105,7 +105,7 @@ def test_images_may_be_repeated_in_training_alone(tiny_phantom, tmp_path, regist
 def test_a_test_set_without_an_evaluation_is_told_of(tiny_phantom, tmp_path, register, metadata):
     register([IMAGE], **metadata)
     _check(tmp_path, "TRAIN")
-    with pytest.raises(InputError, match=r"TEST, made_up: found evaluator_type .*lesion_volume$"):
+    with pytest.raises(InputError, match=r"TEST, made_up: found evaluator_type .*'lesion_volume'$"):
         _check(tmp_path, "TEST")
 
 
