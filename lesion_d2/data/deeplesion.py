@@ -86,8 +86,8 @@ def load_deeplesion(
     Pixels are taken as square, as all of DeepLesion's are: a diameter in mm is the one in pixels
     times the mean of the x and y spacing. ``Image_size`` is read as width, height, the order of
     the file's other lists. What rows of one image share is taken from the first of them. Rows that
-    are marked as possibly noisy are dropped; rows that repeat another's slice, end points and box
-    are kept, as the papers do. The log tells how many there are of both.
+    are marked as possibly noisy are dropped; those that repeat another's slice, end points and box
+    are kept. The log tells how many there are of both.
 
     Args:
         csv_file: DeepLesion's ``DL_info.csv``.
