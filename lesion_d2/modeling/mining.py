@@ -90,10 +90,11 @@ def view_detections(instances: Instances, matrix: Tensor, image_size: tuple[int,
     # Products by element: mixed precision would round those of matrices by whole pixels.
     centers = _times((boxes[:, :2] + boxes[:, 2:]) / 2, matrix[:, :2]) + matrix[:, 2]
     halves = _times(((boxes[:, 2:] - boxes[:, :2]) / 2).square(), matrix[:, :2].square()).sqrt()
-    inside = ((centers > 0) & (centers < centers.new_tensor([width, height]))).all(dim=1)
+    end = centers.new_tensor([width, height]) - 0.5  # the outer edges of the last pixels
+    inside = ((centers > -0.5) & (centers < end)).all(dim=1)
     viewed = Instances(image_size, scores=instances.scores, pred_classes=instances.pred_classes)
-    viewed.pred_boxes = Boxes(torch.cat([centers - halves, centers + halves], dim=1))
-    viewed.pred_boxes.clip(image_size)
+    corners = [(centers + side).clamp(min=-0.5).minimum(end) for side in (-halves, halves)]
+    viewed.pred_boxes = Boxes(torch.cat(corners, dim=1))
     return viewed[inside]
 
 

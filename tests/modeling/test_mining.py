@@ -11,7 +11,7 @@ from lesion_d2.modeling.mining import (
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 
 SIZE = (60, 80)  # height, width
 
@@ -81,7 +81,8 @@ def test_boxes_are_mapped_as_the_outlines_of_lesions_are(matrix):
     boxes = [[10.0, 20.0, 30.0, 28.0], [25.0, 12.0, 35.0, 40.0]]
     viewed = view_detections(_detections(boxes), matrix, (100, 100))
     for box, found in zip(boxes, viewed.pred_boxes.tensor.numpy(), strict=True):
-        points = lesion_outline({"bbox": box}) @ matrix[:, :2].numpy().T + matrix[:, 2].numpy()
+        outline = lesion_outline({"bbox": box, "bbox_mode": BoxMode.XYXY_ABS})
+        points = outline @ matrix[:, :2].numpy().T + matrix[:, 2].numpy()
         expected = [*points.min(axis=0), *points.max(axis=0)]
         # The outline is made of whole degrees' points, whose extent is a bit smaller.
         assert found == pytest.approx(expected, abs=0.02)
@@ -90,7 +91,7 @@ def test_boxes_are_mapped_as_the_outlines_of_lesions_are(matrix):
 def test_boxes_are_cut_at_the_border_and_dropped_with_their_center():
     boxes = [[70, 10, 84, 20], [74, 10, 90, 20], [-9, 10, 7, 20]]
     viewed = view_detections(_detections(boxes), _matrix(), SIZE)
-    assert viewed.pred_boxes.tensor.tolist() == [[70, 10, 80, 20]]
+    assert viewed.pred_boxes.tensor.tolist() == [[70, 10, 79.5, 20]]
     assert viewed.pred_classes.tolist() == [0] and viewed.image_size == SIZE
 
 

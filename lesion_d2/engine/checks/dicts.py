@@ -7,7 +7,10 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+from detectron2.structures import BoxMode
 
+from ...boxes import xyxy_box
+from ...data.ct import EXPECTED_SPACING, is_spacing
 from ...data.problems import raise_problems, short
 
 _KEYS = (
@@ -65,9 +68,10 @@ def _problems_of(image: Mapping, classes: Sequence[str] | None) -> Iterable[str]
         if key in image and not (isinstance(image[key], Integral) and image[key] > 0):
             yield f"found {key} {short(image[key])}, expected a whole number of pixels"
     if "spacing" in image and not (
-        _are_numbers(image["spacing"], 3) and all(0 < s < math.inf for s in image["spacing"])
+        _are_numbers(image["spacing"], 3) and all(map(is_spacing, image["spacing"]))
     ):
-        yield f"found spacing {short(image['spacing'])}, expected three positive numbers of mm"
+        expected = f"for x, y and z {EXPECTED_SPACING}"
+        yield f"found spacing {short(image['spacing'])}, expected {expected}"
     slice_range = image.get("slice_range")
     if slice_range is not None and not _are_numbers(slice_range, 2):
         yield f"found slice_range {short(slice_range)}, expected the first and last slice, or None"
@@ -90,10 +94,24 @@ def _problems_of_annotation(annotation: Any, classes: Sequence[str] | None) -> I
         _are_numbers(annotation["bbox"], 4) and all(map(math.isfinite, annotation["bbox"]))
     ):
         yield f"found bbox {short(annotation['bbox'])}, expected four finite numbers"
+    elif "bbox" in annotation and "bbox_mode" in annotation:
+        yield from _problems_of_box(annotation)
     category = annotation.get("category_id", 0)
     if not isinstance(category, Integral) or (classes and not 0 <= category < len(classes)):
         known = f"0 to {len(classes) - 1}" if classes else "a whole number"
         yield f"found category_id {short(category)}, expected {known}"
+
+
+def _problems_of_box(annotation: Mapping) -> Iterable[str]:
+    try:
+        x1, y1, x2, y2 = xyxy_box(annotation)
+    except ValueError as error:
+        yield str(error)
+        return
+    if not (x1 < x2 and y1 < y2):
+        mode = BoxMode(annotation["bbox_mode"]).name
+        found = f"{short(annotation['bbox'])} ({mode})"
+        yield f"found bbox {found}, expected a width and height above 0"
 
 
 def _are_numbers(values: Any, count: int) -> bool:
