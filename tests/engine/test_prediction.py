@@ -56,7 +56,7 @@ def test_an_ensemble_of_one_model_goes_by_the_keys(weights, tmp_path):
     cfg = _config(
         tmp_path,
         MODEL__WEIGHTS=weights / "1.pth",
-        TEST__ENSEMBLE__IOU_THRESH=0.3,
+        TEST__ENSEMBLE__TILE_IOU_THRESH=0.3,
         TEST__DETECTIONS_PER_IMAGE=7,
         **ENSEMBLE,
         **changes,
