@@ -334,17 +334,18 @@ def _find_files(
     """Whether each row's file exists, N bool; each distinct file's header is read once."""
     names, paths = frame["File_name"], table["path"]
     size_of = {path: _file_size(path) for path in set(paths) if path}
-    found = np.array([size_of.get(path) is not None for path in paths], dtype=bool)
+    sizes = [size_of.get(path) for path in paths]
     path_of = dict(zip(names, paths, strict=True))
+    found = np.array([size is not None for size in sizes], dtype=bool)
     if not allow_missing:
         bad.add(names, ~found, "the key slice's PNG", lambda name: f"no file {path_of[name]}")
-    is_bad = np.array([isinstance(size_of.get(path), str) for path in paths], dtype=bool)
-    bad.add(names, is_bad, "a slice", lambda name: size_of[path_of[name]])
-    for number, (path, size) in enumerate(zip(paths, table["size"].tolist(), strict=True)):
-        actual = size_of.get(path)
-        if isinstance(actual, tuple) and actual != tuple(size):
-            expected = f"{actual[0]}, {actual[1]}, the size of {path}"
-            bad.add(frame["Image_size"].iloc[[number]], np.array([True]), expected)
+    is_read = np.array([isinstance(size, tuple) for size in sizes], dtype=bool)
+    bad.add(names, found & ~is_read, "a slice", lambda name: size_of[path_of[name]])
+    rows = np.flatnonzero(is_read)
+    actual = np.array([sizes[row] for row in rows]).reshape(-1, 2)
+    for row in rows[(actual != table["size"][rows]).any(axis=1)]:
+        expected = "{}, {}, the size of {}".format(*sizes[row], paths[row])
+        bad.add(frame["Image_size"].iloc[[row]], np.array([True]), expected)
     return found
 
 
