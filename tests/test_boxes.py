@@ -79,7 +79,7 @@ def test_boxes_in_3d_are_written_in_the_files_coordinates(dataset, tmp_path):
     assert evaluator.evaluate()["volume"]["AP10"] == pytest.approx(100)
     [entry] = json.loads((tmp_path / "volumes.json").read_text())["detections"]
     assert entry["box3d"] == [11.25, 13.0, 7, 31.0, 41.5, 7]  # slices have their own numbers
-    assert entry["slices"] == {"7": [11.25, 13.0, 31.0, 41.5]}
+    assert entry["key_slices"] == {"7": [11.25, 13.0, 31.0, 41.5]}
 
 
 def test_hard_negatives_are_written_in_the_files_coordinates(dataset, tmp_path):

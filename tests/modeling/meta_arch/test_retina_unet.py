@@ -15,7 +15,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import RetinaNet, build_model
 from detectron2.solver import build_optimizer
-from detectron2.structures import BitMasks, Boxes, ImageList, Instances
+from detectron2.structures import BitMasks, Boxes, BoxMode, ImageList, Instances
 from detectron2.utils.events import EventStorage
 
 QUICKSTART = "configs/quickstart/retina_unet_phantom.yaml"
@@ -168,7 +168,8 @@ def test_a_box_comes_back_to_the_slice_where_the_mapper_took_it_from(size):
     height, width = size
     resize = ResizeTransform(96, 128, height, width)
     level = [40.0, 30.0, 70.0, 30.0, 55.0, 20.0, 55.0, 44.0]
-    annotation = {"recist": level, "bbox": [35.0, 15.0, 75.0, 49.0], "category_id": 0}
+    annotation = {"bbox": [35.0, 15.0, 75.0, 49.0], "bbox_mode": BoxMode.XYXY_ABS}
+    annotation |= {"recist": level, "category_id": 0}
     truth = transform_lesions([annotation], None, resize, size)
     perfect = Instances(size, pred_boxes=truth.gt_boxes)
     restored = _postprocess(perfect, None, {"height": 96, "width": 128})
