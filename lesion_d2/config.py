@@ -11,7 +11,8 @@ def add_lesion_config(cfg: CN) -> None:
         cfg: the node that :func:`detectron2.config.get_cfg` returned; changed in place.
     """
     _add_input_config(cfg)
-    _add_model_config(cfg)
+    _add_backbone_config(cfg)
+    _add_one_stage_config(cfg)
     _add_slice_images_config(cfg)
     _add_rcnn_config(cfg)
     _add_mean_teacher_config(cfg)
@@ -74,7 +75,7 @@ def _add_input_config(cfg: CN) -> None:
     cfg.DATASETS.EXCLUDED_VOLUMES = ()
 
 
-def _add_model_config(cfg: CN) -> None:
+def _add_backbone_config(cfg: CN) -> None:
     cfg.MODEL.VGG = CN()
     cfg.MODEL.VGG.DEPTH = 19  # 16 or 19, as in torchvision
     cfg.MODEL.VGG.BATCH_NORM = False
@@ -99,6 +100,8 @@ def _add_model_config(cfg: CN) -> None:
     # An attention gate on every skip connection (Zlocha et al., section 2.3).
     cfg.MODEL.UNET_FPN.ATTENTION = False
 
+
+def _add_one_stage_config(cfg: CN) -> None:
     # Whether the best anchors of a lesion are positive below MODEL.RETINANET.IOU_THRESHOLDS too, as
     # in Detectron2; without, a lesion that no anchor reaches trains as background (keras-retinanet,
     # which Zlocha et al. build on). For a LesionRetinaNet or RetinaUNet.
