@@ -33,7 +33,7 @@ benchmark: install
 # A mere folder detectron2, such as a clone of its repository here, can be imported too.
 .venv/installed: setup.py requirements-detectron2.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -e ".[test]"
+	$(BIN)/python -m pip install -q -e ".[scans,test]"
 	$(BIN)/python -c "import detectron2; detectron2.__version__" 2>/dev/null || \
 		$(BIN)/python -m pip install -q --no-deps --require-hashes -r requirements-detectron2.txt
 	touch $@

@@ -33,6 +33,26 @@ setup(
         "yacs>=0.1.8",
     ],
     extras_require={
-        "test": ["pytest>=7.4", "pytest-xdist>=3.5", "ruff~=0.17.5", "scikit-image>=0.21"],
+        # Scans in (DICOM with its compressions, MetaImage, NRRD, DICOMweb) and findings out.
+        "scans": [
+            "dicomweb-client>=0.59",
+            "highdicom>=0.25",
+            "jsonschema>=4.18",
+            "pydicom>=3.0",
+            "pyjpegls>=1.4",
+            "pylibjpeg>=2.0",
+            "pylibjpeg-libjpeg>=2.0",
+            "pylibjpeg-openjpeg>=2.0",
+            "pylibjpeg-rle>=2.0",
+            "SimpleITK>=2.3",
+        ],
+        "test": [
+            "pydicom-data>=1.0",
+            "pytest>=7.4",
+            "pytest-xdist>=3.5",
+            "ruff~=0.17.5",
+            "scikit-image>=0.21",
+            "selenium>=4.20",
+        ],
     },
 )
