@@ -1,9 +1,11 @@
 import os
+from functools import partial
 from pathlib import Path
 
 from lesion_d2.data.borders import body_extent
 from lesion_d2.data.ct import read_slice
 from lesion_d2.engine import LesionCheckpointer, load_config
+from lesion_d2.tools.visualize import attention
 from lesion_d2.tools.visualize.__main__ import get_parser, main
 from lesion_d2.tools.visualize.attention import (
     Recording,
@@ -12,7 +14,7 @@ from lesion_d2.tools.visualize.attention import (
     make_rows,
     record_image,
 )
-from lesion_d2.visualization import place
+from lesion_d2.visualization import judge, place
 
 import cv2
 import numpy as np
@@ -78,6 +80,22 @@ def test_the_same_seed_gives_the_same_pictures(tiny_phantom, weights, tmp_path, 
         paths = [Path(line) for line in capsys.readouterr().out.split()]
         written.append([(path.name, path.read_bytes()) for path in paths])
     assert written[0] == written[1] and len(written[0]) == 2
+
+
+@pytest.mark.parametrize("inclusive", [False, True])
+def test_hits_are_judged_as_the_configs_evaluation_does(
+    tiny_phantom, weights, tmp_path, monkeypatch, inclusive
+):
+    found = []
+
+    def record_judge(record, predictions, **options):
+        found.append(options)
+        return judge(record, predictions, **options)
+
+    monkeypatch.setattr(attention, "judge", record_judge)
+    arguments = ["--num", "1", "--output", str(tmp_path), "--score-threshold", "0.5"]
+    assert main(command(weights, *arguments, TEST__INCLUSIVE=inclusive)) == 0
+    assert found == [{"score_threshold": 0.5, "inclusive": inclusive}]
 
 
 def test_the_recorded_maps_are_those_of_the_forward_pass(weights):
@@ -172,8 +190,9 @@ def test_images_share_the_scale_of_a_level():
         assert all(heat_map.values.shape == (8, 8) for heat_map in row.heat_maps)
         assert row.outcome is None
     assert rows[0].heat_maps[0].values[0, 0] == 0.25 and rows[0].heat_maps[0].values[7, 7] == 0.5
-    outcome = make_rows([record, record], recordings, score_threshold=0.5)[0].outcome
-    assert outcome.predictions.scores.tolist() == pytest.approx([0.9])
+    judge_image = partial(judge, score_threshold=0.5)
+    rows = make_rows([record, record], recordings, judge_image=judge_image)
+    assert rows[0].outcome.predictions.scores.tolist() == pytest.approx([0.9])
 
 
 @pytest.mark.parametrize(

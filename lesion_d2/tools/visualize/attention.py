@@ -36,7 +36,7 @@ from .pictures import (
     remove_pictures,
 )
 from .rows import Row, write_rows
-from .slice_attention import check_channel, record_slices, write_slice_pages
+from .slice_attention import JudgeImage, check_channel, record_slices, write_slice_pages
 
 BOXES_AND_RECIST = TRUTH_LEGEND[:2]
 
@@ -71,14 +71,17 @@ def draw_attention(args: argparse.Namespace) -> list[str]:
     chosen = pick_records(records, args.pick, args.num, seed=args.seed)
     check_channel(args.channel, model.backbone)
     images = tqdm(chosen, desc="images", disable=None)
-    threshold = args.score_threshold
+    judge_image = None
+    if args.score_threshold is not None:
+        options = {"score_threshold": args.score_threshold, "inclusive": cfg.TEST.INCLUSIVE}
+        judge_image = partial(judge, **options)
     if isinstance(model.backbone, SliceImages):
         slices = [record_slices(model, mapper, record, args.channel) for record in images]
-        write = partial(write_slice_pages, recordings=slices, score_threshold=threshold)
+        write = partial(write_slice_pages, recordings=slices, judge_image=judge_image)
     else:
         recordings = [record_image(model, mapper(record)) for record in images]
-        rows = make_rows(chosen, recordings, score_threshold=threshold)
-        outcomes = [] if threshold is None else OUTCOME_LEGEND
+        rows = make_rows(chosen, recordings, judge_image=judge_image)
+        outcomes = [] if judge_image is None else OUTCOME_LEGEND
         write = partial(write_rows, rows=rows, legend=[*BOXES_AND_RECIST, *outcomes])
     remove_pictures(output, names_of_pictures(records))
     return write(args.dataset, window, output=output)
@@ -178,7 +181,7 @@ def make_rows(
     records: Sequence[dict],
     recordings: Sequence[Recording],
     *,
-    score_threshold: float | None = None,
+    judge_image: JudgeImage | None = None,
 ) -> list[Row]:
     """Turn what was recorded into heat maps: a level each, from coarse to fine, and segmentation.
 
@@ -188,7 +191,8 @@ def make_rows(
     Args:
         records: the images' Detectron2 dicts.
         recordings: one an image.
-        score_threshold: draw detections from this score on over the segmentation.
+        judge_image: draw the detections over the segmentation, as this function, such as
+            :func:`~lesion_d2.visualization.judge`, sorts them.
     """
     levels = recordings[0].attention
     low = {level: min(float(r.attention[level].min()) for r in recordings) for level in levels}
@@ -208,7 +212,7 @@ def make_rows(
         foreground = place(recording.foreground, 1, **geometry)
         maps.append(HeatMap("segmentation\nprobability of a lesion", foreground))
         outcome = None
-        if score_threshold is not None:
-            outcome = judge(record, recording.predictions, score_threshold=score_threshold)
+        if judge_image is not None:
+            outcome = judge_image(record, recording.predictions)
         rows.append(Row(record, maps, outcome))
     return rows

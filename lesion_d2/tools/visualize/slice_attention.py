@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,11 +15,11 @@ from lesion_d2.visualization import (
     OUTCOME_LEGEND,
     TRUTH_LEGEND,
     HeatMap,
+    ImageOutcome,
     LesionVisualizer,
     color_bar,
     contact_sheet,
     heat_table,
-    judge,
     place,
     save_picture,
     stack_pictures,
@@ -36,6 +36,8 @@ from tqdm import tqdm
 
 from .pictures import CONTACT_SHEET, TILE_SIDE, truth_title
 
+#: What sorts an image's detections: a dict of the data set and the detections in, the outcome out.
+JudgeImage = Callable[[dict, Instances], ImageOutcome]
 MAX_LESIONS = 4  # of an image, that get a table of slice weights
 _MIN_CELLS = 6  # across a patch around a lesion
 
@@ -198,7 +200,7 @@ def write_slice_pages(
     recordings: Sequence[SliceRecording],
     output: str,
     *,
-    score_threshold: float | None = None,
+    judge_image: JudgeImage | None = None,
 ) -> list[str]:
     """Write a page an image, and all of them below each other as the contact sheet.
 
@@ -207,18 +209,19 @@ def write_slice_pages(
         window: low and high in HU that become black and white; None takes ``record["window"]``.
         recordings: one an image.
         output: folder to write to.
-        score_threshold: draw detections from this score on over the key slice.
+        judge_image: draw the detections over the key slice, as this function, such as
+            :func:`~lesion_d2.visualization.judge`, sorts them.
 
     Returns:
         Paths, the contact sheet's last.
     """
     metadata = MetadataCatalog.get(dataset)
-    legend = list(TRUTH_LEGEND[:2] if score_threshold is None else OUTCOME_LEGEND)
+    legend = list(TRUTH_LEGEND[:2] if judge_image is None else OUTCOME_LEGEND)
     if any(recording.contextual is not None for recording in recordings):
         legend += GRID_LEGEND
     paths, pages = [], []
     for recording in tqdm(recordings, desc="pictures", disable=None):
-        content = SlicePage(recording, window, metadata).draw(score_threshold)
+        content = SlicePage(recording, window, metadata).draw(judge_image)
         pages.append(contact_sheet([content], [truth_title(recording.record)], legend))
         path = os.path.join(output, f"{recording.record['image_id']}.png")
         paths.append(save_picture(pages[-1], path))
@@ -248,10 +251,10 @@ class SlicePage:
         pixels = hu_to_pixels(recording.slices, window or recording.record["window"])
         self.images = np.repeat(np.rint(pixels).astype(np.uint8)[..., None], 3, axis=-1)
 
-    def draw(self, score_threshold: float | None = None) -> np.ndarray:
-        """Draw the page as RGB uint8 picture, with detections from a score on if one is given."""
+    def draw(self, judge_image: JudgeImage | None = None) -> np.ndarray:
+        """Draw the page as RGB uint8 picture, with the detections if they are judged."""
         recording = self.recording
-        parts = [self._draw_slices(score_threshold)]
+        parts = [self._draw_slices(judge_image)]
         if recording.spatial is not None:
             parts.append(self._draw_spatial())
         if recording.contextual is not None:
@@ -263,20 +266,18 @@ class SlicePage:
                 parts.append(self._draw_table(number, region, width=parts[0].shape[1]))
         return stack_pictures(parts)
 
-    def _draw_slices(self, score_threshold: float | None) -> np.ndarray:
+    def _draw_slices(self, judge_image: JudgeImage | None) -> np.ndarray:
         recording, tiles, titles = self.recording, [], []
         for index, visualizer in enumerate(self._visualizers()):
             if index != recording.key:
                 offset = 3 * (index - recording.key) * recording.interval
                 # Less at the end of a series, where its last slice takes the place of others.
                 titles.append(f"slice {recording.name(index)}\nup to {offset:+g} mm")
-            elif score_threshold is None:
+            elif judge_image is None:
                 visualizer.draw_dataset_dict(recording.record)
                 titles.append("slice K\nthe key slice")
             else:
-                outcome = judge(
-                    recording.record, recording.predictions, score_threshold=score_threshold
-                )
+                outcome = judge_image(recording.record, recording.predictions)
                 visualizer.draw_outcome(outcome)
                 titles.append(f"slice K, the key slice\n{outcome.summary()}")
             tiles.append(visualizer.get_output().get_image())
