@@ -3,6 +3,7 @@ from .criteria import Criterion, parse_criteria, volume_metrics_of
 from .evaluator import LesionEvaluator
 from .froc import FrocCurve, froc_curve
 from .matching import Matches, match_detections, match_images
+from .operating_points import OperatingPoints, read_operating_points
 from .plots import plot_froc
 from .volume_evaluator import VolumeEvaluator
 
@@ -12,6 +13,7 @@ __all__ = [
     "FrocCurve",
     "LesionEvaluator",
     "Matches",
+    "OperatingPoints",
     "VolumeEvaluator",
     "detection_average_precision",
     "froc_curve",
@@ -20,5 +22,6 @@ __all__ = [
     "parse_criteria",
     "plot_froc",
     "ranking_average_precision",
+    "read_operating_points",
     "volume_metrics_of",
 ]

@@ -73,6 +73,25 @@ class FrocCurve:
         last = self.last_of_rates()
         return np.interp(rates, self.fps_per_image[last], self.sensitivity[last], left=0.0)
 
+    def thresholds_at(self, fps_per_image: Sequence[float]) -> list[float | None]:
+        """The score from which on detections have at most these false positives per image.
+
+        Of the curve's points within a rate it is the last one, which has the highest sensitivity:
+        nothing is interpolated, so that detections with this score or more are what was evaluated.
+
+        Returns:
+            A threshold for every rate; None where the curve does not reach it: its first point is
+            above the rate, or its last one below.
+        """
+        if len(self.thresholds) == 0:
+            return [None] * len(fps_per_image)
+        within = np.searchsorted(self.fps_per_image, fps_per_image, side="right")
+        is_reached = np.asarray(fps_per_image) <= self.fps_per_image[-1]
+        return [
+            float(self.thresholds[count - 1]) if count and reached else None
+            for count, reached in zip(within.tolist(), is_reached.tolist(), strict=True)
+        ]
+
     def last_of_rates(self) -> np.ndarray:
         """(K,) entry with the highest sensitivity at each of the K distinct rates, rising."""
         last = np.append(self.fps_per_image[1:] != self.fps_per_image[:-1], True)

@@ -17,6 +17,7 @@ from ..files import written_whole
 from .bootstrap import bootstrap_sensitivity, patient_draws, percentile_interval
 from .froc import FrocCurve
 from .matching import Matches
+from .operating_points import KEY, describe_operating_points
 from .plots import PLOT_RATES, plot_froc
 from .strata import Stratum, Truth, make_strata
 
@@ -108,7 +109,7 @@ class FrocReport:
 
         Args:
             folder: where to; exists.
-            name: of the curve in the picture's legend.
+            name: of the data set, and of the curve in the picture's legend.
             settings: what the numbers depend on, for ``froc.json``.
         """
         rows = [row.cells() for row in self.rows]
@@ -117,6 +118,7 @@ class FrocReport:
             "settings": dict(settings),
             "rows": rows,
             "curve": self.curve_points(),
+            KEY: describe_operating_points(self.curve, FROC_RATES, name, "image"),
         }
         with written_whole(folder / "froc.json") as partial:
             partial.write_text(json.dumps(without_nan(content), indent=1) + "\n")

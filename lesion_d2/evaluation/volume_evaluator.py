@@ -20,6 +20,7 @@ from ..files import written_whole
 from .average_precision import AP_METHODS
 from .criteria import parse_criteria
 from .froc import FrocCurve
+from .operating_points import KEY, describe_operating_points
 from .plots import plot_froc
 from .predictions import gather_predictions, order_by_image
 from .volumes import VolumeBoxes, VolumeTruth, patient_metrics, volume_froc, volume_metrics
@@ -70,10 +71,11 @@ class VolumeEvaluator(DatasetEvaluator):
     ``results["volume_p3d"]``, ``["volume_iou"]``, ``["volume_iobb"]`` have AP and sensitivities by
     the other criteria. What is not defined, such as the AP of a class without lesions, is NaN.
 
-    Files in ``output_dir``: ``volumes.json`` (numbers, settings, detections in 3-D with their boxes
-    on the lesions' key slices) and ``froc.png``. Boxes in files are in the coordinates of the data
-    set's own files again (:func:`lesion_d2.boxes.first_pixel`). Of several processes the first
-    returns the results, the others ``{}``.
+    Files in ``output_dir``: ``volumes.json`` (numbers, settings, the score threshold of each rate
+    by the first criterion, detections in 3-D with their boxes on the lesions' key slices) and
+    ``froc.png``. Boxes in files are in the coordinates of the data set's own files again
+    (:func:`lesion_d2.boxes.first_pixel`). Of several processes the first returns the results, the
+    others ``{}``.
     """
 
     #: Boxes alone are linked and scored.
@@ -274,6 +276,9 @@ class VolumeEvaluator(DatasetEvaluator):
             },
             "results": known.pop("volume"),
             "other_results": known,
+            KEY: describe_operating_points(
+                curves["volume"], self._rates, self._dataset_name, "volume"
+            ),
             "detections": [
                 {"volume": name, **entry}
                 for name, found, lesions in zip(

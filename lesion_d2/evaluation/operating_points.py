@@ -1,0 +1,115 @@
+"""Scores from which on a detector has so many false positives, as evaluations write them."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..files import read_json
+from .froc import FrocCurve
+
+#: The key of them in ``froc.json`` and ``volumes.json``.
+KEY = "operating_points"
+UNITS = ("image", "volume")
+
+
+@dataclass(frozen=True)
+class OperatingPoints:
+    """Score thresholds of an evaluation.
+
+    Attributes:
+        dataset: that was evaluated on.
+        unit: "image" or "volume", what false positives are counted per.
+        thresholds: rate -> score threshold; None where the curve does not reach the rate.
+        last_rate: of all detections together, where the curve ends; None without a detection.
+    """
+
+    dataset: str
+    unit: str
+    thresholds: Mapping[float, float | None]
+    last_rate: float | None
+
+    def threshold_of(self, rate: float) -> float:
+        """The score threshold of a rate.
+
+        Raises:
+            ValueError: the rate is none of those evaluated, or the curve does not reach it.
+        """
+        known = self.thresholds.get(rate)
+        if known is not None:
+            return known
+        found = f"found {rate:g} false positives per {self.unit}"
+        reached = [f"{r:g}" for r, threshold in self.thresholds.items() if threshold is not None]
+        expected = f"expected one of {', '.join(reached)}" if reached else "none of its rates is"
+        if rate not in self.thresholds:
+            raise ValueError(f"{found}, {expected} on {self.dataset}")
+        ends = "without a detection" if self.last_rate is None else f"at {self.last_rate:.4g}"
+        raise ValueError(
+            f"{found}, which the curve on {self.dataset} does not reach (it ends {ends}), "
+            f"{expected}"
+        )
+
+
+def describe_operating_points(
+    curve: FrocCurve, rates: Sequence[float], dataset: str, unit: str
+) -> dict:
+    """What stands under :data:`KEY` in an evaluation's file.
+
+    Args:
+        curve: of all lesions.
+        rates: false positives per image or volume.
+        dataset: its name.
+        unit: "image" or "volume".
+
+    Returns:
+        ``dataset``, ``unit``, ``last_rate`` and ``points``: ``rate``, ``score_threshold`` and the
+        ``sensitivity`` there in percent, None where the curve does not reach the rate.
+    """
+    points = []
+    for rate, threshold in zip(rates, curve.thresholds_at(rates), strict=True):
+        sensitivity = None
+        if threshold is not None and curve.num_lesions:
+            sensitivity = 100 * float(curve.sensitivity[curve.thresholds == threshold][0])
+        points.append(
+            {"rate": float(rate), "score_threshold": threshold, "sensitivity": sensitivity}
+        )
+    last_rate = float(curve.fps_per_image[-1]) if len(curve.thresholds) else None
+    return {"dataset": dataset, "unit": unit, "last_rate": last_rate, "points": points}
+
+
+def read_operating_points(file: str | os.PathLike) -> OperatingPoints:
+    """Read the score thresholds of an evaluation from its ``froc.json`` or ``volumes.json``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON, or has no operating points, as those of older evaluations.
+    """
+    content = read_json(file, "the froc.json or volumes.json of an evaluation")
+    stored = content.get(KEY) if isinstance(content, dict) else None
+    if not isinstance(stored, dict):
+        raise ValueError(
+            f"{file}: found no {KEY!r}, expected the froc.json or volumes.json of an evaluation; "
+            "one of an older version has to be evaluated anew (--eval-only)"
+        )
+    dataset, unit, last = (stored.get(key) for key in ("dataset", "unit", "last_rate"))
+    points = stored.get("points")
+    is_good = isinstance(dataset, str) and unit in UNITS and isinstance(points, list)
+    if not (is_good and (last is None or _is_number(last)) and all(map(_is_point, points))):
+        raise ValueError(
+            f"{file}: found other {KEY!r}, expected dataset, unit, last_rate and points with rate "
+            "and score_threshold"
+        )
+    thresholds = {float(point["rate"]): point["score_threshold"] for point in points}
+    return OperatingPoints(dataset, unit, thresholds, last)
+
+
+def _is_point(point: object) -> bool:
+    if not isinstance(point, dict) or not _is_number(point.get("rate")):
+        return False
+    threshold = point.get("score_threshold")
+    return threshold is None or _is_number(threshold)
+
+
+def _is_number(value: object) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
