@@ -7,8 +7,9 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from ..scans.nifti import is_nifti
 from .ct import read_slice
-from .nifti import is_nifti, nifti_slices
+from .nifti import nifti_slices
 
 #: Body is what lies above this, in HU: 32000 in DeepLesion's files, as in 3DCE's published code.
 BODY_THRESHOLD = -768

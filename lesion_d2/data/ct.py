@@ -4,29 +4,15 @@ import math
 import os
 from functools import partial
 
-import cv2
 import numpy as np
 import torch
 
-from .nifti import is_nifti, nifti_geometry, nifti_slice_exists, read_nifti_slice
+from ..scans.nifti import is_nifti
+from ..scans.png import png_size, read_png_slice
+from ..slice_geometry import EXPECTED_SPACING, interpolate_slices, is_spacing
+from .nifti import nifti_geometry, nifti_slice_exists, read_nifti_slice
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_HEADER_BYTES = 26  # with size, bit depth and color type
-_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-_PNG_COLORS = {0: "grayscale", 2: "RGB", 3: "palette", 4: "grayscale + alpha", 6: "RGB + alpha"}
 _INT16 = np.iinfo(np.int16)
-
-
-#: Of pixels and slices, mm; those of CT lie far inside.
-SPACING_RANGE = (0.01, 100.0)
-#: How messages tell what a spacing is.
-EXPECTED_SPACING = "a number of mm from {:g} to {:g}".format(*SPACING_RANGE)
-
-
-def is_spacing(values: float | np.ndarray) -> bool | np.ndarray:
-    """Whether numbers can be distances of pixels or slices, mm; NaN cannot."""
-    low, high = SPACING_RANGE
-    return (values >= low) & (values <= high)
 
 
 def read_slice(file: str | os.PathLike) -> np.ndarray:
@@ -45,11 +31,7 @@ def read_slice(file: str | os.PathLike) -> np.ndarray:
     """
     if is_nifti(os.path.dirname(file)):
         return read_nifti_slice(file)
-    image = cv2.imdecode(_read_png(file), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise ValueError(f"{file}: damaged PNG, its pixels cannot be decoded")
-    # Flipping the highest bit of an unsigned value v gives v - 32768 as a signed one.
-    return np.bitwise_xor(image, np.uint16(0x8000), out=image).view(np.int16)
+    return read_png_slice(file)
 
 
 def slice_size(file: str | os.PathLike) -> tuple[int, int]:
@@ -60,13 +42,7 @@ def slice_size(file: str | os.PathLike) -> tuple[int, int]:
     """
     if is_nifti(os.path.dirname(file)):
         return nifti_geometry(os.path.dirname(file))[0]
-    try:
-        with open(file, "rb", buffering=0) as opened:
-            header = opened.read(_HEADER_BYTES)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise FileNotFoundError(f"{file}: no such CT slice") from None
-    _check_header(file, header)
-    return int.from_bytes(header[20:24]), int.from_bytes(header[16:20])
+    return png_size(file)
 
 
 def slice_stack(
@@ -114,10 +90,7 @@ def slice_stack(
     slices = _read_slices(path_of, key, {index for *pair, _ in plan for index in pair}, window)
     stack = np.empty((num_slices, *slices[key].shape), np.int16)
     for channel, (lower, upper, fraction) in zip(stack, plan, strict=True):
-        if fraction == 0:
-            channel[:] = slices[lower]
-        else:
-            cv2.addWeighted(slices[lower], 1 - fraction, slices[upper], fraction, 0, dst=channel)
+        interpolate_slices(slices[lower], slices[upper], fraction, channel)
     return stack
 
 
@@ -144,29 +117,6 @@ def hu_to_pixels(
     pixels -= np.float32(low)
     pixels *= np.float32(scale)
     return np.clip(pixels, 0.0, 255.0, out=pixels)
-
-
-def _read_png(file: str | os.PathLike) -> np.ndarray:
-    """The file's bytes, checked to be one whole 16-bit grayscale PNG."""
-    if not os.path.isfile(file):
-        raise FileNotFoundError(f"{file}: no such CT slice")
-    data = np.fromfile(file, np.uint8)
-    _check_header(file, data[:_HEADER_BYTES].tobytes())
-    # Some versions of OpenCV decode the first part of a truncated file and only print a warning.
-    if data[-len(_PNG_END) :].tobytes() != _PNG_END:
-        raise ValueError(f"{file}: truncated PNG, its end chunk (IEND) is missing")
-    return data
-
-
-def _check_header(file: str | os.PathLike, header: bytes) -> None:
-    if len(header) < _HEADER_BYTES or not header.startswith(_PNG_SIGNATURE):
-        raise ValueError(
-            f"{file}: found {os.path.getsize(file)} bytes that are no PNG, expected one of 16 bits"
-        )
-    depth, color = header[24], header[25]
-    if (depth, color) != (16, 0):
-        found = f"{depth}-bit {_PNG_COLORS.get(color, f'color type {color}')}"
-        raise ValueError(f"{file}: found a {found} PNG, expected 16-bit grayscale")
 
 
 def _check_geometry(file_name, num_slices, interval, spacing_z) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ..files import one_line
-from .ct import SPACING_RANGE, is_spacing
+from ..slice_geometry import SPACING_RANGE, is_spacing
 from .problems import raise_problems
 
 #: The columns of DL_info.csv, in its order.

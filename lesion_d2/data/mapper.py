@@ -14,9 +14,10 @@ from pycocotools import mask as mask_util
 
 from ..boxes import xyxy_box
 from ..config import teacher_looks, trains_on_masks
+from ..slice_geometry import EXPECTED_SPACING, is_spacing
 from .augmentation import build_augmentations
 from .borders import BODY_THRESHOLD, body_extent, volume_extent
-from .ct import EXPECTED_SPACING, hu_to_pixels, is_spacing, read_slice, slice_stack
+from .ct import hu_to_pixels, read_slice, slice_stack
 from .pseudo_masks import (
     METHODS,
     PseudoMask,

@@ -5,39 +5,15 @@ which is not on disk: the file's name says the number of its first slice.
 """
 
 import os
-import zlib
 from functools import lru_cache
 
-import nibabel
 import numpy as np
-from nibabel import orientations
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
-from ..files import one_line
+from ..scans.nifti import open_nifti
+from ..scans.volume_file import VolumeFile
 from .volume_names import VolumeName
 
-_ENDINGS = (".nii", ".nii.gz")
-# Where rows, columns and slices of DeepLesion's arrays lead to: posterior, left and inferior, as
-# its own conversion script (DL_save_nifti.py) writes them.
-_DIRECTIONS = ("P", "L", "I")
 _MAX_VOLUMES = 4  # kept in memory, per process: some 15 MB each in DeepLesion
-_INT16 = np.iinfo(np.int16)
-# What nibabel raises of damaged files; OverflowError is of pixels that begin past a file's end.
-_DAMAGED = (
-    ImageFileError,
-    HeaderDataError,
-    OSError,
-    EOFError,
-    OverflowError,
-    ValueError,
-    zlib.error,
-)
-
-
-def is_nifti(path: str | os.PathLike) -> bool:
-    """Whether a path names a NIfTI file."""
-    return os.fspath(path).endswith(_ENDINGS)
 
 
 def nifti_slices(file: str | os.PathLike) -> dict[int, str]:
@@ -94,13 +70,8 @@ def nifti_geometry(
     Raises:
         FileNotFoundError, ValueError: see :func:`read_nifti_slice`.
     """
-    image, turn = _open(file)
-    size, spacing = [0, 0, 0], [0.0, 0.0, 0.0]
-    voxel = nibabel.affines.voxel_sizes(image.affine)
-    for axis, (target, _) in enumerate(turn.astype(int)):
-        size[target], spacing[target] = image.shape[axis], float(voxel[axis])
-    y, x, z = spacing
-    return (size[0], size[1]), (x, y, z)
+    opened = _open(file)
+    return opened.shape[1:], opened.spacing
 
 
 def _parse_name(file: str | os.PathLike) -> VolumeName:
@@ -118,57 +89,21 @@ def _split(path: str | os.PathLike) -> tuple[str, int]:
     return file, int(stem)
 
 
-def _open(file: str | os.PathLike):
-    """The image, its pixels not read yet, and the turn that makes it DeepLesion's."""
+def _open(file: str | os.PathLike) -> VolumeFile:
+    """The file, its pixels not read yet, with as many slices as its name says."""
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file}: no such NIfTI file")
     name = _parse_name(file)
-    try:
-        image = nibabel.load(file)
-    except _DAMAGED as error:
-        raise ValueError(f"{file}: found no readable NIfTI file ({one_line(error)})") from None
-    if len(image.shape) < 3 or max(image.shape[3:], default=1) > 1 or not _is_number(image):
+    opened = open_nifti(file)
+    if opened.num_slices != name.last - name.first + 1:
         raise ValueError(
-            f"{file}: found {image.get_data_dtype()} of shape {image.shape}, expected numbers in "
-            "three dimensions (a fourth may have one entry)"
-        )
-    if not np.isfinite(image.affine).all():
-        raise ValueError(f"{file}: found an affine matrix that is not finite, expected mm")
-    found = orientations.io_orientation(image.affine)
-    if not np.isfinite(found).all():
-        raise ValueError(f"{file}: found an affine matrix that leaves out an axis")
-    turn = orientations.ornt_transform(found, orientations.axcodes2ornt(_DIRECTIONS))
-    depth = image.shape[int(np.flatnonzero(turn[:, 0] == 2)[0])]
-    if depth != name.last - name.first + 1:
-        raise ValueError(
-            f"{file}: found {depth} slices from head to feet, expected the "
+            f"{file}: found {opened.num_slices} slices from head to feet, expected the "
             f"{name.last - name.first + 1} of its name"
         )
-    return image, turn
-
-
-def _is_number(image) -> bool:
-    return image.get_data_dtype().kind in "iuf"
+    return opened
 
 
 @lru_cache(_MAX_VOLUMES)
 def _read_volume(file: str, changed: int) -> np.ndarray:
     """All slices of a file, Z x H x W int16; a file that is written anew is read anew."""
-    image, turn = _open(file)
-    try:
-        volume = np.asanyarray(image.dataobj)
-    except _DAMAGED as error:
-        raise ValueError(f"{file}: found a damaged NIfTI file ({one_line(error)})") from None
-    if not np.isfinite(volume).all():
-        raise ValueError(f"{file}: found values that are no finite numbers, expected HU")
-    low, high = volume.min(), volume.max()
-    if low >= 0:
-        raise ValueError(
-            f"{file}: found values from {low:g} to {high:g}, expected HU, which are below 0 in "
-            "air; DeepLesion's PNG files, for one, hold HU + 32768: subtract it"
-        )
-    if volume.dtype != np.int16:
-        volume = np.rint(np.clip(volume, _INT16.min, _INT16.max)).astype(np.int16)
-    volume = volume.reshape(volume.shape[:3])  # a series of one volume has a fourth dimension
-    volume = orientations.apply_orientation(volume, turn).transpose(2, 0, 1)
-    return np.ascontiguousarray(volume)
+    return _open(file).read_volume()[0]

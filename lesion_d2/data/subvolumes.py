@@ -11,13 +11,14 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from ..scans.nifti import is_nifti
 from .annotation_files import VolumeLesion, read_annotations
 from .borders import slice_files
 from .ct import slice_size
 from .dataset_options import leave_out_volumes, set_first_pixel
 from .deeplesion import lesion_classes, resolve_root
 from .deeplesion_csv import FIRST_PIXEL, BadCells, cut_boxes, read_csv, spacings, windows
-from .nifti import is_nifti, nifti_geometry
+from .nifti import nifti_geometry
 from .problems import raise_problems
 from .volume_names import VolumeName
 

@@ -10,8 +10,8 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from ...boxes import xyxy_box
-from ...data.ct import EXPECTED_SPACING, is_spacing
 from ...data.problems import raise_problems, short
+from ...slice_geometry import EXPECTED_SPACING, is_spacing
 
 _KEYS = (
     "file_name",

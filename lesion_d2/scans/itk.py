@@ -1,0 +1,142 @@
+"""MetaImage and NRRD files, with SimpleITK."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..files import one_line
+from .limits import check_declared, require
+from .volume_file import VolumeFile, check_numbers
+
+#: Ending -> format, ITK's name of its reader.
+ITK_FORMATS = {
+    ".mha": ("metaimage", "MetaImageIO"),
+    ".mhd": ("metaimage", "MetaImageIO"),
+    ".nrrd": ("nrrd", "NrrdImageIO"),
+    ".nhdr": ("nrrd", "NrrdImageIO"),
+}
+_HEADER_BYTES = 1 << 16
+_SLAB = 8  # slices that are read at once
+
+
+def is_itk(path: str | os.PathLike) -> bool:
+    """Whether a path names a MetaImage or an NRRD file."""
+    return os.path.splitext(path)[1].lower() in ITK_FORMATS
+
+
+def open_itk(file: str | os.PathLike) -> VolumeFile:
+    """Read the header of a MetaImage (``.mha``, ``.mhd``) or NRRD file (``.nrrd``, ``.nhdr``).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, is no volume of numbers, or its voxels are in files
+            outside of its folder.
+        ImportError: SimpleITK is not installed.
+    """
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"{file}: no such image file")
+    sitk = require("SimpleITK")
+    format, reader_name = ITK_FORMATS[os.path.splitext(file)[1].lower()]
+    header = _header_lines(file)
+    data_files = _data_files(file, header)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(reader_name)
+    reader.SetFileName(os.fspath(file))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise ValueError(f"{file}: found no readable header ({_reason(error)})") from None
+    shape, dimension = reader.GetSize(), reader.GetDimension()
+    kind = _kind(sitk, reader.GetPixelID())
+    check_numbers(file, kind, shape, reader.GetNumberOfComponents())
+    affine = np.eye(4)
+    direction = np.reshape(reader.GetDirection(), (dimension, dimension))[:3, :3]
+    affine[:3, :3] = direction * reader.GetSpacing()[:3]
+    affine[:3, 3] = reader.GetOrigin()[:3]
+    whole = format == "nrrd" or _is_compressed(header)
+    volume_file = VolumeFile(
+        file, format, shape, affine, lambda: _slabs(file, sitk, reader, shape, whole)
+    )
+    declared = int(np.prod(shape, dtype=object)) * np.dtype(kind).itemsize
+    check_declared(file, declared, sum(map(os.path.getsize, data_files)), whole)
+    return volume_file
+
+
+def _slabs(file, sitk, reader, shape: tuple[int, ...], whole: bool) -> Iterator[np.ndarray]:
+    """Slabs of x, y and some z; what cannot be read in parts is one slab."""
+    step = shape[2] if whole else _SLAB
+    for start in range(0, shape[2], step):
+        size = (*shape[:2], min(step, shape[2] - start), *shape[3:])
+        reader.SetExtractIndex((0, 0, start, *(0 for _ in shape[3:])))
+        reader.SetExtractSize(size)
+        try:
+            image = reader.Execute()
+        except RuntimeError as error:
+            raise ValueError(f"{file}: found damaged voxels ({_reason(error)})") from None
+        yield sitk.GetArrayViewFromImage(image).T.reshape(size[:3])
+
+
+def _kind(sitk, pixel_id: int) -> str:
+    """NumPy's name of a type of pixels, or ITK's where NumPy has none."""
+    names = {
+        sitk.sitkInt8: "int8",
+        sitk.sitkUInt8: "uint8",
+        sitk.sitkInt16: "int16",
+        sitk.sitkUInt16: "uint16",
+        sitk.sitkInt32: "int32",
+        sitk.sitkUInt32: "uint32",
+        sitk.sitkInt64: "int64",
+        sitk.sitkUInt64: "uint64",
+        sitk.sitkFloat32: "float32",
+        sitk.sitkFloat64: "float64",
+    }
+    return names.get(pixel_id) or sitk.GetPixelIDValueAsString(pixel_id)
+
+
+def _reason(error: RuntimeError) -> str:
+    """What ITK says, without the place in its own code."""
+    return one_line(str(error).strip().splitlines()[-1])
+
+
+def _header_lines(file: str | os.PathLike) -> list[str]:
+    with open(file, "rb") as opened:
+        return opened.read(_HEADER_BYTES).decode("latin-1").splitlines()
+
+
+def _is_compressed(header: list[str]) -> bool:
+    pairs = (line.partition("=") for line in header)
+    return any(
+        key.strip().lower() == "compresseddata" and value.strip().lower().startswith("t")
+        for key, _, value in pairs
+    )
+
+
+def _data_files(file: str | os.PathLike, header: list[str]) -> list[Path]:
+    """The files that hold the voxels: this one, or others in its folder.
+
+    A header from elsewhere must not make any file of this disk a part of a scan.
+    """
+    names = []
+    for number, line in enumerate(header):
+        key, _, value = line.partition("=" if "=" in line else ":")
+        if key.strip().lower() in ("elementdatafile", "data file", "datafile"):
+            names = [value.strip()]
+            if names[0].upper().startswith("LIST"):
+                names = [line.strip() for line in header[number + 1 :] if line.strip()]
+            break
+        if not line.strip():
+            break  # the end of an NRRD header
+    if not names or names[0].upper() == "LOCAL":
+        return [Path(file)]
+    folder = Path(file).resolve().parent
+    found = []
+    for name in names:
+        path = (folder / name).resolve()
+        if path.parent != folder or not path.is_file():
+            raise ValueError(
+                f"{file}: found the data file {name!r}, expected the name of a file in its folder"
+            )
+        found.append(path)
+    return found

@@ -1,0 +1,63 @@
+"""What a file may ask for: sizes that a scan can have, packages that may not be there."""
+
+import importlib
+import os
+from types import ModuleType
+
+_MAX_SIDE = 8192
+_MAX_SLICES = 20_000
+_MAX_VOXELS = 2**32  # 8 GiB of int16; a scan of 3,000 slices of 1024 x 1024 has 3 * 2**30
+#: zlib makes no more than this many bytes of one; so a file that declares more is damaged.
+MAX_INFLATION = 1040
+
+
+def check_size(source: str | os.PathLike, shape: tuple[int, int, int]) -> None:
+    """Refuse sizes that no scan has, before memory is asked for.
+
+    Args:
+        source: what begins the message.
+        shape: Z, H, W.
+
+    Raises:
+        ValueError: an axis is empty or too long, or there are too many voxels.
+    """
+    depth, height, width = shape
+    sizes_fit = 0 < depth <= _MAX_SLICES and all(0 < n <= _MAX_SIDE for n in (height, width))
+    if not sizes_fit or depth * height * width > _MAX_VOXELS:
+        raise ValueError(
+            f"{source}: found {depth} slices of {width} x {height} pixels, expected at most "
+            f"{_MAX_SLICES} slices, {_MAX_SIDE} x {_MAX_SIDE} pixels and 2^32 voxels"
+        )
+
+
+def check_declared(source: str | os.PathLike, declared: int, found: int, packed: bool) -> None:
+    """Refuse a file that is too short for what its header declares.
+
+    Args:
+        source: what begins the message.
+        declared, found: bytes of pixels by the header, and of the file.
+        packed: whether the file may be compressed by zlib.
+
+    Raises:
+        ValueError: it is too short.
+    """
+    if declared > found * (MAX_INFLATION if packed else 1):
+        raise ValueError(
+            f"{source}: found {found} bytes, expected pixels of {declared}: the file is truncated "
+            "or damaged"
+        )
+
+
+def require(module: str) -> ModuleType:
+    """Import a package that is installed with the extra ``scans``.
+
+    Raises:
+        ImportError: it is not there; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{module.partition('.')[0]} is needed to read this scan and cannot be imported "
+            f'({error}): pip install -e ".[scans]"'
+        ) from None

@@ -1,0 +1,28 @@
+"""Names of scans, which can be names of folders."""
+
+import re
+from collections.abc import Iterable
+
+_MAX_LENGTH = 100
+
+
+def safe_name(text: str) -> str:
+    """Letters, digits, ``.``, ``_`` and ``-`` of a text; others become ``_``."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")[:_MAX_LENGTH]
+    return name or "scan"
+
+
+def unique_names(names: Iterable[str]) -> list[str]:
+    """Number the second and all later ones of a name: ``a``, ``a_2``, ``a_3``.
+
+    Names that differ in nothing but the case of letters are one, as they are on some disks.
+    """
+    taken, unique = set(), []
+    for name in names:
+        number, candidate = 1, name
+        while candidate.lower() in taken:
+            number += 1
+            candidate = f"{name}_{number}"
+        taken.add(candidate.lower())
+        unique.append(candidate)
+    return unique
