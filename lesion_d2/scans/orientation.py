@@ -8,6 +8,7 @@ from nibabel import orientations
 # Where slices, rows and columns of DeepLesion's arrays lead to, as its own conversion script
 # (DL_save_nifti.py) writes them.
 _DIRECTIONS = ("I", "P", "L")
+_DIGITS = 6  # of spacings in mm
 _RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from LPS, and back
 
 
@@ -75,5 +76,6 @@ def turned_geometry(
     last = np.array([shape[axis] - 1 for axis in turn.axes])
     origin = affine[:3, 3] + steps @ np.where(turn.flips, last, 0)
     steps = (steps * np.where(turn.flips, -1.0, 1.0))[:, ::-1]  # z, y, x -> x, y, z
-    spacing = np.linalg.norm(steps, axis=0)
-    return tuple(spacing.tolist()), origin, steps / spacing
+    lengths = np.linalg.norm(steps, axis=0)
+    # Formats keep different digits, down to float32's: one scan has one spacing in all of them.
+    return tuple(np.round(lengths, _DIGITS).tolist()), origin, steps / lengths

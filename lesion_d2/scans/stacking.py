@@ -65,7 +65,7 @@ def plan_slices(
     gaps = np.diff(positions)
     known = spacing is not None
     if not known and not len(gaps):
-        raise ValueError(f"{source}: found one slice without a spacing, expected mm")
+        raise ValueError(f"{source}: found one slice and no thickness, expected mm")
     step = spacing if known else float(np.median(gaps))
     if not is_spacing(step):
         raise ValueError(f"{source}: found slices {step:g} mm apart, expected {EXPECTED_SPACING}")

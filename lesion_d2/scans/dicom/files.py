@@ -1,0 +1,101 @@
+"""DICOM files: opened, read, and what is wrong with them in one line."""
+
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO
+
+from ...files import one_line
+from ..limits import require
+
+if TYPE_CHECKING:
+    import pydicom
+
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_META_BYTES = 4096
+_MAX_INFLATED = 2 << 30  # bytes
+_CHUNK = 1 << 20
+# A file without preamble begins with an element of one of these groups, little endian.
+_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
+
+
+def is_dicom(opened: BinaryIO) -> bool:
+    """Whether a file's first bytes are those of DICOM; of old files without preamble too."""
+    start = opened.read(136)
+    opened.seek(0)
+    if start[128:132] == b"DICM":
+        return True
+    # Element numbers are small, and a type of two capitals or the first bytes of a short length
+    # follows.
+    return (
+        len(start) > 8
+        and start[:2] in _FIRST_GROUPS
+        and start[3] == 0
+        and start[7] in b"\0ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    )
+
+
+def read_dataset(opened: BinaryIO, **options) -> "pydicom.Dataset":
+    """Read a dataset as :func:`pydicom.dcmread` does, from an open file.
+
+    Raises:
+        ValueError: it is damaged; the message has no file name.
+    """
+    pydicom = require("pydicom")
+    _check_inflated(opened)
+    try:
+        dataset = pydicom.dcmread(opened, force=True, **options)
+        if not dataset.file_meta.get("TransferSyntaxUID"):
+            dataset.file_meta.TransferSyntaxUID = _guessed_syntax(dataset)
+    except Exception as error:  # damaged files make it raise errors of any kind
+        raise ValueError(f"found a damaged DICOM file ({describe(error)})") from None
+    return dataset
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings of pydicom's, which are many, about values that nobody needs."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pydicom")
+        yield
+
+
+def describe(error: BaseException) -> str:
+    """An error's words on one line, or its kind where it has none."""
+    return one_line(error)[:200] or type(error).__name__
+
+
+def _guessed_syntax(dataset: "pydicom.Dataset") -> str:
+    from pydicom import uid
+
+    implicit, little = dataset.original_encoding
+    if implicit:
+        return uid.ImplicitVRLittleEndian
+    return uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+
+
+def _check_inflated(opened: BinaryIO) -> None:
+    """Refuse a deflated dataset that would fill the memory; pydicom inflates it at once."""
+    start = opened.read(_META_BYTES)
+    opened.seek(0)
+    at = start.find(_DEFLATED)
+    if at < 0:
+        return
+    # The group of the meta information tells its length; what follows it is deflated.
+    if start[132:136] != b"\x02\x00\x00\x00":
+        raise ValueError("found a deflated DICOM file without the length of its meta information")
+    opened.seek(144 + int.from_bytes(start[140:144], "little"))
+    inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    try:
+        while chunk := opened.read(_CHUNK):
+            while chunk:
+                total += len(inflate.decompress(chunk, _CHUNK))
+                chunk = inflate.unconsumed_tail
+                if total > _MAX_INFLATED:
+                    raise ValueError(
+                        f"found a deflated DICOM file of more than {_MAX_INFLATED} bytes"
+                    )
+    except zlib.error as error:
+        raise ValueError(f"found a damaged deflated DICOM file ({error})") from None
+    opened.seek(0)

@@ -1,0 +1,250 @@
+"""What the headers of DICOM files say about each slice, and why one is none of a CT scan."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from ...slice_geometry import is_spacing
+from ..stored import Stored
+
+if TYPE_CHECKING:
+    import pydicom
+
+#: What is read of the headers when a folder is listed.
+LISTED = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "ImageType",
+    "AcquisitionTime",
+    "Modality",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "ConvolutionKernel",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "AcquisitionNumber",
+    "InstanceNumber",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "TemporalPositionIdentifier",
+    "TriggerTime",
+    "NominalPercentageOfCardiacPhase",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "RescaleType",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+)
+#: What tells the phases of one series apart, the first that does is taken.
+PHASES = (
+    "AcquisitionNumber",
+    "StackID",
+    "TemporalPositionIdentifier",
+    "NominalPercentageOfCardiacPhase",
+    "TriggerTime",
+    "ImageType",
+    "ConvolutionKernel",
+    "AcquisitionTime",
+)
+_CT = "1.2.840.10008.5.1.4.1.1.2"
+_ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+_SECONDARY = "1.2.840.10008.5.1.4.1.1.7"
+_DIGITS = 4  # of direction cosines that tell orientations apart
+
+
+class Unsuitable(ValueError):
+    """Why a file or frame is no slice of a CT scan."""
+
+
+class Frame(NamedTuple):
+    """One slice of a DICOM file."""
+
+    stored: Stored
+    index: int | None  # of a multi-frame file
+    sop_instance_uid: str
+    study_uid: str
+    series_uid: str
+    series_number: str
+    instance_number: int
+    size: tuple[int, int]  # rows, columns
+    pixel_spacing: tuple[float, float]  # between rows, between columns, mm
+    position: tuple[float, float, float]  # of the first pixel's center, LPS, mm
+    orientation: tuple[float, ...]  # along a row, along a column
+    thickness: float | None  # mm, or the distance of slices where it is given
+    phases: tuple[str, ...]  # of PHASES
+
+    @property
+    def label(self) -> str:
+        """Its file, and its number in it."""
+        return str(self.stored) if self.index is None else f"{self.stored} (frame {self.index})"
+
+    @property
+    def place(self) -> tuple:
+        """What all slices of a stack have in common."""
+        orientation = tuple(round(value, _DIGITS) + 0.0 for value in self.orientation)
+        spacing = tuple(round(value, _DIGITS) for value in self.pixel_spacing)
+        return self.series_uid, self.size, orientation, spacing
+
+
+def frames_of(dataset: "pydicom.Dataset", stored: Stored) -> list[Frame]:
+    """The slices of a file's header.
+
+    Raises:
+        Unsuitable: they are no slices of a CT scan.
+    """
+    check_kind(dataset)
+    groups = _groups(dataset)
+    if groups is None:
+        return [_frame(dataset, (dataset,), stored, None)]
+    frames, problems = [], []
+    for index, group in enumerate(groups):
+        try:
+            frames.append(_frame(dataset, group, stored, index))
+        except Unsuitable as problem:
+            problems.append(problem)
+    if not frames:
+        raise problems[0]
+    return frames
+
+
+def check_kind(dataset: "pydicom.Dataset") -> None:
+    """Refuse what is no CT image of one value a pixel.
+
+    Raises:
+        Unsuitable: it is another.
+    """
+    from pydicom.uid import UID
+
+    sop_class = UID(str(dataset.get("SOPClassUID") or ""))
+    modality = str(dataset.get("Modality") or "")
+    if modality not in ("CT", ""):
+        raise Unsuitable(f"found the modality {modality!r}, expected CT")
+    if sop_class == _SECONDARY or sop_class.startswith(f"{_SECONDARY}."):
+        raise Unsuitable("found a secondary capture, expected CT images")
+    if sop_class not in (_CT, *_ENHANCED):
+        raise Unsuitable(f"found {sop_class.name or 'no SOP Class UID'}, expected CT Image Storage")
+    if "Rows" not in dataset or "Columns" not in dataset:
+        raise Unsuitable("found no pixels, expected an image")
+    samples = _integer(dataset, "SamplesPerPixel")
+    if samples != 1:
+        photometric = dataset.get("PhotometricInterpretation")
+        raise Unsuitable(f"found {samples} samples a pixel ({photometric}), expected one")
+    bits = [_integer(dataset, key) for key in ("BitsAllocated", "BitsStored", "HighBit")]
+    if bits[0] not in (8, 16, 32) or not 0 < bits[1] <= bits[0] or bits[2] != bits[1] - 1:
+        raise Unsuitable(
+            f"found pixels of {bits[1]} bits below bit {bits[2]} of {bits[0]}, expected at most "
+            "8, 16 or 32, the lowest ones"
+        )
+
+
+def functional_group(item, name: str, keyword: str):
+    """A value of a multi-frame file's functional group, None where it is not there."""
+    sequence = item.get(name) if item is not None else None
+    return sequence[0].get(keyword) if sequence else None
+
+
+def _groups(dataset: "pydicom.Dataset") -> list[tuple] | None:
+    """For each frame of a multi-frame file its functional groups and the shared ones."""
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
+    count = _integer(dataset, "NumberOfFrames", 1)
+    if not per_frame:
+        if count != 1 or dataset.SOPClassUID in _ENHANCED:
+            raise Unsuitable(
+                f"found {count} frames without functional groups, expected their places"
+            )
+        return None
+    if len(per_frame) != count:
+        raise Unsuitable(f"found the groups of {len(per_frame)} frames, expected {count}")
+    shared = dataset.get("SharedFunctionalGroupsSequence")
+    return [(item, shared[0] if shared else None) for item in per_frame]
+
+
+def _frame(dataset, groups: tuple, stored: Stored, index: int | None) -> Frame:
+    def value(name: str, keyword: str):
+        if index is None:
+            return dataset.get(keyword)
+        found = (functional_group(group, name, keyword) for group in groups)
+        return next((item for item in found if item is not None), None)
+
+    image_type = value("CTImageFrameTypeSequence", "FrameType") or dataset.get("ImageType") or ()
+    image_type = [image_type] if isinstance(image_type, str) else list(image_type)
+    if any(part.strip().upper() in ("LOCALIZER", "SCOUT") for part in image_type):
+        raise Unsuitable("found a localizer, expected axial slices")
+    if any(part.strip().upper() == "PERFUSION" for part in image_type):
+        raise Unsuitable("found a perfusion map, expected HU")
+    unit = str(value("PixelValueTransformationSequence", "RescaleType") or "HU").strip().upper()
+    if unit not in ("HU", "US"):  # US: unspecified
+        raise Unsuitable(f"found values of the unit {unit!r}, expected HU")
+    for keyword in ("RescaleSlope", "RescaleIntercept"):
+        if value("PixelValueTransformationSequence", keyword) is None:
+            raise Unsuitable(f"found no {keyword}, expected what makes HU of the values")
+    size = _integer(dataset, "Rows", 0), _integer(dataset, "Columns", 0)
+    if min(size) < 1:
+        raise Unsuitable(f"found {size[1]} x {size[0]} pixels, expected an image")
+    spacing = _numbers(value("PixelMeasuresSequence", "PixelSpacing"), 2)
+    if spacing is None or not all(map(is_spacing, spacing)):
+        raise Unsuitable(f"found the Pixel Spacing {spacing}, expected two distances in mm")
+    position = _numbers(value("PlanePositionSequence", "ImagePositionPatient"), 3)
+    orientation = _numbers(value("PlaneOrientationSequence", "ImageOrientationPatient"), 6)
+    if position is None or orientation is None:
+        raise Unsuitable("found no Image Position and Orientation (Patient), expected both")
+    distance = value("PixelMeasuresSequence", "SpacingBetweenSlices")
+    thickness = _numbers(distance or value("PixelMeasuresSequence", "SliceThickness"), 1)
+    return Frame(
+        stored,
+        index,
+        str(dataset.get("SOPInstanceUID") or ""),
+        str(dataset.get("StudyInstanceUID") or ""),
+        str(dataset.get("SeriesInstanceUID") or ""),
+        str(dataset.get("SeriesNumber") if dataset.get("SeriesNumber") is not None else ""),
+        _integer(dataset, "InstanceNumber", 0),
+        size,
+        spacing,
+        position,
+        orientation,
+        abs(thickness[0]) if thickness else None,
+        _phases(dataset, groups, index, image_type),
+    )
+
+
+def _phases(dataset, groups: tuple, index: int | None, image_type: list[str]) -> tuple[str, ...]:
+    found = {keyword: dataset.get(keyword) for keyword in PHASES}
+    found["ImageType"] = image_type
+    if index is not None:
+        item = groups[0]
+        for keyword, source in (
+            ("StackID", "StackID"),
+            ("AcquisitionNumber", "FrameAcquisitionNumber"),
+            ("TemporalPositionIdentifier", "TemporalPositionIndex"),
+        ):
+            found[keyword] = functional_group(item, "FrameContentSequence", source)
+    return tuple("" if found[keyword] is None else str(found[keyword]) for keyword in PHASES)
+
+
+def _integer(dataset, keyword: str, default: int | None = None) -> int | None:
+    value = dataset.get(keyword)
+    try:
+        return default if value is None else int(value)
+    except (TypeError, ValueError):
+        raise Unsuitable(f"found the {keyword} {str(value)[:40]!r}, expected a number") from None
+
+
+def _numbers(values, count: int) -> tuple[float, ...] | None:
+    """So many finite numbers, or None."""
+    if values is None or values == "":
+        return None
+    try:
+        numbers = tuple(float(value) for value in ([values] if count == 1 else values))
+    except (TypeError, ValueError):
+        return None
+    is_finite = all(abs(number) < 1e6 for number in numbers)  # NaN is not; mm, or cosines
+    return numbers if len(numbers) == count and is_finite else None

@@ -1,0 +1,148 @@
+"""Which scans a set of DICOM files holds, and what in it is none."""
+
+from collections import Counter
+
+from ...files import one_line
+from ..limits import check_size, require
+from ..names import safe_name
+from ..stored import Storage, Stored
+from .files import is_dicom, read_dataset
+from .frame import LISTED, Frame, Unsuitable, frames_of
+from .pixels import missing_decoder
+from .series import DicomSeries, split_by_phase
+
+
+class DicomListing:
+    """Takes DICOM files one by one, and gives the scans that they make up.
+
+    Args:
+        source: the folder, archive or file that they are in: it begins messages and names.
+        stem: of names, see :func:`~lesion_d2.scans.find_scans`.
+    """
+
+    def __init__(self, source: str, stem: str):
+        self.source, self._stem = source, stem
+        self._frames: list[Frame] = []
+        # (series, reason) -> a file and how many more; in the order they were found.
+        self._left_out: Counter = Counter()
+        self._first: dict[tuple[str, str], Stored] = {}
+
+    def add(self, storage: Storage, stored: Stored) -> bool:
+        """Read a file's header. Returns whether it is DICOM.
+
+        Raises:
+            ImportError: pydicom is not installed.
+        """
+        try:
+            with storage.open(stored) as opened:
+                if not is_dicom(opened):
+                    return False
+                require("pydicom")
+                self._add(opened, stored)
+        except ImportError:
+            raise
+        except Exception as error:  # of the disk, of an archive, or of what pydicom reads
+            self._leave_out(stored, "", one_line(error))
+        return True
+
+    def scans(self, *, min_slices: int, allow_gaps: bool) -> tuple[list[DicomSeries], list[str]]:
+        """The scans in order of series numbers, and a line for all that is left out."""
+        series, lines = [], self._lines()
+        places: dict[tuple, list[Frame]] = {}
+        for frame in self._unique(lines):
+            places.setdefault(frame.place, []).append(frame)
+        groups = [group for frames in places.values() for group in split_by_phase(frames)]
+        for frames in sorted(groups, key=_order):
+            label = f"{self.source}: {_series_label(frames[0])}"
+            try:
+                found = DicomSeries(
+                    self._name(frames[0]), frames, source=label, allow_gaps=allow_gaps
+                )
+                if found.num_slices < min_slices:
+                    raise ValueError(
+                        f"{label}: found {found.num_slices} slices, expected at least {min_slices}"
+                    )
+            except ValueError as error:
+                lines.append(one_line(error))
+            else:
+                series.append(found)
+        return series, lines
+
+    def _add(self, opened, stored: Stored) -> None:
+        dataset = read_dataset(opened, stop_before_pixels=True, specific_tags=list(LISTED))
+        series = _series_text(dataset)
+        try:
+            if "DirectoryRecordSequence" in dataset or _is_directory(dataset):
+                raise Unsuitable("found an index of other files (DICOMDIR), expected images")
+            frames = frames_of(dataset, stored)
+            _check_pixels(opened, dataset, stored, len(frames))
+        except ValueError as error:
+            self._leave_out(stored, series, str(error))
+        else:
+            self._frames.extend(frames)
+
+    def _leave_out(self, stored: Stored, series: str, reason: str) -> None:
+        self._left_out[series, reason] += 1
+        self._first.setdefault((series, reason), stored)
+
+    def _lines(self) -> list[str]:
+        lines = []
+        for (series, reason), count in self._left_out.items():
+            more = f" and {count - 1} more" if count > 1 else ""
+            label = f"{self._first[series, reason]}{more}"
+            lines.append(f"{label}{f' ({series})' if series else ''}: {reason}")
+        return lines
+
+    def _unique(self, lines: list[str]) -> list[Frame]:
+        """Frames of different instances; of copies of one, the first file's."""
+        unique, copies = {}, []
+        for frame in self._frames:
+            key = (frame.series_uid, frame.sop_instance_uid or str(frame.stored), frame.index)
+            if unique.setdefault(key, frame) is not frame:
+                copies.append(frame)
+        if copies:
+            more = f" and {len(copies) - 1} more" if len(copies) > 1 else ""
+            lines.append(f"{copies[0].label}{more}: found a copy of another file, which is read")
+        return list(unique.values())
+
+    def _name(self, frame: Frame) -> str:
+        digits = "".join(filter(str.isdigit, frame.series_uid))[-8:]
+        return safe_name("_".join(filter(None, (self._stem, frame.series_number, digits))))
+
+
+def _order(frames: list[Frame]) -> tuple:
+    first = min(frames, key=lambda frame: str(frame.stored))
+    number = first.series_number
+    return int(number) if number.isdecimal() else 1 << 31, first.series_uid, str(first.stored)
+
+
+def _series_label(frame: Frame) -> str:
+    return f"series {frame.series_number or '?'} ({frame.series_uid[-12:]})"
+
+
+def _series_text(dataset) -> str:
+    uid = str(dataset.get("SeriesInstanceUID") or "")
+    number = dataset.get("SeriesNumber")
+    return f"series {'?' if number is None else number}, {uid[-12:]}" if uid else ""
+
+
+def _is_directory(dataset) -> bool:
+    sop_class = dataset.file_meta.get("MediaStorageSOPClassUID")
+    return sop_class == "1.2.840.10008.1.3.10"
+
+
+def _check_pixels(opened, dataset, stored: Stored, count: int) -> None:
+    """Refuse what cannot be decoded, or ends before its pixels do."""
+    rows, columns = dataset.Rows, dataset.Columns
+    check_size("the header", (count, rows, columns))
+    syntax = dataset.file_meta.TransferSyntaxUID
+    problem = missing_decoder(syntax)
+    if problem:
+        raise Unsuitable(problem)
+    if not syntax.is_compressed:  # deflated counts as compressed
+        declared = count * rows * columns * dataset.BitsAllocated // 8
+        left = stored.size - opened.tell()
+        if left < declared:
+            raise Unsuitable(
+                f"found a truncated file: {max(left, 0)} bytes of {declared} of pixels"
+            )

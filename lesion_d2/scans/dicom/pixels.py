@@ -1,0 +1,150 @@
+"""Stored values of DICOM slices, and the HU that they mean."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from .files import describe
+from .frame import functional_group
+
+if TYPE_CHECKING:
+    import pydicom
+
+_INT16 = np.iinfo(np.int16)
+#: HU of pixels that a scanner filled because they lie outside of what it saw.
+PADDING_HU = -1024
+
+
+def missing_decoder(transfer_syntax: str) -> str | None:
+    """What is missing to decode pixels of a transfer syntax, in one line; None if nothing is."""
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID
+
+    name = UID(transfer_syntax).name
+    try:
+        decoder = get_decoder(transfer_syntax)
+    except NotImplementedError:
+        return f"found pixels in {name}, which nothing here decodes"
+    if decoder.is_available:
+        return None
+    packages = " or ".join(
+        one.partition("- requires ")[2] or one for one in decoder.missing_dependencies
+    )
+    return (
+        f"found pixels in {name}, expected a package that decodes them: {packages} "
+        '(pip install -e ".[scans]")'
+    )
+
+
+def stored_values(
+    dataset: "pydicom.Dataset", opened: BinaryIO | None = None, indices: Sequence[int] = (0,)
+) -> Iterator[np.ndarray]:
+    """Decode slices, one after the other.
+
+    Args:
+        dataset: the header; with the pixels where ``opened`` is None.
+        opened: the open file, which stays so; its frames are read when they are asked for.
+        indices: of the frames.
+
+    Yields:
+        Rows x columns integers; bits above those that are stored, such as overlays, are cut.
+
+    Raises:
+        ValueError: the pixels are damaged, or cannot be decoded; the message has no file name.
+    """
+    from pydicom.pixels import iter_pixels
+
+    size = dataset.Rows, dataset.Columns
+    source = dataset if opened is None else opened
+    with closing(iter_pixels(source, indices=indices)) as decoded:
+        for _ in indices:
+            try:
+                values = next(decoded)
+            except Exception as error:  # each decoder raises errors of its own kinds
+                reason = describe(error)
+                raise ValueError(f"found pixels that cannot be decoded ({reason})") from None
+            if values.shape != size or values.dtype.kind not in "iu":
+                raise ValueError(f"found pixels of shape {values.shape}, expected {size}")
+            yield _without_unused_bits(values, dataset)
+
+
+def hounsfield_units(
+    values: np.ndarray, dataset: "pydicom.Dataset", index: int | None = None
+) -> np.ndarray:
+    """Make HU of stored values by the slice's own rescale slope and intercept.
+
+    Padding becomes -1024 HU unless it is lower already. MONOCHROME1 says how values are shown, not
+    what they mean: HU are the same.
+
+    Args:
+        values: rows x columns integers.
+        dataset: the header.
+        index: of a frame in a multi-frame file.
+
+    Returns:
+        Rows x columns int16, rounded; values beyond int16 are cut.
+
+    Raises:
+        ValueError: the slope or the intercept is no number, or the slope is 0.
+    """
+    slope, intercept = (
+        _rescale(dataset, index, keyword) for keyword in ("RescaleSlope", "RescaleIntercept")
+    )
+    if slope == 0 or not np.isfinite([slope, intercept]).all():
+        raise ValueError(f"found the rescale slope {slope} and intercept {intercept}")
+    if slope == 1 and intercept.is_integer() and abs(intercept) < 2**31 and values.itemsize < 4:
+        hu = values.astype(np.int32) + np.int32(intercept)
+    else:
+        hu = np.rint(values * slope + intercept)
+    hu = np.clip(hu, _INT16.min, _INT16.max).astype(np.int16)
+    padded = _padded(values, dataset)
+    if padded is not None:
+        hu[padded & (hu > PADDING_HU)] = PADDING_HU
+    return hu
+
+
+def _without_unused_bits(values: np.ndarray, dataset) -> np.ndarray:
+    unused = values.dtype.itemsize * 8 - dataset.BitsStored
+    if unused <= 0:
+        return values
+    # To the left and back: a negative value repeats the bit of its sign.
+    kind = "u" if dataset.PixelRepresentation == 0 else "i"
+    return (values.view(f"{kind}{values.dtype.itemsize}") << unused) >> unused
+
+
+def _rescale(dataset, index: int | None, keyword: str) -> float:
+    if index is None:
+        return float(dataset[keyword].value)
+    name = "PixelValueTransformationSequence"
+    value = functional_group(dataset.PerFrameFunctionalGroupsSequence[index], name, keyword)
+    if value is None:
+        value = functional_group(dataset.SharedFunctionalGroupsSequence[0], name, keyword)
+    return float(value)
+
+
+def _padded(values: np.ndarray, dataset) -> np.ndarray | None:
+    """Where pixels are padding, by the value or the range of values that the header tells."""
+    first = dataset.get("PixelPaddingValue")
+    if first is None:
+        return None
+    last = dataset.get("PixelPaddingRangeLimit")
+    ends = [_as_stored(value, dataset) for value in (first, first if last is None else last)]
+    if None in ends:
+        return None
+    return (
+        values == ends[0] if ends[0] == ends[1] else (values >= min(ends)) & (values <= max(ends))
+    )
+
+
+def _as_stored(value, dataset) -> int | None:
+    """A padding value as a pixel has it: it may be written signed where pixels are not."""
+    if isinstance(value, bytes):
+        value = int.from_bytes(value[:2], "little")
+    try:
+        value = int(value) & ((1 << dataset.BitsStored) - 1)
+    except (TypeError, ValueError):
+        return None
+    is_negative = dataset.PixelRepresentation == 1 and value >> (dataset.BitsStored - 1)
+    return value - (1 << dataset.BitsStored) if is_negative else value

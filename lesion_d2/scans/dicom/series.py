@@ -1,0 +1,173 @@
+"""A DICOM series that is one scan."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import groupby
+
+import numpy as np
+
+from ..limits import check_size
+from ..scan import Scan, SliceSource
+from ..stacking import stack_slices
+from ..stored import Storage
+from .files import describe, quiet, read_dataset
+from .frame import PHASES, Frame
+from .pixels import hounsfield_units, stored_values
+from .stack import Stack, build_stack, count_repeated
+
+_THREADS = 4
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+
+
+class DicomSeries:
+    """Slices of one scan, whose headers are known and whose pixels are not read.
+
+    Args:
+        name: of the scan.
+        frames: of one series, orientation and size, in any order.
+        source: what begins messages.
+        allow_gaps: see :func:`~lesion_d2.scans.read_scan`.
+
+    Raises:
+        ValueError: they are no stack of axial slices.
+    """
+
+    format = "dicom"
+
+    def __init__(self, name: str, frames: list[Frame], *, source: str, allow_gaps: bool = False):
+        self.name, self.source = name, source
+        self.study_uid, self.series_uid = frames[0].study_uid, frames[0].series_uid
+        self._stack: Stack = build_stack(frames, source=source, allow_gaps=allow_gaps)
+
+    @property
+    def num_slices(self) -> int:
+        return len(self._stack.plan.slices)
+
+    def read(self) -> Scan:
+        """Read all slices and their headers.
+
+        Raises:
+            ValueError: a file is damaged, changed since it was listed, or cannot be decoded.
+        """
+        stack = self._stack
+        check_size(self.source, stack.shape)
+        headers = []
+        with quiet(), Storage() as storage:
+            slices = _slices(storage, stack, headers)
+            with closing(slices):
+                volume = stack_slices(slices, stack.plan, stack.shape[1:])
+        nearest = stack.plan.nearest()
+        frames = [stack.frames[index] for index in nearest]
+        messages = stack.messages
+        if any(header.get("LossyImageCompression") == "01" for header in headers):
+            messages += ("the slices went through lossy compression",)
+        return Scan(
+            name=self.name,
+            volume=volume,
+            spacing=stack.spacing,
+            origin=stack.origin,
+            direction=stack.direction,
+            sources=tuple(
+                SliceSource(str(frame.stored), frame.index, frame.sop_instance_uid)
+                for frame in frames
+            ),
+            format=self.format,
+            headers=tuple(headers[index] for index in nearest),
+            slice_turn=stack.turn,
+            messages=messages,
+        )
+
+
+def split_by_phase(frames: list[Frame]) -> list[list[Frame]]:
+    """Tell the phases of a series apart, where it holds several slices at the same places.
+
+    The first of acquisition number, stack, time and so on is taken that leaves no two slices at
+    one place; where none does, the frames stay together.
+    """
+    if count_repeated(frames) == 0:
+        return [frames]
+    for index in range(len(PHASES)):
+        parts = {}
+        for frame in frames:
+            parts.setdefault(frame.phases[index], []).append(frame)
+        if len(parts) > 1 and not any(map(count_repeated, parts.values())):
+            return list(parts.values())
+    return [frames]
+
+
+def _slices(storage: Storage, stack: Stack, headers: list) -> Iterator[np.ndarray]:
+    """HU of all slices in order, H x W int16; their headers are appended as they are read."""
+    runs = groupby(stack.frames, key=lambda frame: (frame.stored, frame.index is None))
+    singles = []
+    for (_, is_single), run in runs:
+        if is_single:
+            singles.extend(run)
+        else:
+            yield from _read_singles(storage, singles, stack, headers)
+            singles = []
+            yield from _read_multi_frame(storage, list(run), stack, headers)
+    yield from _read_singles(storage, singles, stack, headers)
+
+
+def _read_singles(storage, frames: list[Frame], stack: Stack, headers: list):
+    """Slices of a file each: some are decoded ahead, in threads."""
+    frames = iter(frames)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        ahead = deque()
+
+        def submit() -> None:
+            for frame in frames:
+                ahead.append(pool.submit(_read_single, storage, frame, stack))
+                return
+
+        for _ in range(_THREADS + 1):
+            submit()
+        while ahead:
+            hu, header = ahead.popleft().result()
+            submit()
+            headers.append(header)
+            yield hu
+
+
+def _read_single(storage: Storage, frame: Frame, stack: Stack):
+    try:
+        with storage.open(frame.stored) as opened:
+            dataset = read_dataset(opened)
+        _check_unchanged(dataset, frame)
+        (values,) = stored_values(dataset)
+        hu = hounsfield_units(values, dataset)
+    except Exception as error:  # of an archive, a file that is gone, or of damaged values
+        raise ValueError(f"{frame.label}: {describe(error)}") from None
+    for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
+        if keyword in dataset:
+            del dataset[keyword]
+    return stack.turn.apply(hu), dataset
+
+
+def _read_multi_frame(storage, frames: list[Frame], stack: Stack, headers: list):
+    stored = frames[0].stored
+    try:
+        with storage.open_seekable(stored) as opened:
+            dataset = read_dataset(opened, stop_before_pixels=True)
+            whole = dataset
+            is_deflated = dataset.file_meta.TransferSyntaxUID == _DEFLATED
+            if is_deflated:
+                opened.seek(0)
+                whole = read_dataset(opened)
+            _check_unchanged(dataset, frames[0])
+            indices = [frame.index for frame in frames]
+            source = None if is_deflated else opened
+            with closing(stored_values(whole, source, indices)) as decoded:
+                for index, values in zip(indices, decoded, strict=True):
+                    headers.append(dataset)
+                    yield stack.turn.apply(hounsfield_units(values, dataset, index))
+    except Exception as error:
+        raise ValueError(f"{stored}: {describe(error)}") from None
+
+
+def _check_unchanged(dataset, frame: Frame) -> None:
+    found = dataset.get("Rows"), dataset.get("Columns"), str(dataset.get("SOPInstanceUID") or "")
+    if found != (*frame.size, frame.sop_instance_uid):
+        raise ValueError("found another file than when it was listed")

@@ -1,0 +1,133 @@
+"""Files on disk and in zip archives."""
+
+import io
+import os
+import shutil
+import stat
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import BinaryIO, NamedTuple
+
+#: What reading an archive raises where it is damaged, encrypted or of an unknown compression.
+DAMAGED_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
+_MAX_MEMBERS = 200_000
+_MAX_MEMBER = 4 << 30  # bytes
+_BUFFER = 1 << 16
+
+
+class Stored(NamedTuple):
+    """A file, or a member of a zip archive.
+
+    Args:
+        path: of the file or the archive.
+        member: name in the archive; None of a file.
+        size: bytes, of a member when it is unpacked, as the archive declares it.
+    """
+
+    path: str
+    member: str | None
+    size: int
+
+    def __str__(self) -> str:
+        return self.path if self.member is None else f"{self.path}/{self.member}"
+
+
+class Storage:
+    """Opens stored files; archives stay open until the block ends.
+
+    Members are read in memory: nothing is ever extracted, so that their names lead nowhere.
+    """
+
+    def __init__(self):
+        self._archives: dict[str, zipfile.ZipFile] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Storage":
+        return self
+
+    def __exit__(self, *details) -> None:
+        self._archives.clear()
+        self._stack.close()
+
+    def archive(self, path: str) -> zipfile.ZipFile:
+        """The archive of a path.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        if path not in self._archives:
+            try:
+                self._archives[path] = self._stack.enter_context(zipfile.ZipFile(path))
+            except DAMAGED_ARCHIVE as error:
+                raise ValueError(f"{path}: found a damaged zip archive ({error})") from None
+        return self._archives[path]
+
+    def open(self, stored: Stored) -> BinaryIO:
+        """Open a file to read. Of a member no more can be read than the archive declares."""
+        if stored.member is None:
+            return open(stored.path, "rb")
+        member = self.archive(stored.path).open(stored.member)
+        return io.BufferedReader(member, _BUFFER)
+
+    def open_seekable(self, stored: Stored) -> BinaryIO:
+        """Open a file to read parts of it in any order; a member is unpacked to a file without a
+        name, which is gone when it is closed."""
+        if stored.member is None:
+            return open(stored.path, "rb")
+        with self.open(stored) as member:
+            copy = tempfile.TemporaryFile()  # noqa: SIM115, the caller closes it
+            shutil.copyfileobj(member, copy)
+        copy.seek(0)
+        return copy
+
+
+def files_below(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """All folders below one, itself the first, each with its files' names, in order of names.
+
+    Hidden files and folders are left out. Links are followed, each folder is visited once.
+    """
+    visited = set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(path)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        names = sorted(name for name in names if not _is_hidden(name))
+        yield path, [name for name in names if os.path.isfile(os.path.join(path, name))]
+
+
+def stored_file(path: str) -> Stored:
+    return Stored(path, None, os.path.getsize(path))
+
+
+def members_of(storage: Storage, path: str) -> list[Stored]:
+    """The files in a zip archive, in order of names.
+
+    Raises:
+        ValueError: the archive is damaged, or larger when it is unpacked than any scan.
+    """
+    infos = storage.archive(path).infolist()
+    if len(infos) > _MAX_MEMBERS:
+        raise ValueError(f"{path}: found {len(infos)} members, expected at most {_MAX_MEMBERS}")
+    members = []
+    for info in infos:
+        parts = info.filename.split("/")
+        is_link = stat.S_ISLNK(info.external_attr >> 16)
+        if info.is_dir() or is_link or any(map(_is_hidden, parts)) or "__MACOSX" in parts:
+            continue
+        if info.file_size > _MAX_MEMBER:
+            raise ValueError(
+                f"{path}: found the member {info.filename!r} of {info.file_size} bytes, expected "
+                f"at most {_MAX_MEMBER}"
+            )
+        members.append(Stored(path, info.filename, info.file_size))
+    return sorted(members, key=lambda member: member.member)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
