@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import cv2
@@ -63,12 +64,33 @@ def volume_extent(
         FileNotFoundError: there is no such slice.
         ValueError: a file is damaged (see :func:`read_slice`), or slices differ in size.
     """
-    extents, shape = [], None
     first, last = slice_range if slice_range is not None else (0, math.inf)
     files = {n: file for n, file in slice_files(folder).items() if first <= n <= last}
     if not files:
         raise FileNotFoundError(f"{folder}: found no slice of {first} to {last}, expected one")
-    for file in files.values():
+    return common_extent(_read_same_size(files.values()), pixel_spacing)
+
+
+def common_extent(
+    slices: Iterable[np.ndarray], pixel_spacing: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """The union of :func:`body_extent` of slices, (H, W) int16 in HU each, one at least.
+
+    Those without a body add nothing to it; the whole slice where none has one.
+    """
+    found = np.empty((0, 4), dtype=int)
+    for hu in slices:
+        extent = _extent(hu, pixel_spacing)
+        if extent is not None:
+            found = np.vstack([found, extent])
+    if len(found) == 0:
+        return _with_margin(None, hu.shape)
+    return _with_margin((*found[:, :2].min(axis=0), *found[:, 2:].max(axis=0)), hu.shape)
+
+
+def _read_same_size(files: Iterable[str]) -> Iterator[np.ndarray]:
+    shape = None
+    for file in files:
         hu = read_slice(file)
         if shape not in (None, hu.shape):
             found, expected = (f"{width} x {height}" for height, width in (hu.shape, shape))
@@ -77,11 +99,7 @@ def volume_extent(
                 "slices"
             )
         shape = hu.shape
-        extents.append(_extent(hu, pixel_spacing))
-    extents = np.array([extent for extent in extents if extent is not None])
-    if len(extents) == 0:
-        return _with_margin(None, shape)
-    return _with_margin((*extents[:, :2].min(axis=0), *extents[:, 2:].max(axis=0)), shape)
+        yield hu
 
 
 def slice_files(folder: str | os.PathLike) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -13,6 +14,10 @@ from ..slice_geometry import EXPECTED_SPACING, interpolate_slices, is_spacing
 from .nifti import nifti_geometry, nifti_slice_exists, read_nifti_slice
 
 _INT16 = np.iinfo(np.int16)
+
+#: What a channel of an image is interpolated from: the numbers of two slices, and the weight of the
+#: second one. A slice as it is has its number twice, and 0.
+Channel = tuple[int, int, float]
 
 
 def read_slice(file: str | os.PathLike) -> np.ndarray:
@@ -80,18 +85,56 @@ def slice_stack(
         ValueError: C is even; interval is negative, or spacing_z not positive; a file name is not
             a slice number; a file is damaged (see :func:`read_slice`); slices differ in size.
     """
-    _check_geometry(file_name, num_slices, interval, spacing_z)
     key, path_of = _locate(file_name)
-    exists = partial(_existing, path_of=path_of, key=key, slice_range=slice_range)
-    plan = [
-        _neighbors(key, number * (interval / spacing_z if interval else 1), exists)
-        for number in range(-(num_slices // 2), num_slices // 2 + 1)
-    ]
+    first, last = slice_range if slice_range is not None else (0, math.inf)
+    plan = plan_channels(
+        key,
+        lambda index: first <= index <= last and _exists(path_of(index)),
+        num_slices=num_slices,
+        interval=interval,
+        spacing_z=spacing_z,
+        where=file_name,
+    )
     slices = _read_slices(path_of, key, {index for *pair, _ in plan for index in pair}, window)
     stack = np.empty((num_slices, *slices[key].shape), np.int16)
     for channel, (lower, upper, fraction) in zip(stack, plan, strict=True):
         interpolate_slices(slices[lower], slices[upper], fraction, channel)
     return stack
+
+
+def plan_channels(
+    key: int,
+    exists: Callable[[int], bool],
+    *,
+    num_slices: int,
+    interval: float,
+    spacing_z: float,
+    where: str | os.PathLike,
+) -> list[Channel]:
+    """What the channels of an image are made of, see :func:`slice_stack`.
+
+    Args:
+        key: number of the key slice.
+        exists: whether there is a slice of a number.
+        num_slices, interval, spacing_z: as there.
+        where: what the key slice is called, for messages.
+
+    Raises:
+        ValueError: C is even; interval is negative, or spacing_z not positive.
+    """
+    _check_geometry(where, num_slices, interval, spacing_z)
+    existing = partial(_existing, key=key, exists=exists)
+    half = num_slices // 2
+    step = interval / spacing_z if interval else 1
+    return [_neighbors(key, number * step, existing) for number in range(-half, half + 1)]
+
+
+def clip_to_window(hu: np.ndarray, window: tuple[float, float] | None) -> None:
+    """Clip int16 HU in place to a window, outwards to integers: hu_to_pixels cuts the rest."""
+    if window is not None:
+        low, high = _check_window(window)
+        low, high = max(math.floor(low), _INT16.min), min(math.ceil(high), _INT16.max)
+        np.clip(hu, low, high, out=hu)
 
 
 def hu_to_pixels(
@@ -147,7 +190,7 @@ def _locate(file_name: str | os.PathLike):
     return int(stem), lambda index: os.path.join(folder, f"{index:0{digits}d}{extension}")
 
 
-def _neighbors(key: int, offset: float, existing) -> tuple[int, int, float]:
+def _neighbors(key: int, offset: float, existing: Callable[[int], int]) -> Channel:
     """The two slices around ``offset`` slices from the key slice, and the second one's weight."""
     nearest = round(offset)
     if abs(offset - nearest) < 1e-6:  # a quotient such as 0.6 / 0.2 is not quite a whole number
@@ -158,11 +201,10 @@ def _neighbors(key: int, offset: float, existing) -> tuple[int, int, float]:
     return lower, upper, offset - math.floor(offset) if lower != upper else 0.0
 
 
-def _existing(index: int, *, path_of, key: int, slice_range) -> int:
+def _existing(index: int, *, key: int, exists: Callable[[int], bool]) -> int:
     """The first slice that exists on the way from ``index`` to the key slice."""
-    first, last = slice_range if slice_range is not None else (0, math.inf)
     step = 1 if index < key else -1
-    while index != key and not (first <= index <= last and _exists(path_of(index))):
+    while index != key and not exists(index):
         index += step
     return index
 
@@ -181,10 +223,6 @@ def _read_slices(path_of, key: int, indices: set[int], window) -> dict[int, np.n
             raise ValueError(
                 f"{path_of(index)}: found {found}, expected the key slice's {width} x {height}"
             )
-    if window is not None:
-        low, high = _check_window(window)
-        # Outwards to integers: hu_to_pixels cuts the rest.
-        low, high = max(math.floor(low), _INT16.min), min(math.ceil(high), _INT16.max)
-        for hu in slices.values():
-            np.clip(hu, low, high, out=hu)
+    for hu in slices.values():
+        clip_to_window(hu, window)
     return slices

@@ -183,7 +183,7 @@ class LesionDatasetMapper:
         transforms = T.TransformList([])
         if self.cut_borders:
             dataset_dict["crop"] = self._find_crop(dataset_dict, stack[self.num_slices // 2])
-            transforms += _crop_transform(dataset_dict["crop"], image.shape[:2])
+            transforms += crop_transform(dataset_dict["crop"], image.shape[:2])
             image = transforms.apply_image(image)
         spacing = dataset_dict["spacing"]
         dataset_dict["image"], augmented = _view(image, spacing, self.augmentations)
@@ -299,7 +299,8 @@ def _matrix(transforms: T.Transform) -> torch.Tensor:
     return torch.from_numpy(matrix.astype(np.float32))
 
 
-def _crop_transform(crop: tuple[int, int, int, int], size: tuple[int, int]) -> T.CropTransform:
+def crop_transform(crop: tuple[int, int, int, int], size: tuple[int, int]) -> T.CropTransform:
+    """The transform to ``crop`` (x0, y0, x1, y1; ends exclusive) of slices of (height, width)."""
     x0, y0, x1, y1 = crop
     height, width = size
     return T.CropTransform(x0, y0, x1 - x0, y1 - y0, width, height)

@@ -313,10 +313,9 @@ class Trainer(DefaultTrainer, StoppableTrainer):
             evaluators = [evaluators]
         needs_masks = any(getattr(evaluator, "needs_masks", True) for evaluator in evaluators)
         kinds = {MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TEST}
-        num_reused = cfg.MODEL.SLICE_IMAGES.NUM_REUSED if "lesion_volume" in kinds else 0
-        num_mirrors = model.num_mirrors if isinstance(model, Ensemble) else 1
+        num_reused = count_reused(cfg, model) if "lesion_volume" in kinds else 0
         unneeded = [] if needs_masks else no_masks(model)
-        with reuse_features(model, num_reused * num_mirrors), changed(unneeded):
+        with reuse_features(model, num_reused), changed(unneeded):
             return super().test(cfg, model, evaluators)
 
     @classmethod
@@ -339,6 +338,12 @@ class Trainer(DefaultTrainer, StoppableTrainer):
             f"{dataset_name}: found evaluator_type {kind!r}, expected "
             f"{' or '.join(map(repr, EVALUATOR_TYPES))}"
         )
+
+
+def count_reused(cfg: CfgNode, model: nn.Module) -> int:
+    """Three-slice images whose features are kept over the slices of a volume, in all views."""
+    num_mirrors = model.num_mirrors if isinstance(model, Ensemble) else 1
+    return cfg.MODEL.SLICE_IMAGES.NUM_REUSED * num_mirrors
 
 
 def has_unused_parameters(model: nn.Module) -> bool:
