@@ -1,0 +1,6 @@
+"""Findings as a page to look at: one HTML file a scan that needs no network, and an index of many."""
+
+from .index import IndexRow, write_index
+from .page import write_report
+
+__all__ = ["IndexRow", "write_index", "write_report"]

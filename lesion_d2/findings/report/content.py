@@ -1,0 +1,188 @@
+"""What a report says: findings as the viewer reads them, and as rows of the table."""
+
+import re
+from collections.abc import Collection
+from html import escape
+
+import numpy as np
+
+from ...display_windows import WINDOWS
+from ...scans import Scan
+from ..finding import Algorithm, Diameter, Finding, Findings, OperatingPoint, SliceFinding
+from ..masks import decode_mask
+
+#: Windows of the viewer's buttons, (low, high) in HU; the first one is there at the start.
+PRESETS = {
+    "Soft tissue": WINDOWS["abdomen"],
+    "Lung": WINDOWS["lung"],
+    "Bone": WINDOWS["bone"],
+    "Liver": WINDOWS["liver"],
+}
+_PATIENT_SIDES = (("L", "R"), ("P", "A"), ("S", "I"))  # of rising and falling LPS coordinates
+
+
+def viewer_data(scan: Scan, findings: Findings, slices: Collection[int]) -> dict:
+    """What the page's script needs, ready for JSON.
+
+    Args:
+        scan: for its geometry.
+        findings: of this scan.
+        slices: those that the report holds; masks on others are left out.
+    """
+    depth, height, width = scan.volume.shape
+    return {
+        "depth": depth,
+        "height": height,
+        "width": width,
+        "spacing": list(map(float, scan.spacing)),
+        "origin": np.asarray(scan.origin, float).tolist(),
+        "direction": np.asarray(scan.direction, float).tolist(),
+        "slices": sorted(slices),
+        "presets": [{"low": low, "high": high} for low, high in PRESETS.values()],
+        "findings": [_finding(one, slices) for one in findings.findings],
+    }
+
+
+def _finding(finding: Finding, slices: Collection[int]) -> dict:
+    return {
+        "number": finding.number,
+        "score": float(finding.score),
+        "keySlice": int(finding.key_slice),
+        "box": _rounded(finding.box),
+        "slices": [_slice_finding(one, slices) for one in finding.slices],
+        "long": _diameter(finding.long_diameter),
+        "short": _diameter(finding.short_diameter),
+    }
+
+
+def _slice_finding(one: SliceFinding, slices: Collection[int]) -> dict:
+    with_mask = one.mask is not None and one.slice_index in slices
+    return {
+        "z": int(one.slice_index),
+        "box": _rounded(one.box),
+        "mask": mask_runs(decode_mask(one.mask)) if with_mask else None,
+    }
+
+
+def _diameter(diameter: Diameter | None) -> dict | None:
+    if diameter is None:
+        return None
+    points = [_rounded(point) for point in diameter.points]
+    return {"z": int(diameter.slice_index), "points": points, "mm": float(diameter.length_mm)}
+
+
+def _rounded(numbers: Collection[float]) -> list[float]:
+    return [round(float(number), 2) for number in numbers]
+
+
+def mask_runs(mask: np.ndarray) -> list[int]:
+    """Write a mask as runs of pixels.
+
+    Args:
+        mask: H x W bool.
+
+    Returns:
+        For each run, row by row: its y, its first x and its last x.
+    """
+    steps = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    starts, ends = np.argwhere(steps == 1), np.argwhere(steps == -1)
+    return np.column_stack([starts, ends[:, 1] - 1]).ravel().tolist()
+
+
+def table_row(finding: Finding, findings: Findings) -> str:
+    """A finding as a row of the table, in HTML."""
+    center = (np.array(finding.box[:3], float) + finding.box[3:]) / 2
+    first, last = int(finding.box[2]) + 1, int(finding.box[5]) + 1
+    place = place_text(findings.to_patient(center[None])[0])
+    voxel = ", ".join(number_text(value, 0) for value in (*center[:2], finding.key_slice))
+    measured = "on the mask" if finding.measured_on == "mask" else "guessed from the box"
+    return (
+        f'<tr data-finding="{finding.number}"><th scope="row"><div>'
+        f'<canvas width="176" height="176" role="img" '
+        f'aria-label="Picture of finding {finding.number}"></canvas>'
+        f'<span><button type="button" aria-label="Finding {finding.number}">{finding.number}'
+        f"</button><br><small>{escape(finding.category)}</small></span></div></th>"
+        f"<td><strong>{finding.score:.2f}</strong>"
+        f'<meter min="0" max="1" value="{finding.score:.4f}" aria-hidden="true"></meter></td>'
+        f"<td><strong>{_size_text(finding)}</strong>"
+        f"<small>{_volume_text(finding.volume_mm3)}</small><small>{measured}</small></td>"
+        f"<td><strong>Slice {finding.key_slice + 1}</strong>"
+        f"<small>of {first}–{last}</small><small>{place}</small>"
+        f"<small>voxel {voxel}</small></td></tr>"
+    )
+
+
+def _size_text(finding: Finding) -> str:
+    diameters = (finding.long_diameter, finding.short_diameter)
+    lengths = [number_text(one.length_mm, 1) for one in diameters if one is not None]
+    return " × ".join(lengths) + " mm" if lengths else "no size"
+
+
+def _volume_text(mm3: float) -> str:
+    return f"{mm3 / 1000:.1f} cm³" if mm3 >= 1000 else f"{mm3:.0f} mm³"
+
+
+def place_text(point: np.ndarray) -> str:
+    """A place in the patient, (3,) LPS in mm, with the sides that it lies to: "R 12 A 45 S 120"."""
+    parts = zip(_PATIENT_SIDES, point, strict=True)
+    return " ".join(f"{sides[int(value < 0)]} {abs(value):.1f}" for sides, value in parts) + " mm"
+
+
+def number_text(value: float, digits: int) -> str:
+    """A number with a true minus sign, and no minus before 0."""
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def side_letters(direction: np.ndarray) -> dict[str, str]:
+    """The patient's sides at the image's edges: ``left``, ``right`` and ``top``.
+
+    Args:
+        direction: 3 x 3, its columns the unit vectors along x, y and z in LPS.
+    """
+    across, down = np.asarray(direction, float)[:, 0], np.asarray(direction, float)[:, 1]
+    return {"left": _side(-across), "right": _side(across), "top": _side(-down)}
+
+
+def _side(vector: np.ndarray) -> str:
+    axis = int(np.argmax(np.abs(vector)))
+    return _PATIENT_SIDES[axis][int(vector[axis] < 0)]
+
+
+def facts(scan: Scan, findings: Findings) -> dict[str, str]:
+    """What made the findings, in words: label -> text."""
+    algorithm = findings.algorithm
+    depth, height, width = scan.volume.shape
+    x, y, z = scan.spacing
+    result = {
+        "Algorithm": f"{algorithm.name} {algorithm.version}".strip(),
+        "Model": algorithm.meta_architecture,
+        "Config": _last_names(algorithm.config_file),
+        "Weights": _weights_text(algorithm),
+        "Operating point": operating_point_text(findings.operating_point),
+        "Scan": f"{width} × {height} × {depth} voxels of {x:.2f} × {y:.2f} × {z:.2f} mm, "
+        f"from {scan.format}",
+        "Reviewed": "no: made by an algorithm, verified by nobody",
+    }
+    return {label: text for label, text in result.items() if text}
+
+
+def operating_point_text(point: OperatingPoint) -> str:
+    """Say from which score on something is a finding, and why."""
+    text = f"score {point.score_threshold:.3g} or more"
+    if point.rate is None:
+        return f"{text}, as given"
+    text += f": {point.rate:g} false positives per {point.unit}"
+    return f"{text} on {point.dataset}" if point.dataset else text
+
+
+def _weights_text(algorithm: Algorithm) -> str | None:
+    if not algorithm.weights_sha256:
+        return _last_names(algorithm.weights)
+    return f"{_last_names(algorithm.weights)} (SHA-256 {algorithm.weights_sha256})"
+
+
+def _last_names(files: str | None) -> str | None:
+    """Names of files without their folders, which tell whose machine it was."""
+    if not files:
+        return None
+    return ", ".join(re.split(r"[\\/]", file)[-1] for file in files.split(", "))
