@@ -1,6 +1,6 @@
 """Windows in which CT is looked at."""
 
-# The usual display windows (low, high) in Hounsfield units.
+#: The usual display windows (low, high) in Hounsfield units.
 WINDOWS = {
     "abdomen": (-160.0, 240.0),
     "bone": (-500.0, 1300.0),

@@ -36,7 +36,7 @@ def encode_slice(hu: np.ndarray) -> bytes:
     """Compress a slice without loss of its lower 12 bits.
 
     Each pixel is foretold from its left, upper and upper left neighbors, as lossless JPEG-LS does
-    (median edge detector); what is left over compresses to about half of what a PNG takes.
+    (median edge detector); what is left over compresses to three quarters of a 16-bit PNG.
 
     Args:
         hu: H x W int16; clipped to :data:`HU_RANGE`.
@@ -44,9 +44,9 @@ def encode_slice(hu: np.ndarray) -> bytes:
     Returns:
         Deflated bytes: of all differences, modulo 4096 and zigzag, the low ones, then the high ones.
     """
-    values = np.clip(hu, *HU_RANGE).astype(np.int32) - HU_RANGE[0]
+    values = np.clip(hu, *HU_RANGE).astype(np.int16) - HU_RANGE[0]
     difference = (values - _foretold(values) + 2048) % 4096 - 2048
-    zigzag = (difference << 1) ^ (difference >> 31)
+    zigzag = (difference << 1) ^ (difference >> 15)
     planes = np.stack([zigzag & 255, zigzag >> 8]).astype(np.uint8)
     deflate = zlib.compressobj(level=6, strategy=zlib.Z_RLE)  # noise has no longer repetitions
     return deflate.compress(planes.tobytes()) + deflate.flush()

@@ -59,9 +59,13 @@ function imagePlace() {
   return { left: place[0], top: place[1], width: size[0], height: size[1] };
 }
 
+/** In parts of the stage, which keeps its shape on paper but not its size. */
 function placeImage() {
   const place = imagePlace();
-  for (const side of ["left", "top", "width", "height"]) image.style[side] = `${place[side]}px`;
+  const room = { left: stage.clientWidth, top: stage.clientHeight };
+  [room.width, room.height] = [room.left, room.top];
+  for (const side in room) image.style[side] = `${(100 * place[side]) / room[side]}%`;
+  stage.style.setProperty("--shape", stage.clientWidth / stage.clientHeight);
 }
 
 /** Voxel (x, y), centres of pixels from 0, to CSS pixels of the stage. */
@@ -108,8 +112,11 @@ function showReading() {
   }
   const value = shown.pixels[y * data.width + x] - 1024;
   const sign = { [-1024]: "≤ ", 3071: "≥ " }[value] ?? "";
-  const place = toPatient(x, y, shown.z).map((mm) => minus(mm.toFixed(1)));
-  byId("reading").textContent = `${sign}${minus(value)} HU\nL ${place[0]} P ${place[1]} S ${place[2]} mm`;
+  const sides = ["LR", "PA", "SI"];
+  const place = toPatient(x, y, shown.z).map(
+    (mm, axis) => `${sides[axis][mm < 0 ? 1 : 0]} ${Math.abs(mm).toFixed(1)}`,
+  );
+  byId("reading").textContent = `${sign}${minus(value)} HU\n${place.join(" ")} mm`;
 }
 
 const minus = (number) => String(number).replace("-", "\u2212");

@@ -1,6 +1,13 @@
 // What is drawn over the slice: boxes, masks, diameters, numbers and a scale.
 
-const COLORS = { plain: "#ffd54a", selected: "#4fd8ff", halo: "rgba(0, 0, 0, 0.75)" };
+// The viewer is as dark on paper, so these are not the style's.
+const COLORS = {
+  plain: "#ffd54a",
+  selected: "#4fd8ff",
+  halo: "rgba(0, 0, 0, 0.75)",
+  ink: "#e8eef4",
+  faint: "#5c6b7c",
+};
 
 function drawOverlay() {
   const ratio = window.devicePixelRatio || 1;
@@ -107,23 +114,22 @@ function drawMask(context, place, runs, color) {
   context.stroke(edge);
 }
 
-/** A bar of 5 cm, or of what fits when zoomed in. */
+/** A bar of a round length, above the lower right corner. */
 function drawScale(context, place, width, height) {
   const pixelsPerMm = place.width / (data.width * data.spacing[0]);
-  const length = [100, 50, 20, 10, 5, 2, 1].find((mm) => mm * pixelsPerMm <= width / 3) ?? 1;
-  const right = width / 2 + (length * pixelsPerMm) / 2;
-  const left = right - length * pixelsPerMm;
+  const length = [100, 50, 20, 10, 5, 2].find((mm) => mm * pixelsPerMm <= width / 4) ?? 1;
+  const [left, right, bottom] = [width - 10 - length * pixelsPerMm, width - 10, height - 30];
   const path = new Path2D();
-  path.moveTo(left, height - 14);
-  path.lineTo(left, height - 8);
-  path.lineTo(right, height - 8);
-  path.lineTo(right, height - 14);
-  strokeTwice(context, path, "#e8eef4", 1.5);
+  path.moveTo(left, bottom - 6);
+  path.lineTo(left, bottom);
+  path.lineTo(right, bottom);
+  path.lineTo(right, bottom - 6);
+  strokeTwice(context, path, COLORS.ink, 1.5);
+  const text = length >= 10 ? `${length / 10} cm` : `${length} mm`;
   context.font = "12px system-ui, sans-serif";
-  context.textAlign = "center";
+  const wide = context.measureText(text).width + 6;
   context.fillStyle = COLORS.halo;
-  context.fillRect((left + right) / 2 - 24, height - 32, 48, 17);
-  context.fillStyle = "#e8eef4";
-  context.fillText(length >= 10 ? `${length / 10} cm` : `${length} mm`, (left + right) / 2, height - 19);
-  context.textAlign = "start";
+  context.fillRect(right - wide, bottom - 25, wide, 16);
+  context.fillStyle = COLORS.ink;
+  context.fillText(text, right - wide + 3, bottom - 13);
 }

@@ -1,7 +1,6 @@
 // All begins with the first finding, or in the middle of the scan.
 
 new ResizeObserver(refresh).observe(stage);
-matchMedia("print").addEventListener("change", refresh);
 
 byId("layer-masks").disabled = !data.findings.some((one) => one.slices.some((part) => part.mask));
 if (data.findings.length) {

@@ -3,8 +3,6 @@
 const strip = byId("strip");
 const stripCanvas = byId("strip-picture");
 
-const stripColor = (name) => getComputedStyle(strip).getPropertyValue(name).trim();
-
 /** Findings side by side where they share slices: number -> lane. */
 function findingLanes() {
   const ends = [];
@@ -29,7 +27,7 @@ function drawStrip() {
   const context = stripCanvas.getContext("2d");
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   const tall = Math.max(1, height / data.depth);
-  context.fillStyle = stripColor("--faint");
+  context.fillStyle = COLORS.faint;
   for (const z of data.slices) context.fillRect(0, stripTop(z) - tall / 2, 6, Math.max(1, tall - 1));
   const lane = (width - 12) / laneCount;
   for (const one of data.findings.filter(isShown)) {
@@ -39,7 +37,7 @@ function drawStrip() {
     const left = 9 + lanes.get(one.number) * lane;
     context.fillRect(left, (first + last - mark) / 2, Math.max(1.5, Math.min(10, lane - 1.5)), mark);
   }
-  context.fillStyle = stripColor("--ink");
+  context.fillStyle = COLORS.ink;
   context.fillRect(0, stripTop(state.slice) - 1, width, 2);
 }
 
