@@ -95,7 +95,7 @@ def table_row(finding: Finding, findings: Findings) -> str:
     first, last = int(finding.box[2]) + 1, int(finding.box[5]) + 1
     place = place_text(findings.to_patient(center[None])[0])
     voxel = ", ".join(number_text(value, 0) for value in (*center[:2], finding.key_slice))
-    measured = "on the mask" if finding.measured_on == "mask" else "guessed from the box"
+    measured = "on the mask" if finding.measured_on == "mask" else "a guess from the box"
     return (
         f'<tr data-finding="{finding.number}"><th scope="row"><div>'
         f'<canvas width="176" height="176" role="img" '
@@ -125,7 +125,7 @@ def _volume_text(mm3: float) -> str:
 def place_text(point: np.ndarray) -> str:
     """A place in the patient, (3,) LPS in mm, with the sides that it lies to: "R 12 A 45 S 120"."""
     parts = zip(_PATIENT_SIDES, point, strict=True)
-    return " ".join(f"{sides[int(value < 0)]} {abs(value):.1f}" for sides, value in parts) + " mm"
+    return " ".join(f"{sides[int(value < 0)]} {abs(value):.0f}" for sides, value in parts) + " mm"
 
 
 def number_text(value: float, digits: int) -> str:

@@ -75,7 +75,8 @@ def choose_slices(
     findings = list(findings)
     wanted = dict.fromkeys(one.key_slice for one in findings)
     wanted.update(dict.fromkeys(_around(findings, count)))
-    chosen = coder.fill(wanted or [count // 2], limit * _SHARE_OF_FINDINGS)
+    wanted = wanted or {count // 2: None}
+    chosen = coder.fill(wanted, limit * _SHARE_OF_FINDINGS)
     chosen = chosen or set(list(wanted)[:1])  # however little room there is
     step = _least_step(coder, chosen, count, limit)
     if step:

@@ -54,7 +54,7 @@ scoreSlider.addEventListener("input", () => {
 });
 
 byId("print").addEventListener("click", async () => {
-  await Promise.all([...findings.values()].map(loadPicture));
+  for (const finding of data.findings) await loadPicture(finding);
   print();
 });
 

@@ -10,5 +10,8 @@ if (data.findings.length) {
   state.slice = nearestSlice(Math.floor(data.depth / 2));
 }
 if (typeof DecompressionStream === "undefined") showError("it is too old");
-else refresh();
+else {
+  refresh();
+  loadPictures().catch(showError);
+}
 stage.focus({ preventScroll: true });

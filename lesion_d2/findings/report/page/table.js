@@ -121,7 +121,14 @@ function drawPictures() {
   for (const number of patches.keys()) drawPicture(number);
 }
 
-// Pictures are made when their rows come near the screen; all of them before printing.
+const EARLY_PICTURES = 200;
+
+/** Make the first pictures while nobody waits, so that a printed page has them. */
+async function loadPictures() {
+  for (const finding of data.findings.slice(0, EARLY_PICTURES)) await loadPicture(finding);
+}
+
+// The others are made when their rows come near the screen.
 const watcher = new IntersectionObserver(
   (entries) => {
     for (const entry of entries.filter((one) => one.isIntersecting)) {
