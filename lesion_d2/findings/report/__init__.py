@@ -1,4 +1,4 @@
-"""Findings as a page to look at: one HTML file a scan that needs no network, and an index of many."""
+"""Findings as a page to look at: one HTML file a scan, no network, and an index."""
 
 from .index import IndexRow, write_index
 from .page import write_report

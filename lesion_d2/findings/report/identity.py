@@ -43,8 +43,8 @@ def identity_of(scan: Scan) -> dict[str, str]:
 def identity_remover(scan: Scan) -> Callable[[str], str]:
     """Make a function that takes a scan's identity out of a text.
 
-    Names of files and folders often hold the patient's name or ID, or the study's date. Whatever the
-    DICOM headers know of these is replaced by "[removed]". Of other formats nothing is known.
+    Names of files and folders often hold the patient's name or ID, or the study's date. Whatever
+    the DICOM headers know of these is replaced by "[removed]". Of other formats nothing is known.
     """
     words = set()
     for keyword in _NAMES:

@@ -42,7 +42,7 @@ def encode_slice(hu: np.ndarray) -> bytes:
         hu: H x W int16; clipped to :data:`HU_RANGE`.
 
     Returns:
-        Deflated bytes: of all differences, modulo 4096 and zigzag, the low ones, then the high ones.
+        Deflated bytes: the low ones of all differences (modulo 4096, zigzag), then the high ones.
     """
     values = np.clip(hu, *HU_RANGE).astype(np.int16) - HU_RANGE[0]
     difference = (values - _foretold(values) + 2048) % 4096 - 2048
