@@ -74,7 +74,8 @@ def plan_slices(
     if not len(gaps):
         return StackPlan(((0, 0, 0.0),), positions[0], step)
     if not known:  # many pairs tell more exactly than one; those around gaps do not count
-        step = float(gaps[np.abs(gaps - step) <= tolerance].mean())
+        close = gaps[np.abs(gaps - step) <= 2 * tolerance]
+        step = float(close.mean()) if len(close) else step
     even = positions[0] + step * np.arange(len(positions))
     if np.abs(positions - even).max() <= tolerance:
         slices = tuple((index, index, 0.0) for index in range(len(positions)))

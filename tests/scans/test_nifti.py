@@ -1,0 +1,163 @@
+import gzip
+import itertools
+import tracemalloc
+
+from lesion_d2.scans import read_scan
+from lesion_d2.scans.writing import write_nifti
+
+import nibabel
+import numpy as np
+import pytest
+from made_up import ORIGIN, SPACING, make_volume
+
+CODES = [
+    "".join(c) for p in itertools.permutations(["LR", "AP", "SI"]) for c in itertools.product(*p)
+]
+
+
+def save(file, array, affine=None, **header):
+    affine = np.diag([0.7, 0.8, 2.5, 1.0]) if affine is None else affine
+    image = nibabel.Nifti1Image(array, affine)
+    for key, value in header.items():
+        image.header[key] = value
+    nibabel.save(image, file)
+    return file
+
+
+def message(file) -> str:
+    with pytest.raises(ValueError) as error:
+        read_scan(file)
+    text = str(error.value)
+    assert text.startswith(f"{file}: ") and "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_orientation_gives_one_scan(tmp_path, code):
+    volume = make_volume()
+    write_nifti(tmp_path / "ct.nii", volume, SPACING, origin=ORIGIN)
+    image = nibabel.load(tmp_path / "ct.nii")
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.io_orientation(image.affine), nibabel.orientations.axcodes2ornt(code)
+    )
+    turned = image.as_reoriented(turn)
+    nibabel.save(turned, tmp_path / "turned.nii")
+    scan = read_scan(tmp_path / "turned.nii")
+    assert (scan.volume == volume).all() and scan.spacing == SPACING and scan.format == "nifti"
+    np.testing.assert_allclose(scan.origin, ORIGIN, atol=1e-4)
+    np.testing.assert_allclose(scan.direction, np.diag([1, 1, -1]), atol=1e-6)
+    assert (scan.grid.restore(scan.volume) == np.asarray(turned.dataobj)).all()
+    assert (scan.grid.ras_affine == nibabel.load(tmp_path / "turned.nii").affine).all()
+    axis = scan.grid.turn.axes[0]
+    for index, source in enumerate(scan.sources):
+        stored = np.take(np.asarray(turned.dataobj), source.frame, axis)
+        assert set(stored.ravel()) == set(volume[index].ravel())
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_types_and_scaling(tmp_path, dtype, ending):
+    array = make_volume().transpose(2, 1, 0)
+    scan = read_scan(save(tmp_path / f"ct{ending}", array.astype(dtype)))
+    assert scan.name == "ct" and scan.volume.dtype == np.int16
+    assert (scan.grid.restore(scan.volume) == array).all()
+
+
+def test_scaled_values_are_rounded(tmp_path):
+    stored = np.arange(24, dtype=np.uint16).reshape(2, 3, 4)
+    image = nibabel.Nifti1Image(stored, np.eye(4))
+    image.header.set_slope_inter(1.3, -1000)
+    nibabel.save(image, tmp_path / "ct.nii.gz")
+    scan = read_scan(tmp_path / "ct.nii.gz")
+    expected = np.rint(nibabel.load(tmp_path / "ct.nii.gz").get_fdata())
+    assert (scan.grid.restore(scan.volume) == expected).all()
+    assert "lowest value is -1000" not in " ".join(scan.messages)
+
+
+def test_sform_qform_or_neither(tmp_path):
+    array = make_volume().transpose(2, 1, 0)
+    moved = np.diag([0.7, 0.8, 2.5, 1.0])
+    moved[:3, 3] = 5, 6, 7
+    image = nibabel.Nifti1Image(array, moved)
+    image.set_qform(moved, 1)
+    image.set_sform(np.diag([-0.7, -0.8, 2.5, 1]), 1)
+    nibabel.save(image, tmp_path / "s.nii")
+    assert read_scan(tmp_path / "s.nii").grid.ras_affine[0, 0] == pytest.approx(-0.7)
+    image.set_sform(None, 0)
+    nibabel.save(image, tmp_path / "q.nii")
+    scan = read_scan(tmp_path / "q.nii")
+    np.testing.assert_allclose(scan.grid.ras_affine, moved, atol=1e-6)
+    assert scan.messages == ()
+    image.set_qform(None, 0)
+    nibabel.save(image, tmp_path / "neither.nii")
+    scan = read_scan(tmp_path / "neither.nii")
+    assert "does not say how it lies" in scan.messages[0] and scan.spacing == SPACING
+
+
+def test_one_volume_in_four_dimensions(tmp_path):
+    array = make_volume().transpose(2, 1, 0)[..., None]
+    scan = read_scan(save(tmp_path / "ct.nii.gz", array))
+    assert scan.grid.restore(scan.volume).shape == array.shape
+    assert (scan.grid.restore(scan.volume) == array).all()
+
+
+def test_values_that_are_hardly_hu_are_told(tmp_path):
+    array = np.linspace(-1, 1, 60, dtype=np.float32).reshape(3, 4, 5)
+    assert (
+        "lowest value is -1: expected HU" in read_scan(save(tmp_path / "a.nii", array)).messages[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("array", "text"),
+    [
+        (np.full((3, 4, 5), np.nan, np.float32), "values that are no finite numbers"),
+        (np.full((3, 4), -1, np.int16), "found int16 of shape (3, 4), expected numbers in three"),
+        (np.full((3, 4, 5, 2), -1, np.int16), "found int16 of shape (3, 4, 5, 2), expected"),
+        (np.zeros((3, 4, 5), [("R", "u1"), ("G", "u1"), ("B", "u1")]), "of shape (3, 4, 5), exp"),
+        (np.zeros((3, 4, 5), np.complex64), "found complex64 of shape"),
+        (np.full((3, 4, 5), 7, np.int16), "found values from 7 to 7, expected HU"),
+    ],
+)
+def test_what_is_no_ct_volume(tmp_path, array, text):
+    assert text in message(save(tmp_path / "ct.nii.gz", array))
+
+
+def test_zero_and_huge_spacing(tmp_path):
+    array = make_volume().transpose(2, 1, 0)
+    assert "found the spacing (" in message(
+        save(tmp_path / "a.nii", array, np.diag([1, 1, 500, 1]))
+    )
+    file = save(tmp_path / "b.nii", array, np.eye(4))
+    data = bytearray(file.read_bytes())
+    data[280:328] = bytes(48)  # the rows of sform
+    file.write_bytes(data)
+    assert "leaves out an axis" in message(file)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_sizes_that_are_not_there(tmp_path, ending):
+    file = save(tmp_path / f"ct{ending}", make_volume().transpose(2, 1, 0))
+    zipped = ending == ".nii.gz"
+    data = gzip.decompress(file.read_bytes()) if zipped else file.read_bytes()
+    for sizes in ([30000, 30000, 30000], [512, 512, 15000], [-5, 12, 7]):
+        changed = bytearray(data)
+        changed[42:48] = np.array(sizes, "<i2").tobytes()
+        file.write_bytes(gzip.compress(changed) if zipped else changed)
+        assert "found " in message(file)
+    for length in (100, 353, len(data) - 5):
+        cut = data[:length]
+        file.write_bytes(gzip.compress(cut) if zipped else cut)
+        assert "NIfTI file (" in message(file)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_memory_stays_within_the_volume_and_some_slices(tmp_path, ending):
+    array = np.full((64, 64, 200), -1000.25, np.float32)
+    file = save(tmp_path / f"ct{ending}", array)
+    tracemalloc.start()
+    scan = read_scan(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (scan.volume == -1000).all()
+    assert peak < scan.volume.nbytes + 20 * 64 * 64 * 8 + 300_000
