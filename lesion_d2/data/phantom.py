@@ -20,6 +20,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from ..recist import BOX_MARGIN, measure_recist
 from .deeplesion_csv import CSV_COLUMNS
 from .generated import LATER, check_options, write_data_set
 from .phantom_anatomy import Body, paint_body, sample_body, sample_tissues
@@ -28,13 +29,11 @@ from .phantom_lesions import (
     Distractor,
     Lesion,
     LesionType,
-    measure_recist,
     sample_lesion,
 )
 from .phantom_shapes import Canvas
 
 FORMAT_VERSION = 2
-BOX_MARGIN = 5.0  # pixels around the RECIST end points, as in DeepLesion
 MIN_PIXELS, MIN_CONTRAST = 8, 25.0  # of a lesion on its key slice; HU without noise
 TORSO = 600.0  # mm of a body of average height
 # Slice spacings in mm, how often each is drawn, and over how many heights a slice averages.

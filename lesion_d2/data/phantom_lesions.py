@@ -1,4 +1,4 @@
-"""Lesions of the synthetic patients: shape, place, contrast, and their RECIST diameters."""
+"""Lesions of the synthetic patients: shape, place and contrast."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from scipy.spatial import ConvexHull
 
 from .phantom_shapes import BONE, FAT, KIDNEY, LIVER, LUNG, MUSCLE, SKIN_FAT, Canvas, Waves
 
@@ -219,60 +218,3 @@ def sample_lesion(
 _MOTTLE_WAVELENGTHS = (5.0, 11.0)  # mm, shorter than those of any tissue
 # Free mm around the center that suffice, by coarse type: what grows over its borders.
 _ROOM = {1: 5.5, 2: 7.0, 3: 4.0, 7: 5.0, 8: 7.0}
-
-
-def measure_recist(mask: np.ndarray) -> np.ndarray:
-    """The two RECIST diameters of a mask, as a radiologist would draw them.
-
-    The long diameter joins the two points of the outline that are farthest apart; the short one is
-    the longest segment perpendicular to it that stays inside the mask, sampled every quarter of a
-    pixel. The outline runs along the pixels' edges, half a pixel around their centers, where
-    integer coordinates stand for pixel centers.
-
-    Args:
-        mask: H x W bool, not empty.
-
-    Returns:
-        x11, y11, x12, y12 (long), x21, y21, x22, y22 (short), in pixels, (8,) float64.
-
-    Raises:
-        ValueError: if the mask is empty.
-    """
-    points = _edge_points(mask)
-    if not len(points):
-        raise ValueError("measure_recist: the mask is empty, expected at least one pixel")
-    hull = points[ConvexHull(points).vertices]
-    squares = ((hull[:, None] - hull[None]) ** 2).sum(axis=-1)
-    first, second = hull[list(np.unravel_index(squares.argmax(), squares.shape))]
-    along = (second - first) / np.sqrt(squares.max())
-    across = np.array([-along[1], along[0]])
-    spread = points @ np.stack([along, across], axis=1)
-    low, high = spread.min(axis=0), spread.max(axis=0)
-    u = np.arange(low[0], high[0] + 0.25, 0.25)
-    v = np.arange(low[1] - 0.25, high[1] + 0.5, 0.25)
-    grid = u[:, None, None] * along + v[None, :, None] * across
-    column, row = np.moveaxis(np.floor(grid + 0.5).astype(int), -1, 0)
-    known = (row >= 0) & (column >= 0) & (row < mask.shape[0]) & (column < mask.shape[1])
-    inside = np.zeros(known.shape, bool)
-    inside[known] = mask[row[known], column[known]]
-    line, start, stop = _longest_run(inside)
-    short = [u[line] * along + v[i] * across for i in (start, stop)]
-    return np.concatenate([first, second, *short])
-
-
-def _edge_points(mask: np.ndarray) -> np.ndarray:
-    """Midpoints of the pixel edges between mask and background, N x 2 (x, y)."""
-    padded = np.pad(mask.astype(bool), 1)
-    rows, columns = np.nonzero(padded[:, 1:] != padded[:, :-1])
-    vertical = np.stack([columns - 0.5, rows - 1.0], axis=1)
-    rows, columns = np.nonzero(padded[1:] != padded[:-1])
-    return np.concatenate([vertical, np.stack([columns - 1.0, rows - 0.5], axis=1)])
-
-
-def _longest_run(inside: np.ndarray) -> tuple[int, int, int]:
-    """Row, first and last column of the longest run of True in an L x K array."""
-    index = np.arange(inside.shape[1])
-    last_gap = np.maximum.accumulate(np.where(inside, -1, index), axis=1)
-    length = np.where(inside, index - last_gap, 0)
-    line, stop = np.unravel_index(length.argmax(), length.shape)
-    return int(line), int(stop - length[line, stop] + 1), int(stop)

@@ -17,12 +17,11 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
 from ..files import read_json
+from ..recist import BOX_MARGIN, measure_recist
 from .borders import slice_files
 from .dataset_options import leave_out_volumes
 from .deeplesion import COARSE_TYPES, lesion_classes, load_deeplesion, resolve_root
 from .deeplesion_csv import cut_boxes
-from .phantom import BOX_MARGIN
-from .phantom_lesions import measure_recist
 from .problems import short
 
 logger = logging.getLogger(__name__)

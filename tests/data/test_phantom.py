@@ -16,9 +16,10 @@ from lesion_d2.data.phantom import (
     write_phantom,
 )
 from lesion_d2.data.phantom_anatomy import paint_body, sample_body, sample_tissues
-from lesion_d2.data.phantom_lesions import LESION_TYPES, measure_recist, sample_lesion
+from lesion_d2.data.phantom_lesions import LESION_TYPES, sample_lesion
 from lesion_d2.data.phantom_shapes import VESSEL, Canvas, Ellipsoid, Waves, polyline
 from lesion_d2.evaluation import froc_curve
+from lesion_d2.recist import measure_recist
 
 import cv2
 import numpy as np
@@ -253,76 +254,6 @@ def test_help_names_a_folder_with_a_percent_sign(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
         runpy.run_path(str(SCRIPT))["parse_args"](["--help"])
     assert "default: /at100%done/phantom, or" in capsys.readouterr().out
-
-
-# --- RECIST ---------------------------------------------------------------------------------------
-
-
-def random_mask(seed: int, size: int = 40) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:size, :size] - size / 2 + rng.uniform(-2, 2)
-    angle = np.arctan2(y, x)
-    radius = rng.uniform(2.5, 12) * np.sqrt(
-        1 + 0.6 * np.cos(2 * angle + seed) + 0.2 * np.cos(3 * angle + 2 * seed)
-    )
-    return np.hypot(x, y) < radius
-
-
-def slow_edge_points(mask: np.ndarray) -> np.ndarray:
-    """Midpoints of all sides that a pixel of the mask shares with the background."""
-    points = []
-    for y, x in np.argwhere(mask):
-        for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0)):
-            inside = 0 <= y + dy < mask.shape[0] and 0 <= x + dx < mask.shape[1]
-            if not (inside and mask[y + dy, x + dx]):
-                points.append((x + dx / 2, y + dy / 2))
-    return np.array(points)
-
-
-def slow_short_diameter(mask: np.ndarray, points: np.ndarray, along: np.ndarray) -> float:
-    """Longest chord inside the mask and perpendicular to a unit vector, by walking along lines."""
-    across = np.array([-along[1], along[0]])
-    best = 0.0
-    for u in np.arange((points @ along).min(), (points @ along).max(), 0.1):
-        run = 0.0
-        for v in np.arange((points @ across).min() - 1, (points @ across).max() + 1, 0.1):
-            x, y = np.floor(u * along + v * across + 0.5).astype(int)
-            inside = 0 <= x < mask.shape[1] and 0 <= y < mask.shape[0] and mask[y, x]
-            run = run + 0.1 if inside else 0.0
-            best = max(best, run)
-    return best
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_recist_is_the_brute_force_one(seed):
-    mask = random_mask(seed)
-    points = slow_edge_points(mask)
-    distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
-    first, second, third, fourth = measure_recist(mask).reshape(4, 2)
-    assert np.linalg.norm(second - first) == pytest.approx(distances.max(), abs=1e-9)
-    along = (second - first) / distances.max()
-    assert (fourth - third) @ along == pytest.approx(0, abs=1e-9)
-    short = np.linalg.norm(fourth - third)
-    assert short == pytest.approx(slow_short_diameter(mask, points, along), abs=0.6)
-
-
-def test_recist_of_a_single_pixel_and_of_none():
-    mask = np.zeros((5, 6), bool)
-    mask[0, 5] = True  # in the corner
-    recist = measure_recist(mask).reshape(4, 2)
-    assert (np.abs(recist - (5, 0)) <= 0.75).all()
-    with pytest.raises(ValueError, match="mask is empty"):
-        measure_recist(np.zeros((4, 4), bool))
-
-
-def test_short_diameter_stays_inside_a_concave_mask():
-    mask = np.zeros((30, 40), bool)
-    mask[5:9, 2:38] = True  # a comb: two teeth with a gap, long side up
-    mask[9:20, 2:6] = mask[9:14, 30:38] = True
-    first, second = measure_recist(mask)[4:].reshape(2, 2)
-    for t in np.linspace(0.02, 0.98, 50):
-        x, y = np.floor(first + t * (second - first) + 0.5).astype(int)
-        assert mask[y, x]
 
 
 # --- content --------------------------------------------------------------------------------------

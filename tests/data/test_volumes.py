@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lesion_d2.data.deeplesion import COARSE_TYPES, load_deeplesion
 from lesion_d2.data.phantom import write_phantom
-from lesion_d2.data.phantom_lesions import measure_recist
 from lesion_d2.data.volumes import load_volumes
+from lesion_d2.recist import measure_recist
 
 import numpy as np
 import pytest
