@@ -56,8 +56,8 @@ class Finding:
         score: the detector's, of the best box.
         category: the class, as the model's data set names it.
         category_id: its number there, from 0.
-        box: X1Y1Z1X2Y2Z2 in voxels, where integers are the voxels' centers: the extent in the
-            plane of the boxes on all slices, and the first and the last slice.
+        box: X1Y1Z1X2Y2Z2 in voxels, where integers are the voxels' centers: that of the linking,
+            which has the best box's place in the plane, and the first and the last slice.
         box_mm: the lowest and the highest corner of the box in patient coordinates (LPS), (x, y,
             z) in mm each, with the slices' thickness. Its sides are the patient's axes: in a scan
             that is tilted against them it holds the whole box, and more.
