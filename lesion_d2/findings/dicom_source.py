@@ -1,0 +1,237 @@
+"""The DICOM images that a scan was read from, as reports and segmentations refer to them."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..scans import Scan
+from ..scans.dicom.frame import functional_group
+from ..scans.limits import require
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+# Attributes of the patient and the study that have to be there, and may be empty.
+_REQUIRED = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+    "StudyID",
+    "AccessionNumber",
+)
+_OPTIONAL = (
+    "IssuerOfPatientID",
+    "OtherPatientIDs",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "StudyDescription",
+    "ClinicalTrialSponsorName",
+    "ClinicalTrialProtocolID",
+    "ClinicalTrialProtocolName",
+    "ClinicalTrialSiteID",
+    "ClinicalTrialSiteName",
+    "ClinicalTrialSubjectID",
+    "ClinicalTrialSubjectReadingID",
+    "ClinicalTrialTimePointID",
+    "ClinicalTrialTimePointDescription",
+)
+_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+_SEXES = ("M", "F", "O")
+_NOWHERE = [1e6, 1e6, 1e6]  # of frames that are no slices, such as a localizer
+# A slice at this distance from its source, of the spacing or in mm, is not resampled: readers take
+# slices for evenly spaced that are a little less off.
+_TOLERANCE, _TOLERANCE_MM = 0.03, 0.01
+
+
+class DicomSource:
+    """What reports and segmentations take from the images of a scan.
+
+    Attributes:
+        images: a dataset for each image (of a multi-frame one, one for all frames), in the order of
+            slices, with what identifies patient and study, in Unicode, and where frames lie. What
+            is missing or invalid there is empty.
+        frame_of_reference_uid: the images'; where they have none, one of the series' own.
+
+    Raises:
+        ValueError: the scan is not of DICOM files, or they lack a UID.
+        ImportError: there is no ``pydicom``.
+    """
+
+    def __init__(self, scan: Scan):
+        require("pydicom")
+        if scan.headers is None:
+            raise ValueError(f"{scan.name}: found a scan of {scan.format}, expected DICOM")
+        from pydicom.uid import generate_uid
+
+        self._scan = scan
+        first = scan.headers[0]
+        self.frame_of_reference_uid = str(first.get("FrameOfReferenceUID") or "") or generate_uid(
+            entropy_srcs=[_uid(scan, first, "SeriesInstanceUID"), "frame of reference"]
+        )
+        self._by_uid: dict[str, Dataset] = {}
+        for header in scan.headers:
+            uid = _uid(scan, header, "SOPInstanceUID")
+            if uid not in self._by_uid:
+                self._by_uid[uid] = self._image(header)
+        self.images = list(self._by_uid.values())
+        # The place in the scan, x and y, of a stored frame's first pixel.
+        corners = np.array(
+            [[x, y] for x in (0, scan.volume.shape[2] - 1) for y in (0, scan.volume.shape[1] - 1)]
+        )
+        distances = np.abs(scan.to_source_points(corners)).sum(axis=1)
+        self._first_pixel = corners[int(distances.argmin())]
+
+    def image_of(self, index: int) -> Dataset:
+        """The image that a slice of the scan is of, or the nearest one where it was resampled."""
+        return self._by_uid[str(self._scan.headers[index].SOPInstanceUID)]
+
+    def frame_numbers(self, index: int) -> list[int] | None:
+        """Number of a slice's frame, from 1, in a list; None where the image has one frame."""
+        frame = self._scan.sources[index].frame
+        return None if frame is None else [frame + 1]
+
+    def is_stored(self, index: int) -> bool:
+        """Whether a slice of the scan is one of its image, and not between two of them."""
+        normal = np.cross(self.orientation[:3], self.orientation[3:])
+        offset = abs((self._place(index) - self._stored_position(index)) @ normal)
+        return bool(offset <= _TOLERANCE * self._scan.spacing[2] + _TOLERANCE_MM)
+
+    def position(self, index: int) -> np.ndarray:
+        """Center of a slice's first pixel, in rows and columns of stored frames: LPS in mm."""
+        return self._stored_position(index) if self.is_stored(index) else self._place(index)
+
+    def to_pixels(self, points: np.ndarray) -> np.ndarray:
+        """Column and row in stored frames of (N, 2) x, y in slices; centers are whole numbers."""
+        return self._scan.to_source_points(points)
+
+    def to_patient(self, index: int, points: np.ndarray) -> np.ndarray:
+        """Places in the patient, (N, 3) LPS in mm, of (N, 2) x, y in a slice of the scan."""
+        return self._scan.to_patient(np.column_stack([points, np.full(len(points), index)]))
+
+    @property
+    def orientation(self) -> np.ndarray:
+        """Image Orientation (Patient) of all frames, (6,)."""
+        return np.array(self._value(0, "PlaneOrientationSequence", "ImageOrientationPatient"))
+
+    @property
+    def pixel_spacing(self) -> tuple[float, float]:
+        """Pixel Spacing of all frames, between rows and between columns, mm."""
+        return tuple(map(float, self._value(0, "PixelMeasuresSequence", "PixelSpacing")))
+
+    def _place(self, index: int) -> np.ndarray:
+        return self._scan.to_patient(np.array([[*self._first_pixel, index]]))[0]
+
+    def _stored_position(self, index: int) -> np.ndarray:
+        return np.array(self._value(index, "PlanePositionSequence", "ImagePositionPatient"))
+
+    def _value(self, index: int, sequence: str, keyword: str):
+        return _value(self._scan.headers[index], self._scan.sources[index].frame, sequence, keyword)
+
+    def _image(self, header: Dataset) -> Dataset:
+        from pydicom import Dataset
+
+        image = Dataset()
+        image.SpecificCharacterSet = "ISO_IR 192"
+        for keyword in _UIDS:
+            setattr(image, keyword, _uid(self._scan, header, keyword))
+        for keyword in (*_REQUIRED, *_OPTIONAL):
+            value = _valid(header, keyword)
+            if value is not None or keyword in _REQUIRED:
+                setattr(image, keyword, "" if value is None else value)
+        image.Modality = "CT"
+        image.FrameOfReferenceUID = self.frame_of_reference_uid
+        image.PositionReferenceIndicator = _valid(header, "PositionReferenceIndicator") or ""
+        image.Rows, image.Columns = int(header.Rows), int(header.Columns)
+        for keyword in (
+            "LossyImageCompression",
+            "LossyImageCompressionRatio",
+            "LossyImageCompressionMethod",
+        ):
+            if (value := _valid(header, keyword)) is not None:
+                setattr(image, keyword, value)
+        _place_frames(image, header, self._scan.spacing[2])
+        return image
+
+
+def _place_frames(image: Dataset, header: Dataset, thickness: float) -> None:
+    """Write where an image's frames lie: of one frame at its root, of several in their groups."""
+    from pydicom import Dataset
+
+    def item(keyword: str, value) -> list[Dataset]:
+        dataset = Dataset()
+        setattr(dataset, keyword, value)
+        return [dataset]
+
+    frames = header.get("PerFrameFunctionalGroupsSequence")
+    first = 0 if frames else None
+    spacing = _value(header, first, "PixelMeasuresSequence", "PixelSpacing")
+    orientation = _value(header, first, "PlaneOrientationSequence", "ImageOrientationPatient")
+    # Of segmentations it has to be above 0; a source may have none.
+    declared = _value(header, first, "PixelMeasuresSequence", "SliceThickness")
+    thickness = float(declared) if declared and float(declared) > 0 else thickness
+    if not frames:
+        image.PixelSpacing, image.ImageOrientationPatient = spacing, orientation
+        image.ImagePositionPatient = header.ImagePositionPatient
+        image.SliceThickness = thickness
+        return
+    image.NumberOfFrames = len(frames)
+    measures = item("PixelSpacing", spacing)
+    measures[0].SliceThickness = thickness
+    shared = Dataset()
+    shared.PixelMeasuresSequence = measures
+    shared.PlaneOrientationSequence = item("ImageOrientationPatient", orientation)
+    image.SharedFunctionalGroupsSequence = [shared]
+    image.PerFrameFunctionalGroupsSequence = []
+    for index in range(len(frames)):
+        group = Dataset()
+        position = _value(header, index, "PlanePositionSequence", "ImagePositionPatient")
+        group.PlanePositionSequence = item("ImagePositionPatient", position or _NOWHERE)
+        image.PerFrameFunctionalGroupsSequence.append(group)
+
+
+def _value(header: Dataset, frame: int | None, sequence: str, keyword: str):
+    """An attribute of a frame: at the root, or in the functional groups of a multi-frame image."""
+    if frame is None:
+        return header.get(keyword)
+    value = functional_group(header.PerFrameFunctionalGroupsSequence[frame], sequence, keyword)
+    if value is None:
+        shared = header.get("SharedFunctionalGroupsSequence")
+        value = functional_group(shared[0] if shared else None, sequence, keyword)
+    return value
+
+
+def _uid(scan: Scan, header: Dataset, keyword: str) -> str:
+    value = str(header.get(keyword) or "")
+    if not value:
+        raise ValueError(f"{scan.name}: found an image without {keyword}, expected one to refer to")
+    return value
+
+
+def _valid(header: Dataset, keyword: str):
+    """An attribute's value, with text in Unicode; None where it is missing, empty or invalid."""
+    from pydicom.config import RAISE
+    from pydicom.valuerep import validate_value
+
+    try:
+        element = header[keyword]
+        if element.is_empty:
+            return None
+        if element.VR == "SQ":
+            return copy.deepcopy(element.value)
+        value = str(element.value) if element.VR == "PN" else element.value
+        for part in value if element.VM > 1 else [value]:
+            validate_value(element.VR, str(part), RAISE)
+    except Exception:  # values of strangers: none is better than one that no reader takes
+        return None
+    return None if keyword == "PatientSex" and value not in _SEXES else value

@@ -1,0 +1,54 @@
+"""Outlines of masks as polygons."""
+
+import contourpy
+import cv2
+import numpy as np
+
+# A polygon of DICOM holds 65,534 bytes of 4-byte numbers: 5,461 points in mm.
+_MAX_POINTS = 5000
+
+
+def mask_outlines(mask: np.ndarray) -> list[np.ndarray]:
+    """Outlines of all parts of a mask, without their holes.
+
+    They run halfway between the centers of pixels inside and outside: a pixel is of the mask where
+    its center is in a polygon, but in holes. An outline of more than 5,000 points, as of noise, is
+    simplified.
+
+    Args:
+        mask: H x W bool.
+
+    Returns:
+        (N, 2) x, y each, where integers are the pixels' centers; the last point is the first again.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return []
+    cut = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    generator = contourpy.contour_generator(z=np.pad(cut, 1).astype(float))
+    corner = np.array([columns[0] - 1, rows[0] - 1])
+    return [_simplified(line) + corner for line in generator.lines(0.5) if _signed_area(line) > 0]
+
+
+def box_outline(box: tuple[float, float, float, float]) -> np.ndarray:
+    """The sides of a box X1Y1X2Y2 as a closed polygon, (5, 2) x, y."""
+    x1, y1, x2, y2 = box
+    return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2], [x1, y1]])
+
+
+def _signed_area(line: np.ndarray) -> float:
+    """Of a closed polygon; of a hole's outline the other way round."""
+    x, y = line.T
+    return 0.5 * float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]))
+
+
+def _simplified(line: np.ndarray) -> np.ndarray:
+    """Without points on straight parts, and none but 5,000."""
+    steps = np.diff(line, axis=0)
+    before = np.roll(steps, 1, axis=0)
+    turns = np.abs(steps[:, 0] * before[:, 1] - steps[:, 1] * before[:, 0]) > 1e-9
+    points, tolerance = line[:-1][turns], 0.5
+    while len(points) > _MAX_POINTS:
+        points = cv2.approxPolyDP(points.astype(np.float32), tolerance, True)[:, 0].astype(float)
+        tolerance *= 2
+    return np.concatenate([points, points[:1]])
