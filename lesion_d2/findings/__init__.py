@@ -1,7 +1,9 @@
 from .finding import Algorithm, Diameter, Finding, Findings, OperatingPoint, SliceFinding
 from .json_file import read_findings, write_findings
+from .label_map import write_label_map
 from .masks import decode_mask, encode_mask
 from .measurement import measure_findings
+from .tables import write_coco, write_csv
 
 __all__ = [
     "Algorithm",
@@ -14,5 +16,8 @@ __all__ = [
     "encode_mask",
     "measure_findings",
     "read_findings",
+    "write_coco",
+    "write_csv",
     "write_findings",
+    "write_label_map",
 ]

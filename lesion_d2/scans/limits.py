@@ -58,6 +58,6 @@ def require(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"{module.partition('.')[0]} is needed to read this scan and cannot be imported "
+            f"{module.partition('.')[0]} is needed for this and cannot be imported "
             f'({error}): pip install -e ".[scans]"'
         ) from None

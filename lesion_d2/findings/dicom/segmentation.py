@@ -10,12 +10,12 @@ import numpy as np
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
-from ..files import written_whole
-from ..scans import Scan
-from . import dicom_concepts as concepts
-from .dicom_source import DicomSource
-from .finding import Finding, Findings
-from .label_map import region_masks
+from ...files import written_whole
+from ...scans import Scan
+from ..finding import Finding, Findings
+from ..label_map import region_masks
+from . import concepts
+from .source import DicomSource
 
 #: Series number of the segmentations; viewers list them behind the images.
 SERIES_NUMBER = 9002

@@ -6,22 +6,23 @@ import os
 
 import highdicom as hd
 import numpy as np
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
-from ..files import written_whole
-from ..scans import Scan
-from . import dicom_concepts as concepts
-from .dicom_source import DicomSource
-from .finding import Finding, Findings
-from .masks import decode_mask
-from .outlines import box_outline, mask_outlines
+from ...files import written_whole
+from ...scans import Scan
+from ..finding import Finding, Findings
+from ..masks import decode_mask
+from ..outlines import box_outline, mask_outlines
+from . import concepts
+from .source import DicomSource
 
 #: Series number of the reports; viewers list them behind the images.
 SERIES_NUMBER = 9001
 
 
-def write_report(file: str | os.PathLike, scan: Scan, findings: Findings) -> None:
+def write_structured_report(file: str | os.PathLike, scan: Scan, findings: Findings) -> None:
     """Write findings as a DICOM structured report on the images of a scan.
 
     Each finding is a measurement group of TID 1411 with its region, long axis, short axis, volume
@@ -62,9 +63,7 @@ def write_report(file: str | os.PathLike, scan: Scan, findings: Findings) -> Non
         is_verified=False,
         series_description=concepts.description(findings.algorithm),
         coding_schemes=[
-            hd.sr.CodingSchemeIdentificationItem(
-                designator=concepts.SCHEME, name=concepts.SCHEME_NAME
-            )
+            CodingSchemeIdentificationItem(designator=concepts.SCHEME, name=concepts.SCHEME_NAME)
         ],
         **concepts.equipment(findings.algorithm),
     )

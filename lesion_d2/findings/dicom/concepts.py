@@ -9,7 +9,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
-from .finding import Algorithm, Finding, Findings
+from ..finding import Algorithm, Finding, Findings
 
 #: Of lesions that a detector reports: that something looks other than normal, and no more.
 CATEGORY = codes.SCT.MorphologicallyAbnormalStructure

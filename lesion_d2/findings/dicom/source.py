@@ -1,18 +1,15 @@
 """The DICOM images that a scan was read from, as reports and segmentations refer to them."""
 
-from __future__ import annotations
-
 import copy
-from typing import TYPE_CHECKING
 
 import numpy as np
+from pydicom import Dataset
+from pydicom.config import RAISE
+from pydicom.uid import generate_uid
+from pydicom.valuerep import validate_value
 
-from ..scans import Scan
-from ..scans.dicom.frame import functional_group
-from ..scans.limits import require
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
+from ...scans import Scan
+from ...scans.dicom.frame import functional_group
 
 # Attributes of the patient and the study that have to be there, and may be empty.
 _REQUIRED = (
@@ -65,15 +62,11 @@ class DicomSource:
 
     Raises:
         ValueError: the scan is not of DICOM files, or they lack a UID.
-        ImportError: there is no ``pydicom``.
     """
 
     def __init__(self, scan: Scan):
-        require("pydicom")
         if scan.headers is None:
             raise ValueError(f"{scan.name}: found a scan of {scan.format}, expected DICOM")
-        from pydicom.uid import generate_uid
-
         self._scan = scan
         first = scan.headers[0]
         self.frame_of_reference_uid = str(first.get("FrameOfReferenceUID") or "") or generate_uid(
@@ -139,8 +132,6 @@ class DicomSource:
         return _value(self._scan.headers[index], self._scan.sources[index].frame, sequence, keyword)
 
     def _image(self, header: Dataset) -> Dataset:
-        from pydicom import Dataset
-
         image = Dataset()
         image.SpecificCharacterSet = "ISO_IR 192"
         for keyword in _UIDS:
@@ -166,7 +157,6 @@ class DicomSource:
 
 def _place_frames(image: Dataset, header: Dataset, thickness: float) -> None:
     """Write where an image's frames lie: of one frame at its root, of several in their groups."""
-    from pydicom import Dataset
 
     def item(keyword: str, value) -> list[Dataset]:
         dataset = Dataset()
@@ -220,9 +210,6 @@ def _uid(scan: Scan, header: Dataset, keyword: str) -> str:
 
 def _valid(header: Dataset, keyword: str):
     """An attribute's value, with text in Unicode; None where it is missing, empty or invalid."""
-    from pydicom.config import RAISE
-    from pydicom.valuerep import validate_value
-
     try:
         element = header[keyword]
         if element.is_empty:
