@@ -18,6 +18,7 @@ from .hooks import (
 )
 from .input_errors import InputError
 from .prediction import LesionPredictor, load_model
+from .scan_prediction import detect_slices, predict_scan
 from .schedule import resolve_epochs
 from .trainer import StoppableTrainer, Trainer
 from .validation_loss import ValidationLossHook
@@ -37,11 +38,13 @@ __all__ = [
     "StoppableTrainer",
     "Trainer",
     "ValidationLossHook",
+    "detect_slices",
     "finish_run",
     "fit_device",
     "load_config",
     "load_model",
     "one_line_errors",
+    "predict_scan",
     "prepare_launch",
     "resolve_epochs",
     "select_hard_negatives",

@@ -1,0 +1,80 @@
+"""What a config's predictions are by: names of classes, and what tells one model from another."""
+
+import hashlib
+import os
+from functools import lru_cache
+
+import lesion_d2
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import GeneralizedRCNN
+
+from ..findings import Algorithm
+from .best_checkpoints import checkpoint_files
+from .input_errors import has_uldor_heads, is_a
+
+
+def class_names(cfg: CfgNode) -> list[str]:
+    """The names of a model's classes, those of its first data set that has names.
+
+    The last class of ULDor's heads is "false positive". A class beyond the names is "class 3", and
+    the like; a single one without a name is "lesion".
+    """
+    heads = cfg.MODEL.ROI_HEADS if is_a(cfg, GeneralizedRCNN) else cfg.MODEL.RETINANET
+    number, known = heads.NUM_CLASSES, set(MetadataCatalog.list())
+    found = (
+        MetadataCatalog.get(name).get("thing_classes")
+        for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
+        if name in known
+    )
+    names = list(next(filter(None, found), ()))
+    is_uldor = has_uldor_heads(cfg)
+    number -= is_uldor
+    names = names[:number] or (["lesion"] if number == 1 else [])
+    names += [f"class {i}" for i in range(len(names), number)]
+    return [*names, "false positive"] if is_uldor else names
+
+
+def describe_algorithm(cfg: CfgNode, config_file: str | None = None) -> Algorithm:
+    """What findings and reports say of the model.
+
+    Args:
+        cfg: of the predictor.
+        config_file: that the config was read from.
+    """
+    files = weight_files(cfg)
+    digests = [_digest_of(file) for file in files]
+    return Algorithm(
+        name="lesion_d2",
+        version=lesion_d2.__version__,
+        config_file=config_file,
+        meta_architecture=cfg.MODEL.META_ARCHITECTURE,
+        weights=", ".join(files) or None,
+        weights_sha256=", ".join(digests) if digests and all(digests) else None,
+    )
+
+
+def weight_files(cfg: CfgNode) -> list[str]:
+    """The files of weights that a prediction goes by, several of an ensemble."""
+    options = cfg.TEST.ENSEMBLE
+    if options.ENABLED and options.CHECKPOINTS:
+        return [os.fspath(file) for file in checkpoint_files(options.CHECKPOINTS)]
+    return [cfg.MODEL.WEIGHTS] if cfg.MODEL.WEIGHTS else []
+
+
+def _digest_of(file: str) -> str | None:
+    """SHA-256 of a file; None of what is an address."""
+    if not os.path.isfile(file):
+        return None
+    status = os.stat(file)
+    return _digest(file, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache
+def _digest(file: str, changed: int, size: int) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while chunk := opened.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()

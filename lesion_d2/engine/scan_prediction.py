@@ -1,0 +1,199 @@
+"""A scan in, findings out: the detections on all slices, linked and measured."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from detectron2.structures import Instances
+from torch import Tensor
+
+from ..data.loader import DeviceLoader
+from ..data.prefetch import prefetch
+from ..data.scan_images import ScanImages
+from ..findings import Finding, Findings, OperatingPoint, encode_mask, measure_findings
+from ..inference import Linker, build_linker
+from ..inference.views import cut_masks
+from ..modeling import reuse_features
+from ..scans import Scan
+from .algorithm import class_names, describe_algorithm
+from .prediction import LesionPredictor
+from .trainer import count_reused
+
+
+def predict_scan(
+    predictor: LesionPredictor,
+    scan: Scan,
+    *,
+    score_threshold: float | OperatingPoint = 0.0,
+    config_file: str | None = None,
+    on_slice: Callable[[], None] | None = None,
+) -> Findings:
+    """Find the lesions of a scan, in 3-D.
+
+    The detections of all slices are linked by TEST.LINKING, as in the evaluation of volumes; what
+    has the threshold's score on its best slice is a finding, with all slices that were linked.
+
+    Args:
+        predictor: with the model.
+        scan: of at least the thickness of the model's stack of slices.
+        score_threshold: findings have this score or more; an :class:`OperatingPoint` also says
+            where it comes from. By default the model's own threshold alone counts.
+        config_file: that the config was read from, to be told with the findings.
+        on_slice: called when a slice is done, such as to move a progress bar.
+
+    Raises:
+        ValueError: the scan is too thin, or a box or a score is not finite.
+
+    Example:
+        >>> scan = read_scan("patient/ct")
+        >>> findings = predict_scan(LesionPredictor(cfg), scan, score_threshold=0.5)
+        >>> [(lesion.score, lesion.long_diameter.length_mm) for lesion in findings.findings]
+    """
+    operating_point = score_threshold
+    if not isinstance(operating_point, OperatingPoint):
+        operating_point = OperatingPoint(float(score_threshold))
+    detections = []
+    for found in detect_slices(predictor, scan):
+        detections.append(found)
+        if on_slice is not None:
+            on_slice()
+    cfg = predictor.cfg
+    return Findings(
+        scan_name=scan.name,
+        shape=tuple(scan.volume.shape),
+        spacing=tuple(map(float, scan.spacing)),
+        origin=tuple(np.asarray(scan.origin, float).tolist()),
+        direction=tuple(map(tuple, np.asarray(scan.direction, float).tolist())),
+        findings=link_detections(
+            scan,
+            detections,
+            build_linker(cfg),
+            score_threshold=operating_point.score_threshold,
+            class_names=class_names(cfg),
+            box_margin=cfg.MODEL.RETINA_UNET.BOX_MARGIN,
+        ),
+        algorithm=describe_algorithm(cfg, config_file),
+        operating_point=operating_point,
+        messages=tuple(scan.messages),
+    )
+
+
+def link_detections(
+    scan: Scan,
+    detections: Sequence["SliceDetections"],
+    link: Linker,
+    *,
+    score_threshold: float,
+    class_names: Sequence[str],
+    box_margin: float,
+) -> tuple[Finding, ...]:
+    """Link the detections of a scan's slices to findings, and measure them.
+
+    Args:
+        scan: where they were found.
+        detections: of its slices, in any order.
+        link: see :func:`~lesion_d2.inference.build_linker`.
+        score_threshold: of findings; boxes with lower scores extend them all the same.
+        class_names, box_margin: see :func:`~lesion_d2.findings.measure_findings`.
+    """
+    found = [d for d in sorted(detections, key=lambda d: d.slice_index) if len(d.boxes)]
+    if not found:
+        return ()
+    boxes, scores, classes = (
+        np.concatenate([getattr(d, name) for d in found]) for name in ("boxes", "scores", "classes")
+    )
+    slice_ids = np.repeat([d.slice_index for d in found], [len(d.boxes) for d in found])
+    masks = [mask for d in found for mask in (d.masks or [None] * len(d.boxes))]
+    boxes3d, scores3d, classes3d, tracklets = link(boxes, scores, slice_ids, classes)
+    count = int((scores3d >= score_threshold).sum())  # they come by falling score
+    kept = np.flatnonzero((tracklets >= 0) & (tracklets < count))
+    size = scan.volume.shape[1:]
+    return measure_findings(
+        scan,
+        boxes[kept],
+        scores[kept],
+        slice_ids[kept],
+        (boxes3d[:count], scores3d[:count], classes3d[:count], tracklets[kept]),
+        class_names=class_names,
+        masks=[masks[i] and encode_mask(masks[i].whole(*size)) for i in kept.tolist()],
+        box_margin=box_margin,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class SliceMask:
+    """A mask of a slice, kept as the bits of the part with its pixels."""
+
+    window: tuple[slice, slice]
+    bits: np.ndarray  # packed, of the window's rows
+
+    def whole(self, height: int, width: int) -> np.ndarray:
+        """The mask on its slice, (H, W) bool."""
+        mask = np.zeros((height, width), dtype=bool)
+        part = mask[self.window]
+        part[:] = np.unpackbits(self.bits, count=part.size).reshape(part.shape)
+        return mask
+
+
+@dataclass(frozen=True, eq=False)
+class SliceDetections:
+    """What a detector finds on one slice of a scan: n boxes by falling score."""
+
+    slice_index: int
+    boxes: np.ndarray  # n x 4, X1Y1X2Y2 in pixels of the slice
+    scores: np.ndarray  # n
+    classes: np.ndarray  # n int
+    masks: list[SliceMask] | None  # n; None where the model has none
+
+
+def detect_slices(predictor: LesionPredictor, scan: Scan) -> Iterator[SliceDetections]:
+    """Find lesions on every slice of a scan, as an evaluation of its slices in files would.
+
+    The images are made in a thread, ahead of the model; the features of three-slice images are
+    reused (MODEL.SLICE_IMAGES.NUM_REUSED). Beside the volume, memory holds two images and the
+    channels that the next ones share.
+
+    Args:
+        predictor: with the model.
+        scan: of at least the thickness of the model's stack of slices.
+
+    Yields:
+        One a slice; neighbors need not follow each other, see :meth:`ScanImages.order`.
+
+    Raises:
+        ValueError: the scan is too thin, or a box or a score is not finite.
+    """
+    cfg, model = predictor.cfg, predictor.model
+    images = ScanImages(predictor.mapper, scan.volume, scan.spacing, scan.name)
+    batches = prefetch([images[index]] for index in images.order())
+    loader = DeviceLoader(batches, cfg.MODEL.DEVICE, cfg.INPUT.CT.HU_WINDOW)
+    with reuse_features(model, count_reused(cfg, model)):
+        for batch in loader:
+            with torch.no_grad():
+                [output] = model(batch)
+            yield _read(output["instances"], batch[0]["slice_index"], scan.name)
+
+
+def _read(instances: Instances, index: int, name: str) -> SliceDetections:
+    boxes = instances.pred_boxes.tensor.double().cpu().numpy()
+    scores = instances.scores.double().cpu().numpy()
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise ValueError(
+            f"{name}, slice {index}: found a box or score that is not a finite number, expected "
+            "weights that give such alone"
+        )
+    masks = _pack_masks(instances.pred_masks) if instances.has("pred_masks") else None
+    return SliceDetections(index, boxes, scores, instances.pred_classes.cpu().numpy(), masks)
+
+
+def _pack_masks(masks: Tensor) -> list[SliceMask]:
+    """The parts with pixels of masks (n, H, W) bool, which come from the device in one piece."""
+    cut = cut_masks(masks)
+    if not cut:
+        return []
+    pixels = torch.cat([mask.pixels.flatten() for mask in cut]).cpu().numpy()
+    parts = np.split(pixels, np.cumsum([mask.pixels.numel() for mask in cut])[:-1])
+    return [
+        SliceMask(mask.window, np.packbits(part)) for mask, part in zip(cut, parts, strict=True)
+    ]
