@@ -15,7 +15,7 @@ from ...scans import Scan
 from ..finding import Findings
 from .content import PRESETS, facts, side_letters, table_row, viewer_data
 from .identity import identity_of, identity_remover
-from .slices import HU_RANGE, MARGIN, ChosenSlices, choose_slices
+from .packing import HU_RANGE, MARGIN, ChosenSlices, choose_slices
 
 #: Most bytes of a report that does not hold all slices.
 MAX_BYTES = 25_000_000

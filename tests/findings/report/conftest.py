@@ -126,3 +126,12 @@ def chromium() -> Iterator:
     driver = webdriver.Chrome(options=options, service=service)
     yield driver
     driver.quit()
+
+
+@pytest.fixture
+def viewer(chromium, report_file: Path) -> Iterator:
+    """The report of ``small_scan``, open; the browser must not have complained at the end."""
+    from open_report import Viewer  # needs selenium
+
+    yield Viewer(chromium, report_file)
+    assert chromium.get_log("browser") == []

@@ -8,7 +8,7 @@ import re
 from html.parser import HTMLParser
 
 from lesion_d2.findings.report import page, write_report
-from lesion_d2.findings.report.slices import encode_slice
+from lesion_d2.findings.report.packing import encode_slice
 
 import numpy as np
 import pytest

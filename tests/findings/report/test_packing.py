@@ -2,7 +2,7 @@
 
 import zlib
 
-from lesion_d2.findings.report.slices import HU_RANGE, MARGIN, choose_slices, encode_slice
+from lesion_d2.findings.report.packing import HU_RANGE, MARGIN, choose_slices, encode_slice
 
 import numpy as np
 import pytest
