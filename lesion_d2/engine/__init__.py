@@ -1,12 +1,16 @@
+from .algorithm import describe_algorithm, weight_files
 from .best_checkpoints import KeepBestHook
 from .checkpoint import LesionCheckpointer
+from .checks import check_prediction
 from .defaults import (
     finish_run,
     fit_device,
     load_config,
     one_line_errors,
     prepare_launch,
+    prepare_processes,
     setup_run,
+    share_cores,
 )
 from .hard_negatives import HardNegativeMiner, HardNegativeMiningHook, select_hard_negatives
 from .hooks import (
@@ -38,6 +42,8 @@ __all__ = [
     "StoppableTrainer",
     "Trainer",
     "ValidationLossHook",
+    "check_prediction",
+    "describe_algorithm",
     "detect_slices",
     "finish_run",
     "fit_device",
@@ -46,7 +52,10 @@ __all__ = [
     "one_line_errors",
     "predict_scan",
     "prepare_launch",
+    "prepare_processes",
     "resolve_epochs",
     "select_hard_negatives",
     "setup_run",
+    "share_cores",
+    "weight_files",
 ]

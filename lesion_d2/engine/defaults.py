@@ -96,8 +96,13 @@ def _fit_to_machine(cfg: CfgNode) -> None:
     if num_workers != cfg.DATALOADER.NUM_WORKERS:
         logger.info(f"DATALOADER.NUM_WORKERS becomes {num_workers} on {cores} cores")
         cfg.DATALOADER.NUM_WORKERS = num_workers
+    share_cores(cfg)
+
+
+def share_cores(cfg: CfgNode) -> None:
+    """Give each of several processes of this machine that work on its CPU as many threads."""
     if cfg.MODEL.DEVICE == "cpu" and comm.get_local_size() > 1:
-        torch.set_num_threads(max(1, cores // comm.get_local_size()))
+        torch.set_num_threads(max(1, count_cores() // comm.get_local_size()))
 
 
 def _wants_gpu(cfg: CfgNode) -> bool:
@@ -107,21 +112,32 @@ def _wants_gpu(cfg: CfgNode) -> bool:
 def prepare_launch(args: argparse.Namespace) -> None:
     """Check the inputs of a run of several processes before they start.
 
-    An error in one of them would come as its traceback. For a run on the CPU the GPUs are hidden
-    from them, because ``launch`` chooses how they communicate by whether there is a GPU.
+    An error in one of them would come as its traceback.
 
     Raises:
-        InputError: see :func:`check_inputs`.
+        InputError: see :func:`check_inputs` and :func:`prepare_processes`.
     """
     if args.num_gpus * args.num_machines <= 1:
         return
     cfg = load_config(args)
     check_inputs(cfg, args)
+    prepare_processes(cfg, args.num_gpus)
+
+
+def prepare_processes(cfg: CfgNode, number: int) -> None:
+    """Check that there are GPUs for processes that ``launch`` is to start on this machine.
+
+    For a run on the CPU the GPUs are hidden from them, because ``launch`` chooses how they
+    communicate by whether there is a GPU.
+
+    Raises:
+        InputError: there are fewer GPUs.
+    """
     if not _wants_gpu(cfg):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    elif args.num_gpus > torch.cuda.device_count():
+    elif number > torch.cuda.device_count():
         raise InputError(
-            f"found --num-gpus {args.num_gpus}, expected at most the {torch.cuda.device_count()} "
+            f"found --num-gpus {number}, expected at most the {torch.cuda.device_count()} "
             "GPUs of this machine"
         )
 

@@ -1,4 +1,5 @@
 from .datasets import set_dataset_options
 from .inputs import check_inputs
+from .prediction import check_prediction
 
-__all__ = ["check_inputs", "set_dataset_options"]
+__all__ = ["check_inputs", "check_prediction", "set_dataset_options"]

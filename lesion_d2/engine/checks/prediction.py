@@ -1,0 +1,28 @@
+"""What is wrong with a config that is to predict."""
+
+import argparse
+
+from detectron2.config import CfgNode
+
+from ...data.mapper import LesionDatasetMapper
+from ..input_errors import InputError, as_input_error
+from .evaluation import check_ensemble
+from .model import check_model
+from .unused import check_unused
+from .weights import check_run_weights
+
+
+def check_prediction(cfg: CfgNode) -> None:
+    """Check the keys that a prediction goes by, and its weights. No data set is looked at.
+
+    Raises:
+        InputError: a value is none of those known, or weights are missing or not for the model.
+    """
+    check_unused(cfg)
+    args = argparse.Namespace(eval_only=True, resume=False)
+    check_ensemble(cfg, args)
+    if not (cfg.MODEL.WEIGHTS or cfg.TEST.ENSEMBLE.CHECKPOINTS):
+        raise InputError("MODEL.WEIGHTS: found none, expected the weights of a trained model")
+    check_run_weights(cfg, args, check_model(cfg))
+    with as_input_error(""):
+        LesionDatasetMapper(cfg, False)

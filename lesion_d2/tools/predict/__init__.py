@@ -1,0 +1,1 @@
+"""Scans in, findings out; ``__main__`` is the command."""

@@ -1,0 +1,172 @@
+"""Find lesions in CT scans: DICOM, NIfTI, MetaImage, NRRD, or folders of DeepLesion's PNG files.
+
+python -m lesion_d2.tools.predict --config-file C MODEL.WEIGHTS W --input SCAN... --output DIR
+
+Every scan gets a folder in DIR, complete or absent: findings.json, findings.csv,
+coco_instances_results.json and report.html; of DICOM structured_report.dcm and, with masks,
+segmentation.dcm; of NIfTI, MetaImage and NRRD labels.nii.gz. In DIR are index.html and summary.csv.
+
+From which score on something is a finding: --fps-per-image or --fps-per-volume, false positives of
+an evaluation of the model (--operating-points, its froc.json or volumes.json; by default the one in
+inference/ beside the weights), or --score-threshold. Without any of them, 0.5 per image.
+
+A scan that cannot be read is told, the others go on, and the exit status is 1. What is done stays
+done: after an interruption, call this again. --num-gpus N spreads scans over N processes (on the
+CPU too, with MODEL.DEVICE cpu). It is not a medical device: no diagnosis may rest on what it finds.
+"""
+
+import argparse
+import datetime
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lesion_d2.engine import (
+    InputError,
+    check_prediction,
+    load_config,
+    one_line_errors,
+    prepare_processes,
+)
+from lesion_d2.files import one_line
+from lesion_d2.scans import ScanCandidate
+from lesion_d2.tools.arguments import positive
+
+from detectron2.engine import launch
+
+from .inputs import Inputs
+from .outputs import REPORTS, ScanRow
+from .running import Job, gather_rows, predict_share, run_process
+from .summary import summary_table, write_summary
+from .threshold import choose_threshold
+
+_PROGRAM = "lesion_d2.tools.predict"
+# Scans take their time, and the processes meet at the end.
+_TIMEOUT = datetime.timedelta(days=30)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line of this tool."""
+    parser = argparse.ArgumentParser(prog=_PROGRAM, description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--config-file", required=True, help="of the model")
+    add("--input", nargs="+", required=True, metavar="SCAN", help="files, folders, zip archives")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder of the results")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--fps-per-image", type=_rate, metavar="R", help="false positives a slice")
+    chosen.add_argument("--fps-per-volume", type=_rate, metavar="R", help="false positives a scan")
+    chosen.add_argument("--score-threshold", type=_score, metavar="T", help="a score itself")
+    add("--operating-points", type=Path, metavar="FILE", help="froc.json or volumes.json")
+    add("--report", choices=REPORTS, default="short", help="slices around findings, all, or none")
+    add("--with-identity", action="store_true", help="reports tell who the patient is")
+    add("--num-gpus", type=positive, default=1, metavar="N", help="processes (1)")
+    add("--allow-gaps", action="store_true", help="interpolate where slices are missing")
+    add("--spacing", type=_spacing, metavar="X,Y,Z", help="of PNG folders, mm")
+    add("opts", nargs="*", metavar="KEY VALUE", help="of the config, such as MODEL.WEIGHTS W")
+    return parser
+
+
+def _rate(text: str) -> float:
+    return _number(text, lambda value: 0 < value < math.inf, "a number above 0")
+
+
+def _score(text: str) -> float:
+    return _number(text, lambda value: 0 <= value <= 1, "a score from 0 to 1")
+
+
+def _number(text: str, is_usable: Callable[[float], bool], expected: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not is_usable(value):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}")
+    return value
+
+
+def _spacing(text: str) -> tuple[float, float, float]:
+    parts = text.split(",")
+    if len(parts) != 3:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected three numbers, X,Y,Z in mm")
+    x, y, z = (_number(part, lambda v: 0 < v < math.inf, "mm above 0") for part in parts)
+    return x, y, z
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Predict, print the summary, and return 1 where a scan has no results."""
+    args = get_parser().parse_intermixed_args(argv)
+    with one_line_errors(_PROGRAM):
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """:func:`main` of parsed arguments.
+
+    Raises:
+        InputError: nothing can be predicted, or results cannot be written.
+    """
+    cfg = load_config(args)
+    check_prediction(cfg)
+    operating_point, said = choose_threshold(args, cfg)
+    print(f"From which score on: {said}", file=sys.stderr)
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output: {args.output} cannot be made: {one_line(error)}") from None
+    inputs = Inputs(tuple(args.input), args.spacing, args.allow_gaps)
+    found = inputs.find(progress=True)
+    for line in found.left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    job = Job(
+        cfg,
+        args.config_file,
+        inputs,
+        args.output,
+        operating_point,
+        args.report,
+        args.with_identity,
+    )
+    rows, fatal = predict_all(job, found.candidates, args.num_gpus)
+    rows = [*rows, *found.unreadable]
+    print(summary_table(rows))
+    if fatal is not None:
+        raise InputError(fatal)
+    try:
+        write_summary(args.output, rows)
+    except OSError as error:
+        raise InputError(f"{args.output}: cannot be written: {one_line(error)}") from None
+    return 1 if any(row.error for row in rows) else 0
+
+
+def predict_all(
+    job: Job, candidates: Sequence[ScanCandidate], num_processes: int
+) -> tuple[list[ScanRow], str | None]:
+    """The rows of all scans, and why the rest has none.
+
+    Raises:
+        InputError: there are not so many GPUs, or a process died.
+    """
+    num_processes = max(1, min(num_processes, len(candidates)))
+    if num_processes == 1:
+        return predict_share(job, candidates, shows=True)
+    prepare_processes(job.cfg, num_processes)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            launch(
+                run_process,
+                num_processes,
+                dist_url="auto",
+                args=(job, Path(folder)),
+                timeout=_TIMEOUT,
+            )
+        except Exception as error:  # of a process that died, with its traceback
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise InputError(f"a process ended early: {lines[-1]}; call this again") from error
+        return gather_rows(candidates, Path(folder), num_processes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

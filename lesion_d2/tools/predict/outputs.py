@@ -1,0 +1,126 @@
+"""The folder of a scan's results, which is complete or absent."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lesion_d2.engine import InputError
+from lesion_d2.files import one_line, read_json, written_whole
+from lesion_d2.findings import Findings, write_coco, write_csv, write_findings, write_label_map
+from lesion_d2.scans import Scan
+
+STATUS = "status.json"
+REPORT = "report.html"
+REPORTS = ("short", "full", "none")
+
+
+@dataclass(frozen=True)
+class ScanRow:
+    """A line of the summary.
+
+    Attributes:
+        scan: its name.
+        slices, findings, seconds: None where the scan was not predicted.
+        error: what was wrong, one line.
+        is_old: whether the results are an earlier call's.
+    """
+
+    scan: str
+    slices: int | None = None
+    findings: int | None = None
+    seconds: float | None = None
+    error: str | None = None
+    is_old: bool = False
+
+
+class OutputError(InputError):
+    """Results cannot be written, such as to a full disk: those of other scans neither."""
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to write to; it takes the place of ``folder`` when the block ends well.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "old"))
+    try:
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {one_line(error)}") from error
+    finally:
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def write_results(
+    folder: Path, scan: Scan, findings: Findings, *, report: str, with_identity: bool
+) -> list[str]:
+    """Write all files of a scan.
+
+    Args:
+        folder: where to; exists.
+        scan, findings: of the scan.
+        report: one of :data:`REPORTS`.
+        with_identity: whether the report tells who the patient is.
+
+    Returns:
+        Lines that say which file could not be made of this scan, and why.
+    """
+    write_findings(folder / "findings.json", findings)
+    write_csv(folder / "findings.csv", [findings])
+    write_coco(folder / "coco_instances_results.json", [findings])
+    problems = _write_dicom(folder, scan, findings) if scan.format == "dicom" else []
+    if scan.grid is not None:
+        write_label_map(folder / "labels.nii.gz", scan, findings)
+    if report != "none":
+        from lesion_d2.findings.report import write_report
+
+        write_report(
+            folder / REPORT, scan, findings, full=report == "full", with_identity=with_identity
+        )
+    return problems
+
+
+def _write_dicom(folder: Path, scan: Scan, findings: Findings) -> list[str]:
+    from lesion_d2.findings.dicom import write_segmentation, write_structured_report
+
+    writers = {"structured_report.dcm": write_structured_report}
+    if any(finding.measured_on == "mask" for finding in findings.findings):
+        writers["segmentation.dcm"] = write_segmentation
+    problems = []
+    for name, write in writers.items():
+        try:
+            write(folder / name, scan, findings)
+        except (ValueError, ImportError) as error:
+            problems.append(f"{name} cannot be made: {one_line(error)}")
+    return problems
+
+
+def write_status(folder: Path, row: ScanRow, settings: str) -> None:
+    """Mark a folder as what a call with these settings made."""
+    content = {"settings": settings, **asdict(row)}
+    with written_whole(folder / STATUS) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_done(folder: Path, settings: str) -> ScanRow | None:
+    """The row of a scan whose results are there, by the same settings and without an error."""
+    try:
+        content = read_json(folder / STATUS, "the status of a scan")
+        stored = content.pop("settings")
+        row = ScanRow(**{**content, "is_old": True})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return row if stored == settings and row.error is None else None

@@ -1,0 +1,297 @@
+import csv
+import errno
+import json
+import re
+from pathlib import Path
+from unittest import mock
+
+from lesion_d2.engine import Trainer, load_config
+from lesion_d2.findings import read_findings
+from lesion_d2.scans.writing import write_dicom, write_nifti
+from lesion_d2.tools.predict import outputs, running
+from lesion_d2.tools.predict.__main__ import get_parser, main
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+import warm_processes
+from tiny_run import CONFIG
+
+pydicom = pytest.importorskip("pydicom")
+pytest.importorskip("jsonschema")
+
+SPACING = (0.7, 0.7, 2.5)
+# The quickstart's model, thin; an untrained one is sure of nothing.
+SMALL = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.RETINANET.NUM_CONVS": 1,
+    "MODEL.UNET_FPN.DECODER_CHANNELS": "(8, 4)",
+    "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
+    "INPUT.CT.IMAGE_SIZE": 64,
+    "TEST.DETECTIONS_PER_IMAGE": 4,
+}
+FILES = ["coco_instances_results.json", "findings.csv", "findings.json", "report.html"]
+
+
+def _volume(seed):
+    rng = np.random.default_rng(seed)
+    volume = rng.integers(-1000, 400, (4, 40, 48)).astype(np.int16)
+    volume[:, 10:20, 12:30] = 900
+    return volume
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Scans, and a run with weights and an evaluation."""
+    folder = tmp_path_factory.mktemp("predict")
+    (folder / "nifti").mkdir()
+    for seed, name in enumerate("abc"):
+        write_nifti(folder / "nifti" / f"{name}.nii.gz", _volume(seed), SPACING)
+    write_dicom(folder / "dicom", _volume(0), SPACING)
+    (folder / "png").mkdir()
+    for index, hu in enumerate(_volume(0)):
+        pixels = (hu.astype(np.int32) + 32768).astype(np.uint16)
+        cv2.imwrite(str(folder / "png" / f"{index:03d}.png"), pixels)
+    bad = folder / "bad"
+    bad.mkdir()
+    whole = (folder / "nifti" / "a.nii.gz").read_bytes()
+    (bad / "cut_off.nii.gz").write_bytes(whole[: len(whole) // 2])
+    run = folder / "run"
+    (run / "inference" / "phantom_val").mkdir(parents=True)
+    pairs = [text for key, value in SMALL.items() for text in (key, str(value))]
+    arguments = ["--config-file", str(CONFIG), "--input", "-", "--output", "-", *pairs]
+    torch.manual_seed(0)
+    model = Trainer.build_model(load_config(get_parser().parse_intermixed_args(arguments)))
+    torch.save({"model": model.state_dict()}, run / "model_best.pth")
+    points = {"dataset": "phantom_val", "unit": "image", "last_rate": 9.5}
+    values = [(0.5, 0.0), (1.0, 0.0), (16.0, None)]
+    points["points"] = [{"rate": r, "score_threshold": t, "sensitivity": 50.0} for r, t in values]
+    content = json.dumps({"operating_points": points})
+    (run / "inference" / "phantom_val" / "froc.json").write_text(content)
+    return folder
+
+
+def _arguments(folder, output, *inputs, flags=("--score-threshold", "0"), **changes):
+    pairs = {**SMALL, "MODEL.WEIGHTS": folder / "run" / "model_best.pth"}
+    pairs.update({key.replace("__", "."): value for key, value in changes.items()})
+    return [
+        *("--config-file", str(CONFIG), "--input", *map(str, inputs), "--output", str(output)),
+        *flags,
+        *(text for key, value in pairs.items() for text in (key, str(value))),
+    ]
+
+
+def _summary(output):
+    with open(output / "summary.csv", newline="") as file:
+        return {row["scan"]: row for row in csv.DictReader(file)}
+
+
+def test_one_volume_in_three_formats(folder, tmp_path, capsys):
+    inputs = [folder / "nifti" / "a.nii.gz", folder / "dicom", folder / "png"]
+    flags = ("--spacing", "0.7,0.7,2.5", "--report", "full")
+    assert main(_arguments(folder, tmp_path / "out", *inputs, flags=flags)) == 0
+    printed, said = capsys.readouterr()
+    assert "0.5 false positives per image on the data set phantom_val" in said
+    rows = _summary(tmp_path / "out")
+    assert len(rows) == 3 and all(name in printed for name in rows)
+    assert list(next(iter(rows.values()))) == ["scan", "slices", "findings", "seconds", "error"]
+    found = {}
+    for name, row in rows.items():
+        made = sorted(path.name for path in (tmp_path / "out" / name).iterdir())
+        findings = read_findings(tmp_path / "out" / name / "findings.json")
+        kind = Path(findings.findings[0].slices[0].file).suffix
+        more = {".dcm": ["structured_report.dcm"], ".gz": ["labels.nii.gz"], ".png": []}[kind]
+        assert made == sorted([*FILES, "status.json", *more])
+        assert (int(row["slices"]), int(row["findings"])) == (4, len(findings.findings))
+        assert float(row["seconds"]) > 0 and row["error"] == ""
+        found[kind] = [(f.score, f.box) for f in findings.findings]
+        point = findings.operating_point
+        assert (point.rate, point.unit, point.dataset) == (0.5, "image", "phantom_val")
+        assert findings.algorithm.config_file == str(CONFIG)
+    assert len(found) == 3 and found[".dcm"] == found[".gz"] == found[".png"] != []
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
+        [*rows, "index.html", "summary.csv"]
+    )
+
+
+def test_a_bad_scan_is_told_and_the_others_go_on(folder, tmp_path, capsys):
+    inputs = [folder / "bad" / "cut_off.nii.gz", tmp_path / "gone", folder / "nifti" / "b.nii.gz"]
+    flags = ("--score-threshold", "0", "--report", "none")
+    assert main(_arguments(folder, tmp_path / "out", *inputs, flags=flags)) == 1
+    rows = _summary(tmp_path / "out")
+    assert set(rows) == {"cut_off", "gone", "b"} or set(rows) == {"cut_off.nii.gz", "gone", "b"}
+    errors = {name[:4]: row["error"] for name, row in rows.items()}
+    assert "cut_off.nii.gz: found" in errors["cut_"] and "no such file" in errors["gone"]
+    assert errors["b"] == "" and rows["b"]["slices"] == "4"
+    folders = [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()]
+    assert folders == ["b"] and not (tmp_path / "out" / "b" / "report.html").exists()
+    # As one that is thinner than the model's stack.
+    arguments = _arguments(folder, tmp_path / "out", inputs[2], INPUT__CT__SLICE_INTERVAL=20.0)
+    assert main(arguments) == 1
+    expected = "found 4 slices of 2.5 mm, expected 17 or more"
+    assert expected in _summary(tmp_path / "out")["b"]["error"]
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_fault_of_the_program_is_one_scans_alone(folder, tmp_path, capsys, monkeypatch):
+    inputs = [folder / "nifti" / f"{name}.nii.gz" for name in "ab"]
+    predict_scan = running.predict_scan
+
+    def faulty(predictor, scan, **options):
+        if scan.name == "a":
+            raise RuntimeError("out of\nmemory")
+        return predict_scan(predictor, scan, **options)
+
+    monkeypatch.setattr(running, "predict_scan", faulty)
+    assert main(_arguments(folder, tmp_path / "out", *inputs)) == 1
+    rows = _summary(tmp_path / "out")
+    assert rows["a"]["error"] == "RuntimeError: out of memory" and rows["b"]["error"] == ""
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_what_is_done_stays_done(folder, tmp_path, monkeypatch, capsys):
+    output, file = tmp_path / "out", folder / "nifti" / "a.nii.gz"
+    write_nifti(tmp_path / "a.nii.gz", _volume(0), SPACING)
+    assert main(_arguments(folder, output, tmp_path / "a.nii.gz")) == 0
+    loaded = []
+    predictor = running.LesionPredictor
+    monkeypatch.setattr(running, "LesionPredictor", lambda c: loaded.append(c) or predictor(c))
+    before = _summary(output)
+    assert main(_arguments(folder, output, tmp_path / "a.nii.gz")) == 0
+    assert not loaded and _summary(output) == before and "(was there)" in capsys.readouterr().out
+    # Each of these asks for other results.
+    flags = ("--score-threshold", "0.01")
+    for number, arguments in enumerate(
+        (
+            _arguments(folder, output, tmp_path / "a.nii.gz", flags=flags),
+            _arguments(folder, output, tmp_path / "a.nii.gz", TEST__DETECTIONS_PER_IMAGE=3),
+            _arguments(folder, output, file, TEST__DETECTIONS_PER_IMAGE=3),
+        ),
+        start=1,
+    ):
+        assert main(arguments) == 0 and len(loaded) == number
+    write_nifti(file, _volume(0)[:3], SPACING)
+    try:
+        assert main(_arguments(folder, output, file, TEST__DETECTIONS_PER_IMAGE=3)) == 0
+    finally:
+        write_nifti(file, _volume(0), SPACING)
+    assert len(loaded) == 4 and _summary(output)["a"]["slices"] == "3"
+
+
+def test_a_killed_call_goes_on_where_it_was(folder, tmp_path, monkeypatch):
+    inputs = [folder / "nifti" / f"{name}.nii.gz" for name in "abc"]
+    arguments = _arguments(folder, tmp_path / "out", *inputs)
+    script = Path(__file__).with_name("killed_prediction.py")
+    killed = warm_processes.run_script(script, "2", *arguments, cwd=tmp_path)
+    assert killed.returncode == -9
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"a", ".b.part"}
+    predicted = []
+    predict_scan = running.predict_scan
+    monkeypatch.setattr(
+        running,
+        "predict_scan",
+        lambda p, scan, **o: predicted.append(scan.name) or predict_scan(p, scan, **o),
+    )
+    assert main(arguments) == 0 and predicted == ["b", "c"]
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"a", "b", "c", "index.html", "summary.csv"}
+    assert list(_summary(tmp_path / "out")) == ["a", "b", "c"]
+
+
+def test_two_processes_find_the_same(folder, tmp_path):
+    inputs = [folder / "nifti", folder / "bad" / "cut_off.nii.gz"]
+    assert main(_arguments(folder, tmp_path / "one", *inputs)) == 1
+    flags = ("--score-threshold", "0", "--num-gpus", "2")
+    with mock.patch.object(mp, "start_processes", warm_processes.start_processes):
+        assert main(_arguments(folder, tmp_path / "two", *inputs, flags=flags)) == 1
+    ones, twos = _summary(tmp_path / "one"), _summary(tmp_path / "two")
+    assert list(ones) == list(twos) and len(ones) == 4
+    for name, row in ones.items():
+        assert {**row, "seconds": 0} == {**twos[name], "seconds": 0}
+        if not row["error"]:
+            for file in ("findings.json", "labels.nii.gz"):
+                one, two = (tmp_path / number / name / file for number in ("one", "two"))
+                assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half(folder, tmp_path, capsys, monkeypatch):
+    def full(file, *args, **options):
+        file.write_text("half a")
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    inputs = [folder / "nifti" / f"{name}.nii.gz" for name in "ab"]
+    monkeypatch.setattr(outputs, "write_coco", full)
+    with pytest.raises(SystemExit) as stop:
+        main(_arguments(folder, tmp_path / "out", *inputs))
+    assert stop.value.code == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "error:" in last and "out/a: cannot be written: [Errno 28] No space left" in last
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "flags, changes, message",
+    [
+        ((), {"MODEL__WEIGHTS": ""}, "MODEL.WEIGHTS: found none, expected the weights"),
+        ((), {"MODEL__WEIGHTS": "gone.pth"}, "MODEL.WEIGHTS: gone.pth: no such file"),
+        ((), {"TEST__LINKING": "sort"}, "TEST.LINKING: found 'sort', expected one of"),
+        (("--fps-per-image", "3"), {}, r"froc.json: found 3 false .*, expected one of 0.5, 1 on"),
+        (("--fps-per-image", "16"), {}, "froc.json: .* which the curve on phantom_val does not"),
+        (("--fps-per-volume", "1"), {}, "found no volumes.json of an evaluation in .*inference"),
+        (
+            ("--operating-points", "gone.json"),
+            {},
+            r"error: gone.json: no such file, expected the froc.json",
+        ),
+        (
+            ("--operating-points", "FROC", "--fps-per-volume", "1"),
+            {},
+            "froc.json: found false positives per image, expected a volumes.json",
+        ),
+        (
+            ("--operating-points", "FROC", "--score-threshold", "0.5"),
+            {},
+            "found --score-threshold and --operating-points",
+        ),
+    ],
+)
+def test_what_cannot_be_predicted_is_one_line(folder, tmp_path, capsys, flags, changes, message):
+    froc = str(folder / "run" / "inference" / "phantom_val" / "froc.json")
+    flags = [froc if flag == "FROC" else flag for flag in flags]
+    output = tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        main(_arguments(folder, output, folder / "nifti", flags=flags, **changes))
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert stop.value.code == 1 and not output.exists()
+    assert re.search(message, line)
+
+
+def test_output_that_cannot_be_made(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        main(_arguments(folder, tmp_path / "file" / "out", folder / "nifti"))
+    assert "--output: " in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--score-threshold", "x"), "found 'x', expected a score from 0 to 1"),
+        (("--score-threshold", "nan"), "found 'nan', expected a score"),
+        (("--fps-per-image", "0"), "found '0', expected a number above 0"),
+        (("--fps-per-image", "1", "--score-threshold", "0"), "not allowed with"),
+        (("--spacing", "1,2"), "found '1,2', expected three numbers"),
+        (("--num-gpus", "0"), "0 is not at least 1"),
+    ],
+)
+def test_arguments_that_are_none(folder, tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit) as stop:
+        main(_arguments(folder, tmp_path, folder / "nifti", flags=flags))
+    assert stop.value.code == 2 and message in capsys.readouterr().err
