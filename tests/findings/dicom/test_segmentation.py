@@ -1,0 +1,134 @@
+"""DICOM SEG: read back by highdicom, checked by dicom3tools."""
+
+from dataclasses import replace
+
+from lesion_d2.findings import decode_mask, encode_mask
+
+import numpy as np
+import pytest
+
+pydicom = pytest.importorskip("pydicom")
+hd = pytest.importorskip("highdicom")
+
+from dicom_results import check_with_dciodvfy, stored_frames  # noqa: E402
+from dicom_series import inside  # noqa: E402
+
+from lesion_d2.findings.dicom import (  # noqa: E402
+    write_segmentation,
+    write_structured_report,
+)
+
+
+@pytest.fixture(scope="session")
+def segmentation(layout, tmp_path_factory):
+    _, _, scan, findings = layout
+    file = tmp_path_factory.mktemp("seg") / "seg.dcm"
+    write_segmentation(file, scan, findings)
+    return hd.seg.segread(file), file
+
+
+def frames_of(segmentation):
+    """(pixels, functional groups) of each frame."""
+    pixels = segmentation.pixel_array.reshape(-1, segmentation.Rows, segmentation.Columns)
+    return list(zip(pixels > 0, segmentation.PerFrameFunctionalGroupsSequence, strict=True))
+
+
+def places_of(segmentation, pixels, group) -> np.ndarray:
+    """LPS of the frame's pixels that are set, N x 3."""
+    shared = segmentation.SharedFunctionalGroupsSequence[0]
+    transformer = hd.spatial.PixelToReferenceTransformer(
+        group.PlanePositionSequence[0].ImagePositionPatient,
+        shared.PlaneOrientationSequence[0].ImageOrientationPatient,
+        shared.PixelMeasuresSequence[0].PixelSpacing,
+    )
+    return transformer(np.argwhere(pixels)[:, ::-1])
+
+
+def test_frames_are_what_is_bright_in_the_stored_ones(layout, segmentation):
+    name, folder, scan, findings = layout
+    frames = stored_frames(folder)
+    expected = {key: pixels for key, (pixels, _) in frames.items() if pixels.any()}
+    places = []
+    for pixels, group in frames_of(segmentation[0]):
+        places.append(places_of(segmentation[0], pixels, group))
+        if name == "resampled":
+            continue
+        source = group.DerivationImageSequence[0].SourceImageSequence[0]
+        key = source.ReferencedSOPInstanceUID, source.get("ReferencedFrameNumber", 1)
+        assert source.SpatialLocationsPreserved == "YES"
+        assert np.array_equal(pixels, expected.pop(key))
+    assert inside(np.concatenate(places), 1.02).all()
+    (finding,) = findings.findings
+    count = sum(map(len, places))
+    assert count * scan.voxel_volume == pytest.approx(finding.volume_mm3)
+    if name == "resampled":
+        heights = [scan.to_patient([[0, 0, s.slice_index]])[0, 2] for s in finding.slices]
+        found = sorted(points[0, 2] for points in places)
+        np.testing.assert_allclose(found, sorted(heights), atol=1e-3)
+        assert len(frames_of(segmentation[0])) == len(finding.slices)
+    else:
+        assert not expected
+
+
+def test_it_is_valid_and_tracked(layout, segmentation, tmp_path):
+    _, folder, scan, findings = layout
+    dataset, file = segmentation
+    check_with_dciodvfy(file)
+    source = pydicom.dcmread(next(folder.iterdir()))
+    for keyword in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "StudyDate"):
+        assert dataset[keyword].value == source[keyword].value
+    assert str(dataset.PatientName.ideographic) == "山田^太郎"
+    assert dataset.SegmentationType == "BINARY" and dataset.Modality == "SEG"
+    (number,) = dataset.segment_numbers
+    segment = dataset.get_segment_description(number)
+    assert segment.SegmentLabel == "Finding 1: liver"
+    assert segment.algorithm_type.value == "AUTOMATIC"
+    assert segment.algorithm_identification.name == "lesion_d2"
+    assert segment.algorithm_identification.version == "0.1.0"
+    write_structured_report(tmp_path / "sr.dcm", scan, findings)
+    content = hd.sr.srread(tmp_path / "sr.dcm").content
+    (group,) = content.get_volumetric_roi_measurement_groups()
+    assert (segment.tracking_id, segment.tracking_uid) == (
+        group.tracking_identifier,
+        group.tracking_uid,
+    )
+
+
+@pytest.mark.parametrize("layout", ["turned", "multi-frame"], indirect=True)
+def test_findings_that_overlap_keep_their_masks(layout, tmp_path):
+    _, _, scan, findings = layout
+    (finding,) = findings.findings
+    moved = tuple(
+        replace(entry, mask=encode_mask(np.roll(decode_mask(entry.mask), 3, axis=1)))
+        for entry in finding.slices[1:4]
+    )
+    boxed = replace(finding, number=2, measured_on="box")
+    third = replace(finding, number=3, slices=moved, category="lung")
+    findings = replace(findings, findings=(finding, boxed, third))
+    write_segmentation(tmp_path / "seg.dcm", scan, findings)
+    check_with_dciodvfy(tmp_path / "seg.dcm")
+    dataset = hd.seg.segread(tmp_path / "seg.dcm")
+    assert dataset.SegmentsOverlap == "YES"
+    labels = [segment.SegmentLabel for segment in dataset.SegmentSequence]
+    assert labels == ["Finding 1: liver", "Finding 3: lung"]
+    for number, entries in ((1, finding.slices), (2, moved)):
+        found = {}
+        for pixels, group in frames_of(dataset):
+            identification = group.SegmentIdentificationSequence[0]
+            if identification.ReferencedSegmentNumber == number:
+                height = group.PlanePositionSequence[0].ImagePositionPatient[2]
+                found[round(float(height), 2)] = pixels
+        assert len(found) == len(entries)
+        for entry in entries:
+            height = scan.to_patient([[0, 0, entry.slice_index]])[0, 2]
+            expected = scan.to_source_slice(decode_mask(entry.mask))
+            assert np.array_equal(found[round(float(height), 2)], expected)
+
+
+@pytest.mark.parametrize("layout", ["axial"], indirect=True)
+def test_without_masks_there_is_none(layout, tmp_path):
+    *_, scan, findings = layout
+    boxed = tuple(replace(finding, measured_on="box") for finding in findings.findings)
+    with pytest.raises(ValueError, match="found no finding with a mask"):
+        write_segmentation(tmp_path / "seg.dcm", scan, replace(findings, findings=boxed))
+    assert not list(tmp_path.iterdir())
