@@ -10,13 +10,13 @@ import pytest
 pydicom = pytest.importorskip("pydicom")
 hd = pytest.importorskip("highdicom")
 
-from dicom_results import check_with_dciodvfy, stored_frames  # noqa: E402
-from dicom_series import inside  # noqa: E402
-
 from lesion_d2.findings.dicom import (  # noqa: E402
     write_segmentation,
     write_structured_report,
 )
+
+from dicom_results import check_with_dciodvfy, stored_frames  # noqa: E402
+from dicom_series import inside  # noqa: E402
 
 
 @pytest.fixture(scope="session")

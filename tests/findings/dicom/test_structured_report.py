@@ -12,6 +12,9 @@ from matplotlib.path import Path as Polygon
 pydicom = pytest.importorskip("pydicom")
 hd = pytest.importorskip("highdicom")
 
+from lesion_d2.findings.dicom import write_structured_report  # noqa: E402
+from lesion_d2.findings.dicom.source import DicomSource  # noqa: E402
+
 from dicom_results import (  # noqa: E402
     SCORE,
     check_with_dciodvfy,
@@ -21,9 +24,6 @@ from dicom_results import (  # noqa: E402
 )
 from dicom_series import AXES, CENTER, SHAPE, inside, write_series  # noqa: E402
 from pydicom.sr.codedict import codes  # noqa: E402
-
-from lesion_d2.findings.dicom import write_structured_report  # noqa: E402
-from lesion_d2.findings.dicom.source import DicomSource  # noqa: E402
 
 
 @pytest.fixture(scope="session")
