@@ -11,7 +11,7 @@ if (data.findings.length) {
 }
 if (typeof DecompressionStream === "undefined") showError("it is too old");
 else {
-  refresh();
+  draw();
   loadPictures().catch(showError);
 }
 stage.focus({ preventScroll: true });

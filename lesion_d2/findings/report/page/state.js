@@ -71,9 +71,13 @@ function refresh() {
   pending = true;
   requestAnimationFrame(() => {
     pending = false;
-    showControls();
-    drawStrip();
-    showRows();
-    drawSlice();
+    draw();
   });
+}
+
+function draw() {
+  showControls();
+  drawStrip();
+  showRows();
+  drawSlice();
 }

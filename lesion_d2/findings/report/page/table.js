@@ -112,9 +112,9 @@ function drawPicture(number) {
   const [left, top, right, bottom] = patch.box.map(
     (value, i) => (value + 0.5 - (i % 2 ? patch.top : patch.left)) * scale[i % 2],
   );
-  context.strokeStyle = COLORS.plain;
-  context.lineWidth = 2;
-  context.strokeRect(left, top, right - left, bottom - top);
+  const outline = new Path2D();
+  outline.rect(left, top, right - left, bottom - top);
+  strokeTwice(context, outline, COLORS.plain, 2);
 }
 
 function drawPictures() {
