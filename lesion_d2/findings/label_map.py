@@ -83,7 +83,7 @@ def write_label_map(file: str | os.PathLike, scan: Scan, findings: Findings) -> 
     content = image.to_bytes()
     with written_whole(file) as partial:
         # Without the time, so that the same findings are the same bytes.
-        partial.write_bytes(gzip.compress(content, mtime=0) if name.endswith(".gz") else content)
+        partial.write_bytes(gzip.compress(content, 3, mtime=0) if name.endswith(".gz") else content)
 
 
 def _box_mask(box: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:

@@ -6,9 +6,10 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.config import RAISE
 from pydicom.uid import generate_uid
-from pydicom.valuerep import validate_value
+from pydicom.valuerep import DS, validate_value
 
 from ...scans import Scan
+from ...scans.dicom.files import quiet
 from ...scans.dicom.frame import functional_group
 
 # Attributes of the patient and the study that have to be there, and may be empty.
@@ -45,6 +46,7 @@ _OPTIONAL = (
 )
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 _SEXES = ("M", "F", "O")
+_CHECKED = ("AS", "CS", "DA", "DS", "IS", "TM")  # value representations with a form
 _NOWHERE = [1e6, 1e6, 1e6]  # of frames that are no slices, such as a localizer
 # A slice at this distance from its source, of the spacing or in mm, is not resampled: readers take
 # slices for evenly spaced that are a little less off.
@@ -76,7 +78,8 @@ class DicomSource:
         for header in scan.headers:
             uid = _uid(scan, header, "SOPInstanceUID")
             if uid not in self._by_uid:
-                self._by_uid[uid] = self._image(header)
+                with quiet():
+                    self._by_uid[uid] = self._image(header)
         self.images = list(self._by_uid.values())
         # The place in the scan, x and y, of a stored frame's first pixel.
         corners = np.array(
@@ -114,7 +117,7 @@ class DicomSource:
 
     @property
     def orientation(self) -> np.ndarray:
-        """Image Orientation (Patient) of all frames, (6,)."""
+        """Image Orientation (Patient) of all frames, (6,): the first one's, to some digits."""
         return np.array(self._value(0, "PlaneOrientationSequence", "ImageOrientationPatient"))
 
     @property
@@ -151,11 +154,13 @@ class DicomSource:
         ):
             if (value := _valid(header, keyword)) is not None:
                 setattr(image, keyword, value)
-        _place_frames(image, header, self._scan.spacing[2])
+        _place_frames(image, header, self.orientation, self._scan.spacing[2])
         return image
 
 
-def _place_frames(image: Dataset, header: Dataset, thickness: float) -> None:
+def _place_frames(
+    image: Dataset, header: Dataset, orientation: np.ndarray, thickness: float
+) -> None:
     """Write where an image's frames lie: of one frame at its root, of several in their groups."""
 
     def item(keyword: str, value) -> list[Dataset]:
@@ -165,14 +170,14 @@ def _place_frames(image: Dataset, header: Dataset, thickness: float) -> None:
 
     frames = header.get("PerFrameFunctionalGroupsSequence")
     first = 0 if frames else None
-    spacing = _value(header, first, "PixelMeasuresSequence", "PixelSpacing")
-    orientation = _value(header, first, "PlaneOrientationSequence", "ImageOrientationPatient")
+    spacing = _decimals(_value(header, first, "PixelMeasuresSequence", "PixelSpacing"))
+    orientation = _decimals(orientation)
     # Of segmentations it has to be above 0; a source may have none.
     declared = _value(header, first, "PixelMeasuresSequence", "SliceThickness")
     thickness = float(declared) if declared and float(declared) > 0 else thickness
     if not frames:
         image.PixelSpacing, image.ImageOrientationPatient = spacing, orientation
-        image.ImagePositionPatient = header.ImagePositionPatient
+        image.ImagePositionPatient = _decimals(header.ImagePositionPatient)
         image.SliceThickness = thickness
         return
     image.NumberOfFrames = len(frames)
@@ -186,7 +191,8 @@ def _place_frames(image: Dataset, header: Dataset, thickness: float) -> None:
     for index in range(len(frames)):
         group = Dataset()
         position = _value(header, index, "PlanePositionSequence", "ImagePositionPatient")
-        group.PlanePositionSequence = item("ImagePositionPatient", position or _NOWHERE)
+        place = item("ImagePositionPatient", _decimals(position or _NOWHERE))
+        group.PlanePositionSequence = place
         image.PerFrameFunctionalGroupsSequence.append(group)
 
 
@@ -209,7 +215,10 @@ def _uid(scan: Scan, header: Dataset, keyword: str) -> str:
 
 
 def _valid(header: Dataset, keyword: str):
-    """An attribute's value, with text in Unicode; None where it is missing, empty or invalid."""
+    """An attribute's value, with text in Unicode; None where it is missing, empty or invalid.
+
+    Text is taken as it is, however long: archives go by it.
+    """
     try:
         element = header[keyword]
         if element.is_empty:
@@ -218,7 +227,13 @@ def _valid(header: Dataset, keyword: str):
             return copy.deepcopy(element.value)
         value = str(element.value) if element.VR == "PN" else element.value
         for part in value if element.VM > 1 else [value]:
-            validate_value(element.VR, str(part), RAISE)
+            if element.VR in _CHECKED:
+                validate_value(element.VR, str(part), RAISE)
     except Exception:  # values of strangers: none is better than one that no reader takes
         return None
     return None if keyword == "PatientSex" and value not in _SEXES else value
+
+
+def _decimals(values) -> list[DS]:
+    """Numbers with as many digits as DICOM has room for."""
+    return [DS(float(value), auto_format=True) for value in values]

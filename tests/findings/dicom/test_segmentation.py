@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from lesion_d2.findings import decode_mask, encode_mask
+from lesion_d2.scans import read_scan
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from lesion_d2.findings.dicom import (  # noqa: E402
     write_structured_report,
 )
 
-from dicom_results import check_with_dciodvfy, stored_frames  # noqa: E402
-from dicom_series import inside  # noqa: E402
+from dicom_results import check_with_dciodvfy, findings_of, stored_frames  # noqa: E402
+from dicom_series import inside, write_series  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -132,3 +133,32 @@ def test_without_masks_there_is_none(layout, tmp_path):
     with pytest.raises(ValueError, match="found no finding with a mask"):
         write_segmentation(tmp_path / "seg.dcm", scan, replace(findings, findings=boxed))
     assert not list(tmp_path.iterdir())
+
+
+def test_numbers_with_too_many_digits(tmp_path):
+    """As some archives write them: more than DICOM's 16, and not the same on all slices."""
+    third, axis = "0.33333333333333333333", "0.99999999999999987654"
+    for number, file in enumerate(write_series(tmp_path / "ct")):
+        dataset = pydicom.dcmread(file)
+        height = dataset.ImagePositionPatient[2]
+        for keyword, values in (
+            ("ImagePositionPatient", (third, third, f"{height:.20f}")),
+            ("ImageOrientationPatient", (axis, "0", "0", "0", axis, f"0.{number:018d}")),
+            ("PixelSpacing", ("0.90000000000000000123", "0.7")),
+        ):
+            tag = pydicom.tag.Tag(keyword)
+            written = "\\".join(values).encode()
+            written += b" " * (len(written) % 2)
+            dataset._dict[tag] = pydicom.dataelem.RawDataElement(
+                tag, "DS", len(written), written, 0, False, True
+            )
+        dataset.save_as(file)
+    scan = read_scan(tmp_path / "ct")
+    assert len(scan.headers[0].get_item("PixelSpacing").value) > 17
+    findings = findings_of(scan)
+    write_segmentation(tmp_path / "seg.dcm", scan, findings)
+    check_with_dciodvfy(tmp_path / "seg.dcm")
+    dataset = hd.seg.segread(tmp_path / "seg.dcm")
+    assert len(frames_of(dataset)) == len(findings.findings[0].slices)
+    source = dataset.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence
+    assert source[0].SourceImageSequence[0].SpatialLocationsPreserved == "YES"
