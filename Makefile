@@ -9,13 +9,22 @@ export PYTORCH_JIT ?= 0
 export OMP_WAIT_POLICY ?= PASSIVE
 export DETECTRON2_DATASETS ?= $(CURDIR)/datasets
 PHANTOM := $(DETECTRON2_DATASETS)/phantom
+PREDICTED := output/predict
+SCANS := $(PREDICTED)/scans
 
-.PHONY: demo install test lint benchmark
+.PHONY: demo predict install test lint benchmark
 .DELETE_ON_ERROR:
 
 # Train a lesion detector on the phantoms, evaluate it on other patients, and show what it found.
 demo: $(RESULTS)/pictures/contact_sheet.png
 	$(BIN)/python -m lesion_d2.tools.show_results $(OUTPUT) --dataset phantom_test
+
+# Find lesions in the scan of another phantom patient, as DICOM and as NIfTI, with the demo's model.
+predict: $(RESULTS)/froc.json $(SCANS)/phantom.nii.gz
+	$(BIN)/python -m lesion_d2.tools.predict --config-file $(CONFIG) \
+		--input $(SCANS)/dicom $(SCANS)/phantom.nii.gz --output $(PREDICTED)/findings \
+		--operating-points $(RESULTS)/froc.json --fps-per-image 0.5 \
+		MODEL.WEIGHTS $(OUTPUT)/model_best.pth MODEL.RETINA_UNET.PREDICT_MASKS True
 
 install: .venv/installed
 
@@ -57,3 +66,7 @@ $(RESULTS)/froc.json: $(OUTPUT)/trained
 $(RESULTS)/pictures/contact_sheet.png: $(RESULTS)/froc.json
 	$(BIN)/python -m lesion_d2.tools.visualize predictions --dataset phantom_test \
 		--results $(RESULTS)/coco_instances_results.json
+
+# The NIfTI file is written last.
+$(SCANS)/phantom.nii.gz: | install
+	$(BIN)/python datasets/prepare_phantom_scan.py --output $(SCANS)

@@ -138,6 +138,7 @@ def run(args: argparse.Namespace) -> int:
         write_summary(args.output, rows)
     except OSError as error:
         raise InputError(f"{args.output}: cannot be written: {one_line(error)}") from None
+    print(f"Results are in {args.output}: open {args.output / 'index.html'}")
     return 1 if any(row.error for row in rows) else 0
 
 

@@ -1,0 +1,60 @@
+"""Write the scan of a phantom patient as a DICOM series and as NIfTI: something to predict on.
+
+python datasets/prepare_phantom_scan.py --output output/predict/scans
+
+The same voxels lie in OUTPUT/dicom/<slice>.dcm and in OUTPUT/phantom.nii.gz. The patient is none of
+the data sets' of prepare_phantom.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from lesion_d2.data.phantom import PhantomOptions, Series
+from lesion_d2.data.phantom_anatomy import sample_body
+from lesion_d2.scans import read_scan
+from lesion_d2.scans.writing import write_dicom, write_nifti
+
+import numpy as np
+
+
+def make_scan(options: PhantomOptions) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """Draw a patient and the series around a key slice; noise and filling as in the data sets.
+
+    Returns:
+        (Z, H, W) int16 in HU, and the spacing x, y, z in mm.
+    """
+    rng = np.random.default_rng([options.seed, 0])
+    series = Series(rng, sample_body(rng), options)
+    spacing = (series.pixel, series.pixel, float(series.spacing))
+    with tempfile.TemporaryDirectory() as folder:
+        series.write(rng, Path(folder) / "slices")
+        return read_scan(Path(folder) / "slices", spacing=spacing).volume, spacing
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the scan; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=Path, default=Path("output/predict/scans"))
+    parser.add_argument("--seed", type=int, default=20261133)
+    parser.add_argument("--size", type=int, default=256, help="pixels a side of every slice")
+    parser.add_argument("--extent-mm", type=float, default=40.0, help="on both sides of the middle")
+    args = parser.parse_args(argv)
+    try:
+        options = PhantomOptions(size=args.size, seed=args.seed, extent_mm=args.extent_mm)
+        volume, spacing = make_scan(options)
+        args.output.mkdir(parents=True, exist_ok=True)
+        write_dicom(args.output / "dicom", volume, spacing)
+        write_nifti(args.output / "phantom.nii.gz", volume, spacing)
+    except (ImportError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"Wrote {len(volume)} slices to {args.output}/dicom and {args.output}/phantom.nii.gz")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
