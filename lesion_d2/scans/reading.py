@@ -156,10 +156,12 @@ class _Finder:
         if os.path.isdir(path):
             self._add_folder(path, storage, bar)
         elif os.path.isfile(path):
+            before = len(self.candidates) + len(self.left_out)
             listing = DicomListing(path, safe_name(stem_of(path)))
-            if not self._add_file(path, storage, bar, listing):
-                self.left_out.append(f"{path}: found another file, expected {_FORMATS}")
+            self._add_file(path, storage, bar, listing)
             self._close(listing)
+            if len(self.candidates) + len(self.left_out) == before:
+                self.left_out.append(f"{path}: found another file, expected {_FORMATS}")
         else:
             self.left_out.append(f"{path}: no such file or folder")
 

@@ -11,6 +11,8 @@ from .frame import LISTED, Frame, Unsuitable, frames_of
 from .pixels import missing_decoder
 from .series import DicomSeries, split_by_phase
 
+_DICOMDIR = "1.2.840.10008.1.3.10"
+
 
 class DicomListing:
     """Takes DICOM files one by one, and gives the scans that they make up.
@@ -70,10 +72,10 @@ class DicomListing:
 
     def _add(self, opened, stored: Stored) -> None:
         dataset = read_dataset(opened, stop_before_pixels=True, specific_tags=list(LISTED))
+        if dataset.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR:
+            return  # lies beside the images of a CD, and is an index of them
         series = _series_text(dataset)
         try:
-            if "DirectoryRecordSequence" in dataset or _is_directory(dataset):
-                raise Unsuitable("found an index of other files (DICOMDIR), expected images")
             frames = frames_of(dataset, stored)
             _check_pixels(opened, dataset, stored, len(frames))
         except ValueError as error:
@@ -124,11 +126,6 @@ def _series_text(dataset) -> str:
     uid = str(dataset.get("SeriesInstanceUID") or "")
     number = dataset.get("SeriesNumber")
     return f"series {'?' if number is None else number}, {uid[-12:]}" if uid else ""
-
-
-def _is_directory(dataset) -> bool:
-    sop_class = dataset.file_meta.get("MediaStorageSOPClassUID")
-    return sop_class == "1.2.840.10008.1.3.10"
 
 
 def _check_pixels(opened, dataset, stored: Stored, count: int) -> None:
