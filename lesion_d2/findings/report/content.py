@@ -18,6 +18,7 @@ PRESETS = {
     "Bone": WINDOWS["bone"],
     "Liver": WINDOWS["liver"],
 }
+_NO_BREAK = "\u00a0"
 _PATIENT_SIDES = (("L", "R"), ("P", "A"), ("S", "I"))  # of rising and falling LPS coordinates
 
 
@@ -115,7 +116,7 @@ def table_row(finding: Finding, findings: Findings) -> str:
 def _size_text(finding: Finding) -> str:
     diameters = (finding.long_diameter, finding.short_diameter)
     lengths = [number_text(one.length_mm, 1) for one in diameters if one is not None]
-    return " × ".join(lengths) + " mm" if lengths else "no size"
+    return " × ".join(lengths) + f"{_NO_BREAK}mm" if lengths else "no size"
 
 
 def _volume_text(mm3: float) -> str:
@@ -125,7 +126,8 @@ def _volume_text(mm3: float) -> str:
 def place_text(point: np.ndarray) -> str:
     """A place in the patient, (3,) LPS in mm, with the sides that it lies to: "R 12 A 45 S 120"."""
     parts = zip(_PATIENT_SIDES, point, strict=True)
-    return " ".join(f"{sides[int(value < 0)]} {abs(value):.0f}" for sides, value in parts) + " mm"
+    texts = [f"{sides[int(value < 0)]}{_NO_BREAK}{abs(value):.0f}" for sides, value in parts]
+    return " ".join(texts) + f"{_NO_BREAK}mm"
 
 
 def number_text(value: float, digits: int) -> str:

@@ -41,7 +41,7 @@ def test_viewer_data_are_the_findings(small_scan, small_findings):
 
 
 def test_row_tells_place_and_size(small_findings):
-    row = table_row(small_findings.findings[1], small_findings)
+    row = table_row(small_findings.findings[1], small_findings).replace("\u00a0", " ")
     assert "Slice 4<" in row and "of 3–5<" in row
     # Center (40, 30, 3): -20 + 40 * 0.8 to the left, -30 + 30 * 1.2 back, 100 - 3 * 5 up.
     assert "L 12 P 6 S 85 mm" in row
@@ -54,7 +54,8 @@ def test_row_tells_place_and_size(small_findings):
 
 
 def test_place_names_the_sides():
-    assert place_text(np.array([12.4, -3.6, -100.0])) == "L 12 A 4 I 100 mm"
+    text = place_text(np.array([12.4, -3.6, -100.0]))
+    assert text.replace("\u00a0", " ") == "L 12 A 4 I 100 mm"
 
 
 @pytest.mark.parametrize(
