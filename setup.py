@@ -6,7 +6,10 @@ setup(
     description="Universal lesion detection in CT as a Detectron2 project",
     license="Apache-2.0",
     packages=find_packages(include=["lesion_d2", "lesion_d2.*"]),
-    package_data={"lesion_d2.findings": ["findings.schema.json"]},
+    package_data={
+        "lesion_d2.findings": ["findings.schema.json"],
+        "lesion_d2.findings.report": ["page/*"],
+    },
     python_requires=">=3.10",
     # Detectron2 itself was never published on the Python package index: see README, "Install".
     install_requires=[

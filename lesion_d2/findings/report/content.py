@@ -22,14 +22,8 @@ _NO_BREAK = "\u00a0"
 _PATIENT_SIDES = (("L", "R"), ("P", "A"), ("S", "I"))  # of rising and falling LPS coordinates
 
 
-def viewer_data(scan: Scan, findings: Findings, slices: Collection[int]) -> dict:
-    """What the page's script needs, ready for JSON.
-
-    Args:
-        scan: for its geometry.
-        findings: of this scan.
-        slices: those that the report holds; masks on others are left out.
-    """
+def viewer_data(scan: Scan, findings: Findings) -> dict:
+    """What the page's script needs of a report that holds all slices, ready for JSON."""
     depth, height, width = scan.volume.shape
     return {
         "depth": depth,
@@ -38,30 +32,45 @@ def viewer_data(scan: Scan, findings: Findings, slices: Collection[int]) -> dict
         "spacing": list(map(float, scan.spacing)),
         "origin": np.asarray(scan.origin, float).tolist(),
         "direction": np.asarray(scan.direction, float).tolist(),
-        "slices": sorted(slices),
+        "slices": list(range(depth)),
         "presets": [{"low": low, "high": high} for low, high in PRESETS.values()],
-        "findings": [_finding(one, slices) for one in findings.findings],
+        "findings": [_finding(one) for one in findings.findings],
     }
 
 
-def _finding(finding: Finding, slices: Collection[int]) -> dict:
+def without_slices(data: dict, slices: Collection[int]) -> dict:
+    """:func:`viewer_data` of a report that holds ``slices`` alone, and masks on these."""
+    return {
+        **data,
+        "slices": sorted(slices),
+        "findings": [
+            {**one, "slices": [_without_mask(part, slices) for part in one["slices"]]}
+            for one in data["findings"]
+        ],
+    }
+
+
+def _without_mask(part: dict, slices: Collection[int]) -> dict:
+    return part if part["z"] in slices else {**part, "mask": None}
+
+
+def _finding(finding: Finding) -> dict:
     return {
         "number": finding.number,
         "score": float(finding.score),
         "keySlice": int(finding.key_slice),
         "box": _rounded(finding.box),
-        "slices": [_slice_finding(one, slices) for one in finding.slices],
+        "slices": [_slice_finding(one) for one in finding.slices],
         "long": _diameter(finding.long_diameter),
         "short": _diameter(finding.short_diameter),
     }
 
 
-def _slice_finding(one: SliceFinding, slices: Collection[int]) -> dict:
-    with_mask = one.mask is not None and one.slice_index in slices
+def _slice_finding(one: SliceFinding) -> dict:
     return {
         "z": int(one.slice_index),
         "box": _rounded(one.box),
-        "mask": mask_runs(decode_mask(one.mask)) if with_mask else None,
+        "mask": None if one.mask is None else mask_runs(decode_mask(one.mask)),
     }
 
 
@@ -85,9 +94,11 @@ def mask_runs(mask: np.ndarray) -> list[int]:
     Returns:
         For each run, row by row: its y, its first x and its last x.
     """
-    steps = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
-    starts, ends = np.argwhere(steps == 1), np.argwhere(steps == -1)
-    return np.column_stack([starts, ends[:, 1] - 1]).ravel().tolist()
+    rows = np.flatnonzero(mask.any(axis=1))
+    steps = np.diff(np.pad(mask[rows].astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    y, first = np.nonzero(steps == 1)
+    last = np.nonzero(steps == -1)[1] - 1
+    return np.column_stack([rows[y], first, last]).ravel().tolist()
 
 
 def table_row(finding: Finding, findings: Findings) -> str:

@@ -9,7 +9,7 @@ from string import Template
 from urllib.parse import quote
 
 from ...files import written_whole
-from .page import NOTICE, content_policy, page_file
+from .page import NOTICE, content_policy, count_text, page_file
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def write_index(file: str | os.PathLike, rows: Iterable[IndexRow]) -> None:
         policy=content_policy(style),
         style=style,
         notice=NOTICE,
-        summary=f"{len(rows)} scans" + (f", {failed} without a result" if failed else ""),
+        summary=count_text(len(rows), "scan") + (f", {failed} without a result" if failed else ""),
         rows="\n".join(_row(row, Path(file).parent) for row in rows),
     )
     with written_whole(file) as partial:

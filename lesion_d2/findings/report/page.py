@@ -13,7 +13,7 @@ from string import Template
 from ...files import written_whole
 from ...scans import Scan
 from ..finding import Findings
-from .content import PRESETS, facts, side_letters, table_row, viewer_data
+from .content import PRESETS, facts, side_letters, table_row, viewer_data, without_slices
 from .identity import identity_of, identity_remover
 from .packing import HU_RANGE, MARGIN, ChosenSlices, choose_slices
 
@@ -52,14 +52,15 @@ def write_report(
         ValueError: the findings are those of a scan of another shape, or name slices that it lacks.
     """
     _check(scan, findings)
+    data = viewer_data(scan, findings)
+    # Made once without slices, but with all masks, to know how much room is left for slices.
     empty = ChosenSlices({}, step=1, left_out=0)
-    # Written once without slices, to know how much room is left for them; with all their masks.
-    everything = range(len(scan.volume))
-    rest = len(_page(scan, findings, empty, everything, with_identity).encode())
-    tags = 60 * len(scan.volume)
-    room = None if full else max(0, MAX_BYTES - rest - tags - 2000)
+    rest = len(_page(scan, findings, empty, data, with_identity).encode())
+    words = 2000 + 60 * len(scan.volume)  # of the slices' elements, and of the notes on them
+    room = None if full else max(0, MAX_BYTES - rest - words)
     chosen = choose_slices(scan.volume, findings.findings, limit=room)
-    page = _page(scan, findings, chosen, chosen.coded, with_identity)
+    data = without_slices(data, chosen.coded)
+    page = _page(scan, findings, chosen, data, with_identity)
     with written_whole(file) as partial:
         partial.write_text(page, encoding="utf-8", newline="\n")
 
@@ -78,7 +79,9 @@ def _check(scan: Scan, findings: Findings) -> None:
             )
 
 
-def _page(scan, findings, chosen, slices, with_identity) -> str:
+def _page(
+    scan: Scan, findings: Findings, chosen: ChosenSlices, data: dict, with_identity: bool
+) -> str:
     clean = str if with_identity else identity_remover(scan)
     style, script = page_file("report.css"), _script()
     letters = side_letters(scan.direction)
@@ -88,7 +91,7 @@ def _page(scan, findings, chosen, slices, with_identity) -> str:
         policy=content_policy(style, script),
         name=escape(clean(scan.name)),
         style=style,
-        summary=f"{_count(len(scan.volume), 'slice')}, {_count(found, 'finding')}",
+        summary=f"{count_text(len(scan.volume), 'slice')}, {count_text(found, 'finding')}",
         identity=_identity(identity),
         notice=NOTICE,
         presets="\n    ".join(
@@ -106,7 +109,7 @@ def _page(scan, findings, chosen, slices, with_identity) -> str:
         notes="\n".join(
             f"<li>{escape(clean(note))}</li>" for note in _notes(scan, findings, chosen)
         ),
-        data=json_in_html(viewer_data(scan, findings, slices)),
+        data=json_in_html(data),
         slices="\n".join(
             f'<script type="text/plain" id="slice-{z}">{coded}</script>'
             for z, coded in chosen.coded.items()
@@ -144,7 +147,7 @@ def _notes(scan: Scan, findings: Findings, chosen: ChosenSlices) -> list[str]:
         ]
     if chosen.left_out:
         notes.append(
-            f"{_count(chosen.left_out, 'slice')} of findings or beside them had no room in "
+            f"{count_text(chosen.left_out, 'slice')} of findings or beside them had no room in "
             f"{MAX_BYTES / 1e6:.0f} MB; a full report has all slices."
         )
     notes.append(
@@ -156,7 +159,8 @@ def _notes(scan: Scan, findings: Findings, chosen: ChosenSlices) -> list[str]:
     return [*notes, *dict.fromkeys([*scan.messages, *findings.messages])]
 
 
-def _count(number: int, noun: str) -> str:
+def count_text(number: int, noun: str) -> str:
+    """A number of things, "1 scan" or "2 scans"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 

@@ -10,6 +10,7 @@ from lesion_d2.findings.report.content import (
     side_letters,
     table_row,
     viewer_data,
+    without_slices,
 )
 
 import numpy as np
@@ -30,7 +31,7 @@ def test_mask_runs_are_its_pixels():
 
 
 def test_viewer_data_are_the_findings(small_scan, small_findings):
-    data = viewer_data(small_scan, small_findings, slices=[8, 3])
+    data = without_slices(viewer_data(small_scan, small_findings), [8, 3])
     assert (data["depth"], data["height"], data["width"]) == small_scan.volume.shape
     assert data["slices"] == [3, 8]
     first = data["findings"][0]

@@ -218,6 +218,10 @@ def test_table_sorts(viewer):
     assert header.get_attribute("aria-sort") == "descending"
 
 
+def middle_of(viewer: Viewer) -> float:
+    return viewer.place("stage")["height"] / 2
+
+
 def test_zoom_keeps_boxes_on_the_image(viewer):
     viewer.press("m", "d", "+", "+", "+")
     viewer.wait(lambda: viewer.place("image")["height"] > 1.9 * viewer.place("stage")["height"])
@@ -225,6 +229,10 @@ def test_zoom_keeps_boxes_on_the_image(viewer):
     right, middle = expected_on_overlay(viewer, [[29, 20]])[0]
     found = np.flatnonzero(has_color(viewer.canvas("#overlay"), SELECTED)[round(middle)]) + 0.5
     assert found.max() == pytest.approx(right, abs=1.5)
+    # Another finding's box comes to the middle, as far as the image reaches.
+    viewer.press("n")
+    viewer.wait_for_slice(3)
+    viewer.wait(lambda: abs(expected_on_overlay(viewer, [[40, 30]])[0, 1] - middle_of(viewer)) < 1)
     viewer.press("0")
     viewer.wait(lambda: viewer.place("image")["height"] < 1.1 * viewer.place("stage")["height"])
 

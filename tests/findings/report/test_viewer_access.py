@@ -116,6 +116,9 @@ def test_letters_are_for_the_viewer_alone(viewer):
     assert viewer.by_id("spoken").get_attribute("textContent") == "Finding 2, score 0.60, slice 4"
     viewer.press("p")
     viewer.wait_for_slice(8)
+    viewer.press(Keys.ARROW_DOWN)
+    spoken = "Slice 10 of 12, findings 1, 3"
+    viewer.wait(lambda: viewer.by_id("spoken").get_attribute("textContent") == spoken)
 
 
 def test_small_touch_screen(chromium, report_file):

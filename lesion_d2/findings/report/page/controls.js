@@ -71,13 +71,17 @@ function showControls() {
   byId("window").textContent = `W ${width}  L ${minus(level)}`;
   byId("score-shown").textContent = scoreSlider.valueAsNumber.toFixed(2);
   scoreSlider.setAttribute("aria-valuetext", scoreSlider.valueAsNumber.toFixed(2));
-  const here = findingsAt(state.slice).map((one) => one.number);
-  const text = `Slice ${state.slice + 1} of ${data.depth}`;
   byId("slice-shown").textContent = `${state.slice + 1} / ${data.depth}`;
   byId("near").textContent = nearText();
   strip.setAttribute("aria-valuenow", state.slice + 1);
-  strip.setAttribute("aria-valuetext", here.length ? `${text}, findings ${here.join(", ")}` : text);
-  stage.setAttribute("aria-label", strip.getAttribute("aria-valuetext"));
+  strip.setAttribute("aria-valuetext", sliceText());
+  stage.setAttribute("aria-label", sliceText());
+}
+
+function sliceText() {
+  const here = findingsAt(state.slice).map((one) => one.number);
+  const text = `Slice ${state.slice + 1} of ${data.depth}`;
+  return here.length ? `${text}, findings ${here.join(", ")}` : text;
 }
 
 /** Which slices the file skips next to the one that is shown. */

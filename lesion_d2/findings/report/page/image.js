@@ -92,6 +92,13 @@ function zoomTo(zoom, point = [stage.clientWidth / 2, stage.clientHeight / 2]) {
   refresh();
 }
 
+/** Where the image is larger than the stage, move the middle of a box to the stage's. */
+function centerOn([x1, y1, , x2, y2]) {
+  const middle = toStage((x1 + x2) / 2, (y1 + y2) / 2);
+  const room = [stage.clientWidth, stage.clientHeight];
+  state.pan = state.pan.map((pan, axis) => pan + room[axis] / 2 - middle[axis]);
+}
+
 /** LPS coordinates in mm of a voxel. */
 function toPatient(x, y, z) {
   const steps = [x, y, z].map((value, axis) => value * data.spacing[axis]);

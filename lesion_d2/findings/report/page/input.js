@@ -139,4 +139,6 @@ document.addEventListener("keydown", (event) => {
   if (!action || (event.target === document.body && !MOVES[event.key])) return;
   event.preventDefault();
   action();
+  // The strip is a slider, which says its value itself.
+  if (MOVES[event.key] && event.target !== strip) byId("spoken").textContent = sliceText();
 });

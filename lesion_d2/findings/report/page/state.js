@@ -43,6 +43,7 @@ function goToSlice(z) {
 function selectFinding(number) {
   state.selected = number;
   goToSlice(findings.get(number).keySlice);
+  centerOn(findings.get(number).box);
   announceFinding(findings.get(number));
 }
 
