@@ -5,7 +5,7 @@ from lesion_d2.scans import read_scan
 
 import numpy as np
 import pytest
-from made_up import make_volume
+from made_up_scans import make_volume
 
 sitk = pytest.importorskip("SimpleITK")
 ENDINGS = [".mha", ".mhd", ".nrrd", ".nhdr"]

@@ -8,7 +8,7 @@ from lesion_d2.scans.writing import write_nifti
 import nibabel
 import numpy as np
 import pytest
-from made_up import ORIGIN, SPACING, make_volume
+from made_up_scans import ORIGIN, SPACING, make_volume
 
 CODES = [
     "".join(c) for p in itertools.permutations(["LR", "AP", "SI"]) for c in itertools.product(*p)

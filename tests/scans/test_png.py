@@ -6,7 +6,7 @@ from lesion_d2.scans.png import numbered_pngs
 import cv2
 import numpy as np
 import pytest
-from made_up import make_volume
+from made_up_scans import make_volume
 
 HEADER = "File_name,Spacing_mm_px_\n"
 

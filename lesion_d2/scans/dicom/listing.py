@@ -136,9 +136,9 @@ def _check_pixels(opened, dataset, stored: Stored, count: int) -> None:
     problem = missing_decoder(syntax)
     if problem:
         raise Unsuitable(problem)
-    if not syntax.is_compressed:  # deflated counts as compressed
+    if not (syntax.is_encapsulated or syntax.is_deflated):
         declared = count * rows * columns * dataset.BitsAllocated // 8
-        left = stored.size - opened.tell()
+        left = stored.size - opened.tell() - (8 if syntax.is_implicit_VR else 12)
         if left < declared:
             raise Unsuitable(
                 f"found a truncated file: {max(left, 0)} bytes of {declared} of pixels"

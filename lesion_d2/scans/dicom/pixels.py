@@ -6,12 +6,27 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from .codestream import declared_size
 from .files import describe
 from .frame import functional_group
 
 if TYPE_CHECKING:
     import pydicom
 
+_ELEMENT_BYTES = 12  # of pixel data's own header, before its value
+_IMAGE_PIXEL = (
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+)
+_END = b"\xff\xd9"  # of JPEG, JPEG-LS and JPEG 2000
+_MAX_PADDING = 1024  # bytes
+_RLE = "1.2.840.10008.1.2.5"  # its size is that of its header
 _INT16 = np.iinfo(np.int16)
 #: HU of pixels that a scanner filled because they lie outside of what it saw.
 PADDING_HU = -1024
@@ -45,7 +60,8 @@ def stored_values(
 
     Args:
         dataset: the header; with the pixels where ``opened`` is None.
-        opened: the open file, which stays so; its frames are read when they are asked for.
+        opened: the open file, at its pixels, which stays so; its frames are read when they are
+            asked for.
         indices: of the frames.
 
     Yields:
@@ -57,11 +73,14 @@ def stored_values(
     from pydicom.pixels import iter_pixels
 
     size = dataset.Rows, dataset.Columns
-    source = dataset if opened is None else opened
-    with closing(iter_pixels(source, indices=indices)) as decoded:
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        frames = _encapsulated(dataset, opened, indices)
+    else:
+        frames = iter_pixels(dataset if opened is None else opened, indices=indices)
+    with closing(frames):
         for _ in indices:
             try:
-                values = next(decoded)
+                values = next(frames)
             except Exception as error:  # each decoder raises errors of its own kinds
                 reason = describe(error)
                 raise ValueError(f"found pixels that cannot be decoded ({reason})") from None
@@ -105,13 +124,52 @@ def hounsfield_units(
     return hu
 
 
+def _encapsulated(dataset, opened: BinaryIO | None, indices: Sequence[int]):
+    """Decode compressed frames, each by itself."""
+    from pydicom.dataset import Dataset
+    from pydicom.encaps import encapsulate, get_frame
+    from pydicom.pixels import pixel_array
+
+    start = None if opened is None else opened.tell() + _ELEMENT_BYTES
+    table = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+    single = Dataset()
+    single.file_meta = dataset.file_meta
+    for keyword in _IMAGE_PIXEL:
+        single[keyword] = dataset[keyword]
+    for index in indices:
+        if opened is not None:
+            opened.seek(start)
+        data = get_frame(
+            dataset.PixelData if opened is None else opened,
+            index,
+            extended_offsets=None if None in table else table,
+            number_of_frames=int(dataset.get("NumberOfFrames") or 1),
+        )
+        _check_declared(data, dataset)
+        single.PixelData = encapsulate([data])
+        yield pixel_array(single)
+
+
+def _check_declared(data: bytes, dataset) -> None:
+    """Refuse an image that is larger than its header says: it could fill the memory."""
+    if dataset.file_meta.TransferSyntaxUID == _RLE:
+        return
+    declared, expected = declared_size(data), (dataset.Rows, dataset.Columns, 1)
+    if declared != expected:
+        raise ValueError(f"they declare the size {declared}, expected {expected}")
+    # Some decoders fill the rest of a truncated image with something and say nothing.
+    if not data[-_MAX_PADDING:].rstrip(b"\0").endswith(_END):
+        raise ValueError("the image's end marker is missing: it is truncated")
+
+
 def _without_unused_bits(values: np.ndarray, dataset) -> np.ndarray:
     unused = values.dtype.itemsize * 8 - dataset.BitsStored
     if unused <= 0:
         return values
     # To the left and back: a negative value repeats the bit of its sign.
     kind = "u" if dataset.PixelRepresentation == 0 else "i"
-    return (values.view(f"{kind}{values.dtype.itemsize}") << unused) >> unused
+    native = values.astype(values.dtype.newbyteorder("="), copy=False)
+    return (native.view(f"{kind}{values.dtype.itemsize}") << unused) >> unused
 
 
 def _rescale(dataset, index: int | None, keyword: str) -> float:

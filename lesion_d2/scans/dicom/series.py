@@ -150,8 +150,7 @@ def _read_multi_frame(storage, frames: list[Frame], stack: Stack, headers: list)
     stored = frames[0].stored
     try:
         with storage.open_seekable(stored) as opened:
-            dataset = read_dataset(opened, stop_before_pixels=True)
-            whole = dataset
+            dataset = whole = read_dataset(opened, stop_before_pixels=True)
             is_deflated = dataset.file_meta.TransferSyntaxUID == _DEFLATED
             if is_deflated:
                 opened.seek(0)
