@@ -34,7 +34,9 @@ def measure_findings(
     lesion's box has on each side (DeepLesion's are 5 pixels wider than the diameters' end points),
     yet a pixel at least. On each slice the lesion is taken for the ellipse in that box: its axes
     are the diameters, along rows and columns, and the volume is that of all ellipses, each as thick
-    as the slices lie apart. That is a guess, and ``measured_on`` says so.
+    as the slices lie apart. That is a guess, and ``measured_on`` says so: diameters that lie aslant
+    are longer than the sides of the box around their ends, the long one by 41 % at most. Over all
+    directions, exact boxes make it a tenth too short on average, and areas a sixth too small.
 
     Slices between the first and the last one without a box, as tracking allows, add nothing.
 

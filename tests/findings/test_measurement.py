@@ -112,6 +112,24 @@ def test_boxes_are_measured_as_ellipses_without_their_margin(scan):
     assert same.measured_on == "box" and same.volume_mm3 == finding.volume_mm3
 
 
+def test_boxes_of_slanted_diameters_are_estimates_that_are_too_small(scan):
+    scan = replace(scan, spacing=(1.0, 1.0, 3.0))
+    ratios = []
+    for angle in np.linspace(0, np.pi, 60, endpoint=False):
+        along = np.array([np.cos(angle), np.sin(angle)])
+        across = np.array([-along[1], along[0]])
+        ends = 30 + np.array([20 * along, -20 * along, 15 * across, -15 * across])
+        boxes = np.array([[*(ends.min(axis=0) - 5), *(ends.max(axis=0) + 5)]])
+        linked = LINK(boxes, np.ones(1), [4], [0])
+        (finding,) = measure_findings(scan, boxes, [1.0], [4], linked, class_names=["lesion"])
+        area = finding.volume_mm3 / 3
+        ratios.append((finding.long_diameter.length_mm / 40, area / (np.pi * 20 * 15)))
+    long, areas = np.array(ratios).T
+    assert long.max() == pytest.approx(1) and long.min() == pytest.approx(1 / np.sqrt(2))
+    assert long.mean() == pytest.approx(0.9, abs=0.005)  # 2 sqrt(2) / pi
+    assert areas.mean() == pytest.approx(5 / 6, abs=0.01)
+
+
 def test_a_tilted_gantry_shears_the_voxels(scan):
     tilt = np.deg2rad(25)
     direction = np.column_stack(

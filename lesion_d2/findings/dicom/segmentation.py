@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import highdicom as hd
 import numpy as np
@@ -19,6 +19,8 @@ from .source import DicomSource
 
 #: Series number of the segmentations; viewers list them behind the images.
 SERIES_NUMBER = 9002
+# Of segments that overlap, each on all slices.
+_MAX_PIXELS = 2**32
 
 
 def write_segmentation(file: str | os.PathLike, scan: Scan, findings: Findings) -> None:
@@ -34,26 +36,24 @@ def write_segmentation(file: str | os.PathLike, scan: Scan, findings: Findings) 
         findings: what was found in it, some of it with masks.
 
     Raises:
-        ValueError: the scan is not of DICOM files, they lack a UID, or no finding has a mask.
+        ValueError: the scan is not of DICOM files, they lack a UID, no finding has a mask, or too
+            many overlap: it takes the number of findings times all their slices' pixels, 2^32.
     """
     source = DicomSource(scan)
-    masks = {
-        number: region_masks(finding, scan.volume.shape[1:])
-        for number, finding in enumerate(findings.findings)
-        if finding.measured_on == "mask"
-    }
-    if not masks:
+    found = [finding for finding in findings.findings if finding.measured_on == "mask"]
+    if not found:
         raise ValueError(f"{scan.name}: found no finding with a mask, expected one to segment")
-    indices = sorted({index for slices in masks.values() for index in slices})
+    size = scan.volume.shape[1:]
+    indices = sorted({index for finding in found for index in region_masks(finding, size)})
     first = source.images[0]
     segmentation = hd.seg.Segmentation(
         source_images=[first] if "NumberOfFrames" in first else source.images,
         further_source_images=source.images[1:] if "NumberOfFrames" in first else None,
-        pixel_array=_stored_pixels(scan, list(masks.values()), indices),
+        pixel_array=_stored_pixels(scan, found, indices),
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[
-            _segment(number, findings, findings.findings[place], first.SeriesInstanceUID)
-            for number, place in enumerate(masks, start=1)
+            _segment(number, findings, finding, first.SeriesInstanceUID)
+            for number, finding in enumerate(found, start=1)
         ],
         series_instance_uid=generate_uid(),
         series_number=SERIES_NUMBER,
@@ -84,9 +84,7 @@ def write_segmentation(file: str | os.PathLike, scan: Scan, findings: Findings) 
         segmentation.save_as(partial, enforce_file_format=True)
 
 
-def _stored_pixels(
-    scan: Scan, masks: Sequence[Mapping[int, np.ndarray]], indices: Sequence[int]
-) -> np.ndarray:
+def _stored_pixels(scan: Scan, found: Sequence[Finding], indices: Sequence[int]) -> np.ndarray:
     """Masks of all segments in the rows and columns of stored frames.
 
     Returns:
@@ -94,21 +92,34 @@ def _stored_pixels(
         columns, segments) of 0 and 1.
     """
     places = {index: place for place, index in enumerate(indices)}
-    shape = scan.to_source_slice(scan.volume[0]).shape
-    cover = np.zeros((len(indices), *shape), np.uint16)
-    labels = np.zeros_like(cover)
-    for number, slices in enumerate(masks, start=1):
-        for index, mask in slices.items():
-            stored = scan.to_source_slice(mask)
-            cover[places[index]] += stored
-            labels[places[index]][stored] = number
-    if cover.max() <= 1:
+    shape = len(indices), *scan.to_source_slice(scan.volume[0]).shape
+    labels, overlap = np.zeros(shape, np.uint16), False
+    for number, finding in enumerate(found, start=1):
+        for place, mask in _stored_masks(scan, finding, places):
+            overlap |= bool(labels[place][mask].any())
+            labels[place][mask] = number
+    if not overlap:
         return labels
-    pixels = np.zeros((*cover.shape, len(masks)), np.uint8)
-    for number, slices in enumerate(masks):
-        for index, mask in slices.items():
-            pixels[places[index], ..., number] = scan.to_source_slice(mask)
-    return pixels
+    count = len(found) * labels.size
+    if count > _MAX_PIXELS:
+        raise ValueError(
+            f"{scan.name}: found {len(found)} findings on {len(indices)} slices that overlap, "
+            f"{count} pixels of a segmentation, expected at most {_MAX_PIXELS}: a higher score "
+            "threshold leaves fewer"
+        )
+    pixels = np.zeros((len(found), *shape), np.uint8)  # memory that is 0 costs none
+    for number, finding in enumerate(found):
+        for place, mask in _stored_masks(scan, finding, places):
+            pixels[number, place] = mask
+    return np.moveaxis(pixels, 0, -1)
+
+
+def _stored_masks(
+    scan: Scan, finding: Finding, places: Mapping[int, int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Place among the segmentation's slices, and mask in rows and columns of stored frames."""
+    for index, mask in region_masks(finding, scan.volume.shape[1:]).items():
+        yield places[index], scan.to_source_slice(mask)
 
 
 def _segment(

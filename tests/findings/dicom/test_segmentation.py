@@ -11,6 +11,7 @@ import pytest
 pydicom = pytest.importorskip("pydicom")
 hd = pytest.importorskip("highdicom")
 
+from lesion_d2.findings.dicom import segmentation as segmentation_module  # noqa: E402
 from lesion_d2.findings.dicom import (  # noqa: E402
     write_segmentation,
     write_structured_report,
@@ -96,7 +97,7 @@ def test_it_is_valid_and_tracked(layout, segmentation, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["turned", "multi-frame"], indirect=True)
-def test_findings_that_overlap_keep_their_masks(layout, tmp_path):
+def test_findings_that_overlap_keep_their_masks(layout, tmp_path, monkeypatch):
     _, _, scan, findings = layout
     (finding,) = findings.findings
     moved = tuple(
@@ -124,6 +125,9 @@ def test_findings_that_overlap_keep_their_masks(layout, tmp_path):
             height = scan.to_patient([[0, 0, entry.slice_index]])[0, 2]
             expected = scan.to_source_slice(decode_mask(entry.mask))
             assert np.array_equal(found[round(float(height), 2)], expected)
+    monkeypatch.setattr(segmentation_module, "_MAX_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"found 2 findings on \d+ slices that overlap"):
+        write_segmentation(tmp_path / "seg.dcm", scan, findings)
 
 
 @pytest.mark.parametrize("layout", ["axial"], indirect=True)
