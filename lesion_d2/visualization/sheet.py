@@ -58,19 +58,26 @@ def contact_sheet(
         raise ValueError(f"{len(tiles)} pictures and {len(titles)} titles, expected one each")
     columns = min(columns or math.ceil(math.sqrt(len(tiles))), len(tiles))
     rows = math.ceil(len(tiles) / columns)
-    cell_h = max(tile.shape[0] for tile in tiles) + _TITLE_HEIGHT + _GAP
-    cell_w = max(tile.shape[1] for tile in tiles) + _GAP
+    space_h, space_w = max(tile.shape[0] for tile in tiles), max(tile.shape[1] for tile in tiles)
+    cell_h, cell_w = space_h + _TITLE_HEIGHT + _GAP, space_w + _GAP
     width = columns * cell_w + _GAP
     legend_columns = max(1, min(len(legend), width // _LEGEND_WIDTH))
     height = rows * cell_h + _LEGEND_ROW * math.ceil(len(legend) / legend_columns) + _GAP
+    cells = [divmod(i, columns) for i in range(len(tiles))]
+    corners = [(_GAP + column * cell_w, row * cell_h) for row, column in cells]
     fig = new_figure(width, height)
-    for i, (tile, title) in enumerate(zip(tiles, titles, strict=True)):
-        row, column = divmod(i, columns)
-        x, top = _GAP + column * cell_w, height - row * cell_h
-        _draw_tile(fig, tile, title, x, top, cell_h, cell_w)
+    for title, (x, y) in zip(titles, corners, strict=True):
+        place = ((x + 2) / width, 1 - (y + _TITLE_HEIGHT / 2) / height)
+        fig.text(*place, title, size=FONT_SIZE, color="white", verticalalignment="center")
     if legend:
         _draw_legend(fig, legend, legend_columns)
-    return to_pixels(fig)
+    sheet = to_pixels(fig)
+    # Tiles are not drawn: Matplotlib would resample them.
+    for tile, (x, y) in zip(tiles, corners, strict=True):
+        left = x + (space_w - tile.shape[1]) // 2
+        top = y + _TITLE_HEIGHT + (space_h - tile.shape[0] + 1) // 2
+        sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+    return sheet
 
 
 def _draw_legend(fig: Figure, legend: Sequence[tuple], columns: int) -> None:
@@ -90,16 +97,6 @@ def stack_pictures(pictures: Sequence[np.ndarray]) -> np.ndarray:
     width = max(picture.shape[1] for picture in pictures)
     wide = [np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0))) for p in pictures]
     return np.concatenate(wide)
-
-
-def _draw_tile(fig: Figure, tile, title: str, x: int, top: int, cell_h: int, cell_w: int) -> None:
-    """Put a picture and its title into a sheet's cell; ``top`` counts pixels from the bottom."""
-    space_h, space_w = cell_h - _TITLE_HEIGHT - _GAP, cell_w - _GAP
-    offset_x, offset_y = (space_w - tile.shape[1]) // 2, (space_h - tile.shape[0]) // 2
-    fig.figimage(tile, x + offset_x, top - cell_h + _GAP + offset_y, origin="upper")
-    width, height = fig.bbox.width, fig.bbox.height
-    place = ((x + 2) / width, (top - _TITLE_HEIGHT / 2) / height)
-    fig.text(*place, title, size=FONT_SIZE, color="white", verticalalignment="center")
 
 
 def new_figure(width: int, height: int) -> Figure:

@@ -82,12 +82,13 @@ def test_linking_rows_say_what_was_linked():
     assert 5 <= int(tracks.note.split()[-2]) <= 9 and merging.measured > 0
 
 
-def test_anchors_are_searched_for_drawn_boxes_where_the_real_ones_are_not(tmp_path):
+def test_anchors_are_searched_for_drawn_boxes_where_the_real_ones_are_not(tmp_path, monkeypatch):
     drawn = anchors.draw_boxes()
     assert np.median(drawn[:, 0]) == pytest.approx(27.6, rel=0.05)
     assert np.quantile(drawn[:, 0], 0.9) == pytest.approx(57, rel=0.1)
+    monkeypatch.setattr(anchors, "NUM_BOXES", 300)
     time, iou = anchors.measure_anchors(tmp_path / "none.csv", repeats=1)
-    assert time.limit == 3 and "drawn" in time.note and f"{len(drawn):,} boxes" in time.note
+    assert time.limit == 3 and "drawn" in time.note and "300 boxes" in time.note
     assert iou.limit is None and iou.measured > 0.85
     file = tmp_path / "boxes.csv"
     file.write_text("x1,y1,x2,y2\n" + "0,0,20,30\n" * 3)
@@ -247,18 +248,13 @@ def test_mining_is_measured_with_all_detections_and_negatives_there_can_be(tiny_
     assert mined.num_good == 0
 
 
-@pytest.mark.parametrize(("device", "size"), [("cpu", 256), ("cuda", 512)])
-def test_the_rows_of_uldor_have_the_limit_of_its_issue(
-    monkeypatch, tiny_phantom, tmp_path, device, size
-):
-    # The models run on the CPU all the same.
+def test_the_rows_of_uldor_have_the_limit_of_its_issue(monkeypatch, tiny_phantom, tmp_path):
     monkeypatch.setattr(uldor, "load_config", lambda file, device: small_rcnn())
-    monkeypatch.setattr(configs, "ULDOR_GPU_CONFIG", configs.ULDOR_CPU_CONFIG)
     monkeypatch.setattr(uldor, "WARM_UP", 0)
     asked, root = [], tiny_phantom / "phantom"
     monkeypatch.setattr(uldor, "prepare_phantom", lambda *a, **b: asked.append((*a, b)) or root)
-    step, mining = uldor.measure_uldor(device, tmp_path, repeats=1)
-    assert asked == [(tmp_path, {"num_patients": 8, "size": size})]
+    step, mining = uldor.measure_uldor("cpu", tmp_path, repeats=1)
+    assert asked == [(tmp_path, {"num_patients": 8, "size": 256})]
     assert step.limit is None and step.measured > 0
     assert "2 images of 3 x 64 x 64, uldor_phantom" in step.note
     assert mining.limit == 1.1 and not mining.at_least and mining.measured > 0
@@ -268,6 +264,18 @@ def test_the_rows_of_uldor_have_the_limit_of_its_issue(
     negatives = int(mining.note.split(told)[1].split(" hard negatives")[0])
     # Masks of an untrained model may be empty, which makes no example.
     assert 2 * number < negatives <= 3 * number
+
+
+def test_on_a_gpu_uldor_is_measured_with_large_slices(monkeypatch, tiny_phantom, tmp_path):
+    # The models run on the CPU all the same.
+    monkeypatch.setattr(uldor, "load_config", lambda file, device: small_rcnn())
+    monkeypatch.setattr(configs, "ULDOR_GPU_CONFIG", configs.ULDOR_CPU_CONFIG)
+    monkeypatch.setattr(uldor, "_compare_steps", lambda *a: Row("step", 1.0))
+    asked, root = [], tiny_phantom / "phantom"
+    monkeypatch.setattr(uldor, "prepare_phantom", lambda *a, **b: asked.append((*a, b)) or root)
+    monkeypatch.setattr(uldor, "_compare_mining", lambda *a: Row("mining", 1.0))
+    assert [row.name for row in uldor.measure_uldor("cuda", tmp_path)] == ["step", "mining"]
+    assert asked == [(tmp_path, {"num_patients": 8, "size": 512})]
 
 
 def test_the_part_of_uldor_gets_the_folder_of_data_sets(monkeypatch, capsys):
