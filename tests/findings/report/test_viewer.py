@@ -117,13 +117,8 @@ def test_finding_is_drawn_where_the_json_says(viewer):
         ".findings[1].slices.find((one) => one.z === 3).box"
     )
     (left, top), (right, bottom) = expected_on_overlay(viewer, [[x1, y1], [x2, y2]])
-    viewer.wait(
-        lambda: (
-            not has_color(viewer.canvas("#overlay"), SELECTED)[
-                round((top + bottom) / 2), round(left) + 9 : round(right) - 9
-            ].any()
-        )
-    )
+    inside = np.s_[round(top) + 4 : round(bottom) - 4, round(left) + 4 : round(right) - 4]
+    viewer.wait(lambda: not viewer.canvas("#overlay")[inside][..., 3].any())
     drawn = has_color(viewer.canvas("#overlay"), SELECTED)
     across = np.flatnonzero(drawn[round(top + (bottom - top) / 3)]) + 0.5
     down = np.flatnonzero(drawn[:, round(left + (right - left) / 1.5)]) + 0.5
