@@ -1,4 +1,19 @@
-"""From linked boxes to findings: sizes in mm, on masks or on boxes."""
+"""From linked boxes to findings: sizes in mm, on masks or on boxes.
+
+On masks: the volume is that of their voxels. The long diameter is the longest one of all slices,
+the short one the longest perpendicular to it on the same slice, in mm, as
+:func:`~lesion_d2.recist.measure_recist` has them.
+
+A finding none of whose slices has a mask is measured on its boxes, less the margin that a lesion's
+box has on each side (DeepLesion's are 5 pixels wider than the diameters' end points), yet a pixel
+at least. On each slice the lesion is taken for the ellipse in that box: its axes are the diameters,
+along rows and columns, and the volume is that of all ellipses, each as thick as the slices lie
+apart. That is a guess, and ``measured_on`` says so: diameters that lie aslant are longer than the
+sides of the box around their ends, the long one by 41 % at most. Over all directions, exact boxes
+make it a tenth too short on average, and areas a sixth too small.
+
+Slices between the first and the last one without a box, as tracking allows, add nothing.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -26,19 +41,7 @@ def measure_findings(
 ) -> tuple[Finding, ...]:
     """Measure what was found in a scan.
 
-    On masks: the volume is that of their voxels. The long diameter is the longest one of all
-    slices, the short one the longest perpendicular to it on the same slice, in mm, as
-    :func:`lesion_d2.recist.measure_recist` has them.
-
-    A finding none of whose slices has a mask is measured on its boxes, less the margin that a
-    lesion's box has on each side (DeepLesion's are 5 pixels wider than the diameters' end points),
-    yet a pixel at least. On each slice the lesion is taken for the ellipse in that box: its axes
-    are the diameters, along rows and columns, and the volume is that of all ellipses, each as thick
-    as the slices lie apart. That is a guess, and ``measured_on`` says so: diameters that lie aslant
-    are longer than the sides of the box around their ends, the long one by 41 % at most. Over all
-    directions, exact boxes make it a tenth too short on average, and areas a sixth too small.
-
-    Slices between the first and the last one without a box, as tracking allows, add nothing.
+    How masks and boxes are measured stands at the top of this module.
 
     Args:
         scan: where it was found.
@@ -80,19 +83,18 @@ def measure_findings(
             _slice_finding(scan, int(slice_ids[j]), boxes[j], float(scores[j]), masks[j])
             for j in joined
         )
-        findings.append(
-            Finding(
-                number=i + 1,
-                score=float(scores3d[i]),
-                category=str(class_names[classes[i]]),
-                category_id=int(classes[i]),
-                box=tuple(map(float, boxes3d[i])),
-                box_mm=_corners_mm(scan, boxes3d[i]),
-                key_slice=max(slices, key=lambda entry: entry.score).slice_index,
-                slices=slices,
-                **_sizes(scan, slices, box_margin),
-            )
+        finding = Finding(
+            number=i + 1,
+            score=float(scores3d[i]),
+            category=str(class_names[classes[i]]),
+            category_id=int(classes[i]),
+            box=tuple(map(float, boxes3d[i])),
+            box_mm=_corners_mm(scan, boxes3d[i]),
+            key_slice=max(slices, key=lambda entry: entry.score).slice_index,
+            slices=slices,
+            **_sizes(scan, slices, box_margin),
         )
+        findings.append(finding)
     return tuple(findings)
 
 
