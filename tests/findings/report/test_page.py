@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 from lesion_d2.findings.report import page, write_report
 from lesion_d2.findings.report.packing import encode_slice
+from lesion_d2.scans import read_scan
 
 import numpy as np
 import pytest
@@ -163,6 +164,25 @@ def test_identity_is_shown_where_wanted(tmp_path, named_scan, small_findings):
     assert "Patient: O'Neil<script>^Mary Ann" in found.words
     assert "ID: MRN-778812" in found.words and "Study date: 20240506" in found.words
     assert "mary_ann_20240506_1_77881234" in found.words
+
+
+@pytest.mark.parametrize("with_identity", [False, True])
+def test_report_of_a_dicom_series(tmp_path, small_scan, small_findings, with_identity):
+    pytest.importorskip("pydicom", reason="needs pydicom")
+    from made_up_scans import change, set_values, write_series
+
+    folder = tmp_path / "Doe_Jane_19510203"
+    folder.mkdir()
+    write_series(folder, small_scan.volume, small_scan.spacing)
+    secrets = {"PatientName": "Doe^Jane", "PatientID": "MRN5512", "PatientBirthDate": "19510203"}
+    change(folder.iterdir(), set_values(**secrets))
+    scan = read_scan(folder)
+    assert (scan.volume == small_scan.volume).all() and "Doe_Jane" in scan.name
+    write_report(tmp_path / "r.html", scan, small_findings, with_identity=with_identity)
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    text = re.sub(r'<script type="text/plain".*?</script>', "", text).lower()
+    for secret in ("doe^jane", "doe_jane", "mrn5512", "19510203"):
+        assert (secret in text) == with_identity
 
 
 def test_report_stays_below_its_limit(tmp_path, monkeypatch, small_scan, small_findings):
