@@ -81,12 +81,17 @@ def test_all_formats_give_one_scan(tmp_path):
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="the sample of DeepLesion is not there")
 @pytest.mark.parametrize("series", ["000001_01_01", "000001_02_01"])
 def test_all_formats_give_one_scan_of_real_slices(tmp_path, series):
-    """With spacings of six digits, which float32 of NIfTI does not hold."""
+    """A quarter of them, with spacings of six digits, which float32 of NIfTI does not hold."""
     scan = read_scan(SAMPLE / "Images_png" / series)
     assert scan.spacing == (
         (0.488281, 0.488281, 5.0) if "_01_01" in series else (0.314453, 0.314453, 5.0)
     )
-    check_all_formats(tmp_path, scan.volume[:5], scan.spacing, (-125.0, -131.75, 212.5))
+    check_all_formats(
+        tmp_path,
+        np.ascontiguousarray(scan.volume[:4, :256, :256]),
+        scan.spacing,
+        (-125.0, -131.75, 212.5),
+    )
 
 
 def test_itk_reads_the_same_from_dicom(tmp_path):
@@ -128,7 +133,7 @@ def test_the_same_call_writes_the_same_files(tmp_path):
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_memory_of_many_slices(tmp_path, zipped):
-    volume = np.full((60, 256, 256), -1000, np.int16)
+    volume = np.full((40, 256, 256), -1000, np.int16)
     path = tmp_path / "ct"
     files = write_dicom(path, volume, SPACING)
     if zipped:
@@ -142,7 +147,7 @@ def test_memory_of_many_slices(tmp_path, zipped):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (scan.volume == -1000).all()
-    assert peak < 1.5 * volume.nbytes  # threads hold some slices, and all headers stay
+    assert peak < 1.5 * volume.nbytes  # all headers stay
 
 
 @pytest.mark.parametrize(("module", "name"), [("pydicom", "dcm/0000.dcm"), ("SimpleITK", "ct.mha")])

@@ -1,8 +1,6 @@
 """A DICOM series that is one scan."""
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import groupby
 
@@ -17,7 +15,6 @@ from .frame import PHASES, Frame
 from .pixels import hounsfield_units, stored_values
 from .stack import Stack, build_stack, count_repeated
 
-_THREADS = 4
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
@@ -99,36 +96,15 @@ def split_by_phase(frames: list[Frame]) -> list[list[Frame]]:
 
 def _slices(storage: Storage, stack: Stack, headers: list) -> Iterator[np.ndarray]:
     """HU of all slices in order, H x W int16; their headers are appended as they are read."""
-    runs = groupby(stack.frames, key=lambda frame: (frame.stored, frame.index is None))
-    singles = []
-    for (_, is_single), run in runs:
+    # One after the other: the decoders hold Python's lock, so that threads would wait for it.
+    for (_, is_single), run in groupby(stack.frames, lambda f: (f.stored, f.index is None)):
         if is_single:
-            singles.extend(run)
+            for frame in run:
+                hu, header = _read_single(storage, frame, stack)
+                headers.append(header)
+                yield hu
         else:
-            yield from _read_singles(storage, singles, stack, headers)
-            singles = []
             yield from _read_multi_frame(storage, list(run), stack, headers)
-    yield from _read_singles(storage, singles, stack, headers)
-
-
-def _read_singles(storage, frames: list[Frame], stack: Stack, headers: list):
-    """Slices of a file each: some are decoded ahead, in threads."""
-    frames = iter(frames)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        ahead = deque()
-
-        def submit() -> None:
-            for frame in frames:
-                ahead.append(pool.submit(_read_single, storage, frame, stack))
-                return
-
-        for _ in range(_THREADS + 1):
-            submit()
-        while ahead:
-            hu, header = ahead.popleft().result()
-            submit()
-            headers.append(header)
-            yield hu
 
 
 def _read_single(storage: Storage, frame: Frame, stack: Stack):

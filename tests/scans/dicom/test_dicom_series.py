@@ -228,7 +228,7 @@ def test_slices_that_are_shifted_sideways_are_told(tmp_path, files):
 
 def test_a_second_slice_at_a_place_is_told(tmp_path, files):
     dataset = pydicom.dcmread(files[2])
-    dataset.SOPInstanceUID += ".1"
+    dataset.SOPInstanceUID = "1.2.3"
     dataset.InstanceNumber = 99
     dataset.PixelData = bytes(len(dataset.PixelData))
     dataset.save_as(tmp_path / "ct" / "0.dcm")
