@@ -24,7 +24,7 @@ predict: $(RESULTS)/froc.json $(SCANS)/phantom.nii.gz
 	$(BIN)/python -m lesion_d2.tools.predict --config-file $(CONFIG) \
 		--input $(SCANS)/dicom $(SCANS)/phantom.nii.gz --output $(PREDICTED)/findings \
 		--operating-points $(RESULTS)/froc.json --fps-per-image 0.5 \
-		MODEL.WEIGHTS $(OUTPUT)/model_best.pth MODEL.RETINA_UNET.PREDICT_MASKS True
+		MODEL.WEIGHTS $(OUTPUT)/model_best.pth
 
 install: .venv/installed
 

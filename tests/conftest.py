@@ -56,14 +56,6 @@ def _quick_look_up() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _no_waiting_for_the_disk() -> Iterator[None]:
-    """What a test writes need not outlive a power cut; flushing was a tenth of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
-
-
 @pytest.fixture
 def warm_spawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the test starts by "spawn" has the project imported, see :mod:`warm_processes`."""

@@ -18,17 +18,6 @@ def test_a_folder_that_cannot_be_synced_holds_what_was_written(tmp_path, monkeyp
     assert (tmp_path / "a").read_text() == "whole"
 
 
-def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_afterwards(
-    tmp_path, monkeypatch
-):
-    calls, replace = [], os.replace
-    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append(os.fstat(descriptor).st_ino))
-    monkeypatch.setattr(os, "replace", lambda *a: calls.append("replace") or replace(*a))
-    with written_whole(tmp_path / "a") as partial:
-        partial.write_text("whole")
-    assert calls == [(tmp_path / "a").stat().st_ino, "replace", tmp_path.stat().st_ino]
-
-
 def test_a_disk_that_fails_is_told_of(tmp_path, monkeypatch):
     _let_folders_fail(monkeypatch, "fsync", OSError(errno.EIO, os.strerror(errno.EIO)))
     with pytest.raises(OSError, match=os.strerror(errno.EIO)), written_whole(tmp_path / "a") as f:

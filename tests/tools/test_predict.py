@@ -1,49 +1,25 @@
-import csv
 import errno
-import json
 import re
 from pathlib import Path
 from unittest import mock
 
-from lesion_d2.engine import Trainer, load_config
 from lesion_d2.findings import read_findings
 from lesion_d2.scans.writing import write_dicom, write_nifti
 from lesion_d2.tools.predict import outputs, running
-from lesion_d2.tools.predict.__main__ import get_parser, main
+from lesion_d2.tools.predict.__main__ import main
 
 import cv2
 import numpy as np
 import pytest
-import torch
 import torch.multiprocessing as mp
 import warm_processes
+from tiny_prediction import SPACING, make_arguments, make_volume, read_summary, write_run
 from tiny_run import CONFIG
 
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("jsonschema")
 
-SPACING = (0.7, 0.7, 2.5)
-# The quickstart's model, thin; an untrained one is sure of nothing.
-SMALL = {
-    "MODEL.DEVICE": "cpu",
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
-    "MODEL.FPN.OUT_CHANNELS": 16,
-    "MODEL.RETINANET.NUM_CONVS": 1,
-    "MODEL.UNET_FPN.DECODER_CHANNELS": "(8, 4)",
-    "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
-    "INPUT.CT.IMAGE_SIZE": 64,
-    "TEST.DETECTIONS_PER_IMAGE": 4,
-}
 FILES = ["coco_instances_results.json", "findings.csv", "findings.json", "report.html"]
-
-
-def _volume(seed):
-    rng = np.random.default_rng(seed)
-    volume = rng.integers(-1000, 400, (4, 40, 48)).astype(np.int16)
-    volume[:, 10:20, 12:30] = 900
-    return volume
 
 
 @pytest.fixture(scope="module")
@@ -52,44 +28,22 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("predict")
     (folder / "nifti").mkdir()
     for seed, name in enumerate("abc"):
-        write_nifti(folder / "nifti" / f"{name}.nii.gz", _volume(seed), SPACING)
-    write_dicom(folder / "dicom", _volume(0), SPACING)
+        write_nifti(folder / "nifti" / f"{name}.nii.gz", make_volume(seed), SPACING)
+    write_dicom(folder / "dicom", make_volume(0), SPACING)
     (folder / "png").mkdir()
-    for index, hu in enumerate(_volume(0)):
+    for index, hu in enumerate(make_volume(0)):
         pixels = (hu.astype(np.int32) + 32768).astype(np.uint16)
         cv2.imwrite(str(folder / "png" / f"{index:03d}.png"), pixels)
     bad = folder / "bad"
     bad.mkdir()
     whole = (folder / "nifti" / "a.nii.gz").read_bytes()
     (bad / "cut_off.nii.gz").write_bytes(whole[: len(whole) // 2])
-    run = folder / "run"
-    (run / "inference" / "phantom_val").mkdir(parents=True)
-    pairs = [text for key, value in SMALL.items() for text in (key, str(value))]
-    arguments = ["--config-file", str(CONFIG), "--input", "-", "--output", "-", *pairs]
-    torch.manual_seed(0)
-    model = Trainer.build_model(load_config(get_parser().parse_intermixed_args(arguments)))
-    torch.save({"model": model.state_dict()}, run / "model_best.pth")
-    points = {"dataset": "phantom_val", "unit": "image", "last_rate": 9.5}
-    values = [(0.5, 0.0), (1.0, 0.0), (16.0, None)]
-    points["points"] = [{"rate": r, "score_threshold": t, "sensitivity": 50.0} for r, t in values]
-    content = json.dumps({"operating_points": points})
-    (run / "inference" / "phantom_val" / "froc.json").write_text(content)
+    write_run(folder / "run")
     return folder
 
 
-def _arguments(folder, output, *inputs, flags=("--score-threshold", "0"), **changes):
-    pairs = {**SMALL, "MODEL.WEIGHTS": folder / "run" / "model_best.pth"}
-    pairs.update({key.replace("__", "."): value for key, value in changes.items()})
-    return [
-        *("--config-file", str(CONFIG), "--input", *map(str, inputs), "--output", str(output)),
-        *flags,
-        *(text for key, value in pairs.items() for text in (key, str(value))),
-    ]
-
-
-def _summary(output):
-    with open(output / "summary.csv", newline="") as file:
-        return {row["scan"]: row for row in csv.DictReader(file)}
+def _arguments(folder, *arguments, **options):
+    return make_arguments(folder / "run", *arguments, **options)
 
 
 def test_one_volume_in_three_formats(folder, tmp_path, capsys):
@@ -98,7 +52,7 @@ def test_one_volume_in_three_formats(folder, tmp_path, capsys):
     assert main(_arguments(folder, tmp_path / "out", *inputs, flags=flags)) == 0
     printed, said = capsys.readouterr()
     assert "0.5 false positives per image on the data set phantom_val" in said
-    rows = _summary(tmp_path / "out")
+    rows = read_summary(tmp_path / "out")
     assert len(rows) == 3 and all(name in printed for name in rows)
     assert list(next(iter(rows.values()))) == ["scan", "slices", "findings", "seconds", "error"]
     found = {}
@@ -106,7 +60,11 @@ def test_one_volume_in_three_formats(folder, tmp_path, capsys):
         made = sorted(path.name for path in (tmp_path / "out" / name).iterdir())
         findings = read_findings(tmp_path / "out" / name / "findings.json")
         kind = Path(findings.findings[0].slices[0].file).suffix
-        more = {".dcm": ["structured_report.dcm"], ".gz": ["labels.nii.gz"], ".png": []}[kind]
+        more = {
+            ".dcm": ["structured_report.dcm", "segmentation.dcm"],
+            ".gz": ["labels.nii.gz"],
+            ".png": [],
+        }[kind]
         assert made == sorted([*FILES, "status.json", *more])
         assert (int(row["slices"]), int(row["findings"])) == (4, len(findings.findings))
         assert float(row["seconds"]) > 0 and row["error"] == ""
@@ -124,7 +82,7 @@ def test_a_bad_scan_is_told_and_the_others_go_on(folder, tmp_path, capsys):
     inputs = [folder / "bad" / "cut_off.nii.gz", tmp_path / "gone", folder / "nifti" / "b.nii.gz"]
     flags = ("--score-threshold", "0", "--report", "none")
     assert main(_arguments(folder, tmp_path / "out", *inputs, flags=flags)) == 1
-    rows = _summary(tmp_path / "out")
+    rows = read_summary(tmp_path / "out")
     assert set(rows) == {"cut_off", "gone", "b"} or set(rows) == {"cut_off.nii.gz", "gone", "b"}
     errors = {name[:4]: row["error"] for name, row in rows.items()}
     assert "cut_off.nii.gz: found" in errors["cut_"] and "no such file" in errors["gone"]
@@ -135,7 +93,7 @@ def test_a_bad_scan_is_told_and_the_others_go_on(folder, tmp_path, capsys):
     arguments = _arguments(folder, tmp_path / "out", inputs[2], INPUT__CT__SLICE_INTERVAL=20.0)
     assert main(arguments) == 1
     expected = "found 4 slices of 2.5 mm, expected 17 or more"
-    assert expected in _summary(tmp_path / "out")["b"]["error"]
+    assert expected in read_summary(tmp_path / "out")["b"]["error"]
     assert "Traceback" not in capsys.readouterr().err
 
 
@@ -150,21 +108,23 @@ def test_a_fault_of_the_program_is_one_scans_alone(folder, tmp_path, capsys, mon
 
     monkeypatch.setattr(running, "predict_scan", faulty)
     assert main(_arguments(folder, tmp_path / "out", *inputs)) == 1
-    rows = _summary(tmp_path / "out")
+    rows = read_summary(tmp_path / "out")
     assert rows["a"]["error"] == "RuntimeError: out of memory" and rows["b"]["error"] == ""
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_what_is_done_stays_done(folder, tmp_path, monkeypatch, capsys):
     output, file = tmp_path / "out", folder / "nifti" / "a.nii.gz"
-    write_nifti(tmp_path / "a.nii.gz", _volume(0), SPACING)
+    write_nifti(tmp_path / "a.nii.gz", make_volume(0), SPACING)
     assert main(_arguments(folder, output, tmp_path / "a.nii.gz")) == 0
     loaded = []
     predictor = running.LesionPredictor
     monkeypatch.setattr(running, "LesionPredictor", lambda c: loaded.append(c) or predictor(c))
-    before = _summary(output)
+    before = read_summary(output)
     assert main(_arguments(folder, output, tmp_path / "a.nii.gz")) == 0
-    assert not loaded and _summary(output) == before and "(was there)" in capsys.readouterr().out
+    assert (
+        not loaded and read_summary(output) == before and "(was there)" in capsys.readouterr().out
+    )
     # Each of these asks for other results.
     flags = ("--score-threshold", "0.01")
     for number, arguments in enumerate(
@@ -176,12 +136,12 @@ def test_what_is_done_stays_done(folder, tmp_path, monkeypatch, capsys):
         start=1,
     ):
         assert main(arguments) == 0 and len(loaded) == number
-    write_nifti(file, _volume(0)[:3], SPACING)
+    write_nifti(file, make_volume(0)[:3], SPACING)
     try:
         assert main(_arguments(folder, output, file, TEST__DETECTIONS_PER_IMAGE=3)) == 0
     finally:
-        write_nifti(file, _volume(0), SPACING)
-    assert len(loaded) == 4 and _summary(output)["a"]["slices"] == "3"
+        write_nifti(file, make_volume(0), SPACING)
+    assert len(loaded) == 4 and read_summary(output)["a"]["slices"] == "3"
 
 
 def test_a_killed_call_goes_on_where_it_was(folder, tmp_path, monkeypatch):
@@ -202,7 +162,7 @@ def test_a_killed_call_goes_on_where_it_was(folder, tmp_path, monkeypatch):
     assert main(arguments) == 0 and predicted == ["b", "c"]
     left = {path.name for path in (tmp_path / "out").iterdir()}
     assert left == {"a", "b", "c", "index.html", "summary.csv"}
-    assert list(_summary(tmp_path / "out")) == ["a", "b", "c"]
+    assert list(read_summary(tmp_path / "out")) == ["a", "b", "c"]
 
 
 def test_two_processes_find_the_same(folder, tmp_path):
@@ -211,7 +171,7 @@ def test_two_processes_find_the_same(folder, tmp_path):
     flags = ("--score-threshold", "0", "--num-gpus", "2")
     with mock.patch.object(mp, "start_processes", warm_processes.start_processes):
         assert main(_arguments(folder, tmp_path / "two", *inputs, flags=flags)) == 1
-    ones, twos = _summary(tmp_path / "one"), _summary(tmp_path / "two")
+    ones, twos = read_summary(tmp_path / "one"), read_summary(tmp_path / "two")
     assert list(ones) == list(twos) and len(ones) == 4
     for name, row in ones.items():
         assert {**row, "seconds": 0} == {**twos[name], "seconds": 0}

@@ -10,6 +10,9 @@ From which score on something is a finding: --fps-per-image or --fps-per-volume,
 an evaluation of the model (--operating-points, its froc.json or volumes.json; by default the one in
 inference/ beside the weights), or --score-threshold. Without any of them, 0.5 per image.
 
+--dicomweb URL --study UID fetches scans from a PACS, and --store sends the DICOM results to it. Who
+asks is told by ~/.netrc, or DICOMWEB_USER and DICOMWEB_PASSWORD, or DICOMWEB_TOKEN.
+
 A scan that cannot be read is told, the others go on, and the exit status is 1. What is done stays
 done: after an interruption, call this again. --num-gpus N spreads scans over N processes (on the
 CPU too, with MODEL.DEVICE cpu). It is not a medical device: no diagnosis may rest on what it finds.
@@ -53,7 +56,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--config-file", required=True, help="of the model")
-    add("--input", nargs="+", required=True, metavar="SCAN", help="files, folders, zip archives")
+    add("--input", nargs="+", default=[], metavar="SCAN", help="files, folders, zip archives")
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the results")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--fps-per-image", type=_rate, metavar="R", help="false positives a slice")
@@ -64,6 +67,10 @@ def get_parser() -> argparse.ArgumentParser:
     add("--with-identity", action="store_true", help="reports tell who the patient is")
     add("--num-gpus", type=positive, default=1, metavar="N", help="processes (1)")
     add("--allow-gaps", action="store_true", help="interpolate where slices are missing")
+    add("--dicomweb", metavar="URL", help="of a PACS, to fetch from and to store to")
+    add("--study", metavar="UID", help="Study Instance UID to fetch")
+    add("--series", metavar="UID", help="Series Instance UID to fetch (all of CT)")
+    add("--store", action="store_true", help="send structured reports and segmentations there")
     add("--spacing", type=_spacing, metavar="X,Y,Z", help="of PNG folders, mm")
     add("opts", nargs="*", metavar="KEY VALUE", help="of the config, such as MODEL.WEIGHTS W")
     return parser
@@ -97,9 +104,22 @@ def _spacing(text: str) -> tuple[float, float, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Predict, print the summary, and return 1 where a scan has no results."""
-    args = get_parser().parse_intermixed_args(argv)
+    parser = get_parser()
+    args = parser.parse_intermixed_args(argv)
+    _check_combined(parser, args)
     with one_line_errors(_PROGRAM):
         return run(args)
+
+
+def _check_combined(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if not args.input and args.study is None:
+        parser.error("found neither --input nor --study, expected scans")
+    if args.series is not None and args.study is None:
+        parser.error("found --series without --study, expected both")
+    wanted = [name for name in ("study", "store") if getattr(args, name)]
+    if bool(wanted) != (args.dicomweb is not None):
+        found = f"--{wanted[0]}" if wanted else "--dicomweb"
+        parser.error(f"found {found} alone, expected --dicomweb with --study, --store or both")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -116,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--output: {args.output} cannot be made: {one_line(error)}") from None
-    inputs = Inputs(tuple(args.input), args.spacing, args.allow_gaps)
+    inputs, failed = _inputs(args)
     found = inputs.find(progress=True)
     for line in found.left_out:
         print(f"left out: {line}", file=sys.stderr)
@@ -130,7 +150,11 @@ def run(args: argparse.Namespace) -> int:
         args.with_identity,
     )
     rows, fatal = predict_all(job, found.candidates, args.num_gpus)
-    rows = [*rows, *found.unreadable]
+    if args.store and fatal is None:
+        from .pacs import store_results
+
+        rows = store_results(args.dicomweb, rows, args.output)
+    rows = [*rows, *found.unreadable, *failed]
     print(summary_table(rows))
     if fatal is not None:
         raise InputError(fatal)
@@ -140,6 +164,19 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.output}: cannot be written: {one_line(error)}") from None
     print(f"Results are in {args.output}: open {args.output / 'index.html'}")
     return 1 if any(row.error for row in rows) else 0
+
+
+def _inputs(args: argparse.Namespace) -> tuple[Inputs, list[ScanRow]]:
+    """Where the scans are; and a row for the study that cannot be fetched."""
+    paths, failed = list(args.input), []
+    if args.study is not None:
+        from .pacs import fetch_study
+
+        try:
+            paths.append(str(fetch_study(args.dicomweb, args.study, args.series, args.output)))
+        except (ValueError, OSError, ImportError) as error:
+            failed.append(ScanRow(f"study {args.study}", error=one_line(error)))
+    return Inputs(tuple(paths), args.spacing, args.allow_gaps), failed
 
 
 def predict_all(

@@ -16,6 +16,8 @@ from lesion_d2.scans import Scan
 STATUS = "status.json"
 REPORT = "report.html"
 REPORTS = ("short", "full", "none")
+#: What there is of a scan of DICOM files: a structured report, and of masks a segmentation.
+DICOM_RESULTS = ("structured_report.dcm", "segmentation.dcm")
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,10 @@ def write_results(
 def _write_dicom(folder: Path, scan: Scan, findings: Findings) -> list[str]:
     from lesion_d2.findings.dicom import write_segmentation, write_structured_report
 
-    writers = {"structured_report.dcm": write_structured_report}
+    report, segmentation = DICOM_RESULTS
+    writers = {report: write_structured_report}
     if any(finding.measured_on == "mask" for finding in findings.findings):
-        writers["segmentation.dcm"] = write_segmentation
+        writers[segmentation] = write_segmentation
     problems = []
     for name, write in writers.items():
         try:

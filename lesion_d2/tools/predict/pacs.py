@@ -1,0 +1,90 @@
+"""Scans from a PACS, and results back to it, by DICOMweb."""
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from lesion_d2.files import one_line, read_json, written_whole
+from lesion_d2.scans.dicomweb import DicomWeb
+
+from tqdm import tqdm
+
+from .outputs import DICOM_RESULTS, ScanRow
+
+# In the folder of results: what was fetched, beside the folders of scans.
+_FETCHED = "fetched"
+_COMPLETE = "complete.json"
+_STORED = "stored.json"
+
+
+def fetch_study(url: str, study: str, series: str | None, output: Path) -> Path:
+    """Fetch a study's CT, where an earlier call has not.
+
+    Args:
+        url: of the DICOMweb service.
+        study, series: UIDs; no series for all of CT.
+        output: the folder of results, which keeps what was fetched.
+
+    Returns:
+        A folder with DICOM files.
+
+    Raises:
+        ValueError, OSError, ImportError: see :class:`~lesion_d2.scans.dicomweb.DicomWeb`.
+    """
+    server = DicomWeb(url)
+    top = output / _FETCHED
+    wanted = {"url": url, "study": study, "series": series}
+    for marker in sorted(top.glob(f"*/{_COMPLETE}")):
+        if read_json(marker, "what was fetched") == wanted:
+            return marker.parent / "dicom"
+    number = 1 + max((int(p.name) for p in top.glob("*") if p.name.isdecimal()), default=0)
+    partial, folder = top / ".part", top / f"{number:04d}"
+    shutil.rmtree(partial, ignore_errors=True)
+    fetched = server.fetch(study, partial, series_uid=series)
+    fetched.rename(partial / "dicom")
+    with written_whole(partial / _COMPLETE) as file:
+        file.write_text(json.dumps(wanted) + "\n")
+    partial.rename(folder)
+    return folder / "dicom"
+
+
+def store_results(url: str, rows: Iterable[ScanRow], output: Path) -> list[ScanRow]:
+    """Store the structured reports and segmentations of scans, where earlier calls have not.
+
+    Returns:
+        The rows, with an error where the server did not take a result.
+    """
+    try:
+        server = DicomWeb(url)
+    except (ValueError, ImportError) as error:
+        return [_with_error(row, one_line(error)) if _results(row, output) else row for row in rows]
+    return [_store(server, row, output) for row in tqdm(list(rows), "store", unit="scan")]
+
+
+def _results(row: ScanRow, output: Path) -> list[Path]:
+    """The files of a scan that a PACS takes."""
+    if row.slices is None:
+        return []
+    files = (output / row.scan / name for name in DICOM_RESULTS)
+    return [file for file in files if file.is_file()]
+
+
+def _store(server: DicomWeb, row: ScanRow, output: Path) -> ScanRow:
+    files, marker = _results(row, output), output / row.scan / _STORED
+    if not files:
+        return row
+    try:
+        if marker.is_file() and read_json(marker, "where results are") == {"url": server.url}:
+            return row
+        server.store(files)
+        with written_whole(marker) as partial:
+            partial.write_text(json.dumps({"url": server.url}) + "\n")
+    except (ValueError, OSError) as error:
+        return _with_error(row, one_line(error))
+    return row
+
+
+def _with_error(row: ScanRow, text: str) -> ScanRow:
+    return replace(row, error="; ".join(filter(None, (row.error, f"not stored: {text}"))))

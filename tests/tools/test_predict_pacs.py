@@ -1,0 +1,114 @@
+"""The command with a PACS: Orthanc, and addresses where there is none."""
+
+from lesion_d2.findings import read_findings
+from lesion_d2.scans.dicomweb import DicomWeb
+from lesion_d2.scans.writing import write_dicom
+from lesion_d2.tools.predict import pacs, running
+from lesion_d2.tools.predict.__main__ import main
+
+import pytest
+from orthanc_server import MISSING, PASSWORD, USER, running_orthanc
+from tiny_prediction import SPACING, make_arguments, make_volume, read_summary, write_run
+
+pydicom = pytest.importorskip("pydicom")
+pytest.importorskip("dicomweb_client")
+pytest.importorskip("highdicom")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pacs") / "run"
+    write_run(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch, tmp_path):
+    for name in ("DICOMWEB_TOKEN", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DICOMWEB_USER", USER)
+    monkeypatch.setenv("DICOMWEB_PASSWORD", PASSWORD)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+def test_a_study_is_fetched_and_the_results_are_stored(run, tmp_path, monkeypatch):
+    files = write_dicom(tmp_path / "series", make_volume(0), SPACING)
+    study = pydicom.dcmread(files[0]).StudyInstanceUID
+    (tmp_path / "orthanc").mkdir()
+    with running_orthanc(tmp_path / "orthanc") as url:
+        server = DicomWeb(url)
+        server.store(files)
+        flags = ("--dicomweb", url, "--study", study, "--store", "--score-threshold", "0")
+        output = tmp_path / "out"
+        arguments = make_arguments(run, output, flags=flags)
+        assert main(arguments) == 0
+        kinds = [entry.modality for entry in server.series(study)]
+        assert sorted(kinds) == ["CT", "SEG", "SR"]
+        [(name, row)] = read_summary(output).items()
+        assert (row["slices"], row["error"]) == ("4", "")
+        # What is there is what was written.
+        for entry in server.series(study):
+            if entry.modality == "CT":
+                continue
+            fetched = server.fetch(study, tmp_path / "fetched", series_uid=entry.uid)
+            file = {"SR": "structured_report.dcm", "SEG": "segmentation.dcm"}[entry.modality]
+            stored = [pydicom.dcmread(path) for path in fetched.rglob(f"{entry.uid[-64:]}/*.dcm")]
+            written = pydicom.dcmread(output / name / file)
+            assert [dataset.SOPInstanceUID for dataset in stored] == [written.SOPInstanceUID]
+            assert stored[0].PatientID == "phantom" and stored[0].Modality == entry.modality
+        findings = read_findings(output / name / "findings.json")
+        sources = {part.sop_instance_uid for f in findings.findings for part in f.slices}
+        assert sources <= {pydicom.dcmread(file).SOPInstanceUID for file in files}
+        # Once more: nothing is fetched, predicted or stored again.
+        for module, part in ((pacs.DicomWeb, "fetch"), (pacs.DicomWeb, "store")):
+            monkeypatch.setattr(module, part, pytest.fail)
+        monkeypatch.setattr(running, "LesionPredictor", pytest.fail)
+        assert main(arguments) == 0
+
+
+@pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+def test_a_pacs_that_refuses_is_one_line(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DICOMWEB_PASSWORD", "wrong")
+    series = tmp_path / "series"
+    write_dicom(series, make_volume(0), SPACING)
+    (tmp_path / "orthanc").mkdir()
+    with running_orthanc(tmp_path / "orthanc") as url:
+        flags = ("--dicomweb", url, "--study", "1.2.3", "--store", "--score-threshold", "0")
+        assert main(make_arguments(run, tmp_path / "out", series, flags=flags)) == 1
+    rows = read_summary(tmp_path / "out")
+    refused = rows.pop("study 1.2.3")
+    assert "asks for another user or password" in refused["error"]
+    [(name, row)] = rows.items()
+    assert row["slices"] == "4" and row["error"].startswith(f"not stored: {url}: the server asks")
+    assert (tmp_path / "out" / name / "structured_report.dcm").is_file()
+    assert PASSWORD not in capsys.readouterr().err
+
+
+def test_no_pacs_at_an_address(run, tmp_path, monkeypatch):
+    class Unreachable(DicomWeb):
+        def __init__(self, url):
+            super().__init__(url, attempts=1)
+
+    monkeypatch.setattr(pacs, "DicomWeb", Unreachable)
+    url = "http://127.0.0.1:9/dicom-web"  # the port of "discard"
+    flags = ("--dicomweb", url, "--study", "1.2.3")
+    assert main(make_arguments(run, tmp_path / "out", flags=flags)) == 1
+    [row] = read_summary(tmp_path / "out").values()
+    assert row["scan"] == "study 1.2.3" and row["error"].startswith(f"{url}: the server cannot be")
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ((), "found neither --input nor --study"),
+        (("--study", "1.2"), "found --study alone, expected --dicomweb"),
+        (("--dicomweb", "http://127.0.0.1:9"), "found neither --input nor --study"),
+        (("--series", "1.2", "--dicomweb", "http://127.0.0.1:9"), "found neither --input nor --st"),
+    ],
+)
+def test_arguments_that_do_not_go_together(run, tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit) as stop:
+        main(make_arguments(run, tmp_path, flags=flags))
+    assert stop.value.code == 2 and message in capsys.readouterr().err
