@@ -1,8 +1,10 @@
 """NIfTI files of any name and orientation."""
 
+import gzip
 import os
 import zlib
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import nibabel
 import numpy as np
@@ -44,8 +46,7 @@ def open_nifti(file: str | os.PathLike) -> VolumeFile:
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file}: no such NIfTI file")
     try:
-        # A compressed file that stays open is read once, from its begin to its end.
-        image = nibabel.load(file, keep_file_open=True)
+        image = nibabel.load(file)
         kind = image.get_data_dtype()
     except _DAMAGED as error:
         raise ValueError(f"{file}: found no readable NIfTI file ({one_line(error)})") from None
@@ -61,16 +62,28 @@ def open_nifti(file: str | os.PathLike) -> VolumeFile:
     declared = int(np.prod(image.shape, dtype=object)) * kind.itemsize
     packed = os.fspath(file).lower().endswith(".gz")
     volume_file = VolumeFile(
-        file, "nifti", image.shape, _LPS @ image.affine, lambda: _slabs(file, image), messages
+        file,
+        "nifti",
+        image.shape,
+        _LPS @ image.affine,
+        lambda: _slabs(file, image, packed),
+        messages,
     )
     if packed:  # of others nibabel tells, in better words
         check_declared(file, declared, os.path.getsize(file), packed)
     return volume_file
 
 
-def _slabs(file: str | os.PathLike, image: nibabel.Nifti1Image) -> Iterator[np.ndarray]:
+def _slabs(
+    file: str | os.PathLike, image: nibabel.Nifti1Image, packed: bool
+) -> Iterator[np.ndarray]:
     try:
-        for index in range(image.shape[2]):
-            yield np.asanyarray(image.dataobj[:, :, index : index + 1])
+        with gzip.open(file) if packed else nullcontext() as stream:
+            # One stream from begin to end: a compressed file cannot be read from its middle.
+            data = type(image).from_stream(stream).dataobj if packed else image.dataobj
+            for index in range(image.shape[2]):
+                yield np.asanyarray(data[:, :, index : index + 1])
+            if packed:
+                stream.read(1)  # at its end the checksum is compared
     except _DAMAGED as error:
         raise ValueError(f"{file}: found a damaged NIfTI file ({one_line(error)})") from None

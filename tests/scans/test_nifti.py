@@ -149,6 +149,11 @@ def test_sizes_that_are_not_there(tmp_path, ending):
         cut = data[:length]
         file.write_bytes(gzip.compress(cut) if zipped else cut)
         assert "NIfTI file (" in message(file)
+    if zipped:
+        packed = bytearray(gzip.compress(data))
+        packed[-8] ^= 1  # of the checksum
+        file.write_bytes(packed)
+        assert "found a damaged NIfTI file (CRC check failed" in message(file)
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _META_BYTES = 4096
+_MAX_WORDS = 1000
 _MAX_INFLATED = 2 << 30  # bytes
 _CHUNK = 1 << 20
 # A file without preamble begins with an element of one of these groups, little endian.
@@ -62,8 +63,12 @@ def quiet() -> Iterator[None]:
 
 
 def describe(error: BaseException) -> str:
-    """An error's words on one line, or its kind where it has none."""
-    return one_line(error)[:200] or type(error).__name__
+    """An error's words on one line, or its kind where it has none.
+
+    Words of a damaged file may be any bytes, and many.
+    """
+    text = "".join(letter if letter.isprintable() else "?" for letter in one_line(error))
+    return text[:_MAX_WORDS] or type(error).__name__
 
 
 def _guessed_syntax(dataset: "pydicom.Dataset") -> str:

@@ -2,11 +2,10 @@
 
 from collections import Counter
 
-from ...files import one_line
 from ..limits import check_size, require
 from ..names import safe_name
 from ..stored import Storage, Stored
-from .files import is_dicom, read_dataset
+from .files import describe, is_dicom, read_dataset
 from .frame import LISTED, Frame, Unsuitable, frames_of
 from .pixels import missing_decoder
 from .series import DicomSeries, split_by_phase
@@ -44,7 +43,7 @@ class DicomListing:
         except ImportError:
             raise
         except Exception as error:  # of the disk, of an archive, or of what pydicom reads
-            self._leave_out(stored, "", one_line(error))
+            self._leave_out(stored, "", describe(error))
         return True
 
     def scans(self, *, min_slices: int, allow_gaps: bool) -> tuple[list[DicomSeries], list[str]]:
@@ -65,7 +64,7 @@ class DicomListing:
                         f"{label}: found {found.num_slices} slices, expected at least {min_slices}"
                     )
             except ValueError as error:
-                lines.append(one_line(error))
+                lines.append(describe(error))
             else:
                 series.append(found)
         return series, lines
@@ -79,7 +78,7 @@ class DicomListing:
             frames = frames_of(dataset, stored)
             _check_pixels(opened, dataset, stored, len(frames))
         except ValueError as error:
-            self._leave_out(stored, series, str(error))
+            self._leave_out(stored, series, describe(error))
         else:
             self._frames.extend(frames)
 

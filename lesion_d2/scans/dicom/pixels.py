@@ -81,7 +81,9 @@ def stored_values(
         for _ in indices:
             try:
                 values = next(frames)
-            except Exception as error:  # each decoder raises errors of its own kinds
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # each decoder has its own: one in Rust panics
                 reason = describe(error)
                 raise ValueError(f"found pixels that cannot be decoded ({reason})") from None
             if values.shape != size or values.dtype.kind not in "iu":

@@ -159,6 +159,25 @@ def test_damaged_codestreams_are_one_line(tmp_path, files, syntax):
     assert "\n" not in str(error.value)
 
 
+def test_a_segment_that_is_too_long_is_one_line(tmp_path, files):
+    """A decoder that is written in Rust panics, which is no Exception of Python's."""
+    change(files, lambda dataset, _: dataset.compress(uid.RLELossless, generate_instance_uid=False))
+
+    def lengthen(dataset, index):
+        data = bytearray(get_frame(dataset.PixelData, 0, number_of_frames=1))
+        second = struct.unpack_from("<I", data, 8)[0]
+        data[second:second] = b"\x81\x00" * 100  # the first segment goes on
+        struct.pack_into("<I", data, 8, second + 200)
+        dataset.PixelData = encapsulate([bytes(data)])
+
+    change(files[1:2], lengthen)
+    with pytest.raises(
+        ValueError, match=r"0001\.dcm: found pixels that cannot be decoded"
+    ) as error:
+        read_scan(tmp_path / "ct")
+    assert "\n" not in str(error.value)
+
+
 def test_a_deflated_bomb_is_not_inflated(tmp_path, files, monkeypatch):
     change(
         files,
