@@ -58,10 +58,13 @@ class ScanList:
     Args:
         candidates: scans that can be read.
         left_out: of all else that might have been meant as one, a line each that says why not.
+        damaged: of these lines, those of volumes in files of their own, and of folders of PNG
+            files, which cannot be read.
     """
 
     candidates: tuple[ScanCandidate, ...]
     left_out: tuple[str, ...]
+    damaged: tuple[str, ...] = ()
 
 
 def find_scans(
@@ -98,6 +101,7 @@ def find_scans(
     return ScanList(
         tuple(replace(candidate, name=name) for candidate, name in candidates),
         tuple(finder.left_out),
+        tuple(finder.damaged),
     )
 
 
@@ -151,6 +155,7 @@ class _Finder:
         self._spacing, self._allow_gaps, self._min_slices = spacing, allow_gaps, min_slices
         self.candidates: list[ScanCandidate] = []
         self.left_out: list[str] = []
+        self.damaged: list[str] = []
 
     def add_path(self, path: str, storage: Storage, bar: tqdm) -> None:
         if os.path.isdir(path):
@@ -223,16 +228,17 @@ class _Finder:
     def _add(self, path: str, open_path: Callable[[str], VolumeFile | PngFolder | None]) -> None:
         try:
             found = open_path(path)
-            if found is not None:
-                if found.num_slices < self._min_slices:
-                    raise ValueError(
-                        f"{path}: found {found.num_slices} slices, expected at least "
-                        f"{self._min_slices}"
-                    )
-                self._candidate(found, path)
         except (ValueError, OSError, ImportError) as error:
             text = one_line(error)
-            self.left_out.append(text if text.startswith(path) else f"{path}: {text}")
+            self.damaged.append(text if text.startswith(path) else f"{path}: {text}")
+            self.left_out.append(self.damaged[-1])
+            return
+        if found is not None and found.num_slices < self._min_slices:
+            self.left_out.append(
+                f"{path}: found {found.num_slices} slices, expected at least {self._min_slices}"
+            )
+        elif found is not None:
+            self._candidate(found, path)
 
     def _close(self, listing: DicomListing) -> None:
         series, lines = listing.scans(min_slices=self._min_slices, allow_gaps=self._allow_gaps)

@@ -1,5 +1,6 @@
 import errno
 import re
+import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -79,18 +80,27 @@ def test_one_volume_in_three_formats(folder, tmp_path, capsys):
 
 
 def test_a_bad_scan_is_told_and_the_others_go_on(folder, tmp_path, capsys):
-    inputs = [folder / "bad" / "cut_off.nii.gz", tmp_path / "gone", folder / "nifti" / "b.nii.gz"]
+    # Of a folder's scans one can be read, one not even opened; and a picture lies beside them.
+    shutil.copytree(folder / "bad", tmp_path / "mixed")
+    shutil.copy(folder / "nifti" / "b.nii.gz", tmp_path / "mixed")
+    (tmp_path / "mixed" / "text.nii").write_bytes(b"no volume")
+    (tmp_path / "mixed" / "cover.jpg").write_bytes(b"a picture")
+    inputs = [tmp_path / "mixed", tmp_path / "gone"]
     flags = ("--score-threshold", "0", "--report", "none")
     assert main(_arguments(folder, tmp_path / "out", *inputs, flags=flags)) == 1
     rows = read_summary(tmp_path / "out")
-    assert set(rows) == {"cut_off", "gone", "b"} or set(rows) == {"cut_off.nii.gz", "gone", "b"}
+    assert set(rows) == {"cut_off", "text.nii", "gone", "b"}
+    assert "left out: " in capsys.readouterr().err
     errors = {name[:4]: row["error"] for name, row in rows.items()}
-    assert "cut_off.nii.gz: found" in errors["cut_"] and "no such file" in errors["gone"]
+    assert "cut_off.nii.gz: found" in errors["cut_"] and "text.nii: found" in errors["text"]
+    assert "no such file" in errors["gone"]
     assert errors["b"] == "" and rows["b"]["slices"] == "4"
     folders = [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()]
     assert folders == ["b"] and not (tmp_path / "out" / "b" / "report.html").exists()
     # As one that is thinner than the model's stack.
-    arguments = _arguments(folder, tmp_path / "out", inputs[2], INPUT__CT__SLICE_INTERVAL=20.0)
+    arguments = _arguments(
+        folder, tmp_path / "out", folder / "nifti" / "b.nii.gz", INPUT__CT__SLICE_INTERVAL=20.0
+    )
     assert main(arguments) == 1
     expected = "found 4 slices of 2.5 mm, expected 17 or more"
     assert expected in read_summary(tmp_path / "out")["b"]["error"]

@@ -31,8 +31,9 @@ class Inputs:
                 [path], spacing=self.spacing, allow_gaps=self.allow_gaps, progress=progress
             )
             candidates += found.candidates
-            left_out += found.left_out
-            if not found.candidates:
+            left_out += [line for line in found.left_out if line not in found.damaged]
+            unreadable += [ScanRow(_file_of(line), error=line) for line in found.damaged]
+            if not found.candidates and not found.damaged:
                 more = f" (and {len(found.left_out) - 1} more)" if len(found.left_out) > 1 else ""
                 reason = found.left_out[0] if found.left_out else f"{path}: found no scan"
                 unreadable.append(ScanRow(Path(path).name or path, error=f"{reason}{more}"))
@@ -47,10 +48,15 @@ class FoundScans:
 
     Attributes:
         candidates: with names that differ.
-        unreadable: a row for each path without any scan.
+        unreadable: a row for each damaged file, and for each path without any scan.
         left_out: a line for all else that might have been meant as one, such as a localizer.
     """
 
     candidates: tuple[ScanCandidate, ...]
     unreadable: tuple[ScanRow, ...]
     left_out: tuple[str, ...]
+
+
+def _file_of(line: str) -> str:
+    """The name of the file that a line begins with."""
+    return Path(line.split(": ", 1)[0]).name
