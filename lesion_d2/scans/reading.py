@@ -68,7 +68,7 @@ class ScanList:
 
 
 def find_scans(
-    paths: Iterable[str | os.PathLike],
+    paths: Iterable[str | os.PathLike] | str | os.PathLike,
     *,
     spacing: tuple[float, float, float] | None = None,
     allow_gaps: bool = False,
@@ -82,9 +82,9 @@ def find_scans(
     made of the file's or folder's; of DICOM ``<path>_<series number>_<end of the series UID>``.
 
     Args:
-        paths: of DICOM files, NIfTI (``.nii``, ``.nii.gz``), MetaImage (``.mha``, ``.mhd``), NRRD
-            (``.nrrd``, ``.nhdr``), zip archives with DICOM files, and folders of all these or of
-            DeepLesion's ``<slice number>.png``.
+        paths: one or several, of DICOM files, NIfTI (``.nii``, ``.nii.gz``), MetaImage (``.mha``,
+            ``.mhd``), NRRD (``.nrrd``, ``.nhdr``), zip archives with DICOM files, and folders of
+            all these or of DeepLesion's ``<slice number>.png``.
         spacing: x, y, z in mm, of all PNG folders; None for that of ``DL_info.csv``, in the folder
             or one of the two above it.
         allow_gaps: interpolate where slices are missing over more than twice their distance;
@@ -92,6 +92,8 @@ def find_scans(
         min_slices: scans with fewer are left out.
         progress: show a progress bar over files.
     """
+    if isinstance(paths, (str, os.PathLike)):
+        paths = [paths]
     finder = _Finder(spacing, allow_gaps, min_slices)
     with quiet(), Storage() as storage, tqdm(disable=not progress, unit="file") as bar:
         for path in map(os.fspath, paths):

@@ -116,7 +116,7 @@ def _check_gaps(source, gaps, step, labels, allow_gaps) -> None:
         raise ValueError(
             f"{source}: found a gap of {gaps[first]:g} mm between {labels[first]} and "
             f"{labels[first + 1]}{more}, expected at most twice the {step:g} mm between slices; "
-            "slices are missing (gaps are interpolated where they are allowed)"
+            "slices are missing (allow_gaps interpolates across them)"
         )
 
 

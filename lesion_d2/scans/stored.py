@@ -32,7 +32,9 @@ class Stored(NamedTuple):
     size: int
 
     def __str__(self) -> str:
-        return self.path if self.member is None else f"{self.path}/{self.member}"
+        text = self.path if self.member is None else f"{self.path}/{self.member}"
+        # An archive's names may hold line breaks, a disk's bytes that are no text.
+        return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 class Storage:
@@ -118,7 +120,13 @@ def members_of(storage: Storage, path: str) -> list[Stored]:
     for info in infos:
         parts = info.filename.split("/")
         is_link = stat.S_ISLNK(info.external_attr >> 16)
-        if info.is_dir() or is_link or any(map(_is_hidden, parts)) or "__MACOSX" in parts:
+        if (
+            not info.filename
+            or info.is_dir()
+            or is_link
+            or any(map(_is_hidden, parts))
+            or "__MACOSX" in parts
+        ):
             continue
         if info.file_size > _MAX_MEMBER:
             raise ValueError(

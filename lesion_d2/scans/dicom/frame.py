@@ -58,7 +58,7 @@ PHASES = (
 _CT = "1.2.840.10008.5.1.4.1.1.2"
 _ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 _SECONDARY = "1.2.840.10008.5.1.4.1.1.7"
-_DIGITS = 4  # of direction cosines that tell orientations apart
+_ALIKE = 1e-3  # of direction cosines and of pixel spacings in mm
 
 
 class Unsuitable(ValueError):
@@ -87,12 +87,14 @@ class Frame(NamedTuple):
         """Its file, and its number in it."""
         return str(self.stored) if self.index is None else f"{self.stored} (frame {self.index})"
 
-    @property
-    def place(self) -> tuple:
-        """What all slices of a stack have in common."""
-        orientation = tuple(round(value, _DIGITS) + 0.0 for value in self.orientation)
-        spacing = tuple(round(value, _DIGITS) for value in self.pixel_spacing)
-        return self.series_uid, self.size, orientation, spacing
+    def fits(self, other: "Frame") -> bool:
+        """Whether two slices of a series can be of one stack: they lie alike, to some digits."""
+        pairs = zip(
+            (*self.orientation, *self.pixel_spacing),
+            (*other.orientation, *other.pixel_spacing),
+            strict=True,
+        )
+        return self.size == other.size and all(abs(a - b) < _ALIKE for a, b in pairs)
 
 
 def frames_of(dataset: "pydicom.Dataset", stored: Stored) -> list[Frame]:

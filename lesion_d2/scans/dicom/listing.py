@@ -49,10 +49,9 @@ class DicomListing:
     def scans(self, *, min_slices: int, allow_gaps: bool) -> tuple[list[DicomSeries], list[str]]:
         """The scans in order of series numbers, and a line for all that is left out."""
         series, lines = [], self._lines()
-        places: dict[tuple, list[Frame]] = {}
-        for frame in self._unique(lines):
-            places.setdefault(frame.place, []).append(frame)
-        groups = [group for frames in places.values() for group in split_by_phase(frames)]
+        groups = [
+            phase for stack in _stacks(self._unique(lines)) for phase in split_by_phase(stack)
+        ]
         for frames in sorted(groups, key=_order):
             label = f"{self.source}: {_series_label(frames[0])}"
             try:
@@ -109,6 +108,20 @@ class DicomListing:
     def _name(self, frame: Frame) -> str:
         digits = "".join(filter(str.isdigit, frame.series_uid))[-8:]
         return safe_name("_".join(filter(None, (self._stem, frame.series_number, digits))))
+
+
+def _stacks(frames: list[Frame]) -> list[list[Frame]]:
+    """Frames of one series that lie alike, in the order of their first ones."""
+    by_series: dict[str, list[list[Frame]]] = {}
+    for frame in frames:
+        stacks = by_series.setdefault(frame.series_uid, [])
+        fitting = (stack for stack in stacks if stack[0].fits(frame))
+        stack = next(fitting, None)
+        if stack is None:
+            stacks.append([frame])
+        else:
+            stack.append(frame)
+    return [stack for stacks in by_series.values() for stack in stacks]
 
 
 def _order(frames: list[Frame]) -> tuple:

@@ -215,6 +215,14 @@ def test_oblique_slices_are_told_and_others_refused(tmp_path):
     assert "found sagittal slices" in message(tmp_path / "c")
 
 
+def test_digits_of_the_orientation_do_not_split_a_series(tmp_path, files):
+    def lean(dataset, index):
+        dataset.ImageOrientationPatient = [1, 0.00005 * (1 + index % 3 / 100), 0, 0, 1, 0]
+
+    change(files, lean)
+    assert (read_scan(tmp_path / "ct").volume == make_volume()).all()
+
+
 def test_slices_that_are_shifted_sideways_are_told(tmp_path, files):
     def shift(dataset, index):
         dataset.ImagePositionPatient = [

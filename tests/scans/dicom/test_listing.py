@@ -229,17 +229,20 @@ def test_names_in_an_archive_lead_nowhere(tmp_path):
         for number, file in enumerate(files):
             prefix = ("../../", "/", "C:\\", "x/../")[number % 4]
             opened.writestr(zipfile.ZipInfo(f"{prefix}{file.name}"), file.read_bytes())
+        opened.writestr(zipfile.ZipInfo("two\nlines"), b"\x08\x00" + bytes(200))
+        opened.writestr(zipfile.ZipInfo(""), b"no name")
     before = sorted(tmp_path.rglob("*"))
     found = find_scans([archive])
     for candidate in found.candidates:
         candidate.read()
     assert sorted(tmp_path.rglob("*")) == before
+    assert not any("\n" in line for line in found.left_out)
 
 
 def test_links_in_a_circle(tmp_path):
     write_series(tmp_path / "ct", make_volume())
     (tmp_path / "ct" / "again").symlink_to(tmp_path / "ct")
-    found = find_scans([tmp_path / "ct"])
+    found = find_scans(tmp_path / "ct")
     assert len(found.candidates) == 1 and not found.left_out
     outer = tmp_path / "outer"
     outer.mkdir()
