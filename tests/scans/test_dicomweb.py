@@ -1,8 +1,12 @@
 """DICOMweb, against Orthanc and against servers that refuse."""
 
 import http.server
+import shutil
+import ssl
 import stat
+import subprocess
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 from lesion_d2.scans import read_scan
@@ -124,15 +128,46 @@ class Answering(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def answering():
-    server = http.server.HTTPServer(("127.0.0.1", 0), Answering)
+@contextmanager
+def serving(server):
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def answering():
+    with serving(http.server.HTTPServer(("127.0.0.1", 0), Answering)) as url:
+        yield url
+
+
+class QuietServer(http.server.HTTPServer):
+    def handle_error(self, *_):
+        pass
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_certificates_are_verified(tmp_path, monkeypatch):
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
+    command += " -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1 -keyout key -out cert"
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    server = QuietServer(("127.0.0.1", 0), Answering)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    monkeypatch.setattr(Answering, "status", 404)
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    with serving(server) as url:
+        url = url.replace("http:", "https:")
+        with pytest.raises(ConnectionError, match="CERTIFICATE_VERIFY_FAILED") as error:
+            DicomWeb(url, attempts=1).series("1.2")
+        assert "\n" not in str(error.value)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "cert"))
+        with pytest.raises(ValueError, match="has no such study"):
+            DicomWeb(url, attempts=1).series("1.2")
 
 
 FAILED = (
