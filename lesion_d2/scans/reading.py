@@ -58,8 +58,9 @@ class ScanList:
     Args:
         candidates: scans that can be read.
         left_out: of all else that might have been meant as one, a line each that says why not.
-        damaged: of these lines, those of volumes in files of their own, and of folders of PNG
-            files, which cannot be read.
+        damaged: of these lines, those of what is meant as a CT scan and cannot be read: damaged
+            files, gaps, packages that are missing. Others are of what is none, such as localizers,
+            or has too few slices.
     """
 
     candidates: tuple[ScanCandidate, ...]
@@ -221,7 +222,7 @@ class _Finder:
         try:
             return listing.add(storage, stored())
         except (ImportError, OSError) as error:
-            self.left_out.append(f"{file}: {one_line(error)}")
+            self._leave_out_damaged(f"{file}: {one_line(error)}")
             return True
 
     def _png_folder(self, folder: str) -> PngFolder:
@@ -232,8 +233,7 @@ class _Finder:
             found = open_path(path)
         except (ValueError, OSError, ImportError) as error:
             text = one_line(error)
-            self.damaged.append(text if text.startswith(path) else f"{path}: {text}")
-            self.left_out.append(self.damaged[-1])
+            self._leave_out_damaged(text if text.startswith(path) else f"{path}: {text}")
             return
         if found is not None and found.num_slices < self._min_slices:
             self.left_out.append(
@@ -243,10 +243,15 @@ class _Finder:
             self._candidate(found, path)
 
     def _close(self, listing: DicomListing) -> None:
-        series, lines = listing.scans(min_slices=self._min_slices, allow_gaps=self._allow_gaps)
-        self.left_out.extend(lines)
-        for found in series:
+        listed = listing.scans(min_slices=self._min_slices, allow_gaps=self._allow_gaps)
+        self.left_out.extend(listed.left_out)
+        self.damaged.extend(listed.damaged)
+        for found in listed.series:
             self._candidate(found, found.source)
+
+    def _leave_out_damaged(self, line: str) -> None:
+        self.left_out.append(line)
+        self.damaged.append(line)
 
     def _candidate(self, found: VolumeFile | PngFolder | DicomSeries, source: str) -> None:
         self.candidates.append(

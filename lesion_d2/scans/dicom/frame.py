@@ -102,6 +102,7 @@ def frames_of(dataset: "pydicom.Dataset", stored: Stored) -> list[Frame]:
 
     Raises:
         Unsuitable: they are no slices of a CT scan.
+        ValueError: they are, and have no pixels.
     """
     check_kind(dataset)
     groups = _groups(dataset)
@@ -123,10 +124,13 @@ def check_kind(dataset: "pydicom.Dataset") -> None:
 
     Raises:
         Unsuitable: it is another.
+        ValueError: it is one, and has no pixels.
     """
     from pydicom.uid import UID
 
-    sop_class = UID(str(dataset.get("SOPClassUID") or ""))
+    # A file that ends early may have it before its begin alone.
+    sop_class = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or ""
+    sop_class = UID(str(sop_class))
     modality = str(dataset.get("Modality") or "")
     if modality not in ("CT", ""):
         raise Unsuitable(f"found the modality {modality!r}, expected CT")
@@ -135,7 +139,7 @@ def check_kind(dataset: "pydicom.Dataset") -> None:
     if sop_class not in (_CT, *_ENHANCED):
         raise Unsuitable(f"found {sop_class.name or 'no SOP Class UID'}, expected CT Image Storage")
     if "Rows" not in dataset or "Columns" not in dataset:
-        raise Unsuitable("found no pixels, expected an image")
+        raise ValueError("found no pixels, expected an image")
     samples = _integer(dataset, "SamplesPerPixel")
     if samples != 1:
         photometric = dataset.get("PhotometricInterpretation")
@@ -159,7 +163,7 @@ def _groups(dataset: "pydicom.Dataset") -> list[tuple] | None:
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
     count = _integer(dataset, "NumberOfFrames", 1)
     if not per_frame:
-        if count != 1 or dataset.SOPClassUID in _ENHANCED:
+        if count != 1 or dataset.get("SOPClassUID") in _ENHANCED:
             raise Unsuitable(
                 f"found {count} frames without functional groups, expected their places"
             )

@@ -1,6 +1,7 @@
 """Which scans a set of DICOM files holds, and what in it is none."""
 
 from collections import Counter
+from typing import NamedTuple
 
 from ..limits import check_size, require
 from ..names import safe_name
@@ -11,6 +12,20 @@ from .pixels import missing_decoder
 from .series import DicomSeries, split_by_phase
 
 _DICOMDIR = "1.2.840.10008.1.3.10"
+
+
+class Listed(NamedTuple):
+    """What a set of files makes up.
+
+    Args:
+        series: the scans, in order of series numbers.
+        left_out: a line for all else.
+        damaged: of these lines, those of CT that cannot be read.
+    """
+
+    series: list[DicomSeries]
+    left_out: list[str]
+    damaged: list[str]
 
 
 class DicomListing:
@@ -27,6 +42,7 @@ class DicomListing:
         # (series, reason) -> a file and how many more; in the order they were found.
         self._left_out: Counter = Counter()
         self._first: dict[tuple[str, str], Stored] = {}
+        self._damaged: set[tuple[str, str]] = set()
 
     def add(self, storage: Storage, stored: Stored) -> bool:
         """Read a file's header. Returns whether it is DICOM.
@@ -43,14 +59,14 @@ class DicomListing:
         except ImportError:
             raise
         except Exception as error:  # of the disk, of an archive, or of what pydicom reads
-            self._leave_out(stored, "", describe(error))
+            self._leave_out(stored, "", error)
         return True
 
-    def scans(self, *, min_slices: int, allow_gaps: bool) -> tuple[list[DicomSeries], list[str]]:
-        """The scans in order of series numbers, and a line for all that is left out."""
-        series, lines = [], self._lines()
+    def scans(self, *, min_slices: int, allow_gaps: bool) -> "Listed":
+        """What the files make up."""
+        listed = Listed([], *self._lines())
         groups = [
-            phase for stack in _stacks(self._unique(lines)) for phase in split_by_phase(stack)
+            phase for stack in _stacks(self._unique(listed)) for phase in split_by_phase(stack)
         ]
         for frames in sorted(groups, key=_order):
             label = f"{self.source}: {_series_label(frames[0])}"
@@ -59,14 +75,16 @@ class DicomListing:
                     self._name(frames[0]), frames, source=label, allow_gaps=allow_gaps
                 )
                 if found.num_slices < min_slices:
-                    raise ValueError(
+                    raise Unsuitable(
                         f"{label}: found {found.num_slices} slices, expected at least {min_slices}"
                     )
             except ValueError as error:
-                lines.append(describe(error))
+                listed.left_out.append(describe(error))
+                if not isinstance(error, Unsuitable):
+                    listed.damaged.append(describe(error))
             else:
-                series.append(found)
-        return series, lines
+                listed.series.append(found)
+        return listed
 
     def _add(self, opened, stored: Stored) -> None:
         dataset = read_dataset(opened, stop_before_pixels=True, specific_tags=list(LISTED))
@@ -77,23 +95,29 @@ class DicomListing:
             frames = frames_of(dataset, stored)
             _check_pixels(opened, dataset, stored, len(frames))
         except ValueError as error:
-            self._leave_out(stored, series, describe(error))
+            self._leave_out(stored, series, error)
         else:
             self._frames.extend(frames)
 
-    def _leave_out(self, stored: Stored, series: str, reason: str) -> None:
-        self._left_out[series, reason] += 1
-        self._first.setdefault((series, reason), stored)
+    def _leave_out(self, stored: Stored, series: str, error: Exception) -> None:
+        key = (series, describe(error))
+        self._left_out[key] += 1
+        self._first.setdefault(key, stored)
+        if not isinstance(error, Unsuitable):
+            self._damaged.add(key)
 
-    def _lines(self) -> list[str]:
-        lines = []
+    def _lines(self) -> tuple[list[str], list[str]]:
+        """For each series and reason; and those of them that tell of damage."""
+        lines, damaged = [], []
         for (series, reason), count in self._left_out.items():
             more = f" and {count - 1} more" if count > 1 else ""
             label = f"{self._first[series, reason]}{more}"
             lines.append(f"{label}{f' ({series})' if series else ''}: {reason}")
-        return lines
+            if (series, reason) in self._damaged:
+                damaged.append(lines[-1])
+        return lines, damaged
 
-    def _unique(self, lines: list[str]) -> list[Frame]:
+    def _unique(self, listed: "Listed") -> list[Frame]:
         """Frames of different instances; of copies of one, the first file's."""
         unique, copies = {}, []
         for frame in self._frames:
@@ -102,7 +126,8 @@ class DicomListing:
                 copies.append(frame)
         if copies:
             more = f" and {len(copies) - 1} more" if len(copies) > 1 else ""
-            lines.append(f"{copies[0].label}{more}: found a copy of another file, which is read")
+            line = f"{copies[0].label}{more}: found a copy of another file, which is read"
+            listed.left_out.append(line)
         return list(unique.values())
 
     def _name(self, frame: Frame) -> str:
@@ -147,11 +172,11 @@ def _check_pixels(opened, dataset, stored: Stored, count: int) -> None:
     syntax = dataset.file_meta.TransferSyntaxUID
     problem = missing_decoder(syntax)
     if problem:
-        raise Unsuitable(problem)
+        raise ValueError(problem)
     if not (syntax.is_encapsulated or syntax.is_deflated):
         declared = count * rows * columns * dataset.BitsAllocated // 8
         left = stored.size - opened.tell() - (8 if syntax.is_implicit_VR else 12)
         if left < declared:
-            raise Unsuitable(
+            raise ValueError(
                 f"found a truncated file: {max(left, 0)} bytes of {declared} of pixels"
             )

@@ -7,7 +7,7 @@ import numpy as np
 from ..limits import check_size
 from ..orientation import Turn, canonical_turn, turned_geometry
 from ..stacking import StackPlan, plan_slices
-from .frame import Frame
+from .frame import Frame, Unsuitable
 
 _MAX_TILT = 0.2  # degrees that are told
 _MAX_OBLIQUE = 5.0  # degrees
@@ -61,8 +61,8 @@ def build_stack(frames: list[Frame], *, source: str, allow_gaps: bool) -> Stack:
         allow_gaps: see :func:`~lesion_d2.scans.read_scan`.
 
     Raises:
-        ValueError: the slices are not axial, their directions no unit vectors at a right angle, or
-            gaps are too large.
+        Unsuitable: the slices are not axial.
+        ValueError: their directions are no unit vectors at a right angle, or gaps are too large.
     """
     normal = _checked_normal(frames[0], source)
     frames = sorted(frames, key=lambda frame: (frame.instance_number, str(frame.stored)))
@@ -152,7 +152,7 @@ def _axial_turn(frame: Frame, step: np.ndarray, source: str) -> Turn:
     turn = canonical_turn(_affine(frame, step))
     if turn.axes[0] != 0:
         plane = "coronal" if turn.axes[1] == 0 else "sagittal"
-        raise ValueError(f"{source}: found {plane} slices, expected axial ones")
+        raise Unsuitable(f"{source}: found {plane} slices, expected axial ones")
     return turn
 
 

@@ -49,6 +49,7 @@ def test_a_folder_of_many_series_and_other_files(tmp_path):
     assert len(found.left_out) == 2
     assert "0000.dcm and 6 more (series 1, " in found.left_out[0]
     assert found.left_out[0].endswith("found the modality 'MR', expected CT")
+    assert found.damaged == ()
     assert "notes.bin: found other files, expected DICOM, NIfTI" in found.left_out[1]
     with pytest.raises(ValueError, match=r"patients: found 3 scans, expected one: patients_9_"):
         read_scan(top)
@@ -97,6 +98,17 @@ def test_a_rescale_slope_of_nothing(tmp_path):
         read_scan(tmp_path / "ct")
 
 
+def test_a_gap_is_damage_and_another_orientation_is_not(tmp_path):
+    files = write_series(tmp_path / "ct" / "a", make_volume())
+    for file in files[2:5]:
+        file.unlink()
+    coronal = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], float)
+    write_series(tmp_path / "ct" / "b", make_volume(), direction=coronal, series_number=2)
+    found = find_scans(tmp_path / "ct")
+    assert len(found.left_out) == 2 and found.damaged == found.left_out[:1]
+    assert "found a gap of 10 mm" in found.damaged[0]
+
+
 def test_thin_scans(tmp_path):
     write_series(tmp_path / "ct", make_volume())
     assert "found 7 slices, expected at least 9" in left_out(tmp_path / "ct", min_slices=9)
@@ -122,6 +134,7 @@ def test_a_truncated_file_is_left_out_and_the_rest_goes_on(tmp_path):
         "found a truncated file: 284 bytes of 384 of pixels"
     )
     assert found.left_out[1].startswith(f"{files[6]}: found")
+    assert found.damaged == found.left_out
     scan = found.candidates[0].read()
     assert len(scan.volume) == 6 and "missing between 0002.dcm and 0004.dcm" in scan.messages[1]
 

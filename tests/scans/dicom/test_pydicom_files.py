@@ -52,6 +52,7 @@ REASONS = {
     "RTPLAN": "found the modality 'RTPLAN', expected CT",
     "RTSTRUCT": "found the modality 'RTSTRUCT', expected CT",
     "secondary": "found a secondary capture, expected CT images",
+    "other class": "Image Storage, expected CT Image Storage",
     "no class": "found no SOP Class UID, expected CT Image Storage",
     "other": "found other files, expected DICOM, NIfTI, MetaImage, NRRD, or a folder of",
     "localizer": "found a localizer, expected axial slices",
@@ -65,8 +66,8 @@ REASONS = {
 COUNTS = {
     PACKAGE: {
         "US": 5, "MR": 27, "NM": 4, "CR": 3, "OT": 23, "SR": 3, "SEG": 2, "ECG": 1, "RTDOSE": 7,
-        "RTPLAN": 3, "RTSTRUCT": 1, "secondary": 8, "no class": 6, "localizer": 2,
-        "no pixels": 50, "gap": 1, "other": 7,
+        "RTPLAN": 3, "RTSTRUCT": 1, "secondary": 8, "other class": 2, "no class": 3, "localizer": 2,
+        "no pixels": 51, "gap": 1, "other": 7,
     },
     MORE: {
         "US": 16, "MR": 11, "NM": 2, "CR": 8, "OT": 23, "SEG": 2, "perfusion": 1, "copy": 1,
