@@ -97,8 +97,11 @@ class Frame(NamedTuple):
         return self.size == other.size and all(abs(a - b) < _ALIKE for a, b in pairs)
 
 
-def frames_of(dataset: "pydicom.Dataset", stored: Stored) -> list[Frame]:
+def frames_of(dataset: "pydicom.Dataset", stored: Stored) -> tuple[list[Frame], Unsuitable | None]:
     """The slices of a file's header.
+
+    Returns:
+        The slices; of a multi-frame file, what is wrong with its other frames.
 
     Raises:
         Unsuitable: they are no slices of a CT scan.
@@ -107,16 +110,18 @@ def frames_of(dataset: "pydicom.Dataset", stored: Stored) -> list[Frame]:
     check_kind(dataset)
     groups = _groups(dataset)
     if groups is None:
-        return [_frame(dataset, (dataset,), stored, None)]
+        return [_frame(dataset, (dataset,), stored, None)], None
     frames, problems = [], []
     for index, group in enumerate(groups):
         try:
             frames.append(_frame(dataset, group, stored, index))
         except Unsuitable as problem:
             problems.append(problem)
+    if not problems:
+        return frames, None
     if not frames:
         raise problems[0]
-    return frames
+    return frames, Unsuitable(f"{len(problems)} of its {len(groups)} frames: {problems[0]}")
 
 
 def check_kind(dataset: "pydicom.Dataset") -> None:

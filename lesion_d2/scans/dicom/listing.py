@@ -92,12 +92,14 @@ class DicomListing:
             return  # lies beside the images of a CD, and is an index of them
         series = _series_text(dataset)
         try:
-            frames = frames_of(dataset, stored)
-            _check_pixels(opened, dataset, stored, len(frames))
+            frames, problem = frames_of(dataset, stored)
+            _check_pixels(opened, dataset, stored)
         except ValueError as error:
             self._leave_out(stored, series, error)
         else:
             self._frames.extend(frames)
+            if problem is not None:
+                self._leave_out(stored, series, problem)
 
     def _leave_out(self, stored: Stored, series: str, error: Exception) -> None:
         key = (series, describe(error))
@@ -165,9 +167,9 @@ def _series_text(dataset) -> str:
     return f"series {'?' if number is None else number}, {uid[-12:]}" if uid else ""
 
 
-def _check_pixels(opened, dataset, stored: Stored, count: int) -> None:
+def _check_pixels(opened, dataset, stored: Stored) -> None:
     """Refuse what cannot be decoded, or ends before its pixels do."""
-    rows, columns = dataset.Rows, dataset.Columns
+    rows, columns, count = dataset.Rows, dataset.Columns, int(dataset.get("NumberOfFrames") or 1)
     check_size("the header", (count, rows, columns))
     syntax = dataset.file_meta.TransferSyntaxUID
     problem = missing_decoder(syntax)

@@ -132,6 +132,22 @@ def test_stacks_and_phases_of_one_file_are_scans_of_their_own(tmp_path):
     assert found[1].name == f"{found[0].name}_2"
 
 
+def test_frames_that_are_no_slices_are_told(tmp_path):
+    file = write_enhanced(tmp_path / "ct.dcm", make_volume())
+    dataset = pydicom.dcmread(file)
+    for index in (0, 6):
+        dataset.PerFrameFunctionalGroupsSequence[index].CTImageFrameTypeSequence = group(
+            CTImageFrameType={"FrameType": ["ORIGINAL", "PRIMARY", "LOCALIZER", "NONE"]}
+        ).CTImageFrameTypeSequence
+    dataset.save_as(file)
+    found = find_scans(file)
+    scan = found.candidates[0].read()
+    assert (scan.volume == make_volume()[1:6]).all()
+    assert [source.frame for source in scan.sources] == [1, 2, 3, 4, 5]
+    (line,) = found.left_out
+    assert line.endswith("2 of its 7 frames: found a localizer, expected axial slices")
+
+
 def test_memory_stays_within_the_volume_and_some_frames(tmp_path):
     volume = np.full((30, 256, 256), -1000, np.int16)
     for syntax in (uid.ExplicitVRLittleEndian, uid.RLELossless):
