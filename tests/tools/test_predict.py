@@ -265,3 +265,27 @@ def test_arguments_that_are_none(folder, tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit) as stop:
         main(_arguments(folder, tmp_path, folder / "nifti", flags=flags))
     assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_damaged_dicom_is_an_error_and_what_is_no_ct_is_none(folder, tmp_path, capsys):
+    shutil.copytree(folder / "dicom", tmp_path / "study" / "whole")
+    other = pydicom.dcmread(folder / "dicom" / "0000.dcm")
+    other.Modality, other.SOPInstanceUID, other.SeriesInstanceUID = "MR", "1.2.3", "1.2.4"
+    other.save_as(tmp_path / "study" / "mr.dcm")
+    flags = ("--score-threshold", "0.9", "--report", "none")
+    arguments = _arguments(folder, tmp_path / "out", tmp_path / "study", flags=flags)
+    assert main(arguments) == 0
+    assert "mr.dcm (series 1, 1.2.4): found the modality 'MR'" in capsys.readouterr().err
+    # Two series more: one with a gap, one whose last file is cut off.
+    volume = np.concatenate([make_volume(1), make_volume(2)])
+    files = write_dicom(tmp_path / "study" / "gap", volume, SPACING, series_number=2)
+    files[3].unlink()
+    files[4].unlink()
+    cut = write_dicom(tmp_path / "study" / "cut", make_volume(2), SPACING, series_number=3)[-1]
+    cut.write_bytes(cut.read_bytes()[:-100])
+    assert main(arguments) == 1
+    errors = [row["error"] for row in read_summary(tmp_path / "out").values()]
+    assert sum("found a gap of 7.5 mm" in error for error in errors) == 1
+    assert sum("found a truncated file" in error for error in errors) == 1
+    rows = read_summary(tmp_path / "out")
+    assert sorted(row["slices"] for row in rows.values() if not row["error"]) == ["3", "4"]
