@@ -1,6 +1,7 @@
 import errno
 import re
 import shutil
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -289,3 +290,12 @@ def test_damaged_dicom_is_an_error_and_what_is_no_ct_is_none(folder, tmp_path, c
     assert sum("found a truncated file" in error for error in errors) == 1
     rows = read_summary(tmp_path / "out")
     assert sorted(row["slices"] for row in rows.values() if not row["error"]) == ["3", "4"]
+
+
+def test_without_the_package_for_reports_the_rest_is_written(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lesion_d2.findings.dicom", None)
+    flags = ("--score-threshold", "0", "--report", "none")
+    assert main(_arguments(folder, tmp_path / "out", folder / "dicom", flags=flags)) == 1
+    [(name, row)] = read_summary(tmp_path / "out").items()
+    assert row["error"].startswith("structured_report.dcm cannot be made: ")
+    assert int(row["findings"]) > 0 and (tmp_path / "out" / name / "findings.json").is_file()

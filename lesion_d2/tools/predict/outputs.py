@@ -96,9 +96,11 @@ def write_results(
 
 
 def _write_dicom(folder: Path, scan: Scan, findings: Findings) -> list[str]:
-    from lesion_d2.findings.dicom import write_segmentation, write_structured_report
-
     report, segmentation = DICOM_RESULTS
+    try:
+        from lesion_d2.findings.dicom import write_segmentation, write_structured_report
+    except ImportError as error:  # the other results need no such package
+        return [f"{report} cannot be made: {one_line(error)}"]
     writers = {report: write_structured_report}
     if any(finding.measured_on == "mask" for finding in findings.findings):
         writers[segmentation] = write_segmentation
