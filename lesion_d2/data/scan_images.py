@@ -113,6 +113,12 @@ class ScanImages:
             sample["crop"] = self._crop
         return sample
 
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Pixels of an image for each pixel of a slice, along x and y."""
+        ends = self._transforms.apply_coords(np.array([[0.0, 0.0], [1.0, 1.0]]))
+        return tuple((ends[1] - ends[0]).tolist())
+
     def _channel(self, channel: Channel) -> np.ndarray:
         """A channel as it stands in images, (h, w) int16."""
         known = self._channels.pop(channel, None)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from torch import Tensor
 
@@ -14,9 +15,10 @@ from ..data.scan_images import ScanImages
 from ..findings import Finding, Findings, OperatingPoint, encode_mask, measure_findings
 from ..inference import Linker, build_linker
 from ..inference.views import cut_masks
-from ..modeling import reuse_features
+from ..modeling import DetUNet, reuse_features
 from ..scans import Scan
 from .algorithm import class_names, describe_algorithm
+from .input_errors import is_a
 from .prediction import LesionPredictor
 from .trainer import count_reused
 
@@ -33,6 +35,11 @@ def predict_scan(
 
     The detections of all slices are linked by TEST.LINKING, as in the evaluation of volumes; what
     has the threshold's score on its best slice is a finding, with all slices that were linked.
+
+    Where lesions are measured on boxes, these are taken for MODEL.RETINA_UNET.BOX_MARGIN pixels
+    wider on each side: pixels of the image, as the model knows no other (DetUNet's are the slice's,
+    where it draws them). That is what it learned where annotated slices were as large as images, or
+    had pixels of INPUT.CT.PIXEL_SPACING; DeepLesion's do, nearly, with this project's configs.
 
     Args:
         predictor: with the model.
@@ -53,12 +60,11 @@ def predict_scan(
     operating_point = score_threshold
     if not isinstance(operating_point, OperatingPoint):
         operating_point = OperatingPoint(float(score_threshold))
-    detections = []
-    for found in detect_slices(predictor, scan):
+    cfg, images, detections = predictor.cfg, _images(predictor, scan), []
+    for found in _detect(predictor, images):
         detections.append(found)
         if on_slice is not None:
             on_slice()
-    cfg = predictor.cfg
     return Findings(
         scan_name=scan.name,
         shape=tuple(scan.volume.shape),
@@ -71,7 +77,7 @@ def predict_scan(
             build_linker(cfg),
             score_threshold=operating_point.score_threshold,
             class_names=class_names(cfg),
-            box_margin=cfg.MODEL.RETINA_UNET.BOX_MARGIN,
+            box_margin=_box_margin(cfg, images),
         ),
         algorithm=describe_algorithm(cfg, config_file),
         operating_point=operating_point,
@@ -86,7 +92,7 @@ def link_detections(
     *,
     score_threshold: float,
     class_names: Sequence[str],
-    box_margin: float,
+    box_margin: tuple[float, float],
 ) -> tuple[Finding, ...]:
     """Link the detections of a scan's slices to findings, and measure them.
 
@@ -164,15 +170,30 @@ def detect_slices(predictor: LesionPredictor, scan: Scan) -> Iterator[SliceDetec
     Raises:
         ValueError: the scan is too thin, or a box or a score is not finite.
     """
+    yield from _detect(predictor, _images(predictor, scan))
+
+
+def _images(predictor: LesionPredictor, scan: Scan) -> ScanImages:
+    return ScanImages(predictor.mapper, scan.volume, scan.spacing, scan.name)
+
+
+def _box_margin(cfg: CfgNode, images: ScanImages) -> tuple[float, float]:
+    """Pixels of a slice between lesions and their predicted boxes, along x and y."""
+    margin = cfg.MODEL.RETINA_UNET.BOX_MARGIN
+    if is_a(cfg, DetUNet):  # it draws them around components, in the slice's own pixels
+        return margin, margin
+    return tuple(margin / scale for scale in images.scale)
+
+
+def _detect(predictor: LesionPredictor, images: ScanImages) -> Iterator["SliceDetections"]:
     cfg, model = predictor.cfg, predictor.model
-    images = ScanImages(predictor.mapper, scan.volume, scan.spacing, scan.name)
     batches = prefetch([images[index]] for index in images.order())
     loader = DeviceLoader(batches, cfg.MODEL.DEVICE, cfg.INPUT.CT.HU_WINDOW)
     with reuse_features(model, count_reused(cfg, model)):
         for batch in loader:
             with torch.no_grad():
                 [output] = model(batch)
-            yield _read(output["instances"], batch[0]["slice_index"], scan.name)
+            yield _read(output["instances"], batch[0]["slice_index"], images.name)
 
 
 def _read(instances: Instances, index: int, name: str) -> SliceDetections:

@@ -5,8 +5,8 @@ the short one the longest perpendicular to it on the same slice, in mm, as
 :func:`~lesion_d2.recist.measure_recist` has them.
 
 A finding none of whose slices has a mask is measured on its boxes, less the margin that a lesion's
-box has on each side (DeepLesion's are 5 pixels wider than the diameters' end points), yet a pixel
-at least. On each slice the lesion is taken for the ellipse in that box: its axes are the diameters,
+box has on each side (DeepLesion's are 5 pixels wider than the diameters' end points; of a scan
+with other pixels than the training's, see ``predict_scan``), yet a pixel at least. On each slice the lesion is taken for the ellipse in that box: its axes are the diameters,
 along rows and columns, and the volume is that of all ellipses, each as thick as the slices lie
 apart. That is a guess, and ``measured_on`` says so: diameters that lie aslant are longer than the
 sides of the box around their ends, the long one by 41 % at most. Over all directions, exact boxes
@@ -37,7 +37,7 @@ def measure_findings(
     *,
     class_names: Sequence[str],
     masks: Sequence[Mapping | None] | None = None,
-    box_margin: float = BOX_MARGIN,
+    box_margin: float | tuple[float, float] = BOX_MARGIN,
 ) -> tuple[Finding, ...]:
     """Measure what was found in a scan.
 
@@ -52,8 +52,8 @@ def measure_findings(
         class_names: of the classes 0, 1, ...
         masks: N of the whole slice in COCO's RLE, see :func:`~lesion_d2.findings.encode_mask`, or
             None where a box has none. None for a model without masks.
-        box_margin: pixels on each side between a lesion and its box; 0 for a model that was trained
-            on tight boxes.
+        box_margin: pixels of the slices on each side between a lesion and its box, or as many
+            along x and y; 0 for a model that was trained on tight boxes.
 
     Returns:
         M findings, in the order of ``linked``.
@@ -152,7 +152,9 @@ def _corners_mm(scan: Scan, box: np.ndarray) -> tuple:
     return tuple(places.min(axis=0).tolist()), tuple(places.max(axis=0).tolist())
 
 
-def _sizes(scan: Scan, slices: Sequence[SliceFinding], box_margin: float) -> dict[str, object]:
+def _sizes(
+    scan: Scan, slices: Sequence[SliceFinding], box_margin: float | tuple[float, float]
+) -> dict[str, object]:
     """The measured fields of a finding."""
     masks = {
         entry.slice_index: decode_mask(entry.mask) for entry in slices if entry.mask is not None
@@ -174,12 +176,12 @@ def _sizes_of_masks(scan: Scan, masks: Mapping[int, np.ndarray]) -> dict[str, ob
 
 
 def _sizes_of_boxes(
-    scan: Scan, slices: Sequence[SliceFinding], box_margin: float
+    scan: Scan, slices: Sequence[SliceFinding], box_margin: float | tuple[float, float]
 ) -> dict[str, object]:
     spacing = np.array(scan.spacing[:2])
     boxes = np.array([entry.box for entry in slices]).reshape(-1, 2, 2)
     centers = boxes.mean(axis=1)
-    sides = np.maximum(boxes[:, 1] - boxes[:, 0] - 2 * box_margin, 1.0)
+    sides = np.maximum(boxes[:, 1] - boxes[:, 0] - 2 * np.asarray(box_margin), 1.0)
     best = int((sides * spacing).max(axis=1).argmax())
     offsets = np.diag(sides[best] / 2)  # to the right end, and to the lower end
     long = int((sides[best] * spacing).argmax())

@@ -210,6 +210,27 @@ def test_findings_are_those_of_an_evaluation_of_volumes(scan, tmp_path, linking)
     np.testing.assert_allclose(found.to_patient(points), scan.to_patient(points))
 
 
+@pytest.mark.parametrize(
+    "architecture, pixels", [("RetinaUNet", (0.5, 0.5)), ("DetUNet", SPACING[:2])]
+)
+def test_margins_of_boxes_are_pixels_that_the_model_sees(scan, architecture, pixels):
+    cfg = tiny_config(
+        **TINY,
+        MODEL__META_ARCHITECTURE=architecture,
+        MODEL__RETINA_UNET__BOX_MARGIN=1.5,
+        MODEL__RETINA_UNET__PREDICT_MASKS=False,
+        INPUT__CT__PIXEL_SPACING=0.5,
+    )
+    findings = predict_scan(_make_predictor(cfg), scan).findings
+    assert findings
+    for finding in findings:
+        boxes = np.array([part.box for part in finding.slices])
+        sides = (boxes[:, 2:] - boxes[:, :2]) * SPACING[:2] - 2 * 1.5 * np.array(pixels)
+        expected = np.maximum(sides, SPACING[:2]).max()  # a pixel at least
+        assert finding.measured_on == "box"
+        assert finding.long_diameter.length_mm == pytest.approx(expected, abs=0.03)
+
+
 def test_a_mean_teachers_checkpoint_and_what_is_told_of_it(scan, tmp_path):
     cfg = tiny_config(**TINY, MODEL__MEAN_TEACHER__ENABLED=True, MODEL__MEAN_TEACHER__POLICY="none")
     teacher, student = (Trainer.build_model(cfg) for _ in range(2))

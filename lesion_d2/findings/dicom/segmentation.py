@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import highdicom as hd
 import numpy as np
+from pydicom import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
 from ...files import written_whole
@@ -19,6 +21,7 @@ from .source import DicomSource
 
 #: Series number of the segmentations; viewers list them behind the images.
 SERIES_NUMBER = 9002
+_DERIVATION = Code("113076", "DCM", "Segmentation")
 # Of segments that overlap, each on all slices.
 _MAX_PIXELS = 2**32
 
@@ -27,8 +30,8 @@ def write_segmentation(file: str | os.PathLike, scan: Scan, findings: Findings) 
     """Write the masks of findings as a DICOM segmentation of the images of a scan.
 
     Each finding with masks is a segment, with the tracking identifier and UID that it has in the
-    structured report. Frames have the rows, columns and places of the images' own; where slices
-    were resampled, they lie between them.
+    structured report. Frames have the rows, columns and places of the images' own, and refer to
+    them; where slices were resampled, they lie between them.
 
     Args:
         file: the file, ``.dcm``.
@@ -45,10 +48,13 @@ def write_segmentation(file: str | os.PathLike, scan: Scan, findings: Findings) 
         raise ValueError(f"{scan.name}: found no finding with a mask, expected one to segment")
     size = scan.volume.shape[1:]
     indices = sorted({index for finding in found for index in region_masks(finding, size)})
-    first = source.images[0]
+    # highdicom takes one multi-frame image, or any number of others.
+    first, *others = sorted(source.images, key=lambda image: "NumberOfFrames" not in image)
+    is_multi_frame = "NumberOfFrames" in first
+    positions = [_position(source.position(index)) for index in indices]
     segmentation = hd.seg.Segmentation(
-        source_images=[first] if "NumberOfFrames" in first else source.images,
-        further_source_images=source.images[1:] if "NumberOfFrames" in first else None,
+        source_images=[first] if is_multi_frame else [first, *others],
+        further_source_images=others if is_multi_frame else None,
         pixel_array=_stored_pixels(scan, found, indices),
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[
@@ -71,17 +77,55 @@ def write_segmentation(file: str | os.PathLike, scan: Scan, findings: Findings) 
             coordinate_system=hd.CoordinateSystemNames.PATIENT,
             image_orientation=source.orientation.tolist(),
         ),
-        plane_positions=[
-            hd.PlanePositionSequence(
-                coordinate_system=hd.CoordinateSystemNames.PATIENT,
-                image_position=source.position(index).tolist(),
-            )
-            for index in indices
-        ],
+        plane_positions=positions,
         **concepts.equipment(findings.algorithm),
+    )
+    _refer_to_images(
+        segmentation.PerFrameFunctionalGroupsSequence,
+        source,
+        {_place(position): index for position, index in zip(positions, indices, strict=True)},
     )
     with written_whole(file) as partial:
         segmentation.save_as(partial, enforce_file_format=True)
+
+
+def _position(point: np.ndarray) -> hd.PlanePositionSequence:
+    return hd.PlanePositionSequence(
+        coordinate_system=hd.CoordinateSystemNames.PATIENT, image_position=point.tolist()
+    )
+
+
+def _place(position: Sequence[Dataset]) -> tuple[float, ...]:
+    return tuple(map(float, position[0].ImagePositionPatient))
+
+
+def _refer_to_images(
+    frames: Iterable[Dataset], source: DicomSource, slices: Mapping[tuple[float, ...], int]
+) -> None:
+    """Name the image of every frame that is at the place of one.
+
+    highdicom does so only where all frames are of one multi-frame image, or all of single ones.
+
+    Args:
+        frames: functional groups of a segmentation's frames.
+        source: of the images.
+        slices: place of a frame -> slice of the scan.
+    """
+    for frame in frames:
+        index = slices[_place(frame.PlanePositionSequence)]
+        if frame.DerivationImageSequence or not source.is_stored(index):
+            continue
+        image, reference, derivation = source.image_of(index), Dataset(), Dataset()
+        reference.ReferencedSOPClassUID = image.SOPClassUID
+        reference.ReferencedSOPInstanceUID = image.SOPInstanceUID
+        if numbers := source.frame_numbers(index):
+            reference.ReferencedFrameNumber = numbers[0]
+        reference.SpatialLocationsPreserved = "YES"
+        purpose = codes.DCM.SourceImageForImageProcessingOperation
+        reference.PurposeOfReferenceCodeSequence = [hd.sr.CodedConcept.from_code(purpose)]
+        derivation.SourceImageSequence = [reference]
+        derivation.DerivationCodeSequence = [hd.sr.CodedConcept.from_code(_DERIVATION)]
+        frame.DerivationImageSequence = [derivation]
 
 
 def _stored_pixels(scan: Scan, found: Sequence[Finding], indices: Sequence[int]) -> np.ndarray:

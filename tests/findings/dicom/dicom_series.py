@@ -24,6 +24,7 @@ def write_series(
     *,
     heights: np.ndarray | None = None,
     tilt: float = 0.0,
+    uids: tuple[str, str, str] | None = None,
     **attributes,
 ) -> list[Path]:
     """Write a file a slice.
@@ -33,16 +34,17 @@ def write_series(
         orientation: Image Orientation (Patient).
         heights: of the slices along the patient's axis in mm; every 2.5 mm by default.
         tilt: mm that a slice lies further to posterior for each mm of height.
+        uids: of the study, the series and the frame of reference; new ones by default.
         attributes: others of the datasets; None takes one away.
     """
     folder.mkdir(parents=True)
     if heights is None:
         heights = CENTER[2] + 2.5 * np.arange(-6, 7)
-    study, series, frame = (generate_uid() for _ in range(3))
+    uids = uids or tuple(generate_uid() for _ in range(3))
     files = []
     for number, height in enumerate(np.random.default_rng(0).permutation(heights)):
         position = _first_pixel(orientation, height, tilt)
-        dataset = _image(study, series, frame)
+        dataset = _image(*uids)
         dataset.SOPClassUID = CTImageStorage
         dataset.InstanceNumber = number + 1
         dataset.ImagePositionPatient = position.tolist()
@@ -61,9 +63,20 @@ def write_series(
     return files
 
 
-def write_multi_frame(file: Path, orientation: tuple[float, ...], heights: np.ndarray) -> None:
-    """Write an Enhanced CT image with all slices."""
-    dataset = _image(generate_uid(), generate_uid(), generate_uid())
+def write_multi_frame(
+    file: Path,
+    orientation: tuple[float, ...],
+    heights: np.ndarray,
+    uids: tuple[str, str, str] | None = None,
+) -> None:
+    """Write an Enhanced CT image with all slices.
+
+    Args:
+        file: where to.
+        orientation, heights: see :func:`write_series`.
+        uids: of the study, the series and the frame of reference; new ones by default.
+    """
+    dataset = _image(*(uids or (generate_uid() for _ in range(3))))
     dataset.SOPClassUID = EnhancedCTImageStorage
     dataset.InstanceNumber = 1
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]

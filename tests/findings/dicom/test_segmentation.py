@@ -18,7 +18,8 @@ from lesion_d2.findings.dicom import (  # noqa: E402
 )
 
 from dicom_results import check_with_dciodvfy, findings_of, stored_frames  # noqa: E402
-from dicom_series import inside, write_series  # noqa: E402
+from dicom_series import CENTER, inside, write_multi_frame, write_series  # noqa: E402
+from pydicom.uid import generate_uid  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -50,11 +51,13 @@ def test_frames_are_what_is_bright_in_the_stored_ones(layout, segmentation):
     name, folder, scan, findings = layout
     frames = stored_frames(folder)
     expected = {key: pixels for key, (pixels, _) in frames.items() if pixels.any()}
-    places = []
+    places, num_stored = [], 0
     for pixels, group in frames_of(segmentation[0]):
         places.append(places_of(segmentation[0], pixels, group))
-        if name == "resampled":
+        if not group.DerivationImageSequence:
+            assert name == "resampled"
             continue
+        num_stored += 1
         source = group.DerivationImageSequence[0].SourceImageSequence[0]
         key = source.ReferencedSOPInstanceUID, source.get("ReferencedFrameNumber", 1)
         assert source.SpatialLocationsPreserved == "YES"
@@ -67,9 +70,35 @@ def test_frames_are_what_is_bright_in_the_stored_ones(layout, segmentation):
         heights = [scan.to_patient([[0, 0, s.slice_index]])[0, 2] for s in finding.slices]
         found = sorted(points[0, 2] for points in places)
         np.testing.assert_allclose(found, sorted(heights), atol=1e-3)
-        assert len(frames_of(segmentation[0])) == len(finding.slices)
+        assert 0 < num_stored < len(frames_of(segmentation[0])) == len(finding.slices)
     else:
         assert not expected
+
+
+@pytest.mark.parametrize("parts", ["multi-frame, multi-frame", "single, multi-frame"])
+def test_scans_of_several_multi_frame_images(tmp_path, parts):
+    heights = np.split(CENTER[2] + 2.5 * np.arange(-6, 7), [7])
+    axial, uids = (1, 0, 0, 0, 1, 0), tuple(generate_uid() for _ in range(3))
+    for number, part in enumerate(parts.split(", ")):
+        if part == "single":
+            write_series(tmp_path / "ct", axial, heights=heights[number], uids=uids)
+        else:
+            write_multi_frame(tmp_path / "ct" / f"part_{number}.dcm", axial, heights[number], uids)
+    scan = read_scan(tmp_path / "ct")
+    assert len(scan.volume) == 13
+    write_segmentation(tmp_path / "seg.dcm", scan, findings_of(scan))
+    check_with_dciodvfy(tmp_path / "seg.dcm")
+    frames = stored_frames(tmp_path / "ct")
+    expected = {key: pixels for key, (pixels, _) in frames.items() if pixels.any()}
+    segmentation = hd.seg.segread(tmp_path / "seg.dcm")
+    for pixels, group in frames_of(segmentation):
+        assert inside(places_of(segmentation, pixels, group), 1.02).all()
+        source = group.DerivationImageSequence[0].SourceImageSequence[0]
+        key = source.ReferencedSOPInstanceUID, source.get("ReferencedFrameNumber", 1)
+        assert np.array_equal(pixels, expected.pop(key))
+    assert not expected
+    references = segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert {one.ReferencedSOPInstanceUID for one in references} == {uid for uid, _ in frames}
 
 
 def test_it_is_valid_and_tracked(layout, segmentation, tmp_path):
