@@ -124,7 +124,7 @@ def _add_one_stage_config(cfg: CN) -> None:
     # (not at all) to 1 (Zlocha et al., section 2.2).
     cfg.MODEL.RETINA_UNET.CALIBRATION = 0.0
     # Pixels of the slice by which annotated boxes surround their lesions (DeepLesion: 5);
-    # calibration expects them.
+    # calibration expects them, and scans' findings that are measured on boxes are smaller by them.
     cfg.MODEL.RETINA_UNET.BOX_MARGIN = 5.0
     # Whether predictions carry masks; without, P1 and P0 are only computed at inference where
     # CALIBRATION needs them.

@@ -5,12 +5,13 @@ the short one the longest perpendicular to it on the same slice, in mm, as
 :func:`~lesion_d2.recist.measure_recist` has them.
 
 A finding none of whose slices has a mask is measured on its boxes, less the margin that a lesion's
-box has on each side (DeepLesion's are 5 pixels wider than the diameters' end points; of a scan
-with other pixels than the training's, see ``predict_scan``), yet a pixel at least. On each slice the lesion is taken for the ellipse in that box: its axes are the diameters,
-along rows and columns, and the volume is that of all ellipses, each as thick as the slices lie
-apart. That is a guess, and ``measured_on`` says so: diameters that lie aslant are longer than the
-sides of the box around their ends, the long one by 41 % at most. Over all directions, exact boxes
-make it a tenth too short on average, and areas a sixth too small.
+box has on each side (DeepLesion's are 5 pixels wider than the diameters' end points; of a scan with
+other pixels than the training's, see ``predict_scan``), yet a pixel at least. On each slice the
+lesion is taken for the ellipse in that box: its axes are the diameters, along rows and columns, and
+the volume is that of all ellipses, each as thick as the slices lie apart. That is a guess, and
+``measured_on`` says so: diameters that lie aslant are longer than the sides of the box around their
+ends, the long one by 41 % at most. Over all directions, exact boxes make it a tenth too short on
+average, and areas a sixth too small.
 
 Slices between the first and the last one without a box, as tracking allows, add nothing.
 """

@@ -103,10 +103,11 @@ def mask_runs(mask: np.ndarray) -> list[int]:
 
 def table_row(finding: Finding, findings: Findings) -> str:
     """A finding as a row of the table, in HTML."""
-    center = (np.array(finding.box[:3], float) + finding.box[3:]) / 2
+    x1, y1, _, x2, y2, _ = finding.box
+    center = np.array([(x1 + x2) / 2, (y1 + y2) / 2, finding.key_slice])
     first, last = int(finding.box[2]) + 1, int(finding.box[5]) + 1
     place = place_text(findings.to_patient(center[None])[0])
-    voxel = ", ".join(number_text(value, 0) for value in (*center[:2], finding.key_slice))
+    voxel = ", ".join(number_text(value, 0) for value in center)
     measured = "on the mask" if finding.measured_on == "mask" else "a guess from the box"
     return (
         f'<tr data-finding="{finding.number}"><th scope="row"><div>'

@@ -49,6 +49,9 @@ def test_row_tells_place_and_size(small_findings):
     assert "voxel 40, 30, 3<" in row
     assert "12.0 × 8.0 mm" in row and "1.2 cm³" in row and ">0.60<" in row
     assert "on the mask" in row
+    moved = dataclasses.replace(small_findings.findings[1], key_slice=4)
+    row = table_row(moved, small_findings).replace("\u00a0", " ")
+    assert "Slice 5<" in row and "S 80 mm" in row and "voxel 40, 30, 4<" in row
     guess = dataclasses.replace(small_findings.findings[1], measured_on="box", volume_mm3=900.2)
     row = table_row(guess, small_findings)
     assert "a guess from the box" in row and "900 mm³" in row

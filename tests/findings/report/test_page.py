@@ -8,6 +8,7 @@ import re
 from html.parser import HTMLParser
 
 from lesion_d2.findings.report import page, write_report
+from lesion_d2.findings.report.identity import identity_remover
 from lesion_d2.findings.report.packing import encode_slice
 from lesion_d2.scans import read_scan
 
@@ -156,6 +157,33 @@ def test_identity_is_taken_out(tmp_path, named_scan, small_findings):
         assert secret not in text
     assert "[removed]_[removed]_1_77881234" in text
     assert "1 slice missing" in text
+
+
+@pytest.mark.parametrize(
+    "patient, text, expected",
+    [
+        ("Wu^Li=吴^丽", "/data/吴丽_CT/Li Wu/wu.dcm", "/data/[removed]_CT/[removed]/[removed].dcm"),
+        ("Yamada^Tarou=山田^太郎", "CT_山田太郎_ct, 太郎", "CT_[removed]_ct, [removed]"),
+        (
+            "Müller^Zoë",
+            "mu\u0308ller, M_ller_Zo_1, Mu_ller",
+            "[removed], [removed]1, [removed]",
+        ),
+        ("A^B", "a_b, a CT of b", "[removed], a CT of b"),
+        ("Li^Na", "linear, align, LI NA, lina", "linear, align, [removed], [removed]"),
+        ("", "nothing is known", "nothing is known"),
+    ],
+)
+def test_names_are_taken_out_however_they_are_written(named_scan, patient, text, expected):
+    header = named_scan.headers[0]
+    header.PatientName, header.StudyDate, header.PatientBirthDate = patient, "", ""
+    assert identity_remover(named_scan)(text) == expected
+
+
+def test_dates_are_taken_out_however_they_are_written(named_scan):
+    text = "2024_05_06 2024.05.06 20240506 06.05.2024 05-06-2024, slice 6 of 2024"
+    found = identity_remover(named_scan)(text)
+    assert found == "[removed] [removed] [removed] [removed] [removed], slice 6 of 2024"
 
 
 def test_identity_is_shown_where_wanted(tmp_path, named_scan, small_findings):

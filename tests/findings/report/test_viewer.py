@@ -224,6 +224,11 @@ def test_zoom_keeps_boxes_on_the_image(viewer):
     right, middle = expected_on_overlay(viewer, [[29, 20]])[0]
     found = np.flatnonzero(has_color(viewer.canvas("#overlay"), SELECTED)[round(middle)]) + 0.5
     assert found.max() == pytest.approx(right, abs=1.5)
+    # Keys alone reach every part of it.
+    top = viewer.place("image")["y"]
+    viewer.press(Keys.SHIFT + Keys.ARROW_DOWN + Keys.ARROW_DOWN)
+    viewer.wait(lambda: viewer.place("image")["y"] == pytest.approx(top - 80, abs=1))
+    assert viewer.slice == 8
     # Another finding's box comes to the middle, as far as the image reaches.
     viewer.press("n")
     viewer.wait_for_slice(3)

@@ -105,6 +105,21 @@ function clickAt(point) {
   refresh();
 }
 
+const PAN_STEP = 40; // CSS pixels
+
+function moveImage(x, y) {
+  state.pan = [state.pan[0] + x * PAN_STEP, state.pan[1] + y * PAN_STEP];
+  refresh();
+}
+
+/** Of a magnified image, with Shift: another part of it comes into sight. */
+const PANS = {
+  ArrowDown: () => moveImage(0, -1),
+  ArrowRight: () => moveImage(-1, 0),
+  ArrowUp: () => moveImage(0, 1),
+  ArrowLeft: () => moveImage(1, 0),
+};
+
 const MOVES = {
   ArrowDown: () => moveSlice(1),
   ArrowRight: () => moveSlice(1),
@@ -134,6 +149,11 @@ data.presets.forEach((preset, i) => {
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey) return;
+  if (event.shiftKey && event.target === stage && PANS[event.key]) {
+    event.preventDefault();
+    PANS[event.key]();
+    return;
+  }
   const viewing = event.target === document.body || event.target === stage || event.target === strip;
   const action = viewing && (MOVES[event.key] ?? LETTERS[event.key.toLowerCase()]);
   if (!action || (event.target === document.body && !MOVES[event.key])) return;
