@@ -1,4 +1,8 @@
-"""What all tests share."""
+"""What all tests share.
+
+The project is imported in fixtures: the process that hands tests out to those that run them
+(pytest-xdist) reads this file too, needs nothing of it, and the others wait for it.
+"""
 
 import logging
 import multiprocessing
@@ -16,20 +20,21 @@ os.environ.setdefault("PYTORCH_JIT", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from lesion_d2.data.phantom import write_phantom
-
-import detectron2
 import pytest
-import torch
-import warm_processes
-from detectron2.engine import defaults
 
-torch.set_num_threads(1)
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def tiny_phantom(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of data sets with a tiny ``phantom``; DETECTRON2_DATASETS names it from now on."""
+    from lesion_d2.data.phantom import write_phantom
+
     root = tmp_path_factory.mktemp("datasets")
     write_phantom(root / "phantom", num_patients=8, size=64, workers=1)
     with pytest.MonkeyPatch.context() as patch:
@@ -50,6 +55,10 @@ def _quick_look_up() -> Iterator[None]:
 
     With four keys a run it was a quarter of the time of all tests that train.
     """
+    import lesion_d2  # noqa: F401, makes detectron2 importable
+
+    from detectron2.engine import defaults
+
     with pytest.MonkeyPatch.context() as patch:
         if hasattr(defaults, "_try_get_key"):
             patch.setattr(defaults, "_try_get_key", _try_get_key)
@@ -59,6 +68,8 @@ def _quick_look_up() -> Iterator[None]:
 @pytest.fixture
 def warm_spawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the test starts by "spawn" has the project imported, see :mod:`warm_processes`."""
+    import warm_processes
+
     get_context = multiprocessing.get_context
     monkeypatch.setattr(
         multiprocessing, "get_context", lambda method: get_context(warm_processes.METHOD)
@@ -68,6 +79,8 @@ def warm_spawn(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _restore_loggers() -> Iterator[None]:
     """Undo Detectron2's ``setup_logger``, so that the next test's caplog works as if alone."""
+    import detectron2
+
     names = (detectron2.__name__, "detectron2", "fvcore", "lesion_d2")
     loggers = [logging.getLogger(name) for name in names]
     before = [(logger.propagate, logger.level) for logger in loggers]
