@@ -33,8 +33,11 @@ def predict_scan(
 ) -> Findings:
     """Find the lesions of a scan, in 3-D.
 
-    The detections of all slices are linked by TEST.LINKING, as in the evaluation of volumes; what
-    has the threshold's score on its best slice is a finding, with all slices that were linked.
+    The detections of all slices are linked by TEST.LINKING, as in the evaluation of volumes.
+    A threshold counts what an evaluation counted there. One of false positives per volume is of
+    linked boxes: what reaches it on its best slice is a finding, with all slices that were linked.
+    Any other is of the boxes on slices: those below it are left out, and do not make a finding
+    longer either.
 
     Where lesions are measured on boxes, these are taken for MODEL.RETINA_UNET.BOX_MARGIN pixels
     wider on each side: pixels of the image, as the model knows no other (DetUNet's are the slice's,
@@ -76,6 +79,7 @@ def predict_scan(
             detections,
             build_linker(cfg),
             score_threshold=operating_point.score_threshold,
+            links_all=operating_point.unit == "volume",
             class_names=class_names(cfg),
             box_margin=_box_margin(cfg, images),
         ),
@@ -91,6 +95,7 @@ def link_detections(
     link: Linker,
     *,
     score_threshold: float,
+    links_all: bool,
     class_names: Sequence[str],
     box_margin: tuple[float, float],
 ) -> tuple[Finding, ...]:
@@ -100,7 +105,8 @@ def link_detections(
         scan: where they were found.
         detections: of its slices, in any order.
         link: see :func:`~lesion_d2.inference.build_linker`.
-        score_threshold: of findings; boxes with lower scores extend them all the same.
+        score_threshold: of findings.
+        links_all: whether boxes with lower scores extend findings all the same.
         class_names, box_margin: see :func:`~lesion_d2.findings.measure_findings`.
     """
     found = [d for d in sorted(detections, key=lambda d: d.slice_index) if len(d.boxes)]
@@ -111,6 +117,10 @@ def link_detections(
     )
     slice_ids = np.repeat([d.slice_index for d in found], [len(d.boxes) for d in found])
     masks = [mask for d in found for mask in (d.masks or [None] * len(d.boxes))]
+    if not links_all:
+        kept = np.flatnonzero(scores >= score_threshold)
+        boxes, scores, classes, slice_ids = (a[kept] for a in (boxes, scores, classes, slice_ids))
+        masks = [masks[i] for i in kept.tolist()]
     boxes3d, scores3d, classes3d, tracklets = link(boxes, scores, slice_ids, classes)
     count = int((scores3d >= score_threshold).sum())  # they come by falling score
     kept = np.flatnonzero((tracklets >= 0) & (tracklets < count))

@@ -188,8 +188,8 @@ def test_findings_are_those_of_an_evaluation_of_volumes(scan, tmp_path, linking)
     assert [list(f.box) for f in found.findings] == [d["box3d"] for d in expected]
     assert [f.number for f in found.findings] == list(range(1, len(expected) + 1))
     assert any(len(f.slices) > 1 for f in found.findings)
-    # From a score on.
-    point = OperatingPoint(found.findings[4].score, 0.5, "image", "phantom_val")
+    # From a score on, as volumes are evaluated.
+    point = OperatingPoint(found.findings[4].score, 0.5, "volume", "phantom_val")
     fewer = predict_scan(predictor, scan, score_threshold=point)
     assert fewer.findings == found.findings[:5] and fewer.operating_point == point
     assert found.operating_point == OperatingPoint(0.0)
@@ -229,6 +229,27 @@ def test_margins_of_boxes_are_pixels_that_the_model_sees(scan, architecture, pix
         expected = np.maximum(sides, SPACING[:2]).max()  # a pixel at least
         assert finding.measured_on == "box"
         assert finding.long_diameter.length_mm == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.parametrize("linking", ["merge", "track"])
+def test_a_threshold_of_boxes_on_slices_leaves_out_what_lies_below(scan, tmp_path, linking):
+    cfg = tiny_config(**TINY, TEST__LINKING=linking, DATASETS__TEST=(NAME,))
+    predictor = _make_predictor(cfg)
+    scores = np.concatenate([d.scores for d in detect_slices(predictor, scan)])
+    threshold = float(np.median(scores))
+    evaluator = VolumeEvaluator(NAME, tmp_path, link=build_linker(cfg), distributed=False)
+    for record in DatasetCatalog.get(NAME):
+        instances = predictor(record)["instances"]
+        sure = instances[instances.scores.double() >= threshold]
+        evaluator.process([record], [{"instances": sure}])
+    evaluator.evaluate()
+    expected = json.loads((tmp_path / "volumes.json").read_text())["detections"]
+    for score_threshold in (threshold, OperatingPoint(threshold, 0.5, "image", "phantom_val")):
+        found = predict_scan(predictor, scan, score_threshold=score_threshold).findings
+        assert [list(f.box) for f in found] == [d["box3d"] for d in expected]
+        assert min(part.score for finding in found for part in finding.slices) >= threshold
+    everything = predict_scan(predictor, scan).findings
+    assert sum(len(f.slices) for f in found) < sum(len(f.slices) for f in everything)
 
 
 def test_a_mean_teachers_checkpoint_and_what_is_told_of_it(scan, tmp_path):
