@@ -30,9 +30,35 @@ def layout(request, tmp_path_factory):
         case "tilted":
             write_series(folder, tilt=0.2)
         case "multi-frame":
-            write_multi_frame(folder / "all.dcm", turned, CENTER[2] + 2.5 * np.arange(7, -8, -1))
+            write_multi_frame(folder / "all.dcm", turned, CENTER[2] + 2.5 * np.arange(5, -6, -1))
         case "resampled":
-            heights = CENTER[2] + 1.25 * np.arange(-12, 13)
-            write_series(folder, turned, heights=np.delete(heights, [3, 8, 14]))
+            heights = CENTER[2] + 1.25 * np.arange(-7, 8)
+            write_series(folder, turned, heights=np.delete(heights, [2, 5, 9]))
     scan = read_scan(folder)
     return request.param, folder, scan, findings_of(scan)
+
+
+@pytest.fixture(scope="session")
+def report(layout, tmp_path_factory):
+    """The report of a layout's findings, as highdicom reads it, and its file."""
+    from lesion_d2.findings.dicom import write_structured_report
+
+    import highdicom
+
+    _, _, scan, findings = layout
+    file = tmp_path_factory.mktemp("sr") / "report.dcm"
+    write_structured_report(file, scan, findings)
+    return highdicom.sr.srread(file), file
+
+
+@pytest.fixture(scope="session")
+def segmentation(layout, tmp_path_factory):
+    """The segmentation of a layout's findings, as highdicom reads it, and its file."""
+    from lesion_d2.findings.dicom import write_segmentation
+
+    import highdicom
+
+    _, _, scan, findings = layout
+    file = tmp_path_factory.mktemp("seg") / "seg.dcm"
+    write_segmentation(file, scan, findings)
+    return highdicom.seg.segread(file), file

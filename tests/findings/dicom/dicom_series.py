@@ -8,7 +8,7 @@ from pydicom import Dataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 #: Of the ellipsoid: center in LPS and half-axes, mm.
-CENTER, AXES = np.array([-12.0, 7.0, -310.0]), np.array([9.0, 14.0, 11.0])
+CENTER, AXES = np.array([-12.0, 7.0, -310.0]), np.array([9.0, 14.0, 6.0])
 SHAPE = (48, 56)  # rows and columns of frames
 PIXEL_SPACING = (0.9, 0.7)  # between rows, between columns
 
@@ -39,7 +39,7 @@ def write_series(
     """
     folder.mkdir(parents=True)
     if heights is None:
-        heights = CENTER[2] + 2.5 * np.arange(-6, 7)
+        heights = CENTER[2] + 2.5 * np.arange(-4, 5)
     uids = uids or tuple(generate_uid() for _ in range(3))
     files = []
     for number, height in enumerate(np.random.default_rng(0).permutation(heights)):

@@ -12,22 +12,11 @@ pydicom = pytest.importorskip("pydicom")
 hd = pytest.importorskip("highdicom")
 
 from lesion_d2.findings.dicom import segmentation as segmentation_module  # noqa: E402
-from lesion_d2.findings.dicom import (  # noqa: E402
-    write_segmentation,
-    write_structured_report,
-)
+from lesion_d2.findings.dicom import write_segmentation  # noqa: E402
 
 from dicom_results import check_with_dciodvfy, findings_of, stored_frames  # noqa: E402
 from dicom_series import CENTER, inside, write_multi_frame, write_series  # noqa: E402
 from pydicom.uid import generate_uid  # noqa: E402
-
-
-@pytest.fixture(scope="session")
-def segmentation(layout, tmp_path_factory):
-    _, _, scan, findings = layout
-    file = tmp_path_factory.mktemp("seg") / "seg.dcm"
-    write_segmentation(file, scan, findings)
-    return hd.seg.segread(file), file
 
 
 def frames_of(segmentation):
@@ -77,7 +66,7 @@ def test_frames_are_what_is_bright_in_the_stored_ones(layout, segmentation):
 
 @pytest.mark.parametrize("parts", ["multi-frame, multi-frame", "single, multi-frame"])
 def test_scans_of_several_multi_frame_images(tmp_path, parts):
-    heights = np.split(CENTER[2] + 2.5 * np.arange(-6, 7), [7])
+    heights = np.split(CENTER[2] + 2.5 * np.arange(-4, 5), [5])
     axial, uids = (1, 0, 0, 0, 1, 0), tuple(generate_uid() for _ in range(3))
     for number, part in enumerate(parts.split(", ")):
         if part == "single":
@@ -85,7 +74,7 @@ def test_scans_of_several_multi_frame_images(tmp_path, parts):
         else:
             write_multi_frame(tmp_path / "ct" / f"part_{number}.dcm", axial, heights[number], uids)
     scan = read_scan(tmp_path / "ct")
-    assert len(scan.volume) == 13
+    assert len(scan.volume) == 9
     write_segmentation(tmp_path / "seg.dcm", scan, findings_of(scan))
     check_with_dciodvfy(tmp_path / "seg.dcm")
     frames = stored_frames(tmp_path / "ct")
@@ -101,8 +90,8 @@ def test_scans_of_several_multi_frame_images(tmp_path, parts):
     assert {one.ReferencedSOPInstanceUID for one in references} == {uid for uid, _ in frames}
 
 
-def test_it_is_valid_and_tracked(layout, segmentation, tmp_path):
-    _, folder, scan, findings = layout
+def test_it_is_valid_and_tracked(layout, segmentation, report):
+    _, folder, *_ = layout
     dataset, file = segmentation
     check_with_dciodvfy(file)
     source = pydicom.dcmread(next(folder.iterdir()))
@@ -116,9 +105,7 @@ def test_it_is_valid_and_tracked(layout, segmentation, tmp_path):
     assert segment.algorithm_type.value == "AUTOMATIC"
     assert segment.algorithm_identification.name == "lesion_d2"
     assert segment.algorithm_identification.version == "0.1.0"
-    write_structured_report(tmp_path / "sr.dcm", scan, findings)
-    content = hd.sr.srread(tmp_path / "sr.dcm").content
-    (group,) = content.get_volumetric_roi_measurement_groups()
+    (group,) = report[0].content.get_volumetric_roi_measurement_groups()
     assert (segment.tracking_id, segment.tracking_uid) == (
         group.tracking_identifier,
         group.tracking_uid,

@@ -26,15 +26,6 @@ from dicom_series import AXES, CENTER, SHAPE, inside, write_series  # noqa: E402
 from pydicom.sr.codedict import codes  # noqa: E402
 
 
-@pytest.fixture(scope="session")
-def report(layout, tmp_path_factory):
-    """The report of a layout's findings, as highdicom reads it, and its file."""
-    _, _, scan, findings = layout
-    file = tmp_path_factory.mktemp("sr") / "report.dcm"
-    write_structured_report(file, scan, findings)
-    return hd.sr.srread(file), file
-
-
 def values_of(group) -> dict[str, tuple[float, str, str | None]]:
     """Name -> value, unit and method of a group's measurements."""
     found = {}

@@ -17,7 +17,7 @@ class Viewer:
         driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         driver.get(file.as_uri())
         self.stage = self.by_id("stage")
-        self.wait(lambda: self.stage.get_attribute("data-slice") is not None)
+        self.wait(lambda: self.data.get("slice") is not None)
 
     def by_id(self, name: str):
         return self.driver.find_element(By.ID, name)
@@ -29,12 +29,18 @@ class Viewer:
         WebDriverWait(self.driver, 30, poll_frequency=0.02).until(lambda _: condition())
 
     @property
+    def data(self) -> dict[str, str]:
+        """What the stage says of the slice that is drawn on it."""
+        return self.script("return {...arguments[0].dataset}", self.stage)
+
+    @property
     def slice(self) -> int:
-        return int(self.stage.get_attribute("data-slice"))
+        return int(self.data["slice"])
 
     @property
     def window(self) -> tuple[float, float]:
-        return tuple(float(self.stage.get_attribute(f"data-{end}")) for end in ("low", "high"))
+        data = self.data
+        return float(data["low"]), float(data["high"])
 
     def wait_for_slice(self, z: int) -> None:
         self.wait(lambda: self.slice == z)
@@ -54,5 +60,7 @@ class Viewer:
         return self.script("return arguments[0].getBoundingClientRect()", self.by_id(name))
 
     def shown_rows(self) -> list[int]:
-        rows = self.driver.find_elements(By.CSS_SELECTOR, "#rows tr")
-        return [int(row.get_attribute("data-finding")) for row in rows if row.is_displayed()]
+        return self.script(
+            "return [...document.querySelectorAll('#rows tr')]"
+            ".filter((row) => row.checkVisibility()).map((row) => Number(row.dataset.finding))"
+        )
