@@ -14,6 +14,18 @@ from .ct import Channel, clip_to_window, plan_channels
 from .mapper import LesionDatasetMapper, crop_transform
 
 
+def slices_needed(num_slices: int, interval: float, spacing_z: float) -> int:
+    """How many slices a scan needs for a model's stack of slices.
+
+    Args:
+        num_slices: of the stack.
+        interval: between them, mm; 0 for the scan's own slices.
+        spacing_z: of the scan, mm.
+    """
+    step = interval / spacing_z if interval else 1.0
+    return math.ceil((num_slices - 1) * step - 1e-6) + 1
+
+
 class ScanImages:
     """What a mapper's ``load`` would give of every slice of a scan, were it in files.
 
@@ -61,7 +73,7 @@ class ScanImages:
 
     def _check_depth(self) -> None:
         mapper, depth = self.mapper, len(self.volume)
-        needed = math.ceil((mapper.num_slices - 1) * self.step - 1e-6) + 1
+        needed = slices_needed(mapper.num_slices, mapper.slice_interval, self.spacing[2])
         if depth < needed:
             interval = f" at {mapper.slice_interval:g} mm" if mapper.slice_interval else ""
             raise ValueError(

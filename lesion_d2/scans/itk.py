@@ -57,7 +57,12 @@ def open_itk(file: str | os.PathLike) -> VolumeFile:
     affine[:3, 3] = reader.GetOrigin()[:3]
     whole = format == "nrrd" or _is_compressed(header)
     volume_file = VolumeFile(
-        file, format, shape, affine, lambda: _slabs(file, sitk, reader, shape, whole)
+        file,
+        format,
+        shape,
+        affine,
+        lambda: _slabs(file, sitk, reader, shape, whole),
+        files=(file, *data_files),
     )
     declared = int(np.prod(shape, dtype=object)) * np.dtype(kind).itemsize
     check_declared(file, declared, sum(map(os.path.getsize, data_files)), whole)

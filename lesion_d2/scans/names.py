@@ -12,12 +12,16 @@ def safe_name(text: str) -> str:
     return name or "scan"
 
 
-def unique_names(names: Iterable[str]) -> list[str]:
+def unique_names(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
     """Number the second and all later ones of a name: ``a``, ``a_2``, ``a_3``.
 
     Names that differ in nothing but the case of letters are one, as they are on some disks.
+
+    Args:
+        names: in order.
+        taken: names that none of them may have.
     """
-    taken, unique = set(), []
+    taken, unique = {name.lower() for name in taken}, []
     for name in names:
         number, candidate = 1, name
         while candidate.lower() in taken:

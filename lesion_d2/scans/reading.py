@@ -31,6 +31,8 @@ class ScanCandidate:
         format: see :class:`~lesion_d2.scans.Scan`.
         source: its file, or folder and series, as messages name it.
         num_slices: of the volume.
+        spacing: x, y, z in mm.
+        files: that are read, without links; of an archive's members, the archive.
         series_uid, study_uid: of DICOM; else None.
     """
 
@@ -38,6 +40,8 @@ class ScanCandidate:
     format: str
     source: str
     num_slices: int
+    spacing: tuple[float, float, float]
+    files: tuple[str, ...]
     series_uid: str | None
     study_uid: str | None
     _read: Callable[[], Scan]
@@ -74,6 +78,7 @@ def find_scans(
     spacing: tuple[float, float, float] | None = None,
     allow_gaps: bool = False,
     min_slices: int = 1,
+    skip: Callable[[str], bool] = lambda folder: False,
     progress: bool = False,
 ) -> ScanList:
     """Find all CT scans in files, folders and zip archives; only headers are read.
@@ -91,11 +96,12 @@ def find_scans(
         allow_gaps: interpolate where slices are missing over more than twice their distance;
             otherwise such a scan is left out.
         min_slices: scans with fewer are left out.
+        skip: asked of each folder below a path, whether to leave it out with all that is in it.
         progress: show a progress bar over files.
     """
     if isinstance(paths, (str, os.PathLike)):
         paths = [paths]
-    finder = _Finder(spacing, allow_gaps, min_slices)
+    finder = _Finder(spacing, allow_gaps, min_slices, skip)
     with quiet(), Storage() as storage, tqdm(disable=not progress, unit="file") as bar:
         for path in map(os.fspath, paths):
             finder.add_path(path, storage, bar)
@@ -154,8 +160,9 @@ def _no_scan(path: str | os.PathLike, left_out: tuple[str, ...]) -> str:
 class _Finder:
     """Collects scans and reasons from paths."""
 
-    def __init__(self, spacing, allow_gaps: bool, min_slices: int):
+    def __init__(self, spacing, allow_gaps: bool, min_slices: int, skip: Callable[[str], bool]):
         self._spacing, self._allow_gaps, self._min_slices = spacing, allow_gaps, min_slices
+        self._skip = skip
         self.candidates: list[ScanCandidate] = []
         self.left_out: list[str] = []
         self.damaged: list[str] = []
@@ -177,7 +184,7 @@ class _Finder:
         before = len(self.candidates) + len(self.left_out)
         listing = DicomListing(top, safe_name(os.path.basename(os.path.realpath(top))))
         others = []
-        for folder, names in files_below(top):
+        for folder, names in files_below(top, self._skip):
             slices = set(numbered_pngs(names))
             if slices:
                 self._add(folder, self._png_folder)
@@ -260,6 +267,8 @@ class _Finder:
                 found.format,
                 source,
                 found.num_slices,
+                found.spacing,
+                tuple(dict.fromkeys(map(os.path.realpath, found.files))),
                 getattr(found, "series_uid", None),
                 getattr(found, "study_uid", None),
                 found.read,

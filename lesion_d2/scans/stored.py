@@ -7,7 +7,7 @@ import stat
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import BinaryIO, NamedTuple
 
@@ -86,10 +86,11 @@ class Storage:
         return copy
 
 
-def files_below(folder: str) -> Iterator[tuple[str, list[str]]]:
+def files_below(folder: str, skip: Callable[[str], bool]) -> Iterator[tuple[str, list[str]]]:
     """All folders below one, itself the first, each with its files' names, in order of names.
 
-    Hidden files and folders are left out. Links are followed, each folder is visited once.
+    Hidden files and folders are left out, and folders of which ``skip`` is true. Links are
+    followed, each folder is visited once.
     """
     visited = set()
     for path, folders, names in os.walk(folder, followlinks=True):
@@ -98,7 +99,9 @@ def files_below(folder: str) -> Iterator[tuple[str, list[str]]]:
             folders.clear()
             continue
         visited.add(real)
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        folders[:] = sorted(
+            name for name in folders if not _is_hidden(name) and not skip(os.path.join(path, name))
+        )
         names = sorted(name for name in names if not _is_hidden(name))
         yield path, [name for name in names if os.path.isfile(os.path.join(path, name))]
 

@@ -1,7 +1,7 @@
 """Files that hold a whole volume: NIfTI, MetaImage, NRRD."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class VolumeFile:
         slabs: gives all voxels in order, in pieces along the third axis, each of the array's
             first two axes and some of the third. It raises ValueError of a damaged file.
         messages: what has to be told, a line each.
+        files: that hold the header and the voxels; by default ``file`` alone.
 
     Raises:
         ValueError: the size, the spacing or the matrix is none that a scan has.
@@ -39,8 +40,10 @@ class VolumeFile:
         affine: np.ndarray,
         slabs: Callable[[], Iterator[np.ndarray]],
         messages: tuple[str, ...] = (),
+        files: Sequence[str | os.PathLike] = (),
     ):
         self.file, self.format, self.messages = os.fspath(file), format, messages
+        self.files = tuple(files) or (file,)
         self.name = safe_name(stem_of(file))
         try:
             turn = canonical_turn(affine)

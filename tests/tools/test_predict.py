@@ -104,7 +104,7 @@ def test_a_bad_scan_is_told_and_the_others_go_on(folder, tmp_path, capsys):
     )
     assert main(arguments) == 1
     expected = "found 4 slices of 2.5 mm, expected 17 or more"
-    assert expected in read_summary(tmp_path / "out")["b"]["error"]
+    assert expected in read_summary(tmp_path / "out")["b.nii.gz"]["error"]
     assert "Traceback" not in capsys.readouterr().err
 
 

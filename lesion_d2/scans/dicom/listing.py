@@ -120,10 +120,14 @@ class DicomListing:
         return lines, damaged
 
     def _unique(self, listed: "Listed") -> list[Frame]:
-        """Frames of different instances; of copies of one, the first file's."""
+        """Frames of different instances; of copies of one, the first file's.
+
+        Some programs that take names away give all slices one UID: at other places they are none.
+        """
         unique, copies = {}, []
         for frame in self._frames:
-            key = (frame.series_uid, frame.sop_instance_uid or str(frame.stored), frame.index)
+            instance = frame.sop_instance_uid or str(frame.stored)
+            key = (frame.series_uid, instance, frame.index, frame.position)
             if unique.setdefault(key, frame) is not frame:
                 copies.append(frame)
         if copies:

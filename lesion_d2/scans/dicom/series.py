@@ -42,6 +42,14 @@ class DicomSeries:
     def num_slices(self) -> int:
         return len(self._stack.plan.slices)
 
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        return self._stack.spacing
+
+    @property
+    def files(self) -> list[str]:
+        return [frame.stored.path for frame in self._stack.frames]
+
     def read(self) -> Scan:
         """Read all slices and their headers.
 

@@ -14,13 +14,15 @@ inference/ beside the weights), or --score-threshold. Without any of them, 0.5 p
 asks is told by ~/.netrc, or DICOMWEB_USER and DICOMWEB_PASSWORD, or DICOMWEB_TOKEN.
 
 A scan that cannot be read is told, the others go on, and the exit status is 1. What is done stays
-done: after an interruption, call this again. --num-gpus N spreads scans over N processes (on the
-CPU too, with MODEL.DEVICE cpu). It is not a medical device: no diagnosis may rest on what it finds.
+done: after an interruption, call this again. Folders of results are not searched for scans.
+--num-gpus N spreads scans over N processes (on the CPU too, with MODEL.DEVICE cpu). It is not a
+medical device: no diagnosis may rest on what it finds.
 """
 
 import argparse
 import datetime
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -29,6 +31,7 @@ from pathlib import Path
 from lesion_d2.engine import (
     InputError,
     check_prediction,
+    fit_device,
     load_config,
     one_line_errors,
     prepare_processes,
@@ -37,6 +40,7 @@ from lesion_d2.files import one_line
 from lesion_d2.scans import ScanCandidate
 from lesion_d2.tools.arguments import positive
 
+from detectron2.config import CfgNode
 from detectron2.engine import launch
 
 from .inputs import Inputs
@@ -103,12 +107,16 @@ def _spacing(text: str) -> tuple[float, float, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predict, print the summary, and return 1 where a scan has no results."""
+    """Predict, print the summary, and return 1 where a scan has no results, 130 after Ctrl-C."""
     parser = get_parser()
     args = parser.parse_intermixed_args(argv)
     _check_combined(parser, args)
-    with one_line_errors(_PROGRAM):
-        return run(args)
+    try:
+        with one_line_errors(_PROGRAM):
+            return run(args)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 def _check_combined(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -130,13 +138,16 @@ def run(args: argparse.Namespace) -> int:
     """
     cfg = load_config(args)
     check_prediction(cfg)
+    fit_device(cfg)
     operating_point, said = choose_threshold(args, cfg)
     print(f"From which score on: {said}", file=sys.stderr)
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--output: {args.output} cannot be made: {one_line(error)}") from None
-    inputs, failed = _inputs(args)
+    if not os.access(args.output, os.W_OK | os.X_OK):
+        raise InputError(f"--output: {args.output} cannot be written to")
+    inputs, failed = _inputs(args, cfg)
     found = inputs.find(progress=True)
     for line in found.left_out:
         print(f"left out: {line}", file=sys.stderr)
@@ -166,7 +177,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if any(row.error for row in rows) else 0
 
 
-def _inputs(args: argparse.Namespace) -> tuple[Inputs, list[ScanRow]]:
+def _inputs(args: argparse.Namespace, cfg: CfgNode) -> tuple[Inputs, list[ScanRow]]:
     """Where the scans are; and a row for the study that cannot be fetched."""
     paths, failed = list(args.input), []
     if args.study is not None:
@@ -176,7 +187,15 @@ def _inputs(args: argparse.Namespace) -> tuple[Inputs, list[ScanRow]]:
             paths.append(str(fetch_study(args.dicomweb, args.study, args.series, args.output)))
         except (ValueError, OSError, ImportError) as error:
             failed.append(ScanRow(f"study {args.study}", error=one_line(error)))
-    return Inputs(tuple(paths), args.spacing, args.allow_gaps), failed
+    inputs = Inputs(
+        tuple(paths),
+        args.output,
+        args.spacing,
+        args.allow_gaps,
+        cfg.INPUT.CT.NUM_SLICES,
+        cfg.INPUT.CT.SLICE_INTERVAL,
+    )
+    return inputs, failed
 
 
 def predict_all(
@@ -197,7 +216,7 @@ def predict_all(
                 run_process,
                 num_processes,
                 dist_url="auto",
-                args=(job, Path(folder)),
+                args=(job, [candidate.name for candidate in candidates], Path(folder)),
                 timeout=_TIMEOUT,
             )
         except Exception as error:  # of a process that died, with its traceback

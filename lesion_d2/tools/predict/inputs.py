@@ -1,12 +1,14 @@
 """The scans of a command line."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lesion_d2.data.scan_images import slices_needed
 from lesion_d2.scans import ScanCandidate, find_scans
 from lesion_d2.scans.names import unique_names
 
-from .outputs import ScanRow
+from .outputs import FETCHED, INDEX, SUMMARY, ScanRow, is_results
 
 
 @dataclass(frozen=True)
@@ -15,31 +17,61 @@ class Inputs:
 
     Attributes:
         paths: files, folders, zip archives.
+        output: the folder of results, which may lie in one of the paths.
         spacing: of PNG folders, mm; None for that of DL_info.csv.
         allow_gaps: whether to interpolate where slices are missing.
+        num_slices: of the model's stack; thinner scans are left out.
+        slice_interval: of the model's stack, mm; 0 for the scans' own slices.
     """
 
     paths: tuple[str, ...]
+    output: Path
     spacing: tuple[float, float, float] | None = None
     allow_gaps: bool = False
+    num_slices: int = 1
+    slice_interval: float = 0.0
 
     def find(self, *, progress: bool = False) -> "FoundScans":
         """Find the scans of all paths; the same ones, by the same names, whenever it is called."""
-        candidates, unreadable, left_out = [], [], []
+        candidates, unreadable, left_out, known = [], [], [], set()
         for path in self.paths:
             found = find_scans(
-                [path], spacing=self.spacing, allow_gaps=self.allow_gaps, progress=progress
+                [path],
+                spacing=self.spacing,
+                allow_gaps=self.allow_gaps,
+                skip=self._is_output,
+                progress=progress,
             )
-            candidates += found.candidates
-            left_out += [line for line in found.left_out if line not in found.damaged]
+            new = [c for c in found.candidates if _identity(c) not in known]
+            thick = [c for c in new if self._thinness(c) is None]
+            lines = [line for line in found.left_out if line not in found.damaged]
+            lines += [f"{c.source}: {self._thinness(c)}" for c in new if c not in thick]
+            left_out += lines + _repeated(c for c in found.candidates if c not in new)
             unreadable += [ScanRow(_file_of(line), error=line) for line in found.damaged]
-            if not found.candidates and not found.damaged:
-                more = f" (and {len(found.left_out) - 1} more)" if len(found.left_out) > 1 else ""
-                reason = found.left_out[0] if found.left_out else f"{path}: found no scan"
+            if not thick and len(new) == len(found.candidates) and not found.damaged:
+                more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+                reason = lines[0] if lines else f"{path}: found no scan"
                 unreadable.append(ScanRow(Path(path).name or path, error=f"{reason}{more}"))
-        names = unique_names(candidate.name for candidate in candidates)
+            known.update(map(_identity, new))
+            candidates += thick
+        names = unique_names((c.name for c in candidates), taken=(FETCHED, INDEX, SUMMARY))
         named = (replace(c, name=name) for c, name in zip(candidates, names, strict=True))
         return FoundScans(tuple(named), tuple(unreadable), tuple(left_out))
+
+    def _is_output(self, folder: str) -> bool:
+        """Whether all below a folder is this command's: label maps and DICOM files are no scans."""
+        return is_results(folder) or Path(folder).resolve() == (self.output / FETCHED).resolve()
+
+    def _thinness(self, candidate: ScanCandidate) -> str | None:
+        """Why the model cannot see a scan; None where it can."""
+        spacing_z = candidate.spacing[2]
+        needed = slices_needed(self.num_slices, self.slice_interval, spacing_z)
+        if candidate.num_slices >= needed:
+            return None
+        return (
+            f"found {candidate.num_slices} slices of {spacing_z:g} mm, expected {needed} or more, "
+            f"over which the model's stack of {self.num_slices} reaches"
+        )
 
 
 @dataclass(frozen=True)
@@ -55,6 +87,15 @@ class FoundScans:
     candidates: tuple[ScanCandidate, ...]
     unreadable: tuple[ScanRow, ...]
     left_out: tuple[str, ...]
+
+
+def _identity(candidate: ScanCandidate) -> tuple:
+    """What is the same of a scan that two paths lead to."""
+    return candidate.files, candidate.series_uid
+
+
+def _repeated(candidates: Iterable[ScanCandidate]) -> list[str]:
+    return [f"{c.source}: found in another path, too, which is read" for c in candidates]
 
 
 def _file_of(line: str) -> str:

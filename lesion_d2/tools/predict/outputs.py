@@ -14,6 +14,8 @@ from lesion_d2.findings import Findings, write_coco, write_csv, write_findings, 
 from lesion_d2.scans import Scan
 
 STATUS = "status.json"
+#: What lies beside the scans' folders: lists of them, and what was fetched from a PACS.
+SUMMARY, INDEX, FETCHED = "summary.csv", "index.html", "fetched"
 REPORT = "report.html"
 REPORTS = ("short", "full", "none")
 #: What there is of a scan of DICOM files: a structured report, and of masks a segmentation.
@@ -41,6 +43,24 @@ class ScanRow:
 
 class OutputError(InputError):
     """Results cannot be written, such as to a full disk: those of other scans neither."""
+
+
+def is_results(folder: str | os.PathLike) -> bool:
+    """Whether a folder is one that this command wrote for a scan."""
+    return all(os.path.isfile(os.path.join(folder, name)) for name in (STATUS, "findings.json"))
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse to put results in the place of what may be the user's, even the scan itself.
+
+    Raises:
+        ValueError: there is something else than an earlier call's results.
+    """
+    if os.path.lexists(folder) and not is_results(folder):
+        raise ValueError(
+            f"{folder}: found something that is not this command's, expected a free place for the "
+            "results: name another --output"
+        )
 
 
 @contextmanager

@@ -11,10 +11,8 @@ from lesion_d2.scans.dicomweb import DicomWeb
 
 from tqdm import tqdm
 
-from .outputs import DICOM_RESULTS, ScanRow
+from .outputs import DICOM_RESULTS, FETCHED, ScanRow
 
-# In the folder of results: what was fetched, beside the folders of scans.
-_FETCHED = "fetched"
 _COMPLETE = "complete.json"
 _STORED = "stored.json"
 
@@ -34,7 +32,7 @@ def fetch_study(url: str, study: str, series: str | None, output: Path) -> Path:
         ValueError, OSError, ImportError: see :class:`~lesion_d2.scans.dicomweb.DicomWeb`.
     """
     server = DicomWeb(url)
-    top = output / _FETCHED
+    top = output / FETCHED
     wanted = {"url": url, "study": study, "series": series}
     for marker in sorted(top.glob(f"*/{_COMPLETE}")):
         if read_json(marker, "what was fetched") == wanted:

@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,7 +29,15 @@ from detectron2.utils import comm
 from tqdm import tqdm
 
 from .inputs import Inputs
-from .outputs import OutputError, ScanRow, new_folder, read_done, write_results, write_status
+from .outputs import (
+    OutputError,
+    ScanRow,
+    check_replaceable,
+    new_folder,
+    read_done,
+    write_results,
+    write_status,
+)
 
 # What the reader of a bad scan raises; the rest is a fault of the program.
 _OF_SCANS = (ValueError, OSError, ImportError, MemoryError)
@@ -80,11 +89,12 @@ def _digest(parts: object) -> str:
 
 
 def settings_of(settings: str, candidate: ScanCandidate) -> str:
-    """A digest of what the results of a scan depend on: another file gives another one."""
+    """A digest of what the results of a scan depend on: other or changed files give another."""
     parts = [settings, candidate.source, candidate.num_slices, candidate.series_uid]
-    if os.path.exists(candidate.source):
-        status = os.stat(candidate.source)
-        parts += [status.st_mtime_ns, status.st_size]
+    for file in candidate.files:
+        with suppress(OSError):  # a file that is gone is another one, too
+            status = os.stat(file)
+            parts += [status.st_mtime_ns, status.st_size]
     return _digest(parts)
 
 
@@ -126,6 +136,7 @@ def _predict(
     """
     start, folder = time.perf_counter(), job.output / candidate.name
     try:
+        check_replaceable(folder)
         scan = candidate.read()
         with tqdm(
             total=len(scan.volume), desc=scan.name, unit="slice", leave=False, disable=not shows
@@ -160,12 +171,19 @@ def _predict(
         return ScanRow(candidate.name, error=text or type(error).__name__)
 
 
-def run_process(job: Job, rows_folder: Path) -> None:
-    """What ``launch`` calls: predicts this process's share, and leaves its rows in a file."""
+def run_process(job: Job, names: Sequence[str], rows_folder: Path) -> None:
+    """What ``launch`` calls: predicts this process's share, and leaves its rows in a file.
+
+    Args:
+        job: what is to be done.
+        names: of all scans; files may come and go between the listings of the processes.
+        rows_folder: that gets the file.
+    """
     share_cores(job.cfg)
-    rank, count = comm.get_rank(), comm.get_world_size()
+    rank = comm.get_rank()
+    own = set(names[rank :: comm.get_world_size()])
     # What reads a scan may hold open files, which are no other process's.
-    candidates = job.inputs.find().candidates[rank::count]
+    candidates = [one for one in job.inputs.find().candidates if one.name in own]
     rows, fatal = predict_share(job, candidates, shows=rank == 0)
     content = {"rows": [asdict(row) for row in rows], "fatal": fatal}
     (rows_folder / f"{rank}.json").write_text(json.dumps(content))
@@ -179,4 +197,8 @@ def gather_rows(
     contents = [json.loads((rows_folder / f"{i}.json").read_text()) for i in range(num_processes)]
     rows = {row["scan"]: ScanRow(**row) for content in contents for row in content["rows"]}
     fatal = next(filter(None, (content["fatal"] for content in contents)), None)
+    if fatal is None:
+        for one in candidates:
+            gone = f"{one.source}: found no such scan a second time, expected it to stay"
+            rows.setdefault(one.name, ScanRow(one.name, error=gone))
     return [rows[c.name] for c in candidates if c.name in rows], fatal

@@ -8,7 +8,7 @@ from lesion_d2.files import written_whole
 
 from tabulate import tabulate
 
-from .outputs import REPORT, ScanRow
+from .outputs import INDEX, REPORT, SUMMARY, ScanRow
 
 COLUMNS = ("scan", "slices", "findings", "seconds", "error")
 _MAX_WIDTH = 60
@@ -33,7 +33,7 @@ def write_summary(folder: Path, rows: Sequence[ScanRow]) -> None:
     """
     from lesion_d2.findings.report import IndexRow, write_index
 
-    with written_whole(folder / "summary.csv") as partial, partial.open("w", newline="") as file:
+    with written_whole(folder / SUMMARY) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows([getattr(row, name) for name in COLUMNS] for row in rows)
@@ -43,4 +43,4 @@ def write_summary(folder: Path, rows: Sequence[ScanRow]) -> None:
         is_there = row.slices is not None and report.is_file()
         entry = {name: getattr(row, name) for name in COLUMNS}
         index.append(IndexRow(**entry, report=report if is_there else None))
-    write_index(folder / "index.html", index)
+    write_index(folder / INDEX, index)
