@@ -270,3 +270,11 @@ def test_names_are_unique_and_safe(tmp_path):
     first, second = (candidate.name for candidate in found.candidates)
     assert first.startswith("x_y_1_") and second == f"{first}_2"
     assert found.candidates[1].read().name == second
+
+
+def test_slices_of_one_uid_are_slices(tmp_path):
+    """As some programs leave them that take names away: they lie at other places."""
+    files = write_series(tmp_path / "ct", make_volume())
+    change(files, set_values(SOPInstanceUID="1.2.3"))
+    found = find_scans([tmp_path / "ct"])
+    assert (found.candidates[0].read().volume == make_volume()).all() and not found.left_out
