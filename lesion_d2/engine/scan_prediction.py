@@ -69,11 +69,7 @@ def predict_scan(
         if on_slice is not None:
             on_slice()
     return Findings(
-        scan_name=scan.name,
-        shape=tuple(scan.volume.shape),
-        spacing=tuple(map(float, scan.spacing)),
-        origin=tuple(np.asarray(scan.origin, float).tolist()),
-        direction=tuple(map(tuple, np.asarray(scan.direction, float).tolist())),
+        **_geometry(scan),
         findings=link_detections(
             scan,
             detections,
@@ -87,6 +83,17 @@ def predict_scan(
         operating_point=operating_point,
         messages=tuple(scan.messages),
     )
+
+
+def _geometry(scan: Scan) -> dict[str, object]:
+    """The fields of :class:`Findings` that place a scan in the patient."""
+    return {
+        "scan_name": scan.name,
+        "shape": tuple(scan.volume.shape),
+        "spacing": tuple(map(float, scan.spacing)),
+        "origin": tuple(np.asarray(scan.origin, float).tolist()),
+        "direction": tuple(map(tuple, np.asarray(scan.direction, float).tolist())),
+    }
 
 
 def link_detections(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -103,6 +104,15 @@ class Algorithm:
     meta_architecture: str | None = None
     weights: str | None = None
     weights_sha256: str | None = None
+
+    def without_folders(self) -> Algorithm:
+        """With but the names of its files: folders tell whose machine it was."""
+        names = {name: _without_folders(getattr(self, name)) for name in ("config_file", "weights")}
+        return replace(self, **names)
+
+
+def _without_folders(files: str | None) -> str | None:
+    return files and ", ".join(re.split(r"[\\/]", file)[-1] for file in files.split(", "))
 
 
 @dataclass(frozen=True)

@@ -75,24 +75,23 @@ def measure_findings(
     if masks is None:
         masks = [None] * len(boxes)
     _check(scan, boxes, scores, slice_ids, linked, class_names, masks)
-    boxes3d, scores3d, classes, tracklets = linked
+    found = [
+        _slice_finding(scan, int(slice_ids[j]), boxes[j], float(scores[j]), masks[j])
+        for j in range(len(boxes))
+    ]
     findings = []
-    for i in range(len(boxes3d)):
-        joined = np.flatnonzero(tracklets == i)
-        joined = joined[np.argsort(slice_ids[joined], kind="stable")]
-        slices = tuple(
-            _slice_finding(scan, int(slice_ids[j]), boxes[j], float(scores[j]), masks[j])
-            for j in joined
-        )
+    for i, (box, score, category) in enumerate(zip(*linked[:3], strict=True)):
+        slices = [found[j] for j in np.flatnonzero(linked[3] == i)]
+        slices.sort(key=lambda entry: entry.slice_index)
         finding = Finding(
             number=i + 1,
-            score=float(scores3d[i]),
-            category=str(class_names[classes[i]]),
-            category_id=int(classes[i]),
-            box=tuple(map(float, boxes3d[i])),
-            box_mm=_corners_mm(scan, boxes3d[i]),
+            score=float(score),
+            category=str(class_names[category]),
+            category_id=int(category),
+            box=tuple(map(float, box)),
+            box_mm=_corners_mm(scan, box),
             key_slice=max(slices, key=lambda entry: entry.score).slice_index,
-            slices=slices,
+            slices=tuple(slices),
             **_sizes(scan, slices, box_margin),
         )
         findings.append(finding)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import PurePath
 
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -54,9 +53,10 @@ def tracking(findings: Findings, finding: Finding, series_uid: str) -> tuple[str
         series_uid: of the images.
     """
     algorithm = findings.algorithm
-    sources = [series_uid, algorithm.version, algorithm.weights_sha256 or "", repr(finding.box)]
-    uid = generate_uid(entropy_srcs=[*sources, finding.category, repr(finding.score)])
-    return f"Finding {finding.number}", uid
+    identifier = f"Finding {finding.number}"
+    sources = [series_uid, algorithm.version, algorithm.weights_sha256 or "", identifier]
+    lesion = [repr(finding.box), finding.category, repr(finding.score)]
+    return identifier, generate_uid(entropy_srcs=[*sources, *lesion])
 
 
 def equipment(algorithm: Algorithm) -> dict[str, str]:
@@ -82,11 +82,11 @@ def model_digest(algorithm: Algorithm) -> str:
 
 def parameters(findings: Findings) -> dict[str, str]:
     """What the findings depend on. Of paths there is but the name."""
-    algorithm, point = findings.algorithm, findings.operating_point
+    algorithm, point = findings.algorithm.without_folders(), findings.operating_point
     found = {
-        "config": _names(algorithm.config_file),
+        "config": algorithm.config_file,
         "meta_architecture": algorithm.meta_architecture,
-        "weights": _names(algorithm.weights),
+        "weights": algorithm.weights,
         "weights_sha256": algorithm.weights_sha256,
         "score_threshold": f"{point.score_threshold:g}",
     }
@@ -100,7 +100,3 @@ def cut(text: str) -> str:
     """Text that DICOM's long strings can hold: printable, no backslash, 64 characters."""
     shown = "".join(c if c.isprintable() and c != "\\" else " " for c in text)
     return " ".join(shown.split())[:_LONG_STRING]
-
-
-def _names(paths: str | None) -> str:
-    return ", ".join(PurePath(path).name for path in (paths or "").split(", "))

@@ -49,16 +49,16 @@ def write_segmentation(file: str | os.PathLike, scan: Scan, findings: Findings) 
     size = scan.volume.shape[1:]
     indices = sorted({index for finding in found for index in region_masks(finding, size)})
     # highdicom takes one multi-frame image, or any number of others.
-    first, *others = sorted(source.images, key=lambda image: "NumberOfFrames" not in image)
-    is_multi_frame = "NumberOfFrames" in first
+    images = sorted(source.images, key=lambda image: "NumberOfFrames" not in image)
+    count = 1 if "NumberOfFrames" in images[0] else len(images)
     positions = [_position(source.position(index)) for index in indices]
     segmentation = hd.seg.Segmentation(
-        source_images=[first] if is_multi_frame else [first, *others],
-        further_source_images=others if is_multi_frame else None,
+        source_images=images[:count],
+        further_source_images=images[count:],
         pixel_array=_stored_pixels(scan, found, indices),
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[
-            _segment(number, findings, finding, first.SeriesInstanceUID)
+            _segment(number, findings, finding, images[0].SeriesInstanceUID)
             for number, finding in enumerate(found, start=1)
         ],
         series_instance_uid=generate_uid(),

@@ -1,6 +1,5 @@
 """What a report says: findings as the viewer reads them, and as rows of the table."""
 
-import re
 from collections.abc import Collection
 from html import escape
 
@@ -74,9 +73,7 @@ def _slice_finding(one: SliceFinding) -> dict:
     }
 
 
-def _diameter(diameter: Diameter | None) -> dict | None:
-    if diameter is None:
-        return None
+def _diameter(diameter: Diameter) -> dict:
     points = [_rounded(point) for point in diameter.points]
     return {"z": int(diameter.slice_index), "points": points, "mm": float(diameter.length_mm)}
 
@@ -127,8 +124,7 @@ def table_row(finding: Finding, findings: Findings) -> str:
 
 def _size_text(finding: Finding) -> str:
     diameters = (finding.long_diameter, finding.short_diameter)
-    lengths = [number_text(one.length_mm, 1) for one in diameters if one is not None]
-    return " × ".join(lengths) + f"{_NO_BREAK}mm" if lengths else "no size"
+    return " × ".join(number_text(one.length_mm, 1) for one in diameters) + f"{_NO_BREAK}mm"
 
 
 def _volume_text(mm3: float) -> str:
@@ -164,13 +160,13 @@ def _side(vector: np.ndarray) -> str:
 
 def facts(scan: Scan, findings: Findings) -> dict[str, str]:
     """What made the findings, in words: label -> text."""
-    algorithm = findings.algorithm
+    algorithm = findings.algorithm.without_folders()
     depth, height, width = scan.volume.shape
     x, y, z = scan.spacing
     result = {
         "Algorithm": f"{algorithm.name} {algorithm.version}".strip(),
         "Model": algorithm.meta_architecture,
-        "Config": _last_names(algorithm.config_file),
+        "Config": algorithm.config_file,
         "Weights": _weights_text(algorithm),
         "Operating point": operating_point_text(findings.operating_point),
         "Scan": f"{width} × {height} × {depth} voxels of {x:.2f} × {y:.2f} × {z:.2f} mm, "
@@ -191,12 +187,5 @@ def operating_point_text(point: OperatingPoint) -> str:
 
 def _weights_text(algorithm: Algorithm) -> str | None:
     if not algorithm.weights_sha256:
-        return _last_names(algorithm.weights)
-    return f"{_last_names(algorithm.weights)} (SHA-256 {algorithm.weights_sha256})"
-
-
-def _last_names(files: str | None) -> str | None:
-    """Names of files without their folders, which tell whose machine it was."""
-    if not files:
-        return None
-    return ", ".join(re.split(r"[\\/]", file)[-1] for file in files.split(", "))
+        return algorithm.weights
+    return f"{algorithm.weights} (SHA-256 {algorithm.weights_sha256})"

@@ -195,6 +195,17 @@ def test_a_single_slice_between_two_images(layout, tmp_path):
     assert inside(group.roi.value, 1.05).all()
 
 
+@pytest.mark.parametrize("layout", ["axial"], indirect=True)
+def test_findings_that_are_alike_are_tracked_apart(layout, tmp_path):
+    *_, scan, findings = layout
+    (finding,) = findings.findings
+    findings = replace(findings, findings=(finding, replace(finding, number=2)))
+    write_structured_report(tmp_path / "sr.dcm", scan, findings)
+    groups = hd.sr.srread(tmp_path / "sr.dcm").content.get_volumetric_roi_measurement_groups()
+    assert [group.tracking_identifier for group in groups] == ["Finding 1", "Finding 2"]
+    assert len({group.tracking_uid for group in groups}) == 2
+
+
 def test_missing_and_invalid_attributes(tmp_path):
     write_series(
         tmp_path / "ct",

@@ -42,7 +42,7 @@ function drawFinding(context, place, finding) {
   }
   if (state.layers.diameters) {
     for (const diameter of [finding.long, finding.short]) {
-      if (diameter?.z === state.slice) drawDiameter(context, place, diameter, color);
+      if (diameter.z === state.slice) drawDiameter(context, place, diameter, color);
     }
   }
 }

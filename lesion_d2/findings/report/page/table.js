@@ -43,7 +43,7 @@ function announceFinding(finding) {
 
 const SORT_BY = {
   score: (finding) => -finding.score,
-  size: (finding) => -(finding.long?.mm ?? 0),
+  size: (finding) => -finding.long.mm,
   place: (finding) => finding.keySlice,
 };
 
