@@ -39,8 +39,8 @@ def write_segmentation(file: str | os.PathLike, scan: Scan, findings: Findings) 
         findings: what was found in it, some of it with masks.
 
     Raises:
-        ValueError: the scan is not of DICOM files, they lack a UID, no finding has a mask, or too
-            many overlap: it takes the number of findings times all their slices' pixels, 2^32.
+        ValueError: the scan is not of DICOM files, they lack a UID or share one, no finding has a
+            mask, or too many overlap: their number times their slices' pixels is 2^32 at most.
     """
     source = DicomSource(scan)
     found = [finding for finding in findings.findings if finding.measured_on == "mask"]

@@ -63,7 +63,7 @@ class DicomSource:
         frame_of_reference_uid: the images'; where they have none, one of the series' own.
 
     Raises:
-        ValueError: the scan is not of DICOM files, or they lack a UID.
+        ValueError: the scan is not of DICOM files, they lack a UID, or two of them share one.
     """
 
     def __init__(self, scan: Scan):
@@ -75,8 +75,14 @@ class DicomSource:
             entropy_srcs=[_uid(scan, first, "SeriesInstanceUID"), "frame of reference"]
         )
         self._by_uid: dict[str, Dataset] = {}
-        for header in scan.headers:
+        files: dict[str, str] = {}
+        for header, source in zip(scan.headers, scan.sources, strict=True):
             uid = _uid(scan, header, "SOPInstanceUID")
+            if files.setdefault(uid, source.file) != source.file:
+                raise ValueError(
+                    f"{scan.name}: found the SOP Instance UID {uid} in {files[uid]} and in "
+                    f"{source.file}, expected one of its own for each, to refer to"
+                )
             if uid not in self._by_uid:
                 with quiet():
                     self._by_uid[uid] = self._image(header)

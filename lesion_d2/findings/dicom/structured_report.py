@@ -41,7 +41,7 @@ def write_structured_report(file: str | os.PathLike, scan: Scan, findings: Findi
         findings: what was found in it.
 
     Raises:
-        ValueError: the scan is not of DICOM files, or they lack a UID.
+        ValueError: the scan is not of DICOM files, they lack a UID, or two of them share one.
     """
     source = DicomSource(scan)
     groups = [_group(source, findings, finding) for finding in findings.findings]

@@ -260,4 +260,11 @@ def test_what_no_report_can_be_made_of(layout, tmp_path):
         write_structured_report(
             tmp_path / "sr.dcm", replace(scan, headers=(header, *scan.headers[1:])), findings
         )
+    uid = scan.headers[1].SOPInstanceUID
+    header.update(scan.headers[0])
+    header.SOPInstanceUID = uid
+    with pytest.raises(ValueError, match=rf"found the SOP Instance UID {uid} in .*\.dcm and in"):
+        write_structured_report(
+            tmp_path / "sr.dcm", replace(scan, headers=(header, *scan.headers[1:])), findings
+        )
     assert not list(tmp_path.iterdir())
