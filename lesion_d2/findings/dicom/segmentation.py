@@ -14,6 +14,7 @@ from pydicom.uid import generate_uid
 
 from ...files import written_whole
 from ...scans import Scan
+from ...scans.dicom.files import quiet
 from ..finding import Finding, Findings
 from ..label_map import region_masks
 from . import concepts
@@ -26,6 +27,7 @@ _DERIVATION = Code("113076", "DCM", "Segmentation")
 _MAX_PIXELS = 2**32
 
 
+@quiet()
 def write_segmentation(file: str | os.PathLike, scan: Scan, findings: Findings) -> None:
     """Write the masks of findings as a DICOM segmentation of the images of a scan.
 

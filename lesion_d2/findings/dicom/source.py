@@ -9,7 +9,6 @@ from pydicom.uid import generate_uid
 from pydicom.valuerep import DS, validate_value
 
 from ...scans import Scan
-from ...scans.dicom.files import quiet
 from ...scans.dicom.frame import functional_group
 
 # Attributes of the patient and the study that have to be there, and may be empty.
@@ -84,8 +83,7 @@ class DicomSource:
                     f"{source.file}, expected one of its own for each, to refer to"
                 )
             if uid not in self._by_uid:
-                with quiet():
-                    self._by_uid[uid] = self._image(header)
+                self._by_uid[uid] = self._image(header)
         self.images = list(self._by_uid.values())
         # The place in the scan, x and y, of a stored frame's first pixel.
         corners = np.array(

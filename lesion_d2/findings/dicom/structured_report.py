@@ -12,6 +12,7 @@ from pydicom.uid import generate_uid
 
 from ...files import written_whole
 from ...scans import Scan
+from ...scans.dicom.files import quiet
 from ..finding import Finding, Findings
 from ..masks import decode_mask
 from ..outlines import box_outline, mask_outlines
@@ -22,6 +23,7 @@ from .source import DicomSource
 SERIES_NUMBER = 9001
 
 
+@quiet()
 def write_structured_report(file: str | os.PathLike, scan: Scan, findings: Findings) -> None:
     """Write findings as a DICOM structured report on the images of a scan.
 

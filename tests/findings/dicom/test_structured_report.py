@@ -206,6 +206,7 @@ def test_findings_that_are_alike_are_tracked_apart(layout, tmp_path):
     assert len({group.tracking_uid for group in groups}) == 2
 
 
+@pytest.mark.filterwarnings("error::UserWarning")  # nobody needs pydicom's warnings of each value
 def test_missing_and_invalid_attributes(tmp_path):
     write_series(
         tmp_path / "ct",
