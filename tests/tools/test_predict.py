@@ -7,12 +7,14 @@ from unittest import mock
 
 from lesion_d2.findings import read_findings
 from lesion_d2.scans.writing import write_dicom, write_nifti
+from lesion_d2.tools.predict import __main__ as command
 from lesion_d2.tools.predict import outputs, running
 from lesion_d2.tools.predict.__main__ import main
 
 import cv2
 import numpy as np
 import pytest
+import torch
 import torch.multiprocessing as mp
 import warm_processes
 from tiny_prediction import SPACING, make_arguments, make_volume, read_summary, write_run
@@ -126,13 +128,14 @@ def test_a_fault_of_the_program_is_one_scans_alone(folder, tmp_path, capsys, mon
 
 def test_what_is_done_stays_done(folder, tmp_path, monkeypatch, capsys):
     output, file = tmp_path / "out", folder / "nifti" / "a.nii.gz"
+    plain = ("--score-threshold", "0", "--report", "none")
     write_nifti(tmp_path / "a.nii.gz", make_volume(0), SPACING)
-    assert main(_arguments(folder, output, tmp_path / "a.nii.gz")) == 0
+    assert main(_arguments(folder, output, tmp_path / "a.nii.gz", flags=plain)) == 0
     loaded = []
     predictor = running.LesionPredictor
     monkeypatch.setattr(running, "LesionPredictor", lambda c: loaded.append(c) or predictor(c))
     before = read_summary(output)
-    assert main(_arguments(folder, output, tmp_path / "a.nii.gz")) == 0
+    assert main(_arguments(folder, output, tmp_path / "a.nii.gz", flags=plain)) == 0
     assert (
         not loaded and read_summary(output) == before and "(was there)" in capsys.readouterr().out
     )
@@ -178,8 +181,9 @@ def test_a_killed_call_goes_on_where_it_was(folder, tmp_path, monkeypatch):
 
 def test_two_processes_find_the_same(folder, tmp_path):
     inputs = [folder / "nifti", folder / "bad" / "cut_off.nii.gz"]
-    assert main(_arguments(folder, tmp_path / "one", *inputs)) == 1
-    flags = ("--score-threshold", "0", "--num-gpus", "2")
+    flags = ("--score-threshold", "0", "--report", "none")
+    assert main(_arguments(folder, tmp_path / "one", *inputs, flags=flags)) == 1
+    flags = (*flags, "--num-gpus", "2")
     with mock.patch.object(mp, "start_processes", warm_processes.start_processes):
         assert main(_arguments(folder, tmp_path / "two", *inputs, flags=flags)) == 1
     ones, twos = read_summary(tmp_path / "one"), read_summary(tmp_path / "two")
@@ -244,11 +248,22 @@ def test_what_cannot_be_predicted_is_one_line(folder, tmp_path, capsys, flags, c
     assert re.search(message, line)
 
 
-def test_output_that_cannot_be_made(folder, tmp_path, capsys):
+def test_output_that_cannot_be_written(folder, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit):
-        main(_arguments(folder, tmp_path / "file" / "out", folder / "nifti"))
-    assert "--output: " in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.setattr(command, "predict_all", pytest.fail)  # nothing is predicted before
+    monkeypatch.setattr(command.os, "access", lambda path, mode: path != tmp_path)
+    for output in (tmp_path / "file" / "out", tmp_path):
+        with pytest.raises(SystemExit):
+            main(_arguments(folder, output, folder / "nifti"))
+        assert f"--output: {output} cannot be" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_processes_share_the_cores(folder, tmp_path, monkeypatch):
+    jobs = []
+    monkeypatch.setattr(command, "predict_all", lambda job, *_: jobs.append(job) or ([], None))
+    main(_arguments(folder, tmp_path, folder / "nifti", MODEL__DEVICE="cuda"))
+    assert jobs[0].cfg.MODEL.DEVICE == "cpu"  # by which their number of threads is chosen
 
 
 @pytest.mark.parametrize(

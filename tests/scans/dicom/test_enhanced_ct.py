@@ -151,8 +151,8 @@ def test_frames_that_are_no_slices_are_told(tmp_path):
 def test_memory_stays_within_the_volume_and_some_frames(tmp_path):
     volume = np.full((30, 256, 256), -1000, np.int16)
     for syntax in (uid.ExplicitVRLittleEndian, uid.RLELossless):
+        read_scan(write_enhanced(tmp_path / "small.dcm", make_volume(), syntax=syntax))  # imports
         file = write_enhanced(tmp_path / "ct.dcm", volume, syntax=syntax)
-        read_scan(file)  # imports
         tracemalloc.start()
         scan = read_scan(file)
         peak = tracemalloc.get_traced_memory()[1]
