@@ -1,11 +1,9 @@
 """Slices of a scan in memory against the same slices in files."""
 
-import threading
 import tracemalloc
 
 from lesion_d2.data.augmentation import ResizeCT
 from lesion_d2.data.mapper import LesionDatasetMapper
-from lesion_d2.data.prefetch import prefetch
 from lesion_d2.data.scan_images import ScanImages
 
 import cv2
@@ -130,34 +128,3 @@ def test_bad_scans_are_told_in_one_line():
         ScanImages(make_mapper(num_slices=15, slice_interval=0.0), volume, (1, 1, 9), "scan")
     with pytest.raises(IndexError, match="scan: found slice 14, expected 0 to 13"):
         ScanImages(make_mapper(), volume, (0.7, 0.7, 2.0), "scan")[14]
-
-
-def test_the_next_item_is_made_ahead():
-    made, first_taken = [], threading.Event()
-
-    def make():
-        for number in range(4):
-            made.append(number)
-            if number == 1:
-                first_taken.set()
-            yield number
-
-    items = prefetch(make())
-    assert next(items) == 0
-    assert first_taken.wait(60)  # the second one, without being asked for
-    assert list(items) == [1, 2, 3] == made[1:]
-
-
-def test_what_fails_ahead_fails_where_it_is_taken():
-    def make():
-        yield 1
-        raise ValueError("damaged")
-
-    items = prefetch(make())
-    assert next(items) == 1
-    with pytest.raises(ValueError, match="damaged"):
-        next(items)
-    endless = prefetch(iter(int, 1))
-    next(endless)
-    endless.close()  # and the thread is gone
-    assert not any(t.name.startswith("prefetch") for t in threading.enumerate())
