@@ -275,6 +275,7 @@ def test_without_a_gpu_processes_share_the_cores(folder, tmp_path, monkeypatch):
         (("--fps-per-image", "1", "--score-threshold", "0"), "not allowed with"),
         (("--spacing", "1,2"), "found '1,2', expected three numbers"),
         (("--num-gpus", "0"), "0 is not at least 1"),
+        (("--input", "a.nii"), "found MODEL.DEVICE among the scans of --input, expected KEY"),
     ],
 )
 def test_arguments_that_are_none(folder, tmp_path, capsys, flags, message):

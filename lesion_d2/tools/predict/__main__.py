@@ -23,6 +23,7 @@ import argparse
 import datetime
 import math
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -50,6 +51,7 @@ from .summary import summary_table, write_summary
 from .threshold import choose_threshold
 
 _PROGRAM = "lesion_d2.tools.predict"
+_KEY = re.compile(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+")  # of a config
 # Scans take their time, and the processes meet at the end.
 _TIMEOUT = datetime.timedelta(days=30)
 
@@ -122,6 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check_combined(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if not args.input and args.study is None:
         parser.error("found neither --input nor --study, expected scans")
+    key = next((p for p in args.input if _KEY.fullmatch(p) and not os.path.exists(p)), None)
+    if key is not None:
+        parser.error(f"found {key} among the scans of --input, expected KEY VALUE before --input")
     if args.series is not None and args.study is None:
         parser.error("found --series without --study, expected both")
     wanted = [name for name in ("study", "store") if getattr(args, name)]
