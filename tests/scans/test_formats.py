@@ -133,7 +133,7 @@ def test_the_same_call_writes_the_same_files(tmp_path):
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_memory_of_many_slices(tmp_path, zipped):
-    volume = np.full((20, 256, 256), -1000, np.int16)
+    volume = np.full((40, 256, 256), -1000, np.int16)
     path = tmp_path / "ct"
     files = write_series(path, volume)
     if zipped:
