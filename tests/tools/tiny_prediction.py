@@ -15,6 +15,7 @@ SPACING = (0.7, 0.7, 2.5)
 # The quickstart's model, thin; an untrained one is sure of nothing.
 SMALL = {
     "MODEL.DEVICE": "cpu",
+    "MODEL.RESNETS.NORM": "",
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
     "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
