@@ -22,6 +22,12 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory):
+    with running_orthanc(tmp_path_factory.mktemp("orthanc")) as url:
+        yield url
+
+
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch, tmp_path):
     for name in ("DICOMWEB_TOKEN", "NETRC"):
@@ -33,50 +39,48 @@ def _environment(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
-def test_a_study_is_fetched_and_the_results_are_stored(run, tmp_path, monkeypatch):
+def test_a_study_is_fetched_and_the_results_are_stored(run, orthanc, tmp_path, monkeypatch):
     files = write_dicom(tmp_path / "series", make_volume(0), SPACING)
     study = pydicom.dcmread(files[0]).StudyInstanceUID
-    (tmp_path / "orthanc").mkdir()
-    with running_orthanc(tmp_path / "orthanc") as url:
-        server = DicomWeb(url)
-        server.store(files)
-        flags = ("--dicomweb", url, "--study", study, "--store", "--score-threshold", "0")
-        output = tmp_path / "out"
-        arguments = make_arguments(run, output, flags=flags)
-        assert main(arguments) == 0
-        kinds = [entry.modality for entry in server.series(study)]
-        assert sorted(kinds) == ["CT", "SEG", "SR"]
-        [(name, row)] = read_summary(output).items()
-        assert (row["slices"], row["error"]) == ("4", "")
-        # What is there is what was written.
-        for entry in server.series(study):
-            if entry.modality == "CT":
-                continue
-            fetched = server.fetch(study, tmp_path / "fetched", series_uid=entry.uid)
-            file = {"SR": "structured_report.dcm", "SEG": "segmentation.dcm"}[entry.modality]
-            stored = [pydicom.dcmread(path) for path in fetched.rglob(f"{entry.uid[-64:]}/*.dcm")]
-            written = pydicom.dcmread(output / name / file)
-            assert [dataset.SOPInstanceUID for dataset in stored] == [written.SOPInstanceUID]
-            assert stored[0].PatientID == "phantom" and stored[0].Modality == entry.modality
-        findings = read_findings(output / name / "findings.json")
-        sources = {part.sop_instance_uid for f in findings.findings for part in f.slices}
-        assert sources <= {pydicom.dcmread(file).SOPInstanceUID for file in files}
-        # Once more: nothing is fetched, predicted or stored again.
-        for module, part in ((pacs.DicomWeb, "fetch"), (pacs.DicomWeb, "store")):
-            monkeypatch.setattr(module, part, pytest.fail)
-        monkeypatch.setattr(running, "LesionPredictor", pytest.fail)
-        assert main(arguments) == 0
+    url = orthanc
+    server = DicomWeb(url)
+    server.store(files)
+    flags = ("--dicomweb", url, "--study", study, "--store", "--score-threshold", "0")
+    output = tmp_path / "out"
+    arguments = make_arguments(run, output, flags=flags)
+    assert main(arguments) == 0
+    kinds = [entry.modality for entry in server.series(study)]
+    assert sorted(kinds) == ["CT", "SEG", "SR"]
+    [(name, row)] = read_summary(output).items()
+    assert (row["slices"], row["error"]) == ("4", "")
+    # What is there is what was written.
+    for entry in server.series(study):
+        if entry.modality == "CT":
+            continue
+        fetched = server.fetch(study, tmp_path / "fetched", series_uid=entry.uid)
+        file = {"SR": "structured_report.dcm", "SEG": "segmentation.dcm"}[entry.modality]
+        stored = [pydicom.dcmread(path) for path in fetched.rglob(f"{entry.uid[-64:]}/*.dcm")]
+        written = pydicom.dcmread(output / name / file)
+        assert [dataset.SOPInstanceUID for dataset in stored] == [written.SOPInstanceUID]
+        assert stored[0].PatientID == "phantom" and stored[0].Modality == entry.modality
+    findings = read_findings(output / name / "findings.json")
+    sources = {part.sop_instance_uid for f in findings.findings for part in f.slices}
+    assert sources <= {pydicom.dcmread(file).SOPInstanceUID for file in files}
+    # Once more: nothing is fetched, predicted or stored again.
+    for module, part in ((pacs.DicomWeb, "fetch"), (pacs.DicomWeb, "store")):
+        monkeypatch.setattr(module, part, pytest.fail)
+    monkeypatch.setattr(running, "LesionPredictor", pytest.fail)
+    assert main(arguments) == 0
 
 
 @pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
-def test_a_pacs_that_refuses_is_one_line(run, tmp_path, monkeypatch, capsys):
+def test_a_pacs_that_refuses_is_one_line(run, orthanc, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DICOMWEB_PASSWORD", "wrong")
     series = tmp_path / "series"
     write_dicom(series, make_volume(0), SPACING)
-    (tmp_path / "orthanc").mkdir()
-    with running_orthanc(tmp_path / "orthanc") as url:
-        flags = ("--dicomweb", url, "--study", "1.2.3", "--store", "--score-threshold", "0")
-        assert main(make_arguments(run, tmp_path / "out", series, flags=flags)) == 1
+    url = orthanc
+    flags = ("--dicomweb", url, "--study", "1.2.3", "--store", "--score-threshold", "0")
+    assert main(make_arguments(run, tmp_path / "out", series, flags=flags)) == 1
     rows = read_summary(tmp_path / "out")
     refused = rows.pop("study 1.2.3")
     assert "asks for another user or password" in refused["error"]
