@@ -38,13 +38,16 @@ def hub(tmp_path, monkeypatch):
     return folder
 
 
+def _vgg_features(name: str) -> nn.Module:
+    """torchvision's layers before the classifier, whose 120 million weights take long to draw."""
+    layers = torchvision.models.vgg.cfgs["E" if "19" in name else "D"]
+    return torchvision.models.vgg.make_layers(layers, name.endswith("_bn")).eval()
+
+
 def _torchvision_file(path, name="vgg19"):
     """Save what torchvision's own constructor makes, with a piece of the classifier."""
     torch.manual_seed(1)
-    features = torchvision.models.vgg.make_layers(
-        torchvision.models.vgg.cfgs["E" if "19" in name else "D"], name.endswith("_bn")
-    )
-    state = {f"features.{key}": value for key, value in features.state_dict().items()}
+    state = {f"features.{key}": value for key, value in _vgg_features(name).state_dict().items()}
     state["classifier.0.weight"] = torch.zeros(2, 2)
     torch.save(state, path)
     return state
@@ -61,7 +64,7 @@ def test_torchvisions_file_gives_torchvisions_features(tmp_path, name, depth, ba
     LesionCheckpointer(detector).load(str(tmp_path / "weights.pth"))
     assert torch.equal(detector.head.weight, head)
 
-    reference = getattr(torchvision.models, name)(weights=None).features.eval()
+    reference = _vgg_features(name)
     reference.load_state_dict({k[9:]: v for k, v in state.items() if k.startswith("features.")})
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
