@@ -443,6 +443,19 @@ def test_the_row_of_scans_has_the_limit_of_its_issue(monkeypatch, tmp_path, devi
     found = len(json.loads((tmp_path / "findings.json").read_text())["findings"])
     assert f"6 slices of 64 x 64 as DICOM, 120 detections with masks, {found} fi" in row.note
     assert 0 < found <= 50
+    # Of the same pass, so that the whole cannot take less than its part.
+    assert row.measured >= 1
+
+
+def test_calls_of_a_model_are_timed_within_the_block_alone(monkeypatch):
+    now = iter(range(100))
+    monkeypatch.setattr(scans.time, "thread_time", lambda: next(now))
+    model = torch.nn.Conv2d(1, 1, 1)
+    with scans.timed_calls(model, "cpu") as seconds:
+        for _ in range(3):
+            model(torch.zeros(1, 1, 2, 2))
+    model(torch.zeros(1, 1, 2, 2))
+    assert seconds == [1, 1, 1]
 
 
 def hold_bytes(cfg):
