@@ -4,10 +4,12 @@ import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from lesion_d2.scans import read_scan
 from lesion_d2.scans.writing import write_dicom
 
 import numpy as np
 import pydicom
+import pytest
 
 SPACING = (0.7, 0.8, 2.5)
 ORIGIN = (-100.5, -80.25, 40.0)
@@ -54,3 +56,12 @@ def set_values(**values) -> Callable[[pydicom.Dataset, int], None]:
                 setattr(dataset, keyword, value(index) if callable(value) else value)
 
     return edit
+
+
+def message(file) -> str:
+    """What a file is refused with: one line that begins with its path."""
+    with pytest.raises(ValueError) as error:
+        read_scan(file)
+    text = str(error.value)
+    assert text.startswith(f"{file}: ") and "\n" not in text
+    return text

@@ -5,7 +5,7 @@ from lesion_d2.scans import read_scan
 
 import numpy as np
 import pytest
-from made_up_scans import make_volume
+from made_up_scans import make_volume, message
 
 sitk = pytest.importorskip("SimpleITK")
 ENDINGS = [".mha", ".mhd", ".nrrd", ".nhdr"]
@@ -21,14 +21,6 @@ def save(file: Path, volume: np.ndarray, compress=False, direction=TURNED, spaci
         image.SetDirection(direction.ravel())
     sitk.WriteImage(image, str(file), useCompression=compress)
     return image
-
-
-def message(file) -> str:
-    with pytest.raises(ValueError) as error:
-        read_scan(file)
-    text = str(error.value)
-    assert text.startswith(f"{file}: ") and "\n" not in text
-    return text
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

@@ -8,7 +8,7 @@ from lesion_d2.scans.writing import write_nifti
 import nibabel
 import numpy as np
 import pytest
-from made_up_scans import ORIGIN, SPACING, make_volume
+from made_up_scans import ORIGIN, SPACING, make_volume, message
 
 CODES = [
     "".join(c) for p in itertools.permutations(["LR", "AP", "SI"]) for c in itertools.product(*p)
@@ -22,14 +22,6 @@ def save(file, array, affine=None, **header):
         image.header[key] = value
     nibabel.save(image, file)
     return file
-
-
-def message(file) -> str:
-    with pytest.raises(ValueError) as error:
-        read_scan(file)
-    text = str(error.value)
-    assert text.startswith(f"{file}: ") and "\n" not in text
-    return text
 
 
 @pytest.mark.parametrize("code", CODES)

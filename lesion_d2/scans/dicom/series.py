@@ -40,14 +40,17 @@ class DicomSeries:
 
     @property
     def num_slices(self) -> int:
+        """Slices of the volume, those that are interpolated among them."""
         return len(self._stack.plan.slices)
 
     @property
     def spacing(self) -> tuple[float, float, float]:
+        """x, y, z in mm, of the volume."""
         return self._stack.spacing
 
     @property
     def files(self) -> list[str]:
+        """The file of each stored slice; of an archive's members, the archive."""
         return [frame.stored.path for frame in self._stack.frames]
 
     def read(self) -> Scan:

@@ -9,13 +9,19 @@ const COLORS = {
   faint: "#5c6b7c",
 };
 
-function drawOverlay() {
+/** A canvas cleared and made as large as what holds it: its context and size, in CSS pixels. */
+function clearedCanvas(canvas, holder) {
   const ratio = window.devicePixelRatio || 1;
-  const [width, height] = [stage.clientWidth, stage.clientHeight];
-  overlay.width = Math.round(width * ratio);
-  overlay.height = Math.round(height * ratio);
-  const context = overlay.getContext("2d");
+  const [width, height] = [holder.clientWidth, holder.clientHeight];
+  canvas.width = Math.round(width * ratio);
+  canvas.height = Math.round(height * ratio);
+  const context = canvas.getContext("2d");
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  return { context, width, height };
+}
+
+function drawOverlay() {
+  const { context, width, height } = clearedCanvas(overlay, stage);
   const place = imagePlace();
   drawScale(context, place, width, height);
   const here = findingsAt(state.slice);

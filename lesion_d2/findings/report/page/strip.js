@@ -20,12 +20,7 @@ const { lanes, count: laneCount } = findingLanes();
 const stripTop = (z) => ((z + 0.5) / data.depth) * strip.clientHeight;
 
 function drawStrip() {
-  const ratio = window.devicePixelRatio || 1;
-  const [width, height] = [strip.clientWidth, strip.clientHeight];
-  stripCanvas.width = Math.round(width * ratio);
-  stripCanvas.height = Math.round(height * ratio);
-  const context = stripCanvas.getContext("2d");
-  context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  const { context, width, height } = clearedCanvas(stripCanvas, strip);
   const tall = Math.max(1, height / data.depth);
   context.fillStyle = COLORS.faint;
   for (const z of data.slices) context.fillRect(0, stripTop(z) - tall / 2, 6, Math.max(1, tall - 1));
