@@ -1,6 +1,7 @@
 """Files that are complete or absent, and what is read from them."""
 
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -38,6 +39,26 @@ def written_whole(file: str | os.PathLike) -> Iterator[Path]:
     finally:
         partial.unlink(missing_ok=True)
     _sync(file.parent, os.O_RDONLY)
+
+
+@contextmanager
+def locked(file: str | os.PathLike) -> Iterator[None]:
+    """Hold ``file``, which is made where it is not there, for this process.
+
+    The lock ends with the block or with the process, however that ends; the file stays.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    with open(file, "ab") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_held = os.path.samestat(os.fstat(held.fileno()), os.stat(file))
+        except (BlockingIOError, FileNotFoundError):
+            is_held = False
+        if not is_held:  # or its holder has just removed it, and others would hold the next one
+            raise BlockingIOError(f"{file}: another process is at work here")
+        yield
 
 
 def read_json(file: str | os.PathLike, expected: str) -> object:

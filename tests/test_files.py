@@ -1,8 +1,9 @@
 import errno
+import fcntl
 import os
 import stat
 
-from lesion_d2.files import one_line, read_json, written_whole
+from lesion_d2.files import locked, one_line, read_json, written_whole
 
 import pytest
 
@@ -51,3 +52,25 @@ def test_json_is_read_or_told_of_in_one_line(tmp_path):
 
 def test_one_line():
     assert one_line(ValueError("a\n  b\tc ")) == "a b c"
+
+
+def test_a_lock_is_one_holders_and_ends_with_its_block(tmp_path):
+    file = tmp_path / "lock"
+    refused = pytest.raises(BlockingIOError, match=r"lock: another process is at work here$")
+    with locked(file), refused, locked(file):
+        pytest.fail("two hold it")
+    with locked(file):
+        file.unlink()
+
+
+def test_a_lock_that_its_holder_removed_is_nobody_elses(tmp_path, monkeypatch):
+    file = tmp_path / "lock"
+    take = fcntl.flock
+
+    def removed_while_it_is_taken(*args):
+        file.unlink()
+        take(*args)
+
+    monkeypatch.setattr(fcntl, "flock", removed_while_it_is_taken)
+    with pytest.raises(BlockingIOError, match="another process"), locked(file):
+        pytest.fail("another process may hold the next file of that name")

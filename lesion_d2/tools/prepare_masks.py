@@ -13,14 +13,10 @@ import argparse
 import json
 import logging
 import math
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from functools import partial
@@ -40,6 +36,7 @@ from lesion_d2.data.pseudo_masks import (
     pseudo_mask,
     write_mask_file,
 )
+from lesion_d2.parallel import map_unordered
 
 import cv2
 import numpy as np
@@ -101,7 +98,7 @@ def prepare_masks(dataset: str, method: str, output: str, workers: int | None = 
             _append(file, {"info": info})
         left = [d for d in dicts if d["image_id"] not in done]
         bar = tqdm(total=len(dicts), initial=len(done), desc=f"{method} masks", unit="image")
-        results = _compute(left, method, workers or os.cpu_count() or 1)
+        results = map_unordered(partial(_image_masks, method=method), left, workers)
         with bar, closing(results):
             for image_id, annotations in results:
                 _append(file, {"image_id": image_id, "annotations": annotations})
@@ -209,36 +206,6 @@ def _image_masks(record: dict, method: str) -> tuple[str, list[dict]]:
             raise ValueError(f"{record['file_name']}, row {annotation['row']}: {error}") from error
         annotations.append(mask_annotation(record["image_id"], annotation, found))
     return record["image_id"], annotations
-
-
-def _compute(dicts: list[dict], method: str, workers: int) -> Iterator[tuple[str, list[dict]]]:
-    """Masks of all images as they get ready, in any order."""
-    work = partial(_image_masks, method=method)
-    workers = min(workers, len(dicts))
-    if workers <= 1:
-        yield from map(work, dicts)
-        return
-    # A forked process would hang in OpenCV, where this one has used its threads before.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-    try:
-        for future in as_completed([pool.submit(work, record) for record in dicts]):
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """One thread a process; Ctrl-C is the parent's affair; a killed parent leaves no workers."""
-    cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def follow_parent() -> None:
-        """End this process with its parent, also one that is gone already."""
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
 
 
 def _append(file, line: dict) -> None:

@@ -1,4 +1,3 @@
-import fcntl
 import json
 import math
 import os
@@ -282,30 +281,3 @@ def test_images_without_files_can_be_left_out(tmp_path, capsys):
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-
-
-# A worker that kills its parent and only then begins; it holds a lock as long as it lives.
-LATE_WORKER = """
-import fcntl, multiprocessing, os, signal, sys, time
-from lesion_d2.tools.prepare_masks import _start_worker
-
-def work():
-    lock = open(sys.argv[1], "w", buffering=1)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    os.kill(os.getppid(), signal.SIGKILL)
-    _start_worker()
-    time.sleep(60)
-    lock.write("outlived its parent by a minute")
-
-multiprocessing.get_context("fork").Process(target=work).start()
-"""
-
-
-def test_a_worker_that_starts_after_its_parent_was_killed_ends(tmp_path):
-    script, lock = tmp_path / "late.py", tmp_path / "lock"
-    script.write_text(LATE_WORKER)
-    run = run_script(script, str(lock), cwd=tmp_path)
-    assert run.returncode == -9, run.stderr
-    with open(lock) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        assert file.read() == ""

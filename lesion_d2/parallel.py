@@ -1,0 +1,56 @@
+"""One function over many items, on all cores."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import TypeVar
+
+import cv2
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_unordered(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
+) -> Iterator[Result]:
+    """Results as they get ready, in any order; with one worker in this process and in order.
+
+    Close the iterator (:func:`contextlib.closing`) where it may not be exhausted.
+
+    Args:
+        function: of one argument; it, the items and the results can be pickled.
+        items: its arguments.
+        workers: processes; None for all cores. There are never more than items.
+
+    Raises:
+        BrokenProcessPool: a process was killed.
+    """
+    workers = min(workers or os.cpu_count() or 1, len(items))
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    # A forked process would hang in OpenCV, where this one has used its threads before.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    try:
+        for future in as_completed([pool.submit(function, item) for item in items]):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """One thread a process; Ctrl-C is the parent's affair; a killed parent leaves no workers."""
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow_parent() -> None:
+        """End this process with its parent, also one that is gone already."""
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()

@@ -1,0 +1,59 @@
+import fcntl
+import multiprocessing
+import os
+from contextlib import closing
+
+from lesion_d2.parallel import map_unordered
+
+import pytest
+from warm_processes import METHOD, run_script
+
+
+def _with_process(number: int) -> tuple[int, int]:
+    return number**2, os.getpid()
+
+
+def test_one_worker_is_this_process_and_keeps_the_order():
+    results = list(map_unordered(_with_process, range(4), workers=1))
+    assert results == [(n**2, os.getpid()) for n in range(4)]
+
+
+@pytest.mark.skipif(METHOD != "forkserver", reason="a spawned worker takes seconds to import torch")
+def test_workers_are_other_processes_and_give_every_result_once(warm_spawn):
+    results = list(map_unordered(_with_process, range(9), workers=2))
+    assert sorted(value for value, _ in results) == [n**2 for n in range(9)]
+    processes = {process for _, process in results}
+    assert os.getpid() not in processes and len(processes) <= 2
+
+
+def test_closing_it_early_leaves_no_worker(warm_spawn):
+    with closing(map_unordered(_with_process, range(50), workers=2)) as results:
+        next(results)
+    assert not multiprocessing.active_children()
+
+
+# A worker that kills its parent and only then begins; it holds a lock as long as it lives.
+LATE_WORKER = """
+import fcntl, multiprocessing, os, signal, sys, time
+from lesion_d2.parallel import _start_worker
+
+def work():
+    lock = open(sys.argv[1], "w", buffering=1)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.kill(os.getppid(), signal.SIGKILL)
+    _start_worker()
+    time.sleep(60)
+    lock.write("outlived its parent by a minute")
+
+multiprocessing.get_context("fork").Process(target=work).start()
+"""
+
+
+def test_a_worker_that_starts_after_its_parent_was_killed_ends(tmp_path):
+    script, lock = tmp_path / "late.py", tmp_path / "lock"
+    script.write_text(LATE_WORKER)
+    run = run_script(script, str(lock), cwd=tmp_path)
+    assert run.returncode == -9, run.stderr
+    with open(lock) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert file.read() == ""
