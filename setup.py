@@ -13,6 +13,7 @@ setup(
     python_requires=">=3.10",
     # Detectron2 itself was never published on the Python package index: see README, "Install".
     install_requires=[
+        "blosc2>=4.14",
         "cloudpickle>=2.0",
         "fvcore>=0.1.5",
         "hydra-core>=1.1",

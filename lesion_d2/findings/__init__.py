@@ -1,7 +1,7 @@
+from ..rle import decode_mask, encode_mask
 from .finding import Algorithm, Diameter, Finding, Findings, OperatingPoint, SliceFinding
 from .json_file import read_findings, write_findings
 from .label_map import write_label_map
-from .masks import decode_mask, encode_mask
 from .measurement import measure_findings
 from .tables import write_coco, write_csv
 

@@ -8,8 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..files import one_line, read_json, written_whole
+from ..rle import check_mask
 from .finding import Algorithm, Diameter, Finding, Findings, OperatingPoint, SliceFinding
-from .masks import check_mask
 
 SCHEMA_FILE = Path(__file__).with_name("findings.schema.json")
 #: What ``schema`` and ``version`` of the file are.

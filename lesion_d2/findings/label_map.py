@@ -7,9 +7,9 @@ import nibabel
 import numpy as np
 
 from ..files import written_whole
+from ..rle import decode_mask
 from ..scans import Scan
 from .finding import Finding, Findings
-from .masks import decode_mask
 
 _MAX_LABEL = np.iinfo(np.uint16).max
 

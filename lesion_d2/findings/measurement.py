@@ -21,9 +21,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..recist import BOX_MARGIN, long_diameter, measure_recist
+from ..rle import decode_mask
 from ..scans import Scan
 from .finding import Diameter, Finding, SliceFinding
-from .masks import decode_mask
 
 #: What a linker returns: boxes in 3-D (M, 6), their scores and classes (M,), and tracklets (N,).
 Linked = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]

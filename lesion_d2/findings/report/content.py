@@ -6,9 +6,9 @@ from html import escape
 import numpy as np
 
 from ...display_windows import WINDOWS
+from ...rle import decode_mask
 from ...scans import Scan
 from ..finding import Algorithm, Diameter, Finding, Findings, OperatingPoint, SliceFinding
-from ..masks import decode_mask
 
 #: Windows of the viewer's buttons, (low, high) in HU; the first one is there at the start.
 PRESETS = {

@@ -1,0 +1,181 @@
+"""Volumes with lesions, as ``volume_set.json`` holds them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...rle import encode_mask
+
+#: Names of the splits of a data set and of its folds.
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """A lesion of a volume, or a region that is to be ignored.
+
+    Coordinates are pixels of the volume; pixel centers are whole numbers, from 0, so that the
+    first pixel reaches from -0.5 to 0.5. The box of a mask is its pixels' outer edges.
+
+    Args:
+        id: unique in its data set, from 1.
+        category: index in the classes of the data set.
+        box: X1Y1Z1X2Y2Z2; z1 and z2 are the numbers of its first and its last slice.
+        boxes: slice number -> XYXY, where the lesion is not ``box`` on every slice from z1 to z2.
+        masks: slice number -> counts of COCO's compressed RLE of (H, W).
+        recist: slice number -> the end points of its long and short diameter, 8 numbers x, y.
+        diameters_mm: long and short diameter, mm.
+        ignore: whether the region is neither lesion nor background.
+        attributes: what else is known, such as ``{"malignancy": 3.5}``.
+    """
+
+    id: int
+    category: int
+    box: tuple[float, float, float, float, float, float]
+    boxes: Mapping[int, tuple[float, float, float, float]] | None = None
+    masks: Mapping[int, str] | None = None
+    recist: Mapping[int, tuple[float, ...]] | None = None
+    diameters_mm: tuple[float, float] | None = None
+    ignore: bool = False
+    attributes: Mapping[str, int | float | str] = field(default_factory=dict)
+
+    @property
+    def slices(self) -> list[int]:
+        """Numbers of the slices that show it, rising."""
+        if self.boxes is not None:
+            return sorted(self.boxes)
+        return list(range(int(self.box[2]), int(self.box[5]) + 1))
+
+    def box_on(self, number: int) -> tuple[float, float, float, float]:
+        """Its box XYXY on one of its ``slices``."""
+        if self.boxes is not None:
+            return self.boxes[number]
+        x1, y1, _, x2, y2, _ = self.box
+        return x1, y1, x2, y2
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume in DeepLesion's orientation, see :class:`lesion_d2.scans.Scan`; or one 2-D image.
+
+    Args:
+        name: a safe name (see :func:`lesion_d2.scans.names.safe_name`), unique in its data set.
+        patient: no patient is in two splits.
+        image: the file of its voxels, relative to the folder of the data set, with ``/``.
+        shape: slices, height and width.
+        spacing: x, y, z in mm; None where the source does not say.
+        origin: LPS in mm, the center of voxel (0, 0, 0); None where it is not known.
+        direction: 9 numbers, row by row; columns are the unit vectors along x, y and z in LPS.
+        lesions: in any order.
+    """
+
+    name: str
+    patient: str
+    image: str
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float] | None = None
+    origin: tuple[float, float, float] | None = None
+    direction: tuple[float, ...] | None = None
+    lesions: tuple[Lesion, ...] = ()
+
+    def to_patient(self, points: np.ndarray) -> np.ndarray:
+        """Map points in voxels to the patient.
+
+        Args:
+            points: (N, 3) x, y, z in voxels; centers are whole numbers, from 0.
+
+        Returns:
+            (N, 3) LPS in mm.
+
+        Raises:
+            ValueError: the volume's place is not known.
+        """
+        origin, spacing, direction = self._geometry()
+        return origin + np.asarray(points, float) * spacing @ direction.T
+
+    def from_patient(self, points: np.ndarray) -> np.ndarray:
+        """Map points in the patient, (N, 3) LPS in mm, to x, y, z in voxels: (N, 3).
+
+        Raises:
+            ValueError: the volume's place is not known.
+        """
+        origin, spacing, direction = self._geometry()
+        return np.linalg.solve(direction, (np.asarray(points, float) - origin).T).T / spacing
+
+    def _geometry(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if None in (self.origin, self.spacing, self.direction):
+            raise ValueError(
+                f"volume {self.name!r}: found no place in the patient, expected spacing, origin "
+                "and direction"
+            )
+        return (
+            np.array(self.origin, float),
+            np.array(self.spacing, float),
+            np.array(self.direction, float).reshape(3, 3),
+        )
+
+
+@dataclass(frozen=True)
+class VolumeSet:
+    """A data set of volumes with lesions.
+
+    Args:
+        classes: names of the lesions' categories.
+        volumes: in order.
+        source: what it was made from, by what and with which options; anything JSON can hold.
+        splits: split -> its patients; a patient may be in none.
+        folds: of cross-validation, each as ``splits``.
+    """
+
+    classes: tuple[str, ...]
+    volumes: tuple[Volume, ...]
+    source: Mapping = field(default_factory=dict)
+    splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    folds: tuple[Mapping[str, tuple[str, ...]], ...] = ()
+
+
+def lesion_of_mask(
+    id: int,
+    category: int,
+    mask: np.ndarray,
+    *,
+    offset: Sequence[int] = (0, 0, 0),
+    shape: Sequence[int] | None = None,
+    **others,
+) -> Lesion:
+    """The lesion of an instance mask: its boxes, on each slice and of all, and its masks.
+
+    Args:
+        id, category: see :class:`Lesion`.
+        mask: (Z, H, W) bool of the volume, or of a part of it.
+        offset: z, y, x of the mask's first voxel in the volume.
+        shape: (Z, H, W) of the volume; None for the mask's own.
+        others: further fields of the lesion.
+
+    Raises:
+        ValueError: the mask is empty, is no volume, or does not lie in the volume.
+    """
+    mask = np.asarray(mask, bool)
+    shape = mask.shape if shape is None else tuple(shape)
+    if mask.ndim != 3 or any(
+        not 0 <= first <= size - n for first, size, n in zip(offset, shape, mask.shape, strict=True)
+    ):
+        raise ValueError(
+            f"lesion {id}: found a mask of shape {mask.shape} at {tuple(offset)}, expected one "
+            f"in a volume of shape {shape}"
+        )
+    z0, y0, x0 = map(int, offset)
+    boxes, masks = {}, {}
+    for z in np.flatnonzero(mask.any(axis=(1, 2))):
+        rows, columns = np.flatnonzero(mask[z].any(1)), np.flatnonzero(mask[z].any(0))
+        low, high = (columns[0] + x0, rows[0] + y0), (columns[-1] + x0, rows[-1] + y0)
+        boxes[z0 + int(z)] = (*(float(n) - 0.5 for n in low), *(float(n) + 0.5 for n in high))
+        full = np.zeros(shape[1:], bool)
+        full[y0 : y0 + mask.shape[1], x0 : x0 + mask.shape[2]] = mask[z]
+        masks[z0 + int(z)] = encode_mask(full)["counts"]
+    if not boxes:
+        raise ValueError(f"lesion {id}: found an empty mask, expected a voxel of it")
+    x1, y1, x2, y2 = zip(*boxes.values(), strict=True)
+    box = (min(x1), min(y1), float(min(boxes)), max(x2), max(y2), float(max(boxes)))
+    return Lesion(id, category, box, boxes=boxes, masks=masks, **others)
