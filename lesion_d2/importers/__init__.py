@@ -1,5 +1,15 @@
-"""Public formats of annotated images, each read into a volume set."""
+"""Public formats of annotated images, each read into a data set of volumes.
+
+A format is a module with ``add_arguments(parser)``, which adds what the format needs, its source
+first, and ``list_cases(args) -> Listing``, which reads no voxels. Its docstring is the help of its
+subcommand of ``lesion_d2.tools.import_data``, the first line by itself the short one.
+"""
+
+from types import ModuleType
 
 from .case import Case, ImportedVolume, Listing
 
-__all__ = ["Case", "ImportedVolume", "Listing"]
+#: Subcommand of ``lesion_d2.tools.import_data`` -> the format's module.
+FORMATS: dict[str, ModuleType] = {}
+
+__all__ = ["FORMATS", "Case", "ImportedVolume", "Listing"]

@@ -1,0 +1,125 @@
+"""Cases that an import has finished, so that a killed one goes on where it was."""
+
+import hashlib
+import json
+import os
+import sys
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from .. import __version__
+from ..data.volume_set.form import Volume, VolumeSet, read_volume_set, write_volume_set
+from ..data.volume_set.voxels import EXTENSION, write_voxels
+from ..files import one_line
+from .case import Case, ImportedVolume, Listing
+
+#: What the reader of a case raises where it is damaged; the rest is a fault of the program.
+_OF_CASES = (ValueError, OSError, ImportError, MemoryError)
+
+
+@dataclass(frozen=True)
+class DoneCase:
+    """A case whose voxels are written; its lesions' ids count from 1 within it."""
+
+    volume: Volume
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The finished cases in the working folder of an import.
+
+    ``images`` has their voxels, and ``cases`` a data set of one volume each, written after them.
+
+    Args:
+        data: the folder that becomes the data set.
+        cases: a folder beside it.
+        settings: what all cases depend on, see :func:`settings_of`.
+        classes: of the data set.
+    """
+
+    data: Path
+    cases: Path
+    settings: str
+    classes: tuple[str, ...]
+
+    def done(self, case: Case) -> DoneCase | None:
+        """A finished case; None where its files or the settings changed since, or it is not."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found = read_volume_set(self.cases / case.name)
+            (volume,) = found.volumes
+            if found.source["state"] == self._state(case) and (self.data / volume.image).is_file():
+                return DoneCase(volume, tuple(map(str, found.source["left_out"])))
+        return None
+
+    def finish(self, case: Case) -> str | None:
+        """Read a case and write it; why it cannot be read, in one line.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        state = self._state(case)
+        try:
+            imported = case.read()
+            volume = _checked(case, imported)
+        except Exception as error:  # whatever is wrong with one case, the others go on
+            return _told(case, error)
+        source = {"state": state, "left_out": list(imported.left_out)}
+        folder = self.cases / case.name
+        try:
+            write_voxels(self.data / volume.image, np.ascontiguousarray(imported.voxels))
+            write_volume_set(folder, VolumeSet(self.classes, (volume,), source))
+        except ValueError as error:  # the case is none that a data set can hold
+            return _told(case, one_line(error).removeprefix(f"{folder}{os.sep}"))
+        return None
+
+    def _state(self, case: Case) -> str:
+        """Of all that a case depends on: other or changed files give another one."""
+        parts: list = [self.settings, case.name, case.patient]
+        for file in case.sources:
+            status = os.stat(file) if os.path.exists(file) else None
+            parts.append([file, status and status.st_mtime_ns, status and status.st_size])
+        return _digest(parts)
+
+
+def settings_of(format: str, listing: Listing) -> str:
+    """A digest of what all cases of an import depend on."""
+    return _digest([__version__, format, listing.classes, listing.options])
+
+
+def _digest(parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _checked(case: Case, imported: ImportedVolume) -> Volume:
+    """The volume under the name of its case."""
+    voxels, volume = imported.voxels, imported.volume
+    if voxels.dtype != np.int16 or voxels.shape != tuple(volume.shape):
+        raise ValueError(
+            f"{_where(case)}: found voxels {voxels.dtype} of shape {voxels.shape}, expected int16 "
+            f"of shape {tuple(volume.shape)}"
+        )
+    image = f"images/{case.name}{EXTENSION}"
+    return replace(volume, name=case.name, patient=case.patient, image=image)
+
+
+def _where(case: Case) -> str:
+    return case.sources[0] if case.sources else case.name
+
+
+def _told(case: Case, error: Exception | str) -> str:
+    text = one_line(error)
+    if isinstance(error, Exception) and not isinstance(error, _OF_CASES):
+        print(f"{case.name}:\n{traceback.format_exc()}", file=sys.stderr)
+        text = f"{type(error).__name__}: {text}"
+    return f"case {case.name}: {text or type(error).__name__}"
+
+
+def finish_case(job: tuple[Journal, Case]) -> tuple[str, str | None]:
+    """:meth:`Journal.finish`, for other processes: the case's name and what is wrong with it."""
+    journal, case = job
+    return case.name, journal.finish(case)

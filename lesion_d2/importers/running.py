@@ -1,0 +1,246 @@
+"""From a listing of cases to a data set of volumes on disk."""
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog
+from tqdm import tqdm
+
+from ..data.volume_set.form import FILE_NAME, SPLITS, Volume, VolumeSet, write_volume_set
+from ..data.volume_set.splits import DEFAULT_SHARES, complete_splits
+from ..files import locked
+from ..parallel import map_unordered
+from ..scans.names import safe_name
+from .case import Case, Listing
+from .journal import DoneCase, Journal, finish_case, settings_of
+
+
+@dataclass(frozen=True)
+class ImportSummary:
+    """What an import found and did.
+
+    Attributes:
+        root: of the data set.
+        written: whether it stands there.
+        volume_set: the data set, or None where none was made (of a dry run, too).
+        num_cases: what was found to import.
+        num_resumed: of them, what an earlier call had finished.
+        left_out: what was left out and why, a line each.
+        damaged: of these, what is meant as a case and cannot be read.
+    """
+
+    root: Path
+    written: bool
+    volume_set: VolumeSet | None
+    num_cases: int
+    num_resumed: int
+    left_out: tuple[str, ...]
+    damaged: tuple[str, ...]
+
+
+def working_folder(output: str | os.PathLike) -> Path:
+    """Where an import keeps what it has finished; gone when the data set stands."""
+    output = Path(output).absolute()
+    return output.with_name(f"{output.name}.partial")
+
+
+def run_import(
+    listing: Listing,
+    output: str | os.PathLike,
+    *,
+    format: str,
+    workers: int | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    skip_damaged: bool = False,
+    new_split: bool = False,
+    shares: Sequence[float] = DEFAULT_SHARES,
+    seed: int = 0,
+) -> ImportSummary:
+    """Import all cases, on all cores, with a progress bar; any ``workers`` give the same bytes.
+
+    What is finished stands in ``<output>.partial``: a call that follows a killed one goes on from
+    there, but for cases whose files or options changed. The data set appears as a whole, last.
+
+    Args:
+        listing: of an importer.
+        output: the data set's folder; its name is the data set's.
+        format: the importer's name, for ``VolumeSet.source``.
+        workers: processes; None for all cores.
+        dry_run: read and write nothing.
+        overwrite: replace a data set that stands there.
+        skip_damaged: leave out cases that cannot be read; else there is no data set with one.
+        new_split: leave the source's own splits and folds.
+        shares: of the patients in train, val and test, where the source does not say; see
+            :func:`complete_splits`.
+        seed: of that choice.
+
+    Raises:
+        ValueError: there is no case, two have one name, a patient is in two splits, or the data
+            set's name is taken or cannot be one.
+        FileExistsError: something stands at ``output``.
+        BlockingIOError: another process imports there.
+        OSError: a file cannot be written.
+        BrokenProcessPool: a process was killed.
+    """
+    output = Path(output).absolute()
+    _check_name(output)
+    _check_output(output, overwrite)
+    _check_cases(listing.cases)
+    splits = {} if new_split else _known_splits(listing.cases)
+    if dry_run:
+        left_out = (listing.left_out, listing.damaged)
+        return ImportSummary(output, False, None, len(listing.cases), 0, *left_out)
+    working = working_folder(output)
+    working.mkdir(parents=True, exist_ok=True)
+    with locked(working / "lock"):
+        journal = Journal(
+            working / "data", working / "cases", settings_of(format, listing), listing.classes
+        )
+        finished, failed, num_resumed = _import_cases(journal, listing.cases, workers)
+        details = [line for case in finished.values() for line in case.left_out]
+        volume_set = None
+        if finished and (skip_damaged or not (listing.damaged or failed)):
+            volume_set = VolumeSet(
+                listing.classes,
+                _numbered([case.volume for case in finished.values()]),
+                {"format": format, **listing.options},
+            )
+            folds = () if new_split else listing.folds
+            volume_set = complete_splits(volume_set, splits, folds, shares=shares, seed=seed)
+            _put_in_place(volume_set, working, output)
+    return ImportSummary(
+        output,
+        volume_set is not None,
+        volume_set,
+        len(listing.cases),
+        num_resumed,
+        (*listing.left_out, *details, *failed),
+        (*listing.damaged, *failed),
+    )
+
+
+def _check_name(output: Path) -> None:
+    """Refuse names under which other data sets are registered, and those that can be none."""
+    name = output.name
+    if name != safe_name(name):
+        raise ValueError(
+            f"--output {output}: found the name {name!r}, expected up to 100 letters, digits, "
+            "'.', '_' and '-', the first and last no sign"
+        )
+    if (output / FILE_NAME).is_file():
+        return  # the names are its own
+    splits = "|".join(SPLITS)
+    own = re.compile(rf"{re.escape(name)}(_fold\d+)?(_volumes)?(_({splits}))?")
+    taken = [other for other in DatasetCatalog.list() if own.fullmatch(other)]
+    if taken:
+        raise ValueError(
+            f"--output {output}: found the data set {taken[0]} of that name, expected another name"
+        )
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    is_empty = output.is_dir() and not any(output.iterdir())
+    if not output.exists() or is_empty:
+        return
+    if not (output / FILE_NAME).is_file():
+        raise FileExistsError(
+            f"{output}: found something else than a data set of volumes, expected a free place: "
+            "name another --output"
+        )
+    if not overwrite:
+        raise FileExistsError(
+            f"{output}: found a data set of volumes, expected a free place: name another --output, "
+            "or pass --overwrite to replace it"
+        )
+
+
+def _check_cases(cases: Sequence[Case]) -> None:
+    if not cases:
+        raise ValueError("found no case to import, expected one at least")
+    names: dict[str, Case] = {}
+    for case in cases:
+        other = names.setdefault(case.name.lower(), case)
+        if other is not case:
+            raise ValueError(
+                f"{', '.join((*other.sources[:1], *case.sources[:1]))}: found two cases of the "
+                f"name {case.name!r}, expected names that differ"
+            )
+
+
+def _known_splits(cases: Sequence[Case]) -> dict[str, str]:
+    """patient -> split, as the source has it."""
+    known: dict[str, str] = {}
+    for case in cases:
+        if case.split is None:
+            continue
+        if case.split not in SPLITS:
+            raise ValueError(
+                f"case {case.name}: found the split {case.split!r}, expected one of {list(SPLITS)}"
+            )
+        if known.setdefault(case.patient, case.split) != case.split:
+            raise ValueError(
+                f"patient {case.patient}: found in {known[case.patient]} and in {case.split} "
+                f"(case {case.name}), expected one split for all of a patient: correct the source, "
+                "or pass --new-split to split anew"
+            )
+    return known
+
+
+def _import_cases(
+    journal: Journal, cases: Sequence[Case], workers: int | None
+) -> tuple[dict[str, DoneCase], list[str], int]:
+    """Finished cases by name, what is wrong with the others, and how many were there before."""
+    finished = {case.name: done for case in cases if (done := journal.done(case)) is not None}
+    left = [(journal, case) for case in cases if case.name not in finished]
+    num_resumed, failed = len(finished), {}
+    journal.cases.mkdir(parents=True, exist_ok=True)
+    (journal.data / "images").mkdir(parents=True, exist_ok=True)
+    bar = tqdm(total=len(cases), initial=num_resumed, desc="import", unit="case", disable=None)
+    results = map_unordered(finish_case, left, workers)
+    with bar, closing(results):
+        for name, problem in results:
+            if problem:
+                failed[name] = problem
+            bar.update()
+    for _, case in left:
+        if case.name not in failed:
+            done = journal.done(case)
+            if done is None:
+                failed[case.name] = f"case {case.name}: its files changed while they were read"
+            else:
+                finished[case.name] = done
+    order = [case.name for case in cases]
+    finished = {name: finished[name] for name in order if name in finished}
+    return finished, [failed[name] for name in order if name in failed], num_resumed
+
+
+def _numbered(volumes: Sequence[Volume]) -> tuple[Volume, ...]:
+    """Volumes whose lesions have ids from 1 on over all of them."""
+    numbered, next_id = [], 1
+    for volume in volumes:
+        lesions = tuple(replace(le, id=next_id + i) for i, le in enumerate(volume.lesions))
+        numbered.append(replace(volume, lesions=lesions))
+        next_id += len(lesions)
+    return tuple(numbered)
+
+
+def _put_in_place(volume_set: VolumeSet, working: Path, output: Path) -> None:
+    """Complete the working folder's data and let it become the data set."""
+    data = working / "data"
+    wanted = {data / volume.image for volume in volume_set.volumes}
+    for file in (data / "images").iterdir():  # of cases that are none any more, and of killed calls
+        if file not in wanted:
+            file.unlink()
+    write_volume_set(data, volume_set)
+    if output.exists():
+        old = working / "old"
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(output, old)
+    os.replace(data, output)
+    shutil.rmtree(working)

@@ -1,0 +1,166 @@
+"""Make a data set of volumes of annotated images in a public format.
+
+python -m lesion_d2.tools.import_data nndetection TASK_DIR --output $DETECTRON2_DATASETS/mine
+
+The data set's name is that of its folder. In $DETECTRON2_DATASETS it is registered by itself, as
+mine_train, mine_val, mine_test, mine_volumes_test and so on. A call that was killed goes on where
+it was; a case that cannot be read is told of in one line, the others go on. At the end the data set
+is checked, as by lesion_d2.tools.check_data.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import lesion_d2  # noqa: F401  (makes detectron2 importable)
+from lesion_d2.data.volume_set.splits import DEFAULT_SHARES
+from lesion_d2.files import one_line
+from lesion_d2.importers import FORMATS
+from lesion_d2.importers.running import ImportSummary, run_import, working_folder
+
+from tabulate import tabulate
+
+from .arguments import positive
+
+_PROGRAM = "lesion_d2.tools.import_data"
+_MAX_SHOWN = 50
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line of this tool: a subcommand for each format."""
+    parser = argparse.ArgumentParser(prog=_PROGRAM, description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
+    for name, module in FORMATS.items():
+        text = module.__doc__.strip()
+        own = formats.add_parser(
+            name,
+            help=text.partition("\n")[0].rstrip("."),
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(own)
+        _add_common_arguments(own)
+    return parser
+
+
+def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the data set")
+    add = group.add_argument
+    add("--output", type=Path, required=True, metavar="DIR", help="its folder, named as it is")
+    add("--workers", type=positive, metavar="N", help="processes (all cores)")
+    add("--dry-run", action="store_true", help="list what would be imported; read no image")
+    add("--overwrite", action="store_true", help="replace a data set that stands there")
+    add("--skip-damaged", action="store_true", help="leave out cases that cannot be read")
+    add("--new-split", action="store_true", help="leave the source's splits and folds")
+    add(
+        "--shares",
+        type=float,
+        nargs=3,
+        default=DEFAULT_SHARES,
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="of the patients, where the source has no splits (60 20 20)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of the choice of patients (0)")
+
+
+def describe(summary: ImportSummary, classes: Sequence[str]) -> str:
+    """What was found and what was left out, as a table and lines."""
+    parts = [_table(summary, classes)] if summary.volume_set is not None else []
+    if summary.left_out:
+        shown = summary.left_out[:_MAX_SHOWN]
+        lines = [f"  {line}" for line in shown]
+        if len(shown) < len(summary.left_out):
+            lines.append(f"  and {len(summary.left_out) - len(shown)} more")
+        parts.append("\n".join([f"left out: {len(summary.left_out)}", *lines]))
+    return "\n\n".join(parts)
+
+
+def _table(summary: ImportSummary, classes: Sequence[str]) -> str:
+    volume_set = summary.volume_set
+    split_of = {p: split for split, names in volume_set.splits.items() for p in names}
+    rows = []
+    for split in (*volume_set.splits, None):
+        volumes = [v for v in volume_set.volumes if split_of.get(v.patient) == split]
+        if volumes:
+            rows.append([split or "no split", *_counts(volumes, len(classes))])
+    rows.append(["all", *_counts(volume_set.volumes, len(classes))])
+    headers = ["", "patients", "volumes", "slices", "without lesion", *classes, "ignored"]
+    return tabulate(rows, headers, tablefmt="pipe")
+
+
+def _counts(volumes: Sequence, num_classes: int) -> list[int]:
+    lesions = [lesion for volume in volumes for lesion in volume.lesions]
+    by_class = Counter(lesion.category for lesion in lesions if not lesion.ignore)
+    return [
+        len({volume.patient for volume in volumes}),
+        len(volumes),
+        sum(volume.shape[0] for volume in volumes),
+        sum(all(lesion.ignore for lesion in volume.lesions) for volume in volumes),
+        *(by_class[number] for number in range(num_classes)),
+        sum(lesion.ignore for lesion in lesions),
+    ]
+
+
+def run(args: argparse.Namespace) -> int:
+    """List and import; the exit status: 1 where there is no data set, 0 else.
+
+    Raises:
+        ValueError, OSError, ImportError: the source cannot be listed; or see :func:`run_import`.
+    """
+    listing = FORMATS[args.format].list_cases(args)
+    summary = run_import(
+        listing,
+        args.output,
+        format=args.format,
+        workers=args.workers,
+        dry_run=args.dry_run,
+        overwrite=args.overwrite,
+        skip_damaged=args.skip_damaged,
+        new_split=args.new_split,
+        shares=args.shares,
+        seed=args.seed,
+    )
+    print(f"found: {summary.num_cases} cases, classes: {', '.join(listing.classes)}")
+    if summary.num_resumed:
+        print(f"an earlier call had imported {summary.num_resumed} of them")
+    text = describe(summary, listing.classes)
+    if text:
+        print(f"\n{text}\n")
+    if args.dry_run:
+        return 0
+    if not summary.written:
+        print(
+            f"{_PROGRAM}: error: {len(summary.damaged)} cases cannot be read, so there is no data "
+            "set yet: repair them, and the same command goes on; or pass --skip-damaged",
+            file=sys.stderr,
+        )
+        return 1
+    print(f"{summary.root} is complete")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Import, print what was found, and return the exit status: 130 after Ctrl-C."""
+    args = get_parser().parse_args(argv)
+    try:
+        return run(args)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenProcessPool:
+        text = (
+            "a process was killed, maybe for its memory: the same command goes on, with fewer "
+            f"--workers if need be; what is finished is in {working_folder(args.output)}"
+        )
+    except (ValueError, OSError, ImportError) as error:
+        text = str(error) if isinstance(error, ValueError) else one_line(error)
+    print(f"{_PROGRAM}: error: {text}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
