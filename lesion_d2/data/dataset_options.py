@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..ignore_regions import is_region, lesions_of
+
 logger = logging.getLogger(__name__)
 
 _SERIES_KEYS = ("patient", "study", "series")
@@ -74,20 +76,22 @@ def hide_annotations(name: str, dicts: list[dict]) -> None:
     Args:
         name: of the data set.
         dicts: of it, changed in place; a draw goes over its annotations in the order of their
-            ``row``.
+            ``row``. Regions to ignore stay.
     """
     share, seed = MetadataCatalog.get(name).get("hidden_annotations", (0.0, 0))
     if share == 0:
         return
-    rows = sorted(a["row"] for image in dicts for a in image["annotations"])
+    rows = sorted(a["row"] for image in dicts for a in lesions_of(image["annotations"]))
     num_hidden = round(share * len(rows))
     drawn = np.random.default_rng(seed).permutation(len(rows))[:num_hidden]
     hidden = {rows[i] for i in drawn}
     for image in dicts:
         annotations = image["annotations"]
-        image["annotations"] = [a for a in annotations if a["row"] not in hidden]
-        image["hidden_annotations"] = [a for a in annotations if a["row"] in hidden]
-    num_bare = sum(not image["annotations"] for image in dicts)
+        is_hidden = [not is_region(a) and a["row"] in hidden for a in annotations]
+        pairs = list(zip(annotations, is_hidden, strict=True))
+        image["annotations"] = [a for a, gone in pairs if not gone]
+        image["hidden_annotations"] = [a for a, gone in pairs if gone]
+    num_bare = sum(not lesions_of(image["annotations"]) for image in dicts)
     logger.info(
         f"{name}: {num_hidden} of {len(rows)} annotations are hidden (share {share}, seed {seed}); "
         f"{num_bare} of {len(dicts)} key slices have none left"

@@ -14,6 +14,7 @@ from pycocotools import mask as mask_util
 
 from ..boxes import xyxy_box
 from ..config import teacher_looks, trains_on_masks
+from ..ignore_regions import IGNORED_CLASS, is_region, lesions_of, mark_regions, regions_of
 from ..slice_geometry import EXPECTED_SPACING, is_spacing
 from .augmentation import build_augmentations
 from .borders import BODY_THRESHOLD, body_extent, volume_extent
@@ -43,7 +44,8 @@ class LesionDatasetMapper:
     4. Gives ``image``, in training ``instances``, and in inference with masks ``lesion_masks``.
 
     A box after a rotation is the extent of the lesion's outline, see :func:`lesion_outline`. A
-    lesion whose box's center left the image is dropped.
+    lesion whose box's center left the image is dropped. Regions to ignore (``iscrowd``) are
+    instances of class -1 in training, and nothing else, see :mod:`lesion_d2.ignore_regions`.
 
     Args:
         is_train: whether dicts get ``instances`` from their ``annotations``.
@@ -171,6 +173,7 @@ class LesionDatasetMapper:
         """As :meth:`__call__`, but ``image`` is int16 in HU: half the bytes to move to a GPU."""
         dataset_dict = dict(dataset_dict)
         annotations = dataset_dict.pop("annotations", [])
+        regions, annotations = regions_of(annotations), lesions_of(annotations)
         hidden = dataset_dict.pop("hidden_annotations", None)
         if not all(map(is_spacing, dataset_dict["spacing"])):
             raise ValueError(
@@ -199,7 +202,8 @@ class LesionDatasetMapper:
                 dataset_dict["hidden_boxes"] = lesions.gt_boxes
         if self.is_train:
             negatives = self.hard_negatives.get(dataset_dict["image_id"], ())
-            annotations = [*annotations, *({"bbox_mode": BoxMode.XYXY_ABS, **n} for n in negatives)]
+            negatives = [{"bbox_mode": BoxMode.XYXY_ABS, **n} for n in negatives]
+            annotations = [*regions, *annotations, *negatives]
             masks = self._masks(dataset_dict, annotations) if self.mask_method else None
             dataset_dict["instances"] = transform_lesions(annotations, masks, transforms, size)
         elif self.mask_method:
@@ -239,12 +243,17 @@ class LesionDatasetMapper:
 
     def _masks(self, dataset_dict: dict, annotations: list[dict]) -> list[np.ndarray]:
         """The annotations' masks, (H, W) each, on the slice as it is on disk."""
-        lesions = [a for a in annotations if "segmentation" not in a]
+        lesions = [a for a in lesions_of(annotations) if "segmentation" not in a]
         computed = iter(self._pseudo_masks(dataset_dict, lesions) if lesions else ())
-        return [
-            mask_util.decode(a["segmentation"]) if "segmentation" in a else next(computed)
-            for a in annotations
-        ]
+        masks = []
+        for a in annotations:
+            if "segmentation" in a:
+                masks.append(mask_util.decode(a["segmentation"]))
+            elif is_region(a):
+                masks.append(_box_mask(a, (dataset_dict["height"], dataset_dict["width"])))
+            else:
+                masks.append(next(computed))
+        return masks
 
     def _pseudo_masks(self, dataset_dict: dict, lesions: list[dict]) -> list[np.ndarray]:
         image_id = dataset_dict["image_id"]
@@ -317,25 +326,35 @@ def _load_mask_files(cfg) -> tuple[PseudoMasks, ...]:
     return files
 
 
+def _box_mask(annotation: dict, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) uint8: 1 at the pixels whose center lies in the annotation's box."""
+    x1, y1, x2, y2 = xyxy_box(annotation)
+    y, x = np.ogrid[: size[0], : size[1]]
+    return ((x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)).astype(np.uint8)
+
+
 def lesion_outline(annotation: dict) -> np.ndarray:
     """The outline of a lesion's RECIST quarter ellipses, stretched to fill its annotated box.
 
     Without diameters (a mined negative) it is the ellipse inscribed in the box. Either way flips
     and resizes keep the box exactly, and a rotation does not grow it to the extent of its corners,
-    where there is no lesion.
+    where there is no lesion. A region to ignore reaches into its corners.
 
     Args:
-        annotation: with ``bbox``, ``bbox_mode``, and ``recist`` where there is one.
+        annotation: with ``bbox``, ``bbox_mode``, and ``recist`` and ``iscrowd`` where they are.
 
     Returns:
         (n, 2) points x, y in pixels, whose extent is the box.
     """
     x1, y1, x2, y2 = xyxy_box(annotation)
+    corners = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
+    if is_region(annotation):
+        return corners
     x, y = (x1 + x2) / 2, (y1 + y2) / 2
     outline = ellipse_outline(annotation.get("recist", (x1, y, x2, y, x, y1, x, y2)))
     low, high = outline.min(axis=0), outline.max(axis=0)
     if (high - low).min() <= 0:  # end points on one line along an axis: the box is all there is
-        return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
+        return corners
     return (x1, y1) + (outline - low) / (high - low) * (x2 - x1, y2 - y1)
 
 
@@ -351,16 +370,20 @@ def transform_lesions(
     files that count otherwise), while Detectron2's transforms have those at i + 0.5. So points are
     moved there and back: a flipped box lies on its flipped mask, and flipped twice it is the same.
 
+    Lesions whose box's center left the image are dropped; of regions to ignore, what the image
+    shows of them stays.
+
     Args:
-        annotations: with ``bbox``, ``bbox_mode`` and ``category_id``, and ``recist`` where there
-            is one.
+        annotations: with ``bbox``, ``bbox_mode`` and ``category_id``, and ``recist`` and
+            ``iscrowd`` where there is one.
         masks: one (H, W) an annotation, or None for no ``gt_masks``.
         transforms: what was applied to the image.
         image_size: height and width of the augmented image.
 
     Returns:
         Instances with ``gt_boxes`` cut at the image's border (the outer edges of its pixels: -0.5
-        and size - 0.5), ``gt_classes`` and, with masks, ``gt_masks``.
+        and size - 0.5), ``gt_classes`` and, with masks, ``gt_masks``; regions to ignore, the first
+        ones, have class -1, see :func:`~lesion_d2.ignore_regions.mark_regions`.
     """
     height, width = image_size
     outlines = [transforms.apply_coords(lesion_outline(a) + 0.5) - 0.5 for a in annotations]
@@ -368,17 +391,21 @@ def transform_lesions(
     center_x, center_y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
     kept = (center_x > -0.5) & (center_x < width - 0.5)
     kept &= (center_y > -0.5) & (center_y < height - 0.5)
-    kept = np.flatnonzero(kept)
     boxes = boxes.clip(-0.5, np.array([width, height] * 2) - 0.5)
+    ignored = np.array([is_region(a) for a in annotations], dtype=bool)
+    shown = ignored & (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
+    kept = np.concatenate([np.flatnonzero(shown), np.flatnonzero(kept & ~ignored)])
 
     instances = Instances(tuple(image_size))
     instances.gt_boxes = Boxes(torch.from_numpy(boxes[kept].astype(np.float32)))
     instances.gt_classes = torch.tensor(
-        [annotations[i]["category_id"] for i in kept], dtype=torch.int64
+        [IGNORED_CLASS if ignored[i] else annotations[i]["category_id"] for i in kept],
+        dtype=torch.int64,
     )
     if masks is not None:
         warped = np.zeros((len(kept), height, width), dtype=bool)
         for out, i in zip(warped, kept, strict=True):
             out[:] = transforms.apply_segmentation(np.asarray(masks[i], dtype=np.uint8))
         instances.gt_masks = BitMasks(torch.from_numpy(warped))
+    mark_regions(instances, int(shown.sum()))
     return instances

@@ -16,7 +16,7 @@ from detectron2.config import configurable
 from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
 from detectron2.evaluation import inference_context
-from detectron2.structures import BoxMode, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 from pycocotools import mask as mask_util
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from tqdm import tqdm
 from ..boxes import first_pixel, moved_xywh, xyxy_box
 from ..data.loader import build_lesion_test_loader
 from ..files import written_whole
+from ..ignore_regions import lesions_of, lie_inside, region_boxes
 from ..modeling.mining import best_box_ious
 from .checkpoint import LesionCheckpointer
 from .processes import share_running_statistics
@@ -102,7 +103,7 @@ def read_lesion_boxes(dataset: str) -> dict[str, list]:
 
     They are the image's annotated ones and, of a slice of a volume, those of all lesions that the
     volume has on any slice (``volume_boxes``): boxes may end a slice before their lesion does, and
-    what is next to it is no false positive.
+    what is next to it is no false positive. Regions to ignore are no lesions.
 
     Args:
         dataset: its name in ``DatasetCatalog``.
@@ -113,9 +114,26 @@ def read_lesion_boxes(dataset: str) -> dict[str, list]:
     boxes = {}
     for image in DatasetCatalog.get(dataset):
         boxes[image["image_id"]] = image.get("volume_boxes") or [
-            xyxy_box(a) for a in image["annotations"]
+            xyxy_box(a) for a in lesions_of(image["annotations"])
         ]
     return boxes
+
+
+def read_region_boxes(dataset: str) -> dict[str, Boxes]:
+    """The regions to ignore of a registered data set, in which nothing is mined.
+
+    Args:
+        dataset: its name in ``DatasetCatalog``.
+
+    Returns:
+        ``image_id`` -> boxes in pixels of the slice, of images that have any.
+    """
+    boxes = {image["image_id"]: region_boxes(image) for image in DatasetCatalog.get(dataset)}
+    return {
+        name: Boxes(torch.from_numpy(regions).float())
+        for name, regions in boxes.items()
+        if len(regions)
+    }
 
 
 @dataclass
@@ -160,6 +178,9 @@ class HardNegativeMiner:
             :func:`read_lesion_boxes`: S2 is then the IoU of boxes. With masks it is None, and S2
             that of masks; on slices of volumes the IoU of boxes with one of ``volume_boxes`` where
             it is higher, since lesions need not be annotated on each of their slices.
+        read_regions: gives a data set's regions to ignore from its name, as
+            :func:`read_region_boxes`; detections in them that are no good ones are left out. None
+            for no regions.
         false_positive_class: that of the hard negatives; no detection is of it.
         max_negatives, good_iou, min_score: see :func:`select_hard_negatives`.
         seed: of the draw.
@@ -172,6 +193,7 @@ class HardNegativeMiner:
         datasets: Sequence[str],
         build_loader: Callable[[str], Iterable[list[dict]]],
         read_boxes: Callable[[str], Mapping[str, Sequence]] | None = None,
+        read_regions: Callable[[str], Mapping[str, Boxes]] | None = None,
         false_positive_class: int = 1,
         max_negatives: int = 3,
         good_iou: float = 0.3,
@@ -183,6 +205,8 @@ class HardNegativeMiner:
         self._loaders: dict[str, Iterable[list[dict]]] = {}
         self._read_boxes = read_boxes
         self._boxes: dict[str, Mapping[str, Sequence]] = {}
+        self._read_regions = read_regions
+        self._regions: dict[str, Mapping[str, Boxes]] = {}
         self._false_positive_class = false_positive_class
         self._select = partial(
             select_hard_negatives,
@@ -204,6 +228,7 @@ class HardNegativeMiner:
                 filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             ),
             "read_boxes": None if cfg.MODEL.MASK_ON else read_lesion_boxes,
+            "read_regions": read_region_boxes,
             "false_positive_class": cfg.MODEL.ROI_HEADS.NUM_CLASSES - 1,
             "max_negatives": cfg.HARD_NEGATIVES.MAX_PER_IMAGE,
             "good_iou": cfg.HARD_NEGATIVES.GOOD_IOU,
@@ -217,6 +242,8 @@ class HardNegativeMiner:
             self._loaders = {name: self._build_loader(name) for name in self._datasets}
             if self._read_boxes is not None:
                 self._boxes = {name: self._read_boxes(name) for name in self._datasets}
+            if self._read_regions is not None:
+                self._regions = {name: self._read_regions(name) for name in self._datasets}
         return self._loaders
 
     def mine(self, model: nn.Module, iteration: int) -> MinedSet:
@@ -240,11 +267,25 @@ class HardNegativeMiner:
                 for batch in bar:
                     for sample, output in zip(batch, model(batch), strict=True):
                         instances = output["instances"]
-                        ious = self._lesion_ious(dataset, sample, instances).cpu().numpy()
-                        found = self._mine_image(sample, instances, ious, iteration, mined)
+                        ious = self._lesion_ious(dataset, sample, instances)
+                        instances, ious = self._outside(dataset, sample, instances, ious)
+                        found = self._mine_image(
+                            sample, instances, ious.cpu().numpy(), iteration, mined
+                        )
                         if found:
                             images[sample["image_id"]] = found
         return mined
+
+    def _outside(
+        self, dataset: str, sample: dict, instances: Instances, ious: Tensor
+    ) -> tuple[Instances, Tensor]:
+        """An image's detections and their S2 without those in regions to ignore on no lesion."""
+        regions = self._regions.get(dataset, {}).get(sample["image_id"])
+        if regions is None:
+            return instances, ious
+        inside = lie_inside(instances.pred_boxes, regions.to(instances.pred_boxes.device))
+        kept = ~inside | (ious > self._good_iou)
+        return instances[kept], ious[kept]
 
     def _lesion_ious(self, dataset: str, sample: dict, instances: Instances) -> Tensor:
         """S2 of an image's n detections, (n,)."""

@@ -24,6 +24,7 @@ from .proposal_generator import LesionRPN
 from .roi_heads import (
     LesionROIHeads,
     PositionSensitivePooler,
+    RegionROIHeads,
     RFCNROIHeads,
     ULDorOutputLayers,
     ULDorROIHeads,
@@ -48,6 +49,7 @@ __all__ = [
     "MiningCounts",
     "PositionSensitivePooler",
     "RFCNROIHeads",
+    "RegionROIHeads",
     "RetinaUNet",
     "SliceImages",
     "SpatialAttention",

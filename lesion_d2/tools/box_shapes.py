@@ -8,6 +8,7 @@ import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.data.augmentation import ResizeCT
 from lesion_d2.data.catalog import load_records
 from lesion_d2.files import one_line
+from lesion_d2.ignore_regions import lesions_of
 from lesion_d2.visualization import truth_boxes
 
 import numpy as np
@@ -40,7 +41,7 @@ def dataset_boxes(dataset: str, cfg: CfgNode, *, allow_missing: bool = False) ->
         allow_missing: leave out images whose file is missing.
 
     Returns:
-        The boxes; crowds are left out, as in training.
+        The boxes; regions to ignore (``iscrowd``) are left out.
 
     Raises:
         ValueError: the data set is not registered or has no boxes, a box is empty, an image has no
@@ -50,7 +51,7 @@ def dataset_boxes(dataset: str, cfg: CfgNode, *, allow_missing: bool = False) ->
     _check_config(cfg)
     found = []
     for record in load_records(dataset, allow_missing=allow_missing):
-        annotations = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
+        annotations = lesions_of(record.get("annotations", ()))
         if not annotations:
             continue
         where = f"data set {dataset!r}, image {record['image_id']}"

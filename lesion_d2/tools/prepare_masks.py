@@ -36,6 +36,7 @@ from lesion_d2.data.pseudo_masks import (
     pseudo_mask,
     write_mask_file,
 )
+from lesion_d2.ignore_regions import lesions_of
 from lesion_d2.parallel import map_unordered
 
 import cv2
@@ -135,7 +136,7 @@ def dice_against_truth(
     lesions = [
         (d, a)
         for d in DatasetCatalog.get(dataset)
-        for a in d["annotations"]
+        for a in lesions_of(d["annotations"])
         if low <= math.dist(a["recist"][:2], a["recist"][2:4]) <= high
     ]
     if not lesions:
@@ -198,7 +199,7 @@ def _image_masks(record: dict, method: str) -> tuple[str, list[dict]]:
     size = (record["height"], record["width"])
     image = _read_image(record) if method == "grabcut" else None
     annotations = []
-    for annotation in record["annotations"]:
+    for annotation in lesions_of(record["annotations"]):
         try:
             box = xyxy_box(annotation)
             found = pseudo_mask(method, image, annotation["recist"], box, size)
@@ -233,7 +234,7 @@ def _read_journal(path: str, info: dict, dicts: list[dict]) -> dict[str, list[di
             f"{path}: found the journal of {found}, expected {info}; finish that run or remove "
             "the file"
         )
-    lesions = {d["image_id"]: _lesions(d["annotations"]) for d in dicts}
+    lesions = {d["image_id"]: _lesions(lesions_of(d["annotations"])) for d in dicts}
     done = {}
     for number, line in enumerate(lines[1:], start=2):
         entry = _parse_line(path, number, line)
@@ -273,7 +274,7 @@ def _existing_summary(dicts: list[dict], info: dict, output: str) -> Summary | N
         entries = [
             masks.entry(d["image_id"], a["row"], a["recist"])
             for d in dicts
-            for a in d["annotations"]
+            for a in lesions_of(d["annotations"])
         ]
     except ValueError as error:
         logger.warning(f"Masks are computed anew: {error}")

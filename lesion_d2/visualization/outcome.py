@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 
 from ..boxes import xyxy_box
 from ..evaluation.matching import match_detections
+from ..ignore_regions import lesions_of
 
 
 @dataclass
@@ -46,11 +47,13 @@ class ImageOutcome:
 def truth_boxes(record: dict, key: str = "annotations") -> np.ndarray:
     """The lesions of a Detectron2 dict as an (M, 4) array of XYXY boxes in pixels.
 
+    Regions to ignore are none.
+
     Args:
         record: the dict.
         key: "hidden_annotations" for the lesions that a training did not get to see.
     """
-    boxes = [xyxy_box(annotation) for annotation in record.get(key, [])]
+    boxes = [xyxy_box(annotation) for annotation in lesions_of(record.get(key, []))]
     return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
 
 

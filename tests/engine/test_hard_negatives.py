@@ -9,6 +9,7 @@ from lesion_d2.engine.hard_negatives import (
     HardNegativeMiningHook,
     best_mask_ious,
     read_lesion_boxes,
+    read_region_boxes,
     select_hard_negatives,
 )
 from lesion_d2.modeling.mining import best_box_ious
@@ -235,6 +236,32 @@ def test_with_masks_lesions_elsewhere_in_a_volume_are_no_hard_negatives():
     batches[1][0]["volume_boxes"] = []  # of a volume without a lesion
     mined = miner.mine(FakeDetector(), 0)
     assert mined.by_image.keys() == {"bad", "single"} and mined.num_good == 1
+
+
+@pytest.mark.parametrize("detector", ["masks", "boxes"])
+def test_nothing_is_mined_in_regions_to_ignore(detector):
+    box = {"bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    region = {**box, "bbox": [8, 0, 13, 5.5], "iscrowd": 1}  # half of (9, 1, 12, 4) and more
+    images = [
+        {"image_id": "bad", "annotations": [{**box, "bbox": [0, 0, 1, 1]}, region]},
+        # Its good detection lies in the region, and still bounds the others.
+        {"image_id": "good", "annotations": [{**region, "bbox": [0, 0, 9, 9]}]},
+        {"image_id": "single", "annotations": []},
+    ]
+    DatasetCatalog.register("set", lambda: images)
+    try:
+        assert read_lesion_boxes("set") == {"bad": [[0, 0, 1, 1]], "good": [], "single": []}
+        options = {"read_regions": read_region_boxes}
+        model = FakeDetector()
+        if detector == "boxes":
+            model = FakeBoxDetector()
+            options["read_boxes"] = {"set": {name: [LESION] for name in DETECTIONS}}.__getitem__
+        mined = fake_miner(**options).mine(model, 0)
+    finally:
+        DatasetCatalog.remove("set")
+    found = {name: [tuple(a["bbox"]) for a in each] for name, each in mined.by_image.items()}
+    assert found == {**EXPECTED, "bad": [(9, 6, 12, 9)]}
+    assert mined.num_good == 1
 
 
 def test_lesions_of_a_volume_are_those_of_all_its_slices():

@@ -15,6 +15,7 @@ from ...data.dataset_options import (
 )
 from ...evaluation import parse_criteria
 from ...evaluation.volumes import VolumeTruth
+from ...ignore_regions import lesions_of
 from ...modeling import DetUNet
 from ..input_errors import InputError, as_input_error, has_uldor_heads, is_a, switched_on
 from ..trainer import EVALUATOR_TYPES
@@ -60,7 +61,7 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
         raise InputError(f"DATASETS.{kind}, {name}: found no image")
     mining = kind == "TRAIN" and switched_on(cfg, "HARD_NEGATIVES.")
     is_mined = name in (cfg.HARD_NEGATIVES.DATASETS or cfg.DATASETS.TRAIN)
-    if mining and is_mined and not any(image["annotations"] for image in images):
+    if mining and is_mined and not any(lesions_of(image["annotations"]) for image in images):
         raise InputError(
             f"DATASETS.TRAIN, {name}: found no lesion, expected some in each data set for hard "
             f"negatives ({mining})"
@@ -143,11 +144,11 @@ def check_masks(cfg: CfgNode, images: list[dict], kind: str) -> None:
     bare = [
         image["file_name"]
         for image in images
-        for annotation in image["annotations"]
+        for annotation in lesions_of(image["annotations"])
         if "recist" not in annotation and "segmentation" not in annotation
     ]
     if bare:
-        number = sum(len(image["annotations"]) for image in images)
+        number = sum(len(lesions_of(image["annotations"])) for image in images)
         raise InputError(
             f"DATASETS.{kind}: found {len(bare)} of {number} annotations without a mask and "
             f"without RECIST diameters to make it from (the first: {bare[0]}), expected "

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ...evaluation import AP_METHODS, parse_criteria, volume_metrics_of
+from ...ignore_regions import lesions_of
 from ...inference import LINKINGS
 from ...inference.ensemble import CONSOLIDATIONS
 from ..input_errors import InputError, as_input_error, switched_on, value_of
@@ -103,7 +104,7 @@ def check_lesions(cfg: CfgNode, test_sets: Mapping[str, list[dict]]) -> None:
     if not test_sets or cfg.SOLVER.PATIENCE_METRIC or not switched_on(cfg, "TEST.EVAL_"):
         return
     name = _best_metric_set(cfg)
-    if any(image["annotations"] for image in test_sets[name]):
+    if any(lesions_of(image["annotations"]) for image in test_sets[name]):
         return
     found = f"DATASETS.TEST, {name}: found no lesion, so that {cfg.TEST.BEST_METRIC} is not defined"
     for key in _BY_METRIC:

@@ -7,13 +7,14 @@ from itertools import chain
 from detectron2.config import CfgNode
 
 from ...data.mapper import LesionDatasetMapper
+from ...ignore_regions import lesions_of
 from ..input_errors import InputError, as_input_error, switched_on
 from ..schedule import resolve_epochs
 from .datasets import check_masks, check_mined_images, load_datasets
 from .evaluation import check_ensemble, check_lesions
 from .model import check_model
 from .output import check_output
-from .training import check_training
+from .training import check_regions, check_training
 from .unused import check_unused
 from .weights import check_run_weights
 
@@ -45,8 +46,9 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
     images = list(chain.from_iterable(load_datasets(cfg, "TRAIN", required=True)))
     check_masks(cfg, images, "TRAIN")
     check_mined_images(cfg, images)
+    check_regions(cfg, images)
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        images = [image for image in images if image["annotations"]]
+        images = [image for image in images if lesions_of(image["annotations"])]
     if not images:
         raise InputError(f"DATASETS.TRAIN: found no lesion in {', '.join(cfg.DATASETS.TRAIN)}")
     _check_iterations(cfg, len(images))

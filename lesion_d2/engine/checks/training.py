@@ -1,5 +1,7 @@
 """What is wrong with the keys that a training goes by."""
 
+from collections.abc import Iterable, Mapping
+
 from detectron2.config import CfgNode
 from detectron2.modeling import (
     PROPOSAL_GENERATOR_REGISTRY,
@@ -11,7 +13,8 @@ from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.utils.registry import Registry
 
 from ...config import trains_on_masks
-from ...modeling import DetUNet, LesionRPN, RetinaUNet
+from ...ignore_regions import regions_of
+from ...modeling import DetUNet, LesionRetinaNet, LesionRPN, RegionROIHeads, RetinaUNet
 from ...modeling.meta_arch.mean_teacher import POLICIES
 from ..input_errors import InputError, as_input_error, has_uldor_heads, is_a, switched_on
 from ..schedule import check_epochs, check_learning_rate_factors
@@ -132,6 +135,45 @@ def _check_ignoring(cfg: CfgNode) -> None:
                 "MODEL.ROI_HEADS.NAME",
                 lambda v: not _is_registered_as(ROI_HEADS_REGISTRY, v, CascadeROIHeads),
                 f"heads without a cascade {why}",
+            ),
+        ]
+    check_values(cfg, checks)
+
+
+def check_regions(cfg: CfgNode, images: Iterable[Mapping]) -> None:
+    """Check that the model knows regions to ignore, where its training set has any.
+
+    Args:
+        cfg: of a training.
+        images: the dicts of DATASETS.TRAIN.
+
+    Raises:
+        InputError: a part of it takes what is in a region for background.
+    """
+    first = next((i["image_id"] for i in images if regions_of(i["annotations"])), None)
+    if first is None:
+        return
+    why = f"for the regions to ignore of DATASETS.TRAIN (iscrowd, the first: {first})"
+    is_rcnn = is_a(cfg, GeneralizedRCNN)
+    kinds = "a LesionRetinaNet, RetinaUNet, DetUNet or LesionRCNN"
+    checks = [
+        (
+            "MODEL.META_ARCHITECTURE",
+            lambda _: is_rcnn or is_a(cfg, LesionRetinaNet, DetUNet),
+            f"{kinds} {why}",
+        )
+    ]
+    if is_rcnn:
+        checks += [
+            (
+                "MODEL.PROPOSAL_GENERATOR.NAME",
+                lambda v: _is_registered_as(PROPOSAL_GENERATOR_REGISTRY, v, LesionRPN),
+                f"'LesionRPN' {why}",
+            ),
+            (
+                "MODEL.ROI_HEADS.NAME",
+                lambda v: _is_registered_as(ROI_HEADS_REGISTRY, v, RegionROIHeads),
+                f"'LesionROIHeads' or others of this project {why}",
             ),
         ]
     check_values(cfg, checks)

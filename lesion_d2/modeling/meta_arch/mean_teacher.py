@@ -8,6 +8,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ...ignore_regions import IGNORED_CLASS, lie_inside, mark_regions, split_regions
 from ..backbone import batch_images
 from ..mining import MiningCounts, ellipse_masks, hits_any, mine_lesions, view_detections
 from ..switches import changed, no_masks
@@ -15,7 +16,6 @@ from ..switches import changed, no_masks
 POLICIES = ("none", "add", "ignore")
 # Of a sample, what the detector needs to bring detections to the slice, and to name it.
 _SLICE_KEYS = ("file_name", "image_id", "height", "width", "crop")
-_IGNORED_CLASS = -1
 
 
 class MeanTeacher(nn.Module):
@@ -28,7 +28,7 @@ class MeanTeacher(nn.Module):
     class -1, which Detectron2's RetinaNet and ROI heads, our RPN and our segmentation losses leave
     out; with "none" the teacher does not look. In evaluation this is the teacher. On slices of
     fully annotated volumes only lesions of the volume are mined, which need not be annotated on
-    each of its slices.
+    each of its slices. Nothing is mined in regions to ignore (:mod:`lesion_d2.ignore_regions`).
 
     The paper does not say which anchors "ignore" leaves out: here those that would be positive for
     the mined lesion with "add". Masks of mined lesions, where the detector learns masks, are
@@ -128,7 +128,7 @@ class MeanTeacher(nn.Module):
         with batch_images(self.teacher), _for_mining(self.teacher, self.score_threshold):
             outputs = self.teacher(views)
         for sample, output in zip(batched_inputs, outputs, strict=True):
-            annotated = sample["instances"]
+            annotated, regions = split_regions(sample["instances"])
             found = output["instances"]
             if "volume_boxes" in sample:  # every lesion is known, if not on every slice
                 found = found[hits_any(found.pred_boxes, sample["volume_boxes"])]
@@ -138,20 +138,23 @@ class MeanTeacher(nn.Module):
                 score_threshold=self.score_threshold,
                 gt_nms_threshold=self.gt_nms_threshold,
             )
+            if regions is not None:
+                boxes = regions.gt_boxes.to(found.pred_boxes.device)
+                found = found[~lie_inside(found.pred_boxes, boxes)]
             self.counts.add(found, sample.get("hidden_boxes"))
             mined.append(found)
         return mined
 
     def _with_mined(self, sample: dict, mined: Instances) -> dict:
-        """A copy of a sample, its instances with the mined lesions before its own."""
+        """A copy of a sample, its instances with the mined lesions before its own lesions."""
         if len(mined) == 0:
             return sample
-        annotated = sample["instances"].to(mined.pred_boxes.device)
+        annotated, regions = split_regions(sample["instances"].to(mined.pred_boxes.device))
         lesions = Instances(mined.image_size)
         lesions.gt_boxes = mined.pred_boxes
         lesions.gt_classes = mined.pred_classes
         if self.policy == "ignore":
-            lesions.gt_classes = torch.full_like(mined.pred_classes, _IGNORED_CLASS)
+            lesions.gt_classes = torch.full_like(mined.pred_classes, IGNORED_CLASS)
         if annotated.has("gt_masks"):
             lesions.gt_masks = ellipse_masks(
                 mined.pred_boxes.tensor,
@@ -160,7 +163,13 @@ class MeanTeacher(nn.Module):
                 margin=self.box_margin,
             )
         # Where a mined mask touches an annotated one, the later one is painted.
-        return {**sample, "instances": Instances.cat([lesions, annotated])}
+        parts = [lesions, annotated]
+        if regions is not None:
+            regions.remove("is_region")
+            parts.insert(0, regions)
+        instances = Instances.cat(parts)
+        mark_regions(instances, 0 if regions is None else len(regions))
+        return {**sample, "instances": instances}
 
     @torch.no_grad()
     def update_teacher(self) -> None:

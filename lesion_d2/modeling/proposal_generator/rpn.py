@@ -7,15 +7,17 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from ...ignore_regions import lie_inside, split_regions
 from ..shem import box_loss_per_image, sample_positives, shem_loss
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class LesionRPN(RPN):
-    """Detectron2's RPN that knows annotations to ignore, by a class below 0, and SHEM.
+    """Detectron2's RPN that knows annotations and regions to ignore, and SHEM.
 
-    Detectron2's RetinaNet and ROI heads leave out anchors and proposals of such a class by
-    themselves; its RPN looks at no class.
+    Detectron2's RetinaNet and ROI heads leave out anchors and proposals of annotations with a class
+    below 0 by themselves; its RPN looks at no class. Negative anchors in a region to ignore do not
+    count either (:mod:`lesion_d2.ignore_regions`).
 
     Args:
         shem_pool: negatives are drawn from the hardest so many times their number (Jaeger et al.,
@@ -39,7 +41,7 @@ class LesionRPN(RPN):
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """As in Detectron2, where anchors are drawn from those without an annotation to ignore.
+        """As in Detectron2, where anchors are drawn from those that are not to be ignored.
 
         With SHEM all negative ones keep their label: :meth:`losses` draws from them.
 
@@ -51,8 +53,13 @@ class LesionRPN(RPN):
             Labels (R,) 1, 0 or, for what does not count, -1, and matched boxes (R, 4), one an
             image.
         """
+        pairs = list(map(split_regions, gt_instances))
+        gt_instances = [annotated for annotated, _ in pairs]
         # One call of _subsample_labels an image, in their order.
         self._ignored = iter([self._on_ignored(anchors, instances) for instances in gt_instances])
+        self._in_regions = iter(
+            [r if r is None else lie_inside(Boxes.cat(anchors), r.gt_boxes) for _, r in pairs]
+        )
         return super().label_and_sample_anchors(anchors, gt_instances)
 
     def _on_ignored(self, anchors: list[Boxes], instances: Instances) -> Tensor | None:
@@ -67,6 +74,9 @@ class LesionRPN(RPN):
         ignored = next(self._ignored)
         if ignored is not None:
             label[ignored] = -1
+        in_regions = next(self._in_regions)
+        if in_regions is not None:
+            label[in_regions & (label == 0)] = -1
         if self.shem_pool == 0:
             return super()._subsample_labels(label)
         is_positive = label == 1

@@ -1,4 +1,5 @@
 from .lesion import LesionROIHeads
+from .regions import RegionROIHeads
 from .rfcn import PositionSensitivePooler, RFCNROIHeads, position_sensitive_pool
 from .uldor import ULDorOutputLayers, ULDorROIHeads
 
@@ -6,6 +7,7 @@ __all__ = [
     "LesionROIHeads",
     "PositionSensitivePooler",
     "RFCNROIHeads",
+    "RegionROIHeads",
     "ULDorOutputLayers",
     "ULDorROIHeads",
     "position_sensitive_pool",

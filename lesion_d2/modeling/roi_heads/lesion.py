@@ -2,15 +2,16 @@ from collections.abc import Iterator
 
 import torch
 from detectron2.config import configurable
-from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
 from ..shem import sample_hard_negatives, sample_positives
+from .regions import RegionROIHeads
 
 
 @ROI_HEADS_REGISTRY.register()
-class LesionROIHeads(StandardROIHeads):
+class LesionROIHeads(RegionROIHeads):
     """StandardROIHeads that can draw the proposals it learns from by SHEM (Jaeger et al., 4.2).
 
     The paper runs all models with the same scheme, and does not tell its details for two stages. As
@@ -22,7 +23,7 @@ class LesionROIHeads(StandardROIHeads):
     Args:
         shem_pool: negatives are drawn from the hardest so many times their number; 0 for
             Detectron2's drawing.
-        kwargs: see :class:`StandardROIHeads`.
+        kwargs: see :class:`RegionROIHeads`.
     """
 
     @configurable
@@ -44,7 +45,7 @@ class LesionROIHeads(StandardROIHeads):
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         """As in Detectron2."""
         if self.training and self.shem_pool > 0:
-            # One call of _sample_proposals an image, in their order.
+            # One call of _draw_proposals an image, in their order.
             self._hardness = self._foreground_probabilities(features, proposals)
         return super().forward(images, features, proposals, targets)
 
@@ -59,11 +60,11 @@ class LesionROIHeads(StandardROIHeads):
         probabilities = self.box_predictor.predict_probs(predictions, proposals)
         return iter([p[:, :-1].amax(dim=1) for p in probabilities])
 
-    def _sample_proposals(
+    def _draw_proposals(
         self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor
     ) -> tuple[Tensor, Tensor]:
         if self.shem_pool == 0:
-            return super()._sample_proposals(matched_idxs, matched_labels, gt_classes)
+            return super()._draw_proposals(matched_idxs, matched_labels, gt_classes)
         classes = torch.full_like(matched_idxs, self.num_classes)
         if len(gt_classes) > 0:
             classes = gt_classes[matched_idxs].where(matched_labels == 1, self.num_classes)

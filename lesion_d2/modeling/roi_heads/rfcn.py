@@ -2,12 +2,13 @@ import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, build_box_head
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from ..backbone import ALL_IMAGES, count_images
+from .regions import RegionROIHeads
 
 
 def position_sensitive_pool(
@@ -138,12 +139,12 @@ class PositionSensitivePooler(nn.Module):
 
 
 @ROI_HEADS_REGISTRY.register()
-class RFCNROIHeads(StandardROIHeads):
+class RFCNROIHeads(RegionROIHeads):
     """The improved R-FCN's head (3DCE): position-sensitive pooling before Fast R-CNN's layers.
 
     With ``FastRCNNConvFCHead`` and one fully connected layer of 2048 it is 3DCE's; the "two fully
     connected layers" of Tao et al. (section 2) are that one and the outputs'. Everything else, from
-    the sampling of proposals to the inference, is StandardROIHeads'. It looks at a
+    the sampling of proposals to the inference, is RegionROIHeads'. It looks at a
     :class:`SliceImages`' features of all images.
     """
 

@@ -1,9 +1,11 @@
 import torch
 from detectron2.config import configurable
-from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
 from detectron2.structures import Instances
 from torch import Tensor
+
+from .regions import RegionROIHeads
 
 
 class ULDorOutputLayers(FastRCNNOutputLayers):
@@ -107,7 +109,7 @@ class ULDorOutputLayers(FastRCNNOutputLayers):
 
 
 @ROI_HEADS_REGISTRY.register()
-class ULDorROIHeads(StandardROIHeads):
+class ULDorROIHeads(RegionROIHeads):
     """StandardROIHeads whose last class is that of mined false positives (Tang et al., 2.2)."""
 
     @classmethod

@@ -14,6 +14,7 @@ from lesion_d2.data.pseudo_masks import (
     load_mask_file,
     pseudo_mask,
 )
+from lesion_d2.ignore_regions import lesions_of
 from lesion_d2.visualization import TRUTH_LEGEND, LesionVisualizer, parse_window, truth_boxes
 
 import numpy as np
@@ -73,12 +74,12 @@ def _computed_masks(method: str, record: dict) -> list[np.ndarray]:
         mask_util.decode(a["segmentation"]).astype(bool)
         if "segmentation" in a
         else pseudo_mask(method, image, a["recist"], xyxy_box(a)).mask
-        for a in record["annotations"]
+        for a in lesions_of(record["annotations"])
     ]
 
 
 def _stored_masks(masks: PseudoMasks, record: dict) -> list[np.ndarray]:
     return [
         mask_util.decode(masks.get(record["image_id"], a["row"], a["recist"])).astype(bool)
-        for a in record["annotations"]
+        for a in lesions_of(record["annotations"])
     ]

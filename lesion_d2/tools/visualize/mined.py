@@ -9,6 +9,7 @@ from itertools import islice
 from lesion_d2.data.catalog import load_records
 from lesion_d2.engine import LesionPredictor, load_config
 from lesion_d2.engine.checks import set_dataset_options
+from lesion_d2.ignore_regions import lesions_of, lie_inside, region_boxes
 from lesion_d2.modeling import mine_lesions, summarize_mining
 from lesion_d2.modeling.mining import HIT_IOU, MiningCounts, hits_any
 from lesion_d2.visualization import (
@@ -69,7 +70,7 @@ def draw_mined(args: argparse.Namespace) -> list[str]:
     output = args.output or os.path.join(cfg.OUTPUT_DIR, "mined", dataset)
     check_output(output, records, dataset)
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        records = [record for record in records if record["annotations"]]
+        records = [record for record in records if lesions_of(record["annotations"])]
     order = pick_records(records, "random", len(records), seed=args.seed)
     counts = MiningCounts()
     images = mine_images(cfg, order, counts)
@@ -137,6 +138,8 @@ def mine_images(
             score_threshold=options.SCORE_THRESH,
             gt_nms_threshold=options.GT_NMS_THRESH,
         )
+        regions = Boxes(torch.from_numpy(region_boxes(record)).float())
+        mined = mined[~lie_inside(mined.pred_boxes, regions)]
         image = TeacherImage(record, mined)
         counts.add(mined, image.hidden_boxes)
         yield image

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lesion_d2.ignore_regions import lesions_of
 from lesion_d2.visualization import (
     LesionVisualizer,
     contact_sheet,
@@ -33,7 +34,7 @@ def pick_records(records: Sequence[dict], pick: str, num: int, *, seed: int = 0)
 
 def truth_title(record: dict) -> str:
     """Name of an image and number of its lesions, two lines."""
-    number = len(record["annotations"])
+    number = len(lesions_of(record["annotations"]))
     return f"{record['image_id']}\n{number} lesion{'' if number == 1 else 's'}"
 
 

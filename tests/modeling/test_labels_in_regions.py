@@ -1,0 +1,197 @@
+"""Regions to ignore in the labels of anchors, proposals and pixels."""
+
+from lesion_d2.data.mapper import transform_lesions
+from lesion_d2.ignore_regions import mark_regions
+from lesion_d2.modeling import (
+    LesionRetinaNet,
+    LesionROIHeads,
+    LesionRPN,
+    MeanTeacher,
+    RFCNROIHeads,
+    ULDorROIHeads,
+)
+from lesion_d2.modeling.losses import IGNORE
+from lesion_d2.modeling.roi_heads import RegionROIHeads
+from lesion_d2.modeling.segmentation import semantic_labels
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import transforms as T
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import RetinaNet
+from detectron2.modeling.matcher import Matcher
+from detectron2.structures import Boxes, BoxMode, ImageList, Instances
+from detectron2.utils.events import EventStorage
+from tiny_run import tiny_config
+from torch import nn
+
+_ANCHORS = [
+    Boxes(torch.tensor([[x, y, x + s, y + s] for y in range(0, 64, 4) for x in range(0, 64, 4)]))
+    for s in (6.0, 20.0)
+]
+_LESION, _IN_REGION = [4.0, 4.0, 24.0, 22.0], [38.0, 36.0, 56.0, 58.0]
+_REGION = [30.0, 28.0, 64.0, 64.0]
+
+
+def _image(lesions, regions=()):
+    boxes = torch.tensor([*regions, *lesions]).reshape(-1, 4)
+    classes = torch.tensor([-1] * len(regions) + [0] * len(lesions))
+    image = Instances((64, 64), gt_boxes=Boxes(boxes), gt_classes=classes)
+    mark_regions(image, len(regions))
+    return image
+
+
+def _inside(boxes, regions):
+    """Half of each box's area in one region, box by box."""
+    found = []
+    for x1, y1, x2, y2 in boxes.tolist():
+        shares = [0.0]
+        for a, b, c, d in regions:
+            shares.append(max(0, min(x2, c) - max(x1, a)) * max(0, min(y2, d) - max(y1, b)))
+        found.append(max(shares) >= 0.5 * (x2 - x1) * (y2 - y1) > 0)
+    return torch.tensor(found)
+
+
+# What is annotated beside the region: elsewhere, in it too, and nothing.
+_CASES = [[_LESION], [_LESION, _IN_REGION], []]
+
+
+def _retinanet():
+    model = LesionRetinaNet.__new__(LesionRetinaNet)
+    nn.Module.__init__(model)
+    model.num_classes = 1
+    model.anchor_matcher = Matcher([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=True)
+    return model
+
+
+def _rpn(batch_size=10_000, shem_pool=0):
+    cfg = tiny_config(
+        MODEL__LESION_RCNN__SHEM_POOL=shem_pool,
+        MODEL__RPN__IN_FEATURES=("p2", "p3"),
+        MODEL__RPN__BATCH_SIZE_PER_IMAGE=batch_size,
+        MODEL__ANCHOR_GENERATOR__SIZES=[[12], [24]],
+    )
+    return LesionRPN(cfg, {name: ShapeSpec(channels=4, stride=4) for name in ("p2", "p3")})
+
+
+@pytest.mark.parametrize("lesions", _CASES)
+@pytest.mark.parametrize("kind", ["RetinaNet", "RPN", "RPN, SHEM"])
+def test_negative_anchors_in_a_region_do_not_count(kind, lesions):
+    if kind == "RetinaNet":
+        label, background = _retinanet().label_anchors, 1
+    else:
+        label, background = _rpn(shem_pool=3 * (kind != "RPN")).label_and_sample_anchors, 0
+    regions = [_REGION, [0.0, 40.0, 12.0, 64.0]]
+    (plain, found), boxes = label(_ANCHORS, [_image(lesions), _image(lesions, regions)])
+    inside = _inside(Boxes.cat(_ANCHORS).tensor, regions)
+    assert torch.equal(found, torch.where(inside & (plain == background), -1, plain))
+    assert (found != plain).sum() > 20  # most of them small ones, of hardly any IoU with it
+    assert torch.equal(*boxes)
+
+
+def test_without_regions_labels_are_detectron2s():
+    images = list(map(_image, _CASES))
+    ours, theirs = (
+        f(_ANCHORS, images)
+        for f in (
+            _retinanet().label_anchors,
+            lambda *args: RetinaNet.label_anchors(_retinanet(), *args),
+        )
+    )
+    for each, other in zip(ours, theirs, strict=True):
+        assert all(map(torch.equal, each, other))
+
+
+def _heads(kind, **changes):
+    cfg = tiny_config(
+        MODEL__ROI_HEADS__IN_FEATURES=("p2",),
+        MODEL__ROI_HEADS__NUM_CLASSES=2,
+        MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE=2000,
+        MODEL__ROI_BOX_HEAD__NAME="FastRCNNConvFCHead",
+        MODEL__ROI_BOX_HEAD__NUM_FC=1,
+        MODEL__ROI_BOX_HEAD__FC_DIM=4,
+        MODEL__MASK_ON=False,
+        **changes,
+    )
+    return kind(cfg, {"p2": ShapeSpec(channels=4, stride=4)})
+
+
+@pytest.mark.parametrize("lesions", _CASES)
+@pytest.mark.parametrize("kind", [LesionROIHeads, ULDorROIHeads])
+@pytest.mark.parametrize("appends", [True, False])
+def test_negative_proposals_in_a_region_are_not_drawn(kind, lesions, appends):
+    heads = _heads(kind)
+    heads.proposal_append_gt = appends
+    everywhere = Boxes.cat(_ANCHORS)
+
+    def labels(image):
+        """Class of each proposal that is drawn, by its box."""
+        proposals = Instances((64, 64), proposal_boxes=everywhere)
+        proposals.objectness_logits = torch.zeros(len(everywhere))
+        with EventStorage():
+            [drawn] = heads.label_and_sample_proposals([proposals], [image])
+        pairs = zip(drawn.proposal_boxes.tensor.tolist(), drawn.gt_classes.tolist(), strict=True)
+        return {tuple(box): number for box, number in pairs}
+
+    plain, found = labels(_image(lesions)), labels(_image(lesions, [_REGION]))
+    inside = {tuple(b.tolist()) for b in everywhere.tensor[_inside(everywhere.tensor, [_REGION])]}
+    assert found == {b: n for b, n in plain.items() if not (n == 2 and b in inside)}
+    assert len(plain) - len(found) > 20
+    assert {n for n in found.values()} == ({0, 2} if lesions else {2})
+
+
+def test_shem_draws_no_proposal_of_a_region():
+    heads = _heads(LesionROIHeads, MODEL__LESION_RCNN__SHEM_POOL=1000)
+    everywhere = Boxes.cat(_ANCHORS)
+    inside = _inside(everywhere.tensor, [_REGION])
+    for lesions in _CASES:
+        proposals = Instances((64, 64), proposal_boxes=everywhere)
+        proposals.objectness_logits = torch.zeros(len(everywhere))
+        heads._hardness = iter([inside.float()])  # those in the region are the hardest
+        with EventStorage():
+            [drawn] = heads.label_and_sample_proposals([proposals], [_image(lesions, [_REGION])])
+        negatives = drawn.proposal_boxes.tensor[drawn.gt_classes == 2]
+        assert len(negatives) and not _inside(negatives, [_REGION]).any()
+
+
+def test_all_heads_of_this_project_know_regions():
+    assert all(issubclass(k, RegionROIHeads) for k in (LesionROIHeads, RFCNROIHeads, ULDorROIHeads))
+
+
+def test_pixels_of_a_region_have_no_label_but_those_of_lesions_in_it_do():
+    box = {"bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    lesion = {**box, "bbox": [30, 30, 39, 39]}
+    region = {**box, "bbox": [20, 20, 60, 50], "iscrowd": 1}
+    masks = np.zeros((2, 64, 64), np.uint8)
+    masks[0, 30:40, 30:40], masks[1, 20:51, 20:61] = 1, 1
+    image = transform_lesions([lesion, region], list(masks), T.NoOpTransform(), (64, 64))
+    assert image.gt_classes.tolist() == [-1, 0]
+    [labels] = semantic_labels([image], ImageList(torch.zeros(1, 3, 64, 64), [(64, 64)]))
+    expected = np.where(masks[1], IGNORE, 0)
+    expected[masks[0] > 0] = 1
+    assert np.array_equal(labels, expected)
+
+
+class _Finding(nn.Module):
+    """A detector that finds three lesions with certainty: annotated, in the region, and new."""
+
+    def forward(self, batched_inputs):
+        boxes = Boxes(torch.tensor([_LESION, _IN_REGION, [4.0, 40.0, 16.0, 56.0]]))
+        found = Instances((64, 64), pred_boxes=boxes, scores=torch.ones(3))
+        found.pred_classes = torch.zeros(3, dtype=torch.int64)
+        return [{"instances": found} for _ in batched_inputs]
+
+
+@pytest.mark.parametrize("policy", ["add", "ignore"])
+def test_a_teacher_mines_nothing_in_a_region(policy):
+    teacher = MeanTeacher(_Finding(), policy=policy)
+    sample = {"weak_image": torch.zeros(3, 64, 64), "slice_to_image": torch.eye(3)[:2]}
+    samples = [{**sample, "instances": _image([_LESION], regions)} for regions in ([], [_REGION])]
+    without, mined = teacher.mine(samples)
+    assert len(without) == 2 and mined.pred_boxes.tensor.tolist() == [[4, 40, 16, 56]]
+    instances = teacher._with_mined(samples[1], mined)["instances"]
+    assert instances.is_region == [True, False, False]
+    assert instances.gt_classes.tolist() == [-1, 0 if policy == "add" else -1, 0]
+    boxes = [_REGION, [4, 40, 16, 56], _LESION]
+    assert instances.gt_boxes.tensor.tolist() == boxes
