@@ -1,12 +1,13 @@
 """Splits and folds of patients, alike in classes and sizes of lesions."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from .form import SPLITS, Lesion, Volume, VolumeSet
+from .form import SPLITS, Lesion, Volume, VolumeSet, read_volume_set, write_volume_set
 
 #: Train, val and test in percent: Jaeger et al., section 4.1, in each of five folds.
 DEFAULT_SHARES = (60.0, 20.0, 20.0)
@@ -137,6 +138,47 @@ def make_folds(
         fold = dict(zip(SPLITS, (others, chosen, parts[k]), strict=True))
         folds.append({split: tuple(sorted(names)) for split, names in fold.items() if names})
     return tuple(folds)
+
+
+def write_splits(
+    root: str | os.PathLike,
+    num_folds: int | None = None,
+    *,
+    shares: Sequence[float] = DEFAULT_SHARES,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> VolumeSet:
+    """Split a data set on disk anew, or give it folds.
+
+    Args:
+        root: its folder; ``volume_set.json`` is written whole, unless it has just these already.
+        num_folds: of :func:`make_folds`; None for the splits of :func:`split_patients`.
+        shares, seed: see there.
+        overwrite: replace other ones that it has, such as those of its source.
+
+    Returns:
+        The data set as it is now.
+
+    Raises:
+        FileNotFoundError: there is no data set.
+        ValueError: it is damaged, it has others, or see :func:`make_folds`.
+    """
+    volume_set = read_volume_set(root)
+    if num_folds is None:
+        kind, made = "splits", split_patients(volume_set, shares, seed)
+    else:
+        kind, made = "folds", make_folds(volume_set, num_folds, shares, seed)
+    found = getattr(volume_set, kind)
+    if found == made:
+        return volume_set
+    if found and not overwrite:
+        number = f"{len(found)} folds" if kind == "folds" else "splits"
+        raise ValueError(
+            f"{root}: found {number} other than those asked for; pass --overwrite to replace them"
+        )
+    volume_set = replace(volume_set, **{kind: made})
+    write_volume_set(root, volume_set)
+    return volume_set
 
 
 def describe_strata(volume_set: VolumeSet) -> tuple[list[str], np.ndarray]:

@@ -1,0 +1,84 @@
+"""Split the patients of a data set of volumes, or give it folds for a cross-validation.
+
+python -m lesion_d2.tools.split_data mine                      # mine_train, mine_val, mine_test
+python -m lesion_d2.tools.split_data mine --folds 5 --seed 0   # mine_fold0_train and so on
+
+No patient is in two splits. Splits are alike in the classes and sizes of their lesions, and in how
+many patients have none. Those that the data set came with stay unless --overwrite is given.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import lesion_d2  # noqa: F401  (makes detectron2 importable)
+from lesion_d2.data.volume_set.form import VolumeSet
+from lesion_d2.data.volume_set.splits import DEFAULT_SHARES, describe_strata, write_splits
+from lesion_d2.files import one_line
+
+import numpy as np
+from tabulate import tabulate
+
+from .arguments import data_set_folder, positive
+
+_PROGRAM = "lesion_d2.tools.split_data"
+
+
+def make_table(volume_set: VolumeSet, splits: Mapping[str, Sequence[str]], label: str = "") -> str:
+    """What each split has of patients and lesions, as a Markdown table."""
+    patients = sorted({volume.patient for volume in volume_set.volumes})
+    names, counts = describe_strata(volume_set)
+    rows = [
+        [split, *counts[np.isin(patients, list(chosen))].sum(axis=0)]
+        for split, chosen in splits.items()
+    ]
+    rows.append(["all", *counts.sum(axis=0)])
+    return tabulate(
+        [[name, *column] for name, *column in zip([label, *names], *rows, strict=True)][1:],
+        [label, *(row[0] for row in rows)],
+        tablefmt="pipe",
+    )
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line of this tool."""
+    parser = argparse.ArgumentParser(prog=_PROGRAM, description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("name", metavar="NAME", help="of the data set in $DETECTRON2_DATASETS, or its folder")
+    add("--folds", type=positive, metavar="K", help="make so many folds, and leave the splits")
+    add("--seed", type=int, default=0, metavar="N", help="another one gives other splits (0)")
+    add(
+        "--shares",
+        type=float,
+        nargs=3,
+        default=DEFAULT_SHARES,
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="of the patients (60 20 20); in folds, test is one in K",
+    )
+    add("--overwrite", action="store_true", help="replace the splits or folds that there are")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Split, print what the splits have, and return the exit status."""
+    args = get_parser().parse_args(argv)
+    root: Path = data_set_folder(args.name)
+    try:
+        volume_set = write_splits(
+            root, args.folds, shares=args.shares, seed=args.seed, overwrite=args.overwrite
+        )
+    except (ValueError, OSError) as error:
+        text = str(error) if isinstance(error, ValueError) else one_line(error)
+        print(f"{_PROGRAM}: error: {text}", file=sys.stderr)
+        return 1
+    made = [volume_set.splits] if args.folds is None else volume_set.folds
+    labels = [""] if args.folds is None else [f"fold {k}" for k in range(len(made))]
+    tables = [make_table(volume_set, *pair) for pair in zip(made, labels, strict=True)]
+    print("\n\n".join(tables))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
