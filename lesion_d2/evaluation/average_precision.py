@@ -20,6 +20,7 @@ def detection_average_precision(
     overlap: str = "iou",
     inclusive: bool = False,
     tracklets: Sequence[np.ndarray] | None = None,
+    excused: Sequence[np.ndarray] | None = None,
     method: str = "coco",
 ) -> float:
     """Average precision of one class.
@@ -38,6 +39,9 @@ def detection_average_precision(
     before, and once where it reaches none. Ties in score form one step, so that their order does
     not count (there: the order of the sorting).
 
+    By either, a detection that takes or reaches no lesion and is excused is left out, as one that
+    COCO matches with a crowd.
+
     Args:
         pred_boxes: one array a volume (or image): (N, 6) X1Y1Z1X2Y2Z2, or (N, 4) X1Y1X2Y2.
         pred_scores: one (N,) array a volume, finite numbers.
@@ -49,6 +53,7 @@ def detection_average_precision(
         inclusive: whether boxes are whole pixels, likewise.
         tracklets: with "p3d", which detection each box belongs to, see
             :func:`~lesion_d2.evaluation.match_images`.
+        excused: one (N,) bool array a volume, likewise; none by default.
         method: one of :data:`AP_METHODS`.
 
     Returns:
@@ -67,6 +72,7 @@ def detection_average_precision(
         overlap=overlap,
         inclusive=inclusive,
         tracklets=tracklets,
+        excused=excused,
     )
     if not len(matches.found_scores):
         return float("nan")
@@ -77,7 +83,9 @@ def detection_average_precision(
         _take(_overlap_table(*case, overlap, inclusive), np.asarray(case[1]), iou_threshold)
         for case in zip(pred_boxes, pred_scores, gt_boxes, owners, strict=True)
     ]
-    return _mean_precision(np.concatenate(hits), matches.scores, len(matches.found_scores))
+    hits = np.concatenate(hits)
+    counts = hits | ~matches.excused
+    return _mean_precision(hits[counts], matches.scores[counts], len(matches.found_scores))
 
 
 def ranking_average_precision(scores: np.ndarray, is_positive: np.ndarray) -> float:
@@ -105,12 +113,13 @@ def ranking_average_precision(scores: np.ndarray, is_positive: np.ndarray) -> fl
 
 def _area_under_precision(matches: Matches) -> float:
     """AP "all_points"; there is a lesion."""
-    if not len(matches.scores):
+    if matches.ignored.all():
         return 0.0
-    levels, level_of = np.unique(-matches.scores, return_inverse=True)
+    counts = ~matches.ignored
+    levels, level_of = np.unique(-matches.scores[counts], return_inverse=True)
     num_found = np.searchsorted(np.sort(-matches.found_scores), levels, side="right")
     # What a detection claims: the lesions that it reaches, found before or not, or an error.
-    claims = np.bincount(level_of, weights=np.maximum(matches.num_reached, 1))
+    claims = np.bincount(level_of, weights=np.maximum(matches.num_reached[counts], 1))
     precision = _interpolated(num_found / np.cumsum(claims))
     steps = np.diff(num_found, prepend=0) / len(matches.found_scores)
     return float((steps * precision).sum())

@@ -22,6 +22,8 @@ from pycocotools.cocoeval import COCOeval
 
 from ..boxes import first_pixel, moved_xywh
 from ..files import written_whole
+from ..ignore_regions import lesions_of
+from .excused import boxes_in_regions
 from .matching import match_images
 from .predictions import gather_predictions, order_by_image
 from .report import FrocReport, make_report, without_nan
@@ -46,7 +48,12 @@ class LesionEvaluator(COCOEvaluator):
     (``under_10mm/sens@4``), see :func:`~lesion_d2.evaluation.strata.make_strata`. FROC pools all
     classes, as the papers do: any detection finds any lesion. COCO's numbers stay per class.
 
-    Masks are scored, as ``results["segm"]``, where each annotation of the data set has one; masks
+    Regions to ignore (annotations with ``iscrowd``, :mod:`lesion_d2.ignore_regions`) are no lesions
+    in any number. A detection that reaches no lesion and lies in one, by at least half of its own
+    area, is neither hit nor false positive of the FROC. COCO's numbers ask for its share by the IoU
+    threshold instead, and for the region's class.
+
+    Masks are scored, as ``results["segm"]``, where each lesion of the data set has one; masks
     that are neither scored nor written are not looked at (``needs_masks``).
 
     A data set without a single lesion gives NaN; a model without a single detection 0.
@@ -108,6 +115,7 @@ class LesionEvaluator(COCOEvaluator):
         self._folder = Path(output_dir) if output_dir is not None else None
         self._output_dir = None  # Detectron2 would write there, and not atomically
         self._inclusive = inclusive
+        _fill_regions(self._coco_api.dataset["annotations"])
         if inclusive:
             _add_pixel(self._coco_api.dataset["annotations"])
         self._num_bootstrap = num_bootstrap
@@ -218,8 +226,17 @@ class LesionEvaluator(COCOEvaluator):
         for array in boxes:
             array[:, 2:] += array[:, :2]  # COCO's width and height
         scores = [np.array([r["score"] for r in rs], dtype=float) for rs in results]
+        excused = [
+            boxes_in_regions(*pair, inclusive=self._inclusive)
+            for pair in zip(boxes, truth.regions, strict=True)
+        ]
         matches = match_images(
-            boxes, scores, truth.boxes, iou_threshold=FROC_IOU, inclusive=self._inclusive
+            boxes,
+            scores,
+            truth.boxes,
+            iou_threshold=FROC_IOU,
+            inclusive=self._inclusive,
+            excused=excused,
         )
         return make_report(matches, truth, num_bootstrap=self._num_bootstrap, seed=self._seed)
 
@@ -232,6 +249,15 @@ class LesionEvaluator(COCOEvaluator):
             "bootstrap_unit": "patient",
             "seed": self._seed,
         }
+
+
+def _fill_regions(annotations: Iterable[dict]) -> None:
+    """Give COCO's regions to ignore without a mask their whole box as one, to score masks by."""
+    for annotation in annotations:
+        if annotation["iscrowd"] and "segmentation" not in annotation:
+            x, y, width, height = annotation["bbox"]
+            right, bottom = x + width, y + height
+            annotation["segmentation"] = [[x, y, right, y, right, bottom, x, bottom]]
 
 
 def _add_pixel(results: Iterable[dict]) -> None:
@@ -269,7 +295,7 @@ def _chained(results: Mapping[object, list[dict]]) -> Iterator[dict]:
 
 
 def _has_masks(dicts: Sequence[Mapping]) -> bool:
-    annotations = [a for d in dicts for a in d.get("annotations", ())]
+    annotations = [a for d in dicts for a in lesions_of(d.get("annotations", ()))]
     return bool(annotations) and all("segmentation" in a for a in annotations)
 
 

@@ -107,12 +107,14 @@ def froc_curve(
     overlap: str = "iou",
     inclusive: bool = False,
     tracklets: Sequence[np.ndarray] | None = None,
+    excused: Sequence[np.ndarray] | None = None,
 ) -> FrocCurve:
     """FROC curve of detections, as the DeepLesion papers compute it.
 
     Detections of all images by falling score: one that reaches the threshold on no lesion of its
     image is a false positive; every lesion it reaches counts as found, once; a detection that only
-    reaches lesions already found is neither. A detection may find several lesions.
+    reaches lesions already found is neither. A detection may find several lesions. One that reaches
+    no lesion and is excused, because at least half of it lies in a region to ignore, is neither.
 
     Args:
         pred_boxes: one array an image (or volume): (N, 4) X1Y1X2Y2 in pixels, or (N, 6)
@@ -126,6 +128,7 @@ def froc_curve(
             Lesion-Harvester and 3DCE does.
         tracklets: with "p3d", which detection each box belongs to, see
             :func:`~lesion_d2.evaluation.match_images`.
+        excused: one (N,) bool array an image, likewise; none by default.
 
     Raises:
         ValueError: see :func:`~lesion_d2.evaluation.match_images`.
@@ -143,6 +146,7 @@ def froc_curve(
         overlap=overlap,
         inclusive=inclusive,
         tracklets=tracklets,
+        excused=excused,
     )
     return FrocCurve.from_matches(matches)
 

@@ -26,11 +26,17 @@ class Matches:
     num_reached: np.ndarray  # N, lesions of its image that the detection reaches
     lesion_images: np.ndarray  # M, index of the lesion's image
     found_scores: np.ndarray  # M, highest score that reaches the lesion; -inf: not found
+    excused: np.ndarray  # N bool, no error where it reaches no lesion
 
     @property
     def false_positives(self) -> np.ndarray:
-        """(N,) bool: the detection reaches no lesion."""
-        return self.lesions < 0
+        """(N,) bool: the detection reaches no lesion, and is not excused."""
+        return (self.lesions < 0) & ~self.excused
+
+    @property
+    def ignored(self) -> np.ndarray:
+        """(N,) bool: it reaches no lesion and is excused; neither hit nor error."""
+        return (self.lesions < 0) & self.excused
 
     @property
     def repeats(self) -> np.ndarray:
@@ -94,6 +100,7 @@ def match_images(
     overlap: str = "iou",
     inclusive: bool = False,
     tracklets: Sequence[np.ndarray] | None = None,
+    excused: Sequence[np.ndarray] | None = None,
 ) -> Matches:
     """Match the detections of every image (or volume) with its lesions.
 
@@ -110,6 +117,9 @@ def match_images(
             of which the one on the lesion's key slice counts. One (K,) array a volume, the index of
             the detection, 0 to N - 1, that each of its K ``pred_boxes`` belongs to; without it,
             every box is a detection.
+        excused: one (N,) bool array an image, detections that are no false positives where they
+            reach no lesion, as those in a region to ignore
+            (:func:`~lesion_d2.evaluation.excused.boxes_in_regions`); none by default.
 
     Raises:
         ValueError: lists of different lengths or without an image, a wrong shape, a number that is
@@ -126,6 +136,7 @@ def match_images(
         owners = _join_tracklets(tracklets, boxes, counts, score_counts, overlap)
     _check_contents(boxes, counts, score_counts if owners is None else counts, truth, overlap)
     _check_key_slices(boxes, counts, truth, gt_counts, overlap)
+    is_excused = _join_excused(excused, score_counts)
 
     detection, lesion = _pairs(counts, gt_counts)
     if len(detection):
@@ -153,6 +164,7 @@ def match_images(
         num_reached=np.bincount(detection, minlength=len(scores)),
         lesion_images=lesion_images,
         found_scores=found_scores,
+        excused=is_excused,
     )
 
 
@@ -164,6 +176,7 @@ def match_detections(
     iou_threshold: float = 0.5,
     overlap: str = "iou",
     inclusive: bool = False,
+    excused: np.ndarray | None = None,
 ) -> Matches:
     """Match the detections of one image, for pictures and tables of single cases.
 
@@ -182,6 +195,7 @@ def match_detections(
         iou_threshold=iou_threshold,
         overlap=overlap,
         inclusive=inclusive,
+        excused=None if excused is None else [excused],
     )
 
 
@@ -224,6 +238,20 @@ def _join_scores(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         image = np.searchsorted(np.cumsum(counts), row, side="right")
         raise ValueError(f"pred_scores[{image}] holds {joined[row]}, expected finite numbers")
     return joined, counts
+
+
+def _join_excused(arrays: Sequence[np.ndarray] | None, counts: np.ndarray) -> np.ndarray:
+    if arrays is None:
+        return np.zeros(counts.sum(), dtype=bool)
+    if len(arrays) != len(counts):
+        raise ValueError(f"excused have {len(arrays)} entries, expected {len(counts)}")
+    arrays = [np.asarray(array) for array in arrays]
+    for i, (array, count) in enumerate(zip(arrays, counts, strict=True)):
+        if array.shape != (count,) or array.dtype != bool:
+            raise ValueError(
+                f"excused[{i}] have shape {array.shape} of {array.dtype}, expected ({count},) bool"
+            )
+    return np.concatenate(arrays)
 
 
 def _join_tracklets(

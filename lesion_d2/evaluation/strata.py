@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from ..boxes import xyxy_box
+from ..ignore_regions import lesions_of, region_boxes
 
 #: DeepLesion's coarse lesion types 1..8, as they stand in tables.
 COARSE_TYPES = (
@@ -33,6 +34,7 @@ class Truth:
     spacing_z: np.ndarray  # I, slice interval in mm; NaN where unknown
     diameters: np.ndarray  # M, long diameter in mm; NaN where unknown
     types: np.ndarray  # M, coarse type 1..8; -1 where unknown
+    regions: list[np.ndarray]  # I arrays m_i x 4 likewise, regions to ignore: no lesions
 
     @classmethod
     def from_dicts(cls, dicts: Sequence[Mapping], name: str = "data set") -> "Truth":
@@ -50,16 +52,17 @@ class Truth:
         image_ids = [d["image_id"] for d in dicts]
         for image_id in _repeated(image_ids):
             raise ValueError(f"{name}: image_id {image_id!r} stands twice, expected once")
-        annotations = [a for d in dicts for a in d.get("annotations", ())]
+        annotations = [a for d in dicts for a in lesions_of(d.get("annotations", ()))]
         owners = [("patient", d["patient"]) if "patient" in d else d["image_id"] for d in dicts]
         numbers = {owner: i for i, owner in enumerate(dict.fromkeys(owners))}
         return cls(
             image_ids=image_ids,
-            boxes=[_boxes(d.get("annotations", ())) for d in dicts],
+            boxes=[_boxes(lesions_of(d.get("annotations", ()))) for d in dicts],
             patients=np.array([numbers[owner] for owner in owners]),
             spacing_z=_floats(d.get("spacing", [math.nan])[-1] for d in dicts),
             diameters=_floats(a.get("diameters_mm", [math.nan])[0] for a in annotations),
             types=np.array([a.get("coarse_type", -1) for a in annotations], dtype=int),
+            regions=list(map(region_boxes, dicts)),
         )
 
     @property

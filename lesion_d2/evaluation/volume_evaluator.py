@@ -23,7 +23,14 @@ from .froc import FrocCurve
 from .operating_points import KEY, describe_operating_points
 from .plots import plot_froc
 from .predictions import gather_predictions, order_by_image
-from .volumes import VolumeBoxes, VolumeTruth, patient_metrics, volume_froc, volume_metrics
+from .volumes import (
+    VolumeBoxes,
+    VolumeTruth,
+    leave_out_ignored,
+    patient_metrics,
+    volume_froc,
+    volume_metrics,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +77,11 @@ class VolumeEvaluator(DatasetEvaluator):
 
     ``results["volume_p3d"]``, ``["volume_iou"]``, ``["volume_iobb"]`` have AP and sensitivities by
     the other criteria. What is not defined, such as the AP of a class without lesions, is NaN.
+
+    Regions to ignore (annotations with ``iscrowd``, :mod:`lesion_d2.ignore_regions`) are no lesions
+    in any number. Detections that lie in them, by at least half of the area of their boxes on all
+    slices (:func:`~lesion_d2.evaluation.excused.tracklets_in_regions`), are left out where they
+    reach no lesion; for the patients' AP, by the first criterion.
 
     Files in ``output_dir``: ``volumes.json`` (numbers, settings, the score threshold of each rate
     by the first criterion, detections in 3-D with their boxes on the lesions' key slices) and
@@ -198,7 +210,10 @@ class VolumeEvaluator(DatasetEvaluator):
                 inclusive=self._inclusive,
                 ap_method=self._ap_method,
             )
-        results["volume"] |= patient_metrics(self._truth, detections, self._classes)
+        counted = leave_out_ignored(
+            self._truth, detections, self._criteria["volume"], inclusive=self._inclusive
+        )
+        results["volume"] |= patient_metrics(self._truth, counted, self._classes)
         self._log(results)
         if self._folder:
             self._write(detections, curves, results)

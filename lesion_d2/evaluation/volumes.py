@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..boxes import xyxy_box
+from ..ignore_regions import lesions_of, region_boxes
 from .average_precision import detection_average_precision, ranking_average_precision
 from .criteria import Criterion, sensitivity_names
+from .excused import tracklets_in_regions
 from .froc import FrocCurve, froc_curve
+from .matching import match_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,14 @@ class VolumeBoxes:
 
     def of_class(self, number: int) -> "VolumeBoxes":
         """The boxes of one class."""
-        kept = self.classes == number
+        return self.select(self.classes == number)
+
+    def select(self, kept: np.ndarray) -> "VolumeBoxes":
+        """Some of the boxes.
+
+        Args:
+            kept: (N,) bool.
+        """
         kept_slices = kept[self.tracklets]
         return VolumeBoxes(
             boxes=self.boxes[kept],
@@ -61,6 +71,8 @@ class VolumeTruth:
     lesions: list[VolumeBoxes]  # V
     patients: np.ndarray  # V, index of the volume's patient in 0..P-1
     slices: dict[object, tuple[int, int]]  # image_id -> index of its volume, slice number
+    # V times slice number -> (m, 4) X1Y1X2Y2, regions to ignore: no lesions
+    regions: list[dict[int, np.ndarray]]
 
     @classmethod
     def from_dicts(cls, dicts: Sequence[Mapping], name: str = "data set") -> "VolumeTruth":
@@ -68,7 +80,8 @@ class VolumeTruth:
 
         A lesion's box is the extent of its boxes on its slices, from its first to its last slice
         number, whatever lies between. Its key slice is that of its annotation with ``is_key``. A
-        volume without ``patient`` is a patient of its own.
+        volume without ``patient`` is a patient of its own. Regions to ignore
+        (:mod:`lesion_d2.ignore_regions`) are no lesions, and need no ``lesion``.
 
         Raises:
             ValueError: no dict at all, one without ``volume`` or ``slice_index``, a slice that
@@ -86,13 +99,14 @@ class VolumeTruth:
         lesions: list[dict] = [{} for _ in names]
         for d in dicts:
             found = lesions[index_of[d["volume"]]]
-            for annotation in d.get("annotations", ()):
+            for annotation in lesions_of(d.get("annotations", ())):
                 _add_box(found, annotation, d, name)
         return cls(
             names=names,
             lesions=[_joined(found) for found in lesions],
             patients=np.array([numbers[patients[volume]] for volume in names]),
             slices=slices,
+            regions=_regions_of_volumes(dicts, index_of),
         )
 
     @property
@@ -122,6 +136,17 @@ class VolumeTruth:
                 )
 
 
+def _regions_of_volumes(
+    dicts: Sequence[Mapping], index_of: Mapping[object, int]
+) -> list[dict[int, np.ndarray]]:
+    regions: list[dict[int, np.ndarray]] = [{} for _ in index_of]
+    for d in dicts:
+        boxes = region_boxes(d)
+        if len(boxes):
+            regions[index_of[d["volume"]]][d["slice_index"]] = boxes
+    return regions
+
+
 def volume_froc(
     truth: VolumeTruth,
     detections: Sequence[VolumeBoxes],
@@ -142,7 +167,57 @@ def volume_froc(
             :meth:`VolumeTruth.check_criterion`.
     """
     truth.check_criterion(criterion)
-    return froc_curve(**_compared(detections, truth.lesions, criterion, inclusive))
+    excused = excuse(truth, detections, inclusive=inclusive)
+    return froc_curve(**_compared(detections, truth.lesions, criterion, inclusive), excused=excused)
+
+
+def excuse(
+    truth: VolumeTruth, detections: Sequence[VolumeBoxes], *, inclusive: bool = False
+) -> list[np.ndarray] | None:
+    """Which detections are no errors, because they lie in regions to ignore.
+
+    Args:
+        truth: of V volumes.
+        detections: V entries.
+        inclusive: as for :func:`volume_froc`.
+
+    Returns:
+        V arrays (N,) bool, see :func:`~lesion_d2.evaluation.excused.tracklets_in_regions`; None
+        where the data set has no region.
+    """
+    if not any(truth.regions):
+        return None
+    return [
+        tracklets_in_regions(
+            found.slice_boxes, found.tracklets, len(found.boxes), regions, inclusive=inclusive
+        )
+        for found, regions in zip(detections, truth.regions, strict=True)
+    ]
+
+
+def leave_out_ignored(
+    truth: VolumeTruth,
+    detections: Sequence[VolumeBoxes],
+    criterion: Criterion,
+    *,
+    inclusive: bool = False,
+) -> list[VolumeBoxes]:
+    """The detections without those that reach no lesion and lie in regions to ignore.
+
+    Args:
+        truth: of V volumes.
+        detections: V entries.
+        criterion: when a detection reaches a lesion.
+        inclusive: as for :func:`volume_froc`.
+    """
+    excused = excuse(truth, detections, inclusive=inclusive)
+    if excused is None:
+        return list(detections)
+    compared = _compared(detections, truth.lesions, criterion, inclusive)
+    ignored = match_images(**compared, excused=excused).ignored
+    ends = np.cumsum([len(found.boxes) for found in detections])[:-1]
+    parts = np.split(~ignored, ends)
+    return [found.select(kept) for found, kept in zip(detections, parts, strict=True)]
 
 
 def volume_metrics(
@@ -173,7 +248,9 @@ def volume_metrics(
         found = [boxes.of_class(number) for boxes in detections]
         lesions = [boxes.of_class(number) for boxes in truth.lesions]
         precisions[name] = 100 * detection_average_precision(
-            **_compared(found, lesions, criterion, inclusive), method=ap_method
+            **_compared(found, lesions, criterion, inclusive),
+            excused=excuse(truth, found, inclusive=inclusive),
+            method=ap_method,
         )
     sensitivity = curve.at(rates)
     froc = 100 * np.append(sensitivity, sensitivity.mean())

@@ -9,8 +9,9 @@ import torch
 from detectron2.structures import Boxes, Instances, pairwise_iou
 
 from ..boxes import xyxy_box
+from ..evaluation.excused import boxes_in_regions
 from ..evaluation.matching import match_detections
-from ..ignore_regions import lesions_of
+from ..ignore_regions import lesions_of, region_boxes
 
 
 @dataclass
@@ -22,7 +23,8 @@ class ImageOutcome:
         predictions: the N detections at or above the score threshold, by falling score.
         is_hit: (N,) bool, the detection found a lesion that no better one had found.
         is_false_positive: (N,) bool, the detection reaches no lesion.
-        is_repeat: (N,) bool, the detection reaches only lesions that a better one found.
+        is_repeat: (N,) bool, neither of both: the detection reaches only lesions that a better one
+            found, or none and lies in a region to ignore.
         is_found: (M,) bool, the lesion of ``record["annotations"]`` was found.
         quality: see :func:`outcome_quality`.
     """
@@ -82,14 +84,19 @@ def judge(
     boxes, gt_boxes = kept.pred_boxes.tensor.double().numpy(), truth_boxes(record)
     scores = kept.scores.double().numpy()
     matches = match_detections(
-        boxes, scores, gt_boxes, iou_threshold=iou_threshold, inclusive=inclusive
+        boxes,
+        scores,
+        gt_boxes,
+        iou_threshold=iou_threshold,
+        inclusive=inclusive,
+        excused=boxes_in_regions(boxes, region_boxes(record), inclusive=inclusive),
     )
     outcome = ImageOutcome(
         record,
         kept,
         is_hit=matches.finds,
         is_false_positive=matches.false_positives,
-        is_repeat=matches.repeats,
+        is_repeat=matches.repeats | matches.ignored,
         is_found=np.isfinite(matches.found_scores),
     )
     outcome.quality = outcome_quality(outcome)

@@ -10,6 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from ..ignore_regions import lesions_of, region_boxes
 from .heat_map import HeatMap, heat_map_colors
 from .outcome import ImageOutcome, prediction_masks, truth_boxes
 from .sheet import BOX_WIDTH, FONT_SIZE
@@ -21,6 +22,7 @@ RECIST_COLOR = (0.2, 0.85, 1.0)
 MASK_COLOR = (1.0, 0.4, 0.9)
 REFERENCE_COLOR = HIT_COLOR  # of lesions beside hard negatives and mined lesions
 HIDDEN_COLOR = TRUTH_COLOR
+REGION_COLOR = (0.65, 0.65, 0.65)  # of regions to ignore, dashed
 MINED_COLOR = (0.35, 0.6, 1.0)
 GRID_COLOR = MASK_COLOR
 
@@ -116,7 +118,7 @@ class LesionVisualizer(Visualizer):
             dic: the image's Detectron2 dict; lesions without ``recist`` get their box alone.
             masks: (H, W) bool arrays to overlay.
         """
-        boxes, annotations = truth_boxes(dic), dic.get("annotations", [])
+        boxes, annotations = truth_boxes(dic), lesions_of(dic.get("annotations", []))
         for mask in masks:
             self.draw_soft_mask(np.asarray(mask, dtype=np.float32), MASK_COLOR, alpha=0.35)
         self.draw_truth_boxes(dic)
@@ -130,7 +132,8 @@ class LesionVisualizer(Visualizer):
         return self.output
 
     def draw_truth_boxes(self, dic: dict, color=TRUTH_COLOR) -> VisImage:
-        """Draw the boxes of an image's lesions alone."""
+        """Draw the boxes of an image's lesions alone, and regions to ignore gray and dashed."""
+        self._draw_regions(dic)
         for box in truth_boxes(dic):
             self._draw_rectangle(box, color)
         return self.output
@@ -211,13 +214,15 @@ class LesionVisualizer(Visualizer):
         """Draw truth and detections of an image.
 
         Lesions yellow, dashed where missed; hits green and false positives red, each with its
-        score, and its mask where it has one; detections on a lesion already found dotted green.
+        score, and its mask where it has one; detections on a lesion already found, or in a region
+        to ignore, dotted green.
         """
         predictions, gt_boxes = outcome.predictions, truth_boxes(outcome.record)
         boxes = predictions.pred_boxes.tensor.numpy()
         colors = [FALSE_POSITIVE_COLOR if fp else HIT_COLOR for fp in outcome.is_false_positive]
         for mask, color in zip(prediction_masks(predictions), colors, strict=False):
             self.draw_soft_mask(mask.astype(np.float32), color, alpha=0.3)
+        self._draw_regions(outcome.record)
         for box, found in zip(gt_boxes, outcome.is_found, strict=True):
             style, width = ("-", _FOUND_WIDTH) if found else (_DASHED, 1.5 * BOX_WIDTH)
             self._draw_rectangle(box, TRUTH_COLOR, style, width, zorder=5)
@@ -275,6 +280,10 @@ class LesionVisualizer(Visualizer):
         for box, score in zip(boxes, mined.scores.tolist(), strict=True):
             self.draw_label(f"{score:.2f}", box, MINED_COLOR)
         return self.output
+
+    def _draw_regions(self, dic: dict) -> None:
+        for box in region_boxes(dic):
+            self._draw_rectangle(box, REGION_COLOR, _DASHED)
 
     def _draw_hidden(self, dic: dict) -> None:
         for box in truth_boxes(dic, "hidden_annotations"):
