@@ -1,0 +1,197 @@
+"""Nodules of LIDC-IDRI: outlines to masks, readers' annotations to one lesion."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import cv2
+import numpy as np
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import cdist
+
+from ..polygons import polygon_mask
+from .xml import Annotation, Contour
+
+#: How readers' votes are counted, see :func:`consensus`.
+VOTES = ("authors", "paper")
+_NUM_READERS = 4
+_LEAST_TOLERANCE, _SHRINK = 0.1, 0.9
+_MALIGNANT = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Nodule:
+    """What the readers agree on.
+
+    Args:
+        masks: slice -> (H, W) bool, none of them empty; without an entry where no voxel has a
+            majority.
+        malignancy: mean score; None where no reader gave one.
+        is_malignant: class of it.
+        readers: how many outlined it.
+    """
+
+    masks: dict[int, np.ndarray]
+    malignancy: float | None
+    is_malignant: bool
+    readers: int
+
+
+def cluster_annotations(
+    points: Sequence[np.ndarray], tolerance: float, most: int = _NUM_READERS
+) -> list[list[int]]:
+    """Group the annotations of one scan that are of one nodule, as pylidc 0.2.3 does.
+
+    Two are of one nodule where points of their outlines, of holes too, are no farther apart than
+    the tolerance, or where others join them. While a group has more than four, all are grouped
+    again with 0.9 of the tolerance, down to 0.1. As in pylidc, distances count pixels and slices,
+    and the tolerance is the scan's slice thickness in mm: published counts of nodules rest on it.
+
+    Args:
+        points: (N, 3) x, y, slice of each annotation's outlines.
+        tolerance: slice thickness, mm.
+        most: annotations of a group.
+
+    Returns:
+        Indices of ``points``, rising, in groups in order of their first.
+    """
+    count = len(points)
+    if count == 0:
+        return []
+    distances = np.zeros((count, count))
+    for first in range(count):
+        for second in range(first):
+            distances[first, second] = cdist(points[first], points[second]).min()
+    distances = np.maximum(distances, distances.T)
+    while True:
+        _, labels = connected_components(distances <= tolerance, directed=False)
+        groups = [np.flatnonzero(labels == label).tolist() for label in dict.fromkeys(labels)]
+        tolerance *= _SHRINK
+        if max(map(len, groups), default=0) <= most or tolerance < _LEAST_TOLERANCE:
+            return groups
+
+
+def split_by_reader(
+    group: Sequence[int], readers: Sequence[int], masks: Sequence[Mapping[int, np.ndarray]]
+) -> list[list[int]]:
+    """Split a group in which a reader stands twice: to that reader they are two nodules.
+
+    Outlines of nodules that touch share pixels, so that no distance tells them apart. Those whose
+    masks overlap most are joined first, and never two of one reader. pylidc, which does not know
+    the readers, leaves such a group as it is.
+
+    Args:
+        group: indices of annotations.
+        readers, masks: of all annotations, see :func:`annotation_mask`.
+
+    Returns:
+        The group itself, where no reader stands in it twice; else its parts.
+    """
+    if len({readers[index] for index in group}) == len(group):
+        return [list(group)]
+    overlaps = {pair: _overlap(masks[pair[0]], masks[pair[1]]) for pair in combinations(group, 2)}
+    parts = {index: [index] for index in group}
+    for first, second in sorted(overlaps, key=overlaps.get, reverse=True):
+        one, other = parts[first], parts[second]
+        joined = {readers[index] for index in (*one, *other)}
+        if one is other or len(joined) < len(one) + len(other) or not overlaps[first, second]:
+            continue
+        one.extend(other)
+        parts.update(dict.fromkeys(other, one))
+    return sorted(sorted(part) for part in {id(part): part for part in parts.values()}.values())
+
+
+def annotation_mask(
+    contours: Sequence[tuple[int, Contour]], shape: tuple[int, int]
+) -> dict[int, np.ndarray]:
+    """The mask of one annotation.
+
+    An outline runs just outside of the nodule: its own pixels are no part of it. What an exclusion
+    encloses, its outline included, is a hole; parts that lie on one slice are joined. pylidc does
+    the same, but for outlines of parts that cross: there it cuts the outline of one part out of
+    those that stand before it in the file.
+
+    Args:
+        contours: slice and outline.
+        shape: H, W of a stored slice.
+
+    Returns:
+        Slice -> (H, W) bool; slices without a pixel of it have none.
+
+    Raises:
+        ValueError: a point lies outside of the slice.
+    """
+    masks: dict[int, np.ndarray] = {}
+    for is_inclusion in (True, False):
+        for number, contour in contours:
+            if contour.inclusion != is_inclusion:
+                continue
+            if (contour.points >= (shape[1], shape[0])).any():
+                raise ValueError(
+                    f"found the point {contour.points.max(axis=0).tolist()} of an outline, "
+                    f"expected a pixel of {shape[1]} x {shape[0]}"
+                )
+            mask = masks.setdefault(number, np.zeros(shape, bool))
+            edge = _edge(contour.points, shape)
+            inside = polygon_mask(contour.points, shape)
+            if is_inclusion:
+                mask |= inside & ~edge
+            else:
+                mask &= ~(inside | edge)
+    return {number: mask for number, mask in masks.items() if mask.any()}
+
+
+def consensus(
+    annotations: Sequence[tuple[Annotation, Mapping[int, np.ndarray]]], votes: str
+) -> Nodule:
+    """One nodule of its annotations by several readers.
+
+    - ``authors``, as the code that Jaeger et al. published: a reader without an annotation of the
+      nodule votes with an empty mask and a malignancy of 0, up to four readers. A voxel is of the
+      nodule from half of the votes on, and it is malignant from a mean of 3 on.
+    - ``paper``, by the words of section 4.4.1: the readers who outlined the nodule vote. A voxel is
+      of it with more than half of the votes; scores are averaged over those who gave one, and 1 to
+      2 is benign, 3 to 5 malignant: means between are rounded, 2.5 to 3.
+
+    Args:
+        annotations: of one nodule, by different readers, each with its masks.
+        votes: one of ``VOTES``.
+    """
+    readers = len(annotations)
+    counted = max(readers, _NUM_READERS) if votes == "authors" else readers
+    needed = math.ceil(counted / 2) if votes == "authors" else counted // 2 + 1
+    scores = [a.malignancy for a, _ in annotations if a.malignancy is not None]
+    malignancy = sum(scores) / (len(scores) + counted - readers) if scores else None
+    scored = malignancy
+    if malignancy is not None and votes == "paper":
+        scored = math.floor(malignancy + 0.5)
+    return Nodule(
+        _voted([masks for _, masks in annotations], needed),
+        malignancy,
+        scored is not None and scored >= _MALIGNANT,
+        readers,
+    )
+
+
+def _edge(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool: the pixels of an outline, and of straight lines where it has gaps."""
+    drawn = np.zeros(shape, np.uint8)
+    cv2.polylines(drawn, [points.astype(np.int32)[:, None]], True, 1)
+    return drawn.astype(bool)
+
+
+def _overlap(first: Mapping[int, np.ndarray], second: Mapping[int, np.ndarray]) -> float:
+    """IoU of two annotations' masks."""
+    both = sum(int((first[number] & second[number]).sum()) for number in first.keys() & second)
+    total = sum(int(mask.sum()) for masks in (first, second) for mask in masks.values())
+    return both / (total - both) if both else 0.0
+
+
+def _voted(readers: Sequence[Mapping[int, np.ndarray]], needed: int) -> dict[int, np.ndarray]:
+    masks = {}
+    for number in sorted({number for reader in readers for number in reader}):
+        votes = sum(reader[number].astype(np.uint8) for reader in readers if number in reader)
+        if (votes >= needed).any():
+            masks[number] = votes >= needed
+    return masks

@@ -1,0 +1,203 @@
+"""The XML files of LIDC-IDRI: what up to four readers marked in a series."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+from xml.parsers import expat
+
+import numpy as np
+
+from ...data.problems import short
+from ...files import one_line
+
+_NAMESPACE = "{http://www.nih.gov}"
+_MAX_BYTES = 64 << 20  # the largest of the data set has 2 MB
+_MAX_COORDINATE = 1 << 14
+
+
+@dataclass(frozen=True, eq=False)
+class Contour:
+    """An outline on one slice.
+
+    Args:
+        sop_instance_uid: of the slice; empty where the file does not say.
+        z: of the slice in the patient, mm.
+        inclusion: whether it encloses a part of the nodule, or else a hole.
+        points: (N, 2) int, column and row of the stored image, from 0: the pixels of an outline
+            around the nodule, just outside of it.
+    """
+
+    sop_instance_uid: str
+    z: float
+    inclusion: bool
+    points: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Annotation:
+    """A nodule of 3 mm or more, as one reader outlined it.
+
+    Args:
+        reader: number of the reading session in the file, from 0.
+        nodule: the reader's name of it.
+        malignancy: 1 to 5; None where the reader gave none.
+        contours: in the file's order.
+    """
+
+    reader: int
+    nodule: str
+    malignancy: int | None
+    contours: tuple[Contour, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Readings:
+    """A file.
+
+    Args:
+        series_uid: of the series that was read.
+        num_readers: reading sessions.
+        annotations: of all readers, in the file's order.
+        num_small: nodules that are marked by one point, which are smaller than 3 mm.
+        num_others: findings that are no nodules.
+    """
+
+    series_uid: str
+    num_readers: int
+    annotations: tuple[Annotation, ...]
+    num_small: int
+    num_others: int
+
+
+def read_readings(file: str | os.PathLike) -> Readings | None:
+    """Read an XML file of LIDC-IDRI.
+
+    A document type declaration, which entities would stand in, is refused.
+
+    Returns:
+        None for a file of another kind: another root, such as that of the chest radiographs.
+
+    Raises:
+        ValueError: it is no XML, or something in it is not as it should be.
+    """
+    try:
+        root = _parse(Path(file))
+        if root.tag != f"{_NAMESPACE}LidcReadMessage":
+            return None
+        return _readings(root)
+    except ValueError as error:
+        raise ValueError(f"{file}: {one_line(error)}") from None
+
+
+def _parse(file: Path) -> ElementTree.Element:
+    """The root element."""
+    size = file.stat().st_size
+    if size > _MAX_BYTES:
+        raise ValueError(f"found {size} bytes, expected at most {_MAX_BYTES}")
+    builder = ElementTree.TreeBuilder()
+    parser = expat.ParserCreate(namespace_separator="}")
+    parser.buffer_text = True
+    parser.StartElementHandler = lambda tag, values: builder.start(_tag(tag), values)
+    parser.EndElementHandler = lambda tag: builder.end(_tag(tag))
+    parser.CharacterDataHandler = builder.data
+    parser.StartDoctypeDeclHandler = _refuse_doctype
+    try:
+        parser.Parse(file.read_bytes(), True)
+    except expat.ExpatError as error:
+        raise ValueError(f"found no readable XML ({error})") from None
+    return builder.close()
+
+
+def _tag(tag: str) -> str:
+    return f"{{{tag}" if "}" in tag else tag
+
+
+def _refuse_doctype(name: str, *rest: object) -> None:
+    raise ValueError(
+        f"found a document type declaration ({short(name)}), expected none: it could declare "
+        "entities"
+    )
+
+
+def _readings(root: ElementTree.Element) -> Readings:
+    series = _text(root, "ResponseHeader/SeriesInstanceUid", "the series that was read")
+    sessions = _all(root, "readingSession")
+    annotations, num_small, num_others = [], 0, 0
+    for reader, session in enumerate(sessions):
+        num_others += len(_all(session, "nonNodule"))
+        for number, nodule in enumerate(_all(session, "unblindedReadNodule"), start=1):
+            name = _find(nodule, "noduleID") or str(number)
+            where = f"reading session {reader + 1}, nodule {short(name)}"
+            try:
+                contours = tuple(map(_contour, _all(nodule, "roi")))
+                malignancy = _malignancy(nodule)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            if not contours:
+                raise ValueError(f"{where}: found no roi, expected outlines or a point")
+            if all(len(contour.points) == 1 for contour in contours):
+                num_small += 1
+            else:
+                annotations.append(Annotation(reader, name, malignancy, contours))
+    return Readings(series, len(sessions), tuple(annotations), num_small, num_others)
+
+
+def _contour(roi: ElementTree.Element) -> Contour:
+    inclusion = _text(roi, "inclusion", "TRUE or FALSE").upper()
+    if inclusion not in ("TRUE", "FALSE"):
+        raise ValueError(f"inclusion: found {short(inclusion)}, expected TRUE or FALSE")
+    edges = _all(roi, "edgeMap")
+    points = [[_integer(edge, key) for key in ("xCoord", "yCoord")] for edge in edges]
+    if not points:
+        raise ValueError("found a roi without edgeMap, expected points")
+    z = _text(roi, "imageZposition", "mm")
+    try:
+        number = float(z)
+    except ValueError:
+        number = np.nan
+    if not abs(number) < 1e6:
+        raise ValueError(f"imageZposition: found {short(z)}, expected mm")
+    uid = _find(roi, "imageSOP_UID")
+    return Contour(uid, number, inclusion == "TRUE", np.array(points, np.int64))
+
+
+def _malignancy(nodule: ElementTree.Element) -> int | None:
+    """None where there is none, or 0, which some readers' programs wrote for it."""
+    text = _find(nodule, "characteristics/malignancy")
+    if text in ("", "0"):
+        return None
+    if text not in ("1", "2", "3", "4", "5"):
+        raise ValueError(f"malignancy: found {short(text)}, expected 1 to 5")
+    return int(text)
+
+
+def _integer(element: ElementTree.Element, key: str) -> int:
+    text = _text(element, key, "a pixel")
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number <= _MAX_COORDINATE:
+        raise ValueError(f"{key}: found {short(text)}, expected a pixel, from 0")
+    return number
+
+
+def _text(element: ElementTree.Element, path: str, expected: str) -> str:
+    found = _find(element, path)
+    if not found:
+        raise ValueError(f"found no {path}, expected {expected}")
+    return found
+
+
+def _find(element: ElementTree.Element, path: str) -> str:
+    """A child's text without spaces around it; empty where it is not there."""
+    return (element.findtext(_qualified(path)) or "").strip()
+
+
+def _all(element: ElementTree.Element, tag: str) -> list[ElementTree.Element]:
+    return element.findall(_qualified(tag))
+
+
+def _qualified(path: str) -> str:
+    return "/".join(_NAMESPACE + part for part in path.split("/"))

@@ -1,0 +1,284 @@
+"""LUNA16: MetaImage volumes in ten subsets, nodules as centers and diameters."""
+
+import argparse
+import math
+import os
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ..data.problems import raise_problems, short
+from ..data.volume_set.form import Lesion
+from ..files import one_line
+from ..scans import find_scans, read_scan
+from ..scans.names import safe_name
+from .case import Case, ImportedVolume, Listing
+from .scan_volumes import imported_scan
+
+CLASSES = ("nodule",)
+_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
+#: mm, of findings without a diameter (-1); the challenge's evaluation takes it.
+UNKNOWN_DIAMETER = 10.0
+_MAX_DIAMETER = 1000.0
+
+
+class Nodule(NamedTuple):
+    """A row of ``annotations.csv``.
+
+    Args:
+        row: its line in the file, whose header is line 1.
+        center: LPS in mm.
+        diameter: mm.
+        ignore: whether it is a finding of ``annotations_excluded.csv``.
+    """
+
+    row: int
+    center: tuple[float, float, float]
+    diameter: float
+    ignore: bool = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what ``import_data luna16`` takes."""
+    parser.add_argument("root", type=Path, help="folder with subset0 ... subset9")
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        help="default: annotations.csv in the folder, or in its folder CSVFILES",
+    )
+    parser.add_argument(
+        "--excluded",
+        type=Path,
+        help="annotations_excluded.csv, whose findings become regions that are ignored: neither "
+        "lesion nor background (default: they are background)",
+    )
+
+
+def list_cases(args: argparse.Namespace) -> Listing:
+    """What the arguments of the command name."""
+    return list_luna16(args.root, args.annotations, excluded=args.excluded, progress=True)
+
+
+def list_luna16(
+    root: str | os.PathLike,
+    annotations: str | os.PathLike | None = None,
+    *,
+    excluded: str | os.PathLike | None = None,
+    progress: bool = False,
+) -> Listing:
+    """List the scans of LUNA16, those without a nodule too.
+
+    Every scan counts as a patient of its own: the challenge names series alone. Of n subsets that
+    are there, three at least, there are n folds: one tests, the next validates, the others train.
+
+    Args:
+        root: the folder with ``subset0`` ... ``subset9``, all or some of them.
+        annotations: ``annotations.csv``; None for that in ``root`` or ``root/CSVFILES``.
+        excluded: ``annotations_excluded.csv``: its findings become regions to ignore, of 10 mm
+            where it has no diameter (-1), as the challenge's evaluation takes them. None leaves
+            them background.
+        progress: show a progress bar over files.
+
+    Raises:
+        FileNotFoundError: the folder, its subsets or a file of annotations is not there.
+        ValueError: a file of annotations is damaged; all bad rows are told.
+    """
+    root = Path(root)
+    subsets = sorted(
+        (int(path.name[6:]), path)
+        for path in root.glob("subset*")
+        if path.is_dir() and path.name[6:].isdecimal()
+    )
+    if not subsets:
+        raise FileNotFoundError(f"{root}: found no folder subset0 ... subset9 in it")
+    nodules = read_nodules(annotations or _default_annotations(root))
+    findings = {} if excluded is None else read_nodules(excluded, excluded=True)
+    cases, left_out, damaged, patients = {}, [], [], {}
+    for number, folder in subsets:
+        found = find_scans([folder], progress=progress)
+        left_out.extend(found.left_out)
+        damaged.extend(found.damaged)
+        patients[number] = []
+        for candidate in found.candidates:
+            series = Path(candidate.source).stem
+            if series in cases:
+                line = f"{candidate.source}: found another file of scan {series}, expected one"
+                left_out.append(line)
+                damaged.append(line)
+                continue
+            rows = (*nodules.get(series, ()), *findings.get(series, ()))
+            name = safe_name(series)
+            read = partial(_read_case, candidate.source, name, series, rows)
+            cases[series] = Case(name, series, read, candidate.files)
+            patients[number].append(series)
+    left_out.extend(_absent(annotations or "annotations.csv", nodules, cases))
+    return Listing(
+        CLASSES,
+        tuple(cases.values()),
+        tuple(left_out),
+        tuple(damaged),
+        _folds(list(patients.values())),
+        {"excluded": excluded is not None},
+    )
+
+
+def read_nodules(
+    file: str | os.PathLike, *, excluded: bool = False
+) -> dict[str, tuple[Nodule, ...]]:
+    """Read ``annotations.csv`` or, ``excluded``, ``annotations_excluded.csv``.
+
+    Returns:
+        Series UID -> its rows.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no CSV, lacks a column, or has rows whose numbers are none: all are told.
+    """
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"{file}: no such file, expected the annotations of LUNA16")
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (ValueError, pd.errors.ParserError) as error:
+        raise ValueError(f"{file}: found no readable CSV ({one_line(error)})") from None
+    missing = [column for column in _COLUMNS if column not in table]
+    if missing:
+        raise ValueError(
+            f"{file}: found the columns {short(list(table))}, expected {', '.join(_COLUMNS)}"
+        )
+    numbers = table[list(_COLUMNS[1:])].apply(pd.to_numeric, errors="coerce").to_numpy(float)
+    problems, nodules = [], {}
+    for row, (series, values) in enumerate(zip(table["seriesuid"], numbers, strict=True), start=2):
+        diameter = values[3]
+        if excluded and diameter < 0:
+            diameter = UNKNOWN_DIAMETER
+        if not np.isfinite(values).all() or not 0 < diameter < _MAX_DIAMETER:
+            found = ", ".join(table.loc[row - 2, list(_COLUMNS[1:])])
+            problems.append(
+                f"row {row}: found {short(found)}, expected three coordinates and a diameter in mm"
+            )
+            continue
+        nodule = Nodule(row, tuple(values[:3].tolist()), float(diameter), excluded)
+        nodules.setdefault(series.strip(), []).append(nodule)
+    raise_problems(file, problems)
+    return {series: tuple(rows) for series, rows in nodules.items()}
+
+
+def sphere_lesion(
+    id: int,
+    center: np.ndarray,
+    diameter: float,
+    spacing: tuple[float, float, float],
+    shape: tuple[int, int, int],
+    *,
+    ignore: bool = False,
+) -> Lesion | None:
+    """The lesion of a sphere: its box on a slice is that of its cross-section.
+
+    Slices that it reaches with less than a pixel have none. One that is so small that it lies
+    between two slices has its full diameter on the nearer one.
+
+    Args:
+        id, ignore: of the lesion.
+        center: (3,) x, y, z in voxels.
+        diameter: mm.
+        spacing: x, y, z in mm.
+        shape: (Z, H, W) of the volume; boxes are cut at its sides.
+
+    Returns:
+        The lesion; None where nothing of it is in the volume.
+    """
+    depth, height, width = shape
+    x, y, z = map(float, center)
+    radius, nearest, boxes = diameter / 2, math.floor(z + 0.5), {}
+    reach = radius / spacing[2]
+    for number in {*range(math.ceil(z - reach), math.floor(z + reach) + 1), nearest}:
+        if not 0 <= number < depth:
+            continue
+        half = math.sqrt(max(radius**2 - ((number - z) * spacing[2]) ** 2, 0.0))
+        if number == nearest and half == 0:
+            half = radius
+        elif number != nearest and 2 * half < max(spacing[:2]):
+            continue
+        x1, x2 = x - half / spacing[0], x + half / spacing[0]
+        y1, y2 = y - half / spacing[1], y + half / spacing[1]
+        x1, y1, x2, y2 = max(x1, -0.5), max(y1, -0.5), min(x2, width - 0.5), min(y2, height - 0.5)
+        if x1 < x2 and y1 < y2:
+            boxes[number] = (x1, y1, x2, y2)
+    if not boxes:
+        return None
+    boxes = dict(sorted(boxes.items()))
+    low, high = np.min(list(boxes.values()), axis=0)[:2], np.max(list(boxes.values()), axis=0)[2:]
+    box = (*low.tolist(), float(min(boxes)), *high.tolist(), float(max(boxes)))
+    return Lesion(id, 0, box, boxes=boxes, diameters_mm=(diameter, diameter), ignore=ignore)
+
+
+def _read_case(file: str, name: str, patient: str, nodules: tuple[Nodule, ...]) -> ImportedVolume:
+    scan = read_scan(file)
+    lesions, left_out = [], []
+    for nodule in nodules:
+        (center,) = scan.from_patient([nodule.center])
+        lesion = sphere_lesion(
+            len(lesions) + 1,
+            center,
+            nodule.diameter,
+            scan.spacing,
+            scan.volume.shape,
+            ignore=nodule.ignore,
+        )
+        if lesion is not None:
+            lesions.append(lesion)
+            continue
+        table = "annotations_excluded.csv" if nodule.ignore else "annotations.csv"
+        place = ", ".join(f"{number:g}" for number in nodule.center)
+        line = (
+            f"{table}, row {nodule.row}: found a center at {place} mm, expected one in the scan "
+            f"{file}"
+        )
+        if not nodule.ignore:
+            raise ValueError(line)
+        left_out.append(line)
+    return imported_scan(scan, name, patient, lesions, left_out)
+
+
+def _default_annotations(root: Path) -> Path:
+    beside = root / "annotations.csv"
+    inside = root / "CSVFILES" / "annotations.csv"
+    return inside if inside.is_file() and not beside.is_file() else beside
+
+
+def _absent(
+    file: str | os.PathLike, nodules: dict[str, tuple[Nodule, ...]], scans: Iterable[str]
+) -> list[str]:
+    """A line on the rows of scans that are not there."""
+    absent = [series for series in nodules if series not in scans]
+    if not absent:
+        return []
+    rows = sum(len(nodules[series]) for series in absent)
+    return [
+        f"{os.path.basename(file)}: {rows} rows of {len(absent)} scans that are not there, "
+        f"{short(absent[0])} for one"
+    ]
+
+
+def _folds(subsets: list[list[str]]) -> tuple[dict[str, tuple[str, ...]], ...]:
+    """One fold a subset; none of fewer than three, which leave nothing to train with."""
+    count = len(subsets)
+    if count < 3:
+        return ()
+    return tuple(
+        {
+            "train": tuple(
+                series
+                for number, subset in enumerate(subsets)
+                if number not in (test, (test + 1) % count)
+                for series in subset
+            ),
+            "val": tuple(subsets[(test + 1) % count]),
+            "test": tuple(subsets[test]),
+        }
+        for test in range(count)
+    )
