@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +75,7 @@ def list_luna16(
 
     Every scan counts as a patient of its own: the challenge names series alone. Of n subsets that
     are there, three at least, there are n folds: one tests, the next validates, the others train.
+    The splits outside of folds are the first fold's.
 
     Args:
         root: the folder with ``subset0`` ... ``subset9``, all or some of them.
@@ -95,8 +97,10 @@ def list_luna16(
     )
     if not subsets:
         raise FileNotFoundError(f"{root}: found no folder subset0 ... subset9 in it")
-    nodules = read_nodules(annotations or _default_annotations(root))
+    annotations = annotations or _default_annotations(root)
+    nodules = read_nodules(annotations)
     findings = {} if excluded is None else read_nodules(excluded, excluded=True)
+    tables = tuple(map(os.fspath, filter(None, (annotations, excluded))))
     cases, left_out, damaged, patients = {}, [], [], {}
     for number, folder in subsets:
         found = find_scans([folder], progress=progress)
@@ -113,15 +117,19 @@ def list_luna16(
             rows = (*nodules.get(series, ()), *findings.get(series, ()))
             name = safe_name(series)
             read = partial(_read_case, candidate.source, name, series, rows)
-            cases[series] = Case(name, series, read, candidate.files)
+            cases[series] = Case(name, series, read, (*candidate.files, *tables))
             patients[number].append(series)
-    left_out.extend(_absent(annotations or "annotations.csv", nodules, cases))
+    left_out.extend(_absent(annotations, nodules, cases))
+    folds = _folds(list(patients.values()))
+    split_of = (
+        {patient: split for split in folds[0] for patient in folds[0][split]} if folds else {}
+    )
     return Listing(
         CLASSES,
-        tuple(cases.values()),
+        tuple(replace(case, split=split_of.get(case.patient)) for case in cases.values()),
         tuple(left_out),
         tuple(damaged),
-        _folds(list(patients.values())),
+        folds,
         {"excluded": excluded is not None},
     )
 
@@ -141,7 +149,7 @@ def read_nodules(
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file}: no such file, expected the annotations of LUNA16")
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        table = pd.read_csv(file, dtype=str, keep_default_na=False, skip_blank_lines=False)
     except (ValueError, pd.errors.ParserError) as error:
         raise ValueError(f"{file}: found no readable CSV ({one_line(error)})") from None
     missing = [column for column in _COLUMNS if column not in table]
@@ -149,14 +157,17 @@ def read_nodules(
         raise ValueError(
             f"{file}: found the columns {short(list(table))}, expected {', '.join(_COLUMNS)}"
         )
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ValueError(f"{file}: found rows of more values than the header has names")
+    table = table[(table != "").any(axis=1)]
     numbers = table[list(_COLUMNS[1:])].apply(pd.to_numeric, errors="coerce").to_numpy(float)
     problems, nodules = [], {}
-    for row, (series, values) in enumerate(zip(table["seriesuid"], numbers, strict=True), start=2):
-        diameter = values[3]
+    for index, series, values in zip(table.index, table["seriesuid"], numbers, strict=True):
+        row, diameter = index + 2, values[3]
         if excluded and diameter < 0:
             diameter = UNKNOWN_DIAMETER
         if not np.isfinite(values).all() or not 0 < diameter < _MAX_DIAMETER:
-            found = ", ".join(table.loc[row - 2, list(_COLUMNS[1:])])
+            found = ", ".join(table.loc[index, list(_COLUMNS[1:])])
             problems.append(
                 f"row {row}: found {short(found)}, expected three coordinates and a diameter in mm"
             )

@@ -39,6 +39,7 @@ SCORES = {
     "E": {0: 4, 1: 4, 2: 4},
 }
 HOLE = ((20, 20, 3), 1.2, 0)
+_CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 SECOND_PART = 9  # px that the second part of E lies beside the first
 
 
@@ -59,7 +60,7 @@ def reader_mask(nodule: str, reader: int, gap: int = 0) -> np.ndarray:
     if nodule == "E":
         mask |= ball((center[0] + SECOND_PART, *center[1:]), 2.3, 0)
     if (nodule, reader) == ("A", 0):
-        mask &= ~_hole(3)
+        mask &= ~_hole()
     return mask
 
 
@@ -88,7 +89,7 @@ def contours(nodule: str, reader: int, gap: int = 0) -> list[tuple[int, str, np.
     filled = reader_mask(nodule, reader, gap)
     found = []
     if (nodule, reader) == ("A", 0):
-        filled |= _hole(3)
+        filled |= _hole()
         found = [(3, "FALSE", points) for points in outlines(_hole_inside()[3])]
     slices = np.flatnonzero(filled.any(axis=(1, 2)))
     return [(z, "TRUE", points) for z in slices for points in outlines(filled[z])] + found
@@ -96,7 +97,7 @@ def contours(nodule: str, reader: int, gap: int = 0) -> list[tuple[int, str, np.
 
 def outlines(mask: np.ndarray) -> list[np.ndarray]:
     """(N, 2) x, y each: the pixels just outside of each part of a mask, one after the other."""
-    grown = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8))
+    grown = cv2.dilate(mask.astype(np.uint8), _CROSS)
     found, _ = cv2.findContours(grown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return [points[:, 0] for points in found]
 
@@ -155,8 +156,7 @@ def _hole_inside() -> np.ndarray:
     return ball(*HOLE)
 
 
-def _hole(grown_by: int) -> np.ndarray:
+def _hole() -> np.ndarray:
     """The hole with its outline, which is of it."""
-    inside = _hole_inside()
-    kernel = np.ones((grown_by, grown_by), np.uint8)
-    return np.stack([cv2.dilate(part.astype(np.uint8), kernel) for part in inside]).astype(bool)
+    inside = _hole_inside().astype(np.uint8)
+    return np.stack([cv2.dilate(part, _CROSS) for part in inside]).astype(bool)

@@ -1,0 +1,315 @@
+"""LIDC-IDRI, in files of its layout; what pylidc 0.2.3 makes of them stands here as numbers.
+
+Those came of its wheel in an environment of its own (NumPy 1.23, SQLAlchemy 1.4): the annotations
+of the XML file that ``write_lidc`` writes were put in an empty database of pylidc's tables, and
+``boolean_mask``, ``cluster_annotations`` and ``utils.consensus`` asked. A mask is told by its
+voxels, the first and last slice, row and column, and the sums of its columns, rows and slices.
+"""
+
+import pickle
+
+from lesion_d2.importers.lidc.listing import list_lidc
+from lesion_d2.importers.lidc.nodules import (
+    annotation_mask,
+    cluster_annotations,
+    split_by_reader,
+)
+from lesion_d2.importers.lidc.xml import read_readings
+from lesion_d2.importers.polygons import polygon_mask
+from lesion_d2.rle import decode_mask
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+from lidc_files import BALLS, SCORES, SHAPE, contours, reader_mask, readings_xml, write_lidc
+
+A1 = [285, (1, 5), (15, 25), (16, 26), (5985, 5700, 855)]
+PYLIDC_MASKS = {
+    "A0": [272, (1, 5), (15, 25), (15, 25), (5440, 5440, 816)],
+    "A1": A1,
+    "A2": A1,
+    "A3": [285, (1, 5), (15, 25), (14, 24), (5415, 5700, 855)],
+    "B1": [79, (2, 4), (17, 23), (27, 33), (2370, 1580, 237)],
+    "B2": [79, (2, 4), (18, 24), (27, 33), (2370, 1659, 237)],
+    "C3": [79, (1, 3), (7, 13), (47, 53), (3950, 790, 158)],
+    "D0": [135, (3, 5), (32, 40), (46, 54), (6750, 4860, 540)],
+    "D3": [135, (3, 5), (32, 40), (47, 55), (6885, 4860, 540)],
+    "E0": [58, (2, 2), (35, 41), (9, 23), (885, 2204, 116)],
+    "E1": [58, (2, 2), (35, 41), (9, 23), (885, 2204, 116)],
+    "E2": [58, (2, 2), (36, 42), (9, 23), (885, 2262, 116)],
+}
+PYLIDC_CLUSTERS = {
+    0: ["A0 A1 A2 A3 B1 B2", "C3", "D0 D3", "E0 E1 E2"],  # "Failed to reduce all groups"
+    3: ["A0 A1 A2 A3", "B1 B2", "C3", "D0 D3", "E0 E1 E2"],
+}
+# Votes that are needed -> consensus of the annotations of a nodule, at that share of them.
+PYLIDC_CONSENSUS = {
+    ("A", 2): [328, (1, 5), (15, 25), (15, 26), (6724, 6560, 984)],
+    ("A", 3): [242, (1, 5), (15, 25), (16, 25), (4961, 4840, 726)],
+    ("B", 2): [62, (2, 4), (18, 23), (27, 33), (1860, 1271, 186)],
+    ("C", 1): [79, (1, 3), (7, 13), (47, 53), (3950, 790, 158)],
+    ("D", 2): [112, (3, 5), (32, 40), (47, 54), (5656, 4032, 448)],
+    ("E", 2): [58, (2, 2), (35, 41), (9, 23), (885, 2204, 116)],
+}
+# Votes -> nodule: readers' votes that are needed, mean malignancy, class.
+EXPECTED = {
+    "authors": {"A": (2, 4.0, 1), "B": (2, 1.5, 0), "D": (2, 1.25, 0), "E": (2, 3.0, 1)},
+    "paper": {
+        "A": (3, 4.0, 1),
+        "B": (2, 3.0, 1),
+        "C": (1, 5.0, 1),
+        "D": (2, 2.5, 1),
+        "E": (2, 4.0, 1),
+    },
+}
+
+
+def summary(mask: np.ndarray) -> list:
+    z, y, x = np.nonzero(mask)
+    ends = [(int(axis.min()), int(axis.max())) for axis in (z, y, x)]
+    return [len(z), *ends, (int(x.sum()), int(y.sum()), int(z.sum()))]
+
+
+def volume_mask(lesion, shape=SHAPE) -> np.ndarray:
+    mask = np.zeros(shape, bool)
+    for number, counts in lesion.masks.items():
+        mask[number] = decode_mask({"size": shape[1:], "counts": counts})
+    return mask
+
+
+@pytest.fixture(scope="module")
+def lidc(tmp_path_factory):
+    root = tmp_path_factory.mktemp("lidc")
+    write_lidc(root)
+    return root
+
+
+def annotations_of(xml, files):
+    """Names such as ``A0``, masks (Z, H, W) and points x, y, slice of the annotations of a file."""
+    heights = [pydicom.dcmread(file).ImagePositionPatient[2] for file in files]
+    names, masks, points = [], [], []
+    for annotation in read_readings(xml).annotations:
+        placed = [(heights.index(contour.z), contour) for contour in annotation.contours]
+        names.append(f"{annotation.nodule}{annotation.reader}")
+        mask = np.zeros(SHAPE, bool)
+        for number, part in annotation_mask(placed, SHAPE[1:]).items():
+            mask[number] = part
+        masks.append(mask)
+        points.append(np.concatenate([np.insert(c.points, 2, z, axis=1) for z, c in placed]))
+    return names, masks, points
+
+
+def test_masks_are_what_was_outlined_and_pylidc_has(tmp_path):
+    files, xml = write_lidc(tmp_path)
+    names, masks, _ = annotations_of(xml, files)
+    assert sorted(names) == sorted(PYLIDC_MASKS)
+    for name, mask in zip(names, masks, strict=True):
+        assert (mask == reader_mask(name[0], int(name[1]))).all(), name
+        assert summary(mask) == PYLIDC_MASKS[name], name
+
+
+@pytest.mark.parametrize("gap", [0, 3])
+def test_clusters_are_pylidcs_but_for_readers_that_stand_twice(tmp_path, gap):
+    files, xml = write_lidc(tmp_path, gap=gap)
+    names, masks, points = annotations_of(xml, files)
+    thickness = float(pydicom.dcmread(files[0]).SliceThickness)
+    groups = cluster_annotations(points, thickness)
+    named = sorted(" ".join(sorted(names[index] for index in group)) for group in groups)
+    assert named == PYLIDC_CLUSTERS[gap]
+
+    readers = [int(name[1]) for name in names]
+    by_slice = [dict(enumerate(mask)) for mask in masks]
+    parts = [part for group in groups for part in split_by_reader(group, readers, by_slice)]
+    named = sorted(" ".join(sorted(names[index] for index in part)) for part in parts)
+    assert named == PYLIDC_CLUSTERS[3]
+
+
+def test_no_annotation_makes_no_cluster():
+    assert cluster_annotations([], 2.5) == []
+
+
+@pytest.mark.parametrize("votes", list(EXPECTED))
+def test_lesions_are_the_readers_majority(lidc, votes):
+    case = pickle.loads(pickle.dumps(list_lidc(lidc, votes=votes).cases[0]))
+    imported = case.read()
+    lesions = {}
+    for lesion in imported.volume.lesions:
+        mask = volume_mask(lesion)
+        (nodule,) = {n for n in BALLS if any((mask & reader_mask(n, r)).any() for r in BALLS[n])}
+        lesions[nodule] = lesion
+        needed, malignancy, category = EXPECTED[votes][nodule]
+        counts = sum(reader_mask(nodule, reader).astype(int) for reader in BALLS[nodule])
+        assert (mask == (counts >= needed)).all()
+        assert summary(mask) == PYLIDC_CONSENSUS[nodule, needed]
+        assert lesion.attributes == {"readers": len(BALLS[nodule]), "malignancy": malignancy}
+        assert lesion.category == category and not lesion.ignore
+    assert lesions.keys() == EXPECTED[votes].keys()
+    assert [lesion.id for lesion in imported.volume.lesions] == list(range(1, len(lesions) + 1))
+    told = " ".join(imported.left_out)
+    assert "1 marks of nodules below 3 mm" in told and "1 marks of findings" in told
+    assert ("nodule C: no voxel has a majority" in told) == (votes == "authors")
+
+
+def test_lesions_lie_in_the_patient_where_the_files_say(tmp_path):
+    """Rows and columns of the stored images run against the scan's, and slices are told by z."""
+    direction = np.array([[-1.0, 0, 0], [0, -1, 0], [0, 0, -1]])
+    files, xml = write_lidc(tmp_path, direction=direction)
+    xml.write_text(xml.read_text().replace("<imageSOP_UID>", "<imageSOP_UID>1."))
+    imported = list_lidc(tmp_path, votes="paper").cases[0].read()
+    lesion = max(imported.volume.lesions, key=lambda lesion: volume_mask(lesion).sum())
+    header = pydicom.dcmread(files[0])
+    origin, across = np.array(header.ImagePositionPatient, float), header.ImageOrientationPatient
+    counts = sum(reader_mask("A", reader).astype(int) for reader in BALLS["A"])
+    z, y, x = np.argwhere(counts >= 3).mean(axis=0)
+    expected = (
+        origin
+        + x * header.PixelSpacing[1] * np.array(across[:3], float)
+        + y * header.PixelSpacing[0] * np.array(across[3:], float)
+        + z * 2.5 * direction[:, 2]
+    )
+    center = np.argwhere(volume_mask(lesion)).mean(axis=0)[::-1]
+    assert np.abs(imported.volume.to_patient([center])[0] - expected).max() < 1e-3
+    assert volume_mask(lesion).sum() == (counts >= 3).sum()
+    point = np.argwhere(volume_mask(lesion))[0]
+    world = imported.volume.to_patient([point[::-1]])[0]
+    offset = world - origin
+    column, row = offset @ across[:3] / 0.7, offset @ across[3:] / 0.8
+    number = round(offset @ direction[:, 2] / 2.5)
+    stored = pydicom.dcmread(files[number]).pixel_array[round(row), round(column)]
+    assert stored == imported.voxels[tuple(point)]
+
+
+def test_a_nodule_without_a_score_is_ignored(tmp_path):
+    files, xml = write_lidc(tmp_path)
+    session = [("C", None, contours("C", 3))]
+    xml.write_text(readings_xml(files, [session, session, [], []]))
+    imported = list_lidc(tmp_path).cases[0].read()
+    (lesion,) = imported.volume.lesions
+    assert lesion.ignore and lesion.attributes == {"readers": 2}
+    assert any("no reader gave a malignancy" in line for line in imported.left_out)
+
+
+def test_a_scan_whose_readers_saw_nothing_stays(tmp_path):
+    files, xml = write_lidc(tmp_path)
+    xml.write_text(readings_xml(files, [[], [], [], []]))
+    assert list_lidc(tmp_path).cases[0].read().volume.lesions == ()
+
+
+def test_resampled_lesions_stay_in_place(lidc):
+    before = list_lidc(lidc).cases[0].read()
+    after = list_lidc(lidc, spacing=(0.5, 0.5, 1.25)).cases[0].read()
+    assert after.volume.spacing == (0.5, 0.5, 1.25)
+    assert after.voxels.shape == after.volume.shape == (14, 77, 90)
+    for old, new in zip(before.volume.lesions, after.volume.lesions, strict=True):
+        masks = volume_mask(old), volume_mask(new, after.volume.shape)
+        centers = [
+            imported.volume.to_patient([np.argwhere(mask).mean(axis=0)[::-1]])[0]
+            for imported, mask in zip((before, after), masks, strict=True)
+        ]
+        assert np.abs(np.subtract(*centers) / (0.7, 0.8, 2.5)).max() < 0.5
+        sizes = masks[0].sum() * 0.7 * 0.8 * 2.5, masks[1].sum() * 0.5 * 0.5 * 1.25
+        assert sizes[0] == pytest.approx(sizes[1], rel=0.15)
+        assert (old.category, old.attributes) == (new.category, new.attributes)
+
+
+def test_what_does_not_belong_together_is_told(lidc, tmp_path):
+    files, xml = write_lidc(tmp_path)
+    write_lidc(tmp_path, patient="LIDC-IDRI-0002")
+    xml.rename(tmp_path / "001.xml")
+    (tmp_path / "LIDC-IDRI-0002" / "001.xml").write_text(
+        '<IdriReadMessage xmlns="http://www.nih.gov"/>'
+    )
+    for file in files:
+        file.unlink()
+    listing = list_lidc(tmp_path)
+    assert not listing.cases and not listing.damaged
+    told = "\n".join(listing.left_out)
+    assert "found no XML file of its readers" in told
+    assert "001.xml: found no CT series" in told
+    assert "1 XML files that are not of CT's readers" in told
+
+
+def test_cases_are_told_by_their_patients(lidc):
+    (case,) = list_lidc(lidc).cases
+    assert (case.name, case.patient) == ("LIDC-IDRI-0001", "LIDC-IDRI-0001")
+    assert len(case.sources) == SHAPE[0] + 1
+
+
+BOMB = '<!DOCTYPE a [<!ENTITY b "c">]>'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("<LidcReadMessage", BOMB + "<LidcReadMessage", "found a document type declaration ('a')"),
+        ("</LidcReadMessage>", "", "found no readable XML (no element found"),
+        ("<SeriesInstanceUid>", "<SeriesInstanceUid/><x>", "found no readable XML (mismatched"),
+        ("SeriesInstanceUid>", "SeriesUid>", "found no ResponseHeader/SeriesInstanceUid"),
+        ("<malignancy>5<", "<malignancy>7<", "nodule 'A': malignancy: found '7', expected 1 to 5"),
+        (">TRUE<", ">MAYBE<", "nodule 'A': inclusion: found 'MAYBE', expected TRUE or FALSE"),
+        ("<xCoord>", "<xCoord>-", "nodule 'A': xCoord: found '-"),
+        ("<yCoord>", "<yCoord>1.5", "nodule 'A': yCoord: found '1.5"),
+        ("<imageZposition>", "<imageZposition>nan", "imageZposition: found 'nan"),
+    ],
+)
+def test_damaged_xml_is_told_in_one_line(tmp_path, old, new, message):
+    xml = write_lidc(tmp_path)[1]
+    xml.write_text(xml.read_text().replace(old, new))
+    (line,) = list_lidc(tmp_path).damaged
+    assert line.startswith(f"{xml}: ") and message in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("<xCoord>", "<xCoord>9", "reading session 1, nodule 'A': found the point"),
+        (
+            "<imageZposition>",
+            "<imageSOP_UID>1.2</imageSOP_UID><imageZposition>90",
+            "of an image that is not in the series",
+        ),
+    ],
+)
+def test_outlines_outside_of_the_scan_are_told_in_one_line(tmp_path, old, new, message):
+    xml = write_lidc(tmp_path)[1]
+    xml.write_text(xml.read_text().replace(old, new))
+    with pytest.raises(ValueError) as error:
+        list_lidc(tmp_path).cases[0].read()
+    assert str(error.value).startswith(f"{xml}, ") and message in str(error.value)
+
+
+def test_two_files_of_one_series_are_told(tmp_path):
+    xml = write_lidc(tmp_path)[1]
+    (tmp_path / "copy.xml").write_bytes(xml.read_bytes())
+    assert not list_lidc(tmp_path).damaged
+    (tmp_path / "copy.xml").write_text(xml.read_text().replace("<malignancy>5", "<malignancy>4"))
+    (line,) = list_lidc(tmp_path).damaged
+    assert "found another file of series" in line
+
+
+def test_no_files_at_all_are_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="found no XML file of LIDC-IDRI in it"):
+        list_lidc(tmp_path)
+    with pytest.raises(ValueError, match="votes: found 'all', expected one of authors, paper"):
+        list_lidc(tmp_path, votes="all")
+
+
+def test_polygons_are_filled_as_opencv_does():
+    """Inside of whole-numbered outlines; pixels on the outline are told by neither."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        angles = np.sort(rng.uniform(0, 2 * np.pi, 12))
+        radii = rng.uniform(4, 18, 12)
+        points = np.rint(20 + np.stack([np.cos(angles), np.sin(angles)], 1) * radii[:, None])
+        points = points.astype(np.int32)[:, None]
+        filled, drawn = np.zeros((40, 40), np.uint8), np.zeros((40, 40), np.uint8)
+        cv2.fillPoly(filled, [points], 1)
+        cv2.polylines(drawn, [points], True, 1)
+        assert (polygon_mask(points[:, 0], (40, 40))[drawn == 0] == filled[drawn == 0]).all()
+
+
+def test_scores_of_the_fixture_are_those_of_the_readers():
+    assert {name: list(scores) for name, scores in SCORES.items()} == {
+        name: list(balls) for name, balls in BALLS.items()
+    }
