@@ -1,4 +1,8 @@
-"""LUNA16: MetaImage volumes in ten subsets, nodules as centers and diameters."""
+"""LUNA16: MetaImage volumes in ten subsets, nodules as centers and diameters.
+
+Nodules become spheres: a box on each slice that one reaches. A scan is a patient of its own, and
+the subsets make the folds. candidates.csv is not read.
+"""
 
 import argparse
 import math

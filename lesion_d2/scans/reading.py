@@ -19,7 +19,7 @@ from .volume_file import VolumeFile, stem_of
 
 _FORMATS = "DICOM, NIfTI, MetaImage, NRRD, or a folder of <slice number>.png"
 # What lies beside scans: the voxels of a header, notes and tables.
-_BESIDE = (".raw", ".zraw", ".csv", ".json", ".txt", ".md")
+_BESIDE = (".raw", ".zraw", ".csv", ".json", ".txt", ".md", ".xml")
 
 
 @dataclass(frozen=True, eq=False)

@@ -147,8 +147,8 @@ def test_lesions_are_the_readers_majority(lidc, votes):
     assert lesions.keys() == EXPECTED[votes].keys()
     assert [lesion.id for lesion in imported.volume.lesions] == list(range(1, len(lesions) + 1))
     told = " ".join(imported.left_out)
-    assert "1 marks of nodules below 3 mm" in told and "1 marks of findings" in told
-    assert ("nodule C: no voxel has a majority" in told) == (votes == "authors")
+    assert "1 marks of nodules below 3 mm and 1 of findings that are no nodules" in told
+    assert ("nodule C, readers: 1: no voxel has a majority" in told) == (votes == "authors")
 
 
 def test_lesions_lie_in_the_patient_where_the_files_say(tmp_path):

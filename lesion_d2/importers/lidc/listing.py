@@ -147,14 +147,15 @@ def _read_case(
 ) -> ImportedVolume:
     scan = candidate.read()
     left_out = []
-    if readings.num_small:
-        left_out.append(f"{file}: {readings.num_small} marks of nodules below 3 mm")
-    if readings.num_others:
-        left_out.append(f"{file}: {readings.num_others} marks of findings that are no nodules")
+    if readings.num_small or readings.num_others:
+        left_out.append(
+            f"{file}: {readings.num_small} marks of nodules below 3 mm and {readings.num_others} "
+            "of findings that are no nodules"
+        )
     lesions = []
     for nodule, where in _nodules(scan, file, readings.annotations, votes):
         if not nodule.masks:
-            left_out.append(f"{where}: no voxel has a majority of {nodule.readers} readers")
+            left_out.append(f"{where}, readers: {nodule.readers}: no voxel has a majority")
             continue
         lesion = _lesion(len(lesions) + 1, nodule, scan)
         if lesion.ignore:
