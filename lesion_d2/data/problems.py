@@ -12,8 +12,25 @@ _MAX_LENGTH = 60
 _MAX_BITS = 256
 
 
+class ProblemsError(ValueError):
+    """What is wrong in a file or folder.
+
+    Args:
+        source: what begins the message.
+        problems: all of them, one line each.
+        text: the rest of the message; of many problems it has the first ones.
+    """
+
+    def __init__(self, source: object, problems: Sequence[str], text: str):
+        super().__init__(source, tuple(problems), text)
+        self.source, self.problems, self.text = str(source), tuple(problems), text
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.text}"
+
+
 def raise_problems(source: object, problems: Sequence[str], counted: str | None = None) -> None:
-    """Raise one ValueError with all that is wrong in a file or folder, if anything is.
+    """Raise one :class:`ProblemsError` with all that is wrong in a file or folder, if anything is.
 
     Args:
         source: what begins the message.
@@ -21,15 +38,15 @@ def raise_problems(source: object, problems: Sequence[str], counted: str | None 
         counted: how a message of several counts them; None for "<n> problems".
 
     Raises:
-        ValueError: there is a problem.
+        ProblemsError: there is a problem.
     """
     if len(problems) == 1:
-        raise ValueError(f"{source}: {problems[0]}")
+        raise ProblemsError(source, problems, problems[0])
     if problems:
         counted = counted or f"{len(problems)} problems"
         shown = f", the first {_MAX_SHOWN}" if len(problems) > _MAX_SHOWN else ""
         lines = "".join(f"\n  {text}" for text in problems[:_MAX_SHOWN])
-        raise ValueError(f"{source}: {counted}{shown}{lines}")
+        raise ProblemsError(source, problems, f"{counted}{shown}{lines}")
 
 
 def short(value: object) -> str:

@@ -1,0 +1,154 @@
+"""What is wrong with a data set's annotations, as far as no pixel is needed to tell."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+
+from ..boxes import xyxy_box
+from ..data.problems import short
+from .fault_log import FaultLog
+from .loading import LoadedSet, volume_key, where
+from .slices import Region
+
+_MIN_SIDE = 2.0  # pixels
+_MAX_OVERHANG = 1.0  # pixels, past which a box is not only rounded
+_SAME = 0.5  # pixels on every side
+_MIN_LESIONS = 20  # of which a usual size is told
+_MAX_DEVIATION = 6.0  # in standard deviations of log size, told by the median
+
+
+def box_of(annotation: object) -> tuple[float, float, float, float] | None:
+    """XYXY of an annotation; None where it has no box with an area."""
+    try:
+        box = xyxy_box(annotation)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    is_box = all(map(math.isfinite, box)) and box[0] < box[2] and box[1] < box[3]
+    return tuple(box) if is_box else None
+
+
+def is_ignored(annotation: Mapping) -> bool:
+    """Whether an annotation is a region to ignore, and no lesion."""
+    return bool(annotation.get("iscrowd", 0))
+
+
+def regions_of(image: Mapping) -> tuple[Region, ...]:
+    """What the check of its pixels needs of an image's annotations."""
+    return tuple(
+        Region(i, box_of(one), one.get("segmentation"), is_ignored(one))
+        for i, one in enumerate(image["annotations"])
+        if isinstance(one, Mapping)
+    )
+
+
+def check_annotations(loaded: LoadedSet, log: FaultLog) -> None:
+    """Note boxes that are none, lie outside or are tiny; unknown classes; lesions that repeat."""
+    for number, image in loaded.numbered():
+        before: list[tuple[np.ndarray, object]] = []
+        for annotation in image["annotations"]:
+            if not isinstance(annotation, Mapping):
+                text = f"found annotation {short(annotation)}, expected a dict"
+                log.add("bad_record", f"{where(loaded, image)}: {text}", number)
+                continue
+            for kind, text in _faults(annotation, image, loaded.classes):
+                log.add(kind, f"{where(loaded, image, annotation)}: {text}", number)
+            box = box_of(annotation)
+            if box is None or is_ignored(annotation):
+                continue
+            box, category = np.array(box), annotation.get("category_id")
+            if any(c == category and np.abs(b - box).max() <= _SAME for b, c in before):
+                text = f"found the box {_text(box)} a second time, expected it once"
+                log.add("repeated_lesion", f"{where(loaded, image, annotation)}: {text}", number)
+            before.append((box, category))
+
+
+def _faults(annotation: Mapping, image: Mapping, classes: Sequence[str]):
+    category = annotation.get("category_id")
+    if not isinstance(category, Integral) or (classes and not 0 <= category < len(classes)):
+        known = f"0 to {len(classes) - 1}" if classes else "a whole number"
+        yield "unknown_class", f"found category_id {short(category)}, expected {known}"
+    box = box_of(annotation)
+    if box is None:
+        found = f"{short(annotation.get('bbox'))}, mode {short(annotation.get('bbox_mode'))}"
+        yield "bad_box", f"found bbox {found}, expected finite numbers with x1 < x2 and y1 < y2"
+        return
+    x1, y1, x2, y2 = box
+    right, bottom = image["width"] - 0.5, image["height"] - 0.5
+    size = f"{image['width']} x {image['height']} pixels"
+    if min(x2, y2) <= -0.5 or x1 >= right or y1 >= bottom:
+        yield "box_outside", f"found the box {_text(box)}, expected one inside of {size}"
+    elif max(-0.5 - x1, -0.5 - y1, x2 - right, y2 - bottom) > _MAX_OVERHANG:
+        yield "box_overhang", f"found the box {_text(box)}, expected one inside of {size}"
+    if min(x2 - x1, y2 - y1) < _MIN_SIDE:
+        yield "tiny_box", f"found the box {_text(box)}, expected sides of 2 pixels or more"
+
+
+def _text(box: Sequence[float]) -> str:
+    return ", ".join(f"{value:.6g}" for value in box)
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """A lesion of one slice or more.
+
+    Args:
+        number: of the image where it is largest.
+        category: index of its class.
+        size: its long diameter, or where that is not known the longer side of its box.
+        in_mm: whether the size is in mm; otherwise in pixels.
+    """
+
+    number: int
+    category: int
+    size: float
+    in_mm: bool
+
+
+def lesions_of(loaded: LoadedSet) -> list[Lesion]:
+    """The lesions of a data set, each once, on however many slices it is; no ignored regions."""
+    largest: dict[object, Lesion] = {}
+    for number, image in loaded.numbered():
+        for i, annotation in enumerate(image["annotations"]):
+            if not isinstance(annotation, Mapping) or is_ignored(annotation):
+                continue
+            lesion = _lesion(annotation, image, number)
+            if lesion is None:
+                continue
+            is_numbered = "lesion" in annotation and "volume" in image
+            key = (volume_key(image), annotation["lesion"]) if is_numbered else (number, i)
+            if key not in largest or largest[key].size < lesion.size:
+                largest[key] = lesion
+    return list(largest.values())
+
+
+def _lesion(annotation: Mapping, image: Mapping, number: int) -> Lesion | None:
+    box, category = box_of(annotation), annotation.get("category_id")
+    if box is None or not isinstance(category, Integral):
+        return None
+    if annotation.get("diameters_mm") is not None:
+        return Lesion(number, int(category), float(annotation["diameters_mm"][0]), True)
+    sides, spacing = np.subtract(box[2:], box[:2]), image.get("spacing")
+    if spacing is None:
+        return Lesion(number, int(category), float(sides.max()), False)
+    return Lesion(number, int(category), float((sides * spacing[:2]).max()), True)
+
+
+def check_sizes(loaded: LoadedSet, lesions: Sequence[Lesion], log: FaultLog) -> None:
+    """Note lesions whose size is far from all others', by the median's deviation of its log."""
+    for in_mm, unit in ((True, "mm"), (False, "pixels")):
+        chosen = [one for one in lesions if one.in_mm == in_mm and one.size > 0]
+        if len(chosen) < _MIN_LESIONS:
+            continue
+        logs = np.log([one.size for one in chosen])
+        median = np.median(logs)
+        spread = max(1.4826 * np.median(np.abs(logs - median)), 0.1)
+        for i in np.flatnonzero(np.abs(logs - median) > _MAX_DEVIATION * spread):
+            image = loaded.images[chosen[i].number - loaded.first_number]
+            text = (
+                f"found a lesion of {chosen[i].size:.3g} {unit}, expected about as many as the "
+                f"others' median, {math.exp(median):.3g}"
+            )
+            log.add("odd_lesion_size", f"{where(loaded, image)}: {text}", chosen[i].number)

@@ -1,0 +1,158 @@
+"""Data sets by name, as a check reads them: with what their loaders refuse."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..data.catalog import suggest_names
+from ..data.dataset_options import allows_missing, set_allow_missing
+from ..data.problems import ProblemsError, short
+from .fault_log import FaultLog
+
+SPLITS = ("train", "val", "test")
+_SPLIT = re.compile(r"_(train|val|test)(?=_|$)")
+_KEYS = ("file_name", "image_id", "height", "width", "annotations")
+
+
+@dataclass(frozen=True)
+class LoadedSet:
+    """A registered data set, loaded.
+
+    Args:
+        name: in Detectron2's catalogs.
+        classes: names of its classes; empty where the catalog has none.
+        images: Detectron2's dicts; those that lack what a check needs are left out.
+        first_number: what the numbers of its images in a check begin with.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    images: list[dict] = field(repr=False)
+    first_number: int = 0
+
+    @property
+    def split(self) -> str:
+        """"train", "val" or "test" where the name says so, the name where it does not."""
+        match = _SPLIT.search(self.name)
+        return match[1] if match else self.name
+
+    @property
+    def family(self) -> str:
+        """The name without the split: patients of one family are known by one numbering."""
+        return _SPLIT.sub("", self.name)
+
+    def numbered(self) -> Iterator[tuple[int, dict]]:
+        """Numbers and dicts of the images."""
+        return enumerate(self.images, start=self.first_number)
+
+
+def expand_names(names: Iterable[str]) -> list[str]:
+    """Names of registered data sets: of ``phantom`` those of its splits, ``phantom_train``, ...
+
+    Raises:
+        ValueError: there is no such data set, nor a split of it.
+    """
+    known = set(DatasetCatalog.list())
+    expanded: list[str] = []
+    for name in names:
+        splits = [f"{name}_{split}" for split in SPLITS if f"{name}_{split}" in known]
+        if not splits and name not in known:
+            raise ValueError(
+                f"data set {name!r} is not registered, expected a name such as "
+                f"{suggest_names(name)}, or one without its split"
+            )
+        expanded += splits or [name]
+    return list(dict.fromkeys(expanded))
+
+
+def load_sets(names: Sequence[str], log: FaultLog) -> list[LoadedSet]:
+    """Load data sets; what their loaders refuse, and bad dicts, become faults.
+
+    Images whose files are missing are left out where the layout allows for that, so that the rest
+    is checked.
+
+    Raises:
+        OSError: one cannot be read at all.
+        ValueError: likewise.
+    """
+    loaded: list[LoadedSet] = []
+    for name in names:
+        first = loaded[-1].first_number + len(loaded[-1].images) if loaded else 0
+        classes = tuple(MetadataCatalog.get(name).get("thing_classes", ()))
+        dicts = [d for d in _load(name, log) if _is_good(d, name, log)]
+        loaded.append(LoadedSet(name, classes, dicts, first))
+    return loaded
+
+
+def _load(name: str, log: FaultLog) -> list[dict]:
+    can_miss = MetadataCatalog.get(name).get("can_miss_images", False)
+    before = allows_missing(name)
+    if can_miss:
+        set_allow_missing(name, False)
+    try:
+        return DatasetCatalog.get(name)
+    except ProblemsError as error:
+        refused = error
+    finally:
+        if can_miss:
+            set_allow_missing(name, before)
+    dicts = _load_rest(name) if can_miss else None
+    kind = "refused_annotation" if dicts is None else "missing_file"
+    for problem in refused.problems:
+        log.add(kind, f"{name}: {refused.source}, {problem}")
+    return dicts or []
+
+
+def _load_rest(name: str) -> list[dict] | None:
+    """The images whose files are there; None where more is wrong than missing files."""
+    before = allows_missing(name)
+    set_allow_missing(name, True)
+    try:
+        return DatasetCatalog.get(name)
+    except ProblemsError:
+        return None
+    except ValueError:  # no image is left
+        return []
+    finally:
+        set_allow_missing(name, before)
+
+
+def _is_good(image: object, name: str, log: FaultLog) -> bool:
+    """Whether a dict has what the check needs; what it lacks is noted."""
+    if not isinstance(image, Mapping):
+        log.add("bad_record", f"{name}: found {short(image)}, expected a dict")
+        return False
+    missing = [key for key in _KEYS if key not in image]
+    if missing:
+        where = short(image.get("image_id", image.get("file_name")))
+        log.add("bad_record", f"{name}, image {where}: found no {', '.join(map(repr, missing))}")
+    return not missing
+
+
+def folder_of(image: Mapping) -> str:
+    """The folder, or the file of a volume, that an image's file lies in."""
+    return os.path.dirname(image["file_name"])
+
+
+def volume_key(image: Mapping) -> tuple:
+    """What an image is a slice of: its volume or series, or itself where it tells neither."""
+    if "volume" in image:
+        return ("volume", image["volume"])
+    if "series" in image:
+        return ("series", image.get("patient"), image.get("study"), image["series"])
+    return ("image", image["image_id"])
+
+
+def where(loaded: LoadedSet, image: Mapping, annotation: Mapping | None = None) -> str:
+    """How messages name an image, and one of its annotations by its row or lesion."""
+    text = f"{loaded.name}, image {image['image_id']}"
+    if annotation is None:
+        return text
+    for key in ("row", "lesion"):
+        if key in annotation:
+            return f"{text}, {key} {annotation[key]}"
+    number = next(i for i, one in enumerate(image["annotations"], 1) if one is annotation)
+    return f"{text}, annotation {number}"

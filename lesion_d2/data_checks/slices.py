@@ -1,0 +1,227 @@
+"""What a check takes from the pixels of a slice: a few numbers, in whatever process reads it."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from pycocotools import mask as mask_util
+
+from ..data.ct import read_slice
+from ..data.problems import short
+from ..recist import BOX_MARGIN
+
+#: HU above which something is tissue, and from which on it may be bone.
+TISSUE, BONE = -300, 300
+# What has soft tissue where its offset of 1024 was not subtracted: HU of -200 to 300.
+_WITHOUT_OFFSET = (824, 1324)
+# Of a lesion: nine pixels in ten are below. Lungs lie above it, air outside of the body below.
+_AIR = -900.0
+_MIN_IOU = 0.5
+_STEP = 2  # every second row and column tells where bones lie
+_MIN_BODY_ROW = 10  # such pixels of tissue make a row one of the body, and not of noise
+
+
+class Region(NamedTuple):
+    """An annotation on a slice.
+
+    Args:
+        number: its index among the annotations of its images.
+        box: XYXY in pixels; None where it is no box.
+        mask: its ``segmentation``; None where it has none.
+        ignore: whether it is no lesion, but a region to ignore.
+    """
+
+    number: int
+    box: tuple[float, float, float, float] | None
+    mask: object
+    ignore: bool
+
+
+class SliceTask(NamedTuple):
+    """A slice to look at: its number in the check, its file, height and width, annotations."""
+
+    number: int
+    file: str
+    size: tuple[int, int]
+    regions: tuple[Region, ...]
+
+
+class Pixels(NamedTuple):
+    """What the pixels of one or more slices have in common; :meth:`joined` adds slices up.
+
+    Args:
+        low, high: HU.
+        count, tissue, offset: numbers of pixels, of those above -300 HU, and of those from 824 to
+            1324, where soft tissue lies if an offset was not subtracted.
+        bones: number of pixels (of every second row and column) above 300 HU.
+        bone_height: sum over them of how far they lie below the center of the body's tissue, in
+            heights of the body: positive where bones are posterior.
+    """
+
+    low: int
+    high: int
+    count: int
+    tissue: int
+    offset: int
+    bones: int
+    bone_height: float
+
+    def joined(self, other: "Pixels") -> "Pixels":
+        """Of both sets of slices."""
+        sums = (a + b for a, b in zip(self[2:], other[2:], strict=True))
+        return Pixels(min(self.low, other.low), max(self.high, other.high), *sums)
+
+
+class SliceFacts(NamedTuple):
+    """What was found on a slice.
+
+    Args:
+        number: of its task.
+        fault: kind of the fault that it could not be read for, and what it is; None where it was.
+        shape: height, width.
+        digest: of its pixels and shape, 16 bytes.
+        pixels: see :class:`Pixels`.
+        regions: faults of annotations: number, kind, what was found and expected.
+    """
+
+    number: int
+    fault: tuple[str, str] | None = None
+    shape: tuple[int, int] = (0, 0)
+    digest: bytes = b""
+    pixels: Pixels | None = None
+    regions: tuple[tuple[int, str, str], ...] = ()
+
+
+def look_at_slices(tasks: Sequence[SliceTask]) -> list[SliceFacts]:
+    """Read slices one after the other; nothing of their pixels is kept.
+
+    Args:
+        tasks: best those of one folder or volume, so that its file is opened once.
+
+    Returns:
+        One a task, in their order.
+    """
+    return [_look_at(task) for task in tasks]
+
+
+def _look_at(task: SliceTask) -> SliceFacts:
+    try:
+        hu = read_slice(task.file)
+    except FileNotFoundError as error:
+        return SliceFacts(task.number, ("missing_file", str(error)))
+    except (OSError, ValueError) as error:
+        return SliceFacts(task.number, ("unreadable_file", _with_file(task.file, error)))
+    digest = hashlib.blake2b(repr(hu.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(hu))
+    return SliceFacts(
+        task.number,
+        shape=hu.shape,
+        digest=digest.digest(),
+        pixels=_pixels(hu),
+        regions=tuple(_region_faults(hu, task)),
+    )
+
+
+def _with_file(file: str, error: Exception) -> str:
+    return str(error) if file in str(error) else f"{file}: {error}"
+
+
+def _pixels(hu: np.ndarray) -> Pixels:
+    low, high = _WITHOUT_OFFSET
+    bones, bone_height = _bones(hu[::_STEP, ::_STEP])
+    return Pixels(
+        int(hu.min()),
+        int(hu.max()),
+        hu.size,
+        int(np.count_nonzero(hu > TISSUE)),
+        int(np.count_nonzero((hu >= low) & (hu <= high))),
+        bones,
+        bone_height,
+    )
+
+
+def _bones(hu: np.ndarray) -> tuple[int, float]:
+    """Number of pixels of bone, and the sum of their distances below the body's center."""
+    tissue = np.count_nonzero(hu > TISSUE, axis=1)
+    bone = np.count_nonzero(hu > BONE, axis=1)
+    body = np.flatnonzero(tissue >= _MIN_BODY_ROW)
+    if not len(body) or not bone.any():
+        return 0, 0.0
+    rows = np.arange(len(hu))
+    center = tissue @ rows / tissue.sum()
+    return int(bone.sum()), float(bone @ (rows - center) / (body[-1] - body[0] + 1))
+
+
+def _region_faults(hu: np.ndarray, task: SliceTask) -> Iterable[tuple[int, str, str]]:
+    for region in task.regions:
+        mask = None
+        if region.mask is not None:
+            mask, fault = _decode(region.mask, task.size)
+            if fault is not None:
+                yield region.number, "bad_mask", fault
+        if mask is not None and region.box is not None and not _fits(mask, region.box):
+            expected = "{:g}, {:g}, {:g}, {:g}".format(*_extent(mask))
+            found = "{:g}, {:g}, {:g}, {:g}".format(*region.box)
+            yield (
+                region.number,
+                "mask_box",
+                f"found the box {found}, expected about its mask's extent, {expected}",
+            )
+        if not region.ignore and region.box is not None and hu.shape == task.size:
+            values = hu[mask] if mask is not None else _inside(hu, region.box)
+            if values.size and (top := np.percentile(values, 90)) < _AIR:
+                yield (
+                    region.number,
+                    "lesion_on_air",
+                    f"found 90 % of its pixels below {top:.0f} HU, expected tissue",
+                )
+
+
+def _decode(mask: object, size: tuple[int, int]) -> tuple[np.ndarray | None, str | None]:
+    """A mask, (H, W) bool, or what is wrong with it."""
+    expected = f"expected COCO's compressed run lengths of {size[0]} x {size[1]} (height, width)"
+    counts = mask.get("counts") if isinstance(mask, Mapping) else None
+    if not isinstance(counts, str | bytes) or list(mask.get("size", ())) != list(size):
+        return None, f"found {short(mask)}, {expected}"
+    counts = counts.encode() if isinstance(counts, str) else counts
+    try:
+        decoded = mask_util.decode({"size": list(size), "counts": counts})
+    except (ValueError, TypeError) as error:
+        return None, f"found run lengths that cannot be decoded ({error}), {expected}"
+    # Run lengths that end early leave pixels as they were in memory.
+    if mask_util.encode(decoded)["counts"] != counts:
+        return None, f"found other run lengths, {expected}"
+    if not decoded.any():
+        return None, "found an empty mask, expected at least one pixel"
+    return decoded.astype(bool), None
+
+
+def _extent(mask: np.ndarray) -> tuple[float, float, float, float]:
+    """The outer edges of a mask's pixels, XYXY."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    return columns[0] - 0.5, rows[0] - 0.5, columns[-1] + 0.5, rows[-1] + 0.5
+
+
+def _fits(mask: np.ndarray, box: Sequence[float]) -> bool:
+    """Whether a box is a mask's: tight, or with DeepLesion's margin of 5 pixels around it."""
+    extent, box = np.array(_extent(mask)), np.array(box)
+    if np.abs(extent - box).max() <= 1.0:  # of a few pixels, half a one is much
+        return True
+    limit = np.array([mask.shape[1], mask.shape[0]] * 2) - 0.5
+    grown = np.clip(extent + BOX_MARGIN * np.array([-1, -1, 1, 1]), -0.5, limit)
+    return max(_iou(extent, box), _iou(grown, box)) >= _MIN_IOU
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    both = np.prod(np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0))
+    return float(both / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - both))
+
+
+def _inside(hu: np.ndarray, box: Sequence[float]) -> np.ndarray:
+    """The pixels whose centers lie in a box."""
+    x1, y1, x2, y2 = box
+    first = [max(0, math.ceil(v)) for v in (y1, x1)]
+    rows, columns = (slice(f, max(f, math.floor(e) + 1)) for f, e in zip(first, (y2, x2)))
+    return hu[rows, columns]
