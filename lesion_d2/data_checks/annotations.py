@@ -12,6 +12,7 @@ from ..data.problems import short
 from .fault_log import FaultLog
 from .loading import LoadedSet, volume_key, where
 from .slices import Region
+from .volumes import spacing_of
 
 _MIN_SIDE = 2.0  # pixels
 _MAX_OVERHANG = 1.0  # pixels, past which a box is not only rounded
@@ -20,7 +21,7 @@ _MIN_LESIONS = 20  # of which a usual size is told
 _MAX_DEVIATION = 6.0  # in standard deviations of log size, told by the median
 
 
-def box_of(annotation: object) -> tuple[float, float, float, float] | None:
+def box_of(annotation: Mapping) -> tuple[float, float, float, float] | None:
     """XYXY of an annotation; None where it has no box with an area."""
     try:
         box = xyxy_box(annotation)
@@ -35,13 +36,12 @@ def is_ignored(annotation: Mapping) -> bool:
     return bool(annotation.get("iscrowd", 0))
 
 
-def regions_of(image: Mapping) -> tuple[Region, ...]:
+def regions_of(number: int, image: Mapping) -> list[Region]:
     """What the check of its pixels needs of an image's annotations."""
-    return tuple(
-        Region(i, box_of(one), one.get("segmentation"), is_ignored(one))
+    return [
+        Region(number, i, box_of(one), one.get("segmentation"), is_ignored(one))
         for i, one in enumerate(image["annotations"])
-        if isinstance(one, Mapping)
-    )
+    ]
 
 
 def check_annotations(loaded: LoadedSet, log: FaultLog) -> None:
@@ -49,10 +49,6 @@ def check_annotations(loaded: LoadedSet, log: FaultLog) -> None:
     for number, image in loaded.numbered():
         before: list[tuple[np.ndarray, object]] = []
         for annotation in image["annotations"]:
-            if not isinstance(annotation, Mapping):
-                text = f"found annotation {short(annotation)}, expected a dict"
-                log.add("bad_record", f"{where(loaded, image)}: {text}", number)
-                continue
             for kind, text in _faults(annotation, image, loaded.classes):
                 log.add(kind, f"{where(loaded, image, annotation)}: {text}", number)
             box = box_of(annotation)
@@ -112,7 +108,7 @@ def lesions_of(loaded: LoadedSet) -> list[Lesion]:
     largest: dict[object, Lesion] = {}
     for number, image in loaded.numbered():
         for i, annotation in enumerate(image["annotations"]):
-            if not isinstance(annotation, Mapping) or is_ignored(annotation):
+            if is_ignored(annotation):
                 continue
             lesion = _lesion(annotation, image, number)
             if lesion is None:
@@ -130,8 +126,8 @@ def _lesion(annotation: Mapping, image: Mapping, number: int) -> Lesion | None:
         return None
     if annotation.get("diameters_mm") is not None:
         return Lesion(number, int(category), float(annotation["diameters_mm"][0]), True)
-    sides, spacing = np.subtract(box[2:], box[:2]), image.get("spacing")
-    if spacing is None:
+    sides, spacing = np.subtract(box[2:], box[:2]), spacing_of(image)
+    if not isinstance(spacing, tuple):
         return Lesion(number, int(category), float(sides.max()), False)
     return Lesion(number, int(category), float((sides * spacing[:2]).max()), True)
 

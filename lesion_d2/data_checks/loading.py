@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -35,7 +36,7 @@ class LoadedSet:
 
     @property
     def split(self) -> str:
-        """"train", "val" or "test" where the name says so, the name where it does not."""
+        """ "train", "val" or "test" where the name says so, the name where it does not."""
         match = _SPLIT.search(self.name)
         return match[1] if match else self.name
 
@@ -121,15 +122,32 @@ def _load_rest(name: str) -> list[dict] | None:
 
 
 def _is_good(image: object, name: str, log: FaultLog) -> bool:
-    """Whether a dict has what the check needs; what it lacks is noted."""
+    """Whether a dict has what the check needs; what is wrong with it is noted."""
     if not isinstance(image, Mapping):
         log.add("bad_record", f"{name}: found {short(image)}, expected a dict")
         return False
+    problem = _problem_of(image)
+    if problem is not None:
+        place = short(image.get("image_id", image.get("file_name")))
+        log.add("bad_record", f"{name}, image {place}: {problem}")
+    return problem is None
+
+
+def _problem_of(image: Mapping) -> str | None:
     missing = [key for key in _KEYS if key not in image]
     if missing:
-        where = short(image.get("image_id", image.get("file_name")))
-        log.add("bad_record", f"{name}, image {where}: found no {', '.join(map(repr, missing))}")
-    return not missing
+        return f"found no {', '.join(map(repr, missing))}"
+    for key in ("height", "width"):
+        if not (isinstance(image[key], Integral) and image[key] > 0):
+            return f"found {key} {short(image[key])}, expected a whole number of pixels"
+    if not isinstance(image["file_name"], str | os.PathLike):
+        return f"found file_name {short(image['file_name'])}, expected a path"
+    annotations = image["annotations"]
+    if not isinstance(annotations, list | tuple) or not all(
+        isinstance(one, Mapping) for one in annotations
+    ):
+        return f"found annotations {short(annotations)}, expected a list of dicts"
+    return None
 
 
 def folder_of(image: Mapping) -> str:

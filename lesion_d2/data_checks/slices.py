@@ -27,20 +27,22 @@ class Region(NamedTuple):
     """An annotation on a slice.
 
     Args:
-        number: its index among the annotations of its images.
+        image: number of its image.
+        index: of it among the image's annotations.
         box: XYXY in pixels; None where it is no box.
         mask: its ``segmentation``; None where it has none.
         ignore: whether it is no lesion, but a region to ignore.
     """
 
-    number: int
+    image: int
+    index: int
     box: tuple[float, float, float, float] | None
     mask: object
     ignore: bool
 
 
 class SliceTask(NamedTuple):
-    """A slice to look at: its number in the check, its file, height and width, annotations."""
+    """A slice to look at: number of its first image, file, height and width, and annotations."""
 
     number: int
     file: str
@@ -83,7 +85,8 @@ class SliceFacts(NamedTuple):
         shape: height, width.
         digest: of its pixels and shape, 16 bytes.
         pixels: see :class:`Pixels`.
-        regions: faults of annotations: number, kind, what was found and expected.
+        regions: faults of annotations: number of the image, index among its annotations, kind,
+            what was found and expected.
     """
 
     number: int
@@ -91,7 +94,7 @@ class SliceFacts(NamedTuple):
     shape: tuple[int, int] = (0, 0)
     digest: bytes = b""
     pixels: Pixels | None = None
-    regions: tuple[tuple[int, str, str], ...] = ()
+    regions: tuple[tuple[int, int, str, str], ...] = ()
 
 
 def look_at_slices(tasks: Sequence[SliceTask]) -> list[SliceFacts]:
@@ -120,7 +123,7 @@ def _look_at(task: SliceTask) -> SliceFacts:
         shape=hu.shape,
         digest=digest.digest(),
         pixels=_pixels(hu),
-        regions=tuple(_region_faults(hu, task)),
+        regions=tuple(_faults_of_regions(hu, task)),
     )
 
 
@@ -154,29 +157,30 @@ def _bones(hu: np.ndarray) -> tuple[int, float]:
     return int(bone.sum()), float(bone @ (rows - center) / (body[-1] - body[0] + 1))
 
 
-def _region_faults(hu: np.ndarray, task: SliceTask) -> Iterable[tuple[int, str, str]]:
+def _faults_of_regions(hu: np.ndarray, task: SliceTask) -> Iterable[tuple[int, int, str, str]]:
     for region in task.regions:
-        mask = None
-        if region.mask is not None:
-            mask, fault = _decode(region.mask, task.size)
-            if fault is not None:
-                yield region.number, "bad_mask", fault
-        if mask is not None and region.box is not None and not _fits(mask, region.box):
-            expected = "{:g}, {:g}, {:g}, {:g}".format(*_extent(mask))
-            found = "{:g}, {:g}, {:g}, {:g}".format(*region.box)
-            yield (
-                region.number,
-                "mask_box",
-                f"found the box {found}, expected about its mask's extent, {expected}",
-            )
-        if not region.ignore and region.box is not None and hu.shape == task.size:
-            values = hu[mask] if mask is not None else _inside(hu, region.box)
-            if values.size and (top := np.percentile(values, 90)) < _AIR:
-                yield (
-                    region.number,
-                    "lesion_on_air",
-                    f"found 90 % of its pixels below {top:.0f} HU, expected tissue",
-                )
+        for kind, text in _region_faults(hu, region, task.size):
+            yield region.image, region.index, kind, text
+
+
+def _region_faults(
+    hu: np.ndarray, region: Region, size: tuple[int, int]
+) -> Iterable[tuple[str, str]]:
+    mask = None
+    if region.mask is not None:
+        mask, fault = _decode(region.mask, size)
+        if fault is not None:
+            yield "bad_mask", fault
+    if region.box is None:
+        return
+    if mask is not None and not _fits(mask, region.box):
+        expected = "{:g}, {:g}, {:g}, {:g}".format(*_extent(mask))
+        found = "{:g}, {:g}, {:g}, {:g}".format(*region.box)
+        yield "mask_box", f"found the box {found}, expected about its mask's extent, {expected}"
+    if not region.ignore and hu.shape == size:
+        values = hu[mask] if mask is not None else _inside(hu, region.box)
+        if values.size and (top := np.percentile(values, 90)) < _AIR:
+            yield "lesion_on_air", f"found 90 % of its pixels below {top:.0f} HU, expected tissue"
 
 
 def _decode(mask: object, size: tuple[int, int]) -> tuple[np.ndarray | None, str | None]:
@@ -222,6 +226,6 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
 def _inside(hu: np.ndarray, box: Sequence[float]) -> np.ndarray:
     """The pixels whose centers lie in a box."""
     x1, y1, x2, y2 = box
-    first = [max(0, math.ceil(v)) for v in (y1, x1)]
-    rows, columns = (slice(f, max(f, math.floor(e) + 1)) for f, e in zip(first, (y2, x2)))
-    return hu[rows, columns]
+    top, left = max(0, math.ceil(y1)), max(0, math.ceil(x1))
+    bottom, right = max(0, math.floor(y2) + 1), max(0, math.floor(x2) + 1)
+    return hu[top:bottom, left:right]

@@ -106,7 +106,7 @@ def _hu_faults(volume: VolumeSums):
     if pixels is None or pixels.low == pixels.high:
         return  # told of by its slices
     found = f"found values from {pixels.low} to {pixels.high}"
-    in_gray = 0 <= pixels.low and pixels.high <= _GRAY_LEVELS
+    in_gray = pixels.low >= 0 and pixels.high <= _GRAY_LEVELS
     if in_gray or pixels.high - pixels.low < _MIN_RANGE:
         yield "gray_levels", f"{found}, expected HU: air near -1000, tissue near 0"
     elif pixels.low >= 0 and _is_stored(pixels):

@@ -1,0 +1,16 @@
+"""What is in a registered data set, and what is wrong with it."""
+
+from .check import JSON_FILE, PAGE_FILE, SHEET_FILE, check_data_set
+from .fault_log import Fault
+from .kinds import KINDS
+from .report import DataReport
+
+__all__ = [
+    "JSON_FILE",
+    "KINDS",
+    "PAGE_FILE",
+    "SHEET_FILE",
+    "DataReport",
+    "Fault",
+    "check_data_set",
+]

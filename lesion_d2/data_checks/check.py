@@ -1,0 +1,79 @@
+"""The check of data sets: loads them, looks at every file once, and writes what it found."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..visualization import save_picture
+from .annotations import check_annotations, check_sizes, lesions_of
+from .counts import count_set
+from .fault_log import FaultLog
+from .loading import expand_names, load_sets
+from .page import write_page
+from .pictures import draw_sheet
+from .pixels import PixelPass
+from .report import DataReport
+from .splits import check_splits
+
+#: Files of a check.
+JSON_FILE, SHEET_FILE, PAGE_FILE = "data_check.json", "contact_sheet.png", "index.html"
+_AIR_SHARE = 0.1  # of a data set's lesions; single ones happen, that many do not
+
+
+def check_data_set(
+    names: str | Iterable[str],
+    *,
+    output: str | os.PathLike | None = None,
+    workers: int | None = None,
+    pictures: int = 16,
+    allow_missing: bool = False,
+) -> DataReport:
+    """Count what is in registered data sets, and find what is wrong with them.
+
+    Every file is read once, in a pool of processes, and nothing of its pixels is kept. What the
+    kinds of faults mean stands in :data:`~lesion_d2.data_checks.kinds.KINDS`.
+
+    Args:
+        names: of data sets; of one that has splits without its split, for all of them: ``phantom``
+            is ``phantom_train``, ``phantom_val`` and ``phantom_test``.
+        output: folder that ``data_check.json``, ``contact_sheet.png`` and ``index.html`` are
+            written to; None writes nothing.
+        workers: processes; None for all cores.
+        pictures: on the contact sheet at most; 0 for no sheet.
+        allow_missing: missing files are a warning, and no error.
+
+    Raises:
+        OSError: a data set cannot be read at all, or ``output`` not be written.
+        ValueError: a data set is not registered, or cannot be read at all.
+    """
+    log = FaultLog(warnings=("missing_file",) if allow_missing else ())
+    sets = load_sets(expand_names([names] if isinstance(names, str) else names), log)
+    pixel_pass = PixelPass(sets, log)
+    pixel_pass.run(workers)
+    lesions = {loaded.name: lesions_of(loaded) for loaded in sets}
+    for loaded in sets:
+        check_annotations(loaded, log)
+        check_sizes(loaded, lesions[loaded.name], log)
+    check_splits(sets, lesions, log)
+    if log.count("lesion_on_air") >= _AIR_SHARE * max(1, sum(map(len, lesions.values()))):
+        log.rename("lesion_on_air", "lesions_on_air")
+    counts = {
+        loaded.name: count_set(
+            loaded, list(pixel_pass.volumes[loaded.name].values()), lesions[loaded.name]
+        )
+        for loaded in sets
+    }
+    report = DataReport(tuple(counts), counts, log.faults())
+    if output is not None:
+        _write(Path(output), report, pixel_pass, pictures)
+    return report
+
+
+def _write(output: Path, report: DataReport, pixel_pass: PixelPass, pictures: int) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    sheet = draw_sheet(pixel_pass, report.faults, number=pictures) if pictures else None
+    (output / SHEET_FILE).unlink(missing_ok=True)  # an earlier check's
+    if sheet is not None:
+        save_picture(sheet, output / SHEET_FILE)
+    write_page(output / PAGE_FILE, report, sheet)
+    report.write(output / JSON_FILE)

@@ -1,0 +1,140 @@
+"""A sheet of pictures of data sets: images with faults first, then some with lesions."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import MetadataCatalog
+
+from ..visualization import (
+    TRUTH_LEGEND,
+    WINDOWS,
+    LesionVisualizer,
+    contact_sheet,
+    window_image,
+)
+from ..visualization.visualizer import MASK_COLOR, TRUTH_COLOR
+from .annotations import box_of, is_ignored
+from .fault_log import Fault
+from .loading import LoadedSet
+from .pixels import PixelPass
+
+_SIDE = 512
+_COLUMNS = 4
+_IGNORED_COLOR = (0.65, 0.65, 0.65)
+_LEGEND = [*TRUTH_LEGEND, ("region to ignore", _IGNORED_COLOR, "-")]
+
+
+def draw_sheet(
+    pixel_pass: PixelPass, faults: Sequence[Fault], *, number: int, seed: int = 0
+) -> np.ndarray | None:
+    """Draw boxes, masks and diameters of some images, each under its name and its fault.
+
+    Half of the pictures at most are of faults, one of each kind in turn; the others are drawn
+    evenly from all data sets and classes. An image that cannot be read is left out.
+
+    Args:
+        pixel_pass: with the data sets.
+        faults: that were found.
+        number: of pictures at most.
+        seed: of the draw.
+
+    Returns:
+        RGB uint8 picture; None where no image can be drawn.
+    """
+    chosen: dict[int, str] = {}
+    for image, kind in _faulty(faults):
+        if len(chosen) < number // 2:
+            chosen.setdefault(image, kind)
+    tiles, titles = [], []
+    for image, kind in [*chosen.items(), *((n, "") for n in _drawn(pixel_pass.sets, seed))]:
+        if len(tiles) == number:
+            break
+        if not kind and image in chosen:
+            continue
+        loaded, record = pixel_pass.image(image)
+        tile = _tile(loaded, record)
+        if tile is not None:
+            tiles.append(tile)
+            titles.append(f"{loaded.name} {record['image_id']}\n{kind or _lesions(record)}")
+    if not tiles:
+        return None
+    return contact_sheet(tiles, titles, _LEGEND, columns=min(_COLUMNS, len(tiles)))
+
+
+def _faulty(faults: Sequence[Fault]):
+    """Images with faults: the first of each kind, then the second, and so on."""
+    longest = max((len(fault.images) for fault in faults), default=0)
+    for i in range(longest):
+        for fault in faults:
+            if i < len(fault.images):
+                yield fault.images[i], fault.kind
+
+
+def _drawn(sets: Sequence[LoadedSet], seed: int):
+    """Images with lesions in turn from each data set and class, and some without at the end."""
+    rng = np.random.default_rng(seed)
+    groups: dict[tuple, list[int]] = {}
+    for loaded in sets:
+        for number, image in loaded.numbered():
+            for category in {str(a.get("category_id")) for a in image["annotations"]} or {""}:
+                groups.setdefault((not category, loaded.name, category), []).append(number)
+    queues = [rng.permutation(groups[key]).tolist() for key in sorted(groups) if not key[0]]
+    queues = queues or [rng.permutation(groups[key]).tolist() for key in sorted(groups)]
+    while queues:
+        for queue in queues:
+            yield queue.pop()
+        queues = [queue for queue in queues if queue]
+
+
+def _lesions(record: Mapping) -> str:
+    number = sum(not is_ignored(one) for one in record["annotations"])
+    return f"{number} lesion{'' if number == 1 else 's'}"
+
+
+def _tile(loaded: LoadedSet, record: Mapping) -> np.ndarray | None:
+    """One picture; None where the image cannot be read."""
+    try:
+        image = window_image(record, record.get("window") or WINDOWS["abdomen"])
+    except (OSError, ValueError):
+        return None  # the log has it
+    annotations = [one for one in record["annotations"] if box_of(one) is not None]
+    lesions = [one for one in annotations if not is_ignored(one)]
+    visualizer = LesionVisualizer(image, MetadataCatalog.get(loaded.name), side=_SIDE)
+    for one in lesions:
+        mask = _mask(one, image.shape[:2])
+        if mask is not None:
+            visualizer.draw_soft_mask(mask.astype(np.float32), MASK_COLOR, alpha=0.35)
+    ignored = {"annotations": [one for one in annotations if is_ignored(one)]}
+    visualizer.draw_truth_boxes(ignored, _IGNORED_COLOR)
+    visualizer.draw_truth_boxes({"annotations": lesions})
+    for one in lesions:
+        if one.get("recist") is not None:
+            visualizer.draw_recist(one["recist"])
+    for one in lesions:
+        text = _label(one, loaded.classes)
+        if text:
+            visualizer.draw_label(text, box_of(one), TRUTH_COLOR)
+    return visualizer.get_output().get_image()
+
+
+def _label(annotation: Mapping, classes: Sequence[str]) -> str:
+    """Class, where there are several, and size."""
+    words = []
+    category = annotation.get("category_id")
+    if len(classes) > 1 and category in range(len(classes)):
+        words.append(classes[category])
+    if annotation.get("diameters_mm") is not None:
+        words.append("{:.0f} x {:.0f} mm".format(*annotation["diameters_mm"]))
+    return ", ".join(words)
+
+
+def _mask(annotation: Mapping, shape: tuple[int, int]) -> np.ndarray | None:
+    """A lesion's mask; None where there is none that fits, which the log has."""
+    mask = annotation.get("segmentation")
+    if not isinstance(mask, Mapping) or list(mask.get("size", ())) != list(shape):
+        return None
+    try:
+        return mask_util.decode(mask).astype(bool)
+    except (ValueError, TypeError, KeyError):
+        return None

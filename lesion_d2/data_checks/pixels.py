@@ -1,0 +1,148 @@
+"""The pass over all pixels of data sets: every file once, in a pool of processes."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import groupby
+
+from tqdm import tqdm
+
+from ..parallel import map_unordered
+from ..scans.nifti import is_nifti
+from .annotations import regions_of
+from .fault_log import FaultLog
+from .loading import LoadedSet, folder_of, volume_key, where
+from .slices import SliceFacts, SliceTask, look_at_slices
+from .volumes import VolumeSums, check_image_sizes, check_volume, spacing_of
+
+_CHUNK = 32  # slices a process reads at a time
+
+
+class PixelPass:
+    """Reads all slices, notes their faults, and keeps of each its digest alone.
+
+    Args:
+        sets: the data sets.
+        log: where faults go.
+    """
+
+    def __init__(self, sets: Sequence[LoadedSet], log: FaultLog):
+        self.sets, self.log = sets, log
+        #: Of each data set, by name: volume -> sums.
+        self.volumes: dict[str, dict[tuple, VolumeSums]] = {one.name: {} for one in sets}
+        self._by_file: dict[str, list[int]] = {}
+        self._digests: dict[bytes, int] = {}
+        self._same: dict[bytes, list[int]] = {}
+
+    def run(self, workers: int | None) -> None:
+        """Read all files; their faults, and those of volumes and of equal images, are noted."""
+        for loaded in self.sets:
+            for number, image in loaded.numbered():
+                self._by_file.setdefault(image["file_name"], []).append(number)
+                self._volume(loaded, image, number)
+        chunks = list(self._chunks())
+        bar = tqdm(total=len(self._by_file), desc="slices", unit="slice", disable=None)
+        results = map_unordered(look_at_slices, chunks, workers)
+        with bar, closing(results):
+            for facts in results:
+                for one in facts:
+                    self._take(one)
+                bar.update(len(facts))
+        for loaded in self.sets:
+            volumes = list(self.volumes[loaded.name].values())
+            for volume in volumes:
+                check_volume(volume, self.log)
+            check_image_sizes(volumes, self.log)
+        self._note_same_images()
+
+    def image(self, number: int) -> tuple[LoadedSet, dict]:
+        """The image of a number, and its data set."""
+        loaded = next(one for one in reversed(self.sets) if one.first_number <= number)
+        return loaded, loaded.images[number - loaded.first_number]
+
+    def _volume(self, loaded: LoadedSet, image: Mapping, number: int) -> VolumeSums:
+        volumes, key = self.volumes[loaded.name], volume_key(image)
+        if key not in volumes:
+            name = " ".join(map(str, key[:1])) + " " + "_".join(map(str, key[1:]))
+            volumes[key] = VolumeSums(f"{loaded.name}, {name}", number)
+        volumes[key].spacings.add(spacing_of(image))
+        return volumes[key]
+
+    def _chunks(self) -> Iterator[list[SliceTask]]:
+        """Slices of one folder, or of one file of a volume, in their order."""
+        files = sorted(self._by_file, key=lambda file: self._by_file[file][0])
+        for folder, group in groupby(files, lambda file: folder_of({"file_name": file})):
+            tasks = [self._task(file) for file in group]
+            size = len(tasks) if is_nifti(folder) else _CHUNK  # decoded as a whole
+            for start in range(0, len(tasks), size):
+                yield tasks[start : start + size]
+
+    def _task(self, file: str) -> SliceTask:
+        """A file once: annotations of all of its images."""
+        numbers = self._by_file[file]
+        _, first = self.image(numbers[0])
+        regions = [region for n in numbers for region in regions_of(n, self.image(n)[1])]
+        return SliceTask(numbers[0], file, (first["height"], first["width"]), tuple(regions))
+
+    def _take(self, facts: SliceFacts) -> None:
+        loaded, image = self.image(facts.number)
+        if facts.fault is not None:
+            kind, text = facts.fault
+            self.log.add(kind, f"{where(loaded, image)}: {text}", facts.number)
+            return
+        for other in self._by_file[image["file_name"]]:
+            of, its = self.image(other)
+            self._volume(of, its, other).add(facts.shape, facts.pixels)
+            self._check_size(of, its, facts, other)
+        for number, index, kind, text in facts.regions:
+            of, its = self.image(number)
+            self.log.add(kind, f"{where(of, its, its['annotations'][index])}: {text}", number)
+        if facts.pixels.low == facts.pixels.high:
+            kind = "blank_lesion_image" if image["annotations"] else "blank_image"
+            text = f"found {facts.pixels.low} HU in all pixels of {image['file_name']}"
+            self.log.add(kind, f"{where(loaded, image)}: {text}", facts.number)
+            return  # padding is no copy of padding
+        for number in self._by_file[image["file_name"]]:
+            self._digest(facts.digest, number)
+
+    def _check_size(
+        self, loaded: LoadedSet, image: Mapping, facts: SliceFacts, number: int
+    ) -> None:
+        expected = (image["height"], image["width"])
+        if facts.shape != expected:
+            text = (
+                f"found {facts.shape[1]} x {facts.shape[0]} pixels in {image['file_name']}, "
+                f"expected {expected[1]} x {expected[0]}"
+            )
+            self.log.add("image_size", f"{where(loaded, image)}: {text}", number)
+
+    def _digest(self, digest: bytes, number: int) -> None:
+        if digest not in self._digests:
+            self._digests[digest] = number
+        else:
+            self._same.setdefault(digest, [self._digests[digest]]).append(number)
+
+    def _note_same_images(self) -> None:
+        """Note images of the same pixels, each but the first with the first it is a copy of."""
+        for numbers in self._same.values():
+            first, *others = sorted(numbers)
+            for number in others:
+                self._note_same(self._original(first, others, number), number)
+
+    def _original(self, first: int, others: Iterable[int], number: int) -> int:
+        """The first copy in another split, which is worse than one in the same."""
+        split = self.image(number)[0].split
+        return next(
+            (n for n in (first, *others) if n < number and self.image(n)[0].split != split), first
+        )
+
+    def _note_same(self, first: int, number: int) -> None:
+        (loaded, image), (before, original) = self.image(number), self.image(first)
+        same_split = loaded.split == before.split
+        if same_split and loaded.name != before.name:
+            return  # two registered data sets of the same slices
+        kind = "duplicate_image" if same_split else "image_in_two_splits"
+        text = (
+            f"found the pixels of {where(before, original)} ({original['file_name']}), expected "
+            "other ones"
+        )
+        self.log.add(kind, f"{where(loaded, image)}: {text}", number)

@@ -1,0 +1,127 @@
+"""What a check found: as JSON and as tables."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tabulate import tabulate
+
+from ..files import written_whole
+from .fault_log import Fault
+from .kinds import ERROR
+
+#: What ``format`` and ``version`` of ``data_check.json`` are.
+FORMAT, VERSION = "lesion_d2 data check", 1
+_PLACES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What is in data sets, and what is wrong with them.
+
+    Args:
+        names: of the data sets, as registered.
+        counts: of each data set, by name: see :func:`~lesion_d2.data_checks.counts.count_set`.
+        faults: kinds that were found, errors first.
+    """
+
+    names: tuple[str, ...]
+    counts: Mapping[str, dict]
+    faults: tuple[Fault, ...]
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether something would spoil a training or an evaluation."""
+        return any(fault.severity == ERROR for fault in self.faults)
+
+    def to_json(self) -> dict:
+        """What ``data_check.json`` holds; its keys are told of in datasets/README.md."""
+        errors = sum(fault.severity == ERROR for fault in self.faults)
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "data_sets": list(self.names),
+            "errors": errors,
+            "warnings": len(self.faults) - errors,
+            "counts": dict(self.counts),
+            "faults": [fault.to_json() for fault in self.faults],
+        }
+
+    def write(self, file: str | os.PathLike) -> None:
+        """Write :meth:`to_json`, whole or not at all."""
+        text = json.dumps(self.to_json(), indent=1, allow_nan=False)
+        with written_whole(file) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
+
+    def count_rows(self) -> list[list[str]]:
+        """A table of the counts: a line each, the data sets side by side."""
+        columns = [_lines(self.counts[name]) for name in self.names]
+        labels = list(dict.fromkeys(label for column in columns for label in column))
+        return [[label, *(column.get(label, "-") for column in columns)] for label in labels]
+
+    def text(self) -> str:
+        """The tables that the command prints: counts, and faults with their first places."""
+        table = tabulate(
+            self.count_rows(), ["", *self.names], tablefmt="simple", disable_numparse=True
+        )
+        if not self.faults:
+            return f"{table}\n\nno fault found"
+        blocks = [table]
+        for fault in self.faults:
+            lines = [f"{fault.severity}: {fault.kind}, {fault.count} times: {fault.meaning}"]
+            lines += [f"  {place}" for place in fault.places[:_PLACES_SHOWN]]
+            if fault.count > _PLACES_SHOWN:
+                lines.append(f"  and {fault.count - _PLACES_SHOWN} more")
+            blocks.append("\n".join(lines))
+        return "\n\n".join(blocks)
+
+
+def _lines(counts: Mapping) -> dict[str, str]:
+    """Label -> text, of what a data set has."""
+    lines = {
+        "patients": _known(counts["patients"]),
+        "volumes": str(counts["volumes"]),
+        "images": str(counts["images"]),
+        "images without a lesion": _share(counts),
+        "lesions": str(counts["lesions"]),
+    }
+    if len(counts["lesions_per_class"]) > 1:
+        for name, number in counts["lesions_per_class"].items():
+            lines[f"lesions of class {name}"] = str(number)
+    per_image = list(map(int, counts["lesions_per_image"]))
+    lines["most lesions on an image"] = _known(max(per_image, default=None))
+    lines["annotations with a mask"] = str(counts["annotations_with_mask"])
+    lines["regions to ignore"] = str(counts["ignore_regions"])
+    for key, unit in (("sizes_mm", "mm"), ("sizes_pixels", "pixels")):
+        if counts[key] is not None:
+            lines[f"lesion size, {unit}"] = _range_text(counts[key]["range"])
+            for label, number in counts[key]["histogram"].items():
+                lines[f"lesions of {label} {unit}"] = str(number)
+    for axis, values in counts["spacing_mm"].items():
+        lines[f"spacing {axis}, mm"] = _range_text(values)
+    if counts["volumes_without_spacing"]:
+        lines["volumes of unknown spacing"] = str(counts["volumes_without_spacing"])
+    lines["image size, pixels"] = _sizes_text(counts["image_sizes"])
+    lines["HU"] = "-" if counts["hu"] is None else "{} to {}".format(*counts["hu"])
+    return lines
+
+
+def _known(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _share(counts: Mapping) -> str:
+    number, share = counts["images_without_lesion"], counts["share_without_lesion"]
+    return str(number) if share is None else f"{number} ({100 * share:.1f} %)"
+
+
+def _range_text(values: list[float] | None) -> str:
+    return "-" if values is None else f"{values[0]:.4g} to {values[2]:.4g}, median {values[1]:.4g}"
+
+
+def _sizes_text(sizes: Mapping[str, int]) -> str:
+    if not sizes:
+        return "-"
+    first = next(iter(sizes))
+    return first if len(sizes) == 1 else f"{first} and {len(sizes) - 1} more"
