@@ -7,6 +7,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["lesion_d2", "lesion_d2.*"]),
     package_data={
+        "lesion_d2.data_checks": ["page.html"],
         "lesion_d2.findings": ["findings.schema.json"],
         "lesion_d2.findings.report": ["page/*"],
     },

@@ -47,7 +47,6 @@ KINDS: dict[str, Kind] = {
     "odd_spacing": Kind(WARNING, "pixels are not square, or no CT scanner has such a spacing"),
     "mixed_spacing": Kind(WARNING, "slices of one volume differ in spacing"),
     "upside_down": Kind(WARNING, "bones lie above the body's center: prone, or rows are flipped"),
-    "odd_orientation": Kind(WARNING, "axes are not left, posterior and inferior"),
     "no_air": Kind(WARNING, "nothing is below -300 HU: a crop within the body, or no HU"),
     "blank_image": Kind(WARNING, "an image without a lesion has one value everywhere"),
     "duplicate_image": Kind(WARNING, "images of one split have the same pixels"),

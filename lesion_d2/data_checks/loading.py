@@ -150,11 +150,6 @@ def _problem_of(image: Mapping) -> str | None:
     return None
 
 
-def folder_of(image: Mapping) -> str:
-    """The folder, or the file of a volume, that an image's file lies in."""
-    return os.path.dirname(image["file_name"])
-
-
 def volume_key(image: Mapping) -> tuple:
     """What an image is a slice of: its volume or series, or itself where it tells neither."""
     if "volume" in image:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 
 from ..visualization import (
@@ -18,6 +17,7 @@ from .annotations import box_of, is_ignored
 from .fault_log import Fault
 from .loading import LoadedSet
 from .pixels import PixelPass
+from .slices import mask_of
 
 _SIDE = 512
 _COLUMNS = 4
@@ -131,10 +131,9 @@ def _label(annotation: Mapping, classes: Sequence[str]) -> str:
 
 def _mask(annotation: Mapping, shape: tuple[int, int]) -> np.ndarray | None:
     """A lesion's mask; None where there is none that fits, which the log has."""
-    mask = annotation.get("segmentation")
-    if not isinstance(mask, Mapping) or list(mask.get("size", ())) != list(shape):
+    if annotation.get("segmentation") is None:
         return None
     try:
-        return mask_util.decode(mask).astype(bool)
-    except (ValueError, TypeError, KeyError):
+        return mask_of(annotation["segmentation"], shape)
+    except ValueError:
         return None

@@ -1,5 +1,6 @@
 """The pass over all pixels of data sets: every file once, in a pool of processes."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import groupby
@@ -10,7 +11,7 @@ from ..parallel import map_unordered
 from ..scans.nifti import is_nifti
 from .annotations import regions_of
 from .fault_log import FaultLog
-from .loading import LoadedSet, folder_of, volume_key, where
+from .loading import LoadedSet, volume_key, where
 from .slices import SliceFacts, SliceTask, look_at_slices
 from .volumes import VolumeSums, check_image_sizes, check_volume, spacing_of
 
@@ -68,11 +69,11 @@ class PixelPass:
         return volumes[key]
 
     def _chunks(self) -> Iterator[list[SliceTask]]:
-        """Slices of one folder, or of one file of a volume, in their order."""
+        """What a process reads at a time; a NIfTI file as a whole, for it is decoded as a whole."""
         files = sorted(self._by_file, key=lambda file: self._by_file[file][0])
-        for folder, group in groupby(files, lambda file: folder_of({"file_name": file})):
+        for nifti, group in groupby(files, _nifti_file):
             tasks = [self._task(file) for file in group]
-            size = len(tasks) if is_nifti(folder) else _CHUNK  # decoded as a whole
+            size = len(tasks) if nifti else _CHUNK
             for start in range(0, len(tasks), size):
                 yield tasks[start : start + size]
 
@@ -146,3 +147,9 @@ class PixelPass:
             "other ones"
         )
         self.log.add(kind, f"{where(loaded, image)}: {text}", number)
+
+
+def _nifti_file(file: str) -> str | None:
+    """The NIfTI file that a slice is in, if it is in one."""
+    folder = os.path.dirname(file)
+    return folder if is_nifti(folder) else None

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from pycocotools import mask as mask_util
 
 from ..data.ct import read_slice
 from ..data.problems import short
 from ..recist import BOX_MARGIN
+from ..rle import decode_mask
 
 #: HU above which something is tissue, and from which on it may be bone.
 TISSUE, BONE = -300, 300
@@ -168,9 +168,10 @@ def _region_faults(
 ) -> Iterable[tuple[str, str]]:
     mask = None
     if region.mask is not None:
-        mask, fault = _decode(region.mask, size)
-        if fault is not None:
-            yield "bad_mask", fault
+        try:
+            mask = mask_of(region.mask, size)
+        except ValueError as error:
+            yield "bad_mask", str(error)
     if region.box is None:
         return
     if mask is not None and not _fits(mask, region.box):
@@ -183,23 +184,27 @@ def _region_faults(
             yield "lesion_on_air", f"found 90 % of its pixels below {top:.0f} HU, expected tissue"
 
 
-def _decode(mask: object, size: tuple[int, int]) -> tuple[np.ndarray | None, str | None]:
-    """A mask, (H, W) bool, or what is wrong with it."""
-    expected = f"expected COCO's compressed run lengths of {size[0]} x {size[1]} (height, width)"
+def mask_of(mask: object, size: Sequence[int]) -> np.ndarray:
+    """A mask of an annotation, (H, W) bool.
+
+    Args:
+        mask: its ``segmentation``.
+        size: height and width of its image.
+
+    Raises:
+        ValueError: it is not COCO's compressed RLE of this size, or it is empty.
+    """
     counts = mask.get("counts") if isinstance(mask, Mapping) else None
     if not isinstance(counts, str | bytes) or list(mask.get("size", ())) != list(size):
-        return None, f"found {short(mask)}, {expected}"
-    counts = counts.encode() if isinstance(counts, str) else counts
-    try:
-        decoded = mask_util.decode({"size": list(size), "counts": counts})
-    except (ValueError, TypeError) as error:
-        return None, f"found run lengths that cannot be decoded ({error}), {expected}"
-    # Run lengths that end early leave pixels as they were in memory.
-    if mask_util.encode(decoded)["counts"] != counts:
-        return None, f"found other run lengths, {expected}"
+        raise ValueError(
+            f"found the mask {short(mask)}, expected COCO's compressed run lengths of height and "
+            f"width {size[0]} and {size[1]}"
+        )
+    counts = counts.decode("latin-1") if isinstance(counts, bytes) else counts
+    decoded = decode_mask({"size": list(size), "counts": counts})
     if not decoded.any():
-        return None, "found an empty mask, expected at least one pixel"
-    return decoded.astype(bool), None
+        raise ValueError("found an empty mask, expected at least one pixel")
+    return decoded
 
 
 def _extent(mask: np.ndarray) -> tuple[float, float, float, float]:

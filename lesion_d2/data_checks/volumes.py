@@ -6,8 +6,6 @@ Only sums over the slices of a volume are kept.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from ..data.problems import short
 from ..slice_geometry import EXPECTED_SPACING, is_spacing
 from .fault_log import FaultLog
@@ -21,7 +19,7 @@ _TISSUE_SHARE = 0.001
 _MAX_ASPECT = 1.01
 _FIELD_OF_VIEW = 1000.0  # mm, more than any CT scanner's
 _PIXELS, _SLICES = (0.1, 10.0), (0.1, 20.0)  # mm
-_MIN_BONES = 1000  # pixels
+_MIN_BONES = 300  # pixels, of every second row and column
 _UPSIDE_DOWN = -0.05  # of the body's height; in slices of patients on their backs 0.07 to 0.4
 
 
@@ -148,13 +146,3 @@ def check_image_sizes(volumes: list[VolumeSums], log: FaultLog) -> None:
             f"found {small_w} x {small_h} pixels in {small[2].name} and {large_w} x {large_h} in "
             f"{large[2].name}, expected images of about one size",
         )
-
-
-def unit_directions(direction: np.ndarray) -> bool:
-    """Whether axes are those of the project: left, posterior and inferior, within 45 degrees.
-
-    Args:
-        direction: 3 x 3, its columns the unit vectors of x, y and z in LPS.
-    """
-    expected = np.diag([1.0, 1.0, -1.0])
-    return bool((np.sum(direction * expected, axis=0) > np.cos(np.pi / 4)).all())
