@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lesion_d2
 from lesion_d2.data.toys import write_toys
+from lesion_d2.tools import trainings
 from lesion_d2.tools.toy_experiments import running
 from lesion_d2.tools.toy_experiments.__main__ import main
 from lesion_d2.tools.toy_experiments.grid import (
@@ -273,7 +274,7 @@ def test_all_processes_are_ended_together(deaf, grid, tmp_path, monkeypatch, esc
         monkeypatch.setenv("DEAF", "1")
     _, configs = running.find_program()
     runs = tiny_runs(tmp_path, models=["retina_unet"])
-    with pytest.raises(KeyboardInterrupt), running.interruptible():
+    with pytest.raises(KeyboardInterrupt), trainings.interruptible():
         program = tmp_path / "program.py"
         running.run_all(runs, program, configs, jobs=2, grace=0 if deaf else 60)
     assert [is_free(run.folder) for run in runs] == [True, True]
@@ -282,7 +283,7 @@ def test_all_processes_are_ended_together(deaf, grid, tmp_path, monkeypatch, esc
 
 
 def test_a_second_signal_does_not_interrupt_the_ending(escaped):
-    with running.interruptible():
+    with trainings.interruptible():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -291,7 +292,7 @@ def test_a_second_signal_does_not_interrupt_the_ending(escaped):
 
 def test_ignored_signals_stay_ignored(escaped):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    with running.interruptible():
+    with trainings.interruptible():
         assert not interrupts(signal.SIGHUP)
         assert interrupts(signal.SIGTERM)
 
@@ -309,8 +310,8 @@ def test_a_run_of_a_process_that_is_left_is_not_started_again(grid, tmp_path, ca
     monkeypatch.setenv("STOP", "/retina_unet/")
     _, configs = running.find_program()
     [run, *_] = tiny_runs(tmp_path, seeds=[2])
-    left = running._Training(run)
-    assert left.start(tmp_path / "program.py", configs, 1)
+    left = trainings.Training(running.ToyRun(run, configs))
+    assert left.start(tmp_path / "program.py", 1)
     monkeypatch.delenv("STOP")
     left.console.close()  # as at the tool's death: the process alone has the lock
     try:

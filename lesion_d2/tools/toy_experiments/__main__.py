@@ -27,6 +27,7 @@ from pathlib import Path
 
 from lesion_d2.engine import load_config
 from lesion_d2.tools.arguments import positive
+from lesion_d2.tools.trainings import interruptible
 
 from detectron2.config import CfgNode
 
@@ -52,7 +53,7 @@ from .report import (
     model_table,
     write_csv,
 )
-from .running import find_program, interruptible, run_all
+from .running import find_program, run_all
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -1,34 +1,20 @@
-"""Trainings as processes of train_net.py, several at a time."""
+"""Trainings of the grid and their results."""
 
 import datetime
-import fcntl
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lesion_d2.evaluation.evaluator import RESULTS
+from lesion_d2.tools import trainings
 from lesion_d2.tools.checkout import find_in_checkout
-
-from tqdm import tqdm
+from lesion_d2.tools.trainings import KILL_SECONDS, FailedRun
 
 from .grid import Result, Run
 
-#: What train_net.py prints; its log.txt lies beside.
-CONSOLE = "console.txt"
 METRIC = "bbox/AP10"
-_POLL_SECONDS = 0.05
-_KILL_SECONDS = 20.0  # between asking processes to end and ending them
-
-
-class FailedRun(Exception):
-    """A run that did not end with a result; the message is one line."""
 
 
 def find_program() -> tuple[Path, Path]:
@@ -40,34 +26,6 @@ def find_program() -> tuple[Path, Path]:
     return find_in_checkout("train_net.py"), find_in_checkout("configs/toys")
 
 
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, so that trainings are ended.
-
-    It is raised once: a second signal does not interrupt the ending. Signals that are ignored
-    already, as SIGHUP by nohup, stay so.
-    """
-    interrupted = False
-
-    def interrupt(*_: object) -> None:
-        """Handle a signal."""
-        nonlocal interrupted
-        if not interrupted:
-            interrupted = True
-            raise KeyboardInterrupt
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
-    before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
-    try:
-        for number in before:
-            signal.signal(number, interrupt)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def run_all(
     runs: Sequence[Run],
     program: Path,
@@ -75,161 +33,66 @@ def run_all(
     *,
     jobs: int = 1,
     done: int = 0,
-    grace: float = _KILL_SECONDS,
+    grace: float = KILL_SECONDS,
 ) -> list[str]:
-    """Run trainings, ``jobs`` at a time, each in its folder; one that fails does not stop others.
-
-    Where this is interrupted, no process is left; see :func:`interruptible`.
+    """Run the trainings of a grid, see :func:`lesion_d2.tools.trainings.run_all`.
 
     Args:
-        runs: an interrupted one goes on where it was; one that is done, maybe by another call that
-            has run meanwhile, is skipped.
+        runs: an interrupted one goes on where it was, one that is done is skipped.
         program: ``train_net.py``.
         configs: the folder of the runs' configs.
-        jobs: processes at a time, which share the cores.
-        done: runs of the grid that were done before, for the bar.
-        grace: seconds between asking processes to end and ending them, at an interruption.
-
-    Returns:
-        A line for each run that failed.
+        jobs, done, grace: see there.
     """
-    waiting, active, failures = list(runs)[::-1], [], []
-    with tqdm(total=done + len(runs), initial=done, desc="Toy runs", unit="run") as bar:
-        try:
-            while waiting or active:
-                while waiting and len(active) < jobs:
-                    training = _Training(waiting.pop())
-                    with _collected(training.run, failures):
-                        if training.start(program, configs, jobs):
-                            active.append(training)
-                    if training not in active:
-                        bar.update()
-                time.sleep(_POLL_SECONDS)
-                for training in [t for t in active if t.process.poll() is not None]:
-                    goes_on = False
-                    with _collected(training.run, failures):
-                        goes_on = training.go_on()
-                    if not goes_on:
-                        active.remove(training)
-                        bar.update()
-        finally:
-            _stop(active, grace)
-    return failures
+    toys = [ToyRun(run, configs) for run in runs]
+    options = {"jobs": jobs, "done": done, "grace": grace}
+    return trainings.run_all(toys, program, description="Toy runs", **options)
 
 
-@contextmanager
-def _collected(run: Run, failures: list[str]) -> Iterator[None]:
-    """Add a failure in the block to the list."""
-    try:
-        yield
-    except (FailedRun, OSError, ValueError) as error:
-        failures.append(f"failed: {run.name}: {error}")
+@dataclass(frozen=True)
+class ToyRun:
+    """A run of the grid as a :class:`lesion_d2.tools.trainings.TrainingRun`."""
 
+    run: Run
+    configs: Path
 
-def _stop(trainings: Sequence["_Training"], grace: float) -> None:
-    """End the processes; their checkpoints stay, and a later call resumes from them."""
-    for training in trainings:
-        training.process.terminate()
-    deadline = time.monotonic() + grace
-    for training in trainings:
-        try:
-            training.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            training.process.kill()
-            training.process.wait()
-        training.console.close()
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return self.run.name
 
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return self.run.folder
 
-class _Training:
-    """One run, from the lock on its folder to its result."""
+    def result(self) -> Result | None:
+        """Of the run."""
+        return self.run.result()
 
-    def __init__(self, run: Run):
-        self.run = run
+    def begin(self) -> None:
+        """Of the run."""
+        self.run.begin()
 
-    def start(self, program: Path, configs: Path, jobs: int) -> bool:
-        """Start the run's process; False where the run is done.
+    def commands(self) -> list[list[str]]:
+        """The training and, where it is a process of its own, the test."""
+        both = self.run.arguments(self.configs), self.run.test_arguments(self.configs)
+        return [arguments for arguments in both if arguments]
+
+    def end(self, seconds: float, resumed: bool) -> None:
+        """Write the result.
 
         Raises:
-            FailedRun: another process, maybe left by an earlier call, is at this run.
-            ValueError: its folder is that of a run with other options.
+            FailedRun: the run left none.
         """
-        folder = self.run.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            self.console = stack.enter_context(open(folder / CONSOLE, "ab"))
-            try:
-                # The process inherits the lock, and holds it even where this one is killed.
-                fcntl.flock(self.console, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise FailedRun(f"{folder} is in use by another process") from None
-            # Only now, with the lock, does nobody else change what is there.
-            if self.run.result() is not None:
-                return False
-            self.run.begin()
-            self.resumed = (folder / "last_checkpoint").is_file()
-            self.began = time.monotonic()
-            self.console.truncate(0)
-            self.commands = [
-                [sys.executable, str(program), *arguments]
-                for arguments in (self.run.arguments(configs), self.run.test_arguments(configs))
-                if arguments
-            ]
-            self.environment = _environment(jobs)
-            self._begin()
-            stack.pop_all()  # the console stays open: the lock is held until the result is there
-        return True
-
-    def _begin(self) -> None:
-        self.process = subprocess.Popen(
-            self.commands.pop(0),
-            stdin=subprocess.DEVNULL,
-            stdout=self.console,
-            stderr=subprocess.STDOUT,
-            env=self.environment,
-        )
-
-    def go_on(self) -> bool:
-        """After the end of the process start the next one, or write the result.
-
-        Returns:
-            Whether there is a process again.
-
-        Raises:
-            FailedRun: it failed, or left no result.
-        """
-        with ExitStack() as stack:
-            stack.enter_context(self.console)
-            if self.process.returncode != 0:
-                console = self.run.folder / CONSOLE
-                raise FailedRun(
-                    f"exit code {self.process.returncode}: {_last_line(console)} (see {console})"
-                )
-            if self.commands:
-                self._begin()
-                stack.pop_all()
-                return True
-            self._write_result()
-            return False
-
-    def _write_result(self) -> None:
-        metrics = self.run.folder / "metrics.json"
+        metrics = self.folder / "metrics.json"
         if self.run.tests_best:
             ap10 = read_test(self.run)
         else:
             ap10, _ = read_metric(metrics, METRIC)
         # Not the evaluation's iteration: one after a resumption at the end counts one too many.
         _, iteration = read_metric(metrics, "total_loss")
-        seconds = round(time.monotonic() - self.began, 1)
         date = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        self.run.end(Result(ap10, iteration + 1, seconds, self.resumed, date))
-
-
-def _environment(jobs: int) -> dict[str, str]:
-    """What a training inherits, which goes before the defaults here."""
-    cores = os.cpu_count() or 1
-    # Without TorchScript: it would compile Detectron2's focal loss for ten seconds a process.
-    defaults = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), "PYTORCH_JIT": "0"}
-    return {**defaults, **os.environ}
+        self.run.end(Result(ap10, iteration + 1, seconds, resumed, date))
 
 
 def read_metric(file: Path, metric: str) -> tuple[float, int]:
@@ -260,8 +123,3 @@ def read_test(run: Run) -> float:
         return float(json.loads(file.read_text())[task][name])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise FailedRun(f"{file}: found no {METRIC} ({error!r})") from None
-
-
-def _last_line(file: Path) -> str:
-    lines = file.read_text(errors="replace").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
