@@ -63,6 +63,14 @@ def _add_input_config(cfg: CN) -> None:
     # for it, at least 1 and at most 8. With another number the same SEED draws other augmentations.
     cfg.DATALOADER.NUM_WORKERS = -1
 
+    # Share of an epoch that are images without a lesion, drawn from all of them in turn; below 0:
+    # what the data sets have. DATALOADER.FILTER_EMPTY_ANNOTATIONS True, the default of Detectron2,
+    # leaves them all out.
+    cfg.DATALOADER.EMPTY_SHARE = -1.0
+    # Draw images of every class of lesions equally often. Either way an epoch has as many images
+    # with lesions as the data sets have.
+    cfg.DATALOADER.CLASS_BALANCE = False
+
     # Leave out (and count) images whose files are missing, instead of stopping before training.
     cfg.DATASETS.ALLOW_MISSING = False
     # Share of the annotations of DATASETS.TRAIN that training does not get to see, drawn at random,

@@ -1,4 +1,3 @@
-import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -10,12 +9,12 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 
 from .augmentation import build_augmentations
 from .ct import hu_to_pixels
 from .mapper import IMAGE_KEYS, LesionDatasetMapper
+from .samplers import BalancedSampler, SkippingSampler, pools_of
 
 _MAX_WORKERS = 8
 
@@ -102,19 +101,6 @@ def _images(batch: list[dict]) -> Iterator[tuple[dict, str]]:
     return ((sample, key) for sample in batch for key in IMAGE_KEYS if key in sample)
 
 
-class SkippingSampler(TrainingSampler):
-    """Detectron2's endless shuffled order, from any place on.
-
-    Attributes:
-        num_skipped: how many of this process's own indices the next iterator leaves out.
-    """
-
-    num_skipped = 0
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.islice(super().__iter__(), self.num_skipped, None)
-
-
 class TrainLoader(DeviceLoader):
     """The endless, shuffled loader of training batches, which can begin anew at any iteration.
 
@@ -124,6 +110,7 @@ class TrainLoader(DeviceLoader):
         device: of the model.
         total_batch_size: images an iteration over all processes.
         seed: of the order and of the workers' augmentations; None draws one.
+        sampler: of the order; by default all images come equally often.
         options: what else ``build_detection_train_loader`` takes.
     """
 
@@ -135,11 +122,12 @@ class TrainLoader(DeviceLoader):
         *,
         total_batch_size: int,
         seed: int | None = None,
+        sampler: SkippingSampler | None = None,
         **options,
     ):
         self.dataset = DatasetFromList(dataset, copy=False)
         self.mapper = mapper
-        self.sampler = SkippingSampler(len(dataset), seed=seed)
+        self.sampler = sampler or SkippingSampler(len(dataset), seed=seed)
         self.total_batch_size = total_batch_size
         self.seed = seed
         self.options = options
@@ -191,6 +179,8 @@ class TrainLoader(DeviceLoader):
 def build_lesion_train_loader(cfg) -> TrainLoader:
     """Build the endless, shuffled training loader of DATASETS.TRAIN.
 
+    How often images come is by DATALOADER.EMPTY_SHARE and CLASS_BALANCE, see
+    :func:`~lesion_d2.data.samplers.make_pools`.
     With SEED >= 0 and the same number of workers it gives the same batches every time (without
     workers, augmentations draw from NumPy's global state, which ``default_setup`` seeds).
     """
@@ -198,12 +188,15 @@ def build_lesion_train_loader(cfg) -> TrainLoader:
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
     _prepare_workers()
+    seed = cfg.SEED if cfg.SEED >= 0 else None
+    pools = pools_of(dataset, cfg)
     return TrainLoader(
         dataset,
         LesionDatasetMapper(cfg, True),
         cfg.MODEL.DEVICE,
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        seed=cfg.SEED if cfg.SEED >= 0 else None,
+        seed=seed,
+        sampler=None if pools is None else BalancedSampler(*pools, seed=seed),
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=count_workers(cfg.DATALOADER.NUM_WORKERS),
     )

@@ -7,6 +7,7 @@ from itertools import chain
 from detectron2.config import CfgNode
 
 from ...data.mapper import LesionDatasetMapper
+from ...data.samplers import count_epoch
 from ...ignore_regions import lesions_of
 from ..input_errors import InputError, as_input_error, switched_on
 from ..schedule import resolve_epochs
@@ -27,8 +28,8 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
         args: of Detectron2's ``default_argument_parser``.
 
     Returns:
-        Images in DATASETS.TRAIN, without those that the training loader leaves out; 0 with
-        ``--eval-only``.
+        Images of an epoch of DATASETS.TRAIN, without those that the training loader leaves out; 0
+        with ``--eval-only``.
 
     Raises:
         InputError: something is missing or empty, or a value is none of those known.
@@ -51,12 +52,14 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
         images = [image for image in images if lesions_of(image["annotations"])]
     if not images:
         raise InputError(f"DATASETS.TRAIN: found no lesion in {', '.join(cfg.DATASETS.TRAIN)}")
-    _check_iterations(cfg, len(images))
+    with as_input_error(""):
+        num_images = count_epoch(images, cfg)
+    _check_iterations(cfg, num_images)
     test_sets = load_datasets(cfg, "TEST", required=False)
     check_lesions(cfg, dict(zip(cfg.DATASETS.TEST, test_sets, strict=True)))
     if switched_on(cfg, "TEST.LOSS_"):
         check_masks(cfg, list(chain.from_iterable(test_sets)), "TEST")
-    return len(images)
+    return num_images
 
 
 def _check_iterations(cfg: CfgNode, num_images: int) -> None:

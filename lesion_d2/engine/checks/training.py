@@ -37,6 +37,7 @@ _TRAINING_CHECKS: tuple[Check, ...] = (
         lambda v: v == "TrainingSampler",
         "'TrainingSampler', the only one of the training loader",
     ),
+    ("DATALOADER.EMPTY_SHARE", lambda v: v < 1, "below 0 (as they are) or a share below 1"),
     ("SOLVER.PLATEAU_PATIENCE", lambda v: v >= 0, "0 (off) or more"),
     ("SOLVER.PLATEAU_FACTOR", lambda v: 0 < v < 1, "a factor between 0 and 1"),
     ("SOLVER.EARLY_STOP_PATIENCE", lambda v: v >= 0, "0 (off) or more"),
@@ -77,6 +78,12 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
         check_epochs(cfg)
     check_evaluations(cfg)
     _check_mining(cfg)
+    share = cfg.DATALOADER.EMPTY_SHARE
+    if share > 0 and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        raise InputError(
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS: found True, which leaves out all images without "
+            f"a lesion, expected False (DATALOADER.EMPTY_SHARE is {share:g})"
+        )
     check_test_sets(cfg)
     _check_mean_teacher(cfg)
     weight = cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT

@@ -1,0 +1,135 @@
+"""In which order training sees its images."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from detectron2.data.samplers import TrainingSampler
+
+from ..ignore_regions import lesions_of
+
+
+class SkippingSampler(TrainingSampler):
+    """Detectron2's endless shuffled order, from any place on.
+
+    Attributes:
+        num_skipped: how many of this process's own indices the next iterator leaves out.
+    """
+
+    num_skipped = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.islice(super().__iter__(), self.num_skipped, None)
+
+
+class BalancedSampler(SkippingSampler):
+    """An endless shuffled order that draws from pools of images in fixed numbers an epoch.
+
+    Of each pool the images come in turn, all of them before one comes again, shuffled anew each
+    time. An epoch is shuffled as a whole, and the processes take turns with its images, as in
+    :class:`~detectron2.data.samplers.TrainingSampler`.
+
+    Args:
+        pools: indices of images; one may be in several.
+        counts: how many an epoch has of each pool.
+        seed: of the order; None draws one that all processes share.
+    """
+
+    def __init__(
+        self, pools: Sequence[Sequence[int]], counts: Sequence[int], *, seed: int | None = None
+    ):
+        super().__init__(sum(counts), seed=seed)
+        self._pools = [torch.as_tensor(pool) for pool in pools]
+        self._counts = list(counts)
+
+    def _infinite_indices(self) -> Iterator[int]:
+        generator = torch.Generator()
+        generator.manual_seed(self._seed)
+        streams = [_endless(pool, generator) for pool in self._pools]
+        while True:
+            parts = zip(streams, self._counts, strict=True)
+            epoch = [i for stream, count in parts for i in itertools.islice(stream, count)]
+            for position in torch.randperm(len(epoch), generator=generator).tolist():
+                yield epoch[position]
+
+
+def _endless(pool: torch.Tensor, generator: torch.Generator) -> Iterator[int]:
+    while True:
+        yield from pool[torch.randperm(len(pool), generator=generator)].tolist()
+
+
+def make_pools(
+    images: Sequence[Mapping], *, empty_share: float = -1.0, class_balance: bool = False
+) -> tuple[list[list[int]], list[int]] | None:
+    """What a :class:`BalancedSampler` draws from.
+
+    An epoch has as many images with lesions as the data set has. Without ``class_balance`` they are
+    all of them, once each; with it every class that has lesions has an equal number of draws (which
+    differ by one at most), for which an image with lesions of several classes is in turn for each.
+    Jaeger et al.'s code balances batches in this manner; the paper does not tell it. Images without
+    a lesion are ``empty_share`` of the epoch, at least one where that is above 0.
+
+    Args:
+        images: Detectron2 dicts, in the order of the loader's.
+        empty_share: from 0 to below 1; below 0 for the share that the images have anyway.
+        class_balance: whether classes are drawn equally often.
+
+    Returns:
+        The pools and their counts; None where nothing is to be balanced.
+
+    Raises:
+        ValueError: no image has a lesion, or none has no lesion where some are wanted.
+    """
+    if empty_share < 0 and not class_balance:
+        return None
+    classes = [{a["category_id"] for a in lesions_of(image["annotations"])} for image in images]
+    filled = [i for i, found in enumerate(classes) if found]
+    empty = [i for i, found in enumerate(classes) if not found]
+    if not filled:
+        raise ValueError(f"found no lesion in {len(images)} images, expected some to balance")
+    pools, counts = [filled], [len(filled)]
+    if class_balance:
+        names = sorted(set().union(*classes))
+        pools = [[i for i in filled if name in classes[i]] for name in names]
+        ends = [len(filled) * k // len(names) for k in range(len(names) + 1)]
+        counts = [end - start for start, end in itertools.pairwise(ends)]
+    num_empty = len(empty)
+    if empty_share >= 0:
+        num_empty = round(len(filled) * empty_share / (1 - empty_share))
+        num_empty = max(num_empty, int(empty_share > 0))
+    if num_empty and not empty:
+        raise ValueError(
+            f"found a lesion in all {len(images)} images, expected some without for a share of "
+            f"{empty_share:g}"
+        )
+    if num_empty:
+        pools, counts = [*pools, empty], [*counts, num_empty]
+    return pools, counts
+
+
+def count_epoch(images: Sequence[Mapping], cfg) -> int:
+    """Images of an epoch by a config, of those that the training loader has.
+
+    Raises:
+        ValueError: see :func:`make_pools`.
+    """
+    made = pools_of(images, cfg)
+    return len(images) if made is None else sum(made[1])
+
+
+def pools_of(images: Sequence[Mapping], cfg) -> tuple[list[list[int]], list[int]] | None:
+    """:func:`make_pools` by DATALOADER.EMPTY_SHARE and DATALOADER.CLASS_BALANCE.
+
+    Raises:
+        ValueError: see :func:`make_pools`; names DATASETS.TRAIN.
+    """
+    options = cfg.DATALOADER
+    try:
+        return make_pools(
+            images, empty_share=options.EMPTY_SHARE, class_balance=options.CLASS_BALANCE
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"DATASETS.TRAIN: {error} (DATALOADER.EMPTY_SHARE is {options.EMPTY_SHARE:g}, "
+            f"CLASS_BALANCE {options.CLASS_BALANCE})"
+        ) from error
