@@ -11,6 +11,7 @@ import numpy as np
 from ..scans.nifti import is_nifti
 from .ct import read_slice
 from .nifti import nifti_slices
+from .pictures import is_picture, picture_slices
 
 #: Body is what lies above this, in HU: 32000 in DeepLesion's files, as in 3DCE's published code.
 BODY_THRESHOLD = -768
@@ -105,11 +106,14 @@ def _read_same_size(files: Iterable[str]) -> Iterator[np.ndarray]:
 def slice_files(folder: str | os.PathLike) -> dict[int, str]:
     """Slice number -> path of all files ``<slice number>.png`` in a series' folder, in order.
 
-    Of a NIfTI file in place of a folder, see :func:`nifti_slices`.
+    Of a NIfTI file in place of a folder, see :func:`nifti_slices`; of ``<file>#<coding>``,
+    :func:`~lesion_d2.data.pictures.picture_slices`.
 
     Raises:
         FileNotFoundError: there is no such folder.
     """
+    if is_picture(folder):
+        return picture_slices(folder)
     if is_nifti(folder):
         return nifti_slices(folder)
     stems = [name[:-4] for name in os.listdir(folder) if name.endswith(".png")]

@@ -12,6 +12,7 @@ from ..scans.nifti import is_nifti
 from ..scans.png import png_size, read_png_slice
 from ..slice_geometry import EXPECTED_SPACING, interpolate_slices, is_spacing
 from .nifti import nifti_geometry, nifti_slice_exists, read_nifti_slice
+from .pictures import is_picture, picture_slice_exists, picture_slice_size, read_picture_slice
 
 _INT16 = np.iinfo(np.int16)
 
@@ -25,7 +26,9 @@ def read_slice(file: str | os.PathLike) -> np.ndarray:
 
     Args:
         file: a 16-bit grayscale PNG in DeepLesion's coding, HU = value - 32768; or one slice of a
-            NIfTI file, ``<file>/<slice number>.png`` (see :func:`read_nifti_slice`).
+            NIfTI file, ``<file>/<slice number>.png`` (see :func:`read_nifti_slice`); or of another
+            picture or volume, ``<file>#<coding>/<slice number>.png`` (see
+            :mod:`lesion_d2.data.pictures`).
 
     Returns:
         H x W int16, in HU. Nothing is clipped; outside the field of view HU reaches -3024.
@@ -34,7 +37,10 @@ def read_slice(file: str | os.PathLike) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: not a PNG, another bit depth or color type, truncated, or damaged.
     """
-    if is_nifti(os.path.dirname(file)):
+    folder = os.path.dirname(file)
+    if is_picture(folder):
+        return read_picture_slice(file)
+    if is_nifti(folder):
         return read_nifti_slice(file)
     return read_png_slice(file)
 
@@ -45,8 +51,11 @@ def slice_size(file: str | os.PathLike) -> tuple[int, int]:
     Raises:
         FileNotFoundError, ValueError: see :func:`read_slice`.
     """
-    if is_nifti(os.path.dirname(file)):
-        return nifti_geometry(os.path.dirname(file))[0]
+    folder = os.path.dirname(file)
+    if is_picture(folder):
+        return picture_slice_size(file)
+    if is_nifti(folder):
+        return nifti_geometry(folder)[0]
     return png_size(file)
 
 
@@ -210,7 +219,10 @@ def _existing(index: int, *, key: int, exists: Callable[[int], bool]) -> int:
 
 
 def _exists(file: str) -> bool:
-    return nifti_slice_exists(file) if is_nifti(os.path.dirname(file)) else os.path.isfile(file)
+    folder = os.path.dirname(file)
+    if is_picture(folder):
+        return picture_slice_exists(file)
+    return nifti_slice_exists(file) if is_nifti(folder) else os.path.isfile(file)
 
 
 def _read_slices(path_of, key: int, indices: set[int], window) -> dict[int, np.ndarray]:

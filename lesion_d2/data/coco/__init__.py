@@ -1,0 +1,13 @@
+"""COCO's format: files of annotations into Detectron2's catalog, and any data set into files."""
+
+from .loading import load_ct_coco, register_ct_coco
+from .reading import CocoAnnotation, CocoFile, CocoImage, read_coco
+
+__all__ = [
+    "CocoAnnotation",
+    "CocoFile",
+    "CocoImage",
+    "load_ct_coco",
+    "read_coco",
+    "register_ct_coco",
+]

@@ -1,0 +1,284 @@
+"""COCO's format in Detectron2's catalog: CT slices with boxes, without a conversion."""
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from ..dataset_options import hide_annotations, set_first_pixel
+from ..deeplesion import resolve_root
+from ..pictures import open_picture, picture_path, stored_geometry, stored_slice_path
+from ..problems import raise_problems, short
+from .reading import (
+    FIRST_PIXEL,
+    CocoAnnotation,
+    CocoFile,
+    CocoImage,
+    check_image_options,
+    read_coco,
+)
+
+logger = logging.getLogger(__name__)
+
+#: HU in which images are shown, and GrabCut sees them, where nothing says another window.
+DISPLAY_WINDOW = (-175.0, 275.0)
+_TOLERANCE = 0.01  # of a spacing in the JSON, against that in a volume's header
+
+
+def load_ct_coco(
+    json_file: str | os.PathLike,
+    image_root: str | os.PathLike,
+    *,
+    spacing: Sequence[float] | None = None,
+    hu_offset: int | None = None,
+    hu_window: Sequence[float] | None = None,
+    window: Sequence[float] | None = None,
+    patient: str | None = None,
+    ignore_categories: Iterable[str] = (),
+) -> list[dict]:
+    """Read a file of COCO's format into Detectron2's dicts, one an image, in the file's order.
+
+    A dict has what :func:`~lesion_d2.data.deeplesion.load_deeplesion` gives but for ``study``,
+    ``series`` and what is not known: ``spacing`` is None where nobody says it. ``image_id`` is the
+    file's. In an annotation ``bbox`` is XYXY_ABS, whole numbers being pixel centers, cut to the
+    image; ``row`` is its id in the file; ``segmentation`` COCO's compressed RLE, whatever the file
+    has; ``iscrowd`` 1 of a region that is neither lesion nor background. See
+    :func:`~lesion_d2.data.coco.reading.read_coco` for what may stand in the file.
+
+    Pictures (PNG, TIFF, JPEG) are single images: they are their own neighbors. ``file#k`` is slice
+    ``[:, :, k]`` of a NIfTI, MetaImage or NRRD file as it is stored, its neighbors are the file's,
+    and its boxes count columns along the first index and rows along the second.
+
+    What is given here is of all images for which the file does not say it.
+
+    Args:
+        json_file: of annotations.
+        image_root: the folder that the file's names of images start from.
+        spacing: x, y, z in mm. That of volumes stands in their headers.
+        hu_offset: of 16-bit pictures: HU = value - hu_offset; 32768 in DeepLesion's coding.
+        hu_window: of 8-bit pictures: the HU that 0 and 255 stand for.
+        window: (low, high) HU for display; by default ``hu_window``, or -175 to 275.
+        patient: a regular expression that is searched for in names of images: its first group, or
+            all of it, is the patient.
+        ignore_categories: names of categories that are regions to be ignored.
+
+    Raises:
+        FileNotFoundError: json_file or image_root does not exist.
+        ValueError: what is wrong in the file, a line each; images that are missing, have another
+            size than the file says, or values whose HU are not told (hu_offset, hu_window).
+    """
+    if not os.path.isdir(image_root):
+        raise FileNotFoundError(f"{image_root}: no such folder of images")
+    content = read_coco(json_file, ignore_categories=ignore_categories)
+    images = complete_images(
+        json_file,
+        content.images,
+        patient=patient,
+        spacing=spacing,
+        hu_offset=hu_offset,
+        hu_window=hu_window,
+        window=window,
+    )
+    dicts, problems = [], []
+    for image in images:
+        try:
+            dicts.append(_image_dict(image, os.path.join(os.fspath(image_root), image.file_name)))
+        except (OSError, ValueError) as error:
+            problems.append(f"image {image.id}: {error}")
+    raise_problems(json_file, problems)
+    _log(json_file, content)
+    return dicts
+
+
+def register_ct_coco(
+    name: str, json_file: str | os.PathLike, image_root: str | os.PathLike, **options: Any
+) -> None:
+    """Register a file of COCO's format with Detectron2; it is read here and when it is asked for.
+
+    Files of results are in COCO's coordinates again, with the file's ids of images and categories.
+
+    Example::
+
+        register_ct_coco("mine_train", "mine/train.json", "mine/images", hu_offset=32768)
+
+    Args:
+        name: its name in ``DatasetCatalog``.
+        json_file, image_root: see :func:`load_ct_coco`; ``$DETECTRON2_DATASETS`` in them stands for
+            that environment variable, or "datasets".
+        options: those of :func:`load_ct_coco`.
+
+    Raises:
+        FileNotFoundError, ValueError: as there, but for images: they are looked at when the data
+            set is asked for.
+        AssertionError: the name is registered already (Detectron2's own check).
+    """
+    json_file, image_root = (resolve_root(os.fspath(path)) for path in (json_file, image_root))
+    content = read_coco(json_file, ignore_categories=options.get("ignore_categories", ()))
+    DatasetCatalog.register(name, partial(_load_registered, name, json_file, image_root, options))
+    MetadataCatalog.get(name).set(
+        thing_classes=list(content.classes),
+        thing_dataset_id_to_contiguous_id={k: i for i, k in enumerate(content.category_ids)},
+        evaluator_type="lesion",
+    )
+    set_first_pixel(name, FIRST_PIXEL)
+
+
+def _load_registered(
+    name: str, json_file: str, image_root: str, options: dict[str, Any]
+) -> list[dict]:
+    dicts = load_ct_coco(json_file, image_root, **options)
+    hide_annotations(name, dicts)
+    return dicts
+
+
+def complete_images(
+    json_file: str | os.PathLike,
+    images: Iterable[CocoImage],
+    *,
+    patient: str | None = None,
+    **options: Any,
+) -> list[CocoImage]:
+    """Give images what their file does not say.
+
+    Args:
+        json_file: of the images, for messages.
+        images: as read.
+        patient: see :func:`load_ct_coco`.
+        options: ``spacing``, ``hu_offset``, ``hu_window``, ``window``; None for none.
+
+    Raises:
+        ValueError: an option is bad, or an image's name has no patient in it.
+    """
+    given = check_image_options(**options)
+    pattern = None if patient is None else compile_pattern("patient", patient)
+    completed, problems = [], []
+    for image in images:
+        missing = {key: value for key, value in given.items() if getattr(image, key) is None}
+        if pattern is not None and image.patient is None:
+            match = pattern.search(image.name)
+            if match is None:
+                problems.append(
+                    f"image {image.id}: file_name: found {short(image.name)}, expected the "
+                    f"patient's name in it ({patient})"
+                )
+                continue
+            missing["patient"] = match[1] if pattern.groups else match[0]
+        completed.append(replace(image, **missing))
+    raise_problems(json_file, problems)
+    return completed
+
+
+def compile_pattern(option: str, pattern: str) -> re.Pattern:
+    """Compile an option's regular expression; ValueError where it is none."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"{option}: found {short(pattern)}, expected a regular expression ({error})"
+        ) from None
+
+
+def image_source(
+    image: CocoImage, path: str
+) -> tuple[str, tuple[int, int], tuple[float, float, float] | None]:
+    """Open an image's file and compare its header with what the JSON says.
+
+    Args:
+        image: with the options of :func:`complete_images`.
+        path: of its file.
+
+    Returns:
+        The path of its slice, the first and last number of its slices, and its spacing.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, has another size, other spacing or too few slices, or
+            values whose HU are not told.
+    """
+    number, spacing = image.stored_slice, image.spacing
+    if number is None:
+        slice_path = picture_path(path, hu_offset=image.hu_offset, hu_window=image.hu_window)
+        size, slice_range = open_picture(path).size, (0, 0)
+    else:
+        (depth, *size), header = stored_geometry(path)
+        if number >= depth:
+            raise ValueError(f"{path}: found {depth} slices, expected one of the number {number}")
+        if spacing is not None and any(
+            abs(a / b - 1) > _TOLERANCE for a, b in zip(spacing, header, strict=True)
+        ):
+            raise ValueError(
+                f"{path}: found the spacing {header} in the file, expected {spacing} as for this "
+                "image"
+            )
+        spacing, slice_range = header, (0, depth - 1)
+        slice_path = stored_slice_path(path, number)
+    if tuple(size) != (image.height, image.width):
+        raise ValueError(
+            f"{path}: found {size[1]} x {size[0]} pixels, expected the {image.width} x "
+            f"{image.height} of width and height"
+        )
+    return slice_path, slice_range, spacing
+
+
+def _image_dict(image: CocoImage, path: str) -> dict:
+    slice_path, slice_range, spacing = image_source(image, path)
+    found = {
+        "file_name": slice_path,
+        "image_id": image.id,
+        "height": image.height,
+        "width": image.width,
+        "spacing": spacing,
+        "slice_range": slice_range,
+        "slice_index": image.stored_slice or 0,
+        "window": image.window or image.hu_window or DISPLAY_WINDOW,
+    }
+    if image.patient is not None:
+        found["patient"] = image.patient
+    if image.stored_slice is not None:
+        found["volume"] = image.file_name
+    size = [image.height, image.width]
+    found["annotations"] = [annotation_dict(a, size) for a in image.annotations]
+    return found
+
+
+def annotation_dict(annotation: CocoAnnotation, size: Sequence[int]) -> dict:
+    """An annotation as Detectron2 has it.
+
+    Args:
+        annotation: as read.
+        size: height and width of its image.
+    """
+    found = {
+        "bbox": list(annotation.box),
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "category_id": annotation.category,
+        "row": annotation.id,
+    }
+    if annotation.mask is not None:
+        found["segmentation"] = {"size": list(size), "counts": annotation.mask}
+    if annotation.ignore:
+        found["iscrowd"] = 1
+    for key in ("lesion", "recist", "diameters_mm"):
+        value = getattr(annotation, key)
+        if value is not None:
+            found[key] = list(value) if key == "recist" else value
+    return found
+
+
+def _log(json_file: str | os.PathLike, content: CocoFile) -> None:
+    annotations = [a for image in content.images for a in image.annotations]
+    num_ignored = sum(a.ignore for a in annotations)
+    num_masks = sum(a.mask is not None for a in annotations if not a.ignore)
+    num_bare = sum(not image.annotations for image in content.images)
+    logger.info(
+        f"{json_file}: {len(annotations) - num_ignored} lesions, {num_masks} with masks, on "
+        f"{len(content.images)} images, {num_bare} of them without annotations; "
+        f"{num_ignored} regions to be ignored"
+        + "".join(f"; {message}" for message in content.messages)
+    )
