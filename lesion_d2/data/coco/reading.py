@@ -23,6 +23,7 @@ FIRST_PIXEL = 0.5
 _MAX_OVERHANG = 10.0
 _MAX_SIDE = 8192
 _MAX_NUMBER = 1e15
+_MAX_TEXT = 1000
 _SLICE = re.compile(r"(.+)#(\d{1,6})", re.DOTALL)
 _LISTS = ("images", "annotations", "categories")
 
@@ -176,14 +177,15 @@ class _Reader:
         for entry, category_id in self._entries("category", entries):
             name = entry.get("name")
             where = f"category {category_id}: name"
-            if not isinstance(name, str) or not name.strip():
-                self.problems.append(f"{where}: found {short(name)}, expected a text")
+            if not _is_text(name):
+                self.problems.append(f"{where}: found {short(name)}, expected printable text")
             elif name in names:
                 self.problems.append(
                     f"{where}: found {short(name)}, the name of category {names[name]}, expected "
                     "another"
                 )
-            names.setdefault(name if isinstance(name, str) else "", category_id)
+            else:
+                names[name] = category_id
         for name in self.ignore_categories:
             if name not in names:
                 self.problems.append(
@@ -326,7 +328,16 @@ def _is_window(value: Any) -> bool:
 
 
 def _is_name(value: Any) -> bool:
-    return _is_id(value) or (isinstance(value, str) and bool(value.strip()))
+    return _is_id(value) or _is_text(value)
+
+
+def _is_text(value: Any) -> bool:
+    return (
+        isinstance(value, str)
+        and bool(value.strip())
+        and value.isprintable()
+        and len(value) <= _MAX_TEXT
+    )
 
 
 def is_hu_offset(value: Any) -> bool:
@@ -490,8 +501,8 @@ def _read_recist(value: Any) -> tuple[float, ...] | None:
 def _read_diameters(value: Any) -> tuple[float, float] | None:
     if value is None:
         return None
-    if not _are_numbers(value, 2) or min(value) < 0:
-        raise _Bad(f"diameters_mm: found {short(value)}, expected two lengths in mm")
+    if not _are_numbers(value, 2) or not value[0] >= value[1] > 0:
+        raise _Bad(f"diameters_mm: found {short(value)}, expected the long and the short one in mm")
     return float(value[0]), float(value[1])
 
 
