@@ -25,10 +25,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from ..files import one_line
+from .coco.loading import annotation_dict
+from .coco.reading import read_coco
+from .coco.records import CocoImage
 from .deeplesion import resolve_root
 from .generated import check_options, write_data_set
 
@@ -253,7 +256,7 @@ def load_toys(
     """
     if num_images is not None and num_images < 1:
         raise ValueError(f"{json_file}: {num_images} images asked for, expected 1 or more")
-    dicts = _read_coco(json_file, os.fspath(image_root))
+    dicts = _read_toys(json_file, os.fspath(image_root))
     if num_images is not None and num_images > len(dicts):
         raise ValueError(f"{json_file}: found {len(dicts)} images, expected {num_images} or more")
     dicts = dicts[:num_images]
@@ -266,21 +269,16 @@ def load_toys(
     return dicts
 
 
-def _read_coco(json_file: str | os.PathLike, image_root: str) -> list[dict]:
+def _read_toys(json_file: str | os.PathLike, image_root: str) -> list[dict]:
     if not os.path.isfile(json_file):
         raise FileNotFoundError(f"{json_file}: no such annotation file; {_hint()}")
     try:
-        with open(json_file) as file:
-            content = json.load(file)
-        dicts = {image["id"]: _image_dict(image, image_root) for image in content["images"]}
-        for annotation in content["annotations"]:
-            dicts[annotation["image_id"]]["annotations"].append(_annotation(annotation))
-    except (ValueError, KeyError, TypeError) as error:
+        return [_image_dict(image, image_root) for image in read_coco(json_file).images]
+    except ValueError as error:
         raise ValueError(
-            f"{json_file}: found no annotations of toys ({error!r}), expected a file of "
+            f"{json_file}: found no annotations of toys ({one_line(error)}), expected a file of "
             "datasets/prepare_toys.py"
         ) from None
-    return list(dicts.values())
 
 
 def _hint() -> str:
@@ -290,29 +288,20 @@ def _hint() -> str:
     )
 
 
-def _image_dict(image: dict, image_root: str) -> dict:
-    folder, name = os.path.split(image["file_name"])
+def _image_dict(image: CocoImage, image_root: str) -> dict:
+    folder, name = os.path.split(image.file_name)
     number = int(os.path.splitext(name)[0])
+    size = (image.height, image.width)
     return {
-        "file_name": os.path.join(image_root, image["file_name"]),
+        "file_name": os.path.join(image_root, image.file_name),
         "image_id": f"{folder}_{number:06d}",
-        "height": image["height"],
-        "width": image["width"],
+        "height": image.height,
+        "width": image.width,
         "spacing": (1.0, 1.0, 1.0),
         "slice_range": (number, number),  # the files beside it are no neighbors
         "slice_index": number,
         "window": HU_WINDOW,
-        "annotations": [],
-    }
-
-
-def _annotation(annotation: dict) -> dict:
-    x, y, width, height = annotation["bbox"]
-    return {
-        "bbox": [x - 0.5, y - 0.5, x + width - 0.5, y + height - 0.5],
-        "bbox_mode": BoxMode.XYXY_ABS,
-        "category_id": annotation["category_id"],
-        "segmentation": annotation["segmentation"],
+        "annotations": [annotation_dict(a, size) for a in image.annotations],
     }
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ..data.coco.loading import compile_pattern, complete_images, image_source
-from ..data.coco.reading import CocoAnnotation, CocoFile, CocoImage, read_coco
+from ..data.coco.reading import read_coco
+from ..data.coco.records import CocoAnnotation, CocoFile, CocoImage
 from ..data.pictures import open_stored, read_picture_slice
 from ..data.problems import short
 from ..data.volume_set.form import SPLITS, Lesion, Volume
@@ -232,9 +233,7 @@ def _group(
     return groups
 
 
-def _place(
-    image: CocoImage, pattern: re.Pattern | None, json_file: str
-) -> tuple[str, str, int]:
+def _place(image: CocoImage, pattern: re.Pattern | None, json_file: str) -> tuple[str, str, int]:
     """What an image is a part of: the kind of volume, its name, and the slice's number in it."""
     if image.stored_slice is not None:
         return "stored", image.file_name, image.stored_slice

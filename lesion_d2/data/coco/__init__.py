@@ -1,7 +1,8 @@
 """COCO's format: files of annotations into Detectron2's catalog, and any data set into files."""
 
 from .loading import load_ct_coco, register_ct_coco
-from .reading import CocoAnnotation, CocoFile, CocoImage, read_coco
+from .reading import read_coco
+from .records import CocoAnnotation, CocoFile, CocoImage
 
 __all__ = [
     "CocoAnnotation",

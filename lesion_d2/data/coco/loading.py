@@ -15,14 +15,9 @@ from ..dataset_options import hide_annotations, set_first_pixel
 from ..deeplesion import resolve_root
 from ..pictures import open_picture, picture_path, stored_geometry, stored_slice_path
 from ..problems import raise_problems, short
-from .reading import (
-    FIRST_PIXEL,
-    CocoAnnotation,
-    CocoFile,
-    CocoImage,
-    check_image_options,
-    read_coco,
-)
+from .images import check_image_options
+from .reading import read_coco
+from .records import FIRST_PIXEL, CocoAnnotation, CocoFile, CocoImage
 
 logger = logging.getLogger(__name__)
 
@@ -243,12 +238,12 @@ def _image_dict(image: CocoImage, path: str) -> dict:
     if image.stored_slice is not None:
         found["volume"] = image.file_name
     size = [image.height, image.width]
-    found["annotations"] = [annotation_dict(a, size) for a in image.annotations]
+    found["annotations"] = [{**annotation_dict(a, size), "row": a.id} for a in image.annotations]
     return found
 
 
 def annotation_dict(annotation: CocoAnnotation, size: Sequence[int]) -> dict:
-    """An annotation as Detectron2 has it.
+    """An annotation as Detectron2 has it, but for its ``row``.
 
     Args:
         annotation: as read.
@@ -258,7 +253,6 @@ def annotation_dict(annotation: CocoAnnotation, size: Sequence[int]) -> dict:
         "bbox": list(annotation.box),
         "bbox_mode": BoxMode.XYXY_ABS,
         "category_id": annotation.category,
-        "row": annotation.id,
     }
     if annotation.mask is not None:
         found["segmentation"] = {"size": list(size), "counts": annotation.mask}
