@@ -1,6 +1,7 @@
 """DeepLesion in Detectron2's catalog (Yan et al., JMI 2018): one dict a key slice."""
 
 import logging
+import math
 import os
 import re
 from functools import partial
@@ -21,6 +22,7 @@ from .deeplesion_csv import (
     CSV_COLUMNS,
     FIRST_PIXEL,
     BadCells,
+    are_empty,
     are_near,
     cut_boxes,
     first_pixel_of,
@@ -87,7 +89,8 @@ def load_deeplesion(
     times the mean of the x and y spacing. ``Image_size`` is read as width, height, the order of
     the file's other lists. What rows of one image share is taken from the first of them. Rows that
     are marked as possibly noisy are dropped; those that repeat another's slice, end points and box
-    are kept. The log tells how many there are of both.
+    are kept. Rows without end points or diameters have no ``recist`` or ``diameters_mm``: their
+    boxes are taken alone. The log tells how many there are of each.
 
     Args:
         csv_file: DeepLesion's ``DL_info.csv``.
@@ -127,9 +130,11 @@ def load_deeplesion(
         raise ValueError(f"{source}: no lesions left, expected at least one (left out: {left_out})")
     num_lesions = (found & known).sum()
     num_repeated = frame[found & known].duplicated(list(_LESION_COLUMNS)).sum()
+    alone = np.isnan([table[key][found & known, 0] for key in ("recist", "diameters_mm")])
     logger.info(
         f"{source}: {num_lesions} lesions on {len(dicts)} key slices, without {left_out}; "
         f"{num_repeated} rows repeat an earlier one; coordinates count from {first_pixel:g}"
+        + (f"; boxes alone: {alone.any(axis=0).sum()} rows lack diameters" if alone.any() else "")
     )
     return dicts
 
@@ -259,7 +264,7 @@ def _parse_rows(
         "coarse_type": integers(frame, "Coarse_lesion_type", 1, bad)[:, 0],
         "slice_range": integers(frame, "Slice_range", 2, bad),
         "size": integers(frame, "Image_size", 2, bad),
-        "recist": numbers(frame, "Measurement_coordinates", 8, bad) - first_pixel,
+        "recist": numbers(frame, "Measurement_coordinates", 8, bad, optional=True) - first_pixel,
         "spacing": spacings(frame, bad),
         "window": windows(frame, bad),
     }
@@ -273,8 +278,8 @@ def _parse_rows(
 def _parse_diameters(
     frame: pd.DataFrame, table: dict[str, np.ndarray], bad: BadCells
 ) -> np.ndarray:
-    """Long and short diameter, N x 2 in mm."""
-    diameters = numbers(frame, "Lesion_diameters_Pixel_", 2, bad)
+    """Long and short diameter, N x 2 in mm; NaN where there are none."""
+    diameters = numbers(frame, "Lesion_diameters_Pixel_", 2, bad, optional=True)
     diagonal = np.hypot(*_limits(table["size"]).T)[:, None]
     is_bad = ((diameters < 0) | (diameters > diagonal)).any(axis=1)
     bad.add(
@@ -295,8 +300,9 @@ def _check_values(frame: pd.DataFrame, table: dict[str, np.ndarray], bad: BadCel
     bad.add(frame["Slice_range"], first > last, "first <= last")
     bad.add(frame["Image_size"], (table["size"] <= 0).any(axis=1), "a positive width and height")
     ends = table["recist"].reshape(-1, 4, 2)
-    are_ends = are_near(ends, _limits(table["size"]))
-    bad.add(frame["Measurement_coordinates"], ~are_ends, "end points inside the image")
+    cells = frame["Measurement_coordinates"]
+    are_ends = are_near(ends, _limits(table["size"])) | are_empty(cells)
+    bad.add(cells, ~are_ends, "end points inside the image")
     is_type = np.isin(table["coarse_type"], (-1, *range(1, len(COARSE_TYPES) + 1)))
     bad.add(frame["Coarse_lesion_type"], ~is_type, "-1 or 1 to 8")
 
@@ -391,7 +397,7 @@ def _image_dict(row: dict) -> dict:
 
 
 def _annotation(row: dict, coarse_types: bool) -> dict:
-    return {
+    annotation = {
         "bbox": row["bbox"],
         "bbox_mode": BoxMode.XYXY_ABS,
         "category_id": row["coarse_type"] - 1 if coarse_types else 0,
@@ -400,6 +406,10 @@ def _annotation(row: dict, coarse_types: bool) -> dict:
         "coarse_type": row["coarse_type"],
         "row": row["row"],
     }
+    for key in ("recist", "diameters_mm"):
+        if math.isnan(annotation[key][0]):
+            del annotation[key]
+    return annotation
 
 
 _register_builtin()

@@ -109,11 +109,18 @@ class BadCells:
 
 
 def numbers(
-    frame: pd.DataFrame, column: str, count: int, bad: BadCells, expected: str | None = None
+    frame: pd.DataFrame,
+    column: str,
+    count: int,
+    bad: BadCells,
+    expected: str | None = None,
+    *,
+    optional: bool = False,
 ) -> np.ndarray:
     """A column of comma lists as an N x count float array; NaN where a row is bad.
 
-    ``expected`` words what should stand there; None for the count alone.
+    ``expected`` words what should stand there; None for the count alone. NaN also where a cell is
+    empty and it is ``optional``.
     """
     if not len(frame):
         return np.empty((0, count))
@@ -122,9 +129,16 @@ def numbers(
     cells = np.array(",".join(lists).split(","), dtype=object)
     values = pd.to_numeric(cells, errors="coerce").astype(float).reshape(-1, count)
     is_bad = ~np.isfinite(values).all(axis=1)
+    if optional:
+        is_bad &= ~are_empty(frame[column])
     expected = expected or ("1 number" if count == 1 else f"{count} numbers")
     bad.add(frame[column], is_bad, expected)
     return values
+
+
+def are_empty(cells: pd.Series) -> np.ndarray:
+    """Whether cells hold nothing but blanks, N bool."""
+    return (cells.str.strip() == "").to_numpy(bool)
 
 
 def integers(frame: pd.DataFrame, column: str, count: int, bad: BadCells) -> np.ndarray:

@@ -204,6 +204,23 @@ def test_noisy_rows_are_dropped_and_counted(tmp_path, caplog):
     assert "2 noisy rows" in caplog.text and "2 lesions on 2 key slices" in caplog.text
 
 
+def test_rows_without_diameters_are_boxes_alone(tmp_path, caplog):
+    ends, lengths = "Measurement_coordinates", "Lesion_diameters_Pixel_"
+    rows = [
+        good_row(1),
+        good_row(2, **{ends: "", lengths: " "}),
+        good_row(3, **{ends: ""}),
+        good_row(4, **{lengths: ""}),
+    ]
+    with caplog.at_level(logging.INFO, logger=deeplesion.__name__):
+        dicts = load(write_dataset(tmp_path, rows))
+    annotations = [a for image in dicts for a in image["annotations"]]
+    assert ["recist" in a for a in annotations] == [True, False, False, True]
+    assert ["diameters_mm" in a for a in annotations] == [True, False, True, False]
+    assert all(a["bbox"] == [94.5, 114, 134.25, 144] for a in annotations)
+    assert "boxes alone: 3 rows lack diameters" in caplog.text
+
+
 def test_coarse_types(tmp_path, caplog):
     rows = [good_row(1, Coarse_lesion_type=str(t)) for t in (-1, 1, 8)]
     rows.append(good_row(2, Coarse_lesion_type="-1"))
@@ -295,7 +312,7 @@ def test_real_lesions_stand_out_most_where_the_reader_puts_them(monkeypatch):
         ("Measurement_coordinates", "1, 2, 3, 4, 5, 6, 7", "8 numbers"),
         ("Measurement_coordinates", "1, 2, 3, 4, 5, 6, 7, x", "8 numbers"),
         ("Measurement_coordinates", "1, 2, 3, 4, 5, 6, 7, NaN", "8 numbers"),
-        ("Measurement_coordinates", "", "8 numbers"),
+        ("Measurement_coordinates", ",", "8 numbers"),
         ("Bounding_boxes", "1, 2, 3, inf", "4 numbers"),
         ("Bounding_boxes", "50, 20, 50, 40", "x1 < x2 and y1 < y2"),
         ("Bounding_boxes", "20, 50, 40, 30", "x1 < x2 and y1 < y2"),
