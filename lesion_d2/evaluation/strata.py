@@ -59,7 +59,7 @@ class Truth:
             image_ids=image_ids,
             boxes=[_boxes(lesions_of(d.get("annotations", ()))) for d in dicts],
             patients=np.array([numbers[owner] for owner in owners]),
-            spacing_z=_floats((d.get("spacing") or [math.nan])[-1] for d in dicts),
+            spacing_z=_floats(d.get("spacing", [math.nan])[-1] for d in dicts),
             diameters=_floats(a.get("diameters_mm", [math.nan])[0] for a in annotations),
             types=np.array([a.get("coarse_type", -1) for a in annotations], dtype=int),
             regions=list(map(region_boxes, dicts)),

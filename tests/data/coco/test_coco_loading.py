@@ -147,7 +147,7 @@ def test_entries_come_before_options(tmp_path):
 
 def test_results_are_in_cocos_coordinates_with_its_ids(tmp_path, registered):
     file = write_pictures(tmp_path)
-    register_ct_coco("my_coco", file, tmp_path, hu_offset=32768)
+    register_ct_coco("my_coco", file, tmp_path, hu_offset=32768, spacing=(1, 1, 5))
     registered.append("my_coco")
     metadata = MetadataCatalog.get("my_coco")
     assert metadata.thing_classes == ["cyst", "nodule"] and metadata.evaluator_type == "lesion"
