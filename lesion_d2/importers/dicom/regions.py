@@ -1,0 +1,190 @@
+"""Regions of DICOM objects: their names, and their masks on a scan."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ...files import one_line
+from ...scans import Scan
+from ...scans.dicom.files import describe, is_dicom, quiet, read_dataset
+from ...scans.limits import require
+from ..polygons import polygon_mask
+
+STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
+SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+_CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+_MAX_NAME = 200
+_OFF_GRID = 0.25  # of a voxel
+
+
+@dataclass(frozen=True)
+class RegionFile:
+    """A structure set or a segmentation.
+
+    Args:
+        file: its path.
+        is_structure_set: or else a segmentation.
+        series_uids: of the series that it refers to.
+        names: number -> name of each region.
+    """
+
+    file: str
+    is_structure_set: bool
+    series_uids: tuple[str, ...]
+    names: dict[int, str]
+
+
+def read_region_file(file: Path) -> RegionFile | None:
+    """Read what is in a file, but for contours and pixels; None of any other file.
+
+    Raises:
+        ValueError: it is a damaged structure set or segmentation.
+    """
+    with quiet(), open(file, "rb") as opened:
+        if not is_dicom(opened):
+            return None
+        try:
+            kind = read_dataset(opened, specific_tags=["SOPClassUID"], stop_before_pixels=True)
+        except ValueError:
+            return None  # what is damaged is told where series are listed
+        if kind.get("SOPClassUID") not in (STRUCTURE_SET, *SEGMENTATIONS):
+            return None
+        opened.seek(0)
+        try:
+            dataset = read_dataset(opened, stop_before_pixels=True)
+            is_structure_set = dataset.SOPClassUID == STRUCTURE_SET
+            series = _series_of_structures if is_structure_set else _series_of_segments
+            names = _roi_names if is_structure_set else _segment_names
+            uids = tuple(dict.fromkeys(map(str, series(dataset))))
+            return RegionFile(str(file), is_structure_set, uids, names(dataset))
+        except (ValueError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"{file}: found a damaged file of regions ({describe(error)})"
+            ) from None
+
+
+def region_masks(
+    file: RegionFile, numbers: Iterable[int], scan: Scan
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The masks of regions on the scan that they refer to: number, (Z, H, W) bool; some are empty.
+
+    Raises:
+        ValueError: the file is damaged, or its regions do not lie on the scan's slices or grid.
+    """
+    masks = _structure_masks if file.is_structure_set else _segment_masks
+    try:
+        with quiet():
+            yield from masks(file.file, numbers, scan)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        text = describe(error)
+        raise ValueError(text if text.startswith(file.file) else f"{file.file}: {text}") from None
+
+
+def _structure_masks(
+    file: str, numbers: Iterable[int], scan: Scan
+) -> Iterator[tuple[int, np.ndarray]]:
+    with open(file, "rb") as opened:
+        dataset = read_dataset(opened)
+    contours = {
+        int(item.ReferencedROINumber): item.get("ContourSequence") or ()
+        for item in dataset.get("ROIContourSequence") or ()
+    }
+    names = _roi_names(dataset)
+    for number in numbers:
+        mask = np.zeros(scan.volume.shape, bool)
+        for contour in contours.get(number, ()):
+            if contour.get("ContourGeometricType") not in _CLOSED:
+                continue
+            try:
+                index, points = _on_slice(np.array(contour.ContourData, float), scan)
+            except ValueError as error:
+                raise ValueError(f"region {names[number]!r}: {one_line(error)}") from None
+            mask[index] ^= polygon_mask(points, mask.shape[1:])
+        yield number, mask
+
+
+def _on_slice(data: np.ndarray, scan: Scan) -> tuple[int, np.ndarray]:
+    """The slice of a contour, and its points x, y in pixels."""
+    if data.size < 9 or data.size % 3 or not np.isfinite(data).all():
+        raise ValueError(f"found a contour of {data.size} numbers, expected x, y, z of its points")
+    points = scan.from_patient(data.reshape(-1, 3))
+    index = int(np.rint(points[:, 2].mean()))
+    if np.abs(points[:, 2] - index).max() > _OFF_GRID or not 0 <= index < len(scan.volume):
+        low, high = points[:, 2].min(), points[:, 2].max()
+        raise ValueError(
+            f"found a contour at slice {low:.2f} to {high:.2f} of the scan, expected one on one of "
+            f"its {len(scan.volume)} slices"
+        )
+    return index, points[:, :2]
+
+
+def _segment_masks(
+    file: str, numbers: Iterable[int], scan: Scan
+) -> Iterator[tuple[int, np.ndarray]]:
+    segmentation = require("highdicom").seg.segread(file)
+    if segmentation.SegmentationType == "FRACTIONAL":
+        raise ValueError("found a FRACTIONAL segmentation, expected BINARY or LABELMAP")
+    for number in numbers:
+        mask = np.zeros(scan.volume.shape, bool)
+        volume = segmentation.get_volume(segment_numbers=[number], combine_segments=False)
+        voxels = np.argwhere(volume.array[..., 0])
+        if len(voxels):
+            mask[tuple(_on_grid(voxels, volume.affine, scan).T)] = True
+        yield number, mask
+
+
+def _on_grid(voxels: np.ndarray, affine: np.ndarray, scan: Scan) -> np.ndarray:
+    """Voxels of a segmentation as z, y, x of the scan: (N, 3) int.
+
+    Args:
+        voxels: (N, 3) int.
+        affine: 4 x 4, from voxels of the segmentation to LPS, mm.
+    """
+    ends = np.concatenate([np.zeros((1, 3)), np.eye(3)])
+    origin, *axes = scan.from_patient(ends @ affine[:3, :3].T + affine[:3, 3])[:, ::-1]
+    steps = np.array(axes) - origin
+    found = voxels @ steps + origin
+    indices = np.rint(found).astype(int)
+    is_grid = np.allclose(np.sort(np.abs(steps)), (0, 0, 1), atol=_OFF_GRID / 10)
+    if not is_grid or np.abs(found - indices).max() > _OFF_GRID:
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        raise ValueError(
+            f"found a segmentation with voxels of {' x '.join(f'{n:g}' for n in spacing[::-1])} mm "
+            f"that are not those of its series, {' x '.join(f'{n:g}' for n in scan.spacing)} mm"
+        )
+    if (indices < 0).any() or (indices >= scan.volume.shape).any():
+        raise ValueError("found voxels of a segmentation outside of its series")
+    return indices
+
+
+def _roi_names(dataset) -> dict[int, str]:
+    return {
+        int(item.ROINumber): _printable(item.get("ROIName"))
+        for item in dataset.get("StructureSetROISequence") or ()
+    }
+
+
+def _segment_names(dataset) -> dict[int, str]:
+    return {
+        int(item.SegmentNumber): _printable(item.get("SegmentLabel"))
+        for item in dataset.SegmentSequence
+    }
+
+
+def _series_of_structures(dataset) -> Iterator[str]:
+    for frame in dataset.get("ReferencedFrameOfReferenceSequence") or ():
+        for study in frame.get("RTReferencedStudySequence") or ():
+            for series in study.get("RTReferencedSeriesSequence") or ():
+                yield series.SeriesInstanceUID
+
+
+def _series_of_segments(dataset) -> Iterator[str]:
+    for series in dataset.get("ReferencedSeriesSequence") or ():
+        yield series.SeriesInstanceUID
+
+
+def _printable(name: object) -> str:
+    text = one_line(name or "")
+    return "".join(letter if letter.isprintable() else "?" for letter in text)[:_MAX_NAME]
