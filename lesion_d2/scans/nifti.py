@@ -12,6 +12,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from ..files import one_line
+from ..slice_geometry import is_spacing
 from .limits import check_declared
 from .volume_file import VolumeFile, check_numbers
 
@@ -34,14 +35,24 @@ def is_nifti(path: str | os.PathLike) -> bool:
     return os.fspath(path).lower().endswith(NIFTI_ENDINGS)
 
 
-def open_nifti(file: str | os.PathLike) -> VolumeFile:
+def open_nifti(
+    file: str | os.PathLike, *, channel: tuple[int, int] | None = None, allow_flat: bool = False
+) -> VolumeFile:
     """Read a NIfTI file's header.
 
     Its place in the patient is that of sform, or of qform where sform is not set.
 
+    Args:
+        file: its path.
+        channel: of a file with several volumes along its fourth axis, which one, from 0, and how
+            many there have to be; one needs no fourth axis.
+        allow_flat: whether an image of one slice may have two axes, or no sensible distance to a
+            next slice (nnU-Net writes 999 mm): it is then 1 mm.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or is no volume of numbers.
+        ValueError: the file is damaged, is no volume of numbers, or has another number of
+            channels.
     """
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file}: no such NIfTI file")
@@ -52,7 +63,21 @@ def open_nifti(file: str | os.PathLike) -> VolumeFile:
         raise ValueError(f"{file}: found no readable NIfTI file ({one_line(error)})") from None
     if not isinstance(image, nibabel.Nifti1Image):  # NIfTI-2 is one too
         raise ValueError(f"{file}: found {type(image).__name__}, expected a NIfTI file")
-    check_numbers(file, str(kind), image.shape, 1)
+    shape, affine, index = image.shape, image.affine, ()
+    if channel is not None:
+        number, count = channel
+        found = shape[3] if len(shape) > 3 else 1
+        if found != count:
+            raise ValueError(
+                f"{file}: found {found} volumes along the fourth axis, expected {count}"
+            )
+        if len(shape) > 3:
+            shape, index = (*shape[:3], *shape[4:]), (number,)
+    if allow_flat and len(shape) == 2:
+        shape = (*shape, 1)
+    check_numbers(file, str(kind), shape, 1)
+    if allow_flat and shape[2] == 1 and not is_spacing(np.linalg.norm(affine[:3, 2])):
+        affine = _with_thickness(affine)
     messages = ()
     if image.header["sform_code"] == 0 and image.header["qform_code"] == 0:
         messages = (
@@ -64,9 +89,9 @@ def open_nifti(file: str | os.PathLike) -> VolumeFile:
     volume_file = VolumeFile(
         file,
         "nifti",
-        image.shape,
-        _LPS @ image.affine,
-        lambda: _slabs(file, image, packed),
+        shape,
+        _LPS @ affine,
+        lambda: _slabs(file, image, packed, index),
         messages,
     )
     if packed:  # of others nibabel tells, in better words
@@ -74,15 +99,32 @@ def open_nifti(file: str | os.PathLike) -> VolumeFile:
     return volume_file
 
 
+def _with_thickness(affine: np.ndarray) -> np.ndarray:
+    """An affine matrix whose third axis is 1 mm long, and orthogonal to the others if it had none.
+
+    nibabel gives images of two axes a third one of some length.
+    """
+    affine, axis = affine.copy(), affine[:3, 2]
+    if not np.isfinite(axis).all() or not axis.any():
+        axis = np.cross(affine[:3, 0], affine[:3, 1])
+    length = np.linalg.norm(axis)
+    affine[:3, 2] = axis / length if length else axis
+    return affine
+
+
 def _slabs(
-    file: str | os.PathLike, image: nibabel.Nifti1Image, packed: bool
+    file: str | os.PathLike, image: nibabel.Nifti1Image, packed: bool, channel: tuple[int, ...]
 ) -> Iterator[np.ndarray]:
     try:
         with gzip.open(file) if packed else nullcontext() as stream:
             # One stream from begin to end: a compressed file cannot be read from its middle.
             data = type(image).from_stream(stream).dataobj if packed else image.dataobj
-            for index in range(image.shape[2]):
-                yield np.asanyarray(data[:, :, index : index + 1])
+            if len(image.shape) == 2:
+                yield np.asanyarray(data)[:, :, None]
+            for index in range(image.shape[2] if len(image.shape) > 2 else 0):
+                yield np.asanyarray(
+                    data[(slice(None), slice(None), slice(index, index + 1), *channel)]
+                )
             if packed:
                 stream.read(1)  # at its end the checksum is compared
     except _DAMAGED as error:

@@ -53,13 +53,15 @@ class VolumeFile:
         #: (Z, H, W) of the scan.
         self.shape: tuple[int, int, int] = tuple(shape[axis] for axis in turn.axes)
         check_size(file, self.shape)
-        self.spacing, self._origin, self._direction = turned_geometry(affine, shape[:3], turn)
+        #: See :class:`~lesion_d2.scans.Scan`.
+        self.spacing, self.origin, self.direction = turned_geometry(affine, shape[:3], turn)
         if not all(map(is_spacing, self.spacing)):
             raise ValueError(
                 f"{file}: found the spacing {self.spacing}, expected for x, y and z "
                 f"{EXPECTED_SPACING}"
             )
-        self._slabs = slabs
+        #: As given: all voxels in the file's order, in pieces along its third axis.
+        self.slabs = slabs
 
     @property
     def num_slices(self) -> int:
@@ -82,8 +84,8 @@ class VolumeFile:
             name=self.name,
             volume=volume,
             spacing=self.spacing,
-            origin=self._origin,
-            direction=self._direction,
+            origin=self.origin,
+            direction=self.direction,
             sources=tuple(SliceSource(self.file, index) for index in frames),
             format=self.format,
             grid=self.grid,
@@ -104,7 +106,7 @@ class VolumeFile:
         volume = np.empty(self.shape, np.int16)
         target = self.grid.turn.undo(volume)
         low, high, start = np.inf, -np.inf, 0
-        for slab in self._slabs():
+        for slab in self.slabs():
             slab = slab.reshape(*slab.shape[:2], -1)
             if slab.dtype.kind == "f" and not np.isfinite(slab).all():
                 raise ValueError(

@@ -1,0 +1,230 @@
+"""nnDetection's task folders: instance maps with classes, and boxes without masks."""
+
+import argparse
+import os
+import re
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import yaml
+
+from ..data.problems import raise_problems, short
+from ..files import one_line, read_json
+from .case import ImportedVolume, Listing
+from .task_folders.box_labels import box_lesions, check_box
+from .task_folders.images import check_same_grid, find_image, image_stem, open_image, volume_of
+from .task_folders.label_maps import instance_lesions, read_labels
+from .task_folders.options import (
+    CaseFiles,
+    TaskOptions,
+    add_task_arguments,
+    choose_modality,
+    list_task,
+    task_options,
+)
+
+HELP = "a task folder of nnDetection: instance maps or boxes beside NIfTI images"
+
+_DATASET_FILES = ("dataset.yaml", "dataset.yml", "dataset.json")
+_IMAGE_FOLDERS = ("raw_splitted", "raw_splitted_data", ".")
+_CASE = re.compile(r"(.+)_(\d{4})", re.DOTALL)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what :func:`list_cases` reads."""
+    parser.add_argument("task_dir", metavar="TASK_DIR", help="the folder of dataset.json or .yaml")
+    add_task_arguments(parser)
+
+
+def list_cases(args: argparse.Namespace) -> Listing:
+    """:func:`list_nndetection` with a command's options."""
+    return list_nndetection(args.task_dir, task_options(args))
+
+
+def list_nndetection(task_dir: str | os.PathLike, options: TaskOptions | None = None) -> Listing:
+    """List the cases of a task folder of nnDetection.
+
+    ``raw_splitted`` (or the task folder itself) has ``imagesTr/<case>_0000.nii.gz`` and, in
+    ``labelsTr``, ``<case>.nii.gz`` with a number for each instance and ``<case>.json`` with
+    ``{"instances": {"1": 0}}``, instance -> class. Beyond nnDetection's own layout, images may be
+    single slices, MetaImage, NRRD, PNG or TIFF, and the JSON file may have ``boxes``, with or
+    without an instance map, see :mod:`lesion_d2.importers.task_folders.box_labels`. Cases of
+    ``imagesTs`` are those of the split "test" where there are labels in ``labelsTs``.
+
+    Args:
+        task_dir: the folder of ``dataset.json`` or ``dataset.yaml``.
+        options: how to read it.
+
+    Raises:
+        FileNotFoundError: a folder or ``dataset.json`` is missing.
+        ValueError: ``dataset.json`` or the file of folds is bad, or there are several modalities
+            and none is chosen, or one that is no CT. What is wrong with single cases is in the
+            listing.
+    """
+    options, task_dir = options or TaskOptions(), Path(task_dir)
+    dataset_file, dataset = _read_dataset(task_dir)
+    classes = _classes(dataset_file, dataset)
+    names = _numbered_names(dataset_file, "modalities", dataset.get("modalities"))
+    modality = choose_modality(dataset_file, names, options.modality, options.values)
+    options = replace(options, modality=modality)
+    root = _image_root(task_dir)
+    cases, left_out, damaged = {}, [], []
+    for ending, split in (("Tr", None), ("Ts", "test")):
+        found = _find_images(root / f"images{ending}", modality, damaged)
+        labels = root / f"labels{ending}"
+        if split and found and not labels.is_dir():
+            left_out.append(f"{root / 'imagesTs'}: {len(found)} images without labels")
+            continue
+        for case, image in found.items():
+            try:
+                files = _find_labels(labels, case, image, classes, split)
+            except (ValueError, OSError) as error:
+                damaged.append(one_line(error))
+                continue
+            if files is not None:
+                # A case of both folders is two.
+                cases[case if case not in cases else f"{case}_{ending}"] = files
+            else:
+                line = f"{image}: found no labels, expected {labels / case}.json"
+                (left_out if split else damaged).append(line)
+    return list_task(
+        cases,
+        partial(_read_case, classes, options),
+        classes,
+        options,
+        dataset_file=dataset_file,
+        split_folders=(task_dir, task_dir / "preprocessed"),
+        left_out=left_out,
+        damaged=damaged,
+    )
+
+
+def _read_dataset(task_dir: Path) -> tuple[Path, dict]:
+    file = next((task_dir / n for n in _DATASET_FILES if (task_dir / n).is_file()), None)
+    if file is None:
+        raise FileNotFoundError(f"{task_dir}: found no dataset.json or dataset.yaml")
+    if file.suffix == ".json":
+        content = read_json(file, "what nnDetection knows of the data set")
+    else:
+        try:
+            content = yaml.safe_load(file.read_bytes())
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ValueError(f"{file}: found no readable YAML ({one_line(error)})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: found {short(content)}, expected keys such as 'labels'")
+    return file, content
+
+
+def _numbered_names(file: Path, key: str, found: object) -> dict[int, str]:
+    """``{"0": "CT"}``; numbers are strings in JSON, and may be none in YAML."""
+    if not isinstance(found, dict) or sorted(map(str, found)) != sorted(
+        map(str, range(len(found)))
+    ):
+        raise ValueError(
+            f"{file}: {key}: found {short(found)}, expected names by their numbers from 0 on"
+        )
+    return {n: str(found.get(str(n), found.get(n))) for n in range(len(found))}
+
+
+def _classes(file: Path, dataset: dict) -> tuple[str, ...]:
+    names = tuple(_numbered_names(file, "labels", dataset.get("labels")).values())
+    if not names or len(set(names)) != len(names) or not all(names):
+        raise ValueError(f"{file}: labels: found {short(names)}, expected names that differ")
+    return names
+
+
+def _image_root(task_dir: Path) -> Path:
+    for name in _IMAGE_FOLDERS:
+        if (task_dir / name / "imagesTr").is_dir():
+            return task_dir / name
+    raise FileNotFoundError(f"{task_dir}: found no folder raw_splitted/imagesTr or imagesTr")
+
+
+def _find_images(folder: Path, modality: int, damaged: list[str]) -> dict[str, str]:
+    """Case -> its image of a modality."""
+    found, seen = {}, set()
+    for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+        stem = image_stem(name)
+        if stem is None:
+            continue
+        match = _CASE.fullmatch(stem)
+        if match is None:
+            damaged.append(f"{folder / name}: found this name, expected <case>_0000 and an ending")
+            continue
+        case, number = match[1], int(match[2])
+        seen.add(case)
+        if number == modality and case in found:
+            damaged.append(f"{folder / name}: found another image of this case beside it")
+        elif number == modality:
+            found[case] = str(folder / name)
+    damaged.extend(
+        f"{folder}: found no modality {modality} of case {case}, expected "
+        f"{case}_{modality:04d} and an ending"
+        for case in sorted(seen - found.keys())
+    )
+    return found
+
+
+def _find_labels(
+    folder: Path, case: str, image: str, classes: tuple[str, ...], split: str | None
+) -> CaseFiles | None:
+    """A case's files, the JSON file read once to see that it is right; None without labels."""
+    label, json_file = find_image(folder, case), folder / f"{case}.json"
+    if not json_file.is_file():
+        if label is None:
+            return None
+        raise ValueError(f"{label}: found no {json_file.name} beside it, expected the classes")
+    instances, _ = _read_instances(json_file, classes)
+    if label is None and instances:
+        raise ValueError(
+            f"{json_file}: found {len(instances)} instances, expected {case}.nii.gz beside it"
+        )
+    return CaseFiles(image, label, str(json_file), split)
+
+
+def _read_instances(
+    file: str | os.PathLike, classes: tuple[str, ...]
+) -> tuple[dict[int, int], list[dict]]:
+    """Instance -> class, and the boxes."""
+    content = read_json(file, "the classes of instances")
+    if not isinstance(content, dict) or not {"instances", "boxes"} & content.keys():
+        raise ValueError(f"{file}: found {short(content)}, expected 'instances', 'boxes' or both")
+    instances, boxes = content.get("instances", {}), content.get("boxes", [])
+    if not isinstance(instances, dict) or not isinstance(boxes, list):
+        raise ValueError(
+            f"{file}: found instances {short(instances)} and boxes {short(boxes)}, expected "
+            "classes by instances and a list of boxes"
+        )
+    problems = []
+    for key, category in instances.items():
+        if not re.fullmatch("[1-9][0-9]{0,8}", key):
+            problems.append(f"found the instance {short(key)}, expected a number from 1")
+        if type(category) is not int or not 0 <= category < len(classes):
+            problems.append(
+                f"instance {short(key)}: found the class {short(category)}, expected 0 to "
+                f"{len(classes) - 1}"
+            )
+    for number, box in enumerate(boxes):
+        try:
+            check_box(box, len(classes))
+        except ValueError as error:
+            problems.append(f"boxes, {number}: {error}")
+    raise_problems(file, problems)
+    return {int(key): category for key, category in instances.items()}, boxes
+
+
+def _read_case(
+    classes: tuple[str, ...], options: TaskOptions, files: CaseFiles, name: str, patient: str
+) -> ImportedVolume:
+    instances, boxes = _read_instances(files.notes, classes)
+    image = open_image(files.image)
+    volume, lesions = volume_of(image, name, patient), []
+    if files.label is not None:
+        label = open_image(files.label)
+        check_same_grid(label, image, by_voxel=options.labels_by_voxel)
+        labels, json_name = read_labels(label), os.path.basename(files.notes)
+        lesions = list(instance_lesions(labels, instances, files.label, json_name))
+        del labels
+    lesions += box_lesions(boxes, image, volume, first_id=len(lesions) + 1, source=files.notes)
+    return ImportedVolume(options.values.read(image), replace(volume, lesions=tuple(lesions)))

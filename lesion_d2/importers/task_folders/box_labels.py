@@ -1,0 +1,114 @@
+"""Boxes without masks, in the JSON file beside a case's image: an extension of nnDetection's."""
+
+import numpy as np
+
+from ...data.problems import short
+from ...data.volume_set.form import Lesion, Volume
+from ...scans.volume_file import VolumeFile
+
+#: Key of a box's corners -> factors that lead them to LPS; None of voxels.
+_COORDINATES = {"voxels": None, "lps_mm": (1.0, 1.0, 1.0), "ras_mm": (-1.0, -1.0, 1.0)}
+_EXPECTED = "two opposite corners of three finite numbers as 'voxels', 'ras_mm' or 'lps_mm'"
+
+
+def box_lesions(
+    entries: list[dict],
+    image: VolumeFile,
+    volume: Volume,
+    *,
+    first_id: int,
+    source: str,
+) -> list[Lesion]:
+    """The lesions of a file's ``boxes``.
+
+    A box is ``{"class": 0, "voxels": [[i, j, k], [i, j, k]]}``: the first and the last voxel that
+    belong to it, as indices of the file's array, from 0; of an image of one slice ``[i, j]`` will
+    do. Or ``{"class": 0, "ras_mm": [[x, y, z], [x, y, z]]}``: two opposite corners in the patient,
+    in NIfTI's axes, and ``lps_mm`` in those of DICOM and ITK; the box's sides lie along the axes of
+    the image. It is on the slices whose centers it holds, or on the nearest one. Boxes are cut to
+    the image.
+
+    Args:
+        entries: checked by :func:`check_box`.
+        image, volume: the case's.
+        first_id: of the lesions.
+        source: file, for messages.
+
+    Raises:
+        ValueError: a box lies outside of the image, or is told in mm where the image has no place.
+    """
+    lesions = []
+    for number, entry in enumerate(entries):
+        key = next(key for key in _COORDINATES if key in entry)
+        try:
+            box = _voxel_box(entry[key], image) if key == "voxels" else _mm_box(entry, key, volume)
+            box = _cut(box, image.shape)
+        except ValueError as error:
+            raise ValueError(f"{source}: boxes, {number}: {error}") from None
+        lesions.append(Lesion(first_id + number, entry["class"], box))
+    return lesions
+
+
+def check_box(entry: object, num_classes: int) -> None:
+    """Stop where an entry is no box that :func:`box_lesions` can read.
+
+    Raises:
+        ValueError: it has other keys, no such class, or no two corners.
+    """
+    keys = entry.keys() if isinstance(entry, dict) else ()
+    if len(keys) != 2 or "class" not in keys or len(keys & _COORDINATES.keys()) != 1:
+        raise ValueError(f"found {short(entry)}, expected a 'class' and {_EXPECTED}")
+    category = entry["class"]
+    if type(category) is not int or not 0 <= category < num_classes:
+        raise ValueError(f"found the class {short(category)}, expected 0 to {num_classes - 1}")
+    key = next(iter(keys - {"class"}))
+    corners, lengths = entry[key], (2, 3) if key == "voxels" else (3,)
+    are_points = isinstance(corners, list) and len(corners) == 2 and all(map(_is_point, corners))
+    if not are_points or len(corners[0]) not in lengths or len(corners[1]) != len(corners[0]):
+        raise ValueError(f"found {key} {short(corners)}, expected {_EXPECTED}")
+    if key == "voxels" and not all(type(n) is int for corner in corners for n in corner):
+        raise ValueError(f"found voxels {short(corners)}, expected whole numbers")
+
+
+def _is_point(point: object) -> bool:
+    return isinstance(point, list) and all(type(n) in (int, float) and abs(n) < 1e9 for n in point)
+
+
+def _voxel_box(corners: list[list[int]], image: VolumeFile) -> tuple[float, ...]:
+    if len(corners[0]) == 2:
+        if image.shape[0] != 1:
+            raise ValueError(
+                f"found voxels {short(corners)}, expected three numbers each in an image of "
+                f"{image.shape[0]} slices"
+            )
+        corners = [[*corner, 0] for corner in corners]
+    turn, points = image.grid.turn, np.array(corners, float)[:, list(image.grid.turn.axes)]
+    points = np.where(turn.flips, np.subtract(image.shape, 1) - points, points)
+    (z1, y1, x1), (z2, y2, x2) = points.min(0), points.max(0)
+    return x1 - 0.5, y1 - 0.5, z1, x2 + 0.5, y2 + 0.5, z2
+
+
+def _mm_box(entry: dict, key: str, volume: Volume) -> tuple[float, ...]:
+    if volume.origin is None:
+        raise ValueError(f"found {key} of an image whose file says no place, expected voxels")
+    points = volume.from_patient(np.array(entry[key], float) * _COORDINATES[key])
+    (x1, y1, z1), (x2, y2, z2) = points.min(0), points.max(0)
+    if x1 == x2 or y1 == y2:
+        raise ValueError(f"found {key} {short(entry[key])}, expected corners of a box with an area")
+    first, last = np.ceil(z1), np.floor(z2)
+    if first > last:  # between two slices
+        first = last = np.rint((z1 + z2) / 2)
+    return x1, y1, first, x2, y2, last
+
+
+def _cut(box: tuple[float, ...], shape: tuple[int, int, int]) -> tuple[float, ...]:
+    depth, height, width = shape
+    low = np.maximum(box[:3], (-0.5, -0.5, 0))
+    high = np.minimum(box[3:], (width - 0.5, height - 0.5, depth - 1))
+    if (low[:2] >= high[:2]).any() or low[2] > high[2]:
+        found = ", ".join(f"{n:g}" for n in box)
+        raise ValueError(
+            f"found a box outside of the image, in its pixels and slices {found}, expected one "
+            f"in {depth} slices of {width} x {height} pixels"
+        )
+    return (*low.tolist(), *high.tolist())

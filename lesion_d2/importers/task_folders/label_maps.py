@@ -1,0 +1,134 @@
+"""Label maps: instances and semantic classes as lesions."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+from scipy import ndimage
+
+from ...data.volume_set.form import Lesion, lesion_of_mask
+from ...scans.volume_file import VolumeFile
+
+#: Neighbors of a voxel -> the rank of scipy's structuring element.
+CONNECTIVITIES = {6: 1, 18: 2, 26: 3}
+
+_MAX_LABEL = np.iinfo(np.uint16).max
+_MAX_SHOWN = 10
+
+
+def read_labels(label: VolumeFile) -> np.ndarray:
+    """Read a label map.
+
+    Returns:
+        (Z, H, W) uint16, in the orientation of a scan.
+
+    Raises:
+        ValueError: the file is damaged, or holds other numbers than integers from 0 to 65535.
+    """
+    labels, start = np.empty(label.grid.shape[:3], np.uint16), 0
+    for slab in label.slabs():
+        slab = slab.reshape(*slab.shape[:2], -1)
+        end = start + slab.shape[2]
+        if slab.dtype.kind == "b":
+            slab = slab.view(np.uint8)
+        with np.errstate(invalid="ignore"):
+            labels[:, :, start:end] = slab
+        wrong = slab[labels[:, :, start:end] != slab]
+        if wrong.size:
+            raise ValueError(
+                f"{label.file}: found the label {wrong.flat[0]:g}, expected integers from 0 to "
+                f"{_MAX_LABEL}"
+            )
+        start = end
+    return label.grid.turn.apply(labels)
+
+
+def instance_lesions(
+    labels: np.ndarray, classes: Mapping[int, int], label_file: str, class_file: str
+) -> Iterator[Lesion]:
+    """The lesions of an instance map; two that touch stay two.
+
+    Args:
+        labels: (Z, H, W) uint16, 0 of the background.
+        classes: instance -> index of its class.
+        label_file, class_file: for messages.
+
+    Raises:
+        ValueError: an instance is in one of the two alone.
+    """
+    found = _regions(labels)
+    unnamed, absent = found.keys() - classes.keys(), classes.keys() - found.keys()
+    if unnamed:
+        raise ValueError(
+            f"{label_file}: found the instances {_listed(unnamed)}, expected those that "
+            f"{class_file} names"
+        )
+    if absent:
+        raise ValueError(
+            f"{label_file}: found no voxel of the instances {_listed(absent)}, expected all that "
+            f"{class_file} names"
+        )
+    for number, (instance, region) in enumerate(sorted(found.items()), start=1):
+        yield _lesion(number, classes[instance], labels[region] == instance, region, labels.shape)
+
+
+def component_lesions(
+    labels: np.ndarray,
+    classes: Iterable[Iterable[int]],
+    *,
+    connectivity: int = 26,
+    min_voxels: float = 0.0,
+) -> tuple[list[Lesion], list[int]]:
+    """The connected components of semantic classes as lesions.
+
+    Args:
+        labels: (Z, H, W) integers.
+        classes: of each class, the labels that are its own; a label may be of several.
+        connectivity: 6, 18 or 26 neighbors of a voxel.
+        min_voxels: components of fewer are dropped.
+
+    Returns:
+        Lesions, class by class; how many components of each class were dropped.
+    """
+    structure = ndimage.generate_binary_structure(3, CONNECTIVITIES[connectivity])
+    lesions, dropped = [], []
+    for category, own in enumerate(classes):
+        components, _ = ndimage.label(np.isin(labels, list(own)), structure)
+        dropped.append(0)
+        for component, region in _regions(components).items():
+            mask = components[region] == component
+            if np.count_nonzero(mask) < min_voxels:
+                dropped[-1] += 1
+            else:
+                lesions.append(_lesion(len(lesions) + 1, category, mask, region, labels.shape))
+    return lesions, dropped
+
+
+def check_known_labels(labels: np.ndarray, known: Iterable[int], label_file: str) -> None:
+    """Stop where a semantic label map has labels that its data set does not name.
+
+    Raises:
+        ValueError: a label other than 0 is not known.
+    """
+    unknown = np.setdiff1d(np.unique(labels), [0, *known])
+    if unknown.size:
+        raise ValueError(
+            f"{label_file}: found the labels {_listed(unknown.tolist())}, expected those of the "
+            f"data set, {_listed(known)}"
+        )
+
+
+def _regions(labels: np.ndarray) -> dict[int, tuple[slice, ...]]:
+    """Label -> its bounding box in the array, for labels that are there."""
+    regions = ndimage.find_objects(labels)
+    return {n: region for n, region in enumerate(regions, start=1) if region is not None}
+
+
+def _lesion(number: int, category: int, mask: np.ndarray, region: tuple, shape: tuple) -> Lesion:
+    offset = [axis.start for axis in region]
+    return lesion_of_mask(number, category, mask, offset=offset, shape=shape)
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    numbers = sorted(numbers)
+    more = f" and {len(numbers) - _MAX_SHOWN} more" if len(numbers) > _MAX_SHOWN else ""
+    return ", ".join(map(str, numbers[:_MAX_SHOWN])) + more

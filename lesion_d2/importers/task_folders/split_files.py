@@ -1,0 +1,183 @@
+"""Splits as nnDetection and nnU-Net write them, and the patients that a case's name speaks of."""
+
+import argparse
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ...data.problems import short
+from ...data.restricted_pickle import load_pickle
+from ...files import read_json
+
+SPLIT_FILES = ("splits_final.json", "splits_final.pkl")
+#: How folds are made of the source's, see :func:`folds_of`.
+FOLD_TESTS = ("rotate", "as-is")
+
+
+def add_split_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of patients and folds."""
+    parser.add_argument(
+        "--splits",
+        metavar="FILE",
+        help="splits_final.json or .pkl; by default that of the task folder or of its folder "
+        "preprocessed, where there is one",
+    )
+    parser.add_argument(
+        "--fold-tests",
+        choices=FOLD_TESTS,
+        default=FOLD_TESTS[0],
+        help="rotate (default): a fold is tested on its val cases, and the next one's val cases "
+        "are taken from its train cases for validation; as-is: train and val as they are, tested "
+        "on the cases of imagesTs",
+    )
+    parser.add_argument(
+        "--patient-pattern",
+        metavar="REGEX",
+        help="finds the patient in a case's name, by its first group: '(.+)_scan.*'; by default "
+        "each case is a patient",
+    )
+
+
+def find_splits(folders: Iterable[str | os.PathLike]) -> str | None:
+    """The first file of splits in some folders; None where there is none."""
+    files = (Path(folder) / name for folder in folders for name in SPLIT_FILES)
+    return next((str(file) for file in files if file.is_file()), None)
+
+
+def read_splits(file: str | os.PathLike) -> list[dict[str, list[str]]]:
+    """Read ``splits_final.json`` or ``.pkl``: a list of folds, each with its cases.
+
+    Returns:
+        For each fold ``{"train": [...], "val": [...]}``, names of cases.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds anything else; pickles run nothing, see :func:`load_pickle`.
+    """
+    is_json = os.fspath(file).lower().endswith(".json")
+    content = read_json(file, "folds of cases") if is_json else load_pickle(file)
+    if not isinstance(content, list) or not content:
+        raise ValueError(f"{file}: found {short(content)}, expected a list of folds")
+    folds = []
+    for number, fold in enumerate(content):
+        if not isinstance(fold, dict) or not {"train", "val"} <= fold.keys():
+            raise ValueError(
+                f"{file}: fold {number}: found {short(fold)}, expected the cases of 'train' and "
+                "'val'"
+            )
+        folds.append(
+            {split: _names(file, number, split, fold[split]) for split in ("train", "val")}
+        )
+    return folds
+
+
+def folds_of(
+    file: str | os.PathLike,
+    patients: Mapping[str, str],
+    *,
+    tests: str = "rotate",
+    test_patients: Sequence[str] = (),
+) -> tuple[tuple[dict[str, tuple[str, ...]], ...], tuple[str, ...]]:
+    """The folds of a file of splits, by patients.
+
+    With ``rotate`` the val cases of a fold are its test, as the two frameworks report them, so that
+    all folds together test every case once; what is validated on while training are the val cases
+    of the next fold, which leave the fold's train cases. A single fold has no next one: its val
+    cases stay that. With ``as-is`` train and val stay, and the test of each fold are
+    ``test_patients``.
+
+    Args:
+        file: see :func:`read_splits`.
+        patients: case -> patient, of the cases that can be imported.
+        tests: "rotate" or "as-is".
+        test_patients: of the cases with the source's own test labels.
+
+    Returns:
+        Folds as ``Listing`` has them; lines that tell of cases of the file that there are none of.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_splits`; or a patient is in train and val of
+            a fold, or no case of the file is there.
+    """
+    splits = read_splits(file)
+    named = {case for fold in splits for cases in fold.values() for case in cases}
+    unknown = sorted(named - patients.keys())
+    if len(unknown) == len(named):
+        raise ValueError(
+            f"{file}: found the case {short(unknown[0]) if unknown else 'names of none'}, expected "
+            f"names such as {short(next(iter(patients), 'none'))}"
+        )
+    folds = []
+    for number, fold in enumerate(splits):
+        train, val = ({patients[c] for c in fold[s] if c in patients} for s in ("train", "val"))
+        both = sorted(train & val)
+        if both:
+            raise ValueError(
+                f"{file}: fold {number}: found the patient {short(both[0])} in train and val, "
+                "expected each in one of them"
+            )
+        folds.append({"train": train, "val": val})
+    if tests == "rotate" and len(folds) > 1:
+        folds = [
+            _rotated(fold, following["val"])
+            for fold, following in zip(folds, folds[1:] + folds[:1], strict=True)
+        ]
+    elif tests == "as-is" and test_patients:
+        folds = [{**fold, "test": set(test_patients)} for fold in folds]
+    notes = ()
+    if unknown:
+        notes = (
+            f"{file}: {len(unknown)} cases of the folds are not there, such as {short(unknown[0])}",
+        )
+    ordered = ({s: tuple(sorted(names)) for s, names in fold.items()} for fold in folds)
+    return tuple(ordered), notes
+
+
+def patient_names(cases: Iterable[str], pattern: str | None) -> dict[str, str]:
+    """Case -> patient.
+
+    Args:
+        cases: names.
+        pattern: a regular expression whose first group is the patient; None where a case is one.
+
+    Raises:
+        ValueError: it is no regular expression with a group, or a case does not match.
+    """
+    if pattern is None:
+        return {case: case for case in cases}
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"--patient-pattern: found {short(pattern)} ({error})") from None
+    if compiled.groups < 1:
+        raise ValueError(
+            f"--patient-pattern: found {short(pattern)}, expected a group in parentheses"
+        )
+    found = {}
+    for case in cases:
+        match = compiled.search(case)
+        if match is None or not match[1]:
+            raise ValueError(
+                f"--patient-pattern: found no patient in the case {short(case)} by {short(pattern)}"
+            )
+        found[case] = match[1]
+    return found
+
+
+def _rotated(fold: Mapping[str, set[str]], following: set[str]) -> dict[str, set[str]]:
+    test = fold["val"]
+    val = following - test
+    return {"train": fold["train"] - val - test, "val": val, "test": set(test)}
+
+
+def _names(file: str | os.PathLike, number: int, split: str, cases: object) -> list[str]:
+    if isinstance(cases, np.ndarray):
+        cases = cases.tolist()
+    if not isinstance(cases, (list, tuple)) or not all(isinstance(case, str) for case in cases):
+        raise ValueError(
+            f"{file}: fold {number}, {split}: found {short(cases)}, expected names of cases"
+        )
+    return list(map(str, cases))
