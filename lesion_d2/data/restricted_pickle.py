@@ -9,7 +9,7 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -24,12 +24,19 @@ _DTYPE_CODE = re.compile(r"b1|[iufc][0-9]{1,2}|[SU][0-9]{1,9}|O[48]?")
 _LARGEST_CODE_POINT = 0x10FFFF
 
 
-def load_pickle(file: str | os.PathLike) -> object:
+def load_pickle(
+    file: str | os.PathLike, names: Mapping[tuple[str, str], Callable] | None = None
+) -> object:
     """Read a pickle of NumPy arrays and scalars, plain containers, numbers and text.
 
     Those that Python 2 wrote can be read too; their text is taken for Latin-1, as NumPy's arrays in
     them need. Arrays and scalars are of bools, numbers or text, arrays of objects too. The dicts of
     ``collections`` come back as plain ones.
+
+    Args:
+        file: its path.
+        names: more of what it may call, by module and name: what gives a :class:`StandIn`, made
+            for this file alone.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -41,9 +48,9 @@ def load_pickle(file: str | os.PathLike) -> object:
         raise FileNotFoundError(f"{file}: no such file")
     with open(file, "rb") as opened:
         try:
-            content = _Unpickler(opened, encoding="latin1").load()
-            return _Converter(os.fstat(opened.fileno()).st_size).convert(content)
-        except _Refused as error:
+            content = _Unpickler(opened, names or {}, encoding="latin1").load()
+            return Converter(os.fstat(opened.fileno()).st_size).convert(content)
+        except Refused as error:
             raise ValueError(f"{file}: {error}") from None
         # A damaged pickle fails as it likes to.
         except Exception as error:
@@ -51,21 +58,43 @@ def load_pickle(file: str | os.PathLike) -> object:
             raise ValueError(f"{file}: found no readable pickle ({text})") from None
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """A pickle asks for what it has no need of."""
 
 
+class StandIn:
+    """What stands for an object of a class, and keeps the arguments and the state it was made with.
+
+    A pickle names subclasses of it that are made for it alone. They have no more to be written to
+    than these two: a class is refused as an object, and its ``__setstate__`` is no class's own.
+    """
+
+    __slots__ = ("args", "state")
+
+    def __new__(cls, *args):
+        self = super().__new__(cls)
+        self.args, self.state = args, None
+        return self
+
+    def __setstate__(self, state: object):
+        self.state = state
+
+    def convert(self, converter: "Converter") -> object:
+        """What becomes of it; what it holds is to be converted too."""
+        raise NotImplementedError
+
+
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._allowed = _allowed()
+    def __init__(self, file, names: Mapping[tuple[str, str], Callable], **kwargs):
+        super().__init__(file, **kwargs)
+        self._allowed = {**names, **_allowed()}
 
     def find_class(self, module: str, name: str) -> Callable:
         """The few functions and classes that a pickle may call, by their exact names."""
         try:
             return self._allowed[module, name]
         except KeyError:
-            raise _Refused(
+            raise Refused(
                 f"found {module}.{name} in the pickle, expected NumPy arrays and plain containers"
             ) from None
 
@@ -115,7 +144,7 @@ def _allowed() -> dict[tuple[str, str], Callable]:
     def encode(text: str, encoding: str = "latin1") -> bytes:
         """Bytes, as protocols 0 to 2 write them."""
         if encoding not in ("latin1", "latin-1"):
-            raise _Refused(f"found bytes as {encoding!r} in the pickle, expected 'latin1'")
+            raise Refused(f"found bytes as {encoding!r} in the pickle, expected 'latin1'")
         return text.encode("latin1")
 
     def no_bytes() -> bytes:
@@ -128,12 +157,12 @@ def _allowed() -> dict[tuple[str, str], Callable]:
 
     def ndarray(*args):
         """The name that stands for the class of arrays."""
-        raise _Refused("found a call of numpy.ndarray in the pickle, expected its name alone")
+        raise Refused("found a call of numpy.ndarray in the pickle, expected its name alone")
 
     def reconstruct(kind: object, shape: object, code: object) -> _Array:
         """An array whose state follows."""
         if kind is not ndarray:
-            raise _Refused(f"found an array of the class {short(kind)}, expected numpy.ndarray")
+            raise Refused(f"found an array of the class {short(kind)}, expected numpy.ndarray")
         return _Array()
 
     def scalar(dtype: object, data: object = b"") -> _Scalar:
@@ -164,15 +193,19 @@ def _allowed() -> dict[tuple[str, str], Callable]:
     }
 
 
-class _Converter:
-    """From what was loaded to plain containers and arrays, all built anew."""
+class Converter:
+    """From what was loaded to plain containers and arrays, all built anew.
+
+    Args:
+        file_size: bytes; nothing that is built has more items than that.
+    """
 
     def __init__(self, file_size: int):
-        self._file_size = file_size  # bytes
+        self.file_size = file_size
         self._done = {}  # id -> converted: what a file names often is converted once
 
     def convert(self, value: object) -> object:
-        """Raises ``_Refused`` for anything else; a container within itself is too deep."""
+        """Raises ``Refused`` for anything else; a container within itself is too deep."""
         if value is None or type(value) in (bool, int, float, str, bytes, bytearray):
             return value
         if id(value) not in self._done:
@@ -190,15 +223,17 @@ class _Converter:
         if kind is _Scalar:
             dtype, data = value.args
             if _dtype(dtype).kind == "O":
-                raise _Refused("found a scalar of dtype object in the pickle, expected a number")
+                raise Refused("found a scalar of dtype object in the pickle, expected a number")
             return self._array((), dtype, "C", data)[()]
         if kind is _Array:
             if type(value.state) is not tuple or len(value.state) != 5:
-                raise _Refused(f"found an array's state {short(value.state)}, expected 5 values")
+                raise Refused(f"found an array's state {short(value.state)}, expected 5 values")
             _, shape, dtype, is_fortran, data = value.state
             array = self._array(shape, dtype, "F" if is_fortran else "C", data)
             return array if value.axis_order is None else array.transpose(value.axis_order)
-        raise _Refused(
+        if isinstance(value, StandIn):
+            return value.convert(self)
+        raise Refused(
             f"found a value of type {kind.__name__} in the pickle, expected arrays and plain "
             "containers"
         )
@@ -207,11 +242,11 @@ class _Converter:
         """An array with memory of its own."""
         dtype = _dtype(dtype)
         if type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape):
-            raise _Refused(f"found an array's shape {short(shape)}, expected numbers from 0 on")
+            raise Refused(f"found an array's shape {short(shape)}, expected numbers from 0 on")
         size = math.prod(shape)
         # Empty ones too: (10**9, 0) has no data and very many rows.
-        if max((size, *shape)) > self._file_size:
-            raise _Refused(
+        if max((size, *shape)) > self.file_size:
+            raise Refused(
                 f"found an array's shape {short(shape)}, expected none above the size of the file"
             )
         if dtype.kind == "O":
@@ -219,9 +254,9 @@ class _Converter:
         if type(data) is str:  # of Python 2
             data = data.encode("latin1")
         if type(data) not in (bytes, bytearray):
-            raise _Refused(f"found {short(data)} as an array's data, expected bytes")
+            raise Refused(f"found {short(data)} as an array's data, expected bytes")
         if len(data) != size * dtype.itemsize:
-            raise _Refused(
+            raise Refused(
                 f"found {len(data)} bytes for an array of the shape {short(shape)} and the "
                 f"dtype {dtype}, expected {size * dtype.itemsize}"
             )
@@ -230,16 +265,16 @@ class _Converter:
         if dtype.kind == "U":  # and Python on these
             points = np.frombuffer(bytes(data), np.dtype("u4").newbyteorder(dtype.byteorder))
             if (points > _LARGEST_CODE_POINT).any():
-                raise _Refused("found an array of text with no Unicode in the pickle")
+                raise Refused("found an array of text with no Unicode in the pickle")
         return np.ndarray(shape, dtype, bytes(data), order=order).copy(order="K")
 
     def _object_array(self, shape: tuple, size: int, order: str, data: object) -> np.ndarray:
         if type(data) is not list:  # raw bytes are pointers
-            raise _Refused(
+            raise Refused(
                 f"found {short(data)} as the data of an array of objects, expected a list"
             )
         if len(data) != size:
-            raise _Refused(
+            raise Refused(
                 f"found {len(data)} objects for an array of the shape {short(shape)}, "
                 f"expected {size}"
             )
@@ -252,17 +287,17 @@ class _Converter:
 def _dtype(kept: object) -> np.dtype:
     """Bools, numbers, text and objects; of the state, the byte order alone."""
     if type(kept) is not _Dtype:
-        raise _Refused(f"found {short(kept)} in the pickle, expected a dtype")
+        raise Refused(f"found {short(kept)} in the pickle, expected a dtype")
     if type(kept.code) is not str or not _DTYPE_CODE.fullmatch(kept.code):
-        raise _Refused(
+        raise Refused(
             f"found the dtype {short(kept.code)} in the pickle, expected bools, numbers, text or "
             "objects"
         )
     if type(kept.state) is not tuple or len(kept.state) < 5:
-        raise _Refused(f"found a dtype's state {short(kept.state)}, expected 5 values or more")
+        raise Refused(f"found a dtype's state {short(kept.state)}, expected 5 values or more")
     order, *structure = kept.state[1:5]
     if order not in ("<", ">", "=", "|") or structure != [None, None, None]:
-        raise _Refused(
+        raise Refused(
             f"found a dtype's state {short(kept.state)}, expected a byte order and no fields"
         )
     if kept.code.startswith("O"):
