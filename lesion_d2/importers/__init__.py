@@ -7,10 +7,17 @@ subcommand of ``lesion_d2.tools.import_data``, the first line by itself the shor
 
 from types import ModuleType
 
-from . import dicom, lidc, luna16
+from . import dicom, lidc, luna16, mdt, nndetection, nnunet
 from .case import Case, ImportedVolume, Listing
 
 #: Subcommand of ``lesion_d2.tools.import_data`` -> the format's module.
-FORMATS: dict[str, ModuleType] = {"luna16": luna16, "lidc": lidc, "dicom": dicom}
+FORMATS: dict[str, ModuleType] = {
+    "nndetection": nndetection,
+    "nnunet": nnunet,
+    "mdt": mdt,
+    "luna16": luna16,
+    "lidc": lidc,
+    "dicom": dicom,
+}
 
 __all__ = ["FORMATS", "Case", "ImportedVolume", "Listing"]

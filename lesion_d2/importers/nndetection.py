@@ -1,4 +1,18 @@
-"""nnDetection's task folders: instance maps with classes, and boxes without masks."""
+"""Task folders of nnDetection: instance maps, or boxes alone, beside images.
+
+  dataset.json (or .yaml)
+  raw_splitted/imagesTr/<case>_0000.nii.gz    or .nii, .mha, .mhd, .nrrd, .png, .tif
+  raw_splitted/labelsTr/<case>.nii.gz         a number for each instance
+  raw_splitted/labelsTr/<case>.json           {"instances": {"1": 0}}, instance -> class
+
+Images may be of one slice. In place of the instance map, or beside it, <case>.json may have boxes:
+
+  {"boxes": [{"class": 0, "voxels": [[120, 84, 31], [133, 97, 34]]},
+             {"class": 1, "ras_mm": [[-31.5, 12.0, 80.0], [-20.0, 25.5, 91.0]]}]}
+
+voxels: first and last voxel that belong to the box, indices of the file's array from 0. ras_mm and
+lps_mm: opposite corners in the patient, in the axes of NIfTI, and in those of DICOM and ITK.
+"""
 
 import argparse
 import os
@@ -23,8 +37,6 @@ from .task_folders.options import (
     list_task,
     task_options,
 )
-
-HELP = "a task folder of nnDetection: instance maps or boxes beside NIfTI images"
 
 _DATASET_FILES = ("dataset.yaml", "dataset.yml", "dataset.json")
 _IMAGE_FOLDERS = ("raw_splitted", "raw_splitted_data", ".")

@@ -1,4 +1,12 @@
-"""nnU-Net's and the Medical Segmentation Decathlon's data sets: components of semantic labels."""
+"""Data sets of nnU-Net and of the Medical Segmentation Decathlon: semantic label maps.
+
+  dataset.json                      of either generation of nnU-Net, or of the Decathlon
+  imagesTr/<case>_0000.nii.gz       <case>.nii.gz of the Decathlon; other formats as of nndetection
+  labelsTr/<case>.nii.gz
+
+Connected components of the labels that are lesions become lesions. Two that touch are one: a
+semantic label does not tell them apart.
+"""
 
 import argparse
 import os
@@ -28,8 +36,6 @@ from .task_folders.options import (
     list_task,
     task_options,
 )
-
-HELP = "a data set of nnU-Net or of the Medical Segmentation Decathlon: semantic label maps"
 
 
 @dataclass(frozen=True)

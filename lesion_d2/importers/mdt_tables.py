@@ -1,0 +1,135 @@
+"""What the medical detection toolkit's tables say of each image: the classes of its regions."""
+
+import csv
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..data.problems import short
+from ..data.restricted_pickle import load_pickle
+from ..data.table_pickle import load_table
+from ..files import one_line
+
+_COLUMNS = ("pid", "class_target")
+_META = re.compile(r"meta_info_(.+)\.pickle", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class TargetTable:
+    """Class targets by pid.
+
+    Args:
+        targets: pid -> a number for each region.
+        sources: pid -> the file they are from.
+        damaged: lines of what cannot be read.
+    """
+
+    targets: Mapping[str, tuple[float, ...]]
+    sources: Mapping[str, str]
+    damaged: tuple[str, ...] = ()
+
+    def source_of(self, pid: str) -> str:
+        """The file that a pid's targets are from."""
+        return self.sources[pid]
+
+
+def read_targets(folder: Path) -> TargetTable:
+    """Read ``info_df.csv``, ``info_df.pickle`` or all ``meta_info_<pid>.pickle``.
+
+    The first one that is there is read; a bad one is not passed over.
+
+    Raises:
+        FileNotFoundError: there is none of them.
+        ValueError: a table has other columns, is no table, or a pickle holds more than one; a row
+            is bad, or two are of one pid.
+    """
+    csv_file, pickle_file = folder / "info_df.csv", folder / "info_df.pickle"
+    if csv_file.is_file():
+        return _of_rows(csv_file, _read_csv(csv_file))
+    if pickle_file.is_file():
+        try:
+            return _of_rows(pickle_file, load_table(pickle_file))
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; an info_df.csv with the columns pid and class_target, or "
+                "meta_info_<pid>.pickle alone, are read in its place"
+            ) from None
+    return _of_meta_files(folder)
+
+
+def _of_rows(file: Path, columns: Mapping[str, list]) -> TargetTable:
+    missing = [name for name in _COLUMNS if name not in columns]
+    if missing:
+        raise ValueError(
+            f"{file}: found the columns {short(list(columns))}, expected {' and '.join(_COLUMNS)}"
+        )
+    targets = {}
+    for number, (pid, target) in enumerate(zip(*(columns[n] for n in _COLUMNS), strict=True)):
+        where = f"{file}: row {number}"
+        name = _pid(where, pid)
+        if name in targets:
+            raise ValueError(f"{where}: found {short(name)} again, expected a row for each pid")
+        targets[name] = _numbers(where, target)
+    return TargetTable(targets, dict.fromkeys(targets, str(file)))
+
+
+def _of_meta_files(folder: Path) -> TargetTable:
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    files = [folder / name for name in names if _META.fullmatch(name)]
+    if not files:
+        raise FileNotFoundError(
+            f"{folder}: found no info_df.csv, info_df.pickle or meta_info_<pid>.pickle"
+        )
+    targets, sources, damaged = {}, {}, []
+    for file in files:
+        try:
+            content = load_pickle(file)
+            if not isinstance(content, dict) or not set(_COLUMNS) <= content.keys():
+                raise ValueError(
+                    f"{file}: found {short(content)}, expected a dict with 'pid' and 'class_target'"
+                )
+            pid = _pid(str(file), content["pid"])
+            if pid in targets:
+                raise ValueError(f"{file}: found {short(pid)} again, expected a file for each pid")
+            targets[pid] = _numbers(str(file), content["class_target"])
+            sources[pid] = str(file)
+        except ValueError as error:
+            damaged.append(one_line(error))
+    return TargetTable(targets, sources, tuple(damaged))
+
+
+def _read_csv(file: Path) -> dict[str, list]:
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as opened:
+            reader = csv.DictReader(opened, strict=True)
+            rows = list(reader)
+            names = reader.fieldnames or []
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: found no readable CSV ({one_line(error)})") from None
+    return {name: [row[name] for row in rows] for name in names}
+
+
+def _pid(where: str, pid: object) -> str:
+    pid = str(pid) if isinstance(pid, (int, np.integer)) else pid
+    if not isinstance(pid, str) or not pid.strip() or os.path.basename(pid) != pid:
+        raise ValueError(f"{where}: found the pid {short(pid)}, expected the beginning of a name")
+    return str(pid)
+
+
+def _numbers(where: str, target: object) -> tuple[float, ...]:
+    """Of an array, a list, a number, or text such as ``[1.5, 4]``."""
+    if isinstance(target, str):
+        target = [part for part in re.split(r"[\s,]+", target.strip().strip("[]()")) if part]
+    try:
+        values = np.atleast_1d(np.asarray(target, float))
+    except (TypeError, ValueError):
+        values = np.array([np.nan])
+    if values.ndim != 1 or not np.isfinite(values).all():
+        raise ValueError(
+            f"{where}: class_target: found {short(target)}, expected a number for each region"
+        )
+    return tuple(values.tolist())
