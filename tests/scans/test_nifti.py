@@ -3,6 +3,7 @@ import itertools
 import tracemalloc
 
 from lesion_d2.scans import read_scan
+from lesion_d2.scans.nifti import open_nifti
 from lesion_d2.scans.writing import write_nifti
 
 import nibabel
@@ -158,3 +159,29 @@ def test_memory_stays_within_the_volume_and_some_slices(tmp_path, ending):
     tracemalloc.stop()
     assert (scan.volume == -1000).all()
     assert peak < scan.volume.nbytes + 20 * 64 * 64 * 8 + 300_000
+
+
+def test_one_of_several_volumes_along_the_fourth_axis(tmp_path):
+    stored = np.random.default_rng(0).integers(-1000, 900, (6, 5, 4, 3)).astype(np.int16)
+    for ending in ("nii", "nii.gz"):
+        file = tmp_path / f"a.{ending}"
+        nibabel.save(nibabel.Nifti1Image(stored, np.diag([-1, -1, 2, 1])), file)
+        for number in range(3):
+            volume, _ = open_nifti(file, channel=(number, 3)).read_volume()
+            assert np.array_equal(volume, stored[:, :, ::-1, number].T)
+        with pytest.raises(ValueError, match="found 3 volumes along the fourth axis, expected 2"):
+            open_nifti(file, channel=(0, 2))
+        with pytest.raises(ValueError, match="expected numbers in three dimensions"):
+            open_nifti(file)
+
+
+def test_flat_images_are_slices_where_that_is_allowed(tmp_path):
+    pixels = np.arange(-15, 15, dtype=np.int16).reshape(6, 5)
+    file = tmp_path / "a.nii"
+    for stored, thickness in ((pixels, 1.0), (pixels[..., None], 999.0)):
+        nibabel.save(nibabel.Nifti1Image(stored, np.diag([-0.5, -0.25, thickness, 1])), file)
+        with pytest.raises(ValueError, match="expected"):
+            open_nifti(file)
+        opened = open_nifti(file, allow_flat=True)
+        assert opened.spacing == (0.5, 0.25, 1.0)
+        assert np.array_equal(opened.read_volume()[0], pixels.T[None])
