@@ -7,11 +7,12 @@ subcommand of ``lesion_d2.tools.import_data``, the first line by itself the shor
 
 from types import ModuleType
 
-from . import dicom, lidc, luna16, mdt, nndetection, nnunet
+from . import coco, dicom, lidc, luna16, mdt, nndetection, nnunet
 from .case import Case, ImportedVolume, Listing
 
 #: Subcommand of ``lesion_d2.tools.import_data`` -> the format's module.
 FORMATS: dict[str, ModuleType] = {
+    "coco": coco,
     "nndetection": nndetection,
     "nnunet": nnunet,
     "mdt": mdt,

@@ -24,6 +24,8 @@ from ..scans.orientation import Turn
 from ..scans.volume_file import stem_of
 from .case import Case, ImportedVolume, Listing
 
+_MAX_NAME = 90  # and a number behind it
+
 
 @dataclass(frozen=True)
 class _Group:
@@ -35,12 +37,24 @@ class _Group:
     image_root: str
     images: tuple[CocoImage, ...]
     numbers: tuple[int, ...]
-    is_stored: bool
+    kind: str  # "stored" slices of a file; "pictures" of a volume; a "picture" by itself
+
+    @property
+    def is_stored(self) -> bool:
+        return self.kind == "stored"
+
+    @property
+    def is_file(self) -> bool:
+        """Whether its name is a file's."""
+        return self.kind != "pictures"
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(image.file_name for image in self.images))
 
     @property
     def files(self) -> tuple[str, ...]:
-        names = dict.fromkeys(image.file_name for image in self.images)
-        return tuple(os.path.join(self.image_root, name) for name in names)
+        return tuple(os.path.join(self.image_root, name) for name in self.file_names)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -147,7 +161,7 @@ def list_coco(
         root = os.path.dirname(json_file) if image_root is None else image_root
         groups += _group(split, os.fspath(json_file), os.fspath(root), images, group_by)
     cases, damaged = [], []
-    for group, name in zip(groups, unique_names(g.name for g in groups), strict=True):
+    for group, name in zip(groups, _case_names(groups), strict=True):
         try:
             cases.append(_case(group, name))
         except (OSError, ValueError, ImportError) as error:
@@ -227,9 +241,7 @@ def _group(
         for run in runs:
             chosen = tuple(slices[n] for n in run)
             full = name if len(runs) == 1 else f"{name}_{run[0]}-{run[-1]}"
-            groups.append(
-                _Group(full, split, json_file, image_root, chosen, tuple(run), kind == "stored")
-            )
+            groups.append(_Group(full, split, json_file, image_root, chosen, tuple(run), kind))
     return groups
 
 
@@ -256,6 +268,20 @@ def _runs(numbers: Sequence[int]) -> list[list[int]]:
     return [[number for _, number in group] for _, group in groups]
 
 
+def _case_names(groups: Sequence[_Group]) -> list[str]:
+    """Safe names, another one for each: files by their path below the folder of all of them."""
+    folders = {f"./{os.path.dirname(name)}" for group in groups for name in group.file_names}
+    common = os.path.commonpath(folders)
+    names = []
+    for group in groups:
+        name = group.name
+        if group.is_file:
+            folder, file = os.path.split(name)
+            name = os.path.join(os.path.relpath(f"./{folder}", common), stem_of(file))
+        names.append(safe_name(name)[:_MAX_NAME].rstrip("._-"))
+    return unique_names(names)
+
+
 def _case(group: _Group, name: str) -> Case:
     """Check a group's headers. Raises ValueError of images that are no volume."""
     first = group.images[0]
@@ -279,11 +305,10 @@ def _case(group: _Group, name: str) -> Case:
                 f"{group.files[0]}: found slices along axis {turn.axes[0]} of its array, expected "
                 "them along the third one: #k counts other planes than axial ones"
             )
-    safe = safe_name(name if group.is_stored is False else stem_of(name))
     return Case(
-        name=safe,
-        patient=first.patient if first.patient is not None else safe,
-        read=partial(read_case, group, safe),
+        name=name,
+        patient=first.patient if first.patient is not None else name,
+        read=partial(read_case, group, name),
         sources=(group.json_file, *group.files),
         split=group.split,
     )
