@@ -44,6 +44,9 @@ def _add_input_config(cfg: CN) -> None:
     # Training masks from RECIST diameters, where a model learns masks and the data set has none:
     # "ellipse" (Tang et al., 2.1) or "grabcut" (Zlocha et al., 2.2).
     cfg.INPUT.PSEUDO_MASK = "ellipse"
+    # Whether lesions without diameters get such masks too, from the ellipse inscribed in their box;
+    # False refuses data sets with them.
+    cfg.INPUT.BOX_MASKS = True
     # Files that lesion_d2.tools.prepare_masks wrote; lesions in none of them get their masks on the
     # fly.
     cfg.INPUT.PSEUDO_MASK_FILES = ()

@@ -132,10 +132,21 @@ class ResizeCT(T.Augmentation):
             raise ValueError(f"resize range is ({low}, {high}); expected 0 < low <= high")
         self._init(locals())
 
-    def get_transform(self, image: np.ndarray, spacing: tuple[float, float, float]) -> Transform:
-        """Draw the size for an image (H, W, C) with the spacing (x, y, z) in mm."""
+    def get_transform(
+        self, image: np.ndarray, spacing: tuple[float, float, float] | None
+    ) -> Transform:
+        """Draw the size for an image (H, W, C) with the spacing (x, y, z) in mm, if it is known.
+
+        Raises:
+            ValueError: it is not, where ``pixel_spacing`` asks for it.
+        """
         height, width = image.shape[:2]
         scale_x = scale_y = self.image_size / max(height, width) if self.image_size else 1.0
+        if self.pixel_spacing and spacing is None:
+            raise ValueError(
+                f"found no spacing of an image, expected one for INPUT.CT.PIXEL_SPACING "
+                f"{self.pixel_spacing:g}"
+            )
         if self.pixel_spacing:
             scale_x, scale_y = (s / self.pixel_spacing for s in spacing[:2])
         factor = self._rand_range(*self.factor_range)

@@ -12,6 +12,7 @@ from ..scans.nifti import is_nifti
 from .ct import read_slice
 from .nifti import nifti_slices
 from .pictures import is_picture, picture_slices
+from .volume_set.slices import is_voxels, voxels_slices
 
 #: Body is what lies above this, in HU: 32000 in DeepLesion's files, as in 3DCE's published code.
 BODY_THRESHOLD = -768
@@ -53,7 +54,7 @@ def volume_extent(
     written whole before they are read and stay as they are while a run lasts.
 
     Args:
-        folder: of the slices, ``<slice number>.png``; or their NIfTI file.
+        folder: of the slices, ``<slice number>.png``; or their volume's file.
         slice_range: first and last slice number that count; None for all.
         pixel_spacing: x and y, in mm.
 
@@ -106,7 +107,8 @@ def _read_same_size(files: Iterable[str]) -> Iterator[np.ndarray]:
 def slice_files(folder: str | os.PathLike) -> dict[int, str]:
     """Slice number -> path of all files ``<slice number>.png`` in a series' folder, in order.
 
-    Of a NIfTI file in place of a folder, see :func:`nifti_slices`; of ``<file>#<coding>``,
+    Of a volume's file in place of a folder, see :func:`nifti_slices` and
+    :func:`~lesion_d2.data.volume_set.slices.voxels_slices`; of ``<file>#<coding>``,
     :func:`~lesion_d2.data.pictures.picture_slices`.
 
     Raises:
@@ -116,6 +118,8 @@ def slice_files(folder: str | os.PathLike) -> dict[int, str]:
         return picture_slices(folder)
     if is_nifti(folder):
         return nifti_slices(folder)
+    if is_voxels(folder):
+        return voxels_slices(folder)
     stems = [name[:-4] for name in os.listdir(folder) if name.endswith(".png")]
     numbers = sorted((int(stem), stem) for stem in stems if stem.isdecimal())
     return {number: os.path.join(folder, f"{stem}.png") for number, stem in numbers}

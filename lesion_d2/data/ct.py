@@ -13,6 +13,13 @@ from ..scans.png import png_size, read_png_slice
 from ..slice_geometry import EXPECTED_SPACING, interpolate_slices, is_spacing
 from .nifti import nifti_geometry, nifti_slice_exists, read_nifti_slice
 from .pictures import is_picture, picture_slice_exists, picture_slice_size, read_picture_slice
+from .volume_set.slices import (
+    is_voxels,
+    read_voxels_slice,
+    read_voxels_slices,
+    voxels_slice_exists,
+)
+from .volume_set.voxels import voxels_shape
 
 _INT16 = np.iinfo(np.int16)
 
@@ -26,7 +33,8 @@ def read_slice(file: str | os.PathLike) -> np.ndarray:
 
     Args:
         file: a 16-bit grayscale PNG in DeepLesion's coding, HU = value - 32768; or one slice of a
-            NIfTI file, ``<file>/<slice number>.png`` (see :func:`read_nifti_slice`); or of another
+            NIfTI file (see :func:`read_nifti_slice`) or of a volume's ``.b2nd`` file (see
+            :mod:`lesion_d2.data.volume_set.slices`), ``<file>/<slice number>.png``; or of another
             picture or volume, ``<file>#<coding>/<slice number>.png`` (see
             :mod:`lesion_d2.data.pictures`).
 
@@ -42,6 +50,8 @@ def read_slice(file: str | os.PathLike) -> np.ndarray:
         return read_picture_slice(file)
     if is_nifti(folder):
         return read_nifti_slice(file)
+    if is_voxels(folder):
+        return read_voxels_slice(file)
     return read_png_slice(file)
 
 
@@ -56,6 +66,8 @@ def slice_size(file: str | os.PathLike) -> tuple[int, int]:
         return picture_slice_size(file)
     if is_nifti(folder):
         return nifti_geometry(folder)[0]
+    if is_voxels(folder):
+        return voxels_shape(folder)[1:]
     return png_size(file)
 
 
@@ -64,7 +76,7 @@ def slice_stack(
     *,
     num_slices: int,
     interval: float,
-    spacing_z: float,
+    spacing_z: float | None,
     slice_range: tuple[int, int] | None = None,
     window: tuple[float, float] | None = None,
 ) -> np.ndarray:
@@ -75,12 +87,13 @@ def slice_stack(
     replaced by the nearest one that exists on the way to the key slice. Every file is read once.
 
     Args:
-        file_name: the key slice, ``.../<slice number>.png`` in a folder or a NIfTI file; its
+        file_name: the key slice, ``.../<slice number>.png`` in a folder or a volume's file; its
             neighbors lie beside it.
         num_slices: C, odd.
         interval: wanted distance between channels, mm; 0 for that of the files: the neighboring
             slices as they are.
-        spacing_z: distance between the files' slices, mm.
+        spacing_z: distance between the files' slices, mm; None where it is not known: then channels
+            are neighboring slices, whatever the interval.
         slice_range: first and last slice number of the series, where it is known.
         window: (low, high) HU that every slice is clipped to BEFORE interpolation, so that the
             filling outside the field of view (-3024) does not leak into its neighbors.
@@ -95,6 +108,8 @@ def slice_stack(
             a slice number; a file is damaged (see :func:`read_slice`); slices differ in size.
     """
     key, path_of = _locate(file_name)
+    if spacing_z is None:
+        interval, spacing_z = 0.0, 1.0
     first, last = slice_range if slice_range is not None else (0, math.inf)
     plan = plan_channels(
         key,
@@ -222,12 +237,18 @@ def _exists(file: str) -> bool:
     folder = os.path.dirname(file)
     if is_picture(folder):
         return picture_slice_exists(file)
-    return nifti_slice_exists(file) if is_nifti(folder) else os.path.isfile(file)
+    if is_nifti(folder):
+        return nifti_slice_exists(file)
+    return voxels_slice_exists(file) if is_voxels(folder) else os.path.isfile(file)
 
 
 def _read_slices(path_of, key: int, indices: set[int], window) -> dict[int, np.ndarray]:
     """HU slices by number, the key slice among them; clipped to the window, all of one size."""
-    slices = {index: read_slice(path_of(index)) for index in sorted(indices | {key})}
+    numbers, folder = sorted(indices | {key}), os.path.dirname(path_of(key))
+    if is_voxels(folder):
+        slices = read_voxels_slices(folder, numbers)
+    else:
+        slices = {index: read_slice(path_of(index)) for index in numbers}
     height, width = slices[key].shape
     for index, hu in slices.items():
         if hu.shape != (height, width):

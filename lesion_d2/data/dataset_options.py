@@ -10,7 +10,7 @@ from ..ignore_regions import is_region, lesions_of
 
 logger = logging.getLogger(__name__)
 
-_SERIES_KEYS = ("patient", "study", "series")
+_SERIES_KEYS = ("patient", "study", "series")  # of a series in DeepLesion; of others "volume" alone
 
 
 def set_allow_missing(name: str, allow_missing: bool) -> None:
@@ -76,12 +76,13 @@ def hide_annotations(name: str, dicts: list[dict]) -> None:
     Args:
         name: of the data set.
         dicts: of it, changed in place; a draw goes over its annotations in the order of their
-            ``row``. Regions to ignore stay.
+            ``row``. Those of one ``row`` are one lesion on several slices, hidden on all. Regions
+            to ignore stay.
     """
     share, seed = MetadataCatalog.get(name).get("hidden_annotations", (0.0, 0))
     if share == 0:
         return
-    rows = sorted(a["row"] for image in dicts for a in lesions_of(image["annotations"]))
+    rows = sorted({a["row"] for image in dicts for a in lesions_of(image["annotations"])})
     num_hidden = round(share * len(rows))
     drawn = np.random.default_rng(seed).permutation(len(rows))[:num_hidden]
     hidden = {rows[i] for i in drawn}
@@ -106,8 +107,8 @@ def set_excluded_volumes(name: str, volumes: Iterable[str]) -> None:
 
     Args:
         name: of the data set in Detectron2's catalogs.
-        volumes: names of data sets whose dicts have ``patient``, ``study`` and ``series``; replaces
-            what was set before.
+        volumes: names of data sets whose dicts have ``patient``, ``study`` and ``series``, or at
+            least ``volume``; replaces what was set before.
 
     Raises:
         KeyError: one of the volumes' data sets is not registered (Detectron2's own check).
@@ -130,7 +131,7 @@ def leave_out_volumes(name: str, dicts: list[dict]) -> list[dict]:
 
     Args:
         name: of the data set.
-        dicts: of it, with ``patient``, ``study`` and ``series``.
+        dicts: of it, with the same keys.
 
     Returns:
         Those that are left, in the same order.
@@ -168,16 +169,18 @@ def _read_parts(volumes: str) -> set[tuple]:
         _set_option(volumes, "excluded_volumes", excluded)
     for image in dicts:
         missing = [key for key in _SERIES_KEYS if key not in image]
-        if missing:
+        if missing and "volume" not in image:
             raise ValueError(
                 f"{volumes}, {image['image_id']}: found no {missing[0]!r}, expected "
-                f"{', '.join(_SERIES_KEYS)} of each image"
+                f"{', '.join(_SERIES_KEYS)} or volume of each image"
             )
     return set(map(_part_of, dicts))
 
 
 def _series_of(image: dict) -> tuple:
-    return tuple(image[key] for key in _SERIES_KEYS)
+    if all(key in image for key in _SERIES_KEYS):
+        return tuple(image[key] for key in _SERIES_KEYS)
+    return (image["volume"],)
 
 
 def _part_of(image: dict) -> tuple[tuple, tuple]:

@@ -25,6 +25,7 @@ from .pseudo_masks import (
     PseudoMasks,
     ellipse_outline,
     grabcut_image,
+    lesion_ends,
     load_mask_file,
     pseudo_mask,
 )
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 #: The images of a sample, int16 until they are on their device.
 IMAGE_KEYS = ("image", "weak_image")
+# mm, of images that do not say: 3DCE's published code cuts borders by pixels, at this size of them.
+_USUAL_SPACING = (0.8, 0.8)
 
 
 class LesionDatasetMapper:
@@ -55,7 +58,10 @@ class LesionDatasetMapper:
         hu_window: low and high, in HU: 0 and 255 of the image.
         cut_borders: whether images show only the key slice's :func:`body_extent` or, of dicts with
             ``volume``, their volume's: slices that neighboring key slices share stay the same.
-        mask_method: "ellipse", "grabcut", or "" for neither ``gt_masks`` nor ``lesion_masks``.
+        mask_method: "ellipse", "grabcut", or "" for neither ``gt_masks`` nor ``lesion_masks``: how
+            masks are made of diameters, or of boxes alone (:func:`lesion_ends`), for annotations
+            without ``segmentation``.
+        box_masks: whether masks may be made of boxes alone.
         pseudo_masks: masks computed before; a lesion that none of them covers gets its mask on the
             fly.
         weak_augmentations: of a second view in training, for a mean teacher (Bai et al., 2023);
@@ -78,6 +84,7 @@ class LesionDatasetMapper:
         hu_window: tuple[float, float] = (-1024.0, 1050.0),
         cut_borders: bool = False,
         mask_method: str = "",
+        box_masks: bool = True,
         pseudo_masks: tuple[PseudoMasks, ...] = (),
         weak_augmentations: list[T.Augmentation] | None = None,
     ):
@@ -91,6 +98,7 @@ class LesionDatasetMapper:
         self.hu_window = hu_window
         self.cut_borders = cut_borders
         self.mask_method = mask_method
+        self.box_masks = box_masks
         self.pseudo_masks = pseudo_masks
         self.hard_negatives: Mapping[str, list[dict]] = {}
         self._num_masks = self._num_fallbacks = 0
@@ -115,6 +123,7 @@ class LesionDatasetMapper:
             "hu_window": tuple(ct.HU_WINDOW),
             "cut_borders": ct.CUT_BORDERS,
             "mask_method": cfg.INPUT.PSEUDO_MASK if with_masks else "",
+            "box_masks": cfg.INPUT.BOX_MASKS,
             "pseudo_masks": _load_mask_files(cfg) if with_masks else (),
             "weak_augmentations": (
                 build_augmentations(cfg, False) if is_train and teacher_looks(cfg) else None
@@ -148,7 +157,8 @@ class LesionDatasetMapper:
         """Map one dict to Detectron2's model input.
 
         Args:
-            dataset_dict: as :func:`load_deeplesion` returns it; not changed.
+            dataset_dict: as :func:`load_deeplesion` returns it; not changed. Where its ``spacing``
+                is None, the neighbors of the key slice are the slices next to it.
 
         Returns:
             A copy with ``image``, float32 (C, H, W) on the 0..255 scale; where borders are cut,
@@ -175,9 +185,10 @@ class LesionDatasetMapper:
         annotations = dataset_dict.pop("annotations", [])
         regions, annotations = regions_of(annotations), lesions_of(annotations)
         hidden = dataset_dict.pop("hidden_annotations", None)
-        if not all(map(is_spacing, dataset_dict["spacing"])):
+        spacing = dataset_dict["spacing"]
+        if spacing is not None and not all(map(is_spacing, spacing)):
             raise ValueError(
-                f"{dataset_dict['file_name']}: found spacing {dataset_dict['spacing']}, "
+                f"{dataset_dict['file_name']}: found spacing {spacing}, "
                 f"expected for x, y and z {EXPECTED_SPACING}"
             )
         stack = self.read_stack(dataset_dict)
@@ -188,7 +199,6 @@ class LesionDatasetMapper:
             dataset_dict["crop"] = self._find_crop(dataset_dict, stack[self.num_slices // 2])
             transforms += crop_transform(dataset_dict["crop"], image.shape[:2])
             image = transforms.apply_image(image)
-        spacing = dataset_dict["spacing"]
         dataset_dict["image"], augmented = _view(image, spacing, self.augmentations)
         if self.is_train and self.weak_augmentations is not None:
             with _random_state_kept():  # the student's next image is the one it were without
@@ -224,14 +234,16 @@ class LesionDatasetMapper:
             dataset_dict["file_name"],
             num_slices=self.num_slices,
             interval=self.slice_interval,
-            spacing_z=dataset_dict["spacing"][2],
+            spacing_z=None if dataset_dict["spacing"] is None else dataset_dict["spacing"][2],
             slice_range=dataset_dict["slice_range"],
             window=self.hu_window,
         )
 
     def _find_crop(self, dataset_dict: dict, key_slice: np.ndarray) -> tuple[int, int, int, int]:
         """What to keep of the slices; ``key_slice`` (H, W) in HU, clipped to the window."""
-        file_name, spacing = dataset_dict["file_name"], tuple(dataset_dict["spacing"][:2])
+        file_name = dataset_dict["file_name"]
+        spacing = dataset_dict["spacing"]
+        spacing = _USUAL_SPACING if spacing is None else tuple(spacing[:2])
         if "volume" in dataset_dict:
             slice_range = dataset_dict["slice_range"]
             slice_range = None if slice_range is None else tuple(slice_range)
@@ -257,15 +269,21 @@ class LesionDatasetMapper:
 
     def _pseudo_masks(self, dataset_dict: dict, lesions: list[dict]) -> list[np.ndarray]:
         image_id = dataset_dict["image_id"]
+        if not self.box_masks and not all("recist" in a for a in lesions):
+            raise ValueError(
+                f"{dataset_dict['file_name']}: found a lesion with neither a mask nor diameters, "
+                "expected one of them (INPUT.BOX_MASKS is False)"
+            )
         for stored in self.pseudo_masks:
             if stored.covers(image_id):
-                rles = [stored.get(image_id, a["row"], a["recist"]) for a in lesions]
+                rles = [stored.get(image_id, a["row"], lesion_ends(a)) for a in lesions]
                 return [mask_util.decode(rle) for rle in rles]
         size, pixels = (dataset_dict["height"], dataset_dict["width"]), None
         if self.mask_method == "grabcut":
             pixels = grabcut_image(read_slice(dataset_dict["file_name"]), dataset_dict["window"])
         found = [
-            pseudo_mask(self.mask_method, pixels, a["recist"], xyxy_box(a), size) for a in lesions
+            pseudo_mask(self.mask_method, pixels, lesion_ends(a), xyxy_box(a), size)
+            for a in lesions
         ]
         self._count(found)
         return [mask for mask, _ in found]
@@ -283,7 +301,7 @@ class LesionDatasetMapper:
 
 
 def _view(
-    image: np.ndarray, spacing: tuple[float, float, float], augmentations: T.AugmentationList
+    image: np.ndarray, spacing: tuple[float, float, float] | None, augmentations: T.AugmentationList
 ) -> tuple[torch.Tensor, T.Transform]:
     """An augmented image (C, h, w) of (H, W, C), and what was applied."""
     aug_input = T.AugInput(image)
@@ -350,8 +368,7 @@ def lesion_outline(annotation: dict) -> np.ndarray:
     corners = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
     if is_region(annotation):
         return corners
-    x, y = (x1 + x2) / 2, (y1 + y2) / 2
-    outline = ellipse_outline(annotation.get("recist", (x1, y, x2, y, x, y1, x, y2)))
+    outline = ellipse_outline(lesion_ends(annotation))
     low, high = outline.min(axis=0), outline.max(axis=0)
     if (high - low).min() <= 0:  # end points on one line along an axis: the box is all there is
         return corners

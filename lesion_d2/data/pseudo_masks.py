@@ -7,7 +7,7 @@ from 1; its reader takes that off (:data:`lesion_d2.data.deeplesion_csv.FIRST_PI
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -15,6 +15,7 @@ import numpy as np
 from pycocotools import mask as mask_util
 from scipy import ndimage
 
+from ..boxes import xyxy_box
 from ..files import written_whole
 from .ct import hu_to_pixels
 
@@ -238,12 +239,28 @@ class PseudoMasks:
         return entry
 
 
+def lesion_ends(annotation: Mapping) -> tuple[float, ...]:
+    """The end points of a lesion's diameters, or those of the ellipse inscribed in its box.
+
+    Args:
+        annotation: with ``recist``; or with ``bbox`` and ``bbox_mode`` alone.
+
+    Returns:
+        x11, y11, x12, y12 (long diameter; of a box the one along x), x21, y21, x22, y22, pixels.
+    """
+    if "recist" in annotation:
+        return tuple(annotation["recist"])
+    x1, y1, x2, y2 = xyxy_box(annotation)
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    return x1, y, x2, y, x, y1, x, y2
+
+
 def mask_annotation(image_id: str, annotation: dict, found: PseudoMask) -> dict:
     """One entry of a mask file.
 
     Args:
         image_id: the image's name.
-        annotation: the lesion, with ``row`` and ``recist``.
+        annotation: the lesion, with ``row`` and what :func:`lesion_ends` takes.
         found: its mask.
 
     Returns:
@@ -253,7 +270,7 @@ def mask_annotation(image_id: str, annotation: dict, found: PseudoMask) -> dict:
     return {
         "image_id": image_id,
         "row": annotation["row"],
-        "recist": list(annotation["recist"]),
+        "recist": list(lesion_ends(annotation)),
         "fell_back": found.fell_back,
         "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
     }

@@ -41,7 +41,7 @@ class Truth:
         """Read the Detectron2 dicts of the data set ``name`` (for messages).
 
         ``patient``, ``spacing``, ``diameters_mm`` and ``coarse_type`` may be missing, as in data
-        sets other than DeepLesion: strata that need them are then empty, and an image without
+        sets other than DeepLesion, or ``spacing`` None: strata that need them are then empty, and an image without
         ``patient`` is taken as a patient of its own.
 
         Raises:
@@ -59,7 +59,7 @@ class Truth:
             image_ids=image_ids,
             boxes=[_boxes(lesions_of(d.get("annotations", ()))) for d in dicts],
             patients=np.array([numbers[owner] for owner in owners]),
-            spacing_z=_floats(d.get("spacing", [math.nan])[-1] for d in dicts),
+            spacing_z=_floats(_spacing_z(d) for d in dicts),
             diameters=_floats(a.get("diameters_mm", [math.nan])[0] for a in annotations),
             types=np.array([a.get("coarse_type", -1) for a in annotations], dtype=int),
             regions=list(map(region_boxes, dicts)),
@@ -122,6 +122,11 @@ def make_strata(truth: Truth) -> list[Stratum]:
 def _boxes(annotations: Sequence[Mapping]) -> np.ndarray:
     boxes = [xyxy_box(annotation) for annotation in annotations]
     return np.array(boxes, dtype=np.float64).reshape(-1, 4)
+
+
+def _spacing_z(image: Mapping) -> float:
+    spacing = image.get("spacing")
+    return math.nan if spacing is None else spacing[-1]
 
 
 def _floats(values) -> np.ndarray:

@@ -31,6 +31,7 @@ from lesion_d2.data.pseudo_masks import (
     check_annotation,
     grabcut_image,
     grabcut_mask,
+    lesion_ends,
     load_mask_file,
     mask_annotation,
     pseudo_mask,
@@ -137,7 +138,7 @@ def dice_against_truth(
         (d, a)
         for d in DatasetCatalog.get(dataset)
         for a in lesions_of(d["annotations"])
-        if low <= math.dist(a["recist"][:2], a["recist"][2:4]) <= high
+        if low <= math.dist(lesion_ends(a)[:2], lesion_ends(a)[2:4]) <= high
     ]
     if not lesions:
         raise ValueError(f"{dataset}: found no lesion with a long diameter of {low} to {high} px")
@@ -163,8 +164,8 @@ def dice_against_truth(
 def _mask(method: str, image: np.ndarray, annotation: dict) -> np.ndarray:
     if method == WHOLE_SLICE:
         margin = max(image.shape)
-        return grabcut_mask(image, annotation["recist"], xyxy_box(annotation), margin=margin)
-    return pseudo_mask(method, image, annotation["recist"], xyxy_box(annotation)).mask
+        return grabcut_mask(image, lesion_ends(annotation), xyxy_box(annotation), margin=margin)
+    return pseudo_mask(method, image, lesion_ends(annotation), xyxy_box(annotation)).mask
 
 
 def _dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -202,7 +203,7 @@ def _image_masks(record: dict, method: str) -> tuple[str, list[dict]]:
     for annotation in lesions_of(record["annotations"]):
         try:
             box = xyxy_box(annotation)
-            found = pseudo_mask(method, image, annotation["recist"], box, size)
+            found = pseudo_mask(method, image, lesion_ends(annotation), box, size)
         except ValueError as error:
             raise ValueError(f"{record['file_name']}, row {annotation['row']}: {error}") from error
         annotations.append(mask_annotation(record["image_id"], annotation, found))
@@ -259,7 +260,7 @@ def _parse_line(path: str, number: int, line: bytes) -> dict:
 
 
 def _lesions(annotations: Iterable[dict]) -> list[tuple]:
-    return [(a["row"], tuple(a["recist"])) for a in annotations]
+    return [(a["row"], lesion_ends(a)) for a in annotations]
 
 
 def _existing_summary(dicts: list[dict], info: dict, output: str) -> Summary | None:
@@ -272,7 +273,7 @@ def _existing_summary(dicts: list[dict], info: dict, output: str) -> Summary | N
         )
     try:
         entries = [
-            masks.entry(d["image_id"], a["row"], a["recist"])
+            masks.entry(d["image_id"], a["row"], lesion_ends(a))
             for d in dicts
             for a in lesions_of(d["annotations"])
         ]

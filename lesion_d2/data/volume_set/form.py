@@ -2,10 +2,9 @@
 
 import json
 import os
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,15 @@ from ...boxes import EXPECTED_BOX, bad_boxes
 from ...files import read_json, written_whole
 from ...rle import check_mask
 from ...scans.limits import check_size
-from ...scans.names import safe_name
-from ...slice_geometry import EXPECTED_SPACING, is_spacing
 from ..problems import raise_problems, short
+from .fields import (
+    LESION_DEFAULTS,
+    LESION_FIELDS,
+    SET_FIELDS,
+    VOLUME_DEFAULTS,
+    VOLUME_FIELDS,
+    is_int,
+)
 from .records import SPLITS, Lesion, Volume, VolumeSet, lesion_of_mask
 
 __all__ = [
@@ -34,9 +39,8 @@ FILE_NAME = "volume_set.json"
 #: What ``schema`` and ``version`` of the file are.
 SCHEMA, VERSION = "lesion_d2/volume_set", 1
 
-_MAX_NUMBER = 1e9
-_MAX_TEXT = 1000
-_IMAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
+_EXPECTED = "a data set of volumes"
+_END = b"\n]}\n"
 
 
 def write_volume_set(root: str | os.PathLike, volume_set: VolumeSet) -> None:
@@ -49,7 +53,7 @@ def write_volume_set(root: str | os.PathLike, volume_set: VolumeSet) -> None:
     head = {key: getattr(volume_set, key) for key in ("classes", "source", "splits", "folds")}
     head = _dump(file, {"schema": SCHEMA, "version": VERSION, **head})
     volumes = [_dump(file, _volume_content(volume)) for volume in volume_set.volumes]
-    text = f'{head[:-1]},\n"volumes": [\n' + ",\n".join(volumes) + "\n]}\n"
+    text = f'{head[:-1]},\n"volumes": [\n' + ",\n".join(volumes) + _END.decode()
     _parse(file, json.loads(text))
     file.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(file) as partial:
@@ -67,7 +71,37 @@ def read_volume_set(root: str | os.PathLike) -> VolumeSet:
             a line for each, with the volume, the lesion and the key.
     """
     file = Path(root) / FILE_NAME
-    return _parse(file, read_json(file, "a data set of volumes"))
+    return _parse(file, read_json(file, _EXPECTED))
+
+
+def read_head(root: str | os.PathLike) -> VolumeSet:
+    """Read ``<root>/volume_set.json`` but for its volumes: classes, source, splits and folds.
+
+    Of a file as :func:`write_volume_set` writes it no more than the first line is read, and
+    whether it has its end; so what is wrong with volumes is not found here.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_volume_set`.
+    """
+    file = Path(root) / FILE_NAME
+    content = _first_line(file)
+    if content is None:
+        content = read_json(file, _EXPECTED)
+    _check_version(file, content)
+    parser = _Parser(file)
+    return parser.parse_head({**content, "volumes": []})
+
+
+def _first_line(file: Path) -> object:
+    """What stands before the volumes; None where the file has another form or no end."""
+    try:
+        with open(file, "rb") as opened:
+            head = opened.readline()
+            opened.seek(max(0, os.path.getsize(file) - len(_END)))
+            is_whole = opened.read() == _END and head.endswith(b",\n")
+        return json.loads(head[:-2] + b"}") if is_whole else None
+    except (OSError, ValueError, RecursionError):
+        return None  # read as a whole, it is told what is wrong
 
 
 def _dump(file: Path, content: object) -> str:
@@ -103,6 +137,11 @@ def _lesion_content(lesion: Lesion) -> dict:
 
 
 def _parse(file: Path, content: object) -> VolumeSet:
+    _check_version(file, content)
+    return _Parser(file).parse(content)
+
+
+def _check_version(file: Path, content: object) -> None:
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise ValueError(f"{file}: found no data set of volumes, expected the schema {SCHEMA!r}")
     if content.get("version") != VERSION:
@@ -110,7 +149,6 @@ def _parse(file: Path, content: object) -> VolumeSet:
             f"{file}: found version {short(content.get('version'))} of a data set of volumes, "
             f"expected {VERSION}"
         )
-    return _Parser(file).parse(content)
 
 
 class _Parser:
@@ -121,29 +159,39 @@ class _Parser:
         self.problems: list[str] = []
 
     def parse(self, content: dict) -> VolumeSet:
-        content = {"source": {}, "splits": {}, "folds": [], **content}
-        if not self._check_fields("", content, _SET_FIELDS):
-            raise_problems(self.file, self.problems)
-        classes = tuple(content["classes"])
-        volumes = [self._volume(n, entry, classes) for n, entry in enumerate(content["volumes"])]
-        found = [volume for volume in volumes if volume is not None]
+        """All of a file."""
+        head = self.parse_head(content)
+        volumes = [
+            self._volume(number, entry, head.classes)
+            for number, entry in enumerate(content["volumes"])
+        ]
+        found = tuple(volume for volume in volumes if volume is not None)
         self._check_unique("volume names", (volume.name.lower() for volume in found))
         self._check_unique("image files", (volume.image.lower() for volume in found))
         ids = (lesion.id for volume in found for lesion in volume.lesions)
         self._check_unique("lesion ids", ids)
         if not self.problems:  # else patients may be missing
             patients = {volume.patient for volume in found}
-            self._check_splits("splits", content["splits"], patients)
-            for number, fold in enumerate(content["folds"]):
-                self._check_splits(f"fold {number}", fold, patients)
+            for where, splits in _named_splits(head):
+                self._check_patients(where, splits, patients)
         raise_problems(self.file, self.problems)
-        return VolumeSet(
-            classes,
-            tuple(found),
-            content["source"],
-            _tuples(content["splits"]),
-            tuple(map(_tuples, content["folds"])),
-        )
+        return replace(head, volumes=found)
+
+    def parse_head(self, content: dict) -> VolumeSet:
+        """What stands beside the volumes, which are left out."""
+        content = {"source": {}, "splits": {}, "folds": [], **content}
+        if self._check_fields("", content, SET_FIELDS):
+            head = VolumeSet(
+                tuple(content["classes"]),
+                (),
+                content["source"],
+                _tuples(content["splits"]),
+                tuple(map(_tuples, content["folds"])),
+            )
+            for where, splits in _named_splits(head):
+                self._check_once(where, splits)
+        raise_problems(self.file, self.problems)
+        return head
 
     def _check_fields(self, where: str, entry: object, checks: Mapping) -> bool:
         """Whether an entry has the keys it should have, and each holds what it should."""
@@ -166,27 +214,31 @@ class _Parser:
             if count > 1:
                 self.problems.append(f"{what}: found {short(value)} {count} times, expected once")
 
-    def _check_splits(self, where: str, splits: dict, patients: set[str]) -> None:
+    def _check_once(self, where: str, splits: Mapping) -> None:
+        """No patient is in two splits, or twice in one."""
         split_of = {}
+        for name, split in ((name, split) for split, names in splits.items() for name in names):
+            if name in split_of:
+                self.problems.append(
+                    f"{where}: found patient {short(name)} in {split_of[name]} and in {split}, "
+                    "expected it once"
+                )
+            split_of[name] = split
+
+    def _check_patients(self, where: str, splits: Mapping, patients: set[str]) -> None:
         for split, names in splits.items():
             for name in names:
                 if name not in patients:
                     self.problems.append(
                         f"{where}, {split}: found patient {short(name)}, expected one of a volume"
                     )
-                elif name in split_of:
-                    self.problems.append(
-                        f"{where}: found patient {short(name)} in {split_of[name]} and in {split}, "
-                        "expected it once"
-                    )
-                split_of[name] = split
 
     def _volume(self, number: int, entry: object, classes: tuple[str, ...]) -> Volume | None:
         name = entry.get("name") if isinstance(entry, dict) else None
         where = f"volume {short(name) if isinstance(name, str) else number}: "
         if isinstance(entry, dict):
-            entry = {"spacing": None, "origin": None, "direction": None, "lesions": [], **entry}
-        if not self._check_fields(where, entry, _VOLUME_FIELDS):
+            entry = {**VOLUME_DEFAULTS, **entry}
+        if not self._check_fields(where, entry, VOLUME_FIELDS):
             return None
         try:
             check_size("shape", tuple(entry["shape"]))
@@ -210,8 +262,8 @@ class _Parser:
         self, where: str, number: int, entry: object, shape: list[int], classes: tuple[str, ...]
     ) -> Lesion | None:
         found = entry.get("id") if isinstance(entry, dict) else None
-        where = f"{where}, lesion {short(found) if _is_int(found) else f'at {number}'}: "
-        if not self._check_fields(where, _with_defaults(entry), _LESION_FIELDS):
+        where = f"{where}, lesion {short(found) if is_int(found) else f'at {number}'}: "
+        if not self._check_fields(where, _with_defaults(entry), LESION_FIELDS):
             return None
         before = len(self.problems)
         if entry["category"] >= len(classes):
@@ -228,6 +280,13 @@ class _Parser:
             if entry.get(key) is not None:
                 entry[key] = {int(n): _tuple(value) for n, value in entry[key].items()}
         return Lesion(**{key: _tuple(value) for key, value in entry.items()})
+
+
+def _named_splits(head: VolumeSet) -> Iterator[tuple[str, Mapping]]:
+    """The splits, and those of each fold, with their names in messages."""
+    yield "splits", head.splits
+    for number, fold in enumerate(head.folds):
+        yield f"fold {number}", fold
 
 
 def _misplaced(lesion: dict, shape: list[int]) -> Iterator[tuple[str, str, str]]:
@@ -279,84 +338,8 @@ def _mask_fault(counts: str, height: int, width: int) -> tuple[str, str] | None:
     return None if area else (f"no pixel in {num_runs} runs", "a pixel or more")
 
 
-def _is_int(value: object) -> bool:
-    return type(value) is int and abs(value) <= _MAX_NUMBER
-
-
-def _is_number(value: object) -> bool:  # NaN compares as False
-    return _is_int(value) or (type(value) is float and abs(value) <= _MAX_NUMBER)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= _MAX_TEXT and value.isprintable()
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and value == safe_name(value)
-
-
-def _is_image(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= _MAX_TEXT and bool(_IMAGE.fullmatch(value))
-
-
-def _is_direction(value: object) -> bool:
-    if not _numbers(9)(value):
-        return False
-    matrix = np.array(value, float).reshape(3, 3)
-    lengths = np.linalg.norm(matrix, axis=0)
-    return bool(np.all(np.abs(lengths - 1) < 1e-3) and abs(np.linalg.det(matrix)) > 1e-3)
-
-
-def _is_spacings(value: object) -> bool:
-    return _numbers(3)(value) and all(map(is_spacing, value))
-
-
-def _is_diameters(value: object) -> bool:
-    return _numbers(2)(value) and value[0] >= value[1] > 0
-
-
-def _is_attributes(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        _is_text(key) and (_is_number(entry) or _is_text(entry) or entry == "")
-        for key, entry in value.items()
-    )
-
-
-def _is_splits(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        key in SPLITS and isinstance(names, list) and all(map(_is_text, names))
-        for key, names in value.items()
-    )
-
-
-def _is_classes(value: object) -> bool:
-    are_texts = isinstance(value, list) and len(value) > 0 and all(map(_is_text, value))
-    return are_texts and len(set(value)) == len(value)
-
-
-def _numbers(count: int) -> Callable[[object], bool]:
-    def is_right(value: object) -> bool:
-        return isinstance(value, list) and len(value) == count and all(map(_is_number, value))
-
-    return is_right
-
-
-def _by_slice(is_right: Callable[[object], bool]) -> Callable[[object], bool]:
-    def are_right(value: object) -> bool:
-        return isinstance(value, dict) and all(
-            re.fullmatch("0|[1-9][0-9]{0,8}", number) is not None and is_right(entry)
-            for number, entry in value.items()
-        )
-
-    return _optional(are_right)
-
-
-def _optional(is_right: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: value is None or is_right(value)
-
-
 def _with_defaults(entry: object) -> object:
-    return {**_LESION_DEFAULTS, **entry} if isinstance(entry, dict) else entry
+    return {**LESION_DEFAULTS, **entry} if isinstance(entry, dict) else entry
 
 
 def _tuple(value: object) -> object:
@@ -365,50 +348,3 @@ def _tuple(value: object) -> object:
 
 def _tuples(splits: Mapping) -> dict[str, tuple[str, ...]]:
     return {split: tuple(names) for split, names in splits.items()}
-
-
-_LESION_DEFAULTS = {
-    "boxes": None,
-    "masks": None,
-    "recist": None,
-    "diameters_mm": None,
-    "ignore": False,
-    "attributes": {},
-}
-# Of each key: what its value has to be, for the eye of a program and for that of a reader.
-_SET_FIELDS = {
-    "schema": (lambda value: True, "a name"),
-    "version": (lambda value: True, "a number"),
-    "classes": (_is_classes, "a list of one or more names, no two alike"),
-    "source": (lambda value: isinstance(value, dict), "an object"),
-    "splits": (_is_splits, f"patients of {', '.join(SPLITS)}"),
-    "folds": (
-        lambda value: isinstance(value, list) and all(map(_is_splits, value)),
-        f"a list of folds, each with the patients of {', '.join(SPLITS)}",
-    ),
-    "volumes": (lambda value: isinstance(value, list), "a list"),
-}
-_VOLUME_FIELDS = {
-    "name": (_is_name, "up to 100 letters, digits, '.', '_' and '-', the first and last no sign"),
-    "patient": (_is_text, "printable text"),
-    "image": (_is_image, "a path in the data set's folder, of letters, digits, '.', '_' and '-'"),
-    "shape": (
-        lambda value: _numbers(3)(value) and all(map(_is_int, value)),
-        "slices, height and width in whole numbers",
-    ),
-    "spacing": (_optional(_is_spacings), f"null, or for x, y and z {EXPECTED_SPACING}"),
-    "origin": (_optional(_numbers(3)), "null or 3 numbers of mm"),
-    "direction": (_optional(_is_direction), "null or 9 numbers whose columns are unit vectors"),
-    "lesions": (lambda value: isinstance(value, list), "a list"),
-}
-_LESION_FIELDS = {
-    "id": (lambda value: _is_int(value) and value > 0, "a whole number from 1"),
-    "category": (lambda value: _is_int(value) and value >= 0, "a whole number from 0"),
-    "box": (_numbers(6), "6 finite numbers"),
-    "boxes": (_by_slice(_numbers(4)), "null, or 4 finite numbers a slice"),
-    "masks": (_by_slice(lambda value: isinstance(value, str)), "null, or an RLE a slice"),
-    "recist": (_by_slice(_numbers(8)), "null, or 8 finite numbers a slice"),
-    "diameters_mm": (_optional(_is_diameters), "null, or the long and the short one in mm"),
-    "ignore": (lambda value: isinstance(value, bool), "true or false"),
-    "attributes": (_is_attributes, "names with numbers or texts"),
-}

@@ -8,20 +8,24 @@ each compressed chunk, and one for the rest.
 
 import os
 import struct
+import threading
 import zlib
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import blosc2
 import numpy as np
 
 from ...files import one_line, written_whole
 from ...scans.limits import check_size
 
+if TYPE_CHECKING:
+    import blosc2
+
 #: How names of the files end.
 EXTENSION = ".b2nd"
 #: Voxels z, y, x that are compressed together, and those of them that are decompressed together.
-CHUNKS, BLOCKS = (8, 128, 128), (4, 64, 64)
+CHUNKS, BLOCKS = (4, 256, 256), (2, 64, 128)
 
 # The end of a file: what it is, the lengths of Blosc2's header and of its chunks, the CRC-32 of the
 # array's other bytes (and of those of the chunks), and their number.
@@ -51,6 +55,8 @@ def write_voxels(file: str | os.PathLike, volume: np.ndarray) -> None:
             "slices x height x width"
         )
     check_size(file, volume.shape)
+    import blosc2
+
     chunks = tuple(map(min, CHUNKS, volume.shape))
     array = blosc2.asarray(
         np.ascontiguousarray(volume),
@@ -59,7 +65,7 @@ def write_voxels(file: str | os.PathLike, volume: np.ndarray) -> None:
         cparams=blosc2.CParams(
             codec=blosc2.Codec.ZSTD,
             clevel=1,
-            filters=[blosc2.Filter.BITSHUFFLE],
+            filters=[blosc2.Filter.SHUFFLE],
             filters_meta=[0],
             nthreads=1,
         ),
@@ -69,7 +75,7 @@ def write_voxels(file: str | os.PathLike, volume: np.ndarray) -> None:
         partial.write_bytes(array.to_cframe() + _sums(array))
 
 
-def _sums(array: blosc2.NDArray) -> bytes:
+def _sums(array: "blosc2.NDArray") -> bytes:
     """What stands behind an array."""
     frame, schunk = array.to_cframe(), array.schunk
     header = int.from_bytes(frame[_HEADER_LENGTH], "big")
@@ -169,7 +175,10 @@ class _Array:
     """An open file. Its chunks are checked when they are first read."""
 
     def __init__(self, file: str):
+        import blosc2  # takes most of a second, and starts threads
+
         self.file = file
+        self._lock = threading.Lock()
         if not file.endswith(EXTENSION):
             raise ValueError(f"{file}: found another suffix, expected {EXTENSION!r}")
         self._sums = self._guarded(_read_sums, file)
@@ -180,14 +189,14 @@ class _Array:
             deserialize="safe",  # no references to other files or hosts, no expressions
             dparams=blosc2.DParams(nthreads=1),
         )
-        self._check()
+        self._check(blosc2.NDArray)
         self.shape = tuple(map(int, self.array.shape))
         self._checked = np.zeros(len(self._sums), bool)
         self._grid = [-(-n // c) for n, c in zip(self.shape, self.array.chunks, strict=True)]
 
-    def _check(self) -> None:
+    def _check(self, kind: type) -> None:
         array = self.array
-        if type(array) is not blosc2.NDArray or list(array.schunk.meta) != ["b2nd"]:
+        if type(array) is not kind or list(array.schunk.meta) != ["b2nd"]:
             raise ValueError(f"{self.file}: found a {type(array).__name__}, expected plain voxels")
         if array.ndim != 3 or array.dtype != np.int16:
             raise ValueError(
@@ -208,13 +217,17 @@ class _Array:
             np.arange(a // c, -(-b // c))
             for (a, b), c in zip(patch, self.array.chunks, strict=True)
         ]
-        for number in np.ravel_multi_index(np.ix_(*ranges), self._grid).ravel():
-            if not self._checked[number]:
-                chunk = self._guarded(self.array.schunk.get_chunk, int(number))
-                if zlib.crc32(chunk) != self._sums[number]:
-                    raise self._damaged(f"checksum of chunk {number} differs")
-                self._checked[number] = True
-        return self._guarded(self.array.__getitem__, tuple(slice(a, b) for a, b in patch))
+        with self._lock:  # threads share the position in the file
+            for number in np.ravel_multi_index(np.ix_(*ranges), self._grid).ravel().tolist():
+                if not self._checked[number]:
+                    self._check_chunk(number)
+            return self._guarded(self.array.__getitem__, tuple(slice(a, b) for a, b in patch))
+
+    def _check_chunk(self, number: int) -> None:
+        chunk = self._guarded(self.array.schunk.get_chunk, number)
+        if zlib.crc32(chunk) != self._sums[number]:
+            raise self._damaged(f"the checksum of chunk {number} differs")
+        self._checked[number] = True
 
     def _guarded(self, call, *args, **kwargs):
         """A call of blosc2, which raises errors of many kinds on damaged files."""

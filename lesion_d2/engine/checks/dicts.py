@@ -67,10 +67,10 @@ def _problems_of(image: Mapping, classes: Sequence[str] | None) -> Iterable[str]
     for key in ("height", "width"):
         if key in image and not (isinstance(image[key], Integral) and image[key] > 0):
             yield f"found {key} {short(image[key])}, expected a whole number of pixels"
-    if "spacing" in image and not (
+    if image.get("spacing") is not None and not (
         _are_numbers(image["spacing"], 3) and all(map(is_spacing, image["spacing"]))
     ):
-        expected = f"for x, y and z {EXPECTED_SPACING}"
+        expected = f"None, or for x, y and z {EXPECTED_SPACING}"
         yield f"found spacing {short(image['spacing'])}, expected {expected}"
     slice_range = image.get("slice_range")
     if slice_range is not None and not _are_numbers(slice_range, 2):

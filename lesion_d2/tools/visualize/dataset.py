@@ -11,6 +11,7 @@ from lesion_d2.data.pseudo_masks import (
     METHODS,
     PseudoMasks,
     grabcut_image,
+    lesion_ends,
     load_mask_file,
     pseudo_mask,
 )
@@ -73,13 +74,13 @@ def _computed_masks(method: str, record: dict) -> list[np.ndarray]:
     return [
         mask_util.decode(a["segmentation"]).astype(bool)
         if "segmentation" in a
-        else pseudo_mask(method, image, a["recist"], xyxy_box(a)).mask
+        else pseudo_mask(method, image, lesion_ends(a), xyxy_box(a)).mask
         for a in lesions_of(record["annotations"])
     ]
 
 
 def _stored_masks(masks: PseudoMasks, record: dict) -> list[np.ndarray]:
     return [
-        mask_util.decode(masks.get(record["image_id"], a["row"], a["recist"])).astype(bool)
+        mask_util.decode(masks.get(record["image_id"], a["row"], lesion_ends(a))).astype(bool)
         for a in lesions_of(record["annotations"])
     ]

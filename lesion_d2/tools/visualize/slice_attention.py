@@ -137,7 +137,7 @@ def record_slices(
         stride=stride,
         image_size=image_size,
         extent=shown_extent(sample, image_size),
-        interval=mapper.slice_interval or record["spacing"][2],
+        interval=_interval(mapper, record),
         predictions=output["instances"].to("cpu"),
     )
 

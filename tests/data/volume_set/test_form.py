@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 
 from lesion_d2.data.volume_set.form import (
     Lesion,
     Volume,
     VolumeSet,
     lesion_of_mask,
+    read_head,
     read_volume_set,
     write_volume_set,
 )
@@ -35,7 +37,15 @@ def make_set() -> VolumeSet:
     direction = (1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
     volumes = (
         Volume(
-            "a", "1", "images/a.b2nd", SHAPE, (0.5, 0.6, 2.0), (3.0, 4.0, 5.0), direction, lesions
+            "a",
+            "1",
+            "images/a.b2nd",
+            SHAPE,
+            (0.5, 0.6, 2.0),
+            (3.0, 4.0, 5.0),
+            direction,
+            (-1350.0, 150.0),
+            lesions,
         ),
         Volume("b", "2", "images/b.b2nd", (1, 20, 30)),
     )
@@ -111,6 +121,7 @@ BAD = [
     ((*VOLUME, "origin"), [0, 0, float("nan")], "volume 'a': origin: found [0, 0, nan]"),
     ((*VOLUME, "direction"), [1] * 9, "volume 'a': direction: found"),
     ((*VOLUME, "direction"), [1, 1, 0, 0, 0, 0, 0, 0, 1], "volume 'a': direction: found"),
+    ((*VOLUME, "window"), [150, -1350], "volume 'a': window: found [150, -1350]"),
     (LESION, None, "volume 'a', lesion at 0: found None, expected an object"),
     ((*LESION, "id"), 2, "lesion ids: found 2 2 times"),
     ((*LESION, "id"), True, "lesion at 0: id: found True"),
@@ -156,6 +167,23 @@ def test_what_is_wrong_is_one_line(tmp_path, place, value, message):
     assert message in str(error.value)
     assert str(error.value).startswith(f"{file}: ")
     assert len(str(error.value)) < 1500
+
+
+def test_the_head_is_what_stands_beside_the_volumes(tmp_path):
+    write_volume_set(tmp_path, make_set())
+    assert read_head(tmp_path) == replace(make_set(), volumes=())
+    file = tmp_path / "volume_set.json"
+    text = file.read_text()
+    file.write_text(json.dumps(json.loads(text), indent=1, sort_keys=True))
+    assert read_head(tmp_path) == replace(make_set(), volumes=())
+    file.write_text(text[:-1])
+    assert read_head(tmp_path) == replace(make_set(), volumes=())
+    file.write_text(text[:-2])
+    with pytest.raises(ValueError, match="found no readable JSON"):
+        read_head(tmp_path)
+    file.write_text(text.replace('"val": ["2"]', '"val": ["1"]', 1))
+    with pytest.raises(ValueError, match="splits: found patient '1' in train and in val"):
+        read_head(tmp_path)
 
 
 def test_all_that_is_wrong_is_told_at_once(tmp_path):

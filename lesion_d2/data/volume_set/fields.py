@@ -1,0 +1,150 @@
+"""What the fields of ``volume_set.json`` have to hold, each one alone."""
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from ...scans.names import safe_name
+from ...slice_geometry import EXPECTED_SPACING, is_spacing
+from .records import SPLITS
+
+_MAX_NUMBER = 1e9
+_MAX_TEXT = 1000
+_IMAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
+
+
+def is_int(value: object) -> bool:
+    return type(value) is int and abs(value) <= _MAX_NUMBER
+
+
+def _is_number(value: object) -> bool:  # NaN compares as False
+    return is_int(value) or (type(value) is float and abs(value) <= _MAX_NUMBER)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _MAX_TEXT and value.isprintable()
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value == safe_name(value)
+
+
+def _is_image(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= _MAX_TEXT and bool(_IMAGE.fullmatch(value))
+
+
+def _is_direction(value: object) -> bool:
+    if not _numbers(9)(value):
+        return False
+    matrix = np.array(value, float).reshape(3, 3)
+    lengths = np.linalg.norm(matrix, axis=0)
+    return bool(np.all(np.abs(lengths - 1) < 1e-3) and abs(np.linalg.det(matrix)) > 1e-3)
+
+
+def _is_spacings(value: object) -> bool:
+    return _numbers(3)(value) and all(map(is_spacing, value))
+
+
+def _is_diameters(value: object) -> bool:
+    return _numbers(2)(value) and value[0] >= value[1] > 0
+
+
+def _is_window(value: object) -> bool:
+    return _numbers(2)(value) and value[0] < value[1]
+
+
+def _is_attributes(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        _is_text(key) and (_is_number(entry) or _is_text(entry) or entry == "")
+        for key, entry in value.items()
+    )
+
+
+def _is_splits(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        key in SPLITS and isinstance(names, list) and all(map(_is_text, names))
+        for key, names in value.items()
+    )
+
+
+def _is_classes(value: object) -> bool:
+    are_texts = isinstance(value, list) and len(value) > 0 and all(map(_is_text, value))
+    return are_texts and len(set(value)) == len(value)
+
+
+def _numbers(count: int) -> Callable[[object], bool]:
+    def is_right(value: object) -> bool:
+        return isinstance(value, list) and len(value) == count and all(map(_is_number, value))
+
+    return is_right
+
+
+def _by_slice(is_right: Callable[[object], bool]) -> Callable[[object], bool]:
+    def are_right(value: object) -> bool:
+        return isinstance(value, dict) and all(
+            re.fullmatch("0|[1-9][0-9]{0,8}", number) is not None and is_right(entry)
+            for number, entry in value.items()
+        )
+
+    return _optional(are_right)
+
+
+def _optional(is_right: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: value is None or is_right(value)
+
+
+#: What holds where a volume or a lesion says nothing.
+VOLUME_DEFAULTS = {
+    "spacing": None,
+    "origin": None,
+    "direction": None,
+    "window": None,
+    "lesions": [],
+}
+LESION_DEFAULTS = {
+    "boxes": None,
+    "masks": None,
+    "recist": None,
+    "diameters_mm": None,
+    "ignore": False,
+    "attributes": {},
+}
+# Of each key: whether a value is right, and how messages tell what it should be.
+SET_FIELDS = {
+    "schema": (lambda value: True, "a name"),
+    "version": (lambda value: True, "a number"),
+    "classes": (_is_classes, "a list of one or more names, no two alike"),
+    "source": (lambda value: isinstance(value, dict), "an object"),
+    "splits": (_is_splits, f"patients of {', '.join(SPLITS)}"),
+    "folds": (
+        lambda value: isinstance(value, list) and all(map(_is_splits, value)),
+        f"a list of folds, each with the patients of {', '.join(SPLITS)}",
+    ),
+    "volumes": (lambda value: isinstance(value, list), "a list"),
+}
+VOLUME_FIELDS = {
+    "name": (_is_name, "up to 100 letters, digits, '.', '_' and '-', the first and last no sign"),
+    "patient": (_is_text, "printable text"),
+    "image": (_is_image, "a path in the data set's folder, of letters, digits, '.', '_' and '-'"),
+    "shape": (
+        lambda value: _numbers(3)(value) and all(map(is_int, value)),
+        "slices, height and width in whole numbers",
+    ),
+    "spacing": (_optional(_is_spacings), f"null, or for x, y and z {EXPECTED_SPACING}"),
+    "origin": (_optional(_numbers(3)), "null or 3 numbers of mm"),
+    "direction": (_optional(_is_direction), "null or 9 numbers whose columns are unit vectors"),
+    "window": (_optional(_is_window), "null, or the lower and the higher end in HU"),
+    "lesions": (lambda value: isinstance(value, list), "a list"),
+}
+LESION_FIELDS = {
+    "id": (lambda value: is_int(value) and value > 0, "a whole number from 1"),
+    "category": (lambda value: is_int(value) and value >= 0, "a whole number from 0"),
+    "box": (_numbers(6), "6 finite numbers"),
+    "boxes": (_by_slice(_numbers(4)), "null, or 4 finite numbers a slice"),
+    "masks": (_by_slice(lambda value: isinstance(value, str)), "null, or an RLE a slice"),
+    "recist": (_by_slice(_numbers(8)), "null, or 8 finite numbers a slice"),
+    "diameters_mm": (_optional(_is_diameters), "null, or the long and the short one in mm"),
+    "ignore": (lambda value: isinstance(value, bool), "true or false"),
+    "attributes": (_is_attributes, "names with numbers or texts"),
+}

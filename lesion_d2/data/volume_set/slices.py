@@ -1,0 +1,87 @@
+"""Slices of a volume's file, read like a folder of PNG files.
+
+A slice has the path ``<file>.b2nd/<slice number>.png``, which is not on disk; numbers count from 0.
+"""
+
+import os
+from collections.abc import Iterable
+
+import numpy as np
+
+from .voxels import BLOCKS, EXTENSION, read_voxels, voxels_shape
+
+
+def is_voxels(file: str | os.PathLike) -> bool:
+    """Whether a path is that of a volume's file, by its name."""
+    return os.fspath(file).endswith(EXTENSION)
+
+
+def voxels_slice_path(file: str | os.PathLike, number: int) -> str:
+    """The path of a slice."""
+    return os.path.join(file, f"{number:03d}.png")
+
+
+def voxels_slices(file: str | os.PathLike) -> dict[int, str]:
+    """Slice number -> path of all slices, in order.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`~lesion_d2.data.volume_set.voxels.read_voxels`.
+    """
+    return {n: voxels_slice_path(file, n) for n in range(voxels_shape(file)[0])}
+
+
+def voxels_slice_exists(path: str | os.PathLike) -> bool:
+    """Whether a slice's path is one of :func:`voxels_slices`."""
+    file, number = _split(path)
+    return os.path.isfile(file) and number < voxels_shape(file)[0]
+
+
+def read_voxels_slice(path: str | os.PathLike) -> np.ndarray:
+    """Read one slice, H x W int16 in HU, the caller's own.
+
+    Raises:
+        FileNotFoundError: there is no such file, or no such slice in it.
+        ValueError: the file is damaged.
+    """
+    file, number = _split(path)
+    return read_voxels_slices(file, [number])[number]
+
+
+def read_voxels_slices(
+    file: str | os.PathLike, numbers: Iterable[int]
+) -> dict[int, np.ndarray]:
+    """Read slices, those that lie near one another at once.
+
+    Returns:
+        Slice number -> H x W int16 in HU, the caller's own.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_voxels_slice`.
+    """
+    depth = voxels_shape(file)[0]
+    slices: dict[int, np.ndarray] = {}
+    for run in _runs(sorted(set(numbers))):
+        if run[-1] >= depth:
+            raise FileNotFoundError(f"{voxels_slice_path(file, run[-1])}: no such CT slice")
+        volume = read_voxels(file, run[0], run[-1] + 1)
+        slices |= {number: volume[number - run[0]] for number in run}
+    return slices
+
+
+def _runs(numbers: list[int]) -> list[list[int]]:
+    """Numbers whose blocks touch, together."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number // BLOCKS[0] - runs[-1][-1] // BLOCKS[0] <= 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return runs
+
+
+def _split(path: str | os.PathLike) -> tuple[str, int]:
+    file, name = os.path.split(path)
+    stem = os.path.splitext(name)[0]
+    if not stem.isdecimal():
+        raise ValueError(f"{path}: found the name {name!r}, expected <slice number>.png")
+    return file, int(stem)
