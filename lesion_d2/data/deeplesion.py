@@ -46,7 +46,8 @@ COARSE_TYPES = (
     "soft tissue",
     "pelvis",
 )
-_COLORS = (
+#: Of the types, in pictures.
+COLORS = (
     (230, 25, 75),
     (245, 130, 48),
     (255, 225, 25),
@@ -201,7 +202,7 @@ def lesion_classes(coarse_types: bool) -> dict[str, list]:
     """Metadata of the categories: the eight coarse types, or every lesion alike."""
     return {
         "thing_classes": list(COARSE_TYPES) if coarse_types else ["lesion"],
-        "thing_colors": list(_COLORS) if coarse_types else [_COLORS[2]],
+        "thing_colors": list(COLORS) if coarse_types else [COLORS[2]],
     }
 
 

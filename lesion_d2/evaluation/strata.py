@@ -41,8 +41,8 @@ class Truth:
         """Read the Detectron2 dicts of the data set ``name`` (for messages).
 
         ``patient``, ``spacing``, ``diameters_mm`` and ``coarse_type`` may be missing, as in data
-        sets other than DeepLesion, or ``spacing`` None: strata that need them are then empty, and an image without
-        ``patient`` is taken as a patient of its own.
+        sets other than DeepLesion, or ``spacing`` None: strata that need them are then empty, and
+        an image without ``patient`` is taken as a patient of its own.
 
         Raises:
             ValueError: two dicts with the same ``image_id``, or no dict at all.

@@ -47,9 +47,7 @@ def read_voxels_slice(path: str | os.PathLike) -> np.ndarray:
     return read_voxels_slices(file, [number])[number]
 
 
-def read_voxels_slices(
-    file: str | os.PathLike, numbers: Iterable[int]
-) -> dict[int, np.ndarray]:
+def read_voxels_slices(file: str | os.PathLike, numbers: Iterable[int]) -> dict[int, np.ndarray]:
     """Read slices, those that lie near one another at once.
 
     Returns:

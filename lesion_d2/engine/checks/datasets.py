@@ -1,5 +1,6 @@
 """What is wrong with a run's data sets, found before anything is written."""
 
+import logging
 from collections import Counter
 
 from detectron2.config import CfgNode
@@ -20,6 +21,8 @@ from ...modeling import DetUNet
 from ..input_errors import InputError, as_input_error, has_uldor_heads, is_a, switched_on
 from ..trainer import EVALUATOR_TYPES
 from .dicts import check_dicts
+
+logger = logging.getLogger(__name__)
 
 
 def load_datasets(cfg: CfgNode, kind: str, *, required: bool) -> list[list[dict]]:
@@ -59,6 +62,7 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
         raise InputError(f"DATASETS.{kind}, {name}: {error}") from error
     if not images:
         raise InputError(f"DATASETS.{kind}, {name}: found no image")
+    _check_spacing(cfg, name, kind, images)
     mining = kind == "TRAIN" and switched_on(cfg, "HARD_NEGATIVES.")
     is_mined = name in (cfg.HARD_NEGATIVES.DATASETS or cfg.DATASETS.TRAIN)
     if mining and is_mined and not any(lesions_of(image["annotations"]) for image in images):
@@ -75,6 +79,21 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
     if kind == "TEST" and evaluator_type == "lesion_volume":
         _check_volumes(cfg, name, images)
     return images
+
+
+def _check_spacing(cfg: CfgNode, name: str, kind: str, images: list[dict]) -> None:
+    """Check that nothing goes by a spacing that is not known; tell what is done without."""
+    unknown = [image["image_id"] for image in images if image["spacing"] is None]
+    if not unknown:
+        return
+    found = f"{name}: found {len(unknown)} of {len(images)} images without spacing (the first: "
+    found += f"{unknown[0]})"
+    if cfg.INPUT.CT.PIXEL_SPACING > 0:
+        raise InputError(
+            f"INPUT.CT.PIXEL_SPACING: found {cfg.INPUT.CT.PIXEL_SPACING:g}, expected 0 for "
+            f"DATASETS.{kind}, {found}"
+        )
+    logger.info(f"{found}: their channels are neighboring slices, whatever the distance")
 
 
 def set_dataset_options(cfg: CfgNode, name: str, kind: str) -> None:
@@ -138,7 +157,7 @@ def _check_classes(cfg: CfgNode, name: str, kind: str) -> None:
 
 
 def check_masks(cfg: CfgNode, images: list[dict], kind: str) -> None:
-    """Check that every annotation has a mask, or the diameters that one is made from."""
+    """Check that every annotation has a mask, or what one is made from; tell of boxes alone."""
     if not trains_on_masks(cfg):
         return
     bare = [
@@ -149,10 +168,18 @@ def check_masks(cfg: CfgNode, images: list[dict], kind: str) -> None:
     ]
     if bare:
         number = sum(len(lesions_of(image["annotations"])) for image in images)
-        raise InputError(
+        found = (
             f"DATASETS.{kind}: found {len(bare)} of {number} annotations without a mask and "
-            f"without RECIST diameters to make it from (the first: {bare[0]}), expected "
-            "'segmentation' or 'recist' for a model that learns masks"
+            f"without RECIST diameters to make it from (the first: {bare[0]})"
+        )
+        if not cfg.INPUT.BOX_MASKS:
+            raise InputError(
+                f"{found}, expected 'segmentation' or 'recist' for a model that learns masks, or "
+                "INPUT.BOX_MASKS True"
+            )
+        logger.info(
+            f"{found}: their masks are made of their boxes (INPUT.PSEUDO_MASK "
+            f"{cfg.INPUT.PSEUDO_MASK!r})"
         )
 
 

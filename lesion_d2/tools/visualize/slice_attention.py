@@ -56,7 +56,7 @@ class SliceRecording:
         stride: pixels of the image a weight.
         image_size: height and width of the image.
         extent: of :func:`shown_extent`.
-        interval: between slices, in mm.
+        interval: between slices, in mm; None where it is not known.
         predictions: the detections, in pixels of the slice, on the CPU.
     """
 
@@ -68,7 +68,7 @@ class SliceRecording:
     stride: int
     image_size: tuple[int, int]
     extent: tuple[int, int, int, int]
-    interval: float
+    interval: float | None
     predictions: Instances
 
     @property
@@ -137,7 +137,7 @@ def record_slices(
         stride=stride,
         image_size=image_size,
         extent=shown_extent(sample, image_size),
-        interval=_interval(mapper, record),
+        interval=mapper.slice_interval or record["spacing"][2] if record["spacing"] else None,
         predictions=output["instances"].to("cpu"),
     )
 
@@ -270,9 +270,11 @@ class SlicePage:
         recording, tiles, titles = self.recording, [], []
         for index, visualizer in enumerate(self._visualizers()):
             if index != recording.key:
-                offset = 3 * (index - recording.key) * recording.interval
+                offset, unit = 3 * (index - recording.key), "slices"
+                if recording.interval is not None:
+                    offset, unit = offset * recording.interval, "mm"
                 # Less at the end of a series, where its last slice takes the place of others.
-                titles.append(f"slice {recording.name(index)}\nup to {offset:+g} mm")
+                titles.append(f"slice {recording.name(index)}\nup to {offset:+g} {unit}")
             elif judge_image is None:
                 visualizer.draw_dataset_dict(recording.record)
                 titles.append("slice K\nthe key slice")

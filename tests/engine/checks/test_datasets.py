@@ -1,4 +1,5 @@
 import copy
+import logging
 import shutil
 
 from lesion_d2.engine import InputError, Trainer, load_config
@@ -60,7 +61,10 @@ def _image(image_id: int, annotations: list[dict]) -> dict:
 
 def test_a_training_set_without_masks_is_told_of(tiny_phantom, tmp_path, box_images):
     args = uldor_args(
-        tmp_path, DATASETS__TRAIN=("phantom_train", "box_images"), HARD_NEGATIVES__PERIOD=2
+        tmp_path,
+        DATASETS__TRAIN=("phantom_train", "box_images"),
+        HARD_NEGATIVES__PERIOD=2,
+        INPUT__BOX_MASKS=False,
     )
     expected = r"DATASETS.TRAIN: found 3 of \d+ annotations without a mask .*\(the first: 0.png\)"
     with pytest.raises(InputError, match=expected):
@@ -100,11 +104,31 @@ def test_mined_sets_share_no_images_but_the_same_slices(tiny_phantom, tmp_path):
             DatasetCatalog.remove(name)
 
 
-def test_test_sets_need_masks_for_the_loss_only(tiny_phantom, tmp_path, box_images):
+def test_test_sets_need_masks_for_the_loss_only(tiny_phantom, tmp_path, box_images, caplog):
+    caplog.set_level(logging.INFO)
     args = uldor_args(tmp_path, DATASETS__TEST=("box_images",))
     assert check_inputs(load_config(args), args) > 0
     args.opts += ["TEST.LOSS_PERIOD", "1"]
-    with pytest.raises(InputError, match=r"DATASETS.TEST: found 3 of 3 annotations without a mask"):
+    check_inputs(load_config(args), args)
+    told = "DATASETS.TEST: found 3 of 3 annotations without a mask"
+    assert "their masks are made of their boxes (INPUT.PSEUDO_MASK 'ellipse')" in caplog.text
+    assert told in caplog.text
+    args.opts += ["INPUT.BOX_MASKS", "False"]
+    with pytest.raises(InputError, match=told):
+        check_inputs(load_config(args), args)
+
+
+def test_without_spacing_nothing_goes_by_it(tmp_path, box_images, caplog):
+    caplog.set_level(logging.INFO)
+    box_images[1]["spacing"] = None
+    args = tiny_args(tmp_path, DATASETS__TRAIN=("box_images",), DATASETS__TEST=())
+    assert check_inputs(load_config(args), args) == 3
+    assert "box_images: found 1 of 3 images without spacing (the first: 1): their" in caplog.text
+    args.opts += ["INPUT.CT.PIXEL_SPACING", "0.8"]
+    expected = (
+        r"INPUT.CT.PIXEL_SPACING: found 0.8, expected 0 for DATASETS.TRAIN, box_images: found 1"
+    )
+    with pytest.raises(InputError, match=expected):
         check_inputs(load_config(args), args)
 
 

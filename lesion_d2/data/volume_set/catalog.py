@@ -1,0 +1,139 @@
+"""Data sets of volumes in Detectron2's catalog: each folder with a ``volume_set.json``."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ...scans.names import safe_name
+from ..dataset_options import hide_annotations, leave_out_volumes
+from ..deeplesion import COLORS, resolve_root
+from .dicts import load_volume_set, read_cached
+from .form import FILE_NAME, read_head
+from .records import VolumeSet
+
+logger = logging.getLogger(__name__)
+
+#: Where in a :class:`VolumeSet` a registered name has its patients: no fold and no split for all.
+_Part = tuple[int | None, str | None]
+
+
+def register_volume_sets(folder: str | os.PathLike = "$DETECTRON2_DATASETS") -> list[str]:
+    """Register every data set of volumes in a folder; it is done when the package is imported.
+
+    One whose ``volume_set.json`` is damaged, or whose names others have, is told in one line of the
+    log and left out.
+
+    Args:
+        folder: of data sets, each in a folder of its own, by which it is named;
+            ``$DETECTRON2_DATASETS`` in it stands for that environment variable, or "datasets".
+
+    Returns:
+        The names that were not registered before.
+    """
+    folder = Path(resolve_root(os.fspath(folder)))
+    try:
+        roots = sorted(path.parent for path in folder.glob(f"*/{FILE_NAME}"))
+    except OSError:
+        return []
+    names = []
+    for root in roots:
+        try:
+            names += register_volume_set(root)
+        except (OSError, ValueError) as error:
+            logger.warning(f"A data set is not registered: {error}")
+    return names
+
+
+def register_volume_set(root: str | os.PathLike, name: str | None = None) -> list[str]:
+    """Register a data set of volumes with Detectron2; its volumes are read when first asked for.
+
+    - ``<name>``, ``<name>_train``, ``_val`` and ``_test``: slices that show a lesion (and all
+      volumes of one slice), as DeepLesion's key slices are, with its options but for missing files.
+    - ``<name>_volumes`` and ``<name>_volumes_train``, ...: every slice, for evaluation in 3-D.
+    - ``<name>_fold0_train``, ``<name>_fold0_volumes_train``, ...: of its folds.
+
+    Splits without patients have no names. What the data set had been registered as before stays,
+    so that it can be called again when splits were added.
+
+    Args:
+        root: the folder with ``volume_set.json``.
+        name: its name; that of the folder by default.
+
+    Returns:
+        The names that were not registered before.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`~lesion_d2.data.volume_set.form.read_head`; or a
+            name is none, or that of another data set.
+    """
+    root = os.path.abspath(root)
+    name = os.path.basename(root) if name is None else name
+    if safe_name(name) != name:
+        raise ValueError(
+            f"{root}: found the name {name!r}, expected letters, digits, '.', '_' and '-'"
+        )
+    head = read_head(root)
+    parts = dict(_parts(name, head))
+    for registered in parts:
+        if _is_known(registered) and MetadataCatalog.get(registered).get("volume_set") != root:
+            raise ValueError(
+                f"{root}: found the name {registered!r} of another data set, expected one of its "
+                "own"
+            )
+    added = [registered for registered in parts if not _is_known(registered)]
+    for registered in added:
+        part, every_slice = parts[registered]
+        load = partial(_load_registered, registered, root, part, every_slice)
+        DatasetCatalog.register(registered, load)
+        MetadataCatalog.get(registered).set(
+            thing_classes=list(head.classes),
+            thing_colors=[COLORS[n % len(COLORS)] for n in _color_order(len(head.classes))],
+            evaluator_type="lesion_volume" if every_slice else "lesion",
+            can_exclude_volumes=True,
+            volume_set=root,
+        )
+    return added
+
+
+def _parts(name: str, head: VolumeSet) -> Iterator[tuple[str, tuple[_Part, bool]]]:
+    """Names to register, each with its part of the data set, and whether it has every slice."""
+    for every_slice, kind in ((False, ""), (True, "_volumes")):
+        yield f"{name}{kind}", ((None, None), every_slice)
+        for split in _used(head.splits):
+            yield f"{name}{kind}_{split}", ((None, split), every_slice)
+        for number, fold in enumerate(head.folds):
+            for split in _used(fold):
+                yield f"{name}_fold{number}{kind}_{split}", ((number, split), every_slice)
+
+
+def _used(splits: Mapping[str, tuple[str, ...]]) -> list[str]:
+    return [split for split, patients in splits.items() if patients]
+
+
+def _is_known(name: str) -> bool:
+    return name in DatasetCatalog.list()
+
+
+def _color_order(number: int) -> range:
+    """One class has the color that lesions have elsewhere."""
+    return range(2, 3) if number == 1 else range(number)
+
+
+def _load_registered(name: str, root: str, part: _Part, every_slice: bool) -> list[dict]:
+    fold, split = part
+    volume_set = read_cached(root)
+    patients = None
+    if split is not None:
+        splits = volume_set.splits if fold is None else dict(enumerate(volume_set.folds)).get(fold)
+        patients = frozenset((splits or {}).get(split, ()))
+    dicts = leave_out_volumes(name, load_volume_set(root, patients, every_slice=every_slice))
+    if not every_slice:
+        hide_annotations(name, dicts)
+    return dicts
+
+
+register_volume_sets()

@@ -1,0 +1,189 @@
+"""A data set of volumes as Detectron2's dicts."""
+
+import logging
+import os
+from collections.abc import Collection, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from detectron2.structures import BoxMode
+
+from ...display_windows import WINDOWS
+from ..deeplesion_csv import cut_boxes
+from ..problems import raise_problems
+from .form import FILE_NAME, read_volume_set
+from .records import Lesion, Volume, VolumeSet
+from .slices import voxels_slice_path
+from .voxels import voxels_shape
+
+logger = logging.getLogger(__name__)
+
+#: In HU, of volumes that name no window.
+WINDOW = WINDOWS["abdomen"]
+
+_MAX_SETS = 8
+_MAX_SHAPES = 2**16
+
+
+def load_volume_set(
+    root: str | os.PathLike,
+    patients: Collection[str] | None = None,
+    *,
+    every_slice: bool = False,
+) -> list[dict]:
+    """Make Detectron2's dicts of a data set of volumes, one a slice, in the file's order.
+
+    Beside Detectron2's ``file_name, image_id, height, width, annotations`` a dict has ``spacing``
+    (x, y, z) mm or None, ``slice_range`` (first, last), ``slice_index`` (from 0), ``patient`` and
+    ``volume`` (names), ``window`` (low, high) HU and, with ``every_slice``, ``volume_boxes``: XYXY
+    in pixels, one a lesion, its extent on all slices; the same list in all dicts of a volume.
+
+    An annotation has ``bbox`` (XYXY_ABS, cut to the image), ``bbox_mode``, ``category_id``,
+    ``lesion`` and ``row``, the lesion's id; where it is known on this slice, ``segmentation``
+    (COCO's RLE) and ``recist``; where the lesion's are known, ``diameters_mm``; ``is_key``, True,
+    on the slice of its largest box (of several, the one nearest to its middle); and ``iscrowd``, 1,
+    if it is a region to ignore.
+
+    Args:
+        root: the folder with ``volume_set.json``. What it says is kept in memory until the file
+            changes.
+        patients: those whose volumes are wanted; None for all.
+        every_slice: whether slices without a lesion have a dict, too. Volumes of one slice, which
+            are images of their own, always have.
+
+    Raises:
+        FileNotFoundError: there is no ``volume_set.json``.
+        ValueError: it is not as it should be, or files of voxels are missing, damaged or of
+            another size: a line for each.
+    """
+    volume_set = read_cached(root)
+    volumes = [v for v in volume_set.volumes if patients is None or v.patient in patients]
+    _check_files(root, volumes)
+    dicts = [image for volume in volumes for image in _slices(root, volume, every_slice)]
+    lesions = [lesion for volume in volumes for lesion in volume.lesions]
+    num_regions = sum(lesion.ignore for lesion in lesions)
+    logger.info(
+        f"{root}: {len(lesions) - num_regions} lesions and {num_regions} regions to ignore in "
+        f"{len(volumes)} volumes, {len(dicts)} slices of them"
+    )
+    return dicts
+
+
+def read_cached(root: str | os.PathLike) -> VolumeSet:
+    """:func:`read_volume_set`, once for a file as it is; not to be changed.
+
+    Raises:
+        FileNotFoundError, ValueError: see there.
+    """
+    file = Path(root, FILE_NAME)
+    state = os.stat(file) if file.exists() else None
+    return _read(os.path.abspath(root), state and (state.st_mtime_ns, state.st_size))
+
+
+@lru_cache(_MAX_SETS)
+def _read(root: str, state: tuple[int, int] | None) -> VolumeSet:
+    return read_volume_set(root)
+
+
+def _check_files(root: str | os.PathLike, volumes: list[Volume]) -> None:
+    problems = []
+    for volume in volumes:
+        file = os.path.join(root, volume.image)
+        try:
+            state = os.stat(file)
+            shape = _shape(file, (state.st_mtime_ns, state.st_size))
+        except FileNotFoundError:
+            problems.append(f"volume {volume.name!r}: found no {file}, expected its voxels")
+        except (OSError, ValueError) as error:
+            problems.append(f"volume {volume.name!r}: {error}")
+        else:
+            if shape != volume.shape:
+                problems.append(
+                    f"volume {volume.name!r}: found voxels of shape {shape} in {file}, expected "
+                    f"{volume.shape}"
+                )
+    raise_problems(Path(root, FILE_NAME), problems)
+
+
+@lru_cache(_MAX_SHAPES)
+def _shape(file: str, state: tuple[int, int]) -> tuple[int, int, int]:
+    return voxels_shape(file)
+
+
+def _slices(root: str | os.PathLike, volume: Volume, every_slice: bool) -> Iterator[dict]:
+    """The dicts of a volume, with all of what they share in memory once."""
+    depth, height, width = volume.shape
+    common = {
+        "height": height,
+        "width": width,
+        "spacing": volume.spacing,
+        "slice_range": (0, depth - 1),
+        "patient": volume.patient,
+        "volume": volume.name,
+        "window": volume.window or WINDOW,
+    }
+    if every_slice:
+        common["volume_boxes"] = _extents(volume)
+    annotations: dict[int, list[dict]] = {}
+    for lesion in volume.lesions:
+        for number, annotation in _annotations(lesion, (height, width)):
+            annotations.setdefault(number, []).append(annotation)
+    for number in range(depth):
+        found = annotations.get(number, [])
+        if every_slice or depth == 1 or not all(a.get("iscrowd") for a in found):
+            yield {
+                "file_name": voxels_slice_path(os.path.join(root, volume.image), number),
+                "image_id": f"{volume.name}_{number:03d}",
+                "slice_index": number,
+                **common,
+                "annotations": found,
+            }
+
+
+def _annotations(lesion: Lesion, size: tuple[int, int]) -> Iterator[tuple[int, dict]]:
+    """A lesion's annotations, each with the number of its slice."""
+    key = _key_slice(lesion)
+    for number in lesion.slices:
+        annotation = {
+            "bbox": _cut(lesion.box_on(number), size),
+            "bbox_mode": BoxMode.XYXY_ABS,
+            "category_id": lesion.category,
+            "lesion": lesion.id,
+            "row": lesion.id,
+        }
+        if lesion.masks and number in lesion.masks:
+            annotation["segmentation"] = {"size": list(size), "counts": lesion.masks[number]}
+        if lesion.recist and number in lesion.recist:
+            annotation["recist"] = list(lesion.recist[number])
+        if lesion.diameters_mm is not None:
+            annotation["diameters_mm"] = lesion.diameters_mm
+        if number == key:
+            annotation["is_key"] = True
+        if lesion.ignore:
+            annotation["iscrowd"] = 1
+        yield number, annotation
+
+
+def _key_slice(lesion: Lesion) -> int:
+    middle = (lesion.box[2] + lesion.box[5]) / 2
+
+    def rank(number: int) -> tuple[float, float]:
+        x1, y1, x2, y2 = lesion.box_on(number)
+        return (x2 - x1) * (y2 - y1), -abs(number - middle)
+
+    return max(lesion.slices, key=rank)
+
+
+def _extents(volume: Volume) -> list[list[float]]:
+    """Boxes XYXY of the lesions, each over all its slices."""
+    return [
+        _cut((*lesion.box[:2], *lesion.box[3:5]), volume.shape[1:])
+        for lesion in volume.lesions
+        if not lesion.ignore
+    ]
+
+
+def _cut(box: tuple[float, ...], size: tuple[int, int]) -> list[float]:
+    """A box XYXY without what lies beside the image of a size (height, width)."""
+    return cut_boxes(np.array([box]), np.array([size[::-1]]))[0][0].tolist()
