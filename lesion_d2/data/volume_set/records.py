@@ -67,9 +67,9 @@ class Volume:
         spacing: x, y, z in mm; None where the source does not say.
         origin: LPS in mm, the center of voxel (0, 0, 0); None where it is not known.
         direction: 9 numbers, row by row; columns are the unit vectors along x, y and z in LPS.
+        lesions: in any order.
         window: (low, high) HU that shows its lesions well, as DICOM's windows do; for pictures and
             for GrabCut. None: see :data:`lesion_d2.data.volume_set.dicts.WINDOW`.
-        lesions: in any order.
     """
 
     name: str
@@ -79,8 +79,8 @@ class Volume:
     spacing: tuple[float, float, float] | None = None
     origin: tuple[float, float, float] | None = None
     direction: tuple[float, ...] | None = None
-    window: tuple[float, float] | None = None
     lesions: tuple[Lesion, ...] = ()
+    window: tuple[float, float] | None = None
 
     def to_patient(self, points: np.ndarray) -> np.ndarray:
         """Map points in voxels to the patient.

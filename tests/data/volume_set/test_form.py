@@ -44,8 +44,8 @@ def make_set() -> VolumeSet:
             (0.5, 0.6, 2.0),
             (3.0, 4.0, 5.0),
             direction,
-            (-1350.0, 150.0),
             lesions,
+            (-1350.0, 150.0),
         ),
         Volume("b", "2", "images/b.b2nd", (1, 20, 30)),
     )
