@@ -1,4 +1,5 @@
 from .average_precision import AP_METHODS, detection_average_precision, ranking_average_precision
+from .combined import CombinedEvaluation, combine_evaluations, read_volume_detections
 from .criteria import Criterion, parse_criteria, volume_metrics_of
 from .evaluator import LesionEvaluator
 from .froc import FrocCurve, froc_curve
@@ -9,12 +10,14 @@ from .volume_evaluator import VolumeEvaluator
 
 __all__ = [
     "AP_METHODS",
+    "CombinedEvaluation",
     "Criterion",
     "FrocCurve",
     "LesionEvaluator",
     "Matches",
     "OperatingPoints",
     "VolumeEvaluator",
+    "combine_evaluations",
     "detection_average_precision",
     "froc_curve",
     "match_detections",
@@ -23,5 +26,6 @@ __all__ = [
     "plot_froc",
     "ranking_average_precision",
     "read_operating_points",
+    "read_volume_detections",
     "volume_metrics_of",
 ]

@@ -296,10 +296,14 @@ class VolumeEvaluator(DatasetEvaluator):
             ),
             "detections": [
                 {"volume": name, **entry}
-                for name, found, lesions in zip(
-                    self._truth.names, detections, self._truth.lesions, strict=True
+                for name, found, *truth in zip(
+                    self._truth.names,
+                    detections,
+                    self._truth.lesions,
+                    self._truth.regions,
+                    strict=True,
                 )
-                for entry in _entries(found, lesions, first_pixel(self._dataset_name))
+                for entry in _entries(found, *truth, first_pixel(self._dataset_name))
             ],
         }
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -312,10 +316,13 @@ class VolumeEvaluator(DatasetEvaluator):
         plot_froc(named, self._folder / "froc.png", unit="volume")
 
 
-def _entries(found: VolumeBoxes, lesions: VolumeBoxes, first_pixel: float) -> list[dict]:
+def _entries(
+    found: VolumeBoxes, lesions: VolumeBoxes, regions: Mapping, first_pixel: float
+) -> list[dict]:
     """Detections of a volume as they stand in ``volumes.json``, in the file's coordinates.
 
-    ``key_slices`` are their boxes on the lesions' key slices, all that P3D goes by.
+    ``key_slices`` are their boxes on the lesions' key slices, all that P3D goes by; in a volume
+    with regions to ignore, on all of their slices, by which they lie in regions or not.
     """
     offset = first_pixel * np.array([1, 1, 0, 1, 1, 0])  # slices have their numbers on disk
     columns = zip(
@@ -325,7 +332,7 @@ def _entries(found: VolumeBoxes, lesions: VolumeBoxes, first_pixel: float) -> li
         {"box3d": box, "score": score, "category_id": number, "key_slices": {}}
         for box, score, number in columns
     ]
-    kept = np.isin(found.slice_boxes[:, 2], lesions.slice_boxes[:, 2])
+    kept = np.isin(found.slice_boxes[:, 2], lesions.slice_boxes[:, 2]) | bool(regions)
     boxes = (found.slice_boxes[kept] + offset)[:, [0, 1, 3, 4]].tolist()
     numbers = found.slice_boxes[kept, 2].astype(int).tolist()
     for i, number, box in zip(found.tracklets[kept].tolist(), numbers, boxes, strict=True):

@@ -11,8 +11,8 @@ from ..ignore_regions import lesions_of, region_boxes
 from .average_precision import detection_average_precision, ranking_average_precision
 from .criteria import Criterion, sensitivity_names
 from .excused import tracklets_in_regions
-from .froc import FrocCurve, froc_curve
-from .matching import match_images
+from .froc import FrocCurve
+from .matching import Matches, match_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +154,18 @@ def volume_froc(
     *,
     inclusive: bool = False,
 ) -> FrocCurve:
-    """FROC per volume, over all classes together.
+    """FROC per volume, over all classes together: the curve of :func:`match_volumes`."""
+    return FrocCurve.from_matches(match_volumes(truth, detections, criterion, inclusive=inclusive))
+
+
+def match_volumes(
+    truth: VolumeTruth,
+    detections: Sequence[VolumeBoxes],
+    criterion: Criterion,
+    *,
+    inclusive: bool = False,
+) -> Matches:
+    """Which detection reaches which lesion, over all classes together.
 
     Args:
         truth: of V volumes.
@@ -168,7 +179,8 @@ def volume_froc(
     """
     truth.check_criterion(criterion)
     excused = excuse(truth, detections, inclusive=inclusive)
-    return froc_curve(**_compared(detections, truth.lesions, criterion, inclusive), excused=excused)
+    compared = _compared(detections, truth.lesions, criterion, inclusive)
+    return match_images(**compared, excused=excused)
 
 
 def excuse(

@@ -1,0 +1,229 @@
+"""Evaluations of the parts of a data set as one, such as the folds of a cross-validation."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..boxes import first_pixel
+from ..files import read_json
+from .bootstrap import bootstrap_sensitivity, patient_draws, percentile_interval
+from .criteria import parse_criteria, sensitivity_names
+from .froc import FrocCurve
+from .operating_points import KEY
+from .plots import PLOT_RATES
+from .volumes import (
+    VolumeBoxes,
+    VolumeTruth,
+    leave_out_ignored,
+    match_volumes,
+    patient_metrics,
+    volume_metrics,
+)
+
+#: What evaluations have to share to be one.
+_SHARED = ("criteria", "inclusive", "average_precision")
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeDetections:
+    """The detections of an evaluation of volumes, read from its ``volumes.json``.
+
+    Attributes:
+        dataset: that was evaluated on.
+        settings: criteria, inclusive, average_precision and linking, as the file has them.
+        rates: false positives per volume.
+        results: the evaluation's own, NaN where a number is not defined; by task.
+        boxes: volume -> detections; volumes without any are missing.
+    """
+
+    dataset: str
+    settings: Mapping
+    rates: tuple[float, ...]
+    results: Mapping[str, Mapping[str, float]]
+    boxes: Mapping[str, VolumeBoxes]
+
+
+@dataclass(frozen=True, eq=False)
+class CombinedEvaluation:
+    """Several parts of a data set as if one evaluation had had all their volumes.
+
+    Attributes:
+        results: as :class:`~lesion_d2.evaluation.VolumeEvaluator` gives them; with a bootstrap
+            "volume" has the limits of the sensitivities' 95 % intervals, too: ``sens@1_low``, ...
+        curve: FROC by the first criterion.
+        band: (rates, low, high) of the sensitivity's interval, for the figure; None without a
+            bootstrap.
+        num_lesions, num_volumes, num_patients: of all parts.
+        rates: false positives per volume.
+    """
+
+    results: Mapping[str, Mapping[str, float]]
+    curve: FrocCurve
+    band: tuple[np.ndarray, np.ndarray, np.ndarray] | None
+    num_lesions: int
+    num_volumes: int
+    num_patients: int
+    rates: tuple[float, ...]
+
+
+def read_volume_detections(file: str | os.PathLike) -> VolumeDetections:
+    """Read the ``volumes.json`` of a :class:`~lesion_d2.evaluation.VolumeEvaluator`.
+
+    The data set has to be registered, for the coordinates of its files.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such file, or of an older version.
+    """
+    content = read_json(file, "an evaluation of volumes")
+    try:
+        settings = {key: content["settings"][key] for key in (*_SHARED, "linking")}
+        dataset, entries = content["dataset"], content["detections"]
+        results = {"volume": content["results"], **content["other_results"]}
+        results = {
+            task: {name: math.nan if value is None else float(value) for name, value in row.items()}
+            for task, row in results.items()
+        }
+        rates = tuple(float(point["rate"]) for point in content[KEY]["points"])
+        by_volume: dict[str, list[dict]] = {}
+        for entry in entries:
+            by_volume.setdefault(entry["volume"], []).append(entry)
+        DatasetCatalog.get(dataset)  # its first pixel is known once it was read
+        offset = first_pixel(dataset)
+        boxes = {name: _boxes_of(found, offset) for name, found in by_volume.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{file}: found no evaluation of volumes ({type(error).__name__} {error}), expected "
+            "the volumes.json that this version writes: evaluate anew (--eval-only)"
+        ) from None
+    return VolumeDetections(dataset, settings, rates, results, boxes)
+
+
+def _boxes_of(entries: Sequence[Mapping], first_pixel: float) -> VolumeBoxes:
+    boxes = np.array([entry["box3d"] for entry in entries], float).reshape(-1, 6)
+    slices = [
+        (i, [*box[:2], int(number), *box[2:], int(number)])
+        for i, entry in enumerate(entries)
+        for number, box in entry["key_slices"].items()
+    ]
+    offset = first_pixel * np.array([1, 1, 0, 1, 1, 0])
+    return VolumeBoxes(
+        boxes=boxes - offset,
+        scores=np.array([entry["score"] for entry in entries], float),
+        classes=np.array([entry["category_id"] for entry in entries], int),
+        slice_boxes=np.array([box for _, box in slices], float).reshape(-1, 6) - offset,
+        tracklets=np.array([i for i, _ in slices], int),
+    )
+
+
+def combine_evaluations(
+    parts: Sequence[VolumeDetections],
+    dataset: str,
+    *,
+    num_bootstrap: int = 0,
+    seed: int = 0,
+) -> CombinedEvaluation:
+    """Evaluate the detections on several parts of a data set together (Jaeger et al., section 4.3).
+
+    Scores of the parts are compared with each other, as those of one detector: the models of a
+    cross-validation, each with the test patients that it has not seen.
+
+    Args:
+        parts: of evaluations with the same settings; no volume is in two data sets of them.
+        dataset: a registered data set that has all their volumes, such as ``mine_volumes``; others
+            of its volumes do not count. Its order decides where scores are equal.
+        num_bootstrap: resamplings over patients, for the 95 % intervals of the FROC; 0 for none.
+        seed: of them.
+
+    Raises:
+        ValueError: no part, parts with different settings or with a volume in common, or with a
+            volume that the data set does not have.
+    """
+    if not parts:
+        raise ValueError("found no evaluation, expected one at least")
+    for key in (*_SHARED, "linking"):
+        found = list(dict.fromkeys(str(part.settings[key]) for part in parts))
+        if len(found) > 1:
+            raise ValueError(
+                f"{parts[0].dataset} and others: found evaluations with {key} {' and '.join(found)}"
+                ", expected the same in all"
+            )
+    truth = _truth_of(parts, dataset)
+    found = {name: boxes for part in parts for name, boxes in part.boxes.items()}
+    detections = [found.get(name, VolumeBoxes.empty()) for name in truth.names]
+    first, settings = parts[0], parts[0].settings
+    inclusive = settings["inclusive"]
+    criteria = parse_criteria(list(settings["criteria"].values()))
+    class_names = MetadataCatalog.get(dataset).thing_classes
+    matches = {
+        task: match_volumes(truth, detections, criterion, inclusive=inclusive)
+        for task, criterion in criteria.items()
+    }
+    curves = {task: FrocCurve.from_matches(matched) for task, matched in matches.items()}
+    results = {
+        task: volume_metrics(
+            truth,
+            detections,
+            curves[task],
+            class_names,
+            criterion,
+            first.rates,
+            inclusive=inclusive,
+            ap_method=settings["average_precision"],
+        )
+        for task, criterion in criteria.items()
+    }
+    counted = leave_out_ignored(truth, detections, criteria["volume"], inclusive=inclusive)
+    results["volume"] |= patient_metrics(truth, counted, class_names)
+    band = None
+    if num_bootstrap:
+        draws = patient_draws(truth.num_patients, num_bootstrap, seed)
+        rates = np.concatenate([first.rates, PLOT_RATES])
+        (samples,) = bootstrap_sensitivity(matches["volume"], truth.patients, draws, rates)
+        results["volume"] |= _intervals(samples[:, : len(first.rates)], first.rates)
+        band = (PLOT_RATES, *percentile_interval(samples[:, len(first.rates) :]))
+    return CombinedEvaluation(
+        results,
+        curves["volume"],
+        band,
+        truth.num_lesions,
+        len(truth.names),
+        truth.num_patients,
+        first.rates,
+    )
+
+
+def _truth_of(parts: Sequence[VolumeDetections], dataset: str) -> VolumeTruth:
+    """Of the volumes that the parts were evaluated on, in the data set's order."""
+    names = [part.dataset for part in parts]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name}: found {names.count(name)} evaluations, expected one")
+    part_of: dict[str, str] = {}
+    for part in parts:
+        for volume in dict.fromkeys(d["volume"] for d in DatasetCatalog.get(part.dataset)):
+            other = part_of.setdefault(volume, part.dataset)
+            if other != part.dataset:
+                raise ValueError(
+                    f"volume {volume}: found in {other} and in {part.dataset}, expected data sets "
+                    "without one in common"
+                )
+    dicts = [d for d in DatasetCatalog.get(dataset) if d["volume"] in part_of]
+    missing = part_of.keys() - {d["volume"] for d in dicts}
+    for volume in sorted(missing)[:1]:
+        raise ValueError(f"{dataset}: found no volume {volume}, expected all of {part_of[volume]}")
+    return VolumeTruth.from_dicts(dicts, dataset)
+
+
+def _intervals(samples: np.ndarray, rates: Sequence[float]) -> dict[str, float]:
+    """Limits of the sensitivities and of their mean, percent; samples are (B, R) in 0..1."""
+    samples = np.column_stack([samples, samples.mean(axis=1)])
+    low, high = 100 * percentile_interval(samples)
+    limits = {}
+    for name, *both in zip(sensitivity_names(rates), low.tolist(), high.tolist(), strict=True):
+        limits |= dict(zip((f"{name}_low", f"{name}_high"), both, strict=True))
+    return limits
