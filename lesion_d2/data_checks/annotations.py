@@ -18,7 +18,7 @@ _MIN_SIDE = 2.0  # pixels
 _MAX_OVERHANG = 1.0  # pixels, past which a box is not only rounded
 _SAME = 0.5  # pixels on every side
 _MIN_LESIONS = 20  # of which a usual size is told
-_MAX_DEVIATION = 6.0  # in standard deviations of log size, told by the median
+_MAX_DEVIATION = 7.0  # standard deviations of log size; 5.5 among DeepLesion's 4,885 of validation
 
 
 def box_of(annotation: Mapping) -> tuple[float, float, float, float] | None:
