@@ -14,6 +14,7 @@ from .pictures import draw_sheet
 from .pixels import PixelPass
 from .report import DataReport
 from .splits import check_splits
+from .volume_sets import check_volume_sets
 
 #: Files of a check.
 JSON_FILE, SHEET_FILE, PAGE_FILE = "data_check.json", "contact_sheet.png", "index.html"
@@ -55,6 +56,7 @@ def check_data_set(
         check_annotations(loaded, log)
         check_sizes(loaded, lesions[loaded.name], log)
     check_splits(sets, lesions, log)
+    check_volume_sets(sets, log)
     if log.count("lesion_on_air") >= _AIR_SHARE * max(1, sum(map(len, lesions.values()))):
         log.rename("lesion_on_air", "lesions_on_air")
     counts = {

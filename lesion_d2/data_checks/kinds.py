@@ -14,7 +14,7 @@ class Kind(NamedTuple):
 
 #: All kinds by name, in the order of reports. An error spoils a training or an evaluation.
 KINDS: dict[str, Kind] = {
-    "refused_annotation": Kind(ERROR, "the loader refuses it: a training would not start"),
+    "refused": Kind(ERROR, "the loader refuses it: a training would not start"),
     "bad_record": Kind(ERROR, "an image's dict lacks what a training reads"),
     "missing_file": Kind(ERROR, "there is no such file"),
     "unreadable_file": Kind(ERROR, "the file cannot be decoded"),
@@ -47,6 +47,8 @@ KINDS: dict[str, Kind] = {
     "odd_spacing": Kind(WARNING, "pixels are not square, or no CT scanner has such a spacing"),
     "mixed_spacing": Kind(WARNING, "slices of one volume differ in spacing"),
     "upside_down": Kind(WARNING, "bones lie above the body's center: prone, or rows are flipped"),
+    "odd_orientation": Kind(WARNING, "axes are not left, posterior and inferior"),
+    "in_no_split": Kind(WARNING, "a patient is in none of the splits"),
     "no_air": Kind(WARNING, "nothing is below -300 HU: a crop within the body, or no HU"),
     "blank_image": Kind(WARNING, "an image without a lesion has one value everywhere"),
     "duplicate_image": Kind(WARNING, "images of one split have the same pixels"),

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 
@@ -10,7 +10,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data.catalog import suggest_names
 from ..data.dataset_options import allows_missing, set_allow_missing
+from ..data.deeplesion import resolve_root
 from ..data.problems import ProblemsError, short
+from ..data.volume_set.catalog import register_volume_set
+from ..data.volume_set.form import FILE_NAME
+from ..scans.names import safe_name
 from .fault_log import FaultLog
 
 SPLITS = ("train", "val", "test")
@@ -53,20 +57,46 @@ class LoadedSet:
 def expand_names(names: Iterable[str]) -> list[str]:
     """Names of registered data sets: of ``phantom`` those of its splits, ``phantom_train``, ...
 
+    Of a data set of volumes, or of a fold of it, they are those with every slice.
+
     Raises:
-        ValueError: there is no such data set, nor a split of it.
+        OSError: there is such a data set of volumes, and it cannot be read.
+        ValueError: likewise; or there is no such data set, nor a split of it.
     """
-    known = set(DatasetCatalog.list())
     expanded: list[str] = []
     for name in names:
-        splits = [f"{name}_{split}" for split in SPLITS if f"{name}_{split}" in known]
-        if not splits and name not in known:
+        known = set(DatasetCatalog.list())
+        if name not in known and not _splits_of(name, known):
+            _register(name)
+            known = set(DatasetCatalog.list())
+        found = _splits_of(f"{name}_volumes", known) if _is_volume_set(name, known) else []
+        found = found or _splits_of(name, known)
+        if not found and _is_volume_set(name, known) and f"{name}_volumes" in known:
+            found = [f"{name}_volumes"]
+        if not found and name not in known:
             raise ValueError(
                 f"data set {name!r} is not registered, expected a name such as "
                 f"{suggest_names(name)}, or one without its split"
             )
-        expanded += splits or [name]
+        expanded += found or [name]
     return list(dict.fromkeys(expanded))
+
+
+def _splits_of(name: str, known: Container[str]) -> list[str]:
+    return [f"{name}_{split}" for split in SPLITS if f"{name}_{split}" in known]
+
+
+def _is_volume_set(name: str, known: Container[str]) -> bool:
+    """Whether a name is that of a data set of volumes, or of a fold of it, without its split."""
+    registered = [one for one in (name, *_splits_of(name, known)) if one in known]
+    return any(MetadataCatalog.get(one).get("volume_set") for one in registered)
+
+
+def _register(name: str) -> None:
+    """Register a data set of volumes that is new, or tell what is wrong with it."""
+    root = os.path.join(resolve_root("$DETECTRON2_DATASETS"), name)
+    if safe_name(name) == name and os.path.isfile(os.path.join(root, FILE_NAME)):
+        register_volume_set(root)
 
 
 def load_sets(names: Sequence[str], log: FaultLog) -> list[LoadedSet]:
@@ -101,7 +131,7 @@ def _load(name: str, log: FaultLog) -> list[dict]:
         if can_miss:
             set_allow_missing(name, before)
     dicts = _load_rest(name) if can_miss else None
-    kind = "refused_annotation" if dicts is None else "missing_file"
+    kind = "refused" if dicts is None else "missing_file"
     for problem in refused.problems:
         log.add(kind, f"{name}: {refused.source}, {problem}")
     return dicts or []

@@ -69,11 +69,11 @@ class PixelPass:
         return volumes[key]
 
     def _chunks(self) -> Iterator[list[SliceTask]]:
-        """What a process reads at a time; a NIfTI file as a whole, for it is decoded as a whole."""
+        """What a process reads at a time: slices of files that are decoded as a whole together."""
         files = sorted(self._by_file, key=lambda file: self._by_file[file][0])
-        for nifti, group in groupby(files, _nifti_file):
+        for whole_file, group in groupby(files, _whole_file):
             tasks = [self._task(file) for file in group]
-            size = len(tasks) if nifti else _CHUNK
+            size = len(tasks) if whole_file else _CHUNK
             for start in range(0, len(tasks), size):
                 yield tasks[start : start + size]
 
@@ -149,7 +149,7 @@ class PixelPass:
         self.log.add(kind, f"{where(loaded, image)}: {text}", number)
 
 
-def _nifti_file(file: str) -> str | None:
-    """The NIfTI file that a slice is in, if it is in one."""
+def _whole_file(file: str) -> str | None:
+    """The file of a slice, where reading one slice decodes all of it."""
     folder = os.path.dirname(file)
-    return folder if is_nifti(folder) else None
+    return folder if is_nifti(folder) or folder.endswith("#stored") else None

@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+from lesion_d2.data.coco import register_ct_coco
 from lesion_d2.data_checks import (
     JSON_FILE,
     KINDS,
@@ -417,3 +418,18 @@ def test_real_slices_have_no_fault(monkeypatch):
     report = check_data_set("deeplesion_sample", workers=1)
     assert not report.faults
     assert report.counts["deeplesion_sample"]["lesions"] == 4
+
+
+@pytest.mark.skipif(not (SHARED / "liver_slices").is_dir(), reason="no real slices here")
+def test_real_boxes_alone_have_no_fault():
+    root = SHARED / "liver_slices"
+    options = {"hu_offset": 32768, "patient": r"(\d+)_"}
+    register_ct_coco("liver_checked", root / "annotations.json", root, **options)
+    try:
+        report = check_data_set("liver_checked", workers=1)
+    finally:
+        DatasetCatalog.remove("liver_checked")
+        MetadataCatalog.remove("liver_checked")
+    assert not report.faults
+    counts = report.counts["liver_checked"]
+    assert counts["patients"] == 11 and counts["lesions"] == 24

@@ -64,7 +64,7 @@ def test_rows_that_the_loader_refuses_are_told_and_other_splits_checked(copied, 
     frame.to_csv(copied / "DL_info.csv", index=False)
     status, content = check("copied", tmp_path)
     (fault,) = (one for one in content["faults"] if one["severity"] == "error")
-    assert status == 1 and fault["kind"] == "refused_annotation"
+    assert status == 1 and fault["kind"] == "refused"
     assert f"row {row + 2}, column Bounding_boxes: found '900, 900" in fault["places"][0]
     assert content["counts"]["copied_train"]["lesions"] > 0
 
