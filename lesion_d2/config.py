@@ -62,6 +62,16 @@ def _add_input_config(cfg: CN) -> None:
     # Image size in training is drawn from this range, as a factor of the size above.
     cfg.INPUT.AUG.RESIZE_RANGE = (1.0, 1.0)
 
+    # Patches that training cuts out of its images, for images larger than memory likes. Inference
+    # sees whole images, or tiles (TEST.ENSEMBLE.TILE_SIZE).
+    cfg.INPUT.PATCH = CN()
+    # Height and width, in pixels of the model's input; (0, 0) for whole images. Smaller images are
+    # padded with the low end of the HU window.
+    cfg.INPUT.PATCH.SIZE = (0, 0)
+    # Probability that the patch of an image with lesions shows one of them, whole where it fits,
+    # anywhere in the patch; otherwise it is any patch.
+    cfg.INPUT.PATCH.FOREGROUND_PROB = 0.5
+
     # Processes that load images, for each process that trains: -1 for one less than there are cores
     # for it, at least 1 and at most 8. With another number the same SEED draws other augmentations.
     cfg.DATALOADER.NUM_WORKERS = -1

@@ -7,6 +7,8 @@ import numpy as np
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform
 
+from .patches import RandomPatch
+
 
 class AffineTransform(Transform):
     """Warps images, masks and points by one 2 x 3 matrix.
@@ -41,6 +43,16 @@ class AffineTransform(Transform):
         """The transform back, onto an image of this one's output size."""
         matrix = cv2.invertAffineTransform(self.matrix)
         return AffineTransform(matrix, self.height, self.width, self.fill)
+
+    def window(self, x0: int, y0: int, width: int, height: int) -> "AffineTransform":
+        """The warp of which no more than a window is computed.
+
+        Args:
+            x0, y0: upper left pixel of the window, in the output; it may reach beyond.
+            width, height: of the window.
+        """
+        matrix = self.matrix - [[0, 0, x0], [0, 0, y0]]
+        return AffineTransform(matrix, height, width, self.fill)
 
     def _warp(self, img: np.ndarray, interpolation: int, fill: float) -> np.ndarray:
         # OpenCV's points are pixel centers: shift by half a pixel on either side.
@@ -205,7 +217,10 @@ class RandomAffine(T.Augmentation):
 
 
 def build_augmentations(cfg, is_train: bool) -> list[T.Augmentation]:
-    """Build the augmentations that INPUT.CT and INPUT.AUG ask for; in inference only the resize."""
+    """Build the augmentations that INPUT.CT, INPUT.AUG and INPUT.PATCH ask for.
+
+    In inference there is only the resize.
+    """
     ct, aug = cfg.INPUT.CT, cfg.INPUT.AUG
     if not is_train:
         return [ResizeCT(ct.IMAGE_SIZE, ct.PIXEL_SPACING, max_size=ct.MAX_SIZE)]
@@ -215,7 +230,12 @@ def build_augmentations(cfg, is_train: bool) -> list[T.Augmentation]:
         augmentations.append(T.RandomFlip(aug.HFLIP_PROB, horizontal=True, vertical=False))
     if aug.VFLIP_PROB > 0:
         augmentations.append(T.RandomFlip(aug.VFLIP_PROB, horizontal=False, vertical=True))
-    affine = (aug.MAX_ROTATION, aug.MAX_SHEAR, aug.MAX_SCALE, aug.MAX_TRANSLATION)
-    if any(affine):
-        augmentations.append(RandomAffine(*affine, fill=ct.HU_WINDOW[0]))
+    limits = (aug.MAX_ROTATION, aug.MAX_SHEAR, aug.MAX_SCALE, aug.MAX_TRANSLATION)
+    fill = ct.HU_WINDOW[0]
+    affine = RandomAffine(*limits, fill=fill) if any(limits) else None
+    patch = cfg.INPUT.PATCH
+    if any(patch.SIZE):
+        augmentations.append(RandomPatch(patch.SIZE, patch.FOREGROUND_PROB, affine, fill))
+    elif affine is not None:
+        augmentations.append(affine)
     return augmentations

@@ -19,6 +19,7 @@ from ..slice_geometry import EXPECTED_SPACING, is_spacing
 from .augmentation import build_augmentations
 from .borders import BODY_THRESHOLD, body_extent, volume_extent
 from .ct import hu_to_pixels, read_slice, slice_stack
+from .patches import MIN_SHARE, RandomPatch
 from .pseudo_masks import (
     METHODS,
     PseudoMask,
@@ -48,7 +49,8 @@ class LesionDatasetMapper:
 
     A box after a rotation is the extent of the lesion's outline, see :func:`lesion_outline`. A
     lesion whose box's center left the image is dropped. Regions to ignore (``iscrowd``) are
-    instances of class -1 in training, and nothing else, see :mod:`lesion_d2.ignore_regions`.
+    instances of class -1 in training, and nothing else, see :mod:`lesion_d2.ignore_regions`. So
+    are lesions of which a patch (:class:`~lesion_d2.data.patches.RandomPatch`) shows too little.
 
     Args:
         is_train: whether dicts get ``instances`` from their ``annotations``.
@@ -90,6 +92,9 @@ class LesionDatasetMapper:
     ):
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
+        self._min_share = None
+        if any(isinstance(a, RandomPatch) for a in augmentations):
+            self._min_share = MIN_SHARE
         self.weak_augmentations = None
         if weak_augmentations is not None:
             self.weak_augmentations = T.AugmentationList(weak_augmentations)
@@ -199,7 +204,8 @@ class LesionDatasetMapper:
             dataset_dict["crop"] = self._find_crop(dataset_dict, stack[self.num_slices // 2])
             transforms += crop_transform(dataset_dict["crop"], image.shape[:2])
             image = transforms.apply_image(image)
-        dataset_dict["image"], augmented = _view(image, spacing, self.augmentations)
+        boxes = None if self._min_share is None else _augmented_boxes(annotations, transforms)
+        dataset_dict["image"], augmented = _view(image, spacing, self.augmentations, boxes)
         if self.is_train and self.weak_augmentations is not None:
             with _random_state_kept():  # the student's next image is the one it were without
                 dataset_dict["weak_image"], _ = _view(image, spacing, self.weak_augmentations)
@@ -215,7 +221,9 @@ class LesionDatasetMapper:
             negatives = [{"bbox_mode": BoxMode.XYXY_ABS, **n} for n in negatives]
             annotations = [*regions, *annotations, *negatives]
             masks = self._masks(dataset_dict, annotations) if self.mask_method else None
-            dataset_dict["instances"] = transform_lesions(annotations, masks, transforms, size)
+            dataset_dict["instances"] = transform_lesions(
+                annotations, masks, transforms, size, min_share=self._min_share
+            )
         elif self.mask_method:
             masks = np.zeros(
                 (len(annotations), dataset_dict["height"], dataset_dict["width"]), bool
@@ -301,13 +309,25 @@ class LesionDatasetMapper:
 
 
 def _view(
-    image: np.ndarray, spacing: tuple[float, float, float] | None, augmentations: T.AugmentationList
+    image: np.ndarray,
+    spacing: tuple[float, float, float] | None,
+    augmentations: T.AugmentationList,
+    boxes: np.ndarray | None = None,
 ) -> tuple[torch.Tensor, T.Transform]:
-    """An augmented image (C, h, w) of (H, W, C), and what was applied."""
-    aug_input = T.AugInput(image)
+    """An augmented image (C, h, w) of (H, W, C), and what was applied.
+
+    ``boxes`` (n, 4) are those that augmentations may ask for, in Detectron2's coordinates.
+    """
+    aug_input = T.AugInput(image, boxes=boxes)
     aug_input.spacing = spacing
     transforms = augmentations(aug_input)
     return torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))), transforms
+
+
+def _augmented_boxes(annotations: list[dict], transforms: T.TransformList) -> np.ndarray:
+    """(n, 4) boxes of lesions for augmentations, after what was applied already."""
+    boxes = np.array([xyxy_box(a) for a in annotations], dtype=np.float64).reshape(-1, 4)
+    return transforms.apply_box(boxes + 0.5) if len(boxes) else boxes
 
 
 @contextmanager
@@ -380,6 +400,8 @@ def transform_lesions(
     masks: list[np.ndarray] | None,
     transforms: T.Transform,
     image_size: tuple[int, int],
+    *,
+    min_share: float | None = None,
 ) -> Instances:
     """Bring lesions from the slice on disk to the augmented image.
 
@@ -388,7 +410,9 @@ def transform_lesions(
     moved there and back: a flipped box lies on its flipped mask, and flipped twice it is the same.
 
     Lesions whose box's center left the image are dropped; of regions to ignore, what the image
-    shows of them stays.
+    shows of them stays. With ``min_share`` a lesion is kept where the image shows so much of its
+    box, and is a region to ignore where it shows less: a patch often cuts a lesion, and what it
+    shows of it is no background.
 
     Args:
         annotations: with ``bbox``, ``bbox_mode`` and ``category_id``, and ``recist`` and
@@ -396,6 +420,7 @@ def transform_lesions(
         masks: one (H, W) an annotation, or None for no ``gt_masks``.
         transforms: what was applied to the image.
         image_size: height and width of the augmented image.
+        min_share: of the box's area, above 0; None to go by the box's center.
 
     Returns:
         Instances with ``gt_boxes`` cut at the image's border (the outer edges of its pixels: -0.5
@@ -408,8 +433,12 @@ def transform_lesions(
     center_x, center_y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
     kept = (center_x > -0.5) & (center_x < width - 0.5)
     kept &= (center_y > -0.5) & (center_y < height - 0.5)
-    boxes = boxes.clip(-0.5, np.array([width, height] * 2) - 0.5)
+    whole, boxes = boxes, boxes.clip(-0.5, np.array([width, height] * 2) - 0.5)
     ignored = np.array([is_region(a) for a in annotations], dtype=bool)
+    if min_share is not None:
+        area, visible = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (whole, boxes))
+        kept = visible >= min_share * area
+        ignored |= ~kept
     shown = ignored & (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
     kept = np.concatenate([np.flatnonzero(shown), np.flatnonzero(kept & ~ignored)])
 

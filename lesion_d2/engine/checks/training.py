@@ -148,7 +148,9 @@ def _check_ignoring(cfg: CfgNode) -> None:
 
 
 def check_regions(cfg: CfgNode, images: Iterable[Mapping]) -> None:
-    """Check that the model knows regions to ignore, where its training set has any.
+    """Check that the model knows regions to ignore, where its training has any.
+
+    Patches make some of the lesions that they cut.
 
     Args:
         cfg: of a training.
@@ -158,9 +160,12 @@ def check_regions(cfg: CfgNode, images: Iterable[Mapping]) -> None:
         InputError: a part of it takes what is in a region for background.
     """
     first = next((i["image_id"] for i in images if regions_of(i["annotations"])), None)
-    if first is None:
+    if first is not None:
+        why = f"for the regions to ignore of DATASETS.TRAIN (iscrowd, the first: {first})"
+    elif any(cfg.INPUT.PATCH.SIZE):
+        why = f"for the lesions that patches cut (INPUT.PATCH.SIZE is {cfg.INPUT.PATCH.SIZE})"
+    else:
         return
-    why = f"for the regions to ignore of DATASETS.TRAIN (iscrowd, the first: {first})"
     is_rcnn = is_a(cfg, GeneralizedRCNN)
     kinds = "a LesionRetinaNet, RetinaUNet, DetUNet or LesionRCNN"
     checks = [

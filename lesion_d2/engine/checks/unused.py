@@ -7,7 +7,7 @@ from detectron2.config import CfgNode, get_cfg
 from ..input_errors import InputError, value_of
 
 _SIZES = "INPUT.CT sets the size of images"
-_CROPS = "training images are whole slices (INPUT.CT, INPUT.AUG)"
+_CROPS = "INPUT.PATCH cuts training images into patches"
 _KEYPOINTS = "no data set here has keypoints"
 _PROPOSALS = "no data set here has proposals of its own"
 _VIEWS = "TEST.ENSEMBLE has several views of an image"

@@ -9,8 +9,8 @@ from tiny_run import tiny_args
 from train_net import main
 
 _CHANGES = [
-    ("INPUT.CROP.ENABLED", True, "whole slices"),
-    ("INPUT.CROP.SIZE", [0.5, 0.5], "whole slices"),
+    ("INPUT.CROP.ENABLED", True, "INPUT.PATCH"),
+    ("INPUT.CROP.SIZE", [0.5, 0.5], "INPUT.PATCH"),
     ("INPUT.MIN_SIZE_TRAIN", (512,), "INPUT.CT"),
     ("INPUT.MAX_SIZE_TEST", 512, "INPUT.CT"),
     ("INPUT.RANDOM_FLIP", "vertical", "INPUT.AUG"),
