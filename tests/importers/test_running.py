@@ -14,6 +14,7 @@ import made_up_format
 import numpy as np
 import pytest
 from made_up_format import list_npz, write_cases
+from round_trip import check_trains_and_evaluates
 from warm_processes import METHOD, run_script
 
 run = partial(run_import, format="npz", workers=1)
@@ -49,6 +50,7 @@ def test_all_of_a_source_is_in_the_data_set(source, tmp_path):
             assert np.array_equal(read_voxels(tmp_path / "mine" / volume.image), arrays["hu"])
     assert sorted(sum(found.splits.values(), ())) == [f"patient {i}" for i in range(4)]
     assert not working_folder(tmp_path / "mine").exists()
+    check_trains_and_evaluates(tmp_path / "mine", tmp_path)
 
 
 # Imports, and dies like by kill -9 in the middle of the third file of voxels.
