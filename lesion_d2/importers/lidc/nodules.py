@@ -108,9 +108,9 @@ def annotation_mask(
     """The mask of one annotation.
 
     An outline runs just outside of the nodule: its own pixels are no part of it. What an exclusion
-    encloses, its outline included, is a hole; parts that lie on one slice are joined. pylidc does
-    the same, but for outlines of parts that cross: there it cuts the outline of one part out of
-    those that stand before it in the file.
+    encloses, its outline included, is a hole; parts that lie on one slice are joined. pylidc 0.2.3
+    does the same, but where outlines of parts cross, whose pixels it cuts out of the parts that
+    stand before them in the file, and where an outline has gaps, whose pixels it may keep.
 
     Args:
         contours: slice and outline.
