@@ -115,6 +115,14 @@ def picture_source(path: str | os.PathLike) -> tuple[str, int | None]:
     return file, number if coding == "stored" else None
 
 
+def picture_coding(path: str | os.PathLike) -> dict[str, int | list[float]]:
+    """The ``hu_offset`` or ``hu_window`` of a slice's path; of HU neither."""
+    name, _, numbers = _parse(_split(path)[0])[1].partition("=")
+    if name == "offset":
+        return {"hu_offset": int(numbers)}
+    return {"hu_window": list(map(float, numbers.split(",")))} if name == "window" else {}
+
+
 # --- slices ---------------------------------------------------------------------------------------
 
 

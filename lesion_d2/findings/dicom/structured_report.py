@@ -11,11 +11,11 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
 from ...files import written_whole
+from ...outlines import box_outline, mask_outlines
 from ...rle import decode_mask
 from ...scans import Scan
 from ...scans.dicom.files import quiet
 from ..finding import Finding, Findings
-from ..outlines import box_outline, mask_outlines
 from . import concepts
 from .source import DicomSource
 

@@ -1,6 +1,6 @@
 """Outlines hold the centers of a mask's pixels, and of no others."""
 
-from lesion_d2.findings.outlines import box_outline, mask_outlines
+from lesion_d2.outlines import box_outline, mask_outlines
 
 import numpy as np
 import pytest

@@ -1,0 +1,294 @@
+"""Any registered data set of slices as COCO JSON, with pictures where they are asked for."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.data import MetadataCatalog
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from ...boxes import moved_xywh, xyxy_box
+from ...files import written_whole
+from ...outlines import mask_outlines
+from ...parallel import map_unordered
+from ...rle import decode_mask
+from ...scans.names import safe_name, unique_names
+from ..catalog import load_records
+from ..ct import hu_to_pixels, read_slice
+from ..pictures import is_picture, picture_coding, picture_source
+from ..problems import short
+from .records import FIRST_PIXEL
+
+#: The file's name in its folder.
+FILE_NAME = "annotations.json"
+#: What can be written beside it: nothing, or pictures of 8 or of 16 bits.
+IMAGES = ("none", "png8", "png16")
+#: 16-bit pictures are in DeepLesion's coding: HU = value - 32768.
+HU_OFFSET = 32768
+_DIGITS = 6  # of coordinates
+
+
+@dataclass(frozen=True)
+class WrittenCoco:
+    """What was written.
+
+    Args:
+        file: the JSON.
+        image_root: the folder that its names of images start from.
+        num_images, num_annotations: how many there are of each.
+        num_masks: annotations with a mask.
+        num_rles: of these those that are RLE, as no polygons make them.
+    """
+
+    file: Path
+    image_root: Path
+    num_images: int
+    num_annotations: int
+    num_masks: int
+    num_rles: int
+
+
+def write_coco(
+    dataset: str,
+    output: str | os.PathLike,
+    *,
+    images: str = "none",
+    window: tuple[float, float] | None = None,
+    polygons: bool = False,
+    workers: int | None = None,
+    overwrite: bool = False,
+    allow_missing: bool = False,
+) -> WrittenCoco:
+    """Write a registered data set as ``<output>/annotations.json``, whole or not at all.
+
+    Boxes are x, y, width, height in COCO's coordinates, where 0 is the outer edge of the first
+    pixel; ids count from 1, categories in the order of the data set's classes; masks are RLE.
+    Beside COCO's own keys stand those of :func:`~lesion_d2.data.coco.reading.read_coco`, and the
+    data set's ``image_id`` as ``source_id``.
+
+    Args:
+        dataset: its name in ``DatasetCatalog``.
+        output: the folder; made by renaming, after everything was written beside it.
+        images: "none": names are those of the data set's own files, from the folder of all of them
+            on; "png16": pictures in DeepLesion's coding; "png8": by ``window``.
+        window: (low, high) HU that become 0 and 255 of 8-bit pictures.
+        polygons: write masks as polygons, but for regions to be ignored and masks that polygons
+            do not make again, such as those with holes.
+        workers: processes that write pictures; None for all cores.
+        overwrite: replace a folder that holds an ``annotations.json``.
+        allow_missing: leave out images whose file is missing.
+
+    Raises:
+        ValueError: the data set is not registered, empty, or its images or boxes are none; or of
+            "none", its slices are no files of their own; or there is no window for "png8".
+        FileExistsError: something stands at ``output``.
+        OSError: a picture cannot be written.
+    """
+    if images not in IMAGES:
+        raise ValueError(f"images: found {images!r}, expected one of {', '.join(IMAGES)}")
+    if (window is None) == (images == "png8"):
+        raise ValueError(
+            f"window: found {window} for images {images!r}, expected the HU of 0 and 255 for "
+            "'png8' alone"
+        )
+    output = Path(output).absolute()
+    _check_output(output, overwrite)
+    records = load_records(dataset, allow_missing=allow_missing)
+    entries = [_image_entry(number, record) for number, record in enumerate(records, 1)]
+    if images == "none":
+        image_root = _name_own_files(dataset, records, entries)
+    else:
+        image_root = output
+        names = unique_names(_picture_name(record["image_id"]) for record in records)
+        coding = {"hu_offset": HU_OFFSET} if images == "png16" else {"hu_window": list(window)}
+        for entry, name in zip(entries, names, strict=True):
+            entry |= {"file_name": f"images/{name}.png", **coding}
+    annotations = list(_annotation_entries(dataset, records, polygons))
+    content = {
+        "info": {"description": f"{dataset}, by lesion_d2.tools.export_coco"},
+        "licenses": [],
+        "images": entries,
+        "annotations": annotations,
+        "categories": _categories(dataset),
+    }
+    jobs = []
+    if images != "none":
+        files = (record["file_name"] for record in records)
+        jobs = [(file, entry["file_name"]) for file, entry in zip(files, entries, strict=True)]
+    _write_folder(output, content, jobs, window, workers)
+    masks = [a["segmentation"] for a in annotations if a["segmentation"]]
+    num_rles = sum(isinstance(mask, dict) for mask in masks)
+    counts = len(entries), len(annotations), len(masks), num_rles
+    return WrittenCoco(output / FILE_NAME, image_root, *counts)
+
+
+# --- entries --------------------------------------------------------------------------------------
+
+
+def _categories(dataset: str) -> list[dict]:
+    classes = MetadataCatalog.get(dataset).get("thing_classes")
+    if not classes:
+        raise ValueError(f"data set {dataset!r}: found no thing_classes, expected its classes")
+    return [{"id": number, "name": str(name)} for number, name in enumerate(classes, 1)]
+
+
+def _image_entry(number: int, record: Mapping[str, Any]) -> dict:
+    """An image without its file name."""
+    entry = {
+        "id": number,
+        "file_name": "",
+        "width": int(record["width"]),
+        "height": int(record["height"]),
+        "source_id": record["image_id"],
+    }
+    for key in ("spacing", "window"):
+        if record.get(key) is not None:
+            entry[key] = [float(value) for value in record[key]]
+    if "patient" in record:
+        entry["patient"] = str(record["patient"])
+    if "volume" in record and not is_picture(os.path.dirname(record["file_name"])):
+        entry |= {"volume": str(record["volume"]), "slice": int(record["slice_index"])}
+    return entry
+
+
+def _name_own_files(dataset: str, records: Sequence[Mapping], entries: Sequence[dict]) -> Path:
+    """Name the images by the data set's own files; returns the folder of all of them."""
+    files = []
+    for record, entry in zip(records, entries, strict=True):
+        path, number = os.path.abspath(record["file_name"]), None
+        if is_picture(os.path.dirname(path)):
+            entry |= picture_coding(path)
+            path, number = picture_source(path)
+        else:
+            entry["hu_offset"] = HU_OFFSET
+        if not os.path.isfile(path):
+            raise ValueError(
+                f"data set {dataset!r}, image {record['image_id']}: found the slice {path}, which "
+                "is no file of its own, expected images png8 or png16 for such data sets"
+            )
+        files.append((path, number))
+    root = os.path.commonpath({os.path.dirname(path) for path, _ in files})
+    for (path, number), entry in zip(files, entries, strict=True):
+        name = os.path.relpath(path, root).replace(os.sep, "/")
+        entry["file_name"] = name if number is None else f"{name}#{number}"
+    return Path(root)
+
+
+def _picture_name(image_id: object) -> str:
+    return f"{image_id:06d}" if isinstance(image_id, int) else safe_name(str(image_id))
+
+
+def _annotation_entries(dataset: str, records: Sequence[Mapping], polygons: bool) -> Iterator[dict]:
+    number = 0
+    for image_id, record in enumerate(records, 1):
+        where = f"data set {dataset!r}, image {record['image_id']}"
+        for annotation in record.get("annotations", ()):
+            number += 1
+            try:
+                entry = _annotation_entry(annotation, polygons)
+            except KeyError as error:
+                raise ValueError(f"{where}: found no {error} in an annotation") from None
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{where}, an annotation: {error}") from None
+            yield {"id": number, "image_id": image_id, **entry}
+
+
+def _annotation_entry(annotation: Mapping[str, Any], polygons: bool) -> dict:
+    x1, y1, x2, y2 = xyxy_box(annotation)
+    box = moved_xywh([x1, y1, x2 - x1, y2 - y1], FIRST_PIXEL)
+    box = [round(float(value), _DIGITS) for value in box]
+    is_crowd = int(annotation.get("iscrowd", 0))
+    entry = {
+        "category_id": int(annotation["category_id"]) + 1,
+        "bbox": box,
+        "area": round(box[2] * box[3], _DIGITS),
+        "iscrowd": is_crowd,
+        "segmentation": [],  # some programs ask for the key
+    }
+    mask = annotation.get("segmentation")
+    if isinstance(mask, Mapping):
+        entry |= _mask_entry(mask, polygons and not is_crowd)
+    elif mask:
+        raise ValueError(f"found segmentation {short(mask)}, expected RLE")
+    if annotation.get("lesion") is not None:
+        entry["lesion"] = annotation["lesion"]
+    if "recist" in annotation:
+        entry["recist"] = [round(float(v) + FIRST_PIXEL, _DIGITS) for v in annotation["recist"]]
+    long, short_one = annotation.get("diameters_mm") or (0, 0)
+    if long >= short_one > 0:
+        entry["diameters_mm"] = [round(float(value), _DIGITS) for value in (long, short_one)]
+    return entry
+
+
+def _mask_entry(mask: Mapping[str, Any], polygons: bool) -> dict:
+    counts = mask["counts"]
+    counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
+    rle = {"size": [int(side) for side in mask["size"]], "counts": counts}
+    pixels = decode_mask(rle)
+    entry = {"area": int(pixels.sum()), "segmentation": rle}
+    if polygons:
+        outlines = [(line[:-1] + FIRST_PIXEL).ravel().tolist() for line in mask_outlines(pixels)]
+        if outlines:
+            again = coco_mask.merge(coco_mask.frPyObjects(outlines, *rle["size"]))
+            if (coco_mask.decode(again) == pixels).all():
+                entry["segmentation"] = outlines
+    return entry
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    is_export = (output / FILE_NAME).is_file()
+    if not is_export or not overwrite:
+        found = f"an {FILE_NAME} in it" if is_export else "something else there"
+        hint = ", or --overwrite (overwrite=True)" if is_export else ""
+        raise FileExistsError(f"{output}: found {found}, expected a free place{hint}")
+
+
+def _write_folder(
+    output: Path,
+    content: dict,
+    jobs: Sequence[tuple[str, str]],
+    window: tuple[float, float] | None,
+    workers: int | None,
+) -> None:
+    """Write beside ``output`` and rename; what stood there goes last."""
+    working, old = (output.with_name(f".{output.name}.{end}") for end in ("partial", "old"))
+    shutil.rmtree(working, ignore_errors=True)
+    try:
+        (working / "images").mkdir(parents=True) if jobs else working.mkdir(parents=True)
+        results = map_unordered(partial(_write_picture, working, window), jobs, workers)
+        with closing(results), tqdm(total=len(jobs), unit="image", disable=not jobs) as bar:
+            for _ in results:
+                bar.update()
+        with written_whole(working / FILE_NAME) as unfinished:
+            unfinished.write_text(json.dumps(content, allow_nan=False))
+        if output.exists():
+            os.replace(output, old)
+        os.replace(working, output)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_picture(root: Path, window: tuple[float, float] | None, job: tuple[str, str]) -> None:
+    file, name = job
+    hu = read_slice(file)
+    if window is None:
+        pixels = (hu.astype(np.int32) + HU_OFFSET).astype(np.uint16)
+    else:
+        pixels = np.rint(hu_to_pixels(hu, window)).astype(np.uint8)
+    if not cv2.imwrite(str(root / name), pixels):
+        raise OSError(f"{root / name}: cannot be written")

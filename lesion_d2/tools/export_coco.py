@@ -1,0 +1,84 @@
+"""Write any registered data set as COCO JSON, for other programs.
+
+python -m lesion_d2.tools.export_coco deeplesion_val --output val_coco
+python -m lesion_d2.tools.export_coco mine_volumes_test --output test_coco --images png8 \\
+    --window -160 240 --polygons
+
+annotations.json is complete or absent. Without pictures it names the data set's own files.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+
+import lesion_d2  # noqa: F401  (makes detectron2 importable)
+from lesion_d2.data.coco.writing import IMAGES, WrittenCoco, write_coco
+from lesion_d2.files import one_line
+
+from .arguments import positive
+
+_PROGRAM = "lesion_d2.tools.export_coco"
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line of this tool."""
+    parser = argparse.ArgumentParser(prog=_PROGRAM, description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("dataset", help="its name, such as deeplesion_val")
+    add("--output", required=True, metavar="DIR", help="the folder to write")
+    add(
+        "--images",
+        choices=IMAGES,
+        default=IMAGES[0],
+        help="pictures to write: none (the default), 8 bits by --window, or 16 bits in "
+        "DeepLesion's coding, HU + 32768",
+    )
+    add(
+        "--window",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="HU that become 0 and 255 of png8",
+    )
+    add("--polygons", action="store_true", help="masks as polygons where they make them again")
+    add("--workers", type=positive, metavar="N", help="processes (all cores)")
+    add("--overwrite", action="store_true", help="replace an earlier export")
+    add("--allow-missing", action="store_true", help="leave out images whose file is missing")
+    return parser
+
+
+def describe(written: WrittenCoco) -> str:
+    """What was written and where its images are, one line each."""
+    text = (
+        f"Wrote {written.file}: {written.num_images} images, {written.num_annotations} annotations"
+    )
+    if written.num_masks:
+        text += f", {written.num_masks} with masks ({written.num_rles} as RLE)"
+    return f"{text}\nIts names of images start from {written.image_root}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write a data set; returns the exit status."""
+    args = get_parser().parse_args(argv)
+    try:
+        written = write_coco(
+            args.dataset,
+            args.output,
+            images=args.images,
+            window=None if args.window is None else tuple(args.window),
+            polygons=args.polygons,
+            workers=args.workers,
+            overwrite=args.overwrite,
+            allow_missing=args.allow_missing,
+        )
+    except (OSError, ValueError, BrokenProcessPool) as error:
+        print(f"{_PROGRAM}: {one_line(error)}", file=sys.stderr)
+        return 1
+    print(describe(written))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
