@@ -9,11 +9,13 @@ import numpy as np
 
 from ..boxes import xyxy_box
 from ..data.problems import short
+from ..ignore_regions import is_region
 from .fault_log import FaultLog
 from .loading import LoadedSet, volume_key, where
 from .slices import Region
 from .volumes import spacing_of
 
+_OPTIONAL_NUMBERS = {"recist": 8, "diameters_mm": 2}
 _MIN_SIDE = 2.0  # pixels
 _MAX_OVERHANG = 1.0  # pixels, past which a box is not only rounded
 _SAME = 0.5  # pixels on every side
@@ -31,15 +33,10 @@ def box_of(annotation: Mapping) -> tuple[float, float, float, float] | None:
     return tuple(box) if is_box else None
 
 
-def is_ignored(annotation: Mapping) -> bool:
-    """Whether an annotation is a region to ignore, and no lesion."""
-    return bool(annotation.get("iscrowd", 0))
-
-
-def regions_of(number: int, image: Mapping) -> list[Region]:
+def pixel_regions(number: int, image: Mapping) -> list[Region]:
     """What the check of its pixels needs of an image's annotations."""
     return [
-        Region(number, i, box_of(one), one.get("segmentation"), is_ignored(one))
+        Region(number, i, box_of(one), one.get("segmentation"), is_region(one))
         for i, one in enumerate(image["annotations"])
     ]
 
@@ -52,7 +49,7 @@ def check_annotations(loaded: LoadedSet, log: FaultLog) -> None:
             for kind, text in _faults(annotation, image, loaded.classes):
                 log.add(kind, f"{where(loaded, image, annotation)}: {text}", number)
             box = box_of(annotation)
-            if box is None or is_ignored(annotation):
+            if box is None or is_region(annotation):
                 continue
             box, category = np.array(box), annotation.get("category_id")
             if any(c == category and np.abs(b - box).max() <= _SAME for b, c in before):
@@ -61,7 +58,20 @@ def check_annotations(loaded: LoadedSet, log: FaultLog) -> None:
             before.append((box, category))
 
 
+def has_numbers(annotation: Mapping, key: str, count: int) -> bool:
+    """Whether an annotation has so many finite numbers under a key, where not all know it."""
+    try:
+        values = np.asarray(annotation.get(key), dtype=float)
+    except (TypeError, ValueError):
+        return False
+    return values.shape == (count,) and bool(np.isfinite(values).all())
+
+
 def _faults(annotation: Mapping, image: Mapping, classes: Sequence[str]):
+    for key, count in _OPTIONAL_NUMBERS.items():
+        if annotation.get(key) is not None and not has_numbers(annotation, key, count):
+            found = f"{key} {short(annotation[key])}"
+            yield "bad_record", f"found {found}, expected {count} finite numbers or None"
     category = annotation.get("category_id")
     if not isinstance(category, Integral) or (classes and not 0 <= category < len(classes)):
         known = f"0 to {len(classes) - 1}" if classes else "a whole number"
@@ -103,12 +113,12 @@ class Lesion:
     in_mm: bool
 
 
-def lesions_of(loaded: LoadedSet) -> list[Lesion]:
+def all_lesions(loaded: LoadedSet) -> list[Lesion]:
     """The lesions of a data set, each once, on however many slices it is; no ignored regions."""
     largest: dict[object, Lesion] = {}
     for number, image in loaded.numbered():
         for i, annotation in enumerate(image["annotations"]):
-            if is_ignored(annotation):
+            if is_region(annotation):
                 continue
             lesion = _lesion(annotation, image, number)
             if lesion is None:
@@ -124,7 +134,7 @@ def _lesion(annotation: Mapping, image: Mapping, number: int) -> Lesion | None:
     box, category = box_of(annotation), annotation.get("category_id")
     if box is None or not isinstance(category, Integral):
         return None
-    if annotation.get("diameters_mm") is not None:
+    if has_numbers(annotation, "diameters_mm", 2):
         return Lesion(number, int(category), float(annotation["diameters_mm"][0]), True)
     sides, spacing = np.subtract(box[2:], box[:2]), spacing_of(image)
     if not isinstance(spacing, tuple):

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..visualization import save_picture
-from .annotations import check_annotations, check_sizes, lesions_of
+from .annotations import all_lesions, check_annotations, check_sizes
 from .counts import count_set
 from .fault_log import FaultLog
 from .loading import expand_names, load_sets
@@ -51,7 +51,7 @@ def check_data_set(
     sets = load_sets(expand_names([names] if isinstance(names, str) else names), log)
     pixel_pass = PixelPass(sets, log)
     pixel_pass.run(workers)
-    lesions = {loaded.name: lesions_of(loaded) for loaded in sets}
+    lesions = {loaded.name: all_lesions(loaded) for loaded in sets}
     for loaded in sets:
         check_annotations(loaded, log)
         check_sizes(loaded, lesions[loaded.name], log)

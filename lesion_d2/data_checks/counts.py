@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from .annotations import Lesion, is_ignored
+from ..ignore_regions import is_region
+from .annotations import Lesion
 from .loading import LoadedSet
 from .splits import patients_of
 from .volumes import VolumeSums
@@ -27,7 +28,7 @@ def count_set(loaded: LoadedSet, volumes: Sequence[VolumeSums], lesions: Sequenc
         JSON's types; None where something is not known or there is none of it.
     """
     annotations = [image["annotations"] for image in loaded.images]
-    per_image = Counter(sum(not is_ignored(a) for a in ones) for ones in annotations)
+    per_image = Counter(sum(not is_region(a) for a in ones) for ones in annotations)
     images = len(loaded.images)
     patients = patients_of(loaded)
     read = [volume.pixels for volume in volumes if volume.pixels is not None]
@@ -44,7 +45,7 @@ def count_set(loaded: LoadedSet, volumes: Sequence[VolumeSums], lesions: Sequenc
         "lesions_per_class": {name: categories[c] for c, name in names.items()},
         "lesions_per_image": {str(n): per_image[n] for n in sorted(per_image)},
         "annotations_with_mask": sum("segmentation" in a for ones in annotations for a in ones),
-        "ignore_regions": sum(is_ignored(a) for ones in annotations for a in ones),
+        "ignore_regions": sum(is_region(a) for ones in annotations for a in ones),
         "sizes_mm": _sizes([x.size for x in lesions if x.in_mm]),
         "sizes_pixels": _sizes([x.size for x in lesions if not x.in_mm]),
         "spacing_mm": {axis: _range(v) for axis, v in _by_axis(spacings).items()},

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from detectron2.data import MetadataCatalog
 
+from ..ignore_regions import lesions_of
 from ..visualization import (
     TRUTH_LEGEND,
     WINDOWS,
@@ -12,8 +13,8 @@ from ..visualization import (
     contact_sheet,
     window_image,
 )
-from ..visualization.visualizer import MASK_COLOR, TRUTH_COLOR
-from .annotations import box_of, is_ignored
+from ..visualization.visualizer import MASK_COLOR, REGION_COLOR, TRUTH_COLOR
+from .annotations import box_of, has_numbers
 from .fault_log import Fault
 from .loading import LoadedSet
 from .pixels import PixelPass
@@ -21,8 +22,7 @@ from .slices import mask_of
 
 _SIDE = 512
 _COLUMNS = 4
-_IGNORED_COLOR = (0.65, 0.65, 0.65)
-_LEGEND = [*TRUTH_LEGEND, ("region to ignore", _IGNORED_COLOR, "-")]
+_LEGEND = [*TRUTH_LEGEND, ("region to ignore", REGION_COLOR, "--")]
 
 
 def draw_sheet(
@@ -42,16 +42,16 @@ def draw_sheet(
     Returns:
         RGB uint8 picture; None where no image can be drawn.
     """
-    chosen: dict[int, str] = {}
+    wanted: dict[int, str] = {}
     for image, kind in _faulty(faults):
-        if len(chosen) < number // 2:
-            chosen.setdefault(image, kind)
+        if len(wanted) < number // 2:
+            wanted.setdefault(image, kind)
+    for image in _drawn(pixel_pass.sets, seed):
+        wanted.setdefault(image, "")
     tiles, titles = [], []
-    for image, kind in [*chosen.items(), *((n, "") for n in _drawn(pixel_pass.sets, seed))]:
+    for image, kind in wanted.items():
         if len(tiles) == number:
             break
-        if not kind and image in chosen:
-            continue
         loaded, record = pixel_pass.image(image)
         tile = _tile(loaded, record)
         if tile is not None:
@@ -72,12 +72,13 @@ def _faulty(faults: Sequence[Fault]):
 
 
 def _drawn(sets: Sequence[LoadedSet], seed: int):
-    """Images with lesions in turn from each data set and class, and some without at the end."""
+    """Images with lesions in turn from each data set and class; where there are none, others."""
     rng = np.random.default_rng(seed)
     groups: dict[tuple, list[int]] = {}
     for loaded in sets:
         for number, image in loaded.numbered():
-            for category in {str(a.get("category_id")) for a in image["annotations"]} or {""}:
+            lesions = lesions_of(image["annotations"])
+            for category in {str(one.get("category_id")) for one in lesions} or {""}:
                 groups.setdefault((not category, loaded.name, category), []).append(number)
     queues = [rng.permutation(groups[key]).tolist() for key in sorted(groups) if not key[0]]
     queues = queues or [rng.permutation(groups[key]).tolist() for key in sorted(groups)]
@@ -88,7 +89,7 @@ def _drawn(sets: Sequence[LoadedSet], seed: int):
 
 
 def _lesions(record: Mapping) -> str:
-    number = sum(not is_ignored(one) for one in record["annotations"])
+    number = len(lesions_of(record["annotations"]))
     return f"{number} lesion{'' if number == 1 else 's'}"
 
 
@@ -99,17 +100,15 @@ def _tile(loaded: LoadedSet, record: Mapping) -> np.ndarray | None:
     except (OSError, ValueError):
         return None  # the log has it
     annotations = [one for one in record["annotations"] if box_of(one) is not None]
-    lesions = [one for one in annotations if not is_ignored(one)]
+    lesions = lesions_of(annotations)
     visualizer = LesionVisualizer(image, MetadataCatalog.get(loaded.name), side=_SIDE)
     for one in lesions:
         mask = _mask(one, image.shape[:2])
         if mask is not None:
             visualizer.draw_soft_mask(mask.astype(np.float32), MASK_COLOR, alpha=0.35)
-    ignored = {"annotations": [one for one in annotations if is_ignored(one)]}
-    visualizer.draw_truth_boxes(ignored, _IGNORED_COLOR)
-    visualizer.draw_truth_boxes({"annotations": lesions})
+    visualizer.draw_truth_boxes({"annotations": annotations})
     for one in lesions:
-        if one.get("recist") is not None:
+        if has_numbers(one, "recist", 8):
             visualizer.draw_recist(one["recist"])
     for one in lesions:
         text = _label(one, loaded.classes)
@@ -124,7 +123,7 @@ def _label(annotation: Mapping, classes: Sequence[str]) -> str:
     category = annotation.get("category_id")
     if len(classes) > 1 and category in range(len(classes)):
         words.append(classes[category])
-    if annotation.get("diameters_mm") is not None:
+    if has_numbers(annotation, "diameters_mm", 2):
         words.append("{:.0f} x {:.0f} mm".format(*annotation["diameters_mm"]))
     return ", ".join(words)
 

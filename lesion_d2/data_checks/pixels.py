@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ..parallel import map_unordered
 from ..scans.nifti import is_nifti
-from .annotations import regions_of
+from .annotations import pixel_regions
 from .fault_log import FaultLog
 from .loading import LoadedSet, volume_key, where
 from .slices import SliceFacts, SliceTask, look_at_slices
@@ -81,7 +81,7 @@ class PixelPass:
         """A file once: annotations of all of its images."""
         numbers = self._by_file[file]
         _, first = self.image(numbers[0])
-        regions = [region for n in numbers for region in regions_of(n, self.image(n)[1])]
+        regions = [region for n in numbers for region in pixel_regions(n, self.image(n)[1])]
         return SliceTask(numbers[0], file, (first["height"], first["width"]), tuple(regions))
 
     def _take(self, facts: SliceFacts) -> None:

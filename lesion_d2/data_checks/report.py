@@ -69,7 +69,7 @@ class DataReport:
             return f"{table}\n\nno fault found"
         blocks = [table]
         for fault in self.faults:
-            lines = [f"{fault.severity}: {fault.kind}, {fault.count} times: {fault.meaning}"]
+            lines = [f"{fault.severity}: {fault.kind}, {_times(fault.count)}: {fault.meaning}"]
             lines += [f"  {place}" for place in fault.places[:_PLACES_SHOWN]]
             if fault.count > _PLACES_SHOWN:
                 lines.append(f"  and {fault.count - _PLACES_SHOWN} more")
@@ -125,3 +125,7 @@ def _sizes_text(sizes: Mapping[str, int]) -> str:
         return "-"
     first = next(iter(sizes))
     return first if len(sizes) == 1 else f"{first} and {len(sizes) - 1} more"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"

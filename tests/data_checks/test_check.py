@@ -394,6 +394,17 @@ def test_files_hold_what_was_found(sets, tmp_path):
     assert sorted(os.listdir(output)) == sorted([JSON_FILE, PAGE_FILE])
 
 
+def test_every_bad_annotation_can_be_drawn(sets, tmp_path):
+    bad = {"recist": [1, 2], "diameters_mm": (float("nan"), 1.0)}
+    sets[0].images[1]["annotations"] += [*BOXES.values(), annotation(20, 20, 30, 30, **bad)]
+    del sets[0].images[2:], sets[1].images[1:]
+    output = tmp_path / "out"
+    report = check_data_set("made", output=output, workers=1, pictures=2)
+    assert {*BOXES, "bad_record"} <= {fault.kind for fault in report.faults}
+    assert report.faults[0].kind == "bad_record" and report.faults[0].count == 2
+    assert (output / SHEET_FILE).is_file()
+
+
 def test_a_log_keeps_the_first_places_in_any_order():
     logs = FaultLog(), FaultLog()
     numbers = np.random.default_rng(0).permutation(100).tolist()

@@ -53,7 +53,8 @@ def test_missing_files_are_told_by_row_and_the_rest_is_checked(copied, tmp_path,
     assert status == 1 and fault["kind"] == "missing_file" and fault["count"] == len(rows)
     assert f"row {rows[0]}, column File_name" in fault["places"][0]
     assert content["counts"]["copied_train"]["lesions"] == len(in_train) - len(rows)
-    assert f"error: missing_file, {len(rows)} times" in capsys.readouterr().out
+    times = "once" if len(rows) == 1 else f"{len(rows)} times"
+    assert f"error: missing_file, {times}: there is no such file" in capsys.readouterr().out
     assert check("copied", tmp_path, "--allow-missing")[0] == 0
 
 
