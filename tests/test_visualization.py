@@ -9,6 +9,7 @@ from lesion_d2.visualization import (
     OUTCOME_LEGEND,
     RECIST_COLOR,
     REFERENCE_COLOR,
+    REGION_COLOR,
     TRUTH_COLOR,
     WINDOWS,
     HeatMap,
@@ -173,6 +174,21 @@ def test_hits_are_green_false_positives_red_and_missed_lesions_dashed():
     assert on_edges(yellow, found) == 1
     assert 0.4 < on_edges(yellow, missed, width=0) < 0.95
     assert on_edges(green, missed) == on_edges(red, missed) == 0
+
+
+def test_regions_to_ignore_are_gray_dashes_and_what_lies_there_is_no_error():
+    lesion, region, inside = (8, 40, 24, 56), (30, 6, 60, 30), (36, 8, 52, 20)
+    record = make_record([region, lesion])
+    record["annotations"][0]["iscrowd"] = 1
+    outcome = judge(record, make_predictions([inside, lesion], [0.9, 0.8]))
+    assert outcome.summary() == "1 hit, 0 false positives, 0 missed"
+    assert outcome.is_repeat.tolist() == [True, False]
+    image = new_visualizer(gray=0).draw_outcome(outcome).get_image()
+    assert 0.4 < on_edges(colored(image, REGION_COLOR), region, width=0) < 0.95
+    assert not colored(image, FALSE_POSITIVE_COLOR).any()
+    image = new_visualizer(gray=0).draw_dataset_dict(record).get_image()
+    assert 0.4 < on_edges(colored(image, REGION_COLOR), region, width=0) < 0.95
+    assert on_edges(colored(image, TRUTH_COLOR), lesion) == 1
 
 
 def test_masks_of_predictions_are_laid_over_in_the_color_of_the_outcome():

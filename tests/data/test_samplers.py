@@ -105,6 +105,13 @@ def test_processes_share_the_order_and_go_on_anywhere(processes, monkeypatch):
             assert _draw(sampler, 4) == share[skipped : skipped + 4]
 
 
+def test_without_a_seed_all_processes_have_the_same_order(monkeypatch):
+    pools, counts = make_pools(IMAGES, empty_share=0.5)
+    monkeypatch.setattr(comm, "shared_random_seed", lambda: 17)
+    found = _draw(BalancedSampler(pools, counts), 30)
+    assert found == _slow_order(pools, counts, 17, 30)
+
+
 @pytest.mark.parametrize(
     "images, share, message",
     [

@@ -1,7 +1,7 @@
 """Regions to ignore in the labels of anchors, proposals and pixels."""
 
 from lesion_d2.data.mapper import transform_lesions
-from lesion_d2.ignore_regions import mark_regions
+from lesion_d2.ignore_regions import lie_inside, mark_regions, split_regions
 from lesion_d2.modeling import (
     LesionRetinaNet,
     LesionROIHeads,
@@ -19,9 +19,9 @@ import pytest
 import torch
 from detectron2.data import transforms as T
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import RetinaNet
+from detectron2.modeling import RetinaNet, build_model
 from detectron2.modeling.matcher import Matcher
-from detectron2.structures import Boxes, BoxMode, ImageList, Instances
+from detectron2.structures import BitMasks, Boxes, BoxMode, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from tiny_run import tiny_config
 from torch import nn
@@ -195,3 +195,42 @@ def test_a_teacher_mines_nothing_in_a_region(policy):
     assert instances.gt_classes.tolist() == [-1, 0 if policy == "add" else -1, 0]
     boxes = [_REGION, [4, 40, 16, 56], _LESION]
     assert instances.gt_boxes.tensor.tolist() == boxes
+
+
+def test_what_a_model_says_of_a_region_changes_no_loss():
+    """Not of its pixels, nor of small anchors, which have hardly any IoU with it."""
+    model = build_model(tiny_config(MODEL__ANCHOR_GENERATOR__SIZES=[[4], [8], [16], [32]])).train()
+    masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+    masks[0, 28:65, 30:65], masks[1, 6:21, 6:23] = True, True
+    image = _image([_LESION], [_REGION])
+    image.gt_masks = BitMasks(masks)
+    sample = {"image": 127 + 40 * torch.randn(1, 64, 64), "instances": image}
+    sample["image"] = sample["image"].expand(len(model.pixel_mean), -1, -1)
+    regions = Boxes(torch.tensor([_REGION]))
+    losses, segment = model.losses, model.predict_segmentation
+
+    def loss(sample, noise):
+        """All losses where anchors and pixels in the region have other logits."""
+
+        def with_noise(anchors, logits, *others):
+            inside = [lie_inside(level, regions)[None, :, None] for level in anchors]
+            assert any(map(torch.any, inside))
+            shift = [noise * torch.randn_like(x) * i for x, i in zip(logits, inside, strict=True)]
+            return losses(anchors, [x + s for x, s in zip(logits, shift, strict=True)], *others)
+
+        def segment_with_noise(*args):
+            logits = segment(*args)
+            return logits + noise * torch.randn_like(logits) * masks[0]
+
+        model.losses, model.predict_segmentation = with_noise, segment_with_noise
+        model.loss_normalizer = 100.0
+        with EventStorage(), torch.no_grad():
+            return {name: value.item() for name, value in model([sample]).items()}
+
+    plain = loss(sample, 0)
+    assert plain == loss(sample, 5) and plain.keys() == {"loss_cls", "loss_box_reg", "loss_seg"}
+    lesion, _ = split_regions(image)
+    without = {**sample, "instances": lesion}
+    first, second = loss(without, 0), loss(without, 5)
+    assert all(first[name] != second[name] for name in ("loss_cls", "loss_seg"))
+    assert plain["loss_box_reg"] == first["loss_box_reg"] == second["loss_box_reg"]

@@ -43,5 +43,5 @@ class LesionRetinaNet(RetinaNet):
         for label, (_, regions) in zip(labels, pairs, strict=True):
             if regions is not None:
                 inside = lie_inside(Boxes.cat(anchors), regions.gt_boxes)
-                label[inside & (label == self.num_classes)] = IGNORED_CLASS
+                label.masked_fill_(inside & (label == self.num_classes), IGNORED_CLASS)
         return labels, boxes

@@ -76,7 +76,7 @@ class LesionRPN(RPN):
             label[ignored] = -1
         in_regions = next(self._in_regions)
         if in_regions is not None:
-            label[in_regions & (label == 0)] = -1
+            label.masked_fill_(in_regions & (label == 0), -1)
         if self.shem_pool == 0:
             return super()._subsample_labels(label)
         is_positive = label == 1
