@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 from ..data.volume_set.form import FILE_NAME, SPLITS, Volume, VolumeSet, write_volume_set
@@ -45,7 +45,7 @@ class ImportSummary:
 
 def working_folder(output: str | os.PathLike) -> Path:
     """Where an import keeps what it has finished; gone when the data set stands."""
-    output = Path(output).absolute()
+    output = Path(os.path.abspath(output))
     return output.with_name(f"{output.name}.partial")
 
 
@@ -88,7 +88,7 @@ def run_import(
         OSError: a file cannot be written.
         BrokenProcessPool: a process was killed.
     """
-    output = Path(output).absolute()
+    output = Path(os.path.abspath(output))
     _check_name(output)
     _check_output(output, overwrite)
     _check_cases(listing.cases)
@@ -133,11 +133,13 @@ def _check_name(output: Path) -> None:
             f"--output {output}: found the name {name!r}, expected up to 100 letters, digits, "
             "'.', '_' and '-', the first and last no sign"
         )
-    if (output / FILE_NAME).is_file():
-        return  # the names are its own
     splits = "|".join(SPLITS)
     own = re.compile(rf"{re.escape(name)}(_fold\d+)?(_volumes)?(_({splits}))?")
-    taken = [other for other in DatasetCatalog.list() if own.fullmatch(other)]
+    taken = [
+        other
+        for other in DatasetCatalog.list()
+        if own.fullmatch(other) and MetadataCatalog.get(other).get("volume_set") != str(output)
+    ]
     if taken:
         raise ValueError(
             f"--output {output}: found the data set {taken[0]} of that name, expected another name"

@@ -5,7 +5,7 @@ python -m lesion_d2.tools.import_data nndetection TASK_DIR --output $DETECTRON2_
 The data set's name is that of its folder. In $DETECTRON2_DATASETS it is registered by itself, as
 mine_train, mine_val, mine_test, mine_volumes_test and so on. A call that was killed goes on where
 it was; a case that cannot be read is told of in one line, the others go on. At the end the data set
-is checked, as by lesion_d2.tools.check_data.
+is checked, as by lesion_d2.tools.check_data: pictures and all faults are in DIR/check.
 """
 
 import argparse
@@ -16,11 +16,14 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
+from lesion_d2.data.volume_set.catalog import register_volume_set
 from lesion_d2.data.volume_set.splits import DEFAULT_SHARES
+from lesion_d2.data_checks import PAGE_FILE, check_data_set
 from lesion_d2.files import one_line
 from lesion_d2.importers import FORMATS
 from lesion_d2.importers.running import ImportSummary, run_import, working_folder
 
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
 
 from .arguments import positive
@@ -55,6 +58,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="list what would be imported; read no image")
     add("--overwrite", action="store_true", help="replace a data set that stands there")
     add("--skip-damaged", action="store_true", help="leave out cases that cannot be read")
+    add("--no-check", action="store_true", help="do not check the data set at the end")
     add("--new-split", action="store_true", help="leave the source's splits and folds")
     add(
         "--shares",
@@ -106,7 +110,10 @@ def _counts(volumes: Sequence, num_classes: int) -> list[int]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """List and import; the exit status: 1 where there is no data set, 0 else.
+    """List, import and check.
+
+    Returns:
+        The exit status: 1 where there is no data set or something in it would spoil a training.
 
     Raises:
         ValueError, OSError, ImportError: the source cannot be listed; or see :func:`run_import`.
@@ -139,8 +146,21 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    print(f"{summary.root} is complete")
-    return 0
+    print(f"{summary.root} is complete\n")
+    return 0 if args.no_check else _check(summary.root, args.workers)
+
+
+def _check(root: Path, workers: int | None) -> int:
+    """Check the data set; the exit status: 1 where something would spoil a training."""
+    for name in DatasetCatalog.list():  # as a data set that it replaces had it
+        if MetadataCatalog.get(name).get("volume_set") == str(root):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+    register_volume_set(root)
+    folder = root / "check"
+    report = check_data_set(root.name, output=folder, workers=workers)
+    print(f"{report.text()}\n\npictures and details: {folder / PAGE_FILE}")
+    return 1 if report.has_errors else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

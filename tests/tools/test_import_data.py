@@ -1,4 +1,7 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 from lesion_d2.data.volume_set.form import read_volume_set
 from lesion_d2.importers import FORMATS
@@ -7,6 +10,7 @@ from lesion_d2.tools.import_data import get_parser, main
 
 import made_up_format
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 
 @pytest.fixture
@@ -17,12 +21,22 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "source"
 
 
+@contextmanager
+def registered_anew() -> Iterator[None]:
+    """What is registered in the block is not known after it."""
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
 def _main(source: Path, output: Path, *options: str) -> int:
     return main(["npz", str(source), "--output", str(output), "--workers", "1", *options])
 
 
 def test_a_format_is_a_subcommand_and_the_result_is_a_table(source, tmp_path, capsys):
-    assert _main(source, tmp_path / "mine", "--shares", "2", "1", "1") == 0
+    assert _main(source, tmp_path / "mine", "--shares", "2", "1", "1", "--no-check") == 0
     assert len(read_volume_set(tmp_path / "mine").volumes) == 4
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "found: 4 cases, classes: small, large"
@@ -40,9 +54,29 @@ def test_damaged_cases_end_it_with_status_1_unless_they_are_skipped(source, tmp_
     said = capsys.readouterr()
     assert "case case_2: " in said.out and "1 cases cannot be read" in said.err
     assert not (tmp_path / "mine").exists()
-    assert _main(source, tmp_path / "mine", "--skip-damaged") == 0
+    assert _main(source, tmp_path / "mine", "--skip-damaged", "--no-check") == 0
     said = capsys.readouterr()
     assert "an earlier call had imported 3 of them" in said.out and "case case_2: " in said.out
+
+
+def test_it_ends_with_the_check_whose_errors_are_its_status(source, tmp_path, capsys, monkeypatch):
+    output = tmp_path / "mine_of_test_import"
+    with registered_anew():
+        assert _main(source, output, "--shares", "1", "0", "0") == 0
+        said = capsys.readouterr().out
+        assert str(output / "check" / "index.html") in said and "lesions of class small" in said
+        assert (output / "check" / "data_check.json").is_file()
+        # A data set that takes its place has its own classes and splits.
+        monkeypatch.setattr(import_data, "check_data_set", _checked_with_errors)
+        assert _main(source, output, "--overwrite", "--shares", "0", "0", "1") == 1
+        assert "what is wrong" in capsys.readouterr().out
+        names = [name for name in DatasetCatalog.list() if name.startswith(output.name)]
+        assert f"{output.name}_test" in names and f"{output.name}_train" not in names
+
+
+def _checked_with_errors(name: str, **options: object) -> SimpleNamespace:
+    assert name == "mine_of_test_import"
+    return SimpleNamespace(has_errors=True, text=lambda: "what is wrong")
 
 
 def test_a_dry_run_says_what_would_be_imported(source, tmp_path, capsys):
