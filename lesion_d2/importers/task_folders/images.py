@@ -203,14 +203,15 @@ def read_array(image: VolumeFile) -> np.ndarray:
     Raises:
         ValueError: the file is damaged.
     """
-    array, start = None, 0
+    array, target, start = None, None, 0
     for slab in image.slabs():
         slab = slab.reshape(*slab.shape[:2], -1)
         if array is None:
-            array = np.empty(image.grid.shape[:3], slab.dtype)
-        array[:, :, start : start + slab.shape[2]] = slab
+            array = np.empty(image.shape, slab.dtype)
+            target = image.grid.turn.undo(array)
+        target[:, :, start : start + slab.shape[2]] = slab
         start += slab.shape[2]
-    return image.grid.turn.apply(array)
+    return array
 
 
 def volume_of(image: VolumeFile, name: str, patient: str) -> Volume:

@@ -24,22 +24,21 @@ def read_labels(label: VolumeFile) -> np.ndarray:
     Raises:
         ValueError: the file is damaged, or holds other numbers than integers from 0 to 65535.
     """
-    labels, start = np.empty(label.grid.shape[:3], np.uint16), 0
+    labels, start = np.empty(label.shape, np.uint16), 0
+    target = label.grid.turn.undo(labels)
     for slab in label.slabs():
         slab = slab.reshape(*slab.shape[:2], -1)
-        end = start + slab.shape[2]
-        if slab.dtype.kind == "b":
-            slab = slab.view(np.uint8)
         with np.errstate(invalid="ignore"):
-            labels[:, :, start:end] = slab
-        wrong = slab[labels[:, :, start:end] != slab]
+            whole = slab.astype(np.uint16)
+        wrong = slab[whole != slab]
         if wrong.size:
             raise ValueError(
                 f"{label.file}: found the label {wrong.flat[0]:g}, expected integers from 0 to "
                 f"{_MAX_LABEL}"
             )
-        start = end
-    return label.grid.turn.apply(labels)
+        target[:, :, start : start + slab.shape[2]] = whole
+        start += slab.shape[2]
+    return labels
 
 
 def instance_lesions(
