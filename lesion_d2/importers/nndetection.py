@@ -231,7 +231,7 @@ def _read_case(
 ) -> ImportedVolume:
     instances, boxes = _read_instances(files.notes, classes)
     image = open_image(files.image)
-    volume, lesions = volume_of(image, name, patient), []
+    volume, lesions = volume_of(image, options.values, name, patient), []
     if files.label is not None:
         label = open_image(files.label)
         check_same_grid(label, image, by_voxel=options.labels_by_voxel)

@@ -188,7 +188,7 @@ def _read_case(
     image = open_image(files.image, channel)
     label = open_image(files.label)
     check_same_grid(label, image, by_voxel=options.labels_by_voxel)
-    volume, labels = volume_of(image, name, patient), read_labels(label)
+    volume, labels = volume_of(image, options.values, name, patient), read_labels(label)
     ignored = () if dataset.ignore_label is None else (dataset.ignore_label,)
     known = {n for numbers in dataset.labels.values() for n in numbers}
     check_known_labels(labels, [*known, *ignored], files.label)

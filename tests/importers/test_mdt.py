@@ -2,11 +2,13 @@ import pickle
 import re
 
 from lesion_d2.importers.mdt import MdtOptions, list_mdt
+from lesion_d2.importers.running import run_import
 
 import numpy as np
 import pandas as pd
 import pytest
 from made_up_tasks import lesion_voxels
+from round_trip import check_trains_and_evaluates
 
 SPACING = (0.7, 0.7, 1.25)
 OPTIONS = MdtOptions(SPACING, hu_range=(-1200, 600))
@@ -164,3 +166,12 @@ def test_a_bad_table_is_one_line(tmp_path, table, message):
 def test_no_table_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"found no info_df\.csv, info_df\.pickle or meta"):
         list_mdt(tmp_path, OPTIONS)
+
+
+def test_an_import_trains_and_evaluates_perfectly_on_its_truth(tmp_path):
+    listing = list_mdt(
+        write_folder(tmp_path / "mdt", {"a": [1.0, 2.0, 5.0], "b": [4.0], "empty": []}), OPTIONS
+    )
+    run_import(listing, tmp_path / "made_mdt", format="mdt", workers=1)
+    volume_set = check_trains_and_evaluates(tmp_path / "made_mdt", tmp_path)
+    assert [volume.name for volume in volume_set.volumes] == ["a", "b", "empty"]

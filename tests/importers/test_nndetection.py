@@ -4,6 +4,7 @@ import pickle
 import re
 
 from lesion_d2.importers.nndetection import list_nndetection
+from lesion_d2.importers.running import run_import
 from lesion_d2.importers.task_folders.images import Values
 from lesion_d2.importers.task_folders.options import TaskOptions
 
@@ -25,6 +26,7 @@ from made_up_tasks import (
     write_nndetection,
 )
 from PIL import Image
+from round_trip import check_trains_and_evaluates
 
 ALL = {1: 0, 2: 1, 3: 1}
 
@@ -162,6 +164,7 @@ def test_2d_pictures_and_nifti_of_one_slice(tmp_path):
     for name, spacing in {"png": None, "nifti": (0.5, 0.6, 1.0), "flat": (0.5, 0.6, 1.0)}.items():
         volume, voxels = found[name].volume, found[name].voxels
         assert voxels.shape == (1, 20, 30) and volume.spacing == spacing
+        assert volume.window == (-160, 240)
         assert np.array_equal(voxels[0], np.rint(values / 255 * 400 - 160))
         assert volume.lesions[0].box == (6.5, 3.5, 0.0, 18.5, 8.5, 0.0)
     with pytest.raises(ValueError, match=r"png_0000\.png: found values of uint8.*--hu-window"):
@@ -336,3 +339,12 @@ def test_the_folds_of_the_task_are_taken(tmp_path):
     folds = list_nndetection(root).folds
     assert folds[0] == {"train": ("c",), "val": ("b",), "test": ("a",)}
     assert [fold["test"] for fold in folds] == [("a",), ("b",), ("c",)]
+
+
+def test_an_import_trains_and_evaluates_perfectly_on_its_truth(tmp_path):
+    listing = list_nndetection(
+        write_nndetection(tmp_path / "task", {"a": ALL, "b": {1: 1}, "empty": {}})
+    )
+    run_import(listing, tmp_path / "made_nndetection", format="nndetection", workers=1)
+    volume_set = check_trains_and_evaluates(tmp_path / "made_nndetection", tmp_path)
+    assert [volume.name for volume in volume_set.volumes] == ["a", "b", "empty"]

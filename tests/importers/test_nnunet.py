@@ -3,6 +3,7 @@ import pickle
 import re
 
 from lesion_d2.importers.nnunet import ComponentOptions, list_nnunet
+from lesion_d2.importers.running import run_import
 from lesion_d2.importers.task_folders.images import Values
 from lesion_d2.importers.task_folders.options import TaskOptions
 
@@ -19,6 +20,7 @@ from made_up_tasks import (
     write_nnunet,
 )
 from PIL import Image
+from round_trip import check_trains_and_evaluates
 from skimage import measure
 
 TUMOUR = ComponentOptions(lesion_labels=("tumour",))
@@ -210,3 +212,13 @@ def test_damaged_cases_are_told_and_the_others_go_on(tmp_path):
     assert re.search(r"c\.nii\.gz: no such image, nor c_0000 with an ending", second)
     save(root / "imagesTr/a.nii.gz", np.zeros((4, 4, 4)), np.eye(4))
     assert re.search("found a_0000.nii.gz too", list_nnunet(root, TUMOUR).damaged[0])
+
+
+def test_an_import_trains_and_evaluates_perfectly_on_its_truth(tmp_path):
+    listing = list_nnunet(
+        write_nnunet(tmp_path / "task", {"a": (1, 2, 3), "b": (1,), "empty": ()}),
+        ComponentOptions(("tumour", "liver")),
+    )
+    run_import(listing, tmp_path / "made_nnunet", format="nnunet", workers=1)
+    volume_set = check_trains_and_evaluates(tmp_path / "made_nnunet", tmp_path)
+    assert [volume.name for volume in volume_set.volumes] == ["a", "b", "empty"]

@@ -214,11 +214,11 @@ def read_array(image: VolumeFile) -> np.ndarray:
     return array
 
 
-def volume_of(image: VolumeFile, name: str, patient: str) -> Volume:
-    """An image's volume, without lesions."""
-    place = {}
+def volume_of(image: VolumeFile, values: Values, name: str, patient: str) -> Volume:
+    """An image's volume, without lesions; the window of its values is its window in pictures."""
+    place = {"window": values.hu_window}
     if has_place(image):
-        place = {
+        place |= {
             "spacing": image.spacing,
             "origin": tuple(image.origin.tolist()),
             "direction": tuple(image.direction.ravel().tolist()),
