@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 
 from lesion_d2.importers.dicom.listing import list_cases, list_dicom
+from lesion_d2.importers.running import run_import
 from lesion_d2.rle import decode_mask
 from lesion_d2.tools.import_data import get_parser
 
@@ -15,6 +16,7 @@ from made_up_scans import make_volume, write_series
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
+from round_trip import check_trains_and_evaluates
 from skimage.measure import find_contours
 
 SHAPE, SPACING, ORIGIN = (6, 24, 32), (0.7, 0.9, 2.5), (-30.5, 12.25, 100.0)
@@ -169,6 +171,16 @@ def test_regions_are_lesions_in_their_place(tmp_path, write):
     for lesion, (name, mask) in zip(volume.lesions, list(REGIONS.items())[:2], strict=True):
         check_lesion(volume, lesion, series, mask)
         assert lesion.attributes == {"region": name} and lesion.category == 0
+
+
+def test_it_trains_and_evaluates(tmp_path):
+    write_segmentation(tmp_path / "a.dcm", scan(tmp_path / "one"), REGIONS)
+    empty = scan(tmp_path / "two", patient="two")
+    write_structure_set(tmp_path / "b.dcm", empty, {"Liver": ORGAN})
+    listing = list_dicom(tmp_path, {"lesion": "lesion"})
+    assert run_import(listing, tmp_path / "found", format="dicom", workers=1).written
+    volume_set = check_trains_and_evaluates(tmp_path / "found", tmp_path)
+    assert [len(volume.lesions) for volume in volume_set.volumes] == [2, 0]
 
 
 def test_label_maps_and_components(tmp_path):

@@ -16,6 +16,7 @@ from lesion_d2.importers.lidc.nodules import (
 )
 from lesion_d2.importers.lidc.xml import read_readings
 from lesion_d2.importers.polygons import polygon_mask
+from lesion_d2.importers.running import run_import
 from lesion_d2.rle import decode_mask
 
 import cv2
@@ -23,6 +24,7 @@ import numpy as np
 import pydicom
 import pytest
 from lidc_files import BALLS, SCORES, SHAPE, contours, reader_mask, readings_xml, write_lidc
+from round_trip import check_trains_and_evaluates
 
 A1 = [285, (1, 5), (15, 25), (16, 26), (5985, 5700, 855)]
 PYLIDC_MASKS = {
@@ -228,6 +230,17 @@ def test_what_does_not_belong_together_is_told(lidc, tmp_path):
     assert "found no XML file of its readers" in told
     assert "001.xml: found no CT series" in told
     assert "1 XML files that are not of CT's readers" in told
+
+
+def test_it_trains_and_evaluates(tmp_path):
+    write_lidc(tmp_path / "source")
+    files, xml = write_lidc(tmp_path / "source", patient="LIDC-IDRI-0002")
+    xml.write_text(readings_xml(files, [[], [], [], []]))
+    listing = list_lidc(tmp_path / "source", votes="paper", spacing=(0.7, 0.7, 1.25))
+    assert run_import(listing, tmp_path / "nodules", format="lidc", workers=1).written
+    volume_set = check_trains_and_evaluates(tmp_path / "nodules", tmp_path)
+    assert [len(volume.lesions) for volume in volume_set.volumes] == [5, 0]
+    assert [volume.spacing for volume in volume_set.volumes] == [(0.7, 0.7, 1.25)] * 2
 
 
 def test_cases_are_told_by_their_patients(lidc):

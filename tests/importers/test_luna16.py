@@ -4,11 +4,13 @@ import pickle
 from pathlib import Path
 
 from lesion_d2.importers.luna16 import list_luna16, sphere_lesion
+from lesion_d2.importers.running import run_import
 
 import numpy as np
 import pytest
 import SimpleITK
 from made_up_scans import make_volume
+from round_trip import check_trains_and_evaluates
 
 SHAPE, SPACING = (8, 40, 48), (0.6, 0.8, 2.5)
 ORIGIN = (-100.25, -80.5, -310.0)
@@ -84,6 +86,13 @@ def test_nodules_lie_where_itk_says(luna, index):
             assert (np.abs(on_slice.max(axis=0) - box[2:]) < 1).all()
     numbers, counts = np.unique(np.rint(inside[:, 2]).astype(int), return_counts=True)
     assert set(numbers[counts > 9]) <= set(lesion.boxes)
+
+
+def test_it_trains_and_evaluates(luna, tmp_path):
+    summary = run_import(list_luna16(luna[0]), tmp_path / "nodules", format="luna16", workers=1)
+    assert summary.written and len(summary.volume_set.folds) == 3
+    volume_set = check_trains_and_evaluates(tmp_path / "nodules", tmp_path)
+    assert [len(volume.lesions) for volume in volume_set.volumes] == [3, 1, 0]
 
 
 def test_voxels_are_the_files(luna):
