@@ -16,6 +16,7 @@ from lesion_d2.importers.lidc.nodules import (
 )
 from lesion_d2.importers.lidc.xml import read_readings
 from lesion_d2.importers.polygons import polygon_mask
+from lesion_d2.importers.resampling import resample
 from lesion_d2.importers.running import run_import
 from lesion_d2.rle import decode_mask
 
@@ -87,6 +88,11 @@ def lidc(tmp_path_factory):
     return root
 
 
+def xml_text(root) -> str:
+    (file,) = root.rglob("*.xml")
+    return file.read_text()
+
+
 def annotations_of(xml, files):
     """Names such as ``A0``, masks (Z, H, W) and points x, y, slice of the annotations of a file."""
     heights = [pydicom.dcmread(file).ImagePositionPatient[2] for file in files]
@@ -102,9 +108,9 @@ def annotations_of(xml, files):
     return names, masks, points
 
 
-def test_masks_are_what_was_outlined_and_pylidc_has(tmp_path):
-    files, xml = write_lidc(tmp_path)
-    names, masks, _ = annotations_of(xml, files)
+def test_masks_are_what_was_outlined_and_pylidc_has(lidc):
+    (xml,) = lidc.rglob("*.xml")
+    names, masks, _ = annotations_of(xml, sorted(lidc.rglob("*.dcm")))
     assert sorted(names) == sorted(PYLIDC_MASKS)
     for name, mask in zip(names, masks, strict=True):
         assert (mask == reader_mask(name[0], int(name[1]))).all(), name
@@ -182,25 +188,19 @@ def test_lesions_lie_in_the_patient_where_the_files_say(tmp_path):
     assert stored == imported.voxels[tuple(point)]
 
 
-def test_a_nodule_without_a_score_is_ignored(tmp_path):
-    files, xml = write_lidc(tmp_path)
+def test_a_nodule_without_a_score_is_ignored(lidc, tmp_path):
     session = [("C", None, contours("C", 3))]
-    xml.write_text(readings_xml(files, [session, session, [], []]))
-    imported = list_lidc(tmp_path).cases[0].read()
+    text = readings_xml(sorted(lidc.rglob("*.dcm")), [session, session, [], []])
+    (tmp_path / "001.xml").write_text(text)
+    imported = list_lidc(lidc, tmp_path).cases[0].read()
     (lesion,) = imported.volume.lesions
     assert lesion.ignore and lesion.attributes == {"readers": 2}
     assert any("no reader gave a malignancy" in line for line in imported.left_out)
 
 
-def test_a_scan_whose_readers_saw_nothing_stays(tmp_path):
-    files, xml = write_lidc(tmp_path)
-    xml.write_text(readings_xml(files, [[], [], [], []]))
-    assert list_lidc(tmp_path).cases[0].read().volume.lesions == ()
-
-
 def test_resampled_lesions_stay_in_place(lidc):
     before = list_lidc(lidc).cases[0].read()
-    after = list_lidc(lidc, spacing=(0.5, 0.5, 1.25)).cases[0].read()
+    after = resample(before, (0.5, 0.5, 1.25))
     assert after.volume.spacing == (0.5, 0.5, 1.25)
     assert after.voxels.shape == after.volume.shape == (14, 77, 90)
     for old, new in zip(before.volume.lesions, after.volume.lesions, strict=True):
@@ -266,11 +266,19 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "c">]>'
         ("<imageZposition>", "<imageZposition>nan", "imageZposition: found 'nan"),
     ],
 )
-def test_damaged_xml_is_told_in_one_line(tmp_path, old, new, message):
-    xml = write_lidc(tmp_path)[1]
-    xml.write_text(xml.read_text().replace(old, new))
-    (line,) = list_lidc(tmp_path).damaged
+def test_damaged_xml_is_told_in_one_line(lidc, tmp_path, old, new, message):
+    xml = tmp_path / "001.xml"
+    xml.write_text(xml_text(lidc).replace(old, new))
+    with pytest.raises(ValueError) as error:
+        read_readings(xml)
+    line = str(error.value)
     assert line.startswith(f"{xml}: ") and message in line and "\n" not in line
+
+
+def test_damaged_xml_is_a_damaged_case(tmp_path):
+    (tmp_path / "001.xml").write_text(BOMB)
+    (line,) = list_lidc(tmp_path).damaged
+    assert line.startswith(f"{tmp_path / '001.xml'}: found a document type declaration")
 
 
 @pytest.mark.parametrize(
@@ -284,21 +292,21 @@ def test_damaged_xml_is_told_in_one_line(tmp_path, old, new, message):
         ),
     ],
 )
-def test_outlines_outside_of_the_scan_are_told_in_one_line(tmp_path, old, new, message):
-    xml = write_lidc(tmp_path)[1]
-    xml.write_text(xml.read_text().replace(old, new))
+def test_outlines_outside_of_the_scan_are_told_in_one_line(lidc, tmp_path, old, new, message):
+    xml = tmp_path / "001.xml"
+    xml.write_text(xml_text(lidc).replace(old, new))
     with pytest.raises(ValueError) as error:
-        list_lidc(tmp_path).cases[0].read()
+        list_lidc(lidc, tmp_path).cases[0].read()
     assert str(error.value).startswith(f"{xml}, ") and message in str(error.value)
 
 
-def test_two_files_of_one_series_are_told(tmp_path):
-    xml = write_lidc(tmp_path)[1]
-    (tmp_path / "copy.xml").write_bytes(xml.read_bytes())
-    assert not list_lidc(tmp_path).damaged
-    (tmp_path / "copy.xml").write_text(xml.read_text().replace("<malignancy>5", "<malignancy>4"))
-    (line,) = list_lidc(tmp_path).damaged
-    assert "found another file of series" in line
+def test_two_files_of_one_series_are_told(lidc, tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.xml").write_text(xml_text(lidc))
+    assert not list_lidc(lidc, tmp_path).damaged
+    (tmp_path / "b.xml").write_text(xml_text(lidc).replace("<malignancy>5", "<malignancy>4"))
+    (line,) = list_lidc(lidc, tmp_path).damaged
+    assert line.startswith(f"{tmp_path / 'b.xml'}: found another file of series")
 
 
 def test_no_files_at_all_are_told(tmp_path):
