@@ -5,6 +5,8 @@ import json
 import pickle
 from pathlib import Path
 
+from lesion_d2.data.coco.writing import write_coco
+from lesion_d2.data.volume_set.voxels import read_voxels
 from lesion_d2.importers.coco import add_arguments, list_cases, list_coco
 from lesion_d2.importers.running import run_import
 from lesion_d2.rle import decode_mask, encode_mask
@@ -22,6 +24,7 @@ from made_up_coco import (
     write_coco_file,
     write_png16,
 )
+from round_trip import check_trains_and_evaluates, registered
 
 LIVER = Path("/work/shared/data/liver_slices")
 DEPTH = 5
@@ -122,6 +125,28 @@ def test_slices_across_the_body_only(tmp_path):
     listing = list_coco(file)
     assert listing.cases == () and len(listing.damaged) == 2
     assert "a.nii.gz: found slices along axis 1 of its array, expected" in listing.damaged[0]
+
+
+def test_a_data_set_trains_evaluates_and_comes_back_from_an_export(tmp_path):
+    file, _ = write_volumes(tmp_path / "source", AFFINES["oblique"])
+    root = tmp_path / "made_of_coco"
+    assert run_import(list_coco(file), root, format="coco", workers=1).written
+    volume_set = check_trains_and_evaluates(root, tmp_path)
+    with registered(root):
+        name = f"{root.name}_volumes"
+        written = write_coco(name, tmp_path / "out", images="png16", workers=1)
+    again = {case.name: case.read() for case in list_coco(written.file).cases}
+    assert list(again) == ["a", "b"]
+    for volume in volume_set.volumes:
+        imported = again[volume.name]
+        assert (imported.voxels == read_voxels(root / volume.image)).all()
+        assert imported.volume.spacing == volume.spacing
+        lesions = (sorted(v.lesions, key=lambda le: le.box) for v in (volume, imported.volume))
+        for ours, theirs in zip(*lesions, strict=True):
+            assert theirs.box == pytest.approx(ours.box, abs=1e-5) and theirs.masks == ours.masks
+            assert (theirs.category, theirs.ignore) == (ours.category, ours.ignore)
+            for z in ours.slices:
+                assert theirs.box_on(z) == pytest.approx(ours.box_on(z), abs=1e-5)
 
 
 # --- pictures -------------------------------------------------------------------------------------

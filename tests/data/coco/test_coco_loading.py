@@ -8,6 +8,7 @@ from lesion_d2.data.catalog import load_records
 from lesion_d2.data.coco import load_ct_coco, register_ct_coco
 from lesion_d2.data.ct import read_slice
 from lesion_d2.data.mapper import LesionDatasetMapper
+from lesion_d2.engine.checks.dicts import check_dicts
 from lesion_d2.evaluation import LesionEvaluator
 from lesion_d2.rle import decode_mask, encode_mask
 
@@ -142,30 +143,48 @@ def test_entries_come_before_options(tmp_path):
     assert (b["spacing"], b["patient"], b["window"]) == ((2, 2, 2), "b", (-10, 10))
 
 
+def test_the_mapper_reads_pictures_of_unknown_spacing(tmp_path):
+    dicts = load_ct_coco(write_pictures(tmp_path), tmp_path, hu_offset=32768)
+    options = {"num_slices": 3, "slice_interval": 2, "hu_window": (-1024, 1000)}
+    mapper = LesionDatasetMapper(True, augmentations=[], mask_method="ellipse", **options)
+    for number, image in enumerate(dicts):
+        mapped = mapper.load(image)
+        assert (mapped["image"].numpy() == hu_image(number)).all()
+    instances = mapped["instances"]
+    assert sorted(instances.gt_classes.tolist()) == [-1, 0]  # the region is of no class
+    assert (mapper.load(dicts[0])["instances"].gt_masks.tensor[0].numpy() == MASK).all()
+
+
 # --- the catalog ----------------------------------------------------------------------------------
 
 
 def test_results_are_in_cocos_coordinates_with_its_ids(tmp_path, registered):
     file = write_pictures(tmp_path)
-    register_ct_coco("my_coco", file, tmp_path, hu_offset=32768, spacing=(1, 1, 5))
+    register_ct_coco("my_coco", file, tmp_path, hu_offset=32768)
     registered.append("my_coco")
     metadata = MetadataCatalog.get("my_coco")
+    check_dicts(load_records("my_coco"), metadata.thing_classes, unique=True, with_masks=True)
     assert metadata.thing_classes == ["cyst", "nodule"] and metadata.evaluator_type == "lesion"
     records = load_records("my_coco")
     evaluator = LesionEvaluator("my_coco", tmp_path / "results", num_bootstrap=0)
     evaluator.reset()
     for record in records:
-        lesions = [a for a in record["annotations"] if not a.get("iscrowd")]
         output = Instances((HEIGHT, WIDTH))
-        output.pred_boxes = Boxes(torch.tensor([a["bbox"] for a in lesions]).reshape(-1, 4))
-        output.scores = torch.ones(len(lesions))
-        output.pred_classes = torch.tensor([a["category_id"] for a in lesions], dtype=torch.int64)
+        found = record["annotations"]  # also what is in a region to be ignored: no false positive
+        output.pred_boxes = Boxes(torch.tensor([a["bbox"] for a in found]).reshape(-1, 4))
+        output.scores = torch.ones(len(found))
+        output.pred_classes = torch.tensor([a["category_id"] for a in found], dtype=torch.int64)
         evaluator.process([record], [{"instances": output}])
     results = evaluator.evaluate()
     assert results["bbox"]["AP"] == pytest.approx(100)
+    assert results["froc"]["mean_sens"] == 100
+    assert (
+        json.loads((tmp_path / "results" / "froc.json").read_text())["curve"]["fps_per_image"][-1]
+        == 0
+    )
     written = json.loads((tmp_path / "results" / "coco_instances_results.json").read_text())
     found = [(r["image_id"], r["category_id"], r["bbox"]) for r in written]
-    assert found == [(10, 90, [6, 5, 6, 4]), (12, 7, [1, 2, 9, 7])]
+    assert found == [(10, 90, [6, 5, 6, 4]), (12, 7, [1, 2, 9, 7]), (12, 7, [20, 2, 9, 7])]
 
 
 def test_registering_reads_the_file_and_finds_its_folder(tmp_path, monkeypatch, registered):
