@@ -51,5 +51,5 @@ KINDS: dict[str, Kind] = {
     "in_no_split": Kind(WARNING, "a patient is in none of the splits"),
     "no_air": Kind(WARNING, "nothing is below -300 HU: a crop within the body, or no HU"),
     "blank_image": Kind(WARNING, "an image without a lesion has one value everywhere"),
-    "duplicate_image": Kind(WARNING, "images of one split have the same pixels"),
+    "duplicate_image": Kind(WARNING, "images have the same pixels, and are not of two splits"),
 }

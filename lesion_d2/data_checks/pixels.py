@@ -11,9 +11,9 @@ from ..parallel import map_unordered
 from ..scans.nifti import is_nifti
 from .annotations import pixel_regions
 from .fault_log import FaultLog
-from .loading import LoadedSet, volume_key, where
+from .loading import SPLITS, LoadedSet, volume_key, where
 from .slices import SliceFacts, SliceTask, look_at_slices
-from .volumes import VolumeSums, check_image_sizes, check_volume, spacing_of
+from .volumes import VolumeSums, check_image_sizes, check_upside_down, check_volume, spacing_of
 
 _CHUNK = 32  # slices a process reads at a time
 
@@ -53,6 +53,7 @@ class PixelPass:
             for volume in volumes:
                 check_volume(volume, self.log)
             check_image_sizes(volumes, self.log)
+            check_upside_down(volumes, self.log)
         self._note_same_images()
 
     def image(self, number: int) -> tuple[LoadedSet, dict]:
@@ -131,22 +132,27 @@ class PixelPass:
 
     def _original(self, first: int, others: Iterable[int], number: int) -> int:
         """The first copy in another split, which is worse than one in the same."""
-        split = self.image(number)[0].split
-        return next(
-            (n for n in (first, *others) if n < number and self.image(n)[0].split != split), first
-        )
+        loaded, _ = self.image(number)
+        before = (n for n in (first, *others) if n < number)
+        return next((n for n in before if _are_two_splits(self.image(n)[0], loaded)), first)
 
     def _note_same(self, first: int, number: int) -> None:
         (loaded, image), (before, original) = self.image(number), self.image(first)
-        same_split = loaded.split == before.split
-        if same_split and loaded.name != before.name:
-            return  # two registered data sets of the same slices
-        kind = "duplicate_image" if same_split else "image_in_two_splits"
+        are_two_splits = _are_two_splits(before, loaded)
+        is_same_file = original["file_name"] == image["file_name"]
+        if is_same_file and loaded.name != before.name and not are_two_splits:
+            return  # two names of the same slices
+        kind = "image_in_two_splits" if are_two_splits else "duplicate_image"
         text = (
             f"found the pixels of {where(before, original)} ({original['file_name']}), expected "
             "other ones"
         )
         self.log.add(kind, f"{where(loaded, image)}: {text}", number)
+
+
+def _are_two_splits(one: LoadedSet, other: LoadedSet) -> bool:
+    """Whether one of two data sets is trained on and the other one is not, or the like."""
+    return one.split != other.split and {one.split, other.split} <= set(SPLITS)
 
 
 def _whole_file(file: str) -> str | None:

@@ -15,6 +15,7 @@ from lesion_d2.data_checks import (
     pixels,
 )
 from lesion_d2.data_checks.fault_log import MAX_PLACES, FaultLog
+from lesion_d2.scans.png import read_png_slice
 
 import numpy as np
 import pytest
@@ -283,6 +284,18 @@ def test_copies_are_found_by_their_pixels(sets):
     )
 
 
+def test_two_names_of_the_same_slices_are_no_copies(sets):
+    DatasetCatalog.register("made_extra", lambda: sets[0].images[:2])
+    MetadataCatalog.get("made_extra").set(thing_classes=["cyst", "mass"])
+    try:
+        report = check_data_set(["made_train", "made_extra", "made_val"], workers=1)
+    finally:
+        DatasetCatalog.remove("made_extra")
+        MetadataCatalog.remove("made_extra")
+    assert not report.faults
+    assert report.counts["made_extra"]["images"] == 2
+
+
 def test_blank_slices_are_no_copies(sets):
     for index in (0, 1):
         sets[0].hu(index, lambda hu: np.full_like(hu, -1024))
@@ -429,6 +442,17 @@ def test_real_slices_have_no_fault(monkeypatch):
     report = check_data_set("deeplesion_sample", workers=1)
     assert not report.faults
     assert report.counts["deeplesion_sample"]["lesions"] == 4
+
+
+@pytest.mark.skipif(not (SHARED / "liver_slices").is_dir(), reason="no real slices here")
+def test_real_slices_upside_down_are_found(sets):
+    files = sorted((SHARED / "liver_slices" / "images").glob("*.png"))[:6]
+    for one, file in zip(sets[0].images, files, strict=True):
+        write_slice(Path(one["file_name"]), read_png_slice(file)[::-1])
+        one.update(height=512, width=512, spacing=(0.8, 0.8, 5.0))
+        one["annotations"][0]["bbox"] = [200, 200, 300, 300]
+    places = found(check_data_set("made_train", workers=1))
+    assert list(places) == ["upside_down"] and len(places["upside_down"]) == 6
 
 
 @pytest.mark.skipif(not (SHARED / "liver_slices").is_dir(), reason="no real slices here")
