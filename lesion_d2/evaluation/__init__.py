@@ -1,5 +1,10 @@
 from .average_precision import AP_METHODS, detection_average_precision, ranking_average_precision
-from .combined import CombinedEvaluation, combine_evaluations, read_volume_detections
+from .combined import (
+    CombinedEvaluation,
+    VolumeDetections,
+    combine_evaluations,
+    read_volume_detections,
+)
 from .criteria import Criterion, parse_criteria, volume_metrics_of
 from .evaluator import LesionEvaluator
 from .froc import FrocCurve, froc_curve
@@ -16,6 +21,7 @@ __all__ = [
     "LesionEvaluator",
     "Matches",
     "OperatingPoints",
+    "VolumeDetections",
     "VolumeEvaluator",
     "combine_evaluations",
     "detection_average_precision",

@@ -1,6 +1,8 @@
 """Trainings as processes of train_net.py, several at a time."""
 
 import fcntl
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from detectron2.config import CfgNode
 from tqdm import tqdm
 
 #: What train_net.py prints; its log.txt lies beside.
@@ -228,6 +231,18 @@ class Training:
                 return True
             self.run.end(round(time.monotonic() - self.began, 1), self.resumed)
             return False
+
+
+def hash_settings(config: Path) -> str:
+    """SHA-256 of what a config's file says, with the files that it is based on.
+
+    Defaults are left out: a later version of the project with further keys gives the same.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+    """
+    content = CfgNode.load_yaml_with_base(str(config))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _environment(jobs: int) -> dict[str, str]:

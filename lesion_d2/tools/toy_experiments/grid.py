@@ -1,6 +1,5 @@
 """The runs of the grid: where they lie, what they are trained on, and what came out of them."""
 
-import hashlib
 import itertools
 import json
 import re
@@ -11,8 +10,7 @@ from pathlib import Path
 from lesion_d2.data.catalog import load_records
 from lesion_d2.data.toys import dataset_name
 from lesion_d2.files import written_whole
-
-from detectron2.config import CfgNode
+from lesion_d2.tools.trainings import hash_settings
 
 #: Names of the configs in configs/toys, one-stage models first.
 MODELS = (
@@ -199,18 +197,6 @@ class Run:
 def config_file(model: str, small: bool) -> str:
     """The name of a model's config in configs/toys."""
     return f"{model}{'_small' if small else ''}.yaml"
-
-
-def hash_settings(config: Path) -> str:
-    """SHA-256 of what a config's file says, with the files that it is based on.
-
-    Defaults are left out: a later version of the project with further keys gives the same.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-    """
-    content = CfgNode.load_yaml_with_base(str(config))
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _write(file: Path, content: dict) -> None:

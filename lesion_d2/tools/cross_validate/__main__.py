@@ -1,0 +1,168 @@
+"""Train and test a model on every fold of a data set of volumes, and report all tests as one.
+
+python -m lesion_d2.tools.cross_validate --config-file configs/retina_unet/retina_unet.yaml \\
+    --dataset mine --folds 5 MODEL.RETINANET.NUM_CLASSES 1
+python -m lesion_d2.tools.cross_validate ... --fold 2          # one fold, such as on one GPU or job
+
+For each fold train_net.py trains on mine_fold<k>_train with mine_fold<k>_val for validation, and
+tests the ensemble of the best checkpoints (TEST.KEEP_BEST, 5 where the config keeps none) on
+mine_fold<k>_volumes_test, in OUTPUT/fold<k>. A data set without folds gets them, as by
+lesion_d2.tools.split_data. Call this again after an interruption: folds that are done stay, one
+that was begun goes on. A fold that was made with other options is refused.
+
+When all folds are done their test sets are evaluated as one (Jaeger et al., section 4.3): AP at an
+IoU of 0.1, AP of patients, and FROC with 95 % intervals over patients, in
+OUTPUT/cross_validation.json, cross_validation.md and froc.png. Exits with 1 where a fold failed.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from lesion_d2.data.volume_set.catalog import register_volume_set
+from lesion_d2.data.volume_set.form import VolumeSet, read_volume_set
+from lesion_d2.data.volume_set.splits import write_splits
+from lesion_d2.engine import InputError, load_config
+from lesion_d2.evaluation import combine_evaluations
+from lesion_d2.tools.arguments import data_set_folder, positive
+from lesion_d2.tools.checkout import find_in_checkout
+from lesion_d2.tools.trainings import hash_settings, interruptible, run_all
+
+from .folds import FoldOptions, FoldRun, hash_data, split_options
+from .report import FIGURE_FILE, JSON_FILE, make_table, write_report
+
+_PROGRAM = "lesion_d2.tools.cross_validate"
+_KEEP_BEST = 5  # checkpoints of an ensemble: Jaeger et al., section 4.2
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line of this tool."""
+    parser = argparse.ArgumentParser(prog=_PROGRAM, description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--config-file", required=True, help="of the model and its training")
+    add("--dataset", required=True, metavar="NAME", help="of volumes, in $DETECTRON2_DATASETS")
+    add("--folds", type=positive, default=5, metavar="K", help="that it has, or gets (5)")
+    add("--fold", type=int, action="append", metavar="k", help="run this one alone, from 0")
+    add("--output", type=Path, metavar="DIR", help="(output/cross_validation/NAME)")
+    add("--train-on-volumes", action="store_true", help="train on slices without a lesion, too")
+    add("--split-seed", type=int, default=0, metavar="N", help="of folds that are made (0)")
+    add("--num-gpus", type=positive, default=1, metavar="N", help="processes of a training (1)")
+    add("--jobs", type=positive, default=1, metavar="N", help="folds at a time (1)")
+    add("--program", type=Path, help=argparse.SUPPRESS)  # in place of train_net.py
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing, report, and return the exit status."""
+    args = get_parser().parse_args(argv)
+    failures: list[str] = []
+    try:
+        with interruptible():
+            failures = run(args)
+    except (ValueError, OSError, InputError) as error:
+        failures = [f"error: {error}"]
+    except KeyboardInterrupt:
+        failures = ["interrupted: the same command goes on from here"]
+    for line in failures:
+        print(f"{_PROGRAM}: {line}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def run(args: argparse.Namespace) -> list[str]:
+    """:func:`main` of parsed arguments: a line for each fold that failed.
+
+    Raises:
+        ValueError, OSError, InputError: nothing can be run, or nothing reported.
+    """
+    folds = make_runs(args)
+    numbers = range(len(folds)) if args.fold is None else args.fold
+    for number in numbers:
+        if not 0 <= number < len(folds):
+            raise ValueError(f"--fold: found {number}, expected 0 to {len(folds) - 1}")
+    done = {fold for fold in folds if fold.result() is not None}  # refuses others' before any work
+    chosen = [folds[number] for number in dict.fromkeys(numbers)]
+    missing = [fold for fold in chosen if fold not in done]
+    program = args.program or find_in_checkout("train_net.py")
+    failures = run_all(
+        missing, program, jobs=args.jobs, done=len(chosen) - len(missing), description="folds"
+    )
+    results = {fold: result for fold in folds if (result := fold.result()) is not None}
+    left = [fold.name for fold in folds if fold not in results]
+    if left:
+        print(f"{len(results)} of {len(folds)} folds are done, left: {', '.join(left)}")
+        return failures
+    output, cfg = folds[0].output, load_config(_for_config(args))
+    evaluations = list(results.values())
+    combined = combine_evaluations(
+        evaluations,
+        f"{folds[0].options.dataset}_volumes",
+        num_bootstrap=cfg.TEST.NUM_BOOTSTRAP,
+        seed=max(cfg.SEED, 0),
+    )
+    write_report(output, evaluations, combined, asdict(folds[0].options))
+    print(
+        f"{combined.num_lesions} lesions in {combined.num_volumes} volumes of "
+        f"{combined.num_patients} patients\n\n{make_table(evaluations, combined)}\n\n"
+        f"written to {output}: {JSON_FILE}, {FIGURE_FILE}"
+    )
+    return failures
+
+
+def make_runs(args: argparse.Namespace) -> list[FoldRun]:
+    """The runs of all folds; the data set gets its folds where it has none.
+
+    Raises:
+        ValueError, OSError, InputError: a wrong argument, config or data set.
+    """
+    opts, free_opts = split_options(_opts(args))
+    cfg = load_config(_for_config(args))
+    root = data_set_folder(args.dataset)
+    volume_set = read_volume_set(root)
+    if not volume_set.folds:
+        volume_set = write_splits(root, args.folds, seed=args.split_seed)
+    _check_folds(root, volume_set, args.folds)
+    register_volume_set(root)
+    options = FoldOptions(
+        root.name,
+        args.folds,
+        hash_data(root),
+        hash_settings(Path(args.config_file)),
+        opts,
+        args.train_on_volumes,
+        cfg.TEST.KEEP_BEST or _KEEP_BEST,
+    )
+    output = args.output or Path("output/cross_validation", root.name)
+    rest = {"num_gpus": args.num_gpus, "free_opts": free_opts}
+    return [FoldRun(output, k, args.config_file, options, **rest) for k in range(args.folds)]
+
+
+def _check_folds(root: Path, volume_set: VolumeSet, num_folds: int) -> None:
+    found = len(volume_set.folds)
+    if found != num_folds:
+        raise ValueError(
+            f"{root}: found {found} folds, expected {num_folds}: pass --folds {found}, or make "
+            "others by lesion_d2.tools.split_data --overwrite"
+        )
+    for number, fold in enumerate(volume_set.folds):
+        missing = [split for split in ("train", "val", "test") if not fold.get(split)]
+        if missing:
+            raise ValueError(
+                f"{root}: found no patient in {' and '.join(missing)} of fold {number}, expected "
+                "some: make folds by lesion_d2.tools.split_data --overwrite"
+            )
+
+
+def _for_config(args: argparse.Namespace) -> argparse.Namespace:
+    return argparse.Namespace(config_file=args.config_file, opts=_opts(args))
+
+
+def _opts(args: argparse.Namespace) -> list[str]:
+    return args.opts[1:] if args.opts[:1] == ["--"] else args.opts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

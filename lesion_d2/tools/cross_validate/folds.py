@@ -1,0 +1,216 @@
+"""The runs of a cross-validation: a training and a test for each fold."""
+
+import datetime
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lesion_d2.data.problems import short
+from lesion_d2.data.volume_set.form import FILE_NAME
+from lesion_d2.evaluation import VolumeDetections, read_volume_detections
+from lesion_d2.files import read_json, written_whole
+from lesion_d2.tools.trainings import FailedRun
+
+#: Keys of the config that a cross-validation sets.
+OWN_KEYS = (
+    "OUTPUT_DIR",
+    "DATASETS.TRAIN",
+    "DATASETS.TEST",
+    "TEST.ENSEMBLE.ENABLED",
+    "TEST.ENSEMBLE.CHECKPOINTS",
+)
+#: Keys that do not decide what comes out; other processes may have other ones.
+FREE_KEYS = ("MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
+#: In a fold's folder: its options, from its beginning, and that it is done, from its end.
+BEGUN, DONE = "fold.json", "done.json"
+
+
+@dataclass(frozen=True)
+class FoldOptions:
+    """What decides the result of a fold, but for the code.
+
+    Args:
+        dataset: name of the data set of volumes.
+        num_folds: of the cross-validation.
+        data: a digest of the data set, see :func:`hash_data`.
+        config: a digest of the config's file, with the files that it is based on.
+        opts: further KEY VALUE pairs for the config.
+        on_volumes: whether training sees every slice, and not those with a lesion alone.
+        keep_best: checkpoints of the ensemble that is tested.
+    """
+
+    dataset: str
+    num_folds: int
+    data: str
+    config: str
+    opts: tuple[str, ...]
+    on_volumes: bool
+    keep_best: int
+
+
+@dataclass(frozen=True)
+class FoldRun:
+    """One fold, as a :class:`lesion_d2.tools.trainings.TrainingRun`.
+
+    Its model is trained on the fold's train split, and its best checkpoints on the val split, as
+    an ensemble, are tested on the volumes of the test split (Jaeger et al., section 4.2).
+
+    Args:
+        output: the folder of the cross-validation.
+        number: of the fold, from 0.
+        config_file: of the model.
+        options: the same for all folds.
+        num_gpus: processes of train_net.py.
+        free_opts: further KEY VALUE pairs, which do not decide the result.
+    """
+
+    output: Path
+    number: int
+    config_file: str
+    options: FoldOptions
+    num_gpus: int = 1
+    free_opts: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"fold{self.number}"
+
+    @property
+    def folder(self) -> Path:
+        """The OUTPUT_DIR of its training."""
+        return self.output / self.name
+
+    @property
+    def datasets(self) -> tuple[str, str, str]:
+        """Names of what it is trained on, validated on and tested on."""
+        prefix = f"{self.options.dataset}_fold{self.number}"
+        trained = "volumes_train" if self.options.on_volumes else "train"
+        return f"{prefix}_{trained}", f"{prefix}_val", f"{prefix}_volumes_test"
+
+    def commands(self) -> list[list[str]]:
+        """Arguments of train_net.py: of the training, which goes on where it was, and the test."""
+        train, val, test = self.datasets
+        best = str((str(self.folder / "best"),))
+        ensemble = ["TEST.ENSEMBLE.ENABLED", "True", "TEST.ENSEMBLE.CHECKPOINTS", best]
+        return [
+            self._arguments("--resume", self.folder, train, val),
+            [*self._arguments("--eval-only", self.folder / "test", train, test), *ensemble],
+        ]
+
+    def _arguments(self, flag: str, folder: Path, train: str, test: str) -> list[str]:
+        pairs = {
+            "TEST.KEEP_BEST": self.options.keep_best,
+            "OUTPUT_DIR": folder,
+            "DATASETS.TRAIN": (train,),
+            "DATASETS.TEST": (test,),
+        }
+        own = [text for key, value in pairs.items() for text in (key, str(value))]
+        start = ["--config-file", self.config_file, flag, "--num-gpus", str(self.num_gpus)]
+        return [*start, *self.options.opts, *self.free_opts, *own]
+
+    @property
+    def evaluation(self) -> Path:
+        """The ``volumes.json`` of its test."""
+        return self.folder / "test" / "inference" / self.datasets[2] / "volumes.json"
+
+    def begin(self) -> None:
+        """Note its options in its folder, for whoever goes on with it."""
+        _write(self.folder / BEGUN, {"options": _as_json(self.options)})
+
+    def end(self, seconds: float, resumed: bool) -> None:
+        """Note that it is done.
+
+        Raises:
+            FailedRun: its test left no evaluation.
+        """
+        try:
+            read_volume_detections(self.evaluation)
+        except (OSError, ValueError) as error:
+            raise FailedRun(str(error)) from None
+        date = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        content = {"options": _as_json(self.options), "seconds": seconds, "resumed": resumed}
+        _write(self.folder / DONE, {**content, "date": date})
+
+    def result(self) -> VolumeDetections | None:
+        """The evaluation of its test; None where it is not done.
+
+        Raises:
+            ValueError: the folder is that of a fold with other options, or of something else, or
+                its evaluation is damaged.
+            FileNotFoundError: it is done, but its evaluation is gone.
+        """
+        if not (self.folder / BEGUN).is_file():
+            if (self.folder / "last_checkpoint").is_file():
+                raise ValueError(
+                    f"{self.folder}: found a training that this tool did not begin (no {BEGUN}), "
+                    "expected a free place: name another --output"
+                )
+            return None
+        self._check(self.folder / BEGUN)
+        if not (self.folder / DONE).is_file():
+            return None
+        self._check(self.folder / DONE)
+        return read_volume_detections(self.evaluation)
+
+    def _check(self, file: Path) -> None:
+        """Refuse a file of other options."""
+        content = read_json(file, "options of a fold")
+        found = content.get("options") if isinstance(content, dict) else None
+        wanted = _as_json(self.options)
+        if not isinstance(found, dict) or found.keys() != wanted.keys():
+            raise ValueError(f"{file}: found other content, expected options of a fold")
+        changes = [
+            f"{key} {_shown(found[key])} instead of {_shown(wanted[key])}"
+            for key in wanted
+            if found[key] != wanted[key]
+        ]
+        if changes:
+            raise ValueError(
+                f"{self.folder}: found a fold with other options ({', '.join(changes)}): name "
+                "another --output, or remove the folder"
+            )
+
+
+def hash_data(root: Path) -> str:
+    """SHA-256 of what a data set says but for its splits, which folds do not go by.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no readable ``volume_set.json``.
+    """
+    content = read_json(root / FILE_NAME, "a data set of volumes")
+    kept = {key: value for key, value in content.items() if key not in ("splits", "source")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def split_options(opts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """KEY VALUE pairs that decide what comes out, and the others.
+
+    Raises:
+        ValueError: they are no pairs, or set what a cross-validation sets.
+    """
+    if len(opts) % 2:
+        raise ValueError(f"found the options {' '.join(opts)!r}, expected pairs of KEY VALUE")
+    pairs = list(zip(opts[::2], opts[1::2], strict=True))
+    for key, _ in pairs:
+        if key in OWN_KEYS:
+            raise ValueError(f"found the option {key}, which a cross-validation sets itself")
+    deciding = tuple(text for pair in pairs if pair[0] not in FREE_KEYS for text in pair)
+    return deciding, tuple(text for pair in pairs if pair[0] in FREE_KEYS for text in pair)
+
+
+def _as_json(options: FoldOptions) -> dict:
+    return json.loads(json.dumps(asdict(options)))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, str) and len(value) == hashlib.sha256().digest_size * 2:
+        return value[:8]
+    return short(value)
+
+
+def _write(file: Path, content: dict) -> None:
+    with written_whole(file) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n")
