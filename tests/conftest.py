@@ -8,11 +8,7 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Iterator
-from contextlib import suppress
-from functools import reduce
-from operator import getitem
 from pathlib import Path
-from typing import Any
 
 # Before torch is imported, here and in the processes that tests start: tiny models are faster
 # without compiled losses (fvcore's) and without threads that wait for each other.
@@ -42,26 +38,12 @@ def tiny_phantom(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield root
 
 
-def _try_get_key(cfg: Any, *keys: str, default: Any = None) -> Any:
-    for key in keys:
-        with suppress(KeyError):
-            return reduce(getitem, key.split("."), cfg)
-    return default
-
-
 @pytest.fixture(scope="session", autouse=True)
-def _quick_look_up() -> Iterator[None]:
-    """Detectron2 looks a key up by writing the whole config as YAML and reading that: 0.1 s a key.
-
-    With four keys a run it was a quarter of the time of all tests that train.
-    """
-    import lesion_d2  # noqa: F401, makes detectron2 importable
-
-    from detectron2.engine import defaults
+def _speed_up() -> Iterator[None]:
+    from speed_up import speed_up
 
     with pytest.MonkeyPatch.context() as patch:
-        if hasattr(defaults, "_try_get_key"):
-            patch.setattr(defaults, "_try_get_key", _try_get_key)
+        speed_up(patch)
         yield
 
 

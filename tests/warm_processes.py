@@ -15,9 +15,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
 
+import pytest
 import torch
 import torch.multiprocessing as mp
 from detectron2.engine import launch
+from speed_up import speed_up
 
 _START_PROCESSES = mp.start_processes  # launch_two puts another one in its place
 METHOD = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
@@ -42,6 +44,7 @@ def _take_over(environ: dict[str, str], path: list[str]) -> None:
     os.environ.update(environ)
     sys.path[:] = path
     torch.set_num_threads(1)
+    speed_up(pytest.MonkeyPatch())
 
 
 def launch_two(function: Callable, *args: object) -> None:

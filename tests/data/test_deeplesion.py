@@ -176,12 +176,12 @@ def test_equals_a_slow_reading(tmp_path, split):
     assert load(root, split, first_pixel=0) == list(slow_load(root, split, 0).values())
 
 
-def test_as_many_rows_as_deeplesion(tmp_path):
-    root = write_dataset(tmp_path, made_up_rows(32_735))
+def test_thousands_of_rows(tmp_path):
+    root = write_dataset(tmp_path, made_up_rows(6_000))
     dicts = load(root, None)
     assert dicts == list(slow_load(root, None).values())
     rows = [annotation["row"] for image in dicts for annotation in image["annotations"]]
-    assert len(set(rows)) == len(rows) > 30_000 and max(rows) <= 32_736
+    assert len(set(rows)) == len(rows) > 5_500 and max(rows) <= 6_001
 
 
 def test_splits_are_disjoint_and_whole(tmp_path):

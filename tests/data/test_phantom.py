@@ -1,8 +1,6 @@
 import csv
 import json
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 from lesion_d2.data import phantom
@@ -27,6 +25,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 from skimage.feature import blob_log
+from skimage.measure import block_reduce
 from warm_processes import run_script
 
 TINY = {"num_patients": 5, "size": 96, "seed": 3}
@@ -228,11 +227,10 @@ def test_bad_options(tmp_path, option, value):
 
 
 def test_command(tmp_path):
-    command = [sys.executable, SCRIPT, "--root", tmp_path / "phantom", "--workers", "1"]
-    command += ["--patients", "3", "--size"]
-    result = subprocess.run([*command, "64"], capture_output=True, text=True)
+    arguments = ["--root", str(tmp_path / "phantom"), "--workers", "1", "--patients", "3", "--size"]
+    result = run_script(SCRIPT, *arguments, "64", cwd=tmp_path)
     assert result.returncode == 0 and "Wrote" in result.stdout
-    result = run_script(*map(str, command[1:]), "7", cwd=tmp_path)
+    result = run_script(SCRIPT, *arguments, "7", cwd=tmp_path)
     assert result.returncode == 1
     assert result.stderr.strip().endswith(
         "error: phantom option size: found 7, expected 64 to 2048"
@@ -352,13 +350,16 @@ def test_vessels_run_on_where_lesions_end():
 
 
 def find_blobs(hu: np.ndarray, window: tuple[float, float], dark: bool):
-    """Boxes and scores of a Laplacian-of-Gaussian detector; boxes with DeepLesion's 5 px margin."""
+    """Boxes and scores of a Laplacian-of-Gaussian detector; boxes with DeepLesion's 5 px margin.
+
+    It looks at every second pixel's mean with the second, a quarter of the work.
+    """
     image = ((hu - window[0]) / (window[1] - window[0])).clip(0, 1)
-    image = 1 - image if dark else image
-    blobs = blob_log(image, min_sigma=2, max_sigma=16, num_sigma=6, threshold=0.05)
+    image = block_reduce(1 - image if dark else image, 2, np.mean)
+    blobs = blob_log(image, min_sigma=1, max_sigma=8, num_sigma=6, threshold=0.05)
     layers = {s: -s * s * ndimage.gaussian_laplace(image, s) for s in np.unique(blobs[:, 2])}
     scores = np.array([layers[s][int(y), int(x)] for y, x, s in blobs])
-    y, x, radius = blobs[:, 0], blobs[:, 1], blobs[:, 2] * np.sqrt(2) + 5
+    y, x, radius = 2 * blobs[:, 0] + 0.5, 2 * blobs[:, 1] + 0.5, 2 * blobs[:, 2] * np.sqrt(2) + 5
     return np.stack([x - radius, y - radius, x + radius, y + radius], axis=1), scores
 
 

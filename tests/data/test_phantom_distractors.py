@@ -111,7 +111,8 @@ def test_they_are_drawn_as_lesions_are(monkeypatch):
     monkeypatch.setattr(phantom, "sample_lesion", sample_and_note)
     options = replace(OPTIONS, size=64, distractors=2.0)
     lesions, others, is_first, shares = [], [], [], []
-    for seed in range(120):
+    num_series = 60
+    for seed in range(num_series):
         drawn.clear()
         series = make_series(seed, options)
         distractors = [d.lesion for d in series.distractors]
@@ -121,7 +122,7 @@ def test_they_are_drawn_as_lesions_are(monkeypatch):
         order = [id(x) in ours for x in drawn if id(x) in ours | theirs]
         is_first.append(order[0])
         shares.append(np.mean(order))
-    assert 1.6 < len(others) / 120 < 2.4  # few are left out for want of room
+    assert 1.6 < len(others) / num_series < 2.4  # few are left out for want of room
     measures = [
         lambda x: np.log(x.radius),
         lambda x: x.hu,
@@ -134,7 +135,7 @@ def test_they_are_drawn_as_lesions_are(monkeypatch):
         error = np.sqrt(a.var() / len(a) + b.var() / len(b))
         assert abs(a.mean() - b.mean()) <= 3 * error  # 0 and 0 of a type that none has
     # The first to get its place is a lesion no more often than any other.
-    assert np.mean(is_first) == pytest.approx(np.mean(shares), abs=3 * 0.5 / np.sqrt(120))
+    assert np.mean(is_first) == pytest.approx(np.mean(shares), abs=3 * 0.5 / np.sqrt(num_series))
 
 
 # --- across slices --------------------------------------------------------------------------------
