@@ -39,11 +39,21 @@ def tiny_phantom(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _speed_up() -> Iterator[None]:
-    from speed_up import speed_up
+def _quick_look_up() -> Iterator[None]:
+    from speed_up import look_up_quickly
 
     with pytest.MonkeyPatch.context() as patch:
-        speed_up(patch)
+        look_up_quickly(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_weights() -> Iterator[None]:
+    """First weights in a fraction of the time, see :mod:`speed_up`."""
+    from speed_up import draw_quickly
+
+    with pytest.MonkeyPatch.context() as patch:
+        draw_quickly(patch)
         yield
 
 

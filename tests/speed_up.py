@@ -1,9 +1,9 @@
-"""What makes every run of the tests quicker, in this process and in those that it starts.
+"""What makes tests quicker.
 
-- Detectron2 looks a key of a config up by writing the whole config as YAML and reading that: 0.1 s
-  a key. With four keys a run it was a quarter of the time of all tests that train.
-- A ResNet-50 takes 0.4 s to draw, most layers twice. Weights of large layers are pieces of one
-  drawn vector here, from places that the seed decides.
+Detectron2 looks a key of a config up by writing the whole config as YAML and reading that: 0.1 s a
+key. With four keys a run it was a quarter of the time of all tests that train.
+
+A ResNet-50 takes 0.4 s to draw its first weights, of which most layers do so twice.
 """
 
 import math
@@ -24,10 +24,17 @@ _NUM_DRAWN = 2**22
 _LARGE = 2**12
 
 
-def speed_up(patch: pytest.MonkeyPatch) -> None:
-    """Until the patch is undone."""
+def look_up_quickly(patch: pytest.MonkeyPatch) -> None:
+    """Until the patch is undone, Detectron2 looks keys up without writing them."""
     if hasattr(defaults, "_try_get_key"):
         patch.setattr(defaults, "_try_get_key", _try_get_key)
+
+
+def draw_quickly(patch: pytest.MonkeyPatch) -> None:
+    """Until the patch is undone, weights of large layers are pieces of one drawn vector.
+
+    The seed decides which. They are for models that are not trained.
+    """
     for name in ("kaiming_uniform_", "kaiming_normal_"):
         patch.setattr(nn.init, name, partial(_initialize, getattr(nn.init, name)))
 

@@ -14,6 +14,8 @@ from detectron2.modeling.backbone import build_resnet_backbone
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("quick_weights")
+
 
 class _Detector(nn.Module):
     """The names that a detector has."""

@@ -34,6 +34,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from tiny_run import tiny_config
 
+pytestmark = pytest.mark.usefixtures("quick_weights")
+
 
 @pytest.mark.parametrize(
     ("limit", "at_least", "cell"),
