@@ -100,6 +100,8 @@ def _problems_of_annotation(annotation: Any, classes: Sequence[str] | None) -> I
     if not isinstance(category, Integral) or (classes and not 0 <= category < len(classes)):
         known = f"0 to {len(classes) - 1}" if classes else "a whole number"
         yield f"found category_id {short(category)}, expected {known}"
+    if annotation.get("iscrowd", 0) not in (0, 1):
+        yield f"found iscrowd {short(annotation['iscrowd'])}, expected 1 (to be ignored) or 0"
 
 
 def _problems_of_box(annotation: Mapping) -> Iterable[str]:

@@ -72,6 +72,7 @@ def _check(folder, kind: str, **changes) -> None:
         ("bbox", [1, 2, float("nan"), 4], "found bbox .*nan.*, expected four finite numbers"),
         ("category_id", 1, "found category_id 1, expected 0 to 0"),
         ("category_id", "lesion", "found category_id 'lesion', expected 0 to 0"),
+        ("iscrowd", "no", "found iscrowd 'no', expected 1 .* or 0"),
     ],
 )
 def test_faults_of_a_data_set_are_told_of_before_any_work(
