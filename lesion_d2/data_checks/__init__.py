@@ -1,8 +1,7 @@
 """What is in a registered data set, and what is wrong with it."""
 
 from .check import JSON_FILE, PAGE_FILE, SHEET_FILE, check_data_set
-from .fault_log import Fault
-from .kinds import KINDS
+from .faults import KINDS, Fault
 from .report import DataReport
 
 __all__ = [

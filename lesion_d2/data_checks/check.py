@@ -5,16 +5,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..visualization import save_picture
-from .annotations import all_lesions, check_annotations, check_sizes
 from .counts import count_set
-from .fault_log import FaultLog
+from .faults import FaultLog
 from .loading import expand_names, load_sets
 from .page import write_page
 from .pictures import draw_sheet
 from .pixels import PixelPass
 from .report import DataReport
-from .splits import check_splits
-from .volume_sets import check_volume_sets
+from .rules.annotations import all_lesions, check_annotations, check_sizes
+from .rules.splits import check_splits
+from .rules.volume_sets import check_volume_sets
 
 #: Files of a check.
 JSON_FILE, SHEET_FILE, PAGE_FILE = "data_check.json", "contact_sheet.png", "index.html"
@@ -32,7 +32,7 @@ def check_data_set(
     """Count what is in registered data sets, and find what is wrong with them.
 
     Every file is read once, in a pool of processes, and nothing of its pixels is kept. What the
-    kinds of faults mean stands in :data:`~lesion_d2.data_checks.kinds.KINDS`.
+    kinds of faults mean stands in :data:`~lesion_d2.data_checks.faults.KINDS`.
 
     Args:
         names: of data sets; of one that has splits without its split, for all of them: ``phantom``

@@ -7,10 +7,10 @@ from itertools import pairwise
 import numpy as np
 
 from ..ignore_regions import is_region
-from .annotations import Lesion
 from .loading import LoadedSet
-from .splits import patients_of
-from .volumes import VolumeSums
+from .rules.annotations import Lesion
+from .rules.splits import patients_of
+from .rules.volumes import VolumeSums
 
 #: Edges of the histograms of lesions' sizes, in mm or pixels.
 SIZE_EDGES = (0.0, 5.0, 10.0, 20.0, 30.0, 50.0, 100.0)

@@ -15,7 +15,7 @@ from ..data.problems import ProblemsError, short
 from ..data.volume_set.catalog import register_volume_set
 from ..data.volume_set.form import FILE_NAME
 from ..scans.names import safe_name
-from .fault_log import FaultLog
+from .faults import FaultLog
 
 SPLITS = ("train", "val", "test")
 _SPLIT = re.compile(r"_(train|val|test)(?=_|$)")

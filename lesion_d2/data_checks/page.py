@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..files import written_whole
 from ..findings.report.page import content_policy, count_text, page_file
-from .fault_log import Fault
+from .faults import Fault
 from .report import DataReport
 
 _STYLE = """

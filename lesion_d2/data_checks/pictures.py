@@ -14,10 +14,10 @@ from ..visualization import (
     window_image,
 )
 from ..visualization.visualizer import MASK_COLOR, REGION_COLOR, TRUTH_COLOR
-from .annotations import box_of, has_numbers
-from .fault_log import Fault
+from .faults import Fault
 from .loading import LoadedSet
 from .pixels import PixelPass
+from .rules.annotations import box_of, has_numbers
 from .slices import mask_of
 
 _SIDE = 512

@@ -9,11 +9,17 @@ from tqdm import tqdm
 
 from ..parallel import map_unordered
 from ..scans.nifti import is_nifti
-from .annotations import pixel_regions
-from .fault_log import FaultLog
+from .faults import FaultLog
 from .loading import SPLITS, LoadedSet, volume_key, where
+from .rules.annotations import pixel_regions
+from .rules.volumes import (
+    VolumeSums,
+    check_image_sizes,
+    check_upside_down,
+    check_volume,
+    spacing_of,
+)
 from .slices import SliceFacts, SliceTask, look_at_slices
-from .volumes import VolumeSums, check_image_sizes, check_upside_down, check_volume, spacing_of
 
 _CHUNK = 32  # slices a process reads at a time
 

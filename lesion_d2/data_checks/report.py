@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from ..files import written_whole
-from .fault_log import Fault
-from .kinds import ERROR
+from .faults import ERROR, Fault
 
 #: What ``format`` and ``version`` of ``data_check.json`` are.
 FORMAT, VERSION = "lesion_d2 data check", 1

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import lesion_d2  # noqa: F401, makes detectron2 importable
+from lesion_d2.data_checks import DataReport
 
 import cv2
 import numpy as np
 from detectron2.structures import BoxMode
+from pycocotools import mask as mask_util
 
 SIZE = 64
 
@@ -75,3 +76,21 @@ class MadeUpSet:
         """Change the pixels of an image."""
         patient = self.images[index]["patient"]
         write_slice(Path(self.images[index]["file_name"]), change(body(patient)))
+
+
+def found(report: DataReport) -> dict[str, tuple[str, ...]]:
+    """Kind -> places."""
+    return {fault.kind: fault.places for fault in report.faults}
+
+
+def rle(mask: np.ndarray) -> dict:
+    """COCO's run lengths."""
+    encoded = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": encoded["size"], "counts": encoded["counts"].decode()}
+
+
+def square(x1: int, y1: int, x2: int, y2: int, size: int = SIZE) -> np.ndarray:
+    """A mask of whole pixels, from the first to the last."""
+    mask = np.zeros((size, size), bool)
+    mask[y1 : y2 + 1, x1 : x2 + 1] = True
+    return mask

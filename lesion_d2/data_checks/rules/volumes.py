@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..data.problems import short
-from ..slice_geometry import EXPECTED_SPACING, is_spacing
-from .fault_log import FaultLog
-from .slices import TISSUE, Pixels
+from ...data.problems import short
+from ...slice_geometry import EXPECTED_SPACING, is_spacing
+from ..faults import FaultLog
+from ..slices import TISSUE, Pixels
 
 _GRAY_LEVELS = 255
 _STORED_VALUES = 4095

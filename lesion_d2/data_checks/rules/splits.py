@@ -6,9 +6,9 @@ from itertools import combinations
 
 import numpy as np
 
+from ..faults import FaultLog
+from ..loading import LoadedSet
 from .annotations import Lesion
-from .fault_log import FaultLog
-from .loading import LoadedSet
 
 _SIZE_RATIO = 3.0
 _MIN_LESIONS = 10  # of which a median size is told

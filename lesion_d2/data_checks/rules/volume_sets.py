@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from detectron2.data import MetadataCatalog
 
-from ..data.volume_set.dicts import read_cached
-from ..data.volume_set.records import Volume
-from .fault_log import FaultLog
-from .loading import SPLITS, LoadedSet
+from ...data.volume_set.dicts import read_cached
+from ...data.volume_set.records import Volume
+from ..faults import FaultLog
+from ..loading import SPLITS, LoadedSet
 
 _AXES = np.diag([1.0, 1.0, -1.0])  # columns to the left, rows to posterior, slices to inferior
 _MAX_TILT = 45.0  # degrees

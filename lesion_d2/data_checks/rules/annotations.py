@@ -7,12 +7,12 @@ from numbers import Integral
 
 import numpy as np
 
-from ..boxes import xyxy_box
-from ..data.problems import short
-from ..ignore_regions import is_region
-from .fault_log import FaultLog
-from .loading import LoadedSet, volume_key, where
-from .slices import Region
+from ...boxes import xyxy_box
+from ...data.problems import short
+from ...ignore_regions import is_region
+from ..faults import FaultLog
+from ..loading import LoadedSet, volume_key, where
+from ..slices import Region
 from .volumes import spacing_of
 
 _OPTIONAL_NUMBERS = {"recist": 8, "diameters_mm": 2}
