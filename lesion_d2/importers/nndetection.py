@@ -94,12 +94,13 @@ def list_nndetection(task_dir: str | os.PathLike, options: TaskOptions | None = 
             except (ValueError, OSError) as error:
                 damaged.append(one_line(error))
                 continue
-            if files is not None:
-                # A case of both folders is two.
-                cases[case if case not in cases else f"{case}_{ending}"] = files
-            else:
+            if files is None:
                 line = f"{image}: found no labels, expected {labels / case}.json"
                 (left_out if split else damaged).append(line)
+            elif case in cases:
+                damaged.append(f"{image}: found a case of this name in imagesTr, expected another")
+            else:
+                cases[case] = files
     return list_task(
         cases,
         partial(_read_case, classes, options),
@@ -239,4 +240,5 @@ def _read_case(
         lesions = list(instance_lesions(labels, instances, files.label, json_name))
         del labels
     lesions += box_lesions(boxes, image, volume, first_id=len(lesions) + 1, source=files.notes)
-    return ImportedVolume(options.values.read(image), replace(volume, lesions=tuple(lesions)))
+    voxels, told = options.values.read(image)
+    return ImportedVolume(voxels, replace(volume, lesions=tuple(lesions)), told)

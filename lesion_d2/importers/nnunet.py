@@ -204,12 +204,13 @@ def _read_case(
         for number, region in enumerate(unlabelled, start=len(lesions) + 1)
     ]
     del labels
-    told = tuple(
+    voxels, told = options.values.read(image)
+    told += tuple(
         f"{files.label}: {count} components of {class_name!r} below {components.min_volume:g} mm3"
         for class_name, count in zip(classes, dropped, strict=True)
         if count
     )
-    return ImportedVolume(options.values.read(image), replace(volume, lesions=tuple(lesions)), told)
+    return ImportedVolume(voxels, replace(volume, lesions=tuple(lesions)), told)
 
 
 def _min_voxels(volume: float, image: VolumeFile) -> float:

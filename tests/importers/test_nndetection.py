@@ -339,6 +339,12 @@ def test_the_folds_of_the_task_are_taken(tmp_path):
     folds = list_nndetection(root).folds
     assert folds[0] == {"train": ("c",), "val": ("b",), "test": ("a",)}
     assert [fold["test"] for fold in folds] == [("a",), ("b",), ("c",)]
+    # with a test split of its own
+    write_nndetection(root, {"t": {}}, split="Ts", orientations=[("LPS", 0)])
+    assert list_nndetection(root).folds[0] == {"train": ("b", "c"), "val": ("a",), "test": ("t",)}
+    write_nndetection(root, {"a": {}}, split="Ts", orientations=[("LPS", 0)])
+    (line,) = list_nndetection(root).damaged
+    assert "imagesTs" in line and "found a case of this name in imagesTr" in line
 
 
 def test_an_import_trains_and_evaluates_perfectly_on_its_truth(tmp_path):

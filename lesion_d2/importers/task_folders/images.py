@@ -12,6 +12,7 @@ from ...data.pictures import open_picture, read_picture
 from ...data.volume_set.form import Volume
 from ...scans.itk import ITK_FORMATS, is_itk, open_itk
 from ...scans.nifti import NIFTI_ENDINGS, is_nifti, open_nifti
+from ...scans.scan import Scan
 from ...scans.volume_file import VolumeFile
 
 PICTURE_ENDINGS = (".png", ".tif", ".tiff")
@@ -63,58 +64,48 @@ class Values:
         """Whether one of the three is given."""
         return any(value is not None for value in self.as_options().values())
 
-    def read(self, image: VolumeFile) -> np.ndarray:
+    def read(self, image: VolumeFile) -> tuple[np.ndarray, tuple[str, ...]]:
         """Read an image.
 
         Returns:
-            (Z, H, W) int16, HU, in DeepLesion's orientation.
+            (Z, H, W) int16, HU, in DeepLesion's orientation; and what has to be told of the image,
+            a line each.
 
         Raises:
             ValueError: the file is damaged; it has values that are not finite, or none below 0
                 though they are to be HU; ``hu_window`` is for other types than the file's.
         """
         if not self.are_told:
-            return self._read_hu(image)
+            scan = _read_hu(image)
+            return scan.volume, tuple(f"{image.file}: {line}" for line in scan.messages)
         values = read_array(image)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise ValueError(f"{image.file}: found values that are no finite numbers")
-        low, high = 0.0, 1.0
+        scale, shift, low, high = self._line_of(image.file, values)
+        volume = np.empty(values.shape, np.int16)
+        for target, source in zip(volume, values, strict=True):  # a slice at a time, in float64
+            hu = np.clip(source.astype(float), low, high) * scale + shift
+            target[:] = np.rint(np.clip(hu, _INT16.min, _INT16.max))
+        return volume, tuple(f"{image.file}: {line}" for line in image.messages)
+
+    def _line_of(self, file: str, values: np.ndarray) -> tuple[float, float, float, float]:
+        """Scale and shift to HU, and the values that count, from the lowest to the highest."""
         if self.hu_offset is not None:
-            scale, shift = 1.0, -self.hu_offset
-        elif self.hu_window is not None:
+            return 1.0, -self.hu_offset, -np.inf, np.inf
+        if self.hu_window is not None:
             if values.dtype.kind != "u" or values.dtype.itemsize > 2:
                 raise ValueError(
-                    f"{image.file}: found values of {values.dtype}, expected uint8 or uint16 for "
-                    "an HU window"
+                    f"{file}: found values of {values.dtype}, expected uint8 or uint16 for an HU "
+                    "window"
                 )
-            high = np.iinfo(values.dtype).max
-            scale, shift = _line(low, high, *self.hu_window)
+            low, high, ends = 0, np.iinfo(values.dtype).max, self.hu_window
         else:
             low, high = np.percentile(values, _PERCENTILES)
+            ends = self.percentiles_to_hu
             if low == high:
-                raise ValueError(f"{image.file}: found the value {low:g} alone, expected an image")
-            scale, shift = _line(low, high, *self.percentiles_to_hu)
-            values = np.clip(values, low, high)
-        out = np.empty(values.shape, np.int16)
-        for target, source in zip(out, values, strict=True):  # a slice at a time, in float64
-            hu = source.astype(float) * scale + shift
-            target[:] = np.rint(np.clip(hu, _INT16.min, _INT16.max))
-        return out
-
-    def _read_hu(self, image: VolumeFile) -> np.ndarray:
-        options = "--hu-offset, --hu-window or --percentiles-to-hu says what other values mean"
-        if image.format == _PICTURE:
-            values = read_array(image)
-            if values.dtype.kind == "u":
-                raise ValueError(
-                    f"{image.file}: found values of {values.dtype}, which may mean any HU: "
-                    f"{options}"
-                )
-        try:
-            return image.read_volume()[0]
-        except ValueError as error:
-            hint = f"; {options}" if "expected HU, which are below 0" in str(error) else ""
-            raise ValueError(f"{error}{hint}") from None
+                raise ValueError(f"{file}: found the value {low:g} alone, expected an image")
+        scale = (ends[1] - ends[0]) / (float(high) - float(low))
+        return scale, ends[0] - scale * float(low), low, high
 
 
 def add_value_arguments(parser: argparse.ArgumentParser) -> None:
@@ -266,6 +257,21 @@ def find_image(folder: str | os.PathLike, stem: str) -> str | None:
     return str(found[0]) if found else None
 
 
+def _read_hu(image: VolumeFile) -> Scan:
+    """An image whose values are HU."""
+    options = "--hu-offset, --hu-window or --percentiles-to-hu says what other values mean"
+    if image.format == _PICTURE and open_picture(image.file).kind.startswith("u"):
+        raise ValueError(
+            f"{image.file}: found values of {open_picture(image.file).kind}, which may mean any "
+            f"HU: {options}"
+        )
+    try:
+        return image.read()
+    except ValueError as error:
+        hint = f"; {options}" if "expected HU, which are below 0" in str(error) else ""
+        raise ValueError(f"{error}{hint}") from None
+
+
 def _open_picture(file: str | os.PathLike) -> VolumeFile:
     height, width = open_picture(file).size
     return VolumeFile(
@@ -275,12 +281,6 @@ def _open_picture(file: str | os.PathLike) -> VolumeFile:
         np.eye(4),
         lambda: iter([read_picture(file).T[..., None]]),
     )
-
-
-def _line(low: float, high: float, first: float, last: float) -> tuple[float, float]:
-    """Scale and shift that lead low to first and high to last."""
-    scale = (last - first) / (float(high) - float(low))
-    return scale, first - scale * float(low)
 
 
 def _size(shape: Sequence[int]) -> str:

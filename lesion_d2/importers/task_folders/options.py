@@ -26,7 +26,8 @@ class TaskOptions:
         labels_by_voxel: whether label maps lie on their images voxel for voxel though their
             matrices differ.
         splits: a file of folds; None for that of the task, if any.
-        fold_tests: see :func:`~lesion_d2.importers.task_folders.split_files.folds_of`.
+        fold_tests: see :func:`~lesion_d2.importers.task_folders.split_files.folds_of`; None for
+            "as-is" where there is a test split, and "rotate" where not.
         patient_pattern: see :func:`~lesion_d2.importers.task_folders.split_files.patient_names`.
     """
 
@@ -34,7 +35,7 @@ class TaskOptions:
     values: Values = field(default_factory=Values)
     labels_by_voxel: bool = False
     splits: str | os.PathLike | None = None
-    fold_tests: str = "rotate"
+    fold_tests: str | None = None
     patient_pattern: str | None = None
 
 
@@ -128,7 +129,8 @@ def list_task(
     splits = options.splits or find_splits(split_folders)
     if splits:
         tests = [case.patient for case in listed if case.split == "test"]
-        folds, notes = folds_of(splits, patients, tests=options.fold_tests, test_patients=tests)
+        kind = options.fold_tests or ("as-is" if tests else "rotate")
+        folds, notes = folds_of(splits, patients, tests=kind, test_patients=tests)
     told = {
         "modality": options.modality,
         **options.values.as_options(),

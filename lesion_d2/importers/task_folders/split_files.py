@@ -28,10 +28,9 @@ def add_split_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fold-tests",
         choices=FOLD_TESTS,
-        default=FOLD_TESTS[0],
-        help="rotate (default): a fold is tested on its val cases, and the next one's val cases "
-        "are taken from its train cases for validation; as-is: train and val as they are, tested "
-        "on the cases of imagesTs",
+        help="rotate: a fold is tested on its val cases, and validated on the next one's, which "
+        "leave its train cases; as-is: train and val as they are, tested on the cases of imagesTs "
+        "(default: as-is where these have labels, else rotate)",
     )
     parser.add_argument(
         "--patient-pattern",

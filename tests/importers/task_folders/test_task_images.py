@@ -21,8 +21,8 @@ def test_values_become_hu(tmp_path):
     file = save(tmp_path / "a.nii", stored, np.eye(4))
     turned = stored.T[::-1, ::-1, ::-1].astype(int)
     image = open_image(file)
-    assert np.array_equal(Values(hu_offset=1024).read(image), turned - 1024)
-    window = Values(hu_window=(-1000, 2000)).read(image)
+    assert np.array_equal(Values(hu_offset=1024).read(image)[0], turned - 1024)
+    window, _ = Values(hu_window=(-1000, 2000)).read(image)
     assert np.array_equal(window, np.rint(turned / 65535 * 3000 - 1000))
     with pytest.raises(ValueError, match=r"a\.nii: found values from 0 to 4095.*--hu-offset"):
         Values().read(image)
@@ -59,7 +59,7 @@ def test_images_of_itk_lie_where_their_nifti_lies(tmp_path):
         sitk.WriteImage(sitk.ReadImage(str(file)), str(tmp_path / f"b.{ending}"))
         found = open_image(tmp_path / f"b.{ending}")
         assert np.allclose(found.origin, expected.origin, atol=1e-3)
-        assert np.array_equal(Values().read(found), Values().read(expected))
+        assert np.array_equal(Values().read(found)[0], Values().read(expected)[0])
         with pytest.raises(
             ValueError, match=rf"b\.{ending}: found no NIfTI file, expected one of 2"
         ):
@@ -91,4 +91,7 @@ def test_nifti_of_two_axes_and_of_no_thickness(tmp_path):
     nibabel.save(image, tmp_path / "a.nii.gz")
     opened = open_image(tmp_path / "a.nii.gz")
     assert opened.shape == (1, 5, 6) and opened.spacing[:2] == (0.5, 0.25)
-    assert sorted(Values().read(opened).ravel()) == list(range(-15, 15))
+    voxels, told = Values().read(opened)
+    assert sorted(voxels.ravel()) == list(range(-15, 15))
+    assert "the file does not say how it lies in the patient" in told[0]
+    assert "the lowest value is -15: expected HU" in told[1] and "a.nii.gz: " in told[1]
