@@ -16,6 +16,7 @@ STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _MAX_NAME = 200
+_MAX_MM = 1e5
 _OFF_GRID = 0.25  # of a voxel
 
 
@@ -99,7 +100,7 @@ def _structure_masks(
                 continue
             try:
                 index, points = _on_slice(np.array(contour.ContourData, float), scan)
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 raise ValueError(f"region {names[number]!r}: {one_line(error)}") from None
             mask[index] ^= polygon_mask(points, mask.shape[1:])
         yield number, mask
@@ -107,8 +108,10 @@ def _structure_masks(
 
 def _on_slice(data: np.ndarray, scan: Scan) -> tuple[int, np.ndarray]:
     """The slice of a contour, and its points x, y in pixels."""
-    if data.size < 9 or data.size % 3 or not np.isfinite(data).all():
-        raise ValueError(f"found a contour of {data.size} numbers, expected x, y, z of its points")
+    if data.size < 9 or data.size % 3 or not (np.abs(data) < _MAX_MM).all():
+        raise ValueError(
+            f"found a contour of {data.size} numbers, expected x, y, z in mm of its points"
+        )
     points = scan.from_patient(data.reshape(-1, 3))
     index = int(np.rint(points[:, 2].mean()))
     if np.abs(points[:, 2] - index).max() > _OFF_GRID or not 0 <= index < len(scan.volume):

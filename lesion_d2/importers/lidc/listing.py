@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from ...data.volume_set.form import Lesion, lesion_of_mask
 from ...scans import Scan, ScanCandidate
@@ -85,7 +86,7 @@ def list_lidc(
     if not os.path.isdir(xml_root):
         raise FileNotFoundError(f"{xml_root}: no such folder, expected one with XML files")
     series, found = list_series(root, progress=progress)
-    by_series, left_out, damaged = _find_readings(xml_root)
+    by_series, left_out, damaged = _find_readings(xml_root, progress)
     cases = []
     for name, patient, candidate in series:
         entry = by_series.pop(candidate.series_uid, None)
@@ -107,13 +108,12 @@ def list_lidc(
 
 
 def _find_readings(
-    root: str | os.PathLike,
+    root: str | os.PathLike, progress: bool
 ) -> tuple[dict[str, tuple[str, Readings]], list[str], list[str]]:
     """Series UID -> XML file and what it holds; lines on others, and on damaged ones."""
     found, others, damaged = {}, [], []
-    for file in other_files(root, ()):
-        if file.suffix.lower() != ".xml":
-            continue
+    files = [file for file in other_files(root, ()) if file.suffix.lower() == ".xml"]
+    for file in tqdm(files, disable=not progress, unit="XML file"):
         try:
             readings = read_readings(file)
         except (ValueError, OSError) as error:

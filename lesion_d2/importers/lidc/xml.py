@@ -95,22 +95,14 @@ def _parse(file: Path) -> ElementTree.Element:
     size = file.stat().st_size
     if size > _MAX_BYTES:
         raise ValueError(f"found {size} bytes, expected at most {_MAX_BYTES}")
-    builder = ElementTree.TreeBuilder()
-    parser = expat.ParserCreate(namespace_separator="}")
-    parser.buffer_text = True
-    parser.StartElementHandler = lambda tag, values: builder.start(_tag(tag), values)
-    parser.EndElementHandler = lambda tag: builder.end(_tag(tag))
-    parser.CharacterDataHandler = builder.data
-    parser.StartDoctypeDeclHandler = _refuse_doctype
+    content = file.read_bytes()
+    checker = expat.ParserCreate()
+    checker.StartDoctypeDeclHandler = _refuse_doctype
     try:
-        parser.Parse(file.read_bytes(), True)
-    except expat.ExpatError as error:
+        checker.Parse(content, True)
+        return ElementTree.fromstring(content)
+    except (expat.ExpatError, ElementTree.ParseError) as error:
         raise ValueError(f"found no readable XML ({error})") from None
-    return builder.close()
-
-
-def _tag(tag: str) -> str:
-    return f"{{{tag}" if "}" in tag else tag
 
 
 def _refuse_doctype(name: str, *rest: object) -> None:
@@ -163,7 +155,7 @@ def _contour(roi: ElementTree.Element) -> Contour:
 
 
 def _malignancy(nodule: ElementTree.Element) -> int | None:
-    """None where there is none, or 0, which some readers' programs wrote for it."""
+    """None where there is none, or 0, which is no score."""
     text = _find(nodule, "characteristics/malignancy")
     if text in ("", "0"):
         return None
