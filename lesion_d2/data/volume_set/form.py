@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...boxes import EXPECTED_BOX, bad_boxes
+from ...boxes import EXPECTED_BOX
 from ...files import read_json, written_whole
 from ...rle import check_mask
 from ...scans.limits import check_size
@@ -293,7 +293,7 @@ def _misplaced(lesion: dict, shape: list[int]) -> Iterator[tuple[str, str, str]]
     """What of a lesion is no part of its volume or of its box: key, found, expected."""
     depth, height, width = shape
     x1, y1, z1, x2, y2, z2 = lesion["box"]
-    if bad_boxes(np.array([lesion["box"]], float)).size:
+    if x2 < x1 or y2 < y1 or z2 < z1:
         yield "box", short(lesion["box"]), EXPECTED_BOX
         return
     if z1 != int(z1) or z2 != int(z2) or not 0 <= z1 <= z2 < depth:
@@ -303,7 +303,7 @@ def _misplaced(lesion: dict, shape: list[int]) -> Iterator[tuple[str, str, str]]
         yield "box", short(lesion["box"]), f"a part of the slice of {width} x {height} pixels"
     boxes = lesion["boxes"]
     for n, box in (boxes or {}).items():
-        if bad_boxes(np.array([box], float)).size:
+        if box[2] < box[0] or box[3] < box[1]:
             yield f"boxes, slice {n}", short(box), EXPECTED_BOX
         elif _is_outside(box, height, width):
             expected = f"a part of the slice of {width} x {height} pixels"

@@ -4,7 +4,7 @@ python -m lesion_d2.tools.benchmark [--only PART ...] [--threads N]
 
 Writes small phantom data sets into a temporary folder, measures, and prints one table. Times are
 the minimum over repeats where nothing else is said; ratios of models are the median over pairs of
-calls that follow each other. What runs on one core (slices, masks, FROC, CSV, clustering,
+calls that follow each other. What runs on one core (slices, masks, FROC, CSV, voxels, clustering,
 linking) is counted in processor time, which other programs on the machine disturb least. Exits
 with 1 where a limit is exceeded. Models and slices are measured with configs/ of the project's
 checkout.
@@ -39,13 +39,15 @@ from .scans import measure_scans
 from .tao import measure_tao
 from .timing import Row
 from .uldor import measure_uldor
+from .voxels import measure_voxels
 
-_WITHOUT_CONFIGS = ("masks", "froc", "csv", "anchors", "clustering", "linking")
+_WITHOUT_CONFIGS = ("masks", "froc", "csv", "voxels", "anchors", "clustering", "linking")
 PARTS = (
     "slices",
     "masks",
     "froc",
     "csv",
+    "voxels",
     "anchors",
     "clustering",
     "linking",
@@ -68,6 +70,8 @@ def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
         yield from measure_froc()
     if "csv" in parts:
         yield from measure_csv(folder)
+    if "voxels" in parts:
+        yield from measure_voxels(folder)
     if "anchors" in parts:
         yield from measure_anchors()
     if "clustering" in parts:
