@@ -17,6 +17,8 @@ from lesion_d2.data.loader import build_lesion_test_loader
 from lesion_d2.engine import InputError, LesionCheckpointer, Trainer, fit_device, load_config
 from lesion_d2.engine.checkpoint import load_trained
 from lesion_d2.evaluation import froc_curve
+from lesion_d2.evaluation.excused import boxes_in_regions
+from lesion_d2.ignore_regions import region_boxes
 from lesion_d2.modeling import RetinaUNet
 from lesion_d2.tools.compare_runs import mean_and_spread
 from lesion_d2.visualization import truth_boxes
@@ -66,18 +68,22 @@ def sensitivities(
     Returns:
         (len(strengths), len(rates)) shares.
     """
-    truth = {record["image_id"]: truth_boxes(record) for record in load_records(dataset)}
-    gt_boxes, boxes, scores = [], [[] for _ in strengths], [[] for _ in strengths]
+    records = {record["image_id"]: record for record in load_records(dataset)}
+    seen, boxes, scores = [], [[] for _ in strengths], [[] for _ in strengths]
     for batch in tqdm(build_lesion_test_loader(cfg, dataset), desc=dataset, disable=None):
-        gt_boxes += [truth[sample["image_id"]] for sample in batch]
+        seen += [records[sample["image_id"]] for sample in batch]
         for i, strength in enumerate(strengths):
             model.calibration = strength
             with torch.inference_mode():
                 found = [output["instances"].to("cpu") for output in model(batch)]
             boxes[i] += [instances.pred_boxes.tensor.numpy() for instances in found]
             scores[i] += [instances.scores.numpy() for instances in found]
-    pairs, inclusive = zip(boxes, scores, strict=True), cfg.TEST.INCLUSIVE
-    curves = [froc_curve(*each, gt_boxes, inclusive=inclusive) for each in pairs]
+    truth, regions = list(map(truth_boxes, seen)), list(map(region_boxes, seen))
+    options, curves = {"inclusive": cfg.TEST.INCLUSIVE}, []
+    for found, given in zip(boxes, scores, strict=True):
+        pairs = zip(found, regions, strict=True)
+        excused = [boxes_in_regions(*pair, **options) for pair in pairs]
+        curves.append(froc_curve(found, given, truth, excused=excused, **options))
     return np.array([curve.at(rates) for curve in curves])
 
 

@@ -38,6 +38,7 @@ TRUTH_LEGEND = [
     ("RECIST diameters", RECIST_COLOR, "-"),
     ("mask", MASK_COLOR, "fill"),
 ]
+REGION_LEGEND = [("region to ignore", REGION_COLOR, _DASHED)]
 OUTCOME_LEGEND = [
     ("found lesion", TRUTH_COLOR, "-"),
     ("missed lesion", TRUTH_COLOR, _DASHED),

@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lesion_d2.ignore_regions import lesions_of
+from lesion_d2.ignore_regions import lesions_of, regions_of
 from lesion_d2.visualization import (
+    REGION_LEGEND,
     LesionVisualizer,
     contact_sheet,
     save_picture,
@@ -63,6 +64,12 @@ def remove_pictures(output: str, patterns: Sequence[str]) -> None:
             path.unlink()
 
 
+def with_regions(legend: Sequence[tuple], records: Sequence[dict]) -> list[tuple]:
+    """A legend, with regions to ignore where one of the images has any."""
+    has_regions = any(regions_of(record.get("annotations", ())) for record in records)
+    return [*legend, *(REGION_LEGEND if has_regions else [])]
+
+
 def write_pictures(
     dataset: str,
     window: tuple[float, float] | None,
@@ -82,13 +89,14 @@ def write_pictures(
             as ``record``.
         draw: called with a visualizer and a subject.
         output: folder to write to.
-        legend: of :func:`contact_sheet`.
+        legend: of :func:`contact_sheet`; regions to ignore, where there are any, are added.
         columns: of the contact sheet.
 
     Returns:
         Paths, the contact sheet's last.
     """
     metadata = MetadataCatalog.get(dataset)
+    legend = with_regions(legend, [getattr(x, "record", x) for _, _, x in drawings])
     paths, tiles, titles = [], [], []
     for name, title, subject in tqdm(drawings, desc="pictures", disable=None):
         image = window_image(getattr(subject, "record", subject), window)

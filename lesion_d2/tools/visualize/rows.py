@@ -18,7 +18,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
-from .pictures import CONTACT_SHEET, TILE_SIDE, truth_title
+from .pictures import CONTACT_SHEET, TILE_SIDE, truth_title, with_regions
 
 
 @dataclass
@@ -55,6 +55,7 @@ def write_rows(
     Returns:
         Paths, the contact sheet's last.
     """
+    legend = with_regions(legend, [row.record for row in rows])
     paths, all_tiles, all_titles = [], [], []
     for row in tqdm(rows, desc="pictures", disable=None):
         image = window_image(row.record, window)
