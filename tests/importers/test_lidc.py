@@ -8,23 +8,23 @@ voxels, the first and last slice, row and column, and the sums of its columns, r
 
 import pickle
 
-from lesion_d2.importers.lidc.listing import list_lidc
+from lesion_d2.importers.lidc.listing import list_cases, list_lidc
 from lesion_d2.importers.lidc.nodules import (
     annotation_mask,
     cluster_annotations,
     split_by_reader,
 )
 from lesion_d2.importers.lidc.xml import read_readings
-from lesion_d2.importers.polygons import polygon_mask
 from lesion_d2.importers.resampling import resample
 from lesion_d2.importers.running import run_import
 from lesion_d2.rle import decode_mask
+from lesion_d2.tools.import_data import get_parser
 
-import cv2
 import numpy as np
 import pydicom
 import pytest
-from lidc_files import BALLS, SCORES, SHAPE, contours, reader_mask, readings_xml, write_lidc
+from lidc_files import BALLS, ORIGIN, SHAPE, contours, reader_mask, readings_xml, write_lidc
+from made_up_scans import change
 from round_trip import check_trains_and_evaluates
 
 A1 = [285, (1, 5), (15, 25), (16, 26), (5985, 5700, 855)]
@@ -215,6 +215,42 @@ def test_resampled_lesions_stay_in_place(lidc):
         assert (old.category, old.attributes) == (new.category, new.attributes)
 
 
+def test_lesions_of_resampled_slices_stay_in_place(tmp_path):
+    """A slice is 0.9 mm off, so that slices are interpolated; D is on three slices beside it."""
+    files, _ = write_lidc(tmp_path)
+
+    def move(dataset, index):
+        dataset.ImagePositionPatient[2] -= 0.9 if index == 0 else 0
+
+    change(files, move)
+    imported = list_lidc(tmp_path, votes="paper").cases[0].read()
+    assert any("interpolated" in line or "spaced" in line for line in imported.left_out)
+    counts = sum(reader_mask("D", reader).astype(int) for reader in BALLS["D"])
+    z, y, x = np.argwhere(counts >= 2).mean(axis=0)
+    expected = np.array([ORIGIN[0] + x * 0.7, ORIGIN[1] + y * 0.8, ORIGIN[2] - z * 2.5])
+    centers = [
+        imported.volume.to_patient([np.argwhere(volume_mask(lesion)).mean(axis=0)[::-1]])[0]
+        for lesion in imported.volume.lesions
+    ]
+    nearest = min(np.abs((center - expected) / (0.7, 0.8, 2.5)).max() for center in centers)
+    assert nearest <= 0.5
+
+
+def test_the_command_takes_a_spacing(lidc, tmp_path):
+    command = ["lidc", str(lidc), "--output", str(tmp_path / "out"), "--votes", "paper"]
+    for more, spacing in (
+        ([], None),
+        (["--resample"], [0.7, 0.7, 1.25]),
+        (["--resample", "1", "1", "2"], [1.0, 1.0, 2.0]),
+    ):
+        listing = list_cases(get_parser().parse_args([*command, *more]))
+        assert listing.options == {"votes": "paper", "spacing": spacing}
+    for wrong, message in (("1", "found 1 numbers, expected none or x y z"), ("1 1 0", "0.05 to")):
+        args = get_parser().parse_args([*command, "--resample", *wrong.split()])
+        with pytest.raises(ValueError, match=message):
+            list_cases(args)
+
+
 def test_what_does_not_belong_together_is_told(lidc, tmp_path):
     files, xml = write_lidc(tmp_path)
     write_lidc(tmp_path, patient="LIDC-IDRI-0002")
@@ -275,6 +311,13 @@ def test_damaged_xml_is_told_in_one_line(lidc, tmp_path, old, new, message):
     assert line.startswith(f"{xml}: ") and message in line and "\n" not in line
 
 
+def test_a_document_type_is_found_in_any_encoding(tmp_path):
+    xml = tmp_path / "001.xml"
+    xml.write_bytes(f'<?xml version="1.0" encoding="UTF-16"?>{BOMB}<a/>'.encode("utf-16"))
+    with pytest.raises(ValueError, match="found a document type declaration"):
+        read_readings(xml)
+
+
 def test_damaged_xml_is_a_damaged_case(tmp_path):
     (tmp_path / "001.xml").write_text(BOMB)
     (line,) = list_lidc(tmp_path).damaged
@@ -314,23 +357,3 @@ def test_no_files_at_all_are_told(tmp_path):
         list_lidc(tmp_path)
     with pytest.raises(ValueError, match="votes: found 'all', expected one of authors, paper"):
         list_lidc(tmp_path, votes="all")
-
-
-def test_polygons_are_filled_as_opencv_does():
-    """Inside of whole-numbered outlines; pixels on the outline are told by neither."""
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        angles = np.sort(rng.uniform(0, 2 * np.pi, 12))
-        radii = rng.uniform(4, 18, 12)
-        points = np.rint(20 + np.stack([np.cos(angles), np.sin(angles)], 1) * radii[:, None])
-        points = points.astype(np.int32)[:, None]
-        filled, drawn = np.zeros((40, 40), np.uint8), np.zeros((40, 40), np.uint8)
-        cv2.fillPoly(filled, [points], 1)
-        cv2.polylines(drawn, [points], True, 1)
-        assert (polygon_mask(points[:, 0], (40, 40))[drawn == 0] == filled[drawn == 0]).all()
-
-
-def test_scores_of_the_fixture_are_those_of_the_readers():
-    assert {name: list(scores) for name, scores in SCORES.items()} == {
-        name: list(balls) for name, balls in BALLS.items()
-    }
