@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -19,7 +20,16 @@ from .faults import FaultLog
 
 SPLITS = ("train", "val", "test")
 _SPLIT = re.compile(r"_(train|val|test)(?=_|$)")
-_KEYS = ("file_name", "image_id", "height", "width", "annotations")
+# As of a training; spacing and slice_range may be None.
+_KEYS = (
+    "file_name",
+    "image_id",
+    "height",
+    "width",
+    "spacing",
+    "slice_range",
+    "annotations",
+)
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,11 @@ def load_sets(names: Sequence[str], log: FaultLog) -> list[LoadedSet]:
         first = loaded[-1].first_number + len(loaded[-1].images) if loaded else 0
         classes = tuple(MetadataCatalog.get(name).get("thing_classes", ()))
         dicts = [d for d in _load(name, log) if _is_good(d, name, log)]
+        counts = Counter(repr(image["image_id"]) for image in dicts)
+        for image_id, count in counts.items():
+            if count > 1:
+                text = f"found its image_id {count} times, expected one of its own"
+                log.add("bad_record", f"{name}, image {image_id}: {text}")
         loaded.append(LoadedSet(name, classes, dicts, first))
     return loaded
 

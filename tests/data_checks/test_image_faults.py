@@ -178,10 +178,12 @@ def test_a_split_without_lesions_is_found(sets):
 def test_a_dict_without_what_a_training_reads_is_found(sets):
     del sets[0].images[5]["height"]
     sets[0].images[4]["annotations"] = [[1, 2, 3, 4]]
+    sets[0].images[3]["image_id"] = "train_2"
     places = found(check_data_set("made", workers=1))
     assert places["bad_record"] == (
         "made_train, image 'train_4': found annotations [[1, 2, 3, 4]], expected a list of dicts",
         "made_train, image 'train_5': found no 'height'",
+        "made_train, image 'train_2': found its image_id 2 times, expected one of its own",
     )
 
 
