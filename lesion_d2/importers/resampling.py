@@ -9,6 +9,7 @@ from ..data.volume_set.form import Lesion, Volume, lesion_of_mask
 from ..rle import decode_mask
 from .case import ImportedVolume
 
+_SLAB = 8  # slices
 _EDGE = 1e-6  # of a voxel: what rounding may move a boundary by
 
 
@@ -34,7 +35,7 @@ def resample(imported: ImportedVolume, spacing: tuple[float, float, float]) -> I
     shape = tuple(
         max(1, round(n / r)) for n, r in zip(volume.shape, ratio[::-1].tolist(), strict=True)
     )
-    voxels = _sample(imported.voxels.astype(np.float32), ratio[::-1], (0, 0, 0), shape, (0, 0, 0))
+    voxels = _resampled_voxels(imported.voxels, ratio[::-1], shape)
     first = (ratio - 1) / 2  # center of the new first voxel, in old ones
     lesions, left_out = [], list(imported.left_out)
     for lesion in volume.lesions:
@@ -53,7 +54,22 @@ def resample(imported: ImportedVolume, spacing: tuple[float, float, float]) -> I
         origin=tuple(volume.to_patient(first[None])[0].tolist()),
         lesions=tuple(lesions),
     )
-    return ImportedVolume(np.rint(voxels).astype(np.int16), volume, tuple(left_out))
+    return ImportedVolume(voxels, volume, tuple(left_out))
+
+
+def _resampled_voxels(
+    voxels: np.ndarray, ratio: np.ndarray, shape: tuple[int, int, int]
+) -> np.ndarray:
+    """(Z, H, W) int16; a few slices at once, since they are floats on the way."""
+    resampled = np.empty(shape, np.int16)
+    for start in range(0, shape[0], _SLAB):
+        end = min(start + _SLAB, shape[0])
+        first, last = ((n + 0.5) * ratio[0] - 0.5 for n in (start, end - 1))
+        low = min(max(int(np.floor(first)), 0), len(voxels) - 1)
+        part = voxels[low : int(np.floor(last)) + 2].astype(np.float32)
+        size = (end - start, *shape[1:])
+        resampled[start:end] = np.rint(_sample(part, ratio, (start, 0, 0), size, (low, 0, 0)))
+    return resampled
 
 
 def _sample(
