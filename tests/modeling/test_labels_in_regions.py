@@ -1,5 +1,7 @@
 """Regions to ignore in the labels of anchors, proposals and pixels."""
 
+from functools import cache
+
 from lesion_d2.data.mapper import transform_lesions
 from lesion_d2.ignore_regions import lie_inside, mark_regions, split_regions
 from lesion_d2.modeling import (
@@ -65,6 +67,7 @@ def _retinanet():
     return model
 
 
+@cache
 def _rpn(batch_size=10_000, shem_pool=0):
     cfg = tiny_config(
         MODEL__LESION_RCNN__SHEM_POOL=shem_pool,
@@ -103,6 +106,7 @@ def test_without_regions_labels_are_detectron2s():
         assert all(map(torch.equal, each, other))
 
 
+@cache
 def _heads(kind, **changes):
     cfg = tiny_config(
         MODEL__ROI_HEADS__IN_FEATURES=("p2",),
