@@ -61,20 +61,22 @@ def picture_path(
     *,
     hu_offset: int | None = None,
     hu_window: tuple[float, float] | None = None,
+    picture: Picture | None = None,
 ) -> str:
-    """The path of a picture's slice; the picture's header is read.
+    """The path of a picture's slice.
 
     Args:
         file: a PNG, TIFF or JPEG of one image.
         hu_offset: of 16-bit pictures: HU = value - hu_offset.
         hu_window: of 8-bit pictures: the HU that 0 and 255 stand for.
+        picture: its header; None to read it.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no such picture; or it needs what is not given: an unsigned value alone
             does not tell its HU.
     """
-    kind = open_picture(file).kind
+    kind = (picture or open_picture(file)).kind
     coding = "hu"
     if kind == "uint16":
         if hu_offset is None:

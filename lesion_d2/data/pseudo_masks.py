@@ -333,7 +333,7 @@ def check_annotation(annotation: dict, where: str) -> None:
     try:
         rle = annotation["segmentation"]
         is_right = (
-            isinstance(annotation["image_id"], str)
+            isinstance(annotation["image_id"], str | int)  # COCO's are numbers
             and isinstance(annotation["row"], int)
             and isinstance(annotation["fell_back"], bool)
             and len(annotation["recist"]) == 8

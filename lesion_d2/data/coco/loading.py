@@ -198,8 +198,10 @@ def image_source(
     """
     number, spacing = image.stored_slice, image.spacing
     if number is None:
-        slice_path = picture_path(path, hu_offset=image.hu_offset, hu_window=image.hu_window)
-        size, slice_range = open_picture(path).size, (0, 0)
+        picture = open_picture(path)
+        options = {"hu_offset": image.hu_offset, "hu_window": image.hu_window}
+        slice_path = picture_path(path, picture=picture, **options)
+        size, slice_range = picture.size, (0, 0)
     else:
         (depth, *size), header = stored_geometry(path)
         if number >= depth:

@@ -117,10 +117,11 @@ class _Reader:
 
     def read_annotations(self, entries: list) -> None:
         indices = {category_id: index for index, category_id in enumerate(self._classes)}
+        categories = {**indices, **dict.fromkeys(self._ignored)}
         for entry, annotation_id in self._entries("annotation", entries):
             try:
                 image = self._known(entry, "image_id", self._images, "images")
-                self._known(entry, "category_id", {**indices, **dict.fromkeys(self._ignored)})
+                self._known(entry, "category_id", categories)
                 if image is None:
                     continue
                 annotation = read_annotation(entry, annotation_id, image, self._count_empty)

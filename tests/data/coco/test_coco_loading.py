@@ -8,9 +8,11 @@ from lesion_d2.data.catalog import load_records
 from lesion_d2.data.coco import load_ct_coco, register_ct_coco
 from lesion_d2.data.ct import read_slice
 from lesion_d2.data.mapper import LesionDatasetMapper
+from lesion_d2.data.pseudo_masks import load_mask_file
 from lesion_d2.engine.checks.dicts import check_dicts
 from lesion_d2.evaluation import LesionEvaluator
 from lesion_d2.rle import decode_mask, encode_mask
+from lesion_d2.tools import prepare_masks
 
 import nibabel
 import numpy as np
@@ -185,6 +187,20 @@ def test_results_are_in_cocos_coordinates_with_its_ids(tmp_path, registered):
     written = json.loads((tmp_path / "results" / "coco_instances_results.json").read_text())
     found = [(r["image_id"], r["category_id"], r["bbox"]) for r in written]
     assert found == [(10, 90, [6, 5, 6, 4]), (12, 7, [1, 2, 9, 7]), (12, 7, [20, 2, 9, 7])]
+
+
+def test_masks_of_boxes_are_prepared_under_its_ids(tmp_path, registered):
+    write_png16(tmp_path / "a.png", hu_image(0))
+    annotations = [annotation_entry(4, 11, [6, 5, 12, 8])]
+    file = write_coco_file(tmp_path, coco_content([image_entry(11, "a.png")], annotations))
+    register_ct_coco("my_coco", file, tmp_path, hu_offset=32768)
+    registered.append("my_coco")
+    output = tmp_path / "masks.json"
+    words = ["--dataset", "my_coco", "--method", "ellipse", "--output", str(output)]
+    assert prepare_masks.main([*words, "--workers", "1"]) == 0
+    masks = load_mask_file(output)
+    ends = (5.5, 8.5, 17.5, 8.5, 11.5, 4.5, 11.5, 12.5)  # the box's middle lines
+    assert masks.covers(11) and decode_mask(masks.get(11, 4, ends)).sum() > 50
 
 
 def test_registering_reads_the_file_and_finds_its_folder(tmp_path, monkeypatch, registered):
