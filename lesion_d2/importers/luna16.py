@@ -19,7 +19,7 @@ import pandas as pd
 from ..data.problems import raise_problems, short
 from ..data.volume_set.form import Lesion
 from ..files import one_line
-from ..scans import find_scans, read_scan
+from ..scans import ScanCandidate, find_scans, read_scan
 from ..scans.names import safe_name
 from .case import Case, ImportedVolume, Listing
 from .scan_volumes import imported_scan
@@ -94,6 +94,33 @@ def list_luna16(
         ValueError: a file of annotations is damaged; all bad rows are told.
     """
     root = Path(root)
+    subsets = _subsets(root)
+    annotations = annotations or _default_annotations(root)
+    nodules = read_nodules(annotations)
+    findings = {} if excluded is None else read_nodules(excluded, excluded=True)
+    tables = tuple(map(os.fspath, filter(None, (annotations, excluded))))
+    scans, left_out, damaged = _find_scans(subsets, progress)
+    cases = {}
+    for series, (_, candidate) in scans.items():
+        rows = (*nodules.get(series, ()), *findings.get(series, ()))
+        name = safe_name(series)
+        read = partial(_read_case, candidate.source, name, series, rows)
+        cases[series] = Case(name, series, read, (*candidate.files, *tables))
+    left_out.extend(_absent(annotations, nodules, cases))
+    folds = _folds({series: subset for series, (subset, _) in scans.items()})
+    first = folds[0] if folds else {}
+    split_of = {series: split for split, patients in first.items() for series in patients}
+    return Listing(
+        CLASSES,
+        tuple(replace(case, split=split_of.get(series)) for series, case in cases.items()),
+        tuple(left_out),
+        tuple(damaged),
+        folds,
+        {"excluded": excluded is not None},
+    )
+
+
+def _subsets(root: Path) -> list[tuple[int, Path]]:
     subsets = sorted(
         (int(path.name[6:]), path)
         for path in root.glob("subset*")
@@ -101,41 +128,30 @@ def list_luna16(
     )
     if not subsets:
         raise FileNotFoundError(f"{root}: found no folder subset0 ... subset9 in it")
-    annotations = annotations or _default_annotations(root)
-    nodules = read_nodules(annotations)
-    findings = {} if excluded is None else read_nodules(excluded, excluded=True)
-    tables = tuple(map(os.fspath, filter(None, (annotations, excluded))))
-    cases, left_out, damaged, patients = {}, [], [], {}
+    return subsets
+
+
+def _find_scans(
+    subsets: Iterable[tuple[int, Path]], progress: bool
+) -> tuple[dict[str, tuple[int, ScanCandidate]], list[str], list[str]]:
+    """Series UID -> subset and scan; lines on what is none, and those of them on damaged ones."""
+    scans, left_out, damaged = {}, [], []
     for number, folder in subsets:
         found = find_scans([folder], progress=progress)
         left_out.extend(found.left_out)
         damaged.extend(found.damaged)
-        patients[number] = []
         for candidate in found.candidates:
             series = Path(candidate.source).stem
-            if series in cases:
-                line = f"{candidate.source}: found another file of scan {series}, expected one"
-                left_out.append(line)
-                damaged.append(line)
-                continue
-            rows = (*nodules.get(series, ()), *findings.get(series, ()))
-            name = safe_name(series)
-            read = partial(_read_case, candidate.source, name, series, rows)
-            cases[series] = Case(name, series, read, (*candidate.files, *tables))
-            patients[number].append(series)
-    left_out.extend(_absent(annotations, nodules, cases))
-    folds = _folds(list(patients.values()))
-    split_of = (
-        {patient: split for split in folds[0] for patient in folds[0][split]} if folds else {}
-    )
-    return Listing(
-        CLASSES,
-        tuple(replace(case, split=split_of.get(case.patient)) for case in cases.values()),
-        tuple(left_out),
-        tuple(damaged),
-        folds,
-        {"excluded": excluded is not None},
-    )
+            if candidate.format != "metaimage":
+                left_out.append(f"{candidate.source}: found {candidate.format}, expected MetaImage")
+            elif series in scans:
+                damaged.append(
+                    f"{candidate.source}: found another file of scan {series}, expected one"
+                )
+                left_out.append(damaged[-1])
+            else:
+                scans[series] = (number, candidate)
+    return scans, left_out, damaged
 
 
 def read_nodules(
@@ -279,21 +295,18 @@ def _absent(
     ]
 
 
-def _folds(subsets: list[list[str]]) -> tuple[dict[str, tuple[str, ...]], ...]:
+def _folds(subset_of: dict[str, int]) -> tuple[dict[str, tuple[str, ...]], ...]:
     """One fold a subset; none of fewer than three, which leave nothing to train with."""
-    count = len(subsets)
-    if count < 3:
+    subsets = sorted(set(subset_of.values()))
+    if len(subsets) < 3:
         return ()
-    return tuple(
-        {
-            "train": tuple(
-                series
-                for number, subset in enumerate(subsets)
-                if number not in (test, (test + 1) % count)
-                for series in subset
-            ),
-            "val": tuple(subsets[(test + 1) % count]),
-            "test": tuple(subsets[test]),
-        }
-        for test in range(count)
-    )
+    folds = []
+    for test, val in zip(subsets, (*subsets[1:], subsets[0]), strict=True):
+        names = {subset: "train" for subset in subsets} | {test: "test", val: "val"}
+        folds.append(
+            {
+                split: tuple(s for s, subset in subset_of.items() if names[subset] == split)
+                for split in ("train", "val", "test")
+            }
+        )
+    return tuple(folds)

@@ -8,16 +8,22 @@ from lesion_d2.importers.running import run_import
 from lesion_d2.rle import decode_mask
 from lesion_d2.tools.import_data import get_parser
 
-import highdicom as hd
 import numpy as np
-import pydicom
 import pytest
-from made_up_scans import make_volume, write_series
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.sr.codedict import codes
-from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 from round_trip import check_trains_and_evaluates
 from skimage.measure import find_contours
+
+pydicom = pytest.importorskip("pydicom")
+hd = pytest.importorskip("highdicom")
+
+from made_up_scans import make_volume, write_series  # noqa: E402
+from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
+from pydicom.sr.codedict import codes  # noqa: E402
+from pydicom.uid import (  # noqa: E402
+    ExplicitVRLittleEndian,
+    RTStructureSetStorage,
+    generate_uid,
+)
 
 SHAPE, SPACING, ORIGIN = (6, 24, 32), (0.7, 0.9, 2.5), (-30.5, 12.25, 100.0)
 FLIPPED = np.array([[-1.0, 0, 0], [0, -1, 0], [0, 0, -1]])

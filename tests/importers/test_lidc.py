@@ -21,11 +21,21 @@ from lesion_d2.rle import decode_mask
 from lesion_d2.tools.import_data import get_parser
 
 import numpy as np
-import pydicom
 import pytest
-from lidc_files import BALLS, ORIGIN, SHAPE, contours, reader_mask, readings_xml, write_lidc
-from made_up_scans import change
 from round_trip import check_trains_and_evaluates
+
+pydicom = pytest.importorskip("pydicom")
+
+from lidc_files import (  # noqa: E402
+    BALLS,
+    ORIGIN,
+    SHAPE,
+    contours,
+    reader_mask,
+    readings_xml,
+    write_lidc,
+)
+from made_up_scans import change  # noqa: E402
 
 A1 = [285, (1, 5), (15, 25), (16, 26), (5985, 5700, 855)]
 PYLIDC_MASKS = {

@@ -8,10 +8,10 @@ from lesion_d2.importers.running import run_import
 
 import numpy as np
 import pytest
-import SimpleITK
 from made_up_scans import make_volume
 from round_trip import check_trains_and_evaluates
 
+SimpleITK = pytest.importorskip("SimpleITK")
 SHAPE, SPACING = (8, 40, 48), (0.6, 0.8, 2.5)
 ORIGIN = (-100.25, -80.5, -310.0)
 FLIPPED = (-1, 0, 0, 0, -1, 0, 0, 0, 1)
@@ -196,8 +196,14 @@ def test_other_folders_and_damaged_scans_are_told(tmp_path):
     (tmp_path / "annotations.csv").write_text(HEADER + f"{uid(0)},900,2,3,4\n")
     with pytest.raises(ValueError, match="row 2: found a center at 900, 2, 3 mm, expected one in"):
         list_luna16(tmp_path).cases[0].read()
+    write_scan(tmp_path / "subset4" / file.name)
+    write_scan(tmp_path / "subset4" / "lungs.nrrd")
+    listing = list_luna16(tmp_path)
+    assert len(listing.cases) == 1 and any("lungs.nrrd: found nrrd" in x for x in listing.left_out)
+    (line,) = listing.damaged
+    assert "subset4" in line and f"found another file of scan {uid(0)}" in line
     raw = file.with_suffix(".raw")
     raw.write_bytes(raw.read_bytes()[:100])
     listing = list_luna16(tmp_path)
-    (line,) = listing.damaged
+    (line, *_) = listing.damaged
     assert str(file) in line and "truncated" in line and line in listing.left_out

@@ -7,8 +7,9 @@ from lesion_d2.rle import decode_mask
 
 import numpy as np
 import pytest
-import SimpleITK
 from made_up_scans import make_volume
+
+SimpleITK = pytest.importorskip("SimpleITK")
 
 SHAPE, SPACING = (6, 20, 24), (0.7, 0.9, 2.5)
 ORIGIN, DIRECTION = (-30.5, 12.25, 100.0), (1.0, 0, 0, 0, 1, 0, 0, 0, -1)
