@@ -17,7 +17,7 @@ from .rules.splits import check_splits
 from .rules.volume_sets import check_volume_sets
 
 #: Files of a check.
-JSON_FILE, SHEET_FILE, PAGE_FILE = "data_check.json", "contact_sheet.png", "index.html"
+JSON_FILE, SHEET_FILE, PAGE_FILE = "data_check.json", "data_check.png", "data_check.html"
 _AIR_SHARE = 0.1  # of a data set's lesions; single ones happen, that many do not
 
 
@@ -37,7 +37,7 @@ def check_data_set(
     Args:
         names: of data sets; of one that has splits without its split, for all of them: ``phantom``
             is ``phantom_train``, ``phantom_val`` and ``phantom_test``.
-        output: folder that ``data_check.json``, ``contact_sheet.png`` and ``index.html`` are
+        output: folder that ``data_check.json``, ``data_check.png`` and ``data_check.html`` are
             written to; None writes nothing.
         workers: processes; None for all cores.
         pictures: on the contact sheet at most; 0 for no sheet.

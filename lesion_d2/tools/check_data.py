@@ -3,8 +3,8 @@
 python -m lesion_d2.tools.check_data NAME... [--output DIR]
 
 ``mine`` is all splits of a data set: mine_train, mine_val and mine_test. Every file is read once.
-Counts and faults are printed, and written to DIR: ``data_check.json``, ``contact_sheet.png`` with
-boxes and masks on their lesions, and ``index.html``. What each fault means stands in
+Counts and faults are printed, and written to DIR: ``data_check.json``, ``data_check.png`` with
+boxes and masks on their lesions, and ``data_check.html``. What each fault means stands in
 datasets/README.md, "Check a data set". Exit status: 0, 1 where something would spoil a training, 2
 where a data set cannot be read at all.
 """
@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import lesion_d2  # noqa: F401  (registers the data sets)
-from lesion_d2.data_checks import check_data_set
+from lesion_d2.data_checks import JSON_FILE, PAGE_FILE, SHEET_FILE, check_data_set
 from lesion_d2.tools.arguments import positive
 
 from detectron2.utils.logger import setup_logger
@@ -58,12 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (BrokenProcessPool, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{report.text()}\n\nwritten to {output}: {', '.join(sorted(_written(output)))}")
+    print(f"{report.text()}\n\nwritten to {output}: {', '.join(_written(output))}")
     return 1 if report.has_errors else 0
 
 
 def _written(output: Path) -> list[str]:
-    return [file.name for file in output.iterdir() if file.suffix in (".json", ".png", ".html")]
+    return [name for name in (PAGE_FILE, JSON_FILE, SHEET_FILE) if (output / name).is_file()]
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def test_phantoms_are_clean(copied, tmp_path, capsys):
     assert sum(one["lesions"] for one in content["counts"].values()) == len(frame)
     out = capsys.readouterr().out
     assert "copied_train" in out and "lesion size, mm" in out
-    assert "data_check.json, index.html" in out
+    assert "data_check.html, data_check.json" in out
 
 
 def test_missing_files_are_told_by_row_and_the_rest_is_checked(copied, tmp_path, capsys):

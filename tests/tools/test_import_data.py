@@ -64,7 +64,9 @@ def test_it_ends_with_the_check_whose_errors_are_its_status(source, tmp_path, ca
     with registered_anew():
         assert _main(source, output, "--shares", "1", "0", "0") == 0
         said = capsys.readouterr().out
-        assert str(output / "check" / "index.html") in said and "lesions of class small" in said
+        assert (
+            str(output / "check" / "data_check.html") in said and "lesions of class small" in said
+        )
         assert (output / "check" / "data_check.json").is_file()
         # A data set that takes its place has its own classes and splits.
         monkeypatch.setattr(import_data, "check_data_set", _checked_with_errors)
