@@ -18,6 +18,7 @@ import pandas as pd
 
 from ..data.problems import raise_problems, short
 from ..data.volume_set.form import Lesion
+from ..display_windows import WINDOWS
 from ..files import one_line
 from ..scans import ScanCandidate, find_scans, read_scan
 from ..scans.names import safe_name
@@ -272,7 +273,7 @@ def _read_case(file: str, name: str, patient: str, nodules: tuple[Nodule, ...]) 
         if not nodule.ignore:
             raise ValueError(line)
         left_out.append(line)
-    return imported_scan(scan, name, patient, lesions, left_out)
+    return imported_scan(scan, name, patient, lesions, left_out, WINDOWS["lung"])
 
 
 def _default_annotations(root: Path) -> Path:

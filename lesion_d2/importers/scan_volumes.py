@@ -13,6 +13,7 @@ def imported_scan(
     patient: str,
     lesions: Sequence[Lesion],
     left_out: Sequence[str] = (),
+    window: tuple[float, float] | None = None,
 ) -> ImportedVolume:
     """A scan and its lesions as an import takes them.
 
@@ -21,6 +22,7 @@ def imported_scan(
         name, patient: of the volume.
         lesions: in pixels and slices of the scan.
         left_out: what of the case was left out, a line each; the scan's own messages follow.
+        window: HU that show the lesions well, of the volume.
     """
     volume = Volume(
         name=name,
@@ -31,6 +33,7 @@ def imported_scan(
         origin=tuple(map(float, scan.origin)),
         direction=tuple(map(float, scan.direction.ravel())),
         lesions=tuple(lesions),
+        window=window,
     )
     told = (*left_out, *(f"{name}: {message}" for message in scan.messages))
     return ImportedVolume(scan.volume, volume, told)

@@ -99,6 +99,7 @@ def test_it_trains_and_evaluates(luna, tmp_path):
     assert summary.written and len(summary.volume_set.folds) == 3
     volume_set = check_trains_and_evaluates(tmp_path / "nodules", tmp_path)
     assert [len(volume.lesions) for volume in volume_set.volumes] == [3, 1, 0]
+    assert {volume.window for volume in volume_set.volumes} == {(-1350, 150)}
 
 
 def test_voxels_are_the_files(luna, flipped):

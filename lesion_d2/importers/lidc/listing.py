@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ...data.volume_set.form import Lesion, lesion_of_mask
+from ...display_windows import WINDOWS
 from ...scans import Scan, ScanCandidate
 from ..case import Case, ImportedVolume, Listing
 from ..dicom_series import list_series, other_files
@@ -161,7 +162,7 @@ def _read_case(
         if lesion.ignore:
             left_out.append(f"{where}: no reader gave a malignancy, it is a region to ignore")
         lesions.append(lesion)
-    imported = imported_scan(scan, name, patient, lesions, left_out)
+    imported = imported_scan(scan, name, patient, lesions, left_out, WINDOWS["lung"])
     return imported if spacing is None else resample(imported, spacing)
 
 
