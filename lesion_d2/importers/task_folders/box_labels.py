@@ -8,6 +8,8 @@ from ...scans.volume_file import VolumeFile
 
 #: Key of a box's corners -> factors that lead them to LPS; None of voxels.
 _COORDINATES = {"voxels": None, "lps_mm": (1.0, 1.0, 1.0), "ras_mm": (-1.0, -1.0, 1.0)}
+# Of a slice's distance: files' matrices have the digits of float32.
+_ON_SLICE = 1e-3
 _EXPECTED = "two opposite corners of three finite numbers as 'voxels', 'ras_mm' or 'lps_mm'"
 
 
@@ -95,7 +97,7 @@ def _mm_box(entry: dict, key: str, volume: Volume) -> tuple[float, ...]:
     (x1, y1, z1), (x2, y2, z2) = points.min(0), points.max(0)
     if x1 == x2 or y1 == y2:
         raise ValueError(f"found {key} {short(entry[key])}, expected corners of a box with an area")
-    first, last = np.ceil(z1), np.floor(z2)
+    first, last = np.ceil(z1 - _ON_SLICE), np.floor(z2 + _ON_SLICE)
     if first > last:  # between two slices
         first = last = np.rint((z1 + z2) / 2)
     return x1, y1, first, x2, y2, last
