@@ -207,7 +207,9 @@ def _read_folds(
         raise ValueError(f"{file}: found {short(content)}, expected a list of folds")
     for number, entry in enumerate(content):
         parts = list(entry)[:3] if isinstance(entry, (list, tuple, np.ndarray)) else []
-        places = [np.asarray(part).ravel().tolist() for part in parts]
+        places = [part.tolist() if isinstance(part, np.ndarray) else part for part in parts]
+        places = [list(part) if isinstance(part, (list, tuple)) else [None] for part in places]
+        places = [[n.item() if isinstance(n, np.integer) else n for n in part] for part in places]
         are_places = all(type(n) is int and 0 <= n < len(pids) for part in places for n in part)
         if len(places) != 3 or not are_places:
             raise ValueError(

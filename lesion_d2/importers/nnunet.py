@@ -198,7 +198,9 @@ def _read_case(
         connectivity=components.connectivity,
         min_voxels=_min_voxels(components.min_volume, image),
     )
-    unlabelled, _ = component_lesions(labels, [ignored], connectivity=components.connectivity)
+    unlabelled, _ = component_lesions(
+        labels, [ignored] if ignored else [], connectivity=components.connectivity
+    )
     lesions += [
         replace(region, id=number, ignore=True)
         for number, region in enumerate(unlabelled, start=len(lesions) + 1)

@@ -97,8 +97,12 @@ def test_folds_are_places_in_the_sorted_pids(tmp_path):
         {"train": ("a",), "val": ("c",), "test": ("b",)},
         {"train": ("b",), "val": ("a",), "test": ("c",)},
     )
-    file.write_bytes(pickle.dumps([[[0], [1], [3]]]))
-    with pytest.raises(ValueError, match=r"fold_ids\.pickle: fold 0: found .* numbers from 0 to 2"):
+    for wrong in ([[0], [1], [3]], [[0], [1]], [[0], [[1], [1, 2]], [2]], [0, 1, 2], "abc"):
+        file.write_bytes(pickle.dumps([wrong]))
+        with pytest.raises(ValueError, match=r"fold_ids\.pickle: fold 0: found .* from 0 to 2"):
+            list_mdt(tmp_path, MdtOptions(SPACING, fold_ids=file))
+    file.write_bytes(pickle.dumps([[[0, 1], [1], [2]]]))
+    with pytest.raises(ValueError, match="fold 0: found a patient in two of train, val and test"):
         list_mdt(tmp_path, MdtOptions(SPACING, fold_ids=file))
 
 

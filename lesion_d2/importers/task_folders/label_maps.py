@@ -67,7 +67,9 @@ def instance_lesions(
             f"{class_file} names"
         )
     for number, (instance, region) in enumerate(sorted(found.items()), start=1):
-        yield _lesion(number, classes[instance], labels[region] == instance, region, labels.shape)
+        offset = [axis.start for axis in region]
+        mask = labels[region] == instance
+        yield lesion_of_mask(number, classes[instance], mask, offset=offset, shape=labels.shape)
 
 
 def component_lesions(
@@ -91,14 +93,20 @@ def component_lesions(
     structure = ndimage.generate_binary_structure(3, CONNECTIVITIES[connectivity])
     lesions, dropped = [], []
     for category, own in enumerate(classes):
-        components, _ = ndimage.label(np.isin(labels, list(own)), structure)
-        dropped.append(0)
-        for component, region in _regions(components).items():
-            mask = components[region] == component
-            if np.count_nonzero(mask) < min_voxels:
-                dropped[-1] += 1
-            else:
-                lesions.append(_lesion(len(lesions) + 1, category, mask, region, labels.shape))
+        mask, counted = np.isin(labels, list(own)), 0
+        for whole in _regions(mask.view(np.uint8)).values():  # the part that has them all
+            components, _ = ndimage.label(mask[whole], structure)
+            for component, region in _regions(components).items():
+                part = components[region] == component
+                if np.count_nonzero(part) < min_voxels:
+                    counted += 1
+                    continue
+                offset = [a.start + b.start for a, b in zip(whole, region, strict=True)]
+                number = len(lesions) + 1
+                lesions.append(
+                    lesion_of_mask(number, category, part, offset=offset, shape=labels.shape)
+                )
+        dropped.append(counted)
     return lesions, dropped
 
 
@@ -120,11 +128,6 @@ def _regions(labels: np.ndarray) -> dict[int, tuple[slice, ...]]:
     """Label -> its bounding box in the array, for labels that are there."""
     regions = ndimage.find_objects(labels)
     return {n: region for n, region in enumerate(regions, start=1) if region is not None}
-
-
-def _lesion(number: int, category: int, mask: np.ndarray, region: tuple, shape: tuple) -> Lesion:
-    offset = [axis.start for axis in region]
-    return lesion_of_mask(number, category, mask, offset=offset, shape=shape)
 
 
 def _listed(numbers: Iterable[int]) -> str:
