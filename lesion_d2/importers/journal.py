@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
+from ..data.volume_set.diameters import with_diameters
 from ..data.volume_set.form import Volume, VolumeSet, read_volume_set, write_volume_set
 from ..data.volume_set.voxels import EXTENSION, write_voxels
 from ..files import one_line
@@ -65,7 +66,7 @@ class Journal:
         state = self._state(case)
         try:
             imported = case.read()
-            volume = _checked(case, imported)
+            volume = with_diameters(_checked(case, imported))
         except Exception as error:  # whatever is wrong with one case, the others go on
             return _told(case, error)
         source = {"state": state, "left_out": list(imported.left_out)}

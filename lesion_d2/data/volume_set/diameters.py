@@ -1,0 +1,40 @@
+"""Sizes in mm of lesions that have masks."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from ...recist import measure_recist
+from ...rle import decode_mask
+from .records import Lesion, Volume
+
+
+def with_diameters(volume: Volume) -> Volume:
+    """Measure the RECIST diameters of lesions that have masks and no ``diameters_mm``.
+
+    They are those of the slice with the largest mask, the first of several, as radiologists choose
+    it; ``recist`` stays as it is. Without spacing nothing is measured.
+
+    Raises:
+        ValueError: a mask is damaged or empty.
+    """
+    if volume.spacing is None:
+        return volume
+    return replace(volume, lesions=tuple(_measured(lesion, volume) for lesion in volume.lesions))
+
+
+def _measured(lesion: Lesion, volume: Volume) -> Lesion:
+    if not lesion.masks or lesion.diameters_mm is not None:
+        return lesion
+    size, spacing = volume.shape[1:], volume.spacing[:2]
+    masks = [
+        decode_mask({"size": size, "counts": counts}) for _, counts in sorted(lesion.masks.items())
+    ]
+    largest = max(masks, key=np.count_nonzero)
+    rows, columns = np.flatnonzero(largest.any(axis=1)), np.flatnonzero(largest.any(axis=0))
+    if not len(rows):
+        raise ValueError(f"volume {volume.name!r}, lesion {lesion.id}: found empty masks")
+    cropped = largest[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    ends = measure_recist(cropped, spacing).reshape(4, 2) * spacing
+    long, short = np.hypot(*(ends[1::2] - ends[::2]).T).tolist()
+    return replace(lesion, diameters_mm=(long, min(long, short)) if short > 0 else None)
