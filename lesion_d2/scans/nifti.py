@@ -63,21 +63,8 @@ def open_nifti(
         raise ValueError(f"{file}: found no readable NIfTI file ({one_line(error)})") from None
     if not isinstance(image, nibabel.Nifti1Image):  # NIfTI-2 is one too
         raise ValueError(f"{file}: found {type(image).__name__}, expected a NIfTI file")
-    shape, affine, index = image.shape, image.affine, ()
-    if channel is not None:
-        number, count = channel
-        found = shape[3] if len(shape) > 3 else 1
-        if found != count:
-            raise ValueError(
-                f"{file}: found {found} volumes along the fourth axis, expected {count}"
-            )
-        if len(shape) > 3:
-            shape, index = (*shape[:3], *shape[4:]), (number,)
-    if allow_flat and len(shape) == 2:
-        shape = (*shape, 1)
+    shape, affine, index = _chosen_axes(file, image, channel, allow_flat)
     check_numbers(file, str(kind), shape, 1)
-    if allow_flat and shape[2] == 1 and not is_spacing(np.linalg.norm(affine[:3, 2])):
-        affine = _with_thickness(affine)
     messages = ()
     if image.header["sform_code"] == 0 and image.header["qform_code"] == 0:
         messages = (
@@ -97,6 +84,30 @@ def open_nifti(
     if packed:  # of others nibabel tells, in better words
         check_declared(file, declared, os.path.getsize(file), packed)
     return volume_file
+
+
+def _chosen_axes(
+    file: str | os.PathLike,
+    image: nibabel.Nifti1Image,
+    channel: tuple[int, int] | None,
+    allow_flat: bool,
+) -> tuple[tuple[int, ...], np.ndarray, tuple[int, ...]]:
+    """Shape and matrix of the volume that is read, and its place along the fourth axis."""
+    shape, affine, index = image.shape, image.affine, ()
+    if channel is not None:
+        number, count = channel
+        found = shape[3] if len(shape) > 3 else 1
+        if found != count:
+            raise ValueError(
+                f"{file}: found {found} volumes along the fourth axis, expected {count}"
+            )
+        if len(shape) > 3:
+            shape, index = (*shape[:3], *shape[4:]), (number,)
+    if allow_flat and len(shape) == 2:
+        shape = (*shape, 1)
+    if allow_flat and shape[2:3] == (1,) and not is_spacing(np.linalg.norm(affine[:3, 2])):
+        affine = _with_thickness(affine)
+    return shape, affine, index
 
 
 def _with_thickness(affine: np.ndarray) -> np.ndarray:

@@ -109,16 +109,7 @@ def folds_of(
             f"{file}: found the case {short(unknown[0]) if unknown else 'names of none'}, expected "
             f"names such as {short(next(iter(patients), 'none'))}"
         )
-    folds = []
-    for number, fold in enumerate(splits):
-        train, val = ({patients[c] for c in fold[s] if c in patients} for s in ("train", "val"))
-        both = sorted(train & val)
-        if both:
-            raise ValueError(
-                f"{file}: fold {number}: found the patient {short(both[0])} in train and val, "
-                "expected each in one of them"
-            )
-        folds.append({"train": train, "val": val})
+    folds = _by_patients(file, splits, patients)
     if tests == "rotate" and len(folds) > 1:
         folds = [
             _rotated(fold, following["val"])
@@ -164,6 +155,22 @@ def patient_names(cases: Iterable[str], pattern: str | None) -> dict[str, str]:
             )
         found[case] = match[1]
     return found
+
+
+def _by_patients(
+    file: str | os.PathLike, splits: list[dict[str, list[str]]], patients: Mapping[str, str]
+) -> list[dict[str, set[str]]]:
+    folds = []
+    for number, fold in enumerate(splits):
+        train, val = ({patients[c] for c in fold[s] if c in patients} for s in ("train", "val"))
+        both = sorted(train & val)
+        if both:
+            raise ValueError(
+                f"{file}: fold {number}: found the patient {short(both[0])} in train and val, "
+                "expected each in one of them"
+            )
+        folds.append({"train": train, "val": val})
+    return folds
 
 
 def _rotated(fold: Mapping[str, set[str]], following: set[str]) -> dict[str, set[str]]:
