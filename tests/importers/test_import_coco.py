@@ -172,6 +172,7 @@ def test_pictures_of_a_volume_by_their_keys(tmp_path):
     ]
     listing = list_coco(write_pictures(tmp_path, images, annotations), hu_offset=32768)
     assert [case.name for case in listing.cases] == ["ct_1_5-7", "ct_1_9-9", "sub_x"]
+    assert [case.patient for case in listing.cases] == ["ct_1", "ct_1", "sub_x"]  # no split apart
     imported = listing.cases[0].read()
     assert (imported.voxels == np.stack([hu_image(k) for k in (1, 2, 0)])).all()
     volume = imported.volume
@@ -211,6 +212,22 @@ def test_command_line_with_splits_groups_and_patients(tmp_path):
     summary = run_import(listing, tmp_path / "set_of_coco", format="coco", workers=1)
     assert summary.written and [v.name for v in summary.volume_set.volumes] == [f[0] for f in found]
     assert summary.volume_set.splits["val"] == ("p3",)
+
+
+def test_a_volume_is_in_one_split(tmp_path):
+    """Slices of one file in two JSON files are one patient's, pictures of one name are not."""
+    file, _ = write_volumes(tmp_path, AFFINES["flipped"])
+    content = json.loads(file.read_text())
+    content["images"] = [image_entry(1, "b.nii.gz#4")]
+    content["annotations"] = []
+    other = write_coco_file(tmp_path, content, "other.json")
+    listing = list_coco({"train": file, "val": other})
+    assert [case.patient for case in listing.cases] == ["p", "b", "b"]
+    with pytest.raises(ValueError, match="patient b: found in train and in val"):
+        run_import(listing, tmp_path / "set_of_coco", format="coco", dry_run=True)
+    files = {s: write_pictures(tmp_path / s, [image_entry(1, "x.png")]) for s in ("train", "val")}
+    listing = list_coco(files, hu_offset=0)
+    assert [(case.name, case.patient) for case in listing.cases] == [("x", "x"), ("x_2", "x_2")]
 
 
 def test_names_of_files_in_two_folders_differ(tmp_path):

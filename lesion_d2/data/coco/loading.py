@@ -80,13 +80,7 @@ def load_ct_coco(
         hu_window=hu_window,
         window=window,
     )
-    dicts, problems = [], []
-    for image in images:
-        try:
-            dicts.append(_image_dict(image, os.path.join(os.fspath(image_root), image.file_name)))
-        except (OSError, ValueError) as error:
-            problems.append(f"image {image.id}: {error}")
-    raise_problems(json_file, problems)
+    dicts = _image_dicts(json_file, images, os.fspath(image_root))
     _log(json_file, content)
     return dicts
 
@@ -221,6 +215,19 @@ def image_source(
             f"{image.height} of width and height"
         )
     return slice_path, slice_range, spacing
+
+
+def _image_dicts(
+    json_file: str | os.PathLike, images: Iterable[CocoImage], image_root: str
+) -> list[dict]:
+    dicts, problems = [], []
+    for image in images:
+        try:
+            dicts.append(_image_dict(image, os.path.join(image_root, image.file_name)))
+        except (OSError, ValueError) as error:
+            problems.append(f"image {image.id}: {error}")
+    raise_problems(json_file, problems)
+    return dicts
 
 
 def _image_dict(image: CocoImage, path: str) -> dict:

@@ -93,25 +93,16 @@ def write_coco(
         FileExistsError: something stands at ``output``.
         OSError: a picture cannot be written.
     """
-    if images not in IMAGES:
-        raise ValueError(f"images: found {images!r}, expected one of {', '.join(IMAGES)}")
-    if (window is None) == (images == "png8"):
-        raise ValueError(
-            f"window: found {window} for images {images!r}, expected the HU of 0 and 255 for "
-            "'png8' alone"
-        )
+    _check_options(images, window)
     output = Path(output).absolute()
     _check_output(output, overwrite)
     records = load_records(dataset, allow_missing=allow_missing)
     entries = [_image_entry(number, record) for number, record in enumerate(records, 1)]
+    jobs, image_root = [], output
     if images == "none":
         image_root = _name_own_files(dataset, records, entries)
     else:
-        image_root = output
-        names = unique_names(_picture_name(record["image_id"]) for record in records)
-        coding = {"hu_offset": HU_OFFSET} if images == "png16" else {"hu_window": list(window)}
-        for entry, name in zip(entries, names, strict=True):
-            entry |= {"file_name": f"images/{name}.png", **coding}
+        jobs = _name_pictures(records, entries, window)
     annotations = list(_annotation_entries(dataset, records, polygons))
     content = {
         "info": {"description": f"{dataset}, by lesion_d2.tools.export_coco"},
@@ -120,15 +111,21 @@ def write_coco(
         "annotations": annotations,
         "categories": _categories(dataset),
     }
-    jobs = []
-    if images != "none":
-        files = (record["file_name"] for record in records)
-        jobs = [(file, entry["file_name"]) for file, entry in zip(files, entries, strict=True)]
     _write_folder(output, content, jobs, window, workers)
     masks = [a["segmentation"] for a in annotations if a["segmentation"]]
     num_rles = sum(isinstance(mask, dict) for mask in masks)
     counts = len(entries), len(annotations), len(masks), num_rles
     return WrittenCoco(output / FILE_NAME, image_root, *counts)
+
+
+def _check_options(images: str, window: tuple[float, float] | None) -> None:
+    if images not in IMAGES:
+        raise ValueError(f"images: found {images!r}, expected one of {', '.join(IMAGES)}")
+    if (window is None) == (images == "png8"):
+        raise ValueError(
+            f"window: found {window} for images {images!r}, expected the HU of 0 and 255 for "
+            "'png8' alone"
+        )
 
 
 # --- entries --------------------------------------------------------------------------------------
@@ -181,6 +178,18 @@ def _name_own_files(dataset: str, records: Sequence[Mapping], entries: Sequence[
         name = os.path.relpath(path, root).replace(os.sep, "/")
         entry["file_name"] = name if number is None else f"{name}#{number}"
     return Path(root)
+
+
+def _name_pictures(
+    records: Sequence[Mapping], entries: Sequence[dict], window: tuple[float, float] | None
+) -> list[tuple[str, str]]:
+    """Name the images by their ``image_id``; returns the slice and the picture of each."""
+    names = unique_names(_picture_name(record["image_id"]) for record in records)
+    coding = {"hu_offset": HU_OFFSET} if window is None else {"hu_window": list(window)}
+    for entry, name in zip(entries, names, strict=True):
+        entry |= {"file_name": f"images/{name}.png", **coding}
+    files = (record["file_name"] for record in records)
+    return [(file, entry["file_name"]) for file, entry in zip(files, entries, strict=True)]
 
 
 def _picture_name(image_id: object) -> str:

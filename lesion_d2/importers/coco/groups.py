@@ -1,0 +1,156 @@
+"""Which images are of one volume, and what volumes are called."""
+
+import itertools
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ...data.coco.loading import compile_pattern
+from ...data.coco.records import CocoImage
+from ...data.problems import short
+from ...scans.names import safe_name, unique_names
+from ...scans.volume_file import stem_of
+
+_MAX_NAME = 90  # and a number behind it
+
+
+@dataclass(frozen=True)
+class Group:
+    """The images of one volume.
+
+    Args:
+        volume: that they are of, as the source has it: a name, or the file's.
+        name: of this part of it, where slices are missing between parts.
+        split: of the JSON file; None where it is of none.
+        json_file, image_root: that they are from.
+        images: by rising numbers.
+        numbers: of their slices.
+        kind: "stored" slices of a file, "pictures" of a volume, or a "picture" by itself.
+    """
+
+    volume: str
+    name: str
+    split: str | None
+    json_file: str
+    image_root: str
+    images: tuple[CocoImage, ...]
+    numbers: tuple[int, ...]
+    kind: str
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether they are slices of one file."""
+        return self.kind == "stored"
+
+    @property
+    def is_file(self) -> bool:
+        """Whether its name is a file's."""
+        return self.kind != "pictures"
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """Of the files that they are in, relative to ``image_root``."""
+        return tuple(dict.fromkeys(image.file_name for image in self.images))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of these files."""
+        return tuple(os.path.join(self.image_root, name) for name in self.file_names)
+
+
+def group_images(
+    split: str | None,
+    json_file: str,
+    image_root: str,
+    images: Iterable[CocoImage],
+    group_by: str | None,
+) -> list[Group]:
+    """The volumes of a file's images.
+
+    Args:
+        split, json_file, image_root: see :class:`Group`.
+        images: of the file.
+        group_by: see :func:`~lesion_d2.importers.coco.list_coco`.
+
+    Raises:
+        ValueError: ``group_by`` is no such expression, or two images are the same slice.
+    """
+    pattern = None if group_by is None else compile_pattern("group_by", group_by)
+    if pattern is not None and pattern.groups < 2:
+        raise ValueError(
+            f"group_by: found {short(group_by)}, expected two groups: the volume's name and the "
+            "number of the slice"
+        )
+    found: dict[tuple, dict[int, CocoImage]] = {}
+    for image in images:
+        kind, name, number = _place(image, pattern, json_file)
+        slices = found.setdefault((kind, name), {})
+        if number in slices:
+            raise ValueError(
+                f"{json_file}: image {image.id}: found slice {number} of {short(name)}, which "
+                f"image {slices[number].id} is, expected another"
+            )
+        slices[number] = image
+    groups = []
+    for (kind, name), slices in found.items():
+        numbers = sorted(slices)
+        runs = [numbers] if kind == "stored" else _runs(numbers)
+        for run in runs:
+            chosen = tuple(slices[n] for n in run)
+            part = name if len(runs) == 1 else f"{name}_{run[0]}-{run[-1]}"
+            groups.append(Group(name, part, split, json_file, image_root, chosen, tuple(run), kind))
+    return groups
+
+
+def _place(image: CocoImage, pattern: re.Pattern | None, json_file: str) -> tuple[str, str, int]:
+    """What an image is a part of: the kind of volume, its name, and the slice's number in it."""
+    if image.stored_slice is not None:
+        return "stored", image.file_name, image.stored_slice
+    if image.volume is not None:
+        return "pictures", image.volume, image.slice
+    match = pattern and pattern.search(image.file_name)
+    if match:
+        if not (match[1] and match[2] and match[2].isdecimal()):
+            raise ValueError(
+                f"{json_file}: image {image.id}: found the volume {short(match[1])} and the slice "
+                f"{short(match[2])} by group_by, expected a name and a number"
+            )
+        return "pictures", match[1], int(match[2])
+    return "picture", image.file_name, 0
+
+
+def _runs(numbers: Sequence[int]) -> list[list[int]]:
+    """Parts of rising numbers that follow on one another."""
+    groups = itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])
+    return [[number for _, number in group] for _, group in groups]
+
+
+def case_names(groups: Sequence[Group]) -> list[str]:
+    """Safe names of groups, another one for each."""
+    common = _common_folder(groups)
+    return unique_names(_safe_name(group, group.name, common) for group in groups)
+
+
+def volume_names(groups: Sequence[Group]) -> list[str]:
+    """Safe names of the groups' volumes: one for all parts of a volume, wherever they stand."""
+    common = _common_folder(groups)
+    keys = [os.path.realpath(g.files[0]) if g.is_file else ("", g.volume) for g in groups]
+    volumes = dict(zip(keys, groups, strict=True))
+    names = unique_names(_safe_name(group, group.volume, common) for group in volumes.values())
+    name_of = dict(zip(volumes, names, strict=True))
+    return [name_of[key] for key in keys]
+
+
+def _common_folder(groups: Sequence[Group]) -> str:
+    return os.path.commonpath(
+        [f"./{os.path.dirname(name)}" for group in groups for name in group.file_names]
+    )
+
+
+def _safe_name(group: Group, name: str, common: str) -> str:
+    """Of files, their path below the folder of all of them, without their ending."""
+    if group.is_file:
+        folder, file = os.path.split(name)
+        name = os.path.join(os.path.relpath(f"./{folder}", common), stem_of(file))
+    return safe_name(name)[:_MAX_NAME].rstrip("._-")

@@ -1,0 +1,201 @@
+"""Files in COCO's format to cases."""
+
+import argparse
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from ...data.coco.loading import complete_images, image_source
+from ...data.coco.reading import read_coco
+from ...data.coco.records import CocoFile
+from ...data.pictures import open_stored
+from ...data.problems import short
+from ...data.volume_set.form import SPLITS
+from ..case import Case, Listing
+from .groups import Group, case_names, group_images, volume_names
+from .volumes import read_case
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this format's arguments."""
+    parser.add_argument(
+        "json",
+        nargs="+",
+        help="COCO JSON; with a split in front of it where there are several: train=a.json "
+        "val=b.json",
+    )
+    parser.add_argument(
+        "--images", help="folder that file names start from (default: that of each JSON)"
+    )
+    parser.add_argument(
+        "--spacing", nargs=3, type=float, metavar=("X", "Y", "Z"), help="mm, of pictures without it"
+    )
+    parser.add_argument(
+        "--hu-offset", type=int, metavar="N", help="of 16-bit pictures: HU = value - N"
+    )
+    parser.add_argument(
+        "--hu-window",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="of 8-bit pictures: HU of 0 and of 255",
+    )
+    parser.add_argument(
+        "--patient",
+        metavar="REGEX",
+        help="searched for in file names: its first group, or all of it, is the patient",
+    )
+    parser.add_argument(
+        "--group-by",
+        metavar="REGEX",
+        help="searched for in file names: its first group is the volume, its second one the number "
+        "of the slice",
+    )
+    parser.add_argument(
+        "--ignore-categories",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="categories that are regions to be ignored",
+    )
+
+
+def list_cases(args: argparse.Namespace) -> Listing:
+    """The volumes of :func:`add_arguments`' arguments, see :func:`list_coco`."""
+    return list_coco(
+        _split_files(args.json),
+        args.images,
+        spacing=args.spacing,
+        hu_offset=args.hu_offset,
+        hu_window=args.hu_window,
+        patient=args.patient,
+        group_by=args.group_by,
+        ignore_categories=args.ignore_categories,
+    )
+
+
+def list_coco(
+    json_files: str | os.PathLike | Mapping[str | None, str | os.PathLike],
+    image_root: str | os.PathLike | None = None,
+    *,
+    spacing: Sequence[float] | None = None,
+    hu_offset: int | None = None,
+    hu_window: Sequence[float] | None = None,
+    patient: str | None = None,
+    group_by: str | None = None,
+    ignore_categories: Iterable[str] = (),
+) -> Listing:
+    """List the volumes of files in COCO's format; headers of images are read.
+
+    Slices ``file#k`` of one file are one volume, the whole file, turned to DeepLesion's
+    orientation. Pictures with one ``volume`` (a key of images, or the first group of ``group_by``)
+    whose ``slice`` numbers follow on one another are one volume, in their order; all others are
+    volumes of one slice. Annotations of a volume with one ``lesion`` (a key of theirs) are one
+    lesion; all others are lesions of one slice.
+
+    Args:
+        json_files: one file, or several by their splits.
+        image_root: the folder that names of images start from; None for that of each file.
+        spacing, hu_offset, hu_window, patient, ignore_categories: see
+            :func:`~lesion_d2.data.coco.loading.load_ct_coco`. A volume without a patient is one
+            patient's.
+        group_by: a regular expression with two groups that is searched for in names of pictures.
+
+    Raises:
+        FileNotFoundError: a file or folder does not exist.
+        ValueError: what is wrong in a file or an option, or files differ in their categories.
+    """
+    ignore_categories = tuple(ignore_categories)
+    if not isinstance(json_files, Mapping):
+        json_files = {None: json_files}
+    if image_root is not None and not os.path.isdir(image_root):
+        raise FileNotFoundError(f"{image_root}: no such folder of images")
+    options = {"spacing": spacing, "hu_offset": hu_offset, "hu_window": hu_window}
+    groups, first = [], None
+    for split, json_file in json_files.items():
+        content = read_coco(json_file, ignore_categories=ignore_categories)
+        first = first or (json_file, content)
+        _check_same_classes(first, (json_file, content))
+        images = complete_images(json_file, content.images, patient=patient, **options)
+        root = os.path.dirname(json_file) if image_root is None else image_root
+        groups += group_images(split, os.fspath(json_file), os.fspath(root), images, group_by)
+    cases, damaged = [], []
+    named = zip(groups, case_names(groups), volume_names(groups), strict=True)
+    for group, name, volume in named:
+        try:
+            cases.append(_case(group, name, volume))
+        except (OSError, ValueError, ImportError) as error:
+            damaged.append(f"{group.name}: {error}")
+    options |= {"patient": patient, "group_by": group_by, "ignore_categories": ignore_categories}
+    return Listing(
+        classes=first[1].classes,
+        cases=tuple(cases),
+        left_out=tuple(damaged),
+        damaged=tuple(damaged),
+        options={k: _jsonable(v) for k, v in options.items() if v not in (None, ())},
+    )
+
+
+def _split_files(texts: Sequence[str]) -> dict[str | None, str]:
+    files = {}
+    for text in texts:
+        split, separator, file = text.partition("=")
+        if not separator or split not in SPLITS:
+            split, file = None, text
+        if split in files:
+            named = f"the split {split}" if split else "no split"
+            raise ValueError(
+                f"{file}: found a second file of {named}, expected one for each of "
+                f"{', '.join(SPLITS)}: train=a.json"
+            )
+        files[split] = file
+    return files
+
+
+def _check_same_classes(
+    first: tuple[str | os.PathLike, CocoFile], other: tuple[str | os.PathLike, CocoFile]
+) -> None:
+    (first_file, a), (file, b) = first, other
+    if (a.classes, a.category_ids) != (b.classes, b.category_ids):
+        raise ValueError(
+            f"{file}: categories: found {short(dict(zip(b.category_ids, b.classes, strict=True)))},"
+            f" expected those of {first_file}"
+        )
+
+
+def _jsonable(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple | list) else value
+
+
+def _case(group: Group, name: str, volume: str) -> Case:
+    """Check a group's headers. Raises ValueError of images that are no volume."""
+    first = group.images[0]
+    patient = volume if first.patient is None else first.patient
+    for image in group.images:
+        for key in ("patient", "spacing"):
+            if getattr(image, key) != getattr(first, key):
+                raise ValueError(
+                    f"{key}: found {short(getattr(image, key))} of image {image.id}, expected "
+                    f"{short(getattr(first, key))} of image {first.id}, as they are of one volume"
+                )
+        if (image.height, image.width) != (first.height, first.width):
+            raise ValueError(
+                f"found {image.width} x {image.height} pixels of image {image.id}, expected the "
+                f"{first.width} x {first.height} of image {first.id}, as they are of one volume"
+            )
+        image_source(image, os.path.join(group.image_root, image.file_name))
+    if group.is_stored:
+        turn = open_stored(group.files[0]).grid.turn
+        if turn.axes[0] != 2:
+            raise ValueError(
+                f"{group.files[0]}: found slices along axis {turn.axes[0]} of its array, expected "
+                "them along the third one: #k counts other planes than axial ones"
+            )
+    return Case(
+        name=name,
+        patient=patient,
+        read=partial(read_case, group, name, patient),
+        sources=(group.json_file, *group.files),
+        split=group.split,
+    )
