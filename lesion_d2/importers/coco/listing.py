@@ -121,12 +121,11 @@ def list_coco(
         root = os.path.dirname(json_file) if image_root is None else image_root
         groups += group_images(split, os.fspath(json_file), os.fspath(root), images, group_by)
     cases, damaged = [], []
-    named = zip(groups, case_names(groups), volume_names(groups), strict=True)
-    for group, name, volume in named:
+    for named in zip(groups, case_names(groups), volume_names(groups), strict=True):
         try:
-            cases.append(_case(group, name, volume))
+            cases.append(_case(*named))
         except (OSError, ValueError, ImportError) as error:
-            damaged.append(f"{group.name}: {error}")
+            damaged.append(f"{named[0].name}: {error}")
     options |= {"patient": patient, "group_by": group_by, "ignore_categories": ignore_categories}
     return Listing(
         classes=first[1].classes,
