@@ -21,6 +21,7 @@ from lesion_d2.tools.benchmark import (
     tao,
     timing,
     uldor,
+    voxels,
 )
 from lesion_d2.tools.benchmark.__main__ import main
 from lesion_d2.tools.benchmark.timing import Row, Times
@@ -495,3 +496,19 @@ def test_the_command_prints_a_table_and_fails_where_a_limit_is_exceeded(monkeypa
         assert main(["--only", "froc"]) == code
         lines = capsys.readouterr().out.splitlines()[3:]
         assert [" ".join(line.split()) for line in lines] == expected[:number]
+
+
+def test_formats_of_voxels_are_measured_alike(tmp_path, monkeypatch):
+    volume = np.random.default_rng(0).integers(-1000, 1000, (65, 130, 140)).astype(np.int16)
+    monkeypatch.setattr(voxels, "_real_volume", lambda folder: volume)
+    monkeypatch.setattr(voxels, "_OTHERS", (("LZ4", 1, (1, 64, 64), (1, 32, 32)),))
+    monkeypatch.setattr(voxels, "_READ", 1)
+    rows = voxels.measure_voxels(tmp_path)
+    assert [row.name.removeprefix("slice from ") for row in rows] == [
+        "PNG files",
+        "NIfTI (.nii.gz)",
+        "npy memory map",
+        "blosc2, LZ4 1, 1x64x64 of 1x32x32",
+        "write_voxels",
+    ]
+    assert rows[2].note.startswith("size 1.000; ")
