@@ -115,9 +115,10 @@ class LesionEvaluator(COCOEvaluator):
         self._folder = Path(output_dir) if output_dir is not None else None
         self._output_dir = None  # Detectron2 would write there, and not atomically
         self._inclusive = inclusive
-        _fill_regions(self._coco_api.dataset["annotations"])
+        annotations = self._coco_api.dataset.get("annotations", ())  # none without a lesion
+        _fill_regions(annotations)
         if inclusive:
-            _add_pixel(self._coco_api.dataset["annotations"])
+            _add_pixel(annotations)
         self._num_bootstrap = num_bootstrap
         self._seed = seed
         # Detectron2 skips a data set without any annotation; here it is a normal case.
