@@ -28,10 +28,10 @@ def _with_key_slices_and_regions(dicts: list[dict], regions: bool) -> list[dict]
     return dicts
 
 
-@pytest.fixture(params=[(0.0, False), (0.5, True)], ids=["", "regions"])
-def evaluations(request, tmp_path):
+@pytest.fixture(scope="module", params=[(0.0, False), (0.5, True)], ids=["", "regions"])
+def evaluations(request, tmp_path_factory):
     """Of all and of three parts, whose patients are mixed; files of the parts by their names."""
-    pixel, regions = request.param
+    folder, (pixel, regions) = tmp_path_factory.mktemp("evaluations"), request.param
     dicts = _with_key_slices_and_regions(make_dicts(), regions)
     chosen = {"whole": dicts}
     for k in range(3):
@@ -43,12 +43,12 @@ def evaluations(request, tmp_path):
         classes = {"thing_classes": ["a", "b", "c"], "evaluator_type": "lesion_volume"}
         MetadataCatalog.get(name).set(**classes, first_pixel=pixel)
         link = Linker("merge", {"iou_threshold": 0.1})
-        evaluator = VolumeEvaluator(name, tmp_path / name, link=link, criteria=CRITERIA)
+        evaluator = VolumeEvaluator(name, folder / name, link=link, criteria=CRITERIA)
         for d in own:
             lesions = {**d, "annotations": [a for a in d["annotations"] if "lesion" in a]}
             evaluator.process([d], [{"instances": detect(lesions)}])
         results[name] = evaluator.evaluate()
-    yield results, {name: tmp_path / name / "volumes.json" for name in chosen}
+    yield results, {name: folder / name / "volumes.json" for name in chosen}
     for name in NAMES:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
