@@ -90,6 +90,7 @@ def run_import(
     """
     output = Path(os.path.abspath(output))
     _check_name(output)
+    _tidy(working_folder(output))
     _check_output(output, overwrite)
     _check_cases(listing.cases)
     splits = {} if new_split else _known_splits(listing.cases)
@@ -144,6 +145,13 @@ def _check_name(output: Path) -> None:
         raise ValueError(
             f"--output {output}: found the data set {taken[0]} of that name, expected another name"
         )
+
+
+def _tidy(working: Path) -> None:
+    """Remove what a call left that was killed when its data set stood already."""
+    if working.is_dir() and (working / "cases").is_dir() and not (working / "data").exists():
+        with locked(working / "lock"):
+            shutil.rmtree(working)
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
@@ -201,8 +209,8 @@ def _import_cases(
     finished = {case.name: done for case in cases if (done := journal.done(case)) is not None}
     left = [(journal, case) for case in cases if case.name not in finished]
     num_resumed, failed = len(finished), {}
-    journal.cases.mkdir(parents=True, exist_ok=True)
     (journal.data / "images").mkdir(parents=True, exist_ok=True)
+    journal.cases.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=len(cases), initial=num_resumed, desc="import", unit="case", disable=None)
     results = map_unordered(finish_case, left, workers)
     with bar, closing(results):

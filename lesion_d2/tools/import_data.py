@@ -9,6 +9,7 @@ is checked, as by lesion_d2.tools.check_data: pictures and all faults are in DIR
 """
 
 import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
+from lesion_d2.data.deeplesion import resolve_root
 from lesion_d2.data.volume_set.catalog import register_volume_set
 from lesion_d2.data.volume_set.splits import DEFAULT_SHARES
 from lesion_d2.data_checks import PAGE_FILE, check_data_set
@@ -141,12 +143,18 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not summary.written:
         print(
-            f"{_PROGRAM}: error: {len(summary.damaged)} cases cannot be read, so there is no data "
-            "set yet: repair them, and the same command goes on; or pass --skip-damaged",
+            f"{_PROGRAM}: error: found {len(summary.damaged)} cases that cannot be read, expected "
+            "none: there is no data set yet; repair them, and the same command goes on, or pass "
+            "--skip-damaged",
             file=sys.stderr,
         )
         return 1
     print(f"{summary.root} is complete\n")
+    datasets = Path(os.path.abspath(resolve_root("$DETECTRON2_DATASETS")))
+    if summary.root.parent != datasets:
+        print(
+            f"it is not in $DETECTRON2_DATASETS ({datasets}), so it is not registered by itself\n"
+        )
     return 0 if args.no_check else _check(summary.root, args.workers)
 
 

@@ -156,6 +156,16 @@ def test_what_stands_there_is_replaced_only_where_that_is_asked_for(source, tmp_
         run(list_npz(source), source, overwrite=True)
 
 
+def test_what_a_call_left_that_was_killed_at_its_very_end_is_removed(source, tmp_path):
+    run(list_npz(source), tmp_path / "mine")
+    working = working_folder(tmp_path / "mine")
+    (working / "cases").mkdir(parents=True)
+    (working / "old").mkdir()
+    with pytest.raises(FileExistsError):
+        run(list_npz(source), tmp_path / "mine")
+    assert not working.exists() and (tmp_path / "mine" / "volume_set.json").is_file()
+
+
 def test_names_that_are_taken_or_none(source, tmp_path):
     for name, found in (("phantom", "phantom_"), ("phantom_train", "phantom_train")):
         with pytest.raises(ValueError, match=f"found the data set {found}.*expected another name"):

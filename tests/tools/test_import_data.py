@@ -35,7 +35,8 @@ def _main(source: Path, output: Path, *options: str) -> int:
     return main(["npz", str(source), "--output", str(output), "--workers", "1", *options])
 
 
-def test_a_format_is_a_subcommand_and_the_result_is_a_table(source, tmp_path, capsys):
+def test_a_format_is_a_subcommand_and_the_result_is_a_table(source, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     assert _main(source, tmp_path / "mine", "--shares", "2", "1", "1", "--no-check") == 0
     assert len(read_volume_set(tmp_path / "mine").volumes) == 4
     lines = capsys.readouterr().out.splitlines()
@@ -45,6 +46,10 @@ def test_a_format_is_a_subcommand_and_the_result_is_a_table(source, tmp_path, ca
     assert rows[0][1:] == [*counted, "small", "large", "ignored"]
     assert rows[-1] == ["all", "4", "4", "24", "2", "2", "2", "0"]
     assert [row[:2] for row in rows[2:-1]] == [["train", "2"], ["val", "1"], ["test", "1"]]
+    assert not any("not registered" in line for line in lines)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(source))
+    assert _main(source, tmp_path / "mine", "--overwrite", "--no-check") == 0
+    assert f"not in $DETECTRON2_DATASETS ({source})" in capsys.readouterr().out
     assert "left out: 2" in lines and f"  {source}/case_0.npz: no lesion" in lines
 
 
@@ -52,7 +57,7 @@ def test_damaged_cases_end_it_with_status_1_unless_they_are_skipped(source, tmp_
     (source / "case_2.npz").write_bytes(b"")
     assert _main(source, tmp_path / "mine") == 1
     said = capsys.readouterr()
-    assert "case case_2: " in said.out and "1 cases cannot be read" in said.err
+    assert "case case_2: " in said.out and "found 1 cases that cannot be read" in said.err
     assert not (tmp_path / "mine").exists()
     assert _main(source, tmp_path / "mine", "--skip-damaged", "--no-check") == 0
     said = capsys.readouterr()
