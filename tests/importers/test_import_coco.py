@@ -161,7 +161,8 @@ def write_pictures(folder: Path, images: list[dict], annotations=()) -> Path:
 def test_pictures_of_a_volume_by_their_keys(tmp_path):
     numbers = (7, 5, 6, 9)
     images = [
-        image_entry(n, f"img/{n}.png", volume="ct 1", slice=n, spacing=[1, 1, 5]) for n in numbers
+        image_entry(n, f"img/{n}.png", volume="ct 1", slice=n, spacing=[1, 1, 5], window=[0, 80])
+        for n in numbers
     ]
     images.append(image_entry(1, "img/sub/x.png"))
     annotations = [
@@ -176,7 +177,7 @@ def test_pictures_of_a_volume_by_their_keys(tmp_path):
     imported = listing.cases[0].read()
     assert (imported.voxels == np.stack([hu_image(k) for k in (1, 2, 0)])).all()
     volume = imported.volume
-    assert (volume.spacing, volume.origin) == ((1, 1, 5), None)
+    assert (volume.spacing, volume.origin, volume.window) == ((1, 1, 5), None, (0, 80))
     first, second = volume.lesions
     assert first.box == (2.5, 4.5, 0, 13.5, 13.5, 1) and first.slices == [0, 1]
     assert first.box_on(0) == (3.5, 4.5, 13.5, 12.5) and first.box_on(1) == (2.5, 5.5, 12.5, 13.5)

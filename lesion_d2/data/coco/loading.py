@@ -11,6 +11,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from ...display_windows import WINDOWS
 from ..dataset_options import hide_annotations, set_first_pixel
 from ..deeplesion import resolve_root
 from ..pictures import open_picture, picture_path, stored_geometry, stored_slice_path
@@ -22,7 +23,7 @@ from .records import FIRST_PIXEL, CocoAnnotation, CocoFile, CocoImage
 logger = logging.getLogger(__name__)
 
 #: HU in which images are shown, and GrabCut sees them, where nothing says another window.
-DISPLAY_WINDOW = (-175.0, 275.0)
+DISPLAY_WINDOW = WINDOWS["abdomen"]
 _TOLERANCE = 0.01  # of a spacing in the JSON, against that in a volume's header
 
 
@@ -58,7 +59,7 @@ def load_ct_coco(
         spacing: x, y, z in mm. That of volumes stands in their headers.
         hu_offset: of 16-bit pictures: HU = value - hu_offset; 32768 in DeepLesion's coding.
         hu_window: of 8-bit pictures: the HU that 0 and 255 stand for.
-        window: (low, high) HU for display; by default ``hu_window``, or -175 to 275.
+        window: (low, high) HU for display; by default ``hu_window``, or the abdomen's.
         patient: a regular expression that is searched for in names of images: its first group, or
             all of it, is the patient.
         ignore_categories: names of categories that are regions to be ignored.

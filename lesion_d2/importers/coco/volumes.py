@@ -84,7 +84,9 @@ def read_case(group: Group, name: str, patient: str) -> ImportedVolume:
         ]
         voxels = np.stack([read_picture_slice(path) for path in paths])
         placing, geometry = _Placing(voxels.shape, group.numbers[0]), {"spacing": first.spacing}
-    volume = Volume(name, patient, "", voxels.shape, lesions=_lesions(group, placing), **geometry)
+    window = first.window or first.hu_window
+    lesions = _lesions(group, placing)
+    volume = Volume(name, patient, "", voxels.shape, window=window, lesions=lesions, **geometry)
     return ImportedVolume(voxels, volume, tuple(f"{name}: {line}" for line in left_out))
 
 

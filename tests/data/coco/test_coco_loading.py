@@ -85,7 +85,7 @@ def test_pictures(tmp_path, caplog):
         assert (read_slice(image["file_name"]) == hu_image(number)).all()
         assert (image["height"], image["width"]) == (HEIGHT, WIDTH)
         assert image["spacing"] is None and image["slice_range"] == (0, 0)
-        assert "volume" not in image and image["window"] == (-175, 275)
+        assert "volume" not in image and image["window"] == (-160, 240)
     first, empty, last = (d["annotations"] for d in dicts)
     assert empty == []
     [lesion] = first
