@@ -1,6 +1,10 @@
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
+import lesion_d2
+from lesion_d2.data.volume_set.fields import LESION_FIELDS, SET_FIELDS, VOLUME_FIELDS
 from lesion_d2.data.volume_set.form import (
     Lesion,
     Volume,
@@ -206,3 +210,22 @@ def test_other_files_are_refused(tmp_path, text):
     (tmp_path / "volume_set.json").write_text(text)
     with pytest.raises(ValueError, match="found no"):
         read_volume_set(tmp_path)
+
+
+README = Path(lesion_d2.__file__).parents[1] / "datasets" / "README.md"
+
+
+@pytest.mark.skipif(not README.exists(), reason="needs a checkout")
+def test_the_example_of_the_documentation_is_one(tmp_path):
+    section = README.read_text(encoding="utf-8").partition("## Volume sets\n")[2]
+    example = section.partition("```json\n")[2].partition("```")[0]
+    (tmp_path / "volume_set.json").write_text(example)
+    (volume,) = read_volume_set(tmp_path).volumes
+    assert [lesion.id for lesion in volume.lesions] == [1, 2]
+    documented = {
+        key
+        for line in section.partition("| key |")[2].split("\n\n")[0].splitlines()
+        for key in re.findall(r"`(\w+)`", line.split("|")[1] if "|" in line else "")
+    }
+    keys = {*SET_FIELDS, *VOLUME_FIELDS, *LESION_FIELDS} - {"schema", "version"}
+    assert keys - {"volumes", "lesions"} <= documented
