@@ -69,6 +69,17 @@ def warm_spawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _default_options() -> Iterator[None]:
+    """Undo what a run set for its registered data sets, so that the next test reads all of them."""
+    from detectron2.data import MetadataCatalog
+
+    yield
+    for name in MetadataCatalog.list():
+        for option in ("allow_missing", "excluded_volumes", "hidden_annotations"):
+            vars(MetadataCatalog.get(name)).pop(option, None)
+
+
+@pytest.fixture(autouse=True)
 def _restore_loggers() -> Iterator[None]:
     """Undo Detectron2's ``setup_logger``, so that the next test's caplog works as if alone."""
     import detectron2
