@@ -70,7 +70,7 @@ def _problems_of(image: Mapping, classes: Sequence[str] | None) -> Iterable[str]
     if image.get("spacing") is not None and not (
         _are_numbers(image["spacing"], 3) and all(map(is_spacing, image["spacing"]))
     ):
-        expected = f"None, or for x, y and z {EXPECTED_SPACING}"
+        expected = f"for x, y and z {EXPECTED_SPACING}, or None"
         yield f"found spacing {short(image['spacing'])}, expected {expected}"
     slice_range = image.get("slice_range")
     if slice_range is not None and not _are_numbers(slice_range, 2):
