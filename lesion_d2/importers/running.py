@@ -11,6 +11,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
+from ..data.problems import raise_problems
 from ..data.volume_set.form import FILE_NAME, SPLITS, Volume, VolumeSet, write_volume_set
 from ..data.volume_set.splits import DEFAULT_SHARES, complete_splits
 from ..files import locked
@@ -92,7 +93,7 @@ def run_import(
     _check_name(output)
     _tidy(working_folder(output))
     _check_output(output, overwrite)
-    _check_cases(listing.cases)
+    _check_cases(listing)
     splits = {} if new_split else _known_splits(listing.cases)
     if dry_run:
         left_out = (listing.left_out, listing.damaged)
@@ -170,11 +171,12 @@ def _check_output(output: Path, overwrite: bool) -> None:
         )
 
 
-def _check_cases(cases: Sequence[Case]) -> None:
-    if not cases:
-        raise ValueError("found no case to import, expected one at least")
+def _check_cases(listing: Listing) -> None:
+    if not listing.cases:
+        problems = listing.left_out or ("nothing is like one",)
+        raise_problems("found no case to import, expected one at least", problems)
     names: dict[str, Case] = {}
-    for case in cases:
+    for case in listing.cases:
         other = names.setdefault(case.name.lower(), case)
         if other is not case:
             raise ValueError(

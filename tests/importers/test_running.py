@@ -191,16 +191,19 @@ def _case(name: str, patient: str = "p", split: str | None = None, read=None) ->
 
 
 def test_listings_that_cannot_be_imported(tmp_path):
-    for listing, message in {
-        "found no case to import": _listing(),
+    for message, listing in {
+        "found no case to import, expected one at least: nothing is like one": _listing(),
+        "at least: 2 problems\n  a: a CSV\n  b: a ZIP": Listing(
+            ("x",), (), ("a: a CSV", "b: a ZIP")
+        ),
         r"a\.npz, A\.npz: found two cases of the name 'A'": _listing(_case("a"), _case("A")),
         "case a: found the split 'dev', expected one of": _listing(_case("a", split="dev")),
         r"patient p: found in train and in test \(case b\), .* --new-split": _listing(
             _case("a", split="train"), _case("b", split="test")
         ),
     }.items():
-        with pytest.raises(ValueError, match=listing):
-            run(message, tmp_path / "mine")
+        with pytest.raises(ValueError, match=message):
+            run(listing, tmp_path / "mine")
 
 
 def test_the_splits_of_the_source_are_kept_unless_new_ones_are_asked_for(source, tmp_path):
