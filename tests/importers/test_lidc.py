@@ -7,6 +7,7 @@ voxels, the first and last slice, row and column, and the sums of its columns, r
 """
 
 import pickle
+import tracemalloc
 
 from lesion_d2.importers.lidc.listing import list_cases, list_lidc
 from lesion_d2.importers.lidc.nodules import (
@@ -141,6 +142,16 @@ def test_clusters_are_pylidcs_but_for_readers_that_stand_twice(tmp_path, gap):
     parts = [part for group in groups for part in split_by_reader(group, readers, by_slice)]
     named = sorted(" ".join(sorted(names[index] for index in part)) for part in parts)
     assert named == PYLIDC_CLUSTERS[3]
+
+
+def test_outlines_of_many_points_take_little_memory():
+    points = np.random.default_rng(0).integers(0, 500, (2, 4000, 3))
+    tracemalloc.start()
+    try:
+        assert cluster_annotations(points, 20.0) == [[0, 1]]
+        assert tracemalloc.get_traced_memory()[1] < 10e6  # all distances would be 128 MB
+    finally:
+        tracemalloc.stop()
 
 
 def test_no_annotation_makes_no_cluster():

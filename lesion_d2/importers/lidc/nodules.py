@@ -8,7 +8,7 @@ from itertools import combinations
 import cv2
 import numpy as np
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial.distance import cdist
+from scipy.spatial import KDTree
 
 from ..polygons import polygon_mask
 from .xml import Annotation, Contour
@@ -59,10 +59,11 @@ def cluster_annotations(
     count = len(points)
     if count == 0:
         return []
+    trees = list(map(KDTree, points))  # all pairs of points of large nodules take gigabytes
     distances = np.zeros((count, count))
     for first in range(count):
         for second in range(first):
-            distances[first, second] = cdist(points[first], points[second]).min()
+            distances[first, second] = trees[second].query(points[first])[0].min()
     distances = np.maximum(distances, distances.T)
     while True:
         _, labels = connected_components(distances <= tolerance, directed=False)
