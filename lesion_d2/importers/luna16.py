@@ -210,8 +210,8 @@ def sphere_lesion(
 ) -> Lesion | None:
     """The lesion of a sphere: its box on a slice is that of its cross-section.
 
-    Slices that it reaches with less than a pixel have none. One that is so small that it lies
-    between two slices has its full diameter on the nearer one.
+    Slices that it reaches with less than a pixel have none, but for the nearest one to its center,
+    which then has its full diameter: it lies between two slices, or is smaller than a pixel.
 
     Args:
         id, ignore: of the lesion.
@@ -231,10 +231,10 @@ def sphere_lesion(
         if not 0 <= number < depth:
             continue
         half = math.sqrt(max(radius**2 - ((number - z) * spacing[2]) ** 2, 0.0))
-        if number == nearest and half == 0:
+        if 2 * half < max(spacing[:2]):
+            if number != nearest:
+                continue
             half = radius
-        elif number != nearest and 2 * half < max(spacing[:2]):
-            continue
         x1, x2 = x - half / spacing[0], x + half / spacing[0]
         y1, y2 = y - half / spacing[1], y + half / spacing[1]
         x1, y1, x2, y2 = max(x1, -0.5), max(y1, -0.5), min(x2, width - 0.5), min(y2, height - 0.5)

@@ -157,6 +157,11 @@ def test_excluded_findings_are_ignored(luna, tmp_path):
 def test_a_sphere_between_two_slices_is_on_one():
     lesion = sphere_lesion(1, np.array([10.0, 10.0, 2.6]), 1.5, (0.5, 0.5, 2.5), (6, 20, 20))
     assert lesion.boxes == {3: pytest.approx((8.5, 8.5, 11.5, 11.5))}
+    for diameter in (2.49, 2.500001, 2.51):  # it just reaches the slices, or just does not
+        lesion = sphere_lesion(
+            1, np.array([10.0, 10.0, 2.5]), diameter, (0.5, 0.5, 2.5), (6, 20, 20)
+        )
+        assert lesion.boxes == {3: pytest.approx((7.5, 7.5, 12.5, 12.5), abs=0.02)}
 
 
 def test_a_sphere_is_cut_at_the_sides_of_the_volume():
