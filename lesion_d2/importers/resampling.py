@@ -7,6 +7,7 @@ from scipy import ndimage
 
 from ..data.volume_set.form import Lesion, Volume, lesion_of_mask
 from ..rle import decode_mask
+from ..scans.limits import check_size
 from .case import ImportedVolume
 
 _SLAB = 8  # slices
@@ -28,13 +29,14 @@ def resample(imported: ImportedVolume, spacing: tuple[float, float, float]) -> I
         The volume, with a line for each lesion that no voxel is left of.
 
     Raises:
-        ValueError: a lesion has no masks.
+        ValueError: a lesion has no masks, or the new volume would be larger than any scan.
     """
     volume = imported.volume
     ratio = np.divide(spacing, volume.spacing)  # old voxels a new one, x, y, z
     shape = tuple(
         max(1, round(n / r)) for n, r in zip(volume.shape, ratio[::-1].tolist(), strict=True)
     )
+    check_size(f"{volume.name} at {_told(spacing)} mm", shape)
     voxels = _resampled_voxels(imported.voxels, ratio[::-1], shape)
     first = (ratio - 1) / 2  # center of the new first voxel, in old ones
     lesions, left_out = [], list(imported.left_out)
@@ -43,7 +45,7 @@ def resample(imported: ImportedVolume, spacing: tuple[float, float, float]) -> I
         if resampled is None:
             left_out.append(
                 f"{volume.name}, lesion {lesion.id}: no voxel of it is left at a spacing of "
-                f"{' x '.join(f'{n:g}' for n in spacing)} mm"
+                f"{_told(spacing)} mm"
             )
         else:
             lesions.append(replace(resampled, id=len(lesions) + 1))
@@ -55,6 +57,10 @@ def resample(imported: ImportedVolume, spacing: tuple[float, float, float]) -> I
         lesions=tuple(lesions),
     )
     return ImportedVolume(voxels, volume, tuple(left_out))
+
+
+def _told(spacing: tuple[float, float, float]) -> str:
+    return " x ".join(f"{number:g}" for number in spacing)
 
 
 def _resampled_voxels(

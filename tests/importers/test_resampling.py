@@ -81,6 +81,11 @@ def test_lesions_that_vanish_are_told():
     assert "a, lesion 1: no voxel of it is left at a spacing of 2.1 x 2.7 x 5 mm" in result.left_out
 
 
+def test_volumes_larger_than_any_scan_are_refused():
+    with pytest.raises(ValueError, match=r"a at 0\.001 x 0.9 x 2.5 mm: found 6 slices of 16800 x 20"):
+        resample(imported([], make_volume(SHAPE)), (0.001, 0.9, 2.5))
+
+
 def test_lesions_need_masks():
     lesion = Lesion(1, 0, (2.0, 2, 1, 5, 5, 2))
     with pytest.raises(ValueError, match="a, lesion 1: found no masks"):
