@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from ..files import one_line
 from ..scans import ScanCandidate, ScanList, find_scans
 from ..scans.dicom.files import quiet, read_dataset
 from ..scans.names import safe_name, unique_names
+from ..scans.stored import files_below
 
 
 class PatientSeries(NamedTuple):
@@ -30,7 +32,8 @@ def list_series(
 ) -> tuple[list[PatientSeries], ScanList]:
     """List the CT series of a folder, and tell the patients.
 
-    A series without a Patient ID is a patient of its own, named by its UID.
+    A series without a Patient ID is a patient of its own, named by its UID. Zip archives are left
+    out: they may hold files of readers or of regions, which are sought in folders.
 
     Returns:
         The DICOM series; and all that was found, with what is none and why.
@@ -41,7 +44,13 @@ def list_series(
     if not os.path.isdir(root):
         raise FileNotFoundError(f"{root}: no such folder, expected one with DICOM series")
     found = find_scans([root], progress=progress)
-    candidates = [c for c in found.candidates if c.format == "dicom" and os.path.isfile(c.files[0])]
+    archives = [str(file) for file in other_files(root, ()) if file.suffix.lower() == ".zip"]
+    lines = [f"{file}: found an archive, expected folders: unpack it" for file in archives]
+    found = replace(found, left_out=(*found.left_out, *lines))
+    archives = set(map(os.path.realpath, archives))
+    candidates = [
+        c for c in found.candidates if c.format == "dicom" and archives.isdisjoint(c.files)
+    ]
     candidates.sort(key=lambda candidate: candidate.files[0])
     patients = [_patient(candidate) for candidate in candidates]
     names = unique_names(map(safe_name, patients))
@@ -49,13 +58,15 @@ def list_series(
 
 
 def other_files(root: str | os.PathLike, series: Sequence[PatientSeries]) -> Iterator[Path]:
-    """All files below a folder that are not of these series, in order of their names."""
+    """All files below a folder that are not of these series, in order of their names.
+
+    As where series are sought, links are followed, and hidden files and folders left out.
+    """
     known = {file for entry in series for file in entry.candidate.files}
-    for folder, folders, names in os.walk(root):
-        folders.sort()
-        for name in sorted(names):
+    for folder, names in files_below(os.fspath(root), lambda folder: False):
+        for name in names:
             file = Path(folder, name)
-            if not name.startswith(".") and os.path.realpath(file) not in known:
+            if not known or os.path.realpath(file) not in known:
                 yield file
 
 
@@ -64,7 +75,7 @@ def _patient(candidate: ScanCandidate) -> str:
         with quiet(), open(candidate.files[0], "rb") as opened:
             dataset = read_dataset(opened, stop_before_pixels=True, specific_tags=["PatientID"])
         text = one_line(dataset.get("PatientID") or "")
-    except (ValueError, OSError):  # an archive: its members are not looked into
+    except (ValueError, OSError):  # it has changed since it was listed, and is told when it is read
         text = ""
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text or candidate.series_uid or candidate.name

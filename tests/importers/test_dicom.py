@@ -1,6 +1,7 @@
 """Segmentations that highdicom writes, and structure sets that pydicom does."""
 
 import pickle
+import zipfile
 from pathlib import Path
 
 from lesion_d2.importers.dicom.listing import list_cases, list_dicom
@@ -208,6 +209,23 @@ def test_regions_of_organs_alone_make_an_empty_case(tmp_path, write):
     write(tmp_path / "regions.dcm", series, {"Liver": ORGAN})
     listing = list_dicom(tmp_path, {"lesion": "lesion"})
     assert listing.cases[0].read().volume.lesions == ()
+
+
+def test_links_are_followed_and_archives_are_told(tmp_path):
+    series = scan(tmp_path / "source" / "ct")
+    (tmp_path / "elsewhere").mkdir()
+    file = write_segmentation(tmp_path / "elsewhere" / "regions.dcm", series, {"lesion": FIRST})
+    (tmp_path / "source" / "regions").symlink_to(tmp_path / "elsewhere")
+    listing = list_dicom(tmp_path / "source", {"lesion": "lesion"})
+    assert listing.cases[0].sources[-1] == f"{tmp_path}/source/regions/regions.dcm"
+    archive = tmp_path / "source" / "regions.ZIP"
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.write(file, "regions.dcm")
+        opened.write(series[0], "1.dcm")
+    file.unlink()
+    listing = list_dicom(tmp_path / "source", {"lesion": "lesion"})
+    assert not listing.cases
+    assert f"{archive}: found an archive, expected folders: unpack it" in listing.left_out
 
 
 def test_what_does_not_belong_together_is_told(tmp_path):

@@ -82,7 +82,9 @@ def test_lesions_that_vanish_are_told():
 
 
 def test_volumes_larger_than_any_scan_are_refused():
-    with pytest.raises(ValueError, match=r"a at 0\.001 x 0.9 x 2.5 mm: found 6 slices of 16800 x 20"):
+    with pytest.raises(
+        ValueError, match=r"a at 0\.001 x 0.9 x 2.5 mm: found 6 slices of 16800 x 20"
+    ):
         resample(imported([], make_volume(SHAPE)), (0.001, 0.9, 2.5))
 
 
