@@ -3,22 +3,27 @@
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 from ..data.problems import raise_problems
 from ..data.volume_set.form import FILE_NAME, SPLITS, Volume, VolumeSet, write_volume_set
-from ..data.volume_set.splits import DEFAULT_SHARES, complete_splits
-from ..files import locked
+from ..data.volume_set.splits import DEFAULT_SHARES, check_choice, complete_splits
+from ..files import locked, written_whole
 from ..parallel import map_unordered
 from ..scans.names import safe_name
 from .case import Case, Listing
 from .journal import DoneCase, Journal, finish_case, settings_of
+
+#: What was left out, in the folder of the data set, or in the working folder before there is one.
+LEFT_OUT_FILE = "left_out.txt"
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class ImportSummary:
         volume_set: the data set, or None where none was made (of a dry run, too).
         num_cases: what was found to import.
         num_resumed: of them, what an earlier call had finished.
-        left_out: what was left out and why, a line each.
+        left_out: what was left out and why, a line each; first those of ``damaged``.
         damaged: of these, what is meant as a case and cannot be read.
     """
 
@@ -42,6 +47,11 @@ class ImportSummary:
     num_resumed: int
     left_out: tuple[str, ...]
     damaged: tuple[str, ...]
+
+    @property
+    def left_out_file(self) -> Path:
+        """Where ``left_out`` stands, but after a dry run."""
+        return (self.root if self.written else working_folder(self.root)) / LEFT_OUT_FILE
 
 
 def working_folder(output: str | os.PathLike) -> Path:
@@ -82,8 +92,8 @@ def run_import(
         seed: of that choice.
 
     Raises:
-        ValueError: there is no case, two have one name, a patient is in two splits, or the data
-            set's name is taken or cannot be one.
+        ValueError: there is no case, two have one name, a patient is in two splits, the data set's
+            name is taken or cannot be one, or ``shares`` or ``seed`` are none.
         FileExistsError: something stands at ``output``.
         BlockingIOError: another process imports there.
         OSError: a file cannot be written.
@@ -94,37 +104,55 @@ def run_import(
     _tidy(working_folder(output))
     _check_output(output, overwrite)
     _check_cases(listing)
+    check_choice(shares, seed)
     splits = {} if new_split else _known_splits(listing.cases)
+    folds = () if new_split else listing.folds
+    _check_folds(folds)
     if dry_run:
-        left_out = (listing.left_out, listing.damaged)
-        return ImportSummary(output, False, None, len(listing.cases), 0, *left_out)
+        return _summary(listing, output)
+    complete = partial(complete_splits, known=splits, folds=folds, shares=shares, seed=seed)
+    working_folder(output).mkdir(parents=True, exist_ok=True)
+    with locked(working_folder(output) / "lock"):
+        return _import_listing(listing, output, format, workers, skip_damaged, complete)
+
+
+def _import_listing(
+    listing: Listing,
+    output: Path,
+    format: str,
+    workers: int | None,
+    skip_damaged: bool,
+    complete: Callable[[VolumeSet], VolumeSet],
+) -> ImportSummary:
+    """:func:`run_import` behind its checks; ``complete`` gives a data set its splits and folds."""
     working = working_folder(output)
-    working.mkdir(parents=True, exist_ok=True)
-    with locked(working / "lock"):
-        journal = Journal(
-            working / "data", working / "cases", settings_of(format, listing), listing.classes
-        )
-        finished, failed, num_resumed = _import_cases(journal, listing.cases, workers)
-        details = [line for case in finished.values() for line in case.left_out]
-        volume_set = None
-        if finished and (skip_damaged or not (listing.damaged or failed)):
-            volume_set = VolumeSet(
-                listing.classes,
-                _numbered([case.volume for case in finished.values()]),
-                {"format": format, **listing.options},
-            )
-            folds = () if new_split else listing.folds
-            volume_set = complete_splits(volume_set, splits, folds, shares=shares, seed=seed)
-            _put_in_place(volume_set, working, output)
-    return ImportSummary(
-        output,
-        volume_set is not None,
-        volume_set,
-        len(listing.cases),
-        num_resumed,
-        (*listing.left_out, *details, *failed),
-        (*listing.damaged, *failed),
+    settings = settings_of(format, listing)
+    journal = Journal(working / "data", working / "cases", settings, listing.classes)
+    finished, failed, num_resumed = _import_cases(journal, listing.cases, workers)
+    summary = _summary(listing, output, finished, failed, num_resumed)
+    if not finished or (summary.damaged and not skip_damaged):
+        _write_lines(summary.left_out_file, summary.left_out)
+        return summary
+    volumes = _numbered([case.volume for case in finished.values()])
+    volume_set = complete(
+        VolumeSet(listing.classes, volumes, {"format": format, **listing.options})
     )
+    _put_in_place(volume_set, summary.left_out, working, output)
+    return replace(summary, written=True, volume_set=volume_set)
+
+
+def _summary(
+    listing: Listing,
+    output: Path,
+    finished: Mapping[str, DoneCase] = MappingProxyType({}),
+    failed: Sequence[str] = (),
+    num_resumed: int = 0,
+) -> ImportSummary:
+    """Of an import that has written no data set. What is damaged is told first, each line once."""
+    details = [line for case in finished.values() for line in case.left_out]
+    damaged = (*listing.damaged, *failed)
+    left_out = tuple(dict.fromkeys((*damaged, *listing.left_out, *details)))
+    return ImportSummary(output, False, None, len(listing.cases), num_resumed, left_out, damaged)
 
 
 def _check_name(output: Path) -> None:
@@ -204,6 +232,19 @@ def _known_splits(cases: Sequence[Case]) -> dict[str, str]:
     return known
 
 
+def _check_folds(folds: Sequence[Mapping[str, Sequence[str]]]) -> None:
+    """As the data set would be refused, but before anything is read."""
+    for number, fold in enumerate(folds):
+        split_of: dict[str, str] = {}
+        for patient, split in ((name, split) for split, names in fold.items() for name in names):
+            if split_of.setdefault(patient, split) != split:
+                raise ValueError(
+                    f"patient {patient}: found in {split_of[patient]} and in {split} of fold "
+                    f"{number}, expected one split for all of a patient: correct the source, or "
+                    "pass --new-split to split anew"
+                )
+
+
 def _import_cases(
     journal: Journal, cases: Sequence[Case], workers: int | None
 ) -> tuple[dict[str, DoneCase], list[str], int]:
@@ -242,13 +283,21 @@ def _numbered(volumes: Sequence[Volume]) -> tuple[Volume, ...]:
     return tuple(numbered)
 
 
-def _put_in_place(volume_set: VolumeSet, working: Path, output: Path) -> None:
+def _write_lines(file: Path, lines: Sequence[str]) -> None:
+    with written_whole(file) as partial:
+        partial.write_text("".join(f"{line}\n" for line in lines), "utf-8", "surrogateescape")
+
+
+def _put_in_place(
+    volume_set: VolumeSet, left_out: Sequence[str], working: Path, output: Path
+) -> None:
     """Complete the working folder's data and let it become the data set."""
     data = working / "data"
     wanted = {data / volume.image for volume in volume_set.volumes}
     for file in (data / "images").iterdir():  # of cases that are none any more, and of killed calls
         if file not in wanted:
             file.unlink()
+    _write_lines(data / LEFT_OUT_FILE, left_out)
     write_volume_set(data, volume_set)
     if output.exists():
         old = working / "old"

@@ -77,10 +77,10 @@ def describe(summary: ImportSummary, classes: Sequence[str]) -> str:
     """What was found and what was left out, as a table and lines."""
     parts = [_table(summary, classes)] if summary.volume_set is not None else []
     if summary.left_out:
-        shown = summary.left_out[:_MAX_SHOWN]
-        lines = [f"  {line}" for line in shown]
-        if len(shown) < len(summary.left_out):
-            lines.append(f"  and {len(summary.left_out) - len(shown)} more")
+        lines = [f"  {line}" for line in summary.left_out]
+        if len(lines) > _MAX_SHOWN and summary.left_out_file.is_file():
+            more = len(lines) - _MAX_SHOWN
+            lines[_MAX_SHOWN:] = [f"  and {more} more: {summary.left_out_file}"]
         parts.append("\n".join([f"left out: {len(summary.left_out)}", *lines]))
     return "\n\n".join(parts)
 
@@ -177,7 +177,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(args)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
+        can_go_on = working_folder(args.output).exists()
+        more = ": the same command goes on from here" if can_go_on else ""
+        print(f"interrupted{more}", file=sys.stderr)
         return 130
     except BrokenProcessPool:
         text = (

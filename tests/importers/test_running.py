@@ -104,10 +104,13 @@ def test_damaged_cases_are_told_of_and_the_import_goes_on_where_they_are_repaire
     assert not summary.written and not (tmp_path / "mine").exists()
     (line,) = summary.damaged
     assert line == f"case case_1: {source}/case_1.npz: found no npz file, expected hu and labels"
-    assert {"x: a CSV", line} < set(summary.left_out)
+    assert summary.left_out[:2] == (line, "x: a CSV")  # what has to be repaired is first
+    assert summary.left_out_file.read_text().splitlines() == list(summary.left_out)
     (source / "case_1.npz").write_bytes(good)
     summary = run(listing, tmp_path / "mine")
     assert summary.written and summary.num_resumed == 3 and not summary.damaged
+    assert summary.left_out_file == tmp_path / "mine" / "left_out.txt"
+    assert summary.left_out_file.read_text().splitlines() == list(summary.left_out)
     assert len(summary.volume_set.volumes) == 4
 
 
@@ -204,6 +207,19 @@ def test_listings_that_cannot_be_imported(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=message):
             run(listing, tmp_path / "mine")
+
+
+def test_choices_that_are_none_are_refused_before_anything_is_read(source, tmp_path):
+    twice = ({"train": ("p",), "val": ("q", "p")},)
+    for message, folds, options in (
+        (r"found shares \[0.0, 0.0, 0.0\], expected one of", (), {"shares": (0, 0, 0)}),
+        ("found the seed -1, expected one from 0 on", (), {"seed": -1}),
+        (r"patient p: found in train and in val of fold 0, .* pass --new-split", twice, {}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(list_npz(source, folds=folds), tmp_path / "mine", **options)
+        assert not working_folder(tmp_path / "mine").exists()
+    assert run(list_npz(source, folds=twice), tmp_path / "mine", new_split=True).written
 
 
 def test_the_splits_of_the_source_are_kept_unless_new_ones_are_asked_for(source, tmp_path):

@@ -64,6 +64,18 @@ def test_damaged_cases_end_it_with_status_1_unless_they_are_skipped(source, tmp_
     assert "an earlier call had imported 3 of them" in said.out and "case case_2: " in said.out
 
 
+def test_lines_beyond_the_first_ones_are_in_a_file(source, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(import_data, "_MAX_SHOWN", 1)
+    (source / "case_2.npz").write_bytes(b"")
+    assert _main(source, tmp_path / "mine") == 1
+    file = tmp_path / "mine.partial" / "left_out.txt"
+    lines = capsys.readouterr().out.splitlines()
+    place = lines.index("left out: 3")
+    assert lines[place + 1].startswith("  case case_2: ")
+    assert lines[place + 2] == f"  and 2 more: {file}"
+    assert len(file.read_text().splitlines()) == 3
+
+
 def test_it_ends_with_the_check_whose_errors_are_its_status(source, tmp_path, capsys, monkeypatch):
     output = tmp_path / "mine_of_test_import"
     with registered_anew():
@@ -101,6 +113,9 @@ def test_errors_are_one_line_and_ctrl_c_is_130(source, tmp_path, capsys, monkeyp
         raise KeyboardInterrupt
 
     monkeypatch.setattr(import_data, "run_import", interrupted)
+    assert _main(source, tmp_path / "mine") == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    (tmp_path / "mine.partial").mkdir()
     assert _main(source, tmp_path / "mine") == 130
     assert "the same command goes on" in capsys.readouterr().err
 

@@ -39,7 +39,11 @@ def complete_splits(
         known: patient -> split, of the source.
         folds: of the source. Patients that are in no volume are left out of both.
         shares, seed: see :func:`split_patients`.
+
+    Raises:
+        ValueError: see :func:`check_choice`.
     """
+    shares = check_choice(shares, seed)
     patients = {volume.patient for volume in volume_set.volumes}
     folds = tuple(
         {split: tuple(p for p in names if p in patients) for split, names in fold.items()}
@@ -50,7 +54,7 @@ def complete_splits(
         chosen = {**dict.fromkeys(names, split), **chosen}
     open_shares = [
         0.0 if split in chosen.values() else share
-        for split, share in zip(SPLITS, _checked_shares(shares), strict=True)
+        for split, share in zip(SPLITS, shares, strict=True)
     ]
     if not folds and sum(open_shares) > 0:
         free = [patient for patient in sorted(patients) if patient not in chosen]
@@ -81,7 +85,7 @@ def split_patients(
         split -> patients, sorted; without splits that have none.
 
     Raises:
-        ValueError: shares that are not three numbers from 0 on with a sum above 0.
+        ValueError: see :func:`check_choice`.
     """
     return dict(complete_splits(volume_set, {}, shares=shares, seed=seed).splits)
 
@@ -110,14 +114,14 @@ def make_folds(
 
     Raises:
         ValueError: fewer than 2 folds, or more than there are patients; or see
-            :func:`split_patients`.
+            :func:`check_choice`.
     """
     patients = sorted({volume.patient for volume in volume_set.volumes})
     if not 2 <= num_folds <= len(patients):
         raise ValueError(
             f"found {num_folds} folds, expected 2 to {len(patients)}, the number of patients"
         )
-    train, val, _ = _checked_shares(shares)
+    train, val, _ = check_choice(shares, seed)
     if train <= 0:
         raise ValueError(f"found shares {list(shares)}, expected some for train")
     part_of = _partition(volume_set, patients, [1.0] * num_folds, seed)
@@ -227,12 +231,23 @@ def _longer_side(lesion: Lesion, spacing: Sequence[float]) -> float:
     return max((x2 - x1) * spacing[0], (y2 - y1) * spacing[1])
 
 
-def _checked_shares(shares: Sequence[float]) -> list[float]:
+def check_choice(shares: Sequence[float], seed: int) -> list[float]:
+    """Refuse what no patients can be chosen by.
+
+    Returns:
+        The shares.
+
+    Raises:
+        ValueError: shares that are not three numbers from 0 on with a sum above 0, or a seed below
+            0.
+    """
     shares = list(map(float, shares))
     if len(shares) != len(SPLITS) or not all(0 <= s < math.inf for s in shares) or not sum(shares):
         raise ValueError(
             f"found shares {shares}, expected one of {', '.join(SPLITS)} each, from 0 on, not all 0"
         )
+    if seed < 0:
+        raise ValueError(f"found the seed {seed}, expected one from 0 on")
     return shares
 
 
