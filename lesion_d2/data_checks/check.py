@@ -49,6 +49,8 @@ def check_data_set(
     """
     log = FaultLog(warnings=("missing_file",) if allow_missing else ())
     sets = load_sets(expand_names([names] if isinstance(names, str) else names), log)
+    if output is not None:
+        Path(output).mkdir(parents=True, exist_ok=True)  # before the work of minutes
     pixel_pass = PixelPass(sets, log)
     pixel_pass.run(workers)
     lesions = {loaded.name: all_lesions(loaded) for loaded in sets}
@@ -72,7 +74,6 @@ def check_data_set(
 
 
 def _write(output: Path, report: DataReport, pixel_pass: PixelPass, pictures: int) -> None:
-    output.mkdir(parents=True, exist_ok=True)
     sheet = draw_sheet(pixel_pass, report.faults, number=pictures) if pictures else None
     (output / SHEET_FILE).unlink(missing_ok=True)  # an earlier check's
     if sheet is not None:

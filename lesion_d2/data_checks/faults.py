@@ -113,7 +113,9 @@ class FaultLog:
         self._counts[kind] += 1
         order = self._counts[kind] if number is None else number
         # The smallest orders stay: heapq keeps its least item at the front, so all are negated.
-        item = (-order, -self._counts[kind], one_line(place), number)
+        # File names on disk may be no UTF-8; pages and terminals refuse what stands for such bytes.
+        place = one_line(place).encode("utf-8", "backslashreplace").decode("utf-8")
+        item = (-order, -self._counts[kind], place, number)
         heap = self._heaps.setdefault(kind, [])
         if len(heap) < MAX_PLACES:
             heapq.heappush(heap, item)

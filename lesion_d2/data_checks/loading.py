@@ -5,13 +5,13 @@ import re
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data.catalog import suggest_names
 from ..data.dataset_options import allows_missing, set_allow_missing
 from ..data.deeplesion import resolve_root
+from ..data.dict_rules import annotation_problems, image_problems
 from ..data.problems import ProblemsError, short
 from ..data.volume_set.catalog import register_volume_set
 from ..data.volume_set.form import FILE_NAME
@@ -19,17 +19,7 @@ from ..scans.names import safe_name
 from .faults import FaultLog
 
 SPLITS = ("train", "val", "test")
-_SPLIT = re.compile(r"_(train|val|test)(?=_|$)")
-# As of a training; spacing and slice_range may be None.
-_KEYS = (
-    "file_name",
-    "image_id",
-    "height",
-    "width",
-    "spacing",
-    "slice_range",
-    "annotations",
-)
+_SPLIT = re.compile(r"^(.*)_(train|val|test)(?=_|$)")  # the last one in a name
 
 
 @dataclass(frozen=True)
@@ -51,13 +41,13 @@ class LoadedSet:
     @property
     def split(self) -> str:
         """ "train", "val" or "test" where the name says so, the name where it does not."""
-        match = _SPLIT.search(self.name)
-        return match[1] if match else self.name
+        match = _SPLIT.match(self.name)
+        return match[2] if match else self.name
 
     @property
     def family(self) -> str:
         """The name without the split: patients of one family are known by one numbering."""
-        return _SPLIT.sub("", self.name)
+        return _SPLIT.sub(r"\1", self.name)
 
     def numbered(self) -> Iterator[tuple[int, dict]]:
         """Numbers and dicts of the images."""
@@ -171,28 +161,27 @@ def _is_good(image: object, name: str, log: FaultLog) -> bool:
     if not isinstance(image, Mapping):
         log.add("bad_record", f"{name}: found {short(image)}, expected a dict")
         return False
-    problem = _problem_of(image)
-    if problem is not None:
+    problems = list(_problems_of(image))
+    for problem in problems:
         place = short(image.get("image_id", image.get("file_name")))
         log.add("bad_record", f"{name}, image {place}: {problem}")
-    return problem is None
+    return not problems
 
 
-def _problem_of(image: Mapping) -> str | None:
-    missing = [key for key in _KEYS if key not in image]
-    if missing:
-        return f"found no {', '.join(map(repr, missing))}"
-    for key in ("height", "width"):
-        if not (isinstance(image[key], Integral) and image[key] > 0):
-            return f"found {key} {short(image[key])}, expected a whole number of pixels"
-    if not isinstance(image["file_name"], str | os.PathLike):
-        return f"found file_name {short(image['file_name'])}, expected a path"
-    annotations = image["annotations"]
+def _problems_of(image: Mapping) -> Iterator[str]:
+    yield from image_problems(image)
+    file_name = image.get("file_name", "")
+    if not isinstance(file_name, str | os.PathLike):
+        yield f"found file_name {short(file_name)}, expected a path"
+    annotations = image.get("annotations", ())
     if not isinstance(annotations, list | tuple) or not all(
         isinstance(one, Mapping) for one in annotations
     ):
-        return f"found annotations {short(annotations)}, expected a list of dicts"
-    return None
+        yield f"found annotations {short(annotations)}, expected a list of dicts"
+        return
+    for number, annotation in enumerate(annotations, 1):
+        for problem in annotation_problems(annotation):
+            yield f"annotation {number}: {problem}"
 
 
 def volume_key(image: Mapping) -> tuple:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from detectron2.data import MetadataCatalog
 
+from ..data.dict_rules import has_numbers
 from ..ignore_regions import lesions_of
 from ..visualization import (
     TRUTH_LEGEND,
@@ -17,7 +18,7 @@ from ..visualization.visualizer import MASK_COLOR, REGION_COLOR, TRUTH_COLOR
 from .faults import Fault
 from .loading import LoadedSet
 from .pixels import PixelPass
-from .rules.annotations import box_of, has_numbers
+from .rules.annotations import box_of
 from .slices import mask_of
 
 _SIDE = 512
@@ -108,7 +109,7 @@ def _tile(loaded: LoadedSet, record: Mapping) -> np.ndarray | None:
             visualizer.draw_soft_mask(mask.astype(np.float32), MASK_COLOR, alpha=0.35)
     visualizer.draw_truth_boxes({"annotations": annotations})
     for one in lesions:
-        if has_numbers(one, "recist", 8):
+        if has_numbers(one, "recist"):
             visualizer.draw_recist(one["recist"])
     for one in lesions:
         text = _label(one, loaded.classes)
@@ -123,7 +124,7 @@ def _label(annotation: Mapping, classes: Sequence[str]) -> str:
     category = annotation.get("category_id")
     if len(classes) > 1 and category in range(len(classes)):
         words.append(classes[category])
-    if has_numbers(annotation, "diameters_mm", 2):
+    if has_numbers(annotation, "diameters_mm"):
         words.append("{:.0f} x {:.0f} mm".format(*annotation["diameters_mm"]))
     return ", ".join(words)
 

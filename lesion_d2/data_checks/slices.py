@@ -2,12 +2,13 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from ..data.ct import read_slice
+from ..data.dict_rules import is_rle
 from ..data.problems import short
 from ..recist import BOX_MARGIN
 from ..rle import decode_mask
@@ -30,13 +31,15 @@ class Region(NamedTuple):
         image: number of its image.
         index: of it among the image's annotations.
         box: XYXY in pixels; None where it is no box.
-        mask: its ``segmentation``; None where it has none.
+        has_mask: whether it has a ``segmentation``.
+        mask: its ``segmentation``.
         ignore: whether it is no lesion, but a region to ignore.
     """
 
     image: int
     index: int
     box: tuple[float, float, float, float] | None
+    has_mask: bool
     mask: object
     ignore: bool
 
@@ -167,7 +170,7 @@ def _region_faults(
     hu: np.ndarray, region: Region, size: tuple[int, int]
 ) -> Iterable[tuple[str, str]]:
     mask = None
-    if region.mask is not None:
+    if region.has_mask:
         try:
             mask = mask_of(region.mask, size)
         except ValueError as error:
@@ -194,12 +197,12 @@ def mask_of(mask: object, size: Sequence[int]) -> np.ndarray:
     Raises:
         ValueError: it is not COCO's compressed RLE of this size, or it is empty.
     """
-    counts = mask.get("counts") if isinstance(mask, Mapping) else None
-    if not isinstance(counts, str | bytes) or list(mask.get("size", ())) != list(size):
+    if not is_rle(mask, size):
         raise ValueError(
             f"found the mask {short(mask)}, expected COCO's compressed run lengths of height and "
             f"width {size[0]} and {size[1]}"
         )
+    counts = mask["counts"]
     counts = counts.decode("latin-1") if isinstance(counts, bytes) else counts
     decoded = decode_mask({"size": list(size), "counts": counts})
     if not decoded.any():

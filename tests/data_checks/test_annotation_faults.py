@@ -19,7 +19,7 @@ MASK = rle(square(18, 22, 30, 35))
 BOXES = {
     "box_outside": annotation(70, 10, 80, 20),
     "box_overhang": annotation(50, 20, 66, 30),
-    "bad_box": annotation(20, 20, 20, 30),
+    "bad_box": annotation(-1e308, 20, 1e308, 30),
     "tiny_box": annotation(30, 30, 31.5, 40),
     "unknown_class": annotation(20, 20, 30, 30, category=2),
     "lesion_on_air": annotation(0, 0, 8, 8),

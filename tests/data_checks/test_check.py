@@ -85,11 +85,13 @@ def test_files_hold_what_was_found(sets, tmp_path):
     sets[0].images[0]["annotations"][0]["segmentation"] = rle(square(18, 22, 30, 35))
     sets[0].images[1]["annotations"][0] = annotation(0, 0, 9, 9, row="<b>&")
     output = tmp_path / "out"
+    sets[0].images[2]["file_name"] = os.fsdecode(b"/none/\xff.png")  # no UTF-8
     report = check_data_set("made", output=output, workers=1, pictures=3)
     assert sorted(os.listdir(output)) == sorted([JSON_FILE, SHEET_FILE, PAGE_FILE])
     content = json.loads((output / JSON_FILE).read_text())
-    assert content == report.to_json() and content["errors"] == 1
+    assert content == report.to_json() and content["errors"] == 2
     assert content["faults"][0]["places"] == list(report.faults[0].places)
+    assert "/none/\\udcff.png" in content["faults"][0]["places"][0]
     sheet = np.array(Image.open(output / SHEET_FILE))
     assert sheet.shape[1] > 3 * 512 and (sheet == (255, 230, 0)).all(axis=2).any()
     page = (output / PAGE_FILE).read_text()

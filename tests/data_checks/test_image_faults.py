@@ -5,6 +5,7 @@ from pathlib import Path
 from lesion_d2.data_checks import (
     check_data_set,
 )
+from lesion_d2.engine.checks.dicts import check_dicts
 from lesion_d2.scans.png import read_png_slice
 
 import numpy as np
@@ -159,6 +160,22 @@ def test_a_patient_in_two_splits_is_found(sets):
     }
 
 
+def test_a_data_set_may_be_called_by_the_name_of_a_split(sets):
+    sets[1].images[2]["patient"] = sets[0].images[1]["patient"]
+    write_slice(Path(sets[1].images[0]["file_name"]), body(0))
+    names = {"lung_test_train": sets[0], "lung_test_test": sets[1]}
+    for name, one in names.items():
+        DatasetCatalog.register(name, lambda one=one: one.images)
+    try:
+        report = check_data_set("lung_test", workers=1)
+    finally:
+        for name in names:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.pop(name, None)
+    assert report.names == tuple(names)
+    assert set(found(report)) == {"image_in_two_splits", "patient_in_two_splits"}
+
+
 @pytest.mark.parametrize(("split", "kind"), [(0, "class_not_trained"), (1, "class_missing")])
 def test_a_class_that_a_split_lacks_is_found(sets, split, kind):
     for one in sets[split].images:
@@ -185,6 +202,31 @@ def test_a_dict_without_what_a_training_reads_is_found(sets):
         "made_train, image 'train_5': found no 'height'",
         "made_train, image 'train_2': found its image_id 2 times, expected one of its own",
     )
+
+
+def test_what_a_training_refuses_is_found(sets):
+    images = sets[0].images
+    images[0]["slice_range"] = "1 to 3"
+    images[1]["annotations"][0]["iscrowd"] = 2
+    images[2]["volume"] = ["a"]
+    images[3]["annotations"][0]["segmentation"] = None
+    images[4]["annotations"][0]["recist"] = None
+    found_by_training = []
+    for image in images[:5]:
+        with pytest.raises(ValueError) as raised:
+            check_dicts([image], ["cyst", "mass"], with_masks=True)
+        found_by_training.append(str(raised.value))
+    places = found(check_data_set("made_train", workers=1))
+    assert set(places) == {"bad_record", "bad_mask"}
+    assert sorted(place.partition(", ")[2] for place in places["bad_record"]) == [
+        "image 'train_0': found slice_range '1 to 3', expected the first and last slice, or None",
+        "image 'train_1': annotation 1: found iscrowd 2, expected 1 (to be ignored) or 0",
+        "image 'train_2': found volume ['a'], expected text or a number",
+        "image train_4, annotation 1: found recist None, expected 8 finite numbers, or no such key",
+    ]
+    for place in places["bad_record"]:
+        fault = place[place.index("found ") :]
+        assert any(fault in text for text in found_by_training)
 
 
 @pytest.mark.skipif(not (SHARED / "liver_slices").is_dir(), reason="no real slices here")

@@ -8,6 +8,7 @@ from numbers import Integral
 import numpy as np
 
 from ...boxes import xyxy_box
+from ...data.dict_rules import OPTIONAL_NUMBERS, has_numbers, number_problems
 from ...data.problems import short
 from ...ignore_regions import is_region
 from ..faults import FaultLog
@@ -15,7 +16,6 @@ from ..loading import LoadedSet, volume_key, where
 from ..slices import Region
 from .volumes import spacing_of
 
-_OPTIONAL_NUMBERS = {"recist": 8, "diameters_mm": 2}
 _MIN_SIDE = 2.0  # pixels
 _MAX_OVERHANG = 1.0  # pixels, past which a box is not only rounded
 _SAME = 0.5  # pixels on every side
@@ -29,14 +29,22 @@ def box_of(annotation: Mapping) -> tuple[float, float, float, float] | None:
         box = xyxy_box(annotation)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    is_box = all(map(math.isfinite, box)) and box[0] < box[2] and box[1] < box[3]
+    sides = (box[2] - box[0], box[3] - box[1])
+    is_box = all(map(math.isfinite, (*box, *sides))) and min(sides) > 0
     return tuple(box) if is_box else None
 
 
 def pixel_regions(number: int, image: Mapping) -> list[Region]:
     """What the check of its pixels needs of an image's annotations."""
     return [
-        Region(number, i, box_of(one), one.get("segmentation"), is_region(one))
+        Region(
+            number,
+            i,
+            box_of(one),
+            "segmentation" in one,
+            one.get("segmentation"),
+            is_region(one),
+        )
         for i, one in enumerate(image["annotations"])
     ]
 
@@ -58,20 +66,9 @@ def check_annotations(loaded: LoadedSet, log: FaultLog) -> None:
             before.append((box, category))
 
 
-def has_numbers(annotation: Mapping, key: str, count: int) -> bool:
-    """Whether an annotation has so many finite numbers under a key, where not all know it."""
-    try:
-        values = np.asarray(annotation.get(key), dtype=float)
-    except (TypeError, ValueError):
-        return False
-    return values.shape == (count,) and bool(np.isfinite(values).all())
-
-
 def _faults(annotation: Mapping, image: Mapping, classes: Sequence[str]):
-    for key, count in _OPTIONAL_NUMBERS.items():
-        if annotation.get(key) is not None and not has_numbers(annotation, key, count):
-            found = f"{key} {short(annotation[key])}"
-            yield "bad_record", f"found {found}, expected {count} finite numbers or None"
+    for text in number_problems(annotation, tuple(OPTIONAL_NUMBERS)):
+        yield "bad_record", text
     category = annotation.get("category_id")
     if not isinstance(category, Integral) or (classes and not 0 <= category < len(classes)):
         known = f"0 to {len(classes) - 1}" if classes else "a whole number"
@@ -134,7 +131,7 @@ def _lesion(annotation: Mapping, image: Mapping, number: int) -> Lesion | None:
     box, category = box_of(annotation), annotation.get("category_id")
     if box is None or not isinstance(category, Integral):
         return None
-    if has_numbers(annotation, "diameters_mm", 2):
+    if has_numbers(annotation, "diameters_mm"):
         return Lesion(number, int(category), float(annotation["diameters_mm"][0]), True)
     sides, spacing = np.subtract(box[2:], box[:2]), spacing_of(image)
     if not isinstance(spacing, tuple):

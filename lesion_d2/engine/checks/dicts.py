@@ -3,25 +3,22 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
-import numpy as np
 from detectron2.structures import BoxMode
 
 from ...boxes import xyxy_box
+from ...data.dict_rules import (
+    annotation_problems,
+    are_numbers,
+    image_problems,
+    is_rle,
+    number_problems,
+)
 from ...data.problems import raise_problems, short
 from ...slice_geometry import EXPECTED_SPACING, is_spacing
 
-_KEYS = (
-    "file_name",
-    "image_id",
-    "height",
-    "width",
-    "spacing",
-    "slice_range",
-    "annotations",
-)
 _ANNOTATION_KEYS = ("bbox", "bbox_mode", "category_id")
 
 
@@ -61,20 +58,12 @@ def check_dicts(
 
 
 def _problems_of(image: Mapping, classes: Sequence[str] | None) -> Iterable[str]:
-    missing = [key for key in _KEYS if key not in image]
-    for key in missing:
-        yield f"found no {key!r}"
-    for key in ("height", "width"):
-        if key in image and not (isinstance(image[key], Integral) and image[key] > 0):
-            yield f"found {key} {short(image[key])}, expected a whole number of pixels"
+    yield from image_problems(image)
     if image.get("spacing") is not None and not (
-        _are_numbers(image["spacing"], 3) and all(map(is_spacing, image["spacing"]))
+        are_numbers(image["spacing"], 3) and all(map(is_spacing, image["spacing"]))
     ):
         expected = f"for x, y and z {EXPECTED_SPACING}, or None"
         yield f"found spacing {short(image['spacing'])}, expected {expected}"
-    slice_range = image.get("slice_range")
-    if slice_range is not None and not _are_numbers(slice_range, 2):
-        yield f"found slice_range {short(slice_range)}, expected the first and last slice, or None"
     annotations = image.get("annotations", [])
     if not isinstance(annotations, list | tuple):
         yield f"found annotations {short(annotations)}, expected a list"
@@ -91,7 +80,7 @@ def _problems_of_annotation(annotation: Any, classes: Sequence[str] | None) -> I
         if key not in annotation:
             yield f"found no {key!r} in an annotation"
     if "bbox" in annotation and not (
-        _are_numbers(annotation["bbox"], 4) and all(map(math.isfinite, annotation["bbox"]))
+        are_numbers(annotation["bbox"], 4) and all(map(math.isfinite, annotation["bbox"]))
     ):
         yield f"found bbox {short(annotation['bbox'])}, expected four finite numbers"
     elif "bbox" in annotation and "bbox_mode" in annotation:
@@ -100,8 +89,7 @@ def _problems_of_annotation(annotation: Any, classes: Sequence[str] | None) -> I
     if not isinstance(category, Integral) or (classes and not 0 <= category < len(classes)):
         known = f"0 to {len(classes) - 1}" if classes else "a whole number"
         yield f"found category_id {short(category)}, expected {known}"
-    if annotation.get("iscrowd", 0) not in (0, 1):
-        yield f"found iscrowd {short(annotation['iscrowd'])}, expected 1 (to be ignored) or 0"
+    yield from annotation_problems(annotation)
 
 
 def _problems_of_box(annotation: Mapping) -> Iterable[str]:
@@ -116,26 +104,16 @@ def _problems_of_box(annotation: Mapping) -> Iterable[str]:
         yield f"found bbox {found}, expected a width and height above 0"
 
 
-def _are_numbers(values: Any, count: int) -> bool:
-    return (
-        isinstance(values, list | tuple | np.ndarray)
-        and len(values) == count
-        and all(isinstance(v, Real) for v in values)
-    )
-
-
 def _problems_of_masks(image: Mapping) -> Iterable[str]:
     size = [image.get("height"), image.get("width")]
-    for annotation in image.get("annotations", ()):
-        if not isinstance(annotation, Mapping) or "segmentation" not in annotation:
+    annotations = image.get("annotations", ())
+    for annotation in annotations if isinstance(annotations, list | tuple) else ():
+        if not isinstance(annotation, Mapping):
             continue
-        mask = annotation["segmentation"]
-        if not (
-            isinstance(mask, Mapping)
-            and isinstance(mask.get("counts"), str | bytes)
-            and list(mask.get("size", ())) == size
-        ):
+        if "segmentation" not in annotation:
+            yield from number_problems(annotation, ["recist"])
+        elif not is_rle(annotation["segmentation"], size):
             yield (
-                f"found segmentation {short(mask)}, expected COCO's compressed RLE of size {size} "
-                "for a model that learns masks"
+                f"found segmentation {short(annotation['segmentation'])}, expected COCO's "
+                f"compressed RLE of size {size} for a model that learns masks"
             )

@@ -1,0 +1,85 @@
+"""What training and evaluation look for in the dicts of a data set, whatever registered it."""
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
+
+import numpy as np
+
+from .problems import short
+
+#: Of an image; ``spacing`` and ``slice_range`` may be None.
+KEYS = (
+    "file_name",
+    "image_id",
+    "height",
+    "width",
+    "spacing",
+    "slice_range",
+    "annotations",
+)
+#: Numbers that an annotation may have by these keys; where they are not known, there is no key.
+OPTIONAL_NUMBERS = {"recist": 8, "diameters_mm": 2}
+_NAMES = ("image_id", "patient", "study", "series", "volume")
+
+
+def image_problems(image: Mapping) -> Iterator[str]:
+    """What is wrong with an image's dict, but for its spacing and annotations: found, expected."""
+    for key in KEYS:
+        if key not in image:
+            yield f"found no {key!r}"
+    for key in ("height", "width"):
+        if key in image and not (isinstance(image[key], Integral) and image[key] > 0):
+            yield f"found {key} {short(image[key])}, expected a whole number of pixels"
+    slice_range = image.get("slice_range")
+    if slice_range is not None and not are_numbers(slice_range, 2):
+        yield f"found slice_range {short(slice_range)}, expected the first and last slice, or None"
+    yield from _bad_names(image, _NAMES)
+
+
+def annotation_problems(annotation: Mapping) -> Iterator[str]:
+    """What is wrong with an annotation, but for its box, class and mask: found, expected."""
+    is_crowd = annotation.get("iscrowd", 0)
+    if not isinstance(is_crowd, Real | np.bool_) or is_crowd not in (0, 1):
+        yield f"found iscrowd {short(is_crowd)}, expected 1 (to be ignored) or 0"
+    yield from _bad_names(annotation, ("lesion", "row"))
+
+
+def number_problems(annotation: Mapping, keys: Sequence[str]) -> Iterator[str]:
+    """What is wrong with those of :data:`OPTIONAL_NUMBERS` that an annotation has."""
+    for key in keys:
+        if key in annotation and not has_numbers(annotation, key):
+            yield (
+                f"found {key} {short(annotation[key])}, expected {OPTIONAL_NUMBERS[key]} finite "
+                "numbers, or no such key"
+            )
+
+
+def has_numbers(annotation: Mapping, key: str) -> bool:
+    """Whether an annotation has one of :data:`OPTIONAL_NUMBERS`, all of them finite."""
+    try:
+        values = np.asarray(annotation.get(key), dtype=float)
+    except (TypeError, ValueError):
+        return False
+    return values.shape == (OPTIONAL_NUMBERS[key],) and bool(np.isfinite(values).all())
+
+
+def is_rle(mask: object, size: Sequence[int]) -> bool:
+    """Whether a ``segmentation`` has the form of COCO's compressed RLE of a (height, width)."""
+    if not isinstance(mask, Mapping) or not isinstance(mask.get("counts"), str | bytes):
+        return False
+    return are_numbers(mask.get("size"), 2) and list(mask["size"]) == list(size)
+
+
+def are_numbers(values: object, count: int) -> bool:
+    """Whether this is a list or array of so many numbers, which need not be finite."""
+    return (
+        isinstance(values, list | tuple | np.ndarray)
+        and len(values) == count
+        and all(isinstance(v, Real) for v in values)
+    )
+
+
+def _bad_names(record: Mapping, keys: Sequence[str]) -> Iterator[str]:
+    for key in keys:
+        if not isinstance(record.get(key), Hashable):
+            yield f"found {key} {short(record[key])}, expected text or a number"
