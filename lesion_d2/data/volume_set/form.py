@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ...boxes import EXPECTED_BOX
 from ...files import read_json, written_whole
 from ...rle import check_mask
 from ...scans.limits import check_size
+from ..deeplesion_csv import are_near
 from ..problems import raise_problems, short
 from .fields import (
     LESION_DEFAULTS,
@@ -40,6 +40,7 @@ FILE_NAME = "volume_set.json"
 SCHEMA, VERSION = "lesion_d2/volume_set", 1
 
 _EXPECTED = "a data set of volumes"
+_EXPECTED_BOX = "ends past their starts, or for z at them"
 _END = b"\n]}\n"
 
 
@@ -293,8 +294,8 @@ def _misplaced(lesion: dict, shape: list[int]) -> Iterator[tuple[str, str, str]]
     """What of a lesion is no part of its volume or of its box: key, found, expected."""
     depth, height, width = shape
     x1, y1, z1, x2, y2, z2 = lesion["box"]
-    if x2 < x1 or y2 < y1 or z2 < z1:
-        yield "box", short(lesion["box"]), EXPECTED_BOX
+    if x2 <= x1 or y2 <= y1 or z2 < z1:
+        yield "box", short(lesion["box"]), _EXPECTED_BOX
         return
     if z1 != int(z1) or z2 != int(z2) or not 0 <= z1 <= z2 < depth:
         yield "box", f"slices {z1:g} to {z2:g}", f"whole numbers from 0 to {depth - 1}"
@@ -303,8 +304,8 @@ def _misplaced(lesion: dict, shape: list[int]) -> Iterator[tuple[str, str, str]]
         yield "box", short(lesion["box"]), f"a part of the slice of {width} x {height} pixels"
     boxes = lesion["boxes"]
     for n, box in (boxes or {}).items():
-        if box[2] < box[0] or box[3] < box[1]:
-            yield f"boxes, slice {n}", short(box), EXPECTED_BOX
+        if box[2] <= box[0] or box[3] <= box[1]:
+            yield f"boxes, slice {n}", short(box), _EXPECTED_BOX
         elif _is_outside(box, height, width):
             expected = f"a part of the slice of {width} x {height} pixels"
             yield f"boxes, slice {n}", short(box), expected
@@ -317,6 +318,10 @@ def _misplaced(lesion: dict, shape: list[int]) -> Iterator[tuple[str, str, str]]
     for key in ("masks", "recist"):
         for n in (lesion[key] or {}).keys() - set(map(str, numbers)):
             yield key, f"slice {n}", "slices that show the lesion"
+    for n, ends in (lesion["recist"] or {}).items():
+        if _is_far(ends, height, width):
+            expected = f"end points on the slice of {width} x {height} pixels"
+            yield f"recist, slice {n}", short(ends), expected
     for n, counts in (lesion["masks"] or {}).items():
         fault = _mask_fault(counts, height, width)
         if fault:
@@ -326,6 +331,13 @@ def _misplaced(lesion: dict, shape: list[int]) -> Iterator[tuple[str, str, str]]
 def _is_outside(box, height: int, width: int) -> bool:
     x1, y1, x2, y2 = box
     return x2 <= -0.5 or y2 <= -0.5 or x1 >= width - 0.5 or y1 >= height - 0.5
+
+
+def _is_far(ends: list[float], height: int, width: int) -> bool:
+    """Whether end points lie beside the slice, or farther apart than masks are made for."""
+    points = np.array(ends, float).reshape(1, 4, 2)
+    is_wide = np.ptp(points, axis=1).max() > max(height, width)
+    return bool(is_wide or not are_near(points, np.array([[width, height]]))[0])
 
 
 def _mask_fault(counts: str, height: int, width: int) -> tuple[str, str] | None:
