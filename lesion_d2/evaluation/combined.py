@@ -13,6 +13,7 @@ from ..files import read_json
 from .bootstrap import bootstrap_sensitivity, patient_draws, percentile_interval
 from .criteria import parse_criteria, sensitivity_names
 from .froc import FrocCurve
+from .matching import Matches
 from .operating_points import KEY
 from .plots import PLOT_RATES
 from .volumes import (
@@ -143,15 +144,7 @@ def combine_evaluations(
         ValueError: no part, parts with different settings or with a volume in common, or with a
             volume that the data set does not have.
     """
-    if not parts:
-        raise ValueError("found no evaluation, expected one at least")
-    for key in (*_SHARED, "linking"):
-        found = list(dict.fromkeys(str(part.settings[key]) for part in parts))
-        if len(found) > 1:
-            raise ValueError(
-                f"{parts[0].dataset} and others: found evaluations with {key} {' and '.join(found)}"
-                ", expected the same in all"
-            )
+    _check_alike(parts)
     truth = _truth_of(parts, dataset)
     found = {name: boxes for part in parts for name, boxes in part.boxes.items()}
     detections = [found.get(name, VolumeBoxes.empty()) for name in truth.names]
@@ -181,11 +174,8 @@ def combine_evaluations(
     results["volume"] |= patient_metrics(truth, counted, class_names)
     band = None
     if num_bootstrap:
-        draws = patient_draws(truth.num_patients, num_bootstrap, seed)
-        rates = np.concatenate([first.rates, PLOT_RATES])
-        (samples,) = bootstrap_sensitivity(matches["volume"], truth.patients, draws, rates)
-        results["volume"] |= _intervals(samples[:, : len(first.rates)], first.rates)
-        band = (PLOT_RATES, *percentile_interval(samples[:, len(first.rates) :]))
+        limits, band = _bootstrap(matches["volume"], truth, first.rates, num_bootstrap, seed)
+        results["volume"] |= limits
     return CombinedEvaluation(
         results,
         curves["volume"],
@@ -195,6 +185,18 @@ def combine_evaluations(
         truth.num_patients,
         first.rates,
     )
+
+
+def _check_alike(parts: Sequence[VolumeDetections]) -> None:
+    if not parts:
+        raise ValueError("found no evaluation, expected one at least")
+    for key in (*_SHARED, "linking"):
+        found = list(dict.fromkeys(str(part.settings[key]) for part in parts))
+        if len(found) > 1:
+            raise ValueError(
+                f"{parts[0].dataset} and others: found evaluations with {key} {' and '.join(found)}"
+                ", expected the same in all"
+            )
 
 
 def _truth_of(parts: Sequence[VolumeDetections], dataset: str) -> VolumeTruth:
@@ -217,6 +219,17 @@ def _truth_of(parts: Sequence[VolumeDetections], dataset: str) -> VolumeTruth:
     for volume in sorted(missing)[:1]:
         raise ValueError(f"{dataset}: found no volume {volume}, expected all of {part_of[volume]}")
     return VolumeTruth.from_dicts(dicts, dataset)
+
+
+def _bootstrap(
+    matches: Matches, truth: VolumeTruth, rates: Sequence[float], num_resamples: int, seed: int
+) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Limits of the sensitivities, and the curve's band."""
+    draws = patient_draws(truth.num_patients, num_resamples, seed)
+    all_rates = np.concatenate([rates, PLOT_RATES])
+    (samples,) = bootstrap_sensitivity(matches, truth.patients, draws, all_rates)
+    band = (PLOT_RATES, *percentile_interval(samples[:, len(rates) :]))
+    return _intervals(samples[:, : len(rates)], rates), band
 
 
 def _intervals(samples: np.ndarray, rates: Sequence[float]) -> dict[str, float]:
