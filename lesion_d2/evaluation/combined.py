@@ -176,15 +176,8 @@ def combine_evaluations(
     if num_bootstrap:
         limits, band = _bootstrap(matches["volume"], truth, first.rates, num_bootstrap, seed)
         results["volume"] |= limits
-    return CombinedEvaluation(
-        results,
-        curves["volume"],
-        band,
-        truth.num_lesions,
-        len(truth.names),
-        truth.num_patients,
-        first.rates,
-    )
+    counts = truth.num_lesions, len(truth.names), truth.num_patients
+    return CombinedEvaluation(results, curves["volume"], band, *counts, first.rates)
 
 
 def _check_alike(parts: Sequence[VolumeDetections]) -> None:
