@@ -108,6 +108,7 @@ def list_luna16(
         read = partial(_read_case, candidate.source, name, series, rows)
         cases[series] = Case(name, series, read, (*candidate.files, *tables))
     left_out.extend(_absent(annotations, nodules, cases))
+    left_out.extend(_absent(excluded, findings, cases))
     folds = _folds({series: subset for series, (subset, _) in scans.items()})
     first = folds[0] if folds else {}
     split_of = {series: split for split, patients in first.items() for series in patients}
@@ -283,7 +284,7 @@ def _default_annotations(root: Path) -> Path:
 
 
 def _absent(
-    file: str | os.PathLike, nodules: dict[str, tuple[Nodule, ...]], scans: Iterable[str]
+    file: str | os.PathLike | None, nodules: dict[str, tuple[Nodule, ...]], scans: Iterable[str]
 ) -> list[str]:
     """A line on the rows of scans that are not there."""
     absent = [series for series in nodules if series not in scans]

@@ -280,6 +280,16 @@ def test_segmentations_on_another_grid_are_told_in_one_line(tmp_path):
     assert "with voxels of 1.4 x 1.8 x 2.5 mm that are not those of its series" in refusal(tmp_path)
 
 
+def test_segmentations_that_would_fill_the_memory_are_told_in_one_line(tmp_path):
+    file = write_segmentation(tmp_path / "regions.dcm", scan(tmp_path / "ct"), REGIONS)
+    dataset = pydicom.dcmread(file)
+    plane = dataset.PerFrameFunctionalGroupsSequence[-1].PlanePositionSequence[0]
+    plane.ImagePositionPatient[2] += 2.5 * 100_000
+    dataset.save_as(file)
+    found = refusal(tmp_path).partition(": ")[2]
+    assert found.startswith("found a segmentation of 10000") and "expected 6 x 24 x 32" in found
+
+
 def test_fractional_and_truncated_segmentations_are_told_in_one_line(tmp_path):
     series = scan(tmp_path / "ct")
     file = tmp_path / "regions.dcm"

@@ -142,9 +142,12 @@ def test_two_subsets_make_no_folds(tmp_path):
 def test_excluded_findings_are_ignored(luna, tmp_path):
     root, image = luna
     excluded = tmp_path / "annotations_excluded.csv"
-    far = f"{uid(0)},900,900,900,-1\n"
+    far = f"{uid(0)},900,900,900,-1\n{uid(78)},1,2,3,-1\n"
     excluded.write_text(HEADER + rows(uid(0), image, [(12, 30, 2, 5.0), (30, 8, 5, -1)]) + far)
-    imported = list_luna16(root, excluded=excluded).cases[0].read()
+    listing = list_luna16(root, excluded=excluded)
+    absent = "annotations_excluded.csv: 1 rows of 1 scans that are not there"
+    assert any(line.startswith(absent) for line in listing.left_out)
+    imported = listing.cases[0].read()
     lesions = imported.volume.lesions
     assert [lesion.ignore for lesion in lesions] == [False, False, False, True, True]
     assert [lesion.id for lesion in lesions] == [1, 2, 3, 4, 5]

@@ -1,5 +1,6 @@
 """Regions of DICOM objects: their names, and their masks on a scan."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _MAX_NAME = 200
 _MAX_MM = 1e5
 _OFF_GRID = 0.25  # of a voxel
+_MAX_VOXELS = 4  # of a segmentation, for each of its series'
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,12 @@ def _segment_masks(
     segmentation = require("highdicom").seg.segread(file)
     if segmentation.SegmentationType == "FRACTIONAL":
         raise ValueError("found a FRACTIONAL segmentation, expected BINARY or LABELMAP")
+    geometry = segmentation.get_volume_geometry()  # None of what get_volume refuses
+    if geometry is not None and math.prod(geometry.spatial_shape) > _MAX_VOXELS * scan.volume.size:
+        found, expected = (
+            " x ".join(map(str, s)) for s in (geometry.spatial_shape, scan.volume.shape)
+        )
+        raise ValueError(f"found a segmentation of {found} voxels, expected {expected} or fewer")
     for number in numbers:
         mask = np.zeros(scan.volume.shape, bool)
         volume = segmentation.get_volume(segment_numbers=[number], combine_segments=False)
