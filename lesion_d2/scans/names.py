@@ -7,15 +7,19 @@ _MAX_LENGTH = 100
 
 
 def safe_name(text: str) -> str:
-    """Letters, digits, ``.``, ``_`` and ``-`` of a text; others become ``_``."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")[:_MAX_LENGTH]
-    return name or "scan"
+    """Letters, digits, ``.``, ``_`` and ``-`` of a text, at most 100; others become ``_``.
+
+    The first and last is a letter or digit. A safe name stays as it is.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")
+    return name[:_MAX_LENGTH].rstrip("._-") or "scan"
 
 
 def unique_names(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
     """Number the second and all later ones of a name: ``a``, ``a_2``, ``a_3``.
 
-    Names that differ in nothing but the case of letters are one, as they are on some disks.
+    Names that differ in nothing but the case of letters are one, as they are on some disks. Long
+    ones are cut, so that they stay safe names.
 
     Args:
         names: in order.
@@ -26,7 +30,7 @@ def unique_names(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
         number, candidate = 1, name
         while candidate.lower() in taken:
             number += 1
-            candidate = f"{name}_{number}"
+            candidate = f"{name[: _MAX_LENGTH - len(f'_{number}')]}_{number}"
         taken.add(candidate.lower())
         unique.append(candidate)
     return unique
