@@ -14,7 +14,14 @@ from pycocotools import mask as mask_util
 
 from ..boxes import xyxy_box
 from ..config import teacher_looks, trains_on_masks
-from ..ignore_regions import IGNORED_CLASS, is_region, lesions_of, mark_regions, regions_of
+from ..ignore_regions import (
+    IGNORED_CLASS,
+    is_region,
+    lesions_of,
+    mark_regions,
+    regions_of,
+    split_regions,
+)
 from ..slice_geometry import EXPECTED_SPACING, is_spacing
 from .augmentation import build_augmentations
 from .borders import BODY_THRESHOLD, body_extent, volume_extent
@@ -176,7 +183,8 @@ class LesionDatasetMapper:
             With a weak view in training also ``weak_image``, of the same kind, and
             ``slice_to_image``: (2, 3) float32, maps points (x, y) of the slice on disk to
             ``image``, whole numbers being pixel centers from 0. Of dicts with
-            ``hidden_annotations`` also ``hidden_boxes``, their Boxes on ``image``.
+            ``hidden_annotations`` also ``hidden_boxes``, their Boxes on ``image``; of a patch
+            ``min_share``, see :func:`transform_lesions`.
         """
         dataset_dict = self.load(dataset_dict)
         for key in IMAGE_KEYS:
@@ -213,9 +221,11 @@ class LesionDatasetMapper:
         size = tuple(dataset_dict["image"].shape[1:])
         if "weak_image" in dataset_dict:
             dataset_dict["slice_to_image"] = _matrix(transforms)
+            if self._min_share is not None:
+                dataset_dict["min_share"] = self._min_share
             if hidden is not None:
-                lesions = transform_lesions(hidden, None, transforms, size)
-                dataset_dict["hidden_boxes"] = lesions.gt_boxes
+                shown = transform_lesions(hidden, None, transforms, size, min_share=self._min_share)
+                dataset_dict["hidden_boxes"] = split_regions(shown)[0].gt_boxes
         if self.is_train:
             negatives = self.hard_negatives.get(dataset_dict["image_id"], ())
             negatives = [{"bbox_mode": BoxMode.XYXY_ABS, **n} for n in negatives]

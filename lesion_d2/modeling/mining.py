@@ -69,21 +69,29 @@ def hits_any(boxes: Boxes, lesions: Sequence[Sequence[float]]) -> Tensor:
     return best_box_ious(boxes.tensor, known) >= HIT_IOU
 
 
-def view_detections(instances: Instances, matrix: Tensor, image_size: tuple[int, int]) -> Instances:
+def view_detections(
+    instances: Instances,
+    matrix: Tensor,
+    image_size: tuple[int, int],
+    *,
+    min_share: float | None = None,
+) -> Instances:
     """Bring detections from the slice to an augmented image, as the mapper brings lesions there.
 
     After a rotation or shear a box is the extent of its inscribed ellipse's image, as that of a
     lesion without diameters. Boxes are cut at the image's border, and those whose center lies
-    outside are dropped.
+    outside are dropped; with ``min_share``, those of which the image shows nothing.
 
     Args:
         instances: with ``pred_boxes`` in pixels of the slice, ``scores`` and ``pred_classes``.
         matrix: (2, 3), maps points (x, y) of the slice to the image; whole numbers are pixel
             centers.
         image_size: height and width.
+        min_share: of a patch, see :func:`~lesion_d2.data.mapper.transform_lesions`.
 
     Returns:
-        The three fields, in pixels of the image.
+        The three fields, in pixels of the image; with ``min_share`` also ``is_cut`` (n,) bool,
+        whether the image shows less than that share of the box's area.
     """
     height, width = image_size
     boxes, matrix = instances.pred_boxes.tensor.float(), matrix.to(instances.pred_boxes.device)
@@ -95,7 +103,10 @@ def view_detections(instances: Instances, matrix: Tensor, image_size: tuple[int,
     viewed = Instances(image_size, scores=instances.scores, pred_classes=instances.pred_classes)
     corners = [(centers + side).clamp(min=-0.5).minimum(end) for side in (-halves, halves)]
     viewed.pred_boxes = Boxes(torch.cat(corners, dim=1))
-    return viewed[inside]
+    if min_share is None:
+        return viewed[inside]
+    viewed.is_cut = viewed.pred_boxes.area() < min_share * 4 * halves.prod(dim=1)
+    return viewed[viewed.pred_boxes.nonempty()]
 
 
 def _times(vectors: Tensor, matrix: Tensor) -> Tensor:
@@ -125,6 +136,21 @@ def ellipse_masks(
     y = torch.arange(height, device=boxes.device) - centers[:, 1:]
     distance = (y / halves[:, 1:]).square()[:, :, None] + (x / halves[:, :1]).square()[:, None]
     return BitMasks(distance <= 1)
+
+
+def box_masks(boxes: Tensor, image_size: tuple[int, int]) -> BitMasks:
+    """Masks of regions to ignore that have none: the pixels whose centers lie in their boxes.
+
+    Args:
+        boxes: (n, 4) XYXY in pixels of the image.
+        image_size: height and width.
+    """
+    height, width = image_size
+    x1, y1, x2, y2 = boxes[:, :, None].unbind(dim=1)
+    x = torch.arange(width, device=boxes.device)
+    y = torch.arange(height, device=boxes.device)
+    rows, columns = (y >= y1) & (y <= y2), (x >= x1) & (x <= x2)
+    return BitMasks(rows[:, :, None] & columns[:, None])
 
 
 class MiningCounts(Counter[str]):

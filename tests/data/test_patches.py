@@ -209,10 +209,33 @@ def test_a_teacher_sees_the_whole_image_and_its_matrix_leads_to_the_patch(record
     np.random.seed(0)
     mapped = LesionDatasetMapper(_config(*opts), True)(record)
     assert mapped["weak_image"].shape == (3, *SIZE) and mapped["image"].shape == (3, 40, 48)
+    assert mapped["min_share"] == 0.5
     matrix = mapped["slice_to_image"]
     [box] = mapped["instances"].gt_boxes.tensor
     center = matrix[:, :2] @ torch.tensor([50.0, 38.0]) + matrix[:, 2]
     torch.testing.assert_close(center, (box[:2] + box[2:]) / 2, atol=0.01, rtol=0)
+
+
+def test_hidden_lesions_of_a_patch_are_those_that_would_be_lesions_there(record):
+    hidden = [LESION, {**LESION, "bbox": [2.0, 2.0, 14.0, 10.0]}]
+    record = {**record, "annotations": [], "hidden_annotations": hidden}
+    still = [v for key in ("ROTATION", "SHEAR", "SCALE") for v in (f"INPUT.AUG.MAX_{key}", 0.0)]
+    opts = ["INPUT.PATCH.SIZE", (40, 48), "MODEL.MEAN_TEACHER.ENABLED", True, *still]
+    mapper = LesionDatasetMapper(_config(*opts), True)
+    np.random.seed(0)
+    numbers = set()
+    for _ in range(20):
+        mapped = mapper(record)
+        matrix, visible = mapped["slice_to_image"], []
+        for x1, y1, x2, y2 in (a["bbox"] for a in hidden):
+            corners = torch.tensor([[x1, y1], [x2, y2]]) @ matrix[:, :2].T + matrix[:, 2]
+            low, high = corners.min(dim=0).values, corners.max(dim=0).values
+            end = torch.tensor([47.5, 39.5])
+            sides = (high.minimum(end) - low.clamp(min=-0.5)).clamp(min=0)
+            visible.append(bool(sides.prod() >= 0.5 * (high - low).prod()))
+        assert len(mapped["hidden_boxes"]) == sum(visible)
+        numbers.add(sum(visible))
+    assert {0, 1} <= numbers
 
 
 def test_without_patches_augmentations_are_what_they_were():

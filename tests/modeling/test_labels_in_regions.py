@@ -201,6 +201,34 @@ def test_a_teacher_mines_nothing_in_a_region(policy):
     assert instances.gt_boxes.tensor.tolist() == boxes
 
 
+@pytest.mark.parametrize("policy", ["add", "ignore"])
+def test_what_a_patch_cuts_of_a_mined_lesion_is_a_region(policy):
+    """The patch begins at x = 12: of one it shows 12.5 of 20 columns, of the other 4.5 of 12."""
+    teacher = MeanTeacher(_Finding(), policy=policy)
+    lesions = _image([[26.0, 36.0, 44.0, 58.0]])
+    lesions.gt_masks = BitMasks(torch.zeros(1, 64, 64, dtype=torch.bool))
+    sample = {"weak_image": torch.zeros(3, 64, 64), "instances": lesions, "min_share": 0.5}
+    sample["slice_to_image"] = torch.tensor([[1.0, 0, -12], [0, 1, 0]])
+    sample["hidden_boxes"] = Boxes(torch.zeros(0, 4))
+    [mined] = teacher.mine([sample])
+    assert mined.is_cut.tolist() == [False, True]
+    assert teacher.counts["mined"] == teacher.counts["judged"] == 1
+    instances = teacher._with_mined(sample, mined)["instances"]
+    assert instances.gt_boxes.tensor.tolist() == [
+        [-0.5, 40, 4, 56],
+        [-0.5, 4, 12, 22],
+        [26, 36, 44, 58],
+    ]
+    assert instances.is_region == [True, False, False]
+    assert instances.gt_classes.tolist() == [-1, 0 if policy == "add" else -1, 0]
+    assert instances.gt_masks.tensor[0, 40:57, :5].all()
+    # Beside a region of the patch's own.
+    other = {**sample, "instances": _image([], [[40.0, 0.0, 50.0, 9.0]])}
+    [mined] = teacher.mine([other])
+    instances = teacher._with_mined(other, mined)["instances"]
+    assert instances.is_region == [True, True, False, False]
+
+
 def test_what_a_model_says_of_a_region_changes_no_loss():
     """Not of its pixels, nor of small anchors, which have hardly any IoU with it."""
     model = build_model(tiny_config(MODEL__ANCHOR_GENERATOR__SIZES=[[4], [8], [16], [32]])).train()

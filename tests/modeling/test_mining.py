@@ -1,6 +1,7 @@
 from lesion_d2.data.mapper import lesion_outline
 from lesion_d2.modeling.mining import (
     MiningCounts,
+    box_masks,
     ellipse_masks,
     hits_any,
     mine_lesions,
@@ -93,6 +94,19 @@ def test_boxes_are_cut_at_the_border_and_dropped_with_their_center():
     viewed = view_detections(_detections(boxes), _matrix(), SIZE)
     assert viewed.pred_boxes.tensor.tolist() == [[70, 10, 79.5, 20]]
     assert viewed.pred_classes.tolist() == [0] and viewed.image_size == SIZE
+
+
+def test_what_a_patch_shows_too_little_of_is_cut():
+    boxes = [[-4, 10, 6, 20], [-8, 10, 4, 20], [-9, 10, -1, 20], [70, 50, 88, 68], [20, 20, 30, 30]]
+    viewed = view_detections(_detections(boxes), _matrix(), SIZE, min_share=0.5)
+    # Of the fourth 9.5 of 18 columns and rows are left.
+    assert viewed.pred_classes.tolist() == [0, 1, 3, 4]
+    assert viewed.is_cut.tolist() == [False, True, True, False]
+    assert viewed.pred_boxes.tensor[1].tolist() == [-0.5, 10, 4, 20]
+    [mask] = box_masks(torch.tensor([[-0.5, 10, 4, 12.4]]), SIZE).tensor
+    expected = torch.zeros(SIZE, dtype=torch.bool)
+    expected[10:13, :5] = True
+    assert torch.equal(mask, expected)
 
 
 def test_masks_are_ellipses_in_their_boxes_less_the_margin_of_the_slice():

@@ -10,7 +10,14 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ...ignore_regions import IGNORED_CLASS, lie_inside, mark_regions, split_regions
 from ..backbone import batch_images
-from ..mining import MiningCounts, ellipse_masks, hits_any, mine_lesions, view_detections
+from ..mining import (
+    MiningCounts,
+    box_masks,
+    ellipse_masks,
+    hits_any,
+    mine_lesions,
+    view_detections,
+)
 from ..switches import changed, no_masks
 
 POLICIES = ("none", "add", "ignore")
@@ -29,6 +36,7 @@ class MeanTeacher(nn.Module):
     out; with "none" the teacher does not look. In evaluation this is the teacher. On slices of
     fully annotated volumes only lesions of the volume are mined, which need not be annotated on
     each of its slices. Nothing is mined in regions to ignore (:mod:`lesion_d2.ignore_regions`).
+    What a patch shows too little of becomes one, as annotated lesions do there.
 
     The paper does not say which anchors "ignore" leaves out: here those that would be positive for
     the mined lesion with "add". Masks of mined lesions, where the detector learns masks, are
@@ -107,8 +115,9 @@ class MeanTeacher(nn.Module):
             batched_inputs: as the detector's. In training, unless the policy is "none", also with
                 ``weak_image``, the image as it is at inference, ``slice_to_image``, the (2, 3)
                 matrix from pixels of the slice to those of ``image``, and optional
-                ``volume_boxes``, all lesions of a fully annotated volume as boxes on the slice, and
-                ``hidden_boxes`` in pixels of ``image``, which are only counted.
+                ``volume_boxes``, all lesions of a fully annotated volume as boxes on the slice,
+                ``hidden_boxes`` in pixels of ``image``, which are only counted, and, of a patch,
+                ``min_share``, see :func:`view_detections`.
         """
         if not self.training:
             return self.teacher(batched_inputs)
@@ -119,7 +128,10 @@ class MeanTeacher(nn.Module):
 
     @torch.no_grad()
     def mine(self, batched_inputs: list[dict]) -> list[Instances]:
-        """Find the lesions that are not annotated, in pixels of the student's images."""
+        """Find the lesions that are not annotated, in pixels of the student's images.
+
+        Of patches some are ``is_cut``, see :func:`view_detections`: they are to be ignored.
+        """
         views = [
             {"image": x["weak_image"], **{k: x[k] for k in _SLICE_KEYS if k in x}}
             for x in batched_inputs
@@ -132,8 +144,14 @@ class MeanTeacher(nn.Module):
             found = output["instances"]
             if "volume_boxes" in sample:  # every lesion is known, if not on every slice
                 found = found[hits_any(found.pred_boxes, sample["volume_boxes"])]
+            found = view_detections(
+                found,
+                sample["slice_to_image"],
+                annotated.image_size,
+                min_share=sample.get("min_share"),
+            )
             found = mine_lesions(
-                view_detections(found, sample["slice_to_image"], annotated.image_size),
+                found,
                 annotated.gt_boxes,
                 score_threshold=self.score_threshold,
                 gt_nms_threshold=self.gt_nms_threshold,
@@ -141,7 +159,7 @@ class MeanTeacher(nn.Module):
             if regions is not None:
                 boxes = regions.gt_boxes.to(found.pred_boxes.device)
                 found = found[~lie_inside(found.pred_boxes, boxes)]
-            self.counts.add(found, sample.get("hidden_boxes"))
+            self.counts.add(_split_cut(found)[0], sample.get("hidden_boxes"))
             mined.append(found)
         return mined
 
@@ -150,6 +168,7 @@ class MeanTeacher(nn.Module):
         if len(mined) == 0:
             return sample
         annotated, regions = split_regions(sample["instances"].to(mined.pred_boxes.device))
+        mined, cut = _split_cut(mined)
         lesions = Instances(mined.image_size)
         lesions.gt_boxes = mined.pred_boxes
         lesions.gt_classes = mined.pred_classes
@@ -167,8 +186,10 @@ class MeanTeacher(nn.Module):
         if regions is not None:
             regions.remove("is_region")
             parts.insert(0, regions)
+        if cut is not None:
+            parts.insert(0, _as_regions(cut, with_masks=annotated.has("gt_masks")))
         instances = Instances.cat(parts)
-        mark_regions(instances, 0 if regions is None else len(regions))
+        mark_regions(instances, sum(map(len, parts[:-2])))
         return {**sample, "instances": instances}
 
     @torch.no_grad()
@@ -194,6 +215,22 @@ class MeanTeacher(nn.Module):
     def restart(self) -> None:
         """Let the student begin with the teacher's weights, which is what was loaded."""
         self.student.load_state_dict(self.teacher.state_dict())
+
+
+def _split_cut(mined: Instances) -> tuple[Instances, Instances | None]:
+    """Part what a patch cut too much of from the other mined lesions; None without a patch."""
+    if not mined.has("is_cut"):
+        return mined, None
+    return mined[~mined.is_cut], mined[mined.is_cut]
+
+
+def _as_regions(cut: Instances, *, with_masks: bool) -> Instances:
+    regions = Instances(cut.image_size)
+    regions.gt_boxes = cut.pred_boxes
+    regions.gt_classes = torch.full_like(cut.pred_classes, IGNORED_CLASS)
+    if with_masks:
+        regions.gt_masks = box_masks(cut.pred_boxes.tensor, cut.image_size)
+    return regions
 
 
 def _for_mining(detector: nn.Module, score_threshold: float) -> AbstractContextManager[None]:
