@@ -5,10 +5,11 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 from lesion_d2.data.volume_set.catalog import register_volume_set
-from lesion_d2.data.volume_set.form import read_volume_set
+from lesion_d2.data.volume_set.form import read_volume_set, write_volume_set
 from lesion_d2.data.volume_set.splits import make_folds, write_splits
 from lesion_d2.evaluation import VolumeEvaluator
 from lesion_d2.importers.running import run_import
@@ -229,6 +230,34 @@ def test_folds_in_use_or_of_other_options_are_refused(call, tmp_path, capsys):
     assert "found a training that this tool did not begin" in capsys.readouterr().err
 
 
+def test_a_fold_of_other_data_is_refused(call, tmp_path, capsys):
+    assert main(call("out", "--fold", "0")) == 0
+    found = read_volume_set(tmp_path / NAME)
+    image = tmp_path / NAME / found.volumes[0].image
+    content = image.read_bytes()
+    image.write_bytes(content + b" ")  # as another window or source would change it
+    capsys.readouterr()
+    assert main(call("out", "--fold", "1")) == 1
+    assert "found a fold with other options (data " in capsys.readouterr().err
+    image.write_bytes(content)
+    write_volume_set(tmp_path / NAME, replace(found, splits={}))
+    assert main(call("out", "--fold", "1")) == 0
+    write_splits(tmp_path / NAME, 3, seed=1, overwrite=True)
+    assert main(call("out", "--fold", "2")) == 1
+    assert "found a fold with other options (data " in capsys.readouterr().err
+
+
+def test_folds_that_test_a_patient_twice_are_refused_before_any_training(call, tmp_path, capsys):
+    """As those of nnU-Net with a test split of the source, which is the same for all."""
+    found = read_volume_set(tmp_path / NAME)
+    first, *_ = make_folds(found, 3)
+    test, other = first["test"], {**first, "train": first["val"], "val": first["train"]}
+    write_volume_set(tmp_path / NAME, replace(found, folds=(first, other, first)))
+    assert main(call("out")) == 1
+    assert f"found patient {test[0]} in the test splits of 3 folds" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_arguments_that_cannot_be(call, tmp_path, capsys):
     for others, message in (
         (["--fold", "3"], "--fold: found 3, expected 0 to 2"),
@@ -236,6 +265,7 @@ def test_arguments_that_cannot_be(call, tmp_path, capsys):
         (["SOLVER.MAX_ITER"], "expected pairs of KEY VALUE"),
         (["--folds", "4"], "found 3 folds, expected 4: pass --folds 3"),
         (["--dataset", "theirs"], "theirs/volume_set.json: no such file"),
+        (["--dataset", f"{tmp_path}/elsewhere/{NAME}"], "expected a folder of $DETECTRON2_DATA"),
         (["NO.KEY", "3"], "NO.KEY"),
     ):
         assert main(call("out", *others)) == 1

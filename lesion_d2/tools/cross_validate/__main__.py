@@ -17,6 +17,7 @@ OUTPUT/cross_validation.json, cross_validation.md and froc.png. Exits with 1 whe
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,7 +32,7 @@ from lesion_d2.tools.checkout import find_in_checkout
 from lesion_d2.tools.trainings import hash_settings, interruptible, run_all
 
 from .folds import FoldOptions, FoldRun, hash_data, split_options
-from .report import FIGURE_FILE, JSON_FILE, make_table, write_report
+from .report import FIGURE_FILE, JSON_FILE, TABLE_FILE, make_table, write_report
 
 _PROGRAM = "lesion_d2.tools.cross_validate"
 _KEEP_BEST = 5  # checkpoints of an ensemble: Jaeger et al., section 4.2
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> list[str]:
     print(
         f"{combined.num_lesions} lesions in {combined.num_volumes} volumes of "
         f"{combined.num_patients} patients\n\n{make_table(evaluations, combined)}\n\n"
-        f"written to {output}: {JSON_FILE}, {FIGURE_FILE}"
+        f"written to {output}: {JSON_FILE}, {TABLE_FILE}, {FIGURE_FILE}"
     )
     return failures
 
@@ -121,6 +122,11 @@ def make_runs(args: argparse.Namespace) -> list[FoldRun]:
     opts, free_opts = split_options(_opts(args))
     cfg = load_config(_for_config(args))
     root = data_set_folder(args.dataset)
+    known = data_set_folder(root.name)
+    if root.resolve() != known.resolve():  # the trainings would not find it, or find another one
+        raise ValueError(
+            f"--dataset: found {root}, expected a folder of $DETECTRON2_DATASETS ({known.parent})"
+        )
     volume_set = read_volume_set(root)
     if not volume_set.folds:
         volume_set = write_splits(root, args.folds, seed=args.split_seed)
@@ -153,6 +159,14 @@ def _check_folds(root: Path, volume_set: VolumeSet, num_folds: int) -> None:
             raise ValueError(
                 f"{root}: found no patient in {' and '.join(missing)} of fold {number}, expected "
                 "some: make folds by lesion_d2.tools.split_data --overwrite"
+            )
+    tested = Counter(patient for fold in volume_set.folds for patient in fold["test"])
+    for patient, number in tested.most_common(1):
+        if number > 1:
+            raise ValueError(
+                f"{root}: found patient {patient} in the test splits of {number} folds, expected "
+                "one, so that all tests are one: make folds by lesion_d2.tools.split_data "
+                "--overwrite"
             )
 
 

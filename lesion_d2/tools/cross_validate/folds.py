@@ -177,11 +177,15 @@ class FoldRun:
 def hash_data(root: Path) -> str:
     """SHA-256 of what a data set says but for its splits, which folds do not go by.
 
+    Other voxels at the same place are known by the size of their file.
+
     Raises:
-        FileNotFoundError, ValueError: there is no readable ``volume_set.json``.
+        FileNotFoundError, ValueError: there is no readable ``volume_set.json``, or a file of
+            voxels is missing.
     """
     content = read_json(root / FILE_NAME, "a data set of volumes")
     kept = {key: value for key, value in content.items() if key not in ("splits", "source")}
+    kept["bytes"] = [(root / volume["image"]).stat().st_size for volume in content["volumes"]]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
