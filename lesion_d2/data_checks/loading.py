@@ -66,11 +66,11 @@ def expand_names(names: Iterable[str]) -> list[str]:
     expanded: list[str] = []
     for name in names:
         known = set(DatasetCatalog.list())
-        if name not in known and not _splits_of(name, known):
+        if name not in known and not splits_of(name, known):
             _register(name)
             known = set(DatasetCatalog.list())
-        found = _splits_of(f"{name}_volumes", known) if _is_volume_set(name, known) else []
-        found = found or _splits_of(name, known)
+        found = splits_of(f"{name}_volumes", known) if _is_volume_set(name, known) else []
+        found = found or splits_of(name, known)
         if not found and _is_volume_set(name, known) and f"{name}_volumes" in known:
             found = [f"{name}_volumes"]
         if not found and name not in known:
@@ -82,13 +82,14 @@ def expand_names(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(expanded))
 
 
-def _splits_of(name: str, known: Container[str]) -> list[str]:
+def splits_of(name: str, known: Container[str]) -> list[str]:
+    """Names of the registered splits of a data set, of those that are known."""
     return [f"{name}_{split}" for split in SPLITS if f"{name}_{split}" in known]
 
 
 def _is_volume_set(name: str, known: Container[str]) -> bool:
     """Whether a name is that of a data set of volumes, or of a fold of it, without its split."""
-    registered = [one for one in (name, *_splits_of(name, known)) if one in known]
+    registered = [one for one in (name, *splits_of(name, known)) if one in known]
     return any(MetadataCatalog.get(one).get("volume_set") for one in registered)
 
 

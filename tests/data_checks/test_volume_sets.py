@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+from lesion_d2.data.volume_set.catalog import register_volume_set
 from lesion_d2.data.volume_set.form import (
     Volume,
     VolumeSet,
@@ -100,7 +101,36 @@ def test_damaged_voxels_and_copies_are_found(root):
     file.unlink()
     report = check_data_set("checked_set", workers=1)
     assert report.has_errors and str(file) in found(report)["refused"][0]
+    assert "in_no_split" not in found(report)  # whose patients are not known to be
     assert report.counts["checked_set_volumes_val"]["lesions"] == 1
+
+
+def test_patients_of_splits_that_are_not_checked_are_in_a_split(root):
+    splits = {"train": ("p0", "p1"), "val": ("p2",), "test": ("p3",)}
+    write_volume_set(root, replace(read_volume_set(root), splits=splits))
+    register_volume_set(root)
+    names = ["checked_set_volumes_train", "checked_set_volumes_val"]
+    assert not check_data_set(names, workers=1).faults
+
+
+def test_patients_without_a_lesion_are_in_a_split(root):
+    splits = {"train": ("p0", "p1"), "val": ("p2", "p3")}
+    write_volume_set(root, replace(read_volume_set(root), splits=splits))
+    change(root, 1, lesions=())
+    register_volume_set(root)
+    names = ["checked_set_train", "checked_set_val"]
+    report = check_data_set(names, workers=1)
+    assert report.names == tuple(names) and not report.faults
+
+
+def test_what_the_loader_refuses_is_a_fault(root):
+    register_volume_set(root)
+    file = root / "volume_set.json"
+    file.write_text(file.read_text().replace('"category": 0', '"category": 1'))
+    report = check_data_set("checked_set", workers=1)
+    (fault,) = (one for one in report.faults if one.severity == "error")
+    assert fault.kind == "refused" and fault.count == 4 * 2  # in both splits
+    assert "volume 'v0', lesion 1: category: found 1, expected less than 1" in fault.places[0]
 
 
 def test_a_damaged_volume_set_is_told_of(root):

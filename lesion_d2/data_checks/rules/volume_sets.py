@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...data.volume_set.dicts import read_cached
 from ...data.volume_set.records import Volume
 from ..faults import FaultLog
-from ..loading import SPLITS, LoadedSet
+from ..loading import LoadedSet, splits_of
 
 _AXES = np.diag([1.0, 1.0, -1.0])  # columns to the left, rows to posterior, slices to inferior
 _MAX_TILT = 45.0  # degrees
@@ -21,19 +21,31 @@ def check_volume_sets(sets: Sequence[LoadedSet], log: FaultLog) -> None:
         sets: data sets; those that are no volumes are passed over.
         log: where faults go.
     """
-    checked: dict[str, list[LoadedSet]] = {}
+    families: dict[tuple[str, str], list[LoadedSet]] = {}
     for loaded in sets:
         root = MetadataCatalog.get(loaded.name).get("volume_set")
-        if root is not None:
-            checked.setdefault(root, []).append(loaded)
-    for root, ones in checked.items():
+        if root is not None and loaded.images:  # those that were refused have none
+            families.setdefault((root, loaded.family), []).append(loaded)
+    for (root, family), ones in families.items():
         volumes = {volume.name: volume for volume in read_cached(root).volumes}
         for loaded in ones:
             _check_axes(loaded, volumes, log)
-        if len({one.split for one in ones} & set(SPLITS)) > 1:
-            patients = {image["patient"] for one in ones for image in one.images}
-            for patient in sorted({one.patient for one in volumes.values()} - patients):
-                log.add("in_no_split", f"{root}: found patient {patient!r} in none of the splits")
+        splits = splits_of(family, DatasetCatalog.list())
+        has_all = all(_has_every_slice(one.name) for one in ones)  # of those without a lesion, too
+        if has_all and len(splits) > 1 and set(splits) == {one.name for one in ones}:
+            _check_patients(ones, root, {one.patient for one in volumes.values()}, log)
+
+
+def _has_every_slice(name: str) -> bool:
+    return MetadataCatalog.get(name).evaluator_type == "lesion_volume"
+
+
+def _check_patients(
+    ones: Sequence[LoadedSet], root: str, patients: set[str], log: FaultLog
+) -> None:
+    shown = {image["patient"] for one in ones for image in one.images}
+    for patient in sorted(patients - shown):
+        log.add("in_no_split", f"{root}: found patient {patient!r} in none of the splits")
 
 
 def _check_axes(loaded: LoadedSet, volumes: Mapping[str, Volume], log: FaultLog) -> None:
