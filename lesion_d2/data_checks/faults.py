@@ -23,7 +23,7 @@ class Kind(NamedTuple):
 #: All kinds by name, in the order of reports. An error spoils a training or an evaluation.
 KINDS: dict[str, Kind] = {
     "refused": Kind(ERROR, "the loader refuses it: a training would not start"),
-    "bad_record": Kind(ERROR, "an image's dict lacks what a training reads"),
+    "bad_record": Kind(ERROR, "an image's dict lacks what a training reads, or has it wrong"),
     "missing_file": Kind(ERROR, "there is no such file"),
     "unreadable_file": Kind(ERROR, "the file cannot be decoded"),
     "image_size": Kind(ERROR, "the file has another size than its annotations say"),

@@ -19,6 +19,7 @@ from ..scans.names import safe_name
 from .faults import FaultLog
 
 SPLITS = ("train", "val", "test")
+_FOLD = re.compile(r"_fold\d+(?=_|$)")
 _SPLIT = re.compile(r"^(.*)_(train|val|test)(?=_|$)")  # the last one in a name
 
 
@@ -48,6 +49,11 @@ class LoadedSet:
     def family(self) -> str:
         """The name without the split: patients of one family are known by one numbering."""
         return _SPLIT.sub(r"\1", self.name)
+
+    @property
+    def all_folds(self) -> str:
+        """The family without the fold: what all folds of a data set have in common."""
+        return _FOLD.sub("", self.family)
 
     def numbered(self) -> Iterator[tuple[int, dict]]:
         """Numbers and dicts of the images."""

@@ -1,7 +1,7 @@
 """The pass over all pixels of data sets: every file once, in a pool of processes."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import groupby
 
@@ -130,17 +130,22 @@ class PixelPass:
             self._same.setdefault(digest, [self._digests[digest]]).append(number)
 
     def _note_same_images(self) -> None:
-        """Note images of the same pixels, each but the first with the first it is a copy of."""
-        for numbers in self._same.values():
-            first, *others = sorted(numbers)
-            for number in others:
-                self._note_same(self._original(first, others, number), number)
+        """Note images of the same pixels, each but the first with the first it is a copy of.
 
-    def _original(self, first: int, others: Iterable[int], number: int) -> int:
-        """The first copy in another split, which is worse than one in the same."""
-        loaded, _ = self.image(number)
-        before = (n for n in (first, *others) if n < number)
-        return next((n for n in before if _are_two_splits(self.image(n)[0], loaded)), first)
+        A copy in another split, which is worse than one in the same, goes before.
+        """
+        for numbers in self._same.values():
+            firsts: dict[str, int] = {}  # of each data set
+            for number in sorted(numbers):
+                loaded, _ = self.image(number)
+                others = [
+                    first
+                    for first in firsts.values()
+                    if _are_two_splits(self.image(first)[0], loaded)
+                ]
+                if firsts:
+                    self._note_same(min(others or firsts.values()), number)
+                firsts.setdefault(loaded.name, number)
 
     def _note_same(self, first: int, number: int) -> None:
         (loaded, image), (before, original) = self.image(number), self.image(first)
@@ -157,8 +162,13 @@ class PixelPass:
 
 
 def _are_two_splits(one: LoadedSet, other: LoadedSet) -> bool:
-    """Whether one of two data sets is trained on and the other one is not, or the like."""
-    return one.split != other.split and {one.split, other.split} <= set(SPLITS)
+    """Whether one of two data sets is trained on and the other one is not, or the like.
+
+    Folds of one data set train on what others test.
+    """
+    are_two_folds = one.all_folds == other.all_folds and one.family != other.family
+    are_known = {one.split, other.split} <= set(SPLITS)
+    return one.split != other.split and are_known and not are_two_folds
 
 
 def _whole_file(file: str) -> str | None:

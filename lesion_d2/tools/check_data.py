@@ -2,7 +2,8 @@
 
 python -m lesion_d2.tools.check_data NAME... [--output DIR]
 
-``mine`` is all splits of a data set: mine_train, mine_val and mine_test. Every file is read once.
+``mine`` is all splits of a data set: mine_train, mine_val and mine_test; of a volume set those with
+every slice, mine_volumes_train and so on. Every file is read once.
 Counts and faults are printed, and written to DIR: ``data_check.json``, ``data_check.png`` with
 boxes and masks on their lesions, and ``data_check.html``. What each fault means stands in
 datasets/README.md, "Check a data set". Exit status: 0, 1 where something would spoil a training, 2

@@ -130,6 +130,17 @@ def test_copies_are_found_by_their_pixels(sets):
     )
 
 
+def test_many_copies_are_told_of_each_with_the_first(sets):
+    train, val = sets
+    train.images[1:] = [{**train.images[0], "image_id": f"copy_{i}"} for i in range(20)]
+    val.images[1:] = [{**train.images[0], "image_id": i} for i in range(10)]
+    report = check_data_set("made", workers=1)
+    counts = {fault.kind: fault.count for fault in report.faults}
+    assert counts["duplicate_image"] == 20 and counts["image_in_two_splits"] == 10
+    for place in found(report)["image_in_two_splits"]:
+        assert "found the pixels of made_train, image train_0" in place
+
+
 def test_two_names_of_the_same_slices_are_no_copies(sets):
     DatasetCatalog.register("made_extra", lambda: sets[0].images[:2])
     MetadataCatalog.get("made_extra").set(thing_classes=["cyst", "mass"])

@@ -113,6 +113,19 @@ def test_patients_of_splits_that_are_not_checked_are_in_a_split(root):
     assert not check_data_set(names, workers=1).faults
 
 
+def test_folds_may_share_what_splits_of_one_may_not(root):
+    folds = ({"train": ("p0", "p1"), "test": ("p2",)}, {"train": ("p2", "p1"), "test": ("p0",)})
+    write_volume_set(root, replace(read_volume_set(root), folds=folds))
+    register_volume_set(root)
+    names = ["checked_set_fold0", "checked_set_fold1"]
+    assert set(found(check_data_set(names, workers=1))) == {"in_no_split"}
+    (root / "images" / "v0.b2nd").write_bytes((root / "images" / "v1.b2nd").read_bytes())
+    report = check_data_set(names, workers=1)
+    counts = {fault.kind: fault.count for fault in report.faults}
+    assert counts["image_in_two_splits"] == DEPTH and "patient_in_two_splits" not in counts
+    assert all("_fold1_volumes_test, " in p for p in found(report)["image_in_two_splits"])
+
+
 def test_patients_without_a_lesion_are_in_a_split(root):
     splits = {"train": ("p0", "p1"), "val": ("p2", "p3")}
     write_volume_set(root, replace(read_volume_set(root), splits=splits))
