@@ -430,7 +430,8 @@ def transform_lesions(
         masks: one (H, W) an annotation, or None for no ``gt_masks``.
         transforms: what was applied to the image.
         image_size: height and width of the augmented image.
-        min_share: of the box's area, above 0; None to go by the box's center.
+        min_share: above 0, of the box's area, or of the most that an image of this size can show
+            of it; None to go by the box's center.
 
     Returns:
         Instances with ``gt_boxes`` cut at the image's border (the outer edges of its pixels: -0.5
@@ -446,8 +447,7 @@ def transform_lesions(
     whole, boxes = boxes, boxes.clip(-0.5, np.array([width, height] * 2) - 0.5)
     ignored = np.array([is_region(a) for a in annotations], dtype=bool)
     if min_share is not None:
-        area, visible = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (whole, boxes))
-        kept = visible >= min_share * area
+        kept = _shown_shares(whole, boxes, image_size) >= min_share
         ignored |= ~kept
     shown = ignored & (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
     kept = np.concatenate([np.flatnonzero(shown), np.flatnonzero(kept & ~ignored)])
@@ -465,3 +465,10 @@ def transform_lesions(
         instances.gt_masks = BitMasks(torch.from_numpy(warped))
     mark_regions(instances, int(shown.sum()))
     return instances
+
+
+def _shown_shares(whole: np.ndarray, cut: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """(n,) what an image shows of boxes (n, 4), as a share of the most that it can show of each."""
+    sides, shown = (boxes[:, 2:] - boxes[:, :2] for boxes in (whole, cut))
+    most = np.minimum(sides, image_size[::-1]).prod(axis=1)
+    return np.divide(shown.prod(axis=1), most, out=np.zeros(len(most)), where=most > 0)

@@ -6,8 +6,9 @@ import numpy as np
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform
 
-#: Share of its box that a patch has to show of a lesion; one of which it shows less is a region to
-#: ignore there: neither a lesion, nor background.
+#: Share of its box that a patch has to show of a lesion, or of the most that it can show of a box
+#: larger than itself; one of which it shows less is a region to ignore there: neither a lesion, nor
+#: background.
 MIN_SHARE = 0.5
 
 

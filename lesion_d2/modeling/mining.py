@@ -91,7 +91,7 @@ def view_detections(
 
     Returns:
         The three fields, in pixels of the image; with ``min_share`` also ``is_cut`` (n,) bool,
-        whether the image shows less than that share of the box's area.
+        whether the image shows less than that share of the box.
     """
     height, width = image_size
     boxes, matrix = instances.pred_boxes.tensor.float(), matrix.to(instances.pred_boxes.device)
@@ -105,7 +105,8 @@ def view_detections(
     viewed.pred_boxes = Boxes(torch.cat(corners, dim=1))
     if min_share is None:
         return viewed[inside]
-    viewed.is_cut = viewed.pred_boxes.area() < min_share * 4 * halves.prod(dim=1)
+    at_most = (2 * halves).minimum(centers.new_tensor([width, height]))
+    viewed.is_cut = viewed.pred_boxes.area() < min_share * at_most.prod(dim=1)
     return viewed[viewed.pred_boxes.nonempty()]
 
 

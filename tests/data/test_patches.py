@@ -192,6 +192,12 @@ def test_a_cut_lesion_is_kept_or_ignored_by_the_share_that_is_left():
         assert instances.has("is_region") == (classes == [-1])
         if classes:
             assert instances.gt_boxes.tensor[0].tolist() == [-0.5, 10, 20 - x0, 20]
+    # Of 60 x 50 pixels the patch can show 30 x 40, and half of that is enough.
+    large = {**BOX, "bbox": [2.0, 2.0, 62.0, 52.0]}
+    for y0, classes in ((0, [0]), (31, [0]), (34, [-1])):
+        cut = PatchTransform(20, y0, 30, 40, 64, 64)
+        instances = transform_lesions([large], None, cut, (40, 30), min_share=0.5)
+        assert instances.gt_classes.tolist() == classes, y0
     mask = np.zeros((64, 64), np.uint8)
     mask[11:20, 11:20] = 1
     other = {**BOX, "bbox": [22.0, 22.0, 30.0, 30.0]}

@@ -103,6 +103,9 @@ def test_what_a_patch_shows_too_little_of_is_cut():
     assert viewed.pred_classes.tolist() == [0, 1, 3, 4]
     assert viewed.is_cut.tolist() == [False, True, True, False]
     assert viewed.pred_boxes.tensor[1].tolist() == [-0.5, 10, 4, 20]
+    large = [[-40, -30, 120, 90], [-40, 31, 120, 99]]
+    viewed = view_detections(_detections(large), _matrix(), SIZE, min_share=0.5)
+    assert viewed.is_cut.tolist() == [False, True]
     [mask] = box_masks(torch.tensor([[-0.5, 10, 4, 12.4]]), SIZE).tensor
     expected = torch.zeros(SIZE, dtype=torch.bool)
     expected[10:13, :5] = True
