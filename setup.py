@@ -11,7 +11,7 @@ setup(
         "lesion_d2.findings": ["findings.schema.json"],
         "lesion_d2.findings.report": ["page/*"],
     },
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     # Detectron2 itself was never published on the Python package index: see README, "Install".
     install_requires=[
         "blosc2>=4.14",
