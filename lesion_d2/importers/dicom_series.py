@@ -75,7 +75,7 @@ def _patient(candidate: ScanCandidate) -> str:
         with quiet(), open(candidate.files[0], "rb") as opened:
             dataset = read_dataset(opened, stop_before_pixels=True, specific_tags=["PatientID"])
         text = one_line(dataset.get("PatientID") or "")
-    except (ValueError, OSError):  # it has changed since it was listed, and is told when it is read
+    except Exception:  # of damaged values pydicom raises errors of any kind
         text = ""
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text or candidate.series_uid or candidate.name

@@ -309,6 +309,34 @@ def test_damaged_files_of_regions_are_told_in_one_line(tmp_path):
     assert line.startswith(f"{file}: found a damaged file of regions (") and "\n" not in line
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"\x06\x30\x20\x00SQ", b"\x06\x30\x20\x00UJ", "Unknown Value Representation"),
+        (b"5.1.4.1.1.481.3", b"5.1.4.1.1.481.4", "RTSTRUCT of the SOP class 1.2.840.10008.5.1.4.1"),
+    ],
+)
+def test_bytes_that_are_none_of_dicom_are_told_in_one_line(tmp_path, old, new, message):
+    file = write_structure_set(tmp_path / "regions.dcm", scan(tmp_path / "ct"), REGIONS)
+    file.write_bytes(file.read_bytes().replace(old, new))
+    (line,) = list_dicom(tmp_path, {"lesion": "lesion"}).damaged
+    assert line.startswith(f"{file}: found a damaged file of regions (") and message in line
+
+
+def test_contours_that_are_none_of_dicom_are_told_in_one_line(tmp_path):
+    file = write_structure_set(tmp_path / "regions.dcm", scan(tmp_path / "ct"), REGIONS)
+    file.write_bytes(file.read_bytes().replace(b"\x06\x30\x50\x00DS", b"\x06\x30\x50\x00UJ"))
+    assert "Unknown Value Representation" in refusal(tmp_path)
+
+
+def test_a_series_without_a_patient_that_can_be_read_is_one_of_its_own(tmp_path):
+    series = scan(tmp_path)
+    file = series[0]
+    file.write_bytes(file.read_bytes().replace(b"\x10\x00\x20\x00LO", b"\x10\x00\x20\x00LJ"))
+    (case,) = list_dicom(tmp_path, {"lesion": "lesion"}, with_unannotated=True).cases
+    assert case.patient == pydicom.dcmread(series[1]).SeriesInstanceUID
+
+
 def test_classes_and_patterns_of_the_command(tmp_path):
     write_structure_set(tmp_path / "regions.dcm", scan(tmp_path / "ct"), REGIONS)
     command = ["dicom", str(tmp_path), "--output", str(tmp_path / "out")]

@@ -314,6 +314,7 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "c">]>'
     [
         ("<LidcReadMessage", BOMB + "<LidcReadMessage", "found a document type declaration ('a')"),
         ("</LidcReadMessage>", "", "found no readable XML (no element found"),
+        ("UTF-8", "UTF-38", "found no readable XML (unknown encoding: UTF-38"),
         ("<SeriesInstanceUid>", "<SeriesInstanceUid/><x>", "found no readable XML (mismatched"),
         ("SeriesInstanceUid>", "SeriesUid>", "found no ResponseHeader/SeriesInstanceUid"),
         ("<malignancy>5<", "<malignancy>7<", "nodule 'A': malignancy: found '7', expected 1 to 5"),

@@ -15,10 +15,9 @@ from ...scans import ScanCandidate
 from ..case import Case, ImportedVolume, Listing
 from ..dicom_series import list_series, other_files
 from ..scan_volumes import imported_scan
-from .regions import RegionFile, read_region_file, region_masks
+from .regions import MODALITIES, RegionFile, read_region_file, region_masks
 
 _CLASS = "lesion"
-_MODALITIES = ("'SEG', expected CT", "'RTSTRUCT', expected CT")
 _NEIGHBORS = np.ones((3, 3, 3), bool)
 
 
@@ -96,7 +95,8 @@ def list_dicom(
     series, found = list_series(root, progress=progress)
     files, damaged = _region_files(root, series)
     # Files of regions are told as no CT where series are listed.
-    left_out = [line for line in found.left_out if not line.endswith(_MODALITIES)]
+    ends = tuple(f"{modality!r}, expected CT" for modality in MODALITIES)
+    left_out = [line for line in found.left_out if not line.endswith(ends)]
     by_series: dict[str, list[tuple[RegionFile, dict[int, int]]]] = {}
     known = {entry.candidate.series_uid for entry in series}
     for file in files:

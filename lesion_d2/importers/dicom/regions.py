@@ -15,6 +15,9 @@ from ..polygons import polygon_mask
 
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+#: Modalities of files of regions.
+MODALITIES = ("SEG", "RTSTRUCT")
+_KIND = ["SOPClassUID", "Modality"]
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _MAX_NAME = 200
 _MAX_MM = 1e5
@@ -43,26 +46,30 @@ def read_region_file(file: Path) -> RegionFile | None:
     """Read what is in a file, but for contours and pixels; None of any other file.
 
     Raises:
-        ValueError: it is a damaged structure set or segmentation.
+        ValueError: it is a damaged structure set or segmentation, or one of surfaces.
     """
     with quiet(), open(file, "rb") as opened:
         if not is_dicom(opened):
             return None
         try:
-            kind = read_dataset(opened, specific_tags=["SOPClassUID"], stop_before_pixels=True)
-        except ValueError:
+            kind = read_dataset(opened, specific_tags=_KIND, stop_before_pixels=True)
+            sop_class, modality = map(kind.get, _KIND)
+        except Exception:  # pydicom raises errors of any kind
             return None  # what is damaged is told where series are listed
-        if kind.get("SOPClassUID") not in (STRUCTURE_SET, *SEGMENTATIONS):
+        is_regions = sop_class in (STRUCTURE_SET, *SEGMENTATIONS)
+        if not is_regions and modality not in MODALITIES:
             return None
         opened.seek(0)
         try:
+            if not is_regions:
+                raise ValueError(f"{modality} of the SOP class {sop_class}")
             dataset = read_dataset(opened, stop_before_pixels=True)
             is_structure_set = dataset.SOPClassUID == STRUCTURE_SET
             series = _series_of_structures if is_structure_set else _series_of_segments
             names = _roi_names if is_structure_set else _segment_names
             uids = tuple(dict.fromkeys(map(str, series(dataset))))
             return RegionFile(str(file), is_structure_set, uids, names(dataset))
-        except (ValueError, AttributeError, TypeError) as error:
+        except Exception as error:
             raise ValueError(
                 f"{file}: found a damaged file of regions ({describe(error)})"
             ) from None
@@ -80,7 +87,7 @@ def region_masks(
     try:
         with quiet():
             yield from masks(file.file, numbers, scan)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # damaged files make pydicom and highdicom raise errors of any kind
         text = describe(error)
         raise ValueError(text if text.startswith(file.file) else f"{file.file}: {text}") from None
 

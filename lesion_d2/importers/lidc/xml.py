@@ -101,7 +101,7 @@ def _parse(file: Path) -> ElementTree.Element:
     try:
         checker.Parse(content, True)
         return ElementTree.fromstring(content)
-    except (expat.ExpatError, ElementTree.ParseError) as error:
+    except (expat.ExpatError, ElementTree.ParseError, LookupError) as error:  # of an encoding
         raise ValueError(f"found no readable XML ({error})") from None
 
 
