@@ -5,6 +5,7 @@ numbers, and an array's that it lies elsewhere. What a pickle calls in NumPy's n
 arguments; the arrays are made from them after loading, once they are checked.
 """
 
+import io
 import math
 import os
 import pickle
@@ -14,14 +15,19 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from ..files import one_line
+from .pickle_opcodes import Refused, check_opcodes
 from .problems import short
 
-_BUILTINS = {"dict": dict, "frozenset": frozenset, "list": list, "set": set, "tuple": tuple}
+__all__ = ["Converter", "Refused", "StandIn", "load_pickle"]
+
+_BUILTINS = ("builtins", "__builtin__")
 # Pickled by NumPy 1 and 2.
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 _NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
 _DTYPE_CODE = re.compile(r"b1|[iufc][0-9]{1,2}|[SU][0-9]{1,9}|O[48]?")
 _LARGEST_CODE_POINT = 0x10FFFF
+# Items and bytes that may be made of a file: so many times its size, and some for small ones.
+_SLACK, _SMALL = 8, 4096
 
 
 def load_pickle(
@@ -47,19 +53,35 @@ def load_pickle(
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file}: no such file")
     with open(file, "rb") as opened:
-        try:
-            content = _Unpickler(opened, names or {}, encoding="latin1").load()
-            return Converter(os.fstat(opened.fileno()).st_size).convert(content)
-        except Refused as error:
-            raise ValueError(f"{file}: {error}") from None
-        # A damaged pickle fails as it likes to.
-        except Exception as error:
-            text = one_line(f"{type(error).__name__}: {error}")
-            raise ValueError(f"{file}: found no readable pickle ({text})") from None
+        data = opened.read()
+    try:
+        check_opcodes(data)
+        budget = _Budget(len(data))
+        loaded = _Unpickler(io.BytesIO(data), names or {}, budget, encoding="latin1").load()
+        return Converter(len(data), budget).convert(loaded)
+    except Refused as error:
+        raise ValueError(f"{file}: {error}") from None
+    # A damaged pickle fails as it likes to.
+    except Exception as error:
+        text = one_line(f"{type(error).__name__}: {error}")
+        raise ValueError(f"{file}: found no readable pickle ({text})") from None
 
 
-class Refused(Exception):
-    """A pickle asks for what it has no need of."""
+class _Budget:
+    """How much may be made of a file: some bytes of it must not be copied again and again."""
+
+    def __init__(self, file_size: int):
+        self.file_size = file_size
+        self.left = _SLACK * file_size + _SMALL
+
+    def take(self, size: int) -> None:
+        """Raises ``Refused`` where items or bytes of this number are too many."""
+        self.left -= size
+        if self.left < 0:
+            raise Refused(
+                f"found copies of {short(size)} items or bytes in a pickle of {self.file_size} "
+                "bytes, expected each of its parts once"
+            )
 
 
 class StandIn:
@@ -85,9 +107,9 @@ class StandIn:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file, names: Mapping[tuple[str, str], Callable], **kwargs):
+    def __init__(self, file, names: Mapping[tuple[str, str], Callable], budget: _Budget, **kwargs):
         super().__init__(file, **kwargs)
-        self._allowed = {**names, **_allowed()}
+        self._allowed = {**names, **_allowed(budget)}
 
     def find_class(self, module: str, name: str) -> Callable:
         """The few functions and classes that a pickle may call, by their exact names."""
@@ -134,7 +156,7 @@ class _Scalar:
         self.args = args  # dtype, data
 
 
-def _allowed() -> dict[tuple[str, str], Callable]:
+def _allowed(budget: _Budget) -> dict[tuple[str, str], Callable]:
     """(module, name) -> what stands for it.
 
     Python's functions are made anew for every file: a pickle can write to what it can name, and
@@ -145,11 +167,27 @@ def _allowed() -> dict[tuple[str, str], Callable]:
         """Bytes, as protocols 0 to 2 write them."""
         if encoding not in ("latin1", "latin-1"):
             raise Refused(f"found bytes as {encoding!r} in the pickle, expected 'latin1'")
+        budget.take(len(text))
         return text.encode("latin1")
 
-    def no_bytes() -> bytes:
-        """``b""``, as protocols 0 to 2 write it."""
-        return b""
+    def filled(kind: type) -> Callable:
+        """Sets and dicts of their items, as protocols 0 to 3 write them."""
+
+        def fill(items: list | tuple = ()) -> object:
+            budget.take(len(items))
+            return kind(items)
+
+        return fill
+
+    def empty(kind: type) -> Callable:
+        """``b""``, as protocols 0 to 2 write it; of others a name, as defaultdict writes it."""
+
+        def make(*items) -> object:
+            if items:
+                raise Refused(f"found a call of {kind.__name__} in the pickle, expected its name")
+            return kind()
+
+        return make
 
     def default_dict(factory: object = None) -> dict:
         """An empty dict; what follows fills it."""
@@ -178,17 +216,15 @@ def _allowed() -> dict[tuple[str, str], Callable]:
         return _Dtype(code)
 
     return {
-        **{
-            (m, name): kind for m in ("builtins", "__builtin__") for name, kind in _BUILTINS.items()
-        },
-        **{(m, "bytes"): no_bytes for m in ("builtins", "__builtin__")},
+        **{(m, kind.__name__): filled(kind) for m in _BUILTINS for kind in (set, frozenset)},
+        **{(m, k.__name__): empty(k) for m in _BUILTINS for k in (bytes, dict, list, tuple)},
         **{(m, "_reconstruct"): reconstruct for m in _MULTIARRAY},
         **{(m, "scalar"): scalar for m in _MULTIARRAY},
         **{(m, "_frombuffer"): from_buffer for m in _NUMERIC},
         ("numpy", "ndarray"): ndarray,
         ("numpy", "dtype"): dtype,
         ("_codecs", "encode"): encode,
-        ("collections", "OrderedDict"): dict,
+        ("collections", "OrderedDict"): filled(dict),
         ("collections", "defaultdict"): default_dict,
     }
 
@@ -198,10 +234,11 @@ class Converter:
 
     Args:
         file_size: bytes; nothing that is built has more items than that.
+        budget: of all that is built.
     """
 
-    def __init__(self, file_size: int):
-        self.file_size = file_size
+    def __init__(self, file_size: int, budget: _Budget):
+        self.file_size, self.budget = file_size, budget
         self._done = {}  # id -> converted: what a file names often is converted once
 
     def convert(self, value: object) -> object:
@@ -249,6 +286,7 @@ class Converter:
             raise Refused(
                 f"found an array's shape {short(shape)}, expected none above the size of the file"
             )
+        self.budget.take(max((size, *shape)) + (0 if dtype.kind == "O" else size * dtype.itemsize))
         if dtype.kind == "O":
             return self._object_array(shape, size, order, data)
         if type(data) is str:  # of Python 2

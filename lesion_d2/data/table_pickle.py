@@ -135,6 +135,7 @@ class _Index(StandIn):
         rows = range(*ends)
         if len(rows) > converter.file_size:
             raise Refused(f"found an index of {len(rows)} rows, expected fewer than bytes")
+        converter.budget.take(len(rows))
         return list(rows)
 
 

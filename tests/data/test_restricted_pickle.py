@@ -1,5 +1,6 @@
 import collections
 import pickle
+import struct
 
 from lesion_d2.data.restricted_pickle import load_pickle
 
@@ -150,7 +151,10 @@ def test_other_misuse(tmp_path):
     inside.append(inside)
     double = dtype(*DOUBLE)
     for content, message in [
-        (Call(RECONSTRUCT, list, (0,), b"b"), "found an array of the class .*list.*, expected"),
+        (
+            Call(RECONSTRUCT, list, (0,), b"b"),
+            "found an array of the class .*, expected numpy.ndarray",
+        ),
         (Call(RECONSTRUCT, np.ndarray, (0,), b"b"), "found an array's state None, expected 5 val"),
         (Call(np.ndarray, (9,)), "found a call of numpy.ndarray"),
         (np.ndarray, "found a value of type function in the pickle"),
@@ -205,6 +209,60 @@ def test_arrays_and_scalars_come_back(tmp_path, protocol):
     assert load_pickle(write(tmp_path / "a.pkl", content, protocol)) == content
     content = collections.defaultdict(list, a=[1])
     assert load_pickle(write(tmp_path / "a.pkl", content, protocol)) == content
+
+
+def nested(depth: int) -> bytes:
+    """Tuples of the one below, twice; the last one is on the stack."""
+    content = b")q\x00"
+    for level in range(depth):
+        content += b"(" + 2 * (b"h" + bytes([level])) + b"tq" + bytes([level + 1])
+    return content
+
+
+MANY = b"\x80\x02]q\x00(" + b"N" * 50_000 + b"eX" + struct.pack("<I", 5000) + b"a" * 5000
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        # A table of so many entries: 16 GiB and more.
+        (b"\x80\x02Nr" + struct.pack("<I", 2**31) + b".", "an object of number 2147483648"),
+        (b"\x80\x02Np-1\n.", "an object of number -1"),
+        # Lengths that the file has not.
+        (b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.", "pickle data was truncated"),
+        (b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x.", "pickle data was truncated"),
+        (b"\x80\x02T" + struct.pack("<i", -9) + b"x.", "pickle data was truncated"),
+        # Hashes of 2^60 parts: of a key, and of a set's member.
+        (b"}" + nested(60) + b"Ns.", "found more than .* parts in a pickle of"),
+        (
+            nested(60) + b"0cbuiltins\nset\n(h\x3cl\x85R.",
+            "found more than .* parts in a pickle of",
+        ),
+        # Copies, 5 bytes each.
+        (
+            MANY + b"0cbuiltins\nset\nq\x010(" + b"h\x01h\x00\x85R" * 50 + b"l.",
+            "copies of 50000",
+        ),
+        (
+            MANY + b"q\x020c_codecs\nencode\nq\x01" + b"0(" + b"h\x01h\x02\x85R" * 9999 + b"l.",
+            "copies of 5000 items",
+        ),
+        (b"\x80\x02cbuiltins\nlist\n]\x85R.", "found a call of list in the pickle"),
+    ],
+)
+def test_a_small_file_asks_for_no_end_of_memory_or_time(tmp_path, content, message):
+    file = tmp_path / "a.pkl"
+    file.write_bytes(content)
+    refused(file, message)
+
+
+def test_arrays_that_share_their_data_are_not_copied_without_end(tmp_path):
+    data = bytes(80_000)
+    arrays = [by_buffer((10_000,), DOUBLE, data) for _ in range(40)]
+    refused(write(tmp_path / "a.pkl", arrays), "copies of 90000 items or bytes")
+    again = [by_buffer((10_000,), DOUBLE, data)] * 1000  # one array, named often
+    found = load_pickle(write(tmp_path / "a.pkl", again))
+    assert len(found) == 1000 and all(array is found[0] for array in found)
 
 
 def test_bools_are_of_0_and_1(tmp_path):
