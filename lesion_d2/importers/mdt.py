@@ -248,7 +248,8 @@ def _read_case(
     lesions = instance_lesions(labels, categories, rois_file, "class_target")
     lesions = tuple(_rated(le, targets[le.id - 1]) if not options.classes else le for le in lesions)
     del labels
-    volume = Volume(name, patient, f"images/{name}", image.shape, options.spacing, lesions=lesions)
+    place = {"spacing": options.spacing, "window": options.hu_range}
+    volume = Volume(name, patient, f"images/{name}", image.shape, lesions=lesions, **place)
     return ImportedVolume(_to_hu(image_file, image, options.hu_range), volume)
 
 

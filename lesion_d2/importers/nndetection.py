@@ -27,7 +27,15 @@ from ..data.problems import raise_problems, short
 from ..files import one_line, read_json
 from .case import ImportedVolume, Listing
 from .task_folders.box_labels import box_lesions, check_box
-from .task_folders.images import check_same_grid, find_image, image_stem, open_image, volume_of
+from .task_folders.images import (
+    check_same_grid,
+    find_image,
+    image_stem,
+    image_stems,
+    labels_alone,
+    open_image,
+    volume_of,
+)
 from .task_folders.label_maps import instance_lesions, read_labels
 from .task_folders.options import (
     CaseFiles,
@@ -101,6 +109,7 @@ def list_nndetection(task_dir: str | os.PathLike, options: TaskOptions | None = 
                 damaged.append(f"{image}: found a case of this name in imagesTr, expected another")
             else:
                 cases[case] = files
+        (left_out if split else damaged).extend(_labels_alone(root, ending))
     return list_task(
         cases,
         partial(_read_case, classes, options),
@@ -121,12 +130,20 @@ def _read_dataset(task_dir: Path) -> tuple[Path, dict]:
         content = read_json(file, "what nnDetection knows of the data set")
     else:
         try:
-            content = yaml.safe_load(file.read_bytes())
+            content = _read_yaml(file)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ValueError(f"{file}: found no readable YAML ({one_line(error)})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file}: found {short(content)}, expected keys such as 'labels'")
     return file, content
+
+
+def _read_yaml(file: Path) -> object:
+    """Without aliases, of which a few lines make no end of content."""
+    content = file.read_bytes()
+    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(content)):
+        raise ValueError("aliases such as *name are not read")
+    return yaml.safe_load(content)
 
 
 def _numbered_names(file: Path, key: str, found: object) -> dict[int, str]:
@@ -137,12 +154,16 @@ def _numbered_names(file: Path, key: str, found: object) -> dict[int, str]:
         raise ValueError(
             f"{file}: {key}: found {short(found)}, expected names by their numbers from 0 on"
         )
-    return {n: str(found.get(str(n), found.get(n))) for n in range(len(found))}
+    names = {n: found.get(str(n), found.get(n)) for n in range(len(found))}
+    for name in names.values():
+        if type(name) not in (str, int) or not str(name).strip():
+            raise ValueError(f"{file}: {key}: found the name {short(name)}, expected text")
+    return {n: str(name) for n, name in names.items()}
 
 
 def _classes(file: Path, dataset: dict) -> tuple[str, ...]:
     names = tuple(_numbered_names(file, "labels", dataset.get("labels")).values())
-    if not names or len(set(names)) != len(names) or not all(names):
+    if not names or len(set(names)) != len(names):
         raise ValueError(f"{file}: labels: found {short(names)}, expected names that differ")
     return names
 
@@ -177,6 +198,18 @@ def _find_images(folder: Path, modality: int, damaged: list[str]) -> dict[str, s
         for case in sorted(seen - found.keys())
     )
     return found
+
+
+def _labels_alone(root: Path, ending: str) -> list[str]:
+    """Lines that tell of labels without an image of any modality."""
+    images, folder = image_stems(root / f"images{ending}"), root / f"labels{ending}"
+    cases = {match[1] if (match := _CASE.fullmatch(stem)) else stem for stem in images}
+    files = sorted(folder.glob("*.json")) if folder.is_dir() else ()
+    return labels_alone(folder, cases) + [
+        f"{file}: found no image of this case in images{ending}"
+        for file in files
+        if file.stem not in cases and find_image(folder, file.stem) is None
+    ]
 
 
 def _find_labels(

@@ -198,8 +198,9 @@ def _read_case(
         connectivity=components.connectivity,
         min_voxels=_min_voxels(components.min_volume, image),
     )
+    # For each class: as crowds, regions are of one.
     unlabelled, _ = component_lesions(
-        labels, [ignored] if ignored else [], connectivity=components.connectivity
+        labels, [ignored] * len(classes) if ignored else [], connectivity=components.connectivity
     )
     lesions += [
         replace(region, id=number, ignore=True)

@@ -55,6 +55,7 @@ def test_arrays_become_volumes_with_rated_lesions(tmp_path, table):
     assert list(found) == ["0001", "0002"] and found["0002"].volume.lesions == ()
     imported = found["0001"]
     assert imported.volume.spacing == SPACING and imported.volume.origin is None
+    assert imported.volume.window == (-1200, 600)
     hu = np.load(tmp_path / "0001_hu.npy")[::-1]
     assert np.abs(imported.voxels - hu).max() < 1.01
     lesions = imported.volume.lesions

@@ -101,6 +101,39 @@ def test_yaml_with_numbers_as_keys_and_images_directly_below(tmp_path):
     assert listing.classes == ("cyst", "tumour") and len(listing.cases) == 1
 
 
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("labels: {0: ~}\nmodalities: {0: CT}", "labels: found the name None, expected text"),
+        ("labels: {0: [a]}\nmodalities: {0: CT}", "labels: found the name .*a.*, expected text"),
+        ("labels: {0: a}\nmodalities: {0: true}", "modalities: found the name True, expected"),
+        ("a: &a [x]\nlabels: {0: *a}", r"found no readable YAML \(aliases such as \*name"),
+        ("labels: {0: a", "found no readable YAML"),
+    ],
+)
+def test_bad_yaml_is_one_line(tmp_path, text, message):
+    (tmp_path / "dataset.yaml").write_text(text)
+    with pytest.raises(ValueError, match=rf"dataset\.yaml: {message}") as error:
+        list_nndetection(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_labels_without_an_image_are_told(tmp_path):
+    root = write_nndetection(tmp_path, {"a": {}, "b": {1: 0}}, orientations=[("LPS", 0)])
+    write_nndetection(root, {"t": {}, "u": {}}, split="Ts", orientations=[("LPS", 0)])
+    folder = root / "raw_splitted"
+    save_json(folder / "labelsTr/c.json", {"instances": {}})
+    (folder / "imagesTr/b_0000.nii.gz").unlink()
+    (folder / "imagesTs/u_0000.nii.gz").unlink()
+    listing = list_nndetection(root)
+    assert [case.name for case in listing.cases] == ["a", "t"]
+    first, second = listing.damaged
+    assert re.search(r"labelsTr/b\.nii\.gz: found no image of this case in imagesTr, exp", first)
+    assert re.search(r"labelsTr/c\.json: found no image of this case in imagesTr", second)
+    (line,) = set(listing.left_out) - set(listing.damaged)
+    assert re.search(r"labelsTs/u\.nii\.gz: found no image of this case in imagesTs, exp", line)
+
+
 @pytest.mark.parametrize("codes, angle", ORIENTATIONS)
 def test_boxes_in_voxels_and_in_mm_are_the_boxes_of_the_masks(tmp_path, codes, angle):
     root = write_nndetection(tmp_path, {"a": ALL, "b": {}}, orientations=[(codes, angle)])

@@ -117,8 +117,9 @@ def test_regions_and_voxels_that_nobody_labelled(tmp_path):
         (2, 0, False),
         (3, 1, False),
         (4, 0, True),
+        (5, 1, True),
     ]
-    assert lesions[3].box == (39.5, 39.5, 12.0, 43.5, 47.5, 13.0)
+    assert lesions[3].box == lesions[4].box == (39.5, 39.5, 12.0, 43.5, 47.5, 13.0)
 
 
 def test_modalities_along_a_fourth_axis(tmp_path):
@@ -187,6 +188,10 @@ def test_test_cases_with_labels_and_without(tmp_path):
         ({"channel_names": {"1": "CT"}}, "channel_names: found .* by their numbers from 0 on"),
         ({"channel_names": None}, "modality: found None"),
         ({"training": {}}, "training: found {}, expected a list of cases"),
+        ({"labels": {"background": 0, "ignore": 1}}, "labels: found .*, expected one beside"),
+        ({"labels": {"a": [0, 1]}}, r"labels: found \[0, 1\] of 'a', expected a number from 0, or"),
+        ({"labels": {"a": 1, "ignore": [2, 3]}}, r"labels: found \[2, 3\] of 'ignore', expected"),
+        ({"labels": {"background": 0, "": 1}}, "labels: found the name '', expected text"),
         ({"training": [{"label": "a"}]}, "training, 0: found .*, expected paths"),
         ({"training": [{"image": "/etc/a.nii"}]}, "training, 0: found .* in this folder"),
     ],
@@ -197,6 +202,22 @@ def test_a_bad_dataset_file_is_one_line(tmp_path, changes, message):
     with pytest.raises(ValueError, match=rf"dataset\.json: {message}") as error:
         list_nnunet(root, TUMOUR)
     assert "\n" not in str(error.value)
+
+
+def test_files_of_no_case_are_told(tmp_path):
+    root = write_nnunet(tmp_path, {"a": (), "b": (1,), "c": ()}, orientations=STRAIGHT)
+    (root / "imagesTr/b_0000.nii.gz").unlink()
+    listing = list_nnunet(root, TUMOUR)
+    assert [case.name for case in listing.cases] == ["a", "c"]
+    (line,) = listing.damaged
+    assert re.search(r"labelsTr/b\.nii\.gz: found no image of this case in imagesTr, exp", line)
+    edit_json(root, training=[{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}])
+    listing = list_nnunet(root, TUMOUR)
+    assert [case.name for case in listing.cases] == ["a"] and not listing.damaged
+    (line,) = listing.left_out
+    assert re.search(
+        "2 cases of imagesTr or labelsTr are not among the training .*such as 'b'", line
+    )
 
 
 def test_damaged_cases_are_told_and_the_others_go_on(tmp_path):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ...data.problems import short
 from ...files import one_line, read_json
-from .images import find_image, image_stem
+from .images import find_image, image_stem, image_stems, labels_alone
 from .options import CaseFiles
 
 _BACKGROUND = "background"
@@ -98,7 +98,32 @@ def find_cases(dataset: DatasetJson, modality: int) -> FoundCases:
     else:
         for entry in test:
             _add(found, root, entry, modality, "test")
+    _tell_others(found, root, training, test, bool(dataset.training))
     return found
+
+
+def _tell_others(
+    found: FoundCases,
+    root: Path,
+    training: list[ListedCase],
+    test: list[ListedCase],
+    are_listed: bool,
+) -> None:
+    """Tell of files that are of no case: none that ``dataset.json`` lists, or label maps alone."""
+    known = {image_stem(Path(entry.label).name) for entry in training}
+    if are_listed:
+        stems = image_stems(root / "imagesTr").keys() - known
+        others = {match[1] if (match := _NUMBERED.fullmatch(stem)) else stem for stem in stems}
+        others = sorted((others | image_stems(root / "labelsTr").keys()) - known)
+        if others:
+            found.left_out.append(
+                f"{root}: {len(others)} cases of imagesTr or labelsTr are not among the training "
+                f"cases of dataset.json, such as {short(others[0])}"
+            )
+    else:
+        found.damaged.extend(labels_alone(root / "labelsTr", known))
+    known = {image_stem(Path(entry.label).name) for entry in test}
+    found.left_out.extend(labels_alone(root / "labelsTs", known))
 
 
 def _read_labels(file: Path, labels: object) -> dict[str, tuple[int, ...]]:
@@ -112,16 +137,21 @@ def _read_labels(file: Path, labels: object) -> dict[str, tuple[int, ...]]:
     found = {}
     for name, numbers in pairs:
         numbers = numbers if isinstance(numbers, list) else [numbers]
-        if not numbers or not all(type(n) is int and 0 <= n < 2**16 for n in numbers):
+        are_numbers = all(type(n) is int and 0 <= n < 2**16 for n in numbers)
+        if not numbers or not are_numbers or (0 in numbers and len(numbers) > 1):
             raise ValueError(
                 f"{file}: labels: found {short(numbers)} of {short(name)}, expected a number from "
-                "0 or a list of them"
+                "0, or a list of numbers from 1"
             )
+        if name == _IGNORE and len(numbers) > 1:
+            raise ValueError(f"{file}: labels: found {short(numbers)} of 'ignore', expected one")
+        if not name.strip():
+            raise ValueError(f"{file}: labels: found the name {short(name)}, expected text")
         if name in found:
             raise ValueError(f"{file}: labels: found two of the name {short(name)}")
         if numbers != [0] and name.lower() != _BACKGROUND:
             found[name] = tuple(numbers)
-    if not found:
+    if not found.keys() - {_IGNORE}:
         raise ValueError(f"{file}: labels: found {short(labels)}, expected one beside background")
     return found
 

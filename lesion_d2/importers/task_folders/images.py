@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,6 +147,28 @@ def image_stem(name: str) -> str | None:
         if lower.endswith(ending) and not name.startswith("."):
             return name[: -len(ending)]
     return None
+
+
+def image_stems(folder: str | os.PathLike) -> dict[str, str]:
+    """The images of a folder, by their names without endings, sorted; none where it is missing."""
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else ()
+    return {stem: name for name in names if (stem := image_stem(name)) is not None}
+
+
+def labels_alone(folder: str | os.PathLike, cases: Collection[str]) -> list[str]:
+    """Lines that tell of label maps without an image.
+
+    Args:
+        folder: of the label maps, ``labelsTr`` or ``labelsTs``.
+        cases: names of those that have images.
+    """
+    images = Path(folder).name.replace("labels", "images")
+    return [
+        f"{Path(folder) / name}: found no image of this case in {images}, expected {stem}_0000 "
+        "and an ending"
+        for stem, name in image_stems(folder).items()
+        if stem not in cases
+    ]
 
 
 def open_image(file: str | os.PathLike, channel: tuple[int, int] | None = None) -> VolumeFile:
