@@ -151,16 +151,18 @@ class _Names:
         return {"image_id": record["image_id"], "image": torch.zeros(1, 1, 1, dtype=torch.int16)}
 
 
-def test_the_training_loader_goes_by_the_config_and_begins_anew_anywhere(monkeypatch):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_training_loader_goes_by_the_config_and_begins_anew_anywhere(workers, monkeypatch):
     name = "images_to_balance"
     images = [{**image, "height": 1, "width": 1} for image in IMAGES]
     DatasetCatalog.register(name, lambda: images)
     MetadataCatalog.get(name).set(thing_classes=list("abc"))
     monkeypatch.setattr("lesion_d2.data.loader.LesionDatasetMapper", lambda *args: _Names())
+    monkeypatch.setattr("lesion_d2.data.loader.count_cores", lambda: 2)
     cfg = get_cfg()
     lesion_d2.add_lesion_config(cfg)
     cfg.MODEL.DEVICE, cfg.DATASETS.TRAIN, cfg.SEED = "cpu", (name,), 11
-    cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.EMPTY_SHARE = 0, 0.5
+    cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.EMPTY_SHARE = workers, 0.5
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, cfg.SOLVER.IMS_PER_BATCH = False, 2
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     try:
