@@ -52,18 +52,20 @@ def pixel_regions(number: int, image: Mapping) -> list[Region]:
 def check_annotations(loaded: LoadedSet, log: FaultLog) -> None:
     """Note boxes that are none, lie outside or are tiny; unknown classes; lesions that repeat."""
     for number, image in loaded.numbered():
-        before: list[tuple[np.ndarray, object]] = []
-        for annotation in image["annotations"]:
+        before = np.full((len(image["annotations"]), 4), np.inf)
+        categories = []
+        for i, annotation in enumerate(image["annotations"]):
+            categories.append(annotation.get("category_id"))
             for kind, text in _faults(annotation, image, loaded.classes):
                 log.add(kind, f"{where(loaded, image, annotation)}: {text}", number)
             box = box_of(annotation)
             if box is None or is_region(annotation):
                 continue
-            box, category = np.array(box), annotation.get("category_id")
-            if any(c == category and np.abs(b - box).max() <= _SAME for b, c in before):
+            same = np.flatnonzero(np.abs(before[:i] - box).max(axis=1) <= _SAME)
+            if any(categories[j] == categories[i] for j in same):
                 text = f"found the box {_text(box)} a second time, expected it once"
                 log.add("repeated_lesion", f"{where(loaded, image, annotation)}: {text}", number)
-            before.append((box, category))
+            before[i] = box
 
 
 def _faults(annotation: Mapping, image: Mapping, classes: Sequence[str]):
