@@ -4,7 +4,7 @@ In dicts they are annotations with ``iscrowd`` 1, as in COCO. In a training samp
 instances of class -1 with ``is_region``, which come before the lesions.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -100,9 +100,3 @@ def split_regions(instances: Instances) -> tuple[Instances, Instances | None]:
     others = instances[number:]
     others.remove("is_region")
     return others, instances[:number]
-
-
-def region_boxes_of(samples: Sequence[Instances]) -> list[Boxes | None]:
-    """The boxes of each training sample's regions to ignore; None where it has none."""
-    regions = [split_regions(instances)[1] for instances in samples]
-    return [None if each is None else each.gt_boxes for each in regions]
