@@ -152,13 +152,14 @@ def complete_images(
         missing = {key: value for key, value in given.items() if getattr(image, key) is None}
         if pattern is not None and image.patient is None:
             match = pattern.search(image.name)
-            if match is None:
+            found = match and match[1 if pattern.groups else 0]
+            if not found:
                 problems.append(
                     f"image {image.id}: file_name: found {short(image.name)}, expected the "
                     f"patient's name in it ({patient})"
                 )
                 continue
-            missing["patient"] = match[1] if pattern.groups else match[0]
+            missing["patient"] = found
         completed.append(replace(image, **missing))
     raise_problems(json_file, problems)
     return completed

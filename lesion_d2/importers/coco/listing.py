@@ -104,7 +104,9 @@ def list_coco(
 
     Raises:
         FileNotFoundError: a file or folder does not exist.
-        ValueError: what is wrong in a file or an option, or files differ in their categories.
+        ValueError: what is wrong in a file or an option, files differ in their categories, or two
+            of them have slices of one volume: each would take the other's for slices without
+            lesions.
     """
     ignore_categories = tuple(ignore_categories)
     if not isinstance(json_files, Mapping):
@@ -120,6 +122,7 @@ def list_coco(
         images = complete_images(json_file, content.images, patient=patient, **options)
         root = os.path.dirname(json_file) if image_root is None else image_root
         groups += group_images(split, os.fspath(json_file), os.fspath(root), images, group_by)
+    _check_one_file(groups)
     cases, damaged = [], []
     for named in zip(groups, case_names(groups), volume_names(groups), strict=True):
         try:
@@ -161,6 +164,17 @@ def _check_same_classes(
             f"{file}: categories: found {short(dict(zip(b.category_ids, b.classes, strict=True)))},"
             f" expected those of {first_file}"
         )
+
+
+def _check_one_file(groups: Iterable[Group]) -> None:
+    found: dict[str, str] = {}
+    for group in groups:
+        file = os.path.realpath(group.files[0]) if group.is_stored else None
+        if file is not None and found.setdefault(file, group.json_file) != group.json_file:
+            raise ValueError(
+                f"{group.files[0]}: found slices of it in {found[file]} and in {group.json_file}, "
+                "expected all of a volume in one JSON file"
+            )
 
 
 def _jsonable(value: Any) -> Any:

@@ -258,6 +258,7 @@ def test_real_slices():
         ({}, {"spacing": (1, 1)}, "spacing: found .* expected for x, y and z"),
         ({}, {"hu_window": (1, 0)}, "hu_window: found .* low < high"),
         ({}, {"patient": "("}, "patient: found '\\(', expected a regular expression"),
+        ({}, {"patient": "(q)?p"}, "image 10: file_name: found .*, expected the patient's name"),
         ({}, {"patient": "q"}, "image 10: file_name: found 'images/p0_s.png', expected the patien"),
     ],
 )
