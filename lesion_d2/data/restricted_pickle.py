@@ -28,6 +28,7 @@ _DTYPE_CODE = re.compile(r"b1|[iufc][0-9]{1,2}|[SU][0-9]{1,9}|O[48]?")
 _LARGEST_CODE_POINT = 0x10FFFF
 # Items and bytes that may be made of a file: so many times its size, and some for small ones.
 _SLACK, _SMALL = 8, 4096
+_MAX_NAME = 100  # letters of it in a message
 
 
 def load_pickle(
@@ -116,8 +117,9 @@ class _Unpickler(pickle.Unpickler):
         try:
             return self._allowed[module, name]
         except KeyError:
+            asked = one_line(f"{module}.{name}")[:_MAX_NAME]
             raise Refused(
-                f"found {module}.{name} in the pickle, expected NumPy arrays and plain containers"
+                f"found {asked} in the pickle, expected NumPy arrays and plain containers"
             ) from None
 
 

@@ -128,6 +128,7 @@ class _Index(StandIn):
             data = converter.convert(made_from["data"])
             if not isinstance(data, np.ndarray) or data.ndim != 1:
                 raise Refused(f"found an index of {short(data)}, expected an array")
+            converter.budget.take(data.size)
             return data.tolist()
         ends = tuple(made_from.get(key) for key in ("start", "stop", "step"))
         if not all(type(n) is int for n in ends) or ends[2] == 0:
@@ -165,6 +166,7 @@ class _Manager(StandIn):
             else:
                 values, places = (converter.convert(block.get(k)) for k in ("values", "mgr_locs"))
             columns.update(_block_columns(values, places, len(names), len(rows)))
+            converter.budget.take(values.size)
         if not all(type(name) is str for name in names) or len(set(names)) != len(names):
             raise Refused(f"found the columns {short(names)}, expected names that differ")
         if len(columns) != len(names):

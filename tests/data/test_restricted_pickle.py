@@ -247,6 +247,8 @@ MANY = b"\x80\x02]q\x00(" + b"N" * 50_000 + b"eX" + struct.pack("<I", 5000) + b"
             MANY + b"q\x020c_codecs\nencode\nq\x01" + b"0(" + b"h\x01h\x02\x85R" * 9999 + b"l.",
             "copies of 5000 items",
         ),
+        # A name without an end in the message.
+        (b"\x80\x04\x8c\x02o\nX" + struct.pack("<I", 5000) + b"x" * 5000 + b"\x93.", "o.x{97} in"),
         (b"\x80\x02cbuiltins\nlist\n]\x85R.", "found a call of list in the pickle"),
     ],
 )

@@ -6,6 +6,9 @@ from lesion_d2.data.table_pickle import load_table
 import numpy as np
 import pandas as pd
 import pytest
+from pandas._libs import internals
+from pandas.core.indexes import base
+from pandas.core.internals import BlockManager
 
 
 def frame() -> pd.DataFrame:
@@ -92,8 +95,8 @@ def test_tables_of_pandas_0_23(tmp_path):
 
 
 class Call:
-    def __init__(self, function, *args):
-        self.parts = (function, args)
+    def __init__(self, function, *args, state=None):
+        self.parts = (function, args) if state is None else (function, args, state)
 
     def __reduce__(self):
         return self.parts
@@ -162,3 +165,21 @@ def test_a_range_of_very_many_rows_is_refused(tmp_path):
     file.write_bytes(pickle.dumps(table, 4).replace(start, zero, 1))
     with pytest.raises(ValueError, match="found an index of 1000000001 rows"):
         load_table(file)
+
+
+def test_one_block_under_many_names_is_refused(tmp_path):
+    values, columns = np.zeros((1, 20_000), bool), np.array(["a"], object)
+    names = Call(base._new_Index, pd.Index, {"data": columns, "name": None})
+    rows = {"name": None, "start": 0, "stop": values.size, "step": 1}
+    axes = [names, Call(base._new_Index, pd.RangeIndex, rows)]
+    for count, message in ((1, None), (100, "found copies of 20000 items or bytes")):
+        blocks = tuple(
+            Call(internals._unpickle_block, values, slice(0, 1, 1), 2) for _ in range(count)
+        )
+        table = Call(pd.DataFrame, state={"_mgr": Call(BlockManager, blocks, axes)})
+        (tmp_path / "a.pickle").write_bytes(pickle.dumps(table))
+        if message is None:
+            assert load_table(tmp_path / "a.pickle") == {"a": [False] * values.size}
+        else:
+            with pytest.raises(ValueError, match=message):
+                load_table(tmp_path / "a.pickle")
