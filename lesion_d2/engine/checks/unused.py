@@ -11,7 +11,7 @@ _CROPS = "INPUT.PATCH cuts training images into patches"
 _KEYPOINTS = "no data set here has keypoints"
 _PROPOSALS = "no data set here has proposals of its own"
 _VIEWS = "TEST.ENSEMBLE has several views of an image"
-_SAMPLER = "the training loader has one sampler, TrainingSampler"
+_SAMPLER = "DATALOADER.EMPTY_SHARE and CLASS_BALANCE set how often images come"
 #: A key, or with a dot at its end all keys below it, and what holds in its place.
 UNUSED_KEYS: dict[str, str] = {
     "INPUT.MIN_SIZE_TRAIN": _SIZES,
