@@ -8,7 +8,7 @@ For each fold train_net.py trains on mine_fold<k>_train with mine_fold<k>_val fo
 tests the ensemble of the best checkpoints (TEST.KEEP_BEST, 5 where the config keeps none) on
 mine_fold<k>_volumes_test, in OUTPUT/fold<k>. A data set without folds gets them, as by
 lesion_d2.tools.split_data. Call this again after an interruption: folds that are done stay, one
-that was begun goes on. A fold that was made with other options is refused.
+that was begun goes on. A fold that was made with other options or data is refused.
 
 When all folds are done their test sets are evaluated as one (Jaeger et al., section 4.3): AP at an
 IoU of 0.1, AP of patients, and FROC with 95 % intervals over patients, in
