@@ -18,7 +18,7 @@ _CHANGES = [
     ("TEST.AUG.ENABLED", True, "TEST.ENSEMBLE"),
     ("MODEL.LOAD_PROPOSALS", True, "proposals"),
     ("MODEL.KEYPOINT_ON", True, "keypoints"),
-    ("DATALOADER.REPEAT_THRESHOLD", 0.3, "TrainingSampler"),
+    ("DATALOADER.REPEAT_THRESHOLD", 0.3, "EMPTY_SHARE"),
 ]
 
 
