@@ -85,6 +85,14 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+def printable(text: object) -> str:
+    """:func:`one_line`, with ``?`` for bytes and letters that are nothing to show.
+
+    Names of files and words of damaged ones may be any bytes, those that lead a terminal too.
+    """
+    return "".join(letter if letter.isprintable() else "?" for letter in one_line(text))
+
+
 def _sync(path: Path, flags: int) -> None:
     """Flush a file or folder to the disk, where that can be done."""
     try:

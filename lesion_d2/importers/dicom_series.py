@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..files import one_line
+from ..files import printable
 from ..scans import ScanCandidate, ScanList, find_scans
 from ..scans.dicom.files import quiet, read_dataset
 from ..scans.names import safe_name, unique_names
@@ -74,8 +74,7 @@ def _patient(candidate: ScanCandidate) -> str:
     try:
         with quiet(), open(candidate.files[0], "rb") as opened:
             dataset = read_dataset(opened, stop_before_pixels=True, specific_tags=["PatientID"])
-        text = one_line(dataset.get("PatientID") or "")
+        text = printable(dataset.get("PatientID") or "")
     except Exception:  # of damaged values pydicom raises errors of any kind
         text = ""
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text or candidate.series_uid or candidate.name

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..data.problems import raise_problems
 from ..data.volume_set.form import FILE_NAME, SPLITS, Volume, VolumeSet, write_volume_set
 from ..data.volume_set.splits import DEFAULT_SHARES, check_choice, complete_splits
-from ..files import locked, written_whole
+from ..files import locked, printable, written_whole
 from ..parallel import map_unordered
 from ..scans.names import safe_name
 from .case import Case, Listing
@@ -150,8 +150,9 @@ def _summary(
 ) -> ImportSummary:
     """Of an import that has written no data set. What is damaged is told first, each line once."""
     details = [line for case in finished.values() for line in case.left_out]
-    damaged = (*listing.damaged, *failed)
-    left_out = tuple(dict.fromkeys((*damaged, *listing.left_out, *details)))
+    damaged = tuple(map(printable, (*listing.damaged, *failed)))
+    others = map(printable, (*listing.left_out, *details))
+    left_out = tuple(dict.fromkeys((*damaged, *others)))
     return ImportSummary(output, False, None, len(listing.cases), num_resumed, left_out, damaged)
 
 
@@ -285,7 +286,7 @@ def _numbered(volumes: Sequence[Volume]) -> tuple[Volume, ...]:
 
 def _write_lines(file: Path, lines: Sequence[str]) -> None:
     with written_whole(file) as partial:
-        partial.write_text("".join(f"{line}\n" for line in lines), "utf-8", "surrogateescape")
+        partial.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 
 def _put_in_place(

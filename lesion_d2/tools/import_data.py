@@ -57,7 +57,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="its folder, named as it is")
     add("--workers", type=positive, metavar="N", help="processes (all cores)")
-    add("--dry-run", action="store_true", help="list what would be imported; read no image")
+    add("--dry-run", action="store_true", help="say what would be imported; read no image")
     add("--overwrite", action="store_true", help="replace a data set that stands there")
     add("--skip-damaged", action="store_true", help="leave out cases that cannot be read")
     add("--no-check", action="store_true", help="do not check the data set at the end")

@@ -99,12 +99,12 @@ def test_the_number_of_workers_does_not_change_a_byte(source, tmp_path, warm_spa
 def test_damaged_cases_are_told_of_and_the_import_goes_on_where_they_are_repaired(source, tmp_path):
     good = (source / "case_1.npz").read_bytes()
     (source / "case_1.npz").write_bytes(good[:100])
-    listing = list_npz(source, left_out=("x: a CSV",))
+    listing = list_npz(source, left_out=("x\udcff\x1b[31m: a CSV",))
     summary = run(listing, tmp_path / "mine")
     assert not summary.written and not (tmp_path / "mine").exists()
     (line,) = summary.damaged
     assert line == f"case case_1: {source}/case_1.npz: found no npz file, expected hu and labels"
-    assert summary.left_out[:2] == (line, "x: a CSV")  # what has to be repaired is first
+    assert summary.left_out[:2] == (line, "x??[31m: a CSV")  # what has to be repaired is first
     assert summary.left_out_file.read_text().splitlines() == list(summary.left_out)
     (source / "case_1.npz").write_bytes(good)
     summary = run(listing, tmp_path / "mine")

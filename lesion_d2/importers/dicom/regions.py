@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...files import one_line
+from ...files import one_line, printable
 from ...scans import Scan
 from ...scans.dicom.files import describe, is_dicom, quiet, read_dataset
 from ...scans.limits import require
@@ -179,15 +179,14 @@ def _on_grid(voxels: np.ndarray, affine: np.ndarray, scan: Scan) -> np.ndarray:
 
 def _roi_names(dataset) -> dict[int, str]:
     return {
-        int(item.ROINumber): _printable(item.get("ROIName"))
+        int(item.ROINumber): _name(item.get("ROIName"))
         for item in dataset.get("StructureSetROISequence") or ()
     }
 
 
 def _segment_names(dataset) -> dict[int, str]:
     return {
-        int(item.SegmentNumber): _printable(item.get("SegmentLabel"))
-        for item in dataset.SegmentSequence
+        int(item.SegmentNumber): _name(item.get("SegmentLabel")) for item in dataset.SegmentSequence
     }
 
 
@@ -203,6 +202,5 @@ def _series_of_segments(dataset) -> Iterator[str]:
         yield series.SeriesInstanceUID
 
 
-def _printable(name: object) -> str:
-    text = one_line(name or "")
-    return "".join(letter if letter.isprintable() else "?" for letter in text)[:_MAX_NAME]
+def _name(found: object) -> str:
+    return printable(found or "")[:_MAX_NAME]

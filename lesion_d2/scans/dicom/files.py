@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
-from ...files import one_line
+from ...files import printable
 from ..limits import require
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ def describe(error: BaseException) -> str:
 
     Words of a damaged file may be any bytes, and many.
     """
-    text = "".join(letter if letter.isprintable() else "?" for letter in one_line(error))
-    return text[:_MAX_WORDS] or type(error).__name__
+    return printable(error)[:_MAX_WORDS] or type(error).__name__
 
 
 def _guessed_syntax(dataset: "pydicom.Dataset") -> str:
