@@ -209,6 +209,17 @@ def test_lesions_lie_in_the_patient_where_the_files_say(tmp_path):
     assert stored == imported.voxels[tuple(point)]
 
 
+@pytest.mark.parametrize("thickness", ["inf", "nan", "-5", "x"])
+def test_a_thickness_that_is_none_is_the_distance_of_slices(tmp_path, thickness):
+    for file in write_lidc(tmp_path)[0]:
+        content = file.read_bytes()
+        start = content.index(b"\x18\x00\x50\x00DS") + 8
+        length = content[start - 2]
+        value = thickness.encode().ljust(length)
+        file.write_bytes(content[:start] + value + content[start + length :])
+    assert len(list_lidc(tmp_path).cases[0].read().volume.lesions) == 4
+
+
 def test_a_nodule_without_a_score_is_ignored(lidc, tmp_path):
     session = [("C", None, contours("C", 3))]
     text = readings_xml(sorted(lidc.rglob("*.dcm")), [session, session, [], []])

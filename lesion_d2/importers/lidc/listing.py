@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ...data.volume_set.form import Lesion, lesion_of_mask
 from ...display_windows import WINDOWS
 from ...scans import Scan, ScanCandidate
+from ...slice_geometry import is_spacing
 from ..case import Case, ImportedVolume, Listing
 from ..dicom_series import list_series, other_files
 from ..resampling import resample
@@ -182,14 +183,22 @@ def _nodules(
         points.append(
             np.concatenate([np.insert(c.points, 2, number, axis=1) for number, c in placed])
         )
-    thickness = scan.headers[0].get("SliceThickness")
     readers = [annotation.reader for annotation in annotations]
-    clusters = cluster_annotations(points, float(thickness or scan.spacing[2]))
+    clusters = cluster_annotations(points, _slice_thickness(scan))
     groups = [part for found in clusters for part in split_by_reader(found, readers, masks)]
     for group in groups:
         names = ", ".join(dict.fromkeys(annotations[index].nodule for index in group))
         found = [(annotations[index], masks[index]) for index in group]
         yield consensus(found, votes), f"{file}, nodule {names}"
+
+
+def _slice_thickness(scan: Scan) -> float:
+    """mm, by the header; the distance of slices where that has none that can be."""
+    try:
+        thickness = float(scan.headers[0].get("SliceThickness") or 0)
+    except (TypeError, ValueError):
+        thickness = 0.0
+    return thickness if is_spacing(thickness) else scan.spacing[2]
 
 
 def _placed(scan: Scan, contours: Sequence[Contour]) -> list[tuple[int, Contour]]:
