@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -36,6 +37,8 @@ _RATED = ("benign", "malignant")
 _MALIGNANT = 3.0  # the toolkit's threshold of mean ratings
 _MAX_RATING = 5.0
 _MIN_HU_RANGE = 100  # normalized images have values of some standard deviations
+# What NumPy raises of damaged arrays; their headers are Python's literals.
+_DAMAGED = (ValueError, OSError, EOFError, SyntaxError, TokenError, RecursionError, MemoryError)
 _IMAGE, _ROIS = "_img.npy", "_rois.npy"
 
 
@@ -257,7 +260,7 @@ def _load(file: str) -> np.ndarray:
     """An array of numbers in three dimensions, mapped from the disk."""
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{file}: found no readable array ({one_line(error)})") from None
     if not isinstance(array, np.ndarray) or array.ndim != 3 or array.dtype.kind not in "biuf":
         raise ValueError(f"{file}: found {short(array)}, expected numbers in slices, rows, columns")

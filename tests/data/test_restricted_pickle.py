@@ -248,7 +248,10 @@ MANY = b"\x80\x02]q\x00(" + b"N" * 50_000 + b"eX" + struct.pack("<I", 5000) + b"
             "copies of 5000 items",
         ),
         # A name without an end in the message.
-        (b"\x80\x04\x8c\x02o\nX" + struct.pack("<I", 5000) + b"x" * 5000 + b"\x93.", "o.x{97} in"),
+        (
+            b"\x80\x04\x8c\x02o\nX" + struct.pack("<I", 5000) + b"x" * 5000 + b"\x93.",
+            r"found o\s?\.x{90,98} in",
+        ),
         (b"\x80\x02cbuiltins\nlist\n]\x85R.", "found a call of list in the pickle"),
     ],
 )
