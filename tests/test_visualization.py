@@ -280,6 +280,16 @@ def test_class_names_stand_in_labels_only_where_there_are_several():
         visualizer.metadata = {"thing_classes": names}
         visualizer.draw_outcome(judge(make_record([]), predictions))
         assert [text.get_text() for text in visualizer.output.ax.texts] == [expected]
+    record = make_record([(4, 4, 9, 9), (20, 20, 30, 40)])
+    record["annotations"][1].update(category_id=1, diameters_mm=[19.6, 9])
+    for names, expected in (
+        (["lesion"], ["20 x 9 mm"]),
+        (["bone", "lung"], ["bone", "lung, 20 x 9 mm"]),
+    ):
+        visualizer = new_visualizer()
+        visualizer.metadata = {"thing_classes": names}
+        visualizer.draw_dataset_dict(record)
+        assert [text.get_text() for text in visualizer.output.ax.texts] == expected
 
 
 def test_zoom_shows_the_lesion_in_the_middle():

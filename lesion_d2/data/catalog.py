@@ -12,10 +12,13 @@ _MAX_NAMES = 5
 def suggest_names(name: str, kind: str = "lesion") -> str:
     """Names of data sets of lesions, those like a misspelled one where there are such.
 
+    Otherwise data sets of volumes come first, as their files are there.
+
     ``kind`` is what their ``evaluator_type`` begins with.
     """
-    kinds = {n: MetadataCatalog.get(n).get("evaluator_type", "") for n in DatasetCatalog.list()}
-    known = [n for n, found in kinds.items() if found.startswith(kind)]
+    metadata = {n: MetadataCatalog.get(n) for n in DatasetCatalog.list()}
+    known = [n for n, one in metadata.items() if one.get("evaluator_type", "").startswith(kind)]
+    known.sort(key=lambda n: metadata[n].get("volume_set") is None)
     return ", ".join(get_close_matches(name, known, _MAX_NAMES) or known[:_MAX_NAMES])
 
 

@@ -81,15 +81,15 @@ def picture_path(
     if kind == "uint16":
         if hu_offset is None:
             raise ValueError(
-                f"{file}: found 16-bit values that may mean any HU, expected hu_offset: "
-                "HU = value - hu_offset (32768 in DeepLesion's files)"
+                f"{file}: found 16-bit values that may mean any HU, expected hu_offset "
+                "(--hu-offset): HU = value - hu_offset (32768 in DeepLesion's files)"
             )
         coding = f"offset={hu_offset}"
     elif kind == "uint8":
         if hu_window is None:
             raise ValueError(
-                f"{file}: found 8-bit values that may mean any HU, expected hu_window: the HU of "
-                "0 and of 255"
+                f"{file}: found 8-bit values that may mean any HU, expected hu_window "
+                "(--hu-window): the HU of 0 and of 255"
             )
         coding = "window={!r},{!r}".format(*map(float, hu_window))
     return os.path.join(f"{os.fspath(file)}#{coding}", "0.png")

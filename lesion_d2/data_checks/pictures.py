@@ -14,7 +14,7 @@ from ..visualization import (
     contact_sheet,
     window_image,
 )
-from ..visualization.visualizer import MASK_COLOR, REGION_COLOR, TRUTH_COLOR
+from ..visualization.visualizer import MASK_COLOR, REGION_COLOR, TRUTH_COLOR, lesion_label
 from .faults import Fault
 from .loading import LoadedSet
 from .pixels import PixelPass
@@ -112,21 +112,10 @@ def _tile(loaded: LoadedSet, record: Mapping) -> np.ndarray | None:
         if has_numbers(one, "recist"):
             visualizer.draw_recist(one["recist"])
     for one in lesions:
-        text = _label(one, loaded.classes)
+        text = lesion_label(one, loaded.classes)
         if text:
             visualizer.draw_label(text, box_of(one), TRUTH_COLOR)
     return visualizer.get_output().get_image()
-
-
-def _label(annotation: Mapping, classes: Sequence[str]) -> str:
-    """Class, where there are several, and size."""
-    words = []
-    category = annotation.get("category_id")
-    if len(classes) > 1 and category in range(len(classes)):
-        words.append(classes[category])
-    if has_numbers(annotation, "diameters_mm"):
-        words.append("{:.0f} x {:.0f} mm".format(*annotation["diameters_mm"]))
-    return ", ".join(words)
 
 
 def _mask(annotation: Mapping, shape: tuple[int, int]) -> np.ndarray | None:

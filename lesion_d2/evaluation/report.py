@@ -80,9 +80,12 @@ class FrocReport:
         return results
 
     def log(self) -> None:
-        """Log the table, in percent."""
+        """Log the table, in percent; coarse types where a lesion has one."""
         lines = []
+        typed = any(row.num_lesions for row in self.rows if row.stratum.task == "froc_type")
         for row in self.rows:
+            if row.stratum.task == "froc_type" and not typed:
+                continue
             # NaN, where a stratum has no lesion, as an empty cell.
             values = [value if np.isfinite(value) else None for value in row.values]
             lines.append([row.stratum.label, row.num_lesions, row.num_images, *values])

@@ -125,7 +125,8 @@ def list_nndetection(task_dir: str | os.PathLike, options: TaskOptions | None = 
 def _read_dataset(task_dir: Path) -> tuple[Path, dict]:
     file = next((task_dir / n for n in _DATASET_FILES if (task_dir / n).is_file()), None)
     if file is None:
-        raise FileNotFoundError(f"{task_dir}: found no dataset.json or dataset.yaml")
+        found = "found no dataset.json or dataset.yaml" if task_dir.is_dir() else "no such folder"
+        raise FileNotFoundError(f"{task_dir}: {found}, expected the task folder, which has it")
     if file.suffix == ".json":
         content = read_json(file, "what nnDetection knows of the data set")
     else:
@@ -152,7 +153,8 @@ def _numbered_names(file: Path, key: str, found: object) -> dict[int, str]:
         map(str, range(len(found)))
     ):
         raise ValueError(
-            f"{file}: {key}: found {short(found)}, expected names by their numbers from 0 on"
+            f"{file}: {key}: found {short(found)}, expected names by their numbers from 0 on "
+            "(data sets of nnU-Net and the Decathlon: import_data nnunet)"
         )
     names = {n: found.get(str(n), found.get(n)) for n in range(len(found))}
     for name in names.values():

@@ -10,7 +10,6 @@ many patients have none. Those that the data set came with stay unless --overwri
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.data.volume_set.form import VolumeSet
@@ -64,8 +63,8 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Split, print what the splits have, and return the exit status."""
     args = get_parser().parse_args(argv)
-    root: Path = data_set_folder(args.name)
     try:
+        root = data_set_folder(args.name)
         volume_set = write_splits(
             root, args.folds, shares=args.shares, seed=args.seed, overwrite=args.overwrite
         )

@@ -1,7 +1,7 @@
 """Drawing on a slice, with Detectron2's ``Visualizer``."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from detectron2.structures import Instances
@@ -10,6 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from ..data.dict_rules import has_numbers
 from ..ignore_regions import lesions_of, region_boxes
 from .heat_map import HeatMap, heat_map_colors
 from .outcome import ImageOutcome, prediction_masks, truth_boxes
@@ -113,7 +114,7 @@ class LesionVisualizer(Visualizer):
         self._show_pixels()
 
     def draw_dataset_dict(self, dic: dict, masks: Sequence[np.ndarray] = ()) -> VisImage:
-        """Draw an image's lesions with their RECIST diameters, sizes in mm, and masks.
+        """Draw an image's lesions with their classes (of several), diameters in mm, and masks.
 
         Args:
             dic: the image's Detectron2 dict; lesions without ``recist`` get their box alone.
@@ -127,9 +128,9 @@ class LesionVisualizer(Visualizer):
             if "recist" in annotation:
                 self.draw_recist(annotation["recist"])
         for box, annotation in zip(boxes, annotations, strict=True):
-            if "diameters_mm" in annotation:
-                long, short = annotation["diameters_mm"]
-                self.draw_label(f"{long:.0f} x {short:.0f} mm", box, TRUTH_COLOR)
+            label = lesion_label(annotation, self.metadata.get("thing_classes", ()))
+            if label:
+                self.draw_label(label, box, TRUTH_COLOR)
         return self.output
 
     def draw_truth_boxes(self, dic: dict, color=TRUTH_COLOR) -> VisImage:
@@ -355,6 +356,17 @@ class LesionVisualizer(Visualizer):
     def _to_display(self, box) -> np.ndarray:
         corners = self.output.ax.transData.transform(np.reshape(box, (2, 2)).astype(float))
         return np.concatenate([corners.min(axis=0), corners.max(axis=0)])
+
+
+def lesion_label(annotation: Mapping, classes: Sequence[str]) -> str:
+    """An annotation's class, where there are several, and its diameters in mm, where known."""
+    words = []
+    category = annotation.get("category_id")
+    if len(classes) > 1 and category in range(len(classes)):
+        words.append(classes[category])
+    if has_numbers(annotation, "diameters_mm"):
+        words.append("{:.0f} x {:.0f} mm".format(*annotation["diameters_mm"]))
+    return ", ".join(words)
 
 
 def _label_corners(box: np.ndarray, width: float, height: float) -> np.ndarray:

@@ -13,6 +13,16 @@ def test_misspelled_names_get_the_like_of_their_kind():
     assert len(suggest_names("?").split(", ")) == 5  # like none of them: any five
 
 
+def test_data_sets_of_volumes_are_named_before_those_that_may_have_no_files():
+    DatasetCatalog.register("some_volumes", list)
+    MetadataCatalog.get("some_volumes").set(evaluator_type="lesion", volume_set="/some_volumes")
+    try:
+        assert "some_volumes" in suggest_names("?").split(", ")
+    finally:
+        DatasetCatalog.remove("some_volumes")
+        MetadataCatalog.pop("some_volumes", None)
+
+
 def test_records_of_registered_data_sets_alone():
     with pytest.raises(ValueError, match=r"'deeplesion_tset' is not registered.*deeplesion_test"):
         load_records("deeplesion_tset")

@@ -296,7 +296,8 @@ def test_strata_by_hand(register, tmp_path):
     assert rows["all lesions"]["sens@1"] == "50.0"
 
 
-def test_an_interval_without_images_and_data_without_properties(register):
+def test_an_interval_without_images_and_data_without_properties(register, caplog):
+    caplog.set_level("INFO", "lesion_d2.evaluation.report")
     dicts, outputs = strata_example()
     for record in dicts:
         del record["spacing"], record["patient"]
@@ -308,6 +309,8 @@ def test_an_interval_without_images_and_data_without_properties(register):
     strata = flatten_results_dict({k: v for k, v in results.items() if k.startswith("froc_")})
     assert len(strata) == 13 * 7
     assert all(math.isnan(value) for value in strata.values())
+    (table,) = (one.message for one in caplog.records if "FROC, sensitivity" in one.message)
+    assert "10-30 mm" in table and "soft tissue" not in table  # no lesion has a type
 
 
 def test_files(register, tmp_path):

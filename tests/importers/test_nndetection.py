@@ -215,6 +215,14 @@ def edit_json(root, change):
     save_json(file, content)
 
 
+def test_folders_that_are_no_task_are_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"away: no such folder, expected the task folder"):
+        list_nndetection(tmp_path / "away")
+    (tmp_path / "imagesTr").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"imagesTr: found no dataset.json or dataset.ya"):
+        list_nndetection(tmp_path / "imagesTr")
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -222,6 +230,7 @@ def edit_json(root, change):
         (lambda d: d["modalities"].update({"0": "MRI"}), "modality 'MRI', expected CT"),
         (lambda d: d.pop("modalities"), "modalities: found None"),
         (lambda d: d["labels"].update({"5": "x"}), "labels: found .* from 0 on"),
+        (lambda d: d.update(labels={"background": 0, "cyst": 1}), "from 0 on .*import_data nnunet"),
         (lambda d: d["labels"].update({"1": "cyst"}), "expected names that differ"),
         (lambda d: d.update(labels=[]), r"labels: found \[\]"),
     ],

@@ -186,7 +186,7 @@ def test_test_cases_with_labels_and_without(tmp_path):
         ({"labels": {"background": 0}}, "labels: found .*expected one beside background"),
         ({"labels": {"tumour": "1"}}, r"labels: found \['1'\] of 'tumour', expected a number"),
         ({"channel_names": {"1": "CT"}}, "channel_names: found .* by their numbers from 0 on"),
-        ({"channel_names": None}, "modality: found None"),
+        ({"channel_names": None}, "modality: found None.*task folders of nnD.*: import_data nnd"),
         ({"training": {}}, "training: found {}, expected a list of cases"),
         ({"labels": {"background": 0, "ignore": 1}}, "labels: found .*, expected one beside"),
         ({"labels": {"a": [0, 1]}}, r"labels: found \[0, 1\] of 'a', expected a number from 0, or"),

@@ -261,7 +261,7 @@ def test_folds_that_test_a_patient_twice_are_refused_before_any_training(call, t
 def test_arguments_that_cannot_be(call, tmp_path, capsys):
     for others, message in (
         (["--fold", "3"], "--fold: found 3, expected 0 to 2"),
-        (["OUTPUT_DIR", "x"], "found the option OUTPUT_DIR, which a cross-validation sets"),
+        (["OUTPUT_DIR", "x"], "OUTPUT_DIR, which a cross-validation sets itself, by --output"),
         (["SOLVER.MAX_ITER"], "expected pairs of KEY VALUE"),
         (["--folds", "4"], "found 3 folds, expected 4: pass --folds 3"),
         (["--dataset", "theirs"], "theirs/volume_set.json: no such file"),

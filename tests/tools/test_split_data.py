@@ -61,10 +61,15 @@ def test_others_are_replaced_only_where_that_is_asked_for(root, capsys):
 def test_errors_are_one_line(root, capsys):
     for arguments, message in (
         (["mine", "--folds", "11"], "found 11 folds, expected 2 to 10, the number of patients"),
-        (["theirs"], "theirs/volume_set.json: no such file, expected a data set of volumes"),
+        (["miner"], "miner/volume_set.json: no such file, expected a data set of volumes such as"),
+        (
+            ["theirs"],
+            "theirs/volume_set.json: no such file, expected a data set of volumes such as",
+        ),
         (["mine", "--seed", "-1"], "found the seed -1, expected one from 0 on"),
         (["mine", "--shares", "0", "0", "0"], "found shares [0.0, 0.0, 0.0], expected"),
     ):
         assert main(arguments) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
+        assert line.endswith(" mine") or "volumes such as" not in line

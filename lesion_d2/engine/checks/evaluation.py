@@ -85,14 +85,15 @@ def check_evaluations(cfg: CfgNode) -> None:
                 f"TEST.{kind}_PERIOD: found {cfg.TEST[f'{kind}_PERIOD']}, expected it or "
                 f"TEST.{kind}_EPOCHS above 0 ({key} is {value} and goes by evaluations{of_what})"
             )
-        if not metric:
-            _check_best_metric(cfg, f"{key} is {value}")
+        fault = "" if metric else _best_metric_fault(cfg)
+        if fault:
+            raise InputError(f"{fault} ({key} is {value})")
 
 
 def check_lesions(cfg: CfgNode, test_sets: Mapping[str, list[dict]]) -> None:
-    """Check that the data set of TEST.BEST_METRIC has lesions, where something goes by the metric.
+    """Check that TEST.BEST_METRIC is defined: that its data set has it, and lesions.
 
-    Where only ``model_best.pth`` does, it is said in the log that there will be none.
+    Where only ``model_best.pth`` goes by it, it is said in the log that there will be none.
 
     Args:
         cfg: of a training.
@@ -103,6 +104,9 @@ def check_lesions(cfg: CfgNode, test_sets: Mapping[str, list[dict]]) -> None:
     """
     if not test_sets or cfg.SOLVER.PATIENCE_METRIC or not switched_on(cfg, "TEST.EVAL_"):
         return
+    fault = _best_metric_fault(cfg)
+    if fault:  # where a schedule goes by it, check_evaluations has refused it
+        logger.warning(f"{fault}: there will be no model_best.pth")
     name = _best_metric_set(cfg)
     if any(lesions_of(image["annotations"]) for image in test_sets[name]):
         return
@@ -119,15 +123,15 @@ def _best_metric_set(cfg: CfgNode) -> str:
     return next((n for n in names if cfg.TEST.BEST_METRIC.startswith(f"{n}/")), names[0])
 
 
-def _check_best_metric(cfg: CfgNode, why: str) -> None:
+def _best_metric_fault(cfg: CfgNode) -> str:
+    """What is wrong with TEST.BEST_METRIC for its data set; empty where nothing is."""
     metric, name = cfg.TEST.BEST_METRIC, _best_metric_set(cfg)
     metadata = MetadataCatalog.get(name)
     rates, criteria = cfg.TEST.VOLUME_FROC_RATES, cfg.TEST.VOLUME_CRITERIA
     known = volume_metrics_of(criteria, rates, metadata.get("thing_classes", ()))
     is_volume = metadata.get("evaluator_type") == "lesion_volume"
     found = metric.removeprefix(f"{name}/")
-    if (found not in known) if is_volume else found.startswith(("volume/", "volume_")):
-        expected = known[0] if is_volume else "one of an evaluation of slices"
-        raise InputError(
-            f"TEST.BEST_METRIC: found {metric!r}, expected {expected} for {name} ({why})"
-        )
+    if (found in known) if is_volume else not found.startswith(("volume/", "volume_")):
+        return ""
+    expected = known[0] if is_volume else "one of an evaluation of slices"
+    return f"TEST.BEST_METRIC: found {metric!r}, expected {expected} for {name}"

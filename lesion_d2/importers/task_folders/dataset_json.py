@@ -72,7 +72,8 @@ def read_dataset(task_dir: Path) -> DatasetJson:
     numbers = list(map(str, range(len(channels)))) if isinstance(channels, dict) else []
     if not numbers or sorted(channels) != sorted(numbers):
         raise ValueError(
-            f"{file}: {key}: found {short(channels)}, expected names by their numbers from 0 on"
+            f"{file}: {key}: found {short(channels)}, expected names by their numbers from 0 on "
+            "(task folders of nnDetection: import_data nndetection)"
         )
     labels = _read_labels(file, content.get("labels"))
     ignored = labels.pop(_IGNORE, (None,))

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from lesion_d2.data.deeplesion import resolve_root
 from lesion_d2.data.volume_set.catalog import register_volume_set
 from lesion_d2.data.volume_set.form import VolumeSet, read_volume_set
 from lesion_d2.data.volume_set.splits import write_splits
@@ -121,12 +122,14 @@ def make_runs(args: argparse.Namespace) -> list[FoldRun]:
     """
     opts, free_opts = split_options(_opts(args))
     cfg = load_config(_for_config(args))
-    root = data_set_folder(args.dataset)
-    known = data_set_folder(root.name)
-    if root.resolve() != known.resolve():  # the trainings would not find it, or find another one
+    known = Path(resolve_root(f"$DETECTRON2_DATASETS/{Path(args.dataset).name}"))
+    if "/" in args.dataset and Path(args.dataset).resolve() != known.resolve():
+        # The trainings would not find it, or find another one.
         raise ValueError(
-            f"--dataset: found {root}, expected a folder of $DETECTRON2_DATASETS ({known.parent})"
+            f"--dataset: found {args.dataset}, expected a folder of $DETECTRON2_DATASETS "
+            f"({known.parent})"
         )
+    root = data_set_folder(args.dataset)
     volume_set = read_volume_set(root)
     if not volume_set.folds:
         volume_set = write_splits(root, args.folds, seed=args.split_seed)

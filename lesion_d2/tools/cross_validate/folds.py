@@ -200,7 +200,8 @@ def split_options(opts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]
     pairs = list(zip(opts[::2], opts[1::2], strict=True))
     for key, _ in pairs:
         if key in OWN_KEYS:
-            raise ValueError(f"found the option {key}, which a cross-validation sets itself")
+            told = ", by --output" if key == "OUTPUT_DIR" else ""
+            raise ValueError(f"found the option {key}, which a cross-validation sets itself{told}")
     deciding = tuple(text for pair in pairs if pair[0] not in FREE_KEYS for text in pair)
     return deciding, tuple(text for pair in pairs if pair[0] in FREE_KEYS for text in pair)
 

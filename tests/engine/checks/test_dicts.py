@@ -152,3 +152,14 @@ def test_a_validation_set_without_lesions_is_told_of(
     assert not caplog.records
     _check(tmp_path, "TEST")
     assert "found no lesion, so that bbox/AP50 is not defined: there will be no" in caplog.text
+
+
+def test_a_metric_that_volumes_do_not_have_is_told_before_the_training(
+    tiny_phantom, tmp_path, caplog
+):
+    message = "TEST.BEST_METRIC: found 'bbox/AP50', expected volume/AP10 for phantom_volumes_val: "
+    volumes = ("phantom_volumes_val",)
+    _check(tmp_path, "TEST", DATASETS__TEST=volumes, TEST__BEST_METRIC="volume/AP10")
+    assert "TEST.BEST_METRIC" not in caplog.text
+    _check(tmp_path, "TEST", DATASETS__TEST=volumes)
+    assert f"{message}there will be no model_best.pth" in caplog.text
