@@ -156,6 +156,12 @@ def _summary(
     return ImportSummary(output, False, None, len(listing.cases), num_resumed, left_out, damaged)
 
 
+def is_registered_from(name: str, root: Path) -> bool:
+    """Whether a registered data set is that of a folder, whatever links lead there."""
+    found = MetadataCatalog.get(name).get("volume_set")
+    return found is not None and os.path.realpath(found) == os.path.realpath(root)
+
+
 def _check_name(output: Path) -> None:
     """Refuse names under which other data sets are registered, and those that can be none."""
     name = output.name
@@ -169,7 +175,7 @@ def _check_name(output: Path) -> None:
     taken = [
         other
         for other in DatasetCatalog.list()
-        if own.fullmatch(other) and MetadataCatalog.get(other).get("volume_set") != str(output)
+        if own.fullmatch(other) and not is_registered_from(other, output)
     ]
     if taken:
         raise ValueError(

@@ -23,7 +23,12 @@ from lesion_d2.data.volume_set.splits import DEFAULT_SHARES
 from lesion_d2.data_checks import PAGE_FILE, check_data_set
 from lesion_d2.files import one_line
 from lesion_d2.importers import FORMATS
-from lesion_d2.importers.running import ImportSummary, run_import, working_folder
+from lesion_d2.importers.running import (
+    ImportSummary,
+    is_registered_from,
+    run_import,
+    working_folder,
+)
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
@@ -151,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     print(f"{summary.root} is complete\n")
     datasets = Path(os.path.abspath(resolve_root("$DETECTRON2_DATASETS")))
-    if summary.root.parent != datasets:
+    if os.path.realpath(summary.root.parent) != os.path.realpath(datasets):
         print(
             f"it is not in $DETECTRON2_DATASETS ({datasets}), so it is not registered by itself\n"
         )
@@ -161,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
 def _check(root: Path, workers: int | None) -> int:
     """Check the data set; the exit status: 1 where something would spoil a training."""
     for name in DatasetCatalog.list():  # as a data set that it replaces had it
-        if MetadataCatalog.get(name).get("volume_set") == str(root):
+        if is_registered_from(name, root):
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
     register_volume_set(root)

@@ -87,7 +87,9 @@ def test_it_ends_with_the_check_whose_errors_are_its_status(source, tmp_path, ca
         assert (output / "check" / "data_check.json").is_file()
         # A data set that takes its place has its own classes and splits.
         monkeypatch.setattr(import_data, "check_data_set", _checked_with_errors)
-        assert _main(source, output, "--overwrite", "--shares", "0", "0", "1") == 1
+        (tmp_path / "link").symlink_to(tmp_path)
+        linked = tmp_path / "link" / output.name
+        assert _main(source, linked, "--overwrite", "--shares", "0", "0", "1") == 1
         assert "what is wrong" in capsys.readouterr().out
         names = [name for name in DatasetCatalog.list() if name.startswith(output.name)]
         assert f"{output.name}_test" in names and f"{output.name}_train" not in names
