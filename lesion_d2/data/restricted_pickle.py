@@ -158,6 +158,27 @@ class _Scalar:
         self.args = args  # dtype, data
 
 
+def _filled(kind: type, budget: _Budget) -> Callable:
+    """Sets and dicts of their items, as protocols 0 to 3 write them; made anew, see _allowed."""
+
+    def fill(items: list | tuple = ()) -> object:
+        budget.take(len(items))
+        return kind(items)
+
+    return fill
+
+
+def _empty(kind: type) -> Callable:
+    """``b""``, as protocols 0 to 2 write it; of others a name, as defaultdict writes it."""
+
+    def make(*items) -> object:
+        if items:
+            raise Refused(f"found a call of {kind.__name__} in the pickle, expected its name")
+        return kind()
+
+    return make
+
+
 def _allowed(budget: _Budget) -> dict[tuple[str, str], Callable]:
     """(module, name) -> what stands for it.
 
@@ -171,25 +192,6 @@ def _allowed(budget: _Budget) -> dict[tuple[str, str], Callable]:
             raise Refused(f"found bytes as {encoding!r} in the pickle, expected 'latin1'")
         budget.take(len(text))
         return text.encode("latin1")
-
-    def filled(kind: type) -> Callable:
-        """Sets and dicts of their items, as protocols 0 to 3 write them."""
-
-        def fill(items: list | tuple = ()) -> object:
-            budget.take(len(items))
-            return kind(items)
-
-        return fill
-
-    def empty(kind: type) -> Callable:
-        """``b""``, as protocols 0 to 2 write it; of others a name, as defaultdict writes it."""
-
-        def make(*items) -> object:
-            if items:
-                raise Refused(f"found a call of {kind.__name__} in the pickle, expected its name")
-            return kind()
-
-        return make
 
     def default_dict(factory: object = None) -> dict:
         """An empty dict; what follows fills it."""
@@ -218,15 +220,19 @@ def _allowed(budget: _Budget) -> dict[tuple[str, str], Callable]:
         return _Dtype(code)
 
     return {
-        **{(m, kind.__name__): filled(kind) for m in _BUILTINS for kind in (set, frozenset)},
-        **{(m, k.__name__): empty(k) for m in _BUILTINS for k in (bytes, dict, list, tuple)},
+        **{
+            (m, kind.__name__): _filled(kind, budget)
+            for m in _BUILTINS
+            for kind in (set, frozenset)
+        },
+        **{(m, k.__name__): _empty(k) for m in _BUILTINS for k in (bytes, dict, list, tuple)},
         **{(m, "_reconstruct"): reconstruct for m in _MULTIARRAY},
         **{(m, "scalar"): scalar for m in _MULTIARRAY},
         **{(m, "_frombuffer"): from_buffer for m in _NUMERIC},
         ("numpy", "ndarray"): ndarray,
         ("numpy", "dtype"): dtype,
         ("_codecs", "encode"): encode,
-        ("collections", "OrderedDict"): filled(dict),
+        ("collections", "OrderedDict"): _filled(dict, budget),
         ("collections", "defaultdict"): default_dict,
     }
 

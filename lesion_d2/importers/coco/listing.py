@@ -104,9 +104,8 @@ def list_coco(
 
     Raises:
         FileNotFoundError: a file or folder does not exist.
-        ValueError: what is wrong in a file or an option, files differ in their categories, or two
-            of them have slices of one volume: each would take the other's for slices without
-            lesions.
+        ValueError: what is wrong in a file or an option, files differ in their categories, or have
+            slices of one volume.
     """
     ignore_categories = tuple(ignore_categories)
     if not isinstance(json_files, Mapping):
@@ -167,6 +166,7 @@ def _check_same_classes(
 
 
 def _check_one_file(groups: Iterable[Group]) -> None:
+    """Of one volume, each file would take the other's slices for some without lesions."""
     found: dict[str, str] = {}
     for group in groups:
         file = os.path.realpath(group.files[0]) if group.is_stored else None

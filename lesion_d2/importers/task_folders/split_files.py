@@ -1,6 +1,7 @@
 """Splits as nnDetection and nnU-Net write them, and the patients that a case's name speaks of."""
 
 import argparse
+import itertools
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ import numpy as np
 
 from ...data.problems import short
 from ...data.restricted_pickle import load_pickle
+from ...data.volume_set.form import SPLITS
 from ...files import read_json
 
 SPLIT_FILES = ("splits_final.json", "splits_final.pkl")
@@ -50,7 +52,8 @@ def read_splits(file: str | os.PathLike) -> list[dict[str, list[str]]]:
     """Read ``splits_final.json`` or ``.pkl``: a list of folds, each with its cases.
 
     Returns:
-        For each fold ``{"train": [...], "val": [...]}``, names of cases.
+        For each fold ``{"train": [...], "val": [...]}``, names of cases; and "test", where a fold
+        has one.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -67,9 +70,8 @@ def read_splits(file: str | os.PathLike) -> list[dict[str, list[str]]]:
                 f"{file}: fold {number}: found {short(fold)}, expected the cases of 'train' and "
                 "'val'"
             )
-        folds.append(
-            {split: _names(file, number, split, fold[split]) for split in ("train", "val")}
-        )
+        cases = {s: _names(file, number, s, fold[s]) for s in SPLITS if s in fold}
+        folds.append({s: names for s, names in cases.items() if names or s != "test"})
     return folds
 
 
@@ -98,8 +100,8 @@ def folds_of(
         Folds as ``Listing`` has them; lines that tell of cases of the file that there are none of.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`read_splits`; or a patient is in train and val of
-            a fold, or no case of the file is there.
+        FileNotFoundError, ValueError: see :func:`read_splits`; or a patient is in two splits of a
+            fold, or no case of the file is there.
     """
     splits = read_splits(file)
     named = {case for fold in splits for cases in fold.values() for case in cases}
@@ -110,13 +112,18 @@ def folds_of(
             f"names such as {short(next(iter(patients), 'none'))}"
         )
     folds = _by_patients(file, splits, patients)
-    if tests == "rotate" and len(folds) > 1:
+    own_tests = any("test" in fold for fold in folds)
+    if tests == "rotate" and len(folds) > 1 and not own_tests:
         folds = [
             _rotated(fold, following["val"])
             for fold, following in zip(folds, folds[1:] + folds[:1], strict=True)
         ]
-    elif tests == "as-is" and test_patients:
-        folds = [{**fold, "test": set(test_patients)} for fold in folds]
+    elif tests == "as-is" and test_patients and not own_tests:
+        tested = set(test_patients)  # whose other cases are tested too
+        folds = [
+            {"train": fold["train"] - tested, "val": fold["val"] - tested, "test": tested}
+            for fold in folds
+        ]
     notes = ()
     if unknown:
         notes = (
@@ -162,14 +169,15 @@ def _by_patients(
 ) -> list[dict[str, set[str]]]:
     folds = []
     for number, fold in enumerate(splits):
-        train, val = ({patients[c] for c in fold[s] if c in patients} for s in ("train", "val"))
-        both = sorted(train & val)
-        if both:
-            raise ValueError(
-                f"{file}: fold {number}: found the patient {short(both[0])} in train and val, "
-                "expected each in one of them"
-            )
-        folds.append({"train": train, "val": val})
+        found = {s: {patients[c] for c in cases if c in patients} for s, cases in fold.items()}
+        for one, other in itertools.combinations(found, 2):
+            both = sorted(found[one] & found[other])
+            if both:
+                raise ValueError(
+                    f"{file}: fold {number}: found the patient {short(both[0])} in {one} and "
+                    f"{other}, expected each in one of them"
+                )
+        folds.append(found)
     return folds
 
 

@@ -38,8 +38,24 @@ def test_folds_as_they_are_and_a_single_one(tmp_path):
     assert folds[0] == {"train": ("c", "d", "e", "f"), "val": ("a", "b"), "test": ("t",)}
     folds, _ = folds_of(file, CASES, tests="as-is")
     assert folds[0] == {"train": ("c", "d", "e", "f"), "val": ("a", "b")}
+    # other scans of those that are tested
+    folds, _ = folds_of(file, CASES, tests="as-is", test_patients=["a", "c"])
+    assert folds[0] == {"train": ("d", "e", "f"), "val": ("b",), "test": ("a", "c")}
     folds, _ = folds_of(write(tmp_path, SPLITS[:1], "json"), CASES)
     assert folds == ({"train": ("c", "d", "e", "f"), "val": ("a", "b")},)
+
+
+@pytest.mark.parametrize("tests", ["rotate", "as-is"])
+def test_folds_that_say_their_test_stay(tmp_path, tests):
+    file = tmp_path / "splits_final.json"
+    folds = [{"train": ["a"], "val": ["b"], "test": ["c", "d"]}, {"train": ["c"], "val": ["d"]}]
+    file.write_text(json.dumps([{**fold, "test": fold.get("test", [])} for fold in folds]))
+    found, _ = folds_of(file, CASES, tests=tests, test_patients=["e"])
+    assert found == tuple({s: tuple(n) for s, n in fold.items()} for fold in folds)
+    folds[0]["test"] = ["a"]
+    file.write_text(json.dumps(folds))
+    with pytest.raises(ValueError, match="fold 0: found the patient 'a' in train and test"):
+        folds_of(file, CASES, tests=tests)
 
 
 def test_no_patient_is_in_two_splits_of_a_fold_that_overlaps_the_next(tmp_path):
