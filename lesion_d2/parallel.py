@@ -14,6 +14,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def count_cores() -> int:
+    """The cores that this process may use; a container or a batch system may give it few."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def map_unordered(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
 ) -> Iterator[Result]:
@@ -24,12 +31,13 @@ def map_unordered(
     Args:
         function: of one argument; it, the items and the results can be pickled.
         items: its arguments.
-        workers: processes; None for all cores. There are never more than items.
+        workers: processes; None for all cores that this one may use. There are never more than
+            items.
 
     Raises:
         BrokenProcessPool: a process was killed.
     """
-    workers = min(workers or os.cpu_count() or 1, len(items))
+    workers = min(workers or count_cores(), len(items))
     if workers <= 1:
         yield from map(function, items)
         return

@@ -3,7 +3,7 @@ import multiprocessing
 import os
 from contextlib import closing
 
-from lesion_d2.parallel import map_unordered
+from lesion_d2.parallel import count_cores, map_unordered
 
 import pytest
 from warm_processes import METHOD, run_script
@@ -57,3 +57,11 @@ def test_a_worker_that_starts_after_its_parent_was_killed_ends(tmp_path):
     with open(lock) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert file.read() == ""
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert count_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS, Windows
+    assert count_cores() == 64

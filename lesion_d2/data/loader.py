@@ -1,4 +1,3 @@
-import os
 from collections.abc import Iterable, Iterator, Mapping
 
 import cv2
@@ -11,6 +10,7 @@ from detectron2.data import (
 )
 from detectron2.utils import comm
 
+from ..parallel import count_cores
 from .augmentation import build_augmentations
 from .ct import hu_to_pixels
 from .mapper import IMAGE_KEYS, LesionDatasetMapper
@@ -34,13 +34,6 @@ def count_workers(num_workers: int) -> int:
     if num_workers < 0:
         return max(1, min(_MAX_WORKERS, cores - 1))
     return min(num_workers, cores)
-
-
-def count_cores() -> int:
-    """The cores that this process may use; a container or a batch system may give it few."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class DeviceLoader:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import json
 import multiprocessing
-import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from ..parallel import count_cores
 from ..recist import BOX_MARGIN, measure_recist
 from .deeplesion_csv import CSV_COLUMNS
 from .generated import LATER, check_options, write_data_set
@@ -126,7 +126,7 @@ def write_phantom(
     )
     if workers is not None and workers < 1:
         raise ValueError(f"phantom option workers: found {workers}, expected 1 or more")
-    workers = workers or min(16, os.cpu_count() or 1)
+    workers = workers or min(16, count_cores())
     write = partial(_write_all, options=options, workers=workers)
     return write_data_set(root, "phantom", options, write, overwrite=overwrite)
 

@@ -29,6 +29,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from ..files import one_line
+from ..parallel import count_cores
 from .coco.loading import annotation_dict
 from .coco.reading import read_coco
 from .coco.records import CocoImage
@@ -166,7 +167,7 @@ def write_toys(
     options = ToyOptions(num_train, num_val, num_test, seed)
     if workers is not None and workers < 1:
         raise ValueError(f"toy option workers: found {workers}, expected 1 or more")
-    workers = workers or min(16, os.cpu_count() or 1)
+    workers = workers or min(16, count_cores())
     write = partial(_write_all, options=options, workers=workers)
     return write_data_set(root, "toy", options, write, overwrite=overwrite)
 

@@ -15,7 +15,8 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import add_lesion_config
-from ..data.loader import count_cores, count_workers
+from ..data.loader import count_workers
+from ..parallel import count_cores
 from .checks import check_inputs
 from .input_errors import InputError, as_input_error
 from .schedule import resolve_epochs

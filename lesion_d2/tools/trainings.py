@@ -13,6 +13,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from lesion_d2.parallel import count_cores
+
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
@@ -247,7 +249,7 @@ def hash_settings(config: Path) -> str:
 
 def _environment(jobs: int) -> dict[str, str]:
     """What a training inherits, which goes before the defaults here."""
-    cores = os.cpu_count() or 1
+    cores = count_cores()
     # Without TorchScript: it would compile Detectron2's focal loss for ten seconds a process.
     defaults = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), "PYTORCH_JIT": "0"}
     return {**defaults, **os.environ}

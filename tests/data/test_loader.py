@@ -1,5 +1,4 @@
 import itertools
-import os
 
 import lesion_d2
 from lesion_d2.data.ct import hu_to_pixels
@@ -8,7 +7,6 @@ from lesion_d2.data.loader import (
     TrainLoader,
     build_lesion_test_loader,
     build_lesion_train_loader,
-    count_cores,
     count_workers,
 )
 from lesion_d2.data.mapper import LesionDatasetMapper
@@ -348,11 +346,3 @@ def test_workers_share_the_cores(asked, cores, processes, expected, monkeypatch)
     monkeypatch.setattr("lesion_d2.data.loader.count_cores", lambda: cores)
     monkeypatch.setattr(comm, "get_local_size", lambda: processes)
     assert count_workers(asked) == expected
-
-
-def test_cores_are_those_that_the_process_may_use(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    assert count_cores() == 3
-    monkeypatch.delattr(os, "sched_getaffinity")  # macOS, Windows
-    assert count_cores() == 64

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lesion_d2
 from lesion_d2.data.toys import write_toys
+from lesion_d2.parallel import count_cores
 from lesion_d2.tools import trainings
 from lesion_d2.tools.toy_experiments import running
 from lesion_d2.tools.toy_experiments.__main__ import main
@@ -137,7 +138,7 @@ def test_environment_of_a_run(given, grid, tmp_path, monkeypatch):
             monkeypatch.delenv(name)
     assert main(grid("--jobs", "2", "--seeds", "1")) == 0
     [call] = calls(folder_of(tmp_path))
-    expected = ("77", "1") if given else (str(max(1, os.cpu_count() // 2)), "0")
+    expected = ("77", "1") if given else (str(max(1, count_cores() // 2)), "0")
     assert (call["threads"], call["jit"]) == expected
 
 
