@@ -376,6 +376,18 @@ def test_outlines_outside_of_the_scan_are_told_in_one_line(lidc, tmp_path, old, 
     assert str(error.value).startswith(f"{xml}, ") and message in str(error.value)
 
 
+def test_of_a_series_in_parts_the_largest_is_read(tmp_path):
+    files, _ = write_lidc(tmp_path)
+    dataset = pydicom.dcmread(files[0])
+    dataset.SOPInstanceUID = "1.2.3"
+    dataset.PixelSpacing = [2.0, 2.0]
+    dataset.save_as(files[0].with_name("000.dcm"))
+    listing = list_lidc(tmp_path)
+    (case,) = listing.cases
+    assert len(case.read().volume.lesions) == 4
+    assert any("found 1 slices beside 7 others of its series" in line for line in listing.left_out)
+
+
 def test_two_files_of_one_series_are_told(lidc, tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.xml").write_text(xml_text(lidc))

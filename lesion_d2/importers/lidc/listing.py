@@ -90,7 +90,17 @@ def list_lidc(
     series, found = list_series(root, progress=progress)
     by_series, left_out, damaged = _find_readings(xml_root, progress)
     cases = []
+    largest = {}
+    for candidate in sorted((entry.candidate for entry in series), key=lambda c: c.num_slices):
+        largest[candidate.series_uid] = candidate
     for name, patient, candidate in series:
+        chosen = largest[candidate.series_uid]
+        if candidate is not chosen:
+            left_out.append(
+                f"{candidate.source}: found {candidate.num_slices} slices beside "
+                f"{chosen.num_slices} others of its series, which are read"
+            )
+            continue
         entry = by_series.pop(candidate.series_uid, None)
         if entry is None:
             left_out.append(f"{candidate.source}: found no XML file of its readers")
