@@ -347,7 +347,10 @@ def check_predictor(
         if is_rcnn and abs(found - expected) == 1:
             raise ValueError(_other_classes(found, expected) + _advice(found, expected))
         if not for_training:
-            shapes = f"found {name} {tuple(weight.shape)}, expected {tuple(target.shape)}"
+            shapes = (
+                f"found {name} {tuple(weight.shape)}, expected {tuple(target.shape)}: another "
+                "number of classes or anchors (config.yaml of a training's OUTPUT_DIR has its own)"
+            )
             raise ValueError(_other_classes(found, expected) if is_rcnn else shapes)
 
 

@@ -276,3 +276,14 @@ def test_arguments_that_cannot_be(call, tmp_path, capsys):
     write_splits(tmp_path / NAME, 3, shares=(1, 0, 1), overwrite=True)
     assert main(call("out")) == 1
     assert "found no patient in val of fold 0" in capsys.readouterr().err
+
+
+def test_a_fold_that_validates_on_no_lesion_stops_before_all_trainings(call, tmp_path, capsys):
+    root = tmp_path / NAME
+    found = write_splits(root, 3)
+    bare = set(found.folds[1]["val"])
+    volumes = [replace(v, lesions=()) if v.patient in bare else v for v in found.volumes]
+    write_volume_set(root, replace(found, volumes=tuple(volumes)))
+    assert main(call("out")) == 1
+    assert "found no lesion in val of fold 1, expected some" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

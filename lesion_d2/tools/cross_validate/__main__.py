@@ -156,12 +156,23 @@ def _check_folds(root: Path, volume_set: VolumeSet, num_folds: int) -> None:
             f"{root}: found {found} folds, expected {num_folds}: pass --folds {found}, or make "
             "others by lesion_d2.tools.split_data --overwrite"
         )
+    with_lesion = {
+        volume.patient
+        for volume in volume_set.volumes
+        if not all(lesion.ignore for lesion in volume.lesions)
+    }
     for number, fold in enumerate(volume_set.folds):
         missing = [split for split in ("train", "val", "test") if not fold.get(split)]
         if missing:
             raise ValueError(
                 f"{root}: found no patient in {' and '.join(missing)} of fold {number}, expected "
                 "some: make folds by lesion_d2.tools.split_data --overwrite"
+            )
+        bare = [split for split in ("train", "val") if not with_lesion & set(fold[split])]
+        if bare:  # the training of that fold would refuse it, after those of the folds before
+            raise ValueError(
+                f"{root}: found no lesion in {' and '.join(bare)} of fold {number}, expected some: "
+                "make other folds by lesion_d2.tools.split_data --overwrite (--seed, --folds)"
             )
     tested = Counter(patient for fold in volume_set.folds for patient in fold["test"])
     for patient, number in tested.most_common(1):
