@@ -38,7 +38,16 @@ _MALIGNANT = 3.0  # the toolkit's threshold of mean ratings
 _MAX_RATING = 5.0
 _MIN_HU_RANGE = 100  # normalized images have values of some standard deviations
 # What NumPy raises of damaged arrays; their headers are Python's literals.
-_DAMAGED = (ValueError, OSError, EOFError, SyntaxError, TokenError, RecursionError, MemoryError)
+_DAMAGED = (
+    ValueError,
+    OSError,
+    EOFError,
+    OverflowError,
+    SyntaxError,
+    TokenError,
+    RecursionError,
+    MemoryError,
+)
 _IMAGE, _ROIS = "_img.npy", "_rois.npy"
 
 

@@ -138,6 +138,12 @@ def test_folds_are_places_in_the_sorted_pids(tmp_path):
             r"b_img\.npy: found no readable array",
         ),
         (
+            lambda f: (f / "b_img.npy").write_bytes(
+                (f / "b_img.npy").read_bytes().replace(b"(9, ", b"(-9,", 1)
+            ),
+            r"b_img\.npy: found no readable array",
+        ),
+        (
             lambda f: (f / "c_img.npy").write_bytes(b""),
             r"c_img\.npy: found no class targets of 'c'",
         ),
