@@ -70,12 +70,15 @@ def read_json(file: str | os.PathLike, expected: str) -> object:
 
     Raises:
         FileNotFoundError: there is no such file.
+        IsADirectoryError: it is a folder.
         ValueError: it is no JSON, or nested too deeply to be read.
     """
     try:
         return json.loads(Path(file).read_bytes())
     except FileNotFoundError:
         raise FileNotFoundError(f"{file}: no such file, expected {expected}") from None
+    except IsADirectoryError:
+        raise IsADirectoryError(f"{file}: found a folder, expected {expected}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: found no readable JSON ({one_line(error)})") from None
 

@@ -48,6 +48,8 @@ def test_json_is_read_or_told_of_in_one_line(tmp_path):
     file.unlink()
     with pytest.raises(FileNotFoundError, match=r"a\.json: no such file, expected numbers$"):
         read_json(file, "numbers")
+    with pytest.raises(IsADirectoryError, match=r": found a folder, expected numbers$"):
+        read_json(tmp_path, "numbers")
 
 
 def test_one_line():

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 
 import detectron2
 import torch
@@ -71,9 +72,12 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     Raises:
         InputError: see :func:`check_inputs`.
     """
-    num_images = check_inputs(cfg, args)
+    with _held_records(f"{__package__}.checks") as records:
+        num_images = check_inputs(cfg, args)
     rank = comm.get_rank()
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="lesion_d2")
+    for record in records:  # the checks come before there is a log
+        logging.getLogger(record.name).handle(record)
     _fit_to_machine(cfg)
     if not args.eval_only:
         with as_input_error(""):
@@ -82,6 +86,31 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     default_setup(cfg, args)
     if detectron2.__name__ != "detectron2":  # default_setup sets up the name of the copy only
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="detectron2")
+
+
+@contextmanager
+def _held_records(name: str) -> Iterator[list[logging.LogRecord]]:
+    """What a logger and those below it say meanwhile, from INFO on, held back from all handlers.
+
+    Where an error ends it, the warnings are told at once.
+    """
+    held = logging.getLogger(name)
+    before = held.level, held.propagate
+    handler = BufferingHandler(sys.maxsize)
+    held.addHandler(handler)
+    held.setLevel(logging.INFO)
+    held.propagate = False
+    failed = True
+    try:
+        yield handler.buffer
+        failed = False
+    finally:
+        held.removeHandler(handler)
+        held.setLevel(before[0])
+        held.propagate = before[1]
+        for record in handler.buffer if failed else ():
+            if record.levelno >= logging.WARNING:
+                held.handle(record)
 
 
 def fit_device(cfg: CfgNode) -> None:

@@ -46,6 +46,30 @@ def test_a_bad_config_file_is_one_line_that_names_it(tmp_path, content, message)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
+def test_what_the_checks_say_is_in_the_log_once(tmp_path, tiny_phantom, monkeypatch):
+    checks = logging.getLogger("lesion_d2.engine.checks.datasets")
+
+    def check_and_tell(cfg, args):
+        checks.info("made of their boxes")
+        return 3
+
+    monkeypatch.setattr("lesion_d2.engine.defaults.check_inputs", check_and_tell)
+    train_net.setup(tiny_args(tmp_path / "output"))
+    assert (tmp_path / "output/log.txt").read_text().count("made of their boxes") == 1
+    assert checks.parent.propagate and not checks.parent.handlers
+
+
+def test_warnings_of_checks_that_fail_are_told(tmp_path, tiny_phantom, monkeypatch, caplog):
+    def check_and_fail(cfg, args):
+        logging.getLogger("lesion_d2.engine.checks.datasets").warning("odd")
+        raise InputError("bad")
+
+    monkeypatch.setattr("lesion_d2.engine.defaults.check_inputs", check_and_fail)
+    with pytest.raises(InputError, match="bad"):
+        train_net.setup(tiny_args(tmp_path / "output"))
+    assert caplog.messages == ["odd"]
+
+
 def test_setup_completes_the_config(tiny_phantom, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     args = tiny_args(
