@@ -129,7 +129,8 @@ def _subsets(root: Path) -> list[tuple[int, Path]]:
         if path.is_dir() and path.name[6:].isdecimal()
     )
     if not subsets:
-        raise FileNotFoundError(f"{root}: found no folder subset0 ... subset9 in it")
+        found = "found no folder subset0 ... subset9 in it" if root.is_dir() else "no such folder"
+        raise FileNotFoundError(f"{root}: {found}, expected the one that holds them")
     return subsets
 
 

@@ -200,6 +200,8 @@ def test_damaged_annotations_are_told_in_one_line(tmp_path, table, message):
 def test_other_folders_and_damaged_scans_are_told(tmp_path):
     with pytest.raises(FileNotFoundError, match="found no folder subset0"):
         list_luna16(tmp_path)
+    with pytest.raises(FileNotFoundError, match="away: no such folder, expected the one"):
+        list_luna16(tmp_path / "away")
     file = tmp_path / "subset0" / f"{uid(0)}.mhd"
     write_scan(file)
     (tmp_path / "annotations.csv").write_text(HEADER + f"{uid(0)},900,2,3,4\n")
