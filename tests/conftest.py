@@ -4,6 +4,7 @@ The project is imported in fixtures: the process that hands tests out to those t
 (pytest-xdist) reads this file too, needs nothing of it, and the others wait for it.
 """
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -17,6 +18,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not look at it after every test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -58,7 +58,7 @@ _SOFTMAX = ("MODEL.RETINA_UNET.SOFTMAX", True)
 _SHEM = ("MODEL.RETINA_UNET.SHEM_POOL", 20)
 
 
-@pytest.mark.parametrize("options", [(), _SOFTMAX, (*_SOFTMAX, *_SHEM), _SHEM], ids=str)
+@pytest.mark.parametrize("options", [(), (*_SOFTMAX, *_SHEM)], ids=str)
 def test_overfits_two_images_and_finds_boxes_and_masks(pytestconfig, options):
     shallow = ("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64)
     with_masks = ("MODEL.RETINA_UNET.PREDICT_MASKS", True)
