@@ -46,11 +46,11 @@ def tiny_phantom(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quick_look_up() -> Iterator[None]:
-    from speed_up import look_up_quickly
+def _quick_configs() -> Iterator[None]:
+    from speed_up import read_configs_quickly
 
     with pytest.MonkeyPatch.context() as patch:
-        look_up_quickly(patch)
+        read_configs_quickly(patch)
         yield
 
 
