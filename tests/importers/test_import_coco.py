@@ -26,7 +26,7 @@ from made_up_coco import (
 )
 from round_trip import check_trains_and_evaluates, registered
 
-LIVER = Path("/work/shared/data/liver_slices")
+LIVER = Path(__file__).parents[3] / "shared" / "data" / "liver_slices"
 DEPTH = 5
 # Of the file's array: oblique by 6 degrees, columns to Right or Left, rows to Posterior, slices up.
 TILT = np.array([[0.995, -0.1, 0], [0.1, 0.995, 0], [0, 0, 1]])

@@ -32,7 +32,7 @@ from made_up_coco import (
     write_png16,
 )
 
-LIVER = Path("/work/shared/data/liver_slices")
+LIVER = Path(__file__).parents[4] / "shared" / "data" / "liver_slices"
 MASK = np.zeros((HEIGHT, WIDTH), bool)
 MASK[5:9, 6:12] = True
 

@@ -20,7 +20,7 @@ from detectron2.structures import BoxMode
 from made_up_coco import HEIGHT, WIDTH, hu_image, write_png16
 from pycocotools.coco import COCO
 
-SAMPLE = Path("/work/shared/data/deeplesion_sample")
+SAMPLE = Path(__file__).parents[4] / "shared" / "data" / "deeplesion_sample"
 
 
 def blob(seed: int) -> np.ndarray:
