@@ -8,11 +8,8 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from ..scans.nifti import is_nifti
 from .ct import read_slice
-from .nifti import nifti_slices
-from .pictures import is_picture, picture_slices
-from .volume_set.slices import is_voxels, voxels_slices
+from .slice_formats import format_of
 
 #: Body is what lies above this, in HU: 32000 in DeepLesion's files, as in 3DCE's published code.
 BODY_THRESHOLD = -768
@@ -107,22 +104,13 @@ def _read_same_size(files: Iterable[str]) -> Iterator[np.ndarray]:
 def slice_files(folder: str | os.PathLike) -> dict[int, str]:
     """Slice number -> path of all files ``<slice number>.png`` in a series' folder, in order.
 
-    Of a volume's file in place of a folder, see :func:`nifti_slices` and
-    :func:`~lesion_d2.data.volume_set.slices.voxels_slices`; of ``<file>#<coding>``,
-    :func:`~lesion_d2.data.pictures.picture_slices`.
+    Of a volume's file or a picture in place of a folder, see
+    :mod:`lesion_d2.data.slice_formats`.
 
     Raises:
         FileNotFoundError: there is no such folder.
     """
-    if is_picture(folder):
-        return picture_slices(folder)
-    if is_nifti(folder):
-        return nifti_slices(folder)
-    if is_voxels(folder):
-        return voxels_slices(folder)
-    stems = [name[:-4] for name in os.listdir(folder) if name.endswith(".png")]
-    numbers = sorted((int(stem), stem) for stem in stems if stem.isdecimal())
-    return {number: os.path.join(folder, f"{stem}.png") for number, stem in numbers}
+    return format_of(folder).files(folder)
 
 
 def _extent(hu: np.ndarray, pixel_spacing: tuple[float, float]) -> tuple[int, int, int, int] | None:

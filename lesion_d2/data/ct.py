@@ -8,18 +8,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from ..scans.nifti import is_nifti
-from ..scans.png import png_size, read_png_slice
 from ..slice_geometry import EXPECTED_SPACING, interpolate_slices, is_spacing
-from .nifti import nifti_geometry, nifti_slice_exists, read_nifti_slice
-from .pictures import is_picture, picture_slice_exists, picture_slice_size, read_picture_slice
-from .volume_set.slices import (
-    is_voxels,
-    read_voxels_slice,
-    read_voxels_slices,
-    voxels_slice_exists,
-)
-from .volume_set.voxels import voxels_shape
+from .slice_formats import format_of
 
 _INT16 = np.iinfo(np.int16)
 
@@ -33,7 +23,7 @@ def read_slice(file: str | os.PathLike) -> np.ndarray:
 
     Args:
         file: a 16-bit grayscale PNG in DeepLesion's coding, HU = value - 32768; or one slice of a
-            NIfTI file (see :func:`read_nifti_slice`) or of a volume's ``.b2nd`` file (see
+            NIfTI file (see :mod:`lesion_d2.data.nifti`) or of a volume's ``.b2nd`` file (see
             :mod:`lesion_d2.data.volume_set.slices`), ``<file>/<slice number>.png``; or of another
             picture or volume, ``<file>#<coding>/<slice number>.png`` (see
             :mod:`lesion_d2.data.pictures`).
@@ -45,14 +35,7 @@ def read_slice(file: str | os.PathLike) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: not a PNG, another bit depth or color type, truncated, or damaged.
     """
-    folder = os.path.dirname(file)
-    if is_picture(folder):
-        return read_picture_slice(file)
-    if is_nifti(folder):
-        return read_nifti_slice(file)
-    if is_voxels(folder):
-        return read_voxels_slice(file)
-    return read_png_slice(file)
+    return format_of(os.path.dirname(file)).read(file)
 
 
 def slice_size(file: str | os.PathLike) -> tuple[int, int]:
@@ -61,14 +44,7 @@ def slice_size(file: str | os.PathLike) -> tuple[int, int]:
     Raises:
         FileNotFoundError, ValueError: see :func:`read_slice`.
     """
-    folder = os.path.dirname(file)
-    if is_picture(folder):
-        return picture_slice_size(file)
-    if is_nifti(folder):
-        return nifti_geometry(folder)[0]
-    if is_voxels(folder):
-        return voxels_shape(folder)[1:]
-    return png_size(file)
+    return format_of(os.path.dirname(file)).size(file)
 
 
 def slice_stack(
@@ -111,9 +87,10 @@ def slice_stack(
     if spacing_z is None:
         interval, spacing_z = 0.0, 1.0
     first, last = slice_range if slice_range is not None else (0, math.inf)
+    exists = format_of(os.path.dirname(file_name)).exists
     plan = plan_channels(
         key,
-        lambda index: first <= index <= last and _exists(path_of(index)),
+        lambda index: first <= index <= last and exists(path_of(index)),
         num_slices=num_slices,
         interval=interval,
         spacing_z=spacing_z,
@@ -233,20 +210,12 @@ def _existing(index: int, *, key: int, exists: Callable[[int], bool]) -> int:
     return index
 
 
-def _exists(file: str) -> bool:
-    folder = os.path.dirname(file)
-    if is_picture(folder):
-        return picture_slice_exists(file)
-    if is_nifti(folder):
-        return nifti_slice_exists(file)
-    return voxels_slice_exists(file) if is_voxels(folder) else os.path.isfile(file)
-
-
 def _read_slices(path_of, key: int, indices: set[int], window) -> dict[int, np.ndarray]:
     """HU slices by number, the key slice among them; clipped to the window, all of one size."""
     numbers, folder = sorted(indices | {key}), os.path.dirname(path_of(key))
-    if is_voxels(folder):
-        slices = read_voxels_slices(folder, numbers)
+    read_several = format_of(folder).read_several
+    if read_several is not None:
+        slices = read_several(folder, numbers)
     else:
         slices = {index: read_slice(path_of(index)) for index in numbers}
     height, width = slices[key].shape

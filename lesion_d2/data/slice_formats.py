@@ -1,0 +1,87 @@
+"""What holds slices on disk: one table of formats, by what a slice's folder is."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..scans.nifti import is_nifti
+from ..scans.png import png_size, read_png_slice
+from .nifti import nifti_geometry, nifti_slice_exists, nifti_slices, read_nifti_slice
+from .pictures import (
+    is_picture,
+    picture_slice_exists,
+    picture_slice_size,
+    picture_slices,
+    read_picture_slice,
+)
+from .volume_set.slices import (
+    is_voxels,
+    read_voxels_slice,
+    read_voxels_slices,
+    voxels_slice_exists,
+    voxels_slices,
+)
+from .volume_set.voxels import voxels_shape
+
+Path = str | os.PathLike
+
+
+@dataclass(frozen=True)
+class SliceFormat:
+    """How slices with the path ``<folder>/<slice number>.png`` are read.
+
+    Args:
+        holds: whether a folder is of this format.
+        read: a slice's path to (H, W) int16 in HU.
+        size: a slice's path to (height, width) in pixels, by the header.
+        exists: whether there is a slice of a path.
+        files: a folder to slice number -> path of all slices in it, in order.
+        read_several: a folder and numbers to number -> (H, W), where that costs less than one by
+            one.
+    """
+
+    holds: Callable[[Path], bool]
+    read: Callable[[Path], np.ndarray]
+    size: Callable[[Path], tuple[int, int]]
+    exists: Callable[[Path], bool]
+    files: Callable[[Path], dict[int, str]]
+    read_several: Callable[[Path, Sequence[int]], dict[int, np.ndarray]] | None = None
+
+
+def format_of(folder: Path) -> SliceFormat:
+    """The format of a slice's folder; a folder of PNG files where it is no other one."""
+    return next((f for f in _FORMATS if f.holds(folder)), _PNG_FOLDER)
+
+
+def _nifti_size(file: Path) -> tuple[int, int]:
+    return nifti_geometry(os.path.dirname(file))[0]
+
+
+def _voxels_size(file: Path) -> tuple[int, int]:
+    return voxels_shape(os.path.dirname(file))[1:]
+
+
+def _png_files(folder: Path) -> dict[int, str]:
+    stems = [name[:-4] for name in os.listdir(folder) if name.endswith(".png")]
+    numbers = sorted((int(stem), stem) for stem in stems if stem.isdecimal())
+    return {number: os.path.join(folder, f"{stem}.png") for number, stem in numbers}
+
+
+_PNG_FOLDER = SliceFormat(os.path.isdir, read_png_slice, png_size, os.path.isfile, _png_files)
+# A picture's path may end as a volume's file does, behind its "#": it is asked first.
+_FORMATS = (
+    SliceFormat(
+        is_picture, read_picture_slice, picture_slice_size, picture_slice_exists, picture_slices
+    ),
+    SliceFormat(is_nifti, read_nifti_slice, _nifti_size, nifti_slice_exists, nifti_slices),
+    SliceFormat(
+        is_voxels,
+        read_voxels_slice,
+        _voxels_size,
+        voxels_slice_exists,
+        voxels_slices,
+        read_voxels_slices,
+    ),
+)
