@@ -53,6 +53,7 @@ setup(
             "SimpleITK>=2.3",
         ],
         "test": [
+            "monai>=1.5",
             "pydicom-data>=1.0",
             "pytest>=7.4",
             "pytest-xdist>=3.5",

@@ -1,5 +1,7 @@
 from detectron2.config import CfgNode as CN
 
+from .volumetric_config import add_volumetric_config
+
 #: False positives per image of the published tables.
 FROC_RATES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
@@ -20,6 +22,7 @@ def add_lesion_config(cfg: CN) -> None:
     _add_mining_config(cfg)
     _add_ensemble_config(cfg)
     _add_volume_config(cfg)
+    add_volumetric_config(cfg)
 
 
 def _add_input_config(cfg: CN) -> None:
