@@ -1,0 +1,3 @@
+from .shape import VolumeShape
+
+__all__ = ["VolumeShape"]
