@@ -31,11 +31,14 @@ from .roi_heads import (
     position_sensitive_pool,
 )
 from .switches import changed, no_masks
+from .volumetric import AnchorGenerator3D, Box2BoxTransform3D, VolumeShape
 
 __all__ = [
     "RFCN3DCE",
     "VGG",
+    "AnchorGenerator3D",
     "AttentionGate",
+    "Box2BoxTransform3D",
     "ContextualAttention",
     "DenseNet",
     "DetUNet",
@@ -56,6 +59,7 @@ __all__ = [
     "ULDorOutputLayers",
     "ULDorROIHeads",
     "UNetFPN",
+    "VolumeShape",
     "batch_images",
     "calibrate_scores",
     "changed",
