@@ -1,4 +1,4 @@
-"""Evaluation in 3-D of a detector that looks at slices (Jaeger et al., section 4.3; Bai et al.)."""
+"""Evaluation in 3-D of a detector of slices or volumes (Jaeger et al., section 4.3; Bai et al.)."""
 
 import json
 import logging
@@ -23,6 +23,7 @@ from .froc import FrocCurve
 from .operating_points import KEY, describe_operating_points
 from .plots import plot_froc
 from .predictions import gather_predictions, order_by_image
+from .runs import boxes_of_run, join_volume, slice_runs
 from .volumes import (
     VolumeBoxes,
     VolumeTruth,
@@ -56,7 +57,9 @@ class VolumeLinker(Protocol):
 
 
 class VolumeEvaluator(DatasetEvaluator):
-    """AP, FROC and AP per patient of slice detections that are linked to boxes in 3-D.
+    """AP, FROC and AP per patient of boxes in 3-D.
+
+    They are what a model of volumes finds, or linked from what a model of slices finds.
 
     For data sets with boxes on all slices of a lesion, as
     :func:`lesion_d2.data.volumes.load_volumes` gives them, or on their key slices alone where only
@@ -99,7 +102,7 @@ class VolumeEvaluator(DatasetEvaluator):
         dataset_name: str,
         output_dir: str | os.PathLike | None = None,
         *,
-        link: VolumeLinker,
+        link: VolumeLinker | None,
         criteria: Sequence[str] = ("iou@0.1",),
         rates: Sequence[float] = FROC_RATES,
         inclusive: bool = False,
@@ -111,7 +114,8 @@ class VolumeEvaluator(DatasetEvaluator):
             dataset_name: a data set in Detectron2's catalog. Its dicts are the truth.
             output_dir: where files go; none are written without it.
             link: makes boxes in 3-D of those of a volume's slices, as
-                ``lesion_d2.inference.build_linker`` gives it.
+                ``lesion_d2.inference.build_linker`` gives it; None for a model of volumes, whose
+                detections are such boxes.
             criteria: when a detection hits, see :func:`~lesion_d2.evaluation.parse_criteria`.
             rates: false positives per volume.
             inclusive: whether boxes are whole pixels, see
@@ -139,6 +143,7 @@ class VolumeEvaluator(DatasetEvaluator):
         self._inclusive, self._ap_method = inclusive, ap_method
         self._folder = Path(output_dir) if output_dir is not None else None
         self._link = link
+        self._runs = slice_runs(self._truth)
         self._distributed = distributed
         self.reset()
 
@@ -161,40 +166,48 @@ class VolumeEvaluator(DatasetEvaluator):
         self._predictions: list[tuple[object, tuple[np.ndarray, ...]]] = []
 
     def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> None:
-        """Take in the detections on some slices.
+        """Take in the detections on some slices, or on some runs of slices without a gap.
 
         Args:
-            inputs: with ``image_id``.
-            outputs: with ``instances``, in the pixels of the slices on disk.
+            inputs: with ``image_id``; of runs also ``volume`` and ``first_slice``, the number of
+                the first slice.
+            outputs: with ``instances``, in the pixels of the slices on disk; of runs with
+                ``pred_boxes`` (n, 6), X1Y1Z1X2Y2Z2 in voxels of the run.
 
         Raises:
-            ValueError: an image or a class that the data set does not have, or a box or score that
-                is not finite.
+            ValueError: an image, a run or a class that the data set does not have, boxes of the
+                other kind, or a box or score that is not finite.
         """
+        of_runs = self._link is None
+        known, columns = (self._runs, 6) if of_runs else (self._truth.slices, 4)
         for sample, output in zip(inputs, outputs, strict=True):
             image_id = sample["image_id"]
-            if image_id not in self._truth.slices:
+            part = (sample.get("volume"), sample.get("first_slice")) if of_runs else image_id
+            if part not in known:
                 raise ValueError(
                     f"predictions have image_id {image_id!r}, expected one of {self._dataset_name}"
                 )
             instances = output["instances"].to("cpu")
             boxes = instances.pred_boxes.tensor.double().numpy()
             scores, classes = instances.scores.double().numpy(), instances.pred_classes.numpy()
+            if boxes.shape[1] != columns:
+                raise ValueError(
+                    f"predictions on {image_id}: found boxes of {boxes.shape[1]} numbers, expected "
+                    f"{columns}"
+                )
             self._check_classes(classes, f"predictions on {image_id}")
             if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
                 raise ValueError(
                     f"predictions on {image_id}: found a box or score that is not a finite number"
                 )
-            self._predictions.append((image_id, (boxes, scores, classes)))
+            self._predictions.append((part, (boxes, scores, classes)))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """Evaluate what was processed; slices that were not count as slices without detections."""
+        """Evaluate what was processed; where nothing was, there counts as nothing detected."""
         predictions = gather_predictions(self._predictions, distributed=self._distributed)
         if predictions is None:
             return {}
-        slices = self._truth.slices
-        by_image = order_by_image(predictions, slices, self._dataset_name, unit="slices")
-        detections = self._link_volumes(by_image)
+        detections = self._detections(predictions)
         curves, results = {}, {}
         for task, criterion in self._criteria.items():
             curves[task] = volume_froc(
@@ -224,6 +237,19 @@ class VolumeEvaluator(DatasetEvaluator):
             raise ValueError(
                 f"{where}: found class {number}, expected 0 to {len(self._classes) - 1}"
             )
+
+    def _detections(self, predictions: list[tuple]) -> list[VolumeBoxes]:
+        """Those of each volume, from what was processed in any order."""
+        if self._link is not None:
+            slices = self._truth.slices
+            by_slice = order_by_image(predictions, slices, self._dataset_name, unit="slices")
+            return self._link_volumes(by_slice)
+        by_run = order_by_image(predictions, self._runs, self._dataset_name, unit="runs of slices")
+        parts: dict[str, list[VolumeBoxes]] = {name: [] for name in self._truth.names}
+        for (volume, first_slice), found in by_run.items():
+            num_slices = self._runs[volume, first_slice]
+            parts[volume].append(boxes_of_run(*found, first_slice, num_slices))
+        return [join_volume(part) for part in parts.values()]
 
     def _link_volumes(self, by_image: Mapping[object, tuple]) -> list[VolumeBoxes]:
         parts: list[list[tuple]] = [[] for _ in self._truth.names]
@@ -284,7 +310,7 @@ class VolumeEvaluator(DatasetEvaluator):
             "settings": {
                 "criteria": {task: str(criterion) for task, criterion in self._criteria.items()},
                 "iou_threshold": self._criteria["volume"].threshold,
-                "linking": {"name": self._link.name, **self._link.parameters},
+                "linking": self._link and {"name": self._link.name, **self._link.parameters},
                 "inclusive": self._inclusive,
                 "average_precision": self._ap_method,
                 "patient_average_precision": "not interpolated, ties are one step",

@@ -1,0 +1,75 @@
+"""Detections of a model that looks at volumes: each is a box in 3-D, and no slices are linked."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from .volumes import VolumeBoxes, VolumeTruth
+
+
+def slice_runs(truth: VolumeTruth) -> dict[tuple[str, int], int]:
+    """The runs of slices without a gap that the volumes of a data set consist of.
+
+    Returns:
+        (volume, number of the first slice) -> how many slices, in the order of the data set's
+        volumes.
+    """
+    numbers: list[list[int]] = [[] for _ in truth.names]
+    for volume, number in truth.slices.values():
+        numbers[volume].append(number)
+    runs = {}
+    for name, found in zip(truth.names, numbers, strict=True):
+        found = np.unique(found)
+        for run in np.split(found, np.flatnonzero(np.diff(found) > 1) + 1):
+            runs[name, int(run[0])] = len(run)
+    return runs
+
+
+def boxes_of_run(
+    boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, first_slice: int, num_slices: int
+) -> VolumeBoxes:
+    """Detections on a run of slices as the evaluation compares them.
+
+    On each slice whose center it contains a detection is its box in the plane, and on the one that
+    its own center is in, where it contains none: so thin a box is on that slice.
+
+    Args:
+        boxes: (N, 6) X1Y1Z1X2Y2Z2 in voxels of the run, where z is -0.5 at the first slice's edge.
+        scores, classes: (N,).
+        first_slice, num_slices: number of the first slice, and how many there are.
+    """
+    low, high, middle = boxes[:, 2], boxes[:, 5], (boxes[:, 2] + boxes[:, 5]) / 2
+    first, last = np.ceil(low), np.floor(high)
+    nearest = np.floor(middle + 0.5)
+    is_thin = first > last
+    first, last = (
+        np.where(is_thin, nearest, side).clip(0, num_slices - 1).astype(int)
+        for side in (first, last)
+    )
+    tracklets = np.repeat(np.arange(len(boxes)), last - first + 1)
+    starts = np.cumsum(last - first + 1) - (last - first + 1)
+    z = first[tracklets] + np.arange(len(tracklets)) - starts[tracklets] + first_slice
+    slice_boxes = boxes[tracklets].copy()
+    slice_boxes[:, 2] = slice_boxes[:, 5] = z
+    # First and last slice number, which have their edges half a slice beyond.
+    numbers = boxes + np.array([0, 0, first_slice + 0.5, 0, 0, first_slice - 0.5])
+    return VolumeBoxes(numbers, scores, classes, slice_boxes, tracklets)
+
+
+def join_volume(parts: Iterable[VolumeBoxes]) -> VolumeBoxes:
+    """The detections of a volume's runs as one, by falling score."""
+    parts = list(parts)
+    if not parts:
+        return VolumeBoxes.empty()
+    starts = np.cumsum([0, *(len(part.boxes) for part in parts[:-1])])
+    boxes, scores, classes, slice_boxes = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("boxes", "scores", "classes", "slice_boxes")
+    )
+    tracklets = np.concatenate(
+        [part.tracklets + start for part, start in zip(parts, starts, strict=True)]
+    )
+    order = np.argsort(-scores, kind="stable")
+    return VolumeBoxes(
+        boxes[order], scores[order], classes[order], slice_boxes, np.argsort(order)[tracklets]
+    )
