@@ -1,5 +1,6 @@
 import torch
 import torch.nn.functional as F
+from fvcore.nn import sigmoid_focal_loss_jit
 from torch import Tensor
 
 IGNORE = -1  # label of pixels that no loss looks at: the padding of a batch
@@ -104,3 +105,25 @@ def anchor_focal_loss(
     labels = labels[counts]
     cross_entropy = F.cross_entropy(logits[counts].float(), labels, reduction="none")
     return _focal(cross_entropy, labels < logits.shape[-1] - 1, alpha, gamma).sum()
+
+
+def anchor_sigmoid_focal_loss(
+    logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Focal loss of anchors whose classes do not exclude each other, as in Detectron2's RetinaNet.
+
+    Args:
+        logits: (N, R, K).
+        labels: (N, R) int, 0 to K - 1 for lesions, K for background, below 0 for anchors that do
+            not count.
+        alpha: weight of lesions, in [0, 1]; background has 1 - alpha.
+        gamma: 0 for the plain cross entropy.
+
+    Returns:
+        A scalar, the sum over anchors.
+    """
+    counts = labels >= 0
+    targets = F.one_hot(labels[counts], logits.shape[-1] + 1)[:, :-1].to(logits.dtype)
+    return sigmoid_focal_loss_jit(
+        logits[counts], targets, alpha=alpha, gamma=gamma, reduction="sum"
+    )

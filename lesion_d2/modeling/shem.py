@@ -2,9 +2,11 @@
 
 import torch
 import torch.nn.functional as F
-from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
 from torch import Tensor
+
+from .box_losses import box_regression_loss
 
 
 def shem_loss(logits: Tensor, labels: Tensor, *, pool: int, softmax: bool) -> Tensor:
@@ -77,23 +79,23 @@ def box_loss_per_image(
 ) -> Tensor:
     """The box regression loss that goes with :func:`shem_loss`: the mean over images.
 
-    An image's loss is the mean over its positive anchors, and over the four deltas of each, as in
-    the authors' code; 0 without a positive one.
+    An image's loss is the mean over its positive anchors, and over the four deltas of each (six in
+    3-D), as in the authors' code; 0 without a positive one.
 
     Args:
-        anchors: one an FPN level, R in all.
+        anchors: one an FPN level, R in all, of B = 4 or 6 numbers.
         transform: what the deltas are of.
-        pred_deltas: (N, R_i, 4), one a level.
-        gt_boxes: (R, 4), one an image.
+        pred_deltas: (N, R_i, B), one a level.
+        gt_boxes: (R, B), one an image.
         is_positive: (N, R) bool.
-        box_reg_loss_type, smooth_l1_beta: of Detectron2's loss.
+        box_reg_loss_type, smooth_l1_beta: see :func:`box_regression_loss`.
 
     Returns:
         A scalar.
     """
-    deltas_of_box = 4 if box_reg_loss_type == "smooth_l1" else 1
+    deltas_of_box = pred_deltas[0].shape[-1] if box_reg_loss_type == "smooth_l1" else 1
     losses = [
-        _dense_box_regression_loss(
+        box_regression_loss(
             anchors,
             transform,
             [level[i : i + 1] for level in pred_deltas],

@@ -4,7 +4,6 @@ import torch
 from detectron2.config import configurable
 from detectron2.layers import cat
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.modeling.box_regression import _dense_box_regression_loss
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
@@ -12,8 +11,9 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ...cropping import put_back, shown_size
+from ..box_losses import box_regression_loss
 from ..calibration import calibrate_scores, mask_agreement
-from ..losses import anchor_focal_loss, segmentation_loss
+from ..losses import anchor_focal_loss, anchor_sigmoid_focal_loss, segmentation_loss
 from ..segmentation import (
     SegmentationLoss,
     build_segmentation_loss,
@@ -59,6 +59,8 @@ class RetinaUNet(LesionRetinaNet):
     Raises:
         ValueError: ``calibration`` lies outside [0, 1], or there is no U-FPN for the segmentation.
     """
+
+    head_type: type[nn.Module] = RetinaNetHead
 
     @configurable
     def __init__(
@@ -108,7 +110,7 @@ class RetinaUNet(LesionRetinaNet):
             "shem_positives": cfg.MODEL.RETINA_UNET.SHEM_POSITIVES,
         }
         if arguments["softmax"]:
-            arguments["head"] = _build_softmax_head(cfg, arguments["backbone"])
+            arguments["head"] = _build_softmax_head(cfg, arguments["backbone"], cls.head_type)
         return arguments
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
@@ -148,7 +150,7 @@ class RetinaUNet(LesionRetinaNet):
         if not self.predict_masks:
             probabilities = [None] * len(results)
         return [
-            {"instances": _postprocess(*each)}
+            {"instances": self.postprocess(*each)}
             for each in zip(results, probabilities, batched_inputs, strict=True)
         ]
 
@@ -161,56 +163,32 @@ class RetinaUNet(LesionRetinaNet):
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
         """As in RetinaNet; with a softmax ``loss_cls`` is another one, with SHEM both are."""
-        if self.shem_pool > 0:
-            return self._shem_losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
-        if not self.softmax:
-            return super().losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
         labels, logits = torch.stack(gt_labels), cat(pred_logits, dim=1)
         is_positive = (labels >= 0) & (labels != self.num_classes)
-        num_positive = is_positive.sum().item()
-        get_event_storage().put_scalar("num_pos_anchors", num_positive / len(labels))
-        normalizer = self._ema_update("loss_normalizer", max(num_positive, 1), 100)
-        focal = {"alpha": self.focal_loss_alpha, "gamma": self.focal_loss_gamma}
-        loss_cls = anchor_focal_loss(logits, labels, **focal) / normalizer
-        loss_box_reg = _dense_box_regression_loss(
-            anchors,
-            self.box2box_transform,
-            pred_anchor_deltas,
-            gt_boxes,
-            is_positive,
-            box_reg_loss_type=self.box_reg_loss_type,
-            smooth_l1_beta=self.smooth_l1_beta,
-        )
-        return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg / normalizer}
-
-    def _shem_losses(
-        self,
-        anchors: list[Boxes],
-        pred_logits: list[Tensor],
-        gt_labels: list[Tensor],
-        pred_anchor_deltas: list[Tensor],
-        gt_boxes: list[Tensor],
-    ) -> dict[str, Tensor]:
-        labels, logits = torch.stack(gt_labels), cat(pred_logits, dim=1)
-        is_positive = (labels >= 0) & (labels != self.num_classes)
-        if self.shem_positives > 0:
+        if self.shem_pool > 0 and self.shem_positives > 0:
             counts = torch.zeros_like(is_positive)
             for chosen, of_image in zip(counts, is_positive, strict=True):
                 chosen[sample_positives(of_image, self.shem_positives)] = True
             labels = labels.masked_fill(is_positive & ~counts, -1)
             is_positive = counts
-        get_event_storage().put_scalar("num_pos_anchors", is_positive.sum().item() / len(labels))
-        loss_box_reg = box_loss_per_image(
-            anchors,
-            self.box2box_transform,
-            pred_anchor_deltas,
-            gt_boxes,
-            is_positive,
-            box_reg_loss_type=self.box_reg_loss_type,
-            smooth_l1_beta=self.smooth_l1_beta,
+        num_positive = is_positive.sum().item()
+        get_event_storage().put_scalar("num_pos_anchors", num_positive / len(labels))
+        boxes = (anchors, self.box2box_transform, pred_anchor_deltas, gt_boxes, is_positive)
+        options = {
+            "box_reg_loss_type": self.box_reg_loss_type,
+            "smooth_l1_beta": self.smooth_l1_beta,
+        }
+        if self.shem_pool > 0:
+            loss_box_reg = box_loss_per_image(*boxes, **options)
+            loss_cls = shem_loss(logits, labels, pool=self.shem_pool, softmax=self.softmax)
+            return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
+        focal_loss = anchor_focal_loss if self.softmax else anchor_sigmoid_focal_loss
+        loss_cls = focal_loss(
+            logits, labels, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
         )
-        loss_cls = shem_loss(logits, labels, pool=self.shem_pool, softmax=self.softmax)
-        return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
+        loss_box_reg = box_regression_loss(*boxes, **options)
+        normalizer = self._ema_update("loss_normalizer", max(num_positive, 1), 100)
+        return {"loss_cls": loss_cls / normalizer, "loss_box_reg": loss_box_reg / normalizer}
 
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
@@ -230,9 +208,9 @@ class RetinaUNet(LesionRetinaNet):
         self, predictions: list[list[Tensor]], dims_per_anchor: list[int]
     ) -> list[list[Tensor]]:
         # Detectron2 asks for K logits an anchor, wherever it needs them.
-        num_logits, *others = dims_per_anchor
+        num_logits, *shape = dims_per_anchor
         return super()._transpose_dense_predictions(
-            predictions, [num_logits + self.softmax, *others]
+            predictions, [num_logits + self.softmax, *shape]
         )
 
     def predict_segmentation(self, images: Tensor, features: dict[str, Tensor]) -> Tensor:
@@ -241,6 +219,18 @@ class RetinaUNet(LesionRetinaNet):
         K is 1 where classes are not told apart.
         """
         return self.seg_predictor(self.backbone.decode(images, features))
+
+    def postprocess(
+        self, result: Instances, probabilities: Tensor | None, input_dict: dict
+    ) -> Instances:
+        """Bring boxes, and masks where there are class probabilities, to the slice.
+
+        Args:
+            result: of one image.
+            probabilities: (K + 1, H, W) of the padded image, or (2, H, W) of any class.
+            input_dict: of the image.
+        """
+        return _postprocess(result, probabilities, input_dict)
 
     def calibrate(self, result: Instances, probabilities: Tensor, input_dict: dict) -> Instances:
         """Calibrate the scores of one image's detections, and put them in falling order again.
@@ -263,12 +253,12 @@ class RetinaUNet(LesionRetinaNet):
         return result[result.scores.argsort(descending=True, stable=True)]
 
 
-def _build_softmax_head(cfg, backbone: nn.Module) -> RetinaNetHead:
+def _build_softmax_head(cfg, backbone: nn.Module, head_type: type[nn.Module]) -> nn.Module:
     """RetinaNet's head with one logit more an anchor, for the background."""
     shapes, options = backbone.output_shape(), cfg.MODEL.RETINANET
     levels = [shapes[level] for level in options.IN_FEATURES]
     num_classes = options.NUM_CLASSES
-    head = RetinaNetHead(cfg, levels, num_classes=num_classes + 1)
+    head = head_type(cfg, levels, num_classes=num_classes + 1)
     prior = options.PRIOR_PROB
     if not num_classes * prior < 1:
         raise ValueError(
@@ -308,17 +298,20 @@ def masks_in_boxes(class_masks: Tensor, boxes: Tensor, classes: Tensor) -> Tenso
     """Cut each detection's mask out of its class's semantic mask.
 
     Args:
-        class_masks: (K, H, W) bool.
-        boxes: (n, 4) XYXY in pixels, in the data set's coordinates: pixel i has its center at i.
+        class_masks: (K, H, W) bool, or (K, D, H, W).
+        boxes: (n, 4) XYXY in pixels, or (n, 6) XYZXYZ in voxels, in the data set's coordinates:
+            pixel i has its center at i.
         classes: (n,) int.
 
     Returns:
-        (n, H, W) bool: the class's pixels whose center lies inside the box.
+        (n, H, W) or (n, D, H, W) bool: the class's pixels whose center lies inside the box.
     """
-    height, width = class_masks.shape[-2:]
-    x = torch.arange(width, device=boxes.device)
-    y = torch.arange(height, device=boxes.device)
-    x1, y1, x2, y2 = boxes[:, :, None].unbind(dim=1)
-    inside_x = (x >= x1) & (x <= x2)
-    inside_y = (y >= y1) & (y <= y2)
-    return class_masks[classes] & inside_y[:, :, None] & inside_x[:, None, :]
+    masks, num_axes = class_masks[classes], class_masks.dim() - 1
+    for axis, size in enumerate(class_masks.shape[:0:-1]):  # x first
+        center = torch.arange(size, device=boxes.device)
+        low, high = boxes[:, axis, None], boxes[:, axis + num_axes, None]
+        inside = (center >= low) & (center <= high)
+        shape = [1] * (num_axes - 1)
+        shape.insert(num_axes - 1 - axis, size)
+        masks &= inside.reshape(len(boxes), *shape)
+    return masks

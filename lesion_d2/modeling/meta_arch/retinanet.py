@@ -5,6 +5,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from ...ignore_regions import IGNORED_CLASS, lie_inside, split_regions
+from ...structures import pairwise_iou
 
 
 @META_ARCH_REGISTRY.register()
@@ -37,11 +38,44 @@ class LesionRetinaNet(RetinaNet):
     def label_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """As in Detectron2; labels are -1 for anchors in regions to ignore that fit no lesion."""
-        pairs = list(map(split_regions, gt_instances))
-        labels, boxes = super().label_anchors(anchors, [lesions for lesions, _ in pairs])
-        for label, (_, regions) in zip(labels, pairs, strict=True):
-            if regions is not None:
-                inside = lie_inside(Boxes.cat(anchors), regions.gt_boxes)
-                label.masked_fill_(inside & (label == self.num_classes), IGNORED_CLASS)
+        """As in Detectron2; labels are -1 for anchors in regions to ignore that fit no lesion.
+
+        Args:
+            anchors: one an FPN level, R in all, of B = 4 or 6 numbers.
+            gt_instances: with ``gt_boxes`` and ``gt_classes``, one an image.
+
+        Returns:
+            (R,) an image, K for background and -1 for anchors that do not count, and (R, B) an
+            image, the box that goes with each anchor.
+        """
+        pairs = [self._label_anchors(anchors, instances) for instances in gt_instances]
+        return [label for label, _ in pairs], [box for _, box in pairs]
+
+    def _label_anchors(self, anchors: list[Boxes], instances: Instances) -> tuple[Tensor, Tensor]:
+        lesions, regions = split_regions(instances)
+        matches, match_labels = self.match_anchors(lesions.gt_boxes, anchors)
+        all_anchors = type(anchors[0]).cat(anchors)
+        if len(lesions) > 0:
+            boxes, labels = lesions.gt_boxes.tensor[matches], lesions.gt_classes[matches]
+            labels[match_labels == 0] = self.num_classes
+            labels[match_labels == -1] = IGNORED_CLASS
+        else:
+            boxes = torch.zeros_like(all_anchors.tensor)
+            labels = torch.full_like(matches, self.num_classes)
+        if regions is not None:
+            inside = lie_inside(all_anchors, regions.gt_boxes)
+            labels.masked_fill_(inside & (labels == self.num_classes), IGNORED_CLASS)
         return labels, boxes
+
+    def match_anchors(self, boxes: Boxes, anchors: list[Boxes]) -> tuple[Tensor, Tensor]:
+        """Find the lesion that goes with each anchor of an image.
+
+        Args:
+            boxes: of the lesions; there may be none.
+            anchors: one an FPN level, R in all.
+
+        Returns:
+            (R,) int64 indices of lesions and (R,) int8 labels: 1 for a match, 0 for background, -1
+            for an anchor that does not count.
+        """
+        return self.anchor_matcher(pairwise_iou(boxes, type(anchors[0]).cat(anchors)))
