@@ -74,7 +74,7 @@ def load_volumes(
     root = Path(root)
     key_slices = load_deeplesion(root / "DL_info.csv", root / "Images_png", split, first_pixel=0.0)
     key_slices = _of_first_patients(key_slices, patients_share)
-    lesions = _read_lesions(root / "true_volumes.json", key_slices)
+    lesions = read_lesion_masks(root / "true_volumes.json", key_slices)
     if coarse_types:
         _check_types(root / "DL_info.csv", key_slices)
     series: dict[str, list[dict]] = {}
@@ -172,8 +172,19 @@ def _of_first_patients(key_slices: list[dict], share: float) -> list[dict]:
     return [image for image in key_slices if image["patient"] in kept]
 
 
-def _read_lesions(file: Path, key_slices: Iterable[Mapping]) -> dict[int, dict[int, dict]]:
-    """Row -> slice number -> RLE, of all lesions on the key slices."""
+def read_lesion_masks(file: Path, key_slices: Iterable[Mapping]) -> dict[int, dict[int, dict]]:
+    """The true masks of all lesions on some key slices of a phantom data set.
+
+    Args:
+        file: ``true_volumes.json``.
+        key_slices: dicts of :func:`load_deeplesion`, of a split or of all.
+
+    Returns:
+        Line in ``DL_info.csv`` -> slice number -> COCO's RLE.
+
+    Raises:
+        ValueError: the file is not readable, or does not fit to the key slices.
+    """
     image_ids = {image["image_id"] for image in key_slices}
     rows = {a["row"]: image["image_id"] for image in key_slices for a in image["annotations"]}
     key_of = {image["image_id"]: image["slice_index"] for image in key_slices}

@@ -7,7 +7,7 @@ subcommand of ``lesion_d2.tools.import_data``, the first line by itself the shor
 
 from types import ModuleType
 
-from . import coco, dicom, lidc, luna16, mdt, nndetection, nnunet
+from . import coco, dicom, lidc, luna16, mdt, nndetection, nnunet, phantom
 from .case import Case, ImportedVolume, Listing
 
 #: Subcommand of ``lesion_d2.tools.import_data`` -> the format's module.
@@ -19,6 +19,7 @@ FORMATS: dict[str, ModuleType] = {
     "luna16": luna16,
     "lidc": lidc,
     "dicom": dicom,
+    "phantom": phantom,
 }
 
 __all__ = ["FORMATS", "Case", "ImportedVolume", "Listing"]
