@@ -2,6 +2,7 @@
 
 python datasets/prepare_toys.py
 python datasets/prepare_toys.py --train 100 --val 50 --test 100 --root /data/toys
+python datasets/prepare_toys.py --volumes      # in 3-D: spheres and shells, as volume sets
 """
 
 from __future__ import annotations
@@ -13,42 +14,59 @@ import sys
 import time
 from pathlib import Path
 
-from lesion_d2.data.toys import ToyOptions, write_toys
+from lesion_d2.data.toy_volumes import DEFAULTS, write_toy_volumes
+from lesion_d2.data.toys import SPLITS, ToyOptions, write_toys
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Options of the command."""
-    options = ToyOptions()
+    """Options of the command; those left out are the defaults of the images or of the volumes."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    default = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "toys"
-    parser.add_argument("--root", type=Path, default=default, help="default: %(default)s")
-    for split in ("train", "val", "test"):
+    folder = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    parser.add_argument("--volumes", action="store_true", help="the toys in 3-D")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        help=f"default: {folder / 'toys'}; with --volumes the folder that gets a data set for each "
+        f"task, default: {folder}".replace("%", "%%"),  # argparse's escape
+    )
+    for split in SPLITS:
+        counts = f"{ToyOptions().count(split)}, or {DEFAULTS.count(split)} volumes"
         parser.add_argument(
             f"--{split}",
             type=int,
-            default=options.count(split),
             dest=f"num_{split}",
             metavar="N",
-            help=f"{split} images of each task (default: %(default)s)",
+            help=f"{split} images of each task (default: {counts})",
         )
-    parser.add_argument("--seed", type=int, default=options.seed)
-    parser.add_argument("--workers", type=int, help="processes; default: all cores")
+    parser.add_argument("--seed", type=int, default=ToyOptions().seed)
+    parser.add_argument("--workers", type=int, help="processes for images; default: all cores")
     parser.add_argument("--overwrite", action="store_true", help="replace sets with other options")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.root is None:
+        args.root = folder if args.volumes else folder / "toys"
+    options = DEFAULTS if args.volumes else ToyOptions()
+    for split in SPLITS:
+        if getattr(args, f"num_{split}") is None:
+            setattr(args, f"num_{split}", options.count(split))
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
     """Write the data sets; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args = parse_args(argv)
+    args = vars(parse_args(argv))
     start = time.perf_counter()
     try:
-        written = write_toys(**vars(args))
+        if args.pop("volumes"):
+            del args["workers"]
+            written = write_toy_volumes(args.pop("root"), **args)
+        else:
+            written = [args["root"]] if write_toys(**args) else []
     except (ValueError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if written:
-        print(f"Wrote {args.root} in {time.perf_counter() - start:.0f} s")
+        print(f"Wrote {', '.join(map(str, written))} in {time.perf_counter() - start:.0f} s")
     return 0
 
 
