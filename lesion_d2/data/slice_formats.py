@@ -18,6 +18,7 @@ from .pictures import (
 )
 from .volume_set.slices import (
     is_voxels,
+    read_voxels_block,
     read_voxels_slice,
     read_voxels_slices,
     voxels_slice_exists,
@@ -26,6 +27,7 @@ from .volume_set.slices import (
 from .volume_set.voxels import voxels_shape
 
 Path = str | os.PathLike
+_Range = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class SliceFormat:
         files: a folder to slice number -> path of all slices in it, in order.
         read_several: a folder and numbers to number -> (H, W), where that costs less than one by
             one.
+        read_block: paths of slices that follow one another, and the first and the end (exclusive)
+            of rows and of columns, to (d, h, w); where that costs less than whole slices.
     """
 
     holds: Callable[[Path], bool]
@@ -48,6 +52,7 @@ class SliceFormat:
     exists: Callable[[Path], bool]
     files: Callable[[Path], dict[int, str]]
     read_several: Callable[[Path, Sequence[int]], dict[int, np.ndarray]] | None = None
+    read_block: Callable[[Sequence[Path], _Range, _Range], np.ndarray] | None = None
 
 
 def format_of(folder: Path) -> SliceFormat:
@@ -83,5 +88,6 @@ _FORMATS = (
         voxels_slice_exists,
         voxels_slices,
         read_voxels_slices,
+        read_voxels_block,
     ),
 )

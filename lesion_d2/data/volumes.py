@@ -55,7 +55,9 @@ def load_volumes(
     its line number in ``DL_info.csv``, as ``row``; and on its key slice ``is_key``, True.
     ``recist``, ``bbox`` and ``diameters_mm`` are those of the lesion's mask on this slice, by
     DeepLesion's rule and to the digits of ``DL_info.csv``: on the key slice they are what stands
-    there. A single pixel has diameters too, so that no mask is too small for a box.
+    there. A single pixel has diameters too, so that no mask is too small for a box. The mask is
+    ``true_segmentation``, COCO's RLE, which models in 3-D learn; those in 2-D learn no other masks
+    than of DeepLesion, which has none.
 
     Args:
         root: the folder that holds ``DL_info.csv``, ``Images_png`` and ``true_volumes.json``.
@@ -309,6 +311,7 @@ def _add_lesion(
             "coarse_type": coarse_type,
             "row": row,
             "lesion": row,
+            "true_segmentation": rle,
         }
         image["annotations"].append(added[number])
     return added

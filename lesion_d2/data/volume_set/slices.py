@@ -4,7 +4,7 @@ A slice has the path ``<file>.b2nd/<slice number>.png``, which is not on disk; n
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -64,6 +64,25 @@ def read_voxels_slices(file: str | os.PathLike, numbers: Iterable[int]) -> dict[
         volume = read_voxels(file, run[0], run[-1] + 1)
         slices |= {number: volume[number - run[0]] for number in run}
     return slices
+
+
+def read_voxels_block(
+    paths: Sequence[str | os.PathLike], rows: tuple[int, int], columns: tuple[int, int]
+) -> np.ndarray:
+    """Read a part of slices of one file that follow one another.
+
+    Args:
+        paths: of the slices, in order.
+        rows, columns: the first, and the end (exclusive).
+
+    Returns:
+        (d, h, w) int16 in HU, the caller's own.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`~lesion_d2.data.volume_set.voxels.read_voxels`.
+    """
+    file, first = _split(paths[0])
+    return read_voxels(file, first, first + len(paths), *rows, *columns)
 
 
 def _runs(numbers: list[int]) -> list[list[int]]:

@@ -1,0 +1,155 @@
+"""Volumes as records: the dicts of slices, joined to runs of slices without a gap."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from pycocotools import mask as mask_util
+
+from ...boxes import xyxy_box
+from ...ignore_regions import is_region
+from ..problems import short
+
+# Where annotations of slices have masks: those that 2-D models learn, too, and those of phantoms.
+_MASK_KEYS = ("segmentation", "true_segmentation")
+
+
+def volume_records(dicts: Iterable[Mapping], name: str = "data set") -> list[dict]:
+    """Join the dicts of a data set's slices to volumes.
+
+    Detectors in 3-D take slices that follow one another: where slice numbers leave a gap, a volume
+    is several runs, each a record with the parts of the lesions that it shows.
+
+    Args:
+        dicts: one a slice, of a data set with all slices, such as ``phantom_volumes_train``.
+        name: of the data set, for messages.
+
+    Returns:
+        In the order of the volumes, then of slices, a dict for each run with
+
+        - ``image_id``: the volume's name; with ``@<first slice>`` where it has several runs.
+        - ``volume``, ``patient`` (the volume's name where slices have none), ``first_slice`` (its
+          number on disk), ``shape`` (D, H, W), ``spacing`` (x, y, z) in mm or None, and ``files``,
+          the paths of its D slices.
+        - ``annotations``, one for each lesion and region to ignore: ``bbox`` X1Y1Z1X2Y2Z2 in the
+          run's voxels, the extent of its boxes on the slices with the edges of its first and last
+          slice (z1 - 0.5 and z2 + 0.5); ``category_id``; ``lesion`` (None of regions without);
+          ``segmentation``, index of the slice in the run -> COCO's RLE, where all its slices have a
+          mask; and ``iscrowd``, 1, of regions to ignore.
+
+        Regions that have no ``lesion`` are each on one slice.
+
+    Raises:
+        ValueError: a dict without ``volume`` or ``slice_index``, a slice that stands twice, slices
+            of a run that differ in size, a lesion's annotation without ``lesion`` or of another
+            class than its first, or a mask that is empty or of another size than the slice.
+    """
+    volumes: dict[object, dict[int, Mapping]] = {}
+    for image in dicts:
+        for key in ("volume", "slice_index"):
+            if image.get(key) is None:
+                raise ValueError(
+                    f"{name}, image {short(image.get('image_id'))}: found no {key!r}, expected a "
+                    "slice of a data set with all slices of its volumes, such as <name>_volumes"
+                )
+        slices = volumes.setdefault(image["volume"], {})
+        if image["slice_index"] in slices:
+            raise ValueError(
+                f"{name}, volume {short(image['volume'])}: found slice {image['slice_index']} "
+                "twice, expected once"
+            )
+        slices[image["slice_index"]] = image
+    records = []
+    for volume, slices in volumes.items():
+        runs = list(_runs(sorted(slices)))
+        for numbers in runs:
+            image_id = str(volume) if len(runs) == 1 else f"{volume}@{numbers[0]}"
+            where = f"{name}, volume {image_id}"
+            records.append(_record(image_id, [slices[n] for n in numbers], where))
+    return records
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[list[int]]:
+    """Rising numbers, those that follow one another together."""
+    for _, run in itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        yield [number for _, number in run]
+
+
+def _record(image_id: str, slices: Sequence[Mapping], where: str) -> dict:
+    first = slices[0]
+    size = first["height"], first["width"]
+    for image in slices:
+        if (image["height"], image["width"]) != size:
+            raise ValueError(
+                f"{where}, slice {image['slice_index']}: found {image['width']} x "
+                f"{image['height']} pixels, expected the {size[1]} x {size[0]} of its first slice"
+            )
+    spacing = first.get("spacing")
+    return {
+        "image_id": image_id,
+        "volume": first["volume"],
+        "patient": first.get("patient", first["volume"]),
+        "first_slice": first["slice_index"],
+        "shape": (len(slices), *size),
+        "spacing": None if spacing is None else tuple(map(float, spacing)),
+        "files": [image["file_name"] for image in slices],
+        "annotations": [
+            _annotation(found, size, where) for found in _by_lesion(slices, where).values()
+        ],
+    }
+
+
+def _by_lesion(slices: Sequence[Mapping], where: str) -> dict[tuple, dict[int, Mapping]]:
+    """What is one in 3-D -> index of the slice -> its annotation there."""
+    lesions: dict[tuple, dict[int, Mapping]] = {}
+    for index, image in enumerate(slices):
+        for number, annotation in enumerate(image.get("annotations", ())):
+            lesion, region = annotation.get("lesion"), is_region(annotation)
+            here = f"{where}, slice {image['slice_index']}"
+            if lesion is None and not region:
+                raise ValueError(f"{here}: found an annotation without 'lesion', expected one")
+            key = (lesion, region) if lesion is not None else (lesion, region, index, number)
+            found = lesions.setdefault(key, {})
+            if index in found:
+                raise ValueError(f"{here}: found lesion {short(lesion)} twice, expected once")
+            found[index] = annotation
+    return lesions
+
+
+def _annotation(found: Mapping[int, Mapping], size: tuple[int, int], where: str) -> dict:
+    """One lesion of its annotations by index of the slice, which rise."""
+    first = next(iter(found.values()))
+    lesion, category = first.get("lesion"), first["category_id"]
+    here = f"{where}, lesion {short(lesion)}"
+    for annotation in found.values():
+        if annotation["category_id"] != category:
+            raise ValueError(
+                f"{here}: found the classes {category} and {annotation['category_id']}, expected "
+                "one"
+            )
+    boxes = np.array([xyxy_box(annotation) for annotation in found.values()])
+    (x1, y1), (x2, y2) = boxes[:, :2].min(axis=0).tolist(), boxes[:, 2:].max(axis=0).tolist()
+    joined = {
+        "bbox": [x1, y1, min(found) - 0.5, x2, y2, max(found) + 0.5],
+        "category_id": category,
+        "lesion": lesion,
+    }
+    masks = {index: _mask(annotation, size, here) for index, annotation in found.items()}
+    if all(mask is not None for mask in masks.values()):
+        joined["segmentation"] = masks
+    if is_region(first):
+        joined["iscrowd"] = 1
+    return joined
+
+
+def _mask(annotation: Mapping, size: tuple[int, int], where: str) -> Mapping | None:
+    for key in _MASK_KEYS:
+        if key in annotation:
+            rle = annotation[key]
+            if tuple(rle["size"]) != size or mask_util.area(rle) == 0:
+                raise ValueError(
+                    f"{where}: found a mask of {mask_util.area(rle)} pixels of {rle['size']} "
+                    f"(height, width), expected one of {list(size)} with a pixel"
+                )
+            return rle
+    return None
