@@ -9,7 +9,13 @@ from .slice_images import (
     count_images,
     reuse_features,
 )
-from .unet_fpn import LastLevelP6, ResNetWithStem, UNetFPN, build_resnet_unet_fpn_backbone
+from .unet_fpn import (
+    LastLevelP6,
+    ResNetWithStem,
+    TopDownFPN,
+    UNetFPN,
+    build_resnet_unet_fpn_backbone,
+)
 from .vgg import VGG, build_vgg_backbone, build_vgg_fpn_backbone, build_vgg_unet_fpn_backbone
 
 __all__ = [
@@ -21,6 +27,7 @@ __all__ = [
     "LastLevelP6",
     "ResNetWithStem",
     "SliceImages",
+    "TopDownFPN",
     "UNetFPN",
     "batch_images",
     "build_densenet_backbone",

@@ -48,13 +48,23 @@ class ResNetWithStem(Backbone):
         outputs = {}
         if self.c0 is not None:
             x = outputs["c0"] = self.c0(x)
-        outputs["c1"] = F.relu_(self.stem.conv1(x))
-        x = F.max_pool2d(outputs["c1"], kernel_size=3, stride=2, padding=1)
+        x = F.relu_(self.stem.conv1(x))
+        if "c1" in self._out_features:
+            outputs["c1"] = x
+        x = self.pool(x)
         for name in self.stage_names:
-            x = getattr(self, name)(x)
+            x = self.run_stage(name, x)
             if name in self._out_features:
                 outputs[name] = x
         return outputs
+
+    def pool(self, c1: Tensor) -> Tensor:
+        """The stem's max pooling, from stride 2 to 4."""
+        return F.max_pool2d(c1, kernel_size=3, stride=2, padding=1)
+
+    def run_stage(self, name: str, x: Tensor) -> Tensor:
+        """Apply one of ``stage_names``."""
+        return getattr(self, name)(x)
 
 
 class LastLevelP6(nn.Module):
@@ -79,7 +89,94 @@ class LastLevelP6(nn.Module):
         return [self.p6(c5)]
 
 
-class UNetFPN(FPN):
+class TopDownFPN(FPN):
+    """Detectron2's FPN with a method for what joins two levels, equal to it in its outputs.
+
+    Args:
+        bottom_up, in_features, out_channels, norm, top_block: see :class:`FPN`.
+    """
+
+    #: Names of the bottom-up features that :meth:`forward` passes on as they are.
+    extra_features: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        bottom_up: Backbone,
+        in_features: list[str],
+        out_channels: int,
+        *,
+        norm: str = "",
+        top_block: nn.Module | None = None,
+    ):
+        super().__init__(bottom_up, in_features, out_channels, norm=norm, top_block=top_block)
+        self.levels = self._out_features[: len(in_features)]  # finest first, without P6 and P7
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Map images (N, C, H, W) to the detection levels and the ``extra_features``."""
+        bottom_up = self.bottom_up(x)
+        features, merged = {name: bottom_up[name] for name in self.extra_features}, None
+        for level, name, lateral, output in zip(
+            self.levels[::-1],
+            self.in_features[::-1],
+            self.lateral_convs,
+            self.output_convs,
+            strict=True,
+        ):
+            skip = lateral(bottom_up[name])
+            merged = skip if merged is None else self.merge(level, skip, merged)
+            if output is not None:
+                features[level] = output(merged)
+        if self.top_block is not None:
+            source = self.top_block.in_feature
+            top = self.top_block(bottom_up[source] if source in bottom_up else features[source])
+            features.update(zip(self._out_features[len(self.levels) :], top, strict=True))
+        return features
+
+    def drop_outputs(self, *, keep: list[str]) -> None:
+        """Remove the output convolutions of levels that no head looks at, and P6 and P7.
+
+        Args:
+            keep: levels of the top-down path; of a U-FPN "p2" is among them, from which
+                :meth:`UNetFPN.decode` goes on.
+        """
+        for i, level in enumerate(self.levels[::-1]):
+            if level not in keep:
+                self.output_convs[i] = None
+                delattr(self, f"fpn_output{level[1:]}")
+        self.top_block = None
+        self._out_features = [level for level in self.levels if level in keep]
+
+    def merge(self, level: str, skip: Tensor, coarser: Tensor) -> Tensor:
+        """Join a skip connection (N, C, H, W) with the next coarser level (N, C, H/2, W/2).
+
+        Every skip connection comes through here, named by the level it leads to ("p4" to "p0").
+        """
+        # In place: at full size new memory costs as much as the sum.
+        return self.upsample(level, coarser).add_(skip)
+
+    def upsample(self, level: str, coarser: Tensor, mode: str = "nearest") -> Tensor:
+        """Bring features (N, C, H/2, W/2) to the size of the next finer ``level``."""
+        return F.interpolate(coarser, scale_factor=2.0, mode=mode)
+
+
+def conv2d(
+    in_channels: int, channels: int, kernel: int, *, norm: str, activation: nn.Module | None = None
+) -> Conv2d:
+    """Build a padded convolution with its first weights; it has a bias where it has no norm."""
+    conv = Conv2d(
+        in_channels,
+        channels,
+        kernel_size=kernel,
+        padding=kernel // 2,
+        bias=norm == "",
+        norm=get_norm(norm, channels),
+        activation=activation,
+    )
+    weight_init.c2_xavier_fill(conv)
+    return conv
+
+
+class UNetFPN(TopDownFPN):
     """The U-FPN of Jaeger et al., section 3.1: an FPN whose top-down path goes on to full size.
 
     Detection uses the FPN's own levels. :meth:`decode` adds P1 (skip from ``c1`` by a 1x1
@@ -106,6 +203,9 @@ class UNetFPN(FPN):
         ValueError: there is no P2, or the upsampling is another one.
     """
 
+    #: Builds the convolutions of the decoder.
+    conv = staticmethod(conv2d)
+
     def __init__(
         self,
         bottom_up: Backbone,
@@ -131,14 +231,13 @@ class UNetFPN(FPN):
                 f"MODEL.UNET_FPN.UPSAMPLING: found {upsampling!r}, expected 'nearest' or 'bilinear'"
             )
         self.upsampling = upsampling
-        self.levels = self._out_features[: len(in_features)]  # finest first, without P6 and P7
         p1, p0 = decoder_channels
-        conv = partial(_conv, norm=decoder_norm)
+        conv = partial(self.conv, norm=decoder_norm)
         self.reduce_p2 = conv(out_channels, p1, 1)
         self.lateral_p1 = conv(bottom_up.output_shape()["c1"].channels, p1, 1)
         self.reduce_p1 = conv(p1, p0, 3, activation=nn.ReLU(inplace=True))
         shapes = bottom_up.output_shape()
-        self.extra_features = [name for name in ("c0", "c1") if name in shapes]
+        self.extra_features = tuple(name for name in ("c0", "c1") if name in shapes)
         if "c0" in shapes:
             self.lateral_p0 = conv(shapes["c0"].channels, p0, 1)
         else:
@@ -153,51 +252,16 @@ class UNetFPN(FPN):
             channels = {"p0": p0, "p1": p1, **dict.fromkeys(finer, out_channels)}
             self.gates.update({level: AttentionGate(n, n) for level, n in channels.items()})
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Map images (N, C, H, W) to the detection levels, and what :meth:`decode` needs."""
-        bottom_up = self.bottom_up(x)
-        features, merged = {name: bottom_up[name] for name in self.extra_features}, None
-        for level, name, lateral, output in zip(
-            self.levels[::-1],
-            self.in_features[::-1],
-            self.lateral_convs,
-            self.output_convs,
-            strict=True,
-        ):
-            skip = lateral(bottom_up[name])
-            merged = skip if merged is None else self.merge(level, skip, merged)
-            if output is not None:
-                features[level] = output(merged)
-        if self.top_block is not None:
-            source = self.top_block.in_feature
-            top = self.top_block(bottom_up[source] if source in bottom_up else features[source])
-            features.update(zip(self._out_features[len(self.levels) :], top, strict=True))
-        return features
-
-    def drop_outputs(self, *, keep: list[str]) -> None:
-        """Remove the output convolutions of levels that no head looks at, and P6 and P7.
-
-        Args:
-            keep: levels of the top-down path; "p2" is among them, from which :meth:`decode` goes
-                on.
-        """
-        for i, level in enumerate(self.levels[::-1]):
-            if level not in keep:
-                self.output_convs[i] = None
-                delattr(self, f"fpn_output{level[1:]}")
-        self.top_block = None
-        self._out_features = [level for level in self.levels if level in keep]
-
     def merge(self, level: str, skip: Tensor, coarser: Tensor) -> Tensor:
-        """Join a skip connection (N, C, H, W) with the next coarser level (N, C, H/2, W/2).
-
-        Every skip connection comes through here, named by the level it leads to ("p4" to "p0").
-        """
+        """As :meth:`TopDownFPN.merge`, through the attention gates where there are some."""
         if self.gates:
             skip = self.gates[level](skip, coarser)
-        mode = self.upsampling if level in ("p1", "p0") else "nearest"
-        # In place: at full size new memory costs as much as the sum.
-        return F.interpolate(coarser, scale_factor=2.0, mode=mode).add_(skip)
+        return super().merge(level, skip, coarser)
+
+    def upsample(self, level: str, coarser: Tensor, mode: str = "nearest") -> Tensor:
+        """As :meth:`TopDownFPN.upsample`; P1 and P0 by ``upsampling``."""
+        mode = self.upsampling if level in ("p1", "p0") else mode
+        return super().upsample(level, coarser, mode)
 
     def decode(self, x: Tensor, features: dict[str, Tensor]) -> Tensor:
         """Compute P0 from the images (N, C, H, W) and what :meth:`forward` returned for them.
@@ -208,22 +272,6 @@ class UNetFPN(FPN):
         p1 = self.merge("p1", self.lateral_p1(features["c1"]), self.reduce_p2(features["p2"]))
         skip = self.lateral_p0(features.get("c0", x))
         return self.output_p0(self.merge("p0", skip, self.reduce_p1(p1)))
-
-
-def _conv(
-    in_channels: int, channels: int, kernel: int, *, norm: str, activation: nn.Module | None = None
-) -> Conv2d:
-    conv = Conv2d(
-        in_channels,
-        channels,
-        kernel_size=kernel,
-        padding=kernel // 2,
-        bias=norm == "",
-        norm=get_norm(norm, channels),
-        activation=activation,
-    )
-    weight_init.c2_xavier_fill(conv)
-    return conv
 
 
 def build_top_block(cfg, bottom_up: Backbone) -> nn.Module | None:
@@ -271,7 +319,7 @@ def build_resnet_unet_fpn_backbone(cfg, input_shape: ShapeSpec) -> UNetFPN:
     """Build the U-FPN over a ResNet-18 to -101; C is the length of MODEL.PIXEL_MEAN."""
     channels, c0, stem_input = cfg.MODEL.UNET_FPN.C0_CHANNELS, None, input_shape
     if channels > 0:
-        conv = partial(_conv, kernel=3, norm=cfg.MODEL.RESNETS.NORM)
+        conv = partial(conv2d, kernel=3, norm=cfg.MODEL.RESNETS.NORM)
         c0 = nn.Sequential(
             conv(input_shape.channels, channels, activation=nn.ReLU(inplace=True)),
             conv(channels, channels, activation=nn.ReLU(inplace=True)),

@@ -1,5 +1,22 @@
 from .anchor_generator import AnchorGenerator3D
 from .box_regression import Box2BoxTransform3D
+from .conv import Conv3d, conv3d
+from .fpn import FPN3D, UNetFPN3D, build_resnet_fpn_3d_backbone, build_resnet_unet_fpn_3d_backbone
+from .norms import FrozenBatchNorm3d, get_norm_3d
+from .resnet import ResNet3D
 from .shape import VolumeShape
 
-__all__ = ["AnchorGenerator3D", "Box2BoxTransform3D", "VolumeShape"]
+__all__ = [
+    "FPN3D",
+    "AnchorGenerator3D",
+    "Box2BoxTransform3D",
+    "Conv3d",
+    "FrozenBatchNorm3d",
+    "ResNet3D",
+    "UNetFPN3D",
+    "VolumeShape",
+    "build_resnet_fpn_3d_backbone",
+    "build_resnet_unet_fpn_3d_backbone",
+    "conv3d",
+    "get_norm_3d",
+]

@@ -1,0 +1,66 @@
+from collections.abc import Callable
+
+import fvcore.nn.weight_init as weight_init
+from torch import Tensor, nn
+
+from .norms import get_norm_3d
+
+
+class Conv3d(nn.Conv3d):
+    """A convolution with a normalization and an activation, as Detectron2's :class:`Conv2d`.
+
+    Args:
+        norm: applied to the output, before the activation.
+        activation: applied last.
+        args, kwargs: those of :class:`torch.nn.Conv3d`.
+    """
+
+    def __init__(
+        self,
+        *args,
+        norm: nn.Module | None = None,
+        activation: Callable[[Tensor], Tensor] | None = None,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        self.norm = norm
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, D, H, W) to (N, out_channels, D', H', W')."""
+        x = super().forward(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x if self.activation is None else self.activation(x)
+
+
+def conv3d(
+    in_channels: int,
+    channels: int,
+    kernel: int,
+    *,
+    norm: str = "",
+    activation: nn.Module | None = None,
+    stride: tuple[int, int, int] = (1, 1, 1),
+    init: Callable[[nn.Module], None] = weight_init.c2_xavier_fill,
+) -> Conv3d:
+    """Build a padded convolution with its first weights; it has a bias where it has no norm.
+
+    Args:
+        kernel: odd side of the kernel.
+        norm: see :func:`get_norm_3d`.
+        stride: along depth, height and width.
+        init: draws the weights.
+    """
+    conv = Conv3d(
+        in_channels,
+        channels,
+        kernel_size=kernel,
+        stride=stride,
+        padding=kernel // 2,
+        bias=norm == "",
+        norm=get_norm_3d(norm, channels),
+        activation=activation,
+    )
+    init(conv)
+    return conv

@@ -1,0 +1,290 @@
+import contextlib
+from collections.abc import Iterator
+
+import fvcore.nn.weight_init as weight_init
+import torch
+import torch.nn.functional as F
+from detectron2.layers import CNNBlockBase, ShapeSpec
+from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, ResNet
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..backbone import ResNetWithStem
+from .conv import Conv3d, conv3d
+from .norms import freeze_norms
+from .shape import VolumeShape
+
+Strides = tuple[int, int, int]
+
+_NUM_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+_NUM_STRIDES = 5  # stem, pooling, res3, res4, res5
+
+
+def _conv(in_channels: int, channels: int, kernel: int, norm: str, strides: Strides) -> Conv3d:
+    """Without a bias where it has a norm; weights as those of Detectron2's ResNet."""
+    return conv3d(
+        in_channels, channels, kernel, norm=norm, stride=strides, init=weight_init.c2_msra_fill
+    )
+
+
+class _Block3D:
+    """What blocks of volumes have beside those of images."""
+
+    def set_strides(self, in_channels: int, out_channels: int, strides: Strides) -> None:
+        """In the place of CNNBlockBase.__init__; ``stride`` is the one in-plane."""
+        CNNBlockBase.__init__(self, in_channels, out_channels, strides[-1])
+        self.strides = strides
+
+    def freeze(self) -> nn.Module:
+        """As Detectron2's, which does not know BatchNorm3d."""
+        for parameter in self.parameters():
+            parameter.requires_grad = False
+        freeze_norms(self)
+        return self
+
+    def add_shortcut(self, norm: str) -> None:
+        """A projection where the channels change, as in Detectron2's blocks."""
+        self.shortcut = None
+        if self.in_channels != self.out_channels:
+            self.shortcut = _conv(self.in_channels, self.out_channels, 1, norm, self.strides)
+
+
+class BasicBlock3D(_Block3D, BasicBlock):
+    """Detectron2's :class:`BasicBlock` with convolutions in 3-D.
+
+    Args:
+        stride: of the first convolution, along depth, height and width.
+        norm: see :func:`get_norm_3d`; without one the convolutions have biases.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: Strides, norm: str = "BN"):
+        self.set_strides(in_channels, out_channels, stride)
+        self.add_shortcut(norm)
+        self.conv1 = _conv(in_channels, out_channels, 3, norm, stride)
+        self.conv2 = _conv(out_channels, out_channels, 3, norm, (1, 1, 1))
+
+
+class BottleneckBlock3D(_Block3D, BottleneckBlock):
+    """Detectron2's :class:`BottleneckBlock` with convolutions in 3-D.
+
+    Args:
+        bottleneck_channels: of the 3x3x3 convolution.
+        stride: along depth, height and width.
+        norm: see :func:`get_norm_3d`; without one the convolutions have biases.
+        stride_in_1x1: whether the first convolution has the stride, in place of the second one.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        bottleneck_channels: int,
+        stride: Strides,
+        norm: str = "BN",
+        stride_in_1x1: bool = False,
+    ):
+        self.set_strides(in_channels, out_channels, stride)
+        self.add_shortcut(norm)
+        first, second = (stride, (1, 1, 1)) if stride_in_1x1 else ((1, 1, 1), stride)
+        self.conv1 = _conv(in_channels, bottleneck_channels, 1, norm, first)
+        self.conv2 = _conv(bottleneck_channels, bottleneck_channels, 3, norm, second)
+        self.conv3 = _conv(bottleneck_channels, out_channels, 1, norm, (1, 1, 1))
+
+
+class Stem3D(_Block3D, CNNBlockBase):
+    """Detectron2's :class:`BasicStem` in 3-D: a 7x7x7 convolution, ReLU, max pooling.
+
+    Args:
+        conv_stride, pool_stride: along depth, height and width.
+        norm: see :func:`get_norm_3d`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        conv_stride: Strides,
+        pool_stride: Strides,
+        norm: str = "BN",
+    ):
+        strides = tuple(a * b for a, b in zip(conv_stride, pool_stride, strict=True))
+        self.set_strides(in_channels, out_channels, strides)
+        self.conv_stride, self.pool_stride = conv_stride, pool_stride
+        self.conv1 = _conv(in_channels, out_channels, 7, norm, conv_stride)
+
+    def pool(self, c1: Tensor) -> Tensor:
+        """The max pooling of C1 (N, C, D, H, W)."""
+        return F.max_pool3d(c1, kernel_size=3, stride=self.pool_stride, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, D, H, W) to C1 after its pooling."""
+        return self.pool(F.relu_(self.conv1(x)))
+
+
+class ResNet3D(ResNetWithStem):
+    """A ResNet of volumes; in-plane it is Detectron2's.
+
+    Args:
+        resnet: Detectron2's :class:`ResNet` of a :class:`Stem3D` and blocks of volumes; its
+            modules are taken over.
+        c0: see :class:`ResNetWithStem`.
+        c0_channels: that it gives.
+        stem_features: whether ``c1`` and ``c0`` are returned, which a U-FPN asks for.
+        checkpoint: whether training computes what is inside of stages again in the backward pass,
+            in place of keeping it.
+    """
+
+    def __init__(
+        self,
+        resnet: ResNet,
+        c0: nn.Module | None = None,
+        c0_channels: int = 0,
+        *,
+        stem_features: bool = True,
+        checkpoint: bool = False,
+    ):
+        super().__init__(resnet, c0, c0_channels)
+        self.checkpoint = checkpoint
+        if not stem_features:
+            self._out_features = list(resnet._out_features)
+        strides = self.stem.strides
+        self._strides = {"c0": (1, 1, 1), "c1": self.stem.conv_stride}
+        for name, stage in zip(resnet.stage_names, resnet.stages, strict=True):
+            for block in stage:
+                strides = tuple(a * b for a, b in zip(strides, block.strides, strict=True))
+            self._strides[name] = strides
+
+    def output_shape(self) -> dict[str, VolumeShape]:
+        """Channels and strides of the returned features."""
+        return {
+            name: VolumeShape(
+                channels=self._out_feature_channels[name],
+                stride=self._strides[name][-1],
+                strides=self._strides[name],
+            )
+            for name in self._out_features
+        }
+
+    def pool(self, c1: Tensor) -> Tensor:
+        """The stem's max pooling of (N, C, D, H, W)."""
+        return self.stem.pool(c1)
+
+    def run_stage(self, name: str, x: Tensor) -> Tensor:
+        """Apply a stage to (N, C, D, H, W)."""
+        stage = getattr(self, name)
+        if not (self.checkpoint and torch.is_grad_enabled()):
+            return stage(x)
+        return checkpoint(
+            stage,
+            x,
+            use_reentrant=False,
+            context_fn=lambda: (contextlib.nullcontext(), _statistics_kept(stage)),
+        )
+
+
+@contextlib.contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Batch norms do not count a batch that they see for the second time."""
+    norms = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0  # a mean that the batch has no part in
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
+
+
+def _check(cfg) -> None:
+    options, strides = cfg.MODEL.RESNETS, cfg.MODEL.VOLUMETRIC.STRIDES
+    wanted = "stem, pooling, res3, res4 and res5, each of depth, height and width from 1 on"
+    triples = [tuple(stride) for stride in strides]
+    if len(triples) != _NUM_STRIDES or any(len(s) != 3 or min(s) < 1 for s in triples):
+        raise ValueError(f"MODEL.VOLUMETRIC.STRIDES: found {strides}, expected those of {wanted}")
+    if any(height != width for _, height, width in triples):
+        raise ValueError(
+            f"MODEL.VOLUMETRIC.STRIDES: found {strides}, expected the same of height and width"
+        )
+    if options.DEPTH not in _NUM_BLOCKS:
+        raise ValueError(
+            f"MODEL.RESNETS.DEPTH: found {options.DEPTH}, expected one of {list(_NUM_BLOCKS)}"
+        )
+    plain = {"RES5_DILATION": 1, "NUM_GROUPS": 1, "DEFORM_ON_PER_STAGE": [False] * 4}
+    for key, value in plain.items():
+        if options[key] != value:
+            raise ValueError(
+                f"MODEL.RESNETS.{key}: found {options[key]}, expected {value} for volumes"
+            )
+
+
+def build_resnet_3d(cfg, input_shape: ShapeSpec, *, stem_features: bool) -> ResNet3D:
+    """Build a ResNet-18 to -101 of volumes; C is the length of MODEL.PIXEL_MEAN.
+
+    MODEL.RESNETS has its width (Jaeger et al., in their code: 18 channels of the stem, 72 of res2),
+    MODEL.VOLUMETRIC.STRIDES its strides.
+
+    Args:
+        input_shape: with C.
+        stem_features: see :class:`ResNet3D`; with them MODEL.UNET_FPN.C0_CHANNELS gives it a C0.
+
+    Raises:
+        ValueError: a key asks for what volumes have not.
+    """
+    _check(cfg)
+    options, norm = cfg.MODEL.RESNETS, cfg.MODEL.RESNETS.NORM
+    stem_stride, pool_stride, *stage_strides = map(tuple, cfg.MODEL.VOLUMETRIC.STRIDES)
+    channels, c0 = input_shape.channels, None
+    c0_channels = cfg.MODEL.UNET_FPN.C0_CHANNELS if stem_features else 0
+    if c0_channels > 0:
+        first, second = (
+            conv3d(n, c0_channels, 3, norm=norm, activation=nn.ReLU(inplace=True))
+            for n in (channels, c0_channels)
+        )
+        channels, c0 = c0_channels, nn.Sequential(first, second)
+    stem = Stem3D(
+        channels,
+        options.STEM_OUT_CHANNELS,
+        conv_stride=stem_stride,
+        pool_stride=pool_stride,
+        norm=norm,
+    )
+    stages, in_channels = [], options.STEM_OUT_CHANNELS
+    for i, (count, stride) in enumerate(
+        zip(_NUM_BLOCKS[options.DEPTH], [(1, 1, 1), *stage_strides], strict=True)
+    ):
+        out_channels = options.RES2_OUT_CHANNELS * 2**i
+        kind, kwargs = BasicBlock3D, {}
+        if options.DEPTH >= 50:
+            kind = BottleneckBlock3D
+            kwargs["bottleneck_channels"] = options.WIDTH_PER_GROUP * 2**i
+            kwargs["stride_in_1x1"] = options.STRIDE_IN_1X1
+        strides = [stride] + [(1, 1, 1)] * (count - 1)
+        stages.append(
+            ResNet.make_stage(
+                kind,
+                count,
+                in_channels=in_channels,
+                out_channels=out_channels,
+                stride_per_block=strides,
+                norm=norm,
+                **kwargs,
+            )
+        )
+        in_channels = out_channels
+    resnet = ResNet(
+        stem,
+        stages,
+        out_features=options.OUT_FEATURES,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+    )
+    return ResNet3D(
+        resnet,
+        c0,
+        c0_channels,
+        stem_features=stem_features,
+        checkpoint=cfg.MODEL.VOLUMETRIC.CHECKPOINT,
+    )
