@@ -31,9 +31,10 @@ from .roi_heads import (
     position_sensitive_pool,
 )
 from .switches import changed, no_masks
-from .volumetric import AnchorGenerator3D, Box2BoxTransform3D, VolumeShape
+from .volumetric import FPN3D, AnchorGenerator3D, Box2BoxTransform3D, UNetFPN3D, VolumeShape
 
 __all__ = [
+    "FPN3D",
     "RFCN3DCE",
     "VGG",
     "AnchorGenerator3D",
@@ -59,6 +60,7 @@ __all__ = [
     "ULDorOutputLayers",
     "ULDorROIHeads",
     "UNetFPN",
+    "UNetFPN3D",
     "VolumeShape",
     "batch_images",
     "calibrate_scores",
