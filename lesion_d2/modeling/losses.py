@@ -3,7 +3,7 @@ import torch.nn.functional as F
 from fvcore.nn import sigmoid_focal_loss_jit
 from torch import Tensor
 
-IGNORE = -1  # label of pixels that no loss looks at: the padding of a batch
+IGNORE = -1  # label of pixels (of volumes: voxels) that no loss looks at: the padding of a batch
 
 
 def soft_dice(probabilities: Tensor, labels: Tensor) -> Tensor:
@@ -14,18 +14,22 @@ def soft_dice(probabilities: Tensor, labels: Tensor) -> Tensor:
     any probability has a Dice of 1.
 
     Args:
-        probabilities: (N, K + 1, H, W), a softmax over background (channel 0) and K classes.
-        labels: (N, H, W) int, 0 for background, k for class k - 1, ``IGNORE`` for padding.
+        probabilities: (N, K + 1, H, W), or of volumes (N, K + 1, D, H, W), a softmax over
+            background (channel 0) and K classes.
+        labels: (N, H, W) or (N, D, H, W) int, 0 for background, k for class k - 1, ``IGNORE`` for
+            padding.
 
     Returns:
         (K,) in [0, 1].
     """
     valid = labels != IGNORE
     classes = torch.arange(1, probabilities.shape[1], device=labels.device)
-    truth = (labels[:, None] == classes[:, None, None]).to(probabilities.dtype)
+    classes = classes.view(-1, *[1] * (labels.dim() - 1))
+    truth = (labels[:, None] == classes).to(probabilities.dtype)
     foreground = probabilities[:, 1:] * valid[:, None]
-    overlap = (foreground * truth).sum(dim=(0, 2, 3))
-    total = foreground.sum(dim=(0, 2, 3)) + truth.sum(dim=(0, 2, 3))
+    pixels = (0, *range(2, probabilities.dim()))
+    overlap = (foreground * truth).sum(dim=pixels)
+    total = foreground.sum(dim=pixels) + truth.sum(dim=pixels)
     smooth = 1e-6  # pixels
     return (2 * overlap + smooth) / (total + smooth)
 
@@ -38,8 +42,9 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     hundred pixels would hardly move the mean. Sums are taken in float32 under mixed precision.
 
     Args:
-        logits: (N, K + 1, H, W), channel 0 the background.
-        labels: (N, H, W) int, 0 for background, k for class k - 1, ``IGNORE`` for padding.
+        logits: (N, K + 1, H, W) or (N, K + 1, D, H, W), channel 0 the background.
+        labels: (N, H, W) or (N, D, H, W) int, 0 for background, k for class k - 1, ``IGNORE`` for
+            padding.
 
     Returns:
         A scalar.
@@ -64,8 +69,9 @@ def focal_segmentation_loss(
     0.5, where masks begin. Sums are taken in float32 under mixed precision.
 
     Args:
-        logits: (N, K + 1, H, W), channel 0 the background.
-        labels: (N, H, W) int, 0 for background, k for class k - 1, ``IGNORE`` for padding.
+        logits: (N, K + 1, H, W) or (N, K + 1, D, H, W), channel 0 the background.
+        labels: (N, H, W) or (N, D, H, W) int, 0 for background, k for class k - 1, ``IGNORE`` for
+            padding.
         alpha: weight of lesion pixels, in [0, 1].
         gamma: 0 for the plain cross entropy.
 

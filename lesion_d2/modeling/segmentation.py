@@ -12,20 +12,23 @@ from torch import Tensor, nn
 
 from .backbone import UNetFPN
 from .losses import IGNORE, focal_segmentation_loss, segmentation_loss
+from .volumetric import UNetFPN3D
 
+_INTERPOLATIONS = {2: "bilinear", 3: "trilinear"}  # by the number of axes
 _PRIOR = 0.01  # of a foreground pixel, as RETINANET.PRIOR_PROB of a foreground anchor
 
-#: Maps logits (N, K + 1, H, W) and labels (N, H, W) to a scalar.
+#: Maps logits (N, K + 1, H, W) and labels (N, H, W), or those of volumes, to a scalar.
 SegmentationLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def build_segmentation_predictor(
     backbone: Backbone, num_classes: int, *, class_agnostic: bool = False
-) -> nn.Conv2d:
+) -> nn.Conv2d | nn.Conv3d:
     """Build the 1x1 convolution from P0 to the logits of the background and K classes.
 
     Args:
-        backbone: a :class:`UNetFPN`, whose ``decode`` gives P0.
+        backbone: a :class:`UNetFPN`, whose ``decode`` gives P0; with a :class:`UNetFPN3D` the
+            convolution is one of volumes.
         num_classes: K.
         class_agnostic: one foreground in place of K classes.
 
@@ -38,7 +41,8 @@ def build_segmentation_predictor(
             "segmentation, such as build_vgg_unet_fpn_backbone"
         )
     num_channels = 2 if class_agnostic else num_classes + 1
-    predictor = nn.Conv2d(backbone.decoder_shape.channels, num_channels, kernel_size=1)
+    conv = nn.Conv3d if isinstance(backbone, UNetFPN3D) else nn.Conv2d
+    predictor = conv(backbone.decoder_shape.channels, num_channels, kernel_size=1)
     # As RetinaNet's own prior: nearly all pixels are background, and say so from the start.
     nn.init.zeros_(predictor.bias)
     nn.init.constant_(predictor.bias[:1], math.log((1 - _PRIOR) / _PRIOR))
@@ -72,28 +76,36 @@ def semantic_labels(
     does in U-Faster R-CNN+ and DetU-Net, and not in Retina U-Net.
 
     Args:
-        gt_instances: with ``gt_classes`` and ``gt_masks`` (BitMasks), one an image.
+        gt_instances: with ``gt_classes`` and ``gt_masks`` (BitMasks, or BitMasks3D of volumes), one
+            an image.
         images: the batch.
         class_agnostic: whether the label is 1 inside the masks of all classes.
 
     Returns:
-        (N, H, W) int64: 0 for background, class + 1 inside a mask (the later instance wins where
-        two overlap), ``IGNORE`` in the masks of a class below 0 and in the padding of the batch.
+        (N, H, W), or of volumes (N, D, H, W), int64: 0 for background, class + 1 inside a mask (the
+        later instance wins where two overlap), ``IGNORE`` in the masks of a class below 0 and in
+        the padding of the batch.
     """
-    height, width = images.tensor.shape[-2:]
+    sides = images.tensor.shape[2:]
     labels = torch.full(
-        (len(gt_instances), height, width), IGNORE, dtype=torch.int64, device=images.tensor.device
+        (len(gt_instances), *sides), IGNORE, dtype=torch.int64, device=images.tensor.device
     )
-    for label, instances, (h, w) in zip(labels, gt_instances, images.image_sizes, strict=True):
-        label[:h, :w] = 0
+    for padded, instances, size in zip(labels, gt_instances, images.image_sizes, strict=True):
+        label = padded[_corner(size)]
+        label.zero_()
         if len(instances) == 0:
             continue
         for mask, category in zip(
             instances.gt_masks.tensor, instances.gt_classes.tolist(), strict=True
         ):
             foreground = 1 if class_agnostic else category + 1
-            label[:h, :w][mask] = foreground if category >= 0 else IGNORE
+            label[mask] = foreground if category >= 0 else IGNORE
     return labels
+
+
+def _corner(size: tuple[int, ...]) -> tuple[slice, ...]:
+    """Where an image of a size lies in a padded one."""
+    return tuple(slice(side) for side in size)
 
 
 def segmented_as(classes: Tensor, num_channels: int) -> Tensor:
@@ -110,18 +122,20 @@ def segmented_as(classes: Tensor, num_channels: int) -> Tensor:
 
 
 def resize_probabilities(
-    probabilities: Tensor, image_size: tuple[int, int], output_size: tuple[int, int]
+    probabilities: Tensor, image_size: tuple[int, ...], output_size: tuple[int, ...]
 ) -> Tensor:
     """Bring the probabilities of one image of a batch to output size.
 
     Args:
-        probabilities: (K + 1, H, W) of the padded image.
-        image_size: height and width of the image without its padding.
-        output_size: height and width of the output.
+        probabilities: (K + 1, H, W), or (K + 1, D, H, W), of the padded image.
+        image_size: height and width, or depth, height and width, of the image without its padding.
+        output_size: the same of the output.
 
     Returns:
-        (K + 1, height, width), bilinear.
+        (K + 1, *output_size), bilinear or trilinear; a view where the two sizes are the same.
     """
-    height, width = image_size
-    cut = probabilities[None, :, :height, :width]
-    return F.interpolate(cut, size=output_size, mode="bilinear", align_corners=False)[0]
+    cut = probabilities[(slice(None), *_corner(image_size))]
+    if tuple(image_size) == tuple(output_size):
+        return cut
+    mode = _INTERPOLATIONS[len(image_size)]
+    return F.interpolate(cut[None], size=output_size, mode=mode, align_corners=False)[0]

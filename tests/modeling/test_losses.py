@@ -18,15 +18,16 @@ def _slow_loss(logits: np.ndarray, labels: np.ndarray) -> float:
     classes = logits.shape[1]
     cross_entropy, pixels = 0.0, 0
     overlap, predicted, true = np.zeros(classes), np.zeros(classes), np.zeros(classes)
-    for n, y, x in np.ndindex(labels.shape):
-        if labels[n, y, x] == IGNORE:
+    for n, *place in np.ndindex(labels.shape):
+        label = labels[(n, *place)]
+        if label == IGNORE:
             continue
-        exponentials = np.exp(logits[n, :, y, x])
+        exponentials = np.exp(logits[(n, slice(None), *place)])
         u = exponentials / exponentials.sum()
-        cross_entropy -= np.log(u[labels[n, y, x]])
+        cross_entropy -= np.log(u[label])
         pixels += 1
         for k in range(classes):
-            v = float(labels[n, y, x] == k)
+            v = float(label == k)
             overlap[k] += u[k] * v
             predicted[k] += u[k]
             true[k] += v
@@ -34,10 +35,11 @@ def _slow_loss(logits: np.ndarray, labels: np.ndarray) -> float:
     return cross_entropy / pixels + 1 - dice[1:].mean()
 
 
-def test_loss_equals_the_written_out_equation():
+@pytest.mark.parametrize("sides", [(6, 5), (3, 4, 5)])
+def test_loss_equals_the_written_out_equation(sides):
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, 4, 6, 5, generator=generator)
-    labels = torch.randint(0, 4, (3, 6, 5), generator=generator)
+    logits = torch.randn(3, 4, *sides, generator=generator)
+    labels = torch.randint(0, 4, (3, *sides), generator=generator)
     labels[1, :, 3:] = IGNORE
     expected = _slow_loss(logits.double().numpy(), labels.numpy())
     assert segmentation_loss(logits, labels).item() == pytest.approx(expected, rel=1e-5)
@@ -77,6 +79,12 @@ def test_half_precision_logits_give_the_float_loss():
     logits, labels = torch.randn(1, 2, 64, 64), torch.randint(0, 2, (1, 64, 64))
     half = logits.bfloat16()
     assert segmentation_loss(half, labels).item() == segmentation_loss(half.float(), labels).item()
+
+
+def test_a_volume_has_the_focal_loss_of_its_voxels_on_a_plane():
+    logits, labels = torch.randn(2, 3, 4, 5, 6), torch.randint(-1, 3, (2, 4, 5, 6))
+    expected = focal_segmentation_loss(logits.flatten(2, 3), labels.flatten(1, 2))
+    torch.testing.assert_close(focal_segmentation_loss(logits, labels), expected)
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 0.5), (0.5, 0.0)])

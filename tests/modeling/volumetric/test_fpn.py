@@ -1,5 +1,6 @@
 import lesion_d2
 from lesion_d2.modeling.backbone import build_resnet_unet_fpn_backbone
+from lesion_d2.modeling.segmentation import build_segmentation_predictor
 from lesion_d2.modeling.volumetric import (
     UNetFPN3D,
     VolumeShape,
@@ -11,6 +12,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
+from torch import nn
 
 LEVELS = ["res2", "res3", "res4", "res5"]
 IN_PLANE = ((1, 2, 2),) * 5
@@ -163,3 +165,12 @@ def test_attention_gates_are_refused():
     cfg = volumetric_config("MODEL.UNET_FPN.ATTENTION", True)
     with pytest.raises(ValueError, match=r"UNET_FPN.ATTENTION: found True, expected False"):
         build_resnet_unet_fpn_3d_backbone(cfg, _shape())
+
+
+def test_a_u_fpn_of_volumes_gets_a_convolution_of_volumes():
+    backbone = build_resnet_unet_fpn_3d_backbone(volumetric_config(), _shape())
+    predictor = build_segmentation_predictor(backbone, 2)
+    assert isinstance(predictor, nn.Conv3d)
+    prior = predictor(torch.zeros(1, 3, 2, 4, 4)).softmax(dim=1)
+    # Two classes beside the background, whose logit is that of a foreground of 1 % and one class.
+    assert prior[0, :, 0, 0, 0].tolist() == pytest.approx([99 / 101, 1 / 101, 1 / 101])
