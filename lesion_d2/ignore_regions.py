@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
-from detectron2.structures.boxes import pairwise_intersection
 from torch import Tensor
 
 from .boxes import xyxy_box
+from .structures import pairwise_intersection
 
 #: Class of instances that no loss counts, neither as lesions nor as background.
 IGNORED_CLASS = -1
@@ -49,8 +49,8 @@ def lie_inside(boxes: Boxes, regions: Boxes) -> Tensor:
     any IoU with it.
 
     Args:
-        boxes: n.
-        regions: m on the same device; there may be none.
+        boxes: n, or n ``Boxes3D``.
+        regions: m of the same kind, on the same device; there may be none.
 
     Returns:
         (n,) bool. A box without area lies in none.

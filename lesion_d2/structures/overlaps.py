@@ -1,11 +1,7 @@
-"""Overlaps of boxes along any number of axes: in 2-D, equal to Detectron2's to the bit."""
-
-import torch
 from detectron2.structures import Boxes
 from torch import Tensor
 
-# fvcore's giou_loss has this number.
-_EPSILON = 1e-7
+from ..layers.box_overlaps import box_giou, box_intersection, box_iou
 
 
 def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> Tensor:
@@ -16,9 +12,9 @@ def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> Tensor:
         boxes2: m of the same kind, on the same device.
 
     Returns:
-        (n, m).
+        (n, m); in 2-D, equal to Detectron2's to the bit.
     """
-    return _extents_product(boxes1.tensor[:, None], boxes2.tensor[None], hull=False)
+    return box_intersection(boxes1.tensor, boxes2.tensor)
 
 
 def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
@@ -29,11 +25,9 @@ def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
         boxes2: m of the same kind, on the same device.
 
     Returns:
-        (n, m) in 0..1.
+        (n, m) in 0..1; in 2-D, equal to Detectron2's to the bit.
     """
-    shared = pairwise_intersection(boxes1, boxes2)
-    union = boxes1.area()[:, None] + boxes2.area() - shared
-    return torch.where(shared > 0, shared / union, shared.new_zeros(1))
+    return box_iou(boxes1.tensor, boxes2.tensor)
 
 
 def pairwise_giou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
@@ -46,67 +40,4 @@ def pairwise_giou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
     Returns:
         (n, m) in -1..1: the IoU less the share of the smallest box around both that neither fills.
     """
-    shared = pairwise_intersection(boxes1, boxes2)
-    union = boxes1.area()[:, None] + boxes2.area() - shared
-    hull = _extents_product(boxes1.tensor[:, None], boxes2.tensor[None], hull=True)
-    zero = shared.new_zeros(1)
-    iou = torch.where(shared > 0, shared / union, zero)
-    return iou - torch.where(hull > 0, (hull - union) / hull, zero)
-
-
-def giou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none") -> Tensor:
-    """1 - generalized IoU of pairs of boxes, with gradients.
-
-    In 2-D it is fvcore's ``giou_loss``.
-
-    Args:
-        boxes1: (n, 4) XYXY or (n, 6) XYZXYZ.
-        boxes2: as ``boxes1``; the two are matched row by row.
-        reduction: "none", "sum" or "mean"; the mean of no pairs is 0.
-
-    Returns:
-        (n,) in 0..2, or a number.
-
-    Raises:
-        ValueError: another reduction.
-    """
-    shared = _extents_product(boxes1, boxes2, hull=False)
-    union = _volumes(boxes1) + _volumes(boxes2) - shared
-    iou = shared / (union + _EPSILON)
-    hull = _extents_product(boxes1, boxes2, hull=True)
-    loss = 1 - (iou - (hull - union) / (hull + _EPSILON))
-    if reduction == "none":
-        return loss
-    if reduction == "sum":
-        return loss.sum()
-    if reduction == "mean":
-        return loss.mean() if loss.numel() > 0 else 0.0 * loss.sum()
-    raise ValueError(f"reduction: found {reduction!r}, expected 'none', 'sum' or 'mean'")
-
-
-def _volumes(boxes: Tensor) -> Tensor:
-    axes = boxes.shape[-1] // 2
-    product = boxes[..., axes] - boxes[..., 0]
-    for axis in range(1, axes):
-        product = product * (boxes[..., axes + axis] - boxes[..., axis])
-    return product
-
-
-def _extents_product(boxes1: Tensor, boxes2: Tensor, hull: bool) -> Tensor:
-    """What pairs share, or the smallest box around both.
-
-    Axis by axis: a tensor (n, m, axes) and its product along a short axis take three times as long.
-
-    Args:
-        boxes1: (..., 2 axes).
-        boxes2: the same axes; other sizes broadcast.
-        hull: whether to go around both.
-    """
-    axes = boxes1.shape[-1] // 2
-    lows, highs = (torch.min, torch.max) if hull else (torch.max, torch.min)
-    product = None
-    for axis in range(axes):
-        high = highs(boxes1[..., axes + axis], boxes2[..., axes + axis])
-        extent = (high - lows(boxes1[..., axis], boxes2[..., axis])).relu_()
-        product = extent if product is None else product * extent
-    return product
+    return box_giou(boxes1.tensor, boxes2.tensor)

@@ -3,6 +3,7 @@ from .box_regression import Box2BoxTransform3D
 from .conv import Conv3d, conv3d
 from .fpn import FPN3D, UNetFPN3D, build_resnet_fpn_3d_backbone, build_resnet_unet_fpn_3d_backbone
 from .norms import FrozenBatchNorm3d, get_norm_3d
+from .poolers import ROIPooler3D
 from .resnet import ResNet3D
 from .shape import VolumeShape
 
@@ -12,6 +13,7 @@ __all__ = [
     "Box2BoxTransform3D",
     "Conv3d",
     "FrozenBatchNorm3d",
+    "ROIPooler3D",
     "ResNet3D",
     "UNetFPN3D",
     "VolumeShape",

@@ -1,0 +1,114 @@
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..layers.roi_align import bin_points
+from .boxes3d import Boxes3D
+
+
+class BitMasks3D:
+    """Masks of objects in a volume, with the interface of Detectron2's :class:`BitMasks`.
+
+    Args:
+        tensor: (n, D, H, W), bool or what becomes it.
+
+    Raises:
+        ValueError: not four axes.
+    """
+
+    def __init__(self, tensor: Tensor | np.ndarray):
+        tensor = torch.as_tensor(tensor).to(torch.bool)
+        if tensor.dim() != 4:
+            raise ValueError(f"masks: found shape {tuple(tensor.shape)}, expected (n, D, H, W)")
+        self.image_size = tensor.shape[1:]
+        self.tensor = tensor
+
+    def to(self, *args, **kwargs) -> "BitMasks3D":
+        """The masks on another device, see :meth:`torch.Tensor.to`."""
+        return type(self)(self.tensor.to(*args, **kwargs))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the masks are."""
+        return self.tensor.device
+
+    def __getitem__(self, item: int | slice | Tensor) -> "BitMasks3D":
+        """Masks by index, slice, mask or indices; they may share memory with these."""
+        if isinstance(item, int):
+            return type(self)(self.tensor[item][None])
+        return type(self)(self.tensor[item])
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from self.tensor
+
+    def __repr__(self) -> str:
+        return f"BitMasks3D(num_instances={len(self)})"
+
+    @classmethod
+    def cat(cls, masks: Sequence["BitMasks3D"]) -> "BitMasks3D":
+        """The masks of several, of volumes of one size; at least one."""
+        return cls(torch.cat([some.tensor for some in masks]))
+
+    def nonempty(self) -> Tensor:
+        """(n,) which masks have a voxel."""
+        return self.tensor.flatten(1).any(dim=1)
+
+    def get_bounding_boxes(self) -> Boxes3D:
+        """Tight boxes, from the least voxel - 0.5 to the greatest + 0.5; of empty masks, zeros.
+
+        Nothing waits for a GPU.
+        """
+        lows, highs = [], []
+        for axes in ((1, 2), (1, 3), (2, 3)):  # which leave x, y and z
+            hit = _any_along(self.tensor, axes)
+            positions = torch.arange(hit.shape[1], dtype=torch.float32, device=self.device)
+            lows.append(positions.where(hit, torch.inf).amin(dim=1) - 0.5)
+            highs.append(positions.where(hit, -torch.inf).amax(dim=1) + 0.5)
+        boxes = torch.stack(lows + highs, dim=1)
+        return Boxes3D(boxes.where(torch.isfinite(boxes), 0.0))
+
+    def crop_and_resize(self, boxes: Tensor, mask_size: tuple[int, int, int]) -> Tensor:
+        """Each mask in its box, resized: targets of a Mask R-CNN.
+
+        A bin is the mean of trilinear samples, one a voxel of the bin along each axis, rounded up
+        (:func:`lesion_d2.layers.roi_align_3d`); it is set from 0.5 on.
+
+        Args:
+            boxes: (n, 6) XYZXYZ, one for each mask.
+            mask_size: bins along depth, height and width.
+
+        Returns:
+            (n, d, h, w) bool.
+        """
+        if len(boxes) != len(self):
+            raise ValueError(f"boxes: found {len(boxes)}, expected one for each of {len(self)}")
+        boxes = boxes.to(self.device)
+        z, y, x = (
+            _bin_weights(boxes[:, 2 - axis], boxes[:, 5 - axis], mask_size[axis], size)
+            for axis, size in enumerate(self.image_size)
+        )
+        resized = self.tensor.float() @ x.mT[:, None]  # (n, D, H, w)
+        resized = y[:, None] @ resized  # (n, D, h, w)
+        resized = (z @ resized.flatten(2)).unflatten(2, mask_size[1:])
+        # Means of zeros and ones, which rounding takes from 0.5 by less than this.
+        return resized >= 0.5 - 1e-5
+
+
+def _any_along(masks: Tensor, axes: tuple[int, int]) -> Tensor:
+    """(n, size) where masks (n, D, H, W) have a voxel, along the axis that ``axes`` leave."""
+    return masks.any(dim=axes[1]).any(dim=axes[0])
+
+
+def _bin_weights(low: Tensor, high: Tensor, bins: int, size: int) -> Tensor:
+    """(n, bins, size) by how much each voxel of an axis counts in each bin between two ends."""
+    counts = ((high - low) / bins).ceil().clamp(min=1)
+    most = int(counts.max()) if len(counts) > 0 else 1
+    points = bin_points(low, high, bins, counts, most, size)
+    voxels = torch.arange(size, dtype=low.dtype, device=low.device)
+    near = (1 - (points[..., None] - voxels).abs()).relu()  # linear interpolation
+    return near.sum(dim=2) / counts[:, None, None]
