@@ -10,12 +10,12 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from ..data.loader import DeviceLoader
-from ..data.prefetch import prefetch
 from ..data.scan_images import ScanImages
 from ..findings import Finding, Findings, OperatingPoint, encode_mask, measure_findings
 from ..inference import Linker, build_linker
-from ..inference.views import cut_masks
+from ..inference.cut_masks import cut_masks
 from ..modeling import DetUNet, reuse_features
+from ..prefetch import prefetch
 from ..scans import Scan
 from .algorithm import class_names, describe_algorithm
 from .input_errors import is_a

@@ -3,11 +3,13 @@ from .ensemble import Ensemble
 from .linking import LINKINGS, Linker, build_linker
 from .slices import batched_merge_slices, merge_slices
 from .tracking import batched_track_slices, track_slices
+from .volume_ensemble import VolumeEnsemble
 
 __all__ = [
     "LINKINGS",
     "Ensemble",
     "Linker",
+    "VolumeEnsemble",
     "batched_merge_slices",
     "batched_track_slices",
     "batched_weighted_box_clustering",

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from detectron2.layers import batched_nms
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from .box_clustering import find_clusters
-from .views import MIRRORS, CutMask, ViewDetections, detect_in_views
+from .cut_masks import CutMask, vote
+from .tiles import mirrors_of
+from .views import ViewDetections, detect_in_views
 
 CONSOLIDATIONS = ("wbc", "nms")
 
@@ -43,12 +46,15 @@ class Ensemble(nn.Module):
         >>> instances = ensemble([{"image": image}])[0]["instances"]
     """
 
+    #: Of what the models look at.
+    num_axes = 2
+
     def __init__(
         self,
         models: Sequence[nn.Module],
         *,
         mirrors: bool = True,
-        tile_size: int = 0,
+        tile_size: int | tuple[int, ...] = 0,
         tile_overlap: float = 0.5,
         consolidation: str = "wbc",
         iou_threshold: float | None = None,
@@ -59,9 +65,9 @@ class Ensemble(nn.Module):
             raise ValueError("models: found none, expected one or more")
         _check_consolidation(consolidation)
         if iou_threshold is None:
-            iou_threshold = 1e-5 if tile_size > 0 else 0.2
+            iou_threshold = 1e-5 if np.max(tile_size) > 0 else 0.2
         for name, value, is_usable, expected in (
-            ("tile_size", tile_size, tile_size >= 0, "0 or more pixels"),
+            ("tile_size", tile_size, np.min(tile_size) >= 0, "0 or more pixels"),
             ("tile_overlap", tile_overlap, 0 <= tile_overlap < 1, "a share from 0 to below 1"),
             ("iou_threshold", iou_threshold, 0 <= iou_threshold < 1, "an IoU from 0 to below 1"),
             ("max_detections", max_detections, max_detections >= 1, "1 or more"),
@@ -82,7 +88,7 @@ class Ensemble(nn.Module):
     @property
     def num_mirrors(self) -> int:
         """Mirrored views of a tile."""
-        return len(MIRRORS) if self.view_options["mirrors"] else 1
+        return len(mirrors_of(self.num_axes, mirrors=self.view_options["mirrors"]))
 
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
         """Detectron2's model interface at inference.
@@ -130,14 +136,14 @@ def consolidate(
     members, weighted as their coordinates are, sum to more than a half.
 
     Args:
-        detections: of one image.
+        detections: of one image or volume.
         method: "wbc", weighted box clustering, or "nms", which keeps the best box and its mask.
         iou_threshold: with the best box of a cluster, above which a box belongs to it.
         max_detections: those with the highest scores are kept.
 
     Returns:
         By falling score ``pred_boxes``, ``scores``, ``pred_classes`` and, where the detections have
-        them, ``pred_masks``.
+        them, ``pred_masks``: (n, H, W) bool of images, and n :class:`CutMask` of volumes.
 
     Raises:
         ValueError: ``method`` is neither, or a box or score is not a finite number.
@@ -167,9 +173,8 @@ def consolidate(
             (clusters.boxes, clusters.scores, clusters.classes), _arrays(instances), strict=True
         )
     )
-    joined = Instances(
-        instances.image_size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes
-    )
+    joined = Instances(instances.image_size, scores=scores, pred_classes=classes)
+    joined.pred_boxes = type(instances.pred_boxes)(boxes)
     members = torch.as_tensor(clusters.members)
     return _with_masks(joined, detections.masks, members, clusters.weights.tolist())
 
@@ -181,18 +186,21 @@ def _arrays(instances: Instances) -> tuple[Tensor, Tensor, Tensor]:
 def _with_masks(
     joined: Instances, masks: list[CutMask] | None, members: Tensor, weights: list[float]
 ) -> Instances:
-    """Give each cluster the weighted majority of its masks: ``pred_masks`` (n, H, W) bool."""
+    """Give each cluster the weighted majority of its masks, see :func:`consolidate`."""
     if masks is None:
         return joined
-    device = joined.scores.device
+    votes = []
+    for cluster in range(len(joined)):
+        own = torch.nonzero(members == cluster)[:, 0].tolist()
+        votes.append(vote([masks[i] for i in own], [weights[i] for i in own]))
+    if len(joined.image_size) == 3:  # whole, a few of them would fill the memory
+        joined.pred_masks = votes
+        return joined
     joined.pred_masks = torch.zeros(
-        len(joined), *joined.image_size, dtype=torch.bool, device=device
+        len(joined), *joined.image_size, dtype=torch.bool, device=joined.scores.device
     )
-    for cluster, mask in enumerate(joined.pred_masks):
-        share = torch.zeros(mask.shape, device=device)
-        for i in torch.nonzero(members == cluster)[:, 0].tolist():
-            share[masks[i].window].add_(masks[i].pixels, alpha=weights[i])
-        mask[:] = share > 0.5
+    for mask, voted in zip(joined.pred_masks, votes, strict=True):
+        mask[voted.window] = voted.pixels
     return joined
 
 

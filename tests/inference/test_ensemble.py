@@ -3,8 +3,10 @@ import math
 
 from lesion_d2.engine import load_config
 from lesion_d2.inference import Ensemble, find_clusters
+from lesion_d2.inference.cut_masks import cut_masks
 from lesion_d2.inference.ensemble import consolidate
-from lesion_d2.inference.views import Tile, ViewDetections, cut_masks, make_tiles
+from lesion_d2.inference.tiles import Tile, make_tiles
+from lesion_d2.inference.views import ViewDetections
 
 import numpy as np
 import pytest
@@ -163,12 +165,12 @@ def test_tiles_cover_the_image_evenly_and_overlap_enough(seed):
     overlap = float(rng.choice([0.0, 0.1, 0.5, 0.9, 0.99]))
     tiles = make_tiles((height, width), tile, overlap)
     if height <= tile and width <= tile:
-        assert tiles == [Tile(0, 0, width, height)]
-    lefts, tops = sorted({t.left for t in tiles}), sorted({t.top for t in tiles})
-    assert [(t.top, t.left) for t in tiles] == list(itertools.product(tops, lefts))
+        assert tiles == [Tile((0, 0), (height, width))]
+    lefts, tops = sorted({t.start[1] for t in tiles}), sorted({t.start[0] for t in tiles})
+    assert [t.start for t in tiles] == list(itertools.product(tops, lefts))
     for starts, side, lengths in (
-        (lefts, width, {t.width for t in tiles}),
-        (tops, height, {t.height for t in tiles}),
+        (lefts, width, {t.size[1] for t in tiles}),
+        (tops, height, {t.size[0] for t in tiles}),
     ):
         assert lengths == {min(tile, side)}
         assert starts[0] == 0 and starts[-1] + min(tile, side) == side
@@ -187,7 +189,7 @@ def test_what_tiles_cut_comes_back_in_place(scale):
     ensemble = Ensemble([Seeing(), Seeing()], tile_size=tile_size, tile_overlap=0.5)
     detections = ensemble.views(_inputs(image, scale))
     tiles = make_tiles(size, tile_size, 0.5)
-    assert [(t.left, t.top) for t in tiles] == list(
+    assert [t.start[::-1] for t in tiles] == list(
         (x, y) for y in (0, 12, 24) for x in (0, 18, 36, 54)
     )
     num_cut = 0
@@ -197,10 +199,10 @@ def test_what_tiles_cut_comes_back_in_place(scale):
         cut = {}
         for category, (x1, y1, x2, y2) in enumerate(rectangles):
             box = (
-                max(x1, tile.left),
-                max(y1, tile.top),
-                min(x2, tile.left + tile_size),
-                min(y2, tile.top + tile_size),
+                max(x1, tile.start[1]),
+                max(y1, tile.start[0]),
+                min(x2, tile.start[1] + tile_size),
+                min(y2, tile.start[0] + tile_size),
             )
             if box[0] < box[2] and box[1] < box[3]:
                 cut[category] = box

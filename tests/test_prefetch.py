@@ -1,6 +1,6 @@
 import threading
 
-from lesion_d2.data.prefetch import prefetch
+from lesion_d2.prefetch import prefetch
 
 import pytest
 

@@ -1,0 +1,96 @@
+"""Masks of images and volumes that are kept as the parts with their pixels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class CutMask:
+    """A mask of a slice or volume, kept as the part with its pixels: of hundreds, they are few."""
+
+    window: tuple[slice, ...]  # in the order of the array's axes
+    pixels: Tensor  # bool, of the window
+
+    def moved(self, *offset: int) -> "CutMask":
+        """The same pixels, so many further to the right, down (and up along z)."""
+        window = zip(self.window, offset[::-1], strict=True)
+        return CutMask(tuple(_moved(side, start) for side, start in window), self.pixels)
+
+    def resized(self, input_size: Sequence[int], size: Sequence[int]) -> "CutMask":
+        """The mask on what an input was resized from, sampled linearly; above a half it is mask.
+
+        Args:
+            input_size: sides of the array that the mask is of.
+            size: sides of the other one, which shows the same.
+        """
+        if tuple(input_size) == tuple(size) or self.pixels.numel() == 0:
+            return self
+        points, window = [], []
+        for side, length, new_length in zip(self.window, input_size, size, strict=True):
+            scale = length / new_length
+            # All whose centers are nearer to the window than a pixel of the input.
+            first = max(0, int((side.start - 0.5) / scale - 0.5))
+            last = min(new_length, int((side.stop + 0.5) / scale - 0.5) + 2)
+            window.append(slice(first, last))
+            centers = (torch.arange(first, last) + 0.5) * scale - 0.5
+            # Beyond the edge the first and last pixels go on; elsewhere the mask ends.
+            centers = centers.clamp(0, length - 1) - side.start
+            # As grid_sample counts: from -1 at the window's edge to 1.
+            points.append((2 * centers + 1) / (side.stop - side.start) - 1)
+        grid = torch.stack(torch.meshgrid(*points, indexing="ij")[::-1], dim=-1)
+        grid = grid[None].to(self.pixels.device)
+        sampled = F.grid_sample(self.pixels[None, None].float(), grid, align_corners=False)
+        return CutMask(tuple(window), sampled[0, 0] > 0.5)
+
+
+def _moved(window: slice, start: int) -> slice:
+    return slice(window.start + start, window.stop + start)
+
+
+def cut_masks(masks: Tensor) -> list[CutMask]:
+    """Keep of masks (n, H, W) or (n, D, H, W) the parts with their pixels."""
+    num_axes = masks.ndim - 1
+    # On a CPU ten times as fast as any().
+    pixels = masks.view(torch.uint8)
+    hits = (
+        pixels.amax(dim=[other for other in range(1, num_axes + 1) if other != axis])
+        for axis in range(1, num_axes + 1)
+    )
+    sides = (zip(*_ends(hit), strict=True) for hit in hits)
+    windows = [tuple(slice(*ends) for ends in each) for each in zip(*sides, strict=True)]
+    return [CutMask(w, mask[w].clone()) for w, mask in zip(windows, masks, strict=True)]
+
+
+def _ends(hits: Tensor) -> tuple[list[int], list[int]]:
+    """First and last + 1 of the ones in each row; where there are none, they enclose nothing."""
+    side = hits.shape[1]
+    steps = torch.arange(1, side + 1, device=hits.device)
+    firsts = side - (hits * steps.flip(0)).amax(dim=1)
+    return firsts.tolist(), (hits * steps).amax(dim=1).tolist()
+
+
+def vote(masks: Sequence[CutMask], weights: Sequence[float]) -> CutMask:
+    """The pixels where masks, weighted, sum to more than a half.
+
+    Args:
+        masks: of one image or volume, one or more.
+        weights: of each.
+    """
+    counted = [pair for pair in zip(masks, weights, strict=True) if pair[0].pixels.numel() > 0]
+    if not counted:
+        return masks[0]
+    axes = zip(*(mask.window for mask, _ in counted), strict=True)
+    window = tuple(
+        slice(min(side.start for side in sides), max(side.stop for side in sides)) for sides in axes
+    )
+    shape = [side.stop - side.start for side in window]
+    share = torch.zeros(shape, device=masks[0].pixels.device)
+    for mask, weight in counted:
+        inner = zip(mask.window, window, strict=True)
+        place = tuple(_moved(side, -whole.start) for side, whole in inner)
+        share[place].add_(mask.pixels, alpha=weight)
+    return CutMask(window, share > 0.5)

@@ -1,0 +1,159 @@
+"""Volumes in overlapping tiles and mirrored views (Jaeger et al., sections 3.2 and 4.2)."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+from ..prefetch import prefetch
+from ..structures import Boxes3D
+from .cut_masks import cut_masks
+from .ensemble import Ensemble
+from .tiles import Tile, flip, make_tiles, mirrors_of, unmirror
+from .views import ViewDetections, gather_views
+
+Shape = tuple[int, int, int]
+
+
+class VolumeReader(Protocol):
+    """A volume as a model takes it, such as ``lesion_d2.data.volumetric.ResampledVolume``.
+
+    Attributes:
+        shape: (D, H, W) in voxels of the model.
+        source_shape: that of the volume itself.
+    """
+
+    shape: Shape
+    source_shape: Shape
+
+    def load(self, start: Shape, size: Shape, device: torch.device) -> Tensor:
+        """A block of it, float (d, h, w); start and size are z, y, x in voxels of the model."""
+
+    def to_source(self, boxes: Tensor) -> Tensor:
+        """Boxes (n, 6) in voxels of the model as they are in voxels of the volume itself."""
+
+
+class VolumeEnsemble(Ensemble):
+    """Finds lesions in volumes of any size, with one model or several views.
+
+    As :class:`Ensemble`, for models of volumes: models x tiles x mirrors, of which there are eight.
+    Their boxes come back to the voxels of the untouched volume, and are joined there. A model that
+    is its only view goes through it too, because tiles cut the volume.
+
+    Memory does not grow with the number of slices: the slices of a row of tiles are read at a time,
+    while the model looks at those before, and no slice is read twice.
+
+    Args:
+        models, mirrors, tile_overlap, consolidation, iou_threshold, max_detections: see
+            :class:`Ensemble`; detections are of a volume.
+        tile_size: depth, height and width of the tiles in voxels of the model.
+
+    Raises:
+        ValueError: as :class:`Ensemble`.
+
+    Example:
+        >>> ensemble = VolumeEnsemble([model], tile_size=(64, 128, 128))
+        >>> sample = next(iter(build_volume_test_loader(cfg, name)))[0]
+        >>> ensemble([sample])[0]["instances"].pred_boxes  # in voxels of the run of slices
+    """
+
+    num_axes = 3
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        *,
+        tile_size: Shape,
+        mirrors: bool = True,
+        tile_overlap: float = 0.5,
+        consolidation: str = "wbc",
+        iou_threshold: float = 1e-5,
+        max_detections: int = 100,
+    ):
+        super().__init__(
+            models,
+            mirrors=mirrors,
+            tile_size=tuple(tile_size),
+            tile_overlap=tile_overlap,
+            consolidation=consolidation,
+            iou_threshold=iou_threshold,
+            max_detections=max_detections,
+        )
+
+    @torch.no_grad()
+    def views(self, input_dict: Mapping) -> ViewDetections:
+        """What the models find in all views of one volume, not yet consolidated.
+
+        Args:
+            input_dict: ``reader``, a :class:`VolumeReader`.
+        """
+        reader, options = input_dict["reader"], self.view_options
+        tiles = make_tiles(reader.shape, options["tile_size"], options["tile_overlap"])
+        flips = mirrors_of(3, mirrors=options["mirrors"])
+        device = next(self.parameters()).device
+        views = []
+        for row, block in prefetch(load_rows(reader, tiles, device)):
+            for tile in row:
+                image = block[None][(..., *tile.slices[2:])]  # as deep as the tile
+                views += self._look(image, tile, flips, reader.shape)
+        num_views = len(self.models) * len(flips)
+        tile_ids = np.repeat(np.arange(len(tiles)), num_views).tolist()
+        sizes = reader.shape, reader.shape
+        found = gather_views(views, tile_ids, tiles, num_views=num_views, sizes=sizes)
+        return _to_source(found, reader)
+
+    def _look(
+        self, image: Tensor, tile: Tile, flips: Sequence[tuple], shape: Shape
+    ) -> Iterator[Instances]:
+        """What each view of a tile shows, in voxels of the model."""
+        for model in self.models:
+            outputs = model([{"image": flip(image, mirror)} for mirror in flips])
+            for output, mirror in zip(outputs, flips, strict=True):
+                found = unmirror(output["instances"], mirror)
+                boxes = found.pred_boxes.tensor
+                placed = Instances(shape, scores=found.scores, pred_classes=found.pred_classes)
+                placed.pred_boxes = Boxes3D(boxes + boxes.new_tensor(tile.start[::-1] * 2))
+                if found.has("pred_masks"):
+                    masks = cut_masks(found.pred_masks)
+                    placed.pred_masks = [mask.moved(*tile.start[::-1]) for mask in masks]
+                yield placed
+
+
+def load_rows(
+    reader: VolumeReader, tiles: list[Tile], device: torch.device
+) -> Iterator[tuple[list[Tile], Tensor]]:
+    """The tiles that begin at one slice, with the whole slices that they are of.
+
+    Slices that the next tiles have too are kept, so that each is loaded once.
+
+    Args:
+        reader: of the volume.
+        tiles: see :func:`make_tiles`, in its order.
+        device: of the slices.
+
+    Yields:
+        Tiles and (d, H, W) float.
+    """
+    plane, block, end = reader.shape[1:], None, 0
+    for (start, depth), row in itertools.groupby(tiles, lambda t: (t.start[0], t.size[0])):
+        first = max(start, end)  # what comes before is in the last block
+        kept = [] if block is None else [block[len(block) - (first - start) :]]
+        end = start + depth
+        loaded = reader.load((first, 0, 0), (end - first, *plane), device)
+        block = torch.cat([*kept, loaded])
+        yield list(row), block
+
+
+def _to_source(found: ViewDetections, reader: VolumeReader) -> ViewDetections:
+    """Bring detections from the voxels of the model to those of the volume itself."""
+    instances = Instances(reader.source_shape, **found.instances.get_fields())
+    instances.pred_boxes = Boxes3D(reader.to_source(instances.pred_boxes.tensor))
+    masks = found.masks
+    if masks is not None:
+        masks = [mask.resized(reader.shape, reader.source_shape) for mask in masks]
+    return replace(found, instances=instances, masks=masks)
