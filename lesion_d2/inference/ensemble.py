@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from detectron2.layers import batched_nms
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from ..layers import batched_nms
 from .box_clustering import find_clusters
 from .cut_masks import CutMask, vote
 from .tiles import mirrors_of
