@@ -208,9 +208,9 @@ class RetinaUNet(LesionRetinaNet):
         self, predictions: list[list[Tensor]], dims_per_anchor: list[int]
     ) -> list[list[Tensor]]:
         # Detectron2 asks for K logits an anchor, wherever it needs them.
-        num_logits, *shape = dims_per_anchor
+        num_logits, *others = dims_per_anchor
         return super()._transpose_dense_predictions(
-            predictions, [num_logits + self.softmax, *shape]
+            predictions, [num_logits + self.softmax, *others]
         )
 
     def predict_segmentation(self, images: Tensor, features: dict[str, Tensor]) -> Tensor:
