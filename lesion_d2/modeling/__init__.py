@@ -17,7 +17,10 @@ from .meta_arch import (
     LesionRCNN,
     LesionRetinaNet,
     MeanTeacher,
+    RetinaNet3D,
     RetinaUNet,
+    RetinaUNet3D,
+    VolumetricDetector,
 )
 from .mining import MiningCounts, mine_lesions, summarize_mining
 from .proposal_generator import LesionRPN
@@ -54,7 +57,9 @@ __all__ = [
     "PositionSensitivePooler",
     "RFCNROIHeads",
     "RegionROIHeads",
+    "RetinaNet3D",
     "RetinaUNet",
+    "RetinaUNet3D",
     "SliceImages",
     "SpatialAttention",
     "ULDorOutputLayers",
@@ -62,6 +67,7 @@ __all__ = [
     "UNetFPN",
     "UNetFPN3D",
     "VolumeShape",
+    "VolumetricDetector",
     "batch_images",
     "calibrate_scores",
     "changed",

@@ -7,11 +7,11 @@ from detectron2.structures import Boxes
 from fvcore.nn import giou_loss, smooth_l1_loss
 from torch import Tensor
 
-from .. import structures
+from .. import layers
 
 _OVERLAP_LOSSES = {
     4: {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss},
-    6: {"giou": structures.giou_loss},
+    6: {"giou": layers.giou_loss},
 }
 
 

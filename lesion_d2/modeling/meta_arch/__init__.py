@@ -2,7 +2,19 @@ from .det_unet import DetUNet
 from .lesion_rcnn import LesionRCNN
 from .mean_teacher import MeanTeacher
 from .retina_unet import RetinaUNet
+from .retina_unet_3d import RetinaNet3D, RetinaUNet3D
 from .retinanet import LesionRetinaNet
 from .rfcn_3dce import RFCN3DCE
+from .volumetric import VolumetricDetector
 
-__all__ = ["RFCN3DCE", "DetUNet", "LesionRCNN", "LesionRetinaNet", "MeanTeacher", "RetinaUNet"]
+__all__ = [
+    "RFCN3DCE",
+    "DetUNet",
+    "LesionRCNN",
+    "LesionRetinaNet",
+    "MeanTeacher",
+    "RetinaNet3D",
+    "RetinaUNet",
+    "RetinaUNet3D",
+    "VolumetricDetector",
+]

@@ -5,6 +5,7 @@ from .fpn import FPN3D, UNetFPN3D, build_resnet_fpn_3d_backbone, build_resnet_un
 from .norms import FrozenBatchNorm3d, get_norm_3d
 from .poolers import ROIPooler3D
 from .resnet import ResNet3D
+from .retinanet_head import RetinaNetHead3D
 from .shape import VolumeShape
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "FrozenBatchNorm3d",
     "ROIPooler3D",
     "ResNet3D",
+    "RetinaNetHead3D",
     "UNetFPN3D",
     "VolumeShape",
     "build_resnet_fpn_3d_backbone",

@@ -1,0 +1,119 @@
+import math
+
+import lesion_d2  # noqa: F401, makes detectron2 importable
+from lesion_d2.ignore_regions import IGNORED_CLASS, mark_regions
+from lesion_d2.modeling.meta_arch.retina_unet import masks_in_boxes
+from lesion_d2.structures import BitMasks3D, Boxes3D
+
+import pytest
+import torch
+from detectron2.structures import Instances
+from detectron2.utils.events import EventStorage
+from made_up_patches import patch, tiny_model
+
+SIZE = (8, 40, 40)
+BOXES = [[5.5, 9.5, 1.5, 15.5, 20.5, 4.5], [20.5, 14.5, 0.5, 34.5, 30.5, 6.5]]
+KEEP_ALL = ("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0)
+
+
+def _losses(model, batch):
+    with EventStorage():
+        return model(batch)
+
+
+def _detect(model, batch):
+    with torch.no_grad():
+        return [output["instances"] for output in model.eval()(batch)]
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_cell_of_the_head_stands_for_the_anchor_there(level):
+    model = tiny_model("RetinaUNet3D")
+    strides, size, depth = [((1, 4, 4), 10.0, 3.0), ((2, 8, 8), 18.0, 6.0)][level]
+    grids = [(8, 10, 10), (4, 5, 5)]
+    logits = [torch.zeros(1, 2 * 3, *grid) for grid in grids]
+    for level_logits in logits:
+        level_logits[:, 2::3] = 9.0  # background
+    deltas = [torch.zeros(1, 2 * 6, *grid) for grid in grids]
+    anchor, category, cell = 1, 1, (2, 3, 1)
+    logits[level][0, anchor * 3 + category, *cell] = 14.0
+    deltas[level][0, anchor * 6 + 2, *cell] = 10 * 0.25  # a quarter of its depth further down
+    model.head.forward = lambda levels: (logits, deltas)
+    (found,) = _detect(model, [patch([], SIZE)])
+    z, y, x = (index * stride for index, stride in zip(cell, strides, strict=True))
+    z += depth / 4
+    height, width = size * math.sqrt(1.4), size / math.sqrt(1.4)
+    expected = [x - width / 2, y - height / 2, z - depth / 2]
+    expected += [x + width / 2, y + height / 2, z + depth / 2]
+    low, high = [-0.5] * 3, [39.5, 39.5, 7.5]
+    expected = torch.tensor(expected).clamp(torch.tensor(low * 2), torch.tensor(high * 2))
+    torch.testing.assert_close(found.pred_boxes.tensor, expected[None])
+    assert found.pred_classes.tolist() == [category] and found.image_size == SIZE
+    assert found.scores.item() == pytest.approx(1 / (1 + math.exp(-5) + math.exp(-14)), rel=1e-4)
+
+
+def test_labels_of_anchors_against_a_loop():
+    model = tiny_model("RetinaUNet3D")
+    anchors = model.anchor_generator([torch.zeros(1, 1, 4, 5, 5), torch.zeros(1, 1, 2, 3, 3)])
+    lesions = patch(BOXES, SIZE, classes=[1, 0])["instances"]
+    region = Instances(SIZE)
+    region.gt_boxes = Boxes3D(torch.tensor([[-0.5, -0.5, -0.5, 39.5, 9.5, 7.5]]))
+    region.gt_classes = torch.tensor([IGNORED_CLASS])
+    region.gt_masks = BitMasks3D(torch.zeros(1, *SIZE, dtype=torch.bool))
+    both = Instances.cat([region, lesions])
+    mark_regions(both, 1)
+    ([labels], [boxes]) = model.label_anchors(anchors, [both])
+    rows = [row for level in anchors for row in level.tensor.tolist()]
+    ious = [[_iou(row, box) for box in BOXES] for row in rows]
+    best = [max(column) for column in zip(*ious, strict=True)]
+    assert len(labels) == len(boxes) == len(rows) == 2 * (4 * 5 * 5 + 2 * 3 * 3)
+    for row, of_row, label, box in zip(rows, ious, labels.tolist(), boxes.tolist(), strict=True):
+        closest = max(range(2), key=of_row.__getitem__)
+        forced = any(abs(of_row[i] - best[i]) < 1e-6 for i in range(2))
+        if of_row[closest] >= 0.5 or forced:
+            assert label == [1, 0][closest] and box == BOXES[closest]
+        elif of_row[closest] >= 0.1:
+            assert label == IGNORED_CLASS
+        else:
+            inside = _shared(row, region.gt_boxes.tensor[0].tolist())
+            is_inside = inside >= 0.5 * _shared(row, row)
+            assert label == (IGNORED_CLASS if is_inside else model.num_classes)
+
+
+def _shared(a, b):
+    return math.prod(max(0.0, min(a[i + 3], b[i + 3]) - max(a[i], b[i])) for i in range(3))
+
+
+def _iou(a, b):
+    return _shared(a, b) / (_shared(a, a) + _shared(b, b) - _shared(a, b))
+
+
+@pytest.mark.parametrize("sizes", [[(3, 33, 21)], [(8, 40, 40), (5, 17, 30)]], ids=str)
+def test_thin_patches_odd_sizes_and_patches_without_a_lesion(sizes):
+    model = tiny_model("RetinaUNet3D", "MODEL.RETINA_UNET.PREDICT_MASKS", True, *KEEP_ALL)
+    batch = [patch([[5.5, 4.5, 0.5, 15.5, 12.5, 2.5]], sizes[0])]
+    batch += [patch([], size) for size in (*sizes[1:], sizes[0])]
+    losses = _losses(model, batch)
+    assert set(losses) == {"loss_cls", "loss_box_reg", "loss_seg"}
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+    nothing = _losses(model, batch[1:])
+    assert nothing["loss_box_reg"] == 0 and all(torch.isfinite(x) for x in nothing.values())
+    for sample, found in zip(batch, _detect(model, batch), strict=True):
+        size = sample["instances"].image_size
+        assert found.image_size == size and len(found) > 0
+        assert found.pred_masks.shape == (len(found), *size)
+        assert found.pred_boxes.inside_box(size).all() and found.pred_boxes.nonempty().all()
+
+
+def test_masks_in_boxes_against_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    class_masks = torch.rand(2, 3, 4, 5, generator=generator) > 0.5
+    boxes = torch.tensor([[-0.5, -0.5, -0.5, 4.5, 3.5, 2.5], [0.6, 1.0, 1.2, 3.5, 2.4, 2.0]])
+    classes = torch.tensor([1, 0])
+    masks = masks_in_boxes(class_masks, boxes, classes)
+    for n, z, y, x in torch.cartesian_prod(*map(torch.arange, masks.shape)).tolist():
+        x1, y1, z1, x2, y2, z2 = boxes[n].tolist()
+        inside = x1 <= x <= x2 and y1 <= y <= y2 and z1 <= z <= z2
+        assert masks[n, z, y, x] == (inside and class_masks[classes[n], z, y, x])
