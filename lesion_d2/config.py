@@ -130,6 +130,11 @@ def _add_one_stage_config(cfg: CN) -> None:
     # in Detectron2; without, a lesion that no anchor reaches trains as background (keras-retinanet,
     # which Zlocha et al. build on). For a LesionRetinaNet or RetinaUNet.
     cfg.MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES = True
+    # In place of IOU_THRESHOLDS, matching by the statistics of each lesion (ATSS): the positions of
+    # a level whose anchors are candidates (Zhang et al., 2020: 9; nnDetection: 4); 0 switches it
+    # off. CENTER_INSIDE as the former have it: positives' centers lie in their lesion's box.
+    cfg.MODEL.RETINANET.ATSS_CANDIDATES = 0
+    cfg.MODEL.RETINANET.ATSS_CENTER_INSIDE = False
 
     cfg.MODEL.RETINA_UNET = CN()
     # Weight of the segmentation loss; 0 switches it off.
@@ -162,6 +167,9 @@ def _add_one_stage_config(cfg: CN) -> None:
     cfg.MODEL.RETINA_UNET.SHEM_POOL = 0
     # Positive anchors of an image that count at most with it, drawn at random; 0 for all.
     cfg.MODEL.RETINA_UNET.SHEM_POSITIVES = 0
+    # Negatives of the batch for each of its positives with it, and plain means over all that was
+    # drawn (nnDetection: 2); 0 for Jaeger et al.'s one of each image, and means by halves.
+    cfg.MODEL.RETINA_UNET.SHEM_NEGATIVES = 0
 
     cfg.MODEL.DET_UNET = CN()
     # Connected components that become detections, the largest of an image (Jaeger et al., section

@@ -1,4 +1,4 @@
-from .box_overlaps import box_giou, box_intersection, box_iou, box_volumes, giou_loss
+from .box_overlaps import box_giou, box_intersection, box_iou, box_volumes, giou_loss, matched_iou
 from .nms import batched_nms, nms_3d
 from .roi_align import roi_align_3d
 
@@ -9,6 +9,7 @@ __all__ = [
     "box_iou",
     "box_volumes",
     "giou_loss",
+    "matched_iou",
     "nms_3d",
     "roi_align_3d",
 ]

@@ -26,8 +26,13 @@ def box_intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """(n, m) intersection over union of every two of n and m boxes; 0 for boxes without area."""
-    shared = box_intersection(boxes1, boxes2)
-    union = box_volumes(boxes1)[:, None] + box_volumes(boxes2) - shared
+    return matched_iou(boxes1[:, None], boxes2[None])
+
+
+def matched_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """(...) intersection over union of boxes that go with each other; other axes broadcast."""
+    shared = _extents_product(boxes1, boxes2, hull=False)
+    union = box_volumes(boxes1) + box_volumes(boxes2) - shared
     return torch.where(shared > 0, shared / union, shared.new_zeros(1))
 
 

@@ -45,6 +45,33 @@ def shem_loss(logits: Tensor, labels: Tensor, *, pool: int, softmax: bool) -> Te
     return (positive + negative) / 2
 
 
+def batch_shem_loss(
+    logits: Tensor, labels: Tensor, *, pool: int, negatives: int, softmax: bool
+) -> Tensor:
+    """Cross entropy with hard negatives of the whole batch, as in nnDetection.
+
+    All positive anchors count, and ``negatives`` times as many negative ones (as if there were one
+    positive, where there is none). The loss is the mean over all that count; without a softmax also
+    over the classes. Sums are taken in float32 under mixed precision.
+
+    Args:
+        logits, labels, pool, softmax: see :func:`shem_loss`.
+        negatives: for each positive. nnDetection's share of positives, a third, is 2.
+
+    Returns:
+        A scalar.
+    """
+    num_classes = logits.shape[-1] - softmax
+    logits, labels = logits.flatten(0, 1), labels.flatten()
+    is_negative = labels == num_classes
+    counts = (labels >= 0) & ~is_negative
+    hardness = _foreground_probability(logits.detach(), softmax).masked_fill(~is_negative, -1)
+    number = negatives * max(1, int(counts.sum()))
+    counts[sample_hard_negatives(hardness, number, pool=pool)] = True
+    losses = _cross_entropy(logits[counts].float(), labels[counts], softmax)
+    return losses.sum() / (max(1, len(losses)) * (1 if softmax else num_classes))
+
+
 def _cross_entropy(logits: Tensor, labels: Tensor, softmax: bool) -> Tensor:
     """(n,) of logits (n, K), or (n, K + 1) with a softmax, and labels 0 to K."""
     if softmax:

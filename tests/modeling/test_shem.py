@@ -2,6 +2,7 @@ import math
 
 from lesion_d2.modeling.losses import IGNORE
 from lesion_d2.modeling.shem import (
+    batch_shem_loss,
     box_loss_per_image,
     mean_per_image,
     sample_hard_negatives,
@@ -131,3 +132,30 @@ def test_hard_negatives_of_few_and_of_none():
     assert shem_loss(lost, torch.full((1, 4), 2), pool=2, softmax=True).isnan()
     labels = torch.full((1, 4), IGNORE)
     assert shem_loss(torch.zeros(1, 4, 3), labels, pool=2, softmax=True) == 0
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_batch_shem_loss_is_the_mean_over_what_was_drawn_of_the_batch(softmax):
+    logits, labels = random_anchors(2 + softmax)
+    loss = batch_shem_loss(logits, labels, pool=1, negatives=2, softmax=softmax)
+    probabilities = logits.softmax(-1) if softmax else logits.sigmoid()
+    rows = zip(probabilities.flatten(0, 1).tolist(), labels.flatten().tolist(), strict=True)
+    rows = [row for row in rows if row[1] != IGNORE]
+    positive = [row for row in rows if row[1] < 2]
+    negative = sorted((row for row in rows if row[1] == 2), key=lambda row: -max(row[0][:2]))
+    terms = []
+    for p, k in positive + negative[: 2 * len(positive)]:
+        if softmax:
+            terms.append(-math.log(p[k]))
+        else:
+            terms += [-math.log(p[j] if j == k else 1 - p[j]) for j in (0, 1)]
+    assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+    loss.backward()
+    assert (logits.grad != 0).any(dim=-1).sum() == 3 * len(positive)
+
+
+def test_batch_shem_loss_of_empty_images_draws_as_if_there_were_one_positive():
+    logits, labels = random_anchors(2)
+    loss = batch_shem_loss(logits[2:], labels[2:], pool=20, negatives=2, softmax=False)
+    loss.backward()
+    assert torch.isfinite(loss) and (logits.grad != 0).any(dim=-1).sum() == 2

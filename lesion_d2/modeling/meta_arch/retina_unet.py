@@ -22,7 +22,7 @@ from ..segmentation import (
     segmented_as,
     semantic_labels,
 )
-from ..shem import box_loss_per_image, sample_positives, shem_loss
+from ..shem import batch_shem_loss, box_loss_per_image, sample_positives, shem_loss
 from .retinanet import LesionRetinaNet
 
 
@@ -54,6 +54,8 @@ class RetinaUNet(LesionRetinaNet):
             regression loss is :func:`box_loss_per_image` too.
         shem_positives: of an image so many positive anchors count at most in both, drawn at random,
             which the paper does not speak of and its authors' code does; 0 for all.
+        shem_negatives: with it, in place of Jaeger et al.'s means per image, so many negatives of
+            the batch for each positive and plain means (:func:`batch_shem_loss`); 0 for theirs.
         kwargs: see :class:`LesionRetinaNet`. The backbone is a :class:`UNetFPN`.
 
     Raises:
@@ -75,6 +77,7 @@ class RetinaUNet(LesionRetinaNet):
         softmax: bool = False,
         shem_pool: int = 0,
         shem_positives: int = 0,
+        shem_negatives: int = 0,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -89,6 +92,7 @@ class RetinaUNet(LesionRetinaNet):
         self.softmax = softmax
         self.shem_pool = shem_pool
         self.shem_positives = shem_positives
+        self.shem_negatives = shem_negatives
         self.seg_predictor = None
         if seg_loss_weight > 0 or predict_masks or calibration > 0:
             self.seg_predictor = build_segmentation_predictor(
@@ -108,6 +112,7 @@ class RetinaUNet(LesionRetinaNet):
             "softmax": cfg.MODEL.RETINA_UNET.SOFTMAX,
             "shem_pool": cfg.MODEL.RETINA_UNET.SHEM_POOL,
             "shem_positives": cfg.MODEL.RETINA_UNET.SHEM_POSITIVES,
+            "shem_negatives": cfg.MODEL.RETINA_UNET.SHEM_NEGATIVES,
         }
         if arguments["softmax"]:
             arguments["head"] = _build_softmax_head(cfg, arguments["backbone"], cls.head_type)
@@ -178,9 +183,14 @@ class RetinaUNet(LesionRetinaNet):
             "box_reg_loss_type": self.box_reg_loss_type,
             "smooth_l1_beta": self.smooth_l1_beta,
         }
+        shem = {"pool": self.shem_pool, "softmax": self.softmax}
+        if self.shem_pool > 0 and self.shem_negatives > 0:
+            loss_cls = batch_shem_loss(logits, labels, negatives=self.shem_negatives, **shem)
+            loss_box_reg = box_regression_loss(*boxes, **options) / max(num_positive, 1)
+            return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
         if self.shem_pool > 0:
             loss_box_reg = box_loss_per_image(*boxes, **options)
-            loss_cls = shem_loss(logits, labels, pool=self.shem_pool, softmax=self.softmax)
+            loss_cls = shem_loss(logits, labels, **shem)
             return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
         focal_loss = anchor_focal_loss if self.softmax else anchor_sigmoid_focal_loss
         loss_cls = focal_loss(

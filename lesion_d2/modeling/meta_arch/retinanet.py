@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ...ignore_regions import IGNORED_CLASS, lie_inside, split_regions
 from ...structures import pairwise_iou
+from ..atss import ATSSMatcher
 
 
 @META_ARCH_REGISTRY.register()
@@ -21,18 +22,33 @@ class LesionRetinaNet(RetinaNet):
     Args:
         allow_low_quality_matches: whether the best anchors of a lesion are positive below the
             threshold too.
+        atss_candidates: positions of a level that an :class:`ATSSMatcher` looks at, in place of
+            the thresholds; 0 for these.
+        atss_center_inside: see :class:`ATSSMatcher`.
         kwargs: see :class:`RetinaNet`.
     """
 
     @configurable
-    def __init__(self, *, allow_low_quality_matches: bool = True, **kwargs):
+    def __init__(
+        self,
+        *,
+        allow_low_quality_matches: bool = True,
+        atss_candidates: int = 0,
+        atss_center_inside: bool = False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.anchor_matcher.allow_low_quality_matches = allow_low_quality_matches
+        self.atss = ATSSMatcher(atss_candidates, atss_center_inside) if atss_candidates else None
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        allows = cfg.MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES
-        return {**super().from_config(cfg), "allow_low_quality_matches": allows}
+        return {
+            **super().from_config(cfg),
+            "allow_low_quality_matches": cfg.MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES,
+            "atss_candidates": cfg.MODEL.RETINANET.ATSS_CANDIDATES,
+            "atss_center_inside": cfg.MODEL.RETINANET.ATSS_CENTER_INSIDE,
+        }
 
     @torch.no_grad()
     def label_anchors(
@@ -78,4 +94,6 @@ class LesionRetinaNet(RetinaNet):
             (R,) int64 indices of lesions and (R,) int8 labels: 1 for a match, 0 for background, -1
             for an anchor that does not count.
         """
+        if self.atss is not None:
+            return self.atss(boxes, anchors, self.anchor_generator.num_anchors)
         return self.anchor_matcher(pairwise_iou(boxes, type(anchors[0]).cat(anchors)))

@@ -1,4 +1,5 @@
 import copy
+import itertools
 
 import lesion_d2
 from lesion_d2.data.augmentation import ResizeTransform
@@ -8,7 +9,8 @@ from lesion_d2.modeling.calibration import mask_agreement
 from lesion_d2.modeling.losses import IGNORE, anchor_focal_loss, focal_segmentation_loss
 from lesion_d2.modeling.meta_arch.retina_unet import _postprocess, masks_in_boxes
 from lesion_d2.modeling.segmentation import semantic_labels
-from lesion_d2.modeling.shem import box_loss_per_image, shem_loss
+from lesion_d2.modeling.shem import batch_shem_loss, box_loss_per_image, shem_loss
+from lesion_d2.structures import giou_loss
 
 import pytest
 import torch
@@ -372,6 +374,38 @@ def test_exclusive_classes_train_by_the_losses_of_their_own(pytestconfig):
                 plain = RetinaNet.losses(model, anchors, sigmoid, gt_labels, deltas, gt_boxes)
             expected = plain["loss_box_reg"]
         torch.testing.assert_close(found["loss_box_reg"], expected)
+
+
+def test_nndetections_matching_and_losses_by_config(pytestconfig):
+    options = {
+        "MODEL.RETINANET.ATSS_CANDIDATES": 4,
+        "MODEL.RETINANET.BBOX_REG_LOSS_TYPE": "giou",
+        "MODEL.RETINA_UNET.SHEM_POOL": 20,
+        "MODEL.RETINA_UNET.SHEM_NEGATIVES": 2,
+    }
+    model, _ = _model(pytestconfig.rootpath, *itertools.chain(*options.items()))
+    batch = [_sample([[20, 30, 50, 62], [60, 10, 90, 40]]), _sample([])]
+    seen = {}
+    losses = model.losses
+    model.losses = lambda *args: seen.update(args=args) or losses(*args)
+    torch.manual_seed(5)
+    found = _losses(model, batch)
+    anchors, pred_logits, gt_labels, deltas, gt_boxes = seen["args"]
+    labels = torch.stack(gt_labels)
+    is_positive = labels < 1
+    matches, is_match = model.atss(
+        batch[0]["instances"].gt_boxes, anchors, model.anchor_generator.num_anchors
+    )
+    assert torch.equal(is_positive, torch.stack([is_match == 1, torch.zeros_like(is_match) == 1]))
+    assert set(matches[is_match == 1].tolist()) == {0, 1}
+    torch.manual_seed(5)
+    logits = torch.cat(pred_logits, dim=1)
+    expected = batch_shem_loss(logits, labels, pool=20, negatives=2, softmax=False)
+    torch.testing.assert_close(found["loss_cls"], expected)
+    every = Boxes.cat(anchors).tensor
+    boxes = model.box2box_transform.apply_deltas(torch.cat(deltas, dim=1)[0], every)
+    expected = giou_loss(boxes[is_positive[0]], gt_boxes[0][is_positive[0]], "mean")
+    torch.testing.assert_close(found["loss_box_reg"], expected)
 
 
 def test_of_an_image_only_so_many_positive_anchors_count(pytestconfig):
