@@ -34,7 +34,15 @@ from .roi_heads import (
     position_sensitive_pool,
 )
 from .switches import changed, no_masks
-from .volumetric import FPN3D, AnchorGenerator3D, Box2BoxTransform3D, UNetFPN3D, VolumeShape
+from .volumetric import (
+    FPN3D,
+    AnchorGenerator3D,
+    Box2BoxTransform3D,
+    LesionROIHeads3D,
+    LesionRPN3D,
+    UNetFPN3D,
+    VolumeShape,
+)
 
 __all__ = [
     "FPN3D",
@@ -50,7 +58,9 @@ __all__ = [
     "ImageStack",
     "LesionRCNN",
     "LesionROIHeads",
+    "LesionROIHeads3D",
     "LesionRPN",
+    "LesionRPN3D",
     "LesionRetinaNet",
     "MeanTeacher",
     "MiningCounts",

@@ -15,12 +15,15 @@ _OVERLAP_LOSSES = {
 }
 
 
-def check_box_loss(name: str, box_dim: int) -> None:
-    """Refuse a MODEL.RETINANET.BBOX_REG_LOSS_TYPE that boxes do not have.
+def check_box_loss(
+    name: str, box_dim: int, *, key: str = "MODEL.RETINANET.BBOX_REG_LOSS_TYPE"
+) -> None:
+    """Refuse a loss that boxes do not have.
 
     Args:
         name: the loss.
         box_dim: 4 or 6, the numbers of a box.
+        key: of the config, for the message.
 
     Raises:
         ValueError: the name is unknown, or one of another dimension.
@@ -28,8 +31,8 @@ def check_box_loss(name: str, box_dim: int) -> None:
     names = ["smooth_l1", *_OVERLAP_LOSSES[box_dim]]
     if name not in names:
         raise ValueError(
-            f"MODEL.RETINANET.BBOX_REG_LOSS_TYPE: found {name!r}, expected one of "
-            f"{', '.join(names)} for boxes of {box_dim} numbers"
+            f"{key}: found {name!r}, expected one of {', '.join(names)} for boxes of {box_dim} "
+            "numbers"
         )
 
 
@@ -68,6 +71,40 @@ def box_regression_loss(
     sources = type(anchors[0]).cat(anchors).tensor[position]
     deltas, targets = cat(pred_deltas, dim=1)[image, position], torch.stack(gt_boxes)
     targets = targets[image, position]
+    return matched_box_loss(
+        transform,
+        sources,
+        deltas,
+        targets,
+        box_reg_loss_type=box_reg_loss_type,
+        smooth_l1_beta=smooth_l1_beta,
+    )
+
+
+def matched_box_loss(
+    transform: Box2BoxTransform,
+    sources: Tensor,
+    deltas: Tensor,
+    targets: Tensor,
+    *,
+    box_reg_loss_type: str,
+    smooth_l1_beta: float,
+) -> Tensor:
+    """The box regression loss of anchors, or regions, that are matched already, summed.
+
+    Args:
+        transform: what the deltas are of.
+        sources: (n, B) anchors, B = 4 or 6.
+        deltas: (n, B), predicted.
+        targets: (n, B) boxes.
+        box_reg_loss_type, smooth_l1_beta: see :func:`box_regression_loss`.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: there is no such loss for these boxes.
+    """
     if box_reg_loss_type == "smooth_l1":
         wanted = transform.get_deltas(sources, targets)
         return smooth_l1_loss(deltas, wanted, beta=smooth_l1_beta, reduction="sum")

@@ -80,7 +80,7 @@ class LesionRCNN(GeneralizedRCNN):
             losses = super().forward(batched_inputs)
         finally:
             handle.remove()
-        images = ImageList(seen["images"], [tuple(x["image"].shape[-2:]) for x in batched_inputs])
+        images = ImageList(seen["images"], [tuple(x["image"].shape[1:]) for x in batched_inputs])
         logits = self.seg_predictor(self.backbone.decode(images.tensor, seen["features"]))
         labels = semantic_labels(gt_instances, images, class_agnostic=self.seg_class_agnostic)
         losses["loss_seg"] = self.seg_loss_weight * self.seg_loss(logits, labels)
@@ -97,8 +97,22 @@ class LesionRCNN(GeneralizedRCNN):
         if not do_postprocess:
             return results
         return [
-            {"instances": _postprocess(*each)} for each in zip(results, batched_inputs, strict=True)
+            {"instances": self.postprocess(*each)}
+            for each in zip(results, batched_inputs, strict=True)
         ]
+
+    def postprocess(self, result: Instances, input_dict: dict) -> Instances:
+        """Bring the detections of one image to the slice that it shows.
+
+        Args:
+            result: boxes in pixels of the image and, with masks, ``pred_masks`` (n, 1, h, w),
+                probabilities in the boxes.
+            input_dict: with optional ``height`` and ``width`` of the output, and ``crop``.
+
+        Returns:
+            Boxes in pixels of the slice, and ``pred_masks`` (n, height, width) bool.
+        """
+        return _postprocess(result, input_dict)
 
 
 def _postprocess(result: Instances, input_dict: dict) -> Instances:

@@ -1,19 +1,24 @@
 import torch
+import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import cat
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
+from detectron2.utils.memory import retry_if_cuda_oom
 from torch import Tensor
 
 from ...ignore_regions import lie_inside, split_regions
+from ...structures import pairwise_iou
+from ..box_losses import box_regression_loss, check_box_loss
 from ..shem import box_loss_per_image, sample_positives, shem_loss
+from .proposals import find_top_proposals
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class LesionRPN(RPN):
-    """Detectron2's RPN that knows annotations and regions to ignore, and SHEM.
+    """Detectron2's RPN that knows annotations and regions to ignore, and SHEM, in 2-D and in 3-D.
 
     Detectron2's RetinaNet and ROI heads leave out anchors and proposals of annotations with a class
     below 0 by themselves; its RPN looks at no class. Negative anchors in a region to ignore do not
@@ -25,12 +30,17 @@ class LesionRPN(RPN):
             the authors' code; of an image at most ``positive_fraction`` of ``batch_size_per_image``
             anchors are positive ones. 0 for Detectron2's drawing and losses.
         kwargs: see :class:`RPN`.
+
+    Raises:
+        ValueError: the box regression loss is unknown, or one of boxes in 2-D alone.
     """
 
     @configurable
     def __init__(self, *, shem_pool: int = 0, **kwargs):
         super().__init__(**kwargs)
         self.shem_pool = shem_pool
+        box_dim, key = self.anchor_generator.box_dim, "MODEL.RPN.BBOX_REG_LOSS_TYPE"
+        check_box_loss(self.box_reg_loss_type, box_dim, key=key)
 
     @classmethod
     def from_config(cls, cfg, input_shape) -> dict:
@@ -53,30 +63,32 @@ class LesionRPN(RPN):
             Labels (R,) 1, 0 or, for what does not count, -1, and matched boxes (R, 4), one an
             image.
         """
-        pairs = list(map(split_regions, gt_instances))
-        gt_instances = [annotated for annotated, _ in pairs]
-        # One call of _subsample_labels an image, in their order.
-        self._ignored = iter([self._on_ignored(anchors, instances) for instances in gt_instances])
-        self._in_regions = iter(
-            [r if r is None else lie_inside(Boxes.cat(anchors), r.gt_boxes) for _, r in pairs]
-        )
-        return super().label_and_sample_anchors(anchors, gt_instances)
+        everywhere = type(anchors[0]).cat(anchors)
+        pairs = [self._label_and_sample(everywhere, instances) for instances in gt_instances]
+        return [labels for labels, _ in pairs], [boxes for _, boxes in pairs]
 
-    def _on_ignored(self, anchors: list[Boxes], instances: Instances) -> Tensor | None:
-        """(R,) bool, anchors whose best match is an annotation to ignore; None without any."""
-        ignored = instances.gt_classes < 0
-        if not ignored.any():
-            return None
-        matches, labels = self.anchor_matcher(pairwise_iou(instances.gt_boxes, Boxes.cat(anchors)))
-        return ignored[matches] & (labels == 1)
+    def _label_and_sample(self, anchors: Boxes, instances: Instances) -> tuple[Tensor, Tensor]:
+        """Labels (R,) and matched boxes (R, 4) of one image."""
+        instances, regions = split_regions(instances)
+        gt_boxes = instances.gt_boxes
+        overlaps = retry_if_cuda_oom(pairwise_iou)(gt_boxes, anchors)
+        matches, labels = retry_if_cuda_oom(self.anchor_matcher)(overlaps)
+        # Matching that found no memory has gone on in that of the host.
+        matches, labels = matches.to(gt_boxes.device), labels.to(gt_boxes.device)
+        if self.anchor_boundary_thresh >= 0:
+            inside = anchors.inside_box(instances.image_size, self.anchor_boundary_thresh)
+            labels.masked_fill_(~inside, -1)
+        if len(instances) > 0:
+            ignored = instances.gt_classes < 0
+            labels.masked_fill_(ignored[matches] & (labels == 1), -1)
+        if regions is not None:
+            labels.masked_fill_(lie_inside(anchors, regions.gt_boxes) & (labels == 0), -1)
+        labels = self._subsample_labels(labels)
+        if len(instances) == 0:
+            return labels, torch.zeros_like(anchors.tensor)
+        return labels, gt_boxes[matches].tensor
 
     def _subsample_labels(self, label: Tensor) -> Tensor:
-        ignored = next(self._ignored)
-        if ignored is not None:
-            label[ignored] = -1
-        in_regions = next(self._in_regions)
-        if in_regions is not None:
-            label.masked_fill_(in_regions & (label == 0), -1)
         if self.shem_pool == 0:
             return super()._subsample_labels(label)
         is_positive = label == 1
@@ -84,6 +96,27 @@ class LesionRPN(RPN):
         label[is_positive] = -1
         label[sample_positives(is_positive, limit)] = 1
         return label
+
+    def predict_proposals(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        image_sizes: list[tuple[int, ...]],
+    ) -> list[Instances]:
+        """As in Detectron2, see :func:`find_top_proposals`."""
+        return find_top_proposals(
+            anchors,
+            pred_objectness_logits,
+            pred_anchor_deltas,
+            image_sizes,
+            self.box2box_transform,
+            nms_threshold=self.nms_thresh,
+            pre_nms_topk=self.pre_nms_topk[self.training],
+            post_nms_topk=self.post_nms_topk[self.training],
+            min_box_size=self.min_box_size,
+            is_training=self.training,
+        )
 
     def losses(
         self,
@@ -93,29 +126,36 @@ class LesionRPN(RPN):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        """As in Detectron2; other ones with SHEM."""
-        if self.shem_pool == 0:
-            return super().losses(
-                anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
-            )
+        """As in Detectron2; other ones with SHEM.
+
+        Args:
+            anchors: one a level, R in all, of B = 4 or 6 numbers.
+            pred_objectness_logits: (N, R_i), one a level.
+            gt_labels, gt_boxes: see :meth:`label_and_sample_anchors`.
+            pred_anchor_deltas: (N, R_i, B), one a level.
+
+        Returns:
+            ``loss_rpn_cls`` and ``loss_rpn_loc``.
+        """
         labels, logits = torch.stack(gt_labels), cat(pred_objectness_logits, dim=1)
-        is_positive = labels == 1
-        num_positive = is_positive.sum().item() / len(labels)
-        get_event_storage().put_scalar("rpn/num_pos_anchors", num_positive)
-        # To the loss a lesion is class 0 of one, and background comes after it.
-        classes = labels.where(labels < 0, 1 - labels).long()
-        losses = {
-            "loss_rpn_cls": shem_loss(
-                logits[..., None], classes, pool=self.shem_pool, softmax=False
-            ),
-            "loss_rpn_loc": box_loss_per_image(
-                anchors,
-                self.box2box_transform,
-                pred_anchor_deltas,
-                gt_boxes,
-                is_positive,
-                box_reg_loss_type=self.box_reg_loss_type,
-                smooth_l1_beta=self.smooth_l1_beta,
-            ),
+        is_positive, storage = labels == 1, get_event_storage()
+        storage.put_scalar("rpn/num_pos_anchors", is_positive.sum().item() / len(labels))
+        boxes = (anchors, self.box2box_transform, pred_anchor_deltas, gt_boxes, is_positive)
+        options = {
+            "box_reg_loss_type": self.box_reg_loss_type,
+            "smooth_l1_beta": self.smooth_l1_beta,
         }
+        if self.shem_pool > 0:
+            # To the loss a lesion is class 0 of one, and background comes after it.
+            classes = labels.where(labels < 0, 1 - labels).long()
+            loss_cls = shem_loss(logits[..., None], classes, pool=self.shem_pool, softmax=False)
+            loss_loc = box_loss_per_image(*boxes, **options)
+        else:
+            storage.put_scalar("rpn/num_neg_anchors", (labels == 0).sum().item() / len(labels))
+            counts, number = labels >= 0, self.batch_size_per_image * len(labels)
+            loss_cls = F.binary_cross_entropy_with_logits(
+                logits[counts], labels[counts].to(torch.float32), reduction="sum"
+            )
+            loss_cls, loss_loc = loss_cls / number, box_regression_loss(*boxes, **options) / number
+        losses = {"loss_rpn_cls": loss_cls, "loss_rpn_loc": loss_loc}
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}

@@ -45,7 +45,7 @@ class LesionROIHeads(RegionROIHeads):
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         """As in Detectron2."""
         if self.training and self.shem_pool > 0:
-            # One call of _draw_proposals an image, in their order.
+            # One call of _sample_proposals an image, in their order.
             self._hardness = self._foreground_probabilities(features, proposals)
         return super().forward(images, features, proposals, targets)
 
@@ -60,11 +60,11 @@ class LesionROIHeads(RegionROIHeads):
         probabilities = self.box_predictor.predict_probs(predictions, proposals)
         return iter([p[:, :-1].amax(dim=1) for p in probabilities])
 
-    def _draw_proposals(
+    def _sample_proposals(
         self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor
     ) -> tuple[Tensor, Tensor]:
         if self.shem_pool == 0:
-            return super()._draw_proposals(matched_idxs, matched_labels, gt_classes)
+            return super()._sample_proposals(matched_idxs, matched_labels, gt_classes)
         classes = torch.full_like(matched_idxs, self.num_classes)
         if len(gt_classes) > 0:
             classes = gt_classes[matched_idxs].where(matched_labels == 1, self.num_classes)

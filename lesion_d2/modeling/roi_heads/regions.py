@@ -1,48 +1,58 @@
+import numpy as np
 import torch
-import torch.nn.functional as F
 from detectron2.modeling import StandardROIHeads
+from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from detectron2.structures import Instances
-from torch import Tensor
+from detectron2.utils.events import get_event_storage
 
 from ...ignore_regions import IGNORED_CLASS, lie_inside, split_regions
+from ...structures import pairwise_iou
 
 
 class RegionROIHeads(StandardROIHeads):
     """StandardROIHeads that know regions to ignore (:mod:`lesion_d2.ignore_regions`).
 
-    Negative proposals in one are not drawn. What draws in another way overrides
-    :meth:`_draw_proposals`.
+    Negative proposals in one are not drawn. Boxes are those of images or of volumes. What draws in
+    another way overrides ``_sample_proposals``, as in Detectron2.
     """
 
     @torch.no_grad()
     def label_and_sample_proposals(
         self, proposals: list[Instances], targets: list[Instances]
     ) -> list[Instances]:
-        """As in Detectron2."""
+        """As in Detectron2, for boxes in 2-D and in 3-D."""
         pairs = list(map(split_regions, targets))
-        # One call of _sample_proposals an image, in their order.
-        self._in_regions = iter(
-            [
-                regions if regions is None else lie_inside(p.proposal_boxes, regions.gt_boxes)
-                for p, (_, regions) in zip(proposals, pairs, strict=True)
-            ]
-        )
-        return super().label_and_sample_proposals(proposals, [lesions for lesions, _ in pairs])
+        lesions = [each for each, _ in pairs]
+        if self.proposal_append_gt:
+            proposals = add_ground_truth_to_proposals(lesions, proposals)
+        drawn = [
+            self._label_and_sample(*each, regions)
+            for each, (_, regions) in zip(zip(proposals, lesions, strict=True), pairs, strict=True)
+        ]
+        num_background = [(x.gt_classes == self.num_classes).sum().item() for x in drawn]
+        num_foreground = [len(x) - n for x, n in zip(drawn, num_background, strict=True)]
+        storage = get_event_storage()
+        storage.put_scalar("roi_head/num_fg_samples", np.mean(num_foreground))
+        storage.put_scalar("roi_head/num_bg_samples", np.mean(num_background))
+        return drawn
 
-    def _sample_proposals(
-        self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        inside = next(self._in_regions)
-        if inside is not None:
-            # Annotated boxes, where they are among the proposals, come last; none is negative.
-            inside = F.pad(inside, (0, len(matched_labels) - len(inside)))
-            matched_labels = matched_labels.masked_fill(inside & (matched_labels == 0), -1)
+    def _label_and_sample(
+        self, proposals: Instances, lesions: Instances, regions: Instances | None
+    ) -> Instances:
+        """The drawn proposals of one image, with the fields of the lesions that they match."""
+        overlaps = pairwise_iou(lesions.gt_boxes, proposals.proposal_boxes)
+        matches, labels = self.proposal_matcher(overlaps)
+        gt_classes = lesions.gt_classes
+        if regions is not None:
+            inside = lie_inside(proposals.proposal_boxes, regions.gt_boxes)
+            labels = labels.masked_fill(inside & (labels == 0), -1)
             if len(gt_classes) == 0:  # labels only count where there is something to match
                 gt_classes = gt_classes.new_full((1,), IGNORED_CLASS)
-        return self._draw_proposals(matched_idxs, matched_labels, gt_classes)
-
-    def _draw_proposals(
-        self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """As Detectron2's ``_sample_proposals``."""
-        return super()._sample_proposals(matched_idxs, matched_labels, gt_classes)
+        chosen, classes = self._sample_proposals(matches, labels, gt_classes)
+        drawn, matches = proposals[chosen], matches[chosen]
+        drawn.gt_classes = classes
+        if len(lesions) > 0:
+            for name, values in lesions.get_fields().items():
+                if name.startswith("gt_") and not drawn.has(name):
+                    drawn.set(name, values[matches])
+        return drawn

@@ -11,6 +11,8 @@ class VolumeShape(ShapeSpec):
         channels: C.
         stride: in-plane, what Detectron2's :class:`ShapeSpec` knows.
         strides: voxels of the image between two positions along depth, height and width.
+        depth, height, width: of a region that was pooled; None of a feature map.
     """
 
     strides: tuple[int, int, int] = (1, 1, 1)
+    depth: int | None = None

@@ -18,12 +18,13 @@ _ANCHORS = [
 _TRUE, _MINED = [8.0, 8.0, 22.0, 20.0], [30.0, 30.0, 52.0, 54.0]
 
 
-def _rpn(kind: type[RPN], batch_size: int, shem_pool: int = 0) -> RPN:
+def _rpn(kind: type[RPN], batch_size: int, shem_pool: int = 0, **changes) -> RPN:
     cfg = tiny_config(
         MODEL__LESION_RCNN__SHEM_POOL=shem_pool,
         MODEL__RPN__IN_FEATURES=("p2", "p3"),
         MODEL__RPN__BATCH_SIZE_PER_IMAGE=batch_size,
         MODEL__ANCHOR_GENERATOR__SIZES=[[12], [24]],
+        **changes,
     )
     torch.manual_seed(0)
     return kind(cfg, {name: ShapeSpec(channels=4, stride=4) for name in ("p2", "p3")})
@@ -111,3 +112,25 @@ def test_shem_losses_of_the_rpn_are_written_out():
     assert regression[1] == 0 and regression[0] > 0
     assert losses["loss_rpn_cls"].item() == pytest.approx(sum(classification) / 4, rel=1e-5)
     assert losses["loss_rpn_loc"].item() == pytest.approx(sum(regression) / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["smooth_l1", "giou", "ciou"])
+def test_without_shem_its_losses_are_detectron2s_to_the_bit(loss):
+    ours, theirs = (_rpn(kind, 64) for kind in (LesionRPN, RPN))
+    labels, boxes = theirs.label_and_sample_anchors(_ANCHORS, [_IMAGES[1], _IMAGES[3]])
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(2, 256, generator=generator) for _ in _ANCHORS]
+    deltas = [torch.randn(2, 256, 4, generator=generator) for _ in _ANCHORS]
+    found = []
+    for rpn in (ours, theirs):
+        rpn.box_reg_loss_type, rpn.smooth_l1_beta = loss, 0.1
+        with EventStorage() as storage:
+            losses = rpn.losses(_ANCHORS, logits, labels, deltas, boxes)
+        found.append((losses, storage.latest()))
+    assert found[0] == found[1]
+    assert found[0][0]["loss_rpn_loc"] > 0
+
+
+def test_an_unknown_box_loss_is_refused():
+    with pytest.raises(ValueError, match="LOSS_TYPE: found 'l2', expected one"):
+        _rpn(LesionRPN, 64, MODEL__RPN__BBOX_REG_LOSS_TYPE="l2")

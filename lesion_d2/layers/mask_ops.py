@@ -1,0 +1,54 @@
+"""Masks of regions in volumes."""
+
+import torch
+from torch import Tensor
+
+
+def paste_masks_3d(
+    masks: Tensor, boxes: Tensor, image_size: tuple[int, int, int], *, threshold: float = 0.5
+) -> Tensor:
+    """Paste masks of regions into volumes, as Detectron2's ``paste_masks_in_image`` into images.
+
+    A mask's cells divide its box evenly along each axis, and between their centers it is
+    interpolated linearly, outside of them towards 0.
+
+    Example::
+
+        masks = torch.ones(1, 10, 28, 28)
+        boxes = torch.tensor([[2.5, 3.5, 0.5, 8.5, 9.5, 4.5]])
+        paste_masks_3d(masks, boxes, (6, 12, 16)).sum()  # 4 slices of 6 x 6 pixels: 144
+
+    Args:
+        masks: (n, d, h, w), probabilities.
+        boxes: (n, 6), x1, y1, z1, x2, y2, z2 in voxels, whose centers are whole numbers.
+        image_size: depth, height and width of the volume.
+        threshold: voxels of at least this probability, whose centers lie in the box, belong to the
+            mask.
+
+    Returns:
+        (n, D, H, W) bool.
+    """
+    pasted = torch.zeros(len(masks), *image_size, dtype=torch.bool, device=masks.device)
+    size = boxes.new_tensor(image_size).flip(0)
+    # Voxels with their centers in a box: a window of each volume, found with one wait for a GPU.
+    first = boxes[:, :3].ceil().clamp(min=0).minimum(size)
+    end = (boxes[:, 3:].floor() + 1).clamp(min=0).minimum(size)
+    windows = torch.cat([first, end], dim=1).long().tolist()
+    for mask, volume, box, window in zip(masks.float(), pasted, boxes, windows, strict=True):
+        values = mask
+        slices = []
+        for axis in (2, 1, 0):  # z, y, x are the mask's axes
+            start, stop = window[axis], window[axis + 3]
+            weights = _interpolation(box[axis], box[axis + 3], start, stop, mask.shape[2 - axis])
+            values = torch.tensordot(values, weights, dims=([0], [1]))  # the new axis comes last
+            slices.append(slice(start, stop))
+        volume[tuple(slices)] = values >= threshold
+    return pasted
+
+
+def _interpolation(low: Tensor, high: Tensor, start: int, stop: int, cells: int) -> Tensor:
+    """Weights (stop - start, cells) of a box's cells along an axis in the voxels of a window."""
+    voxels = torch.arange(start, max(start, stop), device=low.device, dtype=low.dtype)
+    positions = (voxels - low) / (high - low) * cells - 0.5
+    distance = positions[:, None] - torch.arange(cells, device=low.device, dtype=low.dtype)
+    return (1 - distance.abs()).clamp(min=0)

@@ -1,0 +1,91 @@
+import torch
+from detectron2.layers import cat
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from ...layers import batched_nms
+
+
+@torch.no_grad()
+def find_top_proposals(
+    anchors: list[Boxes],
+    pred_objectness_logits: list[Tensor],
+    pred_anchor_deltas: list[Tensor],
+    image_sizes: list[tuple[int, ...]],
+    transform: Box2BoxTransform,
+    *,
+    nms_threshold: float,
+    pre_nms_topk: int,
+    post_nms_topk: int,
+    min_box_size: float = 0.0,
+    is_training: bool = False,
+) -> list[Instances]:
+    """Find the proposals of an RPN, as Detectron2's ``find_top_rpn_proposals`` does in 2-D.
+
+    Of each level the highest logits are decoded to boxes, which are cut at the image's borders; an
+    NMS of each level for itself follows, and of what all levels keep the highest logits remain.
+    Detectron2 decodes all boxes first, of which a volume has hundreds of thousands; the proposals
+    are the same.
+
+    Args:
+        anchors: one a level, (R_i, 4) in 2-D and (R_i, 6) in 3-D; proposals are boxes of their
+            class.
+        pred_objectness_logits: (N, R_i), one a level.
+        pred_anchor_deltas: (N, R_i, 4) or (N, R_i, 6), one a level.
+        image_sizes: height and width, or depth, height and width, of the N images.
+        transform: what the deltas are of.
+        nms_threshold: IoU above which the lower one of two boxes is dropped.
+        pre_nms_topk: boxes of a level that come into the NMS at most.
+        post_nms_topk: proposals of an image at most.
+        min_box_size: boxes with a side of at most so many pixels are dropped.
+        is_training: whether boxes that are not finite are an error, in place of being dropped.
+
+    Returns:
+        ``proposal_boxes`` and ``objectness_logits`` of each image, the highest first.
+
+    Raises:
+        FloatingPointError: a box or a logit is not finite in training.
+    """
+    logits, boxes, levels = [], [], []
+    for level, (of_level, level_logits, level_deltas) in enumerate(
+        zip(anchors, pred_objectness_logits, pred_anchor_deltas, strict=True)
+    ):
+        number = min(pre_nms_topk, level_logits.shape[1])
+        top_logits, index = level_logits.topk(number, dim=1)  # N x k
+        box_dim = level_deltas.shape[2]
+        top_deltas = level_deltas.gather(1, index[:, :, None].expand(-1, -1, box_dim))
+        decoded = transform.apply_deltas(top_deltas.flatten(0, 1), of_level.tensor[index.flatten()])
+        logits.append(top_logits)
+        boxes.append(decoded.view(*index.shape, box_dim))
+        levels.append(torch.full((number,), level, dtype=torch.int64, device=index.device))
+    logits, boxes, levels = cat(logits, dim=1), cat(boxes, dim=1), cat(levels, dim=0)
+    results = []
+    for image_size, image_logits, image_boxes in zip(image_sizes, logits, boxes, strict=True):
+        proposals = Instances(image_size, proposal_boxes=type(anchors[0])(image_boxes))
+        proposals.objectness_logits, proposals.levels = image_logits, levels
+        proposals = _drop_unusable(proposals, min_box_size, is_training)
+        keep = batched_nms(
+            proposals.proposal_boxes.tensor,
+            proposals.objectness_logits,
+            proposals.levels,
+            nms_threshold,
+        )
+        proposals.remove("levels")
+        results.append(proposals[keep[:post_nms_topk]])
+    return results
+
+
+def _drop_unusable(proposals: Instances, min_box_size: float, is_training: bool) -> Instances:
+    """Cut boxes at the image's borders, and drop those that are empty then or not finite."""
+    is_finite = torch.isfinite(proposals.proposal_boxes.tensor).all(dim=1)
+    is_finite &= torch.isfinite(proposals.objectness_logits)
+    if not is_finite.all():
+        if is_training:
+            raise FloatingPointError(
+                "Predicted boxes or scores contain Inf/NaN. Training has diverged."
+            )
+        proposals = proposals[is_finite]
+    proposals.proposal_boxes.clip(proposals.image_size)
+    keep = proposals.proposal_boxes.nonempty(threshold=min_box_size)
+    return proposals if keep.all() else proposals[keep]
