@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 import torch
@@ -16,6 +18,14 @@ from ..segmentation import (
     resize_probabilities,
     semantic_labels,
 )
+
+
+class Component(NamedTuple):
+    """Connected pixels of one class: ``pixels`` are the mask within ``extent``."""
+
+    category: int
+    extent: tuple[slice, ...]
+    pixels: np.ndarray
 
 
 @META_ARCH_REGISTRY.register()
@@ -38,6 +48,9 @@ class DetUNet(DenseDetector):
     Raises:
         ValueError: the backbone is no U-FPN.
     """
+
+    #: Of its predictions.
+    boxes_type = Boxes
 
     @configurable
     def __init__(
@@ -88,13 +101,24 @@ class DetUNet(DenseDetector):
         if self.training:
             gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
             return {"loss_seg": self.seg_loss(logits, semantic_labels(gt_instances, images))}
-        outputs = []
-        for probabilities, size, x in zip(
-            logits.softmax(dim=1), images.image_sizes, batched_inputs, strict=True
-        ):
-            probabilities = resize_probabilities(probabilities, size, shown_size(x, size))
-            outputs.append({"instances": put_back(self.find_components(probabilities), x)})
-        return outputs
+        return [
+            {"instances": self.postprocess(*each)}
+            for each in zip(logits.softmax(dim=1), images.image_sizes, batched_inputs, strict=True)
+        ]
+
+    def postprocess(
+        self, probabilities: Tensor, image_size: tuple[int, int], input_dict: dict
+    ) -> Instances:
+        """Find the detections of one image, in pixels of the slice.
+
+        Args:
+            probabilities: (K + 1, H, W) of the padded image.
+            image_size: height and width without the padding.
+            input_dict: of the image.
+        """
+        size = shown_size(input_dict, image_size)
+        probabilities = resize_probabilities(probabilities, image_size, size)
+        return put_back(self.find_components(probabilities), input_dict)
 
     def find_components(self, probabilities: Tensor) -> Instances:
         """Turn class probabilities into detections.
@@ -108,29 +132,71 @@ class DetUNet(DenseDetector):
         best = probabilities.argmax(dim=0).to("cpu", torch.uint8).numpy()
         found = []
         for category in range(self.num_classes):
-            count, labels, stats, _ = cv2.connectedComponentsWithStats(
-                np.equal(best, category + 1).astype(np.uint8), connectivity=8
-            )
-            found += [(stats[i], category, labels, i) for i in range(1, count)]
-        found.sort(key=lambda component: -component[0][cv2.CC_STAT_AREA])
-        return self._to_instances(found[: self.max_components], probabilities)
+            components = self.label_components(np.equal(best, category + 1).astype(np.uint8))
+            found += [(category, *component) for component in components]
+        found.sort(key=lambda component: -component[1])
+        found = [
+            Component(category, extent, np.equal(labels[extent], label))
+            for category, _, extent, labels, label in found[: self.max_components]
+        ]
+        return self._to_instances(found, probabilities)
 
-    def _to_instances(self, found: list[tuple], probabilities: Tensor) -> Instances:
-        """Of components: their statistics, class, label map, and label in it."""
-        height, width = probabilities.shape[1:]
-        device = probabilities.device
-        corners = np.array([stats[:4] for stats, *_ in found], dtype=np.float32).reshape(-1, 4)
-        corners[:, 2:] += corners[:, :2]
-        margin = np.float32(self.box_margin)
-        boxes = np.concatenate([corners[:, :2] - margin, corners[:, 2:] + margin], axis=1)
-        boxes = boxes.clip(0, [width, height] * 2) - np.float32(0.5)  # pixel centers are whole
-        classes = torch.tensor([c for _, c, *_ in found], dtype=torch.int64, device=device)
-        masks = np.array([labels == i for *_, labels, i in found], dtype=bool)
-        masks = torch.from_numpy(masks.reshape(-1, height, width)).to(device)
-        result = Instances((height, width))
-        result.pred_boxes = Boxes(torch.from_numpy(boxes.astype(np.float32)).to(device))
-        result.scores = (probabilities[classes + 1] * masks).amax(dim=(1, 2))
-        result.pred_classes = classes
+    def label_components(self, mask: np.ndarray) -> list[tuple]:
+        """Find the connected components of a mask, with diagonal neighbors.
+
+        Args:
+            mask: (H, W) uint8, 0 or 1.
+
+        Returns:
+            Of each its pixels, its extent, a map (H, W) of labels, and its label there.
+        """
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        found = []
+        for label, (x, y, width, height, pixels) in enumerate(stats.tolist()[1:count], 1):
+            extent = (slice(y, y + height), slice(x, x + width))
+            found.append((pixels, extent, labels, label))
+        return found
+
+    def _to_instances(self, found: list[Component], probabilities: Tensor) -> Instances:
+        size, device = probabilities.shape[1:], probabilities.device
+        result = Instances(tuple(size))
+        boxes = extents_to_boxes([c.extent for c in found], size, self.box_margins())
+        result.pred_boxes = self.boxes_type(torch.from_numpy(boxes).to(device))
+        scores = probabilities.new_zeros(len(found))
+        for i, (category, extent, pixels) in enumerate(found):
+            of_class = probabilities[(category + 1, *extent)]
+            scores[i] = (of_class * torch.from_numpy(pixels).to(device)).amax()
+        result.scores = scores
+        classes = [component.category for component in found]
+        result.pred_classes = torch.tensor(classes, dtype=torch.int64, device=device)
         if self.predict_masks:
-            result.pred_masks = masks
+            masks = np.zeros((len(found), *size), dtype=bool)
+            for mask, component in zip(masks, found, strict=True):
+                mask[component.extent] = component.pixels
+            result.pred_masks = torch.from_numpy(masks).to(device)
         return result[result.scores.argsort(descending=True, stable=True)]
+
+    def box_margins(self) -> tuple[float, ...]:
+        """By which boxes surround components, for x and y."""
+        return (self.box_margin, self.box_margin)
+
+
+def extents_to_boxes(
+    extents: list[tuple[slice, ...]], size: tuple[int, ...], margins: tuple[float, ...]
+) -> np.ndarray:
+    """Turn extents of components into boxes that do not leave the image.
+
+    Args:
+        extents: of each component along the image's axes, as in ``image[extent]``.
+        size: height and width, or depth, height and width, of the image.
+        margins: for x and y, or x, y and z, in pixels.
+
+    Returns:
+        (n, 4) XYXY or (n, 6) XYZXYZ, float32; pixel centers are whole numbers.
+    """
+    sides = [[(s.start, s.stop) for s in extent[::-1]] for extent in extents]  # x first
+    edges = np.array(sides, dtype=np.float32).reshape(-1, len(size), 2)
+    edges[..., 0] -= np.array(margins, dtype=np.float32)
+    edges[..., 1] += np.array(margins, dtype=np.float32)
+    edges = edges.clip(0, np.array(size[::-1], dtype=np.float32)[:, None]) - np.float32(0.5)
+    return edges.transpose(0, 2, 1).reshape(-1, 2 * len(size))
