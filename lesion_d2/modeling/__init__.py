@@ -14,6 +14,7 @@ from .losses import focal_segmentation_loss, segmentation_loss
 from .meta_arch import (
     RFCN3DCE,
     DetUNet,
+    DetUNet3D,
     LesionRCNN,
     LesionRetinaNet,
     MeanTeacher,
@@ -54,6 +55,7 @@ __all__ = [
     "ContextualAttention",
     "DenseNet",
     "DetUNet",
+    "DetUNet3D",
     "FusedImages",
     "ImageStack",
     "LesionRCNN",

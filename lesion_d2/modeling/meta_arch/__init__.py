@@ -1,4 +1,5 @@
 from .det_unet import DetUNet
+from .det_unet_3d import DetUNet3D
 from .lesion_rcnn import LesionRCNN
 from .mean_teacher import MeanTeacher
 from .retina_unet import RetinaUNet
@@ -10,6 +11,7 @@ from .volumetric import VolumetricDetector
 __all__ = [
     "RFCN3DCE",
     "DetUNet",
+    "DetUNet3D",
     "LesionRCNN",
     "LesionRetinaNet",
     "MeanTeacher",

@@ -7,7 +7,7 @@ from torch import Tensor
 from ...structures import Boxes3D
 from ..segmentation import resize_probabilities
 from .det_unet import DetUNet
-from .volumetric import VolumetricDetector
+from .volumetric import VolumetricDetector, volume_shapes
 
 _NEIGHBORS = np.ones((3, 3, 3), dtype=bool)  # diagonal ones, too
 
@@ -23,6 +23,12 @@ class DetUNet3D(VolumetricDetector, DetUNet):
     """
 
     boxes_type = Boxes3D
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        arguments = super().from_config(cfg)
+        volume_shapes(arguments["backbone"], ["p2"])
+        return arguments
 
     def postprocess(
         self, probabilities: Tensor, image_size: tuple[int, int, int], input_dict: dict

@@ -1,3 +1,4 @@
+import itertools
 from collections import deque
 
 from lesion_d2.engine import load_config
@@ -17,35 +18,42 @@ def _model(**changes):
     return build_model(load_config(tiny_args("output", **options)))
 
 
-def _slow_components(probabilities, max_components, margin):
-    """Flood fill, pixel by pixel."""
-    best = probabilities.argmax(dim=0).tolist()
-    height, width = len(best), len(best[0])
+def slow_components(probabilities, max_components, margins):
+    """Flood fill, pixel by pixel; margins of boxes along the image's axes."""
+    best = probabilities.argmax(dim=0)
+    sides = best.shape
     taken, found = set(), []
-    for y, x in torch.cartesian_prod(torch.arange(height), torch.arange(width)).tolist():
-        if best[y][x] == 0 or (y, x) in taken:
+    for place in map(tuple, best.nonzero().tolist()):
+        if place in taken:
             continue
-        pixels, queue = [], deque([(y, x)])
-        taken.add((y, x))
+        pixels, queue = [], deque([place])
+        taken.add(place)
         while queue:
-            v, u = queue.popleft()
-            pixels.append((v, u))
-            for b, a in [(v + j, u + i) for j in (-1, 0, 1) for i in (-1, 0, 1)]:
-                inside = 0 <= b < height and 0 <= a < width
-                if inside and (b, a) not in taken and best[b][a] == best[y][x]:
-                    taken.add((b, a))
-                    queue.append((b, a))
-        ys, xs = zip(*pixels, strict=True)
-        box = (
-            max(min(xs) - margin, 0) - 0.5,
-            max(min(ys) - margin, 0) - 0.5,
-            min(max(xs) + 1 + margin, width) - 0.5,
-            min(max(ys) + 1 + margin, height) - 0.5,
-        )
-        score = max(probabilities[best[y][x], v, u].item() for v, u in pixels)
-        found.append((len(pixels), score, best[y][x] - 1, box, set(pixels)))
+            pixels.append(queue.popleft())
+            for step in itertools.product((-1, 0, 1), repeat=len(sides)):
+                other = tuple(a + b for a, b in zip(pixels[-1], step, strict=True))
+                inside = all(0 <= a < side for a, side in zip(other, sides, strict=True))
+                if inside and other not in taken and best[other] == best[place]:
+                    taken.add(other)
+                    queue.append(other)
+        low, high = [], []
+        for along, side, margin in zip(zip(*pixels, strict=True), sides, margins, strict=True):
+            low.insert(0, max(min(along) - margin, 0) - 0.5)
+            high.insert(0, min(max(along) + 1 + margin, side) - 0.5)
+        score = max(probabilities[(best[place], *pixel)].item() for pixel in pixels)
+        found.append((len(pixels), score, best[place].item() - 1, (*low, *high), set(pixels)))
     found.sort(key=lambda f: -f[0])
     return sorted(found[:max_components], key=lambda f: -f[1])
+
+
+def check_components(found, expected):
+    """Detections with masks against those of :func:`slow_components`."""
+    assert len(found) == len(expected)
+    for i, (_, score, category, box, pixels) in enumerate(expected):
+        assert found.scores[i].item() == score
+        assert found.pred_classes[i].item() == category
+        assert found.pred_boxes.tensor[i].tolist() == list(box)
+        assert set(map(tuple, found.pred_masks[i].nonzero().tolist())) == pixels
 
 
 @pytest.mark.parametrize(("seed", "margin"), [(0, 0.0), (1, 2.0), (2, 1.5)])
@@ -56,18 +64,13 @@ def test_components_against_a_flood_fill(seed, margin):
     coarse[:, 0] += 0.8
     logits = torch.nn.functional.interpolate(coarse, size=(21, 30), mode="bicubic")
     probabilities = (2 * logits).softmax(dim=1)[0]
-    expected = _slow_components(probabilities, 5, margin)
-    everything = _slow_components(probabilities, 1000, margin)
+    expected = slow_components(probabilities, 5, (margin, margin))
+    everything = slow_components(probabilities, 1000, (margin, margin))
     sizes = [size for size, *_ in everything]
     assert len(everything) > 5 and sorted(sizes)[-6] < sorted(sizes)[-5]  # some are left out
     assert {category for _, _, category, *_ in expected} == {0, 1}
     found = model.find_components(probabilities)
-    assert len(found) == 5
-    for i, (_, score, category, box, pixels) in enumerate(expected):
-        assert found.scores[i].item() == score
-        assert found.pred_classes[i].item() == category
-        assert found.pred_boxes.tensor[i].tolist() == list(box)
-        assert set(map(tuple, found.pred_masks[i].nonzero().tolist())) == pixels
+    check_components(found, expected)
 
 
 def test_many_components_take_no_more_memory_than_the_largest():
