@@ -28,6 +28,8 @@ class LesionRetinaNet(RetinaNet):
         kwargs: see :class:`RetinaNet`.
     """
 
+    atss: ATSSMatcher | None = None
+
     @configurable
     def __init__(
         self,
@@ -39,7 +41,8 @@ class LesionRetinaNet(RetinaNet):
     ):
         super().__init__(**kwargs)
         self.anchor_matcher.allow_low_quality_matches = allow_low_quality_matches
-        self.atss = ATSSMatcher(atss_candidates, atss_center_inside) if atss_candidates else None
+        if atss_candidates > 0:
+            self.atss = ATSSMatcher(atss_candidates, atss_center_inside)
 
     @classmethod
     def from_config(cls, cfg) -> dict:

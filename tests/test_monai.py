@@ -1,0 +1,91 @@
+"""Pieces of detectors in 3-D against MONAI's."""
+
+import lesion_d2  # noqa: F401, it makes detectron2 importable
+from lesion_d2.layers import batched_nms, giou_loss, nms_3d
+from lesion_d2.modeling.atss import ATSSMatcher
+from lesion_d2.modeling.volumetric import AnchorGenerator3D, Box2BoxTransform3D
+from lesion_d2.structures import Boxes3D, pairwise_giou, pairwise_iou
+
+import pytest
+import torch
+
+box_utils = pytest.importorskip("monai.data.box_utils")
+box_coder = pytest.importorskip("monai.apps.detection.utils.box_coder")
+anchor_utils = pytest.importorskip("monai.apps.detection.utils.anchor_utils")
+atss_matcher = pytest.importorskip("monai.apps.detection.utils.ATSS_matcher")
+
+
+def random_boxes(number, seed, extent=30.0):
+    generator = torch.Generator().manual_seed(seed)
+    low = torch.rand(number, 3, generator=generator) * extent
+    return torch.cat([low, low + 1 + torch.rand(number, 3, generator=generator) * 9], dim=1)
+
+
+def test_overlaps_are_monais():
+    one, two = random_boxes(40, 0), random_boxes(50, 1)
+    iou, giou = (f(Boxes3D(one), Boxes3D(two)) for f in (pairwise_iou, pairwise_giou))
+    torch.testing.assert_close(iou, box_utils.box_iou(one, two))
+    torch.testing.assert_close(giou, box_utils.box_giou(one, two))
+    pairs = box_utils.box_pair_giou(one, two[:40])
+    torch.testing.assert_close(giou_loss(one, two[:40]), 1 - pairs)
+    assert (iou > 0).any()
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.3])
+def test_nms_is_monais(threshold):
+    boxes = random_boxes(150, 0, extent=15.0)
+    generator = torch.Generator().manual_seed(1)
+    scores = (torch.rand(150, generator=generator) * 50).round() / 50
+    classes = torch.randint(0, 3, (150,), generator=generator)
+    kept = nms_3d(boxes, scores, threshold)
+    expected = box_utils.non_max_suppression(boxes, scores, threshold)
+    assert kept.tolist() == expected.tolist() and len(kept) < 150
+    grouped = batched_nms(boxes, scores, classes, threshold)
+    expected = box_utils.batched_nms(boxes, scores, classes, threshold)
+    assert sorted(grouped.tolist()) == sorted(expected.tolist())
+
+
+def test_box_coding_is_monais():
+    weights = (10.0, 10.0, 10.0, 5.0, 5.0, 5.0)
+    ours, theirs = Box2BoxTransform3D(weights), box_coder.BoxCoder(weights)
+    source, target = random_boxes(40, 0), random_boxes(40, 1)
+    deltas = theirs.encode_single(target, source)
+    torch.testing.assert_close(ours.get_deltas(source, target), deltas)
+    boxes = theirs.decode_single(deltas, source)
+    torch.testing.assert_close(ours.apply_deltas(deltas, source), boxes, rtol=1e-5, atol=1e-4)
+
+
+def test_anchors_are_monais_half_a_stride_apart():
+    # Theirs have one set of shapes for all levels, x in front, and centers half a stride inward.
+    features = [torch.zeros(1, 1, 4, 6, 5), torch.zeros(1, 1, 2, 3, 3)]
+    ours = AnchorGenerator3D(
+        sizes=[[8.0]], depths=[[4.0]], aspect_ratios=[[1.0]], strides=[(2, 4, 4), (4, 8, 8)]
+    )(features)
+    theirs = anchor_utils.AnchorGeneratorWithAnchorShape(
+        feature_map_scales=(1, 1), base_anchor_shapes=((8, 8, 4),), indexing="ij"
+    )
+    theirs.cell_anchors = [theirs.cell_anchors[0]] * 2
+    grids = [list(feature.shape[:1:-1]) for feature in features]
+    expected = theirs.grid_anchors(grids, [[4, 4, 2], [8, 8, 4]])
+    for level, boxes, half in zip(ours, expected, ((2, 2, 1), (4, 4, 2)), strict=True):
+        # Theirs run through x slowest.
+        moved = boxes - torch.tensor(half * 2)
+        order = sorted(range(len(moved)), key=lambda i: moved[i, [2, 1, 0]].tolist())
+        assert torch.equal(level.tensor, moved[order])
+
+
+@pytest.mark.parametrize("center_inside", [True, False])
+def test_atss_is_monais(center_inside):
+    anchors = AnchorGenerator3D(
+        sizes=[[6.0, 8.0], [12.0, 16.0]],
+        depths=[[4.0, 6.0], [8.0, 12.0]],
+        aspect_ratios=[[1.0]],
+        strides=[(2, 4, 4), (4, 8, 8)],
+    )([torch.zeros(1, 1, 16, 8, 8), torch.zeros(1, 1, 8, 4, 4)])
+    boxes = random_boxes(6, 3, extent=22.0)
+    matches, labels = ATSSMatcher(4, center_inside)(Boxes3D(boxes), anchors, [2, 2])
+    theirs = atss_matcher.ATSSMatcher(num_candidates=4, center_in_gt=center_inside)
+    every = Boxes3D.cat(anchors).tensor
+    _, expected = theirs(boxes, every, [len(level) // 2 for level in anchors], 2)
+    assert matches.masked_fill(labels == 0, -1).tolist() == expected.tolist()
+    assert labels.sum() >= 6
