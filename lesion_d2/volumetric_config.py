@@ -18,6 +18,18 @@ def add_volumetric_config(cfg: CN) -> None:
     cfg.INPUT.VOLUME.PATCH_SIZE = (0, 0, 0)
     # x, y, z in mm that volumes are resampled to; 0 leaves an axis as it is.
     cfg.INPUT.VOLUME.SPACING = (0.0, 0.0, 0.0)
+    # Augmentation of patches, beside what INPUT.AUG says: its flips, and its rotation, shear, shift
+    # and scale in-plane, the scale along z, too. RESIZE_RANGE is for images alone.
+    cfg.INPUT.VOLUME.DEPTH_FLIP_PROB = 0.5
+    # Elastic deformation in-plane: standard deviation of displacements, and voxels between those
+    # that are drawn; 0 switches it off, as in the authors' code in 3-D.
+    cfg.INPUT.VOLUME.ELASTIC = 0.0
+    cfg.INPUT.VOLUME.ELASTIC_GRID = 32
+    # Largest standard deviation of noise, HU; largest change of all voxels, HU, and of their
+    # distances from the mean, as a share. 0 switches a part off.
+    cfg.INPUT.VOLUME.NOISE = 0.0
+    cfg.INPUT.VOLUME.BRIGHTNESS = 0.0
+    cfg.INPUT.VOLUME.CONTRAST = 0.0
 
     cfg.MODEL.VOLUMETRIC = CN()
     # Strides of the ResNet's stem, its max pooling, res3, res4 and res5. In-plane first strides are

@@ -180,7 +180,7 @@ def build_lesion_train_loader(cfg) -> TrainLoader:
     dataset = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
-    _prepare_workers()
+    prepare_workers()
     seed = cfg.SEED if cfg.SEED >= 0 else None
     pools = pools_of(dataset, cfg)
     return TrainLoader(
@@ -228,7 +228,7 @@ def build_lesion_loss_loader(cfg) -> DeviceLoader:
 def _build_one_pass(
     cfg, dataset: list[dict], mapper: LesionDatasetMapper, batch_size: int
 ) -> DeviceLoader:
-    _prepare_workers()
+    prepare_workers()
     loader = build_detection_test_loader(
         dataset,
         mapper=mapper.load,
@@ -238,7 +238,8 @@ def _build_one_pass(
     return DeviceLoader(loader, cfg.MODEL.DEVICE, cfg.INPUT.CT.HU_WINDOW)
 
 
-def _prepare_workers() -> None:
+def prepare_workers() -> None:
+    """Let loaders fork from this process."""
     # A forked worker inherits OpenCV's pool of threads without its threads, and would wait for
     # them for ever. Workers are parallel among themselves, so this process gives the pool up.
     cv2.setNumThreads(0)

@@ -126,14 +126,14 @@ class RandomPatch(T.Augmentation):
         box = None
         if len(boxes) and self._rand_range() < self.foreground_prob:
             box = boxes[np.random.randint(len(boxes))]
-        x0 = _draw_start(width, patch_width, None if box is None else box[0::2])
-        y0 = _draw_start(height, patch_height, None if box is None else box[1::2])
+        x0 = draw_start(width, patch_width, None if box is None else box[0::2])
+        y0 = draw_start(height, patch_height, None if box is None else box[1::2])
         if warp is None:
             return PatchTransform(x0, y0, patch_width, patch_height, width, height, self.fill)
         return warp.window(x0, y0, patch_width, patch_height)
 
 
-def _draw_start(side: int, patch_side: int, span: np.ndarray | None) -> int:
+def draw_start(side: int, patch_side: int, span: np.ndarray | None) -> int:
     """The first pixel of a patch along one axis.
 
     Args:

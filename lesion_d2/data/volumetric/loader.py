@@ -1,0 +1,124 @@
+"""Loaders of patches for training, and of whole volumes for inference."""
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+
+from ...ignore_regions import lesions_of
+from ..catalog import suggest_names
+from ..loader import TrainLoader, count_workers, prepare_workers
+from ..samplers import BalancedSampler, pools_of
+from .mapper import VolumePatchMapper
+from .reading import ResampledVolume, model_shape
+from .records import volume_records
+
+logger = logging.getLogger(__name__)
+
+# Beside the annotations, what inference is told of a volume.
+_TOLD = ("image_id", "volume", "patient", "first_slice", "shape", "spacing")
+
+
+def load_volume_records(names: str | Sequence[str], *, filter_empty: bool = False) -> list[dict]:
+    """The records of registered data sets.
+
+    Args:
+        names: one or several, each with all slices of its volumes.
+        filter_empty: leave out runs of slices without a lesion.
+
+    Raises:
+        ValueError: a data set has no volumes; see also
+            :func:`~lesion_d2.data.volumetric.records.volume_records`.
+    """
+    records = []
+    for name in [names] if isinstance(names, str) else names:
+        if MetadataCatalog.get(name).get("evaluator_type") != "lesion_volume":
+            raise ValueError(
+                f"data set {name!r}: found single slices, expected all slices of volumes, as "
+                f"{suggest_names(name, 'lesion_volume')} have"
+            )
+        records += volume_records(get_detection_dataset_dicts(name, filter_empty=False), name)
+    if filter_empty:
+        records = [record for record in records if lesions_of(record["annotations"])]
+    num_slices = sum(record["shape"][0] for record in records)
+    num_lesions = sum(len(lesions_of(record["annotations"])) for record in records)
+    logger.info(
+        f"{num_lesions} lesions in {len(records)} volumes (runs of slices) of {num_slices} slices"
+    )
+    return records
+
+
+def build_volume_train_loader(cfg) -> TrainLoader:
+    """Build the endless, shuffled loader of patches of DATASETS.TRAIN.
+
+    Each volume comes once an epoch, with one patch; how often, is by DATALOADER.EMPTY_SHARE and
+    CLASS_BALANCE as for images. With SEED >= 0 and the same number of workers it gives the same
+    batches every time, and it can begin anew at any iteration, see :class:`TrainLoader`.
+
+    Raises:
+        ValueError: no volume, see :func:`load_volume_records` and :class:`VolumePatchMapper`.
+    """
+    records = load_volume_records(
+        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    )
+    if not records:
+        raise ValueError(
+            f"DATASETS.TRAIN: found no volume in {tuple(cfg.DATASETS.TRAIN)}, expected some "
+            f"(DATALOADER.FILTER_EMPTY_ANNOTATIONS is {cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS})"
+        )
+    for record in records:
+        model_shape(record, cfg.INPUT.VOLUME.SPACING)  # spacings are wrong now, or never
+    prepare_workers()
+    seed = cfg.SEED if cfg.SEED >= 0 else None
+    pools = pools_of(records, cfg)
+    return TrainLoader(
+        records,
+        VolumePatchMapper(cfg),
+        cfg.MODEL.DEVICE,
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        seed=seed,
+        sampler=None if pools is None else BalancedSampler(*pools, seed=seed),
+        aspect_ratio_grouping=False,
+        num_workers=count_workers(cfg.DATALOADER.NUM_WORKERS),
+    )
+
+
+class VolumeReader:
+    """Maps a record to what inference in 3-D takes.
+
+    Args:
+        spacing: x, y, z in mm of the model's voxels; 0 leaves an axis as it is.
+        hu_window: low and high, in HU.
+    """
+
+    def __init__(self, spacing: Sequence[float], hu_window: tuple[float, float]):
+        self.spacing, self.hu_window = tuple(spacing), tuple(hu_window)
+
+    def __call__(self, record: dict) -> dict:
+        """What a record says, but for annotations and files; and ``reader``, which reads it."""
+        told = {key: record[key] for key in _TOLD}
+        return {**told, "reader": ResampledVolume(record, self.spacing, self.hu_window)}
+
+
+def build_volume_test_loader(cfg, dataset_name: str) -> Iterable[list[dict]]:
+    """Build the loader that gives every run of slices of a data set once, split over the processes.
+
+    Args:
+        cfg: the run's config.
+        dataset_name: in Detectron2's catalog, with all slices of its volumes.
+
+    Returns:
+        Lists of one dict: ``image_id``, ``volume``, ``patient``, ``first_slice``, ``shape`` and
+        ``spacing`` as of :func:`~lesion_d2.data.volumetric.records.volume_records`, and ``reader``,
+        a :class:`ResampledVolume`: voxels are read when inference asks for them.
+
+    Raises:
+        ValueError: see :func:`load_volume_records`.
+    """
+    records = load_volume_records(dataset_name)
+    reader = VolumeReader(cfg.INPUT.VOLUME.SPACING, cfg.INPUT.CT.HU_WINDOW)
+    return build_detection_test_loader(records, mapper=reader, num_workers=0)
