@@ -6,10 +6,12 @@ from detectron2.data import MetadataCatalog
 from torch import nn
 
 from ..data.mapper import LesionDatasetMapper
-from ..inference import Ensemble
+from ..data.volumetric.loader import VolumeReader
+from ..volumetric_config import is_volumetric
 from .best_checkpoints import checkpoint_files
 from .checkpoint import LesionCheckpointer, load_trained
 from .defaults import fit_device
+from .ensembles import as_evaluated, build_ensemble
 from .trainer import Trainer
 
 
@@ -17,7 +19,8 @@ def load_model(cfg: CfgNode, *, resume: bool = False) -> nn.Module:
     """Build what a config predicts with, and load its weights.
 
     That is the model with MODEL.WEIGHTS or, where TEST.ENSEMBLE.ENABLED is set, an
-    :class:`Ensemble` of it or of one model a file of TEST.ENSEMBLE.CHECKPOINTS.
+    :class:`~lesion_d2.inference.Ensemble` of it or of one model a file of
+    TEST.ENSEMBLE.CHECKPOINTS. A model of volumes comes with the tiles that it looks at.
 
     Args:
         cfg: of a run.
@@ -32,19 +35,10 @@ def load_model(cfg: CfgNode, *, resume: bool = False) -> nn.Module:
         ValueError: a file is none of weights for this model, or a ranking is none.
     """
     if not cfg.TEST.ENSEMBLE.ENABLED:
-        return _load(cfg, cfg.MODEL.WEIGHTS, resume)
-    options = cfg.TEST.ENSEMBLE
-    files = checkpoint_files(options.CHECKPOINTS)
+        return as_evaluated(cfg, _load(cfg, cfg.MODEL.WEIGHTS, resume))
+    files = checkpoint_files(cfg.TEST.ENSEMBLE.CHECKPOINTS)
     models = [_load(cfg, file) for file in files] or [_load(cfg, cfg.MODEL.WEIGHTS, resume)]
-    return Ensemble(
-        models,
-        mirrors=options.MIRRORS,
-        tile_size=options.TILE_SIZE,
-        tile_overlap=options.TILE_OVERLAP,
-        consolidation=options.CONSOLIDATION,
-        iou_threshold=options.TILE_IOU_THRESH if options.TILE_SIZE > 0 else options.IOU_THRESH,
-        max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
-    )
+    return build_ensemble(cfg, models)
 
 
 def _load(cfg: CfgNode, weights: str, resume: bool = False) -> nn.Module:
@@ -56,10 +50,17 @@ def _load(cfg: CfgNode, weights: str, resume: bool = False) -> nn.Module:
     return model.eval()
 
 
+def build_test_mapper(cfg: CfgNode) -> LesionDatasetMapper | VolumeReader:
+    """What makes model input of a data set's dict, or of a volume's record, at inference."""
+    if is_volumetric(cfg):
+        return VolumeReader(cfg.INPUT.VOLUME.SPACING, cfg.INPUT.CT.HU_WINDOW)
+    return LesionDatasetMapper(cfg, False)
+
+
 class LesionPredictor:
     """The counterpart of Detectron2's DefaultPredictor: a data set's dict in, detections out.
 
-    The slices are read, and made an image, as in the evaluation; the model or ensemble is that of
+    Slices or volumes are read, and made images, as in the evaluation; the model or ensemble is that of
     :func:`load_model`.
 
     Attributes:
@@ -88,19 +89,20 @@ class LesionPredictor:
         self.cfg.defrost()
         fit_device(self.cfg)
         self.model = load_model(self.cfg)
-        self.mapper = LesionDatasetMapper(self.cfg, False)
+        self.mapper = build_test_mapper(self.cfg)
         if self.cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(self.cfg.DATASETS.TEST[0])
 
     @torch.no_grad()
     def __call__(self, dataset_dict: dict) -> dict:
-        """Find the lesions of one slice.
+        """Find the lesions of one slice, or of one volume where the model is of volumes.
 
         Args:
-            dataset_dict: as DatasetCatalog's data sets have them; its ``annotations``, if any, are
-                not looked at.
+            dataset_dict: as DatasetCatalog's data sets have them, or a volume as
+                :func:`~lesion_d2.data.volumetric.volume_records` makes it of them; its
+                ``annotations``, if any, are not looked at.
 
         Returns:
-            ``{"instances": ...}`` in pixels of the slice, on MODEL.DEVICE.
+            ``{"instances": ...}`` in pixels of the slice or voxels of the volume, on MODEL.DEVICE.
         """
         return self.model([self.mapper(dataset_dict)])[0]

@@ -30,6 +30,7 @@ from ..data.loader import (
     build_lesion_test_loader,
     build_lesion_train_loader,
 )
+from ..data.volumetric import build_volume_test_loader, build_volume_train_loader
 from ..evaluation import LesionEvaluator, VolumeEvaluator
 from ..inference import Ensemble, build_linker
 from ..modeling import (
@@ -41,8 +42,10 @@ from ..modeling import (
     no_masks,
     reuse_features,
 )
+from ..volumetric_config import is_volumetric
 from .best_checkpoints import KeepBestHook
 from .checkpoint import LesionCheckpointer
+from .ensembles import as_evaluated
 from .hard_negatives import HardNegativeMiner, HardNegativeMiningHook
 from .hooks import (
     CatchUpHook,
@@ -65,8 +68,6 @@ _ITERATION_KEYS = (
     ("HARD_NEGATIVES", "PERIOD"),
     ("HARD_NEGATIVES", "START_ITER"),
 )
-#: What the evaluation of a data set may be, as its metadata's ``evaluator_type``.
-EVALUATOR_TYPES = ("lesion", "lesion_volume")
 _OPTIMIZERS = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 
 
@@ -259,6 +260,8 @@ class Trainer(DefaultTrainer, StoppableTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """As in DefaultTrainer; on a CPU with the memory layout that its convolutions want."""
         model = super().build_model(cfg)
+        if is_volumetric(cfg):
+            return model
         # With the channels last a training step of the quickstart takes 0.6 times as long.
         return model.to(memory_format=torch.channels_last) if cfg.MODEL.DEVICE == "cpu" else model
 
@@ -288,13 +291,15 @@ class Trainer(DefaultTrainer, StoppableTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        """See :func:`build_lesion_train_loader`."""
-        return build_lesion_train_loader(cfg)
+        """See :func:`build_lesion_train_loader` and :func:`build_volume_train_loader`."""
+        build = build_volume_train_loader if is_volumetric(cfg) else build_lesion_train_loader
+        return build(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
-        """See :func:`build_lesion_test_loader`."""
-        return build_lesion_test_loader(cfg, dataset_name)
+        """See :func:`build_lesion_test_loader` and :func:`build_volume_test_loader`."""
+        build = build_volume_test_loader if is_volumetric(cfg) else build_lesion_test_loader
+        return build(cfg, dataset_name)
 
     @classmethod
     def test(
@@ -303,8 +308,9 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         """As in DefaultTrainer; all processes evaluate with the first one's running statistics.
 
         They are what the checkpoints hold; each process trains on with them. Over volumes,
-        neighboring key slices share the features of their images, see :func:`reuse_features`. The
-        model computes no masks where no evaluator scores or writes them.
+        neighboring key slices share the features of their images, see :func:`reuse_features`. A
+        model of volumes looks at their tiles, see :func:`as_evaluated`. The model computes no masks
+        where no evaluator scores or writes them.
         """
         share_running_statistics(model)
         if evaluators is None:
@@ -315,29 +321,42 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         kinds = {MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TEST}
         num_reused = count_reused(cfg, model) if "lesion_volume" in kinds else 0
         unneeded = [] if needs_masks else no_masks(model)
-        with reuse_features(model, num_reused), changed(unneeded):
-            return super().test(cfg, model, evaluators)
+        was_training = model.training
+        try:
+            with reuse_features(model, num_reused), changed(unneeded):
+                return super().test(cfg, as_evaluated(cfg, model), evaluators)
+        finally:
+            model.train(was_training)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """The evaluator that the data set asks for by its ``evaluator_type``.
 
         "lesion" is FROC and COCO's numbers, "lesion_volume" is evaluation in 3-D of boxes that are
-        linked over the slices. Both write to ``OUTPUT_DIR/inference/<dataset_name>``.
+        linked over the slices, or that a model of volumes finds. Both write to
+        ``OUTPUT_DIR/inference/<dataset_name>``.
 
         Raises:
-            ValueError: the data set's ``evaluator_type`` is another one.
+            ValueError: the data set's ``evaluator_type`` is another one, or "lesion" with a model
+                of volumes.
         """
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
         output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        known = evaluator_types(cfg)
+        if kind not in known:
+            raise ValueError(
+                f"{dataset_name}: found evaluator_type {kind!r}, expected "
+                f"{' or '.join(map(repr, known))}"
+            )
         if kind == "lesion":
             return LesionEvaluator(cfg, dataset_name, output_dir)
-        if kind == "lesion_volume":
-            return VolumeEvaluator(cfg, dataset_name, output_dir, link=build_linker(cfg))
-        raise ValueError(
-            f"{dataset_name}: found evaluator_type {kind!r}, expected "
-            f"{' or '.join(map(repr, EVALUATOR_TYPES))}"
-        )
+        link = None if is_volumetric(cfg) else build_linker(cfg)
+        return VolumeEvaluator(cfg, dataset_name, output_dir, link=link)
+
+
+def evaluator_types(cfg: CfgNode) -> tuple[str, ...]:
+    """What the evaluation of a data set may be, as its metadata's ``evaluator_type``."""
+    return ("lesion_volume",) if is_volumetric(cfg) else ("lesion", "lesion_volume")
 
 
 def count_reused(cfg: CfgNode, model: nn.Module) -> int:

@@ -20,7 +20,7 @@ from .views import ViewDetections, gather_views
 Shape = tuple[int, int, int]
 
 
-class VolumeReader(Protocol):
+class LoadableVolume(Protocol):
     """A volume as a model takes it, such as ``lesion_d2.data.volumetric.ResampledVolume``.
 
     Attributes:
@@ -90,7 +90,7 @@ class VolumeEnsemble(Ensemble):
         """What the models find in all views of one volume, not yet consolidated.
 
         Args:
-            input_dict: ``reader``, a :class:`VolumeReader`.
+            input_dict: ``reader``, a :class:`LoadableVolume`.
         """
         reader, options = input_dict["reader"], self.view_options
         tiles = make_tiles(reader.shape, options["tile_size"], options["tile_overlap"])
@@ -125,7 +125,7 @@ class VolumeEnsemble(Ensemble):
 
 
 def load_rows(
-    reader: VolumeReader, tiles: list[Tile], device: torch.device
+    reader: LoadableVolume, tiles: list[Tile], device: torch.device
 ) -> Iterator[tuple[list[Tile], Tensor]]:
     """The tiles that begin at one slice, with the whole slices that they are of.
 
@@ -149,7 +149,7 @@ def load_rows(
         yield list(row), block
 
 
-def _to_source(found: ViewDetections, reader: VolumeReader) -> ViewDetections:
+def _to_source(found: ViewDetections, reader: LoadableVolume) -> ViewDetections:
     """Bring detections from the voxels of the model to those of the volume itself."""
     instances = Instances(reader.source_shape, **found.instances.get_fields())
     instances.pred_boxes = Boxes3D(reader.to_source(instances.pred_boxes.tensor))

@@ -1,0 +1,52 @@
+"""How models look at images and volumes, by config: alone, or as several views."""
+
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from ..inference import Ensemble, VolumeEnsemble
+from ..volumetric_config import is_volumetric
+from .processes import unwrap
+
+
+def build_ensemble(cfg: CfgNode, models: Sequence[nn.Module]) -> Ensemble:
+    """The ensemble that TEST.ENSEMBLE asks for.
+
+    Args:
+        cfg: of a run.
+        models: in evaluation mode, with one meaning of classes.
+    """
+    return _build(cfg, models, mirrors=cfg.TEST.ENSEMBLE.MIRRORS)
+
+
+def as_evaluated(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """What takes the inputs of the test loader: a model of slices itself.
+
+    A model of volumes looks at overlapping tiles of them, unless it is an ensemble, which does so.
+
+    Args:
+        cfg: of a run.
+        model: a model, or an ensemble. Inside of a :class:`VolumeEnsemble` it is put into
+            evaluation mode.
+    """
+    if not is_volumetric(cfg) or isinstance(model, VolumeEnsemble):
+        return model
+    return _build(cfg, [unwrap(model)], mirrors=False)
+
+
+def _build(cfg: CfgNode, models: Sequence[nn.Module], *, mirrors: bool) -> Ensemble:
+    options = cfg.TEST.ENSEMBLE
+    shared = {
+        "mirrors": mirrors,
+        "tile_overlap": options.TILE_OVERLAP,
+        "consolidation": options.CONSOLIDATION,
+        "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+    }
+    if is_volumetric(cfg):
+        sides = cfg.TEST.VOLUME_TILE_SIZE
+        tile_size = tuple(sides) if any(sides) else tuple(cfg.INPUT.VOLUME.PATCH_SIZE)
+        threshold = options.TILE_IOU_THRESH
+        return VolumeEnsemble(models, tile_size=tile_size, iou_threshold=threshold, **shared)
+    threshold = options.TILE_IOU_THRESH if options.TILE_SIZE > 0 else options.IOU_THRESH
+    return Ensemble(models, tile_size=options.TILE_SIZE, iou_threshold=threshold, **shared)
