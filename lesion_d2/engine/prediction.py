@@ -60,8 +60,8 @@ def build_test_mapper(cfg: CfgNode) -> LesionDatasetMapper | VolumeReader:
 class LesionPredictor:
     """The counterpart of Detectron2's DefaultPredictor: a data set's dict in, detections out.
 
-    Slices or volumes are read, and made images, as in the evaluation; the model or ensemble is that of
-    :func:`load_model`.
+    Slices or volumes are read, and made images, as in the evaluation; the model or ensemble is that
+    of :func:`load_model`.
 
     Attributes:
         cfg: a copy of the config, on the CPU where there is no GPU.

@@ -17,10 +17,12 @@ from ..inference.cut_masks import cut_masks
 from ..modeling import DetUNet, reuse_features
 from ..prefetch import prefetch
 from ..scans import Scan
+from ..volumetric_config import is_volumetric
 from .algorithm import class_names, describe_algorithm
 from .input_errors import is_a
 from .prediction import LesionPredictor
 from .trainer import count_reused
+from .volume_prediction import find_in_volume
 
 
 def predict_scan(
@@ -33,7 +35,8 @@ def predict_scan(
 ) -> Findings:
     """Find the lesions of a scan, in 3-D.
 
-    The detections of all slices are linked by TEST.LINKING, as in the evaluation of volumes.
+    The detections of all slices are linked by TEST.LINKING, as in the evaluation of volumes; those
+    of a model of volumes are in 3-D already, see :func:`find_in_volume`.
     A threshold counts what an evaluation counted there. One of false positives per volume is of
     linked boxes: what reaches it on its best slice is a finding, with all slices that were linked.
     Any other is of the boxes on slices: those below it are left out, and do not make a finding
@@ -63,25 +66,44 @@ def predict_scan(
     operating_point = score_threshold
     if not isinstance(operating_point, OperatingPoint):
         operating_point = OperatingPoint(float(score_threshold))
-    cfg, images, detections = predictor.cfg, _images(predictor, scan), []
-    for found in _detect(predictor, images):
-        detections.append(found)
-        if on_slice is not None:
-            on_slice()
+    cfg = predictor.cfg
+    find = find_in_volume if is_volumetric(cfg) else _find_in_slices
     return Findings(
         **_geometry(scan),
-        findings=link_detections(
+        findings=find(
+            predictor,
             scan,
-            detections,
-            build_linker(cfg),
-            score_threshold=operating_point.score_threshold,
-            links_all=operating_point.unit == "volume",
+            operating_point=operating_point,
             class_names=class_names(cfg),
-            box_margin=_box_margin(cfg, images),
+            on_slice=on_slice,
         ),
         algorithm=describe_algorithm(cfg, config_file),
         operating_point=operating_point,
         messages=tuple(scan.messages),
+    )
+
+
+def _find_in_slices(
+    predictor: LesionPredictor,
+    scan: Scan,
+    *,
+    operating_point: OperatingPoint,
+    class_names: Sequence[str],
+    on_slice: Callable[[], None] | None,
+) -> tuple[Finding, ...]:
+    images, detections = _images(predictor, scan), []
+    for found in _detect(predictor, images):
+        detections.append(found)
+        if on_slice is not None:
+            on_slice()
+    return link_detections(
+        scan,
+        detections,
+        build_linker(predictor.cfg),
+        score_threshold=operating_point.score_threshold,
+        links_all=operating_point.unit == "volume",
+        class_names=class_names,
+        box_margin=_box_margin(predictor.cfg, images),
     )
 
 

@@ -90,17 +90,22 @@ class VolumeEnsemble(Ensemble):
         """What the models find in all views of one volume, not yet consolidated.
 
         Args:
-            input_dict: ``reader``, a :class:`LoadableVolume`.
+            input_dict: ``reader``, a :class:`LoadableVolume`, and optionally ``on_slice``, which
+                is called for each slice of the volume itself when the models have looked at it.
         """
         reader, options = input_dict["reader"], self.view_options
         tiles = make_tiles(reader.shape, options["tile_size"], options["tile_overlap"])
         flips = mirrors_of(3, mirrors=options["mirrors"])
         device = next(self.parameters()).device
-        views = []
+        views, num_done = [], 0
         for row, block in prefetch(load_rows(reader, tiles, device)):
             for tile in row:
                 image = block[None][(..., *tile.slices[2:])]  # as deep as the tile
                 views += self._look(image, tile, flips, reader.shape)
+            num_seen = reader.source_shape[0] * (tile.start[0] + tile.size[0]) // reader.shape[0]
+            for _ in range(num_seen - num_done if "on_slice" in input_dict else 0):
+                input_dict["on_slice"]()
+            num_done = num_seen
         num_views = len(self.models) * len(flips)
         tile_ids = np.repeat(np.arange(len(tiles)), num_views).tolist()
         sizes = reader.shape, reader.shape

@@ -18,8 +18,9 @@ from ...evaluation import parse_criteria
 from ...evaluation.volumes import VolumeTruth
 from ...ignore_regions import lesions_of
 from ...modeling import DetUNet
+from ...volumetric_config import is_volumetric
 from ..input_errors import InputError, as_input_error, has_uldor_heads, is_a, switched_on
-from ..trainer import EVALUATOR_TYPES
+from ..trainer import evaluator_types
 from .dicts import check_dicts
 
 logger = logging.getLogger(__name__)
@@ -45,14 +46,15 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
     metadata = MetadataCatalog.get(name)
     _check_classes(cfg, name, kind)
     evaluator_type = metadata.get("evaluator_type")
-    if kind == "TEST" and evaluator_type not in EVALUATOR_TYPES:
+    known = evaluator_types(cfg)
+    if kind == "TEST" and evaluator_type not in known:
         raise InputError(
             f"DATASETS.TEST, {name}: found evaluator_type {evaluator_type!r} in its metadata, "
-            f"expected {' or '.join(map(repr, EVALUATOR_TYPES))}"
+            f"expected {' or '.join(map(repr, known))}"
         )
     try:
         images = DatasetCatalog.get(name)
-        if images:
+        if images:  # of volumes the records' masks are checked
             reads_masks = trains_on_masks(cfg) and (
                 kind == "TRAIN" or switched_on(cfg, "TEST.LOSS_")
             )
@@ -83,6 +85,8 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
 
 def _check_spacing(cfg: CfgNode, name: str, kind: str, images: list[dict]) -> None:
     """Check that nothing goes by a spacing that is not known; tell what is done without."""
+    if is_volumetric(cfg):  # their records are checked
+        return
     unknown = [image["image_id"] for image in images if image["spacing"] is None]
     if not unknown:
         return

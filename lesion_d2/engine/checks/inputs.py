@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from ...data.mapper import LesionDatasetMapper
 from ...data.samplers import count_epoch
 from ...ignore_regions import lesions_of
+from ...volumetric_config import is_volumetric
 from ..input_errors import InputError, as_input_error, switched_on
 from ..schedule import resolve_epochs
 from .datasets import check_masks, check_mined_images, load_datasets
@@ -17,6 +18,7 @@ from .model import check_model
 from .output import check_output
 from .training import check_regions, check_training
 from .unused import check_unused
+from .volumetric import check_patches, check_records, check_volumetric
 from .weights import check_run_weights
 
 
@@ -28,38 +30,53 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
         args: of Detectron2's ``default_argument_parser``.
 
     Returns:
-        Images of an epoch of DATASETS.TRAIN, without those that the training loader leaves out; 0
-        with ``--eval-only``.
+        Images of an epoch of DATASETS.TRAIN, without those that the training loader leaves out, or
+        volumes of an epoch of a model of volumes; 0 with ``--eval-only``.
 
     Raises:
         InputError: something is missing or empty, or a value is none of those known.
     """
     check_unused(cfg)
+    check_volumetric(cfg)
     check_output(cfg)
     check_ensemble(cfg, args)
     check_run_weights(cfg, args, check_model(cfg))
-    with as_input_error(""):
-        LesionDatasetMapper(cfg, not args.eval_only)
+    if not is_volumetric(cfg):
+        with as_input_error(""):
+            LesionDatasetMapper(cfg, not args.eval_only)
     if args.eval_only:
         load_datasets(cfg, "TEST", required=True)
+        if is_volumetric(cfg):
+            check_records(cfg, "TEST")
         return 0
+    if is_volumetric(cfg):
+        check_patches(cfg)
     check_training(cfg, args.num_gpus * args.num_machines)
     images = list(chain.from_iterable(load_datasets(cfg, "TRAIN", required=True)))
-    check_masks(cfg, images, "TRAIN")
-    check_mined_images(cfg, images)
     check_regions(cfg, images)
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        images = [image for image in images if lesions_of(image["annotations"])]
-    if not images:
-        raise InputError(f"DATASETS.TRAIN: found no lesion in {', '.join(cfg.DATASETS.TRAIN)}")
-    with as_input_error(""):
-        num_images = count_epoch(images, cfg)
+    if is_volumetric(cfg):
+        num_images = check_records(cfg, "TRAIN")
+        check_records(cfg, "TEST")
+    else:
+        num_images = _count_images(cfg, images)
     _check_iterations(cfg, num_images)
     test_sets = load_datasets(cfg, "TEST", required=False)
     check_lesions(cfg, dict(zip(cfg.DATASETS.TEST, test_sets, strict=True)))
     if switched_on(cfg, "TEST.LOSS_"):
         check_masks(cfg, list(chain.from_iterable(test_sets)), "TEST")
     return num_images
+
+
+def _count_images(cfg: CfgNode, images: list[dict]) -> int:
+    """Images of an epoch, checked for what a training on slices needs."""
+    check_masks(cfg, images, "TRAIN")
+    check_mined_images(cfg, images)
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        images = [image for image in images if lesions_of(image["annotations"])]
+    if not images:
+        raise InputError(f"DATASETS.TRAIN: found no lesion in {', '.join(cfg.DATASETS.TRAIN)}")
+    with as_input_error(""):
+        return count_epoch(images, cfg)
 
 
 def _check_iterations(cfg: CfgNode, num_images: int) -> None:

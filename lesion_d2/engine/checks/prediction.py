@@ -5,10 +5,12 @@ import argparse
 from detectron2.config import CfgNode
 
 from ...data.mapper import LesionDatasetMapper
+from ...volumetric_config import is_volumetric
 from ..input_errors import InputError, as_input_error
 from .evaluation import check_ensemble
 from .model import check_model
 from .unused import check_unused
+from .volumetric import check_volumetric
 from .weights import check_run_weights
 
 
@@ -19,10 +21,12 @@ def check_prediction(cfg: CfgNode) -> None:
         InputError: a value is none of those known, or weights are missing or not for the model.
     """
     check_unused(cfg)
+    check_volumetric(cfg)
     args = argparse.Namespace(eval_only=True, resume=False)
     check_ensemble(cfg, args)
     if not (cfg.MODEL.WEIGHTS or cfg.TEST.ENSEMBLE.CHECKPOINTS):
         raise InputError("MODEL.WEIGHTS: found none, expected the weights of a trained model")
     check_run_weights(cfg, args, check_model(cfg))
-    with as_input_error(""):
-        LesionDatasetMapper(cfg, False)
+    if not is_volumetric(cfg):
+        with as_input_error(""):
+            LesionDatasetMapper(cfg, False)

@@ -16,6 +16,7 @@ from ...config import trains_on_masks
 from ...ignore_regions import regions_of
 from ...modeling import DetUNet, LesionRetinaNet, LesionRPN, RegionROIHeads, RetinaUNet
 from ...modeling.meta_arch.mean_teacher import POLICIES
+from ...volumetric_config import is_volumetric
 from ..input_errors import InputError, as_input_error, has_uldor_heads, is_a, switched_on
 from ..schedule import check_epochs, check_learning_rate_factors
 from ..trainer import optimizer_class
@@ -164,6 +165,8 @@ def check_regions(cfg: CfgNode, images: Iterable[Mapping]) -> None:
         why = f"for the regions to ignore of DATASETS.TRAIN (iscrowd, the first: {first})"
     elif any(cfg.INPUT.PATCH.SIZE):
         why = f"for the lesions that patches cut (INPUT.PATCH.SIZE is {cfg.INPUT.PATCH.SIZE})"
+    elif is_volumetric(cfg):
+        why = f"for the lesions that patches cut (INPUT.VOLUME is {dict(cfg.INPUT.VOLUME)})"
     else:
         return
     is_rcnn = is_a(cfg, GeneralizedRCNN)

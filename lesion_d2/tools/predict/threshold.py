@@ -7,6 +7,7 @@ from lesion_d2.engine import InputError, weight_files
 from lesion_d2.engine.best_checkpoints import FOLDER as BEST_FOLDER
 from lesion_d2.evaluation import OperatingPoints, read_operating_points
 from lesion_d2.findings import OperatingPoint
+from lesion_d2.volumetric_config import is_volumetric
 
 from detectron2.config import CfgNode
 
@@ -34,8 +35,9 @@ def choose_threshold(args: argparse.Namespace, cfg: CfgNode) -> tuple[OperatingP
             raise InputError("found --score-threshold and --operating-points, expected one of them")
         return OperatingPoint(args.score_threshold), f"score threshold {args.score_threshold:g}"
     unit, rate = _wanted(args)
+    default = "volume" if is_volumetric(cfg) else "image"
     try:
-        file = args.operating_points or _find(cfg, unit or "image")
+        file = args.operating_points or _find(cfg, unit or default)
         points = read_operating_points(file)
         if unit not in (None, points.unit):
             raise ValueError(

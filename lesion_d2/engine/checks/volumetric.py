@@ -1,0 +1,155 @@
+"""What is wrong with a run of a model of volumes."""
+
+import logging
+import math
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+
+from ...config import trains_on_masks
+from ...data.samplers import count_epoch
+from ...data.volumetric import VolumePatchMapper, load_volume_records
+from ...data.volumetric.reading import model_shape
+from ...ignore_regions import lesions_of
+from ...modeling import VolumetricDetector
+from ...volumetric_config import is_volumetric
+from ..input_errors import InputError, as_input_error, is_a, switched_on, value_of
+from .values import Check, check_values
+
+logger = logging.getLogger(__name__)
+
+
+def _are_sides(value: Sequence) -> bool:
+    return len(value) == 3 and all(isinstance(side, int) and side > 0 for side in value)
+
+
+_CHECKS: tuple[Check, ...] = (
+    (
+        "INPUT.VOLUME.PATCH_SIZE",
+        _are_sides,
+        "depth, height and width in whole voxels above 0, or (0, 0, 0) for a model of slices",
+    ),
+    (
+        "TEST.VOLUME_TILE_SIZE",
+        lambda v: _are_sides(v) or tuple(v) == (0, 0, 0),
+        "depth, height and width in whole voxels above 0, or (0, 0, 0) for INPUT.VOLUME.PATCH_SIZE",
+    ),
+    (
+        "INPUT.VOLUME.SPACING",
+        lambda v: len(v) == 3 and all(0 <= side < math.inf for side in v),
+        "x, y and z in mm, 0 where an axis stays as it is",
+    ),
+)
+# Keys that do nothing with volumes or cannot be used, the value that they must have, and why.
+_REFUSED: tuple[tuple[str, object, str], ...] = (
+    ("INPUT.CT.PIXEL_SPACING", 0.0, "INPUT.VOLUME.SPACING is that of volumes"),
+    ("INPUT.CT.CUT_BORDERS", False, "volumes keep their borders"),
+    ("INPUT.PATCH.SIZE", (0, 0), "INPUT.VOLUME.PATCH_SIZE is that of volumes"),
+    ("TEST.ENSEMBLE.TILE_SIZE", 0, "TEST.VOLUME_TILE_SIZE is that of volumes"),
+    ("MODEL.MEAN_TEACHER.ENABLED", False, "a mean teacher looks at slices"),
+    ("MODEL.RETINA_UNET.CALIBRATION", 0.0, "scores are calibrated on slices alone"),
+    ("MODEL.UNET_FPN.ATTENTION", False, "attention gates are of slices"),
+    ("TEST.WRITE_MASKS", False, "only evaluations of slices write masks"),
+)
+_OF_SLICES = (
+    ("HARD_NEGATIVES.", "hard negatives are mined on slices"),
+    (
+        "TEST.LOSS_",
+        "the loss on held-out images is that of slices",
+    ),
+)
+
+
+def check_volumetric(cfg: CfgNode) -> None:
+    """Check what a config says of volumes: that all of its parts are of them, or none is.
+
+    Raises:
+        InputError: the model is of the other kind than INPUT.VOLUME.PATCH_SIZE says, a value is
+            none of those known, or something is switched on that is there for slices alone.
+    """
+    found, size = cfg.MODEL.META_ARCHITECTURE, tuple(cfg.INPUT.VOLUME.PATCH_SIZE)
+    if not is_volumetric(cfg):
+        if is_a(cfg, VolumetricDetector):
+            raise InputError(
+                f"INPUT.VOLUME.PATCH_SIZE: found {size}, expected the depth, height and width of "
+                f"patches for a {found}"
+            )
+        return
+    if not is_a(cfg, VolumetricDetector):
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE: found {found!r}, expected a model of volumes such as "
+            f"'RetinaUNet3D' (INPUT.VOLUME.PATCH_SIZE is {size})"
+        )
+    check_values(cfg, _CHECKS)
+    for key, expected, why in _REFUSED:
+        value = value_of(cfg, key)
+        value = tuple(value) if isinstance(value, list) else value
+        if value != expected:
+            raise InputError(f"{key}: found {value!r}, expected {expected!r} for a {found}: {why}")
+    for prefix, why in _OF_SLICES:
+        what = switched_on(cfg, prefix)
+        if what:
+            raise InputError(f"{what}, expected 0 for a {found}: {why}")
+    channels = len(cfg.MODEL.PIXEL_MEAN)
+    if channels != 1:
+        raise InputError(
+            f"MODEL.PIXEL_MEAN: found {channels} numbers, expected 1 for a {found}: volumes have "
+            "one channel"
+        )
+
+
+def check_patches(cfg: CfgNode) -> None:
+    """Check the keys that say how training cuts and augments patches.
+
+    Raises:
+        InputError: see :class:`VolumePatchMapper`.
+    """
+    with as_input_error(""):
+        VolumePatchMapper(cfg)
+
+
+def check_records(cfg: CfgNode, kind: str) -> int:
+    """Check that the data sets of DATASETS.TRAIN or TEST are of volumes that the model can take.
+
+    Returns:
+        Volumes (runs of slices) of an epoch.
+
+    Raises:
+        InputError: a data set is of single slices, its slices make no volumes, one has no spacing
+            that the model goes by, there is no lesion, or one has no mask that training needs.
+    """
+    records = []
+    for name in cfg.DATASETS[kind]:
+        with as_input_error(f"DATASETS.{kind}: "):
+            records += load_volume_records(name)
+    with as_input_error(f"DATASETS.{kind}: "):
+        for record in records:
+            model_shape(record, cfg.INPUT.VOLUME.SPACING)
+    if kind != "TRAIN":
+        return len(records)
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        records = [record for record in records if lesions_of(record["annotations"])]
+    if not records:
+        raise InputError(f"DATASETS.TRAIN: found no lesion in {', '.join(cfg.DATASETS.TRAIN)}")
+    if trains_on_masks(cfg):
+        _check_masks(cfg, records)
+    with as_input_error(""):
+        return count_epoch(records, cfg)
+
+
+def _check_masks(cfg: CfgNode, records: Sequence[dict]) -> None:
+    """Check that each lesion has a mask, or may have one made of its box; tell of the latter."""
+    lesions = [(r["image_id"], a) for r in records for a in lesions_of(r["annotations"])]
+    bare = [name for name, annotation in lesions if "segmentation" not in annotation]
+    if not bare:
+        return
+    found = (
+        f"DATASETS.TRAIN: found {len(bare)} of {len(lesions)} lesions without a mask on all their "
+        f"slices (the first in volume {bare[0]})"
+    )
+    if not cfg.INPUT.BOX_MASKS:
+        raise InputError(
+            f"{found}, expected 'segmentation' for a model that learns masks, or INPUT.BOX_MASKS "
+            "True"
+        )
+    logger.info(f"{found}: their masks are ellipsoids in their boxes")
