@@ -49,7 +49,6 @@ _REFUSED: tuple[tuple[str, object, str], ...] = (
     ("MODEL.MEAN_TEACHER.ENABLED", False, "a mean teacher looks at slices"),
     ("MODEL.RETINA_UNET.CALIBRATION", 0.0, "scores are calibrated on slices alone"),
     ("MODEL.UNET_FPN.ATTENTION", False, "attention gates are of slices"),
-    ("TEST.WRITE_MASKS", False, "only evaluations of slices write masks"),
 )
 _OF_SLICES = (
     ("HARD_NEGATIVES.", "hard negatives are mined on slices"),
