@@ -21,8 +21,8 @@ def add_volumetric_config(cfg: CN) -> None:
     # Augmentation of patches, beside what INPUT.AUG says: its flips, and its rotation, shear, shift
     # and scale in-plane, the scale along z, too. RESIZE_RANGE is for images alone.
     cfg.INPUT.VOLUME.DEPTH_FLIP_PROB = 0.5
-    # Elastic deformation in-plane: standard deviation of displacements, and voxels between those
-    # that are drawn; 0 switches it off, as in the authors' code in 3-D.
+    # Elastic deformation in-plane: standard deviation of the displacements on a grid, and voxels
+    # between its points; 0 switches it off, as in the authors' code in 3-D.
     cfg.INPUT.VOLUME.ELASTIC = 0.0
     cfg.INPUT.VOLUME.ELASTIC_GRID = 32
     # Largest standard deviation of noise, HU; largest change of all voxels, HU, and of their

@@ -500,7 +500,7 @@ def test_the_command_prints_a_table_and_fails_where_a_limit_is_exceeded(monkeypa
 
 def test_formats_of_voxels_are_measured_alike(tmp_path, monkeypatch):
     volume = np.random.default_rng(0).integers(-1000, 1000, (65, 130, 140)).astype(np.int16)
-    monkeypatch.setattr(voxels, "_real_volume", lambda folder: volume)
+    monkeypatch.setattr(voxels, "real_volume", lambda folder: volume)
     monkeypatch.setattr(voxels, "_OTHERS", (("LZ4", 1, (1, 64, 64), (1, 32, 32)),))
     monkeypatch.setattr(voxels, "_READ", 1)
     rows = voxels.measure_voxels(tmp_path)

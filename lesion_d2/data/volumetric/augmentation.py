@@ -223,15 +223,19 @@ class RandomVolumePatch:
     deformation is off by default. It moves voxels in-plane, differently from slice to slice, as
     far as a normal distribution says, between the points of a grid smoothly.
 
-    All this is computed in one interpolation of what the patch shows, which takes less than what
-    general transforms do that interpolate at arbitrary places in 3-D: see ``make benchmark``.
+    All this is one warp of what the patch shows, along z first and then in-plane, with OpenCV. With
+    reading, boxes and masks a patch takes 0.2 of the time of MONAI 1.6's ``RandAffined`` with
+    mirrors, which interpolates at arbitrary places in 3-D, and with the deformation 0.04 of that of
+    ``Rand3DElasticd`` (``make benchmark``). The warp of batchgeneratorsv2 0.3.6 takes 0.8 and 0.35
+    of the time of MONAI's. So there is one of our own.
 
     Args:
         size: depth, height and width of the patch.
         foreground_prob: probability that a patch of a volume with lesions is one with a lesion.
         flip_probs: of mirrors along x, y and z.
         affine: rotation, shear, scale and shift; None for none.
-        elastic: standard deviation of the displacements, in voxels of the patch; 0 for none.
+        elastic: standard deviation of the numbers on the grid, whose smooth mean the displacements
+            are, in voxels of the patch; 0 for none.
         elastic_grid: voxels between the points of the grid.
         noise: largest standard deviation of noise that is added, HU.
         brightness: largest change of all voxels, HU.
@@ -354,21 +358,13 @@ class RandomVolumePatch:
         ]
 
     def _draw_displacement(self) -> np.ndarray:
-        """(2, d, h, w) float32, as smooth as splines between the points of a grid."""
-        depth, height, width = self.size
-        points = [-(-side // self.elastic_grid) + 3 for side in self.size]
-        grid = np.random.normal(0, self.elastic, (2, *points)).astype(np.float32)
-        out = np.empty((2, *self.size), np.float32)
-        at_x, at_y = (
-            np.arange(side, dtype=np.float32) / self.elastic_grid + 1 for side in (width, height)
-        )
-        map_x, map_y = np.meshgrid(at_x, at_y)
-        for k in range(depth):
-            lower, fraction = divmod(k / self.elastic_grid + 1, 1)
-            planes = grid[:, int(lower)] * (1 - fraction) + grid[:, int(lower) + 1] * fraction
-            for axis in range(2):
-                out[axis, k] = cv2.remap(planes[axis], map_x, map_y, cv2.INTER_CUBIC)
-        return out
+        """(2, d, h, w) float32: cubic B-splines over a grid of normal numbers."""
+        splines = [_splines(side, self.elastic_grid) for side in self.size]
+        points = [spline.shape[1] for spline in splines]
+        field = np.random.normal(0, self.elastic, (2, *points)).astype(np.float32)
+        for axis, spline in reversed(list(enumerate(splines, 1))):
+            field = np.moveaxis(np.tensordot(spline, field, (1, axis)), 0, axis)
+        return np.ascontiguousarray(field)
 
     def change_values(self, image: np.ndarray) -> np.ndarray:
         """Add noise and change brightness and contrast of a patch, as far as asked for.
@@ -395,3 +391,12 @@ class RandomVolumePatch:
             values += np.float32(np.random.uniform(0, self.noise)) * noise
         limits = np.iinfo(np.int16)
         return np.rint(values).clip(limits.min, limits.max).astype(np.int16)
+
+
+def _splines(side: int, grid: int) -> np.ndarray:
+    """(side, points) float32: weights of the points of a grid for each voxel of an axis."""
+    position = np.arange(side) / grid + 1
+    distance = np.abs(position[:, None] - np.arange(-(-side // grid) + 3))
+    inner = 2 / 3 - distance**2 + distance**3 / 2
+    outer = (2 - distance).clip(0) ** 3 / 6
+    return np.where(distance < 1, inner, outer).astype(np.float32)

@@ -4,10 +4,10 @@ python -m lesion_d2.tools.benchmark [--only PART ...] [--threads N]
 
 Writes small phantom data sets into a temporary folder, measures, and prints one table. Times are
 the minimum over repeats where nothing else is said; ratios of models are the median over pairs of
-calls that follow each other. What runs on one core (slices, masks, FROC, CSV, voxels, clustering,
-linking) is counted in processor time, which other programs on the machine disturb least. Exits
-with 1 where a limit is exceeded. Models and slices are measured with configs/ of the project's
-checkout.
+calls that follow each other. What runs on one core (slices, masks, FROC, CSV, voxels, patches,
+clustering, linking) is counted in processor time, which other programs on the machine disturb
+least. Exits with 1 where a limit is exceeded. Models and slices are measured with configs/ of the
+project's checkout.
 """
 
 import argparse
@@ -35,19 +35,21 @@ from .froc import measure_froc
 from .linking import measure_linking
 from .memory import ignore_meshgrid_warning
 from .models import measure_retina_unet, measure_zlocha
+from .patches import measure_patches
 from .scans import measure_scans
 from .tao import measure_tao
 from .timing import Row
 from .uldor import measure_uldor
 from .voxels import measure_voxels
 
-_WITHOUT_CONFIGS = ("masks", "froc", "csv", "voxels", "anchors", "clustering", "linking")
+_WITHOUT_CONFIGS = ("masks", "froc", "csv", "voxels", "patches", "anchors", "clustering", "linking")
 PARTS = (
     "slices",
     "masks",
     "froc",
     "csv",
     "voxels",
+    "patches",
     "anchors",
     "clustering",
     "linking",
@@ -72,6 +74,8 @@ def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
         yield from measure_csv(folder)
     if "voxels" in parts:
         yield from measure_voxels(folder)
+    if "patches" in parts:
+        yield from measure_patches(folder)
     if "anchors" in parts:
         yield from measure_anchors()
     if "clustering" in parts:

@@ -37,7 +37,7 @@ def measure_voxels(folder: Path) -> list[Row]:
     The slices are those of the data set ``deeplesion_sample`` where it is there, else a phantom's.
     Of a patch of 64 x 128 x 128 voxels and of writing it is processor time, too.
     """
-    volume = _real_volume(folder)
+    volume = real_volume(folder)
     rng = np.random.default_rng(0)
     corners = rng.integers(0, np.subtract(volume.shape, (_DEPTH, _SIDE, _SIDE)) + 1, (_READ, 3))
     patches = [
@@ -64,7 +64,8 @@ def measure_voxels(folder: Path) -> list[Row]:
     return rows
 
 
-def _real_volume(folder: Path) -> np.ndarray:
+def real_volume(folder: Path) -> np.ndarray:
+    """(Z, H, W) int16 of up to 90 slices: of ``deeplesion_sample`` where it is there, or drawn."""
     files = sorted(Path(resolve_root("$DETECTRON2_DATASETS/deeplesion_sample")).rglob("*.png"))
     if not files:
         files = sorted(prepare_phantom(folder, **LARGE).rglob("*.png"))

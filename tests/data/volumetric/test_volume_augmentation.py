@@ -202,8 +202,8 @@ def test_a_deformation_is_smooth_and_as_large_as_asked_for():
     patches = RandomVolumePatch(size=(16, 48, 48), elastic=2.0, elastic_grid=8)
     np.random.seed(0)
     found = patches.draw(SHAPE, SHAPE, np.zeros((0, 6))).displacement
-    assert found.shape == (2, 16, 48, 48) and 1.0 < found.std() < 2.5
-    assert all(np.abs(np.diff(found, axis=axis)).max() < 2.5 for axis in (1, 2, 3))
+    assert found.shape == (2, 16, 48, 48) and 0.4 < found.std() < 2
+    assert all(np.abs(np.diff(found, axis=axis)).max() < 1.5 for axis in (1, 2, 3))
 
 
 def test_values_change_as_far_as_asked_for():
