@@ -40,7 +40,7 @@ def roi_align_3d(
     if len(rois) == 0:
         return features.new_zeros(0, channels, *output_size)
     low, high = cells_of(rois[:, 1:], spatial_scale)
-    counts = _points_per_bin(high - low, output_size, sampling_ratio)
+    counts = points_per_bin(high - low, output_size, sampling_ratio)
     most = [sampling_ratio] * 3 if sampling_ratio > 0 else counts.amax(dim=0).tolist()
     axes = [
         bin_points(low[:, i], high[:, i], output_size[i], counts[:, i], int(most[i]), sizes[i])
@@ -97,8 +97,11 @@ def bin_points(
     return points.clamp(0, size - 1).masked_fill(~counted, NOWHERE)
 
 
-def _points_per_bin(sides: Tensor, bins: Sequence[int], sampling_ratio: int) -> Tensor:
-    """(K, 3) points a bin along each axis, of regions with (K, 3) sides in cells."""
+def points_per_bin(sides: Tensor, bins: Sequence[int], sampling_ratio: int) -> Tensor:
+    """(K, 3) points a bin along each axis, of regions with (K, 3) sides in cells.
+
+    They are ``sampling_ratio``, or where it is 0 as many as a bin has cells, rounded up.
+    """
     if sampling_ratio > 0:
         return torch.full_like(sides, sampling_ratio)
     columns = [side / number for side, number in zip(sides.unbind(dim=1), bins, strict=True)]

@@ -9,6 +9,7 @@ from lesion_d2.modeling import MeanTeacher
 from lesion_d2.tools.benchmark import (
     anchors,
     bai,
+    boxes3d,
     clustering,
     configs,
     data,
@@ -79,6 +80,15 @@ def test_clustering_rows_compare_both_ways():
     assert first.limit == 1 and first.unit == "s" and "2 images x 5 views x 40 boxes" in first.note
     assert scattered.limit is None and scattered.measured > 0
     assert float(ratio.note.split("at most ")[1]) < 1e-9 and ratio.measured > 0
+
+
+def test_rows_of_boxes_in_3d_compare_with_what_is_written_out():
+    rows = boxes3d.measure_boxes3d(num_boxes=60, num_views=3, per_view=20, num_regions=3)
+    notes = {row.name: row.note for row in rows}
+    assert "the same as written out" in notes["NMS in 3-D at 0.5, 60 boxes, cpu"]
+    for name in ("clustering in 3-D", "RoIAlign in 3-D, cpu"):
+        assert float(notes[f"written out / {name}"].split("at most ")[1]) < 1e-5
+    assert all(row.measured > 0 for row in rows)
 
 
 def test_linking_rows_say_what_was_linked():

@@ -65,7 +65,8 @@ class ROIPooler3D(nn.Module):
             return self._pool(x[0], rois, 0)
         levels = self.assign_levels(box_lists)
         order = levels.argsort(stable=True)
-        numbers = torch.bincount(levels, minlength=len(x)).tolist()
+        every = torch.arange(len(x), device=levels.device)
+        numbers = (levels[:, None] == every).sum(dim=0).tolist()
         parts = order.split(numbers)
         pooled = [self._pool(x[level], rois[part], level) for level, part in enumerate(parts)]
         return torch.cat(pooled)[order.argsort()]

@@ -5,9 +5,9 @@ python -m lesion_d2.tools.benchmark [--only PART ...] [--threads N]
 Writes small phantom data sets into a temporary folder, measures, and prints one table. Times are
 the minimum over repeats where nothing else is said; ratios of models are the median over pairs of
 calls that follow each other. What runs on one core (slices, masks, FROC, CSV, voxels, patches,
-clustering, linking) is counted in processor time, which other programs on the machine disturb
-least. Exits with 1 where a limit is exceeded. Models and slices are measured with configs/ of the
-project's checkout.
+clustering, linking, boxes in 3-D) is counted in processor time, which other programs on the machine
+disturb least. Exits with 1 where a limit is exceeded. Models and slices are measured with configs/
+of the project's checkout.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from .anchors import measure_anchors
 from .bai import measure_bai
+from .boxes3d import measure_boxes3d
 from .clustering import measure_clustering
 from .data import measure_csv, measure_masks, measure_slices
 from .froc import measure_froc
@@ -42,7 +43,17 @@ from .timing import Row
 from .uldor import measure_uldor
 from .voxels import measure_voxels
 
-_WITHOUT_CONFIGS = ("masks", "froc", "csv", "voxels", "patches", "anchors", "clustering", "linking")
+_WITHOUT_CONFIGS = (
+    "masks",
+    "froc",
+    "csv",
+    "voxels",
+    "patches",
+    "anchors",
+    "clustering",
+    "linking",
+    "boxes3d",
+)
 PARTS = (
     "slices",
     "masks",
@@ -53,6 +64,7 @@ PARTS = (
     "anchors",
     "clustering",
     "linking",
+    "boxes3d",
     "model",
     "zlocha",
     "uldor",
@@ -82,6 +94,8 @@ def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
         yield from measure_clustering()
     if "linking" in parts:
         yield from measure_linking()
+    if "boxes3d" in parts:
+        yield from measure_boxes3d()
     models = {
         "model": measure_retina_unet,
         "zlocha": measure_zlocha,

@@ -65,15 +65,16 @@ def cluster_loop(
     until none is left.
 
     Returns:
-        (M, 4) boxes and (M,) scores, falling.
+        (M, 4) or (M, 6) boxes and (M,) scores, falling.
     """
+    axes = boxes.shape[1] // 2
     left = np.argsort(-scores, kind="stable")
     clusters = []
     while len(left):
         overlaps = loop_overlaps(boxes[left[0]], boxes[left])
         chosen = overlaps > IOU_THRESHOLD
         members = left[chosen]
-        w = overlaps[chosen] * (boxes[members, 2:] - boxes[members, :2]).prod(axis=1)
+        w = overlaps[chosen] * (boxes[members, axes:] - boxes[members, :axes]).prod(axis=1)
         sw = scores[members] * w
         missing = num_views - len(set(views[members].tolist()))
         score = sw.sum() / (w.sum() + missing * w.mean())

@@ -64,9 +64,10 @@ def froc_loop(pred_boxes, pred_scores, gt_boxes) -> tuple[np.ndarray, np.ndarray
 
 
 def loop_overlaps(box: np.ndarray, lesions: np.ndarray) -> np.ndarray:
-    """IoU of one box with the lesions of its image."""
-    low = np.maximum(box[:2], lesions[:, :2])
-    high = np.minimum(box[2:], lesions[:, 2:])
+    """IoU of one box, of 4 or 6 numbers, with the lesions of its image."""
+    axes = len(box) // 2
+    low = np.maximum(box[:axes], lesions[:, :axes])
+    high = np.minimum(box[axes:], lesions[:, axes:])
     shared = np.maximum(high - low, 0).prod(axis=1)
-    area = (box[2:] - box[:2]).prod()
-    return shared / (area + (lesions[:, 2:] - lesions[:, :2]).prod(axis=1) - shared)
+    area = (box[axes:] - box[:axes]).prod()
+    return shared / (area + (lesions[:, axes:] - lesions[:, :axes]).prod(axis=1) - shared)

@@ -63,6 +63,12 @@ def random_boxes(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray
     return np.concatenate([corner, corner + rng.uniform(10, 60, (*shape, 2))], axis=-1)
 
 
+def random_volume_boxes(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """(*shape, 6) boxes of 6 to 40 px on 2 to 12 slices, in a volume of 300 slices of 320 x 320."""
+    low = rng.uniform(0, (280, 280, 288), (*shape, 3))
+    return np.concatenate([low, low + rng.uniform((6, 6, 2), (40, 40, 12), (*shape, 3))], axis=-1)
+
+
 def write_rows(root: Path, count: int) -> None:
     """Write ``DL_info.csv`` with ``count`` made-up rows, and the headers of the files they name."""
     rng = np.random.default_rng(0)
