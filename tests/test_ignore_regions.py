@@ -9,6 +9,7 @@ from lesion_d2.ignore_regions import (
     regions_of,
     split_regions,
 )
+from lesion_d2.structures import Boxes3D
 
 import numpy as np
 import pytest
@@ -44,6 +45,17 @@ def test_half_of_a_box_is_inside_and_two_quarters_are_not():
     assert lie_inside(boxes, Boxes(torch.tensor([[-3.0, 0, 30, 5]]))).tolist() == [True, False]
     quarters = Boxes(torch.tensor([[0.0, 0, 2.5, 10], [7.5, 0, 10, 10]]))
     assert not lie_inside(boxes, quarters).any()
+
+
+def test_in_volumes_half_of_a_box_is_half_of_its_voxels():
+    boxes = Boxes3D(torch.tensor([[0.0, 0, 0, 10, 10, 4], [0, 0, 0, 10, 10, 4.1]]))
+    regions = Boxes3D(torch.tensor([[-5.0, -5, -5, 20, 20, 2], [90.0, 90, 90, 99, 99, 99]]))
+    assert lie_inside(boxes, regions).tolist() == [True, False]
+    assert not lie_inside(boxes, regions[:0]).any()
+    instances = Instances((9, 9, 9), gt_boxes=Boxes3D.cat([regions, boxes]))
+    mark_regions(instances, 2)
+    others, found = split_regions(instances)
+    assert torch.equal(others.gt_boxes.tensor, boxes.tensor) and type(found.gt_boxes) is Boxes3D
 
 
 def test_annotations_are_lesions_or_regions():

@@ -1,5 +1,7 @@
 """RoIAlign in 3-D by PyTorch's own ``grid_sample``."""
 
+import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -8,6 +10,8 @@ from torch import Tensor
 
 # A coordinate, in cells, so far outside that nothing is read there.
 NOWHERE = -1e6
+# Values that are sampled at once, which bounds the memory: 128 MB.
+_VALUES = 2**25
 
 
 def roi_align_3d(
@@ -39,26 +43,71 @@ def roi_align_3d(
     number, channels, *sizes = features.shape
     if len(rois) == 0:
         return features.new_zeros(0, channels, *output_size)
-    low, high = cells_of(rois[:, 1:], spatial_scale)
-    counts = points_per_bin(high - low, output_size, sampling_ratio)
-    most = [sampling_ratio] * 3 if sampling_ratio > 0 else counts.amax(dim=0).tolist()
-    axes = [
-        bin_points(low[:, i], high[:, i], output_size[i], counts[:, i], int(most[i]), sizes[i])
-        for i in range(3)
-    ]
     # The volumes of a batch lie behind each other, so that one call reads from all of them. No
     # point between two is read: points are clamped to their own volume.
-    axes[0] = axes[0] + rois[:, 0].view(-1, 1, 1).float() * sizes[0]
     stacked = features.float().transpose(0, 1).reshape(1, channels, number * sizes[0], *sizes[1:])
-    grid = _sampling_grid([points.flatten(1) for points in axes], stacked.shape[2:])
-    sampled = F.grid_sample(stacked, grid, mode="bilinear", align_corners=False)
-    pooled = F.avg_pool3d(sampled, [int(points) for points in most])
-    pooled = pooled.view(channels, len(rois), *output_size).transpose(0, 1)
-    if sampling_ratio <= 0:
-        # Bins with fewer points than others were filled up with zeros.
-        full = most[0] * most[1] * most[2] / counts.prod(dim=1)
-        pooled = pooled * full.view(-1, 1, 1, 1, 1)
-    return pooled.to(features.dtype).contiguous()
+    low, high = cells_of(rois[:, 1:], spatial_scale)
+    first = rois[:, 0].float() * sizes[0]  # slice of a region's volume
+    counts = points_per_bin(high - low, output_size, sampling_ratio)
+    order, parts = _parts(counts, channels * math.prod(output_size), sampling_ratio)
+    pooled = []
+    for rows, most in parts:
+        rows = rows if order is None else order[rows]
+        axes = [
+            bin_points(low[rows, i], high[rows, i], output_size[i], counts[rows, i], most[i], size)
+            for i, size in enumerate(sizes)
+        ]
+        axes[0] = axes[0] + first[rows].view(-1, 1, 1)
+        grid = _sampling_grid([points.flatten(1) for points in axes], stacked.shape[2:])
+        sampled = F.grid_sample(stacked, grid, mode="bilinear", align_corners=False)[0]
+        sums = _sums_of_points(sampled, most).view(channels, -1, *output_size).transpose(0, 1)
+        pooled.append(sums / counts[rows].prod(dim=1).view(-1, 1, 1, 1, 1))
+    together = torch.cat(pooled)
+    return (together if order is None else together[order.argsort()]).to(features.dtype)
+
+
+def _parts(
+    counts: Tensor, values_per_point: int, sampling_ratio: int
+) -> tuple[Tensor | None, list[tuple[slice, list[int]]]]:
+    """Regions that are sampled together, so that their samples stay below a number of values.
+
+    Args:
+        counts: (K, 3) points a bin of each region.
+        values_per_point: of a region, with one point a bin.
+        sampling_ratio: see :func:`roi_align_3d`.
+
+    Returns:
+        An order of the regions, None for the one they have, and slices of it, each with the most
+        points that a bin of its regions has along each axis.
+    """
+    number = len(counts)
+    if sampling_ratio > 0:
+        rows = max(1, _VALUES // (values_per_point * sampling_ratio**3))
+        slices = [slice(start, start + rows) for start in range(0, number, rows)]
+        return None, [(each, [sampling_ratio] * 3) for each in slices]
+    # Large regions with large ones: all of a part are filled up to the most points of any.
+    order = counts.prod(dim=1).argsort()
+    sorted_counts = counts[order].int().tolist()
+    parts, start, most = [], 0, [1, 1, 1]
+    for i, of_region in enumerate(sorted_counts):
+        grown = [max(pair) for pair in zip(most, of_region, strict=True)]
+        full = (i + 1 - start) * values_per_point * math.prod(grown) > _VALUES
+        if full and i > start:
+            parts.append((slice(start, i), most))
+            start, grown = i, of_region
+        most = grown
+    return order, [*parts, (slice(start, number), most)]
+
+
+def _sums_of_points(sampled: Tensor, most: list[int]) -> Tensor:
+    """(C, K * d, h, w) sums over the points of each bin, of (C, K * d * mz, h * my, w * mx).
+
+    By additions of slices: a pooling would keep all points for the backward pass.
+    """
+    for axis in (3, 2, 1):
+        points = sampled.unflatten(axis, (-1, most[axis - 1])).unbind(axis + 1)
+        sampled = functools.reduce(torch.add, points)
+    return sampled
 
 
 def cells_of(boxes: Tensor, spatial_scale: Sequence[float]) -> tuple[Tensor, Tensor]:

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -6,6 +7,9 @@ from torch import Tensor
 
 from ..layers.roi_align import bin_points, cells_of, points_per_bin
 from .boxes3d import Boxes3D
+
+# Voxels of masks that are numbers at once, which bounds the memory: 128 MB.
+_VALUES = 2**25
 
 
 class BitMasks3D:
@@ -100,11 +104,21 @@ class BitMasks3D:
             )
             for i, size in enumerate(self.image_size)
         )
-        resized = self.tensor.float() @ x.mT[:, None]  # (n, D, H, w)
-        resized = y[:, None] @ resized  # (n, D, h, w)
-        resized = (z @ resized.flatten(2)).unflatten(2, mask_size[1:])
+        # Some masks at a time: as numbers they take four times the memory.
+        rows = max(1, _VALUES // math.prod(self.image_size))
+        resized = [
+            _weigh(self.tensor[i : i + rows], z[i : i + rows], y[i : i + rows], x[i : i + rows])
+            for i in range(0, max(len(self), 1), rows)
+        ]
         # Means of zeros and ones, which rounding takes from 0.5 by less than this.
-        return resized >= 0.5 - 1e-5
+        return torch.cat(resized) >= 0.5 - 1e-5
+
+
+def _weigh(masks: Tensor, z: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """(n, d, h, w) means of (n, D, H, W) masks, by the (n, bins, size) weights of each axis."""
+    means = masks.float() @ x.mT[:, None]  # (n, D, H, w)
+    means = y[:, None] @ means  # (n, D, h, w)
+    return (z @ means.flatten(2)).unflatten(2, means.shape[2:])
 
 
 def _bin_weights(points: Tensor, counts: Tensor, size: int) -> Tensor:

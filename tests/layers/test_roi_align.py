@@ -2,6 +2,7 @@ import itertools
 import math
 
 import lesion_d2  # noqa: F401, it makes detectron2 importable
+from lesion_d2.layers import roi_align as module
 from lesion_d2.layers import roi_align_3d
 
 import numpy as np
@@ -59,7 +60,9 @@ def written_out(volume, roi, size, scale, ratio):
 
 
 @pytest.mark.parametrize("ratio", [0, 1, 2])
-def test_it_is_trilinear_sampling_written_out(ratio):
+@pytest.mark.parametrize("values", [2**25, 24 * 2])
+def test_it_is_trilinear_sampling_written_out(ratio, values, monkeypatch):
+    monkeypatch.setattr(module, "_VALUES", values)  # all at once, and by one or two
     features, size = features_of(channels=1), (3, 2, 4)
     found = roi_align_3d(features, ROIS, size, SCALE, ratio)
     assert found.shape == (5, 1, *size)
