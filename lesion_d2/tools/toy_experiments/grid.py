@@ -1,15 +1,14 @@
 """The runs of the grid: where they lie, what they are trained on, and what came out of them."""
 
 import itertools
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from lesion_d2.data.catalog import load_records
 from lesion_d2.data.toys import dataset_name
-from lesion_d2.files import written_whole
+from lesion_d2.tools.run_files import RESULT, RunFiles
 from lesion_d2.tools.trainings import hash_settings
 
 #: Names of the configs in configs/toys, one-stage models first.
@@ -26,8 +25,6 @@ SIZES = (1000, 500, 250, 100, 50)
 ALL_IMAGES = 1000  # of the whole training set, and of the whole test set
 #: Keys of the config that the grid sets.
 GRID_KEYS = ("OUTPUT_DIR", "DATASETS.TRAIN", "DATASETS.TEST", "SEED")
-#: In a run's folder: its options, from its beginning, and with what came out, from its end.
-BEGUN, RESULT = "run.json", "result.json"
 _NUMBER = r"([1-9][0-9]*)"
 _PLACE = re.compile(f"({'|'.join(TASKS)})/({'|'.join(MODELS)})/{_NUMBER}/seed_{_NUMBER}")
 
@@ -136,72 +133,30 @@ class Run:
         grid = itertools.chain.from_iterable(zip(GRID_KEYS, values, strict=True))
         return ["--config-file", str(configs / self.config), flag, *self.opts, *grid]
 
+    @property
+    def _files(self) -> RunFiles[Result]:
+        return RunFiles(self.folder, self.options(), f"configs/toys/{self.config}", Result)
+
     def begin(self) -> None:
         """Make its folder and note its options there, for whoever resumes it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _write(self.folder / BEGUN, {"options": self.options()})
+        self._files.begin()
 
     def end(self, result: Result) -> None:
         """Write its ``result.json``."""
-        _write(self.folder / RESULT, {"options": self.options(), "result": asdict(result)})
+        self._files.end(result)
 
     def result(self) -> Result | None:
         """Read its ``result.json``; None where there is none yet.
 
         Raises:
-            ValueError: its folder is that of a run with other options, or of none of this tool,
-                or of another version of it.
+            ValueError: see :meth:`RunFiles.result`.
         """
-        begun = self._read(BEGUN)
-        if begun is None and (self.folder / "last_checkpoint").is_file():
-            raise ValueError(
-                f"{self.folder}: found a training that this tool did not begin (no {BEGUN}): "
-                "remove the folder, or choose another --output"
-            )
-        done = self._read(RESULT)
-        return None if done is None else done["result"]
-
-    def _read(self, name: str) -> dict | None:
-        file = self.folder / name
-        if not file.is_file():
-            return None
-        wanted = self.options()
-        try:
-            content = json.loads(file.read_text())
-            found = dict(content["options"])
-            if found.keys() != wanted.keys():
-                raise ValueError(f"options {', '.join(found)}, expected {', '.join(wanted)}")
-            if name == RESULT:
-                content["result"] = Result(**content["result"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{file}: found no file of this tool, or one of another version ({error!r}): "
-                "remove its folder, or choose another --output"
-            ) from None
-        if found != wanted:
-            raise ValueError(
-                f"{self.folder}: found a run with other options ({self._changes(found)}): remove "
-                "the folder, or choose another --output"
-            )
-        return content
-
-    def _changes(self, found: dict) -> str:
-        wanted = self.options()
-        keys = [key for key in wanted if found[key] != wanted[key]]
-        if keys == ["settings"]:
-            return f"configs/toys/{self.config} has changed since"
-        keys = [key for key in keys if key != "settings"]
-        return ", ".join(f"{key} {found[key]} instead of {wanted[key]}" for key in keys)
+        return self._files.result()
 
 
 def config_file(model: str, small: bool) -> str:
     """The name of a model's config in configs/toys."""
     return f"{model}{'_small' if small else ''}.yaml"
-
-
-def _write(file: Path, content: dict) -> None:
-    with written_whole(file) as partial:
-        partial.write_text(json.dumps(content, indent=2))
 
 
 def read_settings(configs: Path, small: bool) -> dict[str, str]:

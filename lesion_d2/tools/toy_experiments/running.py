@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from lesion_d2.evaluation.evaluator import RESULTS
 from lesion_d2.tools import trainings
 from lesion_d2.tools.checkout import find_in_checkout
+from lesion_d2.tools.run_files import read_metric
 from lesion_d2.tools.trainings import KILL_SECONDS, FailedRun
 
 from .grid import Result, Run
@@ -93,22 +93,6 @@ class ToyRun:
         _, iteration = read_metric(metrics, "total_loss")
         date = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         self.run.end(Result(ap10, iteration + 1, seconds, resumed, date))
-
-
-def read_metric(file: Path, metric: str) -> tuple[float, int]:
-    """The last value of a metric in a run's ``metrics.json``, and the iteration that it is of.
-
-    Raises:
-        FailedRun: there is no number.
-    """
-    try:
-        records = [json.loads(line) for line in file.read_text().splitlines() if metric in line]
-        value, iteration = float(records[-1][metric]), int(records[-1]["iteration"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise FailedRun(f"{file}: found no {metric} ({error!r})") from None
-    if not math.isfinite(value):
-        raise FailedRun(f"{file}: found {metric} {value}, expected a number")
-    return value, iteration
 
 
 def read_test(run: Run) -> float:

@@ -1,0 +1,109 @@
+"""What a run of a grid was made with, and what came out of it: two files in its folder."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from lesion_d2.files import written_whole
+from lesion_d2.tools.trainings import FailedRun
+
+#: In a run's folder: its options, from its beginning, and with what came out, from its end.
+BEGUN, RESULT = "run.json", "result.json"
+
+ResultType = TypeVar("ResultType")
+
+
+@dataclass(frozen=True)
+class RunFiles(Generic[ResultType]):
+    """The files of one run.
+
+    Args:
+        folder: its OUTPUT_DIR.
+        options: what decides its result, but for the code; what JSON can hold. ``settings`` among
+            them is what its config says (:func:`~lesion_d2.tools.trainings.hash_settings`).
+        config: its config's file, for messages.
+        kind: a dataclass, which raises TypeError or ValueError where a field is none.
+    """
+
+    folder: Path
+    options: Mapping[str, Any]
+    config: str
+    kind: type[ResultType]
+
+    def begin(self) -> None:
+        """Make the folder and note the options there, for whoever resumes the run."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write(BEGUN, {})
+
+    def end(self, result: ResultType) -> None:
+        """Write what came out."""
+        self._write(RESULT, {"result": asdict(result)})
+
+    def result(self) -> ResultType | None:
+        """Read what came out; None where the run has not ended.
+
+        Raises:
+            ValueError: the folder is that of a run with other options, or of none of this tool,
+                or of another version of it.
+        """
+        begun = self._read(BEGUN)
+        if begun is None and (self.folder / "last_checkpoint").is_file():
+            raise ValueError(
+                f"{self.folder}: found a training that this tool did not begin (no {BEGUN}): "
+                "remove the folder, or choose another --output"
+            )
+        done = self._read(RESULT)
+        return None if done is None else done["result"]
+
+    def _write(self, name: str, content: Mapping) -> None:
+        with written_whole(self.folder / name) as partial:
+            partial.write_text(json.dumps({"options": self.options, **content}, indent=2))
+
+    def _read(self, name: str) -> dict | None:
+        file = self.folder / name
+        if not file.is_file():
+            return None
+        try:
+            content = json.loads(file.read_text())
+            found = dict(content["options"])
+            if found.keys() != self.options.keys():
+                raise ValueError(f"options {', '.join(found)}, expected {', '.join(self.options)}")
+            if name == RESULT:
+                content["result"] = self.kind(**content["result"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{file}: found no file of this tool, or one of another version ({error!r}): "
+                "remove its folder, or choose another --output"
+            ) from None
+        if found != self.options:
+            raise ValueError(
+                f"{self.folder}: found a run with other options ({self._changes(found)}): remove "
+                "the folder, or choose another --output"
+            )
+        return content
+
+    def _changes(self, found: Mapping) -> str:
+        keys = [key for key in self.options if found[key] != self.options[key]]
+        if keys == ["settings"]:
+            return f"{self.config} has changed since"
+        keys = [key for key in keys if key != "settings"]
+        return ", ".join(f"{key} {found[key]} instead of {self.options[key]}" for key in keys)
+
+
+def read_metric(file: Path, metric: str) -> tuple[float, int]:
+    """The last value of a metric in a run's ``metrics.json``, and the iteration that it is of.
+
+    Raises:
+        FailedRun: there is no number.
+    """
+    try:
+        records = [json.loads(line) for line in file.read_text().splitlines() if metric in line]
+        value, iteration = float(records[-1][metric]), int(records[-1]["iteration"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise FailedRun(f"{file}: found no {metric} ({error!r})") from None
+    if not math.isfinite(value):
+        raise FailedRun(f"{file}: found {metric} {value}, expected a number")
+    return value, iteration
