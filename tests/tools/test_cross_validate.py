@@ -167,6 +167,17 @@ def test_commands_of_a_fold(call, tmp_path):
     ]
 
 
+def test_a_model_of_volumes_sees_volumes_alone(call, tmp_path):
+    """Runs of slices with a lesion are none of the volumes that it is meant for."""
+    options = ["--fold", "1", "MODEL.DEVICE", "cpu", "INPUT.VOLUME.PATCH_SIZE", "(8, 16, 16)"]
+    assert main(call("out", *options)) == 0
+    out = tmp_path / "out"
+    (train,), (test,) = _calls(out / "fold1"), _calls(out / "fold1" / "test")
+    names = [train[train.index(key) + 1] for key in ("DATASETS.TRAIN", "DATASETS.TEST")]
+    names.append(test[test.index("DATASETS.TEST") + 1])
+    assert names == [f"('{NAME}_fold1_volumes_{split}',)" for split in ("train", "val", "test")]
+
+
 CALLER = """
 import sys
 from lesion_d2.tools.cross_validate.__main__ import main

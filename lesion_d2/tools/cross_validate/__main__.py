@@ -4,8 +4,9 @@ python -m lesion_d2.tools.cross_validate --config-file configs/retina_unet/retin
     --dataset mine --folds 5 MODEL.RETINANET.NUM_CLASSES 1
 python -m lesion_d2.tools.cross_validate ... --fold 2          # one fold, such as on one GPU or job
 
-For each fold train_net.py trains on mine_fold<k>_train with mine_fold<k>_val for validation, and
-tests the ensemble of the best checkpoints (TEST.KEEP_BEST, 5 where the config keeps none) on
+For each fold train_net.py trains on mine_fold<k>_train with mine_fold<k>_val for validation (a
+model of volumes on mine_fold<k>_volumes_train, with mine_fold<k>_volumes_val), and tests the
+ensemble of the best checkpoints (TEST.KEEP_BEST, 5 where the config keeps none) on
 mine_fold<k>_volumes_test, in OUTPUT/fold<k>. A data set without folds gets them, as by
 lesion_d2.tools.split_data. Call this again after an interruption: folds that are done stay, one
 that was begun goes on. A fold that was made with other options or data is refused.
@@ -31,6 +32,7 @@ from lesion_d2.evaluation import combine_evaluations
 from lesion_d2.tools.arguments import data_set_folder, positive
 from lesion_d2.tools.checkout import find_in_checkout
 from lesion_d2.tools.trainings import hash_settings, interruptible, run_all
+from lesion_d2.volumetric_config import is_volumetric
 
 from .folds import FoldOptions, FoldRun, hash_data, split_options
 from .report import FIGURE_FILE, JSON_FILE, TABLE_FILE, make_table, write_report
@@ -141,11 +143,15 @@ def make_runs(args: argparse.Namespace) -> list[FoldRun]:
         hash_data(root),
         hash_settings(Path(args.config_file)),
         opts,
-        args.train_on_volumes,
+        args.train_on_volumes or is_volumetric(cfg),
         cfg.TEST.KEEP_BEST or _KEEP_BEST,
     )
     output = args.output or Path("output/cross_validation", root.name)
-    rest = {"num_gpus": args.num_gpus, "free_opts": free_opts}
+    rest = {
+        "num_gpus": args.num_gpus,
+        "free_opts": free_opts,
+        "validates_volumes": is_volumetric(cfg),
+    }
     return [FoldRun(output, k, args.config_file, options, **rest) for k in range(args.folds)]
 
 

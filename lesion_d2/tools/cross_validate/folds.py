@@ -64,6 +64,8 @@ class FoldRun:
         options: the same for all folds.
         num_gpus: processes of train_net.py.
         free_opts: further KEY VALUE pairs, which do not decide the result.
+        validates_volumes: whether its checkpoints are validated on volumes, as those of a model of
+            volumes have to be, and not on slices with a lesion.
     """
 
     output: Path
@@ -72,6 +74,7 @@ class FoldRun:
     options: FoldOptions
     num_gpus: int = 1
     free_opts: tuple[str, ...] = ()
+    validates_volumes: bool = False
 
     @property
     def name(self) -> str:
@@ -88,7 +91,8 @@ class FoldRun:
         """Names of what it is trained on, validated on and tested on."""
         prefix = f"{self.options.dataset}_fold{self.number}"
         trained = "volumes_train" if self.options.on_volumes else "train"
-        return f"{prefix}_{trained}", f"{prefix}_val", f"{prefix}_volumes_test"
+        validated = "volumes_val" if self.validates_volumes else "val"
+        return f"{prefix}_{trained}", f"{prefix}_{validated}", f"{prefix}_volumes_test"
 
     def commands(self) -> list[list[str]]:
         """Arguments of train_net.py: of the training, which goes on where it was, and the test."""
