@@ -7,7 +7,9 @@ from pathlib import Path
 
 import lesion_d2
 from lesion_d2.data.loader import build_lesion_test_loader, build_lesion_train_loader
+from lesion_d2.data.volumetric.loader import build_volume_train_loader
 from lesion_d2.engine import Trainer
+from lesion_d2.volumetric_config import is_volumetric
 
 import pytest
 import torch
@@ -39,6 +41,7 @@ _MOST = {
     "ROI_HEADS.BATCH_SIZE_PER_IMAGE": 64,
     "RPN.POST_NMS_TOPK_TRAIN": 100,
     "RPN.POST_NMS_TOPK_TEST": 100,
+    "VOLUMETRIC.HEAD_CHANNELS": 16,
 }
 
 
@@ -68,12 +71,17 @@ def _reduced(file):
     cfg.DATASETS.TRAIN = ("phantom_train",)
     cfg.DATASETS.TEST = ("phantom_val",)
     cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.DATALOADER.EMPTY_SHARE = -1.0  # all of these have a lesion
     cfg.SOLVER.IMS_PER_BATCH = 2
     # What draws anchors may draw none of a level in a step.
     cfg.MODEL.RETINA_UNET.SHEM_POOL = cfg.MODEL.LESION_RCNN.SHEM_POOL = 0
     cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = 100_000
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 512
     cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT = True
+    if is_volumetric(cfg):
+        cfg.INPUT.VOLUME.PATCH_SIZE = (8, 64, 64)
+        cfg.INPUT.VOLUME.SPACING = (0.0, 0.0, 0.0)
+        cfg.DATASETS.TRAIN = ("phantom_volumes_train",)
     return cfg
 
 
@@ -93,7 +101,8 @@ def test_config_builds_trains_a_step_and_infers(file, tiny_phantom):
     seed_all_rng(0)  # of the batch too, as some have no anchor on a lesion
     model = build_model(cfg)
     optimizer = Trainer.build_optimizer(cfg, model)
-    batch = next(iter(build_lesion_train_loader(cfg)))
+    build = build_volume_train_loader if is_volumetric(cfg) else build_lesion_train_loader
+    batch = next(iter(build(cfg)))
     before = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
     with EventStorage():
         losses = model(batch)
@@ -108,10 +117,14 @@ def test_config_builds_trains_a_step_and_infers(file, tiny_phantom):
     ]
     assert not same, f"the step did not change {same}"
     model.eval()
-    sample = next(iter(build_lesion_test_loader(cfg, "phantom_val")))
+    if is_volumetric(cfg):
+        sample = [{"image": 255 * torch.rand(1, *cfg.INPUT.VOLUME.PATCH_SIZE)}]
+        size = cfg.INPUT.VOLUME.PATCH_SIZE
+    else:
+        sample = next(iter(build_lesion_test_loader(cfg, "phantom_val")))
+        size = (sample[0]["height"], sample[0]["width"])
     with torch.no_grad():
         [output] = model(sample)
-    size = (sample[0]["height"], sample[0]["width"])
     assert output["instances"].image_size == size
 
 
@@ -270,6 +283,82 @@ def test_models_of_jaegers_comparison_differ_in_nothing_but_what_they_are(tmp_pa
     if (name, model) == ("toys/{}_small", "retina_unet"):
         expected.add("MODEL.RETINA_UNET.SEG_LOSS_WEIGHT")
     assert {key for key in own if own[key] != common[key]} == expected
+
+
+@pytest.mark.parametrize("model", _JAEGER)
+def test_jaegers_models_in_3d_are_those_of_slices_and_two_parts(tmp_path, model):
+    folder, file = CONFIGS / "retina_unet", tmp_path / "own.yaml"
+    parts = [folder / f"{model}.yaml", folder / "parts" / "3d.yaml", folder / "parts" / "lidc.yaml"]
+    file.write_text(f"_BASE_: {list(map(str, parts))}")
+    expected, values = values_of(file), values_of(folder / f"{model}_3d.yaml")
+    changed = {key for key in values if values[key] != expected[key]}
+    own = {"MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "OUTPUT_DIR"}
+    stages = {"MODEL.VOLUMETRIC.ANCHOR_DEPTHS"} if "mask" in model or "faster" in model else set()
+    assert changed == own | stages
+    assert values["MODEL.BACKBONE.NAME"].replace("_3d_", "_") == expected["MODEL.BACKBONE.NAME"]
+    depths = values["MODEL.VOLUMETRIC.ANCHOR_DEPTHS"]
+    for level, sizes in enumerate(values["MODEL.ANCHOR_GENERATOR.SIZES"]):
+        # Jaeger et al., section 4.1: z-scales 1, 2, 4 and 8 with sizes 4, 8, 16 and 32
+        assert depths[level] == pytest.approx([size / 4 for size in sizes], rel=1e-3)
+
+
+def test_jaegers_models_in_3d_have_the_papers_values_or_those_of_the_authors_code():
+    """Jaeger et al., sections 3.1, 4.1, 4.2 and 4.4.1; else their published lidc_exp."""
+    values = values_of(CONFIGS / "retina_unet" / "mask_rcnn_3d.yaml")
+    weights = (10.0, 10.0, 10.0, 5.0, 5.0, 5.0)
+    expected = {
+        "INPUT.VOLUME.PATCH_SIZE": (64, 128, 128),
+        "INPUT.VOLUME.SPACING": (0.7, 0.7, 1.25),
+        "INPUT.PATCH.FOREGROUND_PROB": 0.5,
+        "INPUT.CT.HU_WINDOW": (-1200.0, 600.0),
+        "SOLVER.OPTIMIZER": "Adam",
+        "SOLVER.BASE_LR": 1e-4,
+        "SOLVER.IMS_PER_BATCH": 8,
+        "SOLVER.MAX_ITER": 100 * 200,
+        "TEST.KEEP_BEST": 5,
+        "DATALOADER.CLASS_BALANCE": True,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": 18,
+        "MODEL.FPN.OUT_CHANNELS": 36,
+        "MODEL.VOLUMETRIC.HEAD_CHANNELS": 64,
+        "MODEL.VOLUMETRIC.STRIDES": ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+        "MODEL.VOLUMETRIC.BOX_POOLER_DEPTH": 3,
+        "MODEL.VOLUMETRIC.MASK_POOLER_DEPTH": 5,
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+        "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
+        "MODEL.DET_UNET.MAX_COMPONENTS": 15,
+        "MODEL.RPN.CONV_DIMS": [64],
+        "MODEL.RPN.IOU_THRESHOLDS": [0.01, 0.7],
+        "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 6000,
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN": 75,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": 500,
+        "MODEL.RETINANET.IOU_THRESHOLDS": [0.01, 0.5],
+        "MODEL.ROI_HEADS.IOU_THRESHOLDS": [0.01, 0.3],
+        **{
+            f"MODEL.{name}.BBOX_REG_WEIGHTS": weights
+            for name in ("RETINANET", "RPN", "ROI_BOX_HEAD")
+        },
+    }
+    assert {key: values[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("model", sorted({*_JAEGER} - {"faster_rcnn_plus"}))
+def test_rows_of_the_small_table_1_see_as_many_voxels_of_the_same_patients(model):
+    rows = [
+        values_of(CONFIGS / "retina_unet" / "small" / dimension / f"{model}.yaml")
+        for dimension in ("2d", "2dc", "3d")
+    ]
+    seen = []
+    for values in rows:
+        patch = values["INPUT.VOLUME.PATCH_SIZE"]
+        patch = patch if any(patch) else values["INPUT.PATCH.SIZE"]
+        seen.append(math.prod(patch) * values["SOLVER.IMS_PER_BATCH"] * values["SOLVER.MAX_ITER"])
+        shared = ("DATASETS.TRAIN", "INPUT.CT.HU_WINDOW", "MODEL.FPN.OUT_CHANNELS")
+        shared += ("MODEL.RESNETS.WIDTH_PER_GROUP", "SOLVER.BASE_LR", "MODEL.UNET_FPN.C0_CHANNELS")
+        assert {key: values[key] for key in shared} == {key: rows[0][key] for key in shared}
+    assert len(set(seen)) == 1
+    changed = {key for key in rows[1] if rows[1][key] != rows[0][key]}
+    slices = {"INPUT.CT.NUM_SLICES", "INPUT.CT.SLICE_INTERVAL"}
+    assert changed == slices | {"MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "OUTPUT_DIR"}
 
 
 def test_jaegers_models_have_the_papers_values():
