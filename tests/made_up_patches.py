@@ -54,11 +54,43 @@ def tiny_config(name: str, *options: object) -> CfgNode:
         "MODEL.RETINA_UNET.SOFTMAX": True,
         "MODEL.RETINA_UNET.SHEM_POOL": 20,
         "INPUT.VOLUME.PATCH_SIZE": (8, 48, 48),
+        **_two_stages(levels),
     }
     for key, value in values.items():
         cfg.merge_from_list([key, value])
     cfg.merge_from_list(list(options))
     return cfg
+
+
+def _two_stages(levels: list[str]) -> dict[str, object]:
+    """Keys of the RPN and of the RoI heads."""
+    weights = (10.0, 10.0, 10.0, 5.0, 5.0, 5.0)
+    return {
+        "MODEL.PROPOSAL_GENERATOR.NAME": "LesionRPN3D",
+        "MODEL.RPN.HEAD_NAME": "StandardRPNHead3D",
+        "MODEL.RPN.IN_FEATURES": levels,
+        "MODEL.RPN.CONV_DIMS": [16],
+        "MODEL.RPN.BBOX_REG_WEIGHTS": weights,
+        "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 100,
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": 100,
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN": 40,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": 40,
+        "MODEL.ROI_HEADS.NAME": "LesionROIHeads3D",
+        "MODEL.ROI_HEADS.NUM_CLASSES": 2,
+        "MODEL.ROI_HEADS.IN_FEATURES": levels,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
+        "MODEL.ROI_HEADS.IOU_THRESHOLDS": [0.3],
+        "MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.1,
+        "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead3D",
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": weights,
+        "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 5,
+        "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead3D",
+        "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
+        "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+        "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 7,
+    }
 
 
 def tiny_model(name: str, *options: object) -> nn.Module:

@@ -11,6 +11,7 @@ from detectron2.modeling.anchor_generator import (
 from torch import Tensor
 
 from ...structures import Boxes3D
+from .shape import VolumeShape
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()
@@ -59,7 +60,13 @@ class AnchorGenerator3D(DefaultAnchorGenerator):
         )
 
     @classmethod
-    def from_config(cls, cfg, input_shape: list) -> dict:
+    def from_config(cls, cfg, input_shape: list[VolumeShape]) -> dict:
+        if not all(isinstance(shape, VolumeShape) for shape in input_shape):
+            raise ValueError(
+                f"MODEL.BACKBONE.NAME: found {cfg.MODEL.BACKBONE.NAME!r}, expected one of volumes, "
+                "such as 'build_resnet_fpn_3d_backbone', for MODEL.ANCHOR_GENERATOR.NAME "
+                f"{cls.__name__!r}"
+            )
         return {
             **super().from_config(cfg, input_shape),
             "depths": cfg.MODEL.VOLUMETRIC.ANCHOR_DEPTHS,

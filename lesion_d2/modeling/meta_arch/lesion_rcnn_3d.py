@@ -1,0 +1,93 @@
+from detectron2.config import configurable
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+)
+from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
+from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY
+from detectron2.structures import Instances
+
+from ...layers import paste_masks_3d
+from ..volumetric import (
+    AnchorGenerator3D,
+    FastRCNNConvFCHead3D,
+    LesionROIHeads3D,
+    LesionRPN3D,
+    MaskRCNNConvUpsampleHead3D,
+    StandardRPNHead3D,
+)
+from .lesion_rcnn import LesionRCNN
+from .volumetric import VolumetricDetector
+
+# What of a config has to be in 3-D: its registry, and the class that it is or is derived from.
+_PARTS = {
+    "MODEL.ANCHOR_GENERATOR.NAME": (ANCHOR_GENERATOR_REGISTRY, AnchorGenerator3D),
+    "MODEL.PROPOSAL_GENERATOR.NAME": (PROPOSAL_GENERATOR_REGISTRY, LesionRPN3D),
+    "MODEL.RPN.HEAD_NAME": (RPN_HEAD_REGISTRY, StandardRPNHead3D),
+    "MODEL.ROI_HEADS.NAME": (ROI_HEADS_REGISTRY, LesionROIHeads3D),
+    "MODEL.ROI_BOX_HEAD.NAME": (ROI_BOX_HEAD_REGISTRY, FastRCNNConvFCHead3D),
+    "MODEL.ROI_MASK_HEAD.NAME": (ROI_MASK_HEAD_REGISTRY, MaskRCNNConvUpsampleHead3D),
+}
+
+
+@META_ARCH_REGISTRY.register()
+class LesionRCNN3D(VolumetricDetector, LesionRCNN):
+    """The two-stage detectors on volumes (Jaeger et al., section 4.1).
+
+    Mask R-CNN with MODEL.MASK_ON, Faster R-CNN+ without, and U-Faster R-CNN+ on a
+    :class:`UNetFPN3D` with MODEL.LESION_RCNN.SEG_LOSS_WEIGHT. It is :class:`LesionRCNN`, with
+    backbone, anchors, RPN, poolers and heads in 3-D. Images are patches (1, D, H, W), and results
+    are theirs: volumes are cut, mirrored and joined by :mod:`lesion_d2.inference`.
+
+    Args:
+        kwargs: see :class:`LesionRCNN`.
+
+    Raises:
+        ValueError: a part of the config is one for slices, or VIS_PERIOD asks for pictures of
+            training, which are only there for slices.
+    """
+
+    @configurable
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        if self.vis_period > 0:
+            raise ValueError(
+                f"VIS_PERIOD: found {self.vis_period}, expected 0 for a {type(self).__name__}: "
+                "pictures of training show slices alone"
+            )
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        for key, (registry, kind) in _PARTS.items():
+            if key == "MODEL.ROI_MASK_HEAD.NAME" and not cfg.MODEL.MASK_ON:
+                continue
+            node = cfg
+            for name in key.split("."):
+                node = node[name]
+            if not (node in registry and issubclass(registry.get(node), kind)):
+                raise ValueError(
+                    f"{key}: found {node!r}, expected {kind.__name__!r} for a {cls.__name__}"
+                )
+        return super().from_config(cfg)
+
+    def postprocess(self, result: Instances, input_dict: dict) -> Instances:
+        """Cut boxes to the patch, and paste the masks into it.
+
+        Args:
+            result: of one image, with boxes in its voxels and, with masks, ``pred_masks``
+                (n, 1, d, h, w), probabilities in the boxes. Detections outside of the image are
+                left out.
+            input_dict: not looked at; patches are not resized.
+
+        Returns:
+            With ``pred_masks`` (n, D, H, W) bool.
+        """
+        result.pred_boxes.clip(result.image_size)
+        result = result[result.pred_boxes.nonempty()]
+        if result.has("pred_masks"):
+            result.pred_masks = paste_masks_3d(
+                result.pred_masks[:, 0], result.pred_boxes.tensor, result.image_size
+            )
+        return result
