@@ -3,13 +3,14 @@ import math
 import lesion_d2  # noqa: F401, makes detectron2 importable
 from lesion_d2.ignore_regions import IGNORED_CLASS, mark_regions
 from lesion_d2.modeling.meta_arch.retina_unet import masks_in_boxes
-from lesion_d2.structures import BitMasks3D, Boxes3D
+from lesion_d2.structures import BitMasks3D, Boxes3D, pairwise_giou
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
-from made_up_patches import patch, tiny_model
+from made_up_patches import patch, tiny_config, tiny_model
 
 SIZE = (8, 40, 40)
 BOXES = [[5.5, 9.5, 1.5, 15.5, 20.5, 4.5], [20.5, 14.5, 0.5, 34.5, 30.5, 6.5]]
@@ -105,6 +106,32 @@ def test_thin_patches_odd_sizes_and_patches_without_a_lesion(sizes):
         assert found.image_size == size and len(found) > 0
         assert found.pred_masks.shape == (len(found), *size)
         assert found.pred_boxes.inside_box(size).all() and found.pred_boxes.nonempty().all()
+
+
+def test_nndetections_matching_and_losses(pytestconfig):
+    cfg = tiny_config("RetinaUNet3D")
+    part = "configs/retina_unet/parts/nndetection.yaml"
+    cfg.merge_from_file(str(pytestconfig.rootpath / part))
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    batch = [patch(BOXES, SIZE, classes=[1, 0]), patch([], SIZE)]
+    seen = {}
+    losses = model.losses
+    model.losses = lambda *args: seen.update(args=args) or losses(*args)
+    found = _losses(model, batch)
+    sum(found.values()).backward()
+    assert all(torch.isfinite(x.grad).all() for x in model.parameters())
+    anchors, pred_logits, (labels, of_empty), deltas, (boxes, _) = seen["args"]
+    positive = labels < 2
+    matches, is_match = model.atss(
+        batch[0]["instances"].gt_boxes, anchors, model.anchor_generator.num_anchors
+    )
+    assert torch.equal(positive, is_match == 1) and (of_empty == 2).all()
+    assert set(matches[positive].tolist()) == {0, 1} and pred_logits[0].shape[-1] == 2
+    every = Boxes3D.cat(anchors).tensor[positive]
+    moved = model.box2box_transform.apply_deltas(torch.cat(deltas, dim=1)[0][positive], every)
+    giou = pairwise_giou(Boxes3D(moved.detach()), Boxes3D(boxes[positive])).diagonal()
+    torch.testing.assert_close(found["loss_box_reg"], (1 - giou).mean())
 
 
 def test_masks_in_boxes_against_a_loop():
