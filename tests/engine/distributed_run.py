@@ -7,6 +7,7 @@ import os
 from functools import partial
 from pathlib import Path
 
+from lesion_d2.data.volume_set.catalog import register_volume_set
 from lesion_d2.engine import Trainer, finish_run, load_model
 from lesion_d2.engine.hard_negatives import HardNegativeMiningHook
 from lesion_d2.engine.mean_teacher import MeanTeacherHook
@@ -221,3 +222,30 @@ def _train_mean_teacher(args: argparse.Namespace, file: str) -> None:
     states = comm.all_gather(found)
     if comm.is_main_process():
         Path(file).write_text(json.dumps(states))
+
+
+def train_volumes(root: str, name: str, args, evaluated, file: str) -> None:
+    """Train a model of volumes, then evaluate another; write each process's sum of its weights."""
+    register_volume_set(root, name)
+    cfg = train_net.setup(args)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    before = _sum_of_weights(trainer.model)
+    batch = next(trainer._trainer._data_loader_iter)
+    trainer.after_train = lambda: None  # it tests
+    trainer.train()
+    found = {
+        "before": before,
+        "weights": _sum_of_weights(trainer.model),
+        "volumes": [sample["image_id"] for sample in batch],
+    }
+    sums = comm.all_gather(found)
+    cfg = train_net.setup(evaluated)
+    Trainer.test(cfg, load_model(cfg))
+    if comm.is_main_process():
+        with open(file, "w") as out:
+            json.dump(sums, out)
+
+
+def _sum_of_weights(model: nn.Module) -> float:
+    return sum(float(p.double().abs().sum()) for p in unwrap(model).parameters())
