@@ -81,6 +81,11 @@ class VolumetricRetinaNet(VolumetricDetector, RetinaNet):
     @classmethod
     def from_config(cls, cfg) -> dict:
         backbone, options = build_backbone(cfg), cfg.MODEL.RETINANET
+        if len(options.BBOX_REG_WEIGHTS) != 6:
+            raise ValueError(
+                f"MODEL.RETINANET.BBOX_REG_WEIGHTS: found {tuple(options.BBOX_REG_WEIGHTS)}, "
+                "expected six, of dx, dy, dz, dw, dh and dd"
+            )
         shapes = volume_shapes(backbone, options.IN_FEATURES)
         return {
             "backbone": backbone,

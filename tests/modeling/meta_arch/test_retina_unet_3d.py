@@ -1,6 +1,7 @@
 import math
 
 import lesion_d2  # noqa: F401, makes detectron2 importable
+from lesion_d2.evaluation import froc_curve
 from lesion_d2.ignore_regions import IGNORED_CLASS, mark_regions
 from lesion_d2.modeling.meta_arch.retina_unet import masks_in_boxes
 from lesion_d2.structures import BitMasks3D, Boxes3D, pairwise_giou
@@ -15,6 +16,73 @@ from made_up_patches import patch, tiny_config, tiny_model
 SIZE = (8, 40, 40)
 BOXES = [[5.5, 9.5, 1.5, 15.5, 20.5, 4.5], [20.5, 14.5, 0.5, 34.5, 30.5, 6.5]]
 KEEP_ALL = ("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0)
+
+
+def _mirrored(sample, axes):
+    """A patch and its lesions with x (0), y (1) or z (2) the other way round."""
+    instances, dims = sample["instances"], [-1 - axis for axis in axes]
+    boxes = instances.gt_boxes.tensor.clone()
+    for axis in axes:
+        boxes[:, [axis, axis + 3]] = (
+            instances.image_size[-1 - axis] - 1 - boxes[:, [axis + 3, axis]]
+        )
+    mirrored = Instances(instances.image_size, **instances.get_fields())
+    mirrored.gt_boxes = Boxes3D(boxes)
+    mirrored.gt_masks = BitMasks3D(instances.gt_masks.tensor.flip(dims))
+    return {"image": sample["image"].flip(dims), "instances": mirrored}
+
+
+MIRRORS = [[axis for axis in range(3) if n >> axis & 1] for n in range(8)]
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """A model that learned two volumes, mirrored in all ways, by heart, and the volumes."""
+    size = (6, 32, 32)
+    batch = [
+        patch([[2.5, 4.5, 0.5, 11.5, 12.5, 3.5]], size),
+        patch([[9.5, 9.5, -0.5, 25.5, 24.5, 4.5]], size, classes=[1], seed=1),
+    ]
+    options = ("MODEL.RETINA_UNET.PREDICT_MASKS", True, "MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC", True)
+    model, steps = tiny_model("RetinaUNet3D", *options), 60
+    optimizer = torch.optim.Adam(model.parameters())
+    for step in range(steps):
+        for group in optimizer.param_groups:  # to 0, so that boxes come to rest
+            group["lr"] = 0.01 * (1 - step / steps)
+        views = [_mirrored(x, MIRRORS[(step * (3 + 2 * i) + i) % 8]) for i, x in enumerate(batch)]
+        optimizer.zero_grad()
+        sum(_losses(model, views).values()).backward()
+        optimizer.step()
+    return model, batch
+
+
+def test_mirrored_volumes_that_were_learned_by_heart_have_an_ap_of_100(learned):
+    model, batch = learned
+    samples = [_mirrored(sample, axes) for axes in MIRRORS for sample in batch]
+    found = _detect(model, samples)
+    for category in range(2):
+        detections = [x[x.pred_classes == category] for x in found]
+        truth = [x["instances"][x["instances"].gt_classes == category] for x in samples]
+        curve = froc_curve(
+            [x.pred_boxes.tensor.numpy() for x in detections],
+            [x.scores.numpy() for x in detections],
+            [x.gt_boxes.tensor.numpy() for x in truth],
+            iou_threshold=0.1,  # the paper's
+        )
+        assert curve.at([0.0]) == [1.0]  # all are found before the first false positive
+    for sample, result in zip(samples, found, strict=True):
+        truth, mask = sample["instances"].gt_masks.tensor[0], result.pred_masks[0]
+        assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.7
+
+
+@pytest.mark.parametrize("shift", [(0, 0, 8), (0, 8, 0), (1, 0, 0)], ids=str)
+def test_a_shifted_volume_has_shifted_boxes(learned, shift):
+    model, (sample, _) = learned
+    (before,) = _detect(model, [sample])
+    (after,) = _detect(model, [{"image": sample["image"].roll(shift, dims=(1, 2, 3))}])
+    moved = after.pred_boxes.tensor[0] - before.pred_boxes.tensor[0]
+    assert (moved - torch.tensor(shift[::-1] * 2)).abs().max() < 1
+    assert after.pred_classes[0] == before.pred_classes[0] == 0
 
 
 def _losses(model, batch):
@@ -144,3 +212,61 @@ def test_masks_in_boxes_against_a_loop():
         x1, y1, z1, x2, y2, z2 = boxes[n].tolist()
         inside = x1 <= x <= x2 and y1 <= y <= y2 and z1 <= z <= z2
         assert masks[n, z, y, x] == (inside and class_masks[classes[n], z, y, x])
+
+
+def test_retinanet_has_no_segmentation():
+    backbone = ("MODEL.BACKBONE.NAME", "build_resnet_fpn_3d_backbone")
+    model = tiny_model("RetinaNet3D", *backbone, "MODEL.RETINA_UNET.PREDICT_MASKS", True)
+    sample = patch(BOXES, SIZE)
+    sample["instances"].remove("gt_masks")
+    losses = _losses(model, [sample])
+    assert set(losses) == {"loss_cls", "loss_box_reg"} and model.seg_predictor is None
+    assert not _detect(model, [sample])[0].has("pred_masks")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("MODEL.RETINA_UNET.SHEM_POOL", 0),
+        ("MODEL.RETINA_UNET.SHEM_POOL", 0, "MODEL.RETINA_UNET.SOFTMAX", False),
+        ("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "giou"),
+        ("MODEL.RETINANET.ATSS_CANDIDATES", 4, "MODEL.RETINA_UNET.SHEM_NEGATIVES", 2),
+    ],
+    ids=str,
+)
+def test_losses_of_config_have_gradients_under_mixed_precision(options):
+    model = tiny_model("RetinaUNet3D", *options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = _losses(model, [patch(BOXES, SIZE, classes=[0, 1]), patch([], SIZE)])
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert torch.isfinite(parameter.grad).all(), name
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("MODEL.RETINA_UNET.CALIBRATION", 0.5, "RETINA_UNET.CALIBRATION: found 0.5, expected 0"),
+        ("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "diou", "found 'diou', expected one of smooth_l1"),
+        ("MODEL.RETINANET.NORM", "BN", "MODEL.RETINANET.NORM: found 'BN', expected one of"),
+        ("MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchorGenerator", "expected 'AnchorGenerator3D'"),
+        ("MODEL.RETINANET.IN_FEATURES", ["p2", "p6"], r"expected \['p6'\] among them"),
+        ("MODEL.RETINANET.BBOX_REG_WEIGHTS", (1.0, 1.0, 1.0, 1.0), "BBOX_REG_WEIGHTS: found"),
+    ],
+)
+def test_what_volumes_do_not_have_is_refused(option, value, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model("RetinaUNet3D", option, value)
+
+
+def test_a_backbone_of_slices_is_refused():
+    backbone = ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "MODEL.RESNETS.NORM", "BN")
+    with pytest.raises(ValueError, match="NAME: found a FPN, expected a backbone of volumes"):
+        tiny_model("RetinaNet3D", *backbone, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64)
+
+
+def test_a_slice_for_a_volume_is_refused():
+    model = tiny_model("RetinaUNet3D").eval()
+    with pytest.raises(ValueError, match=r"vol_1: found shape \(1, 32, 32\), expected \(1, depth,"):
+        model([{"image": torch.zeros(1, 32, 32), "image_id": "vol_1"}])
