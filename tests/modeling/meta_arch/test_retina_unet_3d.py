@@ -43,7 +43,12 @@ def learned():
         patch([[2.5, 4.5, 0.5, 11.5, 12.5, 3.5]], size),
         patch([[9.5, 9.5, -0.5, 25.5, 24.5, 4.5]], size, classes=[1], seed=1),
     ]
-    options = ("MODEL.RETINA_UNET.PREDICT_MASKS", True, "MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC", True)
+    options = (
+        "MODEL.RETINA_UNET.PREDICT_MASKS",
+        True,
+        "MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC",
+        True,
+    )
     model, steps = tiny_model("RetinaUNet3D", *options), 60
     optimizer = torch.optim.Adam(model.parameters())
     for step in range(steps):
