@@ -266,7 +266,7 @@ def test_what_volumes_do_not_have_is_refused(option, value, message):
 
 
 def test_a_backbone_of_slices_is_refused():
-    backbone = ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "MODEL.RESNETS.NORM", "BN")
+    backbone = ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone")
     with pytest.raises(ValueError, match="NAME: found a FPN, expected a backbone of volumes"):
         tiny_model("RetinaNet3D", *backbone, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64)
 
