@@ -14,8 +14,8 @@ from ..slice_formats import format_of
 
 #: HU of what lies outside of a volume.
 AIR = -1024
-# Slices that a process keeps, of formats that are read slice by slice: 32 MB of 256 x 256.
-_MAX_SLICES = 256
+# Slices that a process keeps, of formats that are read slice by slice: 67 MB of 512 x 512.
+_MAX_SLICES = 128
 
 #: Depth, height, width.
 _Triple = tuple[int, int, int]
