@@ -47,6 +47,12 @@ def _build(cfg: CfgNode, models: Sequence[nn.Module], *, mirrors: bool) -> Ensem
         sides = cfg.TEST.VOLUME_TILE_SIZE
         tile_size = tuple(sides) if any(sides) else tuple(cfg.INPUT.VOLUME.PATCH_SIZE)
         threshold = options.TILE_IOU_THRESH
-        return VolumeEnsemble(models, tile_size=tile_size, iou_threshold=threshold, **shared)
+        return VolumeEnsemble(
+            models,
+            tile_size=tile_size,
+            iou_threshold=threshold,
+            patch_size=tuple(cfg.INPUT.VOLUME.PATCH_SIZE),
+            **shared,
+        )
     threshold = options.TILE_IOU_THRESH if options.TILE_SIZE > 0 else options.IOU_THRESH
     return Ensemble(models, tile_size=options.TILE_SIZE, iou_threshold=threshold, **shared)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
@@ -52,6 +53,8 @@ class VolumeEnsemble(Ensemble):
         models, mirrors, tile_overlap, consolidation, iou_threshold, max_detections: see
             :class:`Ensemble`; detections are of a volume.
         tile_size: depth, height and width of the tiles in voxels of the model.
+        patch_size: least depth, height and width of what models see; a smaller volume lies in the
+            middle of air, as in the patches of training. (0, 0, 0) for none.
 
     Raises:
         ValueError: as :class:`Ensemble`.
@@ -74,6 +77,7 @@ class VolumeEnsemble(Ensemble):
         consolidation: str = "wbc",
         iou_threshold: float = 1e-5,
         max_detections: int = 100,
+        patch_size: Shape = (0, 0, 0),
     ):
         super().__init__(
             models,
@@ -84,6 +88,7 @@ class VolumeEnsemble(Ensemble):
             iou_threshold=iou_threshold,
             max_detections=max_detections,
         )
+        self.patch_size = tuple(patch_size)
 
     @torch.no_grad()
     def views(self, input_dict: Mapping) -> ViewDetections:
@@ -116,10 +121,13 @@ class VolumeEnsemble(Ensemble):
         self, image: Tensor, tile: Tile, flips: Sequence[tuple], shape: Shape
     ) -> Iterator[Instances]:
         """What each view of a tile shows, in voxels of the model."""
+        image, start = pad_image(image, self.patch_size)
         for model in self.models:
             outputs = model([{"image": flip(image, mirror)} for mirror in flips])
             for output, mirror in zip(outputs, flips, strict=True):
                 found = unmirror(output["instances"], mirror)
+                if tuple(image.shape[1:]) != tile.size:
+                    found = _cut(found, start, tile.size)
                 boxes = found.pred_boxes.tensor
                 placed = Instances(shape, scores=found.scores, pred_classes=found.pred_classes)
                 placed.pred_boxes = Boxes3D(boxes + boxes.new_tensor(tile.start[::-1] * 2))
@@ -127,6 +135,36 @@ class VolumeEnsemble(Ensemble):
                     masks = cut_masks(found.pred_masks)
                     placed.pred_masks = [mask.moved(*tile.start[::-1]) for mask in masks]
                 yield placed
+
+
+def pad_image(image: Tensor, size: Shape) -> tuple[Tensor, Shape]:
+    """Put a volume in the middle of air, where it is smaller than a size.
+
+    Args:
+        image: (C, d, h, w) on the 0..255 scale, of which 0 is air.
+        size: depth, height and width at least.
+
+    Returns:
+        (C, D, H, W), and z, y, x of its voxel where the volume begins.
+    """
+    missing = [max(0, least - n) for n, least in zip(image.shape[1:], size, strict=True)]
+    start = tuple((side + 1) // 2 for side in missing)  # as in training
+    if not any(missing):
+        return image, start
+    pairs = [(first, side - first) for first, side in zip(start, missing, strict=True)]
+    return F.pad(image, [side for pair in reversed(pairs) for side in pair]), start
+
+
+def _cut(found: Instances, start: Shape, size: Shape) -> Instances:
+    """What lies in a part of an image, in the part's voxels."""
+    boxes = found.pred_boxes.tensor
+    part = Instances(size, scores=found.scores, pred_classes=found.pred_classes)
+    part.pred_boxes = Boxes3D(boxes - boxes.new_tensor(start[::-1] * 2))
+    part.pred_boxes.clip(size)
+    if found.has("pred_masks"):
+        cut = tuple(slice(first, first + n) for first, n in zip(start, size, strict=True))
+        part.pred_masks = found.pred_masks[(slice(None), *cut)]
+    return part[part.pred_boxes.nonempty()]
 
 
 def load_rows(

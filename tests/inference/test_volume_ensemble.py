@@ -1,6 +1,7 @@
 import itertools
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
+from lesion_d2.data.patches import draw_start
 from lesion_d2.inference import VolumeEnsemble
 from lesion_d2.inference.cut_masks import CutMask, cut_masks
 from lesion_d2.inference.tiles import make_tiles, mirrors_of
@@ -215,6 +216,42 @@ def test_thin_and_small_volumes_are_taken_whole(shape):
     nothing = VolumeEnsemble([model], tile_size=(16, 40, 40))([{"reader": Reader(volume * 0)}])
     assert len(nothing[0]["instances"]) == 0
     assert nothing[0]["instances"].pred_boxes.tensor.shape == (0, 6)
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 50), (3, 12, 13)])
+def test_a_volume_smaller_than_a_patch_lies_in_the_middle_of_air_as_in_training(shape):
+    rng = np.random.default_rng(0)
+    volume = torch.tensor(rng.uniform(4, 9, shape)).float()
+    volume[1:, 2:4, 3:6], volume[0, 11, 9:13] = 1, 2
+    model = Seeing()
+    ensemble = VolumeEnsemble([model], tile_size=(16, 12, 16), patch_size=(6, 10, 15))
+    [output] = ensemble([{"reader": Reader(volume)}])
+    found = output["instances"]
+    depth, height, width = model.seen[0].shape
+    assert (depth, height, width) == (6, 12, max(15, min(16, shape[2])))
+    # RandomVolumePatch draws the same place, draw_start(side, patch_side, None).
+    z, x = -draw_start(3, 6, None), -draw_start(min(shape[2], 15), 15, None)
+    assert torch.equal(model.seen[0][z : z + 3, :, x : x + 13], volume[:, :, :13])
+    assert (model.seen[0][:z] == 0).all() and (model.seen[0][z + 3 :] == 0).all()
+    assert found.pred_boxes.tensor[0].tolist() == [2.5, 1.5, 0.5, 5.5, 3.5, 2.5]
+    assert torch.equal(whole(found.pred_masks[0], shape), volume == 1)
+    assert len(found) == 2 and found.pred_boxes.tensor[1, 3] == 12.5
+
+
+def test_what_a_model_finds_in_the_air_around_a_volume_is_dropped():
+    class Dreaming(Seeing):
+        def _look(self, image):
+            boxes = [[0.0, 0.0, 0.0, 5.0, 5.0, 1.2], [-0.5, -0.5, 0.5, 8.5, 9.5, 5.5]]
+            scores, classes = SCORES[:2], torch.tensor([0, 1])
+            boxes = Boxes3D(torch.tensor(boxes))
+            return Instances((6, 10, 9), pred_boxes=boxes, scores=scores, pred_classes=classes)
+
+    ensemble = VolumeEnsemble(
+        [Dreaming()], tile_size=(6, 10, 9), patch_size=(6, 10, 9), mirrors=False
+    )
+    found = ensemble([{"reader": Reader(torch.zeros(2, 10, 9))}])[0]["instances"]
+    assert found.pred_classes.tolist() == [1]
+    assert found.pred_boxes.tensor.tolist() == [[-0.5, -0.5, -0.5, 8.5, 9.5, 1.5]]
 
 
 @pytest.mark.parametrize("size", [(5, 11, 20), (12, 5, 13), (6, 11, 7)])
