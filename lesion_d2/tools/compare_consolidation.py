@@ -24,6 +24,7 @@ from typing import Any
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.config import FROC_RATES
 from lesion_d2.engine import Trainer, load_config, load_model, one_line_errors, setup_run
+from lesion_d2.engine.ensembles import as_evaluated
 from lesion_d2.files import written_whole
 from lesion_d2.inference import Ensemble
 from lesion_d2.inference.ensemble import CONSOLIDATIONS, consolidate
@@ -63,13 +64,14 @@ def compare(cfg: CfgNode, ensemble: Ensemble, dataset: str) -> list[dict]:
     consolidation_ms: dict[str, list[float]] = {name: [] for name in CONSOLIDATIONS}
     loader = Trainer.build_test_loader(cfg, dataset)
     timed = partial(_timed, torch.device(cfg.MODEL.DEVICE))
+    alone = as_evaluated(cfg, ensemble.models[0])
     options = {
         "iou_threshold": ensemble.iou_threshold,
         "max_detections": ensemble.max_detections,
     }
     for batch in tqdm(loader, desc=dataset, disable=None):
         for sample in batch:
-            found, plain_ms = timed(ensemble.models[0], [sample])
+            found, plain_ms = timed(alone, [sample])
             outputs = {_BASE_LINE: found[0]["instances"]}
             views_ms[_BASE_LINE].append(plain_ms)
             detections, shared_ms = timed(ensemble.views, sample)
@@ -168,8 +170,10 @@ def run(args: argparse.Namespace) -> str:
 
 def _describe_views(ensemble: Ensemble) -> str:
     number, options = len(ensemble.models), ensemble.view_options
-    mirrors = ", 4 mirrors" if options["mirrors"] else ""
-    tiles = f", tiles of {options['tile_size']} pixels" if options["tile_size"] else ""
+    mirrors = f", {ensemble.num_mirrors} mirrors" if options["mirrors"] else ""
+    sides = options["tile_size"]
+    size = " x ".join(map(str, sides)) if isinstance(sides, tuple) else sides
+    tiles = f", tiles of {size} {'voxels' if ensemble.num_axes == 3 else 'pixels'}" if size else ""
     return f"{number} model{'s' * (number > 1)}{mirrors}{tiles}"
 
 
