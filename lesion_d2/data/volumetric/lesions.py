@@ -10,7 +10,7 @@ from pycocotools import mask as mask_util
 from ...ignore_regions import IGNORED_CLASS, is_region, mark_regions
 from ...structures import BitMasks3D, Boxes3D
 from ..patches import MIN_SHARE
-from .augmentation import VolumeWarp
+from .warp import VolumeWarp
 
 
 def lesion_voxels(annotation: Mapping, shape: Sequence[int]) -> tuple[np.ndarray, tuple[int, ...]]:

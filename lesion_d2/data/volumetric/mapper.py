@@ -11,9 +11,10 @@ from detectron2.config import configurable
 from ...config import trains_on_masks
 from ...ignore_regions import lesions_of
 from ..ct import clip_to_window, hu_to_pixels
-from .augmentation import RandomVolumePatch, VolumeWarp
+from .augmentation import RandomVolumePatch
 from .lesions import transform_volume_lesions
 from .reading import model_shape, read_block
+from .warp import VolumeWarp
 
 logger = logging.getLogger(__name__)
 

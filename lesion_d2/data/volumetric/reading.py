@@ -61,7 +61,8 @@ def read_block(
     """Read a block of a volume, in HU as they are on disk.
 
     No more of a volume's ``.b2nd`` file is decompressed than the chunks' blocks that it touches,
-    and of folders and pictures the slices that it touches.
+    and of a folder no more slices are read than it touches. NIfTI files are read whole, and the
+    last four stay in memory: for training they are better imported as a data set of volumes.
 
     Args:
         record: as :func:`~lesion_d2.data.volumetric.records.volume_records` gives it.

@@ -1,0 +1,208 @@
+"""The map of a volume to a patch of it: one interpolation along z, and one in-plane."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from ...slice_geometry import interpolate_slices
+from ..augmentation import AffineTransform
+
+_FULL = 255  # of a mask that is interpolated
+_HALF = 128
+
+
+@dataclass(frozen=True)
+class VolumeWarp:
+    """Maps a volume to a patch of it: affine in-plane, linear along z, with a deformation or not.
+
+    Points are in Detectron2's coordinates, where voxel i covers [i, i + 1]; only boxes have whole
+    numbers at voxel centers.
+
+    Args:
+        size: depth, height and width of the patch.
+        matrix: (2, 3), maps points x, y of the volume to the patch.
+        z_scale, z_offset: z of the patch = z_scale * z of the volume + z_offset.
+        displacement: (2, d, h, w) float32: x, y that a voxel of the patch shows what would lie
+            so far from it; None for no deformation.
+    """
+
+    size: tuple[int, int, int]
+    matrix: np.ndarray
+    z_scale: float
+    z_offset: float
+    displacement: np.ndarray | None = None
+
+    def window(self, start: Sequence[int], size: Sequence[int]) -> "VolumeWarp":
+        """The warp of which no more than a window of the patch is computed.
+
+        Args:
+            start: z, y, x of its first voxel in the patch.
+            size: depth, height, width.
+        """
+        z, y, x = start
+        displacement = self.displacement
+        if displacement is not None:
+            depth, height, width = size
+            displacement = displacement[:, z : z + depth, y : y + height, x : x + width]
+        return VolumeWarp(
+            tuple(size),
+            self.matrix - [[0, 0, x], [0, 0, y]],
+            self.z_scale,
+            self.z_offset - z,
+            displacement,
+        )
+
+    @property
+    def reach(self) -> float:
+        """Voxels of the patch by which the deformation moves anything, at most."""
+        return 0.0 if self.displacement is None else float(np.abs(self.displacement).max())
+
+    def source_ranges(self, shape: Sequence[int]) -> list[tuple[int, int]] | None:
+        """What the patch shows of a volume.
+
+        Args:
+            shape: depth, height and width of the volume.
+
+        Returns:
+            For z, y and x the first voxel, and the end (exclusive); None where it shows nothing.
+        """
+        depth, height, width = self.size
+        reach = self.reach
+        corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], float)
+        corners += np.sign(corners - [width / 2, height / 2]) * reach
+        inverse = np.linalg.inv(self.matrix[:, :2])
+        points = (corners - self.matrix[:, 2]) @ inverse.T
+        ends = (np.array([0.0, depth]) - self.z_offset) / self.z_scale
+        low = np.array([ends.min(), *points.min(axis=0)[::-1]])
+        high = np.array([ends.max(), *points.max(axis=0)[::-1]])
+        # Two voxels more: those that the outermost ones are interpolated with.
+        firsts = np.maximum(np.floor(low).astype(int) - 2, 0)
+        lasts = np.minimum(np.ceil(high).astype(int) + 2, shape)
+        if (firsts >= lasts).any():
+            return None
+        return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
+
+    def apply_image(
+        self, block: np.ndarray, start: Sequence[int], shape: Sequence[int], fill: int
+    ) -> np.ndarray:
+        """Warp a volume with linear interpolation.
+
+        Args:
+            block: the part of it that :meth:`source_ranges` tells, int16.
+            start: z, y, x of the block's first voxel.
+            shape: of the volume. The outermost half voxel along z is that of the outermost slice.
+            fill: value of voxels outside of the volume.
+
+        Returns:
+            (d, h, w) of the block's type.
+        """
+        out = np.full(self.size, fill, block.dtype)
+        lower, upper, fractions, inside = self._slices(shape[0])
+        warp = self._in_plane(start, fill)
+        between = np.empty(block.shape[1:], block.dtype)
+        for k in np.flatnonzero(inside):
+            interpolate_slices(
+                block[lower[k] - start[0]], block[upper[k] - start[0]], float(fractions[k]), between
+            )
+            out[k] = warp(between, k)
+        return out
+
+    def apply_mask(
+        self, mask: np.ndarray, start: Sequence[int], shape: Sequence[int]
+    ) -> np.ndarray:
+        """Warp a mask: voxels of which a half or more is in it, by linear interpolation.
+
+        Args:
+            mask: (d, h, w) bool, of a part of the volume; 0 elsewhere.
+            start: z, y, x of its first voxel.
+            shape: of the volume.
+        """
+        out = np.zeros(self.size, bool)
+        lower, upper, fractions, inside = self._slices(shape[0])
+        warp = self._in_plane(start, 0)
+        levels = np.zeros((len(mask) + 2, *mask.shape[1:]), np.uint8)  # an empty slice on each side
+        levels[1:-1] = mask * np.uint8(_FULL)
+        between = np.empty(mask.shape[1:], np.uint8)
+        low = (lower - start[0] + 1).clip(0, len(mask) + 1)
+        high = (upper - start[0] + 1).clip(0, len(mask) + 1)
+        for k in np.flatnonzero(inside & (low <= len(mask)) & (high >= 1)):
+            interpolate_slices(levels[low[k]], levels[high[k]], float(fractions[k]), between)
+            out[k] = warp(between, k) >= _HALF
+        return out
+
+    def _slices(self, depth: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """For each slice of the patch two of the volume, weight of the second, whether inside."""
+        position = (np.arange(self.size[0]) + 0.5 - self.z_offset) / self.z_scale - 0.5
+        inside = (position >= -0.5) & (position <= depth - 0.5)
+        position = position.clip(0, depth - 1)
+        nearest = np.rint(position)  # a quotient such as 0.6 / 0.2 is not quite a whole number
+        position = np.where(np.abs(position - nearest) < 1e-6, nearest, position)
+        lower = np.floor(position).astype(int)
+        return lower, np.minimum(lower + 1, depth - 1), position - lower, inside
+
+    def _in_plane(self, start: Sequence[int], fill: int) -> Callable[[np.ndarray, int], np.ndarray]:
+        """A function of a slice of a block, and of its number in the patch."""
+        _, height, width = self.size
+        matrix = self.matrix.copy()
+        matrix[:, 2] += matrix[:, :2] @ np.array([start[2], start[1]], float)
+        if self.displacement is None:
+            affine = AffineTransform(matrix, height, width, fill)
+            return lambda section, k: affine.apply_image(section)
+        inverse = np.linalg.inv(matrix[:, :2])
+        x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+        points = np.stack([x, y]) - matrix[:, 2, None, None]
+        places = np.tensordot(inverse, points, 1).astype(np.float32) - np.float32(0.5)
+        inverse = inverse.astype(np.float32)
+
+        def deform(section: np.ndarray, k: int) -> np.ndarray:
+            maps = places + np.tensordot(inverse, self.displacement[:, k], 1)
+            return cv2.remap(
+                section,
+                maps[0],
+                maps[1],
+                cv2.INTER_LINEAR,
+                borderMode=cv2.BORDER_CONSTANT,
+                borderValue=fill,
+            )
+
+        return deform
+
+    def apply_boxes(self, boxes: np.ndarray, *, corners: bool = False) -> np.ndarray:
+        """Map boxes, without the deformation.
+
+        Args:
+            boxes: (n, 6) X1Y1Z1X2Y2Z2 in the volume, whole numbers being voxel centers.
+            corners: give the extent of the box; by default of the ellipsoid in it, which a rotation
+                does not grow.
+
+        Returns:
+            (n, 6) in the patch, which they may reach beyond.
+        """
+        centers, halves = (boxes[:, 3:] + boxes[:, :3]) / 2, (boxes[:, 3:] - boxes[:, :3]) / 2
+        linear, squares = self._linear(), self._linear() ** 2
+        moved = (centers + 0.5) @ linear.T + [*self.matrix[:, 2], self.z_offset] - 0.5
+        grown = halves @ np.abs(linear).T if corners else np.sqrt(halves**2 @ squares.T)
+        return np.concatenate([moved - grown, moved + grown], axis=1)
+
+    def apply_margins(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Map what lies between something and its box.
+
+        Args:
+            low, high: (3,) x, y, z in voxels, before its start and past its end.
+
+        Returns:
+            The same in the patch; a rotation mixes those of x and y.
+        """
+        linear = self._linear()
+        squares = linear**2
+        means = squares @ ((low + high) / 2) / np.sqrt(squares.sum(axis=1))
+        shifts = linear @ ((high - low) / 2)
+        return means - shifts, means + shifts
+
+    def _linear(self) -> np.ndarray:
+        """(3, 3) for x, y, z."""
+        linear = np.zeros((3, 3))
+        linear[:2, :2], linear[2, 2] = self.matrix[:, :2], self.z_scale
+        return linear
