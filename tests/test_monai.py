@@ -1,11 +1,15 @@
 """Pieces of detectors in 3-D against MONAI's."""
 
+import math
+
 import lesion_d2  # noqa: F401, it makes detectron2 importable
+from lesion_d2.data.volumetric.warp import VolumeWarp
 from lesion_d2.layers import batched_nms, giou_loss, nms_3d
 from lesion_d2.modeling.atss import ATSSMatcher
 from lesion_d2.modeling.volumetric import AnchorGenerator3D, Box2BoxTransform3D
 from lesion_d2.structures import Boxes3D, pairwise_giou, pairwise_iou
 
+import numpy as np
 import pytest
 import torch
 
@@ -89,3 +93,21 @@ def test_atss_is_monais(center_inside):
     _, expected = theirs(boxes, every, [len(level) // 2 for level in anchors], 2)
     assert matches.masked_fill(labels == 0, -1).tolist() == expected.tolist()
     assert labels.sum() >= 6
+
+
+def test_the_warp_of_patches_is_monais():
+    transforms = pytest.importorskip("monai.transforms")
+    z, y, x = np.indices((12, 30, 30))
+    volume = 800 * np.sin(x / 7) * np.cos(y / 9) + 300 * np.sin(z / 4)
+    angle, scale = 0.5, 1.25  # theirs maps the patch to the volume
+    affine = transforms.Affine(
+        (angle, 0, 0), scale_params=(scale,) * 3, padding_mode="border", image_only=True
+    )
+    expected = np.asarray(affine(torch.from_numpy(volume.astype(np.float32))[None]))[0]
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    matrix = np.column_stack([turn / scale, 15 - turn / scale @ [15, 15]])
+    warp = VolumeWarp(volume.shape, matrix, 1 / scale, 6 - 6 / scale)
+    found = warp.apply_image(volume.astype(np.int16), (0, 0, 0), volume.shape, 0)
+    # Ours are whole HU, and places to 1/32 pixel.
+    inside = np.s_[3:-3, 8:-8, 8:-8]
+    assert expected[inside].std() > 100 and np.abs(found - expected)[inside].max() < 6
