@@ -12,9 +12,11 @@ from lesion_d2.structures import Boxes3D, pairwise_giou, pairwise_iou
 import numpy as np
 import pytest
 import torch
+from made_up_patches import tiny_model
 
 box_utils = pytest.importorskip("monai.data.box_utils")
 box_coder = pytest.importorskip("monai.apps.detection.utils.box_coder")
+box_selector = pytest.importorskip("monai.apps.detection.utils.box_selector")
 anchor_utils = pytest.importorskip("monai.apps.detection.utils.anchor_utils")
 atss_matcher = pytest.importorskip("monai.apps.detection.utils.ATSS_matcher")
 
@@ -111,3 +113,27 @@ def test_the_warp_of_patches_is_monais():
     # Ours are whole HU, and places to 1/32 pixel.
     inside = np.s_[3:-3, 8:-8, 8:-8]
     assert expected[inside].std() > 100 and np.abs(found - expected)[inside].max() < 6
+
+
+def test_detections_of_a_patch_are_monais():
+    """From the scores and boxes of two levels: the best of each, then NMS of each class."""
+    limits = {"score_thresh": 0.3, "topk_candidates_per_level": 80, "nms_thresh": 0.1}
+    levels = [random_boxes(number, seed) for seed, number in enumerate((150, 60))]
+    generator = torch.Generator().manual_seed(2)
+    scores = [torch.rand(len(level), 2, generator=generator) for level in levels]
+    select = box_selector.BoxSelector(apply_sigmoid=False, detections_per_img=40, **limits)
+    wanted = select.select_boxes_per_image(levels, scores, (50, 50, 50))
+    model = tiny_model(
+        "RetinaNet3D",
+        *("MODEL.RETINANET.SCORE_THRESH_TEST", limits["score_thresh"]),
+        *("MODEL.RETINANET.TOPK_CANDIDATES_TEST", limits["topk_candidates_per_level"]),
+        *("MODEL.RETINANET.NMS_THRESH_TEST", limits["nms_thresh"]),
+        *("TEST.DETECTIONS_PER_IMAGE", 40),
+    )
+    found = model.inference_single_image(
+        list(map(Boxes3D, levels)), scores, list(map(torch.zeros_like, levels)), (50, 50, 50)
+    )
+    assert len(found) == 40
+    fields = (found.pred_boxes.tensor, found.scores, found.pred_classes)
+    for ours, theirs in zip(fields, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
