@@ -1,5 +1,6 @@
 """Masks of images and volumes that are kept as the parts with their pixels."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,17 +61,17 @@ def cut_masks(masks: Tensor) -> list[CutMask]:
         pixels.amax(dim=[other for other in range(1, num_axes + 1) if other != axis])
         for axis in range(1, num_axes + 1)
     )
-    sides = (zip(*_ends(hit), strict=True) for hit in hits)
-    windows = [tuple(slice(*ends) for ends in each) for each in zip(*sides, strict=True)]
+    # One wait for the device, whatever the number of axes.
+    ends = torch.stack([end for hit in hits for end in _ends(hit)], dim=1).tolist()
+    windows = [tuple(itertools.starmap(slice, zip(e[::2], e[1::2], strict=True))) for e in ends]
     return [CutMask(w, mask[w].clone()) for w, mask in zip(windows, masks, strict=True)]
 
 
-def _ends(hits: Tensor) -> tuple[list[int], list[int]]:
+def _ends(hits: Tensor) -> tuple[Tensor, Tensor]:
     """First and last + 1 of the ones in each row; where there are none, they enclose nothing."""
     side = hits.shape[1]
     steps = torch.arange(1, side + 1, device=hits.device)
-    firsts = side - (hits * steps.flip(0)).amax(dim=1)
-    return firsts.tolist(), (hits * steps).amax(dim=1).tolist()
+    return side - (hits * steps.flip(0)).amax(dim=1), (hits * steps).amax(dim=1)
 
 
 def vote(masks: Sequence[CutMask], weights: Sequence[float]) -> CutMask:
