@@ -317,11 +317,12 @@ def _add_ensemble_config(cfg: CN) -> None:
     # evaluations during the training are of the plain model.
     cfg.TEST.ENSEMBLE = CN()
     cfg.TEST.ENSEMBLE.ENABLED = False
-    # Four views: the image, mirrored along x, along y, and along both.
+    # Four views: the image, mirrored along x, along y, and along both. Eight of a volume.
     cfg.TEST.ENSEMBLE.MIRRORS = True
     # Files of weights, or folders of TEST.KEEP_BEST, in place of MODEL.WEIGHTS; () for that alone.
     cfg.TEST.ENSEMBLE.CHECKPOINTS = ()
     # Side of the tiles that larger images are cut into, in pixels of the model's input; 0 for none.
+    # Of volumes it is TEST.VOLUME_TILE_SIZE.
     cfg.TEST.ENSEMBLE.TILE_SIZE = 0
     # Share of its side by which a tile overlaps the next one, at least.
     cfg.TEST.ENSEMBLE.TILE_OVERLAP = 0.5

@@ -4,6 +4,7 @@ import math
 
 import lesion_d2  # noqa: F401, it makes detectron2 importable
 from lesion_d2.data.volumetric.warp import VolumeWarp
+from lesion_d2.inference.tiles import make_tiles
 from lesion_d2.layers import batched_nms, giou_loss, nms_3d
 from lesion_d2.modeling.atss import ATSSMatcher
 from lesion_d2.modeling.volumetric import AnchorGenerator3D, Box2BoxTransform3D
@@ -18,6 +19,7 @@ box_utils = pytest.importorskip("monai.data.box_utils")
 box_coder = pytest.importorskip("monai.apps.detection.utils.box_coder")
 box_selector = pytest.importorskip("monai.apps.detection.utils.box_selector")
 anchor_utils = pytest.importorskip("monai.apps.detection.utils.anchor_utils")
+data_utils = pytest.importorskip("monai.data.utils")
 atss_matcher = pytest.importorskip("monai.apps.detection.utils.ATSS_matcher")
 
 
@@ -137,3 +139,21 @@ def test_detections_of_a_patch_are_monais():
     fields = (found.pred_boxes.tensor, found.scores, found.pred_classes)
     for ours, theirs in zip(fields, wanted, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("size", [(64, 192, 96), (61, 100, 97), (20, 96, 65), (300, 512, 512)])
+def test_tiles_are_monais_but_evenly_spaced(size):
+    """MONAI's last tile of an axis is moved back to the edge, and overlaps more than the others."""
+    tile, overlap = (32, 96, 64), 0.5
+    ours = make_tiles(size, tile, overlap)
+    sides = tuple(min(a, b) for a, b in zip(size, tile, strict=True))
+    steps = tuple(int(side * (1 - overlap)) for side in tile)
+    theirs = data_utils.dense_patch_slices(size, sides, steps)
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.size == tuple(s.stop - s.start for s in other)
+        for start, part, side, length, step in zip(
+            one.start, other, sides, size, steps, strict=True
+        ):
+            is_even = (length - side) % step == 0
+            assert start == part.start if is_even else 0 <= part.start - start < step
