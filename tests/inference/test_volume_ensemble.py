@@ -89,7 +89,7 @@ def whole(mask, shape):
 BOXES = [(3, 6, 1, 12, 9, 4), (30, 0, 0, 44, 21, 9), (15, 12, 5, 21, 30, 7)]
 
 
-@pytest.mark.parametrize("factors", [(1, 1, 1), (3, 1, 2)])
+@pytest.mark.parametrize("factors", [(1, 1, 1), (2, 1, 1)])
 @pytest.mark.parametrize("tile_size", [(30, 40, 100), (6, 20, 30)])
 def test_every_view_comes_back_to_the_untouched_volume(factors, tile_size):
     volume = make_volume((9, 33, 47), BOXES)

@@ -84,7 +84,7 @@ def test_what_cannot_be_used_is_told_in_one_line(tmp_path, changes, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_volumes_of_a_data_set_of_slices_stay_out_of_its_models(tiny_phantom, tmp_path):
+def test_a_model_of_volumes_needs_patches_of_them(tmp_path):
     args = tiny_args(tmp_path, MODEL__META_ARCHITECTURE="RetinaUNet3D")
     with pytest.raises(InputError, match=r"PATCH_SIZE: found \(0, 0, 0\), .* for a RetinaUNet3D"):
         check_inputs(load_config(args), args)
