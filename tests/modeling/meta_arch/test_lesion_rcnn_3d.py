@@ -1,20 +1,20 @@
 """The two-stage detectors of volumes; what they share with those of slices is tested there."""
 
 from lesion_d2.ignore_regions import IGNORED_CLASS, mark_regions
-from lesion_d2.modeling import LesionRCNN, segmentation_loss
-from lesion_d2.structures import BitMasks3D, Boxes3D
+from lesion_d2.modeling import LesionRCNN, changed, segmentation_loss
+from lesion_d2.structures import BitMasks3D, Boxes3D, pairwise_iou
 
 import pytest
 import torch
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
-from made_up_patches import patch, tiny_model
+from made_up_patches import BACKGROUND, patch, tiny_model
 
 SIZE = (6, 32, 32)
 MASKS = ("MODEL.MASK_ON", True, "MODEL.BACKBONE.NAME", "build_resnet_fpn_3d_backbone")
 _WIDE = ("MODEL.RESNETS.RES2_OUT_CHANNELS", 64)  # Detectron2's ResNet-18 has no other
 KEEP_ALL = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
-FIRST, SECOND = [5.5, 9.5, 0.5, 15.5, 20.5, 3.5], [12.5, 8.5, 0.5, 26.5, 22.5, 5.5]
+FIRST, SECOND = [2.5, 4.5, 0.5, 11.5, 12.5, 3.5], [9.5, 9.5, -0.5, 25.5, 24.5, 4.5]
 
 
 def _losses(model, batch):
@@ -25,6 +25,57 @@ def _losses(model, batch):
 def _detect(model, batch):
     with torch.no_grad():
         return [output["instances"] for output in model.eval()(batch)]
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return [patch([FIRST], SIZE), patch([SECOND], SIZE, classes=[1], seed=1)]
+
+
+@pytest.fixture(scope="module")
+def trained(batch):
+    """A Mask R-CNN that has learned two patches by heart."""
+    model, steps = tiny_model("LesionRCNN3D", *MASKS), 60
+    optimizer = torch.optim.Adam(model.parameters())
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.003 * (1 - step / steps)
+        optimizer.zero_grad()
+        sum(_losses(model, batch).values()).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def test_mask_rcnn_learns_two_patches_by_heart(trained, batch):
+    ranked = []
+    for found, sample in zip(_detect(trained, batch), batch, strict=True):
+        truth = sample["instances"]
+        overlaps = pairwise_iou(found.pred_boxes, truth.gt_boxes)[:, 0]
+        hits = (overlaps > 0.5) & (found.pred_classes == truth.gt_classes[0])
+        ranked += zip(found.scores.tolist(), hits.tolist(), strict=True)
+        mask, true = found.pred_masks[0], truth.gt_masks.tensor[0]
+        assert 2 * (mask & true).sum() / (mask.sum() + true.sum()) > 0.7
+    ranked.sort(reverse=True)
+    assert [hit for _, hit in ranked[:2]] == [True, True]  # AP of 100
+
+
+@pytest.mark.parametrize("shift", [(2, 0, 0), (0, 8, 8)], ids=str)
+def test_a_shifted_lesion_has_shifted_detections(trained, batch, shift):
+    """By whole cells of all levels, in the middle of a large volume."""
+    image = torch.full((1, 24, 64, 64), BACKGROUND)
+    image[:, 8:14, 16:48, 16:48] = batch[0]["image"]
+    images = [image, image.roll(shift, dims=(1, 2, 3))]
+    box_predictor = trained.roi_heads.box_predictor
+    with changed([(box_predictor, "test_nms_thresh", 1.0)]):  # which of equally sure ones is chance
+        before, after = _detect(trained, [{"image": x} for x in images])
+    moved = Boxes3D(before.pred_boxes.tensor[:1] + torch.tensor(shift[::-1] * 2))
+    overlap, same = pairwise_iou(moved, after.pred_boxes)[0].max(dim=0)
+    assert overlap > 0.85
+    assert after.scores[same].item() == pytest.approx(before.scores[0].item(), abs=0.05)
+    assert after.pred_classes[same] == before.pred_classes[0]
+    masks = (before.pred_masks[0], after.pred_masks[same])
+    first, second = (mask.nonzero().float().mean(dim=0) for mask in masks)
+    torch.testing.assert_close(second, first + torch.tensor(shift), atol=0.5, rtol=0)
 
 
 @pytest.mark.parametrize("sizes", [[(3, 33, 21)], [(6, 32, 32), (5, 17, 30)]], ids=str)
@@ -69,17 +120,11 @@ def test_u_faster_rcnn_plus_has_the_segmentation_loss_beside_the_others():
 
 
 @pytest.mark.parametrize("pool", [0, 10])
-def test_what_lies_in_a_region_to_ignore_changes_no_loss(pool):
-    """Predictions there are made as wrong as can be, in one of two trainings."""
+def test_no_negative_region_is_drawn_in_a_region_to_ignore(pool):
     model = tiny_model(
         "LesionRCNN3D",
-        *("MODEL.LESION_RCNN.SHEM_POOL", pool, "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 100_000),
-        *(
-            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
-            1000,
-            "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT",
-            False,
-        ),
+        *("MODEL.LESION_RCNN.SHEM_POOL", pool, "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", False),
+        *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 1000),
     )
     sample = patch([FIRST], SIZE)
     region = Instances(SIZE, gt_classes=torch.tensor([IGNORED_CLASS]))
@@ -87,16 +132,20 @@ def test_what_lies_in_a_region_to_ignore_changes_no_loss(pool):
     region.gt_masks = BitMasks3D(torch.zeros(1, *SIZE, dtype=torch.bool))
     sample["instances"] = Instances.cat([region, sample["instances"]])
     mark_regions(sample["instances"], 1)
-    with EventStorage():
-        images = model.preprocess_image([sample])
-        features = model.backbone(images.tensor)
-        proposals, _ = model.proposal_generator(images, features, [sample["instances"]])
-        model.roi_heads._hardness = iter([torch.rand(len(proposals[0]))])
-        [drawn] = model.roi_heads.label_and_sample_proposals(proposals, [sample["instances"]])
-    background = drawn.proposal_boxes.tensor[drawn.gt_classes == model.roi_heads.num_classes]
-    assert len(background) > 0
-    for x1, y1, z1, x2, y2, z2 in background.tolist():
-        assert max(0.0, x2 - max(x1, 15.5)) < 0.5 * (x2 - x1) and y1 < y2 and z1 < z2
+    drawn, draw = [], model.roi_heads.label_and_sample_proposals
+
+    def record(proposals, targets):
+        drawn.extend([proposals[0], *draw(proposals, targets)])
+        return drawn[1:]
+
+    model.roi_heads.label_and_sample_proposals = record
+    assert all(torch.isfinite(loss) for loss in _losses(model, [sample]).values())
+    proposals, background = drawn[0], drawn[1][drawn[1].gt_classes == model.roi_heads.num_classes]
+    found = []
+    for image in (proposals, background):
+        x1, x2 = image.proposal_boxes.tensor[:, 0], image.proposal_boxes.tensor[:, 3]
+        found.append((x2 - x1.clamp(min=15.5)) >= 0.5 * (x2 - x1))
+    assert found[0].any() and len(background) > 0 and not found[1].any()
 
 
 @pytest.mark.parametrize(
