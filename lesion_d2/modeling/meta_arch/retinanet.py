@@ -7,6 +7,7 @@ from torch import Tensor
 from ...ignore_regions import IGNORED_CLASS, lie_inside, split_regions
 from ...structures import pairwise_iou
 from ..atss import ATSSMatcher
+from ..matching import unmatch_untouched
 
 
 @META_ARCH_REGISTRY.register()
@@ -99,4 +100,7 @@ class LesionRetinaNet(RetinaNet):
         """
         if self.atss is not None:
             return self.atss(boxes, anchors, self.anchor_generator.num_anchors)
-        return self.anchor_matcher(pairwise_iou(boxes, type(anchors[0]).cat(anchors)))
+        overlaps = pairwise_iou(boxes, type(anchors[0]).cat(anchors))
+        matches, labels = self.anchor_matcher(overlaps)
+        unmatch_untouched(matches, labels, overlaps)
+        return matches, labels

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...ignore_regions import lie_inside, split_regions
 from ...structures import pairwise_iou
 from ..box_losses import box_regression_loss, check_box_loss
+from ..matching import unmatch_untouched
 from ..shem import box_loss_per_image, sample_positives, shem_loss
 from .proposals import find_top_proposals
 
@@ -73,6 +74,7 @@ class LesionRPN(RPN):
         gt_boxes = instances.gt_boxes
         overlaps = retry_if_cuda_oom(pairwise_iou)(gt_boxes, anchors)
         matches, labels = retry_if_cuda_oom(self.anchor_matcher)(overlaps)
+        unmatch_untouched(matches, labels, overlaps.to(labels.device))
         # Matching that found no memory has gone on in that of the host.
         matches, labels = matches.to(gt_boxes.device), labels.to(gt_boxes.device)
         if self.anchor_boundary_thresh >= 0:

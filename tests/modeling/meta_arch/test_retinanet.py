@@ -87,6 +87,15 @@ def test_a_lesion_without_an_anchor_trains_as_background():
     assert labels[0].equal(labels[1]) and labels[0].eq(BACKGROUND).all()
 
 
+def test_a_lesion_between_all_anchors_makes_none_positive():
+    model = _model("LesionRetinaNet", allows=True)
+    apart = [Boxes(torch.tensor([[0.0, 0.0, 10.0, 10.0], [30.0, 30.0, 40.0, 40.0]]))]
+    instances = Instances((96, 96), gt_boxes=Boxes(torch.tensor([[15.0, 15.0, 20.0, 20.0]])))
+    instances.gt_classes = torch.zeros(1, dtype=torch.int64)
+    [labels], _ = model.label_anchors(apart, [instances])
+    assert labels.eq(BACKGROUND).all()
+
+
 def test_the_default_is_detectron2s():
     cfg = get_cfg()
     lesion_d2.add_lesion_config(cfg)

@@ -54,6 +54,14 @@ def test_anchors_that_match_an_ignored_annotation_have_no_label():
     assert (labels[0] == 1).any() and (labels[0] == 0).any() and not (labels[2] == 1).any()
 
 
+def test_a_lesion_that_no_anchor_touches_makes_none_positive():
+    lesion = [100.0, 100.0, 104.0, 104.0]
+    [labels], _ = _rpn(LesionRPN, 10_000).label_and_sample_anchors(_ANCHORS, [_image((lesion, 0))])
+    assert (labels == 0).all()
+    [labels], _ = _rpn(RPN, 10_000).label_and_sample_anchors(_ANCHORS, [_image((lesion, 0))])
+    assert (labels == 1).all()  # what Detectron2 makes of it
+
+
 def test_ignored_annotations_take_no_place_among_the_drawn_anchors():
     mined = [_MINED, [2.0, 30.0, 26.0, 54.0], [34.0, 2.0, 58.0, 26.0]]
     image = _image((_TRUE, 0), *((box, -1) for box in mined))
