@@ -34,15 +34,17 @@ def paste_masks_3d(
     first = boxes[:, :3].ceil().clamp(min=0).minimum(size)
     end = (boxes[:, 3:].floor() + 1).clamp(min=0).minimum(size)
     windows = torch.cat([first, end], dim=1).long().tolist()
-    for mask, volume, box, window in zip(masks.float(), pasted, boxes, windows, strict=True):
-        values = mask
-        slices = []
-        for axis in (2, 1, 0):  # z, y, x are the mask's axes
-            start, stop = window[axis], window[axis + 3]
-            weights = _interpolation(box[axis], box[axis + 3], start, stop, mask.shape[2 - axis])
-            values = torch.tensordot(values, weights, dims=([0], [1]))  # the new axis comes last
-            slices.append(slice(start, stop))
-        volume[tuple(slices)] = values >= threshold
+    # Mixed precision would round the positions of voxels.
+    with torch.autocast(masks.device.type, enabled=False):
+        for mask, volume, box, window in zip(masks.float(), pasted, boxes, windows, strict=True):
+            values, where = mask, []
+            for axis, cells in zip((2, 1, 0), mask.shape, strict=True):  # z, y and x
+                start, stop = window[axis], window[axis + 3]
+                weights = _interpolation(box[axis], box[axis + 3], start, stop, cells)
+                # The axis that is resized goes to the end, so after three they stand as before.
+                values = torch.tensordot(values, weights, dims=([0], [1]))
+                where.append(slice(start, stop))
+            volume[tuple(where)] = values >= threshold
     return pasted
 
 

@@ -82,3 +82,10 @@ def test_no_masks_and_a_volume_of_one_slice(number):
     boxes = torch.tensor([[2.5, 3.5, -0.5, 8.5, 9.5, 0.5]]).repeat(number, 1)
     found = paste_masks_3d(torch.ones(number, 10, 8, 8), boxes, (1, 12, 16))
     assert found.shape == (number, 1, 12, 16) and found.sum() == 36 * number
+
+
+def test_mixed_precision_changes_nothing():
+    masks = torch.rand(5, 4, 6, 6, generator=torch.Generator().manual_seed(2))
+    expected = paste_masks_3d(masks, torch.tensor(_BOXES), (5, 9, 10))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(paste_masks_3d(masks, torch.tensor(_BOXES), (5, 9, 10)), expected)
