@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from detectron2.layers import FrozenBatchNorm2d
+from detectron2.layers import CycleBatchNormList, FrozenBatchNorm2d
 from torch import Tensor, nn
 
 _GROUPS = 32  # as Detectron2's GN
@@ -23,6 +23,25 @@ class FrozenBatchNorm3d(FrozenBatchNorm2d):
 
     def __repr__(self) -> str:
         return f"FrozenBatchNorm3d(num_features={self.num_features}, eps={self.eps})"
+
+
+class CycleBatchNormList3D(CycleBatchNormList):
+    """Detectron2's :class:`CycleBatchNormList` for volumes: each level its own statistics.
+
+    Args:
+        length: of levels, which come in turn at every pass.
+        num_features: C.
+    """
+
+    def __init__(self, length: int, num_features: int, bn_class: type[nn.Module] = nn.BatchNorm3d):
+        super().__init__(length, bn_class, num_features=num_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize (N, C, D, H, W), the features of the level whose turn it is."""
+        x = self[self._pos](x)
+        self._pos = (self._pos + 1) % len(self)
+        shape = (1, -1, 1, 1, 1)
+        return x * self.weight.reshape(shape) + self.bias.reshape(shape)
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:

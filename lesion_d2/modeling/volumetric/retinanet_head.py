@@ -6,10 +6,12 @@ from detectron2.modeling.anchor_generator import build_anchor_generator
 from torch import Tensor, nn
 
 from .conv import conv3d
+from .norms import CycleBatchNormList3D
 from .shape import VolumeShape
 
-# Batch norm's statistics differ between levels, and one head looks at all of them.
-_NORMS = ("", "GN", "IN")
+# Their statistics differ between levels, and one head looks at all of them.
+_OF_LEVELS = {"BN": nn.BatchNorm3d, "SyncBN": nn.SyncBatchNorm}
+_NORMS = ("", "GN", "IN", *_OF_LEVELS)
 
 
 class RetinaNetHead3D(nn.Module):
@@ -23,7 +25,8 @@ class RetinaNetHead3D(nn.Module):
         num_classes: logits of an anchor.
         num_anchors: A, of a position.
         conv_dims: channels of each subnet's hidden convolutions.
-        norm: of the hidden convolutions: "GN", "IN" or "" for none.
+        norm: of the hidden convolutions: "BN" or "SyncBN", with statistics of each level as in
+            Detectron2, "GN", "IN" or "" for none.
         prior_prob: probability of a class before training.
 
     Raises:
@@ -45,7 +48,9 @@ class RetinaNetHead3D(nn.Module):
         if norm not in _NORMS:
             raise ValueError(f"MODEL.RETINANET.NORM: found {norm!r}, expected one of {_NORMS}")
         channels = [input_shape[0].channels, *conv_dims]
-        self.cls_subnet, self.bbox_subnet = _subnet(channels, norm), _subnet(channels, norm)
+        self.cls_subnet, self.bbox_subnet = (
+            _subnet(channels, norm, len(input_shape)) for _ in range(2)
+        )
         self.cls_score = _conv(channels[-1], num_anchors * num_classes)
         self.bbox_pred = _conv(channels[-1], num_anchors * 6)
         nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
@@ -86,7 +91,15 @@ def _draw(conv: nn.Module) -> None:
         nn.init.zeros_(conv.bias)
 
 
-def _subnet(channels: list[int], norm: str) -> nn.Sequential:
-    return nn.Sequential(
-        *(_conv(*pair, norm=norm, activation=nn.ReLU(inplace=True)) for pair in pairwise(channels))
-    )
+def _subnet(channels: list[int], norm: str, num_levels: int) -> nn.Sequential:
+    layers = []
+    for before, after in pairwise(channels):
+        if norm in _OF_LEVELS:
+            layers += [
+                _conv(before, after),
+                CycleBatchNormList3D(num_levels, after, _OF_LEVELS[norm]),
+                nn.ReLU(inplace=True),
+            ]
+        else:
+            layers.append(_conv(before, after, norm=norm, activation=nn.ReLU(inplace=True)))
+    return nn.Sequential(*layers)

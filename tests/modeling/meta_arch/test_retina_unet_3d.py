@@ -253,7 +253,7 @@ def test_losses_of_config_have_gradients_under_mixed_precision(options):
     [
         ("MODEL.RETINA_UNET.CALIBRATION", 0.5, "RETINA_UNET.CALIBRATION: found 0.5, expected 0"),
         ("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "diou", "found 'diou', expected one of smooth_l1"),
-        ("MODEL.RETINANET.NORM", "BN", "MODEL.RETINANET.NORM: found 'BN', expected one of"),
+        ("MODEL.RETINANET.NORM", "LN", "MODEL.RETINANET.NORM: found 'LN', expected one of"),
         ("MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchorGenerator", "expected 'AnchorGenerator3D'"),
         ("MODEL.RETINANET.IN_FEATURES", ["p2", "p6"], r"expected \['p6'\] among them"),
         ("MODEL.RETINANET.BBOX_REG_WEIGHTS", (1.0, 1.0, 1.0, 1.0), "BBOX_REG_WEIGHTS: found"),

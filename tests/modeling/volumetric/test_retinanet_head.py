@@ -3,6 +3,7 @@ from lesion_d2.modeling.volumetric import RetinaNetHead3D, VolumeShape
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from made_up_patches import tiny_config, tiny_model
 
@@ -72,3 +73,21 @@ def test_levels_have_the_same_number_of_anchors():
     )
     with pytest.raises(ValueError, match=r"found levels with \[2, 4\] anchors a position"):
         RetinaNetHead3D(cfg, _arguments()["input_shape"])
+
+
+def test_batch_norm_has_statistics_of_each_level():
+    head = RetinaNetHead3D(**_arguments(), norm="BN")
+    generator = torch.Generator().manual_seed(0)
+    levels = [scale * torch.randn(2, 4, 3, 5, 5, generator=generator) for scale in (1.0, 9.0)]
+    head(levels)
+    conv, norms = head.cls_subnet[0], head.cls_subnet[1]
+    for level, norm in zip(levels, norms, strict=True):
+        mean = 0.1 * conv(level).mean(dim=(0, 2, 3, 4))  # the momentum of one step
+        torch.testing.assert_close(norm.running_mean, mean)
+    with torch.no_grad():
+        norms.weight.copy_(torch.arange(1.0, 6.0))
+        norms.bias.fill_(2.0)
+    features = conv(levels[0])
+    expected = F.batch_norm(features, None, None, norms.weight, norms.bias, training=True)
+    torch.testing.assert_close(norms(features), expected)
+    assert len(list(head.cls_subnet.parameters())) == 2 * 4
