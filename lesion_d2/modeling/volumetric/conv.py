@@ -1,6 +1,8 @@
 from collections.abc import Callable
 
 import fvcore.nn.weight_init as weight_init
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .norms import get_norm_3d
@@ -28,10 +30,31 @@ class Conv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, D, H, W) to (N, out_channels, D', H', W')."""
-        x = super().forward(x)
+        x = self._convolve(x)
         if self.norm is not None:
             x = self.norm(x)
         return x if self.activation is None else self.activation(x)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        if max(self.kernel_size) == 1 and self.groups == 1 and not any(self.padding):
+            return self._multiply(x)
+        is_float = x.dtype == self.weight.dtype == torch.float32
+        if torch.is_grad_enabled() or not is_float or not torch.backends.mkldnn.is_available():
+            return super().forward(x)
+        # PyTorch gives oneDNN no small map of a single volume, and takes three times as long.
+        return torch.mkldnn_convolution(
+            x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+        )
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        """A convolution of 1x1x1 as a product of matrices, which is faster with channels last."""
+        if any(step > 1 for step in self.stride):
+            depth, height, width = self.stride
+            x = x[:, :, ::depth, ::height, ::width]
+        x = F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias)
+        return x.movedim(-1, 1)
 
 
 def conv3d(
