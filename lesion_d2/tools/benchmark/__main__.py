@@ -36,6 +36,7 @@ from .froc import measure_froc
 from .linking import measure_linking
 from .memory import ignore_meshgrid_warning
 from .models import measure_retina_unet, measure_zlocha
+from .monai import measure_monai
 from .patches import measure_patches
 from .scans import measure_scans
 from .tao import measure_tao
@@ -53,6 +54,7 @@ _WITHOUT_CONFIGS = (
     "clustering",
     "linking",
     "boxes3d",
+    "monai",
 )
 PARTS = (
     "slices",
@@ -70,6 +72,7 @@ PARTS = (
     "uldor",
     "tao",
     "bai",
+    "monai",
     "scans",
 )
 
@@ -102,6 +105,7 @@ def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
         "uldor": partial(measure_uldor, folder=folder),
         "tao": partial(measure_tao, folder=folder),
         "bai": measure_bai,
+        "monai": measure_monai,
         "scans": partial(measure_scans, folder=folder),
     }
     for part, measure_model in models.items():

@@ -7,20 +7,24 @@ times their number. What differs is what cannot be set: it has a sigmoid, ours a
 background beside the class; and axes are x, y, z there.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 
 import lesion_d2
 from lesion_d2.structures import BitMasks3D, Boxes3D
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from .memory import peak_memory
 from .models import WARM_UP, infer, training_step
+from .tao import one_thread
 from .timing import Row, paired_ratio, time_calls
 
 _WIDTH = 18  # channels of the stem (Jaeger et al., in their code)
@@ -32,12 +36,22 @@ _PATCHES = {"cpu": (32, 96, 96), "cuda": (64, 128, 128)}  # on the GPU, the pape
 _BATCHES = {"cpu": 2, "cuda": 8}
 
 
-def measure_monai(device: str, *, repeats: int = 5) -> Iterator[Row]:
-    """A training step, an inference, and the memory of both, against MONAI."""
+def measure_monai(device: str, *, repeats: int = 9) -> Iterator[Row]:
+    """A training step, an inference, and the memory of both, against MONAI; no row without it.
+
+    On a CPU with one thread, as :func:`measure_tao`.
+    """
+    if find_spec("monai") is None:
+        return
+    with one_thread() if device == "cpu" else contextlib.nullcontext():
+        yield from _compare(device, repeats)
+
+
+def _compare(device: str, repeats: int) -> Iterator[Row]:
     cfg = volume_config(device)
     batch = random_volumes(cfg)
-    models = [build_ours(cfg), build_monai(cfg)]
-    title = f"RetinaNet3D / MONAI's RetinaNetDetector, {device}:"
+    models = [build_model(cfg), build_monai(cfg)]
+    title = f"RetinaNet3D / MONAI's, {device}:"
     size = " x ".join(map(str, cfg.INPUT.VOLUME.PATCH_SIZE))
     one, many = f"1 patch of {size}", f"{len(batch)} patches of {size}"
     run = partial(time_calls, repeats=repeats, warm_up=WARM_UP, device=device)
@@ -50,10 +64,10 @@ def measure_monai(device: str, *, repeats: int = 5) -> Iterator[Row]:
     ours, theirs = run(calls)
     note = f"{one}; score threshold 0, {'/'.join(str(call()) for call in calls)} detections"
     yield paired_ratio(f"{title} inference", ours, theirs, note, limit=0.9)
-    for name, work, note in (("step", _steps, many), ("inference", _inferences, one)):
-        a, b = (peak_memory(partial(work, build), cfg) for build in (build_ours, build_monai))
+    for name, work, note in (("a step", _steps, many), ("an inference", _inferences, one)):
+        a, b = (peak_memory(partial(work, build), cfg) for build in (build_model, build_monai))
         note = f"{a:.0f} against {b:.0f} MiB, {note}"
-        yield Row(f"{title} memory, {name}", a / b, "x", 1.0, note)
+        yield Row(f"{title} memory of {name}", a / b, "x", 1.0, note)
 
 
 def volume_config(device: str) -> CfgNode:
@@ -121,13 +135,6 @@ def random_volumes(cfg: CfgNode) -> list[dict]:
         image = 255 * torch.rand(1, *size, generator=generator)
         batch.append({"image": image, "instances": instances})
     return batch
-
-
-def build_ours(cfg: CfgNode) -> nn.Module:
-    """The model in the memory format that the trainer gives it."""
-    from detectron2.modeling import build_model
-
-    return build_model(cfg)
 
 
 class MonaiRetinaNet(nn.Module):

@@ -110,7 +110,8 @@ def test_slice_by_slice_it_is_the_u_fpn_of_slices(opts):
     deep = build_resnet_unet_fpn_3d_backbone(cfg, _shape(2))
     assert isinstance(deep, UNetFPN3D)
     _put_in_the_middle(deep, flat)
-    images = torch.randn(2, 2, 64, 96)
+    flat.double(), deep.double()  # norms of small maps enlarge what rounding does
+    images = torch.randn(2, 2, 64, 96, dtype=torch.float64)
     volumes = images[:, :, None].expand(-1, -1, 3, -1, -1).contiguous()
     with torch.no_grad():
         expected, found = flat(images), deep(volumes)
@@ -119,7 +120,7 @@ def test_slice_by_slice_it_is_the_u_fpn_of_slices(opts):
     assert set(found) == set(expected)
     for name, feature in found.items():
         wanted = expected[name][:, :, None].expand_as(feature)
-        torch.testing.assert_close(feature, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max())
+        torch.testing.assert_close(feature, wanted, rtol=1e-6, atol=1e-8)
 
 
 def test_slices_see_each_other():
@@ -156,8 +157,9 @@ def test_outputs_that_no_head_looks_at_are_dropped():
         expected = backbone.decode(images, backbone(images))
         backbone.drop_outputs(keep=["p2"])
         features = backbone(images)
+        found = backbone.decode(images, features)
     assert set(features) == {"c1", "p2"} and list(backbone.output_shape()) == ["p2"]
-    assert torch.equal(backbone.decode(images, features), expected)
+    assert torch.equal(found, expected)
     assert not any("fpn_output3" in name for name in backbone.state_dict())
 
 
