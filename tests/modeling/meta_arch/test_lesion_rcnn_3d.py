@@ -35,7 +35,7 @@ def batch():
 @pytest.fixture(scope="module")
 def trained(batch):
     """A Mask R-CNN that has learned two patches by heart."""
-    model, steps = tiny_model("LesionRCNN3D", *MASKS), 60
+    model, steps = tiny_model("LesionRCNN3D", *MASKS), 100
     optimizer = torch.optim.Adam(model.parameters())
     for step in range(steps):
         for group in optimizer.param_groups:

@@ -59,11 +59,11 @@ def learned():
         "MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC",
         True,
     )
-    model, steps = tiny_model("RetinaUNet3D", *options), 60
+    model, steps = tiny_model("RetinaUNet3D", *options), 120
     optimizer = torch.optim.Adam(model.parameters())
     for step in range(steps):
         for group in optimizer.param_groups:  # to 0, so that boxes come to rest
-            group["lr"] = 0.01 * (1 - step / steps)
+            group["lr"] = 0.005 * (1 - step / steps)
         views = [_mirrored(x, MIRRORS[(step * (3 + 2 * i) + i) % 8]) for i, x in enumerate(batch)]
         optimizer.zero_grad()
         sum(_losses(model, views).values()).backward()
