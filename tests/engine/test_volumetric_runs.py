@@ -12,7 +12,9 @@ from lesion_d2.findings import OperatingPoint, decode_mask
 from lesion_d2.inference import VolumeEnsemble
 from lesion_d2.inference.views import ViewDetections
 from lesion_d2.scans import Scan, SliceSource
+from lesion_d2.tools.predict.__main__ import main as predict
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -145,6 +147,27 @@ def test_findings_of_a_scan_are_those_of_an_evaluation(run, predictor, scan, tmp
     fewer = predict_scan(predictor, scan, score_threshold=point)
     assert fewer.findings == found[:2] and fewer.operating_point == point
     assert fewer.algorithm.meta_architecture == "RetinaUNet3D"
+
+
+def test_the_command_line_goes_by_the_evaluation_of_volumes(run, scan, tmp_path):
+    folder = tmp_path / "scan"
+    folder.mkdir()
+    for index, hu in enumerate(scan.volume):
+        pixels = (hu.astype(np.int32) + 32768).astype(np.uint16)
+        cv2.imwrite(str(folder / f"{index:03d}.png"), pixels)
+    options = ["--config-file", str(run / "config.yaml")]
+    options += ["--input", str(folder), "--spacing", ",".join(map(str, SPACING))]
+    options += ["--report", "none", "MODEL.WEIGHTS", str(run / "model_final.pth")]
+    expected = [d["score"] for d in read_detections(run) if d["volume"] == scan.name]
+    for i, rate in enumerate(((), ("--fps-per-volume", "4"))):  # by default 0.5
+        output = tmp_path / str(i)
+        assert predict([*rate, "--output", str(output), *options]) == 0
+        content = json.loads((output / "scan" / "findings.json").read_text())
+        point = content["operating_point"]
+        assert point["unit"] == "volume" and point["dataset"] == TEST_SET
+        scores = [finding["score"] for finding in content["findings"]]
+        assert scores == [score for score in expected if score >= point["score_threshold"]]
+    assert 0 < len(scores) <= len(expected)
 
 
 def test_masks_of_findings_are_those_of_their_slices(predictor, scan, monkeypatch):
