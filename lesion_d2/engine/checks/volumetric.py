@@ -1,7 +1,6 @@
 """What is wrong with a run of a model of volumes."""
 
 import logging
-import math
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
@@ -12,6 +11,8 @@ from ...data.volumetric import VolumePatchMapper, load_volume_records
 from ...data.volumetric.reading import model_shape
 from ...ignore_regions import lesions_of
 from ...modeling import VolumetricDetector
+from ...scans.limits import check_size
+from ...slice_geometry import EXPECTED_SPACING, is_spacing
 from ...volumetric_config import is_volumetric
 from ..input_errors import InputError, as_input_error, is_a, switched_on, value_of
 from .values import Check, check_values
@@ -20,14 +21,21 @@ logger = logging.getLogger(__name__)
 
 
 def _are_sides(value: Sequence) -> bool:
-    return len(value) == 3 and all(isinstance(side, int) and side > 0 for side in value)
+    if not (len(value) == 3 and all(isinstance(side, int) and side > 0 for side in value)):
+        return False
+    try:
+        check_size("", tuple(value))
+    except ValueError:
+        return False
+    return True
 
 
 _CHECKS: tuple[Check, ...] = (
     (
         "INPUT.VOLUME.PATCH_SIZE",
         _are_sides,
-        "depth, height and width in whole voxels above 0, or (0, 0, 0) for a model of slices",
+        "depth, height and width in whole voxels above 0, no more than a scan has, or (0, 0, 0) "
+        "for a model of slices",
     ),
     (
         "TEST.VOLUME_TILE_SIZE",
@@ -36,8 +44,13 @@ _CHECKS: tuple[Check, ...] = (
     ),
     (
         "INPUT.VOLUME.SPACING",
-        lambda v: len(v) == 3 and all(0 <= side < math.inf for side in v),
-        "x, y and z in mm, 0 where an axis stays as it is",
+        lambda v: len(v) == 3 and all(side == 0 or is_spacing(side) for side in v),
+        f"x, y and z in mm, 0 where an axis stays as it is or {EXPECTED_SPACING}",
+    ),
+    (
+        "INPUT.CT.HU_WINDOW",
+        lambda v: len(v) == 2 and -(2**15) <= v[0] < v[1] <= 2**15 - 1,
+        "low < high, HU of 16 bits: -32768 to 32767",
     ),
 )
 # Keys that do nothing with volumes or cannot be used, the value that they must have, and why.

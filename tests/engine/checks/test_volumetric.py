@@ -54,6 +54,18 @@ def test_an_epoch_has_as_many_patches_as_there_are_volumes(tmp_path):
             r"VOLUME.SPACING: found \(1.0, -1.0, 1.0\), expected x, y and z in mm",
         ),
         (
+            {"INPUT__VOLUME__SPACING": (1e-9, 1.0, 1.0)},
+            r"VOLUME.SPACING: found \(1e-09, 1.0, 1.0\), expected x, y and z in mm, .* 0.01 to 100",
+        ),
+        (
+            {"INPUT__VOLUME__PATCH_SIZE": (10**5,) * 3},
+            r"PATCH_SIZE: found \(100000, 100000, 100000\), expected .* no more than a scan has",
+        ),
+        (
+            {"INPUT__CT__HU_WINDOW": (40000.0, 50000.0)},
+            r"HU_WINDOW: found \(40000.0, 50000.0\), expected low < high, HU of 16 bits",
+        ),
+        (
             {"MODEL__MEAN_TEACHER__ENABLED": True},
             "TEACHER.ENABLED: found True, expected False",
         ),
