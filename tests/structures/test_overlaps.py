@@ -72,6 +72,11 @@ def test_giou_in_3d_takes_off_the_unfilled_part_of_the_hull():
     torch.testing.assert_close(loss, 1 - expected[0])
 
 
+def test_giou_of_points_is_a_number():
+    points = Boxes3D(torch.tensor([[1.0, 2, 3, 1, 2, 3], [4, 2, 3, 4, 2, 3]]))
+    assert pairwise_giou(points, points).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
 def test_giou_loss_pulls_boxes_that_are_apart_together():
     box = torch.tensor([[0.0, 0, 0, 2, 2, 2]], requires_grad=True)
     giou_loss(box, torch.tensor([[5.0, 0, 0, 7, 2, 2]]), "sum").backward()

@@ -30,7 +30,8 @@ class AnchorGenerator3D(DefaultAnchorGenerator):
         offset: of the first anchor's center from the first voxel's, in strides.
 
     Raises:
-        ValueError: a level with other numbers of sizes and depths.
+        ValueError: depths for other levels than there are, a level with other numbers of sizes and
+            depths, or a depth that is not above 0.
     """
 
     box_dim: torch.jit.Final[int] = 6
@@ -46,6 +47,11 @@ class AnchorGenerator3D(DefaultAnchorGenerator):
         offset: float = 0.0,
     ):
         super().__init__(sizes=sizes, aspect_ratios=aspect_ratios, strides=strides, offset=offset)
+        if len(depths) not in (1, len(strides)):
+            raise ValueError(
+                f"MODEL.VOLUMETRIC.ANCHOR_DEPTHS: found {len(depths)} levels, expected one for all "
+                f"or {len(strides)}, as there are feature maps"
+            )
         sizes = _broadcast_params(sizes, len(strides), "sizes")
         depths = _broadcast_params(depths, len(strides), "depths")
         for level, pair in enumerate(zip(sizes, depths, strict=True)):
@@ -54,6 +60,11 @@ class AnchorGenerator3D(DefaultAnchorGenerator):
                     f"MODEL.VOLUMETRIC.ANCHOR_DEPTHS, level {level}: found {list(pair[1])}, "
                     f"expected a depth for each of the sizes {list(pair[0])} "
                     "(MODEL.ANCHOR_GENERATOR.SIZES)"
+                )
+            if not all(depth > 0 for depth in pair[1]):
+                raise ValueError(
+                    f"MODEL.VOLUMETRIC.ANCHOR_DEPTHS, level {level}: found {list(pair[1])}, "
+                    "expected depths above 0"
                 )
         self.cell_anchors = BufferList(
             [_with_depths(flat, d) for flat, d in zip(self.cell_anchors, depths, strict=True)]

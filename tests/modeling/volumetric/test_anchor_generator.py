@@ -57,3 +57,22 @@ def test_config_gives_depths_and_strides():
     cfg.MODEL.VOLUMETRIC.ANCHOR_DEPTHS = [[1.0], [2.0, 3.0], [4.0], [8.0]]
     with pytest.raises(ValueError, match="ANCHOR_DEPTHS, level 1: found"):
         build_anchor_generator(cfg, shapes)
+
+
+@pytest.mark.parametrize(
+    ("depths", "message"),
+    [
+        ([], "found 0 levels, expected one for all or 2"),
+        ([[1.0], [2.0], [4.0]], "found 3 levels, expected one for all or 2"),
+        ([[1.0], [0.0]], r"level 1: found \[0.0\], expected depths above 0"),
+        ([[-1.0]], r"level 0: found \[-1.0\], expected depths above 0"),
+    ],
+)
+def test_depths_that_make_no_anchors_are_refused(depths, message):
+    with pytest.raises(ValueError, match=f"ANCHOR_DEPTHS.*{message}"):
+        AnchorGenerator3D(
+            sizes=[[4.0], [8.0]],
+            depths=depths,
+            aspect_ratios=[[1.0]],
+            strides=[(1, 4, 4), (2, 8, 8)],
+        )
