@@ -334,6 +334,7 @@ def test_a_step_of_the_mean_teacher_mines_and_moves_the_teacher():
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_row_of_bai_has_the_limit_of_its_issue(monkeypatch, device):
+    torch.manual_seed(0)  # so that the untrained detector finds enough
     files = []
     monkeypatch.setattr(bai, "load_config", lambda file, device: files.append(file) or small_rcnn())
     monkeypatch.setattr(bai, "WARM_UP", 0)
