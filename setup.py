@@ -10,6 +10,7 @@ setup(
         "lesion_d2.data_checks": ["page.html"],
         "lesion_d2.findings": ["findings.schema.json"],
         "lesion_d2.findings.report": ["page/*"],
+        "lesion_d2.modeling.volumetric": ["README.md"],
     },
     python_requires=">=3.11",
     # Detectron2 itself was never published on the Python package index: see README, "Install".
