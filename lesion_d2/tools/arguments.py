@@ -1,6 +1,7 @@
-"""Types of command line arguments."""
+"""Types of command line arguments, and the KEY VALUE pairs at their end."""
 
 import argparse
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -33,3 +34,19 @@ def data_set_folder(name: str) -> Path:
             + (f" such as {names}" if names else "")
         )
     return root
+
+
+def config_options(opts: Sequence[str]) -> list[str]:
+    """Changes to a config as the command line has them, without the ``--`` before them."""
+    return [*opts[1:]] if opts[:1] == ["--"] else [*opts]
+
+
+def key_value_pairs(opts: Sequence[str]) -> list[tuple[str, str]]:
+    """Changes to a config, key by key.
+
+    Raises:
+        ValueError: a value is missing.
+    """
+    if len(opts) % 2:
+        raise ValueError(f"found the options {' '.join(opts)!r}, expected pairs of KEY VALUE")
+    return list(zip(opts[::2], opts[1::2], strict=True))

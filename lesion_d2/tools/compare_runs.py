@@ -249,6 +249,19 @@ def mean_and_spread(values: np.ndarray) -> str:
     return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
 
 
+def seeds_cell(values: Sequence[float], sign: str = "") -> str:
+    """:func:`mean_and_spread` of a metric of several seeds, or "-" where there is none.
+
+    Args:
+        values: of each seed.
+        sign: put before what is not negative.
+    """
+    if not values:
+        return "-"
+    text = mean_and_spread(np.array(values))
+    return text if text.startswith("-") else sign + text
+
+
 def _experiment(text: str) -> tuple[str, str]:
     name, sign, pattern = text.partition("=")
     if not (name and sign and pattern):

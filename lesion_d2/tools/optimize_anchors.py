@@ -44,6 +44,7 @@ from lesion_d2.modeling.anchors import (
     optimize_anchors,
     unmatched_share,
 )
+from lesion_d2.tools.arguments import config_options
 from lesion_d2.tools.box_shapes import ResizedBoxes, csv_boxes, dataset_boxes
 
 import numpy as np
@@ -392,8 +393,7 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool, and return the exit code."""
     args = get_parser().parse_args(argv)
-    if args.opts[:1] == ["--"]:
-        del args.opts[0]
+    args.opts = config_options(args.opts)
     args.ratio_bounds = args.ratio_bounds or [[1.0, 4.0]]
     try:
         run(args)

@@ -1,17 +1,22 @@
-"""What a run of a grid was made with, and what came out of it: two files in its folder."""
+"""Runs of a grid: the options that the grid sets, and the files of what came out."""
 
+import csv
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from lesion_d2.data.catalog import load_records
 from lesion_d2.files import written_whole
+from lesion_d2.tools.arguments import key_value_pairs
 from lesion_d2.tools.trainings import FailedRun
 
 #: In a run's folder: its options, from its beginning, and with what came out, from its end.
 BEGUN, RESULT = "run.json", "result.json"
+#: Keys of the config that a grid sets.
+GRID_KEYS = ("OUTPUT_DIR", "DATASETS.TRAIN", "DATASETS.TEST", "SEED")
 
 ResultType = TypeVar("ResultType")
 
@@ -91,6 +96,48 @@ class RunFiles(Generic[ResultType]):
             return f"{self.config} has changed since"
         keys = [key for key in keys if key != "settings"]
         return ", ".join(f"{key} {found[key]} instead of {self.options[key]}" for key in keys)
+
+
+def check_options(opts: Sequence[str]) -> None:
+    """Check changes to the configs of a grid.
+
+    Raises:
+        ValueError: they are no pairs of KEY VALUE, or set what the grid sets.
+    """
+    for key, _ in key_value_pairs(opts):
+        if key in GRID_KEYS:
+            raise ValueError(f"found the option {key}, which the grid sets itself")
+
+
+def grid_options(folder: Path, train: str, test: str, seed: int) -> list[str]:
+    """The changes to a config that a grid makes, as train_net.py takes them.
+
+    Args:
+        folder: OUTPUT_DIR.
+        train, test: names of data sets.
+        seed: SEED.
+    """
+    values = (str(folder), str((train,)), str((test,)), str(seed))
+    return [text for pair in zip(GRID_KEYS, values, strict=True) for text in pair]
+
+
+def check_datasets(names: Iterable[str]) -> None:
+    """Check that data sets can be read, each once.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: one is not registered, or bad.
+    """
+    for name in dict.fromkeys(names):
+        load_records(name)
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Write a CSV file with a line a row, one at least; the first one's keys are the columns."""
+    with written_whole(file) as partial, open(partial, "w", newline="") as opened:
+        writer = csv.DictWriter(opened, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_metric(file: Path, metric: str) -> tuple[float, int]:

@@ -93,6 +93,22 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def collected(failures: list[str]) -> Iterator[None]:
+    """Let a tool that trains end with lines in place of tracebacks, see :func:`interruptible`.
+
+    Args:
+        failures: gets a line where files or values are wrong, or where this is interrupted.
+    """
+    try:
+        with interruptible():
+            yield
+    except (ValueError, OSError) as error:
+        failures.append(f"error: {error}")
+    except KeyboardInterrupt:
+        failures.append("interrupted: the same command goes on from here")
+
+
 def run_all(
     runs: Sequence[TrainingRun],
     program: Path,

@@ -132,6 +132,15 @@ def test_failures_are_told_and_run_again(call, tmp_path, capsys, monkeypatch):
     assert [len(calls(grid / m / "seed_1")) for m in ("retina_unet", "retinanet")] == [1, 2]
 
 
+def test_where_all_runs_fail_each_is_told(call, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FAIL", "/2d/")
+    assert call("--dimensions", "2d") == 1
+    error = capsys.readouterr().err
+    for model in ("retinanet", "retina_unet"):
+        assert f"failed: 2d/{model}/seed_1: exit code 1: train_net.py: error: the model" in error
+    assert f"error: {tmp_path / 'grid'}: found no result of this tool" in error
+
+
 def test_what_is_not_this_grid_is_refused(call, tmp_path, capsys):
     assert call("--table-only") == 1
     assert f"error: {tmp_path / 'grid'}: found no result of this tool" in capsys.readouterr().err

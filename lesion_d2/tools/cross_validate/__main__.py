@@ -27,11 +27,11 @@ from lesion_d2.data.deeplesion import resolve_root
 from lesion_d2.data.volume_set.catalog import register_volume_set
 from lesion_d2.data.volume_set.form import VolumeSet, read_volume_set
 from lesion_d2.data.volume_set.splits import write_splits
-from lesion_d2.engine import InputError, load_config
+from lesion_d2.engine import load_config
 from lesion_d2.evaluation import combine_evaluations
-from lesion_d2.tools.arguments import data_set_folder, positive
+from lesion_d2.tools.arguments import config_options, data_set_folder, positive
 from lesion_d2.tools.checkout import find_in_checkout
-from lesion_d2.tools.trainings import hash_settings, interruptible, run_all
+from lesion_d2.tools.trainings import collected, hash_settings, run_all
 from lesion_d2.volumetric_config import is_volumetric
 
 from .folds import FoldOptions, FoldRun, hash_data, split_options
@@ -64,13 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, report, and return the exit status."""
     args = get_parser().parse_args(argv)
     failures: list[str] = []
-    try:
-        with interruptible():
-            failures = run(args)
-    except (ValueError, OSError, InputError) as error:
-        failures = [f"error: {error}"]
-    except KeyboardInterrupt:
-        failures = ["interrupted: the same command goes on from here"]
+    with collected(failures):
+        failures += run(args)
     for line in failures:
         print(f"{_PROGRAM}: {line}", file=sys.stderr)
     return 1 if failures else 0
@@ -122,7 +117,7 @@ def make_runs(args: argparse.Namespace) -> list[FoldRun]:
     Raises:
         ValueError, OSError, InputError: a wrong argument, config or data set.
     """
-    opts, free_opts = split_options(_opts(args))
+    opts, free_opts = split_options(config_options(args.opts))
     cfg = load_config(_for_config(args))
     known = Path(resolve_root(f"$DETECTRON2_DATASETS/{Path(args.dataset).name}"))
     if "/" in args.dataset and Path(args.dataset).resolve() != known.resolve():
@@ -191,11 +186,7 @@ def _check_folds(root: Path, volume_set: VolumeSet, num_folds: int) -> None:
 
 
 def _for_config(args: argparse.Namespace) -> argparse.Namespace:
-    return argparse.Namespace(config_file=args.config_file, opts=_opts(args))
-
-
-def _opts(args: argparse.Namespace) -> list[str]:
-    return args.opts[1:] if args.opts[:1] == ["--"] else args.opts
+    return argparse.Namespace(config_file=args.config_file, opts=config_options(args.opts))
 
 
 if __name__ == "__main__":

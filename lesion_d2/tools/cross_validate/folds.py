@@ -11,6 +11,7 @@ from lesion_d2.data.problems import short
 from lesion_d2.data.volume_set.form import FILE_NAME
 from lesion_d2.evaluation import VolumeDetections, read_volume_detections
 from lesion_d2.files import read_json, written_whole
+from lesion_d2.tools.arguments import key_value_pairs
 from lesion_d2.tools.trainings import FailedRun
 
 #: Keys of the config that a cross-validation sets.
@@ -199,9 +200,7 @@ def split_options(opts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]
     Raises:
         ValueError: they are no pairs, or set what a cross-validation sets.
     """
-    if len(opts) % 2:
-        raise ValueError(f"found the options {' '.join(opts)!r}, expected pairs of KEY VALUE")
-    pairs = list(zip(opts[::2], opts[1::2], strict=True))
+    pairs = key_value_pairs(opts)
     for key, _ in pairs:
         if key in OWN_KEYS:
             told = ", by --output" if key == "OUTPUT_DIR" else ""

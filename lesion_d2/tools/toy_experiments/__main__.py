@@ -26,8 +26,9 @@ from functools import partial
 from pathlib import Path
 
 from lesion_d2.engine import load_config
-from lesion_d2.tools.arguments import positive
-from lesion_d2.tools.trainings import interruptible
+from lesion_d2.tools.arguments import config_options, key_value_pairs, positive
+from lesion_d2.tools.run_files import check_datasets
+from lesion_d2.tools.trainings import collected
 
 from detectron2.config import CfgNode
 
@@ -39,10 +40,10 @@ from .grid import (
     TASKS,
     Result,
     Run,
-    check_datasets,
     config_file,
     find_axes,
     make_grid,
+    read_datasets,
     read_settings,
 )
 from .report import (
@@ -88,25 +89,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run, write and print; returns the exit code."""
     args = get_parser().parse_args(argv)
     output = args.output or Path("output/toys_small" if args.small else "output/toys")
-    opts = args.opts[1:] if args.opts[:1] == ["--"] else args.opts
+    opts = config_options(args.opts)
     failures: list[str] = []
-    try:
-        with interruptible():
-            program, configs = find_program()
-            cfg = _config_of(configs / config_file(args.models[0], args.small), opts)
-            kind = {"num_test": args.test_images, "small": args.small, "opts": opts}
-            kind["tests_best"] = cfg.TEST.KEEP_BEST > 0
-            grid = partial(make_grid, output, read_settings(configs, args.small), **kind)
-            read_results(grid(**find_axes(output)))  # refuses before hours of training
-            if not args.plot_only:
-                axes = {name: getattr(args, name) for name in ("models", "tasks", "sizes", "seeds")}
-                runs = grid(**axes)
-                failures = run_missing(runs, args.program or program, configs, args.jobs)
-            report(output, grid, configs)
-    except (ValueError, OSError) as error:
-        failures.append(f"error: {error}")
-    except KeyboardInterrupt:
-        failures.append("interrupted: the same command goes on from here")
+    with collected(failures):
+        program, configs = find_program()
+        cfg = _config_of(configs / config_file(args.models[0], args.small), opts)
+        kind = {"num_test": args.test_images, "small": args.small, "opts": opts}
+        kind["tests_best"] = cfg.TEST.KEEP_BEST > 0
+        grid = partial(make_grid, output, read_settings(configs, args.small), **kind)
+        read_results(grid(**find_axes(output)))  # refuses before hours of training
+        if not args.plot_only:
+            axes = {name: getattr(args, name) for name in ("models", "tasks", "sizes", "seeds")}
+            runs = grid(**axes)
+            failures += run_missing(runs, args.program or program, configs, args.jobs)
+        report(output, grid, configs)
     print("\n".join(failures), end="\n" if failures else "", file=sys.stderr)
     return 1 if failures else 0
 
@@ -129,7 +125,7 @@ def run_missing(runs: Sequence[Run], program: Path, configs: Path, jobs: int) ->
     """
     done = read_results(runs)
     missing = [run for run in runs if run not in done]
-    check_datasets(missing)
+    check_datasets(read_datasets(missing))
     return run_all(missing, program, configs, jobs=jobs, done=len(done))
 
 
@@ -165,8 +161,7 @@ def report(output: Path, grid: Callable[..., list[Run]], configs: Path) -> None:
 
 
 def _config_of(file: Path, opts: Sequence[str]) -> CfgNode:
-    if len(opts) % 2:
-        raise ValueError(f"found the options {' '.join(opts)!r}, expected pairs of KEY VALUE")
+    key_value_pairs(opts)
     return load_config(argparse.Namespace(config_file=str(file), opts=[*opts]))
 
 

@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lesion_d2.data.catalog import load_records
 from lesion_d2.data.toys import dataset_name
-from lesion_d2.tools.run_files import RESULT, RunFiles
+from lesion_d2.tools.run_files import (
+    RESULT,
+    RunFiles,
+    check_options,
+    grid_options,
+)
 from lesion_d2.tools.trainings import hash_settings
 
 #: Names of the configs in configs/toys, one-stage models first.
@@ -23,8 +27,6 @@ MODELS = (
 TASKS = ("donuts_shape", "donuts_pattern", "circles_scale")
 SIZES = (1000, 500, 250, 100, 50)
 ALL_IMAGES = 1000  # of the whole training set, and of the whole test set
-#: Keys of the config that the grid sets.
-GRID_KEYS = ("OUTPUT_DIR", "DATASETS.TRAIN", "DATASETS.TEST", "SEED")
 _NUMBER = r"([1-9][0-9]*)"
 _PLACE = re.compile(f"({'|'.join(TASKS)})/({'|'.join(MODELS)})/{_NUMBER}/seed_{_NUMBER}")
 
@@ -129,8 +131,7 @@ class Run:
     def _arguments(
         self, configs: Path, flag: str, folder: Path, train: str, test: str
     ) -> list[str]:
-        values = (str(folder), str((train,)), str((test,)), str(self.seed))
-        grid = itertools.chain.from_iterable(zip(GRID_KEYS, values, strict=True))
+        grid = grid_options(folder, train, test, self.seed)
         return ["--config-file", str(configs / self.config), flag, *self.opts, *grid]
 
     @property
@@ -192,11 +193,7 @@ def make_grid(
     Raises:
         ValueError: opts are no pairs, or set what the grid sets.
     """
-    if len(opts) % 2:
-        raise ValueError(f"found the options {' '.join(opts)!r}, expected pairs of KEY VALUE")
-    for key in opts[::2]:
-        if key in GRID_KEYS:
-            raise ValueError(f"found the option {key}, which the grid sets itself")
+    check_options(opts)
     places = dict.fromkeys(itertools.product(seeds, sizes, tasks, models))
     kind = {"num_test": num_test, "small": small, "opts": tuple(opts), "tests_best": tests_best}
     return [
@@ -223,14 +220,7 @@ def find_axes(output: Path) -> dict[str, list]:
     }
 
 
-def check_datasets(runs: Sequence[Run]) -> None:
-    """Check that all data sets of the runs can be read.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a number of images is not registered, or there are fewer.
-    """
+def read_datasets(runs: Sequence[Run]) -> list[str]:
+    """Names of all data sets that the runs read."""
     names = [name for run in runs for name in run.datasets]
-    names += [dataset_name(run.task, "val", None) for run in runs if run.tests_best]
-    for name in dict.fromkeys(names):
-        load_records(name)
+    return names + [dataset_name(run.task, "val", None) for run in runs if run.tests_best]

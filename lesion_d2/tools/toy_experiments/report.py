@@ -1,12 +1,11 @@
 """Tables of the grid: every run, means over seeds, and the paper's claims in numbers."""
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lesion_d2.files import written_whole
-from lesion_d2.tools.compare_runs import mean_and_spread
+from lesion_d2.tools.compare_runs import seeds_cell
+from lesion_d2.tools.run_files import write_rows
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -68,10 +67,7 @@ def write_csv(results: Mapping[Run, Result], file: Path) -> None:
         }
         for run, result in results.items()
     ]
-    with written_whole(file) as partial, open(partial, "w", newline="") as opened:
-        writer = csv.DictWriter(opened, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(rows, file)
 
 
 def figure_title(runs: Sequence[Run], num_results: int, cfg: CfgNode) -> str:
@@ -99,7 +95,7 @@ def figure_title(runs: Sequence[Run], num_results: int, cfg: CfgNode) -> str:
 def model_table(scores: Scores, task: str, models: Sequence[str], sizes: Sequence[int]) -> str:
     """A task's table: a line a model, a column an n, mean and spread over seeds."""
     values = {(m, n): [*scores.get((task, m, n), {}).values()] for m in models for n in sizes}
-    lines = [[LABELS[m], *(_cell(values[m, n]) for n in sizes)] for m in models]
+    lines = [[LABELS[m], *(seeds_cell(values[m, n]) for n in sizes)] for m in models]
     return _table(lines, ["mAP@0.1 (%)"], sizes)
 
 
@@ -123,7 +119,7 @@ def claim_tables(
             for pair in (p for p in pairs if set(p) <= set(models)):
                 gains = [paired_gains(scores, task, pair, n) for n in sizes]
                 names = " - ".join(LABELS[model] for model in pair)
-                cells = (_cell(values, "+") for values in gains)
+                cells = (seeds_cell(values, "+") for values in gains)
                 lines.append([TASK_LABELS[task], names, *cells, _count_clear(gains)])
         if lines:
             yield heading, _table(lines, ["task", "percentage points"], sizes, "mean > spread")
@@ -133,13 +129,6 @@ def _count_clear(gains: Sequence[Sequence[float]]) -> str:
     known = [values for values in gains if len(values) > 1]
     clear = sum(np.mean(values) > np.std(values, ddof=1) for values in known)
     return f"{clear} of {len(known)}"
-
-
-def _cell(values: Sequence[float], sign: str = "") -> str:
-    if not values:
-        return "-"
-    text = mean_and_spread(np.array(values))
-    return text if text.startswith("-") else sign + text
 
 
 def _table(lines: list[list[str]], first: Sequence[str], sizes: Sequence[int], *last: str) -> str:

@@ -29,11 +29,12 @@ from itertools import product
 from pathlib import Path
 
 from lesion_d2.files import written_whole
-from lesion_d2.tools.arguments import positive
+from lesion_d2.tools.arguments import config_options, positive
 from lesion_d2.tools.checkout import find_in_checkout
-from lesion_d2.tools.trainings import interruptible, run_all
+from lesion_d2.tools.run_files import check_datasets
+from lesion_d2.tools.trainings import collected, run_all
 
-from .grid import DIMENSIONS, MODELS, Run, check_datasets, find_places, make_grid, read_settings
+from .grid import DIMENSIONS, MODELS, Run, find_places, make_grid, read_settings
 from .report import claim_tables, collect_scores, make_table, write_csv
 
 _CONFIGS = "configs/retina_unet/small"
@@ -62,19 +63,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run, write and print; returns the exit code."""
     args = get_parser().parse_args(argv)
     failures: list[str] = []
-    try:
-        with interruptible():
-            failures = run(args)
-    except (ValueError, OSError) as error:
-        failures = [f"error: {error}"]
-    except KeyboardInterrupt:
-        failures = ["interrupted: the same command goes on from here"]
+    with collected(failures):
+        run(args, failures)
     print("\n".join(failures), end="\n" if failures else "", file=sys.stderr)
     return 1 if failures else 0
 
 
-def run(args: argparse.Namespace) -> list[str]:
-    """:func:`main` of parsed arguments: a line for each run that failed.
+def run(args: argparse.Namespace, failures: list[str]) -> None:
+    """:func:`main` of parsed arguments.
+
+    Args:
+        failures: gets a line for each run that failed.
 
     Raises:
         ValueError, OSError: nothing can be run, or nothing reported.
@@ -87,21 +86,19 @@ def run(args: argparse.Namespace) -> list[str]:
         read_settings(configs),
         dataset=args.dataset,
         split=args.split,
-        opts=args.opts[1:] if args.opts[:1] == ["--"] else args.opts,
+        opts=config_options(args.opts),
     )
     for run in grid(places=find_places(args.output)):
         run.result()  # refuses before hours of training
-    failures: list[str] = []
     if not args.table_only:
         places = [(d, m, s) for s, m, d in product(args.seeds, args.models, args.dimensions)]
         runs = grid(places=places)
         missing = [run for run in runs if run.result() is None]
-        check_datasets(missing)
+        check_datasets(name for run in missing for name in run.datasets)
         program = args.program or find_in_checkout("train_net.py")
         done = len(runs) - len(missing)
-        failures = run_all(missing, program, jobs=args.jobs, done=done)
+        failures += run_all(missing, program, jobs=args.jobs, done=done)
     report(args.output, grid)
-    return failures
 
 
 def report(output: Path, grid: Callable[..., list[Run]]) -> None:

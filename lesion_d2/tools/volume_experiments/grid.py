@@ -8,17 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lesion_d2.data.catalog import load_records
 from lesion_d2.files import read_json
-from lesion_d2.tools.run_files import RESULT, RunFiles, read_metric
+from lesion_d2.tools.run_files import (
+    RESULT,
+    RunFiles,
+    check_options,
+    grid_options,
+    read_metric,
+)
 from lesion_d2.tools.trainings import FailedRun, hash_settings
 
 #: Folders of configs: volumes, slices with neighbors as channels, slices; in Table 1's order.
 DIMENSIONS = ("3d", "2dc", "2d")
 #: Names of the configs in each of them, in Table 1's order.
 MODELS = ("retina_unet", "retinanet", "det_unet", "u_faster_rcnn_plus", "mask_rcnn")
-#: Keys of the config that the grid sets.
-GRID_KEYS = ("OUTPUT_DIR", "DATASETS.TRAIN", "DATASETS.TEST", "SEED")
 #: The metric that the table is about: mAP at an IoU of 0.1.
 METRIC = "AP10"
 _PLACE = re.compile(f"({'|'.join(DIMENSIONS)})/({'|'.join(MODELS)})/seed_([1-9][0-9]*)")
@@ -121,9 +124,7 @@ class Run:
 
     def commands(self) -> list[list[str]]:
         """Arguments of train_net.py, which trains and tests."""
-        train, test = self.datasets
-        values = (str(self.folder), str((train,)), str((test,)), str(self.seed))
-        own = itertools.chain.from_iterable(zip(GRID_KEYS, values, strict=True))
+        own = grid_options(self.folder, *self.datasets, self.seed)
         return [["--config-file", str(self.config), "--resume", *self.opts, *own]]
 
     def end(self, seconds: float, resumed: bool) -> None:
@@ -183,11 +184,7 @@ def make_grid(
     Raises:
         ValueError: opts are no pairs, or set what the grid sets.
     """
-    if len(opts) % 2:
-        raise ValueError(f"found the options {' '.join(opts)!r}, expected pairs of KEY VALUE")
-    for key in opts[::2]:
-        if key in GRID_KEYS:
-            raise ValueError(f"found the option {key}, which the grid sets itself")
+    check_options(opts)
     return [
         Run(output, configs, *place, dataset, split, tuple(opts), settings[place[:2]])
         for place in dict.fromkeys(places)
@@ -206,14 +203,3 @@ def find_places(output: Path) -> list[tuple[str, str, int]]:
         ((dimension, model, int(seed)) for dimension, model, seed in places),
         key=lambda place: (DIMENSIONS.index(place[0]), MODELS.index(place[1]), place[2]),
     )
-
-
-def check_datasets(runs: Sequence[Run]) -> None:
-    """Check that the data sets of the runs can be read.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: one is not registered, or bad.
-    """
-    for name in dict.fromkeys(name for run in runs for name in run.datasets):
-        load_records(name)

@@ -1,13 +1,11 @@
 """Tables of the grid: Table 1's layout beside the paper's numbers, and its claims in numbers."""
 
-import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lesion_d2.files import written_whole
-from lesion_d2.tools.compare_runs import mean_and_spread
+from lesion_d2.tools.compare_runs import seeds_cell
+from lesion_d2.tools.run_files import write_rows
 
-import numpy as np
 from tabulate import tabulate
 
 from .grid import DIMENSIONS, METRIC, MODELS, Place, Result, Run
@@ -86,7 +84,7 @@ def make_table(results: Mapping[Run, Result]) -> str:
     for place in PAPER:
         seeds = scores[METRIC].get(place, {})
         if seeds:
-            cells = [_cell([*scores[metric].get(place, {}).values()]) for metric in metrics]
+            cells = [seeds_cell([*scores[metric].get(place, {}).values()]) for metric in metrics]
             paper = (f"{value:.1f}" for value in PAPER[place])
             names = DIMENSION_LABELS[place[0]], LABELS[place[1]]
             lines.append([*names, *cells, len(seeds), *paper])
@@ -108,7 +106,7 @@ def claim_tables(scores: Scores) -> Iterator[tuple[str, str]]:
             if gains:
                 paper = PAPER[first][0] - PAPER[second][0]
                 names = f"{_name(first)} - {_name(second)}"
-                lines.append([names, _cell(gains, "+"), len(gains), f"{paper:+.1f}"])
+                lines.append([names, seeds_cell(gains, "+"), len(gains), f"{paper:+.1f}"])
         if lines:
             yield heading, _table(lines, ["percentage points of mAP", "here", "seeds", "paper"])
 
@@ -138,21 +136,11 @@ def write_csv(results: Mapping[Run, Result], file: Path) -> None:
         }
         for run, result in results.items()
     ]
-    with written_whole(file) as partial, open(partial, "w", newline="") as opened:
-        writer = csv.DictWriter(opened, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(rows, file)
 
 
 def _name(place: Place) -> str:
     return f"{LABELS[place[1]]} {DIMENSION_LABELS[place[0]]}"
-
-
-def _cell(values: Sequence[float], sign: str = "") -> str:
-    if not values:
-        return "-"
-    text = mean_and_spread(np.array(values))
-    return text if text.startswith("-") else sign + text
 
 
 def _table(lines: list[list], headers: list[str]) -> str:
