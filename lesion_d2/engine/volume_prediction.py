@@ -79,9 +79,8 @@ def measure_instances(
         size = scan.volume.shape[1:]
         for own, mask in zip(slices, instances.pred_masks, strict=True):
             own.update(_masks_of_slices(mask, size))
-    counts = [len(own) for own in slices]
-    owners = np.repeat(np.arange(len(boxes)), counts)
-    numbers = [number for own in slices for number in sorted(own)]
+    slices = [dict(sorted(own.items())) for own in slices]
+    owners = np.repeat(np.arange(len(boxes)), [len(own) for own in slices])
     boxes3d = boxes.copy()
     for box, own in zip(boxes3d, slices, strict=True):
         box[[2, 5]] = min(own), max(own)
@@ -89,10 +88,10 @@ def measure_instances(
         scan,
         boxes[owners][:, [0, 1, 3, 4]],
         scores[owners],
-        numbers,
+        [number for own in slices for number in own],
         (boxes3d, scores, classes, owners),
         class_names=class_names,
-        masks=[own[number] for own in slices for number in sorted(own)],
+        masks=[mask for own in slices for mask in own.values()],
         box_margin=box_margin,
     )
 

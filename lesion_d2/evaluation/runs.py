@@ -46,8 +46,9 @@ def boxes_of_run(
         np.where(is_thin, nearest, side).clip(0, num_slices - 1).astype(int)
         for side in (first, last)
     )
-    tracklets = np.repeat(np.arange(len(boxes)), last - first + 1)
-    starts = np.cumsum(last - first + 1) - (last - first + 1)
+    counts = last - first + 1
+    tracklets = np.repeat(np.arange(len(boxes)), counts)
+    starts = np.cumsum(counts) - counts
     z = first[tracklets] + np.arange(len(tracklets)) - starts[tracklets] + first_slice
     slice_boxes = boxes[tracklets].copy()
     slice_boxes[:, 2] = slice_boxes[:, 5] = z

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from .backbone import UNetFPN
 from .losses import IGNORE, focal_segmentation_loss, segmentation_loss
-from .volumetric import UNetFPN3D
 
 _INTERPOLATIONS = {2: "bilinear", 3: "trilinear"}  # by the number of axes
 _PRIOR = 0.01  # of a foreground pixel, as RETINANET.PRIOR_PROB of a foreground anchor
@@ -27,8 +26,8 @@ def build_segmentation_predictor(
     """Build the 1x1 convolution from P0 to the logits of the background and K classes.
 
     Args:
-        backbone: a :class:`UNetFPN`, whose ``decode`` gives P0; with a :class:`UNetFPN3D` the
-            convolution is one of volumes.
+        backbone: a :class:`UNetFPN`, whose ``decode`` gives P0; with one of volumes the convolution
+            is one of volumes.
         num_classes: K.
         class_agnostic: one foreground in place of K classes.
 
@@ -41,8 +40,7 @@ def build_segmentation_predictor(
             "segmentation, such as build_vgg_unet_fpn_backbone"
         )
     num_channels = 2 if class_agnostic else num_classes + 1
-    conv = nn.Conv3d if isinstance(backbone, UNetFPN3D) else nn.Conv2d
-    predictor = conv(backbone.decoder_shape.channels, num_channels, kernel_size=1)
+    predictor = backbone.plain_conv(backbone.decoder_shape.channels, num_channels, kernel_size=1)
     # As RetinaNet's own prior: nearly all pixels are background, and say so from the start.
     nn.init.zeros_(predictor.bias)
     nn.init.constant_(predictor.bias[:1], math.log((1 - _PRIOR) / _PRIOR))

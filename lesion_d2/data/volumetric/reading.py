@@ -2,8 +2,8 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -77,13 +77,28 @@ def read_block(
         FileNotFoundError: a slice is missing.
         ValueError: a file is damaged, or a slice has another size than the record says.
     """
+    read = partial(_read_inside, record)
+    return _read_padded(read, start, size, record["shape"], fill)
+
+
+def _read_padded(
+    read: Callable[[list[tuple[int, int]]], np.ndarray],
+    start: Sequence[int],
+    size: Sequence[int],
+    shape: Sequence[int],
+    fill: int,
+) -> np.ndarray:
+    """(d, h, w) int16, of which ``read`` gives what lies inside of a volume, if anything does.
+
+    It is asked by the first voxel and the end (exclusive) along each axis.
+    """
     ranges = [
         (max(first, 0), min(first + side, length))
-        for first, side, length in zip(start, size, record["shape"], strict=True)
+        for first, side, length in zip(start, size, shape, strict=True)
     ]
     if any(first >= end for first, end in ranges):
         return np.full(tuple(size), fill, np.int16)
-    inside = _read_inside(record, ranges)
+    inside = read(ranges)
     if inside.shape == tuple(size):
         return inside
     block = np.full(tuple(size), fill, np.int16)
@@ -178,13 +193,10 @@ class ResampledVolume:
         Raises:
             FileNotFoundError, ValueError: see :func:`read_block`.
         """
-        ranges = [
-            (max(first, 0), min(first + side, length))
-            for first, side, length in zip(start, size, self.shape, strict=True)
-        ]
-        block = np.full(tuple(size), self.fill, np.int16)
-        if any(first >= end for first, end in ranges):
-            return block
+        return _read_padded(self._resample, start, size, self.shape, self.fill)
+
+    def _resample(self, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
+        """(d, h, w) int16 of a block that lies inside."""
         axes = [
             _linear(first, end, length, source)
             for (first, end), length, source in zip(
@@ -198,9 +210,7 @@ class ResampledVolume:
         clip_to_window(source, self.hu_window)
         for axis, (lower, upper, weights) in enumerate(axes):
             source = _interpolate(source, axis, lower - firsts[axis], upper - firsts[axis], weights)
-        place = tuple(slice(a - s, b - s) for (a, b), s in zip(ranges, start, strict=True))
-        block[place] = source if source.dtype == np.int16 else np.rint(source)
-        return block
+        return source if source.dtype == np.int16 else np.rint(source).astype(np.int16)
 
     def load(
         self, start: Sequence[int], size: Sequence[int], device: str | torch.device = "cpu"

@@ -205,6 +205,8 @@ class UNetFPN(TopDownFPN):
 
     #: Builds the convolutions of the decoder.
     conv = staticmethod(conv2d)
+    #: Its kind of convolution, for what is predicted from P0.
+    plain_conv: type[nn.Module] = nn.Conv2d
 
     def __init__(
         self,

@@ -47,19 +47,15 @@ def find_top_proposals(
     Raises:
         FloatingPointError: a box or a logit is not finite in training.
     """
-    logits, boxes, levels = [], [], []
-    for level, (of_level, level_logits, level_deltas) in enumerate(
-        zip(anchors, pred_objectness_logits, pred_anchor_deltas, strict=True)
-    ):
-        number = min(pre_nms_topk, level_logits.shape[1])
-        top_logits, index = level_logits.topk(number, dim=1)  # N x k
-        box_dim = level_deltas.shape[2]
-        top_deltas = level_deltas.gather(1, index[:, :, None].expand(-1, -1, box_dim))
-        decoded = transform.apply_deltas(top_deltas.flatten(0, 1), of_level.tensor[index.flatten()])
-        logits.append(top_logits)
-        boxes.append(decoded.view(*index.shape, box_dim))
-        levels.append(torch.full((number,), level, dtype=torch.int64, device=index.device))
-    logits, boxes, levels = cat(logits, dim=1), cat(boxes, dim=1), cat(levels, dim=0)
+    tops = [
+        _decode_top(*level, transform, pre_nms_topk)
+        for level in zip(anchors, pred_objectness_logits, pred_anchor_deltas, strict=True)
+    ]
+    logits, boxes = (cat(list(parts), dim=1) for parts in zip(*tops, strict=True))
+    numbers = [top.shape[1] for top, _ in tops]
+    levels = cat(
+        [torch.full((n,), level, device=logits.device) for level, n in enumerate(numbers)], dim=0
+    )
     results = []
     for image_size, image_logits, image_boxes in zip(image_sizes, logits, boxes, strict=True):
         proposals = Instances(image_size, proposal_boxes=type(anchors[0])(image_boxes))
@@ -74,6 +70,17 @@ def find_top_proposals(
         proposals.remove("levels")
         results.append(proposals[keep[:post_nms_topk]])
     return results
+
+
+def _decode_top(
+    anchors: Boxes, logits: Tensor, deltas: Tensor, transform: Box2BoxTransform, number: int
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, k) and boxes (N, k, 4 or 6) of a level's k highest anchors, ``number`` at most."""
+    logits, index = logits.topk(min(number, logits.shape[1]), dim=1)
+    box_dim = deltas.shape[2]
+    deltas = deltas.gather(1, index[:, :, None].expand(-1, -1, box_dim))
+    boxes = transform.apply_deltas(deltas.flatten(0, 1), anchors.tensor[index.flatten()])
+    return logits, boxes.view(*index.shape, box_dim)
 
 
 def _drop_unusable(proposals: Instances, min_box_size: float, is_training: bool) -> Instances:

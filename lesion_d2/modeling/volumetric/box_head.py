@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...layers import batched_nms
 from ..box_losses import check_box_loss, matched_box_loss
 from .box_regression import Box2BoxTransform3D
-from .conv import conv3d
+from .conv import add_hidden_convs
 from .shape import VolumeShape
 
 
@@ -41,18 +41,7 @@ class FastRCNNConvFCHead3D(FastRCNNConvFCHead):
         conv_norm: str = "",
     ):
         nn.Sequential.__init__(self)
-        channels = input_shape.channels
-        for number, conv_dim in enumerate(conv_dims, start=1):
-            layer = conv3d(
-                channels,
-                conv_dim,
-                3,
-                norm=conv_norm,
-                activation=nn.ReLU(inplace=True),
-                init=weight_init.c2_msra_fill,
-            )
-            self.add_module(f"conv{number}", layer)
-            channels = conv_dim
+        channels = add_hidden_convs(self, "conv", input_shape.channels, conv_dims, conv_norm)
         self.add_module("flatten", nn.Flatten())
         channels *= input_shape.depth * input_shape.height * input_shape.width
         for number, fc_dim in enumerate(fc_dims, start=1):

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -87,3 +87,26 @@ def conv3d(
     )
     init(conv)
     return conv
+
+
+def add_hidden_convs(
+    module: nn.Module, name: str, channels: int, conv_dims: Sequence[int], norm: str
+) -> int:
+    """Add a head's 3x3x3 convolutions with ReLU, with the first weights of Detectron2's heads.
+
+    Args:
+        module: gets them in their order, as ``<name>1`` and so on.
+        name: of the submodules.
+        channels: that come in.
+        conv_dims: channels of each.
+        norm: see :func:`get_norm_3d`.
+
+    Returns:
+        The channels that come out.
+    """
+    for number, conv_dim in enumerate(conv_dims, start=1):
+        activation, init = nn.ReLU(inplace=True), weight_init.c2_msra_fill
+        conv = conv3d(channels, conv_dim, 3, norm=norm, activation=activation, init=init)
+        module.add_module(f"{name}{number}", conv)
+        channels = conv_dim
+    return channels

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbone import TopDownFPN, UNetFPN
 from .conv import conv3d
@@ -80,11 +80,7 @@ class FPN3D(TopDownFPN):
     def output_shape(self) -> dict[str, VolumeShape]:
         """Channels and strides of the levels."""
         return {
-            level: VolumeShape(
-                channels=self._out_feature_channels[level],
-                stride=self.strides[level][-1],
-                strides=self.strides[level],
-            )
+            level: VolumeShape.of_map(self._out_feature_channels[level], self.strides[level])
             for level in self._out_features
         }
 
@@ -114,6 +110,7 @@ class UNetFPN3D(UNetFPN, FPN3D):
     """
 
     conv = staticmethod(conv3d)
+    plain_conv = nn.Conv3d
 
     def __init__(self, bottom_up: ResNet3D, in_features: list[str], out_channels: int, **kwargs):
         if kwargs.get("attention"):
@@ -121,9 +118,7 @@ class UNetFPN3D(UNetFPN, FPN3D):
                 "MODEL.UNET_FPN.ATTENTION: found True, expected False for a U-FPN of volumes"
             )
         super().__init__(bottom_up, in_features, out_channels, **kwargs)
-        self.decoder_shape = VolumeShape(
-            channels=self.decoder_shape.channels, stride=1, strides=(1, 1, 1)
-        )
+        self.decoder_shape = VolumeShape.of_map(self.decoder_shape.channels, (1, 1, 1))
         c1 = bottom_up.output_shape()["c1"].strides
         self._factors = _factors({"p0": (1, 1, 1), "p1": c1, **self.strides})
 

@@ -14,7 +14,7 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from .conv import conv3d
+from .conv import add_hidden_convs
 from .shape import VolumeShape
 
 
@@ -71,18 +71,9 @@ class MaskRCNNConvUpsampleHead3D(MaskRCNNConvUpsampleHead):
         **kwargs,
     ):
         BaseMaskRCNNHead.__init__(self, **kwargs)
-        channels = input_shape.channels
-        for number, conv_dim in enumerate(conv_dims[:-1], start=1):
-            layer = conv3d(
-                channels,
-                conv_dim,
-                3,
-                norm=conv_norm,
-                activation=nn.ReLU(inplace=True),
-                init=weight_init.c2_msra_fill,
-            )
-            self.add_module(f"mask_fcn{number}", layer)
-            channels = conv_dim
+        channels = add_hidden_convs(
+            self, "mask_fcn", input_shape.channels, conv_dims[:-1], conv_norm
+        )
         self.deconv = nn.ConvTranspose3d(channels, conv_dims[-1], kernel_size=2, stride=2)
         weight_init.c2_msra_fill(self.deconv)
         self.deconv_relu = nn.ReLU()

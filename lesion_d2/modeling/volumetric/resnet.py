@@ -159,11 +159,7 @@ class ResNet3D(ResNetWithStem):
     def output_shape(self) -> dict[str, VolumeShape]:
         """Channels and strides of the returned features."""
         return {
-            name: VolumeShape(
-                channels=self._out_feature_channels[name],
-                stride=self._strides[name][-1],
-                strides=self._strides[name],
-            )
+            name: VolumeShape.of_map(self._out_feature_channels[name], self._strides[name])
             for name in self._out_features
         }
 

@@ -16,3 +16,8 @@ class VolumeShape(ShapeSpec):
 
     strides: tuple[int, int, int] = (1, 1, 1)
     depth: int | None = None
+
+    @classmethod
+    def of_map(cls, channels: int, strides: tuple[int, int, int]) -> "VolumeShape":
+        """The shape of a feature map, of which in-plane strides are the same."""
+        return cls(channels=channels, stride=strides[-1], strides=strides)

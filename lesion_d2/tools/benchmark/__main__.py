@@ -44,18 +44,6 @@ from .timing import Row
 from .uldor import measure_uldor
 from .voxels import measure_voxels
 
-_WITHOUT_CONFIGS = (
-    "masks",
-    "froc",
-    "csv",
-    "voxels",
-    "patches",
-    "anchors",
-    "clustering",
-    "linking",
-    "boxes3d",
-    "monai",
-)
 PARTS = (
     "slices",
     "masks",
@@ -75,30 +63,27 @@ PARTS = (
     "monai",
     "scans",
 )
+# Parts that are measured with files of configs/, which a checkout has.
+_WITH_CONFIGS = ("slices", "model", "zlocha", "uldor", "tao", "bai", "scans")
 
 
 def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
     """The rows of the chosen parts, as they are measured."""
-    if "slices" in parts:
-        yield from measure_slices(folder)
-    if "masks" in parts:
-        yield from measure_masks(folder)
-    if "froc" in parts:
-        yield from measure_froc()
-    if "csv" in parts:
-        yield from measure_csv(folder)
-    if "voxels" in parts:
-        yield from measure_voxels(folder)
-    if "patches" in parts:
-        yield from measure_patches(folder)
-    if "anchors" in parts:
-        yield from measure_anchors()
-    if "clustering" in parts:
-        yield from measure_clustering()
-    if "linking" in parts:
-        yield from measure_linking()
-    if "boxes3d" in parts:
-        yield from measure_boxes3d()
+    work = {
+        "slices": partial(measure_slices, folder),
+        "masks": partial(measure_masks, folder),
+        "froc": measure_froc,
+        "csv": partial(measure_csv, folder),
+        "voxels": partial(measure_voxels, folder),
+        "patches": partial(measure_patches, folder),
+        "anchors": measure_anchors,
+        "clustering": measure_clustering,
+        "linking": measure_linking,
+        "boxes3d": measure_boxes3d,
+    }
+    for part, measure_part in work.items():
+        if part in parts:
+            yield from measure_part()
     models = {
         "model": measure_retina_unet,
         "zlocha": measure_zlocha,
@@ -141,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    if not set(args.only) <= set(_WITHOUT_CONFIGS):
+    if not set(args.only).isdisjoint(_WITH_CONFIGS):
         try:
             find_in_checkout("configs")
         except FileNotFoundError as error:
