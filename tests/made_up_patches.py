@@ -9,7 +9,8 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
-from torch import nn
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
 
 BACKGROUND = 60.0
 BRIGHTER = 120.0
@@ -132,3 +133,15 @@ def patch(
     instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
     instances.gt_masks = BitMasks3D(masks)
     return {"image": image, "instances": instances}
+
+
+def losses_of(model: nn.Module, batch: list[dict]) -> dict[str, Tensor]:
+    """The losses of a batch of patches."""
+    with EventStorage():
+        return model(batch)
+
+
+def detect(model: nn.Module, batch: list[dict]) -> list[Instances]:
+    """What a model finds on patches; it is put into evaluation mode."""
+    with torch.no_grad():
+        return [output["instances"] for output in model.eval()(batch)]

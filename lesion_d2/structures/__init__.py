@@ -1,4 +1,3 @@
-from ..layers.box_overlaps import giou_loss
 from .bit_masks import BitMasks3D
 from .boxes3d import Boxes3D
 from .image_list import ImageList3D
@@ -8,7 +7,6 @@ __all__ = [
     "BitMasks3D",
     "Boxes3D",
     "ImageList3D",
-    "giou_loss",
     "pairwise_giou",
     "pairwise_intersection",
     "pairwise_iou",

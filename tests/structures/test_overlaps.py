@@ -1,9 +1,9 @@
 import itertools
 
 import lesion_d2  # noqa: F401, it makes detectron2 importable
+from lesion_d2.layers import giou_loss
 from lesion_d2.structures import (
     Boxes3D,
-    giou_loss,
     pairwise_giou,
     pairwise_intersection,
     pairwise_iou,

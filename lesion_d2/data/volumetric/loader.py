@@ -36,11 +36,7 @@ def load_volume_records(names: str | Sequence[str], *, filter_empty: bool = Fals
     """
     records = []
     for name in [names] if isinstance(names, str) else names:
-        if MetadataCatalog.get(name).get("evaluator_type") != "lesion_volume":
-            raise ValueError(
-                f"data set {name!r}: found single slices, expected all slices of volumes, as "
-                f"{suggest_names(name, 'lesion_volume')} have"
-            )
+        check_volumes(name)
         records += volume_records(get_detection_dataset_dicts(name, filter_empty=False), name)
     if filter_empty:
         records = [record for record in records if lesions_of(record["annotations"])]
@@ -50,6 +46,19 @@ def load_volume_records(names: str | Sequence[str], *, filter_empty: bool = Fals
         f"{num_lesions} lesions in {len(records)} volumes (runs of slices) of {num_slices} slices"
     )
     return records
+
+
+def check_volumes(name: str) -> None:
+    """Check that a registered data set is one of volumes.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if MetadataCatalog.get(name).get("evaluator_type") != "lesion_volume":
+        raise ValueError(
+            f"data set {name!r}: found single slices, expected all slices of volumes, as "
+            f"{suggest_names(name, 'lesion_volume')} have"
+        )
 
 
 def build_volume_train_loader(cfg) -> TrainLoader:

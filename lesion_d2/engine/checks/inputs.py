@@ -18,7 +18,7 @@ from .model import check_model
 from .output import check_output
 from .training import check_regions, check_training
 from .unused import check_unused
-from .volumetric import check_patches, check_records, check_volumetric
+from .volumetric import check_kinds, check_patches, check_records, check_volumetric
 from .weights import check_run_weights
 
 
@@ -45,22 +45,25 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
         with as_input_error(""):
             LesionDatasetMapper(cfg, not args.eval_only)
     if args.eval_only:
-        load_datasets(cfg, "TEST", required=True)
+        test_sets = load_datasets(cfg, "TEST", required=True)
         if is_volumetric(cfg):
-            check_records(cfg, "TEST")
+            check_records(cfg, "TEST", test_sets)
         return 0
     if is_volumetric(cfg):
         check_patches(cfg)
     check_training(cfg, args.num_gpus * args.num_machines)
-    images = list(chain.from_iterable(load_datasets(cfg, "TRAIN", required=True)))
+    train_sets = load_datasets(cfg, "TRAIN", required=True)
+    images = list(chain.from_iterable(train_sets))
     check_regions(cfg, images)
     if is_volumetric(cfg):
-        num_images = check_records(cfg, "TRAIN")
-        check_records(cfg, "TEST")
+        num_images = check_records(cfg, "TRAIN", train_sets)
+        check_kinds(cfg, "TEST")
     else:
         num_images = _count_images(cfg, images)
     _check_iterations(cfg, num_images)
     test_sets = load_datasets(cfg, "TEST", required=False)
+    if is_volumetric(cfg):
+        check_records(cfg, "TEST", test_sets)
     check_lesions(cfg, dict(zip(cfg.DATASETS.TEST, test_sets, strict=True)))
     if switched_on(cfg, "TEST.LOSS_"):
         check_masks(cfg, list(chain.from_iterable(test_sets)), "TEST")

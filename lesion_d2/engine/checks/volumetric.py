@@ -7,7 +7,8 @@ from detectron2.config import CfgNode
 
 from ...config import trains_on_masks
 from ...data.samplers import count_epoch
-from ...data.volumetric import VolumePatchMapper, load_volume_records
+from ...data.volumetric import VolumePatchMapper, volume_records
+from ...data.volumetric.loader import check_volumes
 from ...data.volumetric.reading import model_shape
 from ...ignore_regions import lesions_of
 from ...modeling import VolumetricDetector
@@ -120,8 +121,24 @@ def check_patches(cfg: CfgNode) -> None:
         VolumePatchMapper(cfg)
 
 
-def check_records(cfg: CfgNode, kind: str) -> int:
+def check_kinds(cfg: CfgNode, kind: str) -> None:
+    """Check that the data sets of DATASETS.TRAIN or TEST are of volumes, before they are read.
+
+    Raises:
+        InputError: one is of single slices.
+    """
+    with as_input_error(f"DATASETS.{kind}: "):
+        for name in cfg.DATASETS[kind]:
+            check_volumes(name)
+
+
+def check_records(cfg: CfgNode, kind: str, datasets: Sequence[list[dict]]) -> int:
     """Check that the data sets of DATASETS.TRAIN or TEST are of volumes that the model can take.
+
+    Args:
+        cfg: of the run.
+        kind: "TRAIN" or "TEST".
+        datasets: their dicts of slices, as :func:`~.datasets.load_datasets` gives them.
 
     Returns:
         Volumes (runs of slices) of an epoch.
@@ -130,11 +147,11 @@ def check_records(cfg: CfgNode, kind: str) -> int:
         InputError: a data set is of single slices, its slices make no volumes, one has no spacing
             that the model goes by, there is no lesion, or one has no mask that training needs.
     """
+    check_kinds(cfg, kind)
     records = []
-    for name in cfg.DATASETS[kind]:
-        with as_input_error(f"DATASETS.{kind}: "):
-            records += load_volume_records(name)
     with as_input_error(f"DATASETS.{kind}: "):
+        for name, images in zip(cfg.DATASETS[kind], datasets, strict=True):
+            records += volume_records(images, name)
         for record in records:
             model_shape(record, cfg.INPUT.VOLUME.SPACING)
     if kind != "TRAIN":

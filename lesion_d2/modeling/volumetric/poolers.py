@@ -51,7 +51,7 @@ class ROIPooler3D(nn.Module):
         self.canonical_level = canonical_level
 
     def forward(self, x: list[Tensor], box_lists: list[Boxes3D]) -> Tensor:
-        """Pool regions; a GPU is waited for once.
+        """Pool regions; a GPU is waited for once, and once more a level where the ratio is 0.
 
         Args:
             x: (N, C, D, H, W) of each level.

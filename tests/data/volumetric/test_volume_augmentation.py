@@ -7,18 +7,7 @@ from lesion_d2.data.volumetric.warp import VolumeWarp
 
 import numpy as np
 import pytest
-
-SHAPE = (9, 24, 30)
-
-
-def made_up_voxels(shape=SHAPE) -> np.ndarray:
-    return np.random.default_rng(0).integers(-1000, 500, shape).astype(np.int16)
-
-
-def apply(warp: VolumeWarp, volume: np.ndarray, fill: int = -2000) -> np.ndarray:
-    ranges = warp.source_ranges(volume.shape)
-    block = volume[tuple(slice(a, b) for a, b in ranges)]
-    return warp.apply_image(block, [a for a, _ in ranges], volume.shape, fill)
+from made_up_volumes import SHAPE, apply, made_up_voxels
 
 
 def test_without_augmentation_patches_are_those_of_inference():

@@ -102,31 +102,47 @@ def test_a_model_of_volumes_needs_patches_of_them(tmp_path):
         check_inputs(load_config(args), args)
 
 
+def num_volumes(cfg):
+    """What the check of the training set counts."""
+    return check_records(cfg, "TRAIN", [DatasetCatalog.get(TRAIN_SET)])
+
+
 def test_volumes_without_what_a_model_goes_by_are_refused(tmp_path, monkeypatch):
     dicts = DatasetCatalog.get(TRAIN_SET)
     cfg = load_config(volume_args(tmp_path, INPUT__VOLUME__SPACING=(1.0, 1.0, 1.0)))
-    assert check_records(cfg, "TRAIN") == 4
+    assert num_volumes(cfg) == 4
     for d in dicts[:20]:
         d["spacing"] = None
     monkeypatch.setitem(DatasetCatalog.data, TRAIN_SET, lambda: dicts)
     with pytest.raises(InputError, match=r"TRAIN: volume v0: found spacing None, .*SPACING is"):
-        check_records(cfg, "TRAIN")
+        num_volumes(cfg)
     cfg.INPUT.VOLUME.SPACING = (0.0, 0.0, 0.0)
-    assert check_records(cfg, "TRAIN") == 4
+    assert num_volumes(cfg) == 4
 
     masked = [a for d in dicts for a in d["annotations"] if "segmentation" in a]
     assert masked
     del masked[0]["segmentation"]
-    assert check_records(cfg, "TRAIN") == 4  # made of its box
+    assert num_volumes(cfg) == 4  # made of its box
     cfg.INPUT.BOX_MASKS = False
     with pytest.raises(InputError, match=r"found 1 of \d lesions without a mask .*INPUT.BOX_MASKS"):
-        check_records(cfg, "TRAIN")
+        num_volumes(cfg)
     cfg.MODEL.MASK_ON = False
-    assert check_records(cfg, "TRAIN") == 4
+    assert num_volumes(cfg) == 4
     for d in dicts:
         d["annotations"] = []
     with pytest.raises(InputError, match=f"DATASETS.TRAIN: found no lesion in {TRAIN_SET}"):
-        check_records(cfg, "TRAIN")
+        num_volumes(cfg)
+
+
+def test_a_data_set_is_read_once_for_all_checks(tmp_path, monkeypatch):
+    args = volume_args(tmp_path)
+    cfg, reads = load_config(args), []
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        read = DatasetCatalog.data[name]
+        counted = lambda name=name, read=read: reads.append(name) or read()  # noqa: E731
+        monkeypatch.setitem(DatasetCatalog.data, name, counted)
+    check_inputs(cfg, args)
+    assert sorted(reads) == sorted((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
 
 
 def test_a_prediction_needs_weights_and_patches(tmp_path):

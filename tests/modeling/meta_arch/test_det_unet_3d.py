@@ -5,16 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.utils.events import EventStorage
-from made_up_patches import patch, tiny_model
+from made_up_patches import detect, patch, tiny_model
 from test_det_unet import check_components, slow_components
 
 SIZE = (4, 24, 24)
 MASKS = ("MODEL.RETINA_UNET.PREDICT_MASKS", True)
-
-
-def _detect(model, batch):
-    with torch.no_grad():
-        return [output["instances"] for output in model.eval()(batch)]
 
 
 @pytest.mark.parametrize(("seed", "margin"), [(0, 0.0), (1, 1.5)])
@@ -65,7 +60,7 @@ def test_it_learns_two_volumes_by_heart_and_empty_ones_train():
             losses["loss_seg"].backward()
             optimizer.step()
     assert set(losses) == {"loss_seg"} and torch.isfinite(losses["loss_seg"])
-    for output, sample in zip(_detect(model, batch), batch, strict=True):
+    for output, sample in zip(detect(model, batch), batch, strict=True):
         truth = sample["instances"]
         sure = output[output.scores > 0.9]
         assert sure.image_size == tuple(sample["image"].shape[1:]) == truth.image_size

@@ -7,24 +7,13 @@ from lesion_d2.structures import BitMasks3D, Boxes3D, pairwise_iou
 import pytest
 import torch
 from detectron2.structures import Instances
-from detectron2.utils.events import EventStorage
-from made_up_patches import BACKGROUND, patch, tiny_model
+from made_up_patches import BACKGROUND, detect, losses_of, patch, tiny_model
 
 SIZE = (6, 32, 32)
 MASKS = ("MODEL.MASK_ON", True, "MODEL.BACKBONE.NAME", "build_resnet_fpn_3d_backbone")
 _WIDE = ("MODEL.RESNETS.RES2_OUT_CHANNELS", 64)  # Detectron2's ResNet-18 has no other
 KEEP_ALL = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
 FIRST, SECOND = [2.5, 4.5, 0.5, 11.5, 12.5, 3.5], [9.5, 9.5, -0.5, 25.5, 24.5, 4.5]
-
-
-def _losses(model, batch):
-    with EventStorage():
-        return model(batch)
-
-
-def _detect(model, batch):
-    with torch.no_grad():
-        return [output["instances"] for output in model.eval()(batch)]
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +30,14 @@ def trained(batch):
         for group in optimizer.param_groups:
             group["lr"] = 0.003 * (1 - step / steps)
         optimizer.zero_grad()
-        sum(_losses(model, batch).values()).backward()
+        sum(losses_of(model, batch).values()).backward()
         optimizer.step()
     return model.eval()
 
 
 def test_mask_rcnn_learns_two_patches_by_heart(trained, batch):
     ranked = []
-    for found, sample in zip(_detect(trained, batch), batch, strict=True):
+    for found, sample in zip(detect(trained, batch), batch, strict=True):
         truth = sample["instances"]
         overlaps = pairwise_iou(found.pred_boxes, truth.gt_boxes)[:, 0]
         hits = (overlaps > 0.5) & (found.pred_classes == truth.gt_classes[0])
@@ -67,7 +56,7 @@ def test_a_shifted_lesion_has_shifted_detections(trained, batch, shift):
     images = [image, image.roll(shift, dims=(1, 2, 3))]
     box_predictor = trained.roi_heads.box_predictor
     with changed([(box_predictor, "test_nms_thresh", 1.0)]):  # which of equally sure ones is chance
-        before, after = _detect(trained, [{"image": x} for x in images])
+        before, after = detect(trained, [{"image": x} for x in images])
     moved = Boxes3D(before.pred_boxes.tensor[:1] + torch.tensor(shift[::-1] * 2))
     overlap, same = pairwise_iou(moved, after.pred_boxes)[0].max(dim=0)
     assert overlap > 0.85
@@ -84,10 +73,10 @@ def test_thin_patches_odd_sizes_and_patches_without_a_lesion(sizes):
     model = tiny_model("LesionRCNN3D", *options)
     batch = [patch([[5.5, 4.5, 0.5, 15.5, 12.5, 2.5]], sizes[0])]
     batch += [patch([], size) for size in (*sizes[1:], sizes[0])]
-    losses = _losses(model, batch)
+    losses = losses_of(model, batch)
     names = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask", "loss_seg"}
     assert set(losses) == names
-    nothing = _losses(model, batch[1:])
+    nothing = losses_of(model, batch[1:])
     assert nothing.keys() == losses.keys()
     for each in (losses, nothing):  # each has all gradients, as several processes want it
         model.zero_grad(set_to_none=True)
@@ -95,7 +84,7 @@ def test_thin_patches_odd_sizes_and_patches_without_a_lesion(sizes):
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
     assert nothing["loss_rpn_loc"] == nothing["loss_box_reg"] == nothing["loss_mask"] == 0
-    for sample, found in zip(batch, _detect(model, batch), strict=True):
+    for sample, found in zip(batch, detect(model, batch), strict=True):
         size = sample["instances"].image_size
         assert found.image_size == size and len(found) > 0
         assert found.pred_masks.shape == (len(found), *size)
@@ -108,7 +97,7 @@ def test_u_faster_rcnn_plus_has_the_segmentation_loss_beside_the_others():
     assert isinstance(model, LesionRCNN) and not model.roi_heads.mask_on
     batch, seen = [patch([FIRST, SECOND], SIZE, classes=[0, 1]), patch([], (5, 20, 32))], []
     handle = model.seg_predictor.register_forward_hook(lambda *args: seen.append(args[2]))
-    losses = _losses(model, batch)
+    losses = losses_of(model, batch)
     handle.remove()
     labels = torch.zeros(2, *seen[0].shape[2:], dtype=torch.int64)
     for mask, category in zip(batch[0]["instances"].gt_masks.tensor, [0, 1], strict=True):
@@ -118,7 +107,7 @@ def test_u_faster_rcnn_plus_has_the_segmentation_loss_beside_the_others():
     losses["loss_seg"].backward()
     assert model.backbone.bottom_up.stem.conv1.weight.grad.abs().sum() > 0
     model.backbone.decode = None  # would raise: at inference nobody looks at P0
-    assert not _detect(model, batch)[0].has("pred_masks")
+    assert not detect(model, batch)[0].has("pred_masks")
 
 
 @pytest.mark.parametrize("pool", [0, 10])
@@ -141,7 +130,7 @@ def test_no_negative_region_is_drawn_in_a_region_to_ignore(pool):
         return drawn[1:]
 
     model.roi_heads.label_and_sample_proposals = record
-    assert all(torch.isfinite(loss) for loss in _losses(model, [sample]).values())
+    assert all(torch.isfinite(loss) for loss in losses_of(model, [sample]).values())
     proposals, background = drawn[0], drawn[1][drawn[1].gt_classes == model.roi_heads.num_classes]
     found = []
     for image in (proposals, background):

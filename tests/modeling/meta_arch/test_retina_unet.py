@@ -4,13 +4,13 @@ import itertools
 import lesion_d2
 from lesion_d2.data.augmentation import ResizeTransform
 from lesion_d2.data.mapper import transform_lesions
+from lesion_d2.layers import giou_loss
 from lesion_d2.modeling.attention import record_attention
 from lesion_d2.modeling.calibration import mask_agreement
 from lesion_d2.modeling.losses import IGNORE, anchor_focal_loss, focal_segmentation_loss
 from lesion_d2.modeling.meta_arch.retina_unet import _postprocess, masks_in_boxes
 from lesion_d2.modeling.segmentation import semantic_labels
 from lesion_d2.modeling.shem import batch_shem_loss, box_loss_per_image, shem_loss
-from lesion_d2.structures import giou_loss
 
 import pytest
 import torch

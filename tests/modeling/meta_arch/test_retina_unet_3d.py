@@ -10,22 +10,11 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
-from detectron2.utils.events import EventStorage
-from made_up_patches import patch, tiny_config, tiny_model
+from made_up_patches import detect, losses_of, patch, tiny_config, tiny_model
 
 SIZE = (8, 40, 40)
 BOXES = [[5.5, 9.5, 1.5, 15.5, 20.5, 4.5], [20.5, 14.5, 0.5, 34.5, 30.5, 6.5]]
 KEEP_ALL = ("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0)
-
-
-def _losses(model, batch):
-    with EventStorage():
-        return model(batch)
-
-
-def _detect(model, batch):
-    with torch.no_grad():
-        return [output["instances"] for output in model.eval()(batch)]
 
 
 def _mirrored(sample, axes):
@@ -66,7 +55,7 @@ def learned():
             group["lr"] = 0.005 * (1 - step / steps)
         views = [_mirrored(x, MIRRORS[(step * (3 + 2 * i) + i) % 8]) for i, x in enumerate(batch)]
         optimizer.zero_grad()
-        sum(_losses(model, views).values()).backward()
+        sum(losses_of(model, views).values()).backward()
         optimizer.step()
     return model, batch
 
@@ -74,7 +63,7 @@ def learned():
 def test_mirrored_volumes_that_were_learned_by_heart_have_an_ap_of_100(learned):
     model, batch = learned
     samples = [_mirrored(sample, axes) for axes in MIRRORS for sample in batch]
-    found = _detect(model, samples)
+    found = detect(model, samples)
     for category in range(2):
         detections = [x[x.pred_classes == category] for x in found]
         truth = [x["instances"][x["instances"].gt_classes == category] for x in samples]
@@ -94,7 +83,7 @@ def test_mirrored_volumes_that_were_learned_by_heart_have_an_ap_of_100(learned):
 def test_a_shifted_volume_has_shifted_boxes(learned, shift):
     model, (sample, _) = learned
     shifted = {"image": sample["image"].roll(shift, dims=(1, 2, 3))}
-    before, after = (x.pred_boxes.tensor[:1] for x in _detect(model, [sample, shifted]))
+    before, after = (x.pred_boxes.tensor[:1] for x in detect(model, [sample, shifted]))
     expected = Boxes3D(before + torch.tensor(shift[::-1] * 2))
     assert pairwise_iou(Boxes3D(after), expected) > 0.25
 
@@ -112,7 +101,7 @@ def test_a_cell_of_the_head_stands_for_the_anchor_there(level):
     logits[level][0, anchor * 3 + category, *cell] = 14.0
     deltas[level][0, anchor * 6 + 2, *cell] = 10 * 0.25  # a quarter of its depth further down
     model.head.forward = lambda levels: (logits, deltas)
-    (found,) = _detect(model, [patch([], SIZE)])
+    (found,) = detect(model, [patch([], SIZE)])
     z, y, x = (index * stride for index, stride in zip(cell, strides, strict=True))
     z += depth / 4
     height, width = size * math.sqrt(1.4), size / math.sqrt(1.4)
@@ -166,14 +155,14 @@ def test_thin_patches_odd_sizes_and_patches_without_a_lesion(sizes):
     model = tiny_model("RetinaUNet3D", "MODEL.RETINA_UNET.PREDICT_MASKS", True, *KEEP_ALL)
     batch = [patch([[5.5, 4.5, 0.5, 15.5, 12.5, 2.5]], sizes[0])]
     batch += [patch([], size) for size in (*sizes[1:], sizes[0])]
-    losses = _losses(model, batch)
+    losses = losses_of(model, batch)
     assert set(losses) == {"loss_cls", "loss_box_reg", "loss_seg"}
     sum(losses.values()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
-    nothing = _losses(model, batch[1:])
+    nothing = losses_of(model, batch[1:])
     assert nothing["loss_box_reg"] == 0 and all(torch.isfinite(x) for x in nothing.values())
-    for sample, found in zip(batch, _detect(model, batch), strict=True):
+    for sample, found in zip(batch, detect(model, batch), strict=True):
         size = sample["instances"].image_size
         assert found.image_size == size and len(found) > 0
         assert found.pred_masks.shape == (len(found), *size)
@@ -190,7 +179,7 @@ def test_nndetections_matching_and_losses(pytestconfig):
     seen = {}
     losses = model.losses
     model.losses = lambda *args: seen.update(args=args) or losses(*args)
-    found = _losses(model, batch)
+    found = losses_of(model, batch)
     sum(found.values()).backward()
     assert all(torch.isfinite(x.grad).all() for x in model.parameters())
     anchors, pred_logits, (labels, of_empty), deltas, (boxes, _) = seen["args"]
@@ -223,9 +212,9 @@ def test_retinanet_has_no_segmentation():
     model = tiny_model("RetinaNet3D", *backbone, "MODEL.RETINA_UNET.PREDICT_MASKS", True)
     sample = patch(BOXES, SIZE)
     sample["instances"].remove("gt_masks")
-    losses = _losses(model, [sample])
+    losses = losses_of(model, [sample])
     assert set(losses) == {"loss_cls", "loss_box_reg"} and model.seg_predictor is None
-    assert not _detect(model, [sample])[0].has("pred_masks")
+    assert not detect(model, [sample])[0].has("pred_masks")
 
 
 @pytest.mark.parametrize(
@@ -241,7 +230,7 @@ def test_retinanet_has_no_segmentation():
 def test_losses_of_config_have_gradients_under_mixed_precision(options):
     model = tiny_model("RetinaUNet3D", *options)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = _losses(model, [patch(BOXES, SIZE, classes=[0, 1]), patch([], SIZE)])
+        losses = losses_of(model, [patch(BOXES, SIZE, classes=[0, 1]), patch([], SIZE)])
     sum(losses.values()).backward()
     for name, parameter in model.named_parameters():
         assert torch.isfinite(parameter.grad).all(), name
