@@ -53,6 +53,14 @@ def test_config_gives_depths_and_strides():
     assert generator.box_dim == 6 and generator.num_anchors == [3] * 4
     (anchors, *_) = generator([torch.zeros(1, 1, 1, 1, 1)] * 4)
     assert (anchors.sides()[:, 2] == 1).all()
+    for (depth, height, width), level in zip(
+        [shape.strides for shape in shapes],
+        generator([torch.zeros(1, 1, 2, 2, 2)] * 4),
+        strict=True,
+    ):
+        centers = level.get_centers()[::3]  # x fastest, then y and z
+        assert centers[1:5:2].tolist() == [[width, 0, 0], [width, height, 0]]
+        assert centers[4].tolist() == [0, 0, depth]
 
     cfg.MODEL.VOLUMETRIC.ANCHOR_DEPTHS = [[1.0], [2.0, 3.0], [4.0], [8.0]]
     with pytest.raises(ValueError, match="ANCHOR_DEPTHS, level 1: found"):
