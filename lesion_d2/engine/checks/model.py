@@ -75,6 +75,7 @@ def check_model(cfg: CfgNode) -> nn.Module:
             f"MODEL.META_ARCHITECTURE: found {found!r}, expected a LesionRetinaNet or RetinaUNet "
             "(MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES is False)"
         )
+    _check_one_stage(cfg)
     seg_loss_weight = cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT
     if seg_loss_weight > 0 and not is_a(cfg, LesionRCNN):
         raise InputError(
@@ -113,6 +114,35 @@ def check_model(cfg: CfgNode) -> nn.Module:
             "MODEL.ULDOR.COUNT_FALSE_POSITIVES True"
         )
     return model
+
+
+def _check_one_stage(cfg: CfgNode) -> None:
+    """Check that what the one-stage models alone have is not asked for in vain."""
+    found, shem, retinanet = (
+        cfg.MODEL.META_ARCHITECTURE,
+        cfg.MODEL.RETINA_UNET,
+        cfg.MODEL.RETINANET,
+    )
+    for key, kind, expected in (
+        ("MODEL.RETINANET.ATSS_CANDIDATES", LesionRetinaNet, "a LesionRetinaNet or RetinaUNet"),
+        ("MODEL.RETINA_UNET.SHEM_NEGATIVES", RetinaUNet, "a RetinaUNet"),
+    ):
+        value = value_of(cfg, key)
+        if value > 0 and not is_a(cfg, kind):
+            raise InputError(
+                f"MODEL.META_ARCHITECTURE: found {found!r}, expected {expected}, in 2-D or 3-D, "
+                f"for {key} {value}"
+            )
+    if shem.SHEM_NEGATIVES > 0 and shem.SHEM_POOL == 0:
+        raise InputError(
+            f"MODEL.RETINA_UNET.SHEM_NEGATIVES: found {shem.SHEM_NEGATIVES}, expected 0, or a pool "
+            "that negatives are drawn from (MODEL.RETINA_UNET.SHEM_POOL is 0)"
+        )
+    if retinanet.ATSS_CENTER_INSIDE and retinanet.ATSS_CANDIDATES == 0:
+        raise InputError(
+            "MODEL.RETINANET.ATSS_CENTER_INSIDE: found True, expected False, or candidates that it "
+            "is asked of (MODEL.RETINANET.ATSS_CANDIDATES is 0)"
+        )
 
 
 def _check_shem(cfg: CfgNode, model: nn.Module) -> None:

@@ -55,7 +55,7 @@ def _make_averages(model, monkeypatch):
     """All weights alike, poolings that average: a feature is a weighted mean of its pixels."""
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
                 module.weight.fill_(1 / module.weight[0].numel())
                 if module.bias is not None:
                     module.bias.zero_()
@@ -64,11 +64,8 @@ def _make_averages(model, monkeypatch):
             if isinstance(module, nn.MaxPool2d):
                 pool = nn.AvgPool2d(module.kernel_size, module.stride, module.padding)
                 setattr(parent, name, pool)
-    monkeypatch.setattr(
-        F,
-        "max_pool2d",
-        lambda x, kernel_size, stride, padding: F.avg_pool2d(x, kernel_size, stride, padding),
-    )
+    for axes in (2, 3):
+        monkeypatch.setattr(F, f"max_pool{axes}d", getattr(F, f"avg_pool{axes}d"))
 
 
 def _features(model, image):
@@ -92,3 +89,22 @@ def test_centers_of_features(monkeypatch, name, keys, expected):
         ratio = of_ramp[level][0, 0, 0, index] / of_ones[level][0, 0, 0, index]
         found = ratio.item() - index * (ramp.shape[-1] // width)
         assert found == pytest.approx(center, abs=1e-6), level
+
+
+@pytest.mark.parametrize(("strides", "axis"), [((1, 2, 2), 2), ((2, 1, 1), 0)], ids=["x", "z"])
+def test_centers_of_features_of_volumes(monkeypatch, strides, axis):
+    """As anchors of volumes, and as in Detectron2's ResNet, the first one lies at voxel 0."""
+    keys = {**_RESNET, "RESNETS.DEPTH": 18, "VOLUMETRIC.STRIDES": (strides,) * 5}
+    model = _build("build_resnet_fpn_3d_backbone", keys)
+    _make_averages(model, monkeypatch)
+    length = 640
+    sides, shape = [3, 32, 32] if axis == 2 else [3, 3, 3], [1, 1, 1]
+    sides[axis], shape[axis] = length, -1
+    ramp = torch.arange(length, dtype=torch.double).view(shape).expand(1, 3, *sides).contiguous()
+    with torch.no_grad():
+        of_ramp, of_ones = _features(model, ramp), _features(model, torch.ones_like(ramp))
+    for level in ("res2", "res3", "res4", "res5"):
+        number = of_ones[level].shape[2 + axis]
+        index = number // 2
+        ratio = (of_ramp[level] / of_ones[level])[0, 0].select(axis, index)
+        assert ratio.mean().item() == pytest.approx(index * (length // number), abs=1e-6), level
