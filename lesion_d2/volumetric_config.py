@@ -44,6 +44,10 @@ def add_volumetric_config(cfg: CN) -> None:
     # POOLER_RESOLUTION.
     cfg.MODEL.VOLUMETRIC.BOX_POOLER_DEPTH = 3
     cfg.MODEL.VOLUMETRIC.MASK_POOLER_DEPTH = 5
+    # Side in the slice, in voxels, from which on regions of the two-stage models come from P4; from
+    # half of it on from P3, from twice on from P5. Detectron2's 224 takes all that is below 112
+    # from P2. Jaeger et al., in their code, go by the patch: its side times 2^-2.5, 22.6 of 128.
+    cfg.MODEL.VOLUMETRIC.CANONICAL_SIZE = 224.0
     # Compute the backbone's activations again in the backward pass, in place of keeping them: less
     # memory, more time.
     cfg.MODEL.VOLUMETRIC.CHECKPOINT = False

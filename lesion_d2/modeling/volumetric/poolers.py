@@ -24,7 +24,7 @@ class ROIPooler3D(nn.Module):
         canonical_level: base-2 logarithm of its stride in-plane.
 
     Raises:
-        ValueError: other strides.
+        ValueError: other strides, or a canonical size that is not above 0.
     """
 
     def __init__(
@@ -47,6 +47,11 @@ class ROIPooler3D(nn.Module):
                     f"strides: found {tuple(stride)} for level {level}, expected {2**level} "
                     "in-plane: powers of 2, each twice the one before"
                 )
+        if not canonical_box_size > 0:
+            raise ValueError(
+                f"MODEL.VOLUMETRIC.CANONICAL_SIZE: found {canonical_box_size}, expected voxels "
+                "above 0"
+            )
         self.canonical_box_size = canonical_box_size
         self.canonical_level = canonical_level
 

@@ -12,7 +12,8 @@ class LesionROIHeads3D(LesionROIHeads):
     """:class:`LesionROIHeads` on volumes: the same code with poolers and heads in 3-D.
 
     Regions are pooled to POOLER_RESOLUTION in-plane and to MODEL.VOLUMETRIC.BOX_POOLER_DEPTH and
-    MASK_POOLER_DEPTH slices (Jaeger et al., section 4.1: 7 x 7 x 3 and 14 x 14 x 5).
+    MASK_POOLER_DEPTH slices (Jaeger et al., section 4.1: 7 x 7 x 3 and 14 x 14 x 5), from the level
+    of their size in-plane (CANONICAL_SIZE).
     """
 
     @classmethod
@@ -62,7 +63,10 @@ def _pooler(
         )
     size = (depth, options.POOLER_RESOLUTION, options.POOLER_RESOLUTION)
     pooler = ROIPooler3D(
-        size, [level.strides for level in levels], sampling_ratio=options.POOLER_SAMPLING_RATIO
+        size,
+        [level.strides for level in levels],
+        sampling_ratio=options.POOLER_SAMPLING_RATIO,
+        canonical_box_size=cfg.MODEL.VOLUMETRIC.CANONICAL_SIZE,
     )
     shape = VolumeShape(channels=levels[0].channels, height=size[1], width=size[2], depth=size[0])
     return pooler, shape

@@ -1,3 +1,5 @@
+import math
+
 import lesion_d2  # noqa: F401, it makes detectron2 importable
 from lesion_d2.layers import roi_align_3d
 from lesion_d2.modeling.volumetric import ROIPooler3D
@@ -5,6 +7,7 @@ from lesion_d2.structures import Boxes3D
 
 import pytest
 import torch
+from made_up_patches import tiny_model
 
 STRIDES = [(1, 4, 4), (2, 8, 8), (4, 16, 16)]
 # Sides in-plane of 8, 16 and 40, as deep as each other; the first volume has two.
@@ -42,3 +45,24 @@ def test_empty_volumes_and_one_level():
 def test_strides_that_do_not_double_are_refused():
     with pytest.raises(ValueError, match="for level 3, expected 8 in-plane"):
         ROIPooler3D((3, 7, 7), [(1, 4, 4), (2, 16, 16)])
+
+
+def test_the_canonical_size_may_be_that_of_jaegers_patches():
+    """Their code: round(4 + log2(side / patch)), 0 for P2, here of a patch of 128."""
+    strides = [(1, 4, 4), (2, 8, 8), (4, 16, 16), (8, 32, 32)]
+    pooler = ROIPooler3D((3, 7, 7), strides, canonical_box_size=128 * 2**-2.5)
+    sides = [3, 8, 11, 12, 20, 22, 23, 40, 45, 46, 90, 127]
+    regions = Boxes3D(torch.tensor([[0.0, 0, 0, 2 * side, side / 2, 9] for side in sides]))
+    expected = [min(max(round(4 + math.log2(side / 128)), 0), 3) for side in sides]
+    assert pooler.assign_levels([regions]).tolist() == expected
+    assert set(expected) == {0, 1, 2, 3}
+    of_detectron2 = ROIPooler3D((3, 7, 7), strides).assign_levels([regions])
+    assert of_detectron2.tolist() == [1 if side >= 112 else 0 for side in sides]
+
+
+def test_the_config_has_the_canonical_size_of_both_heads():
+    options = ("MODEL.MASK_ON", True, "MODEL.VOLUMETRIC.CANONICAL_SIZE")
+    heads = tiny_model("LesionRCNN3D", *options, 22.6).roi_heads
+    assert heads.box_pooler.canonical_box_size == heads.mask_pooler.canonical_box_size == 22.6
+    with pytest.raises(ValueError, match=r"CANONICAL_SIZE: found 0.0, expected voxels above 0"):
+        tiny_model("LesionRCNN3D", *options, 0.0)
