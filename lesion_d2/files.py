@@ -2,10 +2,13 @@
 
 import errno
 import fcntl
+import itertools
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 # What file systems answer that do not flush on demand, folders above all: some network and virtual
@@ -20,6 +23,9 @@ _CANNOT_SYNC = {
     errno.EOPNOTSUPP,
     errno.EPERM,
 }
+_CANNOT_LOCK = {errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+# Open files whose locks this process has.
+_locks: set[FileIO] = set()
 
 
 @contextmanager
@@ -27,18 +33,43 @@ def written_whole(file: str | os.PathLike) -> Iterator[Path]:
     """Give a path beside ``file`` to write to; it becomes ``file`` when the block ends well.
 
     At every moment, even of a kill or a power cut, ``file`` is the old one or the whole new one;
-    where the file system does not flush on demand, even of a kill alone. What a killed process
-    leaves beside it has one name, and the next writer of ``file`` replaces it.
+    where the file system does not flush on demand, even of a kill alone. Each process that writes
+    has a path of its own. What a killed one leaves beside ``file`` the next writer replaces.
+
+    Raises:
+        OSError: it cannot be written, such as on a full disk; names ``file``.
     """
     file = Path(file)
-    partial = file.with_name(f".{file.name}.part")
+    partial, lock = _path_beside(file)
     try:
         yield partial
         _sync(partial, os.O_RDWR)
         os.replace(partial, file)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # of a write to an open file
+            raise OSError(error.errno, error.strerror, os.fspath(file)) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
+        if lock is not None:
+            release_lock(lock)
     _sync(file.parent, os.O_RDONLY)
+
+
+def _path_beside(file: Path) -> tuple[Path, FileIO | None]:
+    """An empty file that nobody writes to, and its lock, where the file system has locks."""
+    for number in itertools.count():
+        partial = file.with_name(f".{file.name}{f'.{number}' * (number > 0)}.part")
+        try:
+            lock = take_lock(partial)
+            lock.truncate(0)
+            return partial, lock
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            if error.errno not in _CANNOT_LOCK:
+                raise
+            return file.with_name(f".{file.name}.{secrets.token_hex(4)}.part"), None
 
 
 @contextmanager
@@ -50,15 +81,51 @@ def locked(file: str | os.PathLike) -> Iterator[None]:
     Raises:
         BlockingIOError: another process holds it.
     """
-    with open(file, "ab") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_held = os.path.samestat(os.fstat(held.fileno()), os.stat(file))
-        except (BlockingIOError, FileNotFoundError):
-            is_held = False
-        if not is_held:  # or its holder has just removed it, and others would hold the next one
-            raise BlockingIOError(f"{file}: another process is at work here")
+    lock = take_lock(file)
+    try:
         yield
+    finally:
+        release_lock(lock)
+
+
+def take_lock(file: str | os.PathLike) -> FileIO:
+    """As :func:`locked`, until :func:`release_lock` or the end of this process.
+
+    Processes that are forked from this one, such as a loader's, do not have it.
+
+    Raises:
+        BlockingIOError: another process holds it, or this one by another call.
+        OSError: the file cannot be made, or the file system has no locks.
+    """
+    held = open(file, "ab", buffering=0)  # noqa: SIM115, release_lock closes it
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_held = os.path.samestat(os.fstat(held.fileno()), os.stat(file))
+    except (BlockingIOError, FileNotFoundError):
+        is_held = False
+    except OSError:
+        held.close()
+        raise
+    if not is_held:  # or its holder has just removed it, and others would hold the next one
+        held.close()
+        raise BlockingIOError(f"{file}: another process is at work here")
+    _locks.add(held)
+    return held
+
+
+def release_lock(lock: FileIO) -> None:
+    """Give back what :func:`take_lock` took."""
+    _locks.discard(lock)
+    lock.close()
+
+
+def _forget_locks() -> None:
+    """In a process that was forked: a lock lasts as long as one process has its file open."""
+    while _locks:
+        _locks.pop().close()
+
+
+os.register_at_fork(after_in_child=_forget_locks)
 
 
 def read_json(file: str | os.PathLike, expected: str) -> object:

@@ -3,7 +3,7 @@ import fcntl
 import os
 import stat
 
-from lesion_d2.files import locked, one_line, read_json, written_whole
+from lesion_d2.files import locked, one_line, read_json, release_lock, take_lock, written_whole
 
 import pytest
 
@@ -76,3 +76,53 @@ def test_a_lock_that_its_holder_removed_is_nobody_elses(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", removed_while_it_is_taken)
     with pytest.raises(BlockingIOError, match="another process"), locked(file):
         pytest.fail("another process may hold the next file of that name")
+
+
+def test_two_writers_of_a_file_have_a_path_each_and_one_is_there_whole(tmp_path):
+    file = tmp_path / "a"
+    (tmp_path / ".a.part").write_text("of a killed writer")
+    with written_whole(file) as first, written_whole(file) as second:
+        assert first != second and {first.read_text(), second.read_text()} == {""}
+        first.write_text("first")
+        second.write_text("second, longer")
+        assert not file.exists()
+    assert file.read_text() == "first"  # the outer block ended last
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path):
+    file = tmp_path / "a"
+    file.write_text("old")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as write() on an open file raises it
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a'$"), written_whole(file):
+        raise full
+    assert file.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_files_are_written_where_there_are_no_locks(tmp_path, monkeypatch):
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with written_whole(tmp_path / "a") as first, written_whole(tmp_path / "a") as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "a").read_text() == "first"
+
+
+def test_a_lock_ends_with_its_process_though_one_forked_from_it_lives_on(tmp_path):
+    file = tmp_path / "lock"
+    lock = take_lock(file)
+    (done, end), (ready, begun) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(end)
+        os.write(begun, b".")
+        os.read(done, 1)  # until the parent closes its end
+        os._exit(0)
+    os.read(ready, 1)
+    release_lock(lock)
+    with locked(file):
+        os.close(end)
+    os.waitpid(child, 0)

@@ -37,6 +37,7 @@ from lesion_d2.data.pseudo_masks import (
     pseudo_mask,
     write_mask_file,
 )
+from lesion_d2.files import locked
 from lesion_d2.ignore_regions import lesions_of
 from lesion_d2.parallel import map_unordered
 
@@ -80,6 +81,7 @@ def prepare_masks(dataset: str, method: str, output: str, workers: int | None = 
     Raises:
         ValueError: ``output`` or its journal ``output.partial`` belong to another data set or
             method, or are damaged; a slice cannot be read.
+        BlockingIOError: another process writes ``output``.
         BrokenProcessPool: a process was killed; what was finished stands in the journal.
     """
     dicts = DatasetCatalog.get(dataset)
@@ -92,6 +94,19 @@ def prepare_masks(dataset: str, method: str, output: str, workers: int | None = 
     if folder:
         os.makedirs(folder, exist_ok=True)
     journal = f"{output}.partial"
+    with locked(journal):
+        done = _finish_journal(journal, info, dicts, workers)
+        annotations = [a for d in dicts for a in done[d["image_id"]]]
+        write_mask_file(output, info, annotations)
+        os.remove(journal)
+    return Summary(len(annotations), sum(a["fell_back"] for a in annotations), False)
+
+
+def _finish_journal(
+    journal: str, info: dict, dicts: list[dict], workers: int | None
+) -> dict[str, list[dict]]:
+    """Compute the entries of all images that a journal lacks, and write them there."""
+    method = info["method"]
     done = _read_journal(journal, info, dicts)
     if done:
         logger.info(f"{journal}: going on after {len(done)} of {len(dicts)} images")
@@ -106,10 +121,7 @@ def prepare_masks(dataset: str, method: str, output: str, workers: int | None = 
                 _append(file, {"image_id": image_id, "annotations": annotations})
                 done[image_id] = annotations
                 bar.update()
-    annotations = [a for d in dicts for a in done[d["image_id"]]]
-    write_mask_file(output, info, annotations)
-    os.remove(journal)
-    return Summary(len(annotations), sum(a["fell_back"] for a in annotations), False)
+    return done
 
 
 def dice_against_truth(

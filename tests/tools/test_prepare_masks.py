@@ -8,6 +8,7 @@ from pathlib import Path
 from lesion_d2.data.deeplesion import register_deeplesion
 from lesion_d2.data.phantom import write_phantom
 from lesion_d2.data.pseudo_masks import load_mask_file, pseudo_mask
+from lesion_d2.files import locked
 from lesion_d2.tools import prepare_masks as tool
 
 import cv2
@@ -127,6 +128,17 @@ def test_journal_of_another_method_is_refused(phantom, tmp_path):
         tool.prepare_masks(NAME, "grabcut", os.fspath(output), workers=1)
     assert json.loads(journal.read_text()) == {"info": info}
     assert not output.exists()
+
+
+def test_a_second_run_to_the_same_file_is_refused_while_the_first_is_at_work(
+    phantom, tmp_path, capsys
+):
+    output = tmp_path / "masks.json"
+    args = ["--dataset", NAME, "--method", "ellipse", "--output", str(output), "--workers", "1"]
+    with locked(f"{output}.partial"):
+        assert tool.main(args) == 1
+    assert capsys.readouterr().err == f"{output}.partial: another process is at work here\n"
+    assert tool.main(args) == 0 and [p.name for p in tmp_path.iterdir()] == ["masks.json"]
 
 
 def test_a_damaged_journal_is_an_error_with_its_line(phantom, tmp_path):
