@@ -38,14 +38,7 @@ def boxes_of_run(
         scores, classes: (N,).
         first_slice, num_slices: number of the first slice, and how many there are.
     """
-    low, high, middle = boxes[:, 2], boxes[:, 5], (boxes[:, 2] + boxes[:, 5]) / 2
-    first, last = np.ceil(low), np.floor(high)
-    nearest = np.floor(middle + 0.5)
-    is_thin = first > last
-    first, last = (
-        np.where(is_thin, nearest, side).clip(0, num_slices - 1).astype(int)
-        for side in (first, last)
-    )
+    first, last = (side.clip(0, num_slices - 1).astype(int) for side in slices_inside(boxes))
     counts = last - first + 1
     tracklets = np.repeat(np.arange(len(boxes)), counts)
     starts = np.cumsum(counts) - counts
@@ -55,6 +48,22 @@ def boxes_of_run(
     # First and last slice number, which have their edges half a slice beyond.
     numbers = boxes + np.array([0, 0, first_slice + 0.5, 0, 0, first_slice - 0.5])
     return VolumeBoxes(numbers, scores, classes, slice_boxes, tracklets)
+
+
+def slices_inside(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and last slice whose center a box contains; where it contains none, its own center's.
+
+    Args:
+        boxes: (N, 6) X1Y1Z1X2Y2Z2 with the edges of slices, which are 0.5 from their centers.
+
+    Returns:
+        (N,), (N,) whole numbers.
+    """
+    low, high = boxes[:, 2], boxes[:, 5]
+    first, last = np.ceil(low), np.floor(high)
+    nearest = np.floor((low + high) / 2 + 0.5)
+    is_thin = first > last
+    return np.where(is_thin, nearest, first), np.where(is_thin, nearest, last)
 
 
 def join_volume(parts: Iterable[VolumeBoxes]) -> VolumeBoxes:

@@ -2,7 +2,14 @@
 
 from .heat_map import HeatMap, color_bar, place
 from .heat_table import heat_table
-from .outcome import ImageOutcome, judge, outcome_quality, prediction_masks, truth_boxes
+from .outcome import (
+    ImageOutcome,
+    Outcome,
+    judge,
+    outcome_quality,
+    prediction_masks,
+    truth_boxes,
+)
 from .sheet import contact_sheet, save_picture, stack_pictures
 from .visualizer import (
     FALSE_POSITIVE_COLOR,
@@ -24,6 +31,7 @@ from .visualizer import (
     TRUTH_LEGEND,
     LesionVisualizer,
 )
+from .volume_outcome import VolumeOutcome, judge_volumes, slice_range
 from .window import WINDOWS, parse_window, window_image
 
 __all__ = [
@@ -48,15 +56,19 @@ __all__ = [
     "HeatMap",
     "ImageOutcome",
     "LesionVisualizer",
+    "Outcome",
+    "VolumeOutcome",
     "color_bar",
     "contact_sheet",
     "heat_table",
     "judge",
+    "judge_volumes",
     "outcome_quality",
     "parse_window",
     "place",
     "prediction_masks",
     "save_picture",
+    "slice_range",
     "stack_pictures",
     "truth_boxes",
     "window_image",

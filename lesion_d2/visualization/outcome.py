@@ -1,7 +1,7 @@
 """What the detections of an image found, and how good that is."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -14,28 +14,24 @@ from ..evaluation.matching import match_detections
 from ..ignore_regions import lesions_of, region_boxes
 
 
-@dataclass
-class ImageOutcome:
-    """What the detections of one image found of its lesions.
+@dataclass(kw_only=True)
+class Outcome:
+    """What N detections found of M lesions, of an image or a volume.
 
     Attributes:
-        record: the image's Detectron2 dict.
-        predictions: the N detections at or above the score threshold, by falling score.
         is_hit: (N,) bool, the detection found a lesion that no better one had found.
         is_false_positive: (N,) bool, the detection reaches no lesion.
         is_repeat: (N,) bool, neither of both: the detection reaches only lesions that a better one
             found, or none and lies in a region to ignore.
-        is_found: (M,) bool, the lesion of ``record["annotations"]`` was found.
+        is_found: (M,) bool, the lesion was found.
         quality: see :func:`outcome_quality`.
     """
 
-    record: dict
-    predictions: Instances
     is_hit: np.ndarray
     is_false_positive: np.ndarray
     is_repeat: np.ndarray
     is_found: np.ndarray
-    quality: float = field(default=math.nan)
+    quality: float = math.nan
 
     def summary(self) -> str:
         """Hits, false positives and misses as one line of text."""
@@ -44,6 +40,24 @@ class ImageOutcome:
         plural = "" if hits == 1 else "s"
         fp_plural = "" if false_positives == 1 else "s"
         return f"{hits} hit{plural}, {false_positives} false positive{fp_plural}, {missed} missed"
+
+
+@dataclass(kw_only=True)
+class ImageOutcome(Outcome):
+    """What the detections of one image found of its lesions.
+
+    Attributes:
+        record: the image's Detectron2 dict; its lesions are those of ``record["annotations"]``.
+        predictions: the detections at or above the score threshold, by falling score.
+    """
+
+    record: dict
+    predictions: Instances
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(N,) of the detections."""
+        return self.predictions.scores.numpy()
 
 
 def truth_boxes(record: dict, key: str = "annotations") -> np.ndarray:
@@ -92,8 +106,8 @@ def judge(
         excused=boxes_in_regions(boxes, region_boxes(record), inclusive=inclusive),
     )
     outcome = ImageOutcome(
-        record,
-        kept,
+        record=record,
+        predictions=kept,
         is_hit=matches.finds,
         is_false_positive=matches.false_positives,
         is_repeat=matches.repeats | matches.ignored,
@@ -110,15 +124,24 @@ def outcome_quality(outcome: ImageOutcome) -> float:
     one plus the number of false positives. An image without lesions has 0 where it has false
     positives, and NaN (neither good nor bad) where it has none.
     """
-    false_positives = int(outcome.is_false_positive.sum())
-    gt_boxes = torch.as_tensor(truth_boxes(outcome.record), dtype=torch.float32)
-    if len(gt_boxes) == 0:
-        return 0.0 if false_positives else math.nan
-    if len(outcome.predictions) == 0:
+    gt_boxes = Boxes(torch.as_tensor(truth_boxes(outcome.record), dtype=torch.float32))
+    overlaps = pairwise_iou(gt_boxes, outcome.predictions.pred_boxes).numpy()
+    return quality_of(overlaps, outcome.scores, int(outcome.is_false_positive.sum()))
+
+
+def quality_of(overlaps: np.ndarray, scores: np.ndarray, num_false_positives: int) -> float:
+    """The measure of :func:`outcome_quality` from its parts.
+
+    Args:
+        overlaps: (M, N) IoU of each lesion with each detection.
+        scores: (N,).
+        num_false_positives: among the detections.
+    """
+    if len(overlaps) == 0:
+        return 0.0 if num_false_positives else math.nan
+    if len(scores) == 0:
         return 0.0
-    overlap = pairwise_iou(Boxes(gt_boxes), outcome.predictions.pred_boxes)
-    best = (overlap * outcome.predictions.scores).max(dim=1).values
-    return float(best.mean()) / (1 + false_positives)
+    return float((overlaps * scores).max(axis=1).mean()) / (1 + num_false_positives)
 
 
 def prediction_masks(predictions: Instances) -> list[np.ndarray]:

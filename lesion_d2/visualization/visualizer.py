@@ -294,11 +294,16 @@ class LesionVisualizer(Visualizer):
     def draw_label(self, text: str, box: Sequence[float], color) -> VisImage:
         """Write a label at the outer corner of a box that covers least of what was drawn.
 
+        A box beside the view gets none.
+
         Args:
             text: a few letters.
             box: XYXY in pixels.
             color: of the letters.
         """
+        view, display_box = self.output.ax.bbox.extents, self._to_display(self._to_axes(box))
+        if (display_box[2:] <= view[:2]).any() or (display_box[:2] >= view[2:]).any():
+            return self.output
         artist = self.output.ax.text(
             0,
             0,
@@ -313,8 +318,7 @@ class LesionVisualizer(Visualizer):
         )
         extent = artist.get_window_extent(self.output.canvas.get_renderer())
         size = np.array([extent.width, extent.height]) + 2 * _LABEL_MARGIN
-        view = self.output.ax.bbox.extents
-        corners = _label_corners(self._to_display(self._to_axes(box)), *size)
+        corners = _label_corners(display_box, *size)
         corners = np.clip(corners, view[:2], view[2:] - size)
         places = np.hstack([corners, corners + size])
         covered = [sum(_overlap_area(place, taken) for taken in self._occupied) for place in places]

@@ -214,7 +214,15 @@ def test_threshold_keeps_as_many_detections_as_the_rate_allows():
 
 def outcome(name, quality, false_positives=0):
     wrong = np.ones(false_positives, bool)
-    return ImageOutcome({"image_id": name}, None, ~wrong, wrong, ~wrong, np.ones(1, bool), quality)
+    return ImageOutcome(
+        record={"image_id": name},
+        predictions=None,
+        is_hit=~wrong,
+        is_false_positive=wrong,
+        is_repeat=~wrong,
+        is_found=np.ones(1, bool),
+        quality=quality,
+    )
 
 
 def test_picks_are_ordered_and_never_twice():

@@ -3,6 +3,8 @@
 python -m lesion_d2.tools.visualize dataset --dataset phantom_train --output DIR
 python -m lesion_d2.tools.visualize predictions --dataset phantom_test \\
     --results OUTPUT_DIR/inference/phantom_test/coco_instances_results.json
+python -m lesion_d2.tools.visualize volumes \\
+    --results OUTPUT_DIR/inference/phantom_volumes_test/volumes.json
 python -m lesion_d2.tools.visualize negatives --dataset phantom_train \\
     --results OUTPUT_DIR/inference/phantom_train/hard_negatives.json
 python -m lesion_d2.tools.visualize mined \\
@@ -16,6 +18,11 @@ One PNG an image and one contact sheet. Lesions are yellow, dashed where they we
 green and false positives red. ``best`` and ``worst`` images are ranked by
 :func:`lesion_d2.visualization.outcome_quality`: the mean over an image's lesions of the highest
 IoU x score of a detection, divided by one plus its false positives above the score threshold.
+
+Of an evaluation in 3-D (``volumes``) there is a PNG a volume. Its rows are the lesions, then the
+false positives by falling score: the slice of the center, then the surroundings on slices from the
+first to the last one. Boxes are those in 3-D where a slice cuts them, colored by what was found in
+3-D, and masks those of the data set. The contact sheet has the slices of the centers.
 
 Hard negatives are red, with their masks and two numbers: the score and the highest mask IoU with a
 lesion (S1/S2 in Fig. 3 of Tang et al.; of a model without masks the highest IoU of boxes). Lesions
@@ -53,6 +60,7 @@ from .mined import draw_mined
 from .negatives import PICKS as NEGATIVE_PICKS
 from .negatives import draw_negatives
 from .predictions import PICKS, draw_predictions
+from .volumes import draw_volumes
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -60,10 +68,11 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lesion_d2.tools.visualize", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     jobs = parser.add_subparsers(
-        required=True, metavar="dataset|predictions|negatives|mined|attention"
+        required=True, metavar="dataset|predictions|volumes|negatives|mined|attention"
     )
     _add_dataset(jobs.add_parser("dataset", help="lesions, RECIST diameters, masks of a data set"))
     _add_predictions(jobs.add_parser("predictions", help="what a run found and what it missed"))
+    _add_volumes(jobs.add_parser("volumes", help="what an evaluation in 3-D found and missed"))
     _add_negatives(jobs.add_parser("negatives", help="hard negatives that a training mined"))
     _add_mined(jobs.add_parser("mined", help="lesions that a teacher mines in training images"))
     _add_attention(jobs.add_parser("attention", help="where a model's attention lies"))
@@ -85,13 +94,31 @@ def _add_predictions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", required=True, help="coco_instances_results.json")
     parser.add_argument("--output", help="folder to write to (pictures/ beside the results)")
     parser.add_argument("--pick", nargs="+", choices=PICKS, default=PICKS)
+    _add_threshold(parser, "image")
+
+
+def _add_volumes(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(job=draw_volumes)
+    _add_picking(parser, num=2, num_help="number of volumes per pick")
+    parser.add_argument("--results", required=True, help="volumes.json")
+    parser.add_argument("--output", help="folder to write to (pictures/ beside the results)")
+    parser.add_argument("--pick", nargs="+", choices=PICKS, default=PICKS)
+    parser.add_argument("--slices", type=positive, default=5, help="slices of a strip (5)")
+    parser.add_argument(
+        "--findings", type=positive, default=6, help="most lesions and false positives a volume (6)"
+    )
+    _add_threshold(parser, "volume")
+
+
+def _add_threshold(parser: argparse.ArgumentParser, unit: str) -> None:
     threshold = parser.add_mutually_exclusive_group()
     threshold.add_argument("--score-threshold", type=float, help="leave out lower scores")
     threshold.add_argument(
-        "--fps-per-image",
+        f"--fps-per-{unit}",
         type=float,
         default=1.0,
-        help="take the score threshold at which the run has so many false positives per image (1)",
+        help=f"take the score threshold at which the run has so many false positives per {unit} "
+        "(1)",
     )
 
 
@@ -168,6 +195,10 @@ def _add_common(
     known = "a registered data set: phantom_test"
     text = f"{known} ({dataset})" if dataset else known
     parser.add_argument("--dataset", required=not dataset, help=text)
+    _add_picking(parser, num=num, num_help=num_help)
+
+
+def _add_picking(parser: argparse.ArgumentParser, *, num: int, num_help: str) -> None:
     parser.add_argument(
         "--allow-missing", action="store_true", help="leave out images whose file is missing"
     )

@@ -6,13 +6,14 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from lesion_d2.data.catalog import load_records
 from lesion_d2.tools.show_results import read_froc
 from lesion_d2.visualization import (
     OUTCOME_LEGEND,
-    ImageOutcome,
     LesionVisualizer,
+    Outcome,
     judge,
     parse_window,
 )
@@ -23,6 +24,7 @@ from .pictures import MAX_COLUMNS, remove_pictures, write_pictures
 from .results import read_results
 
 PICKS = ("best", "worst", "random")
+AnyOutcome = TypeVar("AnyOutcome", bound=Outcome)
 
 
 def draw_predictions(args: argparse.Namespace) -> list[str]:
@@ -38,7 +40,7 @@ def draw_predictions(args: argparse.Namespace) -> list[str]:
     outcomes = [
         judge_image(r, results[str(r["image_id"])], score_threshold=threshold) for r in records
     ]
-    print(_run_summary(outcomes, threshold))
+    print(run_summary(outcomes, threshold))
     drawings, counts = [], dict.fromkeys(args.pick, 0)
     for pick, outcome in pick_outcomes(outcomes, args.pick, args.num, seed=args.seed):
         counts[pick] += 1
@@ -60,28 +62,27 @@ def _counts_whole_pixels(results: str) -> bool:
     return file.is_file() and read_froc(file).get("settings", {}).get("inclusive", False)
 
 
-def threshold_at_fps(outcomes: Sequence[ImageOutcome], fps_per_image: float) -> float:
+def threshold_at_fps(outcomes: Sequence[Outcome], rate: float) -> float:
     """The lowest score threshold at which a run has at most so many false positives per image.
 
     Args:
-        outcomes: one entry an image, with all detections of the run.
-        fps_per_image: the wanted rate, over all images.
+        outcomes: one entry an image (or volume), with all detections of the run.
+        rate: wanted false positives, over all images.
 
     Returns:
         keep detections with scores at or above it; 0 where all detections may stay.
     """
-    scores = [o.predictions.scores.numpy()[o.is_false_positive] for o in outcomes]
-    scores = np.sort(np.concatenate(scores))[::-1]
-    allowed = int(fps_per_image * len(outcomes))
+    scores = np.sort(np.concatenate([o.scores[o.is_false_positive] for o in outcomes]))[::-1]
+    allowed = int(rate * len(outcomes))
     if len(scores) <= allowed:
         return 0.0
-    return float(np.nextafter(scores[allowed], np.float32(np.inf)))
+    return float(np.nextafter(scores[allowed], scores.dtype.type(np.inf)))
 
 
 def pick_outcomes(
-    outcomes: Sequence[ImageOutcome], picks: Sequence[str], num: int, *, seed: int = 0
-) -> list[tuple[str, ImageOutcome]]:
-    """Choose images to look at.
+    outcomes: Sequence[AnyOutcome], picks: Sequence[str], num: int, *, seed: int = 0
+) -> list[tuple[str, AnyOutcome]]:
+    """Choose images (or volumes) to look at.
 
     Best images come by falling and worst ones by rising :func:`outcome_quality`; equal quality is
     ordered by the number of false positives, then by the order given. Images of quality NaN are
@@ -116,11 +117,18 @@ def pick_outcomes(
     return chosen
 
 
-def _run_summary(outcomes: Sequence[ImageOutcome], threshold: float) -> str:
+def run_summary(outcomes: Sequence[Outcome], threshold: float, unit: str = "image") -> str:
+    """What a run finds at a score threshold, as one line of text.
+
+    Args:
+        outcomes: one entry an image (or volume).
+        threshold: of scores.
+        unit: what an entry is.
+    """
     found = sum(int(o.is_found.sum()) for o in outcomes)
     lesions = sum(len(o.is_found) for o in outcomes)
     rate = sum(int(o.is_false_positive.sum()) for o in outcomes) / len(outcomes)
     return (
         f"score threshold {threshold:.3f}: {found} of {lesions} lesions found at {rate:.2f} false "
-        f"positives per image, {len(outcomes)} images"
+        f"positives per {unit}, {len(outcomes)} {unit}s"
     )

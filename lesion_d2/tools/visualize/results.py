@@ -69,6 +69,11 @@ def _read_entries(path: str) -> list:
             entries = json.load(f)
     except ValueError as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from None
+    if isinstance(entries, dict) and "detections" in entries:
+        raise ValueError(
+            f"{path}: holds detections in 3-D, expected those of slices: `visualize volumes` draws "
+            "the others"
+        )
     if not isinstance(entries, list):
         raise ValueError(f"{path}: holds a {type(entries).__name__}, expected a list of detections")
     return entries

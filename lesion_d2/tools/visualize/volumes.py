@@ -1,0 +1,244 @@
+"""Pictures of what an evaluation in 3-D found: strips of slices through lesions and errors."""
+
+import argparse
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from lesion_d2.data.catalog import load_records
+from lesion_d2.evaluation import Criterion, read_volume_detections
+from lesion_d2.evaluation.volumes import VolumeTruth
+from lesion_d2.files import read_json
+from lesion_d2.ignore_regions import lesions_of
+from lesion_d2.visualization import (
+    MASK_COLOR,
+    OUTCOME_LEGEND,
+    LesionVisualizer,
+    VolumeOutcome,
+    contact_sheet,
+    judge_volumes,
+    parse_window,
+    save_picture,
+    slice_range,
+    window_image,
+)
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import MetadataCatalog
+from tqdm import tqdm
+
+from .pictures import CONTACT_SHEET, MAX_COLUMNS, TILE_SIDE, remove_pictures, with_regions
+from .predictions import PICKS, pick_outcomes, run_summary, threshold_at_fps
+
+# Of data sets, and of phantoms for models in 3-D alone.
+_MASK_KEYS = ("segmentation", "true_segmentation")
+_LEGEND = [*OUTCOME_LEGEND, ("mask of a lesion", MASK_COLOR, "fill")]
+
+
+@dataclass
+class Strip:
+    """A lesion and what hits it, or a false positive, and the slices that show it.
+
+    Attributes:
+        title: of one line.
+        boxes: (n, 4) XYXY in the plane; the view is of their surroundings.
+        center: number of the slice in the middle.
+        numbers: of the slices shown, rising, the center's among them.
+    """
+
+    title: str
+    boxes: np.ndarray
+    center: int
+    numbers: list[int]
+
+
+@dataclass
+class Page:
+    """A volume that is drawn.
+
+    Attributes:
+        name: of the pick and its number, such as ("best", 1).
+        outcome: what was found.
+        slices: number -> Detectron2 dict.
+        strips: all there are, also those that are not drawn.
+    """
+
+    name: tuple[str, int]
+    outcome: VolumeOutcome
+    slices: Mapping[int, dict]
+    strips: Sequence[Strip]
+
+    @property
+    def title(self) -> str:
+        """Of the pick and the volume."""
+        return "{} {}: {}".format(*self.name, self.outcome.name)
+
+
+def draw_volumes(args: argparse.Namespace) -> list[str]:
+    """Write the pictures of an evaluation in 3-D; return their paths, the contact sheet last."""
+    window = parse_window(args.window)
+    dataset, records, outcomes = _read_outcomes(args)
+    pages, counts = [], dict.fromkeys(args.pick, 0)
+    for pick, outcome in pick_outcomes(outcomes, args.pick, args.num, seed=args.seed):
+        slices = {r["slice_index"]: r for r in records if r["volume"] == outcome.name}
+        strips = find_strips(outcome, sorted(slices), args.slices)
+        if strips:  # else the volume has no lesion, and nothing was found in it
+            counts[pick] += 1
+            pages.append(Page((pick, counts[pick]), outcome, slices, strips))
+    if not pages:
+        raise ValueError(f"{dataset}: found neither lesion nor detection in the volumes picked")
+    output = args.output or os.path.join(os.path.dirname(args.results), "pictures")
+    remove_pictures(output, [f"{pick}_[0-9][0-9]*_*.png" for pick in PICKS])
+    legend = with_regions(_LEGEND, [r for page in pages for r in page.slices.values()])
+    paths, centers, titles = [], [], []
+    for page in tqdm(pages, desc="pictures", disable=None):
+        tiles, tile_titles = [], []
+        for strip in page.strips[: args.findings]:
+            row = list(_draw_strip(dataset, window, page, strip))
+            centers.append(row[0])
+            titles.append(f"{page.title}\n{strip.title}, slice {strip.center}")
+            row += [np.zeros_like(row[0])] * (1 + args.slices - len(row))
+            tiles += row
+            tile_titles += _titles(page, strip, args.slices, args.findings)
+        sheet = contact_sheet(tiles, tile_titles, legend, columns=1 + args.slices)
+        name = "{}_{:02d}_{}.png".format(*page.name, page.outcome.name)
+        paths.append(save_picture(sheet, os.path.join(output, name)))
+    sheet = contact_sheet(centers, titles, legend, columns=min(MAX_COLUMNS, len(centers)))
+    return [*paths, save_picture(sheet, os.path.join(output, CONTACT_SHEET))]
+
+
+def _read_outcomes(args: argparse.Namespace) -> tuple[str, list[dict], list[VolumeOutcome]]:
+    """The data set of an evaluation, its dicts, and what was found in each volume."""
+    content = read_json(args.results, "an evaluation of volumes")
+    dataset = content.get("dataset") if isinstance(content, dict) else None
+    if not isinstance(dataset, str):
+        raise ValueError(
+            f"{args.results}: found no 'dataset', expected the volumes.json of an evaluation in 3-D"
+        )
+    records = load_records(dataset, allow_missing=args.allow_missing)
+    evaluation = read_volume_detections(args.results)
+    truth = VolumeTruth.from_dicts(records, dataset)
+    for name in sorted(evaluation.boxes.keys() - set(truth.names))[:1]:
+        raise ValueError(f"{args.results}: found volume {name!r}, expected one of {dataset}")
+    settings = evaluation.settings
+    judged = (truth, evaluation.boxes, Criterion.parse(settings["criteria"]["volume"]))
+    inclusive, threshold = settings["inclusive"], args.score_threshold
+    if threshold is None:
+        outcomes = judge_volumes(*judged, inclusive=inclusive)
+        threshold = threshold_at_fps(outcomes, args.fps_per_volume)
+    outcomes = judge_volumes(*judged, inclusive=inclusive, score_threshold=threshold)
+    print(run_summary(outcomes, threshold, "volume"))
+    return dataset, records, outcomes
+
+
+def find_strips(outcome: VolumeOutcome, numbers: Sequence[int], length: int) -> list[Strip]:
+    """The lesions of a volume in their order, then the false positives by falling score.
+
+    Args:
+        outcome: of the volume.
+        numbers: of the slices that there are, rising.
+        length: slices of a strip.
+    """
+    lesions, detections = outcome.lesions, outcome.detections
+    first, last = slice_range(lesions)
+    found_first, found_last = slice_range(detections)
+    strips = []
+    for i, box in enumerate(lesions.boxes):
+        hits = np.flatnonzero((outcome.reached == i) & outcome.is_hit)
+        state = f"found at {outcome.scores[hits].max():.2f}" if len(hits) else "missed"
+        if outcome.is_found[i] and not len(hits):  # by one that another lesion shares more with
+            state = "found"
+        strips.append(
+            _strip(
+                f"lesion {i + 1} of {len(lesions.boxes)}, slices {first[i]} to {last[i]}, {state}",
+                np.vstack([box, detections.boxes[hits]]),
+                (min(first[i], *found_first[hits]), max(last[i], *found_last[hits]))
+                if len(hits)
+                else (first[i], last[i]),
+                numbers,
+                length,
+            )
+        )
+    for i in np.flatnonzero(outcome.is_false_positive):
+        title = (
+            f"false positive {outcome.scores[i]:.2f}, slices {found_first[i]} to {found_last[i]}"
+        )
+        ends = found_first[i], found_last[i]
+        strips.append(_strip(title, detections.boxes[[i]], ends, numbers, length))
+    return strips
+
+
+def _strip(
+    title: str, boxes: np.ndarray, ends: tuple[int, int], numbers: Sequence[int], length: int
+) -> Strip:
+    """Of boxes in 3-D, the first one's middle as center, with ends as far as all reach."""
+    numbers = np.asarray(numbers)
+    center = int(np.abs(numbers - (boxes[0, 2] + boxes[0, 5]) / 2).argmin())
+    return Strip(
+        title,
+        boxes[:, [0, 1, 3, 4]],
+        int(numbers[center]),
+        numbers[choose_slices(numbers, ends, center, length)].tolist(),
+    )
+
+
+def choose_slices(
+    numbers: np.ndarray, ends: tuple[int, int], center: int, length: int
+) -> np.ndarray:
+    """Indices of slices at even steps from the first to the last of a lesion, with its center.
+
+    Where it has fewer than are wanted, its neighbors are taken, too.
+
+    Args:
+        numbers: of the slices that there are, rising.
+        ends: numbers of the first and last slice.
+        center: index of the slice in the middle.
+        length: how many are wanted; fewer where there are no more.
+    """
+    low = min(int(np.searchsorted(numbers, ends[0])), center)
+    high = max(int(np.searchsorted(numbers, ends[1], side="right")) - 1, center)
+    missing = length - (high - low + 1)
+    if missing > 0:
+        low = max(0, min(low - missing // 2, len(numbers) - length))
+        high = min(len(numbers) - 1, low + length - 1)
+    chosen = np.rint(np.linspace(low, high, min(length, high - low + 1))).astype(int)
+    if center not in chosen:  # the ends stay, where there is anything between them
+        inner = slice(1, -1) if len(chosen) > 2 else slice(None)
+        chosen[inner][np.abs(chosen[inner] - center).argmin()] = center
+    return chosen
+
+
+def _draw_strip(
+    dataset: str, window: tuple[float, float] | None, page: Page, strip: Strip
+) -> Iterator[np.ndarray]:
+    """The whole slice of the center, then the surroundings on each slice."""
+    for number, is_whole in [(strip.center, True), *((n, False) for n in strip.numbers)]:
+        record = page.slices[number]
+        image, metadata = window_image(record, window), MetadataCatalog.get(dataset)
+        visualizer = LesionVisualizer(image, metadata, side=TILE_SIDE)
+        if not is_whole:
+            visualizer.zoom(strip.boxes)
+        for mask in _lesion_masks(record):
+            visualizer.draw_soft_mask(mask.astype(np.float32), MASK_COLOR, alpha=0.35)
+        yield visualizer.draw_outcome(page.outcome.on_slice(record)).get_image()
+
+
+def _lesion_masks(record: Mapping) -> list[np.ndarray]:
+    """(H, W) bool, those that the data set has."""
+    masks = [
+        annotation[key]
+        for annotation in lesions_of(record.get("annotations", ()))
+        for key in _MASK_KEYS
+        if key in annotation
+    ]
+    return [mask_util.decode(mask).astype(bool) for mask in masks]
+
+
+def _titles(page: Page, strip: Strip, length: int, most: int) -> list[str]:
+    """Of the whole slice and of each slice of a strip, and of what is empty beside them."""
+    shown = f"{most} of {len(page.strips)} shown" if len(page.strips) > most else ""
+    words = ", ".join(filter(None, [page.title, page.outcome.summary(), shown]))
+    titles = [f"{words}\n{strip.title}, slice {strip.center}"]
+    titles += [f"slice {n}{', center' if n == strip.center else ''}" for n in strip.numbers]
+    return titles + [""] * (1 + length - len(titles))
