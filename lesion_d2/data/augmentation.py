@@ -19,10 +19,11 @@ class AffineTransform(Transform):
     Args:
         matrix: (2, 3), maps input to output points (x, y).
         height, width: of the output, in pixels.
-        fill: value of output pixels that lie outside the input image, in HU.
+        fill: value of output pixels that lie outside the input image, in HU; None where the input's
+            outermost pixels go on.
     """
 
-    def __init__(self, matrix: np.ndarray, height: int, width: int, fill: float = 0.0):
+    def __init__(self, matrix: np.ndarray, height: int, width: int, fill: float | None = 0.0):
         super().__init__()
         self.matrix = np.asarray(matrix, dtype=np.float64)
         self.height, self.width, self.fill = height, width, fill
@@ -54,7 +55,7 @@ class AffineTransform(Transform):
         matrix = self.matrix - [[0, 0, x0], [0, 0, y0]]
         return AffineTransform(matrix, height, width, self.fill)
 
-    def _warp(self, img: np.ndarray, interpolation: int, fill: float) -> np.ndarray:
+    def _warp(self, img: np.ndarray, interpolation: int, fill: float | None) -> np.ndarray:
         # OpenCV's points are pixel centers: shift by half a pixel on either side.
         matrix = self.matrix.copy()
         matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
@@ -65,8 +66,8 @@ class AffineTransform(Transform):
                 matrix,
                 (self.width, self.height),
                 flags=interpolation,
-                borderMode=cv2.BORDER_CONSTANT,
-                borderValue=fill,
+                borderMode=cv2.BORDER_REPLICATE if fill is None else cv2.BORDER_CONSTANT,
+                borderValue=0 if fill is None else fill,
             ),
         )
 

@@ -11,6 +11,7 @@ from ..augmentation import AffineTransform
 
 _FULL = 255  # of a mask that is interpolated
 _HALF = 128
+_ON_EDGE = 1e-3  # voxels
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class VolumeWarp:
         Args:
             block: the part of it that :meth:`source_ranges` tells, int16.
             start: z, y, x of the block's first voxel.
-            shape: of the volume. The outermost half voxel along z is that of the outermost slice.
+            shape: of the volume. The outermost half voxel repeats the outermost voxel, along all
+                axes, as where inference resamples volumes.
             fill: value of voxels outside of the volume.
 
         Returns:
@@ -100,13 +102,16 @@ class VolumeWarp:
         """
         out = np.full(self.size, fill, block.dtype)
         lower, upper, fractions, inside = self._slices(shape[0])
-        warp = self._in_plane(start, fill)
+        warp, find_beyond = self._in_plane(start, None), self._beyond(shape)
         between = np.empty(block.shape[1:], block.dtype)
         for k in np.flatnonzero(inside):
             interpolate_slices(
                 block[lower[k] - start[0]], block[upper[k] - start[0]], float(fractions[k]), between
             )
             out[k] = warp(between, k)
+            beyond = find_beyond(k)
+            if beyond is not None:
+                out[k][beyond] = fill
         return out
 
     def apply_mask(
@@ -142,32 +147,72 @@ class VolumeWarp:
         lower = np.floor(position).astype(int)
         return lower, np.minimum(lower + 1, depth - 1), position - lower, inside
 
-    def _in_plane(self, start: Sequence[int], fill: int) -> Callable[[np.ndarray, int], np.ndarray]:
-        """A function of a slice of a block, and of its number in the patch."""
+    def _in_plane(
+        self, start: Sequence[int], fill: int | None
+    ) -> Callable[[np.ndarray, int], np.ndarray]:
+        """A function of a slice of a block, and of its number in the patch.
+
+        Beyond the block is ``fill``; None where its outermost pixels go on.
+        """
         _, height, width = self.size
+        if self.displacement is None:
+            affine = AffineTransform(self._matrix_from(start), height, width, fill)
+            return lambda section, k: affine.apply_image(section)
+        find_places = self._places(start)
+
+        def deform(section: np.ndarray, k: int) -> np.ndarray:
+            return cv2.remap(
+                section,
+                *find_places(k),
+                cv2.INTER_LINEAR,
+                borderMode=cv2.BORDER_REPLICATE if fill is None else cv2.BORDER_CONSTANT,
+                borderValue=0 if fill is None else fill,
+            )
+
+        return deform
+
+    def _matrix_from(self, start: Sequence[int]) -> np.ndarray:
+        """(2, 3) that maps points of a block."""
         matrix = self.matrix.copy()
         matrix[:, 2] += matrix[:, :2] @ np.array([start[2], start[1]], float)
-        if self.displacement is None:
-            affine = AffineTransform(matrix, height, width, fill)
-            return lambda section, k: affine.apply_image(section)
+        return matrix
+
+    def _places(self, start: Sequence[int]) -> Callable[[int], np.ndarray]:
+        """A function of the number of a slice in the patch: (2, h, w) x, y of what it shows.
+
+        Whole numbers are the centers of a block's voxels.
+        """
+        _, height, width = self.size
+        matrix = self._matrix_from(start)
         inverse = np.linalg.inv(matrix[:, :2])
         x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
         points = np.stack([x, y]) - matrix[:, 2, None, None]
         places = np.tensordot(inverse, points, 1).astype(np.float32) - np.float32(0.5)
+        if self.displacement is None:
+            return lambda k: places
         inverse = inverse.astype(np.float32)
+        return lambda k: places + np.tensordot(inverse, self.displacement[:, k], 1)
 
-        def deform(section: np.ndarray, k: int) -> np.ndarray:
-            maps = places + np.tensordot(inverse, self.displacement[:, k], 1)
-            return cv2.remap(
-                section,
-                maps[0],
-                maps[1],
-                cv2.INTER_LINEAR,
-                borderMode=cv2.BORDER_CONSTANT,
-                borderValue=fill,
-            )
+    def _beyond(self, shape: Sequence[int]) -> Callable[[int], np.ndarray | None]:
+        """A function of the number of a slice in the patch: (h, w) what lies beside the volume.
 
-        return deform
+        Where a voxel's center lies on the edge it is inside, whatever rounding says. None where
+        nothing of the patch is beside it.
+        """
+        find_places = self._places((0, 0, 0))
+        ends = np.array([shape[2], shape[1]], np.float32)[:, None, None] - np.float32(
+            0.5 - _ON_EDGE
+        )
+
+        def beside(k: int) -> np.ndarray | None:
+            places = find_places(k)
+            found = ((places < -0.5 - _ON_EDGE) | (places > ends)).any(axis=0)
+            return found if found.any() else None
+
+        if self.displacement is not None:
+            return beside
+        of_all = beside(0)
+        return lambda k: of_all
 
     def apply_boxes(self, boxes: np.ndarray, *, corners: bool = False) -> np.ndarray:
         """Map boxes, without the deformation.

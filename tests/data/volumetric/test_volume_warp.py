@@ -1,5 +1,6 @@
 import math
 
+from lesion_d2.data.volumetric.reading import ResampledVolume, array_record
 from lesion_d2.data.volumetric.warp import VolumeWarp
 
 import numpy as np
@@ -65,6 +66,21 @@ def test_a_ramp_stays_a_ramp():
     expected = 100 * at_z + 20 * at_y + 10 * at_x
     assert inside.sum() > 4000 and np.abs(found - expected)[inside].max() < 2.5
     assert moved.reach == 1.5
+
+
+@pytest.mark.parametrize("elastic", [False, True])
+def test_the_outermost_voxels_go_on_to_their_edges_as_in_inference(elastic):
+    volume = made_up_voxels((1, 3, 4))
+    volume[0, 0, 0], volume[0, 0, 3] = 400, -800
+    record = array_record(volume, (1.0, 1.0, 1.0))
+    resampled = ResampledVolume(record, (0.25, 0.25, 1.0), (-1000.0, 500.0))
+    displacement = np.zeros((2, 1, 14, 20), np.float32) if elastic else None
+    # The patch begins two voxels before the volume, and ends as many behind it.
+    warp = VolumeWarp((1, 14, 20), np.array([[4, 0, 2.0], [0, 4, 1]]), 1.0, 0.0, displacement)
+    found, expected = apply(warp, volume, -1000), resampled.read((0, -1, -2), warp.size)
+    assert np.abs(found.astype(int) - expected).max() <= 1  # places are eighths of a voxel
+    assert (found[0, 1:3, 2:4] == 400).all() and (found[0, 1:3, 16:18] == -800).all()
+    assert (found[0, [0, -1]] == -1000).all() and (found[0, :, [0, 1, -2, -1]] == -1000).all()
 
 
 @pytest.mark.parametrize("elastic", [False, True])
