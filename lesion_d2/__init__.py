@@ -13,7 +13,7 @@ with warnings.catch_warnings():
     # Detectron2's fvcore still uses TorchScript: nothing that a user of this project can change.
     warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
     from . import data, modeling
-from .config import add_lesion_config  # noqa: E402
+from .config import add_lesion_config, get_lesion_config  # noqa: E402
 
-__all__ = ["add_lesion_config", "data", "modeling"]
+__all__ = ["add_lesion_config", "data", "get_lesion_config", "modeling"]
 __version__ = "0.1.0"

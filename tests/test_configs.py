@@ -5,7 +5,7 @@ import math
 import re
 from pathlib import Path
 
-import lesion_d2
+from lesion_d2 import get_lesion_config
 from lesion_d2.data.loader import build_lesion_test_loader, build_lesion_train_loader
 from lesion_d2.data.volumetric.loader import build_volume_train_loader
 from lesion_d2.engine import Trainer
@@ -13,7 +13,6 @@ from lesion_d2.volumetric_config import is_volumetric
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
@@ -47,8 +46,7 @@ _MOST = {
 
 @functools.cache
 def _read(file):
-    cfg = get_cfg()
-    lesion_d2.add_lesion_config(cfg)
+    cfg = get_lesion_config()
     cfg.merge_from_file(str(file))
     cfg.freeze()
     return cfg
@@ -550,8 +548,7 @@ def test_taos_models_have_the_papers_values():
 
 
 def test_taos_readme_names_layers_whose_learning_rates_can_differ():
-    cfg = get_cfg()
-    lesion_d2.add_lesion_config(cfg)
+    cfg = get_lesion_config()
     cfg.merge_from_file(str(CONFIGS / "tao" / "rfcn_phantom.yaml"))
     [line] = re.findall("SOLVER.LR_FACTORS '(.*)'", (CONFIGS / "tao" / "README.md").read_text())
     cfg.merge_from_list(["SOLVER.LR_FACTORS", line, "MODEL.DEVICE", "cpu"])

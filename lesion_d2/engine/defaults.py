@@ -10,12 +10,12 @@ from logging.handlers import BufferingHandler
 import detectron2
 import torch
 import torch.distributed as dist
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..config import add_lesion_config
+from ..config import LesionConfig, get_lesion_config
 from ..data.loader import count_workers
 from ..parallel import count_cores
 from .checks import check_inputs
@@ -35,7 +35,7 @@ def one_line_errors(program: str) -> Iterator[None]:
         sys.exit(1)
 
 
-def load_config(args: argparse.Namespace) -> CfgNode:
+def load_config(args: argparse.Namespace) -> LesionConfig:
     """Build the config from the defaults, ``--config-file`` and the ``KEY VALUE`` pairs.
 
     Args:
@@ -48,8 +48,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         InputError: a file is missing or not YAML, a key is unknown, or a value has another type
             than the default.
     """
-    cfg = get_cfg()
-    add_lesion_config(cfg)
+    cfg = get_lesion_config()
     if args.config_file:
         with as_input_error(f"--config-file {args.config_file}: "):
             cfg.merge_from_file(args.config_file)

@@ -6,16 +6,12 @@ from functools import reduce
 from operator import getitem
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
 
+from ..errors import InputError
 from ..files import one_line
 from ..modeling import ULDorROIHeads
-
-
-class InputError(ValueError):
-    """What a run was given cannot be used; the message is one line for its user."""
 
 
 @contextmanager
@@ -24,9 +20,12 @@ def as_input_error(prefix: str) -> Iterator[None]:
     # yacs reports by KeyError and AssertionError what is wrong in a config.
     try:
         yield
-    except (AssertionError, KeyError, OSError, ValueError, yaml.YAMLError) as error:
-        text = error.args[0] if isinstance(error, KeyError) else error
-        raise InputError(prefix + one_line(text)) from error
+    except (AssertionError, KeyError, OSError, ValueError) as error:
+        text = one_line(error.args[0] if isinstance(error, KeyError) else error)
+        source, separator, rest = text.partition(": ")
+        if separator and prefix.endswith(f" {source}: "):  # a file is named once
+            text = rest
+        raise InputError(prefix + text) from error
 
 
 def is_a(cfg: CfgNode, *classes: type) -> bool:

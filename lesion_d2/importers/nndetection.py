@@ -21,8 +21,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import yaml
-
+from ..config import read_yaml
 from ..data.problems import raise_problems, short
 from ..files import one_line, read_json
 from .case import ImportedVolume, Listing
@@ -130,21 +129,10 @@ def _read_dataset(task_dir: Path) -> tuple[Path, dict]:
     if file.suffix == ".json":
         content = read_json(file, "what nnDetection knows of the data set")
     else:
-        try:
-            content = _read_yaml(file)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ValueError(f"{file}: found no readable YAML ({one_line(error)})") from None
+        content = read_yaml(file)
     if not isinstance(content, dict):
         raise ValueError(f"{file}: found {short(content)}, expected keys such as 'labels'")
     return file, content
-
-
-def _read_yaml(file: Path) -> object:
-    """Without aliases, of which a few lines make no end of content."""
-    content = file.read_bytes()
-    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(content)):
-        raise ValueError("aliases such as *name are not read")
-    return yaml.safe_load(content)
 
 
 def _numbered_names(file: Path, key: str, found: object) -> dict[int, str]:

@@ -13,9 +13,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from lesion_d2.config import LesionConfig
 from lesion_d2.parallel import count_cores
 
-from detectron2.config import CfgNode
 from tqdm import tqdm
 
 #: What train_net.py prints; its log.txt lies beside.
@@ -259,7 +259,7 @@ def hash_settings(config: Path) -> str:
     Raises:
         FileNotFoundError: a file is missing.
     """
-    content = CfgNode.load_yaml_with_base(str(config))
+    content = LesionConfig.load_yaml_with_base(str(config))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

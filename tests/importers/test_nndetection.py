@@ -107,7 +107,8 @@ def test_yaml_with_numbers_as_keys_and_images_directly_below(tmp_path):
         ("labels: {0: ~}\nmodalities: {0: CT}", "labels: found the name None, expected text"),
         ("labels: {0: [a]}\nmodalities: {0: CT}", "labels: found the name .*a.*, expected text"),
         ("labels: {0: a}\nmodalities: {0: true}", "modalities: found the name True, expected"),
-        ("a: &a [x]\nlabels: {0: *a}", r"found no readable YAML \(aliases such as \*name"),
+        ("a: &a [*a]\nlabels: {0: *a}", r"found no readable YAML \(line 1: found the alias \*a"),
+        ("labels: {0: !!str a}", r"found no readable YAML \(line 1: found the tag"),
         ("labels: {0: a", "found no readable YAML"),
     ],
 )

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import lesion_d2
+from lesion_d2.config import LesionConfig, get_lesion_config
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -22,11 +22,10 @@ BAI_CPU_CONFIG = CONFIGS / "bai" / "add_phantom.yaml"
 BAI_GPU_CONFIG = CONFIGS / "bai" / "add.yaml"
 
 
-def load_config(file: Path, device: str) -> CfgNode:
+def load_config(file: Path, device: str) -> LesionConfig:
     """The config of a file, without pretrained weights."""
-    cfg = get_cfg()
-    lesion_d2.add_lesion_config(cfg)
-    cfg.merge_from_file(str(file), allow_unsafe=True)
+    cfg = get_lesion_config()
+    cfg.merge_from_file(str(file))
     cfg.MODEL.DEVICE = device
     cfg.MODEL.WEIGHTS = ""
     return cfg

@@ -1,7 +1,7 @@
 import copy
 import itertools
 
-import lesion_d2
+from lesion_d2 import get_lesion_config
 from lesion_d2.data.augmentation import ResizeTransform
 from lesion_d2.data.mapper import transform_lesions
 from lesion_d2.layers import giou_loss
@@ -14,7 +14,6 @@ from lesion_d2.modeling.shem import batch_shem_loss, box_loss_per_image, shem_lo
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import RetinaNet, build_model
 from detectron2.solver import build_optimizer
 from detectron2.structures import BitMasks, Boxes, BoxMode, ImageList, Instances
@@ -25,8 +24,7 @@ ZLOCHA = "configs/zlocha/attention_phantom.yaml"
 
 
 def _model(request_root, *opts, config=QUICKSTART):
-    cfg = get_cfg()
-    lesion_d2.add_lesion_config(cfg)
+    cfg = get_lesion_config()
     cfg.merge_from_file(str(request_root / config))
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", *opts])
     torch.manual_seed(0)

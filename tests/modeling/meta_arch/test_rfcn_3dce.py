@@ -1,12 +1,11 @@
 from pathlib import Path
 
-import lesion_d2
+from lesion_d2 import get_lesion_config
 from lesion_d2.modeling import RFCN3DCE
 
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -17,8 +16,7 @@ CONFIGS = Path(__file__).parents[3] / "configs" / "tao"
 
 def make_model(num_images=1, *, contextual=False, spatial=False, **changes):
     """The phantoms' model, thinner."""
-    cfg = get_cfg()
-    lesion_d2.add_lesion_config(cfg)
+    cfg = get_lesion_config()
     cfg.merge_from_file(str(CONFIGS / "rfcn_phantom.yaml"))
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.PIXEL_MEAN = cfg.MODEL.PIXEL_STD = [127.5] * 3 * num_images

@@ -1,6 +1,6 @@
 from detectron2.config import CfgNode as CN
 
-from .volumetric_config import add_volumetric_config
+from ..volumetric_config import add_volumetric_config
 
 #: False positives per image of the published tables.
 FROC_RATES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)

@@ -1,0 +1,15 @@
+"""The config: every key of this project, and how its files are read."""
+
+from .keys import FROC_RATES, add_lesion_config, teacher_looks, trains_on_masks
+from .node import LesionConfig, get_lesion_config
+from .yaml_files import read_yaml
+
+__all__ = [
+    "FROC_RATES",
+    "LesionConfig",
+    "add_lesion_config",
+    "get_lesion_config",
+    "read_yaml",
+    "teacher_looks",
+    "trains_on_masks",
+]

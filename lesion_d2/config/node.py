@@ -1,0 +1,237 @@
+"""Detectron2's CfgNode, from files and command lines of strangers."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.config.compat import guess_version
+from detectron2.utils.file_io import PathManager
+
+from ..errors import short
+from .keys import add_lesion_config
+from .yaml_files import read_yaml
+
+_BASE = "_BASE_"
+_MAX_BASES = 20
+_ADDRESSES = ("http://", "https://")
+# Lists that are empty by default, and whose entries are texts.
+_NAMES = {
+    "INPUT.PSEUDO_MASK_FILES",
+    "MODEL.FPN.IN_FEATURES",
+    "DATASETS.TRAIN",
+    "DATASETS.TEST",
+    "DATASETS.EXCLUDED_VOLUMES",
+    "TEST.ENSEMBLE.CHECKPOINTS",
+    "HARD_NEGATIVES.DATASETS",
+}
+_NUMBERS = {"SOLVER.STEP_EPOCHS"}
+
+
+def get_lesion_config() -> "LesionConfig":
+    """Detectron2's defaults and this project's, ready for files and for KEY VALUE pairs.
+
+    Example:
+        >>> cfg = get_lesion_config()
+        >>> cfg.merge_from_file("configs/quickstart/retina_unet_phantom.yaml")
+    """
+    cfg = get_cfg()
+    add_lesion_config(cfg)
+    return LesionConfig(cfg)
+
+
+class LesionConfig(CfgNode):
+    """A CfgNode whose files run no code, and whose values are of the kind that they replace.
+
+    Detectron2's own loads a file that names Python's functions by calling them. A file is read as
+    :func:`read_yaml` says. ``None`` for a key that has a value, NaN, and entries of a list that are
+    texts for numbers or the reverse, which would stop a run later on, are errors.
+    """
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        """As in Detectron2, but safe.
+
+        Raises:
+            OSError: the file, or one that it is based on, cannot be read.
+            ValueError: one is not YAML as of :func:`read_yaml` or has other keys than texts; or a
+                ``_BASE_`` is no path, or is based on what it is a base of. The message begins with
+                the file that it is about.
+        """
+        _refuse_unsafe(allow_unsafe)
+        return _Files().load(str(filename))
+
+    def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
+        """As in Detectron2, but safe; a file of an older VERSION is an error.
+
+        Raises:
+            KeyError: there is no such key.
+            OSError, ValueError: as :meth:`load_yaml_with_base`; or a value cannot be used.
+        """
+        _refuse_unsafe(allow_unsafe)
+        loaded = type(self)(self.load_yaml_with_base(cfg_filename))
+        version = loaded.get("VERSION")
+        if version is None:
+            version = guess_version(loaded, cfg_filename)
+        if type(version) is not int or version != self.VERSION:
+            raise ValueError(f"VERSION: found {short(version)}, expected {self.VERSION}")
+        _check_sections(self, loaded, "")
+        with self._checked():
+            self.merge_from_other_cfg(loaded)
+
+    def merge_from_list(self, cfg_list: Sequence[str]) -> None:
+        """As in Detectron2.
+
+        Raises:
+            AssertionError: a value is missing.
+            KeyError: there is no such key.
+            ValueError: a value cannot be used.
+        """
+        for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=False):
+            node = self
+            for name in str(key).split("."):
+                if not isinstance(node, CfgNode) or name not in node:
+                    raise KeyError(f"Non-existent config key: {key}")
+                node = node[name]
+            if isinstance(node, CfgNode):
+                raise ValueError(f"{key}: found {short(value)}, expected keys below it")
+        with self._checked():
+            super().merge_from_list(cfg_list)
+
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        before = self.clone()
+        try:
+            yield
+        except (MemoryError, RecursionError):  # of Python's parser, which yacs gives texts to
+            raise ValueError("found a value of too many levels, expected a shorter one") from None
+        _check_kinds(self, before, "")
+
+
+def _refuse_unsafe(allow_unsafe: bool) -> None:
+    if allow_unsafe:
+        raise ValueError("found allow_unsafe=True, expected False: configs run no code")
+
+
+class _Files:
+    """A file with those that it is based on, each of which is read once."""
+
+    def __init__(self):
+        self._done: dict[str, dict] = {}
+        self._begun: list[str] = []
+
+    def load(self, file: str) -> dict[str, Any]:
+        """What a file says; the dict is the caller's own."""
+        place = os.path.realpath(file)
+        if place in self._begun:
+            raise ValueError(f"{self._begun[-1]}: {_BASE}: found {file}, which is based on it")
+        if len(self._begun) == _MAX_BASES:
+            raise ValueError(f"{file}: {_BASE}: {_MAX_BASES} files are above it, expected fewer")
+        if place not in self._done:
+            self._begun.append(place)
+            self._done[place] = self._read(file)
+            self._begun.pop()
+        return _copied(self._done[place])
+
+    def _read(self, file: str) -> dict[str, Any]:
+        if not PathManager.isfile(file):
+            raise FileNotFoundError(f"{file}: no such file: it does not exist, expected a config")
+        content = read_yaml(PathManager.get_local_path(file))
+        if not isinstance(content, dict):
+            found = "nothing" if content is None else short(content)
+            raise ValueError(f"{file}: found {found}, expected keys such as MODEL")
+        _check_keys(file, content)
+        if _BASE not in content:
+            return content
+        merged: dict[str, Any] = {}
+        bases = content.pop(_BASE)
+        for base in bases if isinstance(bases, list) else [bases]:
+            if not isinstance(base, str) or not base:
+                raise ValueError(f"{file}: {_BASE}: found {short(base)}, expected a file's path")
+            base = os.path.expanduser(base)
+            if not base.startswith(("/", *_ADDRESSES)):
+                base = os.path.join(os.path.dirname(file), base)
+            _merge(file, self.load(base), merged)
+        _merge(file, content, merged)
+        return merged
+
+
+def _copied(content: dict[str, Any]) -> dict[str, Any]:
+    """A copy of dicts in dicts; their other values are changed by nobody."""
+    return {k: _copied(v) if isinstance(v, dict) else v for k, v in content.items()}
+
+
+def _check_keys(file: str, content: Mapping, prefix: str = "") -> None:
+    for key, value in content.items():
+        if not isinstance(key, str):
+            where = f"{file}: {prefix.rstrip('.')}".rstrip(" :")
+            raise ValueError(f"{where}: found the key {short(key)}, expected text such as MODEL")
+        if isinstance(value, dict):
+            _check_keys(file, value, f"{prefix}{key}.")
+
+
+def _merge(file: str, content: Mapping, merged: dict[str, Any], prefix: str = "") -> None:
+    """Write what a file says over what its bases say."""
+    for key, value in content.items():
+        if isinstance(value, dict) and key in merged:
+            if not isinstance(merged[key], dict):
+                raise ValueError(
+                    f"{file}: {prefix}{key}: found keys, expected a value as {_BASE} has, such as "
+                    f"{short(merged[key])}"
+                )
+            _merge(file, value, merged[key], f"{prefix}{key}.")
+        else:
+            merged[key] = value
+
+
+def _check_sections(cfg: CfgNode, loaded: Mapping, prefix: str) -> None:
+    """Yacs would show all that is below the key."""
+    for name, value in loaded.items():
+        if not isinstance(cfg.get(name), CfgNode):
+            continue
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{prefix}{name}: found {short(value)}, expected keys below it")
+        _check_sections(cfg[name], value, f"{prefix}{name}.")
+
+
+def _check_kinds(cfg: CfgNode, before: CfgNode, prefix: str) -> None:
+    for name, value in cfg.items():
+        key, old = f"{prefix}{name}", before.get(name)
+        if isinstance(value, CfgNode) and isinstance(old, CfgNode):
+            _check_kinds(value, old, f"{key}.")
+            continue
+        if value is None and old is not None:
+            raise ValueError(f"{key}: found None, expected a value such as {short(old)}")
+        kinds = {_kind(entry) for entry in _entries(value)}
+        if "NaN" in kinds:
+            raise ValueError(f"{key}: found {short(value)}, expected no NaN")
+        expected = _kinds_of(key, old)
+        if isinstance(value, list | tuple) and len(expected) == 1 and not kinds <= expected:
+            raise ValueError(f"{key}: found {short(value)}, expected {min(expected)} in it")
+
+
+def _kinds_of(key: str, old: Any) -> set[str]:
+    if key in _NAMES:
+        return {"texts"}
+    return {"numbers"} if key in _NUMBERS else {_kind(entry) for entry in _entries(old)}
+
+
+def _entries(value: Any) -> Iterator[Any]:
+    """What is in a list of lists and so on, or a value itself."""
+    if isinstance(value, list | tuple):
+        for entry in value:
+            yield from _entries(entry)
+    else:
+        yield value
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"
+    if isinstance(value, bool):
+        return "True or False"
+    if isinstance(value, int | float):
+        return "numbers"
+    return "texts" if isinstance(value, str) else type(value).__name__

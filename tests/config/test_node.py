@@ -1,0 +1,118 @@
+from lesion_d2.config import LesionConfig, get_lesion_config
+
+import pytest
+
+
+@pytest.fixture
+def cfg():
+    return get_lesion_config()
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return str(folder / "a.yaml")
+
+
+def test_bases_are_merged_in_order(tmp_path, cfg):
+    file = write(
+        tmp_path,
+        a="_BASE_: [b.yaml, c.yaml]\nSOLVER: {MAX_ITER: 5}\nVERSION: 2",
+        b="SOLVER: {MAX_ITER: 1, BASE_LR: 0.5, GAMMA: 0.25}",
+        c="_BASE_: b.yaml\nSOLVER: {BASE_LR: 0.125}\nDATASETS: {TRAIN: [x]}",
+    )
+    cfg.merge_from_file(file)
+    solver = cfg.SOLVER
+    assert (solver.MAX_ITER, solver.BASE_LR, solver.GAMMA) == (5, 0.125, 0.25)
+    assert cfg.DATASETS.TRAIN == ("x",) and type(cfg.SOLVER) is LesionConfig
+
+
+def test_a_base_is_not_changed_by_what_is_written_over_it(tmp_path):
+    file = write(tmp_path, a="_BASE_: [b.yaml, c.yaml, b.yaml]", b="A: {B: 1}", c="A: {B: 2, C: 3}")
+    assert LesionConfig.load_yaml_with_base(file) == {"A": {"B": 1, "C": 3}}
+
+
+def test_bases_are_read_once_each(tmp_path):
+    files = {f"f{n}": f"_BASE_: [f{n + 1}.yaml, f{n + 1}.yaml]" for n in range(18)}
+    file = write(tmp_path, a="_BASE_: f0.yaml", f18="A: 1", **files)  # 2^18 ways lead to f18
+    assert LesionConfig.load_yaml_with_base(file) == {"A": 1}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("_BASE_: a.yaml", "a.yaml: _BASE_: found .*a.yaml, which is based on it"),
+        ("_BASE_: b.yaml", "b.yaml: _BASE_: found .*a.yaml, which is based on it"),
+        ("_BASE_: 5", "a.yaml: _BASE_: found 5, expected a file's path"),
+        ("_BASE_: null", "a.yaml: _BASE_: found None, expected a file's path"),
+        ("_BASE_: {x: 1}", "a.yaml: _BASE_: found {'x': 1}, expected a file's path"),
+        ("_BASE_: [[b.yaml]]", r"a.yaml: _BASE_: found \['b.yaml'\], expected a file's path"),
+        ("_BASE_: ''", "a.yaml: _BASE_: found '', expected a file's path"),
+        ("_BASE_: gone.yaml", "gone.yaml: no such file"),
+        ("_BASE_: .", "no such file"),
+        ("_BASE_: evil.yaml", "evil.yaml: found no readable YAML .line 1: found the tag"),
+        ("_BASE_: f0.yaml", "f19.yaml: _BASE_: 20 files are above it, expected fewer"),
+        (
+            "_BASE_: c.yaml\nA: {B: {C: 1}}",
+            "a.yaml: A.B: found keys, expected a value as _BASE_ has, such as 1",
+        ),
+        ("", "a.yaml: found nothing, expected keys such as MODEL"),
+        ("- MODEL", r"a.yaml: found \['MODEL'\], expected keys"),
+        ("MODEL", "a.yaml: found 'MODEL', expected keys"),
+        ("5: 1", "a.yaml: found the key 5, expected text"),
+        ("MODEL: {FPN: {null: 1}}", "a.yaml: MODEL.FPN: found the key None, expected text"),
+        ("VERSION: two", "VERSION: found 'two', expected 2"),
+        ("VERSION: 1", "VERSION: found 1, expected 2"),
+        ("VERSION: 2.0", "VERSION: found 2.0, expected 2"),
+        ("MODEL: {WEIGHT: x}", "VERSION: found 1, expected 2"),
+        ("SOLVER: {BASE_LR: .nan}", "SOLVER.BASE_LR: found nan, expected no NaN"),
+        ("SOLVER: {BASE_LR: null}", "SOLVER.BASE_LR: found None, expected a value such as 0.001"),
+        ("MODEL: {PIXEL_MEAN: [a]}", r"MODEL.PIXEL_MEAN: found \['a'\], expected numbers in it"),
+        ("MODEL: {PIXEL_MEAN: [.nan]}", "MODEL.PIXEL_MEAN: found .nan., expected no NaN"),
+        ("DATASETS: {TRAIN: [5]}", r"DATASETS.TRAIN: found \(5,\), expected texts in it"),
+        ("DATASETS: {TEST: '(5,)'}", r"DATASETS.TEST: found \(5,\), expected texts in it"),
+        ("MODEL: '" + "(" * 5000 + "'", r"^MODEL: found '\(\(.{50,}, expected keys below it$"),
+        ("SOLVER: 5", "^SOLVER: found 5, expected keys below it"),
+        ("SOLVER: {STEPS: '" + "-" * 90000 + "1'}", "levels|Type mismatch"),
+    ],
+)
+def test_a_bad_file_is_one_line(tmp_path, cfg, text, message):
+    evil = "A: !!python/object/apply:os.system [touch {}]".format(tmp_path / "canary")
+    files = {f"f{n}": f"_BASE_: f{n + 1}.yaml" for n in range(30)}
+    file = write(tmp_path, a=text, b="_BASE_: a.yaml", c="A: {B: 1}", evil=evil, **files)
+    with pytest.raises((OSError, ValueError), match=message) as error:
+        cfg.merge_from_file(file)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("DATASETS.TRAIN", "(5,)", r"DATASETS.TRAIN: found \(5,\), expected texts"),
+        ("DATASETS.TRAIN", "(('a',),)", None),
+        ("SOLVER.BASE_LR", "None", "SOLVER.BASE_LR: found None"),
+        ("SOLVER.STEPS", "('a',)", "SOLVER.STEPS: found .'a',., expected numbers"),
+        ("SOLVER.STEPS", "(True,)", "SOLVER.STEPS: found .True,., expected numbers"),
+        ("SOLVER.MAX_ITER.X", "1", "Non-existent config key: SOLVER.MAX_ITER.X"),
+        ("SOLVER", "1", "SOLVER: found '1', expected keys below it"),
+        ("SOLVER", "{'MAX_ITER': 1}", "SOLVER: found .* expected keys below it"),
+        ("SOLVER.STEPS", "(" * 5000, "levels|Type mismatch"),
+        ("SOLVER.WEIGHT_DECAY_BIAS", "None", None),
+        ("SOLVER.WEIGHT_DECAY_BIAS", "0.5", None),
+    ],
+)
+def test_values_of_the_command_line(cfg, key, value, message):
+    if message is None:
+        cfg.merge_from_list([key, value])
+        return
+    with pytest.raises((KeyError, ValueError), match=message):
+        cfg.merge_from_list([key, value])
+
+
+def test_nothing_is_loaded_unsafely_on_demand(tmp_path, cfg):
+    file = write(tmp_path, a="SOLVER: {MAX_ITER: 5}")
+    with pytest.raises(ValueError, match="configs run no code"):
+        cfg.merge_from_file(file, allow_unsafe=True)
+    with pytest.raises(ValueError, match="configs run no code"):
+        LesionConfig.load_yaml_with_base(file, allow_unsafe=True)
