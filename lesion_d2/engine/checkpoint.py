@@ -73,7 +73,7 @@ class LesionCheckpointer(DetectionCheckpointer):
       loaded to train from: :func:`adapt_stem`.
     - torchvision's weights fit its backbones in ours, and Detectron2's ResNets:
       :func:`rename_torchvision_weights` and :func:`rename_torchvision_resnet`.
-    - A file without any of the model's weights is an error.
+    - A file without any of the model's weights, or with some that are no numbers, is an error.
     - A file for one class more or less than an R-CNN has is an error: :func:`check_predictor`.
     - A file that is no checkpoint, or a part of one, is an error that names it.
     """
@@ -150,7 +150,9 @@ class LesionCheckpointer(DetectionCheckpointer):
             if num_resnets == 0 and not is_other:
                 self._fit_torchvision(weights)
             check_predictor(weights, model_weights)
-            check_any(matched_weights(loaded, model_weights), weights, model_weights)
+            matched = matched_weights(loaded, model_weights)
+            check_any(matched, weights, model_weights)
+            check_numbers(matched, model_weights)
         return loaded
 
     def _fit_torchvision(self, weights: dict[str, Any]) -> None:
@@ -264,6 +266,35 @@ def check_any(
             f"found none of the model's weights among its {len(weights)} names such as "
             f"{next(iter(weights), None)}, expected names such as {next(iter(known))}"
         )
+
+
+def check_numbers(matched: Mapping[str, Any], model_weights: Mapping[str, Tensor]) -> None:
+    """Check that a model's weights are finite real numbers.
+
+    Args:
+        matched: names, as :func:`matched_weights` gives them, to tensors or arrays.
+        model_weights: the state of the model that they are for.
+
+    Raises:
+        ValueError: weights are NaN or infinite, as those of a training that diverged, and the model
+            finds nothing; or are integers or complex where the model has fractions.
+    """
+    bad = [
+        name
+        for name, value in matched.items()
+        if (target := model_weights.get(name.removeprefix("module."))) is not None
+        and target.is_floating_point()
+        and not _are_finite(torch.as_tensor(value))
+    ]
+    if bad:
+        raise ValueError(
+            f"found {len(bad)} of the model's weights with values that are not finite real numbers, "
+            f"such as {bad[0]}; expected those of a training that did not diverge"
+        )
+
+
+def _are_finite(values: Tensor) -> bool:
+    return values.is_floating_point() and bool(values.isfinite().all())
 
 
 def check_complete(weights: Mapping[str, Any], model_weights: Mapping[str, Tensor]) -> None:
