@@ -288,7 +288,7 @@ def check_numbers(matched: Mapping[str, Any], model_weights: Mapping[str, Tensor
     ]
     if bad:
         raise ValueError(
-            f"found {len(bad)} of the model's weights with values that are not finite real numbers, "
+            f"found {len(bad)} of the model's weights that are not finite real numbers, "
             f"such as {bad[0]}; expected those of a training that did not diverge"
         )
 

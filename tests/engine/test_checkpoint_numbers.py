@@ -23,7 +23,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, change, for_training)
     path = str(tmp_path / "a.pth")
     torch.save({"model": {**weights, "running_var": change(weights["running_var"])}}, path)
     model = nn.BatchNorm1d(3)
-    message = r"a\.pth: found 1 of the model's weights with values .* such as running_var"
+    message = r"a\.pth: found 1 of the model's weights that are .* such as running_var"
     with pytest.raises(ValueError, match=message):
         check_weights(path, model, for_training=for_training)
     with pytest.raises(ValueError, match=message):
