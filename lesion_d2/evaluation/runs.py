@@ -67,7 +67,12 @@ def slices_inside(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def join_volume(parts: Iterable[VolumeBoxes]) -> VolumeBoxes:
-    """The detections of a volume's runs as one, by falling score."""
+    """The detections of a volume's runs as one, by falling score.
+
+    None are linked over the slices that are missing: a lesion on both sides of them is one in the
+    truth, and may be found once on each. The second one is no false positive of the FROC, as a
+    repeat is none, but it is an error of the AP.
+    """
     parts = list(parts)
     if not parts:
         return VolumeBoxes.empty()

@@ -154,6 +154,23 @@ def test_runs_of_a_volume_are_joined_and_regions_excuse_detections(
     assert run(evaluator, samples[1:], outputs[1:])["volume"]["sens@16"] == 50
 
 
+def test_a_lesion_over_a_gap_is_one_that_may_be_found_twice(register):  # noqa: F811
+    lesions = [(0, 10, 10, 40, 40, 15, 26), (0, 60, 60, 90, 90, 10, 12)]
+    numbers = [*range(10, 20), *range(23, 29)]
+    dicts = register(make_volume(1, 1, lesions, numbers), classes=("lesion",))
+    name = dicts[0]["volume"]
+    samples = [
+        {"image_id": f"{name}@{first}", "volume": name, "first_slice": first} for first in (10, 23)
+    ]
+    before = [[10, 10, 4.5, 40, 40, 9.5], [60, 60, -0.5, 90, 90, 2.5]]
+    behind = [[10, 10, -0.5, 40, 40, 3.5]]
+    outputs = [make_output(before, [0.9, 0.5], [0, 0]), make_output(behind, [0.8], [0])]
+    evaluator = VolumeEvaluator(NAME, link=None, rates=(0.0, 1.0))
+    results = run(evaluator, samples, outputs)["volume"]
+    assert results["sens@0"] == 100  # the repeat is neither a hit nor a false positive
+    assert results["AP10"] == pytest.approx(100 * (51 + 50 * 2 / 3) / 101)
+
+
 def test_boxes_of_the_other_kind_and_unknown_runs_stop(register):  # noqa: F811
     dicts = register(make_volume(1, 1, []), classes=("lesion",))
     sample = runs_of(dicts)[0]

@@ -8,6 +8,7 @@ from pycocotools import mask as mask_util
 
 from ...boxes import xyxy_box
 from ...ignore_regions import is_region
+from ..dict_rules import is_rle
 from ..problems import short
 
 # Where annotations of slices have masks: those that 2-D models learn, too, and those of phantoms.
@@ -37,12 +38,13 @@ def volume_records(dicts: Iterable[Mapping], name: str = "data set") -> list[dic
           ``segmentation``, index of the slice in the run -> COCO's RLE, where all its slices have a
           mask; and ``iscrowd``, 1, of regions to ignore.
 
-        Regions that have no ``lesion`` are each on one slice.
+        Regions that have no ``lesion`` are each on one slice. A lesion that slices in between do
+        not show is one, from its first to its last slice, whose mask has two parts there.
 
     Raises:
         ValueError: a dict without ``volume`` or ``slice_index``, a slice that stands twice, slices
             of a run that differ in size, a lesion's annotation without ``lesion`` or of another
-            class than its first, or a mask that is empty or of another size than the slice.
+            class than its first, or a mask that is empty or no compressed RLE of the slice's size.
     """
     volumes: dict[object, dict[int, Mapping]] = {}
     for image in dicts:
@@ -146,10 +148,12 @@ def _mask(annotation: Mapping, size: tuple[int, int], where: str) -> Mapping | N
     for key in _MASK_KEYS:
         if key in annotation:
             rle = annotation[key]
-            if tuple(rle["size"]) != size or mask_util.area(rle) == 0:
+            if not is_rle(rle, size):
                 raise ValueError(
-                    f"{where}: found a mask of {mask_util.area(rle)} pixels of {rle['size']} "
-                    f"(height, width), expected one of {list(size)} with a pixel"
+                    f"{where}: found {key} {short(rle)}, expected COCO's compressed RLE of size "
+                    f"{list(size)}, the slice's height and width"
                 )
+            if mask_util.area(rle) == 0:
+                raise ValueError(f"{where}: found a mask of 0 pixels, expected one with a pixel")
             return rle
     return None

@@ -162,6 +162,7 @@ def check_records(cfg: CfgNode, kind: str, datasets: Sequence[list[dict]]) -> in
         raise InputError(f"DATASETS.TRAIN: found no lesion in {', '.join(cfg.DATASETS.TRAIN)}")
     if trains_on_masks(cfg):
         _check_masks(cfg, records)
+    _tell_of_thin_lesions(records)
     with as_input_error(""):
         return count_epoch(records, cfg)
 
@@ -182,3 +183,20 @@ def _check_masks(cfg: CfgNode, records: Sequence[dict]) -> None:
             "True"
         )
     logger.info(f"{found}: their masks are ellipsoids in their boxes")
+
+
+def _tell_of_thin_lesions(records: Sequence[dict]) -> None:
+    """Warn where most lesions have a box on one slice alone, as on key slices they have."""
+    depths = [
+        (record["image_id"], annotation["bbox"][5] - annotation["bbox"][2])
+        for record in records
+        if record["shape"][0] > 1
+        for annotation in lesions_of(record["annotations"])
+    ]
+    thin = [name for name, depth in depths if depth <= 1]
+    if len(thin) > len(depths) / 2:
+        logger.warning(
+            f"DATASETS.TRAIN: found {len(thin)} of {len(depths)} lesions on a single slice (the "
+            f"first in volume {thin[0]}), expected boxes on all slices of a lesion: a model of "
+            "volumes learns boxes as deep as these are"
+        )

@@ -2,6 +2,7 @@ import json
 
 from lesion_d2.data.volume_set.dicts import load_volume_set
 from lesion_d2.data.volumes import load_volumes
+from lesion_d2.data.volumetric.lesions import lesion_voxels
 from lesion_d2.data.volumetric.records import volume_records
 
 import numpy as np
@@ -107,7 +108,42 @@ def test_bad_slices_stop_with_one_line():
     both = [annotation([1, 1, 2, 2], category_id=k) for k in (0, 1)]
     with pytest.raises(ValueError, match="lesion 1: found the classes 0 and 1, expected one"):
         volume_records([{**s, "annotations": [a]} for s, a in zip(slices, both, strict=True)])
-    empty = coco_mask.encode(np.zeros((20, 30), np.uint8, order="F"))
-    with pytest.raises(ValueError, match="lesion 1: found a mask of 0 pixels"):
-        one = annotation([1, 1, 2, 2], segmentation=empty)
-        volume_records([{**slices[0], "annotations": [one]}])
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (coco_mask.encode(np.zeros((20, 30), np.uint8, order="F")), "found a mask of 0 pixels"),
+        (
+            coco_mask.encode(np.ones((20, 29), np.uint8, order="F")),
+            r"found segmentation .*, expected COCO's compressed RLE of size \[20, 30\]",
+        ),
+        ([[1.0, 1, 5, 1, 5, 5]], r"found segmentation \[\[1.0, 1, 5, 1, 5, 5\]\], expected COCO's"),
+        (
+            {"size": [20, 30], "counts": [0, 600]},
+            "found .*, expected COCO's compressed RLE of size",
+        ),
+        (None, "found segmentation None, expected COCO's compressed RLE"),
+    ],
+)
+def test_masks_that_are_none_stop_with_one_line(mask, message):
+    (image,) = made_up_slices((0,))
+    image["annotations"].append(annotation([1, 1, 2, 2], segmentation=mask))
+    with pytest.raises(ValueError, match=f"^train, volume v, lesion 1: {message}") as error:
+        volume_records([image], "train")
+    assert "\n" not in str(error.value)
+
+
+def test_a_lesion_that_skips_slices_is_one():
+    slices = made_up_slices(range(8))
+    boxes = {1: [4, 5, 9, 9], 2: [4, 5, 9, 9], 5: [6, 5, 12, 9]}
+    for index, (x1, y1, x2, y2) in boxes.items():
+        mask = np.zeros((20, 30), np.uint8, order="F")
+        mask[y1:y2, x1:x2] = 1
+        rle = coco_mask.encode(mask)
+        slices[index]["annotations"].append(annotation([x1, y1, x2, y2], segmentation=rle))
+    (record,) = volume_records(slices)
+    (lesion,) = record["annotations"]
+    assert lesion["bbox"] == [4, 5, 0.5, 12, 9, 5.5]
+    voxels, start = lesion_voxels(lesion, record["shape"])
+    assert start == (1, 5, 4) and voxels.any(axis=(1, 2)).tolist() == [1, 1, 0, 0, 1]

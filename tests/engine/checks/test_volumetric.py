@@ -152,3 +152,16 @@ def test_a_prediction_needs_weights_and_patches(tmp_path):
     cfg.INPUT.VOLUME.PATCH_SIZE = (0, 0, 0)
     with pytest.raises(InputError, match="expected the depth, height and width of patches"):
         check_prediction(cfg)
+
+
+def test_boxes_on_key_slices_alone_are_told_of(tmp_path, caplog):
+    dicts, cfg = DatasetCatalog.get(TRAIN_SET), load_config(volume_args(tmp_path))
+    check_records(cfg, "TRAIN", [dicts])
+    assert "single slice" not in caplog.text
+    seen = set()
+    for d in dicts:
+        d["annotations"] = [a for a in d["annotations"] if (d["volume"], a["lesion"]) not in seen]
+        seen |= {(d["volume"], a["lesion"]) for a in d["annotations"]}
+    check_records(cfg, "TRAIN", [dicts])
+    told = f"found {len(seen)} of {len(seen)} lesions on a single slice (the first in volume v0)"
+    assert told in caplog.text
