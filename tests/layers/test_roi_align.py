@@ -103,6 +103,18 @@ def test_gradients_reach_the_region_alone():
     torch.testing.assert_close(features.grad, expected, atol=1e-4, rtol=0)
 
 
+def test_regions_without_a_side_are_read_at_their_place():
+    features = features_of(number=1)
+    rois = torch.tensor([[0, 3.0, 8.0, 5.0, 3.0, 8.0, 5.0], [0, 2.0, 4.0, 1.0, 6.0, 4.0, 3.0]])
+    found = roi_align_3d(features, rois, (1, 2, 3), (1.0, 1.0, 1.0), 0)
+    torch.testing.assert_close(
+        found[0], features[0, :, 5, 8, 3, None, None, None].expand(3, 1, 2, 3)
+    )
+    for channel, volume in zip(found[1].numpy(), features[0].numpy(), strict=True):
+        expected = written_out(volume, rois[1, 1:].tolist(), (1, 2, 3), (1.0, 1.0, 1.0), 0)
+        np.testing.assert_allclose(channel, expected, atol=1e-5)
+
+
 def test_no_regions_and_half_precision():
     assert roi_align_3d(features_of(), torch.zeros(0, 7), (3, 7, 7), SCALE).shape == (0, 3, 3, 7, 7)
     half = roi_align_3d(features_of().half(), ROIS, (3, 7, 7), SCALE, 2)

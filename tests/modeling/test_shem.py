@@ -9,6 +9,8 @@ from lesion_d2.modeling.shem import (
     sample_positives,
     shem_loss,
 )
+from lesion_d2.modeling.volumetric import Box2BoxTransform3D
+from lesion_d2.structures import Boxes3D, pairwise_giou
 
 import pytest
 import torch
@@ -113,6 +115,37 @@ def test_the_box_loss_per_image_is_written_out(beta):
         images.append(sum(terms) / len(terms) if terms else 0.0)
     assert images[1] == 0
     assert found.item() == pytest.approx(sum(images) / 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_in_volumes_it_is_the_mean_over_six_deltas_or_over_boxes(axes):
+    generator = torch.Generator().manual_seed(axes)
+    kind = Boxes if axes == 2 else Boxes3D
+    weights = (10.0,) * axes + (5.0,) * axes
+    transform = (Box2BoxTransform if axes == 2 else Box2BoxTransform3D)(weights)
+    low = 50 * torch.rand(7, axes, generator=generator)
+    boxes = torch.cat([low, low + 4 + 9 * torch.rand(7, axes, generator=generator)], dim=1)
+    targets = boxes + torch.rand(2, 7, 2 * axes, generator=generator)
+    deltas = 0.5 * torch.randn(2, 7, 2 * axes, generator=generator)
+    is_positive = torch.tensor([[1, 1, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 1, 0]]).bool()
+    options = {"smooth_l1": [], "giou": []}
+    for n, rows in enumerate(is_positive):
+        wanted = transform.get_deltas(boxes[rows], targets[n, rows])
+        options["smooth_l1"].append((deltas[n, rows] - wanted).abs().mean().item())
+        moved = transform.apply_deltas(deltas[n, rows], boxes[rows])
+        giou = pairwise_giou(kind(moved), kind(targets[n, rows])).diagonal()
+        options["giou"].append((1 - giou).mean().item())
+    for name, images in options.items():
+        found = box_loss_per_image(
+            [kind(boxes[:4]), kind(boxes[4:])],
+            transform,
+            [deltas[:, :4], deltas[:, 4:]],
+            list(targets),
+            is_positive,
+            box_reg_loss_type=name,
+            smooth_l1_beta=0.0,
+        )
+        assert found.item() == pytest.approx(sum(images) / 2, rel=1e-4), name
 
 
 def test_positives_are_drawn_from_all():

@@ -45,6 +45,15 @@ def test_whole_boxes_crop_their_voxels():
     assert torch.equal(cropped, masks.tensor[:, 1:4, 3:8, 2:6]) and cropped.any()
 
 
+def test_a_bin_of_which_half_is_mask_is_set():
+    masks = torch.zeros(3, 2, 2, 2, dtype=torch.bool)
+    masks[0, :, :, 1] = masks[1, 0] = masks[2, 0, 1] = True  # four, four and two of eight
+    boxes = torch.tensor([[-0.5, -0.5, -0.5, 1.5, 1.5, 1.5]]).repeat(3, 1)
+    found = BitMasks3D(masks).crop_and_resize(boxes, (1, 1, 1))
+    assert found.flatten().tolist() == [True, True, False]
+    assert not BitMasks3D(masks[2:]).crop_and_resize(boxes[2:], (1, 1, 2)).any()
+
+
 def test_resizing_is_roi_align_of_each_mask(monkeypatch):
     monkeypatch.setattr(bit_masks, "_VALUES", 7 * 5 * 9 * 8)  # seven masks at a time
     masks = random_masks(40)

@@ -54,6 +54,16 @@ def test_sides_do_not_grow_without_bound():
     )
 
 
+def test_deltas_of_half_precision_give_boxes_of_single_precision():
+    box = torch.tensor([[1000.3, 500.1, 200.7, 1010.4, 520.6, 203.2]])
+    deltas = torch.tensor([[0.11, -0.07, 0.3, 0.2, 0.1, -0.4]]).half()
+    transform = Box2BoxTransform3D(WEIGHTS)
+    found = transform.apply_deltas(deltas, box)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, transform.apply_deltas(deltas.float(), box))
+    assert (found - box).abs().max() < 1  # float16 knows 1000 to a half
+
+
 def test_four_weights_are_refused():
     with pytest.raises(ValueError, match="expected six for dx, dy, dz, dw, dh, dd"):
         Box2BoxTransform3D((1.0, 1.0, 1.0, 1.0))
