@@ -90,13 +90,7 @@ def common_extent(
 def _read_same_size(files: Iterable[str]) -> Iterator[np.ndarray]:
     shape = None
     for file in files:
-        hu = read_slice(file)
-        if shape not in (None, hu.shape):
-            found, expected = (f"{width} x {height}" for height, width in (hu.shape, shape))
-            raise ValueError(
-                f"{file}: found {found} pixels, expected the {expected} of its volume's other "
-                "slices"
-            )
+        hu = read_slice(file, shape)
         shape = hu.shape
         yield hu
 

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from ..scans.png import check_same_size
 from ..slice_geometry import EXPECTED_SPACING, interpolate_slices, is_spacing
 from .slice_formats import format_of
 
@@ -18,7 +19,7 @@ _INT16 = np.iinfo(np.int16)
 Channel = tuple[int, int, float]
 
 
-def read_slice(file: str | os.PathLike) -> np.ndarray:
+def read_slice(file: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
     """Read one CT slice without loss.
 
     Args:
@@ -27,15 +28,16 @@ def read_slice(file: str | os.PathLike) -> np.ndarray:
             :mod:`lesion_d2.data.volume_set.slices`), ``<file>/<slice number>.png``; or of another
             picture or volume, ``<file>#<coding>/<slice number>.png`` (see
             :mod:`lesion_d2.data.pictures`).
+        size: height and width that the slice has to have; None for any.
 
     Returns:
         H x W int16, in HU. Nothing is clipped; outside the field of view HU reaches -3024.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not a PNG, another bit depth or color type, truncated, or damaged.
+        ValueError: not a PNG, another bit depth, color type or size, truncated, or damaged.
     """
-    return format_of(os.path.dirname(file)).read(file)
+    return format_of(os.path.dirname(file)).read(file, size)
 
 
 def slice_size(file: str | os.PathLike) -> tuple[int, int]:
@@ -55,6 +57,7 @@ def slice_stack(
     spacing_z: float | None,
     slice_range: tuple[int, int] | None = None,
     window: tuple[float, float] | None = None,
+    size: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Read a key slice with its neighbors at a wanted distance (Zlocha et al., section 3.1).
 
@@ -73,6 +76,7 @@ def slice_stack(
         slice_range: first and last slice number of the series, where it is known.
         window: (low, high) HU that every slice is clipped to BEFORE interpolation, so that the
             filling outside the field of view (-3024) does not leak into its neighbors.
+        size: height and width that all slices have to have; None for the key slice's.
 
     Returns:
         C x H x W int16, in HU rounded to the nearest integer: channels in slice order, the key
@@ -96,7 +100,7 @@ def slice_stack(
         spacing_z=spacing_z,
         where=file_name,
     )
-    slices = _read_slices(path_of, key, {index for *pair, _ in plan for index in pair}, window)
+    slices = _read_slices(path_of, key, {index for *pair, _ in plan for index in pair}, window, size)
     stack = np.empty((num_slices, *slices[key].shape), np.int16)
     for channel, (lower, upper, fraction) in zip(stack, plan, strict=True):
         interpolate_slices(slices[lower], slices[upper], fraction, channel)
@@ -210,21 +214,19 @@ def _existing(index: int, *, key: int, exists: Callable[[int], bool]) -> int:
     return index
 
 
-def _read_slices(path_of, key: int, indices: set[int], window) -> dict[int, np.ndarray]:
+def _read_slices(
+    path_of, key: int, indices: set[int], window, size: tuple[int, int] | None
+) -> dict[int, np.ndarray]:
     """HU slices by number, the key slice among them; clipped to the window, all of one size."""
     numbers, folder = sorted(indices | {key}), os.path.dirname(path_of(key))
     read_several = format_of(folder).read_several
     if read_several is not None:
         slices = read_several(folder, numbers)
+        for index, hu in slices.items():
+            check_same_size(path_of(index), hu.shape, size or slices[key].shape)
     else:
-        slices = {index: read_slice(path_of(index)) for index in numbers}
-    height, width = slices[key].shape
-    for index, hu in slices.items():
-        if hu.shape != (height, width):
-            found = f"{hu.shape[1]} x {hu.shape[0]} pixels"
-            raise ValueError(
-                f"{path_of(index)}: found {found}, expected the key slice's {width} x {height}"
-            )
+        size = size or slice_size(path_of(key))
+        slices = {index: read_slice(path_of(index), size) for index in numbers}
     for hu in slices.values():
         clip_to_window(hu, window)
     return slices

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import check_image_size
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 from pycocotools import mask as mask_util
 
@@ -206,7 +205,6 @@ class LesionDatasetMapper:
             )
         stack = self.read_stack(dataset_dict)
         image = np.ascontiguousarray(stack.transpose(1, 2, 0))
-        check_image_size(dataset_dict, image)
         transforms = T.TransformList([])
         if self.cut_borders:
             dataset_dict["crop"] = self._find_crop(dataset_dict, stack[self.num_slices // 2])
@@ -235,9 +233,7 @@ class LesionDatasetMapper:
                 annotations, masks, transforms, size, min_share=self._min_share
             )
         elif self.mask_method:
-            masks = np.zeros(
-                (len(annotations), dataset_dict["height"], dataset_dict["width"]), bool
-            )
+            masks = np.zeros((len(annotations), *_size_of(dataset_dict)), bool)
             for out, mask in zip(masks, self._masks(dataset_dict, annotations), strict=True):
                 out[:] = mask
             dataset_dict["lesion_masks"] = torch.from_numpy(masks)
@@ -255,6 +251,7 @@ class LesionDatasetMapper:
             spacing_z=None if dataset_dict["spacing"] is None else dataset_dict["spacing"][2],
             slice_range=dataset_dict["slice_range"],
             window=self.hu_window,
+            size=_size_of(dataset_dict),
         )
 
     def _find_crop(self, dataset_dict: dict, key_slice: np.ndarray) -> tuple[int, int, int, int]:
@@ -268,7 +265,7 @@ class LesionDatasetMapper:
             return volume_extent(os.path.dirname(file_name), slice_range, spacing)
         low, high = self.hu_window
         if not low <= BODY_THRESHOLD < high:  # the window does not tell the body from the air
-            key_slice = read_slice(file_name)
+            key_slice = read_slice(file_name, _size_of(dataset_dict))
         return body_extent(key_slice, spacing)
 
     def _masks(self, dataset_dict: dict, annotations: list[dict]) -> list[np.ndarray]:
@@ -280,7 +277,7 @@ class LesionDatasetMapper:
             if "segmentation" in a:
                 masks.append(mask_util.decode(a["segmentation"]))
             elif is_region(a):
-                masks.append(_box_mask(a, (dataset_dict["height"], dataset_dict["width"])))
+                masks.append(_box_mask(a, _size_of(dataset_dict)))
             else:
                 masks.append(next(computed))
         return masks
@@ -296,9 +293,10 @@ class LesionDatasetMapper:
             if stored.covers(image_id):
                 rles = [stored.get(image_id, a["row"], lesion_ends(a)) for a in lesions]
                 return [mask_util.decode(rle) for rle in rles]
-        size, pixels = (dataset_dict["height"], dataset_dict["width"]), None
+        size, pixels = _size_of(dataset_dict), None
         if self.mask_method == "grabcut":
-            pixels = grabcut_image(read_slice(dataset_dict["file_name"]), dataset_dict["window"])
+            hu = read_slice(dataset_dict["file_name"], size)
+            pixels = grabcut_image(hu, dataset_dict["window"])
         found = [
             pseudo_mask(self.mask_method, pixels, lesion_ends(a), xyxy_box(a), size)
             for a in lesions
@@ -403,6 +401,11 @@ def lesion_outline(annotation: dict) -> np.ndarray:
     if (high - low).min() <= 0:  # end points on one line along an axis: the box is all there is
         return corners
     return (x1, y1) + (outline - low) / (high - low) * (x2 - x1, y2 - y1)
+
+
+def _size_of(dataset_dict: dict) -> tuple[int, int]:
+    """Height and width of the slice on disk."""
+    return dataset_dict["height"], dataset_dict["width"]
 
 
 def transform_lesions(

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ..parallel import count_cores
 from ..recist import BOX_MARGIN, measure_recist
+from ..scans.png import write_png
 from .deeplesion_csv import CSV_COLUMNS
 from .generated import LATER, check_options, write_data_set
 from .phantom_anatomy import Body, paint_body, sample_body, sample_tissues
@@ -308,9 +309,7 @@ class Series:
             if self.padding is not None:
                 hu[np.hypot(*self._from_middle()) > self._field_of_view()] = self.padding
             pixels = np.rint(hu.clip(-3024, 3071) + 32768).astype(np.uint16)
-            path = str(folder / f"{index:03d}.png")
-            if not cv2.imwrite(path, pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
-                raise OSError(f"{path}: cannot be written")
+            write_png(folder / f"{index:03d}.png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
         return masks
 
     def render(self, index: int, lesions: list[Lesion]) -> tuple[np.ndarray, list[np.ndarray]]:

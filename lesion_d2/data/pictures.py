@@ -13,6 +13,7 @@ what the file's values are, so that whoever has the path can read HU::
 import os
 import re
 import struct
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,13 +22,16 @@ from PIL import Image
 
 from ..files import one_line
 from ..scans.itk import is_itk, open_itk
-from ..scans.limits import check_size
+from ..scans.limits import check_picture_size
 from ..scans.nifti import is_nifti, open_nifti
+from ..scans.png import check_chunks, decode_grey
 from ..scans.volume_file import VolumeFile
 
 _INT16 = np.iinfo(np.int16)
 _FOLDER = re.compile(r"(.+)#(stored|hu|offset=-?\d+|window=[^,/#]+,[^,/#]+)", re.DOTALL)
 _FORMATS = ("PNG", "TIFF", "JPEG")
+_DEPTH = 24  # where a PNG tells its bits
+_GREY = ("L", "I;16")
 _KINDS = {1: "uint", 2: "int", 3: "float"}  # TIFF's sample formats
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF's tags
 _WHITE_IS_ZERO = 0
@@ -234,6 +238,11 @@ def read_picture(file: str | os.PathLike) -> np.ndarray:
     """
     with _opened(file) as image:
         kind = _kind(file, image)
+        if image.format == "PNG":
+            data = np.fromfile(file, np.uint8)
+            check_chunks(file, data)
+            if image.mode in _GREY and data[_DEPTH] >= 8:  # Pillow fills in rows that lack
+                return decode_grey(file, data, (image.height, image.width), np.dtype(kind))
         try:
             if image.mode == "P":
                 image = image.convert("RGBA" if "transparency" in image.info else "RGB")
@@ -259,7 +268,9 @@ def _opened(file: str | os.PathLike) -> Image.Image:
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file}: no such picture")
     try:
-        image = Image.open(file, formats=_FORMATS)
+        with warnings.catch_warnings():  # of large pictures, which are refused in better words
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(file, formats=_FORMATS)
         frames = getattr(image, "n_frames", 1)
     except _DAMAGED as error:
         raise ValueError(
@@ -272,11 +283,11 @@ def _opened(file: str | os.PathLike) -> Image.Image:
 
 
 def _kind(file: str | os.PathLike, image: Image.Image) -> str:
-    check_size(file, (1, image.height, image.width))
+    check_picture_size(file, (image.height, image.width))
     found = "uint8"
     if image.format == "PNG":
         with open(file, "rb") as opened:
-            depth = opened.read(25)[24]
+            depth = opened.read(_DEPTH + 1)[_DEPTH]
         found = f"uint{max(depth, 8)}" if image.mode != "1" else "bool"
     elif image.format == "TIFF":
         bits = np.unique(image.tag_v2.get(_BITS, (1,)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..scans.nifti import is_nifti
-from ..scans.png import png_size, read_png_slice
+from ..scans.png import check_same_size, png_size, read_png_slice
 from .nifti import nifti_geometry, nifti_slice_exists, nifti_slices, read_nifti_slice
 from .pictures import (
     is_picture,
@@ -28,6 +28,7 @@ from .volume_set.voxels import voxels_shape
 
 Path = str | os.PathLike
 _Range = tuple[int, int]
+_Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class SliceFormat:
 
     Args:
         holds: whether a folder is of this format.
-        read: a slice's path to (H, W) int16 in HU.
+        read: a slice's path, and its height and width where they are known, to (H, W) int16 in HU;
+            ValueError where it has another size.
         size: a slice's path to (height, width) in pixels, by the header.
         exists: whether there is a slice of a path.
         files: a folder to slice number -> path of all slices in it, in order.
@@ -47,8 +49,8 @@ class SliceFormat:
     """
 
     holds: Callable[[Path], bool]
-    read: Callable[[Path], np.ndarray]
-    size: Callable[[Path], tuple[int, int]]
+    read: Callable[[Path, _Size | None], np.ndarray]
+    size: Callable[[Path], _Size]
     exists: Callable[[Path], bool]
     files: Callable[[Path], dict[int, str]]
     read_several: Callable[[Path, Sequence[int]], dict[int, np.ndarray]] | None = None
@@ -60,11 +62,27 @@ def format_of(folder: Path) -> SliceFormat:
     return next((f for f in _FORMATS if f.holds(folder)), _PNG_FOLDER)
 
 
-def _nifti_size(file: Path) -> tuple[int, int]:
+def _sized(
+    read: Callable[[Path], np.ndarray], size_of: Callable[[Path], _Size] | None = None
+) -> Callable[[Path, _Size | None], np.ndarray]:
+    """A reader that is told the size, which ``size_of`` gives before anything is decoded."""
+
+    def read_sized(path: Path, size: _Size | None) -> np.ndarray:
+        if size is not None and size_of is not None:
+            check_same_size(path, size_of(path), size)
+        hu = read(path)
+        if size is not None:
+            check_same_size(path, hu.shape, size)
+        return hu
+
+    return read_sized
+
+
+def _nifti_size(file: Path) -> _Size:
     return nifti_geometry(os.path.dirname(file))[0]
 
 
-def _voxels_size(file: Path) -> tuple[int, int]:
+def _voxels_size(file: Path) -> _Size:
     return voxels_shape(os.path.dirname(file))[1:]
 
 
@@ -78,12 +96,16 @@ _PNG_FOLDER = SliceFormat(os.path.isdir, read_png_slice, png_size, os.path.isfil
 # A picture's path may end as a volume's file does, behind its "#": it is asked first.
 _FORMATS = (
     SliceFormat(
-        is_picture, read_picture_slice, picture_slice_size, picture_slice_exists, picture_slices
+        is_picture,
+        _sized(read_picture_slice, picture_slice_size),
+        picture_slice_size,
+        picture_slice_exists,
+        picture_slices,
     ),
-    SliceFormat(is_nifti, read_nifti_slice, _nifti_size, nifti_slice_exists, nifti_slices),
+    SliceFormat(is_nifti, _sized(read_nifti_slice), _nifti_size, nifti_slice_exists, nifti_slices),
     SliceFormat(
         is_voxels,
-        read_voxels_slice,
+        _sized(read_voxels_slice),
         _voxels_size,
         voxels_slice_exists,
         voxels_slices,

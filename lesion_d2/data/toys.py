@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from ..files import one_line
 from ..parallel import count_cores
+from ..scans.png import write_png
 from .coco.loading import annotation_dict
 from .coco.reading import read_coco
 from .coco.records import CocoImage
@@ -218,8 +219,7 @@ def _write_image(
             "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
         }
     pixels = (np.rint(HU_SCALE * image) + 32768).astype(np.uint16)
-    if not cv2.imwrite(str(root / name), pixels, _PNG):
-        raise OSError(f"{root / name}: cannot be written")
+    write_png(root / name, pixels, _PNG)
     return {"id": number, "file_name": name, "height": SIZE, "width": SIZE}, annotations
 
 

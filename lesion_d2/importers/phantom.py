@@ -181,7 +181,8 @@ def _read_case(
             f"{os.path.dirname(files[0][1])}: found {len(numbers)} slices from {first} to {last}, "
             "expected all of them"
         )
-    voxels = np.stack([read_slice(file) for _, file in files])
+    size = (key_slice["height"], key_slice["width"])
+    voxels = np.stack([read_slice(file, size) for _, file in files])
     found = tuple(
         _lesion(id, category, row, masks, first, voxels.shape)
         for id, (row, category, masks) in enumerate(lesions, start=1)

@@ -30,6 +30,24 @@ def check_size(source: str | os.PathLike, shape: tuple[int, int, int]) -> None:
         )
 
 
+def check_picture_size(source: str | os.PathLike, size: tuple[int, int]) -> None:
+    """Refuse heights and widths that no slice has, before memory is asked for.
+
+    Args:
+        source: what begins the message.
+        size: H, W.
+
+    Raises:
+        ValueError: a side is 0 or too long.
+    """
+    height, width = size
+    if not all(0 < side <= _MAX_SIDE for side in size):
+        raise ValueError(
+            f"{source}: found {width} x {height} pixels, expected 1 x 1 to {_MAX_SIDE} x "
+            f"{_MAX_SIDE}"
+        )
+
+
 def check_declared(source: str | os.PathLike, declared: int, found: int, packed: bool) -> None:
     """Refuse a file that is too short for what its header declares.
 

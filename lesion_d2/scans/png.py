@@ -2,48 +2,53 @@
 
 import csv
 import os
+import zlib
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from ..files import one_line
+from ..files import one_line, written_whole
 from ..slice_geometry import EXPECTED_SPACING, is_spacing
-from .limits import check_size
+from .limits import check_picture_size, check_size
 from .names import safe_name
 from .scan import Scan, SliceSource
 from .stacking import plan_slices, stack_slices
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER_BYTES = 26  # with size, bit depth and color type
-_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_FIRST_CHUNK = (13).to_bytes(4) + b"IHDR"
+_FRAME_BYTES = 12  # of a chunk beside its data: length, name and checksum
 _COLORS = {0: "grayscale", 2: "RGB", 3: "palette", 4: "grayscale + alpha", 6: "RGB + alpha"}
 
 
-def read_png_slice(file: str | os.PathLike) -> np.ndarray:
+def read_png_slice(
+    file: str | os.PathLike, size: tuple[int, int] | None = None
+) -> np.ndarray:
     """Read one slice of DeepLesion's coding, HU = value - 32768.
+
+    Args:
+        file: its path.
+        size: height and width that it has to have; None for any up to 8192.
 
     Returns:
         H x W int16, HU.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not a PNG, another bit depth or color type, truncated, or damaged.
+        ValueError: not a PNG, animated, another bit depth, color type or size, truncated, or
+            damaged. Nothing is decoded before sizes and checksums are known to be right.
     """
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file}: no such CT slice")
     data = np.fromfile(file, np.uint8)
-    _check_header(file, data[:_HEADER_BYTES].tobytes())
-    # Some versions of OpenCV decode the first part of a truncated file and only print a warning.
-    if data[-len(_END) :].tobytes() != _END:
-        raise ValueError(f"{file}: truncated PNG, its end chunk (IEND) is missing")
-    try:
-        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-    except cv2.error:  # a size beyond OpenCV's own limit
-        image = None
-    if image is None:
-        raise ValueError(f"{file}: damaged PNG, its pixels cannot be decoded")
+    found = _check_header(file, data[:_HEADER_BYTES].tobytes())
+    if size is not None:
+        check_same_size(file, found, size)
+    check_chunks(file, data)
+    image = decode_grey(file, data, found, np.uint16)
     # Flipping the highest bit of an unsigned value v gives v - 32768 as a signed one.
     return np.bitwise_xor(image, np.uint16(0x8000), out=image).view(np.int16)
 
@@ -59,8 +64,91 @@ def png_size(file: str | os.PathLike) -> tuple[int, int]:
             header = opened.read(_HEADER_BYTES)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise FileNotFoundError(f"{file}: no such CT slice") from None
-    _check_header(file, header)
-    return int.from_bytes(header[20:24]), int.from_bytes(header[16:20])
+    return _check_header(file, header)
+
+
+def check_same_size(
+    file: str | os.PathLike, found: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    """Refuse a slice of another (height, width) than is expected.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    if tuple(found) != tuple(expected):
+        raise ValueError(
+            f"{file}: found {found[1]} x {found[0]} pixels, expected {expected[1]} x {expected[0]}"
+        )
+
+
+def check_chunks(file: str | os.PathLike, data: bytes | np.ndarray) -> None:
+    """Check the chunks of a PNG up to its end: decoders do not look at all of their checksums.
+
+    Args:
+        file: what begins the message.
+        data: all of the file's bytes; what follows the end chunk is not looked at.
+
+    Raises:
+        ValueError: the file is truncated, a checksum is wrong, or it is animated.
+    """
+    data, start, kind = memoryview(data), len(_SIGNATURE), b""
+    while kind != b"IEND":
+        kind = bytes(data[start + 4 : start + 8])
+        end = start + _FRAME_BYTES + int.from_bytes(data[start : start + 4])
+        if end > len(data) or len(kind) < 4:
+            raise ValueError(f"{file}: truncated PNG, its end chunk (IEND) is missing")
+        if zlib.crc32(data[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
+            raise ValueError(
+                f"{file}: damaged PNG, the checksum of a chunk at byte {start} is wrong"
+            )
+        if kind == b"acTL":
+            raise ValueError(f"{file}: found an animated PNG, expected one image")
+        if kind == b"IHDR" and start != len(_SIGNATURE):
+            raise ValueError(f"{file}: damaged PNG, it has two headers")
+        start = end
+
+
+def decode_grey(
+    file: str | os.PathLike, data: np.ndarray, size: tuple[int, int], dtype: type
+) -> np.ndarray:
+    """Decode a grayscale PNG of a known size.
+
+    Args:
+        file: what begins the message.
+        data: all of the file's bytes, uint8, after :func:`check_chunks`.
+        size: H, W by its header.
+        dtype: NumPy's uint8 or uint16, likewise.
+
+    Raises:
+        ValueError: it cannot be decoded, or is another image.
+    """
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        image = None
+    if image is None or image.shape != size or image.dtype != dtype:
+        raise ValueError(f"{file}: damaged PNG, its pixels cannot be decoded")
+    return image
+
+
+def write_png(file: str | os.PathLike, image: np.ndarray, options: Sequence[int] = ()) -> None:
+    """Write a picture, whole or not at all.
+
+    OpenCV's own writer takes a full disk for a success and leaves a truncated file.
+
+    Args:
+        file: its path.
+        image: (H, W) uint8 or uint16, or (H, W, 3) uint8, RGB.
+        options: of OpenCV's ``imencode``.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if image.ndim == 3:
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    _, data = cv2.imencode(".png", image, list(options))
+    with written_whole(file) as partial:
+        partial.write_bytes(data)
 
 
 def numbered_pngs(names: list[str]) -> list[str]:
@@ -129,7 +217,9 @@ class PngFolder:
         sources = tuple(SliceSource(str(self.files[n])) for n in self.plan.nearest())
         return Scan(
             name=self.name,
-            volume=stack_slices(map(self._read_slice, self.files), self.plan, self.size),
+            volume=stack_slices(
+                (read_png_slice(file, self.size) for file in self.files), self.plan, self.size
+            ),
             spacing=tuple(self.spacing),
             origin=np.zeros(3),
             direction=np.diag([1.0, 1.0, -1.0]),
@@ -138,18 +228,11 @@ class PngFolder:
             messages=self.plan.messages,
         )
 
-    def _read_slice(self, file: Path) -> np.ndarray:
-        hu = read_png_slice(file)
-        if hu.shape != self.size:
-            raise ValueError(
-                f"{file}: found {hu.shape[1]} x {hu.shape[0]} pixels, expected the "
-                f"{self.size[1]} x {self.size[0]} of {self.files[0].name}"
-            )
-        return hu
 
-
-def _check_header(file: str | os.PathLike, header: bytes) -> None:
-    if len(header) < _HEADER_BYTES or not header.startswith(_SIGNATURE):
+def _check_header(file: str | os.PathLike, header: bytes) -> tuple[int, int]:
+    """Height and width by the first bytes of a file."""
+    is_png = header.startswith(_SIGNATURE + _FIRST_CHUNK)
+    if len(header) < _HEADER_BYTES or not is_png:
         raise ValueError(
             f"{file}: found {os.path.getsize(file)} bytes that are no PNG, expected one of 16 bits"
         )
@@ -157,6 +240,9 @@ def _check_header(file: str | os.PathLike, header: bytes) -> None:
     if (depth, color) != (16, 0):
         found = f"{depth}-bit {_COLORS.get(color, f'color type {color}')}"
         raise ValueError(f"{file}: found a {found} PNG, expected 16-bit grayscale")
+    size = int.from_bytes(header[20:24]), int.from_bytes(header[16:20])
+    check_picture_size(file, size)
+    return size
 
 
 def _series_spacing(folder: Path) -> tuple[float, float, float]:

@@ -197,13 +197,7 @@ def _read_truth(path: str) -> dict:
 
 def _read_image(record: dict) -> np.ndarray:
     """The key slice as GrabCut wants it, (H, W) uint8."""
-    hu = read_slice(record["file_name"])
-    expected = (record["height"], record["width"])
-    if hu.shape != expected:
-        raise ValueError(
-            f"{record['file_name']}: found {hu.shape[1]} x {hu.shape[0]} pixels, expected "
-            f"{expected[1]} x {expected[0]}"
-        )
+    hu = read_slice(record["file_name"], (record["height"], record["width"]))
     return grabcut_image(hu, record["window"])
 
 

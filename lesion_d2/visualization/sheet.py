@@ -10,9 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from PIL import Image
 
-from ..files import written_whole
+from ..scans.png import write_png
 
 BOX_WIDTH = 1.6  # points, as in the pictures
 FONT_SIZE = 9  # points
@@ -28,8 +27,7 @@ def save_picture(image: np.ndarray, path: str | os.PathLike) -> str:
     """Write an RGB image as PNG, whole or not at all; return its path."""
     path = os.fspath(path)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with written_whole(path) as partial:
-        Image.fromarray(image).save(partial, format="PNG")
+    write_png(path, image)
     return path
 
 

@@ -51,5 +51,6 @@ def window_image(record: dict, window: tuple[float, float] | None = None) -> np.
     Returns:
         H x W x 3 uint8, gray.
     """
-    pixels = hu_to_pixels(read_slice(record["file_name"]), window or record["window"])
+    hu = read_slice(record["file_name"], (record["height"], record["width"]))
+    pixels = hu_to_pixels(hu, window or record["window"])
     return np.repeat(np.rint(pixels).astype(np.uint8)[:, :, None], 3, axis=2)

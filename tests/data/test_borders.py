@@ -131,7 +131,7 @@ def test_a_volume_is_read_once(tmp_path, monkeypatch):
     folder = _write(tmp_path / "volume", {1: _body(), 2: _body(center=(100, 100))})
     read = []
     monkeypatch.setattr(
-        "lesion_d2.data.borders.read_slice", lambda file: read.append(file) or read_slice(file)
+        "lesion_d2.data.borders.read_slice", lambda f, size: read.append(f) or read_slice(f, size)
     )
     assert len({volume_extent(folder, (1, 2), (0.7, 0.7)) for _ in range(5)}) == 1
     assert len(read) == 2
@@ -140,7 +140,7 @@ def test_a_volume_is_read_once(tmp_path, monkeypatch):
 def test_bad_volumes_are_told_of_in_one_line(tmp_path):
     folder = _write(tmp_path / "volume", {1: _body(), 2: _body(size=(200, 256))})
     with pytest.raises(
-        ValueError, match=r"002\.png: found 256 x 200 pixels, expected the 256 x 25"
+        ValueError, match=r"002\.png: found 256 x 200 pixels, expected 256 x 256$"
     ):
         volume_extent(folder, (1, 2), (0.8, 0.8))
     with pytest.raises(FileNotFoundError, match="volume: found no slice of 5 to 9, expected one"):

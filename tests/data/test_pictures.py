@@ -123,7 +123,7 @@ def integers32(file):
         (color, r"found colors \(RGB\), expected grey values"),
         (transparent, "found transparent pixels"),
         (color16, "found a picture of RGB of uint16"),
-        (truncated, "found a damaged picture"),
+        (truncated, "truncated PNG, its end chunk"),
         (two_pages, "found 2 images in one file"),
         (inverted, "found a TIFF whose 0 is white"),
         (not_finite, "found values that are no finite numbers"),

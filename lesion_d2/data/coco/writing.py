@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from detectron2.data import MetadataCatalog
 from pycocotools import mask as coco_mask
@@ -22,6 +21,7 @@ from ...outlines import mask_outlines
 from ...parallel import map_unordered
 from ...rle import decode_mask
 from ...scans.names import safe_name, unique_names
+from ...scans.png import write_png
 from ..catalog import load_records
 from ..ct import hu_to_pixels, read_slice
 from ..pictures import is_picture, picture_coding, picture_source
@@ -35,6 +35,8 @@ IMAGES = ("none", "png8", "png16")
 #: 16-bit pictures are in DeepLesion's coding: HU = value - 32768.
 HU_OFFSET = 32768
 _DIGITS = 6  # of coordinates
+# A slice, its height and width, and the picture that is made of it.
+_Job = tuple[str, tuple[int, int], str]
 
 
 @dataclass(frozen=True)
@@ -182,14 +184,16 @@ def _name_own_files(dataset: str, records: Sequence[Mapping], entries: Sequence[
 
 def _name_pictures(
     records: Sequence[Mapping], entries: Sequence[dict], window: tuple[float, float] | None
-) -> list[tuple[str, str]]:
-    """Name the images by their ``image_id``; returns the slice and the picture of each."""
+) -> list[_Job]:
+    """Name the images by their ``image_id``; returns what pictures are to be written."""
     names = unique_names(_picture_name(record["image_id"]) for record in records)
     coding = {"hu_offset": HU_OFFSET} if window is None else {"hu_window": list(window)}
     for entry, name in zip(entries, names, strict=True):
         entry |= {"file_name": f"images/{name}.png", **coding}
-    files = (record["file_name"] for record in records)
-    return [(file, entry["file_name"]) for file, entry in zip(files, entries, strict=True)]
+    return [
+        (record["file_name"], (record["height"], record["width"]), entry["file_name"])
+        for record, entry in zip(records, entries, strict=True)
+    ]
 
 
 def _picture_name(image_id: object) -> str:
@@ -269,7 +273,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 def _write_folder(
     output: Path,
     content: dict,
-    jobs: Sequence[tuple[str, str]],
+    jobs: Sequence[_Job],
     window: tuple[float, float] | None,
     workers: int | None,
 ) -> None:
@@ -292,12 +296,11 @@ def _write_folder(
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_picture(root: Path, window: tuple[float, float] | None, job: tuple[str, str]) -> None:
-    file, name = job
-    hu = read_slice(file)
+def _write_picture(root: Path, window: tuple[float, float] | None, job: _Job) -> None:
+    file, size, name = job
+    hu = read_slice(file, size)
     if window is None:
         pixels = (hu.astype(np.int32) + HU_OFFSET).astype(np.uint16)
     else:
         pixels = np.rint(hu_to_pixels(hu, window)).astype(np.uint8)
-    if not cv2.imwrite(str(root / name), pixels):
-        raise OSError(f"{root / name}: cannot be written")
+    write_png(root / name, pixels)

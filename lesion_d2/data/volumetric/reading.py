@@ -117,20 +117,16 @@ def _read_inside(record: Mapping, ranges: Sequence[tuple[int, int]]) -> np.ndarr
         return block(files, (y0, y1), (x0, x1))
     out = np.empty((z1 - z0, y1 - y0, x1 - x0), np.int16)
     for section, file in zip(out, files, strict=True):
-        hu = _read_slice(file, os.path.getmtime(file) if os.path.isfile(file) else 0.0)
-        if hu.shape != tuple(record["shape"][1:]):
-            raise ValueError(
-                f"{file}: found {hu.shape[1]} x {hu.shape[0]} pixels, expected the "
-                f"{record['shape'][2]} x {record['shape'][1]} of its volume's other slices"
-            )
+        changed = os.path.getmtime(file) if os.path.isfile(file) else 0.0
+        hu = _read_slice(file, tuple(record["shape"][1:]), changed)
         section[:] = hu[y0:y1, x0:x1]
     return out
 
 
 @lru_cache(_MAX_SLICES)
-def _read_slice(file: str, changed: float) -> np.ndarray:
+def _read_slice(file: str, size: tuple[int, int], changed: float) -> np.ndarray:
     """Patches and tiles of a volume lie side by side: the next one shows the same slices."""
-    return read_slice(file)
+    return read_slice(file, size)
 
 
 class ResampledVolume:

@@ -70,7 +70,8 @@ def mask_source(name: str) -> Callable[[dict], list[np.ndarray]]:
 
 def _computed_masks(method: str, record: dict) -> list[np.ndarray]:
     """As the mapper's: a mask that the data set has goes before a pseudo-mask."""
-    image = grabcut_image(read_slice(record["file_name"]), record["window"])
+    hu = read_slice(record["file_name"], (record["height"], record["width"]))
+    image = grabcut_image(hu, record["window"])
     return [
         mask_util.decode(a["segmentation"]).astype(bool)
         if "segmentation" in a
