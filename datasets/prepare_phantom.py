@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         written = write_phantom(
             args.root, **options, workers=args.workers, overwrite=args.overwrite
         )
-    except (ValueError, FileExistsError) as error:
+    except (BrokenProcessPool, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if written:

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from lesion_d2.data.toy_volumes import DEFAULTS, write_toy_volumes
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
             written = write_toy_volumes(args.pop("root"), **args)
         else:
             written = [args["root"]] if write_toys(**args) else []
-    except (ValueError, FileExistsError) as error:
+    except (BrokenProcessPool, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if written:

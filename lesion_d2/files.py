@@ -6,8 +6,9 @@ import itertools
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
@@ -29,12 +30,17 @@ _locks: set[FileIO] = set()
 
 
 @contextmanager
-def written_whole(file: str | os.PathLike) -> Iterator[Path]:
+def written_whole(file: str | os.PathLike, *, flush: bool = True) -> Iterator[Path]:
     """Give a path beside ``file`` to write to; it becomes ``file`` when the block ends well.
 
     At every moment, even of a kill or a power cut, ``file`` is the old one or the whole new one;
     where the file system does not flush on demand, even of a kill alone. Each process that writes
     has a path of its own. What a killed one leaves beside ``file`` the next writer replaces.
+
+    Args:
+        file: its path.
+        flush: whether to wait for the disk, some milliseconds a file. Thousands of files of a
+            folder that appears as a whole are flushed at once in less time, by ``os.sync``.
 
     Raises:
         OSError: it cannot be written, such as on a full disk; names ``file``.
@@ -42,18 +48,31 @@ def written_whole(file: str | os.PathLike) -> Iterator[Path]:
     file = Path(file)
     partial, lock = _path_beside(file)
     try:
-        yield partial
-        _sync(partial, os.O_RDWR)
-        os.replace(partial, file)
-    except OSError as error:
-        if error.filename is None and error.errno is not None:  # of a write to an open file
-            raise OSError(error.errno, error.strerror, os.fspath(file)) from error
+        with _named(file, partial):
+            yield partial
+            if flush:
+                _sync(partial, os.O_RDWR)
+            os.replace(partial, file)
+    except BaseException:  # afterwards another writer's file may have this name
+        partial.unlink(missing_ok=True)
         raise
     finally:
-        partial.unlink(missing_ok=True)
         if lock is not None:
             release_lock(lock)
-    _sync(file.parent, os.O_RDONLY)
+    if flush:
+        _sync(file.parent, os.O_RDONLY)
+
+
+@contextmanager
+def _named(place: Path, partial: Path | None = None) -> Iterator[None]:
+    """Let errors name what is written: those of open files name nothing, others ``partial``."""
+    try:
+        yield
+    except OSError as error:
+        names_none = error.filename is None or error.filename == os.fspath(partial or place)
+        if names_none and error.filename2 is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, os.fspath(place)) from error
+        raise
 
 
 def _path_beside(file: Path) -> tuple[Path, FileIO | None]:
@@ -70,6 +89,101 @@ def _path_beside(file: Path) -> tuple[Path, FileIO | None]:
             if error.errno not in _CANNOT_LOCK:
                 raise
             return file.with_name(f".{file.name}.{secrets.token_hex(4)}.part"), None
+
+
+@contextmanager
+def folder_written_whole(folder: str | os.PathLike) -> Iterator[Path]:
+    """Give an empty folder to fill; it takes the place of ``folder`` when the block ends well.
+
+    Whatever moment a kill comes at, ``folder`` is the old one, the whole new one, or, for the
+    moment between two renamings, not there. What a killed call leaves beside it is brought to an
+    end by the next one and by :func:`recover_folder`.
+
+    Raises:
+        BlockingIOError: another process writes it.
+        OSError: it cannot be written, such as on a full disk.
+
+    Example:
+        >>> with folder_written_whole("results") as folder:
+        ...     (folder / "a.txt").write_text("all of it")
+    """
+    folder = Path(os.path.realpath(folder))
+    partial = _beside(folder, "part")
+    with _named(folder), _locked_beside(folder):
+        _recover(folder)
+        partial.mkdir()
+        try:
+            yield partial
+            replace_folder(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Let a complete folder take the place of another one, if there is one.
+
+    The other one is renamed before it is removed: a part of it is never taken for all of it.
+    """
+    folder = Path(os.path.realpath(folder))
+    old = _beside(folder, "old")
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    _sync(folder.parent, os.O_RDONLY)
+    _remove_old(folder)
+
+
+def recover_folder(folder: str | os.PathLike) -> None:
+    """Bring to its end what a killed :func:`folder_written_whole` or :func:`replace_folder` left.
+
+    Nothing is done where another process is at work. Afterwards ``folder`` is the old or the new
+    one.
+    """
+    folder = Path(os.path.realpath(folder))
+    if any(os.path.lexists(_beside(folder, kind)) for kind in ("part", "old", "trash", "lock")):
+        with suppress(BlockingIOError), _locked_beside(folder):
+            _recover(folder)
+
+
+def _recover(folder: Path) -> None:
+    partial, old = (_beside(folder, kind) for kind in ("part", "old"))
+    if old.exists() and not folder.exists():  # killed between two renamings: both are whole
+        os.replace(partial if partial.exists() else old, folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    _remove_old(folder)
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove what was replaced, under a name that no one takes for a whole folder."""
+    old, trash = (_beside(folder, kind) for kind in ("old", "trash"))
+    shutil.rmtree(trash, ignore_errors=True)
+    if old.exists():
+        os.replace(old, trash)
+        shutil.rmtree(trash, ignore_errors=True)
+
+
+def _beside(folder: Path, kind: str) -> Path:
+    return folder.with_name(f".{folder.name}.{kind}")
+
+
+@contextmanager
+def _locked_beside(folder: Path) -> Iterator[None]:
+    """Hold a folder that may not be there yet, where the file system has locks."""
+    file, lock = _beside(folder, "lock"), None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = take_lock(file)
+    except BlockingIOError:
+        raise BlockingIOError(f"{folder}: another process is at work here") from None
+    except OSError as error:
+        if error.errno not in _CANNOT_LOCK:
+            raise
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        if lock is not None:
+            release_lock(lock)
 
 
 @contextmanager

@@ -1,9 +1,21 @@
 import errno
 import fcntl
+import itertools
 import os
 import stat
+from pathlib import Path
 
-from lesion_d2.files import locked, one_line, read_json, release_lock, take_lock, written_whole
+from lesion_d2 import files
+from lesion_d2.files import (
+    folder_written_whole,
+    locked,
+    one_line,
+    read_json,
+    recover_folder,
+    release_lock,
+    take_lock,
+    written_whole,
+)
 
 import pytest
 
@@ -126,3 +138,106 @@ def test_a_lock_ends_with_its_process_though_one_forked_from_it_lives_on(tmp_pat
     with locked(file):
         os.close(end)
     os.waitpid(child, 0)
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+OLD, NEW = {"a": "old", "b/c": "old"}, {"a": "new", "b/c": "new", "b/d": "new"}
+
+
+def _fill(folder: Path, content: dict[str, str]) -> None:
+    for name, text in content.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def _content(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_text() for path in files}
+
+
+class _Killed(BaseException):
+    pass
+
+
+def _replace_and_die(folder: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Replace a folder, dead from the numberth operation on the disk on; whether it came to that.
+
+    The dead remove nothing behind them, and have no locks.
+    """
+    calls = itertools.count()
+
+    def dying(function):
+        def call(*args, **options):
+            if next(calls) >= number:
+                raise _Killed
+            return function(*args, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("replace", "unlink", "rmdir", "mkdir"):
+            patch.setattr(os, name, dying(getattr(os, name)))
+        try:
+            with folder_written_whole(folder) as partial:
+                _fill(partial, NEW)
+        except _Killed:
+            files._forget_locks()
+            return True
+    return False
+
+
+@pytest.mark.parametrize("before", [OLD, {}])
+def test_a_folder_whose_replacement_was_killed_is_never_a_part(tmp_path, monkeypatch, before):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    for operation in range(100):
+        folder = tmp_path / str(operation) / "set"
+        _fill(folder, before)
+        died = _replace_and_die(folder, operation, monkeypatch)
+        assert _content(folder) in (before, NEW, {})
+        if operation % 2:
+            recover_folder(folder)
+            assert _content(folder) in ((before, NEW) if died else (NEW,))
+            assert [path.name for path in folder.parent.iterdir()] == ["set"] * folder.exists()
+        with folder_written_whole(folder) as partial:
+            assert not list(partial.iterdir())
+            _fill(partial, {"e": "newest"})
+        assert _content(folder) == {"e": "newest"}
+        assert [path.name for path in folder.parent.iterdir()] == ["set"]
+        if not died:
+            break
+    assert operation > (12 if before else 5)
+
+
+def test_a_folder_stays_as_it_was_where_its_block_does_not_end_well(tmp_path):
+    _fill(tmp_path / "set", OLD)
+    with pytest.raises(KeyError), folder_written_whole(tmp_path / "set") as partial:
+        _fill(partial, NEW)
+        raise KeyError
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    named = pytest.raises(OSError, match=r"No space left on device: '.*/set'$")
+    with named, folder_written_whole(tmp_path / "set"):
+        raise full
+    assert _content(tmp_path / "set") == OLD and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_one_writes_is_refused_to_others(tmp_path):
+    folder = tmp_path / "new" / "set"
+    refused = pytest.raises(BlockingIOError, match=r"new/set: another process is at work here$")
+    with folder_written_whole(folder) as partial:
+        _fill(partial, OLD)
+        with refused, folder_written_whole(folder):
+            pytest.fail("two write it")
+        recover_folder(folder)  # which is none of this one's
+    assert _content(folder) == OLD and [path.name for path in folder.parent.iterdir()] == ["set"]
+
+
+def test_a_folder_behind_a_link_is_replaced_where_it_lies(tmp_path):
+    _fill(tmp_path / "disk" / "set", OLD)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "set")
+    with folder_written_whole(tmp_path / "link") as partial:
+        _fill(partial, NEW)
+    assert _content(tmp_path / "disk" / "set") == NEW and (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        *("a", "b", "c", "d", "disk", "link", "set"),
+    ]

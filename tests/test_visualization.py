@@ -375,7 +375,9 @@ def test_bad_windows_are_named(words):
 def test_window_image_reads_the_slice_in_the_wanted_window(tmp_path):
     hu = np.array([[-1000, -100], [0, 100]])
     cv2.imwrite(str(tmp_path / "001.png"), (hu + 32768).astype(np.uint16))
-    record = make_record([], file_name=str(tmp_path / "001.png"), window=(-100.0, 100.0))
+    record = make_record(
+        [], file_name=str(tmp_path / "001.png"), window=(-100.0, 100.0), height=2, width=2
+    )
     assert window_image(record)[:, :, 0].tolist() == [[0, 0], [128, 255]]
     image = window_image(record, (-1000.0, 0.0))
     assert image.shape == (2, 2, 3) and image.dtype == np.uint8

@@ -100,7 +100,9 @@ def slice_stack(
         spacing_z=spacing_z,
         where=file_name,
     )
-    slices = _read_slices(path_of, key, {index for *pair, _ in plan for index in pair}, window, size)
+    slices = _read_slices(
+        path_of, key, {index for *pair, _ in plan for index in pair}, window, size
+    )
     stack = np.empty((num_slices, *slices[key].shape), np.int16)
     for channel, (lower, upper, fraction) in zip(stack, plan, strict=True):
         interpolate_slices(slices[lower], slices[upper], fraction, channel)

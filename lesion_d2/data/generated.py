@@ -3,11 +3,12 @@
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+from ..files import folder_written_whole, recover_folder, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def write_data_set(
         kind: of data set, such as "phantom"; its options stand in ``<kind>.json``.
         options: a dataclass. A field with ``LATER`` in its metadata came after data sets had been
             written without it: its default is not stored, which keeps them complete.
-        write: fills the folder that it is given, which does not exist yet.
+        write: fills the empty folder that it is given.
         overwrite: replace a folder that was written with other options.
 
     Returns:
@@ -56,21 +57,21 @@ def write_data_set(
     Raises:
         FileExistsError: if ``root`` holds a data set with other options and ``overwrite`` is not
             set, or anything that is no data set of this kind.
+        BlockingIOError: another process writes it.
+        OSError: it cannot be written, such as on a full disk.
     """
     root = Path(root).absolute()
+    recover_folder(root)
     if root.exists() and _holds_these(root, kind, options, overwrite):
         logger.info("The %s data set in %s is complete: nothing to do", kind, root)
         return False
-    partial_root = root.with_name(root.name + ".partial")
-    shutil.rmtree(partial_root, ignore_errors=True)
-    try:
+    with folder_written_whole(root) as partial_root:
+        if root.exists():  # maybe of a call that was faster
+            _holds_these(root, kind, options, overwrite)
         write(partial_root)
-        (partial_root / f"{kind}.json").write_text(json.dumps(_stored(options), indent=2))
-        if root.exists():
-            shutil.rmtree(root)
-        os.replace(partial_root, root)
-    finally:
-        shutil.rmtree(partial_root, ignore_errors=True)
+        with written_whole(partial_root / f"{kind}.json", flush=False) as file:
+            file.write_text(json.dumps(_stored(options), indent=2))
+        os.sync()
     return True
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from ..parallel import count_cores
+from ..files import written_whole
+from ..parallel import count_cores, map_unordered
 from ..recist import BOX_MARGIN, measure_recist
 from ..scans.png import write_png
 from .deeplesion_csv import CSV_COLUMNS
@@ -39,6 +40,7 @@ MIN_PIXELS, MIN_CONTRAST = 8, 25.0  # of a lesion on its key slice; HU without n
 TORSO = 600.0  # mm of a body of average height
 # Slice spacings in mm, how often each is drawn, and over how many heights a slice averages.
 SPACINGS, SPACING_SHARES, SUBSLICES = (1, 2, 5), (0.4, 0.2, 0.4), {1: 1, 2: 1, 5: 2}
+_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 MAX_DRIFT = 0.15  # mm that a distractor moves along x and y, at most, for every mm of height
 
 
@@ -134,18 +136,21 @@ def write_phantom(
 
 def _write_all(root: Path, options: PhantomOptions, workers: int) -> None:
     splits = assign_splits(options.num_patients, options.seed)
-    (root / "Images_png").mkdir(parents=True)
+    (root / "Images_png").mkdir()
     work = partial(_write_patient, root / "Images_png", options)
     patients = range(1, options.num_patients + 1)
-    progress = partial(tqdm, total=len(patients), desc="Phantom patients", unit="patient")
-    if workers == 1:
-        records = [r for group in progress(map(work, patients)) for r in group]
-    else:
-        with multiprocessing.get_context("spawn").Pool(min(workers, len(patients))) as pool:
-            records = [r for group in progress(pool.imap(work, patients)) for r in group]
+    results = map_unordered(work, patients, workers)
+    bar = tqdm(total=len(patients), desc="Phantom patients", unit="patient")
+    groups = {}
+    with bar, closing(results):
+        for patient, group in results:
+            groups[patient] = group
+            bar.update()
+    records = [record for patient in patients for record in groups[patient]]
     masks: dict[str, dict[str, dict]] = {}
     volumes = []
-    with open(root / "DL_info.csv", "w", newline="") as file:
+    whole = partial(written_whole, flush=False)
+    with whole(root / "DL_info.csv") as path, open(path, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(CSV_COLUMNS)
         for line, (row, slices) in enumerate(records, start=2):  # line 1 is the header
@@ -154,8 +159,9 @@ def _write_all(root: Path, options: PhantomOptions, workers: int) -> None:
             image_id = row["File_name"].removesuffix(".png")
             masks.setdefault(image_id, {})[str(line)] = slices[row["Key_slice_index"]]
             volumes.append({"image_id": image_id, "row": line, **_volume(slices, row)})
-    (root / "true_masks.json").write_text(json.dumps(masks))
-    (root / "true_volumes.json").write_text(json.dumps(volumes))
+    for name, content in (("true_masks.json", masks), ("true_volumes.json", volumes)):
+        with whole(root / name) as path:
+            path.write_text(json.dumps(content))
 
 
 def assign_splits(num_patients: int, seed: int) -> dict[int, int]:
@@ -181,8 +187,10 @@ def _volume(slices: dict[int, dict], row: dict) -> dict:
     }
 
 
-def _write_patient(folder: Path, options: PhantomOptions, patient: int) -> list[tuple[dict, dict]]:
-    """Write one patient's series; returns a CSV row and {slice: RLE} for every lesion."""
+def _write_patient(
+    folder: Path, options: PhantomOptions, patient: int
+) -> tuple[int, list[tuple[dict, dict]]]:
+    """Write one patient's series; returns the patient, a CSV row and {slice: RLE} a lesion."""
     rng = np.random.default_rng([options.seed, patient])
     body = sample_body(rng)
     person = {"Patient_gender": "FM"[rng.integers(2)], "Patient_age": int(rng.integers(20, 88))}
@@ -194,7 +202,7 @@ def _write_patient(folder: Path, options: PhantomOptions, patient: int) -> list[
         names = {"Patient_index": patient, "Study_index": study, "Series_ID": 1}
         for row, masks in series.describe(name, slices):
             records.append(({**row, **names, **person}, masks))
-    return records
+    return patient, records
 
 
 class Series:
@@ -309,7 +317,7 @@ class Series:
             if self.padding is not None:
                 hu[np.hypot(*self._from_middle()) > self._field_of_view()] = self.padding
             pixels = np.rint(hu.clip(-3024, 3071) + 32768).astype(np.uint16)
-            write_png(folder / f"{index:03d}.png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+            write_png(folder / f"{index:03d}.png", pixels, _PNG, flush=False)
         return masks
 
     def render(self, index: int, lesions: list[Lesion]) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -16,8 +16,8 @@ so that the first n images of a set are balanced.
 """
 
 import json
-import multiprocessing
 import os
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from ..files import one_line
-from ..parallel import count_cores
+from ..files import one_line, written_whole
+from ..parallel import count_cores, map_unordered
 from ..scans.png import write_png
 from .coco.loading import annotation_dict
 from .coco.reading import read_coco
@@ -50,6 +50,7 @@ SPLITS = ("train", "val", "test")
 #: Numbers of images of the subsets that are registered from the start.
 SUBSETS = (500, 250, 100, 50)
 # Noise is hardly compressible: more than this costs time alone.
+_CHUNK = 16  # images that a process draws at a time
 _PNG = (
     *(cv2.IMWRITE_PNG_COMPRESSION, 1),
     *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY),
@@ -175,26 +176,36 @@ def write_toys(
 
 def _write_all(root: Path, options: ToyOptions, workers: int) -> None:
     for folder in FOLDERS:
-        (root / folder).mkdir(parents=True)
+        (root / folder).mkdir()
     jobs = [
         (folder, split, i)
         for folder in FOLDERS
         for split in SPLITS
         for i in range(options.count(split))
     ]
-    work = partial(_write_image, root, options)
-    progress = partial(tqdm, total=len(jobs), desc="Toy images", unit="image")
-    if workers == 1:
-        results = list(progress(map(work, jobs)))
-    else:
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            results = list(progress(pool.imap(work, jobs, chunksize=16)))
+    work = partial(_write_images, root, options)
+    chunks = [jobs[start : start + _CHUNK] for start in range(0, len(jobs), _CHUNK)]
+    found = {}
+    results = map_unordered(work, chunks, workers)
+    with tqdm(total=len(jobs), desc="Toy images", unit="image") as bar, closing(results):
+        for chunk in results:
+            found.update(chunk)
+            bar.update(len(chunk))
     files: dict[tuple[str, str], list[tuple[dict, dict]]] = {}
-    for (_, split, _), (image, annotations) in zip(jobs, results, strict=True):
+    for job in jobs:
+        (image, annotations), split = found[job], job[1]
         for task, annotation in annotations.items():
             files.setdefault((task, split), []).append((image, annotation))
     for (task, split), entries in files.items():
-        (root / f"{task}_{split}.json").write_text(json.dumps(_coco(task, split, entries)))
+        with written_whole(root / f"{task}_{split}.json", flush=False) as file:
+            file.write_text(json.dumps(_coco(task, split, entries)))
+
+
+def _write_images(
+    root: Path, options: ToyOptions, jobs: list[tuple[str, str, int]]
+) -> dict[tuple[str, str, int], tuple[dict, dict[str, dict]]]:
+    """:func:`_write_image` of several."""
+    return {job: _write_image(root, options, job) for job in jobs}
 
 
 def _write_image(
@@ -219,7 +230,7 @@ def _write_image(
             "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
         }
     pixels = (np.rint(HU_SCALE * image) + 32768).astype(np.uint16)
-    write_png(root / name, pixels, _PNG)
+    write_png(root / name, pixels, _PNG, flush=False)
     return {"id": number, "file_name": name, "height": SIZE, "width": SIZE}, annotations
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..data.problems import raise_problems
 from ..data.volume_set.form import FILE_NAME, SPLITS, Volume, VolumeSet, write_volume_set
 from ..data.volume_set.splits import DEFAULT_SHARES, check_choice, complete_splits
-from ..files import locked, printable, written_whole
+from ..files import locked, printable, recover_folder, replace_folder, written_whole
 from ..parallel import map_unordered
 from ..scans.names import safe_name
 from .case import Case, Listing
@@ -101,7 +101,7 @@ def run_import(
     """
     output = Path(os.path.abspath(output))
     _check_name(output)
-    _tidy(working_folder(output))
+    _tidy(output)
     _check_output(output, overwrite)
     _check_cases(listing)
     check_choice(shares, seed)
@@ -113,6 +113,7 @@ def run_import(
     complete = partial(complete_splits, known=splits, folds=folds, shares=shares, seed=seed)
     working_folder(output).mkdir(parents=True, exist_ok=True)
     with locked(working_folder(output) / "lock"):
+        _check_output(output, overwrite)  # of a call that was faster
         return _import_listing(listing, output, format, workers, skip_damaged, complete)
 
 
@@ -183,8 +184,10 @@ def _check_name(output: Path) -> None:
         )
 
 
-def _tidy(working: Path) -> None:
-    """Remove what a call left that was killed when its data set stood already."""
+def _tidy(output: Path) -> None:
+    """Bring to its end what a call left that was killed when its data set was complete."""
+    recover_folder(output)
+    working = working_folder(output)
     if working.is_dir() and (working / "cases").is_dir() and not (working / "data").exists():
         with locked(working / "lock"):
             shutil.rmtree(working)
@@ -306,9 +309,5 @@ def _put_in_place(
             file.unlink()
     _write_lines(data / LEFT_OUT_FILE, left_out)
     write_volume_set(data, volume_set)
-    if output.exists():
-        old = working / "old"
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(output, old)
-    os.replace(data, output)
+    replace_folder(data, output)
     shutil.rmtree(working)

@@ -24,9 +24,7 @@ _FRAME_BYTES = 12  # of a chunk beside its data: length, name and checksum
 _COLORS = {0: "grayscale", 2: "RGB", 3: "palette", 4: "grayscale + alpha", 6: "RGB + alpha"}
 
 
-def read_png_slice(
-    file: str | os.PathLike, size: tuple[int, int] | None = None
-) -> np.ndarray:
+def read_png_slice(file: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
     """Read one slice of DeepLesion's coding, HU = value - 32768.
 
     Args:
@@ -131,7 +129,13 @@ def decode_grey(
     return image
 
 
-def write_png(file: str | os.PathLike, image: np.ndarray, options: Sequence[int] = ()) -> None:
+def write_png(
+    file: str | os.PathLike,
+    image: np.ndarray,
+    options: Sequence[int] = (),
+    *,
+    flush: bool = True,
+) -> None:
     """Write a picture, whole or not at all.
 
     OpenCV's own writer takes a full disk for a success and leaves a truncated file.
@@ -140,6 +144,7 @@ def write_png(file: str | os.PathLike, image: np.ndarray, options: Sequence[int]
         file: its path.
         image: (H, W) uint8 or uint16, or (H, W, 3) uint8, RGB.
         options: of OpenCV's ``imencode``.
+        flush: see :func:`~lesion_d2.files.written_whole`.
 
     Raises:
         OSError: it cannot be written.
@@ -147,7 +152,7 @@ def write_png(file: str | os.PathLike, image: np.ndarray, options: Sequence[int]
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     _, data = cv2.imencode(".png", image, list(options))
-    with written_whole(file) as partial:
+    with written_whole(file, flush=flush) as partial:
         partial.write_bytes(data)
 
 

@@ -139,9 +139,7 @@ def test_a_volume_is_read_once(tmp_path, monkeypatch):
 
 def test_bad_volumes_are_told_of_in_one_line(tmp_path):
     folder = _write(tmp_path / "volume", {1: _body(), 2: _body(size=(200, 256))})
-    with pytest.raises(
-        ValueError, match=r"002\.png: found 256 x 200 pixels, expected 256 x 256$"
-    ):
+    with pytest.raises(ValueError, match=r"002\.png: found 256 x 200 pixels, expected 256 x 256$"):
         volume_extent(folder, (1, 2), (0.8, 0.8))
     with pytest.raises(FileNotFoundError, match="volume: found no slice of 5 to 9, expected one"):
         volume_extent(folder, (5, 9), (0.8, 0.8))

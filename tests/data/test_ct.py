@@ -111,7 +111,9 @@ def test_stack_of_a_lone_key_slice_repeats_it(tmp_path):
 def test_stack_reads_every_needed_file_once(tmp_path, monkeypatch):
     write_series(tmp_path, range(20, 45))
     read = []
-    monkeypatch.setattr(ct, "read_slice", lambda f, s: read.append(Path(f).name) or read_slice(f, s))
+    monkeypatch.setattr(
+        ct, "read_slice", lambda f, s: read.append(Path(f).name) or read_slice(f, s)
+    )
     ct.slice_stack(tmp_path / "032.png", num_slices=3, interval=2.0, spacing_z=5.0)
     assert read == ["031.png", "032.png", "033.png"]
     read.clear()

@@ -71,7 +71,9 @@ def write_dataset(root: Path, rows: list[dict[str, str]], without=()) -> Path:
 
 def png_header(size: str) -> bytes:
     """The first bytes of a 16-bit grayscale PNG of a size as DL_info.csv has it."""
-    width, height = map(int, size.split(",")) if re.fullmatch(r"[1-9]\d*, \d+", size) else (512, 256)
+    width, height = (
+        map(int, size.split(",")) if re.fullmatch(r"[1-9]\d*, \d+", size) else (512, 256)
+    )
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBB", 13, b"IHDR", width, height, 16, 0)
 
 

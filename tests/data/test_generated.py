@@ -19,7 +19,6 @@ def write(root, options, **arguments):
     """Write a data set of one file, and return whether it was written and its stored options."""
 
     def fill(folder):
-        folder.mkdir()
         (folder / "content").write_text(str(options))
 
     written = write_data_set(root, "toy", options, fill, **arguments)
@@ -58,3 +57,17 @@ def test_a_folder_without_readable_options_is_never_replaced(tmp_path, text):
     for overwrite in (False, True):
         with pytest.raises(FileExistsError, match=r"is no toy data set \(no readable toy\.json\)"):
             write(tmp_path / "set", Options(), overwrite=overwrite)
+
+
+def test_a_second_call_to_the_same_place_is_refused_and_leftovers_are_removed(tmp_path):
+    def fill(folder):
+        with pytest.raises(BlockingIOError, match=r"/set: another process is at work here$"):
+            write(tmp_path / "set", Options())
+
+    assert write_data_set(tmp_path / "set", "toy", Options(), fill)
+    for name in (".set.part", ".set.trash"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "toy.json").write_text("{}")
+    (tmp_path / ".set.lock").touch()
+    assert not write(tmp_path / "set", Options())[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]

@@ -169,6 +169,18 @@ def test_what_a_call_left_that_was_killed_at_its_very_end_is_removed(source, tmp
     assert not working.exists() and (tmp_path / "mine" / "volume_set.json").is_file()
 
 
+def test_the_old_data_set_comes_back_where_a_call_was_killed_before_the_new_one_came(
+    source, tmp_path
+):
+    run(list_npz(source), tmp_path / "mine")
+    before = _files(tmp_path / "mine")
+    (tmp_path / "mine").rename(tmp_path / ".mine.old")
+    with pytest.raises(FileExistsError, match="found a data set of volumes"):
+        run(list_npz(source), tmp_path / "mine")
+    assert _files(tmp_path / "mine") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "source"]
+
+
 def test_names_that_are_taken_or_none(source, tmp_path):
     for name, found in (("phantom", "phantom_"), ("phantom_train", "phantom_train")):
         with pytest.raises(ValueError, match=f"found the data set {found}.*expected another name"):

@@ -165,7 +165,7 @@ def test_a_killed_call_goes_on_where_it_was(folder, tmp_path, monkeypatch):
     killed = warm_processes.run_script(script, "2", *arguments, cwd=tmp_path)
     assert killed.returncode == -9
     left = {path.name for path in (tmp_path / "out").iterdir()}
-    assert left == {"a", ".b.part"}
+    assert left == {"a", ".b.part", ".b.lock"}
     predicted = []
     predict_scan = running.predict_scan
     monkeypatch.setattr(

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from ...boxes import moved_xywh, xyxy_box
-from ...files import written_whole
+from ...files import folder_written_whole, recover_folder, written_whole
 from ...outlines import mask_outlines
 from ...parallel import map_unordered
 from ...rle import decode_mask
@@ -93,10 +92,12 @@ def write_coco(
         ValueError: the data set is not registered, empty, or its images or boxes are none; or of
             "none", its slices are no files of their own; or there is no window for "png8".
         FileExistsError: something stands at ``output``.
-        OSError: a picture cannot be written.
+        BlockingIOError: another process writes there.
+        OSError: a file cannot be written, such as to a full disk.
     """
     _check_options(images, window)
     output = Path(output).absolute()
+    recover_folder(output)
     _check_output(output, overwrite)
     records = load_records(dataset, allow_missing=allow_missing)
     entries = [_image_entry(number, record) for number, record in enumerate(records, 1)]
@@ -113,7 +114,9 @@ def write_coco(
         "annotations": annotations,
         "categories": _categories(dataset),
     }
-    _write_folder(output, content, jobs, window, workers)
+    with folder_written_whole(output) as working:
+        _check_output(output, overwrite)  # of a call that was faster
+        _fill_folder(working, content, jobs, window, workers)
     masks = [a["segmentation"] for a in annotations if a["segmentation"]]
     num_rles = sum(isinstance(mask, dict) for mask in masks)
     counts = len(entries), len(annotations), len(masks), num_rles
@@ -270,30 +273,22 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{output}: found {found}, expected a free place{hint}")
 
 
-def _write_folder(
-    output: Path,
+def _fill_folder(
+    working: Path,
     content: dict,
     jobs: Sequence[_Job],
     window: tuple[float, float] | None,
     workers: int | None,
 ) -> None:
-    """Write beside ``output`` and rename; what stood there goes last."""
-    working, old = (output.with_name(f".{output.name}.{end}") for end in ("partial", "old"))
-    shutil.rmtree(working, ignore_errors=True)
-    try:
-        (working / "images").mkdir(parents=True) if jobs else working.mkdir(parents=True)
-        results = map_unordered(partial(_write_picture, working, window), jobs, workers)
-        with closing(results), tqdm(total=len(jobs), unit="image", disable=not jobs) as bar:
-            for _ in results:
-                bar.update()
-        with written_whole(working / FILE_NAME) as unfinished:
-            unfinished.write_text(json.dumps(content, allow_nan=False))
-        if output.exists():
-            os.replace(output, old)
-        os.replace(working, output)
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    if jobs:
+        (working / "images").mkdir()
+    results = map_unordered(partial(_write_picture, working, window), jobs, workers)
+    with closing(results), tqdm(total=len(jobs), unit="image", disable=not jobs) as bar:
+        for _ in results:
+            bar.update()
+    with written_whole(working / FILE_NAME) as unfinished:
+        unfinished.write_text(json.dumps(content, allow_nan=False))
+    os.sync()
 
 
 def _write_picture(root: Path, window: tuple[float, float] | None, job: _Job) -> None:
@@ -303,4 +298,4 @@ def _write_picture(root: Path, window: tuple[float, float] | None, job: _Job) ->
         pixels = (hu.astype(np.int32) + HU_OFFSET).astype(np.uint16)
     else:
         pixels = np.rint(hu_to_pixels(hu, window)).astype(np.uint8)
-    write_png(root / name, pixels)
+    write_png(root / name, pixels, flush=False)

@@ -2,14 +2,13 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lesion_d2.engine import InputError
-from lesion_d2.files import one_line, read_json, written_whole
+from lesion_d2.files import folder_written_whole, one_line, read_json, written_whole
 from lesion_d2.findings import Findings, write_coco, write_csv, write_findings, write_label_map
 from lesion_d2.scans import Scan
 
@@ -70,20 +69,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: a file cannot be written.
     """
-    partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "old"))
     try:
-        for left in (partial, old):
-            shutil.rmtree(left, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(partial, folder)
+        with folder_written_whole(folder) as partial:
+            yield partial
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {one_line(error)}") from error
-    finally:
-        for left in (partial, old):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def write_results(

@@ -20,7 +20,7 @@ from lesion_d2.engine import (
     predict_scan,
     share_cores,
 )
-from lesion_d2.files import one_line
+from lesion_d2.files import one_line, recover_folder
 from lesion_d2.findings import OperatingPoint
 from lesion_d2.scans import ScanCandidate
 
@@ -115,6 +115,7 @@ def predict_share(
     settings, rows, predictor = job.settings(), [], None
     for candidate in tqdm(candidates, "scans", unit="scan", disable=not shows):
         own = settings_of(settings, candidate)
+        recover_folder(job.output / candidate.name)
         row = read_done(job.output / candidate.name, own)
         if row is None:
             try:
