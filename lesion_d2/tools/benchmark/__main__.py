@@ -27,22 +27,23 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from .anchors import measure_anchors
-from .bai import measure_bai
-from .boxes3d import measure_boxes3d
-from .clustering import measure_clustering
-from .data import measure_csv, measure_masks, measure_slices
-from .froc import measure_froc
-from .linking import measure_linking
+from .boxes.anchors import measure_anchors
+from .boxes.boxes3d import measure_boxes3d
+from .boxes.clustering import measure_clustering
+from .boxes.froc import measure_froc
+from .boxes.linking import measure_linking
 from .memory import ignore_meshgrid_warning
-from .models import measure_retina_unet, measure_zlocha
-from .monai import measure_monai
-from .patches import measure_patches
-from .scans import measure_scans
-from .tao import measure_tao
+from .models.bai import measure_bai
+from .models.monai import measure_monai
+from .models.retinanet import measure_retina_unet, measure_zlocha
+from .models.scans import measure_scans
+from .models.tao import measure_tao
+from .models.uldor import measure_uldor
+from .models.volumes import measure_volumes
+from .samples.patches import measure_patches
+from .samples.slices import measure_csv, measure_masks, measure_slices
+from .samples.voxels import measure_voxels
 from .timing import Row
-from .uldor import measure_uldor
-from .voxels import measure_voxels
 
 PARTS = (
     "slices",
@@ -61,10 +62,13 @@ PARTS = (
     "tao",
     "bai",
     "monai",
+    "volumes",
     "scans",
 )
 # Parts that are measured with files of configs/, which a checkout has.
-_WITH_CONFIGS = ("slices", "model", "zlocha", "uldor", "tao", "bai", "scans")
+_WITH_CONFIGS = ("slices", "model", "zlocha", "uldor", "tao", "bai", "volumes", "scans")
+# Parts that choose on a GPU themselves how often they repeat.
+_OWN_REPEATS = ("volumes", "scans")
 
 
 def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
@@ -91,13 +95,14 @@ def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
         "tao": partial(measure_tao, folder=folder),
         "bai": measure_bai,
         "monai": measure_monai,
+        "volumes": partial(measure_volumes, folder=folder),
         "scans": partial(measure_scans, folder=folder),
     }
     for part, measure_model in models.items():
         if part in parts:
             yield from measure_model("cpu")
         if part in parts and torch.cuda.is_available():
-            options = {} if part == "scans" else {"repeats": 20}
+            options = {} if part in _OWN_REPEATS else {"repeats": 20}
             yield from measure_model("cuda", **options)
 
 

@@ -20,6 +20,16 @@ TAO_ATTENTION_CONFIG = CONFIGS / "tao" / "3dce_9_cs.yaml"
 TAO_VOLUMES_CONFIG = CONFIGS / "tao" / "3dce_15_cs_phantom.yaml"
 BAI_CPU_CONFIG = CONFIGS / "bai" / "add_phantom.yaml"
 BAI_GPU_CONFIG = CONFIGS / "bai" / "add.yaml"
+_VOLUMES = CONFIGS / "retina_unet"
+VOLUMES_CPU_CONFIGS = tuple(
+    _VOLUMES / "small" / "3d" / f"{name}.yaml" for name in ("retinanet", "retina_unet")
+)
+VOLUMES_GPU_CONFIGS = tuple(_VOLUMES / f"{name}_3d.yaml" for name in ("retinanet", "retina_unet"))
+
+
+def name_of(file: Path) -> str:
+    """How notes call a config: its place in the folder of configs, without the ending."""
+    return file.relative_to(CONFIGS).with_suffix("").as_posix()
 
 
 def load_config(file: Path, device: str) -> LesionConfig:

@@ -1,8 +1,9 @@
 """Rows of the table, and times of calls that take turns."""
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -84,3 +85,14 @@ def paired_ratio(
     ratios = [a / b for a, b in zip(ours.seconds, theirs.seconds, strict=True)]
     times = f"{ours.milliseconds:.0f} against {theirs.milliseconds:.0f} ms"
     return Row(name, statistics.median(ratios), "x", limit, f"{times}, {note}")
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use a single thread within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

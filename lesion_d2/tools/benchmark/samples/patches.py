@@ -16,7 +16,7 @@ from lesion_d2.rle import encode_mask
 import numpy as np
 import torch
 
-from .timing import Row, time_calls
+from ..timing import Row, time_calls
 from .voxels import real_volume
 
 PATCH = (64, 128, 128)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..inputs import random_volume_boxes
+from ..timing import Row, time_calls
 from .clustering import IOU_THRESHOLD, cluster_loop
 from .froc import loop_overlaps
-from .inputs import random_volume_boxes
-from .timing import Row, time_calls
 
 _NMS_THRESHOLDS = (
     1e-5,

@@ -4,8 +4,8 @@ from lesion_d2.inference import merge_slices, track_slices
 
 import numpy as np
 
-from .inputs import random_boxes
-from .timing import Row, time_calls
+from ..inputs import random_boxes
+from ..timing import Row, time_calls
 
 #: Seconds for 300 slices with 100 boxes each.
 LIMIT = 0.3

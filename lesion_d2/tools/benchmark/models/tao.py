@@ -18,11 +18,11 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from torch import nn
 
-from . import configs
-from .configs import load_config, with_all_proposals
-from .inputs import STACKS, prepare_phantom, random_batch, registered
-from .models import WARM_UP, build_for_device, infer, share_weights
-from .timing import Row, paired_ratio, time_calls
+from .. import configs
+from ..configs import load_config, with_all_proposals
+from ..inputs import STACKS, prepare_phantom, random_batch, registered
+from ..timing import Row, one_thread, paired_ratio, time_calls
+from .running import WARM_UP, build_for_device, infer, share_weights
 
 
 def measure_tao(device: str, folder: Path, *, repeats: int = 7) -> Iterator[Row]:
@@ -34,17 +34,6 @@ def measure_tao(device: str, folder: Path, *, repeats: int = 7) -> Iterator[Row]
     with one_thread() if device == "cpu" else contextlib.nullcontext():
         yield from _compare_inferences(device, repeats)
         yield from _compare_evaluations(device, folder)
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use a single thread within the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _compare_inferences(device: str, repeats: int) -> list[Row]:

@@ -6,11 +6,11 @@ from lesion_d2.modeling import MeanTeacher
 
 import torch
 
-from . import configs
-from .configs import load_config
-from .inputs import random_batch
-from .models import WARM_UP, build_for_device, training_step
-from .timing import Row, paired_ratio, time_calls
+from .. import configs
+from ..configs import load_config
+from ..inputs import random_batch
+from ..timing import Row, paired_ratio, time_calls
+from .running import WARM_UP, build_for_device, training_step
 
 NUM_MINED = 2  # lesions an image that the teacher finds
 

@@ -1,4 +1,4 @@
-from lesion_d2.tools.benchmark import monai as against_monai
+from lesion_d2.tools.benchmark.models import monai as against_monai
 
 import pytest
 import torch

@@ -15,8 +15,8 @@ import cv2
 import nibabel
 import numpy as np
 
-from .inputs import LARGE, prepare_phantom
-from .timing import Row, time_calls
+from ..inputs import LARGE, prepare_phantom
+from ..timing import Row, time_calls
 
 _DEPTH, _SIDE = 64, 128  # of a patch
 _READ = 4  # slices and patches that are read for each measurement

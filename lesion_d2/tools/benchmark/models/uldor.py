@@ -11,11 +11,11 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from . import configs
-from .configs import as_mask_rcnn, load_config, with_all_proposals, with_most_negatives
-from .inputs import FEW, LARGE, prepare_phantom, random_batch, registered
-from .models import WARM_UP, build_for_device, training_step
-from .timing import Row, paired_ratio, time_calls
+from .. import configs
+from ..configs import as_mask_rcnn, load_config, with_all_proposals, with_most_negatives
+from ..inputs import FEW, LARGE, prepare_phantom, random_batch, registered
+from ..timing import Row, paired_ratio, time_calls
+from .running import WARM_UP, build_for_device, training_step
 
 
 def measure_uldor(device: str, folder: Path, *, repeats: int = 9) -> Iterator[Row]:

@@ -12,9 +12,9 @@ from lesion_d2.tools.prepare_masks import WHOLE_SLICE, Comparison, dice_against_
 import cv2
 import torch
 
-from .configs import CPU_CONFIG, load_config
-from .inputs import LARGE, SMALL, prepare_phantom, registered, write_rows
-from .timing import Row, time_calls
+from ..configs import CPU_CONFIG, load_config
+from ..inputs import LARGE, SMALL, prepare_phantom, registered, write_rows
+from ..timing import Row, time_calls
 
 NUM_ROWS = 32_735  # of DL_info.csv
 DIAMETERS = (5, 60)  # px, of the lesions that masks are compared on

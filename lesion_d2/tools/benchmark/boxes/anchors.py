@@ -9,8 +9,8 @@ from lesion_d2.tools.optimize_anchors import RETINANET_ANCHORS
 
 import numpy as np
 
-from .configs import CPU_CONFIG, load_config
-from .timing import Row, time_calls
+from ..configs import CPU_CONFIG, load_config
+from ..timing import Row, time_calls
 
 # The real boxes, where they lie beside the project; they are not a part of it.
 BOXES = Path(__file__).parents[4] / "shared" / "data" / "deeplesion_val_boxes.csv"

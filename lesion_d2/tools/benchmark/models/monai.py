@@ -22,10 +22,9 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from .memory import peak_memory
-from .models import WARM_UP, infer, training_step
-from .tao import one_thread
-from .timing import Row, paired_ratio, time_calls
+from ..memory import peak_memory
+from ..timing import Row, one_thread, paired_ratio, time_calls
+from .running import WARM_UP, infer, training_step
 
 _WIDTH = 18  # channels of the stem (Jaeger et al., in their code)
 _HEAD_WIDTH = 64  # section 3.1; MONAI's heads have the FPN's width

@@ -6,8 +6,8 @@ from lesion_d2.evaluation import froc_curve
 
 import numpy as np
 
-from .inputs import random_boxes
-from .timing import Row, time_calls
+from ..inputs import random_boxes
+from ..timing import Row, time_calls
 
 
 def measure_froc(num_images: int = 5000, per_image: int = 100) -> list[Row]:

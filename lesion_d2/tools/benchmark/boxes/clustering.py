@@ -6,9 +6,9 @@ from lesion_d2.inference import weighted_box_clustering
 
 import numpy as np
 
+from ..inputs import random_boxes
+from ..timing import Row, time_calls
 from .froc import loop_overlaps
-from .inputs import random_boxes
-from .timing import Row, time_calls
 
 IOU_THRESHOLD = 0.2
 

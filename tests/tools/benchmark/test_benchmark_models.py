@@ -1,140 +1,23 @@
+"""What the benchmark measures of models of slices."""
+
 import json
 
-import lesion_d2
 from lesion_d2.data.deeplesion import load_deeplesion
 from lesion_d2.data.phantom import write_phantom
 from lesion_d2.engine.hard_negatives import HardNegativeMiner
-from lesion_d2.evaluation import froc_curve
 from lesion_d2.modeling import MeanTeacher
-from lesion_d2.tools.benchmark import (
-    anchors,
-    bai,
-    boxes3d,
-    clustering,
-    configs,
-    data,
-    froc,
-    inputs,
-    linking,
-    memory,
-    models,
-    scans,
-    tao,
-    timing,
-    uldor,
-    voxels,
-)
-from lesion_d2.tools.benchmark.__main__ import main
-from lesion_d2.tools.benchmark.timing import Row, Times
+from lesion_d2.tools.benchmark import configs, inputs, timing
+from lesion_d2.tools.benchmark.models import bai, retinanet, running, scans, tao, uldor
+from lesion_d2.tools.benchmark.timing import Row
 
-import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode as CN
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from tiny_run import tiny_config
 
 pytestmark = pytest.mark.usefixtures("quick_weights")
-
-
-@pytest.mark.parametrize(
-    ("limit", "at_least", "cell"),
-    [(None, False, ""), (2, False, "yes"), (1, False, "NO"), (1, True, "yes"), (2, True, "NO")],
-)
-def test_rows_tell_whether_their_limit_holds(limit, at_least, cell):
-    row = Row("time", 1.5, "s", limit, at_least=at_least)
-    assert row.cells()[3] == cell and row.ok == (cell != "NO")
-
-
-def test_calls_take_turns_and_the_first_ones_are_not_timed():
-    order = []
-    calls = [lambda: order.append("a"), lambda: order.append("b")]
-    times = timing.time_calls(calls, repeats=3, warm_up=2)
-    assert "".join(order) == "ababababab"
-    assert [len(t.seconds) for t in times] == [3, 3]
-
-
-def test_the_published_loop_gives_the_same_curve():
-    rng = np.random.default_rng(1)
-    lesions = list(inputs.random_boxes(rng, (20, 2)))
-    boxes = [np.concatenate([g + 2, inputs.random_boxes(rng, (1, 5))[0]]) for g in lesions]
-    lesions[3] = np.empty((0, 4))
-    scores = list(rng.uniform(0, 1, (20, 7)))
-    sensitivity, rate = froc.froc_loop(boxes, scores, lesions)
-    curve = froc_curve(boxes, scores, lesions)
-    assert sensitivity == pytest.approx(curve.sensitivity)
-    assert rate == pytest.approx(curve.fps_per_image)
-    assert sensitivity[-1] == 1 and rate[-1] == pytest.approx((20 * 5 + 2) / 20)
-
-
-def test_froc_rows_compare_both_curves():
-    first, second = froc.measure_froc(num_images=30, per_image=4)
-    assert first.limit == 0.25 and first.unit == "s"
-    assert "differ by at most 0" in second.note
-
-
-def test_clustering_rows_compare_both_ways():
-    first, scattered, ratio = clustering.measure_clustering(num_images=2, num_views=5, per_view=40)
-    assert first.limit == 1 and first.unit == "s" and "2 images x 5 views x 40 boxes" in first.note
-    assert scattered.limit is None and scattered.measured > 0
-    assert float(ratio.note.split("at most ")[1]) < 1e-9 and ratio.measured > 0
-
-
-def test_rows_of_boxes_in_3d_compare_with_what_is_written_out():
-    rows = boxes3d.measure_boxes3d(num_boxes=60, num_views=3, per_view=20, num_regions=3)
-    notes = {row.name: row.note for row in rows}
-    assert "the same as written out" in notes["NMS in 3-D at 0.5, 60 boxes, cpu"]
-    for name in ("clustering in 3-D", "RoIAlign in 3-D, cpu"):
-        assert float(notes[f"written out / {name}"].split("at most ")[1]) < 1e-5
-    assert all(row.measured > 0 for row in rows)
-
-
-def test_linking_rows_say_what_was_linked():
-    tracks, scattered, merging = linking.measure_linking(num_slices=20, per_slice=3)
-    assert tracks.limit == scattered.limit == 0.3 and merging.limit is None
-    assert "20 slices x 3 boxes" in tracks.note
-    # Three lesions on slices 1 to 10 and three on the others, few of them broken or joined.
-    assert 5 <= int(tracks.note.split()[-2]) <= 9 and merging.measured > 0
-
-
-def test_anchors_are_searched_for_drawn_boxes_where_the_real_ones_are_not(tmp_path, monkeypatch):
-    drawn = anchors.draw_boxes()
-    assert np.median(drawn[:, 0]) == pytest.approx(27.6, rel=0.05)
-    assert np.quantile(drawn[:, 0], 0.9) == pytest.approx(57, rel=0.1)
-    monkeypatch.setattr(anchors, "NUM_BOXES", 300)
-    time, iou = anchors.measure_anchors(tmp_path / "none.csv", repeats=1)
-    assert time.limit == 3 and "drawn" in time.note and "300 boxes" in time.note
-    assert iou.limit is None and iou.measured > 0.85
-    file = tmp_path / "boxes.csv"
-    file.write_text("x1,y1,x2,y2\n" + "0,0,20,30\n" * 3)
-    time, iou = anchors.measure_anchors(file, repeats=1)
-    assert iou.limit == 0.884 and iou.measured == pytest.approx(1) and "3 boxes" in time.note
-
-
-def test_made_up_rows_load(tmp_path):
-    root = tmp_path / "rows"
-    inputs.write_rows(root, 50)
-    dicts = load_deeplesion(root / "DL_info.csv", root / "Images_png", None)
-    assert sum(len(d["annotations"]) for d in dicts) == 50
-
-
-def test_masks_are_compared_on_a_data_set_that_is_gone_afterwards(tmp_path, warm_spawn):
-    names = DatasetCatalog.list()
-    phantom = {"num_patients": 8, "size": 192}
-    grabcut, ellipse = data.compare_masks(tmp_path, ("grabcut", "ellipse"), **phantom)
-    assert len(grabcut.dice) == len(ellipse.dice) > 0
-    assert grabcut.milliseconds > ellipse.milliseconds > 0
-    assert DatasetCatalog.list() == names
-
-
-def test_ratios_are_the_median_over_pairs():
-    ours, theirs = Times([2.0, 30.0, 3.0]), Times([1.0, 10.0, 2.0])
-    row = timing.paired_ratio("step", ours, theirs, "2 images", limit=1.9)
-    assert row.measured == 2 and row.note == "3000 against 2000 ms, 2 images"
-    assert row.cells()[2:4] == ["<= 1.9 x", "NO"]
-    assert timing.paired_ratio("step", ours, theirs, "2 images").limit is None
 
 
 CPU_CONFIGS = [configs.CPU_CONFIG, configs.ZLOCHA_CPU_CONFIG]
@@ -189,19 +72,19 @@ def test_a_step_trains_and_an_inference_has_all_the_detections_allowed():
     batch = inputs.random_batch(cfg)
     assert [tuple(x["image"].shape) for x in batch] == [(3, 64, 64)] * 2
     for variant in (configs.with_output(cfg, calibration=1.0), configs.as_retinanet(cfg)):
-        model = models.build_for_device(variant)
+        model = running.build_for_device(variant)
         before = [p.detach().clone() for p in model.parameters()]
-        models.training_step(model, batch)()
+        running.training_step(model, batch)()
         assert any((p != old).any() for p, old in zip(model.parameters(), before, strict=True))
-        assert models.infer(model.eval(), batch) == 20
+        assert running.infer(model.eval(), batch) == 20
 
 
 def test_compared_detectors_have_the_same_weights_and_so_nearly_the_same_boxes():
     cfg = configs.with_all_candidates(small_config(configs.ZLOCHA_CPU_CONFIG))
     variants = [cfg, configs.with_output(cfg, calibration=1.0), configs.as_retinanet(cfg)]
-    detectors = [models.build_for_device(variant) for variant in variants]
-    models.training_step(detectors[0], inputs.random_batch(cfg))()
-    models.share_weights(detectors)
+    detectors = [running.build_for_device(variant) for variant in variants]
+    running.training_step(detectors[0], inputs.random_batch(cfg))()
+    running.share_weights(detectors)
     first, *others = (dict(detector.state_dict()) for detector in detectors)
     assert others[0].keys() == first.keys() and set(others[1]) < set(first)
     for state in others:
@@ -211,11 +94,11 @@ def test_compared_detectors_have_the_same_weights_and_so_nearly_the_same_boxes()
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_rows_of_zlocha_have_the_limits_of_its_issue(monkeypatch, device):
     # The models run on the CPU all the same.
-    monkeypatch.setattr(models, "load_config", lambda file, device: small_config(file))
-    monkeypatch.setattr(models, "peak_memory", lambda work, cfg: 1.0)
-    monkeypatch.setattr(models, "WARM_UP", 1)
+    monkeypatch.setattr(retinanet, "load_config", lambda file, device: small_config(file))
+    monkeypatch.setattr(running, "peak_memory", lambda work, cfg: 1.0)
+    monkeypatch.setattr(running, "WARM_UP", 1)
     monkeypatch.setattr(configs, "ZLOCHA_GPU_CONFIG", configs.ZLOCHA_CPU_CONFIG)
-    rows = list(models.measure_zlocha(device, repeats=1))
+    rows = list(retinanet.measure_zlocha(device, repeats=1))
     ratios = [row for row in rows if row.unit == "x"]
     title = f"Zlocha / RetinaNet, {device}: "
     assert {row.name.removeprefix(title): row.limit for row in ratios} == {
@@ -256,7 +139,7 @@ def test_mining_is_measured_with_all_detections_and_negatives_there_can_be(tiny_
     with inputs.registered(tiny_phantom / "phantom") as name:
         cfg = configs.with_most_negatives(configs.with_all_proposals(small_rcnn()))
         cfg.DATASETS.TRAIN, cfg.DATALOADER.NUM_WORKERS = (name,), 0
-        model, miner = models.build_for_device(cfg), HardNegativeMiner(cfg)
+        model, miner = running.build_for_device(cfg), HardNegativeMiner(cfg)
         counts = uldor.infer_all(model, miner.loaders()[name])
         mined = miner.mine(model, 0)
         assert counts == [20] * len(DatasetCatalog.get(name)) == [20] * mined.num_images
@@ -295,27 +178,13 @@ def test_on_a_gpu_uldor_is_measured_with_large_slices(monkeypatch, tiny_phantom,
     assert asked == [(tmp_path, {"num_patients": 8, "size": 512})]
 
 
-def test_the_part_of_uldor_gets_the_folder_of_data_sets(monkeypatch, capsys):
-    def measure(device, folder, **options):
-        assert folder.is_dir()
-        yield Row(f"{device} {sorted(options)}", 1.0)
-
-    monkeypatch.setattr("lesion_d2.tools.benchmark.__main__.measure_uldor", measure)
-    for with_gpu, expected in ((False, ["cpu []"]), (True, ["cpu []", "cuda ['repeats']"])):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda found=with_gpu: found)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-        assert main(["--only", "uldor"]) == 0
-        lines = capsys.readouterr().out.splitlines()[3:]
-        assert [line.rsplit(maxsplit=1)[0].strip() for line in lines] == expected
-
-
 def test_a_step_of_the_mean_teacher_mines_and_moves_the_teacher():
     torch.manual_seed(0)
     cfg = configs.with_all_proposals(small_rcnn())
     cfg.MODEL.MASK_ON = False
     batch = bai.with_weak_views(inputs.random_batch(cfg), masks=False)
     assert not any(sample["instances"].has("gt_masks") for sample in batch)
-    model = MeanTeacher(cfg, models.build_for_device(cfg)).train()
+    model = MeanTeacher(cfg, running.build_for_device(cfg)).train()
     number = bai.let_mine(model, batch)
     assert number == sum(map(len, model.mine(batch))) == bai.NUM_MINED * len(batch)
     before = {name: value.clone() for name, value in model.teacher.named_parameters()}
@@ -361,8 +230,8 @@ def small_3dce(file, device="cpu"):
 
 def test_stacks_of_several_sizes_share_all_weights_but_those_that_join_their_images():
     files = (configs.TAO_CONFIG, configs.TAO_STACK_CONFIG)
-    detectors = [models.build_for_device(small_3dce(file)) for file in files]
-    models.share_weights(detectors)
+    detectors = [running.build_for_device(small_3dce(file)) for file in files]
+    running.share_weights(detectors)
     single, stack = (detector.state_dict() for detector in detectors)
     assert single.keys() == stack.keys()
     differ = {name for name in single if not torch.equal(single[name], stack[name])}
@@ -370,7 +239,7 @@ def test_stacks_of_several_sizes_share_all_weights_but_those_that_join_their_ima
 
 
 def test_drawn_attention_does_not_let_everything_through():
-    backbone = models.build_for_device(small_3dce(configs.TAO_ATTENTION_CONFIG)).backbone
+    backbone = running.build_for_device(small_3dce(configs.TAO_ATTENTION_CONFIG)).backbone
     features = torch.rand(1, 3, 32, 4, 4)
     for drawn in (False, True):
         if drawn:
@@ -419,16 +288,6 @@ def test_the_rows_of_tao_have_the_limits_of_its_issue(
     assert f"; 36 slices, the same {36 * 20} detections, " in convolved.note
 
 
-def test_one_thread_lasts_as_long_as_its_block(monkeypatch):
-    numbers = []
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    monkeypatch.setattr(torch, "set_num_threads", numbers.append)
-    with pytest.raises(ValueError, match="inside"), tao.one_thread():
-        assert numbers == [1]
-        raise ValueError("inside")
-    assert numbers == [1, 7]
-
-
 def test_other_detections_with_reused_features_end_the_benchmark():
     def result(score):
         found = Instances((9, 9), pred_boxes=Boxes(torch.ones(1, 4)))
@@ -470,56 +329,3 @@ def test_calls_of_a_model_are_timed_within_the_block_alone(monkeypatch):
             model(torch.zeros(1, 1, 2, 2))
     model(torch.zeros(1, 1, 2, 2))
     assert seconds == [1, 1, 1]
-
-
-def hold_bytes(cfg):
-    """Work that needs cfg.SIZE MiB."""
-    np.ones((cfg.SIZE, 2**20), np.uint8)
-
-
-def test_peak_memory_is_what_the_work_needs_beyond_its_process():
-    here = np.ones((300, 2**20), np.uint8)  # the parent's memory does not count
-    cfg = CN({"MODEL": {"DEVICE": "cpu"}, "SIZE": 200})
-    assert memory.peak_memory(hold_bytes, cfg) == pytest.approx(200, rel=0.2)
-    del here
-
-
-def test_without_a_checkout_the_configs_are_missed_in_one_line(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(lesion_d2, "__file__", str(tmp_path / "lib" / "lesion_d2.py"))
-    for part in ("slices", "zlocha"):
-        assert main(["--only", "froc", part]) == 1
-        output = capsys.readouterr()
-        assert output.err == (
-            f"error: {tmp_path / 'configs'}: not found, expected it in a checkout of the project "
-            "(pip install -e .)\n"
-        )
-        assert not output.out
-    monkeypatch.setattr("lesion_d2.tools.benchmark.__main__.measure_froc", lambda: [])
-    assert main(["--only", "froc"]) == 0  # needs none
-
-
-def test_the_command_prints_a_table_and_fails_where_a_limit_is_exceeded(monkeypatch, capsys):
-    rows = [Row("fast", 1.0, "s", 2.0), Row("slow", 3.0, "s", 2.0, "a note")]
-    expected = ["fast 1 s <= 2 s yes", "slow 3 s <= 2 s NO a note"]
-    for number, code in ((1, 0), (2, 1)):
-        shown = rows[:number]
-        monkeypatch.setattr("lesion_d2.tools.benchmark.__main__.measure_froc", lambda s=shown: s)
-        assert main(["--only", "froc"]) == code
-        lines = capsys.readouterr().out.splitlines()[3:]
-        assert [" ".join(line.split()) for line in lines] == expected[:number]
-
-
-def test_formats_of_voxels_are_measured_alike(tmp_path, monkeypatch):
-    volume = np.random.default_rng(0).integers(-1000, 1000, (65, 130, 140)).astype(np.int16)
-    monkeypatch.setattr(voxels, "real_volume", lambda folder: volume)
-    monkeypatch.setattr(voxels, "_OTHERS", (("LZ4", 1, (1, 64, 64), (1, 32, 32)),))
-    monkeypatch.setattr(voxels, "_READ", 1)
-    rows = voxels.measure_voxels(tmp_path)
-    assert [row.name.removeprefix("slice from ") for row in rows] == [
-        "PNG files",
-        "NIfTI (.nii.gz)",
-        "npy memory map",
-        "blosc2, LZ4 1, 1x64x64 of 1x32x32",
-        "write_voxels",
-    ]
-    assert rows[2].note.startswith("size 1.000; ")

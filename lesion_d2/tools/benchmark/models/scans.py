@@ -16,10 +16,9 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from . import configs
-from .configs import load_config
-from .tao import one_thread
-from .timing import Row
+from .. import configs
+from ..configs import load_config
+from ..timing import Row, one_thread
 
 _SPACING = (0.7, 0.7, 1.0)
 _DETECTIONS = 20  # a slice

@@ -1,0 +1,1 @@
+"""What is measured of models: training steps, inferences and their memory."""

@@ -1,0 +1,54 @@
+"""What the benchmark measures from files to training samples."""
+
+import sys
+
+from lesion_d2.data.deeplesion import load_deeplesion
+from lesion_d2.tools.benchmark import inputs
+from lesion_d2.tools.benchmark.samples import patches, slices, voxels
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+
+
+def test_made_up_rows_load(tmp_path):
+    root = tmp_path / "rows"
+    inputs.write_rows(root, 50)
+    dicts = load_deeplesion(root / "DL_info.csv", root / "Images_png", None)
+    assert sum(len(d["annotations"]) for d in dicts) == 50
+
+
+def test_masks_are_compared_on_a_data_set_that_is_gone_afterwards(tmp_path, warm_spawn):
+    names = DatasetCatalog.list()
+    phantom = {"num_patients": 8, "size": 192}
+    grabcut, ellipse = slices.compare_masks(tmp_path, ("grabcut", "ellipse"), **phantom)
+    assert len(grabcut.dice) == len(ellipse.dice) > 0
+    assert grabcut.milliseconds > ellipse.milliseconds > 0
+    assert DatasetCatalog.list() == names
+
+
+def test_formats_of_voxels_are_measured_alike(tmp_path, monkeypatch):
+    volume = np.random.default_rng(0).integers(-1000, 1000, (65, 130, 140)).astype(np.int16)
+    monkeypatch.setattr(voxels, "real_volume", lambda folder: volume)
+    monkeypatch.setattr(voxels, "_OTHERS", (("LZ4", 1, (1, 64, 64), (1, 32, 32)),))
+    monkeypatch.setattr(voxels, "_READ", 1)
+    rows = voxels.measure_voxels(tmp_path)
+    assert [row.name.removeprefix("slice from ") for row in rows] == [
+        "PNG files",
+        "NIfTI (.nii.gz)",
+        "npy memory map",
+        "blosc2, LZ4 1, 1x64x64 of 1x32x32",
+        "write_voxels",
+    ]
+    assert rows[2].note.startswith("size 1.000; ")
+
+
+def test_patches_are_measured_with_and_without_a_deformation(tmp_path, monkeypatch):
+    volume = np.random.default_rng(0).integers(-1000, 500, (12, 48, 48)).astype(np.int16)
+    monkeypatch.setattr(patches, "real_volume", lambda folder: volume)
+    monkeypatch.setattr(patches, "PATCH", (4, 16, 16))
+    monkeypatch.setattr(patches, "_REPEATS", 1)
+    monkeypatch.setitem(sys.modules, "monai.transforms", None)  # not installed
+    rows = patches.measure_patches(tmp_path)
+    assert [row.name for row in rows] == ["patches of volumes", "patches of volumes, elastic"]
+    assert all(row.measured > 0 and row.unit == "/s" for row in rows)
+    assert "4 x 16 x 16, three lesions" in rows[0].note
