@@ -290,6 +290,23 @@ def build_top_block(cfg, bottom_up: Backbone) -> nn.Module | None:
     return LastLevelP6(*channels, last) if f"p{stage + 1}" in levels else None
 
 
+@BACKBONE_REGISTRY.register()
+def build_resnet_fpn_stages_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """Build Detectron2's FPN over any stages of a ResNet; see :func:`build_top_block`.
+
+    Detectron2's ``build_resnet_fpn_backbone`` adds a P6 to P5, so that it always wants res5.
+    """
+    bottom_up = build_resnet_backbone(cfg, input_shape)
+    return FPN(
+        bottom_up,
+        cfg.MODEL.FPN.IN_FEATURES,
+        cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=build_top_block(cfg, bottom_up),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
 def build_unet_fpn(cfg, input_shape: ShapeSpec, bottom_up: Backbone) -> UNetFPN:
     """Build the U-FPN over any backbone with ``c1``; ``input_shape.channels`` is C.
 
