@@ -14,6 +14,7 @@ from .unet_fpn import (
     ResNetWithStem,
     TopDownFPN,
     UNetFPN,
+    build_resnet_fpn_stages_backbone,
     build_resnet_unet_fpn_backbone,
 )
 from .vgg import VGG, build_vgg_backbone, build_vgg_fpn_backbone, build_vgg_unet_fpn_backbone
@@ -32,6 +33,7 @@ __all__ = [
     "batch_images",
     "build_densenet_backbone",
     "build_fused_fpn_backbone",
+    "build_resnet_fpn_stages_backbone",
     "build_resnet_unet_fpn_backbone",
     "build_slice_images_backbone",
     "build_vgg_backbone",

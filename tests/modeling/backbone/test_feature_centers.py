@@ -31,6 +31,16 @@ _DENSENET = {
 CASES = [
     ("build_resnet_fpn_backbone", _RESNET, {"res2": 0, "res3": 0, "res4": 0, "res5": 0}),
     (
+        "build_resnet_fpn_stages_backbone",
+        {
+            **_RESNET,
+            "RESNETS.OUT_FEATURES": ["res2", "res3"],
+            "FPN.IN_FEATURES": ["res2", "res3"],
+            "RETINANET.IN_FEATURES": ["p2", "p3"],
+        },
+        {"res2": 0, "res3": 0},
+    ),
+    (
         "build_vgg_fpn_backbone",
         {**_VGG, "RETINANET.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6", "p7"]},
         {"c2": 1.5, "c3": 3.5, "c4": 7.5, "c5": 15.5, "p6": 15.5, "p7": 15.5},
