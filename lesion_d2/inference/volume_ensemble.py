@@ -53,8 +53,9 @@ class VolumeEnsemble(Ensemble):
         models, mirrors, tile_overlap, consolidation, iou_threshold, max_detections: see
             :class:`Ensemble`; detections are of a volume.
         tile_size: depth, height and width of the tiles in voxels of the model.
-        patch_size: least depth, height and width of what models see; a smaller volume lies in the
-            middle of air, as in the patches of training. (0, 0, 0) for none.
+        patch_size: least depth, height and width of what models see, as far as tiles are no
+            smaller; a smaller volume lies in the middle of air, as in the patches of training.
+            (0, 0, 0) for none.
 
     Raises:
         ValueError: as :class:`Ensemble`.
@@ -88,7 +89,9 @@ class VolumeEnsemble(Ensemble):
             iou_threshold=iou_threshold,
             max_detections=max_detections,
         )
-        self.patch_size = tuple(patch_size)
+        # A tile that is smaller than a patch has the volume around it, no air.
+        sides = zip(patch_size, tile_size, strict=True)
+        self.patch_size = tuple(min(patch, tile or patch) for patch, tile in sides)
 
     @torch.no_grad()
     def views(self, input_dict: Mapping) -> ViewDetections:

@@ -238,6 +238,20 @@ def test_a_volume_smaller_than_a_patch_lies_in_the_middle_of_air_as_in_training(
     assert len(found) == 2 and found.pred_boxes.tensor[1, 3] == 12.5
 
 
+def test_tiles_smaller_than_a_patch_have_no_air_around_them():
+    volume = torch.tensor(np.random.default_rng(0).uniform(4, 9, (5, 12, 16))).float()
+    model = Seeing()
+    options = {"tile_size": (8, 6, 0), "patch_size": (10, 10, 20), "mirrors": False}
+    VolumeEnsemble([model], **options).views({"reader": Reader(volume)})
+    tiles = make_tiles(volume.shape, (8, 6, 0), 0.5)
+    assert len(tiles) == len(model.seen) == 3
+    for seen, tile in zip(model.seen, tiles, strict=True):
+        # As deep as a tile and as wide as a patch, of which the volume has less.
+        assert seen.shape == (8, 6, 20)
+        assert torch.equal(seen[2:7, :, 2:18], volume[tile.slices])
+        assert seen.count_nonzero() == 5 * 6 * 16
+
+
 def test_what_a_model_finds_in_the_air_around_a_volume_is_dropped():
     class Dreaming(Seeing):
         def _look(self, image):
