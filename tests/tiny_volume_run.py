@@ -12,7 +12,7 @@ from lesion_d2.data.volume_set.voxels import write_voxels
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from tiny_run import tiny_args  # first: it makes detectron2 importable
+from tiny_run import tiny_args, tiny_command  # first: it makes detectron2 importable
 
 #: Of every volume: slices, height, width, and x, y, z in mm.
 SHAPE, SPACING = (20, 40, 48), (1.0, 1.0, 2.0)
@@ -43,8 +43,16 @@ _OPTIONS = {
 
 def volume_args(output_dir: str | os.PathLike, *flags: str, **changes) -> argparse.Namespace:
     """The command line of a tiny run on :func:`balls`, parsed, see ``tiny_run.tiny_args``."""
-    changes = {key.replace("__", "."): value for key, value in changes.items()}
-    return tiny_args(output_dir, *flags, **{**_OPTIONS, **changes})
+    return tiny_args(output_dir, *flags, **_options(changes))
+
+
+def volume_command(output_dir: str | os.PathLike, *flags: str, **changes) -> list[str]:
+    """As :func:`volume_args`, not parsed."""
+    return tiny_command(output_dir, *flags, **_options(changes))
+
+
+def _options(changes: dict) -> dict:
+    return {**_OPTIONS, **{key.replace("__", "."): value for key, value in changes.items()}}
 
 
 def write_balls(root: Path, num_patients: int = 6) -> Path:

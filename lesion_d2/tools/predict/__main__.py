@@ -8,7 +8,8 @@ segmentation.dcm; of NIfTI, MetaImage and NRRD labels.nii.gz. In DIR are index.h
 
 From which score on something is a finding: --fps-per-image or --fps-per-volume, false positives of
 an evaluation of the model (--operating-points, its froc.json or volumes.json; by default the one in
-inference/ beside the weights), or --score-threshold. Without any of them, 0.5 per image.
+inference/ beside the weights), or --score-threshold. Without any of them, 0.5 per image, or of a
+model of volumes 0.5 per volume.
 
 --dicomweb URL --study UID fetches scans from a PACS, and --store sends the DICOM results to it. Who
 asks is told by ~/.netrc, or DICOMWEB_USER and DICOMWEB_PASSWORD, or DICOMWEB_TOKEN.
