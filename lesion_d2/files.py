@@ -242,26 +242,62 @@ def _forget_locks() -> None:
 os.register_at_fork(after_in_child=_forget_locks)
 
 
-def read_json(file: str | os.PathLike, expected: str) -> object:
+def read_json(file: str | os.PathLike, expected: str, *, allow_nan: bool = False) -> object:
     """Read a JSON file.
 
     Args:
         file: its path.
         expected: what it should hold, for the message where it is not there.
+        allow_nan: whether NaN and infinities, which JSON does not have, are numbers: where they
+            are what is wrong, a check of the content tells of them by their keys.
 
     Raises:
         FileNotFoundError: there is no such file.
         IsADirectoryError: it is a folder.
-        ValueError: it is no JSON, or nested too deeply to be read.
+        ValueError: see :func:`parse_json`.
     """
     try:
-        return json.loads(Path(file).read_bytes())
+        data = Path(file).read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"{file}: no such file, expected {expected}") from None
     except IsADirectoryError:
         raise IsADirectoryError(f"{file}: found a folder, expected {expected}") from None
+    return parse_json(data, file, allow_nan=allow_nan)
+
+
+def parse_json(data: bytes, place: object, *, allow_nan: bool = False) -> object:
+    """Read JSON, such as a line of a file.
+
+    Args:
+        data: in UTF-8, 16 or 32, with or without a byte order mark.
+        place: what begins the message.
+        allow_nan: see :func:`read_json`.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deeply to be read, or has a whole number of too
+            many digits, NaN, an object with a key twice, or text that is no Unicode.
+    """
+    constants = {} if allow_nan else {"parse_constant": _refuse_constant}
+    try:
+        content = json.loads(data, object_pairs_hook=_object, **constants)
+        if b"\\ud" in data or b"\\uD" in data:  # halves of pairs that nothing can write or show
+            json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: found no readable JSON ({one_line(error)})") from None
+        raise ValueError(f"{place}: found no readable JSON ({one_line(error)[:200]})") from None
+    return content
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"the number {text}")
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    """An object of JSON; of a key that stands twice one value would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"the key {twice[:60]!r} twice in one object")
+    return found
 
 
 def one_line(text: object) -> str:

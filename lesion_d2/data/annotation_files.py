@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..files import read_json, written_whole
+from ..values import are_digits, are_numbers, is_number
 from .problems import raise_problems, short
 from .restricted_pickle import load_pickle
 from .volume_names import VolumeName
@@ -155,7 +156,7 @@ def _check_layout(file: Path, slice_numbers: str | None, box_columns: str | None
 
 
 def _read_json(file: Path) -> object:
-    content = read_json(file, "annotations of volumes")
+    content = read_json(file, "annotations of volumes", allow_nan=True)
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f'{file}: found no "format": "{_FORMAT}", expected it')
     return content.get("volumes")
@@ -231,7 +232,7 @@ def _readable_rows(content: object) -> list[tuple]:
 
 
 def _is_box(row: tuple, columns: str) -> bool:
-    if not all(map(_is_number, row)):
+    if not all(map(is_number, row)):
         return False
     x1, y1, x2, y2, z1, z2 = (row[place] for place in _PLACES[columns])
     return x1 < x2 and y1 < y2 and z1 <= z2
@@ -257,7 +258,7 @@ def _only_fit(fits: Mapping[str, int], total: int) -> str | None:
 
 
 def _lies_within(name: VolumeName, lesion: _Found, numbering: str) -> bool:
-    if not (_is_number(lesion.first) and _is_number(lesion.last)):
+    if not (is_number(lesion.first) and is_number(lesion.last)):
         return False
     first, last, _ = _slices(lesion)
     low, high = _limits(name, numbering)
@@ -299,10 +300,10 @@ def _lesions_of_pickle(content: object, columns: str) -> Iterator[_Found]:
             yield _Found(tuple(box), first, last, None, covers=True)
         return
     for key, rows in content.items():
-        number = int(key) if isinstance(key, str) and key.isdecimal() else key
+        number = int(key) if isinstance(key, str) and are_digits(key) else key
         for *box, first, last in _rows(rows):
             # Numbers first: of deeply nested lists even the comparison would fail.
-            if not (_is_number(first) and _is_number(last) and first == last == number):
+            if not (is_number(first) and is_number(last) and first == last == number):
                 raise ValueError(
                     f"found a box on slices {short(first)} and {short(last)} below slice "
                     f"{short(key)}, expected the same number"
@@ -323,13 +324,13 @@ def _rows(rows: object) -> Iterable[tuple]:
 def _checked(lesion: _Found, name: VolumeName, numbering: str) -> VolumeLesion:
     """A lesion with checked numbers, its slices as on disk."""
     box = lesion.box
-    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(_is_number, box)):
+    if not are_numbers(box, 4):
         raise ValueError(f"found the box {short(box)}, expected four finite numbers")
     x1, y1, x2, y2 = map(float, box)
     if not (x1 < x2 and y1 < y2):
         raise ValueError(f"found the box {short(box)}, expected x1 < x2 and y1 < y2")
     given = [lesion.first, lesion.last] + [lesion.key_slice] * (lesion.key_slice is not None)
-    if not all(_is_number(z) and (lesion.covers or z == int(z)) for z in given):
+    if not all(is_number(z) and (lesion.covers or z == int(z)) for z in given):
         kind = "finite" if lesion.covers else "whole"
         raise ValueError(f"found the slices {short(tuple(given))}, expected {kind} numbers")
     first, last, key_slice = _slices(lesion)
@@ -362,10 +363,6 @@ def _log_boxes_in_3d(
             f"{file}: {num_partial} boxes in 3-D begin or end within a slice, which is theirs if "
             f"they cover half of it; {num_cut} reach beyond their volumes and are cut"
         )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9
 
 
 def _is_list(value: object) -> bool:

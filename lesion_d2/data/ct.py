@@ -10,6 +10,7 @@ import torch
 
 from ..scans.png import check_same_size
 from ..slice_geometry import EXPECTED_SPACING, interpolate_slices, is_spacing
+from ..values import are_digits
 from .slice_formats import format_of
 
 _INT16 = np.iinfo(np.int16)
@@ -191,7 +192,7 @@ def _locate(file_name: str | os.PathLike):
     """The key slice's number, and the function from a slice number to its path."""
     folder, name = os.path.split(file_name)
     stem, extension = os.path.splitext(name)
-    if not stem.isdecimal():
+    if not are_digits(stem):
         raise ValueError(f"{file_name}: found the name {name!r}, expected <slice number>.png")
     digits = len(stem)
     return int(stem), lambda index: os.path.join(folder, f"{index:0{digits}d}{extension}")

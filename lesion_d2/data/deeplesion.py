@@ -62,7 +62,7 @@ _FOLDERS = {"deeplesion": "DeepLesion", "phantom": "phantom", "phantom_columns":
 _UNUSED = ("Normalized_lesion_location", "Patient_gender", "Patient_age")
 _LESION_COLUMNS = ("File_name", "Measurement_coordinates", "Bounding_boxes")
 _COLUMNS = tuple(column for column in CSV_COLUMNS if column not in _UNUSED)
-_FILE_NAME = re.compile(r"(\d+_\d+_\d+)_(\d+)\.png")
+_FILE_NAME = re.compile(r"([0-9]{1,9}_[0-9]{1,9}_[0-9]{1,9})_([0-9]{1,9})\.png")
 
 
 def load_deeplesion(

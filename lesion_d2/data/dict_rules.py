@@ -63,13 +63,6 @@ def has_numbers(annotation: Mapping, key: str) -> bool:
     return values.shape == (OPTIONAL_NUMBERS[key],) and bool(np.isfinite(values).all())
 
 
-def is_rle(mask: object, size: Sequence[int]) -> bool:
-    """Whether a ``segmentation`` has the form of COCO's compressed RLE of a (height, width)."""
-    if not isinstance(mask, Mapping) or not isinstance(mask.get("counts"), str | bytes):
-        return False
-    return are_numbers(mask.get("size"), 2) and list(mask["size"]) == list(size)
-
-
 def are_numbers(values: object, count: int) -> bool:
     """Whether this is a list or array of so many numbers, which need not be finite."""
     return (

@@ -9,7 +9,6 @@ import torch
 from detectron2.config import configurable
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
-from pycocotools import mask as mask_util
 
 from ..boxes import xyxy_box
 from ..config import teacher_looks, trains_on_masks
@@ -21,19 +20,19 @@ from ..ignore_regions import (
     regions_of,
     split_regions,
 )
+from ..rle import decode_mask
 from ..slice_geometry import EXPECTED_SPACING, is_spacing
 from .augmentation import build_augmentations
 from .borders import BODY_THRESHOLD, body_extent, volume_extent
 from .ct import hu_to_pixels, read_slice, slice_stack
+from .mask_files import PseudoMasks, load_mask_file
 from .patches import MIN_SHARE, RandomPatch
 from .pseudo_masks import (
     METHODS,
     PseudoMask,
-    PseudoMasks,
     ellipse_outline,
     grabcut_image,
     lesion_ends,
-    load_mask_file,
     pseudo_mask,
 )
 
@@ -272,27 +271,25 @@ class LesionDatasetMapper:
         """The annotations' masks, (H, W) each, on the slice as it is on disk."""
         lesions = [a for a in lesions_of(annotations) if "segmentation" not in a]
         computed = iter(self._pseudo_masks(dataset_dict, lesions) if lesions else ())
-        masks = []
+        masks, size = [], _size_of(dataset_dict)
         for a in annotations:
             if "segmentation" in a:
-                masks.append(mask_util.decode(a["segmentation"]))
+                masks.append(_decode(a["segmentation"], dataset_dict["file_name"], size))
             elif is_region(a):
-                masks.append(_box_mask(a, _size_of(dataset_dict)))
+                masks.append(_box_mask(a, size))
             else:
                 masks.append(next(computed))
         return masks
 
     def _pseudo_masks(self, dataset_dict: dict, lesions: list[dict]) -> list[np.ndarray]:
-        image_id = dataset_dict["image_id"]
         if not self.box_masks and not all("recist" in a for a in lesions):
             raise ValueError(
                 f"{dataset_dict['file_name']}: found a lesion with neither a mask nor diameters, "
                 "expected one of them (INPUT.BOX_MASKS is False)"
             )
         for stored in self.pseudo_masks:
-            if stored.covers(image_id):
-                rles = [stored.get(image_id, a["row"], lesion_ends(a)) for a in lesions]
-                return [mask_util.decode(rle) for rle in rles]
+            if stored.covers(dataset_dict["image_id"]):
+                return [stored.mask(dataset_dict, a) for a in lesions]
         size, pixels = _size_of(dataset_dict), None
         if self.mask_method == "grabcut":
             hu = read_slice(dataset_dict["file_name"], size)
@@ -370,6 +367,14 @@ def _load_mask_files(cfg) -> tuple[PseudoMasks, ...]:
                 f"expected {cfg.INPUT.PSEUDO_MASK!r} (INPUT.PSEUDO_MASK)"
             )
     return files
+
+
+def _decode(rle: object, file_name: str, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool: a mask of a dict, which may be of any data set or of a checkpoint."""
+    try:
+        return decode_mask(rle, size)
+    except ValueError as error:
+        raise ValueError(f"{file_name}: segmentation: {error}") from None
 
 
 def _box_mask(annotation: dict, size: tuple[int, int]) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..scans.nifti import open_nifti
 from ..scans.volume_file import VolumeFile
+from ..values import are_digits
 from .volume_names import VolumeName
 
 _MAX_VOLUMES = 4  # kept in memory, per process: some 15 MB each in DeepLesion
@@ -84,7 +85,7 @@ def _parse_name(file: str | os.PathLike) -> VolumeName:
 def _split(path: str | os.PathLike) -> tuple[str, int]:
     file, name = os.path.split(path)
     stem = os.path.splitext(name)[0]
-    if not stem.isdecimal():
+    if not are_digits(stem):
         raise ValueError(f"{path}: found the name {name!r}, expected <slice number>.png")
     return file, int(stem)
 

@@ -26,6 +26,7 @@ from ..scans.limits import check_picture_size
 from ..scans.nifti import is_nifti, open_nifti
 from ..scans.png import check_chunks, decode_grey
 from ..scans.volume_file import VolumeFile
+from ..values import are_digits
 
 _INT16 = np.iinfo(np.int16)
 _FOLDER = re.compile(r"(.+)#(stored|hu|offset=-?\d+|window=[^,/#]+,[^,/#]+)", re.DOTALL)
@@ -347,7 +348,7 @@ def _read_stored(file: str, changed: int) -> np.ndarray:
 def _split(path: str | os.PathLike) -> tuple[str, int]:
     folder, name = os.path.split(path)
     stem = os.path.splitext(name)[0]
-    if not stem.isdecimal():
+    if not are_digits(stem):
         raise ValueError(f"{path}: found the name {name!r}, expected <slice number>.png")
     return folder, int(stem)
 

@@ -1,29 +1,21 @@
-"""Lesion masks from RECIST diameters: ULDor's quarter ellipses, GrabCut, and files of them.
+"""Lesion masks from RECIST diameters: ULDor's quarter ellipses, and GrabCut.
 
 Pixel (row i, column j) is the unit square around the point x = j, y = i: an end point at (12, 7) is
 the center of the pixel in column 12, row 7, both counted from 0. DeepLesion's own coordinates count
 from 1; its reader takes that off (:data:`lesion_d2.data.deeplesion_csv.FIRST_PIXEL`).
 """
 
-import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from pycocotools import mask as mask_util
 from scipy import ndimage
 
 from ..boxes import xyxy_box
-from ..files import written_whole
 from .ct import hu_to_pixels
 
 METHODS = ("ellipse", "grabcut")
-_FILE_FORMAT = "lesion_d2 pseudo masks"
-_FILE_VERSION = 1
-# Stored end points may have gone through text; DeepLesion gives them to a thousandth of a pixel.
-_RECIST_TOLERANCE = 1e-2
 
 # GrabCut, measured on the phantoms: background beyond this many pixels around the box costs time
 # and adds organs that do not touch the lesion; the masks no longer change after three iterations.
@@ -186,59 +178,6 @@ def grabcut_image(hu: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     return np.rint(hu_to_pixels(hu, window)).astype(np.uint8)
 
 
-class PseudoMasks:
-    """The masks of a data set, as a file of :func:`write_mask_file` holds them.
-
-    Attributes:
-        path: the file they came from.
-        info: what the file says of itself: ``method``, ``dataset``, ``window``.
-    """
-
-    def __init__(self, path: str | os.PathLike, info: dict, annotations: Iterable[dict]):
-        self.path = path
-        self.info = info
-        self._entries = {(a["image_id"], a["row"]): a for a in annotations}
-        self._images = {image_id for image_id, _ in self._entries}
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def covers(self, image_id: str) -> bool:
-        """Whether the file has masks of this image's lesions."""
-        return image_id in self._images
-
-    def get(self, image_id: str, row: int, recist: Sequence[float]) -> dict:
-        """One lesion's mask.
-
-        Args:
-            image_id, row: the lesion's names in the data set's dicts.
-            recist: its 8 numbers as the data set's dicts have them now, in pixels of the image:
-                masks that were made where other coordinates were read are found out by them.
-
-        Returns:
-            Its COCO RLE, ``size`` and ``counts`` (str): ``pycocotools.mask.decode`` takes it.
-
-        Raises:
-            ValueError: the file lacks the lesion, or was made from other end points.
-        """
-        return self.entry(image_id, row, recist)["segmentation"]
-
-    def entry(self, image_id: str, row: int, recist: Sequence[float]) -> dict:
-        """As :meth:`get`, but the lesion's whole entry, see :func:`mask_annotation`."""
-        entry = self._entries.get((image_id, row))
-        remedy = "remove the file and run lesion_d2.tools.prepare_masks again"
-        if entry is None:
-            raise ValueError(
-                f"{self.path}: found no mask of row {row} (image {image_id}); {remedy}"
-            )
-        if not np.allclose(entry["recist"], recist, rtol=0, atol=_RECIST_TOLERANCE):
-            raise ValueError(
-                f"{self.path}: the mask of row {row} (image {image_id}) was made from the RECIST "
-                f"end points {entry['recist']}, expected {list(recist)}; {remedy}"
-            )
-        return entry
-
-
 def lesion_ends(annotation: Mapping) -> tuple[float, ...]:
     """The end points of a lesion's diameters, or those of the ellipse inscribed in its box.
 
@@ -253,100 +192,6 @@ def lesion_ends(annotation: Mapping) -> tuple[float, ...]:
     x1, y1, x2, y2 = xyxy_box(annotation)
     x, y = (x1 + x2) / 2, (y1 + y2) / 2
     return x1, y, x2, y, x, y1, x, y2
-
-
-def mask_annotation(image_id: str, annotation: dict, found: PseudoMask) -> dict:
-    """One entry of a mask file.
-
-    Args:
-        image_id: the image's name.
-        annotation: the lesion, with ``row`` and what :func:`lesion_ends` takes.
-        found: its mask.
-
-    Returns:
-        ``image_id, row, recist, fell_back, segmentation`` (COCO RLE with ASCII ``counts``).
-    """
-    rle = mask_util.encode(np.asfortranarray(found.mask, dtype=np.uint8))
-    return {
-        "image_id": image_id,
-        "row": annotation["row"],
-        "recist": list(lesion_ends(annotation)),
-        "fell_back": found.fell_back,
-        "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
-    }
-
-
-def write_mask_file(path: str | os.PathLike, info: dict, annotations: Iterable[dict]) -> None:
-    """Write a mask file, whole or not at all.
-
-    Args:
-        path: JSON file, replaced where it exists.
-        info: ``method``, ``dataset``, ``window``: what the masks are.
-        annotations: entries as :func:`mask_annotation` returns them.
-    """
-    info = {"format": _FILE_FORMAT, "version": _FILE_VERSION, **info}
-    with written_whole(path) as partial:
-        partial.write_text(json.dumps({"info": info, "annotations": list(annotations)}))
-
-
-def load_mask_file(path: str | os.PathLike) -> PseudoMasks:
-    """Read a mask file that :func:`write_mask_file` wrote.
-
-    Args:
-        path: the JSON file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not JSON, no mask file, of another version, or with a broken entry.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"{path}: no such mask file; lesion_d2.tools.prepare_masks makes it"
-        )
-    try:
-        with open(path) as file:
-            content = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a mask file, it is no JSON: {error}") from error
-    info = content.get("info") if isinstance(content, dict) else None
-    if not isinstance(info, dict) or info.get("format") != _FILE_FORMAT:
-        raise ValueError(f"{path}: found no info.format, expected {_FILE_FORMAT!r}")
-    if info.get("version") != _FILE_VERSION:
-        raise ValueError(f"{path}: found version {info.get('version')}, expected {_FILE_VERSION}")
-    if not isinstance(content.get("annotations"), list):
-        raise ValueError(f"{path}: found no list of annotations")
-    for number, annotation in enumerate(content["annotations"]):
-        check_annotation(annotation, f"{path}: annotation {number}")
-    return PseudoMasks(path, info, content["annotations"])
-
-
-def check_annotation(annotation: dict, where: str) -> None:
-    """Check one entry of a mask file.
-
-    Args:
-        annotation: the entry.
-        where: file and place, for the message.
-
-    Raises:
-        ValueError: a key is missing or of the wrong kind.
-    """
-    try:
-        rle = annotation["segmentation"]
-        is_right = (
-            isinstance(annotation["image_id"], str | int)  # COCO's are numbers
-            and isinstance(annotation["row"], int)
-            and isinstance(annotation["fell_back"], bool)
-            and len(annotation["recist"]) == 8
-            and len(rle["size"]) == 2
-            and isinstance(rle["counts"], str)
-        )
-    except (KeyError, TypeError):
-        is_right = False
-    if not is_right:
-        raise ValueError(
-            f"{where}: found {str(annotation)[:80]!r}, expected image_id, row, recist (8 numbers), "
-            "fell_back and segmentation (size, counts)"
-        )
 
 
 def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ _DTYPE_CODE = re.compile(r"b1|[iufc][0-9]{1,2}|[SU][0-9]{1,9}|O[48]?")
 _LARGEST_CODE_POINT = 0x10FFFF
 # Items and bytes that may be made of a file: so many times its size, and some for small ones.
 _SLACK, _SMALL = 8, 4096
+_REACHED = 4  # items on all ways through what was read, likewise
 _MAX_NAME = 100  # letters of it in a message
 
 
@@ -35,6 +36,10 @@ def load_pickle(
     file: str | os.PathLike, names: Mapping[tuple[str, str], Callable] | None = None
 ) -> object:
     """Read a pickle of NumPy arrays and scalars, plain containers, numbers and text.
+
+    Memory and time are bounded by the size of the file, n bytes: what it makes has at most
+    8 n + 4,096 items and bytes; and whoever goes through all of it, into a part as often as the
+    file uses it, meets at most 4 n + 4,096 items.
 
     Those that Python 2 wrote can be read too; their text is taken for Latin-1, as NumPy's arrays in
     them need. Arrays and scalars are of bools, numbers or text, arrays of objects too. The dicts of
@@ -247,15 +252,34 @@ class Converter:
 
     def __init__(self, file_size: int, budget: _Budget):
         self.file_size, self.budget = file_size, budget
-        self._done = {}  # id -> converted: what a file names often is converted once
+        # id -> converted, and items in it: what a file names often is converted once.
+        self._done: dict[int, tuple[object, int]] = {}
+        self._reached = 0
 
     def convert(self, value: object) -> object:
         """Raises ``Refused`` for anything else; a container within itself is too deep."""
+        self._reach(1)
         if value is None or type(value) in (bool, int, float, str, bytes, bytearray):
             return value
-        if id(value) not in self._done:
-            self._done[id(value)] = self._convert(value)
-        return self._done[id(value)]
+        if id(value) in self._done:
+            converted, size = self._done[id(value)]
+            self._reach(size)
+            return converted
+        before = self._reached
+        converted = self._convert(value)
+        if isinstance(converted, np.ndarray) and not converted.dtype.hasobject:
+            self._reach(converted.size)
+        self._done[id(value)] = converted, self._reached - before
+        return converted
+
+    def _reach(self, num_items: int) -> None:
+        self._reached += num_items
+        most = _REACHED * self.file_size + _SMALL
+        if self._reached > most:
+            raise Refused(
+                f"found more than {most} items on all ways through a pickle of {self.file_size} "
+                "bytes, expected parts that are used once or a few times"
+            )
 
     def _convert(self, value: object) -> object:
         kind = type(value)

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..scans.nifti import is_nifti
 from ..scans.png import check_same_size, png_size, read_png_slice
+from ..values import are_digits
 from .nifti import nifti_geometry, nifti_slice_exists, nifti_slices, read_nifti_slice
 from .pictures import (
     is_picture,
@@ -88,7 +89,7 @@ def _voxels_size(file: Path) -> _Size:
 
 def _png_files(folder: Path) -> dict[int, str]:
     stems = [name[:-4] for name in os.listdir(folder) if name.endswith(".png")]
-    numbers = sorted((int(stem), stem) for stem in stems if stem.isdecimal())
+    numbers = sorted((int(stem), stem) for stem in stems if are_digits(stem))
     return {number: os.path.join(folder, f"{stem}.png") for number, stem in numbers}
 
 

@@ -191,16 +191,18 @@ def _find_slices(
             continue
         if folder not in listed:
             listed[folder] = slice_files(folder)
-        numbers = range(name.first, name.last + 1)
-        missing = [n for n in numbers if n not in listed[folder]]
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        # What is there is counted, not what the name promises: names cost a file nothing.
+        files = {n: f for n, f in listed[folder].items() if name.first <= n <= name.last}
+        num_missing = name.last - name.first + 1 - len(files)
+        if num_missing:
+            first = next(n for n in range(name.first, name.last + 1) if n not in files)
+            more = f" and {num_missing - 1} more" if num_missing > 1 else ""
             problems.append(
-                f"volume {name}: found no slice {missing[0]}{more} in {folder}, expected all from "
+                f"volume {name}: found no slice {first}{more} in {folder}, expected all from "
                 f"{name.first} to {name.last}"
             )
             continue
-        found[name] = {n: listed[folder][n] for n in numbers}
+        found[name] = files
     return found
 
 

@@ -5,7 +5,11 @@ from typing import NamedTuple
 
 from .problems import short
 
-_NAME = re.compile(r"(\d+)_(\d+)_(\d+)_(\d+)-(\d+)(?:\.nii|\.nii\.gz|\.annot)?")
+_NUMBER = "([0-9]{1,9})"  # no digits of other scripts
+_NAME = re.compile(
+    rf"{_NUMBER}_{_NUMBER}_{_NUMBER}_{_NUMBER}-{_NUMBER}(?:\.nii|\.nii\.gz|\.annot)?"
+)
+_MAX_SLICES = 20_000  # as of scans
 
 
 class VolumeName(NamedTuple):
@@ -24,13 +28,19 @@ class VolumeName(NamedTuple):
         """Read a name; the ending of a NIfTI file or of a published key is left out.
 
         Raises:
-            ValueError: it is no such name, or its first slice comes after its last.
+            ValueError: it is no such name, its first slice comes after its last, or there are more
+                than 20,000 of them.
         """
         match = _NAME.fullmatch(text) if isinstance(text, str) else None
         if match is None or int(match[4]) > int(match[5]):
             raise ValueError(
                 f"found the volume {short(text)}, expected "
                 "<patient>_<study>_<series>_<first>-<last> with first <= last"
+            )
+        if int(match[5]) - int(match[4]) >= _MAX_SLICES:
+            raise ValueError(
+                f"found the volume {short(text)} of {int(match[5]) - int(match[4]) + 1} slices, "
+                f"expected {_MAX_SLICES} at most"
             )
         series = "_".join(match.group(1, 2, 3))
         numbers = map(int, match.groups())

@@ -6,6 +6,7 @@ lesion on every slice, from which the same kind of box is made for detection in 
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache, partial
 from itertools import product
@@ -14,10 +15,11 @@ from pathlib import Path
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from pycocotools import mask as mask_util
 
 from ..files import read_json
 from ..recist import BOX_MARGIN, measure_recist
+from ..rle import check_mask, decode_mask
+from ..values import is_whole
 from .borders import slice_files
 from .dataset_options import leave_out_volumes
 from .deeplesion import COARSE_TYPES, lesion_classes, load_deeplesion, resolve_root
@@ -32,6 +34,7 @@ _FOLDERS = ("phantom", "phantom_columns")
 # of DeepLesion's in Cai et al. and Bai et al. The share is a choice of ours.
 _ANNOTATED_SHARE = 0.2
 _ENTRY_KEYS = ("image_id", "row", "masks")
+_SLICE_NUMBER = re.compile("0|[1-9][0-9]{0,8}")
 # Of measurements that are kept: a run reads its data set several times.
 _MAX_MEASURED = 2**15
 
@@ -187,13 +190,13 @@ def read_lesion_masks(file: Path, key_slices: Iterable[Mapping]) -> dict[int, di
     Raises:
         ValueError: the file is not readable, or does not fit to the key slices.
     """
-    image_ids = {image["image_id"] for image in key_slices}
+    sizes = {image["image_id"]: (image["height"], image["width"]) for image in key_slices}
     rows = {a["row"]: image["image_id"] for image in key_slices for a in image["annotations"]}
     key_of = {image["image_id"]: image["slice_index"] for image in key_slices}
     lesions: dict[int, dict[int, dict]] = {}
     for number, entry in enumerate(_read_entries(file)):
         row, image_id = entry["row"], entry["image_id"]
-        if row not in rows and image_id not in image_ids:
+        if row not in rows and image_id not in sizes:
             continue  # of another split
         if rows.get(row) != image_id:
             raise ValueError(
@@ -202,6 +205,11 @@ def read_lesion_masks(file: Path, key_slices: Iterable[Mapping]) -> dict[int, di
             )
         if row in lesions:
             raise ValueError(f"{file}: found row {row} twice, expected once")
+        for index, rle in entry["masks"].items():
+            try:
+                check_mask(rle, sizes[image_id])
+            except ValueError as error:
+                raise ValueError(f"{file}, row {row}, slice {index}: {error}") from None
         lesions[row] = {int(index): rle for index, rle in entry["masks"].items()}
         if key_of[image_id] not in lesions[row]:
             raise ValueError(
@@ -235,19 +243,9 @@ def _is_entry(entry: object) -> bool:
         isinstance(entry, dict)
         and all(key in entry for key in _ENTRY_KEYS)
         and isinstance(entry["image_id"], str)
-        and isinstance(entry["row"], int)
+        and is_whole(entry["row"])
         and isinstance(entry["masks"], dict)
-        and all(index.isdecimal() for index in entry["masks"])
-        and all(_is_rle(rle) for rle in entry["masks"].values())
-    )
-
-
-def _is_rle(rle: object) -> bool:
-    return (
-        isinstance(rle, dict)
-        and isinstance(rle.get("size"), list)
-        and len(rle["size"]) == 2
-        and isinstance(rle.get("counts"), str)
+        and all(map(_SLICE_NUMBER.fullmatch, entry["masks"]))
     )
 
 
@@ -294,14 +292,8 @@ def _add_lesion(
         if number not in slices:
             raise ValueError(f"{where}: found a mask on slice {number}, which is not on disk")
         image = slices[number]
-        size = [image["height"], image["width"]]
-        if rle["size"] != size:
-            raise ValueError(
-                f"{where}, slice {number}: found a mask of {rle['size']} (height, width), expected "
-                f"{size}"
-            )
         try:
-            recist = _measure(rle["counts"], *size)
+            recist = _measure(rle["counts"], image["height"], image["width"])
         except ValueError as error:
             raise ValueError(f"{where}, slice {number}: {error}") from None
         added[number] = {
@@ -347,17 +339,14 @@ def _measure(counts: str, height: int, width: int) -> tuple[float, ...]:
     """RECIST end points of a mask in run lengths, (8,) in pixels.
 
     Raises:
-        ValueError: the mask is empty, or the run lengths are not of this size.
+        ValueError: the mask is empty.
     """
-    mask = mask_util.decode({"size": [height, width], "counts": counts})
-    # Run lengths that end early leave pixels as they were in memory.
-    if mask_util.encode(mask)["counts"] != counts.encode():
-        raise ValueError(f"found other run lengths, expected those of {height} x {width} pixels")
+    mask = decode_mask({"size": [height, width], "counts": counts})
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     if not len(rows):
         raise ValueError("found an empty mask, expected at least one pixel")
     # Only what lies beyond the mask is cut off: coordinates, and so the rounding of ties, stay.
-    return tuple(_round(measure_recist(mask[: rows[-1] + 1, : columns[-1] + 1] > 0)))
+    return tuple(_round(measure_recist(mask[: rows[-1] + 1, : columns[-1] + 1])))
 
 
 def _round(values: Iterable[float]) -> list[float]:

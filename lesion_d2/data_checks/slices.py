@@ -8,8 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from ..data.ct import read_slice
-from ..data.dict_rules import is_rle
-from ..data.problems import short
 from ..recist import BOX_MARGIN
 from ..rle import decode_mask
 
@@ -197,14 +195,7 @@ def mask_of(mask: object, size: Sequence[int]) -> np.ndarray:
     Raises:
         ValueError: it is not COCO's compressed RLE of this size, or it is empty.
     """
-    if not is_rle(mask, size):
-        raise ValueError(
-            f"found the mask {short(mask)}, expected COCO's compressed run lengths of height and "
-            f"width {size[0]} and {size[1]}"
-        )
-    counts = mask["counts"]
-    counts = counts.decode("latin-1") if isinstance(counts, bytes) else counts
-    decoded = decode_mask({"size": list(size), "counts": counts})
+    decoded = decode_mask(mask, size)
     if not decoded.any():
         raise ValueError("found an empty mask, expected at least one pixel")
     return decoded

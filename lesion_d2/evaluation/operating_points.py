@@ -1,11 +1,11 @@
 """Scores from which on a detector has so many false positives, as evaluations write them."""
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..files import read_json
+from ..values import is_number
 from .froc import FrocCurve
 
 #: The key of them in ``froc.json`` and ``volumes.json``.
@@ -94,7 +94,7 @@ def read_operating_points(file: str | os.PathLike) -> OperatingPoints:
     dataset, unit, last = (stored.get(key) for key in ("dataset", "unit", "last_rate"))
     points = stored.get("points")
     is_good = isinstance(dataset, str) and unit in UNITS and isinstance(points, list)
-    if not (is_good and (last is None or _is_number(last)) and all(map(_is_point, points))):
+    if not (is_good and (last is None or is_number(last)) and all(map(_is_point, points))):
         raise ValueError(
             f"{file}: found other {KEY!r}, expected dataset, unit, last_rate and points with rate "
             "and score_threshold"
@@ -104,12 +104,7 @@ def read_operating_points(file: str | os.PathLike) -> OperatingPoints:
 
 
 def _is_point(point: object) -> bool:
-    if not isinstance(point, dict) or not _is_number(point.get("rate")):
+    if not isinstance(point, dict) or not is_number(point.get("rate")):
         return False
     threshold = point.get("score_threshold")
-    return threshold is None or _is_number(threshold)
-
-
-def _is_number(value: object) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
+    return threshold is None or is_number(threshold)

@@ -22,6 +22,7 @@ from ..display_windows import WINDOWS
 from ..files import one_line
 from ..scans import ScanCandidate, find_scans, read_scan
 from ..scans.names import safe_name
+from ..values import are_digits
 from .case import Case, ImportedVolume, Listing
 from .scan_volumes import imported_scan
 
@@ -126,7 +127,7 @@ def _subsets(root: Path) -> list[tuple[int, Path]]:
     subsets = sorted(
         (int(path.name[6:]), path)
         for path in root.glob("subset*")
-        if path.is_dir() and path.name[6:].isdecimal()
+        if path.is_dir() and are_digits(path.name[6:])
     )
     if not subsets:
         found = "found no folder subset0 ... subset9 in it" if root.is_dir() else "no such folder"

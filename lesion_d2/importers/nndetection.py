@@ -223,7 +223,7 @@ def _read_instances(
     file: str | os.PathLike, classes: tuple[str, ...]
 ) -> tuple[dict[int, int], list[dict]]:
     """Instance -> class, and the boxes."""
-    content = read_json(file, "the classes of instances")
+    content = read_json(file, "the classes of instances", allow_nan=True)
     if not isinstance(content, dict) or not {"instances", "boxes"} & content.keys():
         raise ValueError(f"{file}: found {short(content)}, expected 'instances', 'boxes' or both")
     instances, boxes = content.get("instances", {}), content.get("boxes", [])

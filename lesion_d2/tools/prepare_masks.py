@@ -26,26 +26,30 @@ import lesion_d2  # noqa: F401  (registers the data sets)
 from lesion_d2.boxes import xyxy_box
 from lesion_d2.data.ct import read_slice
 from lesion_d2.data.dataset_options import set_allow_missing
+from lesion_d2.data.mask_files import (
+    entry_problems,
+    load_mask_file,
+    mask_annotation,
+    write_mask_file,
+)
+from lesion_d2.data.problems import short
 from lesion_d2.data.pseudo_masks import (
     METHODS,
-    check_annotation,
     grabcut_image,
     grabcut_mask,
     lesion_ends,
-    load_mask_file,
-    mask_annotation,
     pseudo_mask,
-    write_mask_file,
 )
-from lesion_d2.files import locked
+from lesion_d2.files import locked, parse_json, read_json
 from lesion_d2.ignore_regions import lesions_of
 from lesion_d2.parallel import map_unordered
+from lesion_d2.rle import check_mask, decode_mask
+from lesion_d2.values import is_name
 
 import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
-from pycocotools import mask as mask_util
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
@@ -158,18 +162,14 @@ def dice_against_truth(
         lesions = [lesions[i] for i in np.linspace(0, len(lesions) - 1, limit).astype(int)]
     truth = _read_truth(true_masks)
     dices, seconds = [], []
+    for record, annotation in lesions:
+        _check_truth(true_masks, truth, dataset, record, annotation)
     for record, annotation in tqdm(lesions, desc=method, unit="lesion", leave=False):
-        rle = truth.get(record["image_id"], {}).get(str(annotation["row"]))
-        if rle is None:
-            raise ValueError(
-                f"{true_masks}: found no mask of row {annotation['row']} "
-                f"(image {record['image_id']}) of {dataset}"
-            )
         image = _read_image(record)
         start = time.process_time()
         mask = _mask(method, image, annotation)
         seconds.append(time.process_time() - start)
-        dices.append(_dice(mask, mask_util.decode(rle).astype(bool)))
+        dices.append(_dice(mask, decode_mask(truth[record["image_id"]][str(annotation["row"])])))
     return Comparison(np.array(dices), 1e3 * float(np.median(seconds)))
 
 
@@ -185,14 +185,26 @@ def _dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _read_truth(path: str) -> dict:
-    try:
-        with open(path) as file:
-            truth = json.load(file)
-    except ValueError as error:
-        raise ValueError(f"{path}: not a file of true masks, it is no JSON: {error}") from error
+    truth = read_json(path, "true masks of a phantom data set")
     if not isinstance(truth, dict):
         raise ValueError(f"{path}: found a {type(truth).__name__}, expected masks by image id")
     return truth
+
+
+def _check_truth(path: str, truth: dict, dataset: str, record: dict, annotation: dict) -> None:
+    """Stop where a file has no true mask of a lesion."""
+    image_id, row = record["image_id"], str(annotation["row"])
+    masks = truth.get(image_id, {})
+    if not isinstance(masks, dict):
+        raise ValueError(f"{path}: image {image_id}: found {short(masks)}, expected masks by rows")
+    if row not in masks:
+        raise ValueError(
+            f"{path}: found no mask of row {row} (image {image_id}) of {dataset}, expected one"
+        )
+    try:
+        check_mask(masks[row], (record["height"], record["width"]))
+    except ValueError as error:
+        raise ValueError(f"{path}: image {image_id}, row {row}: {error}") from None
 
 
 def _read_image(record: dict) -> np.ndarray:
@@ -241,21 +253,44 @@ def _read_journal(path: str, info: dict, dicts: list[dict]) -> dict[str, list[di
             f"{path}: found the journal of {found}, expected {info}; finish that run or remove "
             "the file"
         )
-    lesions = {d["image_id"]: _lesions(lesions_of(d["annotations"])) for d in dicts}
+    images = {d["image_id"]: d for d in dicts}
     done = {}
     for number, line in enumerate(lines[1:], start=2):
         entry = _parse_line(path, number, line)
-        annotations = entry.get("annotations", [])
-        for annotation in annotations:
-            check_annotation(annotation, f"{path}, line {number}")
-        if lesions.get(entry.get("image_id")) == _lesions(annotations):
-            done[entry["image_id"]] = annotations
+        image_id, annotations = entry.get("image_id"), entry.get("annotations")
+        problem = _entry_problem(image_id, annotations)
+        if problem:
+            raise ValueError(f"{path}, line {number}: {problem}; remove the file")
+        image = images.get(image_id)
+        if image is not None and _are_of(annotations, image):
+            done[image_id] = annotations
     return done
+
+
+def _entry_problem(image_id: object, annotations: object) -> str | None:
+    """What is wrong with an image's line of a journal."""
+    if not is_name(image_id):
+        return f"image_id: found {short(image_id)}, expected a name or number"
+    if not isinstance(annotations, list):
+        return f"annotations: found {short(annotations)}, expected a list"
+    for number, annotation in enumerate(annotations):
+        for problem in entry_problems(annotation):
+            return f"annotation {number}: {problem}"
+    return None
+
+
+def _are_of(annotations: list[dict], image: dict) -> bool:
+    """Whether entries are of the lesions and the size that an image has now."""
+    size = [image["height"], image["width"]]
+    return _lesions(annotations) == _lesions(lesions_of(image["annotations"])) and all(
+        a["image_id"] == image["image_id"] and a["segmentation"]["size"] == size
+        for a in annotations
+    )
 
 
 def _parse_line(path: str, number: int, line: bytes) -> dict:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line, path)
     except ValueError:
         entry = None
     if not isinstance(entry, dict):
@@ -278,11 +313,7 @@ def _existing_summary(dicts: list[dict], info: dict, output: str) -> Summary | N
             f"{output}: found masks of {found}, expected {info}; choose another --output"
         )
     try:
-        entries = [
-            masks.entry(d["image_id"], a["row"], lesion_ends(a))
-            for d in dicts
-            for a in lesions_of(d["annotations"])
-        ]
+        entries = [masks.entry(d, a) for d in dicts for a in lesions_of(d["annotations"])]
     except ValueError as error:
         logger.warning(f"Masks are computed anew: {error}")
         return None

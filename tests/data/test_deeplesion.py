@@ -13,7 +13,8 @@ from lesion_d2.data.deeplesion import (
     load_deeplesion,
     register_deeplesion,
 )
-from lesion_d2.data.pseudo_masks import PseudoMasks, ellipse_mask, mask_annotation, pseudo_mask
+from lesion_d2.data.mask_files import PseudoMasks, mask_annotation
+from lesion_d2.data.pseudo_masks import ellipse_mask, pseudo_mask
 
 import numpy as np
 import pytest
@@ -277,9 +278,9 @@ def test_masks_prepared_before_coordinates_were_moved_are_refused(tmp_path):
     [lesion], name = before["annotations"], now["image_id"]
     found = pseudo_mask("ellipse", None, lesion["recist"], lesion["bbox"], (256, 512))
     masks = PseudoMasks("old.json", {}, [mask_annotation(name, lesion, found)])
-    assert masks.get(name, lesion["row"], lesion["recist"])
+    assert masks.entry(before, lesion)
     with pytest.raises(ValueError, match=r"old.json: the mask of row 2 .* run .*prepare_masks ag"):
-        masks.get(name, lesion["row"], now["annotations"][0]["recist"])
+        masks.entry(now, now["annotations"][0])
 
 
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="no DeepLesion sample beside")

@@ -5,7 +5,6 @@ from lesion_d2.data.dict_rules import (
     annotation_problems,
     has_numbers,
     image_problems,
-    is_rle,
     number_problems,
 )
 
@@ -55,10 +54,3 @@ def test_numbers_that_are_none(value):
     assert not has_numbers(annotation, "diameters_mm")
     assert len(list(number_problems(annotation, ["recist", "diameters_mm"]))) == 1
     assert not list(number_problems({"diameters_mm": (9, np.float32(4))}, ["diameters_mm"]))
-
-
-def test_the_form_of_a_mask():
-    assert is_rle({"size": [4, 5], "counts": b"d0"}, (4, 5))
-    for mask in (None, [[1, 2, 3]], {"size": [5, 4], "counts": ""}, {"size": 4, "counts": ""}):
-        assert not is_rle(mask, (4, 5))
-    assert not is_rle({"size": [4, 5], "counts": [1, 19]}, (4, 5))

@@ -1,23 +1,17 @@
-import json
 from itertools import pairwise
 
 from lesion_d2.data.pseudo_masks import (
-    PseudoMask,
     ellipse_mask,
     ellipse_outline,
     grabcut_image,
     grabcut_mask,
-    load_mask_file,
-    mask_annotation,
     pseudo_mask,
-    write_mask_file,
 )
 
 import cv2
 import numpy as np
 import pytest
 from matplotlib.path import Path
-from pycocotools import mask as mask_util
 from scipy import ndimage
 
 # Long and short diameter that meet at right angles in the middle, semi-axes 20 and 10.
@@ -299,69 +293,6 @@ def test_ellipse_by_name_needs_only_a_size():
 def test_grabcut_image_rounds_and_clips():
     hu = np.array([[-3024, -175, 50, 275, 2000]], np.int16)
     np.testing.assert_array_equal(grabcut_image(hu, (-175, 275)), [[0, 0, 128, 255, 255]])
-
-
-@pytest.fixture
-def mask_file(tmp_path):
-    masks = [ellipse_mask(UPRIGHT, 100, 90), ellipse_mask(OBLIQUE, 100, 90)]
-    annotations = [
-        mask_annotation("a_1", {"row": row, "recist": recist}, PseudoMask(mask, row == 3))
-        for row, recist, mask in zip((2, 3), (UPRIGHT, OBLIQUE), masks, strict=True)
-    ]
-    path = tmp_path / "masks.json"
-    write_mask_file(path, {"method": "ellipse", "dataset": "x", "window": "DICOM"}, annotations)
-    return path
-
-
-def test_masks_survive_the_file(mask_file):
-    masks = load_mask_file(mask_file)
-    assert len(masks) == 2
-    assert masks.info["method"] == "ellipse"
-    assert masks.covers("a_1") and not masks.covers("a_2")
-    found = mask_util.decode(masks.get("a_1", 3, OBLIQUE))
-    np.testing.assert_array_equal(found, ellipse_mask(OBLIQUE, 100, 90))
-    assert masks.entry("a_1", 3, OBLIQUE)["fell_back"]
-    assert [p.name for p in mask_file.parent.iterdir()] == ["masks.json"]
-
-
-def test_a_stale_or_incomplete_file_is_an_error_with_file_and_row(mask_file):
-    masks = load_mask_file(mask_file)
-    with pytest.raises(ValueError, match=r"masks\.json: the mask of row 2 .* was made from"):
-        masks.get("a_1", 2, np.add(UPRIGHT, 1).tolist())
-    with pytest.raises(ValueError, match=r"masks\.json: found no mask of row 4 \(image a_1\)"):
-        masks.get("a_1", 4, UPRIGHT)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda text: text[:-20], "no JSON"),
-        (lambda text: "[]", "found no info.format"),
-        (lambda text: "{}", "found no info.format"),
-        (lambda text: text.replace('"version": 1', '"version": 9'), "found version 9, expected 1"),
-        (lambda text: text.replace('"annotations"', '"masks"'), "found no list of annotations"),
-        (lambda text: text.replace('"counts"', '"count"'), "annotation 0: found"),
-        (lambda text: text.replace('"row": 3', '"row": "3"'), "annotation 1: found"),
-    ],
-)
-def test_damaged_mask_files_are_errors(mask_file, change, message):
-    mask_file.write_text(change(mask_file.read_text()))
-    with pytest.raises(ValueError, match=f"masks.json: .*{message}|masks.json: {message}"):
-        load_mask_file(mask_file)
-
-
-def test_a_missing_mask_file_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.json: no such mask file"):
-        load_mask_file(tmp_path / "none.json")
-
-
-def test_a_failed_write_leaves_the_old_file(mask_file):
-    before = mask_file.read_text()
-    with pytest.raises(TypeError):
-        write_mask_file(mask_file, {}, [{"row": object()}])
-    assert mask_file.read_text() == before
-    assert json.loads(before)
-    assert [p.name for p in mask_file.parent.iterdir()] == ["masks.json"]
 
 
 def test_end_points_far_outside_are_refused_before_memory_is_taken():

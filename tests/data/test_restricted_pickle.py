@@ -265,9 +265,28 @@ def test_arrays_that_share_their_data_are_not_copied_without_end(tmp_path):
     data = bytes(80_000)
     arrays = [by_buffer((10_000,), DOUBLE, data) for _ in range(40)]
     refused(write(tmp_path / "a.pkl", arrays), "copies of 90000 items or bytes")
-    again = [by_buffer((10_000,), DOUBLE, data)] * 1000  # one array, named often
+    again = [by_buffer((10_000,), DOUBLE, data)] * 30  # one array, named often
     found = load_pickle(write(tmp_path / "a.pkl", again))
-    assert len(found) == 1000 and all(array is found[0] for array in found)
+    assert len(found) == 30 and all(array is found[0] for array in found)
+
+
+@pytest.mark.parametrize("part", [np.zeros((1000, 6)), [0] * 6000, {i: i for i in range(6000)}])
+def test_what_a_file_uses_again_and_again_is_bounded(tmp_path, part):
+    # Whoever reads all boxes of the first one has 4,000 times as many as the file.
+    refused(write(tmp_path / "a.pkl", [part] * 4000), "found more than .* items on all ways")
+    nested = part
+    for _ in range(40):
+        nested = [nested, nested]
+    with pytest.raises(ValueError, match=r"a\.pkl: found more than"):
+        load_pickle(write(tmp_path / "a.pkl", nested))
+
+
+def test_small_parts_may_be_used_often(tmp_path):
+    spacing, name = np.array([0.7, 0.7, 2.0]), "a name of some letters"
+    rows = [[spacing, name, (i, i)] for i in range(500)]
+    found = load_pickle(write(tmp_path / "a.pkl", rows))
+    assert [row[1:] for row in found] == [row[1:] for row in rows]
+    assert all(row[0] is found[0][0] for row in found)
 
 
 def test_bools_are_of_0_and_1(tmp_path):

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 from lesion_d2.data.deeplesion import register_deeplesion
+from lesion_d2.data.mask_files import load_mask_file
 from lesion_d2.data.phantom import write_phantom
-from lesion_d2.data.pseudo_masks import load_mask_file, pseudo_mask
+from lesion_d2.data.pseudo_masks import pseudo_mask
 from lesion_d2.files import locked
 from lesion_d2.tools import prepare_masks as tool
 
@@ -70,9 +71,7 @@ def test_the_file_holds_the_masks_of_all_lesions_in_order(finished):
     assert masks.info["method"] == "grabcut" and masks.info["dataset"] == NAME
     assert len(masks) == len(lesions()) > 10
     for record, annotation in lesions():
-        found = mask_util.decode(
-            masks.get(record["image_id"], annotation["row"], annotation["recist"])
-        )
+        found = masks.mask(record, annotation)
         image = tool._read_image(record)
         expected = pseudo_mask("grabcut", image, annotation["recist"], annotation["bbox"]).mask
         np.testing.assert_array_equal(found, expected)

@@ -8,15 +8,13 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ...rle import check_mask
+from ...values import are_numbers, is_name, is_whole
 from .records import (
     FIRST_PIXEL,
     MAX_OVERHANG,
     BadEntryError,
     CocoAnnotation,
     CocoImage,
-    are_numbers,
-    is_name,
-    is_whole,
 )
 
 _SEGMENTATION = "segmentation"

@@ -7,11 +7,11 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 from ...slice_geometry import EXPECTED_SPACING, is_spacing
+from ...values import MAX_SIDE, are_numbers, is_name, is_whole
 from ..pictures import is_stored_volume
-from .records import BadEntryError, CocoImage, are_numbers, is_name, is_whole
+from .records import BadEntryError, CocoImage
 
-_MAX_SIDE = 8192
-_SLICE = re.compile(r"(.+)#(\d{1,6})", re.DOTALL)
+_SLICE = re.compile(r"(.+)#([0-9]{1,6})", re.DOTALL)
 
 
 def read_image(entry: Mapping, image_id: int) -> CocoImage:
@@ -20,8 +20,8 @@ def read_image(entry: Mapping, image_id: int) -> CocoImage:
     sides = []
     for key in ("height", "width"):
         side = entry.get(key)
-        if not is_whole(side) or not 1 <= side <= _MAX_SIDE:
-            raise BadEntryError(key, side, f"1 to {_MAX_SIDE} pixels")
+        if not is_whole(side) or not 1 <= side <= MAX_SIDE:
+            raise BadEntryError(key, side, f"1 to {MAX_SIDE} pixels")
         sides.append(int(side))
     optional = {key: entry[key] for key in _IMAGE_KEYS if entry.get(key) is not None}
     for key, value in optional.items():

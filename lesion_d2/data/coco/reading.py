@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from ...files import read_json
+from ...values import is_text, is_whole
 from ..problems import raise_problems, short
 from .annotations import read_annotation
 from .images import read_image
-from .records import BadEntryError, CocoAnnotation, CocoFile, CocoImage, is_text, is_whole
+from .records import BadEntryError, CocoAnnotation, CocoFile, CocoImage
 
 _LISTS = ("images", "annotations", "categories")
 
@@ -35,7 +36,7 @@ def read_coco(json_file: str | os.PathLike, *, ignore_categories: Iterable[str] 
         ValueError: it is no such file, or what is wrong in it: the image or annotation, the key,
             what was found and expected, a line each.
     """
-    content = read_json(json_file, "COCO's JSON")
+    content = read_json(json_file, "COCO's JSON", allow_nan=True)
     _check_lists(json_file, content)
     reader = _Reader(tuple(ignore_categories))
     reader.read_categories(content["categories"])

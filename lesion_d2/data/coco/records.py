@@ -1,8 +1,6 @@
 """What files of COCO's format hold, and what their values can be."""
 
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any
 
 from ..problems import short
 
@@ -10,8 +8,6 @@ from ..problems import short
 FIRST_PIXEL = 0.5
 #: Annotation tools let boxes and outlines reach past the image's border a bit: pixels.
 MAX_OVERHANG = 10.0
-_MAX_NUMBER = 1e15
-_MAX_TEXT = 1000
 
 
 class BadEntryError(ValueError):
@@ -106,36 +102,3 @@ class CocoFile:
     category_ids: tuple[int, ...]
     images: tuple[CocoImage, ...]
     messages: tuple[str, ...] = ()
-
-
-def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number; true and false are none."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and abs(value) <= _MAX_NUMBER
-
-
-def are_numbers(value: Any, count: int) -> bool:
-    """Whether a value is a list of so many finite numbers."""
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == count
-        and all(
-            # NaN is not below anything.
-            isinstance(v, Real) and not isinstance(v, bool) and abs(v) <= _MAX_NUMBER
-            for v in value
-        )
-    )
-
-
-def is_text(value: Any) -> bool:
-    """Whether a value is printable text."""
-    return (
-        isinstance(value, str)
-        and bool(value.strip())
-        and value.isprintable()
-        and len(value) <= _MAX_TEXT
-    )
-
-
-def is_name(value: Any) -> bool:
-    """Whether a value is a name or a number that is one."""
-    return is_whole(value) or is_text(value)

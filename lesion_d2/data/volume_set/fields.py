@@ -7,23 +7,18 @@ import numpy as np
 
 from ...scans.names import safe_name
 from ...slice_geometry import EXPECTED_SPACING, is_spacing
+from ...values import MAX_NUMBER, MAX_TEXT, are_numbers, is_number, is_whole
 from .records import SPLITS
 
-_MAX_NUMBER = 1e9
-_MAX_TEXT = 1000
 _IMAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 
 
 def is_int(value: object) -> bool:
-    return type(value) is int and abs(value) <= _MAX_NUMBER
-
-
-def _is_number(value: object) -> bool:  # NaN compares as False
-    return is_int(value) or (type(value) is float and abs(value) <= _MAX_NUMBER)
+    return is_whole(value, MAX_NUMBER)
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= _MAX_TEXT and value.isprintable()
+    return isinstance(value, str) and 0 < len(value) <= MAX_TEXT and value.isprintable()
 
 
 def _is_name(value: object) -> bool:
@@ -31,7 +26,7 @@ def _is_name(value: object) -> bool:
 
 
 def _is_image(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= _MAX_TEXT and bool(_IMAGE.fullmatch(value))
+    return isinstance(value, str) and len(value) <= MAX_TEXT and bool(_IMAGE.fullmatch(value))
 
 
 def _is_direction(value: object) -> bool:
@@ -56,7 +51,7 @@ def _is_window(value: object) -> bool:
 
 def _is_attributes(value: object) -> bool:
     return isinstance(value, dict) and all(
-        _is_text(key) and (_is_number(entry) or _is_text(entry) or entry == "")
+        _is_text(key) and (is_number(entry) or _is_text(entry) or entry == "")
         for key, entry in value.items()
     )
 
@@ -75,7 +70,7 @@ def _is_classes(value: object) -> bool:
 
 def _numbers(count: int) -> Callable[[object], bool]:
     def is_right(value: object) -> bool:
-        return isinstance(value, list) and len(value) == count and all(map(_is_number, value))
+        return isinstance(value, list) and are_numbers(value, count)
 
     return is_right
 

@@ -72,7 +72,7 @@ def read_volume_set(root: str | os.PathLike) -> VolumeSet:
             a line for each, with the volume, the lesion and the key.
     """
     file = Path(root) / FILE_NAME
-    return _parse(file, read_json(file, _EXPECTED))
+    return _parse(file, read_json(file, _EXPECTED, allow_nan=True))
 
 
 def read_head(root: str | os.PathLike) -> VolumeSet:
@@ -87,7 +87,7 @@ def read_head(root: str | os.PathLike) -> VolumeSet:
     file = Path(root) / FILE_NAME
     content = _first_line(file)
     if content is None:
-        content = read_json(file, _EXPECTED)
+        content = read_json(file, _EXPECTED, allow_nan=True)
     _check_version(file, content)
     parser = _Parser(file)
     return parser.parse_head({**content, "volumes": []})

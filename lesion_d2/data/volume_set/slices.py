@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ...values import are_digits
 from .voxels import BLOCKS, EXTENSION, read_voxels, voxels_shape
 
 
@@ -99,6 +100,6 @@ def _runs(numbers: list[int]) -> list[list[int]]:
 def _split(path: str | os.PathLike) -> tuple[str, int]:
     file, name = os.path.split(path)
     stem = os.path.splitext(name)[0]
-    if not stem.isdecimal():
+    if not are_digits(stem):
         raise ValueError(f"{path}: found the name {name!r}, expected <slice number>.png")
     return file, int(stem)

@@ -8,6 +8,7 @@ from detectron2.structures import Instances
 from pycocotools import mask as mask_util
 
 from ...ignore_regions import IGNORED_CLASS, is_region, mark_regions
+from ...rle import decode_mask
 from ...structures import BitMasks3D, Boxes3D
 from ..patches import MIN_SHARE
 from .warp import VolumeWarp
@@ -49,7 +50,7 @@ def _decoded(masks: Mapping[int, Mapping]) -> tuple[np.ndarray, tuple[int, ...]]
     x1, y1, x2, y2 = _extent(masks.values())
     volume = np.zeros((max(masks) - first + 1, y2 - y1, x2 - x1), bool)
     for index, rle in masks.items():
-        volume[index - first] = mask_util.decode(rle)[y1:y2, x1:x2]
+        volume[index - first] = decode_mask(rle)[y1:y2, x1:x2]
     return _cropped(volume, (first, y1, x1))
 
 

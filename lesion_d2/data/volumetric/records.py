@@ -4,11 +4,10 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-from pycocotools import mask as mask_util
 
 from ...boxes import xyxy_box
 from ...ignore_regions import is_region
-from ..dict_rules import is_rle
+from ...rle import check_mask
 from ..problems import short
 
 # Where annotations of slices have masks: those that 2-D models learn, too, and those of phantoms.
@@ -148,12 +147,11 @@ def _mask(annotation: Mapping, size: tuple[int, int], where: str) -> Mapping | N
     for key in _MASK_KEYS:
         if key in annotation:
             rle = annotation[key]
-            if not is_rle(rle, size):
-                raise ValueError(
-                    f"{where}: found {key} {short(rle)}, expected COCO's compressed RLE of size "
-                    f"{list(size)}, the slice's height and width"
-                )
-            if mask_util.area(rle) == 0:
-                raise ValueError(f"{where}: found a mask of 0 pixels, expected one with a pixel")
+            try:
+                _, area = check_mask(rle, size)
+            except ValueError as error:
+                raise ValueError(f"{where}: {key}: {error}") from None
+            if not area:
+                raise ValueError(f"{where}: {key}: found a mask of 0 pixels, expected one or more")
             return rle
     return None

@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -14,6 +15,7 @@ from ...data.dataset_options import (
     set_excluded_volumes,
     set_hidden_annotations,
 )
+from ...data.mask_files import PseudoMasks, check_mask_files
 from ...evaluation import parse_criteria
 from ...evaluation.volumes import VolumeTruth
 from ...ignore_regions import lesions_of
@@ -160,10 +162,21 @@ def _check_classes(cfg: CfgNode, name: str, kind: str) -> None:
         raise InputError(f"{key}: found {found}, expected {expected}, {counted}")
 
 
-def check_masks(cfg: CfgNode, images: list[dict], kind: str) -> None:
-    """Check that every annotation has a mask, or what one is made from; tell of boxes alone."""
+def check_masks(
+    cfg: CfgNode, images: list[dict], kind: str, mask_files: Sequence[PseudoMasks] = ()
+) -> None:
+    """Check that every annotation has a mask, or what one is made from; tell of boxes alone.
+
+    Args:
+        cfg: of the run.
+        images: dicts of all data sets of a kind.
+        kind: "TRAIN" or "TEST".
+        mask_files: INPUT.PSEUDO_MASK_FILES.
+    """
     if not trains_on_masks(cfg):
         return
+    with as_input_error("INPUT.PSEUDO_MASK_FILES: "):
+        check_mask_files(mask_files, images)
     bare = [
         image["file_name"]
         for image in images

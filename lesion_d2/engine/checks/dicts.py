@@ -13,10 +13,10 @@ from ...data.dict_rules import (
     annotation_problems,
     are_numbers,
     image_problems,
-    is_rle,
     number_problems,
 )
 from ...data.problems import raise_problems, short
+from ...rle import check_mask
 from ...slice_geometry import EXPECTED_SPACING, is_spacing
 
 _ANNOTATION_KEYS = ("bbox", "bbox_mode", "category_id")
@@ -112,8 +112,11 @@ def _problems_of_masks(image: Mapping) -> Iterable[str]:
             continue
         if "segmentation" not in annotation:
             yield from number_problems(annotation, ["recist"])
-        elif not is_rle(annotation["segmentation"], size):
+            continue
+        try:
+            check_mask(annotation["segmentation"], size)
+        except ValueError as error:
             yield (
                 f"found segmentation {short(annotation['segmentation'])}, expected COCO's "
-                f"compressed RLE of size {size} for a model that learns masks"
+                f"compressed RLE of size {size} for a model that learns masks ({error})"
             )

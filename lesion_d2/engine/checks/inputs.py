@@ -2,11 +2,13 @@
 
 import argparse
 import math
+from collections.abc import Sequence
 from itertools import chain
 
 from detectron2.config import CfgNode
 
 from ...data.mapper import LesionDatasetMapper
+from ...data.mask_files import PseudoMasks
 from ...data.samplers import count_epoch
 from ...ignore_regions import lesions_of
 from ...volumetric_config import is_volumetric
@@ -41,9 +43,10 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
     check_output(cfg)
     check_ensemble(cfg, args)
     check_run_weights(cfg, args, check_model(cfg))
+    mask_files = ()
     if not is_volumetric(cfg):
         with as_input_error(""):
-            LesionDatasetMapper(cfg, not args.eval_only)
+            mask_files = LesionDatasetMapper(cfg, not args.eval_only).pseudo_masks
     if args.eval_only:
         test_sets = load_datasets(cfg, "TEST", required=True)
         if is_volumetric(cfg):
@@ -59,20 +62,20 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
         num_images = check_records(cfg, "TRAIN", train_sets)
         check_kinds(cfg, "TEST")
     else:
-        num_images = _count_images(cfg, images)
+        num_images = _count_images(cfg, images, mask_files)
     _check_iterations(cfg, num_images)
     test_sets = load_datasets(cfg, "TEST", required=False)
     if is_volumetric(cfg):
         check_records(cfg, "TEST", test_sets)
     check_lesions(cfg, dict(zip(cfg.DATASETS.TEST, test_sets, strict=True)))
     if switched_on(cfg, "TEST.LOSS_"):
-        check_masks(cfg, list(chain.from_iterable(test_sets)), "TEST")
+        check_masks(cfg, list(chain.from_iterable(test_sets)), "TEST", mask_files)
     return num_images
 
 
-def _count_images(cfg: CfgNode, images: list[dict]) -> int:
+def _count_images(cfg: CfgNode, images: list[dict], mask_files: Sequence[PseudoMasks]) -> int:
     """Images of an epoch, checked for what a training on slices needs."""
-    check_masks(cfg, images, "TRAIN")
+    check_masks(cfg, images, "TRAIN", mask_files)
     check_mined_images(cfg, images)
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         images = [image for image in images if lesions_of(image["annotations"])]

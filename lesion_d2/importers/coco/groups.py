@@ -11,6 +11,7 @@ from ...data.coco.records import CocoImage
 from ...data.problems import short
 from ...scans.names import safe_name, unique_names
 from ...scans.volume_file import stem_of
+from ...values import are_digits
 
 _MAX_NAME = 90  # and a number behind it
 
@@ -111,7 +112,7 @@ def _place(image: CocoImage, pattern: re.Pattern | None, json_file: str) -> tupl
         return "pictures", image.volume, image.slice
     match = pattern and pattern.search(image.file_name)
     if match:
-        if not (match[1] and match[2] and match[2].isdecimal()):
+        if not (match[1] and match[2] and are_digits(match[2])):
             raise ValueError(
                 f"{json_file}: image {image.id}: found the volume {short(match[1])} and the slice "
                 f"{short(match[2])} by group_by, expected a name and a number"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ...data.problems import short
 from ...files import one_line, read_json
+from ...values import are_digits
 from .images import find_image, image_stem, image_stems, labels_alone
 from .options import CaseFiles
 
@@ -131,7 +132,7 @@ def _read_labels(file: Path, labels: object) -> dict[str, tuple[int, ...]]:
     """name -> numbers, without the background."""
     if not isinstance(labels, dict) or not labels:
         raise ValueError(f"{file}: labels: found {short(labels)}, expected names and numbers")
-    if all(isinstance(name, str) and key.isdecimal() for key, name in labels.items()):
+    if all(isinstance(name, str) and are_digits(key) for key, name in labels.items()):
         pairs = [(name, int(number)) for number, name in labels.items()]
     else:
         pairs = list(labels.items())

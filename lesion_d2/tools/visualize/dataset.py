@@ -7,19 +7,13 @@ from functools import partial
 from lesion_d2.boxes import xyxy_box
 from lesion_d2.data.catalog import load_records
 from lesion_d2.data.ct import read_slice
-from lesion_d2.data.pseudo_masks import (
-    METHODS,
-    PseudoMasks,
-    grabcut_image,
-    lesion_ends,
-    load_mask_file,
-    pseudo_mask,
-)
+from lesion_d2.data.mask_files import PseudoMasks, load_mask_file
+from lesion_d2.data.pseudo_masks import METHODS, grabcut_image, lesion_ends, pseudo_mask
 from lesion_d2.ignore_regions import lesions_of
+from lesion_d2.rle import decode_mask
 from lesion_d2.visualization import TRUTH_LEGEND, LesionVisualizer, parse_window, truth_boxes
 
 import numpy as np
-import pycocotools.mask as mask_util
 
 from .pictures import (
     check_output,
@@ -73,7 +67,7 @@ def _computed_masks(method: str, record: dict) -> list[np.ndarray]:
     hu = read_slice(record["file_name"], (record["height"], record["width"]))
     image = grabcut_image(hu, record["window"])
     return [
-        mask_util.decode(a["segmentation"]).astype(bool)
+        decode_mask(a["segmentation"], (record["height"], record["width"]))
         if "segmentation" in a
         else pseudo_mask(method, image, lesion_ends(a), xyxy_box(a)).mask
         for a in lesions_of(record["annotations"])
@@ -81,7 +75,4 @@ def _computed_masks(method: str, record: dict) -> list[np.ndarray]:
 
 
 def _stored_masks(masks: PseudoMasks, record: dict) -> list[np.ndarray]:
-    return [
-        mask_util.decode(masks.get(record["image_id"], a["row"], lesion_ends(a))).astype(bool)
-        for a in lesions_of(record["annotations"])
-    ]
+    return [masks.mask(record, a) for a in lesions_of(record["annotations"])]

@@ -8,7 +8,7 @@ from lesion_d2.data.catalog import load_records
 from lesion_d2.data.coco import load_ct_coco, register_ct_coco
 from lesion_d2.data.ct import read_slice
 from lesion_d2.data.mapper import LesionDatasetMapper
-from lesion_d2.data.pseudo_masks import load_mask_file
+from lesion_d2.data.mask_files import load_mask_file
 from lesion_d2.engine.checks.dicts import check_dicts
 from lesion_d2.evaluation import LesionEvaluator
 from lesion_d2.rle import decode_mask, encode_mask
@@ -199,8 +199,11 @@ def test_masks_of_boxes_are_prepared_under_its_ids(tmp_path, registered):
     words = ["--dataset", "my_coco", "--method", "ellipse", "--output", str(output)]
     assert prepare_masks.main([*words, "--workers", "1"]) == 0
     masks = load_mask_file(output)
-    ends = (5.5, 8.5, 17.5, 8.5, 11.5, 4.5, 11.5, 12.5)  # the box's middle lines
-    assert masks.covers(11) and decode_mask(masks.get(11, 4, ends)).sum() > 50
+    ends = [5.5, 8.5, 17.5, 8.5, 11.5, 4.5, 11.5, 12.5]  # the box's middle lines
+    [image] = DatasetCatalog.get("my_coco")
+    [lesion] = image["annotations"]
+    assert masks.covers(11) and masks.mask(image, lesion).sum() > 50
+    assert masks.entry(image, lesion)["recist"] == ends
 
 
 def test_registering_reads_the_file_and_finds_its_folder(tmp_path, monkeypatch, registered):

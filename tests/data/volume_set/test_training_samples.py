@@ -4,7 +4,8 @@ from functools import partial
 
 from lesion_d2.data.borders import volume_extent
 from lesion_d2.data.mapper import LesionDatasetMapper
-from lesion_d2.data.pseudo_masks import ellipse_mask, lesion_ends, load_mask_file, pseudo_mask
+from lesion_d2.data.mask_files import load_mask_file
+from lesion_d2.data.pseudo_masks import ellipse_mask, lesion_ends, pseudo_mask
 from lesion_d2.data.volume_set.catalog import register_volume_set
 from lesion_d2.data.volume_set.dicts import load_volume_set
 from lesion_d2.tools.prepare_masks import prepare_masks
@@ -94,7 +95,7 @@ def test_mask_files_of_volumes(root, tmp_path):
         masks = load_mask_file(file)
         image = DatasetCatalog.get("mine_val")[0]
         mapped = make_mapper(pseudo_masks=(masks,))(image)
-        mask = mask_util.decode(masks.get("b_000", 3, lesion_ends(image["annotations"][0])))
+        mask = masks.mask(image, image["annotations"][0])
         assert np.array_equal(_mask_of_the_lesion(mapped), mask)
     finally:
         for name in set(DatasetCatalog.list()) - known:

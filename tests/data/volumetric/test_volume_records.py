@@ -116,20 +116,19 @@ def test_bad_slices_stop_with_one_line():
         (coco_mask.encode(np.zeros((20, 30), np.uint8, order="F")), "found a mask of 0 pixels"),
         (
             coco_mask.encode(np.ones((20, 29), np.uint8, order="F")),
-            r"found segmentation .*, expected COCO's compressed RLE of size \[20, 30\]",
+            r"found a mask of \[20, 29\] pixels \(height, width\), expected \[20, 30\]",
         ),
-        ([[1.0, 1, 5, 1, 5, 5]], r"found segmentation \[\[1.0, 1, 5, 1, 5, 5\]\], expected COCO's"),
-        (
-            {"size": [20, 30], "counts": [0, 600]},
-            "found .*, expected COCO's compressed RLE of size",
-        ),
-        (None, "found segmentation None, expected COCO's compressed RLE"),
+        ([[1.0, 1, 5, 1, 5, 5]], r"found the mask \[\[1.0, 1, 5, 1, 5, 5\]\], expected size and"),
+        ({"size": [20, 30], "counts": [0, 600]}, r"found counts \[0, 600\] of a mask"),
+        ({"size": [20, 30], "counts": "00"}, "found an RLE mask of 0 pixels in 2 runs"),
+        ({"size": [100_000, 100_000], "counts": "00"}, "found a mask of the size"),
+        (None, "found the mask None, expected size and counts"),
     ],
 )
 def test_masks_that_are_none_stop_with_one_line(mask, message):
     (image,) = made_up_slices((0,))
     image["annotations"].append(annotation([1, 1, 2, 2], segmentation=mask))
-    with pytest.raises(ValueError, match=f"^train, volume v, lesion 1: {message}") as error:
+    with pytest.raises(ValueError, match=f"^train, volume v, lesion 1: segmentation: {message}") as error:
         volume_records([image], "train")
     assert "\n" not in str(error.value)
 
