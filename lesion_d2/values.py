@@ -1,6 +1,7 @@
 """What a value from a file is, before anything is computed with it, and how messages show it."""
 
 import reprlib
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral, Real
 
 import numpy as np
@@ -65,6 +66,25 @@ def is_text(value: object) -> bool:
 def is_name(value: object) -> bool:
     """Whether a value is a name, or a number that is one."""
     return is_whole(value) or is_text(value)
+
+
+def field_problems(
+    entry: object, fields: Mapping[str, tuple[Callable[[object], bool], str]]
+) -> Iterator[str]:
+    """What is wrong with an object of a file: the key, what was found and expected, a line each.
+
+    Args:
+        entry: any value.
+        fields: key -> whether a value is right, and what is, in words. All have to be there.
+    """
+    if not isinstance(entry, dict):
+        yield f"found {short(entry)}, expected an object with {', '.join(fields)}"
+        return
+    for key, (is_right, expected) in fields.items():
+        if key not in entry:
+            yield f"found no {key!r}, expected {expected}"
+        elif not is_right(entry[key]):
+            yield f"{key}: found {short(entry[key])}, expected {expected}"
 
 
 def short(value: object) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from ..files import read_json, written_whole
 from ..ignore_regions import lesions_of
 from ..rle import check_mask, decode_mask, encode_mask
-from ..values import are_numbers, is_name, is_text, is_whole
+from ..values import are_numbers, field_problems, is_name, is_text, is_whole
 from .problems import raise_problems, short
 from .pseudo_masks import PseudoMask, lesion_ends
 
@@ -174,15 +174,9 @@ def load_mask_file(path: str | os.PathLike) -> PseudoMasks:
 
 def entry_problems(entry: object) -> Iterator[str]:
     """What is wrong with an entry of a mask file: the key, found, expected."""
-    if not isinstance(entry, dict):
-        yield f"found {short(entry)}, expected an object with {', '.join(_FIELDS)}, segmentation"
-        return
-    for key, (is_right, expected) in _FIELDS.items():
-        if key not in entry:
-            yield f"found no {key!r}, expected {expected}"
-        elif not is_right(entry[key]):
-            yield f"{key}: found {short(entry[key])}, expected {expected}"
-    try:
-        check_mask(entry.get("segmentation"))
-    except ValueError as error:
-        yield f"segmentation: {error}"
+    yield from field_problems(entry, _FIELDS)
+    if isinstance(entry, dict):
+        try:
+            check_mask(entry.get("segmentation"))
+        except ValueError as error:
+            yield f"segmentation: {error}"

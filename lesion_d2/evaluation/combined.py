@@ -9,13 +9,14 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..boxes import first_pixel
-from ..files import read_json
+from ..files import one_line
 from .bootstrap import bootstrap_sensitivity, patient_draws, percentile_interval
 from .criteria import parse_criteria, sensitivity_names
 from .froc import FrocCurve
 from .matching import Matches
 from .operating_points import KEY
 from .plots import PLOT_RATES
+from .result_files import check_detections, read_volumes_file
 from .volumes import (
     VolumeBoxes,
     VolumeTruth,
@@ -80,27 +81,25 @@ def read_volume_detections(file: str | os.PathLike) -> VolumeDetections:
         FileNotFoundError: there is no such file.
         ValueError: it is no such file, or of an older version.
     """
-    content = read_json(file, "an evaluation of volumes")
-    try:
-        settings = {key: content["settings"][key] for key in (*_SHARED, "linking")}
-        dataset, entries = content["dataset"], content["detections"]
-        results = {"volume": content["results"], **content["other_results"]}
-        results = {
-            task: {name: math.nan if value is None else float(value) for name, value in row.items()}
-            for task, row in results.items()
-        }
-        rates = tuple(float(point["rate"]) for point in content[KEY]["points"])
-        by_volume: dict[str, list[dict]] = {}
-        for entry in entries:
-            by_volume.setdefault(entry["volume"], []).append(entry)
-        DatasetCatalog.get(dataset)  # its first pixel is known once it was read
-        offset = first_pixel(dataset)
-        boxes = {name: _boxes_of(found, offset) for name, found in by_volume.items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"{file}: found no evaluation of volumes ({type(error).__name__} {error}), expected "
-            "the volumes.json that this version writes: evaluate anew (--eval-only)"
-        ) from None
+    content = read_volumes_file(file)
+    dataset = content.get("dataset")
+    if isinstance(dataset, str):
+        try:
+            DatasetCatalog.get(dataset)  # its classes and first pixel are known once it was read
+        except KeyError as error:
+            raise ValueError(f"{file}: dataset: {one_line(error.args[0])}") from None
+    check_detections(file, content)
+    offset = first_pixel(dataset)
+    settings = {key: content["settings"][key] for key in (*_SHARED, "linking")}
+    results = {
+        task: {name: math.nan if value is None else float(value) for name, value in row.items()}
+        for task, row in {"volume": content["results"], **content["other_results"]}.items()
+    }
+    rates = tuple(float(point["rate"]) for point in content[KEY]["points"])
+    by_volume: dict[str, list[dict]] = {}
+    for entry in content["detections"]:
+        by_volume.setdefault(entry["volume"], []).append(entry)
+    boxes = {name: _boxes_of(found, offset) for name, found in by_volume.items()}
     return VolumeDetections(dataset, settings, rates, results, boxes)
 
 

@@ -84,7 +84,8 @@ def read_operating_points(file: str | os.PathLike) -> OperatingPoints:
         FileNotFoundError: there is no such file.
         ValueError: it is no JSON, or has no operating points, as those of older evaluations.
     """
-    content = read_json(file, "the froc.json or volumes.json of an evaluation")
+    expected = "the froc.json or volumes.json of an evaluation"
+    content = read_json(file, expected, allow_nan=True)
     stored = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(stored, dict):
         raise ValueError(

@@ -105,12 +105,8 @@ def _check_slices(file: str | os.PathLike, content: Mapping) -> None:
         for entry in finding["slices"]:
             if entry["mask"] is None:
                 continue
-            if entry["mask"]["size"] != size:
-                raise ValueError(
-                    f"{where}: found a mask of {entry['mask']['size']}, expected {size} pixels"
-                )
             try:
-                check_mask(entry["mask"])
+                check_mask(entry["mask"], size)
             except ValueError as error:
                 raise ValueError(f"{where}, slice {entry['slice_index']}: {error}") from None
 

@@ -20,8 +20,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lesion_d2.files import read_json
-from lesion_d2.tools.show_results import find_evaluations, metric_names, read_froc
+from lesion_d2.evaluation.result_files import read_froc_file, read_volumes_file
+from lesion_d2.tools.show_results import find_evaluations, metric_names
 
 import numpy as np
 from tabulate import tabulate
@@ -79,15 +79,10 @@ def read_volumes(pattern: str, dataset: str, criterion: str | None = None) -> li
 
 
 def _read_volume_run(file: Path, criterion: str | None) -> dict:
-    content = read_json(file, "an evaluation of volumes")
-    try:
-        criteria = {text: task for task, text in content["settings"]["criteria"].items()}
-        results = {"volume": content["results"], **content["other_results"]}
-        counts = {name: content[name] for name in ("lesions", "volumes")}
-    except (KeyError, TypeError, AttributeError):
-        raise ValueError(
-            f"{file}: not of an evaluation in 3-D with criteria (an older one: evaluate anew)"
-        ) from None
+    content = read_volumes_file(file)
+    criteria = {text: task for task, text in content["settings"]["criteria"].items()}
+    results = {"volume": content["results"], **content["other_results"]}
+    counts = {name: content[name] for name in ("lesions", "volumes")}
     criterion = criterion or next(iter(criteria))
     if criterion not in criteria:
         raise ValueError(f"{file}: found no {criterion}, expected one of {', '.join(criteria)}")
@@ -136,7 +131,7 @@ def _find_folders(pattern: str) -> list[Path]:
 
 
 def _read_strata(file: Path, metric: str) -> dict[str, tuple[int, float]]:
-    rows = read_froc(file)["rows"]
+    rows = read_froc_file(file)["rows"]
     if metric not in rows[0]:
         names = ", ".join(name for name in metric_names(rows[0]) if name.startswith("sens@"))
         raise ValueError(f"{file}: found no {metric}, expected one of {names}")
@@ -146,7 +141,7 @@ def _read_strata(file: Path, metric: str) -> dict[str, tuple[int, float]]:
             f"{file}: found no strata with lesions, expected types, sizes or intervals"
         )
     strata.sort(key=_place)  # stable: sizes and intervals rise as they are
-    return {row["stratum"]: (row["lesions"], row[metric]) for row in strata}
+    return {row["stratum"]: (row["lesions"], row.get(metric)) for row in strata}
 
 
 def _place(row: dict) -> tuple[int, int]:
@@ -155,7 +150,7 @@ def _place(row: dict) -> tuple[int, int]:
 
 
 def _read_run(file: Path, stratum: str, ends: bool) -> dict:
-    content = read_froc(file)
+    content = read_froc_file(file)
     rows = {row["stratum"]: row for row in content["rows"]}
     if stratum not in rows:
         raise ValueError(f"{file}: found no {stratum!r}, expected one of {', '.join(rows)}")
@@ -165,7 +160,8 @@ def _read_run(file: Path, stratum: str, ends: bool) -> dict:
     if "curve" not in content:
         raise ValueError(f"{file}: found no curve, expected one for --ends")
     sensitivity, rates = (content["curve"][name] for name in ("sensitivity", "fps_per_image"))
-    end = (100 * sensitivity[-1], rates[-1]) if rates else (0.0, 0.0)
+    end = (sensitivity[-1], rates[-1]) if rates else (0.0, 0.0)
+    end = (np.nan if end[0] is None else 100 * end[0], end[1])
     return row | dict(zip(ENDS, end, strict=True))
 
 

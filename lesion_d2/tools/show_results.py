@@ -7,10 +7,11 @@ The FROC table is that of the run's last evaluation on the data set (``froc.json
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from lesion_d2.evaluation.result_files import read_froc_file
 
 from tabulate import tabulate
 
@@ -39,22 +40,6 @@ def find_evaluations(output_dir: Path, dataset: str | None = None) -> list[Path]
     return chosen
 
 
-def read_froc(file: Path) -> dict:
-    """Read a ``froc.json``.
-
-    Raises:
-        ValueError: not JSON, or not what an evaluation writes.
-    """
-    try:
-        content = json.loads(file.read_text())
-        content["rows"][0]["mean_sens"], content["dataset"]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: not a JSON file ({error})") from None
-    except (KeyError, IndexError, TypeError):
-        raise ValueError(f"{file}: not an FROC table of an evaluation (no dataset, rows)") from None
-    return content
-
-
 def metric_names(row: dict) -> list[str]:
     """The names of the sensitivities in a line of a ``froc.json``, without their intervals."""
     names = [name for name in row if name.startswith("sens@") or name == "mean_sens"]
@@ -81,7 +66,7 @@ def froc_table(content: dict) -> str:
 
 def describe(folder: Path) -> str:
     """The FROC table of an evaluation and the paths of its curve and pictures."""
-    content = read_froc(folder / "froc.json")
+    content = read_froc_file(folder / "froc.json")
     pictures = sorted((folder / "pictures").glob("*.png"))
     lines = [f"FROC on {content['dataset']}, sensitivity at false positives per image", ""]
     lines += [froc_table(content), "", f"curve       {_path(folder / 'froc.png')}"]

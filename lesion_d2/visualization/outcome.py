@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from detectron2.structures import Boxes, Instances, pairwise_iou
 
@@ -150,7 +149,7 @@ def prediction_masks(predictions: Instances) -> list[np.ndarray]:
         masks = predictions.pred_masks
         return list(np.asarray(getattr(masks, "tensor", masks), dtype=bool))
     if predictions.has("pred_masks_rle"):
-        return [mask_util.decode(rle).astype(bool) for rle in predictions.pred_masks_rle]
+        return [decode_mask(rle, predictions.image_size) for rle in predictions.pred_masks_rle]
     return []
 
 

@@ -134,5 +134,36 @@ def test_files_that_are_none(tmp_path):
         read_volume_detections(tmp_path / "volumes.json")
     for content in ({}, [], {"settings": 3}, {"settings": {}, "dataset": "x", "detections": []}):
         (tmp_path / "volumes.json").write_text(json.dumps(content))
-        with pytest.raises(ValueError, match=r"volumes\.json: found no evaluation of volumes"):
+        with pytest.raises(ValueError, match=r"volumes\.json: found no readable evaluation of vol"):
             read_volume_detections(tmp_path / "volumes.json")
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value", "message"),
+    [
+        ("", "dataset", "gone", "dataset: .*gone"),
+        ("", "dataset", [1], r"\(dataset: found \[1\]"),
+        ("", "detections", 5, r"\(detections: found 5, expected a list"),
+        ("", "operating_points", {}, r"\(operating_points: found no 'points'"),
+        ("", "results", {"AP10": "x"}, r"\(results: 'AP10': found 'x', expected a number"),
+        ("settings", "inclusive", 1, r"\(settings: inclusive: found 1, expected true or false"),
+        ("detection", "score", 1e29, r"\(detections, 0: score: found 1e\+29, expected a number"),
+        ("detection", "category_id", None, r"\(detections, 0: category_id: found None"),
+        ("detection", "category_id", 8, r"\(detections, 0: category_id: found 8, expected 0 to"),
+        ("detection", "box3d", [1, 2], r"\(detections, 0: box3d: found \[1, 2\]"),
+        ("detection", "volume", [1], r"\(detections, 0: volume: found \[1\]"),
+        ("detection", "key_slices", {"x": [1, 2, 3, 4]}, r"\(detections, 0: key_slices: found"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told_with_its_key(
+    evaluations, tmp_path, place, key, value, message
+):
+    _, files = evaluations
+    content = json.loads(files["part1"].read_text())
+    target = content["detections"][0] if place == "detection" else content.get(place, content)
+    target[key] = value
+    file = tmp_path / "volumes.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"^{file}: .*{message}") as error:
+        read_volume_detections(file)
+    assert "\n" not in str(error.value)

@@ -246,7 +246,12 @@ def test_volumes_have_sensitivities_and_average_precision(tmp_path, capsys, crit
             "found evaluations by sides + 1, AP all_points and sides as they are, expected the",
         ),
         (["A={}/run", "B={}/fewer"], "different numbers of lesions (A: [7], B: [3])"),
-        (["A={}/old"], "volumes.json: not of an evaluation in 3-D with criteria"),
+        (
+            ["A={}/old"],
+            "volumes.json: found no readable evaluation of volumes (settings: found no 'criteria'",
+        ),
+        (["A={}/text"], "evaluation of volumes (results: 'AP': found 'x', expected a number or"),
+        (["A={}/lacks"], "(other_results: found no 'volume_iou', expected numbers by names"),
         (["A={}/bad"], "volumes.json: found no readable JSON"),
         (["A={}/empty"], "volumes.json: no such file, expected an evaluation of volumes"),
     ],
@@ -256,6 +261,8 @@ def test_bad_volumes_are_one_line(tmp_path, capsys, arguments, message):
     _write_volumes(tmp_path / "iobb", 5.0, criteria=("iobb@0.3",))
     _write_volumes(tmp_path / "fewer", 5.0, lesions=3)
     _write_volumes(tmp_path / "old", 5.0, settings={})
+    _write_volumes(tmp_path / "text", 5.0, results={"AP": "x"})
+    _write_volumes(tmp_path / "lacks", 5.0, other_results={})
     rule = {"inclusive": True, "average_precision": "all_points"}
     settings = {"criteria": {"volume": "p3d@0.5", "volume_iou": "iou@0.1"}, **rule}
     _write_volumes(tmp_path / "whole_pixels", 5.0, settings=settings)

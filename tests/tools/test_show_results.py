@@ -86,7 +86,21 @@ def test_missing_results_are_one_line(run, capsys, monkeypatch, arguments, messa
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "not a JSON file"), ("[]", "not an FROC table"), ('{"rows": []}', "not an FROC table")],
+    [
+        ("{", "found no readable JSON"),
+        ("[" * 10_000, "found no readable JSON"),
+        ("[]", "found no readable FROC table of an evaluation (found [], expected an object"),
+        ('{"rows": []}', "found no readable FROC table of an evaluation (found no 'dataset'"),
+        ('{"dataset": "x", "rows": []}', "found no readable FROC table of an evaluation (rows"),
+        (
+            '{"dataset": "x", "rows": [{"stratum": "all", "lesions": 1, "mean_sens": "x"}]}',
+            "found no readable FROC table of an evaluation (rows, 0: 'mean_sens': found 'x'",
+        ),
+        (
+            '{"dataset": "x", "rows": [5]}',
+            "found no readable FROC table of an evaluation (rows, 0: found 5",
+        ),
+    ],
 )
 def test_damaged_results_are_one_line(run, capsys, content, message):
     file = run / "inference" / "some_test" / "froc.json"

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 from lesion_d2.data.deeplesion import register_deeplesion
@@ -375,15 +376,18 @@ NEGATIVE = negative("one", (1, 1, 9, 9), 0.5)
     [
         ([], "holds no hard negative"),
         ([NEGATIVE, {k: NEGATIVE[k] for k in ("image_id", "bbox", "score")}], "no 'segmentation'"),
-        ([{k: v for k, v in NEGATIVE.items() if k != "mask_iou"}], "entry 0 has no 'mask_iou'"),
-        ([{**NEGATIVE, "mask_iou": None}], "entry 0 has mask_iou None, expected a number"),
-        ([{**NEGATIVE, "box_iou": "no"}], "entry 0 has box_iou 'no', expected a number"),
+        ([{k: v for k, v in NEGATIVE.items() if k != "mask_iou"}], "entry 0: found no 'mask_iou'"),
+        ([{**NEGATIVE, "mask_iou": None}], "entry 0: mask_iou: found None, expected a number"),
+        ([{**NEGATIVE, "box_iou": "no"}], "entry 0: box_iou: found 'no', expected a number"),
         ([{**NEGATIVE, "image_id": "else"}], "entry 0 is of image 'else', which data set"),
         (
             [{**NEGATIVE, "segmentation": {"size": [9, 9], "counts": "1"}}],
-            "entry 0 has segmentation of size [9, 9], expected COCO RLE of size [64, 64]",
+            "entry 0: segmentation: found a mask of [9, 9] pixels (height, width), expected [64, 64]",
         ),
-        ([{**NEGATIVE, "segmentation": [[1, 2, 3]]}], "entry 0 has segmentation [[1, 2, 3]]"),
+        (
+            [{**NEGATIVE, "segmentation": [[1, 2, 3]]}],
+            "entry 0: segmentation: found the mask [[1, 2, 3]]",
+        ),
     ],
 )
 def test_bad_hard_negatives_are_one_line(records, tmp_path, capsys, content, message):
@@ -409,14 +413,23 @@ GOOD = {"image_id": "one", "category_id": 0, "bbox": [1, 1, 5, 5], "score": 0.5}
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no such results file"),
-        ("{broken", "not a JSON file"),
+        (None, "no such file, expected the results of a run"),
+        ("{broken", "found no readable JSON"),
         (json.dumps({"froc": {}}), "holds a dict, expected a list"),
-        (json.dumps([GOOD, 7]), "entry 1 is 7, expected a detection"),
+        (json.dumps([GOOD, 7]), "entry 1: found 7, expected an object with image_id"),
         (json.dumps([{**GOOD, "image_id": "else"}]), "entry 0 is of image 'else', which data set"),
-        (json.dumps([GOOD, {"image_id": "one", "bbox": [1, 1, 5, 5]}]), "entry 1 has no 'score'"),
-        (json.dumps([{**GOOD, "bbox": [1, 2, 3]}]), "entry 0 has bbox [1, 2, 3] and score 0.5"),
-        (json.dumps([{**GOOD, "score": "high"}]), "score 'high', expected"),
+        (
+            json.dumps([GOOD, {"image_id": "one", "bbox": [1, 1, 5, 5]}]),
+            "entry 1: found no 'score'",
+        ),
+        (
+            json.dumps([{**GOOD, "bbox": [1, 2, 3]}]),
+            "entry 0: bbox: found [1, 2, 3], expected x, y",
+        ),
+        (
+            json.dumps([{**GOOD, "score": "high"}]),
+            "entry 0: score: found 'high', expected a number",
+        ),
     ],
 )
 def test_bad_results_are_one_line(records, tmp_path, capsys, content, message):
@@ -427,6 +440,35 @@ def test_bad_results_are_one_line(records, tmp_path, capsys, content, message):
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and error[0].startswith(f"error: {path}: ") and message in error[0]
     assert not (tmp_path / "pictures").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *[
+            ({"score": value}, "score: found")
+            for value in (1e29, None, math.nan, "x", [1], 10**400)
+        ],
+        *[({"category_id": value}, "category_id: found") for value in (None, 1e29, -1, 7, "0", [])],
+        *[({"image_id": value}, "image_id: found") for value in ([1], None, {}, 1.5, "\n")],
+        *[
+            ({"bbox": value}, "bbox: found")
+            for value in (5, None, {}, [[]], [1, 2, 3, -1], [1, 2, 3, 1e29], [1, 2, math.inf, 4])
+        ],
+        *[
+            ({"segmentation": {"size": size, "counts": "00"}}, "segmentation: found a mask of")
+            for size in ("x", [-1, 3], [100_000, 100_000], [math.nan, 64], [1e29, 1e29], [9, 9])
+        ],
+        ({"segmentation": {"size": [64, 64], "counts": "n0i03"}}, "segmentation: found an RLE"),
+        ({"segmentation": {"size": [64, 64], "counts": [4096]}}, "segmentation: found counts"),
+    ],
+)
+def test_results_are_told_of_by_entry_and_key(records, tmp_path, change, message):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([GOOD, {**GOOD, **change}]))
+    with pytest.raises(ValueError, match=f"results.json: entry 1: {message}") as error:
+        read_results(str(path), records, NAME)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

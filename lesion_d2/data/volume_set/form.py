@@ -12,6 +12,7 @@ import numpy as np
 from ...files import read_json, written_whole
 from ...rle import check_mask
 from ...scans.limits import check_size
+from ...values import field_problems
 from ..deeplesion_csv import are_near
 from ..problems import raise_problems, short
 from .fields import (
@@ -197,17 +198,9 @@ class _Parser:
     def _check_fields(self, where: str, entry: object, checks: Mapping) -> bool:
         """Whether an entry has the keys it should have, and each holds what it should."""
         before = len(self.problems)
-        if not isinstance(entry, dict):
-            self.problems.append(f"{where}found {short(entry)}, expected an object with keys")
-            return False
-        for key in sorted(entry.keys() - checks.keys()):
+        for key in sorted(entry.keys() - checks.keys()) if isinstance(entry, dict) else ():
             self.problems.append(f"{where}found the key {short(key)}, expected {list(checks)}")
-        for key, (is_right, expected) in checks.items():
-            if key not in entry:
-                self.problems.append(f"{where}found no {key!r}, expected {expected}")
-            elif not is_right(entry[key]):
-                found = short(entry[key])
-                self.problems.append(f"{where}{key}: found {found}, expected {expected}")
+        self.problems += [where + text for text in field_problems(entry, checks)]
         return len(self.problems) == before
 
     def _check_unique(self, what: str, values: Iterator) -> None:

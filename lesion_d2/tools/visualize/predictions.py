@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lesion_d2.data.catalog import load_records
-from lesion_d2.tools.show_results import read_froc
+from lesion_d2.evaluation.result_files import read_froc_file
 from lesion_d2.visualization import (
     OUTCOME_LEGEND,
     LesionVisualizer,
@@ -59,7 +59,7 @@ def draw_predictions(args: argparse.Namespace) -> list[str]:
 def _counts_whole_pixels(results: str) -> bool:
     """Whether the evaluation that wrote a file of results did; one without a table did not."""
     file = Path(results).parent / "froc.json"
-    return file.is_file() and read_froc(file).get("settings", {}).get("inclusive", False)
+    return file.is_file() and read_froc_file(file).get("settings", {}).get("inclusive", False)
 
 
 def threshold_at_fps(outcomes: Sequence[Outcome], rate: float) -> float:

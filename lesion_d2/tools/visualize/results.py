@@ -1,11 +1,11 @@
 """Files of detections in COCO's results format."""
 
-import json
-import math
-import os
 from collections.abc import Sequence
 
 from lesion_d2.boxes import first_pixel, moved_xywh
+from lesion_d2.files import read_json
+from lesion_d2.rle import check_mask
+from lesion_d2.values import are_numbers, field_problems, is_name, is_number, is_whole, short
 
 import torch
 from detectron2.data import MetadataCatalog
@@ -14,6 +14,18 @@ from detectron2.structures import Boxes, BoxMode, Instances
 DETECTION = ("image_id", "bbox", "score")
 HARD_NEGATIVE = (*DETECTION, "segmentation", "mask_iou")
 _IOUS = ("mask_iou", "box_iou")
+# Of an entry: key -> whether a value is right, and what is; and what stands for those that lack.
+_FIELDS = {
+    "image_id": (is_name, "a name or number"),
+    "bbox": (
+        lambda box: are_numbers(box, 4) and min(box[2:]) >= 0,
+        "x, y, width and height: finite numbers, neither of these below 0",
+    ),
+    "score": (is_number, "a number"),
+    "category_id": (is_whole, "a whole number"),
+    **dict.fromkeys(_IOUS, (is_number, "a number")),
+}
+_DEFAULTS = {"category_id": 0, **dict.fromkeys(_IOUS, 0.0)}
 
 
 def read_results(
@@ -47,28 +59,22 @@ def read_results(
     for number, entry in enumerate(_read_entries(path)):
         problem = _entry_problem(entry, required)
         if problem:
-            raise ValueError(f"{path}: entry {number} {problem}")
+            raise ValueError(f"{path}: entry {number}: {problem}")
         image_id = str(entry["image_id"])
         if image_id not in entries:
             raise ValueError(
-                f"{path}: entry {number} is of image {entry['image_id']!r}, which data set "
+                f"{path}: entry {number} is of image {short(entry['image_id'])}, which data set "
                 f"{dataset!r} does not have (its images are such as {next(iter(entries))!r})"
             )
         problem = _category_problem(entry, categories) or _mask_problem(entry, sizes[image_id])
         if problem:
-            raise ValueError(f"{path}: entry {number} {problem}")
+            raise ValueError(f"{path}: entry {number}: {problem}")
         entries[image_id].append({**entry, "bbox": moved_xywh(entry["bbox"], -offset)})
     return {image_id: _instances(found, sizes[image_id]) for image_id, found in entries.items()}
 
 
 def _read_entries(path: str) -> list:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such results file, expected what a run wrote")
-    try:
-        with open(path) as f:
-            entries = json.load(f)
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from None
+    entries = read_json(path, "the results of a run", allow_nan=True)
     if isinstance(entries, dict) and "detections" in entries:
         raise ValueError(
             f"{path}: holds detections in 3-D, expected those of slices: `visualize volumes` draws "
@@ -79,30 +85,15 @@ def _read_entries(path: str) -> list:
     return entries
 
 
-def _entry_problem(entry, required: Sequence[str]) -> str:
-    if not isinstance(entry, dict):
-        return f"is {entry!r}, expected a detection"
+def _entry_problem(entry: object, required: Sequence[str]) -> str:
+    """What is wrong with an entry, whatever the data set is."""
     # A hard negative of a model without masks has the IoU of boxes in place of both.
-    for key in DETECTION if "box_iou" in entry else required:
-        if key not in entry:
-            return f"has no {key!r}"
-    box = entry["bbox"] if isinstance(entry["bbox"], list) else []
-    if len(box) != 4 or not all(map(_is_number, [entry["score"], *box])):
-        return (
-            f"has bbox {entry['bbox']!r} and score {entry['score']!r}, expected x, y, width, "
-            "height and a number"
-        )
-    if min(box[2:]) < 0:
-        return f"has bbox {box}, expected x, y, width and height with neither of these below 0"
-    for key in _IOUS:
-        if not _is_number(entry.get(key, 0.0)):
-            return f"has {key} {entry[key]!r}, expected a number"
-    return ""
-
-
-def _is_number(value) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
+    has_box_iou = isinstance(entry, dict) and "box_iou" in entry
+    for key in DETECTION if has_box_iou else required:
+        if isinstance(entry, dict) and key not in entry:
+            return f"found no {key!r}, expected {', '.join(required)}"
+    entry = {**_DEFAULTS, **entry} if isinstance(entry, dict) else entry
+    return next(field_problems(entry, _FIELDS), "")
 
 
 def _categories(dataset: str, *, hard_negatives: bool) -> list[int] | None:
@@ -117,22 +108,19 @@ def _categories(dataset: str, *, hard_negatives: bool) -> list[int] | None:
 
 def _category_problem(entry: dict, categories: Sequence[int] | None) -> str:
     found = entry.get("category_id", 0)
-    is_known = isinstance(found, int) and not isinstance(found, bool)
-    if is_known and (found >= 0 if categories is None else found in categories):
+    if found >= 0 if categories is None else found in categories:
         return ""
-    return f"has category_id {found!r}, expected {'an id' if categories is None else categories}"
+    expected = "an id from 0" if categories is None else f"one of {short(categories)}"
+    return f"category_id: found {short(found)}, expected {expected}"
 
 
 def _mask_problem(entry: dict, image_size: tuple[int, int]) -> str:
-    rle = entry.get("segmentation")
-    if "segmentation" not in entry or (_is_rle(rle) and rle["size"] == list(image_size)):
-        return ""
-    found = f"of size {rle['size']}" if _is_rle(rle) else repr(rle)[:40]
-    return f"has segmentation {found}, expected COCO RLE of size {list(image_size)}"
-
-
-def _is_rle(value) -> bool:
-    return isinstance(value, dict) and "size" in value and isinstance(value.get("counts"), str)
+    try:
+        if "segmentation" in entry:
+            check_mask(entry["segmentation"], image_size)
+    except ValueError as error:
+        return f"segmentation: {error}"
+    return ""
 
 
 def _instances(entries: list[dict], image_size: tuple[int, int]) -> Instances:

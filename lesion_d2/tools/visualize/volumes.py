@@ -10,6 +10,7 @@ from lesion_d2.evaluation import Criterion, read_volume_detections
 from lesion_d2.evaluation.volumes import VolumeTruth
 from lesion_d2.files import read_json
 from lesion_d2.ignore_regions import lesions_of
+from lesion_d2.rle import decode_mask
 from lesion_d2.visualization import (
     MASK_COLOR,
     OUTCOME_LEGEND,
@@ -24,7 +25,6 @@ from lesion_d2.visualization import (
 )
 
 import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
@@ -232,7 +232,8 @@ def _lesion_masks(record: Mapping) -> list[np.ndarray]:
         for key in _MASK_KEYS
         if key in annotation
     ]
-    return [mask_util.decode(mask).astype(bool) for mask in masks]
+    size = record["height"], record["width"]
+    return [decode_mask(mask, size) for mask in masks]
 
 
 def _titles(page: Page, strip: Strip, length: int, most: int) -> list[str]:
