@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from .values import MAX_SIDE, is_size, short
+from .errors import short
+from .values import MAX_SIDE, is_size
 
 _MAX_CHARACTERS = 8  # of a run: more than 2^35 pixels are in no image
 _MORE, _NEGATIVE, _BITS = 0x20, 0x10, 0x1F

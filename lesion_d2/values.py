@@ -1,21 +1,15 @@
-"""What a value from a file is, before anything is computed with it, and how messages show it."""
+"""What a value from a file is, told before anything is computed with it."""
 
-import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral, Real
 
-import numpy as np
-
-from .files import one_line
+from .errors import short
 
 #: Beyond these no number of a file means anything; ids of COCO's have up to 13 digits.
 MAX_NUMBER, MAX_ID = 1e9, 1e15
 #: Pixels of an image's longer side, and letters of a name.
 MAX_SIDE = 8192
 MAX_TEXT = 1000
-# Of what messages show.
-_MAX_LENGTH = 60
-_MAX_BITS = 256
 
 
 def is_whole(value: object, most: float = MAX_ID) -> bool:
@@ -85,38 +79,3 @@ def field_problems(
             yield f"found no {key!r}, expected {expected}"
         elif not is_right(entry[key]):
             yield f"{key}: found {short(entry[key])}, expected {expected}"
-
-
-def short(value: object) -> str:
-    """``repr`` on one line of at most 60 characters.
-
-    What a file holds may be nested without an end, or small and of endless text (a list that holds
-    one list many times, and so on): only its outermost parts are looked at.
-    """
-    text = one_line(_SHORT.repr(value))
-    return text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 3]}..."
-
-
-class _Short(reprlib.Repr):
-    """Cut before it is written; of containers that pickles hold, too."""
-
-    def __init__(self):
-        super().__init__()
-        self.maxlevel = 3
-        self.maxdict = self.maxset = self.maxfrozenset = 6
-        self.maxstring = self.maxother = _MAX_LENGTH + 2
-        self.repr_OrderedDict = self.repr_defaultdict = self.repr_dict
-
-    def repr_int(self, value: int, level: int) -> str:
-        """Python refuses to write very long numbers."""
-        bits = value.bit_length()
-        return repr(value) if bits <= _MAX_BITS else f"<integer of {bits} bits>"
-
-    def repr_instance(self, value: object, level: int) -> str:
-        """NumPy writes the objects in an array whole."""
-        if isinstance(value, (np.ndarray, np.generic)) and value.dtype.hasobject:
-            return f"<{type(value).__name__} of objects, shape {value.shape}>"
-        return super().repr_instance(value, level)
-
-
-_SHORT = _Short()

@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import itertools
+import math
 import os
 import stat
 from pathlib import Path
@@ -10,6 +11,7 @@ from lesion_d2.files import (
     folder_written_whole,
     locked,
     one_line,
+    parse_json,
     read_json,
     recover_folder,
     release_lock,
@@ -62,6 +64,36 @@ def test_json_is_read_or_told_of_in_one_line(tmp_path):
         read_json(file, "numbers")
     with pytest.raises(IsADirectoryError, match=r": found a folder, expected numbers$"):
         read_json(tmp_path, "numbers")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'{"a": NaN}', "the number NaN"),
+        (b"[-Infinity]", "the number -Infinity"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' twice in one object"),
+        (b'{"' + b"k" * 5000 + b'": 1, "' + b"k" * 5000 + b'": 2}', "the key 'kkk.* twice"),
+        (b"1" * 5000, "Exceeds the limit"),
+        (b'{"a":' * 10_000, "recursion"),
+        (b'"\xe9"', "can't decode byte 0xe9"),
+        (b'"\\ud800"', "surrogates not allowed"),
+        (b"\xef\xbb\xbf", "Expecting value"),
+        (b"\xfe\xff\xd8", "decode"),
+    ],
+)
+def test_json_that_is_none_is_told_of_in_one_line(data, message):
+    with pytest.raises(ValueError, match=rf"^a, line 3: found no readable JSON \(.*{message}") as e:
+        parse_json(data, "a, line 3")
+    assert len(str(e.value)) < 300 and "\n" not in str(e.value)
+
+
+def test_json_of_other_programs(tmp_path):
+    assert parse_json(b'\xef\xbb\xbf{"a": [1e5, "\\ud83d\\ude00"]}', "a") == {
+        "a": [1e5, "\U0001f600"]
+    }
+    assert parse_json('{"ä": 1}'.encode("utf-16"), "a") == {"ä": 1}
+    assert math.isnan(parse_json(b"[NaN]", "a", allow_nan=True)[0])
+    assert parse_json(b'[{"a": 1}, {"a": 2}]', "a") == [{"a": 1}, {"a": 2}]
 
 
 def test_one_line():

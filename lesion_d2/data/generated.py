@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..files import folder_written_whole, recover_folder, written_whole
+from ..files import folder_written_whole, read_json, recover_folder, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def _holds_these(root: Path, kind: str, options: Any, overwrite: bool) -> bool:
     defaults = _later_defaults(options)
     wanted = {**defaults, **_stored(options)}
     try:
-        found = {**defaults, **json.loads((root / f"{kind}.json").read_text())}
+        found = {**defaults, **read_json(root / f"{kind}.json", "options")}
     except (OSError, TypeError, ValueError):  # TypeError: JSON, but no object
         raise FileExistsError(
             f"{root} exists and is no {kind} data set (no readable {kind}.json): choose another "

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,12 @@ from tqdm import tqdm
 
 from ..boxes import first_pixel, moved_xywh, xyxy_box
 from ..data.loader import build_lesion_test_loader
+from ..errors import InputError, short
 from ..files import written_whole
 from ..ignore_regions import lesions_of, lie_inside, region_boxes
 from ..modeling.mining import best_box_ious
+from ..rle import check_mask, encode_mask
+from ..values import are_numbers, field_problems, is_number, is_whole
 from .checkpoint import LesionCheckpointer
 from .processes import share_running_statistics
 
@@ -318,9 +321,7 @@ class HardNegativeMiner:
         }
         if self._read_boxes is not None:
             return {**annotation, "box_iou": iou}
-        mask = instance.pred_masks[0].cpu().numpy()
-        rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-        rle = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+        rle = encode_mask(instance.pred_masks[0].cpu().numpy())
         return {**annotation, "segmentation": rle, "mask_iou": iou}
 
 
@@ -333,6 +334,34 @@ def _is_example(annotation: dict) -> bool:
     x1, y1, x2, y2 = annotation["bbox"]
     has_pixels = "segmentation" not in annotation or mask_util.area(annotation["segmentation"]) > 0
     return has_pixels and min(x2 - x1, y2 - y1) >= 1
+
+
+_STATE_FIELDS = {
+    "mined_at": (is_whole, "an iteration"),
+    "negatives": (lambda value: isinstance(value, dict), "annotations by images"),
+}
+_NEGATIVE_FIELDS = {
+    "bbox": (
+        lambda box: are_numbers(box, 4) and box[0] < box[2] and box[1] < box[3],
+        "x1 < x2, y1 < y2",
+    ),
+    "category_id": (lambda value: is_whole(value) and value >= 0, "a whole number from 0"),
+    "score": (is_number, "a number"),
+}
+
+
+def _negative_problems(annotations: object) -> Iterator[str]:
+    """What is wrong with an image's hard negatives, but for the size of its masks."""
+    if not isinstance(annotations, list):
+        yield f"found {short(annotations)}, expected a list of annotations"
+        return
+    for annotation in annotations:
+        yield from field_problems(annotation, _NEGATIVE_FIELDS)
+        if "segmentation" in annotation:
+            try:
+                check_mask(annotation["segmentation"])
+            except ValueError as error:
+                yield f"segmentation: {error}"
 
 
 class HardNegativeMiningHook(HookBase):
@@ -373,7 +402,17 @@ class HardNegativeMiningHook(HookBase):
         return {"mined_at": self._mined_at, "negatives": self._negatives}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on with the set of a checkpoint."""
+        """Go on with the set of a checkpoint.
+
+        Raises:
+            InputError: it is none: the image and the key, what was found and expected.
+        """
+        for text in field_problems(state_dict, _STATE_FIELDS):
+            raise InputError(f"hard negatives of the checkpoint: {text}")
+        for image_id, annotations in state_dict["negatives"].items():
+            for text in _negative_problems(annotations):
+                where = f"hard negatives of the checkpoint, image {short(image_id)}"
+                raise InputError(f"{where}: {text}")
         self._mined_at = state_dict["mined_at"]
         self._negatives = state_dict["negatives"]
 

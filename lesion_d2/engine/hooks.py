@@ -1,4 +1,3 @@
-import json
 import logging
 import math
 import operator
@@ -10,6 +9,8 @@ from pathlib import Path
 from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.utils import comm
 
+from ..files import parse_json
+from ..values import is_whole
 from .checkpoint import LesionCheckpointer, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -341,8 +342,10 @@ def _is_before(line: bytes, start_iter: int) -> bool:
     if not line.endswith(b"\n"):
         return False
     try:
-        scalars = json.loads(line)
-    except ValueError:  # no JSON, or no UTF-8
+        scalars = parse_json(line, "metrics", allow_nan=True)
+    except ValueError:
         return False
-    iteration = scalars["iteration"]
+    iteration = scalars.get("iteration") if isinstance(scalars, dict) else None
+    if not is_whole(iteration):
+        return False
     return iteration < start_iter or (iteration == start_iter and "total_loss" not in scalars)

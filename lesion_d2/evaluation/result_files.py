@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from detectron2.data import MetadataCatalog
 
+from ..errors import short
 from ..files import read_json
 from ..values import (
     are_digits,
@@ -14,7 +15,6 @@ from ..values import (
     is_number,
     is_text,
     is_whole,
-    short,
 )
 
 _AGAIN = "evaluate anew (--eval-only)"
@@ -33,7 +33,7 @@ def read_froc_file(file: str | os.PathLike) -> dict:
         ValueError: it is no such file: the key, what was found and expected.
     """
     content = read_json(file, "the FROC table of an evaluation")
-    _raise_first(file, _froc_problems(content), "an FROC table of an evaluation")
+    _raise_first(file, _froc_problems(content), "FROC table of an evaluation")
     return content
 
 
@@ -66,7 +66,7 @@ def read_volumes_file(file: str | os.PathLike) -> dict:
         ValueError: it is no such file: the key, what was found and expected.
     """
     content = read_json(file, "an evaluation of volumes")
-    _raise_first(file, _volumes_problems(content), "an evaluation of volumes")
+    _raise_first(file, _volumes_problems(content), "evaluation of volumes")
     return content
 
 
@@ -95,7 +95,7 @@ def check_detections(file: str | os.PathLike, content: dict) -> None:
     Raises:
         ValueError: see :func:`read_volumes_file`.
     """
-    _raise_first(file, _detections_problems(content), "an evaluation of volumes")
+    _raise_first(file, _detections_problems(content), "evaluation of volumes")
 
 
 def _detections_problems(content: dict) -> Iterator[str]:

@@ -13,6 +13,7 @@ from ..data.problems import short
 from ..data.restricted_pickle import load_pickle
 from ..data.table_pickle import load_table
 from ..files import one_line
+from ..values import is_whole
 
 _COLUMNS = ("pid", "class_target")
 _META = re.compile(r"meta_info_(.+)\.pickle", re.DOTALL)
@@ -114,7 +115,7 @@ def _read_csv(file: Path) -> dict[str, list]:
 
 
 def _pid(where: str, pid: object) -> str:
-    pid = str(pid) if isinstance(pid, (int, np.integer)) else pid
+    pid = str(pid) if is_whole(pid) else pid
     if not isinstance(pid, str) or not pid.strip() or os.path.basename(pid) != pid:
         raise ValueError(f"{where}: found the pid {short(pid)}, expected the beginning of a name")
     return str(pid)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lesion_d2.data.catalog import load_records
-from lesion_d2.files import written_whole
+from lesion_d2.files import parse_json, read_json, written_whole
 from lesion_d2.tools.arguments import key_value_pairs
 from lesion_d2.tools.trainings import FailedRun
 
@@ -72,7 +72,7 @@ class RunFiles(Generic[ResultType]):
         if not file.is_file():
             return None
         try:
-            content = json.loads(file.read_text())
+            content = read_json(file, "a run's options", allow_nan=True)
             found = dict(content["options"])
             if found.keys() != self.options.keys():
                 raise ValueError(f"options {', '.join(found)}, expected {', '.join(self.options)}")
@@ -147,7 +147,8 @@ def read_metric(file: Path, metric: str) -> tuple[float, int]:
         FailedRun: there is no number.
     """
     try:
-        records = [json.loads(line) for line in file.read_text().splitlines() if metric in line]
+        lines = [line for line in file.read_bytes().splitlines() if metric.encode() in line]
+        records = [parse_json(line, file, allow_nan=True) for line in lines]
         value, iteration = float(records[-1][metric]), int(records[-1]["iteration"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise FailedRun(f"{file}: found no {metric} ({error!r})") from None

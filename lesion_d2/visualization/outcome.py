@@ -11,6 +11,7 @@ from ..boxes import xyxy_box
 from ..evaluation.excused import boxes_in_regions
 from ..evaluation.matching import match_detections
 from ..ignore_regions import lesions_of, region_boxes
+from ..rle import decode_mask
 
 
 @dataclass(kw_only=True)

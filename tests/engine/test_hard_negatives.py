@@ -12,6 +12,7 @@ from lesion_d2.engine.hard_negatives import (
     read_region_boxes,
     select_hard_negatives,
 )
+from lesion_d2.errors import InputError
 from lesion_d2.modeling.mining import best_box_ious
 
 import numpy as np
@@ -327,6 +328,9 @@ class FakeTrainer(TrainerBase):
         return self
 
 
+NEGATIVE = {"bbox": [1.0, 2.0, 9.0, 9.5], "category_id": 1, "score": 0.9, "box_iou": 0.0}
+
+
 def test_hook_mines_after_every_period_but_the_last_iteration(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="lesion_d2")
     trainer = FakeTrainer(tmp_path, max_iter=6).run()
@@ -360,6 +364,37 @@ def test_a_resumed_run_goes_on_with_the_set_of_the_checkpoint(tmp_path):
     # The set that was mined after the checkpoint's own iteration, which it was written again with.
     assert resumed.restarts[0] == (4, first.restarts[1][1])
     assert [start for start, _ in resumed.restarts] == [4, 6]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"negatives": 5}, "checkpoint: negatives: found 5, expected annotations by images"),
+        ({"mined_at": "x"}, "checkpoint: mined_at: found 'x', expected an iteration"),
+        ({"negatives": {"one": 5}}, "image 'one': found 5, expected a list of annotations"),
+        ({"negatives": {"one": [{}]}}, "image 'one': found no 'bbox', expected x1 < x2"),
+        *[
+            ({"negatives": {"one": [{**NEGATIVE, key: value}]}}, f"image 'one': {key}: found")
+            for key, value in (
+                ("bbox", [5, 5, 5, 9]),
+                ("bbox", [0, 0, 9, float("nan")]),
+                ("category_id", -1),
+                ("category_id", None),
+                ("score", 1e29),
+                ("segmentation", {"size": [100_000, 100_000], "counts": "00"}),
+                ("segmentation", {"size": [64, 64], "counts": "n0i03"}),
+            )
+        ],
+    ],
+)
+def test_negatives_of_a_checkpoint_that_are_none_are_refused(change, message):
+    hook = HardNegativeMiningHook(2, miner=None, checkpointer=None)
+    state = {"mined_at": 3, "negatives": {"one": [NEGATIVE]}}
+    hook.load_state_dict(state)
+    assert hook.state_dict() == state
+    with pytest.raises(InputError, match=f"hard negatives of the .*{message}"):
+        hook.load_state_dict({**state, **change})
+    assert hook.state_dict() == state
 
 
 def test_a_checkpoint_of_an_earlier_iteration_is_not_touched(tmp_path):

@@ -3,12 +3,13 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from lesion_d2.data.deeplesion import register_deeplesion
-from lesion_d2.data.mask_files import load_mask_file
+from lesion_d2.data.mask_files import load_mask_file, mask_annotation
 from lesion_d2.data.phantom import write_phantom
-from lesion_d2.data.pseudo_masks import pseudo_mask
+from lesion_d2.data.pseudo_masks import PseudoMask, pseudo_mask
 from lesion_d2.files import locked
 from lesion_d2.tools import prepare_masks as tool
 
@@ -146,6 +147,62 @@ def test_a_damaged_journal_is_an_error_with_its_line(phantom, tmp_path):
     Path(f"{output}.partial").write_text(json.dumps({"info": info}) + "\nhello\n{}\n")
     with pytest.raises(ValueError, match=r"masks\.json\.partial, line 2: found b'hello'"):
         tool.prepare_masks(NAME, "grabcut", os.fspath(output), workers=1)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[" * 10_000, "found b'.*expected a JSON object"),
+        ("1" * 5000, "found b'1111.*expected a JSON object"),
+        ('{"image_id": [1], "annotations": []}', r"image_id: found \[1\], expected a name"),
+        ('{"image_id": "a"}', "annotations: found None, expected a list"),
+        ('{"image_id": "a", "annotations": 5}', "annotations: found 5, expected a list"),
+        ('{"image_id": "a", "annotations": null}', "annotations: found None, expected a list"),
+        ('{"image_id": "a", "annotations": [5]}', "annotation 0: found 5, expected an object"),
+        ('{"image_id": "a", "annotations": [{}]}', "annotation 0: found no 'image_id'"),
+    ],
+)
+def test_journals_are_told_of_by_line_and_key(tmp_path, line, message):
+    journal, info = tmp_path / "masks.json.partial", {"method": "grabcut"}
+    journal.write_text(f"{json.dumps({'info': info})}\n{line}\n")
+    with pytest.raises(ValueError, match=rf"json\.partial, line 2: {message}.*; remove the file$"):
+        tool._read_journal(os.fspath(journal), info, [])
+
+
+def test_journal_entries_of_other_masks_are_computed_again(tmp_path):
+    ends = [2.0, 4.0, 8.0, 4.0, 5.0, 2.0, 5.0, 6.0]
+    lesion = {"row": 2, "recist": ends}
+    image = {"image_id": "a", "height": 12, "width": 10, "annotations": [lesion]}
+    entry = mask_annotation("a", lesion, PseudoMask(np.ones((12, 10), bool), False))
+    journal, info = tmp_path / "masks.json.partial", {"method": "grabcut"}
+    lines = [{"info": info}, {"image_id": "a", "annotations": [entry]}]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    read = partial(tool._read_journal, os.fspath(journal), info)
+    assert read([image]) == {"a": [entry]}
+    assert read([{**image, "height": 10}]) == read([{**image, "image_id": "b"}]) == {}
+    lines[1]["annotations"][0]["image_id"] = "b"
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read([image]) == {}
+
+
+@pytest.mark.parametrize(
+    ("truth", "message"),
+    [
+        ({"a": 5}, "image a: found 5, expected masks by rows"),
+        ({"a": {}}, r"found no mask of row 2 \(image a\) of set, expected one"),
+        ({"a": {"2": None}}, "image a, row 2: found the mask None"),
+        (
+            {"a": {"2": {"size": [100_000, 100_000], "counts": "00"}}},
+            "row 2: found a mask of the s",
+        ),
+        ({"a": {"2": {"size": [10, 12], "counts": "h3"}}}, r"found a mask of \[10, 12\] pixels"),
+        ({"a": {"2": {"size": [12, 10], "counts": "h1"}}}, "row 2: found an RLE mask of"),
+    ],
+)
+def test_true_masks_are_told_of_by_image_and_row(truth, message):
+    image = {"image_id": "a", "height": 12, "width": 10}
+    with pytest.raises(ValueError, match=rf"truth\.json: .*{message}"):
+        tool._check_truth("truth.json", truth, "set", image, {"row": 2})
 
 
 def test_journal_entries_of_changed_lesions_are_computed_again(phantom, finished, tmp_path):

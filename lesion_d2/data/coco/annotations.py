@@ -18,6 +18,7 @@ from .records import (
 )
 
 _SEGMENTATION = "segmentation"
+_MAX_LENGTH = 100  # of outlines, in sums of an image's height and width
 
 
 def read_annotation(
@@ -103,6 +104,7 @@ def _read_mask(segmentation: Any, size: tuple[int, int]) -> dict | None:
 
 def _mask_of_polygons(polygons: Sequence, size: tuple[int, int]) -> dict:
     limit = np.add([size[1], size[0]], MAX_OVERHANG)
+    length = 0.0
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             count = f" (here {len(polygon)})" if isinstance(polygon, list) else ""
@@ -119,6 +121,14 @@ def _mask_of_polygons(polygons: Sequence, size: tuple[int, int]) -> dict:
             point = points[outside][0].tolist()
             raise BadEntryError(
                 _SEGMENTATION, point, f"points in the image of {size[1]} x {size[0]} pixels"
+            )
+        length += np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
+        # pycocotools takes memory for each pixel of an outline.
+        if length > _MAX_LENGTH * sum(size):
+            raise BadEntryError(
+                f"{_SEGMENTATION}, length of the outlines in pixels",
+                round(length),
+                f"{_MAX_LENGTH * sum(size)} at most, {_MAX_LENGTH} times height and width",
             )
     return _as_text(coco_mask.merge(coco_mask.frPyObjects(polygons, *size)))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...files import read_json, written_whole
+from ...files import parse_json, read_json, written_whole
 from ...rle import check_mask
 from ...scans.limits import check_size
 from ...values import field_problems
@@ -101,8 +101,8 @@ def _first_line(file: Path) -> object:
             head = opened.readline()
             opened.seek(max(0, os.path.getsize(file) - len(_END)))
             is_whole = opened.read() == _END and head.endswith(b",\n")
-        return json.loads(head[:-2] + b"}") if is_whole else None
-    except (OSError, ValueError, RecursionError):
+        return parse_json(head[:-2] + b"}", file, allow_nan=True) if is_whole else None
+    except (OSError, ValueError):
         return None  # read as a whole, it is told what is wrong
 
 

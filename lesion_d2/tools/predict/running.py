@@ -20,7 +20,7 @@ from lesion_d2.engine import (
     predict_scan,
     share_cores,
 )
-from lesion_d2.files import one_line, recover_folder
+from lesion_d2.files import one_line, read_json, recover_folder
 from lesion_d2.findings import OperatingPoint
 from lesion_d2.scans import ScanCandidate
 
@@ -195,7 +195,8 @@ def gather_rows(
     candidates: Sequence[ScanCandidate], rows_folder: Path, num_processes: int
 ) -> tuple[list[ScanRow], str | None]:
     """The rows of all processes in the order of the scans, and the first reason to stop."""
-    contents = [json.loads((rows_folder / f"{i}.json").read_text()) for i in range(num_processes)]
+    files = [rows_folder / f"{rank}.json" for rank in range(num_processes)]
+    contents = [read_json(file, "rows of scans", allow_nan=True) for file in files]
     rows = {row["scan"]: ScanRow(**row) for content in contents for row in content["rows"]}
     fatal = next(filter(None, (content["fatal"] for content in contents)), None)
     if fatal is None:

@@ -1,12 +1,12 @@
 """Trainings of the grid and their results."""
 
 import datetime
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lesion_d2.evaluation.evaluator import RESULTS
+from lesion_d2.files import read_json
 from lesion_d2.tools import trainings
 from lesion_d2.tools.checkout import find_in_checkout
 from lesion_d2.tools.run_files import read_metric
@@ -104,6 +104,6 @@ def read_test(run: Run) -> float:
     file = run.test_folder / "inference" / run.datasets[1] / RESULTS
     task, name = METRIC.split("/")
     try:
-        return float(json.loads(file.read_text())[task][name])
+        return float(read_json(file, "results of an evaluation", allow_nan=True)[task][name])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise FailedRun(f"{file}: found no {METRIC} ({error!r})") from None

@@ -19,6 +19,7 @@ from .pictures import (
     check_output,
     names_of_pictures,
     pick_records,
+    picture_name,
     remove_pictures,
     truth_title,
     write_pictures,
@@ -32,7 +33,7 @@ def draw_dataset(args: argparse.Namespace) -> list[str]:
     check_output(args.output, records, args.dataset)
     masks_of = mask_source(args.masks)
     chosen = pick_records(records, args.pick, args.num, seed=args.seed)
-    drawings = [(f"{record['image_id']}.png", truth_title(record), record) for record in chosen]
+    drawings = [(picture_name(record), truth_title(record), record) for record in chosen]
 
     def draw(visualizer: LesionVisualizer, record: dict) -> None:
         """Draw the truth of one image."""

@@ -29,6 +29,7 @@ from .pictures import (
     check_output,
     names_of_pictures,
     pick_records,
+    picture_name,
     remove_pictures,
     write_pictures,
 )
@@ -81,7 +82,7 @@ def draw_mined(args: argparse.Namespace) -> list[str]:
             f"MODEL.MEAN_TEACHER.SCORE_THRESH: found {cfg.MODEL.MEAN_TEACHER.SCORE_THRESH}, which "
             f"no lesion to mine in {dataset} has, expected a lower score"
         )
-    drawings = [(f"{image.record['image_id']}.png", image.title(), image) for image in chosen]
+    drawings = [(picture_name(image.record), image.title(), image) for image in chosen]
 
     def draw(visualizer: LesionVisualizer, image: TeacherImage) -> None:
         """Draw lesions, mined ones and hidden ones of one image."""

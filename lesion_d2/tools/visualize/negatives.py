@@ -23,6 +23,7 @@ from .dataset import mask_source
 from .pictures import (
     check_output,
     names_of_pictures,
+    picture_name,
     remove_pictures,
     write_pictures,
 )
@@ -67,7 +68,7 @@ def draw_negatives(args: argparse.Namespace) -> list[str]:
         legend = HIDDEN_LEGEND
     print(summary)
     chosen = pick_mined(mined, args.pick, args.num, seed=args.seed)
-    drawings = [(f"{image.record['image_id']}.png", image.title(), image) for image in chosen]
+    drawings = [(picture_name(image.record), image.title(), image) for image in chosen]
 
     def draw(visualizer: LesionVisualizer, image: MinedImage) -> None:
         """Draw lesions and negatives of one image."""

@@ -3,7 +3,7 @@
 import glob
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lesion_d2.ignore_regions import lesions_of, regions_of
@@ -52,9 +52,14 @@ def check_output(output: str, records: Sequence[dict], dataset: str) -> None:
         )
 
 
+def picture_name(record: Mapping) -> str:
+    """The file of an image's picture, in no other folder whatever the image is called."""
+    return f"{record['image_id']}.png".replace("/", "_").replace("\0", "_")
+
+
 def names_of_pictures(records: Sequence[dict]) -> list[str]:
     """Patterns of the pictures that are named by their image alone."""
-    return [f"{glob.escape(record['image_id'])}.png" for record in records]
+    return [glob.escape(picture_name(record)) for record in records]
 
 
 def remove_pictures(output: str, patterns: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from lesion_d2.visualization import (
 
 import numpy as np
 
-from .pictures import MAX_COLUMNS, remove_pictures, write_pictures
+from .pictures import MAX_COLUMNS, picture_name, remove_pictures, write_pictures
 from .results import read_results
 
 PICKS = ("best", "worst", "random")
@@ -46,7 +46,8 @@ def draw_predictions(args: argparse.Namespace) -> list[str]:
         counts[pick] += 1
         image_id = outcome.record["image_id"]
         title = f"{pick} {counts[pick]}: {image_id}\n{outcome.summary()}"
-        drawings.append((f"{pick}_{counts[pick]:02d}_{image_id}.png", title, outcome))
+        name = f"{pick}_{counts[pick]:02d}_{picture_name(outcome.record)}"
+        drawings.append((name, title, outcome))
     output = args.output or os.path.join(os.path.dirname(args.results), "pictures")
     remove_pictures(output, [f"{pick}_[0-9][0-9]*_*.png" for pick in PICKS])
     columns = args.num if len(args.pick) > 1 and args.num <= MAX_COLUMNS else None

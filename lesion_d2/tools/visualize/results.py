@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from lesion_d2.boxes import first_pixel, moved_xywh
+from lesion_d2.errors import short
 from lesion_d2.files import read_json
 from lesion_d2.rle import check_mask
-from lesion_d2.values import are_numbers, field_problems, is_name, is_number, is_whole, short
+from lesion_d2.values import are_numbers, field_problems, is_name, is_number, is_whole
 
 import torch
 from detectron2.data import MetadataCatalog

@@ -18,7 +18,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
-from .pictures import CONTACT_SHEET, TILE_SIDE, truth_title, with_regions
+from .pictures import CONTACT_SHEET, TILE_SIDE, picture_name, truth_title, with_regions
 
 
 @dataclass
@@ -62,7 +62,7 @@ def write_rows(
         tiles = draw_row(row, image, MetadataCatalog.get(dataset))
         titles = [truth_title(row.record), *(heat_map.title for heat_map in row.heat_maps)]
         page = contact_sheet(tiles, titles, legend, columns=len(tiles))
-        paths.append(save_picture(page, os.path.join(output, f"{row.record['image_id']}.png")))
+        paths.append(save_picture(page, os.path.join(output, picture_name(row.record))))
         all_tiles += tiles
         all_titles += titles
     sheet = contact_sheet(all_tiles, all_titles, legend, columns=1 + len(rows[0].heat_maps))

@@ -34,7 +34,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .pictures import CONTACT_SHEET, TILE_SIDE, truth_title
+from .pictures import CONTACT_SHEET, TILE_SIDE, picture_name, truth_title
 
 #: What sorts an image's detections: a dict of the data set and the detections in, the outcome out.
 JudgeImage = Callable[[dict, Instances], ImageOutcome]
@@ -223,7 +223,7 @@ def write_slice_pages(
     for recording in tqdm(recordings, desc="pictures", disable=None):
         content = SlicePage(recording, window, metadata).draw(judge_image)
         pages.append(contact_sheet([content], [truth_title(recording.record)], legend))
-        path = os.path.join(output, f"{recording.record['image_id']}.png")
+        path = os.path.join(output, picture_name(recording.record))
         paths.append(save_picture(pages[-1], path))
     return [*paths, save_picture(stack_pictures(pages), os.path.join(output, CONTACT_SHEET))]
 

@@ -229,6 +229,14 @@ SIZE = [HEIGHT, WIDTH]
             r"annotation 7: segmentation: found \[5.0, 1000000000.0\], expected points in the im",
         ),
         (
+            {"segmentation": [[0, 0, WIDTH, HEIGHT] * 1000]},
+            "annotation 7: segmentation, length of the outlines in pixels: found 64000, expected",
+        ),
+        (
+            {"segmentation": {"size": [100_000, 100_000], "counts": "00"}},
+            "annotation 7: segmentation, size: found .* expected the image's",
+        ),
+        (
             {"segmentation": {"size": [WIDTH, HEIGHT], "counts": "0"}},
             r"annotation 7: segmentation, size: found \[32, 24\], expected the image's \[24, 32\]",
         ),

@@ -1,9 +1,13 @@
+from lesion_d2.data.mask_files import mask_annotation, write_mask_file
+from lesion_d2.data.pseudo_masks import PseudoMask
 from lesion_d2.engine import InputError, Trainer, load_config
 from lesion_d2.engine.checks import check_inputs
 from lesion_d2.modeling import DetUNet, LesionRCNN, RetinaUNet
 
+import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from tiny_run import tiny_args, uldor_args
 
@@ -152,6 +156,25 @@ def test_wrong_inputs_stop_a_run_before_it_writes(tiny_phantom, tmp_path, flags,
         train_net.main(tiny_args(output_dir, *flags, **changes))
     assert "\n" not in str(error.value)
     assert not output_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"height": 5}, r"the mask of row \d+ \(image .*\) is of \[5, \d+\] pixels, expected"),
+        ({"row": 99}, r"found no mask of row \d+ \(image"),
+    ],
+)
+def test_mask_files_that_are_of_no_use_stop_a_run(tiny_phantom, tmp_path, change, message):
+    image = DatasetCatalog.get("phantom_train")[0]
+    lesion, file = image["annotations"][0], tmp_path / "masks.json"
+    size = (change.get("height", image["height"]), image["width"])
+    mask = PseudoMask(np.ones(size, bool), False)
+    entry = {**mask_annotation(image["image_id"], lesion, mask), **change}
+    write_mask_file(file, {"method": "ellipse"}, [entry])
+    args = tiny_args(tmp_path / "output", INPUT__PSEUDO_MASK_FILES=(str(file),))
+    with pytest.raises(InputError, match=f"INPUT.PSEUDO_MASK_FILES: {file}: {message}"):
+        check_inputs(load_config(args), args)
 
 
 def _write_weights(args, file) -> None:
