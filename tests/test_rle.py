@@ -88,7 +88,7 @@ def test_counts_with_any_character_changed_cut_or_added_are_right_or_refused():
                 [5.0, 5],
                 [float("nan"), 5],
                 [1e29, 1e29],
-                [10**5000, 5],
+                [10**400, 5],
                 [True, True],
                 [[5], 5],
                 {"0": 5, "1": 5},

@@ -16,7 +16,7 @@ NAN, INFINITY = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize(
-    "value", [None, True, "1", [1], {}, NAN, INFINITY, -INFINITY, 1e29, 10**5000]
+    "value", [None, True, "1", [1], {}, NAN, INFINITY, -INFINITY, 1e29, 10**400]
 )
 def test_what_is_no_number(value):
     assert not is_number(value) and not is_whole(value)

@@ -128,7 +128,9 @@ def test_bad_slices_stop_with_one_line():
 def test_masks_that_are_none_stop_with_one_line(mask, message):
     (image,) = made_up_slices((0,))
     image["annotations"].append(annotation([1, 1, 2, 2], segmentation=mask))
-    with pytest.raises(ValueError, match=f"^train, volume v, lesion 1: segmentation: {message}") as error:
+    with pytest.raises(
+        ValueError, match=f"^train, volume v, lesion 1: segmentation: {message}"
+    ) as error:
         volume_records([image], "train")
     assert "\n" not in str(error.value)
 
