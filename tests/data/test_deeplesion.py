@@ -355,7 +355,6 @@ def test_real_lesions_stand_out_most_where_the_reader_puts_them(monkeypatch):
         ("File_name", "../000001_02_03_010.png", "<p>_<s>_<r>_<slice>.png"),
         ("File_name", "/000001_02_03_010.png", "<p>_<s>_<r>_<slice>.png"),
         ("File_name", "\u0661_02_03_010.png", "<p>_<s>_<r>_<slice>.png"),
-        ("File_name", f"000001_02_03_{'1' * 5000}.png", "<p>_<s>_<r>_<slice>.png"),
     ],
 )
 def test_bad_cell(tmp_path, column, cell, expected):
