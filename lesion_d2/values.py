@@ -7,9 +7,10 @@ from .errors import short
 
 #: Beyond these no number of a file means anything; ids of COCO's have up to 13 digits.
 MAX_NUMBER, MAX_ID = 1e9, 1e15
-#: Pixels of an image's longer side, and letters of a name.
-MAX_SIDE = 8192
-MAX_TEXT = 1000
+#: Pixels of an image's longer side, slices of a volume, and letters of a name.
+MAX_SIDE, MAX_SLICES, MAX_TEXT = 8192, 20_000, 1000
+#: Slices of all lesions of a volume, each of which is an annotation: a few bytes may ask for many.
+MAX_LESION_SLICES = 250_000
 
 
 def is_whole(value: object, most: float = MAX_ID) -> bool:

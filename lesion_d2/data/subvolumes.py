@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..scans.nifti import is_nifti
+from ..values import MAX_LESION_SLICES
 from .annotation_files import VolumeLesion, read_annotations
 from .borders import slice_files
 from .ct import slice_size
@@ -252,9 +253,14 @@ def _open_volume(files: Mapping[int, str], series: _Series | None) -> _Volume:
 
 
 def _volume_dicts(
-    name: VolumeName, volume: _Volume, lesions: Iterable[VolumeLesion], first_pixel: float
+    name: VolumeName, volume: _Volume, lesions: Sequence[VolumeLesion], first_pixel: float
 ) -> list[dict]:
     height, width = volume.size
+    num_slices = sum(lesion.last - lesion.first + 1 for lesion in lesions)
+    if num_slices > MAX_LESION_SLICES:
+        raise ValueError(
+            f"found lesions on {num_slices} slices in all, expected at most {MAX_LESION_SLICES}"
+        )
     boxes = [_cut(lesion, height, width, first_pixel) for lesion in lesions]
     dicts = {
         number: {

@@ -3,13 +3,13 @@
 import re
 from typing import NamedTuple
 
+from ..values import MAX_SLICES
 from .problems import short
 
 _NUMBER = "([0-9]{1,9})"  # no digits of other scripts
 _NAME = re.compile(
     rf"{_NUMBER}_{_NUMBER}_{_NUMBER}_{_NUMBER}-{_NUMBER}(?:\.nii|\.nii\.gz|\.annot)?"
 )
-_MAX_SLICES = 20_000  # as of scans
 
 
 class VolumeName(NamedTuple):
@@ -37,10 +37,10 @@ class VolumeName(NamedTuple):
                 f"found the volume {short(text)}, expected "
                 "<patient>_<study>_<series>_<first>-<last> with first <= last"
             )
-        if int(match[5]) - int(match[4]) >= _MAX_SLICES:
+        if int(match[5]) - int(match[4]) >= MAX_SLICES:
             raise ValueError(
                 f"found the volume {short(text)} of {int(match[5]) - int(match[4]) + 1} slices, "
-                f"expected {_MAX_SLICES} at most"
+                f"expected {MAX_SLICES} at most"
             )
         series = "_".join(match.group(1, 2, 3))
         numbers = map(int, match.groups())

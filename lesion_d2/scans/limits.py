@@ -4,8 +4,8 @@ import importlib
 import os
 from types import ModuleType
 
-_MAX_SIDE = 8192
-_MAX_SLICES = 20_000
+from ..values import MAX_SIDE, MAX_SLICES
+
 _MAX_VOXELS = 2**32  # 8 GiB of int16; a scan of 3,000 slices of 1024 x 1024 has 3 * 2**30
 #: zlib makes no more than this many bytes of one; so a file that declares more is damaged.
 MAX_INFLATION = 1040
@@ -22,11 +22,11 @@ def check_size(source: str | os.PathLike, shape: tuple[int, int, int]) -> None:
         ValueError: an axis is empty or too long, or there are too many voxels.
     """
     depth, height, width = shape
-    sizes_fit = 0 < depth <= _MAX_SLICES and all(0 < n <= _MAX_SIDE for n in (height, width))
+    sizes_fit = 0 < depth <= MAX_SLICES and all(0 < n <= MAX_SIDE for n in (height, width))
     if not sizes_fit or depth * height * width > _MAX_VOXELS:
         raise ValueError(
             f"{source}: found {depth} slices of {width} x {height} pixels, expected at most "
-            f"{_MAX_SLICES} slices, {_MAX_SIDE} x {_MAX_SIDE} pixels and 2^32 voxels"
+            f"{MAX_SLICES} slices, {MAX_SIDE} x {MAX_SIDE} pixels and 2^32 voxels"
         )
 
 
@@ -41,10 +41,9 @@ def check_picture_size(source: str | os.PathLike, size: tuple[int, int]) -> None
         ValueError: a side is 0 or too long.
     """
     height, width = size
-    if not all(0 < side <= _MAX_SIDE for side in size):
+    if not all(0 < side <= MAX_SIDE for side in size):
         raise ValueError(
-            f"{source}: found {width} x {height} pixels, expected 1 x 1 to {_MAX_SIDE} x "
-            f"{_MAX_SIDE}"
+            f"{source}: found {width} x {height} pixels, expected 1 x 1 to {MAX_SIDE} x {MAX_SIDE}"
         )
 
 

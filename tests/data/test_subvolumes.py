@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lesion_d2.boxes import first_pixel
 from lesion_d2.config import add_lesion_config
+from lesion_d2.data import subvolumes
 from lesion_d2.data.annotation_files import read_annotations, write_annotations
 from lesion_d2.data.borders import slice_files, volume_extent
 from lesion_d2.data.ct import read_slice, slice_size, slice_stack
@@ -338,6 +339,14 @@ def test_they_are_registered(root, monkeypatch):
             {f"{OTHER}_001-002": {}},
             f"{OTHER}_001-002: found no folder Images_png/{OTHER}_001-002 or",
         ),
+        (
+            {f"{SERIES}_003-19999": {}},
+            f"volume {SERIES}_003-19999: found no slice 10 and 19989 more in .*, expected all from",
+        ),
+        (
+            {f"{SERIES}_0-49999999": {}},
+            f"the volume '{SERIES}_0-49999999' of 50000000 slices, expected 20000 at most",
+        ),
         ({ONE: {10: [[1, 2, 3, 4, 10, 10]]}}, "slices 10 to 10, expected a range within 3 to 9"),
         (
             {ONE: [[1, 2, 50, 6, 9, 9]]},
@@ -352,6 +361,17 @@ def test_bad_annotations(root, content, message):
     with pytest.raises(ValueError, match=rf"boxes\.pkl: .*{message}") as error:
         load_subvolumes(root, file)
     assert "\n" not in str(error.value)
+
+
+def test_annotations_without_end_are_refused(root, monkeypatch):
+    boxes = np.array([[1, 2, 8, 9, 3, 9]] * 2)
+    file = write_boxes(root, {ONE: boxes, TWO: np.array([[1, 2, 8, 9, 20, 22]])})
+    dicts = load_subvolumes(root, file, box_columns="xyxyzz", slice_numbers="disk")
+    assert sum(len(d["annotations"]) for d in dicts) == 17
+    monkeypatch.setattr(subvolumes, "MAX_LESION_SLICES", 13)
+    message = f"volume {ONE}: found lesions on 14 slices in all, expected at most 13"
+    with pytest.raises(ValueError, match=message):
+        load_subvolumes(root, file, box_columns="xyxyzz", slice_numbers="disk")
 
 
 def test_all_bad_volumes_are_told_of(root):

@@ -7,6 +7,7 @@ from lesion_d2.data.phantom import write_phantom
 from lesion_d2.tools.visualize.__main__ import main
 from lesion_d2.tools.visualize.dataset import mask_source
 from lesion_d2.tools.visualize.negatives import MinedImage, pick_mined
+from lesion_d2.tools.visualize.pictures import names_of_pictures
 from lesion_d2.tools.visualize.predictions import pick_outcomes, threshold_at_fps
 from lesion_d2.tools.visualize.results import HARD_NEGATIVE, read_results
 from lesion_d2.visualization import (
@@ -400,6 +401,17 @@ def test_bad_hard_negatives_are_one_line(records, tmp_path, capsys, content, mes
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and error[0].startswith(f"error: {path}: ") and message in error[0]
     assert not (tmp_path / "hard_negatives").exists()
+
+
+def test_pictures_stay_in_their_folder_whatever_images_are_called():
+    records = [{"image_id": name} for name in (5, "a*", "../../a", "/a/b", "a\0")]
+    assert names_of_pictures(records) == [
+        "5.png",
+        "a[*].png",
+        ".._.._a.png",
+        "_a_b.png",
+        "a_.png",
+    ]
 
 
 def test_results_become_instances_of_every_image(records, tmp_path):

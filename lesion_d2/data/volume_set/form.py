@@ -12,7 +12,7 @@ import numpy as np
 from ...files import parse_json, read_json, written_whole
 from ...rle import check_mask
 from ...scans.limits import check_size
-from ...values import field_problems
+from ...values import MAX_LESION_SLICES, field_problems
 from ..deeplesion_csv import are_near
 from ..problems import raise_problems, short
 from .fields import (
@@ -249,6 +249,12 @@ class _Parser:
             self._lesion(where[:-2], number, lesion, entry["shape"], classes)
             for number, lesion in enumerate(entry["lesions"])
         ]
+        num_slices = sum(map(_num_slices, filter(None, lesions)))
+        if num_slices > MAX_LESION_SLICES:
+            self.problems.append(
+                f"{where}found lesions on {num_slices} slices in all, expected at most "
+                f"{MAX_LESION_SLICES}"
+            )
         entry = {key: _tuple(value) for key, value in entry.items()}
         return Volume(**{**entry, "lesions": tuple(le for le in lesions if le is not None)})
 
@@ -308,9 +314,11 @@ def _misplaced(lesion: dict, shape: list[int]) -> Iterator[tuple[str, str, str]]
     if boxes is not None and (len(numbers) == 0 or (numbers[0], numbers[-1]) != (z1, z2)):
         ends = f"{numbers[0]} to {numbers[-1]}" if numbers else "none"
         yield "boxes", f"slices {ends}", f"those of box, {z1:g} to {z2:g}"
+    shown = numbers if boxes is None else set(numbers)
     for key in ("masks", "recist"):
-        for n in (lesion[key] or {}).keys() - set(map(str, numbers)):
-            yield key, f"slice {n}", "slices that show the lesion"
+        for n in lesion[key] or ():
+            if int(n) not in shown:
+                yield key, f"slice {n}", "slices that show the lesion"
     for n, ends in (lesion["recist"] or {}).items():
         if _is_far(ends, height, width):
             expected = f"end points on the slice of {width} x {height} pixels"
@@ -319,6 +327,10 @@ def _misplaced(lesion: dict, shape: list[int]) -> Iterator[tuple[str, str, str]]
         fault = _mask_fault(counts, height, width)
         if fault:
             yield f"masks, slice {n}", *fault
+
+
+def _num_slices(lesion: Lesion) -> int:
+    return int(lesion.box[5] - lesion.box[2]) + 1 if lesion.boxes is None else len(lesion.boxes)
 
 
 def _is_outside(box, height: int, width: int) -> bool:

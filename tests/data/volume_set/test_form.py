@@ -198,6 +198,21 @@ def test_the_head_is_what_stands_beside_the_volumes(tmp_path):
         read_head(tmp_path)
 
 
+def test_lesions_that_ask_for_annotations_without_end_are_refused(tmp_path):
+    depth = 20_000
+    box = (1.0, 1.0, 0.0, 2.0, 2.0, depth - 1.0)
+    for count in (12, 13):  # 240,000 and 260,000 annotations
+        lesions = tuple(
+            Lesion(i, 0, box, recist={depth - 1: (1.0,) * 8}) for i in range(1, count + 1)
+        )
+        volume = Volume("a", "a", "a.b2nd", (depth, 4, 4), lesions=lesions)
+        volume_set = VolumeSet(("lesion",), (volume,))
+        if count == 12:
+            write_volume_set(tmp_path, volume_set)
+    with pytest.raises(ValueError, match="volume 'a': found lesions on 260000 slices in all, exp"):
+        write_volume_set(tmp_path, volume_set)
+
+
 def test_all_that_is_wrong_is_told_at_once(tmp_path):
     wrong = Lesion(1, 7, (1.0, 1.0, 9.0, 2.0, 2.0, 9.0))
     volumes = tuple(Volume(name, name, f"{name}.b2nd", SHAPE, lesions=(wrong,)) for name in "ab")
