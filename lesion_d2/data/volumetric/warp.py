@@ -1,5 +1,6 @@
 """The map of a volume to a patch of it: one interpolation along z, and one in-plane."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from ..augmentation import AffineTransform
 _FULL = 255  # of a mask that is interpolated
 _HALF = 128
 _ON_EDGE = 1e-3  # voxels
+_Places = Callable[[int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ class VolumeWarp:
         """
         out = np.full(self.size, fill, block.dtype)
         lower, upper, fractions, inside = self._slices(shape[0])
-        warp, find_beyond = self._in_plane(start, None), self._beyond(shape)
+        find_places = self._places(start)
+        warp = self._in_plane(start, None, find_places)
+        find_beyond = self._beyond(start, shape, find_places)
         between = np.empty(block.shape[1:], block.dtype)
         for k in np.flatnonzero(inside):
             interpolate_slices(
@@ -148,17 +152,18 @@ class VolumeWarp:
         return lower, np.minimum(lower + 1, depth - 1), position - lower, inside
 
     def _in_plane(
-        self, start: Sequence[int], fill: int | None
+        self, start: Sequence[int], fill: int | None, find_places: _Places | None = None
     ) -> Callable[[np.ndarray, int], np.ndarray]:
         """A function of a slice of a block, and of its number in the patch.
 
-        Beyond the block is ``fill``; None where its outermost pixels go on.
+        Beyond the block is ``fill``; None where its outermost pixels go on. ``find_places`` is that
+        of :meth:`_places`.
         """
         _, height, width = self.size
         if self.displacement is None:
             affine = AffineTransform(self._matrix_from(start), height, width, fill)
             return lambda section, k: affine.apply_image(section)
-        find_places = self._places(start)
+        find_places = find_places or self._places(start)
 
         def deform(section: np.ndarray, k: int) -> np.ndarray:
             return cv2.remap(
@@ -177,10 +182,10 @@ class VolumeWarp:
         matrix[:, 2] += matrix[:, :2] @ np.array([start[2], start[1]], float)
         return matrix
 
-    def _places(self, start: Sequence[int]) -> Callable[[int], np.ndarray]:
+    def _places(self, start: Sequence[int]) -> _Places:
         """A function of the number of a slice in the patch: (2, h, w) x, y of what it shows.
 
-        Whole numbers are the centers of a block's voxels.
+        Whole numbers are the centers of a block's voxels. The last answer is kept.
         """
         _, height, width = self.size
         matrix = self._matrix_from(start)
@@ -191,22 +196,29 @@ class VolumeWarp:
         if self.displacement is None:
             return lambda k: places
         inverse = inverse.astype(np.float32)
-        return lambda k: places + np.tensordot(inverse, self.displacement[:, k], 1)
 
-    def _beyond(self, shape: Sequence[int]) -> Callable[[int], np.ndarray | None]:
+        @functools.lru_cache(1)
+        def displaced(k: int) -> np.ndarray:
+            return places + np.tensordot(inverse, self.displacement[:, k], 1)
+
+        return displaced
+
+    def _beyond(
+        self, start: Sequence[int], shape: Sequence[int], find_places: _Places
+    ) -> Callable[[int], np.ndarray | None]:
         """A function of the number of a slice in the patch: (h, w) what lies beside the volume.
 
         Where a voxel's center lies on the edge it is inside, whatever rounding says. None where
         nothing of the patch is beside it.
         """
-        find_places = self._places((0, 0, 0))
-        ends = np.array([shape[2], shape[1]], np.float32)[:, None, None] - np.float32(
-            0.5 - _ON_EDGE
-        )
+        first = np.array([start[2], start[1]], np.float32)[:, None, None]
+        low = np.float32(-0.5 - _ON_EDGE) - first
+        high = np.array([shape[2], shape[1]], np.float32)[:, None, None] + low
+        high += np.float32(2 * _ON_EDGE)
 
         def beside(k: int) -> np.ndarray | None:
             places = find_places(k)
-            found = ((places < -0.5 - _ON_EDGE) | (places > ends)).any(axis=0)
+            found = ((places < low) | (places > high)).any(axis=0)
             return found if found.any() else None
 
         if self.displacement is not None:

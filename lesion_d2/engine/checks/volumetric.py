@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 from detectron2.config import CfgNode
 
 from ...config import trains_on_masks
@@ -64,6 +65,11 @@ _REFUSED: tuple[tuple[str, object, str], ...] = (
     ("MODEL.RETINA_UNET.CALIBRATION", 0.0, "scores are calibrated on slices alone"),
     ("MODEL.UNET_FPN.ATTENTION", False, "attention gates are of slices"),
 )
+# Keys of volumes that no model of slices goes by; INPUT.VOLUME.SPACING comes with parts of configs.
+_OF_VOLUMES = (
+    *(f"INPUT.VOLUME.{name}" for name in ("ELASTIC", "NOISE", "BRIGHTNESS", "CONTRAST")),
+    "TEST.VOLUME_TILE_SIZE",
+)
 _OF_SLICES = (
     ("HARD_NEGATIVES.", "hard negatives are mined on slices"),
     (
@@ -78,7 +84,8 @@ def check_volumetric(cfg: CfgNode) -> None:
 
     Raises:
         InputError: the model is of the other kind than INPUT.VOLUME.PATCH_SIZE says, a value is
-            none of those known, or something is switched on that is there for slices alone.
+            none of those known, or something is switched on that is there for slices alone, or
+            for volumes.
     """
     found, size = cfg.MODEL.META_ARCHITECTURE, tuple(cfg.INPUT.VOLUME.PATCH_SIZE)
     if not is_volumetric(cfg):
@@ -87,6 +94,12 @@ def check_volumetric(cfg: CfgNode) -> None:
                 f"INPUT.VOLUME.PATCH_SIZE: found {size}, expected the depth, height and width of "
                 f"patches for a {found}"
             )
+        for key in _OF_VOLUMES:
+            if np.any(value_of(cfg, key)):
+                raise InputError(
+                    f"{key}: found {value_of(cfg, key)}, expected 0 for a {found}, which looks at "
+                    f"slices (INPUT.VOLUME.PATCH_SIZE is {size})"
+                )
         return
     if not is_a(cfg, VolumetricDetector):
         raise InputError(

@@ -3,7 +3,7 @@
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.engine import InputError, check_prediction, load_config
 from lesion_d2.engine.checks import check_inputs
-from lesion_d2.engine.checks.volumetric import check_records
+from lesion_d2.engine.checks.volumetric import check_records, check_volumetric
 
 import pytest
 from detectron2.data import DatasetCatalog
@@ -100,6 +100,17 @@ def test_a_model_of_volumes_needs_patches_of_them(tmp_path):
     args = tiny_args(tmp_path, MODEL__META_ARCHITECTURE="RetinaUNet3D")
     with pytest.raises(InputError, match=r"PATCH_SIZE: found \(0, 0, 0\), .* for a RetinaUNet3D"):
         check_inputs(load_config(args), args)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("INPUT__VOLUME__NOISE", 20.0), ("TEST__VOLUME_TILE_SIZE", (16, 32, 32))]
+)
+def test_keys_of_volumes_are_refused_for_a_model_of_slices(tmp_path, key, value):
+    args = tiny_args(tmp_path, **{key: value})
+    name = key.replace("__", ".")
+    with pytest.raises(InputError, match=f"{name}: found .*, expected 0 for a .*UNet.* at slices"):
+        check_volumetric(load_config(args))
+    check_volumetric(load_config(tiny_args(tmp_path, INPUT__VOLUME__SPACING=(0.7, 0.7, 1.25))))
 
 
 def num_volumes(cfg):
