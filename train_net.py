@@ -21,16 +21,17 @@ Several GPUs, or several processes on the CPU (with MODEL.DEVICE cpu): --num-gpu
 """
 
 import argparse
+import sys
 
 from lesion_d2.engine import (
     Trainer,
     finish_run,
     load_config,
     load_model,
-    one_line_errors,
     prepare_launch,
     setup_run,
 )
+from lesion_d2.errors import run_program
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, launch
@@ -67,15 +68,19 @@ def run(args: argparse.Namespace) -> dict | None:
     return results
 
 
+def start(args: argparse.Namespace) -> None:
+    """Begin the processes of a run, and wait for them."""
+    prepare_launch(args)
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
 if __name__ == "__main__":
     args = default_argument_parser().parse_args()
-    with one_line_errors("train_net.py"):
-        prepare_launch(args)
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+    sys.exit(run_program(lambda: start(args), "train_net.py"))

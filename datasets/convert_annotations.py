@@ -18,6 +18,7 @@ from lesion_d2.data.annotation_files import (
     read_annotations,
     write_annotations,
 )
+from lesion_d2.errors import run_program
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,21 +44,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Convert one file; returns the exit status."""
     args = parse_args(argv)
-    try:
-        if args.output.suffix != ".json":
-            raise ValueError(f"{args.output}: found another ending, expected .json")
-        volumes = read_annotations(
-            args.input,
-            args.split,
-            slice_numbers=args.slice_numbers,
-            box_columns=args.box_columns,
-        )
-        write_annotations(args.output, volumes)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_program(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.output.suffix != ".json":
+        raise ValueError(f"{args.output}: found another ending, expected .json")
+    volumes = read_annotations(
+        args.input,
+        args.split,
+        slice_numbers=args.slice_numbers,
+        box_columns=args.box_columns,
+    )
+    write_annotations(args.output, volumes)
     print(f"Wrote {sum(map(len, volumes.values()))} lesions of {len(volumes)} volumes")
-    return 0
 
 
 if __name__ == "__main__":

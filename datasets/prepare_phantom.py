@@ -12,11 +12,11 @@ import logging
 import os
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 
 from lesion_d2.data.phantom import PRESETS, write_phantom
+from lesion_d2.errors import run_program
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -48,17 +48,14 @@ def main(argv: list[str] | None = None) -> int:
     options = asdict(PRESETS[args.preset])
     del options["format_version"]
     options.update({k: v for k in options if (v := getattr(args, k)) is not None})
+    options.update(workers=args.workers, overwrite=args.overwrite)
+    return run_program(lambda: _run(args.root, options))
+
+
+def _run(root: Path, options: dict[str, object]) -> None:
     start = time.perf_counter()
-    try:
-        written = write_phantom(
-            args.root, **options, workers=args.workers, overwrite=args.overwrite
-        )
-    except (BrokenProcessPool, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if written:
-        print(f"Wrote {args.root} in {time.perf_counter() - start:.0f} s")
-    return 0
+    if write_phantom(root, **options):
+        print(f"Wrote {root} in {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":

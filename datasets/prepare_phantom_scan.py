@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lesion_d2.data.phantom import PhantomOptions, Series
 from lesion_d2.data.phantom_anatomy import sample_body
+from lesion_d2.errors import run_program
 from lesion_d2.scans import read_scan
 from lesion_d2.scans.writing import write_dicom, write_nifti
 
@@ -43,17 +44,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=256, help="pixels a side of every slice")
     parser.add_argument("--extent-mm", type=float, default=40.0, help="on both sides of the middle")
     args = parser.parse_args(argv)
-    try:
-        options = PhantomOptions(size=args.size, seed=args.seed, extent_mm=args.extent_mm)
-        volume, spacing = make_scan(options)
-        args.output.mkdir(parents=True, exist_ok=True)
-        write_dicom(args.output / "dicom", volume, spacing)
-        write_nifti(args.output / "phantom.nii.gz", volume, spacing)
-    except (ImportError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_program(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    options = PhantomOptions(size=args.size, seed=args.seed, extent_mm=args.extent_mm)
+    volume, spacing = make_scan(options)
+    args.output.mkdir(parents=True, exist_ok=True)
+    write_dicom(args.output / "dicom", volume, spacing)
+    write_nifti(args.output / "phantom.nii.gz", volume, spacing)
     print(f"Wrote {len(volume)} slices to {args.output}/dicom and {args.output}/phantom.nii.gz")
-    return 0
 
 
 if __name__ == "__main__":

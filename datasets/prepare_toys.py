@@ -12,11 +12,11 @@ import logging
 import os
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from lesion_d2.data.toy_volumes import DEFAULTS, write_toy_volumes
 from lesion_d2.data.toys import SPLITS, ToyOptions, write_toys
+from lesion_d2.errors import run_program
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -56,19 +56,18 @@ def main(argv: list[str] | None = None) -> int:
     """Write the data sets; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = vars(parse_args(argv))
+    return run_program(lambda: _run(args))
+
+
+def _run(args: dict[str, object]) -> None:
     start = time.perf_counter()
-    try:
-        if args.pop("volumes"):
-            del args["workers"]
-            written = write_toy_volumes(args.pop("root"), **args)
-        else:
-            written = [args["root"]] if write_toys(**args) else []
-    except (BrokenProcessPool, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if args.pop("volumes"):
+        del args["workers"]
+        written = write_toy_volumes(args.pop("root"), **args)
+    else:
+        written = [args["root"]] if write_toys(**args) else []
     if written:
         print(f"Wrote {', '.join(map(str, written))} in {time.perf_counter() - start:.0f} s")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,17 +1,155 @@
-"""What users are told where their inputs cannot be used."""
+"""How a program ends where its inputs cannot be used, or where it is interrupted."""
 
+import builtins
+import multiprocessing
+import os
+import re
 import reprlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 import numpy as np
+from torch.multiprocessing import ProcessExitedException
 
 from .files import one_line
 
 _MAX_LENGTH = 60
 _MAX_BITS = 256
+# Of inputs, files and machines: their messages are for users. All others are faults of a program.
+_EXPECTED = (FloatingPointError, ImportError, MemoryError, OSError, ValueError)
+_FEWER = "maybe for its memory; fewer {} need less"
+_GRACE_SECONDS = 20.0
 
 
 class InputError(ValueError):
     """What a run was given cannot be used; the message is one line for its user."""
+
+
+class Interruption:
+    """The signal that asked a program to end; its number is 0 before."""
+
+    number = 0
+
+
+def run_program(
+    work: Callable[[], int | None],
+    program: str = "",
+    *,
+    status: int = 1,
+    interrupted: str | Callable[[], str] = "interrupted",
+) -> int:
+    """Do a program's work; where it ends early, one line on stderr tells why, and no traceback.
+
+    Args:
+        work: returns the exit status, or None for 0.
+        program: what begins the line, if anything.
+        status: where inputs cannot be used (:func:`told`).
+        interrupted: what to say after SIGINT, SIGTERM or SIGHUP; processes that this one began
+            have ended then.
+
+    Returns:
+        The exit status; 128 and its number after a signal.
+    """
+    prefix = f"{program}: " if program else ""
+    with interruptible() as interruption:
+        try:
+            return work() or 0
+        except KeyboardInterrupt:
+            text = interrupted if isinstance(interrupted, str) else interrupted()
+            print(text, file=sys.stderr)
+            _end_children()
+            return 128 + (interruption.number or signal.SIGINT)
+        except Exception as error:
+            text = told(error)
+            if text is None:
+                raise
+            print(f"{prefix}error: {text}", file=sys.stderr)
+            return status
+
+
+@contextmanager
+def interruptible() -> Iterator[Interruption]:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, so that children are ended.
+
+    It is raised once: a second signal does not interrupt the ending. Signals that are ignored
+    already, as SIGHUP by nohup, stay so. In another thread than the first nothing is changed.
+    """
+    interruption, process = Interruption(), os.getpid()
+
+    def interrupt(number: int, _: object) -> None:
+        """Handle a signal; a forked process, which has this handler too, ends without a word."""
+        if os.getpid() != process:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        elif not interruption.number:
+            interruption.number = number
+            raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    if threading.current_thread() is not threading.main_thread():
+        numbers = ()
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+    try:
+        for number in before:
+            signal.signal(number, interrupt)
+        yield interruption
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_children() -> None:
+    """End processes of ``multiprocessing`` that would be waited for."""
+    children = multiprocessing.active_children()
+    for child in children:
+        child.terminate()
+    deadline = time.monotonic() + _GRACE_SECONDS
+    for child in children:
+        child.join(max(0.0, deadline - time.monotonic()))
+        if child.is_alive():
+            child.kill()
+
+
+def told(error: BaseException) -> str | None:
+    """What to tell a user of an error in place of its traceback.
+
+    Of what came from another process, such as a loader's worker, the error itself is told.
+
+    Returns:
+        None where it is a fault of the program.
+    """
+    text = str(error)
+    if isinstance(error, BrokenProcessPool | ProcessExitedException):
+        return f"a process was killed, {_FEWER.format('--workers')}"
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
+        return f"{one_line(text)}: {_FEWER.format('DATALOADER.NUM_WORKERS')}"
+    if "Traceback (most recent call last):\n" in text:
+        kind, _, text = _last_error(text).partition(": ")
+        is_expected = kind.startswith("lesion_d2.") and kind.endswith("Error")
+        known = getattr(builtins, kind, None)
+        is_expected |= isinstance(known, type) and issubclass(known, _EXPECTED)
+        return text.strip() or kind if is_expected else None
+    if not isinstance(error, _EXPECTED):
+        return None
+    if not isinstance(error, ValueError):  # those of data sets have a line for each problem
+        text = one_line(text)
+    return text.strip() or type(error).__name__
+
+
+def _last_error(text: str) -> str:
+    """The error that a traceback's text ends with: its class and message."""
+    lines = text.splitlines()
+    frames = [n for n, line in enumerate(lines) if re.match(r' +File "', line)]
+    after = lines[frames[-1] + 1 :] if frames else lines[-1:]
+    while after and after[0].startswith("    "):  # the line of code, and what marks its place
+        del after[0]
+    return "\n".join(after)
 
 
 def short(value: object) -> str:

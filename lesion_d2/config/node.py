@@ -28,6 +28,7 @@ _NAMES = {
     "HARD_NEGATIVES.DATASETS",
 }
 _NUMBERS = {"SOLVER.STEP_EPOCHS"}
+_PAIRS = {"INPUT.CT.HU_WINDOW", "INPUT.AUG.RESIZE_RANGE"}
 
 
 def get_lesion_config() -> "LesionConfig":
@@ -207,6 +208,10 @@ def _check_kinds(cfg: CfgNode, before: CfgNode, prefix: str) -> None:
         kinds = {_kind(entry) for entry in _entries(value)}
         if "NaN" in kinds:
             raise ValueError(f"{key}: found {short(value)}, expected no NaN")
+        if (key in _NAMES | _NUMBERS or _levels(old) == 1) and _levels(value) > 1:
+            raise ValueError(f"{key}: found {short(value)}, expected no list in the list")
+        if key in _PAIRS and len(value) != 2:
+            raise ValueError(f"{key}: found {short(value)}, expected two numbers")
         expected = _kinds_of(key, old)
         if isinstance(value, list | tuple) and len(expected) == 1 and not kinds <= expected:
             raise ValueError(f"{key}: found {short(value)}, expected {min(expected)} in it")
@@ -225,6 +230,13 @@ def _entries(value: Any) -> Iterator[Any]:
             yield from _entries(entry)
     else:
         yield value
+
+
+def _levels(value: Any) -> int:
+    """How many lists are in each other; 0 for a value and an empty list"""
+    if not isinstance(value, list | tuple) or not value:
+        return 0
+    return 1 + max(map(_levels, value))
 
 
 def _kind(value: Any) -> str:

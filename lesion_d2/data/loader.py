@@ -1,4 +1,4 @@
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import cv2
 import torch
@@ -10,6 +10,8 @@ from detectron2.data import (
 )
 from detectron2.utils import comm
 
+from ..errors import InputError
+from ..files import one_line
 from ..parallel import count_cores
 from .augmentation import build_augmentations
 from .ct import hu_to_pixels
@@ -34,6 +36,28 @@ def count_workers(num_workers: int) -> int:
     if num_workers < 0:
         return max(1, min(_MAX_WORKERS, cores - 1))
     return min(num_workers, cores)
+
+
+class NamingReader:
+    """Reads an image; where that cannot be done, it is named, also to another process.
+
+    Args:
+        load: maps a dict of a data set to what a model takes.
+    """
+
+    def __init__(self, load: Callable[[dict], dict]):
+        self.load = load
+
+    def __call__(self, image: dict) -> dict:
+        """What ``load`` gives.
+
+        Raises:
+            InputError: its files cannot be used.
+        """
+        try:
+            return self.load(image)
+        except (OSError, ValueError) as error:
+            raise InputError(f"image {image['image_id']}: {one_line(error)}") from error
 
 
 class DeviceLoader:
@@ -161,7 +185,7 @@ class TrainLoader(DeviceLoader):
             seed += comm.get_rank() + iteration * comm.get_world_size()
         return build_detection_train_loader(
             self.dataset,
-            mapper=self.mapper.load,
+            mapper=NamingReader(self.mapper.load),
             sampler=self.sampler,
             total_batch_size=self.total_batch_size,
             seed=seed,
@@ -231,7 +255,7 @@ def _build_one_pass(
     prepare_workers()
     loader = build_detection_test_loader(
         dataset,
-        mapper=mapper.load,
+        mapper=NamingReader(mapper.load),
         batch_size=batch_size,
         num_workers=count_workers(cfg.DATALOADER.NUM_WORKERS),
     )

@@ -2,6 +2,7 @@ import argparse
 import gc
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,22 +18,13 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import LesionConfig, get_lesion_config
 from ..data.loader import count_workers
+from ..errors import told
 from ..parallel import count_cores
 from .checks import check_inputs
 from .input_errors import InputError, as_input_error
 from .schedule import resolve_epochs
 
 logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def one_line_errors(program: str) -> Iterator[None]:
-    """End the process with exit code 1 and one line on stderr where an InputError is raised."""
-    try:
-        yield
-    except InputError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 def load_config(args: argparse.Namespace) -> LesionConfig:
@@ -45,8 +37,8 @@ def load_config(args: argparse.Namespace) -> LesionConfig:
         The config, not frozen.
 
     Raises:
-        InputError: a file is missing or not YAML, a key is unknown, or a value has another type
-            than the default.
+        InputError: a file is missing or not YAML, a key is unknown, a value has another type than
+            the default, or there is no such MODEL.DEVICE.
     """
     cfg = get_lesion_config()
     if args.config_file:
@@ -54,6 +46,7 @@ def load_config(args: argparse.Namespace) -> LesionConfig:
             cfg.merge_from_file(args.config_file)
     with as_input_error(""):
         cfg.merge_from_list(args.opts or [])
+    check_device(cfg)
     return cfg
 
 
@@ -85,6 +78,14 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     default_setup(cfg, args)
     if detectron2.__name__ != "detectron2":  # default_setup sets up the name of the copy only
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="detectron2")
+    for handler in logging.getLogger(detectron2.__name__).handlers:
+        if getattr(handler, "stream", None) is sys.stdout:  # the file keeps the tracebacks
+            handler.addFilter(_is_not_told)
+
+
+def _is_not_told(record: logging.LogRecord) -> bool:
+    """Detectron2 logs what ends a training; of what a run tells in one line that is once more."""
+    return not record.exc_info or told(record.exc_info[1]) is None
 
 
 @contextmanager
@@ -112,8 +113,30 @@ def _held_records(name: str) -> Iterator[list[logging.LogRecord]]:
                 held.handle(record)
 
 
+def check_device(cfg: CfgNode) -> None:
+    """Check that MODEL.DEVICE is the CPU, or a GPU of this machine where it has any.
+
+    Raises:
+        InputError: it is something else.
+    """
+    device = cfg.MODEL.DEVICE
+    match = re.fullmatch(r"cpu|cuda(?::([0-9]{1,4}))?", device)
+    if match is None:
+        raise InputError(f"MODEL.DEVICE: found {device!r}, expected 'cpu', 'cuda' or 'cuda:0'")
+    if match[1] and torch.cuda.is_available() and int(match[1]) >= torch.cuda.device_count():
+        raise InputError(
+            f"MODEL.DEVICE: found {device!r}, expected one of the {torch.cuda.device_count()} GPUs "
+            "of this machine, which count from 0"
+        )
+
+
 def fit_device(cfg: CfgNode) -> None:
-    """Set MODEL.DEVICE to the CPU, and log it, where there is no GPU for it."""
+    """Set MODEL.DEVICE to the CPU, and log it, where there is no GPU for it.
+
+    Raises:
+        InputError: see :func:`check_device`.
+    """
+    check_device(cfg)
     if not _wants_gpu(cfg) and cfg.MODEL.DEVICE != "cpu":
         logger.info(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but no GPU was found: using the CPU")
         cfg.MODEL.DEVICE = "cpu"

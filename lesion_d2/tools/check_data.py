@@ -13,11 +13,11 @@ where a data set cannot be read at all.
 import argparse
 import sys
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import lesion_d2  # noqa: F401  (registers the data sets)
 from lesion_d2.data_checks import JSON_FILE, PAGE_FILE, SHEET_FILE, check_data_set
+from lesion_d2.errors import run_program
 from lesion_d2.tools.arguments import positive
 
 from detectron2.utils.logger import setup_logger
@@ -44,21 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check, print what was found and where it was written, and return the exit status."""
     args = get_parser().parse_args(argv)
     setup_logger(name="lesion_d2")
+    return run_program(lambda: _run(args), status=2, interrupted="interrupted, nothing is written")
+
+
+def _run(args: argparse.Namespace) -> int:
     output = Path(args.output or Path("output/data_checks", "_".join(args.names)))
-    try:
-        report = check_data_set(
-            args.names,
-            output=output,
-            workers=args.workers,
-            pictures=0 if args.no_pictures else args.num,
-            allow_missing=args.allow_missing,
-        )
-    except KeyboardInterrupt:
-        print("interrupted, nothing is written", file=sys.stderr)
-        return 130
-    except (BrokenProcessPool, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    report = check_data_set(
+        args.names,
+        output=output,
+        workers=args.workers,
+        pictures=0 if args.no_pictures else args.num,
+        allow_missing=args.allow_missing,
+    )
     print(f"{report.text()}\n\nwritten to {output}: {', '.join(_written(output))}")
     return 1 if report.has_errors else 0
 

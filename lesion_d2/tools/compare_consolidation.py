@@ -23,8 +23,9 @@ from typing import Any
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.config import FROC_RATES
-from lesion_d2.engine import Trainer, load_config, load_model, one_line_errors, setup_run
+from lesion_d2.engine import Trainer, load_config, load_model, setup_run
 from lesion_d2.engine.ensembles import as_evaluated
+from lesion_d2.errors import run_program
 from lesion_d2.files import written_whole
 from lesion_d2.inference import Ensemble
 from lesion_d2.inference.ensemble import CONSOLIDATIONS, consolidate
@@ -190,9 +191,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare, print the tables, and return the exit code."""
     args = get_parser().parse_args(argv)
-    with one_line_errors(_PROGRAM):
-        print(run(args))
-    return 0
+    return run_program(lambda: print(run(args)), _PROGRAM)
 
 
 if __name__ == "__main__":

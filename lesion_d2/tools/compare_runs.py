@@ -20,6 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lesion_d2.errors import run_program
 from lesion_d2.evaluation.result_files import read_froc_file, read_volumes_file
 from lesion_d2.tools.show_results import find_evaluations, metric_names
 
@@ -286,12 +287,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(set(names)) < len(names):
         parser.error(f"found experiments {', '.join(names)}, expected different names")
     report = _report_volumes if args.volumes else _report
-    try:
-        print(report(args) if args.strata is None else _report_strata(args))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if args.strata is not None:
+        report = _report_strata
+    return run_program(lambda: print(report(args)))
 
 
 def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

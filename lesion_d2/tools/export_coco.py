@@ -10,11 +10,10 @@ annotations.json is complete or absent. Without pictures it names the data set's
 import argparse
 import sys
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.data.coco.writing import IMAGES, WrittenCoco, write_coco
-from lesion_d2.files import one_line
+from lesion_d2.errors import run_program
 
 from .arguments import positive
 
@@ -62,22 +61,21 @@ def describe(written: WrittenCoco) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a data set; returns the exit status."""
     args = get_parser().parse_args(argv)
-    try:
-        written = write_coco(
-            args.dataset,
-            args.output,
-            images=args.images,
-            window=None if args.window is None else tuple(args.window),
-            polygons=args.polygons,
-            workers=args.workers,
-            overwrite=args.overwrite,
-            allow_missing=args.allow_missing,
-        )
-    except (OSError, ValueError, BrokenProcessPool) as error:
-        print(f"{_PROGRAM}: {one_line(error)}", file=sys.stderr)
-        return 1
+    return run_program(lambda: _run(args), _PROGRAM)
+
+
+def _run(args: argparse.Namespace) -> None:
+    written = write_coco(
+        args.dataset,
+        args.output,
+        images=args.images,
+        window=None if args.window is None else tuple(args.window),
+        polygons=args.polygons,
+        workers=args.workers,
+        overwrite=args.overwrite,
+        allow_missing=args.allow_missing,
+    )
     print(describe(written))
-    return 0
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from lesion_d2.data.catalog import load_records
 from lesion_d2.data.loader import build_lesion_test_loader
 from lesion_d2.engine import InputError, LesionCheckpointer, Trainer, fit_device, load_config
 from lesion_d2.engine.checkpoint import load_trained
+from lesion_d2.errors import run_program
 from lesion_d2.evaluation import froc_curve
 from lesion_d2.evaluation.excused import boxes_in_regions
 from lesion_d2.ignore_regions import region_boxes
@@ -130,14 +131,13 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, and return the exit code."""
     args = get_parser().parse_args(argv)
-    try:
-        table = run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_program(lambda: _report(args))
+
+
+def _report(args: argparse.Namespace) -> None:
+    table = run(args)
     print(f"Sensitivity in % at false positives per image; {args.dataset}, checkpoints:", end=" ")
     print(f"{len(args.weights)}\n\n{table}")
-    return 0
 
 
 if __name__ == "__main__":

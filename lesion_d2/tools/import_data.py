@@ -21,7 +21,7 @@ from lesion_d2.data.deeplesion import resolve_root
 from lesion_d2.data.volume_set.catalog import register_volume_set
 from lesion_d2.data.volume_set.splits import DEFAULT_SHARES
 from lesion_d2.data_checks import PAGE_FILE, check_data_set
-from lesion_d2.files import one_line
+from lesion_d2.errors import InputError, run_program
 from lesion_d2.importers import FORMATS
 from lesion_d2.importers.running import (
     ImportSummary,
@@ -126,18 +126,24 @@ def run(args: argparse.Namespace) -> int:
         ValueError, OSError, ImportError: the source cannot be listed; or see :func:`run_import`.
     """
     listing = FORMATS[args.format].list_cases(args)
-    summary = run_import(
-        listing,
-        args.output,
-        format=args.format,
-        workers=args.workers,
-        dry_run=args.dry_run,
-        overwrite=args.overwrite,
-        skip_damaged=args.skip_damaged,
-        new_split=args.new_split,
-        shares=args.shares,
-        seed=args.seed,
-    )
+    try:
+        summary = run_import(
+            listing,
+            args.output,
+            format=args.format,
+            workers=args.workers,
+            dry_run=args.dry_run,
+            overwrite=args.overwrite,
+            skip_damaged=args.skip_damaged,
+            new_split=args.new_split,
+            shares=args.shares,
+            seed=args.seed,
+        )
+    except BrokenProcessPool:
+        raise InputError(
+            "a process was killed, maybe for its memory: the same command goes on, with fewer "
+            f"--workers if need be; what is finished is in {working_folder(args.output)}"
+        ) from None
     print(f"found: {summary.num_cases} cases, classes: {', '.join(listing.classes)}")
     if summary.num_resumed:
         print(f"an earlier call had imported {summary.num_resumed} of them")
@@ -179,22 +185,12 @@ def _check(root: Path, workers: int | None) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Import, print what was found, and return the exit status: 130 after Ctrl-C."""
     args = get_parser().parse_args(argv)
-    try:
-        return run(args)
-    except KeyboardInterrupt:
-        can_go_on = working_folder(args.output).exists()
-        more = ": the same command goes on from here" if can_go_on else ""
-        print(f"interrupted{more}", file=sys.stderr)
-        return 130
-    except BrokenProcessPool:
-        text = (
-            "a process was killed, maybe for its memory: the same command goes on, with fewer "
-            f"--workers if need be; what is finished is in {working_folder(args.output)}"
-        )
-    except (ValueError, OSError, ImportError) as error:
-        text = str(error) if isinstance(error, ValueError) else one_line(error)
-    print(f"{_PROGRAM}: error: {text}", file=sys.stderr)
-    return 1
+    return run_program(lambda: run(args), _PROGRAM, interrupted=lambda: _interrupted(args.output))
+
+
+def _interrupted(output: Path) -> str:
+    goes_on = working_folder(output).exists()
+    return "interrupted" + (": the same command goes on from here" if goes_on else "")
 
 
 if __name__ == "__main__":

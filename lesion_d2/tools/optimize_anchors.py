@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.engine import load_config
+from lesion_d2.errors import run_program
 from lesion_d2.files import written_whole
 from lesion_d2.modeling.anchors import (
     MATCH_IOU,
@@ -395,12 +396,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     args.opts = config_options(args.opts)
     args.ratio_bounds = args.ratio_bounds or [[1.0, 4.0]]
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_program(lambda: run(args))
 
 
 if __name__ == "__main__":

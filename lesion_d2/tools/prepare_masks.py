@@ -17,13 +17,13 @@ import os
 import sys
 import time
 from collections.abc import Iterable
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from functools import partial
 from typing import NamedTuple
 
 import lesion_d2  # noqa: F401  (registers the data sets)
 from lesion_d2.boxes import xyxy_box
+from lesion_d2.data.catalog import suggest_names
 from lesion_d2.data.ct import read_slice
 from lesion_d2.data.dataset_options import set_allow_missing
 from lesion_d2.data.mask_files import (
@@ -40,6 +40,7 @@ from lesion_d2.data.pseudo_masks import (
     lesion_ends,
     pseudo_mask,
 )
+from lesion_d2.errors import InputError, run_program
 from lesion_d2.files import locked, parse_json, read_json
 from lesion_d2.ignore_regions import lesions_of
 from lesion_d2.parallel import map_unordered
@@ -364,20 +365,21 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = _parse_args(argv)
     setup_logger(name="lesion_d2")
+    goes_on = f": the same command goes on from {args.output}.partial" if args.output else ""
+    return run_program(lambda: _run(args), interrupted=f"interrupted{goes_on}")
+
+
+def _run(args: argparse.Namespace) -> None:
     start = time.perf_counter()
-    try:
-        if args.allow_missing:
-            set_allow_missing(args.dataset, True)
-        if args.compare is not None:
-            _compare(args.dataset, args.compare, args.limit)
-            return 0
-        summary = prepare_masks(args.dataset, args.method, args.output, args.workers)
-    except KeyboardInterrupt:
-        print(f"Interrupted: the same command goes on from {args.output}.partial", file=sys.stderr)
-        return 130
-    except (BrokenProcessPool, KeyError, OSError, ValueError) as error:
-        print(error.args[0] if isinstance(error, KeyError) else error, file=sys.stderr)
-        return 1
+    if args.dataset not in DatasetCatalog:
+        known = suggest_names(args.dataset)
+        raise InputError(f"--dataset: found {args.dataset!r}, expected a name such as {known}")
+    if args.allow_missing:
+        set_allow_missing(args.dataset, True)
+    if args.compare is not None:
+        _compare(args.dataset, args.compare, args.limit)
+        return
+    summary = prepare_masks(args.dataset, args.method, args.output, args.workers)
     if summary.stood:
         print(f"{args.output} stands already and covers {args.dataset}: nothing to do")
     share = 100 * summary.fallbacks / max(summary.lesions, 1)
@@ -385,7 +387,6 @@ def main(argv: list[str] | None = None) -> int:
         f"{args.dataset}: {summary.lesions} lesions, {summary.fallbacks} fallbacks to the ellipse "
         f"({share:.1f} %), {time.perf_counter() - start:.1f} s"
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lesion_d2.errors import run_program
 from lesion_d2.evaluation.result_files import read_froc_file
 
 from tabulate import tabulate
@@ -97,14 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("output_dir", type=Path, help="OUTPUT_DIR of the run")
     parser.add_argument("--dataset", help="only the evaluation on this data set")
     args = parser.parse_args(argv)
-    try:
-        blocks = [describe(f) for f in find_evaluations(args.output_dir, args.dataset)]
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_program(lambda: _show(args.output_dir, args.dataset))
+
+
+def _show(output_dir: Path, dataset: str | None) -> None:
+    blocks = [describe(f) for f in find_evaluations(output_dir, dataset)]
     print("\n\n".join(blocks))
-    print(f"checkpoint  {find_checkpoint(args.output_dir)}")
-    return 0
+    print(f"checkpoint  {find_checkpoint(output_dir)}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.data.volume_set.form import VolumeSet
 from lesion_d2.data.volume_set.splits import DEFAULT_SHARES, describe_strata, write_splits
-from lesion_d2.files import one_line
+from lesion_d2.errors import run_program
 
 import numpy as np
 from tabulate import tabulate
@@ -63,20 +63,18 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Split, print what the splits have, and return the exit status."""
     args = get_parser().parse_args(argv)
-    try:
-        root = data_set_folder(args.name)
-        volume_set = write_splits(
-            root, args.folds, shares=args.shares, seed=args.seed, overwrite=args.overwrite
-        )
-    except (ValueError, OSError) as error:
-        text = str(error) if isinstance(error, ValueError) else one_line(error)
-        print(f"{_PROGRAM}: error: {text}", file=sys.stderr)
-        return 1
+    return run_program(lambda: _run(args), _PROGRAM)
+
+
+def _run(args: argparse.Namespace) -> None:
+    root = data_set_folder(args.name)
+    volume_set = write_splits(
+        root, args.folds, shares=args.shares, seed=args.seed, overwrite=args.overwrite
+    )
     made = [volume_set.splits] if args.folds is None else volume_set.folds
     labels = [""] if args.folds is None else [f"fold {k}" for k in range(len(made))]
     tables = [make_table(volume_set, *pair) for pair in zip(made, labels, strict=True)]
     print("\n\n".join(tables))
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import fcntl
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lesion_d2.config import LesionConfig
+from lesion_d2.errors import interruptible
 from lesion_d2.parallel import count_cores
 
 from tqdm import tqdm
@@ -63,34 +63,6 @@ class TrainingRun(Protocol):
         Raises:
             FailedRun, OSError, ValueError: nothing did.
         """
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, so that trainings are ended.
-
-    It is raised once: a second signal does not interrupt the ending. Signals that are ignored
-    already, as SIGHUP by nohup, stay so.
-    """
-    interrupted = False
-
-    def interrupt(*_: object) -> None:
-        """Handle a signal."""
-        nonlocal interrupted
-        if not interrupted:
-            interrupted = True
-            raise KeyboardInterrupt
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
-    before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
-    try:
-        for number in before:
-            signal.signal(number, interrupt)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -90,7 +90,10 @@ def test_a_bad_file_is_one_line(tmp_path, cfg, text, message):
     "key, value, message",
     [
         ("DATASETS.TRAIN", "(5,)", r"DATASETS.TRAIN: found \(5,\), expected texts"),
-        ("DATASETS.TRAIN", "(('a',),)", None),
+        ("DATASETS.TRAIN", "(('a',),)", "DATASETS.TRAIN: .* expected no list in the list"),
+        ("INPUT.CT.HU_WINDOW", "()", r"INPUT.CT.HU_WINDOW: found \(\), expected two numbers"),
+        ("SOLVER.STEPS", "((1,), 2)", "SOLVER.STEPS: .* expected no list in the list"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16, 32]]", None),
         ("SOLVER.BASE_LR", "None", "SOLVER.BASE_LR: found None"),
         ("SOLVER.STEPS", "('a',)", "SOLVER.STEPS: found .'a',., expected numbers"),
         ("SOLVER.STEPS", "(True,)", "SOLVER.STEPS: found .True,., expected numbers"),

@@ -203,9 +203,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half(folder, tmp_path, capsy
 
     inputs = [folder / "nifti" / f"{name}.nii.gz" for name in "ab"]
     monkeypatch.setattr(outputs, "write_coco", full)
-    with pytest.raises(SystemExit) as stop:
-        main(_arguments(folder, tmp_path / "out", *inputs))
-    assert stop.value.code == 1
+    assert main(_arguments(folder, tmp_path / "out", *inputs)) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert "error:" in last and "out/a: cannot be written: [Errno 28] No space left" in last
     assert list((tmp_path / "out").iterdir()) == []
@@ -241,10 +239,9 @@ def test_what_cannot_be_predicted_is_one_line(folder, tmp_path, capsys, flags, c
     froc = str(folder / "run" / "inference" / "phantom_val" / "froc.json")
     flags = [froc if flag == "FROC" else flag for flag in flags]
     output = tmp_path / "out"
-    with pytest.raises(SystemExit) as stop:
-        main(_arguments(folder, output, folder / "nifti", flags=flags, **changes))
+    assert main(_arguments(folder, output, folder / "nifti", flags=flags, **changes)) == 1
     [line] = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert stop.value.code == 1 and not output.exists()
+    assert not output.exists()
     assert re.search(message, line)
 
 
@@ -253,8 +250,7 @@ def test_output_that_cannot_be_written(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command, "predict_all", pytest.fail)  # nothing is predicted before
     monkeypatch.setattr(command.os, "access", lambda path, mode: path != tmp_path)
     for output in (tmp_path / "file" / "out", tmp_path):
-        with pytest.raises(SystemExit):
-            main(_arguments(folder, output, folder / "nifti"))
+        assert main(_arguments(folder, output, folder / "nifti")) == 1
         assert f"--output: {output} cannot be" in capsys.readouterr().err.splitlines()[-1]
 
 

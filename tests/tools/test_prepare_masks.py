@@ -137,7 +137,7 @@ def test_a_second_run_to_the_same_file_is_refused_while_the_first_is_at_work(
     args = ["--dataset", NAME, "--method", "ellipse", "--output", str(output), "--workers", "1"]
     with locked(f"{output}.partial"):
         assert tool.main(args) == 1
-    assert capsys.readouterr().err == f"{output}.partial: another process is at work here\n"
+    assert capsys.readouterr().err == f"error: {output}.partial: another process is at work here\n"
     assert tool.main(args) == 0 and [p.name for p in tmp_path.iterdir()] == ["masks.json"]
 
 
@@ -261,7 +261,7 @@ def test_bad_slices_and_names_stop_with_one_line(phantom, tmp_path, capsys):
     try:
         assert tool.main(["--dataset", name, "--output", output]) == 1
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert error == f"{record['file_name']}: found 192 x 192 pixels, expected 192 x 100"
+        assert error == f"error: {record['file_name']}: found 192 x 192 pixels, expected 192 x 100"
         record["height"] = 192
         record["annotations"] = [{**record["annotations"][0], "recist": [float("nan")] * 8}]
         assert tool.main(["--dataset", name, "--output", output]) == 1

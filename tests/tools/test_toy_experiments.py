@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lesion_d2
 from lesion_d2.data.toys import write_toys
+from lesion_d2.errors import interruptible
 from lesion_d2.parallel import count_cores
 from lesion_d2.tools import trainings
 from lesion_d2.tools.toy_experiments import running
@@ -275,36 +276,12 @@ def test_all_processes_are_ended_together(deaf, grid, tmp_path, monkeypatch, esc
         monkeypatch.setenv("DEAF", "1")
     _, configs = running.find_program()
     runs = tiny_runs(tmp_path, models=["retina_unet"])
-    with pytest.raises(KeyboardInterrupt), trainings.interruptible():
+    with pytest.raises(KeyboardInterrupt), interruptible():
         program = tmp_path / "program.py"
         running.run_all(runs, program, configs, jobs=2, grace=0 if deaf else 60)
     assert [is_free(run.folder) for run in runs] == [True, True]
     # Had the second been asked only after the first had ended, the first had waited in vain.
     assert (runs[0].folder / "after_the_second").exists() != deaf
-
-
-def test_a_second_signal_does_not_interrupt_the_ending(escaped):
-    with trainings.interruptible():
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            assert not interrupts(number)
-
-
-def test_ignored_signals_stay_ignored(escaped):
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    with trainings.interruptible():
-        assert not interrupts(signal.SIGHUP)
-        assert interrupts(signal.SIGTERM)
-
-
-def interrupts(number):
-    """Whether a signal raises KeyboardInterrupt."""
-    try:
-        signal.raise_signal(number)
-    except KeyboardInterrupt:
-        return True
-    return False
 
 
 def test_a_run_of_a_process_that_is_left_is_not_started_again(grid, tmp_path, capfd, monkeypatch):

@@ -44,6 +44,17 @@ _MODEL_CHECKS: tuple[Check, ...] = (
     ("MODEL.SLICE_IMAGES.NUM_REUSED", lambda v: v >= 0, "0 (none) or more images"),
 )
 ULDOR_HEADS = ULDorROIHeads.__name__
+# What Detectron2 and torch raise at values that no model has.
+_BUILD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    TypeError,
+    ValueError,
+)
 # A key, the part that it switches on, and the backbones that have it.
 _ATTENTIONS: tuple[tuple[str, type, str], ...] = (
     ("MODEL.UNET_FPN.ATTENTION", AttentionGate, "a U-FPN"),
@@ -90,7 +101,7 @@ def check_model(cfg: CfgNode) -> nn.Module:
     try:
         with torch.device("meta"):
             model = META_ARCH_REGISTRY.get(found)(cfg)
-    except (AssertionError, AttributeError, IndexError, KeyError, ValueError) as error:
+    except _BUILD_ERRORS as error:
         # Detectron2 tells of a name that does not exist by a KeyError of that name alone.
         text = one_line(error)
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "

@@ -24,13 +24,45 @@ from ..validation_loss import VALIDATION_LOSS
 from .datasets import check_test_sets
 from .evaluation import check_evaluations
 from .model import ULDOR_HEADS, found_heads
-from .values import Check, check_values
+from .values import Check, at_least, check_values
 
 _TEACHER_CHECKS: tuple[Check, ...] = (
     ("MODEL.MEAN_TEACHER.MOMENTUM", lambda v: 0 <= v < 1, "0 to below 1"),
     ("MODEL.MEAN_TEACHER.POLICY", lambda v: v in POLICIES, f"one of {', '.join(POLICIES)}"),
     ("MODEL.MEAN_TEACHER.SCORE_THRESH", lambda v: 0 < v <= 1, "a score above 0, at most 1"),
     ("MODEL.MEAN_TEACHER.GT_NMS_THRESH", lambda v: 0 <= v <= 1, "an IoU from 0 to 1"),
+)
+_SCHEDULE_CHECKS: tuple[Check, ...] = (
+    ("SEED", lambda v: v < 2**63, "below 2^63; below 0 draws one"),
+    *(
+        (f"SOLVER.{key}", at_least(least), f"a finite number, at least {least}")
+        for key, least in {
+            "BASE_LR": 0,
+            "BASE_LR_END": 0,
+            "BIAS_LR_FACTOR": 0,
+            "CHECKPOINT_PERIOD": 1,
+            "GAMMA": 0,
+            "IMS_PER_BATCH": 1,
+            "MAX_ITER": 0,
+            "MOMENTUM": 0,
+            "REFERENCE_WORLD_SIZE": 0,
+            "WARMUP_FACTOR": 0,
+            "WARMUP_ITERS": 0,
+            "WEIGHT_DECAY": 0,
+            "WEIGHT_DECAY_NORM": 0,
+        }.items()
+    ),
+    (
+        "SOLVER.WEIGHT_DECAY_BIAS",
+        lambda v: v is None or at_least(0)(v),
+        "None (SOLVER.WEIGHT_DECAY) or a finite number, at least 0",
+    ),
+    (
+        "SOLVER.STEPS",
+        lambda v: list(v) == sorted(v) and all(map(at_least(0), v)),
+        "rising numbers of iterations",
+    ),
+    ("TEST.EVAL_PERIOD", lambda v: v >= 0, "0 (at the end) or more"),
 )
 _TRAINING_CHECKS: tuple[Check, ...] = (
     (
@@ -66,6 +98,7 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
     Raises:
         InputError: names the key.
     """
+    check_values(cfg, _SCHEDULE_CHECKS)
     with as_input_error(""):
         optimizer_class(cfg)
         check_learning_rate_factors(cfg)

@@ -1,5 +1,6 @@
 """Keys of a config whose values can be told to be wrong by themselves."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,6 +10,11 @@ from ..input_errors import InputError, value_of
 
 #: A key, whether a value of it can be used, and what is expected.
 Check = tuple[str, Callable[[Any], bool], str]
+
+
+def at_least(least: float) -> Callable[[float], bool]:
+    """Whether a number is finite and not below another one."""
+    return lambda value: least <= value < math.inf
 
 
 def check_values(cfg: CfgNode, checks: Iterable[Check]) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from lesion_d2.errors import run_program
 from lesion_d2.tools.checkout import find_in_checkout
 
 import cv2
@@ -131,17 +132,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    if not set(args.only).isdisjoint(_WITH_CONFIGS):
-        try:
-            find_in_checkout("configs")
-        except FileNotFoundError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+    return run_program(lambda: _run(args.only))
+
+
+def _run(parts: Sequence[str]) -> int:
+    if not set(parts).isdisjoint(_WITH_CONFIGS):
+        find_in_checkout("configs")
     cv2.setNumThreads(1)
     ignore_meshgrid_warning()
     print(machine_line(), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(tqdm(measure(args.only, Path(folder)), desc="benchmark", unit="row"))
+        rows = list(tqdm(measure(parts, Path(folder)), desc="benchmark", unit="row"))
     headers = ["", "measured", "limit", "ok", "note"]
     print(tabulate([row.cells() for row in rows], headers, disable_numparse=True))
     return 0 if all(row.ok for row in rows) else 1

@@ -35,9 +35,9 @@ from lesion_d2.engine import (
     check_prediction,
     fit_device,
     load_config,
-    one_line_errors,
     prepare_processes,
 )
+from lesion_d2.errors import run_program
 from lesion_d2.files import one_line
 from lesion_d2.scans import ScanCandidate
 from lesion_d2.tools.arguments import positive
@@ -114,12 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = get_parser()
     args = parser.parse_intermixed_args(argv)
     _check_combined(parser, args)
-    try:
-        with one_line_errors(_PROGRAM):
-            return run(args)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return 130
+    goes_on = "interrupted: the same command goes on from here"
+    return run_program(lambda: run(args), _PROGRAM, interrupted=goes_on)
 
 
 def _check_combined(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

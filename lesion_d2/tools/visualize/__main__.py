@@ -51,6 +51,7 @@ import sys
 from collections.abc import Sequence
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
+from lesion_d2.errors import run_program
 from lesion_d2.tools.arguments import positive
 
 from .attention import draw_attention
@@ -222,13 +223,7 @@ def _add_masks(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw, print the paths written, and return the exit code."""
     args = get_parser().parse_args(argv)
-    try:
-        paths = args.job(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(paths))
-    return 0
+    return run_program(lambda: print("\n".join(args.job(args))))
 
 
 if __name__ == "__main__":
