@@ -7,7 +7,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -298,6 +299,19 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
         twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
         raise ValueError(f"the key {twice[:60]!r} twice in one object")
     return found
+
+
+def check_columns(file: str | os.PathLike, names: Iterable[str]) -> None:
+    """Check that no two columns of a table have one name; columns without a name may be many.
+
+    Raises:
+        ValueError: names the file and a column.
+    """
+    for name, count in Counter(names).items():
+        if name and count > 1:
+            raise ValueError(
+                f"{file}: found the column {printable(name)[:60]!r} {count} times, expected it once"
+            )
 
 
 def one_line(text: object) -> str:

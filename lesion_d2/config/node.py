@@ -73,12 +73,12 @@ class LesionConfig(CfgNode):
         """
         _refuse_unsafe(allow_unsafe)
         loaded = type(self)(self.load_yaml_with_base(cfg_filename))
+        _check_sections(self, loaded, "")
         version = loaded.get("VERSION")
         if version is None:
             version = guess_version(loaded, cfg_filename)
         if type(version) is not int or version != self.VERSION:
             raise ValueError(f"VERSION: found {short(version)}, expected {self.VERSION}")
-        _check_sections(self, loaded, "")
         with self._checked():
             self.merge_from_other_cfg(loaded)
 
@@ -121,24 +121,25 @@ class _Files:
 
     def __init__(self):
         self._done: dict[str, dict] = {}
-        self._begun: list[str] = []
+        self._begun: dict[str, str] = {}
 
     def load(self, file: str) -> dict[str, Any]:
         """What a file says; the dict is the caller's own."""
         place = os.path.realpath(file)
         if place in self._begun:
-            raise ValueError(f"{self._begun[-1]}: {_BASE}: found {file}, which is based on it")
+            last = [*self._begun.values()][-1]
+            raise ValueError(f"{last}: {_BASE}: found {file}, which is based on it")
         if len(self._begun) == _MAX_BASES:
             raise ValueError(f"{file}: {_BASE}: {_MAX_BASES} files are above it, expected fewer")
         if place not in self._done:
-            self._begun.append(place)
+            self._begun[place] = file
             self._done[place] = self._read(file)
-            self._begun.pop()
+            del self._begun[place]
         return _copied(self._done[place])
 
     def _read(self, file: str) -> dict[str, Any]:
-        if not PathManager.isfile(file):
-            raise FileNotFoundError(f"{file}: no such file: it does not exist, expected a config")
+        if not file.startswith(_ADDRESSES) and not os.path.isfile(file):
+            raise FileNotFoundError(f"{file}: does not exist, expected a config's file")
         content = read_yaml(PathManager.get_local_path(file))
         if not isinstance(content, dict):
             found = "nothing" if content is None else short(content)

@@ -105,8 +105,9 @@ def load_deeplesion(
 
     Raises:
         FileNotFoundError: csv_file or image_root does not exist.
-        ValueError: the split is unknown or empty, columns are missing, or rows are bad. All bad
-            rows are collected first, missing files among them, and the first 20 are shown.
+        ValueError: the split is unknown or empty, columns are missing or there twice, or rows are
+            bad, of which one whose image is in another split, too, is one. All bad rows are
+            collected first, missing files among them, and the first 20 are shown.
     """
     _check_split(split)
     _check_exist(csv_file, image_root)
@@ -249,7 +250,20 @@ def _select_rows(frame: pd.DataFrame, split: str | None, bad: BadCells) -> tuple
     noisy = numbers(frame, "Possibly_noisy", 1, bad)[:, 0]
     bad.add(frame["Possibly_noisy"], ~np.isin(noisy, (0, 1)), "0 or 1")
     in_split = np.full(len(frame), True) if split is None else code == _SPLITS[split]
+    _check_one_split(frame[noisy != 1], code[noisy != 1], in_split[noisy != 1], bad)
     return frame[in_split & (noisy != 1)], int((in_split & (noisy == 1)).sum())
+
+
+def _check_one_split(
+    frame: pd.DataFrame, code: np.ndarray, in_split: np.ndarray, bad: BadCells
+) -> None:
+    """Note rows whose image is in another split, too, where it is in the wanted one."""
+    names = frame["File_name"]
+    wanted = names.isin(set(names[in_split])).to_numpy(bool)
+    first = pd.Series(code).groupby(names.to_numpy(), sort=False).transform("first").to_numpy()
+    for row in np.flatnonzero(wanted & (code != first) & np.isfinite(code)):
+        expected = f"{first[row]:g}, the split of an earlier row of its image"
+        bad.add(frame["Train_Val_Test"].iloc[[row]], np.array([True]), expected)
 
 
 def _parse_rows(

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from ..files import one_line
 from ..slice_geometry import SPACING_RANGE, is_spacing
+from .csv_files import read_csv_table
 from .problems import raise_problems
 
 #: The columns of DL_info.csv, in its order.
@@ -66,21 +66,10 @@ def read_csv(csv_file: str | os.PathLike, columns: Sequence[str]) -> pd.DataFram
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no CSV, or columns are missing.
+        ValueError: it is no CSV, or columns are missing or there twice.
     """
-    try:
-        frame = pd.read_csv(csv_file, dtype=object, keep_default_na=False, skip_blank_lines=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{csv_file}: found no readable CSV ({one_line(error)})") from None
-    missing = [column for column in columns if column not in frame.columns]
-    if missing:
-        raise ValueError(
-            f"{csv_file}: found no column {', '.join(missing)}, expected DL_info.csv's"
-        )
-    if not isinstance(frame.index, pd.RangeIndex):  # pandas took the surplus cells for row labels
-        raise ValueError(f"{csv_file}: found rows longer than the header, expected quoted lists")
-    frame.index = frame.index + 2
-    frame = frame[list(columns)].fillna("")
+    frame = read_csv_table(csv_file, columns, "DL_info.csv's columns, with quoted lists")
+    frame = frame[list(columns)]
     return frame[(frame != "").any(axis=1)]
 
 

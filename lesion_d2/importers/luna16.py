@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from ..data.csv_files import read_csv_table
 from ..data.problems import raise_problems, short
 from ..data.volume_set.form import Lesion
 from ..display_windows import WINDOWS
-from ..files import one_line
 from ..scans import ScanCandidate, find_scans, read_scan
 from ..scans.names import safe_name
 from ..values import are_digits
@@ -170,28 +170,17 @@ def read_nodules(
         FileNotFoundError: there is no such file.
         ValueError: it is no CSV, lacks a column, or has rows whose numbers are none: all are told.
     """
-    if not os.path.isfile(file):
-        raise FileNotFoundError(f"{file}: no such file, expected the annotations of LUNA16")
-    try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False, skip_blank_lines=False)
-    except (ValueError, pd.errors.ParserError) as error:
-        raise ValueError(f"{file}: found no readable CSV ({one_line(error)})") from None
-    missing = [column for column in _COLUMNS if column not in table]
-    if missing:
-        raise ValueError(
-            f"{file}: found the columns {short(list(table))}, expected {', '.join(_COLUMNS)}"
-        )
-    if not isinstance(table.index, pd.RangeIndex):
-        raise ValueError(f"{file}: found rows of more values than the header has names")
+    expected = f"the annotations of LUNA16, with the columns {', '.join(_COLUMNS)}"
+    table = read_csv_table(file, _COLUMNS, expected)
     table = table[(table != "").any(axis=1)]
     numbers = table[list(_COLUMNS[1:])].apply(pd.to_numeric, errors="coerce").to_numpy(float)
     problems, nodules = [], {}
-    for index, series, values in zip(table.index, table["seriesuid"], numbers, strict=True):
-        row, diameter = index + 2, values[3]
+    for row, series, values in zip(table.index, table["seriesuid"], numbers, strict=True):
+        diameter = values[3]
         if excluded and diameter < 0:
             diameter = UNKNOWN_DIAMETER
         if not np.isfinite(values).all() or not 0 < diameter < _MAX_DIAMETER:
-            found = ", ".join(table.loc[index, list(_COLUMNS[1:])])
+            found = ", ".join(table.loc[row, list(_COLUMNS[1:])])
             problems.append(
                 f"row {row}: found {short(found)}, expected three coordinates and a diameter in mm"
             )

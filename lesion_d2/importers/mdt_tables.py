@@ -12,7 +12,7 @@ import numpy as np
 from ..data.problems import short
 from ..data.restricted_pickle import load_pickle
 from ..data.table_pickle import load_table
-from ..files import one_line
+from ..files import check_columns, one_line
 from ..values import is_whole
 
 _COLUMNS = ("pid", "class_target")
@@ -111,6 +111,7 @@ def _read_csv(file: Path) -> dict[str, list]:
             names = reader.fieldnames or []
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: found no readable CSV ({one_line(error)})") from None
+    check_columns(file, names)
     return {name: [row[name] for row in rows] for name in names}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..files import one_line, written_whole
+from ..files import check_columns, one_line, written_whole
 from ..slice_geometry import EXPECTED_SPACING, is_spacing
 from .limits import check_picture_size, check_size
 from .names import safe_name
@@ -282,7 +282,9 @@ def _spacing_cells(csv_file: Path, changed: int) -> dict[str, set[str]]:
     cells = {}
     try:
         with open(csv_file, newline="", encoding="utf-8-sig") as opened:
-            for row in csv.DictReader(opened):
+            reader = csv.DictReader(opened)
+            check_columns(csv_file, reader.fieldnames or [])
+            for row in reader:
                 series = row["File_name"].rpartition("_")[0]
                 cells.setdefault(series, set()).add(row["Spacing_mm_px_"])
     except (csv.Error, KeyError, AttributeError, UnicodeDecodeError) as error:

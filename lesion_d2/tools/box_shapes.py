@@ -7,7 +7,7 @@ from typing import NamedTuple
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.data.augmentation import ResizeCT
 from lesion_d2.data.catalog import load_records
-from lesion_d2.files import one_line
+from lesion_d2.data.csv_files import read_csv_table
 from lesion_d2.ignore_regions import lesions_of
 from lesion_d2.visualization import truth_boxes
 
@@ -112,20 +112,9 @@ def _check_config(cfg: CfgNode) -> None:
 
 def _read_csv(file: str | os.PathLike) -> pd.DataFrame:
     """The columns that count, as text; the index is the line number in the file."""
-    expected = f"expected a CSV with the columns {', '.join(BOX_COLUMNS)}"
-    if not os.path.isfile(file):
-        raise FileNotFoundError(f"{file}: no such file, {expected}")
-    try:
-        table = pd.read_csv(file, dtype=object, keep_default_na=False, skip_blank_lines=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: found no readable CSV ({one_line(error)}), {expected}") from None
-    missing = [column for column in BOX_COLUMNS if column not in table.columns]
-    if missing:
-        raise ValueError(f"{file}: found no column {', '.join(missing)}, {expected}")
-    if not isinstance(table.index, pd.RangeIndex):  # pandas took the surplus cells for row labels
-        raise ValueError(f"{file}: found rows longer than the header, {expected}")
-    table.index = table.index + 2
-    table = table[[c for c in (*BOX_COLUMNS, *SIZE_COLUMNS) if c in table.columns]].fillna("")
+    expected = f"a CSV with the columns {', '.join(BOX_COLUMNS)}"
+    table = read_csv_table(file, BOX_COLUMNS, expected)
+    table = table[[c for c in (*BOX_COLUMNS, *SIZE_COLUMNS) if c in table.columns]]
     table = table[(table != "").any(axis=1)]
     if not len(table):
         raise ValueError(f"{file}: found no boxes, expected at least one row")

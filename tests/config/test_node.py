@@ -48,8 +48,10 @@ def test_bases_are_read_once_each(tmp_path):
         ("_BASE_: {x: 1}", "a.yaml: _BASE_: found {'x': 1}, expected a file's path"),
         ("_BASE_: [[b.yaml]]", r"a.yaml: _BASE_: found \['b.yaml'\], expected a file's path"),
         ("_BASE_: ''", "a.yaml: _BASE_: found '', expected a file's path"),
-        ("_BASE_: gone.yaml", "gone.yaml: no such file"),
-        ("_BASE_: .", "no such file"),
+        ("_BASE_: gone.yaml", "gone.yaml: does not exist, expected a config's file"),
+        ("_BASE_: .", "does not exist"),
+        ("_BASE_: 'http://127.0.0.1:9/a.yaml'", "refused"),
+        ("MODEL: 5", "^MODEL: found 5, expected keys below it"),
         ("_BASE_: evil.yaml", "evil.yaml: found no readable YAML .line 1: found the tag"),
         ("_BASE_: f0.yaml", "f19.yaml: _BASE_: 20 files are above it, expected fewer"),
         (

@@ -381,6 +381,30 @@ def test_an_image_size_that_is_not_the_files_is_a_bad_cell(tmp_path):
         load(root, allow_missing=True)
 
 
+@pytest.mark.parametrize("allow_missing", [False, True])
+def test_a_second_row_of_other_size_is_a_bad_cell(tmp_path, allow_missing):
+    root = write_dataset(tmp_path, [good_row(1), good_row(1, Image_size="256, 256")])
+    message = "row 3, column Image_size: found '256, 256', expected 512, 256, the size of"
+    with pytest.raises(ValueError, match=message):
+        load(root, allow_missing=allow_missing)
+
+
+@pytest.mark.parametrize("split", ["train", "val", None])
+def test_an_image_in_two_splits_is_a_bad_cell(tmp_path, split):
+    other = good_row(2, Train_Val_Test="2")
+    rows = [good_row(1), other, good_row(1, Train_Val_Test="2"), good_row(3, Train_Val_Test="3")]
+    root = write_dataset(tmp_path, rows)
+    with pytest.raises(ValueError) as error:
+        load(root, split)
+    assert str(error.value).endswith(
+        "row 4, column Train_Val_Test: found '2', expected 1, the split of an earlier row of its "
+        "image"
+    )
+    assert len(load(root, "test")) == 1
+    rows[2]["Possibly_noisy"] = "1"
+    assert len(load(write_dataset(tmp_path, rows), "train")) == 1
+
+
 def test_repeated_rows_are_counted_and_kept(tmp_path, caplog):
     other = "96.5, 115, 135.25, 145"
     rows = [good_row(1), good_row(1), good_row(1, Bounding_boxes=other), good_row(2), good_row(1)]
@@ -470,6 +494,8 @@ def test_unreadable_csv(tmp_path):
 
     file.write_text(text.replace("Slice_range", "slices"))
     assert "no column Slice_range" in message()
+    file.write_text(text.replace("Normalized_lesion_location", "Slice_range"))
+    assert "found the column 'Slice_range' 2 times, expected it once" in message()
     file.write_text(text.replace('"', ""))
     assert "rows longer than the header" in message()
     file.write_text(text + "1,2,3," * 20 + "\n")

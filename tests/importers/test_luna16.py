@@ -179,11 +179,12 @@ def test_a_sphere_is_cut_at_the_sides_of_the_volume():
     [
         (None, "no such file, expected the annotations"),
         ("", "found no readable CSV"),
-        ("a,b\n1,2\n", "found the columns ['a', 'b'], expected seriesuid, coordX"),
+        ("a,b\n1,2\n", "found no column seriesuid, coordX"),
+        (HEADER.replace("\n", ",coordX\n"), "found the column 'coordX' 2 times, expected it once"),
         (HEADER + f"{uid(0)},1,2,nan,4\n", "row 2: found '1, 2, nan, 4', expected three"),
         (HEADER + f"\n{uid(0)},1,2,3,0\n\n", "row 3: found '1, 2, 3, 0'"),
         (HEADER + f"{uid(0)},1,2,3\n", "row 2: found '1, 2, 3, '"),
-        (HEADER + f"{uid(0)},1,2,3,4,5,6\n", "found rows of more values"),
+        (HEADER + f"{uid(0)},1,2,3,4,5,6\n", "found rows longer than the header"),
     ],
 )
 def test_damaged_annotations_are_told_in_one_line(tmp_path, table, message):

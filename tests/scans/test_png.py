@@ -70,6 +70,7 @@ def test_spacing_that_is_not_known(tmp_path):
         (f'{HEADER}s_1.png,"1, 1, 1"\ns_2.png,"1, 1, 2"\n', "found 1, 1, 1 and 1, 1, 2 as"),
         (f'{HEADER}s_1.png,"1, x, 1"\n', "found the spacing '1, x, 1' of s"),
         (f'{HEADER}s_1.png,"1, 0, 1"\n', "found the spacing (1.0, 0.0, 1.0), expected for x, y"),
+        ("File_name,File_name\n", "found the column 'File_name' 2 times"),
         ("a,b\n1,2\n", "found no readable CSV with columns File_name"),
     ):
         csv_file.write_text(text)
