@@ -94,7 +94,7 @@ class LesionConfig(CfgNode):
             node = self
             for name in str(key).split("."):
                 if not isinstance(node, CfgNode) or name not in node:
-                    raise KeyError(f"Non-existent config key: {key}")
+                    raise KeyError(f"Non-existent key: {key}")
                 node = node[name]
             if isinstance(node, CfgNode):
                 raise ValueError(f"{key}: found {short(value)}, expected keys below it")

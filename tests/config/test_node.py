@@ -99,7 +99,7 @@ def test_a_bad_file_is_one_line(tmp_path, cfg, text, message):
         ("SOLVER.BASE_LR", "None", "SOLVER.BASE_LR: found None"),
         ("SOLVER.STEPS", "('a',)", "SOLVER.STEPS: found .'a',., expected numbers"),
         ("SOLVER.STEPS", "(True,)", "SOLVER.STEPS: found .True,., expected numbers"),
-        ("SOLVER.MAX_ITER.X", "1", "Non-existent config key: SOLVER.MAX_ITER.X"),
+        ("SOLVER.MAX_ITER.X", "1", "Non-existent key: SOLVER.MAX_ITER.X"),
         ("SOLVER", "1", "SOLVER: found '1', expected keys below it"),
         ("SOLVER", "{'MAX_ITER': 1}", "SOLVER: found .* expected keys below it"),
         ("SOLVER.STEPS", "(" * 5000, "levels|Type mismatch"),

@@ -383,8 +383,8 @@ def test_an_image_size_that_is_not_the_files_is_a_bad_cell(tmp_path):
 
 @pytest.mark.parametrize("allow_missing", [False, True])
 def test_a_second_row_of_other_size_is_a_bad_cell(tmp_path, allow_missing):
-    root = write_dataset(tmp_path, [good_row(1), good_row(1, Image_size="256, 256")])
-    message = "row 3, column Image_size: found '256, 256', expected 512, 256, the size of"
+    root = write_dataset(tmp_path, [good_row(1, Image_size="256, 256"), good_row(1)])
+    message = "row 2, column Image_size: found '256, 256', expected 512, 256, the size of"
     with pytest.raises(ValueError, match=message):
         load(root, allow_missing=allow_missing)
 
