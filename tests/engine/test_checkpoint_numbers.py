@@ -42,3 +42,14 @@ def test_counts_and_weights_of_others_may_be_what_they_are(tmp_path):
     model = nn.BatchNorm1d(3)
     load_trained(LesionCheckpointer(model), path)
     assert torch.equal(model.weight, torch.zeros(3))
+
+
+@pytest.mark.parametrize("query", ["", "?matching_heuristics", "?matching_heuristics=True"])
+@pytest.mark.parametrize("for_training", [True, False])
+def test_weights_that_fit_nothing_are_refused_also_by_heuristics(tmp_path, query, for_training):
+    path = str(tmp_path / "a.pth")
+    torch.save({"model": {"foreign": torch.zeros(3)}}, path)
+    with pytest.raises(ValueError, match=r"a\.pth: found none of the model's weights"):
+        check_weights(path + query, nn.BatchNorm1d(3), for_training=for_training)
+    with pytest.raises(ValueError, match=r"a\.pth: found none of the model's weights"):
+        LesionCheckpointer(nn.BatchNorm1d(3)).load(path + query)
