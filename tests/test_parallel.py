@@ -1,8 +1,10 @@
 import fcntl
 import multiprocessing
 import os
+import signal
 from contextlib import closing
 
+from lesion_d2.errors import run_program
 from lesion_d2.parallel import count_cores, map_unordered
 
 import pytest
@@ -29,6 +31,16 @@ def test_workers_are_other_processes_and_give_every_result_once(warm_spawn):
 def test_closing_it_early_leaves_no_worker(warm_spawn):
     with closing(map_unordered(_with_process, range(50), workers=2)) as results:
         next(results)
+    assert not multiprocessing.active_children()
+
+
+def test_a_signal_ends_workers(warm_spawn, capsys):
+    def work() -> None:
+        for _ in map_unordered(_with_process, range(50), workers=2):
+            signal.raise_signal(signal.SIGTERM)
+
+    assert run_program(work) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "interrupted\n"
     assert not multiprocessing.active_children()
 
 

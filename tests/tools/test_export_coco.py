@@ -37,5 +37,7 @@ def test_phantoms_in_their_own_files(tiny_phantom, tmp_path):
 def test_errors_are_a_line(tmp_path, capsys):
     assert main(["nothing", "--output", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("lesion_d2.tools.export_coco: data set 'nothing' is not registered")
+    assert said.startswith(
+        "lesion_d2.tools.export_coco: error: data set 'nothing' is not registered"
+    )
     assert said.count("\n") == 1 and not (tmp_path / "out").exists()
