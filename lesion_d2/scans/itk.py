@@ -1,8 +1,13 @@
 """MetaImage and NRRD files, with SimpleITK."""
 
+import bz2
+import gzip
 import os
+import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -18,6 +23,8 @@ ITK_FORMATS = {
     ".nhdr": ("nrrd", "NrrdImageIO"),
 }
 _HEADER_BYTES = 1 << 16
+_NRRD_PACKINGS = {"gz": "gzip", "gzip": "gzip", "bz2": "bz2", "bzip2": "bz2"}
+_PIECE = 1 << 20  # bytes
 _SLAB = 8  # slices that are read at once
 
 
@@ -55,16 +62,17 @@ def open_itk(file: str | os.PathLike) -> VolumeFile:
     direction = np.reshape(reader.GetDirection(), (dimension, dimension))[:3, :3]
     affine[:3, :3] = direction * reader.GetSpacing()[:3]
     affine[:3, 3] = reader.GetOrigin()[:3]
-    whole = format == "nrrd" or _is_compressed(header)
-    volume_file = VolumeFile(
-        file,
-        format,
-        shape,
-        affine,
-        lambda: _slabs(file, sitk, reader, shape, whole),
-        files=(file, *data_files),
-    )
+    packing, packed_size = _packing(file, header, format)
+    whole = format == "nrrd" or packing is not None
     declared = int(np.prod(shape, dtype=object)) * np.dtype(kind).itemsize
+
+    def slabs() -> Iterator[np.ndarray]:
+        if packing is not None:
+            start = _data_start(file, format)
+            _check_packed(file, data_files, start, packing, packed_size, declared)
+        yield from _slabs(file, sitk, reader, shape, whole)
+
+    volume_file = VolumeFile(file, format, shape, affine, slabs, files=(file, *data_files))
     check_declared(file, declared, sum(map(os.path.getsize, data_files)), whole)
     return volume_file
 
@@ -81,6 +89,59 @@ def _slabs(file, sitk, reader, shape: tuple[int, ...], whole: bool) -> Iterator[
         except RuntimeError as error:
             raise ValueError(f"{file}: found damaged voxels ({_reason(error)})") from None
         yield sitk.GetArrayViewFromImage(image).T.reshape(size[:3])
+
+
+def _check_packed(
+    file: str | os.PathLike,
+    data_files: list[Path],
+    start: int,
+    packing: str,
+    packed_size: int,
+    declared: int,
+) -> None:
+    """Unpack voxels, and compare their checksums and number: ITK does not, and keeps what it has.
+
+    Args:
+        file: what begins the message.
+        data_files: that hold the voxels, each compressed for itself.
+        start: where they begin, if ``file`` itself is one of these.
+        packing, packed_size: see :func:`_packing`.
+        declared: bytes of all voxels.
+
+    Raises:
+        ValueError: a file is damaged, or there are more or fewer bytes.
+    """
+    found = 0
+    try:
+        for path in data_files:
+            with open(path, "rb") as opened:
+                opened.seek(start if os.path.samefile(path, file) else 0)
+                for size in _unpacked_sizes(opened, packing, packed_size):
+                    found += size
+                    if found > declared:
+                        raise ValueError("there are more than the header says")
+    except (zlib.error, OSError, EOFError, ValueError) as error:
+        raise ValueError(f"{file}: found damaged voxels ({one_line(error)})") from None
+    if found < declared:
+        raise ValueError(f"{file}: found voxels of {found} bytes, expected {declared}")
+
+
+def _unpacked_sizes(opened: BinaryIO, packing: str, packed_size: int) -> Iterator[int]:
+    """Bytes of one unpacked piece after the other; nothing is kept."""
+    if packing != "zlib":
+        stream = bz2.BZ2File(opened) if packing == "bz2" else gzip.GzipFile(fileobj=opened)
+        while piece := stream.read(_PIECE):
+            yield len(piece)
+        return
+    unpacker = zlib.decompressobj(32 + zlib.MAX_WBITS)  # with zlib's header or gzip's
+    while not unpacker.eof:
+        data = unpacker.unconsumed_tail
+        if not data:
+            data = opened.read(min(_PIECE, packed_size))
+            packed_size -= len(data)
+        if not data:
+            raise EOFError("their end is missing")
+        yield len(unpacker.decompress(data, _PIECE))
 
 
 def _kind(sitk, pixel_id: int) -> str:
@@ -110,12 +171,32 @@ def _header_lines(file: str | os.PathLike) -> list[str]:
         return opened.read(_HEADER_BYTES).decode("latin-1").splitlines()
 
 
-def _is_compressed(header: list[str]) -> bool:
-    pairs = (line.partition("=") for line in header)
-    return any(
-        key.strip().lower() == "compresseddata" and value.strip().lower().startswith("t")
-        for key, _, value in pairs
-    )
+def _packing(file: str | os.PathLike, header: list[str], format: str) -> tuple[str | None, int]:
+    """How voxels are compressed: "zlib", "gzip", "bz2" or not at all; and to how many bytes.
+
+    Of NRRD these are not told, and 0.
+    """
+    lines = [re.split(r"\s*[:=]\s*", line.strip(), maxsplit=1) for line in header]
+    values = {line[0]: line[1] for line in reversed(lines) if len(line) == 2}  # the first counts
+    if format == "nrrd":
+        encodings = [value.lower() for key, value in values.items() if key.lower() == "encoding"]
+        return _NRRD_PACKINGS.get("".join(encodings)), 0
+    if not values.get("CompressedData", "").lower().startswith("t"):
+        return None, 0
+    size = values.get("CompressedDataSize", "")
+    if not size.isascii() or not size.isdecimal():  # ITK reads other voxels without it
+        raise ValueError(f"{file}: found compressed voxels, expected a CompressedDataSize")
+    return "zlib", int(size)
+
+
+def _data_start(file: str | os.PathLike, format: str) -> int:
+    """Where the voxels begin behind a header in the same file."""
+    with open(file, "rb") as opened:
+        for line in iter(lambda: opened.readline(_HEADER_BYTES), b""):
+            is_last = line.strip().lower().startswith(b"elementdatafile")
+            if not line.strip() if format == "nrrd" else is_last:
+                break
+        return opened.tell()
 
 
 def _data_files(file: str | os.PathLike, header: list[str]) -> list[Path]:

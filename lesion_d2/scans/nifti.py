@@ -1,13 +1,16 @@
 """NIfTI files of any name and orientation."""
 
 import gzip
+import logging
 import os
+import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import nibabel
 import numpy as np
+from nibabel import imageglobals
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
@@ -27,6 +30,10 @@ _DAMAGED = (
     ValueError,
     zlib.error,
 )
+# First bytes of a header; by its size in NIfTI-1 and 2, type and place of the voxels' offset.
+_START, _OFFSETS = 176, {348: ("f", 108), 540: ("q", 168)}
+# Bytes before and behind the voxels: extensions, and nothing of use; without end in a trap.
+_MAX_REST, _PIECE = 1 << 24, 1 << 16
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from RAS
 
 
@@ -51,13 +58,15 @@ def open_nifti(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, is no volume of numbers, or has another number of
-            channels.
+        ValueError: the file is damaged, is no volume of numbers, does not say how it lies in the
+            patient, or has another number of channels.
     """
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file}: no such NIfTI file")
     try:
-        image = nibabel.load(file)
+        _check_start(file)
+        with _quiet():
+            image = nibabel.load(file)
         kind = image.get_data_dtype()
     except _DAMAGED as error:
         raise ValueError(f"{file}: found no readable NIfTI file ({one_line(error)})") from None
@@ -67,10 +76,10 @@ def open_nifti(
     check_numbers(file, str(kind), shape, 1)
     messages = ()
     if image.header["sform_code"] == 0 and image.header["qform_code"] == 0:
-        messages = (
-            "the file does not say how it lies in the patient (qform and sform codes are 0): "
-            "taken as columns to Left, rows to Anterior, slices to Superior",
-        )
+        found = "the file does not say how it lies in the patient (qform and sform codes are 0)"
+        if not allow_flat or shape[2] > 1:
+            raise ValueError(f"{file}: {found}, expected an affine matrix")
+        messages = (f"{found}: taken as columns to Left, rows to Anterior",)
     declared = int(np.prod(image.shape, dtype=object)) * kind.itemsize
     packed = os.fspath(file).lower().endswith(".gz")
     volume_file = VolumeFile(
@@ -123,13 +132,39 @@ def _with_thickness(affine: np.ndarray) -> np.ndarray:
     return affine
 
 
+def _check_start(file: str | os.PathLike) -> None:
+    """Refuse what nibabel would take memory for before the header is known: its extensions."""
+    packed = os.fspath(file).lower().endswith(".gz")
+    with gzip.open(file) if packed else open(file, "rb") as stream:
+        start = stream.read(_START)
+    for order in "<>":
+        size = struct.unpack(f"{order}i", start[:4].ljust(4, b"\0"))[0]
+        if size in _OFFSETS and len(start) == _START:
+            kind, place = _OFFSETS[size]
+            (offset,) = struct.unpack_from(f"{order}{kind}", start, place)
+            if not 0 <= offset <= _MAX_REST:
+                raise ValueError(f"its voxels begin at byte {offset:g}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep nibabel from printing what it finds strange in a header, and corrects."""
+    level = imageglobals.logger.level
+    imageglobals.logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        imageglobals.logger.setLevel(level)
+
+
 def _slabs(
     file: str | os.PathLike, image: nibabel.Nifti1Image, packed: bool, channel: tuple[int, ...]
 ) -> Iterator[np.ndarray]:
     try:
         with gzip.open(file) if packed else nullcontext() as stream:
             # One stream from begin to end: a compressed file cannot be read from its middle.
-            data = type(image).from_stream(stream).dataobj if packed else image.dataobj
+            with _quiet():
+                data = type(image).from_stream(stream).dataobj if packed else image.dataobj
             if len(image.shape) == 2:
                 yield np.asanyarray(data)[:, :, None]
             for index in range(image.shape[2] if len(image.shape) > 2 else 0):
@@ -137,6 +172,15 @@ def _slabs(
                     data[(slice(None), slice(None), slice(index, index + 1), *channel)]
                 )
             if packed:
-                stream.read(1)  # at its end the checksum is compared
+                _read_to_end(stream)
     except _DAMAGED as error:
         raise ValueError(f"{file}: found a damaged NIfTI file ({one_line(error)})") from None
+
+
+def _read_to_end(stream: gzip.GzipFile) -> None:
+    """Read what follows the voxels: the checksum is compared at the end of the file alone."""
+    left = _MAX_REST
+    while left >= 0 and (piece := stream.read(_PIECE)):
+        left -= len(piece)
+    if left < 0:
+        raise ValueError(f"found more than {_MAX_REST} bytes behind the voxels")

@@ -9,6 +9,7 @@ from nibabel import orientations
 # (DL_save_nifti.py) writes them.
 _DIRECTIONS = ("I", "P", "L")
 _DIGITS = 6  # of spacings in mm
+_MAX_ANGLE = 40  # degrees
 _RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from LPS, and back
 
 
@@ -47,16 +48,34 @@ def canonical_turn(affine: np.ndarray) -> Turn:
         affine: 4 x 4, from the array's indices to LPS, mm.
 
     Raises:
-        ValueError: the matrix has numbers that are not finite, or leaves out an axis.
+        ValueError: the matrix has numbers that are not finite, leaves out an axis, or has one that
+            lies about halfway between two of the patient's, where digits would decide.
     """
     if not np.isfinite(affine).all():
         raise ValueError("found an affine matrix that is not finite, expected mm")
     found = orientations.io_orientation(_RAS @ affine)
     if not np.isfinite(found).all():
         raise ValueError("found an affine matrix that leaves out an axis")
+    angle = _largest_angle(affine, found[:, 0].astype(int))
+    if angle > _MAX_ANGLE:
+        raise ValueError(
+            f"found an axis {angle:.0f} degrees from the patient's nearest one, expected at most "
+            f"{_MAX_ANGLE}"
+        )
     turn = orientations.ornt_transform(found, orientations.axcodes2ornt(_DIRECTIONS))
     axes = np.argsort(turn[:, 0])
     return Turn(tuple(axes.tolist()), tuple((turn[axes, 1] < 0).tolist()))
+
+
+def _largest_angle(affine: np.ndarray, axes: np.ndarray) -> float:
+    """Degrees between an axis of an array and the patient's that it is taken for, at most.
+
+    In the plane in which it is largest: at 45 the axis lies halfway between two.
+    """
+    parts = np.abs(affine[:3, :3])
+    own = parts[axes, range(3)]
+    parts[axes, range(3)] = 0
+    return float(np.degrees(np.arctan2(parts.max(axis=0), own)).max())
 
 
 def turned_geometry(

@@ -110,3 +110,41 @@ def test_a_bomb_is_not_unpacked(tmp_path):
     )
     file.write_bytes(header + gzip.compress(bytes(100_000)))
     assert "expected pixels of 8000000000" in message(file)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_flipped_bit_of_compressed_voxels_is_told(tmp_path, ending):
+    file, volume = tmp_path / f"ct{ending}", make_volume()
+    save(file, volume, compress=True)
+    packed = next((f for f in tmp_path.glob("*.*raw*")), file)
+    data, rng = packed.read_bytes(), np.random.default_rng(0)
+    start = 600 if packed == file else 0  # behind the header, which has no checksum
+    told = 0
+    for bit in rng.integers(8 * start, 8 * len(data), 8):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        packed.write_bytes(flipped)
+        try:
+            scan = read_scan(file)
+        except ValueError as error:
+            assert str(error).startswith(f"{file}: found ") and "\n" not in str(error)
+            told += 1
+        else:  # of gzip's header, such as the time
+            assert (scan.grid.restore(scan.volume) == volume.T).all()
+    assert told > 4
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_compressed_voxels_are_as_many_as_the_header_says(tmp_path, ending):
+    file, volume = tmp_path / f"ct{ending}", make_volume()
+    save(file, volume, compress=True)
+    data = file.read_bytes()
+    for size, text in (
+        (b"16 12 6", "found damaged voxels (there are more than the header says)"),
+        (b"16 12 8", "found voxels of 2688 bytes, expected 3072"),
+    ):
+        file.write_bytes(data.replace(b"16 12 7", size))
+        assert text in message(file)
+    if ending in (".mha", ".mhd"):
+        file.write_bytes(data.replace(b"CompressedDataSize", b"CompressedDataSise"))
+        assert "found compressed voxels, expected a CompressedDataSize" in message(file)

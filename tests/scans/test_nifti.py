@@ -2,7 +2,7 @@ import gzip
 import itertools
 import tracemalloc
 
-from lesion_d2.scans import read_scan
+from lesion_d2.scans import nifti, read_scan
 from lesion_d2.scans.nifti import open_nifti
 from lesion_d2.scans.writing import write_nifti
 
@@ -83,8 +83,9 @@ def test_sform_qform_or_neither(tmp_path):
     assert scan.messages == ()
     image.set_qform(None, 0)
     nibabel.save(image, tmp_path / "neither.nii")
-    scan = read_scan(tmp_path / "neither.nii")
-    assert "does not say how it lies" in scan.messages[0] and scan.spacing == SPACING
+    assert "neither.nii: the file does not say how it lies in the patient" in message(
+        tmp_path / "neither.nii"
+    )
 
 
 def test_one_volume_in_four_dimensions(tmp_path):
@@ -185,3 +186,93 @@ def test_flat_images_are_slices_where_that_is_allowed(tmp_path):
         opened = open_nifti(file, allow_flat=True)
         assert opened.spacing == (0.5, 0.25, 1.0)
         assert np.array_equal(opened.read_volume()[0], pixels.T[None])
+
+
+def _changed(data: bytes, place: int, value: np.ndarray) -> bytes:
+    changed = bytearray(data)
+    changed[place : place + value.nbytes] = value.tobytes()
+    return bytes(changed)
+
+
+def _read(file, data: bytes):
+    """The scan, or in one line why it is none."""
+    file.write_bytes(data)
+    try:
+        return read_scan(file)
+    except ValueError as error:
+        text = str(error)
+        assert text.startswith(f"{file}: found ") or "does not say how it lies" in text
+        assert "\n" not in text
+        return text
+
+
+def test_a_flipped_bit_of_a_compressed_file_is_told_wherever_it_is(tmp_path, capfd):
+    file = tmp_path / "ct.nii.gz"
+    write_nifti(file, make_volume(), SPACING, origin=ORIGIN)
+    data, expected, rng = file.read_bytes(), read_scan(file), np.random.default_rng(0)
+    told = 0
+    for bit in rng.choice(8 * len(data), 20, replace=False):
+        found = _read(file, _changed(data, bit // 8, np.uint8(data[bit // 8] ^ (1 << bit % 8))))
+        if isinstance(found, str):
+            told += 1
+        else:  # a time, a name or the like
+            assert (found.volume == expected.volume).all() and found.spacing == expected.spacing
+    assert told > 15
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_follows_the_voxels_is_read_to_the_checksum(tmp_path, monkeypatch):
+    file = tmp_path / "ct.nii.gz"
+    write_nifti(file, make_volume(), SPACING)
+    data = gzip.decompress(file.read_bytes())
+    longer = gzip.compress(data + bytes(1000))
+    assert (_read(file, longer).volume == make_volume()).all()
+    wrong = _changed(longer, len(longer) - 8, np.uint8(longer[-8] ^ 1))
+    assert "found a damaged NIfTI file (CRC check failed" in _read(file, wrong)
+    smaller = gzip.compress(_changed(data, 46, np.int16(3)))  # slices: 3 of 7
+    assert len(_read(file, smaller).volume) == 3  # a right checksum, and more voxels behind
+    monkeypatch.setattr(nifti, "_MAX_REST", 999)
+    assert "found more than 999 bytes behind the voxels" in _read(file, longer)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(
+    ("place", "value", "text"),
+    [
+        (42, np.array([32767, 32767], "<i2"), "slices of 32767 x 32767 pixels, expected at most"),
+        (42, np.array([8000, 8000, 19000], "<i2"), "expected"),
+        (280, np.array([-1e-9], "<f4"), "found the spacing (0.0, 0.8, 2.5), expected for x, y"),
+        (280, np.diag([1, 1, 1])[0].astype("<f4") * 1e9, "found the spacing (1000000000.0, 0."),
+        (252, np.zeros(2, "<i2"), "the file does not say how it lies in the patient"),
+        (108, np.float32(2e9), "found no readable NIfTI file (its voxels begin at byte 2e+09)"),
+        (108, np.float32(np.nan), "found no readable NIfTI file (its voxels begin at byte nan)"),
+    ],
+)
+def test_what_no_scan_has_is_refused_before_memory_is_taken(tmp_path, ending, place, value, text):
+    file = tmp_path / "ct.nii"
+    write_nifti(file, make_volume(), SPACING)
+    data = _changed(file.read_bytes(), place, value)
+    file = tmp_path / f"ct{ending}"
+    tracemalloc.start()
+    found = _read(file, gzip.compress(data, 1) if ending == ".nii.gz" else data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert text in found and peak < 2_000_000
+
+
+@pytest.mark.parametrize("degrees", [0, 20, 39, 41, 45, 49, 51, 90])
+@pytest.mark.parametrize("plane", [(0, 1), (1, 2)])
+def test_an_axis_between_two_of_the_patients_is_refused(tmp_path, degrees, plane):
+    turn, (i, j), angle = np.eye(3), plane, np.radians(degrees)
+    turn[i, i] = turn[j, j] = np.cos(angle)
+    turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
+    file, volume = tmp_path / "ct.nii", make_volume()
+    write_nifti(file, volume, SPACING, direction=turn @ np.diag([1.0, 1.0, -1.0]))
+    if 40 < degrees < 50:
+        nearest = min(degrees, 90 - degrees)
+        text = f"ct.nii: found an axis {nearest} degrees from the patient's nearest one, expected"
+        assert text in message(file)
+    else:
+        assert np.array_equal(
+            np.sort(read_scan(file).volume, axis=None), np.sort(volume, axis=None)
+        )

@@ -149,7 +149,10 @@ def _affine(frame: Frame, step: np.ndarray) -> np.ndarray:
 
 
 def _axial_turn(frame: Frame, step: np.ndarray, source: str) -> Turn:
-    turn = canonical_turn(_affine(frame, step))
+    try:
+        turn = canonical_turn(_affine(frame, step))
+    except ValueError as error:
+        raise Unsuitable(f"{source}: {error}") from None
     if turn.axes[0] != 0:
         plane = "coronal" if turn.axes[1] == 0 else "sagittal"
         raise Unsuitable(f"{source}: found {plane} slices, expected axial ones")
