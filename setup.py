@@ -30,6 +30,7 @@ setup(
         "Pillow>=9.4",
         "pycocotools>=2.0.7",
         "PyYAML>=6.0",
+        "safetensors>=0.4.3",
         "scipy>=1.10",
         "tabulate>=0.9",
         "tensorboard>=2.12",

@@ -25,7 +25,7 @@ def _dying_save(number: int, save=torch.save):
     def dying_save(data, file):
         if next(calls) < number:
             return save(data, file)
-        file.write_bytes(b"PK\x03\x04" + b"half a checkpoint" * 1000)
+        file.write(b"PK\x03\x04" + b"half a checkpoint" * 1000)
         return _die()
 
     return dying_save

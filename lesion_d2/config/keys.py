@@ -259,6 +259,8 @@ def _add_training_config(cfg: CN) -> None:
     # The so many last checkpoints of SOLVER.CHECKPOINT_PERIOD that a run keeps, beside the best
     # ones and model_final.pth; 0 keeps all.
     cfg.SOLVER.KEEP_CHECKPOINTS = 2
+    # The format of checkpoints: "pth" (torch.save's), or "safetensors".
+    cfg.SOLVER.CHECKPOINT_FORMAT = "pth"
     cfg.TEST.EVAL_EPOCHS = 0.0  # TEST.EVAL_PERIOD
     cfg.TEST.LOSS_EPOCHS = 0.0  # TEST.LOSS_PERIOD
     # "SGD" (Detectron2's own), "Adam" or "AdamW".

@@ -1,3 +1,4 @@
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import cv2
@@ -17,6 +18,7 @@ from .augmentation import build_augmentations
 from .ct import hu_to_pixels
 from .mapper import IMAGE_KEYS, LesionDatasetMapper
 from .samplers import BalancedSampler, SkippingSampler, pools_of
+from .worker_states import StatefulLoad, WorkerStates
 
 _MAX_WORKERS = 8
 
@@ -148,7 +150,15 @@ class TrainLoader(DeviceLoader):
         self.total_batch_size = total_batch_size
         self.seed = seed
         self.options = options
-        super().__init__(self._build(0), device, mapper.hu_window)
+        self._workers: WorkerStates | None = None
+        self._iteration = 0
+        super().__init__(self._build(), device, mapper.hu_window)
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        for batch in super().__iter__():
+            if self._workers is not None:
+                self._workers.take(batch)
+            yield batch
 
     @property
     def order_seed(self) -> int:
@@ -176,16 +186,36 @@ class TrainLoader(DeviceLoader):
         if hard_negatives is not None:
             self.mapper.hard_negatives = hard_negatives
         self.sampler.num_skipped = iteration * (self.total_batch_size // comm.get_world_size())
-        self.loader = self._build(iteration)
+        self._iteration = iteration
+        self.loader = self._build()
 
-    def _build(self, iteration: int) -> Iterable:
+    def state_dict(self) -> dict:
+        """What the workers' augmentations go on with after the batches that were taken."""
+        return {} if self._workers is None else {"workers": self._workers.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """After a restart: let the next iterator's augmentations go on as those of another run.
+
+        It has to have as many workers; they begin anew where it has not, or groups images by
+        aspect ratio.
+        """
+        self.loader = self._build(state.get("workers"))
+
+    def _build(self, workers: dict | None = None) -> Iterable:
         # Each time a new loader: one that groups by aspect ratio would hold old images back.
         seed = self.seed
-        if seed is not None:  # another one for each process and each restart
-            seed += comm.get_rank() + iteration * comm.get_world_size()
+        if seed is None:  # drawn here, because torch would draw it from its global generator
+            seed = secrets.randbits(31)
+        else:  # another one for each process and each restart
+            seed += comm.get_rank() + self._iteration * comm.get_world_size()
+        load, number = NamingReader(self.mapper.load), self.options.get("num_workers", 0)
+        self._workers = None
+        if number > 0 and not self.options.get("aspect_ratio_grouping"):
+            self._workers = WorkerStates(number, seed)
+            load = StatefulLoad(load, workers and self._workers.load_state_dict(workers))
         return build_detection_train_loader(
             self.dataset,
-            mapper=NamingReader(self.mapper.load),
+            mapper=load,
             sampler=self.sampler,
             total_batch_size=self.total_batch_size,
             seed=seed,

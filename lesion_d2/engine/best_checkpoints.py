@@ -5,6 +5,7 @@ import logging
 import math
 from bisect import bisect_right
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from detectron2.engine import hooks
@@ -12,6 +13,8 @@ from detectron2.utils import comm
 
 from ..files import written_whole
 from .checkpoint import LesionCheckpointer
+from .checkpoint_files import ENDINGS
+from .checkpoint_files.folder import bare_name
 from .hooks import ResumableBestCheckpointer
 
 logger = logging.getLogger(__name__)
@@ -24,12 +27,12 @@ _KEYS = ("file", "metric", "value", "iteration", "run_id")
 class KeepBestHook(hooks.BestCheckpointer):
     """Keeps the weights of the best evaluated iterations in ``OUTPUT_DIR/best``.
 
-    They are ``model_<iteration>.pth``, and ``best.json`` ranks them, the best first, by ``file``,
-    ``metric``, ``value``, ``iteration`` and ``run_id``. Of equal values the earlier one is better;
-    one that is not finite does not count. An iteration that is evaluated once more after
-    ``--resume`` counts once. What another run left in the folder stays until this run has a
-    checkpoint to keep, and is removed then. However a run ends, all files of ``best.json`` are
-    there: weights are written before it, and removed after it.
+    They are ``model_<iteration>.pth``, or of SOLVER.CHECKPOINT_FORMAT, and ``best.json`` ranks
+    them, the best first, by ``file``, ``metric``, ``value``, ``iteration`` and ``run_id``. Of equal
+    values the earlier one is better; one that is not finite does not count. An iteration that is
+    evaluated once more after ``--resume`` counts once. What another run left in the folder stays
+    until this run has a checkpoint to keep, and is removed then. However a run ends, all files of
+    ``best.json`` are there: weights are written before it, and removed after it.
 
     Args:
         eval_period, checkpointer, val_metric, mode: as in Detectron2's BestCheckpointer.
@@ -52,7 +55,10 @@ class KeepBestHook(hooks.BestCheckpointer):
         self._num_kept = num_kept
         self._run = run
         self._folder = Path(checkpointer.save_dir) / FOLDER
-        self._weights = LesionCheckpointer(checkpointer.model, str(self._folder))
+        file_format = checkpointer.file_format
+        self._weights = LesionCheckpointer(
+            checkpointer.model, str(self._folder), file_format=file_format
+        )
         self._ranking: list[dict] = []
 
     def before_train(self) -> None:
@@ -95,10 +101,11 @@ class KeepBestHook(hooks.BestCheckpointer):
         if place >= self._num_kept:
             return
         name = f"model_{iteration:07d}"
-        if not self._ranking and (self._folder / f"{name}.pth").exists():
+        file = self._weights.file_name(name)
+        if not self._ranking and (self._folder / file).exists():
             self._write_ranking()  # that of another run must not name the weights of this one
         self._weights.save(name, tag_last=False)
-        entry = (f"{name}.pth", self._val_metric, float(value), iteration)
+        entry = (file, self._val_metric, float(value), iteration)
         entry = dict(zip(_KEYS, (*entry, self._run.state_dict()["run_id"]), strict=True))
         self._ranking = [*self._ranking[:place], entry, *self._ranking[place:]][: self._num_kept]
         self._write_ranking()
@@ -109,10 +116,10 @@ class KeepBestHook(hooks.BestCheckpointer):
         with written_whole(self._folder / _RANKING) as partial:
             partial.write_text(json.dumps(self._ranking, indent=1) + "\n")
         kept = {entry["file"] for entry in self._ranking}
-        for pattern in ("model_*.pth", ".model_*.pth.part"):
-            for file in self._folder.glob(pattern):
-                if file.name not in kept:
-                    file.unlink()
+        patterns = (p for e in ENDINGS for p in (f"model_*{e}", f".model_*{e}.*part"))
+        for file in chain.from_iterable(map(self._folder.glob, patterns)):
+            if file.name not in kept:
+                file.unlink()
 
     @staticmethod
     def _describe(entry: dict) -> str:
@@ -138,6 +145,8 @@ def read_ranking(folder: str | Path) -> list[dict]:
         is_ranking = False
     if not is_ranking:
         raise ValueError(f"{path}: found no ranking, expected a list of {', '.join(_KEYS)}")
+    for entry in ranking:
+        bare_name(entry["file"], path)
     return ranking
 
 

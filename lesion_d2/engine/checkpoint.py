@@ -3,7 +3,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import parse_qs, urlparse
 
 import numpy as np
 import torch
@@ -13,7 +13,14 @@ from detectron2.utils.file_io import PathManager
 from fvcore.common.checkpoint import Checkpointer
 from torch import Tensor, nn
 
-from ..files import written_whole
+from .checkpoint_files import (
+    FORMATS,
+    RefusedFile,
+    last_checkpoint,
+    read_file,
+    tag_checkpoint,
+    write_file,
+)
 from .torchvision_weights import (
     PREFIX,
     rename_torchvision_resnet,
@@ -37,10 +44,10 @@ def read_checkpoint(path: str) -> dict:
     """Read a checkpoint that :class:`LesionCheckpointer` wrote, on the CPU; tensors are mapped.
 
     Raises:
-        ValueError: the file is no checkpoint or is cut off; names it.
+        ValueError: the file is no checkpoint, is damaged or cut off; names it.
     """
     with _explain_bad_file(path):
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        return read_file(path, mmap=True)
 
 
 @contextmanager
@@ -48,11 +55,13 @@ def _explain_bad_file(path: str) -> Iterator[None]:
     """Turn whatever a broken file makes the readers raise into one ValueError that names it."""
     try:
         yield
+    except RefusedFile as error:
+        raise ValueError(f"{path}: {error}") from error
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{path}: found no whole checkpoint in its {os.path.getsize(path)} bytes ({reason}), "
-            "expected a .pth or .pkl file of weights"
+            "expected a .pth, .safetensors or .pkl file of weights"
         ) from error
 
 
@@ -75,36 +84,68 @@ class LesionCheckpointer(DetectionCheckpointer):
       :func:`rename_torchvision_weights` and :func:`rename_torchvision_resnet`.
     - A file without any of the model's weights, or with some that are no numbers, is an error.
     - A file for one class more or less than an R-CNN has is an error: :func:`check_predictor`.
-    - A file that is no checkpoint, or a part of one, is an error that names it.
+    - A file that is no checkpoint, a part of one or damaged is an error that names it.
+    - No file can run code: see :func:`~lesion_d2.engine.checkpoint_files.read_file`.
+
+    Args:
+        model, save_dir, checkpointables: as in Detectron2.
+        file_format: of what is written, one of :data:`~lesion_d2.engine.checkpoint_files.FORMATS`.
     """
 
     #: Whether what is loaded next may be fitted to the model's slices.
     _may_adapt_stem = True
 
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        file_format: str = FORMATS[0],
+        **checkpointables: Any,
+    ):
+        super().__init__(model, save_dir, **checkpointables)
+        self.file_format = file_format
+
+    def file_name(self, name: str) -> str:
+        """The name of the file that :meth:`save` writes, with its ending."""
+        return f"{name}.{self.file_format}"
+
     def save(self, name: str, *, tag_last: bool = True, **kwargs: Any) -> None:
-        """Write model, checkpointables and ``kwargs`` to ``save_dir/name.pth``.
+        """Write model, checkpointables and ``kwargs`` to a file in ``save_dir``.
 
         Args:
             name: of the file, without its ending.
             tag_last: whether this becomes the checkpoint that ``--resume`` goes on from.
+
+        Raises:
+            OSError: the file cannot be written, such as on a full disk; names it.
         """
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
         data.update(kwargs)
-        path = os.path.join(self.save_dir, f"{name}.pth")
+        path = os.path.join(self.save_dir, self.file_name(name))
         self.logger.info(f"Saving checkpoint to {path}")
-        with written_whole(path) as partial:
-            torch.save(data, partial)
+        write_file(data, path)
         if tag_last:
-            self.tag_last_checkpoint(f"{name}.pth")
+            self.tag_last_checkpoint(self.file_name(name))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a checkpoint the one that ``--resume`` goes on from."""
-        path = os.path.join(self.save_dir, "last_checkpoint")
-        with written_whole(path) as partial:
-            partial.write_text(last_filename_basename)
+        tag_checkpoint(self.save_dir, last_filename_basename)
+
+    def has_checkpoint(self) -> bool:
+        """Whether ``save_dir`` has a tag that names the last checkpoint."""
+        return last_checkpoint(self.save_dir) is not None
+
+    def get_checkpoint_file(self) -> str:
+        """The path of the last checkpoint; "" where there is none.
+
+        Raises:
+            ValueError: the tag does not name a file in ``save_dir``.
+        """
+        return last_checkpoint(self.save_dir) or ""
 
     def load(
         self, path: str, checkpointables: list[str] | None = None, **kwargs: Any
@@ -132,12 +173,17 @@ class LesionCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         with _explain_bad_file(filename):
-            loaded = super()._load_file(filename)
+            loaded = dict(read_file(filename))
+            query = parse_qs(self._parsed_url_during_load.query)
+            if query.pop("matching_heuristics", ["False"]) == ["True"]:
+                loaded["matching_heuristics"] = True
+            if query:
+                raise ValueError(f"found {query} behind its name, expected matching_heuristics")
             weights = loaded["model"]
             if not isinstance(weights, Mapping) or not weights:
                 raise ValueError(f"'model' is {type(weights).__name__}, not named weights")
             for name, value in weights.items():
-                if not isinstance(value, Tensor | np.ndarray):
+                if not isinstance(name, str) or not isinstance(value, Tensor | np.ndarray):
                     raise ValueError(f"{name!r} is {type(value).__name__}, not a tensor")
         model_weights = self.model.state_dict()
         is_other = loaded.get("matching_heuristics")  # Detectron2 itself gives them their names

@@ -22,6 +22,7 @@ from ..errors import told
 from ..parallel import count_cores
 from .checks import check_inputs
 from .input_errors import InputError, as_input_error
+from .resuming import check_free, hold_output, release_output
 from .schedule import resolve_epochs
 
 logger = logging.getLogger(__name__)
@@ -62,10 +63,11 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
         args: of Detectron2's ``default_argument_parser``.
 
     Raises:
-        InputError: see :func:`check_inputs`.
+        InputError: see :func:`check_inputs`; or another run is at work in OUTPUT_DIR.
     """
     with _held_records(f"{__package__}.checks") as records:
         num_images = check_inputs(cfg, args)
+    hold_output(cfg.OUTPUT_DIR)
     rank = comm.get_rank()
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="lesion_d2")
     for record in records:  # the checks come before there is a log
@@ -167,12 +169,14 @@ def prepare_launch(args: argparse.Namespace) -> None:
     An error in one of them would come as its traceback.
 
     Raises:
-        InputError: see :func:`check_inputs` and :func:`prepare_processes`.
+        InputError: see :func:`check_inputs`, :func:`check_free` and :func:`prepare_processes`.
     """
     if args.num_gpus * args.num_machines <= 1:
         return
     cfg = load_config(args)
     check_inputs(cfg, args)
+    if args.machine_rank == 0:
+        check_free(cfg.OUTPUT_DIR)
     prepare_processes(cfg, args.num_gpus)
 
 
@@ -200,7 +204,8 @@ def finish_run() -> None:
     Without it, a process that returns while the main one still evaluates ends with an open
     connection. A thread of the connection that outlives the interpreter aborts its process now and
     then, and ``launch`` then kills the others too. The threads end with the last reference to the
-    process group, so call this where no trainer or distributed model is left.
+    process group, so call this where no trainer or distributed model is left. Another run may then
+    write to OUTPUT_DIR.
     """
     if dist.is_available() and dist.is_initialized():
         comm.synchronize()
@@ -208,3 +213,4 @@ def finish_run() -> None:
         comm._LOCAL_PROCESS_GROUP = None
         dist.destroy_process_group()
         gc.collect()  # DistributedDataParallel is part of reference cycles
+    release_output()

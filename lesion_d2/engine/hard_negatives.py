@@ -32,6 +32,7 @@ from ..rle import check_mask, encode_mask
 from ..values import are_numbers, field_problems, is_number, is_whole
 from .checkpoint import LesionCheckpointer
 from .processes import share_running_statistics
+from .resuming import ProcessStateHook
 
 logger = logging.getLogger(__name__)
 
@@ -380,6 +381,7 @@ class HardNegativeMiningHook(HookBase):
         start_iter: no mining before so many iterations.
         miner: finds the hard negatives.
         checkpointer: the run's.
+        states: keeps what the processes have after a mining.
     """
 
     def __init__(
@@ -389,8 +391,10 @@ class HardNegativeMiningHook(HookBase):
         start_iter: int = 0,
         miner: HardNegativeMiner,
         checkpointer: LesionCheckpointer,
+        states: ProcessStateHook | None = None,
     ):
         self._period = period
+        self._states = states
         self._start_iter = start_iter
         self._miner = miner
         self._checkpointer = checkpointer
@@ -443,6 +447,8 @@ class HardNegativeMiningHook(HookBase):
         self._report(mined, time.perf_counter() - start)
         if comm.is_main_process():
             self._write(mined)
+        if self._states is not None:
+            self._states.keep("after")
         name = f"model_{iteration:07d}"
         if self._checkpointer.has_checkpoint() and (
             Path(self._checkpointer.get_checkpoint_file()).stem == name

@@ -9,9 +9,9 @@ from pathlib import Path
 from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.utils import comm
 
-from ..files import parse_json
-from ..values import is_whole
 from .checkpoint import LesionCheckpointer, read_checkpoint
+from .checkpoint_files import ENDINGS
+from .resuming import ProcessStateHook
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,21 @@ class RecentCheckpointer(hooks.PeriodicCheckpointer):
         """Go on with those of the run that a checkpoint is of."""
         self._iterations = list(state_dict["iterations"])
 
+    def before_train(self) -> None:
+        """As in Detectron2; write the final checkpoint of a run that was killed before it had it.
+
+        The checkpoint of the last iteration, which the run is then resumed from, is written first.
+        """
+        super().before_train()
+        trainer, name = self.trainer, f"{self.file_prefix}_final"
+        file = Path(self.checkpointer.save_dir, self.checkpointer.file_name(name))
+        is_done = 0 < trainer.max_iter == trainer.start_iter
+        is_last = self.checkpointer.get_checkpoint_file() == os.fspath(file)
+        if is_done and not is_last and comm.is_main_process():
+            trainer.iter = trainer.max_iter - 1
+            self.checkpointer.save(name, iteration=trainer.iter)
+            trainer.iter = trainer.start_iter
+
     def after_step(self) -> None:
         """As in Detectron2; then remove the checkpoints that have become too many."""
         iteration = self.trainer.iter
@@ -50,9 +65,10 @@ class RecentCheckpointer(hooks.PeriodicCheckpointer):
             self._iterations = [i for i in self._iterations if i != iteration] + [iteration]
         super().after_step()
         while 0 < self._num_kept < len(self._iterations):
-            name = f"{self.file_prefix}_{self._iterations.pop(0):07d}.pth"
+            name = f"{self.file_prefix}_{self._iterations.pop(0):07d}"
             if comm.is_main_process():
-                Path(self.checkpointer.save_dir, name).unlink(missing_ok=True)
+                for ending in ENDINGS:  # a resumed run may write another format
+                    Path(self.checkpointer.save_dir, name + ending).unlink(missing_ok=True)
 
 
 class ResumableBestCheckpointer(hooks.BestCheckpointer):
@@ -82,7 +98,8 @@ class ResumableBestCheckpointer(hooks.BestCheckpointer):
 
     def before_train(self) -> None:
         """Go on from the best checkpoint of this run, if there is one."""
-        path = os.path.join(self._checkpointer.save_dir, f"{self._file_prefix}.pth")
+        checkpointer = self._checkpointer
+        path = os.path.join(checkpointer.save_dir, checkpointer.file_name(self._file_prefix))
         if not os.path.isfile(path):
             return
         best = read_checkpoint(path).get("best", {})
@@ -280,11 +297,15 @@ class CatchUpHook(HookBase):
         eval_period: of the EvalHook.
         late: the EvalHook and the hooks that come after the checkpoint as it does, in their order.
             This hook comes after them.
+        states: restores what the processes had before and after the hooks.
     """
 
-    def __init__(self, eval_period: int, late: Iterable[HookBase]):
+    def __init__(
+        self, eval_period: int, late: Iterable[HookBase], states: ProcessStateHook | None = None
+    ):
         self._period = eval_period
         self._late = list(late)
+        self._states = states
 
     def before_train(self) -> None:
         """Do the rest of the last iteration's ``after_step``."""
@@ -292,10 +313,14 @@ class CatchUpHook(HookBase):
         if start_iter == 0:
             return
         trainer.iter = trainer.storage.iter = start_iter - 1
-        if is_evaluated(trainer, self._period):
+        if self._states is not None:
+            self._states.restore("before")
+        if self._late and is_evaluated(trainer, self._period):
             logger.info(f"Resumed after iteration {trainer.iter}: evaluating first")
         for hook in self._late:
             hook.after_step()
+        if self._states is not None:
+            self._states.restore("after")
         trainer.iter = trainer.storage.iter = start_iter
 
 
@@ -312,40 +337,3 @@ def _missing_metric(name: str, latest: dict[str, tuple[float, int]]) -> str:
     newest = max((iteration for _, iteration in latest.values()), default=0)
     given = sorted(n for n, (_, iteration) in latest.items() if "/" in n and iteration == newest)
     return f"the evaluation gives no TEST.BEST_METRIC {name!r}, but {given}"
-
-
-def rewind_metrics(json_file: str, start_iter: int) -> None:
-    """Cut from ``metrics.json`` what a killed run wrote after the checkpoint it is resumed from.
-
-    The resumed run writes those iterations again. A last line that is not whole is cut too. The
-    file stays the same one, because the writer of the resumed run may have it open already.
-
-    Args:
-        json_file: one JSON object with ``iteration`` a line, as Detectron2's JSONWriter writes it.
-        start_iter: the first iteration to come. A line of that iteration without losses is kept:
-            Detectron2 counts the evaluation after the last iteration so.
-    """
-    if not os.path.isfile(json_file):
-        return
-    with open(json_file, "r+b") as file:
-        lines = file.readlines()
-        kept = [line for line in lines if _is_before(line, start_iter)]
-        if len(kept) == len(lines):
-            return
-        file.seek(0)
-        file.writelines(kept)
-        file.truncate()
-    logger.info(f"{json_file}: left out {len(lines) - len(kept)} lines after {start_iter}")
-
-
-def _is_before(line: bytes, start_iter: int) -> bool:
-    if not line.endswith(b"\n"):
-        return False
-    try:
-        scalars = parse_json(line, "metrics", allow_nan=True)
-    except ValueError:
-        return False
-    iteration = scalars.get("iteration") if isinstance(scalars, dict) else None
-    if not is_whole(iteration):
-        return False
-    return iteration < start_iter or (iteration == start_iter and "total_loss" not in scalars)

@@ -54,10 +54,10 @@ from .hooks import (
     RecentCheckpointer,
     ResumableBestCheckpointer,
     TrainingStopped,
-    rewind_metrics,
 )
 from .mean_teacher import STUDENT, MeanTeacherHook
 from .processes import share_running_statistics, unwrap
+from .resuming import EvaluationWriter, ProcessStateHook, rewind_metrics
 from .schedule import learning_rate_factor
 from .validation_loss import VALIDATION_LOSS, ValidationLossHook
 
@@ -151,7 +151,10 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         parts = {"trainer": weakref.proxy(self)}
         if final is not model:
             parts[STUDENT] = model
-        self.checkpointer = LesionCheckpointer(final, cfg.OUTPUT_DIR, **parts)
+        file_format = cfg.SOLVER.CHECKPOINT_FORMAT
+        self.checkpointer = LesionCheckpointer(
+            final, cfg.OUTPUT_DIR, file_format=file_format, **parts
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -167,15 +170,20 @@ class Trainer(DefaultTrainer, StoppableTrainer):
             if comm.is_main_process():
                 rewind_metrics(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
 
+    @property
+    def loader(self) -> TrainLoader:
+        """Of the training."""
+        return self._trainer.data_loader
+
     def state_dict(self) -> dict:
         """As in TrainerBase, with the seed of the training images' order."""
-        return {**super().state_dict(), "order_seed": self._trainer.data_loader.order_seed}
+        return {**super().state_dict(), "order_seed": self.loader.order_seed}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """As in TrainerBase; the images come in the order of the run that was saved."""
         super().load_state_dict(state_dict)
         if "order_seed" in state_dict:  # older checkpoints have none
-            self._trainer.data_loader.order_seed = state_dict["order_seed"]
+            self.loader.order_seed = state_dict["order_seed"]
 
     def restart_loader(
         self, start_iter: int, hard_negatives: Mapping[str, list[dict]] | None = None
@@ -185,8 +193,18 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         Args:
             start_iter, hard_negatives: see :meth:`TrainLoader.restart`.
         """
-        loader = self._trainer.data_loader
+        loader = self.loader
         loader.restart(start_iter, hard_negatives)
+        self._trainer.reset_data_loader(lambda: loader)
+
+    def restore_loader(self, state: dict) -> None:
+        """After a restart, let augmentations go on as those of another run.
+
+        Args:
+            state: of :meth:`TrainLoader.state_dict`.
+        """
+        loader = self.loader
+        loader.load_state_dict(state)
         self._trainer.reset_data_loader(lambda: loader)
 
     def build_hooks(self) -> list[HookBase]:
@@ -196,13 +214,25 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         index = next(i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook))
         period, num_kept = self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.SOLVER.KEEP_CHECKPOINTS
         built.insert(index, RecentCheckpointer(self.checkpointer, period, num_kept=num_kept))
-        index += 1
-        late = [built[index], *self._build_metric_hooks(), *self._build_mining_hooks()]
-        if len(late) > 1:
-            built[index : index + 1] = late
-            built.append(CatchUpHook(self.cfg.TEST.EVAL_PERIOD, late))
+        states = ProcessStateHook(period)
+        built.insert(index, states)
+        index += 2
+        late = [built[index], *self._build_metric_hooks(), *self._build_mining_hooks(states)]
+        built[index : index + 1] = late
+        catches_up = len(late) > 1  # an EvalHook alone has nothing to evaluate
+        built.append(CatchUpHook(self.cfg.TEST.EVAL_PERIOD, late if catches_up else (), states))
+        built.append(self._build_writer(built))
         # First of all: checkpoints and evaluations are of the teacher after the iteration.
         return [MeanTeacherHook(), *built] if self.cfg.MODEL.MEAN_TEACHER.ENABLED else built
+
+    def _build_writer(self, built: list[HookBase]) -> HookBase | None:
+        """What takes the place of Detectron2's PeriodicWriter, which the first process has."""
+        for hook in [h for h in built if isinstance(h, hooks.PeriodicWriter)]:
+            built.remove(hook)
+            cfg = self.cfg
+            periods = cfg.TEST.EVAL_PERIOD, cfg.TEST.LOSS_PERIOD, cfg.HARD_NEGATIVES.PERIOD
+            return EvaluationWriter(hook._writers, periods, hook._period)
+        return None
 
     def _build_metric_hooks(self) -> list[HookBase]:
         cfg, solver = self.cfg, self.cfg.SOLVER
@@ -228,7 +258,7 @@ class Trainer(DefaultTrainer, StoppableTrainer):
             built.append(EarlyStopHook(period, metric, mode=mode, **stop))
         return built
 
-    def _build_mining_hooks(self) -> list[HookBase]:
+    def _build_mining_hooks(self, states: ProcessStateHook) -> list[HookBase]:
         options = self.cfg.HARD_NEGATIVES
         if options.PERIOD <= 0:
             return []
@@ -238,6 +268,7 @@ class Trainer(DefaultTrainer, StoppableTrainer):
                 start_iter=options.START_ITER,
                 miner=HardNegativeMiner(self.cfg),
                 checkpointer=self.checkpointer,
+                states=states,
             )
         ]
 

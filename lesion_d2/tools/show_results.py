@@ -9,15 +9,17 @@ The FROC table is that of the run's last evaluation on the data set (``froc.json
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
+from lesion_d2.engine.checkpoint_files import ENDINGS
 from lesion_d2.errors import run_program
 from lesion_d2.evaluation.result_files import read_froc_file
 
 from tabulate import tabulate
 
 # Best by validation first: it is the one to use.
-CHECKPOINTS = ("model_best.pth", "model_final.pth")
+CHECKPOINTS = ("model_best", "model_final")
 
 
 def find_evaluations(output_dir: Path, dataset: str | None = None) -> list[Path]:
@@ -80,10 +82,10 @@ def describe(folder: Path) -> str:
 
 def find_checkpoint(output_dir: Path) -> str:
     """The run's best checkpoint, or its final one, or the last one written, as text."""
-    for name in CHECKPOINTS:
-        if (output_dir / name).is_file():
-            return str(output_dir / name)
-    last = sorted(output_dir.glob("model_*.pth"))
+    for name, ending in product(CHECKPOINTS, ENDINGS):
+        if (output_dir / (name + ending)).is_file():
+            return str(output_dir / (name + ending))
+    last = sorted(file for ending in ENDINGS for file in output_dir.glob(f"model_*{ending}"))
     return str(last[-1]) if last else f"{output_dir}: no checkpoint"
 
 

@@ -233,7 +233,7 @@ def test_a_write_that_dies_half_way_leaves_the_old_file_and_tag(tmp_path, monkey
         checkpointer.model.conv1.weight.add_(1)
 
     def half(data, file):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", half)

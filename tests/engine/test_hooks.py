@@ -2,7 +2,7 @@ import json
 import weakref
 
 from lesion_d2.engine import LesionCheckpointer, RecentCheckpointer, ResumableBestCheckpointer
-from lesion_d2.engine.hooks import rewind_metrics
+from lesion_d2.engine.resuming import rewind_metrics
 
 import pytest
 import torch

@@ -110,7 +110,7 @@ def test_a_resumed_run_goes_on_with_iteration_optimizer_and_metrics(tiny_phantom
     assert {int(state["step"]) for state in resumed.optimizer.state.values()} == {6}
     assert resumed.scheduler.last_epoch == 6
     lines = _metrics(tmp_path)
-    assert [line["iteration"] for line in lines if "total_loss" in line] == [2, 5]
+    assert [line["iteration"] for line in lines if "total_loss" in line] == [1, 2, 3, 5]
     assert [line["iteration"] for line in lines if "bbox/AP50" in line] == [1, 3, 3, 6]
     final = torch.load(tmp_path / "model_final.pth", weights_only=True)
     assert final["iteration"] == 5
@@ -203,16 +203,16 @@ _EVERYTHING = {
 @pytest.mark.parametrize(
     "changes, expected",
     [
-        ({"DATASETS__TEST": ()}, "EvalHook PeriodicWriter"),
-        ({}, "EvalHook ResumableBestCheckpointer PeriodicWriter CatchUpHook"),
+        ({"DATASETS__TEST": ()}, "EvalHook CatchUpHook EvaluationWriter"),
+        ({}, "EvalHook ResumableBestCheckpointer CatchUpHook EvaluationWriter"),
         (
             {"DATASETS__TEST": (), "HARD_NEGATIVES__PERIOD": 1},
-            "EvalHook HardNegativeMiningHook PeriodicWriter CatchUpHook",
+            "EvalHook HardNegativeMiningHook CatchUpHook EvaluationWriter",
         ),
         (
             _EVERYTHING,
             "EvalHook ValidationLossHook ResumableBestCheckpointer PlateauHook EarlyStopHook "
-            "HardNegativeMiningHook PeriodicWriter CatchUpHook",
+            "HardNegativeMiningHook CatchUpHook EvaluationWriter",
         ),
     ],
 )

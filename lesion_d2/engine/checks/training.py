@@ -17,6 +17,7 @@ from ...ignore_regions import regions_of
 from ...modeling import DetUNet, LesionRetinaNet, LesionRPN, RegionROIHeads, RetinaUNet
 from ...modeling.meta_arch.mean_teacher import POLICIES
 from ...volumetric_config import is_volumetric
+from ..checkpoint_files import FORMATS
 from ..input_errors import InputError, as_input_error, has_uldor_heads, is_a, switched_on
 from ..schedule import check_epochs, check_learning_rate_factors
 from ..trainer import optimizer_class
@@ -79,6 +80,7 @@ _TRAINING_CHECKS: tuple[Check, ...] = (
         lambda v: v in ("", VALIDATION_LOSS),
         f"'' (TEST.BEST_METRIC) or {VALIDATION_LOSS!r}",
     ),
+    ("SOLVER.CHECKPOINT_FORMAT", lambda v: v in FORMATS, " or ".join(FORMATS)),
     ("SOLVER.KEEP_CHECKPOINTS", lambda v: v >= 0, "0 (all) or more"),
     ("TEST.LOSS_PERIOD", lambda v: v >= 0, "0 (off) or more"),
     ("TEST.KEEP_BEST", lambda v: v >= 0, "0 (none) or more checkpoints"),

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..best_checkpoints import checkpoint_files
 from ..checkpoint import check_weights, read_checkpoint
+from ..checkpoint_files import last_checkpoint
 from ..input_errors import InputError, as_input_error
 from ..mean_teacher import STUDENT
 from ..trainer import Trainer, optimizer_name
@@ -26,9 +27,7 @@ def check_run_weights(cfg: CfgNode, args: argparse.Namespace, model: nn.Module) 
     if args.eval_only and cfg.TEST.ENSEMBLE.CHECKPOINTS:  # then MODEL.WEIGHTS is not used
         _check_checkpoints(cfg, model)
         return
-    tag = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
-    if args.resume and os.path.isfile(tag):
-        _check_last_checkpoint(cfg, args, tag, model)
+    if args.resume and _check_last_checkpoint(cfg, args, model):
         return
     if args.eval_only and not cfg.MODEL.WEIGHTS:
         raise InputError("--eval-only: found no MODEL.WEIGHTS, expected a checkpoint's path")
@@ -42,21 +41,23 @@ def _check_checkpoints(cfg: CfgNode, model: nn.Module) -> None:
             check_weights(file, model, for_training=False)
 
 
-def _check_last_checkpoint(
-    cfg: CfgNode, args: argparse.Namespace, tag: str, model: nn.Module
-) -> None:
-    with open(tag) as file:
-        checkpoint = os.path.join(os.path.dirname(tag), file.read().strip())
+def _check_last_checkpoint(cfg: CfgNode, args: argparse.Namespace, model: nn.Module) -> bool:
+    """Check the checkpoint that is gone on from; whether there is one."""
     try:
+        checkpoint = last_checkpoint(cfg.OUTPUT_DIR)
+        if checkpoint is None:
+            return False
         check_weights(checkpoint, model, for_training=False)
         if not args.eval_only:
             saved = read_checkpoint(checkpoint)
             _check_student(cfg, checkpoint, saved)
             _check_same_training(cfg, checkpoint, saved, model)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
+        tag = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
         raise InputError(
             f"--resume: {error}; {tag} names it: remove {tag}, or start without --resume"
         ) from error
+    return True
 
 
 def _check_student(cfg: CfgNode, checkpoint: str, saved: dict) -> None:

@@ -1,0 +1,114 @@
+"""Files of ``torch.save``, read as weights only, with the checksums that are in them."""
+
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...data.pickle_opcodes import Refused, check_opcodes
+from ...files import printable
+
+# How torch names what a pickle wants to load.
+_WANTED = re.compile(r"GLOBAL (\S+)|(?:function|class|type) <?(?:class )?'?([\w.]+)")
+_DETAILS = "WeightsUnpickler error:"
+_PICKLE = "/data.pkl"
+_MAX_WORDS = 200  # letters of them in a message
+
+
+class RefusedFile(ValueError):
+    """A file wants to load what could run code, or to take far more than its size allows."""
+
+
+def read_pth(path: str, *, mmap: bool = False) -> object:
+    """Read what ``torch.save`` wrote, with ``weights_only``.
+
+    Raises:
+        RefusedFile: it wants to load what is no tensor and no plain container, which is named.
+        ValueError: its checksums do not fit.
+        Exception: it is damaged otherwise.
+    """
+    is_zip = check_zip(path)
+    try:
+        return torch.load(path, map_location="cpu", mmap=mmap and is_zip, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise _in_short(str(error)) from error
+
+
+def check_zip(path: str) -> bool:
+    """Verify the CRC-32 of all parts of what ``torch.save`` wrote; torch does not.
+
+    Files of torch before 1.6 have no checksums.
+
+    Returns:
+        Whether it is a ZIP file, as torch writes them since then.
+
+    Raises:
+        RefusedFile: its pickle asks for far more memory or time than its size allows.
+        ValueError: a part is not what was written, or is compressed, which torch does not do.
+        zipfile.BadZipFile: the file is damaged otherwise.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return False
+    with zipfile.ZipFile(path) as parts:
+        infos = parts.infolist()
+        for info in infos:
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"found {printable(info.filename)[:100]} compressed")
+        has_sums = any(info.CRC for info in infos)  # set_crc32_options(False) of torch writes none
+        damaged = parts.testzip() if has_sums else None
+        if damaged is not None:
+            raise ValueError(f"found another checksum of {printable(damaged)[:100]}: it is damaged")
+        for info in infos:
+            if info.filename.endswith(_PICKLE):
+                if not has_sums:
+                    del info.CRC  # zipfile then compares with none
+                try:
+                    check_opcodes(parts.read(info))
+                except Refused as error:
+                    raise RefusedFile(str(error)) from None
+    return True
+
+
+def _in_short(text: str) -> ValueError:
+    """What torch says over many lines, without its advice to load the file anyway."""
+    if "TorchScript" in text:
+        return RefusedFile("found a TorchScript program, expected weights")
+    text = text.partition(_DETAILS)[2] or text
+    if wanted := _WANTED.search(text):
+        name = printable(wanted[1] or wanted[2])[:100].rstrip(".")
+        return RefusedFile(
+            f"found {name} in the pickle, expected tensors, numbers, text and plain containers"
+        )
+    return ValueError(printable(text.strip().partition("\n")[0])[:_MAX_WORDS])
+
+
+def write_pth(data: Mapping[str, Any], path: Path) -> None:
+    """Write by ``torch.save``, with checksums.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)
+    try:
+        with open(path, "wb") as file:
+            torch.save(dict(data), file)
+    except RuntimeError as error:  # torch's, about its own position in the file
+        if (cause := _os_error(error)) is None:
+            raise
+        raise OSError(cause.errno, os.strerror(cause.errno)) from error
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The OSError with a number during which another error was raised."""
+    while error is not None and not (isinstance(error, OSError) and error.errno):
+        error = error.__cause__ or error.__context__
+    return error

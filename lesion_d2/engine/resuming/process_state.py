@@ -1,0 +1,121 @@
+"""What each process of a training has beside weights and optimizer.
+
+Random states, from which R-CNNs draw their samples and augmentations what they do, also those of
+the loader's workers; and the running means of positive anchors that Detectron2's dense detectors
+divide their losses by, which are plain attributes, not buffers, and start at 100.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.engine import HookBase
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.utils import comm
+from torch import nn
+
+from ...modeling import MeanTeacher
+from ...random_states import packed, python_state, set_python_state, unpacked
+from ..processes import unwrap
+
+logger = logging.getLogger(__name__)
+
+_NORMALIZER = "loss_normalizer"
+
+
+class ProcessStateHook(HookBase):
+    """Keeps the state of all processes in the checkpoints, and restores it in a resumed run.
+
+    It comes before the checkpoint is written. What follows that in an iteration, the evaluation
+    and the mining, draws random numbers too, and a resumed run makes the evaluation again, see
+    :class:`CatchUpHook`: that begins with what was kept ``before`` it. A checkpoint that is written
+    again after a mining, which is not made again, has also the state ``after`` it.
+
+    Args:
+        period: of the checkpoints; the last iteration has one, too.
+    """
+
+    def __init__(self, period: int):
+        self._period = period
+        self._kept: dict[str, Any] = {}
+
+    def state_dict(self) -> dict:
+        """What was kept of this iteration: nothing, if this is no checkpoint to resume from."""
+        return self._kept if self._kept.get("iteration") == self.trainer.iter else {}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take over what :meth:`restore` then restores."""
+        self._kept = state_dict
+
+    def after_step(self) -> None:
+        """Keep the state where a checkpoint follows."""
+        iteration = self.trainer.iter
+        if (iteration + 1) % self._period == 0 or iteration >= self.trainer.max_iter - 1:
+            self._kept = {"iteration": iteration}
+            self.keep("before")
+
+    def keep(self, moment: str) -> None:
+        """Take the state of all processes together; all of them call it."""
+        state = process_state(self.trainer.model)
+        self._kept[moment] = comm.gather({**state, "loader": self.trainer.loader.state_dict()})
+
+    def restore(self, moment: str) -> None:
+        """Give a resumed run's processes the state of a moment, where the checkpoint has it."""
+        if self._kept.get("iteration") != self.trainer.start_iter - 1:
+            return
+        states = self._kept.get(moment, [])
+        if len(states) == comm.get_world_size():
+            state = states[comm.get_rank()]
+            self.trainer.restore_loader(state["loader"])
+            restore_process_state(self.trainer.model, state)
+        elif states:
+            logger.warning(
+                f"Random states of {len(states)} processes are in the checkpoint, and there are "
+                f"{comm.get_world_size()}: they begin anew, unlike without the interruption"
+            )
+
+
+def process_state(model: nn.Module) -> dict[str, Any]:
+    """The state of this process: tensors, numbers and plain containers alone.
+
+    Args:
+        model: that is trained.
+    """
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": packed(np.random.get_state()),
+        "python": python_state(),
+        "normalizers": {
+            name: getattr(module, _NORMALIZER)
+            for name, module in unwrap(model).named_modules()
+            if isinstance(module, DenseDetector) and hasattr(module, _NORMALIZER)
+        },
+    }
+    if torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    if isinstance(unwrap(model), MeanTeacher):
+        state["mined"] = dict(unwrap(model).counts)
+    return state
+
+
+def restore_process_state(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Give this process a state of :func:`process_state`.
+
+    Args:
+        model: that is trained.
+        state: of a process.
+    """
+    np.random.set_state(unpacked(state["numpy"]))
+    set_python_state(state["python"])
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+    modules = dict(unwrap(model).named_modules())
+    for name, value in state["normalizers"].items():
+        if name in modules:
+            setattr(modules[name], _NORMALIZER, value)
+    if "mined" in state and isinstance(unwrap(model), MeanTeacher):
+        unwrap(model).counts.clear()
+        unwrap(model).counts.update(state["mined"])
