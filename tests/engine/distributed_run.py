@@ -154,6 +154,25 @@ def stop_early(output_dir: str) -> None:
         (Path(output_dir) / "stopped").write_text(json.dumps(found))
 
 
+def resume_alike(output_dir: str) -> None:
+    """Train, and once more from the first checkpoint; write what each process ends with."""
+    options = {"SOLVER__MAX_ITER": 3, "SOLVER__CHECKPOINT_PERIOD": 1, "SOLVER__KEEP_CHECKPOINTS": 0}
+    found = []
+    for flags in ((), ("--resume",)):
+        args = tiny_args(output_dir, *flags, DATASETS__TEST=(), TEST__EVAL_PERIOD=0, **options)
+        trainer = Trainer(train_net.setup(args))
+        trainer.resume_or_load(resume=bool(flags))
+        trainer.train()
+        model = unwrap(trainer.model)
+        ended = [trainer.start_iter, _digest(model), model.loss_normalizer]
+        found.append(comm.all_gather(ended))
+        if comm.is_main_process():
+            (Path(output_dir) / "last_checkpoint").write_text("model_0000000.pth")
+        comm.synchronize()
+    if comm.is_main_process():
+        (Path(output_dir) / "ended").write_text(json.dumps(found))
+
+
 def train_and_evaluate(train_args, curves: str, evaluate_args, results: str, folder: str) -> None:
     """All that two processes do, so that they start only once."""
     train(train_args, curves)
@@ -161,6 +180,7 @@ def train_and_evaluate(train_args, curves: str, evaluate_args, results: str, fol
     share_statistics(folder, f"{folder}/statistics")
     run_made_up(f"{folder}/made_up_run", MADE_UP_VALUES, MADE_UP_CHECKPOINT)
     stop_early(f"{folder}/stopped_run")
+    resume_alike(f"{folder}/resumed_run")
     finish_run()
     (Path(folder) / f"threads_{os.getpid()}").write_text(json.dumps(_thread_names()))
 

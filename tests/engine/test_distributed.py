@@ -88,6 +88,14 @@ def test_two_processes_lower_the_rate_and_stop_together_by_the_metrics_of_the_fi
     assert resumed["hooks"] == whole["hooks"]
 
 
+def test_two_processes_go_on_with_a_running_mean_each(runs):
+    whole, resumed = json.loads((runs[1] / "resumed_run" / "ended").read_text())
+    assert [end[0] for end in (*whole, *resumed)] == [0, 0, 1, 1]
+    assert [end[1:] for end in resumed] == [end[1:] for end in whole]
+    (_, weights, mean), (_, others, other_mean) = whole
+    assert weights == others and mean != other_mean
+
+
 def test_two_processes_stop_early_and_are_done_when_resumed(runs):
     one, two = (json.loads((folder / "stopped_run" / "stopped").read_text()) for folder in runs)
     for stopped, resumed in (one, two):
