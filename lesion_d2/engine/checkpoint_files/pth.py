@@ -49,7 +49,8 @@ def check_zip(path: str) -> bool:
 
     Raises:
         RefusedFile: its pickle asks for far more memory or time than its size allows.
-        ValueError: a part is not what was written, or is compressed, which torch does not do.
+        ValueError: a part is not what was written; or parts are compressed, have one name or lie
+            over each other, as torch writes none.
         zipfile.BadZipFile: the file is damaged otherwise.
     """
     with open(path, "rb") as file:
@@ -57,6 +58,9 @@ def check_zip(path: str) -> bool:
             return False
     with zipfile.ZipFile(path) as parts:
         infos = parts.infolist()
+        names = {info.filename for info in infos}
+        if len(names) < len(infos) or sum(i.file_size for i in infos) > os.path.getsize(path):
+            raise ValueError("found parts that have one name or lie over each other")
         for info in infos:
             if info.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"found {printable(info.filename)[:100]} compressed")

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterable, Iterator
 
 from detectron2.engine import hooks
@@ -37,6 +38,16 @@ class EvaluationWriter(hooks.PeriodicWriter):
                 writer._last_write = last
             elif not isinstance(writer, CommonMetricPrinter):
                 writer.write()
+
+    def after_train(self) -> None:
+        """As in Detectron2; an error that ended the training, such as a full disk, comes first."""
+        failed = sys.exc_info()[0] is not None
+        try:
+            super().after_train()
+        except OSError as error:
+            if not failed:
+                raise
+            logger.warning(f"The last metrics were not written: {error}")
 
     def after_step(self) -> None:
         """As in Detectron2; then write what came in this iteration."""

@@ -135,8 +135,13 @@ def test_a_program_a_compressed_file_and_one_that_asks_for_too_much_are_refused(
     with pytest.raises(RefusedFile, match=r"found more than \d+ parts in a pickle of \d+ bytes"):
         read_file(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as parts:
-        parts.writestr("a/data/0", bytes(10**6))
+        parts.writestr("a/data/0", os.urandom(100) + bytes(50))
     with pytest.raises(ValueError, match="found a/data/0 compressed"):
+        read_file(path)
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "w") as parts:
+        for _ in range(2):
+            parts.writestr("a/data/0", bytes(100))
+    with pytest.raises(ValueError, match="parts that have one name or lie over each other"):
         read_file(path)
 
 

@@ -40,14 +40,15 @@ def differing(a: object, b: object, place: str = "") -> list[str]:
 def check_resumed(folder, make_args, *, at=(1,), **options) -> dict:
     """Train, and once more from some iterations; the final checkpoint, if it is always the same."""
     train(make_args(folder / "whole", **options))
-    final = read_checkpoint(str(folder / "whole" / "model_final.pth"))
+    ending = options.get("SOLVER__CHECKPOINT_FORMAT", "pth")
+    final = read_checkpoint(str(folder / "whole" / f"model_final.{ending}"))
     for iteration in at:
         again = folder / f"after_{iteration}"
         shutil.copytree(folder / "whole", again)
-        (again / "model_final.pth").unlink()
-        (again / "last_checkpoint").write_text(f"model_{iteration:07d}.pth")
+        (again / f"model_final.{ending}").unlink()
+        (again / "last_checkpoint").write_text(f"model_{iteration:07d}.{ending}")
         train(make_args(again, "--resume", **options))
-        assert differing(final, read_checkpoint(str(again / "model_final.pth"))) == []
+        assert differing(final, read_checkpoint(str(again / f"model_final.{ending}"))) == []
     return final
 
 
@@ -83,8 +84,10 @@ def test_augmentations_of_workers_go_on_where_they_were(tiny_phantom, tmp_path):
     assert state["loader"]["workers"]["num_batches"] == 4
 
 
-def test_a_run_without_a_seed_is_resumed_as_it_were(tiny_phantom, tmp_path):
-    check_resumed(tmp_path, uldor_args, **_TRAINED, **_UNSEEN, SEED=-1)
+def test_a_run_without_a_seed_and_with_safetensors_is_resumed_as_it_were(tiny_phantom, tmp_path):
+    options = {**_TRAINED, **_UNSEEN, "SEED": -1, "SOLVER__CHECKPOINT_FORMAT": "safetensors"}
+    check_resumed(tmp_path, uldor_args, **options)
+    assert not list(tmp_path.rglob("*.pth"))
 
 
 def test_a_model_of_volumes_goes_on_as_it_was(tmp_path):

@@ -1,5 +1,6 @@
 """What an evaluation gave is in metrics.json at once, and once."""
 
+import errno
 import json
 
 from lesion_d2.engine import CatchUpHook
@@ -7,7 +8,7 @@ from lesion_d2.engine.resuming import EvaluationWriter, rewind_metrics
 
 import pytest
 from detectron2.engine import TrainerBase, hooks
-from detectron2.utils.events import JSONWriter
+from detectron2.utils.events import EventWriter, JSONWriter
 
 
 class Killed(Exception):
@@ -62,3 +63,23 @@ def test_lines_that_are_none_are_cut(tmp_path):
     file.write_bytes(good + b'[1]\n{"iteration": null}\n{}\n\xff\n')
     rewind_metrics(str(file), 3)
     assert file.read_bytes() == good
+
+
+class _Full(EventWriter):
+    def write(self):
+        raise OSError(errno.ENOSPC, "of the metrics")
+
+
+def test_a_disk_that_is_full_for_a_checkpoint_is_told_of_by_its_name(tmp_path):
+    runs = [Run(tmp_path / "metrics.json", period=0) for _ in range(2)]
+    for run in runs:
+        run.register_hooks([EvaluationWriter([_Full()], [])])
+
+    def run_step():
+        raise OSError(errno.ENOSPC, "full", "model_final")
+
+    runs[0].run_step = run_step
+    with pytest.raises(OSError, match="full: 'model_final'"):
+        runs[0].train(0, 2)
+    with pytest.raises(OSError, match="of the metrics"):
+        runs[1].train(0, 2)
