@@ -1,6 +1,5 @@
 """``metrics.json`` of runs that are killed and resumed."""
 
-import json
 import logging
 import os
 import sys
@@ -8,6 +7,9 @@ from collections.abc import Iterable, Iterator
 
 from detectron2.engine import hooks
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
+
+from ...files import parse_json
+from ...values import is_whole
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +101,9 @@ def _before(lines: Iterable[bytes], start_iter: int) -> Iterator[bytes]:
 
 
 def _entry(line: bytes) -> dict:
-    """The metrics of a line; {} where it is not whole, or no JSON, or no UTF-8."""
+    """The metrics of a line; {} where it is not whole, or none."""
     try:
-        entry = json.loads(line) if line.endswith(b"\n") else {}
+        entry = parse_json(line, "metrics", allow_nan=True) if line.endswith(b"\n") else {}
     except ValueError:
         entry = {}
-    return entry if isinstance(entry, dict) and isinstance(entry.get("iteration"), int) else {}
+    return entry if isinstance(entry, dict) and is_whole(entry.get("iteration")) else {}
