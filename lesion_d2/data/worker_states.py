@@ -5,6 +5,7 @@ tells with every sample what state its generator is in then, so that workers of 
 begin where those of the interrupted run were, images that these had loaded ahead left out.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from torch.utils.data import get_worker_info
 
 from ..random_states import NumpyState, packed, unpacked
+
+logger = logging.getLogger(__name__)
 
 _KEY = "worker_state"
 
@@ -81,6 +84,10 @@ class WorkerStates:
             What the workers begin with, in their order; None where their number is another one.
         """
         if state["number"] != self._number:
+            logger.warning(
+                f"Augmentations of {state['number']} loader workers are in the checkpoint, and "
+                f"there are {self._number}: they begin anew, unlike without the interruption"
+            )
             return None
         self._seed, self._num_batches = state["seed"], state["num_batches"]
         self._states = {worker: unpacked(kept) for worker, kept in state["states"].items()}
