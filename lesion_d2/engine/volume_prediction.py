@@ -93,6 +93,7 @@ def measure_instances(
         class_names=class_names,
         masks=[mask for own in slices for mask in own.values()],
         box_margin=box_margin,
+        of_volumes=True,
     )
 
 

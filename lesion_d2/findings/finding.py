@@ -62,13 +62,15 @@ class Finding:
         box_mm: the lowest and the highest corner of the box in patient coordinates (LPS), (x, y,
             z) in mm each, with the slices' thickness. Its sides are the patient's axes: in a scan
             that is tilted against them it holds the whole box, and more.
-        key_slice: the slice of the highest-scoring box.
+        key_slice: the slice of the highest-scoring box; of several, as those of a model of volumes,
+            the one with the largest mask, or else in the middle.
         slices: what it is on each slice where it has a box, by rising slice.
         volume_mm3: volume in cubic mm.
         long_diameter: the longest one in the plane, on the slice where that is longest.
         short_diameter: the longest one perpendicular to it on the same slice.
         measured_on: "mask", or "box" where the model has no masks: then the volume and the
-            diameters are of ellipses in the boxes, which is a guess.
+            diameters are of ellipses in the boxes (of a model of volumes, the volume is that of
+            the ellipsoid in the box), which is a guess.
     """
 
     number: int

@@ -112,6 +112,31 @@ def test_boxes_are_measured_as_ellipses_without_their_margin(scan):
     assert same.measured_on == "box" and same.volume_mm3 == finding.volume_mm3
 
 
+def test_a_box_of_a_model_of_volumes_is_measured_as_an_ellipsoid_around_its_middle_slice(scan):
+    volume = ellipsoid(scan, (30, 25, 4), (6.0, 12.0, 9.0))
+    slices = np.flatnonzero(volume.any(axis=(1, 2)))
+    z, y, x = (np.flatnonzero(volume.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
+    box = np.array([x[0] - 0.5, y[0] - 0.5, x[-1] + 0.5, y[-1] + 0.5])
+    boxes, scores = np.tile(box, (len(slices), 1)), np.full(len(slices), 0.5)
+    whole = np.array([[*box[:2], z[0], *box[2:], z[-1]]])
+    linked = whole, np.array([0.5]), np.array([0]), np.zeros(len(slices), int)
+    options = {"class_names": ["lesion"], "box_margin": 0.0, "of_volumes": True}
+    (finding,) = measure_findings(scan, boxes, scores, slices, linked, **options)
+    assert finding.measured_on == "box"
+    sides = (box[2:] - box[:2]) * SPACING[:2]
+    assert finding.volume_mm3 == pytest.approx(np.pi / 6 * sides.prod() * 3 * len(slices))
+    # Slices of 3 mm count as a whole, 7 of them for 18 mm; the cylinder has twice the volume.
+    assert finding.volume_mm3 == pytest.approx(volume.sum() * np.prod(SPACING), rel=0.3)
+    assert slices[0] < 4 < slices[-1]
+    assert finding.key_slice == finding.long_diameter.slice_index == 4
+    # With masks the key slice is that of the largest, and the volume theirs.
+    masks = [encode_mask(volume[z] if z != 4 else volume[4] & False) for z in slices]
+    (finding,) = measure_findings(scan, boxes, scores, slices, linked, masks=masks, **options)
+    areas = {z: volume[z].sum() for z in slices if z != 4}
+    assert areas[finding.key_slice] == max(areas.values()) and finding.key_slice != 4
+    assert finding.volume_mm3 == pytest.approx(sum(areas.values()) * np.prod(SPACING))
+
+
 def test_boxes_of_slanted_diameters_are_estimates_that_are_too_small(scan):
     scan = replace(scan, spacing=(1.0, 1.0, 3.0))
     ratios = []
