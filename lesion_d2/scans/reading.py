@@ -130,13 +130,17 @@ def read_scan(
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: there is no scan or more than one, or it is damaged.
+        ValueError: there is no scan or more than one, or a file is damaged; with ``series``, one of
+            that scan.
         ImportError: a package of the extra ``scans`` is not installed.
     """
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file or folder")
     found = find_scans([path], spacing=spacing, allow_gaps=allow_gaps)
     chosen = [c for c in found.candidates if series in (None, c.series_uid, c.name)]
+    if chosen and found.damaged and series is None:  # maybe slices of the scan
+        more = f" ({len(found.damaged)} reasons, the first)" if len(found.damaged) > 1 else ""
+        raise ValueError(f"{found.damaged[0]}{more}")
     if len(chosen) == 1:
         return chosen[0].read()
     if chosen or found.candidates:

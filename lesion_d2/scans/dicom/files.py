@@ -17,6 +17,8 @@ _META_BYTES = 4096
 _MAX_WORDS = 1000
 _MAX_INFLATED = 2 << 30  # bytes
 _CHUNK = 1 << 20
+# Headers of 5,000 frames take less: some readings for each of their elements.
+_MAX_READINGS = 2_000_000
 # A file without preamble begins with an element of one of these groups, little endian.
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
 
@@ -46,12 +48,33 @@ def read_dataset(opened: BinaryIO, **options) -> "pydicom.Dataset":
     pydicom = require("pydicom")
     _check_inflated(opened)
     try:
-        dataset = pydicom.dcmread(opened, force=True, **options)
+        dataset = pydicom.dcmread(_Bounded(opened), force=True, **options)
         if not dataset.file_meta.get("TransferSyntaxUID"):
             dataset.file_meta.TransferSyntaxUID = _guessed_syntax(dataset)
     except Exception as error:  # damaged files make it raise errors of any kind
         raise ValueError(f"found a damaged DICOM file ({describe(error)})") from None
     return dataset
+
+
+class _Bounded:
+    """An open file of which not too many parts are read: a small archive may hold 10^8 elements."""
+
+    def __init__(self, opened: BinaryIO):
+        self._opened, self._left = opened, _MAX_READINGS
+
+    def __getattr__(self, name: str):
+        return getattr(self._opened, name)
+
+    def read(self, *size: int) -> bytes:
+        """Read as the file does.
+
+        Raises:
+            ValueError: it was asked too often.
+        """
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"more elements than {_MAX_READINGS} readings take")
+        return self._opened.read(*size)
 
 
 @contextmanager

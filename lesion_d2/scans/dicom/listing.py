@@ -12,6 +12,7 @@ from .pixels import missing_decoder
 from .series import DicomSeries, split_by_phase
 
 _DICOMDIR = "1.2.840.10008.1.3.10"
+_UNDEFINED = 0xFFFFFFFF  # of an element's length
 
 
 class Listed(NamedTuple):
@@ -181,8 +182,13 @@ def _check_pixels(opened, dataset, stored: Stored) -> None:
         raise ValueError(problem)
     if not (syntax.is_encapsulated or syntax.is_deflated):
         declared = count * rows * columns * dataset.BitsAllocated // 8
-        left = stored.size - opened.tell() - (8 if syntax.is_implicit_VR else 12)
+        header = opened.read(8 if syntax.is_implicit_VR else 12)
+        left = stored.size - opened.tell()
         if left < declared:
             raise ValueError(
                 f"found a truncated file: {max(left, 0)} bytes of {declared} of pixels"
             )
+        length = int.from_bytes(header[-4:], "little" if syntax.is_little_endian else "big")
+        # Less is padding, as some programs write it; more, lines of another length.
+        if length != _UNDEFINED and length - declared >= min(rows, columns):
+            raise ValueError(f"found {length} bytes of pixels, expected {declared}")

@@ -28,6 +28,7 @@ _END = b"\xff\xd9"  # of JPEG, JPEG-LS and JPEG 2000
 _MAX_PADDING = 1024  # bytes
 _RLE = "1.2.840.10008.1.2.5"  # its size is that of its header
 _INT16 = np.iinfo(np.int16)
+_MAX_SLOPE, _MAX_INTERCEPT = 1e4, 1e6
 #: HU of pixels that a scanner filled because they lie outside of what it saw.
 PADDING_HU = -1024
 
@@ -108,12 +109,12 @@ def hounsfield_units(
         Rows x columns int16, rounded; values beyond int16 are cut.
 
     Raises:
-        ValueError: the slope or the intercept is no number, or the slope is 0.
+        ValueError: the slope or the intercept is no number, or one that no scanner writes.
     """
     slope, intercept = (
         _rescale(dataset, index, keyword) for keyword in ("RescaleSlope", "RescaleIntercept")
     )
-    if slope == 0 or not np.isfinite([slope, intercept]).all():
+    if not (0 < abs(slope) <= _MAX_SLOPE and abs(intercept) <= _MAX_INTERCEPT):
         raise ValueError(f"found the rescale slope {slope} and intercept {intercept}")
     if slope == 1 and intercept.is_integer() and abs(intercept) < 2**31 and values.itemsize < 4:
         hu = values.astype(np.int32) + np.int32(intercept)

@@ -29,7 +29,8 @@ class _Call:
         return b"c" + f"{module}\n{name}\n".encode() + args + b"R"
 
 
-_CALLS = (
+#: Calls that run something, or that no file needs.
+CALLS = (
     _Call("os.system", _COMMAND),
     _Call("posix.system", _COMMAND),
     _Call("subprocess.Popen", ["touch", CANARY]),
@@ -90,14 +91,14 @@ def known() -> list[Case]:
     """What was found."""
     value = good()
     cases = [_case(f"protocol {p}", pickle.dumps(value, p), expected=value) for p in range(6)]
-    for call in _CALLS:
+    for call in CALLS:
         body = call.opcodes()
         # A dict that makes its items by what it is given is read as a plain one.
         expected = ANY if call.function == "collections.defaultdict" else REFUSED
         content = b"\x80\x02" + body + b"."
         cases.append(_case(f"calls {call.function}", content, expected=expected))
         cases.append(_case(f"calls {call.function}", content, table=True))
-    nested = b"\x80\x02]" + b"".join(c.opcodes() + b"a" for c in _CALLS[:1]) + b"."
+    nested = b"\x80\x02]" + b"".join(c.opcodes() + b"a" for c in CALLS[:1]) + b"."
     many = [np.arange(64)] * 4000
     return [
         *cases,
@@ -153,7 +154,7 @@ def _program(rng: np.random.Generator) -> bytes:
     opcodes = [o for o in pickletools.opcodes if o.name not in ("PROTO", "STOP", "FRAME")]
     for _ in range(int(rng.integers(1, 40))):
         if rng.random() < 0.1:
-            parts.append(_CALLS[int(rng.integers(len(_CALLS)))].opcodes())
+            parts.append(CALLS[int(rng.integers(len(CALLS)))].opcodes())
             continue
         opcode = opcodes[int(rng.integers(len(opcodes)))]
         parts.append(opcode.code.encode("latin1") + _argument(rng, opcode))

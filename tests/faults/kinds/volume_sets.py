@@ -13,7 +13,7 @@ from lesion_d2.rle import decode_mask
 import numpy as np
 from made_up_sets import write_made_up_set
 
-from ..case import Case, Kind
+from ..case import ANY, Case, Kind
 from ..damage import NO_JSON, as_json, change_tree, damage, replaced
 
 _JSON = "set/volume_set.json"
@@ -126,8 +126,10 @@ def draw(rng: np.random.Generator) -> Case:
 
 
 def _after(tree: dict, path: tuple) -> object:
-    """The value where what was changed is not looked at here, or has another plain meaning."""
-    return _value()
+    """The value of a changed tree; ANY where what may be left out or be any text is changed."""
+    optional = ("spacing", "origin", "direction", "window", "lesions", "recist", "diameters_mm")
+    optional += ("boxes", "masks", "ignore", "attributes", "patient", "name", "category", "id")
+    return ANY if set(path) & set(optional) else _value()
 
 
 KIND = Kind("volume set", known, draw)
