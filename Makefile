@@ -12,7 +12,7 @@ PHANTOM := $(DETECTRON2_DATASETS)/phantom
 PREDICTED := output/predict
 SCANS := $(PREDICTED)/scans
 
-.PHONY: demo predict install test lint benchmark
+.PHONY: demo predict install test faults lint benchmark
 .DELETE_ON_ERROR:
 
 # Train a lesion detector on the phantoms, evaluate it on other patients, and show what it found.
@@ -31,6 +31,10 @@ install: .venv/installed
 # A process a core; each takes tests from the one that has most left.
 test: lint
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
+
+# 5,000 malformed files, and 500 runs that are killed; FAULTS="--kills 50 --seed 1" for others.
+faults: install
+	$(BIN)/python -m tests.faults $(FAULTS)
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -55,6 +55,7 @@ setup(
             "SimpleITK>=2.3",
         ],
         "test": [
+            "hypothesis>=6.100",
             "monai>=1.5",
             "pydicom-data>=1.0",
             "pytest>=7.4",

@@ -27,16 +27,16 @@ os.environ.setdefault("PYTORCH_JIT", "0")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
-from lesion_d2.files import written_whole  # noqa: E402
+from lesion_d2.files import written_whole
 
-import cv2  # noqa: E402
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import cv2
+import torch
+from tqdm import tqdm
 
-from .campaign import as_markdown, bad, count, run_campaign  # noqa: E402
-from .case import VERDICTS, Found  # noqa: E402
-from .kills.trials import VERDICTS as ENDINGS  # noqa: E402
-from .kills.trials import Bench, kill_campaign  # noqa: E402
+from .campaign import as_markdown, bad, count, run_campaign
+from .case import VERDICTS, Found
+from .kills.trials import VERDICTS as ENDINGS
+from .kills.trials import Bench, kill_campaign
 
 _PERIOD = 100  # findings between two writings of the files
 

@@ -176,7 +176,8 @@ def _redirect_output(root: Path) -> None:
     log = os.open(root / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for number in (1, 2):
         os.dup2(log, number)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 class _Watch:
@@ -201,9 +202,12 @@ class _Watch:
             return
         if event.startswith(_FORBIDDEN):
             self._seen.append(f"{event} {str(args)[:200]}")
-        elif event == "open" and isinstance(args[0], (str, bytes, os.PathLike)):
-            if os.path.realpath(os.fsdecode(args[0])).startswith(self._outside):
-                self._seen.append(f"opened {os.fsdecode(args[0])!r}")
+        elif event == "open" and self._is_outside(args[0]):
+            self._seen.append(f"opened {os.fsdecode(args[0])!r}")
+
+    def _is_outside(self, file: object) -> bool:
+        is_path = isinstance(file, (str, bytes, os.PathLike))
+        return is_path and os.path.realpath(os.fsdecode(file)).startswith(self._outside)
 
 
 def _memory(key: str) -> int:

@@ -52,7 +52,9 @@ def test_malformed_files_are_read_right_or_refused_in_one_line(kind):
 def test_each_verdict_is_found(monkeypatch):
     monkeypatch.setattr("faults.sandbox.CPU_SECONDS", 1)
     files = {"a.txt": b"a text", "outside/secret": b"x"}
-    cases = [Case(name, files, read, "a text", name == "one-line") for name, read in _READERS.items()]
+    cases = [
+        Case(name, files, read, "a text", name == "one-line") for name, read in _READERS.items()
+    ]
     assert [x.verdict for x in run_cases("readers", cases)] == list(_READERS)
 
 

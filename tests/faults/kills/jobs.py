@@ -64,9 +64,8 @@ _TEACHER = {
 
 def _train(root: Path, folder: Path, *, options: dict, uldor: bool = False, flags=()) -> int:
     """``train_net.py``."""
-    from speed_up import draw_quickly, read_configs_quickly
-
     import pytest
+    from speed_up import draw_quickly, read_configs_quickly
 
     _use(root)
     patch = pytest.MonkeyPatch()

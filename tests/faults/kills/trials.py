@@ -183,11 +183,10 @@ class Bench:
 def _half_files(folder: Path, size: int) -> Iterator[Path]:
     """Files that end where no more could be written, but for those that grow line by line."""
     growing = ("log.txt", "metrics.json", "console.txt")
-    for path in folder.rglob("*"):
+    for path in filter(Path.is_file, folder.rglob("*")):
         is_growing = path.name in growing or "tfevents" in path.name
-        if path.is_file() and not is_growing and path.stat().st_size == size:
-            yield path
-        elif ".part" in path.name:
+        is_full = path.stat().st_size == size and not is_growing
+        if is_full or ".part" in path.name:
             yield path
 
 

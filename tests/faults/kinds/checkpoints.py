@@ -128,7 +128,9 @@ def known() -> list[Case]:
         _pth("text", b"weights\n"),
         _pkl("empty", b""),
         _pkl("text", b"weights\n"),
-        _pkl("of one foreign key", {"model": {"foreign": np.zeros(3)}, "matching_heuristics": True}),
+        _pkl(
+            "of one foreign key", {"model": {"foreign": np.zeros(3)}, "matching_heuristics": True}
+        ),
         _pkl("a number", 5),
         _pkl("numbers as names", {"model": {5: np.zeros(3)}}),
         _pkl("lists as weights", {"model": {"first.weight": [1, 2]}}),
@@ -141,14 +143,28 @@ def known() -> list[Case]:
         _alone("NaN", {"model": {**weights, "first.weight": torch.full((8, 4), float("nan"))}}),
         _alone("infinity", {"model": {**weights, "first.bias": torch.full((8,), float("inf"))}}),
         _alone("another shape", {"model": {**weights, "first.weight": torch.zeros(4, 8)}}),
-        _alone("integers", {"model": {**weights, "first.bias": torch.zeros(8, dtype=torch.long)}}, expected=None, may_refuse=True),
+        _alone(
+            "integers",
+            {"model": {**weights, "first.bias": torch.zeros(8, dtype=torch.long)}},
+            expected=None,
+            may_refuse=True,
+        ),
         Case("a folder", {f"{_NAME}.pth/x": b""}, read),
     ]
     for call in CALLS:
         body = b"\x80\x02" + call.opcodes() + b"."
         cases.append(_pkl(f"calls {call.function}", body))
         cases.append(Case(f"calls {call.function}", {f"{_NAME}.pth": _with_pickle(body)}, read))
-    names = ("/etc/passwd", "../outside/x.pth", "outside/x.pth", "", "absent.pth", "x\x00", "é.pkl", "e.pkl\n")
+    names = (
+        "/etc/passwd",
+        "../outside/x.pth",
+        "outside/x.pth",
+        "",
+        "absent.pth",
+        "x\x00",
+        "é.pkl",
+        "e.pkl\n",
+    )
     evil = b"\x80\x02" + CALLS[0].opcodes() + b"."
     for name in names:
         files = {**_files(), "last_checkpoint": name.encode(), "outside/x.pth": evil}

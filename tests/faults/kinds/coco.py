@@ -107,11 +107,24 @@ def known() -> list[Case]:
     path = ("annotations", 0, "segmentation")
     cases = [_case("as it should be", as_json(tree), expected=_value())]
     cases += [
-        _case(f"segmentation {str(value)[:40]}", as_json(replaced(tree, path, value)), place="annotation 1")
+        _case(
+            f"segmentation {str(value)[:40]}",
+            as_json(replaced(tree, path, value)),
+            place="annotation 1",
+        )
         for value in _SEGMENTATIONS
     ]
     cases += [_case(name, data) for name, data in NO_JSON]
-    names = ("../outside/c.png", "/etc/passwd", "a.png/../../outside/c.png", "", ".", "absent.png", "x\x00y", "https://127.0.0.1/a.png")
+    names = (
+        "../outside/c.png",
+        "/etc/passwd",
+        "a.png/../../outside/c.png",
+        "",
+        ".",
+        "absent.png",
+        "x\x00y",
+        "https://127.0.0.1/a.png",
+    )
     for name in names:
         changed = replaced(tree, ("images", 0, "file_name"), name)
         cases.append(_case(f"file_name {name!r}", as_json(changed)))
@@ -120,7 +133,15 @@ def known() -> list[Case]:
         changed = copy.deepcopy(tree)
         changed["images"][0] |= {"height": height, "width": width}
         cases.append(_case(f"an image of {width} x {height}", as_json(changed)))
-    for box in ([0, 0, 0, 0], [1, 2, 3], [-50, -50, 5, 5], [1, 1, -2, 5], ["a"] * 4, [float("nan")] * 4, [1e29] * 4):
+    for box in (
+        [0, 0, 0, 0],
+        [1, 2, 3],
+        [-50, -50, 5, 5],
+        [1, 1, -2, 5],
+        ["a"] * 4,
+        [float("nan")] * 4,
+        [1e29] * 4,
+    ):
         changed = replaced(tree, ("annotations", 0, "bbox"), box)
         cases.append(_case(f"bbox {box}", as_json(changed)))
     return cases
@@ -141,11 +162,10 @@ def _after(tree: dict, path: tuple) -> object:
         value[1][2] = []
     elif path == ("annotations",) and tree.get("annotations") == []:
         value[0][2] = value[1][2] = []
-    elif path[-1] == "segmentation" and len(path) == 3:
-        if "segmentation" not in tree["annotations"][path[1]]:
-            image, number = ((0, 0), (0, 1), (1, 0))[path[1]]
-            value[image][2] = [list(a) for a in value[image][2]]
-            value[image][2][number][3] = None
+    elif path[2:] == ("segmentation",) and "segmentation" not in tree["annotations"][path[1]]:
+        image, number = ((0, 0), (0, 1), (1, 0))[path[1]]
+        value[image][2] = [list(a) for a in value[image][2]]
+        value[image][2][number][3] = None
     return value
 
 

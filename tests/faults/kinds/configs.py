@@ -140,13 +140,19 @@ def known() -> list[Case]:
     cases += [
         _case("a base that runs", {**_tree(), "_BASE_": "bad.yaml"}, base),
         _case("its own base", "_BASE_: config.yaml\n"),
-        _case("two that are each other's base", "_BASE_: b.yaml\n", {"b.yaml": b"_BASE_: config.yaml\n"}),
+        _case(
+            "two that are each other's base",
+            "_BASE_: b.yaml\n",
+            {"b.yaml": b"_BASE_: config.yaml\n"},
+        ),
         _case("a base that is not there", "_BASE_: absent.yaml\n"),
         _case("a base of zero bytes", "_BASE_: b.yaml\n", {"b.yaml": bytes(20)}),
         _case("no UTF-8", good.encode() + b"# \xff\n"),
         _case("UTF-16", good.encode("utf-16"), expected=_VALUE, may_refuse=True),
         _case("zero bytes", bytes(30)),
-        _case("a byte order mark", b"\xef\xbb\xbf" + good.encode(), expected=_VALUE, may_refuse=True),
+        _case(
+            "a byte order mark", b"\xef\xbb\xbf" + good.encode(), expected=_VALUE, may_refuse=True
+        ),
         Case("a folder", {"config.yaml/x": b"", **set_files()}, read),
     ]
     for base_value in (5, None, {}, [], ["config.yaml"], True, 1.5, ""):
@@ -181,7 +187,9 @@ def draw(rng: np.random.Generator) -> Case:
             expected = _VALUE
     except yaml.YAMLError:
         pass
-    return _case(f"{piece!r} in line {number + 1}, column {place}", text, expected=expected, may_refuse=True)
+    return _case(
+        f"{piece!r} in line {number + 1}, column {place}", text, expected=expected, may_refuse=True
+    )
 
 
 # What a key takes though it looks strange.

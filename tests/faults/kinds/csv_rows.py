@@ -17,37 +17,38 @@ HEIGHT, WIDTH = 20, 24
 _NAMES = ("000001_01_01_010.png", "000001_01_01_012.png", "000002_01_03_007.png")
 
 
+_GOOD = {
+    "File_name": _NAMES[0],
+    "Patient_index": "1",
+    "Study_index": "1",
+    "Series_ID": "1",
+    "Key_slice_index": "10",
+    "Measurement_coordinates": "6, 8, 14, 8, 10, 5, 10, 11",
+    "Bounding_boxes": "3.5, 2.5, 16.5, 13.5",
+    "Lesion_diameters_Pixel_": "8, 6",
+    "Normalized_lesion_location": "0.4, 0.5, 0.6",
+    "Coarse_lesion_type": "3",
+    "Possibly_noisy": "0",
+    "Slice_range": "8, 12",
+    "Spacing_mm_px_": "0.7, 0.7, 2.5",
+    "Image_size": f"{WIDTH}, {HEIGHT}",
+    "DICOM_windows": "-175, 275",
+    "Patient_gender": "F",
+    "Patient_age": "62",
+    "Train_Val_Test": "1",
+}
+
+
 class CSV:
     """Rows as DeepLesion has them, for slices of 24 x 20 pixels."""
 
-    GOOD = {
-        "File_name": _NAMES[0],
-        "Patient_index": "1",
-        "Study_index": "1",
-        "Series_ID": "1",
-        "Key_slice_index": "10",
-        "Measurement_coordinates": "6, 8, 14, 8, 10, 5, 10, 11",
-        "Bounding_boxes": "3.5, 2.5, 16.5, 13.5",
-        "Lesion_diameters_Pixel_": "8, 6",
-        "Normalized_lesion_location": "0.4, 0.5, 0.6",
-        "Coarse_lesion_type": "3",
-        "Possibly_noisy": "0",
-        "Slice_range": "8, 12",
-        "Spacing_mm_px_": "0.7, 0.7, 2.5",
-        "Image_size": f"{WIDTH}, {HEIGHT}",
-        "DICOM_windows": "-175, 275",
-        "Patient_gender": "F",
-        "Patient_age": "62",
-        "Train_Val_Test": "1",
-    }
-
-    @classmethod
-    def row(cls, **cells: str) -> dict[str, str]:
+    @staticmethod
+    def row(**cells: str) -> dict[str, str]:
         """A good row with other cells; those that its name of a file tells follow it."""
         patient, study, series, slice_number = cells.get("File_name", _NAMES[0])[:-4].split("_")
-        told = dict(zip(("Patient_index", "Study_index", "Series_ID"), (patient, study, series)))
+        told = {"Patient_index": patient, "Study_index": study, "Series_ID": series}
         told = {key: str(int(value)) for key, value in told.items()}
-        return {**cls.GOOD, **told, "Key_slice_index": str(int(slice_number)), **cells}
+        return {**_GOOD, **told, "Key_slice_index": str(int(slice_number)), **cells}
 
     @staticmethod
     def text(rows: list[dict[str, str]], **options) -> bytes:
@@ -75,7 +76,9 @@ def good_rows() -> list[dict[str, str]]:
     """Three lesions on two slices of one patient, and one of another."""
     return [
         CSV.row(),
-        CSV.row(Measurement_coordinates="16, 15, 20, 15, 18, 13, 18, 17", Bounding_boxes="13,10,23,20"),
+        CSV.row(
+            Measurement_coordinates="16, 15, 20, 15, 18, 13, 18, 17", Bounding_boxes="13,10,23,20"
+        ),
         CSV.row(File_name=_NAMES[1], Coarse_lesion_type="-1"),
         CSV.row(File_name=_NAMES[2], Spacing_mm_px_="0.8, 0.8, 5", Slice_range="5, 9"),
     ]
@@ -161,16 +164,39 @@ def _case(name: str, content: bytes, **options) -> Case:
 
 # column -> cells that are none of its; told with the row.
 _BAD = {
-    "File_name": ("", "x", "../outside/010.png", "/etc/passwd", "000001_01_01_999.png", "1_1_1_٣.png"),
+    "File_name": (
+        "",
+        "x",
+        "../outside/010.png",
+        "/etc/passwd",
+        "000001_01_01_999.png",
+        "1_1_1_\u0663.png",
+    ),
     "Patient_index": ("", "x", "1.5", "nan", "1e400", "9" * 5000),
     "Key_slice_index": ("", "11", "-1", "1e30"),
     "Measurement_coordinates": ("1,2", "a,b,c,d,e,f,g,h", "nan," * 7 + "nan", "1e9," * 7 + "1e9"),
-    "Bounding_boxes": ("", "1,2,3", "5,5,5,5", "9,9,1,1", "inf,1,2,3", "500,500,600,600", "1" * 5000),
+    "Bounding_boxes": (
+        "",
+        "1,2,3",
+        "5,5,5,5",
+        "9,9,1,1",
+        "inf,1,2,3",
+        "500,500,600,600",
+        "1" * 5000,
+    ),
     "Lesion_diameters_Pixel_": ("-1,-2", "1", "1e9,1", "x,y"),
     "Coarse_lesion_type": ("", "0", "9", "2.5", "bone"),
     "Possibly_noisy": ("", "2", "yes"),
     "Slice_range": ("", "12,8", "1", "a,b"),
-    "Spacing_mm_px_": ("", "0,0,0", "-1,-1,1", "1e-9,1e-9,1", "nan,1,1", "0.7,0.7,1e6", "0.7,0.7,0"),
+    "Spacing_mm_px_": (
+        "",
+        "0,0,0",
+        "-1,-1,1",
+        "1e-9,1e-9,1",
+        "nan,1,1",
+        "0.7,0.7,1e6",
+        "0.7,0.7,0",
+    ),
     "Image_size": ("", "0,0", "-24,20", "20,24", "48,40", "1e9,1e9", "24"),
     "DICOM_windows": ("", "5,5", "9,1", "nan,1"),
     "Train_Val_Test": ("", "0", "4", "train"),
@@ -209,7 +235,12 @@ def known() -> list[Case]:
         _case("a byte order mark", b"\xef\xbb\xbf" + good, expected=value, may_refuse=True),
         _case("blank lines at the end", good + b"\n\n", expected=value),
         _case("duplicate columns", f"{doubled}\n{body}".encode()),
-        _case("a column without a name twice", f"{header.replace('Patient_age', '')}\n{body}".encode(), expected=value, may_refuse=True),
+        _case(
+            "a column without a name twice",
+            f"{header.replace('Patient_age', '')}\n{body}".encode(),
+            expected=value,
+            may_refuse=True,
+        ),
         _case("semicolons", semicolons),
         _case("no header", body.encode()),
         _case("only a header", f"{header}\n".encode()),
@@ -218,7 +249,12 @@ def known() -> list[Case]:
         _case("UTF-16", good.decode().encode("utf-16")),
         _case("an open quote", good + b'"' + b"x" * 1000),
         _case("longer rows", good.replace(b"\n", b",1,2\n").replace(b",1,2", b"", 1)),
-        _case("a letter of Latin-1", good.replace(b"F,62", b"\xe4,62"), expected=value, may_refuse=True),
+        _case(
+            "a letter of Latin-1",
+            good.replace(b"F,62", b"\xe4,62"),
+            expected=value,
+            may_refuse=True,
+        ),
         _case("one image in two splits", CSV.text(two_splits), place="row"),
         _case("a second row of another size", CSV.text(two_sizes), place="row"),
         _case("a PNG", _png()),

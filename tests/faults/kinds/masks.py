@@ -38,7 +38,10 @@ def mask_file() -> dict:
         )
         for row, name, ends, mask in zip((2, 3), _IDS, _LESIONS, _true_masks(), strict=True)
     ]
-    return {"info": {"format": "lesion_d2 pseudo masks", "version": 1, **_INFO}, "annotations": entries}
+    return {
+        "info": {"format": "lesion_d2 pseudo masks", "version": 1, **_INFO},
+        "annotations": entries,
+    }
 
 
 def read_masks(folder: Path) -> list[np.ndarray]:
@@ -117,7 +120,10 @@ def known() -> list[Case]:
         _masks("an image that lacks", as_json(without(good, entry)), **_RIGHT_OR_REFUSED),
         _masks("another row", as_json(replaced(good, (*entry, "row"), 7))),
         _masks("an entry twice", as_json(_doubled(good))),
-        _masks("an empty mask", as_json(replaced(good, rle, encode_mask(np.zeros((HEIGHT, WIDTH), bool))))),
+        _masks(
+            "an empty mask",
+            as_json(replaced(good, rle, encode_mask(np.zeros((HEIGHT, WIDTH), bool)))),
+        ),
         _masks("annotations 5", as_json({**good, "annotations": 5})),
         _masks("annotations null", as_json({**good, "annotations": None})),
         _masks("another version", as_json(replaced(good, ("info", "version"), 7))),
@@ -188,7 +194,10 @@ def _volumes(name: str, content: bytes, **options) -> Case:
 
 
 def _right_volumes() -> list:
-    masks = [decode_mask(entry["masks"][k]) for entry, k in zip(_volume_tree(), ("10", "12"), strict=True)]
+    masks = [
+        decode_mask(entry["masks"][k])
+        for entry, k in zip(_volume_tree(), ("10", "12"), strict=True)
+    ]
     return [[name, [mask]] for name, mask in zip(_IDS, masks, strict=True)]
 
 
@@ -198,9 +207,11 @@ def known_volumes() -> list[Case]:
     rle = (0, "masks", "10")
     cases = [_volumes("as it should be", as_json(tree), expected=_right_volumes())]
     for name, change in _SEGMENTATIONS:
-        cases.append(_volumes(name, as_json(replaced(tree, rle, {**tree[0]["masks"]["10"], **change}))))
+        cases.append(
+            _volumes(name, as_json(replaced(tree, rle, {**tree[0]["masks"]["10"], **change})))
+        )
     cases += [_volumes(name, data) for name, data in NO_JSON]
-    for key in ("999999999", "-1", "x", "1" * 5000, "١٠"):
+    for key in ("999999999", "-1", "x", "1" * 5000, "\u0661\u0660"):
         masks = {**tree[0]["masks"], key: tree[0]["masks"]["10"]}
         cases.append(_volumes(f"slice {key[:12]}", as_json(replaced(tree, (0, "masks"), masks))))
     return [*cases, _volumes("a row that lacks", as_json(tree[:1]))]

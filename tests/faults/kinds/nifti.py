@@ -94,7 +94,10 @@ _BAD = (
     ("a matrix of 1e-9", (_SROW, "12f", (1e-9, 0, 0, 0, 0, 1e-9, 0, 0, 0, 0, 1e-9, 0))),
     ("a matrix of 1e9", (_SROW, "12f", (1e9, 0, 0, 0, 0, 1e9, 0, 0, 0, 0, 1e9, 0))),
     ("a matrix of infinity", (_SROW, "12f", (float("inf"), 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0))),
-    ("an oblique matrix of 45 degrees", (_SROW, "12f", (0.7, -0.7, 0, 0, 0.7, 0.7, 0, 0, 0, 0, 1, 0))),
+    (
+        "an oblique matrix of 45 degrees",
+        (_SROW, "12f", (0.7, -0.7, 0, 0, 0.7, 0.7, 0, 0, 0, 0, 1, 0)),
+    ),
     ("a sheared matrix", (_SROW, "12f", (1, 0.9, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0))),
     ("no form", (_QFORM, "2h", (0, 0))),
     ("another magic", (_MAGIC, "4s", (b"xyz\0",))),
@@ -109,9 +112,21 @@ def known() -> list[Case]:
     cases = [
         _case("as it should be", plain, expected=_value()),
         _case("as it should be, packed", packed, ".nii.gz", expected=_value()),
-        _case("several members", _packed(plain[:500]) + _packed(plain[500:]), ".nii.gz", expected=_value(), may_refuse=True),
+        _case(
+            "several members",
+            _packed(plain[:500]) + _packed(plain[500:]),
+            ".nii.gz",
+            expected=_value(),
+            may_refuse=True,
+        ),
         _case("bytes behind the end", plain + b"more", expected=_value(), may_refuse=True),
-        _case("bytes behind the packed end", packed + b"more", ".nii.gz", expected=_value(), may_refuse=True),
+        _case(
+            "bytes behind the packed end",
+            packed + b"more",
+            ".nii.gz",
+            expected=_value(),
+            may_refuse=True,
+        ),
         _case("a packed file that is not", plain, ".nii.gz", expected=_value(), may_refuse=True),
         _case("a packed file without its name", packed),
         _case("empty", b""),
@@ -125,7 +140,12 @@ def known() -> list[Case]:
         _case("a bomb of zeros", _packed(_edited(_BAD[0][1]) + bytes(2**25)), ".nii.gz"),
         _case("zero bytes", bytes(len(plain))),
         _case("no air", _edited((_HEADER, "240h", (40,) * 240))),
-        _case("NaN as voxels", _edited((_TYPE, "2h", (16, 32)), (_DIM, "4h", (3, 8, 3, 5)), (_HEADER, "f", (float("nan"),)))),
+        _case(
+            "NaN as voxels",
+            _edited(
+                (_TYPE, "2h", (16, 32)), (_DIM, "4h", (3, 8, 3, 5)), (_HEADER, "f", (float("nan"),))
+            ),
+        ),
         Case("a folder", {f"{_NAME}.nii/x": b""}, read),
     ]
     for name, edit in _BAD:

@@ -111,12 +111,21 @@ def known() -> list[Case]:
         _case("state that is run", b"\x80\x02cnumpy\ndtype\n(K\x01tR}b."),
         _case("2^40 bytes announced", b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x."),
         _case("2^31 bytes announced", b"\x80\x02B" + struct.pack("<I", 2**31) + b"x."),
-        _case("a frame of 2^60", b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"N.", expected=None, may_refuse=True),
+        _case(
+            "a frame of 2^60",
+            b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"N.",
+            expected=None,
+            may_refuse=True,
+        ),
         _case("a memo index of 2.5e8", b"\x80\x02Kar" + struct.pack("<I", 250_000_000) + b"."),
         _case("a memo index of 7 bytes", b"Nr\xff\xff\xff\xff."),
         _case("a memo index of text", b"Np4000000000\n."),
         _case("a number of 10^6 digits", b"I" + b"9" * 10**6 + b"\n."),
-        _case("a long of 10^6 bytes", b"\x80\x02\x8b" + struct.pack("<I", 10**6) + b"\x7f" * 10**6 + b".", expected=ANY),
+        _case(
+            "a long of 10^6 bytes",
+            b"\x80\x02\x8b" + struct.pack("<I", 10**6) + b"\x7f" * 10**6 + b".",
+            expected=ANY,
+        ),
         _case("4,000 references to one array", pickle.dumps(many), expected=many, may_refuse=True),
         _case("tuples that double 60 times", b"\x80\x02)" + b"2\x86" * 60 + b"."),
         _case("tuples that double in a set", b"\x80\x04\x8f()" + b"2\x86" * 40 + b"\x90."),
@@ -178,7 +187,11 @@ def _argument(rng: np.random.Generator, opcode: pickletools.OpcodeInfo) -> bytes
     if length in widths:
         data = rng.bytes(int(rng.integers(4)))
         return struct.pack(widths[length], len(data)) + data
-    return bytes([int(rng.integers(4))]) + bytes(length - 1) if rng.random() < 0.8 else rng.bytes(length)
+    return (
+        bytes([int(rng.integers(4))]) + bytes(length - 1)
+        if rng.random() < 0.8
+        else rng.bytes(length)
+    )
 
 
 def draw(rng: np.random.Generator) -> Case:

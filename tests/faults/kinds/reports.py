@@ -93,7 +93,7 @@ def read_negatives(folder: Path) -> int:
 def _findings() -> dict:
     mask = encode_mask(_mask())
     slices = tuple(
-        SliceFinding(z, (5.5, 4.5, 11.5, 8.5), score, mask, f"{z}.dcm", f"1.2.{z}")
+        SliceFinding(z, (5.5, 4.5, 11.5, 8.5), score, mask, f"{z}.dcm")
         for z, score in ((2, 0.75), (3, 0.5))
     )
     finding = Finding(

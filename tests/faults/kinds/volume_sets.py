@@ -89,7 +89,14 @@ def known() -> list[Case]:
         Case(f"registered: {name}", {_JSON: data}, read_catalog, expected=[])
         for name, data in NO_JSON
     ]
-    names = ("../outside/a.b2nd", "/etc/passwd", "images/../../outside/a.b2nd", "", ".", "absent.b2nd")
+    names = (
+        "../outside/a.b2nd",
+        "/etc/passwd",
+        "images/../../outside/a.b2nd",
+        "",
+        ".",
+        "absent.b2nd",
+    )
     outside = {"outside/a.b2nd": _files()["set/images/a.b2nd"]}
     for name in names:
         changed = replaced(tree, ("volumes", 0, "image"), name)
