@@ -10,6 +10,12 @@ from .kinds import all_kinds
 from .sandbox import run_cases
 
 
+def share_of(kind: Kind, drawn: int, seed: int) -> list[Case]:
+    """Known cases of a kind but for heavy ones, and so many drawn ones."""
+    known = [case for case in kind.known() if not case.heavy]
+    return [*known, *_draw(kind, drawn, seed)]
+
+
 def draw_cases(kind: Kind, number: int, seed: int) -> list[Case]:
     """Known cases of a kind, and drawn ones until there are so many.
 
@@ -18,9 +24,13 @@ def draw_cases(kind: Kind, number: int, seed: int) -> list[Case]:
         number: of all; known ones are never left out.
         seed: of the drawn ones, which are the same whatever other kinds there are.
     """
-    cases = kind.known()
+    known = kind.known()
+    return [*known, *_draw(kind, number - len(known), seed)]
+
+
+def _draw(kind: Kind, number: int, seed: int) -> list[Case]:
     rng = np.random.default_rng([seed, *kind.name.encode()])
-    return cases + [kind.draw(rng) for _ in range(number - len(cases))]
+    return [kind.draw(rng) for _ in range(number)]
 
 
 def run_campaign(number: int, seed: int, names: Sequence[str] = ()) -> Iterator[Found]:

@@ -50,6 +50,7 @@ class Case:
         read: of the folder with the files, what is to be tried; its value is compared.
         expected: the right value, :data:`REFUSED` or :data:`ANY`.
         may_refuse: whether to refuse the file is right, too.
+        heavy: whether it takes a second or more, and is left out of a share.
         place: a part of the message, beside the name of a file, that says where the fault is.
     """
 
@@ -59,6 +60,7 @@ class Case:
     expected: object = REFUSED
     may_refuse: bool = False
     place: str = ""
+    heavy: bool = False
 
     def write(self, folder: Path) -> None:
         """Write its files."""

@@ -5,7 +5,8 @@ import os
 from functools import cache
 from pathlib import Path
 
-from lesion_d2.data.pseudo_masks import PseudoMask, ellipse_mask, mask_annotation
+from lesion_d2.data.mask_files import mask_annotation
+from lesion_d2.data.pseudo_masks import PseudoMask, ellipse_mask
 from lesion_d2.data.volumes import load_volumes
 from lesion_d2.rle import decode_mask, encode_mask
 from lesion_d2.tools.prepare_masks import prepare_masks
@@ -109,7 +110,7 @@ def known() -> list[Case]:
         changed = {**good["annotations"][0]["segmentation"], **change}
         cases.append(_masks(name, as_json(replaced(good, rle, changed)), place="0"))
         line = replaced(_journal_lines(), (1, "annotations", 0, "segmentation"), changed)
-        cases.append(_journal(name, _lines(line), place="line 2"))
+        cases.append(_journal(name, _lines(line), **_RIGHT_OR_REFUSED))
     for value in ("x", [[]], {}, None, 5, [1] * 7, [None] * 8, ["a"] * 8, [float("nan")] * 8):
         name = f"recist {str(value)[:16]}"
         cases.append(_masks(name, as_json(replaced(good, (*entry, "recist"), value))))
@@ -123,6 +124,8 @@ def known() -> list[Case]:
         _masks(
             "an empty mask",
             as_json(replaced(good, rle, encode_mask(np.zeros((HEIGHT, WIDTH), bool)))),
+            expected=[np.zeros((HEIGHT, WIDTH), bool), _true_masks()[1]],
+            may_refuse=True,
         ),
         _masks("annotations 5", as_json({**good, "annotations": 5})),
         _masks("annotations null", as_json({**good, "annotations": None})),
