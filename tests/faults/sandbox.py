@@ -5,6 +5,7 @@ other. After one that did not end well a new process goes on.
 """
 
 import contextlib
+import faulthandler
 import gc
 import json
 import os
@@ -126,6 +127,7 @@ def _work(root: Path, cases: Sequence[Case], first: int, pipe: int) -> None:
     """What the child does; it never returns."""
     try:
         os.setpgid(0, 0)
+        faulthandler.disable()
         gc.freeze()  # a collection would copy the pages of the parent
         _redirect_output(root)
         watch = _Watch()
