@@ -274,8 +274,8 @@ def test_bad_nifti_files(tmp_path):
         (70, np.int16(0), "found no readable NIfTI file ("),  # data type
         (70, np.int16(4096), "found no readable NIfTI file ("),
         (108, np.float32(8), "found no readable NIfTI file ("),  # where the pixels begin
-        (108, np.float32(1e9), "found a damaged NIfTI file ("),
-        (108, np.float32(1e19), "found a damaged NIfTI file ("),
+        (108, np.float32(1e9), "found no readable NIfTI file (its voxels begin"),
+        (108, np.float32(1e19), "found no readable NIfTI file (its voxels begin"),
         (108, np.float32(np.nan), "NIfTI file ("),
         (280, np.float32(np.nan), "found an affine matrix that is not finite"),
         (280, np.zeros(4, np.float32), "found an affine matrix that leaves out an axis"),
