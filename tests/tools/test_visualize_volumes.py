@@ -214,7 +214,7 @@ def test_bad_files_are_named(results, tmp_path, capsys):
     for content, expected in (
         ([], "no 'dataset'"),
         ({"dataset": "nothing_such"}, "not registered"),
-        ({"dataset": NAME}, "no evaluation of volumes"),
+        ({"dataset": NAME}, "no readable evaluation of volumes"),
     ):
         file.write_text(json.dumps(content))
         assert main(["volumes", "--results", str(file)]) == 1

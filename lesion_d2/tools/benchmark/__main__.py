@@ -6,8 +6,8 @@ Writes small phantom data sets into a temporary folder, measures, and prints one
 the minimum over repeats where nothing else is said; ratios of models are the median over pairs of
 calls that follow each other. What runs on one core (slices, masks, FROC, CSV, voxels, patches,
 clustering, linking, boxes in 3-D, and on a CPU whole volumes) is counted in processor time, which
-other programs on the machine disturb least. Exits with 1 where a limit is exceeded. Models and slices are measured with configs/
-of the project's checkout.
+other programs on the machine disturb least. Exits with 1 where a limit is exceeded. Models and
+slices are measured with configs/ of the project's checkout.
 """
 
 import argparse

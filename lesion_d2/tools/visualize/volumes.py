@@ -28,7 +28,14 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
-from .pictures import CONTACT_SHEET, MAX_COLUMNS, TILE_SIDE, remove_pictures, with_regions
+from .pictures import (
+    CONTACT_SHEET,
+    MAX_COLUMNS,
+    TILE_SIDE,
+    picture_name,
+    remove_pictures,
+    with_regions,
+)
 from .predictions import PICKS, pick_outcomes, run_summary, threshold_at_fps
 
 # Of data sets, and of phantoms for models in 3-D alone.
@@ -102,7 +109,7 @@ def draw_volumes(args: argparse.Namespace) -> list[str]:
             tiles += row
             tile_titles += _titles(page, strip, args.slices, args.findings)
         sheet = contact_sheet(tiles, tile_titles, legend, columns=1 + args.slices)
-        name = "{}_{:02d}_{}.png".format(*page.name, page.outcome.name)
+        name = "{}_{:02d}_".format(*page.name) + picture_name({"image_id": page.outcome.name})
         paths.append(save_picture(sheet, os.path.join(output, name)))
     sheet = contact_sheet(centers, titles, legend, columns=min(MAX_COLUMNS, len(centers)))
     return [*paths, save_picture(sheet, os.path.join(output, CONTACT_SHEET))]
