@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import sys
 from bisect import bisect_right
 from collections.abc import Iterable
 from itertools import chain
@@ -11,7 +12,9 @@ from pathlib import Path
 from detectron2.engine import hooks
 from detectron2.utils import comm
 
-from ..files import written_whole
+from ..errors import short
+from ..files import parse_json, written_whole
+from ..values import field_problems, is_number, is_text, is_whole
 from .checkpoint import LesionCheckpointer
 from .checkpoint_files import ENDINGS
 from .checkpoint_files.folder import bare_name
@@ -21,7 +24,14 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "best"
 _RANKING = "best.json"
-_KEYS = ("file", "metric", "value", "iteration", "run_id")
+# Of an entry: key -> whether a value is right, and what is.
+_FIELDS = {
+    "file": (is_text, "a name"),
+    "metric": (is_text, "a name"),
+    "value": (lambda value: is_number(value, sys.float_info.max), "a finite number"),
+    "iteration": (is_whole, "a whole number"),
+    "run_id": (is_text, "a name"),
+}
 
 
 class KeepBestHook(hooks.BestCheckpointer):
@@ -106,7 +116,7 @@ class KeepBestHook(hooks.BestCheckpointer):
             self._write_ranking()  # that of another run must not name the weights of this one
         self._weights.save(name, tag_last=False)
         entry = (file, self._val_metric, float(value), iteration)
-        entry = dict(zip(_KEYS, (*entry, self._run.state_dict()["run_id"]), strict=True))
+        entry = dict(zip(_FIELDS, (*entry, self._run.state_dict()["run_id"]), strict=True))
         self._ranking = [*self._ranking[:place], entry, *self._ranking[place:]][: self._num_kept]
         self._write_ranking()
         logger.info(f"Kept as number {place + 1}: {self._describe(entry)}")
@@ -137,14 +147,17 @@ def read_ranking(folder: str | Path) -> list[dict]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such ranking of checkpoints (TEST.KEEP_BEST)")
     try:
-        ranking = json.loads(path.read_bytes())
-        is_ranking = isinstance(ranking, list) and all(
-            isinstance(entry, dict) and set(_KEYS) <= set(entry) for entry in ranking
-        )
-    except ValueError:
-        is_ranking = False
-    if not is_ranking:
-        raise ValueError(f"{path}: found no ranking, expected a list of {', '.join(_KEYS)}")
+        ranking = parse_json(path.read_bytes(), path)
+        if not isinstance(ranking, list):
+            raise ValueError(f"{path}: found {short(ranking)}")
+        for number, entry in enumerate(ranking):
+            for text in field_problems(entry, _FIELDS):
+                raise ValueError(f"{path}: entry {number}: {text}")
+    except ValueError as error:
+        text = str(error).removeprefix(f"{path}: ")
+        raise ValueError(
+            f"{path}: found no ranking ({text}), expected a list of {', '.join(_FIELDS)}"
+        ) from None
     for entry in ranking:
         bare_name(entry["file"], path)
     return ranking
