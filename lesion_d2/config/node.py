@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
@@ -44,7 +45,7 @@ def get_lesion_config() -> "LesionConfig":
 
 
 class LesionConfig(CfgNode):
-    """A CfgNode whose files run no code, and whose values are of the kind that they replace.
+    """A CfgNode whose files run no code, and whose values are of the kind of the defaults.
 
     Detectron2's own loads a file that names Python's functions by calling them. A file is read as
     :func:`read_yaml` says. ``None`` for a key that has a value, NaN, and entries of a list that are
@@ -103,12 +104,16 @@ class LesionConfig(CfgNode):
 
     @contextmanager
     def _checked(self) -> Iterator[None]:
-        before = self.clone()
         try:
             yield
         except (MemoryError, RecursionError):  # of Python's parser, which yacs gives texts to
             raise ValueError("found a value of too many levels, expected a shorter one") from None
-        _check_kinds(self, before, "")
+        _check_kinds(self, _defaults(), "")
+
+
+@cache
+def _defaults() -> CfgNode:
+    return get_lesion_config()
 
 
 def _refuse_unsafe(allow_unsafe: bool) -> None:
@@ -198,9 +203,9 @@ def _check_sections(cfg: CfgNode, loaded: Mapping, prefix: str) -> None:
         _check_sections(cfg[name], value, f"{prefix}{name}.")
 
 
-def _check_kinds(cfg: CfgNode, before: CfgNode, prefix: str) -> None:
+def _check_kinds(cfg: CfgNode, defaults: CfgNode, prefix: str) -> None:
     for name, value in cfg.items():
-        key, old = f"{prefix}{name}", before.get(name)
+        key, old = f"{prefix}{name}", defaults.get(name)
         if isinstance(value, CfgNode) and isinstance(old, CfgNode):
             _check_kinds(value, old, f"{key}.")
             continue

@@ -36,13 +36,15 @@ def check_epochs(cfg: CfgNode) -> None:
     """Check every key of epochs.
 
     Raises:
-        ValueError: a number of epochs is negative.
+        ValueError: a number of epochs is negative or infinite.
     """
     for section, source, _ in (*_EPOCH_KEYS, _STEP_KEYS):
         epochs = cfg[section][source]
         for value in epochs if isinstance(epochs, tuple | list) else (epochs,):
-            if value < 0:
-                raise ValueError(f"{section}.{source}: found {value}, expected 0 (not set) or more")
+            if not 0 <= value < math.inf:
+                raise ValueError(
+                    f"{section}.{source}: found {value}, expected 0 (not set) or a number above"
+                )
 
 
 def resolve_epochs(cfg: CfgNode, num_images: int) -> None:

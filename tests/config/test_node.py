@@ -98,6 +98,7 @@ def test_a_bad_file_is_one_line(tmp_path, cfg, text, message):
         ("MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16, 32]]", None),
         ("SOLVER.BASE_LR", "None", "SOLVER.BASE_LR: found None"),
         ("SOLVER.STEPS", "('a',)", "SOLVER.STEPS: found .'a',., expected numbers"),
+        ("TEST.VOLUME_CRITERIA", "(5,)", r"VOLUME_CRITERIA: found \(5,\), expected texts"),
         ("SOLVER.STEPS", "(True,)", "SOLVER.STEPS: found .True,., expected numbers"),
         ("SOLVER.MAX_ITER.X", "1", "Non-existent key: SOLVER.MAX_ITER.X"),
         ("SOLVER", "1", "SOLVER: found '1', expected keys below it"),

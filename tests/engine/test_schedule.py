@@ -87,13 +87,14 @@ def test_steps_at_or_after_the_end_are_left_out_so_that_the_schedule_builds(cfg)
         ("SOLVER", "MAX_EPOCHS", -1.0),
         ("SOLVER", "STEP_EPOCHS", (1.0, -1.0)),
         ("TEST", "LOSS_EPOCHS", -1.0),
+        ("TEST", "EVAL_EPOCHS", float("inf")),
         ("HARD_NEGATIVES", "START_EPOCHS", -1.0),
     ],
 )
-def test_negative_epochs(cfg, section, key, value):
+def test_epochs_that_cannot_be(cfg, section, key, value):
     cfg[section][key] = value
     for check in (check_epochs, lambda cfg: resolve_epochs(cfg, 100)):
-        with pytest.raises(ValueError, match=rf"{section}.{key}: found -1.0"):
+        with pytest.raises(ValueError, match=rf"{section}.{key}: found (-1.0|inf)"):
             check(cfg)
 
 

@@ -1,0 +1,70 @@
+"""Values of keys that no run can go by, one line each with the key."""
+
+from lesion_d2.engine import InputError, fit_device, load_config
+from lesion_d2.engine.checks.model import check_model
+from lesion_d2.engine.checks.training import check_training
+
+import pytest
+import torch
+from tiny_run import tiny_args, tiny_config
+
+
+@pytest.mark.parametrize("device", ["nope", "", "gpu", "cuda:", "cuda:-1", "cpu:0", "cuda:0\n"])
+def test_a_device_that_is_none_is_not_the_cpu(device):
+    cfg = tiny_config()
+    with pytest.raises(InputError, match=r"^MODEL.DEVICE: found .*, expected 'cpu', 'cuda' or"):
+        load_config(tiny_args("output", MODEL__DEVICE=repr(device)))
+    cfg.MODEL.DEVICE = device
+    with pytest.raises(InputError, match=r"^MODEL.DEVICE: found"):
+        fit_device(cfg)
+
+
+def test_a_gpu_of_a_number_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert load_config(tiny_args("output", MODEL__DEVICE="cuda:1")).MODEL.DEVICE == "cuda:1"
+    with pytest.raises(InputError, match="found 'cuda:2', expected one of the 2 GPUs"):
+        load_config(tiny_args("output", MODEL__DEVICE="cuda:2"))
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("SEED", 2**63),
+        ("SOLVER.BASE_LR", -0.1),
+        ("SOLVER.BASE_LR", float("inf")),
+        ("SOLVER.CHECKPOINT_PERIOD", 0),
+        ("SOLVER.GAMMA", -0.1),
+        ("SOLVER.IMS_PER_BATCH", 0),
+        ("SOLVER.MAX_ITER", -1),
+        ("SOLVER.MOMENTUM", -0.5),
+        ("SOLVER.STEPS", (3, 2)),
+        ("SOLVER.STEPS", (-1,)),
+        ("SOLVER.WARMUP_FACTOR", float("inf")),
+        ("SOLVER.WARMUP_ITERS", -1),
+        ("SOLVER.WEIGHT_DECAY", -1e-4),
+        ("SOLVER.WEIGHT_DECAY_BIAS", -1e-4),
+        ("TEST.EVAL_PERIOD", -1),
+    ],
+)
+def test_a_schedule_that_cannot_be(key, value):
+    cfg = tiny_config()
+    section, _, name = key.rpartition(".")
+    (cfg[section] if section else cfg)[name] = value
+    with pytest.raises(InputError, match=f"^{key}: found .*, expected") as error:
+        check_training(cfg, 1)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("ANCHOR_GENERATOR__ASPECT_RATIOS", [[0.0]]),
+        ("RETINANET__NUM_CLASSES", 10**30),
+        ("RETINANET__NUM_CONVS", 10**30),
+        ("RETINANET__PRIOR_PROB", 0.0),
+    ],
+)
+def test_a_model_of_impossible_numbers_is_not_built(key, value):
+    with pytest.raises(InputError, match=r"^MODEL: found RetinaUNet on .* not to be built"):
+        check_model(tiny_config(**{f"MODEL__{key}": value}))
