@@ -3,9 +3,8 @@ import math
 import re
 from decimal import Decimal
 
-from lesion_d2 import add_lesion_config
+from lesion_d2 import get_lesion_config
 from lesion_d2.engine import resolve_epochs
-from lesion_d2.engine.defaults import get_cfg
 from lesion_d2.engine.schedule import (
     check_epochs,
     check_learning_rate_factors,
@@ -19,8 +18,7 @@ from detectron2.solver import build_lr_scheduler
 
 @pytest.fixture
 def cfg():
-    cfg = get_cfg()
-    add_lesion_config(cfg)
+    cfg = get_lesion_config()
     cfg.SOLVER.IMS_PER_BATCH = 8
     return cfg
 
@@ -100,8 +98,7 @@ def test_epochs_that_cannot_be(cfg, section, key, value):
 
 @pytest.mark.parametrize("entry", ["fc1", ["fc1"], ["fc1", 0.0], ["fc1", True], [1, 2.0]])
 def test_factors_of_learning_rates_are_layers_and_positive_numbers(entry):
-    cfg = get_cfg()
-    add_lesion_config(cfg)
+    cfg = get_lesion_config()
     cfg.SOLVER.LR_FACTORS = [["fc2", 2.0], entry]
     with pytest.raises(ValueError, match=f"LR_FACTORS: found {re.escape(repr(entry))}, expected a"):
         check_learning_rate_factors(cfg)
