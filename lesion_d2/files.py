@@ -49,7 +49,7 @@ def written_whole(file: str | os.PathLike, *, flush: bool = True) -> Iterator[Pa
     file = Path(file)
     partial, lock = _path_beside(file)
     try:
-        with _named(file, partial):
+        with named_errors(file, partial):
             yield partial
             if flush:
                 _sync(partial, os.O_RDWR)
@@ -65,7 +65,9 @@ def written_whole(file: str | os.PathLike, *, flush: bool = True) -> Iterator[Pa
 
 
 @contextmanager
-def _named(place: Path, partial: Path | None = None) -> Iterator[None]:
+def named_errors(
+    place: str | os.PathLike, partial: str | os.PathLike | None = None
+) -> Iterator[None]:
     """Let errors name what is written: those of open files name nothing, others ``partial``."""
     try:
         yield
@@ -110,7 +112,7 @@ def folder_written_whole(folder: str | os.PathLike) -> Iterator[Path]:
     """
     folder = Path(os.path.realpath(folder))
     partial = _beside(folder, "part")
-    with _named(folder), _locked_beside(folder):
+    with named_errors(folder), _locked_beside(folder):
         _recover(folder)
         partial.mkdir()
         try:

@@ -41,7 +41,7 @@ from lesion_d2.data.pseudo_masks import (
     pseudo_mask,
 )
 from lesion_d2.errors import InputError, run_program
-from lesion_d2.files import locked, parse_json, read_json
+from lesion_d2.files import locked, named_errors, parse_json, read_json
 from lesion_d2.ignore_regions import lesions_of
 from lesion_d2.parallel import map_unordered
 from lesion_d2.rle import check_mask, decode_mask
@@ -115,7 +115,7 @@ def _finish_journal(
     done = _read_journal(journal, info, dicts)
     if done:
         logger.info(f"{journal}: going on after {len(done)} of {len(dicts)} images")
-    with open(journal, "a") as file:
+    with named_errors(journal), open(journal, "a") as file:
         if file.tell() == 0:
             _append(file, {"info": info})
         left = [d for d in dicts if d["image_id"] not in done]
