@@ -46,11 +46,22 @@ def tiny_phantom(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quick_configs() -> Iterator[None]:
-    from speed_up import read_configs_quickly
+def _quick_runs() -> Iterator[None]:
+    from speed_up import read_configs_quickly, write_quickly
 
     with pytest.MonkeyPatch.context() as patch:
         read_configs_quickly(patch)
+        write_quickly(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def no_curves() -> Iterator[None]:
+    """Evaluations without their pictures, see :mod:`speed_up`."""
+    from speed_up import draw_no_curves
+
+    with pytest.MonkeyPatch.context() as patch:
+        draw_no_curves(patch)
         yield
 
 
@@ -71,7 +82,9 @@ def warm_spawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
     get_context = multiprocessing.get_context
     monkeypatch.setattr(
-        multiprocessing, "get_context", lambda method: get_context(warm_processes.METHOD)
+        multiprocessing,
+        "get_context",
+        lambda method: get_context(warm_processes.METHOD if method == "spawn" else method),
     )
 
 

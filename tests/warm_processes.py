@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from detectron2.engine import launch
-from speed_up import read_configs_quickly
+from speed_up import read_configs_quickly, write_quickly
 
 _START_PROCESSES = mp.start_processes  # launch_two puts another one in its place
 METHOD = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
@@ -45,6 +45,7 @@ def _take_over(environ: dict[str, str], path: list[str]) -> None:
     sys.path[:] = path
     torch.set_num_threads(1)
     read_configs_quickly(pytest.MonkeyPatch())
+    write_quickly(pytest.MonkeyPatch())
 
 
 def launch_two(function: Callable, *args: object) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -36,6 +37,13 @@ class Tubes:
     tissue: str
     label: int
     cavity: bool = False
+
+    @cached_property
+    def heights(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest z of each piece, mm: every slice asks which ones reach it."""
+        radius = self.radius.max(axis=1)
+        ends = self.start[:, 2], self.end[:, 2]
+        return np.minimum(*ends) - radius, np.maximum(*ends) + radius
 
 
 @dataclass(frozen=True)
@@ -170,11 +178,9 @@ class Canvas:
 
     def tubes(self, tubes: Tubes) -> None:
         """Paint the pieces of :class:`Tubes` that reach this slice."""
-        start, end, radius = tubes.start, tubes.end, tubes.radius.max(axis=1)
-        low = np.minimum(start[:, 2], end[:, 2]) - radius
-        high = np.maximum(start[:, 2], end[:, 2]) + radius
+        low, high = tubes.heights
         for i in np.flatnonzero((low < self.z) & (self.z < high)):
-            self._tube(start[i], end[i], tubes.radius[i], tubes)
+            self._tube(tubes.start[i], tubes.end[i], tubes.radius[i], tubes)
 
     def _tube(self, start, end, radius, group) -> None:
         axis = end - start

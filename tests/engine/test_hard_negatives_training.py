@@ -16,6 +16,8 @@ from warm_processes import launch_two
 
 import train_net
 
+_UNSEEN = {"DATASETS__TEST": (), "TEST__EVAL_PERIOD": 0}
+
 
 class Recorder:
     """Notes each iteration's images and how many lesions and false positives they came with."""
@@ -86,7 +88,6 @@ def test_the_first_batch_after_a_mining_has_the_new_instances_and_none_of_the_ol
         DATALOADER__NUM_WORKERS=workers,
         HARD_NEGATIVES__PERIOD=2,
         SOLVER__MAX_ITER=6,
-        TEST__EVAL_PERIOD=0,
         INPUT__AUG__HFLIP_PROB=0.5,
         INPUT__AUG__VFLIP_PROB=0.5,
         INPUT__AUG__MAX_ROTATION=0.1,
@@ -94,6 +95,7 @@ def test_the_first_batch_after_a_mining_has_the_new_instances_and_none_of_the_ol
         INPUT__AUG__MAX_SCALE=0.1,
         INPUT__AUG__RESIZE_RANGE=(0.8, 1.2),
         INPUT__CT__IMAGE_SIZE=96,
+        **_UNSEEN,
     )
     trainer, recorder = build(args)
     trainer.train()
@@ -127,7 +129,7 @@ def test_a_resumed_run_trains_on_the_same_sets_and_images(workers, tiny_phantom,
         "SOLVER__MAX_ITER": 7,
         "SOLVER__CHECKPOINT_PERIOD": 1,
         "SOLVER__KEEP_CHECKPOINTS": 0,
-        "TEST__EVAL_PERIOD": 0,
+        **_UNSEEN,
     }
     whole, recorder = build(uldor_args(tmp_path / "whole", **options))
     whole.train()
@@ -149,7 +151,7 @@ def test_a_run_killed_before_it_mined_mines_when_it_is_resumed(tiny_phantom, tmp
     class Killed(Exception):
         pass
 
-    options = {"HARD_NEGATIVES__PERIOD": 2, "SOLVER__MAX_ITER": 4, "TEST__EVAL_PERIOD": 0}
+    options = {"HARD_NEGATIVES__PERIOD": 2, "SOLVER__MAX_ITER": 4, **_UNSEEN}
     whole, recorder = build(uldor_args(tmp_path / "whole", **options))
     whole.train()
     args = uldor_args(tmp_path / "killed", **options)
@@ -173,8 +175,7 @@ def test_a_model_without_masks_learns_from_the_set_that_is_mined(tiny_phantom, t
         HARD_NEGATIVES__PERIOD=1,
         SOLVER__MAX_ITER=2,
         SOLVER__IMS_PER_BATCH=28,
-        TEST__EVAL_PERIOD=0,
-        DATASETS__TEST=(),
+        **_UNSEEN,
     )
     trainer, recorder = build(args)
     trainer.train()
@@ -195,8 +196,8 @@ def test_nothing_is_detected(tiny_phantom, tmp_path):
         tmp_path,
         HARD_NEGATIVES__PERIOD=1,
         SOLVER__MAX_ITER=2,
-        TEST__EVAL_PERIOD=0,
         MODEL__ROI_HEADS__SCORE_THRESH_TEST=1.0,
+        **_UNSEEN,
     )
     trainer, recorder = build(args)
     trainer.train()
@@ -214,7 +215,7 @@ def test_two_processes_end_with_the_set_of_one(tiny_phantom, tmp_path):
             SOLVER__MAX_ITER=2,
             SOLVER__OPTIMIZER="SGD",
             SOLVER__BASE_LR=1e-12,  # the weights that both begin with are those that they mine with
-            TEST__EVAL_PERIOD=0,
+            **_UNSEEN,
         )
         file = tmp_path / f"{number}.json"
         if number == 1:

@@ -110,9 +110,15 @@ def _detectron2s_resnet(depth: int, channels: int = 3, **changes) -> nn.Module:
     return detector.eval()
 
 
-@pytest.mark.parametrize("source", ["file", "address"])
-@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
-@pytest.mark.parametrize(("name", "depth"), [("resnet18", 18), ("resnet50", 50)])
+@pytest.mark.parametrize(
+    ("name", "depth", "norm", "source"),
+    [
+        ("resnet18", 18, "FrozenBN", "file"),
+        ("resnet18", 18, "BN", "address"),
+        ("resnet50", 50, "FrozenBN", "address"),
+        ("resnet50", 50, "BN", "file"),
+    ],
+)
 def test_a_file_of_a_resnet_gives_torchvisions_features(tmp_path, hub, name, depth, norm, source):
     reference = _resnet(name)
     path = f"torchvision://{name}" if source == "address" else str(tmp_path / "weights.pth")
@@ -145,6 +151,13 @@ def test_a_resnet_101_gets_all_of_its_weights(hub):
     torch.testing.assert_close(loaded.stem.conv1.weight, stem)
 
 
+@pytest.fixture(scope="module")
+def resnet_50_file(quick_weights, tmp_path_factory):
+    path = tmp_path_factory.mktemp("resnet") / "weights.pth"
+    torch.save(_resnet("resnet50").state_dict(), path)
+    return str(path)
+
+
 @pytest.mark.parametrize(
     ("depth", "changes", "message"),
     [
@@ -156,11 +169,11 @@ def test_a_resnet_101_gets_all_of_its_weights(hub):
         (18, {}, r"other blocks: res2\..* is in the file alone"),
     ],
 )
-def test_a_resnet_that_is_not_torchvisions_is_told_of(tmp_path, depth, changes, message):
-    path = str(tmp_path / "weights.pth")
-    torch.save(_resnet("resnet50").state_dict(), path)
+def test_a_resnet_that_is_not_torchvisions_is_told_of(resnet_50_file, depth, changes, message):
+    with torch.device("meta"):
+        detector = _detectron2s_resnet(depth, **changes)
     with pytest.raises(ValueError, match=rf"weights\.pth: found .*{message}"):
-        check_weights(path, _detectron2s_resnet(depth, **changes))
+        check_weights(resnet_50_file, detector)
 
 
 def test_a_resnet_is_nothing_for_another_backbone(tmp_path, hub):

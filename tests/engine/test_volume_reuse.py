@@ -37,9 +37,9 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def volumes(tmp_path_factory):
-    """Names of data sets by slice spacing in mm, of one volume each, 28 mm long or more."""
+    """Names of data sets by slice spacing in mm, of one volume each, 16 mm long or more."""
     root = tmp_path_factory.mktemp("long") / "phantom"
-    write_phantom(root, num_patients=3, size=64, extent_mm=14.0, workers=1)
+    write_phantom(root, num_patients=3, size=64, extent_mm=8.0, workers=1)
     first: dict[float, list[dict]] = {}
     for sample in load_volumes(root, None):
         found = first.setdefault(sample["spacing"][2], [sample])
@@ -50,7 +50,7 @@ def volumes(tmp_path_factory):
         DatasetCatalog.register(name, lambda samples=first[spacing]: samples)
         metadata = MetadataCatalog.get(name)
         metadata.set(thing_classes=["lesion"], evaluator_type="lesion_volume")
-    assert [len(first[spacing]) for spacing in SPACINGS] == [29, 15, 7]
+    assert [len(first[spacing]) for spacing in SPACINGS] == [17, 9, 5]
     yield names
     for name in names.values():
         DatasetCatalog.remove(name)
@@ -185,4 +185,4 @@ def test_evaluation_only_of_volumes_writes_the_same_detections(volumes, tmp_path
     assert written[0] == written[1] and len(written[0]) > 1000
     first, second = (result["volume"] for result in results)
     assert first == pytest.approx(second, rel=0, abs=0, nan_ok=True)
-    assert numbers[0] == NUM_IMAGES * 29 and numbers[1] == count_distinct(volumes[1.0])
+    assert numbers[0] == NUM_IMAGES * 17 and numbers[1] == count_distinct(volumes[1.0])

@@ -1,8 +1,7 @@
+import fcntl
 import json
 import math
 import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -21,13 +20,19 @@ from pycocotools import mask as mask_util
 from warm_processes import run_script
 
 NAME = "phantom_of_test_prepare_masks"
-# Runs the tool, and kills it in the middle of a line after the third image.
+# Runs the tool, and kills it in the middle of a line after the third image. It holds a lock, and so
+# does every worker as long as it lives.
 KILLED_RUN = f"""
-import os, signal, sys
+import fcntl, multiprocessing, os, signal, sys
 from lesion_d2.data.deeplesion import register_deeplesion
 from lesion_d2.tools import prepare_masks
 
-root, output, workers = sys.argv[1:]
+root, output, workers, lock = sys.argv[1:]
+held = open(lock, "w")
+fcntl.flock(held, fcntl.LOCK_EX)
+# A spawned worker takes seconds to import torch. Nothing used OpenCV's threads in this process.
+get_context = multiprocessing.get_context
+multiprocessing.get_context = lambda method: get_context("fork")
 register_deeplesion({NAME!r}, root, None)
 append, calls = prepare_masks._append, []
 
@@ -90,16 +95,14 @@ def test_the_number_of_workers_does_not_change_the_file(finished, tmp_path, warm
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_run_goes_on_where_it_stopped(phantom, finished, tmp_path, workers, monkeypatch):
-    output = tmp_path / "masks.json"
-    arguments = [os.fspath(phantom), os.fspath(output), str(workers)]
-    if workers == 1:
-        script = tmp_path / "killed.py"
-        script.write_text(KILLED_RUN)
-        run = run_script(script, *arguments, cwd=tmp_path)
-        script.unlink()
-    else:  # it returns only when the workers, who share its pipes, are gone as well
-        command = [sys.executable, "-c", KILLED_RUN, *arguments]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    output, script, lock = (tmp_path / name for name in ("masks.json", "killed.py", "lock"))
+    script.write_text(KILLED_RUN)
+    arguments = map(str, (phantom, output, workers, lock))
+    run = run_script(script, *arguments, cwd=tmp_path)
+    with open(lock) as file:  # the workers are gone as well
+        fcntl.flock(file, fcntl.LOCK_EX)
+    script.unlink()
+    lock.unlink()
     assert run.returncode == -9, run.stderr
     assert not output.exists()
     journal = Path(f"{output}.partial").read_text()

@@ -15,9 +15,9 @@ from lesion_d2.modeling.shem import batch_shem_loss, box_loss_per_image, shem_lo
 import pytest
 import torch
 from detectron2.modeling import RetinaNet, build_model
-from detectron2.solver import build_optimizer
 from detectron2.structures import BitMasks, Boxes, BoxMode, ImageList, Instances
 from detectron2.utils.events import EventStorage
+from tiny_run import tiny_config
 
 QUICKSTART = "configs/quickstart/retina_unet_phantom.yaml"
 ZLOCHA = "configs/zlocha/attention_phantom.yaml"
@@ -59,16 +59,21 @@ _SHEM = ("MODEL.RETINA_UNET.SHEM_POOL", 20)
 
 
 @pytest.mark.parametrize("options", [(), (*_SOFTMAX, *_SHEM)], ids=str)
-def test_overfits_two_images_and_finds_boxes_and_masks(pytestconfig, options):
-    shallow = ("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64)
-    with_masks = ("MODEL.RETINA_UNET.PREDICT_MASKS", True)
-    model, cfg = _model(pytestconfig.rootpath, *shallow, *with_masks, *options)
-    batch = [_sample([[20, 30, 50, 62]]), _sample([[70, 10, 90, 34], [16, 56, 40, 84]], seed=1)]
-    optimizer = build_optimizer(cfg, model)
+def test_overfits_two_images_and_finds_boxes_and_masks(options):
+    norms = dict.fromkeys(
+        ("MODEL__RESNETS__NORM", "MODEL__FPN__NORM", "MODEL__RETINANET__NORM"), "BN"
+    )
+    cfg = tiny_config(MODEL__UNET_FPN__DECODER_CHANNELS=(16, 8), **norms)
+    cfg.merge_from_list(["MODEL.RETINA_UNET.PREDICT_MASKS", True, *options])
+    torch.manual_seed(0)
+    model, steps = build_model(cfg), 40
+    boxes = [[12, 10, 34, 32]], [[38, 8, 54, 24], [8, 34, 26, 58]]
+    batch = [_sample(of_image, 64, 64, seed=seed) for seed, of_image in enumerate(boxes)]
+    optimizer = torch.optim.Adam(model.parameters())
     with EventStorage():
-        for iteration in range(60):
+        for step in range(steps):
             for group in optimizer.param_groups:  # to 0, so that boxes come to rest
-                group["lr"] = 0.015 * (1 - iteration / 60)
+                group["lr"] = 0.01 * (1 - step / steps)
             loss = sum(model(batch).values())
             optimizer.zero_grad()
             loss.backward()

@@ -51,7 +51,7 @@ def hold_bytes(cfg):
     np.ones((cfg.SIZE, 2**20), np.uint8)
 
 
-def test_peak_memory_is_what_the_work_needs_beyond_its_process():
+def test_peak_memory_is_what_the_work_needs_beyond_its_process(warm_spawn):
     here = np.ones((300, 2**20), np.uint8)  # the parent's memory does not count
     cfg = CN({"MODEL": {"DEVICE": "cpu"}, "SIZE": 200})
     assert memory.peak_memory(hold_bytes, cfg) == pytest.approx(200, rel=0.2)

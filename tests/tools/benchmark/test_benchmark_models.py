@@ -134,9 +134,20 @@ def test_the_mask_rcnn_differs_by_the_class_of_false_positives_alone():
     assert differ == {f"roi_heads.{part}.{w}" for part in parts for w in ("weight", "bias")}
 
 
-def test_mining_is_measured_with_all_detections_and_negatives_there_can_be(tiny_phantom):
+@pytest.fixture(scope="module")
+def few_slices(tiny_phantom, tmp_path_factory):
+    """The folder of a data set of the first slices of the tiny phantom."""
+    whole, root = tiny_phantom / "phantom", tmp_path_factory.mktemp("few") / "phantom"
+    root.mkdir()
+    (root / "Images_png").symlink_to(whole / "Images_png")
+    rows = (whole / "DL_info.csv").read_text().splitlines(keepends=True)
+    (root / "DL_info.csv").write_text("".join(rows[:10]))
+    return root
+
+
+def test_mining_is_measured_with_all_detections_and_negatives_there_can_be(few_slices):
     torch.manual_seed(0)
-    with inputs.registered(tiny_phantom / "phantom") as name:
+    with inputs.registered(few_slices) as name:
         cfg = configs.with_most_negatives(configs.with_all_proposals(small_rcnn()))
         cfg.DATASETS.TRAIN, cfg.DATALOADER.NUM_WORKERS = (name,), 0
         model, miner = running.build_for_device(cfg), HardNegativeMiner(cfg)
@@ -148,10 +159,11 @@ def test_mining_is_measured_with_all_detections_and_negatives_there_can_be(tiny_
     assert mined.num_good == 0
 
 
-def test_the_rows_of_uldor_have_the_limit_of_its_issue(monkeypatch, tiny_phantom, tmp_path):
+def test_the_rows_of_uldor_have_the_limit_of_its_issue(monkeypatch, few_slices, tmp_path):
+    torch.manual_seed(0)
     monkeypatch.setattr(uldor, "load_config", lambda file, device: small_rcnn())
     monkeypatch.setattr(uldor, "WARM_UP", 0)
-    asked, root = [], tiny_phantom / "phantom"
+    asked, root = [], few_slices
     monkeypatch.setattr(uldor, "prepare_phantom", lambda *a, **b: asked.append((*a, b)) or root)
     step, mining = uldor.measure_uldor("cpu", tmp_path, repeats=1)
     assert asked == [(tmp_path, {"num_patients": 8, "size": 256})]

@@ -19,7 +19,7 @@ def test_made_up_rows_load(tmp_path):
 
 def test_masks_are_compared_on_a_data_set_that_is_gone_afterwards(tmp_path, warm_spawn):
     names = DatasetCatalog.list()
-    phantom = {"num_patients": 8, "size": 192}
+    phantom = {"num_patients": 3, "size": 128}
     grabcut, ellipse = slices.compare_masks(tmp_path, ("grabcut", "ellipse"), **phantom)
     assert len(grabcut.dice) == len(ellipse.dice) > 0
     assert grabcut.milliseconds > ellipse.milliseconds > 0
