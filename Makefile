@@ -30,7 +30,7 @@ install: .venv/installed
 
 # A process a core; each takes tests from the one that has most left.
 test: lint
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal --durations 10
 
 # 5,000 malformed files, and 500 runs that are killed; FAULTS="--kills 50 --seed 1" for others.
 faults: install

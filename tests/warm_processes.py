@@ -24,7 +24,8 @@ from speed_up import read_configs_quickly, write_quickly
 _START_PROCESSES = mp.start_processes  # launch_two puts another one in its place
 METHOD = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
 if METHOD == "forkserver":
-    multiprocessing.set_forkserver_preload(["lesion_d2.engine", "lesion_d2.data.toys"])
+    modules = ["lesion_d2.engine", "lesion_d2.data.toys", "matplotlib.backends.backend_agg"]
+    multiprocessing.set_forkserver_preload(modules)
 
 
 def start_processes(function: Callable, args: tuple = (), nprocs: int = 1, **_: object) -> None:

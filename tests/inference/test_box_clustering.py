@@ -1,3 +1,5 @@
+import math
+
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.inference.box_clustering import (
     OverlapIndex,
@@ -15,7 +17,7 @@ import pytest
 
 def slow_area(box):
     dims = len(box) // 2
-    return float(np.prod([box[a + dims] - box[a] for a in range(dims)]))
+    return math.prod(box[a + dims] - box[a] for a in range(dims))
 
 
 def slow_iou(box, other):

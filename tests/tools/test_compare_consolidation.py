@@ -8,6 +8,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from tiny_run import CONFIG, tiny_args
 
+pytestmark = pytest.mark.usefixtures("no_curves")
 OPTIONS = {
     "DATASETS.TEST": ("phantom_test", "phantom_val"),
     "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,

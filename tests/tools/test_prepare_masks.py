@@ -339,7 +339,7 @@ def test_compare_prints_the_three_methods(phantom, capsys):
 
 def test_images_without_files_can_be_left_out(tmp_path, capsys):
     root, name, output = tmp_path / "phantom", f"{NAME}_missing", os.fspath(tmp_path / "masks.json")
-    write_phantom(root, num_patients=8, size=128, extent_mm=0, workers=1)
+    write_phantom(root, num_patients=3, size=64, extent_mm=0, workers=1)
     register_deeplesion(name, os.fspath(root), None)
     arguments = ["--dataset", name, "--method", "ellipse", "--output", output, "--workers=1"]
     try:

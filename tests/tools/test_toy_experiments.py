@@ -13,6 +13,7 @@ from lesion_d2.parallel import count_cores
 from lesion_d2.tools import trainings
 from lesion_d2.tools.toy_experiments import running
 from lesion_d2.tools.toy_experiments.__main__ import main
+from lesion_d2.tools.toy_experiments.figure import plot_figure
 from lesion_d2.tools.toy_experiments.grid import (
     Run,
     make_grid,
@@ -21,6 +22,7 @@ from lesion_d2.tools.toy_experiments.grid import (
 
 import pytest
 
+FIGURE = "lesion_d2.tools.toy_experiments.__main__.plot_figure"
 # Takes train_net.py's place. It counts its calls in calls.txt, keeps its arguments, and takes 40
 # "iterations" with a checkpoint after every second. The environment names folders where it fails,
 # or where it stops at iteration 10, maybe sends the tool a signal, and waits for the gate's lock.
@@ -97,7 +99,8 @@ def datasets(tmp_path_factory):
 
 @pytest.fixture
 def grid(datasets, tmp_path, monkeypatch):
-    """Runs the tool on a tiny grid below ``tmp_path / "grid"``."""
+    """Runs the tool on a tiny grid below ``tmp_path / "grid"``; its figure is an empty file."""
+    monkeypatch.setattr(FIGURE, lambda *args, **options: args[4].touch())
     monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets))
     monkeypatch.setenv("GATE", str(tmp_path / "gate"))
     (tmp_path / "program.py").write_text(PROGRAM)
@@ -200,7 +203,8 @@ def test_only_what_is_missing_runs(grid, tmp_path, capsys):
     assert "4 of 4 runs have a result." in capsys.readouterr().out
 
 
-def test_figure_and_tables_are_of_all_results(grid, tmp_path, capsys):
+def test_figure_and_tables_are_of_all_results(grid, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(FIGURE, plot_figure)
     assert main(grid(sizes=["100"])) == 0
     (tmp_path / "grid" / "figure5.png").unlink()
     capsys.readouterr()
