@@ -31,7 +31,7 @@ from lesion_d2.engine import (
     prepare_launch,
     setup_run,
 )
-from lesion_d2.errors import run_program
+from lesion_d2.errors import interruptible, run_program
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, launch
@@ -48,8 +48,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 def main(args: argparse.Namespace) -> dict | None:
     """Train, or evaluate with ``--eval-only``; what every process of a run does."""
-    results = run(args)
-    finish_run()
+    with interruptible():  # a process of several ends its loader's workers, too
+        results = run(args)
+        finish_run()
     return results
 
 

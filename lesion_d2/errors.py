@@ -31,9 +31,10 @@ class InputError(ValueError):
 
 
 class Interruption:
-    """The signal that asked a program to end; its number is 0 before."""
+    """The signal that asked a process to end; its number is 0 before."""
 
-    number = 0
+    def __init__(self):
+        self.number, self.process = 0, os.getpid()
 
 
 def run_program(
@@ -77,19 +78,25 @@ def interruptible() -> Iterator[Interruption]:
     """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, so that children are ended.
 
     It is raised once: a second signal does not interrupt the ending. Signals that are ignored
-    already, as SIGHUP by nohup, stay so. In another thread than the first nothing is changed.
+    already, as SIGHUP by nohup, stay so. Nothing is changed within itself, and in another thread
+    than the first.
     """
-    interruption, process = Interruption(), os.getpid()
+    current = getattr(signal.getsignal(signal.SIGTERM), "interruption", None)
+    if current is not None and current.process == os.getpid():
+        yield current
+        return
+    interruption = Interruption()
 
     def interrupt(number: int, _: object) -> None:
         """Handle a signal; a forked process, which has this handler too, ends without a word."""
-        if os.getpid() != process:
+        if os.getpid() != interruption.process:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         elif not interruption.number:
             interruption.number = number
             raise KeyboardInterrupt
 
+    interrupt.interruption = interruption
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     if threading.current_thread() is not threading.main_thread():
         numbers = ()

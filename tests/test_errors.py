@@ -78,6 +78,14 @@ def test_the_exit_status_is_the_works():
     assert (run_program(lambda: None), run_program(lambda: 3)) == (0, 3)
 
 
+def test_within_itself_it_changes_nothing(capsys, escaped):
+    def work():
+        with interruptible():
+            signal.raise_signal(signal.SIGTERM)
+
+    assert run_program(work) == 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_with_a_line_and_its_status(capsys, escaped, number):
     work = lambda: signal.raise_signal(number)  # noqa: E731

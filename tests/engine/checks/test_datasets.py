@@ -69,7 +69,7 @@ def test_a_training_set_without_masks_is_told_of(tiny_phantom, tmp_path, box_ima
     expected = r"DATASETS.TRAIN: found 3 of \d+ annotations without a mask .*\(the first: 0.png\)"
     with pytest.raises(InputError, match=expected):
         check_inputs(load_config(args), args)
-    box_images[0]["annotations"][0]["segmentation"] = {"size": [16, 16], "counts": "0"}
+    box_images[0]["annotations"][0]["segmentation"] = {"size": [16, 16], "counts": "P8"}
     box_images[2]["annotations"][0]["recist"] = [0.0] * 8
     with pytest.raises(InputError, match=r"found 1 of \d+ .*\(the first: 1.png\)"):
         check_inputs(load_config(args), args)
