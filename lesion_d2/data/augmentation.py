@@ -7,6 +7,7 @@ import numpy as np
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform
 
+from ..values import MAX_SIDE
 from .patches import RandomPatch
 
 
@@ -136,10 +137,11 @@ class ResizeCT(T.Augmentation):
     ):
         super().__init__()
         low, high = factor_range
-        if min(image_size, pixel_spacing, max_size) < 0:
+        sizes = image_size, max_size
+        if min(*sizes, pixel_spacing) < 0 or max(sizes) > MAX_SIDE:
             raise ValueError(
                 f"INPUT.CT.IMAGE_SIZE is {image_size}, PIXEL_SPACING {pixel_spacing} and MAX_SIZE "
-                f"{max_size}; expected numbers of at least 0"
+                f"{max_size}; expected numbers of at least 0, and sizes of at most {MAX_SIDE}"
             )
         if not 0 < low <= high:
             raise ValueError(f"resize range is ({low}, {high}); expected 0 < low <= high")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging.handlers import BufferingHandler
+from pathlib import Path
 
 import detectron2
 import torch
@@ -77,7 +78,11 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
         with as_input_error(""):
             resolve_epochs(cfg, num_images)
     cfg.freeze()
-    default_setup(cfg, args)
+    try:
+        default_setup(cfg, args)
+    except OSError:  # of a full disk; Detectron2 writes the config in place
+        Path(cfg.OUTPUT_DIR, "config.yaml").unlink(missing_ok=True)
+        raise
     if detectron2.__name__ != "detectron2":  # default_setup sets up the name of the copy only
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="detectron2")
     for handler in logging.getLogger(detectron2.__name__).handlers:

@@ -80,6 +80,8 @@ def open_nifti(
         if not allow_flat or shape[2] > 1:
             raise ValueError(f"{file}: {found}, expected an affine matrix")
         messages = (f"{found}: taken as columns to Left, rows to Anterior",)
+    elif image.header["sform_code"] == 0 and not (_stored_spacing(image) > 0).all():
+        raise ValueError(f"{file}: found the spacing {_stored_spacing(image)}, expected mm above 0")
     declared = int(np.prod(image.shape, dtype=object)) * kind.itemsize
     packed = os.fspath(file).lower().endswith(".gz")
     volume_file = VolumeFile(
@@ -144,6 +146,12 @@ def _check_start(file: str | os.PathLike) -> None:
             (offset,) = struct.unpack_from(f"{order}{kind}", start, place)
             if not 0 <= offset <= _MAX_REST:
                 raise ValueError(f"its voxels begin at byte {offset:g}")
+
+
+def _stored_spacing(image: nibabel.Nifti1Image) -> np.ndarray:
+    """The header's x, y and z as they stand there: nibabel makes 1 of 0."""
+    with image.file_map["image"].get_prepare_fileobj() as opened:
+        return type(image.header).from_fileobj(opened, check=False)["pixdim"][1:4]
 
 
 @contextmanager

@@ -51,7 +51,7 @@ class Case:
         expected: the right value, :data:`REFUSED` or :data:`ANY`.
         may_refuse: whether to refuse the file is right, too.
         heavy: whether it takes a second or more, and is left out of a share.
-        place: a part of the message, beside the name of a file, that says where the fault is.
+        place: a part of the message that says where the fault is, such as a row or a key.
     """
 
     name: str

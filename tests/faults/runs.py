@@ -11,6 +11,7 @@ from lesion_d2.engine import load_config
 from lesion_d2.engine.checks import check_inputs
 
 import numpy as np
+import pytest
 import tiny_run
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
@@ -31,8 +32,6 @@ OPTIONS = {
 @cache
 def prepare() -> None:
     """Register the data set; it is read from where DETECTRON2_DATASETS then is."""
-    import pytest
-
     patch = pytest.MonkeyPatch()
     read_configs_quickly(patch)
     draw_quickly(patch)

@@ -244,6 +244,7 @@ def _shown(value: object) -> str:
 def _judge_message(root: Path, case: Case, message: str, error: Exception) -> tuple[str, str]:
     names = [name.rsplit("/", 1)[-1] for name in case.files]
     is_named = os.fspath(root) in message or any(name in message for name in names)
+    is_named |= bool(case.place) and case.place in message
     lines = message.splitlines()
     is_list = len(lines) > 1 and all(line.startswith("  ") for line in lines[1:])
     is_short = (len(lines) == 1 or is_list) and len(lines) <= _MAX_LINES

@@ -16,6 +16,7 @@ from ...data.dataset_options import (
     set_hidden_annotations,
 )
 from ...data.mask_files import PseudoMasks, check_mask_files
+from ...data.problems import short
 from ...evaluation import parse_criteria
 from ...evaluation.volumes import VolumeTruth
 from ...ignore_regions import lesions_of
@@ -113,9 +114,10 @@ def set_dataset_options(cfg: CfgNode, name: str, kind: str) -> None:
     Raises:
         InputError: the data set, or an excluded one, is not registered or has not such an option.
     """
-    if name not in DatasetCatalog:
+    if not isinstance(name, str) or name not in DatasetCatalog:
         raise InputError(
-            f"DATASETS.{kind}: found {name!r}, expected a name such as {suggest_names(name)}"
+            f"DATASETS.{kind}: found {short(name)}, expected a name such as "
+            f"{suggest_names(str(name))}"
         )
     is_train = kind == "TRAIN"
     with as_input_error("DATASETS.ALLOW_MISSING: "):

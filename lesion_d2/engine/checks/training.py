@@ -44,7 +44,6 @@ _SCHEDULE_CHECKS: tuple[Check, ...] = (
             "CHECKPOINT_PERIOD": 1,
             "GAMMA": 0,
             "IMS_PER_BATCH": 1,
-            "MAX_ITER": 0,
             "MOMENTUM": 0,
             "REFERENCE_WORLD_SIZE": 0,
             "WARMUP_FACTOR": 0,
@@ -53,6 +52,7 @@ _SCHEDULE_CHECKS: tuple[Check, ...] = (
             "WEIGHT_DECAY_NORM": 0,
         }.items()
     ),
+    ("SOLVER.MAX_ITER", lambda v: 0 <= v < 2**31, "at least 0, below 2^31"),
     (
         "SOLVER.WEIGHT_DECAY_BIAS",
         lambda v: v is None or at_least(0)(v),

@@ -10,10 +10,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tiny_prediction
 import tiny_run
 import torch
 from detectron2.engine import default_argument_parser
+from speed_up import draw_quickly, read_configs_quickly
 
 #: Data sets that jobs read, below the campaign's folder.
 DATASETS = "datasets"
@@ -64,9 +66,6 @@ _TEACHER = {
 
 def _train(root: Path, folder: Path, *, options: dict, uldor: bool = False, flags=()) -> int:
     """``train_net.py``."""
-    import pytest
-    from speed_up import draw_quickly, read_configs_quickly
-
     _use(root)
     patch = pytest.MonkeyPatch()
     read_configs_quickly(patch)
@@ -153,8 +152,11 @@ def _prepare_phantom(root: Path, folder: Path, *, seed: int = 1, more=()) -> int
 
 def _overwrite_phantom(root: Path, folder: Path) -> int:
     """Of a set that another one replaces."""
-    if not folder.exists():
-        shutil.copytree(root / "old_set", folder)
+    if not folder.exists():  # links are made in no time, and take no room
+        copy = folder.with_suffix(".copy")
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(root / "old_set", copy, copy_function=os.link)
+        copy.rename(folder)
     return _prepare_phantom(root, folder, seed=2, more=["--overwrite"])
 
 

@@ -182,11 +182,11 @@ class Bench:
 
 def _half_files(folder: Path, size: int) -> Iterator[Path]:
     """Files that end where no more could be written, but for those that grow line by line."""
-    growing = ("log.txt", "metrics.json", "console.txt")
+    growing = ("log.txt", "metrics.json", "console.txt", "masks.json.partial")
     for path in filter(Path.is_file, folder.rglob("*")):
         is_growing = path.name in growing or "tfevents" in path.name
         is_full = path.stat().st_size == size and not is_growing
-        if is_full or ".part" in path.name:
+        if is_full or path.name.endswith(".part"):
             yield path
 
 
