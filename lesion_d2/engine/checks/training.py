@@ -43,7 +43,6 @@ _SCHEDULE_CHECKS: tuple[Check, ...] = (
             "BIAS_LR_FACTOR": 0,
             "CHECKPOINT_PERIOD": 1,
             "GAMMA": 0,
-            "IMS_PER_BATCH": 1,
             "MOMENTUM": 0,
             "REFERENCE_WORLD_SIZE": 0,
             "WARMUP_FACTOR": 0,
@@ -52,6 +51,7 @@ _SCHEDULE_CHECKS: tuple[Check, ...] = (
             "WEIGHT_DECAY_NORM": 0,
         }.items()
     ),
+    ("SOLVER.IMS_PER_BATCH", lambda v: 1 <= v <= 2**16, "1 to 2^16"),
     ("SOLVER.MAX_ITER", lambda v: 0 <= v < 2**31, "at least 0, below 2^31"),
     (
         "SOLVER.WEIGHT_DECAY_BIAS",

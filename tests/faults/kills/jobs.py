@@ -109,10 +109,11 @@ def _end_of_training(folder: Path) -> dict:
 
 
 def _metrics(file: Path) -> dict[str, float]:
-    """The last value of each metric of an evaluation."""
+    """The last value of each metric of an evaluation; losses are medians of what a process saw."""
     last: dict[str, float] = {}
     for line in file.read_text().splitlines():
-        last.update((k, v) for k, v in json.loads(line).items() if "/" in k and "time" not in k)
+        found = json.loads(line)
+        last.update((key, found[key]) for key in found if key.startswith(("bbox/", "segm/")))
     return {key: repr(last[key]) for key in sorted(last)}
 
 
