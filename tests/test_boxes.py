@@ -97,13 +97,13 @@ def test_hard_negatives_are_written_in_the_files_coordinates(dataset, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"bbox": [1, 1, -5, 5]}, r"entry 1 has bbox \[1, 1, -5, 5\], expected .* below 0"),
-        ({"bbox": [1, 1, 5, float("nan")]}, "entry 1 has bbox .* and a number|height and a num"),
-        ({"category_id": 1}, r"entry 1 has category_id 1, expected \[0\]"),
-        ({"category_id": -1}, "entry 1 has category_id -1"),
-        ({"category_id": 0.5}, "entry 1 has category_id 0.5"),
-        ({"category_id": True}, "entry 1 has category_id True"),
-        ({"score": True}, "entry 1 has bbox .* score True"),
+        ({"bbox": [1, 1, -5, 5]}, r"entry 1: bbox: found \[1, 1, -5, 5\], expected .* below 0"),
+        ({"bbox": [1, 1, 5, float("nan")]}, r"entry 1: bbox: found \[1, 1, 5, nan\], expected|height and a num"),
+        ({"category_id": 1}, r"entry 1: category_id: found 1, expected one of \[0\]"),
+        ({"category_id": -1}, "entry 1: category_id: found -1, expected"),
+        ({"category_id": 0.5}, "entry 1: category_id: found 0.5, expected"),
+        ({"category_id": True}, "entry 1: category_id: found True, expected"),
+        ({"score": True}, "entry 1: score: found True, expected"),
     ],
 )
 def test_result_files_with_what_cannot_be_are_refused(dataset, tmp_path, changes, message):

@@ -38,7 +38,12 @@ def test_a_signal_ends_a_training_and_its_workers(
 ):
     monkeypatch.setattr(Trainer, "run_step", lambda self: signal.raise_signal(number))
     args = tiny_args(tmp_path, DATALOADER__NUM_WORKERS=1)
-    assert run_program(lambda: train_net.start(args), "train_net.py") == 128 + number
+    # SIGINT is ignored where a shell began the tests in the background.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run_program(lambda: train_net.start(args), "train_net.py") == 128 + number
+    finally:
+        signal.signal(signal.SIGINT, before)
     said = capsys.readouterr()
     assert said.err.splitlines()[-1] == "interrupted"
     assert "Traceback" not in said.out + said.err
