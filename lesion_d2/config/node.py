@@ -154,7 +154,10 @@ class _Files:
             return content
         merged: dict[str, Any] = {}
         bases = content.pop(_BASE)
-        for base in bases if isinstance(bases, list) else [bases]:
+        bases = bases if isinstance(bases, list) else [bases]
+        if len(bases) > _MAX_BASES:
+            raise ValueError(f"{file}: {_BASE}: found {len(bases)} files, expected fewer")
+        for base in bases:
             if not isinstance(base, str) or not base:
                 raise ValueError(f"{file}: {_BASE}: found {short(base)}, expected a file's path")
             base = os.path.expanduser(base)
@@ -204,8 +207,11 @@ def _check_sections(cfg: CfgNode, loaded: Mapping, prefix: str) -> None:
 
 
 def _check_kinds(cfg: CfgNode, defaults: CfgNode, prefix: str) -> None:
+    """Keys that others have added, as projects on Detectron2 do, are theirs."""
     for name, value in cfg.items():
-        key, old = f"{prefix}{name}", defaults.get(name)
+        if name not in defaults:
+            continue
+        key, old = f"{prefix}{name}", defaults[name]
         if isinstance(value, CfgNode) and isinstance(old, CfgNode):
             _check_kinds(value, old, f"{key}.")
             continue

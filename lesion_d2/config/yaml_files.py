@@ -80,7 +80,7 @@ class _Walk:
             self._add(None, *self.anchors[event.anchor])
         elif isinstance(event, yaml.NodeEvent):
             if event.tag is not None:
-                raise ValueError(f"found the tag {short(event.tag)}, expected plain values")
+                raise ValueError(f"found the tag {short(event.tag)}, expected values written out")
             if isinstance(event, yaml.ScalarEvent):
                 if event.anchor:
                     self.anchors[event.anchor] = 1, 1

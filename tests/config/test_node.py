@@ -48,6 +48,7 @@ def test_bases_are_read_once_each(tmp_path):
         ("_BASE_: {x: 1}", "a.yaml: _BASE_: found {'x': 1}, expected a file's path"),
         ("_BASE_: [[b.yaml]]", r"a.yaml: _BASE_: found \['b.yaml'\], expected a file's path"),
         ("_BASE_: ''", "a.yaml: _BASE_: found '', expected a file's path"),
+        (f"_BASE_: [{', '.join(['c.yaml'] * 21)}]", "a.yaml: _BASE_: found 21 files, expected"),
         ("_BASE_: gone.yaml", "gone.yaml: does not exist, expected a config's file"),
         ("_BASE_: .", "does not exist"),
         ("_BASE_: 'http://127.0.0.1:9/a.yaml'", "refused"),
@@ -114,6 +115,16 @@ def test_values_of_the_command_line(cfg, key, value, message):
         return
     with pytest.raises((KeyError, ValueError), match=message):
         cfg.merge_from_list([key, value])
+
+
+def test_keys_of_others_and_sections_alone_take_what_they_did(tmp_path, cfg):
+    cfg.SOLVER.OWN_FACTORS, cfg.SOLVER.OWN = [0.5], LesionConfig({"NAMES": ()})
+    cfg.merge_from_list(["SOLVER.OWN_FACTORS", "[1, 2]", "SOLVER.OWN.NAMES", "('a',)"])
+    cfg.merge_from_file(write(tmp_path, a="SOLVER: {OWN: {NAMES: [b]}, STEPS: [1, 2]}"))
+    cfg.SOLVER.merge_from_list(["BASE_LR", "0.5"])
+    solver = cfg.SOLVER
+    assert (solver.OWN_FACTORS, solver.OWN.NAMES) == ([1, 2], ("b",))
+    assert (solver.STEPS, solver.BASE_LR) == ((1, 2), 0.5)
 
 
 def test_nothing_is_loaded_unsafely_on_demand(tmp_path, cfg):

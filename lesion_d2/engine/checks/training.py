@@ -16,6 +16,7 @@ from ...config import trains_on_masks
 from ...ignore_regions import regions_of
 from ...modeling import DetUNet, LesionRetinaNet, LesionRPN, RegionROIHeads, RetinaUNet
 from ...modeling.meta_arch.mean_teacher import POLICIES
+from ...values import is_number
 from ...volumetric_config import is_volumetric
 from ..checkpoint_files import FORMATS
 from ..input_errors import InputError, as_input_error, has_uldor_heads, is_a, switched_on
@@ -34,7 +35,7 @@ _TEACHER_CHECKS: tuple[Check, ...] = (
     ("MODEL.MEAN_TEACHER.GT_NMS_THRESH", lambda v: 0 <= v <= 1, "an IoU from 0 to 1"),
 )
 _SCHEDULE_CHECKS: tuple[Check, ...] = (
-    ("SEED", lambda v: v < 2**63, "below 2^63; below 0 draws one"),
+    ("SEED", lambda v: v < 2**32, "below 2^32, as NumPy has it; below 0 draws one"),
     *(
         (f"SOLVER.{key}", at_least(least), f"a finite number, at least {least}")
         for key, least in {
@@ -55,7 +56,7 @@ _SCHEDULE_CHECKS: tuple[Check, ...] = (
     ("SOLVER.MAX_ITER", lambda v: 0 <= v < 2**31, "at least 0, below 2^31"),
     (
         "SOLVER.WEIGHT_DECAY_BIAS",
-        lambda v: v is None or at_least(0)(v),
+        lambda v: v is None or (is_number(v) and v >= 0),
         "None (SOLVER.WEIGHT_DECAY) or a finite number, at least 0",
     ),
     (

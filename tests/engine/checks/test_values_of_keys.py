@@ -30,7 +30,7 @@ def test_a_gpu_of_a_number_that_is_not_there(monkeypatch):
 @pytest.mark.parametrize(
     "key, value",
     [
-        ("SEED", 2**63),
+        ("SEED", 2**32),
         ("SOLVER.BASE_LR", -0.1),
         ("SOLVER.BASE_LR", float("inf")),
         ("SOLVER.CHECKPOINT_PERIOD", 0),
@@ -44,6 +44,7 @@ def test_a_gpu_of_a_number_that_is_not_there(monkeypatch):
         ("SOLVER.WARMUP_ITERS", -1),
         ("SOLVER.WEIGHT_DECAY", -1e-4),
         ("SOLVER.WEIGHT_DECAY_BIAS", -1e-4),
+        ("SOLVER.WEIGHT_DECAY_BIAS", "x"),
         ("TEST.EVAL_PERIOD", -1),
     ],
 )
