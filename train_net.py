@@ -28,6 +28,7 @@ from lesion_d2.engine import (
     finish_run,
     load_config,
     load_model,
+    logged_errors,
     prepare_launch,
     setup_run,
 )
@@ -58,8 +59,9 @@ def run(args: argparse.Namespace) -> dict | None:
     """:func:`main` but for ``finish_run``, before which trainer and model have to be gone."""
     cfg = setup(args)
     if args.eval_only:
-        model = load_model(cfg, resume=args.resume)
-        results = Trainer.test(cfg, model)
+        with logged_errors():
+            model = load_model(cfg, resume=args.resume)
+            results = Trainer.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)
     else:

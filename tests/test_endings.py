@@ -32,6 +32,20 @@ def test_a_damaged_slice_is_one_line_that_names_the_image(
     assert "Traceback" in (output / "log.txt").read_text()  # for whoever looks for its cause
 
 
+def test_what_ends_an_evaluation_has_its_traceback_in_the_log_alone(tmp_path, monkeypatch, capsys):
+    def damaged(cfg, resume):
+        raise ValueError("a.png: found no image")
+
+    monkeypatch.setattr("lesion_d2.engine.defaults.check_inputs", lambda cfg, args: 0)
+    monkeypatch.setattr(train_net, "load_model", damaged)
+    args = tiny_args(tmp_path, "--eval-only")
+    assert run_program(lambda: train_net.start(args), "train_net.py") == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1] == "train_net.py: error: a.png: found no image"
+    assert "Traceback" not in said.out + said.err
+    assert "in damaged" in (tmp_path / "log.txt").read_text()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_training_and_its_workers(
     tiny_phantom, tmp_path, monkeypatch, capsys, number

@@ -64,11 +64,12 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
         args: of Detectron2's ``default_argument_parser``.
 
     Raises:
-        InputError: see :func:`check_inputs`; or another run is at work in OUTPUT_DIR.
+        InputError: see :func:`check_inputs`; or another training is at work in OUTPUT_DIR, for
+            an evaluation alone another one.
     """
     with _held_records(f"{__package__}.checks") as records:
         num_images = check_inputs(cfg, args)
-    hold_output(cfg.OUTPUT_DIR)
+    hold_output(_held_folder(cfg, args))
     rank = comm.get_rank()
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="lesion_d2")
     for record in records:  # the checks come before there is a log
@@ -85,13 +86,29 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise
     if detectron2.__name__ != "detectron2":  # default_setup sets up the name of the copy only
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="detectron2")
-    for handler in logging.getLogger(detectron2.__name__).handlers:
-        if getattr(handler, "stream", None) is sys.stdout:  # the file keeps the tracebacks
-            handler.addFilter(_is_not_told)
+    for name in (detectron2.__name__, "lesion_d2"):
+        for handler in logging.getLogger(name).handlers:
+            if getattr(handler, "stream", None) is sys.stdout:  # the file keeps the tracebacks
+                handler.addFilter(_is_not_told)
+
+
+def _held_folder(cfg: CfgNode, args: argparse.Namespace) -> str:
+    """Where no other run of the kind may write; checkpoints are evaluated while a training runs."""
+    return os.path.join(cfg.OUTPUT_DIR, "inference") if args.eval_only else cfg.OUTPUT_DIR
+
+
+@contextmanager
+def logged_errors() -> Iterator[None]:
+    """Let ``log.txt`` have the traceback of what ends an evaluation, as it has a training's."""
+    try:
+        yield
+    except Exception:
+        logger.exception("Exception during evaluation:")
+        raise
 
 
 def _is_not_told(record: logging.LogRecord) -> bool:
-    """Detectron2 logs what ends a training; of what a run tells in one line that is once more."""
+    """What ends a run is logged with its traceback; that is too much where one line tells it."""
     return not record.exc_info or told(record.exc_info[1]) is None
 
 
@@ -181,7 +198,7 @@ def prepare_launch(args: argparse.Namespace) -> None:
     cfg = load_config(args)
     check_inputs(cfg, args)
     if args.machine_rank == 0:
-        check_free(cfg.OUTPUT_DIR)
+        check_free(_held_folder(cfg, args))
     prepare_processes(cfg, args.num_gpus)
 
 

@@ -57,6 +57,22 @@ def test_a_second_run_is_refused_until_the_first_is_dead(tiny_phantom, tmp_path)
     hold_output(os.path.join(folder, "..", "output"))  # it is the same run's
 
 
+def test_a_training_and_an_evaluation_of_its_checkpoints_do_not_wait_for_each_other(
+    tiny_phantom, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("lesion_d2.engine.defaults.check_inputs", lambda cfg, args: 5)
+    trains, evaluates = tiny_args(tmp_path), tiny_args(tmp_path, "--eval-only")
+    for own, other, others in (
+        (trains, evaluates, tmp_path / "inference"),
+        (evaluates, trains, tmp_path),
+    ):
+        with another_run(others):
+            train_net.setup(own)
+            release_output()
+            with pytest.raises(InputError, match=_REFUSED):
+                train_net.setup(other)
+
+
 def test_a_process_holds_one_folder_and_checks_hold_none(tmp_path):
     hold_output(str(tmp_path / "first"))
     check_free(str(tmp_path / "first"))  # its own
