@@ -98,7 +98,10 @@ def test_hard_negatives_are_written_in_the_files_coordinates(dataset, tmp_path):
     "changes, message",
     [
         ({"bbox": [1, 1, -5, 5]}, r"entry 1: bbox: found \[1, 1, -5, 5\], expected .* below 0"),
-        ({"bbox": [1, 1, 5, float("nan")]}, r"entry 1: bbox: found \[1, 1, 5, nan\], expected|height and a num"),
+        (
+            {"bbox": [1, 1, 5, float("nan")]},
+            r"entry 1: bbox: found \[1, 1, 5, nan\], expected|height and a num",
+        ),
         ({"category_id": 1}, r"entry 1: category_id: found 1, expected one of \[0\]"),
         ({"category_id": -1}, "entry 1: category_id: found -1, expected"),
         ({"category_id": 0.5}, "entry 1: category_id: found 0.5, expected"),
