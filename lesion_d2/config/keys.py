@@ -9,6 +9,9 @@ FROC_RATES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 def add_lesion_config(cfg: CN) -> None:
     """Add every key that this project has beside Detectron2's own, with its default.
 
+    For a config that others' keys are in, too. Detectron2's node runs the code that a file names:
+    :func:`~lesion_d2.config.get_lesion_config` gives one that runs none.
+
     Args:
         cfg: the node that :func:`detectron2.config.get_cfg` returned; changed in place.
     """
