@@ -112,7 +112,7 @@ class KeepBestHook(hooks.BestCheckpointer):
             return
         name = f"model_{iteration:07d}"
         file = self._weights.file_name(name)
-        if not self._ranking and (self._folder / file).exists():
+        if not self._ranking and self._weights.files_of(name):
             self._write_ranking()  # that of another run must not name the weights of this one
         self._weights.save(name, tag_last=False)
         entry = (file, self._val_metric, float(value), iteration)

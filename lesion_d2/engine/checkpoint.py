@@ -14,6 +14,7 @@ from fvcore.common.checkpoint import Checkpointer
 from torch import Tensor, nn
 
 from .checkpoint_files import (
+    ENDINGS,
     FORMATS,
     RefusedFile,
     last_checkpoint,
@@ -113,6 +114,8 @@ class LesionCheckpointer(DetectionCheckpointer):
     def save(self, name: str, *, tag_last: bool = True, **kwargs: Any) -> None:
         """Write model, checkpointables and ``kwargs`` to a file in ``save_dir``.
 
+        It takes the place of one of that name, of another format too.
+
         Args:
             name: of the file, without its ending.
             tag_last: whether this becomes the checkpoint that ``--resume`` goes on from.
@@ -130,6 +133,14 @@ class LesionCheckpointer(DetectionCheckpointer):
         write_file(data, path)
         if tag_last:
             self.tag_last_checkpoint(self.file_name(name))
+        for file in self.files_of(name):
+            if file != path:
+                os.remove(file)
+
+    def files_of(self, name: str) -> list[str]:
+        """The paths of a checkpoint of a name in ``save_dir``, whatever its format."""
+        paths = (os.path.join(self.save_dir, name + ending) for ending in ENDINGS)
+        return [path for path in paths if os.path.isfile(path)]
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a checkpoint the one that ``--resume`` goes on from."""

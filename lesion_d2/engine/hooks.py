@@ -10,7 +10,6 @@ from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.utils import comm
 
 from .checkpoint import LesionCheckpointer, read_checkpoint
-from .checkpoint_files import ENDINGS
 from .resuming import ProcessStateHook
 
 logger = logging.getLogger(__name__)
@@ -67,8 +66,8 @@ class RecentCheckpointer(hooks.PeriodicCheckpointer):
         while 0 < self._num_kept < len(self._iterations):
             name = f"{self.file_prefix}_{self._iterations.pop(0):07d}"
             if comm.is_main_process():
-                for ending in ENDINGS:  # a resumed run may write another format
-                    Path(self.checkpointer.save_dir, name + ending).unlink(missing_ok=True)
+                for file in self.checkpointer.files_of(name):  # a resumed run may write another one
+                    os.remove(file)
 
 
 class ResumableBestCheckpointer(hooks.BestCheckpointer):
@@ -98,14 +97,15 @@ class ResumableBestCheckpointer(hooks.BestCheckpointer):
 
     def before_train(self) -> None:
         """Go on from the best checkpoint of this run, if there is one."""
-        checkpointer = self._checkpointer
-        path = os.path.join(checkpointer.save_dir, checkpointer.file_name(self._file_prefix))
-        if not os.path.isfile(path):
-            return
-        best = read_checkpoint(path).get("best", {})
-        if best.get("run_id") == self._run_id and best["metric"] == self._val_metric:
-            self._update_best(best["value"], best["iteration"])
-            logger.info(f"Best {self._val_metric} so far: {best['value']:.5f} in {path}")
+        for path in self._checkpointer.files_of(self._file_prefix):
+            best = read_checkpoint(path).get("best", {})
+            is_ours = best.get("run_id") == self._run_id and best["metric"] == self._val_metric
+            if is_ours and self._is_better(best["value"]):
+                self._update_best(best["value"], best["iteration"])
+                logger.info(f"Best {self._val_metric} so far: {best['value']:.5f} in {path}")
+
+    def _is_better(self, value: float) -> bool:
+        return self.best_metric is None or self._compare(value, self.best_metric)
 
     def _best_checking(self) -> None:
         if not comm.is_main_process():  # the results of an evaluation are there
@@ -115,8 +115,7 @@ class ResumableBestCheckpointer(hooks.BestCheckpointer):
             logger.warning(f"No best checkpoint: {_missing_metric(self._val_metric, latest)}")
             return
         value, iteration = latest[self._val_metric]
-        is_better = self.best_metric is None or self._compare(value, self.best_metric)
-        if not (math.isfinite(value) and is_better):
+        if not (math.isfinite(value) and self._is_better(value)):
             best = "none yet" if self.best_metric is None else f"{self.best_metric:.5f}"
             logger.info(f"{self._val_metric} is {value:.5f}, not better than the best: {best}")
             return

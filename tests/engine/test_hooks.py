@@ -94,6 +94,19 @@ def test_the_best_checkpoint_of_another_run_does_not_count(tmp_path):
     assert _best(tmp_path) == (20.0, 1)
 
 
+def test_the_best_stays_the_best_where_a_resumed_run_writes_another_format(tmp_path):
+    values = [5.0, 9.0, 7.0, 8.0, 10.0]
+    _train_until(_Evaluated(tmp_path, values[:4]), 2)
+    for end, best in ((4, "model_best.pth"), (5, "model_best.safetensors")):
+        resumed = _Evaluated(tmp_path, values[:end])
+        resumed.checkpointer.file_format = "safetensors"
+        resumed.resume()
+        resumed.train(resumed.start_iter, end)
+        assert [path.name for path in tmp_path.glob("model_best.*")] == [best]
+        assert resumed.best.best_metric == max(values[:end])
+    assert [path.name for path in tmp_path.glob("model_final.*")] == ["model_final.safetensors"]
+
+
 def test_a_metric_that_is_not_a_number_is_never_the_best(tmp_path):
     nan = float("nan")
     _Evaluated(tmp_path, [nan, 3.0, nan, 2.0]).train(0, 4)
