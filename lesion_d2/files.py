@@ -83,15 +83,14 @@ def _path_beside(file: Path) -> tuple[Path, FileIO | None]:
     for number in itertools.count():
         partial = file.with_name(f".{file.name}{f'.{number}' * (number > 0)}.part")
         try:
-            lock = take_lock(partial)
-            lock.truncate(0)
-            return partial, lock
+            lock = _lock_if_any(partial)
         except BlockingIOError:
             continue
-        except OSError as error:
-            if error.errno not in _CANNOT_LOCK:
-                raise
+        if lock is None:
+            partial.unlink(missing_ok=True)  # all writers have other names here
             return file.with_name(f".{file.name}.{secrets.token_hex(4)}.part"), None
+        lock.truncate(0)
+        return partial, lock
 
 
 @contextmanager
@@ -172,15 +171,12 @@ def _beside(folder: Path, kind: str) -> Path:
 @contextmanager
 def _locked_beside(folder: Path) -> Iterator[None]:
     """Hold a folder that may not be there yet, where the file system has locks."""
-    file, lock = _beside(folder, "lock"), None
+    file = _beside(folder, "lock")
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock = take_lock(file)
+        lock = _lock_if_any(file)
     except BlockingIOError:
         raise BlockingIOError(f"{folder}: another process is at work here") from None
-    except OSError as error:
-        if error.errno not in _CANNOT_LOCK:
-            raise
     try:
         yield
     finally:
@@ -193,16 +189,28 @@ def _locked_beside(folder: Path) -> Iterator[None]:
 def locked(file: str | os.PathLike) -> Iterator[None]:
     """Hold ``file``, which is made where it is not there, for this process.
 
-    The lock ends with the block or with the process, however that ends; the file stays.
+    The lock ends with the block or with the process, however that ends; the file stays. Where the
+    file system has no locks, nothing is held.
 
     Raises:
         BlockingIOError: another process holds it.
     """
-    lock = take_lock(file)
+    lock = _lock_if_any(file)
     try:
         yield
     finally:
-        release_lock(lock)
+        if lock is not None:
+            release_lock(lock)
+
+
+def _lock_if_any(file: str | os.PathLike) -> FileIO | None:
+    """:func:`take_lock`; None where the file system has no locks, as some of clusters."""
+    try:
+        return take_lock(file)
+    except OSError as error:
+        if error.errno not in _CANNOT_LOCK:
+            raise
+        return None
 
 
 def take_lock(file: str | os.PathLike) -> FileIO:
@@ -298,7 +306,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
     """An object of JSON; of a key that stands twice one value would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise ValueError(f"the key {twice[:60]!r} twice in one object")
     return found
 

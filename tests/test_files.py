@@ -73,6 +73,11 @@ def test_json_is_read_or_told_of_in_one_line(tmp_path):
         (b"[-Infinity]", "the number -Infinity"),
         (b'{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' twice in one object"),
         (b'{"' + b"k" * 5000 + b'": 1, "' + b"k" * 5000 + b'": 2}', "the key 'kkk.* twice"),
+        pytest.param(
+            b"{%s}" % b",".join(b'"%d": 0' % (i % 20_000) for i in range(20_001)),
+            "the key '0' twice",
+            id="the last of many keys",
+        ),
         (b"1" * 5000, "Exceeds the limit"),
         (b'{"a":' * 10_000, "recursion"),
         (b'"\xe9"', "can't decode byte 0xe9"),
@@ -153,6 +158,9 @@ def test_files_are_written_where_there_are_no_locks(tmp_path, monkeypatch):
         first.write_text("first")
         second.write_text("second")
     assert (tmp_path / "a").read_text() == "first"
+    with locked(tmp_path / "lock"), folder_written_whole(tmp_path / "b") as folder:
+        (folder / "c").write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "lock"]
 
 
 def test_a_lock_ends_with_its_process_though_one_forked_from_it_lives_on(tmp_path):

@@ -49,8 +49,8 @@ HU_WINDOW = (0.0, HU_SCALE * (1 + CONTRAST))
 SPLITS = ("train", "val", "test")
 #: Numbers of images of the subsets that are registered from the start.
 SUBSETS = (500, 250, 100, 50)
-# Noise is hardly compressible: more than this costs time alone.
 _CHUNK = 16  # images that a process draws at a time
+# Noise is hardly compressible: more than this costs time alone.
 _PNG = (
     *(cv2.IMWRITE_PNG_COMPRESSION, 1),
     *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY),

@@ -25,7 +25,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..recist import BOX_MARGIN, long_diameter, measure_recist
-from ..rle import decode_mask
+from ..rle import check_mask, decode_mask
 from ..scans import Scan
 from .finding import Diameter, Finding, SliceFinding
 
@@ -110,13 +110,12 @@ def measure_findings(
 
 def _key_slice(slices: Sequence[SliceFinding], middle: float) -> int:
     """That of the highest score; of equal ones with the largest mask, then next to the middle."""
-
     highest = max(entry.score for entry in slices)
     best = [entry for entry in slices if entry.score == highest]
 
     def rank(entry: SliceFinding) -> tuple[int, float]:
         """The greater, the better."""
-        area = 0 if entry.mask is None else int(decode_mask(entry.mask).sum())
+        area = 0 if entry.mask is None else check_mask(entry.mask)[1]
         return area, -abs(entry.slice_index - middle)
 
     return max(best, key=rank).slice_index

@@ -62,7 +62,7 @@ def open_itk(file: str | os.PathLike) -> VolumeFile:
     direction = np.reshape(reader.GetDirection(), (dimension, dimension))[:3, :3]
     affine[:3, :3] = direction * reader.GetSpacing()[:3]
     affine[:3, 3] = reader.GetOrigin()[:3]
-    packing, packed_size = _packing(file, header, format)
+    packing, packed_size = _packing(file, header, format, data_files)
     whole = format == "nrrd" or packing is not None
     declared = int(np.prod(shape, dtype=object)) * np.dtype(kind).itemsize
 
@@ -171,10 +171,12 @@ def _header_lines(file: str | os.PathLike) -> list[str]:
         return opened.read(_HEADER_BYTES).decode("latin-1").splitlines()
 
 
-def _packing(file: str | os.PathLike, header: list[str], format: str) -> tuple[str | None, int]:
+def _packing(
+    file: str | os.PathLike, header: list[str], format: str, data_files: list[Path]
+) -> tuple[str | None, int]:
     """How voxels are compressed: "zlib", "gzip", "bz2" or not at all; and to how many bytes.
 
-    Of NRRD these are not told, and 0.
+    These are at most so many where the header does not tell, and of NRRD 0.
     """
     lines = [re.split(r"\s*[:=]\s*", line.strip(), maxsplit=1) for line in header]
     values = {line[0]: line[1] for line in reversed(lines) if len(line) == 2}  # the first counts
@@ -184,9 +186,12 @@ def _packing(file: str | os.PathLike, header: list[str], format: str) -> tuple[s
     if not values.get("CompressedData", "").lower().startswith("t"):
         return None, 0
     size = values.get("CompressedDataSize", "")
-    if not size.isascii() or not size.isdecimal():  # ITK reads other voxels without it
+    if size.isascii() and size.isdecimal():
+        return "zlib", int(size)
+    # Without it ITK reads another file whole, and of this one the wrong part.
+    if any(os.path.samefile(path, file) for path in data_files):
         raise ValueError(f"{file}: found compressed voxels, expected a CompressedDataSize")
-    return "zlib", int(size)
+    return "zlib", max(map(os.path.getsize, data_files))
 
 
 def _data_start(file: str | os.PathLike, format: str) -> int:

@@ -1,6 +1,6 @@
 """What the detections in a volume found, and what of it a slice shows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,7 +137,6 @@ def judge_volumes(
 
 def _overlaps(lesions: VolumeBoxes, detections: VolumeBoxes) -> np.ndarray:
     """(M, N) IoU in 3-D."""
-    rows: Sequence[np.ndarray] = lesions.boxes_for(_IOU)
-    columns = detections.boxes_for(_IOU)
-    pairs = np.repeat(rows, len(columns), axis=0), np.tile(columns, (len(rows), 1))
-    return paired_overlaps(pairs[1], pairs[0]).reshape(len(rows), len(columns))
+    rows, columns = lesions.boxes_for(_IOU), detections.boxes_for(_IOU)
+    pairs = np.tile(columns, (len(rows), 1)), np.repeat(rows, len(columns), axis=0)
+    return paired_overlaps(*pairs).reshape(len(rows), len(columns))

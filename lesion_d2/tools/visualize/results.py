@@ -88,12 +88,12 @@ def _read_entries(path: str) -> list:
 
 def _entry_problem(entry: object, required: Sequence[str]) -> str:
     """What is wrong with an entry, whatever the data set is."""
-    # A hard negative of a model without masks has the IoU of boxes in place of both.
-    has_box_iou = isinstance(entry, dict) and "box_iou" in entry
-    for key in DETECTION if has_box_iou else required:
-        if isinstance(entry, dict) and key not in entry:
-            return f"found no {key!r}, expected {', '.join(required)}"
-    entry = {**_DEFAULTS, **entry} if isinstance(entry, dict) else entry
+    if isinstance(entry, dict):
+        # A hard negative of a model without masks has the IoU of boxes in place of both.
+        for key in DETECTION if "box_iou" in entry else required:
+            if key not in entry:
+                return f"found no {key!r}, expected {', '.join(required)}"
+        entry = {**_DEFAULTS, **entry}
     return next(field_problems(entry, _FIELDS), "")
 
 

@@ -1,5 +1,8 @@
 """What the benchmark measures of boxes."""
 
+from pathlib import Path
+
+import lesion_d2
 from lesion_d2.evaluation import froc_curve
 from lesion_d2.tools.benchmark import inputs
 from lesion_d2.tools.benchmark.boxes import anchors, boxes3d, clustering, froc, linking
@@ -19,6 +22,11 @@ def test_the_published_loop_gives_the_same_curve():
     assert sensitivity == pytest.approx(curve.sensitivity)
     assert rate == pytest.approx(curve.fps_per_image)
     assert sensitivity[-1] == 1 and rate[-1] == pytest.approx((20 * 5 + 2) / 20)
+
+
+def test_real_boxes_are_looked_for_beside_the_project():
+    data = Path(lesion_d2.__file__).parents[2] / "shared" / "data"
+    assert data / "deeplesion_val_boxes.csv" == anchors.BOXES
 
 
 def test_froc_rows_compare_both_curves():

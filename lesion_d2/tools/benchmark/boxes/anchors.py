@@ -9,11 +9,11 @@ from lesion_d2.tools.optimize_anchors import RETINANET_ANCHORS
 
 import numpy as np
 
-from ..configs import CPU_CONFIG, load_config
+from ..configs import CONFIGS, CPU_CONFIG, load_config
 from ..timing import Row, time_calls
 
 # The real boxes, where they lie beside the project; they are not a part of it.
-BOXES = Path(__file__).parents[4] / "shared" / "data" / "deeplesion_val_boxes.csv"
+BOXES = CONFIGS.parents[1] / "shared" / "data" / "deeplesion_val_boxes.csv"
 NUM_BOXES = 4885
 # Quantiles 1, 10, 50, 90 and 99 % of the real widths, in px, for boxes that are drawn instead.
 WIDTHS = {0.01: 13, 0.1: 17, 0.5: 27.6, 0.9: 57, 0.99: 122}
