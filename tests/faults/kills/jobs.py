@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_prediction
 import tiny_run
 import torch
 from detectron2.engine import default_argument_parser
@@ -164,6 +163,8 @@ def _overwrite_phantom(root: Path, folder: Path) -> int:
 def _predict(root: Path, folder: Path) -> int:
     from lesion_d2.tools.predict.__main__ import main
 
+    import tiny_prediction
+
     inputs = [root / "scans" / f"{name}.nii.gz" for name in ("a", "b")]
     return main(tiny_prediction.make_arguments(root / "predictor", folder / "found", *inputs))
 
@@ -270,6 +271,8 @@ def prepare(root: Path) -> None:
     from lesion_d2.data.phantom import write_phantom
     from lesion_d2.data.toys import write_toys
     from lesion_d2.scans.writing import write_nifti
+
+    import tiny_prediction
 
     write_phantom(root / DATASETS / "phantom", num_patients=8, size=64, workers=1)
     write_phantom(root / "old_set" / "set", num_patients=4, size=64, workers=1)

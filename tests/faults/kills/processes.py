@@ -15,26 +15,32 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Child:
-    """A function in a session of its own, whose output goes to a file.
+    """A function in a session of its own; what it prints is read here.
 
     Args:
         function: of no argument; its value is the exit status, as that of a tool's ``main``.
-        log: the file of both outputs.
-        longest_file: bytes that a file may have; None for any number.
+        longest_file: bytes that a file may have, but for its output; None for any number.
     """
 
-    def __init__(self, function: Callable[[], object], log: Path, longest_file: int | None = None):
-        self.log = log
-        log.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, function: Callable[[], object], longest_file: int | None = None):
         sys.stdout.flush()
         sys.stderr.flush()
+        self._pipe, write = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            _call(function, log, longest_file)
+            os.close(self._pipe)
+            _call(function, write, longest_file)
+        os.close(write)
+        os.set_blocking(self._pipe, False)
         self._status: int | None = None
+        self._printed = b""
+
+    def __del__(self):
+        os.close(self._pipe)
 
     def poll(self) -> int | None:
         """The exit status, below 0 of a signal; None while it runs."""
+        self._drain()
         if self._status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -90,7 +96,13 @@ class Child:
 
     def output(self) -> str:
         """What it printed."""
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
+        self._drain()
+        return self._printed.decode(errors="replace")
+
+    def _drain(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(self._pipe, 2**16):
+                self._printed += part
 
 
 def _sessions():
@@ -102,14 +114,13 @@ def _sessions():
                 yield int(name), int(fields[3])
 
 
-def _call(function: Callable[[], object], log: Path, longest_file: int | None) -> None:
+def _call(function: Callable[[], object], pipe: int, longest_file: int | None) -> None:
     """What the child does; it never returns. It ends as the interpreter would."""
     status = 1
     try:
         os.setsid()
-        number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(number, 1)
-        os.dup2(number, 2)
+        os.dup2(pipe, 1)
+        os.dup2(pipe, 2)
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -49,15 +49,18 @@ class Bench:
         self.rng = np.random.default_rng(seed)
         self._number = 0
         self._wholes: dict[str, Whole] = {}
-        self._expect(Child(lambda: prepare(root), root / "prepare.log"))
+
+    def prepare(self) -> None:
+        """Write what the jobs read, a trained model too."""
         trained = JOBS[0]
-        self._expect(Child(lambda: trained.run(root, root / TRAINED), root / "trained.log"))
+        self._expect(Child(lambda: prepare(self.root)))
+        self._expect(Child(lambda: trained.run(self.root, self.root / TRAINED)))
 
     def whole(self, job: Job) -> Whole:
         """The job's undisturbed run."""
         if job.name not in self._wholes:
             folder = self._folder("whole")
-            child = Child(lambda: job.run(self.root, folder), folder.with_suffix(".log"))
+            child = Child(lambda: job.run(self.root, folder))
             used = 0.0
             while child.wait(0.005) is None:
                 used = max(used, child.cpu_seconds())
@@ -103,8 +106,7 @@ class Bench:
     def fill(self, job: Job, longest_file: int) -> Found:
         """Files may not be longer, as on a full disk; then they may."""
         whole, folder = self.whole(job), self._folder("full")
-        log = folder.with_suffix(".log")
-        child = Child(lambda: job.run(self.root, folder), log, longest_file)
+        child = Child(lambda: job.run(self.root, folder), longest_file)
         name = f"files of at most {longest_file} bytes"
         if child.wait(_LONGEST) is None:
             child.kill_all()
@@ -125,7 +127,7 @@ class Bench:
         whole, folder = self.whole(job), self._folder("double")
         first = self._started(job.run, folder, 0.6 * whole.cpu_seconds)
         first.send(signal.SIGSTOP)
-        second = Child(lambda: (job.again or job.run)(self.root, folder), folder.with_suffix(".2"))
+        second = Child(lambda: (job.again or job.run)(self.root, folder))
         status, output = second.wait(_LONGEST), second.output()
         second.kill_all()
         stopped = first.poll() is None
@@ -140,13 +142,13 @@ class Bench:
         return self._compare(whole, name, folder, first.output())
 
     def _started(self, run, folder: Path, cpu_seconds: float) -> Child:
-        child = Child(lambda: run(self.root, folder), folder.with_suffix(".log"))
+        child = Child(lambda: run(self.root, folder))
         child.wait_for(cpu_seconds, _LONGEST)
         return child
 
     def _go_on(self, whole: Whole, name: str, folder: Path, *, again: bool) -> Found:
         run = (whole.job.again if again else None) or whole.job.run
-        child = Child(lambda: run(self.root, folder), folder.with_suffix(".again"))
+        child = Child(lambda: run(self.root, folder))
         status, output = child.wait(_LONGEST), child.output()
         child.kill_all()
         if status is None:
@@ -177,7 +179,7 @@ class Bench:
     @staticmethod
     def _expect(child: Child) -> None:
         if child.wait(_LONGEST) != 0:
-            raise RuntimeError(f"{child.log}: {child.output()[-2000:]}")
+            raise RuntimeError(child.output()[-2000:])
 
 
 def _half_files(folder: Path, size: int) -> Iterator[Path]:
@@ -192,6 +194,7 @@ def _half_files(folder: Path, size: int) -> Iterator[Path]:
 
 def kill_campaign(bench: Bench, number: int, names=()) -> Iterator[Found]:
     """Kill jobs so often, by their shares; then signals, a full disk and second runs."""
+    bench.prepare()
     jobs = [job for job in JOBS if not names or job.name in names]
     total = sum(job.share for job in jobs)
     shares = [number * job.share // total for job in jobs]
