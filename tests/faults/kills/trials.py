@@ -65,6 +65,7 @@ class Bench:
             while child.wait(0.005) is None:
                 used = max(used, child.cpu_seconds())
             self._expect(child)
+            child.kill_all()  # what it left behind
             self._wholes[job.name] = Whole(job, used, job.end(folder))
             shutil.rmtree(folder)
         return self._wholes[job.name]
