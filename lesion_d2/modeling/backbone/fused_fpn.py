@@ -4,7 +4,7 @@ from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone
 from torch import Tensor, nn
 
 from .slice_images import ImageStack, build_image_backbone
-from .unet_fpn import build_top_block
+from .unet_fpn import build_fpn
 
 
 class FusedImages(ImageStack):
@@ -77,12 +77,4 @@ def build_fused_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
             f"MODEL.FPN.IN_FEATURES: found {names}, expected some of {', '.join(known)} "
             f"(MODEL.SLICE_IMAGES.BACKBONE is {cfg.MODEL.SLICE_IMAGES.BACKBONE!r})"
         )
-    bottom_up = FusedImages(backbone, names, num_images)
-    return FPN(
-        bottom_up,
-        names,
-        cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=build_top_block(cfg, bottom_up),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    return build_fpn(cfg, FusedImages(backbone, names, num_images))

@@ -296,7 +296,11 @@ def build_resnet_fpn_stages_backbone(cfg, input_shape: ShapeSpec) -> FPN:
 
     Detectron2's ``build_resnet_fpn_backbone`` adds a P6 to P5, so that it always wants res5.
     """
-    bottom_up = build_resnet_backbone(cfg, input_shape)
+    return build_fpn(cfg, build_resnet_backbone(cfg, input_shape))
+
+
+def build_fpn(cfg, bottom_up: Backbone) -> FPN:
+    """Build Detectron2's FPN over MODEL.FPN.IN_FEATURES, with :func:`build_top_block`."""
     return FPN(
         bottom_up,
         cfg.MODEL.FPN.IN_FEATURES,

@@ -5,7 +5,7 @@ from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone
 from torch import Tensor, nn
 from torchvision.models import vgg
 
-from .unet_fpn import UNetFPN, build_top_block, build_unet_fpn
+from .unet_fpn import UNetFPN, build_fpn, build_unet_fpn
 
 _LAYERS = {16: vgg.cfgs["D"], 19: vgg.cfgs["E"]}
 _TORCHVISION_WIDTH = 64
@@ -112,14 +112,7 @@ def build_vgg_backbone(cfg, input_shape: ShapeSpec) -> VGG:
 @BACKBONE_REGISTRY.register()
 def build_vgg_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Build Detectron2's FPN over a VGG; see :func:`build_top_block` for P6 and P7."""
-    bottom_up = build_vgg_backbone(cfg, input_shape)
-    return FPN(
-        bottom_up,
-        cfg.MODEL.FPN.IN_FEATURES,
-        cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=build_top_block(cfg, bottom_up),
-    )
+    return build_fpn(cfg, build_vgg_backbone(cfg, input_shape))
 
 
 @BACKBONE_REGISTRY.register()
