@@ -126,7 +126,8 @@ def _end_children() -> None:
 def told(error: BaseException) -> str | None:
     """What to tell a user of an error in place of its traceback.
 
-    Of what came from another process, such as a loader's worker, the error itself is told.
+    Of what came from another process, such as a loader's worker, the error itself is told. Letters
+    that are nothing to show, such as those that lead a terminal, are ``?``.
 
     Returns:
         None where it is a fault of the program.
@@ -141,12 +142,17 @@ def told(error: BaseException) -> str | None:
         is_expected = kind.startswith("lesion_d2.") and kind.endswith("Error")
         known = getattr(builtins, kind, None)
         is_expected |= isinstance(known, type) and issubclass(known, _EXPECTED)
-        return text.strip() or kind if is_expected else None
+        return _shown(text.strip()) or kind if is_expected else None
     if not isinstance(error, _EXPECTED):
         return None
     if not isinstance(error, ValueError):  # those of data sets have a line for each problem
         text = one_line(text)
-    return text.strip() or type(error).__name__
+    return _shown(text.strip()) or type(error).__name__
+
+
+def _shown(text: str) -> str:
+    """With ``?`` for letters that are nothing to show; the lines of a list stay."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
 def _last_error(text: str) -> str:

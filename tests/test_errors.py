@@ -57,6 +57,7 @@ def fail(error):
     [
         (ValueError("a.png: found 1, expected 2"), "a.png: found 1, expected 2"),
         (FileNotFoundError(2, "No such file", "a.png"), "[Errno 2] No such file: 'a.png'"),
+        (ValueError("\x1b[2J\u202e.png: found 1\n  2"), "?[2J?.png: found 1\n  2"),
         (ProblemsError("a.csv", [], "2 problems\n  b\n  c"), "a.csv: 2 problems\n  b\n  c"),
         (FloatingPointError("Loss became infinite"), "Loss became infinite"),
         (MemoryError(), "MemoryError"),

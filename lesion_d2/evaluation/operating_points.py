@@ -105,7 +105,11 @@ def read_operating_points(file: str | os.PathLike) -> OperatingPoints:
 
 
 def _is_point(point: object) -> bool:
-    if not isinstance(point, dict) or not is_number(point.get("rate")):
+    if not isinstance(point, dict) or not {"rate", "score_threshold"} <= point.keys():
         return False
-    threshold = point.get("score_threshold")
-    return threshold is None or is_number(threshold)
+    rate, threshold = point["rate"], point["score_threshold"]
+    return _is_positive(rate) and (threshold is None or _is_positive(threshold))
+
+
+def _is_positive(value: object) -> bool:
+    return is_number(value) and value >= 0

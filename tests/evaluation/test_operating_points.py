@@ -143,6 +143,15 @@ def test_an_evaluation_of_volumes_writes_them(tmp_path):
             '"points": [{"rate": 1, "score_threshold": "0.5"}]}}',
             "found other",
         ),
+        (
+            '{"operating_points": {"dataset": "a", "unit": "image", "points": [{"rate": 1}]}}',
+            "found other",
+        ),
+        (
+            '{"operating_points": {"dataset": "a", "unit": "image", '
+            '"points": [{"rate": -1, "score_threshold": 0.5}]}}',
+            "found other",
+        ),
     ],
 )
 def test_other_files_are_told_in_one_line(tmp_path, text, message):

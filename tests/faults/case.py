@@ -52,6 +52,7 @@ class Case:
         may_refuse: whether to refuse the file is right, too.
         heavy: whether it takes a second or more, and is left out of a share.
         place: a part of the message that says where the fault is, such as a row or a key.
+        places: others, one of which is as good as the name of a file.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Case:
     expected: object = REFUSED
     may_refuse: bool = False
     place: str = ""
+    places: tuple[str, ...] = ()
     heavy: bool = False
 
     def write(self, folder: Path) -> None:

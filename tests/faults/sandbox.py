@@ -20,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from lesion_d2.errors import told
+
 from .case import ANY, GOOD, REFUSED, Case, Found, same
 
 #: Of one case: processor time and waiting, in seconds; memory beyond what the process had before.
@@ -225,7 +227,7 @@ def _attempt(root: Path, case: Case) -> tuple[str, str]:
     except MemoryError:
         return "memory", _last_lines()
     except (OSError, ValueError) as error:
-        return _judge_message(root, case, str(error), error)
+        return _judge_message(root, case, told(error) or str(error), error)
     except BaseException as error:
         text = _last_lines()
         out_of_memory = "allocate" in str(error) or "Insufficient memory" in str(error)
@@ -245,6 +247,7 @@ def _judge_message(root: Path, case: Case, message: str, error: Exception) -> tu
     names = [name.rsplit("/", 1)[-1] for name in case.files]
     is_named = os.fspath(root) in message or any(name in message for name in names)
     is_named |= bool(case.place) and case.place in message
+    is_named |= any(place in message for place in case.places)
     lines = message.splitlines()
     is_list = len(lines) > 1 and all(line.startswith("  ") for line in lines[1:])
     is_short = (len(lines) == 1 or is_list) and len(lines) <= _MAX_LINES

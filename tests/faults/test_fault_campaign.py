@@ -66,14 +66,14 @@ def test_a_good_file_that_is_refused_and_one_outside_that_is_read_are_found():
         Case("outside", files, _open_outside, ANY),
         Case("several lines", files, lambda folder: _refuse("a.txt: 2 problems\n  x\n  y")),
         Case("a traceback's lines", files, lambda folder: _refuse("a.txt\nx")),
-        Case("unprintable", files, lambda folder: _refuse("a.txt: \x1b[2J")),
+        Case("unprintable, which is not shown", files, lambda folder: _refuse("a.txt: \x1b[2J")),
         Case("no place", files, _READERS["one-line"], place="row 5"),
     ]
     found = list(run_cases("readers", cases))
-    verdicts = ["refused", "silent", "run", "one-line", "unnamed", "unnamed", "unnamed"]
+    verdicts = ["refused", "silent", "run", "one-line", "unnamed", "one-line", "unnamed"]
     assert [one.verdict for one in found] == verdicts
     table = as_markdown(count(found))
-    assert table.splitlines()[-1] == "| all | 7 | 0 | 1 | 1 | 3 | 0 | 0 | 0 | 0 | 1 | 1 |"
+    assert table.splitlines()[-1] == "| all | 7 | 0 | 2 | 1 | 2 | 0 | 0 | 0 | 0 | 1 | 1 |"
     assert len(table.splitlines()[0].split("|")) == len(VERDICTS) + 4
 
 

@@ -17,6 +17,7 @@ from ...files import printable
 _WANTED = re.compile(r"GLOBAL (\S+)|(?:function|class|type) <?(?:class )?'?([\w.]+)")
 _DETAILS = "WeightsUnpickler error:"
 _PICKLE = "/data.pkl"
+_FOLDER = 0x10  # of MS-DOS, among the attributes of a part
 _MAX_WORDS = 200  # letters of them in a message
 
 
@@ -49,8 +50,8 @@ def check_zip(path: str) -> bool:
 
     Raises:
         RefusedFile: its pickle asks for far more memory or time than its size allows.
-        ValueError: a part is not what was written; or parts are compressed, have one name or lie
-            over each other, as torch writes none.
+        ValueError: a part is not what was written; or parts are compressed, marked as folders, have
+            one name or lie over each other, as torch writes none.
         zipfile.BadZipFile: the file is damaged otherwise.
     """
     with open(path, "rb") as file:
@@ -64,6 +65,8 @@ def check_zip(path: str) -> bool:
         for info in infos:
             if info.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"found {printable(info.filename)[:100]} compressed")
+            if info.is_dir() or info.external_attr & _FOLDER:  # of which torch reads nothing
+                raise ValueError(f"found {printable(info.filename)[:100]} marked as a folder")
         has_sums = any(info.CRC for info in infos)  # set_crc32_options(False) of torch writes none
         damaged = parts.testzip() if has_sums else None
         if damaged is not None:

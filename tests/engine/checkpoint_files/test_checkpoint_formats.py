@@ -138,6 +138,11 @@ def test_a_program_a_compressed_file_and_one_that_asks_for_too_much_are_refused(
         parts.writestr("a/data/0", os.urandom(100) + bytes(50))
     with pytest.raises(ValueError, match="found a/data/0 compressed"):
         read_file(path)
+    with zipfile.ZipFile(path, "w") as parts:
+        parts.writestr("a/data/0", bytes(100))
+        parts.getinfo("a/data/0").external_attr |= 0x10
+    with pytest.raises(ValueError, match="found a/data/0 marked as a folder"):
+        read_file(path)
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "w") as parts:
         for _ in range(2):
             parts.writestr("a/data/0", bytes(100))

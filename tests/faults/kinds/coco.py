@@ -157,6 +157,10 @@ def _after(tree: dict, path: tuple) -> object:
     """The value of a changed tree: what is removed, or not looked at."""
     if path[2:4] == ("segmentation", 0) and len(path) > 4:  # a corner of the polygon elsewhere
         return ANY
+    if path[2:3] == ("bbox",) and len(path) == 4 and -1 in tree["annotations"][path[1]]["bbox"]:
+        return ANY  # a box that ends a pixel outside is cut to its image
+    if path[2:] == ("iscrowd",) and tree["annotations"][path[1]].get("iscrowd") is True:
+        return ANY  # as 1
     value = _value()
     if path in (("annotations", 0), ("annotations", 1)):
         value[0][2] = value[0][2][1:]
@@ -164,7 +168,7 @@ def _after(tree: dict, path: tuple) -> object:
         value[1][2] = []
     elif path == ("annotations",) and tree.get("annotations") == []:
         value[0][2] = value[1][2] = []
-    elif path[2:] == ("segmentation",) and "segmentation" not in tree["annotations"][path[1]]:
+    elif path[2:3] == ("segmentation",) and not tree["annotations"][path[1]].get("segmentation"):
         image, number = ((0, 0), (0, 1), (1, 0))[path[1]]
         value[image][2] = [list(a) for a in value[image][2]]
         value[image][2][number][3] = None

@@ -186,15 +186,22 @@ def draw(rng: np.random.Generator) -> Case:
     text = "".join([*lines[:number], line, *lines[number + 1 :]])
     expected = REFUSED
     try:
-        if yaml.safe_load(text) == yaml.safe_load(good):
+        if yaml.load(text, _Loader) == yaml.safe_load(good):
             expected = _VALUE
     except yaml.YAMLError:
         pass
     return _case(
-        f"{piece!r} in line {number + 1}, column {place}", text, expected=expected, may_refuse=True
+        f"{piece!r} in line {number + 1}, column {place}",
+        text,
+        expected=expected,
+        may_refuse=True,
+        places=_KEYS,
     )
 
 
+# A tab behind a value is none to libyaml's parser, and an error to Python's.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_KEYS = tuple(f"{key}{end}" for key, value in _tree().items() for end in (":", ".") if value)
 # What a key takes though it looks strange.
 _ACCEPTED = (("SEED", -1), ("MODEL.WEIGHTS", ""), ("MODEL.DEVICE", ""))
 KIND = Kind("YAML", known, draw)

@@ -136,7 +136,8 @@ def _after(tree: dict, path: tuple) -> object:
     """The value of a changed tree; ANY where what may be left out or be any text is changed."""
     optional = ("spacing", "origin", "direction", "window", "lesions", "recist", "diameters_mm")
     optional += ("boxes", "masks", "ignore", "attributes", "patient", "name", "category", "id")
-    return ANY if set(path) & set(optional) else _value()
+    is_volume = path[0] == "volumes" and len(path) == 2
+    return ANY if is_volume or set(path) & set(optional) else _value()
 
 
 KIND = Kind("volume set", known, draw)
