@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import numpy as np
 from torch.multiprocessing import ProcessExitedException
 
-from .files import one_line
+from .files import one_line, printable_lines
 
 _MAX_LENGTH = 60
 _MAX_BITS = 256
@@ -142,17 +142,12 @@ def told(error: BaseException) -> str | None:
         is_expected = kind.startswith("lesion_d2.") and kind.endswith("Error")
         known = getattr(builtins, kind, None)
         is_expected |= isinstance(known, type) and issubclass(known, _EXPECTED)
-        return _shown(text.strip()) or kind if is_expected else None
+        return printable_lines(text.strip()) or kind if is_expected else None
     if not isinstance(error, _EXPECTED):
         return None
     if not isinstance(error, ValueError):  # those of data sets have a line for each problem
         text = one_line(text)
-    return _shown(text.strip()) or type(error).__name__
-
-
-def _shown(text: str) -> str:
-    """With ``?`` for letters that are nothing to show; the lines of a list stay."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
+    return printable_lines(text.strip()) or type(error).__name__
 
 
 def _last_error(text: str) -> str:

@@ -334,7 +334,12 @@ def printable(text: object) -> str:
 
     Names of files and words of damaged ones may be any bytes, those that lead a terminal too.
     """
-    return "".join(letter if letter.isprintable() else "?" for letter in one_line(text))
+    return printable_lines(one_line(text))
+
+
+def printable_lines(text: str) -> str:
+    """A text with ``?`` for bytes and letters that are nothing to show; its lines stay."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -5,7 +5,7 @@ import logging
 import math
 import sys
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -148,19 +148,25 @@ def read_ranking(folder: str | Path) -> list[dict]:
         raise FileNotFoundError(f"{path}: no such ranking of checkpoints (TEST.KEEP_BEST)")
     try:
         ranking = parse_json(path.read_bytes(), path)
-        if not isinstance(ranking, list):
-            raise ValueError(f"{path}: found {short(ranking)}")
-        for number, entry in enumerate(ranking):
-            for text in field_problems(entry, _FIELDS):
-                raise ValueError(f"{path}: entry {number}: {text}")
+        problem = next(_ranking_problems(ranking), None)
     except ValueError as error:
-        text = str(error).removeprefix(f"{path}: ")
+        problem = str(error).removeprefix(f"{path}: ")
+    if problem is not None:
         raise ValueError(
-            f"{path}: found no ranking ({text}), expected a list of {', '.join(_FIELDS)}"
-        ) from None
+            f"{path}: found no ranking ({problem}), expected a list of {', '.join(_FIELDS)}"
+        )
     for entry in ranking:
         bare_name(entry["file"], path)
     return ranking
+
+
+def _ranking_problems(ranking: object) -> Iterator[str]:
+    if not isinstance(ranking, list):
+        yield f"found {short(ranking)}"
+        return
+    for number, entry in enumerate(ranking):
+        for text in field_problems(entry, _FIELDS):
+            yield f"entry {number}: {text}"
 
 
 def checkpoint_files(names: Iterable[str]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lesion_d2.config import LesionConfig
-from lesion_d2.errors import interruptible
+from lesion_d2.errors import interruptible, told
 from lesion_d2.parallel import count_cores
 
 from tqdm import tqdm
@@ -76,7 +76,7 @@ def collected(failures: list[str]) -> Iterator[None]:
         with interruptible():
             yield
     except (ValueError, OSError) as error:
-        failures.append(f"error: {error}")
+        failures.append(f"error: {told(error)}")
     except KeyboardInterrupt:
         failures.append("interrupted: the same command goes on from here")
 
