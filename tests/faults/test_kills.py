@@ -1,5 +1,6 @@
 """The campaign of kills finds what it looks for, with jobs of milliseconds."""
 
+import io
 import os
 import signal
 import time
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 from lesion_d2.files import locked, written_whole
 
 import pytest
+from tqdm import tqdm
 
 from .kills.jobs import Job
 from .kills.processes import Child
@@ -109,3 +111,20 @@ def test_what_an_interrupted_process_prints_is_read():
     child.send(signal.SIGINT)
     assert child.wait(60) == 1 and not child.session()
     assert child.output().startswith("begun\nTraceback") and "KeyboardInterrupt" in child.output()
+
+
+def test_a_killed_process_holds_no_lock_of_the_next_ones_progress_bar():
+    def hold_for_ever():
+        tqdm.get_lock().acquire()
+        print("held", flush=True)
+        time.sleep(600)
+
+    tqdm(range(1), disable=False, file=io.StringIO())  # its lock is made before the fork
+    first = Child(hold_for_ever)
+    while "held" not in first.output():
+        time.sleep(0.001)
+    second = Child(lambda: sum(tqdm(range(9))))
+    status = second.wait(20)
+    first.kill_all()
+    second.kill_all()
+    assert status == 36 and "9/9" in second.output()

@@ -5,10 +5,13 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+
+from tqdm import tqdm
 
 _POLL_SECONDS = 0.002
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -123,6 +126,9 @@ def _call(function: Callable[[], object], pipe: int, longest_file: int | None) -
         os.dup2(pipe, 2)
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+        # That of progress bars is a semaphore of all forked processes, which one that is killed or
+        # stopped would hold for ever.
+        tqdm.set_lock(threading.RLock())
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if longest_file is not None:
