@@ -2,12 +2,12 @@
 
 python -m lesion_d2.tools.benchmark [--only PART ...] [--threads N]
 
-Writes small phantom data sets into a temporary folder, measures, and prints one table. Times are
-the minimum over repeats where nothing else is said; ratios of models are the median over pairs of
-calls that follow each other. What runs on one core (slices, masks, FROC, CSV, voxels, patches,
-clustering, linking, boxes in 3-D, and on a CPU whole volumes) is counted in processor time, which
-other programs on the machine disturb least. Exits with 1 where a limit is exceeded. Models and
-slices are measured with configs/ of the project's checkout.
+Writes small phantom data sets into a temporary folder, measures, and prints one table, each row as
+soon as it is measured. Times are the minimum over repeats where nothing else is said; ratios of
+models are the median over pairs of calls that follow each other. What runs on one core (slices,
+masks, FROC, CSV, voxels, patches, anchors, clustering, linking, boxes in 3-D, and on a CPU whole
+volumes) is counted in processor time, which other programs on the machine disturb least. Exits with
+1 where a limit is exceeded. Models and slices are measured with configs/ of the project's checkout.
 """
 
 import argparse
@@ -25,7 +25,6 @@ from lesion_d2.tools.checkout import find_in_checkout
 
 import cv2
 import torch
-from tabulate import tabulate
 from tqdm import tqdm
 
 from .boxes.anchors import measure_anchors
@@ -68,6 +67,8 @@ PARTS = (
 )
 # Parts that are measured with files of configs/, which a checkout has.
 _WITH_CONFIGS = ("slices", "model", "zlocha", "uldor", "tao", "bai", "volumes", "scans")
+_HEADERS = ("", "measured", "limit", "ok", "note")
+_WIDTHS = (70, 12, 14, 3, 0)  # of the columns: rows are printed before the next ones are known
 # Parts that choose on a GPU themselves how often they repeat.
 _OWN_REPEATS = ("volumes", "scans")
 
@@ -123,8 +124,14 @@ def machine_line() -> str:
     )
 
 
+def table_line(cells: Sequence[str]) -> str:
+    """One line of the table; a cell that is wider than its column moves those behind it."""
+    padded = (cell.ljust(width) for cell, width in zip(cells, _WIDTHS, strict=True))
+    return "  ".join(padded).rstrip()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the table, and return 1 where a limit is exceeded."""
+    """Measure, print each row as it is known, and return 1 where a limit is exceeded."""
     parser = argparse.ArgumentParser(prog="lesion_d2.tools.benchmark", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
@@ -141,11 +148,15 @@ def _run(parts: Sequence[str]) -> int:
     cv2.setNumThreads(1)
     ignore_meshgrid_warning()
     print(machine_line(), flush=True)
+    print(table_line(_HEADERS), flush=True)
+    exceeded = []
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(tqdm(measure(parts, Path(folder)), desc="benchmark", unit="row"))
-    headers = ["", "measured", "limit", "ok", "note"]
-    print(tabulate([row.cells() for row in rows], headers, disable_numparse=True))
-    return 0 if all(row.ok for row in rows) else 1
+        for row in tqdm(measure(parts, Path(folder)), desc="benchmark", unit="row"):
+            with tqdm.external_write_mode():  # clears the bar meanwhile
+                print(table_line(row.cells()), flush=True)
+            exceeded += [] if row.ok else [row.name]
+    print("; ".join(["limits exceeded", *exceeded]) if exceeded else "no limit exceeded")
+    return 1 if exceeded else 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The table of the benchmark, and how its times and memory are taken."""
 
+import signal
+
 import lesion_d2
 from lesion_d2.tools.benchmark import memory, timing
 from lesion_d2.tools.benchmark.__main__ import main
@@ -68,7 +70,7 @@ def test_the_part_of_uldor_gets_the_folder_of_data_sets(monkeypatch, capsys):
         monkeypatch.setattr(torch.cuda, "is_available", lambda found=with_gpu: found)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
         assert main(["--only", "uldor"]) == 0
-        lines = capsys.readouterr().out.splitlines()[3:]
+        lines = capsys.readouterr().out.splitlines()[2:-1]
         assert [line.rsplit(maxsplit=1)[0].strip() for line in lines] == expected
 
 
@@ -89,9 +91,21 @@ def test_without_a_checkout_the_configs_are_missed_in_one_line(monkeypatch, tmp_
 def test_the_command_prints_a_table_and_fails_where_a_limit_is_exceeded(monkeypatch, capsys):
     rows = [Row("fast", 1.0, "s", 2.0), Row("slow", 3.0, "s", 2.0, "a note")]
     expected = ["fast 1 s <= 2 s yes", "slow 3 s <= 2 s NO a note"]
-    for number, code in ((1, 0), (2, 1)):
+    for number, code, last in ((1, 0, "no limit exceeded"), (2, 1, "limits exceeded; slow")):
         shown = rows[:number]
         monkeypatch.setattr("lesion_d2.tools.benchmark.__main__.measure_froc", lambda s=shown: s)
         assert main(["--only", "froc"]) == code
-        lines = capsys.readouterr().out.splitlines()[3:]
-        assert [" ".join(line.split()) for line in lines] == expected[:number]
+        lines = capsys.readouterr().out.splitlines()[2:]
+        assert [" ".join(line.split()) for line in lines] == [*expected[:number], last]
+
+
+def test_each_row_is_printed_before_the_next_one_is_measured(monkeypatch, capsys):
+    def measure():
+        yield Row("first", 1.0)
+        assert capsys.readouterr().out.splitlines()[-1].split() == ["first", "1"]
+        yield Row("second", 2.0)
+        raise KeyboardInterrupt  # someone stops the run
+
+    monkeypatch.setattr("lesion_d2.tools.benchmark.__main__.measure_froc", measure)
+    assert main(["--only", "froc"]) == 128 + signal.SIGINT
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["second", "2"]

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from lesion_d2.inference import weighted_box_clustering
 from lesion_d2.layers import nms_3d, roi_align_3d
@@ -25,13 +25,11 @@ _BINS, _STRIDES = (3, 7, 7), (1, 4, 4)
 
 def measure_boxes3d(
     num_boxes: int = 5000, num_views: int = 20, per_view: int = 300, num_regions: int = 100
-) -> list[Row]:
+) -> Iterator[Row]:
     """Rows of all three, on the processor and, where there is a GPU, on it."""
-    return [
-        *_measure_nms(num_boxes),
-        *_measure_clustering(num_views, per_view),
-        *_measure_roi_align(num_regions),
-    ]
+    yield from _measure_nms(num_boxes)
+    yield from _measure_clustering(num_views, per_view)
+    yield from _measure_roi_align(num_regions)
 
 
 def _processor_time(call: Callable) -> tuple[float, object]:

@@ -9,6 +9,9 @@ import numpy as np
 from ..inputs import random_boxes
 from ..timing import Row, time_calls
 
+# A ratio, as the seconds of the same work grow on a machine that does other work beside it.
+_AT_LEAST = 20
+
 
 def measure_froc(num_images: int = 5000, per_image: int = 100) -> list[Row]:
     """``froc_curve`` against a loop that visits one detection after the other."""
@@ -28,9 +31,10 @@ def measure_froc(num_images: int = 5000, per_image: int = 100) -> list[Row]:
     )
     note = f"processor time; clock {ours.min:.2f} s; {num_images} images x {per_image} detections"
     same = f"loop over falling scores: {loop:.2f} s; curves differ by at most {difference:.1g}"
+    ratio = loop / min(ours.cpu_seconds)
     return [
-        Row("froc_curve", min(ours.cpu_seconds), "s", 0.25, note),
-        Row("published loop / froc_curve", loop / min(ours.cpu_seconds), "x", None, same),
+        Row("froc_curve", min(ours.cpu_seconds), "s", None, note),
+        Row("published loop / froc_curve", ratio, "x", _AT_LEAST, same, at_least=True),
     ]
 
 
