@@ -1,12 +1,13 @@
 """Types of command line arguments, and the KEY VALUE pairs at their end."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from lesion_d2.data.deeplesion import resolve_root
 from lesion_d2.data.volume_set.form import FILE_NAME
+from lesion_d2.shards import WHOLE, Shard, parse_shard
 
 _MAX_NAMES = 5  # in a message
 
@@ -17,6 +18,21 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
     return value
+
+
+def add_shard(add: Callable[..., object]) -> None:
+    """Add ``--shard I/N`` to a command line by its ``add_argument``: a :class:`Shard`."""
+    text = (
+        "do the I-th of N parts, each a call of its own; the last one joins them (docs/clusters.md)"
+    )
+    add("--shard", type=_shard, default=WHOLE, metavar="I/N", help=text)
+
+
+def _shard(text: str) -> Shard:
+    try:
+        return parse_shard(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def data_set_folder(name: str) -> Path:

@@ -5,11 +5,14 @@ Example::
     python -m lesion_d2.tools.prepare_masks --dataset deeplesion_train --method grabcut \\
         --output datasets/deeplesion_train_grabcut.json
 
-An interrupted run goes on where it stopped: finished images stand in ``OUTPUT.partial``. With
-``--compare TRUE_MASKS_JSON`` the methods are measured against the true masks of a phantom data set.
+An interrupted run goes on where it stopped: finished images stand in ``OUTPUT.partial``, those of
+``--shard I/N``, one of N calls that may run at a time, in ``OUTPUT.partial.I-of-N``. The call after
+which no image is missing writes the file. With ``--compare TRUE_MASKS_JSON`` the methods are
+measured against the true masks of a phantom data set.
 """
 
 import argparse
+import glob
 import json
 import logging
 import math
@@ -19,6 +22,7 @@ import time
 from collections.abc import Iterable
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import lesion_d2  # noqa: F401  (registers the data sets)
@@ -45,6 +49,7 @@ from lesion_d2.files import locked, named_errors, parse_json, read_json
 from lesion_d2.ignore_regions import lesions_of
 from lesion_d2.parallel import map_unordered
 from lesion_d2.rle import check_mask, decode_mask
+from lesion_d2.shards import WHOLE, Shard, joining
 from lesion_d2.values import is_name
 
 import cv2
@@ -52,6 +57,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
+
+from .arguments import add_shard
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +80,9 @@ class Comparison(NamedTuple):
     milliseconds: float
 
 
-def prepare_masks(dataset: str, method: str, output: str, workers: int | None = None) -> Summary:
+def prepare_masks(
+    dataset: str, method: str, output: str, workers: int | None = None, shard: Shard = WHOLE
+) -> Summary | None:
     """Write the masks of all lesions of a data set to one file; the same for any ``workers``.
 
     Args:
@@ -82,51 +91,63 @@ def prepare_masks(dataset: str, method: str, output: str, workers: int | None = 
         output: the JSON file to write. Where it stands and covers the data set, nothing is done;
             where it stands for the same data set and method and does not, it is written anew.
         workers: processes; all cores by default.
+        shard: the part of the images that this call does; the call after which none is missing
+            writes the file, the same as one call for all.
+
+    Returns:
+        None where images of other parts are missing, or another call is about to write the file.
 
     Raises:
-        ValueError: ``output`` or its journal ``output.partial`` belong to another data set or
+        ValueError: ``output`` or a journal ``output.partial*`` belong to another data set or
             method, or are damaged; a slice cannot be read.
-        BlockingIOError: another process writes ``output``.
+        BlockingIOError: another process does this part.
         BrokenProcessPool: a process was killed; what was finished stands in the journal.
     """
     dicts = DatasetCatalog.get(dataset)
     info = {"method": method, "dataset": dataset, "window": "DICOM"}
-    if os.path.exists(output):
-        summary = _existing_summary(dicts, info, output)
-        if summary is not None:
-            return summary
+    summary = _existing_summary(dicts, info, output)
+    if summary is not None:
+        return summary
     folder = os.path.dirname(output)
     if folder:
         os.makedirs(folder, exist_ok=True)
     journal = f"{output}.partial"
-    with locked(journal):
-        done = _finish_journal(journal, info, dicts, workers)
-        annotations = [a for d in dicts for a in done[d["image_id"]]]
-        write_mask_file(output, info, annotations)
-        os.remove(journal)
+    with locked(shard.file(journal)):
+        _finish_journal(journal, info, dicts, workers, shard)
+        done = _read_journals(journal, info, dicts)
+        # Before the lock is taken: a call that only looks never keeps the last one from joining.
+        if not all(d["image_id"] in done for d in dicts):
+            return _existing_summary(dicts, info, output)  # of a call that has just joined them
+        with joining(journal, shard) as is_ours:
+            if not is_ours or not os.path.exists(shard.file(journal)):
+                return _existing_summary(dicts, info, output)
+            annotations = [a for d in dicts for a in done[d["image_id"]]]
+            write_mask_file(output, info, annotations)
+            for file in _journals(journal):
+                Path(file).unlink(missing_ok=True)
     return Summary(len(annotations), sum(a["fell_back"] for a in annotations), False)
 
 
 def _finish_journal(
-    journal: str, info: dict, dicts: list[dict], workers: int | None
-) -> dict[str, list[dict]]:
-    """Compute the entries of all images that a journal lacks, and write them there."""
-    method = info["method"]
-    done = _read_journal(journal, info, dicts)
-    if done:
-        logger.info(f"{journal}: going on after {len(done)} of {len(dicts)} images")
-    with named_errors(journal), open(journal, "a") as file:
+    journal: str, info: dict, dicts: list[dict], workers: int | None, shard: Shard
+) -> None:
+    """Compute the entries of a part's images that no journal has, and write them to its own."""
+    method, own = info["method"], shard.file(journal)
+    _cut_half_line(own)
+    done, part = _read_journals(journal, info, dicts), shard.of(dicts)
+    left = [d for d in part if d["image_id"] not in done]
+    if len(left) < len(part):
+        logger.info(f"{own}: going on after {len(part) - len(left)} of {len(part)} images")
+    with named_errors(own), open(own, "a") as file:
         if file.tell() == 0:
             _append(file, {"info": info})
-        left = [d for d in dicts if d["image_id"] not in done]
-        bar = tqdm(total=len(dicts), initial=len(done), desc=f"{method} masks", unit="image")
+        initial = len(part) - len(left)
+        bar = tqdm(total=len(part), initial=initial, desc=f"{method} masks", unit="image")
         results = map_unordered(partial(_image_masks, method=method), left, workers)
         with bar, closing(results):
             for image_id, annotations in results:
                 _append(file, {"image_id": image_id, "annotations": annotations})
-                done[image_id] = annotations
                 bar.update()
-    return done
 
 
 def dice_against_truth(
@@ -234,18 +255,37 @@ def _append(file, line: dict) -> None:
     file.flush()  # what was handed to the system survives a kill
 
 
-def _read_journal(path: str, info: dict, dicts: list[dict]) -> dict[str, list[dict]]:
-    """Finished images of an interrupted run: their entries by image id.
+def _cut_half_line(file: str) -> None:
+    """Cut off a file the last line, if a killed call wrote a half of it."""
+    if os.path.exists(file):
+        with open(file, "rb+") as journal:
+            journal.truncate(journal.read().rfind(b"\n") + 1)
 
-    A half-written last line is cut off the file. Images whose lesions changed since are left out.
+
+def _journals(journal: str) -> list[str]:
+    """The journals of all parts that there are, and that of calls for the whole work."""
+    parts = glob.glob(f"{glob.escape(journal)}.*-of-*")
+    return [file for file in (journal, *sorted(parts)) if os.path.exists(file)]
+
+
+def _read_journals(journal: str, info: dict, dicts: list[dict]) -> dict[str, list[dict]]:
+    """Images that any call has finished: their entries by image id."""
+    done: dict[str, list[dict]] = {}
+    for file in _journals(journal):
+        done.update(_read_journal(file, info, dicts))
+    return done
+
+
+def _read_journal(path: str, info: dict, dicts: list[dict]) -> dict[str, list[dict]]:
+    """Finished images of a journal: their entries by image id.
+
+    A half-written last line is left out, and images whose lesions changed since.
     """
-    if not os.path.exists(path):
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:  # another call has just joined the parts
         return {}
-    with open(path, "rb+") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        file.truncate(whole)
-    lines = content[:whole].splitlines()
+    lines = content[: content.rfind(b"\n") + 1].splitlines()
     if not lines:
         return {}
     found = _parse_line(path, 1, lines[0]).get("info")
@@ -306,7 +346,13 @@ def _lesions(annotations: Iterable[dict]) -> list[tuple]:
 
 
 def _existing_summary(dicts: list[dict], info: dict, output: str) -> Summary | None:
-    """The summary of a file that covers the data set; None for one that is out of date."""
+    """The summary of a file that covers the data set; None for one that does not, or is not there.
+
+    Raises:
+        ValueError: it belongs to another data set or method, or is damaged.
+    """
+    if not os.path.exists(output):
+        return None
     masks = load_mask_file(output)
     found = {key: masks.info.get(key) for key in info}
     if found != info:
@@ -344,9 +390,12 @@ def _parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--allow-missing", action="store_true", help="leave out images whose file is missing"
     )
+    add_shard(parser.add_argument)
     args = parser.parse_args(argv)
     if (args.output is None) == (args.compare is None):
         parser.error("expected one of --output and --compare")
+    if args.compare is not None and not args.shard.is_whole:
+        parser.error("found --shard with --compare, expected one of them")
     for name in ("workers", "limit"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -365,7 +414,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = _parse_args(argv)
     setup_logger(name="lesion_d2")
-    goes_on = f": the same command goes on from {args.output}.partial" if args.output else ""
+    goes_on = ""
+    if args.output:
+        goes_on = f": the same command goes on from {args.shard.file(f'{args.output}.partial')}"
     return run_program(lambda: _run(args), interrupted=f"interrupted{goes_on}")
 
 
@@ -379,7 +430,13 @@ def _run(args: argparse.Namespace) -> None:
     if args.compare is not None:
         _compare(args.dataset, args.compare, args.limit)
         return
-    summary = prepare_masks(args.dataset, args.method, args.output, args.workers)
+    summary = prepare_masks(args.dataset, args.method, args.output, args.workers, args.shard)
+    if summary is None:
+        print(
+            f"part {args.shard} of {args.dataset} is done: the part that ends last writes "
+            f"{args.output}"
+        )
+        return
     if summary.stood:
         print(f"{args.output} stands already and covers {args.dataset}: nothing to do")
     share = 100 * summary.fallbacks / max(summary.lesions, 1)

@@ -10,6 +10,7 @@ from lesion_d2.data.mask_files import load_mask_file, mask_annotation
 from lesion_d2.data.phantom import write_phantom
 from lesion_d2.data.pseudo_masks import PseudoMask, pseudo_mask
 from lesion_d2.files import locked
+from lesion_d2.shards import Shard
 from lesion_d2.tools import prepare_masks as tool
 
 import cv2
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools import mask as mask_util
-from warm_processes import run_script
+from warm_processes import run_script, start_processes
 
 NAME = "phantom_of_test_prepare_masks"
 # Runs the tool, and kills it in the middle of a line after the third image. It holds a lock, and so
@@ -91,6 +92,45 @@ def test_the_number_of_workers_does_not_change_the_file(finished, tmp_path, warm
     assert output.read_bytes() == finished.read_bytes()
     assert summary.lesions == len(lesions()) and not summary.stood
     assert [p.name for p in output.parent.iterdir()] == ["masks.json"]
+
+
+def _prepare_part(rank: int, root: str, output: str) -> None:
+    register_deeplesion(NAME, root, None)
+    tool.prepare_masks(NAME, "grabcut", output, workers=1, shard=Shard(rank + 1, 2))
+
+
+def test_two_parts_at_a_time_give_the_file_of_one_call(phantom, finished, tmp_path):
+    output = tmp_path / "masks.json"
+    start_processes(_prepare_part, (os.fspath(phantom), os.fspath(output)), nprocs=2)
+    assert output.read_bytes() == finished.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["masks.json"]
+
+
+def test_killed_parts_go_on_and_the_last_one_joins(
+    phantom, finished, tmp_path, monkeypatch, capsys
+):
+    output, computed = tmp_path / "masks.json", []
+    image_masks = tool._image_masks
+    monkeypatch.setattr(
+        tool, "_image_masks", lambda d, **kw: computed.append(d["image_id"]) or image_masks(d, **kw)
+    )
+    args = ["--dataset", NAME, "--method", "grabcut", "--output", str(output), "--workers", "1"]
+    assert tool.main([*args, "--shard", "2/3"]) == 0
+    assert "part 2/3 of" in capsys.readouterr().out and not output.exists()
+    journal = tmp_path / "masks.json.partial.2-of-3"
+    whole = journal.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    assert len(lines) == 1 + len(computed) > 3
+    journal.write_bytes(b"".join(lines[:3]) + lines[3][:20])  # as a kill leaves it
+    assert tool.main([*args, "--shard", "1/3"]) == tool.main([*args, "--shard", "3/3"]) == 0
+    assert not output.exists()
+    num_before = len(computed)
+    assert tool.main([*args, "--shard", "2/3"]) == 0
+    assert len(computed) == num_before + len(lines) - 3
+    assert output.read_bytes() == finished.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["masks.json"]
+    assert tool.main([*args, "--shard", "3/3"]) == 0  # as of a job that is queued again
+    assert "stands already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -278,6 +318,8 @@ def test_bad_slices_and_names_stop_with_one_line(phantom, tmp_path, capsys):
         [],
         ["--output", output, "--compare", output],
         ["--output", "x", "--workers=0"],
+        ["--output", "x", "--shard=0/2"],
+        ["--compare", "x", "--shard=1/2"],
     ):
         with pytest.raises(SystemExit):
             tool.main(["--dataset", NAME, *arguments])
