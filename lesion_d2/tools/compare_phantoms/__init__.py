@@ -1,0 +1,1 @@
+"""How phantoms look beside real CT: noise, edges, tissues and lesions, measured alike."""

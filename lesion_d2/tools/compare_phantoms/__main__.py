@@ -1,0 +1,99 @@
+"""Measure how phantoms look beside real CT slices.
+
+python -m lesion_d2.tools.compare_phantoms phantom_train mine_train [--output DIR]
+
+Prints the median and the 10th and 90th percentile of every measure of each data set side by side:
+how much of the picture is body, HU of fat and soft tissue, level and spatial frequency of noise,
+width of edges, and lesions' size, contrast and unevenness. Writes ``comparison.png`` (histograms,
+spectra, contrasts, and lesions as they look) and ``comparison.json`` to DIR. Key slices alone are
+read, not their neighbors. What a number of pixels is in mm depends on the data set.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import lesion_d2  # noqa: F401  (registers the data sets)
+from lesion_d2.errors import run_program
+from lesion_d2.files import written_whole
+from lesion_d2.parallel import count_cores
+from lesion_d2.recist import BOX_MARGIN
+from lesion_d2.tools.arguments import positive
+
+from tabulate import tabulate
+
+from .drawing import draw_comparison
+from .summary import ROWS, DataSetMeasures, measure_data_set
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line of this tool."""
+    parser = argparse.ArgumentParser(prog="lesion_d2.tools.compare_phantoms", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("names", nargs="+", metavar="NAME", help="registered data sets")
+    parser.add_argument("--output", type=Path, default=Path("output/compare_phantoms"))
+    parser.add_argument("--margin", type=float, default=BOX_MARGIN, help="of boxes, pixels (5)")
+    parser.add_argument(
+        "--slices", type=positive, default=200, help="of each data set, at most (200)"
+    )
+    parser.add_argument("--workers", type=positive, help="processes (all cores, up to 16)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and write; returns the exit status."""
+    args = get_parser().parse_args(argv)
+    return run_program(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    workers = args.workers or min(16, count_cores())
+    found = {
+        name: measure_data_set(name, margin=args.margin, limit=args.slices, workers=workers)
+        for name in dict.fromkeys(args.names)
+    }
+    print(format_table(found))
+    args.output.mkdir(parents=True, exist_ok=True)
+    draw_comparison(found, args.output / "comparison.png")
+    with written_whole(args.output / "comparison.json") as partial:
+        partial.write_text(json.dumps(_as_json(found), indent=1, allow_nan=False))
+    print(f"\nwritten to {args.output}: comparison.png, comparison.json")
+
+
+def format_table(found: Mapping[str, DataSetMeasures]) -> str:
+    """A row a measure, a column a data set: median (10th to 90th percentile)."""
+    rows = []
+    for row in ROWS:
+        cells = []
+        for measures in found.values():
+            low, middle, high = measures.percentiles(row)
+            digits = 2 if max(abs(low), abs(high)) < 10 else 0
+            cells.append(f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})")
+        rows.append([row, *cells])
+    counts = [f"{len(m.slices)} slices, {len(m.lesions)} lesions" for m in found.values()]
+    return tabulate([["measured", *counts], *rows], headers=["", *found], tablefmt="github")
+
+
+def _as_json(found: Mapping[str, DataSetMeasures]) -> dict:
+    """Percentiles, null where nothing was measured."""
+    return {
+        name: {
+            "slices": len(measures.slices),
+            "lesions": len(measures.lesions),
+            **{
+                row: dict(zip(("p10", "median", "p90"), _numbers(measures, row), strict=True))
+                for row in ROWS
+            },
+        }
+        for name, measures in found.items()
+    }
+
+
+def _numbers(measures: DataSetMeasures, row: str) -> list[float | None]:
+    return [None if value != value else value for value in measures.percentiles(row)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""What is measured on a data set as a whole."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+
+from lesion_d2.data.catalog import load_records
+from lesion_d2.data.ct import read_slice
+from lesion_d2.ignore_regions import lesions_of
+from lesion_d2.parallel import map_unordered
+from lesion_d2.visualization import truth_boxes
+
+import numpy as np
+from tqdm import tqdm
+
+from .measures import LesionMeasures, SliceMeasures, measure_lesion, measure_slice
+
+#: What the table tells: name -> (of what, attribute, digits).
+ROWS = {
+    "body, % of the picture": ("slices", "body", 100.0),
+    "table, % of the picture": ("slices", "table", 100.0),
+    "fat, HU": ("slices", "fat", 1.0),
+    "soft tissue, HU": ("slices", "soft", 1.0),
+    "noise, HU": ("slices", "noise", 1.0),
+    "noise, cycles a pixel": ("slices", "frequency", 1.0),
+    "edge of the skin, pixels": ("slices", "skin", 1.0),
+    "lesion: longer side, pixels": ("lesions", "side", 1.0),
+    "lesion: HU inside": ("lesions", "inside", 1.0),
+    "lesion: contrast, HU": ("lesions", "contrast", 1.0),
+    "lesion: contrast without sign, HU": ("lesions", "size_of_contrast", 1.0),
+    "lesion: unevenness, HU": ("lesions", "uneven", 1.0),
+    "lesion: edge, pixels": ("lesions", "edge", 1.0),
+}
+
+
+@dataclass(frozen=True)
+class DataSetMeasures:
+    """A data set's slices and lesions.
+
+    Attributes:
+        slices: of each slice with a body.
+        lesions: of each lesion that could be measured.
+        examples: HU around some lesions, twice as wide as their boxes.
+    """
+
+    slices: list[SliceMeasures]
+    lesions: list[LesionMeasures]
+    examples: list[np.ndarray]
+
+    @property
+    def histogram(self) -> np.ndarray:
+        """Share of the body in each bin, in the mean over slices."""
+        return np.mean([s.histogram for s in self.slices], axis=0)
+
+    @property
+    def spectrum(self) -> np.ndarray | None:
+        """Of the noise, in the mean over slices."""
+        known = [s.spectrum for s in self.slices if s.spectrum is not None]
+        return np.mean(known, axis=0) if known else None
+
+    def percentiles(self, row: str, at: Sequence[float] = (10, 50, 90)) -> list[float]:
+        """Of a row of the table; NaN where nothing was measured."""
+        kind, attribute, scale = ROWS[row]
+        values = np.array([getattr(found, attribute) for found in getattr(self, kind)], float)
+        values = scale * values[~np.isnan(values)]
+        return np.percentile(values, at).tolist() if len(values) else [float("nan")] * len(at)
+
+
+def measure_data_set(
+    name: str, *, margin: float, limit: int, workers: int, seed: int = 0
+) -> DataSetMeasures:
+    """Measure a registered data set.
+
+    Args:
+        name: in ``DatasetCatalog``.
+        margin: pixels that boxes are larger on each side than lesions.
+        limit: of slices; as many are drawn at random where there are more.
+        workers: processes.
+        seed: of what is drawn.
+
+    Raises:
+        ValueError: no slice of the data set shows a body.
+    """
+    records = load_records(name)
+    if len(records) > limit:
+        chosen = np.random.default_rng(seed).choice(len(records), limit, replace=False)
+        records = [records[i] for i in np.sort(chosen)]
+    work = partial(_measure_record, margin=margin)
+    results = map_unordered(work, list(enumerate(records)), workers)
+    with closing(results), tqdm(results, total=len(records), desc=name, unit="slice") as bar:
+        found = [result for _, result in sorted(bar, key=lambda pair: pair[0])]
+    slices = [measures for measures, _, _ in found if measures is not None]
+    if not slices:
+        raise ValueError(f"data set {name!r}: found no slice with a body, expected one or more")
+    lesions = [lesion for _, of_slice, _ in found for lesion in of_slice]
+    return DataSetMeasures(slices, lesions, [crop for *_, crops in found for crop in crops])
+
+
+def _measure_record(numbered: tuple[int, dict], margin: float) -> tuple[int, tuple]:
+    number, record = numbered
+    hu = read_slice(record["file_name"], (record["height"], record["width"])).astype(np.float32)
+    annotations = lesions_of(record.get("annotations", ()))
+    boxes = truth_boxes({"annotations": annotations}) if annotations else []
+    lesions = [measure_lesion(hu, box, margin) for box in boxes]
+    crops = [_crop(hu, box) for box in boxes]
+    return number, (measure_slice(hu), [x for x in lesions if x is not None], crops)
+
+
+def _crop(hu: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """A square around a box's middle, twice its longer side, cut off at the picture's border."""
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    reach = max(box[2] - box[0], box[3] - box[1])
+    y1, x1 = (max(int(v - reach), 0) for v in (y, x))
+    return hu[y1 : int(y + reach) + 1, x1 : int(x + reach) + 1].copy()
