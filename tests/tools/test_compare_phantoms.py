@@ -20,7 +20,7 @@ ROWS, COLUMNS = np.mgrid[:256, :256]
 
 
 def make_slice(*, blur=2.0, noise=0.0, lesion=0.0, texture=0.0) -> np.ndarray:
-    """A body of fat (-100 HU) around soft tissue (60 HU), with a lesion of radius 12 at (100, 120)."""
+    """Fat (-100 HU) around soft tissue (60 HU), with a lesion of radius 12 at (100, 120)."""
     hu = np.full((256, 256), -1000.0)
     from_middle = np.hypot(COLUMNS - 128, ROWS - 128)
     hu[from_middle < 100], hu[from_middle < 80] = -100, 60
