@@ -79,14 +79,14 @@ def joining(file: str | os.PathLike, shard: Shard) -> Iterator[bool]:
         shard: of this call.
 
     Yields:
-        False where another call is at it. Where it is True, that call may have been faster: look
-        whether the parts are joined.
+        False where another call is at it, or has removed the folder of ``file``. Where it is True,
+        that call may have been faster: look whether the parts are joined.
     """
     with ExitStack() as held:
         is_ours = True
         if not shard.is_whole:
             try:
                 held.enter_context(locked(file))
-            except BlockingIOError:
+            except (BlockingIOError, FileNotFoundError):  # its folder is gone with the parts
                 is_ours = False
         yield is_ours

@@ -15,7 +15,7 @@ from .. import __version__
 from ..data.volume_set.diameters import with_diameters
 from ..data.volume_set.form import Volume, VolumeSet, read_volume_set, write_volume_set
 from ..data.volume_set.voxels import EXTENSION, write_voxels
-from ..files import one_line
+from ..files import one_line, read_json, written_whole
 from .case import Case, ImportedVolume, Listing
 
 #: What the reader of a case raises where it is damaged; the rest is a fault of the program.
@@ -35,6 +35,7 @@ class Journal:
     """The finished cases in the working folder of an import.
 
     ``images`` has their voxels, and ``cases`` a data set of one volume each, written after them.
+    Beside ``cases``, ``failed`` has why others cannot be read, for the call that joins the parts.
 
     Args:
         data: the folder that becomes the data set.
@@ -77,6 +78,28 @@ class Journal:
         except ValueError as error:  # the case is none that a data set can hold
             return _told(case, one_line(error).removeprefix(f"{folder}{os.sep}"))
         return None
+
+    def fail(self, case: Case, problem: str) -> None:
+        """Note why a case cannot be read."""
+        file = self._failure(case)
+        file.parent.mkdir(exist_ok=True)
+        with written_whole(file) as partial:
+            partial.write_text(json.dumps({"state": self._state(case), "problem": problem}))
+
+    def problem(self, case: Case) -> str | None:
+        """Why a case cannot be read; None where its files or the settings changed since."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found = read_json(self._failure(case), "a case that cannot be read")
+            if found["state"] == self._state(case):
+                return str(found["problem"])
+        return None
+
+    def forget_problem(self, case: Case) -> None:
+        """Before a case is read once more."""
+        self._failure(case).unlink(missing_ok=True)
+
+    def _failure(self, case: Case) -> Path:
+        return self.cases.with_name("failed") / f"{case.name}.json"
 
     def _state(self, case: Case) -> str:
         """Of all that a case depends on: other or changed files give another one."""

@@ -14,11 +14,19 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 from ..data.problems import raise_problems
-from ..data.volume_set.form import FILE_NAME, SPLITS, Volume, VolumeSet, write_volume_set
+from ..data.volume_set.form import (
+    FILE_NAME,
+    SPLITS,
+    Volume,
+    VolumeSet,
+    read_volume_set,
+    write_volume_set,
+)
 from ..data.volume_set.splits import DEFAULT_SHARES, check_choice, complete_splits
 from ..files import locked, printable, recover_folder, replace_folder, written_whole
 from ..parallel import map_unordered
 from ..scans.names import safe_name
+from ..shards import WHOLE, Shard, joining
 from .case import Case, Listing
 from .journal import DoneCase, Journal, finish_case, settings_of
 
@@ -38,6 +46,9 @@ class ImportSummary:
         num_resumed: of them, what an earlier call had finished.
         left_out: what was left out and why, a line each; first those of ``damaged``.
         damaged: of these, what is meant as a case and cannot be read.
+        is_part: whether it did a part alone: cases of other parts are missing, or another call is
+            about to make the data set. ``left_out`` and ``damaged`` are of this part then.
+        stood: whether an earlier call had made the data set, and this one did nothing.
     """
 
     root: Path
@@ -47,6 +58,8 @@ class ImportSummary:
     num_resumed: int
     left_out: tuple[str, ...]
     damaged: tuple[str, ...]
+    is_part: bool = False
+    stood: bool = False
 
     @property
     def left_out_file(self) -> Path:
@@ -72,6 +85,7 @@ def run_import(
     new_split: bool = False,
     shares: Sequence[float] = DEFAULT_SHARES,
     seed: int = 0,
+    shard: Shard = WHOLE,
 ) -> ImportSummary:
     """Import all cases, on all cores, with a progress bar; any ``workers`` give the same bytes.
 
@@ -90,17 +104,28 @@ def run_import(
         shares: of the patients in train, val and test, where the source does not say; see
             :func:`complete_splits`.
         seed: of that choice.
+        shard: the part of the cases that this call imports, while others may import theirs. The
+            call after which none is missing makes the data set, the same as one call for all;
+            calls that come after it do nothing.
 
     Raises:
         ValueError: there is no case, two have one name, a patient is in two splits, the data set's
-            name is taken or cannot be one, or ``shares`` or ``seed`` are none.
-        FileExistsError: something stands at ``output``.
-        BlockingIOError: another process imports there.
+            name is taken or cannot be one, ``shares`` or ``seed`` are none, or a part is to replace
+            a data set.
+        FileExistsError: something else stands at ``output``.
+        BlockingIOError: another process imports there, the same part if it is one.
         OSError: a file cannot be written.
         BrokenProcessPool: a process was killed.
     """
     output = Path(os.path.abspath(output))
     _check_name(output)
+    if not shard.is_whole:
+        if overwrite:
+            raise ValueError(
+                "found --overwrite with --shard, expected one of them: remove the data set first"
+            )
+        if (standing := _standing(listing, output, format)) is not None:
+            return standing
     _tidy(output)
     _check_output(output, overwrite)
     _check_cases(listing)
@@ -111,35 +136,101 @@ def run_import(
     if dry_run:
         return _summary(listing, output)
     complete = partial(complete_splits, known=splits, folds=folds, shares=shares, seed=seed)
-    working_folder(output).mkdir(parents=True, exist_ok=True)
-    with locked(working_folder(output) / "lock"):
-        _check_output(output, overwrite)  # of a call that was faster
-        return _import_listing(listing, output, format, workers, skip_damaged, complete)
-
-
-def _import_listing(
-    listing: Listing,
-    output: Path,
-    format: str,
-    workers: int | None,
-    skip_damaged: bool,
-    complete: Callable[[VolumeSet], VolumeSet],
-) -> ImportSummary:
-    """:func:`run_import` behind its checks; ``complete`` gives a data set its splits and folds."""
     working = working_folder(output)
-    settings = settings_of(format, listing)
-    journal = Journal(working / "data", working / "cases", settings, listing.classes)
-    finished, failed, num_resumed = _import_cases(journal, listing.cases, workers)
-    summary = _summary(listing, output, finished, failed, num_resumed)
-    if not finished or (summary.damaged and not skip_damaged):
-        _write_lines(summary.left_out_file, summary.left_out)
-        return summary
-    volumes = _numbered([case.volume for case in finished.values()])
-    volume_set = complete(
-        VolumeSet(listing.classes, volumes, {"format": format, **listing.options})
-    )
-    _put_in_place(volume_set, summary.left_out, working, output)
-    return replace(summary, written=True, volume_set=volume_set)
+    working.mkdir(parents=True, exist_ok=True)
+    job = _Import(listing, output, format, workers, skip_damaged, complete, shard)
+    with locked(shard.file(working / "lock")):
+        if not shard.is_whole:
+            return job.run_part()
+        _check_output(output, overwrite)  # of a call that was faster
+        return job.run()
+
+
+@dataclass(frozen=True)
+class _Import:
+    """:func:`run_import` behind its checks; ``complete`` gives a data set its splits and folds."""
+
+    listing: Listing
+    output: Path
+    format: str
+    workers: int | None
+    skip_damaged: bool
+    complete: Callable[[VolumeSet], VolumeSet]
+    shard: Shard
+
+    @property
+    def journal(self) -> Journal:
+        working, listing = working_folder(self.output), self.listing
+        settings = settings_of(self.format, listing)
+        return Journal(working / "data", working / "cases", settings, listing.classes)
+
+    def run(self) -> ImportSummary:
+        """Import all cases, and make the data set."""
+        return self._make(*_import_cases(self.journal, self.listing.cases, self.workers))
+
+    def run_part(self) -> ImportSummary:
+        """Import a part of the cases, and make the data set where it was the last part."""
+        journal, cases = self.journal, self.listing.cases
+        finished, failed, num_resumed = _import_cases(journal, self.shard.of(cases), self.workers)
+        summary = _summary(self.listing, self.output, finished, failed, num_resumed)
+        # Before the lock is taken: a call that only looks never keeps the last one from joining.
+        found = _all_parts(journal, cases)
+        if found is not None:
+            with joining(working_folder(self.output) / "lock", self.shard) as is_ours:
+                if is_ours and journal.data.is_dir():  # else another call was faster
+                    return self._make(*found, num_resumed)
+        standing = _standing(self.listing, self.output, self.format)
+        return standing or replace(summary, is_part=True)
+
+    def _make(
+        self, finished: Mapping[str, DoneCase], failed: Sequence[str], num_resumed: int
+    ) -> ImportSummary:
+        """Make the data set of finished cases, unless one is damaged that may not be skipped."""
+        listing, output = self.listing, self.output
+        summary = _summary(listing, output, finished, failed, num_resumed)
+        if not finished or (summary.damaged and not self.skip_damaged):
+            _write_lines(summary.left_out_file, summary.left_out)
+            return summary
+        volumes = _numbered([case.volume for case in finished.values()])
+        volume_set = self.complete(
+            VolumeSet(listing.classes, volumes, _source(self.format, listing))
+        )
+        _put_in_place(volume_set, summary.left_out, working_folder(output), output)
+        return replace(summary, written=True, volume_set=volume_set)
+
+
+def _source(format: str, listing: Listing) -> dict:
+    return {"format": format, **listing.options}
+
+
+def _all_parts(
+    journal: Journal, cases: Sequence[Case]
+) -> tuple[dict[str, DoneCase], list[str]] | None:
+    """Finished cases by name, and what is wrong with the others; None where some are missing."""
+    finished: dict[str, DoneCase] = {}
+    failed = []
+    for case in cases:
+        done = journal.done(case)
+        if done is not None:
+            finished[case.name] = done
+        elif (problem := journal.problem(case)) is not None:
+            failed.append(problem)
+        else:
+            return None
+    return finished, failed
+
+
+def _standing(listing: Listing, output: Path, format: str) -> ImportSummary | None:
+    """The summary where calls for parts of this listing have made the data set already."""
+    if not (output / FILE_NAME).is_file():
+        return None
+    found, names = read_volume_set(output), {case.name for case in listing.cases}
+    is_ours = found.source == _source(format, listing)
+    if not is_ours or not names.issuperset(volume.name for volume in found.volumes):
+        return None
+    _tidy(output)
+    number = len(listing.cases)
+    return ImportSummary(output, True, found, number, number, (), (), stood=True)
 
 
 def _summary(
@@ -261,6 +352,8 @@ def _import_cases(
     """Finished cases by name, what is wrong with the others, and how many were there before."""
     finished = {case.name: done for case in cases if (done := journal.done(case)) is not None}
     left = [(journal, case) for case in cases if case.name not in finished]
+    for case in cases:
+        journal.forget_problem(case)
     num_resumed, failed = len(finished), {}
     (journal.data / "images").mkdir(parents=True, exist_ok=True)
     journal.cases.mkdir(parents=True, exist_ok=True)
@@ -278,6 +371,8 @@ def _import_cases(
                 failed[case.name] = f"case {case.name}: its files changed while they were read"
             else:
                 finished[case.name] = done
+        if case.name in failed:
+            journal.fail(case, failed[case.name])
     order = [case.name for case in cases]
     finished = {name: finished[name] for name in order if name in finished}
     return finished, [failed[name] for name in order if name in failed], num_resumed

@@ -33,7 +33,7 @@ from lesion_d2.importers.running import (
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
 
-from .arguments import positive
+from .arguments import add_shard, positive
 
 _PROGRAM = "lesion_d2.tools.import_data"
 _MAX_SHOWN = 50
@@ -75,6 +75,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("TRAIN", "VAL", "TEST"),
         help="of the patients, where the source has no splits (60 20 20)",
     )
+    add_shard(add)
     add("--seed", type=int, default=0, metavar="N", help="of the choice of patients (0)")
 
 
@@ -138,12 +139,16 @@ def run(args: argparse.Namespace) -> int:
             new_split=args.new_split,
             shares=args.shares,
             seed=args.seed,
+            shard=args.shard,
         )
     except BrokenProcessPool:
         raise InputError(
             "a process was killed, maybe for its memory: the same command goes on, with fewer "
             f"--workers if need be; what is finished is in {working_folder(args.output)}"
         ) from None
+    if summary.stood:
+        print(f"{summary.root} stands already: nothing to do")
+        return 0
     print(f"found: {summary.num_cases} cases, classes: {', '.join(listing.classes)}")
     if summary.num_resumed:
         print(f"an earlier call had imported {summary.num_resumed} of them")
@@ -152,6 +157,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"\n{text}\n")
     if args.dry_run:
         return 0
+    if summary.is_part:
+        print(f"part {args.shard} is done: the part that ends last makes the data set")
+        return 1 if summary.damaged and not args.skip_damaged else 0
     if not summary.written:
         print(
             f"{_PROGRAM}: error: found {len(summary.damaged)} cases that cannot be read, expected "

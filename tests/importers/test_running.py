@@ -9,13 +9,14 @@ from lesion_d2.files import locked
 from lesion_d2.importers import Case, ImportedVolume, Listing
 from lesion_d2.importers import journal as journal_module
 from lesion_d2.importers.running import run_import, working_folder
+from lesion_d2.shards import Shard
 
 import made_up_format
 import numpy as np
 import pytest
 from made_up_format import list_npz, write_cases
 from round_trip import check_trains_and_evaluates
-from warm_processes import METHOD, run_script
+from warm_processes import METHOD, run_script, start_processes
 
 run = partial(run_import, format="npz", workers=1)
 
@@ -87,6 +88,52 @@ def test_a_killed_import_goes_on_and_gives_the_same_bytes(source, tmp_path):
     assert whole.num_resumed == 0 and whole.left_out == summary.left_out
     assert _files(tmp_path / "mine") == _files(tmp_path / "whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["killed.py", "mine", "source", "whole"]
+
+
+def _import_part(rank: int, source: str, output: str) -> None:
+    run(list_npz(Path(source)), output, shard=Shard(rank + 1, 2))
+
+
+def test_two_parts_at_a_time_give_the_data_set_of_one_call(source, tmp_path):
+    paths = str(source), str(tmp_path / "mine")
+    start_processes(_import_part, paths, nprocs=2)
+    run(list_npz(source), tmp_path / "whole")
+    assert _files(tmp_path / "mine") == _files(tmp_path / "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "source", "whole"]
+    late = run(list_npz(source), tmp_path / "mine", shard=Shard(1, 2))  # queued once more
+    assert late.stood and late.written and not working_folder(tmp_path / "mine").exists()
+    with pytest.raises(FileExistsError, match="found a data set of volumes"):
+        run(list_npz(source, options={"level": 3}), tmp_path / "mine", shard=Shard(1, 2))
+    with pytest.raises(ValueError, match="found --overwrite with --shard"):
+        run(list_npz(source), tmp_path / "mine", shard=Shard(1, 2), overwrite=True)
+
+
+def test_the_call_that_finds_no_case_missing_tells_of_all_damaged_ones(source, tmp_path):
+    part = partial(run, list_npz(source), tmp_path / "mine")
+    good = (source / "case_1.npz").read_bytes()
+    (source / "case_1.npz").write_bytes(good[:100])
+    second = part(shard=Shard(2, 3))
+    assert second.is_part and len(second.damaged) == 1 and not second.written
+    first = part(shard=Shard(1, 3))
+    assert first.is_part and not first.damaged
+    third = part(shard=Shard(3, 3))
+    assert third.damaged == second.damaged and not third.is_part and not third.written
+    (source / "case_1.npz").write_bytes(good)
+    again = part(shard=Shard(1, 3))
+    assert again.is_part and again.num_resumed == 2  # what was wrong with a file is forgotten
+    assert part(shard=Shard(2, 3)).written
+    run(list_npz(source), tmp_path / "whole")
+    assert _files(tmp_path / "mine") == _files(tmp_path / "whole")
+
+
+def test_parts_leave_out_damaged_cases_where_that_is_asked_for(source, tmp_path):
+    (source / "case_1.npz").write_bytes(b"")
+    options = {"skip_damaged": True}
+    parts = [run(list_npz(source), tmp_path / "mine", shard=Shard(i, 2), **options) for i in (2, 1)]
+    whole = run(list_npz(source), tmp_path / "whole", **options)
+    assert [part.written for part in parts] == [False, True]
+    assert parts[1].left_out == whole.left_out and parts[1].damaged == whole.damaged
+    assert _files(tmp_path / "mine") == _files(tmp_path / "whole")
 
 
 @pytest.mark.skipif(METHOD != "forkserver", reason="a spawned worker takes seconds to import torch")

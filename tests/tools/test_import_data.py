@@ -64,6 +64,17 @@ def test_damaged_cases_end_it_with_status_1_unless_they_are_skipped(source, tmp_
     assert "an earlier call had imported 3 of them" in said.out and "case case_2: " in said.out
 
 
+def test_parts_say_that_they_are_parts(source, tmp_path, capsys):
+    output = tmp_path / "mine"
+    assert _main(source, output, "--shard", "1/2", "--no-check") == 0
+    said = capsys.readouterr().out
+    assert "part 1/2 is done: the part that ends last makes the data set" in said
+    assert _main(source, output, "--shard", "2/2", "--no-check") == 0
+    assert f"{output} is complete" in capsys.readouterr().out
+    assert _main(source, output, "--shard", "1/2") == 0
+    assert capsys.readouterr().out == f"{output} stands already: nothing to do\n"
+
+
 def test_lines_beyond_the_first_ones_are_in_a_file(source, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(import_data, "_MAX_SHOWN", 1)
     (source / "case_2.npz").write_bytes(b"")

@@ -179,21 +179,63 @@ def test_a_killed_call_goes_on_where_it_was(folder, tmp_path, monkeypatch):
     assert list(read_summary(tmp_path / "out")) == ["a", "b", "c"]
 
 
-def test_two_processes_find_the_same(folder, tmp_path):
+@pytest.fixture(scope="module")
+def alone(folder, tmp_path_factory):
+    """The results of one process on three scans and a damaged one."""
+    output = tmp_path_factory.mktemp("alone") / "one"
+    assert main(_several(folder, output)) == 1
+    return output
+
+
+def _several(folder, output, *flags):
     inputs = [folder / "nifti", folder / "bad" / "cut_off.nii.gz"]
-    flags = ("--score-threshold", "0", "--report", "none")
-    assert main(_arguments(folder, tmp_path / "one", *inputs, flags=flags)) == 1
-    flags = (*flags, "--num-gpus", "2")
-    with mock.patch.object(mp, "start_processes", warm_processes.start_processes):
-        assert main(_arguments(folder, tmp_path / "two", *inputs, flags=flags)) == 1
-    ones, twos = read_summary(tmp_path / "one"), read_summary(tmp_path / "two")
+    flags = ("--score-threshold", "0", "--report", "none", *flags)
+    return _arguments(folder, output, *inputs, flags=flags)
+
+
+def _check_same(one, two):
+    ones, twos = read_summary(one), read_summary(two)
     assert list(ones) == list(twos) and len(ones) == 4
     for name, row in ones.items():
         assert {**row, "seconds": 0} == {**twos[name], "seconds": 0}
         if not row["error"]:
             for file in ("findings.json", "labels.nii.gz"):
-                one, two = (tmp_path / number / name / file for number in ("one", "two"))
-                assert one.read_bytes() == two.read_bytes()
+                assert (one / name / file).read_bytes() == (two / name / file).read_bytes()
+
+
+def test_two_processes_find_the_same(folder, alone, tmp_path):
+    with mock.patch.object(mp, "start_processes", warm_processes.start_processes):
+        assert main(_several(folder, tmp_path / "two", "--num-gpus", "2")) == 1
+    _check_same(alone, tmp_path / "two")
+
+
+def _predict_part(rank, arguments, folder):
+    status = main([*arguments, "--shard", f"{rank + 1}/2"])
+    (folder / f"status_{rank}").write_text(str(status))
+
+
+def test_two_parts_at_a_time_find_the_same(folder, alone, tmp_path, capsys):
+    output = tmp_path / "two"
+    warm_processes.start_processes(_predict_part, (_several(folder, output), tmp_path), nprocs=2)
+    _check_same(alone, output)
+    # The damaged file is the last one of four scans.
+    assert [(tmp_path / f"status_{rank}").read_text() for rank in (0, 1)] == ["0", "1"]
+    # Queued once more: nothing is predicted, and the summary is the same.
+    before = (output / "summary.csv").read_bytes()
+    (output / "summary.csv").unlink()
+    with mock.patch.object(running, "predict_scan"):
+        assert main(_several(folder, output, "--shard", "1/2")) == 0
+    assert (output / "summary.csv").read_bytes() == before
+    # Other settings are other results, of which a part is missing.
+    (output / "summary.csv").unlink()
+    changed = [*_several(folder, output, "--shard", "1/2"), "TEST.DETECTIONS_PER_IMAGE", "3"]
+    capsys.readouterr()
+    assert main(changed) == 0
+    assert "part 1/2 is done" in capsys.readouterr().out
+    assert not (output / "summary.csv").exists()
+    (output / ".parts" / "2-of-2.json").write_text("[]")
+    assert main(changed) == 1
+    assert "2-of-2.json: found no rows of a part; remove the file" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half(folder, tmp_path, capsys, monkeypatch):
@@ -271,6 +313,8 @@ def test_without_a_gpu_processes_share_the_cores(folder, tmp_path, monkeypatch):
         (("--fps-per-image", "1", "--score-threshold", "0"), "not allowed with"),
         (("--spacing", "1,2"), "found '1,2', expected three numbers"),
         (("--num-gpus", "0"), "0 is not at least 1"),
+        (("--shard", "0/2"), "found '0/2', expected I/N"),
+        (("--study", "1", "--shard", "1/2"), "found --study with --shard"),
         (("--input", "a.nii"), "found MODEL.DEVICE among the scans of --input, expected KEY"),
     ],
 )

@@ -16,8 +16,9 @@ asks is told by ~/.netrc, or DICOMWEB_USER and DICOMWEB_PASSWORD, or DICOMWEB_TO
 
 A scan that cannot be read is told, the others go on, and the exit status is 1. What is done stays
 done: after an interruption, call this again. Folders of results are not searched for scans.
---num-gpus N spreads scans over N processes (on the CPU too, with MODEL.DEVICE cpu). It is not a
-medical device: no diagnosis may rest on what it finds.
+--num-gpus N spreads scans over N processes (on the CPU too, with MODEL.DEVICE cpu). --shard I/N
+does every N-th scan: N such calls, on machines that share a disk, do all of them, and the last one
+writes index.html and summary.csv. It is not a medical device: no diagnosis may rest on it.
 """
 
 import argparse
@@ -40,14 +41,16 @@ from lesion_d2.engine import (
 from lesion_d2.errors import run_program
 from lesion_d2.files import one_line
 from lesion_d2.scans import ScanCandidate
-from lesion_d2.tools.arguments import positive
+from lesion_d2.shards import Shard
+from lesion_d2.tools.arguments import add_shard, positive
 
 from detectron2.config import CfgNode
 from detectron2.engine import launch
 
 from .inputs import Inputs
 from .outputs import REPORTS, ScanRow
-from .running import Job, gather_rows, predict_share, run_process
+from .parts import read_parts, write_part
+from .running import Job, gather_rows, predict_share, run_process, state_of
 from .summary import summary_table, write_summary
 from .threshold import choose_threshold
 
@@ -73,6 +76,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--report", choices=REPORTS, default="short", help="slices around findings, all, or none")
     add("--with-identity", action="store_true", help="reports tell who the patient is")
     add("--num-gpus", type=positive, default=1, metavar="N", help="processes (1)")
+    add_shard(add)
     add("--allow-gaps", action="store_true", help="interpolate where slices are missing")
     add("--dicomweb", metavar="URL", help="of a PACS, to fetch from and to store to")
     add("--study", metavar="UID", help="Study Instance UID to fetch")
@@ -126,6 +130,8 @@ def _check_combined(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error(f"found {key} among the scans of --input, expected KEY VALUE before --input")
     if args.series is not None and args.study is None:
         parser.error("found --series without --study, expected both")
+    if args.study is not None and not args.shard.is_whole:
+        parser.error("found --study with --shard, expected one of them: parts would fetch it twice")
     wanted = [name for name in ("study", "store") if getattr(args, name)]
     if bool(wanted) != (args.dicomweb is not None):
         found = f"--{wanted[0]}" if wanted else "--dicomweb"
@@ -162,21 +168,40 @@ def run(args: argparse.Namespace) -> int:
         args.report,
         args.with_identity,
     )
-    rows, fatal = predict_all(job, found.candidates, args.num_gpus)
+    rows, fatal = predict_all(job, args.shard.of(found.candidates), args.num_gpus)
     if args.store and fatal is None:
         from .pacs import store_results
 
         rows = store_results(args.dicomweb, rows, args.output)
-    rows = [*rows, *found.unreadable, *failed]
+    others = (*found.unreadable, *failed)
+    if args.shard.number == 1:
+        rows = [*rows, *others]
     print(summary_table(rows))
     if fatal is not None:
         raise InputError(fatal)
     try:
-        write_summary(args.output, rows)
+        is_complete = _write_summary(job, args.shard, found.candidates, rows)
     except OSError as error:
         raise InputError(f"{args.output}: cannot be written: {one_line(error)}") from None
-    print(f"Results are in {args.output}: open {args.output / 'index.html'}")
+    if is_complete:
+        print(f"Results are in {args.output}: open {args.output / 'index.html'}")
+    else:
+        print(f"part {args.shard} is done: the part that ends last writes the summary")
     return 1 if any(row.error for row in rows) else 0
+
+
+def _write_summary(
+    job: Job, shard: Shard, candidates: Sequence[ScanCandidate], rows: list[ScanRow]
+) -> bool:
+    """Write the summary of all parts; False where some are missing."""
+    if not shard.is_whole:
+        state = state_of(job.settings(), candidates)
+        write_part(job.output, shard, state, rows)
+        rows = read_parts(job.output, shard.count, state, [one.name for one in candidates])
+        if rows is None:
+            return False
+    write_summary(job.output, rows)
+    return True
 
 
 def _inputs(args: argparse.Namespace, cfg: CfgNode) -> tuple[Inputs, list[ScanRow]]:

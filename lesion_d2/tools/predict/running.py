@@ -98,6 +98,11 @@ def settings_of(settings: str, candidate: ScanCandidate) -> str:
     return _digest(parts)
 
 
+def state_of(settings: str, candidates: Sequence[ScanCandidate]) -> str:
+    """A digest of what the results of all scans depend on."""
+    return _digest([settings_of(settings, candidate) for candidate in candidates])
+
+
 def predict_share(
     job: Job, candidates: Sequence[ScanCandidate], *, shows: bool
 ) -> tuple[list[ScanRow], str | None]:

@@ -1,0 +1,61 @@
+"""What became of the scans of each part (``--shard``), for the summary of all."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from lesion_d2.files import read_json, written_whole
+from lesion_d2.shards import Shard
+
+from .outputs import ScanRow
+
+# In the folder of results; no scan has such a name.
+_FOLDER = ".parts"
+
+
+def write_part(output: Path, shard: Shard, state: str, rows: Sequence[ScanRow]) -> None:
+    """Leave the rows of a part.
+
+    Args:
+        output: the folder of results.
+        shard: the part.
+        state: a digest of what all results depend on.
+        rows: of its scans, and of what it found to be no scan.
+    """
+    (output / _FOLDER).mkdir(exist_ok=True)
+    content = {"state": state, "rows": [{**asdict(row), "is_old": False} for row in rows]}
+    with written_whole(_file(output, shard)) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_parts(output: Path, count: int, state: str, names: Sequence[str]) -> list[ScanRow] | None:
+    """The rows of all parts; None where one is missing, or is of another state.
+
+    Args:
+        output, state: see :func:`write_part`.
+        count: of the parts.
+        names: of the scans, which come first and in this order.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    rows: list[ScanRow] = []
+    for number in range(1, count + 1):
+        file = _file(output, Shard(number, count))
+        try:
+            content = read_json(file, "the rows of a part", allow_nan=True)
+        except FileNotFoundError:
+            return None
+        try:
+            if content["state"] != state:
+                return None
+            rows += [ScanRow(**row) for row in content["rows"]]
+        except (TypeError, KeyError):
+            raise ValueError(f"{file}: found no rows of a part; remove the file") from None
+    order = {name: number for number, name in enumerate(names)}
+    return sorted(rows, key=lambda row: order.get(row.scan, len(order)))
+
+
+def _file(output: Path, shard: Shard) -> Path:
+    return output / _FOLDER / f"{shard.number}-of-{shard.count}.json"
