@@ -79,7 +79,8 @@ def _add_input_config(cfg: CN) -> None:
     cfg.INPUT.PATCH.FOREGROUND_PROB = 0.5
 
     # Processes that load images, for each process that trains: -1 for one less than there are cores
-    # for it, at least 1 and at most 8. With another number the same SEED draws other augmentations.
+    # for it, at least 1 and at most 16. With another number the same SEED draws other
+    # augmentations.
     cfg.DATALOADER.NUM_WORKERS = -1
 
     # Share of an epoch that are images without a lesion, drawn from all of them in turn; below 0:

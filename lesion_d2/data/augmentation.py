@@ -10,6 +10,8 @@ from fvcore.transforms.transform import Transform
 from ..values import MAX_SIDE
 from .patches import RandomPatch
 
+_SIGN_BIT = 0x8000
+
 
 class AffineTransform(Transform):
     """Warps images, masks and points by one 2 x 3 matrix.
@@ -60,17 +62,22 @@ class AffineTransform(Transform):
         # OpenCV's points are pixel centers: shift by half a pixel on either side.
         matrix = self.matrix.copy()
         matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
-        return _by_channel(
-            img,
-            lambda channel: cv2.warpAffine(
-                channel,
+        # OpenCV rounds places in int16 images to 1/32 pixel, those in uint16 ones not, in less
+        # time.
+        is_signed = img.dtype == np.int16
+
+        def warp(channel: np.ndarray) -> np.ndarray:
+            warped = cv2.warpAffine(
+                _swap_sign(channel) if is_signed else channel,
                 matrix,
                 (self.width, self.height),
                 flags=interpolation,
                 borderMode=cv2.BORDER_REPLICATE if fill is None else cv2.BORDER_CONSTANT,
-                borderValue=0 if fill is None else fill,
-            ),
-        )
+                borderValue=0 if fill is None else fill + _SIGN_BIT * is_signed,
+            )
+            return _swap_sign(warped, out=warped) if is_signed else warped
+
+        return _by_channel(img, warp)
 
 
 class ResizeTransform(Transform):
@@ -110,12 +117,21 @@ class ResizeTransform(Transform):
         )
 
 
+def _swap_sign(values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """uint16 v + 32768 of int16 v, and int16 of that: the same bits but for the highest."""
+    other = np.uint16 if values.dtype == np.int16 else np.int16
+    return np.bitwise_xor(values.view(np.uint16), np.uint16(_SIGN_BIT), out=out).view(other)
+
+
 def _by_channel(img: np.ndarray, apply: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Apply to (H, W), or to each channel of (H, W, C), of which OpenCV takes two to four."""
+    """Apply to (H, W), or to each channel of (H, W, C), of which OpenCV takes two to four.
+
+    Each channel of what it gives is one piece of memory, as those of the mapper's images are.
+    """
     if img.ndim == 2:
         return apply(np.ascontiguousarray(img))
     channels = [apply(np.ascontiguousarray(img[..., c])) for c in range(img.shape[2])]
-    return np.stack(channels, axis=2)
+    return np.stack(channels).transpose(1, 2, 0)
 
 
 class ResizeCT(T.Augmentation):

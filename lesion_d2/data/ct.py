@@ -88,6 +88,28 @@ def slice_stack(
         ValueError: C is even; interval is negative, or spacing_z not positive; a file name is not
             a slice number; a file is damaged (see :func:`read_slice`); slices differ in size.
     """
+    return stack_and_key_slice(
+        file_name,
+        num_slices=num_slices,
+        interval=interval,
+        spacing_z=spacing_z,
+        slice_range=slice_range,
+        window=window,
+        size=size,
+    )[0]
+
+
+def stack_and_key_slice(
+    file_name: str | os.PathLike,
+    *,
+    num_slices: int,
+    interval: float,
+    spacing_z: float | None,
+    slice_range: tuple[int, int] | None = None,
+    window: tuple[float, float] | None = None,
+    size: tuple[int, int] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`slice_stack`, and the key slice, H x W, that is not clipped to the window."""
     key, path_of = _locate(file_name)
     if spacing_z is None:
         interval, spacing_z = 0.0, 1.0
@@ -101,13 +123,16 @@ def slice_stack(
         spacing_z=spacing_z,
         where=file_name,
     )
-    slices = _read_slices(
-        path_of, key, {index for *pair, _ in plan for index in pair}, window, size
-    )
-    stack = np.empty((num_slices, *slices[key].shape), np.int16)
+    slices = _read_slices(path_of, key, {index for *pair, _ in plan for index in pair}, size)
+    key_slice = slices[key]
+    if window is not None:
+        slices[key] = key_slice.copy()
+    for hu in slices.values():
+        clip_to_window(hu, window)
+    stack = np.empty((num_slices, *key_slice.shape), np.int16)
     for channel, (lower, upper, fraction) in zip(stack, plan, strict=True):
         interpolate_slices(slices[lower], slices[upper], fraction, channel)
-    return stack
+    return stack, key_slice
 
 
 def plan_channels(
@@ -218,9 +243,9 @@ def _existing(index: int, *, key: int, exists: Callable[[int], bool]) -> int:
 
 
 def _read_slices(
-    path_of, key: int, indices: set[int], window, size: tuple[int, int] | None
+    path_of, key: int, indices: set[int], size: tuple[int, int] | None
 ) -> dict[int, np.ndarray]:
-    """HU slices by number, the key slice among them; clipped to the window, all of one size."""
+    """HU slices by number, the key slice among them; all of one size."""
     numbers, folder = sorted(indices | {key}), os.path.dirname(path_of(key))
     read_several = format_of(folder).read_several
     if read_several is not None:
@@ -230,6 +255,4 @@ def _read_slices(
     else:
         size = size or slice_size(path_of(key))
         slices = {index: read_slice(path_of(index), size) for index in numbers}
-    for hu in slices.values():
-        clip_to_window(hu, window)
     return slices

@@ -20,7 +20,7 @@ from .mapper import IMAGE_KEYS, LesionDatasetMapper
 from .samplers import BalancedSampler, SkippingSampler, pools_of
 from .worker_states import StatefulLoad, WorkerStates
 
-_MAX_WORKERS = 8
+_MAX_WORKERS = 16
 
 
 def count_workers(num_workers: int) -> int:
@@ -28,7 +28,7 @@ def count_workers(num_workers: int) -> int:
 
     Args:
         num_workers: DATALOADER.NUM_WORKERS; a number below 0 asks for one less than there are
-            cores, at least 1 and at most 8.
+            cores, at least 1 and at most 16.
 
     Returns:
         At most the cores that this process may use, of which those that train together on this

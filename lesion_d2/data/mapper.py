@@ -23,8 +23,8 @@ from ..ignore_regions import (
 from ..rle import decode_mask
 from ..slice_geometry import EXPECTED_SPACING, is_spacing
 from .augmentation import build_augmentations
-from .borders import BODY_THRESHOLD, body_extent, volume_extent
-from .ct import hu_to_pixels, read_slice, slice_stack
+from .borders import body_extent, volume_extent
+from .ct import hu_to_pixels, stack_and_key_slice
 from .mask_files import PseudoMasks, load_mask_file
 from .patches import MIN_SHARE, RandomPatch
 from .pseudo_masks import (
@@ -202,11 +202,11 @@ class LesionDatasetMapper:
                 f"{dataset_dict['file_name']}: found spacing {spacing}, "
                 f"expected for x, y and z {EXPECTED_SPACING}"
             )
-        stack = self.read_stack(dataset_dict)
-        image = np.ascontiguousarray(stack.transpose(1, 2, 0))
+        stack, key_slice = self._read_slices(dataset_dict)
+        image = stack.transpose(1, 2, 0)  # a view: each channel stays one piece of memory
         transforms = T.TransformList([])
         if self.cut_borders:
-            dataset_dict["crop"] = self._find_crop(dataset_dict, stack[self.num_slices // 2])
+            dataset_dict["crop"] = self._find_crop(dataset_dict, key_slice)
             transforms += crop_transform(dataset_dict["crop"], image.shape[:2])
             image = transforms.apply_image(image)
         boxes = None if self._min_share is None else _augmented_boxes(annotations, transforms)
@@ -227,13 +227,16 @@ class LesionDatasetMapper:
             negatives = self.hard_negatives.get(dataset_dict["image_id"], ())
             negatives = [{"bbox_mode": BoxMode.XYXY_ABS, **n} for n in negatives]
             annotations = [*regions, *annotations, *negatives]
-            masks = self._masks(dataset_dict, annotations) if self.mask_method else None
+            masks = None
+            if self.mask_method:
+                masks = self._masks(dataset_dict, annotations, key_slice)
             dataset_dict["instances"] = transform_lesions(
                 annotations, masks, transforms, size, min_share=self._min_share
             )
         elif self.mask_method:
             masks = np.zeros((len(annotations), *_size_of(dataset_dict)), bool)
-            for out, mask in zip(masks, self._masks(dataset_dict, annotations), strict=True):
+            made = self._masks(dataset_dict, annotations, key_slice)
+            for out, mask in zip(masks, made, strict=True):
                 out[:] = mask
             dataset_dict["lesion_masks"] = torch.from_numpy(masks)
         return dataset_dict
@@ -243,7 +246,11 @@ class LesionDatasetMapper:
 
         They are clipped to the window; see :func:`slice_stack`.
         """
-        return slice_stack(
+        return self._read_slices(dataset_dict)[0]
+
+    def _read_slices(self, dataset_dict: dict) -> tuple[np.ndarray, np.ndarray]:
+        """The stack, and the key slice (H, W), which is not clipped."""
+        return stack_and_key_slice(
             dataset_dict["file_name"],
             num_slices=self.num_slices,
             interval=self.slice_interval,
@@ -254,7 +261,7 @@ class LesionDatasetMapper:
         )
 
     def _find_crop(self, dataset_dict: dict, key_slice: np.ndarray) -> tuple[int, int, int, int]:
-        """What to keep of the slices; ``key_slice`` (H, W) in HU, clipped to the window."""
+        """What to keep of the slices; ``key_slice`` (H, W) in HU, not clipped."""
         file_name = dataset_dict["file_name"]
         spacing = dataset_dict["spacing"]
         spacing = _USUAL_SPACING if spacing is None else tuple(spacing[:2])
@@ -262,15 +269,14 @@ class LesionDatasetMapper:
             slice_range = dataset_dict["slice_range"]
             slice_range = None if slice_range is None else tuple(slice_range)
             return volume_extent(os.path.dirname(file_name), slice_range, spacing)
-        low, high = self.hu_window
-        if not low <= BODY_THRESHOLD < high:  # the window does not tell the body from the air
-            key_slice = read_slice(file_name, _size_of(dataset_dict))
         return body_extent(key_slice, spacing)
 
-    def _masks(self, dataset_dict: dict, annotations: list[dict]) -> list[np.ndarray]:
+    def _masks(
+        self, dataset_dict: dict, annotations: list[dict], key_slice: np.ndarray
+    ) -> list[np.ndarray]:
         """The annotations' masks, (H, W) each, on the slice as it is on disk."""
         lesions = [a for a in lesions_of(annotations) if "segmentation" not in a]
-        computed = iter(self._pseudo_masks(dataset_dict, lesions) if lesions else ())
+        computed = iter(self._pseudo_masks(dataset_dict, lesions, key_slice) if lesions else ())
         masks, size = [], _size_of(dataset_dict)
         for a in annotations:
             if "segmentation" in a:
@@ -281,7 +287,9 @@ class LesionDatasetMapper:
                 masks.append(next(computed))
         return masks
 
-    def _pseudo_masks(self, dataset_dict: dict, lesions: list[dict]) -> list[np.ndarray]:
+    def _pseudo_masks(
+        self, dataset_dict: dict, lesions: list[dict], key_slice: np.ndarray
+    ) -> list[np.ndarray]:
         if not self.box_masks and not all("recist" in a for a in lesions):
             raise ValueError(
                 f"{dataset_dict['file_name']}: found a lesion with neither a mask nor diameters, "
@@ -292,8 +300,7 @@ class LesionDatasetMapper:
                 return [stored.mask(dataset_dict, a) for a in lesions]
         size, pixels = _size_of(dataset_dict), None
         if self.mask_method == "grabcut":
-            hu = read_slice(dataset_dict["file_name"], size)
-            pixels = grabcut_image(hu, dataset_dict["window"])
+            pixels = grabcut_image(key_slice, dataset_dict["window"])
         found = [
             pseudo_mask(self.mask_method, pixels, lesion_ends(a), xyxy_box(a), size)
             for a in lesions

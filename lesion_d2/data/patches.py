@@ -67,7 +67,9 @@ class PatchTransform(Transform):
         if inside.shape[:2] == (self.height, self.width):
             return inside
         top, left = max(-self.y0, 0), max(-self.x0, 0)
-        cut = np.full((self.height, self.width, *img.shape[2:]), fill, dtype=img.dtype)
+        # A channel is one piece of memory, as in the mapper's images.
+        cut = np.full((*img.shape[2:], self.height, self.width), fill, dtype=img.dtype)
+        cut = np.moveaxis(cut, (-2, -1), (0, 1))
         cut[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
         return cut
 

@@ -1,4 +1,7 @@
+import os
+
 import lesion_d2
+from lesion_d2.data import ct
 from lesion_d2.data.augmentation import AffineTransform, RandomAffine, ResizeTransform
 from lesion_d2.data.ct import read_slice
 from lesion_d2.data.mapper import LesionDatasetMapper, lesion_outline, transform_lesions
@@ -108,6 +111,27 @@ def test_training_sample_with_any_number_of_slices(dataset_dict, channels):
     assert mapped["image"].shape == (channels, *SIZE)
     assert mapped["instances"].gt_masks.tensor.shape == (1, *SIZE)
     assert mapped["instances"].gt_classes.tolist() == [0]
+
+
+def test_grabcut_and_borders_read_no_slice_again(dataset_dict, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(
+        ct, "read_slice", lambda f, s: decoded.append(os.path.basename(f)) or read_slice(f, s)
+    )
+    dataset_dict["window"] = (-1350.0, 150.0)  # wider than the image's window
+    window = ("INPUT.CT.HU_WINDOW", (-100.0, 100.0), "INPUT.CT.CUT_BORDERS", True)
+    cfg = _config("INPUT.PSEUDO_MASK", "grabcut", *window, *NO_AUGMENTATION)
+    mapped = LesionDatasetMapper(cfg, True)(dataset_dict)
+    assert sorted(decoded) == ["009.png", "010.png", "011.png"]
+    hu = read_slice(dataset_dict["file_name"])  # as it is on disk, beyond the image's window
+    expected = pseudo_mask("grabcut", grabcut_image(hu, dataset_dict["window"]), **_lesion())
+    (mask,) = mapped["instances"].gt_masks.tensor.numpy()
+    x0, y0, x1, y1 = mapped["crop"]
+    assert np.array_equal(mask, expected.mask[y0:y1, x0:x1]) and mask.any()
+
+
+def _lesion():
+    return {"recist": OBLIQUE["recist"], "box": OBLIQUE["bbox"]}
 
 
 def test_pixel_mean_of_another_length_is_refused():
@@ -388,10 +412,10 @@ def test_mined_negatives_join_the_images_own_lesions_in_training(dataset_dict):
 
 @pytest.mark.parametrize("method", ["ellipse", "grabcut"])
 def test_mined_negatives_on_an_image_without_lesions(dataset_dict, method, monkeypatch):
-    def read_slice(file_name, size):
+    def grabcut_image(hu, window):
         raise AssertionError("there is nothing to compute on the slice")
 
-    monkeypatch.setattr("lesion_d2.data.mapper.read_slice", read_slice)
+    monkeypatch.setattr("lesion_d2.data.mapper.grabcut_image", grabcut_image)
     mapper = LesionDatasetMapper(_config("INPUT.PSEUDO_MASK", method), True)
     mapper.hard_negatives = {dataset_dict["image_id"]: [_mined()]}
     mapped = mapper({**dataset_dict, "annotations": []})
