@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import platform
+import resource
 import sys
 import time
 from dataclasses import asdict
@@ -35,8 +36,10 @@ from tqdm import tqdm
 
 from .campaign import as_markdown, bad, count, run_campaign
 from .case import VERDICTS, Found
+from .kills.campaign import as_table, run_kills
+from .kills.jobs import preload
 from .kills.trials import VERDICTS as ENDINGS
-from .kills.trials import Bench, kill_campaign
+from .kills.trials import Bench
 
 _PERIOD = 100  # findings between two writings of the files
 
@@ -51,6 +54,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="*", default=[], help="of files; all by default")
     parser.add_argument("--jobs", nargs="*", default=[], help="that are killed; all by default")
+    parser.add_argument("--processes", type=int, default=1, help="kills at a time (1)")
     parser.add_argument("--output", type=Path, default=Path("output/faults"))
     return parser
 
@@ -72,10 +76,12 @@ def main(argv: list[str] | None = None) -> int:
             if len(found) % _PERIOD == 0:
                 _write(args, found, endings, start)
     if args.kills:
-        with TemporaryDirectory(prefix="kills_") as folder:
-            results = kill_campaign(Bench(Path(folder), args.seed), args.kills, args.jobs)
-            for one in tqdm(results, desc="kills and other ends", unit="run"):
-                endings.append(one)
+        preload()
+        with TemporaryDirectory(prefix="kills_") as folder, tqdm(desc="kills", unit="run") as bar:
+            bench = Bench(Path(folder))
+            for some in run_kills(bench, args.kills, args.seed, args.jobs, args.processes):
+                endings += some
+                bar.update(len(some))
                 _write(args, found, endings, start)
     print(_write(args, found, endings, start))
     failed = [*bad(found), *(one for one in endings if one.verdict != ENDINGS[0])]
@@ -84,18 +90,25 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
+def _cpu_minutes() -> float:
+    """Of this process and those that it began, which have ended."""
+    used = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used) / 60
+
+
 def _write(args, found: list[Found], endings: list[Found], start: float) -> str:
     """Write ``faults.json`` and ``faults.md``; the latter's text."""
     parts = [
         f"Seed {args.seed}, {datetime.date.today()}, {platform.machine()}, "
         f"{os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{time.perf_counter() - start:.0f} s: {len(found)} malformed files and "
-        f"{sum(one.case.startswith('SIGKILL') for one in endings)} kills.\n"
+        f"{sum(one.case.startswith('SIGKILL') for one in endings)} kills; processor time "
+        f"{_cpu_minutes():.0f} min.\n"
     ]
     if found:
         parts.append(as_markdown(count(found), VERDICTS))
     if endings:
-        parts.append(as_markdown(count(endings), ENDINGS).replace("| inputs |", "| runs |"))
+        parts.append(as_table(endings))
     text = "\n".join(parts)
     with written_whole(args.output / "faults.md") as partial:
         partial.write_text(text)

@@ -4,16 +4,21 @@ import io
 import os
 import signal
 import time
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 from lesion_d2.files import locked, written_whole
 
+import numpy as np
 import pytest
 from tqdm import tqdm
 
-from .kills.jobs import Job
-from .kills.processes import Child
+from .case import Found
+from .kills.campaign import _kill, as_table, plan, run_trials
+from .kills.jobs import JOBS, Job
+from .kills.processes import Child, Program
 from .kills.trials import Bench
 
 _SIZE = 5000
@@ -78,30 +83,36 @@ def _leaves_a_process(root: Path, folder: Path) -> int:
 @pytest.fixture
 def bench(tmp_path, monkeypatch) -> Bench:
     monkeypatch.setattr("faults.kills.trials._TO_END", 0.2)
-    return Bench(tmp_path, seed=0)
+    return Bench(tmp_path)
 
 
 def test_a_job_that_keeps_its_promise(bench):
     job = Job("good", _good, _end, 1)
-    found = [bench.kill(job) for _ in range(4)]
-    found += [bench.interrupt(job, number) for number in (signal.SIGINT, signal.SIGTERM)]
-    found += [bench.fill(job, 100), bench.fill(job, 2 * _SIZE), bench.double(job)]
+    rng = np.random.default_rng(0)
+    found = list(bench.kill(job, 4, rng))
+    found += [bench.interrupt(job, number, rng) for number in (signal.SIGINT, signal.SIGTERM)]
+    found += [bench.fill(job, 100), bench.fill(job, 2 * _SIZE), bench.double(job, 0.6)]
     assert [x.verdict for x in found] == ["equal"] * 9, found
+    assert [x.case.partition(" at ")[0] for x in found[:4]] == [
+        f"SIGKILL: {index} of 4" for index in range(1, 5)
+    ]
     assert bench.whole(job).end == {"a.txt": b"x" * _SIZE, "b.txt": b"x" * _SIZE}
 
 
 def test_jobs_that_do_not(bench):
     # What they do wrong is done by then; in a random moment it may not be.
-    bench.rng = SimpleNamespace(uniform=lambda low, high: 0.6, random=lambda: 0.9)
+    rng = SimpleNamespace(uniform=lambda low, high: 0.6, random=lambda: 0.9)
     grows = Job("grows", _grows, _end, 1)
-    assert bench.kill(grows).verdict == "differs"
+    assert [one.verdict for one in bench.kill(grows, 2, rng)] == ["differs"] * 2
     in_place = Job("in place", _writes_in_place, _end, 1)
     found = bench.fill(in_place, 100)
     assert (found.verdict, found.text) == ("half file", "['a.txt']")
     leaves = Job("leaves", _leaves_a_process, _end, 1)
-    assert bench.interrupt(leaves, signal.SIGTERM).verdict == "orphans"
+    assert bench.interrupt(leaves, signal.SIGTERM, rng).verdict == "orphans"
     fails = Job("fails", _good, _end, 1, again=lambda root, folder: 3)
-    assert bench.kill(fails).verdict == "fails"
+    assert [one.verdict for one in bench.kill(fails, 1, rng)] == ["fails"]
+    shares = Job("shares", _grows, _end, 1)
+    assert bench.double(shares, 0.6).verdict == "accepted"
 
 
 def test_what_an_interrupted_process_prints_is_read():
@@ -128,3 +139,38 @@ def test_a_killed_process_holds_no_lock_of_the_next_ones_progress_bar():
     first.kill_all()
     second.kill_all()
     assert status == 36 and "9/9" in second.output()
+
+
+def test_a_program_in_a_process_that_is_forked(tmp_path):
+    text = "import os, sys\nprint(sys.argv[1:], os.environ['A'])\nsys.exit(3)"
+    (tmp_path / "a.py").write_text(text)
+    with open(tmp_path / "out", "wb") as out:
+        program = Program(["python", str(tmp_path / "a.py"), "b"], stdout=out, env={"A": "c"})
+        assert program.wait() == 3 == program.poll()
+    assert (tmp_path / "out").read_text() == "['b'] c\n"
+
+
+def test_what_is_planned_of_500_kills():
+    kills = [trial.keywords for trial in plan(500, seed=0) if trial.func.__name__ == "_kill"]
+    count = Counter()
+    for one in kills:
+        count[one["job"].name] += one["number"]
+    assert count == {job.name: job.share for job in JOBS} and count.total() == 500
+    assert {one["number"] for one in kills} == {1, 2, 3, 4, 5}
+    assert len({one["rng"].random() for one in kills}) == len(kills)
+    others = [trial.func.__name__ for trial in plan(0, seed=0, names=["training"])]
+    assert Counter(others) == {"_interrupt": 8, "_fill": 3, "_double": 2}
+
+
+def test_trials_in_processes_and_their_table(bench):
+    job = Job("good", _good, _end, 1)
+    rngs = np.random.default_rng(0).spawn(2)
+    trials = [partial(_kill, job=job, number=2, rng=rng) for rng in rngs]
+    trials.append(lambda bench: [bench.fill(job, 100)])
+    found = [one for some in run_trials(bench, trials, processes=2) for one in some]
+    found.append(Found("other", "SIGINT: at 5%", "traceback"))
+    rows = [row.split(" | ") for row in as_table(found).splitlines()]
+    assert rows[0][:6] == ["| job", "SIGKILL", "SIGINT", "SIGTERM", "full disk", "second run"]
+    assert rows[2][:6] == ["| good", "4 of 4", "0 of 0", "0 of 0", "1 of 1", "0 of 0"]
+    assert rows[3][:3] == ["| other", "0 of 0", "0 of 1"]
+    assert rows[4][6:10] == ["5", "0", "0", "1"]  # equal, differs, fails, traceback

@@ -1,13 +1,17 @@
 """What is run: each job with what its end is, which no interruption may change."""
 
+import gc
 import hashlib
+import importlib
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +19,8 @@ import tiny_run
 import torch
 from detectron2.engine import default_argument_parser
 from speed_up import draw_quickly, read_configs_quickly
+
+from .processes import Program
 
 #: Data sets that jobs read, below the campaign's folder.
 DATASETS = "datasets"
@@ -32,6 +38,7 @@ class Job:
         end: of the latter, what stands there in the end: names to what can be compared.
         share: of the kills, in the whole campaign of 500.
         again: like ``run``, what goes on after an interruption; by default the same.
+        may_share: whether two may be at work in one place, where what they write is the same.
     """
 
     name: str
@@ -39,11 +46,13 @@ class Job:
     end: Callable[[Path], Mapping[str, object]]
     share: int
     again: Callable[[Path, Path], object] | None = None
+    may_share: bool = False
 
 
 # --- training and evaluation ----------------------------------------------------------------------
 
-_PLAIN = {"SOLVER__MAX_ITER": 6}
+# With a worker of the loader, that is left behind by a process which is killed alone.
+_PLAIN = {"SOLVER__MAX_ITER": 6, "DATALOADER__NUM_WORKERS": 1}
 _MINING = {
     "SOLVER__MAX_ITER": 6,
     "TEST__EVAL_PERIOD": 0,
@@ -165,7 +174,7 @@ def _predict(root: Path, folder: Path) -> int:
 
     import tiny_prediction
 
-    inputs = [root / "scans" / f"{name}.nii.gz" for name in ("a", "b")]
+    inputs = [root / "scans" / name for name in ("a.nii.gz", "b.nii.gz", "dicom")]
     return main(tiny_prediction.make_arguments(root / "predictor", folder / "found", *inputs))
 
 
@@ -178,10 +187,18 @@ def _import_data(root: Path, folder: Path) -> int:
     return main(["phantom", source, "--output", str(folder / "mine"), *options])
 
 
+def _import_again(root: Path, folder: Path) -> int:
+    """A data set that stands is whole: it is not imported again."""
+    return 0 if (folder / "mine").exists() else _import_data(root, folder)
+
+
 def _toy_experiments(root: Path, folder: Path) -> int:
+    from lesion_d2.tools import trainings
     from lesion_d2.tools.toy_experiments.__main__ import main
 
     _use(root)
+    stand_in = SimpleNamespace(**{**vars(subprocess), "Popen": Program})
+    pytest.MonkeyPatch().setattr(trainings, "subprocess", stand_in)
     where = ["--models", "retinanet", "--tasks", "donuts_shape", "--sizes", "50", "--seeds", "1"]
     opts = ["MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "2", "INPUT.CT.IMAGE_SIZE", "64"]
     opts += ["SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.IMS_PER_BATCH", "2"]
@@ -208,11 +225,13 @@ def _files(folder: Path) -> dict:
 
 
 def _findings(folder: Path) -> dict:
-    """Of a prediction, all but what tells times and paths."""
-    names = ("findings.json", "findings.csv", "coco_instances_results.json")
-    files = [path for path in sorted(folder.rglob("*")) if path.name in names]
-    content = {str(p.relative_to(folder)): p.read_text() for p in files}
-    return {**content, "left behind": _leftovers(folder)}
+    """Of a prediction, the names of all files, and what tells no times and paths."""
+    names = ("findings.json", "findings.csv", "coco_instances_results.json", "labels.nii.gz")
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.name in names else None
+        for path in files
+    }
 
 
 def _leftovers(folder: Path) -> list[str]:
@@ -260,17 +279,40 @@ JOBS = (
     Job("prepare_masks", _prepare_masks, _files, 60),
     Job("prepare_phantom", _prepare_phantom, _files, 40),
     Job("prepare_phantom --overwrite", _overwrite_phantom, _files, 40),
-    Job("prediction", _predict, _findings, 40),
-    Job("import_data", _import_data, _files, 40),
+    Job("prediction", _predict, _findings, 40, may_share=True),
+    Job("import_data", _import_data, _files, 40, _import_again),
     Job("toy_experiments", _toy_experiments, _end_of_toys, 10),
 )
+
+
+# What jobs import late, and each process again.
+_LATE = (
+    "blosc2",
+    "lesion_d2.findings.dicom",
+    "lesion_d2.findings.report",
+    "lesion_d2.tools.import_data",
+    "lesion_d2.tools.predict.__main__",
+    "lesion_d2.tools.prepare_masks",
+    "lesion_d2.tools.toy_experiments.__main__",
+    "matplotlib.backends.backend_agg",
+    "torch.utils.cpp_extension",
+    "torch.utils.tensorboard",
+)
+
+
+def preload() -> None:
+    """Import what jobs need, for the processes that are forked from this one."""
+    for name in _LATE:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a collection would copy this process's pages
 
 
 def prepare(root: Path) -> None:
     """Write what the jobs read; to be called in a process of its own."""
     from lesion_d2.data.phantom import write_phantom
     from lesion_d2.data.toys import write_toys
-    from lesion_d2.scans.writing import write_nifti
+    from lesion_d2.scans.writing import write_dicom, write_nifti
 
     import tiny_prediction
 
@@ -281,4 +323,5 @@ def prepare(root: Path) -> None:
     for seed, name in enumerate("ab"):
         volume = tiny_prediction.make_volume(seed)
         write_nifti(root / "scans" / f"{name}.nii.gz", volume, tiny_prediction.SPACING)
+    write_dicom(root / "scans" / "dicom", tiny_prediction.make_volume(2), tiny_prediction.SPACING)
     tiny_prediction.write_run(root / "predictor")

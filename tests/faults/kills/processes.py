@@ -3,13 +3,16 @@
 import contextlib
 import os
 import resource
+import runpy
 import signal
+import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO, NoReturn
 
 from tqdm import tqdm
 
@@ -26,13 +29,16 @@ class Child:
     """
 
     def __init__(self, function: Callable[[], object], longest_file: int | None = None):
-        sys.stdout.flush()
-        sys.stderr.flush()
         self._pipe, write = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
+
+        def begin() -> object:
             os.close(self._pipe)
-            _call(function, write, longest_file)
+            os.setsid()
+            if longest_file is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (longest_file, resource.RLIM_INFINITY))
+            return function()
+
+        self.pid = _fork(begin, write)
         os.close(write)
         os.set_blocking(self._pipe, False)
         self._status: int | None = None
@@ -45,34 +51,28 @@ class Child:
         """The exit status, below 0 of a signal; None while it runs."""
         self._drain()
         if self._status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self._status = os.waitstatus_to_exitcode(status)
+            self._status = _status(self.pid)
         return self._status
 
     def wait(self, seconds: float) -> int | None:
         """The exit status; None where it has not ended by then."""
-        deadline = time.monotonic() + seconds
-        while self.poll() is None and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
+        start = time.monotonic()
+        while self.poll() is None and (waited := time.monotonic() - start) < seconds:
+            time.sleep(max(_POLL_SECONDS, min(0.02 * waited, 0.1)))
         return self.poll()
 
     def wait_for(self, cpu_seconds: float, longest: float) -> None:
         """Return when it has used so much of the processor, has ended, or after ``longest``."""
         deadline = time.monotonic() + longest
         while self.poll() is None and time.monotonic() < deadline:
-            if self.cpu_seconds() >= cpu_seconds:
+            left = cpu_seconds - self.cpu_seconds()
+            if left <= 0:
                 return
-            time.sleep(_POLL_SECONDS)
+            time.sleep(max(_POLL_SECONDS, 0.5 * left))  # of one thread, more cannot be used
 
     def cpu_seconds(self) -> float:
-        """What it has used of the processor, with its children that have ended."""
-        try:
-            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-            main = int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[0]) / 1e9
-        except (OSError, ValueError, IndexError):
-            return 0.0
-        return main + (int(fields[13]) + int(fields[14])) / _TICKS
+        """What it and all that it began have used of the processor."""
+        return _cpu_seconds(self.pid)
 
     def send(self, number: int) -> None:
         """Send a signal to it alone."""
@@ -108,6 +108,59 @@ class Child:
                 self._printed += part
 
 
+class Program:
+    """In place of ``subprocess.Popen`` of a Python program, which finds its packages imported.
+
+    Args:
+        command: the interpreter, the program and its arguments.
+        stdout: a file for what it prints, errors too.
+        env: its environment.
+    """
+
+    def __init__(
+        self, command: Sequence[str], *, stdout: BinaryIO, env: Mapping[str, str], **_: object
+    ):
+        def run() -> None:
+            os.environ.clear()
+            os.environ.update(env)
+            sys.argv = list(command[1:])
+            runpy.run_path(command[1], run_name="__main__")
+
+        self.pid = _fork(run, stdout.fileno())
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit status, below 0 of a signal; None while it runs."""
+        if self.returncode is None:
+            self.returncode = _status(self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit status, when it has ended."""
+        deadline = time.monotonic() + (timeout or 0.0)
+        while self.poll() is None:
+            if timeout is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("a program", timeout)
+            time.sleep(_POLL_SECONDS)
+        return self.returncode
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def _status(pid: int) -> int | None:
+    """How a child has ended, if it has."""
+    found, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if found else None
+
+
 def _sessions():
     """Process and session of all processes that are no zombies."""
     for name in filter(str.isdecimal, os.listdir("/proc")):
@@ -117,13 +170,34 @@ def _sessions():
                 yield int(name), int(fields[3])
 
 
-def _call(function: Callable[[], object], pipe: int, longest_file: int | None) -> None:
-    """What the child does; it never returns. It ends as the interpreter would."""
+def _cpu_seconds(pid: int) -> float:
+    """Of a process with its children, also those that have ended; 0 where it has."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        main = int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    ended = (int(fields[13]) + int(fields[14])) / _TICKS
+    return main + ended + sum(map(_cpu_seconds, map(int, children)))
+
+
+def _fork(function: Callable[[], object], output: int) -> int:
+    """Call a function in a process of its own, which prints to the open file ``output``."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        _call(function, output)
+    return pid
+
+
+def _call(function: Callable[[], object], output: int) -> NoReturn:
+    """What the child does. It ends as the interpreter would."""
     status = 1
     try:
-        os.setsid()
-        os.dup2(pipe, 1)
-        os.dup2(pipe, 2)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
         # That of progress bars is a semaphore of all forked processes, which one that is killed or
@@ -131,8 +205,6 @@ def _call(function: Callable[[], object], pipe: int, longest_file: int | None) -
         tqdm.set_lock(threading.RLock())
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if longest_file is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (longest_file, resource.RLIM_INFINITY))
         try:
             value = function()
             status = value if isinstance(value, int) else 0

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 
@@ -23,6 +24,8 @@ VERDICTS = (
     "accepted",  # a second run in the same place was not refused
     "hang",
 )
+#: Ways to interrupt; a trial's name begins with one.
+WAYS = ("SIGKILL", "SIGINT", "SIGTERM", "full disk", "second run")
 _LONGEST = 1200  # seconds of one run, beside others
 _TO_END = 60.0  # for what a run started, after its end
 
@@ -41,13 +44,10 @@ class Bench:
 
     Args:
         root: an empty folder.
-        seed: of the moments of kills and signals.
     """
 
-    def __init__(self, root: Path, seed: int):
+    def __init__(self, root: Path):
         self.root = root
-        self.rng = np.random.default_rng(seed)
-        self._number = 0
         self._wholes: dict[str, Whole] = {}
 
     def prepare(self) -> None:
@@ -59,7 +59,7 @@ class Bench:
     def whole(self, job: Job) -> Whole:
         """The job's undisturbed run."""
         if job.name not in self._wholes:
-            folder = self._folder("whole")
+            folder = self._folder()
             child = Child(lambda: job.run(self.root, folder))
             used = 0.0
             while child.wait(0.005) is None:
@@ -67,30 +67,50 @@ class Bench:
             self._expect(child)
             child.kill_all()  # what it left behind
             self._wholes[job.name] = Whole(job, used, job.end(folder))
-            shutil.rmtree(folder)
+            shutil.rmtree(folder.parent)
         return self._wholes[job.name]
 
-    def kill(self, job: Job) -> Found:
-        """SIGKILL at a random moment, to the process alone or to all that it started."""
-        whole, folder = self.whole(job), self._folder("kill")
-        moment = float(self.rng.uniform(0, 1.02))
-        child = self._started(job.run, folder, moment * whole.cpu_seconds)
-        name = f"SIGKILL at {moment:.0%}"
-        if self.rng.random() < 0.5:
-            child.send(signal.SIGKILL)
-            child.wait(60)
-            if child.leaves(_TO_END):
-                child.kill_all()
-                return self._found(job, name, "orphans", folder)
-        child.kill_all()
-        return self._go_on(whole, name, folder, again=True)
+    def kill(self, job: Job, number: int, rng: np.random.Generator) -> Iterator[Found]:
+        """SIGKILL at random moments, to the process alone or to all that it began.
 
-    def interrupt(self, job: Job, number: int) -> Found:
+        What goes on after a kill is killed in turn; only after ``number`` of them a run comes to
+        the end that is compared. Where one does so before its moment, another one begins.
+        """
+        while number > 0:
+            moments, found = self._kill_in_succession(job, number, rng)
+            number -= len(moments)
+            text = ", ".join(moments)
+            for index in range(1, len(moments) + 1):
+                name = f"SIGKILL: {index} of {len(moments)} at {text}"
+                yield Found(job.name, name, found.verdict, found.text)
+
+    def _kill_in_succession(
+        self, job: Job, number: int, rng: np.random.Generator
+    ) -> tuple[list[str], Found]:
+        whole, folder = self.whole(job), self._folder()
+        run, moments = job.run, []
+        while len(moments) < number:
+            moment = float(rng.uniform(0, 1.0))
+            child = self._started(run, folder, moment * whole.cpu_seconds)
+            if child.poll() is not None:
+                break
+            moments.append(f"{moment:.0%}")
+            if rng.random() < 0.5:
+                child.send(signal.SIGKILL)
+                child.wait(60)
+                if child.leaves(_TO_END):
+                    child.kill_all()
+                    return moments, self._found(job, "SIGKILL", "orphans", folder)
+            child.kill_all()
+            run = job.again or job.run
+        return moments, self._go_on(whole, "SIGKILL", folder)
+
+    def interrupt(self, job: Job, number: int, rng: np.random.Generator) -> Found:
         """SIGINT or SIGTERM at a random moment."""
-        whole, folder = self.whole(job), self._folder("signal")
-        moment = float(self.rng.uniform(0.02, 0.98))
+        whole, folder = self.whole(job), self._folder()
+        moment = float(rng.uniform(0.02, 0.98))
         child = self._started(job.run, folder, moment * whole.cpu_seconds)
-        name = f"{signal.Signals(number).name} at {moment:.0%}"
+        name = f"{signal.Signals(number).name}: at {moment:.0%}"
         child.send(number)
         if child.wait(_LONGEST) is None:
             child.kill_all()
@@ -102,31 +122,31 @@ class Bench:
             return self._found(job, name, "orphans", folder)
         if "Traceback" in output:
             return self._found(job, name, "traceback", folder, output)
-        return self._go_on(whole, name, folder, again=True)
+        return self._go_on(whole, name, folder)
 
     def fill(self, job: Job, longest_file: int) -> Found:
         """Files may not be longer, as on a full disk; then they may."""
-        whole, folder = self.whole(job), self._folder("full")
+        whole, folder = self.whole(job), self._folder()
         child = Child(lambda: job.run(self.root, folder), longest_file)
-        name = f"files of at most {longest_file} bytes"
+        name = f"full disk: files of at most {longest_file} bytes"
         if child.wait(_LONGEST) is None:
             child.kill_all()
             return self._found(job, name, "hang", folder)
         output = child.output()
         child.kill_all()
         if child.poll() == 0:
-            return self._go_on(whole, name, folder, again=True)  # none is longer
+            return self._go_on(whole, name, folder)  # none is longer
         if "Traceback" in output:
             return self._found(job, name, "traceback", folder, output)
         half = [path.name for path in _half_files(folder, longest_file)]
         if half:
             return self._found(job, name, "half file", folder, str(half))
-        return self._go_on(whole, name, folder, again=True)
+        return self._go_on(whole, name, folder)
 
-    def double(self, job: Job) -> Found:
+    def double(self, job: Job, moment: float) -> Found:
         """A second run in the place of one that is at work."""
-        whole, folder = self.whole(job), self._folder("double")
-        first = self._started(job.run, folder, 0.6 * whole.cpu_seconds)
+        whole, folder = self.whole(job), self._folder()
+        first = self._started(job.run, folder, moment * whole.cpu_seconds)
         first.send(signal.SIGSTOP)
         second = Child(lambda: (job.again or job.run)(self.root, folder))
         status, output = second.wait(_LONGEST), second.output()
@@ -135,11 +155,13 @@ class Bench:
         first.send(signal.SIGCONT)
         first.wait(_LONGEST)
         first.kill_all()
-        name = "a second run"
-        if stopped and status in (0, None):
+        name = f"second run: beside one at {moment:.0%}"
+        if stopped and status in (0, None) and not (status == 0 and job.may_share):
             return self._found(job, name, "accepted" if status == 0 else "hang", folder, output)
-        if "Traceback" in output:
-            return self._found(job, name, "traceback", folder, output)
+        if "Traceback" in output + first.output():
+            return self._found(job, name, "traceback", folder, output + first.output())
+        if first.poll() != 0:
+            return self._found(job, name, "fails", folder, first.output())
         return self._compare(whole, name, folder, first.output())
 
     def _started(self, run, folder: Path, cpu_seconds: float) -> Child:
@@ -147,8 +169,8 @@ class Bench:
         child.wait_for(cpu_seconds, _LONGEST)
         return child
 
-    def _go_on(self, whole: Whole, name: str, folder: Path, *, again: bool) -> Found:
-        run = (whole.job.again if again else None) or whole.job.run
+    def _go_on(self, whole: Whole, name: str, folder: Path) -> Found:
+        run = whole.job.again or whole.job.run
         child = Child(lambda: run(self.root, folder))
         status, output = child.wait(_LONGEST), child.output()
         child.kill_all()
@@ -170,12 +192,12 @@ class Bench:
         return self._found(whole.job, name, "equal", folder)
 
     def _found(self, job: Job, name: str, verdict: str, folder: Path, text: str = "") -> Found:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder.parent, ignore_errors=True)
         return Found(job.name, name, verdict, " ".join(text[-600:].split()))
 
-    def _folder(self, name: str) -> Path:
-        self._number += 1
-        return self.root / f"{name}_{self._number}"
+    def _folder(self) -> Path:
+        """A place of its own for a job, where nothing is yet."""
+        return Path(mkdtemp(dir=self.root)) / "job"
 
     @staticmethod
     def _expect(child: Child) -> None:
@@ -191,26 +213,3 @@ def _half_files(folder: Path, size: int) -> Iterator[Path]:
         is_full = path.stat().st_size == size and not is_growing
         if is_full or path.name.endswith(".part"):
             yield path
-
-
-def kill_campaign(bench: Bench, number: int, names=()) -> Iterator[Found]:
-    """Kill jobs so often, by their shares; then signals, a full disk and second runs."""
-    bench.prepare()
-    jobs = [job for job in JOBS if not names or job.name in names]
-    total = sum(job.share for job in jobs)
-    shares = [number * job.share // total for job in jobs]
-    for index in range(number - sum(shares)):
-        shares[index % len(jobs)] += 1
-    for job, share in zip(jobs, shares, strict=True):
-        for _ in range(share):
-            yield bench.kill(job)
-    for job in jobs:
-        if job.name == "toy_experiments" and not names:
-            continue  # minutes each; the same trainings as above
-        for signal_number in (signal.SIGINT, signal.SIGTERM):
-            yield bench.interrupt(job, signal_number)
-        for longest_file in (100, 3000, 60_000):
-            yield bench.fill(job, longest_file)
-    for job in jobs:
-        if job.name in ("training", "mean teacher", "prepare_masks"):
-            yield bench.double(job)
