@@ -103,6 +103,58 @@ def test_no_pacs_at_an_address(run, tmp_path, monkeypatch):
     assert row["scan"] == "study 1.2.3" and row["error"].startswith(f"{url}: the server cannot be")
 
 
+class _Server:
+    """Has any study, of one file; ``meanwhile`` is called while it is fetched."""
+
+    meanwhile = staticmethod(lambda: None)
+
+    def __init__(self, url):
+        pass
+
+    def fetch(self, study, folder, *, series_uid):
+        (folder / study).mkdir(parents=True)
+        (folder / study / "1.dcm").write_text(f"half of {study}")
+        self.meanwhile()
+        (folder / study / "1.dcm").write_text(f"all of {study}")
+        return folder / study
+
+
+def test_a_study_is_fetched_by_one_process_at_a_time_others_meanwhile(tmp_path, monkeypatch):
+    def fetch(study):
+        return pacs.fetch_study("https://a.b/c", study, None, tmp_path)
+
+    def meanwhile():
+        monkeypatch.setattr(_Server, "meanwhile", staticmethod(lambda: None))
+        with pytest.raises(BlockingIOError, match="another process is at work here"):
+            fetch("1.2")
+        others.append(fetch("1.3"))
+
+    others = []
+    monkeypatch.setattr(pacs, "DicomWeb", _Server)
+    monkeypatch.setattr(_Server, "meanwhile", staticmethod(meanwhile))
+    first = fetch("1.2")
+    assert (first / "1.dcm").read_text() == "all of 1.2"
+    assert (others[0] / "1.dcm").read_text() == "all of 1.3"
+    monkeypatch.setattr(_Server, "fetch", pytest.fail)
+    assert [fetch("1.2"), fetch("1.3")] == [first, *others]
+
+
+def test_what_a_killed_fetch_leaves_is_not_taken_for_the_study(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def die(partial, folder):
+        raise Killed  # all of it is there, but for the last renaming
+
+    monkeypatch.setattr(pacs, "DicomWeb", _Server)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(pacs, "replace_folder", die)
+        pacs.fetch_study("https://a.b/c", "1.2", None, tmp_path)
+    folder = pacs.fetch_study("https://a.b/c", "1.2", None, tmp_path)
+    assert not folder.parent.name.startswith(".")
+    assert [path for path in tmp_path.rglob("*.dcm")] == [folder / "1.dcm"]
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [

@@ -1,12 +1,13 @@
 """Scans from a PACS, and results back to it, by DICOMweb."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from lesion_d2.files import one_line, read_json, written_whole
+from lesion_d2.files import locked, one_line, read_json, replace_folder, written_whole
 from lesion_d2.scans.dicomweb import DicomWeb
 
 from tqdm import tqdm
@@ -29,23 +30,35 @@ def fetch_study(url: str, study: str, series: str | None, output: Path) -> Path:
         A folder with DICOM files.
 
     Raises:
+        BlockingIOError: another process fetches it.
         ValueError, OSError, ImportError: see :class:`~lesion_d2.scans.dicomweb.DicomWeb`.
     """
     server = DicomWeb(url)
-    top = output / FETCHED
     wanted = {"url": url, "study": study, "series": series}
-    for marker in sorted(top.glob(f"*/{_COMPLETE}")):
+    top = output / FETCHED
+    if (found := _fetched(top, wanted)) is not None:
+        return found
+    name = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:16]
+    top.mkdir(parents=True, exist_ok=True)
+    with locked(top / f".{name}.fetch"):
+        if (found := _fetched(top, wanted)) is not None:  # by a call that was faster
+            return found
+        partial, folder = top / f".{name}.new", top / name
+        shutil.rmtree(partial, ignore_errors=True)
+        fetched = server.fetch(study, partial, series_uid=series)
+        fetched.rename(partial / "dicom")
+        with written_whole(partial / _COMPLETE) as file:
+            file.write_text(json.dumps(wanted) + "\n")
+        replace_folder(partial, folder)
+    return folder / "dicom"
+
+
+def _fetched(top: Path, wanted: dict[str, str | None]) -> Path | None:
+    """What an earlier call has fetched; folders that begin with a dot are not complete."""
+    for marker in sorted(top.glob(f"[!.]*/{_COMPLETE}")):
         if read_json(marker, "what was fetched") == wanted:
             return marker.parent / "dicom"
-    number = 1 + max((int(p.name) for p in top.glob("*") if p.name.isdecimal()), default=0)
-    partial, folder = top / ".part", top / f"{number:04d}"
-    shutil.rmtree(partial, ignore_errors=True)
-    fetched = server.fetch(study, partial, series_uid=series)
-    fetched.rename(partial / "dicom")
-    with written_whole(partial / _COMPLETE) as file:
-        file.write_text(json.dumps(wanted) + "\n")
-    partial.rename(folder)
-    return folder / "dicom"
+    return None
 
 
 def store_results(url: str, rows: Iterable[ScanRow], output: Path) -> list[ScanRow]:
