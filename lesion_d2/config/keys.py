@@ -93,6 +93,10 @@ def _add_input_config(cfg: CN) -> None:
 
     # Leave out (and count) images whose files are missing, instead of stopping before training.
     cfg.DATASETS.ALLOW_MISSING = False
+    # Read slices of data sets in DeepLesion's layout from Images_prepared, which
+    # lesion_d2.tools.prepare_slices makes of their Images_png: the same pixels in less time. Slices
+    # that were not prepared, or have changed since, are an error.
+    cfg.DATASETS.PREPARED_SLICES = False
     # Share of the annotations of DATASETS.TRAIN that training does not get to see, drawn at random,
     # as if nobody had annotated them.
     cfg.DATASETS.HIDDEN_SHARE = 0.0

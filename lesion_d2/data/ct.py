@@ -26,7 +26,8 @@ def read_slice(file: str | os.PathLike, size: tuple[int, int] | None = None) -> 
     Args:
         file: a 16-bit grayscale PNG in DeepLesion's coding, HU = value - 32768; or one slice of a
             NIfTI file (see :mod:`lesion_d2.data.nifti`) or of a volume's ``.b2nd`` file (see
-            :mod:`lesion_d2.data.volume_set.slices`), ``<file>/<slice number>.png``; or of another
+            :mod:`lesion_d2.data.volume_set.slices`) or of prepared slices (see
+            :mod:`lesion_d2.data.prepared.slices`), ``<file>/<slice number>.png``; or of another
             picture or volume, ``<file>#<coding>/<slice number>.png`` (see
             :mod:`lesion_d2.data.pictures`).
         size: height and width that the slice has to have; None for any.

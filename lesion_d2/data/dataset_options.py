@@ -37,6 +37,30 @@ def allows_missing(name: str) -> bool:
     return MetadataCatalog.get(name).get("allow_missing", False)
 
 
+def set_prepared_slices(name: str, prepared: bool) -> None:
+    """Say whether the next loading of a registered data set reads prepared slices.
+
+    Args:
+        name: of the data set in Detectron2's catalogs.
+        prepared: in place of its PNG files, see :mod:`lesion_d2.data.prepared.slices`; replaces
+            what was set before.
+
+    Raises:
+        ValueError: the data set is not in DeepLesion's layout.
+    """
+    if prepared and not MetadataCatalog.get(name).get("can_be_prepared"):
+        raise ValueError(
+            f"{name}: found a data set without a folder Images_png, expected one in DeepLesion's "
+            "layout to read prepared slices"
+        )
+    _set_option(name, "prepared_slices", prepared)
+
+
+def reads_prepared_slices(name: str) -> bool:
+    """What :func:`set_prepared_slices` said last; False before."""
+    return MetadataCatalog.get(name).get("prepared_slices", False)
+
+
 def set_first_pixel(name: str, first_pixel: float) -> None:
     """Say what the center of an image's first pixel has for coordinates in a data set's files.
 

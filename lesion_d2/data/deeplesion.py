@@ -32,6 +32,7 @@ from .deeplesion_csv import (
     spacings,
     windows,
 )
+from .prepared.slices import with_prepared_slices
 
 logger = logging.getLogger(__name__)
 
@@ -175,6 +176,7 @@ def register_deeplesion(
         evaluator_type="lesion",
         can_miss_images=True,
         can_exclude_volumes=True,
+        can_be_prepared=True,
     )
 
 
@@ -196,7 +198,7 @@ def _load_registered(
     set_first_pixel(name, first_pixel)
     dicts = leave_out_volumes(name, dicts)
     hide_annotations(name, dicts)
-    return dicts
+    return with_prepared_slices(name, dicts)
 
 
 def lesion_classes(coarse_types: bool) -> dict[str, list]:

@@ -17,6 +17,14 @@ from .pictures import (
     picture_slices,
     read_picture_slice,
 )
+from .prepared.slices import (
+    is_prepared,
+    prepared_slice_exists,
+    prepared_slice_size,
+    prepared_slices,
+    read_prepared_slice,
+    read_prepared_slices,
+)
 from .volume_set.slices import (
     is_voxels,
     read_voxels_block,
@@ -112,5 +120,13 @@ _FORMATS = (
         voxels_slices,
         read_voxels_slices,
         read_voxels_block,
+    ),
+    SliceFormat(
+        is_prepared,
+        _sized(read_prepared_slice),
+        prepared_slice_size,
+        prepared_slice_exists,
+        prepared_slices,
+        read_prepared_slices,
     ),
 )

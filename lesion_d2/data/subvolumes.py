@@ -20,6 +20,7 @@ from .dataset_options import leave_out_volumes, set_first_pixel
 from .deeplesion import lesion_classes, resolve_root
 from .deeplesion_csv import FIRST_PIXEL, BadCells, cut_boxes, read_csv, spacings, windows
 from .nifti import nifti_geometry
+from .prepared.slices import with_prepared_slices
 from .problems import raise_problems
 from .volume_names import VolumeName
 
@@ -144,7 +145,10 @@ def register_subvolumes(
     load = partial(_load_registered, name, root, annotation_file, split, **layout)
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(
-        **lesion_classes(False), evaluator_type="lesion_volume", can_exclude_volumes=True
+        **lesion_classes(False),
+        evaluator_type="lesion_volume",
+        can_exclude_volumes=True,
+        can_be_prepared=True,
     )
     set_first_pixel(name, first_pixel)
 
@@ -163,7 +167,7 @@ def _load_registered(
             others = " or ".join(names[1:])
             raise FileNotFoundError(f"{root / names[0]}: no such annotation file, nor {others}")
     dicts = load_subvolumes(root, file, split, **layout)
-    return leave_out_volumes(name, dicts)
+    return with_prepared_slices(name, leave_out_volumes(name, dicts))
 
 
 def _register_builtin() -> None:

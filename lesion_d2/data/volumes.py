@@ -24,6 +24,7 @@ from .borders import slice_files
 from .dataset_options import leave_out_volumes
 from .deeplesion import COARSE_TYPES, lesion_classes, load_deeplesion, resolve_root
 from .deeplesion_csv import cut_boxes
+from .prepared.slices import with_prepared_slices
 from .problems import short
 
 logger = logging.getLogger(__name__)
@@ -136,7 +137,10 @@ def register_volumes(
     )
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(
-        **lesion_classes(coarse_types), evaluator_type="lesion_volume", can_exclude_volumes=True
+        **lesion_classes(coarse_types),
+        evaluator_type="lesion_volume",
+        can_exclude_volumes=True,
+        can_be_prepared=True,
     )
 
 
@@ -147,7 +151,7 @@ def _load_registered(
     if never_hidden:
         for image in dicts:
             image["hidden_annotations"] = []
-    return dicts
+    return with_prepared_slices(name, dicts)
 
 
 def _register_builtin() -> None:

@@ -14,6 +14,7 @@ from ...data.dataset_options import (
     set_allow_missing,
     set_excluded_volumes,
     set_hidden_annotations,
+    set_prepared_slices,
 )
 from ...data.mask_files import PseudoMasks, check_mask_files
 from ...data.problems import short
@@ -107,7 +108,8 @@ def set_dataset_options(cfg: CfgNode, name: str, kind: str) -> None:
     """Set all options of a data set by a config, those of an earlier run in this process too.
 
     Args:
-        cfg: of the run; its DATASETS.ALLOW_MISSING, HIDDEN_SHARE, HIDDEN_SEED, EXCLUDED_VOLUMES.
+        cfg: of the run; its DATASETS.ALLOW_MISSING, PREPARED_SLICES, HIDDEN_SHARE, HIDDEN_SEED,
+            EXCLUDED_VOLUMES.
         name: of the data set.
         kind: "TRAIN" or "TEST"; the latter hides no annotation and excludes no volume.
 
@@ -122,6 +124,8 @@ def set_dataset_options(cfg: CfgNode, name: str, kind: str) -> None:
     is_train = kind == "TRAIN"
     with as_input_error("DATASETS.ALLOW_MISSING: "):
         set_allow_missing(name, cfg.DATASETS.ALLOW_MISSING)
+    with as_input_error("DATASETS.PREPARED_SLICES: "):
+        set_prepared_slices(name, cfg.DATASETS.PREPARED_SLICES)
     with as_input_error("DATASETS.HIDDEN_SHARE: "):
         hidden_share = cfg.DATASETS.HIDDEN_SHARE if is_train else 0.0
         set_hidden_annotations(name, hidden_share, cfg.DATASETS.HIDDEN_SEED)

@@ -1,0 +1,202 @@
+"""The files of prepared slices: an index, and each slice compressed by itself, without loss.
+
+A slice is a chunk of Blosc2 (byte shuffle and LZ4, compressed by LZ4HC). The index has its name,
+height and width, where its chunk is, the chunk's CRC-32, and the size and time of change of the PNG
+file that it was made of. Numbers are little-endian::
+
+    "ld2slic1" | number of slices, CRC-32 of the index: uint32 each | index | chunks
+"""
+
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ...files import one_line, written_whole
+from ...scans.limits import check_picture_size
+from ...scans.png import read_png_slice
+from ...values import MAX_SLICES
+
+_MAGIC = b"ld2slic1"
+_HEAD = struct.Struct("<8sII")
+_ENTRY = np.dtype(
+    [
+        ("name", "S16"),  # without .png
+        ("height", "<u4"),
+        ("width", "<u4"),
+        ("png_bytes", "<u8"),
+        ("png_changed", "<i8"),  # ns since 1970
+        ("start", "<u8"),
+        ("length", "<u4"),
+        ("crc", "<u4"),
+    ]
+)
+_MAX_KEPT = 256  # indices that a process keeps
+_LEVEL = 5  # of LZ4HC; higher ones take longer and save next to nothing
+#: What brings slices that are missing or out of date.
+REMEDY = "run lesion_d2.tools.prepare_slices again"
+_AGAIN = f"remove its file and {REMEDY}"
+
+
+class PreparedSlice(NamedTuple):
+    """Where a slice is in its file: size (H, W), bytes and time of its PNG, its chunk and sum."""
+
+    size: tuple[int, int]
+    png: tuple[int, int]
+    start: int
+    length: int
+    crc: int
+
+
+def write_prepared(file: str | os.PathLike, pngs: Mapping[str, str | os.PathLike]) -> int:
+    """Write slices to one file, whole or not at all; its folder is made where it is missing.
+
+    Args:
+        file: its path.
+        pngs: name of each slice, its number, to its PNG file in DeepLesion's coding, in order.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        FileNotFoundError, ValueError: a slice is missing, no such PNG, or damaged, or two slices
+            have one number.
+    """
+    numbers: dict[int, str | os.PathLike] = {}
+    for name, png in pngs.items():
+        if int(name) in numbers:
+            raise ValueError(f"{png}: found {numbers[int(name)]} of this number, expected one file")
+        numbers[int(name)] = png
+    entries, chunks, start = [], [], _HEAD.size + len(pngs) * _ENTRY.itemsize
+    for name, png in pngs.items():
+        state = png_state(png)  # before it is read: one that changes meanwhile is out of date
+        hu = read_png_slice(png)
+        chunk = _compress(hu)
+        if not np.array_equal(_decompress(chunk, hu.shape), hu):
+            raise ValueError(f"{png}: found other pixels after compression, expected the same")
+        entries.append((name, *hu.shape, *state, start, len(chunk), zlib.crc32(chunk)))
+        chunks.append(chunk)
+        start += len(chunk)
+    index = np.array(entries, _ENTRY).tobytes()
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(file) as partial, open(partial, "wb") as opened:
+        opened.write(_HEAD.pack(_MAGIC, len(entries), zlib.crc32(index)) + index)
+        opened.writelines(chunks)
+    return start
+
+
+def prepared_index(file: str | os.PathLike) -> dict[str, PreparedSlice]:
+    """The slices of a file by name, in the order that they were written in.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is another file, truncated, or its index is damaged.
+    """
+    try:
+        state = os.stat(file)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{file}: no such file of prepared slices; {REMEDY}") from None
+    return _read_index(os.fspath(file), state.st_size, state.st_mtime_ns)
+
+
+def read_prepared(file: str | os.PathLike, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Read slices.
+
+    Returns:
+        Name -> H x W int16 in HU, the caller's own.
+
+    Raises:
+        FileNotFoundError: there is no such file or slice.
+        ValueError: the file is damaged; the message names the slice.
+    """
+    index, slices = prepared_index(file), {}
+    with open(file, "rb", buffering=0) as opened:
+        for name in names:
+            place = os.path.join(file, f"{name}.png")
+            if name not in index:
+                raise FileNotFoundError(f"{place}: no such CT slice")
+            entry = index[name]
+            opened.seek(entry.start)
+            chunk = opened.read(entry.length)
+            if zlib.crc32(chunk) != entry.crc:
+                raise ValueError(f"{place}: damaged prepared slice, its checksum differs; {_AGAIN}")
+            try:
+                slices[name] = _decompress(chunk, entry.size)
+            except (ValueError, RuntimeError) as error:
+                raise ValueError(
+                    f"{place}: damaged prepared slice ({one_line(error)}); {_AGAIN}"
+                ) from None
+    return slices
+
+
+def png_state(png: str | os.PathLike) -> tuple[int, int]:
+    """Bytes and time of change (ns) of a PNG file, by which its prepared slice is out of date.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        state = os.stat(png)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{png}: no such CT slice") from None
+    return state.st_size, state.st_mtime_ns
+
+
+@lru_cache(_MAX_KEPT)
+def _read_index(file: str, size: int, changed: int) -> dict[str, PreparedSlice]:
+    """A file that is written anew is read anew."""
+    with open(file, "rb", buffering=0) as opened:
+        head = opened.read(_HEAD.size)
+        magic, count, crc = _HEAD.unpack(head) if len(head) == _HEAD.size else (b"", 0, 0)
+        if magic != _MAGIC or not 0 < count <= MAX_SLICES:
+            raise ValueError(f"{file}: found no prepared slices; {_AGAIN}")
+        index = opened.read(count * _ENTRY.itemsize)
+    if zlib.crc32(index) != crc:
+        raise ValueError(f"{file}: damaged prepared slices, the index's checksum differs; {_AGAIN}")
+    entries = np.frombuffer(index, _ENTRY)
+    ends = _HEAD.size + len(index) + np.cumsum(entries["length"], dtype=np.int64)
+    if ends[-1] != size or not np.array_equal(entries["start"], ends - entries["length"]):
+        raise ValueError(
+            f"{file}: found {size} bytes of prepared slices, expected {ends[-1]}; {_AGAIN}"
+        )
+    slices = {}
+    for name, height, width, png_bytes, png_changed, start, length, crc in entries.tolist():
+        check_picture_size(file, (height, width))
+        entry = PreparedSlice((height, width), (png_bytes, png_changed), start, length, crc)
+        slices[name.decode("ascii", "replace")] = entry
+    return slices
+
+
+def _compress(hu: np.ndarray) -> bytes:
+    import blosc2  # takes most of a second
+
+    return blosc2.compress2(
+        np.ascontiguousarray(hu),
+        codec=blosc2.Codec.LZ4HC,
+        clevel=_LEVEL,
+        filters=[blosc2.Filter.SHUFFLE],
+        filters_meta=[0],
+        typesize=hu.itemsize,
+        nthreads=1,
+    )
+
+
+def _decompress(chunk: bytes, size: tuple[int, int]) -> np.ndarray:
+    """A slice, H x W int16.
+
+    Raises:
+        ValueError, RuntimeError: the chunk is no slice of this size.
+    """
+    import blosc2
+
+    hu = np.empty(size, np.int16)
+    lengths = blosc2.get_cbuffer_sizes(chunk)[:2]
+    if lengths != (hu.nbytes, len(chunk)):
+        raise ValueError(f"found {lengths[0]} bytes of pixels, expected {hu.nbytes}")
+    blosc2.decompress2(chunk, hu, nthreads=1)
+    return hu

@@ -1,0 +1,209 @@
+import os
+import shutil
+from pathlib import Path
+
+from lesion_d2.config import get_lesion_config
+from lesion_d2.data.borders import slice_files
+from lesion_d2.data.ct import read_slice, slice_size, slice_stack
+from lesion_d2.data.dataset_options import set_prepared_slices
+from lesion_d2.data.deeplesion import load_deeplesion
+from lesion_d2.data.mapper import LesionDatasetMapper
+from lesion_d2.data.prepared import form
+from lesion_d2.data.prepared.form import prepared_index, write_prepared
+from lesion_d2.data.prepared.slices import prepared_file
+from lesion_d2.data.problems import ProblemsError
+from lesion_d2.tools.prepare_slices import prepare_slices
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+SAMPLE = Path(__file__).parents[4] / "shared" / "data" / "deeplesion_sample"
+SIZE = (48, 64)
+
+
+def _write(folder, numbers):
+    """Slices of noise, whose extremes are all that 16 bits have."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        rng = np.random.default_rng(number)
+        pixels = rng.integers(30_000, 34_000, SIZE).astype(np.uint16)
+        pixels[0, :2] = 0, 65535
+        cv2.imwrite(str(folder / f"{number:03d}.png"), pixels)
+
+
+@pytest.fixture
+def series(tmp_path):
+    """A series with a gap: its folder of PNG files, and its file of prepared slices."""
+    folder = tmp_path / "Images_png" / "000001_01_01"
+    _write(folder, [8, 9, 10, 11, 13])
+    prepare_slices(tmp_path, workers=1)
+    return folder, tmp_path / "Images_prepared" / "000001_01_01.slices"
+
+
+def test_slices_sizes_and_names_are_those_of_the_png_files(series):
+    folder, file = series
+    files, prepared = slice_files(folder), slice_files(str(file))
+    assert list(files) == list(prepared) == [8, 9, 10, 11, 13]
+    for number, png in files.items():
+        read = read_slice(prepared[number])
+        assert read.dtype == np.int16 and np.array_equal(read, read_slice(png))
+        assert slice_size(prepared[number]) == SIZE
+    with pytest.raises(FileNotFoundError, match=r"012\.png: no such CT slice"):
+        read_slice(file / "012.png")
+    with pytest.raises(ValueError, match=r"found 64 x 48 pixels, expected 48 x 64"):
+        read_slice(file / "008.png", SIZE[::-1])
+
+
+@pytest.mark.parametrize("number", [8, 10, 13])
+def test_stacks_are_the_same_at_gaps_and_ends(series, number):
+    folder, file = series
+    options = {"num_slices": 7, "interval": 2.0, "spacing_z": 1.5, "window": (-1000.0, 1000.0)}
+    expected = slice_stack(folder / f"{number:03d}.png", **options)
+    assert np.array_equal(slice_stack(file / f"{number:03d}.png", **options), expected)
+
+
+def test_a_png_file_that_changed_is_told(series):
+    folder, file = series
+    os.utime(folder / "009.png", ns=(0, 10**18))
+    for read in (read_slice, slice_size):
+        with pytest.raises(ValueError, match=r"Images_png/000001_01_01/009.png: has changed since"):
+            read(file / "009.png")
+    assert read_slice(file / "008.png").shape == SIZE
+    with pytest.raises(ValueError, match=r"009\.png: has changed since"):
+        slice_stack(file / "008.png", num_slices=3, interval=0, spacing_z=1.0)
+
+
+def test_a_png_file_that_came_or_went_is_told(series):
+    folder, file = series
+    _write(folder, [12])
+    options = {"num_slices": 3, "interval": 0.0, "spacing_z": 1.0}
+    for read in (
+        lambda: slice_stack(file / "011.png", **options),
+        lambda: read_slice(file / "012.png"),
+        lambda: slice_files(str(file)),
+    ):
+        with pytest.raises(ValueError, match=r"012\.png: was added since .*prepare_slices again"):
+            read()
+    (folder / "012.png").unlink()
+    (folder / "009.png").unlink()
+    for read in (lambda: slice_stack(file / "008.png", **options), lambda: slice_files(str(file))):
+        with pytest.raises(ValueError, match=r"009\.png: was removed since"):
+            read()
+
+
+def test_every_damaged_byte_is_told_with_its_file(series):
+    _, file = series
+    data, index = file.read_bytes(), prepared_index(file)
+    starts = {entry.start: name for name, entry in index.items()}
+    first = min(starts)
+    for place in [*range(0, first, 7), *(start + 40 for start in starts), len(data) - 1]:
+        damaged = bytearray(data)
+        damaged[place] ^= 0x10
+        file.write_bytes(damaged)
+        os.utime(file, ns=(0, 10**18 + place))  # a write within the clock's tick has the same time
+        hit = [name for start, name in starts.items() if start <= place]
+        match = f"slices/{hit[-1]}.png: damaged" if hit else "000001_01_01.slices: "
+        with pytest.raises(ValueError, match=match):
+            slice_stack(file / "010.png", num_slices=7, interval=0.0, spacing_z=1.0)
+    for length in (0, 10, first, len(data) - 1):
+        file.write_bytes(data[:length])
+        with pytest.raises(ValueError, match=r"000001_01_01\.slices: .*prepare_slices again"):
+            slice_size(file / "010.png")
+
+
+def test_a_chunk_of_another_size_is_not_decoded(tmp_path):
+    folder = tmp_path / "Images_png" / "a"
+    _write(folder, [1])
+    file = tmp_path / "Images_prepared" / "a.slices"
+    write_prepared(file, {"1": folder / "001.png"})
+    entry = prepared_index(file)["1"]
+    chunk = file.read_bytes()[entry.start :]
+    with pytest.raises(ValueError, match="found 6144 bytes of pixels, expected 6146"):
+        form._decompress(chunk, (1, 3073))
+
+
+def test_two_names_of_one_number_are_refused(tmp_path):
+    folder = tmp_path / "Images_png" / "a"
+    _write(folder, [1])
+    shutil.copy(folder / "001.png", folder / "1.png")
+    with pytest.raises(ProblemsError, match="of this number, expected one file"):
+        prepare_slices(tmp_path, workers=1)
+
+
+# --- data sets ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prepared_sample(tmp_path_factory):
+    """The folder of a real data set, of which the slices around key slices are prepared."""
+    if not SAMPLE.is_dir():
+        pytest.skip("needs shared/data/deeplesion_sample")
+    root = tmp_path_factory.mktemp("sample")
+    shutil.copy(SAMPLE / "DL_info.csv", root)
+    (root / "Images_png").symlink_to(SAMPLE / "Images_png")
+    near = {}
+    for image in load_deeplesion(root / "DL_info.csv", root / "Images_png", None):
+        key = Path(image["file_name"])
+        for number in range(int(key.stem) - 2, int(key.stem) + 3):
+            png = key.with_stem(f"{number:03d}")
+            if png.exists():
+                near.setdefault(key.parent, {})[png.stem] = png
+    for folder, pngs in near.items():
+        write_prepared(prepared_file(folder), dict(sorted(pngs.items())))
+    return root
+
+
+@pytest.fixture
+def sample(prepared_sample, tmp_path, registered):
+    """The name of the data set, in a folder of its own."""
+    root = shutil.copytree(prepared_sample, tmp_path / "sample", symlinks=True)
+    registered("prepared_sample", str(root), None)
+    return "prepared_sample"
+
+
+def _samples(dicts):
+    cfg = get_lesion_config()
+    cfg.MODEL.MASK_ON, cfg.INPUT.PSEUDO_MASK = True, "grabcut"
+    mapper = LesionDatasetMapper(cfg, True)
+    np.random.seed(0)
+    return [mapper.load(image) for image in dicts[:2]]
+
+
+def test_real_samples_are_the_same_bits_through_the_mapper(sample):
+    png = DatasetCatalog.get(sample)
+    set_prepared_slices(sample, True)
+    prepared = DatasetCatalog.get(sample)
+    assert all("/Images_prepared/" in image["file_name"] for image in prepared)
+    assert [{**i, "file_name": ""} for i in prepared] == [{**i, "file_name": ""} for i in png]
+    for a, b in zip(_samples(prepared), _samples(png), strict=True):
+        assert torch.equal(a["image"], b["image"]) and a["image"].dtype == torch.int16
+        found, expected = a["instances"], b["instances"]
+        assert torch.equal(found.gt_boxes.tensor, expected.gt_boxes.tensor)
+        assert torch.equal(found.gt_masks.tensor, expected.gt_masks.tensor)
+    set_prepared_slices(sample, False)
+    assert DatasetCatalog.get(sample) == png
+
+
+def test_series_that_are_not_prepared_are_told_before_any_work(sample):
+    set_prepared_slices(sample, True)
+    file, other = sorted({Path(d["file_name"]).parent for d in DatasetCatalog.get(sample)})[:2]
+    file.unlink()
+    other.write_bytes(b"\0" * 100)
+    with pytest.raises(ProblemsError) as error:
+        DatasetCatalog.get(sample)
+    assert f"{file}: no such file of prepared slices" in str(error.value)
+    assert f"{other}: found no prepared slices" in str(error.value)
+
+
+def test_data_sets_in_other_layouts_have_none():
+    DatasetCatalog.register("made_up_layout", list)
+    try:
+        set_prepared_slices("made_up_layout", False)
+        with pytest.raises(ValueError, match=r"made_up_layout: .* expected one in DeepLesion's"):
+            set_prepared_slices("made_up_layout", True)
+    finally:
+        DatasetCatalog.remove("made_up_layout")
+        MetadataCatalog.remove("made_up_layout")
