@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lesion_d2.data.phantom import PRESETS, write_phantom
 from lesion_d2.errors import run_program
+from lesion_d2.tools.arguments import seed
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -28,7 +29,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="quickstart")
     parser.add_argument("--patients", type=int, dest="num_patients")
     parser.add_argument("--size", type=int, help="pixels a side of every slice")
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--seed", type=seed)
     parser.add_argument("--extent-mm", type=float, help="mm of slices on both sides of a key slice")
     parser.add_argument("--median-diameter", type=float, help="mm, of the lesions")
     parser.add_argument("--mottle-hu", type=float, help="HU, how uneven lesions are inside")

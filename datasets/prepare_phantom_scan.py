@@ -18,6 +18,7 @@ from lesion_d2.data.phantom_anatomy import sample_body
 from lesion_d2.errors import run_program
 from lesion_d2.scans import read_scan
 from lesion_d2.scans.writing import write_dicom, write_nifti
+from lesion_d2.tools.arguments import seed
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     """Write the scan; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("output/predict/scans"))
-    parser.add_argument("--seed", type=int, default=20261133)
+    parser.add_argument("--seed", type=seed, default=20261133)
     parser.add_argument("--size", type=int, default=256, help="pixels a side of every slice")
     parser.add_argument("--extent-mm", type=float, default=40.0, help="on both sides of the middle")
     args = parser.parse_args(argv)

@@ -17,6 +17,7 @@ from pathlib import Path
 from lesion_d2.data.toy_volumes import DEFAULTS, write_toy_volumes
 from lesion_d2.data.toys import SPLITS, ToyOptions, write_toys
 from lesion_d2.errors import run_program
+from lesion_d2.tools.arguments import seed
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             metavar="N",
             help=f"{split} images of each task (default: {counts})",
         )
-    parser.add_argument("--seed", type=int, default=ToyOptions().seed)
+    parser.add_argument("--seed", type=seed, default=ToyOptions().seed)
     parser.add_argument("--workers", type=int, help="processes for images; default: all cores")
     parser.add_argument("--overwrite", action="store_true", help="replace sets with other options")
     args = parser.parse_args(argv)

@@ -5,7 +5,11 @@ Importing the package makes ``detectron2`` importable, and registers the data se
 
 import warnings
 
-from ._detectron2 import ensure_detectron2
+from ._programs import end_shortly_while_importing
+
+end_shortly_while_importing()
+
+from ._detectron2 import ensure_detectron2  # noqa: E402
 
 ensure_detectron2()
 

@@ -22,11 +22,14 @@ from ..data.loader import count_workers
 from ..errors import told
 from ..parallel import count_cores
 from .checks import check_inputs
+from .checks.values import Check, check_values
 from .input_errors import InputError, as_input_error
 from .resuming import check_free, hold_output, release_output
 from .schedule import resolve_epochs
 
 logger = logging.getLogger(__name__)
+
+_SEED: Check = ("SEED", lambda v: v < 2**32, "below 2^32, as NumPy has it; below 0 draws one")
 
 
 def load_config(args: argparse.Namespace) -> LesionConfig:
@@ -40,7 +43,7 @@ def load_config(args: argparse.Namespace) -> LesionConfig:
 
     Raises:
         InputError: a file is missing or not YAML, a key is unknown, a value has another type than
-            the default, or there is no such MODEL.DEVICE.
+            the default, or there is no such MODEL.DEVICE or SEED.
     """
     cfg = get_lesion_config()
     if args.config_file:
@@ -49,6 +52,7 @@ def load_config(args: argparse.Namespace) -> LesionConfig:
     with as_input_error(""):
         cfg.merge_from_list(args.opts or [])
     check_device(cfg)
+    check_values(cfg, (_SEED,))
     return cfg
 
 

@@ -20,6 +20,14 @@ def positive(text: str) -> int:
     return value
 
 
+def seed(text: str) -> int:
+    """A seed from 0 on, below 2^32 as NumPy and torch have it, for ``add_argument(type=seed)``."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"found {text[:40]!r}, expected 0 or more, below 2^32")
+    return value
+
+
 def add_shard(add: Callable[..., object]) -> None:
     """Add ``--shard I/N`` to a command line by its ``add_argument``: a :class:`Shard`."""
     text = (

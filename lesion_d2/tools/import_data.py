@@ -33,7 +33,7 @@ from lesion_d2.importers.running import (
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
 
-from .arguments import add_shard, positive
+from .arguments import add_shard, positive, seed
 
 _PROGRAM = "lesion_d2.tools.import_data"
 _MAX_SHOWN = 50
@@ -76,7 +76,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the patients, where the source has no splits (60 20 20)",
     )
     add_shard(add)
-    add("--seed", type=int, default=0, metavar="N", help="of the choice of patients (0)")
+    add("--seed", type=seed, default=0, metavar="N", help="of the choice of patients (0)")
 
 
 def describe(summary: ImportSummary, classes: Sequence[str]) -> str:

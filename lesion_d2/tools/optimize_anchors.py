@@ -45,7 +45,7 @@ from lesion_d2.modeling.anchors import (
     optimize_anchors,
     unmatched_share,
 )
-from lesion_d2.tools.arguments import config_options
+from lesion_d2.tools.arguments import config_options, seed
 from lesion_d2.tools.box_shapes import ResizedBoxes, csv_boxes, dataset_boxes
 
 import numpy as np
@@ -388,7 +388,7 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale-bounds", **bounds, default=[0.4, 2.0], help="(0.4 2)")
     help_text = "of all pairs, or given once for each: 1 2 --ratio-bounds 2 4 are the paper's (1 4)"
     parser.add_argument("--ratio-bounds", **bounds, action="append", help=help_text)
-    parser.add_argument("--seed", type=int, default=0, help="of the search (0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the search (0)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from lesion_d2.errors import run_program
 import numpy as np
 from tabulate import tabulate
 
-from .arguments import data_set_folder, positive
+from .arguments import data_set_folder, positive, seed
 
 _PROGRAM = "lesion_d2.tools.split_data"
 
@@ -47,7 +47,7 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("name", metavar="NAME", help="of the data set in $DETECTRON2_DATASETS, or its folder")
     add("--folds", type=positive, metavar="K", help="make so many folds, and leave the splits")
-    add("--seed", type=int, default=0, metavar="N", help="another one gives other splits (0)")
+    add("--seed", type=seed, default=0, metavar="N", help="another one gives other splits (0)")
     add(
         "--shares",
         type=float,

@@ -35,7 +35,6 @@ _TEACHER_CHECKS: tuple[Check, ...] = (
     ("MODEL.MEAN_TEACHER.GT_NMS_THRESH", lambda v: 0 <= v <= 1, "an IoU from 0 to 1"),
 )
 _SCHEDULE_CHECKS: tuple[Check, ...] = (
-    ("SEED", lambda v: v < 2**32, "below 2^32, as NumPy has it; below 0 draws one"),
     *(
         (f"SOLVER.{key}", at_least(least), f"a finite number, at least {least}")
         for key, least in {

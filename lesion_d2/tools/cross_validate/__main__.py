@@ -29,7 +29,7 @@ from lesion_d2.data.volume_set.form import VolumeSet, read_volume_set
 from lesion_d2.data.volume_set.splits import write_splits
 from lesion_d2.engine import load_config
 from lesion_d2.evaluation import combine_evaluations
-from lesion_d2.tools.arguments import config_options, data_set_folder, positive
+from lesion_d2.tools.arguments import config_options, data_set_folder, positive, seed
 from lesion_d2.tools.checkout import find_in_checkout
 from lesion_d2.tools.trainings import collected, hash_settings, run_all
 from lesion_d2.volumetric_config import is_volumetric
@@ -52,7 +52,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--fold", type=int, action="append", metavar="k", help="run this one alone, from 0")
     add("--output", type=Path, metavar="DIR", help="(output/cross_validation/NAME)")
     add("--train-on-volumes", action="store_true", help="train on slices without a lesion, too")
-    add("--split-seed", type=int, default=0, metavar="N", help="of folds that are made (0)")
+    add("--split-seed", type=seed, default=0, metavar="N", help="of folds that are made (0)")
     add("--num-gpus", type=positive, default=1, metavar="N", help="processes of a training (1)")
     add("--jobs", type=positive, default=1, metavar="N", help="folds at a time (1)")
     add("--program", type=Path, help=argparse.SUPPRESS)  # in place of train_net.py

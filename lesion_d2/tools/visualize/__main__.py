@@ -52,7 +52,7 @@ from collections.abc import Sequence
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.errors import run_program
-from lesion_d2.tools.arguments import positive
+from lesion_d2.tools.arguments import positive, seed
 
 from .attention import draw_attention
 from .dataset import draw_dataset
@@ -139,7 +139,7 @@ def _add_negatives(parser: argparse.ArgumentParser) -> None:
         "--hidden-share", type=float, default=0.0, help="the training's DATASETS.HIDDEN_SHARE (0)"
     )
     parser.add_argument(
-        "--hidden-seed", type=int, default=0, help="the training's DATASETS.HIDDEN_SEED (0)"
+        "--hidden-seed", type=seed, default=0, help="the training's DATASETS.HIDDEN_SEED (0)"
     )
 
 
@@ -204,7 +204,7 @@ def _add_picking(parser: argparse.ArgumentParser, *, num: int, num_help: str) ->
         "--allow-missing", action="store_true", help="leave out images whose file is missing"
     )
     parser.add_argument("--num", type=positive, default=num, help=f"{num_help} ({num})")
-    parser.add_argument("--seed", type=int, default=0, help="of the random pick (0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the random pick (0)")
     parser.add_argument(
         "--window",
         nargs="+",

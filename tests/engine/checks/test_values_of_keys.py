@@ -27,10 +27,16 @@ def test_a_gpu_of_a_number_that_is_not_there(monkeypatch):
         load_config(tiny_args("output", MODEL__DEVICE="cuda:2"))
 
 
+def test_a_seed_that_no_tool_can_take():
+    message = "^SEED: found 4294967296, expected below 2\\^32"
+    with pytest.raises(InputError, match=message):
+        load_config(tiny_args("output", SEED=2**32))
+    assert load_config(tiny_args("output", SEED=2**32 - 1)).SEED == 2**32 - 1
+
+
 @pytest.mark.parametrize(
     "key, value",
     [
-        ("SEED", 2**32),
         ("SOLVER.BASE_LR", -0.1),
         ("SOLVER.BASE_LR", float("inf")),
         ("SOLVER.CHECKPOINT_PERIOD", 0),

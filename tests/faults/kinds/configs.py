@@ -121,7 +121,7 @@ _VALUES = (
     ("MODEL.META_ARCHITECTURE", ("x", 5, None)),
     ("MODEL.WEIGHTS", ("absent.pth", 5)),
     ("INPUT.CT.IMAGE_SIZE", (-1, "x", None, 10**9)),
-    ("SEED", ("x", None)),
+    ("SEED", ("x", None, 2**32)),
     ("UNKNOWN", (1,)),
     ("MODEL.UNKNOWN", (1,)),
     ("MODEL", (5, None, [], "x")),

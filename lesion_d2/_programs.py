@@ -1,0 +1,27 @@
+"""How programs of this project begin."""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+_ROOT = Path(__file__).parents[1]
+
+
+def end_shortly_while_importing() -> None:
+    """Let Ctrl-C end a program of this project without a traceback while it imports its packages.
+
+    That takes seconds, before :func:`~lesion_d2.errors.run_program` handles signals. Whoever uses
+    the package in a program of their own keeps their handlers.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and _is_own() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _is_own() -> bool:
+    if sys.argv[:1] == ["-m"]:  # python -m lesion_d2.tools.x, where x is still looked for
+        return True
+    script = os.path.realpath(getattr(sys.modules["__main__"], "__file__", None) or "")
+    return script == str(_ROOT / "train_net.py") or Path(script).parent == _ROOT / "datasets"
