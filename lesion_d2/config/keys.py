@@ -108,6 +108,10 @@ def _add_input_config(cfg: CN) -> None:
 
 
 def _add_backbone_config(cfg: CN) -> None:
+    # The memory layout of a model on a GPU: channels last is that of its units for mixed precision
+    # (SOLVER.AMP.ENABLED). Models of slices always have it on a CPU.
+    cfg.MODEL.CHANNELS_LAST = False
+
     cfg.MODEL.VGG = CN()
     cfg.MODEL.VGG.DEPTH = 19  # 16 or 19, as in torchvision
     cfg.MODEL.VGG.BATCH_NORM = False
@@ -273,6 +277,13 @@ def _add_training_config(cfg: CN) -> None:
     cfg.TEST.LOSS_EPOCHS = 0.0  # TEST.LOSS_PERIOD
     # "SGD" (Detectron2's own), "Adam" or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # On a GPU, one kernel for an optimizer's step (on a CPU its numbers would be others). A resumed
+    # run goes on with what it began with.
+    cfg.SOLVER.FUSED = True
+    # Compile the backbone and the head (torch.compile) for the training: faster steps on a GPU,
+    # after a minute or more at the first ones, and again for every new size of images. Losses
+    # differ by rounding.
+    cfg.SOLVER.COMPILE = False
     # Layers and the factor of their learning rate, such as [["box_head.fc1", 2.0]]. Biases have
     # SOLVER.BIAS_LR_FACTOR alone where that is not 1.
     cfg.SOLVER.LR_FACTORS = ()
@@ -287,6 +298,9 @@ def _add_training_config(cfg: CN) -> None:
     cfg.SOLVER.PATIENCE_METRIC = ""
     # Iterations between two computations of the loss on DATASETS.TEST; 0 switches it off.
     cfg.TEST.LOSS_PERIOD = 0
+    # Images that an evaluation looks at together, and tiles of a volume; those of one size, so that
+    # results differ by rounding alone. More than 1 is for a GPU.
+    cfg.TEST.IMS_PER_BATCH = 1
     # The metric that picks the best checkpoint, as "task/metric" of the validation results.
     cfg.TEST.BEST_METRIC = "bbox/AP50"
     # The so many best checkpoints that a training keeps in OUTPUT_DIR/best, for

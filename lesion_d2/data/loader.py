@@ -1,5 +1,6 @@
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 import cv2
 import torch
@@ -18,6 +19,7 @@ from .augmentation import build_augmentations
 from .ct import hu_to_pixels
 from .mapper import IMAGE_KEYS, LesionDatasetMapper
 from .samplers import BalancedSampler, SkippingSampler, pools_of
+from .transfer import annotation_tensors, copy_to_gpu, move_annotations
 from .worker_states import StatefulLoad, WorkerStates
 
 _MAX_WORKERS = 16
@@ -65,9 +67,9 @@ class NamingReader:
 class DeviceLoader:
     """Gives a loader's batches with their images on a device, on the 0..255 scale.
 
-    The stacks travel as int16 and are windowed where they arrive. To a GPU they are copied from
-    pinned memory on a side stream, one batch ahead, so that neither the loader nor the model waits
-    for the copy.
+    The stacks travel as int16 and are windowed where they arrive. To a GPU they and what is
+    annotated on them (``instances``) are copied from pinned memory on a side stream, one batch
+    ahead, so that neither the loader nor the model waits for the copy.
 
     Args:
         loader: batches are lists of dicts with ``image`` int16 (C, H, W) in HU.
@@ -100,19 +102,25 @@ class DeviceLoader:
             yield self._hand_over(*ahead)
 
     def _move(self, batch: list[dict]) -> list[dict]:
+        to_gpu = None
+        if self.device.type == "cuda":
+            to_gpu = partial(copy_to_gpu, device=self.device)
         for sample, key in _images(batch):
-            image = sample[key]
-            if self.device.type == "cuda":
-                image = image.pin_memory().to(self.device, non_blocking=True)
+            image = sample[key] if to_gpu is None else to_gpu(sample[key])
             sample[key] = hu_to_pixels(image, self.hu_window)
+        for sample in batch if to_gpu is not None else ():
+            move_annotations(sample, to_gpu)
         return batch
 
     def _hand_over(self, batch: list[dict], copied: "torch.cuda.Event") -> list[dict]:
         consumer = torch.cuda.current_stream(self.device)
         consumer.wait_event(copied)
+        # The memory was allocated on the side stream; it must live until the consumer is done.
         for sample, key in _images(batch):
-            # The memory was allocated on the side stream; it must live until the consumer is done.
             sample[key].record_stream(consumer)
+        for sample in batch:
+            for tensor in annotation_tensors(sample):
+                tensor.record_stream(consumer)
         return batch
 
 
@@ -250,7 +258,12 @@ def build_lesion_train_loader(cfg) -> TrainLoader:
 
 
 def build_lesion_test_loader(
-    cfg, dataset_name: str, *, with_masks: bool = False, filter_empty: bool = False
+    cfg,
+    dataset_name: str,
+    *,
+    with_masks: bool = False,
+    filter_empty: bool = False,
+    batch_size: int = 1,
 ) -> DeviceLoader:
     """Build the loader that gives every image of one data set once, split over the processes.
 
@@ -260,9 +273,11 @@ def build_lesion_test_loader(
         with_masks: samples get ``lesion_masks``, which stay on the CPU: the pseudo-masks of the
             image's annotations by INPUT.PSEUDO_MASK, see :class:`LesionDatasetMapper`.
         filter_empty: leave out images without annotations.
+        batch_size: images a batch, which may have several sizes.
     """
     dataset = get_detection_dataset_dicts(dataset_name, filter_empty=filter_empty)
-    return _build_one_pass(cfg, dataset, LesionDatasetMapper(cfg, False, with_masks=with_masks), 1)
+    mapper = LesionDatasetMapper(cfg, False, with_masks=with_masks)
+    return _build_one_pass(cfg, dataset, mapper, batch_size)
 
 
 def build_lesion_loss_loader(cfg) -> DeviceLoader:

@@ -52,6 +52,7 @@ def _build(cfg: CfgNode, models: Sequence[nn.Module], *, mirrors: bool) -> Ensem
             tile_size=tile_size,
             iou_threshold=threshold,
             patch_size=tuple(cfg.INPUT.VOLUME.PATCH_SIZE),
+            tiles_per_batch=cfg.TEST.IMS_PER_BATCH,
             **shared,
         )
     threshold = options.TILE_IOU_THRESH if options.TILE_SIZE > 0 else options.IOU_THRESH

@@ -195,9 +195,9 @@ class SliceDetections:
 def detect_slices(predictor: LesionPredictor, scan: Scan) -> Iterator[SliceDetections]:
     """Find lesions on every slice of a scan, as an evaluation of its slices in files would.
 
-    The images are made in a thread, ahead of the model; the features of three-slice images are
-    reused (MODEL.SLICE_IMAGES.NUM_REUSED). Beside the volume, memory holds two images and the
-    channels that the next ones share.
+    The images are made in a thread, ahead of the model, which looks at TEST.IMS_PER_BATCH at a
+    time; the features of three-slice images are reused (MODEL.SLICE_IMAGES.NUM_REUSED). Beside the
+    volume, memory holds two batches of images and the channels that the next ones share.
 
     Args:
         predictor: with the model.
@@ -226,13 +226,16 @@ def _box_margin(cfg: CfgNode, images: ScanImages) -> tuple[float, float]:
 
 def _detect(predictor: LesionPredictor, images: ScanImages) -> Iterator["SliceDetections"]:
     cfg, model = predictor.cfg, predictor.model
-    batches = prefetch([images[index]] for index in images.order())
+    order, size = list(images.order()), cfg.TEST.IMS_PER_BATCH
+    groups = (order[first : first + size] for first in range(0, len(order), size))
+    batches = prefetch([images[index] for index in group] for group in groups)
     loader = DeviceLoader(batches, cfg.MODEL.DEVICE, cfg.INPUT.CT.HU_WINDOW)
     with reuse_features(model, count_reused(cfg, model)):
         for batch in loader:
             with torch.no_grad():
-                [output] = model(batch)
-            yield _read(output["instances"], batch[0]["slice_index"], images.name)
+                outputs = model(batch)
+            for sample, output in zip(batch, outputs, strict=True):
+                yield _read(output["instances"], sample["slice_index"], images.name)
 
 
 def _read(instances: Instances, index: int, name: str) -> SliceDetections:

@@ -1,3 +1,4 @@
+from .batches import OneSizeBatches
 from .box_clustering import batched_weighted_box_clustering, find_clusters, weighted_box_clustering
 from .ensemble import Ensemble
 from .linking import LINKINGS, Linker, build_linker
@@ -9,6 +10,7 @@ __all__ = [
     "LINKINGS",
     "Ensemble",
     "Linker",
+    "OneSizeBatches",
     "VolumeEnsemble",
     "batched_merge_slices",
     "batched_track_slices",

@@ -56,6 +56,7 @@ class VolumeEnsemble(Ensemble):
         patch_size: least depth, height and width of what models see, as far as tiles are no
             smaller; a smaller volume lies in the middle of air, as in the patches of training.
             (0, 0, 0) for none.
+        tiles_per_batch: tiles, with their mirrored views, that a model looks at together.
 
     Raises:
         ValueError: as :class:`Ensemble`.
@@ -79,6 +80,7 @@ class VolumeEnsemble(Ensemble):
         iou_threshold: float = 1e-5,
         max_detections: int = 100,
         patch_size: Shape = (0, 0, 0),
+        tiles_per_batch: int = 1,
     ):
         super().__init__(
             models,
@@ -92,6 +94,9 @@ class VolumeEnsemble(Ensemble):
         # A tile that is smaller than a patch has the volume around it, no air.
         sides = zip(patch_size, tile_size, strict=True)
         self.patch_size = tuple(min(patch, tile or patch) for patch, tile in sides)
+        if tiles_per_batch < 1:
+            raise ValueError(f"tiles_per_batch: found {tiles_per_batch}, expected 1 or more")
+        self.tiles_per_batch = tiles_per_batch
 
     @torch.no_grad()
     def views(self, input_dict: Mapping) -> ViewDetections:
@@ -107,10 +112,12 @@ class VolumeEnsemble(Ensemble):
         device = next(self.parameters()).device
         views, num_done = [], 0
         for row, block in prefetch(load_rows(reader, tiles, device)):
-            for tile in row:
-                image = block[None][(..., *tile.slices[2:])]  # as deep as the tile
-                views += self._look(image, tile, flips, reader.shape)
-            num_seen = reader.source_shape[0] * (tile.start[0] + tile.size[0]) // reader.shape[0]
+            for first in range(0, len(row), self.tiles_per_batch):
+                views += self._look(
+                    block, row[first : first + self.tiles_per_batch], flips, reader.shape
+                )
+            end = row[0].start[0] + row[0].size[0]
+            num_seen = reader.source_shape[0] * end // reader.shape[0]
             for _ in range(num_seen - num_done if "on_slice" in input_dict else 0):
                 input_dict["on_slice"]()
             num_done = num_seen
@@ -121,23 +128,38 @@ class VolumeEnsemble(Ensemble):
         return _to_source(found, reader)
 
     def _look(
-        self, image: Tensor, tile: Tile, flips: Sequence[tuple], shape: Shape
+        self, block: Tensor, tiles: Sequence[Tile], flips: Sequence[tuple], shape: Shape
     ) -> Iterator[Instances]:
-        """What each view of a tile shows, in voxels of the model."""
-        image, start = pad_image(image, self.patch_size)
-        for model in self.models:
-            outputs = model([{"image": flip(image, mirror)} for mirror in flips])
-            for output, mirror in zip(outputs, flips, strict=True):
-                found = unmirror(output["instances"], mirror)
-                if tuple(image.shape[1:]) != tile.size:
-                    found = _cut(found, start, tile.size)
-                boxes = found.pred_boxes.tensor
-                placed = Instances(shape, scores=found.scores, pred_classes=found.pred_classes)
-                placed.pred_boxes = Boxes3D(boxes + boxes.new_tensor(tile.start[::-1] * 2))
-                if found.has("pred_masks"):
-                    masks = cut_masks(found.pred_masks)
-                    placed.pred_masks = [mask.moved(*tile.start[::-1]) for mask in masks]
-                yield placed
+        """What each view of tiles of one size shows, in voxels of the model, tile by tile.
+
+        Args:
+            block: (d, H, W), as deep as the tiles.
+            tiles, flips: which are a batch.
+            shape: of the volume.
+        """
+        cuts = [block[None][(..., *tile.slices[2:])] for tile in tiles]
+        images, (start, *_) = zip(*(pad_image(cut, self.patch_size) for cut in cuts), strict=True)
+        batch = [{"image": flip(image, mirror)} for image in images for mirror in flips]
+        outputs = [model(batch) for model in self.models]
+        for number, tile in enumerate(tiles):
+            views = slice(number * len(flips), (number + 1) * len(flips))
+            for of_model in outputs:
+                for output, mirror in zip(of_model[views], flips, strict=True):
+                    found = unmirror(output["instances"], mirror)
+                    if tuple(images[0].shape[1:]) != tile.size:
+                        found = _cut(found, start, tile.size)
+                    yield _place(found, tile, shape)
+
+
+def _place(found: Instances, tile: Tile, shape: Shape) -> Instances:
+    """Detections on a tile in voxels of the volume."""
+    boxes = found.pred_boxes.tensor
+    placed = Instances(shape, scores=found.scores, pred_classes=found.pred_classes)
+    placed.pred_boxes = Boxes3D(boxes + boxes.new_tensor(tile.start[::-1] * 2))
+    if found.has("pred_masks"):
+        masks = cut_masks(found.pred_masks)
+        placed.pred_masks = [mask.moved(*tile.start[::-1]) for mask in masks]
+    return placed
 
 
 def pad_image(image: Tensor, size: Shape) -> tuple[Tensor, Shape]:

@@ -225,14 +225,6 @@ def test_hu_to_pixels(window):
     assert (floats.numpy() == before).all()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_hu_to_pixels_on_the_gpu():
-    hu = torch.arange(-3024, 3024, dtype=torch.int16)
-    pixels = hu_to_pixels(hu.cuda(), (-1024.0, 1050.0))
-    assert pixels.is_cuda
-    torch.testing.assert_close(pixels.cpu(), hu_to_pixels(hu, (-1024.0, 1050.0)))
-
-
 @pytest.mark.parametrize("window", [(1.0, 1.0), (2.0, 1.0), (math.nan, 1.0)])
 def test_hu_to_pixels_refuses_an_empty_window(window):
     with pytest.raises(ValueError, match="expected low < high"):

@@ -83,28 +83,19 @@ def _stacks(count):
     ]
 
 
-@pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param(
-            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-        ),
-    ],
-)
-def test_batches_arrive_windowed_in_order_on_the_device(device):
+def test_batches_arrive_windowed_in_order():
     stacks = _stacks(7)
     batches = [
         [{"image": a}, {"image": b, "name": "b"}] for a, b in zip(stacks, stacks[::-1], strict=True)
     ]
-    loader = DeviceLoader(batches, device, (-1024.0, 1050.0))
+    loader = DeviceLoader(batches, "cpu", (-1024.0, 1050.0))
     seen = list(loader)
     assert len(loader) == len(seen) == 7
     for i, (first, second) in enumerate(seen):
-        assert first["image"].device.type == device and second["name"] == "b"
+        assert second["name"] == "b"
         for sample, stack in ((first, stacks[i]), (second, stacks[6 - i])):
             expected = hu_to_pixels(stack, (-1024.0, 1050.0))
-            torch.testing.assert_close(sample["image"].cpu(), expected)
+            assert torch.equal(sample["image"], expected)
 
 
 def test_an_empty_loader_gives_nothing():

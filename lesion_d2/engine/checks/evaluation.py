@@ -18,6 +18,7 @@ from .values import Check, check_values
 logger = logging.getLogger(__name__)
 
 _ENSEMBLE_CHECKS: tuple[Check, ...] = (
+    ("TEST.IMS_PER_BATCH", lambda v: 1 <= v <= 2**16, "1 to 2^16"),
     ("TEST.ENSEMBLE.TILE_SIZE", lambda v: v >= 0, "0 (no tiles) or more pixels"),
     ("TEST.ENSEMBLE.TILE_OVERLAP", lambda v: 0 <= v < 1, "a share from 0 to below 1"),
     (
