@@ -1,4 +1,4 @@
-from lesion_d2.rle import check_mask, decode_mask, encode_mask
+from lesion_d2.rle import check_mask, decode_mask, encode_mask, encode_masks
 
 import numpy as np
 import pytest
@@ -30,6 +30,8 @@ def write_runs(runs: list[int]) -> str:
 def test_masks_come_back_as_pycocotools_decodes_them():
     for mask in made_up_masks():
         rle = encode_mask(mask)
+        theirs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+        assert rle == {"size": theirs["size"], "counts": theirs["counts"].decode()}
         assert np.array_equal(decode_mask(rle, mask.shape), mask)
         assert np.array_equal(coco_mask.decode(rle), mask)
         num_runs, area = check_mask({**rle, "counts": rle["counts"].encode()}, mask.shape)
@@ -38,6 +40,13 @@ def test_masks_come_back_as_pycocotools_decodes_them():
             1 + columns[0] + np.diff(columns).astype(bool).sum(),
             mask.sum(),
         )
+
+
+def test_masks_of_an_image_are_encoded_one_by_one():
+    masks = np.zeros((4, 9, 12), dtype=bool)
+    masks[1, 2:5, 3:7] = masks[3, :, -1] = True
+    assert encode_masks(masks) == [encode_mask(mask) for mask in masks]
+    assert encode_masks(masks[:0]) == []
 
 
 def test_runs_of_no_pixel_are_read_as_they_stand():

@@ -312,7 +312,7 @@ def _add_training_config(cfg: CN) -> None:
     # evaluation of 3DCE and Lesion-Harvester. Small boxes then hit more easily.
     cfg.TEST.INCLUSIVE = False
     # Write the detections' masks into coco_instances_results.json, for pictures, also where the
-    # data set has no masks that they are scored by: some 85 ms an image. Where masks are neither
+    # data set has no masks that they are scored by: some 20 ms an image. Where masks are neither
     # scored nor written, evaluations compute none.
     cfg.TEST.WRITE_MASKS = False
 

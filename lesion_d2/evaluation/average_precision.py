@@ -111,6 +111,11 @@ def ranking_average_precision(scores: np.ndarray, is_positive: np.ndarray) -> fl
     return float((precision * positives).sum() / positives.sum())
 
 
+def interpolated(precision: np.ndarray) -> np.ndarray:
+    """The highest precision here or further on, (N,) of (N,)."""
+    return np.maximum.accumulate(precision[::-1])[::-1]
+
+
 def _area_under_precision(matches: Matches) -> float:
     """AP "all_points"; there is a lesion."""
     if matches.ignored.all():
@@ -120,7 +125,7 @@ def _area_under_precision(matches: Matches) -> float:
     num_found = np.searchsorted(np.sort(-matches.found_scores), levels, side="right")
     # What a detection claims: the lesions that it reaches, found before or not, or an error.
     claims = np.bincount(level_of, weights=np.maximum(matches.num_reached[counts], 1))
-    precision = _interpolated(num_found / np.cumsum(claims))
+    precision = interpolated(num_found / np.cumsum(claims))
     steps = np.diff(num_found, prepend=0) / len(matches.found_scores)
     return float((steps * precision).sum())
 
@@ -128,14 +133,9 @@ def _area_under_precision(matches: Matches) -> float:
 def _mean_precision(hits: np.ndarray, scores: np.ndarray, num_lesions: int) -> float:
     """AP "coco"."""
     num_hits = np.cumsum(hits[np.argsort(-scores, kind="stable")])
-    precision = _interpolated(num_hits / np.arange(1, len(hits) + 1))
+    precision = interpolated(num_hits / np.arange(1, len(hits) + 1))
     first = np.searchsorted(num_hits / num_lesions, _RECALLS)
     return float(np.append(precision, 0.0)[first].mean())
-
-
-def _interpolated(precision: np.ndarray) -> np.ndarray:
-    """The highest precision here or further on."""
-    return np.maximum.accumulate(precision[::-1])[::-1]
 
 
 def _overlap_table(

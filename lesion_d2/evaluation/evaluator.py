@@ -2,27 +2,24 @@
 
 import contextlib
 import copy
-import io
-import itertools
 import json
 import logging
 import os
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
-from detectron2.structures import Instances
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-from ..boxes import first_pixel, moved_xywh
+from ..boxes import first_pixel
 from ..files import written_whole
 from ..ignore_regions import lesions_of
+from .coco import CocoEvaluation, ImageDetections
 from .excused import boxes_in_regions
 from .matching import match_images
 from .predictions import gather_predictions, order_by_image
@@ -35,10 +32,15 @@ logger = logging.getLogger(__name__)
 RESULTS = "results.json"
 #: A detection hits from this IoU on.
 FROC_IOU = 0.5
+#: IoU of AP10.
+_LOW_IOU = 0.1
 
 
 class LesionEvaluator(COCOEvaluator):
     """COCO AP and FROC sensitivities of a lesion detector.
+
+    COCO's numbers are those of Detectron2 and pycocotools to the last digit, in a fraction of the
+    time and memory: :class:`~lesion_d2.evaluation.coco.CocoEvaluation`.
 
     ``results["bbox"]`` has Detectron2's numbers (at most 100 detections an image, as COCO says) and
     ``AP10``, the AP at an IoU of 0.1. ``results["froc"]`` has the sensitivity in percent at 0.5 to
@@ -138,11 +140,21 @@ class LesionEvaluator(COCOEvaluator):
             "write_masks": cfg.TEST.WRITE_MASKS,
         }
 
+    def reset(self) -> None:
+        """Forget what was processed."""
+        self._predictions: list[tuple[object, ImageDetections]] = []
+
     def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> None:
-        """As in Detectron2; masks that nobody needs are not even moved to the CPU."""
-        if not self.needs_masks:
-            outputs = [_without_masks(output) for output in outputs]
-        super().process(inputs, outputs)
+        """Keep detections as arrays; masks that nobody needs are not even moved to the CPU.
+
+        Args:
+            inputs: of the model, with ``image_id``.
+            outputs: of the model, with ``instances``.
+        """
+        for record, output in zip(inputs, outputs, strict=True):
+            if "instances" in output:
+                found = ImageDetections.from_instances(output["instances"], masks=self.needs_masks)
+                self._predictions.append((record["image_id"], found))
 
     def evaluate(self, img_ids: Sequence | None = None) -> dict[str, dict[str, float]]:
         """Evaluate what was processed; images that were not count as images without detections.
@@ -160,16 +172,14 @@ class LesionEvaluator(COCOEvaluator):
         detections = self._by_image(predictions)
 
         self._results = OrderedDict()
-        coco_results = self._eval_coco(detections, truth.image_ids)
+        in_dataset = self._with_categories(detections)
+        self._eval_coco(in_dataset, truth.image_ids)
         report = self._eval_froc(detections, truth)
         report.log()
         self._results.update(report.results())
         if self._folder:
             self._folder.mkdir(parents=True, exist_ok=True)
-            offset = first_pixel(self._dataset_name)
-            in_file = [{**r, "bbox": moved_xywh(r["bbox"], offset)} for r in coco_results]
-            with written_whole(self._folder / "coco_instances_results.json") as partial:
-                partial.write_text(json.dumps(in_file))
+            self._write_detections(in_dataset)
             with written_whole(self._folder / RESULTS) as partial:
                 partial.write_text(json.dumps(without_nan(self._results), indent=1) + "\n")
             report.write(self._folder, self._dataset_name, self._settings())
@@ -179,11 +189,12 @@ class LesionEvaluator(COCOEvaluator):
         self._check_known(img_ids, "img_ids")
         return Truth.from_dicts([self._dicts[i] for i in img_ids], self._dataset_name)
 
-    def _by_image(self, predictions: list[dict]) -> dict[object, list[dict]]:
-        """Image -> its detections in COCO's format, in the order of the data set."""
-        self._check_known([p["image_id"] for p in predictions], "predictions")
-        pairs = ((p["image_id"], p.get("instances", [])) for p in predictions)
-        return order_by_image(pairs, self._dicts, self._dataset_name)
+    def _by_image(
+        self, predictions: list[tuple[object, ImageDetections]]
+    ) -> dict[object, ImageDetections]:
+        """Image -> its detections, in the order of the data set."""
+        self._check_known([image_id for image_id, _ in predictions], "predictions")
+        return order_by_image(predictions, self._dicts, self._dataset_name)
 
     def _check_known(self, image_ids: Sequence, name: str) -> None:
         for image_id in image_ids:
@@ -192,48 +203,83 @@ class LesionEvaluator(COCOEvaluator):
                     f"{name} have image_id {image_id!r}, expected one of {self._dataset_name}"
                 )
 
-    def _eval_coco(self, detections: Mapping[object, list[dict]], img_ids: list) -> list[dict]:
-        """Fill in COCO's numbers; returns the detections with the data set's category ids."""
-        self._img_ids = img_ids
-        # Copies: Detectron2 and pycocotools write into them.
-        copies = {i: [dict(result) for result in results] for i, results in detections.items()}
-        if self._inclusive:
-            _add_pixel(_chained(copies))
-        instances = [{"image_id": i, "instances": results} for i, results in copies.items()]
-        self._eval_predictions(instances, img_ids=img_ids)
-        pairs = zip(_chained(detections), _chained(copies), strict=True)
-        return [{**result, "category_id": mapped["category_id"]} for result, mapped in pairs]
+    def _with_categories(
+        self, detections: Mapping[object, ImageDetections]
+    ) -> dict[object, ImageDetections]:
+        """The same with the data set's own ids of categories."""
+        mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if mapping is None:
+            return dict(detections)
+        ids = np.array([category for _, category in sorted((v, k) for k, v in mapping.items())])
+        for image_id, found in detections.items():
+            for category in found.categories[found.categories >= len(ids)][:1]:
+                raise ValueError(
+                    f"predictions of image {image_id!r} have class {category}, expected one of the "
+                    f"{len(ids)} classes of {self._dataset_name}, from 0"
+                )
+        return {i: replace(d, categories=ids[d.categories]) for i, d in detections.items()}
+
+    def _eval_coco(self, detections: Mapping[object, ImageDetections], img_ids: list) -> None:
+        """Fill in COCO's numbers.
+
+        Args:
+            detections: with ids of the data set.
+            img_ids: the images that count.
+        """
+        tasks = self._tasks
+        if tasks is None:
+            has_masks = any(found.masks is not None for found in detections.values())
+            tasks = ("bbox", "segm") if has_masks else ("bbox",)
+        for task in tasks:
+            found = detections
+            if self._inclusive and task == "bbox":
+                pixel = np.array([0, 0, 1, 1])
+                found = {i: replace(d, boxes=d.boxes + pixel) for i, d in found.items()}
+            low = [_LOW_IOU] if task == "bbox" else ()
+            run = CocoEvaluation(self._coco_api, found, task, more_thresholds=low)
+            run.params.imgIds = img_ids
+            run.evaluate()
+            run.accumulate()
+            run.summarize()
+            names = self._metadata.get("thing_classes")
+            self._results[task] = self._derive_coco_results(run, task, class_names=names)
 
     def _derive_coco_results(
-        self, coco_eval: COCOeval | None, iou_type: str, class_names: list[str] | None = None
+        self, coco_eval: CocoEvaluation, iou_type: str, class_names: list[str] | None = None
     ) -> dict[str, float]:
-        if coco_eval is None:  # no detection at all; Detectron2 has NaN, but they find 0 %
-            coco_eval = _run_coco_eval(
-                self._coco_api, _no_detections(self._coco_api), self._img_ids
-            )
-            coco_eval.summarize()
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)
         if iou_type == "bbox":
-            low_iou = _run_coco_eval(coco_eval.cocoGt, coco_eval.cocoDt, self._img_ids, [0.1])
-            precision = low_iou.eval["precision"][0, :, :, 0, -1]  # all areas, 100 detections
+            precision = coco_eval.eval["more_precision"][0, :, :, 0, -1]  # all areas
             precision = precision[precision > -1]
             results["AP10"] = 100 * float(precision.mean()) if precision.size else float("nan")
             logger.info("AP at IoU 0.1: %.3f", results["AP10"])
         return results
 
-    def _eval_froc(self, detections: Mapping[object, list[dict]], truth: Truth) -> FrocReport:
-        results = [detections.get(image_id, []) for image_id in truth.image_ids]
-        boxes = [np.array([r["bbox"] for r in rs], dtype=float).reshape(-1, 4) for rs in results]
-        for array in boxes:
-            array[:, 2:] += array[:, :2]  # COCO's width and height
-        scores = [np.array([r["score"] for r in rs], dtype=float) for rs in results]
+    def _write_detections(self, detections: Mapping[object, ImageDetections]) -> None:
+        """Write COCO's file of results, image after image.
+
+        Args:
+            detections: with ids of the data set.
+        """
+        offset = first_pixel(self._dataset_name)
+        texts = (text for i, found in detections.items() for text in found.result_texts(i, offset))
+        path = self._folder / "coco_instances_results.json"
+        with written_whole(path) as partial, partial.open("w") as file:
+            file.write("[" + next(texts, ""))
+            file.writelines(f", {text}" for text in texts)
+            file.write("]")
+
+    def _eval_froc(self, detections: Mapping[object, ImageDetections], truth: Truth) -> FrocReport:
+        nothing = ImageDetections.empty()
+        found = [detections.get(image_id, nothing) for image_id in truth.image_ids]
+        boxes = [each.xyxy for each in found]
         excused = [
             boxes_in_regions(*pair, inclusive=self._inclusive)
             for pair in zip(boxes, truth.regions, strict=True)
         ]
         matches = match_images(
             boxes,
-            scores,
+            [each.scores for each in found],
             truth.boxes,
             iou_threshold=FROC_IOU,
             inclusive=self._inclusive,
@@ -268,44 +314,9 @@ def _add_pixel(results: Iterable[dict]) -> None:
         result["bbox"] = [x, y, width + 1, height + 1]
 
 
-def _run_coco_eval(
-    truth: COCO, detections: COCO, img_ids: list, iou_thresholds: list[float] | None = None
-) -> COCOeval:
-    coco_eval = COCOeval(truth, detections, "bbox")
-    coco_eval.params.imgIds = img_ids
-    if iou_thresholds:
-        coco_eval.params.iouThrs = np.array(iou_thresholds)
-        coco_eval.params.areaRng = coco_eval.params.areaRng[:1]
-        coco_eval.params.areaRngLbl = coco_eval.params.areaRngLbl[:1]
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco_eval.evaluate()
-        coco_eval.accumulate()
-    return coco_eval
-
-
-def _no_detections(truth: COCO) -> COCO:
-    detections = COCO()
-    detections.dataset = {**truth.dataset, "annotations": []}
-    with contextlib.redirect_stdout(io.StringIO()):
-        detections.createIndex()
-    return detections
-
-
-def _chained(results: Mapping[object, list[dict]]) -> Iterator[dict]:
-    return itertools.chain.from_iterable(results.values())
-
-
 def _has_masks(dicts: Sequence[Mapping]) -> bool:
     annotations = [a for d in dicts for a in lesions_of(d.get("annotations", ()))]
     return bool(annotations) and all("segmentation" in a for a in annotations)
-
-
-def _without_masks(output: Mapping) -> Mapping:
-    if "instances" not in output or not output["instances"].has("pred_masks"):
-        return output
-    instances = output["instances"]
-    fields = {k: v for k, v in instances.get_fields().items() if k != "pred_masks"}
-    return {**output, "instances": Instances(instances.image_size, **fields)}
 
 
 @contextlib.contextmanager

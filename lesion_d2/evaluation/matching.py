@@ -1,6 +1,6 @@
 """Which detection hits which lesion: the one place where boxes are compared with the truth."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from ..boxes import EXPECTED_BOX, bad_boxes
 
 OVERLAPS = ("iou", "iobb", "p3d")
+_PAIRS_AT_ONCE = 2**16
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,14 +139,14 @@ def match_images(
     _check_key_slices(boxes, counts, truth, gt_counts, overlap)
     is_excused = _join_excused(excused, score_counts)
 
-    detection, lesion = _pairs(counts, gt_counts)
-    if len(detection):
-        overlaps = _paired_overlaps(boxes[detection], truth[lesion], overlap, inclusive)
-        reached = np.flatnonzero(overlaps >= iou_threshold)
-        reached = reached[np.argsort(overlaps[reached], kind="stable")]
-        detection, lesion = detection[reached], lesion[reached]
-        if owners is not None:
-            detection = owners[detection]
+    def overlaps_of(detection: np.ndarray, lesion: np.ndarray) -> np.ndarray:
+        return _paired_overlaps(boxes[detection], truth[lesion], overlap, inclusive)
+
+    detection, lesion, overlaps = reaching_pairs(counts, gt_counts, overlaps_of, iou_threshold)
+    by_overlap = np.argsort(overlaps, kind="stable")
+    detection, lesion = detection[by_overlap], lesion[by_overlap]
+    if owners is not None:
+        detection = owners[detection]
 
     found_scores = np.full(len(truth), -np.inf)
     np.maximum.at(found_scores, lesion, scores[detection])
@@ -197,6 +198,39 @@ def match_detections(
         inclusive=inclusive,
         excused=None if excused is None else [excused],
     )
+
+
+def reaching_pairs(
+    counts: np.ndarray,
+    gt_counts: np.ndarray,
+    overlaps_of: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    threshold: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of a detection and a lesion of its image whose overlap reaches a threshold.
+
+    Few pairs do, and the others are never in memory all at once.
+
+    Args:
+        counts: (I,) detections of each image; they are numbered image after image.
+        gt_counts: (I,) lesions likewise.
+        overlaps_of: (P,) overlaps of detections and lesions by their numbers, (P,) and (P,): every
+            detection of some images with every lesion of its image in turn.
+        threshold: that is reached by ``>=``.
+
+    Returns:
+        (K,) detections, rising, (K,) lesions, rising for each of them, and (K,) overlaps.
+    """
+    firsts, gt_firsts = np.cumsum(counts) - counts, np.cumsum(gt_counts) - gt_counts
+    blocks = np.flatnonzero(np.diff(np.cumsum(counts * gt_counts) // _PAIRS_AT_ONCE)) + 1
+    found = [(np.empty(0, int), np.empty(0, int), np.empty(0))]
+    for images in np.split(np.arange(len(counts)), blocks):
+        detection, lesion = _pairs(counts[images], gt_counts[images])
+        if len(detection):
+            detection, lesion = detection + firsts[images[0]], lesion + gt_firsts[images[0]]
+            overlaps = overlaps_of(detection, lesion)
+            reached = overlaps >= threshold
+            found.append((detection[reached], lesion[reached], overlaps[reached]))
+    return tuple(map(np.concatenate, zip(*found, strict=True)))
 
 
 def _pairs(counts: np.ndarray, gt_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -418,6 +418,21 @@ def test_masks_in_the_truth_are_evaluated(register, tmp_path):
     assert ours == theirs
 
 
+def test_categories_have_the_ids_of_the_data_set(register, tmp_path):
+    dicts = register(make_dicts(12, num_classes=3), classes="abc")
+    MetadataCatalog.get(NAME).thing_dataset_id_to_contiguous_id = {30: 2, 5: 0, 12: 1}
+    outputs = [predict(d, num_classes=3) for d in dicts]
+    results = run(LesionEvaluator(NAME, tmp_path / "a", num_bootstrap=0), dicts, outputs)
+    detectron2s = COCOEvaluator(NAME, output_dir=str(tmp_path / "b"), use_fast_impl=False)
+    del results["bbox"]["AP10"]
+    same({"bbox": results["bbox"]}, run(detectron2s, dicts, outputs))
+    ours, theirs = ((tmp_path / name / "coco_instances_results.json").read_text() for name in "ab")
+    assert ours == theirs and '"category_id": 30, ' in ours
+    outputs[4].pred_classes = torch.full_like(outputs[4].pred_classes, 3)
+    with pytest.raises(ValueError, match="'000001_01_01_004' have class 3, expected one of the 3"):
+        run(LesionEvaluator(NAME, num_bootstrap=0), dicts, outputs)
+
+
 def test_truth_is_read_afresh(register):
     dicts = register(make_dicts(10))
     outputs = [predict(d) for d in dicts]

@@ -1,0 +1,172 @@
+"""COCO's evaluation of boxes and masks, of all images at once."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ..average_precision import interpolated
+from ..matching import reaching_pairs
+from .detections import ImageDetections
+from .greedy import HIT, NOTHING, match_greedily
+from .objects import Found, Truth, overlaps_between
+
+
+class CocoEvaluation(COCOeval):
+    """pycocotools' ``COCOeval`` of boxes or masks, with the same numbers to the last digit.
+
+    ``params``, ``eval["precision"]``, ``eval["recall"]``, ``summarize()`` and ``stats`` are its
+    own. In place of its loops over images, areas, thresholds, detections and objects, the overlaps
+    of all pairs are computed at once, and detections are matched in all images at a time
+    (:func:`~.greedy.match_greedily`). Of the many that overlap no object the precision needs no
+    more than their number.
+
+    Further thresholds may be evaluated in the same pass, which do not count for the AP:
+    ``eval["more_precision"]``. ``eval["scores"]`` and ``evalImgs`` are not there.
+
+    Example::
+
+        run = CocoEvaluation(coco, detections, more_thresholds=[0.1])
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    """
+
+    def __init__(
+        self,
+        truth: COCO,
+        detections: Mapping[object, ImageDetections],
+        iou_type: str = "bbox",
+        *,
+        more_thresholds: Sequence[float] = (),
+    ):
+        """
+        Args:
+            truth: the data set; annotations with ``iscrowd`` are regions to ignore.
+            detections: image id -> detections, with the data set's ids of categories. Images may
+                be missing; of equal scores in different images the first image's is the first, by
+                the sorted ids.
+            iou_type: "bbox", or "segm" for the masks, which all detections then have.
+            more_thresholds: further IoU thresholds.
+
+        Raises:
+            ValueError: another ``iou_type``.
+        """
+        if iou_type not in ("bbox", "segm"):
+            raise ValueError(f"iou_type is {iou_type!r}, expected 'bbox' or 'segm'")
+        super().__init__(truth, None, iou_type)
+        self._detections = detections
+        self._more_thresholds = np.asarray(more_thresholds, dtype=float)
+        self._matches: list[_ClassMatches] = []
+
+    def evaluate(self) -> None:
+        """Match the detections in ``params.imgIds`` with the objects of ``params.catIds``.
+
+        Raises:
+            ValueError: masks are scored and there are none; names the image.
+        """
+        p = self.params
+        p.imgIds, p.catIds = list(np.unique(p.imgIds)), list(np.unique(p.catIds))
+        p.maxDets = sorted(p.maxDets)
+        indices, masks = {image: i for i, image in enumerate(p.imgIds)}, p.iouType == "segm"
+        found = Found.of(self._detections, indices, masks)
+        truth = Truth.of(self.cocoGt, indices, masks)
+        # In each image detections by falling score, and objects in the order of the data set.
+        found = found.rows(np.lexsort((-found.scores, found.images)))
+        truth = truth.rows(np.argsort(truth.images, kind="stable"))
+        self._matches = [
+            self._match(found.rows(found.categories == k), truth.rows(truth.categories == k))
+            for k in p.catIds
+        ]
+
+    def accumulate(self, p: object = None) -> None:
+        """Fill in ``eval``: precision (T, R, K, A, M) and recall (T, K, A, M), -1 without objects.
+
+        Args:
+            p: is not looked at, as ``evaluate`` has used ``params``.
+        """
+        p, first = self.params, len(self.params.iouThrs)
+        sizes = len(p.recThrs), len(p.catIds), len(p.areaRng), len(p.maxDets)
+        precision = -np.ones((first + len(self._more_thresholds), *sizes))
+        recall = -np.ones((len(precision), *sizes[1:]))
+        for k, matches in enumerate(self._matches):
+            for m, most in enumerate(p.maxDets):
+                for a in np.flatnonzero(matches.num_objects).tolist():
+                    for t, (total, curve) in enumerate(matches.curves(a, most, p.recThrs)):
+                        recall[t, k, a, m], precision[t, :, k, a, m] = total, curve
+        self.eval = {
+            "params": p,
+            "counts": [first, *sizes],
+            "precision": precision[:first],
+            "recall": recall[:first],
+            "more_precision": precision[first:],
+        }
+
+    def _match(self, found: Found, truth: Truth) -> "_ClassMatches":
+        p = self.params
+        counts, gt_counts = (side.by_image(len(p.imgIds)) for side in (found, truth))
+        ranks = np.arange(len(found.images)) - (np.cumsum(counts) - counts)[found.images]
+        shown = ranks < p.maxDets[-1]
+        found, ranks, counts = found.rows(shown), ranks[shown], counts.clip(max=p.maxDets[-1])
+        thresholds = np.minimum(np.append(p.iouThrs, self._more_thresholds), 1 - 1e-10)
+        overlaps_of = overlaps_between(found, truth)
+        pairs = reaching_pairs(counts, gt_counts, overlaps_of, thresholds.min())
+        ignored = truth.is_crowd[:, None] | _outside(truth.areas, p.areaRng)
+        candidates, outcomes = match_greedily(
+            pairs, found.images, ignored, truth.is_crowd, thresholds
+        )
+        by_score = np.argsort(-found.scores, kind="stable")
+        order = np.argsort(np.argsort(by_score)[candidates])
+        return _ClassMatches(
+            by_score=by_score,
+            ranks=ranks,
+            outside=_outside(found.areas, p.areaRng),
+            candidates=candidates[order],
+            outcomes=outcomes[order],
+            num_objects=(~ignored).sum(axis=0),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _ClassMatches:
+    """What the N detections of a class take, at T thresholds and in A ranges of area."""
+
+    by_score: np.ndarray  # N, their order over all images
+    ranks: np.ndarray  # N, place of each in its image
+    outside: np.ndarray  # N x A bool, its own area is not in the range
+    candidates: np.ndarray  # C, those that overlap an object, in the order of all
+    outcomes: np.ndarray  # C x T x A, what they take, see match_greedily
+    num_objects: np.ndarray  # A, how many are to be found
+
+    def curves(
+        self, area: int, most: int, recalls: np.ndarray
+    ) -> Iterator[tuple[float, np.ndarray]]:
+        """The whole recall and the precision (R,) at some recalls, threshold by threshold.
+
+        Args:
+            area: index of the range.
+            most: detections of an image that count.
+            recalls: (R,).
+        """
+        counts = (self.ranks < most) & ~self.outside[:, area]
+        errors = np.empty(len(counts), dtype=int)  # so far, if no detection took an object
+        errors[self.by_score] = np.cumsum(counts[self.by_score])
+        shown = self.ranks[self.candidates] < most
+        rows = self.candidates[shown]
+        for outcomes in self.outcomes[shown, :, area].T:
+            is_hit = outcomes == HIT
+            # A hit counts whatever its own area is; what takes an object to ignore does not count.
+            change = np.where(outcomes == NOTHING, 0, is_hit.astype(int) - counts[rows])
+            hits = np.arange(1.0, is_hit.sum() + 1)
+            false = (errors[rows] + np.cumsum(change))[is_hit] - hits
+            precision = interpolated(hits / (false + hits + np.spacing(1)))
+            first = np.searchsorted(hits / self.num_objects[area], recalls)
+            yield len(hits) / self.num_objects[area], np.append(precision, 0.0)[first]
+
+
+def _outside(areas: np.ndarray, ranges: Sequence[tuple[float, float]]) -> np.ndarray:
+    """(N, A) bool, whether an area is in none of the ranges, which hold both their ends."""
+    low, high = np.asarray(ranges, dtype=float).T
+    return (areas[:, None] < low) | (areas[:, None] > high)
