@@ -25,7 +25,7 @@ _bench: list[Bench] = []
 
 
 def plan(number: int, seed: int, names: Sequence[str] = ()) -> list[Trial]:
-    """The kills of jobs, so many in all, by the jobs' shares; then all other trials.
+    """Each other way to interrupt each job; then the kills, so many in all, by the jobs' shares.
 
     Args:
         number: of kills.
@@ -38,7 +38,7 @@ def plan(number: int, seed: int, names: Sequence[str] = ()) -> list[Trial]:
     for index in range(number - sum(shares)):
         shares[index % len(jobs)] += 1
     kills = [k for job, share in zip(jobs, shares, strict=True) for k in _kills(job, share, seed)]
-    return [*kills, *(trial for job in jobs for trial in _others(job, seed))]
+    return [*(trial for job in jobs for trial in _others(job, seed)), *kills]
 
 
 def _kills(job: Job, left: int, seed: int) -> Iterator[Trial]:
