@@ -1,48 +1,36 @@
 """What is written to a full disk: one line that names the file, and no part of it.
 
-A limit on the size of files stands for the disk's end: writing beyond it is an OSError, too.
+Findings and reports are tested beside their writers, as far as these are not here.
 """
 
 import contextlib
 import importlib.util
-import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from lesion_d2.data.mask_files import write_mask_file
 from lesion_d2.data.volume_set.voxels import write_voxels
+from lesion_d2.data_checks.faults import Fault
+from lesion_d2.data_checks.page import write_page
+from lesion_d2.data_checks.report import DataReport
 from lesion_d2.engine.checkpoint import LesionCheckpointer
 from lesion_d2.evaluation import froc_curve, plot_froc
 from lesion_d2.files import written_whole
 from lesion_d2.importers.case import Listing
 from lesion_d2.importers.running import run_import
 from lesion_d2.scans.writing import write_dicom, write_nifti
-from lesion_d2.tools import export_coco, prepare_masks
+from lesion_d2.tools import export_coco, prepare_masks, run_files
+from lesion_d2.tools.toy_experiments.figure import plot_figure
 from lesion_d2.visualization import save_picture
 
 import numpy as np
 import pytest
 import torch
+from full_disk import SIZE, check_refused, full_disk, left
 from made_up_format import list_npz, write_cases
 from made_up_scans import make_volume
 
 DATASETS = Path(__file__).parents[1] / "datasets"
-SIZE = 500  # bytes
-
-
-@contextlib.contextmanager
-def full_disk(size: int = SIZE) -> Iterator[None]:
-    """No file of this process, nor of one that it starts, gets larger."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def left(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 def picture(file: Path) -> None:
@@ -52,6 +40,17 @@ def picture(file: Path) -> None:
 def froc(file: Path) -> None:
     box = np.array([[0.0, 0, 10, 10]])
     plot_froc({"a": froc_curve([box], [np.array([0.5])], [box])}, file)
+
+
+def data_check(file: Path) -> None:
+    faults = [Fault(kind, "error", 3, "what it means" * 9, ()) for kind in ("a", "b", "c", "d")]
+    report = DataReport((), {}, tuple(faults))
+    report.write(file) if file.suffix == ".json" else write_page(file, report, None)
+
+
+def toy_figure(file: Path) -> None:
+    scores = {"donuts_shape": {"retinanet": {50: {1: 10.0, 2: 20.0}}}}
+    plot_figure(scores, ["donuts_shape"], ["retinanet"], [50], file)
 
 
 def checkpoint(file: Path) -> None:
@@ -69,16 +68,14 @@ def checkpoint(file: Path) -> None:
         ("a.b2nd", lambda file: write_voxels(file, make_volume())),
         ("a.json", lambda file: write_mask_file(str(file), {"text": "x" * SIZE}, [])),
         ("a.pth", checkpoint),
+        ("data_check.json", data_check),
+        ("data_check.html", data_check),
+        ("figure5.png", toy_figure),
+        ("table1.csv", lambda file: run_files.write_rows([{"a": "x" * SIZE}], file)),
     ],
 )
-def test_a_file_is_named_and_the_old_one_stays(tmp_path, capsys, name, write):
-    for before in ([], [name]):
-        for file in before:
-            (tmp_path / file).write_bytes(b"old")
-        with full_disk(), pytest.raises(OSError, match=rf"File too large.*/{name}'$") as error:
-            write(tmp_path / name)
-        assert "\n" not in str(error.value) and left(tmp_path) == before
-    assert (tmp_path / name).read_bytes() == b"old"
+def test_a_file_is_named_and_the_old_one_stays(tmp_path, name, write):
+    check_refused(tmp_path / name, write)
 
 
 def test_journals_and_large_texts_too(tmp_path):
