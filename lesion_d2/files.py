@@ -186,16 +186,20 @@ def _locked_beside(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(file: str | os.PathLike) -> Iterator[None]:
+def locked(file: str | os.PathLike, *, waits: bool = False) -> Iterator[None]:
     """Hold ``file``, which is made where it is not there, for this process.
 
     The lock ends with the block or with the process, however that ends; the file stays. Where the
     file system has no locks, nothing is held.
 
+    Args:
+        file: its path.
+        waits: whether to wait where another process holds it.
+
     Raises:
         BlockingIOError: another process holds it.
     """
-    lock = _lock_if_any(file)
+    lock = _lock_if_any(file, waits=waits)
     try:
         yield
     finally:
@@ -203,17 +207,17 @@ def locked(file: str | os.PathLike) -> Iterator[None]:
             release_lock(lock)
 
 
-def _lock_if_any(file: str | os.PathLike) -> FileIO | None:
+def _lock_if_any(file: str | os.PathLike, *, waits: bool = False) -> FileIO | None:
     """:func:`take_lock`; None where the file system has no locks, as some of clusters."""
     try:
-        return take_lock(file)
+        return take_lock(file, waits=waits)
     except OSError as error:
         if error.errno not in _CANNOT_LOCK:
             raise
         return None
 
 
-def take_lock(file: str | os.PathLike) -> FileIO:
+def take_lock(file: str | os.PathLike, *, waits: bool = False) -> FileIO:
     """As :func:`locked`, until :func:`release_lock` or the end of this process.
 
     Processes that are forked from this one, such as a loader's, do not have it.
@@ -224,7 +228,7 @@ def take_lock(file: str | os.PathLike) -> FileIO:
     """
     held = open(file, "ab", buffering=0)  # noqa: SIM115, release_lock closes it
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(held, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
         is_held = os.path.samestat(os.fstat(held.fileno()), os.stat(file))
     except (BlockingIOError, FileNotFoundError):
         is_held = False

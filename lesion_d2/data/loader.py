@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..files import one_line
 from ..parallel import count_cores
 from .augmentation import build_augmentations
+from .chunks.loading import ChunkLoader
 from .ct import hu_to_pixels
 from .mapper import IMAGE_KEYS, LesionDatasetMapper
 from .samplers import BalancedSampler, SkippingSampler, pools_of
@@ -267,6 +268,8 @@ def build_lesion_test_loader(
 ) -> DeviceLoader:
     """Build the loader that gives every image of one data set once, split over the processes.
 
+    Slices of volumes are read by a :class:`ChunkLoader`, each of them once.
+
     Args:
         cfg: the run's config.
         dataset_name: in Detectron2's catalog.
@@ -277,7 +280,17 @@ def build_lesion_test_loader(
     """
     dataset = get_detection_dataset_dicts(dataset_name, filter_empty=filter_empty)
     mapper = LesionDatasetMapper(cfg, False, with_masks=with_masks)
-    return _build_one_pass(cfg, dataset, mapper, batch_size)
+    if with_masks or not any("volume" in image for image in dataset):
+        return _build_one_pass(cfg, dataset, mapper, batch_size)
+    prepare_workers()
+    loader = ChunkLoader(
+        dataset,
+        mapper,
+        batch_size=batch_size,
+        num_workers=count_workers(cfg.DATALOADER.NUM_WORKERS),
+        named=NamingReader,
+    )
+    return DeviceLoader(loader, cfg.MODEL.DEVICE, cfg.INPUT.CT.HU_WINDOW)
 
 
 def build_lesion_loss_loader(cfg) -> DeviceLoader:

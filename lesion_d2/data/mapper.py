@@ -262,13 +262,9 @@ class LesionDatasetMapper:
 
     def _find_crop(self, dataset_dict: dict, key_slice: np.ndarray) -> tuple[int, int, int, int]:
         """What to keep of the slices; ``key_slice`` (H, W) in HU, not clipped."""
-        file_name = dataset_dict["file_name"]
-        spacing = dataset_dict["spacing"]
-        spacing = _USUAL_SPACING if spacing is None else tuple(spacing[:2])
         if "volume" in dataset_dict:
-            slice_range = dataset_dict["slice_range"]
-            slice_range = None if slice_range is None else tuple(slice_range)
-            return volume_extent(os.path.dirname(file_name), slice_range, spacing)
+            return volume_crop(dataset_dict)
+        spacing = _spacing_or_usual(dataset_dict)
         return body_extent(key_slice, spacing)
 
     def _masks(
@@ -356,6 +352,20 @@ def _matrix(transforms: T.Transform) -> torch.Tensor:
     corner, right, below = transforms.apply_coords(np.array([[0.5, 0.5], [1.5, 0.5], [0.5, 1.5]]))
     matrix = np.column_stack([right - corner, below - corner, corner - 0.5])
     return torch.from_numpy(matrix.astype(np.float32))
+
+
+def volume_crop(dataset_dict: dict) -> tuple[int, int, int, int]:
+    """What to keep of all slices of a dict's volume: their :func:`volume_extent`."""
+    slice_range = dataset_dict["slice_range"]
+    slice_range = None if slice_range is None else tuple(slice_range)
+    folder = os.path.dirname(dataset_dict["file_name"])
+    return volume_extent(folder, slice_range, _spacing_or_usual(dataset_dict))
+
+
+def _spacing_or_usual(dataset_dict: dict) -> tuple[float, float]:
+    """x and y, mm."""
+    spacing = dataset_dict["spacing"]
+    return _USUAL_SPACING if spacing is None else tuple(spacing[:2])
 
 
 def crop_transform(crop: tuple[int, int, int, int], size: tuple[int, int]) -> T.CropTransform:

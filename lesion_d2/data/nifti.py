@@ -12,6 +12,7 @@ import numpy as np
 from ..scans.nifti import open_nifti
 from ..scans.volume_file import VolumeFile
 from ..values import are_digits
+from .shared_arrays import Allocate, shared_array, shares_arrays
 from .volume_names import VolumeName
 
 _MAX_VOLUMES = 4  # kept in memory, per process: some 15 MB each in DeepLesion
@@ -40,7 +41,8 @@ def nifti_slice_exists(path: str | os.PathLike) -> bool:
 def read_nifti_slice(path: str | os.PathLike) -> np.ndarray:
     """Read one slice, turned as DeepLesion's are, by the affine matrix of the file.
 
-    The last four volumes that a process read stay in its memory.
+    The last four volumes that a process read stay in its memory; those of a loader's processes that
+    share arrays are decompressed by one of them, see :mod:`lesion_d2.data.shared_arrays`.
 
     Args:
         path: ``<file>/<slice number>.png``.
@@ -57,7 +59,7 @@ def read_nifti_slice(path: str | os.PathLike) -> np.ndarray:
     file, number = _split(path)
     if not nifti_slice_exists(path):
         raise FileNotFoundError(f"{path}: no such CT slice")
-    return _read_volume(file, os.stat(file).st_mtime_ns)[number - _parse_name(file).first].copy()
+    return _volume(file, os.stat(file).st_mtime_ns)[number - _parse_name(file).first].copy()
 
 
 def nifti_geometry(
@@ -104,7 +106,18 @@ def _open(file: str | os.PathLike) -> VolumeFile:
     return opened
 
 
-@lru_cache(_MAX_VOLUMES)
-def _read_volume(file: str, changed: int) -> np.ndarray:
+def _volume(file: str, changed: int) -> np.ndarray:
     """All slices of a file, Z x H x W int16; a file that is written anew is read anew."""
+    if not shares_arrays():
+        return _kept_volume(file, changed)
+
+    def read(allocate: Allocate) -> np.ndarray:
+        opened = _open(file)
+        return opened.read_volume(allocate(opened.shape, np.int16))[0]
+
+    return shared_array(file, str(changed), read)
+
+
+@lru_cache(_MAX_VOLUMES)
+def _kept_volume(file: str, changed: int) -> np.ndarray:
     return _open(file).read_volume()[0]

@@ -6,12 +6,12 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from detectron2.data import transforms as T
 
-from ..slice_geometry import EXPECTED_SPACING, interpolate_slices, is_spacing
+from ..slice_geometry import EXPECTED_SPACING, is_spacing
 from .borders import common_extent
+from .channels import ChannelMaker
 from .ct import Channel, clip_to_window, plan_channels
-from .mapper import LesionDatasetMapper, crop_transform
+from .mapper import LesionDatasetMapper
 
 
 def slices_needed(num_slices: int, interval: float, spacing_z: float) -> int:
@@ -128,20 +128,14 @@ class ScanImages:
     @property
     def scale(self) -> tuple[float, float]:
         """Pixels of an image for each pixel of a slice, along x and y."""
-        ends = self._transforms.apply_coords(np.array([[0.0, 0.0], [1.0, 1.0]]))
+        ends = self._maker.transforms.apply_coords(np.array([[0.0, 0.0], [1.0, 1.0]]))
         return tuple((ends[1] - ends[0]).tolist())
 
     def _channel(self, channel: Channel) -> np.ndarray:
         """A channel as it stands in images, (h, w) int16."""
         known = self._channels.pop(channel, None)
         if known is None:
-            lower, upper, fraction = channel
-            pair = [self.volume[number].copy() for number in dict.fromkeys((lower, upper))]
-            for hu in pair:
-                clip_to_window(hu, self.mapper.hu_window)
-            if fraction:
-                interpolate_slices(*pair, fraction, pair[0])
-            known = np.ascontiguousarray(self._transforms.apply_image(pair[0]))
+            known = self._maker(channel, self._read)
         self._channels[channel] = known
         if len(self._channels) > self._num_kept:
             self._channels.popitem(last=False)
@@ -152,14 +146,11 @@ class ScanImages:
         return common_extent(self.volume, self.spacing[:2])
 
     @cached_property
-    def _transforms(self) -> T.TransformList:
-        """From a slice to its image; in inference they are the same for all of a size."""
-        size = self.volume.shape[1:]
-        transforms = T.TransformList([])
-        if self.mapper.cut_borders:
-            transforms += crop_transform(self._crop, size)
-            x0, y0, x1, y1 = self._crop
-            size = y1 - y0, x1 - x0
-        aug_input = T.AugInput(np.zeros((*size, 1), np.int16))
-        aug_input.spacing = self.spacing
-        return transforms + self.mapper.augmentations(aug_input)
+    def _maker(self) -> ChannelMaker:
+        crop = self._crop if self.mapper.cut_borders else None
+        return ChannelMaker(self.mapper, self.volume.shape[1:], self.spacing, crop)
+
+    def _read(self, number: int) -> np.ndarray:
+        hu = self.volume[number].copy()
+        clip_to_window(hu, self.mapper.hu_window)
+        return hu

@@ -33,7 +33,7 @@ from .volume_set.slices import (
     voxels_slice_exists,
     voxels_slices,
 )
-from .volume_set.voxels import voxels_shape
+from .volume_set.voxels import BLOCKS, voxels_shape
 
 Path = str | os.PathLike
 _Range = tuple[int, int]
@@ -55,6 +55,7 @@ class SliceFormat:
             one.
         read_block: paths of slices that follow one another, and the first and the end (exclusive)
             of rows and of columns, to (d, h, w); where that costs less than whole slices.
+        depth: slices that are decompressed together, from a multiple of it on.
     """
 
     holds: Callable[[Path], bool]
@@ -64,6 +65,7 @@ class SliceFormat:
     files: Callable[[Path], dict[int, str]]
     read_several: Callable[[Path, Sequence[int]], dict[int, np.ndarray]] | None = None
     read_block: Callable[[Sequence[Path], _Range, _Range], np.ndarray] | None = None
+    depth: int = 1
 
 
 def format_of(folder: Path) -> SliceFormat:
@@ -120,6 +122,7 @@ _FORMATS = (
         voxels_slices,
         read_voxels_slices,
         read_voxels_block,
+        BLOCKS[0],
     ),
     SliceFormat(
         is_prepared,

@@ -92,8 +92,11 @@ class VolumeFile:
             messages=messages,
         )
 
-    def read_volume(self) -> tuple[np.ndarray, float]:
+    def read_volume(self, volume: np.ndarray | None = None) -> tuple[np.ndarray, float]:
         """Read the voxels alone.
+
+        Args:
+            volume: (Z, H, W) int16, to read them into; None for a new array.
 
         Returns:
             (Z, H, W) int16, HU: values that are no integers are rounded, those beyond int16 cut;
@@ -103,7 +106,8 @@ class VolumeFile:
             ValueError: the file is damaged, holds numbers that are not finite, or has no value
                 below 0, as HU of whole slices have: there is air.
         """
-        volume = np.empty(self.shape, np.int16)
+        if volume is None:
+            volume = np.empty(self.shape, np.int16)
         target = self.grid.turn.undo(volume)
         low, high, start = np.inf, -np.inf, 0
         for slab in self.slabs():

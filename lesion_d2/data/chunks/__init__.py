@@ -1,0 +1,1 @@
+"""All slices of volumes, each read once, and their images in order."""

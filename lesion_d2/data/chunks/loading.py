@@ -1,0 +1,105 @@
+"""Batches of images in the order of a data set, from chunks that processes read."""
+
+import itertools
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+
+import torch
+from detectron2.data import build_detection_test_loader
+from detectron2.data.samplers import InferenceSampler
+from torch.utils.data import SequentialSampler
+
+from ..ct import Channel
+from ..mapper import LesionDatasetMapper
+from ..shared_arrays import release
+from .reading import ChunkReader, ReadChunk, cut_into_chunks
+
+
+class ChunkLoader:
+    """Gives every image of a data set once, in order, as a mapper's ``load`` gives it.
+
+    The data set is split over the processes that evaluate, and then into chunks of neighboring key
+    slices of a volume, which the workers of each process read. Every slice is read once where
+    channels are whole slices apart; where they are not, once or twice a chunk: its ends are read
+    for the next one, too. Channels are resized and sent once, and put together to images here.
+    A volume in a NIfTI file is decompressed by one worker, into a file that all of them map.
+
+    Memory holds the channels that an image has, and two chunks a worker; the disk for temporary
+    files holds the NIfTI volumes that workers are at. A run that is killed leaves its temporary
+    folder behind.
+
+    Args:
+        dataset: dicts, at least one; what is not of a volume is read image by image.
+        mapper: for inference, without masks.
+        batch_size: images a batch.
+        num_workers: processes; 0 for none but this one.
+        named: see :class:`ChunkReader`.
+    """
+
+    def __init__(
+        self,
+        dataset: Sequence[dict],
+        mapper: LesionDatasetMapper,
+        *,
+        batch_size: int,
+        num_workers: int,
+        named: Callable[[Callable[[dict], object]], Callable[[dict], object]],
+    ):
+        own = [dataset[index] for index in InferenceSampler(len(dataset))]
+        chunks = cut_into_chunks(own, mapper)
+        self._reader = ChunkReader(mapper, named)
+        self._num_batches = math.ceil(len(own) / batch_size)
+        self._batch_size = batch_size
+        self._num_workers = num_workers
+        self._loader: Iterable[ReadChunk] = ()
+        if chunks:  # else there are more processes than images
+            self._loader = build_detection_test_loader(
+                chunks,
+                mapper=self._reader,
+                sampler=SequentialSampler(chunks),
+                num_workers=num_workers,
+                collate_fn=_only,
+            )
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        images = self._images()
+        while batch := list(itertools.islice(images, self._batch_size)):
+            yield batch
+
+    def _images(self) -> Iterator[dict]:
+        volume, known = None, {}
+        with _shared_folder() if self._num_workers else nullcontext() as folder:
+            self._reader.folder = folder
+            for chunk in self._loader:
+                if chunk.volume != volume:
+                    if volume is not None and folder is not None:
+                        release(folder, volume)
+                    volume, known = chunk.volume, {}
+                yield from _put_together(chunk, known)
+
+
+def _only(chunks: list[ReadChunk]) -> ReadChunk:
+    """The batch of one."""
+    return chunks[0]
+
+
+def _shared_folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="lesion_d2_", ignore_cleanup_errors=True)
+
+
+def _put_together(chunk: ReadChunk, known: dict[Channel, torch.Tensor]) -> Iterator[dict]:
+    """The samples of a chunk with their images; ``known`` gets the channels that may come again."""
+    if chunk.volume is None:
+        yield from chunk.samples
+        return
+    known.update(zip(chunk.channels, chunk.planes if chunk.channels else (), strict=True))
+    for sample, plan in zip(chunk.samples, chunk.plans, strict=True):
+        yield {**sample, "image": torch.stack([known[channel] for channel in plan])}
+        oldest = min(lower for lower, _, _ in plan)
+        for channel in [channel for channel in known if channel[0] < oldest]:
+            del known[channel]
