@@ -5,15 +5,14 @@ Importing the package makes ``detectron2`` importable, and registers the data se
 
 import warnings
 
-from ._programs import end_shortly_while_importing
+from ._programs import end_shortly_while_importing, uncollected
 
 end_shortly_while_importing()
 
-from ._detectron2 import ensure_detectron2  # noqa: E402
+with uncollected(), warnings.catch_warnings():
+    from ._detectron2 import ensure_detectron2
 
-ensure_detectron2()
-
-with warnings.catch_warnings():
+    ensure_detectron2()
     # Detectron2's fvcore still uses TorchScript: nothing that a user of this project can change.
     warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
     from . import data, modeling

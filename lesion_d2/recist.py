@@ -1,7 +1,6 @@
 """RECIST diameters of masks: the longest one, and the longest one across it."""
 
 import numpy as np
-from scipy.spatial import ConvexHull
 
 #: Pixels between the end points of the diameters and a lesion's box, as in DeepLesion.
 BOX_MARGIN = 5.0
@@ -58,6 +57,8 @@ def _farthest(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Two points, x and y each, that are farthest apart, and their distance."""
     if not len(points):
         raise ValueError("measure_recist: the mask is empty, expected at least one pixel")
+    from scipy.spatial import ConvexHull  # takes long to import, and is seldom needed
+
     hull = points[ConvexHull(points).vertices]
     squares = ((hull[:, None] - hull[None]) ** 2).sum(axis=-1)
     first, second = hull[list(np.unravel_index(squares.argmax(), squares.shape))]

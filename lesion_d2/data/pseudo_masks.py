@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from scipy import ndimage
 
 from ..boxes import xyxy_box
 from .ct import hu_to_pixels
@@ -328,6 +327,16 @@ def _cut(crop: np.ndarray, foreground: np.ndarray, undecided: np.ndarray) -> np.
     cv2.setRNGSeed(0)  # it starts from random clusters
     image = np.repeat(crop[:, :, None], 3, axis=2)
     cv2.grabCut(image, trimap, None, None, None, _ITERATIONS, cv2.GC_INIT_WITH_MASK)
-    labels, _ = ndimage.label((trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD))
-    found = np.isin(labels, np.unique(labels[foreground]))
-    return ndimage.binary_fill_holes(found)
+    labels = _label((trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD))
+    return _fill_holes(np.isin(labels, np.unique(labels[foreground])))
+
+
+def _label(mask: np.ndarray) -> np.ndarray:
+    """Numbers of a mask's 4-connected components, from 1 on; 0 where the mask is not."""
+    return cv2.connectedComponents(mask.view(np.uint8), connectivity=4)[1]
+
+
+def _fill_holes(mask: np.ndarray) -> np.ndarray:
+    """A mask with all that no way of 4-connected pixels leads out of."""
+    around = _label(np.pad(~mask, 1, constant_values=True))
+    return (around != around[0, 0])[1:-1, 1:-1]

@@ -3,7 +3,6 @@
 import gzip
 import os
 
-import nibabel
 import numpy as np
 
 from ..files import written_whole
@@ -77,6 +76,8 @@ def write_label_map(file: str | os.PathLike, scan: Scan, findings: Findings) -> 
         labels, affine = volume.transpose(2, 1, 0), _ras_affine(scan)
     else:
         labels, affine = scan.grid.restore(volume), scan.grid.ras_affine
+    import nibabel  # takes long to import
+
     image = nibabel.Nifti1Image(labels, affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code="scanner")

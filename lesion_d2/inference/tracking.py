@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from .box_clustering import box_areas, check_boxes, check_integers
 from .slices import link_each_class
@@ -258,6 +257,8 @@ def _assign(
     gains = np.zeros((rows.max() + 1, columns.max() + 1))
     gains[rows, columns] = ious[pairs]
     partner_of = np.full(len(gains), -1)
+    from scipy.optimize import linear_sum_assignment  # takes long to import
+
     assigned, partners = linear_sum_assignment(gains, maximize=True)
     partner_of[assigned] = partners
     kept = ~has_others

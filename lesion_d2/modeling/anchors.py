@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import differential_evolution
 
 #: Loss of a box by the IoU of its best centered anchor, by the objective's name.
 OBJECTIVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -22,8 +21,6 @@ _MAX_GENERATIONS = 500
 _POPULATION = 25
 # Numbers in one array, to bound the memory.
 _BLOCK = 2**20
-# scipy renamed the argument in its version 1.15.
-_RNG = "rng" if "rng" in inspect.signature(differential_evolution).parameters else "seed"
 
 Bounds = tuple[float, float]
 
@@ -293,6 +290,10 @@ def _evolve(
         if on_generation is not None:
             on_generation(float(loss_of(best[:, None])[0]))
 
+    from scipy.optimize import differential_evolution  # takes long to import
+
+    # scipy renamed the argument in its version 1.15.
+    name = "rng" if "rng" in inspect.signature(differential_evolution).parameters else "seed"
     result = differential_evolution(
         loss_of,
         bounds,
@@ -305,7 +306,7 @@ def _evolve(
         vectorized=True,
         updating="deferred",
         callback=report,
-        **{_RNG: np.random.default_rng(seed)},
+        **{name: np.random.default_rng(seed)},
     )
     return result.x, int(result.nit)
 

@@ -7,29 +7,19 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
-import nibabel
 import numpy as np
-from nibabel import imageglobals
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
 from ..files import one_line
 from ..slice_geometry import is_spacing
 from .limits import check_declared
 from .volume_file import VolumeFile, check_numbers
 
+if TYPE_CHECKING:  # takes long to import
+    import nibabel
+
 NIFTI_ENDINGS = (".nii", ".nii.gz")
-# What nibabel raises of damaged files; OverflowError is of pixels that begin past a file's end.
-_DAMAGED = (
-    ImageFileError,
-    HeaderDataError,
-    OSError,
-    EOFError,
-    OverflowError,
-    ValueError,
-    zlib.error,
-)
 # First bytes of a header; by its size in NIfTI-1 and 2, type and place of the voxels' offset.
 _START, _OFFSETS = 176, {348: ("f", 108), 540: ("q", 168)}
 # Bytes before and behind the voxels: extensions, and nothing of use; without end in a trap.
@@ -63,12 +53,14 @@ def open_nifti(
     """
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file}: no such NIfTI file")
+    import nibabel
+
     try:
         _check_start(file)
         with _quiet():
             image = nibabel.load(file)
         kind = image.get_data_dtype()
-    except _DAMAGED as error:
+    except _damages() as error:
         raise ValueError(f"{file}: found no readable NIfTI file ({one_line(error)})") from None
     if not isinstance(image, nibabel.Nifti1Image):  # NIfTI-2 is one too
         raise ValueError(f"{file}: found {type(image).__name__}, expected a NIfTI file")
@@ -99,7 +91,7 @@ def open_nifti(
 
 def _chosen_axes(
     file: str | os.PathLike,
-    image: nibabel.Nifti1Image,
+    image: "nibabel.Nifti1Image",
     channel: tuple[int, int] | None,
     allow_flat: bool,
 ) -> tuple[tuple[int, ...], np.ndarray, tuple[int, ...]]:
@@ -148,15 +140,26 @@ def _check_start(file: str | os.PathLike) -> None:
                 raise ValueError(f"its voxels begin at byte {offset:g}")
 
 
-def _stored_spacing(image: nibabel.Nifti1Image) -> np.ndarray:
+def _stored_spacing(image: "nibabel.Nifti1Image") -> np.ndarray:
     """The header's x, y and z as they stand there: nibabel makes 1 of 0."""
     with image.file_map["image"].get_prepare_fileobj() as opened:
         return type(image.header).from_fileobj(opened, check=False)["pixdim"][1:4]
 
 
+def _damages() -> tuple[type[Exception], ...]:
+    """What nibabel raises of damaged files."""
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    damages = ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error
+    return *damages, OverflowError  # of pixels that begin past a file's end
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep nibabel from printing what it finds strange in a header, and corrects."""
+    from nibabel import imageglobals
+
     level = imageglobals.logger.level
     imageglobals.logger.setLevel(logging.CRITICAL)
     try:
@@ -166,7 +169,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _slabs(
-    file: str | os.PathLike, image: nibabel.Nifti1Image, packed: bool, channel: tuple[int, ...]
+    file: str | os.PathLike, image: "nibabel.Nifti1Image", packed: bool, channel: tuple[int, ...]
 ) -> Iterator[np.ndarray]:
     try:
         with gzip.open(file) if packed else nullcontext() as stream:
@@ -181,7 +184,7 @@ def _slabs(
                 )
             if packed:
                 _read_to_end(stream)
-    except _DAMAGED as error:
+    except _damages() as error:
         raise ValueError(f"{file}: found a damaged NIfTI file ({one_line(error)})") from None
 
 

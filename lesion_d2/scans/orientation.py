@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from nibabel import orientations
 
 # Where slices, rows and columns of DeepLesion's arrays lead to, as its own conversion script
 # (DL_save_nifti.py) writes them.
@@ -53,6 +52,8 @@ def canonical_turn(affine: np.ndarray) -> Turn:
     """
     if not np.isfinite(affine).all():
         raise ValueError("found an affine matrix that is not finite, expected mm")
+    from nibabel import orientations  # takes long to import
+
     found = orientations.io_orientation(_RAS @ affine)
     if not np.isfinite(found).all():
         raise ValueError("found an affine matrix that leaves out an axis")

@@ -4,7 +4,6 @@ import gzip
 import os
 from pathlib import Path
 
-import nibabel
 import numpy as np
 
 from ..files import written_whole
@@ -80,6 +79,8 @@ def write_nifti(
         file: its path.
         volume, spacing, origin, direction: see :func:`write_dicom`.
     """
+    import nibabel  # takes long to import
+
     affine = np.eye(4)
     affine[:3, :3] = np.multiply(direction, spacing)
     affine[:3, 3] = origin

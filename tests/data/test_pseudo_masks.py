@@ -1,5 +1,6 @@
 from itertools import pairwise
 
+from lesion_d2.data import pseudo_masks
 from lesion_d2.data.pseudo_masks import (
     ellipse_mask,
     ellipse_outline,
@@ -196,6 +197,19 @@ def test_grabcut_beats_the_ellipse_on_an_irregular_lesion():
     mask = grabcut_mask(grabcut_image(hu, (-175, 275)), recist, box)
     ellipse = ellipse_mask(recist, *hu.shape)
     assert dice(mask, truth) > max(0.95, dice(ellipse, truth) + 0.01)
+
+
+def test_components_and_holes_are_those_of_scipy():
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1), (1, 9), (12, 7), (40, 40)):
+        for share in (0.3, 0.5, 0.7, 0.9):
+            mask = rng.uniform(size=shape) < share
+            labels, expected = pseudo_masks._label(mask), ndimage.label(mask)[0]
+            pairs = set(zip(labels.ravel().tolist(), expected.ravel().tolist(), strict=True))
+            assert len(pairs) == len(np.unique(expected)) == len(np.unique(labels))
+            assert (0, 0) in pairs or mask.all()
+            filled = pseudo_masks._fill_holes(mask)
+            np.testing.assert_array_equal(filled, ndimage.binary_fill_holes(mask))
 
 
 def test_grabcut_is_deterministic_whatever_happened_before():

@@ -1,7 +1,6 @@
 import numpy as np
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Instances
-from scipy import ndimage
 from torch import Tensor
 
 from ...structures import Boxes3D
@@ -44,6 +43,8 @@ class DetUNet3D(VolumetricDetector, DetUNet):
 
     def label_components(self, mask: np.ndarray) -> list[tuple]:
         """As :meth:`DetUNet.label_components`, of a mask (D, H, W)."""
+        from scipy import ndimage  # takes long to import, and is for this model alone
+
         labels, count = ndimage.label(mask, structure=_NEIGHBORS)
         sizes = np.bincount(labels.ravel(), minlength=count + 1).tolist()
         return [
