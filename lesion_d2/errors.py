@@ -24,6 +24,7 @@ _MAX_BITS = 256
 _EXPECTED = (FloatingPointError, ImportError, MemoryError, OSError, ValueError)
 _FEWER = "maybe for its memory; fewer {} need less"
 _GRACE_SECONDS = 20.0
+_AGAIN_SECONDS = 0.05  # until an interruption that Python could not raise is raised once more
 
 
 class InputError(ValueError):
@@ -105,10 +106,39 @@ def interruptible() -> Iterator[Interruption]:
     try:
         for number in before:
             signal.signal(number, interrupt)
-        yield interruption
+        with _raised_again(interruption):
+            yield interruption
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _raised_again(interruption: Interruption) -> Iterator[None]:
+    """Raise KeyboardInterrupt once more where Python can only print it and go on.
+
+    It does so where the signal comes in a ``__del__``, or in what is called at a fork, as where a
+    loader begins its workers.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        number = interruption.number
+        is_own = number and interruption.process == os.getpid()
+        if not (is_own and issubclass(unraisable.exc_type, KeyboardInterrupt)):
+            before(unraisable)
+            return
+        interruption.number = 0
+        thread = threading.main_thread().ident
+        timer = threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, [thread, number])
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _end_children() -> None:

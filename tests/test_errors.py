@@ -1,5 +1,7 @@
 import os
 import signal
+import sys
+import time
 from concurrent.futures.process import BrokenProcessPool
 
 from lesion_d2.data.problems import ProblemsError
@@ -30,6 +32,51 @@ def test_a_second_signal_does_not_interrupt_the_ending(escaped):
             signal.raise_signal(signal.SIGTERM)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             assert not interrupts(number)
+
+
+class _Swallows:
+    """Where it is deleted a signal comes, whose KeyboardInterrupt nothing can catch."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        signal.raise_signal(self.number)
+
+
+def test_an_interruption_that_python_cannot_raise_is_not_lost(capsys, escaped):
+    def work():
+        _Swallows(signal.SIGTERM)
+        time.sleep(20)
+
+    assert run_program(work) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_an_interruption_in_a_fork_is_not_lost_and_is_the_parents_alone(capsys, escaped):
+    def interrupt():
+        if forks:
+            signal.raise_signal(forks.pop())
+
+    def work():
+        forks.append(signal.SIGINT)
+        if os.fork() == 0:
+            os._exit(0)
+        os.wait()
+        time.sleep(20)
+
+    forks = []
+    os.register_at_fork(after_in_parent=interrupt)
+    assert run_program(work) == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_other_errors_that_python_cannot_raise_are_printed(escaped, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    with interruptible():
+        _Swallows("no number")
+    assert [one.exc_type for one in seen] == [TypeError] and sys.unraisablehook == seen.append
 
 
 def test_ignored_signals_stay_ignored(escaped):

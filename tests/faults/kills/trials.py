@@ -27,6 +27,7 @@ VERDICTS = (
 #: Ways to interrupt; a trial's name begins with one.
 WAYS = ("SIGKILL", "SIGINT", "SIGTERM", "full disk", "second run")
 _LONGEST = 1200  # seconds of one run, beside others
+_LENGTH = 1200  # of what is told of a trial
 _TO_END = 60.0  # for what a run started, after its end
 
 
@@ -193,7 +194,8 @@ class Bench:
 
     def _found(self, job: Job, name: str, verdict: str, folder: Path, text: str = "") -> Found:
         shutil.rmtree(folder.parent, ignore_errors=True)
-        return Found(job.name, name, verdict, " ".join(text[-600:].split()))
+        text = text[text.rfind("Traceback") :] if "Traceback" in text else text[-_LENGTH:]
+        return Found(job.name, name, verdict, " ".join(text[:_LENGTH].split()))
 
     def _folder(self) -> Path:
         """A place of its own for a job, where nothing is yet."""
