@@ -17,7 +17,11 @@ Evaluate the ensemble of the best checkpoints that a training with TEST.KEEP_BES
         TEST.ENSEMBLE.ENABLED True TEST.ENSEMBLE.CHECKPOINTS "('output/quickstart/best',)" \\
         DATASETS.TEST "('phantom_test',)"
 
-Several GPUs, or several processes on the CPU (with MODEL.DEVICE cpu): --num-gpus 2.
+Several GPUs, or several processes on the CPU (with MODEL.DEVICE cpu): --num-gpus 2, or
+
+    torchrun --nproc-per-node 2 train_net.py --config-file ...
+
+On a cluster: srun ... python train_net.py --dist-url env:// --config-file ... (docs/clusters.md).
 """
 
 import argparse
@@ -26,16 +30,16 @@ import sys
 from lesion_d2.engine import (
     Trainer,
     finish_run,
+    launch_run,
     load_config,
     load_model,
     logged_errors,
-    prepare_launch,
     setup_run,
 )
 from lesion_d2.errors import interruptible, run_program
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
@@ -71,19 +75,6 @@ def run(args: argparse.Namespace) -> dict | None:
     return results
 
 
-def start(args: argparse.Namespace) -> None:
-    """Begin the processes of a run, and wait for them."""
-    prepare_launch(args)
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
-
-
 if __name__ == "__main__":
     args = default_argument_parser().parse_args()
-    sys.exit(run_program(lambda: start(args), "train_net.py"))
+    sys.exit(run_program(lambda: launch_run(main, args), "train_net.py"))

@@ -20,6 +20,7 @@ import torch
 import torch.multiprocessing as mp
 from detectron2.engine import launch
 from speed_up import read_configs_quickly, write_quickly
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 _START_PROCESSES = mp.start_processes  # launch_two puts another one in its place
 METHOD = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
@@ -53,6 +54,28 @@ def launch_two(function: Callable, *args: object) -> None:
     """Run a function in two processes that know each other, by Detectron2's ``launch``."""
     with mock.patch.object(mp, "start_processes", start_processes):
         launch(function, 2, dist_url="auto", args=args)
+
+
+def torchrun_two(function: Callable, *args: object) -> None:
+    """Run a function in two processes that torchrun's agent starts, with its variables."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        start_method=METHOD,
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    elastic_launch(config, _call_of_agent)(dict(os.environ), list(sys.path), function, *args)
+
+
+def _call_of_agent(environ: dict, path: list[str], function: Callable, *args: object) -> None:
+    names = ("RANK", "WORLD_SIZE", "MASTER", "TORCHELASTIC", "LOCAL_", "GROUP_", "ROLE_")
+    own = {name: value for name, value in os.environ.items() if name.startswith(names)}
+    _take_over({**environ, **own}, path)
+    function(*args)
 
 
 def run_script(script: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:

@@ -21,6 +21,7 @@ from .hooks import (
     ResumableBestCheckpointer,
 )
 from .input_errors import InputError
+from .launching import launch_run
 from .prediction import LesionPredictor, load_model
 from .scan_prediction import detect_slices, predict_scan
 from .schedule import resolve_epochs
@@ -47,6 +48,7 @@ __all__ = [
     "detect_slices",
     "finish_run",
     "fit_device",
+    "launch_run",
     "load_config",
     "load_model",
     "logged_errors",

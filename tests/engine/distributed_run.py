@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from lesion_d2.data.volume_set.catalog import register_volume_set
-from lesion_d2.engine import Trainer, finish_run, load_model
+from lesion_d2.engine import Trainer, finish_run, launch_run, load_model
 from lesion_d2.engine.hard_negatives import HardNegativeMiningHook
 from lesion_d2.engine.mean_teacher import MeanTeacherHook
 from lesion_d2.engine.processes import unwrap
@@ -220,6 +220,11 @@ def train_mean_teacher(args: argparse.Namespace, file: str) -> None:
     """Train; write each process's images, teacher and student, and what was mined by both."""
     _train_mean_teacher(args, file)
     finish_run()
+
+
+def launch_mean_teacher(args: argparse.Namespace, file: str) -> None:
+    """As ``train_net.py`` does it in a process of torchrun."""
+    launch_run(partial(train_mean_teacher, file=file), args)
 
 
 def _train_mean_teacher(args: argparse.Namespace, file: str) -> None:

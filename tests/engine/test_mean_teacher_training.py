@@ -9,9 +9,9 @@ from lesion_d2.engine.validation_loss import mean_losses
 
 import pytest
 import torch
-from distributed_run import train_mean_teacher
+from distributed_run import launch_mean_teacher
 from tiny_run import tiny_args, uldor_args
-from warm_processes import launch_two
+from warm_processes import torchrun_two
 
 import train_net
 
@@ -213,7 +213,7 @@ def test_two_processes_have_the_same_teacher(tiny_phantom, tmp_path):
     options = {**_ON, **_UNSEEN, **_HIDDEN, "SOLVER__MAX_ITER": 3, "SOLVER__BASE_LR": 1e-5}
     args = tiny_args(tmp_path / "output", **options)
     file = tmp_path / "states"
-    launch_two(train_mean_teacher, args, str(file))
+    torchrun_two(launch_mean_teacher, args, str(file))
     first, second = json.loads(file.read_text())
     assert first["images"] != second["images"]  # each has its own
     assert first["teacher"] == second["teacher"] and first["student"] == second["student"]
