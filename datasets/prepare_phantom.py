@@ -2,6 +2,7 @@
 
 python datasets/prepare_phantom.py                      # the quickstart's set
 python datasets/prepare_phantom.py --preset columns     # with distractors that slices tell apart
+python datasets/prepare_phantom.py --preset clinical    # lesions and noise as on clinical CT
 python datasets/prepare_phantom.py --preset full --root /data/phantom
 """
 
@@ -19,12 +20,15 @@ from lesion_d2.data.phantom import PRESETS, write_phantom
 from lesion_d2.errors import run_program
 from lesion_d2.tools.arguments import seed
 
+#: Presets that are data sets of their own beside the quickstart's.
+OWN_FOLDERS = ("columns", "clinical")
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Options of the command; those left out come from the preset."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     folder = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
-    help_root = f"default: {folder / 'phantom'}, or {folder / 'phantom_columns'} for columns"
+    help_root = f"default: {folder / 'phantom'}, or phantom_<preset> for {', '.join(OWN_FOLDERS)}"
     parser.add_argument("--root", type=Path, help=help_root.replace("%", "%%"))  # argparse's escape
     parser.add_argument("--preset", choices=sorted(PRESETS), default="quickstart")
     parser.add_argument("--patients", type=int, dest="num_patients")
@@ -34,11 +38,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--median-diameter", type=float, help="mm, of the lesions")
     parser.add_argument("--mottle-hu", type=float, help="HU, how uneven lesions are inside")
     parser.add_argument("--distractors", type=float, help="a key slice, in the mean; 0 to 10")
+    parser.add_argument(
+        "--appearance", choices=["mottled", "clinical"], help="of lesions and noise"
+    )
     parser.add_argument("--workers", type=int, help="processes; default: all cores")
     parser.add_argument("--overwrite", action="store_true", help="replace a set with other options")
     args = parser.parse_args(argv)
     if args.root is None:
-        args.root = folder / ("phantom_columns" if args.preset == "columns" else "phantom")
+        own = args.preset in OWN_FOLDERS
+        args.root = folder / (f"phantom_{args.preset}" if own else "phantom")
     return args
 
 

@@ -59,7 +59,12 @@ COLORS = (
     (240, 50, 230),
 )
 _SPLITS = {"train": 1, "val": 2, "test": 3}
-_FOLDERS = {"deeplesion": "DeepLesion", "phantom": "phantom", "phantom_columns": "phantom_columns"}
+_FOLDERS = {
+    "deeplesion": "DeepLesion",
+    "phantom": "phantom",
+    "phantom_columns": "phantom_columns",
+    "phantom_clinical": "phantom_clinical",
+}
 _UNUSED = ("Normalized_lesion_location", "Patient_gender", "Patient_age")
 _LESION_COLUMNS = ("File_name", "Measurement_coordinates", "Bounding_boxes")
 _COLUMNS = tuple(column for column in CSV_COLUMNS if column not in _UNUSED)

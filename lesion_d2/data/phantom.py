@@ -25,7 +25,13 @@ from ..recist import BOX_MARGIN, measure_recist
 from ..scans.png import write_png
 from .deeplesion_csv import CSV_COLUMNS
 from .generated import LATER, check_options, write_data_set
-from .phantom_anatomy import Body, paint_body, sample_body, sample_tissues
+from .phantom_anatomy import (
+    Body,
+    paint_body,
+    sample_body,
+    sample_clinical_tissues,
+    sample_tissues,
+)
 from .phantom_lesions import (
     LESION_TYPES,
     Distractor,
@@ -33,10 +39,12 @@ from .phantom_lesions import (
     LesionType,
     sample_lesion,
 )
+from .phantom_scanner import sample_clinical_scanner, sample_scanner
 from .phantom_shapes import Canvas
 
 FORMAT_VERSION = 2
-MIN_PIXELS, MIN_CONTRAST = 8, 25.0  # of a lesion on its key slice; HU without noise
+# Of a lesion on its key slice; HU without noise.
+MIN_PIXELS, MIN_CONTRAST = 8, {"mottled": 25.0, "clinical": 15.0}
 TORSO = 600.0  # mm of a body of average height
 # Slice spacings in mm, how often each is drawn, and over how many heights a slice averages.
 SPACINGS, SPACING_SHARES, SUBSLICES = (1, 2, 5), (0.4, 0.2, 0.4), {1: 1, 2: 1, 5: 2}
@@ -56,8 +64,14 @@ class PhantomOptions:
     mottle_hu: float = 60.0
     format_version: int = FORMAT_VERSION
     distractors: float = field(default=0.0, metadata=LATER)
+    appearance: str = field(default="mottled", metadata=LATER)
 
     def __post_init__(self) -> None:
+        if self.appearance not in ("mottled", "clinical"):
+            raise ValueError(
+                f"phantom option appearance: found {self.appearance!r}, "
+                "expected 'mottled' or 'clinical'"
+            )
         limits = {
             "num_patients": (3, 99999),
             "size": (64, 2048),
@@ -74,6 +88,9 @@ PRESETS = {
     "quickstart": PhantomOptions(),
     "full": PhantomOptions(num_patients=200, size=512, extent_mm=20.0, median_diameter=16.0),
     "columns": PhantomOptions(extent_mm=14.0, median_diameter=18.0, distractors=2.0),
+    "clinical": PhantomOptions(
+        num_patients=100, size=512, median_diameter=16.0, mottle_hu=5.0, appearance="clinical"
+    ),
 }
 
 
@@ -87,6 +104,7 @@ def write_phantom(
     median_diameter: float = 27.0,
     mottle_hu: float = 60.0,
     distractors: float = 0.0,
+    appearance: str = "mottled",
     workers: int | None = None,
     overwrite: bool = False,
 ) -> bool:
@@ -107,6 +125,8 @@ def write_phantom(
         mottle_hu: HU, how uneven lesions are inside; the smaller, the harder to tell apart.
         distractors: how many a key slice has in the mean, where there is room: what looks like a
             lesion there, drawn like one, but goes on through all slices and is not annotated.
+        appearance: "mottled" lesions are sharp and uneven inside as no tissue is; "clinical" ones,
+            their surroundings and the noise are as on real CT, see :mod:`.phantom_looks`.
         workers: processes; all cores by default, up to 16.
         overwrite: replace a folder that was written with other options.
 
@@ -126,6 +146,7 @@ def write_phantom(
         float(median_diameter),
         float(mottle_hu),
         distractors=float(distractors),
+        appearance=appearance,
     )
     if workers is not None and workers < 1:
         raise ValueError(f"phantom option workers: found {workers}, expected 1 or more")
@@ -192,7 +213,7 @@ def _write_patient(
 ) -> tuple[int, list[tuple[dict, dict]]]:
     """Write one patient's series; returns the patient, a CSV row and {slice: RLE} a lesion."""
     rng = np.random.default_rng([options.seed, patient])
-    body = sample_body(rng)
+    body = sample_body(rng, options.appearance == "clinical")
     person = {"Patient_gender": "FM"[rng.integers(2)], "Patient_age": int(rng.integers(20, 88))}
     records = []
     for study in range(1, int(rng.integers(3, 6)) + 1):
@@ -217,8 +238,10 @@ class Series:
     def __init__(self, rng: np.random.Generator, body: Body, options: PhantomOptions):
         self.body, self.options = body, options
         self.spacing = int(rng.choice(SPACINGS, p=SPACING_SHARES))
-        self.tissues = sample_tissues(rng)
-        self.noise = float(rng.uniform(8, 17)) * (1.2 if self.spacing == 1 else 1.0)
+        self.clinical = options.appearance == "clinical"
+        self.tissues = (sample_clinical_tissues if self.clinical else sample_tissues)(rng)
+        sample = sample_clinical_scanner if self.clinical else sample_scanner
+        self.scanner = sample(rng, self.spacing)
         self.padding = int(rng.choice([-3024, -2000])) if rng.random() < 0.3 else None
         self.lesions: list[Lesion] = []
         self.distractors: list[Distractor] = []
@@ -235,8 +258,10 @@ class Series:
         z = self.key * self.spacing
         half = self.body.half_widths(z)[0] + self.body.wall(z) + self.body.fat
         size = self.options.size
-        self.pixel = round(2 * half * rng.uniform(1.02, 1.12) / size, 6)
-        grid = (np.arange(size, dtype=np.float32) - (size - 1) / 2) * np.float32(self.pixel)
+        self.pixel = round(2 * half * rng.uniform(*self.scanner.fields) / size, 6)
+        painted = self.scanner.painted_size(size)
+        pixel = np.float32(self.pixel * size / painted)
+        grid = (np.arange(painted, dtype=np.float32) - (painted - 1) / 2) * pixel
         shift = rng.uniform(-4, 4, 2).astype(np.float32)
         self.x, self.y = grid + shift[0], grid + shift[1]
 
@@ -278,44 +303,45 @@ class Series:
     def _place(self, rng: np.random.Generator, kind: LesionType, number: int) -> list[Lesion]:
         """Up to so many lesions that the key slice shows, the first of this type."""
         placed: list[Lesion] = []
+        limit = MIN_CONTRAST[self.options.appearance]
         canvases = self._paint(self.key)
-        taken = np.hypot(*self._from_middle()) > 0.94 * self._field_of_view()
+        taken = self._outside(0.94)
         height = self.key * self.spacing / self.body.scale[2]
         others = [k for k in LESION_TYPES if k.heights[0] <= height <= k.heights[1]]
         share = np.array([k.share * (3 if k is kind else 1) for k in others])
         for i in range(number):
             chosen = kind if i == 0 else others[rng.choice(len(others), p=share / share.sum())]
             size, mottle = self.options.median_diameter, self.options.mottle_hu
-            lesion = sample_lesion(rng, chosen, canvases[0], taken, size, mottle)
+            lesion = sample_lesion(
+                rng, chosen, canvases[0], taken, size, mottle, clinical=self.clinical
+            )
             if lesion is None:
                 break
             before = _mean_hu(canvases)
             cover = np.mean([lesion.paint(canvas) for canvas in canvases], axis=0)
             change = np.abs(_mean_hu(canvases) - before)[cover > 0.5]
-            if len(change) < MIN_PIXELS or change.mean() < MIN_CONTRAST:
+            if len(change) < MIN_PIXELS or change.mean() < limit:
                 break
             placed.append(lesion)
-            reach = int(12 / self.pixel)
+            reach = int(12 / canvases[0].pixel)
             taken |= cv2.dilate(cover, np.ones((2 * reach + 1,) * 2, np.uint8)) > 0
         return placed
 
-    def _from_middle(self) -> tuple[np.ndarray, np.ndarray]:
-        """mm to the middle of the picture, along x (W,) and y (H, 1)."""
-        return self.x - self.x.mean(), (self.y - self.y.mean())[:, None]
-
-    def _field_of_view(self) -> float:
-        """Radius of the reconstructed circle, mm."""
-        return self.pixel * self.options.size / 2
+    def _outside(self, share: float = 1.0) -> np.ndarray:
+        """Pixels, as painted, beyond a share of the radius that is reconstructed; H x W bool."""
+        away = np.hypot(self.x - self.x.mean(), (self.y - self.y.mean())[:, None])
+        return away > share * self.pixel * self.options.size / 2
 
     def write(self, rng: np.random.Generator, folder: Path) -> dict[int, list[np.ndarray]]:
         """Write all slices as PNG; returns the lesions' masks (H x W bool) of every slice."""
         folder.mkdir()
-        masks = {}
+        masks, size = {}, self.options.size
+        outside = self.scanner.enlarge(self._outside().astype(np.float32), size) > 0.5
         for index in range(self.key - self._reach(), self.key + self._reach() + 1):
             hu, masks[index] = self.render(index, self.lesions)
-            hu = hu + self.noise * correlated_noise(rng, hu.shape)
+            hu = hu + self.scanner.make_noise(rng, size, self.pixel)
             if self.padding is not None:
-                hu[np.hypot(*self._from_middle()) > self._field_of_view()] = self.padding
+                hu[outside] = self.padding
             pixels = np.rint(hu.clip(-3024, 3071) + 32768).astype(np.uint16)
             write_png(folder / f"{index:03d}.png", pixels, _PNG, flush=False)
         return masks
@@ -331,7 +357,9 @@ class Series:
             for canvas in canvases:
                 distractor.paint(canvas)
         covers = [np.mean([x.paint(canvas) for canvas in canvases], axis=0) for x in lesions]
-        return _mean_hu(canvases), [cover > 0.5 for cover in covers]
+        size = self.options.size
+        hu = self.scanner.enlarge(_mean_hu(canvases), size)
+        return hu, [self.scanner.enlarge(cover, size) > 0.5 for cover in covers]
 
     def describe(self, name: str, slices: dict[int, list[np.ndarray]]):
         """Yield a CSV row (without the patient's columns) and {slice: RLE} for every lesion."""
@@ -377,10 +405,3 @@ def _mean_hu(canvases: list[Canvas]) -> np.ndarray:
 def _join(values) -> str:
     """Numbers as DeepLesion writes them in one column: six digits, comma and blank."""
     return ", ".join(f"{value:.6g}" for value in values)
-
-
-def correlated_noise(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Noise of a soft CT kernel: standard deviation 1, correlated over about two pixels."""
-    white = rng.standard_normal(shape, np.float32)
-    noise = cv2.GaussianBlur(white, (0, 0), 0.7) - 0.5 * cv2.GaussianBlur(white, (0, 0), 1.8)
-    return noise / noise.std()

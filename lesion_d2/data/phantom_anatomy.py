@@ -39,10 +39,17 @@ CAVITY_Y = -12.0
 
 @dataclass
 class Body:
-    """One patient's geometry in mm. ``stages`` are painted in order, later over earlier."""
+    """One patient's geometry in mm. ``stages`` are painted in order, later over earlier.
+
+    Attributes:
+        scale: of the atlas, along x, y and z.
+        fat: mm under the skin.
+        table: arcs of the table: mm below the back, mm of half of its curve, half of the thickness.
+    """
 
     scale: tuple[float, float, float]
     fat: float
+    table: tuple[tuple[float, float, float], ...] = ((7.0, 26.0, 1.5),)
     stages: list[Ellipsoid | Tubes | Sheet] = field(default_factory=list)
     bend: tuple[Waves, Waves] | None = None
     texture: Waves | None = None
@@ -61,16 +68,18 @@ class Body:
         return max(self.half_widths(z)[0] + self.wall(z) + self.fat for z in range(0, 601, 20))
 
 
-def sample_body(rng: np.random.Generator) -> Body:
-    """Draw a patient."""
+def sample_body(rng: np.random.Generator, clinical: bool = False) -> Body:
+    """Draw a patient; a clinical one has more bowel, a larger liver and another table."""
     scale = tuple(rng.uniform(low, high) for low, high in ((0.9, 1.12), (0.92, 1.1), (0.92, 1.08)))
     body = Body(scale, fat=float(rng.uniform(8, 28)))
+    if clinical:
+        body.table = _clinical_table(rng)
     body.bend = (Waves(rng, (60, 140), 4), Waves(rng, (60, 140), 4))
     body.texture = Waves(rng, (9, 40), 14)
     body.stages = [
         *_chest(rng),
-        *_upper_abdomen(rng),
-        *_bowel(rng),
+        *_upper_abdomen(rng, clinical),
+        *_bowel(rng, loops=24 if clinical else 9),
         *_muscles(rng),
         *_great_vessels(rng),
         *_small_vessels(rng),
@@ -80,6 +89,41 @@ def sample_body(rng: np.random.Generator) -> Body:
     ]
     body.stages = [_scaled(stage, body.scale) for stage in body.stages]
     return body
+
+
+def _clinical_table(rng: np.random.Generator) -> tuple[tuple[float, float, float], ...]:
+    """One or two thin arcs."""
+    gap, curve = float(rng.uniform(4, 22)), float(rng.uniform(22, 70))
+    arcs = [(gap, curve, float(rng.uniform(1.0, 2.2)))]
+    if rng.random() < 0.6:
+        below = gap + float(rng.uniform(15, 60))
+        arcs.append((below, curve * float(rng.uniform(0.7, 1.3)), float(rng.uniform(1.0, 2.2))))
+    return tuple(arcs)
+
+
+def sample_clinical_tissues(rng: np.random.Generator) -> dict[str, float]:
+    """As :func:`sample_tissues`: without contrast medium, arterial or portal, of any liver."""
+    tissues = sample_tissues(rng)
+    phase = rng.choice(["native", "arterial", "portal"], p=[0.18, 0.22, 0.6])
+    liver = {"native": (48, 66), "arterial": (62, 85), "portal": (92, 128)}[phase]
+    tissues["liver"] = float(rng.uniform(*liver))
+    if rng.random() < 0.2:  # fat in the liver
+        tissues["liver"] -= float(rng.uniform(15, 50))
+    if phase == "native":
+        artery = vein = float(rng.uniform(38, 48))
+        rest = {"cortex": 34.0, "medulla": 30.0, "pancreas": 40.0, "spleen": 48.0}
+    elif phase == "arterial":
+        artery, vein = float(rng.uniform(230, 380)), float(rng.uniform(60, 140))
+        rest = {"cortex": rng.uniform(170, 240), "medulla": rng.uniform(50, 90)}
+        rest |= {"pancreas": rng.uniform(85, 120), "spleen": rng.uniform(90, 140)}
+    else:
+        artery, vein = float(rng.uniform(140, 200)), float(rng.uniform(140, 190))
+        rest = {"cortex": rng.uniform(160, 210), "medulla": rng.uniform(130, 190)}
+        rest |= {"pancreas": rng.uniform(75, 105), "spleen": rng.uniform(105, 135)}
+    tissues |= {name: float(value) for name, value in rest.items()}
+    tissues |= {"artery": artery, "vein": vein, "heart": (artery + vein) / 2.4}
+    tissues |= {"table": float(rng.uniform(-50, 350)), "fat.sd": 8.0, "organ.sd": 7.0}
+    return tissues
 
 
 def sample_tissues(rng: np.random.Generator) -> dict[str, float]:
@@ -165,8 +209,9 @@ def _paint_outline(canvas: Canvas, body: Body) -> None:
         (fat + wall - 2, 1.2 * fat + wall - 2, fat + wall + back - 2, "fat", SKIN_FAT),
         (wall, wall, wall + back, "muscle", MUSCLE),
     ]
-    table = rear + fat + wall + back + 7 - (canvas.x / 26) ** 2  # curved around the patient
-    canvas.paint(patch, canvas.cover(np.abs(canvas.y[:, None] - table) - 1.5), "table", AIR)
+    for gap, curve, thick in body.table:
+        table = rear + fat + wall + back + gap - (canvas.x / curve) ** 2  # around the patient
+        canvas.paint(patch, canvas.cover(np.abs(canvas.y[:, None] - table) - thick), "table", AIR)
     for side, ahead, behind, tissue, label in rings:
         inside = cover(half + side, front + ahead, rear + behind)
         canvas.paint(patch, inside, tissue, label)
@@ -255,8 +300,8 @@ def _chest(rng: np.random.Generator) -> list:
     return stages
 
 
-def _upper_abdomen(rng: np.random.Generator) -> list:
-    size = rng.uniform(0.9, 1.12)
+def _upper_abdomen(rng: np.random.Generator, clinical: bool = False) -> list:
+    size = rng.uniform(1.0, 1.3) if clinical else rng.uniform(0.9, 1.12)
     right = _jitter(rng, (-60, -12, 262), 4)
     left = _jitter(rng, (8, -46, 250), 5)
     stomach = _jitter(rng, (58, -24, 262), 6)
@@ -265,7 +310,9 @@ def _upper_abdomen(rng: np.random.Generator) -> list:
         Ellipsoid(left, (66 * size, 30, 42), "liver", LIVER, -0.25),
         Ellipsoid(_jitter(rng, (86, 26, 264), 4), (25, 42, 46), "spleen", ORGAN, 0.3),
     ]
-    stages += _liver_vessels(rng)
+    if clinical:
+        stages += _fissures(rng)
+    stages += _liver_vessels(rng, twigs=3 if clinical else 0)
     stages += [
         Ellipsoid(_jitter(rng, (-42, -28, 312), 4), (14, 18, 26), "bile", ORGAN),
         Ellipsoid(stomach, (36, 34, 50), "wall", BOWEL, 0.4),
@@ -288,7 +335,18 @@ def _upper_abdomen(rng: np.random.Generator) -> list:
     return stages
 
 
-def _liver_vessels(rng: np.random.Generator) -> list:
+def _fissures(rng: np.random.Generator) -> list:
+    """Fat between the lobes of the liver: dark streaks that are no lesion."""
+    stages = []
+    for start in ((-14, -60, 245), (-22, -30, 290)):
+        heading = np.array((rng.normal(0, 0.2), 1.0, rng.normal(0, 0.3)))
+        points = _wander(rng, _jitter(rng, start, 4), heading, 4, 9, 0.25)
+        radius = rng.uniform(0.8, 2.6, len(points))
+        stages.append(polyline(points, radius, "fat", ORGAN, cavity=True))
+    return stages
+
+
+def _liver_vessels(rng: np.random.Generator, twigs: int = 0) -> list:
     tubes = []
     for start in ((-18, 18, 222), (-30, -5, 285)):
         for _ in range(7):
@@ -296,6 +354,11 @@ def _liver_vessels(rng: np.random.Generator) -> list:
             heading = np.subtract(target, start)
             points = _wander(rng, start, heading, 5, np.linalg.norm(heading) / 5, 0.3)
             tubes.append(polyline(points, np.linspace(6, 1.5, 6), "vein", VESSEL, cavity=True))
+            for _ in range(twigs):
+                at = int(rng.integers(1, 5))
+                twig = _wander(rng, points[at], points[at] - points[at - 1], 4, 9, 0.45)
+                width = np.linspace(rng.uniform(1.5, 3), 0.8, 5)
+                tubes.append(polyline(twig, width, "vein", VESSEL, cavity=True))
     return [join_tubes(tubes)]
 
 
@@ -312,9 +375,9 @@ def _loop(rng: np.random.Generator, steps: int, length: float) -> np.ndarray:
     return np.array(points)
 
 
-def _bowel(rng: np.random.Generator) -> list:
+def _bowel(rng: np.random.Generator, loops: int = 9) -> list:
     stages = []
-    for _ in range(9):
+    for _ in range(loops):
         points = _loop(rng, 16, 16)
         radius = rng.uniform(6, 12) * rng.uniform(0.75, 1.25, len(points))
         content = rng.choice(["fluid", "oral", "gas", "wall"], p=[0.4, 0.35, 0.1, 0.15])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from .phantom_looks import UNEVEN_FACTOR, UNEVEN_SHARE, sample_look
 from .phantom_shapes import BONE, FAT, KIDNEY, LIVER, LUNG, MUSCLE, SKIN_FAT, Canvas, Waves
 
 
@@ -73,6 +74,8 @@ class Lesion:
         core: HU added in its middle (a necrotic center), often 0.
         mottle: field of standard deviation 1 that makes its inside uneven.
         mottle_hu: HU of that field's standard deviation.
+        softness: mm over which its edge goes over into what is around.
+        rim: HU added in the outer quarter of its radius.
     """
 
     kind: LesionType
@@ -86,11 +89,13 @@ class Lesion:
     core: float
     mottle: Waves
     mottle_hu: float
+    softness: float = 0.0
+    rim: float = 0.0
 
     @property
     def reach(self) -> float:
         """No part of the lesion is farther from its center than this, mm."""
-        return self.radius * (1 + float(np.abs(self.height).sum()))
+        return self.radius * (1 + float(np.abs(self.height).sum())) + self.softness / 2
 
     def inside(self, x: np.ndarray, y: np.ndarray, z: float) -> np.ndarray:
         """Signed distance to the surface, about in mm, negative inside (broadcast of x and y)."""
@@ -112,11 +117,14 @@ class Lesion:
         if patch is None or abs(canvas.z - z) >= reach:
             return cover
         distance = self.inside(canvas.x[patch[1]], canvas.y[patch[0]][:, None], canvas.z)
-        cover[patch] = share = canvas.cover(distance)
+        cover[patch] = share = canvas.cover(distance, self.softness)
         hu = canvas.hu[patch]
         deep = np.clip(-distance / self.radius - 0.35, 0, 0.3) / 0.3
         uneven = self.mottle(canvas.x[patch[1]], canvas.y[patch[0]], canvas.z + away)
         target = self.hu + self.core * deep + self.mottle_hu * uneven
+        if self.rim:
+            shell = 0.125 * self.radius  # half of its thickness, and how deep its middle lies
+            target = target + self.rim * np.maximum(1 - np.abs(distance + shell) / shell, 0)
         if self.relative:
             target = target + canvas.tissues[HOST_TISSUE[self.kind.hosts[0]]]
         hu += share * (target - hu)
@@ -162,6 +170,7 @@ def sample_lesion(
     taken: np.ndarray,
     median_diameter: float,
     mottle_hu: float,
+    clinical: bool = False,
 ) -> Lesion | None:
     """Draw a lesion of one type and a place for it on a key slice.
 
@@ -172,14 +181,35 @@ def sample_lesion(
         taken: H x W bool, pixels where no lesion may be (those of other lesions and around).
         median_diameter: mm; diameters are log-normal, between 3 mm (or 4.5 pixels) and the
             type's largest.
-        mottle_hu: HU, how uneven lesions are inside; tissues are even, so this tells them apart
-            from what looks alike otherwise. A lesion has 0.5 to 1.5 times as much.
+        mottle_hu: HU, how uneven lesions are inside. Where they are not clinical, one has 0.5 to
+            1.5 times as much, and this tells them apart from what looks alike otherwise.
+        clinical: lesions look as on clinical CT, see :mod:`.phantom_looks`.
 
     Returns:
         the lesion, or None where the slice has no room for it.
     """
-    smallest = max(3.0, 4.5 * canvas.pixel)
     diameter = median_diameter * np.exp(rng.normal(0, 0.5))
+    place = _find_place(rng, kind, canvas, taken, diameter)
+    if place is None:
+        return None
+    center, radius = place
+    squeeze = np.array([[1.0], *rng.uniform(0.6, 1.0, (2, 1))])
+    shape = {
+        "kind": kind,
+        "center": center,
+        "radius": radius,
+        "frame": np.linalg.qr(rng.normal(size=(3, 3)))[0] / (radius * squeeze),
+        "bumps": rng.normal(size=(6, 4)) * (*[rng.uniform(1.2, 2.6)] * 3, 3.0),
+    }
+    sample = _clinical_look if clinical else _mottled_look
+    return Lesion(**shape, **sample(rng, kind, radius, mottle_hu))
+
+
+def _find_place(
+    rng: np.random.Generator, kind: LesionType, canvas: Canvas, taken: np.ndarray, diameter: float
+) -> tuple[tuple[float, float, float], float] | None:
+    """A lesion's center and radius, mm, smaller than asked for where there is less room."""
+    smallest = max(3.0, 4.5 * canvas.pixel)
     radius = float(np.clip(diameter, smallest, kind.max_diameter)) / 2
     host = np.isin(canvas.labels, kind.hosts) & ~taken
     room = cv2.distanceTransform(host.astype(np.uint8), cv2.DIST_L2, 3) * canvas.pixel
@@ -193,28 +223,47 @@ def sample_lesion(
         return None
     row, column = np.unravel_index(rng.choice(places), room.shape)
     z = canvas.z + rng.uniform(-0.3, 0.3) * radius
-    squeeze = np.array([[1.0], *rng.uniform(0.6, 1.0, (2, 1))])
-    frame = np.linalg.qr(rng.normal(size=(3, 3)))[0] / (radius * squeeze)
-    bumps = rng.normal(size=(6, 4)) * (*[rng.uniform(1.2, 2.6)] * 3, 3.0)
+    return (float(canvas.x[column]), float(canvas.y[row]), float(z)), radius
+
+
+def _mottled_look(
+    rng: np.random.Generator, kind: LesionType, radius: float, mottle_hu: float
+) -> dict[str, object]:
+    """What the mottled phantoms' lesions look like: sharp, and uneven as no tissue is."""
     _, low, high, relative = kind.contrasts[
         rng.choice(len(kind.contrasts), p=[c[0] for c in kind.contrasts])
     ]
     core = rng.uniform(-40, -10) if radius > 8 and rng.random() < 0.5 else 0.0
-    return Lesion(
-        kind=kind,
-        center=(float(canvas.x[column]), float(canvas.y[row]), float(z)),
-        radius=radius,
-        frame=frame,
-        bumps=bumps,
-        height=rng.normal(0, rng.uniform(0.04, 0.13), 6).clip(-0.15, 0.15),
-        hu=float(rng.uniform(low, high)),
-        relative=relative,
-        core=core,
-        mottle=Waves(rng, _MOTTLE_WAVELENGTHS, 12),
-        mottle_hu=mottle_hu * float(rng.uniform(0.5, 1.5)),
-    )
+    return {
+        "height": rng.normal(0, rng.uniform(0.04, 0.13), 6).clip(-0.15, 0.15),
+        "hu": float(rng.uniform(low, high)),
+        "relative": relative,
+        "core": core,
+        "mottle": Waves(rng, _MOTTLE_WAVELENGTHS, 12),
+        "mottle_hu": mottle_hu * float(rng.uniform(0.5, 1.5)),
+    }
+
+
+def _clinical_look(
+    rng: np.random.Generator, kind: LesionType, radius: float, mottle_hu: float
+) -> dict[str, object]:
+    """One of the looks of the type; small lesions have sharper edges, and no core or rim."""
+    look = sample_look(rng, kind.coarse_type)
+    large = radius > 5
+    factor = UNEVEN_FACTOR if rng.random() < UNEVEN_SHARE else 1.0
+    return {
+        "height": rng.normal(0, rng.uniform(0.02, 0.1), 6).clip(-0.15, 0.15),
+        "hu": float(rng.uniform(*look.hu)),
+        "relative": look.relative,
+        "core": float(rng.uniform(*look.core)) * large,
+        "mottle": Waves(rng, _CLINICAL_WAVELENGTHS, 12),
+        "mottle_hu": mottle_hu * look.uneven * factor * float(rng.uniform(0.5, 1.5)),
+        "softness": min(float(rng.uniform(*look.softness)), 0.8 * radius),
+        "rim": float(rng.uniform(*look.rim)) * large,
+    }
 
 
 _MOTTLE_WAVELENGTHS = (5.0, 11.0)  # mm, shorter than those of any tissue
+_CLINICAL_WAVELENGTHS = (6.0, 30.0)
 # Free mm around the center that suffice, by coarse type: what grows over its borders.
 _ROOM = {1: 5.5, 2: 7.0, 3: 4.0, 7: 5.0, 8: 7.0}

@@ -141,9 +141,12 @@ class Canvas:
         rows, columns = patch
         return self.x[columns] + self.bend_x[patch], self.y[rows, None] + self.bend_y[patch]
 
-    def cover(self, distance: np.ndarray) -> np.ndarray:
-        """Share of a pixel that lies inside a surface, from the signed distance to it in mm."""
-        return _to_unit(0.5 - distance / self.pixel)
+    def cover(self, distance: np.ndarray, softness: float = 0.0) -> np.ndarray:
+        """Share of a pixel that lies inside a surface, from the signed distance to it in mm.
+
+        ``softness``: mm by which the surface's edge is wider than a pixel.
+        """
+        return _to_unit(0.5 - distance / (self.pixel + softness))
 
     def paint(self, patch, cover: np.ndarray, tissue: str, label: int) -> None:
         """Blend a tissue over a patch by its cover (0..1)."""

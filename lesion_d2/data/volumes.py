@@ -30,7 +30,7 @@ from .problems import short
 logger = logging.getLogger(__name__)
 
 _SPLITS = ("train", "val", "test")
-_FOLDERS = ("phantom", "phantom_columns")
+_FOLDERS = ("phantom", "phantom_columns", "phantom_clinical")
 # Of the training patients: the fully annotated part of a training set, as the 744 sub-volumes are
 # of DeepLesion's in Cai et al. and Bai et al. The share is a choice of ours.
 _ANNOTATED_SHARE = 0.2

@@ -104,8 +104,8 @@ def test_they_are_drawn_as_lesions_are(monkeypatch):
     """Size, type, contrast and mottle have the same means, and the order does not matter."""
     drawn = []
 
-    def sample_and_note(*args):
-        drawn.append(sample_lesion(*args))
+    def sample_and_note(*args, **kwargs):
+        drawn.append(sample_lesion(*args, **kwargs))
         return drawn[-1]
 
     monkeypatch.setattr(phantom, "sample_lesion", sample_and_note)
