@@ -118,15 +118,17 @@ def _raised_again(interruption: Interruption) -> Iterator[None]:
     """Raise KeyboardInterrupt once more where Python can only print it and go on.
 
     It does so where the signal comes in a ``__del__``, or in what is called at a fork, as where a
-    loader begins its workers.
+    loader begins its workers. Other errors of that kind are not printed from then on: objects that
+    were half made cannot be deleted well.
     """
     before = sys.unraisablehook
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
         number = interruption.number
-        is_own = number and interruption.process == os.getpid()
-        if not (is_own and issubclass(unraisable.exc_type, KeyboardInterrupt)):
+        if not number or interruption.process != os.getpid():
             before(unraisable)
+            return
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             return
         interruption.number = 0
         thread = threading.main_thread().ident

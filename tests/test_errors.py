@@ -71,6 +71,18 @@ def test_an_interruption_in_a_fork_is_not_lost_and_is_the_parents_alone(capsys, 
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_what_an_interruption_leaves_half_made_is_deleted_in_silence(escaped, monkeypatch):
+    def work():
+        half_made = _Swallows("no number")  # its deletion fails
+        signal.raise_signal(signal.SIGTERM)
+        return half_made
+
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    assert run_program(work) == 128 + signal.SIGTERM
+    assert not seen
+
+
 def test_other_errors_that_python_cannot_raise_are_printed(escaped, monkeypatch):
     seen = []
     monkeypatch.setattr(sys, "unraisablehook", seen.append)
