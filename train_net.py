@@ -75,6 +75,11 @@ def run(args: argparse.Namespace) -> dict | None:
     return results
 
 
+def start(args: argparse.Namespace) -> None:
+    """Begin the processes of a run and wait for them, or be one of those that a launcher began."""
+    launch_run(main, args)
+
+
 if __name__ == "__main__":
     args = default_argument_parser().parse_args()
-    sys.exit(run_program(lambda: launch_run(main, args), "train_net.py"))
+    sys.exit(run_program(lambda: start(args), "train_net.py"))

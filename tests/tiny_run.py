@@ -160,4 +160,4 @@ def tiny_config(**changes: object) -> CfgNode:
 
 
 if __name__ == "__main__":
-    train_net.main(default_argument_parser().parse_args())
+    train_net.start(default_argument_parser().parse_args())

@@ -5,9 +5,10 @@ python -m lesion_d2.tools.benchmark [--only PART ...] [--threads N]
 Writes small phantom data sets into a temporary folder, measures, and prints one table, each row as
 soon as it is measured. Times are the minimum over repeats where nothing else is said; ratios of
 models are the median over pairs of calls that follow each other. What runs on one core (slices,
-masks, FROC, CSV, voxels, patches, anchors, clustering, linking, boxes in 3-D, and on a CPU whole
-volumes) is counted in processor time, which other programs on the machine disturb least. Exits with
-1 where a limit is exceeded. Models and slices are measured with configs/ of the project's checkout.
+masks, FROC, CSV, voxels, patches, sweeps over volumes, anchors, clustering, linking, boxes in 3-D,
+and on a CPU whole volumes) is counted in processor time, which other programs on the machine
+disturb least. Exits with 1 where a limit is exceeded. Models and slices are measured with configs/
+of the project's checkout.
 """
 
 import argparse
@@ -42,6 +43,7 @@ from .models.uldor import measure_uldor
 from .models.volumes import measure_volumes
 from .samples.patches import measure_patches
 from .samples.slices import measure_csv, measure_masks, measure_slices
+from .samples.sweeps import measure_sweeps
 from .samples.voxels import measure_voxels
 from .timing import Row
 
@@ -52,6 +54,7 @@ PARTS = (
     "csv",
     "voxels",
     "patches",
+    "sweeps",
     "anchors",
     "clustering",
     "linking",
@@ -82,6 +85,7 @@ def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
         "csv": partial(measure_csv, folder),
         "voxels": partial(measure_voxels, folder),
         "patches": partial(measure_patches, folder),
+        "sweeps": partial(measure_sweeps, folder),
         "anchors": measure_anchors,
         "clustering": measure_clustering,
         "linking": measure_linking,

@@ -4,7 +4,7 @@ import sys
 
 from lesion_d2.data.deeplesion import load_deeplesion
 from lesion_d2.tools.benchmark import inputs
-from lesion_d2.tools.benchmark.samples import patches, slices, voxels
+from lesion_d2.tools.benchmark.samples import patches, slices, sweeps, voxels
 
 import numpy as np
 from detectron2.data import DatasetCatalog
@@ -52,3 +52,17 @@ def test_patches_are_measured_with_and_without_a_deformation(tmp_path, monkeypat
     assert [row.name for row in rows] == ["patches of volumes", "patches of volumes, elastic"]
     assert all(row.measured > 0 and row.unit == "/s" for row in rows)
     assert "4 x 16 x 16, three lesions" in rows[0].note
+
+
+def test_sweeps_are_measured_against_images_on_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeps, "NUM_SLICES", 12)
+    monkeypatch.setattr(sweeps, "LIMITS", {3: 0.59})
+    monkeypatch.setattr(sweeps, "NIFTI_SLICES", 6)
+    monkeypatch.setattr(sweeps, "MANY_SLICES", 6)
+    monkeypatch.setattr(sweeps, "FEW_SLICES", 3)
+    monkeypatch.setattr(sweeps, "_REPEATS", 1)
+    monkeypatch.setattr(sweeps, "peak_memory", lambda work, cfg: work(cfg) or 2.0)
+    reads, time, nifti, memory = sweeps.measure_sweeps(tmp_path, size=32)
+    assert reads.name == "volume, 3 channels: reads of a slice" and reads.measured == 1
+    assert time.measured > 0 and nifti.measured > 0
+    assert memory.measured == 1 and memory.ok
