@@ -13,7 +13,7 @@ from ..case import Found
 from .jobs import JOBS, Job
 from .trials import VERDICTS, WAYS, Bench
 
-_MOST_IN_SUCCESSION = 5  # kills
+_MOST_IN_SUCCESSION = 8  # kills
 _SIGNALS = 4  # trials of a job with one of them
 _LONGEST_FILES = (100, 3000, 60_000)
 _MOMENTS = (0.4, 0.7)  # at which a second run begins

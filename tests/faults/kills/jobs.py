@@ -18,7 +18,7 @@ import pytest
 import tiny_run
 import torch
 from detectron2.engine import default_argument_parser
-from speed_up import draw_quickly, read_configs_quickly
+from speed_up import draw_no_curves, draw_quickly, read_configs_quickly
 
 from .processes import Program
 
@@ -52,7 +52,7 @@ class Job:
 # --- training and evaluation ----------------------------------------------------------------------
 
 # With a worker of the loader, that is left behind by a process which is killed alone.
-_PLAIN = {"SOLVER__MAX_ITER": 6, "DATALOADER__NUM_WORKERS": 1}
+_PLAIN = {"SOLVER__MAX_ITER": 6, "TEST__EVAL_PERIOD": 3, "DATALOADER__NUM_WORKERS": 1}
 _MINING = {
     "SOLVER__MAX_ITER": 6,
     "TEST__EVAL_PERIOD": 0,
@@ -61,6 +61,7 @@ _MINING = {
 }
 _TEACHER = {
     "SOLVER__MAX_ITER": 6,
+    "TEST__EVAL_PERIOD": 3,
     "MODEL__MEAN_TEACHER__ENABLED": True,
     "MODEL__MEAN_TEACHER__MOMENTUM": 0.5,
     "MODEL__MEAN_TEACHER__SCORE_THRESH": 0.005,
@@ -78,6 +79,8 @@ def _train(root: Path, folder: Path, *, options: dict, uldor: bool = False, flag
     patch = pytest.MonkeyPatch()
     read_configs_quickly(patch)
     draw_quickly(patch)
+    if "--eval-only" not in flags:  # which draws them as everyone does
+        draw_no_curves(patch)
     make = tiny_run.uldor_args if uldor else tiny_run.tiny_args
     return _call_train_net(make(folder / "run", *flags, **options))
 
