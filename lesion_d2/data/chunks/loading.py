@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 from detectron2.data import build_detection_test_loader
 from detectron2.data.samplers import InferenceSampler
@@ -92,14 +93,17 @@ def _shared_folder() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="lesion_d2_", ignore_cleanup_errors=True)
 
 
-def _put_together(chunk: ReadChunk, known: dict[Channel, torch.Tensor]) -> Iterator[dict]:
+def _put_together(chunk: ReadChunk, known: dict[Channel, np.ndarray]) -> Iterator[dict]:
     """The samples of a chunk with their images; ``known`` gets the channels that may come again."""
     if chunk.volume is None:
         yield from chunk.samples
         return
-    known.update(zip(chunk.channels, chunk.planes if chunk.channels else (), strict=True))
+    if chunk.planes is not None:
+        known.update(zip(chunk.channels, chunk.planes.numpy(), strict=True))
     for sample, plan in zip(chunk.samples, chunk.plans, strict=True):
-        yield {**sample, "image": torch.stack([known[channel] for channel in plan])}
+        # NumPy copies in this thread alone: torch's others would wait for it, and take time.
+        image = np.stack([known[channel] for channel in plan])
+        yield {**sample, "image": torch.from_numpy(image)}
         oldest = min(lower for lower, _, _ in plan)
         for channel in [channel for channel in known if channel[0] < oldest]:
             del known[channel]

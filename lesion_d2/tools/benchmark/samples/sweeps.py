@@ -24,7 +24,7 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 
 from ..memory import peak_memory
-from ..timing import Row
+from ..timing import Row, one_thread
 
 NUM_SLICES, MANY_SLICES, FEW_SLICES, NIFTI_SLICES = 300, 1000, 100, 60
 # Channels of an image -> time wanted, of that of each image on its own.
@@ -41,7 +41,13 @@ def measure_sweeps(folder: Path, *, size: int = 512) -> Iterator[Row]:
     processor time, of this process and its workers; slices are of the images' size, so that the
     resizing of each channel, which is spared too, does not count.
     """
-    dicts = write_slices(folder / "000001_01_01", NUM_SLICES, size)
+    with one_thread():
+        yield from _channel_rows(write_slices(folder / "000001_01_01", NUM_SLICES, size), size)
+        yield _nifti_row(folder, size)
+    yield _memory_row(folder, size)
+
+
+def _channel_rows(dicts: list[dict], size: int) -> Iterator[Row]:
     few = dicts[:_TIMED]
     for num_channels, limit in LIMITS.items():
         mapper = _mapper(num_channels, size)
@@ -55,8 +61,6 @@ def measure_sweeps(folder: Path, *, size: int = 512) -> Iterator[Row]:
         ]
         note = f"processor time, {len(few)} slices of {size} x {size}, none of them resized"
         yield Row(f"{name} read / each image", statistics.median(ratios), "x", limit, note)
-    yield _nifti_row(folder, size)
-    yield _memory_row(folder, size)
 
 
 def write_slices(folder: Path, count: int, size: int) -> list[dict]:
