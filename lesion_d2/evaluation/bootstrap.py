@@ -101,12 +101,13 @@ def _place_rates(
     best = _best_scores(matches, patients, draws, images)
     num_images = draws @ np.bincount(patients[images], minlength=draws.shape[1])
     wanted = num_images[:, None] * rates
-    # Most false positives lie far beyond the highest rate. Steps up to twice that rate all but
-    # surely hold every point; where a resample runs past them, all steps are gone through.
-    enough = int(np.searchsorted(ends, 2 * rates.max(initial=0) * images.sum()))
-    places = _place(error_patients, ends[:enough], scores[ends[:enough]], best, draws, wanted)
-    if places.above.max(initial=0) == enough < len(ends):
-        places = _place(error_patients, ends, scores[ends], best, draws, wanted)
+    # Most false positives lie far beyond the highest rate. Steps up to a little more than that rate
+    # mostly hold every point; where a resample runs past them, more steps are gone through.
+    most = rates.max(initial=0) * images.sum()
+    for enough in (*np.searchsorted(ends, [1.25 * most, 2 * most]).tolist(), len(ends)):
+        places = _place(error_patients, ends[:enough], scores[ends[:enough]], best, draws, wanted)
+        if places.above.max(initial=0) < enough or enough == len(ends):
+            break
     return places
 
 
@@ -131,14 +132,17 @@ def _place(
     if len(ends) == 0:
         return _Places(step_scores, below, above, fraction)
     error_patients = error_patients[: ends[-1] + 1]
+    num_before = np.searchsorted(ends, np.arange(len(error_patients) + 1))  # steps that ended
+    # Weights are whole numbers, and are compared as such.
+    whole = np.floor(wanted).clip(max=np.iinfo(draws.dtype).max).astype(draws.dtype)
     for i, weights in enumerate(draws):
-        total = np.cumsum(weights[error_patients], dtype=draws.dtype)[ends]
-        step = np.searchsorted(total, wanted[i], side="right")
+        total = np.cumsum(weights.take(error_patients), dtype=draws.dtype)
+        step = num_before[np.searchsorted(total, whole[i], side="right")]
         inside = np.flatnonzero(step < len(ends))  # the others hold the curve's last value
         step = step[inside]
-        low, high = np.where(step > 0, total[step - 1], 0), total[step]
+        low, high = np.where(step > 0, total[ends[step - 1]], 0), total[ends[step]]
         below[i, inside] = step
-        above[i, inside] = np.searchsorted(total, high, side="right")
+        above[i, inside] = num_before[np.searchsorted(total, high, side="right")]
         # Without a finding before the first error there is no point at rate 0 to start from.
         starts = (low > 0) | (best[i] > step_scores[step])
         fraction[i, inside] = np.where(starts, (wanted[i, inside] - low) / (high - low), 0)

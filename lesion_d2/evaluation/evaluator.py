@@ -262,12 +262,14 @@ class LesionEvaluator(COCOEvaluator):
             detections: with ids of the data set.
         """
         offset = first_pixel(self._dataset_name)
-        texts = (text for i, found in detections.items() for text in found.result_texts(i, offset))
+        results = (found.results(i, offset) for i, found in detections.items() if len(found))
         path = self._folder / "coco_instances_results.json"
         with written_whole(path) as partial, partial.open("w") as file:
-            file.write("[" + next(texts, ""))
-            file.writelines(f", {text}" for text in texts)
-            file.write("]")
+            separator = "["
+            for of_image in results:
+                file.write(separator + json.dumps(of_image)[1:-1])
+                separator = ", "
+            file.write("]" if separator == ", " else "[]")
 
     def _eval_froc(self, detections: Mapping[object, ImageDetections], truth: Truth) -> FrocReport:
         nothing = ImageDetections.empty()

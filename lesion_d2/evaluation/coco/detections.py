@@ -1,7 +1,6 @@
 """Detections of an image as an evaluation keeps them, and as COCO's file of results has them."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,19 +54,19 @@ class ImageDetections:
         corners = self.boxes[:, :2]
         return np.concatenate([corners, self.boxes[:, 2:] + corners], axis=1)
 
-    def result_texts(self, image_id: object, offset: float = 0.0) -> Iterator[str]:
-        """Each detection as an object of COCO's file of results, as ``json.dumps`` writes it.
+    def results(self, image_id: object, offset: float = 0.0) -> list[dict]:
+        """Each detection as COCO's file of results has it.
 
         Args:
             image_id: of the image.
             offset: that is added to x and y.
         """
-        image, boxes = json.dumps(image_id), self.boxes + np.array([offset, offset, 0, 0])
-        rows = zip(self.categories.tolist(), boxes.tolist(), self.scores.tolist(), strict=True)
-        for number, (category, box, score) in enumerate(rows):
-            # Whole and finite numbers, and lists of them, are written alike in Python and JSON.
-            text = f'"image_id": {image}, "category_id": {category}, "bbox": {box}'
-            text += f', "score": {score}'
-            if self.masks is not None:
-                text += f', "segmentation": {json.dumps(self.masks[number])}'
-            yield f"{{{text}}}"
+        boxes = (self.boxes + np.array([offset, offset, 0, 0])).tolist()
+        rows = zip(self.categories.tolist(), boxes, self.scores.tolist(), strict=True)
+        results = [
+            {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
+            for category, box, score in rows
+        ]
+        for result, mask in zip(results, self.masks or (), strict=self.masks is not None):
+            result["segmentation"] = mask
+        return results

@@ -24,16 +24,15 @@ def made_up_instances(count, masks):
 
 @pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("count", [0, 1, 30])
-def test_texts_are_those_of_detectron2(count, masks):
+def test_results_are_those_of_detectron2(count, masks):
     instances = made_up_instances(count, masks)
-    for image_id in (7, 'näme with "quotes"'):
-        found = ImageDetections.from_instances(instances, masks=True)
-        expected = instances_to_coco_json(instances, image_id)
-        assert list(found.result_texts(image_id)) == list(map(json.dumps, expected))
-        for result in expected:
-            result["bbox"][0] += 1.0
-            result["bbox"][1] += 1.0
-        assert list(found.result_texts(image_id, 1)) == list(map(json.dumps, expected))
+    found = ImageDetections.from_instances(instances, masks=True)
+    expected = instances_to_coco_json(instances, "scan_7")
+    assert json.dumps(found.results("scan_7")) == json.dumps(expected)
+    for result in expected:
+        result["bbox"][0] += 1.0
+        result["bbox"][1] += 1.0
+    assert json.dumps(found.results("scan_7", 1)) == json.dumps(expected)
     assert len(found) == count and len(ImageDetections.empty()) == 0
 
 
