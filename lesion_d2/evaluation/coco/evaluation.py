@@ -23,6 +23,10 @@ class CocoEvaluation(COCOeval):
     (:func:`~.greedy.match_greedily`). Of the many that overlap no object the precision needs no
     more than their number.
 
+    It takes a fortieth of pycocotools' time. The compiled package ``faster-coco-eval`` (1.8) takes
+    0.3 of it, and wants numbers as ids of images; Detectron2's compiled ``COCOeval_opt`` is in some
+    installations alone. Both need a dictionary for each detection.
+
     Further thresholds may be evaluated in the same pass, which do not count for the AP:
     ``eval["more_precision"]``. ``eval["scores"]`` and ``evalImgs`` are not there.
 

@@ -5,10 +5,10 @@ python -m lesion_d2.tools.benchmark [--only PART ...] [--threads N]
 Writes small phantom data sets into a temporary folder, measures, and prints one table, each row as
 soon as it is measured. Times are the minimum over repeats where nothing else is said; ratios of
 models are the median over pairs of calls that follow each other. What runs on one core (slices,
-masks, FROC, CSV, voxels, patches, sweeps over volumes, anchors, clustering, linking, boxes in 3-D,
-and on a CPU whole volumes) is counted in processor time, which other programs on the machine
-disturb least. Exits with 1 where a limit is exceeded. Models and slices are measured with configs/
-of the project's checkout.
+masks, FROC, evaluation, CSV, voxels, patches, sweeps over volumes, anchors, clustering, linking,
+boxes in 3-D, and on a CPU whole volumes) is counted in processor time, which other programs on the
+machine disturb least. Exits with 1 where a limit is exceeded. Models and slices are measured with
+configs/ of the project's checkout.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from tqdm import tqdm
 from .boxes.anchors import measure_anchors
 from .boxes.boxes3d import measure_boxes3d
 from .boxes.clustering import measure_clustering
+from .boxes.evaluation import measure_evaluation
 from .boxes.froc import measure_froc
 from .boxes.linking import measure_linking
 from .memory import ignore_meshgrid_warning
@@ -51,6 +52,7 @@ PARTS = (
     "slices",
     "masks",
     "froc",
+    "evaluation",
     "csv",
     "voxels",
     "patches",
@@ -82,6 +84,7 @@ def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
         "slices": partial(measure_slices, folder),
         "masks": partial(measure_masks, folder),
         "froc": measure_froc,
+        "evaluation": measure_evaluation,
         "csv": partial(measure_csv, folder),
         "voxels": partial(measure_voxels, folder),
         "patches": partial(measure_patches, folder),

@@ -79,11 +79,25 @@ def time_calls(
 
 
 def paired_ratio(
-    name: str, ours: Times, theirs: Times, note: str, *, limit: float | None = None
+    name: str,
+    ours: Times,
+    theirs: Times,
+    note: str,
+    *,
+    limit: float | None = None,
+    of_processor: bool = False,
 ) -> Row:
-    """The median ratio of calls that follow each other: what slows the machine slows both."""
-    ratios = [a / b for a, b in zip(ours.seconds, theirs.seconds, strict=True)]
-    times = f"{ours.milliseconds:.0f} against {theirs.milliseconds:.0f} ms"
+    """The median ratio of calls that follow each other: what slows the machine slows both.
+
+    Args:
+        name, note, limit: of the row.
+        ours, theirs: of the calls.
+        of_processor: whether processor time is compared, for calls that use one core.
+    """
+    sides = [times.cpu_seconds if of_processor else times.seconds for times in (ours, theirs)]
+    ratios = [a / b for a, b in zip(*sides, strict=True)]
+    medians = [1e3 * statistics.median(side) for side in sides]
+    times = "{:.0f} against {:.0f} ms".format(*medians)
     return Row(name, statistics.median(ratios), "x", limit, f"{times}, {note}")
 
 

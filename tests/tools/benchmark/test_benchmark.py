@@ -36,6 +36,9 @@ def test_ratios_are_the_median_over_pairs():
     assert row.measured == 2 and row.note == "3000 against 2000 ms, 2 images"
     assert row.cells()[2:4] == ["<= 1.9 x", "NO"]
     assert timing.paired_ratio("step", ours, theirs, "2 images").limit is None
+    ours.cpu_seconds, theirs.cpu_seconds = [4.0, 1.0, 3.0], [1.0, 1.0, 1.0]
+    row = timing.paired_ratio("step", ours, theirs, "2 images", of_processor=True)
+    assert row.measured == 3 and row.note == "3000 against 1000 ms, 2 images"
 
 
 def test_one_thread_lasts_as_long_as_its_block(monkeypatch):

@@ -1,14 +1,17 @@
 """What the benchmark measures of boxes."""
 
+from functools import partial
 from pathlib import Path
 
 import lesion_d2
 from lesion_d2.evaluation import froc_curve
 from lesion_d2.tools.benchmark import inputs
-from lesion_d2.tools.benchmark.boxes import anchors, boxes3d, clustering, froc, linking
+from lesion_d2.tools.benchmark.boxes import anchors, boxes3d, clustering, evaluation, froc, linking
+from lesion_d2.tools.benchmark.timing import Times
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog
 
 
 def test_the_published_loop_gives_the_same_curve():
@@ -34,6 +37,35 @@ def test_froc_rows_compare_both_curves():
     assert first.limit is None and first.unit == "s"
     assert second.limit == 20 and second.at_least
     assert "differ by at most 0" in second.note
+
+
+def test_evaluation_rows_compare_with_detectron2(monkeypatch):
+    works = []
+
+    def peak_memory(work, cfg):
+        works.append(work)
+        work(cfg)
+        return 10.0 * len(works)
+
+    def time_calls(calls, *, repeats, warm_up=1):
+        asked.append((repeats, warm_up))
+        for call in calls:
+            call()
+        return [Times(cpu_seconds=[2.0] * repeats) for _ in calls]
+
+    asked = []
+    quick = partial(evaluation.LesionEvaluator, evaluation._NAME, num_bootstrap=0)
+    monkeypatch.setattr(evaluation, "_ours", lambda folder: quick())
+    monkeypatch.setattr(evaluation, "peak_memory", peak_memory)
+    monkeypatch.setattr(evaluation, "time_calls", time_calls)
+    names = DatasetCatalog.list()
+    rows = list(evaluation.measure_evaluation(6, 5, 8, per_image=7))
+    precisions, whole, memory, most, growth = rows
+    assert "numbers differ by at most 0" in precisions.note
+    assert [row.limit for row in rows] == [0.1, 0.4, 0.5, None, 1.2]
+    assert memory.measured == 0.5 and memory.note == "10 against 20 MiB, 5 images"
+    assert (precisions.measured, whole.measured, most.measured, growth.measured) == (1, 1, 2, 0.25)
+    assert asked == [(3, 1), (3, 1), (1, 0)] and DatasetCatalog.list() == names
 
 
 def test_clustering_rows_compare_both_ways():
