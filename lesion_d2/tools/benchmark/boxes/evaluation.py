@@ -30,7 +30,7 @@ _MAX_GROWTH = 1.2
 
 
 def measure_evaluation(
-    num_images: int = 500, num_in_memory: int = 2000, num_most: int = 4900, per_image: int = 100
+    num_images: int = 1000, num_in_memory: int = 2000, num_most: int = 4900, per_image: int = 100
 ) -> Iterator[Row]:
     """AP alone, then all that an evaluation does, against pycocotools'; then many images.
 
