@@ -10,7 +10,7 @@ from fvcore.transforms.transform import Transform
 from ..values import MAX_SIDE
 from .patches import RandomPatch
 
-_SIGN_BIT = 0x8000
+_SIGN_BIT = np.uint16(0x8000)
 
 
 class AffineTransform(Transform):
@@ -62,22 +62,27 @@ class AffineTransform(Transform):
         # OpenCV's points are pixel centers: shift by half a pixel on either side.
         matrix = self.matrix.copy()
         matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
-        # OpenCV rounds places in int16 images to 1/32 pixel, those in uint16 ones not, in less
-        # time.
         is_signed = img.dtype == np.int16
 
-        def warp(channel: np.ndarray) -> np.ndarray:
-            warped = cv2.warpAffine(
-                _swap_sign(channel) if is_signed else channel,
+        def warp(channel: np.ndarray, out: np.ndarray) -> None:
+            # OpenCV rounds places in int16 images to 1/32 pixel, those in uint16 ones not, in less
+            # time. The highest bit of v is another one in uint16's v + 32768, all others are alike.
+            if is_signed:
+                channel = np.bitwise_xor(channel.view(np.uint16), _SIGN_BIT, order="C")
+                out = out.view(np.uint16)
+            cv2.warpAffine(
+                np.ascontiguousarray(channel),
                 matrix,
                 (self.width, self.height),
+                dst=out,
                 flags=interpolation,
                 borderMode=cv2.BORDER_REPLICATE if fill is None else cv2.BORDER_CONSTANT,
-                borderValue=0 if fill is None else fill + _SIGN_BIT * is_signed,
+                borderValue=0 if fill is None else fill + int(_SIGN_BIT) * is_signed,
             )
-            return _swap_sign(warped, out=warped) if is_signed else warped
+            if is_signed:
+                np.bitwise_xor(out, _SIGN_BIT, out=out)
 
-        return _by_channel(img, warp)
+        return _by_channel(img, (self.height, self.width), warp)
 
 
 class ResizeTransform(Transform):
@@ -111,27 +116,33 @@ class ResizeTransform(Transform):
         return ResizeTransform(self.new_height, self.new_width, self.height, self.width)
 
     def _resize(self, img: np.ndarray, interpolation: int) -> np.ndarray:
-        size = (self.new_width, self.new_height)
-        return _by_channel(
-            img, lambda channel: cv2.resize(channel, size, interpolation=interpolation)
-        )
+        def resize(channel: np.ndarray, out: np.ndarray) -> None:
+            channel = np.ascontiguousarray(channel)
+            cv2.resize(channel, out.shape[::-1], dst=out, interpolation=interpolation)
+
+        return _by_channel(img, (self.new_height, self.new_width), resize)
 
 
-def _swap_sign(values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """uint16 v + 32768 of int16 v, and int16 of that: the same bits but for the highest."""
-    other = np.uint16 if values.dtype == np.int16 else np.int16
-    return np.bitwise_xor(values.view(np.uint16), np.uint16(_SIGN_BIT), out=out).view(other)
-
-
-def _by_channel(img: np.ndarray, apply: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _by_channel(
+    img: np.ndarray, size: tuple[int, int], apply: Callable[[np.ndarray, np.ndarray], None]
+) -> np.ndarray:
     """Apply to (H, W), or to each channel of (H, W, C), of which OpenCV takes two to four.
 
     Each channel of what it gives is one piece of memory, as those of the mapper's images are.
+
+    Args:
+        img: (H, W) or (H, W, C).
+        size: height and width of what it gives.
+        apply: a function of a channel, and of the array of this size that it fills.
     """
     if img.ndim == 2:
-        return apply(np.ascontiguousarray(img))
-    channels = [apply(np.ascontiguousarray(img[..., c])) for c in range(img.shape[2])]
-    return np.stack(channels).transpose(1, 2, 0)
+        out = np.empty(size, img.dtype)
+        apply(img, out)
+        return out
+    out = np.empty((img.shape[2], *size), img.dtype)
+    for channel, plane in zip(img.transpose(2, 0, 1), out, strict=True):
+        apply(channel, plane)
+    return out.transpose(1, 2, 0)
 
 
 class ResizeCT(T.Augmentation):

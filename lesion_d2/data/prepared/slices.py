@@ -60,6 +60,9 @@ def with_prepared_slices(name: str, dicts: list[dict]) -> list[dict]:
         image["file_name"] = path
         num_prepared += 1
     raise_problems(f"{name}, DATASETS.PREPARED_SLICES", problems)
+    # Here, so that a loader's forked processes share it: 18 MB that each had of its own.
+    import blosc2  # noqa: F401
+
     logger.info(f"{name}: {num_prepared} of {len(dicts)} images are read from prepared slices")
     return dicts
 

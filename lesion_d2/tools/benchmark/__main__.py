@@ -71,7 +71,7 @@ PARTS = (
     "scans",
 )
 # Parts that are measured with files of configs/, which a checkout has.
-_WITH_CONFIGS = ("slices", "model", "zlocha", "uldor", "tao", "bai", "volumes", "scans")
+_WITH_CONFIGS = ("model", "zlocha", "uldor", "tao", "bai", "volumes", "scans")
 _HEADERS = ("", "measured", "limit", "ok", "note")
 _WIDTHS = (70, 12, 14, 3, 0)  # of the columns: rows are printed before the next ones are known
 # Parts that choose on a GPU themselves how often they repeat.

@@ -79,7 +79,7 @@ def test_the_part_of_uldor_gets_the_folder_of_data_sets(monkeypatch, capsys):
 
 def test_without_a_checkout_the_configs_are_missed_in_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(lesion_d2, "__file__", str(tmp_path / "lib" / "lesion_d2.py"))
-    for part in ("slices", "zlocha"):
+    for part in ("model", "zlocha"):
         assert main(["--only", "froc", part]) == 1
         output = capsys.readouterr()
         assert output.err == (

@@ -1,18 +1,24 @@
 """From disk to masks: the loader's samples, the annotation file, GrabCut."""
 
+import os
 import statistics
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from lesion_d2.config import get_lesion_config
 from lesion_d2.data.deeplesion import load_deeplesion
 from lesion_d2.data.mapper import LesionDatasetMapper
+from lesion_d2.data.prepared.slices import prepared_file
+from lesion_d2.data.pseudo_masks import METHODS
 from lesion_d2.tools.prepare_masks import WHOLE_SLICE, Comparison, dice_against_truth
+from lesion_d2.tools.prepare_slices import prepare_slices
 
 import cv2
+import numpy as np
 import torch
 
-from ..configs import CPU_CONFIG, load_config
 from ..inputs import LARGE, SMALL, prepare_phantom, registered, write_rows
 from ..timing import Row, time_calls
 
@@ -21,36 +27,83 @@ DIAMETERS = (5, 60)  # px, of the lesions that masks are compared on
 
 
 def measure_slices(folder: Path) -> list[Row]:
-    """The 3-slice sample of the loader against the bare ``cv2.imread`` of its slices."""
+    """3-slice samples of the loader, from either kind of file, against ``cv2.imread`` of slices."""
     root = prepare_phantom(folder, **LARGE)
+    prepare_slices(root, workers=1)
     records = load_deeplesion(root / "DL_info.csv", root / "Images_png", None)
-    cfg = load_config(CPU_CONFIG, "cpu")
-    cfg.INPUT.CT.IMAGE_SIZE = 0
-    mapper = LesionDatasetMapper(cfg, is_train=False)
+    mappers = _mappers()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a loader's process
-    offsets = {1.0: (-2, 0, 2), 2.0: (-1, 0, 1), 5.0: (-1, 0, 1)}
-    sides: dict[str, list[float]] = {"imread": [], "load": [], "sample": []}
+    sides = defaultdict(list)
     for record in records:
-        key = Path(record["file_name"])
-        files = [key.with_stem(f"{int(key.stem) + i:03d}") for i in offsets[record["spacing"][2]]]
+        files = _slices_of(record)
         if not all(file.exists() for file in files):
             continue
-        calls = [
-            lambda files=files: [cv2.imread(str(f), cv2.IMREAD_UNCHANGED) for f in files],
-            lambda record=record: mapper.load(record),
-            lambda record=record: mapper(record),
-        ]
-        for side, times in zip(sides, time_calls(calls, repeats=7), strict=True):
+        calls = {"imread": partial(_imread, files)}
+        for name, mapper in mappers.items():
+            calls[name] = partial(_load, mapper, record)
+            calls[name, "prepared"] = partial(_load, mapper, _of_prepared(record))
+        calls["windowed"] = partial(mappers["inference"], record)
+        for side, times in zip(calls, time_calls([*calls.values()], repeats=5), strict=True):
             sides[side].append(min(times.cpu_seconds) * 1000)
     torch.set_num_threads(threads)
-    imread, load, sample = (statistics.median(values) for values in sides.values())
-    note = f"{load:.1f} against {imread:.2f} ms, 512 x 512, {len(sides['load'])} samples"
-    windowed = f"{sample:.2f} ms; without a GPU, the window in the loader's process"
-    return [
-        Row("3-slice sample (int16) / imread", load / imread, "x", 1.5, note),
-        Row("3-slice sample (float32, windowed) / imread", sample / imread, "x", 1.5, windowed),
-    ]
+    medians = {side: statistics.median(values) for side, values in sides.items()}
+    return _sample_rows(medians, len(sides["imread"]))
+
+
+def _mappers() -> dict[str, LesionDatasetMapper]:
+    """As inference has them; and as training, with all augmentations and either kind of masks."""
+    cfg = get_lesion_config()
+    cfg.INPUT.CT.IMAGE_SIZE, cfg.MODEL.MASK_ON = 0, True
+    mappers = {"inference": LesionDatasetMapper(cfg, is_train=False)}
+    for method in METHODS:
+        cfg.INPUT.PSEUDO_MASK = method
+        mappers[method] = LesionDatasetMapper(cfg, is_train=True)
+    return mappers
+
+
+def _slices_of(record: dict) -> list[Path]:
+    """The files of a sample's three slices, by the spacing of a phantom's series."""
+    key, offsets = Path(record["file_name"]), {1.0: (-2, 0, 2), 2.0: (-1, 0, 1), 5.0: (-1, 0, 1)}
+    return [key.with_stem(f"{int(key.stem) + i:03d}") for i in offsets[record["spacing"][2]]]
+
+
+def _imread(files: Sequence[Path]) -> None:
+    for file in files:
+        cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+
+
+def _load(mapper: LesionDatasetMapper, record: dict) -> None:
+    np.random.seed(0)  # the same augmentation from either kind of file
+    mapper.load(record)
+
+
+def _of_prepared(record: dict) -> dict:
+    folder, png = os.path.split(record["file_name"])
+    return {**record, "file_name": os.path.join(prepared_file(folder), png)}
+
+
+def _sample_rows(medians: Mapping[object, float], number: int) -> list[Row]:
+    """Rows of the medians in ms."""
+    imread = medians["imread"]
+    rows = []
+    for side, name, limit in (
+        ("inference", "3-slice sample (int16) / imread", 1.5),
+        ("windowed", "3-slice sample (float32, windowed) / imread", 1.5),
+        ("ellipse", "training sample, ellipses / imread", 1.6),
+        ("grabcut", "training sample, GrabCut / imread", 2.4),
+    ):
+        note = f"{medians[side]:.1f} against {imread:.2f} ms, 512 x 512, {number} samples"
+        rows.append(Row(name, medians[side] / imread, "x", limit, note))
+    for side, name, limit in (
+        ("inference", "3-slice sample", 0.3),
+        ("ellipse", "training sample, ellipses", 0.5),
+        ("grabcut", "training sample, GrabCut", None),
+    ):
+        prepared, png = medians[side, "prepared"], medians[side]
+        note = f"{prepared:.1f} against {png:.1f} ms"
+        rows.append(Row(f"{name}, prepared slices / PNG files", prepared / png, "x", limit, note))
+    return rows
 
 
 def measure_csv(folder: Path) -> list[Row]:
