@@ -7,8 +7,8 @@ soon as it is measured. Times are the minimum over repeats where nothing else is
 models are the median over pairs of calls that follow each other. What runs on one core (slices,
 masks, FROC, evaluation, CSV, voxels, patches, sweeps over volumes, anchors, clustering, linking,
 boxes in 3-D, and on a CPU whole volumes) is counted in processor time, which other programs on the
-machine disturb least. Exits with 1 where a limit is exceeded. Models and slices are measured with
-configs/ of the project's checkout.
+machine disturb least. Exits with 1 where a limit is exceeded. Models are measured with configs/ of
+the project's checkout.
 """
 
 import argparse

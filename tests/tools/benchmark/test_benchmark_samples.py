@@ -1,10 +1,13 @@
 """What the benchmark measures from files to training samples."""
 
+import os
+import shutil
 import sys
 
 from lesion_d2.data.deeplesion import load_deeplesion
 from lesion_d2.tools.benchmark import inputs
 from lesion_d2.tools.benchmark.samples import patches, slices, sweeps, voxels
+from lesion_d2.tools.benchmark.timing import Times
 
 import numpy as np
 from detectron2.data import DatasetCatalog
@@ -15,6 +18,34 @@ def test_made_up_rows_load(tmp_path):
     inputs.write_rows(root, 50)
     dicts = load_deeplesion(root / "DL_info.csv", root / "Images_png", None)
     assert sum(len(d["annotations"]) for d in dicts) == 50
+
+
+def test_samples_are_read_from_either_kind_of_file(tiny_phantom, tmp_path, monkeypatch):
+    root = shutil.copytree(tiny_phantom / "phantom", tmp_path / "phantom")
+    monkeypatch.setattr(slices, "prepare_phantom", lambda folder, **options: root)
+    loaded = []
+    load = slices.LesionDatasetMapper.load
+    monkeypatch.setattr(
+        slices.LesionDatasetMapper,
+        "load",
+        lambda self, record: loaded.append(record["file_name"]) or load(self, record),
+    )
+    monkeypatch.setattr(slices, "time_calls", _call_first)
+    monkeypatch.setattr(slices, "load_deeplesion", lambda *args: load_deeplesion(*args)[:2])
+    rows = {row.name: row for row in slices.measure_slices(tmp_path)}
+    assert {os.path.basename(os.path.dirname(os.path.dirname(file))) for file in loaded} == {
+        "Images_png",
+        "Images_prepared",
+    }
+    assert rows["training sample, ellipses / imread"].limit == 1.6
+    assert rows["training sample, ellipses, prepared slices / PNG files"].limit == 0.5
+    assert all(row.measured > 0 for row in rows.values()) and len(rows) == 7
+
+
+def _call_first(calls, *, repeats):
+    for call in calls[:3]:  # a sample of either kind of file among them
+        call()
+    return [Times([1.0], [1.0]) for _ in calls]
 
 
 def test_masks_are_compared_on_a_data_set_that_is_gone_afterwards(tmp_path, warm_spawn):
