@@ -33,6 +33,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _warm_server() -> None:
+    import speed_up  # noqa: F401, it makes detectron2 importable
+    import warm_processes
+
+    warm_processes.start_server()
+
+
 @pytest.fixture(scope="session")
 def tiny_phantom(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of data sets with a tiny ``phantom``; DETECTRON2_DATASETS names it from now on."""
@@ -94,9 +102,9 @@ def _default_options() -> Iterator[None]:
     from detectron2.data import MetadataCatalog
 
     yield
-    for name in MetadataCatalog.list():
+    for metadata in MetadataCatalog.values():
         for option in ("allow_missing", "excluded_volumes", "hidden_annotations"):
-            vars(MetadataCatalog.get(name)).pop(option, None)
+            vars(metadata).pop(option, None)
 
 
 @pytest.fixture(autouse=True)
@@ -110,5 +118,6 @@ def _restore_loggers() -> Iterator[None]:
     yield
     for logger, (propagate, level) in zip(loggers, before, strict=True):
         logger.propagate = propagate
-        logger.setLevel(level)
+        if logger.level != level:  # it makes all loggers look for their levels again
+            logger.setLevel(level)
         logger.handlers.clear()

@@ -4,13 +4,17 @@ They are forked from a server, a process of its own that imported the project an
 they inherit no thread of OpenCV's or torch's, and no context of a GPU.
 """
 
+import faulthandler
+import logging
 import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
@@ -24,9 +28,50 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 _START_PROCESSES = mp.start_processes  # launch_two puts another one in its place
 METHOD = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
+_MODULES = ["lesion_d2.engine", "lesion_d2.data.toys", "matplotlib.backends.backend_agg"]
 if METHOD == "forkserver":
-    modules = ["lesion_d2.engine", "lesion_d2.data.toys", "matplotlib.backends.backend_agg"]
-    multiprocessing.set_forkserver_preload(modules)
+    multiprocessing.set_forkserver_preload(_MODULES)
+
+
+def start_server() -> None:
+    """Fork the server from this process before a test runs, where it imported the project already.
+
+    Else the server imports it anew, for seconds, when it is needed. So it does where there is a
+    GPU: whoever was forked from a process that asked for one cannot use it.
+    """
+    if METHOD == "forkserver" and sys.modules.keys() >= set(_MODULES):
+        if torch.cuda.is_available():
+            return
+        resource_tracker.ensure_running()
+        with mock.patch.object(util, "spawnv_passfds", _fork):
+            forkserver.ensure_running()
+
+
+def _fork(path: bytes, command: Sequence[str | bytes], descriptors: Sequence[int]) -> int:
+    """Run a Python command in a fork in place of a new interpreter, without what is pytest's."""
+    process = os.fork()
+    if process:
+        return process
+    try:
+        faulthandler.disable()
+        forkserver._forkserver.__init__()  # its lock is held
+        _leave_pytest()
+        kept = sorted({0, 1, 2, *descriptors})
+        for low, high in pairwise([*kept, os.sysconf("SC_OPEN_MAX")]):
+            os.closerange(low + 1, high)
+        exec(command[-1], {})
+    finally:
+        os._exit(0)
+
+
+def _leave_pytest() -> None:
+    """What is printed and logged goes where it would without pytest."""
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
+    for logger in (logging.root, *logging.root.manager.loggerDict.values()):
+        for handler in list(getattr(logger, "handlers", ())):
+            if type(handler).__module__.startswith("_pytest."):
+                logger.removeHandler(handler)
 
 
 def start_processes(function: Callable, args: tuple = (), nprocs: int = 1, **_: object) -> None:
