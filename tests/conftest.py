@@ -73,6 +73,14 @@ def no_curves() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small pictures of ``visualize``, see :mod:`speed_up`."""
+    from speed_up import draw_small
+
+    draw_small(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def quick_weights() -> Iterator[None]:
     """First weights in a fraction of the time, see :mod:`speed_up`."""

@@ -6,6 +6,7 @@ colors, too, and writes them with PyYAML's emitter in Python: 0.1 s a run.
 
 Every file that is written whole is flushed to the disk, and a tiny run writes dozens: it waits
 longer than it works. No test cuts the power. Every evaluation draws its curves, for 0.1 s.
+Pictures are larger than most tests of what is drawn need.
 
 A ResNet-50 takes 0.4 s to draw its first weights, of which most layers do so twice.
 """
@@ -52,6 +53,13 @@ def draw_no_curves(patch: pytest.MonkeyPatch) -> None:
     """Until the patch is undone, the picture of an evaluation's curves is an empty file."""
     for module in (report, volume_evaluator):
         patch.setattr(module, "plot_froc", lambda curves, file, **options: Path(file).touch())
+
+
+def draw_small(patch: pytest.MonkeyPatch) -> None:
+    """Until the patch is undone, pictures of ``visualize`` have 1/16 of their pixels."""
+    for module in ("pictures", "rows", "slice_attention", "volumes"):
+        patch.setattr(f"lesion_d2.tools.visualize.{module}.TILE_SIDE", 128)
+    patch.setattr("lesion_d2.tools.visualize.pictures.PICTURE_SIDE", 256)
 
 
 def draw_quickly(patch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from warm_processes import launch_two
 import train_net
 
 _UNSEEN = {"DATASETS__TEST": (), "TEST__EVAL_PERIOD": 0}
+_FEW_IMAGES = {"DATASETS__TRAIN": ("phantom_val", "phantom_test")}
 
 
 class Recorder:
@@ -129,6 +130,7 @@ def test_a_resumed_run_trains_on_the_same_sets_and_images(workers, tiny_phantom,
         "SOLVER__MAX_ITER": 7,
         "SOLVER__CHECKPOINT_PERIOD": 1,
         "SOLVER__KEEP_CHECKPOINTS": 0,
+        **_FEW_IMAGES,
         **_UNSEEN,
     }
     whole, recorder = build(uldor_args(tmp_path / "whole", **options))
@@ -138,7 +140,9 @@ def test_a_resumed_run_trains_on_the_same_sets_and_images(workers, tiny_phantom,
         folder = tmp_path / f"from_{last}"
         shutil.copytree(tmp_path / "whole", folder)
         (folder / "last_checkpoint").write_text(f"model_{last:07d}.pth")
-        resumed, seen = build(uldor_args(folder, "--resume", **options))
+        resumed, seen = build(
+            uldor_args(folder, "--resume", **{**options, "SOLVER__CHECKPOINT_PERIOD": 7})
+        )
         resumed.train()
         assert min(seen.batches) == last + 1
         for iteration in range(last + 1, 6):  # up to the next mining
@@ -151,7 +155,7 @@ def test_a_run_killed_before_it_mined_mines_when_it_is_resumed(tiny_phantom, tmp
     class Killed(Exception):
         pass
 
-    options = {"HARD_NEGATIVES__PERIOD": 2, "SOLVER__MAX_ITER": 4, **_UNSEEN}
+    options = {"HARD_NEGATIVES__PERIOD": 2, "SOLVER__MAX_ITER": 4, **_FEW_IMAGES, **_UNSEEN}
     whole, recorder = build(uldor_args(tmp_path / "whole", **options))
     whole.train()
     args = uldor_args(tmp_path / "killed", **options)

@@ -88,22 +88,34 @@ def _logged(trainer: Trainer) -> dict[str, float]:
     }
 
 
+_UNMINED = {
+    **_ON,
+    **_UNSEEN,
+    "MODEL__MEAN_TEACHER__SCORE_THRESH": 1.0,
+    "INPUT__AUG__HFLIP_PROB": 0.5,
+    "INPUT__AUG__RESIZE_RANGE": (0.8, 1.2),
+    "SOLVER__MAX_ITER": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_phantom, tmp_path_factory) -> dict[str, torch.Tensor]:
+    """The weights of a detector that was trained without a teacher."""
+    options = {**_UNMINED, "MODEL__MEAN_TEACHER__ENABLED": False}
+    return _states(_train(tiny_args(tmp_path_factory.mktemp("plain"), **options)))
+
+
 @pytest.mark.parametrize("policy", ["none", "add", "ignore"])
-def test_without_mining_the_student_is_the_plain_detector(tiny_phantom, tmp_path, policy):
-    options = {**_ON, **_UNSEEN, "INPUT__AUG__HFLIP_PROB": 0.5, "SOLVER__MAX_ITER": 3}
-    options["INPUT__AUG__RESIZE_RANGE"] = (0.8, 1.2)
-    options["MODEL__MEAN_TEACHER__POLICY"] = policy
-    options["MODEL__MEAN_TEACHER__SCORE_THRESH"] = 1.0
-    model = unwrap(_train(tiny_args(tmp_path / "teacher", **options)).model)
-    options["MODEL__MEAN_TEACHER__ENABLED"] = False
-    plain = _train(tiny_args(tmp_path / "plain", **options))
-    assert _same(model.student.state_dict(), plain.model.state_dict())
-    assert not _same(model.teacher.state_dict(), plain.model.state_dict())
+def test_without_mining_the_student_is_the_plain_detector(tiny_phantom, plain, tmp_path, policy):
+    options = {**_UNMINED, "MODEL__MEAN_TEACHER__POLICY": policy}
+    model = unwrap(_train(tiny_args(tmp_path, **options)).model)
+    assert _same(model.student.state_dict(), plain)
+    assert not _same(model.teacher.state_dict(), plain)
     assert (model.counts["images"] > 0) == (policy != "none")
 
 
 def test_it_begins_with_the_weights_of_the_config(tiny_phantom, tmp_path):
-    _train(tiny_args(tmp_path / "first", **_ON, **_UNSEEN))
+    _train(tiny_args(tmp_path / "first", SOLVER__MAX_ITER=2, **_ON, **_UNSEEN))
     weights = tmp_path / "first" / "model_final.pth"
     cfg = train_net.setup(tiny_args(tmp_path / "next", MODEL__WEIGHTS=weights, **_ON, **_UNSEEN))
     trainer = Trainer(cfg)

@@ -54,7 +54,7 @@ prepare_masks.prepare_masks({NAME!r}, "grabcut", output, int(workers))
 def phantom(tmp_path_factory):
     """The folder of a small phantom data set, registered under NAME."""
     root = tmp_path_factory.mktemp("masks") / "phantom"
-    write_phantom(root, num_patients=8, size=192, extent_mm=0, workers=1)
+    write_phantom(root, num_patients=4, size=192, extent_mm=0, workers=1)
     register_deeplesion(NAME, os.fspath(root), None)
     yield root
     DatasetCatalog.remove(NAME)

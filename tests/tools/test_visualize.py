@@ -95,6 +95,7 @@ def test_dataset_pictures_of_the_first_images(records, tmp_path, capsys):
     assert cv2.imread(paths[2]).shape[1] == 2 * 512 + 3 * 8
 
 
+@pytest.mark.usefixtures("small_pictures")
 @pytest.mark.parametrize("masks", ["none", "grabcut"])
 def test_random_dataset_pictures_follow_the_seed(records, tmp_path, capsys, masks):
     written = []
@@ -117,6 +118,7 @@ def test_masks_of_the_data_set_go_before_pseudo_masks(records):
     assert computed[40:52, 40:56].any() and computed.dtype == own.dtype == bool
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_pictures_of_predictions_go_beside_the_results(records, tmp_path, capsys):
     detections = [("one", (8, 8, 24, 24), 0.9), ("two", (8, 8, 24, 24), 0.8)]
     detections += [("two", (30, 30, 38, 38), 0.7), ("none", (1, 1, 9, 9), 0.2)]
@@ -132,6 +134,7 @@ def test_pictures_of_predictions_go_beside_the_results(records, tmp_path, capsys
     assert sorted(names) == sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_pictures_of_an_earlier_call_are_removed(records, tmp_path):
     detections = [("one", (8, 8, 24, 24), 0.9), ("none", (1, 1, 9, 9), 0.2)]
     results = write_results(tmp_path / "run" / "results.json", detections)
@@ -155,6 +158,7 @@ def test_slices_are_not_replaced_by_pictures(records, tmp_path, capsys):
     assert (tmp_path / "one.png").read_bytes() == before
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_without_a_threshold_the_run_has_the_wanted_rate(records, tmp_path, capsys):
     boxes = [(30, 2, 38, 10), (30, 14, 38, 22), (30, 26, 38, 34), (2, 50, 10, 58)]
     detections = [("two", box, 0.9 - 0.2 * i) for i, box in enumerate(boxes)]
@@ -168,6 +172,7 @@ def test_without_a_threshold_the_run_has_the_wanted_rate(records, tmp_path, caps
     assert "1 of 3 lesions found at 1.00 false positives per image" in line
 
 
+@pytest.mark.usefixtures("small_pictures")
 @pytest.mark.parametrize("inclusive", [False, True])
 def test_boxes_count_as_in_the_evaluation(records, tmp_path, capsys, inclusive):
     # Of 16 x 16 pixels 16 x 7.9: less than half, but 17 x 8.9 of 17 x 17.
@@ -289,6 +294,7 @@ def tinted(page, color, gray):
     return found.reshape(SIZE, 16, SIZE, 16).mean(axis=(1, 3)) > 0.5
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_pictures_of_hard_negatives_go_to_a_folder_of_their_own(records, tmp_path, capsys):
     entries = [negative("none", (2, 2, 14, 14), 0.8), negative("two", (30, 2, 42, 14), 0.9, 0.1)]
     entries.append(negative("none", (40, 20, 60, 30), 0.75))
@@ -308,6 +314,7 @@ def test_pictures_of_hard_negatives_go_to_a_folder_of_their_own(records, tmp_pat
     assert sorted(p.name for p in folder.iterdir()) == ["contact_sheet.png", "none.png"]
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_hard_negatives_on_hidden_lesions_are_counted(records, tmp_path, capsys):
     two = next(record for record in records if len(record["annotations"]) == 2)
     hidden = two["annotations"].pop()
@@ -324,6 +331,7 @@ def test_hard_negatives_on_hidden_lesions_are_counted(records, tmp_path, capsys)
     assert "found a hidden share of 1.5, expected one in [0, 1)" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_hard_negatives_of_a_model_without_masks(records, tmp_path, capsys):
     boxes = {"none": (2, 2, 14, 14), "two": (30, 2, 42, 14)}
     entries = [negative(name, box, 0.8) for name, box in boxes.items()]
@@ -509,9 +517,10 @@ def test_a_missing_slice_is_one_line(records, tmp_path, capsys):
     assert len(errors) == 1 and "one.png" in errors[0]
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_images_without_files_can_be_left_out(tmp_path, capsys):
     root, name = tmp_path / "phantom", f"{NAME}_missing"
-    write_phantom(root, num_patients=8, size=128, extent_mm=0, workers=1)
+    write_phantom(root, num_patients=3, size=64, extent_mm=0, workers=1)
     register_deeplesion(name, str(root), None)
     try:
         first, second = DatasetCatalog.get(name)[:2]

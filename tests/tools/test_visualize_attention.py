@@ -23,6 +23,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from speed_up import draw_small
 
 CONFIG = Path(__file__).parents[2] / "configs" / "zlocha" / "attention_phantom.yaml"
 THIN = {
@@ -54,7 +55,9 @@ def weights(tmp_path_factory):
     return save_weights(tmp_path_factory.mktemp("weights"))
 
 
-def test_a_row_of_heat_maps_an_image_and_a_sheet_of_them(tiny_phantom, weights, tmp_path, capsys):
+def test_a_row_of_heat_maps_an_image_and_a_sheet_of_them(
+    tiny_phantom, weights, tmp_path, capsys, monkeypatch
+):
     output = ["--pick", "first", "OUTPUT_DIR", str(tmp_path)]
     assert main(command(weights, "--num", "2", *output)) == 0
     images = [record["image_id"] for record in DatasetCatalog.get("phantom_test")]
@@ -68,10 +71,12 @@ def test_a_row_of_heat_maps_an_image_and_a_sheet_of_them(tiny_phantom, weights, 
     panels = [row[40:552, 8 + 520 * i :][:, :512] for i in range(7)]
     gray = [(panel.max(axis=2) == panel.min(axis=2)).mean() for panel in panels]
     assert gray[0] > 0.7 and max(gray[1:]) < 0.3
+    draw_small(monkeypatch)
     assert main(command(weights, "--num", "1", *output)) == 0
     assert sorted(os.listdir(folder)) == sorted([names[0], names[2]])
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_the_same_seed_gives_the_same_pictures(tiny_phantom, weights, tmp_path, capsys):
     written = []
     for folder in ("a", "b"):
@@ -82,6 +87,7 @@ def test_the_same_seed_gives_the_same_pictures(tiny_phantom, weights, tmp_path, 
     assert written[0] == written[1] and len(written[0]) == 2
 
 
+@pytest.mark.usefixtures("small_pictures")
 @pytest.mark.parametrize("inclusive", [False, True])
 def test_hits_are_judged_as_the_configs_evaluation_does(
     tiny_phantom, weights, tmp_path, monkeypatch, inclusive

@@ -55,6 +55,7 @@ class Finder:
         return {"instances": found}
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_the_mined_lesions_of_a_config_and_its_weights(hidden, weights, tmp_path, capsys):
     flags = ["--weights", weights, "--num", "2", "--score-threshold", "0.005"]
     changes = {"DATASETS__HIDDEN_SHARE": 0.5, "MODEL__RETINANET__SCORE_THRESH_TEST": 0.0}
@@ -111,10 +112,11 @@ def test_annotated_lesions_are_not_mined_and_hidden_ones_are_counted(
     assert sheet == "contact_sheet.png" and cv2.imread(lines[1]).shape[1] == 1024 + 16
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_the_data_set_has_the_options_of_the_config(tmp_path, weights, capsys, monkeypatch):
     monkeypatch.setattr(mined, "LesionPredictor", Finder)
     root, name = tmp_path / "phantom", "phantom_mined_missing"
-    write_phantom(root, num_patients=8, size=64, extent_mm=0, workers=1)
+    write_phantom(root, num_patients=3, size=64, extent_mm=0, workers=1)
     register_deeplesion(name, str(root), None)
     try:
         images = DatasetCatalog.get(name)

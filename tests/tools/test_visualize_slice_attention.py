@@ -26,6 +26,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone import Backbone
 from detectron2.structures import Boxes, Instances
+from speed_up import draw_small
 from torch import nn
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "tao"
@@ -64,7 +65,7 @@ def weights(tmp_path_factory):
     return save_weights(tmp_path_factory.mktemp("weights"), "3dce_9_cs")
 
 
-def test_a_page_an_image_and_a_sheet_of_them(tiny_phantom, weights, tmp_path, capsys):
+def test_a_page_an_image_and_a_sheet_of_them(tiny_phantom, weights, tmp_path, capsys, monkeypatch):
     output = ["--pick", "first", "OUTPUT_DIR", str(tmp_path)]
     assert main(command("3dce_9_cs", weights, "--num", "2", *output)) == 0
     records = DatasetCatalog.get("phantom_test")[:2]
@@ -80,6 +81,7 @@ def test_a_page_an_image_and_a_sheet_of_them(tiny_phantom, weights, tmp_path, ca
     assert len(two) == len(one) + lesion
     assert (sheet == np.concatenate([one, two])).all()
     assert one.shape[1] == 3 * 512 + 4 * 8 + 2 * 8 + 2 * 8
+    draw_small(monkeypatch)
     assert main(command("3dce_9_cs", weights, "--num", "1", *output)) == 0
     assert sorted(os.listdir(folder)) == sorted([names[0], names[2]])
 
@@ -126,6 +128,7 @@ def test_a_channel_that_is_not_there_is_one_line(tiny_phantom, weights, tmp_path
     assert errors == [expected] and not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_other_detectors_on_slice_images_have_attention_too(tiny_phantom, tmp_path):
     changes = {
         "MODEL__META_ARCHITECTURE": "LesionRCNN",
@@ -238,6 +241,7 @@ def write_slices(folder, bright, size=(32, 48)):
     }
 
 
+@pytest.mark.usefixtures("small_pictures")
 @pytest.mark.parametrize(("number", "name"), [(2, "K-1"), (5, "K"), (8, "K+1")])
 def test_the_bright_slice_wins_where_it_is_bright(tmp_path, monkeypatch, number, name):
     record = write_slices(tmp_path, (number, slice(12, 16), slice(12, 16)))
@@ -423,6 +427,7 @@ def test_spatial_maps_share_a_scale():
     assert (bars[0] == bars[1]).all() and (bars[0] == bars[2]).all() and bars[0].any()
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_only_the_first_lesions_have_tables():
     recording = made_up_recording(contextual=torch.ones(3, 8, 12))
     lesion = recording.record["annotations"][0]
@@ -434,6 +439,7 @@ def test_only_the_first_lesions_have_tables():
     assert heights == [heights[0] + part * more for more in (0, 1, 3, 3)]
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_an_image_without_lesions_has_no_tables():
     recording = made_up_recording(contextual=torch.ones(3, 8, 12))
     recording.record["annotations"] = []

@@ -43,7 +43,7 @@ def make_sample(num_images, boxes, seed, *, going_on=()):
     return {"image": image, "instances": instances, "height": 64, "width": 64}
 
 
-def train(model, batch, steps=80):
+def train(model, batch, steps=60):
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     model.train()
