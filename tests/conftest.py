@@ -19,11 +19,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 
+gc.disable()  # until all is imported, which stays
+
 
 def pytest_collection_finish() -> None:
     """What was imported stays: the garbage collector need not look at it after every test."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
