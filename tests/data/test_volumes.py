@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data") / "phantom"
-    write_phantom(root, num_patients=5, size=64, seed=3, extent_mm=6.0, workers=1)
+    write_phantom(root, num_patients=5, size=96, seed=3, extent_mm=6.0, workers=1)
     return root
 
 
