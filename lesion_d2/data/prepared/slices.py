@@ -26,7 +26,7 @@ PNG_FOLDER, PREPARED_FOLDER = "Images_png", "Images_prepared"
 
 def prepared_file(folder: str | os.PathLike) -> str:
     """The file of prepared slices of ``.../Images_png/<series>``."""
-    above, series = os.path.split(os.path.abspath(folder))
+    above, series = os.path.split(os.fspath(folder))
     return os.path.join(os.path.dirname(above), PREPARED_FOLDER, f"{series}{EXTENSION}")
 
 
@@ -39,7 +39,8 @@ def with_prepared_slices(name: str, dicts: list[dict]) -> list[dict]:
             of volumes' files stay.
 
     Raises:
-        ValueError: key slices were not prepared or have changed since; the first 20 are told.
+        ValueError: slices were not prepared or have changed since, of which the first 20 are told;
+            or none is a PNG file.
     """
     if not reads_prepared_slices(name):
         return dicts
@@ -59,6 +60,8 @@ def with_prepared_slices(name: str, dicts: list[dict]) -> list[dict]:
                 is_known[file] = os.path.isfile(file)  # one line for all slices of its series
         image["file_name"] = path
         num_prepared += 1
+    if num_prepared == 0:
+        problems = [f"found no image in {PNG_FOLDER}, expected slices that can be prepared"]
     raise_problems(f"{name}, DATASETS.PREPARED_SLICES", problems)
     # Here, so that a loader's forked processes share it: 18 MB that each had of its own.
     import blosc2  # noqa: F401

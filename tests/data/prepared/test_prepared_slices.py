@@ -10,7 +10,7 @@ from lesion_d2.data.deeplesion import load_deeplesion
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.data.prepared import form
 from lesion_d2.data.prepared.form import prepared_index, write_prepared
-from lesion_d2.data.prepared.slices import prepared_file
+from lesion_d2.data.prepared.slices import prepared_file, with_prepared_slices
 from lesion_d2.data.problems import ProblemsError
 from lesion_d2.tools.prepare_slices import prepare_slices
 
@@ -196,6 +196,17 @@ def test_series_that_are_not_prepared_are_told_before_any_work(sample):
         DatasetCatalog.get(sample)
     assert f"{file}: no such file of prepared slices" in str(error.value)
     assert f"{other}: found no prepared slices" in str(error.value)
+
+
+def test_volumes_files_stay_as_they_are_beside_prepared_slices(sample):
+    png = DatasetCatalog.get(sample)[0]
+    set_prepared_slices(sample, True)
+    file = "root/Images_nifti/000001_01_01_103-115.nii.gz/103.png"
+    with pytest.raises(ProblemsError, match="found no image in Images_png"):
+        with_prepared_slices(sample, [{"file_name": file}])
+    nifti, prepared = with_prepared_slices(sample, [{"file_name": file}, png])
+    assert nifti == {"file_name": file}
+    assert prepared["file_name"] == DatasetCatalog.get(sample)[0]["file_name"]
 
 
 def test_data_sets_in_other_layouts_have_none():

@@ -2,6 +2,7 @@ import copy
 import logging
 import shutil
 
+from lesion_d2.data.dataset_options import set_prepared_slices
 from lesion_d2.engine import InputError, Trainer, load_config
 from lesion_d2.engine.checks import check_inputs
 
@@ -272,6 +273,18 @@ def test_images_without_lesions_only_are_no_training_set(tmp_path):
         assert check_inputs(cfg, tiny_args(tmp_path)) == 3
     finally:
         DatasetCatalog.remove("empty_images")
+
+
+def test_slices_that_were_not_prepared_stop_a_run(tiny_phantom, tmp_path):
+    args = tiny_args(tmp_path, DATASETS__PREPARED_SLICES=True)
+    try:
+        with pytest.raises(
+            InputError, match=r"PREPARED_SLICES.*\n.*no such file of prepared slice"
+        ):
+            check_inputs(load_config(args), args)
+    finally:
+        for name in ("phantom_train", "phantom_val"):
+            set_prepared_slices(name, False)
 
 
 def test_missing_files_stop_a_run_unless_they_may_be_missing(tiny_phantom, tmp_path, monkeypatch):
