@@ -34,6 +34,9 @@ def uncollected() -> Iterator[None]:
     try:
         yield
     finally:
+        if not gc.get_freeze_count():
+            gc.freeze()  # both together: what is there now is old, and not looked through at once
+            gc.unfreeze()
         if collects:
             gc.enable()
 

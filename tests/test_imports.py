@@ -58,7 +58,9 @@ def test_garbage_is_looked_for_again_after_the_block(before):
         gc.enable() if before else gc.disable()
         with pytest.raises(KeyError), uncollected():
             assert not gc.isenabled()
+            kept = []
             raise KeyError(sys.argv)
         assert gc.isenabled() == before
+        assert not any(each is kept for each in gc.get_objects(generation=0))  # it is old
     finally:
         gc.enable() if was_on else gc.disable()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.config.compat import guess_version
 from detectron2.utils.file_io import PathManager
@@ -15,6 +16,7 @@ from ..errors import short
 from .keys import add_lesion_config
 from .yaml_files import read_yaml
 
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _BASE = "_BASE_"
 _MAX_BASES = 20
 _ADDRESSES = ("http://", "https://")
@@ -102,6 +104,10 @@ class LesionConfig(CfgNode):
         with self._checked():
             super().merge_from_list(cfg_list)
 
+    def dump(self, **kwargs: Any) -> str:
+        """As in Detectron2, by libyaml where PyYAML was built with it: the same text, sooner."""
+        return yaml.dump(_plain(self), Dumper=_Dumper, **kwargs)
+
     @contextmanager
     def _checked(self) -> Iterator[None]:
         try:
@@ -119,6 +125,10 @@ def _defaults() -> CfgNode:
 def _refuse_unsafe(allow_unsafe: bool) -> None:
     if allow_unsafe:
         raise ValueError("found allow_unsafe=True, expected False: configs run no code")
+
+
+def _plain(node: CfgNode) -> dict[str, Any]:
+    return {k: _plain(v) if isinstance(v, CfgNode) else v for k, v in node.items()}
 
 
 class _Files:

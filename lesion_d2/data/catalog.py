@@ -1,12 +1,22 @@
 """Registered data sets by their names: Detectron2's catalog, with errors for its users."""
 
+import weakref
 from difflib import get_close_matches
+from itertools import chain
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.build import (
+    filter_images_with_only_crowd_annotations,
+    print_instances_class_histogram,
+)
+from detectron2.data.detection_utils import check_metadata_consistency
 
 from .dataset_options import set_allow_missing
 
 _MAX_NAMES = 5
+# What keep_train_sets was told last: a weak reference to the config, and the dicts.
+_kept: list[tuple[weakref.ref, list[list[dict]]]] = []
 
 
 def suggest_names(name: str, kind: str = "lesion") -> str:
@@ -43,3 +53,42 @@ def load_records(dataset: str, *, allow_missing: bool = False) -> list[dict]:
     if not records:
         raise ValueError(f"data set {dataset!r} has no images")
     return records
+
+
+def keep_train_sets(cfg: CfgNode, train_sets: list[list[dict]]) -> None:
+    """Keep what was read and checked, for the loader of the same run.
+
+    Args:
+        cfg: of the run, this very object; without it nothing is kept any more.
+        train_sets: the dicts of each data set of its DATASETS.TRAIN.
+    """
+    _kept[:] = [(weakref.ref(cfg, lambda gone: _forget(gone)), train_sets)]
+
+
+def _forget(gone: weakref.ref) -> None:
+    _kept[:] = [(of_run, sets) for of_run, sets in _kept if of_run is not gone]
+
+
+def load_train_dicts(cfg: CfgNode) -> list[dict]:
+    """The dicts of DATASETS.TRAIN, as Detectron2's ``get_detection_dataset_dicts`` has them.
+
+    Those of :func:`keep_train_sets`, which are given away, are not read again.
+
+    Raises:
+        ValueError: there are none.
+    """
+    names, train_sets = cfg.DATASETS.TRAIN, None
+    if _kept and _kept[0][0]() is cfg:
+        _, train_sets = _kept.pop()
+    dicts = list(chain.from_iterable(train_sets or map(DatasetCatalog.get, names)))
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        dicts = filter_images_with_only_crowd_annotations(dicts)
+    if not dicts:
+        raise ValueError(f"DATASETS.TRAIN: found no image in {', '.join(names)}, expected some")
+    classes = MetadataCatalog.get(names[0]).get("thing_classes")
+    if classes is not None:
+        check_metadata_consistency("thing_classes", names)
+        # It counts image by image in ten times as long.
+        every = chain.from_iterable(image["annotations"] for image in dicts)
+        print_instances_class_histogram([{"annotations": list(every)}], classes)
+    return dicts

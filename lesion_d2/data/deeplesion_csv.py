@@ -1,7 +1,8 @@
 """``DL_info.csv`` of DeepLesion: its cells, the rules that they follow, and what is bad in them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -46,6 +47,8 @@ FIRST_PIXEL = 1.0
 GENERATED_FILE = "phantom.json"
 # Boxes are the RECIST end points plus 5 px a side, so they may reach past the image's border a bit.
 _MAX_OVERHANG = 10.0
+# The tables of each read_once that has begun, by file and columns; first, those of none.
+_kept: list[dict[tuple, pd.DataFrame]] = [{}]
 
 
 def first_pixel_of(csv_file: str | os.PathLike) -> float:
@@ -68,9 +71,28 @@ def read_csv(csv_file: str | os.PathLike, columns: Sequence[str]) -> pd.DataFram
         FileNotFoundError: there is no such file.
         ValueError: it is no CSV, or columns are missing or there twice.
     """
+    key = os.path.abspath(csv_file), tuple(columns)
+    if key in _kept[-1]:
+        return _kept[-1][key]
     frame = read_csv_table(csv_file, columns, "DL_info.csv's columns, with quoted lists")
     frame = frame[list(columns)]
-    return frame[(frame != "").any(axis=1)]
+    frame = frame[(frame != "").any(axis=1)]
+    if len(_kept) > 1:
+        _kept[-1][key] = frame
+    return frame
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Within the block, :func:`read_csv` reads each file once, such as for its splits.
+
+    Its tables are shared there; whoever gets one leaves it as it is.
+    """
+    _kept.append({})
+    try:
+        yield
+    finally:
+        _kept.pop()
 
 
 class BadCells:

@@ -1,6 +1,7 @@
 """What training and evaluation look for in the dicts of a data set, whatever registered it."""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral, Real
 
 import numpy as np
@@ -19,6 +20,8 @@ KEYS = (
 )
 #: Numbers that an annotation may have by these keys; where they are not known, there is no key.
 OPTIONAL_NUMBERS = {"recist": 8, "diameters_mm": 2}
+# Of these asking for an abstract class would take most of the time of a check.
+_PLAIN = (float, int)
 _NAMES = ("image_id", "patient", "study", "series", "volume")
 
 
@@ -39,7 +42,8 @@ def image_problems(image: Mapping) -> Iterator[str]:
 def annotation_problems(annotation: Mapping) -> Iterator[str]:
     """What is wrong with an annotation, but for its box, class and mask: found, expected."""
     is_crowd = annotation.get("iscrowd", 0)
-    if not isinstance(is_crowd, Real | np.bool_) or is_crowd not in (0, 1):
+    is_number = type(is_crowd) in _PLAIN or isinstance(is_crowd, Real | np.bool_)
+    if not is_number or is_crowd not in (0, 1):
         yield f"found iscrowd {short(is_crowd)}, expected 1 (to be ignored) or 0"
     yield from _bad_names(annotation, ("lesion", "row"))
 
@@ -56,8 +60,11 @@ def number_problems(annotation: Mapping, keys: Sequence[str]) -> Iterator[str]:
 
 def has_numbers(annotation: Mapping, key: str) -> bool:
     """Whether an annotation has one of :data:`OPTIONAL_NUMBERS`, all of them finite."""
+    found = annotation.get(key)
+    if type(found) in (list, tuple) and all(type(v) is float for v in found):
+        return len(found) == OPTIONAL_NUMBERS[key] and all(map(math.isfinite, found))
     try:
-        values = np.asarray(annotation.get(key), dtype=float)
+        values = np.asarray(found, dtype=float)
     except (TypeError, ValueError):
         return False
     return values.shape == (OPTIONAL_NUMBERS[key],) and bool(np.isfinite(values).all())
@@ -68,11 +75,11 @@ def are_numbers(values: object, count: int) -> bool:
     return (
         isinstance(values, list | tuple | np.ndarray)
         and len(values) == count
-        and all(isinstance(v, Real) for v in values)
+        and all(type(v) in _PLAIN or isinstance(v, Real) for v in values)
     )
 
 
 def _bad_names(record: Mapping, keys: Sequence[str]) -> Iterator[str]:
     for key in keys:
-        if not isinstance(record.get(key), Hashable):
+        if type(record.get(key)).__hash__ is None:
             yield f"found {key} {short(record[key])}, expected text or a number"

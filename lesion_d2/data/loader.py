@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..files import one_line
 from ..parallel import count_cores
 from .augmentation import build_augmentations
+from .catalog import load_train_dicts
 from .chunks.loading import ChunkLoader
 from .ct import hu_to_pixels
 from .mapper import IMAGE_KEYS, LesionDatasetMapper
@@ -240,9 +241,7 @@ def build_lesion_train_loader(cfg) -> TrainLoader:
     With SEED >= 0 and the same number of workers it gives the same batches every time (without
     workers, augmentations draw from NumPy's global state, which ``default_setup`` seeds).
     """
-    dataset = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    )
+    dataset = load_train_dicts(cfg)
     prepare_workers()
     seed = cfg.SEED if cfg.SEED >= 0 else None
     pools = pools_of(dataset, cfg)

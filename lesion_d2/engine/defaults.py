@@ -13,13 +13,16 @@ import detectron2
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from ..config import LesionConfig, get_lesion_config
 from ..data.loader import count_workers
 from ..errors import told
+from ..files import written_whole
 from ..parallel import count_cores
 from .checks import check_inputs
 from .checks.values import Check, check_values
@@ -57,7 +60,7 @@ def load_config(args: argparse.Namespace) -> LesionConfig:
 
 
 def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Check a run's inputs, complete its config and do Detectron2's ``default_setup``.
+    """Check a run's inputs, complete its config and set up logs, folder and seeds.
 
     Epochs become iterations, the device becomes the CPU where there is no GPU, and the loader gets
     as many workers as there are cores for, see :func:`count_workers`. Nothing is written before the
@@ -71,7 +74,8 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
         InputError: see :func:`check_inputs`; or another training is at work in OUTPUT_DIR, for
             an evaluation alone another one.
     """
-    with _held_records(f"{__package__}.checks") as records:
+    gc.freeze()  # what was imported: else Python would look for garbage there, again and again
+    with _held_records(f"{__package__}.checks", "lesion_d2.data") as records:
         num_images = check_inputs(cfg, args)
     hold_output(_held_folder(cfg, args))
     rank = comm.get_rank()
@@ -83,17 +87,41 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
         with as_input_error(""):
             resolve_epochs(cfg, num_images)
     cfg.freeze()
-    try:
-        default_setup(cfg, args)
-    except OSError:  # of a full disk; Detectron2 writes the config in place
-        Path(cfg.OUTPUT_DIR, "config.yaml").unlink(missing_ok=True)
-        raise
-    if detectron2.__name__ != "detectron2":  # default_setup sets up the name of the copy only
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="detectron2")
+    _set_up(cfg, args)
     for name in (detectron2.__name__, "lesion_d2"):
         for handler in logging.getLogger(name).handlers:
             if getattr(handler, "stream", None) is sys.stdout:  # the file keeps the tracebacks
                 handler.addFilter(_is_not_told)
+
+
+def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """As Detectron2's ``default_setup``, which writes the config as YAML six times and reads four.
+
+    A second of pure Python; and in place, so that a full disk would leave half a file.
+    """
+    rank = comm.get_rank()
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    for name in {"fvcore", "detectron2", detectron2.__name__}:  # the copy has another name
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
+    logger.info(f"Rank of current process: {rank}. World size: {comm.get_world_size()}")
+    logger.info(f"Environment info:\n{collect_env_info()}")
+    logger.info(f"Command line arguments: {args}")
+    if args.config_file:
+        content = Path(PathManager.get_local_path(args.config_file)).read_text()
+        logger.info(f"Contents of args.config_file={args.config_file}:\n{content}")
+    if comm.is_main_process():
+        content, file = cfg.dump(), os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+        logger.info(f"Running with full config:\n{content}")
+        with written_whole(file) as partial:
+            partial.write_text(content)
+        logger.info(f"Full config saved to {file}")
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    precision = cfg.get("FLOAT32_PRECISION", "")  # of younger versions of Detectron2
+    if precision and torch.cuda.is_available():
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = precision != "highest"
 
 
 def _held_folder(cfg: CfgNode, args: argparse.Namespace) -> str:
@@ -117,28 +145,30 @@ def _is_not_told(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def _held_records(name: str) -> Iterator[list[logging.LogRecord]]:
-    """What a logger and those below it say meanwhile, from INFO on, held back from all handlers.
+def _held_records(*names: str) -> Iterator[list[logging.LogRecord]]:
+    """What loggers and those below them say meanwhile, from INFO on, held back from all handlers.
 
     Where an error ends it, the warnings are told at once.
     """
-    held = logging.getLogger(name)
-    before = held.level, held.propagate
+    held = [logging.getLogger(name) for name in names]
+    before = [(one.level, one.propagate) for one in held]
     handler = BufferingHandler(sys.maxsize)
-    held.addHandler(handler)
-    held.setLevel(logging.INFO)
-    held.propagate = False
+    for one in held:
+        one.addHandler(handler)
+        one.setLevel(logging.INFO)
+        one.propagate = False
     failed = True
     try:
         yield handler.buffer
         failed = False
     finally:
-        held.removeHandler(handler)
-        held.setLevel(before[0])
-        held.propagate = before[1]
+        for one, (level, propagate) in zip(held, before, strict=True):
+            one.removeHandler(handler)
+            one.setLevel(level)
+            one.propagate = propagate
         for record in handler.buffer if failed else ():
             if record.levelno >= logging.WARNING:
-                held.handle(record)
+                logging.getLogger(record.name).handle(record)
 
 
 def check_device(cfg: CfgNode) -> None:

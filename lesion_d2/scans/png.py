@@ -58,8 +58,11 @@ def png_size(file: str | os.PathLike) -> tuple[int, int]:
         FileNotFoundError, ValueError: see :func:`read_png_slice`.
     """
     try:
-        with open(file, "rb", buffering=0) as opened:
-            header = opened.read(_HEADER_BYTES)
+        opened = os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))  # half of open()'s time
+        try:
+            header = os.read(opened, _HEADER_BYTES)
+        finally:
+            os.close(opened)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise FileNotFoundError(f"{file}: no such CT slice") from None
     return _check_header(file, header)

@@ -1,6 +1,10 @@
+from pathlib import Path
+
+import lesion_d2
 from lesion_d2.config import LesionConfig, get_lesion_config
 
 import pytest
+from detectron2.config import CfgNode
 
 
 @pytest.fixture
@@ -133,3 +137,12 @@ def test_nothing_is_loaded_unsafely_on_demand(tmp_path, cfg):
         cfg.merge_from_file(file, allow_unsafe=True)
     with pytest.raises(ValueError, match="configs run no code"):
         LesionConfig.load_yaml_with_base(file, allow_unsafe=True)
+
+
+@pytest.mark.parametrize("name", ["quickstart/retina_unet_phantom", "tao/3dce_15_cs_phantom"])
+def test_a_config_is_written_as_detectron2_writes_it(cfg, name):
+    cfg.merge_from_file(str(Path(lesion_d2.__file__).parents[1] / "configs" / f"{name}.yaml"))
+    cfg.MODEL.WEIGHTS = "a b: #" + 99 * " long"  # what is quoted and folded
+    cfg.OUTPUT_DIR = "läsion\t1"
+    assert cfg.dump() == CfgNode(cfg).dump()
+    assert cfg.dump(sort_keys=False) == CfgNode(cfg).dump(sort_keys=False)

@@ -1,7 +1,15 @@
-from lesion_d2.data.catalog import load_records, suggest_names
+import weakref
+
+from lesion_d2.config import get_lesion_config
+from lesion_d2.data.catalog import (
+    keep_train_sets,
+    load_records,
+    load_train_dicts,
+    suggest_names,
+)
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
 
 def test_misspelled_names_get_the_like_of_their_kind():
@@ -38,3 +46,69 @@ def test_records_of_registered_data_sets_alone():
     finally:
         DatasetCatalog.remove("some_images")
         MetadataCatalog.pop("some_images", None)
+
+
+@pytest.fixture
+def two_sets():
+    """Of images with lesions, with regions to ignore alone, and with nothing."""
+    read = []
+    lesion = {"category_id": 1, "iscrowd": 0}
+    region = {"category_id": 0, "iscrowd": 1}
+    images = [[lesion, region], [region], [], [{"category_id": 0}]]
+    for name in ("set_a", "set_b"):
+        dicts = [{"image_id": f"{name} {i}", "annotations": a} for i, a in enumerate(images)]
+        DatasetCatalog.register(name, lambda n=name, d=dicts: read.append(n) or [*d])
+        MetadataCatalog.get(name).set(thing_classes=["x", "y"])
+    yield read
+    for name in ("set_a", "set_b"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def config_of(*names, filter_empty=True):
+    cfg = get_lesion_config()
+    cfg.DATASETS.TRAIN = names
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = filter_empty
+    return cfg
+
+
+@pytest.mark.parametrize("filter_empty", [True, False])
+def test_training_dicts_and_their_histogram_are_detectron2s(two_sets, monkeypatch, filter_empty):
+    said = []
+    module = "detectron2.data.build.log_first_n"
+    monkeypatch.setattr(module, lambda level, text, **_: said.append(text))
+    names = ("set_a", "set_b")
+    dicts = load_train_dicts(config_of(*names, filter_empty=filter_empty))
+    assert dicts == get_detection_dataset_dicts(names, filter_empty=filter_empty)
+    assert len(dicts) == (4 if filter_empty else 8)
+    assert said[0] == said[1] and "total" in said[0]
+
+
+def test_what_was_checked_is_not_read_again_by_the_loader_of_the_same_run(two_sets):
+    cfg = config_of("set_a", "set_b")
+    checked = [DatasetCatalog.get(name) for name in cfg.DATASETS.TRAIN]
+    keep_train_sets(cfg, checked)
+    assert len(load_train_dicts(cfg.clone())) == 4  # of another run
+    assert two_sets == ["set_a", "set_b"] * 2
+    assert load_train_dicts(cfg)[0] is checked[0][0]
+    assert two_sets == ["set_a", "set_b"] * 2
+    load_train_dicts(cfg)  # they were given away
+    assert two_sets == ["set_a", "set_b"] * 3
+
+
+def test_nothing_is_kept_longer_than_its_run(two_sets):
+    cfg, image = config_of("set_a"), type("Image", (dict,), {})(annotations=[])
+    gone = []
+    weakref.finalize(image, gone.append, True)
+    keep_train_sets(cfg, [[image]])
+    del image
+    assert not gone
+    del cfg
+    assert gone
+
+
+def test_no_image_is_told(two_sets):
+    cfg = config_of("set_a")
+    keep_train_sets(cfg, [[{"annotations": []}]])
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN: found no image in set_a, expected"):
+        load_train_dicts(cfg)

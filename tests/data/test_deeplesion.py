@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 from lesion_d2.boxes import first_pixel
-from lesion_d2.data import deeplesion
+from lesion_d2.data import deeplesion, deeplesion_csv
 from lesion_d2.data.ct import read_slice
 from lesion_d2.data.deeplesion import (
     COARSE_TYPES,
@@ -25,6 +25,23 @@ from scipy import ndimage
 SAMPLE = Path(__file__).parents[2].parent / "shared" / "data" / "deeplesion_sample"
 DIAMETERS = "2 lengths in pixels, none below 0 or above the image's diagonal"
 SPLITS = {"train": "1", "val": "2", "test": "3"}
+
+
+def test_a_file_is_read_once_for_all_of_its_splits(tmp_path, monkeypatch):
+    rows = [good_row(1, Train_Val_Test="1"), good_row(2, Train_Val_Test="2")]
+    csv_file, read = write_dataset(tmp_path, rows) / "DL_info.csv", []
+    read_table = deeplesion_csv.read_csv_table
+    monkeypatch.setattr(
+        deeplesion_csv, "read_csv_table", lambda *args: read.append(1) or read_table(*args)
+    )
+    expected = [load_deeplesion(csv_file, tmp_path / "Images_png", s) for s in ("train", "val")]
+    assert len(read) == 2
+    for number in (3, 4):  # what another block has read is read again: files change between runs
+        with deeplesion_csv.read_once():
+            found = [
+                load_deeplesion(csv_file, tmp_path / "Images_png", s) for s in ("train", "val")
+            ]
+        assert found == expected and len(read) == number
 
 
 def good_row(number: int = 1, slice_index: int = 10, **changes: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ from lesion_d2.engine import InputError, load_config, prepare_launch
 import detectron2
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from tiny_run import tiny_args
 
@@ -78,8 +79,9 @@ def test_setup_completes_the_config(tiny_phantom, tmp_path, monkeypatch, caplog)
         DATALOADER__NUM_WORKERS=-1,
         SOLVER__MAX_EPOCHS=2.0,
     )
+    dicts = DatasetCatalog.get("phantom_train")
+    num_images, num_lesions = len(dicts), sum(len(image["annotations"]) for image in dicts)
     cfg = train_net.setup(args)
-    num_images = len(DatasetCatalog.get("phantom_train"))
     assert cfg.MODEL.DEVICE == "cpu"
     assert count_workers(-1) == cfg.DATALOADER.NUM_WORKERS >= 1
     assert -(-2 * num_images // 4) == cfg.SOLVER.MAX_ITER
@@ -87,7 +89,9 @@ def test_setup_completes_the_config(tiny_phantom, tmp_path, monkeypatch, caplog)
     log = (tmp_path / "log.txt").read_text()
     assert log.count("no GPU was found: using the CPU") == 1
     assert f"Epochs of {num_images} images" in log
-    assert f"MAX_ITER: {cfg.SOLVER.MAX_ITER}" in (tmp_path / "config.yaml").read_text()
+    assert log.count(f"split 'train': {num_lesions} lesions on {num_images} key slices") == 1
+    assert "Command line arguments" in log and "Rank of current process: 0" in log
+    assert (tmp_path / "config.yaml").read_text() == CfgNode(cfg).dump()
 
 
 @pytest.mark.parametrize(

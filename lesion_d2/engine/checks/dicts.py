@@ -42,10 +42,10 @@ def check_dicts(
     """
     problems = []
     for number, image in enumerate(images):
-        where = f"image {short(image.get('image_id', number))}"
-        problems += [f"{where}: {text}" for text in _problems_of(image, classes)]
-        if with_masks:
-            problems += [f"{where}: {text}" for text in _problems_of_masks(image)]
+        texts = [*_problems_of(image, classes), *(_problems_of_masks(image) if with_masks else ())]
+        if texts:
+            where = f"image {short(image.get('image_id', number))}"
+            problems += [f"{where}: {text}" for text in texts]
     if unique:
         counts = Counter(repr(image["image_id"]) for image in images if "image_id" in image)
         problems += [

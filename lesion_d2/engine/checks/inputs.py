@@ -7,6 +7,8 @@ from itertools import chain
 
 from detectron2.config import CfgNode
 
+from ...data.catalog import keep_train_sets
+from ...data.deeplesion_csv import read_once
 from ...data.mapper import LesionDatasetMapper
 from ...data.mask_files import PseudoMasks
 from ...data.samplers import count_epoch
@@ -24,6 +26,7 @@ from .volumetric import check_kinds, check_patches, check_records, check_volumet
 from .weights import check_run_weights
 
 
+@read_once()
 def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
     """Check where a run writes, the keys that it goes by, the weights, and every data set.
 
@@ -63,6 +66,7 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
         check_kinds(cfg, "TEST")
     else:
         num_images = _count_images(cfg, images, mask_files)
+        keep_train_sets(cfg, train_sets)
     _check_iterations(cfg, num_images)
     test_sets = load_datasets(cfg, "TEST", required=False)
     if is_volumetric(cfg):
