@@ -277,6 +277,8 @@ def _add_training_config(cfg: CN) -> None:
     cfg.TEST.LOSS_EPOCHS = 0.0  # TEST.LOSS_PERIOD
     # "SGD" (Detectron2's own), "Adam" or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may be "full_model_norm" beside Detectron2's "value" and
+    # "norm", which limits each parameter's gradient alone: the norm of all of them together.
     # On a GPU, one kernel for an optimizer's step (on a CPU its numbers would be others). A resumed
     # run goes on with what it began with.
     cfg.SOLVER.FUSED = True

@@ -20,7 +20,7 @@ from detectron2.engine import (
 )
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import FPN, GeneralizedRCNN
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils import comm
 from torch import nn
 
@@ -45,6 +45,7 @@ from ..modeling import (
 from ..volumetric_config import is_volumetric
 from .best_checkpoints import KeepBestHook
 from .checkpoint import LesionCheckpointer
+from .clipping import with_clipping
 from .compilation import compile_parts
 from .ensembles import as_evaluated
 from .hard_negatives import HardNegativeMiner, HardNegativeMiningHook
@@ -309,8 +310,8 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         """SGD as Detectron2 builds it, or Adam or AdamW over the same groups of parameters.
 
         Raises:
-            ValueError: SOLVER.OPTIMIZER is none of the three, or SOLVER.LR_FACTORS names a layer
-                that the model has not.
+            ValueError: SOLVER.OPTIMIZER or CLIP_GRADIENTS.CLIP_TYPE is none of three, or
+                SOLVER.LR_FACTORS names a layer that the model has not.
         """
         optimizer, solver = optimizer_class(cfg), cfg.SOLVER
         parameters = get_default_optimizer_params(
@@ -326,7 +327,7 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         if optimizer is torch.optim.SGD:
             options = options or {"foreach": True}
             options |= {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
-        built = maybe_add_gradient_clipping(cfg, optimizer)(
+        built = with_clipping(cfg, optimizer)(
             parameters, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, **options
         )
         if solver.CLIP_GRADIENTS.ENABLED:

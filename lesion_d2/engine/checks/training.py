@@ -19,6 +19,7 @@ from ...modeling.meta_arch.mean_teacher import POLICIES
 from ...values import is_number
 from ...volumetric_config import is_volumetric
 from ..checkpoint_files import FORMATS
+from ..clipping import clipper
 from ..compilation import check_compiler
 from ..input_errors import InputError, as_input_error, has_uldor_heads, is_a, switched_on
 from ..schedule import check_epochs, check_learning_rate_factors
@@ -104,6 +105,7 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
     check_values(cfg, _SCHEDULE_CHECKS)
     with as_input_error(""):
         optimizer_class(cfg)
+        clipper(cfg)
         check_learning_rate_factors(cfg)
     check_compiler(cfg)
     if num_processes > 1 and cfg.SOLVER.IMS_PER_BATCH % num_processes:
