@@ -1,6 +1,6 @@
 """Measure this project's ratios and times on this machine, in one run.
 
-python -m lesion_d2.tools.benchmark [--only PART ...] [--threads N]
+python -m lesion_d2.tools.benchmark [--only PART ... | --peers] [--threads N]
 
 Writes small phantom data sets into a temporary folder, measures, and prints one table, each row as
 soon as it is measured. Times are the minimum over repeats where nothing else is said; ratios of
@@ -36,7 +36,9 @@ from .boxes.froc import measure_froc
 from .boxes.linking import measure_linking
 from .memory import ignore_meshgrid_warning
 from .models.bai import measure_bai
+from .models.clipping import measure_clipping
 from .models.monai import measure_monai
+from .models.peers import measure_peers
 from .models.retinanet import measure_retina_unet, measure_zlocha
 from .models.scans import measure_scans
 from .models.tao import measure_tao
@@ -44,6 +46,7 @@ from .models.uldor import measure_uldor
 from .models.volumes import measure_volumes
 from .samples.patches import measure_patches
 from .samples.slices import measure_csv, measure_masks, measure_slices
+from .samples.start import measure_start
 from .samples.sweeps import measure_sweeps
 from .samples.voxels import measure_voxels
 from .timing import Row
@@ -54,6 +57,7 @@ PARTS = (
     "froc",
     "evaluation",
     "csv",
+    "start",
     "voxels",
     "patches",
     "sweeps",
@@ -61,6 +65,7 @@ PARTS = (
     "clustering",
     "linking",
     "boxes3d",
+    "clipping",
     "model",
     "zlocha",
     "uldor",
@@ -70,8 +75,22 @@ PARTS = (
     "volumes",
     "scans",
 )
+# What --peers measures: torchvision's and Detectron2's RetinaNet, MONAI's detector and operations,
+# and the published toolkit's formula for clustering boxes.
+_PEERS = ("peers", "monai", "clustering", "boxes3d")
 # Parts that are measured with files of configs/, which a checkout has.
-_WITH_CONFIGS = ("model", "zlocha", "uldor", "tao", "bai", "volumes", "scans")
+_WITH_CONFIGS = (
+    "start",
+    "clipping",
+    "model",
+    "zlocha",
+    "uldor",
+    "tao",
+    "bai",
+    "volumes",
+    "scans",
+    "peers",
+)
 _HEADERS = ("", "measured", "limit", "ok", "note")
 _WIDTHS = (70, 12, 14, 3, 0)  # of the columns: rows are printed before the next ones are known
 # Parts that choose on a GPU themselves how often they repeat.
@@ -86,6 +105,7 @@ def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
         "froc": measure_froc,
         "evaluation": measure_evaluation,
         "csv": partial(measure_csv, folder),
+        "start": partial(measure_start, folder / "start"),
         "voxels": partial(measure_voxels, folder),
         "patches": partial(measure_patches, folder),
         "sweeps": partial(measure_sweeps, folder),
@@ -98,6 +118,7 @@ def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
         if part in parts:
             yield from measure_part()
     models = {
+        "clipping": measure_clipping,
         "model": measure_retina_unet,
         "zlocha": measure_zlocha,
         "uldor": partial(measure_uldor, folder=folder),
@@ -106,6 +127,7 @@ def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
         "monai": measure_monai,
         "volumes": partial(measure_volumes, folder=folder),
         "scans": partial(measure_scans, folder=folder),
+        "peers": measure_peers,
     }
     for part, measure_model in models.items():
         if part in parts:
@@ -141,7 +163,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print each row as it is known, and return 1 where a limit is exceeded."""
     parser = argparse.ArgumentParser(prog="lesion_d2.tools.benchmark", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
+    parts.add_argument(
+        "--peers",
+        action="store_const",
+        const=_PEERS,
+        dest="only",
+        help="only what other libraries are compared in",
+    )
     parser.add_argument("--threads", type=int, help="of torch (its own choice)")
     args = parser.parse_args(argv)
     if args.threads:

@@ -35,12 +35,12 @@ def peak_memory(work: Callable[[CfgNode], None], cfg: CfgNode) -> float:
 def _peak_resident_memory(work: Callable[[CfgNode], None], cfg: CfgNode, threads: int) -> float:
     torch.set_num_threads(threads)
     ignore_meshgrid_warning()
-    before = _high_water()
+    before = high_water()
     work(cfg)
-    return _high_water() - before
+    return high_water() - before
 
 
-def _high_water() -> float:
+def high_water() -> float:
     """Most resident memory of this process so far, MiB."""
     status = Path("/proc/self/status")
     if status.exists():  # getrusage counts the parent's peak too on Linux

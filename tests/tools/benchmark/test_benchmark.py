@@ -3,7 +3,7 @@
 import signal
 
 import lesion_d2
-from lesion_d2.tools.benchmark import memory, timing
+from lesion_d2.tools.benchmark import __main__, memory, timing
 from lesion_d2.tools.benchmark.__main__ import main
 from lesion_d2.tools.benchmark.timing import Row, Times
 
@@ -100,6 +100,16 @@ def test_the_command_prints_a_table_and_fails_where_a_limit_is_exceeded(monkeypa
         assert main(["--only", "froc"]) == code
         lines = capsys.readouterr().out.splitlines()[2:]
         assert [" ".join(line.split()) for line in lines] == [*expected[:number], last]
+
+
+def test_peers_are_one_run(monkeypatch):
+    measured = []
+    monkeypatch.setattr(__main__, "measure", lambda parts, _: measured.append(parts) or [])
+    assert main(["--peers"]) == main([]) == 0
+    peers, default = measured
+    assert {"peers", "monai", "clustering"} <= set(peers) and "peers" not in default
+    with pytest.raises(SystemExit):
+        main(["--peers", "--only", "csv"])
 
 
 def test_each_row_is_printed_before_the_next_one_is_measured(monkeypatch, capsys):

@@ -1,13 +1,23 @@
 """What the benchmark measures of models of slices."""
 
 import json
+import re
 
 from lesion_d2.data.deeplesion import load_deeplesion
 from lesion_d2.data.phantom import write_phantom
 from lesion_d2.engine.hard_negatives import HardNegativeMiner
 from lesion_d2.modeling import MeanTeacher
 from lesion_d2.tools.benchmark import configs, inputs, timing
-from lesion_d2.tools.benchmark.models import bai, retinanet, running, scans, tao, uldor
+from lesion_d2.tools.benchmark.models import (
+    bai,
+    clipping,
+    peers,
+    retinanet,
+    running,
+    scans,
+    tao,
+    uldor,
+)
 from lesion_d2.tools.benchmark.timing import Row
 
 import pytest
@@ -341,3 +351,31 @@ def test_calls_of_a_model_are_timed_within_the_block_alone(monkeypatch):
             model(torch.zeros(1, 1, 2, 2))
     model(torch.zeros(1, 1, 2, 2))
     assert seconds == [1, 1, 1]
+
+
+def test_clipping_takes_a_few_operations():
+    each, together = clipping.measure_clipping("cpu", repeats=1)
+    for row in (each, together):
+        found = re.search(r"(\d+) against (\d+) operations", row.note)
+        ours, theirs = map(int, found.groups())
+        assert ours < theirs / 3 and row.measured > 0 and row.limit == 1
+    assert "norm / Detectron2's norm" in each.name and "full_model_norm" in together.name
+
+
+def test_peers_are_compared_on_the_same_images(monkeypatch):
+    def thin_config(file, device):
+        cfg = load_config(file, device)
+        cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
+        return cfg
+
+    load_config = configs.load_config
+    monkeypatch.setattr(peers, "load_config", thin_config)
+    monkeypatch.setattr(peers, "_SIZES", {"cpu": 64})
+    rows = list(peers.measure_peers("cpu", repeats=1))
+    assert [row.name.split(",")[0] for row in rows[:2]] == [
+        "RetinaUNet / torchvision's RetinaNet",
+        "Detectron2's RetinaNet / torchvision's RetinaNet",
+    ]
+    assert all(row.measured > 0 for row in rows)
+    operations = rows[4:]  # none where there is no MONAI
+    assert all("the same results" in row.note and "NOT" not in row.note for row in operations)

@@ -6,7 +6,7 @@ import sys
 
 from lesion_d2.data.deeplesion import load_deeplesion
 from lesion_d2.tools.benchmark import inputs
-from lesion_d2.tools.benchmark.samples import patches, slices, sweeps, voxels
+from lesion_d2.tools.benchmark.samples import patches, slices, start, sweeps, voxels
 from lesion_d2.tools.benchmark.timing import Times
 
 import numpy as np
@@ -97,3 +97,25 @@ def test_sweeps_are_measured_against_images_on_their_own(tmp_path, monkeypatch):
     assert reads.name == "volume, 3 channels: reads of a slice" and reads.measured == 1
     assert time.measured > 0 and nifti.measured > 0
     assert memory.measured == 1 and memory.ok
+
+
+def test_the_start_is_held_against_its_imports(tmp_path, monkeypatch):
+    calls = []
+
+    def run(*arguments, folder):
+        assert (folder / "DeepLesion" / "DL_info.csv").exists()
+        calls.append(arguments[0])
+        return {"seconds": 2.0 * len(calls), "mebibytes": 800.0}
+
+    monkeypatch.setattr(start, "_run", run)
+    whole, ratio = start.measure_start(tmp_path, num_rows=5)
+    assert calls == ["-c", "-m"] and (whole.measured, whole.limit) == (4.0, 9)
+    assert ratio.measured == 2.0 and "800 MiB" in whole.note
+
+
+def test_rows_of_several_files_are_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(slices, "NUM_ROWS", 40)
+    monkeypatch.setattr(slices, "_FEWER_ROWS", (10, 5))
+    whole, growth = slices.measure_csv(tmp_path)
+    assert whole.limit == 2 and growth.unit == "x" and growth.measured > 0
+    assert all(f"{n}: " in growth.note for n in (40, 10, 5))

@@ -23,6 +23,7 @@ from ..inputs import LARGE, SMALL, prepare_phantom, registered, write_rows
 from ..timing import Row, time_calls
 
 NUM_ROWS = 32_735  # of DL_info.csv
+_FEWER_ROWS = (4_092, 1_023)  # what a row takes as the file grows
 DIAMETERS = (5, 60)  # px, of the lesions that masks are compared on
 
 
@@ -113,7 +114,19 @@ def measure_csv(folder: Path) -> list[Row]:
     load = partial(load_deeplesion, root / "DL_info.csv", root / "Images_png", None)
     (times,) = time_calls([load], repeats=5)
     note = f"processor time; clock {times.min:.2f} s"
-    return [Row(f"{NUM_ROWS:,} rows loaded", min(times.cpu_seconds), "s", 2, note)]
+    seconds = [min(times.cpu_seconds)]
+    for count in _FEWER_ROWS:
+        fewer = folder / f"rows_{count}"
+        write_rows(fewer, count)
+        load = partial(load_deeplesion, fewer / "DL_info.csv", fewer / "Images_png", None)
+        seconds.append(min(time_calls([load], repeats=5)[0].cpu_seconds))
+    a_row = [1e6 * s / n for s, n in zip(seconds, (NUM_ROWS, *_FEWER_ROWS), strict=True)]
+    growth = f"µs a row at {NUM_ROWS:,}: {a_row[0]:.1f}"
+    growth += "".join(f", {n:,}: {s:.1f}" for n, s in zip(_FEWER_ROWS, a_row[1:], strict=True))
+    return [
+        Row(f"{NUM_ROWS:,} rows loaded", seconds[0], "s", 2, note),
+        Row("time of a row, the whole file / an eighth", a_row[0] / a_row[1], "x", 1.5, growth),
+    ]
 
 
 def measure_masks(folder: Path) -> list[Row]:
