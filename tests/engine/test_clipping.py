@@ -32,10 +32,13 @@ def parameters_with_gradients(scales=(1e-9, 1e-3, 0.2, 1.0, 3.0, 40.0, 1e6, 1e12
 @pytest.mark.parametrize("order", [1.0, 2.0, float("inf")])
 @pytest.mark.parametrize("clip_type", ["norm", "value"])
 def test_steps_are_those_of_detectron2_bit_by_bit(clip_type, order):
-    cfg = config(clip_type, 0.7, NORM_TYPE=order)
+    cfg = config(clip_type, 0.7)
+    cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE = order
     stepped = []
     for wrap in (with_clipping, maybe_add_gradient_clipping):
         parameters = parameters_with_gradients()
+        if clip_type == "value":  # Detectron2's fails where one has no gradient
+            parameters.pop()
         wrap(cfg, torch.optim.SGD)(parameters, lr=0.5, momentum=0.9).step()
         stepped.append(parameters)
     for ours, theirs in zip(*stepped, strict=True):
@@ -55,6 +58,13 @@ def test_all_gradients_together_have_a_norm_up_to_the_limit(limit):
         np.testing.assert_allclose(parameter.grad.numpy(), expected, rtol=1e-5)
         if norm < limit:
             np.testing.assert_array_equal(parameter.grad.numpy(), values)  # not touched
+
+
+def test_values_are_clipped_where_a_parameter_has_no_gradient():
+    parameters = parameters_with_gradients()
+    with_clipping(config("value", 0.7), torch.optim.SGD)(parameters, lr=0.5).step()
+    assert max(float(p.grad.abs().max()) for p in parameters[:-1]) == pytest.approx(0.7)
+    assert torch.equal(parameters[-1], torch.ones(2))
 
 
 def test_gradients_of_two_types_are_clipped():
