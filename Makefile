@@ -12,7 +12,13 @@ PHANTOM := $(DETECTRON2_DATASETS)/phantom
 PREDICTED := output/predict
 SCANS := $(PREDICTED)/scans
 
-.PHONY: demo predict install test faults lint benchmark
+# For a machine with a GPU: its Python's version, what it has, and wheels of the rest.
+GPU_PYTHON ?= 3.12
+GPU_HAS ?= torch torchvision
+WHEELS ?= wheels
+FOUND_WHEELS = $(wildcard $(WHEELS)/*.whl)
+
+.PHONY: demo predict install test faults lint benchmark gpu-check gpu-wheels
 .DELETE_ON_ERROR:
 
 # Train a lesion detector on the phantoms, evaluate it on other patients, and show what it found.
@@ -42,6 +48,21 @@ lint: install
 
 benchmark: install
 	$(BIN)/python -m lesion_d2.tools.benchmark
+
+# On a machine with a GPU, docs/gpu.md; GPU_CHECK="--device cpu --tiny" tests the check elsewhere.
+gpu-check: $(if $(FOUND_WHEELS),.gpu/installed,install)
+	$(if $(FOUND_WHEELS),PYTHONPATH=$(CURDIR)/.gpu:$(CURDIR) $(PYTHON),$(BIN)/python) \
+		-m lesion_d2.tools.gpu_check $(GPU_CHECK)
+
+gpu-wheels: install
+	$(BIN)/python -m lesion_d2.tools.gpu_check.wheels --output $(WHEELS) --python $(GPU_PYTHON) \
+		--has $(GPU_HAS)
+
+# Beside the packages of a Python that has torch, which stay as they are.
+.gpu/installed: $(FOUND_WHEELS)
+	rm -rf .gpu
+	$(PYTHON) -m pip install -q --no-index --no-deps --no-compile --target .gpu $^
+	touch $@
 
 # A mere folder detectron2, such as a clone of its repository here, can be imported too.
 .venv/installed: setup.py requirements-detectron2.txt

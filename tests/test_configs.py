@@ -9,6 +9,7 @@ from lesion_d2 import get_lesion_config
 from lesion_d2.data.loader import build_lesion_test_loader, build_lesion_train_loader
 from lesion_d2.data.volumetric.loader import build_volume_train_loader
 from lesion_d2.engine import Trainer
+from lesion_d2.tools.gpu_check.configs import narrow
 from lesion_d2.volumetric_config import is_volumetric
 
 import pytest
@@ -27,23 +28,6 @@ _AFFINE = ("MAX_ROTATION", "MAX_SHEAR", "MAX_SCALE", "MAX_TRANSLATION")
 _OF_SLICE_IMAGES = ("build_slice_images_backbone", "build_fused_fpn_backbone")
 # Of strides: within half a pixel with a VGG; a DenseNet's levels have 0, 1/4 and 3/8.
 _OFFSETS = {"vgg": 0.5, "densenet": 0.25, "resnet": 0.0}
-# What makes a model wide, or a step long, and the most of it here: less does for a step.
-_MOST = {
-    "FPN.OUT_CHANNELS": 32,
-    "RESNETS.STEM_OUT_CHANNELS": 16,
-    "RESNETS.WIDTH_PER_GROUP": 8,
-    "RESNETS.RES2_OUT_CHANNELS": 32,
-    "VGG.WIDTH": 8,
-    "ROI_BOX_HEAD.FC_DIM": 64,
-    "ROI_BOX_HEAD.CONV_DIM": 32,
-    "ROI_MASK_HEAD.CONV_DIM": 32,
-    "ROI_HEADS.BATCH_SIZE_PER_IMAGE": 64,
-    "RPN.PRE_NMS_TOPK_TRAIN": 200,
-    "RPN.PRE_NMS_TOPK_TEST": 200,
-    "RPN.POST_NMS_TOPK_TRAIN": 100,
-    "RPN.POST_NMS_TOPK_TEST": 100,
-    "VOLUMETRIC.HEAD_CHANNELS": 32,
-}
 
 
 @functools.cache
@@ -57,9 +41,7 @@ def _read(file):
 def _reduced(file):
     cfg = _read(file).clone()
     cfg.defrost()
-    for key, most in _MOST.items():
-        part, name = key.split(".")
-        cfg.MODEL[part][name] = min(cfg.MODEL[part][name], most)
+    narrow(cfg)
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.PIXEL_STD = [127.5] * cfg.INPUT.CT.NUM_SLICES  # other weights may want 1

@@ -97,6 +97,13 @@ class CPUAMPTrainer(SimpleTrainer):
         self.optimizer.step()
 
 
+def step_trainer(cfg: CfgNode) -> type[SimpleTrainer]:
+    """What computes a run's steps, in mixed precision where SOLVER.AMP.ENABLED is set."""
+    if not cfg.SOLVER.AMP.ENABLED:
+        return SimpleTrainer
+    return CPUAMPTrainer if cfg.MODEL.DEVICE == "cpu" else AMPTrainer
+
+
 class StoppableTrainer(TrainerBase):
     """A TrainerBase whose hooks may end the training before ``max_iter``."""
 
@@ -146,10 +153,7 @@ class Trainer(DefaultTrainer, StoppableTrainer):
             find_unused_parameters=has_unused_parameters(model),
             **({"device_ids": None} if on_cpu else {}),
         )
-        step_trainer = SimpleTrainer
-        if cfg.SOLVER.AMP.ENABLED:
-            step_trainer = CPUAMPTrainer if on_cpu else AMPTrainer
-        self._trainer = step_trainer(trained, data_loader, optimizer)
+        self._trainer = step_trainer(cfg)(trained, data_loader, optimizer)
 
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         parts = {"trainer": weakref.proxy(self)}

@@ -12,9 +12,6 @@ the project's checkout.
 """
 
 import argparse
-import datetime
-import os
-import platform
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -34,6 +31,7 @@ from .boxes.clustering import measure_clustering
 from .boxes.evaluation import measure_evaluation
 from .boxes.froc import measure_froc
 from .boxes.linking import measure_linking
+from .machine import machine_line
 from .memory import ignore_meshgrid_warning
 from .models.bai import measure_bai
 from .models.clipping import measure_clipping
@@ -135,22 +133,6 @@ def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
         if part in parts and torch.cuda.is_available():
             options = {} if part in _OWN_REPEATS else {"repeats": 20}
             yield from measure_model("cuda", **options)
-
-
-def machine_line() -> str:
-    """Processor, cores, GPU, versions and date."""
-    model = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            names = [
-                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
-            ]
-        model = names[0] if names else model
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return (
-        f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; {gpu}; "
-        f"torch {torch.__version__}, Python {platform.python_version()}; {datetime.date.today()}"
-    )
 
 
 def table_line(cells: Sequence[str]) -> str:

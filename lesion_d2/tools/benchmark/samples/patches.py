@@ -64,10 +64,15 @@ def _write_record(folder: Path) -> dict:
     write_voxels(file, volume)
     record = array_record(volume, _SPACING)
     del record["voxels"]
-    depth, height, width = volume.shape
+    return add_lesions({**record, "files": list(voxels_slices(file).values())})
+
+
+def add_lesions(record: dict) -> dict:
+    """Annotate three lesions, balls of 12 pixels, on a record of a volume; the record."""
+    depth, height, width = record["shape"]
     z, y, x = np.ogrid[:depth, :height, :width]
     for number, place in enumerate(((0.3, 0.3, 0.3), (0.5, 0.6, 0.4), (0.8, 0.5, 0.7))):
-        center = [int(share * side) for share, side in zip(place, volume.shape, strict=True)]
+        center = [int(share * side) for share, side in zip(place, record["shape"], strict=True)]
         ball = ((z - center[0]) * 3) ** 2 + (y - center[1]) ** 2 + (x - center[2]) ** 2 < 12**2
         slices = np.flatnonzero(ball.any(axis=(1, 2))).tolist()
         middle, half = np.array(center[::-1]), np.array((17, 17, 4))
@@ -79,7 +84,7 @@ def _write_record(folder: Path) -> dict:
                 "segmentation": {n: encode_mask(ball[n]) for n in slices},
             }
         )
-    return {**record, "files": list(voxels_slices(file).values())}
+    return record
 
 
 def _monai_calls(
