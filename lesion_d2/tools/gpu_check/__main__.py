@@ -35,6 +35,8 @@ OUTPUT = "output/gpu_check.json"
 _SECONDS = 480  # in all
 _OF_TESTS, _OF_STEPS = 0.35, 0.25  # of what is left, at most
 _END = 4.0  # seconds for the end
+# One that hangs is stopped after so many times what its kind takes, or this share of what is left.
+_PATIENCE, _SHARE = 5.0, 1 / 3
 _TIMED = {False: 1.2, True: 0.05}  # seconds of calls for each number, and with --tiny
 
 
@@ -135,7 +137,7 @@ def do_jobs(worker: Worker, jobs: Iterable[Job], deadline: float) -> Iterator[Ou
     Args:
         worker: does them.
         jobs: in their order.
-        deadline: of ``time.perf_counter``; what still runs then is stopped.
+        deadline: of ``time.perf_counter``; what still runs then is stopped, as is what hangs.
     """
     took: dict[str, float] = {}
     for job in jobs:
@@ -146,9 +148,10 @@ def do_jobs(worker: Worker, jobs: Iterable[Job], deadline: float) -> Iterator[Ou
             continue
         begin = time.perf_counter()
         worker.submit(job)
-        found = worker.wait(left)
+        found = worker.wait(min(left, max(_PATIENCE * expected, _SHARE * left)))
         seconds = time.perf_counter() - begin
-        took[job.cost_kind] = max(seconds, took.get(job.cost_kind, 0.0))
+        if "error" not in found:
+            took[job.cost_kind] = max(seconds, took.get(job.cost_kind, 0.0))
         yield Outcome(job, found.get("numbers", {}), seconds, found.get("error", ""))
 
 

@@ -77,7 +77,7 @@ def freeze_statistics(model: nn.Module, batch: list[dict]) -> None:
     def take(norm: FrozenBatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
         variance, mean = torch.var_mean(inputs[0].float(), dim=(0, 2, 3))
         norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
+        norm.running_var.fill_(variance.mean())  # a channel's own may be 0 in a small image
 
     norms = [module for module in model.modules() if isinstance(module, FrozenBatchNorm2d)]
     handles = [norm.register_forward_pre_hook(take) for norm in norms]

@@ -116,6 +116,12 @@ def test_jobs_that_would_not_fit_are_listed_and_smaller_ones_still_done(monkeypa
     assert [each.seconds for each in outcomes if not each.skipped] == [10.0, 20.0, 4.0]
 
 
+def test_what_hangs_costs_a_part_of_the_time(monkeypatch):
+    outcomes, _, passed = run(monkeypatch, [Job("model", "1000"), Job("model", "10")], 300.0)
+    assert passed == 110.0 and outcomes[0].error == "stopped after 100 s"
+    assert not outcomes[1].error and not outcomes[1].skipped
+
+
 def test_what_takes_longer_than_all_the_time_is_stopped_and_told(monkeypatch):
     outcomes, _, passed = run(monkeypatch, [Job("model", "1000"), Job("teacher", "1")], 30.0)
     assert passed == 30.0 and outcomes[0].error == "stopped after 30 s"
