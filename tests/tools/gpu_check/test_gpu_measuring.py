@@ -8,6 +8,7 @@ from lesion_d2.tools.gpu_check.configs import SETTINGS, read_config
 from lesion_d2.tools.gpu_check.jobs import Job
 from lesion_d2.tools.gpu_check.wheels import needed
 from lesion_d2.tools.gpu_check.worker import Options, Worker
+from lesion_d2.volumetric_config import is_volumetric
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("quick_weights")
 def few_calls(monkeypatch):
     monkeypatch.setattr(measuring, "_MOST", 1)
     monkeypatch.setattr(measuring, "_LEAST", 1)
+    monkeypatch.setattr(measuring, "_TOGETHER", 2)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -45,6 +47,8 @@ def test_a_model_trains_and_infers(few_calls, name):
     cfg = read_config(name, "cpu", tiny=True)
     SETTINGS["float32"].apply(cfg)
     cfg.SOLVER.IMS_PER_BATCH = 1
+    if is_volumetric(cfg):
+        cfg.INPUT.VOLUME.PATCH_SIZE = (4, 32, 32)
     found = measuring.measure_model(cfg, seconds=0.0)
     assert found["batch"] == 1 and found["training_mib"] is None and found["waiting"] is None
     for key in ("training_per_s", "inference_ms", "inference_of_4_ms", "first_step_s"):
