@@ -48,7 +48,7 @@ def test_a_model_trains_and_infers(few_calls, name):
     SETTINGS["float32"].apply(cfg)
     cfg.SOLVER.IMS_PER_BATCH = 1
     if is_volumetric(cfg):
-        cfg.INPUT.VOLUME.PATCH_SIZE = (4, 32, 32)
+        cfg.INPUT.VOLUME.PATCH_SIZE = (8, 64, 32)
     found = measuring.measure_model(cfg, seconds=0.0)
     assert found["batch"] == 1 and found["training_mib"] is None and found["waiting"] is None
     for key in ("training_per_s", "inference_ms", "inference_of_4_ms", "first_step_s"):
