@@ -139,8 +139,11 @@ def _padding(features: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
     """Which positions of (N, M, D, H, W) lie outside of N heights and widths; (N, 1, 1, H, W)."""
     height, width = features.shape[-2:]
     y, x = (torch.arange(side, device=features.device) for side in (height, width))
-    limits = torch.tensor(sizes, device=features.device)
-    outside_y, outside_x = y >= limits[:, :1], x >= limits[:, 1:]
+    # By numbers of the host: to bring a tensor of them to a GPU waits for it.
+    outside_y, outside_x = (
+        torch.stack([axis >= limit for limit in limits])
+        for axis, limits in zip((y, x), zip(*sizes, strict=True), strict=True)
+    )
     return (outside_y[:, :, None] | outside_x[:, None, :])[:, None, None]
 
 

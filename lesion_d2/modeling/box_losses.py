@@ -4,13 +4,15 @@ import torch
 from detectron2.layers import cat, ciou_loss, diou_loss
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
-from fvcore.nn import giou_loss, smooth_l1_loss
+from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 
 from .. import layers
+from .waiting import rows_that_count, sum_of_rows
 
 _OVERLAP_LOSSES = {
-    4: {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss},
+    # fvcore's giou_loss, which is the same, waits for a GPU seven times.
+    4: {"giou": layers.giou_loss, "diou": diou_loss, "ciou": ciou_loss},
     6: {"giou": layers.giou_loss},
 }
 
@@ -45,6 +47,7 @@ def box_regression_loss(
     *,
     box_reg_loss_type: str,
     smooth_l1_beta: float,
+    at_most: int | None = None,
 ) -> Tensor:
     """The box regression loss of positive anchors, summed.
 
@@ -60,6 +63,7 @@ def box_regression_loss(
         box_reg_loss_type: "smooth_l1" of the deltas; "giou" or, in 2-D, "diou" or "ciou" of the
             boxes.
         smooth_l1_beta: where the smooth L1 loss goes over from a square to a line; 0 for L1.
+        at_most: there are no more positive anchors, which saves a GPU to look at all.
 
     Returns:
         A scalar.
@@ -67,10 +71,14 @@ def box_regression_loss(
     Raises:
         ValueError: there is no such loss for these boxes.
     """
-    image, position = is_positive.nonzero(as_tuple=True)
-    sources = type(anchors[0]).cat(anchors).tensor[position]
-    deltas, targets = cat(pred_deltas, dim=1)[image, position], torch.stack(gt_boxes)
-    targets = targets[image, position]
+    sources, targets = type(anchors[0]).cat(anchors).tensor, torch.stack(gt_boxes)
+    counts, (sources, deltas, targets) = rows_that_count(
+        is_positive,
+        sources.expand_as(targets),
+        cat(pred_deltas, dim=1),
+        targets,
+        at_most=at_most,
+    )
     return matched_box_loss(
         transform,
         sources,
@@ -78,6 +86,7 @@ def box_regression_loss(
         targets,
         box_reg_loss_type=box_reg_loss_type,
         smooth_l1_beta=smooth_l1_beta,
+        counts=counts,
     )
 
 
@@ -89,6 +98,7 @@ def matched_box_loss(
     *,
     box_reg_loss_type: str,
     smooth_l1_beta: float,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """The box regression loss of anchors, or regions, that are matched already, summed.
 
@@ -98,6 +108,7 @@ def matched_box_loss(
         deltas: (n, B), predicted.
         targets: (n, B) boxes.
         box_reg_loss_type, smooth_l1_beta: see :func:`box_regression_loss`.
+        counts: (n,) bool, the rows that count; None for all.
 
     Returns:
         A scalar.
@@ -105,9 +116,13 @@ def matched_box_loss(
     Raises:
         ValueError: there is no such loss for these boxes.
     """
+    if counts is not None:  # the boxes of the others may be empty
+        targets = targets.where(counts[:, None], sources)
     if box_reg_loss_type == "smooth_l1":
         wanted = transform.get_deltas(sources, targets)
-        return smooth_l1_loss(deltas, wanted, beta=smooth_l1_beta, reduction="sum")
+        losses = smooth_l1_loss(deltas, wanted, beta=smooth_l1_beta, reduction="none")
+        return sum_of_rows(losses, counts)
     check_box_loss(box_reg_loss_type, sources.shape[1])
     overlap_loss = _OVERLAP_LOSSES[sources.shape[1]][box_reg_loss_type]
-    return overlap_loss(transform.apply_deltas(deltas, sources), targets, reduction="sum")
+    losses = overlap_loss(transform.apply_deltas(deltas, sources), targets, reduction="none")
+    return sum_of_rows(losses, counts)

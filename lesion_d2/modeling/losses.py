@@ -3,6 +3,8 @@ import torch.nn.functional as F
 from fvcore.nn import sigmoid_focal_loss_jit
 from torch import Tensor
 
+from .waiting import rows_that_count, sum_of_rows
+
 IGNORE = -1  # label of pixels (of volumes: voxels) that no loss looks at: the padding of a batch
 
 
@@ -107,10 +109,11 @@ def anchor_focal_loss(
     Returns:
         A scalar, the sum over anchors.
     """
-    counts = labels >= 0
-    labels = labels[counts]
-    cross_entropy = F.cross_entropy(logits[counts].float(), labels, reduction="none")
-    return _focal(cross_entropy, labels < logits.shape[-1] - 1, alpha, gamma).sum()
+    counts, (rows, labels) = rows_that_count(labels >= 0, logits, labels)
+    labels = labels.clamp(min=0)  # those that do not count
+    cross_entropy = F.cross_entropy(rows.float(), labels, reduction="none")
+    losses = _focal(cross_entropy, labels < logits.shape[-1] - 1, alpha, gamma)
+    return sum_of_rows(losses, counts)
 
 
 def anchor_sigmoid_focal_loss(
@@ -128,8 +131,8 @@ def anchor_sigmoid_focal_loss(
     Returns:
         A scalar, the sum over anchors.
     """
-    counts = labels >= 0
-    targets = F.one_hot(labels[counts], logits.shape[-1] + 1)[:, :-1].to(logits.dtype)
-    return sigmoid_focal_loss_jit(
-        logits[counts], targets, alpha=alpha, gamma=gamma, reduction="sum"
-    )
+    counts, (rows, labels) = rows_that_count(labels >= 0, logits, labels)
+    labels = labels.clamp(min=0)  # those that do not count
+    targets = F.one_hot(labels, logits.shape[-1] + 1)[:, :-1].to(logits.dtype)
+    losses = sigmoid_focal_loss_jit(rows, targets, alpha=alpha, gamma=gamma, reduction="none")
+    return sum_of_rows(losses, counts)

@@ -130,7 +130,7 @@ def ellipse_masks(
             always left.
     """
     height, width = image_size
-    margins = margin * matrix[:, :2].to(boxes).square().sum(dim=1).sqrt()
+    margins = margin * matrix[:, :2].to(boxes, non_blocking=True).square().sum(dim=1).sqrt()
     centers, halves = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
     halves = (halves - margins).clamp(min=0.5)
     x = torch.arange(width, device=boxes.device) - centers[:, :1]

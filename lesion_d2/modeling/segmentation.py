@@ -93,11 +93,11 @@ def semantic_labels(
         label.zero_()
         if len(instances) == 0:
             continue
-        for mask, category in zip(
-            instances.gt_masks.tensor, instances.gt_classes.tolist(), strict=True
-        ):
-            foreground = 1 if class_agnostic else category + 1
-            label[mask] = foreground if category >= 0 else IGNORE
+        classes = instances.gt_classes
+        foreground = torch.ones_like(classes) if class_agnostic else classes + 1
+        values = foreground.masked_fill(classes < 0, IGNORE)
+        for mask, value in zip(instances.gt_masks.tensor, values, strict=True):
+            label.masked_fill_(mask, value)
     return labels
 
 

@@ -1,5 +1,7 @@
 """Stochastic hard example mining (Jaeger et al., section 4.2), in one stage and in two."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -7,9 +9,58 @@ from detectron2.structures import Boxes
 from torch import Tensor
 
 from .box_losses import box_regression_loss
+from .waiting import indices_of
 
 
-def shem_loss(logits: Tensor, labels: Tensor, *, pool: int, softmax: bool) -> Tensor:
+class AnchorCounts(NamedTuple):
+    """Numbers of positive and of negative anchors, of each image."""
+
+    positive: list[int]
+    negative: list[int]
+
+
+def count_anchors(labels: Tensor, num_classes: int) -> AnchorCounts:
+    """Count the anchors of a batch, for which a GPU is waited for once.
+
+    Args:
+        labels: (N, R) int, see :func:`shem_loss`.
+        num_classes: K.
+    """
+    is_negative = labels == num_classes
+    is_positive = (labels >= 0) & ~is_negative
+    return AnchorCounts(*torch.stack([is_positive.sum(dim=1), is_negative.sum(dim=1)]).tolist())
+
+
+def draw_positives(
+    labels: Tensor, counts: AnchorCounts, number: int, *, num_classes: int
+) -> tuple[Tensor, AnchorCounts]:
+    """Let at most so many positive anchors of each image count, by :func:`sample_positives`.
+
+    Args:
+        labels: (N, R) int, see :func:`shem_loss`.
+        counts: of the labels.
+        number: of an image's positive anchors, at most.
+        num_classes: K.
+
+    Returns:
+        The labels, -1 for the other positive anchors, and their counts.
+    """
+    is_positive = (labels >= 0) & (labels != num_classes)
+    is_drawn = torch.zeros_like(is_positive)
+    for drawn, of_image, count in zip(is_drawn, is_positive, counts.positive, strict=True):
+        drawn[sample_positives(of_image, number, count=count)] = True
+    positive = [min(count, number) for count in counts.positive]
+    return labels.masked_fill(is_positive & ~is_drawn, -1), counts._replace(positive=positive)
+
+
+def shem_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    pool: int,
+    softmax: bool,
+    counts: AnchorCounts | None = None,
+) -> Tensor:
     """Cross entropy with stochastic hard example mining (Jaeger et al., section 4.2).
 
     All positive anchors count, and of each image as many negative ones (one at least), drawn by
@@ -27,26 +78,46 @@ def shem_loss(logits: Tensor, labels: Tensor, *, pool: int, softmax: bool) -> Te
         pool: the hardest so many times the number of drawn negatives are drawn from.
         softmax: whether classes exclude each other; otherwise the binary cross entropies of the K
             classes are summed.
+        counts: of the labels, where they are known.
 
     Returns:
         A scalar.
     """
     num_classes = logits.shape[-1] - softmax
+    counts = counts or count_anchors(labels, num_classes)
     is_negative = labels == num_classes
     is_positive = (labels >= 0) & ~is_negative
     hardness = _foreground_probability(logits.detach(), softmax).masked_fill(~is_negative, -1)
     is_drawn = torch.zeros_like(is_negative)
-    for i, number in enumerate(is_positive.sum(dim=1).tolist()):
-        is_drawn[i, sample_hard_negatives(hardness[i], max(1, number), pool=pool)] = True
+    num_drawn = 0
+    for i, (number, count) in enumerate(zip(*counts, strict=True)):
+        drawn = sample_hard_negatives(hardness[i], max(1, number), pool=pool, count=count)
+        is_drawn[i, drawn] = True
+        num_drawn += len(drawn)
     positive, negative = (
-        mean_per_image(_cross_entropy(logits[chosen].float(), labels[chosen], softmax), chosen)
-        for chosen in (is_positive, is_drawn)
+        _mean_of_chosen(logits, labels, softmax, chosen, number)
+        for chosen, number in ((is_positive, sum(counts.positive)), (is_drawn, num_drawn))
     )
     return (positive + negative) / 2
 
 
+def _mean_of_chosen(
+    logits: Tensor, labels: Tensor, softmax: bool, chosen: Tensor, number: int
+) -> Tensor:
+    """The mean over images of each image's mean cross entropy, of so many chosen anchors."""
+    where = indices_of(chosen, number)
+    losses = _cross_entropy(logits[where].float(), labels[where], softmax)
+    return mean_per_image(losses, chosen, where)
+
+
 def batch_shem_loss(
-    logits: Tensor, labels: Tensor, *, pool: int, negatives: int, softmax: bool
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    pool: int,
+    negatives: int,
+    softmax: bool,
+    counts: AnchorCounts | None = None,
 ) -> Tensor:
     """Cross entropy with hard negatives of the whole batch, as in nnDetection.
 
@@ -55,20 +126,23 @@ def batch_shem_loss(
     over the classes. Sums are taken in float32 under mixed precision.
 
     Args:
-        logits, labels, pool, softmax: see :func:`shem_loss`.
+        logits, labels, pool, softmax, counts: see :func:`shem_loss`.
         negatives: for each positive. nnDetection's share of positives, a third, is 2.
 
     Returns:
         A scalar.
     """
     num_classes = logits.shape[-1] - softmax
+    positive, negative = map(sum, counts or count_anchors(labels, num_classes))
     logits, labels = logits.flatten(0, 1), labels.flatten()
     is_negative = labels == num_classes
-    counts = (labels >= 0) & ~is_negative
+    is_counted = (labels >= 0) & ~is_negative
     hardness = _foreground_probability(logits.detach(), softmax).masked_fill(~is_negative, -1)
-    number = negatives * max(1, int(counts.sum()))
-    counts[sample_hard_negatives(hardness, number, pool=pool)] = True
-    losses = _cross_entropy(logits[counts].float(), labels[counts], softmax)
+    number = negatives * max(1, positive)
+    drawn = sample_hard_negatives(hardness, number, pool=pool, count=negative)
+    is_counted[drawn] = True
+    where = indices_of(is_counted, positive + len(drawn))
+    losses = _cross_entropy(logits[where].float(), labels[where], softmax)
     return losses.sum() / (max(1, len(losses)) * (1 if softmax else num_classes))
 
 
@@ -80,18 +154,21 @@ def _cross_entropy(logits: Tensor, labels: Tensor, softmax: bool) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
 
 
-def mean_per_image(values: Tensor, chosen: Tensor) -> Tensor:
+def mean_per_image(
+    values: Tensor, chosen: Tensor, where: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """The mean over images of each image's mean.
 
     Args:
         values: (n,), of what is chosen, in the order of ``chosen.nonzero()``.
         chosen: (N, R) bool, with n True ones; an image without any has a mean of 0.
+        where: the indices of these, where they are known.
 
     Returns:
         A scalar.
     """
     weights = chosen / chosen.sum(dim=1, keepdim=True).clamp(min=1)
-    return (values * weights[chosen]).sum() / len(chosen)
+    return (values * weights[chosen if where is None else where]).sum() / len(chosen)
 
 
 def box_loss_per_image(
@@ -103,6 +180,7 @@ def box_loss_per_image(
     *,
     box_reg_loss_type: str,
     smooth_l1_beta: float,
+    counts: AnchorCounts | None = None,
 ) -> Tensor:
     """The box regression loss that goes with :func:`shem_loss`: the mean over images.
 
@@ -116,10 +194,12 @@ def box_loss_per_image(
         gt_boxes: (R, B), one an image.
         is_positive: (N, R) bool.
         box_reg_loss_type, smooth_l1_beta: see :func:`box_regression_loss`.
+        counts: of all anchors, where they are known.
 
     Returns:
         A scalar.
     """
+    numbers = is_positive.sum(dim=1).tolist() if counts is None else counts.positive
     deltas_of_box = pred_deltas[0].shape[-1] if box_reg_loss_type == "smooth_l1" else 1
     losses = [
         box_regression_loss(
@@ -130,9 +210,10 @@ def box_loss_per_image(
             is_positive[i : i + 1],
             box_reg_loss_type=box_reg_loss_type,
             smooth_l1_beta=smooth_l1_beta,
+            at_most=number,
         )
         / (deltas_of_box * max(1, number))
-        for i, number in enumerate(is_positive.sum(dim=1).tolist())
+        for i, number in enumerate(numbers)
     ]
     return torch.stack(losses).mean()
 
@@ -143,7 +224,9 @@ def _foreground_probability(logits: Tensor, softmax: bool) -> Tensor:
     return probabilities.amax(dim=-1)
 
 
-def sample_hard_negatives(hardness: Tensor, number: int, *, pool: int) -> Tensor:
+def sample_hard_negatives(
+    hardness: Tensor, number: int, *, pool: int, count: int | None = None
+) -> Tensor:
     """Draw negatives at random from the hardest ones.
 
     Args:
@@ -151,24 +234,28 @@ def sample_hard_negatives(hardness: Tensor, number: int, *, pool: int) -> Tensor
             draw.
         number: of negatives to draw; all there are where there are fewer.
         pool: they are drawn from the hardest ``pool * number``, each with the same probability.
+        count: of those to draw from, where it is known.
 
     Returns:
         (n,) int64, different indices.
     """
-    values, indices = hardness.topk(min(pool * number, len(hardness)))
-    indices = indices[~(values < 0)]  # not a number stays, and shows in the loss
+    if count is None:
+        count = int((~(hardness < 0)).sum())
+    # What is not a number comes first: it stays, and shows in the loss.
+    indices = hardness.topk(min(pool * number, len(hardness))).indices[:count]
     return indices[torch.randperm(len(indices), device=indices.device)[:number]]
 
 
-def sample_positives(is_positive: Tensor, number: int) -> Tensor:
+def sample_positives(is_positive: Tensor, number: int, *, count: int | None = None) -> Tensor:
     """Draw positives at random.
 
     Args:
         is_positive: (R,) bool.
         number: of positives to draw; all there are where there are fewer.
+        count: of those to draw from, where it is known.
 
     Returns:
         (n,) int64, different indices.
     """
-    indices = is_positive.nonzero()[:, 0]
+    [indices] = indices_of(is_positive, int(is_positive.sum()) if count is None else count)
     return indices[torch.randperm(len(indices), device=indices.device)[:number]]

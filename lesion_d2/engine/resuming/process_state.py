@@ -88,7 +88,7 @@ def process_state(model: nn.Module) -> dict[str, Any]:
         "numpy": packed(np.random.get_state()),
         "python": python_state(),
         "normalizers": {
-            name: getattr(module, _NORMALIZER)
+            name: float(getattr(module, _NORMALIZER))
             for name, module in unwrap(model).named_modules()
             if isinstance(module, DenseDetector) and hasattr(module, _NORMALIZER)
         },

@@ -1,5 +1,6 @@
 import math
 from functools import partial
+from itertools import islice
 
 import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from ..attention import AttentionGate
 
 UPSAMPLINGS = ("nearest", "bilinear")
+#: What an FPN that leaves P2 out passes on: P3 before its output convolution.
+MERGED = "merged_p3"
 
 
 class ResNetWithStem(Backbone):
@@ -98,6 +101,8 @@ class TopDownFPN(FPN):
 
     #: Names of the bottom-up features that :meth:`forward` passes on as they are.
     extra_features: tuple[str, ...] = ()
+    #: How many of the finest levels :meth:`forward` leaves to others.
+    num_left_out: int = 0
 
     def __init__(
         self,
@@ -115,17 +120,20 @@ class TopDownFPN(FPN):
         """Map images (N, C, H, W) to the detection levels and the ``extra_features``."""
         bottom_up = self.bottom_up(x)
         features, merged = {name: bottom_up[name] for name in self.extra_features}, None
-        for level, name, lateral, output in zip(
+        convs = zip(
             self.levels[::-1],
             self.in_features[::-1],
             self.lateral_convs,
             self.output_convs,
             strict=True,
-        ):
+        )
+        for level, name, lateral, output in islice(convs, len(self.levels) - self.num_left_out):
             skip = lateral(bottom_up[name])
             merged = skip if merged is None else self.merge(level, skip, merged)
             if output is not None:
                 features[level] = output(merged)
+        if self.num_left_out > 0:
+            features[MERGED] = merged
         if self.top_block is not None:
             source = self.top_block.in_feature
             top = self.top_block(bottom_up[source] if source in bottom_up else features[source])
@@ -265,13 +273,40 @@ class UNetFPN(TopDownFPN):
         mode = self.upsampling if level in ("p1", "p0") else mode
         return super().upsample(level, coarser, mode)
 
+    def leave_out_p2(self) -> None:
+        """Let :meth:`decode` compute P2, at which no head looks, in place of :meth:`forward`.
+
+        So an inference without masks does without. Between P2's output convolution and the 1x1
+        convolution that brings it to the width of P1 nothing comes, if there is no norm: both are
+        then computed as the one convolution that they make, at a fraction of their cost. Its
+        weights follow from those of the two, which stay the parameters.
+        """
+        if len(self.levels) == 1:
+            return  # nothing to go on from
+        self.num_left_out = 1
+        self.extra_features = (*self.extra_features, self.in_features[0])
+
+    def _reduced_p2(self, features: dict[str, Tensor]) -> Tensor:
+        """P2 (N, FPN's channels, H/4, W/4) at the width of P1."""
+        if self.num_left_out == 0:
+            return self.reduce_p2(features["p2"])
+        lateral, output, reduce = self.lateral_convs[-1], self.output_convs[-1], self.reduce_p2
+        merged = self.merge("p2", lateral(features[self.in_features[0]]), features[MERGED])
+        if any(getattr(conv, "norm", None) is not None for conv in (output, reduce)):
+            return reduce(output(merged))
+        weights = (reduce.weight.flatten(1) @ output.weight.flatten(1)).unflatten(
+            1, output.weight.shape[1:]
+        )
+        bias = reduce.weight.flatten(1) @ output.bias + reduce.bias
+        return output._conv_forward(merged, weights, bias)
+
     def decode(self, x: Tensor, features: dict[str, Tensor]) -> Tensor:
         """Compute P0 from the images (N, C, H, W) and what :meth:`forward` returned for them.
 
         Returns:
             P0, (N, decoder_channels[1], H, W).
         """
-        p1 = self.merge("p1", self.lateral_p1(features["c1"]), self.reduce_p2(features["p2"]))
+        p1 = self.merge("p1", self.lateral_p1(features["c1"]), self._reduced_p2(features))
         skip = self.lateral_p0(features.get("c0", x))
         return self.output_p0(self.merge("p0", skip, self.reduce_p1(p1)))
 

@@ -161,19 +161,19 @@ class DetUNet(DenseDetector):
         size, device = probabilities.shape[1:], probabilities.device
         result = Instances(tuple(size))
         boxes = extents_to_boxes([c.extent for c in found], size, self.box_margins())
-        result.pred_boxes = self.boxes_type(torch.from_numpy(boxes).to(device))
+        result.pred_boxes = self.boxes_type(torch.from_numpy(boxes).to(device, non_blocking=True))
         scores = probabilities.new_zeros(len(found))
         for i, (category, extent, pixels) in enumerate(found):
             of_class = probabilities[(category + 1, *extent)]
-            scores[i] = (of_class * torch.from_numpy(pixels).to(device)).amax()
+            scores[i] = (of_class * torch.from_numpy(pixels).to(device, non_blocking=True)).amax()
         result.scores = scores
         classes = [component.category for component in found]
-        result.pred_classes = torch.tensor(classes, dtype=torch.int64, device=device)
+        result.pred_classes = torch.tensor(classes).long().to(device, non_blocking=True)
         if self.predict_masks:
             masks = np.zeros((len(found), *size), dtype=bool)
             for mask, component in zip(masks, found, strict=True):
                 mask[component.extent] = component.pixels
-            result.pred_masks = torch.from_numpy(masks).to(device)
+            result.pred_masks = torch.from_numpy(masks).to(device, non_blocking=True)
         return result[result.scores.argsort(descending=True, stable=True)]
 
     def box_margins(self) -> tuple[float, ...]:

@@ -125,10 +125,7 @@ def _postprocess(result: Instances, input_dict: dict) -> Instances:
     height, width = shown_size(input_dict, result.image_size)
     result = detector_postprocess(result, height, width)
     shift_x, shift_y = (width / image_width - 1) / 2, (height / image_height - 1) / 2
-    result.pred_boxes.tensor += result.pred_boxes.tensor.new_tensor(
-        [shift_x, shift_y, shift_x, shift_y]
-    )
-    # The image's borders: Detectron2's clip is to 0 and the size, pixel corners.
-    limit = result.pred_boxes.tensor.new_tensor([width, height] * 2) - 0.5
-    result.pred_boxes.tensor = result.pred_boxes.tensor.clamp(min=-0.5).minimum(limit)
+    # To the image's borders: Detectron2's clip is to 0 and the size, pixel corners.
+    for side, shift, size in ((0, shift_x, width), (1, shift_y, height)):
+        result.pred_boxes.tensor[:, side::2].add_(shift).clamp_(min=-0.5, max=size - 0.5)
     return put_back(result, input_dict)

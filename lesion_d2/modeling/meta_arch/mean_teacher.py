@@ -1,9 +1,10 @@
 import copy
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import torch
 from detectron2.config import configurable
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -19,6 +20,7 @@ from ..mining import (
     view_detections,
 )
 from ..switches import changed, no_masks
+from ..waiting import to_host, upload
 
 POLICIES = ("none", "add", "ignore")
 # Of a sample, what the detector needs to bring detections to the slice, and to name it.
@@ -131,22 +133,31 @@ class MeanTeacher(nn.Module):
         """Find the lesions that are not annotated, in pixels of the student's images.
 
         Of patches some are ``is_cut``, see :func:`view_detections`: they are to be ignored.
+
+        What is chosen among the detections depends on them, so that the host has to have them. It
+        waits for a GPU once, whatever is chosen, and all that is returned is on the host.
         """
         views = [
             {"image": x["weak_image"], **{k: x[k] for k in _SLICE_KEYS if k in x}}
             for x in batched_inputs
         ]
         mined = []
-        with batch_images(self.teacher), _for_mining(self.teacher, self.score_threshold):
+        with (
+            torch.inference_mode(),  # which is faster than without gradients alone
+            batch_images(self.teacher),
+            _for_mining(self.teacher, self.score_threshold),
+        ):
             outputs = self.teacher(views)
-        for sample, output in zip(batched_inputs, outputs, strict=True):
-            annotated, regions = split_regions(sample["instances"])
-            found = output["instances"]
+        outputs = [output["instances"] for output in outputs]
+        for sample, (found, known) in zip(
+            batched_inputs, _on_host(outputs, batched_inputs), strict=True
+        ):
+            annotated, regions = split_regions(known["instances"])
             if "volume_boxes" in sample:  # every lesion is known, if not on every slice
                 found = found[hits_any(found.pred_boxes, sample["volume_boxes"])]
             found = view_detections(
                 found,
-                sample["slice_to_image"],
+                known["slice_to_image"],
                 annotated.image_size,
                 min_share=sample.get("min_share"),
             )
@@ -157,9 +168,8 @@ class MeanTeacher(nn.Module):
                 gt_nms_threshold=self.gt_nms_threshold,
             )
             if regions is not None:
-                boxes = regions.gt_boxes.to(found.pred_boxes.device)
-                found = found[~lie_inside(found.pred_boxes, boxes)]
-            self.counts.add(_split_cut(found)[0], sample.get("hidden_boxes"))
+                found = found[~lie_inside(found.pred_boxes, regions.gt_boxes)]
+            self.counts.add(_split_cut(found)[0], known.get("hidden_boxes"))
             mined.append(found)
         return mined
 
@@ -167,7 +177,8 @@ class MeanTeacher(nn.Module):
         """A copy of a sample, its instances with the mined lesions before its own lesions."""
         if len(mined) == 0:
             return sample
-        annotated, regions = split_regions(sample["instances"].to(mined.pred_boxes.device))
+        mined = upload(mined, self._device())
+        annotated, regions = split_regions(sample["instances"].to(self._device()))
         mined, cut = _split_cut(mined)
         lesions = Instances(mined.image_size)
         lesions.gt_boxes = mined.pred_boxes
@@ -192,6 +203,9 @@ class MeanTeacher(nn.Module):
         mark_regions(instances, sum(map(len, parts[:-2])))
         return {**sample, "instances": instances}
 
+    def _device(self) -> torch.device:
+        return next(self.student.parameters()).device
+
     @torch.no_grad()
     def update_teacher(self) -> None:
         """Move the teacher's parameters and buffers towards the student's.
@@ -215,6 +229,33 @@ class MeanTeacher(nn.Module):
     def restart(self) -> None:
         """Let the student begin with the teacher's weights, which is what was loaded."""
         self.student.load_state_dict(self.teacher.state_dict())
+
+
+def _on_host(
+    found: list[Instances], batched_inputs: list[dict]
+) -> Iterator[tuple[Instances, dict]]:
+    """Detections of each image, and what its sample tells of them, from a GPU in one wait.
+
+    Yields:
+        The detections, and ``instances`` with ``gt_boxes`` and ``is_region`` alone,
+        ``slice_to_image`` and, where they are known, ``hidden_boxes``.
+    """
+    names, moved = ("pred_boxes", "scores", "pred_classes"), []
+    for each, sample in zip(found, batched_inputs, strict=True):
+        fields = [*map(each.get, names), sample["instances"].gt_boxes, sample.get("hidden_boxes")]
+        moved += [field.tensor if isinstance(field, Boxes) else field for field in fields]
+        moved.append(sample["slice_to_image"])
+    tensors = iter(to_host(*(tensor for tensor in moved if tensor is not None)))
+    for each, sample in zip(found, batched_inputs, strict=True):
+        detections = Instances(each.image_size, pred_boxes=Boxes(next(tensors)))
+        detections.scores, detections.pred_classes = next(tensors), next(tensors)
+        instances = Instances(sample["instances"].image_size, gt_boxes=Boxes(next(tensors)))
+        if sample["instances"].has("is_region"):
+            instances.is_region = sample["instances"].is_region
+        known = {"instances": instances}
+        if sample.get("hidden_boxes") is not None:
+            known["hidden_boxes"] = Boxes(next(tensors))
+        yield detections, {**known, "slice_to_image": next(tensors)}
 
 
 def _split_cut(mined: Instances) -> tuple[Instances, Instances | None]:

@@ -7,10 +7,10 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ...cropping import put_back, shown_size
+from ..backbone import UNetFPN
 from ..box_losses import box_regression_loss
 from ..calibration import calibrate_scores, mask_agreement
 from ..losses import anchor_focal_loss, anchor_sigmoid_focal_loss, segmentation_loss
@@ -22,7 +22,14 @@ from ..segmentation import (
     segmented_as,
     semantic_labels,
 )
-from ..shem import batch_shem_loss, box_loss_per_image, sample_positives, shem_loss
+from ..shem import (
+    batch_shem_loss,
+    box_loss_per_image,
+    count_anchors,
+    draw_positives,
+    shem_loss,
+)
+from ..waiting import put_scalar
 from .retinanet import LesionRetinaNet
 
 
@@ -32,8 +39,9 @@ class RetinaUNet(LesionRetinaNet):
 
     The detection subnets work on ``head_in_features``; the segmentation logits of the background
     and the K classes, or of all lesions as one foreground, are a 1x1 convolution of P0. At
-    inference P0 is only computed for masks and for the calibration of scores. With a VGG, the focal
-    loss and calibration it is the improved RetinaNet of Zlocha et al.
+    inference P0, and P2 where no head looks at it, are only computed for masks and for the
+    calibration of scores. With a VGG, the focal loss and calibration it is the improved RetinaNet
+    of Zlocha et al.
 
     Args:
         seg_loss_weight: weight of the segmentation loss beside RetinaNet's two; 0 switches it off.
@@ -98,6 +106,8 @@ class RetinaUNet(LesionRetinaNet):
             self.seg_predictor = build_segmentation_predictor(
                 self.backbone, self.num_classes, class_agnostic=seg_class_agnostic
             )
+        if isinstance(self.backbone, UNetFPN) and "p2" not in self.head_in_features:
+            self.backbone.leave_out_p2()
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -170,26 +180,27 @@ class RetinaUNet(LesionRetinaNet):
         """As in RetinaNet; with a softmax ``loss_cls`` is another one, with SHEM both are."""
         labels, logits = torch.stack(gt_labels), cat(pred_logits, dim=1)
         is_positive = (labels >= 0) & (labels != self.num_classes)
-        if self.shem_pool > 0 and self.shem_positives > 0:
-            counts = torch.zeros_like(is_positive)
-            for chosen, of_image in zip(counts, is_positive, strict=True):
-                chosen[sample_positives(of_image, self.shem_positives)] = True
-            labels = labels.masked_fill(is_positive & ~counts, -1)
-            is_positive = counts
-        num_positive = is_positive.sum().item()
-        get_event_storage().put_scalar("num_pos_anchors", num_positive / len(labels))
+        counts = count_anchors(labels, self.num_classes) if self.shem_pool > 0 else None
+        if counts is not None and self.shem_positives > 0:
+            labels, counts = draw_positives(
+                labels, counts, self.shem_positives, num_classes=self.num_classes
+            )
+            is_positive &= labels >= 0
+        num_positive = is_positive.sum().double()
+        put_scalar("num_pos_anchors", num_positive / len(labels))
         boxes = (anchors, self.box2box_transform, pred_anchor_deltas, gt_boxes, is_positive)
         options = {
             "box_reg_loss_type": self.box_reg_loss_type,
             "smooth_l1_beta": self.smooth_l1_beta,
         }
-        shem = {"pool": self.shem_pool, "softmax": self.softmax}
+        shem = {"pool": self.shem_pool, "softmax": self.softmax, "counts": counts}
         if self.shem_pool > 0 and self.shem_negatives > 0:
             loss_cls = batch_shem_loss(logits, labels, negatives=self.shem_negatives, **shem)
-            loss_box_reg = box_regression_loss(*boxes, **options) / max(num_positive, 1)
+            number = sum(counts.positive)
+            loss_box_reg = box_regression_loss(*boxes, **options, at_most=number) / max(number, 1)
             return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
         if self.shem_pool > 0:
-            loss_box_reg = box_loss_per_image(*boxes, **options)
+            loss_box_reg = box_loss_per_image(*boxes, **options, counts=counts)
             loss_cls = shem_loss(logits, labels, **shem)
             return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
         focal_loss = anchor_focal_loss if self.softmax else anchor_sigmoid_focal_loss
@@ -197,7 +208,8 @@ class RetinaUNet(LesionRetinaNet):
             logits, labels, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
         )
         loss_box_reg = box_regression_loss(*boxes, **options)
-        normalizer = self._ema_update("loss_normalizer", max(num_positive, 1), 100)
+        normalizer = self._ema_update("loss_normalizer", num_positive.clamp(min=1), 100)
+        normalizer = torch.as_tensor(normalizer, dtype=loss_cls.dtype, device=loss_cls.device)
         return {"loss_cls": loss_cls / normalizer, "loss_box_reg": loss_box_reg / normalizer}
 
     def forward_inference(

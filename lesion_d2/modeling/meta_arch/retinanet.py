@@ -77,8 +77,8 @@ class LesionRetinaNet(RetinaNet):
         all_anchors = type(anchors[0]).cat(anchors)
         if len(lesions) > 0:
             boxes, labels = lesions.gt_boxes.tensor[matches], lesions.gt_classes[matches]
-            labels[match_labels == 0] = self.num_classes
-            labels[match_labels == -1] = IGNORED_CLASS
+            labels.masked_fill_(match_labels == 0, self.num_classes)
+            labels.masked_fill_(match_labels == -1, IGNORED_CLASS)
         else:
             boxes = torch.zeros_like(all_anchors.tensor)
             labels = torch.full_like(matches, self.num_classes)

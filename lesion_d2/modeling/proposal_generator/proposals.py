@@ -5,6 +5,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from ...layers import batched_nms
+from ..waiting import HostCopy
 
 
 @torch.no_grad()
@@ -60,15 +61,9 @@ def find_top_proposals(
     for image_size, image_logits, image_boxes in zip(image_sizes, logits, boxes, strict=True):
         proposals = Instances(image_size, proposal_boxes=type(anchors[0])(image_boxes))
         proposals.objectness_logits, proposals.levels = image_logits, levels
-        proposals = _drop_unusable(proposals, min_box_size, is_training)
-        keep = batched_nms(
-            proposals.proposal_boxes.tensor,
-            proposals.objectness_logits,
-            proposals.levels,
-            nms_threshold,
-        )
+        proposals = _suppress(proposals, nms_threshold, min_box_size, is_training)
         proposals.remove("levels")
-        results.append(proposals[keep[:post_nms_topk]])
+        results.append(proposals[:post_nms_topk])
     return results
 
 
@@ -83,16 +78,32 @@ def _decode_top(
     return logits, boxes.view(*index.shape, box_dim)
 
 
-def _drop_unusable(proposals: Instances, min_box_size: float, is_training: bool) -> Instances:
-    """Cut boxes at the image's borders, and drop those that are empty then or not finite."""
-    is_finite = torch.isfinite(proposals.proposal_boxes.tensor).all(dim=1)
-    is_finite &= torch.isfinite(proposals.objectness_logits)
-    if not is_finite.all():
-        if is_training:
-            raise FloatingPointError(
-                "Predicted boxes or scores contain Inf/NaN. Training has diverged."
-            )
-        proposals = proposals[is_finite]
+def _suppress(
+    proposals: Instances, threshold: float, min_box_size: float, is_training: bool
+) -> Instances:
+    """Cut boxes at the image's borders, drop those that are empty then or not finite, and do NMS.
+
+    Hardly ever there is one to drop. A GPU is not asked before the NMS, which waits for it anyway;
+    where there was one, the NMS is done again without.
+    """
+    boxes, logits = proposals.proposal_boxes, proposals.objectness_logits
+    is_usable = torch.isfinite(boxes.tensor).all(dim=1) & torch.isfinite(logits)
+    all_finite = HostCopy(is_usable.all())
+    # What is not finite becomes empty.
+    proposals.proposal_boxes = type(boxes)(boxes.tensor.masked_fill(~is_usable[:, None], 0))
     proposals.proposal_boxes.clip(proposals.image_size)
-    keep = proposals.proposal_boxes.nonempty(threshold=min_box_size)
-    return proposals if keep.all() else proposals[keep]
+    if is_training and not all_finite.read():
+        raise FloatingPointError(
+            "Predicted boxes or scores contain Inf/NaN. Training has diverged."
+        )
+    is_usable &= proposals.proposal_boxes.nonempty(threshold=min_box_size)
+    all_usable = HostCopy(is_usable.all())
+    if all_usable.has_arrived() and not all_usable.read():
+        return _nms(proposals[is_usable], threshold)
+    found = _nms(proposals, threshold)
+    return found if all_usable.read() else _nms(proposals[is_usable], threshold)
+
+
+def _nms(proposals: Instances, threshold: float) -> Instances:
+    boxes, scores = proposals.proposal_boxes.tensor, proposals.objectness_logits
+    return proposals[batched_nms(boxes, scores, proposals.levels, threshold)]

@@ -5,7 +5,6 @@ from detectron2.layers import cat
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import get_event_storage
 from detectron2.utils.memory import retry_if_cuda_oom
 from torch import Tensor
 
@@ -13,7 +12,8 @@ from ...ignore_regions import lie_inside, split_regions
 from ...structures import pairwise_iou
 from ..box_losses import box_regression_loss, check_box_loss
 from ..matching import unmatch_untouched
-from ..shem import box_loss_per_image, sample_positives, shem_loss
+from ..shem import box_loss_per_image, count_anchors, draw_positives, shem_loss
+from ..waiting import put_scalar, rows_that_count, sum_of_rows
 from .proposals import find_top_proposals
 
 
@@ -65,11 +65,17 @@ class LesionRPN(RPN):
             image.
         """
         everywhere = type(anchors[0]).cat(anchors)
-        pairs = [self._label_and_sample(everywhere, instances) for instances in gt_instances]
-        return [labels for labels, _ in pairs], [boxes for _, boxes in pairs]
+        pairs = [self._label(everywhere, instances) for instances in gt_instances]
+        labels, boxes = [labels for labels, _ in pairs], [boxes for _, boxes in pairs]
+        if self.shem_pool == 0:
+            return list(map(self._subsample_labels, labels)), boxes
+        classes = _as_classes(torch.stack(labels))
+        limit = int(self.batch_size_per_image * self.positive_fraction)
+        classes, _ = draw_positives(classes, count_anchors(classes, 1), limit, num_classes=1)
+        return list(_as_classes(classes)), boxes
 
-    def _label_and_sample(self, anchors: Boxes, instances: Instances) -> tuple[Tensor, Tensor]:
-        """Labels (R,) and matched boxes (R, 4) of one image."""
+    def _label(self, anchors: Boxes, instances: Instances) -> tuple[Tensor, Tensor]:
+        """Labels (R,) and matched boxes (R, 4) of one image, before any is drawn."""
         instances, regions = split_regions(instances)
         gt_boxes = instances.gt_boxes
         overlaps = retry_if_cuda_oom(pairwise_iou)(gt_boxes, anchors)
@@ -85,19 +91,9 @@ class LesionRPN(RPN):
             labels.masked_fill_(ignored[matches] & (labels == 1), -1)
         if regions is not None:
             labels.masked_fill_(lie_inside(anchors, regions.gt_boxes) & (labels == 0), -1)
-        labels = self._subsample_labels(labels)
         if len(instances) == 0:
             return labels, torch.zeros_like(anchors.tensor)
         return labels, gt_boxes[matches].tensor
-
-    def _subsample_labels(self, label: Tensor) -> Tensor:
-        if self.shem_pool == 0:
-            return super()._subsample_labels(label)
-        is_positive = label == 1
-        limit = int(self.batch_size_per_image * self.positive_fraction)
-        label[is_positive] = -1
-        label[sample_positives(is_positive, limit)] = 1
-        return label
 
     def predict_proposals(
         self,
@@ -140,24 +136,31 @@ class LesionRPN(RPN):
             ``loss_rpn_cls`` and ``loss_rpn_loc``.
         """
         labels, logits = torch.stack(gt_labels), cat(pred_objectness_logits, dim=1)
-        is_positive, storage = labels == 1, get_event_storage()
-        storage.put_scalar("rpn/num_pos_anchors", is_positive.sum().item() / len(labels))
+        is_positive = labels == 1
+        put_scalar("rpn/num_pos_anchors", is_positive.sum().double() / len(labels))
         boxes = (anchors, self.box2box_transform, pred_anchor_deltas, gt_boxes, is_positive)
         options = {
             "box_reg_loss_type": self.box_reg_loss_type,
             "smooth_l1_beta": self.smooth_l1_beta,
         }
         if self.shem_pool > 0:
-            # To the loss a lesion is class 0 of one, and background comes after it.
-            classes = labels.where(labels < 0, 1 - labels).long()
-            loss_cls = shem_loss(logits[..., None], classes, pool=self.shem_pool, softmax=False)
-            loss_loc = box_loss_per_image(*boxes, **options)
+            classes = _as_classes(labels).long()
+            shem = {"pool": self.shem_pool, "counts": count_anchors(classes, 1)}
+            loss_cls = shem_loss(logits[..., None], classes, softmax=False, **shem)
+            loss_loc = box_loss_per_image(*boxes, **options, counts=shem["counts"])
         else:
-            storage.put_scalar("rpn/num_neg_anchors", (labels == 0).sum().item() / len(labels))
-            counts, number = labels >= 0, self.batch_size_per_image * len(labels)
+            put_scalar("rpn/num_neg_anchors", (labels == 0).sum().double() / len(labels))
+            number = self.batch_size_per_image * len(labels)  # at most
+            counts, (rows, targets) = rows_that_count(labels >= 0, logits, labels, at_most=number)
             loss_cls = F.binary_cross_entropy_with_logits(
-                logits[counts], labels[counts].to(torch.float32), reduction="sum"
+                rows, targets.to(torch.float32), reduction="none"
             )
-            loss_cls, loss_loc = loss_cls / number, box_regression_loss(*boxes, **options) / number
+            loss_cls = sum_of_rows(loss_cls, counts) / number
+            loss_loc = box_regression_loss(*boxes, **options, at_most=number) / number
         losses = {"loss_rpn_cls": loss_cls, "loss_rpn_loc": loss_loc}
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+
+def _as_classes(labels: Tensor) -> Tensor:
+    """To SHEM a lesion is class 0 of one, and background comes after it; and back again."""
+    return labels.where(labels < 0, 1 - labels)

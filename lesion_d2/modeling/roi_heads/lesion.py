@@ -68,17 +68,19 @@ class LesionROIHeads(RegionROIHeads):
         classes = torch.full_like(matched_idxs, self.num_classes)
         if len(gt_classes) > 0:
             classes = gt_classes[matched_idxs].where(matched_labels == 1, self.num_classes)
-            classes[matched_labels == -1] = -1
+            classes.masked_fill_(matched_labels == -1, -1)
         is_negative = classes == self.num_classes
         hardness = next(self._hardness)
         # Annotated boxes, where they are among the proposals, come last; none of them is negative.
         num_others = len(is_negative) - len(hardness)
         hardness = torch.cat([hardness, hardness.new_full((num_others,), -1)])
         limit = int(self.batch_size_per_image * self.positive_fraction)
-        positives = sample_positives((classes >= 0) & ~is_negative, limit)
+        is_positive = (classes >= 0) & ~is_negative
+        hardness = hardness.masked_fill(~is_negative, -1)
+        numbers = torch.stack([is_positive.sum(), (~(hardness < 0)).sum()])
+        num_positive, num_negative = numbers.tolist()  # the one wait for a GPU
+        positives = sample_positives(is_positive, limit, count=num_positive)
         number = max(1, int(len(positives) / self.positive_fraction) - len(positives))
-        negatives = sample_hard_negatives(
-            hardness.masked_fill(~is_negative, -1), number, pool=self.shem_pool
-        )
+        negatives = sample_hard_negatives(hardness, number, pool=self.shem_pool, count=num_negative)
         chosen = torch.cat([positives, negatives])
         return chosen, classes[chosen]

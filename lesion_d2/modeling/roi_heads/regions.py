@@ -1,12 +1,11 @@
-import numpy as np
 import torch
 from detectron2.modeling import StandardROIHeads
 from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from detectron2.structures import Instances
-from detectron2.utils.events import get_event_storage
 
 from ...ignore_regions import IGNORED_CLASS, lie_inside, split_regions
 from ...structures import pairwise_iou
+from ..waiting import put_scalar
 
 
 class RegionROIHeads(StandardROIHeads):
@@ -29,11 +28,10 @@ class RegionROIHeads(StandardROIHeads):
             self._label_and_sample(*each, regions)
             for each, (_, regions) in zip(zip(proposals, lesions, strict=True), pairs, strict=True)
         ]
-        num_background = [(x.gt_classes == self.num_classes).sum().item() for x in drawn]
-        num_foreground = [len(x) - n for x, n in zip(drawn, num_background, strict=True)]
-        storage = get_event_storage()
-        storage.put_scalar("roi_head/num_fg_samples", np.mean(num_foreground))
-        storage.put_scalar("roi_head/num_bg_samples", np.mean(num_background))
+        classes = torch.cat([x.gt_classes for x in drawn])
+        num_background = (classes == self.num_classes).sum().double()
+        put_scalar("roi_head/num_fg_samples", (len(classes) - num_background) / len(drawn))
+        put_scalar("roi_head/num_bg_samples", num_background / len(drawn))
         return drawn
 
     def _label_and_sample(

@@ -120,3 +120,40 @@ def test_what_a_u_fpn_cannot_do_is_named():
     cfg = _config("MODEL.UNET_FPN.C0_CHANNELS", 8, "MODEL.FPN.IN_FEATURES", ["c2", "c3", "c4"])
     with pytest.raises(ValueError, match=r"C0_CHANNELS: found 8, expected 0 for .* over a VGG"):
         build_vgg_unet_fpn_backbone(cfg, ShapeSpec(channels=3))
+
+
+def test_p2_at_which_no_head_looks_is_left_to_the_decoder():
+    backbone = build_resnet_unet_fpn_backbone(_config(), ShapeSpec(channels=3)).double()
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    features = backbone(images)
+    p0 = backbone.decode(images, features)
+    p0.square().sum().backward()
+    trained = [parameter for parameter in backbone.parameters() if parameter.grad is not None]
+    assert backbone.fpn_output2.weight in set(trained)
+    gradients = [parameter.grad for parameter in trained]
+    backbone.zero_grad()
+    backbone.leave_out_p2()
+    calls = []
+    for conv in (backbone.fpn_lateral2, backbone.fpn_output2):
+        conv.register_forward_hook(lambda module, *_: calls.append(module))
+    others = backbone(images)
+    assert calls == [] and "p2" not in others
+    for level in ("p3", "p4", "p5"):
+        torch.testing.assert_close(others[level], features[level], rtol=0, atol=0)
+    # The two convolutions as one are the same function of the same parameters.
+    found = backbone.decode(images, others)
+    torch.testing.assert_close(found, p0)
+    found.square().sum().backward()
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize("norm", ["FPN.NORM", "UNET_FPN.DECODER_NORM"])
+def test_with_a_norm_between_p2s_convolutions_stay_two(norm):
+    cfg = _config(f"MODEL.{norm}", "BN", "MODEL.UNET_FPN.ATTENTION", True)
+    backbone = build_resnet_unet_fpn_backbone(cfg, ShapeSpec(channels=3)).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        p0 = backbone.decode(images, backbone(images))
+        backbone.leave_out_p2()
+        assert torch.equal(backbone.decode(images, backbone(images)), p0)

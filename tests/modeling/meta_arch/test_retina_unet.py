@@ -153,6 +153,31 @@ def test_segmentation_is_not_computed_at_inference_unless_asked_for(pytestconfig
     assert masked.pred_masks.dtype == torch.bool
 
 
+def test_p2_is_not_computed_at_inference_where_no_head_looks_at_it(pytestconfig):
+    sizes = [[20.0], [40.0], [80.0]]
+    model, _ = _model(
+        pytestconfig.rootpath,
+        *("MODEL.RETINANET.IN_FEATURES", ["p3", "p4", "p5"], "MODEL.RETINANET.NUM_CONVS", 1),
+        *("MODEL.ANCHOR_GENERATOR.SIZES", sizes, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0),
+    )
+    backbone, calls = model.backbone, []
+    for part in (
+        *(backbone.fpn_lateral2, backbone.fpn_output2, backbone.reduce_p2, backbone.lateral_p1),
+        *(backbone.reduce_p1, backbone.lateral_p0, backbone.output_p0, model.seg_predictor),
+    ):
+        part.register_forward_hook(lambda part, inputs, output: calls.append(part))
+    with torch.no_grad():
+        masked = model.eval()([_sample([])])[0]["instances"]
+        assert len(calls) == 8 and masked.has("pred_masks")
+        calls.clear()
+        model.predict_masks = False
+        plain = model([_sample([])])[0]["instances"]
+    assert calls == [] and torch.equal(masked.scores, plain.scores)
+    losses = _losses(model.train(), [_sample([[20, 20, 60, 60]])])
+    sum(losses.values()).backward()
+    assert backbone.fpn_output2.weight.grad.abs().max() > 0
+
+
 def test_outputs_come_at_the_wanted_size(pytestconfig):
     model, _ = _model(
         pytestconfig.rootpath,
