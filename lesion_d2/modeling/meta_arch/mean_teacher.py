@@ -177,8 +177,8 @@ class MeanTeacher(nn.Module):
         """A copy of a sample, its instances with the mined lesions before its own lesions."""
         if len(mined) == 0:
             return sample
-        mined = upload(mined, self._device())
-        annotated, regions = split_regions(sample["instances"].to(self._device()))
+        mined = upload(mined, sample["instances"].gt_boxes.device)
+        annotated, regions = split_regions(sample["instances"])
         mined, cut = _split_cut(mined)
         lesions = Instances(mined.image_size)
         lesions.gt_boxes = mined.pred_boxes
@@ -202,9 +202,6 @@ class MeanTeacher(nn.Module):
         instances = Instances.cat(parts)
         mark_regions(instances, sum(map(len, parts[:-2])))
         return {**sample, "instances": instances}
-
-    def _device(self) -> torch.device:
-        return next(self.student.parameters()).device
 
     @torch.no_grad()
     def update_teacher(self) -> None:

@@ -18,6 +18,7 @@ from lesion_d2.tools.benchmark.models import (
     tao,
     uldor,
 )
+from lesion_d2.tools.benchmark.models.operations import count_operations
 from lesion_d2.tools.benchmark.timing import Row
 
 import pytest
@@ -379,3 +380,23 @@ def test_peers_are_compared_on_the_same_images(monkeypatch):
     assert all(row.measured > 0 for row in rows)
     operations = rows[4:]  # none where there is no MONAI
     assert all("the same results" in row.note and "NOT" not in row.note for row in operations)
+
+
+def test_operations_are_those_of_the_convolutions():
+    cfg = small_config(configs.CPU_CONFIG)
+    infer, step = count_operations(configs.with_output(cfg))
+    net_infer, net_step = count_operations(configs.as_retinanet(cfg))
+    # Pixels, channels in and out, and kernel of P1's and P0's convolutions, and of the logits'.
+    decoder = {
+        "reduce_p2": (16**2, 48, 16, 1),
+        "lateral_p1": (32**2, 32, 16, 1),
+        "reduce_p1": (32**2, 16, 8, 3),
+        "lateral_p0.0": (64**2, 3, 8, 3),
+        "lateral_p0.1": (64**2, 8, 8, 3),
+        "output_p0": (64**2, 8, 8, 3),
+        "logits": (64**2, 8, 2, 1),
+    }
+    operations = {name: 2 * p * i * o * k**2 for name, (p, i, o, k) in decoder.items()}
+    # The gradients of outputs go to weights and inputs, but not to the image.
+    assert step - net_step == 3 * sum(operations.values()) - operations["lateral_p0.0"]
+    assert infer == net_infer > 0
