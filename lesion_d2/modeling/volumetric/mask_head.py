@@ -11,9 +11,9 @@ from detectron2.modeling.roi_heads import (
 )
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference
 from detectron2.structures import Instances
-from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from ..waiting import put_scalar
 from .conv import add_hidden_convs
 from .shape import VolumeShape
 
@@ -43,7 +43,7 @@ def mask_loss(logits: Tensor, instances: list[Instances]) -> Tensor:
         classes = torch.cat([x.gt_classes for x in instances])
         logits = logits[torch.arange(len(logits), device=logits.device), classes]
     is_right = (logits.detach() > 0) == truth
-    get_event_storage().put_scalar("mask_rcnn/accuracy", is_right.float().mean().item())
+    put_scalar("mask_rcnn/accuracy", is_right.float().mean())
     return F.binary_cross_entropy_with_logits(logits, truth.to(torch.float32), reduction="mean")
 
 

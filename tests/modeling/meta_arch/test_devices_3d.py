@@ -41,24 +41,25 @@ class _Reader:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "options", "waits"),  # of the first step, in which the deltas' weights are copied
     [
-        ("RetinaUNet3D", ()),
-        ("RetinaUNet3D", NNDETECTION),
-        ("RetinaNet3D", ("MODEL.RETINA_UNET.SHEM_POOL", 0)),
-        ("LesionRCNN3D", MASKS),
-        ("DetUNet3D", ()),
+        ("RetinaUNet3D", (), 2),
+        ("RetinaUNet3D", NNDETECTION, 2),
+        ("RetinaNet3D", ("MODEL.RETINA_UNET.SHEM_POOL", 0), 1),
+        ("LesionRCNN3D", MASKS, 18),
+        ("DetUNet3D", (), 0),
     ],
 )
-def test_no_call_mixes_devices(monkeypatch, name, options):
+def test_no_call_mixes_devices_and_few_wait_in_3d(monkeypatch, name, options, waits):
     monkeypatch.setattr(volume_ensemble, "prefetch", iter)  # a thread knows one device alone
     model = tiny_model(name, *ALL, *options)
     if name == "DetUNet3D":
         nn.init.zeros_(model.head.bias)  # it would find no lesion
     batch = [patch(BOXES, SIZE, classes=[1, 0]), patch([], SIZE, seed=1)]
     with TwoDevices() as devices:
-        devices.place(model)
+        devices.place(model, *batch)
         losses = losses_of(model, batch)
+        assert devices.own_waits().total() <= waits, devices.own_waits()
         ensemble = VolumeEnsemble([model], tile_size=(6, 24, 16), mirrors=False)
         [found] = ensemble([{"reader": _Reader(batch[0]["image"][0])}])
     assert all(map(on_gpu, losses.values())) and len(losses) > 0
