@@ -7,6 +7,9 @@ import numpy as np
 
 from .matching import Matches
 
+#: Resamples whose lesions are in memory together.
+_DRAWS_AT_ONCE = 100
+
 
 class _Places(NamedTuple):
     """Between which two points of its curve each resample has the wanted rates.
@@ -164,13 +167,19 @@ def _sensitivity(
 ) -> np.ndarray:
     """(B, R) share of a stratum's lesions that each resample finds at the places."""
     order = np.argsort(-found_scores, kind="stable")
-    found = np.zeros((len(draws), len(order) + 1), dtype=draws.dtype)
-    np.cumsum(draws[:, patients[order]], axis=1, dtype=draws.dtype, out=found[:, 1:])
     position = np.append(
         np.searchsorted(-found_scores[order], -places.step_scores, side="left"),
         np.isfinite(found_scores).sum(),
     )
-    low = np.take_along_axis(found, position[places.below], axis=1)
-    high = np.take_along_axis(found, position[places.above], axis=1)
-    drawn = found[:, -1:]  # every lesion, the missed ones last
-    return (low + places.fraction * (high - low)) / np.where(drawn > 0, drawn, np.nan)
+    shares = np.empty(places.below.shape)
+    for first in range(0, len(draws), _DRAWS_AT_ONCE):
+        rows = slice(first, first + _DRAWS_AT_ONCE)
+        weights = draws[rows, patients[order]]
+        found = np.zeros((len(weights), len(order) + 1), dtype=draws.dtype)
+        np.cumsum(weights, axis=1, dtype=draws.dtype, out=found[:, 1:])
+        low = np.take_along_axis(found, position[places.below[rows]], axis=1)
+        high = np.take_along_axis(found, position[places.above[rows]], axis=1)
+        drawn = found[:, -1:]  # every lesion, the missed ones last
+        share = low + places.fraction[rows] * (high - low)
+        shares[rows] = share / np.where(drawn > 0, drawn, np.nan)
+    return shares

@@ -78,10 +78,13 @@ class CocoEvaluation(COCOeval):
         found = Found.of(self._detections, indices, masks)
         truth = Truth.of(self.cocoGt, indices, masks)
         # In each image detections by falling score, and objects in the order of the data set.
-        found = found.rows(np.lexsort((-found.scores, found.images)))
-        truth = truth.rows(np.argsort(truth.images, kind="stable"))
+        order = np.lexsort((-found.scores, found.images))
+        gt_order = np.argsort(truth.images, kind="stable")
         self._matches = [
-            self._match(found.rows(found.categories == k), truth.rows(truth.categories == k))
+            self._match(
+                found.rows(order[found.categories[order] == k]),
+                truth.rows(gt_order[truth.categories[gt_order] == k]),
+            )
             for k in p.catIds
         ]
 
@@ -113,7 +116,8 @@ class CocoEvaluation(COCOeval):
         counts, gt_counts = (side.by_image(len(p.imgIds)) for side in (found, truth))
         ranks = np.arange(len(found.images)) - (np.cumsum(counts) - counts)[found.images]
         shown = ranks < p.maxDets[-1]
-        found, ranks, counts = found.rows(shown), ranks[shown], counts.clip(max=p.maxDets[-1])
+        if not shown.all():
+            found, ranks, counts = found.rows(shown), ranks[shown], counts.clip(max=p.maxDets[-1])
         thresholds = np.minimum(np.append(p.iouThrs, self._more_thresholds), 1 - 1e-10)
         overlaps_of = overlaps_between(found, truth)
         pairs = reaching_pairs(counts, gt_counts, overlaps_of, thresholds.min())
