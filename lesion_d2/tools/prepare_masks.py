@@ -20,7 +20,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -105,13 +105,14 @@ def prepare_masks(
     """
     dicts = DatasetCatalog.get(dataset)
     info = {"method": method, "dataset": dataset, "window": "DICOM"}
+    journal = f"{output}.partial"
     summary = _existing_summary(dicts, info, output)
     if summary is not None:
+        _remove_journals(journal, info, dicts)
         return summary
     folder = os.path.dirname(output)
     if folder:
         os.makedirs(folder, exist_ok=True)
-    journal = f"{output}.partial"
     with locked(shard.file(journal)):
         _finish_journal(journal, info, dicts, workers, shard)
         done = _read_journals(journal, info, dicts)
@@ -274,6 +275,15 @@ def _read_journals(journal: str, info: dict, dicts: list[dict]) -> dict[str, lis
     for file in _journals(journal):
         done.update(_read_journal(file, info, dicts))
     return done
+
+
+def _remove_journals(journal: str, info: dict, dicts: list[dict]) -> None:
+    """Remove what a call left that was killed when the file was written, but its journals not yet
+    removed."""
+    for file in _journals(journal):
+        with suppress(BlockingIOError, ValueError), locked(file):  # of nobody, and of this work
+            _read_journal(file, info, dicts)
+            Path(file).unlink(missing_ok=True)
 
 
 def _read_journal(path: str, info: dict, dicts: list[dict]) -> dict[str, list[dict]]:

@@ -37,6 +37,7 @@ def _work() -> None:
 
 def _good(root: Path, folder: Path) -> int:
     """Whole files, one at a time, at one place; one line where that cannot be."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder.mkdir(exist_ok=True)
     try:
         with locked(folder / "lock"):
@@ -125,7 +126,12 @@ def test_jobs_that_do_not(bench):
 
 
 def test_what_an_interrupted_process_prints_is_read():
-    child = Child(lambda: print("begun", flush=True) or time.sleep(600))
+    def work():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("begun", flush=True)
+        time.sleep(600)
+
+    child = Child(work)
     while "begun" not in child.output():
         time.sleep(0.001)
     child.send(signal.SIGINT)

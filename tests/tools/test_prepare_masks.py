@@ -268,6 +268,21 @@ def test_a_finished_file_is_left_alone(finished, capsys):
     assert finished.stat().st_mtime_ns == before
 
 
+def test_journals_beside_a_finished_file_are_removed(finished, tmp_path):
+    """A kill comes between the writing of the one and the removal of the others."""
+    output = tmp_path / "masks.json"
+    output.write_bytes(finished.read_bytes())
+    info = {"method": "grabcut", "dataset": NAME, "window": "DICOM"}
+    others = {**info, "method": "ellipse"}
+    held, other = (f"{output}.partial{end}" for end in (".1-of-3", ".2-of-3"))
+    for file, content in ((held, info), (other, others), (f"{output}.partial", info)):
+        Path(file).write_text(json.dumps({"info": content}) + "\n")
+    with locked(held):
+        assert tool.prepare_masks(NAME, "grabcut", os.fspath(output), workers=1).stood
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert left == ["masks.json", *(os.path.basename(file) for file in (held, other))]
+
+
 def test_a_finished_file_of_another_method_is_refused(finished, capsys):
     before = finished.read_bytes()
     arguments = ["--dataset", NAME, "--method", "ellipse", "--output", os.fspath(finished)]

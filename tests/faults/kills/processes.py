@@ -203,8 +203,9 @@ def _call(function: Callable[[], object], output: int) -> NoReturn:
         # That of progress bars is a semaphore of all forked processes, which one that is killed or
         # stopped would hold for ever.
         tqdm.set_lock(threading.RLock())
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # As programs of the project have them before they handle them.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
         try:
             value = function()
             status = value if isinstance(value, int) else 0
