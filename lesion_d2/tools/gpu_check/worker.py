@@ -124,6 +124,7 @@ def _serve(connection: Connection, options: Options) -> None:
     """Do jobs until nobody asks any more."""
     cv2.setNumThreads(1)
     warnings.simplefilter("ignore")  # of libraries, between the rows
+    os.environ["PYTHONWARNINGS"] = "ignore"  # of loaders' processes, too
     with suppress(EOFError):
         while True:
             job = connection.recv()
