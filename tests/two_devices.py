@@ -96,6 +96,7 @@ class TwoDevices(TorchFunctionMode):
 
         self._patches.enter_context(mock.patch("torchvision.ops.boxes.nms", waiting_nms))
         self._patches.enter_context(mock.patch("torch.cuda.Event", lambda: _Event(self)))
+        self._patches.enter_context(mock.patch("torch.cuda.is_available", lambda: True))
         return super().__enter__()
 
     def __exit__(self, *exception):

@@ -7,6 +7,7 @@ host.
 
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage, get_event_storage
@@ -23,21 +24,30 @@ class HostCopy:
     def __init__(self, tensor: Tensor):
         self._event = None
         if tensor.is_cuda:
-            pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            tensor = pinned.copy_(tensor, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
-        self._tensor = tensor
+            # A virtual GPU, as in tests, has neither pinned memory nor events.
+            is_real = torch.cuda.is_available()
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=is_real)
+            self._array = buffer.numpy()
+            buffer.copy_(tensor, non_blocking=True)
+            self._event = _record_event() if is_real else None
+        else:
+            self._array = tensor.numpy()
 
     def has_arrived(self) -> bool:
         """Whether :meth:`read` would not wait."""
         return self._event is None or self._event.query()
 
-    def read(self) -> Tensor:
-        """The tensor on the host; where it has not arrived, this waits."""
+    def read(self) -> np.ndarray:
+        """The numbers on the host; where they have not arrived, this waits."""
         if self._event is not None:
             self._event.synchronize()
-        return self._tensor
+        return self._array
+
+
+def _record_event() -> torch.cuda.Event:
+    event = torch.cuda.Event()
+    event.record()
+    return event
 
 
 def to_host(*tensors: Tensor) -> list[Tensor]:
