@@ -41,7 +41,7 @@ def test_it_learns_lesions_and_false_positives_of_two_images_by_heart():
     ]
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     with EventStorage():
-        for _ in range(150):
+        for _ in range(105):
             loss = sum(model(batch).values())
             optimizer.zero_grad()
             loss.backward()
