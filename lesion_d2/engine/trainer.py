@@ -373,10 +373,10 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         kinds = {MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TEST}
         num_reused = count_reused(cfg, model) if "lesion_volume" in kinds else 0
         unneeded = [] if needs_masks else no_masks(model)
+        was_training = model.training  # as_evaluated changes it
         evaluated = as_evaluated(cfg, model)
         if cfg.TEST.IMS_PER_BATCH > 1 and not is_volumetric(cfg):
             evaluated = OneSizeBatches(evaluated)
-        was_training = model.training
         try:
             with reuse_features(model, num_reused), changed(unneeded):
                 return super().test(cfg, evaluated, evaluators)
