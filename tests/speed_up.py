@@ -2,7 +2,7 @@
 
 Detectron2 looks a key of a config up by writing the whole config as YAML and reading that: 0.1 s a
 key. With four keys a run it was a quarter of the time of all tests that train. It logs configs in
-colors, too, and writes them with PyYAML's emitter in Python: 0.1 s a run.
+colors, too.
 
 Every file that is written whole is flushed to the disk, and a tiny run writes dozens: it waits
 longer than it works. No test cuts the power. Every evaluation draws its curves, for 0.1 s.
@@ -24,21 +24,15 @@ from lesion_d2.evaluation import report, volume_evaluator
 
 import pytest
 import torch
-import yaml
 from detectron2.engine import defaults
 from torch import Tensor, nn
 
 _NUM_DRAWN = 2**22
 _LARGE = 2**12
-_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def read_configs_quickly(patch: pytest.MonkeyPatch) -> None:
-    """Until the patch is undone, keys are looked up without writing them, configs logged plain.
-
-    Configs are written by libyaml.
-    """
-    patch.setattr(yaml, "safe_dump", partial(yaml.dump, Dumper=_Dumper))
+    """Until the patch is undone, keys are looked up without writing them, configs logged plain."""
     for name, quicker in (("_try_get_key", _try_get_key), ("_highlight", lambda code, name: code)):
         if hasattr(defaults, name):
             patch.setattr(defaults, name, quicker)
