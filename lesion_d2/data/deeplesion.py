@@ -13,6 +13,7 @@ import pandas as pd
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from .._programs import uncollected
 from ..scans.png import png_size
 from .dataset_options import (
     allows_missing,
@@ -74,6 +75,7 @@ _THREADS, _PIECE = 16, 64  # that read headers, and how many at a time
 _FILE_NAME = re.compile(r"([0-9]{1,9}_[0-9]{1,9}_[0-9]{1,9})_([0-9]{1,9})\.png")
 
 
+@uncollected()  # all of the dicts stay
 def load_deeplesion(
     csv_file: str | os.PathLike,
     image_root: str | os.PathLike,
