@@ -68,5 +68,5 @@ def lesion_masks(cfg: CfgNode) -> list[np.ndarray]:
     return [
         np.asarray(mask).astype(bool)
         for image in images
-        for mask in mapper._masks(image, image["annotations"])
+        for mask in mapper._masks(image, image["annotations"], mapper._read_slices(image)[1])
     ]

@@ -236,6 +236,7 @@ def _after(kind: str, tree: object, path: tuple) -> object:
         value[path[0]] = [[], [], []]
         return value
     free = path[-1] in ("score", "sensitivity", "dataset", "segmentation", "mask_iou")
+    free |= path[1:2] == ("bbox",) and path[2:] in ((0,), (1,))  # another corner, such as -1
     free |= kind in ("hard negatives", "operating points", "ranking") and len(path) <= 3
     return ANY if free else _FILES[kind][2]()
 
