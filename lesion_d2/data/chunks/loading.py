@@ -3,6 +3,7 @@
 import itertools
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 
@@ -54,6 +55,7 @@ class ChunkLoader:
         self._num_batches = math.ceil(len(own) / batch_size)
         self._batch_size = batch_size
         self._num_workers = num_workers
+        self._folders = [chunk.folder for chunk in chunks]
         self._loader: Iterable[ReadChunk] = ()
         if chunks:  # else there are more processes than images
             self._loader = build_detection_test_loader(
@@ -73,13 +75,14 @@ class ChunkLoader:
             yield batch
 
     def _images(self) -> Iterator[dict]:
-        volume, known = None, {}
-        with _shared_folder() if self._num_workers else nullcontext() as folder:
-            self._reader.folder = folder
-            for chunk in self._loader:
+        volume, known, left = None, {}, Counter(self._folders)
+        with _shared_folder() if self._num_workers else nullcontext() as shared:
+            self._reader.folder = shared
+            for folder, chunk in zip(self._folders, self._loader, strict=True):
+                left[folder] -= 1
+                if shared is not None and left[folder] == 0:  # no worker asks for it any more
+                    release(shared, folder)
                 if chunk.volume != volume:
-                    if volume is not None and folder is not None:
-                        release(folder, volume)
                     volume, known = chunk.volume, {}
                 yield from _put_together(chunk, known)
 

@@ -36,6 +36,11 @@ class Chunk:
     before: tuple[int, ...] = ()
     is_of_volume: bool = False
 
+    @property
+    def folder(self) -> str:
+        """Of its slices; a file where that has the slices of a volume."""
+        return os.path.dirname(self.dicts[0]["file_name"])
+
 
 @dataclass(frozen=True)
 class ReadChunk:
@@ -172,7 +177,7 @@ class _VolumeChunk:
     def __init__(self, mapper: LesionDatasetMapper, chunk: Chunk):
         self.mapper = mapper
         self.first = chunk.dicts[0]
-        self.folder = os.path.dirname(self.first["file_name"])
+        self.folder = chunk.folder
         self.format = format_of(self.folder)
         self.chunk = chunk
         self.plans: list[tuple[Channel, ...]] = []

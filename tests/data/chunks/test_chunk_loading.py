@@ -6,6 +6,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+from lesion_d2.data import shared_arrays
 from lesion_d2.data.augmentation import ResizeCT
 from lesion_d2.data.borders import volume_extent
 from lesion_d2.data.chunks import loading, reading
@@ -168,6 +169,29 @@ def test_one_of_the_workers_decompresses_a_volume(folders, tmp_path, monkeypatch
     assert str(os.getpid()) not in calls.read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["calls"]
     check_alike(found, dicts, mapper)
+
+
+def test_unpacked_volumes_go_with_their_last_chunk(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading.tempfile, "tempdir", str(tmp_path))
+    content, names = folders["nifti"].read_bytes(), ["000001_01_01", "000002_01_01"]
+    files = [tmp_path / f"{name}_000-{DEPTH - 1:03d}.nii.gz" for name in names]
+    for file in files:
+        file.write_bytes(content)
+    first, second = (make_dicts(file, name=file.name) for file in files)
+    dicts = [first[5], second[5], first[7]]  # a chunk each
+    loader = ChunkLoader(
+        dicts, make_mapper(num_slices=3), batch_size=1, num_workers=1, named=NamingReader
+    )
+    released, release = [], loading.release
+
+    def note(folder, owner):
+        released.append(Path(owner))
+        release(folder, owner)
+        assert not list(Path(folder).glob(f"{shared_arrays._digest(owner)}.*"))
+
+    monkeypatch.setattr(loading, "release", note)
+    steps = [len(released) for _ in loader]
+    assert steps == [0, 1, 2] and released == files[::-1]
 
 
 def test_the_image_that_cannot_be_read_is_named(folders, tmp_path):
