@@ -135,6 +135,25 @@ def patch(
     return {"image": image, "instances": instances}
 
 
+class Reader:
+    """Reads a volume in memory, of which the model sees ``factors`` (z, y, x) times the voxels."""
+
+    def __init__(self, volume: Tensor, factors: tuple[int, int, int] = (1, 1, 1)):
+        self.volume, self.factors = torch.as_tensor(volume).float(), factors
+        for axis, factor in enumerate(factors):
+            self.volume = self.volume.repeat_interleave(factor, dim=axis)
+        self.source_shape, self.shape = tuple(volume.shape), tuple(self.volume.shape)
+        self.loaded = []
+
+    def load(self, start, size, device):
+        (z, y, x), (d, h, w) = start, size
+        self.loaded += range(z, z + d)
+        return self.volume[z : z + d, y : y + h, x : x + w].to(device)
+
+    def to_source(self, boxes):
+        return (boxes + 0.5) / boxes.new_tensor(self.factors[::-1] * 2) - 0.5
+
+
 def losses_of(model: nn.Module, batch: list[dict]) -> dict[str, Tensor]:
     """The losses of a batch of patches."""
     with EventStorage():

@@ -53,7 +53,7 @@ def find_hosts(hu: np.ndarray, pixel: float) -> np.ndarray:
         (within the body), ``SKIN_FAT`` (under the skin), or ``AIR`` where nothing may grow.
     """
     smooth = cv2.GaussianBlur(np.asarray(hu, np.float32), (0, 0), _SMOOTHING / pixel)
-    body = _find_body(smooth, pixel)
+    body = find_body(smooth, max(3, round(5 / pixel)))
     depth = cv2.distanceTransform(body.astype(np.uint8), cv2.DIST_L2, 5) * pixel
     hosts = np.full(hu.shape, AIR, np.uint8)
     hosts[body & (smooth > -920) & (smooth < -650) & (depth > 10)] = LUNG
@@ -64,14 +64,20 @@ def find_hosts(hu: np.ndarray, pixel: float) -> np.ndarray:
     return hosts
 
 
-def _find_body(smooth: np.ndarray, pixel: float) -> np.ndarray:
-    """The largest thing that is denser than -300 HU, with what it encloses; H x W bool."""
-    side = max(3, round(5 / pixel))
-    dense = cv2.morphologyEx(
-        np.uint8(smooth > -300), cv2.MORPH_OPEN, np.ones((side, side), np.uint8)
-    )
+def find_body(hu: np.ndarray, opening: int = 7) -> np.ndarray:
+    """The largest thing that is denser than -300 HU, with what it encloses.
+
+    Args:
+        hu: H x W.
+        opening: side in pixels of a square; what it does not fit into is left out.
+
+    Returns:
+        H x W bool; nothing where no pixel is as dense.
+    """
+    kernel = np.ones((opening, opening), np.uint8)
+    dense = cv2.morphologyEx(np.uint8(hu > -300), cv2.MORPH_OPEN, kernel)
     number, labels, stats, _ = cv2.connectedComponentsWithStats(dense)
-    body = np.zeros(smooth.shape, np.uint8)
+    body = np.zeros(hu.shape, np.uint8)
     if number > 1:
         largest = np.uint8(labels == 1 + np.argmax(stats[1:, cv2.CC_STAT_AREA]))
         outlines, _ = cv2.findContours(largest, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)

@@ -100,7 +100,7 @@ def test_lesions_end_along_z():
 def test_the_same_seed_gives_the_same_lesions():
     stacks = [make_stack(), make_stack()]
     for stack in stacks:
-        insert_lesions(stack, (-2, 0, 2), PIXEL, np.random.default_rng(5), number=2)
+        assert insert_lesions(stack, (-2, 0, 2), PIXEL, np.random.default_rng(5), number=2)
     np.testing.assert_array_equal(*stacks)
 
 

@@ -43,7 +43,7 @@ def test_variables_of_slurm_are_read_where_that_is_asked_for():
     ("nodes", "first"),
     [("a", "a"), ("a,b", "a"), ("n[3,5]", "n3"), ("n[003-4]-x,b", "n003-x"), ("c1-[2-3]", "c1-2")],
 )
-def test_the_first_of_nodes_is_the_first_processs(nodes, first):
+def test_the_first_process_listens_on_the_first_node(nodes, first):
     assert _first_host(nodes) == first
 
 

@@ -7,7 +7,7 @@ from lesion_d2.inference import OneSizeBatches, VolumeEnsemble
 import pytest
 import torch
 from detectron2.modeling import build_model
-from made_up_patches import tiny_model
+from made_up_patches import Reader, tiny_model
 from tiny_run import tiny_config
 from torch import nn
 
@@ -44,24 +44,11 @@ def test_slices_alone_in_batches_and_on_the_cpu_have_the_same_detections(device,
         check_close(found, on_cpu([{"image": image}])[0]["instances"])
 
 
-class _Reader:
-    def __init__(self, volume):
-        self.volume = volume
-        self.shape = self.source_shape = tuple(volume.shape)
-
-    def load(self, start, size, device):
-        (z, y, x), (d, h, w) = start, size
-        return self.volume[z : z + d, y : y + h, x : x + w].to(device)
-
-    def to_source(self, boxes):
-        return boxes
-
-
 @pytest.mark.parametrize("tiles_per_batch", [1, 3])
 def test_volumes_have_the_detections_of_the_cpu(device, exact, tiles_per_batch):
     model = _spread(tiny_model("RetinaNet3D", "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0))
     model.max_detections_per_image = 3
-    reader = {"reader": _Reader(255 * torch.rand(8, 16, 48))}
+    reader = {"reader": Reader(255 * torch.rand(8, 16, 48))}
     options = {"tile_size": (6, 16, 16), "mirrors": False}
     expected = VolumeEnsemble([copy.deepcopy(model)], **options).views(reader).instances
     ensemble = VolumeEnsemble([model.to(device)], tiles_per_batch=tiles_per_batch, **options)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
-from made_up_patches import tiny_model
+from made_up_patches import Reader, tiny_model
 from tiny_run import tiny_config
 from torch import nn
 
@@ -102,26 +102,13 @@ def test_an_evaluation_in_batches_finds_the_same(tiny_phantom):
         check_close(together.found[name], expected)
 
 
-class _Reader:
-    def __init__(self, volume):
-        self.volume = volume
-        self.shape = self.source_shape = tuple(volume.shape)
-
-    def load(self, start, size, device):
-        (z, y, x), (d, h, w) = start, size
-        return self.volume[z : z + d, y : y + h, x : x + w]
-
-    def to_source(self, boxes):
-        return boxes
-
-
 @pytest.mark.parametrize("tiles_per_batch, batches", [(4, [8, 2]), (100, [10])])
 def test_tiles_in_batches_find_the_same(tiles_per_batch, batches):
     torch.manual_seed(0)
     model = tiny_model("RetinaNet3D", "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0).eval()
     model.max_detections_per_image = 3
     nn.init.normal_(model.head.cls_score.weight, std=0.3)
-    reader = _Reader(255 * torch.rand(6, 16, 48))
+    reader = Reader(255 * torch.rand(6, 16, 48))
     sizes = []
     model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     results = []

@@ -13,29 +13,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.structures import Instances
+from made_up_patches import Reader
 from torch import nn
 
 SCORES = torch.tensor([0.9, 0.7, 0.5])
 FLIPS = ((), (-1,), (-2,), (-2, -1), (-3,), (-3, -1), (-3, -2), (-3, -2, -1))
-
-
-class Reader:
-    """A volume in memory; of the model it has ``factors`` (z, y, x) times the voxels."""
-
-    def __init__(self, volume, factors=(1, 1, 1)):
-        self.volume, self.factors = torch.as_tensor(volume).float(), factors
-        for axis, factor in enumerate(factors):
-            self.volume = self.volume.repeat_interleave(factor, dim=axis)
-        self.source_shape, self.shape = tuple(volume.shape), tuple(self.volume.shape)
-        self.loaded = []
-
-    def load(self, start, size, device):
-        (z, y, x), (d, h, w) = start, size
-        self.loaded += range(z, z + d)
-        return self.volume[z : z + d, y : y + h, x : x + w].to(device)
-
-    def to_source(self, boxes):
-        return (boxes + 0.5) / boxes.new_tensor(self.factors[::-1] * 2) - 0.5
 
 
 class Seeing(nn.Module):

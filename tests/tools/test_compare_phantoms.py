@@ -2,9 +2,9 @@
 
 import json
 
+from lesion_d2.data.inserted_lesions import find_body
 from lesion_d2.tools.compare_phantoms.__main__ import main
 from lesion_d2.tools.compare_phantoms.measures import (
-    find_body,
     flat_patches,
     measure_lesion,
     measure_slice,

@@ -6,6 +6,8 @@ the values: the widths, say, are those of edges as they cross pixels.
 
 from dataclasses import dataclass
 
+from lesion_d2.data.inserted_lesions import find_body
+
 import cv2
 import numpy as np
 
@@ -76,27 +78,6 @@ class LesionMeasures:
     def size_of_contrast(self) -> float:
         """The contrast without its sign, HU."""
         return abs(self.contrast)
-
-
-def find_body(hu: np.ndarray) -> np.ndarray:
-    """The largest thing that is denser than -300 HU, with what it encloses.
-
-    Args:
-        hu: H x W.
-
-    Returns:
-        H x W bool; nothing where no pixel is as dense.
-    """
-    dense = cv2.morphologyEx(np.uint8(hu > -300), cv2.MORPH_OPEN, np.ones((7, 7), np.uint8))
-    number, labels, stats, _ = cv2.connectedComponentsWithStats(dense)
-    if number < 2:
-        return np.zeros(hu.shape, bool)
-    largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
-    contours, _ = cv2.findContours(
-        np.uint8(labels == largest), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
-    )
-    body = np.zeros(hu.shape, np.uint8)
-    return cv2.drawContours(body, contours, -1, 1, cv2.FILLED).astype(bool)
 
 
 def measure_slice(hu: np.ndarray) -> SliceMeasures | None:

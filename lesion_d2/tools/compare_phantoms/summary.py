@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from .measures import LesionMeasures, SliceMeasures, measure_lesion, measure_slice
 
-#: What the table tells: name -> (of what, attribute, digits).
+#: What the table tells: name -> (of what, attribute, factor).
 ROWS = {
     "body, % of the picture": ("slices", "body", 100.0),
     "table, % of the picture": ("slices", "table", 100.0),
