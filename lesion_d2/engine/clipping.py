@@ -43,6 +43,25 @@ def with_clipping(
     return WithClipping
 
 
+def fit_to_scaler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer's steps take the scale off gradients (AMP) where they are fit for it.
+
+    Fused ones are, unless gradients are clipped before them. Whether steps are fused is part of an
+    optimizer's state: a run that began without goes on without, whatever SOLVER.FUSED says.
+
+    Args:
+        cfg: of the run.
+        optimizer: of :func:`with_clipping`'s class.
+    """
+
+    def fit(one: torch.optim.Optimizer) -> None:
+        are_fused = all(group["fused"] for group in one.param_groups)
+        one._step_supports_amp_scaling = are_fused and not cfg.SOLVER.CLIP_GRADIENTS.ENABLED
+
+    fit(optimizer)
+    optimizer.register_load_state_dict_post_hook(fit)
+
+
 def clipper(cfg: CfgNode) -> Callable[[Sequence[Parameter]], object] | None:
     """What clips the gradients of parameters that have one, in place; None where nothing does.
 

@@ -45,7 +45,7 @@ from ..modeling import (
 from ..volumetric_config import is_volumetric
 from .best_checkpoints import KeepBestHook
 from .checkpoint import LesionCheckpointer
-from .clipping import with_clipping
+from .clipping import fit_to_scaler, with_clipping
 from .compilation import compile_parts
 from .ensembles import as_evaluated
 from .hard_negatives import HardNegativeMiner, HardNegativeMiningHook
@@ -334,9 +334,7 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         built = with_clipping(cfg, optimizer)(
             parameters, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, **options
         )
-        if solver.CLIP_GRADIENTS.ENABLED:
-            # Else a fused one would take the scale off gradients (AMP) after they are clipped.
-            built._step_supports_amp_scaling = False
+        fit_to_scaler(cfg, built)
         return built
 
     @classmethod

@@ -116,8 +116,10 @@ def matched_box_loss(
     Raises:
         ValueError: there is no such loss for these boxes.
     """
-    if counts is not None:  # the boxes of the others may be empty
+    if counts is not None:  # the boxes of the others may be empty, and so may the predicted ones:
+        # a gradient of 0 would then be multiplied by what is not a number
         targets = targets.where(counts[:, None], sources)
+        deltas = deltas.masked_fill(~counts[:, None], 0)
     if box_reg_loss_type == "smooth_l1":
         wanted = transform.get_deltas(sources, targets)
         losses = smooth_l1_loss(deltas, wanted, beta=smooth_l1_beta, reduction="none")

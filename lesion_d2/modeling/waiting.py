@@ -29,7 +29,7 @@ class HostCopy:
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=is_real)
             self._array = buffer.numpy()
             buffer.copy_(tensor, non_blocking=True)
-            self._event = _record_event() if is_real else None
+            self._event = _record_event(tensor.device) if is_real else None
         else:
             self._array = tensor.numpy()
 
@@ -44,9 +44,9 @@ class HostCopy:
         return self._array
 
 
-def _record_event() -> torch.cuda.Event:
+def _record_event(device: torch.device) -> torch.cuda.Event:
     event = torch.cuda.Event()
-    event.record()
+    event.record(torch.cuda.current_stream(device))  # of the copy, on whichever GPU that is
     return event
 
 

@@ -56,3 +56,29 @@ def test_a_key_switches_it_off():
     cfg = _config(MODEL__DEVICE="cuda", SOLVER__FUSED=False, SOLVER__OPTIMIZER="SGD")
     optimizer = Trainer.build_optimizer(cfg, nn.Conv2d(1, 1, 1))
     assert not optimizer.defaults["fused"] and optimizer.defaults["foreach"]
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+@pytest.mark.parametrize("devices", [("cpu", "cuda"), ("cuda", "cpu")])
+def test_a_resumed_run_goes_on_as_it_began_under_scaled_gradients(name, devices):
+    changes = {"SOLVER__OPTIMIZER": name, "SOLVER__CLIP_GRADIENTS__ENABLED": False}
+    torch.manual_seed(0)
+    begun = nn.Conv2d(2, 1, 3)
+    resumed = copy.deepcopy(begun)
+    optimizers = [
+        Trainer.build_optimizer(_config(MODEL__DEVICE=device, **changes), model)
+        for device, model in zip(devices, (begun, resumed), strict=True)
+    ]
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for iteration in range(2):
+        x = torch.rand(2, 2, 8, 8)
+        if iteration == 1:
+            resumed.load_state_dict(begun.state_dict())
+            optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+        for model, optimizer in zip((begun, resumed)[: iteration + 1], optimizers, strict=False):
+            optimizer.zero_grad()
+            scaler.scale(model(x).square().mean()).backward()
+            scaler.step(optimizer)
+        scaler.update()
+    for one, other in zip(begun.parameters(), resumed.parameters(), strict=True):
+        assert one.equal(other)

@@ -1,5 +1,9 @@
 import lesion_d2  # noqa: F401, makes detectron2 importable
-from lesion_d2.modeling.box_losses import box_regression_loss, check_box_loss
+from lesion_d2.modeling.box_losses import (
+    box_regression_loss,
+    check_box_loss,
+    matched_box_loss,
+)
 from lesion_d2.modeling.volumetric import Box2BoxTransform3D
 from lesion_d2.structures import Boxes3D
 
@@ -80,3 +84,22 @@ def test_perfect_deltas_cost_nothing_and_neither_does_an_image_without_a_lesion(
 def test_other_losses_are_refused(name, box_dim):
     with pytest.raises(ValueError, match=f"BBOX_REG_LOSS_TYPE: found '{name}', expected one of"):
         check_box_loss(name, box_dim)
+
+
+@pytest.mark.parametrize("name", ["smooth_l1", "giou", "diou", "ciou"])
+@pytest.mark.parametrize("far_off", [-20.0, float("inf")])
+def test_rows_that_do_not_count_have_no_gradient_whatever_is_predicted(name, far_off):
+    """A box of no height has no ratio of sides: 0 times its gradient would be no number."""
+    anchors = torch.tensor([[300.0, 300.0, 316.0, 316.0]]).repeat(2, 1)
+    deltas = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, far_off, far_off]]).requires_grad_()
+    loss = matched_box_loss(
+        Box2BoxTransform((1.0, 1.0, 1.0, 1.0)),
+        anchors,
+        deltas,
+        anchors + 2,
+        box_reg_loss_type=name,
+        smooth_l1_beta=0.1,
+        counts=torch.tensor([True, False]),
+    )
+    [gradient] = torch.autograd.grad(loss, deltas)
+    assert loss > 0 and gradient[0].any() and (gradient[1] == 0).all()
