@@ -24,9 +24,10 @@ from ...values import MAX_SLICES
 
 _MAGIC = b"ld2slic1"
 _HEAD = struct.Struct("<8sII")
+_MAX_NAME = 16
 _ENTRY = np.dtype(
     [
-        ("name", "S16"),  # without .png
+        ("name", f"S{_MAX_NAME}"),  # without .png
         ("height", "<u4"),
         ("width", "<u4"),
         ("png_bytes", "<u8"),
@@ -64,11 +65,15 @@ def write_prepared(file: str | os.PathLike, pngs: Mapping[str, str | os.PathLike
         Its bytes.
 
     Raises:
-        FileNotFoundError, ValueError: a slice is missing, no such PNG, or damaged, or two slices
-            have one number.
+        FileNotFoundError, ValueError: a slice is missing, no such PNG, or damaged, two slices have
+            one number, a name has too many digits, or there are too many slices or none.
     """
+    if not 0 < len(pngs) <= MAX_SLICES:
+        raise ValueError(f"{file}: found {len(pngs)} slices, expected 1 to {MAX_SLICES}")
     numbers: dict[int, str | os.PathLike] = {}
     for name, png in pngs.items():
+        if len(name) > _MAX_NAME:
+            raise ValueError(f"{png}: found {len(name)} digits, expected {_MAX_NAME} at most")
         if int(name) in numbers:
             raise ValueError(f"{png}: found {numbers[int(name)]} of this number, expected one file")
         numbers[int(name)] = png

@@ -175,6 +175,6 @@ class _ClassMatches:
 
 
 def _outside(areas: np.ndarray, ranges: Sequence[tuple[float, float]]) -> np.ndarray:
-    """(N, A) bool, whether an area is in none of the ranges, which hold both their ends."""
+    """(N, A) bool, whether an area is not in a range; ranges hold both their ends."""
     low, high = np.asarray(ranges, dtype=float).T
     return (areas[:, None] < low) | (areas[:, None] > high)

@@ -133,6 +133,17 @@ def test_two_names_of_one_number_are_refused(tmp_path):
         prepare_slices(tmp_path, workers=1)
 
 
+def test_what_the_index_cannot_hold_is_refused(tmp_path, monkeypatch):
+    _write(tmp_path, [1, 2])
+    file, png = tmp_path / "a.slices", tmp_path / "001.png"
+    with pytest.raises(ValueError, match=r"001\.png: found 17 digits, expected 16 at most"):
+        write_prepared(file, {"1".zfill(17): png})
+    monkeypatch.setattr(form, "MAX_SLICES", 1)
+    with pytest.raises(ValueError, match=r"a\.slices: found 2 slices, expected 1 to 1"):
+        write_prepared(file, {"001": png, "002": tmp_path / "002.png"})
+    assert not file.exists()
+
+
 # --- data sets ------------------------------------------------------------------------------------
 
 
