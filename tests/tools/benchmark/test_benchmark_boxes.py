@@ -60,10 +60,11 @@ def test_evaluation_rows_compare_with_detectron2(monkeypatch):
     monkeypatch.setattr(evaluation, "time_calls", time_calls)
     names = DatasetCatalog.list()
     rows = list(evaluation.measure_evaluation(6, 5, 8, per_image=7))
-    precisions, whole, memory, most, growth = rows
+    precisions, whole, memory, most, most_memory, growth = rows
     assert "numbers differ by at most 0" in precisions.note
-    assert [row.limit for row in rows] == [0.1, 0.4, 0.5, None, 1.2]
+    assert [row.limit for row in rows] == [0.1, 0.4, 0.5, None, None, 1.2]
     assert memory.measured == 0.5 and memory.note == "10 against 20 MiB, 5 images"
+    assert most_memory.measured == 30 and works[2] is works[0]
     assert (precisions.measured, whole.measured, most.measured, growth.measured) == (1, 1, 2, 0.25)
     assert asked == [(3, 1), (3, 1), (1, 0)] and DatasetCatalog.list() == names
 

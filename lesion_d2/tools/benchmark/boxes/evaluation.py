@@ -64,6 +64,8 @@ def measure_evaluation(
     few, many = time_calls(calls, repeats=1, warm_up=0)
     seconds = many.cpu_seconds[0]
     yield Row(f"evaluation of {num_most:,} images", seconds, "s", None, "processor time")
+    mib = peak_memory(_run_ours, CfgNode({**counts, "IMAGES": num_most}))
+    yield Row("memory of it", mib, "MiB")
     growth = seconds / few.cpu_seconds[0] * sizes[0] / sizes[1]
     note = "4 times as many images, time an image"
     yield Row("evaluation as data grows", growth, "x", _MAX_GROWTH, note)
