@@ -25,13 +25,7 @@ from ..recist import BOX_MARGIN, measure_recist
 from ..scans.png import write_png
 from .deeplesion_csv import CSV_COLUMNS
 from .generated import LATER, check_options, write_data_set
-from .phantom_anatomy import (
-    Body,
-    paint_body,
-    sample_body,
-    sample_clinical_tissues,
-    sample_tissues,
-)
+from .phantom_anatomy import Body, paint_body, sample_body
 from .phantom_lesions import (
     LESION_TYPES,
     Distractor,
@@ -41,6 +35,7 @@ from .phantom_lesions import (
 )
 from .phantom_scanner import sample_clinical_scanner, sample_scanner
 from .phantom_shapes import Canvas
+from .phantom_tissues import sample_clinical_tissues, sample_tissues
 
 FORMAT_VERSION = 2
 # Of a lesion on its key slice; HU without noise.

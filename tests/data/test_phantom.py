@@ -12,10 +12,11 @@ from lesion_d2.data.phantom import (
     assign_splits,
     write_phantom,
 )
-from lesion_d2.data.phantom_anatomy import paint_body, sample_body, sample_tissues
+from lesion_d2.data.phantom_anatomy import paint_body, sample_body
 from lesion_d2.data.phantom_lesions import LESION_TYPES, sample_lesion
 from lesion_d2.data.phantom_scanner import correlated_noise
 from lesion_d2.data.phantom_shapes import VESSEL, Canvas, Ellipsoid, Waves, polyline
+from lesion_d2.data.phantom_tissues import sample_tissues
 from lesion_d2.evaluation import froc_curve
 from lesion_d2.recist import measure_recist
 

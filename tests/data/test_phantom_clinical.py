@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from lesion_d2.data.phantom import MIN_CONTRAST, PhantomOptions, Series, write_phantom
-from lesion_d2.data.phantom_anatomy import paint_body, sample_body, sample_clinical_tissues
+from lesion_d2.data.phantom_anatomy import paint_body, sample_body
 from lesion_d2.data.phantom_lesions import LESION_TYPES, sample_lesion
 from lesion_d2.data.phantom_looks import LOOKS
 from lesion_d2.data.phantom_scanner import ClinicalScanner
+from lesion_d2.data.phantom_tissues import sample_clinical_tissues
 
 import cv2
 import numpy as np
