@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 GPU = torch.device("cuda", 0)
 _CPU = torch.device("cpu")
+_CURRENT_STREAM = torch.cuda.current_stream
 _MOVES = ("to", "cuda", "cpu", "type", "copy_")
 # Numbers and lists that leave the device.
 _LEAVES = ("tolist", "item", "numpy")
@@ -97,6 +98,10 @@ class TwoDevices(TorchFunctionMode):
         self._patches.enter_context(mock.patch("torchvision.ops.boxes.nms", waiting_nms))
         self._patches.enter_context(mock.patch("torch.cuda.Event", lambda: _Event(self)))
         self._patches.enter_context(mock.patch("torch.cuda.is_available", lambda: True))
+        if torch.cuda.current_stream is _CURRENT_STREAM:  # else a test has streams of its own
+            self._patches.enter_context(
+                mock.patch("torch.cuda.current_stream", lambda device: device)
+            )
         return super().__enter__()
 
     def __exit__(self, *exception):
@@ -194,8 +199,9 @@ class _Event:
     def __init__(self, devices: TwoDevices):
         self._devices, self._before = devices, -1
 
-    def record(self) -> None:
-        """As in torch."""
+    def record(self, stream: object) -> None:
+        """As in torch, on the stream of the tensors' own device."""
+        assert stream == GPU
         self._before = self._devices.waits.total()
 
     def query(self) -> bool:

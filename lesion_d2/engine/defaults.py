@@ -191,6 +191,8 @@ def check_device(cfg: CfgNode) -> None:
 def fit_device(cfg: CfgNode) -> None:
     """Set MODEL.DEVICE to the CPU, and log it, where there is no GPU for it.
 
+    A GPU that is named becomes the current one: streams, events and random states are its own.
+
     Raises:
         InputError: see :func:`check_device`.
     """
@@ -198,6 +200,8 @@ def fit_device(cfg: CfgNode) -> None:
     if not _wants_gpu(cfg) and cfg.MODEL.DEVICE != "cpu":
         logger.info(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but no GPU was found: using the CPU")
         cfg.MODEL.DEVICE = "cpu"
+    if ":" in cfg.MODEL.DEVICE:
+        torch.cuda.set_device(cfg.MODEL.DEVICE)
 
 
 def _fit_to_machine(cfg: CfgNode) -> None:
@@ -243,14 +247,33 @@ def prepare_processes(cfg: CfgNode, number: int) -> None:
     communicate by whether there is a GPU.
 
     Raises:
-        InputError: there are fewer GPUs.
+        InputError: there are fewer GPUs, or MODEL.DEVICE is one for all of them.
     """
     if not _wants_gpu(cfg):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    elif number > torch.cuda.device_count():
+        return
+    check_shared_device(cfg.MODEL.DEVICE, number)
+    if number > torch.cuda.device_count():
         raise InputError(
             f"found --num-gpus {number}, expected at most the {torch.cuda.device_count()} "
             "GPUs of this machine"
+        )
+
+
+def check_shared_device(device: str, number: int) -> None:
+    """Check that processes of a machine, which take its GPUs in turn, may do so.
+
+    Args:
+        device: MODEL.DEVICE.
+        number: of processes on this machine.
+
+    Raises:
+        InputError: it is one GPU for all of them.
+    """
+    if ":" in device and (number > 1 or device != "cuda:0"):
+        raise InputError(
+            f"MODEL.DEVICE: found {device!r}, expected 'cuda': of several processes each has a GPU "
+            "of its own"
         )
 
 

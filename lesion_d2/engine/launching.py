@@ -12,7 +12,7 @@ from detectron2.engine import DEFAULT_TIMEOUT, launch
 from detectron2.utils import comm
 
 from .checks import check_inputs
-from .defaults import fit_device, load_config, prepare_launch
+from .defaults import check_shared_device, fit_device, load_config, prepare_launch
 from .input_errors import InputError
 
 _ENVIRONMENT = "env://"
@@ -141,8 +141,8 @@ def _of_slurm(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _first_host(nodes: str) -> str:
     """The first one of SLURM's list of nodes, such as ``gpu[07-09,12],big1``."""
-    match = re.match(r"([^\[,]*)(?:\[([0-9]+)[^\]]*\]([^\[,]*))?", nodes)
-    return "".join(part or "" for part in match.groups())
+    first = re.match(r"(?:[^\[,]|\[[^\]]*\])*", nodes)[0]
+    return re.sub(r"\[([0-9]+)[^\]]*\]", r"\1", first)
 
 
 def _join(place: Place, device: str) -> None:
@@ -151,12 +151,14 @@ def _join(place: Place, device: str) -> None:
     For a run on the CPU the GPUs are hidden, as :func:`prepare_processes` does.
 
     Raises:
-        InputError: there is no GPU for this process.
+        InputError: there is no GPU for this process, or MODEL.DEVICE is one for all of them.
     """
     on_gpu = device.startswith("cuda")
     if not on_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    elif place.local_rank >= torch.cuda.device_count():
+    else:
+        check_shared_device(device, place.local_size)
+    if on_gpu and place.local_rank >= torch.cuda.device_count():
         raise InputError(
             f"process {place.local_rank} of {place.local_size} on this machine: found "
             f"{torch.cuda.device_count()} GPUs, expected one for each process, which all of them "

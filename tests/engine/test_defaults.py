@@ -2,14 +2,14 @@ import logging
 import os
 
 from lesion_d2.data.loader import count_workers
-from lesion_d2.engine import InputError, load_config, prepare_launch
+from lesion_d2.engine import InputError, load_config, prepare_launch, prepare_processes
 
 import detectron2
 import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from tiny_run import tiny_args
+from tiny_run import tiny_args, tiny_config
 
 import train_net
 
@@ -117,6 +117,16 @@ def test_more_processes_than_gpus(tiny_phantom, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InputError, match="found --num-gpus 2, expected at most the 1 GPUs"):
         prepare_launch(tiny_args(tmp_path, "--num-gpus", "2", MODEL__DEVICE="cuda"))
+
+
+def test_one_gpu_for_several_processes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    message = "^MODEL.DEVICE: found 'cuda:0', expected 'cuda': of several processes each has"
+    with pytest.raises(InputError, match=message):
+        prepare_processes(tiny_config(MODEL__DEVICE="cuda:0"), 2)
+    prepare_processes(tiny_config(MODEL__DEVICE="cuda"), 2)
+    prepare_processes(tiny_config(MODEL__DEVICE="cuda:0"), 1)  # of several machines
 
 
 def _visible() -> str:

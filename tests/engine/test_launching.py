@@ -41,7 +41,10 @@ def test_variables_of_slurm_are_read_where_that_is_asked_for():
 
 @pytest.mark.parametrize(
     ("nodes", "first"),
-    [("a", "a"), ("a,b", "a"), ("n[3,5]", "n3"), ("n[003-4]-x,b", "n003-x"), ("c1-[2-3]", "c1-2")],
+    [
+        *(("a", "a"), ("a,b", "a"), ("n[3,5]", "n3"), ("n[003-4]-x,b", "n003-x")),
+        *(("c1-[2-3]", "c1-2"), ("r[1-2]n[03-04,7],b", "r1n03"), ("", "")),
+    ],
 )
 def test_the_first_process_listens_on_the_first_node(nodes, first):
     assert _first_host(nodes) == first

@@ -27,6 +27,17 @@ def test_a_gpu_of_a_number_that_is_not_there(monkeypatch):
         load_config(tiny_args("output", MODEL__DEVICE="cuda:2"))
 
 
+def test_a_gpu_that_is_named_becomes_the_current_one(monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for is_there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda is_there=is_there: is_there)
+        for device in ("cpu", "cuda", "cuda:1"):
+            fit_device(tiny_config(MODEL__DEVICE=device))
+    assert current == ["cuda:1"]
+
+
 def test_a_seed_that_no_tool_can_take():
     message = "^SEED: found 4294967296, expected below 2\\^32"
     with pytest.raises(InputError, match=message):
