@@ -58,7 +58,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from .arguments import add_shard
+from .arguments import add_shard, positive
 
 logger = logging.getLogger(__name__)
 
@@ -392,11 +392,11 @@ def _parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dataset", required=True, help="name in Detectron2's catalog")
     parser.add_argument("--method", choices=METHODS, default="grabcut")
     parser.add_argument("--output", help="the JSON file to write")
-    parser.add_argument("--workers", type=int, help="processes (default: all cores)")
+    parser.add_argument("--workers", type=positive, help="processes (default: all cores)")
     parser.add_argument(
         "--compare", metavar="TRUE_MASKS_JSON", help="write nothing, measure the methods' Dice"
     )
-    parser.add_argument("--limit", type=int, help="at most this many lesions in --compare")
+    parser.add_argument("--limit", type=positive, help="at most this many lesions in --compare")
     parser.add_argument(
         "--allow-missing", action="store_true", help="leave out images whose file is missing"
     )
@@ -406,10 +406,6 @@ def _parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("expected one of --output and --compare")
     if args.compare is not None and not args.shard.is_whole:
         parser.error("found --shard with --compare, expected one of them")
-    for name in ("workers", "limit"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name}: found {value}, expected at least 1")
     return args
 
 

@@ -335,6 +335,7 @@ def test_bad_slices_and_names_stop_with_one_line(phantom, tmp_path, capsys):
         ["--output", "x", "--workers=0"],
         ["--output", "x", "--shard=0/2"],
         ["--compare", "x", "--shard=1/2"],
+        ["--compare", "x", "--limit=0"],
     ):
         with pytest.raises(SystemExit):
             tool.main(["--dataset", NAME, *arguments])

@@ -24,7 +24,7 @@ class ChunkLoader:
 
     The data set is split over the processes that evaluate, and then into chunks of neighboring key
     slices of a volume, which the workers of each process read. Every slice is read once where
-    channels are whole slices apart; where they are not, once or twice a chunk: its ends are read
+    channels are whole slices apart; where they are not, the slices at the end of a chunk are read
     for the next one, too. Channels are resized and sent once, and put together to images here.
     A volume in a NIfTI file is decompressed by one worker, into a file that all of them map.
 
