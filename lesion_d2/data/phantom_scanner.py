@@ -73,7 +73,7 @@ def sample_scanner(rng: np.random.Generator, spacing: int) -> Scanner:
 
 
 def sample_clinical_scanner(rng: np.random.Generator, spacing: int) -> ClinicalScanner:
-    """Draw the scanner of a series: 7 to 14 HU of noise, sharper and softer kernels."""
+    """Draw the scanner of a series: 6.5 to 13.5 HU of noise, a fifth more at 1 mm; any kernel."""
     noise = float(rng.uniform(6.5, 13.5)) * (1.2 if spacing == 1 else 1.0)
     return ClinicalScanner(noise, kernel=float(rng.uniform(0.35, 0.75)))
 
