@@ -279,6 +279,7 @@ def _add_training_config(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may be "full_model_norm" beside Detectron2's "value" and
     # "norm", which limits each parameter's gradient alone: the norm of all of them together.
+
     # On a GPU, one kernel for an optimizer's step (on a CPU its numbers would be others). A resumed
     # run goes on with what it began with.
     cfg.SOLVER.FUSED = True
