@@ -2,7 +2,6 @@ import logging
 import math
 import operator
 import os
-import time
 import weakref
 from collections.abc import Iterable, Mapping
 
@@ -10,10 +9,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import (
-    AMPTrainer,
     DefaultTrainer,
     HookBase,
-    SimpleTrainer,
     TrainerBase,
     create_ddp_model,
     hooks,
@@ -58,6 +55,7 @@ from .hooks import (
     TrainingStopped,
 )
 from .mean_teacher import STUDENT, MeanTeacherHook
+from .mixed_precision import step_trainer
 from .processes import share_running_statistics, unwrap
 from .resuming import EvaluationWriter, ProcessStateHook, rewind_metrics
 from .schedule import learning_rate_factor
@@ -71,37 +69,6 @@ _ITERATION_KEYS = (
     ("HARD_NEGATIVES", "START_ITER"),
 )
 _OPTIMIZERS = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
-
-
-class CPUAMPTrainer(SimpleTrainer):
-    """Mixed precision on the CPU: the losses are computed in bfloat16 where torch deems it safe.
-
-    bfloat16 has the exponents of float32, so no loss is scaled, unlike in Detectron2's AMPTrainer,
-    which is for CUDA only.
-    """
-
-    def run_step(self) -> None:
-        """As in SimpleTrainer, with the forward pass under autocast."""
-        assert self.model.training, "[CPUAMPTrainer] model was changed to eval mode!"
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss_dict = self.model(data)
-            losses = sum(loss_dict.values())
-        self.optimizer.zero_grad()
-        losses.backward()
-        self.after_backward()
-        self._write_metrics(loss_dict, data_time)
-        self.optimizer.step()
-
-
-def step_trainer(cfg: CfgNode) -> type[SimpleTrainer]:
-    """What computes a run's steps, in mixed precision where SOLVER.AMP.ENABLED is set."""
-    if not cfg.SOLVER.AMP.ENABLED:
-        return SimpleTrainer
-    return CPUAMPTrainer if cfg.MODEL.DEVICE == "cpu" else AMPTrainer
 
 
 class StoppableTrainer(TrainerBase):

@@ -13,8 +13,8 @@ from lesion_d2.data.volumes import register_volumes
 from lesion_d2.data.volumetric.mapper import VolumePatchMapper
 from lesion_d2.engine import Trainer
 from lesion_d2.engine.compilation import compile_parts
+from lesion_d2.engine.mixed_precision import step_trainer
 from lesion_d2.engine.prediction import build_test_mapper
-from lesion_d2.engine.trainer import step_trainer
 from lesion_d2.modeling import MeanTeacher
 from lesion_d2.volumetric_config import is_volumetric
 
