@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -195,7 +195,7 @@ class _Import:
         volume_set = self.complete(
             VolumeSet(listing.classes, volumes, _source(self.format, listing))
         )
-        _put_in_place(volume_set, summary.left_out, working_folder(output), output)
+        _put_in_place(volume_set, summary.left_out, output)
         return replace(summary, written=True, volume_set=volume_set)
 
 
@@ -228,7 +228,8 @@ def _standing(listing: Listing, output: Path, format: str) -> ImportSummary | No
     is_ours = found.source == _source(format, listing)
     if not is_ours or not names.issuperset(volume.name for volume in found.volumes):
         return None
-    _tidy(output)
+    with suppress(BlockingIOError):  # the call that has just made it tidies up
+        _tidy(output)
     number = len(listing.cases)
     return ImportSummary(output, True, found, number, number, (), (), stood=True)
 
@@ -280,8 +281,17 @@ def _tidy(output: Path) -> None:
     recover_folder(output)
     working = working_folder(output)
     if working.is_dir() and (working / "cases").is_dir() and not (working / "data").exists():
-        with locked(working / "lock"):
-            shutil.rmtree(working)
+        with suppress(FileNotFoundError), locked(working / "lock"):  # else it is gone by now
+            _remove_working(output)
+
+
+def _remove_working(output: Path) -> None:
+    """Remove the working folder at one go for other calls, which could not use a part of it."""
+    working = working_folder(output)
+    trash = working.with_name(f".{working.name}.trash")
+    shutil.rmtree(trash, ignore_errors=True)  # of a call that was killed here
+    os.replace(working, trash)
+    shutil.rmtree(trash, ignore_errors=True)  # NFS keeps files that other calls have open
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
@@ -393,11 +403,9 @@ def _write_lines(file: Path, lines: Sequence[str]) -> None:
         partial.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 
-def _put_in_place(
-    volume_set: VolumeSet, left_out: Sequence[str], working: Path, output: Path
-) -> None:
+def _put_in_place(volume_set: VolumeSet, left_out: Sequence[str], output: Path) -> None:
     """Complete the working folder's data and let it become the data set."""
-    data = working / "data"
+    data = working_folder(output) / "data"
     wanted = {data / volume.image for volume in volume_set.volumes}
     for file in (data / "images").iterdir():  # of cases that are none any more, and of killed calls
         if file not in wanted:
@@ -405,4 +413,4 @@ def _put_in_place(
     _write_lines(data / LEFT_OUT_FILE, left_out)
     write_volume_set(data, volume_set)
     replace_folder(data, output)
-    shutil.rmtree(working)
+    _remove_working(output)

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 from functools import partial
 from pathlib import Path
@@ -106,6 +107,29 @@ def test_two_parts_at_a_time_give_the_data_set_of_one_call(source, tmp_path):
         run(list_npz(source, options={"level": 3}), tmp_path / "mine", shard=Shard(1, 2))
     with pytest.raises(ValueError, match="found --overwrite with --shard"):
         run(list_npz(source), tmp_path / "mine", shard=Shard(1, 2), overwrite=True)
+
+
+def test_a_part_that_ends_while_another_one_tidies_up_does_nothing(source, tmp_path, monkeypatch):
+    late, rmtree = [], shutil.rmtree
+    part = partial(run, list_npz(source), tmp_path / "mine")
+
+    def end_meanwhile(folder, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", rmtree)
+            late.append(part(shard=Shard(1, 2)))
+        rmtree(folder, **options)
+
+    part(shard=Shard(1, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", end_meanwhile)
+        assert part(shard=Shard(2, 2)).written
+    assert len(late) >= 2 and all(summary.stood for summary in late)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "source"]
+    working = working_folder(tmp_path / "mine")
+    (working / "cases").mkdir(parents=True)  # as of a call that is about to remove it
+    with locked(working / "lock"):
+        assert part(shard=Shard(2, 2)).stood
+    assert part(shard=Shard(2, 2)).stood and not working.exists()
 
 
 def test_the_call_that_finds_no_case_missing_tells_of_all_damaged_ones(source, tmp_path):
