@@ -44,7 +44,7 @@ def with_prepared_slices(name: str, dicts: list[dict]) -> list[dict]:
     """
     if not reads_prepared_slices(name):
         return dicts
-    problems, is_known = [], {}
+    problems: dict[str, None] = {}  # in order; what is wrong with a file is one line for its slices
     num_prepared = 0
     for image in dicts:
         folder, png = os.path.split(image["file_name"])
@@ -52,17 +52,15 @@ def with_prepared_slices(name: str, dicts: list[dict]) -> list[dict]:
             continue
         file = prepared_file(folder)
         path = os.path.join(file, png)
-        if is_known.setdefault(file, True):
-            try:
-                _current(path)
-            except (FileNotFoundError, ValueError) as error:
-                problems.append(str(error))
-                is_known[file] = os.path.isfile(file)  # one line for all slices of its series
+        try:
+            _current(path)
+        except (FileNotFoundError, ValueError) as error:
+            problems[str(error)] = None
         image["file_name"] = path
         num_prepared += 1
     if num_prepared == 0:
-        problems = [f"found no image in {PNG_FOLDER}, expected slices that can be prepared"]
-    raise_problems(f"{name}, DATASETS.PREPARED_SLICES", problems)
+        problems[f"found no image in {PNG_FOLDER}, expected slices that can be prepared"] = None
+    raise_problems(f"{name}, DATASETS.PREPARED_SLICES", list(problems))
     # Here, so that a loader's forked processes share it: 18 MB that each had of its own.
     import blosc2  # noqa: F401
 

@@ -207,6 +207,12 @@ def test_series_that_are_not_prepared_are_told_before_any_work(sample):
         DatasetCatalog.get(sample)
     assert f"{file}: no such file of prepared slices" in str(error.value)
     assert f"{other}: found no prepared slices" in str(error.value)
+    for damaged in (file, other):  # one line for all slices of a series
+        folder = damaged.parents[1] / "Images_png" / damaged.stem
+        slices = [{"file_name": os.fspath(folder / f"{n:03d}.png")} for n in range(5)]
+        with pytest.raises(ProblemsError) as error:
+            with_prepared_slices(sample, slices)
+        assert len(error.value.problems) == 1
 
 
 def test_volumes_files_stay_as_they_are_beside_prepared_slices(sample):
