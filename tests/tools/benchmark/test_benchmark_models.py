@@ -239,6 +239,8 @@ def test_the_row_of_bai_has_the_limit_of_its_issue(monkeypatch, device):
     assert files == [configs.CONFIGS / "bai" / f"{name}.yaml"]
     number = bai.NUM_MINED * 2
     assert f"2 images of 3 x 64 x 64, {number} lesions mined, {name}" in row.note
+    shares = re.findall(r"(\d+\.\d\d) x", row.note)
+    assert len(shares) == 2 and float(shares[0]) > 0
 
 
 def small_3dce(file, device="cpu"):
