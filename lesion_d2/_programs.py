@@ -34,11 +34,20 @@ def uncollected() -> Iterator[None]:
     try:
         yield
     finally:
-        if not gc.get_freeze_count():
-            gc.freeze()  # both together: what is there now is old, and not looked through at once
-            gc.unfreeze()
+        count_as_old()
         if collects:
             gc.enable()
+
+
+def count_as_old() -> None:
+    """Let Python look for garbage among the objects that there are now as seldom as it does.
+
+    They can still be collected, unlike those that stay frozen: a trainer that is part of reference
+    cycles would never end.
+    """
+    if not gc.get_freeze_count():  # else they are somebody's, who would find them unfrozen
+        gc.freeze()
+        gc.unfreeze()
 
 
 def _is_own() -> bool:

@@ -19,6 +19,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
+from .._programs import count_as_old
 from ..config import LesionConfig, get_lesion_config
 from ..data.loader import count_workers
 from ..errors import told
@@ -74,7 +75,7 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
         InputError: see :func:`check_inputs`; or another training is at work in OUTPUT_DIR, for
             an evaluation alone another one.
     """
-    gc.freeze()  # what was imported: else Python would look for garbage there, again and again
+    count_as_old()  # what was imported
     with _held_records(f"{__package__}.checks", "lesion_d2.data") as records:
         num_images = check_inputs(cfg, args)
     hold_output(_held_folder(cfg, args))

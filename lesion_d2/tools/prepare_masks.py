@@ -120,7 +120,10 @@ def prepare_masks(
         if not all(d["image_id"] in done for d in dicts):
             return _existing_summary(dicts, info, output)  # of a call that has just joined them
         with joining(journal, shard) as is_ours:
-            if not is_ours or not os.path.exists(shard.file(journal)):
+            if is_ours and not os.path.exists(shard.file(journal)):  # joined, and gone
+                Path(journal).unlink(missing_ok=True)  # made anew by the lock
+                is_ours = False
+            if not is_ours:
                 return _existing_summary(dicts, info, output)
             annotations = [a for d in dicts for a in done[d["image_id"]]]
             write_mask_file(output, info, annotations)

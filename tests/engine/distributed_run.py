@@ -164,7 +164,7 @@ def resume_alike(output_dir: str) -> None:
         trainer.resume_or_load(resume=bool(flags))
         trainer.train()
         model = unwrap(trainer.model)
-        ended = [trainer.start_iter, _digest(model), model.loss_normalizer]
+        ended = [trainer.start_iter, _digest(model), float(model.loss_normalizer)]
         found.append(comm.all_gather(ended))
         if comm.is_main_process():
             (Path(output_dir) / "last_checkpoint").write_text("model_0000000.pth")

@@ -106,6 +106,23 @@ def test_two_parts_at_a_time_give_the_file_of_one_call(phantom, finished, tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == ["masks.json"]
 
 
+def test_a_part_that_finds_all_joined_meanwhile_leaves_nothing(finished, tmp_path, monkeypatch):
+    """Another part has joined all of them when this one takes the lock to do so."""
+    output, joining = tmp_path / "masks.json", tool.joining
+
+    def join_before(file, shard):
+        output.write_bytes(finished.read_bytes())
+        for journal in tmp_path.glob("masks.json.partial*"):
+            journal.unlink()
+        return joining(file, shard)
+
+    args = ["--dataset", NAME, "--method", "grabcut", "--output", str(output), "--workers", "1"]
+    assert tool.main([*args, "--shard", "1/2"]) == 0
+    monkeypatch.setattr(tool, "joining", join_before)
+    assert tool.main([*args, "--shard", "2/2"]) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["masks.json"]
+
+
 def test_killed_parts_go_on_and_the_last_one_joins(
     phantom, finished, tmp_path, monkeypatch, capsys
 ):

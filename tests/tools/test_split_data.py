@@ -66,10 +66,15 @@ def test_errors_are_one_line(root, capsys):
             ["theirs"],
             "theirs/volume_set.json: no such file, expected a data set of volumes such as",
         ),
-        (["mine", "--seed", "-1"], "found the seed -1, expected one from 0 on"),
         (["mine", "--shares", "0", "0", "0"], "found shares [0.0, 0.0, 0.0], expected"),
     ):
         assert main(arguments) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
         assert line.endswith(" mine") or "volumes such as" not in line
+
+
+def test_a_seed_that_is_none_is_an_argument_error(root, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["mine", "--seed", "-1"])
+    assert "argument --seed: found '-1', expected 0 or more" in capsys.readouterr().err
