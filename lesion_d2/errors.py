@@ -61,12 +61,13 @@ def run_program(
     with interruptible() as interruption:
         try:
             return work() or 0
-        except KeyboardInterrupt:
-            text = interrupted if isinstance(interrupted, str) else interrupted()
-            print(text, file=sys.stderr)
-            _end_children()
-            return 128 + (interruption.number or signal.SIGINT)
-        except Exception as error:
+        except (KeyboardInterrupt, Exception) as error:
+            # Compiled code may turn the interruption into an error of its own.
+            if isinstance(error, KeyboardInterrupt) or interruption.number:
+                text = interrupted if isinstance(interrupted, str) else interrupted()
+                print(text, file=sys.stderr)
+                _end_children()
+                return 128 + (interruption.number or signal.SIGINT)
             text = told(error)
             if text is None:
                 raise

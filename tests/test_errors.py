@@ -153,6 +153,20 @@ def test_a_signal_ends_with_a_line_and_its_status(capsys, escaped, number):
     assert capsys.readouterr().err == "it goes on\n"
 
 
+def test_an_interruption_that_became_another_error_is_one(capsys, escaped):
+    """As where compiled code was called back, and reports what its caller raised."""
+
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except KeyboardInterrupt as error:
+            raise SystemError("returned a result with an exception set") from error
+
+    assert run_program(work) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 @pytest.mark.parametrize(
     "error, text",
     [

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,9 +146,11 @@ class Bench:
         return self._go_on(whole, name, folder)
 
     def double(self, job: Job, moment: float) -> Found:
-        """A second run in the place of one that is at work."""
+        """A second run in the place of one that is at work, which has written something there."""
         whole, folder = self.whole(job), self._folder()
         first = self._started(job.run, folder, moment * whole.cpu_seconds)
+        while first.poll() is None and not any(folder.rglob("*")):
+            time.sleep(0.002)
         first.send(signal.SIGSTOP)
         second = Child(lambda: (job.again or job.run)(self.root, folder))
         status, output = second.wait(_LONGEST), second.output()
