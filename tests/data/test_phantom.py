@@ -236,6 +236,9 @@ def test_command(tmp_path):
     assert result.stderr.strip().endswith(
         "error: phantom option size: found 7, expected 64 to 2048"
     )
+    result = run_script(SCRIPT, "--seed", "-1", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "argument --seed: found '-1', expected 0 or more" in result.stderr
 
 
 def test_the_preset_decides_the_folder(monkeypatch):
