@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .phantom_lesions import HOST_TISSUE, LESION_TYPES, Lesion, LesionType, sample_lesion
+from .phantom_lesions import HOST_TISSUE, LESION_TYPES, Lesion, sample_lesion
 from .phantom_shapes import AIR, FAT, LIVER, LUNG, SKIN_FAT, Canvas
 
 #: Coarse types that are inserted, with what holds them: types of what cannot be told from HU alone,
@@ -179,7 +179,7 @@ class _Stack:
         for _ in range(4 if kinds else 0):
             shares = np.array([k.share for k in kinds])
             kind = kinds[rng.choice(len(kinds), p=shares / shares.sum())]
-            canvas = self._canvas(self.key, kind)
+            canvas = self._canvas(self.key)
             canvas.labels = np.where(
                 self._hosts == HOSTS[kind.coarse_type], kind.hosts[0], AIR
             ).astype(np.uint8)
@@ -192,11 +192,11 @@ class _Stack:
 
     def _is_seen(self, lesion: Lesion) -> bool:
         before = self._smooth[self.key]
-        canvas = self._canvas(self.key, lesion.kind, lesion)
+        canvas = self._canvas(self.key, lesion)
         inside = lesion.paint(canvas) > 0.5
         return bool(inside.any() and np.abs(canvas.hu - before)[inside].mean() >= _MIN_CONTRAST)
 
-    def _canvas(self, index: int, kind: LesionType, lesion: Lesion | None = None) -> Canvas:
+    def _canvas(self, index: int, lesion: Lesion | None = None) -> Canvas:
         """A slice without its noise; ``tissues`` has the host's HU around the lesion."""
         height, width = self._slices.shape[1:]
         x, y = (np.arange(n, dtype=np.float32) * np.float32(self._pixel) for n in (width, height))
@@ -214,16 +214,15 @@ class _Stack:
 
     def paint(self, lesion: Lesion) -> list[np.ndarray]:
         """Paint it into all slices; returns its mask (H x W bool) on each."""
-        masks = []
+        masks, limit = [], _MAX_NOISE * self._noise
         # Of all slices before any is painted: each has the host's HU as it was.
-        canvases = [self._canvas(i, lesion.kind, lesion) for i in range(len(self._slices))]
+        canvases = [self._canvas(i, lesion) for i in range(len(self._slices))]
         for index, canvas in enumerate(canvases):
             cover = lesion.paint(canvas)
             masks.append(cover > 0.5)
             if not cover.any():
                 continue
             rest = self._slices[index] - self._smooth[index]
-            limit = _MAX_NOISE * self._noise
             kept = rest + cover * (np.clip(rest, -limit, limit) - rest)
             self._smooth[index] = canvas.hu
             hu = canvas.hu + kept

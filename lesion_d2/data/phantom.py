@@ -78,6 +78,11 @@ class PhantomOptions:
         }
         check_options("phantom", self, limits)
 
+    @property
+    def is_clinical(self) -> bool:
+        """Whether slices look as on clinical CT."""
+        return self.appearance == "clinical"
+
 
 PRESETS = {
     "quickstart": PhantomOptions(),
@@ -208,7 +213,7 @@ def _write_patient(
 ) -> tuple[int, list[tuple[dict, dict]]]:
     """Write one patient's series; returns the patient, a CSV row and {slice: RLE} a lesion."""
     rng = np.random.default_rng([options.seed, patient])
-    body = sample_body(rng, options.appearance == "clinical")
+    body = sample_body(rng, options.is_clinical)
     person = {"Patient_gender": "FM"[rng.integers(2)], "Patient_age": int(rng.integers(20, 88))}
     records = []
     for study in range(1, int(rng.integers(3, 6)) + 1):
@@ -233,9 +238,9 @@ class Series:
     def __init__(self, rng: np.random.Generator, body: Body, options: PhantomOptions):
         self.body, self.options = body, options
         self.spacing = int(rng.choice(SPACINGS, p=SPACING_SHARES))
-        self.clinical = options.appearance == "clinical"
-        self.tissues = (sample_clinical_tissues if self.clinical else sample_tissues)(rng)
-        sample = sample_clinical_scanner if self.clinical else sample_scanner
+        clinical = options.is_clinical
+        self.tissues = (sample_clinical_tissues if clinical else sample_tissues)(rng)
+        sample = sample_clinical_scanner if clinical else sample_scanner
         self.scanner = sample(rng, self.spacing)
         self.padding = int(rng.choice([-3024, -2000])) if rng.random() < 0.3 else None
         self.lesions: list[Lesion] = []
@@ -308,7 +313,7 @@ class Series:
             chosen = kind if i == 0 else others[rng.choice(len(others), p=share / share.sum())]
             size, mottle = self.options.median_diameter, self.options.mottle_hu
             lesion = sample_lesion(
-                rng, chosen, canvases[0], taken, size, mottle, clinical=self.clinical
+                rng, chosen, canvases[0], taken, size, mottle, clinical=self.options.is_clinical
             )
             if lesion is None:
                 break

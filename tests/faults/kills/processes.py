@@ -16,7 +16,7 @@ from typing import BinaryIO, NoReturn
 
 from tqdm import tqdm
 
-_POLL_SECONDS = 0.002
+POLL_SECONDS = 0.002
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -58,7 +58,7 @@ class Child:
         """The exit status; None where it has not ended by then."""
         start = time.monotonic()
         while self.poll() is None and (waited := time.monotonic() - start) < seconds:
-            time.sleep(max(_POLL_SECONDS, min(0.02 * waited, 0.1)))
+            time.sleep(max(POLL_SECONDS, min(0.02 * waited, 0.1)))
         return self.poll()
 
     def wait_for(self, cpu_seconds: float, longest: float) -> None:
@@ -68,7 +68,7 @@ class Child:
             left = cpu_seconds - self.cpu_seconds()
             if left <= 0:
                 return
-            time.sleep(max(_POLL_SECONDS, 0.5 * left))  # of one thread, more cannot be used
+            time.sleep(max(POLL_SECONDS, 0.5 * left))  # of one thread, more cannot be used
 
     def cpu_seconds(self) -> float:
         """What it and all that it began have used of the processor."""
@@ -141,7 +141,7 @@ class Program:
         while self.poll() is None:
             if timeout is not None and time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired("a program", timeout)
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
         return self.returncode
 
     def terminate(self) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..case import Found
 from .jobs import JOBS, TRAINED, Job, prepare
-from .processes import Child
+from .processes import POLL_SECONDS, Child
 
 #: What may come of a trial; the first is right.
 VERDICTS = (
@@ -150,7 +150,7 @@ class Bench:
         whole, folder = self.whole(job), self._folder()
         first = self._started(job.run, folder, moment * whole.cpu_seconds)
         while first.poll() is None and not any(folder.rglob("*")):
-            time.sleep(0.002)
+            time.sleep(POLL_SECONDS)
         first.send(signal.SIGSTOP)
         second = Child(lambda: (job.again or job.run)(self.root, folder))
         status, output = second.wait(_LONGEST), second.output()
