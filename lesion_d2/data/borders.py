@@ -107,6 +107,27 @@ def slice_files(folder: str | os.PathLike) -> dict[int, str]:
     return format_of(folder).files(folder)
 
 
+def find_body(hu: np.ndarray, opening: int = 7) -> np.ndarray:
+    """The largest thing that is denser than -300 HU, with what it encloses.
+
+    Args:
+        hu: H x W.
+        opening: side in pixels of a square; what it does not fit into is left out.
+
+    Returns:
+        H x W bool; nothing where no pixel is as dense.
+    """
+    kernel = np.ones((opening, opening), np.uint8)
+    dense = cv2.morphologyEx(np.uint8(hu > -300), cv2.MORPH_OPEN, kernel)
+    number, labels, stats, _ = cv2.connectedComponentsWithStats(dense)
+    body = np.zeros(hu.shape, np.uint8)
+    if number > 1:
+        largest = np.uint8(labels == 1 + np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+        outlines, _ = cv2.findContours(largest, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(body, outlines, -1, 1, cv2.FILLED)
+    return body.astype(bool)
+
+
 def _extent(hu: np.ndarray, pixel_spacing: tuple[float, float]) -> tuple[int, int, int, int] | None:
     """The bounding box of the body without a margin, ends exclusive; None without a body."""
     kernel = np.ones([_odd_number(_OPENING / s) for s in (pixel_spacing[1], pixel_spacing[0])])

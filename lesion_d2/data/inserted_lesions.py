@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from .borders import find_body
 from .phantom_lesions import HOST_TISSUE, LESION_TYPES, Lesion, sample_lesion
 from .phantom_shapes import AIR, FAT, LIVER, LUNG, SKIN_FAT, Canvas
 
@@ -62,27 +63,6 @@ def find_hosts(hu: np.ndarray, pixel: float) -> np.ndarray:
     hosts[fat & (depth > _INNER_DEPTH)] = FAT
     hosts[_find_organs(smooth, pixel) & (depth > 12)] = LIVER
     return hosts
-
-
-def find_body(hu: np.ndarray, opening: int = 7) -> np.ndarray:
-    """The largest thing that is denser than -300 HU, with what it encloses.
-
-    Args:
-        hu: H x W.
-        opening: side in pixels of a square; what it does not fit into is left out.
-
-    Returns:
-        H x W bool; nothing where no pixel is as dense.
-    """
-    kernel = np.ones((opening, opening), np.uint8)
-    dense = cv2.morphologyEx(np.uint8(hu > -300), cv2.MORPH_OPEN, kernel)
-    number, labels, stats, _ = cv2.connectedComponentsWithStats(dense)
-    body = np.zeros(hu.shape, np.uint8)
-    if number > 1:
-        largest = np.uint8(labels == 1 + np.argmax(stats[1:, cv2.CC_STAT_AREA]))
-        outlines, _ = cv2.findContours(largest, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(body, outlines, -1, 1, cv2.FILLED)
-    return body.astype(bool)
 
 
 def _find_organs(smooth: np.ndarray, pixel: float) -> np.ndarray:
