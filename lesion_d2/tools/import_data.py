@@ -22,7 +22,7 @@ from lesion_d2.data.volume_set.catalog import register_volume_set
 from lesion_d2.data.volume_set.splits import DEFAULT_SHARES
 from lesion_d2.data_checks import PAGE_FILE, check_data_set
 from lesion_d2.errors import InputError, run_program
-from lesion_d2.importers import FORMATS
+from lesion_d2.importers import FORMATS, Listing
 from lesion_d2.importers.running import (
     ImportSummary,
     is_registered_from,
@@ -53,11 +53,12 @@ def get_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(own)
-        _add_common_arguments(own)
+        add_common_arguments(own)
     return parser
 
 
-def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what :func:`run_listing` reads."""
     group = parser.add_argument_group("the data set")
     add = group.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="its folder, named as it is")
@@ -126,12 +127,31 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError, ImportError: the source cannot be listed; or see :func:`run_import`.
     """
-    listing = FORMATS[args.format].list_cases(args)
+    return run_listing(FORMATS[args.format].list_cases(args), args, args.format)
+
+
+def run_listing(
+    listing: Listing, args: argparse.Namespace, format: str, program: str = _PROGRAM
+) -> int:
+    """Import what was listed, and check it.
+
+    Args:
+        listing: of the format.
+        args: of :func:`add_common_arguments`.
+        format: its name.
+        program: the command, in messages.
+
+    Returns:
+        See :func:`run`.
+
+    Raises:
+        ValueError, OSError: see :func:`run_import`.
+    """
     try:
         summary = run_import(
             listing,
             args.output,
-            format=args.format,
+            format=format,
             workers=args.workers,
             dry_run=args.dry_run,
             overwrite=args.overwrite,
@@ -162,7 +182,7 @@ def run(args: argparse.Namespace) -> int:
         return 1 if summary.damaged and not args.skip_damaged else 0
     if not summary.written:
         print(
-            f"{_PROGRAM}: error: found {len(summary.damaged)} cases that cannot be read, expected "
+            f"{program}: error: found {len(summary.damaged)} cases that cannot be read, expected "
             "none: there is no data set yet; repair them, and the same command goes on, or pass "
             "--skip-damaged",
             file=sys.stderr,
@@ -193,10 +213,11 @@ def _check(root: Path, workers: int | None) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Import, print what was found, and return the exit status: 130 after Ctrl-C."""
     args = get_parser().parse_args(argv)
-    return run_program(lambda: run(args), _PROGRAM, interrupted=lambda: _interrupted(args.output))
+    return run_program(lambda: run(args), _PROGRAM, interrupted=lambda: interrupted(args.output))
 
 
-def _interrupted(output: Path) -> str:
+def interrupted(output: Path) -> str:
+    """What is said after Ctrl-C."""
     goes_on = working_folder(output).exists()
     return "interrupted" + (": the same command goes on from here" if goes_on else "")
 

@@ -1,0 +1,110 @@
+"""Where lesions may grow, from HU alone.
+
+HU do not tell organs from one another. What looks alike is taken alike: lesions of the liver's type
+grow in the spleen, too.
+"""
+
+import cv2
+import numpy as np
+
+from ..borders import find_body
+from ..phantom_shapes import AIR, FAT, LIVER, LUNG, SKIN_FAT
+
+#: Coarse types that are inserted, with what holds them: types of what cannot be told from HU alone,
+#: such as kidneys, are left out.
+HOSTS = {2: FAT, 3: FAT, 4: LIVER, 5: LUNG, 7: SKIN_FAT, 8: FAT}
+#: HU that a lesion may be painted over, by what holds it, where slices are smooth; and the share of
+#: its pixels on a slice that may lie on others. Of a lung, vessels are others; nodes push aside
+#: what is soft, and no lesion crosses a bone or reaches into air.
+PAINTED_OVER = {
+    LUNG: (-1100.0, -300.0, 0.2),
+    LIVER: (0.0, 180.0, 0.05),
+    FAT: (-250.0, 180.0, 0.02),
+    SKIN_FAT: (-250.0, 180.0, 0.02),
+}
+_SMOOTHING = 1.6  # mm, SD of the Gaussian that takes the noise from tissues
+_SKIN_DEPTH, _INNER_DEPTH = 18.0, 32.0  # mm from the skin: fat under it, fat within the body
+_EVEN_WINDOW, _EVEN_SD = 9.0, 11.0  # mm, HU: organs are as even as that
+_SMALLEST_ORGAN = 2500.0  # mm^2
+_LUNG_OPENING, _SMALLEST_LUNG = 7.0, 900.0  # mm, mm^2: rims of gas in the bowel are no lung
+_RIGHT_OF_HEART = 45.0  # mm from the body's middle, to the patient's right
+
+
+def smoothed(hu: np.ndarray, pixel: float) -> np.ndarray:
+    """A slice (H, W) without its noise, float32; ``pixel``: its side, mm."""
+    return cv2.GaussianBlur(np.asarray(hu, np.float32), (0, 0), _SMOOTHING / pixel)
+
+
+def find_hosts(hu: np.ndarray, pixel: float) -> np.ndarray:
+    """Where lesions may grow on one slice.
+
+    Args:
+        hu: H x W, in DeepLesion's orientation.
+        pixel: side of a pixel, mm.
+
+    Returns:
+        H x W uint8: ``LUNG``, ``LIVER`` (any even soft tissue of the size of an organ, but for
+        what may be the heart), ``FAT`` (within the body), ``SKIN_FAT`` (under the skin), or ``AIR``
+        where nothing may grow.
+    """
+    return hosts_of_smooth(smoothed(hu, pixel), pixel)
+
+
+def hosts_of_smooth(smooth: np.ndarray, pixel: float) -> np.ndarray:
+    """:func:`find_hosts` of a slice that :func:`smoothed` gave."""
+    body = find_body(smooth, max(3, round(5 / pixel)))
+    depth = cv2.distanceTransform(body.astype(np.uint8), cv2.DIST_L2, 5) * pixel
+    hosts = np.full(smooth.shape, AIR, np.uint8)
+    lung = _find_lung(body & (smooth < -650), smooth, depth, pixel)
+    hosts[lung] = LUNG
+    fat = (smooth > -135) & (smooth < -55)
+    hosts[fat & body & (depth > 3) & (depth < _SKIN_DEPTH)] = SKIN_FAT
+    hosts[fat & (depth > _INNER_DEPTH)] = FAT
+    organs = _find_organs(smooth, pixel, _may_be_heart(lung, body, pixel))
+    hosts[organs & (depth > 12)] = LIVER
+    return hosts
+
+
+def _find_lung(dark: np.ndarray, smooth: np.ndarray, depth: np.ndarray, pixel: float) -> np.ndarray:
+    """What is as dark as lungs over some size, and no gas; H x W bool."""
+    lung = np.uint8(dark & (smooth > -960) & (depth > 10))
+    return _large_parts(_opened(lung, _LUNG_OPENING / pixel), _SMALLEST_LUNG / pixel**2)
+
+
+def _find_organs(smooth: np.ndarray, pixel: float, excluded: np.ndarray) -> np.ndarray:
+    """Soft tissue that is even over the size of an organ; H x W bool."""
+    window = (max(3, round(_EVEN_WINDOW / pixel)),) * 2
+    mean, square = cv2.blur(smooth, window), cv2.blur(smooth * smooth, window)
+    even = np.sqrt(np.maximum(square - mean * mean, 0)) < _EVEN_SD
+    soft = np.uint8(even & (smooth > 35) & (smooth < 150) & ~excluded)
+    # Opened, so that an organ and the muscles along it come apart.
+    return _large_parts(_opened(soft, 8 / pixel), _SMALLEST_ORGAN / pixel**2)
+
+
+def _may_be_heart(lung: np.ndarray, body: np.ndarray, pixel: float) -> np.ndarray:
+    """Where the heart would be, had the slice one; H x W bool.
+
+    It lies between the lungs, and no more than a third of it on the patient's right. A liver's
+    dome is between them, too, but largely to the right: of it, the left part is given up.
+    """
+    columns = np.arange(lung.shape[1])
+    has_lung = lung.any(axis=1)
+    first = np.where(has_lung, lung.argmax(axis=1), lung.shape[1])
+    last = np.where(has_lung, lung.shape[1] - 1 - lung[:, ::-1].argmax(axis=1), -1)
+    middle = np.flatnonzero(body.any(axis=0)).mean() if body.any() else 0.0
+    left = columns > middle - _RIGHT_OF_HEART / pixel
+    return (columns > first[:, None]) & (columns < last[:, None]) & left
+
+
+def _opened(mask: np.ndarray, side: float) -> np.ndarray:
+    """``mask`` (uint8) without what a square of a side in pixels does not fit into."""
+    side = max(3, round(side))
+    return cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
+
+
+def _large_parts(mask: np.ndarray, area: float) -> np.ndarray:
+    """Connected parts of at least so many pixels; bool."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
+    large = stats[:, cv2.CC_STAT_AREA] >= area
+    large[0] = False
+    return large[labels]

@@ -1,0 +1,284 @@
+"""Synthetic lesions in real slices: a source of CT slices, with annotations or without.
+
+  a registered data set                  its lesions stay, and keep their classes and splits
+  a folder or file of scans              DICOM, NIfTI, MetaImage, NRRD, <slice number>.png
+  DL_info.csv with Images_png/           DeepLesion's layout, with its lesions and splits
+
+Lesions (:mod:`lesion_d2.data.inserted`) grow where their kind may, a few around each of some key
+slices of a volume, and span its slices as their size in mm says. They are annotated by true masks.
+"""
+
+import argparse
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from ..data.inserted import HOSTS, InsertedLesion, insert_lesions
+from ..data.inserted.boxes import margin_box
+from ..data.inserted.painting import grown, mark_taken
+from ..data.problems import short
+from ..data.volume_set.form import Lesion, lesion_of_mask
+from .case import Case, ImportedVolume, Listing
+from .phantom import ALL_TYPES, Classes, parse_classes
+from .registered import Sources, SourceVolume, find_sources
+
+_FREE = 3.0  # mm between a lesion of the source and inserted ones, at least
+
+
+@dataclass(frozen=True)
+class InsertOptions:
+    """What is inserted.
+
+    Args:
+        copies: of each volume, each with other lesions.
+        max_lesions: around a key slice there are one to so many, where there is room.
+        step_mm: between key slices along z; volumes of fewer mm have one.
+        types: coarse types to draw from.
+        median_diameter: mm, of the lesions.
+        mottle_hu: HU, how uneven they are inside.
+        box_margin: pixels between the diameters of an inserted lesion and its box, as DeepLesion's
+            boxes have; 0 for boxes that are tight around masks.
+        seed: of all choices.
+    """
+
+    copies: int = 1
+    max_lesions: int = 3
+    step_mm: float = 30.0
+    types: tuple[int, ...] = tuple(HOSTS)
+    median_diameter: float = 16.0
+    mottle_hu: float = 5.0
+    box_margin: float = 5.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        limits = {
+            "copies": (1, 1000),
+            "max_lesions": (1, 20),
+            "step_mm": (5, 1000),
+            "median_diameter": (5, 40),
+            "mottle_hu": (0, 100),
+            "box_margin": (0, 50),
+            "seed": (0, 2**32 - 1),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name}: found {value}, expected {low} to {high}")
+        if not self.types or not set(self.types) <= set(HOSTS):
+            raise ValueError(
+                f"types: found {short(list(self.types))}, expected some of {sorted(HOSTS)}"
+            )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what :func:`list_cases` reads, but for the seed."""
+    default, add = InsertOptions(), parser.add_argument
+    add(
+        "sources",
+        nargs="+",
+        metavar="[SPLIT=]SOURCE",
+        help="registered data sets, and folders or files of scans; with a split in front of one "
+        "that has none: train=scans",
+    )
+    add("--spacing", nargs=3, type=float, metavar=("X", "Y", "Z"), help="mm, where it is not known")
+    add(
+        "--classes",
+        nargs="+",
+        metavar="NAME=TYPES",
+        help="coarse types of each class of inserted lesions, such as lung=5 other=2,3,4,7,8; "
+        "'types' for a class each (default: the source's class, or lesion, of all types)",
+    )
+    add("--types", nargs="+", type=int, metavar="TYPE", help="coarse types that are inserted")
+    add("--copies", type=int, default=default.copies, help="of each volume (1)")
+    add("--max-lesions", type=int, default=default.max_lesions, help="around a key slice (3)")
+    add("--step-mm", type=float, default=default.step_mm, help="between key slices (30)")
+    add("--median-diameter", type=float, default=default.median_diameter, help="mm (16)")
+    add("--mottle-hu", type=float, default=default.mottle_hu, help="HU, unevenness inside (5)")
+    add(
+        "--box-margin",
+        type=float,
+        default=default.box_margin,
+        help="pixels of boxes around diameters, as DeepLesion's have; 0: tight around masks (5)",
+    )
+
+
+def list_cases(args: argparse.Namespace) -> Listing:
+    """What the arguments of the command name, with its ``--seed``; see :func:`list_inserted`."""
+    options = InsertOptions(
+        copies=args.copies,
+        max_lesions=args.max_lesions,
+        step_mm=args.step_mm,
+        types=tuple(args.types or HOSTS),
+        median_diameter=args.median_diameter,
+        mottle_hu=args.mottle_hu,
+        box_margin=args.box_margin,
+        seed=args.seed,
+    )
+    classes = None if args.classes is None else parse_classes(args.classes)
+    spacing = None if args.spacing is None else tuple(args.spacing)
+    return list_inserted(args.sources, options, classes=classes, spacing=spacing)
+
+
+def list_inserted(
+    sources: Sequence[str],
+    options: InsertOptions = InsertOptions(),
+    *,
+    classes: Classes | None = None,
+    spacing: tuple[float, float, float] | None = None,
+) -> Listing:
+    """List the volumes that lesions are inserted into.
+
+    Args:
+        sources: see :func:`~lesion_d2.importers.registered.find_sources`.
+        options: what is inserted.
+        classes: of inserted lesions; None for the only class of the sources, or "lesion".
+        spacing: x, y, z in mm, of volumes that do not say.
+
+    Raises:
+        FileNotFoundError, ValueError: a source is none or damaged; or classes are wrong.
+    """
+    found = find_sources(sources, spacing)
+    names, category_of = _categories(found, options.types, classes)
+    cases = []
+    for volume in found.volumes:
+        for copy in range(options.copies):
+            name = volume.name if options.copies == 1 else f"{volume.name}_{copy + 1}"
+            categories = tuple(map(names.index, volume.classes))
+            read = partial(_read_case, volume, copy, options, categories, category_of)
+            cases.append(Case(name, volume.patient, read, volume.sources, volume.split))
+    told = {
+        **asdict(options),
+        "types": list(options.types),
+        "classes": {str(k): v for k, v in category_of.items()},
+        "spacing": spacing,
+    }
+    return Listing(names, tuple(cases), found.left_out, found.damaged, found.folds, told)
+
+
+def _categories(
+    found: Sources, types: Collection[int], classes: Classes | None
+) -> tuple[tuple[str, ...], dict[int, int]]:
+    """Names of all classes, the sources' first, and the class of each coarse type."""
+    if classes is None:
+        if len(found.classes) > 1:
+            raise ValueError(
+                f"--classes: found none for a source of the classes {', '.join(found.classes)}, "
+                "expected those of inserted lesions: NAME=TYPES"
+            )
+        classes = {(*found.classes, "lesion")[0]: ALL_TYPES}
+    names = tuple(dict.fromkeys((*found.classes, *classes)))
+    category_of = {number: names.index(name) for name in classes for number in classes[name]}
+    missing = sorted(set(types) - set(category_of))
+    if missing or sum(map(len, classes.values())) > len(category_of):
+        raise ValueError(
+            f"--classes: found {short({k: list(v) for k, v in classes.items()})}, expected one "
+            f"class for each of the coarse types {sorted(types)}"
+        )
+    return names, {number: category_of[number] for number in sorted(types)}
+
+
+def _read_case(
+    source: SourceVolume,
+    copy: int,
+    options: InsertOptions,
+    categories: Sequence[int],
+    category_of: Mapping[int, int],
+) -> ImportedVolume:
+    """A volume of the source with lesions inserted; those of the source come first.
+
+    ``categories``: of the source's classes; ``category_of``: of coarse types.
+    """
+    imported = source.read()
+    volume, voxels = imported.volume, np.array(imported.voxels, np.int16)
+    if volume.spacing is None:
+        raise ValueError("found no spacing, expected one for sizes in mm: --spacing X Y Z")
+    known = [replace(le, category=categories[le.category]) for le in volume.lesions]
+    lesions = insert_into_volume(
+        voxels,
+        volume.spacing,
+        np.random.default_rng([options.seed, zlib.crc32(source.name.encode()), copy]),
+        options,
+        known,
+    )
+    for number, lesion in enumerate(lesions, start=len(known) + 1):
+        known.append(_annotated(number, category_of[lesion.coarse_type], lesion, voxels, options))
+    known = [replace(lesion, id=number) for number, lesion in enumerate(known, start=1)]
+    return ImportedVolume(voxels, replace(volume, lesions=tuple(known)), imported.left_out)
+
+
+def insert_into_volume(
+    voxels: np.ndarray,
+    spacing: tuple[float, float, float],
+    rng: np.random.Generator,
+    options: InsertOptions,
+    known: Sequence[Lesion] = (),
+) -> list[InsertedLesion]:
+    """Paint lesions around key slices all along a volume.
+
+    Args:
+        voxels: (Z, H, W) int16 HU in DeepLesion's orientation, changed in place.
+        spacing: x, y, z in mm.
+        rng: source of all choices.
+        options: see :class:`InsertOptions`.
+        known: lesions and regions of the volume, which are not painted over.
+    """
+    pixel, depth = float(np.mean(spacing[:2])), len(voxels)
+    free = _FREE / pixel
+    taken: dict[int, np.ndarray] = {}
+    for lesion in known:
+        for number in lesion.slices:
+            mark_taken(taken, number, _box_pixels(lesion.box_on(number), voxels.shape[1:], free))
+    step, inserted = max(1, round(options.step_mm / spacing[2])), []
+    first = int(rng.integers(min(step, depth)))
+    for key in range(first, depth, step):
+        heights = (np.arange(depth) - key) * spacing[2]
+        found = insert_lesions(
+            voxels,
+            heights,
+            pixel,
+            rng,
+            number=int(rng.integers(1, options.max_lesions + 1)),
+            types=options.types,
+            median_diameter=options.median_diameter,
+            mottle_hu=options.mottle_hu,
+            taken=taken,
+        )
+        for number, mask in ((n, mask) for lesion in found for n, mask in lesion.masks.items()):
+            mark_taken(taken, number, grown(mask, free))
+        inserted += found
+    return inserted
+
+
+def _box_pixels(box: Sequence[float], size: tuple[int, int], margin: float) -> np.ndarray:
+    """(H, W) bool: within a box XYXY and a margin in pixels."""
+    y, x = np.ogrid[: size[0], : size[1]]
+    x1, y1, x2, y2 = box
+    return (x > x1 - margin) & (x < x2 + margin) & (y > y1 - margin) & (y < y2 + margin)
+
+
+def _annotated(
+    id: int, category: int, lesion: InsertedLesion, voxels: np.ndarray, options: InsertOptions
+) -> Lesion:
+    """A lesion of a data set, with its true masks."""
+    first = min(lesion.masks)
+    mask = np.stack(
+        [
+            lesion.masks.get(n, np.zeros(voxels.shape[1:], bool))
+            for n in range(first, max(lesion.masks) + 1)
+        ]
+    )
+    attributes = {"inserted": 1, "coarse_type": lesion.coarse_type}
+    found = lesion_of_mask(
+        id, category, mask, offset=(first, 0, 0), shape=voxels.shape, attributes=attributes
+    )
+    if not options.box_margin:
+        return found
+    boxes, recist = {}, {}
+    for number, shown in lesion.masks.items():
+        boxes[number], recist[number] = margin_box(shown, options.box_margin)
+    x1, y1, x2, y2 = zip(*boxes.values(), strict=True)
+    box = (min(x1), min(y1), found.box[2], max(x2), max(y2), found.box[5])
+    return replace(found, box=box, boxes=boxes, recist=recist)

@@ -1,0 +1,308 @@
+"""Volumes with their lesions, from any source that this project reads."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..boxes import xyxy_box
+from ..data.borders import slice_files
+from ..data.catalog import load_records
+from ..data.ct import read_slice
+from ..data.deeplesion import lesion_classes, load_deeplesion
+from ..data.deeplesion_csv import CSV_COLUMNS, read_csv, read_once
+from ..data.volume_set.dicts import read_cached
+from ..data.volume_set.form import SPLITS, Lesion, Volume, VolumeSet
+from ..data.volume_set.voxels import read_voxels
+from ..ignore_regions import is_region
+from ..rle import decode_mask, encode_mask
+from ..scans import ScanCandidate, find_scans
+from ..scans.names import safe_name, unique_names
+from ..scans.volume_file import stem_of
+from ..slice_geometry import EXPECTED_SPACING, is_spacing
+from .case import ImportedVolume
+from .scan_volumes import imported_scan
+
+_TABLE, _IMAGES = "DL_info.csv", "Images_png"
+
+
+@dataclass(frozen=True)
+class SourceVolume:
+    """A volume at its source; see :class:`~lesion_d2.importers.case.Case`.
+
+    Args:
+        classes: of its source: its lesions' categories are their indices.
+    """
+
+    name: str
+    patient: str
+    read: Callable[[], ImportedVolume]
+    sources: tuple[str, ...]
+    split: str | None
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What sources hold.
+
+    Args:
+        classes: of all of them, those of the first one first.
+        volumes: names differ.
+        left_out, damaged, folds: see :class:`~lesion_d2.importers.case.Listing`.
+    """
+
+    classes: tuple[str, ...]
+    volumes: tuple[SourceVolume, ...]
+    left_out: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
+    folds: tuple[Mapping[str, tuple[str, ...]], ...] = ()
+
+
+def find_sources(
+    texts: Sequence[str], spacing: tuple[float, float, float] | None = None
+) -> Sources:
+    """List the volumes of sources; no voxel is read.
+
+    A source is the name of a registered data set, a folder with ``DL_info.csv`` and
+    ``Images_png``, or whatever :func:`~lesion_d2.scans.find_scans` finds scans in. With
+    ``train=``, ``val=`` or ``test=`` before it, or such an end of a data set's name, all of its
+    patients are in this split; else they have those that the source gives them. A scan is its own
+    patient.
+
+    Args:
+        texts: of the sources.
+        spacing: x, y, z in mm, of PNG folders and data sets that do not say.
+
+    Raises:
+        FileNotFoundError, ValueError: a text names no source, or what it names is damaged.
+    """
+    if spacing is not None and not all(map(is_spacing, spacing)):
+        raise ValueError(f"--spacing: found {spacing}, expected for x, y, z {EXPECTED_SPACING}")
+    parts = []
+    for text in texts:
+        split, separator, source = text.partition("=")
+        if not separator or split not in SPLITS:
+            split, source = None, text
+        found = _find_source(source, spacing)
+        if split is not None:
+            volumes = tuple(replace(volume, split=split) for volume in found.volumes)
+            found = replace(found, volumes=volumes, folds=())
+        parts.append(found)
+    volumes = [volume for part in parts for volume in part.volumes]
+    names = unique_names(volume.name for volume in volumes)
+    named = [replace(volume, name=name) for volume, name in zip(volumes, names, strict=True)]
+    return Sources(
+        tuple(dict.fromkeys(name for part in parts for name in part.classes)),
+        tuple(named),
+        tuple(line for part in parts for line in part.left_out),
+        tuple(line for part in parts for line in part.damaged),
+        parts[0].folds if len(parts) == 1 else (),
+    )
+
+
+def _find_source(source: str, spacing: tuple[float, float, float] | None) -> Sources:
+    if source not in DatasetCatalog.list() and os.path.exists(source):
+        if os.path.isfile(os.path.join(source, _TABLE)):
+            return _of_deeplesion(Path(source), spacing)
+        return _of_scans(source, spacing)
+    dicts, metadata = load_records(source), MetadataCatalog.get(source)
+    split = next((split for split in SPLITS if source.endswith(f"_{split}")), None)
+    root = metadata.get("volume_set")
+    if root is not None:
+        names = {image["volume"] for image in dicts}
+        return _of_volume_set(root, read_cached(root), names, split, spacing)
+    classes = tuple(metadata.thing_classes)
+    return Sources(classes, tuple(_volumes_of_dicts(dicts, classes, split, spacing)))
+
+
+def _of_scans(source: str, spacing: tuple[float, float, float] | None) -> Sources:
+    found = find_scans(source, spacing=spacing)
+    volumes = [
+        SourceVolume(c.name, c.name, partial(_read_scan, c), c.files, None, ())
+        for c in found.candidates
+    ]
+    return Sources((), tuple(volumes), found.left_out, found.damaged)
+
+
+def _read_scan(candidate: ScanCandidate) -> ImportedVolume:
+    return imported_scan(candidate.read(), candidate.name, candidate.name, ())
+
+
+def _of_deeplesion(root: Path, spacing: tuple[float, float, float] | None) -> Sources:
+    """All splits of a folder in DeepLesion's layout, without images whose files are missing."""
+    classes = tuple(lesion_classes(False)["thing_classes"])
+    volumes = []
+    with read_once():
+        codes = set(read_csv(root / _TABLE, CSV_COLUMNS)["Train_Val_Test"].str.strip())
+        found = [split for n, split in enumerate(SPLITS, start=1) if str(n) in codes]
+        for split in found or [None]:
+            dicts = load_deeplesion(root / _TABLE, root / _IMAGES, split, allow_missing=True)
+            volumes += _volumes_of_dicts(dicts, classes, split, spacing)
+    return Sources(classes, tuple(volumes))
+
+
+def _of_volume_set(
+    root: str,
+    volume_set: VolumeSet,
+    names: set[str],
+    split: str | None,
+    spacing: tuple[float, float, float] | None,
+) -> Sources:
+    """The volumes of these names of a data set of volumes, all of a split where there is one."""
+    split_of = {p: split for split, patients in volume_set.splits.items() for p in patients}
+    volumes = [
+        SourceVolume(
+            volume.name,
+            volume.patient,
+            partial(_read_volume, os.path.join(root, volume.image), volume, spacing),
+            (os.path.join(root, volume.image), os.path.join(root, "volume_set.json")),
+            split or split_of.get(volume.patient),
+            volume_set.classes,
+        )
+        for volume in volume_set.volumes
+        if volume.name in names
+    ]
+    folds = volume_set.folds if split is None else ()
+    return Sources(volume_set.classes, tuple(volumes), folds=folds)
+
+
+def _read_volume(
+    file: str, volume: Volume, spacing: tuple[float, float, float] | None
+) -> ImportedVolume:
+    voxels = read_voxels(file, 0, volume.shape[0])
+    return ImportedVolume(voxels, replace(volume, spacing=volume.spacing or spacing))
+
+
+def _volumes_of_dicts(
+    dicts: Sequence[Mapping],
+    classes: tuple[str, ...],
+    split: str | None,
+    spacing: tuple[float, float, float] | None,
+) -> Iterator[SourceVolume]:
+    """The volumes that Detectron2's dicts are slices of: slices that follow one another."""
+    series: dict[str, list[Mapping]] = {}
+    for image in dicts:
+        series.setdefault(os.path.dirname(image["file_name"]), []).append(image)
+    for folder, images in series.items():
+        files, images = slice_files(folder), {_number(image): image for image in images}
+        for run in _runs(sorted(files)):
+            shown = {number: images[number] for number in run if number in images}
+            if not shown:
+                continue
+            first = next(iter(shown.values()))
+            name = str(first.get("volume") or safe_name(stem_of(os.path.basename(folder))))
+            if len(run) < len(files):
+                name = f"{name}_{run[0]}-{run[-1]}"
+            patient = first.get("patient", name)
+            patient = f"{patient:06d}" if isinstance(patient, int) else str(patient)
+            paths = tuple(files[number] for number in run)
+            known = first["spacing"] or spacing
+            read = partial(_read_slices, safe_name(name), patient, paths, run[0], shown, known)
+            yield SourceVolume(safe_name(name), patient, read, _on_disk(paths), split, classes)
+
+
+def _on_disk(paths: Sequence[str]) -> tuple[str, ...]:
+    """Files of slices: their own, or the volume's that they are in."""
+    return tuple(dict.fromkeys(p if os.path.isfile(p) else os.path.dirname(p) for p in paths))
+
+
+def _number(image: Mapping) -> int:
+    return int(Path(image["file_name"]).stem)
+
+
+def _runs(numbers: Sequence[int]) -> list[list[int]]:
+    """Parts of rising numbers that follow on one another."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return runs
+
+
+def _read_slices(
+    name: str,
+    patient: str,
+    paths: Sequence[str],
+    first: int,
+    images: Mapping[int, Mapping],
+    spacing: tuple[float, float, float] | None,
+) -> ImportedVolume:
+    """A volume of slices, with what is annotated on some of them (slice number -> dict)."""
+    size = next((image["height"], image["width"]) for image in images.values())
+    voxels = np.stack([read_slice(path, size) for path in paths])
+    found: dict[object, dict[int, Mapping]] = {}
+    for number, image in images.items():
+        for index, annotation in enumerate(image["annotations"]):
+            key = annotation.get("lesion", (number, index))
+            found.setdefault(key, {})[number - first] = annotation
+    lesions = [_lesion(n, annotations) for n, annotations in enumerate(found.values(), start=1)]
+    is_alone = ["lesion" not in next(iter(a.values())) for a in found.values()]
+    for lesion, alone in zip(tuple(lesions), is_alone, strict=True):
+        if alone and spacing is not None and not lesion.ignore:
+            lesions += _unannotated(len(lesions) + 1, lesion, spacing, len(voxels))
+    image = next(iter(images.values()))
+    volume = Volume(
+        name,
+        patient,
+        "",
+        voxels.shape,
+        spacing=None if spacing is None else tuple(map(float, spacing)),
+        lesions=tuple(lesions),
+        window=image.get("window"),
+    )
+    return ImportedVolume(voxels, volume)
+
+
+def _lesion(id: int, annotations: Mapping[int, Mapping]) -> Lesion:
+    """A lesion of its annotations by slice, from 0."""
+    boxes = {z: tuple(map(float, xyxy_box(a))) for z, a in sorted(annotations.items())}
+    x1, y1, x2, y2 = zip(*boxes.values(), strict=True)
+    masks = {z: _counts(a) for z, a in annotations.items() if _mask_key(a)}
+    recist = {z: tuple(map(float, a["recist"])) for z, a in annotations.items() if "recist" in a}
+    first = next(iter(annotations.values()))
+    return Lesion(
+        id,
+        first["category_id"],
+        (min(x1), min(y1), float(min(boxes)), max(x2), max(y2), float(max(boxes))),
+        boxes=boxes,
+        masks=masks or None,
+        recist=recist or None,
+        diameters_mm=max(
+            (tuple(a["diameters_mm"]) for a in annotations.values() if "diameters_mm" in a),
+            default=None,
+        ),
+        ignore=is_region(first),
+    )
+
+
+def _mask_key(annotation: Mapping) -> str | None:
+    keys = ("segmentation", "true_segmentation")
+    return next((key for key in keys if key in annotation), None)
+
+
+def _counts(annotation: Mapping) -> str:
+    return encode_mask(decode_mask(annotation[_mask_key(annotation)]))["counts"]
+
+
+def _unannotated(
+    id: int, lesion: Lesion, spacing: tuple[float, float, float], depth: int
+) -> list[Lesion]:
+    """A region to ignore on the slices beside a key slice, which show its lesion as well.
+
+    They are as far away as half of the box is long.
+    """
+    x1, y1, z, x2, y2, _ = lesion.box
+    reach = int(max((x2 - x1) * spacing[0], (y2 - y1) * spacing[1]) / 2 / spacing[2])
+    numbers = range(max(int(z) - reach, 0), min(int(z) + reach + 1, depth))
+    boxes = {number: (x1, y1, x2, y2) for number in numbers if number != z}
+    if not boxes:
+        return []
+    box = (x1, y1, float(min(boxes)), x2, y2, float(max(boxes)))
+    return [Lesion(id, lesion.category, box, boxes=boxes, ignore=True)]
