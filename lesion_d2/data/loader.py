@@ -233,13 +233,17 @@ class TrainLoader(DeviceLoader):
         )
 
 
-def build_lesion_train_loader(cfg) -> TrainLoader:
+def build_lesion_train_loader(cfg, *, mapper: LesionDatasetMapper | None = None) -> TrainLoader:
     """Build the endless, shuffled training loader of DATASETS.TRAIN.
 
     How often images come is by DATALOADER.EMPTY_SHARE and CLASS_BALANCE, see
     :func:`~lesion_d2.data.samplers.make_pools`.
     With SEED >= 0 and the same number of workers it gives the same batches every time (without
     workers, augmentations draw from NumPy's global state, which ``default_setup`` seeds).
+
+    Args:
+        cfg: of a run.
+        mapper: for training, such as one with other augmentations; by default that of the config.
     """
     dataset = load_train_dicts(cfg)
     prepare_workers()
@@ -247,7 +251,7 @@ def build_lesion_train_loader(cfg) -> TrainLoader:
     pools = pools_of(dataset, cfg)
     return TrainLoader(
         dataset,
-        LesionDatasetMapper(cfg, True),
+        LesionDatasetMapper(cfg, True) if mapper is None else mapper,
         cfg.MODEL.DEVICE,
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         seed=seed,

@@ -1,6 +1,7 @@
 import itertools
 
 import lesion_d2
+from lesion_d2.data.augmentation import build_augmentations
 from lesion_d2.data.ct import hu_to_pixels
 from lesion_d2.data.loader import (
     DeviceLoader,
@@ -19,6 +20,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
+from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from pycocotools import mask as mask_util
@@ -73,6 +75,25 @@ def test_inference_gives_every_image_once_as_the_mapper_does(tiny_phantom, worke
         assert sample["image_id"] == expected["image_id"]
         assert sample["image"].dtype == torch.float32
         assert torch.equal(sample["image"], expected["image"])
+
+
+class _ToWater(T.Augmentation):
+    """Makes all of an image water."""
+
+    def get_transform(self, image):
+        return T.ColorTransform(np.zeros_like)
+
+
+def test_a_mapper_brings_augmentations_of_its_own(tiny_phantom):
+    cfg = _config(0)
+    augmentations = [*build_augmentations(cfg, True), _ToWater()]
+    mapper = LesionDatasetMapper(cfg, True, augmentations=augmentations)
+    batch = next(iter(build_lesion_train_loader(cfg, mapper=mapper)))
+    water = hu_to_pixels(torch.zeros(1, dtype=torch.int16), cfg.INPUT.CT.HU_WINDOW)
+    for sample in batch:
+        assert torch.equal(sample["image"], water.expand_as(sample["image"]))
+        assert sample["image"].shape == (3, 64, 64)
+        assert len(sample["instances"]) > 0
 
 
 def _stacks(count):
