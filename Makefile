@@ -18,7 +18,7 @@ GPU_HAS ?= torch torchvision
 WHEELS ?= wheels
 FOUND_WHEELS = $(wildcard $(WHEELS)/*.whl)
 
-.PHONY: demo predict install test faults lint benchmark gpu-check gpu-wheels
+.PHONY: demo predict install test faults lint docs benchmark gpu-check gpu-wheels
 .DELETE_ON_ERROR:
 
 # Train a lesion detector on the phantoms, evaluate it on other patients, and show what it found.
@@ -46,6 +46,12 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
+# The documentation as a site: links are checked, and a warning ends the build.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: .venv/docs
+	$(BIN)/mkdocs build --strict --quiet
+	@echo output/site/index.html
+
 benchmark: install
 	$(BIN)/python -m lesion_d2.tools.benchmark
 
@@ -70,6 +76,10 @@ gpu-wheels: install
 	$(BIN)/python -m pip install -q -e ".[scans,test]"
 	$(BIN)/python -c "import detectron2; detectron2.__version__" 2>/dev/null || \
 		$(BIN)/python -m pip install -q --no-deps --require-hashes -r requirements-detectron2.txt
+	touch $@
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install -q -e ".[docs]"
 	touch $@
 
 $(PHANTOM)/phantom.json: | install

@@ -41,6 +41,11 @@ setup(
         "yacs>=0.1.8",
     ],
     extras_require={
+        "docs": [
+            "mkdocs>=1.6,<2",
+            "mkdocs-material>=9.6,<10",
+            "mkdocstrings[python]>=1.0",
+        ],
         # Scans in (DICOM with its compressions, MetaImage, NRRD, DICOMweb) and findings out.
         "scans": [
             "dicomweb-client>=0.59",
