@@ -1,4 +1,29 @@
+import shutil
+from pathlib import Path
+
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+#: What an installation has of the project's root, in lesion_d2/project; see lesion_d2_cli.py.
+PROJECT = ("configs", "datasets/*.py", "requirements-detectron2.txt", "train_net.py")
+
+
+class BuildWithProject(build_py):
+    """Builds the package with the configs and the programs that lie beside it."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        project = Path(self.build_lib, "lesion_d2", "project")
+        shutil.rmtree(project, ignore_errors=True)
+        for file in (file for pattern in PROJECT for file in Path().glob(pattern)):
+            if file.is_dir():
+                shutil.copytree(file, project / file)
+            else:
+                (project / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, project / file)
+
 
 setup(
     name="lesion_d2",
@@ -6,6 +31,9 @@ setup(
     description="Universal lesion detection in CT as a Detectron2 project",
     license="Apache-2.0",
     packages=find_packages(include=["lesion_d2", "lesion_d2.*"]),
+    py_modules=["lesion_d2_cli"],
+    entry_points={"console_scripts": ["lesion-d2=lesion_d2_cli:main"]},
+    cmdclass={"build_py": BuildWithProject},
     package_data={
         "lesion_d2.data_checks": ["page.html"],
         "lesion_d2.findings": ["findings.schema.json"],

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_ROOT = Path(__file__).parents[1]
+_PACKAGE = Path(__file__).parent
 
 
 def end_shortly_while_importing() -> None:
@@ -50,8 +50,19 @@ def count_as_old() -> None:
         gc.unfreeze()
 
 
+def project_folder(package: Path) -> Path:
+    """Where ``train_net.py``, ``configs`` and ``datasets`` are: in a checkout, or as installed.
+
+    Args:
+        package: the folder of ``lesion_d2``. An installation that is not editable has them below.
+    """
+    installed = package / "project"
+    return installed if installed.is_dir() else package.parent
+
+
 def _is_own() -> bool:
     if sys.argv[:1] == ["-m"]:  # python -m lesion_d2.tools.x, where x is still looked for
         return True
     script = os.path.realpath(getattr(sys.modules["__main__"], "__file__", None) or "")
-    return script == str(_ROOT / "train_net.py") or Path(script).parent == _ROOT / "datasets"
+    root = project_folder(_PACKAGE)
+    return script == str(root / "train_net.py") or Path(script).parent == root / "datasets"

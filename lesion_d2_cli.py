@@ -1,0 +1,116 @@
+"""The command lesion-d2: the project's programs by name, and where its configs are.
+
+lesion-d2                       lists the programs
+lesion-d2 predict --help        is python -m lesion_d2.tools.predict --help
+lesion-d2 train_net ...         is python train_net.py ..., also of an installation
+lesion-d2 configs [WORD]        lists the config files, those whose path has the word
+
+It imports nothing of the package, which takes seconds, and becomes the program that it starts.
+"""
+
+import ast
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+_PREFIX = "lesion_d2.tools."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """List, or start a program; return the exit code.
+
+    Args:
+        argv: arguments of the command; by default those of this process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    package = _package()
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(describe(package))
+        return 0
+    name, *rest = arguments
+    if name == "configs":
+        return _list_configs(package, rest)
+    command = commands(package).get(name)
+    if command is None:
+        close = ", ".join(get_close_matches(name, commands(package), 3)) or "a name of lesion-d2"
+        print(f"lesion-d2: found {name!r}, expected {close}", file=sys.stderr)
+        return 2
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *command, *rest])
+
+
+def commands(package: Path) -> dict[str, list[str]]:
+    """Name -> arguments of Python that start the program.
+
+    Args:
+        package: the folder of ``lesion_d2``.
+    """
+    tools = {name: ["-m", _PREFIX + name] for name in _sources(package / "tools")}
+    return tools | {path.stem: [str(path)] for path in _scripts(package)}
+
+
+def describe(package: Path) -> str:
+    """The programs with the first line of what each says of itself.
+
+    Args:
+        package: the folder of ``lesion_d2``.
+    """
+    tools = _sources(package / "tools")
+    scripts = {path.stem: path for path in _scripts(package)}
+    width = max(map(len, [*tools, *scripts]))
+    lines = [f"  {'configs':{width}}  List the config files."]
+    for files in (tools, scripts):
+        lines += ["", *(f"  {name:{width}}  {_first_line(files[name])}" for name in sorted(files))]
+    return "\n".join(["usage: lesion-d2 NAME [arguments]; NAME --help says more", "", *lines])
+
+
+def project_folder(package: Path) -> Path:
+    """Where ``train_net.py``, ``configs`` and ``datasets`` are: in a checkout, or as installed.
+
+    Args:
+        package: the folder of ``lesion_d2``.
+    """
+    installed = package / "project"
+    return installed if installed.is_dir() else package.parent
+
+
+def _package() -> Path:
+    spec = importlib.util.find_spec("lesion_d2")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _sources(tools: Path) -> dict[str, Path]:
+    """Name -> file that has the tool's docstring."""
+    modules = (path for path in tools.glob("*.py") if path.stem[0] != "_" and _is_program(path))
+    folders = (path for path in tools.glob("*/__main__.py"))
+    return {path.stem: path for path in modules} | {path.parent.name: path for path in folders}
+
+
+def _scripts(package: Path) -> list[Path]:
+    project = project_folder(package)
+    return [project / "train_net.py", *sorted((project / "datasets").glob("*.py"))]
+
+
+def _is_program(file: Path) -> bool:
+    return '\nif __name__ == "__main__":\n' in file.read_text(encoding="utf-8")
+
+
+def _first_line(file: Path) -> str:
+    """The first sentence of a file's docstring."""
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def _list_configs(package: Path, words: Sequence[str]) -> int:
+    folder = project_folder(package) / "configs"
+    files = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.yaml")))
+    found = [file for file in files if all(word in file for word in words)]
+    print("\n".join([f"{folder}:", *(f"  {file}" for file in found)]))
+    return 0 if found else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
