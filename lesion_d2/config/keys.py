@@ -68,6 +68,21 @@ def _add_input_config(cfg: CN) -> None:
     # Image size in training is drawn from this range, as a factor of the size above.
     cfg.INPUT.AUG.RESIZE_RANGE = (1.0, 1.0)
 
+    # Synthetic lesions painted into training images (lesion_d2.data.inserted) where there is room,
+    # beside those that are annotated. Images without any take part where
+    # DATALOADER.FILTER_EMPTY_ANNOTATIONS is False. Boxes surround their diameters by
+    # MODEL.RETINA_UNET.BOX_MARGIN.
+    cfg.INPUT.INSERTED_LESIONS = CN()
+    cfg.INPUT.INSERTED_LESIONS.PROBABILITY = 0.0  # of an image; 0 switches them off
+    # An image has one to so many.
+    cfg.INPUT.INSERTED_LESIONS.MAX_LESIONS = 2
+    # DeepLesion's coarse types to draw from, of 2, 3, 4, 5, 7 and 8; () for all of these.
+    cfg.INPUT.INSERTED_LESIONS.TYPES = ()
+    # The class of all of them, or those of the coarse types 1 to 8.
+    cfg.INPUT.INSERTED_LESIONS.CATEGORIES = (0,)
+    cfg.INPUT.INSERTED_LESIONS.MEDIAN_DIAMETER = 16.0  # mm
+    cfg.INPUT.INSERTED_LESIONS.MOTTLE_HU = 5.0  # HU, how uneven they are inside
+
     # Patches that training cuts out of its images, for images larger than memory likes. Inference
     # sees whole images, or tiles (TEST.ENSEMBLE.TILE_SIZE).
     cfg.INPUT.PATCH = CN()

@@ -18,6 +18,8 @@ _INT16 = np.iinfo(np.int16)
 #: What a channel of an image is interpolated from: the numbers of two slices, and the weight of the
 #: second one. A slice as it is has its number twice, and 0.
 Channel = tuple[int, int, float]
+#: Takes slices by number, (H, W) int16 in HU, and the key slice's number; may change them in place.
+SliceChange = Callable[[dict[int, np.ndarray], int], None]
 
 
 def read_slice(file: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -109,8 +111,12 @@ def stack_and_key_slice(
     slice_range: tuple[int, int] | None = None,
     window: tuple[float, float] | None = None,
     size: tuple[int, int] | None = None,
+    change: SliceChange | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """:func:`slice_stack`, and the key slice, H x W, that is not clipped to the window."""
+    """:func:`slice_stack`, and the key slice, H x W, that is not clipped to the window.
+
+    ``change`` is called with all slices that were read, before anything is done with them.
+    """
     key, path_of = _locate(file_name)
     if spacing_z is None:
         interval, spacing_z = 0.0, 1.0
@@ -125,6 +131,8 @@ def stack_and_key_slice(
         where=file_name,
     )
     slices = _read_slices(path_of, key, {index for *pair, _ in plan for index in pair}, size)
+    if change is not None:
+        change(slices, key)
     key_slice = slices[key]
     if window is not None:
         slices[key] = key_slice.copy()

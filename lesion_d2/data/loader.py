@@ -304,7 +304,11 @@ def build_lesion_loss_loader(cfg) -> DeviceLoader:
     """
     dataset = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
     mapper = LesionDatasetMapper(
-        cfg, True, augmentations=build_augmentations(cfg, False), weak_augmentations=None
+        cfg,
+        True,
+        augmentations=build_augmentations(cfg, False),
+        weak_augmentations=None,
+        inserter=None,
     )
     batch_size = max(1, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size())
     return _build_one_pass(cfg, dataset, mapper, batch_size)

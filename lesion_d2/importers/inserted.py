@@ -17,8 +17,8 @@ from functools import partial
 import numpy as np
 
 from ..data.inserted import HOSTS, InsertedLesion, insert_lesions
-from ..data.inserted.boxes import margin_box
-from ..data.inserted.painting import grown, mark_taken
+from ..data.inserted.boxes import box_pixels, margin_box
+from ..data.inserted.painting import LIMITS, grown, mark_taken
 from ..data.problems import short
 from ..data.volume_set.form import Lesion, lesion_of_mask
 from .case import Case, ImportedVolume, Listing
@@ -55,11 +55,9 @@ class InsertOptions:
 
     def __post_init__(self) -> None:
         limits = {
+            **LIMITS,
             "copies": (1, 1000),
-            "max_lesions": (1, 20),
             "step_mm": (5, 1000),
-            "median_diameter": (5, 40),
-            "mottle_hu": (0, 100),
             "box_margin": (0, 50),
             "seed": (0, 2**32 - 1),
         }
@@ -230,7 +228,7 @@ def insert_into_volume(
     taken: dict[int, np.ndarray] = {}
     for lesion in known:
         for number in lesion.slices:
-            mark_taken(taken, number, _box_pixels(lesion.box_on(number), voxels.shape[1:], free))
+            mark_taken(taken, number, box_pixels(lesion.box_on(number), voxels.shape[1:], free))
     step, inserted = max(1, round(options.step_mm / spacing[2])), []
     first = int(rng.integers(min(step, depth)))
     for key in range(first, depth, step):
@@ -250,13 +248,6 @@ def insert_into_volume(
             mark_taken(taken, number, grown(mask, free))
         inserted += found
     return inserted
-
-
-def _box_pixels(box: Sequence[float], size: tuple[int, int], margin: float) -> np.ndarray:
-    """(H, W) bool: within a box XYXY and a margin in pixels."""
-    y, x = np.ogrid[: size[0], : size[1]]
-    x1, y1, x2, y2 = box
-    return (x > x1 - margin) & (x < x2 + margin) & (y > y1 - margin) & (y < y2 + margin)
 
 
 def _annotated(

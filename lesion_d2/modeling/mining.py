@@ -87,7 +87,7 @@ def view_detections(
         matrix: (2, 3), maps points (x, y) of the slice to the image; whole numbers are pixel
             centers.
         image_size: height and width.
-        min_share: of a patch, see :func:`~lesion_d2.data.mapper.transform_lesions`.
+        min_share: of a patch, see :func:`~lesion_d2.data.lesion_transforms.transform_lesions`.
 
     Returns:
         The three fields, in pixels of the image; with ``min_share`` also ``is_cut`` (n,) bool,

@@ -4,7 +4,8 @@ import lesion_d2
 from lesion_d2.data import ct
 from lesion_d2.data.augmentation import AffineTransform, RandomAffine, ResizeTransform
 from lesion_d2.data.ct import read_slice
-from lesion_d2.data.mapper import LesionDatasetMapper, lesion_outline, transform_lesions
+from lesion_d2.data.lesion_transforms import lesion_outline, transform_lesions
+from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.data.mask_files import mask_annotation, write_mask_file
 from lesion_d2.data.pseudo_masks import (
     PseudoMask,

@@ -1,6 +1,7 @@
 import lesion_d2
 from lesion_d2.data.augmentation import RandomAffine, build_augmentations
-from lesion_d2.data.mapper import LesionDatasetMapper, transform_lesions
+from lesion_d2.data.lesion_transforms import transform_lesions
+from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.data.patches import PatchTransform, RandomPatch
 from lesion_d2.engine import InputError
 from lesion_d2.engine.checks.training import check_regions

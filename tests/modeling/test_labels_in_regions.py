@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from lesion_d2.data.mapper import transform_lesions
+from lesion_d2.data.lesion_transforms import transform_lesions
 from lesion_d2.ignore_regions import lie_inside, mark_regions, split_regions
 from lesion_d2.modeling import (
     LesionRetinaNet,

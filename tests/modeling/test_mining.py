@@ -1,4 +1,4 @@
-from lesion_d2.data.mapper import lesion_outline
+from lesion_d2.data.lesion_transforms import lesion_outline
 from lesion_d2.modeling.mining import (
     MiningCounts,
     box_masks,

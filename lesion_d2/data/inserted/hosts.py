@@ -23,6 +23,7 @@ PAINTED_OVER = {
     SKIN_FAT: (-250.0, 180.0, 0.02),
 }
 _SMOOTHING = 1.6  # mm, SD of the Gaussian that takes the noise from tissues
+_COARSE = 1.4  # mm
 _SKIN_DEPTH, _INNER_DEPTH = 18.0, 32.0  # mm from the skin: fat under it, fat within the body
 _EVEN_WINDOW, _EVEN_SD = 9.0, 11.0  # mm, HU: organs are as even as that
 _SMALLEST_ORGAN = 2500.0  # mm^2
@@ -51,7 +52,20 @@ def find_hosts(hu: np.ndarray, pixel: float) -> np.ndarray:
 
 
 def hosts_of_smooth(smooth: np.ndarray, pixel: float) -> np.ndarray:
-    """:func:`find_hosts` of a slice that :func:`smoothed` gave."""
+    """:func:`find_hosts` of a slice that :func:`smoothed` gave, on pixels of about a mm."""
+    step = coarse_step(pixel)
+    hosts = _coarse_hosts(np.ascontiguousarray(smooth[::step, ::step]), step * pixel)
+    if step > 1:
+        hosts = hosts.repeat(step, axis=0).repeat(step, axis=1)
+    return hosts[: smooth.shape[0], : smooth.shape[1]]
+
+
+def coarse_step(pixel: float) -> int:
+    """How many pixels of a side in mm make one that is large enough to tell tissues."""
+    return max(1, round(_COARSE / pixel))
+
+
+def _coarse_hosts(smooth: np.ndarray, pixel: float) -> np.ndarray:
     body = find_body(smooth, max(3, round(5 / pixel)))
     depth = cv2.distanceTransform(body.astype(np.uint8), cv2.DIST_L2, 5) * pixel
     hosts = np.full(smooth.shape, AIR, np.uint8)

@@ -17,8 +17,10 @@ import numpy as np
 
 from ..phantom_lesions import HOST_TISSUE, LESION_TYPES, Lesion, LesionType, sample_lesion
 from ..phantom_shapes import AIR, FAT, LIVER, SKIN_FAT, Canvas
-from .hosts import HOSTS, PAINTED_OVER, hosts_of_smooth, smoothed
+from .hosts import HOSTS, PAINTED_OVER, coarse_step, hosts_of_smooth, smoothed
 
+#: Lowest and highest values of options: lesions at a key slice, mm, HU.
+LIMITS = {"max_lesions": (1, 20), "median_diameter": (5, 40), "mottle_hu": (0, 100)}
 # Of the noise's SD, around a pixel and at it: more is structure, which a lesion replaces.
 _MAX_LOCAL_SD, _MAX_NOISE = 1.3, 3.0
 _LOCAL = 5.0  # mm, side of the window that the former is measured in
@@ -118,8 +120,10 @@ class _Stack:
         smooth = smoothed(slices[self.key], pixel)
         self._hosts = hosts_of_smooth(smooth, pixel)
         self._found = set(np.flatnonzero(np.bincount(self._hosts.ravel())).tolist()) - {AIR}
-        even = np.isin(self._hosts, (LIVER, FAT, SKIN_FAT))
-        rest = (slices[self.key] - smooth)[even]
+        step = coarse_step(pixel)
+        some = slice(None, None, step), slice(None, None, step)
+        even = np.isin(self._hosts[some], (LIVER, FAT, SKIN_FAT))
+        rest = (slices[self.key][some] - smooth[some])[even]
         # SD of what smoothing takes away, in even tissue; HU
         self._noise = 1.4826 * float(np.median(np.abs(rest))) if len(rest) else 10.0
 
@@ -135,9 +139,10 @@ class _Stack:
         kinds = [kind for kind in kinds if HOSTS[kind.coarse_type] in self._found]
         shares = np.array([kind.share for kind in kinds])
         here = taken.get(self.key, np.zeros(self._slices.shape[1:], bool))
+        key = self._empty_canvas(self.key, (slice(None), slice(None)))
         for _ in range(_TRIES if kinds else 0):
             kind = kinds[rng.choice(len(kinds), p=shares / shares.sum())]
-            key = self._empty_canvas(self.key, (slice(None), slice(None)))
+            key.labels[:] = AIR
             key.labels[self._hosts == HOSTS[kind.coarse_type]] = kind.hosts[0]
             lesion = sample_lesion(rng, kind, key, here, median_diameter, mottle_hu, clinical=True)
             if lesion is not None and self._fits(lesion, taken):

@@ -101,6 +101,11 @@ def _check_spacing(cfg: CfgNode, name: str, kind: str, images: list[dict]) -> No
             f"INPUT.CT.PIXEL_SPACING: found {cfg.INPUT.CT.PIXEL_SPACING:g}, expected 0 for "
             f"DATASETS.{kind}, {found}"
         )
+    if kind == "TRAIN" and cfg.INPUT.INSERTED_LESIONS.PROBABILITY > 0:
+        raise InputError(
+            f"INPUT.INSERTED_LESIONS.PROBABILITY: found "
+            f"{cfg.INPUT.INSERTED_LESIONS.PROBABILITY:g}, expected 0 for DATASETS.TRAIN, {found}"
+        )
     logger.info(f"{found}: their channels are neighboring slices, whatever the distance")
 
 
@@ -155,6 +160,12 @@ def _check_classes(cfg: CfgNode, name: str, kind: str) -> None:
     classes = MetadataCatalog.get(name).get("thing_classes")
     if classes is None:
         return
+    categories = cfg.INPUT.INSERTED_LESIONS.CATEGORIES
+    if cfg.INPUT.INSERTED_LESIONS.PROBABILITY > 0 and max(categories) >= len(classes):
+        raise InputError(
+            f"INPUT.INSERTED_LESIONS.CATEGORIES: found {categories}, expected numbers below "
+            f"{len(classes)}, the number of classes of {name} (DATASETS.{kind})"
+        )
     expected, counted = len(classes), f"the classes of {name} (DATASETS.{kind})"
     if is_a(cfg, DetUNet, RetinaNet):
         key, found = "MODEL.RETINANET.NUM_CLASSES", cfg.MODEL.RETINANET.NUM_CLASSES

@@ -59,6 +59,7 @@ _CHECKS: tuple[Check, ...] = (
 _REFUSED: tuple[tuple[str, object, str], ...] = (
     ("INPUT.CT.PIXEL_SPACING", 0.0, "INPUT.VOLUME.SPACING is that of volumes"),
     ("INPUT.CT.CUT_BORDERS", False, "volumes keep their borders"),
+    ("INPUT.INSERTED_LESIONS.PROBABILITY", 0.0, "lesions are inserted into slices alone"),
     ("INPUT.PATCH.SIZE", (0, 0), "INPUT.VOLUME.PATCH_SIZE is that of volumes"),
     ("TEST.ENSEMBLE.TILE_SIZE", 0, "TEST.VOLUME_TILE_SIZE is that of volumes"),
     ("MODEL.MEAN_TEACHER.ENABLED", False, "a mean teacher looks at slices"),
