@@ -3,12 +3,13 @@ import math
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.visualization import (
     FALSE_POSITIVE_COLOR,
+    HIDDEN_COLOR,
     HIT_COLOR,
     MASK_COLOR,
     MINED_COLOR,
     OUTCOME_LEGEND,
+    PAGE_STYLES,
     RECIST_COLOR,
-    REFERENCE_COLOR,
     REGION_COLOR,
     TRUTH_COLOR,
     WINDOWS,
@@ -22,10 +23,12 @@ from lesion_d2.visualization import (
     parse_window,
     place,
     save_picture,
+    slice_marks,
     stack_pictures,
     window_image,
 )
 from lesion_d2.visualization.heat_map import heat_map_colors
+from lesion_d2.visualization.visualizer import bar_length
 
 import cv2
 import matplotlib as mpl
@@ -57,8 +60,8 @@ def make_predictions(boxes, scores, **fields):
     return predictions
 
 
-def new_visualizer(gray=90):
-    return LesionVisualizer(np.full((SIZE, SIZE, 3), gray, np.uint8), side=SIZE * SCALE)
+def new_visualizer(gray=90, **marks):
+    return LesionVisualizer(np.full((SIZE, SIZE, 3), gray, np.uint8), side=SIZE * SCALE, **marks)
 
 
 def colored(image, color, tolerance=40):
@@ -101,12 +104,12 @@ def test_recist_diameters_are_drawn_between_their_end_points():
     record = make_record([(15, 15, 45, 45)])
     record["annotations"][0]["recist"] = [20, 30, 40, 30, 30, 25, 30, 35]
     image = new_visualizer().draw_dataset_dict(record).get_image()
-    blue = colored(image, RECIST_COLOR)
-    near = cv2.dilate(blue.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    white = colored(image, RECIST_COLOR)
+    near = cv2.dilate(white.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     center = SCALE // 2  # coordinate 30 is the center of pixel 30
     assert near[30 * SCALE + center, 21 * SCALE : 40 * SCALE].all()
     assert near[26 * SCALE : 35 * SCALE, 30 * SCALE + center].all()
-    rows, columns = np.nonzero(blue)
+    rows, columns = np.nonzero(white)
     assert columns.min() >= 20 * SCALE and columns.max() <= 41 * SCALE
     assert rows.min() >= 25 * SCALE and rows.max() <= 36 * SCALE
 
@@ -119,7 +122,7 @@ def test_a_box_passes_through_the_end_points_that_it_bounds():
     visualizer.draw_outcome(judge(record, make_predictions([(20, 25, 40, 35)], [0.5])))
     rectangles = [patch.get_bbox().extents for patch in visualizer.output.ax.patches]
     ends = np.concatenate([line.get_xydata() for line in visualizer.output.ax.lines])
-    assert len(rectangles) == 3 and len(ends) == 4
+    assert len(rectangles) == 6 and len(ends) == 4  # each with its outline
     for rectangle in rectangles:
         assert rectangle.tolist() == [*ends.min(axis=0), *ends.max(axis=0)]
 
@@ -127,8 +130,8 @@ def test_a_box_passes_through_the_end_points_that_it_bounds():
 def test_boxes_at_the_border_stay_in_the_picture():
     visualizer = new_visualizer()
     visualizer.draw_dataset_dict(make_record([(0, 0, SIZE, SIZE)]))
-    (patch,) = visualizer.output.ax.patches
-    assert patch.get_bbox().extents.tolist() == [0.5, 0.5, SIZE, SIZE]
+    for patch in visualizer.output.ax.patches:
+        assert patch.get_bbox().extents.tolist() == [0.5, 0.5, SIZE, SIZE]
 
 
 def test_mask_colors_stay_inside_the_mask():
@@ -162,18 +165,40 @@ def test_masks_and_heat_maps_are_part_of_the_slice():
     assert [text.get_text() for text in visualizer.output.ax.texts] == ["found"]
 
 
-def test_hits_are_green_false_positives_red_and_missed_lesions_dashed():
+def test_hits_false_positives_and_missed_lesions_differ_in_color_and_line_style():
     found, missed, wrong = (8, 40, 24, 56), (40, 40, 56, 56), (36, 8, 52, 20)
     hit = (8, 40, 24, 55)
     outcome = judge(make_record([found, missed]), make_predictions([wrong, hit], [0.9, 0.8]))
     image = new_visualizer().draw_outcome(outcome).get_image()
-    green, red = colored(image, HIT_COLOR), colored(image, FALSE_POSITIVE_COLOR)
+    blue, red = colored(image, HIT_COLOR), colored(image, FALSE_POSITIVE_COLOR)
     yellow = colored(image, TRUTH_COLOR)
-    assert on_edges(green, hit) > 0.95 and on_edges(red, hit) == 0
-    assert on_edges(red, wrong) == 1 and on_edges(green, wrong) == 0
+    assert on_edges(blue, hit) > 0.95 and on_edges(red, hit) == 0
+    assert 0.5 < on_edges(red, wrong, width=0) < 0.95 and on_edges(blue, wrong) == 0
     assert on_edges(yellow, found) == 1
     assert 0.4 < on_edges(yellow, missed, width=0) < 0.95
-    assert on_edges(green, missed) == on_edges(red, missed) == 0
+    assert on_edges(blue, missed) == on_edges(red, missed) == 0
+    styles = [style for _, _, style in OUTCOME_LEGEND if style != "-"]
+    assert len(set(styles)) == len(styles) == 3
+
+
+def dichromat(color, matrix):
+    """A color as seen without one kind of cones (Viénot et al. 1999), in linear RGB."""
+    linear = np.asarray(color) ** 2.2
+    return np.asarray(matrix) @ linear
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        [[0.1124, 0.8876, 0], [0.1124, 0.8876, 0], [0.004, -0.004, 1]],  # protanopia
+        [[0.2928, 0.7072, 0], [0.2928, 0.7072, 0], [-0.0223, 0.0223, 1]],  # deuteranopia
+    ],
+)
+def test_color_blind_readers_tell_outcomes_apart(matrix):
+    seen = [dichromat(c, matrix) for c in (TRUTH_COLOR, HIT_COLOR, FALSE_POSITIVE_COLOR)]
+    apart = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
+    green_and_red = [dichromat(c, matrix) for c in ((0.1, 0.9, 0.2), (1, 0.2, 0.15))]
+    assert min(apart) > 0.35 and np.linalg.norm(np.subtract(*green_and_red)) < 1
 
 
 def test_regions_to_ignore_are_gray_dashes_and_what_lies_there_is_no_error():
@@ -216,19 +241,18 @@ def test_hard_negatives_are_red_lesions_green_each_with_its_mask():
     visualizer = new_visualizer()
     image = visualizer.draw_negatives(make_record([lesion]), negatives, masks[:1] > 0).get_image()
     assert [text.get_text() for text in visualizer.output.ax.texts] == ["0.88/0.00", "0.70/0.12"]
-    green, red = colored(image, REFERENCE_COLOR), colored(image, FALSE_POSITIVE_COLOR)
-    assert on_edges(green, lesion) > 0.9 and on_edges(green, wrong) == 0
-    assert on_edges(red, wrong) == on_edges(red, overlapping) == 1
-    assert not colored(image, TRUTH_COLOR).any()
-    for mask, color in zip(masks, [REFERENCE_COLOR, *2 * [FALSE_POSITIVE_COLOR]], strict=True):
+    yellow, red = colored(image, TRUTH_COLOR), colored(image, FALSE_POSITIVE_COLOR)
+    assert on_edges(yellow, lesion) > 0.9 and on_edges(yellow, wrong) == 0
+    assert min(on_edges(red, wrong), on_edges(red, overlapping)) > 0.9
+    for mask, color in zip(masks, [TRUTH_COLOR, *2 * [FALSE_POSITIVE_COLOR]], strict=True):
         inside = np.kron(mask, np.ones((SCALE, SCALE))) > 0
-        if color is REFERENCE_COLOR:  # an edge of the other box lies on it
+        if color is TRUTH_COLOR:  # an edge of the other box lies on it
             inside &= ~outline(overlapping)
         expected = 0.7 * 90 + 0.3 * 255 * np.asarray(color)
         assert np.abs(image[inside] - expected).max() <= 2
 
 
-def test_mined_lesions_are_blue_annotated_ones_green_and_hidden_ones_dashed():
+def test_mined_lesions_are_blue_annotated_ones_yellow_and_hidden_ones_dashed():
     lesion, mined, missed = (6, 36, 24, 58), (34, 6, 54, 26), (40, 40, 56, 56)
     record = make_record([lesion])
     hidden = make_record([(36, 8, 52, 24), missed])["annotations"]
@@ -236,12 +260,12 @@ def test_mined_lesions_are_blue_annotated_ones_green_and_hidden_ones_dashed():
     visualizer = new_visualizer()
     image = visualizer.draw_mined(record, make_predictions([mined], [0.937])).get_image()
     assert [text.get_text() for text in visualizer.output.ax.texts] == ["0.94"]
-    green, blue = colored(image, REFERENCE_COLOR), colored(image, MINED_COLOR)
-    yellow = colored(image, TRUTH_COLOR)
-    assert on_edges(green, lesion) == 1 and on_edges(green, mined) == 0
-    assert on_edges(blue, mined) == 1
-    assert on_edges(blue, lesion) == on_edges(blue, missed) == on_edges(green, missed) == 0
-    assert all(0.4 < on_edges(yellow, a["bbox"], width=0) < 0.95 for a in hidden)
+    yellow, blue = colored(image, TRUTH_COLOR), colored(image, MINED_COLOR)
+    orange = colored(image, HIDDEN_COLOR)
+    assert on_edges(yellow, lesion) == 1 and on_edges(yellow, mined) == 0
+    assert 0.6 < on_edges(blue, mined, width=0) < 0.97
+    assert on_edges(blue, lesion) == on_edges(blue, missed) == on_edges(yellow, missed) == 0
+    assert all(0.4 < on_edges(orange, a["bbox"], width=0) < 0.95 for a in hidden)
 
 
 def test_an_exact_hit_shows_both_colors():
@@ -513,6 +537,52 @@ def test_contact_sheet_holds_every_tile_unchanged_in_order():
 def test_contact_sheet_needs_a_title_for_every_tile():
     with pytest.raises(ValueError, match="1 pictures and 2 titles"):
         contact_sheet([np.zeros((9, 9, 3), np.uint8)], ["a", "b"], [])
+
+
+@pytest.mark.parametrize(("spacing", "zoomed", "expected"), [(1, False, 10), (0.8, True, 2)])
+def test_the_scale_bar_is_as_long_as_it_says(spacing, zoomed, expected):
+    record = make_record([], spacing=(spacing, spacing, 5.0), window=(-160.0, 240.0))
+    visualizer = new_visualizer(**slice_marks(record))
+    if zoomed:  # 16 of 64 pixels: the bar is drawn anew
+        visualizer.zoom(np.array([[30.0, 30, 34, 34]]), min_side=16)
+    image = visualizer.get_output().get_image()
+    texts = [text.get_text() for text in visualizer.output.ax.texts]
+    assert texts == ["-160 to 240 HU", f"{expected} mm"]
+    pixels = expected / spacing * SCALE * (4 if zoomed else 1)
+    row = (image[-9:-7] > 240).all(axis=(0, 2))
+    assert abs(row[SIZE * SCALE // 2 :].sum() - pixels) <= 2
+    assert not row[-7:].any() and row[-12]
+
+
+def test_without_spacing_there_is_no_scale_bar():
+    visualizer = new_visualizer(**slice_marks({"window": (0.0, 80.0)}, (-160.0, 240.0)))
+    assert [text.get_text() for text in visualizer.output.ax.texts] == ["-160 to 240 HU"]
+    assert not visualizer.output.ax.lines
+    assert bar_length(0) == 0 and bar_length(3) == 0 and bar_length(160) == 20
+
+
+def test_images_without_findings_say_so():
+    for draw, expected in (
+        (lambda v: v.draw_outcome(judge(make_record([]), make_predictions([], []))), "no findings"),
+        (lambda v: v.draw_dataset_dict(make_record([])), "no lesions"),
+    ):
+        visualizer = new_visualizer()
+        draw(visualizer)
+        assert [text.get_text() for text in visualizer.output.ax.texts] == [expected]
+    assert judge(make_record([]), make_predictions([], [])).summary() == "no findings"
+
+
+def test_pages_for_print_are_white_and_have_their_notes():
+    tile = np.full((60, 300, 3), 40, np.uint8)
+    options = {"notes": ["one sentence " * 8, "another"], "style": PAGE_STYLES["paper"]}
+    page = contact_sheet([tile, tile], ["a", "b"], OUTCOME_LEGEND, **options)
+    black = contact_sheet([tile, tile], ["a", "b"], OUTCOME_LEGEND)
+    lines = 2 + 1
+    assert page.shape[0] == black.shape[0] + 18 * lines + 8
+    assert (page[:, -1] == 255).all() and (black[:, -1] == 0).all()
+    assert (page[-18 * lines :] < 60).all(axis=2).sum() > 200  # black letters
+    bar = color_bar(0, 1, 200, PAGE_STYLES["paper"])
+    assert (bar[:, 0] == 255).all() and (bar[:, :46] < 60).all(axis=2).any()
 
 
 def test_save_picture_writes_what_it_was_given(tmp_path):

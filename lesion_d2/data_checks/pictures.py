@@ -8,22 +8,27 @@ from detectron2.data import MetadataCatalog
 from ..data.dict_rules import has_numbers
 from ..ignore_regions import lesions_of
 from ..visualization import (
+    MASK_COLOR,
+    REGION_LEGEND,
+    TRUTH_COLOR,
     TRUTH_LEGEND,
     WINDOWS,
     LesionVisualizer,
     contact_sheet,
+    slice_marks,
     window_image,
 )
-from ..visualization.visualizer import MASK_COLOR, REGION_COLOR, TRUTH_COLOR, lesion_label
+from ..visualization.visualizer import lesion_label
 from .faults import Fault
 from .loading import LoadedSet
 from .pixels import PixelPass
 from .rules.annotations import box_of
+from .rules.volumes import spacing_of
 from .slices import mask_of
 
 _SIDE = 512
 _COLUMNS = 4
-_LEGEND = [*TRUTH_LEGEND, ("region to ignore", REGION_COLOR, "--")]
+_LEGEND = [*TRUTH_LEGEND, *REGION_LEGEND]
 
 
 def draw_sheet(
@@ -96,13 +101,17 @@ def _lesions(record: Mapping) -> str:
 
 def _tile(loaded: LoadedSet, record: Mapping) -> np.ndarray | None:
     """One picture; None where the image cannot be read."""
+    window = record.get("window") or WINDOWS["abdomen"]
     try:
-        image = window_image(record, record.get("window") or WINDOWS["abdomen"])
+        image = window_image(record, window)
     except (OSError, ValueError):
         return None  # the log has it
     annotations = [one for one in record["annotations"] if box_of(one) is not None]
     lesions = lesions_of(annotations)
-    visualizer = LesionVisualizer(image, MetadataCatalog.get(loaded.name), side=_SIDE)
+    spacing, metadata = spacing_of(record), MetadataCatalog.get(loaded.name)
+    is_known = isinstance(spacing, tuple)  # a damaged one is text
+    marks = slice_marks({"spacing": spacing if is_known else None}, window)
+    visualizer = LesionVisualizer(image, metadata, side=_SIDE, **marks)
     for one in lesions:
         mask = _mask(one, image.shape[:2])
         if mask is not None:

@@ -2,6 +2,7 @@ import logging
 import math
 import operator
 import os
+import sys
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from detectron2.utils import comm
 
 from .checkpoint import LesionCheckpointer, read_checkpoint
 from .resuming import ProcessStateHook
+from .training_curves import has_curves, plot_training, read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -321,6 +323,36 @@ class CatchUpHook(HookBase):
         if self._states is not None:
             self._states.restore("after")
         trainer.iter = trainer.storage.iter = start_iter
+
+
+class TrainingCurvesHook(HookBase):
+    """Draws ``training.png`` and ``training.pdf`` when a training has ended: its curves so far.
+
+    The first process draws, from ``metrics.json``, so this hook comes after what writes that. A
+    training that was interrupted or failed draws nothing, nor does one with fewer than two lines of
+    losses. What goes wrong is logged: a figure fails no run.
+
+    Args:
+        output_dir: of the run.
+    """
+
+    FILE = "training.png"
+
+    def __init__(self, output_dir: str | os.PathLike):
+        self._output_dir = Path(output_dir)
+
+    def after_train(self) -> None:
+        """Draw the figure."""
+        error = sys.exc_info()[0]
+        if not comm.is_main_process() or error not in (None, TrainingStopped):
+            return
+        try:
+            curves = read_metrics(self._output_dir / "metrics.json")
+            if has_curves(curves):
+                title = f"Training: {self._output_dir.resolve().name}"
+                plot_training(curves, self._output_dir / self.FILE, title=title)
+        except Exception as problem:
+            logger.warning(f"The curves of the training were not drawn: {problem}")
 
 
 def is_evaluated(trainer: TrainerBase, eval_period: int) -> bool:

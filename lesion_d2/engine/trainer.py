@@ -52,6 +52,7 @@ from .hooks import (
     PlateauHook,
     RecentCheckpointer,
     ResumableBestCheckpointer,
+    TrainingCurvesHook,
     TrainingStopped,
 )
 from .mean_teacher import STUDENT, MeanTeacherHook
@@ -196,7 +197,7 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         built[index : index + 1] = late
         catches_up = len(late) > 1  # an EvalHook alone has nothing to evaluate
         built.append(CatchUpHook(self.cfg.TEST.EVAL_PERIOD, late if catches_up else (), states))
-        built.append(self._build_writer(built))
+        built += [self._build_writer(built), TrainingCurvesHook(self.cfg.OUTPUT_DIR)]
         # First of all: checkpoints and evaluations are of the teacher after the iteration.
         return [MeanTeacherHook(), *built] if self.cfg.MODEL.MEAN_TEACHER.ENABLED else built
 

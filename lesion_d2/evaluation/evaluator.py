@@ -61,8 +61,8 @@ class LesionEvaluator(COCOEvaluator):
     A data set without a single lesion gives NaN; a model without a single detection 0.
 
     Files in ``output_dir``: ``results.json``, ``coco_instances_results.json``, ``froc.json`` (the
-    table, the curve, and the score threshold of each rate), ``froc.csv``, ``froc.png``. Boxes in
-    files are in the coordinates of the data set's own files again
+    table, the curve, and the score threshold of each rate), ``froc.csv``, ``froc.png`` and
+    ``froc.pdf``. Boxes in files are in the coordinates of the data set's own files again
     (:func:`lesion_d2.boxes.first_pixel`), masks in pixels. Of several processes the first returns
     the results, the others ``{}``.
     """

@@ -108,11 +108,11 @@ class FrocReport:
         }
 
     def write(self, folder: Path, name: str, settings: Mapping[str, object]) -> None:
-        """Write ``froc.json``, ``froc.csv`` and ``froc.png``, each complete or not at all.
+        """Write ``froc.json``, ``froc.csv``, ``froc.png`` and ``froc.pdf``, each as a whole.
 
         Args:
             folder: where to; exists.
-            name: of the data set, and of the curve in the picture's legend.
+            name: of the data set.
             settings: what the numbers depend on, for ``froc.json``.
         """
         rows = [row.cells() for row in self.rows]
@@ -123,14 +123,18 @@ class FrocReport:
             "curve": self.curve_points(),
             KEY: describe_operating_points(self.curve, FROC_RATES, name, "image"),
         }
+        if self.band is not None:
+            keys = ("rates", "low", "high")
+            content["band"] = {k: v.tolist() for k, v in zip(keys, self.band, strict=True)}
         with written_whole(folder / "froc.json") as partial:
             partial.write_text(json.dumps(without_nan(content), indent=1) + "\n")
         with written_whole(folder / "froc.csv") as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
             writer.writerows(rows)
-        bands = {name: self.band} if self.band else None
-        plot_froc({name: self.curve}, folder / "froc.png", bands=bands)
+        label = self.rows[0].stratum.label
+        bands = {label: self.band} if self.band else None
+        plot_froc({label: self.curve}, folder / "froc.png", bands=bands, title=name)
 
 
 def make_report(

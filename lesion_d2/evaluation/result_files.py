@@ -26,7 +26,8 @@ def read_froc_file(file: str | os.PathLike) -> dict:
     Returns:
         Its content: ``dataset``; ``rows``, one at least, with ``stratum``, ``lesions`` and numbers
         or None by names of metrics, ``mean_sens`` among the first one's; and perhaps ``settings``
-        and ``curve``, with as many numbers of ``sensitivity`` as of ``fps_per_image``.
+        and ``curve``, with as many numbers of ``sensitivity`` as of ``fps_per_image``, and
+        ``band``, with as many numbers of ``low`` and ``high`` as of ``rates``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -39,7 +40,8 @@ def read_froc_file(file: str | os.PathLike) -> dict:
 
 def _froc_problems(content: object) -> Iterator[str]:
     if isinstance(content, dict):
-        content = {"settings": {}, "curve": {"sensitivity": [], "fps_per_image": []}, **content}
+        optional = {"settings": {}, "curve": {"sensitivity": [], "fps_per_image": []}}
+        content = {**optional, "band": None, **content}
     yield from field_problems(content, _FROC_FIELDS)
     if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
         return
@@ -141,14 +143,17 @@ def _are_points(value: object) -> bool:
     )
 
 
-def _is_curve(value: object) -> bool:
-    lists = [value.get(k) for k in ("sensitivity", "fps_per_image")] if _is_object(value) else []
+def _is_curve(value: object, keys: tuple[str, ...] = ("sensitivity", "fps_per_image")) -> bool:
+    lists = [value.get(key) for key in keys] if _is_object(value) else [None]
     return (
-        len(lists) == 2
-        and all(isinstance(numbers, list) for numbers in lists)
-        and len(lists[0]) == len(lists[1])
+        all(isinstance(numbers, list) for numbers in lists)
+        and len(set(map(len, lists))) == 1
         and all(n is None or is_number(n) for numbers in lists for n in numbers)
     )
+
+
+def _is_band(value: object) -> bool:
+    return value is None or _is_curve(value, ("rates", "low", "high"))
 
 
 def _are_key_slices(value: object) -> bool:
@@ -163,6 +168,7 @@ _FROC_FIELDS = {
     "settings": (_is_object, "an object"),
     "rows": (lambda value: isinstance(value, list) and len(value) > 0, "one row at least"),
     "curve": (_is_curve, "as many numbers of sensitivity as of fps_per_image"),
+    "band": (_is_band, "as many numbers of low and high as of rates, or null"),
 }
 _ROW_FIELDS = {"stratum": (is_text, "a name"), "lesions": (_is_count, "a whole number from 0")}
 _CRITERIA = (

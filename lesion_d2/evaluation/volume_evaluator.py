@@ -87,10 +87,10 @@ class VolumeEvaluator(DatasetEvaluator):
     reach no lesion; for the patients' AP, by the first criterion.
 
     Files in ``output_dir``: ``volumes.json`` (numbers, settings, the score threshold of each rate
-    by the first criterion, detections in 3-D with their boxes on the lesions' key slices) and
-    ``froc.png``. Boxes in files are in the coordinates of the data set's own files again
-    (:func:`lesion_d2.boxes.first_pixel`). Of several processes the first returns the results, the
-    others ``{}``.
+    by the first criterion, detections in 3-D with their boxes on the lesions' key slices),
+    ``froc.png`` and ``froc.pdf``. Boxes in files are in the coordinates of the data set's own files
+    again (:func:`lesion_d2.boxes.first_pixel`). Of several processes the first returns the results,
+    the others ``{}``.
     """
 
     #: Boxes alone are linked and scored.
@@ -335,11 +335,9 @@ class VolumeEvaluator(DatasetEvaluator):
         self._folder.mkdir(parents=True, exist_ok=True)
         with written_whole(self._folder / "volumes.json") as partial:
             partial.write_text(json.dumps(content) + "\n")
-        names = [self._dataset_name]
-        if len(curves) > 1:
-            names = [f"{self._dataset_name}, {c}" for c in self._criteria.values()]
-        named = dict(zip(names, curves.values(), strict=True))
-        plot_froc(named, self._folder / "froc.png", unit="volume")
+        criteria = (str(criterion) for criterion in self._criteria.values())
+        named = dict(zip(criteria, curves.values(), strict=True))
+        plot_froc(named, self._folder / "froc.png", unit="volume", title=self._dataset_name)
 
 
 def _entries(

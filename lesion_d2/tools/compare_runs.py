@@ -55,7 +55,7 @@ def read_runs(
         FileNotFoundError: no folder, or one without an evaluation on the data set.
         ValueError: a file is not an FROC table, or has no such line.
     """
-    return [_read_run(file, stratum, ends) for file in _find_files(pattern, dataset)]
+    return [_read_run(file, stratum, ends) for file in find_tables(pattern, dataset)]
 
 
 def read_volumes(pattern: str, dataset: str, criterion: str | None = None) -> list[dict]:
@@ -116,10 +116,19 @@ def read_strata(pattern: str, dataset: str, rate: float) -> list[dict[str, tuple
         FileNotFoundError: no folder, or one without an evaluation on the data set.
         ValueError: a file is not an FROC table, or has no such rate or no strata.
     """
-    return [_read_strata(file, f"sens@{rate:g}") for file in _find_files(pattern, dataset)]
+    return [_read_strata(file, f"sens@{rate:g}") for file in find_tables(pattern, dataset)]
 
 
-def _find_files(pattern: str, dataset: str) -> list[Path]:
+def find_tables(pattern: str, dataset: str) -> list[Path]:
+    """The ``froc.json`` of every run that a pattern finds, in the order of the folders' names.
+
+    Args:
+        pattern: of OUTPUT_DIRs, as a shell's.
+        dataset: that the runs were evaluated on.
+
+    Raises:
+        FileNotFoundError: no folder, or one without an evaluation on the data set.
+    """
     folders = _find_folders(pattern)
     return [find_evaluations(folder, dataset)[0] / "froc.json" for folder in folders]
 
@@ -259,7 +268,8 @@ def seeds_cell(values: Sequence[float], sign: str = "") -> str:
     return text if text.startswith("-") else sign + text
 
 
-def _experiment(text: str) -> tuple[str, str]:
+def experiment(text: str) -> tuple[str, str]:
+    """Read NAME=PATTERN from a command line."""
     name, sign, pattern = text.partition("=")
     if not (name and sign and pattern):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected NAME=PATTERN")
@@ -270,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, and return the exit code."""
     parser = argparse.ArgumentParser(prog="lesion_d2.tools.compare_runs", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("experiments", nargs="+", type=_experiment, metavar="NAME=PATTERN")
+    parser.add_argument("experiments", nargs="+", type=experiment, metavar="NAME=PATTERN")
     parser.add_argument("--dataset", required=True, help="that the runs were evaluated on")
     parser.add_argument(
         "--stratum", default=ALL_LESIONS, help=f"line of the tables ({ALL_LESIONS})"

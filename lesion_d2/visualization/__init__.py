@@ -1,8 +1,9 @@
-"""Pictures of CT slices, their lesions, a run's detections and what a model looks at."""
+"""Pictures of CT slices with lesions, detections and attention maps."""
 
 from .heat_map import HeatMap, color_bar, place
 from .heat_table import heat_table
 from .outcome import (
+    NO_FINDINGS,
     ImageOutcome,
     Outcome,
     judge,
@@ -10,7 +11,7 @@ from .outcome import (
     prediction_masks,
     truth_boxes,
 )
-from .sheet import contact_sheet, save_picture, stack_pictures
+from .sheet import PAGE_STYLES, PageStyle, contact_sheet, save_picture, stack_pictures
 from .visualizer import (
     FALSE_POSITIVE_COLOR,
     GRID_COLOR,
@@ -24,12 +25,12 @@ from .visualizer import (
     NEGATIVE_LEGEND,
     OUTCOME_LEGEND,
     RECIST_COLOR,
-    REFERENCE_COLOR,
     REGION_COLOR,
     REGION_LEGEND,
     TRUTH_COLOR,
     TRUTH_LEGEND,
     LesionVisualizer,
+    slice_marks,
 )
 from .volume_outcome import VolumeOutcome, judge_volumes, slice_range
 from .window import WINDOWS, parse_window, window_image
@@ -45,9 +46,10 @@ __all__ = [
     "MINED_COLOR",
     "MINED_LEGEND",
     "NEGATIVE_LEGEND",
+    "NO_FINDINGS",
     "OUTCOME_LEGEND",
+    "PAGE_STYLES",
     "RECIST_COLOR",
-    "REFERENCE_COLOR",
     "REGION_COLOR",
     "REGION_LEGEND",
     "TRUTH_COLOR",
@@ -57,6 +59,7 @@ __all__ = [
     "ImageOutcome",
     "LesionVisualizer",
     "Outcome",
+    "PageStyle",
     "VolumeOutcome",
     "color_bar",
     "contact_sheet",
@@ -68,6 +71,7 @@ __all__ = [
     "place",
     "prediction_masks",
     "save_picture",
+    "slice_marks",
     "slice_range",
     "stack_pictures",
     "truth_boxes",

@@ -1,4 +1,4 @@
-"""Values over a slice as colors."""
+"""Heat maps over a slice."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from .sheet import FONT_SIZE, new_figure, to_pixels
+from .sheet import FONT_SIZE, SCREEN, PageStyle, new_figure, to_pixels
 
 _COLOR_MAP = mpl.colormaps["plasma"]
 _LAST_COLOR = 0.72  # of the color map: what follows comes near the yellow of lesions
@@ -18,12 +18,12 @@ _BAR_LABEL_WIDTH = 48
 
 @dataclass
 class HeatMap:
-    """Values over a slice, and the part of their scale that the colors span.
+    """Values for the pixels of a slice, and the range that the colors span.
 
     Attributes:
-        title: of up to two lines.
-        values: (H, W), one a pixel of the slice; NaN where there is nothing to show.
-        low, high: values that get the first and the last color, as do those beyond them.
+        title: up to two lines.
+        values: (H, W), the size of the slice; NaN where there is nothing to show.
+        low, high: values of the first and the last color; values beyond them are clipped.
     """
 
     title: str
@@ -33,11 +33,11 @@ class HeatMap:
 
 
 def heat_map_colors(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Colors of values, from a blue that lets the slice through to a coral that covers more.
+    """Map values to colors, from a transparent blue to a more opaque coral.
 
     Args:
         values: any shape.
-        low, high: values of the first and the last color; where they are equal, all get the first.
+        low, high: values of the first and the last color; if they are equal, the first is used.
 
     Returns:
         (*shape, 4) red, green, blue and opacity in 0..1; the opacity of NaN is 0.
@@ -57,12 +57,12 @@ def place(
     extent: tuple[int, int, int, int],
     slice_size: tuple[int, int],
 ) -> np.ndarray:
-    """Bring a map of features to the pixels of the slice, bilinearly.
+    """Resample a feature map to the pixels of the slice, bilinearly.
 
     Args:
         values: (h, w), at ``stride``, for the padded image: value (i, j) covers the image's pixels
             [stride * i, stride * (i + 1)) x [stride * j, stride * (j + 1)).
-        stride: pixels of the image a value.
+        stride: pixels of the image per value.
         image_size: height and width of the image without padding.
         extent: x0, y0, x1, y1 of what was resized to that image, in whole pixels of the slice.
         slice_size: height and width of the slice.
@@ -80,21 +80,22 @@ def place(
     return placed
 
 
-def color_bar(low: float, high: float, width: int) -> np.ndarray:
-    """The colors of a heat map between the numbers that the first and the last one stand for.
+def color_bar(low: float, high: float, width: int, style: PageStyle = SCREEN) -> np.ndarray:
+    """Draw the color scale of a heat map, between the values of its first and last color.
 
     Args:
         low, high: as in :func:`heat_map_colors`.
         width: of the picture, in pixels.
+        style: colors of the page.
 
     Returns:
         RGB uint8 picture, 24 pixels high.
     """
-    fig = new_figure(width, _BAR_HEIGHT)
+    fig = new_figure(width, _BAR_HEIGHT, style)
     length = max(1, width - 2 * _BAR_LABEL_WIDTH)
     colors = heat_map_colors(np.linspace(0, 1, length), 0, 1)[:, :3]
     fig.figimage(np.tile(colors, (_BAR_HEIGHT // 2, 1, 1)), _BAR_LABEL_WIDTH, _BAR_HEIGHT // 4)
-    label = {"size": FONT_SIZE, "color": "white", "va": "center_baseline"}
+    label = {"size": FONT_SIZE, "color": style.text, "va": "center_baseline"}
     fig.text((_BAR_LABEL_WIDTH - 6) / width, 0.5, _number(low), ha="right", **label)
     fig.text(1 - (_BAR_LABEL_WIDTH - 6) / width, 0.5, _number(high), ha="left", **label)
     return to_pixels(fig)

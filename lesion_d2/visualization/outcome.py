@@ -1,4 +1,4 @@
-"""What the detections of an image found, and how good that is."""
+"""How the detections of an image match its lesions."""
 
 import math
 from dataclasses import dataclass
@@ -13,16 +13,19 @@ from ..evaluation.matching import match_detections
 from ..ignore_regions import lesions_of, region_boxes
 from ..rle import decode_mask
 
+#: Of an image or volume that has neither lesions nor detections.
+NO_FINDINGS = "no findings"
+
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What N detections found of M lesions, of an image or a volume.
+    """How N detections match the M lesions of an image or volume.
 
     Attributes:
-        is_hit: (N,) bool, the detection found a lesion that no better one had found.
-        is_false_positive: (N,) bool, the detection reaches no lesion.
-        is_repeat: (N,) bool, neither of both: the detection reaches only lesions that a better one
-            found, or none and lies in a region to ignore.
+        is_hit: (N,) bool, the detection is the first, by score, to find some lesion.
+        is_false_positive: (N,) bool, the detection matches no lesion.
+        is_repeat: (N,) bool, neither: the detection matches only lesions that were found already,
+            or it matches none and lies in a region to ignore.
         is_found: (M,) bool, the lesion was found.
         quality: see :func:`outcome_quality`.
     """
@@ -34,7 +37,9 @@ class Outcome:
     quality: float = math.nan
 
     def summary(self) -> str:
-        """Hits, false positives and misses as one line of text."""
+        """Numbers of hits, false positives and missed lesions as text, or "no findings"."""
+        if not len(self.is_found) and not len(self.is_hit):
+            return NO_FINDINGS
         hits, false_positives = int(self.is_found.sum()), int(self.is_false_positive.sum())
         missed = len(self.is_found) - hits
         plural = "" if hits == 1 else "s"
@@ -44,11 +49,11 @@ class Outcome:
 
 @dataclass(kw_only=True)
 class ImageOutcome(Outcome):
-    """What the detections of one image found of its lesions.
+    """How the detections of an image match its lesions.
 
     Attributes:
-        record: the image's Detectron2 dict; its lesions are those of ``record["annotations"]``.
-        predictions: the detections at or above the score threshold, by falling score.
+        record: the image's Detectron2 dict, with the lesions in ``record["annotations"]``.
+        predictions: the detections at or above the score threshold, by descending score.
     """
 
     record: dict
@@ -63,11 +68,11 @@ class ImageOutcome(Outcome):
 def truth_boxes(record: dict, key: str = "annotations") -> np.ndarray:
     """The lesions of a Detectron2 dict as an (M, 4) array of XYXY boxes in pixels.
 
-    Regions to ignore are none.
+    Regions to ignore are left out.
 
     Args:
         record: the dict.
-        key: "hidden_annotations" for the lesions that a training did not get to see.
+        key: "hidden_annotations" for the lesions whose annotations are hidden from the training.
     """
     boxes = [xyxy_box(annotation) for annotation in lesions_of(record.get(key, []))]
     return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
@@ -81,16 +86,16 @@ def judge(
     iou_threshold: float = 0.5,
     inclusive: bool = False,
 ) -> ImageOutcome:
-    """Sort an image's detections into hits and false positives, as the FROC curve does.
+    """Match an image's detections with its lesions by the rules of the FROC curve.
 
-    Classes are not compared: a lesion counts as found by any detection on it.
+    Classes are ignored: a detection of any class can find a lesion.
 
     Args:
         record: the image's Detectron2 dict.
         predictions: ``pred_boxes`` and ``scores``; ``pred_masks`` or ``pred_masks_rle`` are kept.
-        score_threshold: detections below it are left out.
-        iou_threshold: intersection over union from which a detection reaches a lesion.
-        inclusive: whether boxes are whole pixels (TEST.INCLUSIVE).
+        score_threshold: detections with a lower score are left out.
+        iou_threshold: minimum intersection over union of a detection and a lesion that match.
+        inclusive: whether the corners of boxes are pixels that belong to them (TEST.INCLUSIVE).
     """
     order = torch.argsort(predictions.scores, descending=True, stable=True)
     order = order[predictions.scores[order] >= score_threshold]
@@ -118,11 +123,11 @@ def judge(
 
 
 def outcome_quality(outcome: ImageOutcome) -> float:
-    """The measure behind the best and the worst images, 0 (worst) to 1 (best).
+    """The measure that ranks images, from 0 (worst) to 1 (best).
 
-    The mean over the image's lesions of the highest IoU x score of any detection on it, divided by
-    one plus the number of false positives. An image without lesions has 0 where it has false
-    positives, and NaN (neither good nor bad) where it has none.
+    The highest IoU x score of any detection, averaged over the image's lesions, divided by 1 + the
+    number of false positives. An image without lesions has 0 if it has false positives, else NaN:
+    it is not ranked.
     """
     gt_boxes = Boxes(torch.as_tensor(truth_boxes(outcome.record), dtype=torch.float32))
     overlaps = pairwise_iou(gt_boxes, outcome.predictions.pred_boxes).numpy()
@@ -130,12 +135,12 @@ def outcome_quality(outcome: ImageOutcome) -> float:
 
 
 def quality_of(overlaps: np.ndarray, scores: np.ndarray, num_false_positives: int) -> float:
-    """The measure of :func:`outcome_quality` from its parts.
+    """Compute :func:`outcome_quality` from overlaps and scores.
 
     Args:
         overlaps: (M, N) IoU of each lesion with each detection.
-        scores: (N,).
-        num_false_positives: among the detections.
+        scores: (N,) of the detections.
+        num_false_positives: number of them among the detections.
     """
     if len(overlaps) == 0:
         return 0.0 if num_false_positives else math.nan
@@ -145,7 +150,7 @@ def quality_of(overlaps: np.ndarray, scores: np.ndarray, num_false_positives: in
 
 
 def prediction_masks(predictions: Instances) -> list[np.ndarray]:
-    """The (H, W) bool masks of some detections; empty where they carry none."""
+    """The (H, W) bool masks of detections; an empty list if they have none."""
     if predictions.has("pred_masks"):
         masks = predictions.pred_masks
         return list(np.asarray(getattr(masks, "tensor", masks), dtype=bool))

@@ -1,4 +1,4 @@
-"""What the detections in a volume found, and what of it a slice shows."""
+"""How the detections in a volume match its lesions, and what a slice shows of both."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ _IOU = Criterion("iou", 0.1)  # for the edges of boxes
 
 @dataclass(kw_only=True)
 class VolumeOutcome(Outcome):
-    """What the detections in one volume found of its lesions.
+    """How the detections in a volume match its lesions.
 
     Attributes:
         name: of the volume.
         lesions: M boxes in 3-D.
-        detections: the N at or above the score threshold, by falling score.
-        reached: (N,) index of the lesion that the detection reaches with most overlap, -1 for none.
+        detections: the N at or above the score threshold, by descending score.
+        reached: (N,) index of the lesion that a detection matches with most overlap, or -1.
     """
 
     name: str
@@ -39,10 +39,10 @@ class VolumeOutcome(Outcome):
         return self.detections.scores
 
     def on_slice(self, record: Mapping) -> ImageOutcome:
-        """What of lesions and detections a slice shows, for ``LesionVisualizer.draw_outcome``.
+        """The lesions and detections on a slice, for ``LesionVisualizer.draw_outcome``.
 
-        Boxes are those in 3-D where the slice cuts them: that a lesion is smaller on some of its
-        slices shows in its mask alone. What a detection found in 3-D it found on each slice.
+        Boxes are cross-sections of the 3-D boxes: a lesion has the same box on all of its slices.
+        The outcome on every slice is that in 3-D.
 
         Args:
             record: the slice's Detectron2 dict. Its regions to ignore are kept.
@@ -74,7 +74,7 @@ class VolumeOutcome(Outcome):
 
 
 def slice_range(boxes: VolumeBoxes) -> tuple[np.ndarray, np.ndarray]:
-    """(N,), (N,) numbers of the first and last slice that boxes show on."""
+    """Numbers of the first (N,) and the last slice (N,) of boxes in 3-D."""
     first, last = slices_inside(boxes.boxes_for(_IOU))
     return first.astype(int), last.astype(int)
 
@@ -92,14 +92,14 @@ def judge_volumes(
     inclusive: bool = False,
     score_threshold: float = 0.0,
 ) -> list[VolumeOutcome]:
-    """Sort the detections in volumes into hits and false positives, as the FROC curve does.
+    """Match the detections in volumes with lesions by the rules of the FROC curve.
 
     Args:
-        truth: of V volumes.
-        detections: volume -> its detections; a volume without any may be missing.
-        criterion: when a detection reaches a lesion.
-        inclusive: whether boxes are whole pixels (TEST.INCLUSIVE).
-        score_threshold: detections below it are left out.
+        truth: the lesions of V volumes.
+        detections: volume -> its detections; volumes without detections may be missing.
+        criterion: when a detection and a lesion match.
+        inclusive: whether the corners of boxes are pixels that belong to them (TEST.INCLUSIVE).
+        score_threshold: detections with a lower score are left out.
 
     Returns:
         V entries, in the order of ``truth``.

@@ -1,4 +1,4 @@
-"""CT slices as gray images in a display window."""
+"""CT slices as grayscale images in a display window."""
 
 import math
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ def parse_window(words: Sequence[str]) -> tuple[float, float] | None:
         words: a name of :data:`WINDOWS`, or "dicom", or two numbers LOW HIGH in Hounsfield units.
 
     Returns:
-        (low, high), or None for "dicom": the window that the data set states for each image.
+        (low, high), or None for "dicom": the window that the data set has for each image.
 
     Raises:
-        ValueError: neither a known name nor two numbers with LOW below HIGH.
+        ValueError: the words are neither a known name nor two numbers with LOW < HIGH.
 
     Example:
         >>> parse_window(["-160", "240"])
@@ -46,7 +46,7 @@ def window_image(record: dict, window: tuple[float, float] | None = None) -> np.
 
     Args:
         record: the image's Detectron2 dict.
-        window: (low, high) in HU that become black and white; None takes ``record["window"]``.
+        window: (low, high) in HU, shown as black and white; None uses ``record["window"]``.
 
     Returns:
         H x W x 3 uint8, gray.

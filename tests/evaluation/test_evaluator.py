@@ -321,6 +321,7 @@ def test_files(register, tmp_path):
         "coco_instances_results.json",
         "froc.csv",
         "froc.json",
+        "froc.pdf",
         "froc.png",
         "results.json",
     ]
@@ -335,6 +336,7 @@ def test_files(register, tmp_path):
     assert content["rows"][0]["sens@4"] == results["froc"]["sens@4"]
     assert content["rows"][0]["sens@4_low"] == results["froc"]["sens@4_low"]
     assert content["rows"][1]["group"] == "froc_size"
+    assert len(content["band"]["rates"]) == len(content["band"]["low"]) == 64
     sensitivity = content["curve"]["sensitivity"]
     assert sensitivity == sorted(sensitivity) and len(sensitivity) > 5
     assert np.diff(content["curve"]["thresholds"]).max() < 0

@@ -241,7 +241,11 @@ def test_the_truth_as_detections_is_perfect(register, tmp_path):
     found = sorted((d["volume"], d["box3d"], d["category_id"]) for d in content["detections"])
     assert found == by_box
     assert any(box[2] == box[5] for _, box, _ in by_box)  # a lesion on one slice is found too
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["froc.png", "volumes.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "froc.pdf",
+        "froc.png",
+        "volumes.json",
+    ]
     assert content["settings"]["iou_threshold"] == 0.1
     assert content["settings"]["criteria"] == {"volume": "iou@0.1"}
     assert content["lesions"] == len(truth) and content["other_results"] == {}

@@ -8,11 +8,10 @@ from lesion_d2.tools.visualize.__main__ import main
 from lesion_d2.tools.visualize.dataset import mask_source
 from lesion_d2.tools.visualize.negatives import MinedImage, pick_mined
 from lesion_d2.tools.visualize.pictures import names_of_pictures
-from lesion_d2.tools.visualize.predictions import pick_outcomes, threshold_at_fps
+from lesion_d2.tools.visualize.predictions import pick_notes, pick_outcomes, threshold_at_fps
 from lesion_d2.tools.visualize.results import HARD_NEGATIVE, read_results
 from lesion_d2.visualization import (
     FALSE_POSITIVE_COLOR,
-    REFERENCE_COLOR,
     TRUTH_COLOR,
     ImageOutcome,
     judge,
@@ -89,6 +88,10 @@ def test_dataset_pictures_of_the_first_images(records, tmp_path, capsys):
     assert main(["dataset", "--dataset", NAME, *arguments]) == 0
     paths = capsys.readouterr().out.split()
     assert paths == [str(output / n) for n in ("one.png", "two.png", "contact_sheet.png")]
+    white = ["--style", "paper", *arguments[2:], "--output", str(tmp_path / "white")]
+    assert main(["dataset", "--dataset", NAME, *white]) == 0
+    for path in capsys.readouterr().out.split():
+        assert (cv2.imread(path)[:2] == 255).all()
     picture = cv2.imread(paths[0])[:, :, ::-1]
     assert (np.abs(picture - 255 * np.array(TRUTH_COLOR)) < 40).all(axis=2).any()
     assert picture.shape[1] == 1024 + 16
@@ -223,7 +226,7 @@ def test_threshold_keeps_as_many_detections_as_the_rate_allows():
         assert sum(o.is_false_positive.sum() for o in again) <= rate * len(outcomes)
 
 
-def outcome(name, quality, false_positives=0):
+def outcome(name, quality, false_positives=0, *, is_found=True):
     wrong = np.ones(false_positives, bool)
     return ImageOutcome(
         record={"image_id": name},
@@ -231,7 +234,7 @@ def outcome(name, quality, false_positives=0):
         is_hit=~wrong,
         is_false_positive=wrong,
         is_repeat=~wrong,
-        is_found=np.ones(1, bool),
+        is_found=np.array([is_found]),
         quality=quality,
     )
 
@@ -257,6 +260,21 @@ def test_equal_quality_is_ordered_by_false_positives():
     for pick, expected in (("best", "cab"), ("worst", "bac")):
         chosen = pick_outcomes(outcomes, [pick], 3)
         assert "".join(o.record["image_id"] for _, o in chosen) == expected
+
+
+def test_an_image_with_a_missed_lesion_is_never_best():
+    outcomes = [outcome("a", 0.9, is_found=False), outcome("b", 0.2), outcome("c", 0.1)]
+    for picks, expected in ((["best"], "bc"), (["best", "worst"], "bca")):
+        chosen = pick_outcomes(outcomes, picks, 3)
+        assert "".join(o.record["image_id"] for _, o in chosen) == expected
+
+
+def test_the_rules_stand_below_the_sheet():
+    rules, quality = pick_notes({"best": 0, "worst": 2})
+    assert rules.startswith("Best: all lesions were found") and "Worst: the quality" in rules
+    assert rules.endswith("None is best: there is no other image that fits the rule.")
+    assert quality.startswith("Quality: the highest IoU x score")
+    assert pick_notes({"random": 1}, "volume") == ["Random: drawn from all others."]
 
 
 @pytest.mark.parametrize(("picks", "num"), [(["nicest"], 1), (["best"], 0)])
@@ -355,7 +373,7 @@ def test_masks_of_negatives_and_lesions_lie_where_they_are(records, tmp_path, ma
     expected = np.zeros((SIZE, SIZE), bool)
     expected[44:50, 34:46] = True
     assert (red == expected).all()
-    green = tinted(page, REFERENCE_COLOR, 255 * 160 / 200)
+    green = tinted(page, TRUTH_COLOR, 255 * 160 / 200)
     assert green.any() == (masks == "ellipse")
     lesion = np.zeros((SIZE, SIZE), bool)
     lesion[12:21, 11:21] = True  # its bright pixels and the ellipse's

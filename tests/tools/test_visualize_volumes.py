@@ -93,17 +93,17 @@ def shows(picture, color):
 
 def test_pictures_of_an_evaluation_in_3d(results, capsys):
     options = ["--results", str(results), "--slices", "1", "--findings", "2", "--num", "1"]
-    assert main(["volumes", *options, "--pick", "best", "worst"]) == 0
+    assert main(["volumes", *options, "--pick", "best", "worst", "random"]) == 0
     line, *paths = capsys.readouterr().out.splitlines()
     assert line == (
         "score threshold 0.000: 1 of 3 lesions found at 1.00 false positives per volume, 2 volumes"
     )
-    names = ["best_01_a.png", "worst_01_b.png", "contact_sheet.png"]
+    names = ["worst_01_b.png", "random_01_a.png", "contact_sheet.png"]  # a lesion of each is missed
     assert paths == [str(results.parent / "pictures" / name) for name in names]
-    best, worst, sheet = (cv2.imread(path)[:, :, ::-1] for path in paths)
-    assert best.shape == worst.shape and best.shape[1] == 2 * 512 + 3 * 8
+    worst, other, sheet = (cv2.imread(path)[:, :, ::-1] for path in paths)
+    assert other.shape == worst.shape and other.shape[1] == 2 * 512 + 3 * 8
     assert sheet.shape[1] == 4 * 512 + 5 * 8
-    tile = best[600:1112, 8:520]  # the whole slice of the second lesion's center, under its title
+    tile = other[600:1112, 8:520]  # the whole slice of the second lesion's center, under its title
     # Enlarged eight times; the mask is part of the picture itself.
     mask = tile[(14 * 8) + 4, (14 * 8) + 4].astype(float)
     gray = tile[60 * 8, 4].astype(float)
@@ -207,6 +207,18 @@ def test_a_box_beside_the_view_gets_no_label():
     for box, count in (([50, 50, 60, 60], 0), ([4, 4, 12, 12], 1)):
         visualizer.draw_label("missed", box, TRUTH_COLOR)
         assert len(visualizer.output.ax.texts) == count
+
+
+def test_a_volume_without_findings_has_its_middle(tmp_path):
+    dicts = made_up_dicts(tmp_path)
+    for record in dicts[8:]:
+        record["annotations"] = []
+    truth = VolumeTruth.from_dicts(dicts)
+    outcome = judge_volumes(truth, {}, Criterion("iou", 0.1))[1]
+    assert outcome.summary() == "no findings"
+    (strip,) = find_strips(outcome, range(10, 18), 3)
+    assert (strip.title, strip.center, strip.numbers) == ("no findings", 14, [13, 14, 15])
+    assert len(strip.boxes) == 0
 
 
 def test_bad_files_are_named(results, tmp_path, capsys):

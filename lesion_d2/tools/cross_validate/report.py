@@ -86,6 +86,7 @@ def write_report(
         partial.write_text(json.dumps(without_nan(content), indent=1) + "\n")
     with written_whole(output / TABLE_FILE) as partial:
         partial.write_text(make_table(folds, combined) + "\n")
-    label = f"{dataset}, {len(folds)} folds"
+    label = f"{len(folds)} folds"
     bands = {label: combined.band} if combined.band is not None else None
-    plot_froc({label: combined.curve}, output / FIGURE_FILE, bands=bands, unit="volume")
+    options = {"bands": bands, "unit": "volume", "title": dataset}
+    plot_froc({label: combined.curve}, output / FIGURE_FILE, **options)

@@ -1,4 +1,4 @@
-"""Pictures of a data set, of what a run found or mined in it, or of what a model looks at.
+"""Draw a data set, the results of a run, or the attention of a model.
 
 python -m lesion_d2.tools.visualize dataset --dataset phantom_train --output DIR
 python -m lesion_d2.tools.visualize predictions --dataset phantom_test \\
@@ -13,48 +13,66 @@ python -m lesion_d2.tools.visualize attention --dataset phantom_test \\
     --config-file configs/zlocha/attention_phantom.yaml --weights OUTPUT_DIR/model_best.pth
 python -m lesion_d2.tools.visualize attention --dataset phantom_columns_test \\
     --config-file configs/tao/3dce_9_cs_phantom.yaml --weights OUTPUT_DIR/model_final.pth
+python -m lesion_d2.tools.visualize froc --dataset phantom_test --output froc.png \\
+    "RetinaNet=output/zlocha/retinanet_[1-3]" "+ anchors=output/zlocha/anchors_[1-3]"
+python -m lesion_d2.tools.visualize training OUTPUT_DIR
 
-One PNG an image and one contact sheet. Lesions are yellow, dashed where they were missed; hits are
-green and false positives red. ``best`` and ``worst`` images are ranked by
-:func:`lesion_d2.visualization.outcome_quality`: the mean over an image's lesions of the highest
-IoU x score of a detection, divided by one plus its false positives above the score threshold.
+The jobs that draw images write a PNG per image and a contact sheet; with --style paper the pages
+are white. Colors are those of Okabe and Ito, and the styles of lines differ as the colors do:
+lesions are yellow, with dashes if they were missed; hits are sky blue; false positives are
+vermilion with dashes and dots. The corners have the display window in HU and a scale bar.
 
-Of an evaluation in 3-D (``volumes``) there is a PNG a volume. Its rows are the lesions, then the
-false positives by falling score: the slice of the center, then the surroundings on slices from the
-first to the last one. Boxes are those in 3-D where a slice cuts them, colored by what was found in
-3-D, and masks those of the data set. The contact sheet has the slices of the centers.
+predictions: "best" are images of which every lesion was found, "worst" are any; both are ranked by
+the highest IoU x score of a detection, averaged over the lesions, divided by 1 + the number of
+false positives above the score threshold (lesion_d2.visualization.outcome_quality). The rule is
+written below the contact sheet.
 
-Hard negatives are red, with their masks and two numbers: the score and the highest mask IoU with a
-lesion (S1/S2 in Fig. 3 of Tang et al.; of a model without masks the highest IoU of boxes). Lesions
-are green there, and those that were hidden from the training yellow and dashed.
+volumes: a PNG per volume of an evaluation in 3-D. Its rows are the lesions, then the false
+positives by descending score: the center slice, then the part around the lesion on slices from its
+first to its last. Boxes are cross-sections of those in 3-D, with the outcome in 3-D; masks are
+those of the data set. The contact sheet has the center slices.
 
-Mined lesions (Fig. 3 of Bai et al.) are blue, with their scores: detections of the weights on the
-training images from MODEL.MEAN_TEACHER.SCORE_THRESH on that are none of the annotated lesions, as a
-teacher mines them. Those are green, and hidden ones (DATASETS.HIDDEN_SHARE) yellow and dashed.
+negatives: hard negatives are vermilion with dashes and dots, with their masks and two numbers: the
+score and the highest mask IoU with a lesion (S1/S2 in Fig. 3 of Tang et al.), or box IoU of models
+without masks. Lesions are yellow, those with hidden annotations orange and dashed.
 
-Attention is that of the model. Gates (Zlocha et al.) are drawn over the slice, a heat map for each
-level with one, and beside it the segmentation. The colors of a level span its values in all images
-of the call.
+mined: detections of the weights in training images with a score of at least
+MODEL.MEAN_TEACHER.SCORE_THRESH that match no annotated lesion, as a teacher mines them (Fig. 3 of
+Bai et al.). They are sky blue with long dashes, and have a score. Annotated lesions are yellow,
+those with hidden annotations (DATASETS.HIDDEN_SHARE) orange and dashed.
 
-Attention to slices (Tao et al., Figs. 2 and 3) is drawn over the middle slices of the M
-three-channel images that the model sees, K - m to K + m around the key slice K, clipped to its
-window. The spatial maps S'' share their colors over the M images of a key slice, from their lowest
-to their highest value; what borders were cut stays gray. Each of its first four lesions has a table
-of the slice weights C'', 0 to 1: a row an image, a column (y, x) for each position of its region in
-the feature map. The positions are the cells drawn over its surroundings. Maps and weights are means
-over the channels, which look even where channels prefer different slices, or those of ``--channel``
-as in the paper's figures.
+attention, of gates (Zlocha et al.): a heat map over the slice for each level with a gate, and the
+segmentation. The colors of a level span its values in all images of the call.
+
+attention, of slices (Tao et al., Figs. 2 and 3): the middle slices of the M three-channel images of
+the model, K - m to K + m around the key slice K, clipped to the model's window. The colors of the
+spatial maps S'' span their values in the M images of a key slice; cropped borders stay gray. The
+first four lesions have a table of the slice weights C'', from 0 to 1: a row per image, a column
+(y, x) per position in the feature map. The positions are the cells drawn over the slices. Maps and
+weights are means over the channels, which hide differences between channels, or those of one
+--channel, as in the paper's figures.
+
+froc: curves of several experiments in one figure, as PNG and PDF. An experiment is a name and a
+pattern of OUTPUT_DIRs. One run is drawn with its 95 % interval, if TEST.NUM_BOOTSTRAP was set;
+several runs as their mean, with a band from the lowest to the highest.
+
+training: losses, average precision and sensitivity over iterations, from metrics.json, as PNG and
+PDF. A training writes this figure at its end.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.errors import run_program
 from lesion_d2.tools.arguments import positive, seed
+from lesion_d2.tools.compare_runs import experiment
+from lesion_d2.visualization import PAGE_STYLES
 
 from .attention import draw_attention
+from .curves import draw_froc, draw_training
 from .dataset import draw_dataset
 from .mined import PICKS as MINED_PICKS
 from .mined import draw_mined
@@ -69,15 +87,31 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lesion_d2.tools.visualize", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     jobs = parser.add_subparsers(
-        required=True, metavar="dataset|predictions|volumes|negatives|mined|attention"
+        required=True,
+        metavar="dataset|predictions|volumes|negatives|mined|attention|froc|training",
     )
     _add_dataset(jobs.add_parser("dataset", help="lesions, RECIST diameters, masks of a data set"))
-    _add_predictions(jobs.add_parser("predictions", help="what a run found and what it missed"))
-    _add_volumes(jobs.add_parser("volumes", help="what an evaluation in 3-D found and missed"))
-    _add_negatives(jobs.add_parser("negatives", help="hard negatives that a training mined"))
+    _add_predictions(jobs.add_parser("predictions", help="hits, false positives, missed lesions"))
+    _add_volumes(jobs.add_parser("volumes", help="the same of an evaluation in 3-D"))
+    _add_negatives(jobs.add_parser("negatives", help="hard negatives of a training"))
     _add_mined(jobs.add_parser("mined", help="lesions that a teacher mines in training images"))
-    _add_attention(jobs.add_parser("attention", help="where a model's attention lies"))
+    _add_attention(jobs.add_parser("attention", help="attention maps of a model"))
+    _add_froc(jobs.add_parser("froc", help="FROC curves of several experiments"))
+    _add_training(jobs.add_parser("training", help="losses, AP and sensitivity of a training"))
     return parser
+
+
+def _add_froc(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(job=draw_froc)
+    parser.add_argument("experiments", nargs="+", type=experiment, metavar="NAME=PATTERN")
+    parser.add_argument("--dataset", required=True, help="data set of the evaluations")
+    parser.add_argument("--output", required=True, help="PNG to write, with a PDF beside it")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(job=draw_training)
+    parser.add_argument("output_dir", type=Path, help="OUTPUT_DIR of the run")
+    parser.add_argument("--output", help="PNG to write (OUTPUT_DIR/training.png)")
 
 
 def _add_dataset(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +120,7 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, help="folder to write to")
     _add_masks(parser)
     parser.add_argument("--pick", choices=["random", "first"], default="random")
-    parser.add_argument("--zoom", action="store_true", help="show the lesions' surroundings only")
+    parser.add_argument("--zoom", action="store_true", help="show only the part around the lesions")
 
 
 def _add_predictions(parser: argparse.ArgumentParser) -> None:
@@ -104,21 +138,24 @@ def _add_volumes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", required=True, help="volumes.json")
     parser.add_argument("--output", help="folder to write to (pictures/ beside the results)")
     parser.add_argument("--pick", nargs="+", choices=PICKS, default=PICKS)
-    parser.add_argument("--slices", type=positive, default=5, help="slices of a strip (5)")
+    parser.add_argument("--slices", type=positive, default=5, help="slices per row (5)")
     parser.add_argument(
-        "--findings", type=positive, default=6, help="most lesions and false positives a volume (6)"
+        "--findings",
+        type=positive,
+        default=6,
+        help="maximum number of lesions and false positives per volume (6)",
     )
     _add_threshold(parser, "volume")
 
 
 def _add_threshold(parser: argparse.ArgumentParser, unit: str) -> None:
     threshold = parser.add_mutually_exclusive_group()
-    threshold.add_argument("--score-threshold", type=float, help="leave out lower scores")
+    threshold.add_argument("--score-threshold", type=float, help="minimum score of detections")
     threshold.add_argument(
         f"--fps-per-{unit}",
         type=float,
         default=1.0,
-        help=f"take the score threshold at which the run has so many false positives per {unit} "
+        help=f"use the score threshold at which the run has this many false positives per {unit} "
         "(1)",
     )
 
@@ -133,7 +170,7 @@ def _add_negatives(parser: argparse.ArgumentParser) -> None:
         "--pick",
         choices=NEGATIVE_PICKS,
         default=NEGATIVE_PICKS[0],
-        help="images with the most negatives first, or any that have some (most)",
+        help="images with the most negatives, or random ones with negatives (most)",
     )
     parser.add_argument(
         "--hidden-share", type=float, default=0.0, help="the training's DATASETS.HIDDEN_SHARE (0)"
@@ -153,10 +190,12 @@ def _add_mined(parser: argparse.ArgumentParser) -> None:
         "--pick",
         choices=MINED_PICKS,
         default=MINED_PICKS[0],
-        help="any images with mined lesions, or those with the most of all images (random)",
+        help="random images with mined lesions, or those with the most (random)",
     )
     parser.add_argument(
-        "--score-threshold", type=float, help="tau (MODEL.MEAN_TEACHER.SCORE_THRESH)"
+        "--score-threshold",
+        type=float,
+        help="minimum score, tau (MODEL.MEAN_TEACHER.SCORE_THRESH)",
     )
     _add_opts(parser)
 
@@ -171,28 +210,28 @@ def _add_attention(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--score-threshold",
         type=float,
-        help="draw detections from this score on, over the segmentation or the key slice (only the "
-        "lesions)",
+        help="draw detections with at least this score, over the segmentation or the key slice "
+        "(none are drawn)",
     )
     parser.add_argument(
         "--channel",
         type=int,
         metavar="N",
-        help="show attention to slices of this channel, from 0 (the mean over all)",
+        help="attention of this channel, from 0 (the mean over all channels)",
     )
     _add_opts(parser)
 
 
 def _add_opts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config"
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options to change"
     )
 
 
 def _add_common(
     parser: argparse.ArgumentParser, *, num: int, num_help: str, dataset: str = ""
 ) -> None:
-    """Add what all jobs have; ``dataset`` says in words which one is drawn where none is given."""
+    """Add the arguments of all jobs; ``dataset`` describes the default data set, if any."""
     known = "a registered data set: phantom_test"
     text = f"{known} ({dataset})" if dataset else known
     parser.add_argument("--dataset", required=not dataset, help=text)
@@ -201,7 +240,7 @@ def _add_common(
 
 def _add_picking(parser: argparse.ArgumentParser, *, num: int, num_help: str) -> None:
     parser.add_argument(
-        "--allow-missing", action="store_true", help="leave out images whose file is missing"
+        "--allow-missing", action="store_true", help="skip images whose file is missing"
     )
     parser.add_argument("--num", type=positive, default=num, help=f"{num_help} ({num})")
     parser.add_argument("--seed", type=seed, default=0, help="of the random pick (0)")
@@ -211,6 +250,9 @@ def _add_picking(parser: argparse.ArgumentParser, *, num: int, num_help: str) ->
         default=["dicom"],
         metavar="WINDOW",
         help="dicom (each image's own), a name such as lung or abdomen, or LOW HIGH in HU (dicom)",
+    )
+    parser.add_argument(
+        "--style", choices=list(PAGE_STYLES), default="screen", help="black or white pages (screen)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Where a model's attention lies: its gates and segmentation, or its weights of slices."""
+"""Attention maps of a model: gates and segmentation, or weights of slices."""
 
 import argparse
 import os
@@ -15,6 +15,7 @@ from lesion_d2.engine.checkpoint import load_trained
 from lesion_d2.modeling import AttentionGate, SliceImages, record_attention
 from lesion_d2.visualization import (
     OUTCOME_LEGEND,
+    PAGE_STYLES,
     TRUTH_LEGEND,
     HeatMap,
     judge,
@@ -43,7 +44,7 @@ BOXES_AND_RECIST = TRUTH_LEGEND[:2]
 
 @dataclass
 class Recording:
-    """What a model computed for one image.
+    """Maps that a model computed for one image.
 
     Attributes:
         attention: by level, "p4" to "p0", the gate's map (h, w) in [0, 1] for the padded image.
@@ -61,7 +62,7 @@ class Recording:
 
 
 def draw_attention(args: argparse.Namespace) -> list[str]:
-    """Write the chosen images' heat maps; return the pictures' paths, the contact sheet last."""
+    """Write the heat maps of some images; return the pictures' paths, the contact sheet last."""
     window = parse_window(args.window)
     cfg = attention_config(args)
     output = args.output or os.path.join(cfg.OUTPUT_DIR, "attention", args.dataset)
@@ -84,11 +85,11 @@ def draw_attention(args: argparse.Namespace) -> list[str]:
         outcomes = [] if judge_image is None else OUTCOME_LEGEND
         write = partial(write_rows, rows=rows, legend=[*BOXES_AND_RECIST, *outcomes])
     remove_pictures(output, names_of_pictures(records))
-    return write(args.dataset, window, output=output)
+    return write(args.dataset, window, output=output, style=PAGE_STYLES[args.style])
 
 
 def attention_config(args: argparse.Namespace) -> CfgNode:
-    """The config of a run, with all that makes the model compute every level.
+    """The config of a run, changed so that the model computes every level.
 
     Args:
         args: with ``config_file``, ``weights`` and ``opts``.
@@ -107,9 +108,9 @@ def load_attentive_model(cfg: CfgNode) -> nn.Module:
     """Build a model with attention for inference, with the weights of MODEL.WEIGHTS.
 
     Raises:
-        FileNotFoundError: no such file of weights.
-        ValueError: the model has neither gates nor attention to slices, or gates but no
-            segmentation, or the file lacks weights of it.
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: the model has neither gates nor attention to slices, or it has gates but no
+            segmentation, or the checkpoint lacks weights of the model.
     """
     model = build_model(cfg).eval()
     if isinstance(model.backbone, SliceImages):
@@ -153,7 +154,7 @@ def record_image(model: nn.Module, sample: dict) -> Recording:
         (output,) = model([sample])
     foreground = 1 - logits[0].softmax(dim=1)[0, 0]
     predictions = output["instances"].to("cpu")
-    predictions.remove("pred_masks")  # the heat map shows them before the threshold
+    predictions.remove("pred_masks")  # the heat map shows their probabilities
     image_size = tuple(sample["image"].shape[-2:])
     return Recording(
         attention={level: maps[level][0, 0].float().cpu() for level in sorted(maps, reverse=True)},
@@ -183,16 +184,16 @@ def make_rows(
     *,
     judge_image: JudgeImage | None = None,
 ) -> list[Row]:
-    """Turn what was recorded into heat maps: a level each, from coarse to fine, and segmentation.
+    """Turn recordings into heat maps: one per level, from coarse to fine, and the segmentation.
 
-    The colors of a level span the values that it has in all these images, so that images can be
-    compared; those of the segmentation span 0 to 1.
+    The colors of a level span its values in all of these images, so that images can be compared;
+    those of the segmentation span 0 to 1.
 
     Args:
         records: the images' Detectron2 dicts.
-        recordings: one an image.
-        judge_image: draw the detections over the segmentation, as this function, such as
-            :func:`~lesion_d2.visualization.judge`, sorts them.
+        recordings: one per image.
+        judge_image: a function such as :func:`~lesion_d2.visualization.judge`; if given, the
+            detections are drawn over the segmentation.
     """
     levels = recordings[0].attention
     low = {level: min(float(r.attention[level].min()) for r in recordings) for level in levels}

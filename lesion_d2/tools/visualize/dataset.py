@@ -1,4 +1,4 @@
-"""Pictures of a data set's lesions."""
+"""Pictures of a data set's images with their annotations."""
 
 import argparse
 from collections.abc import Callable
@@ -11,7 +11,13 @@ from lesion_d2.data.mask_files import PseudoMasks, load_mask_file
 from lesion_d2.data.pseudo_masks import METHODS, grabcut_image, lesion_ends, pseudo_mask
 from lesion_d2.ignore_regions import lesions_of
 from lesion_d2.rle import decode_mask
-from lesion_d2.visualization import TRUTH_LEGEND, LesionVisualizer, parse_window, truth_boxes
+from lesion_d2.visualization import (
+    PAGE_STYLES,
+    TRUTH_LEGEND,
+    LesionVisualizer,
+    parse_window,
+    truth_boxes,
+)
 
 import numpy as np
 
@@ -27,7 +33,7 @@ from .pictures import (
 
 
 def draw_dataset(args: argparse.Namespace) -> list[str]:
-    """Write the pictures of a data set's truth; return their paths, the contact sheet last."""
+    """Write pictures of a data set's annotations; return their paths, the contact sheet last."""
     window = parse_window(args.window)
     records = load_records(args.dataset, allow_missing=args.allow_missing)
     check_output(args.output, records, args.dataset)
@@ -36,25 +42,28 @@ def draw_dataset(args: argparse.Namespace) -> list[str]:
     drawings = [(picture_name(record), truth_title(record), record) for record in chosen]
 
     def draw(visualizer: LesionVisualizer, record: dict) -> None:
-        """Draw the truth of one image."""
+        """Draw the annotations of one image."""
         if args.zoom:
             visualizer.zoom(truth_boxes(record))
         visualizer.draw_dataset_dict(record, masks_of(record))
 
     remove_pictures(args.output, names_of_pictures(records))
-    return write_pictures(args.dataset, window, drawings, draw, args.output, TRUTH_LEGEND)
+    style = PAGE_STYLES[args.style]
+    return write_pictures(
+        args.dataset, window, drawings, draw, args.output, TRUTH_LEGEND, style=style
+    )
 
 
 def mask_source(name: str) -> Callable[[dict], list[np.ndarray]]:
-    """A function from an image's dict to the masks of its lesions.
+    """Return a function from an image's dict to the masks of its lesions.
 
     Args:
-        name: "none", "ellipse" or "grabcut" (for lesions whose masks the data set does not have),
-            or the path of a mask file.
+        name: "none"; "ellipse" or "grabcut", for lesions without a mask in the data set; or the
+            path of a mask file.
 
     Raises:
-        FileNotFoundError: no such mask file.
-        ValueError: not a mask file; from the function, a lesion that the file lacks.
+        FileNotFoundError: there is no such mask file.
+        ValueError: it is not a mask file. The function raises it for a lesion not in the file.
     """
     if name == "none":
         return lambda record: []
@@ -64,7 +73,7 @@ def mask_source(name: str) -> Callable[[dict], list[np.ndarray]]:
 
 
 def _computed_masks(method: str, record: dict) -> list[np.ndarray]:
-    """As the mapper's: a mask that the data set has goes before a pseudo-mask."""
+    """As in the mapper: a mask of the data set takes precedence over a pseudo-mask."""
     hu = read_slice(record["file_name"], (record["height"], record["width"]))
     image = grabcut_image(hu, record["window"])
     return [

@@ -1,4 +1,4 @@
-"""Pictures of the lesions that a teacher mines in training images, as Fig. 3 of Bai et al."""
+"""Pictures of the pseudo-labels of a teacher in training images, as Fig. 3 of Bai et al."""
 
 import argparse
 import os
@@ -15,6 +15,7 @@ from lesion_d2.modeling.mining import HIT_IOU, MiningCounts, hits_any
 from lesion_d2.visualization import (
     HIDDEN_LEGEND,
     MINED_LEGEND,
+    PAGE_STYLES,
     LesionVisualizer,
     parse_window,
     truth_boxes,
@@ -39,20 +40,20 @@ PICKS = ("random", "most")
 
 @dataclass
 class TeacherImage:
-    """A training image's Detectron2 dict and the lesions mined there, in pixels of the slice."""
+    """A training image's Detectron2 dict and its mined lesions, in pixels of the slice."""
 
     record: dict
     mined: Instances
 
     @property
     def hidden_boxes(self) -> Boxes | None:
-        """Lesions whose annotations are hidden; None where none of the data set's are."""
+        """Lesions with hidden annotations; None if the data set has no hidden annotations."""
         if "hidden_annotations" not in self.record:
             return None
         return Boxes(torch.from_numpy(truth_boxes(self.record, "hidden_annotations")).float())
 
     def title(self) -> str:
-        """Name of the image, numbers of its mined lesions and of those that are hidden ones."""
+        """Name of the image, and the numbers of its mined lesions and of hidden ones among them."""
         number = len(self.mined)
         text = f"{self.record['image_id']}\n{number} mined lesion{'' if number == 1 else 's'}"
         if self.hidden_boxes is None:
@@ -85,16 +86,17 @@ def draw_mined(args: argparse.Namespace) -> list[str]:
     drawings = [(picture_name(image.record), image.title(), image) for image in chosen]
 
     def draw(visualizer: LesionVisualizer, image: TeacherImage) -> None:
-        """Draw lesions, mined ones and hidden ones of one image."""
+        """Draw the lesions, mined lesions and hidden lesions of one image."""
         visualizer.draw_mined(image.record, image.mined)
 
     legend = MINED_LEGEND + (HIDDEN_LEGEND if chosen[0].hidden_boxes is not None else [])
     remove_pictures(output, names_of_pictures(records))
-    return write_pictures(dataset, window, drawings, draw, output, legend)
+    style = PAGE_STYLES[args.style]
+    return write_pictures(dataset, window, drawings, draw, output, legend, style=style)
 
 
 def mining_config(args: argparse.Namespace) -> CfgNode:
-    """The config of a run, with what the command line changes.
+    """The config of a run, with the changes of the command line.
 
     Args:
         args: with ``config_file``, ``opts``, ``allow_missing``, and ``dataset``, ``weights`` and
@@ -102,7 +104,7 @@ def mining_config(args: argparse.Namespace) -> CfgNode:
 
     Raises:
         InputError: as :func:`load_config`.
-        ValueError: there are no weights, or no data set.
+        ValueError: no weights or no data set are given.
     """
     cfg = load_config(args)
     cfg.MODEL.WEIGHTS = args.weights or cfg.MODEL.WEIGHTS
@@ -120,12 +122,12 @@ def mining_config(args: argparse.Namespace) -> CfgNode:
 def mine_images(
     cfg: CfgNode, records: Sequence[dict], counts: MiningCounts
 ) -> Iterator[TeacherImage]:
-    """Mine lesions in one image after another, as a teacher with the weights of a config does.
+    """Mine lesions in one image after another, as a teacher with the config's weights does.
 
     Args:
         cfg: of the run; see :class:`LesionPredictor`.
         records: the images' Detectron2 dicts.
-        counts: gets what is mined in the images that were asked for.
+        counts: updated with each image that is yielded.
     """
     predictor, options = LesionPredictor(cfg), cfg.MODEL.MEAN_TEACHER
     for record in tqdm(records, desc="images", disable=None):
@@ -147,13 +149,13 @@ def mine_images(
 
 
 def pick_images(images: Iterable[TeacherImage], pick: str, num: int) -> list[TeacherImage]:
-    """Choose images with mined lesions to look at.
+    """Choose images with mined lesions.
 
     Args:
-        images: in the order to look at them.
-        pick: "random" for the first ones, after which no other is looked at; "most" for those with
-            the most mined lesions first, of as many the higher sum of scores first.
-        num: images wanted; fewer where there are no more.
+        images: in random order.
+        pick: "random" takes the first ones and reads no more of ``images``; "most" takes those with
+            the most mined lesions, and of as many, the highest sum of scores.
+        num: maximum number of images.
     """
     with_mined = (image for image in images if len(image.mined))
     if pick == "random":

@@ -10,6 +10,7 @@ from lesion_d2.data.dataset_options import set_hidden_annotations
 from lesion_d2.visualization import (
     HIDDEN_LEGEND,
     NEGATIVE_LEGEND,
+    PAGE_STYLES,
     LesionVisualizer,
     parse_window,
     truth_boxes,
@@ -40,7 +41,7 @@ class MinedImage:
     negatives: Instances
 
     def num_on_hidden(self) -> int:
-        """Negatives that are lesions whose annotations are hidden: box IoU of at least 0.5."""
+        """Number of negatives that are lesions with hidden annotations, at a box IoU of 0.5."""
         hidden = torch.from_numpy(truth_boxes(self.record, "hidden_annotations")).float()
         ious = pairwise_iou(self.negatives.pred_boxes, Boxes(hidden))
         return int((ious >= 0.5).any(dim=1).sum())
@@ -75,11 +76,12 @@ def draw_negatives(args: argparse.Namespace) -> list[str]:
         visualizer.draw_negatives(image.record, image.negatives, masks_of(image.record))
 
     remove_pictures(output, names_of_pictures(records))
-    return write_pictures(args.dataset, window, drawings, draw, output, NEGATIVE_LEGEND + legend)
+    legend, style = NEGATIVE_LEGEND + legend, PAGE_STYLES[args.style]
+    return write_pictures(args.dataset, window, drawings, draw, output, legend, style=style)
 
 
 def read_mined(path: str, records: Sequence[dict], dataset: str) -> list[MinedImage]:
-    """The images that have hard negatives, in the order of the data set.
+    """Read the images with hard negatives, in the order of the data set.
 
     Args:
         path: ``hard_negatives.json`` of a training.
@@ -87,8 +89,8 @@ def read_mined(path: str, records: Sequence[dict], dataset: str) -> list[MinedIm
         dataset: its name, for messages.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: as :func:`read_results`, or a file without any negative.
+        FileNotFoundError: there is no such file.
+        ValueError: as :func:`read_results`, or the file contains no hard negative.
     """
     negatives = read_results(path, records, dataset, required=HARD_NEGATIVE)
     mined = [MinedImage(record, negatives[str(record["image_id"])]) for record in records]
@@ -101,13 +103,13 @@ def read_mined(path: str, records: Sequence[dict], dataset: str) -> list[MinedIm
 def pick_mined(
     mined: Sequence[MinedImage], pick: str, num: int, *, seed: int = 0
 ) -> list[MinedImage]:
-    """Choose images to look at.
+    """Choose images to draw.
 
     Args:
         mined: images with hard negatives.
-        pick: "most" for the images with the most of them first, of as many the higher sum of scores
-            first; or "random".
-        num: images wanted; fewer where there are no more.
+        pick: "most" for those with the most negatives, and of as many, the highest sum of scores;
+            or "random".
+        num: maximum number of images.
         seed: of the random pick.
     """
     if pick == "random":

@@ -1,4 +1,4 @@
-"""What all jobs share: the images to draw, and the files that are written."""
+"""What all jobs share: choosing images, and writing pictures."""
 
 import glob
 import math
@@ -8,10 +8,13 @@ from pathlib import Path
 
 from lesion_d2.ignore_regions import lesions_of, regions_of
 from lesion_d2.visualization import (
+    PAGE_STYLES,
     REGION_LEGEND,
     LesionVisualizer,
+    PageStyle,
     contact_sheet,
     save_picture,
+    slice_marks,
     window_image,
 )
 
@@ -26,7 +29,7 @@ CONTACT_SHEET = "contact_sheet.png"
 
 
 def pick_records(records: Sequence[dict], pick: str, num: int, *, seed: int = 0) -> list[dict]:
-    """The first ``num`` images where ``pick`` is "first", else some at random."""
+    """The first ``num`` images if ``pick`` is "first", random ones if it is "random"."""
     order = np.arange(len(records))
     if pick == "random":
         order = np.random.default_rng(seed).permutation(len(records))
@@ -36,11 +39,11 @@ def pick_records(records: Sequence[dict], pick: str, num: int, *, seed: int = 0)
 def truth_title(record: dict) -> str:
     """Name of an image and number of its lesions, two lines."""
     number = len(lesions_of(record["annotations"]))
-    return f"{record['image_id']}\n{number} lesion{'' if number == 1 else 's'}"
+    return f"{record['image_id']}\n{number or 'no'} lesion{'' if number == 1 else 's'}"
 
 
 def check_output(output: str, records: Sequence[dict], dataset: str) -> None:
-    """Check that a folder holds no slices, which pictures could replace.
+    """Check that a folder contains no slices, which pictures could overwrite.
 
     Raises:
         ValueError: it does.
@@ -53,24 +56,24 @@ def check_output(output: str, records: Sequence[dict], dataset: str) -> None:
 
 
 def picture_name(record: Mapping) -> str:
-    """The file of an image's picture, in no other folder whatever the image is called."""
+    """The file name of an image's picture, without path separators whatever the image id is."""
     return f"{record['image_id']}.png".replace("/", "_").replace("\0", "_")
 
 
 def names_of_pictures(records: Sequence[dict]) -> list[str]:
-    """Patterns of the pictures that are named by their image alone."""
+    """Glob patterns of the pictures whose name is that of their image."""
     return [glob.escape(picture_name(record)) for record in records]
 
 
 def remove_pictures(output: str, patterns: Sequence[str]) -> None:
-    """Remove what an earlier call wrote, so that the folder holds one call's pictures."""
+    """Remove the pictures of an earlier call, so that the folder has those of one call."""
     for pattern in [*patterns, CONTACT_SHEET]:
         for path in Path(output).glob(pattern):
             path.unlink()
 
 
 def with_regions(legend: Sequence[tuple], records: Sequence[dict]) -> list[tuple]:
-    """A legend, with regions to ignore where one of the images has any."""
+    """A legend, with an entry for regions to ignore if one of the images has any."""
     has_regions = any(regions_of(record.get("annotations", ())) for record in records)
     return [*legend, *(REGION_LEGEND if has_regions else [])]
 
@@ -84,18 +87,21 @@ def write_pictures(
     legend: Sequence[tuple],
     *,
     columns: int | None = None,
+    notes: Sequence[str] = (),
+    style: PageStyle = PAGE_STYLES["screen"],
 ) -> list[str]:
     """Draw each image in full size and as a tile of the contact sheet.
 
     Args:
         dataset: name of the data set.
         window: of :func:`window_image`.
-        drawings: (file name, title, subject) an image; the subject is the image's dict, or has it
+        drawings: (file name, title, subject) per image; the subject is the image's dict, or has it
             as ``record``.
         draw: called with a visualizer and a subject.
         output: folder to write to.
-        legend: of :func:`contact_sheet`; regions to ignore, where there are any, are added.
-        columns: of the contact sheet.
+        legend: of :func:`contact_sheet`; regions to ignore are added, if there are any.
+        columns, notes: of the contact sheet.
+        style: of all pages.
 
     Returns:
         Paths, the contact sheet's last.
@@ -104,16 +110,17 @@ def write_pictures(
     legend = with_regions(legend, [getattr(x, "record", x) for _, _, x in drawings])
     paths, tiles, titles = [], [], []
     for name, title, subject in tqdm(drawings, desc="pictures", disable=None):
-        image = window_image(getattr(subject, "record", subject), window)
+        record = getattr(subject, "record", subject)
+        image, marks = window_image(record, window), slice_marks(record, window)
         pictures = []
         for side in (PICTURE_SIDE, TILE_SIDE):
-            visualizer = LesionVisualizer(image, metadata, side=side)
+            visualizer = LesionVisualizer(image, metadata, side=side, **marks)
             draw(visualizer, subject)
             pictures.append(visualizer.get_output().get_image())
         tiles.append(pictures[1])
         titles.append(title)
-        page = contact_sheet(pictures[:1], [title], legend)
+        page = contact_sheet(pictures[:1], [title], legend, style=style)
         paths.append(save_picture(page, os.path.join(output, name)))
     columns = columns or min(MAX_COLUMNS, math.ceil(math.sqrt(len(tiles))))
-    sheet = contact_sheet(tiles, titles, legend, columns=columns)
+    sheet = contact_sheet(tiles, titles, legend, columns=columns, notes=notes, style=style)
     return [*paths, save_picture(sheet, os.path.join(output, CONTACT_SHEET))]

@@ -1,9 +1,9 @@
-"""Pictures of a run's detections."""
+"""Pictures of a run's detections and how they match the lesions."""
 
 import argparse
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +12,7 @@ from lesion_d2.data.catalog import load_records
 from lesion_d2.evaluation.result_files import read_froc_file
 from lesion_d2.visualization import (
     OUTCOME_LEGEND,
+    PAGE_STYLES,
     LesionVisualizer,
     Outcome,
     judge,
@@ -24,6 +25,17 @@ from .pictures import MAX_COLUMNS, picture_name, remove_pictures, write_pictures
 from .results import read_results
 
 PICKS = ("best", "worst", "random")
+#: How images or volumes are picked, as it is written below the contact sheet.
+RULES = {
+    "best": "all lesions were found, and the quality is highest",
+    "worst": "the quality is lowest",
+    "random": "drawn from all others",
+}
+_QUALITY = (
+    "Quality: the highest IoU x score of a detection, averaged over the lesions, divided by 1 + "
+    "the number of false positives; 0 without lesions but with false positives. {unit}s without "
+    "lesions and false positives are not ranked."
+)
 AnyOutcome = TypeVar("AnyOutcome", bound=Outcome)
 
 
@@ -40,7 +52,8 @@ def draw_predictions(args: argparse.Namespace) -> list[str]:
     outcomes = [
         judge_image(r, results[str(r["image_id"])], score_threshold=threshold) for r in records
     ]
-    print(run_summary(outcomes, threshold))
+    summary = run_summary(outcomes, threshold)
+    print(summary)
     drawings, counts = [], dict.fromkeys(args.pick, 0)
     for pick, outcome in pick_outcomes(outcomes, args.pick, args.num, seed=args.seed):
         counts[pick] += 1
@@ -51,27 +64,54 @@ def draw_predictions(args: argparse.Namespace) -> list[str]:
     output = args.output or os.path.join(os.path.dirname(args.results), "pictures")
     remove_pictures(output, [f"{pick}_[0-9][0-9]*_*.png" for pick in PICKS])
     columns = args.num if len(args.pick) > 1 and args.num <= MAX_COLUMNS else None
-    draw = LesionVisualizer.draw_outcome
     return write_pictures(
-        args.dataset, window, drawings, draw, output, OUTCOME_LEGEND, columns=columns
+        args.dataset,
+        window,
+        drawings,
+        LesionVisualizer.draw_outcome,
+        output,
+        OUTCOME_LEGEND,
+        columns=columns,
+        notes=[f"{args.dataset}, {summary}.", *pick_notes(counts)],
+        style=PAGE_STYLES[args.style],
     )
 
 
+def pick_notes(counts: Mapping[str, int], unit: str = "image") -> list[str]:
+    """The rules by which images were picked, as sentences for the contact sheet.
+
+    Args:
+        counts: number of images by pick.
+        unit: what is picked.
+    """
+    rules = [f"{pick.capitalize()}: {RULES[pick]}." for pick in counts]
+    none = [
+        f"None is {pick}: there is no other {unit} that fits the rule."
+        for pick, count in counts.items()
+        if not count
+    ]
+    ranks = any(pick != "random" for pick in counts)
+    return [
+        " ".join([*rules, *none]),
+        *([_QUALITY.format(unit=unit.capitalize())] if ranks else []),
+    ]
+
+
 def _counts_whole_pixels(results: str) -> bool:
-    """Whether the evaluation that wrote a file of results did; one without a table did not."""
+    """TEST.INCLUSIVE of the evaluation that wrote the results; False if it wrote no table."""
     file = Path(results).parent / "froc.json"
     return file.is_file() and read_froc_file(file).get("settings", {}).get("inclusive", False)
 
 
 def threshold_at_fps(outcomes: Sequence[Outcome], rate: float) -> float:
-    """The lowest score threshold at which a run has at most so many false positives per image.
+    """The lowest score threshold at which a run has at most a given rate of false positives.
 
     Args:
-        outcomes: one entry an image (or volume), with all detections of the run.
-        rate: wanted false positives, over all images.
+        outcomes: one per image (or volume), with all detections of the run.
+        rate: maximum number of false positives per image, averaged over all images.
 
     Returns:
-        keep detections with scores at or above it; 0 where all detections may stay.
+        The minimum score of detections to keep; 0 if all may be kept.
     """
     scores = np.sort(np.concatenate([o.scores[o.is_false_positive] for o in outcomes]))[::-1]
     allowed = int(rate * len(outcomes))
@@ -83,16 +123,16 @@ def threshold_at_fps(outcomes: Sequence[Outcome], rate: float) -> float:
 def pick_outcomes(
     outcomes: Sequence[AnyOutcome], picks: Sequence[str], num: int, *, seed: int = 0
 ) -> list[tuple[str, AnyOutcome]]:
-    """Choose images (or volumes) to look at.
+    """Choose images (or volumes) to draw.
 
-    Best images come by falling and worst ones by rising :func:`outcome_quality`; equal quality is
-    ordered by the number of false positives, then by the order given. Images of quality NaN are
-    only picked at random. No image is picked twice.
+    "best" takes images of which every lesion was found, by descending :func:`outcome_quality`;
+    "worst" takes any by ascending quality. Ties are ordered by the number of false positives, then
+    by the order given. Images of quality NaN are only picked at random. No image is picked twice.
 
     Args:
-        outcomes: one entry an image.
-        picks: any of "best", "worst" and "random", in the order wanted.
-        num: images per pick; fewer where there are no more.
+        outcomes: one per image.
+        picks: any of "best", "worst" and "random", in order of precedence.
+        num: maximum number of images per pick.
         seed: of the random pick.
 
     Returns:
@@ -106,7 +146,8 @@ def pick_outcomes(
     ranked = [i for i, outcome in enumerate(outcomes) if not math.isnan(outcome.quality)]
     ranked.sort(key=lambda i: (-outcomes[i].quality, outcomes[i].is_false_positive.sum()))
     shuffled = np.random.default_rng(seed).permutation(len(outcomes)).tolist()
-    orders = {"best": ranked, "worst": ranked[::-1], "random": shuffled}
+    best = [i for i in ranked if len(outcomes[i].is_found) and outcomes[i].is_found.all()]
+    orders = {"best": best, "worst": ranked[::-1], "random": shuffled}
     taken: set[int] = set()
     chosen = []
     for pick in picks:
@@ -119,12 +160,12 @@ def pick_outcomes(
 
 
 def run_summary(outcomes: Sequence[Outcome], threshold: float, unit: str = "image") -> str:
-    """What a run finds at a score threshold, as one line of text.
+    """The sensitivity and false positives of a run at a score threshold, as one line of text.
 
     Args:
-        outcomes: one entry an image (or volume).
-        threshold: of scores.
-        unit: what an entry is.
+        outcomes: one per image (or volume).
+        threshold: minimum score of detections.
+        unit: name of what each outcome is of.
     """
     found = sum(int(o.is_found.sum()) for o in outcomes)
     lesions = sum(len(o.is_found) for o in outcomes)

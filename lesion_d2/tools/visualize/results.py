@@ -15,7 +15,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 DETECTION = ("image_id", "bbox", "score")
 HARD_NEGATIVE = (*DETECTION, "segmentation", "mask_iou")
 _IOUS = ("mask_iou", "box_iou")
-# Of an entry: key -> whether a value is right, and what is; and what stands for those that lack.
+# Of an entry: key -> a check of its value, and what it expects; and defaults of missing keys.
 _FIELDS = {
     "image_id": (is_name, "a name or number"),
     "bbox": (
@@ -40,18 +40,19 @@ def read_results(
             (:func:`lesion_d2.boxes.first_pixel`).
         records: the data set's dicts.
         dataset: its name, for messages.
-        required: what every entry must have, :data:`DETECTION` or :data:`HARD_NEGATIVE` (of which
-            one with ``box_iou`` needs no mask).
+        required: keys of every entry, :data:`DETECTION` or :data:`HARD_NEGATIVE`. An entry with
+            ``box_iou`` needs no mask.
 
     Returns:
-        ``Instances`` by image id, one for every image of the data set, perhaps empty: pred_boxes
-        (XYXY, in the coordinates of the dicts), scores, pred_classes and, where the file has them,
-        pred_masks_rle and lesion_ious (``mask_iou`` or, of a model without masks, ``box_iou``).
+        ``Instances`` by image id, one for every image of the data set, which may be empty:
+        pred_boxes (XYXY, in the coordinates of the dicts), scores, pred_classes and, if the file
+        has them, pred_masks_rle and lesion_ious (``mask_iou``, or ``box_iou`` of models without
+        masks).
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a list of COCO results, of images or categories that the data set does not
-            have, or a box of negative width or height. Names the entry, from 0 on.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a list of COCO results, or an entry has an image or category
+            that the data set does not have, or a box of negative size. Names the entry, from 0.
     """
     categories = _categories(dataset, hard_negatives="mask_iou" in required)
     offset = first_pixel(dataset)
@@ -87,7 +88,7 @@ def _read_entries(path: str) -> list:
 
 
 def _entry_problem(entry: object, required: Sequence[str]) -> str:
-    """What is wrong with an entry, whatever the data set is."""
+    """What is wrong with an entry of any data set."""
     if isinstance(entry, dict):
         # A hard negative of a model without masks has the IoU of boxes in place of both.
         for key in DETECTION if "box_iou" in entry else required:
@@ -98,7 +99,7 @@ def _entry_problem(entry: object, required: Sequence[str]) -> str:
 
 
 def _categories(dataset: str, *, hard_negatives: bool) -> list[int] | None:
-    """The category ids that entries may have; None where the data set does not tell its classes."""
+    """Valid category ids; None if the classes of the data set are not known."""
     metadata = MetadataCatalog.get(dataset)
     classes = metadata.get("thing_classes")
     if classes is None:

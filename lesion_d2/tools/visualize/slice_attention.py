@@ -1,4 +1,4 @@
-"""How a model weighs the slices around a lesion, and their positions (Tao et al., Figs. 2, 3)."""
+"""Attention weights of the slices around a lesion and of positions (Tao et al., Figs. 2, 3)."""
 
 import math
 import os
@@ -13,15 +13,18 @@ from lesion_d2.modeling import SliceImages
 from lesion_d2.visualization import (
     GRID_LEGEND,
     OUTCOME_LEGEND,
+    PAGE_STYLES,
     TRUTH_LEGEND,
     HeatMap,
     ImageOutcome,
     LesionVisualizer,
+    PageStyle,
     color_bar,
     contact_sheet,
     heat_table,
     place,
     save_picture,
+    slice_marks,
     stack_pictures,
     truth_boxes,
 )
@@ -36,27 +39,27 @@ from tqdm import tqdm
 
 from .pictures import CONTACT_SHEET, TILE_SIDE, picture_name, truth_title
 
-#: What sorts an image's detections: a dict of the data set and the detections in, the outcome out.
+#: Matches the detections of an image with its lesions.
 JudgeImage = Callable[[dict, Instances], ImageOutcome]
-MAX_LESIONS = 4  # of an image, that get a table of slice weights
+MAX_LESIONS = 4  # of an image, with a table of slice weights each
 _MIN_CELLS = 6  # across a patch around a lesion
 
 
 @dataclass
 class SliceRecording:
-    """What a model computed for the M three-channel images around one key slice.
+    """Attention weights that a model computed for the M three-channel images of one key slice.
 
     Attributes:
         record: the key slice's Detectron2 dict.
-        slices: (M, H, W) int16, the middle slices of the M images as they are on disk, in HU,
-            clipped to the window of the model.
-        contextual, spatial: (M, h, w), the attentions' weights C'' and S'' at the positions with a
-            part of the image; None without that attention.
-        channels: of which they are, for a title: "mean of 512 channels".
-        stride: pixels of the image a weight.
+        slices: (M, H, W) int16, the middle slices of the M images, as on disk, in HU, clipped to
+            the window of the model.
+        contextual, spatial: (M, h, w), the weights C'' and S'' at positions inside the image; None
+            if the model does not have that attention.
+        channels: the channels, for a title: "mean of 512 channels".
+        stride: pixels of the image per weight.
         image_size: height and width of the image.
         extent: of :func:`shown_extent`.
-        interval: between slices, in mm; None where it is not known.
+        interval: between slices, in mm; None if unknown.
         predictions: the detections, in pixels of the slice, on the CPU.
     """
 
@@ -73,19 +76,19 @@ class SliceRecording:
 
     @property
     def key(self) -> int:
-        """Index of the image with the key slice, the middle one."""
+        """Index of the image with the key slice in its middle."""
         return len(self.slices) // 2
 
     def name(self, index: int) -> str:
-        """An image's name in the paper's Figs. 2 and 3: K - 1 is the one before the key slice's."""
+        """An image's name as in Figs. 2 and 3 of the paper: K-1 is before that of the key slice."""
         return f"K{index - self.key:+d}" if index != self.key else "K"
 
 
 def check_channel(channel: int | None, backbone: Backbone) -> None:
-    """Check that a channel's weights can be shown.
+    """Check that a channel exists.
 
     Raises:
-        ValueError: there is no such channel, or no attention to slices.
+        ValueError: there is no such channel, or the model has no attention to slices.
     """
     if channel is None:
         return
@@ -109,13 +112,13 @@ def _num_channels(backbone: SliceImages) -> int:
 def record_slices(
     model: nn.Module, mapper: LesionDatasetMapper, record: dict, channel: int | None = None
 ) -> SliceRecording:
-    """Run a model on one image and record how it weighs the slices.
+    """Run a model on one image and record its attention weights.
 
     Args:
-        model: whose backbone is a :class:`SliceImages` with attention, in evaluation mode.
+        model: in evaluation mode, with a :class:`SliceImages` backbone with attention.
         mapper: of the model's config, for inference.
         record: the image's Detectron2 dict.
-        channel: whose weights; None for the mean over all channels.
+        channel: channel of the weights; None for the mean over all channels.
     """
     sample = mapper(record)
     image_size = tuple(sample["image"].shape[-2:])
@@ -159,7 +162,7 @@ def _record_weights(backbone: SliceImages) -> Iterator[dict[str, Tensor]]:
         ) -> None:
             """Compute the weights that the attention is about to use.
 
-            ``inputs``: the features, and their sizes without the padding, None where is none.
+            ``inputs``: the features, and their sizes without padding, or None if not padded.
             """
             weights[name] = module.weights(*inputs)
 
@@ -174,11 +177,11 @@ def _record_weights(backbone: SliceImages) -> Iterator[dict[str, Tensor]]:
 def lesion_region(
     box: Sequence[float], stride: int, map_size: tuple[int, int]
 ) -> tuple[slice, slice]:
-    """The positions of a feature map whose pixels a lesion's box has a part of.
+    """The positions of a feature map that overlap with a lesion's box.
 
     Args:
-        box: XYXY in pixels of the image, whole numbers in the middle of pixels.
-        stride: pixels a position; (i, j) covers [stride * i, stride * (i + 1)) x
+        box: XYXY in pixels of the image; integers are pixel centers.
+        stride: pixels per position; (i, j) covers [stride * i, stride * (i + 1)) x
             [stride * j, stride * (j + 1)).
         map_size: h, w.
 
@@ -201,16 +204,18 @@ def write_slice_pages(
     output: str,
     *,
     judge_image: JudgeImage | None = None,
+    style: PageStyle = PAGE_STYLES["screen"],
 ) -> list[str]:
-    """Write a page an image, and all of them below each other as the contact sheet.
+    """Write a page per image, and all pages below each other as the contact sheet.
 
     Args:
         dataset: name of the data set.
-        window: low and high in HU that become black and white; None takes ``record["window"]``.
-        recordings: one an image.
+        window: (low, high) in HU, shown as black and white; None uses ``record["window"]``.
+        recordings: one per image.
         output: folder to write to.
-        judge_image: draw the detections over the key slice, as this function, such as
-            :func:`~lesion_d2.visualization.judge`, sorts them.
+        judge_image: a function such as :func:`~lesion_d2.visualization.judge`; if given, the
+            detections are drawn over the key slice.
+        style: of the pages.
 
     Returns:
         Paths, the contact sheet's last.
@@ -221,38 +226,47 @@ def write_slice_pages(
         legend += GRID_LEGEND
     paths, pages = [], []
     for recording in tqdm(recordings, desc="pictures", disable=None):
-        content = SlicePage(recording, window, metadata).draw(judge_image)
-        pages.append(contact_sheet([content], [truth_title(recording.record)], legend))
+        content = SlicePage(recording, window, metadata, style).draw(judge_image)
+        title = truth_title(recording.record)
+        pages.append(contact_sheet([content], [title], legend, style=style))
         path = os.path.join(output, picture_name(recording.record))
         paths.append(save_picture(pages[-1], path))
-    return [*paths, save_picture(stack_pictures(pages), os.path.join(output, CONTACT_SHEET))]
+    sheet = stack_pictures(pages, style)
+    return [*paths, save_picture(sheet, os.path.join(output, CONTACT_SHEET))]
 
 
 class SlicePage:
-    """Draws what was recorded for one image, in pixels of the slice.
+    """Draws the recording of one image, in pixels of the slice.
 
-    From the top: the middle slices of the M images; the spatial maps S'' over them, whose colors
-    span their values in the M images; and for each of the first lesions its surroundings on these
-    slices, with the positions of the feature map, over a table of the slice weights C'' with a row
-    an image and a column a position. Fig. 2 of the paper shows C'' of one channel, and Fig. 3 S''
-    of one; where ours are means over the channels, the largest may be below 1.
+    From top to bottom: the middle slices of the M images; the spatial maps S'' over them, with
+    colors that span their values in the M images; and for each of the first lesions, the part of
+    these slices around it with the positions of the feature map, and a table of the slice weights
+    C'' with a row per image and a column per position. Fig. 2 of the paper shows C'' of one
+    channel, and Fig. 3 S'' of one; means over the channels may have a maximum below 1.
 
     Args:
         recording: of the image.
-        window: low and high in HU that become black and white; None takes ``record["window"]``.
+        window: (low, high) in HU, shown as black and white; None uses ``record["window"]``.
         metadata: the data set's ``MetadataCatalog`` entry.
+        style: of the page.
     """
 
     def __init__(
-        self, recording: SliceRecording, window: tuple[float, float] | None = None, metadata=None
+        self,
+        recording: SliceRecording,
+        window: tuple[float, float] | None = None,
+        metadata=None,
+        style: PageStyle = PAGE_STYLES["screen"],
     ):
         self.recording = recording
         self.metadata = metadata
+        self.style = style
+        self.marks = slice_marks(recording.record, window)
         pixels = hu_to_pixels(recording.slices, window or recording.record["window"])
         self.images = np.repeat(np.rint(pixels).astype(np.uint8)[..., None], 3, axis=-1)
 
     def draw(self, judge_image: JudgeImage | None = None) -> np.ndarray:
-        """Draw the page as RGB uint8 picture, with the detections if they are judged."""
+        """Draw the page as an RGB uint8 picture, with detections if ``judge_image`` is given."""
         recording = self.recording
         parts = [self._draw_slices(judge_image)]
         if recording.spatial is not None:
@@ -264,7 +278,7 @@ class SlicePage:
                 region = lesion_region(box, recording.stride, recording.contextual.shape[1:])
                 parts.append(self._draw_patches(number, region))
                 parts.append(self._draw_table(number, region, width=parts[0].shape[1]))
-        return stack_pictures(parts)
+        return stack_pictures(parts, self.style)
 
     def _draw_slices(self, judge_image: JudgeImage | None) -> np.ndarray:
         recording, tiles, titles = self.recording, [], []
@@ -273,7 +287,7 @@ class SlicePage:
                 offset, unit = 3 * (index - recording.key), "slices"
                 if recording.interval is not None:
                     offset, unit = offset * recording.interval, "mm"
-                # Less at the end of a series, where its last slice takes the place of others.
+                # Less at the end of a series, where the last slice is repeated.
                 titles.append(f"slice {recording.name(index)}\nup to {offset:+g} {unit}")
             elif judge_image is None:
                 visualizer.draw_dataset_dict(recording.record)
@@ -283,7 +297,7 @@ class SlicePage:
                 visualizer.draw_outcome(outcome)
                 titles.append(f"slice K, the key slice\n{outcome.summary()}")
             tiles.append(visualizer.get_output().get_image())
-        return contact_sheet(tiles, titles, [], columns=len(tiles))
+        return contact_sheet(tiles, titles, [], columns=len(tiles), style=self.style)
 
     def _draw_spatial(self) -> np.ndarray:
         recording, maps, tiles, titles = self.recording, self.recording.spatial, [], []
@@ -301,9 +315,10 @@ class SlicePage:
             if index == recording.key:
                 visualizer.draw_truth_boxes(recording.record)
             tile = visualizer.get_output().get_image()
-            tiles.append(stack_pictures([tile, color_bar(low, high, tile.shape[1])]))
+            bar = color_bar(low, high, tile.shape[1], self.style)
+            tiles.append(stack_pictures([tile, bar], self.style))
             titles.append(title)
-        return contact_sheet(tiles, titles, [], columns=len(tiles))
+        return contact_sheet(tiles, titles, [], columns=len(tiles), style=self.style)
 
     def _draw_patches(self, number: int, region: tuple[slice, slice]) -> np.ndarray:
         recording, (rows, columns), tiles = self.recording, region, []
@@ -319,20 +334,21 @@ class SlicePage:
                 visualizer.draw_truth_boxes(recording.record)
             tiles.append(visualizer.get_output().get_image())
         titles = [f"lesion {number} on {recording.name(i)}" for i in range(len(tiles))]
-        return contact_sheet(tiles, titles, [], columns=len(tiles))
+        return contact_sheet(tiles, titles, [], columns=len(tiles), style=self.style)
 
     def _draw_table(self, number: int, region: tuple[slice, slice], *, width: int) -> np.ndarray:
         recording = self.recording
         values = recording.contextual[:, region[0], region[1]]
         positions = [f"{y}, {x}" for y in range(values.shape[1]) for x in range(values.shape[2])]
         names = [recording.name(i) for i in range(len(values))]
-        table = heat_table(values.flatten(1).numpy(), names, positions, width=width)
+        options = {"width": width, "style": self.style}
+        table = heat_table(values.flatten(1).numpy(), names, positions, **options)
         title = (
             f"contextual attention C'' at lesion {number}, by position (y, x) of the cells above\n"
             f"{recording.channels}, each divided by its largest weight over the slices"
         )
-        return contact_sheet([table], [title], [])
+        return contact_sheet([table], [title], [], style=self.style)
 
     def _visualizers(self) -> Iterator[LesionVisualizer]:
         for image in self.images:
-            yield LesionVisualizer(image, self.metadata, side=TILE_SIDE)
+            yield LesionVisualizer(image, self.metadata, side=TILE_SIDE, **self.marks)

@@ -1,4 +1,4 @@
-"""Pictures of what an evaluation in 3-D found: strips of slices through lesions and errors."""
+"""Pictures of an evaluation in 3-D: strips of slices through lesions and false positives."""
 
 import argparse
 import os
@@ -13,13 +13,16 @@ from lesion_d2.ignore_regions import lesions_of
 from lesion_d2.rle import decode_mask
 from lesion_d2.visualization import (
     MASK_COLOR,
+    NO_FINDINGS,
     OUTCOME_LEGEND,
+    PAGE_STYLES,
     LesionVisualizer,
     VolumeOutcome,
     contact_sheet,
     judge_volumes,
     parse_window,
     save_picture,
+    slice_marks,
     slice_range,
     window_image,
 )
@@ -36,7 +39,7 @@ from .pictures import (
     remove_pictures,
     with_regions,
 )
-from .predictions import PICKS, pick_outcomes, run_summary, threshold_at_fps
+from .predictions import PICKS, pick_notes, pick_outcomes, run_summary, threshold_at_fps
 
 # Of data sets, and of phantoms for models in 3-D alone.
 _MASK_KEYS = ("segmentation", "true_segmentation")
@@ -45,13 +48,13 @@ _LEGEND = [*OUTCOME_LEGEND, ("mask of a lesion", MASK_COLOR, "fill")]
 
 @dataclass
 class Strip:
-    """A lesion and what hits it, or a false positive, and the slices that show it.
+    """A lesion with its hits, or a false positive, and the slices to draw.
 
     Attributes:
-        title: of one line.
-        boxes: (n, 4) XYXY in the plane; the view is of their surroundings.
+        title: one line.
+        boxes: (n, 4) XYXY in the plane, the view is around them; none for the whole slice.
         center: number of the slice in the middle.
-        numbers: of the slices shown, rising, the center's among them.
+        numbers: numbers of the slices, ascending, with the center among them.
     """
 
     title: str
@@ -66,9 +69,9 @@ class Page:
 
     Attributes:
         name: of the pick and its number, such as ("best", 1).
-        outcome: what was found.
+        outcome: how detections match the lesions.
         slices: number -> Detectron2 dict.
-        strips: all there are, also those that are not drawn.
+        strips: all of them, also those that are not drawn.
     """
 
     name: tuple[str, int]
@@ -78,26 +81,26 @@ class Page:
 
     @property
     def title(self) -> str:
-        """Of the pick and the volume."""
+        """The pick and the name of the volume."""
         return "{} {}: {}".format(*self.name, self.outcome.name)
 
 
 def draw_volumes(args: argparse.Namespace) -> list[str]:
     """Write the pictures of an evaluation in 3-D; return their paths, the contact sheet last."""
     window = parse_window(args.window)
-    dataset, records, outcomes = _read_outcomes(args)
+    dataset, records, outcomes, summary = _read_outcomes(args)
     pages, counts = [], dict.fromkeys(args.pick, 0)
     for pick, outcome in pick_outcomes(outcomes, args.pick, args.num, seed=args.seed):
         slices = {r["slice_index"]: r for r in records if r["volume"] == outcome.name}
         strips = find_strips(outcome, sorted(slices), args.slices)
-        if strips:  # else the volume has no lesion, and nothing was found in it
-            counts[pick] += 1
-            pages.append(Page((pick, counts[pick]), outcome, slices, strips))
+        counts[pick] += 1
+        pages.append(Page((pick, counts[pick]), outcome, slices, strips))
     if not pages:
-        raise ValueError(f"{dataset}: found neither lesion nor detection in the volumes picked")
+        raise ValueError(f"{dataset}: found no volume to draw, expected one of {', '.join(counts)}")
     output = args.output or os.path.join(os.path.dirname(args.results), "pictures")
     remove_pictures(output, [f"{pick}_[0-9][0-9]*_*.png" for pick in PICKS])
     legend = with_regions(_LEGEND, [r for page in pages for r in page.slices.values()])
+    style = PAGE_STYLES[args.style]
     paths, centers, titles = [], [], []
     for page in tqdm(pages, desc="pictures", disable=None):
         tiles, tile_titles = [], []
@@ -105,18 +108,20 @@ def draw_volumes(args: argparse.Namespace) -> list[str]:
             row = list(_draw_strip(dataset, window, page, strip))
             centers.append(row[0])
             titles.append(f"{page.title}\n{strip.title}, slice {strip.center}")
-            row += [np.zeros_like(row[0])] * (1 + args.slices - len(row))
+            row += [np.full_like(row[0], style.background)] * (1 + args.slices - len(row))
             tiles += row
             tile_titles += _titles(page, strip, args.slices, args.findings)
-        sheet = contact_sheet(tiles, tile_titles, legend, columns=1 + args.slices)
+        sheet = contact_sheet(tiles, tile_titles, legend, columns=1 + args.slices, style=style)
         name = "{}_{:02d}_".format(*page.name) + picture_name({"image_id": page.outcome.name})
         paths.append(save_picture(sheet, os.path.join(output, name)))
-    sheet = contact_sheet(centers, titles, legend, columns=min(MAX_COLUMNS, len(centers)))
+    columns, notes = min(MAX_COLUMNS, len(centers)), [f"{dataset}, {summary}."]
+    notes += pick_notes(counts, "volume")
+    sheet = contact_sheet(centers, titles, legend, columns=columns, notes=notes, style=style)
     return [*paths, save_picture(sheet, os.path.join(output, CONTACT_SHEET))]
 
 
-def _read_outcomes(args: argparse.Namespace) -> tuple[str, list[dict], list[VolumeOutcome]]:
-    """The data set of an evaluation, its dicts, and what was found in each volume."""
+def _read_outcomes(args: argparse.Namespace) -> tuple[str, list[dict], list[VolumeOutcome], str]:
+    """The data set of an evaluation, its dicts, the outcome of each volume, and a summary."""
     content = read_json(args.results, "an evaluation of volumes")
     dataset = content.get("dataset") if isinstance(content, dict) else None
     if not isinstance(dataset, str):
@@ -135,17 +140,20 @@ def _read_outcomes(args: argparse.Namespace) -> tuple[str, list[dict], list[Volu
         outcomes = judge_volumes(*judged, inclusive=inclusive)
         threshold = threshold_at_fps(outcomes, args.fps_per_volume)
     outcomes = judge_volumes(*judged, inclusive=inclusive, score_threshold=threshold)
-    print(run_summary(outcomes, threshold, "volume"))
-    return dataset, records, outcomes
+    summary = run_summary(outcomes, threshold, "volume")
+    print(summary)
+    return dataset, records, outcomes, summary
 
 
 def find_strips(outcome: VolumeOutcome, numbers: Sequence[int], length: int) -> list[Strip]:
-    """The lesions of a volume in their order, then the false positives by falling score.
+    """The lesions of a volume in order, then its false positives by descending score.
+
+    A volume without either has one strip of whole slices around its middle.
 
     Args:
         outcome: of the volume.
-        numbers: of the slices that there are, rising.
-        length: slices of a strip.
+        numbers: numbers of its slices, ascending.
+        length: number of slices of a strip.
     """
     lesions, detections = outcome.lesions, outcome.detections
     first, last = slice_range(lesions)
@@ -173,13 +181,19 @@ def find_strips(outcome: VolumeOutcome, numbers: Sequence[int], length: int) -> 
         )
         ends = found_first[i], found_last[i]
         strips.append(_strip(title, detections.boxes[[i]], ends, numbers, length))
+    if not strips:
+        middle = len(numbers) // 2
+        ends = numbers[middle], numbers[middle]
+        shown = choose_slices(np.asarray(numbers), ends, middle, length)
+        shown = np.asarray(numbers)[shown].tolist()
+        strips = [Strip(NO_FINDINGS, np.empty((0, 4)), int(numbers[middle]), shown)]
     return strips
 
 
 def _strip(
     title: str, boxes: np.ndarray, ends: tuple[int, int], numbers: Sequence[int], length: int
 ) -> Strip:
-    """Of boxes in 3-D, the first one's middle as center, with ends as far as all reach."""
+    """A strip through boxes in 3-D, centered on the first, from the first to the last slice."""
     numbers = np.asarray(numbers)
     center = int(np.abs(numbers - (boxes[0, 2] + boxes[0, 5]) / 2).argmin())
     return Strip(
@@ -193,15 +207,15 @@ def _strip(
 def choose_slices(
     numbers: np.ndarray, ends: tuple[int, int], center: int, length: int
 ) -> np.ndarray:
-    """Indices of slices at even steps from the first to the last of a lesion, with its center.
+    """Indices of evenly spaced slices from the first to the last of a lesion, with its center.
 
-    Where it has fewer than are wanted, its neighbors are taken, too.
+    If the lesion is on fewer slices than ``length``, neighboring slices are added.
 
     Args:
-        numbers: of the slices that there are, rising.
+        numbers: numbers of all slices, ascending.
         ends: numbers of the first and last slice.
         center: index of the slice in the middle.
-        length: how many are wanted; fewer where there are no more.
+        length: maximum number of slices.
     """
     low = min(int(np.searchsorted(numbers, ends[0])), center)
     high = max(int(np.searchsorted(numbers, ends[1], side="right")) - 1, center)
@@ -210,7 +224,7 @@ def choose_slices(
         low = max(0, min(low - missing // 2, len(numbers) - length))
         high = min(len(numbers) - 1, low + length - 1)
     chosen = np.rint(np.linspace(low, high, min(length, high - low + 1))).astype(int)
-    if center not in chosen:  # the ends stay, where there is anything between them
+    if center not in chosen:  # keep both ends, if there is a slice between them
         inner = slice(1, -1) if len(chosen) > 2 else slice(None)
         chosen[inner][np.abs(chosen[inner] - center).argmin()] = center
     return chosen
@@ -219,11 +233,12 @@ def choose_slices(
 def _draw_strip(
     dataset: str, window: tuple[float, float] | None, page: Page, strip: Strip
 ) -> Iterator[np.ndarray]:
-    """The whole slice of the center, then the surroundings on each slice."""
+    """Draw the whole center slice, then the part around the boxes on each slice."""
     for number, is_whole in [(strip.center, True), *((n, False) for n in strip.numbers)]:
         record = page.slices[number]
         image, metadata = window_image(record, window), MetadataCatalog.get(dataset)
-        visualizer = LesionVisualizer(image, metadata, side=TILE_SIDE)
+        marks = slice_marks(record, window)
+        visualizer = LesionVisualizer(image, metadata, side=TILE_SIDE, **marks)
         if not is_whole:
             visualizer.zoom(strip.boxes)
         for mask in _lesion_masks(record):
@@ -232,7 +247,7 @@ def _draw_strip(
 
 
 def _lesion_masks(record: Mapping) -> list[np.ndarray]:
-    """(H, W) bool, those that the data set has."""
+    """The (H, W) bool masks in the data set."""
     masks = [
         annotation[key]
         for annotation in lesions_of(record.get("annotations", ()))
@@ -244,7 +259,7 @@ def _lesion_masks(record: Mapping) -> list[np.ndarray]:
 
 
 def _titles(page: Page, strip: Strip, length: int, most: int) -> list[str]:
-    """Of the whole slice and of each slice of a strip, and of what is empty beside them."""
+    """Titles of the whole slice, of each slice of a strip, and of the empty tiles after them."""
     shown = f"{most} of {len(page.strips)} shown" if len(page.strips) > most else ""
     words = ", ".join(filter(None, [page.title, page.outcome.summary(), shown]))
     titles = [f"{words}\n{strip.title}, slice {strip.center}"]
