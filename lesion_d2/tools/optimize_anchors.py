@@ -34,6 +34,7 @@ from typing import NamedTuple
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.engine import load_config
 from lesion_d2.errors import run_program
+from lesion_d2.figures import OKABE_ITO, figure_written
 from lesion_d2.files import written_whole
 from lesion_d2.modeling.anchors import (
     MATCH_IOU,
@@ -51,11 +52,10 @@ from lesion_d2.tools.box_shapes import ResizedBoxes, csv_boxes, dataset_boxes
 import numpy as np
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from tabulate import tabulate
 from tqdm import tqdm
 
+_COLORS = (OKABE_ITO["vermilion"], OKABE_ITO["blue"])  # before and after
 # Detectron2's configs/Base-RetinaNet.yaml.
 RETINANET_ANCHORS = anchor_shapes(
     (32, 64, 128, 256, 512), (1, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1, 2)
@@ -246,30 +246,27 @@ def draw_fits(wh: np.ndarray, fits: Sequence[Fit], file: str | os.PathLike) -> N
     Args:
         wh: (N, 2) widths and heights of the boxes, pixels.
         fits: before and after.
-        file: PNG to write; complete or not at all.
+        file: PNG to write, and a PDF beside it: see :func:`lesion_d2.figures.figure_written`.
     """
-    figure = Figure(figsize=(12, 6.6), dpi=150, layout="constrained")
-    scatter, histogram = figure.subplots(1, 2)
-    _draw_shapes(scatter, wh, fits)
-    bins = np.linspace(0, 1, 51)
-    for fit, color in zip(fits, ("C1", "C0"), strict=True):
-        share = 100 * np.histogram(fit.best_iou, bins)[0] / len(wh)
-        label = f"{fit.name}: mean {fit.best_iou.mean():.3f}"
-        histogram.stairs(share, bins, fill=True, alpha=0.5, color=color, label=label)
-    histogram.axvline(MATCH_IOU, color="black", lw=1, ls="--", label=f"IoU {MATCH_IOU}")
-    histogram.set(xlim=(0, 1), xlabel="IoU with the best centered anchor", ylabel="Boxes (%)")
-    for axes in (scatter, histogram):
-        axes.grid(True, alpha=0.3)
-        axes.set_box_aspect(1)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
-    with written_whole(file) as partial:
-        FigureCanvasAgg(figure).print_png(partial)
+    with figure_written(file, (9, 5)) as figure:
+        scatter, histogram = figure.subplots(1, 2)
+        _draw_shapes(scatter, wh, fits)
+        bins = np.linspace(0, 1, 51)
+        for fit, color in zip(fits, _COLORS, strict=True):
+            share = 100 * np.histogram(fit.best_iou, bins)[0] / len(wh)
+            label = f"{fit.name}: mean {fit.best_iou.mean():.3f}"
+            histogram.stairs(share, bins, fill=True, alpha=0.5, color=color, label=label)
+        histogram.axvline(MATCH_IOU, color="black", lw=1, ls="--", label=f"IoU {MATCH_IOU}")
+        histogram.set(xlim=(0, 1), xlabel="IoU with the best centered anchor", ylabel="Boxes (%)")
+        for axes in (scatter, histogram):
+            axes.set_box_aspect(1)
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
 
 
 def _draw_shapes(axes, wh: np.ndarray, fits: Sequence[Fit]) -> None:
     label = f"{len(wh)} boxes"
     axes.scatter(*wh.T, s=6, color="0.6", alpha=0.5, lw=0, rasterized=True, label=label)
-    for fit, marker, color in zip(fits, "x+", ("C1", "C0"), strict=True):
+    for fit, marker, color in zip(fits, "x+", _COLORS, strict=True):
         anchors = np.unique(fit.anchors, axis=0)
         label = f"{fit.name}: {len(anchors)} anchors"
         axes.scatter(*anchors.T, s=40, marker=marker, color=color, lw=1.5, label=label)

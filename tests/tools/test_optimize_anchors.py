@@ -174,7 +174,7 @@ def test_tool_on_a_csv(tmp_path, capsys):
     after = next(line for line in lines if line.startswith("after"))
     assert after.split()[1] == "12" and float(after.split()[2]) > np.mean(ious)
     assert lines[-2:] == [f"fragment  {output}", f"picture   {output.with_suffix('.png')}"]
-    assert sorted(os.listdir(output.parent)) == ["anchors.png", "anchors.yaml"]
+    assert sorted(os.listdir(output.parent)) == ["anchors.pdf", "anchors.png", "anchors.yaml"]
     picture = cv2.imread(str(output.with_suffix(".png")))
     assert picture.shape[0] > 500 and picture.shape[1] > 1000 and picture.std() > 10
 
@@ -228,7 +228,7 @@ def test_tool_on_phantoms_with_a_config(tiny_phantom, tmp_path, capsys):
     first = f"{number} boxes of phantom_val, at INPUT.CT.IMAGE_SIZE 64"
     assert out.splitlines()[0] == first
     assert "before (config.yaml)" in out and picture.exists()
-    assert sorted(os.listdir(tmp_path)) == ["config.yaml", "only.png"]
+    assert sorted(os.listdir(tmp_path)) == ["config.yaml", "only.pdf", "only.png"]
     # At twice the size, twice the anchors.
     sizes = np.array(json.loads(read_values(out)[1]))
     twice = ["--objective", "focal", "--sizes", 20, 40, "--", "INPUT.CT.IMAGE_SIZE", 128]

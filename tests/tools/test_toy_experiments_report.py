@@ -151,7 +151,7 @@ def test_figure(scores, tmp_path):
     plot_figure(scores, ("donuts_shape", "circles_scale"), MODELS, (100, 50), file, title="small")
     image = np.asarray(Image.open(file).convert("RGB")).astype(int)
     assert image.shape[1] > image.shape[0] > 500
-    for color in ((11, 60, 140), (139, 0, 0), (232, 116, 59)):  # lines of three models
+    for color in ((0, 114, 178), (213, 94, 0), (230, 159, 0)):  # lines of three models
         assert (np.abs(image - color).max(axis=2) < 8).sum() > 100
     empty = tmp_path / "empty.png"
     plot_figure({}, ("donuts_shape",), MODELS, (100, 50), empty, title="wide letters " * 12)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 
-from lesion_d2.files import written_whole
+from lesion_d2.figures import SERIES, figure_written
 
 import cv2
 import numpy as np
@@ -14,8 +14,6 @@ from .summary import DataSetMeasures
 _EXAMPLES = 12  # lesions of each data set
 _SIDE = 96  # pixels of each picture
 _WINDOW = (-160.0, 240.0)
-# Blue, vermilion, green, purple: apart for the color-blind, too (Okabe and Ito).
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
 
 
 def draw_comparison(found: Mapping[str, DataSetMeasures], file: str | os.PathLike) -> None:
@@ -23,34 +21,33 @@ def draw_comparison(found: Mapping[str, DataSetMeasures], file: str | os.PathLik
 
     Args:
         found: name of a data set -> what was measured.
-        file: PNG to write; complete or not at all.
+        file: PNG to write, and a PDF beside it: see :func:`lesion_d2.figures.figure_written`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 4.2 + 1.1 * len(found)), dpi=110, layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[4.2, 1.1 * len(found)])
-    axes = top.subplots(1, 3)
-    for color, (name, measures) in zip(_COLORS, found.items(), strict=False):
-        _draw_curves(axes, name, measures, color)
-    _label(axes)
-    panels = bottom.subplots(len(found), 1, squeeze=False)[:, 0]
-    for panel, (name, measures) in zip(panels, found.items(), strict=True):
-        panel.imshow(_strip(measures.examples), cmap="gray", vmin=0, vmax=255, aspect="equal")
-        panel.set_title(f"{name}: lesions, twice their box, {_WINDOW[0]:g} to {_WINDOW[1]:g} HU")
-        panel.set_axis_off()
-    with written_whole(file) as partial:
-        FigureCanvasAgg(figure).print_png(partial)
+    with figure_written(file, (11, 3.6 + 1.0 * len(found))) as figure:
+        top, bottom = figure.subfigures(2, 1, height_ratios=[3.6, 1.0 * len(found)])
+        axes = top.subplots(1, 3)
+        for i, (name, measures) in enumerate(found.items()):
+            _draw_curves(axes, name, measures, *SERIES[i % len(SERIES)])
+        _label(axes)
+        panels = bottom.subplots(len(found), 1, squeeze=False)[:, 0]
+        for panel, (name, measures) in zip(panels, found.items(), strict=True):
+            panel.imshow(_strip(measures.examples), cmap="gray", vmin=0, vmax=255, aspect="equal")
+            panel.set_title(
+                f"{name}: lesions, twice their box, {_WINDOW[0]:g} to {_WINDOW[1]:g} HU"
+            )
+            panel.set_axis_off()
 
 
-def _draw_curves(axes, name: str, measures: DataSetMeasures, color: str) -> None:
-    middles = (HISTOGRAM[:-1] + HISTOGRAM[1:]) / 2
-    axes[0].plot(middles, 100 * measures.histogram, color=color, label=name)
+def _draw_curves(axes, name: str, measures: DataSetMeasures, color, style, marker: str) -> None:
+    middles, looks = (HISTOGRAM[:-1] + HISTOGRAM[1:]) / 2, {"color": color, "linestyle": style}
+    axes[0].plot(middles, 100 * measures.histogram, label=name, **looks)
     if measures.spectrum is not None:
-        axes[1].plot(np.arange(PATCH // 2 + 1) / PATCH, measures.spectrum, color=color, label=name)
+        axes[1].plot(np.arange(PATCH // 2 + 1) / PATCH, measures.spectrum, label=name, **looks)
     sides = [lesion.side for lesion in measures.lesions]
     contrasts = [lesion.contrast for lesion in measures.lesions]
-    axes[2].scatter(sides, contrasts, s=10, alpha=0.6, color=color, label=name)
+    axes[2].scatter(
+        sides, contrasts, s=10, alpha=0.6, color=color, marker=marker, linewidths=0, label=name
+    )
 
 
 def _label(axes) -> None:
@@ -61,7 +58,6 @@ def _label(axes) -> None:
         ax.set_title(title)
         ax.set_xlabel(x_label)
         ax.set_ylabel(y_label)
-        ax.grid(alpha=0.3)
         ax.legend()
     axes[0].set_xlim(-200, 300)
     axes[2].set_ylim(-400, 400)

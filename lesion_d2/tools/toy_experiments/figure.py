@@ -1,27 +1,25 @@
-"""The figure: mAP over the number of training images, a panel a task."""
+"""The figure: mAP over the number of training images, one panel per task."""
 
 import os
 import textwrap
 from collections.abc import Sequence
 
-from lesion_d2.files import written_whole
+from lesion_d2.figures import OKABE_ITO, figure_written
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from .grid import MODELS
 from .report import LABELS, TASK_LABELS, Scores
 
-#: Color, line and marker: one-stage models blue and green, two-stage ones red, as in the paper;
-#: models without the full segmentation are dashed.
+#: Color, line and marker: one-stage models are blue and green, two-stage ones red, orange and
+#: purple; lines of models without the full segmentation are dashed.
 STYLES = {
-    "retina_unet": ("#0b3c8c", "-", "o"),
-    "retinanet": ("#2ca089", "--", "s"),
-    "u_faster_rcnn_plus": ("#8b0000", "-", "D"),
-    "mask_rcnn": ("#e8743b", "--", "^"),
-    "faster_rcnn_plus": ("#e0245e", "--", "v"),
+    "retina_unet": (OKABE_ITO["blue"], "-", "o"),
+    "retinanet": (OKABE_ITO["green"], "--", "s"),
+    "u_faster_rcnn_plus": (OKABE_ITO["vermilion"], "-", "D"),
+    "mask_rcnn": (OKABE_ITO["orange"], "--", "^"),
+    "faster_rcnn_plus": (OKABE_ITO["purple"], "--", "v"),
     "det_unet": ("0.5", "-", "x"),
 }
 # Error bars of models stand side by side, this factor of n apart.
@@ -38,36 +36,34 @@ def plot_figure(
     *,
     title: str = "",
 ) -> None:
-    """Draw means over seeds with their standard deviations (with n - 1) as bars.
+    """Draw means over seeds, with the sample standard deviations as error bars.
 
     Args:
         scores: task, model, n -> seed -> percent.
-        tasks: a panel each.
-        models: a line each; one without a result in a task has none there.
+        tasks: one per panel.
+        models: one per line; models without a result in a task have no line there.
         sizes: n, the training images.
-        file: PNG to write; complete or not at all.
-        title: above the panels, in lines as long as they are wide.
+        file: PNG to write, and a PDF beside it: see :func:`lesion_d2.figures.figure_written`.
+        title: above the panels, wrapped to their width.
     """
-    figure = Figure(figsize=(4.4 * len(tasks) + 0.4, 4.9), dpi=150, layout="constrained")
-    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
-    for axes, task in zip(panels, tasks, strict=True):
-        for model in models:
-            _plot_model(axes, scores, task, model, sizes)
-        _style_axes(axes, sizes)
-        axes.set_title(TASK_LABELS[task])
-    panels[0].set_ylabel("mAP at an IoU of 0.1 (%)")
-    found = {label: line for axes in panels for line, label in zip(*_legend(axes), strict=True)}
-    names = [LABELS[model] for model in models if LABELS[model] in found]
-    figure.legend(
-        [found[name] for name in names],
-        names,
-        loc="outside lower center",
-        ncols=6 if len(tasks) == 3 else 3,
-        frameon=False,
-    )
-    figure.suptitle(textwrap.fill(title, _TITLE_LETTERS * len(tasks)))
-    with written_whole(file) as partial:
-        FigureCanvasAgg(figure).print_png(partial)
+    with figure_written(file, (4.0 * len(tasks) + 0.4, 4.5)) as figure:
+        panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+        for axes, task in zip(panels, tasks, strict=True):
+            for model in models:
+                _plot_model(axes, scores, task, model, sizes)
+            _style_axes(axes, sizes)
+            axes.set_title(TASK_LABELS[task])
+        panels[0].set_ylabel("mAP at an IoU of 0.1 (%)")
+        found = {label: line for axes in panels for line, label in zip(*_legend(axes), strict=True)}
+        names = [LABELS[model] for model in models if LABELS[model] in found]
+        figure.legend(
+            [found[name] for name in names],
+            names,
+            loc="outside lower center",
+            ncols=6 if len(tasks) == 3 else 3,
+            frameon=False,
+        )
+        figure.suptitle(textwrap.fill(title, _TITLE_LETTERS * len(tasks)))
 
 
 def _plot_model(axes: Axes, scores: Scores, task: str, model: str, sizes: Sequence[int]) -> None:
@@ -104,4 +100,3 @@ def _style_axes(axes: Axes, sizes: Sequence[int]) -> None:
     axes.set_ylim(0, 104)
     axes.set_yticks(range(0, 101, 20))
     axes.set_xlabel("n (training images)")
-    axes.grid(True, alpha=0.4)
