@@ -19,6 +19,7 @@ from .hooks import (
     PlateauHook,
     RecentCheckpointer,
     ResumableBestCheckpointer,
+    TrainingCurvesHook,
 )
 from .input_errors import InputError
 from .launching import launch_run
@@ -42,6 +43,7 @@ __all__ = [
     "ResumableBestCheckpointer",
     "StoppableTrainer",
     "Trainer",
+    "TrainingCurvesHook",
     "ValidationLossHook",
     "check_prediction",
     "describe_algorithm",

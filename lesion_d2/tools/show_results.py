@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
+from lesion_d2.engine import TrainingCurvesHook
 from lesion_d2.engine.checkpoint_files import ENDINGS
 from lesion_d2.errors import run_program
 from lesion_d2.evaluation.result_files import read_froc_file
@@ -106,6 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _show(output_dir: Path, dataset: str | None) -> None:
     blocks = [describe(f) for f in find_evaluations(output_dir, dataset)]
     print("\n\n".join(blocks))
+    curves = output_dir / TrainingCurvesHook.FILE
+    if curves.is_file():
+        print(f"training    {curves}")
     print(f"checkpoint  {find_checkpoint(output_dir)}")
 
 

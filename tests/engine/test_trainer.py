@@ -203,16 +203,16 @@ _EVERYTHING = {
 @pytest.mark.parametrize(
     "changes, expected",
     [
-        ({"DATASETS__TEST": ()}, "EvalHook CatchUpHook EvaluationWriter"),
-        ({}, "EvalHook ResumableBestCheckpointer CatchUpHook EvaluationWriter"),
+        ({"DATASETS__TEST": ()}, "EvalHook CatchUpHook EvaluationWriter TrainingCurvesHook"),
+        ({}, "EvalHook ResumableBestCheckpointer CatchUpHook EvaluationWriter TrainingCurvesHook"),
         (
             {"DATASETS__TEST": (), "HARD_NEGATIVES__PERIOD": 1},
-            "EvalHook HardNegativeMiningHook CatchUpHook EvaluationWriter",
+            "EvalHook HardNegativeMiningHook CatchUpHook EvaluationWriter TrainingCurvesHook",
         ),
         (
             _EVERYTHING,
             "EvalHook ValidationLossHook ResumableBestCheckpointer PlateauHook EarlyStopHook "
-            "HardNegativeMiningHook CatchUpHook EvaluationWriter",
+            "HardNegativeMiningHook CatchUpHook EvaluationWriter TrainingCurvesHook",
         ),
     ],
 )

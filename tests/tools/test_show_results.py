@@ -51,9 +51,11 @@ def test_prints_the_table_and_the_paths(run, capsys):
 
 def test_says_what_was_not_written(run, capsys):
     (run / "inference" / "some_test" / "froc.png").unlink()
+    (run / "training.png").touch()
     assert main([str(run), "--dataset", "some_test"]) == 0
     text = capsys.readouterr().out
     assert "froc.png (not written)" in text and "contact_sheet.png (not written)" in text
+    assert text.splitlines()[-2] == f"training    {run}/training.png"
     assert text.splitlines()[-1] == f"checkpoint  {run}: no checkpoint"
 
 

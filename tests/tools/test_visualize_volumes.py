@@ -91,6 +91,7 @@ def shows(picture, color):
     return (np.abs(picture.astype(int) - 255 * np.array(color)) < 40).all(axis=2).any()
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_pictures_of_an_evaluation_in_3d(results, capsys):
     options = ["--results", str(results), "--slices", "1", "--findings", "2", "--num", "1"]
     assert main(["volumes", *options, "--pick", "best", "worst", "random"]) == 0
@@ -101,12 +102,12 @@ def test_pictures_of_an_evaluation_in_3d(results, capsys):
     names = ["worst_01_b.png", "random_01_a.png", "contact_sheet.png"]  # a lesion of each is missed
     assert paths == [str(results.parent / "pictures" / name) for name in names]
     worst, other, sheet = (cv2.imread(path)[:, :, ::-1] for path in paths)
-    assert other.shape == worst.shape and other.shape[1] == 2 * 512 + 3 * 8
-    assert sheet.shape[1] == 4 * 512 + 5 * 8
-    tile = other[600:1112, 8:520]  # the whole slice of the second lesion's center, under its title
-    # Enlarged eight times; the mask is part of the picture itself.
-    mask = tile[(14 * 8) + 4, (14 * 8) + 4].astype(float)
-    gray = tile[60 * 8, 4].astype(float)
+    assert other.shape == worst.shape and other.shape[1] == 2 * 128 + 3 * 8
+    assert sheet.shape[1] == 4 * 128 + 5 * 8
+    tile = other[216:344, 8:136]  # the whole slice of the second lesion's center, under its title
+    # Enlarged twice; the mask is part of the picture itself.
+    mask = tile[2 * 14 + 1, 2 * 14 + 1].astype(float)
+    gray = tile[2 * 60, 1].astype(float)
     np.testing.assert_allclose(mask, 0.65 * gray + 0.35 * 255 * np.array(MASK_COLOR), atol=1.5)
     assert shows(tile, HIT_COLOR) and shows(tile, TRUTH_COLOR)
     assert not shows(tile, FALSE_POSITIVE_COLOR)

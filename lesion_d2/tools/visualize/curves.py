@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lesion_d2.engine.hooks import TrainingCurvesHook
+from lesion_d2.engine import TrainingCurvesHook
 from lesion_d2.engine.training_curves import plot_training, read_metrics
 from lesion_d2.evaluation import FrocCurve, plot_froc
 from lesion_d2.evaluation.plots import PLOT_RATES, PLOT_TICKS
