@@ -1,9 +1,11 @@
 """Make the README's picture: detections on a slice beside the FROC curve of their evaluation.
 
-python docs/site/overview_picture.py output/quickstart/inference/phantom_test --output docs/overview.png
+Example, after make demo (make overview calls it so)::
 
-The folder is that of an evaluation, with the pictures of lesion_d2.tools.visualize predictions. After
-make demo, make overview does this.
+    python docs/site/overview_picture.py output/quickstart/inference/phantom_test \\
+        --output docs/overview.png
+
+The folder is that of an evaluation, with pictures of lesion_d2.tools.visualize predictions.
 """
 
 import argparse
