@@ -26,6 +26,25 @@ def test_hosts_of_a_made_up_slice():
     assert (hosts[within] == FAT).mean() > 0.95
 
 
+def test_no_organ_where_the_heart_may_be():
+    """Between the lungs, but for what lies clearly to the patient's right."""
+    hu = np.full((200, 200), -1000.0)
+    hu[np.hypot((COLUMNS - 100) / 1.1, ROWS - 100) < 80] = -100
+    hu[disk(60, 100, 42)] = hu[disk(150, 100, 30)] = -850
+    hu[disk(65, 100, 30)] = hu[disk(110, 100, 24)] = 80  # the liver's dome, and the heart
+    hosts = find_hosts(hu, PIXEL)
+    assert (hosts[disk(55, 100, 10)] == LIVER).all()
+    assert not (hosts[disk(110, 100, 24)] == LIVER).any()
+    hu[hu == -850] = -100  # in the abdomen
+    assert (find_hosts(hu, PIXEL)[disk(110, 100, 12)] == LIVER).all()
+
+
+def test_rims_of_gas_are_no_lung():
+    hu = make_stack()[0]
+    hu[disk(135, 100, 25)] = -1000
+    assert not (find_hosts(hu, PIXEL) == LUNG).any()
+
+
 def test_a_slice_of_air_has_no_host():
     air = np.full((64, 64), -1000, np.int16)
     assert (find_hosts(air, PIXEL) == AIR).all()
@@ -76,6 +95,44 @@ def test_the_noise_stays_within_a_lesion():
                 ratios.append(rest[middle].std() / was[middle].std())
     assert len(ratios) >= 2
     assert 0.9 < np.median(ratios) < 1.1
+
+
+@pytest.mark.parametrize("other", [-1000, 800])
+def test_no_slice_has_a_lesion_on_air_or_bone(other):
+    """The key slice does not show that half of the organ ends beside it."""
+    num_inserted = 0
+    for seed in range(4):
+        stack = make_stack(seed, number=5)
+        stack[[0, 4], 100:] = other
+        lesions = insert_lesions(
+            stack,
+            (-10.0, -5.0, 0.0, 5.0, 10.0),
+            PIXEL,
+            np.random.default_rng(seed),
+            number=4,
+            types=(4,),
+            median_diameter=30.0,
+        )
+        num_inserted += len(lesions)
+        for lesion in lesions:
+            for index, mask in lesion.masks.items():
+                assert index in (1, 2, 3) or mask[100:].sum() <= 0.05 * mask.sum()
+    assert num_inserted > 3
+
+
+def test_what_is_taken_on_one_slice_alone():
+    """Beside the key slice, too, not a pixel of it is touched."""
+    taken = {0: disk(70, 90, 8)}
+    num_inserted = 0
+    for seed in range(6):
+        before = make_stack(seed)
+        stack, rng = before.copy(), np.random.default_rng(seed)
+        lesions = insert_lesions(
+            stack, (-4, 0, 4), PIXEL, rng, types=(4,), median_diameter=15.0, taken=taken
+        )
+        num_inserted += len(lesions)
+        np.testing.assert_array_equal(stack[0][taken[0]], before[0][taken[0]])
+    assert num_inserted > 2
 
 
 def test_lesions_end_along_z():
