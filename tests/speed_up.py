@@ -44,9 +44,14 @@ def write_quickly(patch: pytest.MonkeyPatch) -> None:
 
 
 def draw_no_curves(patch: pytest.MonkeyPatch) -> None:
-    """Until the patch is undone, the picture of an evaluation's curves is an empty file."""
+    """Until the patch is undone, the figures of an evaluation's curves are empty files."""
     for module in (report, volume_evaluator):
-        patch.setattr(module, "plot_froc", lambda curves, file, **options: Path(file).touch())
+        patch.setattr(module, "plot_froc", _touch_figures)
+
+
+def _touch_figures(curves: object, file: os.PathLike, **options: object) -> None:
+    for ending in (".png", ".pdf"):
+        Path(file).with_suffix(ending).touch()
 
 
 def draw_small(patch: pytest.MonkeyPatch) -> None:

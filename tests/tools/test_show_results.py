@@ -8,6 +8,8 @@ from lesion_d2.tools.show_results import main
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 @pytest.fixture
 def run(tmp_path):
