@@ -93,7 +93,7 @@ def test_files_hold_what_was_found(sets, tmp_path):
     assert content["faults"][0]["places"] == list(report.faults[0].places)
     assert "/none/\\udcff.png" in content["faults"][0]["places"][0]
     sheet = np.array(Image.open(output / SHEET_FILE))
-    assert sheet.shape[1] > 3 * 512 and (sheet == (255, 230, 0)).all(axis=2).any()
+    assert sheet.shape[1] > 3 * 512 and (sheet == (240, 228, 66)).all(axis=2).any()
     page = (output / PAGE_FILE).read_text()
     assert "row &lt;b&gt;&amp;" in page and "<b>" not in page
     assert "default-src 'none'" in page and "http://" not in page and "https://" not in page
