@@ -23,7 +23,7 @@ _DPI = 100
 # Pixels.
 _GAP = 8
 _TITLE_HEIGHT = 40
-_LEGEND_WIDTH = 215
+_LEGEND_WIDTH = 190
 _LEGEND_ROW = 26
 _NOTE_ROW = 18
 _LETTER_WIDTH = 7.2  # of notes, the mean
