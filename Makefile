@@ -18,7 +18,7 @@ GPU_HAS ?= torch torchvision
 WHEELS ?= wheels
 FOUND_WHEELS = $(wildcard $(WHEELS)/*.whl)
 
-.PHONY: demo predict install test faults lint docs overview benchmark gpu-check gpu-wheels
+.PHONY: demo predict install test faults lint docs tutorial overview benchmark gpu-check gpu-wheels
 .DELETE_ON_ERROR:
 
 # Train a lesion detector on the phantoms, evaluate it on other patients, and show what it found.
@@ -51,6 +51,10 @@ docs: export NO_MKDOCS_2_WARNING := 1
 docs: .venv/docs
 	$(BIN)/mkdocs build --strict --quiet
 	@echo output/site/index.html
+
+# The notebook with what its cells print and draw, in output/tutorial.ipynb.
+tutorial: .venv/docs
+	$(BIN)/jupyter nbconvert --to notebook --execute docs/tutorial.ipynb --output-dir output
 
 # The picture of the README, from the demo's evaluation.
 overview: $(RESULTS)/pictures/contact_sheet.png

@@ -70,9 +70,12 @@ setup(
     ],
     extras_require={
         "docs": [
+            "ipykernel>=6.29",
             "mkdocs>=1.6,<2",
+            "mkdocs-jupyter>=0.25",
             "mkdocs-material>=9.6,<10",
             "mkdocstrings[python]>=1.0",
+            "nbconvert>=7.16",
         ],
         # Scans in (DICOM with its compressions, MetaImage, NRRD, DICOMweb) and findings out.
         "scans": [

@@ -1,6 +1,11 @@
 """The Markdown files of the repository, whose links ``make docs`` checks as pages."""
 
+import ast
+import importlib
 import importlib.util
+import inspect
+import json
+import re
 from pathlib import Path
 
 import lesion_d2
@@ -47,6 +52,31 @@ def test_links_and_anchors_are_found_as_github_finds_them(links):
     )
     assert list(links.linked(text, "docs/a.md")) == [("y.md", "#z"), ("docs/q.png", "")]
     assert links.anchors(text) == {"#a-b--c-d", "#a", "#a-1"}
+
+
+def _python():
+    """Name -> Python of the notebook and of blocks in the pages."""
+    for path in _pages():
+        text = (ROOT / path).read_text(encoding="utf-8")
+        blocks = re.findall(r"^ *```python\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+        yield from ((path, inspect.cleandoc(block)) for block in blocks)
+    for path in DOCS.glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        yield path.name, "\n".join(code)
+
+
+def test_what_examples_import_of_the_package_is_there():
+    missing, seen = [], set()
+    for path, text in _python():
+        found = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom))
+        for node in (node for node in found if node.module.split(".")[0] == "lesion_d2"):
+            module = importlib.import_module(node.module)
+            names = {alias.name for alias in node.names}
+            seen |= names
+            missing += [f"{path}: {node.module}.{n}" for n in names if not hasattr(module, n)]
+    assert missing == []
+    assert {"froc_curve", "LesionVisualizer", "record_attention"} <= seen
 
 
 def test_the_readme_is_short():
