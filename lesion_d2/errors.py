@@ -24,7 +24,7 @@ _MAX_BITS = 256
 _EXPECTED = (FloatingPointError, ImportError, MemoryError, OSError, ValueError)
 _FEWER = "maybe for its memory; fewer {} need less"
 _GRACE_SECONDS = 20.0
-_AGAIN_SECONDS = 0.05  # until an interruption that Python could not raise is raised once more
+_AGAIN_SECONDS = 0.05  # until a signal that did not take effect is sent once more
 
 
 class InputError(ValueError):
@@ -145,13 +145,20 @@ def _raised_again(interruption: Interruption) -> Iterator[None]:
 
 
 def _end_children() -> None:
-    """End processes of ``multiprocessing`` that would be waited for."""
+    """End processes of ``multiprocessing`` that would be waited for.
+
+    A process forgets a signal that comes while it is being forked: it is sent again.
+    """
     children = multiprocessing.active_children()
     for child in children:
         child.terminate()
-    deadline = time.monotonic() + _GRACE_SECONDS
+    deadline, pause = time.monotonic() + _GRACE_SECONDS, _AGAIN_SECONDS
     for child in children:
-        child.join(max(0.0, deadline - time.monotonic()))
+        child.join(pause)
+        while child.is_alive() and (left := deadline - time.monotonic()) > 0:
+            child.terminate()
+            pause = min(2 * pause, left)
+            child.join(pause)
         if child.is_alive():
             child.kill()
 

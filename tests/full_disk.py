@@ -2,6 +2,7 @@
 
 import contextlib
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,13 +13,20 @@ SIZE = 500  # bytes
 
 @contextlib.contextmanager
 def full_disk(size: int = SIZE) -> Iterator[None]:
-    """No file of this process, nor of one that it starts, gets larger."""
+    """No file of this process, nor of one that it starts, gets larger.
+
+    What is imported meanwhile is not kept compiled: Python would not see that half of it is
+    missing, until the next process imports it.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "dont_write_bytecode", True)
+        patch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def left(folder: Path) -> list[str]:

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import sys
@@ -207,6 +208,32 @@ def work():
 
 sys.exit(run_program(work))
 """
+
+
+class _BeingForked:
+    """A process that forgets the first signal."""
+
+    def __init__(self):
+        self.signals = 0
+
+    def terminate(self):
+        self.signals += 1
+
+    def is_alive(self):
+        return self.signals < 2
+
+    def join(self, timeout):
+        assert timeout < 1
+
+    def kill(self):
+        raise AssertionError("it was waited for until the end")
+
+
+def test_children_that_forget_a_signal_get_another_one(escaped, monkeypatch):
+    children = [_BeingForked(), _BeingForked()]
+    monkeypatch.setattr(multiprocessing, "active_children", lambda: children)
+    assert run_program(lambda: signal.raise_signal(signal.SIGTERM)) == 128 + signal.SIGTERM
+    assert [child.signals for child in children] == [2, 2]
 
 
 def test_a_signal_leaves_no_children(tmp_path):

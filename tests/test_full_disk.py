@@ -5,6 +5,7 @@ Findings and reports are tested beside their writers, as far as these are not he
 
 import contextlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +88,17 @@ def test_journals_and_large_texts_too(tmp_path):
     ):
         opened.write("x" * (SIZE + 1))
     assert left(tmp_path) == []
+
+
+def test_what_is_imported_meanwhile_is_not_kept_half_compiled(tmp_path, monkeypatch):
+    """The next process would not be able to import it."""
+    (tmp_path / "module_of_this_test.py").write_text(f"text = {'x' * SIZE!r}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    with full_disk():
+        importlib.import_module("module_of_this_test")
+    assert left(tmp_path) == ["module_of_this_test.py"] and not sys.dont_write_bytecode
 
 
 def script(name: str) -> Callable[[list[str]], int]:

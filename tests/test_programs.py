@@ -83,6 +83,7 @@ def parser_of(name: str):
         ("lesion_d2.tools.split_data", ["--seed"]),
         ("lesion_d2.tools.visualize.__main__", ["dataset", "--seed"]),
         ("lesion_d2.tools.visualize.__main__", ["negatives", "--hidden-seed"]),
+        ("prepare_phantom", ["--seed"]),
         ("prepare_phantom_scan", ["--seed"]),
         ("prepare_inserted", ["source", "--output", "mine", "--seed"]),
         ("prepare_toys", ["--seed"]),

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import resource
 import zipfile
 
 from lesion_d2.engine import LesionCheckpointer
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from full_disk import full_disk
 from torch import nn
 
 CHECKPOINT = {
@@ -197,11 +197,7 @@ def test_a_model_goes_through_safetensors(tmp_path):
 @pytest.mark.parametrize("ending", FORMATS)
 def test_a_full_disk_names_the_file_and_leaves_no_half(tmp_path, ending):
     path = str(tmp_path / f"a.{ending}")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
-        with pytest.raises(OSError, match=rf"^\[Errno \d+\] [^\n]*: '.*/a\.{ending}'$"):
-            write_file({"model": {"w": torch.ones(100_000)}}, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    message = rf"^\[Errno \d+\] [^\n]*: '.*/a\.{ending}'$"
+    with full_disk(20_000), pytest.raises(OSError, match=message):
+        write_file({"model": {"w": torch.ones(100_000)}}, path)
     assert os.listdir(tmp_path) == []

@@ -35,6 +35,7 @@ class Child:
             os.close(self._pipe)
             os.setsid()
             if longest_file is not None:
+                sys.dont_write_bytecode = True  # of half a file
                 resource.setrlimit(resource.RLIMIT_FSIZE, (longest_file, resource.RLIM_INFINITY))
             return function()
 
