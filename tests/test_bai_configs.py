@@ -1,7 +1,7 @@
 """The configs of Bai et al. (2023) say what the paper says, and differ in their own parts alone."""
 
 import pytest
-from test_configs import CONFIGS, values_of
+from config_values import CONFIGS, values_of
 
 _TEACHER = "MODEL.MEAN_TEACHER."
 _POLICY, _ENABLED = f"{_TEACHER}POLICY", f"{_TEACHER}ENABLED"

@@ -10,7 +10,7 @@ from lesion_d2.data.dataset_options import (
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from test_deeplesion import good_row, made_up_rows, write_dataset
+from made_up_deeplesion import good_row, made_up_rows, write_dataset
 
 
 def _rows(dicts, key="annotations"):

@@ -23,8 +23,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from config_values import CONFIGS, reduced
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from test_configs import CONFIGS, _reduced
 from tiny_run import tiny_config, uldor_args
 from torch import nn
 
@@ -79,7 +79,7 @@ def scan(tmp_path_factory):
 
 
 def _from_file(name, **changes):
-    cfg = _reduced(CONFIGS / name)
+    cfg = reduced(CONFIGS / name)
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
     cfg.TEST.DETECTIONS_PER_IMAGE = 8

@@ -16,10 +16,10 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
+from made_up_lesions import make_dicts, make_instances, predict, run, same
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from test_evaluator import make_dicts, make_instances, predict, run, same
 from test_volume_evaluator import detect
 from test_volume_evaluator import make_dicts as make_volumes
 

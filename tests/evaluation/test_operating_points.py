@@ -10,9 +10,9 @@ from lesion_d2.evaluation import (
     read_operating_points,
 )
 
+import made_up_lesions
 import numpy as np
 import pytest
-import test_evaluator
 import test_volume_evaluator
 from test_froc import random_case, slow_points
 
@@ -46,9 +46,6 @@ def test_without_detections_no_rate_is_reached():
     assert isinstance(curve, FrocCurve) and curve.thresholds_at([0.5, 8]) == [None, None]
 
 
-register = test_evaluator.register
-
-
 def _slow_rates(dicts, outputs):
     """Score -> false positives per image, counted detection by detection."""
     rates = {}
@@ -58,21 +55,21 @@ def _slow_rates(dicts, outputs):
             truth = [a["bbox"] for a in record["annotations"]]
             boxes = found.pred_boxes.tensor[found.scores >= cut].tolist()
             count += sum(
-                all(test_evaluator.iou(box, lesion) < 0.5 for lesion in truth) for box in boxes
+                all(made_up_lesions.iou(box, lesion) < 0.5 for lesion in truth) for box in boxes
             )
         rates[cut] = count / len(dicts)
     return rates
 
 
 def test_an_evaluation_of_images_writes_them(register, tmp_path):
-    dicts = register(test_evaluator.make_dicts(12))
-    outputs = [test_evaluator.predict(record) for record in dicts]
-    results = test_evaluator.run(
-        LesionEvaluator(test_evaluator.NAME, tmp_path, num_bootstrap=0), dicts, outputs
+    dicts = register(made_up_lesions.make_dicts(12))
+    outputs = [made_up_lesions.predict(record) for record in dicts]
+    results = made_up_lesions.run(
+        LesionEvaluator(made_up_lesions.NAME, tmp_path, num_bootstrap=0), dicts, outputs
     )
     content = json.loads((tmp_path / "froc.json").read_text())["operating_points"]
     points = read_operating_points(tmp_path / "froc.json")
-    assert (points.dataset, points.unit) == (test_evaluator.NAME, "image")
+    assert (points.dataset, points.unit) == (made_up_lesions.NAME, "image")
     rates = _slow_rates(dicts, outputs)
     assert points.last_rate == pytest.approx(max(rates.values()))
     assert list(points.thresholds) == [0.5, 1, 2, 4, 8, 16]

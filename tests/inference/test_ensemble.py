@@ -2,11 +2,9 @@ import itertools
 import math
 
 from lesion_d2.engine import load_config
-from lesion_d2.inference import Ensemble, find_clusters
-from lesion_d2.inference.cut_masks import cut_masks
+from lesion_d2.inference import Ensemble
 from lesion_d2.inference.ensemble import consolidate
 from lesion_d2.inference.tiles import Tile, make_tiles
-from lesion_d2.inference.views import ViewDetections
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from tiny_run import tiny_config, uldor_args
 from torch import nn
+from whole_masks import whole_masks
 
 SCORES = torch.tensor([0.9, 0.7, 0.5])
 FLIPS = ((), (-1,), (-2,), (-2, -1))  # of the views, in their order
@@ -54,14 +53,6 @@ class Seeing(nn.Module):
         if self.masks:
             result.pred_masks = _resized(masks, size)
         return result
-
-
-def _masks(detections, is_meant=None):
-    """The whole masks (n, H, W) of all detections, or of some."""
-    masks = torch.zeros(len(detections.masks), *detections.instances.image_size, dtype=torch.bool)
-    for whole, mask in zip(masks, detections.masks, strict=True):
-        whole[mask.window] = mask.pixels
-    return masks if is_meant is None else masks[is_meant]
 
 
 def _extent(mask, size):
@@ -119,7 +110,7 @@ def test_every_view_comes_back_to_the_untouched_slice(size, scale):
         assert found.pred_classes.tolist() == [0, 1, 2]
         assert torch.equal(found.scores, SCORES * (1.0 if view < 4 else 0.5))
         np.testing.assert_allclose(found.pred_boxes.tensor, boxes, rtol=0, atol=1e-4)
-        assert torch.equal(_masks(detections, is_here), masks)
+        assert torch.equal(whole_masks(detections, is_here), masks)
     assert len(detections.instances) == 24
     assert detections.num_views.tolist() == [8] * 24
     assert detections.center_weights.tolist() == [1.0] * 24
@@ -210,7 +201,7 @@ def test_what_tiles_cut_comes_back_in_place(scale):
         assert found.pred_classes.tolist() == list(cut)
         boxes, masks = _truth(size, list(cut.values()), scale)
         np.testing.assert_allclose(found.pred_boxes.tensor, boxes, rtol=0, atol=1e-4)
-        assert torch.equal(_masks(detections, is_here), masks)
+        assert torch.equal(whole_masks(detections, is_here), masks)
     assert num_cut > 8
     assert int(detections.view_ids.max()) < 2 * 12 * 4
 
@@ -222,7 +213,7 @@ def test_an_image_that_fits_into_a_tile_is_taken_whole():
     tiled = Ensemble([model], mirrors=False, tile_size=51).views(_inputs(image, 2))
     assert [tuple(seen.shape) for seen in model.seen] == [(33, 51)]
     assert torch.equal(tiled.instances.pred_boxes.tensor, plain.instances.pred_boxes.tensor)
-    assert torch.equal(_masks(tiled), _masks(plain))
+    assert torch.equal(whole_masks(tiled), whole_masks(plain))
     assert tiled.center_weights.tolist() == [1.0] * 3 and tiled.num_views.tolist() == [1] * 3
 
 
@@ -286,101 +277,6 @@ def test_an_object_in_several_tiles_keeps_its_score(rectangle, num_tiles, scale)
     [output] = Ensemble([model], mirrors=False, tile_size=40)([_inputs(image, scale)])
     expected = SCORES[:1] * (num_tiles - 1) / num_tiles
     torch.testing.assert_close(output["instances"].scores, expected[: num_tiles - 1])
-
-
-def _random_detections(seed, num=60, views=6):
-    rng = np.random.default_rng(seed)
-    corner, side = rng.uniform(0, 25, (num, 2)), rng.uniform(4, 14, (num, 2))
-    instances = Instances(
-        (40, 48),
-        pred_boxes=Boxes(torch.tensor(np.hstack([corner, corner + side]), dtype=torch.float32)),
-        scores=torch.tensor(rng.uniform(0, 1, num), dtype=torch.float32),
-        pred_classes=torch.tensor(rng.integers(0, 2, num)),
-    )
-    return ViewDetections(
-        instances,
-        cut_masks(torch.tensor(rng.uniform(size=(num, 40, 48)) < 0.5)),
-        torch.tensor(rng.integers(0, views, num)),
-        torch.full((num,), views),
-        torch.tensor(rng.uniform(0.1, 1, num), dtype=torch.float32),
-    )
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_clustering_averages_boxes_and_masks(seed):
-    detections = _random_detections(seed)
-    instances = detections.instances
-    clusters = find_clusters(
-        instances.pred_boxes.tensor.double().numpy(),
-        instances.scores.double().numpy(),
-        instances.pred_classes.numpy(),
-        iou_threshold=0.3,
-        view_ids=detections.view_ids.numpy(),
-        num_views=6,
-        center_weights=detections.center_weights.double().numpy(),
-    )
-    joined = consolidate(detections, "wbc", iou_threshold=0.3)
-    assert 1 < len(joined) < 60
-    np.testing.assert_allclose(joined.pred_boxes.tensor, clusters.boxes, rtol=1e-6)
-    np.testing.assert_allclose(joined.scores, clusters.scores, rtol=1e-6)
-    np.testing.assert_array_equal(joined.pred_classes, clusters.classes)
-    for row, mask in enumerate(joined.pred_masks.numpy()):
-        rows = clusters.members == row
-        share = np.average(_masks(detections).numpy()[rows], axis=0, weights=clusters.weights[rows])
-        clear = abs(share - 0.5) > 1e-6  # not decided by rounding
-        assert clear.mean() > 0.5
-        np.testing.assert_array_equal(mask[clear], (share > 0.5)[clear])
-
-
-def test_half_of_the_masks_is_not_a_majority():
-    boxes = Boxes(torch.tensor([[1.0, 1, 5, 5]] * 2))
-    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
-    masks[0, 1:4, 1:6] = masks[1, 3:6, 1:6] = True
-    instances = Instances((8, 8), pred_boxes=boxes, scores=torch.full((2,), 0.5))
-    instances.pred_classes = torch.zeros(2, dtype=torch.int64)
-    views = torch.arange(2), torch.full((2,), 2), torch.ones(2)
-    detections = ViewDetections(instances, cut_masks(masks), *views)
-    joined = consolidate(detections, "wbc")
-    assert torch.equal(joined.pred_masks, masks[:1] & masks[1:])
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_nms_keeps_the_best_boxes_with_their_masks(seed):
-    detections = _random_detections(seed)
-    instances = detections.instances
-    left, kept = instances.scores.argsort(descending=True).tolist(), []
-    boxes, classes = instances.pred_boxes.tensor.tolist(), instances.pred_classes.tolist()
-    while left:
-        best, *left = left
-        kept.append(best)
-        left = [
-            i for i in left if classes[i] != classes[best] or _iou(boxes[i], boxes[best]) <= 0.3
-        ]
-    joined = consolidate(detections, "nms", iou_threshold=0.3, max_detections=7)
-    assert len(kept) > 7
-    assert torch.equal(joined.scores, instances.scores[kept[:7]])
-    assert torch.equal(joined.pred_boxes.tensor, instances.pred_boxes.tensor[kept[:7]])
-    assert torch.equal(joined.pred_masks, _masks(detections)[kept[:7]])
-
-
-def _iou(a, b):
-    shared = math.prod(max(0.0, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1))
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    return shared / (sum(areas) - shared)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_cut_masks_are_whole_and_small(seed):
-    rng = np.random.default_rng(seed)
-    masks = torch.tensor(rng.uniform(size=(40, 12, 17)) < rng.choice([0, 0.005, 0.02], (40, 1, 1)))
-    assert 0 < masks.any(dim=(1, 2)).sum() < 40
-    for mask, cut in zip(masks, cut_masks(masks), strict=True):
-        whole = torch.zeros_like(mask)
-        whole[cut.window] = cut.pixels
-        assert torch.equal(whole, mask)
-        rows, columns = np.nonzero(mask.numpy())
-        area = (np.ptp(rows) + 1) * (np.ptp(columns) + 1) if len(rows) else 0
-        assert cut.pixels.untyped_storage().nbytes() == area  # and not that of all masks
 
 
 @pytest.mark.parametrize("method", ["wbc", "nms"])
@@ -455,7 +351,7 @@ def test_one_plain_view_is_the_model_itself(retina_unet):
     assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
     for field in fields[:2]:
         assert torch.equal(found.get(field), expected.get(field))
-    assert torch.equal(_masks(views), expected.pred_masks)
+    assert torch.equal(whole_masks(views), expected.pred_masks)
     # The model cuts boxes at the border after its NMS, so that a second one finds some more.
     boxes = expected.pred_boxes.tensor
     kept = batched_nms(boxes, expected.scores, expected.pred_classes, iou_threshold)
@@ -478,7 +374,7 @@ def test_mirrored_views_of_a_mirrored_image_are_the_same_views(retina_unet):
         boxes[:, [0, 2]] = 79 - boxes[:, [0, 2]]
         torch.testing.assert_close(found.pred_boxes.tensor, boxes, rtol=0, atol=1e-4)
         assert torch.equal(found.scores, expected.scores)
-        assert torch.equal(_masks(here, is_here), _masks(mirrored, is_there).flip(-1))
+        assert torch.equal(whole_masks(here, is_here), whole_masks(mirrored, is_there).flip(-1))
 
 
 @pytest.mark.parametrize("method", ["wbc", "nms"])

@@ -4,7 +4,8 @@ from lesion_d2.inference import Ensemble
 
 import pytest
 import torch
-from test_ensemble import Seeing, _image, _inputs, _masks
+from test_ensemble import Seeing, _image, _inputs
+from whole_masks import whole_masks
 
 RECTANGLES = [(6, 6, 12, 15), (30, 3, 48, 51), (78, 54, 90, 60)]
 
@@ -26,9 +27,9 @@ def test_every_view_of_a_crop_comes_back_to_the_whole_slice(scale, tile_size, co
     offset = torch.tensor([left, top, left, top])
     boxes = expected.instances.pred_boxes.tensor + offset
     torch.testing.assert_close(found.instances.pred_boxes.tensor, boxes, atol=1e-4, rtol=0)
-    masks = _masks(found)
-    assert torch.equal(masks[:, top:, left:][:, :height, :width], _masks(expected))
-    assert masks.sum() == _masks(expected).sum() > 0
+    masks = whole_masks(found)
+    assert torch.equal(masks[:, top:, left:][:, :height, :width], whole_masks(expected))
+    assert masks.sum() == whole_masks(expected).sum() > 0
     for name in ("view_ids", "num_views", "center_weights"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
     half = len(model.seen) // 2  # tiles and mirrors are those of the image

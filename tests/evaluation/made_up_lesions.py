@@ -1,0 +1,82 @@
+"""A data set of made-up lesions, and detections of them."""
+
+import math
+
+import numpy as np
+import torch
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.structures import Boxes, BoxMode, Instances
+
+NAME = "made_up_lesions"
+
+
+def make_dicts(num_images, seed=0, num_classes=1):
+    rng = np.random.default_rng(seed)
+    dicts = []
+    for i in range(num_images):
+        low = rng.integers(0, 200, (rng.integers(0, 4), 2))
+        boxes = np.concatenate([low, low + rng.integers(5, 120, low.shape)], axis=1)
+        annotations = [
+            {
+                "bbox": box.tolist(),
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": int(rng.integers(num_classes)),
+                "diameters_mm": (float(rng.choice([5, 10, 20, 30, 45])), 4.0),
+                "coarse_type": int(rng.choice([-1, 1, 4, 5])),
+            }
+            for box in boxes.astype(float)
+        ]
+        dicts.append(
+            {
+                "file_name": f"{i}.png",
+                "image_id": f"{i // 3:06d}_01_01_{i:03d}",
+                "height": 320,
+                "width": 320,
+                "patient": i // 3,
+                "spacing": (0.8, 0.8, float(rng.choice([1, 2.5, 5]))),
+                "annotations": annotations,
+            }
+        )
+    return dicts
+
+
+def predict(record, seed=0, num_classes=1, max_false=8):
+    """Detections near most lesions, and some elsewhere; scores are often equal."""
+    rng = np.random.default_rng([seed, int(record["image_id"][-3:])])
+    truth = np.array([a["bbox"] for a in record["annotations"]]).reshape(-1, 4)
+    near = truth[rng.random(len(truth)) < 0.8]
+    near = near + rng.normal(0, 2, near.shape)
+    near[:, 2:] = np.maximum(near[:, 2:], near[:, :2])
+    low = rng.uniform(0, 200, (rng.integers(0, max_false), 2))
+    boxes = np.concatenate([near, np.concatenate([low, low + 30], axis=1)])
+    scores = rng.integers(1, 30, len(boxes)) + 10 * (np.arange(len(boxes)) < len(near))
+    return make_instances(boxes, scores / 40, rng.integers(num_classes, size=len(boxes)))
+
+
+def make_instances(boxes, scores, classes=None):
+    result = Instances((320, 320))
+    result.pred_boxes = Boxes(torch.as_tensor(np.array(boxes), dtype=torch.float32).reshape(-1, 4))
+    result.scores = torch.as_tensor(np.array(scores), dtype=torch.float32)
+    classes = np.zeros(len(scores)) if classes is None else classes
+    result.pred_classes = torch.as_tensor(np.array(classes), dtype=torch.int64)
+    return result
+
+
+def run(evaluator, dicts, outputs):
+    evaluator.reset()
+    for record, instances in zip(dicts, outputs, strict=True):
+        evaluator.process([record], [{"instances": instances}])
+    return evaluator.evaluate()
+
+
+def same(first, second):
+    flat = [flatten_results_dict(results) for results in (first, second)]
+    assert flat[0].keys() == flat[1].keys()
+    for key, value in flat[0].items():
+        assert value == flat[1][key] or (math.isnan(value) and math.isnan(flat[1][key])), key
+
+
+def iou(a, b):
+    shared = max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
+    area = sum((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b))
+    return shared / (area - shared)
