@@ -34,7 +34,9 @@ predict: $(RESULTS)/froc.json $(SCANS)/phantom.nii.gz
 
 install: .venv/installed
 
-# A process a core; each takes tests from the one that has most left.
+# A process a core; each takes tests from the one that has most left. What they import is kept
+# compiled, also where Python was told not to: it takes seconds of each process.
+test: export PYTHONDONTWRITEBYTECODE =
 test: lint
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal --durations 10
 

@@ -46,7 +46,7 @@ def train(args: argparse.Namespace, file: str) -> None:
     """Train with each way to start the loss's normalizer; write the curves of the total loss."""
     cfg = train_net.setup(args)
     curves = {}
-    for normalizer, num_iterations in (("constant", 6), ("settled", 8), ("detectron2", 16)):
+    for normalizer, num_iterations in (("constant", 4), ("settled", 5), ("detectron2", 12)):
         curves[normalizer] = _curve(_configure(cfg, normalizer, num_iterations), normalizer)
     if comm.is_main_process():
         with open(file, "w") as out:

@@ -374,6 +374,9 @@ def test_peers_are_compared_on_the_same_images(monkeypatch):
     load_config = configs.load_config
     monkeypatch.setattr(peers, "load_config", thin_config)
     monkeypatch.setattr(peers, "_SIZES", {"cpu": 64})
+    monkeypatch.setattr(peers, "_NUM_BOXES", 200)
+    monkeypatch.setattr(peers, "WARM_UP", 1)
+    monkeypatch.setattr(running, "WARM_UP", 1)
     rows = list(peers.measure_peers("cpu", repeats=1))
     assert [row.name.split(",")[0] for row in rows[:2]] == [
         "RetinaUNet / torchvision's RetinaNet",
