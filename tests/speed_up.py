@@ -44,8 +44,9 @@ def read_configs_quickly(patch: pytest.MonkeyPatch) -> None:
 
 
 def write_quickly(patch: pytest.MonkeyPatch) -> None:
-    """Until the patch is undone, no file is flushed to the disk."""
+    """Until the patch is undone, no file is flushed to the disk, and no data set with all else."""
     patch.setattr(os, "fsync", lambda descriptor: None)
+    patch.setattr(os, "sync", lambda: None)
 
 
 def read_set_quickly(patch: pytest.MonkeyPatch, root: Path) -> None:
