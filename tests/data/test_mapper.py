@@ -4,7 +4,7 @@ import lesion_d2
 from lesion_d2.data import ct
 from lesion_d2.data.augmentation import AffineTransform, RandomAffine, ResizeTransform
 from lesion_d2.data.ct import read_slice
-from lesion_d2.data.lesion_transforms import lesion_outline, transform_lesions
+from lesion_d2.data.lesion_transforms import transform_lesions
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.data.mask_files import mask_annotation, write_mask_file
 from lesion_d2.data.pseudo_masks import (
@@ -21,27 +21,13 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
+from made_up_annotations import NEGATIVE_BOX, OBLIQUE, SIZE, mined_annotation, recist_annotation
 from pycocotools import mask as mask_util
 
-SIZE = (96, 128)
 _AUGMENTATIONS = ("HFLIP_PROB", "VFLIP_PROB", "MAX_ROTATION", "MAX_SHEAR", "MAX_SCALE")
 NO_AUGMENTATION = [
     value for key in (*_AUGMENTATIONS, "MAX_TRANSLATION") for value in (f"INPUT.AUG.{key}", 0.0)
 ]
-
-
-def _annotation(recist, row=2):
-    x, y = recist[0::2], recist[1::2]
-    return {
-        "bbox": [min(x) - 5, min(y) - 5, max(x) + 5, max(y) + 5],
-        "bbox_mode": BoxMode.XYXY_ABS,
-        "category_id": 0,
-        "recist": recist,
-        "row": row,
-    }
-
-
-OBLIQUE = _annotation([40.0, 30.0, 70.0, 50.0, 52.0, 45.0, 58.0, 36.0])
 
 
 @pytest.fixture
@@ -212,15 +198,10 @@ def test_rotated_box_is_the_outlines_not_the_corners():
     assert x2 - x1 > np.hypot(30, 20)  # it holds the long diameter
 
 
-def test_outline_fills_the_box():
-    outline = lesion_outline(OBLIQUE)
-    np.testing.assert_allclose([*outline.min(axis=0), *outline.max(axis=0)], OBLIQUE["bbox"])
-
-
 def test_lesions_that_leave_the_image_are_dropped_and_others_cut():
-    here = _annotation([20.0, 40.0, 40.0, 40.0, 30.0, 36.0, 30.0, 44.0])
-    gone = _annotation([100.0, 40.0, 120.0, 40.0, 110.0, 36.0, 110.0, 44.0], row=3)
-    cut = _annotation([60.0, 40.0, 80.0, 40.0, 70.0, 36.0, 70.0, 44.0], row=4)
+    here = recist_annotation([20.0, 40.0, 40.0, 40.0, 30.0, 36.0, 30.0, 44.0])
+    gone = recist_annotation([100.0, 40.0, 120.0, 40.0, 110.0, 36.0, 110.0, 44.0], row=3)
+    cut = recist_annotation([60.0, 40.0, 80.0, 40.0, 70.0, 36.0, 70.0, 44.0], row=4)
     shift = AffineTransform(np.array([[1.0, 0, 55.0], [0, 1, 0]]), *SIZE)
     masks = [ellipse_mask(a["recist"], *SIZE) for a in (here, gone, cut)]
     instances = transform_lesions([here, gone, cut], masks, shift, SIZE)
@@ -239,7 +220,7 @@ def test_boxes_as_corner_and_size_train_as_their_corners_do(dataset_dict):
         x1, y1, x2, y2 = annotation["bbox"]
         return {**annotation, "bbox": [x1, y1, x2 - x1, y2 - y1], "bbox_mode": BoxMode.XYWH_ABS}
 
-    second = _annotation([60.0, 60.0, 80.0, 60.0, 70.0, 54.0, 70.0, 66.0], row=3)
+    second = recist_annotation([60.0, 60.0, 80.0, 60.0, 70.0, 54.0, 70.0, 66.0], row=3)
     corners = {**dataset_dict, "annotations": [OBLIQUE, second], "hidden_annotations": [second]}
     sizes = {
         key: [with_size(a) for a in value] if key.endswith("annotations") else value
@@ -336,42 +317,9 @@ def test_any_number_of_slices_at_any_size(dataset_dict, channels, size):
     assert middle[0, 0] == pytest.approx(1100 / 8) and middle.max() > 1.5 * middle[0, 0]
 
 
-NEGATIVE_BOX = [30.0, 50.0, 54.0, 66.0]
-
-
-def _mined(box=NEGATIVE_BOX, category=1):
-    """A mined negative whose mask is the ellipse inscribed in its box."""
-    x1, y1, x2, y2 = box
-    x, y = (x1 + x2) / 2, (y1 + y2) / 2
-    mask = ellipse_mask([x1, y, x2, y, x, y1, x, y2], *SIZE)
-    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {
-        "bbox": box,
-        "bbox_mode": BoxMode.XYXY_ABS,
-        "category_id": category,
-        "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
-        "score": 0.9,
-        "mask_iou": 0.1,
-    }
-
-
-def test_outline_without_diameters_is_the_boxs_ellipse():
-    x1, y1, x2, y2 = box = [31.7, 50.1, 54.3, 66.9]
-    outline = lesion_outline({"bbox": box, "bbox_mode": BoxMode.XYXY_ABS})
-    assert [*outline.min(axis=0), *outline.max(axis=0)] == box
-    x, y = ((outline - ((x1 + x2) / 2, (y1 + y2) / 2)) / ((x2 - x1) / 2, (y2 - y1) / 2)).T
-    np.testing.assert_allclose(np.hypot(x, y), 1)
-    # A circle keeps its size in any rotation; its box's corners would reach 1.41 times as far.
-    c = np.sqrt(0.5)
-    turn = AffineTransform(np.array([[c, -c, 60.0], [c, c, -20.0]]), *SIZE)
-    turned = transform_lesions([_mined([30.0, 50.0, 50.0, 70.0])], None, turn, SIZE)
-    x1, y1, x2, y2 = turned.gt_boxes.tensor[0].tolist()
-    assert 19.9 < x2 - x1 <= 20.001 and 19.9 < y2 - y1 <= 20.001
-
-
 def test_flips_and_resizes_keep_a_mined_box_and_mask_exactly():
     height, width = SIZE
-    negative = _mined()
+    negative = mined_annotation()
     mask = mask_util.decode(negative["segmentation"])
     x1, y1, x2, y2 = NEGATIVE_BOX
     flipped = transform_lesions([negative], [mask], T.HFlipTransform(width), SIZE)
@@ -388,10 +336,12 @@ def test_flips_and_resizes_keep_a_mined_box_and_mask_exactly():
 def test_mined_negatives_join_the_images_own_lesions_in_training(dataset_dict):
     cfg = _config("INPUT.CT.IMAGE_SIZE", 192, "INPUT.AUG.RESIZE_RANGE", (0.8, 1.2))
     mapper = LesionDatasetMapper(cfg, True)
-    elsewhere = {"another.png": [_mined(category=7)]}
-    mapper.hard_negatives = {dataset_dict["image_id"]: [_mined(), _mined([70, 20, 90, 30])]}
+    elsewhere = {"another.png": [mined_annotation(category=7)]}
+    mapper.hard_negatives = {
+        dataset_dict["image_id"]: [mined_annotation(), mined_annotation([70, 20, 90, 30])]
+    }
     mapper.hard_negatives |= elsewhere
-    second = _annotation([60.0, 60.0, 80.0, 60.0, 70.0, 54.0, 70.0, 66.0], row=3)
+    second = recist_annotation([60.0, 60.0, 80.0, 60.0, 70.0, 54.0, 70.0, 66.0], row=3)
     dataset_dict["annotations"] = [OBLIQUE, second]
     before = repr(dataset_dict)
     np.random.seed(2)
@@ -418,7 +368,7 @@ def test_mined_negatives_on_an_image_without_lesions(dataset_dict, method, monke
 
     monkeypatch.setattr("lesion_d2.data.mapper.grabcut_image", grabcut_image)
     mapper = LesionDatasetMapper(_config("INPUT.PSEUDO_MASK", method), True)
-    mapper.hard_negatives = {dataset_dict["image_id"]: [_mined()]}
+    mapper.hard_negatives = {dataset_dict["image_id"]: [mined_annotation()]}
     mapped = mapper({**dataset_dict, "annotations": []})
     assert mapped["instances"].gt_classes.tolist() == [1]
     assert mapped["instances"].gt_masks.tensor.any()
@@ -433,15 +383,15 @@ def test_mined_negatives_between_lesions_with_stored_masks(dataset_dict, tmp_pat
     write_mask_file(file, info, [mask_annotation("000001_01_01_010", OBLIQUE, found)])
     cfg = _config(*NO_AUGMENTATION, "INPUT.PSEUDO_MASK_FILES", (str(file),))
     mapper = LesionDatasetMapper(cfg, True)
-    mapper.hard_negatives = {dataset_dict["image_id"]: [_mined()]}
+    mapper.hard_negatives = {dataset_dict["image_id"]: [mined_annotation()]}
     masks = mapper(dataset_dict)["instances"].gt_masks.tensor
     assert np.array_equal(masks[0], stored)
-    assert np.array_equal(masks[1], mask_util.decode(_mined()["segmentation"]))
+    assert np.array_equal(masks[1], mask_util.decode(mined_annotation()["segmentation"]))
 
 
 def test_without_mask_on_mined_negatives_are_boxes(dataset_dict):
     mapper = LesionDatasetMapper(_config("MODEL.MASK_ON", False, *NO_AUGMENTATION), True)
-    mapper.hard_negatives = {dataset_dict["image_id"]: [_mined()]}
+    mapper.hard_negatives = {dataset_dict["image_id"]: [mined_annotation()]}
     instances = mapper(dataset_dict)["instances"]
     np.testing.assert_allclose(instances.gt_boxes.tensor[1], NEGATIVE_BOX, atol=1e-4)
     assert not instances.has("gt_masks")
@@ -449,11 +399,11 @@ def test_without_mask_on_mined_negatives_are_boxes(dataset_dict):
 
 @pytest.mark.parametrize("method", ["ellipse", "grabcut"])
 def test_inference_with_masks_gives_them_as_on_disk(dataset_dict, method):
-    other = _annotation([80.0, 70.0, 100.0, 70.0, 90.0, 64.0, 90.0, 76.0], row=3)
+    other = recist_annotation([80.0, 70.0, 100.0, 70.0, 90.0, 64.0, 90.0, 76.0], row=3)
     dataset_dict["annotations"] = [OBLIQUE, other]
     cfg = _config("INPUT.PSEUDO_MASK", method, "INPUT.CT.IMAGE_SIZE", 256, "MODEL.MASK_ON", False)
     mapper = LesionDatasetMapper(cfg, False, with_masks=True)
-    mapper.hard_negatives = {dataset_dict["image_id"]: [_mined()]}  # for training only
+    mapper.hard_negatives = {dataset_dict["image_id"]: [mined_annotation()]}  # for training only
     mapped = mapper(dataset_dict)
     assert mapped["image"].shape == (3, 192, 256) and "instances" not in mapped
     masks = mapped["lesion_masks"]
@@ -465,12 +415,6 @@ def test_inference_with_masks_gives_them_as_on_disk(dataset_dict, method):
     nothing = mapper({**dataset_dict, "annotations": []})
     assert nothing["lesion_masks"].shape == (0, *SIZE)
     assert "lesion_masks" not in LesionDatasetMapper(cfg, False)(dataset_dict)
-
-
-def test_end_points_on_one_line_keep_their_box():
-    level = _annotation([40.0, 30.0, 70.0, 30.0, 50.0, 30.0, 58.0, 30.0])
-    flipped = transform_lesions([level], None, T.HFlipTransform(SIZE[1]), SIZE)
-    np.testing.assert_allclose(flipped.gt_boxes.tensor, [[52, 25, 92, 35]], atol=1e-4)
 
 
 def test_fallbacks_on_the_fly_are_counted(dataset_dict, caplog, monkeypatch):

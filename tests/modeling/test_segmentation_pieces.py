@@ -1,4 +1,5 @@
 from lesion_d2.modeling.losses import IGNORE
+from lesion_d2.modeling.meta_arch.retina_unet import masks_in_boxes
 from lesion_d2.modeling.segmentation import (
     resize_probabilities,
     semantic_labels,
@@ -8,7 +9,7 @@ from lesion_d2.structures import ImageList3D
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, ImageList, Instances
 
 # Depth, height and width.
 _SIZES = [(2, 4, 5), (3, 5, 4)]
@@ -69,3 +70,29 @@ def test_an_image_of_the_wanted_size_is_not_changed_by_interpolation():
     probabilities = torch.rand(3, 9, 11)
     resized = F.interpolate(probabilities[None], (9, 11), mode="bilinear", align_corners=False)[0]
     assert torch.equal(resize_probabilities(probabilities, (9, 11), (9, 11)), resized)
+
+
+def test_semantic_labels():
+    first, second = Instances((3, 4)), Instances((2, 2))
+    masks = torch.zeros(2, 3, 4, dtype=torch.bool)
+    masks[0, 0, :2] = True
+    masks[1, 0, 1:3] = True
+    first.gt_masks, first.gt_classes = BitMasks(masks), torch.tensor([4, 0])
+    second.gt_masks, second.gt_classes = BitMasks(torch.zeros(0, 2, 2)), torch.zeros(0).long()
+    images = ImageList(torch.zeros(2, 1, 3, 4), [(3, 4), (2, 2)])
+    labels = semantic_labels([first, second], images)
+    assert labels[0].tolist() == [[5, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    i = IGNORE
+    assert labels[1].tolist() == [[0, 0, i, i], [0, 0, i, i], [i, i, i, i]]
+
+
+def test_masks_in_boxes_against_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    class_masks = torch.rand(2, 9, 11, generator=generator) > 0.5
+    boxes = torch.tensor([[0.0, 0.0, 11.0, 9.0], [2.4, 1.6, 7.5, 4.4], [5.0, 5.0, 5.0, 5.0]])
+    classes = torch.tensor([1, 0, 1])
+    masks = masks_in_boxes(class_masks, boxes, classes)
+    for n, y, x in torch.cartesian_prod(torch.arange(3), torch.arange(9), torch.arange(11)):
+        x1, y1, x2, y2 = boxes[n]
+        inside = x1 <= x <= x2 and y1 <= y <= y2
+        assert masks[n, y, x] == (inside and class_masks[classes[n], y, x])

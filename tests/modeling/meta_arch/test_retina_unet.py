@@ -7,9 +7,8 @@ from lesion_d2.data.lesion_transforms import transform_lesions
 from lesion_d2.layers import giou_loss
 from lesion_d2.modeling.attention import record_attention
 from lesion_d2.modeling.calibration import mask_agreement
-from lesion_d2.modeling.losses import IGNORE, anchor_focal_loss, focal_segmentation_loss
-from lesion_d2.modeling.meta_arch.retina_unet import _postprocess, masks_in_boxes
-from lesion_d2.modeling.segmentation import semantic_labels
+from lesion_d2.modeling.losses import anchor_focal_loss, focal_segmentation_loss
+from lesion_d2.modeling.meta_arch.retina_unet import _postprocess
 from lesion_d2.modeling.shem import batch_shem_loss, box_loss_per_image, shem_loss
 
 import pytest
@@ -225,32 +224,6 @@ def test_without_segmentation_it_is_detectron2s_retinanet(pytestconfig):
         expected = super(type(model), model).forward(batch)
     assert losses.keys() == expected.keys()
     assert all(torch.equal(losses[k], expected[k]) for k in losses)
-
-
-def test_semantic_labels():
-    first, second = Instances((3, 4)), Instances((2, 2))
-    masks = torch.zeros(2, 3, 4, dtype=torch.bool)
-    masks[0, 0, :2] = True
-    masks[1, 0, 1:3] = True
-    first.gt_masks, first.gt_classes = BitMasks(masks), torch.tensor([4, 0])
-    second.gt_masks, second.gt_classes = BitMasks(torch.zeros(0, 2, 2)), torch.zeros(0).long()
-    images = ImageList(torch.zeros(2, 1, 3, 4), [(3, 4), (2, 2)])
-    labels = semantic_labels([first, second], images)
-    assert labels[0].tolist() == [[5, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    i = IGNORE
-    assert labels[1].tolist() == [[0, 0, i, i], [0, 0, i, i], [i, i, i, i]]
-
-
-def test_masks_in_boxes_against_a_loop():
-    generator = torch.Generator().manual_seed(0)
-    class_masks = torch.rand(2, 9, 11, generator=generator) > 0.5
-    boxes = torch.tensor([[0.0, 0.0, 11.0, 9.0], [2.4, 1.6, 7.5, 4.4], [5.0, 5.0, 5.0, 5.0]])
-    classes = torch.tensor([1, 0, 1])
-    masks = masks_in_boxes(class_masks, boxes, classes)
-    for n, y, x in torch.cartesian_prod(torch.arange(3), torch.arange(9), torch.arange(11)):
-        x1, y1, x2, y2 = boxes[n]
-        inside = x1 <= x <= x2 and y1 <= y <= y2
-        assert masks[n, y, x] == (inside and class_masks[classes[n], y, x])
 
 
 def _zlocha(root, *opts):
