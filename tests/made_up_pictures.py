@@ -1,9 +1,7 @@
 """A small slice to draw on, and what is seen of what was drawn."""
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
-from lesion_d2.visualization import (
-    LesionVisualizer,
-)
+from lesion_d2.visualization import LesionVisualizer
 
 import cv2
 import numpy as np

@@ -1,8 +1,6 @@
 """Annotations of lesions on a small slice."""
 
-from lesion_d2.data.pseudo_masks import (
-    ellipse_mask,
-)
+from lesion_d2.data.pseudo_masks import ellipse_mask
 
 import numpy as np
 from detectron2.structures import BoxMode
