@@ -8,6 +8,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,11 +52,20 @@ def _warm_server() -> None:
 def tiny_phantom(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of data sets with a tiny ``phantom``; DETECTRON2_DATASETS names it from now on."""
     from lesion_d2.data.phantom import write_phantom
+    from lesion_d2.files import locked
 
+    from speed_up import read_set_quickly
+
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the folder of all processes: one of them writes it
+        shared = shared.parent
+    with locked(shared / "phantom.lock", waits=True):
+        write_phantom(shared / "phantom", num_patients=8, size=64, workers=1)
     root = tmp_path_factory.mktemp("datasets")
-    write_phantom(root / "phantom", num_patients=8, size=64, workers=1)
+    shutil.copytree(shared / "phantom", root / "phantom", copy_function=os.link)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", os.fspath(root))
+        read_set_quickly(patch, root / "phantom")
         yield root
 
 

@@ -9,17 +9,22 @@ longer than it works. No test cuts the power. Every evaluation draws its curves,
 Pictures are larger than most tests of what is drawn need.
 
 A ResNet-50 takes 0.4 s to draw its first weights, of which most layers do so twice.
+
+A tiny run reads its data sets some six times, each in as much time as two of its iterations.
 """
 
 import math
 import os
+import pickle
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial, reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from lesion_d2.data import deeplesion
 from lesion_d2.evaluation import report, volume_evaluator
 
 import pytest
@@ -42,6 +47,28 @@ def write_quickly(patch: pytest.MonkeyPatch) -> None:
     """Until the patch is undone, no file is flushed to the disk, and no data set with all else."""
     patch.setattr(os, "fsync", lambda descriptor: None)
     patch.setattr(os, "sync", lambda: None)
+
+
+def read_set_quickly(patch: pytest.MonkeyPatch, root: Path) -> None:
+    """Until the patch is undone, a set that does not change is read once with the same options.
+
+    Only where it is registered; the log tells of each time as of the first.
+    """
+    load, kept = deeplesion.load_deeplesion, {}
+
+    def load_once(csv_file: str, image_root: str, split: str | None, **options: Any) -> list[dict]:
+        if Path(csv_file).parent != root:
+            return load(csv_file, image_root, split, **options)
+        key = image_root, split, *sorted(options.items())
+        if key not in kept:
+            with mock.patch.object(deeplesion, "logger") as log:
+                kept[key] = pickle.dumps(load(csv_file, image_root, split, **options)), log
+        dicts, log = kept[key]
+        for call in log.info.call_args_list:
+            deeplesion.logger.info(*call.args)
+        return pickle.loads(dicts)
+
+    patch.setattr(deeplesion, "load_deeplesion", load_once)
 
 
 def draw_no_curves(patch: pytest.MonkeyPatch) -> None:
