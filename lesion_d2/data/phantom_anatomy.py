@@ -45,11 +45,13 @@ class Body:
         scale: of the atlas, along x, y and z.
         fat: mm under the skin.
         table: arcs of the table: mm below the back, mm of half of its curve, half of the thickness.
+        strength: thickness of the muscle wall, as a share of the atlas's.
     """
 
     scale: tuple[float, float, float]
     fat: float
     table: tuple[tuple[float, float, float], ...] = ((7.0, 26.0, 1.5),)
+    strength: float = 1.0
     stages: list[Ellipsoid | Tubes | Sheet] = field(default_factory=list)
     bend: tuple[Waves, Waves] | None = None
     texture: Waves | None = None
@@ -61,7 +63,8 @@ class Body:
 
     def wall(self, z: float) -> float:
         """Thickness of the muscle wall around the cavity at height z."""
-        return float(np.interp(z, [0, 80, 200, 440, 540, 600], [24, 15, 12, 11, 22, 30]))
+        atlas = np.interp(z, [0, 80, 200, 440, 540, 600], [24, 15, 12, 11, 22, 30])
+        return self.strength * float(atlas)
 
     def outer_half_width(self) -> float:
         """Largest half-width of the body, skin included."""
@@ -72,14 +75,17 @@ def sample_body(rng: np.random.Generator, clinical: bool = False) -> Body:
     """Draw a patient; a clinical one has more bowel, a larger liver and another table."""
     scale = tuple(rng.uniform(low, high) for low, high in ((0.9, 1.12), (0.92, 1.1), (0.92, 1.08)))
     body = Body(scale, fat=float(rng.uniform(8, 28)))
+    loops = 9
     if clinical:
-        body.table = _clinical_table(rng)
+        body.table, body.fat = _clinical_table(rng), float(rng.uniform(4, 26))
+        body.strength, loops = float(rng.uniform(0.5, 1.0)), int(rng.integers(20, 46))
     body.bend = (Waves(rng, (60, 140), 4), Waves(rng, (60, 140), 4))
     body.texture = Waves(rng, (9, 40), 14)
+    chest, organs = _chest(rng), _upper_abdomen(rng, clinical)
+    bowel = _bowel(rng, loops, top=265 if clinical else 300)
     body.stages = [
-        *_chest(rng),
-        *_upper_abdomen(rng, clinical),
-        *_bowel(rng, loops=24 if clinical else 9),
+        *chest,
+        *(bowel + organs if clinical else organs + bowel),  # clinical bowel is not in the liver
         *_muscles(rng),
         *_great_vessels(rng),
         *_small_vessels(rng),
@@ -289,9 +295,9 @@ def _liver_vessels(rng: np.random.Generator, twigs: int = 0) -> list:
     return [join_tubes(tubes)]
 
 
-def _loop(rng: np.random.Generator, steps: int, length: float) -> np.ndarray:
-    """A walk (K x 3) that stays in the front of the abdominal cavity."""
-    low, high = np.array((-85, -78, 300)), np.array((85, 5, 520))
+def _loop(rng: np.random.Generator, steps: int, length: float, top: float = 300) -> np.ndarray:
+    """A walk (K x 3) that stays in the front of the abdominal cavity, from height ``top`` on."""
+    low, high = np.array((-85, -78, top)), np.array((85, 5, 520))
     points = [rng.uniform(low, high)]
     heading = rng.normal(size=3)
     for _ in range(steps):
@@ -302,10 +308,10 @@ def _loop(rng: np.random.Generator, steps: int, length: float) -> np.ndarray:
     return np.array(points)
 
 
-def _bowel(rng: np.random.Generator, loops: int = 9) -> list:
+def _bowel(rng: np.random.Generator, loops: int, top: float) -> list:
     stages = []
     for _ in range(loops):
-        points = _loop(rng, 16, 16)
+        points = _loop(rng, 16, 16, top)
         radius = rng.uniform(6, 12) * rng.uniform(0.75, 1.25, len(points))
         content = rng.choice(["fluid", "oral", "gas", "wall"], p=[0.4, 0.35, 0.1, 0.15])
         stages.append(polyline(points, radius, "wall", BOWEL, cavity=True))

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from .phantom_looks import UNEVEN_FACTOR, UNEVEN_SHARE, sample_look
-from .phantom_shapes import BONE, FAT, KIDNEY, LIVER, LUNG, MUSCLE, SKIN_FAT, Canvas, Waves
+from .phantom_shapes import BONE, FAT, KIDNEY, LIVER, LUNG, MUSCLE, SKIN_FAT, VESSEL, Canvas, Waves
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Lesion:
         mottle_hu: HU of that field's standard deviation.
         softness: mm over which its edge goes over into what is around.
         rim: HU added in the outer quarter of its radius.
+        within: labels of tissues that it does not leave; empty where it grows into any.
     """
 
     kind: LesionType
@@ -91,6 +92,7 @@ class Lesion:
     mottle_hu: float
     softness: float = 0.0
     rim: float = 0.0
+    within: tuple[int, ...] = ()
 
     @property
     def reach(self) -> float:
@@ -117,7 +119,11 @@ class Lesion:
         if patch is None or abs(canvas.z - z) >= reach:
             return cover
         distance = self.inside(canvas.x[patch[1]], canvas.y[patch[0]][:, None], canvas.z)
-        cover[patch] = share = canvas.cover(distance, self.softness)
+        share = canvas.cover(distance, self.softness)
+        if self.within:
+            host = np.isin(canvas.labels[patch], self.within).astype(np.float32)
+            share = share * cv2.blur(host, (3, 3))
+        cover[patch] = share
         hu = canvas.hu[patch]
         deep = np.clip(-distance / self.radius - 0.35, 0, 0.3) / 0.3
         uneven = self.mottle(canvas.x[patch[1]], canvas.y[patch[0]], canvas.z + away)
@@ -188,8 +194,9 @@ def sample_lesion(
     Returns:
         the lesion, or None where the slice has no room for it.
     """
-    diameter = median_diameter * np.exp(rng.normal(0, 0.5))
-    place = _find_place(rng, kind, canvas, taken, diameter)
+    diameter = median_diameter * np.exp(rng.normal(0, 0.6 if clinical else 0.5))
+    rooms = _ROOM | ({4: 2.0} if clinical else {})
+    place = _find_place(rng, kind, canvas, taken, diameter, rooms)
     if place is None:
         return None
     center, radius = place
@@ -206,7 +213,12 @@ def sample_lesion(
 
 
 def _find_place(
-    rng: np.random.Generator, kind: LesionType, canvas: Canvas, taken: np.ndarray, diameter: float
+    rng: np.random.Generator,
+    kind: LesionType,
+    canvas: Canvas,
+    taken: np.ndarray,
+    diameter: float,
+    rooms: dict[int, float],
 ) -> tuple[tuple[float, float, float], float] | None:
     """A lesion's center and radius, mm, smaller than asked for where there is less room."""
     smallest = max(3.0, 4.5 * canvas.pixel)
@@ -215,7 +227,7 @@ def _find_place(
     room = cv2.distanceTransform(host.astype(np.uint8), cv2.DIST_L2, 3) * canvas.pixel
     for _ in range(4):
         # Lesions of bone and lymph nodes push their neighbors aside; others stay inside the host.
-        places = np.flatnonzero(room >= min(0.85 * radius, _ROOM.get(kind.coarse_type, 99.0)))
+        places = np.flatnonzero(room >= min(0.85 * radius, rooms.get(kind.coarse_type, 99.0)))
         if len(places):
             break
         radius *= 0.75
@@ -260,6 +272,7 @@ def _clinical_look(
         "mottle_hu": mottle_hu * look.uneven * factor * float(rng.uniform(0.5, 1.5)),
         "softness": min(float(rng.uniform(*look.softness)), 0.8 * radius),
         "rim": float(rng.uniform(*look.rim)) * large,
+        "within": (LIVER, VESSEL) if kind.coarse_type == 4 else (),
     }
 
 
