@@ -46,12 +46,14 @@ class Body:
         fat: mm under the skin.
         table: arcs of the table: mm below the back, mm of half of its curve, half of the thickness.
         strength: thickness of the muscle wall, as a share of the atlas's.
+        planes: of fat between layers of that wall: share of its depth, mm of thickness.
     """
 
     scale: tuple[float, float, float]
     fat: float
     table: tuple[tuple[float, float, float], ...] = ((7.0, 26.0, 1.5),)
     strength: float = 1.0
+    planes: tuple[tuple[float, float], ...] = ()
     stages: list[Ellipsoid | Tubes | Sheet] = field(default_factory=list)
     bend: tuple[Waves, Waves] | None = None
     texture: Waves | None = None
@@ -79,14 +81,17 @@ def sample_body(rng: np.random.Generator, clinical: bool = False) -> Body:
     if clinical:
         body.table, body.fat = _clinical_table(rng), float(rng.uniform(4, 26))
         body.strength, loops = float(rng.uniform(0.5, 1.0)), int(rng.integers(20, 46))
+        shares = rng.uniform(0.15, 0.9, rng.integers(1, 4))
+        body.planes = tuple((float(share), float(rng.uniform(0.5, 2.5))) for share in shares)
     body.bend = (Waves(rng, (60, 140), 4), Waves(rng, (60, 140), 4))
-    body.texture = Waves(rng, (9, 40), 14)
+    body.texture = Waves(rng, (5, 35) if clinical else (9, 40), 14)
     chest, organs = _chest(rng), _upper_abdomen(rng, clinical)
     bowel = _bowel(rng, loops, top=265 if clinical else 300)
     body.stages = [
         *chest,
         *(bowel + organs if clinical else organs + bowel),  # clinical bowel is not in the liver
         *_muscles(rng),
+        *(_behind_the_liver(rng) if clinical else ()),
         *_great_vessels(rng),
         *_small_vessels(rng),
         *_pelvis(rng),
@@ -130,11 +135,11 @@ def _paint_outline(canvas: Canvas, body: Body) -> None:
     wall, fat = body.wall(canvas.z), body.fat
     back = 14.0  # the muscles along the spine
 
-    def cover(half_x: float, front: float, rear: float) -> np.ndarray:
-        """How much of each pixel lies within the rounded outline that reaches so far."""
+    def distance(half_x: float, front: float, rear: float) -> np.ndarray:
+        """Signed distance in mm to the rounded outline that reaches so far."""
         center, half_y = (rear - front) / 2, (rear + front) / 2
         u, v = (x / half_x) ** 2, ((y - center) / half_y) ** 2
-        return canvas.cover((np.sqrt(u + v - 0.35 * u * v) - 1) * half_y)
+        return (np.sqrt(u + v - 0.35 * u * v) - 1) * half_y
 
     front, rear = depth - CAVITY_Y, depth + CAVITY_Y
     rings = [
@@ -146,11 +151,15 @@ def _paint_outline(canvas: Canvas, body: Body) -> None:
         table = rear + fat + wall + back + gap - (canvas.x / curve) ** 2  # around the patient
         canvas.paint(patch, canvas.cover(np.abs(canvas.y[:, None] - table) - thick), "table", AIR)
     for side, ahead, behind, tissue, label in rings:
-        inside = cover(half + side, front + ahead, rear + behind)
+        inside = canvas.cover(distance(half + side, front + ahead, rear + behind))
         canvas.paint(patch, inside, tissue, label)
         if tissue == "fat":
             canvas.body = inside
-    canvas.cavity = cover(half, front, rear)
+    for depth_share, thick in body.planes:
+        side = depth_share * wall
+        plane = distance(half + side, front + side, rear + side + depth_share * back)
+        canvas.paint(patch, canvas.cover(np.abs(plane) - thick / 2), "fat", MUSCLE)
+    canvas.cavity = canvas.cover(distance(half, front, rear))
     canvas.paint(patch, canvas.cavity, "fat", FAT)
 
 
@@ -339,6 +348,20 @@ def _muscles(rng: np.random.Generator) -> list:
         stages.append(polyline(points, radius, "muscle", MUSCLE))
         gluteal = Ellipsoid((side * 75, 80, 570), (55, 34, 80), "muscle", MUSCLE, cavity=False)
         stages.append(gluteal)
+    return stages
+
+
+def _behind_the_liver(rng: np.random.Generator) -> list:
+    """Crura of the diaphragm and adrenal glands, which look like nodes."""
+    stages = []
+    for side in (-1, 1):
+        crus = [(side * 16, 22, 205), (side * 15, 28, 250), (side * 13, 36, 300), (10, 40, 335)]
+        points = np.array([_jitter(rng, p, 2.5) for p in crus])
+        stages.append(polyline(points, rng.uniform(2.5, 6.5, 4), "muscle", MUSCLE, cavity=True))
+        top = np.array(_jitter(rng, (side * 42, 24, 282), 3))
+        for _ in range(2):
+            points = _wander(rng, top, (rng.normal(), rng.normal(), 2.0), 3, 8, 0.4)
+            stages.append(polyline(points, rng.uniform(1.5, 3.5, 4), "organ", ORGAN, cavity=True))
     return stages
 
 

@@ -74,5 +74,16 @@ def sample_clinical_tissues(rng: np.random.Generator) -> dict[str, float]:
         rest |= {"pancreas": rng.uniform(75, 105), "spleen": rng.uniform(105, 135)}
     tissues |= {name: float(value) for name, value in rest.items()}
     tissues |= {"artery": artery, "vein": vein, "heart": (artery + vein) / 2.4}
-    tissues |= {"table": float(rng.uniform(-50, 350)), "fat.sd": 8.0, "organ.sd": 7.0}
+    spread = {
+        "table": (-50, 350),
+        "marrow": (100, 230),
+        "marrow.sd": (30, 65),
+        "cortical": (400, 800),
+        "fat.sd": (6, 16),
+        "organ.sd": (5, 10),
+        "oral.sd": (0, 50),
+        "fluid.sd": (0, 15),
+        "stool.sd": (60, 220),
+    }
+    tissues |= {name: float(rng.uniform(*ends)) for name, ends in spread.items()}
     return tissues
