@@ -1,14 +1,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
-CONFIG := configs/quickstart/retina_unet_phantom.yaml
+CONFIG := configs/quickstart/retina_unet_clinical.yaml
 OUTPUT := output/quickstart
-RESULTS := $(OUTPUT)/inference/phantom_test
+RESULTS := $(OUTPUT)/inference/phantom_clinical_test
 # TorchScript would compile Detectron2's focal loss for ten seconds, to run it a few minutes.
 export PYTORCH_JIT ?= 0
 # Threads that wait by spinning slow each other a hundredfold where other work runs beside them.
 export OMP_WAIT_POLICY ?= PASSIVE
 export DETECTRON2_DATASETS ?= $(CURDIR)/datasets
-PHANTOM := $(DETECTRON2_DATASETS)/phantom
+PHANTOM := $(DETECTRON2_DATASETS)/phantom_clinical
 PREDICTED := output/predict
 SCANS := $(PREDICTED)/scans
 
@@ -23,7 +23,7 @@ FOUND_WHEELS = $(wildcard $(WHEELS)/*.whl)
 
 # Train a lesion detector on the phantoms, evaluate it on other patients, and show what it found.
 demo: $(RESULTS)/pictures/contact_sheet.png
-	$(BIN)/python -m lesion_d2.tools.show_results $(OUTPUT) --dataset phantom_test
+	$(BIN)/python -m lesion_d2.tools.show_results $(OUTPUT) --dataset phantom_clinical_test
 
 # Find lesions in the scan of another phantom patient, as DICOM and as NIfTI, with the demo's model.
 predict: $(RESULTS)/froc.json $(SCANS)/phantom.nii.gz
@@ -93,10 +93,11 @@ gpu-wheels: install
 	touch $@
 
 $(PHANTOM)/phantom.json: | install
-	$(BIN)/python datasets/prepare_phantom.py --root $(PHANTOM) --preset quickstart
+	$(BIN)/python datasets/prepare_phantom.py --root $(PHANTOM) --preset clinical
 
 # Goes on with an interrupted training, or starts anew where its inputs are others by now.
-$(OUTPUT)/trained: $(CONFIG) configs/Base-RetinaUNet.yaml $(PHANTOM)/phantom.json | install
+$(OUTPUT)/trained: $(CONFIG) configs/quickstart/retina_unet_phantom.yaml \
+		configs/Base-RetinaUNet.yaml $(PHANTOM)/phantom.json | install
 	if [ -f $(OUTPUT)/inputs.sha256 ] && ! sha256sum $^ | cmp -s - $(OUTPUT)/inputs.sha256; \
 		then rm -r $(OUTPUT); fi
 	mkdir -p $(OUTPUT)
@@ -106,10 +107,10 @@ $(OUTPUT)/trained: $(CONFIG) configs/Base-RetinaUNet.yaml $(PHANTOM)/phantom.jso
 
 $(RESULTS)/froc.json: $(OUTPUT)/trained
 	$(BIN)/python train_net.py --config-file $(CONFIG) --eval-only OUTPUT_DIR $(OUTPUT) \
-		MODEL.WEIGHTS $(OUTPUT)/model_best.pth DATASETS.TEST "('phantom_test',)"
+		MODEL.WEIGHTS $(OUTPUT)/model_best.pth DATASETS.TEST "('phantom_clinical_test',)"
 
 $(RESULTS)/pictures/contact_sheet.png: $(RESULTS)/froc.json
-	$(BIN)/python -m lesion_d2.tools.visualize predictions --dataset phantom_test \
+	$(BIN)/python -m lesion_d2.tools.visualize predictions --dataset phantom_clinical_test \
 		--results $(RESULTS)/coco_instances_results.json
 
 # The NIfTI file is written last.

@@ -1,8 +1,8 @@
 """Write a phantom data set: synthetic CT with lesions, in DeepLesion's layout on disk.
 
-python datasets/prepare_phantom.py                      # the quickstart's set
-python datasets/prepare_phantom.py --preset columns     # with distractors that slices tell apart
-python datasets/prepare_phantom.py --preset clinical    # lesions and noise as on clinical CT
+python datasets/prepare_phantom.py                          # the demo's set: as on clinical CT
+python datasets/prepare_phantom.py --preset quickstart-v1   # mottled lesions, 256 x 256 pixels
+python datasets/prepare_phantom.py --preset columns         # with distractors that slices tell apart
 python datasets/prepare_phantom.py --preset full --root /data/phantom
 """
 
@@ -20,7 +20,7 @@ from lesion_d2.data.phantom import PRESETS, write_phantom
 from lesion_d2.errors import run_program
 from lesion_d2.tools.arguments import seed
 
-#: Presets that are data sets of their own beside the quickstart's.
+#: Presets with a folder of their own, not ``phantom``.
 OWN_FOLDERS = ("columns", "clinical")
 
 
@@ -30,7 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     folder = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     help_root = f"default: {folder / 'phantom'}, or phantom_<preset> for {', '.join(OWN_FOLDERS)}"
     parser.add_argument("--root", type=Path, help=help_root.replace("%", "%%"))  # argparse's escape
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="quickstart")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="clinical")
     parser.add_argument("--patients", type=int, dest="num_patients")
     parser.add_argument("--size", type=int, help="pixels a side of every slice")
     parser.add_argument("--seed", type=seed)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-from lesion_d2.data.phantom import PhantomOptions, Series
+from lesion_d2.data.phantom import PRESETS, PhantomOptions, Series
 from lesion_d2.data.phantom_anatomy import sample_body
 from lesion_d2.errors import run_program
 from lesion_d2.scans import read_scan
@@ -30,7 +31,7 @@ def make_scan(options: PhantomOptions) -> tuple[np.ndarray, tuple[float, float, 
         (Z, H, W) int16 in HU, and the spacing x, y, z in mm.
     """
     rng = np.random.default_rng([options.seed, 0])
-    series = Series(rng, sample_body(rng), options)
+    series = Series(rng, sample_body(rng, options.is_clinical), options)
     spacing = (series.pixel, series.pixel, float(series.spacing))
     with tempfile.TemporaryDirectory() as folder:
         series.write(rng, Path(folder) / "slices")
@@ -41,15 +42,16 @@ def main(argv: list[str] | None = None) -> int:
     """Write the scan; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("output/predict/scans"))
-    parser.add_argument("--seed", type=seed, default=20261133)
-    parser.add_argument("--size", type=int, default=256, help="pixels a side of every slice")
+    parser.add_argument("--seed", type=seed, default=20261145)
+    parser.add_argument("--size", type=int, default=512, help="pixels a side of every slice")
     parser.add_argument("--extent-mm", type=float, default=40.0, help="on both sides of the middle")
     args = parser.parse_args(argv)
     return run_program(lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> None:
-    options = PhantomOptions(size=args.size, seed=args.seed, extent_mm=args.extent_mm)
+    chosen = {"size": args.size, "seed": args.seed, "extent_mm": args.extent_mm}
+    options = replace(PRESETS["clinical"], **chosen)
     volume, spacing = make_scan(options)
     args.output.mkdir(parents=True, exist_ok=True)
     write_dicom(args.output / "dicom", volume, spacing)

@@ -85,7 +85,7 @@ class PhantomOptions:
 
 
 PRESETS = {
-    "quickstart": PhantomOptions(),
+    "quickstart-v1": PhantomOptions(),
     "full": PhantomOptions(num_patients=200, size=512, extent_mm=20.0, median_diameter=16.0),
     "columns": PhantomOptions(extent_mm=14.0, median_diameter=18.0, distractors=2.0),
     "clinical": PhantomOptions(

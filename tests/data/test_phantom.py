@@ -244,7 +244,7 @@ def test_command(tmp_path):
 def test_the_preset_decides_the_folder(monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", "/data")
     parse_args = runpy.run_path(str(SCRIPT))["parse_args"]
-    for preset, name in (("quickstart", "phantom"), ("full", "phantom")):
+    for preset, name in (("quickstart-v1", "phantom"), ("full", "phantom")):
         assert parse_args(["--preset", preset]).root == Path("/data", name)
     for preset in ("columns", "clinical"):
         assert parse_args(["--preset", preset]).root == Path("/data", f"phantom_{preset}")
