@@ -3,19 +3,19 @@
 
 Train, and go on after an interruption:
 
-    python train_net.py --config-file configs/quickstart/retina_unet_phantom.yaml
-    python train_net.py --config-file configs/quickstart/retina_unet_phantom.yaml --resume
+    python train_net.py --config-file configs/quickstart/retina_unet_clinical.yaml
+    python train_net.py --config-file configs/quickstart/retina_unet_clinical.yaml --resume
 
 Evaluate a checkpoint on another split:
 
-    python train_net.py --config-file configs/quickstart/retina_unet_phantom.yaml --eval-only \\
-        MODEL.WEIGHTS output/quickstart/model_best.pth DATASETS.TEST "('phantom_test',)"
+    python train_net.py --config-file configs/quickstart/retina_unet_clinical.yaml --eval-only \\
+        MODEL.WEIGHTS output/quickstart/model_best.pth DATASETS.TEST "('phantom_clinical_test',)"
 
 Evaluate the ensemble of the best checkpoints that a training with TEST.KEEP_BEST kept:
 
-    python train_net.py --config-file configs/quickstart/retina_unet_phantom.yaml --eval-only \\
+    python train_net.py --config-file configs/quickstart/retina_unet_clinical.yaml --eval-only \\
         TEST.ENSEMBLE.ENABLED True TEST.ENSEMBLE.CHECKPOINTS "('output/quickstart/best',)" \\
-        DATASETS.TEST "('phantom_test',)"
+        DATASETS.TEST "('phantom_clinical_test',)"
 
 Several GPUs, or several processes on the CPU (with MODEL.DEVICE cpu): --num-gpus 2, or
 
