@@ -4,6 +4,7 @@ import json
 
 from lesion_d2.data.borders import find_body
 from lesion_d2.tools.compare_phantoms.__main__ import main
+from lesion_d2.tools.compare_phantoms.blobs import find_blobs
 from lesion_d2.tools.compare_phantoms.measures import (
     flat_patches,
     measure_lesion,
@@ -136,3 +137,20 @@ def test_the_tool(tiny_phantom, tmp_path, capsys):
 def test_a_name_that_nobody_registered(capsys):
     assert main(["nothing_train"]) == 1
     assert "nothing_train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("contrast", [-40, 40])
+def test_the_strongest_blob_is_the_disc(contrast):
+    hu = np.full((96, 96), 60.0) + np.random.default_rng(0).normal(size=(96, 96))
+    y, x = np.mgrid[:96, :96]
+    hu[np.hypot(x - 40, y - 55) < 9] += contrast
+    boxes, scores = find_blobs(hu, margin=5)
+    # A disc answers most to sigma = r / sqrt(2); the scales are a quarter apart.
+    np.testing.assert_allclose(boxes[0], [26, 41, 54, 69], atol=1.5)
+    assert len(boxes) == len(scores) == 100 and (np.diff(scores) <= 0).all()
+    assert scores[0] > 5 * scores[1]
+
+
+def test_a_flat_slice_has_no_blobs():
+    boxes, scores = find_blobs(np.zeros((32, 32)), margin=5)
+    assert boxes.shape == (0, 4) and scores.shape == (0,)

@@ -4,7 +4,8 @@ python -m lesion_d2.tools.compare_phantoms phantom_train mine_train [--output DI
 
 Prints the median and the 10th and 90th percentile of every measure of each data set side by side:
 how much of the picture is body, HU of fat and soft tissue, level and spatial frequency of noise,
-width of edges, and lesions' size, contrast and unevenness. Writes ``comparison.png`` (histograms,
+width of edges, and lesions' size, contrast and unevenness; and which share of the lesions blobs of
+the Laplacian of Gaussian find, which need no training. Writes ``comparison.png`` (histograms,
 spectra, contrasts, and lesions as they look) and ``comparison.json`` to DIR. Key slices alone are
 read, not their neighbors. What a number of pixels is in mm depends on the data set.
 """
@@ -26,6 +27,8 @@ from tabulate import tabulate
 
 from .drawing import draw_comparison
 from .summary import ROWS, DataSetMeasures, measure_data_set
+
+_BLOB_RATES = (4, 16)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -72,6 +75,9 @@ def format_table(found: Mapping[str, DataSetMeasures]) -> str:
             digits = 2 if max(abs(low), abs(high)) < 10 else 0
             cells.append(f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})")
         rows.append([row, *cells])
+    for rate in _BLOB_RATES:
+        cells = [f"{100 * measures.blobs.at([rate])[0]:.0f}" for measures in found.values()]
+        rows.append([f"lesions found by blobs at {rate} false positives a slice, %", *cells])
     counts = [f"{len(m.slices)} slices, {len(m.lesions)} lesions" for m in found.values()]
     return tabulate([["measured", *counts], *rows], headers=["", *found], tablefmt="github")
 
@@ -82,6 +88,7 @@ def _as_json(found: Mapping[str, DataSetMeasures]) -> dict:
         name: {
             "slices": len(measures.slices),
             "lesions": len(measures.lesions),
+            "blobs": {str(rate): _or_null(measures.blobs.at([rate])[0]) for rate in _BLOB_RATES},
             **{
                 row: dict(zip(("p10", "median", "p90"), _numbers(measures, row), strict=True))
                 for row in ROWS
@@ -92,7 +99,11 @@ def _as_json(found: Mapping[str, DataSetMeasures]) -> dict:
 
 
 def _numbers(measures: DataSetMeasures, row: str) -> list[float | None]:
-    return [None if value != value else value for value in measures.percentiles(row)]
+    return [_or_null(value) for value in measures.percentiles(row)]
+
+
+def _or_null(value: float) -> float | None:
+    return None if value != value else float(value)
 
 
 if __name__ == "__main__":

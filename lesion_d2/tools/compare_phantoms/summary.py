@@ -7,6 +7,7 @@ from functools import partial
 
 from lesion_d2.data.catalog import load_records
 from lesion_d2.data.ct import read_slice
+from lesion_d2.evaluation import FrocCurve, froc_curve
 from lesion_d2.ignore_regions import lesions_of
 from lesion_d2.parallel import map_unordered
 from lesion_d2.visualization import truth_boxes
@@ -14,6 +15,7 @@ from lesion_d2.visualization import truth_boxes
 import numpy as np
 from tqdm import tqdm
 
+from .blobs import find_blobs
 from .measures import LesionMeasures, SliceMeasures, measure_lesion, measure_slice
 
 #: What the table tells: name -> (of what, attribute, factor).
@@ -42,11 +44,14 @@ class DataSetMeasures:
         slices: of each slice with a body.
         lesions: of each lesion that could be measured.
         examples: HU around some lesions, twice as wide as their boxes.
+        blobs: FROC curve of :func:`~lesion_d2.tools.compare_phantoms.blobs.find_blobs` at an IoU of
+            0.5.
     """
 
     slices: list[SliceMeasures]
     lesions: list[LesionMeasures]
     examples: list[np.ndarray]
+    blobs: FrocCurve
 
     @property
     def histogram(self) -> np.ndarray:
@@ -93,18 +98,22 @@ def measure_data_set(
     slices = [measures for measures, _, _ in found if measures is not None]
     if not slices:
         raise ValueError(f"data set {name!r}: found no slice with a body, expected one or more")
-    lesions = [lesion for _, of_slice, _ in found for lesion in of_slice]
-    return DataSetMeasures(slices, lesions, [crop for *_, crops in found for crop in crops])
+    lesions = [lesion for _, of_slice, _, _ in found for lesion in of_slice]
+    crops = [crop for _, _, crops, _ in found for crop in crops]
+    blobs, scores, truth = zip(*(of_blobs for *_, of_blobs in found), strict=True)
+    return DataSetMeasures(slices, lesions, crops, froc_curve(blobs, scores, truth))
 
 
 def _measure_record(numbered: tuple[int, dict], margin: float) -> tuple[int, tuple]:
+    """Number, and measures of the slice, its lesions, crops, and (blobs, their scores, boxes)."""
     number, record = numbered
     hu = read_slice(record["file_name"], (record["height"], record["width"])).astype(np.float32)
     annotations = lesions_of(record.get("annotations", ()))
-    boxes = truth_boxes({"annotations": annotations}) if annotations else []
+    boxes = truth_boxes({"annotations": annotations}) if annotations else np.zeros((0, 4))
     lesions = [measure_lesion(hu, box, margin) for box in boxes]
     crops = [_crop(hu, box) for box in boxes]
-    return number, (measure_slice(hu), [x for x in lesions if x is not None], crops)
+    of_blobs = (*find_blobs(hu, margin), boxes)
+    return number, (measure_slice(hu), [x for x in lesions if x is not None], crops, of_blobs)
 
 
 def _crop(hu: np.ndarray, box: np.ndarray) -> np.ndarray:
