@@ -177,6 +177,7 @@ def sample_lesion(
     median_diameter: float,
     mottle_hu: float,
     clinical: bool = False,
+    labeled: bool = True,
 ) -> Lesion | None:
     """Draw a lesion of one type and a place for it on a key slice.
 
@@ -190,12 +191,15 @@ def sample_lesion(
         mottle_hu: HU, how uneven lesions are inside. Where they are not clinical, one has 0.5 to
             1.5 times as much, and this tells them apart from what looks alike otherwise.
         clinical: lesions look as on clinical CT, see :mod:`.phantom_looks`.
+        labeled: canvases that the lesion is painted on have labels. Then a clinical one of the liver
+            may lie at its surface, and ends there.
 
     Returns:
         the lesion, or None where the slice has no room for it.
     """
     diameter = median_diameter * np.exp(rng.normal(0, 0.6 if clinical else 0.5))
-    rooms = _ROOM | ({4: 2.0} if clinical else {})
+    at_surface = clinical and labeled and kind.coarse_type == 4
+    rooms = _ROOM | ({4: _ROOM_AT_SURFACE} if at_surface else {})
     place = _find_place(rng, kind, canvas, taken, diameter, rooms)
     if place is None:
         return None
@@ -209,7 +213,8 @@ def sample_lesion(
         "bumps": rng.normal(size=(6, 4)) * (*[rng.uniform(1.2, 2.6)] * 3, 3.0),
     }
     sample = _clinical_look if clinical else _mottled_look
-    return Lesion(**shape, **sample(rng, kind, radius, mottle_hu))
+    within = (LIVER, VESSEL) if at_surface else ()
+    return Lesion(**shape, **sample(rng, kind, radius, mottle_hu), within=within)
 
 
 def _find_place(
@@ -272,7 +277,6 @@ def _clinical_look(
         "mottle_hu": mottle_hu * look.uneven * factor * float(rng.uniform(0.5, 1.5)),
         "softness": min(float(rng.uniform(*look.softness)), 0.8 * radius),
         "rim": float(rng.uniform(*look.rim)) * large,
-        "within": (LIVER, VESSEL) if kind.coarse_type == 4 else (),
     }
 
 
@@ -280,3 +284,4 @@ _MOTTLE_WAVELENGTHS = (5.0, 11.0)  # mm, shorter than those of any tissue
 _CLINICAL_WAVELENGTHS = (6.0, 30.0)
 # Free mm around the center that suffice, by coarse type: what grows over its borders.
 _ROOM = {1: 5.5, 2: 7.0, 3: 4.0, 7: 5.0, 8: 7.0}
+_ROOM_AT_SURFACE = 2.0  # the same, of a lesion that ends at its organ's surface

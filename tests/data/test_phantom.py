@@ -248,6 +248,7 @@ def test_the_preset_decides_the_folder(monkeypatch):
         assert parse_args(["--preset", preset]).root == Path("/data", name)
     for preset in ("columns", "clinical"):
         assert parse_args(["--preset", preset]).root == Path("/data", f"phantom_{preset}")
+    assert parse_args([]).root == Path("/data/phantom_clinical")
     assert parse_args(["--preset", "columns", "--root", "here"]).root == Path("here")
 
 

@@ -11,6 +11,7 @@ from lesion_d2.data.phantom_anatomy import paint_body, sample_body
 from lesion_d2.data.phantom_lesions import LESION_TYPES, sample_lesion
 from lesion_d2.data.phantom_looks import LOOKS
 from lesion_d2.data.phantom_scanner import ClinicalScanner
+from lesion_d2.data.phantom_shapes import BOWEL, Tubes
 from lesion_d2.data.phantom_tissues import sample_clinical_tissues
 
 import cv2
@@ -87,6 +88,31 @@ def test_a_rim_is_brighter_than_the_middle(liver_lesion):
     shell = 0.125 * lesion.radius
     np.testing.assert_allclose(canvas.hu[np.abs(distance + shell) < 0.1 * shell], 80, atol=4)
     np.testing.assert_allclose(canvas.hu[distance < -2 * shell], 50, atol=1e-3)
+
+
+def test_a_lesion_of_the_liver_ends_at_its_surface(liver_lesion):
+    """Moved to where the liver ends, it leaves the fat around as it was."""
+    canvas, lesion = copy_of(liver_lesion[0]), liver_lesion[1]
+    liver = np.isin(canvas.labels, lesion.within)
+    edge = liver & (cv2.erode(liver.astype(np.uint8), np.ones((3, 3))) == 0)
+    row, column = np.argwhere(edge)[edge.sum() // 2]
+    moved = replace(lesion, center=(canvas.x[column], canvas.y[row], canvas.z))
+    before, free = canvas.hu.copy(), replace(moved, within=()).paint(copy_of(canvas))
+    cover = moved.paint(canvas)
+    outside = cv2.dilate(liver.astype(np.uint8), np.ones((3, 3))) == 0
+    assert (free[outside] > 0.9).any() and cover[outside].max() == 0
+    assert (canvas.hu[outside] == before[outside]).all()
+    inside = cv2.erode(liver.astype(np.uint8), np.ones((3, 3))) > 0
+    np.testing.assert_allclose(cover[inside], free[inside], atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_bowel_lies_beside_the_liver(seed):
+    """What is painted later lies over what was before."""
+    stages = sample_body(np.random.default_rng(seed), clinical=True).stages
+    livers = [i for i, stage in enumerate(stages) if getattr(stage, "tissue", "") == "liver"]
+    loops = [i for i, s in enumerate(stages) if isinstance(s, Tubes) and s.label == BOWEL]
+    assert len(livers) == 2 and max(loops) < min(livers)
 
 
 def copy_of(canvas):

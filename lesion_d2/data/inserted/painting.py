@@ -144,7 +144,8 @@ class _Stack:
             kind = kinds[rng.choice(len(kinds), p=shares / shares.sum())]
             key.labels[:] = AIR
             key.labels[self._hosts == HOSTS[kind.coarse_type]] = kind.hosts[0]
-            lesion = sample_lesion(rng, kind, key, here, median_diameter, mottle_hu, clinical=True)
+            sizes = (median_diameter, mottle_hu)
+            lesion = sample_lesion(rng, kind, key, here, *sizes, clinical=True, labeled=False)
             if lesion is not None and self._fits(lesion, taken):
                 return lesion
         return None
