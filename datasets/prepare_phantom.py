@@ -1,8 +1,8 @@
 """Write a phantom data set: synthetic CT with lesions, in DeepLesion's layout on disk.
 
-python datasets/prepare_phantom.py                          # the demo's set: as on clinical CT
-python datasets/prepare_phantom.py --preset quickstart-v1   # mottled lesions, 256 x 256 pixels
-python datasets/prepare_phantom.py --preset columns         # with distractors that slices tell apart
+python datasets/prepare_phantom.py                         # the demo's set: as on clinical CT
+python datasets/prepare_phantom.py --preset quickstart-v1  # mottled lesions, 256 x 256 pixels
+python datasets/prepare_phantom.py --preset columns        # distractors that slices tell apart
 python datasets/prepare_phantom.py --preset full --root /data/phantom
 """
 

@@ -191,8 +191,8 @@ def sample_lesion(
         mottle_hu: HU, how uneven lesions are inside. Where they are not clinical, one has 0.5 to
             1.5 times as much, and this tells them apart from what looks alike otherwise.
         clinical: lesions look as on clinical CT, see :mod:`.phantom_looks`.
-        labeled: canvases that the lesion is painted on have labels. Then a clinical one of the liver
-            may lie at its surface, and ends there.
+        labeled: canvases that the lesion is painted on have labels. A clinical one of the liver
+            then may lie at its surface, and ends there.
 
     Returns:
         the lesion, or None where the slice has no room for it.
