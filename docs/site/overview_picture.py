@@ -2,7 +2,7 @@
 
 Example, after make demo (make overview calls it so)::
 
-    python docs/site/overview_picture.py output/quickstart/inference/phantom_test \\
+    python docs/site/overview_picture.py output/quickstart/inference/phantom_clinical_test \\
         --output docs/overview.png
 
 The folder is that of an evaluation, with pictures of lesion_d2.tools.visualize predictions.

@@ -2,7 +2,7 @@
 
 python -m lesion_d2.tools.compare_consolidation \\
     --config-file configs/quickstart/retina_unet_phantom.yaml DATASETS.TEST "('phantom_test',)" \\
-    TEST.ENSEMBLE.CHECKPOINTS "('output/quickstart/best',)" OUTPUT_DIR output/consolidation
+    TEST.ENSEMBLE.CHECKPOINTS "('output/quickstart_v1/best',)" OUTPUT_DIR output/consolidation
 
 The views are those of TEST.ENSEMBLE: models x tiles x mirrors. All are run once over DATASETS.TEST,
 and their detections are consolidated either way; the first model by itself, on the image as it is,

@@ -148,7 +148,7 @@ def test_the_strongest_blob_is_the_disc(contrast):
     # A disc answers most to sigma = r / sqrt(2); the scales are a quarter apart.
     np.testing.assert_allclose(boxes[0], [26, 41, 54, 69], atol=1.5)
     assert len(boxes) == len(scores) == 100 and (np.diff(scores) <= 0).all()
-    assert scores[0] > 5 * scores[1]
+    assert scores[0] > 3 * scores[1]  # which is of the noise
 
 
 def test_a_flat_slice_has_no_blobs():

@@ -95,7 +95,7 @@ def measure_data_set(
     results = map_unordered(work, list(enumerate(records)), workers)
     with closing(results), tqdm(results, total=len(records), desc=name, unit="slice") as bar:
         found = [result for _, result in sorted(bar, key=lambda pair: pair[0])]
-    slices = [measures for measures, _, _ in found if measures is not None]
+    slices = [measures for measures, *_ in found if measures is not None]
     if not slices:
         raise ValueError(f"data set {name!r}: found no slice with a body, expected one or more")
     lesions = [lesion for _, of_slice, _, _ in found for lesion in of_slice]
