@@ -6,12 +6,16 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import TypeVar
 
 import cv2
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# Of libraries that read them when they are imported: with a thread a core in each of as many
+# processes, OpenBLAS waits by spinning for more than half of the time.
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def count_cores() -> int:
@@ -45,10 +49,27 @@ def map_unordered(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
-        for future in as_completed([pool.submit(function, item) for item in items]):
+        with _environment(dict.fromkeys(_ONE_THREAD, "1")):  # of the processes that this starts
+            futures = [pool.submit(function, item) for item in items]
+        for future in as_completed(futures):
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables, and put them back."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _start_worker() -> None:

@@ -2,8 +2,10 @@ import fcntl
 import multiprocessing
 import os
 import signal
+from concurrent.futures import Future
 from contextlib import closing
 
+from lesion_d2 import parallel
 from lesion_d2.errors import run_program
 from lesion_d2.parallel import count_cores, map_unordered
 
@@ -26,6 +28,37 @@ def test_workers_are_other_processes_and_give_every_result_once(warm_spawn):
     assert sorted(value for value, _ in results) == [n**2 for n in range(9)]
     processes = {process for _, process in results}
     assert os.getpid() not in processes and len(processes) <= 2
+
+
+def _blas_threads(_: int) -> str | None:
+    return os.environ.get("OPENBLAS_NUM_THREADS")
+
+
+@pytest.mark.parametrize("before", [None, "7"])
+def test_workers_start_with_one_thread_and_leave_the_environment(monkeypatch, before):
+    started = []
+
+    class Pool:
+        """Notes what processes that it started would inherit."""
+
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def submit(self, function, item):
+            started.append(function(item))
+            return future
+
+        def shutdown(self, **kwargs):
+            pass
+
+    future = Future()
+    future.set_result(None)
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", Pool)
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    if before is not None:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", before)
+    list(map_unordered(_blas_threads, range(2), workers=2))
+    assert started == ["1", "1"] and os.environ.get("OPENBLAS_NUM_THREADS") == before
 
 
 def test_closing_it_early_leaves_no_worker(warm_spawn):
