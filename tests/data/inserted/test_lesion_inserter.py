@@ -14,7 +14,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from made_up_slices import PIXEL, make_stack
+from made_up_stacks import PIXEL, make_stack
 
 REAL = [60.0, 90.0, 80.0, 110.0]
 SPACING = (PIXEL, PIXEL, 2.0)

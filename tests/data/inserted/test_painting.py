@@ -10,7 +10,7 @@ from lesion_d2.data.phantom_shapes import AIR, FAT, LIVER, LUNG, SKIN_FAT
 import cv2
 import numpy as np
 import pytest
-from made_up_slices import COLUMNS, PIXEL, ROWS, disk, make_stack
+from made_up_stacks import COLUMNS, PIXEL, ROWS, disk, make_stack
 
 LIVER_SLICES = Path(__file__).parents[3].parent / "shared" / "data" / "liver_slices" / "images"
 
