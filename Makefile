@@ -114,5 +114,6 @@ $(RESULTS)/pictures/contact_sheet.png: $(RESULTS)/froc.json
 		--results $(RESULTS)/coco_instances_results.json
 
 # The NIfTI file is written last.
-$(SCANS)/phantom.nii.gz: | install
+$(SCANS)/phantom.nii.gz: datasets/prepare_phantom_scan.py | install
+	rm -rf $(SCANS)
 	$(BIN)/python datasets/prepare_phantom_scan.py --output $(SCANS)

@@ -17,6 +17,9 @@ class BuildWithProject(build_py):
             return
         project = Path(self.build_lib, "lesion_d2", "project")
         shutil.rmtree(project, ignore_errors=True)
+        for pattern in PROJECT:
+            if not any(Path().glob(pattern)):
+                raise FileNotFoundError(f"{pattern}: not found, expected it beside setup.py")
         for file in (file for pattern in PROJECT for file in Path().glob(pattern)):
             if file.is_dir():
                 shutil.copytree(file, project / file)

@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = parse_args(argv)
     options = asdict(PRESETS[args.preset])
-    del options["format_version"]
+    del options["format_version"], options["clinical_version"]
     options.update({k: v for k in options if (v := getattr(args, k)) is not None})
     options.update(workers=args.workers, overwrite=args.overwrite)
     return run_program(lambda: _run(args.root, options))

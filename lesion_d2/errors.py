@@ -153,12 +153,14 @@ def _end_children() -> None:
     for child in children:
         child.terminate()
     deadline, pause = time.monotonic() + _GRACE_SECONDS, _AGAIN_SECONDS
-    for child in children:
-        child.join(pause)
-        while child.is_alive() and (left := deadline - time.monotonic()) > 0:
+    while (alive := [child for child in children if child.is_alive()]) and (
+        left := deadline - time.monotonic()
+    ) > 0:
+        alive[0].join(min(pause, left))
+        pause *= 2
+        for child in alive:
             child.terminate()
-            pause = min(2 * pause, left)
-            child.join(pause)
+    for child in children:
         if child.is_alive():
             child.kill()
 

@@ -38,6 +38,8 @@ from .phantom_shapes import Canvas
 from .phantom_tissues import sample_clinical_tissues, sample_tissues
 
 FORMAT_VERSION = 2
+# Of what looks as on clinical CT: sets of another one are not taken for it.
+CLINICAL_VERSION = 2
 # Of a lesion on its key slice; HU without noise.
 MIN_PIXELS, MIN_CONTRAST = 8, {"mottled": 25.0, "clinical": 15.0}
 TORSO = 600.0  # mm of a body of average height
@@ -60,6 +62,7 @@ class PhantomOptions:
     format_version: int = FORMAT_VERSION
     distractors: float = field(default=0.0, metadata=LATER)
     appearance: str = field(default="mottled", metadata=LATER)
+    clinical_version: int = field(default=0, metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.appearance not in ("mottled", "clinical"):
@@ -147,6 +150,7 @@ def write_phantom(
         float(mottle_hu),
         distractors=float(distractors),
         appearance=appearance,
+        clinical_version=CLINICAL_VERSION if appearance == "clinical" else 0,
     )
     if workers is not None and workers < 1:
         raise ValueError(f"phantom option workers: found {workers}, expected 1 or more")

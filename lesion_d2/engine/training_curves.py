@@ -34,8 +34,9 @@ _MIN_LOSSES = 2
 def read_metrics(file: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Read the curves of a ``metrics.json``, as Detectron2's JSONWriter writes it.
 
-    Where several lines are of one iteration, as in runs that were resumed, the last value of a
-    metric counts. A last line that is not whole is left out.
+    Where several lines are of one iteration, the last value of a metric counts. Where iterations
+    begin again, as of a second training in the folder, only what follows counts from there on. A
+    last line that is not whole is left out.
 
     Args:
         file: one JSON object with ``iteration`` a line.
@@ -46,6 +47,7 @@ def read_metrics(file: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndar
     """
     lines = Path(file).read_bytes().splitlines(keepends=True)
     values: dict[str, dict[int, float]] = {}
+    last = -1  # iteration with a loss
     for number, line in enumerate(lines, start=1):
         if number == len(lines) and not line.endswith(b"\n"):
             break  # of a run that was killed
@@ -53,6 +55,11 @@ def read_metrics(file: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndar
         if not (isinstance(entry, dict) and is_whole(entry.get("iteration"))):
             raise ValueError(f"{file}: line {number}: found no iteration, expected metrics of one")
         iteration = entry.pop("iteration")
+        if "total_loss" in entry:
+            if iteration <= last:  # a training that began again, or was resumed from before
+                kept = {name: _before(iteration, by) for name, by in values.items()}
+                values = {name: by for name, by in kept.items() if by}
+            last = iteration
         for name, value in entry.items():
             if isinstance(value, float) or is_number(value):  # NaN and infinities are gaps
                 values.setdefault(name, {})[iteration] = float(value)
@@ -61,6 +68,10 @@ def read_metrics(file: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndar
         iterations = sorted(by_iteration)
         curves[name] = np.array(iterations), np.array([by_iteration[i] for i in iterations])
     return curves
+
+
+def _before(iteration: int, values: dict[int, float]) -> dict[int, float]:
+    return {i: value for i, value in values.items() if i < iteration}
 
 
 def has_curves(curves: Curves) -> bool:

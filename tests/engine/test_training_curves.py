@@ -23,11 +23,21 @@ def losses(*iterations):
 def test_the_last_value_of_an_iteration_counts(tmp_path):
     entries = [*losses(19, 39), {"iteration": 39, "froc/sens@1": 10.0}]
     entries += [{"iteration": 39, "froc/sens@1": 20.0}, *losses(59)]  # evaluated again
-    entries += [{"iteration": 39, "total_loss": 7, "froc/sens@1": float("nan")}]
     curves = read_metrics(write_metrics(tmp_path, entries))
-    iterations, values = curves["total_loss"]
-    assert iterations.tolist() == [19, 39, 59] and values.tolist() == [1 / 20, 7.0, 1 / 60]
-    assert curves["froc/sens@1"][0].tolist() == [39] and np.isnan(curves["froc/sens@1"][1][0])
+    assert [part.tolist() for part in curves["total_loss"]] == [
+        [19, 39, 59],
+        [1 / 20, 1 / 40, 1 / 60],
+    ]
+    assert [part.tolist() for part in curves["froc/sens@1"]] == [[39], [20.0]]
+
+
+def test_a_training_that_began_again_is_drawn_alone(tmp_path):
+    """Of one in the same folder before it nothing is left, not even what it has further on."""
+    entries = [*losses(19, 39, 59, 79), {"iteration": 79, "froc/sens@1": 10.0}]
+    again = [{"iteration": 19, "total_loss": 9.0}, {"iteration": 39, "total_loss": 8.0}]
+    curves = read_metrics(write_metrics(tmp_path, entries + again))
+    assert [part.tolist() for part in curves["total_loss"]] == [[19, 39], [9.0, 8.0]]
+    assert "froc/sens@1" not in curves
 
 
 def test_a_line_that_a_kill_left_is_none_and_a_damaged_one_is_named(tmp_path):

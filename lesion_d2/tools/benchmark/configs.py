@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from lesion_d2.config import LesionConfig, get_lesion_config
+from lesion_d2.tools.checkout import find_in_checkout
 
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY
 
-CONFIGS = Path(__file__).parents[3] / "configs"
+CONFIGS = find_in_checkout("configs")
 CPU_CONFIG = CONFIGS / "quickstart" / "retina_unet_phantom.yaml"
 GPU_CONFIG = CONFIGS / "retina_unet" / "retina_unet_R_50_deeplesion.yaml"
 ZLOCHA_CPU_CONFIG = CONFIGS / "zlocha" / "attention_phantom.yaml"

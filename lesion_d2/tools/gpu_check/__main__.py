@@ -62,7 +62,7 @@ def check(args: argparse.Namespace) -> int:
         InputError: there is no GPU, or no config of a name.
     """
     start = time.perf_counter()
-    find_in_checkout("configs")
+    find_in_checkout("tests")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device: found 'cuda' and no GPU, expected one, or --device cpu --tiny")
     jobs = _chosen(plan(), args.rows)

@@ -1,6 +1,7 @@
 """Run what is missing of Table 1 (Jaeger et al., section 4.4) at a small size, and print it.
 
-python datasets/prepare_phantom.py --root /data/phantom_source --extent-mm 20 --distractors 1
+python datasets/prepare_phantom.py --preset quickstart-v1 --root /data/phantom_source \\
+    --extent-mm 20 --distractors 1
 python -m lesion_d2.tools.import_data phantom /data/phantom_source \\
     --output $DETECTRON2_DATASETS/phantom_3d --classes lung=5 other=1,2,3,4,6,7,8 --resample 2 2 3
 python -m lesion_d2.tools.volume_experiments --jobs 2
