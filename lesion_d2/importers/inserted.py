@@ -151,7 +151,7 @@ def list_inserted(
         **asdict(options),
         "types": list(options.types),
         "classes": {str(k): v for k, v in category_of.items()},
-        "spacing": spacing,
+        "spacing": None if spacing is None else list(spacing),
     }
     return Listing(names, tuple(cases), found.left_out, found.damaged, found.folds, told)
 

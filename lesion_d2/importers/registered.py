@@ -36,6 +36,8 @@ class SourceVolume:
 
     Args:
         classes: of its source: its lesions' categories are their indices.
+        origin: where ``patient`` is from: the same name elsewhere is that of somebody else. Empty
+            for data sets of volumes, whose patients' names are those that they were given.
     """
 
     name: str
@@ -44,6 +46,7 @@ class SourceVolume:
     sources: tuple[str, ...]
     split: str | None
     classes: tuple[str, ...]
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ def find_sources(
     ``Images_png``, or whatever :func:`~lesion_d2.scans.find_scans` finds scans in. With
     ``train=``, ``val=`` or ``test=`` before it, or such an end of a data set's name, all of its
     patients are in this split; else they have those that the source gives them. A scan is its own
-    patient.
+    patient. Volumes of one name are numbered, and so are patients of one name that are from
+    different places; those of data sets of volumes are the same wherever they have one name.
 
     Args:
         texts: of the sources.
@@ -95,7 +99,11 @@ def find_sources(
         parts.append(found)
     volumes = [volume for part in parts for volume in part.volumes]
     names = unique_names(volume.name for volume in volumes)
-    named = [replace(volume, name=name) for volume, name in zip(volumes, names, strict=True)]
+    patients = _patients_of(volumes)
+    named = [
+        replace(volume, name=name, patient=patient)
+        for volume, name, patient in zip(volumes, names, patients, strict=True)
+    ]
     return Sources(
         tuple(dict.fromkeys(name for part in parts for name in part.classes)),
         tuple(named),
@@ -103,6 +111,19 @@ def find_sources(
         tuple(line for part in parts for line in part.damaged),
         parts[0].folds if len(parts) == 1 else (),
     )
+
+
+def _patients_of(volumes: Sequence[SourceVolume]) -> list[str]:
+    """The patient of each volume, numbered where one of another origin has the name, too."""
+    origins = {volume.patient: volume.origin for volume in reversed(volumes)}  # the first one's
+    others = dict.fromkeys(
+        (volume.origin, volume.patient)
+        for volume in volumes
+        if volume.origin != origins[volume.patient]
+    )
+    numbered = unique_names((patient for _, patient in others), taken=origins)
+    name_of = dict(zip(others, numbered, strict=True))
+    return [name_of.get((volume.origin, volume.patient), volume.patient) for volume in volumes]
 
 
 def _find_source(source: str, spacing: tuple[float, float, float] | None) -> Sources:
@@ -123,7 +144,9 @@ def _find_source(source: str, spacing: tuple[float, float, float] | None) -> Sou
 def _of_scans(source: str, spacing: tuple[float, float, float] | None) -> Sources:
     found = find_scans(source, spacing=spacing)
     volumes = [
-        SourceVolume(c.name, c.name, partial(_read_scan, c), c.files, None, ())
+        SourceVolume(
+            c.name, c.name, partial(_read_scan, c), c.files, None, (), os.path.realpath(c.files[0])
+        )
         for c in found.candidates
     ]
     return Sources((), tuple(volumes), found.left_out, found.damaged)
@@ -184,26 +207,42 @@ def _volumes_of_dicts(
     split: str | None,
     spacing: tuple[float, float, float] | None,
 ) -> Iterator[SourceVolume]:
-    """The volumes that Detectron2's dicts are slices of: slices that follow one another."""
-    series: dict[str, list[Mapping]] = {}
+    """The volumes that Detectron2's dicts are slices of.
+
+    They are those that the dicts name, such as sub-volumes, which may share a folder; else slices
+    of a folder that follow one another.
+    """
+    series: dict[tuple[str, str | None], list[Mapping]] = {}
     for image in dicts:
-        series.setdefault(os.path.dirname(image["file_name"]), []).append(image)
-    for folder, images in series.items():
-        files, images = slice_files(folder), {_number(image): image for image in images}
+        key = (os.path.dirname(image["file_name"]), image.get("volume"))
+        series.setdefault(key, []).append(image)
+    root = os.path.commonpath([Path(folder).absolute().parents[1] for folder, _ in series])
+    listed: dict[str, dict[int, str]] = {}
+    for (folder, volume), images in series.items():
+        if folder not in listed:
+            listed[folder] = slice_files(folder)
+        files, images = listed[folder], {_number(image): image for image in images}
+        if volume is not None:
+            begin, end = next(iter(images.values()))["slice_range"]
+            files = {number: file for number, file in files.items() if begin <= number <= end}
         for run in _runs(sorted(files)):
             shown = {number: images[number] for number in run if number in images}
             if not shown:
                 continue
             first = next(iter(shown.values()))
-            name = str(first.get("volume") or safe_name(stem_of(os.path.basename(folder))))
+            whole = name = safe_name(volume or stem_of(os.path.basename(folder)))
             if len(run) < len(files):
-                name = f"{name}_{run[0]}-{run[-1]}"
-            patient = first.get("patient", name)
+                name = safe_name(f"{name}_{run[0]}-{run[-1]}")
+            patient, origin = first.get("patient", whole), root if "patient" in first else folder
             patient = f"{patient:06d}" if isinstance(patient, int) else str(patient)
             paths = tuple(files[number] for number in run)
-            known = first["spacing"] or spacing
-            read = partial(_read_slices, safe_name(name), patient, paths, run[0], shown, known)
-            yield SourceVolume(safe_name(name), patient, read, _on_disk(paths), split, classes)
+            known = spacing if first["spacing"] is None else _floats(first["spacing"])
+            read = partial(_read_slices, name, patient, paths, run[0], shown, known)
+            yield SourceVolume(name, patient, read, _on_disk(paths), split, classes, origin)
+
+
+def _floats(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(map(float, values))
 
 
 def _on_disk(paths: Sequence[str]) -> tuple[str, ...]:
@@ -243,9 +282,8 @@ def _read_slices(
             key = annotation.get("lesion", (number, index))
             found.setdefault(key, {})[number - first] = annotation
     lesions = [_lesion(n, annotations) for n, annotations in enumerate(found.values(), start=1)]
-    is_alone = ["lesion" not in next(iter(a.values())) for a in found.values()]
-    for lesion, alone in zip(tuple(lesions), is_alone, strict=True):
-        if alone and spacing is not None and not lesion.ignore:
+    for lesion, annotations in zip(tuple(lesions), found.values(), strict=True):
+        if _is_alone(annotations) and spacing is not None and not lesion.ignore:
             lesions += _unannotated(len(lesions) + 1, lesion, spacing, len(voxels))
     image = next(iter(images.values()))
     volume = Volume(
@@ -253,11 +291,19 @@ def _read_slices(
         patient,
         "",
         voxels.shape,
-        spacing=None if spacing is None else tuple(map(float, spacing)),
+        spacing=None if spacing is None else _floats(spacing),
         lesions=tuple(lesions),
         window=image.get("window"),
     )
     return ImportedVolume(voxels, volume)
+
+
+def _is_alone(annotations: Mapping[int, Mapping]) -> bool:
+    """Whether a lesion is annotated on its key slice alone, whatever other slices show of it."""
+    first = next(iter(annotations.values()))
+    if "lesion" not in first:
+        return True
+    return len(annotations) == 1 and bool(first.get("is_key")) and _mask_key(first) is None
 
 
 def _lesion(id: int, annotations: Mapping[int, Mapping]) -> Lesion:
