@@ -445,6 +445,7 @@ def test_without_spacing_there_is_no_scale_bar():
     visualizer = new_visualizer(**slice_marks({"window": (0.0, 80.0)}, (-160.0, 240.0)))
     assert [text.get_text() for text in visualizer.output.ax.texts] == ["-160 to 240 HU"]
     assert not visualizer.output.ax.lines
+    assert slice_marks({"spacing": np.array([0.8, 0.8, 5.0])})["pixel_spacing"] == 0.8
     assert bar_length(0) == 0 and bar_length(3) == 0 and bar_length(160) == 20
 
 

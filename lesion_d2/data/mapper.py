@@ -207,10 +207,14 @@ class LesionDatasetMapper:
                 f"{dataset_dict['file_name']}: found spacing {spacing}, "
                 f"expected for x, y and z {EXPECTED_SPACING}"
             )
+        negatives: list[dict] = []
+        if self.is_train:
+            mined = self.hard_negatives.get(dataset_dict["image_id"], ())
+            negatives = [{"bbox_mode": BoxMode.XYXY_ABS, **n} for n in mined]
         inserted: list[dict] = []
         change = None
         if self.inserter is not None and self.inserter.is_drawn():
-            known = [*annotations, *regions, *(hidden or ())]
+            known = [*annotations, *regions, *(hidden or ()), *negatives]
             change = partial(self.inserter, dataset_dict, known, inserted)
         stack, key_slice = self._read_slices(dataset_dict, change)
         annotations = [*annotations, *inserted]
@@ -235,8 +239,6 @@ class LesionDatasetMapper:
                 shown = transform_lesions(hidden, None, transforms, size, min_share=self._min_share)
                 dataset_dict["hidden_boxes"] = split_regions(shown)[0].gt_boxes
         if self.is_train:
-            negatives = self.hard_negatives.get(dataset_dict["image_id"], ())
-            negatives = [{"bbox_mode": BoxMode.XYXY_ABS, **n} for n in negatives]
             annotations = [*regions, *annotations, *negatives]
             masks = None
             if self.mask_method:

@@ -448,7 +448,7 @@ def slice_marks(record: Mapping, window: tuple[float, float] | None = None) -> d
     """
     spacing = record.get("spacing")
     return {
-        "pixel_spacing": spacing[0] if spacing else None,
+        "pixel_spacing": None if spacing is None else float(spacing[0]),
         "window": window or record.get("window"),
     }
 

@@ -127,7 +127,7 @@ def test_scans_without_annotations(tmp_path):
 def test_a_repeated_call_with_a_spacing_finds_its_data_set(tmp_path):
     """Options are compared with those in the file: JSON has no tuples."""
     (tmp_path / "scans").mkdir()
-    write_nifti(tmp_path / "scans/a.nii.gz", np.zeros((1, 8, 8), np.int16), SPACING)
+    write_nifti(tmp_path / "scans/a.nii.gz", make_voxels()[:1], SPACING)
     listing = list_inserted([str(tmp_path / "scans")], spacing=SPACING)
     part = Shard(1, 2)
     first, second = (

@@ -15,7 +15,7 @@ from ..phantom_shapes import AIR, FAT, LIVER, LUNG, SKIN_FAT
 HOSTS = {2: FAT, 3: FAT, 4: LIVER, 5: LUNG, 7: SKIN_FAT, 8: FAT}
 #: HU that a lesion may be painted over, by what holds it, where slices are smooth; and the share of
 #: its pixels on a slice that may lie on others. Of a lung, vessels are others; nodes push aside
-#: what is soft, and no lesion crosses a bone or reaches into air.
+#: what is soft. Bone is another everywhere, and air but in a lung.
 PAINTED_OVER = {
     LUNG: (-1100.0, -300.0, 0.2),
     LIVER: (0.0, 180.0, 0.05),

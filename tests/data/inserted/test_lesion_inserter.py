@@ -118,6 +118,19 @@ def test_a_slice_without_neighbors(tmp_path):
     assert (channels[1].numpy() != make_stack(number=1)[0]).any()
 
 
+def test_mined_negatives_are_not_painted_over(tmp_path):
+    """What a model took for a lesion there would be hidden by one, and still no lesion."""
+    image = make_image(tmp_path, annotations=False)
+    mapper = make_mapper(*ON, f"{KEY}.MAX_LESIONS", 6)
+    first = mapped(mapper, image, seed=3)["instances"].gt_boxes.tensor
+    assert len(first)
+    box = first[0].tolist()
+    mapper.hard_negatives = {"made_up": [{"bbox": box, "category_id": 0}]}
+    after = mapped(mapper, image, seed=3)["image"].numpy()
+    part = (slice(None), *(slice(int(box[n]), int(box[n + 2]) + 1) for n in (1, 0)))
+    np.testing.assert_array_equal(after[part], make_stack()[part])
+
+
 def test_classes_by_coarse_type():
     inserter = LesionInserter(1.0, categories=tuple(range(8)), box_margin=0.0)
     mask = np.zeros((40, 40), bool)
