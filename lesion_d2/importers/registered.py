@@ -1,7 +1,7 @@
 """Volumes with their lesions, from any source that this project reads."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from ..data.catalog import load_records
 from ..data.ct import read_slice
 from ..data.deeplesion import lesion_classes, load_deeplesion
 from ..data.deeplesion_csv import CSV_COLUMNS, read_csv, read_once
+from ..data.volume_set.catalog import volume_names
 from ..data.volume_set.dicts import read_cached
 from ..data.volume_set.form import SPLITS, Lesion, Volume, VolumeSet
 from ..data.volume_set.voxels import read_voxels
@@ -131,13 +132,13 @@ def _find_source(source: str, spacing: tuple[float, float, float] | None) -> Sou
         if os.path.isfile(os.path.join(source, _TABLE)):
             return _of_deeplesion(Path(source), spacing)
         return _of_scans(source, spacing)
-    dicts, metadata = load_records(source), MetadataCatalog.get(source)
     split = next((split for split in SPLITS if source.endswith(f"_{split}")), None)
-    root = metadata.get("volume_set")
-    if root is not None:
-        names = {image["volume"] for image in dicts}
-        return _of_volume_set(root, read_cached(root), names, split, spacing)
-    classes = tuple(metadata.thing_classes)
+    if source in DatasetCatalog.list():
+        root = MetadataCatalog.get(source).get("volume_set")
+        if root is not None:
+            return _of_volume_set(root, read_cached(root), volume_names(source), split, spacing)
+    dicts = load_records(source)
+    classes = tuple(MetadataCatalog.get(source).thing_classes)
     return Sources(classes, tuple(_volumes_of_dicts(dicts, classes, split, spacing)))
 
 
@@ -161,12 +162,27 @@ def _of_deeplesion(root: Path, spacing: tuple[float, float, float] | None) -> So
     classes = tuple(lesion_classes(False)["thing_classes"])
     volumes = []
     with read_once():
-        codes = set(read_csv(root / _TABLE, CSV_COLUMNS)["Train_Val_Test"].str.strip())
-        found = [split for n, split in enumerate(SPLITS, start=1) if str(n) in codes]
+        table = read_csv(root / _TABLE, CSV_COLUMNS)
+        table = table[table["Possibly_noisy"].str.strip() != "1"]
+        codes = table["Train_Val_Test"].str.strip()
+        rows = {split: table[codes == str(n)] for n, split in enumerate(SPLITS, start=1)}
+        named = [split for split in SPLITS if len(rows[split])]
+        found = [split for split in named if _has_image(root, rows[split]["File_name"])]
         for split in found or [None]:
             dicts = load_deeplesion(root / _TABLE, root / _IMAGES, split, allow_missing=True)
             volumes += _volumes_of_dicts(dicts, classes, split, spacing)
-    return Sources(classes, tuple(volumes))
+    left_out = (
+        f"{root / _TABLE}: found no image of split {split!r} in {root / _IMAGES}"
+        for split in named
+        if split not in found
+    )
+    return Sources(classes, tuple(volumes), tuple(left_out))
+
+
+def _has_image(root: Path, names: Iterable[str]) -> bool:
+    """Whether there is the file of one of these key slices, as the table names them."""
+    folders = (name.rpartition("_")[::2] for name in names)
+    return any((root / _IMAGES / folder / file).is_file() for folder, file in folders)
 
 
 def _of_volume_set(

@@ -2,12 +2,18 @@
 
 from pathlib import Path
 
+from lesion_d2.data.dataset_options import set_excluded_volumes
+from lesion_d2.data.deeplesion_csv import CSV_COLUMNS
+from lesion_d2.data.volume_set.catalog import register_volume_set
+from lesion_d2.data.volume_set.form import Lesion, Volume, VolumeSet, write_volume_set
+from lesion_d2.data.volume_set.voxels import write_voxels
 from lesion_d2.importers.registered import find_sources
 from lesion_d2.rle import encode_mask
 from lesion_d2.scans.writing import write_nifti
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -93,6 +99,68 @@ def test_lesions_that_are_annotated_on_key_slices_alone(tmp_path, register):
         ([3], False),  # a box in 3-D of one slice
         ([2, 4], True),  # half of 4 mm is a slice of 2 mm
     ]
+
+
+def test_splits_of_a_table_without_images(tmp_path):
+    """DeepLesion with the images of one split is that split; without any it is none."""
+    cells = dict.fromkeys(CSV_COLUMNS, "1") | {
+        "Measurement_coordinates": "2, 4, 6, 4, 4, 3, 4, 5",
+        "Bounding_boxes": "2, 2, 6, 6",
+        "Lesion_diameters_Pixel_": "4, 2",
+        "Possibly_noisy": "0",
+        "Slice_range": "1, 1",
+        "Spacing_mm_px_": "1, 1, 2",
+        "Image_size": "8, 8",
+        "DICOM_windows": "-175, 275",
+    }
+    names = {"000001_01_01": "1", "000002_01_01": "2", "000003_01_01": "1"}
+    rows = [
+        cells | {"File_name": f"{name}_001.png", "Patient_index": name[:6], "Train_Val_Test": code}
+        for name, code in names.items()
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "DL_info.csv", index=False)
+    (tmp_path / "Images_png").mkdir()
+    with pytest.raises(ValueError, match="no lesions left"):
+        find_sources([str(tmp_path)])
+    write_slices(tmp_path / "Images_png" / "000003_01_01", 1)
+    found = find_sources([str(tmp_path)])
+    assert [(v.patient, v.split) for v in found.volumes] == [("000003", "train")]
+    (line,) = found.left_out
+    assert "found no image of split 'val' in" in line
+
+
+@pytest.fixture
+def volume_set(tmp_path):
+    """A registered data set: of p0, which has a lesion, and of p1 and p2, which have none."""
+    root = tmp_path / "made_up_sparse"
+    lesion = Lesion(1, 0, (1.0, 1.0, 0.0, 5.0, 5.0, 0.0))
+    volumes = []
+    for n in range(3):
+        write_voxels(root / f"v{n}.b2nd", np.zeros((2, 8, 8), np.int16))
+        lesions = (lesion,) if n == 0 else ()
+        volumes.append(Volume(f"v{n}", f"p{n}", f"v{n}.b2nd", (2, 8, 8), SPACING, lesions=lesions))
+    splits = {"train": ("p0", "p1"), "val": ("p2",)}
+    folds = ({"train": ("p1", "p2"), "test": ("p0",)},)
+    write_volume_set(root, VolumeSet(("lesion",), tuple(volumes), splits=splits, folds=folds))
+    names = register_volume_set(root)
+    yield root.name
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_volumes_without_lesions_are_of_their_part(volume_set):
+    """A data set of slices with lesions stands for volumes, those without lesions among them."""
+
+    def found(name):
+        return [(v.name, v.split) for v in find_sources([volume_set + name]).volumes]
+
+    assert found("_train") == found("_volumes_train") == [("v0", "train"), ("v1", "train")]
+    assert found("_val") == [("v2", "val")]
+    assert found("_fold0_train") == [("v1", "train"), ("v2", "train")]
+    assert found("") == [("v0", "train"), ("v1", "train"), ("v2", "val")]
+    set_excluded_volumes(f"{volume_set}_train", [f"{volume_set}_fold0_volumes_test"])
+    assert found("_train") == [("v1", "train")]
 
 
 def test_scans_of_one_name_from_two_folders_are_two_patients(tmp_path):

@@ -95,8 +95,22 @@ def register_volume_set(root: str | os.PathLike, name: str | None = None) -> lis
             evaluator_type="lesion_volume" if every_slice else "lesion",
             can_exclude_volumes=True,
             volume_set=root,
+            volume_part=part,
         )
     return added
+
+
+def volume_names(name: str) -> set[str]:
+    """The volumes of a registered name's part of its data set, whether they show lesions or not.
+
+    Excluded ones (:func:`~lesion_d2.data.dataset_options.set_excluded_volumes`) are not among them.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`~lesion_d2.data.volume_set.dicts.load_volume_set`.
+    """
+    metadata = MetadataCatalog.get(name)
+    dicts = _load_registered(name, metadata.volume_set, metadata.volume_part, every_slice=True)
+    return {image["volume"] for image in dicts}
 
 
 def _parts(name: str, head: VolumeSet) -> Iterator[tuple[str, tuple[_Part, bool]]]:
