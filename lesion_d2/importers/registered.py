@@ -238,8 +238,9 @@ def _volumes_of_dicts(
         if folder not in listed:
             listed[folder] = slice_files(folder)
         files, images = listed[folder], {_number(image): image for image in images}
-        if volume is not None:
-            begin, end = next(iter(images.values()))["slice_range"]
+        slice_range = next(iter(images.values())).get("slice_range")
+        if volume is not None and slice_range is not None:
+            begin, end = slice_range
             files = {number: file for number, file in files.items() if begin <= number <= end}
         for run in _runs(sorted(files)):
             shown = {number: images[number] for number in run if number in images}

@@ -199,7 +199,7 @@ def test_series_without_patients_are_their_own(tmp_path, register):
         write_slices(folder, 5)
     (tmp_path / "a" / "ct" / "003.png").unlink()
     dicts = [image_of(tmp_path / "a" / "ct", n) for n in (1, 4)]
-    dicts.append(image_of(tmp_path / "b" / "ct", 2))
+    dicts.append(image_of(tmp_path / "b" / "ct", 2, volume="ct", slice_range=None))
     found = find_sources([register("made_up_series", dicts)]).volumes
     assert [(v.name, v.patient) for v in found] == [
         ("ct_1-2", "ct"),
