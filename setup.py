@@ -18,14 +18,15 @@ class BuildWithProject(build_py):
         project = Path(self.build_lib, "lesion_d2", "project")
         shutil.rmtree(project, ignore_errors=True)
         for pattern in PROJECT:
-            if not any(Path().glob(pattern)):
+            files = list(Path().glob(pattern))
+            if not files:
                 raise FileNotFoundError(f"{pattern}: not found, expected it beside setup.py")
-        for file in (file for pattern in PROJECT for file in Path().glob(pattern)):
-            if file.is_dir():
-                shutil.copytree(file, project / file)
-            else:
-                (project / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, project / file)
+            for file in files:
+                if file.is_dir():
+                    shutil.copytree(file, project / file)
+                else:
+                    (project / file).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, project / file)
 
 
 setup(

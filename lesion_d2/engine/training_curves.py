@@ -57,8 +57,7 @@ def read_metrics(file: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndar
         iteration = entry.pop("iteration")
         if "total_loss" in entry:
             if iteration <= last:  # a training that began again, or was resumed from before
-                kept = {name: _before(iteration, by) for name, by in values.items()}
-                values = {name: by for name, by in kept.items() if by}
+                values = _before(iteration, values)
             last = iteration
         for name, value in entry.items():
             if isinstance(value, float) or is_number(value):  # NaN and infinities are gaps
@@ -70,8 +69,10 @@ def read_metrics(file: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndar
     return curves
 
 
-def _before(iteration: int, values: dict[int, float]) -> dict[int, float]:
-    return {i: value for i, value in values.items() if i < iteration}
+def _before(iteration: int, values: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
+    """The metrics that there are before an iteration."""
+    kept = {name: {i: v for i, v in by.items() if i < iteration} for name, by in values.items()}
+    return {name: by for name, by in kept.items() if by}
 
 
 def has_curves(curves: Curves) -> bool:

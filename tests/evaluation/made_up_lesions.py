@@ -1,9 +1,11 @@
 """A data set of made-up lesions, and detections of them."""
 
 import math
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.structures import Boxes, BoxMode, Instances
 
@@ -53,8 +55,8 @@ def predict(record, seed=0, num_classes=1, max_false=8):
     return make_instances(boxes, scores / 40, rng.integers(num_classes, size=len(boxes)))
 
 
-def make_instances(boxes, scores, classes=None):
-    result = Instances((320, 320))
+def make_instances(boxes, scores, classes=None, *, size=320):
+    result = Instances((size, size))
     result.pred_boxes = Boxes(torch.as_tensor(np.array(boxes), dtype=torch.float32).reshape(-1, 4))
     result.scores = torch.as_tensor(np.array(scores), dtype=torch.float32)
     classes = np.zeros(len(scores)) if classes is None else classes
@@ -80,3 +82,22 @@ def iou(a, b):
     shared = max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
     area = sum((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b))
     return shared / (area - shared)
+
+
+@contextmanager
+def registering(name, classes, kind):
+    """Gives a function that registers dicts under a name, in place of those before."""
+
+    def add(dicts, classes=classes, kind=kind):
+        remove()
+        DatasetCatalog.register(name, lambda: dicts)
+        MetadataCatalog.get(name).set(thing_classes=list(classes), evaluator_type=kind)
+        return dicts
+
+    def remove():
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+    yield add
+    remove()

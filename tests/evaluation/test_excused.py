@@ -14,9 +14,8 @@ from lesion_d2.inference import Linker
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
-from made_up_lesions import make_dicts, make_instances, predict, run, same
+from made_up_lesions import make_dicts, make_instances, predict, registering, run, same
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -172,18 +171,8 @@ def test_what_is_excused_has_a_flag_a_detection():
 
 @pytest.fixture
 def register():
-    def add(dicts, kind, classes):
-        remove()
-        DatasetCatalog.register(NAME, lambda: dicts)
-        MetadataCatalog.get(NAME).set(thing_classes=list(classes), evaluator_type=kind)
-
-    def remove():
-        if NAME in DatasetCatalog:
-            DatasetCatalog.remove(NAME)
-            MetadataCatalog.remove(NAME)
-
-    yield add
-    remove()
+    with registering(NAME, ["lesion"], "lesion") as add:
+        yield lambda dicts, kind, classes: add(dicts, classes, kind)
 
 
 def region(box, **fields):

@@ -1,12 +1,14 @@
 import json
 import logging
 import math
+from functools import partial
 
 import lesion_d2
 from lesion_d2.engine import finish_run
 from lesion_d2.evaluation import VolumeEvaluator, froc_curve
 from lesion_d2.inference import Linker
 
+import made_up_lesions
 import numpy as np
 import pytest
 import torch
@@ -14,11 +16,13 @@ import torch.distributed as dist
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import print_csv_format
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import BoxMode
+from made_up_lesions import registering, run
 from test_average_precision import slow_average_precision
 from warm_processes import start_processes
 
 NAME = "made_up_volumes"
+make_instances = partial(made_up_lesions.make_instances, size=200)
 RATES = (0.5, 1, 2, 4, 8, 16)
 
 
@@ -83,15 +87,6 @@ def detect(record, seed=0, num_classes=3):
     return make_instances(*zip(*boxes, strict=True)) if boxes else make_instances([], [], [])
 
 
-def make_instances(boxes, scores, classes=None):
-    result = Instances((200, 200))
-    result.pred_boxes = Boxes(torch.as_tensor(np.array(boxes), dtype=torch.float32).reshape(-1, 4))
-    result.scores = torch.as_tensor(np.array(scores), dtype=torch.float32)
-    classes = np.zeros(len(scores)) if classes is None else classes
-    result.pred_classes = torch.as_tensor(np.array(classes), dtype=torch.int64)
-    return result
-
-
 def truth_as_detections(record, score=0.9):
     annotations = record["annotations"]
     boxes, classes = ([a[key] for a in annotations] for key in ("bbox", "category_id"))
@@ -103,28 +98,10 @@ def make_evaluator(output_dir=None, **settings):
     return VolumeEvaluator(NAME, output_dir, link=link, **settings)
 
 
-def run(evaluator, dicts, outputs):
-    evaluator.reset()
-    for record, instances in zip(dicts, outputs, strict=True):
-        evaluator.process([record], [{"instances": instances}])
-    return evaluator.evaluate()
-
-
 @pytest.fixture
 def register():
-    def add(dicts, classes=("a", "b", "c")):
-        remove()
-        DatasetCatalog.register(NAME, lambda: dicts)
-        MetadataCatalog.get(NAME).set(thing_classes=list(classes), evaluator_type="lesion_volume")
-        return dicts
-
-    def remove():
-        if NAME in DatasetCatalog:
-            DatasetCatalog.remove(NAME)
-            MetadataCatalog.remove(NAME)
-
-    yield add
-    remove()
+    with registering(NAME, "abc", "lesion_volume") as add:
+        yield add
 
 
 def same(first, second):
