@@ -63,15 +63,15 @@ overview: $(RESULTS)/pictures/contact_sheet.png
 	$(BIN)/python docs/site/overview_picture.py $(RESULTS) --output docs/overview.png
 
 benchmark: install
-	$(BIN)/python -m lesion_d2.tools.benchmark
+	$(BIN)/python -m lesion_d2.experiments.benchmark
 
 # On a machine with a GPU, docs/gpu.md; GPU_CHECK="--device cpu --tiny" tests the check elsewhere.
 gpu-check: $(if $(FOUND_WHEELS),.gpu/installed,install)
 	$(if $(FOUND_WHEELS),PYTHONPATH=$(CURDIR)/.gpu:$(CURDIR) $(PYTHON),$(BIN)/python) \
-		-m lesion_d2.tools.gpu_check $(GPU_CHECK)
+		-m lesion_d2.experiments.gpu_check $(GPU_CHECK)
 
 gpu-wheels: install
-	$(BIN)/python -m lesion_d2.tools.gpu_check.wheels --output $(WHEELS) --python $(GPU_PYTHON) \
+	$(BIN)/python -m lesion_d2.experiments.gpu_check.wheels --output $(WHEELS) --python $(GPU_PYTHON) \
 		--has $(GPU_HAS)
 
 # Beside the packages of a Python that has torch, which stay as they are.

@@ -14,9 +14,11 @@ import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 
-_PREFIX = "lesion_d2.tools."
+# Folders of the package whose modules are programs.
+_ROOMS = ("tools", "experiments")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,8 +50,12 @@ def commands(package: Path) -> dict[str, list[str]]:
     Args:
         package: the folder of ``lesion_d2``.
     """
-    tools = {name: ["-m", _PREFIX + name] for name in _sources(package / "tools")}
-    return tools | {path.stem: [str(path)] for path in _scripts(package)}
+    modules = {
+        name: ["-m", f"lesion_d2.{room}.{name}"]
+        for room in _ROOMS
+        for name in _sources(package / room)
+    }
+    return modules | {path.stem: [str(path)] for path in _scripts(package)}
 
 
 def describe(package: Path) -> str:
@@ -58,11 +64,11 @@ def describe(package: Path) -> str:
     Args:
         package: the folder of ``lesion_d2``.
     """
-    tools = _sources(package / "tools")
-    scripts = {path.stem: path for path in _scripts(package)}
-    width = max(map(len, [*tools, *scripts]))
+    groups = [_sources(package / room) for room in _ROOMS]
+    groups.append({path.stem: path for path in _scripts(package)})
+    width = max(map(len, chain(*groups)))
     lines = [f"  {'configs':{width}}  List the config files."]
-    for files in (tools, scripts):
+    for files in groups:
         lines += ["", *(f"  {name:{width}}  {_first_line(files[name])}" for name in sorted(files))]
     return "\n".join(["usage: lesion-d2 NAME [arguments]; NAME --help says more", "", *lines])
 

@@ -36,7 +36,7 @@ from lesion_d2.engine import (
     logged_errors,
     setup_run,
 )
-from lesion_d2.errors import interruptible, run_program
+from lesion_d2.utils.errors import interruptible, run_program
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser

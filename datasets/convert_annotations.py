@@ -12,13 +12,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from lesion_d2.data.annotation_files import (
+from lesion_d2.data.deeplesion.annotation_files import (
     BOX_COLUMNS,
     SLICE_NUMBERS,
     read_annotations,
     write_annotations,
 )
-from lesion_d2.errors import run_program
+from lesion_d2.utils.errors import run_program
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 
 import lesion_d2  # noqa: F401  (registers the data sets)
-from lesion_d2.errors import run_program
 from lesion_d2.importers import inserted
 from lesion_d2.tools.import_data import add_common_arguments, interrupted, run_listing
+from lesion_d2.utils.errors import run_program
 
 _PROGRAM = "prepare_inserted.py"
 

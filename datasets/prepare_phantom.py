@@ -16,9 +16,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from lesion_d2.data.phantom import PRESETS, write_phantom
-from lesion_d2.errors import run_program
-from lesion_d2.tools.arguments import seed
+from lesion_d2.data.phantoms.phantom import PRESETS, write_phantom
+from lesion_d2.tools.common.arguments import seed
+from lesion_d2.utils.errors import run_program
 
 #: Presets with a folder of their own, not ``phantom``.
 OWN_FOLDERS = ("columns", "clinical")

@@ -14,12 +14,12 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from lesion_d2.data.phantom import PRESETS, PhantomOptions, Series
-from lesion_d2.data.phantom_anatomy import sample_body
-from lesion_d2.errors import run_program
+from lesion_d2.data.phantoms.anatomy import sample_body
+from lesion_d2.data.phantoms.phantom import PRESETS, PhantomOptions, Series
 from lesion_d2.scans import read_scan
 from lesion_d2.scans.writing import write_dicom, write_nifti
-from lesion_d2.tools.arguments import seed
+from lesion_d2.tools.common.arguments import seed
+from lesion_d2.utils.errors import run_program
 
 import numpy as np
 

@@ -14,10 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-from lesion_d2.data.toy_volumes import DEFAULTS, write_toy_volumes
-from lesion_d2.data.toys import SPLITS, ToyOptions, write_toys
-from lesion_d2.errors import run_program
-from lesion_d2.tools.arguments import seed
+from lesion_d2.data.toys.images import SPLITS, ToyOptions, write_toys
+from lesion_d2.data.toys.volumes import DEFAULTS, write_toy_volumes
+from lesion_d2.tools.common.arguments import seed
+from lesion_d2.utils.errors import run_program
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

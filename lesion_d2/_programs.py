@@ -15,8 +15,8 @@ _PACKAGE = Path(__file__).parent
 def end_shortly_while_importing() -> None:
     """Let Ctrl-C end a program of this project without a traceback while it imports its packages.
 
-    That takes seconds, before :func:`~lesion_d2.errors.run_program` handles signals. Whoever uses
-    the package in a program of their own keeps their handlers.
+    That takes seconds, before :func:`~lesion_d2.utils.errors.run_program` handles signals. Whoever
+    uses the package in a program of their own keeps their handlers.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if is_main and _is_own() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -4,8 +4,8 @@ import functools
 from pathlib import Path
 
 from lesion_d2 import get_lesion_config
-from lesion_d2.tools.gpu_check.configs import narrow
-from lesion_d2.volumetric_config import is_volumetric
+from lesion_d2.config.volumetric import is_volumetric
+from lesion_d2.experiments.gpu_check.configs import narrow
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

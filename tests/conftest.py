@@ -51,8 +51,8 @@ def _warm_server() -> None:
 @pytest.fixture(scope="session")
 def tiny_phantom(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of data sets with a tiny ``phantom``; DETECTRON2_DATASETS names it from now on."""
-    from lesion_d2.data.phantom import write_phantom
-    from lesion_d2.files import locked
+    from lesion_d2.data.phantoms.phantom import write_phantom
+    from lesion_d2.utils.files import locked
 
     from speed_up import read_set_quickly
 

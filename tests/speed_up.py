@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from lesion_d2.data import deeplesion
+from lesion_d2.data.deeplesion import key_slices as deeplesion
 from lesion_d2.evaluation import report, volume_evaluator
 
 import pytest

@@ -25,15 +25,18 @@ def started(monkeypatch):
 
 
 def test_every_tool_is_listed_with_a_sentence(capsys):
-    # Given all modules of lesion_d2.tools that can be started
-    modules = {f.stem for f in (PACKAGE / "tools").glob("*.py") if "__main__" in f.read_text()}
-    modules |= {f.parent.name for f in (PACKAGE / "tools").glob("*/__main__.py")}
+    # Given all modules of lesion_d2.tools and lesion_d2.experiments that can be started
+    files = [f for room in ("tools", "experiments") for f in (PACKAGE / room).glob("*.py")]
+    modules = {f.stem for f in files if "__main__" in f.read_text()}
+    for room in ("tools", "experiments"):
+        modules |= {f.parent.name for f in (PACKAGE / room).glob("*/__main__.py")}
     # When they are listed
     assert lesion_d2_cli.main([]) == 0
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[2:] if line]
     # Then each is there, and says something
     listed = {name: text for name, text in lines}
     assert modules - {"__main__"} <= listed.keys()
+    assert {"predict", "benchmark"} <= modules
     assert {"configs", "train_net", "prepare_phantom"} <= listed.keys()
     assert all(text.endswith(".") for text in listed.values())
 
@@ -41,6 +44,11 @@ def test_every_tool_is_listed_with_a_sentence(capsys):
 def test_a_tool_takes_the_place_of_the_command(started):
     lesion_d2_cli.main(["predict", "--help"])
     assert started == [[sys.executable, "-m", "lesion_d2.tools.predict", "--help"]]
+
+
+def test_an_experiment_is_started_like_a_tool(started):
+    lesion_d2_cli.main(["benchmark"])
+    assert started == [[sys.executable, "-m", "lesion_d2.experiments.benchmark"]]
 
 
 def test_scripts_of_the_root_are_started_by_name(started):

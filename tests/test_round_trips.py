@@ -3,13 +3,17 @@
 import json
 import math
 
-from lesion_d2.boxes import moved_xywh, xyxy_box
-from lesion_d2.cropping import image_to_slice, slice_to_image
-from lesion_d2.data.annotation_files import VolumeLesion, read_annotations, write_annotations
-from lesion_d2.data.augmentation import AffineTransform, ResizeTransform
-from lesion_d2.data.volume_names import VolumeName
-from lesion_d2.rle import check_mask, decode_mask, encode_mask
+from lesion_d2.data.deeplesion.annotation_files import (
+    VolumeLesion,
+    read_annotations,
+    write_annotations,
+)
+from lesion_d2.data.deeplesion.volume_names import VolumeName
+from lesion_d2.data.transforms.augmentation import AffineTransform, ResizeTransform
 from lesion_d2.scans.orientation import canonical_turn
+from lesion_d2.structures.boxes import moved_xywh, xyxy_box
+from lesion_d2.structures.cropping import image_to_slice, slice_to_image
+from lesion_d2.structures.rle import check_mask, decode_mask, encode_mask
 
 import numpy as np
 import pytest

@@ -28,7 +28,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 _START_PROCESSES = mp.start_processes  # launch_two puts another one in its place
 METHOD = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
-_MODULES = ["lesion_d2.engine", "lesion_d2.data.toys", "matplotlib.backends.backend_agg"]
+_MODULES = ["lesion_d2.engine", "lesion_d2.data.toys.images", "matplotlib.backends.backend_agg"]
 if METHOD == "forkserver":
     multiprocessing.set_forkserver_preload(_MODULES)
 

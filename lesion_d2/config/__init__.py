@@ -1,6 +1,6 @@
 """The config: every key of this project, and how its files are read."""
 
-from .keys import FROC_RATES, add_lesion_config, teacher_looks, trains_on_masks
+from .keys import FROC_RATES, add_lesion_config, trains_on_masks, uses_pseudo_labels
 from .node import LesionConfig, get_lesion_config
 from .yaml_files import read_yaml
 
@@ -10,6 +10,6 @@ __all__ = [
     "add_lesion_config",
     "get_lesion_config",
     "read_yaml",
-    "teacher_looks",
     "trains_on_masks",
+    "uses_pseudo_labels",
 ]

@@ -1,6 +1,6 @@
 from detectron2.config import CfgNode as CN
 
-from ..volumetric_config import add_volumetric_config
+from .volumetric import add_volumetric_config
 
 #: False positives per image of the published tables.
 FROC_RATES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -400,7 +400,7 @@ def _add_volume_config(cfg: CN) -> None:
     cfg.TEST.VOLUME_AP = "coco"
 
 
-def teacher_looks(cfg: CN) -> bool:
+def uses_pseudo_labels(cfg: CN) -> bool:
     """Whether a mean teacher looks for lesions in training."""
     options = cfg.MODEL.MEAN_TEACHER
     return options.ENABLED and options.POLICY != "none"

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.config.compat import guess_version
 from detectron2.utils.file_io import PathManager
 
-from ..errors import short
+from ..utils.errors import short_repr
 from .keys import add_lesion_config
 from .yaml_files import read_yaml
 
@@ -81,7 +81,7 @@ class LesionConfig(CfgNode):
         if version is None:
             version = guess_version(loaded, cfg_filename)
         if type(version) is not int or version != self.VERSION:
-            raise ValueError(f"VERSION: found {short(version)}, expected {self.VERSION}")
+            raise ValueError(f"VERSION: found {short_repr(version)}, expected {self.VERSION}")
         with self._checked():
             self.merge_from_other_cfg(loaded)
 
@@ -100,7 +100,7 @@ class LesionConfig(CfgNode):
                     raise KeyError(f"Non-existent key: {key}")
                 node = node[name]
             if isinstance(node, CfgNode):
-                raise ValueError(f"{key}: found {short(value)}, expected keys below it")
+                raise ValueError(f"{key}: found {short_repr(value)}, expected keys below it")
         with self._checked():
             super().merge_from_list(cfg_list)
 
@@ -157,7 +157,7 @@ class _Files:
             raise FileNotFoundError(f"{file}: does not exist, expected a config's file")
         content = read_yaml(PathManager.get_local_path(file))
         if not isinstance(content, dict):
-            found = "nothing" if content is None else short(content)
+            found = "nothing" if content is None else short_repr(content)
             raise ValueError(f"{file}: found {found}, expected keys such as MODEL")
         _check_keys(file, content)
         if _BASE not in content:
@@ -169,7 +169,9 @@ class _Files:
             raise ValueError(f"{file}: {_BASE}: found {len(bases)} files, expected fewer")
         for base in bases:
             if not isinstance(base, str) or not base:
-                raise ValueError(f"{file}: {_BASE}: found {short(base)}, expected a file's path")
+                raise ValueError(
+                    f"{file}: {_BASE}: found {short_repr(base)}, expected a file's path"
+                )
             base = os.path.expanduser(base)
             if not base.startswith(("/", *_ADDRESSES)):
                 base = os.path.join(os.path.dirname(file), base)
@@ -187,7 +189,9 @@ def _check_keys(file: str, content: Mapping, prefix: str = "") -> None:
     for key, value in content.items():
         if not isinstance(key, str):
             where = f"{file}: {prefix.rstrip('.')}".rstrip(" :")
-            raise ValueError(f"{where}: found the key {short(key)}, expected text such as MODEL")
+            raise ValueError(
+                f"{where}: found the key {short_repr(key)}, expected text such as MODEL"
+            )
         if isinstance(value, dict):
             _check_keys(file, value, f"{prefix}{key}.")
 
@@ -199,7 +203,7 @@ def _merge(file: str, content: Mapping, merged: dict[str, Any], prefix: str = ""
             if not isinstance(merged[key], dict):
                 raise ValueError(
                     f"{file}: {prefix}{key}: found keys, expected a value as {_BASE} has, such as "
-                    f"{short(merged[key])}"
+                    f"{short_repr(merged[key])}"
                 )
             _merge(file, value, merged[key], f"{prefix}{key}.")
         else:
@@ -212,7 +216,7 @@ def _check_sections(cfg: CfgNode, loaded: Mapping, prefix: str) -> None:
         if not isinstance(cfg.get(name), CfgNode):
             continue
         if not isinstance(value, Mapping):
-            raise ValueError(f"{prefix}{name}: found {short(value)}, expected keys below it")
+            raise ValueError(f"{prefix}{name}: found {short_repr(value)}, expected keys below it")
         _check_sections(cfg[name], value, f"{prefix}{name}.")
 
 
@@ -226,17 +230,17 @@ def _check_kinds(cfg: CfgNode, defaults: CfgNode, prefix: str) -> None:
             _check_kinds(value, old, f"{key}.")
             continue
         if value is None and old is not None:
-            raise ValueError(f"{key}: found None, expected a value such as {short(old)}")
+            raise ValueError(f"{key}: found None, expected a value such as {short_repr(old)}")
         kinds = {_kind(entry) for entry in _entries(value)}
         if "NaN" in kinds:
-            raise ValueError(f"{key}: found {short(value)}, expected no NaN")
+            raise ValueError(f"{key}: found {short_repr(value)}, expected no NaN")
         if (key in _NAMES | _NUMBERS or _levels(old) == 1) and _levels(value) > 1:
-            raise ValueError(f"{key}: found {short(value)}, expected no list in the list")
+            raise ValueError(f"{key}: found {short_repr(value)}, expected no list in the list")
         if key in _PAIRS and len(value) != 2:
-            raise ValueError(f"{key}: found {short(value)}, expected two numbers")
+            raise ValueError(f"{key}: found {short_repr(value)}, expected two numbers")
         expected = _kinds_of(key, old)
         if isinstance(value, list | tuple) and len(expected) == 1 and not kinds <= expected:
-            raise ValueError(f"{key}: found {short(value)}, expected {min(expected)} in it")
+            raise ValueError(f"{key}: found {short_repr(value)}, expected {min(expected)} in it")
 
 
 def _kinds_of(key: str, old: Any) -> set[str]:

@@ -4,8 +4,8 @@ import os
 
 import yaml
 
-from ..errors import short
-from ..files import one_line
+from ..utils.errors import short_repr
+from ..utils.files import one_line
 
 # libyaml's parser, where PyYAML was built with it, reads ten times as fast, and the same.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -80,7 +80,9 @@ class _Walk:
             self._add(None, *self.anchors[event.anchor])
         elif isinstance(event, yaml.NodeEvent):
             if event.tag is not None:
-                raise ValueError(f"found the tag {short(event.tag)}, expected values written out")
+                raise ValueError(
+                    f"found the tag {short_repr(event.tag)}, expected values written out"
+                )
             if isinstance(event, yaml.ScalarEvent):
                 if event.anchor:
                     self.anchors[event.anchor] = 1, 1
@@ -122,7 +124,7 @@ class _Collection:
             return
         if self._is_key and scalar is not None:
             if scalar in self.keys:
-                raise ValueError(f"found the key {short(scalar)} twice")
+                raise ValueError(f"found the key {short_repr(scalar)} twice")
             self.keys.add(scalar)
         self._is_key = not self._is_key
 

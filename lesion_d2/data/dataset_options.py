@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..ignore_regions import is_region, lesions_of
+from ..structures.ignore_regions import is_region, lesions_of
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def set_first_pixel(name: str, first_pixel: float) -> None:
     """Say what the center of an image's first pixel has for coordinates in a data set's files.
 
     Loaders that know it say so; in the dicts it is 0. What writes boxes of a data set to files, or
-    reads them from there, goes by it (see :mod:`lesion_d2.boxes`).
+    reads them from there, goes by it (see :mod:`lesion_d2.structures.boxes`).
 
     Args:
         name: of the data set in Detectron2's catalogs.
@@ -150,7 +150,7 @@ def set_excluded_volumes(name: str, volumes: Iterable[str]) -> None:
     _set_option(name, "excluded_volumes", (volumes, parts))
 
 
-def leave_out_volumes(name: str, dicts: list[dict]) -> list[dict]:
+def exclude_series(name: str, dicts: list[dict]) -> list[dict]:
     """Do what :func:`set_excluded_volumes` said last; nothing before.
 
     Args:

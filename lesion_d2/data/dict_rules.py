@@ -6,7 +6,7 @@ from numbers import Integral, Real
 
 import numpy as np
 
-from .problems import short
+from .formats.problems import short_repr
 
 #: Of an image; ``spacing`` and ``slice_range`` may be None.
 KEYS = (
@@ -32,10 +32,13 @@ def image_problems(image: Mapping) -> Iterator[str]:
             yield f"found no {key!r}"
     for key in ("height", "width"):
         if key in image and not (isinstance(image[key], Integral) and image[key] > 0):
-            yield f"found {key} {short(image[key])}, expected a whole number of pixels"
+            yield f"found {key} {short_repr(image[key])}, expected a whole number of pixels"
     slice_range = image.get("slice_range")
     if slice_range is not None and not are_numbers(slice_range, 2):
-        yield f"found slice_range {short(slice_range)}, expected the first and last slice, or None"
+        yield (
+            f"found slice_range {short_repr(slice_range)}, expected the first and last "
+            f"slice, or None"
+        )
     yield from _bad_names(image, _NAMES)
 
 
@@ -44,7 +47,7 @@ def annotation_problems(annotation: Mapping) -> Iterator[str]:
     is_crowd = annotation.get("iscrowd", 0)
     is_number = type(is_crowd) in _PLAIN or isinstance(is_crowd, Real | np.bool_)
     if not is_number or is_crowd not in (0, 1):
-        yield f"found iscrowd {short(is_crowd)}, expected 1 (to be ignored) or 0"
+        yield f"found iscrowd {short_repr(is_crowd)}, expected 1 (to be ignored) or 0"
     yield from _bad_names(annotation, ("lesion", "row"))
 
 
@@ -53,7 +56,8 @@ def number_problems(annotation: Mapping, keys: Sequence[str]) -> Iterator[str]:
     for key in keys:
         if key in annotation and not has_numbers(annotation, key):
             yield (
-                f"found {key} {short(annotation[key])}, expected {OPTIONAL_NUMBERS[key]} finite "
+                f"found {key} {short_repr(annotation[key])}, expected "
+                f"{OPTIONAL_NUMBERS[key]} finite "
                 "numbers, or no such key"
             )
 
@@ -82,4 +86,4 @@ def are_numbers(values: object, count: int) -> bool:
 def _bad_names(record: Mapping, keys: Sequence[str]) -> Iterator[str]:
     for key in keys:
         if type(record.get(key)).__hash__ is None:
-            yield f"found {key} {short(record[key])}, expected text or a number"
+            yield f"found {key} {short_repr(record[key])}, expected text or a number"

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..files import folder_written_whole, read_json, recover_folder, written_whole
+from ..utils.files import atomic_folder, atomic_write, read_json, recover_folder
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +65,11 @@ def write_data_set(
     if root.exists() and _holds_these(root, kind, options, overwrite):
         logger.info("The %s data set in %s is complete: nothing to do", kind, root)
         return False
-    with folder_written_whole(root) as partial_root:
+    with atomic_folder(root) as partial_root:
         if root.exists():  # maybe of a call that was faster
             _holds_these(root, kind, options, overwrite)
         write(partial_root)
-        with written_whole(partial_root / f"{kind}.json", flush=False) as file:
+        with atomic_write(partial_root / f"{kind}.json", flush=False) as file:
             file.write_text(json.dumps(_stored(options), indent=2))
         os.sync()
     return True

@@ -12,16 +12,16 @@ from detectron2.data import (
 )
 from detectron2.utils import comm
 
-from ..errors import InputError
-from ..files import one_line
-from ..parallel import count_cores
-from .augmentation import build_augmentations
+from ..utils.errors import InputError
+from ..utils.files import one_line
+from ..utils.parallel import count_cores
 from .catalog import load_train_dicts
 from .chunks.loading import ChunkLoader
-from .ct import hu_to_pixels
 from .mapper import IMAGE_KEYS, LesionDatasetMapper
 from .samplers import BalancedSampler, SkippingSampler, pools_of
+from .slices.ct import hu_to_pixels
 from .transfer import annotation_tensors, copy_to_gpu, move_annotations
+from .transforms.augmentation import build_augmentations
 from .worker_states import StatefulLoad, WorkerStates
 
 _MAX_WORKERS = 16

@@ -11,23 +11,17 @@ from detectron2.config import configurable
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
-from ..boxes import xyxy_box
-from ..config import teacher_looks, trains_on_masks
-from ..ignore_regions import (
+from ..config import trains_on_masks, uses_pseudo_labels
+from ..structures.boxes import xyxy_box
+from ..structures.ignore_regions import (
     is_region,
     lesions_of,
     regions_of,
     split_regions,
 )
-from ..rle import decode_mask
-from ..slice_geometry import EXPECTED_SPACING, is_spacing
-from .augmentation import build_augmentations
-from .borders import body_extent, volume_extent
-from .ct import SliceChange, hu_to_pixels, stack_and_key_slice
+from ..structures.rle import decode_mask
+from ..structures.slice_geometry import EXPECTED_SPACING, is_spacing
 from .inserted.augmentation import LesionInserter, build_lesion_inserter
-from .lesion_transforms import transform_lesions
-from .mask_files import PseudoMasks, load_mask_file
-from .patches import MIN_SHARE, RandomPatch
 from .pseudo_masks import (
     METHODS,
     PseudoMask,
@@ -35,6 +29,12 @@ from .pseudo_masks import (
     lesion_ends,
     pseudo_mask,
 )
+from .pseudo_masks.files import PseudoMasks, load_mask_file
+from .slices.ct import SliceChange, hu_to_pixels, stack_and_key_slice
+from .transforms.augmentation import build_augmentations
+from .transforms.borders import body_extent, volume_extent
+from .transforms.lesion_transforms import transform_lesions
+from .transforms.patches import MIN_SHARE, RandomPatch
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +55,9 @@ class LesionDatasetMapper:
 
     A box after a rotation is the extent of the lesion's outline, see :func:`lesion_outline`. A
     lesion whose box's center left the image is dropped. Regions to ignore (``iscrowd``) are
-    instances of class -1 in training, and nothing else, see :mod:`lesion_d2.ignore_regions`. So
-    are lesions of which a patch (:class:`~lesion_d2.data.patches.RandomPatch`) shows too little.
+    instances of class -1 in training, and nothing else, see
+    :mod:`lesion_d2.structures.ignore_regions`. So are lesions of which a patch
+    (:class:`~lesion_d2.data.transforms.patches.RandomPatch`) shows too little.
 
     Args:
         is_train: whether dicts get ``instances`` from their ``annotations``.
@@ -140,7 +141,7 @@ class LesionDatasetMapper:
             "box_masks": cfg.INPUT.BOX_MASKS,
             "pseudo_masks": _load_mask_files(cfg) if with_masks else (),
             "weak_augmentations": (
-                build_augmentations(cfg, False) if is_train and teacher_looks(cfg) else None
+                build_augmentations(cfg, False) if is_train and uses_pseudo_labels(cfg) else None
             ),
             "inserter": build_lesion_inserter(cfg) if is_train else None,
         }

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from detectron2.data.samplers import TrainingSampler
 
-from ..ignore_regions import lesions_of
+from ..structures.ignore_regions import lesions_of
 
 
 class SkippingSampler(TrainingSampler):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import locked, written_whole
+from ..utils.files import atomic_write, locked
 
 #: Gives an array of a shape and type, to be filled.
 Allocate = Callable[[tuple[int, ...], type], np.ndarray]
@@ -59,7 +59,7 @@ def shared_array(owner: str, kind: str, make: Callable[[Allocate], np.ndarray]) 
     if not file.exists():
         with locked(file.with_suffix(".lock"), waits=True):
             if not file.exists():
-                with written_whole(file, flush=False) as path:
+                with atomic_write(file, flush=False) as path:
                     make(partial(_map, path))
     return np.load(file, mmap_mode="r")
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from ..random_states import NumpyState, packed, unpacked
+from ..utils.random_states import NumpyState, packed, unpacked
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..ignore_regions import is_region
+from ..structures.ignore_regions import is_region
 from .loading import LoadedSet
 from .rules.annotations import Lesion
 from .rules.splits import patients_of

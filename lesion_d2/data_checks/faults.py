@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-from ..files import one_line
+from ..utils.files import one_line
 
 #: Places that are kept of a kind.
 MAX_PLACES = 20

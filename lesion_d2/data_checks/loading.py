@@ -10,9 +10,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data.catalog import suggest_names
 from ..data.dataset_options import allows_missing, set_allow_missing
-from ..data.deeplesion import resolve_root
 from ..data.dict_rules import annotation_problems, image_problems
-from ..data.problems import ProblemsError, short
+from ..data.formats.problems import ProblemsError, short_repr
+from ..data.roots import resolve_root
 from ..data.volume_set.catalog import register_volume_set
 from ..data.volume_set.form import FILE_NAME
 from ..scans.names import safe_name
@@ -166,11 +166,11 @@ def _load_rest(name: str) -> list[dict] | None:
 def _is_good(image: object, name: str, log: FaultLog) -> bool:
     """Whether a dict has what the check needs; what is wrong with it is noted."""
     if not isinstance(image, Mapping):
-        log.add("bad_record", f"{name}: found {short(image)}, expected a dict")
+        log.add("bad_record", f"{name}: found {short_repr(image)}, expected a dict")
         return False
     problems = list(_problems_of(image))
     for problem in problems:
-        place = short(image.get("image_id", image.get("file_name")))
+        place = short_repr(image.get("image_id", image.get("file_name")))
         log.add("bad_record", f"{name}, image {place}: {problem}")
     return not problems
 
@@ -179,12 +179,12 @@ def _problems_of(image: Mapping) -> Iterator[str]:
     yield from image_problems(image)
     file_name = image.get("file_name", "")
     if not isinstance(file_name, str | os.PathLike):
-        yield f"found file_name {short(file_name)}, expected a path"
+        yield f"found file_name {short_repr(file_name)}, expected a path"
     annotations = image.get("annotations", ())
     if not isinstance(annotations, list | tuple) or not all(
         isinstance(one, Mapping) for one in annotations
     ):
-        yield f"found annotations {short(annotations)}, expected a list of dicts"
+        yield f"found annotations {short_repr(annotations)}, expected a list of dicts"
         return
     for number, annotation in enumerate(annotations, 1):
         for problem in annotation_problems(annotation):

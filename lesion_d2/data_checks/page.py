@@ -10,8 +10,8 @@ from string import Template
 import numpy as np
 from PIL import Image
 
-from ..files import written_whole
 from ..findings.report.page import content_policy, count_text, page_file
+from ..utils.files import atomic_write
 from .faults import Fault
 from .report import DataReport
 
@@ -47,7 +47,7 @@ def write_page(file: str | os.PathLike, report: DataReport, sheet: np.ndarray | 
         counts="\n".join(_row(map(escape, row)) for row in report.count_rows()),
         sheet="" if sheet is None else f'<img alt="Lesions of the data" src="{_picture(sheet)}">',
     )
-    with written_whole(file) as partial:
+    with atomic_write(file) as partial:
         partial.write_text(page, encoding="utf-8", newline="\n")
 
 

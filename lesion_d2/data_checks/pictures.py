@@ -6,7 +6,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from ..data.dict_rules import has_numbers
-from ..ignore_regions import lesions_of
+from ..structures.ignore_regions import lesions_of
 from ..visualization import (
     MASK_COLOR,
     REGION_LEGEND,

@@ -7,8 +7,8 @@ from itertools import groupby
 
 from tqdm import tqdm
 
-from ..parallel import map_unordered
 from ..scans.nifti import is_nifti
+from ..utils.parallel import map_unordered
 from .faults import FaultLog
 from .loading import SPLITS, LoadedSet, volume_key, where
 from .rules.annotations import pixel_regions

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from ..files import written_whole
+from ..utils.files import atomic_write
 from .faults import ERROR, Fault
 
 #: What ``format`` and ``version`` of ``data_check.json`` are.
@@ -50,7 +50,7 @@ class DataReport:
     def write(self, file: str | os.PathLike) -> None:
         """Write :meth:`to_json`, whole or not at all."""
         text = json.dumps(self.to_json(), indent=1, allow_nan=False)
-        with written_whole(file) as partial:
+        with atomic_write(file) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
 
     def count_rows(self) -> list[list[str]]:

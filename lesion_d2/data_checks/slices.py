@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.ct import read_slice
-from ..recist import BOX_MARGIN
-from ..rle import decode_mask
+from ..data.slices.ct import read_slice
+from ..structures.recist import BOX_MARGIN
+from ..structures.rle import decode_mask
 
 #: HU above which something is tissue, and from which on it may be bone.
 TISSUE, BONE = -300, 300

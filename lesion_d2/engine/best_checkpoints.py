@@ -12,9 +12,9 @@ from pathlib import Path
 from detectron2.engine import hooks
 from detectron2.utils import comm
 
-from ..errors import short
-from ..files import parse_json, written_whole
-from ..values import field_problems, is_number, is_text, is_whole
+from ..utils.errors import short_repr
+from ..utils.files import atomic_write, parse_json
+from ..utils.values import field_problems, is_number, is_text, is_whole
 from .checkpoint import LesionCheckpointer
 from .checkpoint_files import ENDINGS
 from .checkpoint_files.folder import bare_name
@@ -123,7 +123,7 @@ class KeepBestHook(hooks.BestCheckpointer):
 
     def _write_ranking(self) -> None:
         """Write ``best.json``, then remove the weights, whole or not, that it does not name."""
-        with written_whole(self._folder / _RANKING) as partial:
+        with atomic_write(self._folder / _RANKING) as partial:
             partial.write_text(json.dumps(self._ranking, indent=1) + "\n")
         kept = {entry["file"] for entry in self._ranking}
         patterns = (p for e in ENDINGS for p in (f"model_*{e}", f".model_*{e}.*part"))
@@ -162,7 +162,7 @@ def read_ranking(folder: str | Path) -> list[dict]:
 
 def _ranking_problems(ranking: object) -> Iterator[str]:
     if not isinstance(ranking, list):
-        yield f"found {short(ranking)}"
+        yield f"found {short_repr(ranking)}"
         return
     for number, entry in enumerate(ranking):
         for text in field_problems(entry, _FIELDS):

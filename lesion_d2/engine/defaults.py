@@ -22,9 +22,9 @@ from detectron2.utils.logger import setup_logger
 from .._programs import count_as_old
 from ..config import LesionConfig, get_lesion_config
 from ..data.loader import count_workers
-from ..errors import told
-from ..files import written_whole
-from ..parallel import count_cores
+from ..utils.errors import told
+from ..utils.files import atomic_write
+from ..utils.parallel import count_cores
 from .checks import check_inputs
 from .checks.values import Check, check_values
 from .input_errors import InputError, as_input_error
@@ -113,7 +113,7 @@ def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     if comm.is_main_process():
         content, file = cfg.dump(), os.path.join(cfg.OUTPUT_DIR, "config.yaml")
         logger.info(f"Running with full config:\n{content}")
-        with written_whole(file) as partial:
+        with atomic_write(file) as partial:
             partial.write_text(content)
         logger.info(f"Full config saved to {file}")
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from torch import nn
 
+from ..config.volumetric import is_volumetric
 from ..inference import Ensemble, VolumeEnsemble
-from ..volumetric_config import is_volumetric
 from .processes import unwrap
 
 

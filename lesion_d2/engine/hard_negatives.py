@@ -22,14 +22,14 @@ from pycocotools import mask as mask_util
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..boxes import first_pixel, moved_xywh, xyxy_box
 from ..data.loader import build_lesion_test_loader
-from ..errors import InputError, short
-from ..files import written_whole
-from ..ignore_regions import lesions_of, lie_inside, region_boxes
-from ..modeling.mining import best_box_ious
-from ..rle import check_mask, encode_mask
-from ..values import are_numbers, field_problems, is_number, is_whole
+from ..modeling.pseudo_labels import best_box_ious
+from ..structures.boxes import first_pixel, moved_xywh, xyxy_box
+from ..structures.ignore_regions import lesions_of, lie_inside, region_boxes
+from ..structures.rle import check_mask, encode_mask
+from ..utils.errors import InputError, short_repr
+from ..utils.files import atomic_write
+from ..utils.values import are_numbers, field_problems, is_number, is_whole
 from .checkpoint import LesionCheckpointer
 from .processes import share_running_statistics
 from .resuming import ProcessStateHook
@@ -354,7 +354,7 @@ _NEGATIVE_FIELDS = {
 def _negative_problems(annotations: object) -> Iterator[str]:
     """What is wrong with an image's hard negatives, but for the size of its masks."""
     if not isinstance(annotations, list):
-        yield f"found {short(annotations)}, expected a list of annotations"
+        yield f"found {short_repr(annotations)}, expected a list of annotations"
         return
     for annotation in annotations:
         yield from field_problems(annotation, _NEGATIVE_FIELDS)
@@ -373,7 +373,7 @@ class HardNegativeMiningHook(HookBase):
     checkpoints: a checkpoint of the same iteration, which was written before, is written again.
     ``OUTPUT_DIR/inference/<data set>/hard_negatives.json`` has the set in COCO's results format,
     with S2 as ``mask_iou``, or ``box_iou`` of a model without masks, and boxes in the coordinates
-    of the data set's files (:func:`lesion_d2.boxes.first_pixel`);
+    of the data set's files (:func:`lesion_d2.structures.boxes.first_pixel`);
     ``lesion_d2.tools.visualize negatives`` draws it.
 
     Args:
@@ -415,7 +415,7 @@ class HardNegativeMiningHook(HookBase):
             raise InputError(f"hard negatives of the checkpoint: {text}")
         for image_id, annotations in state_dict["negatives"].items():
             for text in _negative_problems(annotations):
-                where = f"hard negatives of the checkpoint, image {short(image_id)}"
+                where = f"hard negatives of the checkpoint, image {short_repr(image_id)}"
                 raise InputError(f"{where}: {text}")
         self._mined_at = state_dict["mined_at"]
         self._negatives = state_dict["negatives"]
@@ -487,5 +487,5 @@ class HardNegativeMiningHook(HookBase):
             ]
             folder = Path(self._checkpointer.save_dir, "inference", dataset)
             os.makedirs(folder, exist_ok=True)
-            with written_whole(folder / FILE_NAME) as partial_file:
+            with atomic_write(folder / FILE_NAME) as partial_file:
                 partial_file.write_text(json.dumps(results))

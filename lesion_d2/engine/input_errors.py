@@ -9,9 +9,9 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
 
-from ..errors import InputError
-from ..files import one_line
 from ..modeling import ULDorROIHeads
+from ..utils.errors import InputError
+from ..utils.files import one_line
 
 
 @contextmanager

@@ -5,9 +5,9 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn
 
+from ..config.volumetric import is_volumetric
 from ..data.mapper import LesionDatasetMapper
 from ..data.volumetric.loader import VolumeReader
-from ..volumetric_config import is_volumetric
 from .best_checkpoints import checkpoint_files
 from .checkpoint import LesionCheckpointer, load_trained
 from .defaults import fit_device
@@ -73,7 +73,7 @@ class LesionPredictor:
         >>> record = DatasetCatalog.get("phantom_test")[0]
         >>> instances = predictor(record)["instances"].to("cpu")
         >>> visualizer = LesionVisualizer(window_image(record), predictor.metadata)
-        >>> visualizer.draw_outcome(judge(record, instances, score_threshold=0.5))
+        >>> visualizer.draw_outcome(match_outcome(record, instances, score_threshold=0.5))
         >>> save_picture(visualizer.get_output().get_image(), "slice.png")
     """
 

@@ -9,15 +9,15 @@ from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from torch import Tensor
 
+from ..config.volumetric import is_volumetric
 from ..data.loader import DeviceLoader
-from ..data.scan_images import ScanImages
+from ..data.slices.scan_images import ScanImages
 from ..findings import Finding, Findings, OperatingPoint, encode_mask, measure_findings
 from ..inference import Linker, build_linker
 from ..inference.cut_masks import cut_masks
 from ..modeling import DetUNet, reuse_features
-from ..prefetch import prefetch
 from ..scans import Scan
-from ..volumetric_config import is_volumetric
+from ..utils.prefetch import prefetch
 from .algorithm import class_names, describe_algorithm
 from .input_errors import is_a
 from .prediction import LesionPredictor

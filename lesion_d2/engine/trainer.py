@@ -21,6 +21,7 @@ from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils import comm
 from torch import nn
 
+from ..config.volumetric import is_volumetric
 from ..data.loader import (
     TrainLoader,
     build_lesion_loss_loader,
@@ -39,7 +40,6 @@ from ..modeling import (
     no_masks,
     reuse_features,
 )
-from ..volumetric_config import is_volumetric
 from .best_checkpoints import KeepBestHook
 from .checkpoint import LesionCheckpointer
 from .clipping import fit_to_scaler, with_clipping

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..figures import SERIES, figure_written
-from ..files import parse_json
-from ..values import is_number, is_whole
+from ..utils.figures import SERIES, figure_written
+from ..utils.files import parse_json
+from ..utils.values import is_number, is_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,7 +88,7 @@ def plot_training(curves: Curves, file: str | os.PathLike, *, title: str = "") -
 
     Args:
         curves: of :func:`read_metrics`.
-        file: PNG to write, and a PDF beside it: see :func:`lesion_d2.figures.figure_written`.
+        file: PNG to write, and a PDF beside it: see :func:`lesion_d2.utils.figures.figure_written`.
         title: above the panels.
 
     Raises:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..boxes import first_pixel
-from ..files import one_line
+from ..structures.boxes import first_pixel
+from ..utils.files import one_line
 from .bootstrap import bootstrap_sensitivity, patient_draws, percentile_interval
 from .criteria import parse_criteria, sensitivity_names
 from .froc import FrocCurve

@@ -16,9 +16,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 
-from ..boxes import first_pixel
-from ..files import written_whole
-from ..ignore_regions import lesions_of
+from ..structures.boxes import first_pixel
+from ..structures.ignore_regions import lesions_of
+from ..utils.files import atomic_write
 from .coco import CocoEvaluation, ImageDetections
 from .excused import boxes_in_regions
 from .matching import match_images
@@ -50,10 +50,10 @@ class LesionEvaluator(COCOEvaluator):
     (``under_10mm/sens@4``), see :func:`~lesion_d2.evaluation.strata.make_strata`. FROC pools all
     classes, as the papers do: any detection finds any lesion. COCO's numbers stay per class.
 
-    Regions to ignore (annotations with ``iscrowd``, :mod:`lesion_d2.ignore_regions`) are no lesions
-    in any number. A detection that reaches no lesion and lies in one, by at least half of its own
-    area, is neither hit nor false positive of the FROC. COCO's numbers ask for its share by the IoU
-    threshold instead, and for the region's class.
+    Regions to ignore (annotations with ``iscrowd``, :mod:`lesion_d2.structures.ignore_regions`) are
+    no lesions in any number. A detection that reaches no lesion and lies in one, by at least half
+    of its own area, is neither hit nor false positive of the FROC. COCO's numbers ask for its share
+    by the IoU threshold instead, and for the region's class.
 
     Masks are scored, as ``results["segm"]``, where each lesion of the data set has one; masks
     that are neither scored nor written are not looked at (``needs_masks``).
@@ -63,8 +63,8 @@ class LesionEvaluator(COCOEvaluator):
     Files in ``output_dir``: ``results.json``, ``coco_instances_results.json``, ``froc.json`` (the
     table, the curve, and the score threshold of each rate), ``froc.csv``, ``froc.png`` and
     ``froc.pdf``. Boxes in files are in the coordinates of the data set's own files again
-    (:func:`lesion_d2.boxes.first_pixel`), masks in pixels. Of several processes the first returns
-    the results, the others ``{}``.
+    (:func:`lesion_d2.structures.boxes.first_pixel`), masks in pixels. Of several processes the
+    first returns the results, the others ``{}``.
     """
 
     @configurable
@@ -180,7 +180,7 @@ class LesionEvaluator(COCOEvaluator):
         if self._folder:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._write_detections(in_dataset)
-            with written_whole(self._folder / RESULTS) as partial:
+            with atomic_write(self._folder / RESULTS) as partial:
                 partial.write_text(json.dumps(without_nan(self._results), indent=1) + "\n")
             report.write(self._folder, self._dataset_name, self._settings())
         return copy.deepcopy(self._results)
@@ -264,7 +264,7 @@ class LesionEvaluator(COCOEvaluator):
         offset = first_pixel(self._dataset_name)
         results = (found.results(i, offset) for i, found in detections.items() if len(found))
         path = self._folder / "coco_instances_results.json"
-        with written_whole(path) as partial, partial.open("w") as file:
+        with atomic_write(path) as partial, partial.open("w") as file:
             separator = "["
             for of_image in results:
                 file.write(separator + json.dumps(of_image)[1:-1])

@@ -1,10 +1,10 @@
-"""Detections in regions to ignore, which are no errors (:mod:`lesion_d2.ignore_regions`)."""
+"""Detections in :mod:`~lesion_d2.structures.ignore_regions`, which are no errors."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
-from ..ignore_regions import INSIDE_SHARE
+from ..structures.ignore_regions import INSIDE_SHARE
 from .matching import paired_overlaps
 
 
@@ -13,8 +13,8 @@ def boxes_in_regions(
 ) -> np.ndarray:
     """Which detections of an image lie in one of its regions to ignore.
 
-    Their intersection is at least :data:`~lesion_d2.ignore_regions.INSIDE_SHARE` of the detection's
-    own area.
+    Their intersection is at least :data:`~lesion_d2.structures.ignore_regions.INSIDE_SHARE` of the
+    detection's own area.
 
     Args:
         boxes: (N, 4) X1Y1X2Y2 in pixels.
@@ -39,8 +39,8 @@ def tracklets_in_regions(
     """Which detections of a volume lie in its regions to ignore.
 
     A detection is the box on each of its slices. Of their area, summed over the slices, at least
-    :data:`~lesion_d2.ignore_regions.INSIDE_SHARE` is in regions: on each slice, in the one that it
-    shares most with.
+    :data:`~lesion_d2.structures.ignore_regions.INSIDE_SHARE` is in regions: on each slice, in the
+    one that it shares most with.
 
     Args:
         slice_boxes: (K, 6) X1Y1Z1X2Y2Z2 with z1 == z2.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..boxes import EXPECTED_BOX, bad_boxes
+from ..structures.boxes import EXPECTED_BOX, bad_boxes
 
 OVERLAPS = ("iou", "iobb", "p3d")
 _PAIRS_AT_ONCE = 2**16

@@ -4,8 +4,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..files import read_json
-from ..values import is_number
+from ..utils.files import read_json
+from ..utils.values import is_number
 from .froc import FrocCurve
 
 #: The key of them in ``froc.json`` and ``volumes.json``.

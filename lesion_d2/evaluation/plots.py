@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..figures import SERIES, figure_written
+from ..utils.figures import SERIES, figure_written
 from .froc import FrocCurve
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def plot_froc(
 
     Args:
         curves: name in the legend -> curve.
-        file: PNG to write, and a PDF beside it: see :func:`lesion_d2.figures.figure_written`.
+        file: PNG to write, and a PDF beside it: see :func:`lesion_d2.utils.figures.figure_written`.
         bands: name -> (rates, low, high), three arrays as long as each other: false positives per
             image and the limits of the sensitivity there, in 0..1.
         band_label: what the limits are.

@@ -13,7 +13,7 @@ import numpy as np
 from tabulate import tabulate
 
 from ..config import FROC_RATES
-from ..files import written_whole
+from ..utils.files import atomic_write
 from .bootstrap import bootstrap_sensitivity, patient_draws, percentile_interval
 from .froc import FrocCurve
 from .matching import Matches
@@ -126,9 +126,9 @@ class FrocReport:
         if self.band is not None:
             keys = ("rates", "low", "high")
             content["band"] = {k: v.tolist() for k, v in zip(keys, self.band, strict=True)}
-        with written_whole(folder / "froc.json") as partial:
+        with atomic_write(folder / "froc.json") as partial:
             partial.write_text(json.dumps(without_nan(content), indent=1) + "\n")
-        with written_whole(folder / "froc.csv") as partial, partial.open("w", newline="") as file:
+        with atomic_write(folder / "froc.csv") as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
             writer.writerows(rows)

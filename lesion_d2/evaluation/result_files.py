@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 from detectron2.data import MetadataCatalog
 
-from ..errors import short
-from ..files import read_json
-from ..values import (
+from ..utils.errors import short_repr
+from ..utils.files import read_json
+from ..utils.values import (
     are_digits,
     are_numbers,
     field_problems,
@@ -79,12 +79,15 @@ def _volumes_problems(content: object) -> Iterator[str]:
     others = content["other_results"]
     for task in content["settings"]["criteria"].keys() - {"volume"}:
         if not isinstance(others.get(task), dict):
-            yield f"other_results: found no {short(task)}, expected numbers by names"
+            yield f"other_results: found no {short_repr(task)}, expected numbers by names"
     for task, numbers in {"results": content["results"], **others}.items():
         if isinstance(numbers, dict):
             yield from _number_problems(task, numbers)
         else:
-            yield f"other_results: {short(task)}: found {short(numbers)}, expected an object"
+            yield (
+                f"other_results: {short_repr(task)}: found {short_repr(numbers)}, "
+                f"expected an object"
+            )
 
 
 def check_detections(file: str | os.PathLike, content: dict) -> None:
@@ -126,7 +129,9 @@ def _raise_first(file: str | os.PathLike, problems: Iterator[str], what: str) ->
 def _number_problems(where: str, numbers: dict) -> Iterator[str]:
     for name, value in numbers.items():
         if value is not None and not is_number(value):
-            yield f"{where}: {short(name)}: found {short(value)}, expected a number or null"
+            yield (
+                f"{where}: {short_repr(name)}: found {short_repr(value)}, expected a number or null"
+            )
 
 
 def _is_object(value: object) -> bool:

@@ -8,8 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from ..boxes import xyxy_box
-from ..ignore_regions import lesions_of, region_boxes
+from ..structures.boxes import xyxy_box
+from ..structures.ignore_regions import lesions_of, region_boxes
 
 #: DeepLesion's coarse lesion types 1..8, as they stand in tables.
 COARSE_TYPES = (

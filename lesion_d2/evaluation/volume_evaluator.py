@@ -14,9 +14,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from tabulate import tabulate
 
-from ..boxes import first_pixel
 from ..config import FROC_RATES
-from ..files import written_whole
+from ..structures.boxes import first_pixel
+from ..utils.files import atomic_write
 from .average_precision import AP_METHODS
 from .criteria import parse_criteria
 from .froc import FrocCurve
@@ -62,9 +62,9 @@ class VolumeEvaluator(DatasetEvaluator):
     They are what a model of volumes finds, or linked from what a model of slices finds.
 
     For data sets with boxes on all slices of a lesion, as
-    :func:`lesion_d2.data.volumes.load_volumes` gives them, or on their key slices alone where only
-    those count. ``results["volume"]`` has, in percent, by the first of the criteria (a 3-D IoU of
-    0.1: Jaeger et al., section 4.3):
+    :func:`lesion_d2.data.phantoms.volumes.load_volumes` gives them, or on their key slices alone
+    where only those count. ``results["volume"]`` has, in percent, by the first of the criteria (a
+    3-D IoU of 0.1: Jaeger et al., section 4.3):
 
     - ``AP10``, at an IoU of 0.1, or ``AP``: mean over the classes with lesions of the average
       precision, COCO's or by all points (Cai et al., 2020), see
@@ -81,16 +81,16 @@ class VolumeEvaluator(DatasetEvaluator):
     ``results["volume_p3d"]``, ``["volume_iou"]``, ``["volume_iobb"]`` have AP and sensitivities by
     the other criteria. What is not defined, such as the AP of a class without lesions, is NaN.
 
-    Regions to ignore (annotations with ``iscrowd``, :mod:`lesion_d2.ignore_regions`) are no lesions
-    in any number. Detections that lie in them, by at least half of the area of their boxes on all
-    slices (:func:`~lesion_d2.evaluation.excused.tracklets_in_regions`), are left out where they
-    reach no lesion; for the patients' AP, by the first criterion.
+    Regions to ignore (annotations with ``iscrowd``, :mod:`lesion_d2.structures.ignore_regions`) are
+    no lesions in any number. Detections that lie in them, by at least half of the area of their
+    boxes on all slices (:func:`~lesion_d2.evaluation.excused.tracklets_in_regions`), are left out
+    where they reach no lesion; for the patients' AP, by the first criterion.
 
     Files in ``output_dir``: ``volumes.json`` (numbers, settings, the score threshold of each rate
     by the first criterion, detections in 3-D with their boxes on the lesions' key slices),
     ``froc.png`` and ``froc.pdf``. Boxes in files are in the coordinates of the data set's own files
-    again (:func:`lesion_d2.boxes.first_pixel`). Of several processes the first returns the results,
-    the others ``{}``.
+    again (:func:`lesion_d2.structures.boxes.first_pixel`). Of several processes the first returns
+    the results, the others ``{}``.
     """
 
     #: Boxes alone are linked and scored.
@@ -333,7 +333,7 @@ class VolumeEvaluator(DatasetEvaluator):
             ],
         }
         self._folder.mkdir(parents=True, exist_ok=True)
-        with written_whole(self._folder / "volumes.json") as partial:
+        with atomic_write(self._folder / "volumes.json") as partial:
             partial.write_text(json.dumps(content) + "\n")
         criteria = (str(criterion) for criterion in self._criteria.values())
         named = dict(zip(criteria, curves.values(), strict=True))

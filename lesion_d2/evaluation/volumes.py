@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..boxes import xyxy_box
-from ..ignore_regions import lesions_of, region_boxes
+from ..structures.boxes import xyxy_box
+from ..structures.ignore_regions import lesions_of, region_boxes
 from .average_precision import detection_average_precision, ranking_average_precision
 from .criteria import Criterion, sensitivity_names
 from .excused import tracklets_in_regions
@@ -81,7 +81,7 @@ class VolumeTruth:
         A lesion's box is the extent of its boxes on its slices, from its first to its last slice
         number, whatever lies between. Its key slice is that of its annotation with ``is_key``. A
         volume without ``patient`` is a patient of its own. Regions to ignore
-        (:mod:`lesion_d2.ignore_regions`) are no lesions, and need no ``lesion``.
+        (:mod:`lesion_d2.structures.ignore_regions`) are no lesions, and need no ``lesion``.
 
         Raises:
             ValueError: no dict at all, one without ``volume`` or ``slice_index``, a slice that

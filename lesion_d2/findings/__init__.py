@@ -1,4 +1,4 @@
-from ..rle import decode_mask, encode_mask
+from ..structures.rle import decode_mask, encode_mask
 from .finding import Algorithm, Diameter, Finding, Findings, OperatingPoint, SliceFinding
 from .json_file import read_findings, write_findings
 from .label_map import write_label_map

@@ -5,9 +5,9 @@ import os
 
 import numpy as np
 
-from ..files import written_whole
-from ..rle import decode_mask
 from ..scans import Scan
+from ..structures.rle import decode_mask
+from ..utils.files import atomic_write
 from .finding import Finding, Findings
 
 _MAX_LABEL = np.iinfo(np.uint16).max
@@ -82,7 +82,7 @@ def write_label_map(file: str | os.PathLike, scan: Scan, findings: Findings) -> 
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code="scanner")
     content = image.to_bytes()
-    with written_whole(file) as partial:
+    with atomic_write(file) as partial:
         # Without the time, so that the same findings are the same bytes.
         partial.write_bytes(gzip.compress(content, 3, mtime=0) if name.endswith(".gz") else content)
 

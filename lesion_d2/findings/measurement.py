@@ -2,7 +2,7 @@
 
 On masks: the volume is that of their voxels. The long diameter is the longest one of all slices,
 the short one the longest perpendicular to it on the same slice, in mm, as
-:func:`~lesion_d2.recist.measure_recist` has them.
+:func:`~lesion_d2.structures.recist.measure_recist` has them.
 
 A finding none of whose slices has a mask is measured on its boxes, less the margin that a lesion's
 box has on each side (DeepLesion's are 5 pixels wider than the diameters' end points; of a scan with
@@ -24,9 +24,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..recist import BOX_MARGIN, long_diameter, measure_recist
-from ..rle import check_mask, decode_mask
 from ..scans import Scan
+from ..structures.recist import BOX_MARGIN, long_diameter, measure_recist
+from ..structures.rle import check_mask, decode_mask
 from .finding import Diameter, Finding, SliceFinding
 
 _OF_ELLIPSOID = 2 / 3  # of the cylinder around it

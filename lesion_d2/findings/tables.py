@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import PurePath
 
-from ..files import written_whole
+from ..utils.files import atomic_write
 from .finding import Finding, Findings, SliceFinding
 
 _CORNERS = ("x1_mm", "y1_mm", "z1_mm", "x2_mm", "y2_mm", "z2_mm")
@@ -24,7 +24,7 @@ def write_csv(file: str | os.PathLike, scans: Iterable[Findings]) -> None:
     Columns are :data:`CSV_COLUMNS`: the box of :class:`~lesion_d2.findings.Finding` in voxels and
     in mm, and its measurements.
     """
-    with written_whole(file) as partial, open(partial, "w", newline="", encoding="utf-8") as stream:
+    with atomic_write(file) as partial, open(partial, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(CSV_COLUMNS)
         for findings in scans:
@@ -45,7 +45,7 @@ def write_coco(file: str | os.PathLike, scans: Iterable[Findings]) -> None:
         for finding in findings.findings
         for entry in finding.slices
     ]
-    with written_whole(file) as partial:
+    with atomic_write(file) as partial:
         partial.write_text(json.dumps(content, allow_nan=False) + "\n")
 
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..files import printable
 from ..scans import ScanCandidate, ScanList, find_scans
 from ..scans.dicom.files import quiet, read_dataset
 from ..scans.names import safe_name, unique_names
 from ..scans.stored import files_below
+from ..utils.files import printable
 
 
 class PatientSeries(NamedTuple):

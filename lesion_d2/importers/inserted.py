@@ -16,10 +16,10 @@ from functools import partial
 
 import numpy as np
 
+from ..data.formats.problems import short_repr
 from ..data.inserted import HOSTS, InsertedLesion, insert_lesions
 from ..data.inserted.boxes import box_pixels, margin_box
 from ..data.inserted.painting import LIMITS, grown, mark_taken
-from ..data.problems import short
 from ..data.volume_set.form import Lesion, lesion_of_mask
 from .case import Case, ImportedVolume, Listing
 from .phantom import ALL_TYPES, Classes, parse_classes
@@ -67,7 +67,7 @@ class InsertOptions:
                 raise ValueError(f"{name}: found {value}, expected {low} to {high}")
         if not self.types or not set(self.types) <= set(HOSTS):
             raise ValueError(
-                f"types: found {short(list(self.types))}, expected some of {sorted(HOSTS)}"
+                f"types: found {short_repr(list(self.types))}, expected some of {sorted(HOSTS)}"
             )
 
 
@@ -172,7 +172,8 @@ def _categories(
     missing = sorted(set(types) - set(category_of))
     if missing or sum(map(len, classes.values())) > len(category_of):
         raise ValueError(
-            f"--classes: found {short({k: list(v) for k, v in classes.items()})}, expected one "
+            f"--classes: found {short_repr({k: list(v) for k, v in classes.items()})}, "
+            f"expected one "
             f"class for each of the coarse types {sorted(types)}"
         )
     return names, {number: category_of[number] for number in sorted(types)}

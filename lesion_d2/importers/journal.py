@@ -15,7 +15,7 @@ from .. import __version__
 from ..data.volume_set.diameters import with_diameters
 from ..data.volume_set.form import Volume, VolumeSet, read_volume_set, write_volume_set
 from ..data.volume_set.voxels import EXTENSION, write_voxels
-from ..files import one_line, read_json, written_whole
+from ..utils.files import atomic_write, one_line, read_json
 from .case import Case, ImportedVolume, Listing
 
 #: What the reader of a case raises where it is damaged; the rest is a fault of the program.
@@ -83,7 +83,7 @@ class Journal:
         """Note why a case cannot be read."""
         file = self._failure(case)
         file.parent.mkdir(exist_ok=True)
-        with written_whole(file) as partial:
+        with atomic_write(file) as partial:
             partial.write_text(json.dumps({"state": self._state(case), "problem": problem}))
 
     def problem(self, case: Case) -> str | None:

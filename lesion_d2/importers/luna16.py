@@ -16,13 +16,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..data.csv_files import read_csv_table
-from ..data.problems import raise_problems, short
+from ..data.formats.csv_files import read_csv_table
+from ..data.formats.problems import raise_problems, short_repr
 from ..data.volume_set.form import Lesion
-from ..display_windows import WINDOWS
 from ..scans import ScanCandidate, find_scans, read_scan
 from ..scans.names import safe_name
-from ..values import are_digits
+from ..utils.display_windows import WINDOWS
+from ..utils.values import are_digits
 from .case import Case, ImportedVolume, Listing
 from .scan_volumes import imported_scan
 
@@ -182,7 +182,8 @@ def read_nodules(
         if not np.isfinite(values).all() or not 0 < diameter < _MAX_DIAMETER:
             found = ", ".join(table.loc[row, list(_COLUMNS[1:])])
             problems.append(
-                f"row {row}: found {short(found)}, expected three coordinates and a diameter in mm"
+                f"row {row}: found {short_repr(found)}, expected three coordinates and a "
+                f"diameter in mm"
             )
             continue
         nodule = Nodule(row, tuple(values[:3].tolist()), float(diameter), excluded)
@@ -284,7 +285,7 @@ def _absent(
     rows = sum(len(nodules[series]) for series in absent)
     return [
         f"{os.path.basename(file)}: {rows} rows of {len(absent)} scans that are not there, "
-        f"{short(absent[0])} for one"
+        f"{short_repr(absent[0])} for one"
     ]
 
 

@@ -20,13 +20,13 @@ from tokenize import TokenError
 
 import numpy as np
 
-from ..data.problems import short
-from ..data.restricted_pickle import load_pickle
+from ..data.formats.problems import short_repr
+from ..data.formats.restricted_pickle import load_pickle
 from ..data.volume_set.form import Lesion, Volume
-from ..files import one_line
 from ..scans.limits import check_size
 from ..scans.names import safe_name, unique_names
-from ..slice_geometry import EXPECTED_SPACING, is_spacing
+from ..structures.slice_geometry import EXPECTED_SPACING, is_spacing
+from ..utils.files import one_line
 from .case import Case, ImportedVolume, Listing
 from .mdt_tables import read_targets
 from .task_folders.label_maps import instance_lesions
@@ -216,7 +216,7 @@ def _read_folds(
     """``fold_ids.pickle``: for each fold the places of its pids in the sorted list of all."""
     content, folds = load_pickle(file), []
     if not isinstance(content, (list, tuple)) or not content:
-        raise ValueError(f"{file}: found {short(content)}, expected a list of folds")
+        raise ValueError(f"{file}: found {short_repr(content)}, expected a list of folds")
     for number, entry in enumerate(content):
         parts = list(entry)[:3] if isinstance(entry, (list, tuple, np.ndarray)) else []
         places = [part.tolist() if isinstance(part, np.ndarray) else part for part in parts]
@@ -225,7 +225,8 @@ def _read_folds(
         are_places = all(type(n) is int and 0 <= n < len(pids) for part in places for n in part)
         if len(places) != 3 or not are_places:
             raise ValueError(
-                f"{file}: fold {number}: found {short(entry)}, expected three lists of numbers "
+                f"{file}: fold {number}: found {short_repr(entry)}, expected three lists of "
+                f"numbers "
                 f"from 0 to {len(pids) - 1}: train, val, test"
             )
         names = [{patients[pids[n]] for n in part if pids[n] in patients} for part in places]
@@ -272,7 +273,9 @@ def _load(file: str) -> np.ndarray:
     except _DAMAGED as error:
         raise ValueError(f"{file}: found no readable array ({one_line(error)})") from None
     if not isinstance(array, np.ndarray) or array.ndim != 3 or array.dtype.kind not in "biuf":
-        raise ValueError(f"{file}: found {short(array)}, expected numbers in slices, rows, columns")
+        raise ValueError(
+            f"{file}: found {short_repr(array)}, expected numbers in slices, rows, columns"
+        )
     check_size(file, array.shape)
     return array
 

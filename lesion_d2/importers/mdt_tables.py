@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.problems import short
-from ..data.restricted_pickle import load_pickle
-from ..data.table_pickle import load_table
-from ..files import check_columns, one_line
-from ..values import is_whole
+from ..data.formats.problems import short_repr
+from ..data.formats.restricted_pickle import load_pickle
+from ..data.formats.table_pickle import load_table
+from ..utils.files import check_columns, one_line
+from ..utils.values import is_whole
 
 _COLUMNS = ("pid", "class_target")
 _META = re.compile(r"meta_info_(.+)\.pickle", re.DOTALL)
@@ -66,14 +66,17 @@ def _of_rows(file: Path, columns: Mapping[str, list]) -> TargetTable:
     missing = [name for name in _COLUMNS if name not in columns]
     if missing:
         raise ValueError(
-            f"{file}: found the columns {short(list(columns))}, expected {' and '.join(_COLUMNS)}"
+            f"{file}: found the columns {short_repr(list(columns))}, expected "
+            f"{' and '.join(_COLUMNS)}"
         )
     targets = {}
     for number, (pid, target) in enumerate(zip(*(columns[n] for n in _COLUMNS), strict=True)):
         where = f"{file}: row {number}"
         name = _pid(where, pid)
         if name in targets:
-            raise ValueError(f"{where}: found {short(name)} again, expected a row for each pid")
+            raise ValueError(
+                f"{where}: found {short_repr(name)} again, expected a row for each pid"
+            )
         targets[name] = _numbers(where, target)
     return TargetTable(targets, dict.fromkeys(targets, str(file)))
 
@@ -91,11 +94,14 @@ def _of_meta_files(folder: Path) -> TargetTable:
             content = load_pickle(file)
             if not isinstance(content, dict) or not set(_COLUMNS) <= content.keys():
                 raise ValueError(
-                    f"{file}: found {short(content)}, expected a dict with 'pid' and 'class_target'"
+                    f"{file}: found {short_repr(content)}, expected a dict with 'pid' and "
+                    f"'class_target'"
                 )
             pid = _pid(str(file), content["pid"])
             if pid in targets:
-                raise ValueError(f"{file}: found {short(pid)} again, expected a file for each pid")
+                raise ValueError(
+                    f"{file}: found {short_repr(pid)} again, expected a file for each pid"
+                )
             targets[pid] = _numbers(str(file), content["class_target"])
             sources[pid] = str(file)
         except ValueError as error:
@@ -118,7 +124,9 @@ def _read_csv(file: Path) -> dict[str, list]:
 def _pid(where: str, pid: object) -> str:
     pid = str(pid) if is_whole(pid) else pid
     if not isinstance(pid, str) or not pid.strip() or os.path.basename(pid) != pid:
-        raise ValueError(f"{where}: found the pid {short(pid)}, expected the beginning of a name")
+        raise ValueError(
+            f"{where}: found the pid {short_repr(pid)}, expected the beginning of a name"
+        )
     return str(pid)
 
 
@@ -132,6 +140,6 @@ def _numbers(where: str, target: object) -> tuple[float, ...]:
         values = np.array([np.nan])
     if values.ndim != 1 or not np.isfinite(values).all():
         raise ValueError(
-            f"{where}: class_target: found {short(target)}, expected a number for each region"
+            f"{where}: class_target: found {short_repr(target)}, expected a number for each region"
         )
     return tuple(values.tolist())

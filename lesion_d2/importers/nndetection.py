@@ -22,8 +22,8 @@ from functools import partial
 from pathlib import Path
 
 from ..config import read_yaml
-from ..data.problems import raise_problems, short
-from ..files import one_line, read_json
+from ..data.formats.problems import raise_problems, short_repr
+from ..utils.files import one_line, read_json
 from .case import ImportedVolume, Listing
 from .task_folders.box_labels import box_lesions, check_box
 from .task_folders.images import (
@@ -131,7 +131,7 @@ def _read_dataset(task_dir: Path) -> tuple[Path, dict]:
     else:
         content = read_yaml(file)
     if not isinstance(content, dict):
-        raise ValueError(f"{file}: found {short(content)}, expected keys such as 'labels'")
+        raise ValueError(f"{file}: found {short_repr(content)}, expected keys such as 'labels'")
     return file, content
 
 
@@ -141,20 +141,20 @@ def _numbered_names(file: Path, key: str, found: object) -> dict[int, str]:
         map(str, range(len(found)))
     ):
         raise ValueError(
-            f"{file}: {key}: found {short(found)}, expected names by their numbers from 0 on "
+            f"{file}: {key}: found {short_repr(found)}, expected names by their numbers from 0 on "
             "(data sets of nnU-Net and the Decathlon: import_data nnunet)"
         )
     names = {n: found.get(str(n), found.get(n)) for n in range(len(found))}
     for name in names.values():
         if type(name) not in (str, int) or not str(name).strip():
-            raise ValueError(f"{file}: {key}: found the name {short(name)}, expected text")
+            raise ValueError(f"{file}: {key}: found the name {short_repr(name)}, expected text")
     return {n: str(name) for n, name in names.items()}
 
 
 def _classes(file: Path, dataset: dict) -> tuple[str, ...]:
     names = tuple(_numbered_names(file, "labels", dataset.get("labels")).values())
     if not names or len(set(names)) != len(names):
-        raise ValueError(f"{file}: labels: found {short(names)}, expected names that differ")
+        raise ValueError(f"{file}: labels: found {short_repr(names)}, expected names that differ")
     return names
 
 
@@ -225,20 +225,24 @@ def _read_instances(
     """Instance -> class, and the boxes."""
     content = read_json(file, "the classes of instances", allow_nan=True)
     if not isinstance(content, dict) or not {"instances", "boxes"} & content.keys():
-        raise ValueError(f"{file}: found {short(content)}, expected 'instances', 'boxes' or both")
+        raise ValueError(
+            f"{file}: found {short_repr(content)}, expected 'instances', 'boxes' or both"
+        )
     instances, boxes = content.get("instances", {}), content.get("boxes", [])
     if not isinstance(instances, dict) or not isinstance(boxes, list):
         raise ValueError(
-            f"{file}: found instances {short(instances)} and boxes {short(boxes)}, expected "
+            f"{file}: found instances {short_repr(instances)} and boxes "
+            f"{short_repr(boxes)}, expected "
             "classes by instances and a list of boxes"
         )
     problems = []
     for key, category in instances.items():
         if not re.fullmatch("[1-9][0-9]{0,8}", key):
-            problems.append(f"found the instance {short(key)}, expected a number from 1")
+            problems.append(f"found the instance {short_repr(key)}, expected a number from 1")
         if type(category) is not int or not 0 <= category < len(classes):
             problems.append(
-                f"instance {short(key)}: found the class {short(category)}, expected 0 to "
+                f"instance {short_repr(key)}: found the class {short_repr(category)}, "
+                f"expected 0 to "
                 f"{len(classes) - 1}"
             )
     for number, box in enumerate(boxes):

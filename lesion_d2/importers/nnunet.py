@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.problems import short
+from ..data.formats.problems import short_repr
 from ..scans.volume_file import VolumeFile
 from .case import ImportedVolume, Listing
 from .task_folders.dataset_json import DatasetJson, find_cases, read_dataset
@@ -159,10 +159,10 @@ def _choose_labels(dataset: DatasetJson, chosen: Sequence[str]) -> dict[str, tup
         names = [n for n, own in dataset.labels.items() if text == n or own == _as_number(text)]
         if len(names) != 1:
             raise ValueError(
-                f"--lesion-labels: found {short(text)}, expected of {dataset.file}: {listed}"
+                f"--lesion-labels: found {short_repr(text)}, expected of {dataset.file}: {listed}"
             )
         if names[0] in labels:
-            raise ValueError(f"--lesion-labels: found {short(names[0])} twice")
+            raise ValueError(f"--lesion-labels: found {short_repr(names[0])} twice")
         labels[names[0]] = dataset.labels[names[0]]
     return labels
 

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.borders import slice_files
-from ..data.ct import read_slice
-from ..data.deeplesion import COARSE_TYPES, load_deeplesion
-from ..data.problems import short
+from ..data.deeplesion.key_slices import COARSE_TYPES, load_deeplesion
+from ..data.formats.problems import short_repr
+from ..data.phantoms.volumes import read_lesion_masks
+from ..data.slices.ct import read_slice
+from ..data.transforms.borders import slice_files
 from ..data.volume_set.form import SPLITS, Lesion, Volume, lesion_of_mask
-from ..data.volumes import read_lesion_masks
-from ..rle import decode_mask
-from ..slice_geometry import EXPECTED_SPACING, is_spacing
+from ..structures.rle import decode_mask
+from ..structures.slice_geometry import EXPECTED_SPACING, is_spacing
 from .case import Case, ImportedVolume, Listing
 from .resampling import resample
 
@@ -84,7 +84,8 @@ def parse_classes(texts: Sequence[str]) -> Classes:
         numbers = types.split(",")
         if not name or name in classes or not all(n.isdecimal() for n in numbers):
             raise ValueError(
-                f"--classes: found {short(text)}, expected a name of its own, '=' and coarse types "
+                f"--classes: found {short_repr(text)}, expected a name of its own, '=' and "
+                f"coarse types "
                 "with commas"
             )
         classes[name] = tuple(map(int, numbers))
@@ -100,7 +101,7 @@ def list_phantom(
     """List the series of a phantom data set, each a volume, with their splits.
 
     Args:
-        root: the folder that :func:`~lesion_d2.data.phantom.write_phantom` wrote.
+        root: the folder that :func:`~lesion_d2.data.phantoms.phantom.write_phantom` wrote.
         classes: in their order; every coarse type that a lesion has is of one class.
         spacing: x, y, z in mm to resample voxels and masks to; None keeps that of each series.
 

@@ -9,22 +9,22 @@ from pathlib import Path
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..boxes import xyxy_box
-from ..data.borders import slice_files
 from ..data.catalog import load_records
-from ..data.ct import read_slice
-from ..data.deeplesion import lesion_classes, load_deeplesion
-from ..data.deeplesion_csv import CSV_COLUMNS, read_csv, read_once
+from ..data.deeplesion.csv_rows import CSV_COLUMNS, read_csv, read_once
+from ..data.deeplesion.key_slices import lesion_classes, load_deeplesion
+from ..data.slices.ct import read_slice
+from ..data.transforms.borders import slice_files
 from ..data.volume_set.catalog import volume_names
 from ..data.volume_set.dicts import read_cached
 from ..data.volume_set.form import SPLITS, Lesion, Volume, VolumeSet
 from ..data.volume_set.voxels import read_voxels
-from ..ignore_regions import is_region
-from ..rle import decode_mask, encode_mask
 from ..scans import ScanCandidate, find_scans
 from ..scans.names import safe_name, unique_names
 from ..scans.volume_file import stem_of
-from ..slice_geometry import EXPECTED_SPACING, is_spacing
+from ..structures.boxes import xyxy_box
+from ..structures.ignore_regions import is_region
+from ..structures.rle import decode_mask, encode_mask
+from ..structures.slice_geometry import EXPECTED_SPACING, is_spacing
 from .case import ImportedVolume
 from .scan_volumes import imported_scan
 

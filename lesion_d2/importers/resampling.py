@@ -6,8 +6,8 @@ import numpy as np
 from scipy import ndimage
 
 from ..data.volume_set.form import Lesion, Volume, lesion_of_mask
-from ..rle import decode_mask
 from ..scans.limits import check_size
+from ..structures.rle import decode_mask
 from .case import ImportedVolume
 
 _SLAB = 8  # slices

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from ..data.problems import raise_problems
+from ..data.formats.problems import raise_problems
 from ..data.volume_set.form import (
     FILE_NAME,
     SPLITS,
@@ -23,10 +23,10 @@ from ..data.volume_set.form import (
     write_volume_set,
 )
 from ..data.volume_set.splits import DEFAULT_SHARES, check_choice, complete_splits
-from ..files import locked, printable, recover_folder, replace_folder, written_whole
-from ..parallel import map_unordered
 from ..scans.names import safe_name
-from ..shards import WHOLE, Shard, joining
+from ..utils.files import atomic_write, locked, printable, recover_folder, replace_folder
+from ..utils.parallel import map_unordered
+from ..utils.shards import WHOLE, Shard, joining
 from .case import Case, Listing
 from .journal import DoneCase, Journal, finish_case, settings_of
 
@@ -399,7 +399,7 @@ def _numbered(volumes: Sequence[Volume]) -> tuple[Volume, ...]:
 
 
 def _write_lines(file: Path, lines: Sequence[str]) -> None:
-    with written_whole(file) as partial:
+    with atomic_write(file) as partial:
         partial.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..boxes import EXPECTED_BOX, bad_boxes
+from ..structures.boxes import EXPECTED_BOX, bad_boxes
 
 
 @dataclass(frozen=True, eq=False)

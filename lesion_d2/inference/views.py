@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from ..cropping import put_back, shown_size
+from ..structures.cropping import crop_size, paste_to_slice
 from .cut_masks import CutMask, cut_masks
 from .tiles import Mirror, Tile, flip, input_centers, make_tiles, mirrors_of, unmirror
 
@@ -54,7 +54,7 @@ def detect_in_views(
     """
     image = input_dict["image"]
     input_size = tuple(image.shape[-2:])
-    size = shown_size(input_dict, input_size)
+    size = crop_size(input_dict, input_size)
     flips = mirrors_of(2, mirrors=mirrors)
     tiles = make_tiles(input_size, tile_size, tile_overlap)
     views = list(_views(models, input_dict, tiles, flips, size))
@@ -66,7 +66,7 @@ def detect_in_views(
     if masks is not None and "crop" in input_dict:
         left, top = input_dict["crop"][:2]
         masks = [mask.moved(left, top) for mask in masks]
-    instances = put_back(found.instances, input_dict)
+    instances = paste_to_slice(found.instances, input_dict)
     return replace(found, instances=instances, masks=masks)
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from ..prefetch import prefetch
 from ..structures import Boxes3D
+from ..utils.prefetch import prefetch
 from .cut_masks import cut_masks
 from .ensemble import Ensemble
 from .tiles import Tile, flip, make_tiles, mirrors_of, unmirror

@@ -24,8 +24,8 @@ from .meta_arch import (
     RetinaUNet3D,
     VolumetricDetector,
 )
-from .mining import MiningCounts, mine_lesions, summarize_mining
 from .proposal_generator import LesionRPN
+from .pseudo_labels import MiningCounts, mine_lesions, summarize_mining
 from .roi_heads import (
     LesionROIHeads,
     PositionSensitivePooler,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from ..files import one_line, written_whole
+from ..utils.files import atomic_write, one_line
 from .dicom.files import quiet
 from .limits import require
 
@@ -243,7 +243,7 @@ def _value(item: dict, tag: str) -> str:
 
 
 def _save(dataset: "pydicom.Dataset", file: Path) -> None:
-    with written_whole(file) as partial:
+    with atomic_write(file) as partial:
         dataset.save_as(partial, enforce_file_format=True)
 
 

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ..files import one_line
+from ..utils.files import one_line
 from .limits import check_declared, require
 from .volume_file import VolumeFile, check_numbers
 

@@ -4,7 +4,7 @@ import importlib
 import os
 from types import ModuleType
 
-from ..values import MAX_SIDE, MAX_SLICES
+from ..utils.values import MAX_SIDE, MAX_SLICES
 
 _MAX_VOXELS = 2**32  # 8 GiB of int16; a scan of 3,000 slices of 1024 x 1024 has 3 * 2**30
 #: zlib makes no more than this many bytes of one; so a file that declares more is damaged.

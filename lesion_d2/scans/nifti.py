@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..files import one_line
-from ..slice_geometry import is_spacing
+from ..structures.slice_geometry import is_spacing
+from ..utils.files import one_line
 from .limits import check_declared
 from .volume_file import VolumeFile, check_numbers
 

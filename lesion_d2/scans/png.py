@@ -10,8 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..files import check_columns, one_line, written_whole
-from ..slice_geometry import EXPECTED_SPACING, is_spacing
+from ..structures.slice_geometry import EXPECTED_SPACING, is_spacing
+from ..utils.files import atomic_write, check_columns, one_line
 from .limits import check_picture_size, check_size
 from .names import safe_name
 from .scan import Scan, SliceSource
@@ -147,7 +147,7 @@ def write_png(
         file: its path.
         image: (H, W) uint8 or uint16, or (H, W, 3) uint8, RGB.
         options: of OpenCV's ``imencode``.
-        flush: see :func:`~lesion_d2.files.written_whole`.
+        flush: see :func:`~lesion_d2.utils.files.atomic_write`.
 
     Raises:
         OSError: it cannot be written.
@@ -155,7 +155,7 @@ def write_png(
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     _, data = cv2.imencode(".png", image, list(options))
-    with written_whole(file, flush=flush) as partial:
+    with atomic_write(file, flush=flush) as partial:
         partial.write_bytes(data)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
-from ..files import one_line
+from ..utils.files import one_line
 from .dicom import DicomListing, DicomSeries
 from .dicom.files import quiet
 from .itk import is_itk, open_itk

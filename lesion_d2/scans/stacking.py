@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..slice_geometry import EXPECTED_SPACING, interpolate_slices, is_spacing
+from ..structures.slice_geometry import EXPECTED_SPACING, interpolate_slices, is_spacing
 from .limits import check_size
 
 # Positions are written with some digits: slices may lie this much off, of their spacing or in mm.

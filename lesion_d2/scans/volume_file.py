@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from ..slice_geometry import EXPECTED_SPACING, is_spacing
+from ..structures.slice_geometry import EXPECTED_SPACING, is_spacing
 from .limits import check_size
 from .names import safe_name
 from .orientation import canonical_turn, turned_geometry

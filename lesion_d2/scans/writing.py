@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import written_whole
+from ..utils.files import atomic_write
 from .limits import require
 
 _DIRECTION = np.diag([1.0, 1.0, -1.0])  # x to Left, y to Posterior, z to Inferior
@@ -59,7 +59,7 @@ def write_dicom(
         dataset.Rows, dataset.Columns = hu.shape
         dataset.PixelData = np.ascontiguousarray(hu, "<i2").tobytes()
         file = folder / f"{index:04d}.dcm"
-        with written_whole(file) as partial:
+        with atomic_write(file) as partial:
             dataset.save_as(partial, enforce_file_format=True)
         files.append(file)
     return files
@@ -88,7 +88,7 @@ def write_nifti(
     image.header.set_xyzt_units("mm")
     image.set_qform(image.affine, 1)
     image.set_sform(image.affine, 1)
-    with written_whole(file) as partial:
+    with atomic_write(file) as partial:
         # nibabel takes the format of a file from its name, and this one ends in .part.
         data = image.to_bytes()
         partial.write_bytes(

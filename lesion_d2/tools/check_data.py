@@ -17,8 +17,8 @@ from pathlib import Path
 
 import lesion_d2  # noqa: F401  (registers the data sets)
 from lesion_d2.data_checks import JSON_FILE, PAGE_FILE, SHEET_FILE, check_data_set
-from lesion_d2.errors import run_program
-from lesion_d2.tools.arguments import positive
+from lesion_d2.tools.common.arguments import positive
+from lesion_d2.utils.errors import run_program
 
 from detectron2.utils.logger import setup_logger
 

@@ -25,10 +25,10 @@ import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.config import FROC_RATES
 from lesion_d2.engine import Trainer, load_config, load_model, setup_run
 from lesion_d2.engine.ensembles import as_evaluated
-from lesion_d2.errors import run_program
-from lesion_d2.files import written_whole
 from lesion_d2.inference import Ensemble
 from lesion_d2.inference.ensemble import CONSOLIDATIONS, consolidate
+from lesion_d2.utils.errors import run_program
+from lesion_d2.utils.files import atomic_write
 
 import torch
 from detectron2.config import CfgNode
@@ -163,7 +163,7 @@ def run(args: argparse.Namespace) -> str:
         "max_detections": ensemble.max_detections,
         "datasets": tables,
     }
-    with written_whole(Path(cfg.OUTPUT_DIR) / "results.json") as partial:
+    with atomic_write(Path(cfg.OUTPUT_DIR) / "results.json") as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n")
     views = _describe_views(ensemble)
     return "\n\n".join(f"{name}: {views}\n\n{make_table(table)}" for name, table in tables.items())

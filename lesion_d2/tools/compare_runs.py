@@ -20,9 +20,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lesion_d2.errors import run_program
 from lesion_d2.evaluation.result_files import read_froc_file, read_volumes_file
 from lesion_d2.tools.show_results import find_evaluations, metric_names
+from lesion_d2.utils.errors import run_program
 
 import numpy as np
 from tabulate import tabulate

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.data.coco.writing import IMAGES, WrittenCoco, write_coco
-from lesion_d2.errors import run_program
+from lesion_d2.utils.errors import run_program
 
-from .arguments import positive
+from .common.arguments import positive
 
 _PROGRAM = "lesion_d2.tools.export_coco"
 

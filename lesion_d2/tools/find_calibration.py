@@ -16,12 +16,12 @@ from lesion_d2.data.catalog import load_records
 from lesion_d2.data.loader import build_lesion_test_loader
 from lesion_d2.engine import InputError, LesionCheckpointer, Trainer, fit_device, load_config
 from lesion_d2.engine.checkpoint import load_trained
-from lesion_d2.errors import run_program
 from lesion_d2.evaluation import froc_curve
 from lesion_d2.evaluation.excused import boxes_in_regions
-from lesion_d2.ignore_regions import region_boxes
 from lesion_d2.modeling import RetinaUNet
+from lesion_d2.structures.ignore_regions import region_boxes
 from lesion_d2.tools.compare_runs import mean_and_spread
+from lesion_d2.utils.errors import run_program
 from lesion_d2.visualization import truth_boxes
 
 import numpy as np

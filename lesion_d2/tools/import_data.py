@@ -17,11 +17,10 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
-from lesion_d2.data.deeplesion import resolve_root
+from lesion_d2.data.roots import resolve_root
 from lesion_d2.data.volume_set.catalog import register_volume_set
 from lesion_d2.data.volume_set.splits import DEFAULT_SHARES
 from lesion_d2.data_checks import PAGE_FILE, check_data_set
-from lesion_d2.errors import InputError, run_program
 from lesion_d2.importers import FORMATS, Listing
 from lesion_d2.importers.running import (
     ImportSummary,
@@ -29,11 +28,12 @@ from lesion_d2.importers.running import (
     run_import,
     working_folder,
 )
+from lesion_d2.utils.errors import InputError, run_program
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
 
-from .arguments import add_shard, positive, seed
+from .common.arguments import add_shard, positive, seed
 
 _PROGRAM = "lesion_d2.tools.import_data"
 _MAX_SHOWN = 50

@@ -33,9 +33,6 @@ from typing import NamedTuple
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.engine import load_config
-from lesion_d2.errors import run_program
-from lesion_d2.figures import OKABE_ITO, figure_written
-from lesion_d2.files import written_whole
 from lesion_d2.modeling.anchors import (
     MATCH_IOU,
     OBJECTIVES,
@@ -46,8 +43,11 @@ from lesion_d2.modeling.anchors import (
     optimize_anchors,
     unmatched_share,
 )
-from lesion_d2.tools.arguments import config_options, seed
-from lesion_d2.tools.box_shapes import ResizedBoxes, csv_boxes, dataset_boxes
+from lesion_d2.tools.common.arguments import config_options, seed
+from lesion_d2.tools.common.box_shapes import ResizedBoxes, csv_boxes, dataset_boxes
+from lesion_d2.utils.errors import run_program
+from lesion_d2.utils.figures import OKABE_ITO, figure_written
+from lesion_d2.utils.files import atomic_write
 
 import numpy as np
 from detectron2.config import CfgNode, get_cfg
@@ -246,7 +246,7 @@ def draw_fits(wh: np.ndarray, fits: Sequence[Fit], file: str | os.PathLike) -> N
     Args:
         wh: (N, 2) widths and heights of the boxes, pixels.
         fits: before and after.
-        file: PNG to write, and a PDF beside it: see :func:`lesion_d2.figures.figure_written`.
+        file: PNG to write, and a PDF beside it: see :func:`lesion_d2.utils.figures.figure_written`.
     """
     with figure_written(file, (9, 5)) as figure:
         scatter, histogram = figure.subplots(1, 2)
@@ -308,7 +308,7 @@ def run(args: argparse.Namespace) -> None:
     parts.append(f"For train_net.py's command line:\n{pairs}")
     print("\n\n".join(filter(None, parts)))
     if output:
-        with written_whole(output) as partial:
+        with atomic_write(output) as partial:
             partial.write_text(fragment(values, [*FRAGMENT_NOTES, *lines, *table.splitlines()]))
         print(f"\nfragment  {output}")
     if picture:

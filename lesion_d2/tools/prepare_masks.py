@@ -26,17 +26,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import lesion_d2  # noqa: F401  (registers the data sets)
-from lesion_d2.boxes import xyxy_box
 from lesion_d2.data.catalog import suggest_names
-from lesion_d2.data.ct import read_slice
 from lesion_d2.data.dataset_options import set_allow_missing
-from lesion_d2.data.mask_files import (
-    entry_problems,
-    load_mask_file,
-    mask_annotation,
-    write_mask_file,
-)
-from lesion_d2.data.problems import short
+from lesion_d2.data.formats.problems import short_repr
 from lesion_d2.data.pseudo_masks import (
     METHODS,
     grabcut_image,
@@ -44,13 +36,21 @@ from lesion_d2.data.pseudo_masks import (
     lesion_ends,
     pseudo_mask,
 )
-from lesion_d2.errors import InputError, run_program
-from lesion_d2.files import locked, named_errors, parse_json, read_json
-from lesion_d2.ignore_regions import lesions_of
-from lesion_d2.parallel import map_unordered
-from lesion_d2.rle import check_mask, decode_mask
-from lesion_d2.shards import WHOLE, Shard, joining
-from lesion_d2.values import is_name
+from lesion_d2.data.pseudo_masks.files import (
+    entry_problems,
+    load_mask_file,
+    mask_annotation,
+    write_mask_file,
+)
+from lesion_d2.data.slices.ct import read_slice
+from lesion_d2.structures.boxes import xyxy_box
+from lesion_d2.structures.ignore_regions import lesions_of
+from lesion_d2.structures.rle import check_mask, decode_mask
+from lesion_d2.utils.errors import InputError, run_program
+from lesion_d2.utils.files import locked, named_errors, parse_json, read_json
+from lesion_d2.utils.parallel import map_unordered
+from lesion_d2.utils.shards import WHOLE, Shard, joining
+from lesion_d2.utils.values import is_name
 
 import cv2
 import numpy as np
@@ -58,7 +58,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from .arguments import add_shard, positive
+from .common.arguments import add_shard, positive
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,8 @@ def dice_against_truth(
     Args:
         dataset: its name in ``DatasetCatalog``.
         method: "grabcut", "ellipse" or :data:`WHOLE_SLICE`, GrabCut without its crop.
-        true_masks: the ``true_masks.json`` that :func:`lesion_d2.data.phantom.write_phantom` wrote.
+        true_masks: the ``true_masks.json`` that
+            :func:`lesion_d2.data.phantoms.phantom.write_phantom` wrote.
         limit: at most this many lesions, spread evenly over the data set; all by default.
         diameters: only lesions with a long diameter from the first to the second, pixels.
 
@@ -222,7 +223,9 @@ def _check_truth(path: str, truth: dict, dataset: str, record: dict, annotation:
     image_id, row = record["image_id"], str(annotation["row"])
     masks = truth.get(image_id, {})
     if not isinstance(masks, dict):
-        raise ValueError(f"{path}: image {image_id}: found {short(masks)}, expected masks by rows")
+        raise ValueError(
+            f"{path}: image {image_id}: found {short_repr(masks)}, expected masks by rows"
+        )
     if row not in masks:
         raise ValueError(
             f"{path}: found no mask of row {row} (image {image_id}) of {dataset}, expected one"
@@ -324,9 +327,9 @@ def _read_journal(path: str, info: dict, dicts: list[dict]) -> dict[str, list[di
 def _entry_problem(image_id: object, annotations: object) -> str | None:
     """What is wrong with an image's line of a journal."""
     if not is_name(image_id):
-        return f"image_id: found {short(image_id)}, expected a name or number"
+        return f"image_id: found {short_repr(image_id)}, expected a name or number"
     if not isinstance(annotations, list):
-        return f"annotations: found {short(annotations)}, expected a list"
+        return f"annotations: found {short_repr(annotations)}, expected a list"
     for number, annotation in enumerate(annotations):
         for problem in entry_problems(annotation):
             return f"annotation {number}: {problem}"

@@ -19,19 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
+from lesion_d2.data.formats.problems import raise_problems
 from lesion_d2.data.prepared.form import png_state, prepared_index, write_prepared
 from lesion_d2.data.prepared.slices import PNG_FOLDER, PREPARED_FOLDER, prepared_file
-from lesion_d2.data.problems import raise_problems
-from lesion_d2.errors import run_program
-from lesion_d2.files import one_line
-from lesion_d2.parallel import map_unordered
 from lesion_d2.scans.png import numbered_pngs
-from lesion_d2.shards import WHOLE, Shard
+from lesion_d2.utils.errors import run_program
+from lesion_d2.utils.files import one_line
+from lesion_d2.utils.parallel import map_unordered
+from lesion_d2.utils.shards import WHOLE, Shard
 
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from .arguments import add_shard, positive
+from .common.arguments import add_shard, positive
 
 
 @dataclass

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from lesion_d2.engine import TrainingCurvesHook
 from lesion_d2.engine.checkpoint_files import ENDINGS
-from lesion_d2.errors import run_program
 from lesion_d2.evaluation.result_files import read_froc_file
+from lesion_d2.utils.errors import run_program
 
 from tabulate import tabulate
 

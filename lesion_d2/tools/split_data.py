@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.data.volume_set.form import VolumeSet
 from lesion_d2.data.volume_set.splits import DEFAULT_SHARES, describe_strata, write_splits
-from lesion_d2.errors import run_program
+from lesion_d2.utils.errors import run_program
 
 import numpy as np
 from tabulate import tabulate
 
-from .arguments import data_set_folder, positive, seed
+from .common.arguments import data_set_folder, positive, seed
 
 _PROGRAM = "lesion_d2.tools.split_data"
 

@@ -6,7 +6,7 @@ from .outcome import (
     NO_FINDINGS,
     ImageOutcome,
     Outcome,
-    judge,
+    match_outcome,
     outcome_quality,
     prediction_masks,
     truth_boxes,
@@ -32,7 +32,7 @@ from .visualizer import (
     LesionVisualizer,
     slice_marks,
 )
-from .volume_outcome import VolumeOutcome, judge_volumes, slice_range
+from .volume_outcome import VolumeOutcome, match_volume_outcomes, slice_range
 from .window import WINDOWS, parse_window, window_image
 
 __all__ = [
@@ -64,8 +64,8 @@ __all__ = [
     "color_bar",
     "contact_sheet",
     "heat_table",
-    "judge",
-    "judge_volumes",
+    "match_outcome",
+    "match_volume_outcomes",
     "outcome_quality",
     "parse_window",
     "place",

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances, pairwise_iou
 
-from ..boxes import xyxy_box
 from ..evaluation.excused import boxes_in_regions
 from ..evaluation.matching import match_detections
-from ..ignore_regions import lesions_of, region_boxes
-from ..rle import decode_mask
+from ..structures.boxes import xyxy_box
+from ..structures.ignore_regions import lesions_of, region_boxes
+from ..structures.rle import decode_mask
 
 #: Of an image or volume that has neither lesions nor detections.
 NO_FINDINGS = "no findings"
@@ -78,7 +78,7 @@ def truth_boxes(record: dict, key: str = "annotations") -> np.ndarray:
     return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
 
 
-def judge(
+def match_outcome(
     record: dict,
     predictions: Instances,
     *,

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from ..data.dict_rules import has_numbers
-from ..figures import OKABE_ITO
-from ..ignore_regions import lesions_of, region_boxes
+from ..structures.ignore_regions import lesions_of, region_boxes
+from ..utils.figures import OKABE_ITO
 from .heat_map import HeatMap, heat_map_colors
 from .outcome import NO_FINDINGS, ImageOutcome, prediction_masks, truth_boxes
 from .sheet import BOX_WIDTH, FONT_SIZE, OUTLINE_WIDTH, outlined
@@ -91,7 +91,7 @@ class LesionVisualizer(Visualizer):
     Example:
         >>> marks = slice_marks(record)
         >>> visualizer = LesionVisualizer(window_image(record), side=1024, **marks)
-        >>> visualizer.draw_outcome(judge(record, instances, score_threshold=0.3))
+        >>> visualizer.draw_outcome(match_outcome(record, instances, score_threshold=0.3))
         >>> save_picture(visualizer.get_output().get_image(), "slice.png")
     """
 

@@ -11,7 +11,7 @@ from ..evaluation.criteria import Criterion
 from ..evaluation.matching import paired_overlaps
 from ..evaluation.runs import join_volume, slices_inside
 from ..evaluation.volumes import VolumeBoxes, VolumeTruth, match_volumes
-from ..ignore_regions import regions_of
+from ..structures.ignore_regions import regions_of
 from .outcome import ImageOutcome, Outcome, quality_of
 
 _IOU = Criterion("iou", 0.1)  # for the edges of boxes
@@ -84,7 +84,7 @@ def _on_slice(boxes: VolumeBoxes, number: int) -> np.ndarray:
     return np.flatnonzero((first <= number) & (number <= last))
 
 
-def judge_volumes(
+def match_volume_outcomes(
     truth: VolumeTruth,
     detections: Mapping[str, VolumeBoxes],
     criterion: Criterion,

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..data.ct import hu_to_pixels, read_slice
-from ..display_windows import WINDOWS
+from ..data.slices.ct import hu_to_pixels, read_slice
+from ..utils.display_windows import WINDOWS
 
 
 def parse_window(words: Sequence[str]) -> tuple[float, float] | None:

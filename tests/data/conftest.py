@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from lesion_d2.data.deeplesion import register_deeplesion
+from lesion_d2.data.deeplesion.key_slices import register_deeplesion
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog

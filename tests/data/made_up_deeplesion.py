@@ -5,7 +5,7 @@ import re
 import struct
 from pathlib import Path
 
-from lesion_d2.data.deeplesion import load_deeplesion
+from lesion_d2.data.deeplesion.key_slices import load_deeplesion
 
 import numpy as np
 

@@ -83,7 +83,7 @@ def volumes():
     def register(name, series):
         keys = ("patient", "study", "series")
         dicts = [{"image_id": i, **dict(zip(keys, s, strict=False))} for i, s in enumerate(series)]
-        DatasetCatalog.register(name, lambda: dataset_options.leave_out_volumes(name, dicts))
+        DatasetCatalog.register(name, lambda: dataset_options.exclude_series(name, dicts))
         MetadataCatalog.get(name).set(evaluator_type="lesion_volume", can_exclude_volumes=True)
         names.append(name)
 
@@ -185,9 +185,7 @@ def test_sub_volumes_that_go_with_excluded_ones_are_counted(volumes, caplog):
     volumes("volumes_b", [])
     for name, part in (("volumes_a", dicts), ("volumes_b", dicts[:1])):
         DatasetCatalog.remove(name)
-        DatasetCatalog.register(
-            name, lambda n=name, p=part: dataset_options.leave_out_volumes(n, p)
-        )
+        DatasetCatalog.register(name, lambda n=name, p=part: dataset_options.exclude_series(n, p))
     set_excluded_volumes("volumes_a", ["volumes_b"])
     with caplog.at_level(logging.INFO, logger=dataset_options.__name__):
         assert DatasetCatalog.get("volumes_a") == dicts[4:]

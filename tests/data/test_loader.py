@@ -1,8 +1,6 @@
 import itertools
 
 import lesion_d2
-from lesion_d2.data.augmentation import build_augmentations
-from lesion_d2.data.ct import hu_to_pixels
 from lesion_d2.data.loader import (
     DeviceLoader,
     TrainLoader,
@@ -12,6 +10,8 @@ from lesion_d2.data.loader import (
 )
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.data.pseudo_masks import ellipse_mask
+from lesion_d2.data.slices.ct import hu_to_pixels
+from lesion_d2.data.transforms.augmentation import build_augmentations
 
 import cv2
 import detectron2.data.build

@@ -1,18 +1,18 @@
 import os
 
 import lesion_d2
-from lesion_d2.data import ct
-from lesion_d2.data.augmentation import AffineTransform, RandomAffine, ResizeTransform
-from lesion_d2.data.ct import read_slice
-from lesion_d2.data.lesion_transforms import transform_lesions
 from lesion_d2.data.mapper import LesionDatasetMapper
-from lesion_d2.data.mask_files import mask_annotation, write_mask_file
 from lesion_d2.data.pseudo_masks import (
     PseudoMask,
     ellipse_mask,
     grabcut_image,
     pseudo_mask,
 )
+from lesion_d2.data.pseudo_masks.files import mask_annotation, write_mask_file
+from lesion_d2.data.slices import ct
+from lesion_d2.data.slices.ct import read_slice
+from lesion_d2.data.transforms.augmentation import AffineTransform, RandomAffine, ResizeTransform
+from lesion_d2.data.transforms.lesion_transforms import transform_lesions
 
 import cv2
 import numpy as np

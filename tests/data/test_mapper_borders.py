@@ -3,11 +3,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import lesion_d2
-from lesion_d2.data.borders import body_extent, volume_extent
-from lesion_d2.data.ct import read_slice
 from lesion_d2.data.mapper import LesionDatasetMapper
+from lesion_d2.data.phantoms.volumes import register_volumes
 from lesion_d2.data.pseudo_masks import ellipse_mask
-from lesion_d2.data.volumes import register_volumes
+from lesion_d2.data.slices.ct import read_slice
+from lesion_d2.data.transforms.borders import body_extent, volume_extent
 
 import numpy as np
 import pytest

@@ -2,8 +2,8 @@
 
 import lesion_d2
 from lesion_d2.data.dataset_options import hide_annotations, set_hidden_annotations
-from lesion_d2.data.lesion_transforms import transform_lesions
 from lesion_d2.data.mapper import LesionDatasetMapper
+from lesion_d2.data.transforms.lesion_transforms import transform_lesions
 
 import cv2
 import numpy as np

@@ -5,8 +5,8 @@ import sysconfig
 
 from lesion_d2.engine import compilation
 from lesion_d2.engine.compilation import check_compiler, compile_parts, missing_compiler
-from lesion_d2.errors import InputError
 from lesion_d2.modeling import MeanTeacher
+from lesion_d2.utils.errors import InputError
 
 import pytest
 import torch

@@ -12,8 +12,8 @@ from lesion_d2.engine.hard_negatives import (
     read_region_boxes,
     select_hard_negatives,
 )
-from lesion_d2.errors import InputError
-from lesion_d2.modeling.mining import best_box_ious
+from lesion_d2.modeling.pseudo_labels import best_box_ious
+from lesion_d2.utils.errors import InputError
 
 import numpy as np
 import pytest

@@ -4,7 +4,7 @@ from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.engine import InputError, LesionPredictor, Trainer, load_config, load_model
 from lesion_d2.engine.checks import check_inputs
 from lesion_d2.inference import Ensemble
-from lesion_d2.visualization import LesionVisualizer, judge, window_image
+from lesion_d2.visualization import LesionVisualizer, match_outcome, window_image
 
 import pytest
 import torch
@@ -110,7 +110,7 @@ def test_the_predictor_finds_what_the_model_finds(tiny_phantom, weights, tmp_pat
     assert predictor.metadata.evaluator_type == "lesion"
     visualizer = LesionVisualizer(window_image(record), predictor.metadata)
     blank = visualizer.get_output().get_image().copy()
-    visualizer.draw_outcome(judge(record, instances.to("cpu"), score_threshold=third))
+    visualizer.draw_outcome(match_outcome(record, instances.to("cpu"), score_threshold=third))
     assert (visualizer.get_output().get_image() != blank).any()
 
 

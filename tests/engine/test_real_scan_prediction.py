@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lesion_d2.data.deeplesion import load_deeplesion
+from lesion_d2.data.deeplesion.key_slices import load_deeplesion
 from lesion_d2.engine import LesionPredictor, detect_slices
 from lesion_d2.scans import read_scan
 from lesion_d2.scans.writing import write_dicom, write_nifti

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 from lesion_d2.data.mapper import LesionDatasetMapper
-from lesion_d2.data.phantom import write_phantom
-from lesion_d2.data.volumes import load_volumes
+from lesion_d2.data.phantoms.phantom import write_phantom
+from lesion_d2.data.phantoms.volumes import load_volumes
 from lesion_d2.engine import LesionCheckpointer, Trainer, load_config, load_model
 from lesion_d2.modeling.attention import MaxNormalizedAttention
 from lesion_d2.modeling.backbone import SliceImages

@@ -1,5 +1,5 @@
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
-from lesion_d2.data import deeplesion
+from lesion_d2.data.deeplesion import key_slices as deeplesion
 from lesion_d2.evaluation import strata
 from lesion_d2.evaluation.strata import Truth, make_strata
 

@@ -28,7 +28,7 @@ os.environ.setdefault("PYTORCH_JIT", "0")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
-from lesion_d2.files import written_whole
+from lesion_d2.utils.files import atomic_write
 
 import cv2
 import torch
@@ -110,9 +110,9 @@ def _write(args, found: list[Found], endings: list[Found], start: float) -> str:
     if endings:
         parts.append(as_table(endings))
     text = "\n".join(parts)
-    with written_whole(args.output / "faults.md") as partial:
+    with atomic_write(args.output / "faults.md") as partial:
         partial.write_text(text)
-    with written_whole(args.output / "faults.json") as partial:
+    with atomic_write(args.output / "faults.json") as partial:
         content = {"seed": args.seed, "inputs": found, "endings": endings}
         partial.write_text(json.dumps(content, default=asdict, indent=1))
     return text

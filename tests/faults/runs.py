@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from lesion_d2.data.deeplesion import register_deeplesion
+from lesion_d2.data.deeplesion.key_slices import register_deeplesion
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.engine import load_config
 from lesion_d2.engine.checks import check_inputs

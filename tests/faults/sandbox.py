@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lesion_d2.errors import told
+from lesion_d2.utils.errors import told
 
 from .case import ANY, GOOD, REFUSED, Case, Found, same
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from lesion_d2.files import locked, written_whole
+from lesion_d2.utils.files import atomic_write, locked
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def _good(root: Path, folder: Path) -> int:
         with locked(folder / "lock"):
             for name in ("a.txt", "b.txt"):
                 _work()
-                with written_whole(folder / name) as partial:
+                with atomic_write(folder / name) as partial:
                     partial.write_bytes(b"x" * _SIZE)
     except OSError as error:
         print(f"error: {error}")

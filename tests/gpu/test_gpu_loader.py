@@ -1,9 +1,9 @@
 """Batches on a side stream, from pinned memory."""
 
-from lesion_d2.data.ct import hu_to_pixels
 from lesion_d2.data.loader import DeviceLoader
+from lesion_d2.data.slices.ct import hu_to_pixels
 from lesion_d2.data.transfer import annotation_tensors
-from lesion_d2.ignore_regions import mark_regions
+from lesion_d2.structures.ignore_regions import mark_regions
 
 import pytest
 import torch

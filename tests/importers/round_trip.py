@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
-from lesion_d2.boxes import xyxy_box
 from lesion_d2.data.volume_set.catalog import register_volume_set
 from lesion_d2.data.volume_set.form import VolumeSet, read_volume_set
 from lesion_d2.engine import Trainer
 from lesion_d2.engine.checks import check_inputs
 from lesion_d2.evaluation import LesionEvaluator, VolumeEvaluator
+from lesion_d2.structures.boxes import xyxy_box
 
 import numpy as np
 import torch

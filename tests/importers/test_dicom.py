@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lesion_d2.importers.dicom.listing import list_cases, list_dicom
 from lesion_d2.importers.running import run_import
-from lesion_d2.rle import decode_mask
+from lesion_d2.structures.rle import decode_mask
 from lesion_d2.tools.import_data import get_parser
 
 import numpy as np

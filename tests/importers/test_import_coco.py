@@ -9,7 +9,7 @@ from lesion_d2.data.coco.writing import write_coco
 from lesion_d2.data.volume_set.voxels import read_voxels
 from lesion_d2.importers.coco import add_arguments, list_cases, list_coco
 from lesion_d2.importers.running import run_import
-from lesion_d2.rle import decode_mask, encode_mask
+from lesion_d2.structures.rle import decode_mask, encode_mask
 
 import nibabel
 import numpy as np

@@ -4,8 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+from lesion_d2.data.phantoms.volumes import load_volumes
 from lesion_d2.data.volume_set.voxels import read_voxels
-from lesion_d2.data.volumes import load_volumes
 from lesion_d2.importers.phantom import list_phantom, parse_classes
 from lesion_d2.importers.running import run_import
 

@@ -9,9 +9,9 @@ from lesion_d2.data.volume_set.form import Volume, VolumeSet, lesion_of_mask, wr
 from lesion_d2.data.volume_set.voxels import read_voxels, write_voxels
 from lesion_d2.importers.inserted import InsertOptions, list_inserted
 from lesion_d2.importers.running import run_import
-from lesion_d2.rle import decode_mask
 from lesion_d2.scans.writing import write_nifti
-from lesion_d2.shards import Shard
+from lesion_d2.structures.rle import decode_mask
+from lesion_d2.utils.shards import Shard
 
 import numpy as np
 import pytest

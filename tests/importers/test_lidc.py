@@ -18,7 +18,7 @@ from lesion_d2.importers.lidc.nodules import (
 from lesion_d2.importers.lidc.xml import read_readings
 from lesion_d2.importers.resampling import resample
 from lesion_d2.importers.running import run_import
-from lesion_d2.rle import decode_mask
+from lesion_d2.structures.rle import decode_mask
 from lesion_d2.tools.import_data import get_parser
 
 import numpy as np

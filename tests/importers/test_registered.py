@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from lesion_d2.data.dataset_options import set_excluded_volumes
-from lesion_d2.data.deeplesion_csv import CSV_COLUMNS
+from lesion_d2.data.deeplesion.csv_rows import CSV_COLUMNS
 from lesion_d2.data.volume_set.catalog import register_volume_set
 from lesion_d2.data.volume_set.form import Lesion, Volume, VolumeSet, write_volume_set
 from lesion_d2.data.volume_set.voxels import write_voxels
 from lesion_d2.importers.registered import find_sources
-from lesion_d2.rle import encode_mask
 from lesion_d2.scans.writing import write_nifti
+from lesion_d2.structures.rle import encode_mask
 
 import cv2
 import numpy as np

@@ -3,7 +3,7 @@
 from lesion_d2.data.volume_set.form import Lesion, Volume, lesion_of_mask
 from lesion_d2.importers import ImportedVolume
 from lesion_d2.importers.resampling import resample
-from lesion_d2.rle import decode_mask
+from lesion_d2.structures.rle import decode_mask
 
 import numpy as np
 import pytest

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from lesion_d2.data.volume_set.form import read_volume_set
 from lesion_d2.data.volume_set.voxels import read_voxels
-from lesion_d2.files import locked
 from lesion_d2.importers import Case, ImportedVolume, Listing
 from lesion_d2.importers import journal as journal_module
 from lesion_d2.importers.running import run_import, working_folder
-from lesion_d2.shards import Shard
+from lesion_d2.utils.files import locked
+from lesion_d2.utils.shards import Shard
 
 import made_up_format
 import numpy as np

@@ -1,7 +1,7 @@
 import itertools
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
-from lesion_d2.data.patches import draw_start
+from lesion_d2.data.transforms.patches import draw_start
 from lesion_d2.inference import VolumeEnsemble
 from lesion_d2.inference.cut_masks import CutMask, cut_masks
 from lesion_d2.inference.tiles import make_tiles, mirrors_of

@@ -2,8 +2,7 @@
 
 from functools import cache
 
-from lesion_d2.data.lesion_transforms import transform_lesions
-from lesion_d2.ignore_regions import lie_inside, mark_regions, split_regions
+from lesion_d2.data.transforms.lesion_transforms import transform_lesions
 from lesion_d2.modeling import (
     LesionRetinaNet,
     LesionROIHeads,
@@ -15,6 +14,7 @@ from lesion_d2.modeling import (
 from lesion_d2.modeling.losses import IGNORE
 from lesion_d2.modeling.roi_heads import RegionROIHeads
 from lesion_d2.modeling.segmentation import semantic_labels
+from lesion_d2.structures.ignore_regions import lie_inside, mark_regions, split_regions
 
 import numpy as np
 import pytest

@@ -2,8 +2,8 @@ import struct
 import zlib
 from pathlib import Path
 
-from lesion_d2.data.ct import read_slice
-from lesion_d2.data.pictures import picture_path
+from lesion_d2.data.slices.ct import read_slice
+from lesion_d2.data.slices.pictures import picture_path
 from lesion_d2.scans import find_scans, read_scan
 from lesion_d2.scans.png import numbered_pngs, read_png_slice, write_png
 

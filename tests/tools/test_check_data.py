@@ -2,7 +2,7 @@ import json
 import os
 import shutil
 
-from lesion_d2.data.deeplesion import register_deeplesion
+from lesion_d2.data.deeplesion.key_slices import register_deeplesion
 from lesion_d2.tools.check_data import main
 
 import pandas as pd

@@ -2,7 +2,7 @@
 
 import json
 
-from lesion_d2.data.borders import find_body
+from lesion_d2.data.transforms.borders import find_body
 from lesion_d2.tools.compare_phantoms.__main__ import main
 from lesion_d2.tools.compare_phantoms.blobs import find_blobs
 from lesion_d2.tools.compare_phantoms.measures import (

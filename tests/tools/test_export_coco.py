@@ -2,7 +2,7 @@ import json
 
 from lesion_d2.data.catalog import load_records
 from lesion_d2.data.coco import load_ct_coco
-from lesion_d2.data.ct import read_slice
+from lesion_d2.data.slices.ct import read_slice
 from lesion_d2.importers.coco import list_coco
 from lesion_d2.tools.export_coco import main
 

@@ -4,7 +4,7 @@ import shlex
 
 from lesion_d2.config import add_lesion_config
 from lesion_d2.modeling.anchors import anchor_shapes
-from lesion_d2.tools.box_shapes import csv_boxes, dataset_boxes
+from lesion_d2.tools.common.box_shapes import csv_boxes, dataset_boxes
 from lesion_d2.tools.optimize_anchors import RATIOS_KEY, SIZES_KEY, current_anchors, main
 
 import cv2

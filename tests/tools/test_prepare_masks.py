@@ -5,13 +5,13 @@ import os
 from functools import partial
 from pathlib import Path
 
-from lesion_d2.data.deeplesion import register_deeplesion
-from lesion_d2.data.mask_files import load_mask_file, mask_annotation
-from lesion_d2.data.phantom import write_phantom
+from lesion_d2.data.deeplesion.key_slices import register_deeplesion
+from lesion_d2.data.phantoms.phantom import write_phantom
 from lesion_d2.data.pseudo_masks import PseudoMask, pseudo_mask
-from lesion_d2.files import locked
-from lesion_d2.shards import Shard
+from lesion_d2.data.pseudo_masks.files import load_mask_file, mask_annotation
 from lesion_d2.tools import prepare_masks as tool
+from lesion_d2.utils.files import locked
+from lesion_d2.utils.shards import Shard
 
 import cv2
 import numpy as np

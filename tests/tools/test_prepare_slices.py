@@ -2,10 +2,10 @@ import errno
 import os
 from pathlib import Path
 
-from lesion_d2.data.ct import read_slice
 from lesion_d2.data.prepared import form
-from lesion_d2.shards import Shard
+from lesion_d2.data.slices.ct import read_slice
 from lesion_d2.tools.prepare_slices import main, prepare_slices
+from lesion_d2.utils.shards import Shard
 
 import cv2
 import numpy as np

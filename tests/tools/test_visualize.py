@@ -2,8 +2,8 @@ import json
 import math
 from pathlib import Path
 
-from lesion_d2.data.deeplesion import register_deeplesion
-from lesion_d2.data.phantom import write_phantom
+from lesion_d2.data.deeplesion.key_slices import register_deeplesion
+from lesion_d2.data.phantoms.phantom import write_phantom
 from lesion_d2.tools.visualize.__main__ import main
 from lesion_d2.tools.visualize.dataset import mask_source
 from lesion_d2.tools.visualize.pictures import names_of_pictures
@@ -12,7 +12,7 @@ from lesion_d2.tools.visualize.results import read_results
 from lesion_d2.visualization import (
     TRUTH_COLOR,
     ImageOutcome,
-    judge,
+    match_outcome,
 )
 
 import cv2
@@ -147,7 +147,7 @@ def random_outcomes(rng, num_images=12):
             "image_id": str(i),
             "annotations": [{"bbox": box.tolist(), "bbox_mode": 0} for box in boxes[6:]],
         }
-        outcomes.append(judge(record, predictions))
+        outcomes.append(match_outcome(record, predictions))
     return outcomes
 
 
@@ -165,7 +165,9 @@ def test_threshold_keeps_as_many_detections_as_the_rate_allows():
                 best = kept.sum()
                 break
         assert (scores >= threshold).sum() == best
-        again = [judge(o.record, o.predictions, score_threshold=threshold) for o in outcomes]
+        again = [
+            match_outcome(o.record, o.predictions, score_threshold=threshold) for o in outcomes
+        ]
         assert sum(o.is_false_positive.sum() for o in again) <= rate * len(outcomes)
 
 

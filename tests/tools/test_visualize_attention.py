@@ -2,8 +2,8 @@ import os
 from functools import partial
 from pathlib import Path
 
-from lesion_d2.data.borders import body_extent
-from lesion_d2.data.ct import read_slice
+from lesion_d2.data.slices.ct import read_slice
+from lesion_d2.data.transforms.borders import body_extent
 from lesion_d2.engine import LesionCheckpointer, load_config
 from lesion_d2.tools.visualize import attention
 from lesion_d2.tools.visualize.__main__ import get_parser, main
@@ -14,7 +14,7 @@ from lesion_d2.tools.visualize.attention import (
     make_rows,
     record_image,
 )
-from lesion_d2.visualization import judge, place
+from lesion_d2.visualization import match_outcome, place
 
 import cv2
 import numpy as np
@@ -96,9 +96,9 @@ def test_hits_are_judged_as_the_configs_evaluation_does(
 
     def record_judge(record, predictions, **options):
         found.append(options)
-        return judge(record, predictions, **options)
+        return match_outcome(record, predictions, **options)
 
-    monkeypatch.setattr(attention, "judge", record_judge)
+    monkeypatch.setattr(attention, "match_outcome", record_judge)
     arguments = ["--num", "1", "--output", str(tmp_path), "--score-threshold", "0.5"]
     assert main(command(weights, *arguments, TEST__INCLUSIVE=inclusive)) == 0
     assert found == [{"score_threshold": 0.5, "inclusive": inclusive}]
@@ -196,7 +196,7 @@ def test_images_share_the_scale_of_a_level():
         assert all(heat_map.values.shape == (8, 8) for heat_map in row.heat_maps)
         assert row.outcome is None
     assert rows[0].heat_maps[0].values[0, 0] == 0.25 and rows[0].heat_maps[0].values[7, 7] == 0.5
-    judge_image = partial(judge, score_threshold=0.5)
+    judge_image = partial(match_outcome, score_threshold=0.5)
     rows = make_rows([record, record], recordings, judge_image=judge_image)
     assert rows[0].outcome.predictions.scores.tolist() == pytest.approx([0.9])
 

@@ -1,10 +1,10 @@
 from pathlib import Path
 
 from lesion_d2.data.dataset_options import set_hidden_annotations
-from lesion_d2.data.deeplesion import register_deeplesion
-from lesion_d2.data.phantom import write_phantom
+from lesion_d2.data.deeplesion.key_slices import register_deeplesion
+from lesion_d2.data.phantoms.phantom import write_phantom
 from lesion_d2.engine import LesionPredictor, Trainer
-from lesion_d2.modeling.mining import MiningCounts
+from lesion_d2.modeling.pseudo_labels import MiningCounts
 from lesion_d2.tools.visualize import mined
 from lesion_d2.tools.visualize.__main__ import get_parser, main
 from lesion_d2.tools.visualize.mined import TeacherImage, mine_images, mining_config, pick_images

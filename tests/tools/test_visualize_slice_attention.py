@@ -14,7 +14,7 @@ from lesion_d2.tools.visualize.slice_attention import (
     lesion_region,
     record_slices,
 )
-from lesion_d2.visualization import FALSE_POSITIVE_COLOR, HIT_COLOR, TRUTH_COLOR, judge
+from lesion_d2.visualization import FALSE_POSITIVE_COLOR, HIT_COLOR, TRUTH_COLOR, match_outcome
 
 import cv2
 import numpy as np
@@ -362,7 +362,7 @@ def test_lesions_and_detections_are_drawn_at_their_place_on_the_key_slice():
     assert np.abs(outline(tile_of(page, 1), TRUTH_COLOR) - [20, 12, 32, 22]).max() < 0.4
     others = [tile_of(page, index) for index in (0, 2)]
     assert all(np.ptp(tile.astype(int), axis=2).max() == 0 for tile in others)
-    found = tile_of(SlicePage(recording).draw(partial(judge, score_threshold=0.5)), 1)
+    found = tile_of(SlicePage(recording).draw(partial(match_outcome, score_threshold=0.5)), 1)
     # Away from the corners, where the score stands.
     (x0, _, x1, _), (_, y0, _, y1) = (
         outline(found[15 * 9 : 20 * 9], HIT_COLOR),
@@ -377,7 +377,7 @@ def test_the_masks_of_detections_lie_on_the_slice():
     recording = made_up_recording()
     recording.predictions.pred_masks = torch.zeros(3, 40, 60, dtype=torch.bool)
     recording.predictions.pred_masks[0, 15:19, 24:28] = True
-    tile = tile_of(SlicePage(recording).draw(partial(judge, score_threshold=0.5)), 1)
+    tile = tile_of(SlicePage(recording).draw(partial(match_outcome, score_threshold=0.5)), 1)
     inside = tile[14 * 9 : 20 * 9, 22 * 9 : 30 * 9].astype(int)
     rows, columns = np.nonzero(inside[..., 1] - inside[..., 0] > 10)  # green
     assert (rows.min(), rows.max() + 1) == (9, 45) and (columns.min(), columns.max() + 1) == (

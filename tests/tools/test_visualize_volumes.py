@@ -13,7 +13,7 @@ from lesion_d2.visualization import (
     MASK_COLOR,
     TRUTH_COLOR,
     LesionVisualizer,
-    judge_volumes,
+    match_volume_outcomes,
 )
 
 import cv2
@@ -131,7 +131,7 @@ def boxes_of(rows, scores=None):
 def outcomes_of(dicts, **options):
     truth = VolumeTruth.from_dicts(dicts)
     found = {v: boxes_of([b for b, _ in f], [s for _, s in f]) for v, f in FOUND.items()}
-    return judge_volumes(truth, found, Criterion("iou", 0.1), **options)
+    return match_volume_outcomes(truth, found, Criterion("iou", 0.1), **options)
 
 
 def test_detections_are_judged_as_the_curve_counts_them(tmp_path):
@@ -215,7 +215,7 @@ def test_a_volume_without_findings_has_its_middle(tmp_path):
     for record in dicts[8:]:
         record["annotations"] = []
     truth = VolumeTruth.from_dicts(dicts)
-    outcome = judge_volumes(truth, {}, Criterion("iou", 0.1))[1]
+    outcome = match_volume_outcomes(truth, {}, Criterion("iou", 0.1))[1]
     assert outcome.summary() == "no findings"
     (strip,) = find_strips(outcome, range(10, 18), 3)
     assert (strip.title, strip.center, strip.numbers) == ("no findings", 14, [13, 14, 15])

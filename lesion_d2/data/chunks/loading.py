@@ -13,9 +13,9 @@ from detectron2.data import build_detection_test_loader
 from detectron2.data.samplers import InferenceSampler
 from torch.utils.data import SequentialSampler
 
-from ..ct import Channel
 from ..mapper import LesionDatasetMapper
 from ..shared_arrays import release
+from ..slices.ct import Channel
 from .reading import ChunkReader, ReadChunk, cut_into_chunks
 
 

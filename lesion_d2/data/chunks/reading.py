@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from ...scans.png import check_same_size
-from ...slice_geometry import is_spacing
-from ...values import are_digits
-from ..channels import ChannelMaker
-from ..ct import Channel, clip_to_window, plan_channels, read_slice
+from ...structures.slice_geometry import is_spacing
+from ...utils.values import are_digits
 from ..mapper import LesionDatasetMapper, volume_crop
 from ..shared_arrays import Allocate, shared_array, shared_in
-from ..slice_formats import format_of
+from ..slices.channels import ChannelMaker
+from ..slices.ct import Channel, clip_to_window, plan_channels, read_slice
+from ..slices.slice_formats import format_of
 
 # Of a chunk: so many images at most, and so many bytes of channels, about.
 _MAX_IMAGES, _MAX_BYTES = 16, 24 * 2**20

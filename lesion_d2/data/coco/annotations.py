@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ...rle import check_mask
-from ...values import are_numbers, is_name, is_whole
+from ...structures.rle import check_mask
+from ...utils.values import are_numbers, is_name, is_whole
 from .records import (
     FIRST_PIXEL,
     MAX_OVERHANG,

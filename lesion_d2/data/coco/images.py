@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import PureWindowsPath
 from typing import Any
 
-from ...slice_geometry import EXPECTED_SPACING, is_spacing
-from ...values import MAX_SIDE, are_numbers, is_name, is_whole
-from ..pictures import is_stored_volume
+from ...structures.slice_geometry import EXPECTED_SPACING, is_spacing
+from ...utils.values import MAX_SIDE, are_numbers, is_name, is_whole
+from ..slices.pictures import is_stored_volume
 from .records import BadEntryError, CocoImage
 
 _SLICE = re.compile(r"(.+)#([0-9]{1,6})", re.DOTALL)

@@ -11,11 +11,11 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ...display_windows import WINDOWS
+from ...utils.display_windows import WINDOWS
 from ..dataset_options import hide_annotations, set_first_pixel
-from ..deeplesion import resolve_root
-from ..pictures import open_picture, picture_path, stored_geometry, stored_slice_path
-from ..problems import raise_problems, short
+from ..formats.problems import raise_problems, short_repr
+from ..roots import resolve_root
+from ..slices.pictures import open_picture, picture_path, stored_geometry, stored_slice_path
 from .images import check_image_options
 from .reading import read_coco
 from .records import FIRST_PIXEL, CocoAnnotation, CocoFile, CocoImage
@@ -155,7 +155,7 @@ def complete_images(
             found = match and match[1 if pattern.groups else 0]
             if not found:
                 problems.append(
-                    f"image {image.id}: file_name: found {short(image.name)}, expected the "
+                    f"image {image.id}: file_name: found {short_repr(image.name)}, expected the "
                     f"patient's name in it ({patient})"
                 )
                 continue
@@ -171,7 +171,7 @@ def compile_pattern(option: str, pattern: str) -> re.Pattern:
         return re.compile(pattern)
     except re.error as error:
         raise ValueError(
-            f"{option}: found {short(pattern)}, expected a regular expression ({error})"
+            f"{option}: found {short_repr(pattern)}, expected a regular expression ({error})"
         ) from None
 
 

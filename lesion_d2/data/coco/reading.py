@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ...files import read_json
-from ...values import is_text, is_whole
-from ..problems import raise_problems, short
+from ...utils.files import read_json
+from ...utils.values import is_text, is_whole
+from ..formats.problems import raise_problems, short_repr
 from .annotations import read_annotation
 from .images import read_image
 from .records import BadEntryError, CocoAnnotation, CocoFile, CocoImage
@@ -50,13 +50,15 @@ def read_coco(json_file: str | os.PathLike, *, ignore_categories: Iterable[str] 
 def _check_lists(json_file: str | os.PathLike, content: Any) -> None:
     if not isinstance(content, Mapping):
         raise ValueError(
-            f"{json_file}: found {short(content)}, expected an object with {', '.join(_LISTS)}"
+            f"{json_file}: found {short_repr(content)}, expected an object with {', '.join(_LISTS)}"
         )
     for key in _LISTS:
         if key not in content:
             raise ValueError(f"{json_file}: found no {key!r}, expected COCO's {', '.join(_LISTS)}")
         if not isinstance(content[key], list):
-            raise ValueError(f"{json_file}: {key}: found {short(content[key])}, expected a list")
+            raise ValueError(
+                f"{json_file}: {key}: found {short_repr(content[key])}, expected a list"
+            )
     for key in ("images", "categories"):
         if not content[key]:
             raise ValueError(f"{json_file}: {key}: found an empty list, expected at least one")
@@ -80,10 +82,11 @@ class _Reader:
             name = entry.get("name")
             where = f"category {category_id}: name"
             if not is_text(name):
-                self.problems.append(f"{where}: found {short(name)}, expected printable text")
+                self.problems.append(f"{where}: found {short_repr(name)}, expected printable text")
             elif name in names:
                 self.problems.append(
-                    f"{where}: found {short(name)}, the name of category {names[name]}, expected "
+                    f"{where}: found {short_repr(name)}, the name of category "
+                    f"{names[name]}, expected "
                     "another"
                 )
             else:
@@ -91,8 +94,9 @@ class _Reader:
         for name in self.ignore_categories:
             if name not in names:
                 self.problems.append(
-                    f"categories: found none of the name {short(name)} to be ignored, expected it "
-                    f"among {short(list(names))}"
+                    f"categories: found none of the name {short_repr(name)} to be ignored, "
+                    f"expected it "
+                    f"among {short_repr(list(names))}"
                 )
         by_id = sorted((category_id, name) for name, category_id in names.items())
         self._classes = {i: name for i, name in by_id if name not in self.ignore_categories}
@@ -157,11 +161,12 @@ class _Reader:
         for number, entry in enumerate(entries):
             if not isinstance(entry, Mapping):
                 self.problems.append(
-                    f"{kind} number {number}: found {short(entry)}, expected an object"
+                    f"{kind} number {number}: found {short_repr(entry)}, expected an object"
                 )
             elif not is_whole(entry.get("id")):
                 self.problems.append(
-                    f"{kind} number {number}: id: found {short(entry.get('id'))}, expected a whole "
+                    f"{kind} number {number}: id: found {short_repr(entry.get('id'))}, "
+                    f"expected a whole "
                     "number"
                 )
             elif entry["id"] in seen:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..problems import short
+from ..formats.problems import short_repr
 
 #: What COCO's coordinates are at the center of an image's first pixel: 0 is its outer edge.
 FIRST_PIXEL = 0.5
@@ -20,7 +20,7 @@ class BadEntryError(ValueError):
     """
 
     def __init__(self, key: str, found: object, expected: str):
-        super().__init__(f"{key}: found {short(found)}, expected {expected}")
+        super().__init__(f"{key}: found {short_repr(found)}, expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class CocoImage:
         patient: who it shows.
         volume, slice: the volume that a picture is of, and the number of its slice.
         hu_offset, hu_window: what its grey values mean, see
-            :func:`~lesion_d2.data.pictures.picture_path`.
+            :func:`~lesion_d2.data.slices.pictures.picture_path`.
         window: (low, high) HU for display.
         annotations: of it.
     """

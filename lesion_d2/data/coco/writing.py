@@ -14,17 +14,17 @@ from detectron2.data import MetadataCatalog
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from ...boxes import moved_xywh, xyxy_box
-from ...files import folder_written_whole, recover_folder, written_whole
-from ...outlines import mask_outlines
-from ...parallel import map_unordered
-from ...rle import decode_mask
 from ...scans.names import safe_name, unique_names
 from ...scans.png import write_png
+from ...structures.boxes import moved_xywh, xyxy_box
+from ...structures.outlines import mask_outlines
+from ...structures.rle import decode_mask
+from ...utils.files import atomic_folder, atomic_write, recover_folder
+from ...utils.parallel import map_unordered
 from ..catalog import load_records
-from ..ct import hu_to_pixels, read_slice
-from ..pictures import is_picture, picture_coding, picture_source
-from ..problems import short
+from ..formats.problems import short_repr
+from ..slices.ct import hu_to_pixels, read_slice
+from ..slices.pictures import is_picture, picture_coding, picture_source
 from .records import FIRST_PIXEL
 
 #: The file's name in its folder.
@@ -114,7 +114,7 @@ def write_coco(
         "annotations": annotations,
         "categories": _categories(dataset),
     }
-    with folder_written_whole(output) as working:
+    with atomic_folder(output) as working:
         _check_output(output, overwrite)  # of a call that was faster
         _fill_folder(working, content, jobs, window, workers)
     masks = [a["segmentation"] for a in annotations if a["segmentation"]]
@@ -234,7 +234,7 @@ def _annotation_entry(annotation: Mapping[str, Any], polygons: bool) -> dict:
     if isinstance(mask, Mapping):
         entry |= _mask_entry(mask, polygons and not is_crowd)
     elif mask:
-        raise ValueError(f"found segmentation {short(mask)}, expected RLE")
+        raise ValueError(f"found segmentation {short_repr(mask)}, expected RLE")
     if annotation.get("lesion") is not None:
         entry["lesion"] = annotation["lesion"]
     if "recist" in annotation:
@@ -286,7 +286,7 @@ def _fill_folder(
     with closing(results), tqdm(total=len(jobs), unit="image", disable=not jobs) as bar:
         for _ in results:
             bar.update()
-    with written_whole(working / FILE_NAME) as unfinished:
+    with atomic_write(working / FILE_NAME) as unfinished:
         unfinished.write_text(json.dumps(content, allow_nan=False))
     os.sync()
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode
 
-from ...boxes import xyxy_box
-from ...rle import encode_mask
-from ...values import is_whole
+from ...structures.boxes import xyxy_box
+from ...structures.rle import encode_mask
+from ...utils.values import is_whole
 from .boxes import box_pixels, margin_box
 from .hosts import HOSTS
 from .painting import LIMITS, insert_lesions

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...recist import measure_recist
+from ...structures.recist import measure_recist
 
 
 def margin_box(
@@ -17,7 +17,7 @@ def margin_box(
         margin: pixels; with 0 the box is the mask's: its pixels' outer edges.
 
     Returns:
-        The box XYXY, and the 8 numbers of :func:`~lesion_d2.recist.measure_recist`.
+        The box XYXY, and the 8 numbers of :func:`~lesion_d2.structures.recist.measure_recist`.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     top, left = int(rows[0]), int(columns[0])

@@ -7,8 +7,8 @@ grow in the spleen, too.
 import cv2
 import numpy as np
 
-from ..borders import find_body
-from ..phantom_shapes import AIR, FAT, LIVER, LUNG, SKIN_FAT
+from ..phantoms.shapes import AIR, FAT, LIVER, LUNG, SKIN_FAT
+from ..transforms.borders import find_body
 
 #: Coarse types that are inserted, with what holds them: types of what cannot be told from HU alone,
 #: such as kidneys, are left out.

@@ -15,8 +15,8 @@ from types import MappingProxyType
 import cv2
 import numpy as np
 
-from ..phantom_lesions import HOST_TISSUE, LESION_TYPES, Lesion, LesionType, sample_lesion
-from ..phantom_shapes import AIR, FAT, LIVER, SKIN_FAT, Canvas
+from ..phantoms.lesions import HOST_TISSUE, LESION_TYPES, Lesion, LesionType, sample_lesion
+from ..phantoms.shapes import AIR, FAT, LIVER, SKIN_FAT, Canvas
 from .hosts import HOSTS, PAINTED_OVER, coarse_step, hosts_of_smooth, smoothed
 
 #: Lowest and highest values of options: lesions at a key slice, mm, HU.
@@ -67,7 +67,7 @@ def insert_lesions(
         number: of lesions to insert, at most.
         types: coarse types to draw from, keys of ``HOSTS``.
         median_diameter, mottle_hu: of the lesions, see
-            :func:`~lesion_d2.data.phantom.write_phantom`.
+            :func:`~lesion_d2.data.phantoms.phantom.write_phantom`.
         taken: index of a slice -> H x W bool, pixels where no lesion is painted, such as those of
             annotated ones.
 

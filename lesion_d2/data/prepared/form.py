@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...files import one_line, written_whole
 from ...scans.limits import check_picture_size
 from ...scans.png import read_png_slice
-from ...values import MAX_SLICES
+from ...utils.files import atomic_write, one_line
+from ...utils.values import MAX_SLICES
 
 _MAGIC = b"ld2slic1"
 _HEAD = struct.Struct("<8sII")
@@ -89,7 +89,7 @@ def write_prepared(file: str | os.PathLike, pngs: Mapping[str, str | os.PathLike
         start += len(chunk)
     index = np.array(entries, _ENTRY).tobytes()
     Path(file).parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(file) as partial, open(partial, "wb") as opened:
+    with atomic_write(file) as partial, open(partial, "wb") as opened:
         opened.write(_HEAD.pack(_MAGIC, len(entries), zlib.crc32(index)) + index)
         opened.writelines(chunks)
     return start

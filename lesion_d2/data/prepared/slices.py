@@ -13,7 +13,7 @@ import numpy as np
 
 from ...scans.png import numbered_pngs
 from ..dataset_options import reads_prepared_slices
-from ..problems import raise_problems
+from ..formats.problems import raise_problems
 from .form import REMEDY, PreparedSlice, png_state, prepared_index, read_prepared
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,9 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...scans.names import safe_name
-from ..dataset_options import hide_annotations, leave_out_volumes
-from ..deeplesion import COLORS, resolve_root
+from ..dataset_options import exclude_series, hide_annotations
+from ..deeplesion.key_slices import COLORS
+from ..roots import resolve_root
 from .dicts import load_volume_set, read_cached
 from .form import FILE_NAME, read_head
 from .records import VolumeSet
@@ -144,7 +145,7 @@ def _load_registered(name: str, root: str, part: _Part, every_slice: bool) -> li
     if split is not None:
         splits = volume_set.splits if fold is None else dict(enumerate(volume_set.folds)).get(fold)
         patients = frozenset((splits or {}).get(split, ()))
-    dicts = leave_out_volumes(name, load_volume_set(root, patients, every_slice=every_slice))
+    dicts = exclude_series(name, load_volume_set(root, patients, every_slice=every_slice))
     if not every_slice:
         hide_annotations(name, dicts)
     return dicts

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...recist import measure_recist
-from ...rle import decode_mask
+from ...structures.recist import measure_recist
+from ...structures.rle import decode_mask
 from .records import Lesion, Volume
 
 

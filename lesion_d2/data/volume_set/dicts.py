@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from detectron2.structures import BoxMode
 
-from ...display_windows import WINDOWS
-from ..deeplesion_csv import cut_boxes
-from ..problems import raise_problems
+from ...utils.display_windows import WINDOWS
+from ..deeplesion.csv_rows import cut_boxes
+from ..formats.problems import raise_problems
 from .form import FILE_NAME, read_volume_set
 from .records import Lesion, Volume, VolumeSet
 from .slices import voxels_slice_path

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import numpy as np
 
 from ...scans.names import safe_name
-from ...slice_geometry import EXPECTED_SPACING, is_spacing
-from ...values import MAX_NUMBER, MAX_TEXT, are_numbers, is_number, is_whole
+from ...structures.slice_geometry import EXPECTED_SPACING, is_spacing
+from ...utils.values import MAX_NUMBER, MAX_TEXT, are_numbers, is_number, is_whole
 from .records import SPLITS
 
 _IMAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ...files import parse_json, read_json, written_whole
-from ...rle import check_mask
 from ...scans.limits import check_size
-from ...values import MAX_LESION_SLICES, field_problems
-from ..deeplesion_csv import are_near
-from ..problems import raise_problems, short
+from ...structures.rle import check_mask
+from ...utils.files import atomic_write, parse_json, read_json
+from ...utils.values import MAX_LESION_SLICES, field_problems
+from ..deeplesion.csv_rows import are_near
+from ..formats.problems import raise_problems, short_repr
 from .fields import (
     LESION_DEFAULTS,
     LESION_FIELDS,
@@ -58,7 +58,7 @@ def write_volume_set(root: str | os.PathLike, volume_set: VolumeSet) -> None:
     text = f'{head[:-1]},\n"volumes": [\n' + ",\n".join(volumes) + _END.decode()
     _parse(file, json.loads(text))
     file.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(file) as partial:
+    with atomic_write(file) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
@@ -119,7 +119,7 @@ def _plain(value: object) -> object:
         return value.tolist()
     if isinstance(value, Mapping):
         return dict(value)
-    raise TypeError(f"{type(value).__name__} {short(value)}")
+    raise TypeError(f"{type(value).__name__} {short_repr(value)}")
 
 
 def _volume_content(volume: Volume) -> dict:
@@ -148,7 +148,7 @@ def _check_version(file: Path, content: object) -> None:
         raise ValueError(f"{file}: found no data set of volumes, expected the schema {SCHEMA!r}")
     if content.get("version") != VERSION:
         raise ValueError(
-            f"{file}: found version {short(content.get('version'))} of a data set of volumes, "
+            f"{file}: found version {short_repr(content.get('version'))} of a data set of volumes, "
             f"expected {VERSION}"
         )
 
@@ -199,14 +199,16 @@ class _Parser:
         """Whether an entry has the keys it should have, and each holds what it should."""
         before = len(self.problems)
         for key in sorted(entry.keys() - checks.keys()) if isinstance(entry, dict) else ():
-            self.problems.append(f"{where}found the key {short(key)}, expected {list(checks)}")
+            self.problems.append(f"{where}found the key {short_repr(key)}, expected {list(checks)}")
         self.problems += [where + text for text in field_problems(entry, checks)]
         return len(self.problems) == before
 
     def _check_unique(self, what: str, values: Iterator) -> None:
         for value, count in Counter(values).items():
             if count > 1:
-                self.problems.append(f"{what}: found {short(value)} {count} times, expected once")
+                self.problems.append(
+                    f"{what}: found {short_repr(value)} {count} times, expected once"
+                )
 
     def _check_once(self, where: str, splits: Mapping) -> None:
         """No patient is in two splits, or twice in one."""
@@ -214,7 +216,8 @@ class _Parser:
         for name, split in ((name, split) for split, names in splits.items() for name in names):
             if name in split_of:
                 self.problems.append(
-                    f"{where}: found patient {short(name)} in {split_of[name]} and in {split}, "
+                    f"{where}: found patient {short_repr(name)} in {split_of[name]} and in "
+                    f"{split}, "
                     "expected it once"
                 )
             split_of[name] = split
@@ -224,12 +227,13 @@ class _Parser:
             for name in names:
                 if name not in patients:
                     self.problems.append(
-                        f"{where}, {split}: found patient {short(name)}, expected one of a volume"
+                        f"{where}, {split}: found patient {short_repr(name)}, expected one "
+                        f"of a volume"
                     )
 
     def _volume(self, number: int, entry: object, classes: tuple[str, ...]) -> Volume | None:
         name = entry.get("name") if isinstance(entry, dict) else None
-        where = f"volume {short(name) if isinstance(name, str) else number}: "
+        where = f"volume {short_repr(name) if isinstance(name, str) else number}: "
         if isinstance(entry, dict):
             entry = {**VOLUME_DEFAULTS, **entry}
         if not self._check_fields(where, entry, VOLUME_FIELDS):
@@ -262,7 +266,7 @@ class _Parser:
         self, where: str, number: int, entry: object, shape: list[int], classes: tuple[str, ...]
     ) -> Lesion | None:
         found = entry.get("id") if isinstance(entry, dict) else None
-        where = f"{where}, lesion {short(found) if is_int(found) else f'at {number}'}: "
+        where = f"{where}, lesion {short_repr(found) if is_int(found) else f'at {number}'}: "
         if not self._check_fields(where, _with_defaults(entry), LESION_FIELDS):
             return None
         before = len(self.problems)
@@ -294,22 +298,22 @@ def _misplaced(lesion: dict, shape: list[int]) -> Iterator[tuple[str, str, str]]
     depth, height, width = shape
     x1, y1, z1, x2, y2, z2 = lesion["box"]
     if x2 <= x1 or y2 <= y1 or z2 < z1:
-        yield "box", short(lesion["box"]), _EXPECTED_BOX
+        yield "box", short_repr(lesion["box"]), _EXPECTED_BOX
         return
     if z1 != int(z1) or z2 != int(z2) or not 0 <= z1 <= z2 < depth:
         yield "box", f"slices {z1:g} to {z2:g}", f"whole numbers from 0 to {depth - 1}"
         return
     if _is_outside((x1, y1, x2, y2), height, width):
-        yield "box", short(lesion["box"]), f"a part of the slice of {width} x {height} pixels"
+        yield "box", short_repr(lesion["box"]), f"a part of the slice of {width} x {height} pixels"
     boxes = lesion["boxes"]
     for n, box in (boxes or {}).items():
         if box[2] <= box[0] or box[3] <= box[1]:
-            yield f"boxes, slice {n}", short(box), _EXPECTED_BOX
+            yield f"boxes, slice {n}", short_repr(box), _EXPECTED_BOX
         elif _is_outside(box, height, width):
             expected = f"a part of the slice of {width} x {height} pixels"
-            yield f"boxes, slice {n}", short(box), expected
+            yield f"boxes, slice {n}", short_repr(box), expected
         elif min(box[0] - x1, box[1] - y1, x2 - box[2], y2 - box[3]) < -1e-3:
-            yield f"boxes, slice {n}", short(box), f"a part of box {short(lesion['box'])}"
+            yield f"boxes, slice {n}", short_repr(box), f"a part of box {short_repr(lesion['box'])}"
     numbers = sorted(map(int, boxes)) if boxes is not None else range(int(z1), int(z2) + 1)
     if boxes is not None and (len(numbers) == 0 or (numbers[0], numbers[-1]) != (z1, z2)):
         ends = f"{numbers[0]} to {numbers[-1]}" if numbers else "none"
@@ -322,7 +326,7 @@ def _misplaced(lesion: dict, shape: list[int]) -> Iterator[tuple[str, str, str]]
     for n, ends in (lesion["recist"] or {}).items():
         if _is_far(ends, height, width):
             expected = f"end points on the slice of {width} x {height} pixels"
-            yield f"recist, slice {n}", short(ends), expected
+            yield f"recist, slice {n}", short_repr(ends), expected
     for n, counts in (lesion["masks"] or {}).items():
         fault = _mask_fault(counts, height, width)
         if fault:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...rle import encode_mask
+from ...structures.rle import encode_mask
 
 #: Names of the splits of a data set and of its folds.
 SPLITS = ("train", "val", "test")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ...values import are_digits
+from ...utils.values import are_digits
 from .voxels import BLOCKS, EXTENSION, read_voxels, voxels_shape
 
 

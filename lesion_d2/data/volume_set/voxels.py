@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...files import one_line, written_whole
 from ...scans.limits import check_size
+from ...utils.files import atomic_write, one_line
 
 if TYPE_CHECKING:
     import blosc2
@@ -71,7 +71,7 @@ def write_voxels(file: str | os.PathLike, volume: np.ndarray) -> None:
         ),
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(file) as partial:
+    with atomic_write(file) as partial:
         partial.write_bytes(array.to_cframe() + _sums(array))
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 from detectron2.config import configurable
 
-from ..augmentation import RandomAffine
-from ..patches import draw_start
+from ..transforms.augmentation import RandomAffine
+from ..transforms.patches import draw_start
 from .warp import VolumeWarp
 
 
@@ -15,8 +15,8 @@ class RandomVolumePatch:
     """Draws patches of volumes (Jaeger et al., sections 4.2 and 5.1).
 
     Patches show one of a volume's lesions with a probability, as those of images do (see
-    :class:`~lesion_d2.data.patches.RandomPatch`): whole where it fits, and anywhere in the patch.
-    Otherwise it is any patch. A volume smaller than the patch lies in its middle.
+    :class:`~lesion_d2.data.transforms.patches.RandomPatch`): whole where it fits, and anywhere in
+    the patch. Otherwise it is any patch. A volume smaller than the patch lies in its middle.
 
     The warp is one of the whole volume, resampled to the model's spacing: mirrors of each axis, and
     rotation, shear, shift and scale in-plane about its center, with the same scale along z. In 3-D

@@ -7,10 +7,10 @@ import torch
 from detectron2.structures import Instances
 from pycocotools import mask as mask_util
 
-from ...ignore_regions import IGNORED_CLASS, is_region, mark_regions
-from ...rle import decode_mask
 from ...structures import BitMasks3D, Boxes3D
-from ..patches import MIN_SHARE
+from ...structures.ignore_regions import IGNORED_CLASS, is_region, mark_regions
+from ...structures.rle import decode_mask
+from ..transforms.patches import MIN_SHARE
 from .warp import VolumeWarp
 
 
@@ -92,9 +92,9 @@ def transform_volume_lesions(
     have 5 pixels in-plane). So boxes follow rotations and deformations, and without any they are
     the annotated ones.
 
-    Of a lesion the patch has to show :data:`~lesion_d2.data.patches.MIN_SHARE` of its box, or of
-    the most that it can show of it; one of which it shows less is a region to ignore. Of regions
-    stays what the patch shows.
+    Of a lesion the patch has to show :data:`~lesion_d2.data.transforms.patches.MIN_SHARE` of its
+    box, or of the most that it can show of it; one of which it shows less is a region to ignore. Of
+    regions stays what the patch shows.
 
     Args:
         annotations: of a record (:func:`~lesion_d2.data.volumetric.records.volume_records`).
@@ -106,7 +106,7 @@ def transform_volume_lesions(
     Returns:
         Instances of the patch's (D, H, W) with ``gt_boxes`` Boxes3D, cut at its edges, and
         ``gt_classes``; regions to ignore come first and have class -1, see
-        :func:`~lesion_d2.ignore_regions.mark_regions`.
+        :func:`~lesion_d2.structures.ignore_regions.mark_regions`.
     """
     boxes = np.array([a["bbox"] for a in annotations], float).reshape(-1, 6)
     moved = warp.apply_boxes(boxes)

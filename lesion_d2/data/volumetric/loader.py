@@ -9,7 +9,7 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 
-from ...ignore_regions import lesions_of
+from ...structures.ignore_regions import lesions_of
 from ..catalog import suggest_names
 from ..loader import TrainLoader, count_workers, prepare_workers
 from ..samplers import BalancedSampler, pools_of

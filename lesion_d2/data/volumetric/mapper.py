@@ -9,8 +9,8 @@ import torch
 from detectron2.config import configurable
 
 from ...config import trains_on_masks
-from ...ignore_regions import lesions_of
-from ..ct import clip_to_window, hu_to_pixels
+from ...structures.ignore_regions import lesions_of
+from ..slices.ct import clip_to_window, hu_to_pixels
 from .augmentation import RandomVolumePatch
 from .lesions import transform_volume_lesions
 from .reading import model_shape, read_block

@@ -8,9 +8,9 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 
-from ...slice_geometry import EXPECTED_SPACING, is_spacing
-from ..ct import clip_to_window, hu_to_pixels, read_slice
-from ..slice_formats import format_of
+from ...structures.slice_geometry import EXPECTED_SPACING, is_spacing
+from ..slices.ct import clip_to_window, hu_to_pixels, read_slice
+from ..slices.slice_formats import format_of
 
 #: HU of what lies outside of a volume.
 AIR = -1024

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ...boxes import xyxy_box
-from ...ignore_regions import is_region
-from ...rle import check_mask
-from ..problems import short
+from ...structures.boxes import xyxy_box
+from ...structures.ignore_regions import is_region
+from ...structures.rle import check_mask
+from ..formats.problems import short_repr
 
 # Where annotations of slices have masks: those that 2-D models learn, too, and those of phantoms.
 _MASK_KEYS = ("segmentation", "true_segmentation")
@@ -50,13 +50,14 @@ def volume_records(dicts: Iterable[Mapping], name: str = "data set") -> list[dic
         for key in ("volume", "slice_index"):
             if image.get(key) is None:
                 raise ValueError(
-                    f"{name}, image {short(image.get('image_id'))}: found no {key!r}, expected a "
+                    f"{name}, image {short_repr(image.get('image_id'))}: found no {key!r}, "
+                    f"expected a "
                     "slice of a data set with all slices of its volumes, such as <name>_volumes"
                 )
         slices = volumes.setdefault(image["volume"], {})
         if image["slice_index"] in slices:
             raise ValueError(
-                f"{name}, volume {short(image['volume'])}: found slice {image['slice_index']} "
+                f"{name}, volume {short_repr(image['volume'])}: found slice {image['slice_index']} "
                 "twice, expected once"
             )
         slices[image["slice_index"]] = image
@@ -112,7 +113,7 @@ def _by_lesion(slices: Sequence[Mapping], where: str) -> dict[tuple, dict[int, M
             key = (lesion, region) if lesion is not None else (lesion, region, index, number)
             found = lesions.setdefault(key, {})
             if index in found:
-                raise ValueError(f"{here}: found lesion {short(lesion)} twice, expected once")
+                raise ValueError(f"{here}: found lesion {short_repr(lesion)} twice, expected once")
             found[index] = annotation
     return lesions
 
@@ -121,7 +122,7 @@ def _annotation(found: Mapping[int, Mapping], size: tuple[int, int], where: str)
     """One lesion of its annotations by index of the slice, which rise."""
     first = next(iter(found.values()))
     lesion, category = first.get("lesion"), first["category_id"]
-    here = f"{where}, lesion {short(lesion)}"
+    here = f"{where}, lesion {short_repr(lesion)}"
     for annotation in found.values():
         if annotation["category_id"] != category:
             raise ValueError(

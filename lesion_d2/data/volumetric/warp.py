@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ...slice_geometry import interpolate_slices
-from ..augmentation import AffineTransform
+from ...structures.slice_geometry import interpolate_slices
+from ..transforms.augmentation import AffineTransform
 
 _FULL = 255  # of a mask that is interpolated
 _HALF = 128

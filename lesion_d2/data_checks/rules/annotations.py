@@ -7,10 +7,10 @@ from numbers import Integral
 
 import numpy as np
 
-from ...boxes import xyxy_box
 from ...data.dict_rules import OPTIONAL_NUMBERS, has_numbers, number_problems
-from ...data.problems import short
-from ...ignore_regions import is_region
+from ...data.formats.problems import short_repr
+from ...structures.boxes import xyxy_box
+from ...structures.ignore_regions import is_region
 from ..faults import FaultLog
 from ..loading import LoadedSet, volume_key, where
 from ..slices import Region
@@ -74,10 +74,12 @@ def _faults(annotation: Mapping, image: Mapping, classes: Sequence[str]):
     category = annotation.get("category_id")
     if not isinstance(category, Integral) or (classes and not 0 <= category < len(classes)):
         known = f"0 to {len(classes) - 1}" if classes else "a whole number"
-        yield "unknown_class", f"found category_id {short(category)}, expected {known}"
+        yield "unknown_class", f"found category_id {short_repr(category)}, expected {known}"
     box = box_of(annotation)
     if box is None:
-        found = f"{short(annotation.get('bbox'))}, mode {short(annotation.get('bbox_mode'))}"
+        found = (
+            f"{short_repr(annotation.get('bbox'))}, mode {short_repr(annotation.get('bbox_mode'))}"
+        )
         yield "bad_box", f"found bbox {found}, expected finite numbers with x1 < x2 and y1 < y2"
         return
     x1, y1, x2, y2 = box

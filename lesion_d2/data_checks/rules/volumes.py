@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...data.problems import short
-from ...slice_geometry import EXPECTED_SPACING, is_spacing
+from ...data.formats.problems import short_repr
+from ...structures.slice_geometry import EXPECTED_SPACING, is_spacing
 from ..faults import FaultLog
 from ..slices import TISSUE, Pixels
 
@@ -59,8 +59,8 @@ def spacing_of(image: Mapping) -> tuple | str | None:
     try:
         values = tuple(float(value) for value in spacing)
     except (TypeError, ValueError):
-        return short(spacing)
-    return values if len(values) == 3 and all(map(is_spacing, values)) else short(spacing)
+        return short_repr(spacing)
+    return values if len(values) == 3 and all(map(is_spacing, values)) else short_repr(spacing)
 
 
 def check_volume(volume: VolumeSums, log: FaultLog) -> None:

@@ -2,7 +2,7 @@
 
 import os
 
-from ...files import written_whole
+from ...utils.files import atomic_write
 
 _TAG = "last_checkpoint"
 _MAX_NAME = 255  # letters
@@ -25,7 +25,7 @@ def last_checkpoint(folder: str) -> str | None:
 
 def tag_checkpoint(folder: str, name: str) -> None:
     """Make the checkpoint of a name the one that :func:`last_checkpoint` gives."""
-    with written_whole(os.path.join(folder, _TAG)) as partial:
+    with atomic_write(os.path.join(folder, _TAG)) as partial:
         partial.write_text(name)
 
 

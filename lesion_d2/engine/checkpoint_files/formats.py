@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ...files import written_whole
+from ...utils.files import atomic_write
 from .pth import read_pth, write_pth
 from .safetensors_file import read_safetensors, write_safetensors
 from .zoo import read_pyth, read_zoo
@@ -59,5 +59,5 @@ def write_file(data: Mapping[str, Any], path: str) -> None:
         OSError: it cannot be written, such as on a full disk; names the file.
     """
     write = _WRITERS[os.path.splitext(path)[1]]
-    with written_whole(path) as partial:
+    with atomic_write(path) as partial:
         write(data, partial)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ...data.pickle_opcodes import Refused, check_opcodes
-from ...files import printable
+from ...data.formats.pickle_opcodes import Refused, check_opcodes
+from ...utils.files import printable
 
 # How torch names what a pickle wants to load.
 _WANTED = re.compile(r"GLOBAL (\S+)|(?:function|class|type) <?(?:class )?'?([\w.]+)")

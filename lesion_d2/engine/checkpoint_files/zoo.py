@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ...data.restricted_pickle import load_pickle
+from ...data.formats.restricted_pickle import load_pickle
 from .pth import RefusedFile, read_pth
 
 
@@ -10,7 +10,7 @@ def read_zoo(path: str) -> dict[str, Any]:
     """Read a ``.pkl`` of Detectron2's model zoo, or of Caffe2 (Detectron).
 
     Raises:
-        RefusedFile: see :func:`~lesion_d2.data.restricted_pickle.load_pickle`.
+        RefusedFile: see :func:`~lesion_d2.data.formats.restricted_pickle.load_pickle`.
         ValueError: it is no readable pickle, or has no named weights.
     """
     try:

@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import GeneralizedRCNN, RetinaNet
 
 from ...config import trains_on_masks
+from ...config.volumetric import is_volumetric
 from ...data.catalog import suggest_names
 from ...data.dataset_options import (
     set_allow_missing,
@@ -16,13 +17,12 @@ from ...data.dataset_options import (
     set_hidden_annotations,
     set_prepared_slices,
 )
-from ...data.mask_files import PseudoMasks, check_mask_files
-from ...data.problems import short
+from ...data.formats.problems import short_repr
+from ...data.pseudo_masks.files import PseudoMasks, check_mask_files
 from ...evaluation import parse_criteria
 from ...evaluation.volumes import VolumeTruth
-from ...ignore_regions import lesions_of
 from ...modeling import DetUNet
-from ...volumetric_config import is_volumetric
+from ...structures.ignore_regions import lesions_of
 from ..input_errors import InputError, as_input_error, has_uldor_heads, is_a, switched_on
 from ..trainer import evaluator_types
 from .dicts import check_dicts
@@ -123,7 +123,7 @@ def set_dataset_options(cfg: CfgNode, name: str, kind: str) -> None:
     """
     if not isinstance(name, str) or name not in DatasetCatalog:
         raise InputError(
-            f"DATASETS.{kind}: found {short(name)}, expected a name such as "
+            f"DATASETS.{kind}: found {short_repr(name)}, expected a name such as "
             f"{suggest_names(str(name))}"
         )
     is_train = kind == "TRAIN"

@@ -8,16 +8,16 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
-from ...boxes import xyxy_box
 from ...data.dict_rules import (
     annotation_problems,
     are_numbers,
     image_problems,
     number_problems,
 )
-from ...data.problems import raise_problems, short
-from ...rle import check_mask
-from ...slice_geometry import EXPECTED_SPACING, is_spacing
+from ...data.formats.problems import raise_problems, short_repr
+from ...structures.boxes import xyxy_box
+from ...structures.rle import check_mask
+from ...structures.slice_geometry import EXPECTED_SPACING, is_spacing
 
 _ANNOTATION_KEYS = ("bbox", "bbox_mode", "category_id")
 
@@ -44,7 +44,7 @@ def check_dicts(
     for number, image in enumerate(images):
         texts = [*_problems_of(image, classes), *(_problems_of_masks(image) if with_masks else ())]
         if texts:
-            where = f"image {short(image.get('image_id', number))}"
+            where = f"image {short_repr(image.get('image_id', number))}"
             problems += [f"{where}: {text}" for text in texts]
     if unique:
         counts = Counter(repr(image["image_id"]) for image in images if "image_id" in image)
@@ -63,10 +63,10 @@ def _problems_of(image: Mapping, classes: Sequence[str] | None) -> Iterable[str]
         are_numbers(image["spacing"], 3) and all(map(is_spacing, image["spacing"]))
     ):
         expected = f"for x, y and z {EXPECTED_SPACING}, or None"
-        yield f"found spacing {short(image['spacing'])}, expected {expected}"
+        yield f"found spacing {short_repr(image['spacing'])}, expected {expected}"
     annotations = image.get("annotations", [])
     if not isinstance(annotations, list | tuple):
-        yield f"found annotations {short(annotations)}, expected a list"
+        yield f"found annotations {short_repr(annotations)}, expected a list"
         return
     for annotation in annotations:
         yield from _problems_of_annotation(annotation, classes)
@@ -74,7 +74,7 @@ def _problems_of(image: Mapping, classes: Sequence[str] | None) -> Iterable[str]
 
 def _problems_of_annotation(annotation: Any, classes: Sequence[str] | None) -> Iterable[str]:
     if not isinstance(annotation, Mapping):
-        yield f"found annotation {short(annotation)}, expected a dict"
+        yield f"found annotation {short_repr(annotation)}, expected a dict"
         return
     for key in _ANNOTATION_KEYS:
         if key not in annotation:
@@ -82,13 +82,13 @@ def _problems_of_annotation(annotation: Any, classes: Sequence[str] | None) -> I
     if "bbox" in annotation and not (
         are_numbers(annotation["bbox"], 4) and all(map(math.isfinite, annotation["bbox"]))
     ):
-        yield f"found bbox {short(annotation['bbox'])}, expected four finite numbers"
+        yield f"found bbox {short_repr(annotation['bbox'])}, expected four finite numbers"
     elif "bbox" in annotation and "bbox_mode" in annotation:
         yield from _problems_of_box(annotation)
     category = annotation.get("category_id", 0)
     if not isinstance(category, Integral) or (classes and not 0 <= category < len(classes)):
         known = f"0 to {len(classes) - 1}" if classes else "a whole number"
-        yield f"found category_id {short(category)}, expected {known}"
+        yield f"found category_id {short_repr(category)}, expected {known}"
     yield from annotation_problems(annotation)
 
 
@@ -100,7 +100,7 @@ def _problems_of_box(annotation: Mapping) -> Iterable[str]:
         return
     if not (x1 < x2 and y1 < y2):
         mode = BoxMode(annotation["bbox_mode"]).name
-        found = f"{short(annotation['bbox'])} ({mode})"
+        found = f"{short_repr(annotation['bbox'])} ({mode})"
         yield f"found bbox {found}, expected a width and height above 0"
 
 
@@ -117,6 +117,6 @@ def _problems_of_masks(image: Mapping) -> Iterable[str]:
             check_mask(annotation["segmentation"], size)
         except ValueError as error:
             yield (
-                f"found segmentation {short(annotation['segmentation'])}, expected COCO's "
+                f"found segmentation {short_repr(annotation['segmentation'])}, expected COCO's "
                 f"compressed RLE of size {size} for a model that learns masks ({error})"
             )

@@ -9,9 +9,9 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ...evaluation import AP_METHODS, parse_criteria, volume_metrics_of
-from ...ignore_regions import lesions_of
 from ...inference import LINKINGS
 from ...inference.ensemble import CONSOLIDATIONS
+from ...structures.ignore_regions import lesions_of
 from ..input_errors import InputError, as_input_error, switched_on, value_of
 from .values import Check, check_values
 

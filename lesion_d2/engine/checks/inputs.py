@@ -7,13 +7,13 @@ from itertools import chain
 
 from detectron2.config import CfgNode
 
+from ...config.volumetric import is_volumetric
 from ...data.catalog import keep_train_sets
-from ...data.deeplesion_csv import read_once
+from ...data.deeplesion.csv_rows import read_once
 from ...data.mapper import LesionDatasetMapper
-from ...data.mask_files import PseudoMasks
+from ...data.pseudo_masks.files import PseudoMasks
 from ...data.samplers import count_epoch
-from ...ignore_regions import lesions_of
-from ...volumetric_config import is_volumetric
+from ...structures.ignore_regions import lesions_of
 from ..input_errors import InputError, as_input_error, switched_on
 from ..schedule import resolve_epochs
 from .datasets import check_masks, check_mined_images, load_datasets

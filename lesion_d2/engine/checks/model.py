@@ -7,7 +7,6 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from torch import nn
 
-from ...files import one_line
 from ...modeling import (
     AttentionGate,
     ContextualAttention,
@@ -20,6 +19,7 @@ from ...modeling import (
     SpatialAttention,
     ULDorROIHeads,
 )
+from ...utils.files import one_line
 from ..input_errors import InputError, has_uldor_heads, is_a, value_of
 from .values import Check, check_values
 

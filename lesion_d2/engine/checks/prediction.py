@@ -4,8 +4,8 @@ import argparse
 
 from detectron2.config import CfgNode
 
+from ...config.volumetric import is_volumetric
 from ...data.mapper import LesionDatasetMapper
-from ...volumetric_config import is_volumetric
 from ..input_errors import InputError, as_input_error
 from .evaluation import check_ensemble
 from .model import check_model

@@ -13,11 +13,11 @@ from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.utils.registry import Registry
 
 from ...config import trains_on_masks
-from ...ignore_regions import regions_of
+from ...config.volumetric import is_volumetric
 from ...modeling import DetUNet, LesionRetinaNet, LesionRPN, RegionROIHeads, RetinaUNet
 from ...modeling.meta_arch.mean_teacher import POLICIES
-from ...values import is_number
-from ...volumetric_config import is_volumetric
+from ...structures.ignore_regions import regions_of
+from ...utils.values import is_number
 from ..checkpoint_files import FORMATS
 from ..clipping import clipper
 from ..compilation import check_compiler

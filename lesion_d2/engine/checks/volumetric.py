@@ -7,15 +7,15 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from ...config import trains_on_masks
+from ...config.volumetric import is_volumetric
 from ...data.samplers import count_epoch
 from ...data.volumetric import VolumePatchMapper, volume_records
 from ...data.volumetric.loader import check_volumes
 from ...data.volumetric.reading import model_shape
-from ...ignore_regions import lesions_of
 from ...modeling import VolumetricDetector
 from ...scans.limits import check_size
-from ...slice_geometry import EXPECTED_SPACING, is_spacing
-from ...volumetric_config import is_volumetric
+from ...structures.ignore_regions import lesions_of
+from ...structures.slice_geometry import EXPECTED_SPACING, is_spacing
 from ..input_errors import InputError, as_input_error, is_a, switched_on, value_of
 from .values import Check, check_values
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from detectron2.engine import hooks
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 
-from ...files import parse_json
-from ...values import is_whole
+from ...utils.files import parse_json
+from ...utils.values import is_whole
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ...modeling import MeanTeacher
-from ...random_states import packed, python_state, set_python_state, unpacked
+from ...utils.random_states import packed, python_state, set_python_state, unpacked
 from ..processes import unwrap
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from io import FileIO
 
 from detectron2.utils import comm
 
-from ...files import release_lock, take_lock
+from ...utils.files import release_lock, take_lock
 from ..input_errors import InputError
 
 logger = logging.getLogger(__name__)

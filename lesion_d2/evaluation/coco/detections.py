@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from detectron2.structures import BoxMode, Instances
 
-from ...rle import encode_masks
+from ...structures.rle import encode_masks
 
 
 @dataclass(frozen=True, eq=False)

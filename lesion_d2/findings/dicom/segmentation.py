@@ -12,9 +12,9 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
-from ...files import written_whole
 from ...scans import Scan
 from ...scans.dicom.files import quiet
+from ...utils.files import atomic_write
 from ..finding import Finding, Findings
 from ..label_map import region_masks
 from . import concepts
@@ -87,7 +87,7 @@ def write_segmentation(file: str | os.PathLike, scan: Scan, findings: Findings) 
         source,
         {_place(position): index for position, index in zip(positions, indices, strict=True)},
     )
-    with written_whole(file) as partial:
+    with atomic_write(file) as partial:
         segmentation.save_as(partial, enforce_file_format=True)
 
 

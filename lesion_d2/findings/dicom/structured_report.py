@@ -10,11 +10,11 @@ from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
-from ...files import written_whole
-from ...outlines import box_outline, mask_outlines
-from ...rle import decode_mask
 from ...scans import Scan
 from ...scans.dicom.files import quiet
+from ...structures.outlines import box_outline, mask_outlines
+from ...structures.rle import decode_mask
+from ...utils.files import atomic_write
 from ..finding import Finding, Findings
 from . import concepts
 from .source import DicomSource
@@ -69,7 +69,7 @@ def write_structured_report(file: str | os.PathLike, scan: Scan, findings: Findi
         ],
         **concepts.equipment(findings.algorithm),
     )
-    with written_whole(file) as partial:
+    with atomic_write(file) as partial:
         report.save_as(partial, enforce_file_format=True)
 
 

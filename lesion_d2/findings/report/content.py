@@ -5,9 +5,9 @@ from html import escape
 
 import numpy as np
 
-from ...display_windows import WINDOWS
-from ...rle import decode_mask
 from ...scans import Scan
+from ...structures.rle import decode_mask
+from ...utils.display_windows import WINDOWS
 from ..finding import Algorithm, Diameter, Finding, Findings, OperatingPoint, SliceFinding
 
 #: Windows of the viewer's buttons, (low, high) in HU; the first one is there at the start.

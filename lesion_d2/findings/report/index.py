@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
-from ...files import written_whole
+from ...utils.files import atomic_write
 from .page import NOTICE, content_policy, count_text, page_file
 
 
@@ -50,7 +50,7 @@ def write_index(file: str | os.PathLike, rows: Iterable[IndexRow]) -> None:
         summary=count_text(len(rows), "scan") + (f", {failed} without a result" if failed else ""),
         rows="\n".join(_row(row, Path(file).parent) for row in rows),
     )
-    with written_whole(file) as partial:
+    with atomic_write(file) as partial:
         partial.write_text(page, encoding="utf-8", newline="\n")
 
 

@@ -10,8 +10,8 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from ...files import written_whole
 from ...scans import Scan
+from ...utils.files import atomic_write
 from ..finding import Findings
 from .content import PRESETS, facts, side_letters, table_row, viewer_data, without_slices
 from .identity import identity_of, identity_remover
@@ -61,7 +61,7 @@ def write_report(
     chosen = choose_slices(scan.volume, findings.findings, limit=room)
     data = without_slices(data, chosen.coded)
     page = _page(scan, findings, chosen, data, with_identity)
-    with written_whole(file) as partial:
+    with atomic_write(file) as partial:
         partial.write_text(page, encoding="utf-8", newline="\n")
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from ...data.coco.loading import compile_pattern
 from ...data.coco.records import CocoImage
-from ...data.problems import short
+from ...data.formats.problems import short_repr
 from ...scans.names import safe_name, unique_names
 from ...scans.volume_file import stem_of
-from ...values import are_digits
+from ...utils.values import are_digits
 
 _MAX_NAME = 90  # and a number behind it
 
@@ -80,7 +80,8 @@ def group_images(
     pattern = None if group_by is None else compile_pattern("group_by", group_by)
     if pattern is not None and pattern.groups < 2:
         raise ValueError(
-            f"group_by: found {short(group_by)}, expected two groups: the volume's name and the "
+            f"group_by: found {short_repr(group_by)}, expected two groups: the volume's "
+            f"name and the "
             "number of the slice"
         )
     found: dict[tuple, dict[int, CocoImage]] = {}
@@ -89,7 +90,7 @@ def group_images(
         slices = found.setdefault((kind, name), {})
         if number in slices:
             raise ValueError(
-                f"{json_file}: image {image.id}: found slice {number} of {short(name)}, which "
+                f"{json_file}: image {image.id}: found slice {number} of {short_repr(name)}, which "
                 f"image {slices[number].id} is, expected another"
             )
         slices[number] = image
@@ -114,8 +115,9 @@ def _place(image: CocoImage, pattern: re.Pattern | None, json_file: str) -> tupl
     if match:
         if not (match[1] and match[2] and are_digits(match[2])):
             raise ValueError(
-                f"{json_file}: image {image.id}: found the volume {short(match[1])} and the slice "
-                f"{short(match[2])} by group_by, expected a name and a number"
+                f"{json_file}: image {image.id}: found the volume {short_repr(match[1])} "
+                f"and the slice "
+                f"{short_repr(match[2])} by group_by, expected a name and a number"
             )
         return "pictures", match[1], int(match[2])
     return "picture", image.file_name, 0

@@ -9,8 +9,8 @@ from typing import Any
 from ...data.coco.loading import complete_images, image_source
 from ...data.coco.reading import read_coco
 from ...data.coco.records import CocoFile
-from ...data.pictures import open_stored
-from ...data.problems import short
+from ...data.formats.problems import short_repr
+from ...data.slices.pictures import open_stored
 from ...data.volume_set.form import SPLITS
 from ..case import Case, Listing
 from .groups import Group, case_names, group_images, volume_names
@@ -160,7 +160,8 @@ def _check_same_classes(
     (first_file, a), (file, b) = first, other
     if (a.classes, a.category_ids) != (b.classes, b.category_ids):
         raise ValueError(
-            f"{file}: categories: found {short(dict(zip(b.category_ids, b.classes, strict=True)))},"
+            f"{file}: categories: found "
+            f"{short_repr(dict(zip(b.category_ids, b.classes, strict=True)))},"
             f" expected those of {first_file}"
         )
 
@@ -189,8 +190,9 @@ def _case(group: Group, name: str, volume: str) -> Case:
         for key in ("patient", "spacing"):
             if getattr(image, key) != getattr(first, key):
                 raise ValueError(
-                    f"{key}: found {short(getattr(image, key))} of image {image.id}, expected "
-                    f"{short(getattr(first, key))} of image {first.id}, as they are of one volume"
+                    f"{key}: found {short_repr(getattr(image, key))} of image {image.id}, expected "
+                    f"{short_repr(getattr(first, key))} of image {first.id}, as they are of "
+                    f"one volume"
                 )
         if (image.height, image.width) != (first.height, first.width):
             raise ValueError(

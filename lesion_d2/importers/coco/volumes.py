@@ -8,11 +8,11 @@ from pycocotools import mask as coco_mask
 
 from ...data.coco.loading import image_source
 from ...data.coco.records import CocoAnnotation, CocoImage
-from ...data.pictures import open_stored, read_picture_slice
-from ...data.problems import short
+from ...data.formats.problems import short_repr
+from ...data.slices.pictures import open_stored, read_picture_slice
 from ...data.volume_set.form import Lesion, Volume
-from ...rle import encode_mask
 from ...scans.orientation import Turn
+from ...structures.rle import encode_mask
 from ..case import ImportedVolume
 from .groups import Group
 
@@ -104,7 +104,8 @@ def _lesions(group: Group, placing: _Placing) -> tuple[Lesion, ...]:
                 what = "the same slice" if index in slices else "another category"
                 raise ValueError(
                     f"{group.json_file}: annotation {annotation.id}: found the lesion "
-                    f"{short(annotation.lesion)} of annotation {other.id} on {what}, expected one "
+                    f"{short_repr(annotation.lesion)} of annotation {other.id} on {what}, "
+                    f"expected one "
                     "annotation a slice, all of one category"
                 )
             slices[index] = image, annotation

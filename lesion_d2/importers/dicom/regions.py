@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ...files import one_line, printable
 from ...scans import Scan
 from ...scans.dicom.files import describe, is_dicom, quiet, read_dataset
 from ...scans.limits import require
+from ...utils.files import one_line, printable
 from ..polygons import polygon_mask
 
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"

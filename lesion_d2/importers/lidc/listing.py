@@ -10,9 +10,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ...data.volume_set.form import Lesion, lesion_of_mask
-from ...display_windows import WINDOWS
 from ...scans import Scan, ScanCandidate
-from ...slice_geometry import is_spacing
+from ...structures.slice_geometry import is_spacing
+from ...utils.display_windows import WINDOWS
 from ..case import Case, ImportedVolume, Listing
 from ..dicom_series import list_series, other_files
 from ..resampling import resample

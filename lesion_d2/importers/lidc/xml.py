@@ -8,8 +8,8 @@ from xml.parsers import expat
 
 import numpy as np
 
-from ...data.problems import short
-from ...files import one_line
+from ...data.formats.problems import short_repr
+from ...utils.files import one_line
 
 _NAMESPACE = "{http://www.nih.gov}"
 _MAX_BYTES = 64 << 20  # the largest of the data set has 2 MB
@@ -107,7 +107,7 @@ def _parse(file: Path) -> ElementTree.Element:
 
 def _refuse_doctype(name: str, *rest: object) -> None:
     raise ValueError(
-        f"found a document type declaration ({short(name)}), expected none: it could declare "
+        f"found a document type declaration ({short_repr(name)}), expected none: it could declare "
         "entities"
     )
 
@@ -120,7 +120,7 @@ def _readings(root: ElementTree.Element) -> Readings:
         num_others += len(_all(session, "nonNodule"))
         for number, nodule in enumerate(_all(session, "unblindedReadNodule"), start=1):
             name = _find(nodule, "noduleID") or str(number)
-            where = f"reading session {reader + 1}, nodule {short(name)}"
+            where = f"reading session {reader + 1}, nodule {short_repr(name)}"
             try:
                 contours = tuple(map(_contour, _all(nodule, "roi")))
                 malignancy = _malignancy(nodule)
@@ -138,7 +138,7 @@ def _readings(root: ElementTree.Element) -> Readings:
 def _contour(roi: ElementTree.Element) -> Contour:
     inclusion = _text(roi, "inclusion", "TRUE or FALSE").upper()
     if inclusion not in ("TRUE", "FALSE"):
-        raise ValueError(f"inclusion: found {short(inclusion)}, expected TRUE or FALSE")
+        raise ValueError(f"inclusion: found {short_repr(inclusion)}, expected TRUE or FALSE")
     edges = _all(roi, "edgeMap")
     points = [[_integer(edge, key) for key in ("xCoord", "yCoord")] for edge in edges]
     if not points:
@@ -149,7 +149,7 @@ def _contour(roi: ElementTree.Element) -> Contour:
     except ValueError:
         number = np.nan
     if not abs(number) < 1e6:
-        raise ValueError(f"imageZposition: found {short(z)}, expected mm")
+        raise ValueError(f"imageZposition: found {short_repr(z)}, expected mm")
     uid = _find(roi, "imageSOP_UID")
     return Contour(uid, number, inclusion == "TRUE", np.array(points, np.int64))
 
@@ -160,7 +160,7 @@ def _malignancy(nodule: ElementTree.Element) -> int | None:
     if text in ("", "0"):
         return None
     if text not in ("1", "2", "3", "4", "5"):
-        raise ValueError(f"malignancy: found {short(text)}, expected 1 to 5")
+        raise ValueError(f"malignancy: found {short_repr(text)}, expected 1 to 5")
     return int(text)
 
 
@@ -171,7 +171,7 @@ def _integer(element: ElementTree.Element, key: str) -> int:
     except ValueError:
         number = -1
     if not 0 <= number <= _MAX_COORDINATE:
-        raise ValueError(f"{key}: found {short(text)}, expected a pixel, from 0")
+        raise ValueError(f"{key}: found {short_repr(text)}, expected a pixel, from 0")
     return number
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ...data.problems import short
+from ...data.formats.problems import short_repr
 from ...data.volume_set.form import Lesion, Volume
 from ...scans.volume_file import VolumeFile
 
@@ -59,17 +59,17 @@ def check_box(entry: object, num_classes: int) -> None:
     """
     keys = entry.keys() if isinstance(entry, dict) else ()
     if len(keys) != 2 or "class" not in keys or len(keys & _COORDINATES.keys()) != 1:
-        raise ValueError(f"found {short(entry)}, expected a 'class' and {_EXPECTED}")
+        raise ValueError(f"found {short_repr(entry)}, expected a 'class' and {_EXPECTED}")
     category = entry["class"]
     if type(category) is not int or not 0 <= category < num_classes:
-        raise ValueError(f"found the class {short(category)}, expected 0 to {num_classes - 1}")
+        raise ValueError(f"found the class {short_repr(category)}, expected 0 to {num_classes - 1}")
     key = next(iter(keys - {"class"}))
     corners, lengths = entry[key], (2, 3) if key == "voxels" else (3,)
     are_points = isinstance(corners, list) and len(corners) == 2 and all(map(_is_point, corners))
     if not are_points or len(corners[0]) not in lengths or len(corners[1]) != len(corners[0]):
-        raise ValueError(f"found {key} {short(corners)}, expected {_EXPECTED}")
+        raise ValueError(f"found {key} {short_repr(corners)}, expected {_EXPECTED}")
     if key == "voxels" and not all(type(n) is int for corner in corners for n in corner):
-        raise ValueError(f"found voxels {short(corners)}, expected whole numbers")
+        raise ValueError(f"found voxels {short_repr(corners)}, expected whole numbers")
 
 
 def _is_point(point: object) -> bool:
@@ -80,7 +80,7 @@ def _voxel_box(corners: list[list[int]], image: VolumeFile) -> tuple[float, ...]
     if len(corners[0]) == 2:
         if image.shape[0] != 1:
             raise ValueError(
-                f"found voxels {short(corners)}, expected three numbers each in an image of "
+                f"found voxels {short_repr(corners)}, expected three numbers each in an image of "
                 f"{image.shape[0]} slices"
             )
         corners = [[*corner, 0] for corner in corners]
@@ -96,7 +96,9 @@ def _mm_box(entry: dict, key: str, volume: Volume) -> tuple[float, ...]:
     points = volume.from_patient(np.array(entry[key], float) * _COORDINATES[key])
     (x1, y1, z1), (x2, y2, z2) = points.min(0), points.max(0)
     if x1 == x2 or y1 == y2:
-        raise ValueError(f"found {key} {short(entry[key])}, expected corners of a box with an area")
+        raise ValueError(
+            f"found {key} {short_repr(entry[key])}, expected corners of a box with an area"
+        )
     first, last = np.ceil(z1 - _ON_SLICE), np.floor(z2 + _ON_SLICE)
     if first > last:  # between two slices
         first = last = np.rint((z1 + z2) / 2)

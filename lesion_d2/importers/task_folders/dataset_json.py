@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ...data.problems import short
-from ...files import one_line, read_json
-from ...values import are_digits
+from ...data.formats.problems import short_repr
+from ...utils.files import one_line, read_json
+from ...utils.values import are_digits
 from .images import find_image, image_stem, image_stems, labels_alone
 from .options import CaseFiles
 
@@ -67,13 +67,14 @@ def read_dataset(task_dir: Path) -> DatasetJson:
     file = task_dir / "dataset.json"
     content = read_json(file, "dataset.json of nnU-Net or of the Decathlon")
     if not isinstance(content, dict):
-        raise ValueError(f"{file}: found {short(content)}, expected keys such as 'labels'")
+        raise ValueError(f"{file}: found {short_repr(content)}, expected keys such as 'labels'")
     key = "channel_names" if "channel_names" in content else "modality"
     channels = content.get(key)
     numbers = list(map(str, range(len(channels)))) if isinstance(channels, dict) else []
     if not numbers or sorted(channels) != sorted(numbers):
         raise ValueError(
-            f"{file}: {key}: found {short(channels)}, expected names by their numbers from 0 on "
+            f"{file}: {key}: found {short_repr(channels)}, expected names by their numbers "
+            f"from 0 on "
             "(task folders of nnDetection: import_data nndetection)"
         )
     labels = _read_labels(file, content.get("labels"))
@@ -120,7 +121,7 @@ def _tell_others(
         if others:
             found.left_out.append(
                 f"{root}: {len(others)} cases of imagesTr or labelsTr are not among the training "
-                f"cases of dataset.json, such as {short(others[0])}"
+                f"cases of dataset.json, such as {short_repr(others[0])}"
             )
     else:
         found.damaged.extend(labels_alone(root / "labelsTr", known))
@@ -131,7 +132,7 @@ def _tell_others(
 def _read_labels(file: Path, labels: object) -> dict[str, tuple[int, ...]]:
     """name -> numbers, without the background."""
     if not isinstance(labels, dict) or not labels:
-        raise ValueError(f"{file}: labels: found {short(labels)}, expected names and numbers")
+        raise ValueError(f"{file}: labels: found {short_repr(labels)}, expected names and numbers")
     if all(isinstance(name, str) and are_digits(key) for key, name in labels.items()):
         pairs = [(name, int(number)) for number, name in labels.items()]
     else:
@@ -142,19 +143,24 @@ def _read_labels(file: Path, labels: object) -> dict[str, tuple[int, ...]]:
         are_numbers = all(type(n) is int and 0 <= n < 2**16 for n in numbers)
         if not numbers or not are_numbers or (0 in numbers and len(numbers) > 1):
             raise ValueError(
-                f"{file}: labels: found {short(numbers)} of {short(name)}, expected a number from "
+                f"{file}: labels: found {short_repr(numbers)} of {short_repr(name)}, "
+                f"expected a number from "
                 "0, or a list of numbers from 1"
             )
         if name == _IGNORE and len(numbers) > 1:
-            raise ValueError(f"{file}: labels: found {short(numbers)} of 'ignore', expected one")
+            raise ValueError(
+                f"{file}: labels: found {short_repr(numbers)} of 'ignore', expected one"
+            )
         if not name.strip():
-            raise ValueError(f"{file}: labels: found the name {short(name)}, expected text")
+            raise ValueError(f"{file}: labels: found the name {short_repr(name)}, expected text")
         if name in found:
-            raise ValueError(f"{file}: labels: found two of the name {short(name)}")
+            raise ValueError(f"{file}: labels: found two of the name {short_repr(name)}")
         if numbers != [0] and name.lower() != _BACKGROUND:
             found[name] = tuple(numbers)
     if not found.keys() - {_IGNORE}:
-        raise ValueError(f"{file}: labels: found {short(labels)}, expected one beside background")
+        raise ValueError(
+            f"{file}: labels: found {short_repr(labels)}, expected one beside background"
+        )
     return found
 
 
@@ -166,7 +172,7 @@ def _listed_cases(file: Path, content: dict) -> list[ListedCase]:
     else:
         key, entries = "training", content.get("training", [])
     if not isinstance(entries, list):
-        raise ValueError(f"{file}: {key}: found {short(entries)}, expected a list of cases")
+        raise ValueError(f"{file}: {key}: found {short_repr(entries)}, expected a list of cases")
     cases = []
     for number, entry in enumerate(entries):
         entry = {"image": entry} if isinstance(entry, str) else entry
@@ -176,7 +182,8 @@ def _listed_cases(file: Path, content: dict) -> list[ListedCase]:
         images = images if isinstance(images, list) else [images]
         if not images or not all(map(_is_inside, [*images, *([] if label is None else [label])])):
             raise ValueError(
-                f"{file}: {key}, {number}: found {short(entry)}, expected paths of an image and a "
+                f"{file}: {key}, {number}: found {short_repr(entry)}, expected paths of an "
+                f"image and a "
                 "label in this folder"
             )
         label = label or f"labelsTr/{Path(images[0]).name}"
@@ -220,7 +227,7 @@ def _add(
                 f"{listed}: no such image, nor {case}_{modality:04d} with an ending"
             )
         if case in found.cases:
-            raise ValueError(f"{image}: found another case of the name {short(case)}")
+            raise ValueError(f"{image}: found another case of the name {short_repr(case)}")
     except (OSError, ValueError) as error:
         found.damaged.append(one_line(error))
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...data.pictures import open_picture, read_picture
+from ...data.slices.pictures import open_picture, read_picture
 from ...data.volume_set.form import Volume
 from ...scans.itk import ITK_FORMATS, is_itk, open_itk
 from ...scans.nifti import NIFTI_ENDINGS, is_nifti, open_nifti

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ...data.problems import short
-from ...data.restricted_pickle import load_pickle
+from ...data.formats.problems import short_repr
+from ...data.formats.restricted_pickle import load_pickle
 from ...data.volume_set.form import SPLITS
-from ...files import read_json
+from ...utils.files import read_json
 
 SPLIT_FILES = ("splits_final.json", "splits_final.pkl")
 #: How folds are made of the source's, see :func:`folds_of`.
@@ -62,12 +62,13 @@ def read_splits(file: str | os.PathLike) -> list[dict[str, list[str]]]:
     is_json = os.fspath(file).lower().endswith(".json")
     content = read_json(file, "folds of cases") if is_json else load_pickle(file)
     if not isinstance(content, list) or not content:
-        raise ValueError(f"{file}: found {short(content)}, expected a list of folds")
+        raise ValueError(f"{file}: found {short_repr(content)}, expected a list of folds")
     folds = []
     for number, fold in enumerate(content):
         if not isinstance(fold, dict) or not {"train", "val"} <= fold.keys():
             raise ValueError(
-                f"{file}: fold {number}: found {short(fold)}, expected the cases of 'train' and "
+                f"{file}: fold {number}: found {short_repr(fold)}, expected the cases of "
+                f"'train' and "
                 "'val'"
             )
         cases = {s: _names(file, number, s, fold[s]) for s in SPLITS if s in fold}
@@ -108,8 +109,9 @@ def folds_of(
     unknown = sorted(named - patients.keys())
     if len(unknown) == len(named):
         raise ValueError(
-            f"{file}: found the case {short(unknown[0]) if unknown else 'names of none'}, expected "
-            f"names such as {short(next(iter(patients), 'none'))}"
+            f"{file}: found the case "
+            f"{short_repr(unknown[0]) if unknown else 'names of none'}, expected "
+            f"names such as {short_repr(next(iter(patients), 'none'))}"
         )
     folds = _by_patients(file, splits, patients)
     own_tests = any("test" in fold for fold in folds)
@@ -127,7 +129,8 @@ def folds_of(
     notes = ()
     if unknown:
         notes = (
-            f"{file}: {len(unknown)} cases of the folds are not there, such as {short(unknown[0])}",
+            f"{file}: {len(unknown)} cases of the folds are not there, such as "
+            f"{short_repr(unknown[0])}",
         )
     ordered = ({s: tuple(sorted(names)) for s, names in fold.items()} for fold in folds)
     return tuple(ordered), notes
@@ -148,17 +151,18 @@ def patient_names(cases: Iterable[str], pattern: str | None) -> dict[str, str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"--patient-pattern: found {short(pattern)} ({error})") from None
+        raise ValueError(f"--patient-pattern: found {short_repr(pattern)} ({error})") from None
     if compiled.groups < 1:
         raise ValueError(
-            f"--patient-pattern: found {short(pattern)}, expected a group in parentheses"
+            f"--patient-pattern: found {short_repr(pattern)}, expected a group in parentheses"
         )
     found = {}
     for case in cases:
         match = compiled.search(case)
         if match is None or not match[1]:
             raise ValueError(
-                f"--patient-pattern: found no patient in the case {short(case)} by {short(pattern)}"
+                f"--patient-pattern: found no patient in the case {short_repr(case)} by "
+                f"{short_repr(pattern)}"
             )
         found[case] = match[1]
     return found
@@ -174,7 +178,7 @@ def _by_patients(
             both = sorted(found[one] & found[other])
             if both:
                 raise ValueError(
-                    f"{file}: fold {number}: found the patient {short(both[0])} in {one} and "
+                    f"{file}: fold {number}: found the patient {short_repr(both[0])} in {one} and "
                     f"{other}, expected each in one of them"
                 )
         folds.append(found)
@@ -192,6 +196,6 @@ def _names(file: str | os.PathLike, number: int, split: str, cases: object) -> l
         cases = cases.tolist()
     if not isinstance(cases, (list, tuple)) or not all(isinstance(case, str) for case in cases):
         raise ValueError(
-            f"{file}: fold {number}, {split}: found {short(cases)}, expected names of cases"
+            f"{file}: fold {number}, {split}: found {short_repr(cases)}, expected names of cases"
         )
     return list(map(str, cases))

@@ -9,7 +9,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from ...cropping import put_back, shown_size
+from ...structures.cropping import crop_size, paste_to_slice
 from ..losses import segmentation_loss
 from ..segmentation import (
     SegmentationLoss,
@@ -116,9 +116,9 @@ class DetUNet(DenseDetector):
             image_size: height and width without the padding.
             input_dict: of the image.
         """
-        size = shown_size(input_dict, image_size)
+        size = crop_size(input_dict, image_size)
         probabilities = resize_probabilities(probabilities, image_size, size)
-        return put_back(self.find_components(probabilities), input_dict)
+        return paste_to_slice(self.find_components(probabilities), input_dict)
 
     def find_components(self, probabilities: Tensor) -> Instances:
         """Turn class probabilities into detections.

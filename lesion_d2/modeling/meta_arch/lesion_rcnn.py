@@ -4,7 +4,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
-from ...cropping import put_back, shown_size
+from ...structures.cropping import crop_size, paste_to_slice
 from ..losses import segmentation_loss
 from ..segmentation import (
     SegmentationLoss,
@@ -122,10 +122,10 @@ def _postprocess(result: Instances, input_dict: dict) -> Instances:
     pasted by the same boxes; a box about pixel centers lies half a pixel of either size aside.
     """
     image_height, image_width = result.image_size
-    height, width = shown_size(input_dict, result.image_size)
+    height, width = crop_size(input_dict, result.image_size)
     result = detector_postprocess(result, height, width)
     shift_x, shift_y = (width / image_width - 1) / 2, (height / image_height - 1) / 2
     # To the image's borders: Detectron2's clip is to 0 and the size, pixel corners.
     for side, shift, size in ((0, shift_x, width), (1, shift_y, height)):
         result.pred_boxes.tensor[:, side::2].add_(shift).clamp_(min=-0.5, max=size - 0.5)
-    return put_back(result, input_dict)
+    return paste_to_slice(result, input_dict)

@@ -9,9 +9,9 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ...ignore_regions import IGNORED_CLASS, lie_inside, mark_regions, split_regions
+from ...structures.ignore_regions import IGNORED_CLASS, lie_inside, mark_regions, split_regions
 from ..backbone import batch_images
-from ..mining import (
+from ..pseudo_labels import (
     MiningCounts,
     box_masks,
     ellipse_masks,
@@ -37,8 +37,9 @@ class MeanTeacher(nn.Module):
     class -1, which Detectron2's RetinaNet and ROI heads, our RPN and our segmentation losses leave
     out; with "none" the teacher does not look. In evaluation this is the teacher. On slices of
     fully annotated volumes only lesions of the volume are mined, which need not be annotated on
-    each of its slices. Nothing is mined in regions to ignore (:mod:`lesion_d2.ignore_regions`).
-    What a patch shows too little of becomes one, as annotated lesions do there.
+    each of its slices. Nothing is mined in regions to ignore
+    (:mod:`lesion_d2.structures.ignore_regions`). What a patch shows too little of becomes one, as
+    annotated lesions do there.
 
     The paper does not say which anchors "ignore" leaves out: here those that would be positive for
     the mined lesion with "add". Masks of mined lesions, where the detector learns masks, are

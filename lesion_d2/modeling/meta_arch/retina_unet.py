@@ -9,7 +9,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-from ...cropping import put_back, shown_size
+from ...structures.cropping import crop_size, paste_to_slice
 from ..backbone import UNetFPN
 from ..box_losses import box_regression_loss
 from ..calibration import calibrate_scores, mask_agreement
@@ -264,7 +264,7 @@ class RetinaUNet(LesionRetinaNet):
             input_dict: the margin is so many pixels of the slice, of which it tells the size.
         """
         height, width = result.image_size
-        margin = self.box_margin * height / shown_size(input_dict, result.image_size)[0]
+        margin = self.box_margin * height / crop_size(input_dict, result.image_size)[0]
         agreement = mask_agreement(
             result.pred_boxes.tensor,
             segmented_as(result.pred_classes, len(probabilities) - 1),
@@ -301,7 +301,7 @@ def _postprocess(result: Instances, probabilities: Tensor | None, input_dict: di
 
     Probabilities (2, H, W) are those of any class.
     """
-    image_size, size = result.image_size, shown_size(input_dict, result.image_size)
+    image_size, size = result.image_size, crop_size(input_dict, result.image_size)
     # The data set's whole numbers are pixel centers, and Detectron2 scales about pixel corners.
     result.pred_boxes.tensor += 0.5
     result = detector_postprocess(result, *size)
@@ -313,7 +313,7 @@ def _postprocess(result: Instances, probabilities: Tensor | None, input_dict: di
             result.pred_boxes.tensor,
             segmented_as(result.pred_classes, len(foreground)),
         )
-    return put_back(result, input_dict)
+    return paste_to_slice(result, input_dict)
 
 
 def masks_in_boxes(class_masks: Tensor, boxes: Tensor, classes: Tensor) -> Tensor:

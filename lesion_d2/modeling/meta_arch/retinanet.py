@@ -4,8 +4,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from ...ignore_regions import IGNORED_CLASS, lie_inside, split_regions
 from ...structures import pairwise_iou
+from ...structures.ignore_regions import IGNORED_CLASS, lie_inside, split_regions
 from ..atss import ATSSMatcher
 from ..matching import unmatch_untouched
 
@@ -18,7 +18,8 @@ class LesionRetinaNet(RetinaNet):
     RetinaNet of Zlocha et al. (keras-retinanet) does not: where no anchor reaches the highest of
     MODEL.RETINANET.IOU_THRESHOLDS, none is positive, and the lesion trains as background.
 
-    Negative anchors in a region to ignore do not count (:mod:`lesion_d2.ignore_regions`).
+    Negative anchors in a region to ignore do not count
+    (:mod:`lesion_d2.structures.ignore_regions`).
 
     Args:
         allow_low_quality_matches: whether the best anchors of a lesion are positive below the

@@ -8,8 +8,8 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.memory import retry_if_cuda_oom
 from torch import Tensor
 
-from ...ignore_regions import lie_inside, split_regions
 from ...structures import pairwise_iou
+from ...structures.ignore_regions import lie_inside, split_regions
 from ..box_losses import box_regression_loss, check_box_loss
 from ..matching import unmatch_untouched
 from ..shem import box_loss_per_image, count_anchors, draw_positives, shem_loss
@@ -23,7 +23,7 @@ class LesionRPN(RPN):
 
     Detectron2's RetinaNet and ROI heads leave out anchors and proposals of annotations with a class
     below 0 by themselves; its RPN looks at no class. Negative anchors in a region to ignore do not
-    count either (:mod:`lesion_d2.ignore_regions`).
+    count either (:mod:`lesion_d2.structures.ignore_regions`).
 
     Args:
         shem_pool: negatives are drawn from the hardest so many times their number (Jaeger et al.,

@@ -3,13 +3,13 @@ from detectron2.modeling import StandardROIHeads
 from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from detectron2.structures import Instances
 
-from ...ignore_regions import IGNORED_CLASS, lie_inside, split_regions
 from ...structures import pairwise_iou
+from ...structures.ignore_regions import IGNORED_CLASS, lie_inside, split_regions
 from ..waiting import put_scalar
 
 
 class RegionROIHeads(StandardROIHeads):
-    """StandardROIHeads that know regions to ignore (:mod:`lesion_d2.ignore_regions`).
+    """StandardROIHeads that know regions to ignore (:mod:`lesion_d2.structures.ignore_regions`).
 
     Negative proposals in one are not drawn. Boxes are those of images or of volumes. What draws in
     another way overrides ``_sample_proposals``, as in Detectron2.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
-from ...files import printable
+from ...utils.files import printable
 from ..limits import require
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from ...slice_geometry import is_spacing
+from ...structures.slice_geometry import is_spacing
 from ..stored import Stored
 
 if TYPE_CHECKING:

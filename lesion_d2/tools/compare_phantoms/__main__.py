@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import lesion_d2  # noqa: F401  (registers the data sets)
-from lesion_d2.errors import run_program
-from lesion_d2.files import written_whole
-from lesion_d2.parallel import count_cores
-from lesion_d2.recist import BOX_MARGIN
-from lesion_d2.tools.arguments import positive
+from lesion_d2.structures.recist import BOX_MARGIN
+from lesion_d2.tools.common.arguments import positive
+from lesion_d2.utils.errors import run_program
+from lesion_d2.utils.files import atomic_write
+from lesion_d2.utils.parallel import count_cores
 
 from tabulate import tabulate
 
@@ -60,7 +60,7 @@ def _run(args: argparse.Namespace) -> None:
     print(format_table(found))
     args.output.mkdir(parents=True, exist_ok=True)
     draw_comparison(found, args.output / "comparison.png")
-    with written_whole(args.output / "comparison.json") as partial:
+    with atomic_write(args.output / "comparison.json") as partial:
         partial.write_text(json.dumps(_as_json(found), indent=1, allow_nan=False))
     print(f"\nwritten to {args.output}: comparison.png, comparison.json")
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 
-from lesion_d2.figures import SERIES, figure_written
+from lesion_d2.utils.figures import SERIES, figure_written
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ def draw_comparison(found: Mapping[str, DataSetMeasures], file: str | os.PathLik
 
     Args:
         found: name of a data set -> what was measured.
-        file: PNG to write, and a PDF beside it: see :func:`lesion_d2.figures.figure_written`.
+        file: PNG to write, and a PDF beside it: see :func:`lesion_d2.utils.figures.figure_written`.
     """
     with figure_written(file, (11, 3.6 + 1.0 * len(found))) as figure:
         top, bottom = figure.subfigures(2, 1, height_ratios=[3.6, 1.0 * len(found)])

@@ -6,7 +6,7 @@ the values: the widths, say, are those of edges as they cross pixels.
 
 from dataclasses import dataclass
 
-from lesion_d2.data.borders import find_body
+from lesion_d2.data.transforms.borders import find_body
 
 import cv2
 import numpy as np

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from lesion_d2.data.catalog import load_records
-from lesion_d2.data.ct import read_slice
+from lesion_d2.data.slices.ct import read_slice
 from lesion_d2.evaluation import FrocCurve, froc_curve
-from lesion_d2.ignore_regions import lesions_of
-from lesion_d2.parallel import map_unordered
+from lesion_d2.structures.ignore_regions import lesions_of
+from lesion_d2.utils.parallel import map_unordered
 from lesion_d2.visualization import truth_boxes
 
 import numpy as np

@@ -23,16 +23,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lesion_d2.data.deeplesion import resolve_root
+from lesion_d2.config.volumetric import is_volumetric
+from lesion_d2.data.roots import resolve_root
 from lesion_d2.data.volume_set.catalog import register_volume_set
 from lesion_d2.data.volume_set.form import VolumeSet, read_volume_set
 from lesion_d2.data.volume_set.splits import write_splits
 from lesion_d2.engine import load_config
 from lesion_d2.evaluation import combine_evaluations
-from lesion_d2.tools.arguments import config_options, data_set_folder, positive, seed
-from lesion_d2.tools.checkout import find_in_checkout
-from lesion_d2.tools.trainings import collected, hash_settings, run_all
-from lesion_d2.volumetric_config import is_volumetric
+from lesion_d2.tools.common.arguments import config_options, data_set_folder, positive, seed
+from lesion_d2.tools.common.checkout import find_in_checkout
+from lesion_d2.tools.common.trainings import collected, hash_settings, run_all
 
 from .folds import FoldOptions, FoldRun, hash_data, split_options
 from .report import FIGURE_FILE, JSON_FILE, TABLE_FILE, make_table, write_report

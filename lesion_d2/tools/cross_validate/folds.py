@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lesion_d2.data.problems import short
+from lesion_d2.data.formats.problems import short_repr
 from lesion_d2.data.volume_set.form import FILE_NAME
 from lesion_d2.evaluation import VolumeDetections, read_volume_detections
-from lesion_d2.files import read_json, written_whole
-from lesion_d2.tools.arguments import key_value_pairs
-from lesion_d2.tools.trainings import FailedRun
+from lesion_d2.tools.common.arguments import key_value_pairs
+from lesion_d2.tools.common.trainings import FailedRun
+from lesion_d2.utils.files import atomic_write, read_json
 
 #: Keys of the config that a cross-validation sets.
 OWN_KEYS = (
@@ -53,7 +53,7 @@ class FoldOptions:
 
 @dataclass(frozen=True)
 class FoldRun:
-    """One fold, as a :class:`lesion_d2.tools.trainings.TrainingRun`.
+    """One fold, as a :class:`lesion_d2.tools.common.trainings.TrainingRun`.
 
     Its model is trained on the fold's train split, and its best checkpoints on the val split, as
     an ensemble, are tested on the volumes of the test split (Jaeger et al., section 4.2).
@@ -216,9 +216,9 @@ def _as_json(options: FoldOptions) -> dict:
 def _shown(value: object) -> str:
     if isinstance(value, str) and len(value) == hashlib.sha256().digest_size * 2:
         return value[:8]
-    return short(value)
+    return short_repr(value)
 
 
 def _write(file: Path, content: dict) -> None:
-    with written_whole(file) as partial:
+    with atomic_write(file) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 from lesion_d2.evaluation import CombinedEvaluation, VolumeDetections, plot_froc
 from lesion_d2.evaluation.operating_points import KEY, describe_operating_points
 from lesion_d2.evaluation.report import without_nan
-from lesion_d2.files import written_whole
+from lesion_d2.utils.files import atomic_write
 
 import numpy as np
 from tabulate import tabulate
@@ -82,9 +82,9 @@ def write_report(
         ],
         "over_folds": {name: {"mean": m, "std": s} for name, (m, s) in summary.items()},
     }
-    with written_whole(output / JSON_FILE) as partial:
+    with atomic_write(output / JSON_FILE) as partial:
         partial.write_text(json.dumps(without_nan(content), indent=1) + "\n")
-    with written_whole(output / TABLE_FILE) as partial:
+    with atomic_write(output / TABLE_FILE) as partial:
         partial.write_text(make_table(folds, combined) + "\n")
     label = f"{len(folds)} folds"
     bands = {label: combined.band} if combined.band is not None else None

@@ -38,11 +38,11 @@ from lesion_d2.engine import (
     load_config,
     prepare_processes,
 )
-from lesion_d2.errors import run_program
-from lesion_d2.files import one_line
 from lesion_d2.scans import ScanCandidate
-from lesion_d2.shards import Shard
-from lesion_d2.tools.arguments import add_shard, positive
+from lesion_d2.tools.common.arguments import add_shard, positive
+from lesion_d2.utils.errors import run_program
+from lesion_d2.utils.files import one_line
+from lesion_d2.utils.shards import Shard
 
 from detectron2.config import CfgNode
 from detectron2.engine import launch

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lesion_d2.data.scan_images import slices_needed
+from lesion_d2.data.slices.scan_images import slices_needed
 from lesion_d2.scans import ScanCandidate, find_scans
 from lesion_d2.scans.names import unique_names
 

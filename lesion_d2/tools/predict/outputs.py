@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lesion_d2.engine import InputError
-from lesion_d2.files import folder_written_whole, one_line, read_json, written_whole
 from lesion_d2.findings import Findings, write_coco, write_csv, write_findings, write_label_map
 from lesion_d2.scans import Scan
+from lesion_d2.utils.files import atomic_folder, atomic_write, one_line, read_json
 
 STATUS = "status.json"
 #: What lies beside the scans' folders: lists of them, and what was fetched from a PACS.
@@ -70,7 +70,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         OutputError: a file cannot be written.
     """
     try:
-        with folder_written_whole(folder) as partial:
+        with atomic_folder(folder) as partial:
             yield partial
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {one_line(error)}") from error
@@ -126,7 +126,7 @@ def _write_dicom(folder: Path, scan: Scan, findings: Findings) -> list[str]:
 def write_status(folder: Path, row: ScanRow, settings: str) -> None:
     """Mark a folder as what a call with these settings made."""
     content = {"settings": settings, **asdict(row)}
-    with written_whole(folder / STATUS) as partial:
+    with atomic_write(folder / STATUS) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from lesion_d2.files import locked, one_line, read_json, replace_folder, written_whole
 from lesion_d2.scans.dicomweb import DicomWeb
+from lesion_d2.utils.files import atomic_write, locked, one_line, read_json, replace_folder
 
 from tqdm import tqdm
 
@@ -47,7 +47,7 @@ def fetch_study(url: str, study: str, series: str | None, output: Path) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         fetched = server.fetch(study, partial, series_uid=series)
         fetched.rename(partial / "dicom")
-        with written_whole(partial / _COMPLETE) as file:
+        with atomic_write(partial / _COMPLETE) as file:
             file.write_text(json.dumps(wanted) + "\n")
         replace_folder(partial, folder)
     return folder / "dicom"
@@ -90,7 +90,7 @@ def _store(server: DicomWeb, row: ScanRow, output: Path) -> ScanRow:
         if marker.is_file() and read_json(marker, "where results are") == {"url": server.url}:
             return row
         server.store(files)
-        with written_whole(marker) as partial:
+        with atomic_write(marker) as partial:
             partial.write_text(json.dumps({"url": server.url}) + "\n")
     except (ValueError, OSError) as error:
         return _with_error(row, one_line(error))

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lesion_d2.files import read_json, written_whole
-from lesion_d2.shards import Shard
+from lesion_d2.utils.files import atomic_write, read_json
+from lesion_d2.utils.shards import Shard
 
 from .outputs import ScanRow
 
@@ -25,7 +25,7 @@ def write_part(output: Path, shard: Shard, state: str, rows: Sequence[ScanRow]) 
     """
     (output / _FOLDER).mkdir(exist_ok=True)
     content = {"state": state, "rows": [{**asdict(row), "is_old": False} for row in rows]}
-    with written_whole(_file(output, shard)) as partial:
+    with atomic_write(_file(output, shard)) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n")
 
 

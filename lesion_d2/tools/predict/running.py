@@ -20,9 +20,9 @@ from lesion_d2.engine import (
     predict_scan,
     share_cores,
 )
-from lesion_d2.files import one_line, read_json, recover_folder
 from lesion_d2.findings import OperatingPoint
 from lesion_d2.scans import ScanCandidate
+from lesion_d2.utils.files import one_line, read_json, recover_folder
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from lesion_d2.files import written_whole
+from lesion_d2.utils.files import atomic_write
 
 from tabulate import tabulate
 
@@ -33,7 +33,7 @@ def write_summary(folder: Path, rows: Sequence[ScanRow]) -> None:
     """
     from lesion_d2.findings.report import IndexRow, write_index
 
-    with written_whole(folder / SUMMARY) as partial, partial.open("w", newline="") as file:
+    with atomic_write(folder / SUMMARY) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows([getattr(row, name) for name in COLUMNS] for row in rows)

@@ -66,9 +66,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
-from lesion_d2.errors import run_program
-from lesion_d2.tools.arguments import positive, seed
+from lesion_d2.tools.common.arguments import positive, seed
 from lesion_d2.tools.compare_runs import experiment
+from lesion_d2.utils.errors import run_program
 from lesion_d2.visualization import PAGE_STYLES
 
 from .attention import draw_attention

@@ -7,18 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from lesion_d2.cropping import shown_extent
 from lesion_d2.data.catalog import load_records
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.engine import LesionCheckpointer, fit_device, load_config
 from lesion_d2.engine.checkpoint import load_trained
 from lesion_d2.modeling import AttentionGate, SliceImages, record_attention
+from lesion_d2.structures.cropping import crop_box
 from lesion_d2.visualization import (
     OUTCOME_LEGEND,
     PAGE_STYLES,
     TRUTH_LEGEND,
     HeatMap,
-    judge,
+    match_outcome,
     parse_window,
     place,
 )
@@ -50,7 +50,7 @@ class Recording:
         attention: by level, "p4" to "p0", the gate's map (h, w) in [0, 1] for the padded image.
         foreground: (H, W), the probability of any lesion, for the padded image.
         image_size: height and width of the image without its padding.
-        extent: of :func:`shown_extent`.
+        extent: of :func:`crop_box`.
         predictions: the detections without masks, in pixels of the slice, on the CPU.
     """
 
@@ -75,7 +75,7 @@ def draw_attention(args: argparse.Namespace) -> list[str]:
     judge_image = None
     if args.score_threshold is not None:
         options = {"score_threshold": args.score_threshold, "inclusive": cfg.TEST.INCLUSIVE}
-        judge_image = partial(judge, **options)
+        judge_image = partial(match_outcome, **options)
     if isinstance(model.backbone, SliceImages):
         slices = [record_slices(model, mapper, record, args.channel) for record in images]
         write = partial(write_slice_pages, recordings=slices, judge_image=judge_image)
@@ -160,7 +160,7 @@ def record_image(model: nn.Module, sample: dict) -> Recording:
         attention={level: maps[level][0, 0].float().cpu() for level in sorted(maps, reverse=True)},
         foreground=foreground.float().cpu(),
         image_size=image_size,
-        extent=shown_extent(sample, image_size),
+        extent=crop_box(sample, image_size),
         predictions=predictions,
     )
 
@@ -192,8 +192,8 @@ def make_rows(
     Args:
         records: the images' Detectron2 dicts.
         recordings: one per image.
-        judge_image: a function such as :func:`~lesion_d2.visualization.judge`; if given, the
-            detections are drawn over the segmentation.
+        judge_image: a function such as :func:`~lesion_d2.visualization.match_outcome`; if given,
+            the detections are drawn over the segmentation.
     """
     levels = recordings[0].attention
     low = {level: min(float(r.attention[level].min()) for r in recordings) for level in levels}

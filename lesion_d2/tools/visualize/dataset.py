@@ -4,13 +4,13 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
-from lesion_d2.boxes import xyxy_box
 from lesion_d2.data.catalog import load_records
-from lesion_d2.data.ct import read_slice
-from lesion_d2.data.mask_files import PseudoMasks, load_mask_file
 from lesion_d2.data.pseudo_masks import METHODS, grabcut_image, lesion_ends, pseudo_mask
-from lesion_d2.ignore_regions import lesions_of
-from lesion_d2.rle import decode_mask
+from lesion_d2.data.pseudo_masks.files import PseudoMasks, load_mask_file
+from lesion_d2.data.slices.ct import read_slice
+from lesion_d2.structures.boxes import xyxy_box
+from lesion_d2.structures.ignore_regions import lesions_of
+from lesion_d2.structures.rle import decode_mask
 from lesion_d2.visualization import (
     PAGE_STYLES,
     TRUTH_LEGEND,

@@ -9,9 +9,9 @@ from itertools import islice
 from lesion_d2.data.catalog import load_records
 from lesion_d2.engine import LesionPredictor, load_config
 from lesion_d2.engine.checks import set_dataset_options
-from lesion_d2.ignore_regions import lesions_of, lie_inside, region_boxes
 from lesion_d2.modeling import mine_lesions, summarize_mining
-from lesion_d2.modeling.mining import HIT_IOU, MiningCounts, hits_any
+from lesion_d2.modeling.pseudo_labels import HIT_IOU, MiningCounts, hits_any
+from lesion_d2.structures.ignore_regions import lesions_of, lie_inside, region_boxes
 from lesion_d2.visualization import (
     HIDDEN_LEGEND,
     MINED_LEGEND,

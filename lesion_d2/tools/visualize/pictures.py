@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from lesion_d2.ignore_regions import lesions_of, regions_of
+from lesion_d2.structures.ignore_regions import lesions_of, regions_of
 from lesion_d2.visualization import (
     PAGE_STYLES,
     REGION_LEGEND,

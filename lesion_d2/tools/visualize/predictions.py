@@ -15,7 +15,7 @@ from lesion_d2.visualization import (
     PAGE_STYLES,
     LesionVisualizer,
     Outcome,
-    judge,
+    match_outcome,
     parse_window,
 )
 
@@ -44,7 +44,7 @@ def draw_predictions(args: argparse.Namespace) -> list[str]:
     window = parse_window(args.window)
     records = load_records(args.dataset, allow_missing=args.allow_missing)
     results = read_results(args.results, records, args.dataset)
-    judge_image = partial(judge, inclusive=_counts_whole_pixels(args.results))
+    judge_image = partial(match_outcome, inclusive=_counts_whole_pixels(args.results))
     threshold = args.score_threshold
     if threshold is None:
         outcomes = [judge_image(r, results[str(r["image_id"])]) for r in records]

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from lesion_d2.boxes import first_pixel, moved_xywh
-from lesion_d2.errors import short
-from lesion_d2.files import read_json
-from lesion_d2.rle import check_mask
-from lesion_d2.values import are_numbers, field_problems, is_name, is_number, is_whole
+from lesion_d2.structures.boxes import first_pixel, moved_xywh
+from lesion_d2.structures.rle import check_mask
+from lesion_d2.utils.errors import short_repr
+from lesion_d2.utils.files import read_json
+from lesion_d2.utils.values import are_numbers, field_problems, is_name, is_number, is_whole
 
 import torch
 from detectron2.data import MetadataCatalog
@@ -37,7 +37,7 @@ def read_results(
     Args:
         path: ``coco_instances_results.json`` of an evaluation, or ``hard_negatives.json`` of a
             training: boxes XYWH in the coordinates of the data set's files
-            (:func:`lesion_d2.boxes.first_pixel`).
+            (:func:`lesion_d2.structures.boxes.first_pixel`).
         records: the data set's dicts.
         dataset: its name, for messages.
         required: keys of every entry, :data:`DETECTION` or :data:`HARD_NEGATIVE`. An entry with
@@ -65,7 +65,8 @@ def read_results(
         image_id = str(entry["image_id"])
         if image_id not in entries:
             raise ValueError(
-                f"{path}: entry {number} is of image {short(entry['image_id'])}, which data set "
+                f"{path}: entry {number} is of image {short_repr(entry['image_id'])}, which "
+                f"data set "
                 f"{dataset!r} does not have (its images are such as {next(iter(entries))!r})"
             )
         problem = _category_problem(entry, categories) or _mask_problem(entry, sizes[image_id])
@@ -112,8 +113,8 @@ def _category_problem(entry: dict, categories: Sequence[int] | None) -> str:
     found = entry.get("category_id", 0)
     if found >= 0 if categories is None else found in categories:
         return ""
-    expected = "an id from 0" if categories is None else f"one of {short(categories)}"
-    return f"category_id: found {short(found)}, expected {expected}"
+    expected = "an id from 0" if categories is None else f"one of {short_repr(categories)}"
+    return f"category_id: found {short_repr(found)}, expected {expected}"
 
 
 def _mask_problem(entry: dict, image_size: tuple[int, int]) -> str:

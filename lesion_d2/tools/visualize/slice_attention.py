@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lesion_d2.cropping import image_to_slice, shown_extent, slice_to_image
-from lesion_d2.data.ct import hu_to_pixels
 from lesion_d2.data.mapper import LesionDatasetMapper
+from lesion_d2.data.slices.ct import hu_to_pixels
 from lesion_d2.modeling import SliceImages
+from lesion_d2.structures.cropping import crop_box, image_to_slice, slice_to_image
 from lesion_d2.visualization import (
     GRID_LEGEND,
     OUTCOME_LEGEND,
@@ -58,7 +58,7 @@ class SliceRecording:
         channels: the channels, for a title: "mean of 512 channels".
         stride: pixels of the image per weight.
         image_size: height and width of the image.
-        extent: of :func:`shown_extent`.
+        extent: of :func:`crop_box`.
         interval: between slices, in mm; None if unknown.
         predictions: the detections, in pixels of the slice, on the CPU.
     """
@@ -139,7 +139,7 @@ def record_slices(
         channels=mean if channel is None else f"channel {channel}",
         stride=stride,
         image_size=image_size,
-        extent=shown_extent(sample, image_size),
+        extent=crop_box(sample, image_size),
         interval=mapper.slice_interval or record["spacing"][2] if record["spacing"] else None,
         predictions=output["instances"].to("cpu"),
     )
@@ -213,8 +213,8 @@ def write_slice_pages(
         window: (low, high) in HU, shown as black and white; None uses ``record["window"]``.
         recordings: one per image.
         output: folder to write to.
-        judge_image: a function such as :func:`~lesion_d2.visualization.judge`; if given, the
-            detections are drawn over the key slice.
+        judge_image: a function such as :func:`~lesion_d2.visualization.match_outcome`; if given,
+            the detections are drawn over the key slice.
         style: of the pages.
 
     Returns:

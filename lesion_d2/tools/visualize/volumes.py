@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from lesion_d2.data.catalog import load_records
 from lesion_d2.evaluation import Criterion, read_volume_detections
 from lesion_d2.evaluation.volumes import VolumeTruth
-from lesion_d2.files import read_json
-from lesion_d2.ignore_regions import lesions_of
-from lesion_d2.rle import decode_mask
+from lesion_d2.structures.ignore_regions import lesions_of
+from lesion_d2.structures.rle import decode_mask
+from lesion_d2.utils.files import read_json
 from lesion_d2.visualization import (
     MASK_COLOR,
     NO_FINDINGS,
@@ -19,7 +19,7 @@ from lesion_d2.visualization import (
     LesionVisualizer,
     VolumeOutcome,
     contact_sheet,
-    judge_volumes,
+    match_volume_outcomes,
     parse_window,
     save_picture,
     slice_marks,
@@ -137,9 +137,9 @@ def _read_outcomes(args: argparse.Namespace) -> tuple[str, list[dict], list[Volu
     judged = (truth, evaluation.boxes, Criterion.parse(settings["criteria"]["volume"]))
     inclusive, threshold = settings["inclusive"], args.score_threshold
     if threshold is None:
-        outcomes = judge_volumes(*judged, inclusive=inclusive)
+        outcomes = match_volume_outcomes(*judged, inclusive=inclusive)
         threshold = threshold_at_fps(outcomes, args.fps_per_volume)
-    outcomes = judge_volumes(*judged, inclusive=inclusive, score_threshold=threshold)
+    outcomes = match_volume_outcomes(*judged, inclusive=inclusive, score_threshold=threshold)
     summary = run_summary(outcomes, threshold, "volume")
     print(summary)
     return dataset, records, outcomes, summary

@@ -7,17 +7,17 @@ from functools import partial
 from pathlib import Path
 
 from lesion_d2.data import shared_arrays
-from lesion_d2.data.augmentation import ResizeCT
-from lesion_d2.data.borders import volume_extent
 from lesion_d2.data.chunks import loading, reading
 from lesion_d2.data.chunks.loading import ChunkLoader
 from lesion_d2.data.loader import NamingReader
 from lesion_d2.data.mapper import LesionDatasetMapper
-from lesion_d2.data.slice_formats import format_of
+from lesion_d2.data.slices.slice_formats import format_of
+from lesion_d2.data.transforms.augmentation import ResizeCT
+from lesion_d2.data.transforms.borders import volume_extent
 from lesion_d2.data.volume_set.voxels import write_voxels
-from lesion_d2.errors import InputError
 from lesion_d2.scans import volume_file
 from lesion_d2.scans.writing import write_nifti
+from lesion_d2.utils.errors import InputError
 
 import cv2
 import numpy as np

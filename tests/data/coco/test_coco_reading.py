@@ -4,7 +4,7 @@ import itertools
 import json
 
 from lesion_d2.data.coco import read_coco
-from lesion_d2.rle import decode_mask, encode_mask
+from lesion_d2.structures.rle import decode_mask, encode_mask
 
 import numpy as np
 import pytest

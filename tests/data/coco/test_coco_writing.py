@@ -6,9 +6,9 @@ from pathlib import Path
 from lesion_d2.data.catalog import load_records
 from lesion_d2.data.coco import load_ct_coco, register_ct_coco
 from lesion_d2.data.coco.writing import write_coco
-from lesion_d2.data.ct import read_slice
+from lesion_d2.data.slices.ct import read_slice
 from lesion_d2.importers.coco import list_coco
-from lesion_d2.rle import decode_mask, encode_mask
+from lesion_d2.structures.rle import decode_mask, encode_mask
 
 import cv2
 import nibabel

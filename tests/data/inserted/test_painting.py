@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from lesion_d2.data.ct import read_slice
 from lesion_d2.data.inserted import HOSTS, find_hosts, insert_lesions
-from lesion_d2.data.phantom_looks import LOOKS
-from lesion_d2.data.phantom_shapes import AIR, FAT, LIVER, LUNG, SKIN_FAT
+from lesion_d2.data.phantoms.looks import LOOKS
+from lesion_d2.data.phantoms.shapes import AIR, FAT, LIVER, LUNG, SKIN_FAT
+from lesion_d2.data.slices.ct import read_slice
 
 import cv2
 import numpy as np

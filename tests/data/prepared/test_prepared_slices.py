@@ -3,15 +3,15 @@ import shutil
 from pathlib import Path
 
 from lesion_d2.config import get_lesion_config
-from lesion_d2.data.borders import slice_files
-from lesion_d2.data.ct import read_slice, slice_size, slice_stack
 from lesion_d2.data.dataset_options import set_prepared_slices
-from lesion_d2.data.deeplesion import load_deeplesion
+from lesion_d2.data.deeplesion.key_slices import load_deeplesion
+from lesion_d2.data.formats.problems import ProblemsError
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.data.prepared import form
 from lesion_d2.data.prepared.form import prepared_index, write_prepared
 from lesion_d2.data.prepared.slices import prepared_file, with_prepared_slices
-from lesion_d2.data.problems import ProblemsError
+from lesion_d2.data.slices.ct import read_slice, slice_size, slice_stack
+from lesion_d2.data.transforms.borders import slice_files
 from lesion_d2.tools.prepare_slices import prepare_slices
 
 import cv2

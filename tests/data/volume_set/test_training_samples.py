@@ -2,10 +2,10 @@
 
 from functools import partial
 
-from lesion_d2.data.borders import volume_extent
 from lesion_d2.data.mapper import LesionDatasetMapper
-from lesion_d2.data.mask_files import load_mask_file
 from lesion_d2.data.pseudo_masks import ellipse_mask, lesion_ends, pseudo_mask
+from lesion_d2.data.pseudo_masks.files import load_mask_file
+from lesion_d2.data.transforms.borders import volume_extent
 from lesion_d2.data.volume_set.catalog import register_volume_set
 from lesion_d2.data.volume_set.dicts import load_volume_set
 from lesion_d2.tools.prepare_masks import prepare_masks

@@ -1,8 +1,8 @@
 import dataclasses
 import os
 
-from lesion_d2.data.borders import slice_files
-from lesion_d2.data.ct import read_slice, slice_size, slice_stack
+from lesion_d2.data.slices.ct import read_slice, slice_size, slice_stack
+from lesion_d2.data.transforms.borders import slice_files
 from lesion_d2.data.volume_set.dicts import WINDOW, load_volume_set
 from lesion_d2.data.volume_set.form import Lesion, Volume, VolumeSet, write_volume_set
 from lesion_d2.data.volume_set.voxels import write_voxels

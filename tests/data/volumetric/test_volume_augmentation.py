@@ -1,6 +1,6 @@
 import math
 
-from lesion_d2.data.augmentation import RandomAffine
+from lesion_d2.data.transforms.augmentation import RandomAffine
 from lesion_d2.data.volumetric.augmentation import RandomVolumePatch
 from lesion_d2.data.volumetric.reading import ResampledVolume, array_record
 from lesion_d2.data.volumetric.warp import VolumeWarp

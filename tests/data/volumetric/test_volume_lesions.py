@@ -2,8 +2,8 @@ import math
 
 from lesion_d2.data.volumetric.lesions import lesion_voxels, transform_volume_lesions
 from lesion_d2.data.volumetric.warp import VolumeWarp
-from lesion_d2.ignore_regions import split_regions
-from lesion_d2.rle import encode_mask
+from lesion_d2.structures.ignore_regions import split_regions
+from lesion_d2.structures.rle import encode_mask
 
 import numpy as np
 import pytest

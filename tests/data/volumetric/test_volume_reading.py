@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from lesion_d2.data.ct import hu_to_pixels
+from lesion_d2.data.slices.ct import hu_to_pixels
 from lesion_d2.data.volume_set import voxels
 from lesion_d2.data.volume_set.dicts import load_volume_set
 from lesion_d2.data.volumetric import reading

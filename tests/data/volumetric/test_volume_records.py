@@ -1,7 +1,7 @@
 import json
 
+from lesion_d2.data.phantoms.volumes import load_volumes
 from lesion_d2.data.volume_set.dicts import load_volume_set
-from lesion_d2.data.volumes import load_volumes
 from lesion_d2.data.volumetric.lesions import lesion_voxels
 from lesion_d2.data.volumetric.records import volume_records
 

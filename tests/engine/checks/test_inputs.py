@@ -1,5 +1,5 @@
-from lesion_d2.data.mask_files import mask_annotation, write_mask_file
 from lesion_d2.data.pseudo_masks import PseudoMask
+from lesion_d2.data.pseudo_masks.files import mask_annotation, write_mask_file
 from lesion_d2.engine import InputError, Trainer, load_config
 from lesion_d2.engine.checks import check_inputs
 from lesion_d2.modeling import DetUNet, LesionRCNN, RetinaUNet

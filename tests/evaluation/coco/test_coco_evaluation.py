@@ -4,7 +4,7 @@ import contextlib
 import io
 
 from lesion_d2.evaluation.coco import CocoEvaluation, ImageDetections
-from lesion_d2.rle import encode_masks
+from lesion_d2.structures.rle import encode_masks
 
 import numpy as np
 import pytest

@@ -196,8 +196,8 @@ def _import_again(root: Path, folder: Path) -> int:
 
 
 def _toy_experiments(root: Path, folder: Path) -> int:
-    from lesion_d2.tools import trainings
-    from lesion_d2.tools.toy_experiments.__main__ import main
+    from lesion_d2.experiments.toy_experiments.__main__ import main
+    from lesion_d2.tools.common import trainings
 
     _use(root)
     stand_in = SimpleNamespace(**{**vars(subprocess), "Popen": Program})
@@ -296,7 +296,7 @@ _LATE = (
     "lesion_d2.tools.import_data",
     "lesion_d2.tools.predict.__main__",
     "lesion_d2.tools.prepare_masks",
-    "lesion_d2.tools.toy_experiments.__main__",
+    "lesion_d2.experiments.toy_experiments.__main__",
     "matplotlib.backends.backend_agg",
     "torch.utils.cpp_extension",
     "torch.utils.tensorboard",
@@ -313,8 +313,8 @@ def preload() -> None:
 
 def prepare(root: Path) -> None:
     """Write what the jobs read; to be called in a process of its own."""
-    from lesion_d2.data.phantom import write_phantom
-    from lesion_d2.data.toys import write_toys
+    from lesion_d2.data.phantoms.phantom import write_phantom
+    from lesion_d2.data.toys.images import write_toys
     from lesion_d2.scans.writing import write_dicom, write_nifti
 
     import tiny_prediction

@@ -4,8 +4,8 @@ import copy
 import pickle
 from pathlib import Path
 
-from lesion_d2.data.annotation_files import read_annotations
-from lesion_d2.data.subvolumes import load_subvolumes
+from lesion_d2.data.deeplesion.annotation_files import read_annotations
+from lesion_d2.data.deeplesion.subvolumes import load_subvolumes
 
 import numpy as np
 

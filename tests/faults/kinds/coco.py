@@ -5,8 +5,8 @@ from functools import cache
 from pathlib import Path
 
 from lesion_d2.data.coco import load_ct_coco
-from lesion_d2.data.ct import read_slice
-from lesion_d2.rle import decode_mask, encode_mask
+from lesion_d2.data.slices.ct import read_slice
+from lesion_d2.structures.rle import decode_mask, encode_mask
 
 import cv2
 import numpy as np

@@ -81,7 +81,7 @@ _TAGS = (
     f'!!python/object/apply:builtins.open ["{CANARY}", "w"]',
     "!!python/name:os.system",
     "!!python/module:antigravity",
-    "!!python/object:lesion_d2.data.problems.ProblemsError {}",
+    "!!python/object:lesion_d2.data.formats.problems.ProblemsError {}",
     "!!python/tuple [1, 2]",
 )
 _BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(

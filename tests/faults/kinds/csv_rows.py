@@ -5,7 +5,7 @@ import io
 from functools import cache
 from pathlib import Path
 
-from lesion_d2.data.deeplesion import load_deeplesion
+from lesion_d2.data.deeplesion.key_slices import load_deeplesion
 
 import cv2
 import numpy as np

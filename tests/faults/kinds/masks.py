@@ -5,10 +5,10 @@ import os
 from functools import cache
 from pathlib import Path
 
-from lesion_d2.data.mask_files import mask_annotation
+from lesion_d2.data.phantoms.volumes import load_volumes
 from lesion_d2.data.pseudo_masks import PseudoMask, ellipse_mask
-from lesion_d2.data.volumes import load_volumes
-from lesion_d2.rle import decode_mask, encode_mask
+from lesion_d2.data.pseudo_masks.files import mask_annotation
+from lesion_d2.structures.rle import decode_mask, encode_mask
 from lesion_d2.tools.prepare_masks import prepare_masks
 
 import numpy as np

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lesion_d2.data.nifti import nifti_slices, read_nifti_slice
+from lesion_d2.data.slices.nifti import nifti_slices, read_nifti_slice
 from lesion_d2.scans import read_scan
 from lesion_d2.scans.writing import write_nifti
 

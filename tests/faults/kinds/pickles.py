@@ -5,8 +5,8 @@ import pickletools
 import struct
 from pathlib import Path
 
-from lesion_d2.data.restricted_pickle import load_pickle
-from lesion_d2.data.table_pickle import load_table
+from lesion_d2.data.formats.restricted_pickle import load_pickle
+from lesion_d2.data.formats.table_pickle import load_table
 
 import numpy as np
 

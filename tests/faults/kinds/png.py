@@ -5,8 +5,8 @@ import zlib
 from functools import partial
 from pathlib import Path
 
-from lesion_d2.data.ct import read_slice
-from lesion_d2.data.deeplesion import load_deeplesion
+from lesion_d2.data.deeplesion.key_slices import load_deeplesion
+from lesion_d2.data.slices.ct import read_slice
 
 import cv2
 import numpy as np

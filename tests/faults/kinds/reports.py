@@ -18,7 +18,7 @@ from lesion_d2.findings import (
     encode_mask,
 )
 from lesion_d2.findings.json_file import read_findings, write_findings
-from lesion_d2.rle import decode_mask
+from lesion_d2.structures.rle import decode_mask
 from lesion_d2.tools.visualize.negatives import read_mined
 from lesion_d2.tools.visualize.results import read_results
 

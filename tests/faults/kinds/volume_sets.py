@@ -5,10 +5,10 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lesion_d2.data.ct import read_slice
+from lesion_d2.data.slices.ct import read_slice
 from lesion_d2.data.volume_set.catalog import register_volume_sets
 from lesion_d2.data.volume_set.dicts import load_volume_set
-from lesion_d2.rle import decode_mask
+from lesion_d2.structures.rle import decode_mask
 
 import numpy as np
 from made_up_sets import write_made_up_set

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from lesion_d2 import get_lesion_config
+from lesion_d2.experiments.benchmark.inputs import random_batch
+from lesion_d2.experiments.benchmark.models.bai import let_mine, with_weak_views
 from lesion_d2.modeling import MeanTeacher
 from lesion_d2.modeling.waiting import put_scalar
-from lesion_d2.tools.benchmark.inputs import random_batch
-from lesion_d2.tools.benchmark.models.bai import let_mine, with_weak_views
 
 import pytest
 import torch

@@ -1,8 +1,8 @@
 """The two-stage detectors of volumes; what they share with those of slices is tested there."""
 
-from lesion_d2.ignore_regions import IGNORED_CLASS, mark_regions
 from lesion_d2.modeling import LesionRCNN, changed, segmentation_loss
 from lesion_d2.structures import BitMasks3D, Boxes3D, pairwise_iou
+from lesion_d2.structures.ignore_regions import IGNORED_CLASS, mark_regions
 
 import pytest
 import torch

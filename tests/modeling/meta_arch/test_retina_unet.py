@@ -2,8 +2,8 @@ import copy
 import itertools
 
 from lesion_d2 import get_lesion_config
-from lesion_d2.data.augmentation import ResizeTransform
-from lesion_d2.data.lesion_transforms import transform_lesions
+from lesion_d2.data.transforms.augmentation import ResizeTransform
+from lesion_d2.data.transforms.lesion_transforms import transform_lesions
 from lesion_d2.layers import giou_loss
 from lesion_d2.modeling.attention import record_attention
 from lesion_d2.modeling.calibration import mask_agreement

@@ -3,9 +3,9 @@ import math
 
 import lesion_d2  # noqa: F401, makes detectron2 importable
 from lesion_d2.evaluation import froc_curve
-from lesion_d2.ignore_regions import IGNORED_CLASS, mark_regions
 from lesion_d2.modeling.meta_arch.retina_unet import masks_in_boxes
 from lesion_d2.structures import BitMasks3D, Boxes3D, pairwise_giou, pairwise_iou
+from lesion_d2.structures.ignore_regions import IGNORED_CLASS, mark_regions
 
 import pytest
 import torch

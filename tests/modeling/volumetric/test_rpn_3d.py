@@ -1,9 +1,9 @@
 """The RPN of volumes. What it shares with that of slices is tested in proposal_generator."""
 
-from lesion_d2.ignore_regions import mark_regions
 from lesion_d2.modeling import LesionRPN3D
 from lesion_d2.modeling.volumetric import StandardRPNHead3D, VolumeShape
 from lesion_d2.structures import Boxes3D
+from lesion_d2.structures.ignore_regions import mark_regions
 
 import pytest
 import torch

@@ -1,0 +1,212 @@
+"""``DL_info.csv`` of DeepLesion: its cells, the rules that they follow, and what is bad in them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+
+from ...structures.slice_geometry import SPACING_RANGE, is_spacing
+from ..formats.csv_files import read_csv_table
+from ..formats.problems import raise_problems
+
+#: The columns of DL_info.csv, in its order.
+CSV_COLUMNS = (
+    "File_name",
+    "Patient_index",
+    "Study_index",
+    "Series_ID",
+    "Key_slice_index",
+    "Measurement_coordinates",
+    "Bounding_boxes",
+    "Lesion_diameters_Pixel_",
+    "Normalized_lesion_location",
+    "Coarse_lesion_type",
+    "Possibly_noisy",
+    "Slice_range",
+    "Spacing_mm_px_",
+    "Image_size",
+    "DICOM_windows",
+    "Patient_gender",
+    "Patient_age",
+    "Train_Val_Test",
+)
+#: What DeepLesion's coordinates are at the center of an image's first pixel: they count from 1.
+#:
+#: Its paper does not say. Its authors do: their detectors' code (3DCE, MULAN, LesaNet) takes 1 from
+#: boxes and RECIST end points. Real slices agree that they do not count from 0: the contrast
+#: between the ellipses of 28 lesions (12 patients, 4 with RECIST diameters and 24 with boxes, whose
+#: inscribed ellipse is taken) and the 3 pixels around them is highest where they are moved by
+#: -0.90 in x and -0.54 in y, -0.72 in the mean (95 % interval over patients: -0.82 to -0.59); in
+#: standard deviations it is 0.97 at 0, and 1.06 at -0.5 and at -1 (difference 0.00, -0.02 to 0.02).
+#: Between those two the slices do not decide, so that the authors' word stands. How it was measured
+#: stands in ``datasets/README.md``.
+FIRST_PIXEL = 1.0
+#: What stands beside the ``DL_info.csv`` of generated data sets, whose coordinates count from 0.
+GENERATED_FILE = "phantom.json"
+# Boxes are the RECIST end points plus 5 px a side, so they may reach past the image's border a bit.
+_MAX_OVERHANG = 10.0
+# The tables of each read_once that has begun, by file and columns; first, those of none.
+_kept: list[dict[tuple, pd.DataFrame]] = [{}]
+
+
+def first_pixel_of(csv_file: str | os.PathLike) -> float:
+    """What a file's coordinates are at the center of the first pixel: :data:`FIRST_PIXEL`.
+
+    0 where ``phantom.json`` stands beside it, which
+    :func:`~lesion_d2.data.phantoms.phantom.write_phantom` writes.
+    """
+    folder = os.path.dirname(csv_file)
+    return 0.0 if os.path.isfile(os.path.join(folder, GENERATED_FILE)) else FIRST_PIXEL
+
+
+def read_csv(csv_file: str | os.PathLike, columns: Sequence[str]) -> pd.DataFrame:
+    """Read some columns of ``DL_info.csv``; rows without anything in them are left out.
+
+    Returns:
+        All cells as text, "" where there is none; the index is the line number in the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no CSV, or columns are missing or there twice.
+    """
+    key = os.path.abspath(csv_file), tuple(columns)
+    if key in _kept[-1]:
+        return _kept[-1][key]
+    frame = read_csv_table(csv_file, columns, "DL_info.csv's columns, with quoted lists")
+    frame = frame[list(columns)]
+    frame = frame[(frame != "").any(axis=1)]
+    if len(_kept) > 1:
+        _kept[-1][key] = frame
+    return frame
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Within the block, :func:`read_csv` reads each file once, such as for its splits.
+
+    Its tables are shared there; whoever gets one leaves it as it is.
+    """
+    _kept.append({})
+    try:
+        yield
+    finally:
+        _kept.pop()
+
+
+class BadCells:
+    """Collects what is wrong in a CSV file, at most one thing a cell, and raises it at once."""
+
+    def __init__(self, csv_file: str | os.PathLike):
+        self.csv_file = csv_file
+        self._problems: dict[tuple[int, str], str] = {}
+
+    def add(self, cells: pd.Series, is_bad: np.ndarray, expected: str, found=repr) -> None:
+        """Note the cells of one column where ``is_bad``; ``found`` words what stands there."""
+        for row, cell in cells[is_bad].items():
+            text = f"row {row}, column {cells.name}: found {found(cell)}, expected {expected}"
+            self._problems.setdefault((row, cells.name), text)
+
+    def problems(self) -> list[str]:
+        """What was noted, one line a cell, in the order of rows."""
+        return [self._problems[cell] for cell in sorted(self._problems)]
+
+    def raise_if_any(self) -> None:
+        """Raise one ValueError with what was noted, if anything was."""
+        num_rows = len({row for row, _ in self._problems})
+        counted = f"{len(self._problems)} bad cells in {num_rows} rows"
+        raise_problems(self.csv_file, self.problems(), counted)
+
+
+def numbers(
+    frame: pd.DataFrame,
+    column: str,
+    count: int,
+    bad: BadCells,
+    expected: str | None = None,
+    *,
+    optional: bool = False,
+) -> np.ndarray:
+    """A column of comma lists as an N x count float array; NaN where a row is bad.
+
+    ``expected`` words what should stand there; None for the count alone. NaN also where a cell is
+    empty and it is ``optional``.
+    """
+    if not len(frame):
+        return np.empty((0, count))
+    nothing = ",".join(["nan"] * count)
+    lists = [cell if cell.count(",") == count - 1 else nothing for cell in frame[column]]
+    cells = np.array(",".join(lists).split(","), dtype=object)
+    values = pd.to_numeric(cells, errors="coerce").astype(float).reshape(-1, count)
+    is_bad = ~np.isfinite(values).all(axis=1)
+    if optional:
+        is_bad &= ~are_empty(frame[column])
+    expected = expected or ("1 number" if count == 1 else f"{count} numbers")
+    bad.add(frame[column], is_bad, expected)
+    return values
+
+
+def are_empty(cells: pd.Series) -> np.ndarray:
+    """Whether cells hold nothing but blanks, N bool."""
+    return (cells.str.strip() == "").to_numpy(bool)
+
+
+def integers(frame: pd.DataFrame, column: str, count: int, bad: BadCells) -> np.ndarray:
+    """As :func:`numbers`, N x count int64; 0 where a row is bad."""
+    values = numbers(frame, column, count, bad)
+    is_integer = (values == np.round(values)) & (np.abs(values) < 2**53)
+    bad.add(
+        frame[column],
+        ~is_integer.all(axis=1),
+        "1 integer" if count == 1 else f"{count} integers",
+    )
+    # What stands for a bad cell is never used: bad cells stop the loading.
+    return np.where(is_integer, values, 0).astype(np.int64)
+
+
+def spacings(frame: pd.DataFrame, bad: BadCells) -> np.ndarray:
+    """Spacing of the voxels, N x 3 (x, y, z) in mm."""
+    column, expected = "Spacing_mm_px_", "3 numbers of mm from {:g} to {:g}".format(*SPACING_RANGE)
+    values = numbers(frame, column, 3, bad, expected)
+    bad.add(frame[column], ~is_spacing(values).all(axis=1), expected)
+    return values
+
+
+def windows(frame: pd.DataFrame, bad: BadCells) -> np.ndarray:
+    """Windows for display, N x 2 (low, high) in HU."""
+    column, expected = "DICOM_windows", "low < high, HU"
+    values = numbers(frame, column, 2, bad, expected)
+    bad.add(frame[column], values[:, 0] >= values[:, 1], expected)
+    return values
+
+
+def are_near(points: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Whether points lie in their images, or no more than 10 pixels beside them.
+
+    Args:
+        points: N x P x 2 (x, y) in pixels, whole numbers being pixel centers.
+        sizes: N x 2 (width, height) in pixels; infinite where there is no limit.
+
+    Returns:
+        N bool, of all P points; False where one is not finite.
+    """
+    low, high = -0.5 - _MAX_OVERHANG, sizes[:, None] - 0.5 + _MAX_OVERHANG
+    return ((points >= low) & (points <= high)).all(axis=(1, 2))
+
+
+def cut_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cut boxes to their images.
+
+    Args:
+        boxes: N x 4 XYXY in pixels, whole numbers being pixel centers.
+        sizes: N x 2 (width, height) in pixels; infinite where there is no limit.
+
+    Returns:
+        The boxes, N x 4; and whether each lies in its image, N bool: but for a margin of 10 pixels,
+        and for something left of it.
+    """
+    cut = np.clip(boxes, -0.5, np.tile(sizes, 2) - 0.5)
+    overhangs = (np.abs(cut - boxes) > _MAX_OVERHANG).any(axis=1)
+    is_empty = (cut[:, 2:] <= cut[:, :2]).any(axis=1)
+    return cut, ~(overhangs | is_empty)

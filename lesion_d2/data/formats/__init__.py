@@ -1,0 +1,1 @@
+"""File formats that are read without running anything in them: CSV and pickles."""

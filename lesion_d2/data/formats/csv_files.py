@@ -1,0 +1,47 @@
+"""CSV files as tables of text."""
+
+import csv
+import os
+from collections.abc import Sequence
+
+import pandas as pd
+
+from ...utils.files import check_columns, one_line
+
+
+def read_csv_table(file: str | os.PathLike, columns: Sequence[str], expected: str) -> pd.DataFrame:
+    """Read a CSV file whose first line names its columns.
+
+    Args:
+        file: its path.
+        columns: names that it must have.
+        expected: what the file should be, for messages.
+
+    Returns:
+        All cells of all columns as text, "" where there is none; the index is the line number in
+        the file. Rows without anything in them are there, too.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no CSV, columns are missing or there twice, or a row is longer than the
+            first line.
+    """
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"{file}: no such file, expected {expected}")
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as opened:
+            names = next(csv.reader(opened), [])
+            opened.seek(0)
+            table = pd.read_csv(opened, dtype=object, keep_default_na=False, skip_blank_lines=False)
+    except (ValueError, csv.Error) as error:  # pandas' errors of files are ValueErrors
+        raise ValueError(
+            f"{file}: found no readable CSV ({one_line(error)}), expected {expected}"
+        ) from None
+    check_columns(file, names)
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise ValueError(f"{file}: found no column {', '.join(missing)}, expected {expected}")
+    if not isinstance(table.index, pd.RangeIndex):  # pandas took the surplus cells for row labels
+        raise ValueError(f"{file}: found rows longer than the header, expected {expected}")
+    table.index = table.index + 2
+    return table.fillna("")

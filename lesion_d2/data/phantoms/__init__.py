@@ -1,0 +1,1 @@
+"""Synthetic CT of synthetic patients, with lesions whose masks are known."""

@@ -1,0 +1,1 @@
+"""CT slices: files on disk, Hounsfield units in memory, and model input."""

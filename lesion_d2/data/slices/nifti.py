@@ -1,0 +1,123 @@
+"""Sub-volumes in NIfTI files, read slice by slice like a folder of PNG files.
+
+A slice has the path ``.../<patient>_<study>_<series>_<first>-<last>.nii.gz/<slice number>.png``,
+which is not on disk: the file's name says the number of its first slice.
+"""
+
+import os
+from functools import lru_cache
+
+import numpy as np
+
+from ...scans.nifti import open_nifti
+from ...scans.volume_file import VolumeFile
+from ...utils.values import are_digits
+from ..deeplesion.volume_names import VolumeName
+from ..shared_arrays import Allocate, shared_array, shares_arrays
+
+_MAX_VOLUMES = 4  # kept in memory, per process: some 15 MB each in DeepLesion
+
+
+def nifti_slices(file: str | os.PathLike) -> dict[int, str]:
+    """Slice number -> path of all slices that the file's name speaks of, in order.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file has another name than a sub-volume's.
+    """
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"{file}: no such NIfTI file")
+    name = _parse_name(file)
+    return {n: os.path.join(file, f"{n:03d}.png") for n in range(name.first, name.last + 1)}
+
+
+def nifti_slice_exists(path: str | os.PathLike) -> bool:
+    """Whether a slice's path, ``<file>/<slice number>.png``, is one of :func:`nifti_slices`."""
+    file, number = _split(path)
+    name = _parse_name(file)
+    return name.first <= number <= name.last and os.path.isfile(file)
+
+
+def read_nifti_slice(path: str | os.PathLike) -> np.ndarray:
+    """Read one slice, turned as DeepLesion's are, by the affine matrix of the file.
+
+    The last four volumes that a process read stay in its memory; those of a loader's processes that
+    share arrays are decompressed by one of them, see :mod:`lesion_d2.data.shared_arrays`.
+
+    Args:
+        path: ``<file>/<slice number>.png``.
+
+    Returns:
+        H x W int16 in HU, the caller's own: rows from anterior to posterior, columns from the
+        patient's right to left. Values that are no integers are rounded, those beyond int16 cut.
+
+    Raises:
+        FileNotFoundError: there is no such file, or no such slice in its name's range.
+        ValueError: the file is damaged, is no volume of numbers, has another number of slices than
+            its name says, or has no value below 0, as HU of whole slices have: there is air.
+    """
+    file, number = _split(path)
+    if not nifti_slice_exists(path):
+        raise FileNotFoundError(f"{path}: no such CT slice")
+    return _volume(file, os.stat(file).st_mtime_ns)[number - _parse_name(file).first].copy()
+
+
+def nifti_geometry(
+    file: str | os.PathLike,
+) -> tuple[tuple[int, int], tuple[float, float, float]]:
+    """Read the size and the spacing of a file's slices from its header.
+
+    Returns:
+        (height, width) in pixels; spacing (x, y, z) in mm, x that of columns.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_nifti_slice`.
+    """
+    opened = _open(file)
+    return opened.shape[1:], opened.spacing
+
+
+def _parse_name(file: str | os.PathLike) -> VolumeName:
+    try:
+        return VolumeName.parse(os.path.basename(file))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}, then .nii or .nii.gz") from None
+
+
+def _split(path: str | os.PathLike) -> tuple[str, int]:
+    file, name = os.path.split(path)
+    stem = os.path.splitext(name)[0]
+    if not are_digits(stem):
+        raise ValueError(f"{path}: found the name {name!r}, expected <slice number>.png")
+    return file, int(stem)
+
+
+def _open(file: str | os.PathLike) -> VolumeFile:
+    """The file, its pixels not read yet, with as many slices as its name says."""
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"{file}: no such NIfTI file")
+    name = _parse_name(file)
+    opened = open_nifti(file)
+    if opened.num_slices != name.last - name.first + 1:
+        raise ValueError(
+            f"{file}: found {opened.num_slices} slices from head to feet, expected the "
+            f"{name.last - name.first + 1} of its name"
+        )
+    return opened
+
+
+def _volume(file: str, changed: int) -> np.ndarray:
+    """All slices of a file, Z x H x W int16; a file that is written anew is read anew."""
+    if not shares_arrays():
+        return _kept_volume(file, changed)
+
+    def read(allocate: Allocate) -> np.ndarray:
+        opened = _open(file)
+        return opened.read_volume(allocate(opened.shape, np.int16))[0]
+
+    return shared_array(file, str(changed), read)
+
+
+@lru_cache(_MAX_VOLUMES)
+def _kept_volume(file: str, changed: int) -> np.ndarray:
+    return _open(file).read_volume()[0]

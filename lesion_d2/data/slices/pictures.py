@@ -1,0 +1,362 @@
+"""Slices in pictures (PNG, TIFF, JPEG), and in volumes as they are stored (NIfTI, MetaImage, NRRD).
+
+A slice has the path ``<file>#<coding>/<slice number>.png``, which is not on disk. The coding says
+what the file's values are, so that whoever has the path can read HU::
+
+    a.png#offset=32768/0.png        16 bits: HU = value - 32768
+    a.jpg#window=-160.0,240.0/0.png 8 bits: 0 is -160 HU, and 255 is 240
+    a.tif#hu/0.png                  signed or floating point: HU
+    ct.nii.gz#stored/12.png         the slice [:, :, 12] of the file's array, as nibabel and ITK
+                                    index it: the first index counts columns, the second one rows
+"""
+
+import os
+import re
+import struct
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from ...scans.itk import is_itk, open_itk
+from ...scans.limits import check_picture_size
+from ...scans.nifti import is_nifti, open_nifti
+from ...scans.png import check_chunks, decode_grey
+from ...scans.volume_file import VolumeFile
+from ...utils.files import one_line
+from ...utils.values import are_digits
+
+_INT16 = np.iinfo(np.int16)
+_FOLDER = re.compile(r"(.+)#(stored|hu|offset=-?\d+|window=[^,/#]+,[^,/#]+)", re.DOTALL)
+_FORMATS = ("PNG", "TIFF", "JPEG")
+_DEPTH = 24  # where a PNG tells its bits
+_GREY = ("L", "I;16")
+_KINDS = {1: "uint", 2: "int", 3: "float"}  # TIFF's sample formats
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF's tags
+_WHITE_IS_ZERO = 0
+_MAX_VOLUMES = 4  # kept in memory, per process
+# What Pillow raises of damaged files.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    KeyError,
+    TypeError,
+    Image.DecompressionBombError,
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture's header: height and width in pixels, NumPy's name of the type of its values."""
+
+    size: tuple[int, int]
+    kind: str
+
+
+# --- paths ----------------------------------------------------------------------------------------
+
+
+def picture_path(
+    file: str | os.PathLike,
+    *,
+    hu_offset: int | None = None,
+    hu_window: tuple[float, float] | None = None,
+    picture: Picture | None = None,
+) -> str:
+    """The path of a picture's slice.
+
+    Args:
+        file: a PNG, TIFF or JPEG of one image.
+        hu_offset: of 16-bit pictures: HU = value - hu_offset.
+        hu_window: of 8-bit pictures: the HU that 0 and 255 stand for.
+        picture: its header; None to read it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such picture; or it needs what is not given: an unsigned value alone
+            does not tell its HU.
+    """
+    kind = (picture or open_picture(file)).kind
+    coding = "hu"
+    if kind == "uint16":
+        if hu_offset is None:
+            raise ValueError(
+                f"{file}: found 16-bit values that may mean any HU, expected hu_offset "
+                "(--hu-offset): HU = value - hu_offset (32768 in DeepLesion's files)"
+            )
+        coding = f"offset={hu_offset}"
+    elif kind == "uint8":
+        if hu_window is None:
+            raise ValueError(
+                f"{file}: found 8-bit values that may mean any HU, expected hu_window "
+                "(--hu-window): the HU of 0 and of 255"
+            )
+        coding = "window={!r},{!r}".format(*map(float, hu_window))
+    return os.path.join(f"{os.fspath(file)}#{coding}", "0.png")
+
+
+def stored_slice_path(file: str | os.PathLike, number: int) -> str:
+    """The path of a volume's slice ``[:, :, number]``, see this module's docstring."""
+    return os.path.join(f"{os.fspath(file)}#stored", f"{number}.png")
+
+
+def is_stored_volume(file: str | os.PathLike) -> bool:
+    """Whether a path names a file of volumes whose slices :func:`stored_slice_path` speaks of."""
+    return is_nifti(file) or is_itk(file)
+
+
+def is_picture(folder: str | os.PathLike) -> bool:
+    """Whether what stands before a slice's number in its path is of this module's paths."""
+    return _FOLDER.fullmatch(os.path.basename(folder)) is not None
+
+
+def picture_source(path: str | os.PathLike) -> tuple[str, int | None]:
+    """The file that a slice's path speaks of, and the slice's number; None for a picture's."""
+    folder, number = _split(path)
+    file, coding = _parse(folder)
+    return file, number if coding == "stored" else None
+
+
+def picture_coding(path: str | os.PathLike) -> dict[str, int | list[float]]:
+    """The ``hu_offset`` or ``hu_window`` of a slice's path; of HU neither."""
+    name, _, numbers = _parse(_split(path)[0])[1].partition("=")
+    if name == "offset":
+        return {"hu_offset": int(numbers)}
+    return {"hu_window": list(map(float, numbers.split(",")))} if name == "window" else {}
+
+
+# --- slices ---------------------------------------------------------------------------------------
+
+
+def picture_slices(folder: str | os.PathLike) -> dict[int, str]:
+    """Slice number -> path of all slices of ``<file>#<coding>``, in order.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_picture_slice`.
+    """
+    file, coding = _parse(folder)
+    count = stored_geometry(file)[0][0] if coding == "stored" else 1
+    return {n: os.path.join(folder, f"{n}.png") for n in range(count)}
+
+
+def picture_slice_exists(path: str | os.PathLike) -> bool:
+    """Whether a path is one of :func:`picture_slices`."""
+    folder, number = _split(path)
+    file, coding = _parse(folder)
+    if not os.path.isfile(file):
+        return False
+    return 0 <= number < (stored_geometry(file)[0][0] if coding == "stored" else 1)
+
+
+def picture_slice_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Height and width of a slice in pixels, from its file's header.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_picture_slice`.
+    """
+    file, coding = _parse(_split(path)[0])
+    return stored_geometry(file)[0][1:] if coding == "stored" else open_picture(file).size
+
+
+def read_picture_slice(path: str | os.PathLike) -> np.ndarray:
+    """Read one slice as it is stored: not turned to DeepLesion's orientation.
+
+    The last four volumes that a process read stay in its memory.
+
+    Returns:
+        H x W int16 in HU, the caller's own. Values that are no integers are rounded, those beyond
+        int16 cut.
+
+    Raises:
+        FileNotFoundError: there is no such file or slice.
+        ValueError: the file is damaged, has other values than the path says, colors, or numbers
+            that are not finite; of a volume also those of
+            :meth:`~lesion_d2.scans.volume_file.VolumeFile.read_volume`.
+    """
+    folder, number = _split(path)
+    file, coding = _parse(folder)
+    if not picture_slice_exists(path):
+        raise FileNotFoundError(f"{path}: no such CT slice")
+    if coding == "stored":
+        return _read_stored(file, os.stat(file).st_mtime_ns)[number].copy()
+    return _to_hu(file, read_picture(file), coding)
+
+
+def stored_geometry(
+    file: str | os.PathLike,
+) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+    """Size and spacing of a volume as it is stored, from its header.
+
+    Returns:
+        Slices, height and width; x, y, z in mm, x that of columns.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: see :func:`open_stored`.
+    """
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"{file}: no such file of a volume")
+    return _stored_geometry(os.fspath(file), os.stat(file).st_mtime_ns)
+
+
+def open_stored(file: str | os.PathLike) -> VolumeFile:
+    """Read the header of a NIfTI, MetaImage or NRRD file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is another file or damaged.
+        ImportError: of MetaImage and NRRD, SimpleITK is not installed.
+    """
+    return open_nifti(file) if is_nifti(file) else open_itk(file)
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def open_picture(file: str | os.PathLike) -> Picture:
+    """Read a picture's header.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no PNG, TIFF or JPEG of one image, or has values of another type than
+            uint8, uint16, int16 and float32.
+    """
+    with _opened(file) as image:
+        return Picture((image.height, image.width), _kind(file, image))
+
+
+def read_picture(file: str | os.PathLike) -> np.ndarray:
+    """Read a picture's grey values, H x W of the type that :func:`open_picture` tells.
+
+    Colors are taken for grey where all channels are equal, and the picture is opaque.
+
+    Raises:
+        FileNotFoundError, ValueError: as there; or the picture is damaged, or has colors.
+    """
+    with _opened(file) as image:
+        kind = _kind(file, image)
+        if image.format == "PNG":
+            data = np.fromfile(file, np.uint8)
+            check_chunks(file, data)
+            if image.mode in _GREY and data[_DEPTH] >= 8:  # Pillow fills in rows that lack
+                return decode_grey(file, data, (image.height, image.width), np.dtype(kind))
+        try:
+            if image.mode == "P":
+                image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+            values = np.asarray(image)
+        except _DAMAGED as error:
+            raise ValueError(f"{file}: found a damaged picture ({one_line(error)})") from None
+        channels = image.getbands()
+    if values.ndim == 3:
+        if channels[-1] == "A":
+            if (values[..., -1] != 255).any():
+                raise ValueError(f"{file}: found transparent pixels, expected grey values")
+            values = values[..., :-1]
+        if (values != values[..., :1]).any():
+            raise ValueError(
+                f"{file}: found colors ({image.mode}), expected grey values, or channels that are "
+                "equal"
+            )
+        values = values[..., 0]
+    return values.astype(kind)
+
+
+def _opened(file: str | os.PathLike) -> Image.Image:
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"{file}: no such picture")
+    try:
+        with warnings.catch_warnings():  # of large pictures, which are refused in better words
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(file, formats=_FORMATS)
+        frames = getattr(image, "n_frames", 1)
+    except _DAMAGED as error:
+        raise ValueError(
+            f"{file}: found no readable picture ({one_line(error)}), expected PNG, TIFF or JPEG"
+        ) from None
+    if frames != 1:
+        image.close()
+        raise ValueError(f"{file}: found {frames} images in one file, expected one")
+    return image
+
+
+def _kind(file: str | os.PathLike, image: Image.Image) -> str:
+    check_picture_size(file, (image.height, image.width))
+    found = "uint8"
+    if image.format == "PNG":
+        with open(file, "rb") as opened:
+            depth = opened.read(_DEPTH + 1)[_DEPTH]
+        found = f"uint{max(depth, 8)}" if image.mode != "1" else "bool"
+    elif image.format == "TIFF":
+        bits = np.unique(image.tag_v2.get(_BITS, (1,)))
+        kinds = np.unique(image.tag_v2.get(_SAMPLE_FORMAT, (1,)))
+        found = f"{_KINDS.get(kinds[0], 'unknown')}{bits[0]}"
+        if image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            raise ValueError(f"{file}: found a TIFF whose 0 is white, expected 0 as black")
+    has_colors = len(image.getbands()) > 1 or image.mode == "P"
+    known = ("uint8",) if has_colors else ("uint8", "uint16", "int16", "float32")
+    if found not in known:
+        found = f"{image.mode} of {found}" if has_colors else found
+        raise ValueError(
+            f"{file}: found a picture of {found}, expected grey values of uint8, uint16, int16 or "
+            "float32"
+        )
+    return found
+
+
+def _to_hu(file: str, values: np.ndarray, coding: str) -> np.ndarray:
+    name, _, numbers = coding.partition("=")
+    expected = {"offset": ("uint16",), "window": ("uint8",)}.get(name, ("int16", "float32"))
+    if values.dtype.name not in expected:
+        raise ValueError(
+            f"{file}: found values of {values.dtype.name}, expected {' or '.join(expected)} "
+            f"({coding})"
+        )
+    if name == "offset":
+        hu = values.astype(np.int32) - int(numbers)
+    elif name == "window":
+        low, high = map(float, numbers.split(","))
+        hu = low + (high - low) / 255 * values.astype(float)
+    else:
+        if not np.isfinite(values).all():
+            raise ValueError(f"{file}: found values that are no finite numbers, expected HU")
+        hu = values
+    return np.rint(np.clip(hu, _INT16.min, _INT16.max)).astype(np.int16)
+
+
+# --- volumes --------------------------------------------------------------------------------------
+
+
+@lru_cache(4096)
+def _stored_geometry(file: str, changed: int):
+    opened = open_stored(file)
+    width, height, depth = opened.grid.shape[:3]
+    lengths = np.linalg.norm(opened.grid.affine[:3, :3], axis=0)
+    return (depth, height, width), tuple(np.round(lengths, 6).tolist())
+
+
+@lru_cache(_MAX_VOLUMES)
+def _read_stored(file: str, changed: int) -> np.ndarray:
+    """All slices, Z x H x W int16 as stored; a file that is written anew is read anew."""
+    opened = open_stored(file)
+    return opened.grid.turn.undo(opened.read_volume()[0]).transpose(2, 1, 0)
+
+
+def _split(path: str | os.PathLike) -> tuple[str, int]:
+    folder, name = os.path.split(path)
+    stem = os.path.splitext(name)[0]
+    if not are_digits(stem):
+        raise ValueError(f"{path}: found the name {name!r}, expected <slice number>.png")
+    return folder, int(stem)
+
+
+def _parse(folder: str | os.PathLike) -> tuple[str, str]:
+    """The file and the coding of ``<file>#<coding>``."""
+    above, name = os.path.split(folder)
+    match = _FOLDER.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{folder}: found no coding, expected <file>#<coding>")
+    return os.path.join(above, match[1]), match[2]

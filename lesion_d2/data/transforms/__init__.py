@@ -1,0 +1,1 @@
+"""Augmentations of images and of their annotations."""

@@ -1,0 +1,271 @@
+"""Augmentations for CT slices as Detectron2 augmentations: images are int16 H x W x C in HU."""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from detectron2.data import transforms as T
+from fvcore.transforms.transform import Transform
+
+from ...utils.values import MAX_SIDE
+from .patches import RandomPatch
+
+_SIGN_BIT = np.uint16(0x8000)
+
+
+class AffineTransform(Transform):
+    """Warps images, masks and points by one 2 x 3 matrix.
+
+    Points are in Detectron2's coordinates, where pixel i covers [i, i + 1] and has its center at
+    i + 0.5.
+
+    Args:
+        matrix: (2, 3), maps input to output points (x, y).
+        height, width: of the output, in pixels.
+        fill: value of output pixels that lie outside the input image, in HU; None where the input's
+            outermost pixels go on.
+    """
+
+    def __init__(self, matrix: np.ndarray, height: int, width: int, fill: float | None = 0.0):
+        super().__init__()
+        self.matrix = np.asarray(matrix, dtype=np.float64)
+        self.height, self.width, self.fill = height, width, fill
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Warp (H, W) or (H, W, C) with linear interpolation."""
+        return self._warp(img, cv2.INTER_LINEAR, self.fill)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Warp a mask or label map (H, W) to the nearest pixel; 0 outside the input."""
+        return self._warp(segmentation, cv2.INTER_NEAREST, 0)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Map points (n, 2) x, y."""
+        return coords @ self.matrix[:, :2].T + self.matrix[:, 2]
+
+    def inverse(self) -> Transform:
+        """The transform back, onto an image of this one's output size."""
+        matrix = cv2.invertAffineTransform(self.matrix)
+        return AffineTransform(matrix, self.height, self.width, self.fill)
+
+    def window(self, x0: int, y0: int, width: int, height: int) -> "AffineTransform":
+        """The warp of which no more than a window is computed.
+
+        Args:
+            x0, y0: upper left pixel of the window, in the output; it may reach beyond.
+            width, height: of the window.
+        """
+        matrix = self.matrix - [[0, 0, x0], [0, 0, y0]]
+        return AffineTransform(matrix, height, width, self.fill)
+
+    def _warp(self, img: np.ndarray, interpolation: int, fill: float | None) -> np.ndarray:
+        # OpenCV's points are pixel centers: shift by half a pixel on either side.
+        matrix = self.matrix.copy()
+        matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
+        is_signed = img.dtype == np.int16
+
+        def warp(channel: np.ndarray, out: np.ndarray) -> None:
+            # OpenCV rounds places in int16 images to 1/32 pixel, those in uint16 ones not, in less
+            # time. The highest bit of v is another one in uint16's v + 32768, all others are alike.
+            if is_signed:
+                channel = np.bitwise_xor(channel.view(np.uint16), _SIGN_BIT, order="C")
+                out = out.view(np.uint16)
+            cv2.warpAffine(
+                np.ascontiguousarray(channel),
+                matrix,
+                (self.width, self.height),
+                dst=out,
+                flags=interpolation,
+                borderMode=cv2.BORDER_REPLICATE if fill is None else cv2.BORDER_CONSTANT,
+                borderValue=0 if fill is None else fill + int(_SIGN_BIT) * is_signed,
+            )
+            if is_signed:
+                np.bitwise_xor(out, _SIGN_BIT, out=out)
+
+        return _by_channel(img, (self.height, self.width), warp)
+
+
+class ResizeTransform(Transform):
+    """Resizes int16 images, which Detectron2's own resize does not take.
+
+    Args:
+        height, width: of the input, in pixels.
+        new_height, new_width: of the output, in pixels.
+    """
+
+    def __init__(self, height: int, width: int, new_height: int, new_width: int):
+        super().__init__()
+        self.height, self.width = height, width
+        self.new_height, self.new_width = new_height, new_width
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Resize (H, W) or (H, W, C): area averages where it shrinks, linear where it grows."""
+        shrinks = self.new_height < self.height
+        return self._resize(img, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Resize a mask or label map (H, W) to the nearest pixel."""
+        return self._resize(segmentation, cv2.INTER_NEAREST_EXACT)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Scale points (n, 2) x, y."""
+        return coords * (self.new_width / self.width, self.new_height / self.height)
+
+    def inverse(self) -> Transform:
+        """The resize back to the input's size."""
+        return ResizeTransform(self.new_height, self.new_width, self.height, self.width)
+
+    def _resize(self, img: np.ndarray, interpolation: int) -> np.ndarray:
+        def resize(channel: np.ndarray, out: np.ndarray) -> None:
+            channel = np.ascontiguousarray(channel)
+            cv2.resize(channel, out.shape[::-1], dst=out, interpolation=interpolation)
+
+        return _by_channel(img, (self.new_height, self.new_width), resize)
+
+
+def _by_channel(
+    img: np.ndarray, size: tuple[int, int], apply: Callable[[np.ndarray, np.ndarray], None]
+) -> np.ndarray:
+    """Apply to (H, W), or to each channel of (H, W, C), of which OpenCV takes two to four.
+
+    Each channel of what it gives is one piece of memory, as those of the mapper's images are.
+
+    Args:
+        img: (H, W) or (H, W, C).
+        size: height and width of what it gives.
+        apply: a function of a channel, and of the array of this size that it fills.
+    """
+    if img.ndim == 2:
+        out = np.empty(size, img.dtype)
+        apply(img, out)
+        return out
+    out = np.empty((img.shape[2], *size), img.dtype)
+    for channel, plane in zip(img.transpose(2, 0, 1), out, strict=True):
+        apply(channel, plane)
+    return out.transpose(1, 2, 0)
+
+
+class ResizeCT(T.Augmentation):
+    """Resizes a slice so that its longer side, or its pixel spacing, is as wanted.
+
+    Args:
+        image_size: the longer side in pixels; 0 leaves the size as it is.
+        pixel_spacing: mm; where it is above 0 it replaces ``image_size``.
+        factor_range: the size is multiplied by a factor drawn uniformly from this range.
+        max_size: the longer side at most, in pixels, after all that; 0 sets no limit.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 512,
+        pixel_spacing: float = 0.0,
+        factor_range: tuple[float, float] = (1.0, 1.0),
+        max_size: int = 0,
+    ):
+        super().__init__()
+        low, high = factor_range
+        sizes = image_size, max_size
+        if min(*sizes, pixel_spacing) < 0 or max(sizes) > MAX_SIDE:
+            raise ValueError(
+                f"INPUT.CT.IMAGE_SIZE is {image_size}, PIXEL_SPACING {pixel_spacing} and MAX_SIZE "
+                f"{max_size}; expected numbers of at least 0, and sizes of at most {MAX_SIDE}"
+            )
+        if not 0 < low <= high:
+            raise ValueError(f"resize range is ({low}, {high}); expected 0 < low <= high")
+        self._init(locals())
+
+    def get_transform(
+        self, image: np.ndarray, spacing: tuple[float, float, float] | None
+    ) -> Transform:
+        """Draw the size for an image (H, W, C) with the spacing (x, y, z) in mm, if it is known.
+
+        Raises:
+            ValueError: it is not, where ``pixel_spacing`` asks for it.
+        """
+        height, width = image.shape[:2]
+        scale_x = scale_y = self.image_size / max(height, width) if self.image_size else 1.0
+        if self.pixel_spacing and spacing is None:
+            raise ValueError(
+                f"found no spacing of an image, expected one for INPUT.CT.PIXEL_SPACING "
+                f"{self.pixel_spacing:g}"
+            )
+        if self.pixel_spacing:
+            scale_x, scale_y = (s / self.pixel_spacing for s in spacing[:2])
+        factor = self._rand_range(*self.factor_range)
+        if self.max_size:
+            factor = min(factor, self.max_size / max(height * scale_y, width * scale_x))
+        new_height = max(1, round(height * scale_y * factor))
+        new_width = max(1, round(width * scale_x * factor))
+        if (new_height, new_width) == (height, width):
+            return T.NoOpTransform()
+        return ResizeTransform(height, width, new_height, new_width)
+
+
+class RandomAffine(T.Augmentation):
+    """Rotation, shear, scale and translation about the image center (Zlocha et al., section 3.1).
+
+    All are drawn uniformly and independently. The paper's "rotation/shearing up to 0.1 radians, and
+    scaling/translation up to 10% of the image size" is taken as either way, with one scale for both
+    axes and shear along x.
+
+    Args:
+        rotation, shear: largest angle, in radians.
+        scale: largest relative change of size.
+        translation: largest shift, as a share of the image side.
+        fill: value of pixels from outside the image, in HU.
+    """
+
+    def __init__(
+        self,
+        rotation: float = 0.1,
+        shear: float = 0.1,
+        scale: float = 0.1,
+        translation: float = 0.1,
+        fill: float = 0.0,
+    ):
+        super().__init__()
+        if min(rotation, shear, scale, translation) < 0 or scale >= 1:
+            raise ValueError(
+                f"affine augmentation is rotation {rotation}, shear {shear}, scale {scale}, "
+                f"translation {translation}; expected none below 0 and a scale below 1"
+            )
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw the warp for an image (H, W, C)."""
+        height, width = image.shape[:2]
+        angle = self._rand_range(-self.rotation, self.rotation)
+        shear = self._rand_range(-self.shear, self.shear)
+        scale = 1 + self._rand_range(-self.scale, self.scale)
+        shift_x = self._rand_range(-self.translation, self.translation) * width
+        shift_y = self._rand_range(-self.translation, self.translation) * height
+        rotate = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        linear = scale * rotate @ np.array([[1.0, np.tan(shear)], [0.0, 1.0]])
+        center = np.array([width / 2, height / 2])
+        offset = center + np.array([shift_x, shift_y]) - linear @ center
+        return AffineTransform(np.column_stack([linear, offset]), height, width, self.fill)
+
+
+def build_augmentations(cfg, is_train: bool) -> list[T.Augmentation]:
+    """Build the augmentations that INPUT.CT, INPUT.AUG and INPUT.PATCH ask for.
+
+    In inference there is only the resize.
+    """
+    ct, aug = cfg.INPUT.CT, cfg.INPUT.AUG
+    if not is_train:
+        return [ResizeCT(ct.IMAGE_SIZE, ct.PIXEL_SPACING, max_size=ct.MAX_SIZE)]
+    factors = tuple(aug.RESIZE_RANGE)
+    augmentations = [ResizeCT(ct.IMAGE_SIZE, ct.PIXEL_SPACING, factors, ct.MAX_SIZE)]
+    if aug.HFLIP_PROB > 0:
+        augmentations.append(T.RandomFlip(aug.HFLIP_PROB, horizontal=True, vertical=False))
+    if aug.VFLIP_PROB > 0:
+        augmentations.append(T.RandomFlip(aug.VFLIP_PROB, horizontal=False, vertical=True))
+    limits = (aug.MAX_ROTATION, aug.MAX_SHEAR, aug.MAX_SCALE, aug.MAX_TRANSLATION)
+    fill = ct.HU_WINDOW[0]
+    affine = RandomAffine(*limits, fill=fill) if any(limits) else None
+    patch = cfg.INPUT.PATCH
+    if any(patch.SIZE):
+        augmentations.append(RandomPatch(patch.SIZE, patch.FOREGROUND_PROB, affine, fill))
+    elif affine is not None:
+        augmentations.append(affine)
+    return augmentations

@@ -1,0 +1,1 @@
+"""Measurements of this project: its speed, its GPU rows, and the papers' experiments."""

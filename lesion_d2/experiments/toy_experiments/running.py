@@ -1,0 +1,109 @@
+"""Trainings of the grid and their results."""
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lesion_d2.evaluation.evaluator import RESULTS
+from lesion_d2.tools.common import trainings
+from lesion_d2.tools.common.checkout import find_in_checkout
+from lesion_d2.tools.common.run_files import read_metric
+from lesion_d2.tools.common.trainings import KILL_SECONDS, FailedRun
+from lesion_d2.utils.files import read_json
+
+from .grid import Result, Run
+
+METRIC = "bbox/AP10"
+
+
+def find_program() -> tuple[Path, Path]:
+    """Where ``train_net.py`` and ``configs/toys`` are: in the project's root.
+
+    Raises:
+        FileNotFoundError: not beside the package, which is then no checkout of the project.
+    """
+    return find_in_checkout("train_net.py"), find_in_checkout("configs/toys")
+
+
+def run_all(
+    runs: Sequence[Run],
+    program: Path,
+    configs: Path,
+    *,
+    jobs: int = 1,
+    done: int = 0,
+    grace: float = KILL_SECONDS,
+) -> list[str]:
+    """Run the trainings of a grid, see :func:`lesion_d2.tools.common.trainings.run_all`.
+
+    Args:
+        runs: an interrupted one goes on where it was, one that is done is skipped.
+        program: ``train_net.py``.
+        configs: the folder of the runs' configs.
+        jobs, done, grace: see there.
+    """
+    toys = [ToyRun(run, configs) for run in runs]
+    options = {"jobs": jobs, "done": done, "grace": grace}
+    return trainings.run_all(toys, program, description="Toy runs", **options)
+
+
+@dataclass(frozen=True)
+class ToyRun:
+    """A run of the grid as a :class:`lesion_d2.tools.common.trainings.TrainingRun`."""
+
+    run: Run
+    configs: Path
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return self.run.name
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return self.run.folder
+
+    def result(self) -> Result | None:
+        """Of the run."""
+        return self.run.result()
+
+    def begin(self) -> None:
+        """Of the run."""
+        self.run.begin()
+
+    def commands(self) -> list[list[str]]:
+        """The training and, where it is a process of its own, the test."""
+        both = self.run.arguments(self.configs), self.run.test_arguments(self.configs)
+        return [arguments for arguments in both if arguments]
+
+    def end(self, seconds: float, resumed: bool) -> None:
+        """Write the result.
+
+        Raises:
+            FailedRun: the run left none.
+        """
+        metrics = self.folder / "metrics.json"
+        if self.run.tests_best:
+            ap10 = read_test(self.run)
+        else:
+            ap10, _ = read_metric(metrics, METRIC)
+        # Not the evaluation's iteration: one after a resumption at the end counts one too many.
+        _, iteration = read_metric(metrics, "total_loss")
+        date = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        self.run.end(Result(ap10, iteration + 1, seconds, resumed, date))
+
+
+def read_test(run: Run) -> float:
+    """The metric of a run's test in a process of its own.
+
+    Raises:
+        FailedRun: there is no number.
+    """
+    file = run.test_folder / "inference" / run.datasets[1] / RESULTS
+    task, name = METRIC.split("/")
+    try:
+        return float(read_json(file, "results of an evaluation", allow_nan=True)[task][name])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise FailedRun(f"{file}: found no {METRIC} ({error!r})") from None

@@ -1,0 +1,137 @@
+"""Run what is missing of Table 1 (Jaeger et al., section 4.4) at a small size, and print it.
+
+python datasets/prepare_phantom.py --preset quickstart-v1 --root /data/phantom_source \\
+    --extent-mm 20 --distractors 1
+python -m lesion_d2.tools.import_data phantom /data/phantom_source \\
+    --output $DETECTRON2_DATASETS/phantom_3d --classes lung=5 other=1,2,3,4,6,7,8 --resample 2 2 3
+python -m lesion_d2.experiments.volume_experiments --jobs 2
+python -m lesion_d2.experiments.volume_experiments --jobs 2 --seeds 2 3 \\
+    --models retina_unet retinanet
+python -m lesion_d2.experiments.volume_experiments --table-only
+
+Five models in 3-D, on slices with their neighbors as channels (2Dc) and on slices (2D) are trained
+by train_net.py on DATASET_volumes_train with configs/retina_unet/small/DIMENSION/MODEL.yaml, and
+tested in 3-D on DATASET_volumes_test at their end: mAP at an IoU of 0.1, AP of patients, and FROC.
+With --split val they are tested on the validation patients, such as for a choice of iterations.
+
+A run lies in OUTPUT/DIMENSION/MODEL/seed_SEED and is done when its result.json is there. Call this
+again after an interruption: what is done stays, what was begun is resumed. Runs made with other
+options, or with configs that have changed since, are refused: an OUTPUT is for one kind of grid.
+
+Written to OUTPUT: table1.csv, a line a run, and table1.md, what is printed: the table of all
+results that are there, beside the paper's, and the differences that the paper's claims are about,
+paired by seed. Exits with 1 where a run failed.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+from lesion_d2.tools.common.arguments import config_options, positive
+from lesion_d2.tools.common.checkout import find_in_checkout
+from lesion_d2.tools.common.run_files import check_datasets
+from lesion_d2.tools.common.trainings import collected, run_all
+from lesion_d2.utils.files import atomic_write
+
+from .grid import DIMENSIONS, MODELS, Run, find_places, make_grid, read_settings
+from .report import claim_tables, collect_scores, make_table, write_csv
+
+_CONFIGS = "configs/retina_unet/small"
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line of this tool."""
+    parser = argparse.ArgumentParser(
+        prog="lesion_d2.experiments.volume_experiments", description=__doc__
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--models", nargs="+", choices=MODELS, default=MODELS, metavar="MODEL")
+    add("--dimensions", nargs="+", choices=DIMENSIONS, default=DIMENSIONS, metavar="DIM")
+    add("--seeds", nargs="+", type=positive, default=(1,), metavar="SEED")
+    add("--dataset", default="phantom_3d", metavar="NAME", help="of volumes (phantom_3d)")
+    add("--split", default="test", metavar="SPLIT", help="that is tested on (test)")
+    add("--configs", type=Path, metavar="DIR", help=f"with DIM/MODEL.yaml ({_CONFIGS})")
+    add("--output", type=Path, default=Path("output/table1"), help="folder of the grid")
+    add("--jobs", type=positive, default=1, help="trainings at a time (1)")
+    add("--table-only", action="store_true", help="run nothing")
+    add("--program", type=Path, help=argparse.SUPPRESS)  # in place of train_net.py
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the configs")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, write and print; returns the exit code."""
+    args = get_parser().parse_args(argv)
+    failures: list[str] = []
+    with collected(failures):
+        run(args, failures)
+    print("\n".join(failures), end="\n" if failures else "", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def run(args: argparse.Namespace, failures: list[str]) -> None:
+    """:func:`main` of parsed arguments.
+
+    Args:
+        failures: gets a line for each run that failed.
+
+    Raises:
+        ValueError, OSError: nothing can be run, or nothing reported.
+    """
+    configs = args.configs or find_in_checkout(_CONFIGS)
+    grid = partial(
+        make_grid,
+        args.output,
+        configs,
+        read_settings(configs),
+        dataset=args.dataset,
+        split=args.split,
+        opts=config_options(args.opts),
+    )
+    for run in grid(places=find_places(args.output)):
+        run.result()  # refuses before hours of training
+    if not args.table_only:
+        places = [(d, m, s) for s, m, d in product(args.seeds, args.models, args.dimensions)]
+        runs = grid(places=places)
+        missing = [run for run in runs if run.result() is None]
+        check_datasets(name for run in missing for name in run.datasets)
+        program = args.program or find_in_checkout("train_net.py")
+        done = len(runs) - len(missing)
+        failures += run_all(missing, program, jobs=args.jobs, done=done)
+    report(args.output, grid)
+
+
+def report(output: Path, grid: Callable[..., list[Run]]) -> None:
+    """Write and print the tables of all results.
+
+    Args:
+        output: the grid's folder.
+        grid: gives the runs of places.
+
+    Raises:
+        ValueError: there is no result, or one was made with other options.
+    """
+    runs = grid(places=find_places(output))
+    results = {run: result for run in runs if (result := run.result()) is not None}
+    if not results:
+        raise ValueError(f"{output}: found no result of this tool")
+    iterations = sorted({result.iterations for result in results.values()})
+    train, test = runs[0].datasets
+    title = f"{len(results)} runs of {' or '.join(map(str, iterations))} iterations"
+    parts = [f"{title}, trained on {train}, tested on {test}", make_table(results)]
+    for heading, table in claim_tables(collect_scores(results)):
+        parts += [heading, table]
+    text = "\n\n".join(parts)
+    print(text)
+    write_csv(results, output / "table1.csv")
+    with atomic_write(output / "table1.md") as whole:
+        whole.write_text(f"{text}\n")
+    print(f"\n{output / 'table1.csv'}\n{output / 'table1.md'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

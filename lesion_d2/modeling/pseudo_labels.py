@@ -1,0 +1,199 @@
+"""Lesions that nobody annotated, among a teacher's detections (Bai et al., 2023, section II)."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
+from detectron2.structures import BitMasks, Boxes, Instances, pairwise_iou
+from torch import Tensor
+
+#: IoU from which on a mined lesion is a hidden one.
+HIT_IOU = 0.5
+
+
+def mine_lesions(
+    instances: Instances,
+    gt_boxes: Boxes,
+    *,
+    score_threshold: float = 0.9,
+    gt_nms_threshold: float = 0.7,
+) -> Instances:
+    """Choose the detections of an image that training takes for lesions.
+
+    Those with an IoU above ``gt_nms_threshold`` with an annotated lesion are that lesion (the
+    paper's GT NMS); of the others those with a score of at least ``score_threshold`` (tau) are
+    mined.
+
+    Args:
+        instances: with ``pred_boxes`` and ``scores``, in any order.
+        gt_boxes: of the annotated lesions, in the same pixels.
+        score_threshold, gt_nms_threshold: the paper's are 0.9 and 0.7.
+
+    Returns:
+        The mined ones, in their order.
+    """
+    # As float32: mixed precision would round the threshold too.
+    instances = instances[instances.scores.float() >= score_threshold]
+    if len(instances) == 0 or len(gt_boxes) == 0:
+        return instances
+    overlaps = pairwise_iou(instances.pred_boxes, gt_boxes.to(instances.pred_boxes.device))
+    return instances[overlaps.amax(dim=1) <= gt_nms_threshold]
+
+
+def best_box_ious(boxes: Tensor, true_boxes: Tensor) -> Tensor:
+    """The highest IoU of each box with one of the true boxes.
+
+    Args:
+        boxes: (n, 4) XYXY in pixels.
+        true_boxes: (m, 4).
+
+    Returns:
+        (n,) float32; 0 where m is 0.
+    """
+    if len(true_boxes) == 0:
+        return torch.zeros(len(boxes), device=boxes.device)
+    return pairwise_iou(Boxes(boxes), Boxes(true_boxes)).amax(dim=1)
+
+
+def hits_any(boxes: Boxes, lesions: Sequence[Sequence[float]]) -> Tensor:
+    """Which boxes have an IoU of at least :data:`HIT_IOU` with a lesion.
+
+    Args:
+        boxes: n.
+        lesions: XYXY, in the same pixels; there may be none.
+
+    Returns:
+        (n,) bool.
+    """
+    known = boxes.tensor.new_tensor(lesions).reshape(-1, 4)
+    return best_box_ious(boxes.tensor, known) >= HIT_IOU
+
+
+def view_detections(
+    instances: Instances,
+    matrix: Tensor,
+    image_size: tuple[int, int],
+    *,
+    min_share: float | None = None,
+) -> Instances:
+    """Bring detections from the slice to an augmented image, as the mapper brings lesions there.
+
+    After a rotation or shear a box is the extent of its inscribed ellipse's image, as that of a
+    lesion without diameters. Boxes are cut at the image's border, and those whose center lies
+    outside are dropped; with ``min_share``, those of which the image shows nothing.
+
+    Args:
+        instances: with ``pred_boxes`` in pixels of the slice, ``scores`` and ``pred_classes``.
+        matrix: (2, 3), maps points (x, y) of the slice to the image; whole numbers are pixel
+            centers.
+        image_size: height and width.
+        min_share: of a patch, see
+            :func:`~lesion_d2.data.transforms.lesion_transforms.transform_lesions`.
+
+    Returns:
+        The three fields, in pixels of the image; with ``min_share`` also ``is_cut`` (n,) bool,
+        whether the image shows less than that share of the box.
+    """
+    height, width = image_size
+    boxes, matrix = instances.pred_boxes.tensor.float(), matrix.to(instances.pred_boxes.device)
+    # Products by element: mixed precision would round those of matrices by whole pixels.
+    centers = _times((boxes[:, :2] + boxes[:, 2:]) / 2, matrix[:, :2]) + matrix[:, 2]
+    halves = _times(((boxes[:, 2:] - boxes[:, :2]) / 2).square(), matrix[:, :2].square()).sqrt()
+    end = centers.new_tensor([width, height]) - 0.5  # the outer edges of the last pixels
+    inside = ((centers > -0.5) & (centers < end)).all(dim=1)
+    viewed = Instances(image_size, scores=instances.scores, pred_classes=instances.pred_classes)
+    corners = [(centers + side).clamp(min=-0.5).minimum(end) for side in (-halves, halves)]
+    viewed.pred_boxes = Boxes(torch.cat(corners, dim=1))
+    if min_share is None:
+        return viewed[inside]
+    at_most = (2 * halves).minimum(centers.new_tensor([width, height]))
+    viewed.is_cut = viewed.pred_boxes.area() < min_share * at_most.prod(dim=1)
+    return viewed[viewed.pred_boxes.nonempty()]
+
+
+def _times(vectors: Tensor, matrix: Tensor) -> Tensor:
+    """(n, 2), each vector times a (2, 2) matrix."""
+    return (vectors[:, None] * matrix).sum(dim=2)
+
+
+def ellipse_masks(
+    boxes: Tensor, matrix: Tensor, image_size: tuple[int, int], *, margin: float = 5.0
+) -> BitMasks:
+    """Masks of mined lesions, in the manner of pseudo-masks: ellipses inscribed in their boxes.
+
+    The paper's detector learns no masks; that of a lesion which nobody measured is ours.
+
+    Args:
+        boxes: (n, 4) XYXY in pixels of the image.
+        matrix: of the image, see :func:`view_detections`.
+        image_size: height and width.
+        margin: pixels of the slice by which boxes surround lesions; half a pixel of the lesion is
+            always left.
+    """
+    height, width = image_size
+    margins = margin * matrix[:, :2].to(boxes, non_blocking=True).square().sum(dim=1).sqrt()
+    centers, halves = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    halves = (halves - margins).clamp(min=0.5)
+    x = torch.arange(width, device=boxes.device) - centers[:, :1]
+    y = torch.arange(height, device=boxes.device) - centers[:, 1:]
+    distance = (y / halves[:, 1:]).square()[:, :, None] + (x / halves[:, :1]).square()[:, None]
+    return BitMasks(distance <= 1)
+
+
+def box_masks(boxes: Tensor, image_size: tuple[int, int]) -> BitMasks:
+    """Masks of regions to ignore that have none: the pixels whose centers lie in their boxes.
+
+    Args:
+        boxes: (n, 4) XYXY in pixels of the image.
+        image_size: height and width.
+    """
+    height, width = image_size
+    x1, y1, x2, y2 = boxes[:, :, None].unbind(dim=1)
+    x = torch.arange(width, device=boxes.device)
+    y = torch.arange(height, device=boxes.device)
+    rows, columns = (y >= y1) & (y <= y2), (x >= x1) & (x <= x2)
+    return BitMasks(rows[:, :, None] & columns[:, None])
+
+
+class MiningCounts(Counter[str]):
+    """What a teacher mined, in sums.
+
+    ``images`` looked at; lesions ``mined`` on them, and the sum of their ``score``. On images with
+    hidden lesions known: mined lesions (``judged``) and those of them that are hidden ones
+    (``hits``), ``hidden`` lesions and those of them that were ``found``.
+    """
+
+    def add(self, mined: Instances, hidden_boxes: Boxes | None) -> None:
+        """Count an image.
+
+        Args:
+            mined: with ``pred_boxes`` and ``scores``.
+            hidden_boxes: lesions that are known but were hidden from training, in the same pixels;
+                None where nobody knows.
+        """
+        self.update(images=1, mined=len(mined), score=mined.scores.double().sum().item())
+        if hidden_boxes is not None:
+            device = mined.pred_boxes.device
+            is_same = pairwise_iou(mined.pred_boxes, hidden_boxes.to(device)) >= HIT_IOU
+            hits, found = (int(is_same.any(dim=d).sum()) for d in (1, 0))
+            self.update(judged=len(mined), hits=hits, hidden=len(hidden_boxes), found=found)
+
+
+def summarize_mining(counts: Mapping[str, float]) -> dict[str, float]:
+    """Numbers to log of :class:`MiningCounts`; without those that are not defined.
+
+    Returns:
+        ``mined_per_image``, their ``mean_score``, and ``precision`` and ``recall`` of the hidden
+        lesions.
+    """
+    shares = {
+        "mined_per_image": ("mined", "images"),
+        "mean_score": ("score", "mined"),
+        "precision": ("hits", "judged"),
+        "recall": ("found", "hidden"),
+    }
+    return {
+        name: counts[part] / counts[whole]
+        for name, (part, whole) in shares.items()
+        if counts.get(whole, 0) > 0
+    }

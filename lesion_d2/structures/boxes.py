@@ -1,0 +1,73 @@
+"""What all rooms hold of boxes: their mode, their place in files, and what is no box."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.structures import BoxMode
+
+_MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+
+
+def xyxy_box(annotation: Mapping) -> list[float]:
+    """The box of an annotation in Detectron2's format, whatever its mode.
+
+    Args:
+        annotation: with ``bbox`` and ``bbox_mode``.
+
+    Returns:
+        x1, y1, x2, y2 in pixels.
+
+    Raises:
+        ValueError: there is no ``bbox_mode``, or it is neither XYXY_ABS nor XYWH_ABS; or ``bbox``
+            is not four numbers.
+    """
+    mode, box = annotation.get("bbox_mode"), annotation["bbox"]
+    if mode not in _MODES:
+        found = mode.name if isinstance(mode, BoxMode) else repr(mode)
+        raise ValueError(f"found bbox_mode {found}, expected BoxMode.XYXY_ABS or XYWH_ABS")
+    if len(box) != 4:
+        raise ValueError(f"found bbox {box!r}, expected four numbers")
+    x1, y1, x2, y2 = map(float, box)
+    return [x1, y1, x2, y2] if mode == BoxMode.XYXY_ABS else [x1, y1, x1 + x2, y1 + y2]
+
+
+def first_pixel(dataset: str) -> float:
+    """What a registered data set's files have at the center of the first pixel, where dicts have 0.
+
+    Known once the data set was read: 1 in DeepLesion's coordinates (see
+    :data:`lesion_d2.data.deeplesion.csv_rows.FIRST_PIXEL`), and 0 where its loader says nothing.
+    """
+    return MetadataCatalog.get(dataset).get("first_pixel", 0.0)
+
+
+def moved_xywh(box: Sequence[float], offset: float) -> list[float]:
+    """A box x, y, width, height whose corner moved by an offset in x and y.
+
+    Args:
+        box: in pixels.
+        offset: :func:`first_pixel` of the data set, to write a box in its file's coordinates; its
+            negative, to read one.
+    """
+    x, y, width, height = box
+    return [x + offset, y + offset, width, height]
+
+
+#: How messages tell what a box is.
+EXPECTED_BOX = "finite numbers with no end before its start"
+
+
+def bad_boxes(boxes: np.ndarray) -> np.ndarray:
+    """Rows that are no boxes: a number is not finite, or an end lies before its start.
+
+    A box without area is one.
+
+    Args:
+        boxes: (N, 4) X1Y1X2Y2 or (N, 6) X1Y1Z1X2Y2Z2.
+
+    Returns:
+        (m,) their indices, rising.
+    """
+    dims = boxes.shape[1] // 2
+    is_box = np.isfinite(boxes).all(axis=1) & (boxes[:, dims:] >= boxes[:, :dims]).all(axis=1)
+    return np.flatnonzero(~is_box)

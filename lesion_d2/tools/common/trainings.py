@@ -1,0 +1,248 @@
+"""Trainings as processes of train_net.py, several at a time."""
+
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from lesion_d2.config import LesionConfig
+from lesion_d2.utils.errors import interruptible, told
+from lesion_d2.utils.parallel import count_cores
+
+from tqdm import tqdm
+
+#: What train_net.py prints; its log.txt lies beside.
+CONSOLE = "console.txt"
+_POLL_SECONDS = 0.05
+#: Between asking processes to end and ending them.
+KILL_SECONDS = 20.0
+
+
+class FailedRun(Exception):
+    """A run that did not end with a result; the message is one line."""
+
+
+class TrainingRun(Protocol):
+    """A run of train_net.py, in a folder of its own.
+
+    Attributes:
+        name: for messages.
+        folder: its OUTPUT_DIR.
+    """
+
+    name: str
+    folder: Path
+
+    def result(self) -> object | None:
+        """What came out of it; None where it is not done.
+
+        Raises:
+            ValueError: the folder is that of a run with other options.
+        """
+
+    def begin(self) -> None:
+        """Note its options in its folder, for whoever resumes it."""
+
+    def commands(self) -> list[list[str]]:
+        """Arguments of train_net.py, of processes that follow each other."""
+
+    def end(self, seconds: float, resumed: bool) -> None:
+        """Write what came out of it.
+
+        Args:
+            seconds: that the processes took.
+            resumed: whether an earlier call had begun it.
+
+        Raises:
+            FailedRun, OSError, ValueError: nothing did.
+        """
+
+
+@contextmanager
+def collected(failures: list[str]) -> Iterator[None]:
+    """Let a tool that trains end with lines in place of tracebacks, see :func:`interruptible`.
+
+    Args:
+        failures: gets a line where files or values are wrong, or where this is interrupted.
+    """
+    try:
+        with interruptible():
+            yield
+    except (ValueError, OSError) as error:
+        failures.append(f"error: {told(error)}")
+    except KeyboardInterrupt:
+        failures.append("interrupted: the same command goes on from here")
+
+
+def run_all(
+    runs: Sequence[TrainingRun],
+    program: Path,
+    *,
+    jobs: int = 1,
+    done: int = 0,
+    description: str = "runs",
+    grace: float = KILL_SECONDS,
+) -> list[str]:
+    """Run trainings, ``jobs`` at a time, each in its folder; one that fails does not stop others.
+
+    Where this is interrupted, no process is left; see :func:`interruptible`.
+
+    Args:
+        runs: an interrupted one goes on where it was; one that is done, maybe by another call that
+            has run meanwhile, is skipped.
+        program: ``train_net.py``.
+        jobs: processes at a time, which share the cores.
+        done: runs that were done before, for the bar.
+        description: what the bar says.
+        grace: seconds between asking processes to end and ending them, at an interruption.
+
+    Returns:
+        A line for each run that failed.
+    """
+    waiting, active, failures = list(runs)[::-1], [], []
+    with tqdm(total=done + len(runs), initial=done, desc=description, unit="run") as bar:
+        try:
+            while waiting or active:
+                while waiting and len(active) < jobs:
+                    training = Training(waiting.pop())
+                    with _collected(training.run, failures):
+                        if training.start(program, jobs):
+                            active.append(training)
+                    if training not in active:
+                        bar.update()
+                time.sleep(_POLL_SECONDS)
+                for training in [t for t in active if t.process.poll() is not None]:
+                    goes_on = False
+                    with _collected(training.run, failures):
+                        goes_on = training.go_on()
+                    if not goes_on:
+                        active.remove(training)
+                        bar.update()
+        finally:
+            _stop(active, grace)
+    return failures
+
+
+@contextmanager
+def _collected(run: TrainingRun, failures: list[str]) -> Iterator[None]:
+    """Add a failure in the block to the list."""
+    try:
+        yield
+    except (FailedRun, OSError, ValueError) as error:
+        failures.append(f"failed: {run.name}: {error}")
+
+
+def _stop(trainings: Sequence["Training"], grace: float) -> None:
+    """End the processes; their checkpoints stay, and a later call resumes from them."""
+    for training in trainings:
+        training.process.terminate()
+    deadline = time.monotonic() + grace
+    for training in trainings:
+        try:
+            training.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            training.process.kill()
+            training.process.wait()
+        training.console.close()
+
+
+class Training:
+    """One run, from the lock on its folder to its result."""
+
+    def __init__(self, run: TrainingRun):
+        self.run = run
+
+    def start(self, program: Path, jobs: int) -> bool:
+        """Start the run's process; False where the run is done.
+
+        Raises:
+            FailedRun: another process, maybe left by an earlier call, is at this run.
+            ValueError: its folder is that of a run with other options.
+        """
+        folder = self.run.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            self.console = stack.enter_context(open(folder / CONSOLE, "ab"))
+            try:
+                # The process inherits the lock, and holds it even where this one is killed.
+                fcntl.flock(self.console, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FailedRun(f"{folder} is in use by another process") from None
+            # Only now, with the lock, does nobody else change what is there.
+            if self.run.result() is not None:
+                return False
+            self.run.begin()
+            self.resumed = (folder / "last_checkpoint").is_file()
+            self.began = time.monotonic()
+            self.console.truncate(0)
+            self.commands = [
+                [sys.executable, str(program), *arguments] for arguments in self.run.commands()
+            ]
+            self.environment = _environment(jobs)
+            self._begin()
+            stack.pop_all()  # the console stays open: the lock is held until the result is there
+        return True
+
+    def _begin(self) -> None:
+        self.process = subprocess.Popen(
+            self.commands.pop(0),
+            stdin=subprocess.DEVNULL,
+            stdout=self.console,
+            stderr=subprocess.STDOUT,
+            env=self.environment,
+        )
+
+    def go_on(self) -> bool:
+        """After the end of the process start the next one, or write the result.
+
+        Returns:
+            Whether there is a process again.
+
+        Raises:
+            FailedRun: it failed, or left no result.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(self.console)
+            if self.process.returncode != 0:
+                console = self.run.folder / CONSOLE
+                raise FailedRun(
+                    f"exit code {self.process.returncode}: {_last_line(console)} (see {console})"
+                )
+            if self.commands:
+                self._begin()
+                stack.pop_all()
+                return True
+            self.run.end(round(time.monotonic() - self.began, 1), self.resumed)
+            return False
+
+
+def hash_settings(config: Path) -> str:
+    """SHA-256 of what a config's file says, with the files that it is based on.
+
+    Defaults are left out: a later version of the project with further keys gives the same.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+    """
+    content = LesionConfig.load_yaml_with_base(str(config))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _environment(jobs: int) -> dict[str, str]:
+    """What a training inherits, which goes before the defaults here."""
+    cores = count_cores()
+    # Without TorchScript: it would compile Detectron2's focal loss for ten seconds a process.
+    defaults = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), "PYTORCH_JIT": "0"}
+    return {**defaults, **os.environ}
+
+
+def _last_line(file: Path) -> str:
+    lines = file.read_text(errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")

@@ -1,0 +1,1 @@
+"""Files, errors, processes and figures: what every room uses."""

@@ -1,0 +1,237 @@
+"""How a program ends where its inputs cannot be used, or where it is interrupted."""
+
+import builtins
+import multiprocessing
+import os
+import re
+import reprlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+
+import numpy as np
+from torch.multiprocessing import ProcessExitedException
+
+from .files import one_line, printable_lines
+
+_MAX_LENGTH = 60
+_MAX_BITS = 256
+# Of inputs, files and machines: their messages are for users. All others are faults of a program.
+_EXPECTED = (FloatingPointError, ImportError, MemoryError, OSError, ValueError)
+_FEWER = "maybe for its memory; fewer {} need less"
+_GRACE_SECONDS = 20.0
+_AGAIN_SECONDS = 0.05  # until a signal that did not take effect is sent once more
+
+
+class InputError(ValueError):
+    """What a run was given cannot be used; the message is one line for its user."""
+
+
+class Interruption:
+    """The signal that asked a process to end; its number is 0 before."""
+
+    def __init__(self):
+        self.number, self.process = 0, os.getpid()
+
+
+def run_program(
+    work: Callable[[], int | None],
+    program: str = "",
+    *,
+    status: int = 1,
+    interrupted: str | Callable[[], str] = "interrupted",
+) -> int:
+    """Do a program's work; where it ends early, one line on stderr tells why, and no traceback.
+
+    Args:
+        work: returns the exit status, or None for 0.
+        program: what begins the line, if anything.
+        status: where inputs cannot be used (:func:`told`).
+        interrupted: what to say after SIGINT, SIGTERM or SIGHUP; processes that this one began
+            have ended then.
+
+    Returns:
+        The exit status; 128 and its number after a signal.
+    """
+    prefix = f"{program}: " if program else ""
+    with interruptible() as interruption:
+        try:
+            return work() or 0
+        except (KeyboardInterrupt, Exception) as error:
+            # Compiled code may turn the interruption into an error of its own.
+            if isinstance(error, KeyboardInterrupt) or interruption.number:
+                text = interrupted if isinstance(interrupted, str) else interrupted()
+                print(text, file=sys.stderr)
+                _end_children()
+                return 128 + (interruption.number or signal.SIGINT)
+            text = told(error)
+            if text is None:
+                raise
+            print(f"{prefix}error: {text}", file=sys.stderr)
+            return status
+
+
+@contextmanager
+def interruptible() -> Iterator[Interruption]:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, so that children are ended.
+
+    It is raised once: a second signal does not interrupt the ending. Signals that are ignored
+    already, as SIGHUP by nohup, stay so. Nothing is changed within itself, and in another thread
+    than the first.
+    """
+    current = getattr(signal.getsignal(signal.SIGTERM), "interruption", None)
+    if current is not None and current.process == os.getpid():
+        yield current
+        return
+    interruption = Interruption()
+
+    def interrupt(number: int, _: object) -> None:
+        """Handle a signal; a forked process, which has this handler too, ends without a word."""
+        if os.getpid() != interruption.process:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        elif not interruption.number:
+            interruption.number = number
+            raise KeyboardInterrupt
+
+    interrupt.interruption = interruption
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    if threading.current_thread() is not threading.main_thread():
+        numbers = ()
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+    try:
+        for number in before:
+            signal.signal(number, interrupt)
+        with _raised_again(interruption):
+            yield interruption
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _raised_again(interruption: Interruption) -> Iterator[None]:
+    """Raise KeyboardInterrupt once more where Python can only print it and go on.
+
+    It does so where the signal comes in a ``__del__``, or in what is called at a fork, as where a
+    loader begins its workers. Other errors of that kind are not printed from then on: objects that
+    were half made cannot be deleted well.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        number = interruption.number
+        if not number or interruption.process != os.getpid():
+            before(unraisable)
+            return
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            return
+        interruption.number = 0
+        thread = threading.main_thread().ident
+        timer = threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, [thread, number])
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _end_children() -> None:
+    """End processes of ``multiprocessing`` that would be waited for.
+
+    A process forgets a signal that comes while it is being forked: it is sent again.
+    """
+    children = multiprocessing.active_children()
+    for child in children:
+        child.terminate()
+    deadline, pause = time.monotonic() + _GRACE_SECONDS, _AGAIN_SECONDS
+    while (alive := [child for child in children if child.is_alive()]) and (
+        left := deadline - time.monotonic()
+    ) > 0:
+        alive[0].join(min(pause, left))
+        pause *= 2
+        for child in alive:
+            child.terminate()
+    for child in children:
+        if child.is_alive():
+            child.kill()
+
+
+def told(error: BaseException) -> str | None:
+    """What to tell a user of an error in place of its traceback.
+
+    Of what came from another process, such as a loader's worker, the error itself is told. Letters
+    that are nothing to show, such as those that lead a terminal, are ``?``.
+
+    Returns:
+        None where it is a fault of the program.
+    """
+    text = str(error)
+    if isinstance(error, BrokenProcessPool | ProcessExitedException):
+        return f"a process was killed, {_FEWER.format('--workers')}"
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
+        return f"{one_line(text)}: {_FEWER.format('DATALOADER.NUM_WORKERS')}"
+    if "Traceback (most recent call last):\n" in text:
+        kind, _, text = _last_error(text).partition(": ")
+        is_expected = kind.startswith("lesion_d2.") and kind.endswith("Error")
+        known = getattr(builtins, kind, None)
+        is_expected |= isinstance(known, type) and issubclass(known, _EXPECTED)
+        return printable_lines(text.strip()) or kind if is_expected else None
+    if not isinstance(error, _EXPECTED):
+        return None
+    if not isinstance(error, ValueError):  # those of data sets have a line for each problem
+        text = one_line(text)
+    return printable_lines(text.strip()) or type(error).__name__
+
+
+def _last_error(text: str) -> str:
+    """The error that a traceback's text ends with: its class and message."""
+    lines = text.splitlines()
+    frames = [n for n, line in enumerate(lines) if re.match(r' +File "', line)]
+    after = lines[frames[-1] + 1 :] if frames else lines[-1:]
+    while after and after[0].startswith("    "):  # the line of code, and what marks its place
+        del after[0]
+    return "\n".join(after)
+
+
+def short_repr(value: object) -> str:
+    """``repr`` on one line of at most 60 characters.
+
+    What a file holds may be nested without an end, or small and of endless text (a list that holds
+    one list many times, and so on): only its outermost parts are looked at.
+    """
+    text = one_line(_SHORT.repr(value))
+    return text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 3]}..."
+
+
+class _Short(reprlib.Repr):
+    """Cut before it is written; of containers that pickles hold, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.maxlevel = 3
+        self.maxdict = self.maxset = self.maxfrozenset = 6
+        self.maxstring = self.maxother = _MAX_LENGTH + 2
+        self.repr_OrderedDict = self.repr_defaultdict = self.repr_dict
+
+    def repr_int(self, value: int, level: int) -> str:
+        """Python refuses to write very long numbers."""
+        bits = value.bit_length()
+        return repr(value) if bits <= _MAX_BITS else f"<integer of {bits} bits>"
+
+    def repr_instance(self, value: object, level: int) -> str:
+        """NumPy writes the objects in an array whole."""
+        if isinstance(value, (np.ndarray, np.generic)) and value.dtype.hasobject:
+            return f"<{type(value).__name__} of objects, shape {value.shape}>"
+        return super().repr_instance(value, level)
+
+
+_SHORT = _Short()
