@@ -64,10 +64,10 @@ def test_an_unknown_name_is_one_line_with_what_it_may_mean(started, capsys):
 
 
 def test_configs_are_found_by_words(capsys):
-    assert lesion_d2_cli.main(["configs", "zlocha", "dense"]) == 0
+    assert lesion_d2_cli.main(["configs", "improved", "dense"]) == 0
     folder, *files = capsys.readouterr().out.split()
     assert folder == f"{ROOT / 'configs'}:"
-    assert files == ["zlocha/dense.yaml", "zlocha/dense_phantom.yaml"]
+    assert files == ["improved_retinanet/dense.yaml", "improved_retinanet/dense_phantom.yaml"]
     assert lesion_d2_cli.main(["configs", "none of them"]) == 1
 
 
@@ -98,4 +98,4 @@ def test_what_is_built_finds_its_configs_from_another_folder(tmp_path):
     assert {Path(file) for file in files} == expected
     assert (project / "train_net.py").read_bytes() == (ROOT / "train_net.py").read_bytes()
     assert (project / "datasets" / "prepare_phantom.py").is_file()
-    assert (project / "configs" / "zlocha" / "README.md").is_file()
+    assert (project / "configs" / "improved_retinanet" / "README.md").is_file()

@@ -1,7 +1,8 @@
 """Print a table of several experiments, each of several runs: mean and spread over their seeds.
 
 python -m lesion_d2.tools.compare_runs --dataset phantom_test \\
-    "RetinaNet=output/zlocha/retinanet_[1-3]" "+ anchors=output/zlocha/anchors_[1-3]"
+    "RetinaNet=output/improved_retinanet/retinanet_[1-3]" \\
+    "+ anchors=output/improved_retinanet/anchors_[1-3]"
 
 An experiment is a name and a pattern of OUTPUT_DIRs; the figures are those of each run's last
 evaluation on the data set (``froc.json``), of all lesions or of one stratum. ``--ends`` adds where

@@ -1,7 +1,8 @@
 """What the strength of calibration (MODEL.RETINA_UNET.CALIBRATION) does to the FROC curve.
 
-python -m lesion_d2.tools.find_calibration --config-file configs/zlocha/dense_phantom.yaml \\
-    --dataset phantom_val --weights output/zlocha/dense_[1-3]/model_final.pth
+python -m lesion_d2.tools.find_calibration --dataset phantom_val \\
+    --config-file configs/improved_retinanet/dense_phantom.yaml \\
+    --weights output/improved_retinanet/dense_[1-3]/model_final.pth
 
 Prints the sensitivity at some rates of false positives for each strength: with several checkpoints
 of one config, mean and standard deviation over them. Use a validation set.

@@ -1,7 +1,7 @@
 """Find the anchors that fit the boxes of a data set (Zlocha et al., section 2.1).
 
 python -m lesion_d2.tools.optimize_anchors --dataset deeplesion_val --output anchors.yaml \\
-    --config-file configs/zlocha/retinanet.yaml
+    --config-file configs/improved_retinanet/retinanet.yaml
 python -m lesion_d2.tools.optimize_anchors --boxes boxes.csv --objective mean
 
 With --config-file also tells, for the anchors where the detector has them (one set on every

@@ -79,7 +79,7 @@ def test_names_of_experiments_and_outputs_agree():
 
 
 def _zlocha(name):
-    return values_of(CONFIGS / "zlocha" / f"{name}.yaml")
+    return values_of(CONFIGS / "improved_retinanet" / f"{name}.yaml")
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda f: f.relative_to(CONFIGS).as_posix())
@@ -88,7 +88,7 @@ def test_weights_get_images_at_the_scale_they_were_learned_at(file):
     # The spread is part of the first convolution of MSRA's weights; the wide window of 3DCE and of
     # Bai et al. has its own.
     spread = 1.0 if "/MSRA/" in values["MODEL.WEIGHTS"] else 127.5
-    has_wide_window = file.parent.name == "tao" or "densenet" in values["MODEL.WEIGHTS"]
+    has_wide_window = file.parent.name == "3dce_attention" or "densenet" in values["MODEL.WEIGHTS"]
     spread = 29.0 if has_wide_window else spread
     assert values["MODEL.PIXEL_STD"] == [spread] * values["INPUT.CT.NUM_SLICES"]
 
@@ -194,11 +194,11 @@ _TAO = [
 def test_taos_models_differ_in_their_slices_and_attention_alone(
     name, num_slices, contextual, spatial, suffix
 ):
-    file = CONFIGS / "tao" / f"{name}{suffix}.yaml"
+    file = CONFIGS / "3dce_attention" / f"{name}{suffix}.yaml"
     if suffix and num_slices == 21:
         assert not file.exists()
         return
-    values, rfcn = values_of(file), values_of(CONFIGS / "tao" / f"rfcn{suffix}.yaml")
+    values, rfcn = values_of(file), values_of(CONFIGS / "3dce_attention" / f"rfcn{suffix}.yaml")
     expected = rfcn | {
         "INPUT.CT.NUM_SLICES": num_slices,
         "MODEL.PIXEL_MEAN": [35.0] * num_slices,
@@ -212,7 +212,8 @@ def test_taos_models_differ_in_their_slices_and_attention_alone(
 
 def test_taos_phantom_models_begin_with_the_pretrained_one():
     pretrained, rfcn = (
-        values_of(CONFIGS / "tao" / f"{name}_phantom.yaml") for name in ("pretrain", "rfcn")
+        values_of(CONFIGS / "3dce_attention" / f"{name}_phantom.yaml")
+        for name in ("pretrain", "rfcn")
     )
     changed = {key for key in rfcn if rfcn[key] != pretrained[key]}
     assert changed - {"OUTPUT_DIR", "MODEL.WEIGHTS"} == {
@@ -224,7 +225,7 @@ def test_taos_phantom_models_begin_with_the_pretrained_one():
 
 def test_taos_models_have_the_papers_values():
     """Tao et al., section 3, and the numbers of 3DCE and of its released code."""
-    values = values_of(CONFIGS / "tao" / "rfcn.yaml")
+    values = values_of(CONFIGS / "3dce_attention" / "rfcn.yaml")
     expected = {
         "MODEL.WEIGHTS": "torchvision://vgg16",
         "MODEL.VGG.DEPTH": 16,
@@ -283,8 +284,10 @@ def test_taos_models_have_the_papers_values():
 
 def test_taos_readme_names_layers_whose_learning_rates_can_differ():
     cfg = get_lesion_config()
-    cfg.merge_from_file(str(CONFIGS / "tao" / "rfcn_phantom.yaml"))
-    [line] = re.findall("SOLVER.LR_FACTORS '(.*)'", (CONFIGS / "tao" / "README.md").read_text())
+    cfg.merge_from_file(str(CONFIGS / "3dce_attention" / "rfcn_phantom.yaml"))
+    [line] = re.findall(
+        "SOLVER.LR_FACTORS '(.*)'", (CONFIGS / "3dce_attention" / "README.md").read_text()
+    )
     cfg.merge_from_list(["SOLVER.LR_FACTORS", line, "MODEL.DEVICE", "cpu"])
     model = build_model(cfg)
     optimizer = Trainer.build_optimizer(cfg, model)
@@ -298,7 +301,7 @@ def test_taos_readme_names_layers_whose_learning_rates_can_differ():
 def test_found_anchors_replace_the_papers(tmp_path):
     file = tmp_path / "own.yaml"
     bases = [
-        str(CONFIGS / "zlocha" / name)
+        str(CONFIGS / "improved_retinanet" / name)
         for name in ("attention.yaml", "parts/anchors_deeplesion.yaml")
     ]
     file.write_text(f"_BASE_: {bases}")

@@ -38,7 +38,7 @@ def test_models_at_full_width_train_in_mixed_precision():
     assert len(full) > 30 and all(amp for amp, _ in full.values())
     # Images of one size; those of Tao et al. and of Bai et al. have many.
     assert {name for name, (_, benchmark) in full.items() if not benchmark} == {
-        name for name in full if name.startswith(("tao/", "bai/"))
+        name for name in full if name.startswith(("3dce_attention/", "mean_teacher/"))
     }
 
 
@@ -46,7 +46,7 @@ def test_models_that_a_cpu_trains_keep_the_precision_of_their_tables():
     small = {name: _settings(name) for name in FILES if _is_small(name)}
     assert len(small) > 30 and not any(benchmark for _, benchmark in small.values())
     assert {name for name, (amp, _) in small.items() if amp} == {
-        name for name in small if name.startswith(("tao/", "bai/"))
+        name for name in small if name.startswith(("3dce_attention/", "mean_teacher/"))
     }
 
 

@@ -139,7 +139,9 @@ def test_nothing_is_loaded_unsafely_on_demand(tmp_path, cfg):
         LesionConfig.load_yaml_with_base(file, allow_unsafe=True)
 
 
-@pytest.mark.parametrize("name", ["quickstart/retina_unet_phantom", "tao/3dce_15_cs_phantom"])
+@pytest.mark.parametrize(
+    "name", ["quickstart/retina_unet_phantom", "3dce_attention/3dce_15_cs_phantom"]
+)
 def test_a_config_is_written_as_detectron2_writes_it(cfg, name):
     cfg.merge_from_file(str(Path(lesion_d2.__file__).parents[1] / "configs" / f"{name}.yaml"))
     cfg.MODEL.WEIGHTS = "a b: #" + 99 * " long"  # what is quoted and folded

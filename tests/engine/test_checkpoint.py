@@ -169,7 +169,7 @@ def test_training_may_start_from_a_detector_of_other_classes(found, expected):
 
 
 def _attentive(*, num_images: int = 1, contextual: bool = False) -> nn.Module:
-    """A detector as those of configs/tao, as far as its names and shapes go."""
+    """A detector as those of configs/3dce_attention, as far as its names and shapes go."""
     detector = nn.Module()
     detector.backbone = SliceImages(
         VGG(16, width=2, batch_norm=True),

@@ -108,9 +108,13 @@ _MODELS = {
     ),
     "uldor": _uldor,
     "3dce": lambda: _from_file(
-        "tao/3dce_9_cs_phantom.yaml", INPUT__CT__PIXEL_SPACING=1.0, INPUT__CT__CUT_BORDERS=True
+        "3dce_attention/3dce_9_cs_phantom.yaml",
+        INPUT__CT__PIXEL_SPACING=1.0,
+        INPUT__CT__CUT_BORDERS=True,
     ),
-    "fused_densenet": lambda: _from_file("bai/add_phantom.yaml", INPUT__CT__SLICE_INTERVAL=2.5),
+    "fused_densenet": lambda: _from_file(
+        "mean_teacher/add_phantom.yaml", INPUT__CT__SLICE_INTERVAL=2.5
+    ),
 }
 
 
@@ -154,7 +158,7 @@ def test_detections_are_those_of_a_data_set(scan, name):
 def test_images_are_convolved_once(scan):
     """At one slice an interval, a stack of three images has one that the next key slice has not."""
     predictor = LesionPredictor(
-        _from_file("tao/3dce_9_phantom.yaml", INPUT__CT__SLICE_INTERVAL=4.0)
+        _from_file("3dce_attention/3dce_9_phantom.yaml", INPUT__CT__SLICE_INTERVAL=4.0)
     )
     thin = replace(scan, volume=np.concatenate([scan.volume + np.int16(9 * i) for i in range(3)]))
     [stack] = [m for m in predictor.model.modules() if isinstance(m, ImageStack)]

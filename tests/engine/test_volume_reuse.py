@@ -19,7 +19,7 @@ from torch import nn
 
 import train_net
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "tao"
+CONFIGS = Path(__file__).parents[2] / "configs" / "3dce_attention"
 SPACINGS = (1.0, 2.0, 5.0)
 NUM_IMAGES = 5  # M
 OPTIONS = {

@@ -83,7 +83,10 @@ def test_a_line_a_strength_with_mean_and_spread_over_checkpoints(
 
 def test_bad_input_is_one_line(tiny_phantom, options, weights, capsys):
     config = ["--config-file", str(CONFIG), "--opts", *options]
-    retinanet = ["--config-file", str(PROJECT / "configs" / "zlocha" / "retinanet_phantom.yaml")]
+    retinanet = [
+        "--config-file",
+        str(PROJECT / "configs" / "improved_retinanet" / "retinanet_phantom.yaml"),
+    ]
     for arguments, message in (
         (
             [*config, "--weights", "gone.pth", "--dataset", "phantom_train"],

@@ -25,7 +25,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from speed_up import draw_small
 
-CONFIG = Path(__file__).parents[2] / "configs" / "zlocha" / "attention_phantom.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "improved_retinanet" / "attention_phantom.yaml"
 THIN = {
     "MODEL.VGG.WIDTH": 4,
     "MODEL.FPN.OUT_CHANNELS": 8,

@@ -29,7 +29,7 @@ from detectron2.structures import Boxes, Instances
 from speed_up import draw_small
 from torch import nn
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "tao"
+CONFIGS = Path(__file__).parents[2] / "configs" / "3dce_attention"
 THIN = {
     "MODEL.VGG.WIDTH": 4,
     "MODEL.ROI_BOX_HEAD.FC_DIM": 16,

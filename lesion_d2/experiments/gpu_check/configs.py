@@ -13,10 +13,10 @@ from ..benchmark.configs import CONFIGS, load_config, name_of
 #: One of every kind of model, at a size that a CPU trains: each trains a step.
 SMALL = (
     "quickstart/retina_unet_phantom",
-    "zlocha/attention_phantom",
+    "improved_retinanet/attention_phantom",
     "uldor/uldor_phantom",
-    "tao/3dce_9_cs_phantom",
-    "bai/add_phantom",
+    "3dce_attention/3dce_9_cs_phantom",
+    "mean_teacher/add_phantom",
     "retina_unet/small/2dc/mask_rcnn",
     "retina_unet/small/2d/u_faster_rcnn_plus",
     "retina_unet/small/2d/det_unet",
@@ -27,10 +27,10 @@ SMALL = (
 # Of the models at full width, those that differ most from each other come first.
 _FIRST = (
     "retina_unet/retina_unet_R_50_deeplesion",
-    "zlocha/attention",
+    "improved_retinanet/attention",
     "uldor/uldor",
-    "tao/3dce_9_cs",
-    "bai/add",
+    "3dce_attention/3dce_9_cs",
+    "mean_teacher/add",
     "retina_unet/retina_unet_3d",
     "retina_unet/retina_unet",
     "retina_unet/mask_rcnn",
@@ -38,12 +38,12 @@ _FIRST = (
     "retina_unet/u_faster_rcnn_plus",
     "retina_unet/mask_rcnn_3d",
     "retina_unet/retinanet_3d",
-    "zlocha/retinanet",
-    "tao/rfcn",
-    "tao/3dce_21_cs",
-    "bai/faster_rcnn",
+    "improved_retinanet/retinanet",
+    "3dce_attention/rfcn",
+    "3dce_attention/3dce_21_cs",
+    "mean_teacher/faster_rcnn",
 )
-_PAPERS = ("retina_unet", "zlocha", "uldor", "tao", "bai")
+_PAPERS = ("retina_unet", "improved_retinanet", "uldor", "3dce_attention", "mean_teacher")
 # What makes a model wide or a step long (keys of MODEL), and the most of it with --tiny.
 NARROW: Mapping[str, int] = {
     "FPN.OUT_CHANNELS": 32,

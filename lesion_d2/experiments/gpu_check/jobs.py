@@ -58,7 +58,7 @@ def _plan() -> Iterator[Job]:
     yield from (Job("loader", name) for name in first[:_LOADED])
     yield from (Job("volume", name) for name in volumes[:1])
     yield from (Job("model", name, FLOAT32.name) for name in first)
-    yield Job("teacher", "bai/add")
+    yield Job("teacher", "mean_teacher/add")
     yield Job("optimizer", "uldor/uldor")
     yield Job("optimizer", "retina_unet/retina_unet_R_50_deeplesion")
     yield Job("model", first[0], COMPILED.name)

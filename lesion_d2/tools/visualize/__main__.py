@@ -8,13 +8,15 @@ python -m lesion_d2.tools.visualize volumes \\
 python -m lesion_d2.tools.visualize negatives --dataset phantom_train \\
     --results OUTPUT_DIR/inference/phantom_train/hard_negatives.json
 python -m lesion_d2.tools.visualize mined \\
-    --config-file configs/bai/add_phantom.yaml --weights OUTPUT_DIR/model_final.pth
+    --config-file configs/mean_teacher/add_phantom.yaml --weights OUTPUT_DIR/model_final.pth
 python -m lesion_d2.tools.visualize attention --dataset phantom_test \\
-    --config-file configs/zlocha/attention_phantom.yaml --weights OUTPUT_DIR/model_best.pth
+    --config-file configs/improved_retinanet/attention_phantom.yaml \\
+    --weights OUTPUT_DIR/model_best.pth
 python -m lesion_d2.tools.visualize attention --dataset phantom_columns_test \\
-    --config-file configs/tao/3dce_9_cs_phantom.yaml --weights OUTPUT_DIR/model_final.pth
+    --config-file configs/3dce_attention/3dce_9_cs_phantom.yaml --weights OUTPUT_DIR/model_final.pth
 python -m lesion_d2.tools.visualize froc --dataset phantom_test --output froc.png \\
-    "RetinaNet=output/zlocha/retinanet_[1-3]" "+ anchors=output/zlocha/anchors_[1-3]"
+    "RetinaNet=output/improved_retinanet/retinanet_[1-3]" \\
+    "+ anchors=output/improved_retinanet/anchors_[1-3]"
 python -m lesion_d2.tools.visualize training OUTPUT_DIR
 
 The jobs that draw images write a PNG per image and a contact sheet; with --style paper the pages

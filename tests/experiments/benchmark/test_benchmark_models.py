@@ -236,7 +236,7 @@ def test_the_row_of_bai_has_the_limit_of_its_issue(monkeypatch, device):
     [row] = bai.measure_bai(device, repeats=1)
     assert row.limit == 1.5 and not row.at_least and row.measured > 0
     name = "add" if device == "cuda" else "add_phantom"
-    assert files == [configs.CONFIGS / "bai" / f"{name}.yaml"]
+    assert files == [configs.CONFIGS / "mean_teacher" / f"{name}.yaml"]
     number = bai.NUM_MINED * 2
     assert f"2 images of 3 x 64 x 64, {number} lesions mined, {name}" in row.note
     shares = re.findall(r"(\d+\.\d\d) x", row.note)

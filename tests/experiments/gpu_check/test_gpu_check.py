@@ -60,13 +60,13 @@ def run(monkeypatch, tmp_path, capsys):
 
 
 def test_one_file_and_one_table(run):
-    status, found, printed = run("--rows", "uldor/uldor", "bai/add")
+    status, found, printed = run("--rows", "uldor/uldor", "mean_teacher/add")
     assert status == 0 and found["tests"]["passed"] == 3
     assert [step["loss"] for step in found["steps"]] == [1.5] * 11
     assert {(row["kind"], row["config"]) for row in found["rows"]} == {
-        *(("model", name) for name in ("uldor/uldor", "bai/add")),
-        *(("loader", name) for name in ("uldor/uldor", "bai/add")),
-        *(("optimizer", "uldor/uldor"), ("teacher", "bai/add")),
+        *(("model", name) for name in ("uldor/uldor", "mean_teacher/add")),
+        *(("loader", name) for name in ("uldor/uldor", "mean_teacher/add")),
+        *(("optimizer", "uldor/uldor"), ("teacher", "mean_teacher/add")),
     }
     # Compiling is thought to take longer than there is time.
     assert {job["setting"] for job in found["skipped"]} == {"compiled"} and found["failed"] == []
@@ -78,28 +78,30 @@ def test_one_file_and_one_table(run):
 
 
 def test_a_row_that_fails_is_told_and_the_others_go_on(run):
-    status, found, printed = run("--rows", "uldor/uldor", "bai/add", broken="bai/add")
+    status, found, printed = run(
+        "--rows", "uldor/uldor", "mean_teacher/add", broken="mean_teacher/add"
+    )
     assert status == 1 and len(found["rows"]) > 3 and len(found["steps"]) == 11
-    assert {job["config"] for job in found["failed"]} == {"bai/add"}
+    assert {job["config"] for job in found["failed"]} == {"mean_teacher/add"}
     assert "FAILED: RuntimeError: no such kernel" in printed.out
 
 
 def test_a_test_that_fails_is_an_error(run):
     failed = {**PASSED, "failed": 1, "ok": False, "output": ["E assert 1 == 2"]}
-    status, found, printed = run("--rows", "tao/rfcn", tests=failed)
+    status, found, printed = run("--rows", "3dce_attention/rfcn", tests=failed)
     assert status == 1 and found["failed"] == [] and "E assert 1 == 2" in printed.out
 
 
 def test_rows_alone(run):
-    status, found, _ = run("--rows", "tao/rfcn", "--no-tests", tests={})
+    status, found, _ = run("--rows", "3dce_attention/rfcn", "--no-tests", tests={})
     assert status == 0 and found["tests"] == {} and found["steps"] == [] and found["rows"]
 
 
 def test_what_cannot_be_checked_is_one_line(run, monkeypatch):
-    status, found, printed = run("--rows", "tao/none")
+    status, found, printed = run("--rows", "3dce_attention/none")
     assert status == 1 and found is None
     assert printed.err.startswith(
-        "gpu_check: error: --rows: found 'tao/none', expected one of bai/add, "
+        "gpu_check: error: --rows: found '3dce_attention/none', expected one of mean_teacher/add, "
     )
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert program.main(["--device", "cuda"]) == 1
@@ -108,8 +110,8 @@ def test_what_cannot_be_checked_is_one_line(run, monkeypatch):
 def test_rows_of_the_table():
     outcomes = [
         Outcome(Job("model", "uldor/uldor"), NUMBERS),
-        Outcome(Job("loader", "bai/add"), {"training_per_s": 10.0, "loader_per_s": 40.0}),
-        Outcome(Job("model", "bai/add", "compiled"), skipped="1 s left, expected 90"),
+        Outcome(Job("loader", "mean_teacher/add"), {"training_per_s": 10.0, "loader_per_s": 40.0}),
+        Outcome(Job("model", "mean_teacher/add", "compiled"), skipped="1 s left, expected 90"),
     ]
     assert outcomes[0].cells() == [
         *("uldor/uldor", "as it is", "61.51", "12", "5", "2048", "26%"),

@@ -56,7 +56,7 @@ def test_a_model_trains_and_infers(few_calls, name):
 
 
 def test_a_mean_teacher_mines_and_moves(few_calls, monkeypatch):
-    cfg = read_config("bai/add", "cpu", tiny=True)
+    cfg = read_config("mean_teacher/add", "cpu", tiny=True)
     moved = []
     update = measuring.MeanTeacher.update_teacher
     monkeypatch.setattr(

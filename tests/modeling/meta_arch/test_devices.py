@@ -61,7 +61,7 @@ def _train_twice(model, batch):
         ("toys/det_unet_small", (), 0, 1),  # whose components the host finds
         ("uldor/uldor_phantom", (), 0, 0),
         ("toys/u_faster_rcnn_plus_small", (), 4, 0),  # twice the anchors, each image's proposals
-        ("tao/3dce_9_cs_phantom", (), 1, 1),  # the number of features that are pooled
+        ("3dce_attention/3dce_9_cs_phantom", (), 1, 1),  # the number of features that are pooled
     ],
 )
 def test_no_call_mixes_devices_and_few_wait(file, options, in_training, in_inference):

@@ -19,7 +19,7 @@ from detectron2.utils.events import EventStorage
 from tiny_run import tiny_config
 
 QUICKSTART = "configs/quickstart/retina_unet_phantom.yaml"
-ZLOCHA = "configs/zlocha/attention_phantom.yaml"
+ZLOCHA = "configs/improved_retinanet/attention_phantom.yaml"
 
 
 def _model(request_root, *opts, config=QUICKSTART):

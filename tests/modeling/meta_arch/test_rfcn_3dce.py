@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-CONFIGS = Path(__file__).parents[3] / "configs" / "tao"
+CONFIGS = Path(__file__).parents[3] / "configs" / "3dce_attention"
 
 
 def make_model(num_images=1, *, contextual=False, spatial=False, **changes):

@@ -27,7 +27,7 @@ _ADDS = {
 
 
 def _bai(name: str) -> dict:
-    return values_of(CONFIGS / "bai" / f"{name}.yaml")
+    return values_of(CONFIGS / "mean_teacher" / f"{name}.yaml")
 
 
 @pytest.mark.parametrize("suffix", ["", "_phantom"])
