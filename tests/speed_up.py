@@ -25,7 +25,8 @@ from typing import Any
 from unittest import mock
 
 from lesion_d2.data.deeplesion import key_slices as deeplesion
-from lesion_d2.evaluation import report, volume_evaluator
+from lesion_d2.evaluation import report
+from lesion_d2.evaluation.volumetric import volume_evaluator
 
 import pytest
 import torch

@@ -1,6 +1,5 @@
-from .algorithm import describe_algorithm, weight_files
-from .best_checkpoints import KeepBestHook
-from .checkpoint import LesionCheckpointer
+from .checkpoint_files.best_checkpoints import KeepBestHook
+from .checkpoint_files.checkpointer import LesionCheckpointer
 from .checks import check_prediction
 from .defaults import (
     finish_run,
@@ -23,9 +22,10 @@ from .hooks import (
 )
 from .input_errors import InputError
 from .launching import launch_run
-from .prediction import LesionPredictor, load_model
-from .scan_prediction import detect_slices, predict_scan
-from .schedule import resolve_epochs
+from .predictors.algorithm import describe_algorithm, weight_files
+from .predictors.prediction import LesionPredictor, load_model
+from .predictors.scan_prediction import detect_slices, predict_scan
+from .solver.schedule import resolve_epochs
 from .trainer import StoppableTrainer, Trainer
 from .validation_loss import ValidationLossHook
 

@@ -29,7 +29,7 @@ from .checks import check_inputs
 from .checks.values import Check, check_values
 from .input_errors import InputError, as_input_error
 from .resuming import check_free, hold_output, release_output
-from .schedule import resolve_epochs
+from .solver.schedule import resolve_epochs
 
 logger = logging.getLogger(__name__)
 

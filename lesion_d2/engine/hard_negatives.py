@@ -30,7 +30,7 @@ from ..structures.rle import check_mask, encode_mask
 from ..utils.errors import InputError, short_repr
 from ..utils.files import atomic_write
 from ..utils.values import are_numbers, field_problems, is_number, is_whole
-from .checkpoint import LesionCheckpointer
+from .checkpoint_files.checkpointer import LesionCheckpointer
 from .processes import share_running_statistics
 from .resuming import ProcessStateHook
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.utils import comm
 
-from .checkpoint import LesionCheckpointer, read_checkpoint
+from .checkpoint_files.checkpointer import LesionCheckpointer, read_checkpoint
 from .resuming import ProcessStateHook
 from .training_curves import has_curves, plot_training, read_metrics
 

@@ -40,11 +40,8 @@ from ..modeling import (
     no_masks,
     reuse_features,
 )
-from .best_checkpoints import KeepBestHook
-from .checkpoint import LesionCheckpointer
-from .clipping import fit_to_scaler, with_clipping
-from .compilation import compile_parts
-from .ensembles import as_evaluated
+from .checkpoint_files.best_checkpoints import KeepBestHook
+from .checkpoint_files.checkpointer import LesionCheckpointer
 from .hard_negatives import HardNegativeMiner, HardNegativeMiningHook
 from .hooks import (
     CatchUpHook,
@@ -56,10 +53,13 @@ from .hooks import (
     TrainingStopped,
 )
 from .mean_teacher import STUDENT, MeanTeacherHook
-from .mixed_precision import step_trainer
+from .predictors.ensembles import as_evaluated
 from .processes import share_running_statistics, unwrap
 from .resuming import EvaluationWriter, ProcessStateHook, rewind_metrics
-from .schedule import learning_rate_factor
+from .solver.clipping import fit_to_scaler, with_clipping
+from .solver.compilation import compile_parts
+from .solver.mixed_precision import step_trainer
+from .solver.schedule import learning_rate_factor
 from .validation_loss import VALIDATION_LOSS, ValidationLossHook
 
 logger = logging.getLogger(__name__)

@@ -5,13 +5,13 @@ from .combined import (
     combine_evaluations,
     read_volume_detections,
 )
-from .criteria import Criterion, parse_criteria, volume_metrics_of
 from .evaluator import LesionEvaluator
 from .froc import FrocCurve, froc_curve
 from .matching import Matches, match_detections, match_images
 from .operating_points import OperatingPoints, read_operating_points
 from .plots import plot_froc
-from .volume_evaluator import VolumeEvaluator
+from .volumetric.criteria import Criterion, parse_criteria, volume_metrics_of
+from .volumetric.volume_evaluator import VolumeEvaluator
 
 __all__ = [
     "AP_METHODS",

@@ -11,13 +11,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..structures.boxes import first_pixel
 from ..utils.files import one_line
 from .bootstrap import bootstrap_sensitivity, patient_draws, percentile_interval
-from .criteria import parse_criteria, sensitivity_names
 from .froc import FrocCurve
 from .matching import Matches
 from .operating_points import KEY
 from .plots import PLOT_RATES
 from .result_files import check_detections, read_volumes_file
-from .volumes import (
+from .volumetric.criteria import parse_criteria, sensitivity_names
+from .volumetric.volumes import (
     VolumeBoxes,
     VolumeTruth,
     leave_out_ignored,

@@ -24,7 +24,7 @@ from typing import Any
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.config import FROC_RATES
 from lesion_d2.engine import Trainer, load_config, load_model, setup_run
-from lesion_d2.engine.ensembles import as_evaluated
+from lesion_d2.engine.predictors.ensembles import as_evaluated
 from lesion_d2.inference import Ensemble
 from lesion_d2.inference.ensemble import CONSOLIDATIONS, consolidate
 from lesion_d2.utils.errors import run_program

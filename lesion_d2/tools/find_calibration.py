@@ -16,7 +16,7 @@ import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.data.catalog import load_records
 from lesion_d2.data.loader import build_lesion_test_loader
 from lesion_d2.engine import InputError, LesionCheckpointer, Trainer, fit_device, load_config
-from lesion_d2.engine.checkpoint import load_trained
+from lesion_d2.engine.checkpoint_files.checkpointer import load_trained
 from lesion_d2.evaluation import froc_curve
 from lesion_d2.evaluation.excused import boxes_in_regions
 from lesion_d2.modeling import RetinaUNet

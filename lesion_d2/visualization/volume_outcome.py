@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from ..evaluation.criteria import Criterion
 from ..evaluation.matching import paired_overlaps
-from ..evaluation.runs import join_volume, slices_inside
-from ..evaluation.volumes import VolumeBoxes, VolumeTruth, match_volumes
+from ..evaluation.volumetric.criteria import Criterion
+from ..evaluation.volumetric.runs import join_volume, slices_inside
+from ..evaluation.volumetric.volumes import VolumeBoxes, VolumeTruth, match_volumes
 from ..structures.ignore_regions import regions_of
 from .outcome import ImageOutcome, Outcome, quality_of
 
@@ -105,7 +105,7 @@ def match_volume_outcomes(
         V entries, in the order of ``truth``.
 
     Raises:
-        ValueError: see :func:`~lesion_d2.evaluation.volumes.match_volumes`.
+        ValueError: see :func:`~lesion_d2.evaluation.volumetric.volumes.match_volumes`.
     """
     found = [join_volume([detections.get(name, VolumeBoxes.empty())]) for name in truth.names]
     found = [boxes.select(boxes.scores >= score_threshold) for boxes in found]

@@ -1,7 +1,7 @@
 import json
 import sys
 
-from lesion_d2.engine.best_checkpoints import read_ranking
+from lesion_d2.engine.checkpoint_files.best_checkpoints import read_ranking
 
 import pytest
 from distributed_run import (

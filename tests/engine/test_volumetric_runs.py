@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lesion_d2.data.volumetric import volume_records
 from lesion_d2.engine import LesionPredictor, Trainer, load_model, predict_scan
-from lesion_d2.engine.ensembles import as_evaluated
+from lesion_d2.engine.predictors.ensembles import as_evaluated
 from lesion_d2.evaluation import VolumeEvaluator
 from lesion_d2.findings import OperatingPoint, decode_mask
 from lesion_d2.inference import VolumeEnsemble

@@ -3,7 +3,7 @@
 import copy
 
 from lesion_d2.engine import Trainer, load_config
-from lesion_d2.engine.compilation import compile_parts, missing_compiler
+from lesion_d2.engine.solver.compilation import compile_parts, missing_compiler
 from lesion_d2.modeling import MeanTeacher
 
 import pytest

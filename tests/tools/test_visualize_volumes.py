@@ -3,7 +3,7 @@
 import json
 
 from lesion_d2.evaluation import Criterion, VolumeEvaluator
-from lesion_d2.evaluation.volumes import VolumeBoxes, VolumeTruth
+from lesion_d2.evaluation.volumetric.volumes import VolumeBoxes, VolumeTruth
 from lesion_d2.structures import Boxes3D
 from lesion_d2.tools.visualize.__main__ import main
 from lesion_d2.tools.visualize.volumes import choose_slices, find_strips

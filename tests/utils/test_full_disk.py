@@ -14,7 +14,7 @@ from lesion_d2.data.volume_set.voxels import write_voxels
 from lesion_d2.data_checks.faults import Fault
 from lesion_d2.data_checks.page import write_page
 from lesion_d2.data_checks.report import DataReport
-from lesion_d2.engine.checkpoint import LesionCheckpointer
+from lesion_d2.engine.checkpoint_files.checkpointer import LesionCheckpointer
 from lesion_d2.evaluation import froc_curve, plot_froc
 from lesion_d2.experiments.toy_experiments.figure import plot_figure
 from lesion_d2.importers.case import Listing

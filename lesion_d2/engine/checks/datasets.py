@@ -20,7 +20,7 @@ from ...data.dataset_options import (
 from ...data.formats.problems import short_repr
 from ...data.pseudo_masks.files import PseudoMasks, check_mask_files
 from ...evaluation import parse_criteria
-from ...evaluation.volumes import VolumeTruth
+from ...evaluation.volumetric.volumes import VolumeTruth
 from ...modeling import DetUNet
 from ...structures.ignore_regions import lesions_of
 from ..input_errors import InputError, as_input_error, has_uldor_heads, is_a, switched_on

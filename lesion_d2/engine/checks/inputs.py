@@ -15,7 +15,7 @@ from ...data.pseudo_masks.files import PseudoMasks
 from ...data.samplers import count_epoch
 from ...structures.ignore_regions import lesions_of
 from ..input_errors import InputError, as_input_error, switched_on
-from ..schedule import resolve_epochs
+from ..solver.schedule import resolve_epochs
 from .datasets import check_masks, check_mined_images, load_datasets
 from .evaluation import check_ensemble, check_lesions
 from .model import check_model

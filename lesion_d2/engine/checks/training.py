@@ -19,10 +19,10 @@ from ...modeling.meta_arch.mean_teacher import POLICIES
 from ...structures.ignore_regions import regions_of
 from ...utils.values import is_number
 from ..checkpoint_files import FORMATS
-from ..clipping import clipper
-from ..compilation import check_compiler
 from ..input_errors import InputError, as_input_error, has_uldor_heads, is_a, switched_on
-from ..schedule import check_epochs, check_learning_rate_factors
+from ..solver.clipping import clipper
+from ..solver.compilation import check_compiler
+from ..solver.schedule import check_epochs, check_learning_rate_factors
 from ..trainer import optimizer_class
 from ..validation_loss import VALIDATION_LOSS
 from .datasets import check_test_sets

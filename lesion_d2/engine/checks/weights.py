@@ -6,9 +6,9 @@ import os
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..best_checkpoints import checkpoint_files
-from ..checkpoint import check_weights, read_checkpoint
 from ..checkpoint_files import last_checkpoint
+from ..checkpoint_files.best_checkpoints import checkpoint_files
+from ..checkpoint_files.checkpointer import check_weights, read_checkpoint
 from ..input_errors import InputError, as_input_error
 from ..mean_teacher import STUDENT
 from ..trainer import Trainer, optimizer_name

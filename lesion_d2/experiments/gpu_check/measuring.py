@@ -13,9 +13,9 @@ from lesion_d2.data.loader import TrainLoader, count_workers
 from lesion_d2.data.phantoms.volumes import register_volumes
 from lesion_d2.data.volumetric.mapper import VolumePatchMapper
 from lesion_d2.engine import Trainer
-from lesion_d2.engine.compilation import compile_parts
-from lesion_d2.engine.mixed_precision import step_trainer
-from lesion_d2.engine.prediction import build_test_mapper
+from lesion_d2.engine.predictors.prediction import build_test_mapper
+from lesion_d2.engine.solver.compilation import compile_parts
+from lesion_d2.engine.solver.mixed_precision import step_trainer
 from lesion_d2.modeling import MeanTeacher
 
 import torch

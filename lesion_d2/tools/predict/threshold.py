@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lesion_d2.config.volumetric import is_volumetric
 from lesion_d2.engine import InputError, weight_files
-from lesion_d2.engine.best_checkpoints import FOLDER as BEST_FOLDER
+from lesion_d2.engine.checkpoint_files.best_checkpoints import FOLDER as BEST_FOLDER
 from lesion_d2.evaluation import OperatingPoints, read_operating_points
 from lesion_d2.findings import OperatingPoint
 

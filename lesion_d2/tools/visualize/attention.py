@@ -10,7 +10,7 @@ from functools import partial
 from lesion_d2.data.catalog import load_records
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.engine import LesionCheckpointer, fit_device, load_config
-from lesion_d2.engine.checkpoint import load_trained
+from lesion_d2.engine.checkpoint_files.checkpointer import load_trained
 from lesion_d2.modeling import AttentionGate, SliceImages, record_attention
 from lesion_d2.structures.cropping import crop_box
 from lesion_d2.visualization import (

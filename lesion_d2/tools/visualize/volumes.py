@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lesion_d2.data.catalog import load_records
 from lesion_d2.evaluation import Criterion, read_volume_detections
-from lesion_d2.evaluation.volumes import VolumeTruth
+from lesion_d2.evaluation.volumetric.volumes import VolumeTruth
 from lesion_d2.structures.ignore_regions import lesions_of
 from lesion_d2.structures.rle import decode_mask
 from lesion_d2.utils.files import read_json

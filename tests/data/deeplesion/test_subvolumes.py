@@ -13,7 +13,7 @@ from lesion_d2.data.deeplesion.subvolumes import load_subvolumes, register_subvo
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.data.slices.ct import read_slice, slice_size, slice_stack
 from lesion_d2.data.transforms.borders import slice_files, volume_extent
-from lesion_d2.evaluation.volumes import VolumeTruth
+from lesion_d2.evaluation.volumetric.volumes import VolumeTruth
 from lesion_d2.structures.boxes import first_pixel
 
 import cv2

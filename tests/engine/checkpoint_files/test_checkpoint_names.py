@@ -3,8 +3,8 @@
 import json
 
 from lesion_d2.engine import InputError, LesionCheckpointer, load_config
-from lesion_d2.engine.best_checkpoints import checkpoint_files
 from lesion_d2.engine.checkpoint_files import last_checkpoint
+from lesion_d2.engine.checkpoint_files.best_checkpoints import checkpoint_files
 from lesion_d2.engine.checks.weights import check_run_weights
 
 import pytest

@@ -3,7 +3,7 @@
 import shutil
 
 from lesion_d2.engine import Trainer
-from lesion_d2.engine.checkpoint import read_checkpoint
+from lesion_d2.engine.checkpoint_files.checkpointer import read_checkpoint
 
 import torch
 from tiny_run import tiny_args, uldor_args

@@ -8,7 +8,11 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lesion_d2.engine.checkpoint import LesionCheckpointer, check_weights, load_trained
+from lesion_d2.engine.checkpoint_files.checkpointer import (
+    LesionCheckpointer,
+    check_weights,
+    load_trained,
+)
 
 import numpy as np
 import torch

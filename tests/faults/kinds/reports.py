@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lesion_d2.engine.best_checkpoints import checkpoint_files
+from lesion_d2.engine.checkpoint_files.best_checkpoints import checkpoint_files
 from lesion_d2.evaluation.operating_points import read_operating_points
 from lesion_d2.findings import (
     Algorithm,

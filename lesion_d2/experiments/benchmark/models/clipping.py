@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from lesion_d2.engine.clipping import clipper
+from lesion_d2.engine.solver.clipping import clipper
 
 import torch
 from detectron2.solver.build import _create_gradient_clipper

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lesion_d2.engine import LesionPredictor, predict_scan
-from lesion_d2.engine.scan_prediction import detect_slices
+from lesion_d2.engine.predictors.scan_prediction import detect_slices
 from lesion_d2.findings import write_findings
 from lesion_d2.scans import read_scan
 from lesion_d2.scans.writing import write_dicom

@@ -9,8 +9,8 @@ from lesion_d2.data.volume_set.slices import voxels_slices
 from lesion_d2.data.volume_set.voxels import write_voxels
 from lesion_d2.data.volumetric.reading import array_record
 from lesion_d2.engine import Trainer
-from lesion_d2.engine.ensembles import as_evaluated
-from lesion_d2.engine.prediction import build_test_mapper
+from lesion_d2.engine.predictors.ensembles import as_evaluated
+from lesion_d2.engine.predictors.prediction import build_test_mapper
 
 import numpy as np
 import torch

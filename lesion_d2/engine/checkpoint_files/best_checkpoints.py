@@ -12,13 +12,13 @@ from pathlib import Path
 from detectron2.engine import hooks
 from detectron2.utils import comm
 
-from ..utils.errors import short_repr
-from ..utils.files import atomic_write, parse_json
-from ..utils.values import field_problems, is_number, is_text, is_whole
-from .checkpoint import LesionCheckpointer
-from .checkpoint_files import ENDINGS
-from .checkpoint_files.folder import bare_name
-from .hooks import ResumableBestCheckpointer
+from ...utils.errors import short_repr
+from ...utils.files import atomic_write, parse_json
+from ...utils.values import field_problems, is_number, is_text, is_whole
+from ..hooks import ResumableBestCheckpointer
+from . import ENDINGS
+from .checkpointer import LesionCheckpointer
+from .folder import bare_name
 
 logger = logging.getLogger(__name__)
 

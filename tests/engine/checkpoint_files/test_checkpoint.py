@@ -3,7 +3,12 @@ import os
 import pickle
 
 from lesion_d2.engine import LesionCheckpointer
-from lesion_d2.engine.checkpoint import adapt_stem, check_predictor, check_weights, load_trained
+from lesion_d2.engine.checkpoint_files.checkpointer import (
+    adapt_stem,
+    check_predictor,
+    check_weights,
+    load_trained,
+)
 from lesion_d2.modeling import ContextualAttention
 from lesion_d2.modeling.backbone import VGG, SliceImages
 

@@ -3,8 +3,8 @@
 import shutil
 import sysconfig
 
-from lesion_d2.engine import compilation
-from lesion_d2.engine.compilation import check_compiler, compile_parts, missing_compiler
+from lesion_d2.engine.solver import compilation
+from lesion_d2.engine.solver.compilation import check_compiler, compile_parts, missing_compiler
 from lesion_d2.modeling import MeanTeacher
 from lesion_d2.utils.errors import InputError
 

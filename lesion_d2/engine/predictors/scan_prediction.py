@@ -9,19 +9,19 @@ from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from torch import Tensor
 
-from ..config.volumetric import is_volumetric
-from ..data.loader import DeviceLoader
-from ..data.slices.scan_images import ScanImages
-from ..findings import Finding, Findings, OperatingPoint, encode_mask, measure_findings
-from ..inference import Linker, build_linker
-from ..inference.cut_masks import cut_masks
-from ..modeling import DetUNet, reuse_features
-from ..scans import Scan
-from ..utils.prefetch import prefetch
+from ...config.volumetric import is_volumetric
+from ...data.loader import DeviceLoader
+from ...data.slices.scan_images import ScanImages
+from ...findings import Finding, Findings, OperatingPoint, encode_mask, measure_findings
+from ...inference import Linker, build_linker
+from ...inference.cut_masks import cut_masks
+from ...modeling import DetUNet, reuse_features
+from ...scans import Scan
+from ...utils.prefetch import prefetch
+from ..input_errors import is_a
+from ..trainer import count_reused
 from .algorithm import class_names, describe_algorithm
-from .input_errors import is_a
 from .prediction import LesionPredictor
-from .trainer import count_reused
 from .volume_prediction import find_in_volume
 
 

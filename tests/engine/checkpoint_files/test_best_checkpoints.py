@@ -11,7 +11,7 @@ from lesion_d2.engine import (
     ResumableBestCheckpointer,
     Trainer,
 )
-from lesion_d2.engine.best_checkpoints import checkpoint_files, read_ranking
+from lesion_d2.engine.checkpoint_files.best_checkpoints import checkpoint_files, read_ranking
 
 import numpy as np
 import pytest

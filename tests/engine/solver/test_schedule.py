@@ -5,7 +5,7 @@ from decimal import Decimal
 
 from lesion_d2 import get_lesion_config
 from lesion_d2.engine import resolve_epochs
-from lesion_d2.engine.schedule import (
+from lesion_d2.engine.solver.schedule import (
     check_epochs,
     check_learning_rate_factors,
     epochs_to_iterations,

@@ -1,8 +1,8 @@
 import re
 
 from lesion_d2.engine import LesionCheckpointer
-from lesion_d2.engine.checkpoint import check_weights
-from lesion_d2.engine.torchvision_weights import rename_torchvision_weights
+from lesion_d2.engine.checkpoint_files.checkpointer import check_weights
+from lesion_d2.engine.checkpoint_files.torchvision_weights import rename_torchvision_weights
 from lesion_d2.modeling.backbone import VGG, DenseNet, FusedImages, SliceImages
 
 import pytest

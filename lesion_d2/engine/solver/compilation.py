@@ -11,8 +11,8 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..modeling import ImageStack, MeanTeacher, UNetFPN
-from .input_errors import InputError
+from ...modeling import ImageStack, MeanTeacher, UNetFPN
+from ..input_errors import InputError
 
 # What torch.compile (on a CPU) and Triton (on a GPU) look for, and the variable that names another.
 _COMPILERS = {"cpu": ("CXX", ("g++", "clang++")), "cuda": ("CC", ("gcc", "clang", "cc"))}

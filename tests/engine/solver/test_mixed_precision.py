@@ -1,6 +1,6 @@
 import logging
 
-from lesion_d2.engine.mixed_precision import GPUAMPTrainer, step_trainer
+from lesion_d2.engine.solver.mixed_precision import GPUAMPTrainer, step_trainer
 
 import pytest
 import torch

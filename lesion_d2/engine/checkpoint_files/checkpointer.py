@@ -13,7 +13,7 @@ from detectron2.utils.file_io import PathManager
 from fvcore.common.checkpoint import Checkpointer
 from torch import Tensor, nn
 
-from .checkpoint_files import (
+from . import (
     ENDINGS,
     FORMATS,
     RefusedFile,

@@ -5,8 +5,8 @@ import math
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.evaluation import VolumeEvaluator, read_volume_detections
-from lesion_d2.evaluation.runs import boxes_of_run, slice_runs
-from lesion_d2.evaluation.volumes import VolumeTruth
+from lesion_d2.evaluation.volumetric.runs import boxes_of_run, slice_runs
+from lesion_d2.evaluation.volumetric.volumes import VolumeTruth
 from lesion_d2.structures import Boxes3D
 
 import numpy as np

@@ -14,15 +14,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from tabulate import tabulate
 
-from ..config import FROC_RATES
-from ..structures.boxes import first_pixel
-from ..utils.files import atomic_write
-from .average_precision import AP_METHODS
+from ...config import FROC_RATES
+from ...structures.boxes import first_pixel
+from ...utils.files import atomic_write
+from ..average_precision import AP_METHODS
+from ..froc import FrocCurve
+from ..operating_points import KEY, describe_operating_points
+from ..plots import plot_froc
+from ..predictions import gather_predictions, order_by_image
 from .criteria import parse_criteria
-from .froc import FrocCurve
-from .operating_points import KEY, describe_operating_points
-from .plots import plot_froc
-from .predictions import gather_predictions, order_by_image
 from .runs import boxes_of_run, join_volume, slice_runs
 from .volumes import (
     VolumeBoxes,

@@ -10,9 +10,9 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import GeneralizedRCNN
 
-from ..findings import Algorithm
-from .best_checkpoints import checkpoint_files
-from .input_errors import has_uldor_heads, is_a
+from ...findings import Algorithm
+from ..checkpoint_files.best_checkpoints import checkpoint_files
+from ..input_errors import has_uldor_heads, is_a
 
 
 def class_names(cfg: CfgNode) -> list[str]:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..config.volumetric import is_volumetric
-from ..inference import Ensemble, VolumeEnsemble
-from .processes import unwrap
+from ...config.volumetric import is_volumetric
+from ...inference import Ensemble, VolumeEnsemble
+from ..processes import unwrap
 
 
 def build_ensemble(cfg: CfgNode, models: Sequence[nn.Module]) -> Ensemble:

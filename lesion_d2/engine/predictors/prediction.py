@@ -5,14 +5,14 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn
 
-from ..config.volumetric import is_volumetric
-from ..data.mapper import LesionDatasetMapper
-from ..data.volumetric.loader import VolumeReader
-from .best_checkpoints import checkpoint_files
-from .checkpoint import LesionCheckpointer, load_trained
-from .defaults import fit_device
+from ...config.volumetric import is_volumetric
+from ...data.mapper import LesionDatasetMapper
+from ...data.volumetric.loader import VolumeReader
+from ..checkpoint_files.best_checkpoints import checkpoint_files
+from ..checkpoint_files.checkpointer import LesionCheckpointer, load_trained
+from ..defaults import fit_device
+from ..trainer import Trainer
 from .ensembles import as_evaluated, build_ensemble
-from .trainer import Trainer
 
 
 def load_model(cfg: CfgNode, *, resume: bool = False) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from lesion_d2.engine import InputError, Trainer
 from lesion_d2.engine.checks.training import check_training
-from lesion_d2.engine.clipping import clip_each_norm, with_clipping
+from lesion_d2.engine.solver.clipping import clip_each_norm, with_clipping
 
 import numpy as np
 import pytest

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from detectron2.structures import Instances
 
-from ..data.volumetric import array_record
-from ..evaluation.runs import boxes_of_run
-from ..findings import Finding, OperatingPoint, encode_mask, measure_findings
-from ..inference.cut_masks import CutMask
-from ..scans import Scan
+from ...data.volumetric import array_record
+from ...evaluation.volumetric.runs import boxes_of_run
+from ...findings import Finding, OperatingPoint, encode_mask, measure_findings
+from ...inference.cut_masks import CutMask
+from ...scans import Scan
 from .prediction import LesionPredictor
 
 

@@ -1,7 +1,7 @@
 """Weights that would make a model find nothing, or by chance."""
 
 from lesion_d2.engine import LesionCheckpointer
-from lesion_d2.engine.checkpoint import check_weights, load_trained
+from lesion_d2.engine.checkpoint_files.checkpointer import check_weights, load_trained
 
 import pytest
 import torch

@@ -12,7 +12,7 @@ from lesion_d2.engine import (
     load_config,
     predict_scan,
 )
-from lesion_d2.engine.algorithm import class_names
+from lesion_d2.engine.predictors.algorithm import class_names
 from lesion_d2.evaluation import VolumeEvaluator
 from lesion_d2.findings import OperatingPoint, decode_mask
 from lesion_d2.inference import Linker, build_linker

@@ -14,7 +14,7 @@ from tiny_run import tiny_config
 
 pytest.importorskip("pydicom")
 sitk = pytest.importorskip("SimpleITK")
-SAMPLE = Path(__file__).parents[2].parent / "shared" / "data" / "deeplesion_sample"
+SAMPLE = Path(__file__).parents[3].parent / "shared" / "data" / "deeplesion_sample"
 SERIES = "000001_02_01"  # 16 slices
 
 

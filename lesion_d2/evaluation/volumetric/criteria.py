@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .matching import OVERLAPS
+from ..matching import OVERLAPS
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..structures.boxes import xyxy_box
-from ..structures.ignore_regions import lesions_of, region_boxes
-from .average_precision import detection_average_precision, ranking_average_precision
+from ...structures.boxes import xyxy_box
+from ...structures.ignore_regions import lesions_of, region_boxes
+from ..average_precision import detection_average_precision, ranking_average_precision
+from ..excused import tracklets_in_regions
+from ..froc import FrocCurve
+from ..matching import Matches, match_images
 from .criteria import Criterion, sensitivity_names
-from .excused import tracklets_in_regions
-from .froc import FrocCurve
-from .matching import Matches, match_images
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,1 @@
+"""Models with their weights, which predict on images and scans."""

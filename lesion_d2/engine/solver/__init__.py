@@ -1,0 +1,1 @@
+"""The steps of a training: schedule, clipping, mixed precision, compilation."""

@@ -1,0 +1,1 @@
+"""Evaluation in 3-D: lesions and detections as boxes in volumes."""
