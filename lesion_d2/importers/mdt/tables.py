@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.formats.problems import short_repr
-from ..data.formats.restricted_pickle import load_pickle
-from ..data.formats.table_pickle import load_table
-from ..utils.files import check_columns, one_line
-from ..utils.values import is_whole
+from ...data.formats.problems import short_repr
+from ...data.formats.restricted_pickle import load_pickle
+from ...data.formats.table_pickle import load_table
+from ...utils.files import check_columns, one_line
+from ...utils.values import is_whole
 
 _COLUMNS = ("pid", "class_target")
 _META = re.compile(r"meta_info_(.+)\.pickle", re.DOTALL)

@@ -20,17 +20,17 @@ from tokenize import TokenError
 
 import numpy as np
 
-from ..data.formats.problems import short_repr
-from ..data.formats.restricted_pickle import load_pickle
-from ..data.volume_set.form import Lesion, Volume
-from ..scans.limits import check_size
-from ..scans.names import safe_name, unique_names
-from ..structures.slice_geometry import EXPECTED_SPACING, is_spacing
-from ..utils.files import one_line
-from .case import Case, ImportedVolume, Listing
-from .mdt_tables import read_targets
-from .task_folders.label_maps import instance_lesions
-from .task_folders.split_files import patient_names
+from ...data.formats.problems import short_repr
+from ...data.formats.restricted_pickle import load_pickle
+from ...data.volume_set.form import Lesion, Volume
+from ...scans.limits import check_size
+from ...scans.names import safe_name, unique_names
+from ...structures.slice_geometry import EXPECTED_SPACING, is_spacing
+from ...utils.files import one_line
+from ..case import Case, ImportedVolume, Listing
+from ..task_folders.label_maps import instance_lesions
+from ..task_folders.split_files import patient_names
+from .tables import read_targets
 
 _INT16 = np.iinfo(np.int16)
 _RATED = ("benign", "malignant")
