@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from test_volume_evaluator import detect, make_dicts
+from made_up_volume_lesions import detect, make_dicts
 
 CRITERIA = ("iou@0.1", "p3d@0.3", "iobb@0.5")
 NAMES = ("whole", "part0", "part1", "part2")

@@ -16,11 +16,11 @@ import pytest
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 from made_up_lesions import make_dicts, make_instances, predict, registering, run, same
+from made_up_volume_lesions import detect
+from made_up_volume_lesions import make_dicts as make_volumes
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from test_volume_evaluator import detect
-from test_volume_evaluator import make_dicts as make_volumes
 
 NAME = "lesions_beside_regions"
 

@@ -11,9 +11,11 @@ from lesion_d2.evaluation import (
 )
 
 import made_up_lesions
+import made_up_volume_lesions
 import numpy as np
 import pytest
-import test_volume_evaluator
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from made_up_lesions import run
 from test_froc import random_case, slow_points
 
 RATES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
@@ -92,28 +94,28 @@ def test_an_evaluation_of_images_writes_them(register, tmp_path):
 
 
 def test_an_evaluation_of_volumes_writes_them(tmp_path):
-    dicts = test_volume_evaluator.make_dicts(0)
-    test_volume_evaluator.DatasetCatalog.register(test_volume_evaluator.NAME, lambda: dicts)
-    metadata = test_volume_evaluator.MetadataCatalog.get(test_volume_evaluator.NAME)
+    dicts = made_up_volume_lesions.make_dicts(0)
+    DatasetCatalog.register(made_up_volume_lesions.NAME, lambda: dicts)
+    metadata = MetadataCatalog.get(made_up_volume_lesions.NAME)
     metadata.set(thing_classes=list("abc"))
     try:
-        evaluator = test_volume_evaluator.make_evaluator(tmp_path)
-        outputs = [test_volume_evaluator.detect(record) for record in dicts]
-        test_volume_evaluator.run(evaluator, dicts, outputs)
+        evaluator = made_up_volume_lesions.make_evaluator(tmp_path)
+        outputs = [made_up_volume_lesions.detect(record) for record in dicts]
+        run(evaluator, dicts, outputs)
     finally:
-        test_volume_evaluator.DatasetCatalog.remove(test_volume_evaluator.NAME)
-        test_volume_evaluator.MetadataCatalog.remove(test_volume_evaluator.NAME)
+        DatasetCatalog.remove(made_up_volume_lesions.NAME)
+        MetadataCatalog.remove(made_up_volume_lesions.NAME)
     content = json.loads((tmp_path / "volumes.json").read_text())
     points = read_operating_points(tmp_path / "volumes.json")
-    assert (points.dataset, points.unit) == (test_volume_evaluator.NAME, "volume")
+    assert (points.dataset, points.unit) == (made_up_volume_lesions.NAME, "volume")
     names = list(dict.fromkeys(d["volume"] for d in dicts))
     found = [[d for d in content["detections"] if d["volume"] == name] for name in names]
-    truth = test_volume_evaluator.true_boxes(dicts)
+    truth = made_up_volume_lesions.true_boxes(dicts)
     slow = slow_points(
-        [test_volume_evaluator.thick([d["box3d"] for d in part]) for part in found],
+        [made_up_volume_lesions.thick([d["box3d"] for d in part]) for part in found],
         [[d["score"] for d in part] for part in found],
         [
-            test_volume_evaluator.thick([box for key, (box, _) in truth.items() if key[0] == name])
+            made_up_volume_lesions.thick([box for key, (box, _) in truth.items() if key[0] == name])
             for name in names
         ],
         0.1,

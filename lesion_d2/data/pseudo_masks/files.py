@@ -11,7 +11,8 @@ from ...structures.rle import check_mask, decode_mask, encode_mask
 from ...utils.files import atomic_write, read_json
 from ...utils.values import are_numbers, field_problems, is_name, is_text, is_whole
 from ..formats.problems import raise_problems, short_repr
-from .pseudo_masks import PseudoMask, lesion_ends
+from .grabcut import PseudoMask
+from .methods import lesion_ends
 
 _FORMAT = "lesion_d2 pseudo masks"
 _VERSION = 1

@@ -13,19 +13,18 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import BoxMode, Instances
-from test_volume_criteria import mark_key_slices
-from test_volume_evaluator import (
+from made_up_lesions import run
+from made_up_volume_lesions import (
     NAME,
     detect,
     make_dicts,
     make_evaluator,
     make_instances,
     make_volume,
-    register,  # noqa: F401  (a fixture)
-    run,
     same,
     true_boxes,
 )
+from test_volume_criteria import mark_key_slices
 
 
 def make_output(boxes, scores, classes):
@@ -75,11 +74,7 @@ def test_boxes_of_slices_are_those_whose_slices_have_their_centers_in_the_box():
 
 
 @pytest.mark.parametrize("inclusive", [False, True])
-def test_the_numbers_are_those_of_the_same_boxes_linked_from_slices(
-    register,  # noqa: F811
-    tmp_path,
-    inclusive,
-):
+def test_the_numbers_are_those_of_the_same_boxes_linked_from_slices(tmp_path, register, inclusive):
     dicts = register(make_dicts(2))
     rules = {"criteria": ("iou@0.3", "iobb@0.3"), "inclusive": inclusive}
     linked = run(make_evaluator(tmp_path, **rules), dicts, [detect(d, 2) for d in dicts])
@@ -102,7 +97,7 @@ def test_the_numbers_are_those_of_the_same_boxes_linked_from_slices(
     assert sum(len(boxes.boxes) for boxes in read.boxes.values()) == len(content["detections"])
 
 
-def test_the_truth_as_detections_is_perfect_on_key_slices_too(register):  # noqa: F811
+def test_the_truth_as_detections_is_perfect_on_key_slices_too(register):
     dicts = register(mark_key_slices(make_dicts(5)))
     outputs = []
     for sample in runs_of(dicts):
@@ -123,7 +118,7 @@ def test_the_truth_as_detections_is_perfect_on_key_slices_too(register):  # noqa
 
 
 def test_runs_of_a_volume_are_joined_and_regions_excuse_detections(
-    register,  # noqa: F811
+    register,
     tmp_path,
 ):
     dicts = make_volume(1, 1, [(0, 10, 10, 40, 40, 10, 12)])
@@ -154,7 +149,7 @@ def test_runs_of_a_volume_are_joined_and_regions_excuse_detections(
     assert run(evaluator, samples[1:], outputs[1:])["volume"]["sens@16"] == 50
 
 
-def test_a_lesion_over_a_gap_is_one_that_may_be_found_twice(register):  # noqa: F811
+def test_a_lesion_over_a_gap_is_one_that_may_be_found_twice(register):
     lesions = [(0, 10, 10, 40, 40, 15, 26), (0, 60, 60, 90, 90, 10, 12)]
     numbers = [*range(10, 20), *range(23, 29)]
     dicts = register(make_volume(1, 1, lesions, numbers), classes=("lesion",))
@@ -171,7 +166,7 @@ def test_a_lesion_over_a_gap_is_one_that_may_be_found_twice(register):  # noqa: 
     assert results["AP10"] == pytest.approx(100 * (51 + 50 * 2 / 3) / 101)
 
 
-def test_boxes_of_the_other_kind_and_unknown_runs_stop(register):  # noqa: F811
+def test_boxes_of_the_other_kind_and_unknown_runs_stop(register):
     dicts = register(make_volume(1, 1, []), classes=("lesion",))
     sample = runs_of(dicts)[0]
     of_runs = VolumeEvaluator(NAME, link=None)

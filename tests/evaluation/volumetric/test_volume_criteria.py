@@ -16,14 +16,13 @@ from lesion_d2.inference import Linker
 
 import numpy as np
 import pytest
-from test_volume_evaluator import (
+from made_up_lesions import run
+from made_up_volume_lesions import (
     NAME,
     detect,
     make_dicts,
     make_instances,
     make_volume,
-    register,  # noqa: F401  (a fixture)
-    run,
     same,
     truth_as_detections,
 )
@@ -146,7 +145,7 @@ def slow_sensitivities(truth, detections, overlap, threshold, extra=0):
 @pytest.mark.parametrize("method", ["coco", "all_points"])
 @pytest.mark.parametrize("inclusive", [False, True])
 @pytest.mark.parametrize("seed", range(2))
-def test_all_criteria_against_written_out_loops(register, tmp_path, seed, inclusive, method):  # noqa: F811
+def test_all_criteria_against_written_out_loops(register, tmp_path, seed, inclusive, method):
     dicts = register(mark_key_slices(make_dicts(seed, num_classes=1), seed), classes=("lesion",))
     link = Linker("merge", {"iou_threshold": 0.1})
     if seed:
@@ -235,7 +234,7 @@ def test_average_precision_of_random_boxes(overlap, threshold, method):
     assert 100 * found == pytest.approx(wanted) and 5 < wanted < 95
 
 
-def test_p3d_by_hand(register, caplog):  # noqa: F811
+def test_p3d_by_hand(register, caplog):
     dicts = register(make_volume(1, 1, [(0, 10, 10, 40, 40, 11, 15)]), classes=("lesion",))
     dicts[3]["annotations"][0]["is_key"] = True  # slice 13
     link = Linker("merge", {"iou_threshold": 0.1})
@@ -257,7 +256,7 @@ def test_p3d_by_hand(register, caplog):  # noqa: F811
 
 
 @pytest.mark.parametrize("classes", [("lesion",), ("a", "b", "c")])
-def test_metrics_are_known_beforehand(register, classes):  # noqa: F811
+def test_metrics_are_known_beforehand(register, classes):
     dicts = register(mark_key_slices(make_dicts(1, num_classes=len(classes))), classes=classes)
     link = Linker("merge", {"iou_threshold": 0.1})
     for criteria in (CRITERIA, ("iou@0.1",), ("iobb@0.3", "iou@0.1")):
@@ -267,7 +266,7 @@ def test_metrics_are_known_beforehand(register, classes):  # noqa: F811
         assert sorted(volume_metrics_of(criteria, RATES, classes)) == sorted(found)
 
 
-def test_lesions_without_or_with_two_key_slices_stop(register):  # noqa: F811
+def test_lesions_without_or_with_two_key_slices_stop(register):
     lesions = [(0, 10, 10, 40, 40, 12, 14), (0, 60, 60, 90, 90, 15, 18)]
     dicts = register(make_volume(1, 1, lesions), classes=("lesion",))
     dicts[3]["annotations"][0]["is_key"] = True
