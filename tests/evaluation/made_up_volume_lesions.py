@@ -104,3 +104,7 @@ def true_boxes(dicts):
         key: ([*np.min(boxes, axis=0)[:3], *np.max(boxes, axis=0)[3:]], number)
         for key, (boxes, number) in found.items()
     }
+
+
+def thick(boxes):
+    return np.array([[a, b, c - 0.5, d, e, f + 0.5] for a, b, c, d, e, f in boxes]).reshape(-1, 6)

@@ -23,6 +23,7 @@ from made_up_volume_lesions import (
     make_instances,
     make_volume,
     same,
+    thick,
     true_boxes,
     truth_as_detections,
 )
@@ -30,10 +31,6 @@ from test_average_precision import slow_average_precision
 from warm_processes import start_processes
 
 RATES = (0.5, 1, 2, 4, 8, 16)
-
-
-def thick(boxes):
-    return np.array([[a, b, c - 0.5, d, e, f + 0.5] for a, b, c, d, e, f in boxes]).reshape(-1, 6)
 
 
 def slow_results(dicts, detections, classes):

@@ -101,7 +101,8 @@ def test_what_cannot_be_checked_is_one_line(run, monkeypatch):
     status, found, printed = run("--rows", "3dce_attention/none")
     assert status == 1 and found is None
     assert printed.err.startswith(
-        "gpu_check: error: --rows: found '3dce_attention/none', expected one of mean_teacher/add, "
+        "gpu_check: error: --rows: found '3dce_attention/none', expected one of "
+        "3dce_attention/3dce_15, "
     )
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert program.main(["--device", "cuda"]) == 1
