@@ -35,7 +35,7 @@ class DataReport:
         return any(fault.severity == ERROR for fault in self.faults)
 
     def to_json(self) -> dict:
-        """What ``data_check.json`` holds; its keys are told of in datasets/README.md."""
+        """What ``data_check.json`` holds; docs/data_checks.md explains its keys."""
         errors = sum(fault.severity == ERROR for fault in self.faults)
         return {
             "format": FORMAT,

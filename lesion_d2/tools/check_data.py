@@ -6,7 +6,7 @@ python -m lesion_d2.tools.check_data NAME... [--output DIR]
 every slice, mine_volumes_train and so on. Every file is read once.
 Counts and faults are printed, and written to DIR: ``data_check.json``, ``data_check.png`` with
 boxes and masks on their lesions, and ``data_check.html``. What each fault means stands in
-datasets/README.md, "Check a data set". Exit status: 0, 1 where something would spoil a training, 2
+docs/data_checks.md. Exit status: 0, 1 where something would spoil a training, 2
 where a data set cannot be read at all.
 """
 

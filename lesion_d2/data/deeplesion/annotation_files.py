@@ -121,7 +121,7 @@ def write_annotations(
 ) -> None:
     """Write what :func:`read_annotations` returned as JSON, which is complete or absent.
 
-    The layout stands in ``datasets/README.md``.
+    The layout is described in ``datasets/README.md``.
     """
     content = {
         "format": _FORMAT,

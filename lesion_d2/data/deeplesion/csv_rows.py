@@ -41,7 +41,7 @@ CSV_COLUMNS = (
 #: -0.90 in x and -0.54 in y, -0.72 in the mean (95 % interval over patients: -0.82 to -0.59); in
 #: standard deviations it is 0.97 at 0, and 1.06 at -0.5 and at -1 (difference 0.00, -0.02 to 0.02).
 #: Between those two the slices do not decide, so that the authors' word stands. How it was measured
-#: stands in ``datasets/README.md``.
+#: is described in ``datasets/README.md``.
 FIRST_PIXEL = 1.0
 #: What stands beside the ``DL_info.csv`` of generated data sets, whose coordinates count from 0.
 GENERATED_FILE = "phantom.json"
