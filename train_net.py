@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Trains and evaluates the models of this project, as Detectron2's tools/train_net.py does.
+"""Trains and evaluates the models of this project, like Detectron2's tools/train_net.py.
 
-Train, and go on after an interruption:
+Train, and resume after an interruption:
 
     python train_net.py --config-file configs/quickstart/retina_unet_clinical.yaml
     python train_net.py --config-file configs/quickstart/retina_unet_clinical.yaml --resume
@@ -11,7 +11,7 @@ Evaluate a checkpoint on another split:
     python train_net.py --config-file configs/quickstart/retina_unet_clinical.yaml --eval-only \\
         MODEL.WEIGHTS output/quickstart/model_best.pth DATASETS.TEST "('phantom_clinical_test',)"
 
-Evaluate the ensemble of the best checkpoints that a training with TEST.KEEP_BEST kept:
+Evaluate the ensemble of the best checkpoints of a training with TEST.KEEP_BEST:
 
     python train_net.py --config-file configs/quickstart/retina_unet_clinical.yaml --eval-only \\
         TEST.ENSEMBLE.ENABLED True TEST.ENSEMBLE.CHECKPOINTS "('output/quickstart/best',)" \\
@@ -52,15 +52,15 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def main(args: argparse.Namespace) -> dict | None:
-    """Train, or evaluate with ``--eval-only``; what every process of a run does."""
-    with interruptible():  # a process of several ends its loader's workers, too
+    """Train, or evaluate with ``--eval-only``; runs in every process."""
+    with interruptible():  # with several processes, each ends its own loader workers, too
         results = run(args)
         finish_run()
     return results
 
 
 def run(args: argparse.Namespace) -> dict | None:
-    """:func:`main` but for ``finish_run``, before which trainer and model have to be gone."""
+    """Like :func:`main` without ``finish_run``, which needs trainer and model to be deleted."""
     cfg = setup(args)
     if args.eval_only:
         with logged_errors():
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> dict | None:
 
 
 def start(args: argparse.Namespace) -> None:
-    """Begin the processes of a run and wait for them, or be one of those that a launcher began."""
+    """Start the processes of a run and wait for them, or run as a process of a launcher."""
     launch_run(main, args)
 
 

@@ -1,9 +1,9 @@
-"""Write the annotations of DeepLesion's sub-volumes, a pickle as published, as JSON.
+"""Convert the published annotations of DeepLesion's sub-volumes (a pickle) to JSON.
 
 python datasets/convert_annotations.py Revised-Train744.pkl volumes_train.json
 python datasets/convert_annotations.py boxes_3d.pkl volumes_val.json --split val
 
-Nothing that the pickle may carry is run, and the JSON is complete or absent.
+The pickle is read by a restricted unpickler, and the JSON is complete or absent.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("input", type=Path, help="the pickle, .pkl")
     parser.add_argument("output", type=Path, help="the JSON to write, .json")
-    parser.add_argument("--split", help="the part to take of a pickle that has several")
+    parser.add_argument("--split", help="split to read from a pickle that has several")
     parser.add_argument(
         "--slice-numbers",
         choices=SLICE_NUMBERS,
-        help="in the pickle: as on disk, or from a volume's first slice on, which is 0 (by default "
-        "what it tells itself); the JSON has those on disk",
+        help="slice numbers in the pickle: as on disk, or counted from 0 at a volume's first slice "
+        "(default: inferred from the file); the JSON has those on disk",
     )
     parser.add_argument(
         "--box-columns",
         choices=BOX_COLUMNS,
-        help="of boxes in 3-D in the pickle (by default what it tells itself)",
+        help="order of columns of 3-D boxes in the pickle (default: inferred from the file)",
     )
     return parser.parse_args(argv)
 

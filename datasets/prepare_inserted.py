@@ -1,9 +1,10 @@
-"""Write a data set of real slices with synthetic lesions in them, as a volume set.
+"""Insert synthetic lesions into real CT slices, and write them as a volume set.
 
 python datasets/prepare_inserted.py scans --output $DETECTRON2_DATASETS/inserted
 python datasets/prepare_inserted.py mine_train --copies 8 --output $DETECTRON2_DATASETS/more
 
-A call that was killed goes on where it was, and any number of processes gives the same bytes.
+Running it again after an interruption reuses finished volumes. The output does not depend on the
+number of processes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _PROGRAM = "prepare_inserted.py"
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line: what is inserted, and the options of an import."""
+    """The command line: options of the inserted lesions, and of an import."""
     parser = argparse.ArgumentParser(
         description=f"{__doc__}\n{inserted.__doc__}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,8 +1,8 @@
-"""Write a phantom data set: synthetic CT with lesions, in DeepLesion's layout on disk.
+"""Generate a phantom data set: synthetic CT with lesions, in DeepLesion's layout on disk.
 
-python datasets/prepare_phantom.py                         # the demo's set: as on clinical CT
+python datasets/prepare_phantom.py                         # the demo's set, like clinical CT
 python datasets/prepare_phantom.py --preset quickstart-v1  # mottled lesions, 256 x 256 pixels
-python datasets/prepare_phantom.py --preset columns        # distractors that slices tell apart
+python datasets/prepare_phantom.py --preset columns        # with distractors
 python datasets/prepare_phantom.py --preset full --root /data/phantom
 """
 
@@ -20,24 +20,24 @@ from lesion_d2.data.phantoms.phantom import PRESETS, write_phantom
 from lesion_d2.tools.common.arguments import seed
 from lesion_d2.utils.errors import run_program
 
-#: Presets with a folder of their own, not ``phantom``.
+#: Presets that are written to ``phantom_<preset>``, not ``phantom``.
 OWN_FOLDERS = ("columns", "clinical")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Options of the command; those left out come from the preset."""
+    """Options of the command; missing ones are set by the preset."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     folder = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     help_root = f"default: {folder / 'phantom'}, or phantom_<preset> for {', '.join(OWN_FOLDERS)}"
     parser.add_argument("--root", type=Path, help=help_root.replace("%", "%%"))  # argparse's escape
     parser.add_argument("--preset", choices=sorted(PRESETS), default="clinical")
     parser.add_argument("--patients", type=int, dest="num_patients")
-    parser.add_argument("--size", type=int, help="pixels a side of every slice")
+    parser.add_argument("--size", type=int, help="width and height of slices in pixels")
     parser.add_argument("--seed", type=seed)
     parser.add_argument("--extent-mm", type=float, help="mm of slices on both sides of a key slice")
-    parser.add_argument("--median-diameter", type=float, help="mm, of the lesions")
-    parser.add_argument("--mottle-hu", type=float, help="HU, how uneven lesions are inside")
-    parser.add_argument("--distractors", type=float, help="a key slice, in the mean; 0 to 10")
+    parser.add_argument("--median-diameter", type=float, help="of lesions, in mm")
+    parser.add_argument("--mottle-hu", type=float, help="texture of lesions, in HU")
+    parser.add_argument("--distractors", type=float, help="mean number per key slice, 0 to 10")
     parser.add_argument(
         "--appearance", choices=["mottled", "clinical"], help="of lesions and noise"
     )

@@ -1,9 +1,9 @@
-"""Write the scan of a phantom patient as a DICOM series and as NIfTI: something to predict on.
+"""Generate the scan of a phantom patient as a DICOM series and as NIfTI, as input for predict.
 
 python datasets/prepare_phantom_scan.py --output output/predict/scans
 
-The same voxels lie in OUTPUT/dicom/<slice>.dcm and in OUTPUT/phantom.nii.gz. The patient is none of
-the data sets' of prepare_phantom.py.
+OUTPUT/dicom/<slice>.dcm and OUTPUT/phantom.nii.gz have the same voxels. The patient is not in the
+data sets of prepare_phantom.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 
 
 def make_scan(options: PhantomOptions) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """Draw a patient and the series around a key slice; noise and filling as in the data sets.
+    """Generate a patient and a series around a key slice, with noise as in the data sets.
 
     Returns:
         (Z, H, W) int16 in HU, and the spacing x, y, z in mm.
@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("output/predict/scans"))
     parser.add_argument("--seed", type=seed, default=20261145)
-    parser.add_argument("--size", type=int, default=512, help="pixels a side of every slice")
-    parser.add_argument("--extent-mm", type=float, default=40.0, help="on both sides of the middle")
+    parser.add_argument("--size", type=int, default=512, help="width and height of slices, pixels")
+    parser.add_argument("--extent-mm", type=float, default=40.0, help="on each side of the middle")
     args = parser.parse_args(argv)
     return run_program(lambda: _run(args))
 

@@ -1,4 +1,4 @@
-"""Write the toy data sets: noisy images with one circle or donut each, and their masks.
+"""Generate the toy data sets: noisy images with one circle or donut each, and their masks.
 
 python datasets/prepare_toys.py
 python datasets/prepare_toys.py --train 100 --val 50 --test 100 --root /data/toys
@@ -21,14 +21,14 @@ from lesion_d2.utils.errors import run_program
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Options of the command; those left out are the defaults of the images or of the volumes."""
+    """Options of the command; missing ones are the defaults of the images or the volumes."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     folder = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
-    parser.add_argument("--volumes", action="store_true", help="the toys in 3-D")
+    parser.add_argument("--volumes", action="store_true", help="generate the toys in 3-D")
     parser.add_argument(
         "--root",
         type=Path,
-        help=f"default: {folder / 'toys'}; with --volumes the folder that gets a data set for each "
+        help=f"default: {folder / 'toys'}; with --volumes, the folder of one data set per "
         f"task, default: {folder}".replace("%", "%%"),  # argparse's escape
     )
     for split in SPLITS:

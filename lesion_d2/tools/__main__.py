@@ -1,4 +1,4 @@
-"""List the tools, or start one: python -m lesion_d2.tools NAME is lesion-d2 NAME."""
+"""List the tools, or run one: python -m lesion_d2.tools NAME is lesion-d2 NAME."""
 
 import sys
 

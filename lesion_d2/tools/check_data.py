@@ -1,13 +1,12 @@
-"""Tell what is in a registered data set, and what is wrong with it.
+"""Report the contents and the faults of a registered data set.
 
 python -m lesion_d2.tools.check_data NAME... [--output DIR]
 
-``mine`` is all splits of a data set: mine_train, mine_val and mine_test; of a volume set those with
-every slice, mine_volumes_train and so on. Every file is read once.
+``mine`` means all splits of a data set: mine_train, mine_val and mine_test; for a volume set, those
+with every slice: mine_volumes_train and so on. Every file is read once.
 Counts and faults are printed, and written to DIR: ``data_check.json``, ``data_check.png`` with
-boxes and masks on their lesions, and ``data_check.html``. What each fault means stands in
-docs/data_checks.md. Exit status: 0, 1 where something would spoil a training, 2
-where a data set cannot be read at all.
+boxes and masks on their lesions, and ``data_check.html``. docs/data_checks.md explains the faults.
+Exit status: 1 if there is an error, which would spoil a training; 2 if a data set cannot be read.
 """
 
 import argparse
@@ -27,21 +26,28 @@ def get_parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
     parser = argparse.ArgumentParser(prog="lesion_d2.tools.check_data", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("names", nargs="+", metavar="NAME", help="data sets, or all splits of one")
-    parser.add_argument("--output", help="folder to write to (output/data_checks/NAME)")
-    parser.add_argument("--workers", type=positive, help="processes (all cores)")
     parser.add_argument(
-        "--num", type=positive, default=16, help="pictures on the contact sheet (16)"
+        "names",
+        nargs="+",
+        metavar="NAME",
+        help="data sets; or the name of one without its split, for all splits",
+    )
+    parser.add_argument("--output", help="output folder (default: output/data_checks/NAME)")
+    parser.add_argument("--workers", type=positive, help="processes (default: all cores)")
+    parser.add_argument(
+        "--num", type=positive, default=16, help="pictures on the contact sheet (default: 16)"
     )
     parser.add_argument("--no-pictures", action="store_true", help="draw no contact sheet")
     parser.add_argument(
-        "--allow-missing", action="store_true", help="missing files are no error, but a warning"
+        "--allow-missing",
+        action="store_true",
+        help="report missing files as a warning, not an error",
     )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check, print what was found and where it was written, and return the exit status."""
+    """Check, print the report and its files, and return the exit status."""
     args = get_parser().parse_args(argv)
     setup_logger(name="lesion_d2")
     return run_program(lambda: _run(args), status=2, interrupted="interrupted, nothing is written")

@@ -1,13 +1,13 @@
-"""What weighted box clustering makes of an ensemble's detections, beside NMS.
+"""Compare weighted box clustering with NMS on the detections of an ensemble.
 
 python -m lesion_d2.tools.compare_consolidation \\
     --config-file configs/quickstart/retina_unet_phantom.yaml DATASETS.TEST "('phantom_test',)" \\
     TEST.ENSEMBLE.CHECKPOINTS "('output/quickstart_v1/best',)" OUTPUT_DIR output/consolidation
 
-The views are those of TEST.ENSEMBLE: models x tiles x mirrors. All are run once over DATASETS.TEST,
-and their detections are consolidated either way; the first model by itself, on the image as it is,
-is the base line. The table and OUTPUT_DIR/results.json have times in ms an image, the median: of
-the views, and of what follows. Each line's evaluation is in a folder of its own in OUTPUT_DIR.
+The views are those of TEST.ENSEMBLE: models x tiles x mirrors. They are run once on DATASETS.TEST,
+and their detections are consolidated in both ways. The baseline is the first model on the image
+without mirroring. The table and OUTPUT_DIR/results.json have median times in ms per image: of the
+views, and of the consolidation. Each line's evaluation is in a separate folder of OUTPUT_DIR.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from tqdm import tqdm
 _PROGRAM = "lesion_d2.tools.compare_consolidation"
 _BASE_LINE = "first model"
 _SENSITIVITIES = tuple(f"sens@{rate:g}" for rate in FROC_RATES)
-#: Columns of the table by the task of the evaluator's results: of slices, or of volumes.
+#: Columns of the table, by the task of the evaluator's results: slices or volumes.
 METRICS = {
     "bbox": ("AP10", "AP50"),
     "froc": _SENSITIVITIES,
@@ -50,13 +50,13 @@ def compare(cfg: CfgNode, ensemble: Ensemble, dataset: str) -> list[dict]:
     """Evaluate the consolidations of an ensemble, and its first model, on one data set.
 
     Args:
-        cfg: of the run; files go to folders in its OUTPUT_DIR.
-        ensemble: gives the views.
+        cfg: of the run; files are written to folders in its OUTPUT_DIR.
+        ensemble: predicts the views.
         dataset: name of a registered data set.
 
     Returns:
-        A dict a line of the table: ``name``, ``metrics`` (by "task/metric", what the evaluator
-        gives of METRICS, in percent), ``detections`` (per image), ``views_ms``,
+        One dict per line of the table: ``name``, ``metrics`` (by "task/metric", those of METRICS
+        that the evaluator returns, in percent), ``detections`` (per image), ``views_ms``,
         ``consolidation_ms`` (None for the first model).
     """
     evaluators = {name: _evaluator(cfg, name, dataset) for name in (_BASE_LINE, *CONSOLIDATIONS)}
@@ -146,7 +146,7 @@ def make_table(lines: Sequence[dict]) -> str:
 
 
 def run(args: argparse.Namespace) -> str:
-    """Compare on all data sets of DATASETS.TEST; the text to print.
+    """Compare on all data sets of DATASETS.TEST; returns the text to print.
 
     Raises:
         InputError: as :func:`load_config` and :func:`setup_run`.
@@ -182,7 +182,7 @@ def get_parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
     parser = argparse.ArgumentParser(prog=_PROGRAM, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--config-file", required=True, help="of the checkpoints' model")
+    parser.add_argument("--config-file", required=True, help="config of the checkpoints' model")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
     parser.set_defaults(eval_only=True, resume=False, num_gpus=1, num_machines=1)  # as train_net.py
     return parser

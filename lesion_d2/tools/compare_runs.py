@@ -1,18 +1,18 @@
-"""Print a table of several experiments, each of several runs: mean and spread over their seeds.
+"""Print a table of several experiments, with mean and standard deviation over their runs (seeds).
 
 python -m lesion_d2.tools.compare_runs --dataset phantom_test \\
     "RetinaNet=output/improved_retinanet/retinanet_[1-3]" \\
     "+ anchors=output/improved_retinanet/anchors_[1-3]"
 
-An experiment is a name and a pattern of OUTPUT_DIRs; the figures are those of each run's last
-evaluation on the data set (``froc.json``), of all lesions or of one stratum. ``--ends`` adds where
-the curves of all lesions end: the largest sensitivity, and the false positives per image there.
+An experiment is a name and a glob pattern of OUTPUT_DIRs. The numbers are those of each run's last
+evaluation on the data set (``froc.json``), for all lesions or for one stratum. ``--ends`` adds the
+end of the curves of all lesions: the largest sensitivity, and the false positives per image there.
 ``--strata 4`` has the strata as columns instead, at 4 false positives per image: types, diameters
-and slice intervals in the order of Tao et al. (Table 2), those with lesions.
+and slice intervals in the order of Tao et al. (Table 2), if they have lesions.
 
-With ``--volumes`` the figures are those of an evaluation in 3-D (``volumes.json``): sensitivity at
-false positives per volume, and AP. Where it went by several criteria (TEST.VOLUME_CRITERIA),
-``--criterion p3d@0.5`` picks one; the first is the default.
+With ``--volumes`` the numbers are those of an evaluation in 3-D (``volumes.json``): sensitivity at
+false positives per volume, and AP. If it has several criteria (TEST.VOLUME_CRITERIA),
+``--criterion p3d@0.5`` selects one; the first is the default.
 """
 
 import argparse
@@ -40,10 +40,10 @@ TYPES = ("lung", "mediastinum", "liver", "soft tissue", "pelvis", "abdomen", "ki
 def read_runs(
     pattern: str, dataset: str, stratum: str = ALL_LESIONS, *, ends: bool = False
 ) -> list[dict]:
-    """One line of the FROC table of every run that a pattern finds.
+    """Read one line of the FROC table of every run that matches a pattern.
 
     Args:
-        pattern: of OUTPUT_DIRs, as a shell's.
+        pattern: glob pattern of OUTPUT_DIRs.
         dataset: that the runs were evaluated on.
         stratum: label of the line.
         ends: add the end of the curve of all lesions as "largest" (percent) and "at" (false
@@ -60,21 +60,21 @@ def read_runs(
 
 
 def read_volumes(pattern: str, dataset: str, criterion: str | None = None) -> list[dict]:
-    """The numbers of the evaluation in 3-D of every run that a pattern finds.
+    """Read the numbers of the evaluation in 3-D of every run that matches a pattern.
 
     Args:
-        pattern: of OUTPUT_DIRs, as a shell's.
+        pattern: glob pattern of OUTPUT_DIRs.
         dataset: of volumes, that the runs were evaluated on.
         criterion: such as "p3d@0.5"; None for the first of each run.
 
     Returns:
         For each run, in the order of the folders' names: "criterion", "rule" (how boxes and AP were
-        counted), "lesions", "volumes", and sensitivities and "AP" (or "AP10") in percent; NaN where
-        one is not defined.
+        computed), "lesions", "volumes", and sensitivities and "AP" (or "AP10") in percent; NaN for
+        undefined values.
 
     Raises:
         FileNotFoundError: no folder, or one without an evaluation in 3-D on the data set.
-        ValueError: a file is not what an evaluation in 3-D writes, or does not have the criterion.
+        ValueError: a file is not from an evaluation in 3-D, or does not have the criterion.
     """
     files = [folder / "inference" / dataset / "volumes.json" for folder in _find_folders(pattern)]
     return [_read_volume_run(file, criterion) for file in files]
@@ -95,17 +95,17 @@ def _read_volume_run(file: Path, criterion: str | None) -> dict:
 
 
 def _rule_of(settings: dict) -> str:
-    """How an evaluation counted boxes, and its average precision where it has one of volumes."""
+    """How an evaluation measured boxes and, for volumes, its average precision."""
     sides = "sides + 1" if settings.get("inclusive") else "sides as they are"
     precision = settings.get("average_precision")
     return f"{sides}, AP {precision}" if precision else sides
 
 
 def read_strata(pattern: str, dataset: str, rate: float) -> list[dict[str, tuple[int, float]]]:
-    """The strata with lesions of every run that a pattern finds.
+    """Read the strata with lesions of every run that matches a pattern.
 
     Args:
-        pattern: of OUTPUT_DIRs, as a shell's.
+        pattern: glob pattern of OUTPUT_DIRs.
         dataset: that the runs were evaluated on.
         rate: of false positives per image.
 
@@ -121,10 +121,10 @@ def read_strata(pattern: str, dataset: str, rate: float) -> list[dict[str, tuple
 
 
 def find_tables(pattern: str, dataset: str) -> list[Path]:
-    """The ``froc.json`` of every run that a pattern finds, in the order of the folders' names.
+    """The ``froc.json`` of every run that matches a pattern, in the order of the folders' names.
 
     Args:
-        pattern: of OUTPUT_DIRs, as a shell's.
+        pattern: glob pattern of OUTPUT_DIRs.
         dataset: that the runs were evaluated on.
 
     Raises:
@@ -177,9 +177,9 @@ def _read_run(file: Path, stratum: str, ends: bool) -> dict:
 
 
 def compare(experiments: dict[str, list[dict]]) -> str:
-    """The table: a line an experiment, a column a rate of false positives, in percent.
+    """The table: one line per experiment, one column per rate of false positives, in percent.
 
-    Spread is the standard deviation over runs (with n - 1), left out for a single run.
+    The standard deviation over runs (with n - 1) is left out for a single run.
 
     Args:
         experiments: name -> the runs' lines, see :func:`read_runs` and :func:`read_volumes`.
@@ -214,7 +214,7 @@ def compare(experiments: dict[str, list[dict]]) -> str:
 
 
 def compare_strata(experiments: dict[str, list[dict[str, tuple[int, float]]]]) -> str:
-    """The table: a line an experiment, a column a stratum, in percent; see :func:`compare`.
+    """The table: one line per experiment, one column per stratum, in percent; see :func:`compare`.
 
     Args:
         experiments: name -> the runs' strata, see :func:`read_strata`.
@@ -250,18 +250,18 @@ def _columns(row: dict) -> tuple[str, ...]:
 
 
 def mean_and_spread(values: np.ndarray) -> str:
-    """Mean and standard deviation (with n - 1) of the runs' values (n,); of one, the value."""
+    """Mean and standard deviation (with n - 1) of the runs' values (n,); the value if n is 1."""
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
 
 
 def seeds_cell(values: Sequence[float], sign: str = "") -> str:
-    """:func:`mean_and_spread` of a metric of several seeds, or "-" where there is none.
+    """:func:`mean_and_spread` of a metric of several seeds, or "-" without values.
 
     Args:
         values: of each seed.
-        sign: put before what is not negative.
+        sign: prefix of values that are not negative.
     """
     if not values:
         return "-"
@@ -282,16 +282,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="lesion_d2.tools.compare_runs", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("experiments", nargs="+", type=experiment, metavar="NAME=PATTERN")
-    parser.add_argument("--dataset", required=True, help="that the runs were evaluated on")
+    parser.add_argument("--dataset", required=True, help="data set of the evaluations")
     parser.add_argument(
         "--stratum", default=ALL_LESIONS, help=f"line of the tables ({ALL_LESIONS})"
     )
-    parser.add_argument("--ends", action="store_true", help="add the ends of the curves")
+    parser.add_argument("--ends", action="store_true", help="add the end of the curves")
     parser.add_argument(
-        "--strata", type=float, metavar="RATE", help="strata as columns, at a rate of the tables"
+        "--strata", type=float, metavar="RATE", help="strata as columns, at this rate"
     )
-    parser.add_argument("--volumes", action="store_true", help="of an evaluation in 3-D")
-    parser.add_argument("--criterion", help="of the evaluation in 3-D, such as p3d@0.5 (the first)")
+    parser.add_argument("--volumes", action="store_true", help="compare evaluations in 3-D")
+    parser.add_argument(
+        "--criterion", help="criterion of a hit in 3-D, such as p3d@0.5 (default: the first)"
+    )
     args = parser.parse_args(argv)
     _check_options(parser, args)
     names = [name for name, _ in args.experiments]

@@ -1,10 +1,10 @@
-"""Write any registered data set as COCO JSON, for other programs.
+"""Export any registered data set as COCO JSON.
 
 python -m lesion_d2.tools.export_coco deeplesion_val --output val_coco
 python -m lesion_d2.tools.export_coco mine_volumes_test --output test_coco --images png8 \\
     --window -160 240 --polygons
 
-annotations.json is complete or absent. Without pictures it names the data set's own files.
+annotations.json is complete or absent. Without --images it refers to the data set's own files.
 """
 
 import argparse
@@ -25,31 +25,31 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=_PROGRAM, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("dataset", help="its name, such as deeplesion_val")
-    add("--output", required=True, metavar="DIR", help="the folder to write")
+    add("dataset", help="name of the data set, such as deeplesion_val")
+    add("--output", required=True, metavar="DIR", help="output folder")
     add(
         "--images",
         choices=IMAGES,
         default=IMAGES[0],
-        help="pictures to write: none (the default), 8 bits by --window, or 16 bits in "
-        "DeepLesion's coding, HU + 32768",
+        help="pictures to write: none (default), 8 bits by --window, or 16 bits in DeepLesion's "
+        "encoding, HU + 32768",
     )
     add(
         "--window",
         nargs=2,
         type=float,
         metavar=("LOW", "HIGH"),
-        help="HU that become 0 and 255 of png8",
+        help="HU of the values 0 and 255 of png8",
     )
-    add("--polygons", action="store_true", help="masks as polygons where they make them again")
-    add("--workers", type=positive, metavar="N", help="processes (all cores)")
-    add("--overwrite", action="store_true", help="replace an earlier export")
+    add("--polygons", action="store_true", help="masks as polygons, if these reproduce the mask")
+    add("--workers", type=positive, metavar="N", help="processes (default: all cores)")
+    add("--overwrite", action="store_true", help="replace an existing export")
     add("--allow-missing", action="store_true", help="leave out images whose file is missing")
     return parser
 
 
 def describe(written: WrittenCoco) -> str:
-    """What was written and where its images are, one line each."""
+    """The written file and the location of its images, one line each."""
     text = (
         f"Wrote {written.file}: {written.num_images} images, {written.num_annotations} annotations"
     )

@@ -1,11 +1,11 @@
-"""What the strength of calibration (MODEL.RETINA_UNET.CALIBRATION) does to the FROC curve.
+"""Measure the effect of the calibration strength (MODEL.RETINA_UNET.CALIBRATION) on the FROC curve.
 
 python -m lesion_d2.tools.find_calibration --dataset phantom_val \\
     --config-file configs/improved_retinanet/dense_phantom.yaml \\
     --weights output/improved_retinanet/dense_[1-3]/model_final.pth
 
-Prints the sensitivity at some rates of false positives for each strength: with several checkpoints
-of one config, mean and standard deviation over them. Use a validation set.
+Prints the sensitivity at several rates of false positives for each strength: mean and standard
+deviation, if several checkpoints of one config are given. Use a validation set.
 """
 
 import argparse
@@ -36,7 +36,7 @@ RATES = (0.125, 0.25, 0.5, 1, 2, 4)
 
 
 def calibration_config(args: argparse.Namespace) -> CfgNode:
-    """The config, on the device that is there.
+    """The config, on the available device.
 
     Raises:
         InputError: as :func:`load_config`, or the model cannot be calibrated.
@@ -90,7 +90,7 @@ def sensitivities(
 
 
 def run(args: argparse.Namespace) -> str:
-    """Measure all checkpoints; the table."""
+    """Measure all checkpoints; returns the table."""
     cfg = calibration_config(args)
     cfg.MODEL.RETINA_UNET.PREDICT_MASKS = False
     cfg.MODEL.RETINA_UNET.CALIBRATION = max(args.strengths)
@@ -118,9 +118,11 @@ def get_parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
     parser = argparse.ArgumentParser(prog="lesion_d2.tools.find_calibration", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--config-file", required=True, help="of the checkpoints' model")
-    parser.add_argument("--weights", nargs="+", required=True, help="one checkpoint a seed")
-    parser.add_argument("--dataset", required=True, help="a registered data set: phantom_val")
+    parser.add_argument("--config-file", required=True, help="config of the checkpoints' model")
+    parser.add_argument("--weights", nargs="+", required=True, help="checkpoints, one per seed")
+    parser.add_argument(
+        "--dataset", required=True, help="name of a registered data set, such as phantom_val"
+    )
     parser.add_argument("--strengths", nargs="+", type=_share, default=STRENGTHS)
     parser.add_argument(
         "--rates", nargs="+", type=float, default=RATES, help="false positives per image"

@@ -1,11 +1,12 @@
-"""Make a data set of volumes of annotated images in a public format.
+"""Import annotated images in a public format as a volume set.
 
 python -m lesion_d2.tools.import_data nndetection TASK_DIR --output $DETECTRON2_DATASETS/mine
 
-The data set's name is that of its folder. In $DETECTRON2_DATASETS it is registered by itself, as
-mine_train, mine_val, mine_test, mine_volumes_test and so on. A call that was killed goes on where
-it was; a case that cannot be read is told of in one line, the others go on. At the end the data set
-is checked, as by lesion_d2.tools.check_data: pictures and all faults are in DIR/check.
+The data set's name is that of its folder. In $DETECTRON2_DATASETS it is registered automatically,
+as mine_train, mine_val, mine_test, mine_volumes_test and so on. Running it again after an
+interruption reuses finished cases. A case that cannot be read is reported in one line, and does not
+stop the others. At the end, the data set is checked as by lesion_d2.tools.check_data: DIR/check has
+pictures and all faults.
 """
 
 import argparse
@@ -40,7 +41,7 @@ _MAX_SHOWN = 50
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line of this tool: a subcommand for each format."""
+    """The command line of this tool, with a subcommand for each format."""
     parser = argparse.ArgumentParser(prog=_PROGRAM, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
@@ -58,30 +59,36 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what :func:`run_listing` reads."""
+    """Add the options that :func:`run_listing` reads."""
     group = parser.add_argument_group("the data set")
     add = group.add_argument
-    add("--output", type=Path, required=True, metavar="DIR", help="its folder, named as it is")
-    add("--workers", type=positive, metavar="N", help="processes (all cores)")
-    add("--dry-run", action="store_true", help="say what would be imported; read no image")
-    add("--overwrite", action="store_true", help="replace a data set that stands there")
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of the data set, which also gives its name",
+    )
+    add("--workers", type=positive, metavar="N", help="processes (default: all cores)")
+    add("--dry-run", action="store_true", help="only list what would be imported")
+    add("--overwrite", action="store_true", help="replace an existing data set")
     add("--skip-damaged", action="store_true", help="leave out cases that cannot be read")
     add("--no-check", action="store_true", help="do not check the data set at the end")
-    add("--new-split", action="store_true", help="leave the source's splits and folds")
+    add("--new-split", action="store_true", help="discard the source's splits and folds")
     add(
         "--shares",
         type=float,
         nargs=3,
         default=DEFAULT_SHARES,
         metavar=("TRAIN", "VAL", "TEST"),
-        help="of the patients, where the source has no splits (60 20 20)",
+        help="percentages of patients, if the source has no splits (default: 60 20 20)",
     )
     add_shard(add)
-    add("--seed", type=seed, default=0, metavar="N", help="of the choice of patients (0)")
+    add("--seed", type=seed, default=0, metavar="N", help="seed of the split (default: 0)")
 
 
 def describe(summary: ImportSummary, classes: Sequence[str]) -> str:
-    """What was found and what was left out, as a table and lines."""
+    """The contents as a table, and a line for each case that was left out."""
     parts = [_table(summary, classes)] if summary.volume_set is not None else []
     if summary.left_out:
         lines = [f"  {line}" for line in summary.left_out]
@@ -122,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     """List, import and check.
 
     Returns:
-        The exit status: 1 where there is no data set or something in it would spoil a training.
+        The exit status: 1 if there is no data set, or if the check found an error.
 
     Raises:
         ValueError, OSError, ImportError: the source cannot be listed; or see :func:`run_import`.
@@ -167,7 +174,7 @@ def run_listing(
             f"--workers if need be; what is finished is in {working_folder(args.output)}"
         ) from None
     if summary.stood:
-        print(f"{summary.root} stands already: nothing to do")
+        print(f"{summary.root} already exists: nothing to do")
         return 0
     print(f"found: {summary.num_cases} cases, classes: {', '.join(listing.classes)}")
     if summary.num_resumed:
@@ -198,7 +205,7 @@ def run_listing(
 
 
 def _check(root: Path, workers: int | None) -> int:
-    """Check the data set; the exit status: 1 where something would spoil a training."""
+    """Check the data set; returns the exit status: 1 if there is an error."""
     for name in DatasetCatalog.list():  # as a data set that it replaces had it
         if is_registered_from(name, root):
             DatasetCatalog.remove(name)
@@ -211,13 +218,13 @@ def _check(root: Path, workers: int | None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Import, print what was found, and return the exit status: 130 after Ctrl-C."""
+    """Import, print the summary, and return the exit status: 130 after Ctrl-C."""
     args = get_parser().parse_args(argv)
     return run_program(lambda: run(args), _PROGRAM, interrupted=lambda: interrupted(args.output))
 
 
 def interrupted(output: Path) -> str:
-    """What is said after Ctrl-C."""
+    """The message after Ctrl-C."""
     goes_on = working_folder(output).exists()
     return "interrupted" + (": the same command goes on from here" if goes_on else "")
 

@@ -1,25 +1,24 @@
-"""Find the anchors that fit the boxes of a data set (Zlocha et al., section 2.1).
+"""Optimize anchors for the boxes of a data set (Zlocha et al., section 2.1).
 
 python -m lesion_d2.tools.optimize_anchors --dataset deeplesion_val --output anchors.yaml \\
     --config-file configs/improved_retinanet/retinanet.yaml
 python -m lesion_d2.tools.optimize_anchors --boxes boxes.csv --objective mean
 
-With --config-file also tells, for the anchors where the detector has them (one set on every
-feature of its pyramid), which share of the boxes has no positive anchor, and which share has
-nothing but negatives: those train as background where no match is forced
-(MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES False).
+With --config-file, anchors are also placed on the grids of all levels like in the detector, and the
+shares of boxes without a positive anchor and with only negative anchors are printed. The latter are
+learned as background without low-quality matches (MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES False).
 
-The boxes are resized as the config (or the default one) resizes images in inference; its anchors
-are the ones "before". Prints how well the boxes are covered before and after, and the found anchors
-as KEY VALUE pairs for train_net.py. With --output also writes them as a YAML fragment that another
-config takes in with _BASE_: ["config.yaml", "anchors.yaml"], and draws both sets of anchors.
+Boxes are resized like images at inference, by the given or the default config, whose anchors are
+those "before". Prints how well the boxes are covered before and after, and the optimized anchors as
+KEY VALUE pairs for train_net.py. With --output, also writes them as a YAML file to list in
+_BASE_: ["config.yaml", "anchors.yaml"], and draws both sets of anchors.
 
-A CSV of boxes has the columns x1, y1, x2, y2, in pixels of images of --image-size, or of its own
-columns height and width.
+A CSV of boxes has the columns x1, y1, x2, y2, in pixels of images of --image-size, or of the image
+sizes in its columns height and width.
 
-Boxes are resized with whole slices. A config that cuts borders is refused where sizes then go by
-the image's side (INPUT.CT.MAX_SIZE, or IMAGE_SIZE without PIXEL_SPACING); INPUT.CT.CUT_BORDERS
-False as KEY VALUE gives the sizes on whole slices.
+Boxes are resized with whole slices. A config that crops borders is refused if sizes then depend on
+the crop (INPUT.CT.MAX_SIZE, or IMAGE_SIZE without PIXEL_SPACING); INPUT.CT.CUT_BORDERS False as
+KEY VALUE gives the sizes on whole slices.
 """
 
 import argparse
@@ -77,10 +76,10 @@ class Fit(NamedTuple):
 
 
 def current_anchors(cfg: CfgNode, config_file: str) -> tuple[str, np.ndarray]:
-    """The anchors that a config has, and what to call them.
+    """The anchors of a config, and their name in the tables.
 
-    Detectron2's bare defaults stand for no detector that is in use, so where no config file is
-    given and no option sets anchors, those of its RetinaNet configs take their place.
+    Without a config file and options that set anchors, these are the anchors of Detectron2's
+    RetinaNet configs, because the defaults of its config are not used by any detector.
 
     Args:
         cfg: the config.
@@ -90,7 +89,7 @@ def current_anchors(cfg: CfgNode, config_file: str) -> tuple[str, np.ndarray]:
         the name, and (A, 2) widths and heights in pixels.
 
     Raises:
-        ValueError: sizes and ratios of the config do not go together.
+        ValueError: sizes and ratios of the config have different numbers of levels.
     """
     generator = cfg.MODEL.ANCHOR_GENERATOR
     if not config_file and generator == get_cfg().MODEL.ANCHOR_GENERATOR:
@@ -105,15 +104,15 @@ def built_anchors(sizes: Sequence, aspect_ratios: Sequence) -> np.ndarray:
 
 
 def built_levels(sizes: Sequence, aspect_ratios: Sequence, number: int = 1) -> list[np.ndarray]:
-    """Widths and heights (A, 2), level by level, that Detectron2 builds from two config values.
+    """Widths and heights (A, 2) per level, as Detectron2 builds them from two config values.
 
     Args:
-        sizes: MODEL.ANCHOR_GENERATOR.SIZES: one list a level, or one for all.
+        sizes: MODEL.ANCHOR_GENERATOR.SIZES: one list per level, or one for all.
         aspect_ratios: MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS, likewise.
-        number: of levels, where both are for all.
+        number: of levels, if both are for all.
 
     Raises:
-        ValueError: they do not go together.
+        ValueError: their numbers of levels differ.
     """
     levels = {"strides": [1] * max(len(sizes), len(aspect_ratios), number)}
     try:
@@ -125,7 +124,7 @@ def built_levels(sizes: Sequence, aspect_ratios: Sequence, number: int = 1) -> l
 
 
 def _detector_options(cfg: CfgNode) -> tuple[str, CfgNode]:
-    """The config node of what looks at anchors, and its name."""
+    """The config node of the head that uses anchors, and its name."""
     name = "RETINANET" if "Retina" in cfg.MODEL.META_ARCHITECTURE else "RPN"
     return name, cfg.MODEL[name]
 
@@ -133,15 +132,15 @@ def _detector_options(cfg: CfgNode) -> tuple[str, CfgNode]:
 def grid_table(
     cfg: CfgNode, boxes: ResizedBoxes, fits: dict[str, tuple[Sequence, Sequence]]
 ) -> str:
-    """How well anchors cover the boxes where the detector has them, one line a set.
+    """How well anchors on the detector's grids cover the boxes, one line per set.
 
     Args:
         cfg: of the detector.
-        boxes: in its input.
-        fits: by their name, SIZES and ASPECT_RATIOS of each set.
+        boxes: in pixels of its input.
+        fits: name to SIZES and ASPECT_RATIOS of each set.
 
     Returns:
-        The table, or "" where the levels are no pyramid's (p2, p3, ...) that tells their strides.
+        The table, or "" if the levels are not those of a pyramid (p2, p3, ...), with known strides.
     """
     _, options = _detector_options(cfg)
     levels = [re.fullmatch(r"p(\d+)", level) for level in options.IN_FEATURES]
@@ -162,7 +161,7 @@ def grid_table(
 
 
 def check_levels(cfg: CfgNode, sizes: Sequence[float]) -> None:
-    """Raise a ValueError where the detector has another number of levels than there are sizes."""
+    """Raise a ValueError if the numbers of levels and of sizes differ."""
     name, options = _detector_options(cfg)
     levels = options.IN_FEATURES
     if len(levels) != len(sizes):
@@ -195,16 +194,16 @@ def search(args: argparse.Namespace, wh: np.ndarray) -> AnchorSearch:
 
 
 def config_values(found: AnchorSearch) -> dict[str, list[list[float]]]:
-    """The config keys of the found anchors: one list of sizes a level, one of ratios for all.
+    """The config keys of the optimized anchors: one list of sizes per level, one list of ratios.
 
-    Six digits, as many as Detectron2's float32 anchors keep.
+    Six digits, the precision of Detectron2's float32 anchors.
     """
     sizes = [[float(f"{size:.6g}") for size in level] for level in found.level_sizes]
     return {SIZES_KEY: sizes, RATIOS_KEY: [[float(f"{ratio:.6g}") for ratio in found.ratios]]}
 
 
 def fragment(values: dict[str, list[list[float]]], notes: Sequence[str]) -> str:
-    """The YAML text that sets the anchors, under the notes as comments."""
+    """The YAML text that sets the anchors, after the notes as comments."""
     lines = [f"# {note}" for note in notes]
     lines += ["MODEL:", "  ANCHOR_GENERATOR:", "    SIZES:"]
     lines += [f"      - {level}" for level in values[SIZES_KEY]]
@@ -212,7 +211,7 @@ def fragment(values: dict[str, list[list[float]]], notes: Sequence[str]) -> str:
 
 
 def describe_search(args: argparse.Namespace, cfg: CfgNode, found: AnchorSearch) -> list[str]:
-    """What was searched and found, in lines."""
+    """Options and results of the search, in lines."""
     ct = cfg.INPUT.CT
     key = "PIXEL_SPACING" if ct.PIXEL_SPACING else "IMAGE_SIZE"
     resize = f"INPUT.CT.{key} {ct[key]:g}" + (f", MAX_SIZE {ct.MAX_SIZE}" if ct.MAX_SIZE else "")
@@ -227,7 +226,7 @@ def describe_search(args: argparse.Namespace, cfg: CfgNode, found: AnchorSearch)
 
 
 def fit_table(fits: Sequence[Fit]) -> str:
-    """How well each set of anchors covers the boxes, one line a set."""
+    """How well each set of anchors covers the boxes, one line per set."""
     rows = [
         (fit.name, len(fit.anchors), fit.best_iou.mean(), 100 * unmatched_share(fit.best_iou))
         for fit in fits
@@ -281,7 +280,7 @@ def _draw_shapes(axes, wh: np.ndarray, fits: Sequence[Fit]) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Search, print, and write what was asked for."""
+    """Search, print, and write the requested files."""
     output, picture = _output_files(args)
     cfg = load_config(args)
     if args.config_file:
@@ -317,7 +316,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _output_files(args: argparse.Namespace) -> tuple[Path | None, Path | None]:
-    """The fragment and the picture to write, their folders made."""
+    """The paths of the YAML file and of the picture; creates their folders."""
     output = Path(args.output) if args.output else None
     if output and output.suffix not in (".yaml", ".yml"):
         raise ValueError(f"--output: found {args.output}, expected the name of a .yaml file")
@@ -337,7 +336,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lesion_d2.tools.optimize_anchors", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     boxes = parser.add_mutually_exclusive_group(required=True)
-    boxes.add_argument("--dataset", help="a registered data set: deeplesion_val")
+    boxes.add_argument("--dataset", help="name of a registered data set, such as deeplesion_val")
     boxes.add_argument("--boxes", help="a CSV with the columns x1, y1, x2, y2")
     parser.add_argument(
         "--allow-missing", action="store_true", help="leave out images whose file is missing"
@@ -347,17 +346,19 @@ def get_parser() -> argparse.ArgumentParser:
         type=int,
         nargs=2,
         metavar=("H", "W"),
-        help="of the images of --boxes, where it has no columns height and width (512 512)",
+        help="image size for --boxes without columns height and width (default: 512 512)",
     )
-    parser.add_argument("--config-file", default="", help="gives the resize and the anchors before")
+    parser.add_argument(
+        "--config-file", default="", help="config with the image size and the anchors before"
+    )
     _add_search_options(parser)
-    parser.add_argument("--output", help="the YAML fragment to write")
-    parser.add_argument("--picture", help="the PNG to draw (beside the fragment)")
+    parser.add_argument("--output", help="YAML file to write")
+    parser.add_argument("--picture", help="PNG to draw (default: beside the YAML file)")
     parser.add_argument(
         "opts",
         nargs=argparse.REMAINDER,
         metavar="KEY VALUE",
-        help="config options, last on the line (after -- where they would follow --sizes)",
+        help="config options at the end of the line (after --, if they follow --sizes)",
     )
     return parser
 
@@ -369,23 +370,30 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[32.0, 64.0, 128.0, 256.0, 512.0],
         metavar="PIXELS",
-        help="one a pyramid level (32 64 128 256 512)",
+        help="one per pyramid level (default: 32 64 128 256 512)",
     )
-    parser.add_argument("--num-scales", type=int, default=3, help="anchor areas a level (3)")
     parser.add_argument(
-        "--num-ratio-pairs", type=int, default=2, help="pairs r and 1 / r beside the ratio 1 (2)"
+        "--num-scales", type=int, default=3, help="anchor scales per level (default: 3)"
+    )
+    parser.add_argument(
+        "--num-ratio-pairs",
+        type=int,
+        default=2,
+        help="pairs r and 1 / r in addition to the ratio 1 (default: 2)",
     )
     parser.add_argument(
         "--objective",
         choices=list(OBJECTIVES),
         default="focal",
-        help="mean: best mean IoU; focal: least mean of -(1 - IoU)^2 log IoU (focal)",
+        help="mean: maximize the mean IoU; focal (default): minimize the mean -(1 - IoU)^2 log IoU",
     )
     bounds = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
-    parser.add_argument("--scale-bounds", **bounds, default=[0.4, 2.0], help="(0.4 2)")
+    parser.add_argument(
+        "--scale-bounds", **bounds, default=[0.4, 2.0], help="bounds of the scales (default: 0.4 2)"
+    )
     help_text = "of all pairs, or given once for each: 1 2 --ratio-bounds 2 4 are the paper's (1 4)"
     parser.add_argument("--ratio-bounds", **bounds, action="append", help=help_text)
-    parser.add_argument("--seed", type=seed, default=0, help="of the search (0)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the search (default: 0)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,14 +1,14 @@
-"""Compute the RECIST masks of a data set once, into one file that the mapper reads.
+"""Compute the RECIST masks of a data set, and write them to one file for training.
 
 Example::
 
     python -m lesion_d2.tools.prepare_masks --dataset deeplesion_train --method grabcut \\
         --output datasets/deeplesion_train_grabcut.json
 
-An interrupted run goes on where it stopped: finished images stand in ``OUTPUT.partial``, those of
-``--shard I/N``, one of N calls that may run at a time, in ``OUTPUT.partial.I-of-N``. The call after
-which no image is missing writes the file. With ``--compare TRUE_MASKS_JSON`` the methods are
-measured against the true masks of a phantom data set.
+Running it again after an interruption reuses finished images, which are in ``OUTPUT.partial``, or
+``OUTPUT.partial.I-of-N`` for ``--shard I/N``, one of N calls that may run at the same time. The
+call that finishes the last image writes the file. With ``--compare TRUE_MASKS_JSON``, the methods
+are compared with the true masks of a phantom data set.
 """
 
 import argparse
@@ -66,7 +66,7 @@ WHOLE_SLICE = "grabcut, whole slice"
 
 
 class Summary(NamedTuple):
-    """What a run did: lesions and fallbacks in the file, and whether it stood there before."""
+    """Summary of a run: lesions and fallbacks in the file, and whether it existed before."""
 
     lesions: int
     fallbacks: int
@@ -74,7 +74,7 @@ class Summary(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A method against true masks: Dice of every lesion, and median CPU time a lesion, ms."""
+    """A method compared with true masks: Dice of every lesion, median CPU time per lesion in ms."""
 
     dice: np.ndarray
     milliseconds: float
@@ -88,20 +88,20 @@ def prepare_masks(
     Args:
         dataset: its name in ``DatasetCatalog``.
         method: "grabcut" or "ellipse".
-        output: the JSON file to write. Where it stands and covers the data set, nothing is done;
-            where it stands for the same data set and method and does not, it is written anew.
+        output: the JSON file to write. If it exists and covers the data set, nothing is done; if
+            it is for the same data set and method but incomplete, it is written again.
         workers: processes; all cores by default.
-        shard: the part of the images that this call does; the call after which none is missing
-            writes the file, the same as one call for all.
+        shard: the part of the images of this call; the call that finishes the last part writes
+            the same file as a call without shards.
 
     Returns:
-        None where images of other parts are missing, or another call is about to write the file.
+        None if images of other parts are missing, or another call is about to write the file.
 
     Raises:
         ValueError: ``output`` or a journal ``output.partial*`` belong to another data set or
             method, or are damaged; a slice cannot be read.
-        BlockingIOError: another process does this part.
-        BrokenProcessPool: a process was killed; what was finished stands in the journal.
+        BlockingIOError: another process is working on this part.
+        BrokenProcessPool: a process was killed; finished images are in the journal.
     """
     dicts = DatasetCatalog.get(dataset)
     info = {"method": method, "dataset": dataset, "window": "DICOM"}
@@ -169,7 +169,7 @@ def dice_against_truth(
         method: "grabcut", "ellipse" or :data:`WHOLE_SLICE`, GrabCut without its crop.
         true_masks: the ``true_masks.json`` that
             :func:`lesion_d2.data.phantoms.phantom.write_phantom` wrote.
-        limit: at most this many lesions, spread evenly over the data set; all by default.
+        limit: maximum number of lesions, spread evenly over the data set; all by default.
         diameters: only lesions with a long diameter from the first to the second, pixels.
 
     Raises:
@@ -219,7 +219,7 @@ def _read_truth(path: str) -> dict:
 
 
 def _check_truth(path: str, truth: dict, dataset: str, record: dict, annotation: dict) -> None:
-    """Stop where a file has no true mask of a lesion."""
+    """Raise an error if a file has no true mask of a lesion."""
     image_id, row = record["image_id"], str(annotation["row"])
     masks = truth.get(image_id, {})
     if not isinstance(masks, dict):
@@ -237,7 +237,7 @@ def _check_truth(path: str, truth: dict, dataset: str, record: dict, annotation:
 
 
 def _read_image(record: dict) -> np.ndarray:
-    """The key slice as GrabCut wants it, (H, W) uint8."""
+    """The key slice as the input of GrabCut, (H, W) uint8."""
     hu = read_slice(record["file_name"], (record["height"], record["width"]))
     return grabcut_image(hu, record["window"])
 
@@ -263,20 +263,20 @@ def _append(file, line: dict) -> None:
 
 
 def _cut_half_line(file: str) -> None:
-    """Cut off a file the last line, if a killed call wrote a half of it."""
+    """Remove an incomplete last line, left by a killed call, from a file."""
     if os.path.exists(file):
         with open(file, "rb+") as journal:
             journal.truncate(journal.read().rfind(b"\n") + 1)
 
 
 def _journals(journal: str) -> list[str]:
-    """The journals of all parts that there are, and that of calls for the whole work."""
+    """The journals of all parts, and that of calls without shards."""
     parts = glob.glob(f"{glob.escape(journal)}.*-of-*")
     return [file for file in (journal, *sorted(parts)) if os.path.exists(file)]
 
 
 def _read_journals(journal: str, info: dict, dicts: list[dict]) -> dict[str, list[dict]]:
-    """Images that any call has finished: their entries by image id."""
+    """The images finished by any call: image id to entries."""
     done: dict[str, list[dict]] = {}
     for file in _journals(journal):
         done.update(_read_journal(file, info, dicts))
@@ -284,8 +284,7 @@ def _read_journals(journal: str, info: dict, dicts: list[dict]) -> dict[str, lis
 
 
 def _remove_journals(journal: str, info: dict, dicts: list[dict]) -> None:
-    """Remove what a call left that was killed when the file was written, but its journals not yet
-    removed."""
+    """Remove the journals of a call that was killed after it had written the file."""
     for file in _journals(journal):
         with suppress(BlockingIOError, ValueError), locked(file):  # of nobody, and of this work
             _read_journal(file, info, dicts)
@@ -293,9 +292,9 @@ def _remove_journals(journal: str, info: dict, dicts: list[dict]) -> None:
 
 
 def _read_journal(path: str, info: dict, dicts: list[dict]) -> dict[str, list[dict]]:
-    """Finished images of a journal: their entries by image id.
+    """The finished images of a journal: image id to entries.
 
-    A half-written last line is left out, and images whose lesions changed since.
+    An incomplete last line, and images whose lesions have changed, are left out.
     """
     try:
         content = Path(path).read_bytes()
@@ -325,7 +324,7 @@ def _read_journal(path: str, info: dict, dicts: list[dict]) -> dict[str, list[di
 
 
 def _entry_problem(image_id: object, annotations: object) -> str | None:
-    """What is wrong with an image's line of a journal."""
+    """The fault of an image's line in a journal."""
     if not is_name(image_id):
         return f"image_id: found {short_repr(image_id)}, expected a name or number"
     if not isinstance(annotations, list):
@@ -337,7 +336,7 @@ def _entry_problem(image_id: object, annotations: object) -> str | None:
 
 
 def _are_of(annotations: list[dict], image: dict) -> bool:
-    """Whether entries are of the lesions and the size that an image has now."""
+    """Whether entries match the current lesions and size of an image."""
     size = [image["height"], image["width"]]
     return _lesions(annotations) == _lesions(lesions_of(image["annotations"])) and all(
         a["image_id"] == image["image_id"] and a["segmentation"]["size"] == size
@@ -362,7 +361,7 @@ def _lesions(annotations: Iterable[dict]) -> list[tuple]:
 
 
 def _existing_summary(dicts: list[dict], info: dict, output: str) -> Summary | None:
-    """The summary of a file that covers the data set; None for one that does not, or is not there.
+    """The summary of a file that covers the data set; None if it does not, or does not exist.
 
     Raises:
         ValueError: it belongs to another data set or method, or is damaged.
@@ -395,14 +394,16 @@ def _compare(dataset: str, true_masks: str, limit: int | None) -> None:
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--dataset", required=True, help="name in Detectron2's catalog")
+    parser.add_argument("--dataset", required=True, help="name of a registered data set")
     parser.add_argument("--method", choices=METHODS, default="grabcut")
     parser.add_argument("--output", help="the JSON file to write")
     parser.add_argument("--workers", type=positive, help="processes (default: all cores)")
     parser.add_argument(
-        "--compare", metavar="TRUE_MASKS_JSON", help="write nothing, measure the methods' Dice"
+        "--compare",
+        metavar="TRUE_MASKS_JSON",
+        help="only measure the methods' Dice with these true masks",
     )
-    parser.add_argument("--limit", type=positive, help="at most this many lesions in --compare")
+    parser.add_argument("--limit", type=positive, help="maximum number of lesions in --compare")
     parser.add_argument(
         "--allow-missing", action="store_true", help="leave out images whose file is missing"
     )
@@ -450,7 +451,7 @@ def _run(args: argparse.Namespace) -> None:
         )
         return
     if summary.stood:
-        print(f"{args.output} stands already and covers {args.dataset}: nothing to do")
+        print(f"{args.output} already exists and covers {args.dataset}: nothing to do")
     share = 100 * summary.fallbacks / max(summary.lesions, 1)
     print(
         f"{args.dataset}: {summary.lesions} lesions, {summary.fallbacks} fallbacks to the ellipse "

@@ -1,13 +1,13 @@
-"""Pack the PNG slices of a data set into files that a loader reads in a fraction of the time.
+"""Pack the PNG slices of a data set into files that are faster to read.
 
 Example::
 
     python -m lesion_d2.tools.prepare_slices datasets/DeepLesion
 
-For each folder ``Images_png/<series>`` it writes ``Images_prepared/<series>.slices``, without loss
-and with checksums; ``DATASETS.PREPARED_SLICES True`` reads them in place of the PNG files, which
-stay. An interrupted run goes on where it stopped: series that are done and whose PNG files did not
-change since are left as they are. Parts (``--shard I/N``) need no joining.
+For each folder ``Images_png/<series>`` it writes ``Images_prepared/<series>.slices``, lossless and
+with checksums; ``DATASETS.PREPARED_SLICES True`` reads them instead of the PNG files, which must
+stay. Running it again after an interruption reuses finished series with unchanged PNG files. Parts
+(``--shard I/N``) do not have to be merged.
 """
 
 import argparse
@@ -36,7 +36,8 @@ from .common.arguments import add_shard, positive
 
 @dataclass
 class Summary:
-    """What is prepared after a call: series, slices, bytes of both, and series of this call."""
+    """Summary: prepared series and slices, their bytes and those of the PNG files, and series of
+    this call."""
 
     series: int = 0
     slices: int = 0
@@ -53,14 +54,14 @@ def prepare_slices(
     Args:
         root: the data set's folder, with ``Images_png``.
         workers: processes; all cores by default.
-        shard: the part of the series that this call does.
+        shard: the part of the series of this call.
 
     Raises:
         FileNotFoundError: there is no ``Images_png``.
-        ValueError: it has no series; or slices cannot be read: all of them are told at the end,
-            when the other series are done.
-        OSError: a file cannot be written, such as on a full disk.
-        BrokenProcessPool: a process was killed; the series that were finished stay.
+        ValueError: it has no series; or slices cannot be read, which are all reported at the end,
+            after the other series.
+        OSError: a file cannot be written, for instance on a full disk.
+        BrokenProcessPool: a process was killed; finished series are kept.
     """
     images = Path(root) / PNG_FOLDER
     if not images.is_dir():
@@ -84,7 +85,7 @@ def prepare_slices(
 
 
 def _prepare_series(folder: str) -> Summary | str:
-    """One series; or what is wrong with its slices."""
+    """Prepare one series; returns the faults of its slices."""
     names = numbered_pngs(os.listdir(folder))
     if not names:
         return Summary()
@@ -102,7 +103,7 @@ def _prepare_series(folder: str) -> Summary | str:
 
 
 def _states(file: str) -> dict[str, tuple[int, int]] | None:
-    """Of which PNG files a file was made; None where it is not there or not whole."""
+    """The PNG files that a file was made from; None if it does not exist or is incomplete."""
     try:
         return {name: entry.png for name, entry in prepared_index(file).items()}
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""Print what a run reached and where its files are.
+"""Print the FROC table of a run and the paths of its files.
 
 python -m lesion_d2.tools.show_results OUTPUT_DIR [--dataset phantom_test]
 
@@ -19,7 +19,7 @@ from lesion_d2.utils.errors import run_program
 
 from tabulate import tabulate
 
-# Best by validation first: it is the one to use.
+# The best by validation first, because it is the one to use.
 CHECKPOINTS = ("model_best", "model_final")
 
 
@@ -28,7 +28,7 @@ def find_evaluations(output_dir: Path, dataset: str | None = None) -> list[Path]
 
     Args:
         output_dir: OUTPUT_DIR of the run.
-        dataset: only the one on this data set.
+        dataset: only the evaluation on this data set.
 
     Raises:
         FileNotFoundError: no such run, or it was not evaluated (on this data set).
@@ -51,9 +51,9 @@ def metric_names(row: dict) -> list[str]:
 
 
 def froc_table(content: dict) -> str:
-    """The table of a ``froc.json``: sensitivities in percent, one line a stratum.
+    """The table of a ``froc.json``: sensitivities in percent, one line per stratum.
 
-    The first line is of all lesions; two more give its 95 % interval where there is one.
+    The first line is for all lesions, followed by two lines with its 95 % interval if there is one.
     """
     rows = content["rows"]
     metrics = metric_names(rows[0])

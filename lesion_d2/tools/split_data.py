@@ -1,10 +1,10 @@
-"""Split the patients of a data set of volumes, or give it folds for a cross-validation.
+"""Split the patients of a volume set, or make folds for a cross-validation.
 
 python -m lesion_d2.tools.split_data mine                      # mine_train, mine_val, mine_test
 python -m lesion_d2.tools.split_data mine --folds 5 --seed 0   # mine_fold0_train and so on
 
-No patient is in two splits. Splits are alike in the classes and sizes of their lesions, and in how
-many patients have none. Those that the data set came with stay unless --overwrite is given.
+No patient is in two splits. Splits are stratified by the classes and sizes of lesions, and by
+patients without lesions. Existing splits are kept unless --overwrite is given.
 """
 
 import argparse
@@ -25,7 +25,7 @@ _PROGRAM = "lesion_d2.tools.split_data"
 
 
 def make_table(volume_set: VolumeSet, splits: Mapping[str, Sequence[str]], label: str = "") -> str:
-    """What each split has of patients and lesions, as a Markdown table."""
+    """The numbers of patients and lesions in each split, as a Markdown table."""
     patients = sorted({volume.patient for volume in volume_set.volumes})
     names, counts = describe_strata(volume_set)
     rows = [
@@ -45,23 +45,23 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=_PROGRAM, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("name", metavar="NAME", help="of the data set in $DETECTRON2_DATASETS, or its folder")
-    add("--folds", type=positive, metavar="K", help="make so many folds, and leave the splits")
-    add("--seed", type=seed, default=0, metavar="N", help="another one gives other splits (0)")
+    add("name", metavar="NAME", help="name of the data set in $DETECTRON2_DATASETS, or its folder")
+    add("--folds", type=positive, metavar="K", help="make K folds, and keep the splits")
+    add("--seed", type=seed, default=0, metavar="N", help="seed of the split (default: 0)")
     add(
         "--shares",
         type=float,
         nargs=3,
         default=DEFAULT_SHARES,
         metavar=("TRAIN", "VAL", "TEST"),
-        help="of the patients (60 20 20); in folds, test is one in K",
+        help="percentages of patients (default: 60 20 20); in folds, test is 1 / K",
     )
-    add("--overwrite", action="store_true", help="replace the splits or folds that there are")
+    add("--overwrite", action="store_true", help="replace existing splits or folds")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Split, print what the splits have, and return the exit status."""
+    """Split, print the table of splits, and return the exit status."""
     args = get_parser().parse_args(argv)
     return run_program(lambda: _run(args), _PROGRAM)
 

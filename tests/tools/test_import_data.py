@@ -72,7 +72,7 @@ def test_parts_say_that_they_are_parts(source, tmp_path, capsys):
     assert _main(source, output, "--shard", "2/2", "--no-check") == 0
     assert f"{output} is complete" in capsys.readouterr().out
     assert _main(source, output, "--shard", "1/2") == 0
-    assert capsys.readouterr().out == f"{output} stands already: nothing to do\n"
+    assert capsys.readouterr().out == f"{output} already exists: nothing to do\n"
 
 
 def test_lines_beyond_the_first_ones_are_in_a_file(source, tmp_path, capsys, monkeypatch):

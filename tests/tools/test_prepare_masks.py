@@ -147,7 +147,7 @@ def test_killed_parts_go_on_and_the_last_one_joins(
     assert output.read_bytes() == finished.read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["masks.json"]
     assert tool.main([*args, "--shard", "3/3"]) == 0  # as of a job that is queued again
-    assert "stands already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -281,7 +281,7 @@ def test_a_finished_file_is_left_alone(finished, capsys):
     before = finished.stat().st_mtime_ns
     arguments = ["--dataset", NAME, "--method", "grabcut", "--output", os.fspath(finished)]
     assert tool.main(arguments) == 0
-    assert "stands already and covers" in capsys.readouterr().out
+    assert "already exists and covers" in capsys.readouterr().out
     assert finished.stat().st_mtime_ns == before
 
 

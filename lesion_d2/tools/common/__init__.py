@@ -1,1 +1,1 @@
-"""What several tools share: arguments, runs on disk, trainings."""
+"""Shared code of the tools: arguments, runs on disk, trainings."""

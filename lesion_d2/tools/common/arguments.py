@@ -21,7 +21,7 @@ def positive(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    """A seed from 0 on, below 2^32 as NumPy and torch have it, for ``add_argument(type=seed)``."""
+    """A seed from 0 to 2^32 - 1, as NumPy and torch accept it, for ``add_argument(type=seed)``."""
     value = int(text)
     if not 0 <= value < 2**32:
         raise argparse.ArgumentTypeError(f"found {text[:40]!r}, expected 0 or more, below 2^32")
@@ -29,9 +29,9 @@ def seed(text: str) -> int:
 
 
 def add_shard(add: Callable[..., object]) -> None:
-    """Add ``--shard I/N`` to a command line by its ``add_argument``: a :class:`Shard`."""
+    """Add ``--shard I/N``, parsed to a :class:`Shard`, by a parser's ``add_argument``."""
     text = (
-        "do the I-th of N parts, each a call of its own; the last one joins them (docs/clusters.md)"
+        "process part I of N, in separate calls; the last one merges the parts (docs/clusters.md)"
     )
     add("--shard", type=_shard, default=WHOLE, metavar="I/N", help=text)
 
@@ -44,10 +44,10 @@ def _shard(text: str) -> Shard:
 
 
 def data_set_folder(name: str) -> Path:
-    """The folder of a data set of volumes: in $DETECTRON2_DATASETS, or named with its path.
+    """The folder of a volume set, by its name in $DETECTRON2_DATASETS or by its path.
 
     Raises:
-        FileNotFoundError: it has no ``volume_set.json``; the message names some that have.
+        FileNotFoundError: it has no ``volume_set.json``; the message lists some folders with one.
     """
     root = Path(name if "/" in name else resolve_root(f"$DETECTRON2_DATASETS/{name}"))
     if not (root / FILE_NAME).exists():
@@ -61,12 +61,12 @@ def data_set_folder(name: str) -> Path:
 
 
 def config_options(opts: Sequence[str]) -> list[str]:
-    """Changes to a config as the command line has them, without the ``--`` before them."""
+    """Config options of a command line, without a leading ``--``."""
     return [*opts[1:]] if opts[:1] == ["--"] else [*opts]
 
 
 def key_value_pairs(opts: Sequence[str]) -> list[tuple[str, str]]:
-    """Changes to a config, key by key.
+    """Parse config options to a list of (key, value).
 
     Raises:
         ValueError: a value is missing.

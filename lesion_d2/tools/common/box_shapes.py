@@ -1,4 +1,4 @@
-"""Lesions' boxes as a network gets them, from data sets and CSV files."""
+"""Boxes of lesions in pixels of a network's input, from data sets and CSV files."""
 
 import os
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ IMAGE_SIZE = (512, 512)
 
 
 class ResizedBoxes(NamedTuple):
-    """Boxes (N, 4) XYXY, and their images' height and width (N, 2): pixels after the resize."""
+    """Boxes (N, 4) XYXY, and height and width (N, 2) of their images: pixels after the resize."""
 
     boxes: np.ndarray
     image_sizes: np.ndarray
@@ -33,20 +33,20 @@ class ResizedBoxes(NamedTuple):
 
 
 def dataset_boxes(dataset: str, cfg: CfgNode, *, allow_missing: bool = False) -> ResizedBoxes:
-    """A registered data set's boxes in the network's input.
+    """Read the boxes of a registered data set, in pixels of the network's input.
 
     Args:
         dataset: its name in ``DatasetCatalog``.
-        cfg: says how images are resized.
+        cfg: config with the resize of images.
         allow_missing: leave out images whose file is missing.
 
     Returns:
         The boxes; regions to ignore (``iscrowd``) are left out.
 
     Raises:
-        ValueError: the data set is not registered or has no boxes, a box is empty, an image has no
-            spacing where the config asks for one, or the config cuts borders
-            (``INPUT.CT.CUT_BORDERS``) and sizes go by the image's side.
+        ValueError: the data set is not registered or has no boxes, a box is empty, an image lacks
+            the spacing that the config needs, or the config crops borders
+            (``INPUT.CT.CUT_BORDERS``) and sizes depend on the crop.
     """
     _check_config(cfg)
     found = []
@@ -68,22 +68,22 @@ def dataset_boxes(dataset: str, cfg: CfgNode, *, allow_missing: bool = False) ->
 def csv_boxes(
     file: str | os.PathLike, cfg: CfgNode, *, image_size: Sequence[int] | None = None
 ) -> ResizedBoxes:
-    """The boxes of a CSV file in the network's input.
+    """Read the boxes of a CSV file, in pixels of the network's input.
 
     Args:
-        file: with the columns x1, y1, x2, y2, in pixels, and perhaps height and width, of the
+        file: with the columns x1, y1, x2, y2 in pixels, and optionally height and width of the
             images.
-        cfg: says how images are resized.
-        image_size: (height, width) of all images; 512 x 512 where neither this nor the file says.
+        cfg: config with the resize of images.
+        image_size: (height, width) of all images; 512 x 512 if neither this nor the file gives it.
 
     Returns:
         The boxes, in the order of the rows.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no CSV, a column is missing, no boxes, an empty box, image sizes from both sides
-            or not above 0, the config asks for the spacing of the images, or it cuts borders
-            (``INPUT.CT.CUT_BORDERS``) and sizes go by the image's side.
+        ValueError: no CSV, a column is missing, no boxes, an empty box, image sizes given twice or
+            not above 0, the config needs the spacing of the images, or it crops borders
+            (``INPUT.CT.CUT_BORDERS``) and sizes depend on the crop.
     """
     _check_config(cfg)
     table = _read_csv(file)
@@ -100,7 +100,7 @@ def csv_boxes(
 
 
 def _check_config(cfg: CfgNode) -> None:
-    """Refuse a resize that depends on crops, which only reading the slices could tell."""
+    """Refuse a resize that depends on crops, because these are known only after reading slices."""
     ct = cfg.INPUT.CT
     if ct.CUT_BORDERS and (ct.MAX_SIZE or not ct.PIXEL_SPACING):
         raise ValueError(
@@ -111,7 +111,7 @@ def _check_config(cfg: CfgNode) -> None:
 
 
 def _read_csv(file: str | os.PathLike) -> pd.DataFrame:
-    """The columns that count, as text; the index is the line number in the file."""
+    """The columns that are read, as text; the index is the line number in the file."""
     expected = f"a CSV with the columns {', '.join(BOX_COLUMNS)}"
     table = read_csv_table(file, BOX_COLUMNS, expected)
     table = table[[c for c in (*BOX_COLUMNS, *SIZE_COLUMNS) if c in table.columns]]
@@ -143,7 +143,7 @@ def _image_sizes(
 
 
 def _numbers(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    """Columns as (N, len(columns)) floats, NaN where there is no number."""
+    """Columns as (N, len(columns)) floats, NaN for cells without a number."""
     numbers = [pd.to_numeric(table[column], errors="coerce") for column in columns]
     return np.stack([column.to_numpy(float) for column in numbers], axis=1)
 
@@ -178,6 +178,6 @@ def _resized(
     image = np.broadcast_to(np.int16(0), (*size, 1))  # only its shape counts
     resize = ResizeCT(ct.IMAGE_SIZE, ct.PIXEL_SPACING, max_size=ct.MAX_SIZE)
     transform = resize.get_transform(image, spacing)
-    # The corner opposite to the origin says how large the image becomes.
+    # The corner opposite to the origin gives the size of the resized image.
     size = transform.apply_coords(np.array([size[::-1]], float))[0, ::-1]
     return ResizedBoxes(transform.apply_box(boxes), np.tile(size, (len(boxes), 1)))

@@ -1,4 +1,4 @@
-"""What lies beside the package in a checkout of the project, and below it where it is installed."""
+"""Paths of the project's files: beside the package in a checkout, below it in an installation."""
 
 from pathlib import Path
 
@@ -7,10 +7,10 @@ from lesion_d2._programs import project_folder
 
 
 def find_in_checkout(name: str) -> Path:
-    """A file or folder of the project's root, such as ``configs``.
+    """The path of a file or folder of the project's root, such as ``configs``.
 
     Raises:
-        FileNotFoundError: it is not there: an installation has no tests, for instance.
+        FileNotFoundError: it does not exist: an installation has no tests, for instance.
     """
     path = project_folder(Path(lesion_d2.__file__).parent) / name
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Runs of a grid: the options that the grid sets, and the files of what came out."""
+"""Runs of a grid of experiments: their options, and the files of their results."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ from lesion_d2.tools.common.arguments import key_value_pairs
 from lesion_d2.tools.common.trainings import FailedRun
 from lesion_d2.utils.files import atomic_write, parse_json, read_json
 
-#: In a run's folder: its options, from its beginning, and with what came out, from its end.
+#: Files in a run's folder: its options, written at the start, and its result, written at the end.
 BEGUN, RESULT = "run.json", "result.json"
 #: Keys of the config that a grid sets.
 GRID_KEYS = ("OUTPUT_DIR", "DATASETS.TRAIN", "DATASETS.TEST", "SEED")
@@ -27,10 +27,11 @@ class RunFiles(Generic[ResultType]):
 
     Args:
         folder: its OUTPUT_DIR.
-        options: what decides its result, but for the code; what JSON can hold. ``settings`` among
-            them is what its config says (:func:`~lesion_d2.tools.common.trainings.hash_settings`).
-        config: its config's file, for messages.
-        kind: a dataclass, which raises TypeError or ValueError where a field is none.
+        options: everything that the result depends on except the code, as JSON values.
+            ``settings`` is the hash of its config
+            (:func:`~lesion_d2.tools.common.trainings.hash_settings`).
+        config: its config file, for messages.
+        kind: dataclass of the result, which raises TypeError or ValueError for invalid fields.
     """
 
     folder: Path
@@ -39,20 +40,20 @@ class RunFiles(Generic[ResultType]):
     kind: type[ResultType]
 
     def begin(self) -> None:
-        """Make the folder and note the options there, for whoever resumes the run."""
+        """Create the folder and write the options to it, so that a resumed run can check them."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write(BEGUN, {})
 
     def end(self, result: ResultType) -> None:
-        """Write what came out."""
+        """Write the result."""
         self._write(RESULT, {"result": asdict(result)})
 
     def result(self) -> ResultType | None:
-        """Read what came out; None where the run has not ended.
+        """Read the result; None if the run has not ended.
 
         Raises:
-            ValueError: the folder is that of a run with other options, or of none of this tool,
-                or of another version of it.
+            ValueError: the folder has a run with other options, of another tool, or of another
+                version of this tool.
         """
         begun = self._read(BEGUN)
         if begun is None and (self.folder / "last_checkpoint").is_file():
@@ -99,10 +100,10 @@ class RunFiles(Generic[ResultType]):
 
 
 def check_options(opts: Sequence[str]) -> None:
-    """Check changes to the configs of a grid.
+    """Check config options for all runs of a grid.
 
     Raises:
-        ValueError: they are no pairs of KEY VALUE, or set what the grid sets.
+        ValueError: they are not pairs of KEY VALUE, or set a key of the grid.
     """
     for key, _ in key_value_pairs(opts):
         if key in GRID_KEYS:
@@ -110,7 +111,7 @@ def check_options(opts: Sequence[str]) -> None:
 
 
 def grid_options(folder: Path, train: str, test: str, seed: int) -> list[str]:
-    """The changes to a config that a grid makes, as train_net.py takes them.
+    """The config options of a run of a grid, as arguments of train_net.py.
 
     Args:
         folder: OUTPUT_DIR.
@@ -122,18 +123,18 @@ def grid_options(folder: Path, train: str, test: str, seed: int) -> list[str]:
 
 
 def check_datasets(names: Iterable[str]) -> None:
-    """Check that data sets can be read, each once.
+    """Check that data sets can be read.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: one is not registered, or bad.
+        ValueError: one is not registered, or invalid.
     """
     for name in dict.fromkeys(names):
         load_records(name)
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Write a CSV file with a line a row, one at least; the first one's keys are the columns."""
+    """Write at least one row to a CSV file; the first row's keys are the columns."""
     with atomic_write(file) as partial, open(partial, "w", newline="") as opened:
         writer = csv.DictWriter(opened, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -141,7 +142,7 @@ def write_rows(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
 
 
 def read_metric(file: Path, metric: str) -> tuple[float, int]:
-    """The last value of a metric in a run's ``metrics.json``, and the iteration that it is of.
+    """The last value of a metric in a run's ``metrics.json``, and its iteration.
 
     Raises:
         FailedRun: there is no number.

@@ -1,4 +1,4 @@
-"""Trainings as processes of train_net.py, several at a time."""
+"""Run trainings as processes of train_net.py, several at a time."""
 
 import fcntl
 import hashlib
@@ -18,19 +18,19 @@ from lesion_d2.utils.parallel import count_cores
 
 from tqdm import tqdm
 
-#: What train_net.py prints; its log.txt lies beside.
+#: Output of train_net.py, beside its log.txt.
 CONSOLE = "console.txt"
 _POLL_SECONDS = 0.05
-#: Between asking processes to end and ending them.
+#: Seconds between SIGTERM and SIGKILL.
 KILL_SECONDS = 20.0
 
 
 class FailedRun(Exception):
-    """A run that did not end with a result; the message is one line."""
+    """A run ended without a result; the message is one line."""
 
 
 class TrainingRun(Protocol):
-    """A run of train_net.py, in a folder of its own.
+    """A run of train_net.py, in a separate folder.
 
     Attributes:
         name: for messages.
@@ -41,36 +41,38 @@ class TrainingRun(Protocol):
     folder: Path
 
     def result(self) -> object | None:
-        """What came out of it; None where it is not done.
+        """The result of the run; None if it has not finished.
 
         Raises:
-            ValueError: the folder is that of a run with other options.
+            ValueError: the folder has a run with other options.
         """
 
     def begin(self) -> None:
-        """Note its options in its folder, for whoever resumes it."""
+        """Write its options to its folder, so that a resumed run can check them."""
 
     def commands(self) -> list[list[str]]:
-        """Arguments of train_net.py, of processes that follow each other."""
+        """Arguments of train_net.py, for processes that run one after the other."""
 
     def end(self, seconds: float, resumed: bool) -> None:
-        """Write what came out of it.
+        """Write the result of the run.
 
         Args:
-            seconds: that the processes took.
-            resumed: whether an earlier call had begun it.
+            seconds: duration of the processes.
+            resumed: whether an earlier call had started the run.
 
         Raises:
-            FailedRun, OSError, ValueError: nothing did.
+            FailedRun, OSError, ValueError: there is no result.
         """
 
 
 @contextmanager
 def collected(failures: list[str]) -> Iterator[None]:
-    """Let a tool that trains end with lines in place of tracebacks, see :func:`interruptible`.
+    """Context manager that reports errors of a tool in lines instead of tracebacks.
+
+    See also :func:`interruptible`.
 
     Args:
-        failures: gets a line where files or values are wrong, or where this is interrupted.
+        failures: a line is appended if files or values are wrong, or after an interruption.
     """
     try:
         with interruptible():
@@ -90,18 +92,18 @@ def run_all(
     description: str = "runs",
     grace: float = KILL_SECONDS,
 ) -> list[str]:
-    """Run trainings, ``jobs`` at a time, each in its folder; one that fails does not stop others.
+    """Run trainings, ``jobs`` at a time, each in its folder; a failed one does not stop the others.
 
-    Where this is interrupted, no process is left; see :func:`interruptible`.
+    After an interruption, no process is left; see :func:`interruptible`.
 
     Args:
-        runs: an interrupted one goes on where it was; one that is done, maybe by another call that
-            has run meanwhile, is skipped.
+        runs: interrupted ones are resumed; finished ones, also by another call in the meantime,
+            are skipped.
         program: ``train_net.py``.
         jobs: processes at a time, which share the cores.
-        done: runs that were done before, for the bar.
-        description: what the bar says.
-        grace: seconds between asking processes to end and ending them, at an interruption.
+        done: number of runs finished before, for the progress bar.
+        description: text of the progress bar.
+        grace: seconds between SIGTERM and SIGKILL after an interruption.
 
     Returns:
         A line for each run that failed.
@@ -132,7 +134,7 @@ def run_all(
 
 @contextmanager
 def _collected(run: TrainingRun, failures: list[str]) -> Iterator[None]:
-    """Add a failure in the block to the list."""
+    """Append a failure in the block to the list."""
     try:
         yield
     except (FailedRun, OSError, ValueError) as error:
@@ -140,7 +142,7 @@ def _collected(run: TrainingRun, failures: list[str]) -> Iterator[None]:
 
 
 def _stop(trainings: Sequence["Training"], grace: float) -> None:
-    """End the processes; their checkpoints stay, and a later call resumes from them."""
+    """End the processes; a later call resumes from their checkpoints."""
     for training in trainings:
         training.process.terminate()
     deadline = time.monotonic() + grace
@@ -154,24 +156,24 @@ def _stop(trainings: Sequence["Training"], grace: float) -> None:
 
 
 class Training:
-    """One run, from the lock on its folder to its result."""
+    """A run in progress, from the lock on its folder to its result."""
 
     def __init__(self, run: TrainingRun):
         self.run = run
 
     def start(self, program: Path, jobs: int) -> bool:
-        """Start the run's process; False where the run is done.
+        """Start the run's process; returns False if the run is finished.
 
         Raises:
-            FailedRun: another process, maybe left by an earlier call, is at this run.
-            ValueError: its folder is that of a run with other options.
+            FailedRun: another process, maybe left by an earlier call, is working on this run.
+            ValueError: its folder has a run with other options.
         """
         folder = self.run.folder
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             self.console = stack.enter_context(open(folder / CONSOLE, "ab"))
             try:
-                # The process inherits the lock, and holds it even where this one is killed.
+                # The process inherits the lock, and holds it even if this one is killed.
                 fcntl.flock(self.console, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise FailedRun(f"{folder} is in use by another process") from None
@@ -200,10 +202,10 @@ class Training:
         )
 
     def go_on(self) -> bool:
-        """After the end of the process start the next one, or write the result.
+        """After a process has ended, start the next one or write the result.
 
         Returns:
-            Whether there is a process again.
+            Whether a process was started.
 
         Raises:
             FailedRun: it failed, or left no result.
@@ -224,9 +226,9 @@ class Training:
 
 
 def hash_settings(config: Path) -> str:
-    """SHA-256 of what a config's file says, with the files that it is based on.
+    """SHA-256 of the keys and values of a config file and its base files.
 
-    Defaults are left out: a later version of the project with further keys gives the same.
+    Defaults are left out, so new keys in a later version of the project do not change it.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -236,9 +238,9 @@ def hash_settings(config: Path) -> str:
 
 
 def _environment(jobs: int) -> dict[str, str]:
-    """What a training inherits, which goes before the defaults here."""
+    """The environment of a training; existing variables take precedence over the defaults here."""
     cores = count_cores()
-    # Without TorchScript: it would compile Detectron2's focal loss for ten seconds a process.
+    # Without TorchScript, which compiles Detectron2's focal loss for ten seconds per process.
     defaults = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), "PYTORCH_JIT": "0"}
     return {**defaults, **os.environ}
 

@@ -1,1 +1,1 @@
-"""How phantoms look beside real CT: noise, edges, tissues and lesions, measured alike."""
+"""Compares phantoms with real CT: noise, edges, tissues and lesions."""

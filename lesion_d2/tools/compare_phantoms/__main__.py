@@ -1,13 +1,13 @@
-"""Measure how phantoms look beside real CT slices.
+"""Compare the appearance of phantoms with real CT slices.
 
 python -m lesion_d2.tools.compare_phantoms phantom_train mine_train [--output DIR]
 
-Prints the median and the 10th and 90th percentile of every measure of each data set side by side:
-how much of the picture is body, HU of fat and soft tissue, level and spatial frequency of noise,
-width of edges, and lesions' size, contrast and unevenness; and which share of the lesions blobs of
-the Laplacian of Gaussian find, which need no training. Writes ``comparison.png`` (histograms,
-spectra, contrasts, and lesions as they look) and ``comparison.json`` to DIR. Key slices alone are
-read, not their neighbors. What a number of pixels is in mm depends on the data set.
+Prints a table with the median and the 10th and 90th percentile of every measure for each data set:
+share of the body in the image, HU of fat and soft tissue, level and spatial frequency of noise,
+width of edges, size, contrast and inhomogeneity of lesions; and the share of lesions found by a
+blob detector (Laplacian of Gaussian), which needs no training. Writes ``comparison.png``
+(histograms, spectra, contrasts, and examples of lesions) and ``comparison.json`` to DIR. Only key slices are
+read, not their neighbors. Data sets may have different pixel sizes in mm.
 """
 
 import argparse
@@ -37,11 +37,16 @@ def get_parser() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("names", nargs="+", metavar="NAME", help="registered data sets")
     parser.add_argument("--output", type=Path, default=Path("output/compare_phantoms"))
-    parser.add_argument("--margin", type=float, default=BOX_MARGIN, help="of boxes, pixels (5)")
     parser.add_argument(
-        "--slices", type=positive, default=200, help="of each data set, at most (200)"
+        "--margin", type=float, default=BOX_MARGIN, help="margin of boxes in pixels (default: 5)"
     )
-    parser.add_argument("--workers", type=positive, help="processes (all cores, up to 16)")
+    parser.add_argument(
+        "--slices",
+        type=positive,
+        default=200,
+        help="maximum number of slices per data set (default: 200)",
+    )
+    parser.add_argument("--workers", type=positive, help="processes (default: all cores, up to 16)")
     return parser
 
 
@@ -66,7 +71,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def format_table(found: Mapping[str, DataSetMeasures]) -> str:
-    """A row a measure, a column a data set: median (10th to 90th percentile)."""
+    """One row per measure, one column per data set: median (10th to 90th percentile)."""
     rows = []
     for row in ROWS:
         cells = []
@@ -83,7 +88,7 @@ def format_table(found: Mapping[str, DataSetMeasures]) -> str:
 
 
 def _as_json(found: Mapping[str, DataSetMeasures]) -> dict:
-    """Percentiles, null where nothing was measured."""
+    """Percentiles, null without measurements."""
     return {
         name: {
             "slices": len(measures.slices),

@@ -1,7 +1,6 @@
-"""How far a detector without training comes: blobs of the Laplacian of Gaussian.
+"""A detector without training: blobs of the Laplacian of Gaussian.
 
-Where blobs alone find lesions, a data set does not ask for more than a filter, and what is measured
-on it says little about detectors.
+If blobs find the lesions of a data set, it is too easy to compare detectors on it.
 """
 
 import numpy as np
@@ -9,9 +8,9 @@ from scipy.ndimage import gaussian_laplace, maximum_filter
 
 #: Standard deviations of the Gaussians, pixels: blobs of 6 to 51 pixels across.
 SIGMAS = tuple(2.0 * 1.25**step for step in range(10))
-_WINDOW = (-300.0, 400.0)  # HU that are told apart: those of soft tissue
-_APART = 3  # pixels at least between two maxima
-_LIMIT = 100  # blobs of a slice
+_WINDOW = (-300.0, 400.0)  # HU range of soft tissue, to which values are clipped
+_APART = 3  # minimum distance of two maxima, pixels
+_LIMIT = 100  # maximum number of blobs per slice
 
 
 def find_blobs(hu: np.ndarray, margin: float) -> tuple[np.ndarray, np.ndarray]:
@@ -22,10 +21,10 @@ def find_blobs(hu: np.ndarray, margin: float) -> tuple[np.ndarray, np.ndarray]:
 
     Args:
         hu: (H, W), HU.
-        margin: pixels that its box is larger on each side.
+        margin: of boxes around blobs, pixels on each side.
 
     Returns:
-        boxes (N, 4), X1Y1X2Y2 in pixels, and scores (N,), falling; at most 100.
+        boxes (N, 4), X1Y1X2Y2 in pixels, and scores (N,), descending; at most 100.
     """
     clipped = np.clip(hu, *_WINDOW).astype(np.float32)
     space = np.stack([s**2 * np.abs(gaussian_laplace(clipped, s)) for s in SIGMAS])

@@ -1,4 +1,4 @@
-"""The figure of a comparison: what a table's numbers look like."""
+"""The figure of a comparison of data sets."""
 
 import os
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ def draw_comparison(found: Mapping[str, DataSetMeasures], file: str | os.PathLik
     """Draw histograms, noise, lesions' contrast over size, and examples of lesions.
 
     Args:
-        found: name of a data set -> what was measured.
+        found: name of a data set -> its measures.
         file: PNG to write, and a PDF beside it: see :func:`lesion_d2.utils.figures.figure_written`.
     """
     with figure_written(file, (11, 3.6 + 1.0 * len(found))) as figure:
@@ -64,7 +64,7 @@ def _label(axes) -> None:
 
 
 def _strip(examples: list[np.ndarray]) -> np.ndarray:
-    """Pictures side by side; black where there are too few."""
+    """Pictures side by side, filled up with black."""
     low, high = _WINDOW
     strip = np.zeros((_SIDE, _SIDE * _EXAMPLES), np.uint8)
     for number, hu in enumerate(examples[:_EXAMPLES]):

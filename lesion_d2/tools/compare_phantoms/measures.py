@@ -1,7 +1,7 @@
-"""What is measured on a slice and on a lesion, from HU alone.
+"""Measures of slices and lesions, computed from HU.
 
-Every measure is made alike on all data sets, so that differences between columns tell more than
-the values: the widths, say, are those of edges as they cross pixels.
+They are computed in the same way for all data sets, so differences are more meaningful than values:
+widths, for instance, include the width of a pixel.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ import numpy as np
 
 #: Edges of the histogram's bins, HU.
 HISTOGRAM = np.arange(-1050, 455, 5)
-#: Side in pixels of the patches that noise is measured in.
+#: Side in pixels of the patches in which noise is measured.
 PATCH = 16
-#: Lowest and highest HU of soft tissue, where it is smooth.
+#: Lowest and highest HU of smooth soft tissue.
 SOFT_TISSUE = (20.0, 160.0)
 _FAT_PEAK, _SOFT_PEAK = (-140.0, -60.0), (20.0, 170.0)
 _FLATTEST = 0.3  # share of a slice's patches: those without edges of organs
 _INSIDE, _AROUND = 0.5, (1.25, 1.7)  # in half-axes of the box's ellipse
-_NEIGHBORS = 60.0  # HU from the median around: beyond it is another tissue
+_NEIGHBORS = 60.0  # HU from the median around; beyond is another tissue
 _MIN_PIXELS = 6
 
 
@@ -29,14 +29,14 @@ class SliceMeasures:
     """One slice.
 
     Attributes:
-        body: share of the picture that the body covers.
-        table: share of the picture outside the body that is denser than -500 HU.
-        fat, soft: HU that fat and soft tissue have most often.
-        noise: SD in the flattest patches of soft tissue, HU; NaN where there are none.
-        skin: pixels in which the edge between air and skin rises from 10 to 90 %.
+        body: share of the image covered by the body.
+        table: share of the image outside the body that is denser than -500 HU.
+        fat, soft: most frequent HU of fat and soft tissue.
+        noise: SD in the flattest patches of soft tissue, HU; NaN if there are none.
+        skin: distance in pixels in which the edge between air and skin rises from 10 to 90 %.
         histogram: share of the body in each bin of ``HISTOGRAM``.
-        spectrum: power of the noise by spatial frequency, 0 to half a cycle a pixel in steps of
-            1 / ``PATCH``, of sum 1; None where there are no flat patches.
+        spectrum: power of the noise by spatial frequency, 0 to 0.5 cycles per pixel in steps of
+            1 / ``PATCH``, with sum 1; None if there are no flat patches.
     """
 
     body: float
@@ -50,7 +50,7 @@ class SliceMeasures:
 
     @property
     def frequency(self) -> float:
-        """Mean spatial frequency of the noise, cycles a pixel; NaN where it is not known."""
+        """Mean spatial frequency of the noise, cycles per pixel; NaN if unknown."""
         if self.spectrum is None:
             return float("nan")
         return float(self.spectrum @ np.arange(len(self.spectrum)) / PATCH)
@@ -58,14 +58,14 @@ class SliceMeasures:
 
 @dataclass(frozen=True)
 class LesionMeasures:
-    """One lesion, from its box.
+    """One lesion, measured in its box.
 
     Attributes:
         side: longer side of the box, pixels.
-        inside, contrast: median HU in its middle, and that less the median around it.
-        uneven: SD in its middle after smoothing by 1.5 pixels, HU: its texture, and what is left of
-            the noise.
-        edge: pixels in which the edge rises from 10 to 90 %; NaN where the contrast is below 20 HU.
+        inside, contrast: median HU in its center, and its difference from the median around it.
+        uneven: SD in its center after smoothing by 1.5 pixels, HU: texture and residual noise.
+        edge: distance in pixels in which the edge rises from 10 to 90 %; NaN if the contrast is
+            below 20 HU.
     """
 
     side: float
@@ -76,7 +76,7 @@ class LesionMeasures:
 
     @property
     def size_of_contrast(self) -> float:
-        """The contrast without its sign, HU."""
+        """The absolute contrast, HU."""
         return abs(self.contrast)
 
 
@@ -87,7 +87,7 @@ def measure_slice(hu: np.ndarray) -> SliceMeasures | None:
         hu: H x W.
 
     Returns:
-        The measures; None where there is no body.
+        The measures; None if there is no body.
     """
     hu = np.asarray(hu, np.float32)
     body = find_body(hu)
@@ -109,7 +109,7 @@ def measure_slice(hu: np.ndarray) -> SliceMeasures | None:
 
 
 def _peak(counts: np.ndarray, low: float, high: float) -> float:
-    """HU of the fullest bin between two values, of the histogram smoothed over three bins."""
+    """HU of the highest bin between two values, in the histogram smoothed over three bins."""
     middles = (HISTOGRAM[:-1] + HISTOGRAM[1:]) / 2
     smooth = np.convolve(counts, np.ones(3), "same")
     here = (middles > low) & (middles < high)
@@ -117,14 +117,14 @@ def _peak(counts: np.ndarray, low: float, high: float) -> float:
 
 
 def flat_patches(hu: np.ndarray, body: np.ndarray) -> np.ndarray:
-    """The flattest patches of soft tissue, each less its mean and slopes.
+    """The flattest patches of soft tissue, each without its mean and slopes.
 
     Args:
         hu: H x W.
         body: H x W bool.
 
     Returns:
-        N x ``PATCH`` x ``PATCH``, every other position at most; N may be 0.
+        N x ``PATCH`` x ``PATCH``, at most at every other position; N may be 0.
     """
     smooth = cv2.GaussianBlur(hu, (0, 0), 2)
     soft = np.uint8((smooth > SOFT_TISSUE[0]) & (smooth < SOFT_TISSUE[1]) & body)
@@ -142,7 +142,7 @@ def flat_patches(hu: np.ndarray, body: np.ndarray) -> np.ndarray:
 
 
 def noise_spectrum(patches: np.ndarray) -> np.ndarray:
-    """Power by spatial frequency of N x P x P patches: P / 2 + 1 values of sum 1, from 0 on."""
+    """Power by spatial frequency of N x P x P patches: P / 2 + 1 values from frequency 0, sum 1."""
     power = (np.abs(np.fft.fft2(patches)) ** 2).mean(axis=0)
     side = power.shape[0]
     frequencies = np.fft.fftfreq(side)
@@ -167,14 +167,14 @@ def _skin_width(hu: np.ndarray, body: np.ndarray) -> float:
 
 
 def rise_width(profile: np.ndarray, step: float) -> float:
-    """Distance in which a profile goes from 10 to 90 % of the way between its least and its most.
+    """Distance in which a profile rises from 10 to 90 % of the range between minimum and maximum.
 
     Args:
-        profile: values that rise, evenly spaced.
-        step: between two values.
+        profile: rising values, evenly spaced.
+        step: distance of two values.
 
     Returns:
-        The distance, with linear interpolation; NaN where the profile is even.
+        The distance, with linear interpolation; NaN if the profile is constant.
     """
     low, high = float(profile.min()), float(profile.max())
     if high <= low:
@@ -188,27 +188,27 @@ def rise_width(profile: np.ndarray, step: float) -> float:
 
 
 def _crossing(share: np.ndarray, index: int, level: float) -> float:
-    """Where ``share`` reaches a level, just before this index."""
+    """The position before an index at which ``share`` reaches a level."""
     before, after = share[index - 1], share[index]
     return index - (after - level) / (after - before)
 
 
 def measure_lesion(hu: np.ndarray, box: np.ndarray, margin: float) -> LesionMeasures | None:
-    """Measure a lesion as if it filled the ellipse in its box.
+    """Measure a lesion, assuming that it fills the ellipse in its box.
 
     Args:
         hu: H x W.
         box: x1, y1, x2, y2, pixels.
-        margin: pixels that the box is larger on each side than the lesion (DeepLesion's: 5).
+        margin: of the box around the lesion, pixels on each side (DeepLesion's: 5).
 
     Returns:
-        The measures; None where the lesion has too few pixels, or nothing around it is alike.
+        The measures; None if the lesion has too few pixels, or its surroundings are inhomogeneous.
     """
     hu = np.asarray(hu, np.float32)
     x1, y1, x2, y2 = (float(value) for value in box)
     half_x, half_y = (max((b - a) / 2 - margin, 1.0) for a, b in ((x1, x2), (y1, y2)))
     rows, columns = np.ogrid[: hu.shape[0], : hu.shape[1]]
-    # Pixel centers lie half a pixel from the corners that boxes count from.
+    # Pixel centers are half a pixel from the corners, which box coordinates refer to.
     away = np.hypot((columns + 0.5 - (x1 + x2) / 2) / half_x, (rows + 0.5 - (y1 + y2) / 2) / half_y)
     inside, around = away < _INSIDE, (away > _AROUND[0]) & (away < _AROUND[1])
     if inside.sum() < _MIN_PIXELS or around.sum() < _MIN_PIXELS:
@@ -232,7 +232,7 @@ def measure_lesion(hu: np.ndarray, box: np.ndarray, margin: float) -> LesionMeas
 def _lesion_edge(
     hu: np.ndarray, away: np.ndarray, middle: float, host: float, radius: float
 ) -> float:
-    """Width in pixels of the edge, in the mean over rings around the lesion's middle."""
+    """Width of the edge in pixels, averaged over rings around the lesion's center."""
     if abs(middle - host) < 20:
         return float("nan")
     near = away < _AROUND[1]

@@ -1,4 +1,4 @@
-"""What is measured on a data set as a whole."""
+"""Measures of a whole data set."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .blobs import find_blobs
 from .measures import LesionMeasures, SliceMeasures, measure_lesion, measure_slice
 
-#: What the table tells: name -> (of what, attribute, factor).
+#: Rows of the table: name -> (slices or lesions, attribute, factor).
 ROWS = {
     "body, % of the picture": ("slices", "body", 100.0),
     "table, % of the picture": ("slices", "table", 100.0),
@@ -38,7 +38,7 @@ ROWS = {
 
 @dataclass(frozen=True)
 class DataSetMeasures:
-    """A data set's slices and lesions.
+    """The measures of a data set's slices and lesions.
 
     Attributes:
         slices: of each slice with a body.
@@ -55,17 +55,17 @@ class DataSetMeasures:
 
     @property
     def histogram(self) -> np.ndarray:
-        """Share of the body in each bin, in the mean over slices."""
+        """Share of the body in each bin, averaged over slices."""
         return np.mean([s.histogram for s in self.slices], axis=0)
 
     @property
     def spectrum(self) -> np.ndarray | None:
-        """Of the noise, in the mean over slices."""
+        """Spectrum of the noise, averaged over slices."""
         known = [s.spectrum for s in self.slices if s.spectrum is not None]
         return np.mean(known, axis=0) if known else None
 
     def percentiles(self, row: str, at: Sequence[float] = (10, 50, 90)) -> list[float]:
-        """Of a row of the table; NaN where nothing was measured."""
+        """The values of a row of the table; NaN without measurements."""
         kind, attribute, scale = ROWS[row]
         values = np.array([getattr(found, attribute) for found in getattr(self, kind)], float)
         values = scale * values[~np.isnan(values)]
@@ -79,13 +79,13 @@ def measure_data_set(
 
     Args:
         name: in ``DatasetCatalog``.
-        margin: pixels that boxes are larger on each side than lesions.
-        limit: of slices; as many are drawn at random where there are more.
+        margin: of boxes around lesions, pixels on each side.
+        limit: maximum number of slices, drawn at random if there are more.
         workers: processes.
-        seed: of what is drawn.
+        seed: of the random selection.
 
     Raises:
-        ValueError: no slice of the data set shows a body.
+        ValueError: no slice of the data set has a body.
     """
     records = load_records(name)
     if len(records) > limit:
@@ -105,7 +105,7 @@ def measure_data_set(
 
 
 def _measure_record(numbered: tuple[int, dict], margin: float) -> tuple[int, tuple]:
-    """Number, and measures of the slice, its lesions, crops, and (blobs, their scores, boxes)."""
+    """Number and measures of the slice, its lesions, crops, and (blobs, their scores, boxes)."""
     number, record = numbered
     hu = read_slice(record["file_name"], (record["height"], record["width"])).astype(np.float32)
     annotations = lesions_of(record.get("annotations", ()))
@@ -117,7 +117,7 @@ def _measure_record(numbered: tuple[int, dict], margin: float) -> tuple[int, tup
 
 
 def _crop(hu: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """A square around a box's middle, twice its longer side, cut off at the picture's border."""
+    """A square around a box's center, twice its longer side, clipped to the image."""
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     reach = max(box[2] - box[0], box[3] - box[1])
     y1, x1 = (max(int(v - reach), 0) for v in (y, x))

@@ -1,1 +1,1 @@
-"""Cross-validation: the models of all folds, and their test sets as one."""
+"""Cross-validation: trains a model per fold, and evaluates all test sets together."""

@@ -1,19 +1,20 @@
-"""Train and test a model on every fold of a data set of volumes, and report all tests as one.
+"""Train and test a model on every fold of a volume set, and evaluate all test sets together.
 
 python -m lesion_d2.tools.cross_validate --config-file configs/retina_unet/retina_unet.yaml \\
     --dataset mine --folds 5 MODEL.RETINANET.NUM_CLASSES 1
-python -m lesion_d2.tools.cross_validate ... --fold 2          # one fold, such as on one GPU or job
+python -m lesion_d2.tools.cross_validate ... --fold 2          # one fold, for one GPU or job
 
-For each fold train_net.py trains on mine_fold<k>_train with mine_fold<k>_val for validation (a
-model of volumes on mine_fold<k>_volumes_train, with mine_fold<k>_volumes_val), and tests the
-ensemble of the best checkpoints (TEST.KEEP_BEST, 5 where the config keeps none) on
-mine_fold<k>_volumes_test, in OUTPUT/fold<k>. A data set without folds gets them, as by
-lesion_d2.tools.split_data. Call this again after an interruption: folds that are done stay, one
-that was begun goes on. A fold that was made with other options or data is refused.
+For each fold, train_net.py trains on mine_fold<k>_train and validates on mine_fold<k>_val (3-D
+models: mine_fold<k>_volumes_train and mine_fold<k>_volumes_val), and tests the ensemble of the best
+checkpoints (TEST.KEEP_BEST, 5 if the config keeps none) on mine_fold<k>_volumes_test, in
+OUTPUT/fold<k>. If the data set has no folds, they are made as by lesion_d2.tools.split_data.
+Running it again after an interruption reuses finished folds and resumes the others. A fold with
+other options or data is refused.
 
-When all folds are done their test sets are evaluated as one (Jaeger et al., section 4.3): AP at an
-IoU of 0.1, AP of patients, and FROC with 95 % intervals over patients, in
-OUTPUT/cross_validation.json, cross_validation.md and froc.png. Exits with 1 where a fold failed.
+When all folds have finished, their test sets are evaluated together (Jaeger et al., section 4.3):
+AP at an IoU of 0.1, AP per patient, and FROC with 95 % intervals over patients, in
+OUTPUT/cross_validation.json, cross_validation.md and froc.png. The exit status is 1 if a fold
+failed.
 """
 
 import argparse
@@ -46,22 +47,33 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=_PROGRAM, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--config-file", required=True, help="of the model and its training")
-    add("--dataset", required=True, metavar="NAME", help="of volumes, in $DETECTRON2_DATASETS")
-    add("--folds", type=positive, default=5, metavar="K", help="that it has, or gets (5)")
-    add("--fold", type=int, action="append", metavar="k", help="run this one alone, from 0")
-    add("--output", type=Path, metavar="DIR", help="(output/cross_validation/NAME)")
-    add("--train-on-volumes", action="store_true", help="train on slices without a lesion, too")
-    add("--split-seed", type=seed, default=0, metavar="N", help="of folds that are made (0)")
-    add("--num-gpus", type=positive, default=1, metavar="N", help="processes of a training (1)")
-    add("--jobs", type=positive, default=1, metavar="N", help="folds at a time (1)")
+    add("--config-file", required=True, help="config of the model and its training")
+    add("--dataset", required=True, metavar="NAME", help="volume set in $DETECTRON2_DATASETS")
+    add("--folds", type=positive, default=5, metavar="K", help="number of folds (default: 5)")
+    add("--fold", type=int, action="append", metavar="k", help="run only this fold, from 0")
+    add(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="output folder (default: output/cross_validation/NAME)",
+    )
+    add("--train-on-volumes", action="store_true", help="also train on slices without a lesion")
+    add("--split-seed", type=seed, default=0, metavar="N", help="seed of new folds (default: 0)")
+    add(
+        "--num-gpus",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="processes per training (default: 1)",
+    )
+    add("--jobs", type=positive, default=1, metavar="N", help="folds at a time (default: 1)")
     add("--program", type=Path, help=argparse.SUPPRESS)  # in place of train_net.py
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is missing, report, and return the exit status."""
+    """Run the missing folds, write the report, and return the exit status."""
     args = get_parser().parse_args(argv)
     failures: list[str] = []
     with collected(failures):
@@ -72,17 +84,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> list[str]:
-    """:func:`main` of parsed arguments: a line for each fold that failed.
+    """:func:`main` for parsed arguments; returns a line for each fold that failed.
 
     Raises:
-        ValueError, OSError, InputError: nothing can be run, or nothing reported.
+        ValueError, OSError, InputError: the folds cannot be run or reported.
     """
     folds = make_runs(args)
     numbers = range(len(folds)) if args.fold is None else args.fold
     for number in numbers:
         if not 0 <= number < len(folds):
             raise ValueError(f"--fold: found {number}, expected 0 to {len(folds) - 1}")
-    done = {fold for fold in folds if fold.result() is not None}  # refuses others' before any work
+    # This refuses runs of other options before any work.
+    done = {fold for fold in folds if fold.result() is not None}
     chosen = [folds[number] for number in dict.fromkeys(numbers)]
     missing = [fold for fold in chosen if fold not in done]
     program = args.program or find_in_checkout("train_net.py")
@@ -112,7 +125,7 @@ def run(args: argparse.Namespace) -> list[str]:
 
 
 def make_runs(args: argparse.Namespace) -> list[FoldRun]:
-    """The runs of all folds; the data set gets its folds where it has none.
+    """The runs of all folds; makes the folds of the data set if it has none.
 
     Raises:
         ValueError, OSError, InputError: a wrong argument, config or data set.
@@ -121,7 +134,7 @@ def make_runs(args: argparse.Namespace) -> list[FoldRun]:
     cfg = load_config(_for_config(args))
     known = Path(resolve_root(f"$DETECTRON2_DATASETS/{Path(args.dataset).name}"))
     if "/" in args.dataset and Path(args.dataset).resolve() != known.resolve():
-        # The trainings would not find it, or find another one.
+        # The trainings would not find it, or would find another data set.
         raise ValueError(
             f"--dataset: found {args.dataset}, expected a folder of $DETECTRON2_DATASETS "
             f"({known.parent})"
@@ -170,7 +183,7 @@ def _check_folds(root: Path, volume_set: VolumeSet, num_folds: int) -> None:
                 "some: make folds by lesion_d2.tools.split_data --overwrite"
             )
         bare = [split for split in ("train", "val") if not with_lesion & set(fold[split])]
-        if bare:  # the training of that fold would refuse it, after those of the folds before
+        if bare:  # otherwise refused only by the training of that fold, after the previous folds
             raise ValueError(
                 f"{root}: found no lesion in {' and '.join(bare)} of fold {number}, expected some: "
                 "make other folds by lesion_d2.tools.split_data --overwrite (--seed, --folds)"

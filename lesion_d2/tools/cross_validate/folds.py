@@ -1,4 +1,4 @@
-"""The runs of a cross-validation: a training and a test for each fold."""
+"""The runs of a cross-validation: a training and a test per fold."""
 
 import datetime
 import hashlib
@@ -22,24 +22,24 @@ OWN_KEYS = (
     "TEST.ENSEMBLE.ENABLED",
     "TEST.ENSEMBLE.CHECKPOINTS",
 )
-#: Keys that do not decide what comes out; other processes may have other ones.
+#: Keys that do not affect the result, and may differ between calls.
 FREE_KEYS = ("MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
-#: In a fold's folder: its options, from its beginning, and that it is done, from its end.
+#: Files in a fold's folder: its options, written at the start, and its end, written when finished.
 BEGUN, DONE = "fold.json", "done.json"
 
 
 @dataclass(frozen=True)
 class FoldOptions:
-    """What decides the result of a fold, but for the code.
+    """Everything that the result of a fold depends on, except the code.
 
     Args:
-        dataset: name of the data set of volumes.
+        dataset: name of the volume set.
         num_folds: of the cross-validation.
-        data: a digest of the data set, see :func:`hash_data`.
-        config: a digest of the config's file, with the files that it is based on.
+        data: hash of the data set, see :func:`hash_data`.
+        config: hash of the config file and its base files.
         opts: further KEY VALUE pairs for the config.
-        on_volumes: whether training sees every slice, and not those with a lesion alone.
-        keep_best: checkpoints of the ensemble that is tested.
+        on_volumes: whether to train on every slice, not only on those with a lesion.
+        keep_best: number of checkpoints in the ensemble that is tested.
     """
 
     dataset: str
@@ -55,8 +55,8 @@ class FoldOptions:
 class FoldRun:
     """One fold, as a :class:`lesion_d2.tools.common.trainings.TrainingRun`.
 
-    Its model is trained on the fold's train split, and its best checkpoints on the val split, as
-    an ensemble, are tested on the volumes of the test split (Jaeger et al., section 4.2).
+    The model is trained on the fold's train split. The ensemble of its best checkpoints on the val
+    split is tested on the volumes of the test split (Jaeger et al., section 4.2).
 
     Args:
         output: the folder of the cross-validation.
@@ -64,9 +64,9 @@ class FoldRun:
         config_file: of the model.
         options: the same for all folds.
         num_gpus: processes of train_net.py.
-        free_opts: further KEY VALUE pairs, which do not decide the result.
-        validates_volumes: whether its checkpoints are validated on volumes, as those of a model of
-            volumes have to be, and not on slices with a lesion.
+        free_opts: further KEY VALUE pairs, which do not affect the result.
+        validates_volumes: whether to validate on volumes, as required for 3-D models, not on slices
+            with a lesion.
     """
 
     output: Path
@@ -79,7 +79,7 @@ class FoldRun:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         return f"fold{self.number}"
 
     @property
@@ -89,14 +89,14 @@ class FoldRun:
 
     @property
     def datasets(self) -> tuple[str, str, str]:
-        """Names of what it is trained on, validated on and tested on."""
+        """Names of its data sets for training, validation and test."""
         prefix = f"{self.options.dataset}_fold{self.number}"
         trained = "volumes_train" if self.options.on_volumes else "train"
         validated = "volumes_val" if self.validates_volumes else "val"
         return f"{prefix}_{trained}", f"{prefix}_{validated}", f"{prefix}_volumes_test"
 
     def commands(self) -> list[list[str]]:
-        """Arguments of train_net.py: of the training, which goes on where it was, and the test."""
+        """Arguments of train_net.py: of the training, which is resumed, and of the test."""
         train, val, test = self.datasets
         best = str((str(self.folder / "best"),))
         ensemble = ["TEST.ENSEMBLE.ENABLED", "True", "TEST.ENSEMBLE.CHECKPOINTS", best]
@@ -122,11 +122,11 @@ class FoldRun:
         return self.folder / "test" / "inference" / self.datasets[2] / "volumes.json"
 
     def begin(self) -> None:
-        """Note its options in its folder, for whoever goes on with it."""
+        """Write its options to its folder, so that a resumed run can check them."""
         _write(self.folder / BEGUN, {"options": _as_json(self.options)})
 
     def end(self, seconds: float, resumed: bool) -> None:
-        """Note that it is done.
+        """Mark it as finished.
 
         Raises:
             FailedRun: its test left no evaluation.
@@ -140,12 +140,12 @@ class FoldRun:
         _write(self.folder / DONE, {**content, "date": date})
 
     def result(self) -> VolumeDetections | None:
-        """The evaluation of its test; None where it is not done.
+        """The evaluation of its test; None if it has not finished.
 
         Raises:
-            ValueError: the folder is that of a fold with other options, or of something else, or
-                its evaluation is damaged.
-            FileNotFoundError: it is done, but its evaluation is gone.
+            ValueError: the folder has a fold with other options, or something else, or its
+                evaluation is damaged.
+            FileNotFoundError: it has finished, but its evaluation is missing.
         """
         if not (self.folder / BEGUN).is_file():
             if (self.folder / "last_checkpoint").is_file():
@@ -180,9 +180,9 @@ class FoldRun:
 
 
 def hash_data(root: Path) -> str:
-    """SHA-256 of what a data set says but for its splits, which folds do not go by.
+    """SHA-256 of a data set without its splits, which folds do not depend on.
 
-    Other voxels at the same place are known by the size of their file.
+    Changed voxels are detected by the size of their file.
 
     Raises:
         FileNotFoundError, ValueError: there is no readable ``volume_set.json``, or a file of
@@ -195,10 +195,10 @@ def hash_data(root: Path) -> str:
 
 
 def split_options(opts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """KEY VALUE pairs that decide what comes out, and the others.
+    """KEY VALUE pairs that affect the result, and the others.
 
     Raises:
-        ValueError: they are no pairs, or set what a cross-validation sets.
+        ValueError: they are not pairs, or set a key of the cross-validation.
     """
     pairs = key_value_pairs(opts)
     for key, _ in pairs:

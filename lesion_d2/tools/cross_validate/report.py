@@ -1,4 +1,4 @@
-"""What came out of a cross-validation: each fold, and the test sets of all as one."""
+"""The results of a cross-validation: of each fold, and of all test sets together."""
 
 import json
 import math
@@ -21,8 +21,8 @@ _TASK = "volume"
 def make_table(folds: Sequence[VolumeDetections], combined: CombinedEvaluation) -> str:
     """Metrics in percent as a Markdown table: by fold, their mean and deviation, and of all.
 
-    "all" is the evaluation of all test sets as one, with its 95 % interval over patients; the
-    deviation is that of a sample.
+    "all" is the evaluation of all test sets together, with its 95 % interval over patients; the
+    deviation is the sample standard deviation.
     """
     numbers = combined.results[_TASK]
     metrics = [name for name in numbers if not name.endswith(("_low", "_high"))]
@@ -40,7 +40,7 @@ def make_table(folds: Sequence[VolumeDetections], combined: CombinedEvaluation) 
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation of what is defined."""
+    """Mean and sample standard deviation of the defined values."""
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return math.nan, math.nan
@@ -53,7 +53,7 @@ def write_report(
     combined: CombinedEvaluation,
     options: Mapping[str, object],
 ) -> None:
-    """Write ``cross_validation.json``, ``cross_validation.md`` and ``froc.png``, each whole.
+    """Write ``cross_validation.json``, ``cross_validation.md`` and ``froc.png``.
 
     Args:
         output: the folder of the cross-validation.

@@ -1,1 +1,1 @@
-"""Scans in, findings out; ``__main__`` is the command."""
+"""Find lesions in scans; ``__main__`` is the command."""

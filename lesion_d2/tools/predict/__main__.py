@@ -2,23 +2,23 @@
 
 python -m lesion_d2.tools.predict --config-file C MODEL.WEIGHTS W --input SCAN... --output DIR
 
-Every scan gets a folder in DIR, complete or absent: findings.json, findings.csv,
-coco_instances_results.json and report.html; of DICOM structured_report.dcm and, with masks,
-segmentation.dcm; of NIfTI, MetaImage and NRRD labels.nii.gz. In DIR are index.html and summary.csv.
+Every scan gets a folder in DIR, which is complete or absent: findings.json, findings.csv,
+coco_instances_results.json and report.html; for DICOM structured_report.dcm and, with masks,
+segmentation.dcm; for NIfTI, MetaImage and NRRD labels.nii.gz. DIR has index.html and summary.csv.
 
-From which score on something is a finding: --fps-per-image or --fps-per-volume, false positives of
-an evaluation of the model (--operating-points, its froc.json or volumes.json; by default the one in
-inference/ beside the weights), or --score-threshold. Without any of them, 0.5 per image, or of a
-model of volumes 0.5 per volume.
+The score threshold of findings is set by --fps-per-image or --fps-per-volume, the rate of false
+positives in an evaluation of the model (--operating-points, its froc.json or volumes.json; by
+default the one in inference/ beside the weights), or by --score-threshold. The default is 0.5 per
+image or, for 3-D models, 0.5 per volume.
 
---dicomweb URL --study UID fetches scans from a PACS, and --store sends the DICOM results to it. Who
-asks is told by ~/.netrc, or DICOMWEB_USER and DICOMWEB_PASSWORD, or DICOMWEB_TOKEN.
+--dicomweb URL --study UID fetches scans from a PACS, and --store sends the DICOM results to it.
+Credentials are read from ~/.netrc, DICOMWEB_USER and DICOMWEB_PASSWORD, or DICOMWEB_TOKEN.
 
-A scan that cannot be read is told, the others go on, and the exit status is 1. What is done stays
-done: after an interruption, call this again. Folders of results are not searched for scans.
---num-gpus N spreads scans over N processes (on the CPU too, with MODEL.DEVICE cpu). --shard I/N
-does every N-th scan: N such calls, on machines that share a disk, do all of them, and the last one
-writes index.html and summary.csv. It is not a medical device: no diagnosis may rest on it.
+A scan that cannot be read is reported, the others are processed, and the exit status is 1. Running
+it again after an interruption reuses finished scans. Result folders are not searched for scans.
+--num-gpus N spreads scans over N processes (also on CPUs, with MODEL.DEVICE cpu). --shard I/N
+processes every N-th scan: N such calls, on machines that share a disk, process all of them, and the
+last one writes index.html and summary.csv. Not a medical device: do not use it for diagnosis.
 """
 
 import argparse
@@ -65,25 +65,45 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=_PROGRAM, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--config-file", required=True, help="of the model")
+    add("--config-file", required=True, help="config of the model")
     add("--input", nargs="+", default=[], metavar="SCAN", help="files, folders, zip archives")
-    add("--output", type=Path, required=True, metavar="DIR", help="folder of the results")
+    add("--output", type=Path, required=True, metavar="DIR", help="output folder")
     chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--fps-per-image", type=_rate, metavar="R", help="false positives a slice")
-    chosen.add_argument("--fps-per-volume", type=_rate, metavar="R", help="false positives a scan")
-    chosen.add_argument("--score-threshold", type=_score, metavar="T", help="a score itself")
-    add("--operating-points", type=Path, metavar="FILE", help="froc.json or volumes.json")
-    add("--report", choices=REPORTS, default="short", help="slices around findings, all, or none")
-    add("--with-identity", action="store_true", help="reports tell who the patient is")
-    add("--num-gpus", type=positive, default=1, metavar="N", help="processes (1)")
+    chosen.add_argument(
+        "--fps-per-image", type=_rate, metavar="R", help="false positives per slice"
+    )
+    chosen.add_argument(
+        "--fps-per-volume", type=_rate, metavar="R", help="false positives per scan"
+    )
+    chosen.add_argument(
+        "--score-threshold", type=_score, metavar="T", help="minimum score of findings"
+    )
+    add(
+        "--operating-points",
+        type=Path,
+        metavar="FILE",
+        help="froc.json or volumes.json of an evaluation",
+    )
+    add(
+        "--report",
+        choices=REPORTS,
+        default="short",
+        help="slices in the report: around findings, all, or no report",
+    )
+    add("--with-identity", action="store_true", help="include the patient's identity in reports")
+    add("--num-gpus", type=positive, default=1, metavar="N", help="processes (default: 1)")
     add_shard(add)
-    add("--allow-gaps", action="store_true", help="interpolate where slices are missing")
-    add("--dicomweb", metavar="URL", help="of a PACS, to fetch from and to store to")
+    add("--allow-gaps", action="store_true", help="interpolate missing slices")
+    add("--dicomweb", metavar="URL", help="DICOMweb URL of a PACS")
     add("--study", metavar="UID", help="Study Instance UID to fetch")
-    add("--series", metavar="UID", help="Series Instance UID to fetch (all of CT)")
-    add("--store", action="store_true", help="send structured reports and segmentations there")
-    add("--spacing", type=_spacing, metavar="X,Y,Z", help="of PNG folders, mm")
-    add("opts", nargs="*", metavar="KEY VALUE", help="of the config, such as MODEL.WEIGHTS W")
+    add("--series", metavar="UID", help="Series Instance UID to fetch (default: all CT series)")
+    add(
+        "--store",
+        action="store_true",
+        help="store structured reports and segmentations in the PACS",
+    )
+    add("--spacing", type=_spacing, metavar="X,Y,Z", help="spacing of PNG folders, mm")
+    add("opts", nargs="*", metavar="KEY VALUE", help="config options, such as MODEL.WEIGHTS W")
     return parser
 
 
@@ -114,7 +134,7 @@ def _spacing(text: str) -> tuple[float, float, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predict, print the summary, and return 1 where a scan has no results, 130 after Ctrl-C."""
+    """Predict, print the summary, and return 1 if a scan has no results, 130 after Ctrl-C."""
     parser = get_parser()
     args = parser.parse_intermixed_args(argv)
     _check_combined(parser, args)
@@ -139,10 +159,10 @@ def _check_combined(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 
 
 def run(args: argparse.Namespace) -> int:
-    """:func:`main` of parsed arguments.
+    """:func:`main` for parsed arguments.
 
     Raises:
-        InputError: nothing can be predicted, or results cannot be written.
+        InputError: scans cannot be predicted, or results cannot be written.
     """
     cfg = load_config(args)
     check_prediction(cfg)
@@ -193,7 +213,7 @@ def run(args: argparse.Namespace) -> int:
 def _write_summary(
     job: Job, shard: Shard, candidates: Sequence[ScanCandidate], rows: list[ScanRow]
 ) -> bool:
-    """Write the summary of all parts; False where some are missing."""
+    """Write the summary of all parts; returns False if some are missing."""
     if not shard.is_whole:
         state = state_of(job.settings(), candidates)
         write_part(job.output, shard, state, rows)
@@ -205,7 +225,7 @@ def _write_summary(
 
 
 def _inputs(args: argparse.Namespace, cfg: CfgNode) -> tuple[Inputs, list[ScanRow]]:
-    """Where the scans are; and a row for the study that cannot be fetched."""
+    """The inputs, and a row for the study if it cannot be fetched."""
     paths, failed = list(args.input), []
     if args.study is not None:
         from .pacs import fetch_study
@@ -228,10 +248,10 @@ def _inputs(args: argparse.Namespace, cfg: CfgNode) -> tuple[Inputs, list[ScanRo
 def predict_all(
     job: Job, candidates: Sequence[ScanCandidate], num_processes: int
 ) -> tuple[list[ScanRow], str | None]:
-    """The rows of all scans, and why the rest has none.
+    """The rows of all scans, and the reason if some have none.
 
     Raises:
-        InputError: there are not so many GPUs, or a process died.
+        InputError: there are fewer GPUs, or a process died.
     """
     num_processes = max(1, min(num_processes, len(candidates)))
     if num_processes == 1:

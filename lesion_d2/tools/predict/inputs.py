@@ -1,4 +1,4 @@
-"""The scans of a command line."""
+"""Finds the scans of a command line."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -13,15 +13,15 @@ from .outputs import FETCHED, INDEX, SUMMARY, ScanRow, is_results
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where scans are, and how they are read.
+    """Paths of scans, and how they are read.
 
     Attributes:
         paths: files, folders, zip archives.
-        output: the folder of results, which may lie in one of the paths.
+        output: the folder of results, which may be inside one of the paths.
         spacing: of PNG folders, mm; None for that of DL_info.csv.
-        allow_gaps: whether to interpolate where slices are missing.
-        num_slices: of the model's stack; thinner scans are left out.
-        slice_interval: of the model's stack, mm; 0 for the scans' own slices.
+        allow_gaps: whether to interpolate missing slices.
+        num_slices: of the model's input; scans with fewer slices are left out.
+        slice_interval: of the model's input, mm; 0 for the scans' own slices.
     """
 
     paths: tuple[str, ...]
@@ -32,7 +32,7 @@ class Inputs:
     slice_interval: float = 0.0
 
     def find(self, *, progress: bool = False) -> "FoundScans":
-        """Find the scans of all paths; the same ones, by the same names, whenever it is called."""
+        """Find the scans of all paths; every call returns the same scans with the same names."""
         candidates, unreadable, left_out, known = [], [], [], set()
         for path in self.paths:
             found = find_scans(
@@ -59,11 +59,11 @@ class Inputs:
         return FoundScans(tuple(named), tuple(unreadable), tuple(left_out))
 
     def _is_output(self, folder: str) -> bool:
-        """Whether all below a folder is this command's: label maps and DICOM files are no scans."""
+        """Whether a folder has results of this command, some of which look like scans."""
         return is_results(folder) or Path(folder).resolve() == (self.output / FETCHED).resolve()
 
     def _thinness(self, candidate: ScanCandidate) -> str | None:
-        """Why the model cannot see a scan; None where it can."""
+        """The reason why the model cannot process a scan; None if it can."""
         spacing_z = candidate.spacing[2]
         needed = slices_needed(self.num_slices, self.slice_interval, spacing_z)
         if candidate.num_slices >= needed:
@@ -76,12 +76,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class FoundScans:
-    """What :class:`Inputs` found.
+    """The result of :class:`Inputs`.
 
     Attributes:
-        candidates: with names that differ.
+        candidates: the scans, with unique names.
         unreadable: a row for each damaged file, and for each path without any scan.
-        left_out: a line for all else that might have been meant as one, such as a localizer.
+        left_out: a line for everything else that may be a scan, such as a localizer.
     """
 
     candidates: tuple[ScanCandidate, ...]
@@ -90,7 +90,7 @@ class FoundScans:
 
 
 def _identity(candidate: ScanCandidate) -> tuple:
-    """What is the same of a scan that two paths lead to."""
+    """A key that is the same if two paths lead to one scan."""
     return candidate.files, candidate.series_uid
 
 
@@ -99,5 +99,5 @@ def _repeated(candidates: Iterable[ScanCandidate]) -> list[str]:
 
 
 def _file_of(line: str) -> str:
-    """The name of the file that a line begins with."""
+    """The name of the file at the beginning of a line."""
     return Path(line.split(": ", 1)[0]).name

@@ -1,4 +1,4 @@
-"""The folder of a scan's results, which is complete or absent."""
+"""Writes the folder of a scan's results, which is complete or absent."""
 
 import json
 import os
@@ -13,11 +13,11 @@ from lesion_d2.scans import Scan
 from lesion_d2.utils.files import atomic_folder, atomic_write, one_line, read_json
 
 STATUS = "status.json"
-#: What lies beside the scans' folders: lists of them, and what was fetched from a PACS.
+#: Beside the scans' folders: lists of them, and scans fetched from a PACS.
 SUMMARY, INDEX, FETCHED = "summary.csv", "index.html", "fetched"
 REPORT = "report.html"
 REPORTS = ("short", "full", "none")
-#: What there is of a scan of DICOM files: a structured report, and of masks a segmentation.
+#: Results of a DICOM scan: a structured report and, if there are masks, a segmentation.
 DICOM_RESULTS = ("structured_report.dcm", "segmentation.dcm")
 
 
@@ -27,9 +27,9 @@ class ScanRow:
 
     Attributes:
         scan: its name.
-        slices, findings, seconds: None where the scan was not predicted.
-        error: what was wrong, one line.
-        is_old: whether the results are an earlier call's.
+        slices, findings, seconds: None if the scan was not predicted.
+        error: one line.
+        is_old: whether the results are from an earlier call.
     """
 
     scan: str
@@ -41,19 +41,19 @@ class ScanRow:
 
 
 class OutputError(InputError):
-    """Results cannot be written, such as to a full disk: those of other scans neither."""
+    """Results cannot be written, for instance to a full disk, which affects all scans."""
 
 
 def is_results(folder: str | os.PathLike) -> bool:
-    """Whether a folder is one that this command wrote for a scan."""
+    """Whether a folder was written by this command for a scan."""
     return all(os.path.isfile(os.path.join(folder, name)) for name in (STATUS, "findings.json"))
 
 
 def check_replaceable(folder: Path) -> None:
-    """Refuse to put results in the place of what may be the user's, even the scan itself.
+    """Refuse to replace files that may be the user's, or the scan itself.
 
     Raises:
-        ValueError: there is something else than an earlier call's results.
+        ValueError: there is something other than results of an earlier call.
     """
     if os.path.lexists(folder) and not is_results(folder):
         raise ValueError(
@@ -64,7 +64,7 @@ def check_replaceable(folder: Path) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder to write to; it takes the place of ``folder`` when the block ends well.
+    """Context manager with a folder to write to; it replaces ``folder`` after a successful block.
 
     Raises:
         OutputError: a file cannot be written.
@@ -82,13 +82,13 @@ def write_results(
     """Write all files of a scan.
 
     Args:
-        folder: where to; exists.
+        folder: existing folder to write to.
         scan, findings: of the scan.
         report: one of :data:`REPORTS`.
-        with_identity: whether the report tells who the patient is.
+        with_identity: whether the report has the patient's identity.
 
     Returns:
-        Lines that say which file could not be made of this scan, and why.
+        A line for each file that could not be written, with the reason.
     """
     write_findings(folder / "findings.json", findings)
     write_csv(folder / "findings.csv", [findings])
@@ -124,14 +124,14 @@ def _write_dicom(folder: Path, scan: Scan, findings: Findings) -> list[str]:
 
 
 def write_status(folder: Path, row: ScanRow, settings: str) -> None:
-    """Mark a folder as what a call with these settings made."""
+    """Mark a folder as the result of a call with these settings."""
     content = {"settings": settings, **asdict(row)}
     with atomic_write(folder / STATUS) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def read_done(folder: Path, settings: str) -> ScanRow | None:
-    """The row of a scan whose results are there, by the same settings and without an error."""
+    """The row of a scan that has results of the same settings without an error."""
     try:
         content = read_json(folder / STATUS, "the status of a scan")
         stored = content.pop("settings")

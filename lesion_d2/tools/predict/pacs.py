@@ -1,4 +1,4 @@
-"""Scans from a PACS, and results back to it, by DICOMweb."""
+"""Fetches scans from a PACS, and stores results in it, by DICOMweb."""
 
 import hashlib
 import json
@@ -19,12 +19,12 @@ _STORED = "stored.json"
 
 
 def fetch_study(url: str, study: str, series: str | None, output: Path) -> Path:
-    """Fetch a study's CT, where an earlier call has not.
+    """Fetch the CT series of a study, unless an earlier call did.
 
     Args:
         url: of the DICOMweb service.
-        study, series: UIDs; no series for all of CT.
-        output: the folder of results, which keeps what was fetched.
+        study, series: UIDs; no series for all CT series.
+        output: the folder of results, in which fetched files are kept.
 
     Returns:
         A folder with DICOM files.
@@ -54,7 +54,7 @@ def fetch_study(url: str, study: str, series: str | None, output: Path) -> Path:
 
 
 def _fetched(top: Path, wanted: dict[str, str | None]) -> Path | None:
-    """What an earlier call has fetched; folders that begin with a dot are not complete."""
+    """The folder fetched by an earlier call; names of incomplete folders begin with a dot."""
     for marker in sorted(top.glob(f"[!.]*/{_COMPLETE}")):
         if read_json(marker, "what was fetched") == wanted:
             return marker.parent / "dicom"
@@ -62,10 +62,10 @@ def _fetched(top: Path, wanted: dict[str, str | None]) -> Path | None:
 
 
 def store_results(url: str, rows: Iterable[ScanRow], output: Path) -> list[ScanRow]:
-    """Store the structured reports and segmentations of scans, where earlier calls have not.
+    """Store the structured reports and segmentations of scans, unless earlier calls did.
 
     Returns:
-        The rows, with an error where the server did not take a result.
+        The rows, with an error if the server did not accept a result.
     """
     try:
         server = DicomWeb(url)
@@ -75,7 +75,7 @@ def store_results(url: str, rows: Iterable[ScanRow], output: Path) -> list[ScanR
 
 
 def _results(row: ScanRow, output: Path) -> list[Path]:
-    """The files of a scan that a PACS takes."""
+    """The files of a scan to store in a PACS."""
     if row.slices is None:
         return []
     files = (output / row.scan / name for name in DICOM_RESULTS)

@@ -1,4 +1,4 @@
-"""What became of the scans of each part (``--shard``), for the summary of all."""
+"""Rows of the scans of each part (``--shard``), for the summary of all parts."""
 
 import json
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ _FOLDER = ".parts"
 
 
 def write_part(output: Path, shard: Shard, state: str, rows: Sequence[ScanRow]) -> None:
-    """Leave the rows of a part.
+    """Write the rows of a part.
 
     Args:
         output: the folder of results.
         shard: the part.
-        state: a digest of what all results depend on.
-        rows: of its scans, and of what it found to be no scan.
+        state: hash of everything that all results depend on.
+        rows: of its scans, and of files that are not scans.
     """
     (output / _FOLDER).mkdir(exist_ok=True)
     content = {"state": state, "rows": [{**asdict(row), "is_old": False} for row in rows]}
@@ -30,12 +30,12 @@ def write_part(output: Path, shard: Shard, state: str, rows: Sequence[ScanRow]) 
 
 
 def read_parts(output: Path, count: int, state: str, names: Sequence[str]) -> list[ScanRow] | None:
-    """The rows of all parts; None where one is missing, or is of another state.
+    """Read the rows of all parts; None if one is missing, or has another state.
 
     Args:
         output, state: see :func:`write_part`.
         count: of the parts.
-        names: of the scans, which come first and in this order.
+        names: of the scans, which come first in this order.
 
     Raises:
         ValueError: a file is damaged.

@@ -1,4 +1,4 @@
-"""What a process does with its scans."""
+"""Predicts the scans of a process."""
 
 import hashlib
 import json
@@ -39,22 +39,22 @@ from .outputs import (
     write_status,
 )
 
-# What the reader of a bad scan raises; the rest is a fault of the program.
+# Errors of the reader for a bad scan; other errors are bugs.
 _OF_SCANS = (ValueError, OSError, ImportError, MemoryError)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all processes are to do.
+    """The job of all processes.
 
     Attributes:
         cfg: of the model.
-        config_file: that it was read from.
-        inputs: where the scans are, and how they are read.
-        output: the folder that gets one a scan.
-        operating_point: from which score on something is a finding.
+        config_file: file of ``cfg``.
+        inputs: paths of the scans, and how they are read.
+        output: the folder of results, with one folder per scan.
+        operating_point: score threshold of findings.
         report: "short", "full" or "none".
-        with_identity: whether reports tell who the patient is.
+        with_identity: whether reports have the patient's identity.
     """
 
     cfg: CfgNode
@@ -66,7 +66,7 @@ class Job:
     with_identity: bool
 
     def settings(self) -> str:
-        """A digest of what results depend on beside the scan."""
+        """Hash of everything that results depend on except the scan."""
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.OUTPUT_DIR = cfg.MODEL.DEVICE = cfg.MODEL.WEIGHTS = ""
@@ -89,7 +89,7 @@ def _digest(parts: object) -> str:
 
 
 def settings_of(settings: str, candidate: ScanCandidate) -> str:
-    """A digest of what the results of a scan depend on: other or changed files give another."""
+    """Hash of everything that the results of a scan depend on, with its files."""
     parts = [settings, candidate.source, candidate.num_slices, candidate.series_uid]
     for file in candidate.files:
         with suppress(OSError):  # a file that is gone is another one, too
@@ -99,7 +99,7 @@ def settings_of(settings: str, candidate: ScanCandidate) -> str:
 
 
 def state_of(settings: str, candidates: Sequence[ScanCandidate]) -> str:
-    """A digest of what the results of all scans depend on."""
+    """Hash of everything that the results of all scans depend on."""
     return _digest([settings_of(settings, candidate) for candidate in candidates])
 
 
@@ -109,13 +109,13 @@ def predict_share(
     """Predict scans one after the other.
 
     Args:
-        job: what is to be done.
+        job: of all processes.
         candidates: the scans of this process.
-        shows: whether there are progress bars.
+        shows: whether to show progress bars.
 
     Returns:
-        A row a scan that was looked at, and in one line why the rest was not: results cannot be
-        written.
+        One row per processed scan, and one line with the reason if results cannot be written and
+        the rest was not processed.
     """
     settings, rows, predictor = job.settings(), [], None
     for candidate in tqdm(candidates, "scans", unit="scan", disable=not shows):
@@ -135,7 +135,7 @@ def predict_share(
 def _predict(
     job: Job, candidate: ScanCandidate, predictor: LesionPredictor, settings: str, *, shows: bool
 ) -> ScanRow:
-    """Predict one scan and write its folder; a scan that cannot be gives a row with the error.
+    """Predict one scan and write its folder; returns a row with the error if this fails.
 
     Raises:
         OutputError: its results cannot be written.
@@ -169,7 +169,7 @@ def _predict(
         return row
     except OutputError:
         raise
-    except Exception as error:  # whatever is wrong with one scan, the others are predicted
+    except Exception as error:  # errors of one scan do not stop the others
         text = one_line(error)
         if not isinstance(error, _OF_SCANS):
             tqdm.write(traceback.format_exc(), file=sys.stderr)
@@ -178,17 +178,17 @@ def _predict(
 
 
 def run_process(job: Job, names: Sequence[str], rows_folder: Path) -> None:
-    """What ``launch`` calls: predicts this process's share, and leaves its rows in a file.
+    """Function for ``launch``: predicts the scans of this process, and writes its rows to a file.
 
     Args:
-        job: what is to be done.
-        names: of all scans; files may come and go between the listings of the processes.
-        rows_folder: that gets the file.
+        job: of all processes.
+        names: of all scans; files may change between the listings of the processes.
+        rows_folder: folder of the file.
     """
     share_cores(job.cfg)
     rank = comm.get_rank()
     own = set(names[rank :: comm.get_world_size()])
-    # What reads a scan may hold open files, which are no other process's.
+    # Listed again in each process, because readers may hold open files.
     candidates = [one for one in job.inputs.find().candidates if one.name in own]
     rows, fatal = predict_share(job, candidates, shows=rank == 0)
     content = {"rows": [asdict(row) for row in rows], "fatal": fatal}
@@ -199,7 +199,7 @@ def run_process(job: Job, names: Sequence[str], rows_folder: Path) -> None:
 def gather_rows(
     candidates: Sequence[ScanCandidate], rows_folder: Path, num_processes: int
 ) -> tuple[list[ScanRow], str | None]:
-    """The rows of all processes in the order of the scans, and the first reason to stop."""
+    """The rows of all processes in the order of the scans, and the first error that stopped one."""
     files = [rows_folder / f"{rank}.json" for rank in range(num_processes)]
     contents = [read_json(file, "rows of scans", allow_nan=True) for file in files]
     rows = {row["scan"]: ScanRow(**row) for content in contents for row in content["rows"]}

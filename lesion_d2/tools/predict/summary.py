@@ -1,4 +1,4 @@
-"""What became of all scans: a table, summary.csv and a page with links to the reports."""
+"""Summary of all scans: a table, summary.csv and a page with links to the reports."""
 
 import csv
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def write_summary(folder: Path, rows: Sequence[ScanRow]) -> None:
     """Write ``summary.csv`` and ``index.html``.
 
     Args:
-        folder: that has a folder a scan.
+        folder: with one folder per scan.
         rows: of the scans.
     """
     from lesion_d2.findings.report import IndexRow, write_index

@@ -1,4 +1,4 @@
-"""From which score on something is a finding: by an evaluation, or as the user says."""
+"""The score threshold of findings, from an evaluation or from the user."""
 
 import argparse
 from pathlib import Path
@@ -11,24 +11,24 @@ from lesion_d2.findings import OperatingPoint
 
 from detectron2.config import CfgNode
 
-#: The rate where none is asked for: the lowest of the papers' tables.
+#: The default rate: the lowest in the papers' tables.
 DEFAULT_RATE = 0.5
 _FILES = {"image": "froc.json", "volume": "volumes.json"}
 
 
 def choose_threshold(args: argparse.Namespace, cfg: CfgNode) -> tuple[OperatingPoint, str]:
-    """The operating point that a command line asks for.
+    """The operating point of a command line.
 
     Args:
         args: with ``score_threshold``, ``fps_per_image``, ``fps_per_volume``, of which at most one
             is not None, and ``operating_points``, a file or None.
-        cfg: of the model; an evaluation's file is looked for beside its weights.
+        cfg: of the model; an evaluation's file is searched beside its weights.
 
     Returns:
-        The point, and a line that says where it is from.
+        The point, and a line that describes its source.
 
     Raises:
-        InputError: there is no such file, or more than one, or the rate is none of its rates.
+        InputError: there is no such file, or more than one, or it does not have this rate.
     """
     if args.score_threshold is not None:
         if args.operating_points is not None:
