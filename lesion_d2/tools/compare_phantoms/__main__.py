@@ -6,8 +6,8 @@ Prints a table with the median and the 10th and 90th percentile of every measure
 share of the body in the image, HU of fat and soft tissue, level and spatial frequency of noise,
 width of edges, size, contrast and inhomogeneity of lesions; and the share of lesions found by a
 blob detector (Laplacian of Gaussian), which needs no training. Writes ``comparison.png``
-(histograms, spectra, contrasts, and examples of lesions) and ``comparison.json`` to DIR. Only key slices are
-read, not their neighbors. Data sets may have different pixel sizes in mm.
+(histograms, spectra, contrasts, and examples of lesions) and ``comparison.json`` to DIR. Only
+key slices are read, not their neighbors. Data sets may have different pixel sizes in mm.
 """
 
 import argparse
