@@ -266,9 +266,8 @@ def _add_mean_teacher_config(cfg: CN) -> None:
     cfg.MODEL.MEAN_TEACHER.ENABLED = False
     # Share of the teacher that an iteration keeps.
     cfg.MODEL.MEAN_TEACHER.MOMENTUM = 0.999
-    # What becomes of the lesions that the teacher finds and nobody annotated: "add" (training takes
-    # them for annotated), "ignore" (anchors and proposals on them do not count) or "none" (the
-    # teacher finds nothing, and is only the student's average).
+    # How pseudo-labels are used: "add" (as annotations), "ignore" (anchors and proposals on them
+    # are ignored) or "none" (no pseudo-labels: the teacher is only the student's moving average).
     cfg.MODEL.MEAN_TEACHER.POLICY = "add"
     # No mining before so many iterations.
     cfg.MODEL.MEAN_TEACHER.START_ITER = 0
@@ -321,8 +320,8 @@ def _add_training_config(cfg: CN) -> None:
     cfg.TEST.IMS_PER_BATCH = 1
     # The metric that picks the best checkpoint, as "task/metric" of the validation results.
     cfg.TEST.BEST_METRIC = "bbox/AP50"
-    # The so many best checkpoints that a training keeps in OUTPUT_DIR/best, for
-    # TEST.ENSEMBLE.CHECKPOINTS, by the metric that picks model_best.pth; 0 keeps none.
+    # Number of best checkpoints to keep in OUTPUT_DIR/best, for TEST.ENSEMBLE.CHECKPOINTS, by the
+    # metric that selects model_best.pth; 0 keeps none.
     cfg.TEST.KEEP_BEST = 0
     # Resamplings over patients for the 95 % intervals of the FROC table; 0 leaves them out.
     cfg.TEST.NUM_BOOTSTRAP = 1000

@@ -75,16 +75,16 @@ def set_first_pixel(name: str, first_pixel: float) -> None:
 
 
 def set_hidden_annotations(name: str, share: float, seed: int = 0) -> None:
-    """Say which share of a registered data set's annotations its next loading hides.
+    """Simulate missing annotations: hide a share of a data set's annotations in its next loading.
 
-    Hidden annotations stand in a dict's ``hidden_annotations``, a key that every dict has where the
-    share is above 0, and no longer in its ``annotations``. With the same seed a larger share hides
-    the same ones and more.
+    Hidden annotations are moved from a dict's ``annotations`` to its ``hidden_annotations``, a key
+    of every dict if the share is above 0. With the same seed, a larger share hides the same ones
+    and more.
 
     Args:
         name: of the data set in Detectron2's catalogs.
         share: of all annotations, from 0 (none is hidden) to below 1; replaces what was set before.
-        seed: of the draw.
+        seed: of the random selection.
 
     Raises:
         ValueError: the share is not in [0, 1).

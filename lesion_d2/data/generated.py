@@ -76,7 +76,7 @@ def write_data_set(
 
 
 def _stored(options: Any) -> dict:
-    """What stands in ``<kind>.json``."""
+    """The content of ``<kind>.json``."""
     defaults = _later_defaults(options)
     values = {field.name: getattr(options, field.name) for field in fields(options)}
     return {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}

@@ -113,7 +113,7 @@ class FaultLog:
         self._counts[kind] += 1
         order = self._counts[kind] if number is None else number
         # The smallest orders stay: heapq keeps its least item at the front, so all are negated.
-        # File names on disk may be no UTF-8; pages and terminals refuse what stands for such bytes.
+        # File names on disk may not be UTF-8; pages and terminals refuse surrogates of such bytes.
         place = one_line(place).encode("utf-8", "backslashreplace").decode("utf-8")
         item = (-order, -self._counts[kind], place, number)
         heap = self._heaps.setdefault(kind, [])

@@ -43,7 +43,7 @@ def draw_sheet(
         pixel_pass: with the data sets.
         faults: that were found.
         number: of pictures at most.
-        seed: of the draw.
+        seed: of the random selection.
 
     Returns:
         RGB uint8 picture; None where no image can be drawn.

@@ -187,7 +187,7 @@ class HardNegativeMiner:
             for no regions.
         false_positive_class: that of the hard negatives; no detection is of it.
         max_negatives, good_iou, min_score: see :func:`select_hard_negatives`.
-        seed: of the draw.
+        seed: of the random selection.
     """
 
     @configurable

@@ -53,7 +53,7 @@ class OperatingPoints:
 def describe_operating_points(
     curve: FrocCurve, rates: Sequence[float], dataset: str, unit: str
 ) -> dict:
-    """What stands under :data:`KEY` in an evaluation's file.
+    """The operating points of an evaluation, for :data:`KEY` in its file.
 
     Args:
         curve: of all lesions.

@@ -1,4 +1,4 @@
-"""Lesions that nobody annotated, among a teacher's detections (Bai et al., 2023, section II)."""
+"""Pseudo-labels of a teacher for unannotated lesions (Bai et al., 2023, section II)."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -281,7 +281,7 @@ def _series_spacing(folder: Path) -> tuple[float, float, float]:
 
 @lru_cache(4)
 def _spacing_cells(csv_file: Path, changed: int) -> dict[str, set[str]]:
-    """Series -> what stands in its rows as spacing; of a file that changed, anew."""
+    """Series -> spacings in its rows; read again if the file has changed."""
     cells = {}
     try:
         with open(csv_file, newline="", encoding="utf-8-sig") as opened:

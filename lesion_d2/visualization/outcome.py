@@ -72,7 +72,7 @@ def truth_boxes(record: dict, key: str = "annotations") -> np.ndarray:
 
     Args:
         record: the dict.
-        key: "hidden_annotations" for the lesions whose annotations are hidden from the training.
+        key: "hidden_annotations" for the lesions with simulated missing annotations.
     """
     boxes = [xyxy_box(annotation) for annotation in lesions_of(record.get(key, []))]
     return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)

@@ -18,7 +18,7 @@ VERDICTS = (
     "hang",  # it took more time than it may
     "memory",  # it took more memory than it may
     "silent",  # another value, and not a word
-    "run",  # what stands in the file was run, or files outside of its folder were opened
+    "run",  # code in the file was run, or files outside its folder were opened
 )
 GOOD = VERDICTS[:2]
 
@@ -35,7 +35,7 @@ class _Expected:
 
 #: The file has to be refused.
 REFUSED = _Expected("REFUSED")
-#: Nothing tells which value is right: any one will do.
+#: The right value is unknown: any value is accepted.
 ANY = _Expected("ANY")
 
 

@@ -81,7 +81,7 @@ def paths_of(tree: object, path: Path = ()) -> Iterator[Path]:
 
 
 def get(tree: object, path: Path) -> object:
-    """What stands at a path."""
+    """The content at a path."""
     for key in path:
         tree = tree[key]
     return tree
@@ -97,7 +97,7 @@ def replaced(tree: object, path: Path, value: object) -> object:
 
 
 def without(tree: object, path: Path) -> object:
-    """A copy of a tree that lacks what stands at a path."""
+    """A copy of a tree without the content at a path."""
     tree = copy.deepcopy(tree)
     del get(tree, path[:-1])[path[-1]]
     return tree

@@ -55,7 +55,7 @@ def _good(root: Path, folder: Path) -> int:
 
 
 def _grows(root: Path, folder: Path) -> int:
-    """Each run, also one after a kill, adds to what stands there."""
+    """Each run, also one after a kill, adds to the existing output."""
     folder.mkdir(exist_ok=True)
     with open(folder / "a.txt", "a") as file:
         file.write("begun\n")

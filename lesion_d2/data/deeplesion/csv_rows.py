@@ -32,18 +32,18 @@ CSV_COLUMNS = (
     "Patient_age",
     "Train_Val_Test",
 )
-#: What DeepLesion's coordinates are at the center of an image's first pixel: they count from 1.
+#: DeepLesion's coordinates of the center of an image's first pixel: they count from 1.
 #:
-#: Its paper does not say. Its authors do: their detectors' code (3DCE, MULAN, LesaNet) takes 1 from
-#: boxes and RECIST end points. Real slices agree that they do not count from 0: the contrast
-#: between the ellipses of 28 lesions (12 patients, 4 with RECIST diameters and 24 with boxes, whose
-#: inscribed ellipse is taken) and the 3 pixels around them is highest where they are moved by
-#: -0.90 in x and -0.54 in y, -0.72 in the mean (95 % interval over patients: -0.82 to -0.59); in
+#: The paper does not say so, but the authors' detectors (3DCE, MULAN, LesaNet) subtract 1 from
+#: boxes and RECIST end points. Real slices confirm that they do not count from 0: the contrast
+#: between the ellipses of 28 lesions (12 patients, 4 with RECIST diameters and 24 with boxes and
+#: their inscribed ellipses) and the 3 pixels around them is highest if they are moved by
+#: -0.90 in x and -0.54 in y, on average -0.72 (95 % interval over patients: -0.82 to -0.59). In
 #: standard deviations it is 0.97 at 0, and 1.06 at -0.5 and at -1 (difference 0.00, -0.02 to 0.02).
-#: Between those two the slices do not decide, so that the authors' word stands. How it was measured
-#: is described in ``datasets/README.md``.
+#: The slices do not decide between these two, so the authors' code does. The measurement is
+#: described in ``datasets/README.md``.
 FIRST_PIXEL = 1.0
-#: What stands beside the ``DL_info.csv`` of generated data sets, whose coordinates count from 0.
+#: File beside the ``DL_info.csv`` of generated data sets, whose coordinates count from 0.
 GENERATED_FILE = "phantom.json"
 # Boxes are the RECIST end points plus 5 px a side, so they may reach past the image's border a bit.
 _MAX_OVERHANG = 10.0
@@ -103,7 +103,7 @@ class BadCells:
         self._problems: dict[tuple[int, str], str] = {}
 
     def add(self, cells: pd.Series, is_bad: np.ndarray, expected: str, found=repr) -> None:
-        """Note the cells of one column where ``is_bad``; ``found`` words what stands there."""
+        """Note the cells of one column where ``is_bad``; ``found`` describes their content."""
         for row, cell in cells[is_bad].items():
             text = f"row {row}, column {cells.name}: found {found(cell)}, expected {expected}"
             self._problems.setdefault((row, cells.name), text)
@@ -161,7 +161,7 @@ def integers(frame: pd.DataFrame, column: str, count: int, bad: BadCells) -> np.
         ~is_integer.all(axis=1),
         "1 integer" if count == 1 else f"{count} integers",
     )
-    # What stands for a bad cell is never used: bad cells stop the loading.
+    # Placeholders of bad cells are never used: bad cells stop the loading.
     return np.where(is_integer, values, 0).astype(np.int64)
 
 

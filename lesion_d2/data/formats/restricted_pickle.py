@@ -92,10 +92,10 @@ class _Budget:
 
 
 class StandIn:
-    """What stands for an object of a class, and keeps the arguments and the state it was made with.
+    """Placeholder for an object of a class, which keeps its arguments and its state.
 
-    A pickle names subclasses of it that are made for it alone. They have no more to be written to
-    than these two: a class is refused as an object, and its ``__setstate__`` is no class's own.
+    Subclasses are made for one pickle only. A pickle can only write to these two attributes: a
+    class is refused as an object, and ``__setstate__`` is not one of the real class.
     """
 
     __slots__ = ("args", "state")
@@ -109,7 +109,7 @@ class StandIn:
         self.state = state
 
     def convert(self, converter: "Converter") -> object:
-        """What becomes of it; what it holds is to be converted too."""
+        """Convert to the real object; its content has to be converted, too."""
         raise NotImplementedError
 
 
@@ -186,10 +186,10 @@ def _empty(kind: type) -> Callable:
 
 
 def _allowed(budget: _Budget) -> dict[tuple[str, str], Callable]:
-    """(module, name) -> what stands for it.
+    """(module, name) -> function that replaces it.
 
-    Python's functions are made anew for every file: a pickle can write to what it can name, and
-    these have nothing else's state. The classes above have no names here, for the same reason.
+    The functions are created for every file, because a pickle can write to everything it can name,
+    and so cannot change other state. For the same reason, the classes above have no names here.
     """
 
     def encode(text: str, encoding: str = "latin1") -> bytes:

@@ -121,15 +121,15 @@ def write_phantom(
     Args:
         root: the data set's folder; made by renaming, after everything was written beside it.
         num_patients: about 70 / 15 / 15 % of them train, validate and test; 3 to 5 key slices each.
-        size: pixels a side of every slice.
+        size: width and height of every slice in pixels.
         seed: of all random choices.
-        extent_mm: slices reach at least this far on both sides of a key slice.
-        median_diameter: mm, of the lesions.
-        mottle_hu: HU, how uneven lesions are inside; the smaller, the harder to tell apart.
-        distractors: how many a key slice has in the mean, where there is room: what looks like a
-            lesion there, drawn like one, but goes on through all slices and is not annotated.
-        appearance: "mottled" lesions are sharp and uneven inside as no tissue is; "clinical" ones,
-            their surroundings and the noise are as on real CT, see :mod:`.phantom_looks`.
+        extent_mm: extent of slices on both sides of a key slice, at least.
+        median_diameter: of the lesions, in mm.
+        mottle_hu: texture of lesions in HU; lower values are harder to detect.
+        distractors: mean number per key slice, if there is room. A distractor looks like a lesion
+            on the key slice, but continues through all slices and is not annotated.
+        appearance: "mottled" lesions have sharp edges and a strong texture; "clinical" lesions,
+            their surroundings and the noise look like real CT, see :mod:`.phantom_looks`.
         workers: processes; all cores by default, up to 16.
         overwrite: replace a folder that was written with other options.
 

@@ -59,8 +59,8 @@ def load_volumes(
     An annotation has what one of a key slice has, ``lesion``, the same on all slices of a lesion:
     its line number in ``DL_info.csv``, as ``row``; and on its key slice ``is_key``, True.
     ``recist``, ``bbox`` and ``diameters_mm`` are those of the lesion's mask on this slice, by
-    DeepLesion's rule and to the digits of ``DL_info.csv``: on the key slice they are what stands
-    there. A single pixel has diameters too, so that no mask is too small for a box. The mask is
+    DeepLesion's rule and to the digits of ``DL_info.csv``: on the key slice they are those of the
+    file. A single pixel has diameters too, so no mask is too small for a box. The mask is
     ``true_segmentation``, COCO's RLE, which models in 3-D learn; those in 2-D learn no other masks
     than of DeepLesion, which has none.
 

@@ -111,7 +111,7 @@ def is_stored_volume(file: str | os.PathLike) -> bool:
 
 
 def is_picture(folder: str | os.PathLike) -> bool:
-    """Whether what stands before a slice's number in its path is of this module's paths."""
+    """Whether the folder of a slice's path, before its number, is one of this module's paths."""
     return _FOLDER.fullmatch(os.path.basename(folder)) is not None
 
 

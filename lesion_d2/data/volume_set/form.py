@@ -95,7 +95,7 @@ def read_head(root: str | os.PathLike) -> VolumeSet:
 
 
 def _first_line(file: Path) -> object:
-    """What stands before the volumes; None where the file has another form or no end."""
+    """The part before the volumes; None if the file has another form or is incomplete."""
     try:
         with open(file, "rb") as opened:
             head = opened.readline()
@@ -180,7 +180,7 @@ class _Parser:
         return replace(head, volumes=found)
 
     def parse_head(self, content: dict) -> VolumeSet:
-        """What stands beside the volumes, which are left out."""
+        """Parse everything except the volumes."""
         content = {"source": {}, "splits": {}, "folds": [], **content}
         if self._check_fields("", content, SET_FIELDS):
             head = VolumeSet(

@@ -76,7 +76,7 @@ def write_voxels(file: str | os.PathLike, volume: np.ndarray) -> None:
 
 
 def _sums(array: "blosc2.NDArray") -> bytes:
-    """What stands behind an array."""
+    """The checksums that follow an array."""
     frame, schunk = array.to_cframe(), array.schunk
     header = int.from_bytes(frame[_HEADER_LENGTH], "big")
     chunks = [schunk.get_chunk(number) for number in range(schunk.nchunks)]

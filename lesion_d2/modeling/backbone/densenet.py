@@ -28,9 +28,9 @@ class DenseNet(Backbone):
         growth_rate: channels that a layer adds.
         freeze_at: so many stages are not trained: first the stem, then each dense block with the
             transition before it.
-        memory_efficient: torchvision's option: what the layers concatenate is computed again in the
-            backward pass in place of being kept. Their first normalization then sees a batch twice,
-            and averages its statistics at a rate that makes up for it.
+        memory_efficient: torchvision's option: concatenations are recomputed in the backward pass
+            instead of kept. Their first normalization then sees a batch twice, and its momentum is
+            adjusted accordingly.
 
     Raises:
         ValueError: another depth or number of blocks, or a width below 1.

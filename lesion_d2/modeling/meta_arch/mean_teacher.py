@@ -28,18 +28,18 @@ _SLICE_KEYS = ("file_name", "image_id", "height", "width", "crop")
 
 
 class MeanTeacher(nn.Module):
-    """A detector that learns with missing annotations (Bai et al., 2023), as student and teacher.
+    """A student and its mean teacher, for training with missing annotations (Bai et al., 2023).
 
-    For every batch the teacher looks at the images as they are at inference ("weakly augmented":
-    the paper's teacher sees them without the resize of the student's). What it finds with
-    confidence and nobody annotated, see :func:`mine_lesions`, is brought to the student's images.
-    With ``policy`` "add" it counts there as annotated; with "ignore" it becomes an annotation of
-    class -1, which Detectron2's RetinaNet and ROI heads, our RPN and our segmentation losses leave
-    out; with "none" the teacher does not look. In evaluation this is the teacher. On slices of
-    fully annotated volumes only lesions of the volume are mined, which need not be annotated on
-    each of its slices. Nothing is mined in regions to ignore
-    (:mod:`lesion_d2.structures.ignore_regions`). What a patch shows too little of becomes one, as
-    annotated lesions do there.
+    For every batch, the teacher processes the images as at inference ("weakly augmented": without
+    the student's random resize). Its confident detections that are not annotated become
+    pseudo-labels, see :func:`mine_lesions`, and are transformed to the student's images.
+    With ``policy`` "add" they are annotations; with "ignore" they become annotations of
+    class -1, which Detectron2's RetinaNet and ROI heads, our RPN and our segmentation losses
+    ignore; with "none" there are no pseudo-labels. In evaluation, this model is the teacher. On
+    slices of fully annotated volumes, only lesions of the volume become pseudo-labels, because they
+    need not be annotated on each of its slices. There are no pseudo-labels in regions to ignore
+    (:mod:`lesion_d2.structures.ignore_regions`). A pseudo-label of which a patch shows too little
+    becomes such a region, like annotated lesions.
 
     The paper does not say which anchors "ignore" leaves out: here those that would be positive for
     the mined lesion with "add". Masks of mined lesions, where the detector learns masks, are

@@ -12,13 +12,13 @@ from ..matching import unmatch_untouched
 
 @META_ARCH_REGISTRY.register()
 class LesionRetinaNet(RetinaNet):
-    """Detectron2's RetinaNet with a choice of what becomes of lesions that no anchor fits.
+    """Detectron2's RetinaNet, optionally without low-quality matches.
 
-    Detectron2 takes the best anchors of every lesion for positive, however low their IoU is. The
-    RetinaNet of Zlocha et al. (keras-retinanet) does not: where no anchor reaches the highest of
-    MODEL.RETINANET.IOU_THRESHOLDS, none is positive, and the lesion trains as background.
+    In Detectron2 the best anchors of every lesion are positive, however low their IoU is. In the
+    RetinaNet of Zlocha et al. (keras-retinanet) no anchor is positive if none reaches the highest
+    of MODEL.RETINANET.IOU_THRESHOLDS, and the lesion is learned as background.
 
-    Negative anchors in a region to ignore do not count
+    Negative anchors in a region to ignore are ignored
     (:mod:`lesion_d2.structures.ignore_regions`).
 
     Args:

@@ -36,7 +36,7 @@ def test_shares_of_looks_are_of_the_type(coarse_type):
 
 @pytest.mark.parametrize("pixel", [0.75, 1.5])
 def test_noise_has_its_size_in_mm(pixel):
-    """A pixel twice as wide shows what four pixels have in the mean."""
+    """A pixel twice as wide is the mean of four pixels."""
     scanner, rng = ClinicalScanner(noise=10.0, kernel=0.45), np.random.default_rng(0)
     noise = scanner.make_noise(rng, 512, pixel)
     if pixel == 0.75:

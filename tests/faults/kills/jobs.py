@@ -35,7 +35,7 @@ class Job:
     Args:
         name: in the table.
         run: of the folder of all jobs and the one that it writes to; returns the exit status.
-        end: of the latter, what stands there in the end: names to what can be compared.
+        end: of the latter, its final content: names to comparable values.
         share: of the kills, in the whole campaign of 500.
         again: like ``run``, what goes on after an interruption; by default the same.
         may_share: whether two may be at work in one place, where what they write is the same.

@@ -1,4 +1,4 @@
-"""The report's file: what stands in it, and what must not."""
+"""The report's file: what it must and must not contain."""
 
 import base64
 import dataclasses

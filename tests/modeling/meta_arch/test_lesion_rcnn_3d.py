@@ -23,7 +23,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def trained(batch):
-    """A Mask R-CNN that has learned two patches by heart."""
+    """A Mask R-CNN that overfits two patches."""
     model, steps = tiny_model("LesionRCNN3D", *MASKS), 100
     optimizer = torch.optim.Adam(model.parameters())
     for step in range(steps):

@@ -39,7 +39,7 @@ MIRRORS = [[axis for axis in range(3) if n >> axis & 1] for n in range(8)]
 
 @pytest.fixture(scope="module")
 def learned():
-    """A model that learned two volumes, mirrored in all ways, by heart, and the volumes."""
+    """A model that overfits two volumes with all flips, and the volumes."""
     size = (6, 32, 32)
     batch = [
         patch([[2.5, 4.5, 0.5, 11.5, 12.5, 3.5]], size),
