@@ -97,7 +97,7 @@ def test_rows_of_boxes_in_3d_compare_with_what_is_written_out():
 
 def test_linking_rows_say_what_was_linked():
     tracks, scattered, merging = linking.measure_linking(num_slices=20, per_slice=3)
-    assert tracks.limit == scattered.limit == 0.3 and merging.limit is None
+    assert tracks.limit == scattered.limit == 4 and merging.limit is None
     assert "20 slices x 3 boxes" in tracks.note
     # Three lesions on slices 1 to 10 and three on the others, few of them broken or joined.
     assert 5 <= int(tracks.note.split()[-2]) <= 9 and merging.measured > 0

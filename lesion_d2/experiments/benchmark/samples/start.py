@@ -30,7 +30,7 @@ def measure_start(folder: Path, num_rows: int = NUM_ROWS) -> Iterator[Row]:
     bare = _run("-c", _BARE, folder=folder)["seconds"]
     whole = _run("-m", f"{__package__}.first_step", os.fspath(folder / "output"), folder=folder)
     seconds, note = whole["seconds"], f"{whole['mebibytes']:.0f} MiB; {_BEFORE}"
-    yield Row(f"start at {num_rows:,} rows until the first step", seconds, "s", 9, note)
+    yield Row(f"start at {num_rows:,} rows until the first step", seconds, "s", None, note)
     note = f"{bare:.2f} s"
     yield Row("start / imports of torch and torchvision", seconds / bare, "x", 2.5, note)
 

@@ -122,14 +122,17 @@ def _sweep_images(dicts: list[dict], mapper: LesionDatasetMapper) -> None:
     _drain(build_detection_test_loader(dicts, mapper=mapper.load, num_workers=_WORKERS))
 
 
-def _ratio(call: Callable[[], None], other: Callable[[], None]) -> float:
-    """Of the processor time of one call to that of another, workers included."""
-    times = []
-    for work in (call, other):
-        start = _processor_time()
-        work()
-        times.append(_processor_time() - start)
-    return times[0] / times[1]
+def _ratio(call: Callable[[], None], other: Callable[[], None], repeats: int = 3) -> float:
+    """Of the processor time of one call to that of another, workers included: the median."""
+    ratios = []
+    for _ in range(repeats):
+        times = []
+        for work in (call, other):
+            start = _processor_time()
+            work()
+            times.append(_processor_time() - start)
+        ratios.append(times[0] / times[1])
+    return statistics.median(ratios)
 
 
 def _processor_time() -> float:
