@@ -1,1 +1,1 @@
-"""Measurements of this project: its speed, its GPU rows, and the papers' experiments."""
+"""Benchmarks, the GPU check, and experiments of the papers."""

@@ -1,1 +1,1 @@
-"""Ratios and times of this project on one machine; ``__main__`` is the command line."""
+"""Benchmarks of this project on one machine; ``__main__`` is the command line."""

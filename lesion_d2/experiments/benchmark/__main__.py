@@ -1,14 +1,13 @@
-"""Measure this project's ratios and times on this machine, in one run.
+"""Benchmark this project on this machine: times, ratios and memory.
 
 python -m lesion_d2.experiments.benchmark [--only PART ... | --peers] [--threads N]
 
-Writes small phantom data sets into a temporary folder, measures, and prints one table, each row as
-soon as it is measured. Times are the minimum over repeats where nothing else is said; ratios of
-models are the median over pairs of calls that follow each other. What runs on one core (slices,
-masks, FROC, evaluation, CSV, voxels, patches, sweeps over volumes, anchors, clustering, linking,
-boxes in 3-D, and on a CPU whole volumes) is counted in processor time, which other programs on the
-machine disturb least. Exits with 1 where a limit is exceeded. Models are measured with configs/ of
-the project's checkout.
+Writes small phantom data sets to a temporary folder, measures, and prints one table, each row when
+it is measured. Times are the minimum over repeats unless noted otherwise; ratios of models are the
+median over pairs of consecutive calls. Single-core work (slices, masks, FROC, evaluation, CSV,
+voxels, patches, sweeps over volumes, anchors, clustering, linking, boxes in 3-D, and on a CPU whole
+volumes) is measured in CPU time, which other programs on the machine affect least. The exit status
+is 1 if a limit is exceeded. Models use configs/ of the project's checkout.
 """
 
 import argparse
@@ -73,10 +72,10 @@ PARTS = (
     "volumes",
     "scans",
 )
-# What --peers measures: torchvision's and Detectron2's RetinaNet, MONAI's detector and operations,
+# Parts of --peers: torchvision's and Detectron2's RetinaNet, MONAI's detector and operations,
 # and the published toolkit's formula for clustering boxes.
 _PEERS = ("peers", "monai", "clustering", "boxes3d")
-# Parts that are measured with files of configs/, which a checkout has.
+# Parts that need files of configs/, which only a checkout has.
 _WITH_CONFIGS = (
     "start",
     "clipping",
@@ -91,12 +90,12 @@ _WITH_CONFIGS = (
 )
 _HEADERS = ("", "measured", "limit", "ok", "note")
 _WIDTHS = (70, 12, 14, 3, 0)  # of the columns: rows are printed before the next ones are known
-# Parts that choose on a GPU themselves how often they repeat.
+# Parts that choose their number of repeats on a GPU themselves.
 _OWN_REPEATS = ("volumes", "scans")
 
 
 def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
-    """The rows of the chosen parts, as they are measured."""
+    """Yield the rows of the chosen parts when they are measured."""
     work = {
         "slices": partial(measure_slices, folder),
         "masks": partial(measure_masks, folder),
@@ -136,13 +135,13 @@ def measure(parts: Sequence[str], folder: Path) -> Iterator[Row]:
 
 
 def table_line(cells: Sequence[str]) -> str:
-    """One line of the table; a cell that is wider than its column moves those behind it."""
+    """One line of the table; a cell that is wider than its column shifts the next ones."""
     padded = (cell.ljust(width) for cell, width in zip(cells, _WIDTHS, strict=True))
     return "  ".join(padded).rstrip()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print each row as it is known, and return 1 where a limit is exceeded."""
+    """Measure, print each row, and return 1 if a limit is exceeded."""
     parser = argparse.ArgumentParser(prog="lesion_d2.experiments.benchmark", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parts = parser.add_mutually_exclusive_group()
@@ -152,9 +151,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_const",
         const=_PEERS,
         dest="only",
-        help="only what other libraries are compared in",
+        help="only comparisons with other libraries",
     )
-    parser.add_argument("--threads", type=int, help="of torch (its own choice)")
+    parser.add_argument("--threads", type=int, help="threads of torch (default: torch's)")
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)

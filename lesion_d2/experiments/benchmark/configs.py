@@ -1,4 +1,4 @@
-"""The configs that models are measured with."""
+"""The configs of the measured models."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ VOLUMES_GPU_CONFIGS = tuple(_VOLUMES / f"{name}_3d.yaml" for name in ("retinanet
 
 
 def name_of(file: Path) -> str:
-    """How notes call a config: its place in the folder of configs, without the ending."""
+    """The name of a config in notes: its path in the folder of configs, without the suffix."""
     return file.relative_to(CONFIGS).with_suffix("").as_posix()
 
 
@@ -46,7 +46,7 @@ def as_retinanet(cfg: CfgNode) -> CfgNode:
     """Detectron2's RetinaNet on its own FPN, with the same bottom-up network, levels and heads.
 
     Raises:
-        ValueError: MODEL.BACKBONE.NAME is not that of a U-FPN with an FPN beside it.
+        ValueError: MODEL.BACKBONE.NAME is not a U-FPN with a corresponding FPN.
     """
     name = cfg.MODEL.BACKBONE.NAME
     fpn = name.replace("_unet_fpn_", "_fpn_")
@@ -79,11 +79,11 @@ def with_output(cfg: CfgNode, *, masks: bool = False, calibration: float = 0.0) 
 
 
 def with_all_candidates(cfg: CfgNode) -> CfgNode:
-    """The same detector, whose threshold lets every score pass.
+    """The same detector without a score threshold.
 
-    Untrained, all scores lie about the prior, and it is chance how many pass a threshold near it.
-    Without one, RETINANET.TOPK_CANDIDATES_TEST boxes a level (or all that it has) reach the NMS and
-    TEST.DETECTIONS_PER_IMAGE stay: the most that a trained detector can have.
+    Scores of an untrained detector are close to the prior, so the number above a threshold near it
+    is random. Without a threshold, RETINANET.TOPK_CANDIDATES_TEST boxes per level (or all of them)
+    reach the NMS, and TEST.DETECTIONS_PER_IMAGE are kept: the maximum of a trained detector.
     """
     cfg = cfg.clone()
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
@@ -91,9 +91,9 @@ def with_all_candidates(cfg: CfgNode) -> CfgNode:
 
 
 def with_all_proposals(cfg: CfgNode) -> CfgNode:
-    """The same R-CNN, of which every proposal becomes a detection.
+    """The same R-CNN, in which every proposal becomes a detection.
 
-    So TEST.DETECTIONS_PER_IMAGE stay, the most that a trained detector can have.
+    TEST.DETECTIONS_PER_IMAGE are kept, the maximum of a trained detector.
     """
     cfg = cfg.clone()
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
@@ -102,9 +102,9 @@ def with_all_proposals(cfg: CfgNode) -> CfgNode:
 
 
 def with_most_negatives(cfg: CfgNode) -> CfgNode:
-    """The same mining, in which no detection is good and any may be a hard negative.
+    """The same mining, in which no detection is a hit and any may be a hard negative.
 
-    So every image has HARD_NEGATIVES.MAX_PER_IMAGE of them, whose masks have to be encoded.
+    Every image then has HARD_NEGATIVES.MAX_PER_IMAGE of them, whose masks have to be encoded.
     """
     cfg = cfg.clone()
     cfg.HARD_NEGATIVES.GOOD_IOU = 1.0

@@ -1,4 +1,4 @@
-"""What is measured on: phantoms, boxes, an annotation file and batches, all made up."""
+"""Synthetic inputs of the benchmarks: phantoms, boxes, an annotation file and batches."""
 
 import contextlib
 import csv
@@ -29,7 +29,7 @@ _HEADER = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBB", 13, b"IHDR", 512, 512, 
 
 
 def prepare_phantom(folder: Path, *, num_patients: int, size: int, extent_mm: float = 2.0) -> Path:
-    """The folder of a phantom data set, which is written when first asked for."""
+    """The folder of a phantom data set, which is written on first use."""
     root = folder / f"phantom_{num_patients}_{size}_{extent_mm:g}"
     write_phantom(root, num_patients=num_patients, size=size, extent_mm=extent_mm)
     return root
@@ -41,11 +41,11 @@ def registered(
     register: Callable[[str, str, str | None], None] = register_deeplesion,
     split: str | None = None,
 ) -> Iterator[str]:
-    """Give the name of a data set folder, which is in Detectron2's catalogs within the block.
+    """Context manager that registers a data set folder within the block, and gives its name.
 
     Args:
         root: of the data set.
-        register: registers a name with a root and a split.
+        register: function that registers a name with a root and a split.
         split: "train", "val", "test", or None for all.
     """
     name = f"benchmark_{root.name}"
@@ -70,7 +70,7 @@ def random_volume_boxes(rng: np.random.Generator, shape: tuple[int, ...]) -> np.
 
 
 def write_rows(root: Path, count: int) -> None:
-    """Write ``DL_info.csv`` with ``count`` made-up rows, and the headers of the files they name."""
+    """Write ``DL_info.csv`` with ``count`` synthetic rows, and the headers of their files."""
     rng = np.random.default_rng(0)
     root.mkdir()
     with open(root / "DL_info.csv", "w", newline="") as file:
@@ -88,12 +88,12 @@ def write_rows(root: Path, count: int) -> None:
 
 
 def _split_of(number: int) -> int:
-    """Of 20 rows 14 are for training, 3 for validation and 3 for tests, as of DeepLesion's."""
+    """Of 20 rows, 14 are for training, 3 for validation and 3 for tests, as in DeepLesion."""
     return 1 if number % 20 < 14 else 2 + number % 2
 
 
 def _made_up_lists(rng: np.random.Generator) -> list[str]:
-    """RECIST end points, box, diameters and place of an upright lesion, as the file has them."""
+    """RECIST end points, box, diameters and position of an upright lesion, as in the file."""
     x, y = rng.uniform(50, 400, 2)
     short, long = np.sort(rng.uniform(5, 20, 2))  # half diameters
     ends = [x, y - long, x, y + long, x - short, y, x + short, y]

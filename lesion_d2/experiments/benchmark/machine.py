@@ -1,4 +1,4 @@
-"""What a measurement was made on."""
+"""Description of the machine of a measurement."""
 
 import datetime
 import os

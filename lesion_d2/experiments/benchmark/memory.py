@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work."""
+"""Measures peak memory."""
 
 import multiprocessing
 import resource
@@ -11,16 +11,16 @@ from detectron2.config import CfgNode
 
 
 def ignore_meshgrid_warning() -> None:
-    """Keep a warning that Detectron2's anchor generator gets from torch out of the output."""
+    """Suppress a warning of torch in Detectron2's anchor generator."""
     warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
 
 
 def peak_memory(work: Callable[[CfgNode], None], cfg: CfgNode) -> float:
-    """MiB that some work needs beyond what the process has before.
+    """Peak memory of a function in MiB, in addition to the memory before.
 
     Args:
         work: a function of a module, which builds the model itself.
-        cfg: what it is called with.
+        cfg: its argument.
     """
     if cfg.MODEL.DEVICE == "cuda":
         torch.cuda.empty_cache()
@@ -41,7 +41,7 @@ def _peak_resident_memory(work: Callable[[CfgNode], None], cfg: CfgNode, threads
 
 
 def high_water() -> float:
-    """Most resident memory of this process so far, MiB."""
+    """Peak resident memory of this process so far, MiB."""
     status = Path("/proc/self/status")
     if status.exists():  # getrusage counts the parent's peak too on Linux
         return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024

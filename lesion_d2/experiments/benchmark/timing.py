@@ -1,4 +1,4 @@
-"""Rows of the table, and times of calls that take turns."""
+"""Rows of the table, and times of alternating calls."""
 
 import contextlib
 import statistics
@@ -11,7 +11,7 @@ import torch
 
 @dataclass
 class Row:
-    """One line of the table; ``limit`` is the most allowed, or the least where ``at_least``."""
+    """One line of the table; ``limit`` is the maximum, or the minimum if ``at_least``."""
 
     name: str
     measured: float
@@ -22,7 +22,7 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Whether the limit holds; true where there is none."""
+        """Whether the limit is met; true without a limit."""
         limit = self.measured if self.limit is None else self.limit
         return self.measured >= limit if self.at_least else self.measured <= limit
 
@@ -37,7 +37,7 @@ class Row:
 
 @dataclass
 class Times:
-    """Seconds of the repeats of one call: by the clock, and of the processor."""
+    """Seconds of the repeats of one call: wall time and CPU time."""
 
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
@@ -56,13 +56,13 @@ class Times:
 def time_calls(
     calls: Sequence[Callable], *, repeats: int, warm_up: int = 1, device: str = "cpu"
 ) -> list[Times]:
-    """Time several calls in turn, so that all of them see the same machine.
+    """Time several calls in turn, so that they run under the same conditions.
 
     Args:
         calls: functions without arguments.
         repeats: timed calls of each.
         warm_up: untimed calls of each before.
-        device: with "cuda" the clock stops when the device is done.
+        device: with "cuda", the device is synchronized before the clock stops.
     """
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     times = [Times() for _ in calls]
@@ -87,12 +87,12 @@ def paired_ratio(
     limit: float | None = None,
     of_processor: bool = False,
 ) -> Row:
-    """The median ratio of calls that follow each other: what slows the machine slows both.
+    """The median ratio of consecutive calls, which a loaded machine slows down equally.
 
     Args:
         name, note, limit: of the row.
         ours, theirs: of the calls.
-        of_processor: whether processor time is compared, for calls that use one core.
+        of_processor: whether to compare CPU time, for single-core calls.
     """
     sides = [times.cpu_seconds if of_processor else times.seconds for times in (ours, theirs)]
     ratios = [a / b for a, b in zip(*sides, strict=True)]

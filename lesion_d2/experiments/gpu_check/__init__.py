@@ -1,1 +1,1 @@
-"""Tests and times of this project on a machine with a GPU; ``__main__`` is the command line."""
+"""Tests and timings of this project on a machine with a GPU; ``__main__`` is the command line."""

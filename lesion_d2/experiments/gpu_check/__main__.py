@@ -1,13 +1,13 @@
-"""Check this project on a machine with a GPU, and measure its models there, in a given time.
+"""Test this project and measure its models on a machine with a GPU, within a time limit.
 
 python -m lesion_d2.experiments.gpu_check [--seconds 460] [--output FILE]   # make gpu-check
 python -m lesion_d2.experiments.gpu_check --device cpu --tiny               # tests the check itself
 
 First the tests of tests/gpu, then a training step of every kind of model at a small size, then rows
-of models at full width: images (or patches of volumes) a second in training, milliseconds each at
-inference, memory, and the share of the time in which the GPU has nothing to do. Rows are printed as
-they are measured. What does not fit into the time any more is listed as skipped. It ends in one
-JSON file and one table, and with 1 where a test, a step or a row failed. Results of an earlier
+of models at full width: images (or patches of volumes) per second in training, milliseconds each at
+inference, memory, and the share of time in which the GPU is idle. Rows are printed when they are
+measured. Rows that exceed the time limit are listed as skipped. At the end, one JSON file and one
+table are written. The exit status is 1 if a test, a step or a row failed. Results of an earlier
 check are replaced.
 """
 
@@ -32,34 +32,45 @@ from .running_tests import run_tests
 from .worker import PREPARE, Options, Worker
 
 OUTPUT = "output/gpu_check.json"
-_SECONDS = 460  # in all: with the imports before and the end, eight minutes
-_OF_TESTS, _OF_STEPS = 0.35, 0.25  # of what is left, at most
+_SECONDS = 460  # eight minutes together with imports and the end
+_OF_TESTS, _OF_STEPS = 0.35, 0.25  # of the remaining time, at most
 _END = 4.0  # seconds for the end
-# One that hangs is stopped after so many times what its kind takes, or this share of what is left.
+# A job that hangs is stopped after a multiple of its kind's time, or this share of the time left.
 _PATIENCE, _SHARE = 5.0, 1 / 3
 _TIMED = {False: 1.2, True: 0.05}  # seconds of calls for each number, and with --tiny
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check and measure; 1 where something failed."""
+    """Test and measure; returns 1 if something failed."""
     parser = argparse.ArgumentParser(prog="lesion_d2.experiments.gpu_check", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--device", choices=("cuda", "cpu"), default="cuda")
-    add("--seconds", type=positive, default=_SECONDS, help=f"for all of it ({_SECONDS})")
-    add("--output", type=Path, default=Path(OUTPUT), metavar="FILE", help=f"JSON ({OUTPUT})")
+    add("--seconds", type=positive, default=_SECONDS, help=f"time limit (default: {_SECONDS})")
+    add(
+        "--output",
+        type=Path,
+        default=Path(OUTPUT),
+        metavar="FILE",
+        help=f"JSON file to write (default: {OUTPUT})",
+    )
     add("--tiny", action="store_true", help="narrow models, small images and few calls")
-    add("--rows", nargs="+", metavar="CONFIG", help="of these alone, such as uldor/uldor")
-    add("--no-tests", action="store_true", help="rows alone, without tests and small configs")
+    add(
+        "--rows",
+        nargs="+",
+        metavar="CONFIG",
+        help="only rows of these configs, such as uldor/uldor",
+    )
+    add("--no-tests", action="store_true", help="only rows, without tests and small configs")
     args = parser.parse_args(argv)
     return run_program(lambda: check(args), "gpu_check")
 
 
 def check(args: argparse.Namespace) -> int:
-    """All of it.
+    """Run tests, steps and rows.
 
     Raises:
-        InputError: there is no GPU, or no config of a name.
+        InputError: there is no GPU, or no config with a name.
     """
     start = time.perf_counter()
     find_in_checkout("tests")
@@ -130,14 +141,14 @@ def _run(
 
 
 def do_jobs(worker: Worker, jobs: Iterable[Job], deadline: float) -> Iterator[Outcome]:
-    """Do jobs as long as the time lasts.
+    """Run jobs within the time limit.
 
-    One that would not fit is skipped, by what others of its kind took; smaller ones may still fit.
+    A job that would exceed it, estimated from others of its kind, is skipped; shorter ones may fit.
 
     Args:
-        worker: does them.
+        worker: runs them.
         jobs: in their order.
-        deadline: of ``time.perf_counter``; what still runs then is stopped, as is what hangs.
+        deadline: of ``time.perf_counter``; a job that still runs then, or hangs, is stopped.
     """
     took: dict[str, float] = {}
     for job in jobs:

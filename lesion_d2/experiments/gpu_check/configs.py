@@ -1,4 +1,4 @@
-"""The configs that are checked on a GPU, and the settings that they are measured with."""
+"""The configs of the GPU check, and the settings with which they are measured."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 
 from ..benchmark.configs import CONFIGS, load_config, name_of
 
-#: One of every kind of model, at a size that a CPU trains: each trains a step.
+#: One of every kind of model, small enough for a CPU; each trains a step.
 SMALL = (
     "quickstart/retina_unet_phantom",
     "improved_retinanet/attention_phantom",
@@ -24,7 +24,7 @@ SMALL = (
     "retina_unet/small/3d/mask_rcnn",
     "retina_unet/small/3d/det_unet",
 )
-# Of the models at full width, those that differ most from each other come first.
+# Models at full width, ordered so that different ones come first.
 _FIRST = (
     "retina_unet/retina_unet_R_50_deeplesion",
     "improved_retinanet/attention",
@@ -44,7 +44,7 @@ _FIRST = (
     "mean_teacher/faster_rcnn",
 )
 _PAPERS = ("retina_unet", "improved_retinanet", "uldor", "3dce_attention", "mean_teacher")
-# What makes a model wide or a step long (keys of MODEL), and the most of it with --tiny.
+# Keys of MODEL that make a model wide or a step long, and their maximum with --tiny.
 NARROW: Mapping[str, int] = {
     "FPN.OUT_CHANNELS": 32,
     "RESNETS.STEM_OUT_CHANNELS": 16,
@@ -68,7 +68,7 @@ _TINY_SIDE, _TINY_PATCH, _TINY_BATCH = 64, (8, 64, 64), 2
 
 @dataclass(frozen=True)
 class Setting:
-    """How a model trains: keys, and what the table calls it."""
+    """How a model trains: config keys, and the name in the table."""
 
     name: str
     amp: bool = True
@@ -84,7 +84,7 @@ class Setting:
         cfg.SOLVER.COMPILE = self.compiled
 
 
-#: As the configs have it, and what each part of it is worth.
+#: The configs' own settings, and settings with one part changed.
 AS_IT_IS = Setting("as it is")
 FLOAT32 = Setting("float32", amp=False, channels_last=False)
 CHANNELS_FIRST = Setting("channels first", channels_last=False)
@@ -94,14 +94,14 @@ SETTINGS = {s.name: s for s in (AS_IT_IS, FLOAT32, CHANNELS_FIRST, NOT_FUSED, CO
 
 
 def narrow(cfg: CfgNode) -> None:
-    """Make a model so narrow that a CPU trains a step of it in no time."""
+    """Make a model so narrow that a training step takes little time on a CPU."""
     for key, most in NARROW.items():
         part, name = key.split(".")
         cfg.MODEL[part][name] = min(cfg.MODEL[part][name], most)
 
 
 def main_configs() -> list[str]:
-    """All models at full width on CT, those first that differ most."""
+    """All models at full width on CT, different ones first."""
     found = [
         name_of(file)
         for paper in _PAPERS
@@ -112,10 +112,10 @@ def main_configs() -> list[str]:
 
 
 def read_config(name: str, device: str, *, tiny: bool) -> LesionConfig:
-    """The config of a name, without pretrained weights and with steps that change hardly anything.
+    """The config of a name, without pretrained weights and with a tiny learning rate.
 
     Args:
-        name: its place in the folder of configs, without the ending.
+        name: its path in the folder of configs, without the suffix.
         device: of the model.
         tiny: make it narrow, and its images small.
     """

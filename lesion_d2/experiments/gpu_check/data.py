@@ -1,4 +1,4 @@
-"""What is measured on: phantoms on disk, volumes of noise, and batches that are on the device."""
+"""Data for the measurements: phantoms on disk, volumes of noise, and batches on the device."""
 
 from pathlib import Path
 
@@ -21,20 +21,20 @@ _TINY_VOLUME = (24, 80)  # slices, and pixels a side
 
 
 def phantom(folder: Path, *, tiny: bool) -> Path:
-    """A data set of phantoms, which is written when first asked for."""
+    """A data set of phantoms, written on first use."""
     root = folder / "phantom"
     write_phantom(root, **(_TINY_PHANTOM if tiny else _PHANTOM))
     return root
 
 
 def volume(folder: Path, *, tiny: bool) -> dict:
-    """The record of a volume of noise with three lesions, which is written when asked for."""
+    """The record of a volume of noise with three lesions, which is written first."""
     num_slices, size = _TINY_VOLUME if tiny else (NUM_SLICES, SIZES["cuda"])
     return add_lesions(write_record(folder, num_slices, size))
 
 
 def made_up_batch(cfg: CfgNode, device: str) -> list[dict]:
-    """A training batch of noise, all of it on the device."""
+    """A training batch of noise on the device."""
     batch = random_volumes(cfg) if is_volumetric(cfg) else random_batch(cfg)
     if cfg.MODEL.MEAN_TEACHER.ENABLED:
         batch = with_weak_views(batch, masks=cfg.MODEL.MASK_ON)

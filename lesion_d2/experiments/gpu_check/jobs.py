@@ -1,4 +1,4 @@
-"""What is measured, in the order of its worth."""
+"""The measurements, the most important ones first."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from .configs import (
     main_configs,
 )
 
-#: Seconds that a job of a kind is thought to take before one has been done.
+#: Estimated seconds of a job by kind, before one has been measured.
 FIRST_GUESS = {"step": 15.0, "model": 12.0, "compiled": 90.0, "loader": 20.0, "volume": 15.0}
 FIRST_GUESS |= {"optimizer": 5.0, "teacher": 5.0}
 _COMPILED = 6  # models, of which each takes a minute
@@ -37,7 +37,7 @@ class Job:
 
     @property
     def cost_kind(self) -> str:
-        """What takes about as long."""
+        """A key of jobs that take about the same time."""
         return "compiled" if self.setting == COMPILED.name else self.kind
 
 
@@ -47,7 +47,7 @@ def steps() -> list[Job]:
 
 
 def plan() -> list[Job]:
-    """The rows of models at full width: first all of them once, then what each setting is worth."""
+    """The rows of models at full width: first all of them once, then with each setting."""
     return list(dict.fromkeys(_plan()))
 
 

@@ -1,4 +1,4 @@
-"""The measurements: each takes a config and gives numbers by name."""
+"""The measurements: each takes a config and returns numbers by name."""
 
 import gc
 import itertools
@@ -40,12 +40,12 @@ _TOGETHER = 4  # images of a batch at inference
 
 
 class Training:
-    """A model with its optimizer that trains a step when asked, as a run does.
+    """A model with its optimizer, which trains one step per call like a run.
 
     Args:
         cfg: of the model.
-        batches: what it trains on.
-        seen: what frozen statistics are of.
+        batches: training batches.
+        seen: batch for frozen statistics.
     """
 
     def __init__(self, cfg: CfgNode, batches: Iterable[list[dict]], seen: list[dict]):
@@ -59,7 +59,7 @@ class Training:
         self._trainer: SimpleTrainer = step_trainer(cfg)(trained.train(), batches, optimizer)
 
     def step(self) -> None:
-        """Load, forward, backward, update; the teacher moves."""
+        """Load, forward, backward, update, and update of the teacher."""
         with EventStorage():
             self._trainer.run_step()
         if self.teacher is not None:
@@ -68,10 +68,10 @@ class Training:
 
 @torch.no_grad()
 def freeze_statistics(model: nn.Module, batch: list[dict]) -> None:
-    """Give frozen batch norms the statistics of a batch, in place of pretrained ones.
+    """Give frozen batch norms the statistics of a batch, instead of pretrained ones.
 
-    With the neutral ones that they are built with, features of an untrained ResNet-101 grow until
-    half precision has no number for them.
+    With their initial statistics, features of an untrained ResNet-101 grow until they overflow in
+    half precision.
     """
 
     def take(norm: FrozenBatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
@@ -126,7 +126,7 @@ def measure_model(cfg: CfgNode, *, seconds: float) -> Numbers:
 
 
 def measure_loader(cfg: CfgNode, folder: Path, *, seconds: float, tiny: bool) -> Numbers:
-    """Training with the loader, and the loader alone, on what is on disk."""
+    """Training with the loader, and the loader alone, on data on disk."""
     device = cfg.MODEL.DEVICE
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     for loader in _train_loaders(cfg, folder, tiny=tiny):
@@ -220,7 +220,7 @@ def train_step(cfg: CfgNode, folder: Path, *, tiny: bool) -> Numbers:
 
 
 class _Begun:
-    """Batches of an iterator that others take from, too."""
+    """Batches of a shared iterator."""
 
     def __init__(self, batches: Iterator[list[dict]]):
         self._batches = batches
@@ -230,7 +230,7 @@ class _Begun:
 
 
 def _train_loaders(cfg: CfgNode, folder: Path, *, tiny: bool) -> Iterator[TrainLoader]:
-    """One loader, whose data set is registered meanwhile."""
+    """Context manager with a loader, whose data set is registered within the block."""
     if is_volumetric(cfg):
         yield TrainLoader(
             [volume(folder, tiny=tiny)] * cfg.SOLVER.IMS_PER_BATCH,
@@ -248,7 +248,7 @@ def _train_loaders(cfg: CfgNode, folder: Path, *, tiny: bool) -> Iterator[TrainL
 
 
 def _with_detections(cfg: CfgNode) -> CfgNode:
-    """As many detections as there can be, as of a trained model; a teacher mines by scores."""
+    """Keep the maximum number of detections, as with a trained model; pseudo-labels by score."""
     if cfg.MODEL.MEAN_TEACHER.ENABLED:
         return cfg.clone()
     return with_all_proposals(with_all_candidates(cfg))
@@ -261,7 +261,7 @@ def _infer(model: nn.Module, images: list[dict], amp: bool) -> list[dict]:
 
 
 def _median_seconds(call: Callable[[], object], seconds: float, device: str) -> float:
-    """The median of so many calls as fit, after some that are not timed."""
+    """The median time of as many calls as fit, after some untimed calls."""
     options = {"warm_up": 0, "device": device}
     (first,) = time_calls([call], repeats=2, **options)
     repeats = max(_LEAST, min(_MOST, int(seconds / first.min)))
@@ -270,7 +270,7 @@ def _median_seconds(call: Callable[[], object], seconds: float, device: str) -> 
 
 
 def _rate(call: Callable[[], object], seconds: float, device: str) -> float:
-    """Calls a second, over a time and at least some calls."""
+    """Calls per second, over a minimum time and number of calls."""
     _wait(device)
     start, number = time.perf_counter(), 0
     while number < _LEAST or time.perf_counter() - start < seconds:
@@ -293,5 +293,5 @@ def _reset_memory(device: str) -> None:
 
 
 def _peak_memory(device: str) -> float | None:
-    """MiB of tensors at most since the last reset; None on a CPU."""
+    """Peak memory of tensors since the last reset, MiB; None on a CPU."""
     return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else None

@@ -1,4 +1,4 @@
-"""What comes out: one JSON file, and one table."""
+"""Results of the check: one JSON file, and one table."""
 
 import json
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _WIDTHS = (42, 15, 11, 9, 12, 12, 9, 0)  # rows are printed before the next ones
 
 @dataclass
 class Outcome:
-    """What became of a job: its numbers, or why it has none."""
+    """The outcome of a job: its numbers, or the reason why it has none."""
 
     job: Job
     numbers: dict[str, float | str | None] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class Outcome:
     skipped: str = ""
 
     def cells(self) -> list[str]:
-        """Of the table."""
+        """The cells of a row of the table."""
         job, numbers = self.job, self.numbers
         what = job.kind if job.kind != "model" else job.setting
         note = numbers.get("note") or ""
@@ -67,7 +67,7 @@ def _text(value: float | str | None, form: str) -> str:
 
 
 def line(cells: Sequence[str]) -> str:
-    """A row as it is printed when it is measured."""
+    """A row, formatted for printing when it is measured."""
     return "  ".join(cell.ljust(width) for cell, width in zip(cells, _WIDTHS, strict=True)).rstrip()
 
 

@@ -1,4 +1,4 @@
-"""The tests that only a GPU shows, run by pytest."""
+"""Runs the GPU tests by pytest."""
 
 import os
 import subprocess
@@ -15,13 +15,13 @@ def run_tests(device: str, folder: Path, seconds: float) -> dict:
     """Run ``tests/gpu``.
 
     Args:
-        device: where they run.
-        folder: for what they write.
-        seconds: that they have; then they are stopped.
+        device: of the tests.
+        folder: for their files.
+        seconds: time limit.
 
     Returns:
         ``passed``, ``failed`` and ``skipped`` (numbers), ``ok``, ``seconds``, ``skips`` and
-        ``failures`` (names, and why), and ``error`` where pytest itself did not come to its end.
+        ``failures`` (names and reasons), and ``error`` if pytest itself did not finish.
     """
     root, report = find_in_checkout("tests"), folder / "tests.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
@@ -51,7 +51,7 @@ def run_tests(device: str, folder: Path, seconds: float) -> dict:
 
 
 def read_results(report: Path) -> dict:
-    """What pytest's report in JUnit's XML says of the tests."""
+    """Parse pytest's report in JUnit XML."""
     counts, skips, failures = {"passed": 0, "failed": 0, "skipped": 0}, {}, {}
     seconds = 0.0
     for case in ElementTree.parse(report).iter("testcase"):

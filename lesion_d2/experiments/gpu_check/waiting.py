@@ -1,4 +1,4 @@
-"""How long a GPU has nothing to do."""
+"""Measures how long a GPU is idle."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ Interval = tuple[float, float]
 
 
 def covered(intervals: Iterable[Interval]) -> float:
-    """The length of what a number of intervals cover together."""
+    """The length of the union of intervals."""
     total, end = 0.0, float("-inf")
     for first, last in sorted(intervals):
         total += max(0.0, last - max(first, end))
@@ -19,16 +19,14 @@ def covered(intervals: Iterable[Interval]) -> float:
 
 
 def waiting_share(step: Callable[[], object], repeats: int) -> float | None:
-    """The share of some steps' time in which a GPU computes and copies nothing.
-
-    Torch's profiler says when its kernels and copies ran.
+    """The share of time in which a GPU runs no kernel and no copy, by torch's profiler.
 
     Args:
-        step: the work.
-        repeats: steps that are looked at.
+        step: function to measure.
+        repeats: number of steps.
 
     Returns:
-        From 0 to 1; None where the profiler has no kernel, as on a CPU.
+        From 0 to 1; None if the profiler has no kernel, as on a CPU.
     """
     if not torch.cuda.is_available():
         return None

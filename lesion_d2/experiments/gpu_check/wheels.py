@@ -1,11 +1,11 @@
-"""Wheels of what the check needs beside torch, for a machine with a GPU and without a network.
+"""Download wheels for the GPU check, for a machine without a network that has torch.
 
 python -m lesion_d2.experiments.gpu_check.wheels --output wheels --python 3.12 \\
     --has torch torchvision
 
 Downloads the versions that are installed here, as wheels for the Python of that machine, on Linux
-and x86-64. What it has already (--has) and what that alone needs is left out. There, "make
-gpu-check" installs the folder beside that Python's packages.
+and x86-64. Packages that it has (--has), and dependencies of only these, are left out. On that
+machine, "make gpu-check" installs the folder in addition to Python's packages.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from packaging.utils import canonicalize_name
 from tqdm import tqdm
 
 _TESTS = ("pytest",)
-# Of the C library: manylinux's numbers, as wheels have them.
+# Versions of the C library in wheels' manylinux tags.
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64")
 _PLATFORMS += ("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64")
 
@@ -34,12 +34,12 @@ def needed(
     has: Iterable[str],
     requires: Callable[[str], Iterable[str]] = lambda name: metadata.requires(name) or (),
 ) -> list[str]:
-    """Packages that are needed, and all that these need.
+    """Packages and all of their dependencies.
 
     Args:
         names: of packages that are installed here.
-        has: names of those that are there, with what they need.
-        requires: what a package needs, as in its metadata.
+        has: names of packages that the other machine has, with their dependencies.
+        requires: returns the dependencies of a package, from its metadata.
 
     Returns:
         Normalized names in alphabetical order, without this project.
@@ -59,10 +59,10 @@ def needed(
 
 
 def download(name: str, folder: Path, python: str) -> str:
-    """Get a wheel of the version that is installed here; where there is none, build it.
+    """Download a wheel of the version that is installed here; build it if there is none.
 
     Returns:
-        What is wrong, if anything.
+        The error, if any.
     """
     requirement = f"{name}=={metadata.version(name)}"
     common = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
@@ -81,7 +81,7 @@ def download(name: str, folder: Path, python: str) -> str:
 
 
 def _run(command: Sequence[str]) -> str:
-    """Run a program; the last line of its errors, or "" where it succeeds."""
+    """Run a program; returns the last line of its errors, or "" on success."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return ""
@@ -89,7 +89,7 @@ def _run(command: Sequence[str]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Download; 1 where something is missing."""
+    """Download; returns 1 if something is missing."""
     parser = argparse.ArgumentParser(
         prog="lesion_d2.experiments.gpu_check.wheels", description=__doc__
     )
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
     """Fill the folder.
 
     Raises:
-        InputError: it is not empty, or a package cannot be had.
+        InputError: it is not empty, or a package is not available.
     """
     args.output.mkdir(parents=True, exist_ok=True)
     if any(args.output.iterdir()):

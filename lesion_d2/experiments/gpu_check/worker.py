@@ -1,4 +1,4 @@
-"""A process that measures, apart from the one that keeps the time."""
+"""A process for measurements, separate from the one that checks the time."""
 
 import gc
 import multiprocessing
@@ -28,13 +28,13 @@ _GRACE = 5.0  # seconds that a process has to end by itself
 
 @dataclass(frozen=True)
 class Options:
-    """What holds for all jobs.
+    """Options of all jobs.
 
     Attributes:
         device: "cpu" or "cuda".
         folder: for data and runs.
         tiny: narrow models, small images, few calls.
-        seconds: of timed calls for each number.
+        seconds: total time of timed calls for each number.
     """
 
     device: str
@@ -44,7 +44,7 @@ class Options:
 
 
 def run_job(job: Job, options: Options) -> measuring.Numbers:
-    """Do a job in this process."""
+    """Run a job in this process."""
     tiny, folder, seconds = options.tiny, options.folder, options.seconds
     if job == PREPARE:
         phantom(folder, tiny=tiny)
@@ -66,9 +66,9 @@ def run_job(job: Job, options: Options) -> measuring.Numbers:
 
 
 class Worker:
-    """Does jobs one after the other in a process of its own, which can be stopped and begun anew.
+    """Runs jobs one after the other in a separate process, which can be stopped and restarted.
 
-    So a job that takes too long, or that breaks the process, costs itself alone.
+    A job that takes too long, or crashes the process, does not affect the others.
 
     Args:
         options: of all jobs.
@@ -80,22 +80,22 @@ class Worker:
         self._connection: Connection | None = None
 
     def submit(self, job: Job) -> None:
-        """Begin a job; :meth:`wait` is called before the next one."""
+        """Start a job; call :meth:`wait` before the next one."""
         if self._process is None or not self._process.is_alive():
             self.stop()
             context = multiprocessing.get_context("spawn")
             self._connection, theirs = context.Pipe()
-            # Not a daemon: those may not have processes of their own, as loaders have.
+            # Not a daemon, because daemons cannot start processes, such as loaders.
             self._process = context.Process(target=_serve, args=(theirs, self._options))
             self._process.start()
             theirs.close()
         self._connection.send(job)
 
     def wait(self, seconds: float) -> dict:
-        """What comes of a job: its ``numbers`` and ``seconds``, or an ``error``.
+        """Wait for the result of a job: its ``numbers`` and ``seconds``, or an ``error``.
 
         Args:
-            seconds: that it has left; then its process is ended.
+            seconds: time limit, after which its process is ended.
         """
         if not self._connection.poll(max(0.0, seconds)):
             self.stop()
@@ -121,7 +121,7 @@ class Worker:
 
 
 def _serve(connection: Connection, options: Options) -> None:
-    """Do jobs until nobody asks any more."""
+    """Run jobs until the connection is closed."""
     cv2.setNumThreads(1)
     warnings.simplefilter("ignore")  # of libraries, between the rows
     os.environ["PYTHONWARNINGS"] = "ignore"  # of loaders' processes, too
@@ -141,7 +141,7 @@ def _serve(connection: Connection, options: Options) -> None:
 
 
 def _clean_up(device: str) -> bool:
-    """Give memory back; whether the device is still to be used."""
+    """Free memory; returns whether the device is still usable."""
     gc.collect()
     if "torch._dynamo" in sys.modules:  # what was compiled for the last model
         torch._dynamo.reset()

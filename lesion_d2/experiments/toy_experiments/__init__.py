@@ -1,1 +1,1 @@
-"""Figure 5 of the Retina U-Net paper: six models, three toys; ``__main__`` is the command."""
+"""Figure 5 of the Retina U-Net paper: six models, three tasks; ``__main__`` is the command."""

@@ -1,4 +1,4 @@
-"""Run what is missing of the toy experiments (Jaeger et al., section 4.6), and draw figure 5.
+"""Run the toy experiments (Jaeger et al., section 4.6), and draw Figure 5.
 
 python datasets/prepare_toys.py
 python -m lesion_d2.experiments.toy_experiments                      # the paper's grid, for a GPU
@@ -7,16 +7,15 @@ python -m lesion_d2.experiments.toy_experiments --plot-only
 
 Six models are trained on three tasks with five numbers of images and three seeds each, by
 train_net.py with configs/toys/MODEL.yaml (with --small MODEL_small.yaml), and tested; the score is
-the mAP at an IoU of 0.1. Where the config keeps the best checkpoints (TEST.KEEP_BEST) they are the
-best on the validation set, and are tested as an ensemble (TEST.ENSEMBLE); otherwise the test is at
-the end of the training. A run lies in OUTPUT/TASK/MODEL/N/seed_SEED and is done when its
-result.json is there. Call this again after an interruption: what is done stays,
-what was begun is resumed. Runs made with other options, or with configs that have changed since,
-are refused: an OUTPUT is for one kind of grid.
+the mAP at an IoU of 0.1. With TEST.KEEP_BEST, the ensemble (TEST.ENSEMBLE) of the best checkpoints
+on the validation set is tested, otherwise the last checkpoint. A run is in
+OUTPUT/TASK/MODEL/N/seed_SEED, and has finished if its result.json exists. Running this again after
+an interruption reuses finished runs and resumes the others. Runs with other options, or with
+configs that have changed, are refused.
 
-Written to OUTPUT: figure5.csv and figure5.png, of all results that are there, so that a call with
---seeds 4 adds to them. Printed: means and standard deviations over seeds, and the differences that
-the paper's claims are about, paired by seed. Exits with 1 where a run failed.
+Written to OUTPUT: figure5.csv and figure5.png, of all existing results, so a call with --seeds 4
+adds to them. Printed: means and standard deviations over seeds, and the differences of the paper's
+claims, paired by seed. The exit status is 1 if a run failed.
 """
 
 import argparse
@@ -63,32 +62,34 @@ def get_parser() -> argparse.ArgumentParser:
         prog="lesion_d2.experiments.toy_experiments", description=__doc__
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--small", action="store_true", help="configs of small models, for CPUs")
+    parser.add_argument("--small", action="store_true", help="small models, for CPUs")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, metavar="MODEL")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="TASK")
     parser.add_argument("--sizes", nargs="+", type=positive, default=SIZES, metavar="N")
     parser.add_argument("--seeds", nargs="+", type=positive, default=(1, 2, 3), metavar="SEED")
     parser.add_argument(
-        "--output", type=Path, help="folder of the grid (output/toys, or output/toys_small)"
+        "--output", type=Path, help="output folder (default: output/toys, or output/toys_small)"
     )
-    parser.add_argument("--jobs", type=positive, default=1, help="trainings at a time (1)")
+    parser.add_argument("--jobs", type=positive, default=1, help="trainings at a time (default: 1)")
     parser.add_argument(
         "--test-images",
         type=positive,
         default=ALL_IMAGES,
         metavar="N",
-        help=f"test on the first N images alone ({ALL_IMAGES}: all)",
+        help=f"test on the first N images only (default: {ALL_IMAGES}, all)",
     )
-    parser.add_argument("--plot-only", action="store_true", help="run nothing")
+    parser.add_argument(
+        "--plot-only", action="store_true", help="only draw the figure and print the tables"
+    )
     parser.add_argument("--program", type=Path, help=argparse.SUPPRESS)  # in place of train_net.py
     parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the configs"
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options"
     )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run, write and print; returns the exit code."""
+    """Run, write and print; returns the exit status."""
     args = get_parser().parse_args(argv)
     output = args.output or Path("output/toys_small" if args.small else "output/toys")
     opts = config_options(args.opts)
@@ -110,20 +111,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_results(runs: Sequence[Run]) -> dict[Run, Result]:
-    """The results of the runs that have one.
+    """The existing results.
 
     Raises:
-        ValueError: a run was made with other options.
+        ValueError: a run has other options.
     """
     return {run: result for run in runs if (result := run.result()) is not None}
 
 
 def run_missing(runs: Sequence[Run], program: Path, configs: Path, jobs: int) -> list[str]:
-    """Run those without a result; returns a line for each that failed.
+    """Run the runs without a result; returns a line for each that failed.
 
     Raises:
         FileNotFoundError: a data set is missing.
-        ValueError: a run was made with other options, or a data set has too few images.
+        ValueError: a run has other options, or a data set has too few images.
     """
     done = read_results(runs)
     missing = [run for run in runs if run not in done]
@@ -136,11 +137,11 @@ def report(output: Path, grid: Callable[..., list[Run]], configs: Path) -> None:
 
     Args:
         output: the grid's folder.
-        grid: gives the runs of axes.
+        grid: returns the runs of axes.
         configs: the folder of the runs' configs.
 
     Raises:
-        ValueError: there is no result, or one was made with other options.
+        ValueError: there is no result, or one has other options.
     """
     axes = find_axes(output)
     runs = grid(**axes)

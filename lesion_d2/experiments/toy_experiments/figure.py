@@ -22,7 +22,7 @@ STYLES = {
     "faster_rcnn_plus": (OKABE_ITO["purple"], "--", "v"),
     "det_unet": ("0.5", "-", "x"),
 }
-# Error bars of models stand side by side, this factor of n apart.
+# Error bars of models are side by side, separated by this factor of n.
 _APART = 1.025
 _TITLE_LETTERS = 45  # of the title that a panel is wide
 

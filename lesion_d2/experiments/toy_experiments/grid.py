@@ -1,4 +1,4 @@
-"""The runs of the grid: where they lie, what they are trained on, and what came out of them."""
+"""The runs of the grid: their folders, data sets and results."""
 
 import itertools
 import re
@@ -33,12 +33,12 @@ _PLACE = re.compile(f"({'|'.join(TASKS)})/({'|'.join(MODELS)})/{_NUMBER}/seed_{_
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of a run."""
+    """The result of a run."""
 
     ap10: float  # percent
     iterations: int
-    seconds: float  # of the process that ended the run
-    resumed: bool  # whether an earlier process had begun it
+    seconds: float  # of the process that finished the run
+    resumed: bool  # whether an earlier process had started it
     date: str
 
     def __post_init__(self) -> None:
@@ -52,13 +52,13 @@ class Run:
 
     Args:
         output: the grid's folder.
-        task, model, size, seed: its place in the grid; ``size`` is n, the training images.
+        task, model, size, seed: its position in the grid; ``size`` is n, the training images.
         num_test: test images.
         small: whether its config is the one for CPUs.
         opts: further KEY VALUE pairs for the config.
-        settings: what its config says, as :func:`hash_settings` tells.
-        tests_best: whether it is tested in a process of its own, by an ensemble of the checkpoints
-            that are best on the validation set (TEST.KEEP_BEST), and not at its end.
+        settings: hash of its config, see :func:`hash_settings`.
+        tests_best: whether it is tested in a separate process, by an ensemble of the best
+            checkpoints on the validation set (TEST.KEEP_BEST), and not at its end.
     """
 
     output: Path
@@ -74,7 +74,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Its folder below the grid's."""
+        """Its folder, relative to the grid's."""
         return f"{self.task}/{self.model}/{self.size}/seed_{self.seed}"
 
     @property
@@ -84,19 +84,19 @@ class Run:
 
     @property
     def config(self) -> str:
-        """The file of its config."""
+        """Its config file."""
         return config_file(self.model, self.small)
 
     @property
     def datasets(self) -> tuple[str, str]:
-        """What it is trained and tested on."""
+        """Its data sets for training and test."""
         return tuple(
             dataset_name(self.task, split, None if number == ALL_IMAGES else number)
             for split, number in (("train", self.size), ("test", self.num_test))
         )
 
     def options(self) -> dict:
-        """What decides its result, but for the code."""
+        """Everything that its result depends on, except the code."""
         train, test = self.datasets
         return {
             "config": self.config,
@@ -109,7 +109,7 @@ class Run:
 
     @property
     def test_folder(self) -> Path:
-        """The OUTPUT_DIR of its test, where that is a process of its own."""
+        """The OUTPUT_DIR of its test, if that is a separate process."""
         return self.folder / "test"
 
     def arguments(self, configs: Path) -> list[str]:
@@ -139,7 +139,7 @@ class Run:
         return RunFiles(self.folder, self.options(), f"configs/toys/{self.config}", Result)
 
     def begin(self) -> None:
-        """Make its folder and note its options there, for whoever resumes it."""
+        """Create its folder and write its options to it, so that a resumed run can check them."""
         self._files.begin()
 
     def end(self, result: Result) -> None:
@@ -147,7 +147,7 @@ class Run:
         self._files.end(result)
 
     def result(self) -> Result | None:
-        """Read its ``result.json``; None where there is none yet.
+        """Read its ``result.json``; None if there is none yet.
 
         Raises:
             ValueError: see :meth:`RunFiles.result`.
@@ -182,16 +182,16 @@ def make_grid(
     opts: Sequence[str] = (),
     tests_best: bool = False,
 ) -> list[Run]:
-    """All runs of a grid, in an order that fills it evenly: the first seed of everything first.
+    """All runs of a grid, ordered by seed, so that all of its positions get a first result early.
 
     Args:
         output: the grid's folder.
-        settings: of each model, as :func:`read_settings` gives them.
-        models, tasks, sizes, seeds: the axes; what is there twice counts once.
+        settings: of each model, see :func:`read_settings`.
+        models, tasks, sizes, seeds: the axes; duplicates are removed.
         num_test, small, opts, tests_best: see :class:`Run`; the same for all.
 
     Raises:
-        ValueError: opts are no pairs, or set what the grid sets.
+        ValueError: opts are not pairs, or set a key of the grid.
     """
     check_options(opts)
     places = dict.fromkeys(itertools.product(seeds, sizes, tasks, models))
@@ -203,9 +203,9 @@ def make_grid(
 
 
 def find_axes(output: Path) -> dict[str, list]:
-    """Models, tasks, sizes and seeds of the results below a grid's folder, for :func:`make_grid`.
+    """Models, tasks, sizes and seeds of the results in a grid's folder, for :func:`make_grid`.
 
-    Folders that are no run's are ignored.
+    Other folders are ignored.
     """
     names = (
         file.parent.relative_to(output).as_posix() for file in output.glob(f"*/*/*/*/{RESULT}")

@@ -1,4 +1,4 @@
-"""Tables of the grid: every run, means over seeds, and the paper's claims in numbers."""
+"""Tables of the grid: all runs, means over seeds, and the paper's claims as differences."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -26,11 +26,11 @@ TASK_LABELS = {
     "donuts_pattern": "(b) patterns",
     "circles_scale": "(c) scales",
 }
-#: A model with the full segmentation, and the same without.
+#: A model with full segmentation, and the same without.
 SEGMENTATION = (("retina_unet", "retinanet"), ("u_faster_rcnn_plus", "faster_rcnn_plus"))
 STAGES = (("u_faster_rcnn_plus", "retina_unet"), ("faster_rcnn_plus", "retinanet"))
 MASK_HEAD = (("mask_rcnn", "faster_rcnn_plus"),)
-#: Claims of section 4.6.2: heading, tasks, and the pairs of models that they compare.
+#: Claims of section 4.6.2: heading, tasks, and the compared pairs of models.
 CLAIMS = (
     (
         "Gain from segmentation (the paper: in (a) and (b) the larger, the smaller n; none in (c))",
@@ -53,7 +53,7 @@ def collect_scores(results: Mapping[Run, Result]) -> Scores:
 
 
 def write_csv(results: Mapping[Run, Result], file: Path) -> None:
-    """Write a line for every run that has a result."""
+    """Write a line for every run with a result."""
     rows = [
         {
             "task": run.task,
@@ -71,11 +71,11 @@ def write_csv(results: Mapping[Run, Result], file: Path) -> None:
 
 
 def figure_title(runs: Sequence[Run], num_results: int, cfg: CfgNode) -> str:
-    """What the runs have in common: models, images, iterations and numbers.
+    """The common settings of the runs: models, images, iterations and numbers.
 
     Args:
-        runs: of a grid, with a result or without.
-        num_results: those with one.
+        runs: of a grid, with or without a result.
+        num_results: number of runs with a result.
         cfg: the config of any of them.
     """
     size, solver = cfg.INPUT.CT.IMAGE_SIZE, cfg.SOLVER
@@ -93,14 +93,14 @@ def figure_title(runs: Sequence[Run], num_results: int, cfg: CfgNode) -> str:
 
 
 def model_table(scores: Scores, task: str, models: Sequence[str], sizes: Sequence[int]) -> str:
-    """A task's table: a line a model, a column an n, mean and spread over seeds."""
+    """A task's table: a line per model, a column per n, mean and standard deviation over seeds."""
     values = {(m, n): [*scores.get((task, m, n), {}).values()] for m in models for n in sizes}
     lines = [[LABELS[m], *(seeds_cell(values[m, n]) for n in sizes)] for m in models]
     return _table(lines, ["mAP@0.1 (%)"], sizes)
 
 
 def paired_gains(scores: Scores, task: str, pair: tuple[str, str], size: int) -> list[float]:
-    """What the first of two models has more than the second, for every seed that both have."""
+    """Difference of the first and the second model, for every seed that both have."""
     first, second = (scores.get((task, model, size), {}) for model in pair)
     return [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
 
@@ -108,10 +108,10 @@ def paired_gains(scores: Scores, task: str, pair: tuple[str, str], size: int) ->
 def claim_tables(
     scores: Scores, tasks: Sequence[str], models: Sequence[str], sizes: Sequence[int]
 ) -> Iterator[tuple[str, str]]:
-    """Heading and table of every claim that these tasks and models can be asked about.
+    """Heading and table of every claim that these tasks and models cover.
 
-    A line is a pair of models in a task: mean and spread over seeds of the difference of the two
-    with the same seed, and the number of n where the mean is above its spread.
+    A line is a pair of models in a task: mean and standard deviation over seeds of their difference
+    with the same seed, and the number of n for which the mean is above the standard deviation.
     """
     for heading, its_tasks, pairs in CLAIMS:
         lines = []

@@ -1,4 +1,4 @@
-"""Trainings of the grid and their results."""
+"""Runs the trainings of the grid."""
 
 import datetime
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ METRIC = "bbox/AP10"
 
 
 def find_program() -> tuple[Path, Path]:
-    """Where ``train_net.py`` and ``configs/toys`` are: in the project's root.
+    """The paths of ``train_net.py`` and ``configs/toys``, in the project's root.
 
     Raises:
-        FileNotFoundError: not beside the package, which is then no checkout of the project.
+        FileNotFoundError: they do not exist, because the package is not in a checkout.
     """
     return find_in_checkout("train_net.py"), find_in_checkout("configs/toys")
 
@@ -38,7 +38,7 @@ def run_all(
     """Run the trainings of a grid, see :func:`lesion_d2.tools.common.trainings.run_all`.
 
     Args:
-        runs: an interrupted one goes on where it was, one that is done is skipped.
+        runs: interrupted ones are resumed, finished ones are skipped.
         program: ``train_net.py``.
         configs: the folder of the runs' configs.
         jobs, done, grace: see there.
@@ -74,7 +74,7 @@ class ToyRun:
         self.run.begin()
 
     def commands(self) -> list[list[str]]:
-        """The training and, where it is a process of its own, the test."""
+        """The arguments of the training and, if it is a separate process, of the test."""
         both = self.run.arguments(self.configs), self.run.test_arguments(self.configs)
         return [arguments for arguments in both if arguments]
 
@@ -96,7 +96,7 @@ class ToyRun:
 
 
 def read_test(run: Run) -> float:
-    """The metric of a run's test in a process of its own.
+    """The metric of a run's test in a separate process.
 
     Raises:
         FailedRun: there is no number.

@@ -1,4 +1,4 @@
-"""Run what is missing of Table 1 (Jaeger et al., section 4.4) at a small size, and print it.
+"""Run the experiments of Table 1 (Jaeger et al., section 4.4) at a small size, and print it.
 
 python datasets/prepare_phantom.py --preset quickstart-v1 --root /data/phantom_source \\
     --extent-mm 20 --distractors 1
@@ -11,16 +11,16 @@ python -m lesion_d2.experiments.volume_experiments --table-only
 
 Five models in 3-D, on slices with their neighbors as channels (2Dc) and on slices (2D) are trained
 by train_net.py on DATASET_volumes_train with configs/retina_unet/small/DIMENSION/MODEL.yaml, and
-tested in 3-D on DATASET_volumes_test at their end: mAP at an IoU of 0.1, AP of patients, and FROC.
-With --split val they are tested on the validation patients, such as for a choice of iterations.
+then tested in 3-D on DATASET_volumes_test: mAP at an IoU of 0.1, AP per patient, and FROC. With
+--split val they are tested on the validation patients, for instance to choose iterations.
 
-A run lies in OUTPUT/DIMENSION/MODEL/seed_SEED and is done when its result.json is there. Call this
-again after an interruption: what is done stays, what was begun is resumed. Runs made with other
-options, or with configs that have changed since, are refused: an OUTPUT is for one kind of grid.
+A run is in OUTPUT/DIMENSION/MODEL/seed_SEED, and has finished if its result.json exists. Running
+this again after an interruption reuses finished runs and resumes the others. Runs with other
+options, or with configs that have changed, are refused.
 
-Written to OUTPUT: table1.csv, a line a run, and table1.md, what is printed: the table of all
-results that are there, beside the paper's, and the differences that the paper's claims are about,
-paired by seed. Exits with 1 where a run failed.
+Written to OUTPUT: table1.csv, one line per run, and table1.md, which is also printed: the table of
+all results with the paper's, and the differences of the paper's claims, paired by seed. The exit
+status is 1 if a run failed.
 """
 
 import argparse
@@ -52,19 +52,24 @@ def get_parser() -> argparse.ArgumentParser:
     add("--models", nargs="+", choices=MODELS, default=MODELS, metavar="MODEL")
     add("--dimensions", nargs="+", choices=DIMENSIONS, default=DIMENSIONS, metavar="DIM")
     add("--seeds", nargs="+", type=positive, default=(1,), metavar="SEED")
-    add("--dataset", default="phantom_3d", metavar="NAME", help="of volumes (phantom_3d)")
-    add("--split", default="test", metavar="SPLIT", help="that is tested on (test)")
-    add("--configs", type=Path, metavar="DIR", help=f"with DIM/MODEL.yaml ({_CONFIGS})")
-    add("--output", type=Path, default=Path("output/table1"), help="folder of the grid")
-    add("--jobs", type=positive, default=1, help="trainings at a time (1)")
-    add("--table-only", action="store_true", help="run nothing")
+    add("--dataset", default="phantom_3d", metavar="NAME", help="volume set (default: phantom_3d)")
+    add("--split", default="test", metavar="SPLIT", help="split to test on (default: test)")
+    add(
+        "--configs",
+        type=Path,
+        metavar="DIR",
+        help=f"folder of DIM/MODEL.yaml (default: {_CONFIGS})",
+    )
+    add("--output", type=Path, default=Path("output/table1"), help="output folder")
+    add("--jobs", type=positive, default=1, help="trainings at a time (default: 1)")
+    add("--table-only", action="store_true", help="only print the table")
     add("--program", type=Path, help=argparse.SUPPRESS)  # in place of train_net.py
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the configs")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run, write and print; returns the exit code."""
+    """Run, write and print; returns the exit status."""
     args = get_parser().parse_args(argv)
     failures: list[str] = []
     with collected(failures):
@@ -74,13 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, failures: list[str]) -> None:
-    """:func:`main` of parsed arguments.
+    """:func:`main` for parsed arguments.
 
     Args:
-        failures: gets a line for each run that failed.
+        failures: a line is appended for each run that failed.
 
     Raises:
-        ValueError, OSError: nothing can be run, or nothing reported.
+        ValueError, OSError: runs cannot be started or reported.
     """
     configs = args.configs or find_in_checkout(_CONFIGS)
     grid = partial(
@@ -110,7 +115,7 @@ def report(output: Path, grid: Callable[..., list[Run]]) -> None:
 
     Args:
         output: the grid's folder.
-        grid: gives the runs of places.
+        grid: returns the runs at positions.
 
     Raises:
         ValueError: there is no result, or one was made with other options.

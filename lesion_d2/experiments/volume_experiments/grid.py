@@ -1,4 +1,4 @@
-"""The runs of the table: where they lie, what they are trained on, and what came out of them."""
+"""The runs of the table: their folders, data sets and results."""
 
 import datetime
 import itertools
@@ -22,7 +22,7 @@ from lesion_d2.utils.files import read_json
 DIMENSIONS = ("3d", "2dc", "2d")
 #: Names of the configs in each of them, in Table 1's order.
 MODELS = ("retina_unet", "retinanet", "det_unet", "u_faster_rcnn_plus", "mask_rcnn")
-#: The metric that the table is about: mAP at an IoU of 0.1.
+#: The metric of the table: mAP at an IoU of 0.1.
 METRIC = "AP10"
 _PLACE = re.compile(f"({'|'.join(DIMENSIONS)})/({'|'.join(MODELS)})/seed_([1-9][0-9]*)")
 
@@ -31,13 +31,13 @@ Place = tuple[str, str]  # a row of the table: dimension and model
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of a run.
+    """The result of a run.
 
     Args:
-        metrics: those of ``volumes.json``, percent; None where one is not defined.
+        metrics: those of ``volumes.json``, in percent; None if undefined.
         iterations: of the training.
-        seconds: of the process that ended the run.
-        resumed: whether an earlier process had begun it.
+        seconds: duration of the process that finished the run.
+        resumed: whether an earlier process had started the run.
         date: of its end.
     """
 
@@ -60,11 +60,11 @@ class Run:
     Args:
         output: the grid's folder.
         configs: the folder with a folder of configs for each dimension.
-        dimension, model, seed: its place in the grid.
-        dataset: a data set of volumes, of which it is trained on ``<dataset>_volumes_train``.
-        split: on which it is tested at its end.
+        dimension, model, seed: its position in the grid.
+        dataset: a volume set, whose ``<dataset>_volumes_train`` it is trained on.
+        split: tested after the training.
         opts: further KEY VALUE pairs for the config.
-        settings: what its config says, as :func:`hash_settings` tells.
+        settings: hash of its config, see :func:`hash_settings`.
     """
 
     output: Path
@@ -79,7 +79,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Its folder below the grid's."""
+        """Its folder, relative to the grid's."""
         return f"{self.dimension}/{self.model}/seed_{self.seed}"
 
     @property
@@ -89,12 +89,12 @@ class Run:
 
     @property
     def config(self) -> Path:
-        """Its config's file."""
+        """Its config file."""
         return self.configs / self.dimension / f"{self.model}.yaml"
 
     @property
     def datasets(self) -> tuple[str, str]:
-        """What it is trained and tested on."""
+        """Its data sets for training and test."""
         return f"{self.dataset}_volumes_train", f"{self.dataset}_volumes_{self.split}"
 
     @property
@@ -111,11 +111,11 @@ class Run:
         return RunFiles(self.folder, options, str(self.config), Result)
 
     def begin(self) -> None:
-        """Make its folder and note its options there, for whoever resumes it."""
+        """Create its folder and write its options to it, so that a resumed run can check them."""
         self._files.begin()
 
     def result(self) -> Result | None:
-        """What came out of it; None where it is not done.
+        """Its result; None if it has not finished.
 
         Raises:
             ValueError: see :meth:`RunFiles.result`.
@@ -172,17 +172,17 @@ def make_grid(
     places: Sequence[tuple[str, str, int]],
     opts: Sequence[str] = (),
 ) -> list[Run]:
-    """The runs at places of the grid, those without a config left out.
+    """The runs at positions of the grid; those without a config are left out.
 
     Args:
         output: the grid's folder.
-        configs: that of the configs.
-        settings: of each config, as :func:`read_settings` gives them.
+        configs: folder of the configs.
+        settings: of each config, see :func:`read_settings`.
         dataset, split, opts: see :class:`Run`; the same for all.
-        places: dimension, model and seed; what is there twice counts once.
+        places: dimension, model and seed; duplicates are removed.
 
     Raises:
-        ValueError: opts are no pairs, or set what the grid sets.
+        ValueError: opts are not pairs, or set a key of the grid.
     """
     check_options(opts)
     return [
@@ -193,9 +193,9 @@ def make_grid(
 
 
 def find_places(output: Path) -> list[tuple[str, str, int]]:
-    """Dimension, model and seed of the results below a grid's folder, in the table's order.
+    """Dimension, model and seed of the results in a grid's folder, in the table's order.
 
-    Folders that are no run's are ignored.
+    Other folders are ignored.
     """
     names = (file.parent.relative_to(output).as_posix() for file in output.glob(f"*/*/*/{RESULT}"))
     places = [match.groups() for name in names if (match := _PLACE.fullmatch(name))]

@@ -1,4 +1,4 @@
-"""Tables of the grid: Table 1's layout beside the paper's numbers, and its claims in numbers."""
+"""Tables of the grid: Table 1 with the paper's numbers, and its claims as differences."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,9 +19,9 @@ LABELS = {
     "mask_rcnn": "Mask R-CNN",
 }
 PATIENT_METRIC = "patient_AP"
-#: Sensitivities at so many false positives a volume that the table shows.
+#: Rates of false positives per volume in the table.
 RATES = ("0.5", "2", "8")
-#: Jaeger et al., Table 1: mAP at an IoU of 0.1 and AP of patients in percent, on LIDC-IDRI.
+#: Jaeger et al., Table 1: mAP at an IoU of 0.1 and AP per patient in percent, on LIDC-IDRI.
 PAPER: dict[Place, tuple[float, float]] = {
     ("3d", "retina_unet"): (49.8, 70.4),
     ("3d", "retinanet"): (45.9, 68.8),
@@ -39,7 +39,7 @@ PAPER: dict[Place, tuple[float, float]] = {
     ("2d", "u_faster_rcnn_plus"): (38.6, 66.4),
     ("2d", "mask_rcnn"): (35.3, 63.6),
 }
-#: Claims of section 4.4.2: heading, and the pairs of rows that they compare.
+#: Claims of section 4.4.2: heading, and the compared pairs of rows.
 CLAIMS = (
     (
         "Segmentation of whole images (the paper: it helps in 2D, 2Dc and 3D)",
@@ -67,7 +67,7 @@ Scores = Mapping[Place, Mapping[int, float]]
 
 
 def collect_scores(results: Mapping[Run, Result], metric: str = METRIC) -> Scores:
-    """A metric of the runs by dimension and model, then by seed; undefined ones are left out."""
+    """A metric of the runs by dimension and model, then by seed; undefined values are left out."""
     scores: dict[Place, dict[int, float]] = {}
     for run, result in results.items():
         value = result.metrics.get(metric)
@@ -77,7 +77,7 @@ def collect_scores(results: Mapping[Run, Result], metric: str = METRIC) -> Score
 
 
 def make_table(results: Mapping[Run, Result]) -> str:
-    """Table 1's rows: mean and spread over seeds, and the paper's numbers."""
+    """Table 1's rows: mean and standard deviation over seeds, and the paper's numbers."""
     metrics = (METRIC, PATIENT_METRIC, *(f"sens@{rate}" for rate in RATES))
     scores = {metric: collect_scores(results, metric) for metric in metrics}
     lines = []
@@ -94,10 +94,10 @@ def make_table(results: Mapping[Run, Result]) -> str:
 
 
 def claim_tables(scores: Scores) -> Iterator[tuple[str, str]]:
-    """Heading and table of each of the paper's claims that the results can be asked about.
+    """Heading and table of each of the paper's claims that the results cover.
 
-    A line has mean and spread over seeds of the difference of two rows with the same seed, and the
-    difference of the paper.
+    A line has mean and standard deviation over seeds of the difference of two rows with the same
+    seed, and the difference in the paper.
     """
     for heading, pairs in CLAIMS:
         lines = []
@@ -112,13 +112,13 @@ def claim_tables(scores: Scores) -> Iterator[tuple[str, str]]:
 
 
 def paired_gains(scores: Scores, first: Place, second: Place) -> list[float]:
-    """What the first of two rows has more than the second, for every seed that both have."""
+    """Difference of the first and the second row, for every seed that both have."""
     a, b = scores.get(first, {}), scores.get(second, {})
     return [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
 
 
 def write_csv(results: Mapping[Run, Result], file: Path) -> None:
-    """Write a line for every run that has a result."""
+    """Write a line for every run with a result."""
     names = dict.fromkeys(name for result in results.values() for name in result.metrics)
     rows = [
         {

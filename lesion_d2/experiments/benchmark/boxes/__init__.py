@@ -1,1 +1,1 @@
-"""What is measured of boxes: curves, clusters, linked slices, anchors, and boxes in 3-D."""
+"""Benchmarks of box operations: FROC, clustering, linking, anchors, and boxes in 3-D."""

@@ -1,4 +1,4 @@
-"""The search of anchors for as many boxes as DeepLesion's validation set has."""
+"""Benchmark of the anchor search, with as many boxes as DeepLesion's validation set."""
 
 from functools import partial
 from pathlib import Path
@@ -12,15 +12,15 @@ import numpy as np
 from ..configs import CONFIGS, CPU_CONFIG, load_config
 from ..timing import Row, time_calls
 
-# The real boxes, where they lie beside the project; they are not a part of it.
+# The real boxes, if they are beside the project; they are not part of it.
 BOXES = CONFIGS.parents[1] / "shared" / "data" / "deeplesion_val_boxes.csv"
 NUM_BOXES = 4885
-# Quantiles 1, 10, 50, 90 and 99 % of the real widths, in px, for boxes that are drawn instead.
+# Quantiles 1, 10, 50, 90 and 99 % of the real widths, in px, to draw random boxes instead.
 WIDTHS = {0.01: 13, 0.1: 17, 0.5: 27.6, 0.9: 57, 0.99: 122}
 
 
 def measure_anchors(boxes: Path = BOXES, *, repeats: int = 5) -> list[Row]:
-    """The search with the default sizes and bounds, and what it reaches; DeepLesion's if there."""
+    """The search with default sizes and bounds, and its mean IoU; on DeepLesion's boxes if any."""
     is_real = boxes.exists()
     wh = read_boxes(boxes) if is_real else draw_boxes()
     found = []
@@ -45,7 +45,7 @@ def read_boxes(file: Path) -> np.ndarray:
 
 
 def draw_boxes() -> np.ndarray:
-    """(4885, 2) widths and heights with the spread that the real ones have."""
+    """(4885, 2) random widths and heights with the distribution of the real ones."""
     rng = np.random.default_rng(0)
     shares = rng.uniform(0, 1, NUM_BOXES)
     width = np.exp(np.interp(shares, list(WIDTHS), np.log(list(WIDTHS.values()))))

@@ -1,4 +1,4 @@
-"""Pieces of detectors in 3-D against their formulas written out: NMS, clustering, RoIAlign."""
+"""Benchmark of 3-D NMS, clustering and RoIAlign against plain loops."""
 
 import itertools
 import time
@@ -26,7 +26,7 @@ _BINS, _STRIDES = (3, 7, 7), (1, 4, 4)
 def measure_boxes3d(
     num_boxes: int = 5000, num_views: int = 20, per_view: int = 300, num_regions: int = 100
 ) -> Iterator[Row]:
-    """Rows of all three, on the processor and, where there is a GPU, on it."""
+    """Rows of all three, on the CPU and, if there is one, on a GPU."""
     yield from _measure_nms(num_boxes)
     yield from _measure_clustering(num_views, per_view)
     yield from _measure_roi_align(num_regions)
@@ -43,7 +43,7 @@ def _devices() -> list[str]:
 
 
 def _best(call: Callable, device: str) -> float:
-    """Seconds of the fastest of some calls: of the processor, or by the clock on a GPU."""
+    """Seconds of the fastest of some calls: CPU time, or wall time on a GPU."""
     (times,) = time_calls([call], repeats=5, device=device)
     return times.min if device == "cuda" else min(times.cpu_seconds)
 
@@ -69,9 +69,10 @@ def _measure_nms(num_boxes: int) -> list[Row]:
 
 
 def nms_loop(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
-    """Non-maximum suppression as toolkits have it on the processor.
+    """Non-maximum suppression as a plain loop, as in toolkits for CPUs.
 
-    The best box that is left stays, and what it overlaps by more than the threshold goes.
+    The best remaining box is kept, and boxes that overlap it by more than the threshold are
+    removed.
 
     Args:
         boxes: (n, 6).
@@ -79,7 +80,7 @@ def nms_loop(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndar
         threshold: see :func:`nms_3d`.
 
     Returns:
-        (kept,) indices, by falling score.
+        (kept,) indices, by descending score.
     """
     left, kept = np.argsort(-scores, kind="stable"), []
     while len(left):
@@ -146,7 +147,7 @@ def roi_align_loop(features: Tensor, rois: Tensor, scale: tuple[float, float, fl
     Args:
         features: (C, D, H, W).
         rois: (K, 7), see :func:`roi_align_3d`.
-        scale: cells a voxel along depth, height and width.
+        scale: cells per voxel along depth, height and width.
 
     Returns:
         (K, C, d, h, w) of ``_BINS``.

@@ -1,4 +1,4 @@
-"""Weighted box clustering of an ensemble's boxes against its formula written out."""
+"""Benchmark of weighted box clustering against a plain loop."""
 
 import time
 
@@ -17,7 +17,7 @@ _AT_LEAST = 3.7  # times as fast as the loop
 def measure_clustering(
     num_images: int = 100, num_views: int = 20, per_view: int = 300
 ) -> list[Row]:
-    """``weighted_box_clustering`` of views that agree and of views that do not."""
+    """``weighted_box_clustering`` of views that agree, and of views that do not."""
     rng = np.random.default_rng(0)
     views = np.repeat(np.arange(num_views), per_view)
     objects = random_boxes(rng, (num_images, per_view))
@@ -63,11 +63,11 @@ def cluster_loop(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Formula (2) of Jaeger et al., section 3.2, one cluster after the other.
 
-    The highest-scoring box is compared to all that are left, and their weighted averages are taken,
-    until none is left.
+    The highest-scoring box is compared with all remaining boxes, and the weighted average of the
+    matches is computed, until no box remains.
 
     Returns:
-        (M, 4) or (M, 6) boxes and (M,) scores, falling.
+        (M, 4) or (M, 6) boxes and (M,) scores, descending.
     """
     axes = boxes.shape[1] // 2
     left = np.argsort(-scores, kind="stable")

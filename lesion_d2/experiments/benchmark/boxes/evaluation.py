@@ -1,4 +1,4 @@
-"""The evaluation of slices against pycocotools and Detectron2's evaluator, and as data grows."""
+"""Benchmark of the evaluation of slices against pycocotools and Detectron2's evaluator."""
 
 import contextlib
 import io
@@ -32,13 +32,13 @@ _MAX_GROWTH = 1.2
 def measure_evaluation(
     num_images: int = 1000, num_in_memory: int = 2000, num_most: int = 4900, per_image: int = 100
 ) -> Iterator[Row]:
-    """AP alone, then all that an evaluation does, against pycocotools'; then many images.
+    """AP alone, then a whole evaluation, against pycocotools; then a large evaluation.
 
     Args:
-        num_images: that pycocotools is timed on.
-        num_in_memory: that memory is compared on.
+        num_images: number of images for the comparison with pycocotools.
+        num_in_memory: number of images for the comparison of memory.
         num_most: of a large evaluation; a fourth of them should take a fourth of the time.
-        per_image: detections.
+        per_image: detections per image.
     """
     size = f"{num_images:,} images x {per_image} detections"
     theirs, ours = _average_precisions(num_images, per_image)
@@ -91,7 +91,7 @@ def _detectron2s(folder: str) -> DatasetEvaluator:
 def _evaluate(
     make_evaluator: Callable[[str], DatasetEvaluator], num_images: int, per_image: int
 ) -> None:
-    """Evaluate made-up detections, which are given to the evaluator image by image."""
+    """Evaluate synthetic detections, which are passed to the evaluator image by image."""
     records = _made_up_records(num_images)
     DatasetCatalog.register(_NAME, lambda: records)
     MetadataCatalog.get(_NAME).set(thing_classes=["lesion"])
@@ -110,7 +110,7 @@ def _evaluate(
 def _average_precisions(
     num_images: int, per_image: int
 ) -> tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]:
-    """Functions that compute COCO's numbers and AP10: by pycocotools, and by us."""
+    """Functions that compute COCO's metrics and AP10: by pycocotools, and by this project."""
     records = _made_up_records(num_images)
     found = {
         r["image_id"]: ImageDetections.from_instances(_made_up_instances(r, per_image), masks=False)
@@ -159,7 +159,7 @@ def _as_coco(records: list[dict]) -> COCO:
 
 
 def _made_up_records(num_images: int) -> list[dict]:
-    """Two lesions an image and eight images a patient, with all that strata are made by."""
+    """Two lesions per image and eight images per patient, with all attributes of strata."""
     boxes = random_boxes(np.random.default_rng(0), (num_images, 2)).round(1).tolist()
     return [
         {
@@ -185,7 +185,7 @@ def _made_up_records(num_images: int) -> list[dict]:
 
 
 def _made_up_instances(record: dict, per_image: int) -> Instances:
-    """Six detections near lesions with higher scores, the others anywhere."""
+    """Six detections near lesions with higher scores, the others at random positions."""
     rng = np.random.default_rng(int(record["image_id"]))
     boxes, scores = random_boxes(rng, (per_image,)), rng.beta(1, 6, per_image)
     lesions = np.repeat([a["bbox"] for a in record["annotations"]], 3, axis=0)[:per_image]

@@ -1,4 +1,4 @@
-"""The FROC curve against the published way to compute it."""
+"""Benchmark of the FROC curve against the published algorithm."""
 
 import time
 
@@ -9,7 +9,7 @@ import numpy as np
 from ..inputs import random_boxes
 from ..timing import Row, time_calls
 
-# A ratio, as the seconds of the same work grow on a machine that does other work beside it.
+# A ratio, because absolute times grow on a loaded machine.
 _AT_LEAST = 20
 
 
@@ -39,14 +39,14 @@ def measure_froc(num_images: int = 5000, per_image: int = 100) -> list[Row]:
 
 
 def froc_loop(pred_boxes, pred_scores, gt_boxes) -> tuple[np.ndarray, np.ndarray]:
-    """The FROC curve by the published way: one detection at a time, by falling score.
+    """The FROC curve by the published algorithm: one detection at a time, by descending score.
 
-    For every detection its overlap with the image's lesions is computed; it is a false positive if
-    none reaches 0.5, and marks as found the lesions that it reaches. The two counts so far are the
-    curve's next point (design of the evaluation that 3DCE published with DeepLesion).
+    For every detection, its IoU with the image's lesions is computed. It is a false positive if
+    no IoU reaches 0.5, and otherwise finds the lesions with that IoU. The two counts so far are the
+    curve's next point (the design of 3DCE's published evaluation of DeepLesion).
 
     Returns:
-        Sensitivity and false positives per image, one entry a detection.
+        Sensitivity and false positives per image, one entry per detection.
     """
     images = np.repeat(np.arange(len(pred_boxes)), [len(boxes) for boxes in pred_boxes])
     boxes, scores = np.concatenate(pred_boxes), np.concatenate(pred_scores)

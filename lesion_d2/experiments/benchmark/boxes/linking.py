@@ -1,4 +1,4 @@
-"""Tracking of boxes along z in a large volume."""
+"""Benchmark of tracking boxes along z in a large volume."""
 
 from lesion_d2.inference import merge_slices, track_slices
 
@@ -13,7 +13,7 @@ _LENGTH = 10  # slices of a lesion
 
 
 def measure_linking(num_slices: int = 300, per_slice: int = 100) -> list[Row]:
-    """``track_slices`` of lesions over ten slices, and of boxes that have nothing in common."""
+    """``track_slices`` of lesions over ten slices, and of random boxes."""
     rng = np.random.default_rng(0)
     lesions = random_boxes(rng, (-(-num_slices // _LENGTH), per_slice))
     tracks = np.repeat(lesions, _LENGTH, axis=0)[:num_slices].reshape(-1, 4)
@@ -23,7 +23,7 @@ def measure_linking(num_slices: int = 300, per_slice: int = 100) -> list[Row]:
     slices = np.repeat(np.arange(num_slices), per_slice)
 
     def track(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes in 3-D and scores, as the config has it."""
+        """Boxes in 3-D and scores, with the default config."""
         return track_slices(boxes, scores, slices, iou_threshold=0.3, max_gap=1)
 
     calls = [

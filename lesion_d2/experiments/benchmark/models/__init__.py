@@ -1,1 +1,1 @@
-"""What is measured of models: training steps, inferences and their memory."""
+"""Benchmarks of models: training steps, inference and memory."""

@@ -1,4 +1,4 @@
-"""The mean teacher of Bai et al. against its student alone."""
+"""Benchmark of the mean teacher of Bai et al. against its student alone."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,11 +13,11 @@ from ..inputs import random_batch
 from ..timing import Row, paired_ratio, time_calls
 from .running import WARM_UP, build_for_device, training_step
 
-NUM_MINED = 2  # lesions an image that the teacher finds
+NUM_MINED = 2  # pseudo-labels per image
 
 
 def measure_bai(device: str, *, repeats: int = 9) -> Iterator[Row]:
-    """A training step of the mean teacher against the plain detector's, and what it adds."""
+    """A training step of the mean teacher against the plain detector's, and its parts."""
     file = configs.BAI_GPU_CONFIG if device == "cuda" else configs.BAI_CPU_CONFIG
     cfg = load_config(file, device)
     batch = with_weak_views(random_batch(cfg), masks=cfg.MODEL.MASK_ON)
@@ -37,7 +37,7 @@ def measure_bai(device: str, *, repeats: int = 9) -> Iterator[Row]:
 
 
 def with_weak_views(batch: list[dict], *, masks: bool) -> list[dict]:
-    """A batch with what the teacher looks at, the same image; without masks where none are on."""
+    """A batch with the teacher's input, the same image; without masks if the model has none."""
     for sample in batch:
         sample["weak_image"] = sample["image"].clone()
         sample["slice_to_image"] = torch.eye(2, 3)
@@ -47,9 +47,9 @@ def with_weak_views(batch: list[dict], *, masks: bool) -> list[dict]:
 
 
 def let_mine(model: MeanTeacher, batch: list[dict]) -> int:
-    """Set the score from which a teacher mines to that of the best detections; return their number.
+    """Set the threshold of pseudo-labels to the score of the best detections; return their number.
 
-    No score of an untrained detector comes near that of the paper.
+    Scores of an untrained detector are far below the paper's threshold.
     """
     model.score_threshold = 0.0
     scores = torch.cat([found.scores for found in model.mine(batch)])
@@ -62,7 +62,7 @@ def mean_teacher_step(model: MeanTeacher, batch: list[dict]) -> Callable[[], Non
     step = training_step(model, batch)
 
     def step_and_move() -> None:
-        """Mine, forward, backward, update, and average."""
+        """Pseudo-labels, forward, backward, update, and moving average."""
         step()
         model.update_teacher()
 

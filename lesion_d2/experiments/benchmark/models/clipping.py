@@ -1,4 +1,4 @@
-"""Clipping of gradients against Detectron2's, parameter by parameter."""
+"""Benchmark of gradient clipping against Detectron2's, parameter by parameter."""
 
 from collections.abc import Callable, Iterator
 
@@ -16,9 +16,9 @@ from .running import WARM_UP, build_for_device
 
 
 def measure_clipping(device: str, *, repeats: int = 9) -> Iterator[Row]:
-    """Each parameter's norm limited, the same bits as Detectron2's, and the norm of all together.
+    """Clipping of each parameter's norm, the same bits as Detectron2's, and of the total norm.
 
-    Gradients are above the limit in all calls, so that all are scaled.
+    Gradients are above the limit in all calls, so all are scaled.
     """
     file = configs.GPU_CONFIG if device == "cuda" else configs.CPU_CONFIG
     cfg = load_config(file, device)
@@ -47,7 +47,7 @@ def _clip(clip: Callable, parameters: list[Parameter]) -> Callable[[], object]:
 
 
 def count_operations(call: Callable[[], object]) -> int:
-    """How many operations of PyTorch a call is; those for a list of tensors count once."""
+    """The number of PyTorch operations in a call; operations on a list of tensors count once."""
     with _Counter() as counter:
         call()
     return counter.count

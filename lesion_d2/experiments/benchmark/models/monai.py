@@ -1,10 +1,10 @@
-"""The RetinaNet of volumes against MONAI's, with the same network, patches and anchors.
+"""Benchmark of the 3-D RetinaNet against MONAI's, with the same network, patches and anchors.
 
-MONAI's detector is set up as ours where it can be: a ResNet-50 with batch norm and the same widths
-and strides, an FPN of P2 to P5, heads of four convolutions with group norm, three sizes times three
-ratios an anchor position, matching between IoUs of 0.1 and 0.5, hard negatives from a pool of 20
-times their number. What differs is what cannot be set: it has a sigmoid, ours a softmax with the
-background beside the class; and axes are x, y, z there.
+MONAI's detector is configured like ours where possible: a ResNet-50 with batch norm and the same
+widths and strides, an FPN of P2 to P5, heads of four convolutions with group norm, three sizes
+times three ratios per anchor position, matching between IoUs of 0.1 and 0.5, hard negatives from a
+pool of 20 times their number. Two differences cannot be configured: it has a sigmoid, ours a
+softmax with a background class; and its axes are x, y, z.
 """
 
 import contextlib
@@ -36,9 +36,9 @@ _BATCHES = {"cpu": 2, "cuda": 8}
 
 
 def measure_monai(device: str, *, repeats: int = 9) -> Iterator[Row]:
-    """A training step, an inference, and the memory of both, against MONAI; no row without it.
+    """A training step, inference, and the memory of both, against MONAI; no row without it.
 
-    On a CPU with one thread, as :func:`measure_tao`.
+    On a CPU with one thread, like :func:`measure_tao`.
     """
     if find_spec("monai") is None:
         return
@@ -70,7 +70,7 @@ def _compare(device: str, repeats: int) -> Iterator[Row]:
 
 
 def volume_config(device: str) -> CfgNode:
-    """RetinaNet3D as MONAI can be set up, too."""
+    """A config of RetinaNet3D that MONAI can be given, too."""
     cfg = get_cfg()
     lesion_d2.add_lesion_config(cfg)
     stages = [f"res{i}" for i in range(2, 2 + _LEVELS)]
@@ -117,7 +117,7 @@ def volume_config(device: str) -> CfgNode:
 
 
 def random_volumes(cfg: CfgNode) -> list[dict]:
-    """A training batch of the config's size, of noise with two lesions a patch."""
+    """A training batch of the config's size: noise with two lesions per patch."""
     generator = torch.Generator().manual_seed(0)
     size = cfg.INPUT.VOLUME.PATCH_SIZE
     sides = torch.tensor(size[::-1], dtype=torch.float32)
@@ -178,7 +178,7 @@ class MonaiRetinaNet(nn.Module):
         self.mean, self.std = cfg.MODEL.PIXEL_MEAN[0], cfg.MODEL.PIXEL_STD[0]
 
     def forward(self, batch: list[dict]) -> dict[str, Tensor] | list[dict]:
-        """Losses in training; else of each volume its boxes and scores."""
+        """Losses in training; otherwise boxes and scores of each volume."""
         device = next(self.parameters()).device
         images = [
             ((x["image"].to(device) - self.mean) / self.std).permute(0, 3, 2, 1).contiguous()

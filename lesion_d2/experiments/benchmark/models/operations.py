@@ -1,4 +1,4 @@
-"""The arithmetic of models, counted, which is the same on every machine."""
+"""Counts arithmetic operations of models, which are the same on every machine."""
 
 from collections.abc import Iterator
 
@@ -15,9 +15,9 @@ P3_TO_P7 = ("p3", "p4", "p5", "p6", "p7")
 
 
 def count_operations(cfg: CfgNode) -> tuple[int, int]:
-    """Multiplications and additions of an inference without masks, and of a training step.
+    """Multiplications and additions of inference without masks, and of a training step.
 
-    Those of convolutions and products of matrices, for one image; nothing is computed.
+    Counts convolutions and matrix products for one image, without computing them.
 
     Args:
         cfg: of a RetinaNet or RetinaUNet.
@@ -36,7 +36,7 @@ def count_operations(cfg: CfgNode) -> tuple[int, int]:
 
 
 def compare_operations() -> Iterator[Row]:
-    """RetinaUNet against RetinaNet, at P2 to P5 and, as Lin et al.'s, at P3 to P7."""
+    """RetinaUNet against RetinaNet, at P2 to P5 and, like Lin et al., at P3 to P7."""
     small, wide = (load_config(f, "cpu") for f in (configs.CPU_CONFIG, configs.GPU_CONFIG))
     wide.MODEL.RETINANET.IN_FEATURES = list(P3_TO_P7)
     for cfg, net, name in (
@@ -52,7 +52,7 @@ def compare_operations() -> Iterator[Row]:
 
 
 def as_detectron2s_retinanet(cfg: CfgNode) -> CfgNode:
-    """Detectron2's RetinaNet on the FPN of its own, whose levels begin at P3."""
+    """Detectron2's RetinaNet on its own FPN, whose levels begin at P3."""
     cfg = cfg.clone()
     cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
     cfg.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"

@@ -1,4 +1,4 @@
-"""Our detectors and box operations against torchvision's, Detectron2's and MONAI's, in one run."""
+"""Benchmark of our detectors and box operations against torchvision, Detectron2 and MONAI."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -27,10 +27,10 @@ _NUM_BOXES, _THRESHOLD = 1000, 0.5
 
 
 def measure_peers(device: str, *, repeats: int = 5) -> Iterator[Row]:
-    """Training steps and inferences of RetinaNets with a ResNet-50, and MONAI's box operations.
+    """Training steps and inference of RetinaNets with a ResNet-50, and MONAI's box operations.
 
-    The three RetinaNets have the levels P2 to P6 and the same anchors; torchvision's statistics of
-    batch norm are frozen, as Detectron2's. On a CPU with one thread.
+    The three RetinaNets have levels P2 to P6 and the same anchors; torchvision's batch norm is
+    frozen, like Detectron2's. On a CPU with one thread.
     """
     with one_thread() if device == "cpu" else contextlib.nullcontext():
         yield from _compare_detectors(device, repeats)
@@ -87,11 +87,11 @@ class TorchvisionRetinaNet(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Of the parameters."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     def forward(self, batch: list[dict]) -> dict[str, Tensor] | list[dict]:
-        """Losses in training; else of each image its boxes."""
+        """Losses in training; otherwise boxes of each image."""
         images = [sample["image"].to(self.device) / 255 for sample in batch]
         if not self.training:
             return [{"instances": found["boxes"]} for found in self.detector(images)]

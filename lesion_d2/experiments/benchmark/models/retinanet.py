@@ -1,4 +1,4 @@
-"""The detectors against Detectron2's RetinaNet with the same backbone, levels and anchors."""
+"""Benchmark of one-stage detectors against Detectron2's RetinaNet with the same backbone."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -26,7 +26,7 @@ PAPER_MS = 41  # an image on a GTX 1080, with dense supervision and gates (Zloch
 
 
 def measure_retina_unet(device: str, *, repeats: int = 9) -> Iterator[Row]:
-    """A training step and an inference of RetinaUNet against RetinaNet."""
+    """A training step and inference of RetinaUNet against RetinaNet."""
     file = configs.GPU_CONFIG if device == "cuda" else configs.CPU_CONFIG
     cfg = load_config(file, device)
     cfgs = [with_output(cfg), with_output(cfg, masks=True), as_retinanet(cfg)]
@@ -47,7 +47,7 @@ def measure_retina_unet(device: str, *, repeats: int = 9) -> Iterator[Row]:
 
 
 def _step_at_p3(cfg: CfgNode, repeats: int) -> Row:
-    """A training step with heads at P3 to P7, where P2 is the segmentation's alone."""
+    """A training step with heads at P3 to P7, where only the segmentation uses P2."""
     cfg = cfg.clone()
     cfg.MODEL.RETINANET.IN_FEATURES = list(P3_TO_P7)
     cfgs = [with_output(cfg), as_detectron2s_retinanet(cfg)]
@@ -91,6 +91,6 @@ def _image_times(plain: Times, calibrated: Times, net: Times, size: str) -> list
 
 
 def _sizes(batch: Sequence[dict], file: Path) -> tuple[str, str]:
-    """What an inference and a training step get, for the notes."""
+    """Sizes of the inputs of inference and training, for the notes."""
     size = " x ".join(map(str, batch[0]["image"].shape))
     return f"1 image of {size}", f"{len(batch)} images of {size}, {file.stem}"

@@ -1,4 +1,4 @@
-"""What is done with every model: training steps, inferences, and their times and memory."""
+"""Runs training steps and inference of models, and measures their times and memory."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,17 +17,17 @@ WARM_UP = 3  # untimed calls: oneDNN and cuDNN choose their kernels for a shape 
 
 
 def build_for_device(cfg: CfgNode) -> nn.Module:
-    """A model in the memory format that the trainer gives it: channels last on a CPU."""
+    """A model in the memory format of the trainer: channels last on a CPU."""
     on_cpu = cfg.MODEL.DEVICE == "cpu"
     memory_format = torch.channels_last if on_cpu else torch.contiguous_format
     return build_model(cfg).to(memory_format=memory_format)
 
 
 def share_weights(models: Sequence[nn.Module]) -> None:
-    """Give all models the first one's weights and statistics, where they have some of that shape.
+    """Copy the first model's weights and statistics to the others, where shapes agree.
 
-    The time of the NMS depends on the boxes: detectors with other random weights differ in it by
-    more than by what they are compared for.
+    The time of NMS depends on the boxes, so detectors with different random weights would differ in
+    it by more than by the compared property.
     """
     first = models[0].state_dict()
     for model in models[1:]:
@@ -37,14 +37,14 @@ def share_weights(models: Sequence[nn.Module]) -> None:
 
 
 def time_steps(models: Sequence[nn.Module], batch: list[dict], *, repeats: int) -> list[Times]:
-    """Times of a training step of each model, which take turns."""
+    """Times of alternating training steps of the models."""
     device = models[0].device.type
     steps = [training_step(model, batch) for model in models]
     return time_calls(steps, repeats=repeats, warm_up=WARM_UP, device=device)
 
 
 def time_inferences(models: Sequence[nn.Module], batch: list[dict], *, repeats: int) -> list[Times]:
-    """Times of an inference of each model, which take turns; the models stay in evaluation mode."""
+    """Times of alternating inference of the models, which stay in evaluation mode."""
     device = models[0].device.type
     calls = [partial(infer, model.eval(), batch) for model in models]
     return time_calls(calls, repeats=repeats, warm_up=WARM_UP, device=device)
@@ -67,7 +67,7 @@ def training_step(model: nn.Module, batch: list[dict]) -> Callable[[], None]:
 
 
 def infer(model: nn.Module, batch: list[dict]) -> int:
-    """One inference of an evaluation, a single image; the number of detections."""
+    """Inference of one image as in an evaluation; returns the number of detections."""
     with torch.inference_mode():
         (output,) = model(batch[:1])
     return len(output["instances"])
@@ -76,7 +76,7 @@ def infer(model: nn.Module, batch: list[dict]) -> int:
 def memory_ratio(
     name: str, work: Callable[[CfgNode], None], ours: CfgNode, theirs: CfgNode, size: str
 ) -> Row:
-    """The ratio of two models' peak memory in the same work; MiB stand in the note."""
+    """The ratio of two models' peak memory in the same work, with MiB in the note."""
     a, b = (peak_memory(work, cfg) for cfg in (ours, theirs))
     return Row(name, a / b, "x", None, f"{a:.0f} against {b:.0f} MiB, {size}")
 
@@ -89,7 +89,7 @@ def run_steps(cfg: CfgNode) -> None:
 
 
 def run_inferences(cfg: CfgNode) -> None:
-    """Build a model and infer twice."""
+    """Build a model and run inference twice."""
     model, batch = build_for_device(cfg).eval(), random_batch(cfg)
     infer(model, batch)
     infer(model, batch)

@@ -1,4 +1,4 @@
-"""A scan from its files to its findings, against the time of the model alone."""
+"""Benchmark of a scan from files to findings, against the time of the model alone."""
 
 import contextlib
 import time
@@ -30,10 +30,9 @@ def measure_scans(
 ) -> Iterator[Row]:
     """Reading a DICOM series, predicting and writing findings, against the model's part of it.
 
-    Both are of one pass: a machine that is slower in one pass than in the next would count
-    otherwise. The untrained model has as many detections as TEST.DETECTIONS_PER_IMAGE lets it
-    have, with masks. On a CPU it is processor time, with one thread of torch beside the one that
-    makes the images, whose time counts too.
+    Both are measured in the same run, so changes of the machine's speed do not matter. The
+    untrained model has the maximum number of detections, TEST.DETECTIONS_PER_IMAGE, with masks. On
+    a CPU, CPU time is measured, of one thread of torch and of the thread that prepares images.
     """
     file = configs.GPU_CONFIG if device == "cuda" else configs.CPU_CONFIG
     clock = time.process_time if device == "cpu" else time.perf_counter
@@ -41,7 +40,7 @@ def measure_scans(
         predictor = LesionPredictor(_with_detections(load_config(file, device)))
         series = folder / "series"
         write_dicom(series, _made_up_volume(num_slices, size), _SPACING)
-        # A first pass: kernels are chosen, and scores known.
+        # A first pass, to choose kernels and know the scores.
         found = list(detect_slices(predictor, read_scan(series)))
         scores = np.sort(np.concatenate([detections.scores for detections in found]))
         threshold = float(scores[-_FINDINGS]) if len(scores) > _FINDINGS else 0.0
@@ -63,9 +62,9 @@ def measure_scans(
 
 @contextlib.contextmanager
 def timed_calls(model: nn.Module, device: str) -> Iterator[list[float]]:
-    """Give a list that gets the seconds of every call of a model within the block.
+    """Context manager with a list, to which the seconds of every call of a model are appended.
 
-    On a CPU those of the thread that calls it, of which torch's work is a part with one thread.
+    On a CPU, the time of the calling thread, which includes torch's work with one thread.
     """
     clock = time.thread_time if device == "cpu" else time.perf_counter
     on_gpu = any(parameter.is_cuda for parameter in model.parameters())
@@ -96,7 +95,7 @@ def _with_detections(cfg: CfgNode) -> CfgNode:
 
 
 def _made_up_volume(num_slices: int, size: int) -> np.ndarray:
-    """Noise in a body that moves from slice to slice."""
+    """Slices of noise in a body that moves from slice to slice."""
     rng = np.random.default_rng(0)
     noise = rng.integers(-60, 60, (size, size)).astype(np.int16)
     volume = np.full((num_slices, size, size), -1000, np.int16)

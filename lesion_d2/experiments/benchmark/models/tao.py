@@ -1,4 +1,4 @@
-"""3DCE at M images against one, with attention, and over volumes with features that are reused."""
+"""Benchmark of 3DCE: M images against one, attention, and volumes with cached features."""
 
 import contextlib
 from collections import deque
@@ -26,10 +26,10 @@ from .running import WARM_UP, build_for_device, infer, share_weights
 
 
 def measure_tao(device: str, folder: Path, *, repeats: int = 7) -> Iterator[Row]:
-    """M = 3 against M = 1, attention against none, and reused features against new ones.
+    """M = 3 against M = 1, attention against none, and cached features against recomputed ones.
 
-    On a CPU with one thread: several would wait for each other after every small step, and for
-    whatever else runs on the machine.
+    On a CPU with one thread, because several would wait for each other after every small step, and
+    for other programs on the machine.
     """
     with one_thread() if device == "cpu" else contextlib.nullcontext():
         yield from _compare_inferences(device, repeats)
@@ -37,7 +37,7 @@ def measure_tao(device: str, folder: Path, *, repeats: int = 7) -> Iterator[Row]
 
 
 def _compare_inferences(device: str, repeats: int) -> list[Row]:
-    """A stack through the paper's networks, whose channels decide what attention costs."""
+    """A stack through the paper's networks, whose channels determine the cost of attention."""
     files = (configs.TAO_CONFIG, configs.TAO_STACK_CONFIG, configs.TAO_ATTENTION_CONFIG)
     size = 512 if device == "cuda" else 256
     cfgs = [_sized(with_all_proposals(load_config(file, device)), size) for file in files]
@@ -69,14 +69,14 @@ def _threads(device: str) -> str:
 
 
 def draw_attention(model: nn.Module) -> None:
-    """Give attention random weights: it starts from zeros, where its maps are 1 everywhere."""
+    """Give attention random weights, because with its initial zeros all weights are 1."""
     for module in model.modules():
         if isinstance(module, MaxNormalizedAttention):
             nn.init.kaiming_uniform_(module.scores.weight)
 
 
 def _compare_evaluations(device: str, folder: Path) -> list[Row]:
-    """All slices of volumes, as ``--eval-only`` goes through them, loading in the same process.
+    """All slices of volumes as in ``--eval-only``, with loading in the same process.
 
     Raises:
         RuntimeError: the detections differ.
@@ -92,7 +92,7 @@ def _compare_evaluations(device: str, folder: Path) -> list[Row]:
         cfg.DATASETS.TEST = (name,)
         plain = cfg.clone()
         plain.MODEL.SLICE_IMAGES.NUM_REUSED = 0
-        # What is read once a run is kept from now on, and kernels are chosen.
+        # Fill caches, and choose kernels.
         [last] = deque(build_lesion_test_loader(cfg, name), maxlen=1)
         infer(model, last)
         results: list[list[SliceResult]] = []
@@ -112,7 +112,7 @@ def _keep(results: list, cfg: CfgNode, model: nn.Module) -> None:
 
 @dataclass
 class SliceResult:
-    """What an evaluation did with a slice: its spacing in mm, and images that were convolved."""
+    """A slice of an evaluation: its spacing in mm, and the number of images that were computed."""
 
     image_id: str
     spacing: float
@@ -121,10 +121,10 @@ class SliceResult:
 
 
 class KeepResults(DatasetEvaluator):
-    """Keeps what a model finds on every slice, and how many images it convolved for it.
+    """Keeps a model's detections on every slice, and the number of images that it computed.
 
     Args:
-        model: whose backbone is a ``SliceImages``.
+        model: with a ``SliceImages`` backbone.
     """
 
     def __init__(self, model: nn.Module):
@@ -148,13 +148,13 @@ class KeepResults(DatasetEvaluator):
         self._num_images = 0
 
     def evaluate(self) -> dict:
-        """No numbers; the model is counted no more."""
+        """Stop counting; there are no metrics."""
         self._handle.remove()
         return {}
 
 
 def evaluate(cfg: CfgNode, model: nn.Module) -> list[SliceResult]:
-    """Evaluate a model as ``train_net.py --eval-only`` does, but for the numbers."""
+    """Evaluate a model like ``train_net.py --eval-only``, without metrics."""
     keeper = KeepResults(model)
     Trainer.test(cfg, model, [keeper])
     return keeper.results
@@ -182,7 +182,7 @@ def check_same(results: Sequence[SliceResult], others: Sequence[SliceResult]) ->
 def _count_row(
     name: str, reused: Sequence[SliceResult], anew: Sequence[SliceResult], note: str
 ) -> Row:
-    """The share of images that were convolved; for every slice spacing in the note."""
+    """The share of images that were computed, with that of every slice spacing in the note."""
     spacings = sorted({result.spacing for result in anew})
     shares = [f"{_share(reused, anew, {spacing}):.2f} at {spacing:g} mm" for spacing in spacings]
     detections = sum(len(result.instances) for result in anew)

@@ -1,4 +1,4 @@
-"""ULDor against Detectron2's Mask R-CNN, and mining against a plain pass over the images."""
+"""Benchmark of ULDor against Mask R-CNN, and of mining against plain inference."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -30,7 +30,7 @@ def measure_uldor(device: str, folder: Path, *, repeats: int = 9) -> Iterator[Ro
 
 
 def _compare_steps(cfg: CfgNode, model: nn.Module, title: str, repeats: int) -> Row:
-    """One of an image's two instances is a mined one for ULDor, a lesion for Mask R-CNN."""
+    """One of an image's two instances is a hard negative for ULDor, a lesion for Mask R-CNN."""
     batch, plain_batch = random_batch(cfg), random_batch(cfg)
     for sample in batch:
         sample["instances"].gt_classes[1] = cfg.MODEL.ROI_HEADS.NUM_CLASSES - 1
@@ -44,13 +44,13 @@ def _compare_steps(cfg: CfgNode, model: nn.Module, title: str, repeats: int) -> 
 
 
 def _compare_mining(cfg: CfgNode, model: nn.Module, name: str, repeats: int) -> Row:
-    """With as many detections and negatives as there can be."""
+    """With the maximum number of detections and negatives."""
     cfg = with_most_negatives(cfg)
-    # An untrained model takes half of its regions for false positives.
+    # An untrained model classifies half of its regions as false positives.
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.bias[0] = 10.0
     cfg.DATASETS.TRAIN = (name,)
-    # Workers would hide what the miner's loader does more, and their start would count most here.
+    # Without workers, which would hide work of the miner's loader, and take time to start.
     cfg.DATALOADER.NUM_WORKERS = 0
     miner, device = HardNegativeMiner(cfg), cfg.MODEL.DEVICE
     counts, number = [], []
@@ -65,12 +65,12 @@ def _compare_mining(cfg: CfgNode, model: nn.Module, name: str, repeats: int) -> 
 
 
 def _keep(call: Callable, results: list) -> Callable[[], None]:
-    """The same call, which puts what it returns into a list."""
+    """The same call, which appends its result to a list."""
     return lambda: results.append(call())
 
 
 def infer_all(model: nn.Module, loader: Iterable[list[dict]]) -> list[int]:
-    """One pass over a data set as in Detectron2's evaluation; the numbers of detections."""
+    """Inference on a data set as in Detectron2's evaluation; returns the numbers of detections."""
     model.eval()
     with torch.no_grad():
         return [len(output["instances"]) for batch in loader for output in model(batch)]

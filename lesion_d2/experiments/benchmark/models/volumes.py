@@ -1,4 +1,4 @@
-"""Detectors in 3-D on a whole volume: its time, and memory that does not grow along z."""
+"""Benchmark of 3-D detectors on a whole volume: time, and memory that does not grow along z."""
 
 import contextlib
 from collections.abc import Iterator
@@ -29,11 +29,11 @@ _SPACING = (0.7, 0.7, 1.25)  # x, y, z in mm: that of the paper's config
 
 
 def measure_volumes(device: str, folder: Path) -> Iterator[Row]:
-    """An inference on a volume of 300 slices, and its memory against that of one of 100.
+    """Inference on a volume of 300 slices, and its memory compared with a volume of 100.
 
-    Volumes are read from ``.b2nd`` files in the tiles of the config. The untrained models have as
-    many detections in a tile as TEST.DETECTIONS_PER_IMAGE lets them have. On a CPU models are an
-    eighth as wide as Detectron2's, and it is processor time with one thread.
+    Volumes are read from ``.b2nd`` files in the tiles of the config. The untrained models have the
+    maximum number of detections in a tile, TEST.DETECTIONS_PER_IMAGE. On a CPU, models are an
+    eighth as wide as Detectron2's, and CPU time with one thread is measured.
     """
     files = configs.VOLUMES_GPU_CONFIGS if device == "cuda" else configs.VOLUMES_CPU_CONFIGS
     size = SIZES[device]
@@ -69,17 +69,17 @@ def write_record(folder: Path, num_slices: int, size: int) -> dict:
 
 
 def build_evaluated(cfg: CfgNode) -> nn.Module:
-    """The model of a config, untrained, with the tiles that an evaluation looks at."""
+    """The untrained model of a config, with the tiles of an evaluation."""
     return as_evaluated(cfg, Trainer.build_model(cfg).eval())
 
 
 def predict(model: nn.Module, mapper, record: dict) -> int:
-    """One inference of an evaluation; the number of detections."""
+    """Inference as in an evaluation; returns the number of detections."""
     with torch.inference_mode():
         (output,) = model([mapper(record)])
     return len(output["instances"])
 
 
 def predict_once(record: dict, cfg: CfgNode) -> None:
-    """Build a model and look at a volume once."""
+    """Build a model and run it on a volume once."""
     predict(build_evaluated(cfg), build_test_mapper(cfg), record)

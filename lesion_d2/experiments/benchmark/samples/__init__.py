@@ -1,1 +1,1 @@
-"""What is measured from files to training samples: slices, masks, annotations and volumes."""
+"""Benchmarks of loading: slices, masks, annotations and volumes."""

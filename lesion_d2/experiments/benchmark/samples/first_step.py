@@ -1,6 +1,6 @@
-"""A program that trains up to where the first step would begin, and prints what that took.
+"""A program that starts a training, stops before the first step, and prints time and memory.
 
-It has train_net.py's imports and few others.
+It has the imports of train_net.py and few others.
 """
 
 import json
@@ -20,10 +20,10 @@ _CONFIG = os.path.join(
 
 
 def _begin(output: str) -> None:
-    """Train as train_net.py does, up to where the first step would begin."""
+    """Start a training like train_net.py, up to the first step."""
 
     def end(trainer: engine.SimpleTrainer) -> None:
-        """End this process with one line of what it took."""
+        """Print time and memory in one line, and end this process."""
         found = {"seconds": time.process_time(), "mebibytes": high_water()}
         print(json.dumps(found), flush=True)
         os._exit(0)

@@ -1,4 +1,4 @@
-"""Patches of volumes for training in 3-D: how many a core makes, and what others' warps take."""
+"""Benchmark of 3-D training patches: patches per second, and the time of MONAI's transforms."""
 
 import math
 from collections.abc import Callable
@@ -25,10 +25,10 @@ _REPEATS = 9
 
 
 def measure_patches(folder: Path) -> list[Row]:
-    """Patches a second of one core, from a ``.b2nd`` file, with boxes and masks.
+    """Patches per second on one core, from a ``.b2nd`` file, with boxes and masks.
 
-    And the ratio of their time to that of MONAI's dictionary transforms, of the same part of the
-    volume in memory and one mask. The augmentation is that of Jaeger et al.'s code: mirrors, any
+    Also the ratio of their time to that of MONAI's dictionary transforms, for the same part of the
+    volume in memory and one mask. The augmentation is that of Jaeger et al.'s code: flips, any
     angle about z, scale.
     """
     record = _write_record(folder)
@@ -68,7 +68,7 @@ def _write_record(folder: Path) -> dict:
 
 
 def add_lesions(record: dict) -> dict:
-    """Annotate three lesions, balls of 12 pixels, on a record of a volume; the record."""
+    """Annotate three lesions, balls of 12 pixels, on a record of a volume, and return it."""
     depth, height, width = record["shape"]
     z, y, x = np.ogrid[:depth, :height, :width]
     for number, place in enumerate(((0.3, 0.3, 0.3), (0.5, 0.6, 0.4), (0.8, 0.5, 0.7))):
@@ -90,7 +90,7 @@ def add_lesions(record: dict) -> dict:
 def _monai_calls(
     mapper: VolumePatchMapper, record: dict, elastic: bool
 ) -> list[Callable[[], object]]:
-    """MONAI's transforms of what a patch shows, as tensors in memory; none where it is missing."""
+    """MONAI's transforms of a patch, as tensors in memory; None without MONAI."""
     try:
         from monai.transforms import Compose, Rand3DElasticd, RandAffined, RandFlipd
     except ImportError:

@@ -1,4 +1,4 @@
-"""From disk to masks: the loader's samples, the annotation file, GrabCut."""
+"""Benchmark of samples, of the annotation file and of GrabCut."""
 
 import os
 import statistics
@@ -24,12 +24,12 @@ from ..inputs import LARGE, SMALL, prepare_phantom, registered, write_rows
 from ..timing import Row, time_calls
 
 NUM_ROWS = 32_735  # of DL_info.csv
-_FEWER_ROWS = (4_092, 1_023)  # what a row takes as the file grows
-DIAMETERS = (5, 60)  # px, of the lesions that masks are compared on
+_FEWER_ROWS = (4_092, 1_023)  # growth of the time per row with the size of the file
+DIAMETERS = (5, 60)  # px, of the lesions for the comparison of masks
 
 
 def measure_slices(folder: Path) -> list[Row]:
-    """3-slice samples of the loader, from either kind of file, against ``cv2.imread`` of slices."""
+    """3-slice samples of the loader, from both kinds of files, against ``cv2.imread`` of slices."""
     root = prepare_phantom(folder, **LARGE)
     prepare_slices(root, workers=1)
     records = load_deeplesion(root / "DL_info.csv", root / "Images_png", None)
@@ -54,7 +54,7 @@ def measure_slices(folder: Path) -> list[Row]:
 
 
 def _mappers() -> dict[str, LesionDatasetMapper]:
-    """As inference has them; and as training, with all augmentations and either kind of masks."""
+    """Samples for inference; and for training, with all augmentations and both kinds of masks."""
     cfg = get_lesion_config()
     cfg.INPUT.CT.IMAGE_SIZE, cfg.MODEL.MASK_ON = 0, True
     mappers = {"inference": LesionDatasetMapper(cfg, is_train=False)}
@@ -65,7 +65,7 @@ def _mappers() -> dict[str, LesionDatasetMapper]:
 
 
 def _slices_of(record: dict) -> list[Path]:
-    """The files of a sample's three slices, by the spacing of a phantom's series."""
+    """The files of a sample's three slices, from the spacing of a phantom's series."""
     key, offsets = Path(record["file_name"]), {1.0: (-2, 0, 2), 2.0: (-1, 0, 1), 5.0: (-1, 0, 1)}
     return [key.with_stem(f"{int(key.stem) + i:03d}") for i in offsets[record["spacing"][2]]]
 
@@ -76,7 +76,7 @@ def _imread(files: Sequence[Path]) -> None:
 
 
 def _load(mapper: LesionDatasetMapper, record: dict) -> None:
-    np.random.seed(0)  # the same augmentation from either kind of file
+    np.random.seed(0)  # the same augmentation for both kinds of files
     mapper.load(record)
 
 
@@ -109,7 +109,7 @@ def _sample_rows(medians: Mapping[object, float], number: int) -> list[Row]:
 
 
 def measure_csv(folder: Path) -> list[Row]:
-    """Reading an annotation file with as many rows as DeepLesion's, its slices beside it."""
+    """Reading an annotation file with as many rows as DeepLesion's, with its slices."""
     root = folder / "rows"
     write_rows(root, NUM_ROWS)
     load = partial(load_deeplesion, root / "DL_info.csv", root / "Images_png", None)
@@ -154,7 +154,7 @@ def measure_masks(folder: Path) -> list[Row]:
 
 
 def compare_masks(folder: Path, methods: Sequence[str], **phantom: int) -> list[Comparison]:
-    """Time and Dice of ways to a mask, on the lesions of 5 to 60 px of a phantom data set."""
+    """Time and Dice of methods for masks, on the lesions of 5 to 60 px of a phantom data set."""
     root = prepare_phantom(folder, **phantom)
     true_masks = str(root / "true_masks.json")
     with registered(root) as name:

@@ -1,4 +1,4 @@
-"""The start of a training at DeepLesion's size: all that comes before the first step."""
+"""Benchmark of the start of a training at DeepLesion's size, until the first step."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from ..inputs import write_rows
 from ..timing import Row
 from .slices import NUM_ROWS
 
-# What nobody who trains with Detectron2 can go without.
+# Imports that every training with Detectron2 needs.
 _BARE = (
     "import torch, torchvision, time, json; "
     "print(json.dumps({'seconds': time.process_time(), 'mebibytes': 0}))"
@@ -21,9 +21,9 @@ _BEFORE = "10.0 s, 3.4 x and 911 MiB before (2026-11-30)"
 
 
 def measure_start(folder: Path, num_rows: int = NUM_ROWS) -> Iterator[Row]:
-    """Processor time and memory until the first step, beside the mere import of torch.
+    """CPU time and memory until the first step, compared with importing torch only.
 
-    In processes of their own, without workers of the loader.
+    In separate processes, without loader workers.
     """
     folder.mkdir(exist_ok=True)
     write_rows(folder / "DeepLesion", num_rows)

@@ -1,4 +1,4 @@
-"""Every slice of a volume as an evaluation looks at it, against each image on its own."""
+"""Benchmark of reading all slices of a volume together, against reading images separately."""
 
 import os
 import resource
@@ -27,7 +27,7 @@ from ..memory import peak_memory
 from ..timing import Row, one_thread
 
 NUM_SLICES, MANY_SLICES, FEW_SLICES, NIFTI_SLICES = 300, 1000, 100, 60
-# Channels of an image -> time wanted, of that of each image on its own.
+# Channels of an image -> maximum time, relative to reading each image separately.
 LIMITS = {3: 0.59, 9: 0.42, 15: 0.41}
 _SPACING = (0.7, 0.7, 2.0)
 _TIMED, _REPEATS = 60, 3  # slices, and times
@@ -37,9 +37,9 @@ _WORKERS = 2
 def measure_sweeps(folder: Path, *, size: int = 512) -> Iterator[Row]:
     """Reads, time and memory of all slices of a volume, in one process and in two.
 
-    Images are as they were read before: each with its own slices, by the mapper. Times are
-    processor time, of this process and its workers; slices are of the images' size, so that the
-    resizing of each channel, which is spared too, does not count.
+    They are compared with a mapper that reads the slices of each image separately. Times are CPU
+    time of this process and its workers. Slices have the size of images, so that the saved resizing
+    of each channel does not count.
     """
     with one_thread():
         yield from _channel_rows(write_slices(folder / "000001_01_01", NUM_SLICES, size), size)
@@ -79,7 +79,7 @@ def write_slices(folder: Path, count: int, size: int) -> list[dict]:
 
 
 def count_reads(work: Callable[[], None]) -> int:
-    """How many slices are read meanwhile, by loaders of volumes in this process."""
+    """Context manager that counts slices read by loaders of volumes in this process."""
     counts, read = Counter(), reading.read_slice
     counted = lambda *args: counts.update(["read"]) or read(*args)  # noqa: E731
     with mock.patch.object(reading, "read_slice", counted):
@@ -118,12 +118,12 @@ def _sweep(dicts: list[dict], mapper: LesionDatasetMapper, num_workers: int = 0)
 
 
 def _sweep_images(dicts: list[dict], mapper: LesionDatasetMapper) -> None:
-    """Each image on its own, in workers that images are dealt to in turn."""
+    """Each image separately, in workers that get images in turn."""
     _drain(build_detection_test_loader(dicts, mapper=mapper.load, num_workers=_WORKERS))
 
 
 def _ratio(call: Callable[[], None], other: Callable[[], None], repeats: int = 3) -> float:
-    """Of the processor time of one call to that of another, workers included: the median."""
+    """The median ratio of the CPU times of two calls, including workers."""
     ratios = []
     for _ in range(repeats):
         times = []

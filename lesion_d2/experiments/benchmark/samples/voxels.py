@@ -1,4 +1,4 @@
-"""Formats for the voxels of volumes: their size, and the time to read slices and patches."""
+"""Benchmark of formats for voxels: size, and time to read slices and patches."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from ..inputs import LARGE, prepare_phantom
 from ..timing import Row, time_calls
 
 _DEPTH, _SIDE = 64, 128  # of a patch
-_READ = 4  # slices and patches that are read for each measurement
+_READ = 4  # slices and patches to read per measurement
 # Codec, level, chunks and blocks that were not chosen.
 _OTHERS = (
     ("LZ4", 5, CHUNKS, BLOCKS),
@@ -32,10 +32,10 @@ _Read = Callable[[tuple[slice, slice, slice]], np.ndarray]
 
 
 def measure_voxels(folder: Path) -> list[Row]:
-    """Milliseconds a slice, with the other figures as note, of each format.
+    """Milliseconds per slice for each format, with the other numbers in the note.
 
-    The slices are those of the data set ``deeplesion_sample`` where it is there, else a phantom's.
-    Of a patch of 64 x 128 x 128 voxels and of writing it is processor time, too.
+    The slices are those of the data set ``deeplesion_sample`` if it exists, otherwise a phantom's.
+    All times are CPU time, also for a patch of 64 x 128 x 128 voxels and for writing.
     """
     volume = real_volume(folder)
     rng = np.random.default_rng(0)
@@ -65,7 +65,7 @@ def measure_voxels(folder: Path) -> list[Row]:
 
 
 def real_volume(folder: Path) -> np.ndarray:
-    """(Z, H, W) int16 of up to 90 slices: of ``deeplesion_sample`` where it is there, or drawn."""
+    """(Z, H, W) int16 of up to 90 slices, of ``deeplesion_sample`` if it exists, or a phantom."""
     files = sorted(Path(resolve_root("$DETECTRON2_DATASETS/deeplesion_sample")).rglob("*.png"))
     if not files:
         files = sorted(prepare_phantom(folder, **LARGE).rglob("*.png"))
@@ -75,7 +75,7 @@ def real_volume(folder: Path) -> np.ndarray:
 def _formats(
     folder: Path, volume: np.ndarray
 ) -> Iterator[tuple[str, Callable[[], object], _Read, Path]]:
-    """Of each format its name, what writes and what reads a part, and the file or folder."""
+    """For each format: name, function to write, function to read a part, and file or folder."""
     png, nifti, npy = folder / "png", folder / "volume.nii.gz", folder / "volume.npy"
     image = nibabel.Nifti1Image(volume.T, np.eye(4))
     yield "PNG files", partial(_write_pngs, png, volume), partial(_read_pngs, png), png
