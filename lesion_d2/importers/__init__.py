@@ -1,8 +1,8 @@
-"""Public formats of annotated images, each read into a data set of volumes.
+"""Importers of public formats of annotated images, which write volume sets.
 
-A format is a module with ``add_arguments(parser)``, which adds what the format needs, its source
+A format is a module with ``add_arguments(parser)``, which adds the format's arguments, the source
 first, and ``list_cases(args) -> Listing``, which reads no voxels. Its docstring is the help of its
-subcommand of ``lesion_d2.tools.import_data``, the first line by itself the short one.
+subcommand of ``lesion_d2.tools.import_data``, and its first line the short help.
 """
 
 from types import ModuleType

@@ -1,11 +1,11 @@
-"""Synthetic lesions in real slices: a source of CT slices, with annotations or without.
+"""Synthetic lesions in real CT slices, with or without annotations.
 
-  a registered data set                  its lesions stay, and keep their classes and splits
+  a registered data set                  its lesions, classes and splits are kept
   a folder or file of scans              DICOM, NIfTI, MetaImage, NRRD, <slice number>.png
   DL_info.csv with Images_png/           DeepLesion's layout, with its lesions and splits
 
-Lesions (:mod:`lesion_d2.data.inserted`) grow where their kind may, a few around each of some key
-slices of a volume, and span its slices as their size in mm says. They are annotated by true masks.
+Lesions (:mod:`lesion_d2.data.inserted`) are inserted where their type occurs, a few around each of
+several key slices of a volume. They span its slices by their size in mm, and have true masks.
 """
 
 import argparse
@@ -30,17 +30,17 @@ _FREE = 3.0  # mm between a lesion of the source and inserted ones, at least
 
 @dataclass(frozen=True)
 class InsertOptions:
-    """What is inserted.
+    """Options of inserted lesions.
 
     Args:
-        copies: of each volume, each with other lesions.
-        max_lesions: around a key slice there are one to so many, where there is room.
-        step_mm: between key slices along z; volumes of fewer mm have one.
+        copies: of each volume, with different lesions.
+        max_lesions: maximum number around a key slice; at least one, if there is room.
+        step_mm: distance of key slices along z; thinner volumes have one.
         types: coarse types to draw from.
-        median_diameter: mm, of the lesions.
-        mottle_hu: HU, how uneven they are inside.
-        box_margin: pixels between the diameters of an inserted lesion and its box, as DeepLesion's
-            boxes have; 0 for boxes that are tight around masks.
+        median_diameter: of the lesions, mm.
+        mottle_hu: texture of the lesions, HU.
+        box_margin: pixels between the diameters of an inserted lesion and its box, as in
+            DeepLesion; 0 for boxes that are tight around masks.
         seed: of all choices.
     """
 
@@ -72,39 +72,56 @@ class InsertOptions:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what :func:`list_cases` reads, but for the seed."""
+    """Add the arguments of :func:`list_cases`, without the seed."""
     default, add = InsertOptions(), parser.add_argument
     add(
         "sources",
         nargs="+",
         metavar="[SPLIT=]SOURCE",
-        help="registered data sets, and folders or files of scans; with a split in front of one "
-        "that has none: train=scans",
+        help="registered data sets, and folders or files of scans; prefix train= and so on for "
+        "sources without splits: train=scans",
     )
-    add("--spacing", nargs=3, type=float, metavar=("X", "Y", "Z"), help="mm, where it is not known")
+    add("--spacing", nargs=3, type=float, metavar=("X", "Y", "Z"), help="spacing in mm, if unknown")
     add(
         "--classes",
         nargs="+",
         metavar="NAME=TYPES",
         help="coarse types of each class of inserted lesions, such as lung=5 other=2,3,4,7,8; "
-        "'types' for a class each (default: the source's class, or lesion, of all types)",
+        "'types' for one class per type (default: the source's class, or lesion, for all types)",
     )
-    add("--types", nargs="+", type=int, metavar="TYPE", help="coarse types that are inserted")
-    add("--copies", type=int, default=default.copies, help="of each volume (1)")
-    add("--max-lesions", type=int, default=default.max_lesions, help="around a key slice (3)")
-    add("--step-mm", type=float, default=default.step_mm, help="between key slices (30)")
-    add("--median-diameter", type=float, default=default.median_diameter, help="mm (16)")
-    add("--mottle-hu", type=float, default=default.mottle_hu, help="HU, unevenness inside (5)")
+    add("--types", nargs="+", type=int, metavar="TYPE", help="coarse types to insert")
+    add("--copies", type=int, default=default.copies, help="copies of each volume (default: 1)")
+    add(
+        "--max-lesions",
+        type=int,
+        default=default.max_lesions,
+        help="maximum number around a key slice (default: 3)",
+    )
+    add(
+        "--step-mm",
+        type=float,
+        default=default.step_mm,
+        help="distance of key slices in mm (default: 30)",
+    )
+    add(
+        "--median-diameter", type=float, default=default.median_diameter, help="in mm (default: 16)"
+    )
+    add(
+        "--mottle-hu",
+        type=float,
+        default=default.mottle_hu,
+        help="texture of lesions in HU (default: 5)",
+    )
     add(
         "--box-margin",
         type=float,
         default=default.box_margin,
-        help="pixels of boxes around diameters, as DeepLesion's have; 0: tight around masks (5)",
+        help="margin of boxes around diameters, pixels; 0: tight around masks (default: 5)",
     )
 
 
 def list_cases(args: argparse.Namespace) -> Listing:
-    """What the arguments of the command name, with its ``--seed``; see :func:`list_inserted`."""
+    """The listing for arguments of the command and its ``--seed``; see :func:`list_inserted`."""
     options = InsertOptions(
         copies=args.copies,
         max_lesions=args.max_lesions,

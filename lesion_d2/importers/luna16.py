@@ -1,7 +1,7 @@
 """LUNA16: MetaImage volumes in ten subsets, nodules as centers and diameters.
 
-Nodules become spheres: a box on each slice that one reaches. A scan is a patient of its own, and
-the subsets make the folds. candidates.csv is not read.
+Nodules are spheres, with a box on each slice that they reach. Each scan is a patient, and the
+subsets become folds. candidates.csv is not read.
 """
 
 import argparse
@@ -50,7 +50,7 @@ class Nodule(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``import_data luna16`` takes."""
+    """Add the arguments of ``import_data luna16``."""
     parser.add_argument("root", type=Path, help="folder with subset0 ... subset9")
     parser.add_argument(
         "--annotations",
@@ -60,13 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--excluded",
         type=Path,
-        help="annotations_excluded.csv, whose findings become regions that are ignored: neither "
-        "lesion nor background (default: they are background)",
+        help="annotations_excluded.csv, whose findings become regions to ignore (default: they are "
+        "background)",
     )
 
 
 def list_cases(args: argparse.Namespace) -> Listing:
-    """What the arguments of the command name."""
+    """The listing for arguments of the command."""
     return list_luna16(args.root, args.annotations, excluded=args.excluded, progress=True)
 
 

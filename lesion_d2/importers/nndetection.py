@@ -1,17 +1,17 @@
-"""Task folders of nnDetection: instance maps, or boxes alone, beside images.
+"""Task folders of nnDetection: images with instance maps, or with boxes only.
 
   dataset.json (or .yaml)
   raw_splitted/imagesTr/<case>_0000.nii.gz    or .nii, .mha, .mhd, .nrrd, .png, .tif
   raw_splitted/labelsTr/<case>.nii.gz         a number for each instance
   raw_splitted/labelsTr/<case>.json           {"instances": {"1": 0}}, instance -> class
 
-Images may be of one slice. In place of the instance map, or beside it, <case>.json may have boxes:
+Images may have one slice. Instead of the instance map, or in addition, <case>.json may have boxes:
 
   {"boxes": [{"class": 0, "voxels": [[120, 84, 31], [133, 97, 34]]},
              {"class": 1, "ras_mm": [[-31.5, 12.0, 80.0], [-20.0, 25.5, 91.0]]}]}
 
-voxels: first and last voxel that belong to the box, indices of the file's array from 0. ras_mm and
-lps_mm: opposite corners in the patient, in the axes of NIfTI, and in those of DICOM and ITK.
+voxels: first and last voxel of the box, as indices of the file's array from 0. ras_mm and lps_mm:
+opposite corners in patient coordinates, in the axes of NIfTI, and in those of DICOM and ITK.
 """
 
 import argparse
@@ -51,8 +51,8 @@ _CASE = re.compile(r"(.+)_(\d{4})", re.DOTALL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what :func:`list_cases` reads."""
-    parser.add_argument("task_dir", metavar="TASK_DIR", help="the folder of dataset.json or .yaml")
+    """Add the arguments of :func:`list_cases`."""
+    parser.add_argument("task_dir", metavar="TASK_DIR", help="folder of dataset.json or .yaml")
     add_task_arguments(parser)
 
 

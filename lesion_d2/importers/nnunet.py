@@ -1,11 +1,11 @@
-"""Data sets of nnU-Net and of the Medical Segmentation Decathlon: semantic label maps.
+"""Data sets of nnU-Net and the Medical Segmentation Decathlon: semantic label maps.
 
   dataset.json                      of either generation of nnU-Net, or of the Decathlon
   imagesTr/<case>_0000.nii.gz       <case>.nii.gz of the Decathlon; other formats as of nndetection
   labelsTr/<case>.nii.gz
 
-Connected components of the labels that are lesions become lesions. Two that touch are one: a
-semantic label does not tell them apart.
+Connected components of the lesion labels become lesions. Two that touch are one, because semantic
+labels do not separate them.
 """
 
 import argparse
@@ -63,22 +63,22 @@ class ComponentOptions:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what :func:`list_cases` reads."""
-    parser.add_argument("task_dir", metavar="TASK_DIR", help="the folder of dataset.json")
+    """Add the arguments of :func:`list_cases`."""
+    parser.add_argument("task_dir", metavar="TASK_DIR", help="folder of dataset.json")
     parser.add_argument(
         "--lesion-labels",
         nargs="+",
         default=[],
         metavar="LABEL",
-        help="names or numbers of the labels that are lesions, each a class; needed where there "
-        "are several",
+        help="names or numbers of the labels that are lesions, each a class; required if there are "
+        "several",
     )
     parser.add_argument(
         "--connectivity",
         type=int,
         choices=tuple(CONNECTIVITIES),
         default=26,
-        help="neighbors of a voxel that belong to its lesion (default: 26)",
+        help="neighbors of a voxel in a connected component (default: 26)",
     )
     parser.add_argument(
         "--min-volume",

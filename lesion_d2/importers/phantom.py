@@ -1,12 +1,12 @@
-"""Phantoms of datasets/prepare_phantom.py, with the true mask of every lesion.
+"""Phantoms of datasets/prepare_phantom.py, with the true masks of all lesions.
 
   DL_info.csv                            lesions, series and splits
   Images_png/<p>_<s>_<r>/<slice>.png     every slice of a series
   true_volumes.json                      masks on all slices
 
-As a data set of volumes they are read faster than as slices, and by detectors in 2-D and in 3-D
-alike: the same voxels, the true masks, and boxes that are tight around them (those of the phantoms'
-own data sets surround a lesion's diameters by 5 pixels).
+As a volume set, they are read faster than as slices, by both 2-D and 3-D detectors, with true masks
+and boxes that are tight around them (those of the phantoms' own data sets have a margin of 5 pixels
+around a lesion's diameters).
 """
 
 import argparse
@@ -38,26 +38,26 @@ _DIRECTION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what :func:`list_cases` reads."""
-    parser.add_argument("root", type=Path, help="the folder of DL_info.csv and true_volumes.json")
+    """Add the arguments of :func:`list_cases`."""
+    parser.add_argument("root", type=Path, help="folder of DL_info.csv and true_volumes.json")
     parser.add_argument(
         "--classes",
         nargs="+",
         metavar="NAME=TYPES",
         help="coarse types of each class, such as lung=5 other=1,2,3,4,6,7,8; 'types' for a class "
-        "each (default: lesion, of all types)",
+        "per type (default: lesion, for all types)",
     )
     parser.add_argument(
         "--resample",
         type=float,
         nargs=3,
         metavar=("X", "Y", "Z"),
-        help="to this spacing in mm (default: no)",
+        help="resample to this spacing in mm (default: no resampling)",
     )
 
 
 def list_cases(args: argparse.Namespace) -> Listing:
-    """What the arguments of the command name.
+    """The listing for arguments of the command.
 
     Raises:
         ValueError: ``--classes`` is none; or see :func:`list_phantom`.

@@ -1,4 +1,4 @@
-"""Files in COCO's format to cases."""
+"""Lists the volumes of files in COCO's format."""
 
 import argparse
 import os
@@ -22,42 +22,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "json",
         nargs="+",
-        help="COCO JSON; with a split in front of it where there are several: train=a.json "
-        "val=b.json",
+        help="COCO JSON; several files need their splits as prefix: train=a.json val=b.json",
+    )
+    parser.add_argument("--images", help="folder of the images (default: that of each JSON)")
+    parser.add_argument(
+        "--spacing",
+        nargs=3,
+        type=float,
+        metavar=("X", "Y", "Z"),
+        help="spacing in mm of pictures without it",
     )
     parser.add_argument(
-        "--images", help="folder that file names start from (default: that of each JSON)"
-    )
-    parser.add_argument(
-        "--spacing", nargs=3, type=float, metavar=("X", "Y", "Z"), help="mm, of pictures without it"
-    )
-    parser.add_argument(
-        "--hu-offset", type=int, metavar="N", help="of 16-bit pictures: HU = value - N"
+        "--hu-offset", type=int, metavar="N", help="for 16-bit pictures: HU = value - N"
     )
     parser.add_argument(
         "--hu-window",
         nargs=2,
         type=float,
         metavar=("LOW", "HIGH"),
-        help="of 8-bit pictures: HU of 0 and of 255",
+        help="for 8-bit pictures: HU of 0 and of 255",
     )
     parser.add_argument(
         "--patient",
         metavar="REGEX",
-        help="searched for in file names: its first group, or all of it, is the patient",
+        help="searched in file names; its first group, or the whole match, is the patient",
     )
     parser.add_argument(
         "--group-by",
         metavar="REGEX",
-        help="searched for in file names: its first group is the volume, its second one the number "
-        "of the slice",
+        help="searched in file names; its groups are the volume and the number of the slice",
     )
     parser.add_argument(
         "--ignore-categories",
         nargs="+",
         default=(),
         metavar="NAME",
-        help="categories that are regions to be ignored",
+        help="categories that are regions to ignore",
     )
 
 

@@ -1,4 +1,4 @@
-"""Which series have structure sets or segmentations of lesions."""
+"""Lists the series with structure sets or segmentations of lesions."""
 
 import argparse
 import os
@@ -22,15 +22,15 @@ _NEIGHBORS = np.ones((3, 3, 3), bool)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``import_data dicom`` takes."""
-    parser.add_argument("root", type=Path, help="folder with all DICOM files, of any depth")
+    """Add the arguments of ``import_data dicom``."""
+    parser.add_argument("root", type=Path, help="folder of all DICOM files, of any depth")
     parser.add_argument(
         "--roi",
         action="append",
         required=True,
         metavar="[CLASS=]REGEX",
-        help="regions that are lesions: part of the segment's label or the ROI's name, in any "
-        "case; of the class 'lesion' or the one named; the first that matches counts",
+        help="regions that are lesions, by a part of the segment's label or the ROI's name, "
+        "case-insensitive; optionally with their class (default: lesion); the first match counts",
     )
     parser.add_argument(
         "--components", action="store_true", help="each connected part of a region is a lesion"
@@ -38,13 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--with-unannotated",
         action="store_true",
-        help="series that no file of regions refers to are scans without a lesion (default: they "
-        "are left out)",
+        help="include series without a file of regions as scans without a lesion (default: leave "
+        "them out)",
     )
 
 
 def list_cases(args: argparse.Namespace) -> Listing:
-    """What the arguments of the command name.
+    """The listing for arguments of the command.
 
     Raises:
         ValueError: ``--roi`` has no regular expression.

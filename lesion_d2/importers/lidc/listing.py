@@ -1,4 +1,4 @@
-"""Which series of LIDC-IDRI can be imported, and how."""
+"""Lists the series of LIDC-IDRI."""
 
 import argparse
 import os
@@ -26,27 +26,27 @@ PAPER_SPACING = (0.7, 0.7, 1.25)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``import_data lidc`` takes."""
-    parser.add_argument("root", type=Path, help="folder with the DICOM series, of any depth")
-    parser.add_argument("--xml", type=Path, help="folder with the XML files (default: the same)")
+    """Add the arguments of ``import_data lidc``."""
+    parser.add_argument("root", type=Path, help="folder of the DICOM series, of any depth")
+    parser.add_argument("--xml", type=Path, help="folder of the XML files (default: the same)")
     parser.add_argument(
         "--votes",
         choices=VOTES,
         default="authors",
-        help="how readers are counted: as by the code that Jaeger et al. published, or by the "
-        "words of their paper (default: authors)",
+        help="count votes of readers as in the published code of Jaeger et al., or as in their "
+        "paper (default: authors)",
     )
     parser.add_argument(
         "--resample",
         type=float,
         nargs="*",
         metavar="MM",
-        help="resample to a spacing x y z; without numbers to 0.7 0.7 1.25 (default: no)",
+        help="resample to a spacing x y z, without numbers 0.7 0.7 1.25 (default: no resampling)",
     )
 
 
 def list_cases(args: argparse.Namespace) -> Listing:
-    """What the arguments of the command name.
+    """The listing for arguments of the command.
 
     Raises:
         ValueError: ``--resample`` has other than none or three numbers.

@@ -1,13 +1,13 @@
 """Preprocessed folders of the medical detection toolkit: <pid>_img.npy, <pid>_rois.npy, info_df.
 
 The toolkit's preprocessing of LIDC-IDRI clips HU to -1200..600, normalizes every image, and loses
-its place in the patient: --hu-range -1200 600 --spacing 0.7 0.7 1.25 undoes what can be undone. A
-scan whose lowest stored HU are above -1200 gets air that is too dark. Where the DICOM files are at
-hand, the format lidc is exact.
+its position in the patient: --hu-range -1200 600 --spacing 0.7 0.7 1.25 reverts this as far as
+possible. In a scan whose lowest HU was above -1200, air becomes too dark. If you have the DICOM
+files, the format lidc is exact.
 
-What each image shows is read from info_df.csv, info_df.pickle or meta_info_<pid>.pickle, the first
-one that is there. Pickles run nothing. Columns or keys are pid and class_target: a number for each
-region of <pid>_rois.npy, in their order. In info_df.csv they stand as "[1.5, 4]".
+Annotations are read from info_df.csv, info_df.pickle or meta_info_<pid>.pickle, the first one that
+exists (pickles by a restricted unpickler). Columns or keys are pid and class_target: a number for
+each region of <pid>_rois.npy, in their order; in info_df.csv such as "[1.5, 4]".
 """
 
 import argparse
@@ -90,24 +90,25 @@ class MdtOptions:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what :func:`list_cases` reads."""
+    """Add the arguments of :func:`list_cases`."""
     add = parser.add_argument
-    add("folder", metavar="FOLDER", help="the folder of <pid>_img.npy and info_df.pickle")
+    add("folder", metavar="FOLDER", help="folder of <pid>_img.npy and info_df.pickle")
     add(
         "--spacing",
         type=float,
         nargs=3,
         required=True,
         metavar=("X", "Y", "Z"),
-        help="of the arrays' voxels, mm: target_spacing of the preprocessing, 0.7 0.7 1.25 of LIDC",
+        help="spacing of the arrays in mm: target_spacing of the preprocessing, for LIDC 0.7 0.7 "
+        "1.25",
     )
     add(
         "--hu-range",
         type=float,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="HU of the lowest and the highest value of each image, -1200 600 where the toolkit "
-        "clipped and normalized LIDC",
+        help="HU of the lowest and the highest value of each image, -1200 600 for the toolkit's "
+        "preprocessing of LIDC",
     )
     add("--head-first", action="store_true", help="the first slice is the one nearest to the head")
     add(
@@ -115,14 +116,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="of the class targets 0, 1, ...; by default they are ratings from 0 to 5, and classes "
-        "benign (below 3) and malignant",
+        help="names of the class targets 0, 1, ... (default: targets are ratings from 0 to 5, and "
+        "classes benign, below 3, and malignant)",
     )
     add("--fold-ids", metavar="FILE", help="fold_ids.pickle of an experiment")
     add(
         "--patient-pattern",
         metavar="REGEX",
-        help="finds the patient in a pid, by its first group; by default each pid is a patient",
+        help="pattern whose first group is the patient in a pid (default: each pid is a patient)",
     )
 
 

@@ -115,8 +115,8 @@ def add_value_arguments(parser: argparse.ArgumentParser) -> None:
         "--hu-offset",
         type=int,
         metavar="N",
-        help="HU = value - N; 1024 for values from 0 to 4095, 0 where they are HU whatever the "
-        "data set says",
+        help="HU = value - N; 1024 for values from 0 to 4095, 0 for HU of a modality that is not "
+        "named CT",
     )
     group.add_argument(
         "--hu-window",
@@ -130,7 +130,7 @@ def add_value_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="of images that are no CT: HU that the percentiles 0.5 and 99.5 of each become",
+        help="for images that are not CT: HU to which percentiles 0.5 and 99.5 of each are mapped",
     )
 
 

@@ -63,13 +63,13 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
         "--modality",
         type=int,
         metavar="K",
-        help="which one of several modalities to read, from 0",
+        help="modality to read, from 0, if there are several",
     )
     add_value_arguments(parser)
     parser.add_argument(
         "--labels-by-voxel",
         action="store_true",
-        help="label maps lie on their images voxel for voxel though their matrices differ",
+        help="label maps match their images voxel for voxel, although their matrices differ",
     )
     add_split_arguments(parser)
 

@@ -24,21 +24,21 @@ def add_split_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--splits",
         metavar="FILE",
-        help="splits_final.json or .pkl; by default that of the task folder or of its folder "
-        "preprocessed, where there is one",
+        help="splits_final.json or .pkl (default: that of the task folder or its folder "
+        "preprocessed, if there is one)",
     )
     parser.add_argument(
         "--fold-tests",
         choices=FOLD_TESTS,
-        help="rotate: a fold is tested on its val cases, and validated on the next one's, which "
-        "leave its train cases; as-is: train and val as they are, tested on the cases of imagesTs "
-        "(default: as-is where these have labels, else rotate)",
+        help="rotate: test a fold on its val cases, and validate on the next one's, which are "
+        "removed from its train cases; as-is: keep train and val, and test on the cases of "
+        "imagesTs (default: as-is if these have labels, otherwise rotate)",
     )
     parser.add_argument(
         "--patient-pattern",
         metavar="REGEX",
-        help="finds the patient in a case's name, by its first group: '(.+)_scan.*'; by default "
-        "each case is a patient",
+        help="pattern whose first group is the patient in a case's name: '(.+)_scan.*' (default: "
+        "each case is a patient)",
     )
 
 
