@@ -18,6 +18,8 @@ python -m lesion_d2.tools.visualize froc --dataset phantom_test --output froc.pn
     "RetinaNet=output/improved_retinanet/retinanet_[1-3]" \\
     "+ anchors=output/improved_retinanet/anchors_[1-3]"
 python -m lesion_d2.tools.visualize training OUTPUT_DIR
+python -m lesion_d2.tools.visualize sizes --output sizes.png \\
+    "from scratch=5:output/scratch_5_*,12:output/scratch_12_*" "pretrained=0:output/pretrained,..."
 
 The jobs that draw images write a PNG per image and a contact sheet; with --style paper the pages
 are white. Colors are those of Okabe and Ito, and the styles of lines differ as the colors do:
@@ -60,6 +62,10 @@ several runs as their mean, with a band from the lowest to the highest.
 
 training: losses, average precision and sensitivity over iterations, from metrics.json, as PNG and
 PDF. A training writes this figure at its end.
+
+sizes: sensitivity over the number of training images, a curve per way of training, as PNG and PDF.
+The evaluations of all OUTPUT_DIRs of a pattern count together, as folds of a cross-validation do;
+bands are 95 % intervals of Clopper and Pearson.
 """
 
 import argparse
@@ -81,6 +87,7 @@ from .mined import draw_mined
 from .negatives import PICKS as NEGATIVE_PICKS
 from .negatives import draw_negatives
 from .predictions import PICKS, draw_predictions
+from .sizes import draw_sizes, sizes
 from .volumes import draw_volumes
 
 
@@ -90,7 +97,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     jobs = parser.add_subparsers(
         required=True,
-        metavar="dataset|predictions|volumes|negatives|mined|attention|froc|training",
+        metavar="dataset|predictions|volumes|negatives|mined|attention|froc|training|sizes",
     )
     _add_dataset(jobs.add_parser("dataset", help="lesions, RECIST diameters, masks of a data set"))
     _add_predictions(jobs.add_parser("predictions", help="hits, false positives, missed lesions"))
@@ -100,6 +107,7 @@ def get_parser() -> argparse.ArgumentParser:
     _add_attention(jobs.add_parser("attention", help="attention maps of a model"))
     _add_froc(jobs.add_parser("froc", help="FROC curves of several experiments"))
     _add_training(jobs.add_parser("training", help="losses, AP and sensitivity of a training"))
+    _add_sizes(jobs.add_parser("sizes", help="sensitivity over the number of training images"))
     return parser
 
 
@@ -114,6 +122,13 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(job=draw_training)
     parser.add_argument("output_dir", type=Path, help="OUTPUT_DIR of the run")
     parser.add_argument("--output", help="PNG to write (OUTPUT_DIR/training.png)")
+
+
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(job=draw_sizes)
+    parser.add_argument("series", nargs="+", type=sizes, metavar="NAME=IMAGES:PATTERN,...")
+    parser.add_argument("--fps", type=float, default=4.0, help="false positives per image (4)")
+    parser.add_argument("--output", required=True, help="PNG to write, with a PDF beside it")
 
 
 def _add_dataset(parser: argparse.ArgumentParser) -> None:
