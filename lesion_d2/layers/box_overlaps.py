@@ -1,4 +1,4 @@
-"""Overlaps of boxes along any number of axes: in 2-D, equal to Detectron2's to the bit.
+"""Overlaps of boxes in 2-D and 3-D; in 2-D, bitwise equal to Detectron2's.
 
 Boxes are (..., 4) XYXY or (..., 6) XYZXYZ.
 """
@@ -6,7 +6,7 @@ Boxes are (..., 4) XYXY or (..., 6) XYZXYZ.
 import torch
 from torch import Tensor
 
-# fvcore's giou_loss has this number.
+# As in fvcore's giou_loss.
 _EPSILON = 1e-7
 
 
@@ -20,24 +20,24 @@ def box_volumes(boxes: Tensor) -> Tensor:
 
 
 def box_intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """(n, m) areas or volumes that every two of n and m boxes share."""
+    """(n, m) intersection areas or volumes of every pair of n and m boxes."""
     return _extents_product(boxes1[:, None], boxes2[None], hull=False)
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """(n, m) intersection over union of every two of n and m boxes; 0 for boxes without area."""
+    """(n, m) intersection over union of every pair of n and m boxes; 0 for boxes without area."""
     return matched_iou(boxes1[:, None], boxes2[None])
 
 
 def matched_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """(...) intersection over union of boxes that go with each other; other axes broadcast."""
+    """(...) intersection over union of paired boxes; the other axes broadcast."""
     shared = _extents_product(boxes1, boxes2, hull=False)
     union = box_volumes(boxes1) + box_volumes(boxes2) - shared
     return torch.where(shared > 0, shared / union, shared.new_zeros(1))
 
 
 def box_giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """(n, m) generalized IoU of every two of n and m boxes (Rezatofighi et al., 2019)."""
+    """(n, m) generalized IoU of every pair of n and m boxes (Rezatofighi et al., 2019)."""
     shared = box_intersection(boxes1, boxes2)
     union = box_volumes(boxes1)[:, None] + box_volumes(boxes2) - shared
     hull = _extents_product(boxes1[:, None], boxes2[None], hull=True)
@@ -53,14 +53,14 @@ def giou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none") -> Tensor
 
     Args:
         boxes1: (n, 4) XYXY or (n, 6) XYZXYZ.
-        boxes2: as ``boxes1``; the two are matched row by row.
-        reduction: "none", "sum" or "mean"; the mean of no pairs is 0.
+        boxes2: the same shape, paired row by row.
+        reduction: "none", "sum" or "mean"; the mean over no pairs is 0.
 
     Returns:
-        (n,) in 0..2, or a number.
+        (n,) in 0..2, or a scalar.
 
     Raises:
-        ValueError: another reduction.
+        ValueError: unknown reduction.
     """
     shared = _extents_product(boxes1, boxes2, hull=False)
     union = box_volumes(boxes1) + box_volumes(boxes2) - shared
@@ -77,14 +77,14 @@ def giou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none") -> Tensor
 
 
 def _extents_product(boxes1: Tensor, boxes2: Tensor, hull: bool) -> Tensor:
-    """What pairs share, or the smallest box around both.
+    """Area or volume of the intersection of pairs, or of the smallest enclosing box.
 
-    Axis by axis: a tensor (n, m, axes) and its product along a short axis take three times as long.
+    Computed axis by axis: a product over a tensor (n, m, axes) takes three times as long.
 
     Args:
-        boxes1: (..., 2 axes).
-        boxes2: the same axes; other sizes broadcast.
-        hull: whether to go around both.
+        boxes1: (..., 2 * axes).
+        boxes2: likewise; the other axes broadcast.
+        hull: whether to take the enclosing box.
     """
     axes = boxes1.shape[-1] // 2
     lows, highs = (torch.min, torch.max) if hull else (torch.max, torch.min)

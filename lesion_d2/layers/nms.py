@@ -1,7 +1,7 @@
-"""Non-maximum suppression in 3-D, without compiled code.
+"""Non-maximum suppression in 3-D in pure PyTorch.
 
-A box is kept where no kept box of a higher score overlaps it by more than the threshold. Boxes of
-equal scores come in the order that they are given in.
+A box is kept if its IoU with every kept box of a higher score is at most the threshold. Boxes with
+equal scores are processed in input order.
 """
 
 import torch
@@ -10,24 +10,23 @@ from torch import Tensor
 
 from .box_overlaps import box_iou
 
-# Boxes that the host looks at together: it then drops what they suppress, and the fewer are left
-# the less there is to compare.
+# Boxes processed together on a CPU. Those that they suppress are dropped before the next chunk.
 _HOST_BLOCK = 128
-# Pairs of boxes that a GPU compares at once, which bounds the memory: 64 MB a tensor.
+# Pairs of boxes that a GPU compares at once, which limits memory to 64 MB per tensor.
 _PAIRS = 2**24
-# Rounds on a GPU before it is asked whether they were enough. Detections need less than ten.
+# Rounds on a GPU between checks for convergence. Detections need less than ten.
 _ROUNDS = 16
 
 
 def nms_3d(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Indices of the boxes that non-maximum suppression keeps, as ``torchvision.ops.nms`` in 2-D.
+    """Indices of the boxes that non-maximum suppression keeps; ``torchvision.ops.nms`` in 3-D.
 
-    On a GPU nothing waits for the host but the result, once.
+    On a GPU it synchronizes once, for the result.
 
     Args:
         boxes: (n, 6) XYZXYZ.
         scores: (n,).
-        iou_threshold: a box goes where its IoU with a better one is above it.
+        iou_threshold: a box whose IoU with a better one exceeds it is removed.
 
     Returns:
         (kept,) int64, by falling score.
@@ -36,13 +35,13 @@ def nms_3d(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """Non-maximum suppression in each group of boxes, in 2-D and 3-D.
+    """Non-maximum suppression within each group of boxes, in 2-D and 3-D.
 
     Args:
-        boxes: (n, 4) XYXY, which go to Detectron2's ``batched_nms``, or (n, 6) XYZXYZ.
+        boxes: (n, 4) XYXY, passed to Detectron2's ``batched_nms``, or (n, 6) XYZXYZ.
         scores: (n,).
-        idxs: (n,) group of each box, such as its class or its level: boxes of different groups do
-            not suppress each other.
+        idxs: (n,) group of each box, such as its class or level; boxes of different groups do not
+            suppress each other.
         iou_threshold: see :func:`nms_3d`.
 
     Returns:
@@ -64,7 +63,7 @@ def _nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, threshold: float)
     rounds = _ROUNDS
     while True:
         kept, done = _keep_on_device(boxes, groups, threshold, rounds)
-        # The one wait: which boxes stay, and whether the rounds were enough.
+        # The only synchronization: which boxes are kept, and whether it converged.
         *kept, done = torch.cat([kept, done[None]]).tolist()
         if done:
             where = torch.tensor([i for i, keep in enumerate(kept) if keep], dtype=torch.int64)
@@ -76,20 +75,20 @@ def _on_host(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-_Group = tuple[Tensor, Tensor | None]  # (n, 6) boxes, and (n,) the group of each, if any
+_Group = tuple[Tensor, Tensor | None]  # (n, 6) boxes, and (n,) groups if any
 
 
 def _pair(
     boxes: Tensor, groups: Tensor | None, first: Tensor | slice, second: Tensor | slice
 ) -> tuple[_Group, _Group]:
-    """Two parts of the boxes."""
+    """Two subsets of the boxes, with their groups."""
     if groups is None:
         return (boxes[first], None), (boxes[second], None)
     return (boxes[first], groups[first]), (boxes[second], groups[second])
 
 
 def _suppresses(first: _Group, second: _Group, threshold: float) -> Tensor:
-    """(n, m) whether each of n boxes overlaps each of m of its group too much."""
+    """(n, m) bool, whether boxes of the same group have an IoU above the threshold."""
     too_much = box_iou(first[0], second[0]) > threshold
     if first[1] is not None:
         too_much &= first[1][:, None] == second[1]
@@ -97,18 +96,19 @@ def _suppresses(first: _Group, second: _Group, threshold: float) -> Tensor:
 
 
 def _settle(alive: Tensor, above: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
-    """Non-maximum suppression by a matrix.
+    """Non-maximum suppression by iterations over the matrix of overlaps.
 
-    Every round settles the boxes whose suppressors are all settled: the first box at once, and then
-    as many rounds as the longest chain of boxes has of which each overlaps the next.
+    Each round decides the boxes whose possible suppressors are all decided. It takes as many rounds
+    as
+    the longest chain of boxes of which each overlaps the next.
 
     Args:
-        alive: (n,) bool, boxes by falling score that may stay.
-        above: (n, n) bool; [i, j] where i comes before j and overlaps it.
-        rounds: at most so many are made.
+        alive: (n,) bool, boxes that may be kept, by descending score.
+        above: (n, n) bool; [i, j] is True if i precedes j and overlaps it.
+        rounds: maximum number of rounds.
 
     Returns:
-        (n,) which stay, and whether the last round changed nothing.
+        (n,) bool, the boxes that are kept, and whether the last round changed nothing.
     """
     kept = before = alive
     for _ in range(rounds):
@@ -119,7 +119,7 @@ def _settle(alive: Tensor, above: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
 
 
 def _keep_on_host(boxes: Tensor, groups: Tensor | None, threshold: float) -> Tensor:
-    """(kept,) indices of boxes by falling score."""
+    """(kept,) indices into boxes sorted by descending score."""
     kept, left = [], torch.arange(len(boxes))
     while len(left) > 0:
         block, left = left[:_HOST_BLOCK], left[_HOST_BLOCK:]
@@ -135,7 +135,7 @@ def _keep_on_host(boxes: Tensor, groups: Tensor | None, threshold: float) -> Ten
 def _keep_on_device(
     boxes: Tensor, groups: Tensor | None, threshold: float, rounds: int
 ) -> tuple[Tensor, Tensor]:
-    """(n,) which boxes by falling score stay, and whether the rounds were enough: no wait."""
+    """(n,) bool, which of the boxes by descending score are kept, and whether it converged."""
     alive = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
     done = torch.ones((), dtype=torch.bool, device=boxes.device)
     rows = max(1, _PAIRS // max(len(boxes), 1))

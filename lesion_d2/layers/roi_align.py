@@ -1,4 +1,4 @@
-"""RoIAlign in 3-D by PyTorch's own ``grid_sample``."""
+"""RoIAlign in 3-D with PyTorch's ``grid_sample``."""
 
 import functools
 import math
@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# A coordinate, in cells, so far outside that nothing is read there.
+# A coordinate, in cells, that is outside of any feature map.
 NOWHERE = -1e6
-# Values that are sampled at once, which bounds the memory: 128 MB.
+# Values sampled at once, which limits memory to 128 MB.
 _VALUES = 2**25
 
 
@@ -21,30 +21,31 @@ def roi_align_3d(
     spatial_scale: tuple[float, float, float],
     sampling_ratio: int = 0,
 ) -> Tensor:
-    """Pool regions of volumes to one size (He et al., 2017, section 3, along three axes).
+    """Pool regions of volumes to a fixed size (He et al., 2017, section 3, along three axes).
 
-    Every bin is the mean of points spread evenly in it, each read by trilinear interpolation; a
-    point more than one cell outside counts as 0. Coordinates are those of ``Boxes3D``: whole
-    numbers are voxel centers, and cell (i, j, k) of the features lies at voxel (i, j, k) / scale,
-    as anchors do. So in-plane it is torchvision's ``roi_align(aligned=True)`` with half a cell,
-    0.5 / scale, added to its boxes, which count from the outer edge of cell 0.
+    Each bin averages points spaced evenly in it, read by trilinear interpolation; points more than
+    one
+    cell outside are 0. Coordinates are those of ``Boxes3D``: integers are voxel centers, and cell
+    (i, j, k) of the features lies at voxel (i, j, k) / scale, as anchors do. In-plane it equals
+    torchvision's ``roi_align(aligned=True)`` with half a cell, 0.5 / scale, added to the boxes, as
+    torchvision's coordinates start at the outer edge of cell 0.
 
     Args:
         features: (N, C, D, H, W).
-        rois: (K, 7), index in the batch and x1, y1, z1, x2, y2, z2 in voxels of the input.
-        output_size: bins along depth, height and width.
-        spatial_scale: cells a voxel along depth, height and width: 1 / stride.
-        sampling_ratio: points a bin along each axis; 0 for one point a cell that the bin has,
-            rounded up, which waits for a GPU once.
+        rois: (K, 7), batch index and x1, y1, z1, x2, y2, z2 in voxels of the input.
+        output_size: number of bins along depth, height and width.
+        spatial_scale: cells per voxel along depth, height and width: 1 / stride.
+        sampling_ratio: points per bin along each axis; 0 for one per cell of the bin, rounded up,
+            which synchronizes with a GPU once.
 
     Returns:
-        (K, C, d, h, w) of the features' type.
+        (K, C, d, h, w) of the features' dtype.
     """
     number, channels, *sizes = features.shape
     if len(rois) == 0:
         return features.new_zeros(0, channels, *output_size)
-    # The volumes of a batch lie behind each other, so that one call reads from all of them. No
-    # point between two is read: points are clamped to their own volume.
+    # The volumes of a batch are concatenated along z, so that one call reads from all of them.
+    # Points are clamped to their own volume, so none is read between two.
     stacked = features.float().transpose(0, 1).reshape(1, channels, number * sizes[0], *sizes[1:])
     low, high = cells_of(rois[:, 1:], spatial_scale)
     first = rois[:, 0].float() * sizes[0]  # slice of a region's volume
@@ -69,23 +70,23 @@ def roi_align_3d(
 def _parts(
     counts: Tensor, values_per_point: int, sampling_ratio: int
 ) -> tuple[Tensor | None, list[tuple[slice, list[int]]]]:
-    """Regions that are sampled together, so that their samples stay below a number of values.
+    """Chunks of regions whose samples stay below the memory limit.
 
     Args:
-        counts: (K, 3) points a bin of each region.
-        values_per_point: of a region, with one point a bin.
+        counts: (K, 3) points per bin of each region.
+        values_per_point: values of a region with one point per bin.
         sampling_ratio: see :func:`roi_align_3d`.
 
     Returns:
-        An order of the regions, None for the one they have, and slices of it, each with the most
-        points that a bin of its regions has along each axis.
+        An order of the regions (None for the given one), and slices of it, each with the largest
+        number of points per bin along each axis.
     """
     number = len(counts)
     if sampling_ratio > 0:
         rows = max(1, _VALUES // (values_per_point * sampling_ratio**3))
         slices = [slice(start, start + rows) for start in range(0, number, rows)]
         return None, [(each, [sampling_ratio] * 3) for each in slices]
-    # Large regions with large ones: all of a part are filled up to the most points of any.
+    # Sorted by size, as all regions of a chunk are padded to the largest number of points.
     order = counts.prod(dim=1).argsort()
     sorted_counts = counts[order].int().tolist()
     parts, start, most = [], 0, [1, 1, 1]
@@ -102,7 +103,7 @@ def _parts(
 def _sums_of_points(sampled: Tensor, most: list[int]) -> Tensor:
     """(C, K * d, h, w) sums over the points of each bin, of (C, K * d * mz, h * my, w * mx).
 
-    By additions of slices: a pooling would keep all points for the backward pass.
+    It adds slices, as pooling would keep all points for the backward pass.
     """
     for axis in (3, 2, 1):
         points = sampled.unflatten(axis, (-1, most[axis - 1])).unbind(axis + 1)
@@ -111,7 +112,7 @@ def _sums_of_points(sampled: Tensor, most: list[int]) -> Tensor:
 
 
 def cells_of(boxes: Tensor, spatial_scale: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Low and high ends of (K, 6) boxes in cells of a feature map, (K, 3) each: z, y, x."""
+    """Lower and upper ends of (K, 6) boxes in cells of a feature map, (K, 3) each: z, y, x."""
     low, high = boxes[:, :3].float(), boxes[:, 3:].float()
     columns = [
         torch.stack([ends[:, 2 - axis] * scale for axis, scale in enumerate(spatial_scale)], dim=1)
@@ -123,19 +124,20 @@ def cells_of(boxes: Tensor, spatial_scale: Sequence[float]) -> tuple[Tensor, Ten
 def bin_points(
     low: Tensor, high: Tensor, bins: int, counts: Tensor, most: int, size: int
 ) -> Tensor:
-    """Where the points of bins lie along one axis.
+    """Positions of the sampling points of bins along one axis.
 
     Args:
-        low: (K,) ends of the regions, in cells.
-        high: (K,).
-        bins: of each region.
-        counts: (K,) points a bin of each region has.
-        most: the greatest of them.
-        size: of the feature map along the axis.
+        low: (K,) lower ends of the regions, in cells.
+        high: (K,) upper ends.
+        bins: number of bins of each region.
+        counts: (K,) points per bin of each region.
+        most: the maximum of ``counts``.
+        size: length of the feature map along the axis.
 
     Returns:
-        (K, bins, most) in 0..size - 1; :data:`NOWHERE` for points that a region does not have, or
-        that lie more than one cell outside.
+        (K, bins, most) in 0..size - 1; :data:`NOWHERE` for points beyond a region's ``counts``, or
+        more
+        than one cell outside.
     """
     half = torch.arange(most, dtype=low.dtype, device=low.device) + 0.5
     first = torch.arange(bins, dtype=low.dtype, device=low.device)
@@ -147,9 +149,9 @@ def bin_points(
 
 
 def points_per_bin(sides: Tensor, bins: Sequence[int], sampling_ratio: int) -> Tensor:
-    """(K, 3) points a bin along each axis, of regions with (K, 3) sides in cells.
+    """(K, 3) points per bin along each axis, for regions with (K, 3) sides in cells.
 
-    They are ``sampling_ratio``, or where it is 0 as many as a bin has cells, rounded up.
+    ``sampling_ratio``, or if it is 0 the number of cells per bin, rounded up.
     """
     if sampling_ratio > 0:
         return torch.full_like(sides, sampling_ratio)
@@ -158,10 +160,10 @@ def points_per_bin(sides: Tensor, bins: Sequence[int], sampling_ratio: int) -> T
 
 
 def _sampling_grid(axes: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-    """The grid of points whose z, y and x are (K, d), (K, h) and (K, w) cells: one volume's.
+    """The sampling grid of points with z, y and x in (K, d), (K, h) and (K, w) cells.
 
     Returns:
-        (1, K * d, h, w, 3) as ``grid_sample`` takes it: -1 and 1 are the outer edges.
+        (1, K * d, h, w, 3) for ``grid_sample``: -1 and 1 are the outer edges.
     """
     z, y, x = ((2 * points + 1) / size - 1 for points, size in zip(axes, sizes, strict=True))
     shape = (len(z), z.shape[1], y.shape[1], x.shape[1])

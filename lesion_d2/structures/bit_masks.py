@@ -8,7 +8,7 @@ from torch import Tensor
 from ..layers.roi_align import bin_points, cells_of, points_per_bin
 from .boxes3d import Boxes3D
 
-# Voxels of masks that are numbers at once, which bounds the memory: 128 MB.
+# Voxels converted to float at once, which limits memory to 128 MB.
 _VALUES = 2**25
 
 
@@ -16,10 +16,10 @@ class BitMasks3D:
     """Masks of objects in a volume, with the interface of Detectron2's :class:`BitMasks`.
 
     Args:
-        tensor: (n, D, H, W), bool or what becomes it.
+        tensor: (n, D, H, W), bool or convertible to it.
 
     Raises:
-        ValueError: not four axes.
+        ValueError: the tensor does not have four axes.
     """
 
     def __init__(self, tensor: Tensor | np.ndarray):
@@ -35,11 +35,11 @@ class BitMasks3D:
 
     @property
     def device(self) -> torch.device:
-        """Where the masks are."""
+        """The device of the masks."""
         return self.tensor.device
 
     def __getitem__(self, item: int | slice | Tensor) -> "BitMasks3D":
-        """Masks by index, slice, mask or indices; they may share memory with these."""
+        """Index by integer, slice, mask or indices; the result may share memory."""
         if isinstance(item, int):
             return type(self)(self.tensor[item][None])
         return type(self)(self.tensor[item])
@@ -55,19 +55,19 @@ class BitMasks3D:
 
     @classmethod
     def cat(cls, masks: Sequence["BitMasks3D"]) -> "BitMasks3D":
-        """The masks of several, of volumes of one size; at least one."""
+        """Concatenate one or more :class:`BitMasks3D` of volumes of the same size."""
         return cls(torch.cat([some.tensor for some in masks]))
 
     def nonempty(self) -> Tensor:
-        """(n,) which masks have a voxel."""
+        """(n,) bool, whether each mask is non-empty."""
         return self.tensor.flatten(1).any(dim=1)
 
     def get_bounding_boxes(self) -> Boxes3D:
-        """Tight boxes, from the least voxel - 0.5 to the greatest + 0.5; of empty masks, zeros.
+        """Tight boxes, from the first voxel - 0.5 to the last + 0.5; zeros for empty masks.
 
-        Nothing waits for a GPU.
+        It does not synchronize with a GPU.
         """
-        # Of the two, the maximum of bytes is several times as fast as any() of bools.
+        # The maximum of bytes is several times as fast as any() of bools.
         voxels = self.tensor.view(torch.uint8)
         rows = voxels.amax(dim=3)
         lows, highs = [], []
@@ -79,14 +79,14 @@ class BitMasks3D:
         return Boxes3D(boxes.where(torch.isfinite(boxes), 0.0))
 
     def crop_and_resize(self, boxes: Tensor, mask_size: tuple[int, int, int]) -> Tensor:
-        """Each mask in its box, resized: targets of a Mask R-CNN.
+        """Crop each mask to its box and resize it: the targets of Mask R-CNN.
 
-        A bin is the mean of trilinear samples, one a voxel of the bin along each axis, rounded up
-        (:func:`lesion_d2.layers.roi_align_3d`); it is set from 0.5 on.
+        A bin averages trilinear samples, one per voxel of the bin along each axis, rounded up
+        (:func:`lesion_d2.layers.roi_align_3d`), and is True from a mean of 0.5 on.
 
         Args:
-            boxes: (n, 6) XYZXYZ, one for each mask.
-            mask_size: bins along depth, height and width.
+            boxes: (n, 6) XYZXYZ, one per mask.
+            mask_size: number of bins along depth, height and width.
 
         Returns:
             (n, d, h, w) bool.
@@ -104,30 +104,30 @@ class BitMasks3D:
             )
             for i, size in enumerate(self.image_size)
         )
-        # Some masks at a time: as numbers they take four times the memory.
+        # In chunks: as float, masks take four times the memory.
         rows = max(1, _VALUES // math.prod(self.image_size))
         resized = [
             _weigh(self.tensor[i : i + rows], z[i : i + rows], y[i : i + rows], x[i : i + rows])
             for i in range(0, max(len(self), 1), rows)
         ]
-        # Means of zeros and ones, which rounding takes from 0.5 by less than this.
+        # Rounding errors of a mean of zeros and ones are smaller than this.
         return torch.cat(resized) >= 0.5 - 1e-5
 
 
 def _weigh(masks: Tensor, z: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """(n, d, h, w) means of (n, D, H, W) masks, by the (n, bins, size) weights of each axis."""
+    """(n, d, h, w) means of (n, D, H, W) masks with (n, bins, size) weights per axis."""
     means = masks.float() @ x.mT[:, None]  # (n, D, H, w)
     means = y[:, None] @ means  # (n, D, h, w)
     return (z @ means.flatten(2)).unflatten(2, means.shape[2:])
 
 
 def _bin_weights(points: Tensor, counts: Tensor, size: int) -> Tensor:
-    """(n, bins, size) by how much each voxel of an axis counts in each bin.
+    """(n, bins, size) weight of each voxel of an axis in each bin.
 
     Args:
         points: (n, bins, most), see :func:`bin_points`.
-        counts: (n,) points a bin of each mask has.
-        size: of the axis.
+        counts: (n,) points per bin of each mask.
+        size: length of the axis.
     """
     voxels = torch.arange(size, dtype=points.dtype, device=points.device)
     near = (1 - (points[..., None] - voxels).abs()).relu()  # linear interpolation

@@ -1,4 +1,4 @@
-"""What all rooms hold of boxes: their mode, their place in files, and what is no box."""
+"""Boxes of annotations: their mode, their coordinates in files, and invalid boxes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ _MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
 
 
 def xyxy_box(annotation: Mapping) -> list[float]:
-    """The box of an annotation in Detectron2's format, whatever its mode.
+    """The box of an annotation in Detectron2's format, as XYXY.
 
     Args:
         annotation: with ``bbox`` and ``bbox_mode``.
@@ -33,40 +33,40 @@ def xyxy_box(annotation: Mapping) -> list[float]:
 
 
 def first_pixel(dataset: str) -> float:
-    """What a registered data set's files have at the center of the first pixel, where dicts have 0.
+    """Coordinate of the first pixel's center in a registered data set's files; it is 0 in dicts.
 
-    Known once the data set was read: 1 in DeepLesion's coordinates (see
-    :data:`lesion_d2.data.deeplesion.csv_rows.FIRST_PIXEL`), and 0 where its loader says nothing.
+    Known once the data set was loaded: 1 for DeepLesion
+    (:data:`lesion_d2.data.deeplesion.csv_rows.FIRST_PIXEL`), and 0 unless its loader sets another.
     """
     return MetadataCatalog.get(dataset).get("first_pixel", 0.0)
 
 
 def moved_xywh(box: Sequence[float], offset: float) -> list[float]:
-    """A box x, y, width, height whose corner moved by an offset in x and y.
+    """A box (x, y, width, height) shifted by an offset in x and y.
 
     Args:
         box: in pixels.
-        offset: :func:`first_pixel` of the data set, to write a box in its file's coordinates; its
-            negative, to read one.
+        offset: :func:`first_pixel` of the data set to write a box in its file's coordinates; its
+            negative to read one.
     """
     x, y, width, height = box
     return [x + offset, y + offset, width, height]
 
 
-#: How messages tell what a box is.
+#: Description of a valid box, for error messages.
 EXPECTED_BOX = "finite numbers with no end before its start"
 
 
 def bad_boxes(boxes: np.ndarray) -> np.ndarray:
-    """Rows that are no boxes: a number is not finite, or an end lies before its start.
+    """Indices of invalid boxes: a number is not finite, or an end lies before its start.
 
-    A box without area is one.
+    A box without area is valid.
 
     Args:
         boxes: (N, 4) X1Y1X2Y2 or (N, 6) X1Y1Z1X2Y2Z2.
 
     Returns:
-        (m,) their indices, rising.
+        (m,) ascending.
     """
     dims = boxes.shape[1] // 2
     is_box = np.isfinite(boxes).all(axis=1) & (boxes[:, dims:] >= boxes[:, :dims]).all(axis=1)

@@ -6,8 +6,9 @@ from torch import Tensor
 class Boxes3D(Boxes):
     """Boxes in volumes, with the interface of Detectron2's :class:`Boxes`.
 
-    Whole numbers are voxel centers on all three axes, and boxes have edges: the box of a mask goes
-    from the least voxel - 0.5 to the greatest + 0.5.
+    Integer coordinates are voxel centers on all three axes. The box of a mask extends from its
+    first
+    voxel - 0.5 to its last voxel + 0.5.
 
     Example::
 
@@ -15,10 +16,10 @@ class Boxes3D(Boxes):
         boxes.area()  # tensor([600.]): 10 x 20 pixels on 3 slices
 
     Args:
-        tensor: (N, 6) of x1, y1, z1, x2, y2, z2 in voxels.
+        tensor: (N, 6), x1, y1, z1, x2, y2, z2 in voxels.
 
     Raises:
-        ValueError: not six columns.
+        ValueError: the tensor is not (N, 6).
     """
 
     def __init__(self, tensor: Tensor):
@@ -30,7 +31,7 @@ class Boxes3D(Boxes):
         self.tensor = tensor
 
     def clone(self) -> "Boxes3D":
-        """The same boxes in memory of their own."""
+        """A copy of the boxes."""
         return type(self)(self.tensor.clone())
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Boxes3D":
@@ -42,12 +43,12 @@ class Boxes3D(Boxes):
         return self.tensor[:, 3:] - self.tensor[:, :3]
 
     def area(self) -> Tensor:
-        """(N,) volumes, voxels. The name is that of ``Boxes``, for code that takes either."""
+        """(N,) volumes in voxels. Named as in ``Boxes``, for code that takes either."""
         dx, dy, dz = self.sides().unbind(dim=1)
         return dx * dy * dz
 
     def clip(self, box_size: tuple[int, int, int]) -> None:
-        """Cut the boxes, in place, to the edges of a volume: from -0.5 to its size - 0.5.
+        """Clip the boxes in place to a volume: from -0.5 to its size - 0.5.
 
         Args:
             box_size: depth, height and width of the volume.
@@ -63,11 +64,11 @@ class Boxes3D(Boxes):
         self.tensor = torch.stack(columns, dim=1)
 
     def nonempty(self, threshold: float = 0.0) -> Tensor:
-        """(N,) whether each side of a box is longer than a threshold in voxels."""
+        """(N,) bool, whether all sides of a box are longer than a threshold in voxels."""
         return (self.sides() > threshold).all(dim=1)
 
     def __getitem__(self, item: int | slice | Tensor) -> "Boxes3D":
-        """Boxes by index, slice, mask or indices; they may share memory with these."""
+        """Index by integer, slice, mask or indices; the result may share memory."""
         if isinstance(item, int):
             return type(self)(self.tensor[item].view(1, -1))
         return type(self)(self.tensor[item])
@@ -76,11 +77,11 @@ class Boxes3D(Boxes):
         return f"Boxes3D({self.tensor})"
 
     def inside_box(self, box_size: tuple[int, int, int], boundary_threshold: float = 0.0) -> Tensor:
-        """Which boxes do not leave a volume.
+        """Which boxes lie inside of a volume.
 
         Args:
             box_size: depth, height and width of the volume.
-            boundary_threshold: voxels by which a box may leave it on each side.
+            boundary_threshold: voxels by which a box may extend beyond each side.
 
         Returns:
             (N,) bool.
@@ -97,9 +98,9 @@ class Boxes3D(Boxes):
         return (self.tensor[:, :3] + self.tensor[:, 3:]) / 2
 
     def scale(self, scale_x: float, scale_y: float, scale_z: float = 1.0) -> None:
-        """Scale the boxes in place, as a volume that grows by these factors.
+        """Scale the boxes in place, as for a volume resized by these factors.
 
-        The volume's edge, at -0.5, stays where it is.
+        The volume's edge at -0.5 is fixed.
         """
         for axis, factor in enumerate((scale_x, scale_y, scale_z)):
             self.tensor[:, axis::3] = (self.tensor[:, axis::3] + 0.5) * factor - 0.5

@@ -1,4 +1,4 @@
-"""From a slice on disk to the part of it that an image shows, and back.
+"""Coordinates on a slice on disk and on the crop of it that an image shows.
 
 With INPUT.CT.CUT_BORDERS samples have ``crop``, (x0, y0, x1, y1) in whole pixels of the slice on
 disk, ends exclusive: the part that ``image`` shows. Their ``height`` and ``width`` are the slice's.
@@ -14,8 +14,9 @@ def crop_box(input_dict: dict, image_size: tuple[int, int]) -> Extent:
     """The part of the slice that an image shows.
 
     Args:
-        input_dict: of Detectron2's models, with ``crop``, with ``height`` and ``width``, or none.
-        image_size: height and width of the image, where the dict does not say more.
+        input_dict: input of Detectron2's models, with ``crop``, with ``height`` and ``width``, or
+        neither.
+        image_size: height and width of the image, used if the dict has neither.
 
     Returns:
         x0, y0, x1, y1 in whole pixels of the slice on disk, ends exclusive.
@@ -25,28 +26,28 @@ def crop_box(input_dict: dict, image_size: tuple[int, int]) -> Extent:
 
 
 def crop_size(input_dict: dict, image_size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of :func:`crop_box`: of what an image shows, before it was resized."""
+    """Height and width of :func:`crop_box`, that is before resizing."""
     x0, y0, x1, y1 = crop_box(input_dict, image_size)
     return y1 - y0, x1 - x0
 
 
 def slice_to_image(points: np.ndarray, extent: Extent, image_size: tuple[int, int]) -> np.ndarray:
-    """Bring points on a slice to the image that was cropped and resized from it.
+    """Map points on a slice to the image that was cropped and resized from it.
 
     Args:
-        points: (n, 2) x, y in pixels of the slice, whole numbers in the middle of pixels.
-        extent: of :func:`crop_box`.
+        points: (n, 2) x, y in pixels of the slice; integers are pixel centers.
+        extent: see :func:`crop_box`.
         image_size: height and width of the image.
 
     Returns:
-        (n, 2) in pixels of the image, whole numbers in the middle of pixels.
+        (n, 2) in pixels of the image; integers are pixel centers.
     """
     corner, scale = _corner_and_scale(extent, image_size)
     return (np.asarray(points) + 0.5 - corner) * scale - 0.5
 
 
 def image_to_slice(points: np.ndarray, extent: Extent, image_size: tuple[int, int]) -> np.ndarray:
-    """Bring points on an image back to the slice: the inverse of :func:`slice_to_image`."""
+    """Map points on an image to the slice: the inverse of :func:`slice_to_image`."""
     corner, scale = _corner_and_scale(extent, image_size)
     return (np.asarray(points) + 0.5) / scale + corner - 0.5
 
@@ -58,16 +59,16 @@ def _corner_and_scale(extent: Extent, image_size: tuple[int, int]) -> tuple[np.n
 
 
 def paste_to_slice(instances: Instances, input_dict: dict) -> Instances:
-    """Move what was found on a crop to its place on the slice.
+    """Convert instances on a crop to instances on the slice.
 
     Args:
-        instances: of :func:`crop_size`, in pixels of the slice with the crop's corner as origin;
-            with ``pred_boxes`` and, where there are masks, ``pred_masks`` (n, height, width).
+        instances: of size :func:`crop_size`, in pixels of the slice relative to the crop's corner;
+            with ``pred_boxes`` and optionally ``pred_masks`` (n, height, width).
         input_dict: with ``crop``, ``height`` and ``width`` of the slice; without ``crop`` the
-            instances stay as they are.
+            instances are returned unchanged.
 
     Returns:
-        Instances of the slice's size: boxes moved, masks padded, other fields as they were.
+        Instances of the slice's size: boxes shifted, masks padded, other fields unchanged.
     """
     if "crop" not in input_dict:
         return instances

@@ -1,7 +1,7 @@
-"""Regions to ignore: neither lesions nor background, for training and evaluation alike.
+"""Regions to ignore, neither lesions nor background, in training and in evaluation.
 
 In dicts they are annotations with ``iscrowd`` 1, as in COCO. In a training sample they are
-instances of class -1 with ``is_region``, which come before the lesions.
+instances of class -1 with ``is_region`` that precede the lesions.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,14 +14,14 @@ from torch import Tensor
 from . import pairwise_intersection
 from .boxes import xyxy_box
 
-#: Class of instances that no loss counts, neither as lesions nor as background.
+#: Class of instances that all losses ignore.
 IGNORED_CLASS = -1
-#: Share of its own area from which on a box lies in a region.
+#: Fraction of a box's own area that must be in a region for the box to lie in it.
 INSIDE_SHARE = 0.5
 
 
 def is_region(annotation: Mapping) -> bool:
-    """Whether an annotation of a dict is a region to ignore, and no lesion."""
+    """Whether an annotation is a region to ignore."""
     return bool(annotation.get("iscrowd", 0))
 
 
@@ -44,16 +44,18 @@ def region_boxes(record: Mapping) -> np.ndarray:
 def lie_inside(boxes: Boxes, regions: Boxes) -> Tensor:
     """Which boxes lie in a region to ignore.
 
-    A box lies in one where their intersection is at least :data:`INSIDE_SHARE` of the box's own
-    area, as COCO's evaluation at that threshold takes it: small boxes in a large region have hardly
-    any IoU with it.
+    A box lies in a region if their intersection is at least :data:`INSIDE_SHARE` of the box's area,
+    as
+    in COCO's evaluation of crowds at that threshold. IoU would not do: that of a small box with a
+    large
+    region is small.
 
     Args:
-        boxes: n, or n ``Boxes3D``.
-        regions: m of the same kind, on the same device; there may be none.
+        boxes: n ``Boxes`` or ``Boxes3D``.
+        regions: m of the same class, on the same device; may be empty.
 
     Returns:
-        (n,) bool. A box without area lies in none.
+        (n,) bool; False for boxes without area.
     """
     if len(regions) == 0:
         return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
@@ -62,9 +64,9 @@ def lie_inside(boxes: Boxes, regions: Boxes) -> Tensor:
 
 
 class HostFlags(list):
-    """A field of Instances, a bool each, that stays on the host whatever the boxes do.
+    """A bool per instance, as a field of Instances that stays on the host.
 
-    So nobody waits for a GPU to learn whether there are regions.
+    Checking for regions then does not synchronize with a GPU.
     """
 
     def __getitem__(self, item: int | slice | Tensor) -> "bool | HostFlags":
@@ -75,9 +77,9 @@ class HostFlags(list):
 
 
 def mark_regions(instances: Instances, num_regions: int) -> None:
-    """Say that the first instances of a training sample are regions to ignore.
+    """Mark the first instances of a training sample as regions to ignore.
 
-    Samples without a region stay as they are.
+    Samples without a region are unchanged.
     """
     if num_regions > 0:
         flags = [True] * num_regions + [False] * (len(instances) - num_regions)
@@ -85,14 +87,13 @@ def mark_regions(instances: Instances, num_regions: int) -> None:
 
 
 def split_regions(instances: Instances) -> tuple[Instances, Instances | None]:
-    """Part the regions to ignore from what else is annotated.
+    """Separate the regions to ignore from the lesions.
 
     Args:
-        instances: of a training sample.
+        instances: the annotations of a training sample.
 
     Returns:
-        The others, which are ``instances`` itself where there is no region, and the regions, or
-        None.
+        The lesions (``instances`` itself if there is no region), and the regions or None.
     """
     if not instances.has("is_region"):
         return instances, None

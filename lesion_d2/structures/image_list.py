@@ -9,14 +9,14 @@ class ImageList3D(ImageList):
 
     Args:
         tensor: (N, C, D, H, W).
-        image_sizes: depth, height and width of each volume, without what was padded.
+        image_sizes: depth, height and width of each volume without padding.
     """
 
     def __init__(self, tensor: Tensor, image_sizes: list[tuple[int, int, int]]):
         super().__init__(tensor, image_sizes)
 
     def __getitem__(self, idx: int) -> Tensor:
-        """(C, D, H, W), a volume in its own size."""
+        """(C, D, H, W), a volume without padding."""
         depth, height, width = self.image_sizes[idx]
         return self.tensor[idx, ..., :depth, :height, :width]
 
@@ -30,15 +30,15 @@ class ImageList3D(ImageList):
         size_divisibility: Sequence[int] = (1, 1, 1),
         pad_value: float = 0.0,
     ) -> "ImageList3D":
-        """Pad volumes at their ends to one size.
+        """Pad volumes at their ends to a common size.
 
         Args:
-            tensors: at least one, (C, D, H, W) each, with the same C.
-            size_divisibility: what the common depth, height and width are multiples of.
-            pad_value: value of what is padded.
+            tensors: one or more (C, D, H, W), with the same C.
+            size_divisibility: the common depth, height and width are multiples of it.
+            pad_value: value of the padding.
 
         Raises:
-            ValueError: no volumes, or some that are not (C, D, H, W) with the same C.
+            ValueError: no volume, or shapes that are not (C, D, H, W) with the same C.
         """
         shapes = [tuple(tensor.shape) for tensor in tensors]
         if not shapes or any(len(s) != 4 or s[0] != shapes[0][0] for s in shapes):

@@ -4,22 +4,23 @@ import contourpy
 import cv2
 import numpy as np
 
-# A polygon of DICOM holds 65,534 bytes of 4-byte numbers: 5,461 points in mm.
+# A DICOM polygon holds 65,534 bytes of 4-byte numbers: 5,461 points in mm.
 _MAX_POINTS = 5000
 
 
 def mask_outlines(mask: np.ndarray) -> list[np.ndarray]:
-    """Outlines of all parts of a mask, without their holes.
+    """Outlines of all components of a mask, without holes.
 
-    They run halfway between the centers of pixels inside and outside: a pixel is of the mask where
-    its center is in a polygon, but in holes. An outline of more than 5,000 points, as of noise, is
+    They run halfway between the centers of inside and outside pixels, so a pixel belongs to the
+    mask if
+    its center is in a polygon (except in holes). An outline of more than 5,000 points is
     simplified.
 
     Args:
         mask: H x W bool.
 
     Returns:
-        (N, 2) x, y each, where integers are the pixels' centers; the last point is the first again.
+        (N, 2) x, y each; integers are pixel centers; the last point equals the first.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
@@ -37,13 +38,13 @@ def box_outline(box: tuple[float, float, float, float]) -> np.ndarray:
 
 
 def _signed_area(line: np.ndarray) -> float:
-    """Of a closed polygon; of a hole's outline the other way round."""
+    """Signed area of a closed polygon; holes have the opposite sign."""
     x, y = line.T
     return 0.5 * float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]))
 
 
 def _simplified(line: np.ndarray) -> np.ndarray:
-    """Without points on straight parts, and none but 5,000."""
+    """Drop points on straight segments, and simplify to at most 5,000 points."""
     steps = np.diff(line, axis=0)
     before = np.roll(steps, 1, axis=0)
     turns = np.abs(steps[:, 0] * before[:, 1] - steps[:, 1] * before[:, 0]) > 1e-9

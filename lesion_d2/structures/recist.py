@@ -1,4 +1,4 @@
-"""RECIST diameters of masks: the longest one, and the longest one across it."""
+"""RECIST diameters of masks: the longest, and the longest perpendicular to it."""
 
 import numpy as np
 
@@ -11,13 +11,14 @@ def measure_recist(mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) 
 
     The long diameter joins the two points of the outline that are farthest apart; the short one is
     the longest segment perpendicular to it that stays inside the mask, sampled every quarter of a
-    pixel's shorter side. The outline runs along the pixels' edges, half a pixel around their
-    centers, where integer coordinates stand for pixel centers.
+    pixel's shorter side. The outline runs along pixel edges, half a pixel from pixel centers, which
+    have
+    integer coordinates.
 
     Args:
         mask: H x W bool, not empty.
-        spacing: of pixels along x and y, in mm or any unit: what is long and what is perpendicular
-            is so in this unit.
+        spacing: pixel spacing along x and y, in mm or any other unit; lengths and right angles are
+            measured in this unit.
 
     Returns:
         x11, y11, x12, y12 (long), x21, y21, x22, y22 (short), in pixels, (8,) float64.
@@ -48,7 +49,7 @@ def long_diameter(mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -
     """Length of the long diameter of :func:`measure_recist`, in the unit of ``spacing``.
 
     Raises:
-        ValueError: as there.
+        ValueError: if the mask is empty.
     """
     return float(_farthest(_edge_points(mask) * spacing)[2])
 
@@ -57,7 +58,7 @@ def _farthest(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Two points, x and y each, that are farthest apart, and their distance."""
     if not len(points):
         raise ValueError("measure_recist: the mask is empty, expected at least one pixel")
-    from scipy.spatial import ConvexHull  # takes long to import, and is seldom needed
+    from scipy.spatial import ConvexHull  # slow to import, and rarely needed
 
     hull = points[ConvexHull(points).vertices]
     squares = ((hull[:, None] - hull[None]) ** 2).sum(axis=-1)

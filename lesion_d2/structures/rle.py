@@ -1,11 +1,12 @@
-"""Masks of slices in COCO's RLE, as files hold them.
+"""Masks of slices in COCO's compressed RLE.
 
-``size`` is height and width; ``counts`` the lengths of runs of pixels, column by column, which are
-outside and inside of the mask in turn, the first outside. A length is written five bits a
-character, the lowest first; from the fourth on less the last but one.
+``size`` is height and width; ``counts`` the lengths of runs of pixels, column by column,
+alternately
+outside and inside of the mask, the first outside. A length is written with five bits per character,
+the lowest first; from the fourth on it is the difference to the last but one.
 
-pycocotools takes a file's word for both: it asks for memory of any size, and leaves pixels that no
-run covers as they were in memory. So what comes from a file is checked and decoded here.
+pycocotools trusts both: it allocates any size, and leaves pixels that no run covers uninitialized.
+So masks from files are checked and decoded here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,13 @@ from pycocotools import mask as coco_mask
 from ..utils.errors import short_repr
 from ..utils.values import MAX_SIDE, is_size
 
-_MAX_CHARACTERS = 8  # of a run: more than 2^35 pixels are in no image
+_MAX_CHARACTERS = 8  # per run; no image has more than 2^35 pixels
 _MORE, _NEGATIVE, _BITS = 0x20, 0x10, 0x1F
 _EXPECTED = "size and counts of COCO's compressed RLE"
 
 
 def encode_mask(mask: np.ndarray) -> dict:
-    """COCO's RLE of a mask.
+    """Encode a mask as COCO's RLE.
 
     Args:
         mask: H x W bool.
@@ -34,14 +35,14 @@ def encode_mask(mask: np.ndarray) -> dict:
 
 
 def encode_masks(masks: np.ndarray) -> list[dict]:
-    """COCO's RLE of each of some masks.
+    """Encode masks as COCO's RLE.
 
     Args:
         masks: n x H x W bool.
 
     Returns:
-        As :func:`encode_mask`. Only the columns that a mask has pixels in are turned, so that small
-        masks of large images take a third of the time that pycocotools takes.
+        As :func:`encode_mask`, one per mask. Only columns with mask pixels are transposed, so that
+        small masks of large images take a third of pycocotools' time.
     """
     return [_encode(mask, columns) for mask, columns in zip(masks, masks.any(axis=1), strict=True)]
 
@@ -60,7 +61,7 @@ def _encode(mask: np.ndarray, columns: np.ndarray) -> dict:
 
 
 def decode_mask(rle: object, size: Sequence[int] | None = None) -> np.ndarray:
-    """The mask of an RLE, H x W bool.
+    """Decode an RLE to an H x W bool mask.
 
     Args:
         rle, size: see :func:`check_mask`.
@@ -75,24 +76,24 @@ def decode_mask(rle: object, size: Sequence[int] | None = None) -> np.ndarray:
 
 
 def check_mask(rle: object, size: Sequence[int] | None = None) -> tuple[int, int]:
-    """Stop where a value is no RLE mask of an image, before any memory is taken for it.
+    """Check that a value is a valid RLE mask before memory is allocated for it.
 
     Args:
-        rle: what a file holds; as of :func:`encode_mask`, where ``counts`` may be bytes.
-        size: height and width of the image; None where the RLE's own is known to be right.
+        rle: a value from a file; as from :func:`encode_mask`, or with ``counts`` as bytes.
+        size: height and width of the image; None if the RLE's own size is trusted.
 
     Returns:
-        The number of its runs, and that of its pixels in the mask.
+        The number of runs, and the number of mask pixels.
 
     Raises:
-        ValueError: it is no RLE, of another size, or its runs do not fill its size.
+        ValueError: not an RLE, an RLE of another size, or runs that do not fill its size.
     """
     runs = _checked_runs(rle, size)
     return len(runs), int(runs[1::2].sum())
 
 
 def _checked_runs(rle: object, size: Sequence[int] | None) -> np.ndarray:
-    """Lengths of an RLE's runs, int64."""
+    """Lengths of an RLE's runs, int64, checked."""
     if not isinstance(rle, Mapping):
         raise ValueError(f"found the mask {short_repr(rle)}, expected {_EXPECTED}")
     found, counts = rle.get("size"), rle.get("counts")
@@ -106,7 +107,7 @@ def _checked_runs(rle: object, size: Sequence[int] | None) -> np.ndarray:
             f"found a mask of {list(found)} pixels (height, width), expected {list(size)}"
         )
     if isinstance(counts, str):
-        # Any other letter is no character of an RLE either.
+        # An RLE has only ASCII characters.
         counts = counts.encode("ascii", "replace")
     if not isinstance(counts, bytes):
         raise ValueError(f"found counts {short_repr(counts)} of a mask, expected them as text")
@@ -121,7 +122,7 @@ def _checked_runs(rle: object, size: Sequence[int] | None) -> np.ndarray:
 
 
 def _runs(counts: bytes, num_pixels: int) -> np.ndarray:
-    """Lengths of an RLE's runs, int64; none of what is no RLE of so many pixels."""
+    """Lengths of an RLE's runs, int64; empty if it is not an RLE of ``num_pixels`` pixels."""
     none = np.zeros(0, np.int64)
     codes = np.frombuffer(counts, np.uint8).astype(np.int64) - ord("0")
     if not len(codes) or codes.min() < 0 or codes.max() >= 2 * _MORE or codes[-1] & _MORE:
@@ -134,7 +135,7 @@ def _runs(counts: bytes, num_pixels: int) -> np.ndarray:
     shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
     values = np.add.reduceat((codes & _BITS) << shifts, starts)
     values -= np.where(codes[ends] & _NEGATIVE, 1 << (5 * lengths), 0)
-    if np.abs(values).max() > num_pixels:  # so that no sum is beyond int64
+    if np.abs(values).max() > num_pixels:  # so that no sum overflows int64
         return none
     runs = values.copy()
     runs[1::2], runs[2::2] = np.cumsum(values[1::2]), np.cumsum(values[2::2])

@@ -1,16 +1,16 @@
-"""Distances between pixels and slices, and slices between slices."""
+"""Spacing of pixels and slices, and interpolation between slices."""
 
 import cv2
 import numpy as np
 
-#: Of pixels and slices, mm; those of CT lie far inside.
+#: Valid spacings of pixels and slices in mm, far wider than those of CT.
 SPACING_RANGE = (0.01, 100.0)
-#: How messages tell what a spacing is.
+#: Description of a valid spacing, for error messages.
 EXPECTED_SPACING = "a number of mm from {:g} to {:g}".format(*SPACING_RANGE)
 
 
 def is_spacing(values: float | np.ndarray) -> bool | np.ndarray:
-    """Whether numbers can be distances of pixels or slices, mm; NaN cannot."""
+    """Whether numbers are valid spacings in mm; NaN is not."""
     low, high = SPACING_RANGE
     return (values >= low) & (values <= high)
 
@@ -18,12 +18,12 @@ def is_spacing(values: float | np.ndarray) -> bool | np.ndarray:
 def interpolate_slices(
     lower: np.ndarray, upper: np.ndarray, fraction: float, out: np.ndarray
 ) -> None:
-    """Write the slice between two others, linearly interpolated and rounded.
+    """Interpolate linearly between two slices, with rounding.
 
     Args:
         lower, upper: H x W int16, HU.
-        fraction: where it lies, from 0 (``lower``) to 1 (``upper``).
-        out: H x W int16.
+        fraction: position from 0 (``lower``) to 1 (``upper``).
+        out: H x W int16, receives the result.
     """
     if fraction == 0:
         out[:] = lower

@@ -1,1 +1,1 @@
-"""Files, errors, processes and figures: what every room uses."""
+"""Files, errors, processes and figures, for all packages."""

@@ -1,4 +1,4 @@
-"""Windows in which CT is looked at."""
+"""Display windows for CT."""
 
 #: The usual display windows (low, high) in Hounsfield units.
 WINDOWS = {

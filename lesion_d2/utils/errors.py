@@ -1,4 +1,4 @@
-"""How a program ends where its inputs cannot be used, or where it is interrupted."""
+"""Exit messages and statuses for bad inputs and interruptions."""
 
 import builtins
 import multiprocessing
@@ -20,19 +20,20 @@ from .files import one_line, printable_lines
 
 _MAX_LENGTH = 60
 _MAX_BITS = 256
-# Of inputs, files and machines: their messages are for users. All others are faults of a program.
+# Errors of inputs, files and machines: users see their message. All others are bugs and get a
+# traceback.
 _EXPECTED = (FloatingPointError, ImportError, MemoryError, OSError, ValueError)
-_FEWER = "maybe for its memory; fewer {} need less"
+_FEWER = "possibly because memory ran out; try fewer {}"
 _GRACE_SECONDS = 20.0
-_AGAIN_SECONDS = 0.05  # until a signal that did not take effect is sent once more
+_AGAIN_SECONDS = 0.05  # before a signal without effect is sent again
 
 
 class InputError(ValueError):
-    """What a run was given cannot be used; the message is one line for its user."""
+    """An input that cannot be used; the message is one line for the user."""
 
 
 class Interruption:
-    """The signal that asked a process to end; its number is 0 before."""
+    """The signal that asked a process to end; its number is 0 until then."""
 
     def __init__(self):
         self.number, self.process = 0, os.getpid()
@@ -45,24 +46,24 @@ def run_program(
     status: int = 1,
     interrupted: str | Callable[[], str] = "interrupted",
 ) -> int:
-    """Do a program's work; where it ends early, one line on stderr tells why, and no traceback.
+    """Run a program; on an expected error print one line to stderr instead of a traceback.
 
     Args:
         work: returns the exit status, or None for 0.
-        program: what begins the line, if anything.
-        status: where inputs cannot be used (:func:`told`).
-        interrupted: what to say after SIGINT, SIGTERM or SIGHUP; processes that this one began
-            have ended then.
+        program: prefix of the line, or an empty string.
+        status: exit status after an expected error (see :func:`told`).
+        interrupted: message after SIGINT, SIGTERM or SIGHUP, printed once child processes have
+            ended.
 
     Returns:
-        The exit status; 128 and its number after a signal.
+        The exit status; after a signal, 128 + its number.
     """
     prefix = f"{program}: " if program else ""
     with interruptible() as interruption:
         try:
             return work() or 0
         except (KeyboardInterrupt, Exception) as error:
-            # Compiled code may turn the interruption into an error of its own.
+            # Compiled code may replace the KeyboardInterrupt with its own error.
             if isinstance(error, KeyboardInterrupt) or interruption.number:
                 text = interrupted if isinstance(interrupted, str) else interrupted()
                 print(text, file=sys.stderr)
@@ -77,11 +78,11 @@ def run_program(
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, so that children are ended.
+    """Make SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, so that children are ended.
 
-    It is raised once: a second signal does not interrupt the ending. Signals that are ignored
-    already, as SIGHUP by nohup, stay so. Nothing is changed within itself, and in another thread
-    than the first.
+    It is raised once: a second signal does not interrupt the shutdown. Signals that are already
+    ignored, such as SIGHUP under nohup, stay ignored. Nested calls, and calls outside of the main
+    thread, change nothing.
     """
     current = getattr(signal.getsignal(signal.SIGTERM), "interruption", None)
     if current is not None and current.process == os.getpid():
@@ -90,7 +91,7 @@ def interruptible() -> Iterator[Interruption]:
     interruption = Interruption()
 
     def interrupt(number: int, _: object) -> None:
-        """Handle a signal; a forked process, which has this handler too, ends without a word."""
+        """Handle a signal; a forked process, which inherits this handler, exits silently."""
         if os.getpid() != interruption.process:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
@@ -116,11 +117,13 @@ def interruptible() -> Iterator[Interruption]:
 
 @contextmanager
 def _raised_again(interruption: Interruption) -> Iterator[None]:
-    """Raise KeyboardInterrupt once more where Python can only print it and go on.
+    """Raise KeyboardInterrupt again if Python could only print it and continue.
 
-    It does so where the signal comes in a ``__del__``, or in what is called at a fork, as where a
-    loader begins its workers. Other errors of that kind are not printed from then on: objects that
-    were half made cannot be deleted well.
+    This happens if the signal arrives in a ``__del__`` or in a callback at a fork, for instance
+    while
+    a loader starts its workers. Later unraisable errors are not printed: objects that were only
+    partly
+    initialized often fail in ``__del__``.
     """
     before = sys.unraisablehook
 
@@ -145,9 +148,9 @@ def _raised_again(interruption: Interruption) -> Iterator[None]:
 
 
 def _end_children() -> None:
-    """End processes of ``multiprocessing`` that would be waited for.
+    """End the ``multiprocessing`` processes that the exit would wait for.
 
-    A process forgets a signal that comes while it is being forked: it is sent again.
+    A process loses a signal that arrives while it is being forked, so the signal is sent again.
     """
     children = multiprocessing.active_children()
     for child in children:
@@ -166,13 +169,13 @@ def _end_children() -> None:
 
 
 def told(error: BaseException) -> str | None:
-    """What to tell a user of an error in place of its traceback.
+    """The message that replaces an error's traceback.
 
-    Of what came from another process, such as a loader's worker, the error itself is told. Letters
-    that are nothing to show, such as those that lead a terminal, are ``?``.
+    For an error from another process, such as a loader's worker, it is the original message.
+    Characters that cannot be printed, such as terminal escapes, become ``?``.
 
     Returns:
-        None where it is a fault of the program.
+        None if the error is a bug of the program.
     """
     text = str(error)
     if isinstance(error, BrokenProcessPool | ProcessExitedException):
@@ -187,17 +190,17 @@ def told(error: BaseException) -> str | None:
         return printable_lines(text.strip()) or kind if is_expected else None
     if not isinstance(error, _EXPECTED):
         return None
-    if not isinstance(error, ValueError):  # those of data sets have a line for each problem
+    if not isinstance(error, ValueError):  # a data set's ValueError has one line per problem
         text = one_line(text)
     return printable_lines(text.strip()) or type(error).__name__
 
 
 def _last_error(text: str) -> str:
-    """The error that a traceback's text ends with: its class and message."""
+    """Class and message of the error at the end of a traceback's text."""
     lines = text.splitlines()
     frames = [n for n, line in enumerate(lines) if re.match(r' +File "', line)]
     after = lines[frames[-1] + 1 :] if frames else lines[-1:]
-    while after and after[0].startswith("    "):  # the line of code, and what marks its place
+    while after and after[0].startswith("    "):  # the line of code, and its markers
         del after[0]
     return "\n".join(after)
 
@@ -205,15 +208,15 @@ def _last_error(text: str) -> str:
 def short_repr(value: object) -> str:
     """``repr`` on one line of at most 60 characters.
 
-    What a file holds may be nested without an end, or small and of endless text (a list that holds
-    one list many times, and so on): only its outermost parts are looked at.
+    A value from a file may be nested without end, or be small with an endless text (a list that
+    holds one list many times, and so on), so only the outermost parts are formatted.
     """
     text = one_line(_SHORT.repr(value))
     return text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 3]}..."
 
 
 class _Short(reprlib.Repr):
-    """Cut before it is written; of containers that pickles hold, too."""
+    """Truncates before formatting, including containers from pickles."""
 
     def __init__(self):
         super().__init__()
@@ -223,12 +226,12 @@ class _Short(reprlib.Repr):
         self.repr_OrderedDict = self.repr_defaultdict = self.repr_dict
 
     def repr_int(self, value: int, level: int) -> str:
-        """Python refuses to write very long numbers."""
+        """Describe long integers, which Python refuses to format."""
         bits = value.bit_length()
         return repr(value) if bits <= _MAX_BITS else f"<integer of {bits} bits>"
 
     def repr_instance(self, value: object, level: int) -> str:
-        """NumPy writes the objects in an array whole."""
+        """Describe object arrays, whose elements NumPy would format in full."""
         if isinstance(value, (np.ndarray, np.generic)) and value.dtype.hasobject:
             return f"<{type(value).__name__} of objects, shape {value.shape}>"
         return super().repr_instance(value, level)

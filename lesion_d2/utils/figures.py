@@ -1,6 +1,6 @@
-"""What all figures share: colors that color-blind readers can tell apart, and files for print.
+"""Shared by all figures: a color-blind-safe palette, and PNG and PDF files.
 
-Matplotlib is imported when a figure is drawn: its import takes a tenth of the start of a program.
+Matplotlib is imported when a figure is drawn: its import is a tenth of a program's start-up time.
 """
 
 import os
@@ -25,7 +25,7 @@ OKABE_ITO = {
     "vermilion": "#D55E00",
     "purple": "#CC79A7",
 }
-#: Color, line style and marker of each curve of a figure on white; black-and-white prints keep two.
+#: Color, line style and marker of each curve on white; black-and-white prints keep the last two.
 SERIES = (
     (OKABE_ITO["blue"], "-", "o"),
     (OKABE_ITO["vermilion"], "--", "s"),
@@ -51,22 +51,22 @@ _STYLE = {
     "axes.axisbelow": True,
     "lines.linewidth": 1.5,
     "lines.markersize": 4.5,
-    "pdf.fonttype": 42,  # text stays text, as publishers ask
+    "pdf.fonttype": 42,  # keeps text as text, as publishers require
     "figure.dpi": 200,
 }
 
 
 @contextmanager
 def figure_written(file: str | os.PathLike, size: tuple[float, float]) -> Iterator["Figure"]:
-    """Give an empty figure on white; when the block ends well it is written as PNG and as PDF.
+    """Yield an empty white figure, and write it as PNG and PDF when the block succeeds.
 
     Args:
-        file: PNG to write. The PDF, in vectors, stands beside it. Each is complete or not at all,
-            and the same figure gives the same bytes.
+        file: PNG to write; the vector PDF goes beside it. Both are written atomically, and the same
+            figure gives the same bytes.
         size: width and height in inches.
 
     Raises:
-        OSError: a file cannot be written; names it.
+        OSError: a file cannot be written; the message names it.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -76,7 +76,7 @@ def figure_written(file: str | os.PathLike, size: tuple[float, float]) -> Iterat
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         yield figure
-        # Not Figure.savefig, which draws twice each time.
+        # Not Figure.savefig, which draws twice per call.
         with atomic_write(file) as partial:
             FigureCanvasAgg(figure).print_png(partial)
         figure.set_layout_engine("none")  # the same in both

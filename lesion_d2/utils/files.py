@@ -1,4 +1,4 @@
-"""Files that are complete or absent, and what is read from them."""
+"""Atomic writes, locks, and checked JSON and CSV input."""
 
 import errno
 import fcntl
@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
-# What file systems answer that do not flush on demand, folders above all: some network and virtual
-# shares, and Windows, which opens no folder. A broken or full disk answers otherwise.
+# Errors of file systems that cannot fsync, above all folders: some network and virtual shares, and
+# Windows, which cannot open a folder. A broken or full disk gives other errors.
 _CANNOT_SYNC = {
     errno.EACCES,
     errno.EBADF,
@@ -26,25 +26,27 @@ _CANNOT_SYNC = {
     errno.EPERM,
 }
 _CANNOT_LOCK = {errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-# Open files whose locks this process has.
+# Open files whose locks this process holds.
 _locks: set[FileIO] = set()
 
 
 @contextmanager
 def atomic_write(file: str | os.PathLike, *, flush: bool = True) -> Iterator[Path]:
-    """Give a path beside ``file`` to write to; it becomes ``file`` when the block ends well.
+    """Yield a temporary path beside ``file``, and rename it to ``file`` when the block succeeds.
 
-    At every moment, even of a kill or a power cut, ``file`` is the old one or the whole new one;
-    where the file system does not flush on demand, even of a kill alone. Each process that writes
-    has a path of its own. What a killed one leaves beside ``file`` the next writer replaces.
+    ``file`` is always the old or the complete new one, even after a kill or a power cut (only after
+    a
+    kill, if the file system cannot fsync). Each writing process has its own temporary path. The
+    next
+    writer replaces what a killed one leaves behind.
 
     Args:
         file: its path.
-        flush: whether to wait for the disk, some milliseconds a file. Thousands of files of a
-            folder that appears as a whole are flushed at once in less time, by ``os.sync``.
+        flush: whether to fsync, some milliseconds per file. For thousands of files in an
+            :func:`atomic_folder`, one ``os.sync`` is faster.
 
     Raises:
-        OSError: it cannot be written, such as on a full disk; names ``file``.
+        OSError: it cannot be written, such as on a full disk; the message names ``file``.
     """
     file = Path(file)
     partial, lock = _path_beside(file)
@@ -54,7 +56,7 @@ def atomic_write(file: str | os.PathLike, *, flush: bool = True) -> Iterator[Pat
             if flush:
                 _sync(partial, os.O_RDWR)
             os.replace(partial, file)
-    except BaseException:  # afterwards another writer's file may have this name
+    except BaseException:  # now, as another writer's file may get this name later
         partial.unlink(missing_ok=True)
         raise
     finally:
@@ -68,7 +70,7 @@ def atomic_write(file: str | os.PathLike, *, flush: bool = True) -> Iterator[Pat
 def named_errors(
     place: str | os.PathLike, partial: str | os.PathLike | None = None
 ) -> Iterator[None]:
-    """Let errors name what is written: those of open files name nothing, others ``partial``."""
+    """Make OSErrors name the target file: those of open files name none, others ``partial``."""
     try:
         yield
     except OSError as error:
@@ -79,7 +81,7 @@ def named_errors(
 
 
 def _path_beside(file: Path) -> tuple[Path, FileIO | None]:
-    """An empty file that nobody writes to, and its lock, where the file system has locks."""
+    """A new empty file, and its lock if the file system has locks."""
     for number in itertools.count():
         partial = file.with_name(f".{file.name}{f'.{number}' * (number > 0)}.part")
         try:
@@ -87,7 +89,7 @@ def _path_beside(file: Path) -> tuple[Path, FileIO | None]:
         except BlockingIOError:
             continue
         if lock is None:
-            partial.unlink(missing_ok=True)  # all writers have other names here
+            partial.unlink(missing_ok=True)  # each writer has its own name here
             return file.with_name(f".{file.name}.{secrets.token_hex(4)}.part"), None
         lock.truncate(0)
         return partial, lock
@@ -95,14 +97,14 @@ def _path_beside(file: Path) -> tuple[Path, FileIO | None]:
 
 @contextmanager
 def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
-    """Give an empty folder to fill; it takes the place of ``folder`` when the block ends well.
+    """Yield an empty temporary folder that replaces ``folder`` when the block succeeds.
 
-    Whatever moment a kill comes at, ``folder`` is the old one, the whole new one, or, for the
-    moment between two renamings, not there. What a killed call leaves beside it is brought to an
-    end by the next one and by :func:`recover_folder`.
+    After a kill, ``folder`` is the old one, the complete new one or, between two renames, missing.
+    The
+    next call or :func:`recover_folder` completes or removes what a killed call left beside it.
 
     Raises:
-        BlockingIOError: another process writes it.
+        BlockingIOError: another process is writing it.
         OSError: it cannot be written, such as on a full disk.
 
     Example:
@@ -122,9 +124,9 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Let a complete folder take the place of another one, if there is one.
+    """Move a complete folder to ``folder``, and remove the one that was there, if any.
 
-    The other one is renamed before it is removed: a part of it is never taken for all of it.
+    The old folder is renamed before it is removed, so that a partial one never has its name.
     """
     folder = Path(os.path.realpath(folder))
     old = _beside(folder, "old")
@@ -136,10 +138,9 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 
 def recover_folder(folder: str | os.PathLike) -> None:
-    """Bring to its end what a killed :func:`atomic_folder` or :func:`replace_folder` left.
+    """Complete or undo a killed :func:`atomic_folder` or :func:`replace_folder`.
 
-    Nothing is done where another process is at work. Afterwards ``folder`` is the old or the new
-    one.
+    Does nothing if another process is at work. Afterwards ``folder`` is the old or the new one.
     """
     folder = Path(os.path.realpath(folder))
     if any(os.path.lexists(_beside(folder, kind)) for kind in ("part", "old", "trash", "lock")):
@@ -149,14 +150,14 @@ def recover_folder(folder: str | os.PathLike) -> None:
 
 def _recover(folder: Path) -> None:
     partial, old = (_beside(folder, kind) for kind in ("part", "old"))
-    if old.exists() and not folder.exists():  # killed between two renamings: both are whole
+    if old.exists() and not folder.exists():  # killed between two renames: both are complete
         os.replace(partial if partial.exists() else old, folder)
     shutil.rmtree(partial, ignore_errors=True)
     _remove_old(folder)
 
 
 def _remove_old(folder: Path) -> None:
-    """Remove what was replaced, under a name that no one takes for a whole folder."""
+    """Remove a replaced folder, renamed so that nobody takes it for a complete one."""
     old, trash = (_beside(folder, kind) for kind in ("old", "trash"))
     shutil.rmtree(trash, ignore_errors=True)
     if old.exists():
@@ -170,7 +171,7 @@ def _beside(folder: Path, kind: str) -> Path:
 
 @contextmanager
 def _locked_beside(folder: Path) -> Iterator[None]:
-    """Hold a folder that may not be there yet, where the file system has locks."""
+    """Lock a folder that may not exist yet, if the file system has locks."""
     file = _beside(folder, "lock")
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -187,14 +188,15 @@ def _locked_beside(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(file: str | os.PathLike, *, waits: bool = False) -> Iterator[None]:
-    """Hold ``file``, which is made where it is not there, for this process.
+    """Lock ``file`` for this process; it is created if missing.
 
-    The lock ends with the block or with the process, however that ends; the file stays. Where the
-    file system has no locks, nothing is held.
+    The lock ends with the block or with the process, even if that is killed; the file stays.
+    Without
+    locks in the file system, nothing is locked.
 
     Args:
         file: its path.
-        waits: whether to wait where another process holds it.
+        waits: whether to wait for another process that holds it.
 
     Raises:
         BlockingIOError: another process holds it.
@@ -218,13 +220,13 @@ def _lock_if_any(file: str | os.PathLike, *, waits: bool = False) -> FileIO | No
 
 
 def take_lock(file: str | os.PathLike, *, waits: bool = False) -> FileIO:
-    """As :func:`locked`, until :func:`release_lock` or the end of this process.
+    """Lock a file as :func:`locked` does, until :func:`release_lock` or the end of this process.
 
-    Processes that are forked from this one, such as a loader's, do not have it.
+    Forked processes, such as a loader's workers, do not inherit it.
 
     Raises:
-        BlockingIOError: another process holds it, or this one by another call.
-        OSError: the file cannot be made, or the file system has no locks.
+        BlockingIOError: another process holds it, or another call in this one.
+        OSError: the file cannot be created, or the file system has no locks.
     """
     held = open(file, "ab", buffering=0)  # noqa: SIM115, release_lock closes it
     try:
@@ -243,13 +245,13 @@ def take_lock(file: str | os.PathLike, *, waits: bool = False) -> FileIO:
 
 
 def release_lock(lock: FileIO) -> None:
-    """Give back what :func:`take_lock` took."""
+    """Release a lock of :func:`take_lock`."""
     _locks.discard(lock)
     lock.close()
 
 
 def _forget_locks() -> None:
-    """In a process that was forked: a lock lasts as long as one process has its file open."""
+    """Close inherited locks after a fork: a lock lasts while any process has its file open."""
     while _locks:
         _locks.pop().close()
 
@@ -262,9 +264,9 @@ def read_json(file: str | os.PathLike, expected: str, *, allow_nan: bool = False
 
     Args:
         file: its path.
-        expected: what it should hold, for the message where it is not there.
-        allow_nan: whether NaN and infinities, which JSON does not have, are numbers: where they
-            are what is wrong, a check of the content tells of them by their keys.
+        expected: what the file should hold, for the message if it does not exist.
+        allow_nan: whether to accept NaN and infinities, which JSON does not have; a check of the
+            content can then report them with their keys.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -284,18 +286,18 @@ def parse_json(data: bytes, place: object, *, allow_nan: bool = False) -> object
     """Read JSON, such as a line of a file.
 
     Args:
-        data: in UTF-8, 16 or 32, with or without a byte order mark.
-        place: what begins the message.
+        data: UTF-8, 16 or 32, with or without a byte order mark.
+        place: beginning of the message.
         allow_nan: see :func:`read_json`.
 
     Raises:
-        ValueError: it is no JSON, is nested too deeply to be read, or has a whole number of too
-            many digits, NaN, an object with a key twice, or text that is no Unicode.
+        ValueError: invalid JSON, too deep nesting, an integer with too many digits, NaN, a
+            duplicate key, or text that is not valid Unicode.
     """
     constants = {} if allow_nan else {"parse_constant": _refuse_constant}
     try:
         content = json.loads(data, object_pairs_hook=_object, **constants)
-        if b"\\ud" in data or b"\\uD" in data:  # halves of pairs that nothing can write or show
+        if b"\\ud" in data or b"\\uD" in data:  # lone surrogates cannot be encoded
             json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{place}: found no readable JSON ({one_line(error)[:200]})") from None
@@ -307,7 +309,7 @@ def _refuse_constant(text: str) -> None:
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict:
-    """An object of JSON; of a key that stands twice one value would be lost."""
+    """A JSON object; refuses duplicate keys, of which one value would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
@@ -316,10 +318,10 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
 
 
 def check_columns(file: str | os.PathLike, names: Iterable[str]) -> None:
-    """Check that no two columns of a table have one name; columns without a name may be many.
+    """Check that no two columns of a table have the same name; any number may have none.
 
     Raises:
-        ValueError: names the file and a column.
+        ValueError: a duplicate name; the message names the file and the column.
     """
     for name, count in Counter(names).items():
         if name and count > 1:
@@ -329,25 +331,25 @@ def check_columns(file: str | os.PathLike, names: Iterable[str]) -> None:
 
 
 def one_line(text: object) -> str:
-    """``str`` of something, such as an error, with single spaces for line breaks and the like."""
+    """``str`` of an object, such as an error, with each run of whitespace as a single space."""
     return " ".join(str(text).split())
 
 
 def printable(text: object) -> str:
-    """:func:`one_line`, with ``?`` for bytes and letters that are nothing to show.
+    """:func:`one_line`, with ``?`` for characters that cannot be printed.
 
-    Names of files and words of damaged ones may be any bytes, those that lead a terminal too.
+    File names, and words from damaged files, may hold any bytes, such as terminal escapes.
     """
     return printable_lines(one_line(text))
 
 
 def printable_lines(text: str) -> str:
-    """A text with ``?`` for bytes and letters that are nothing to show; its lines stay."""
+    """A text with ``?`` for characters that cannot be printed; line breaks stay."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
 def _sync(path: Path, flags: int) -> None:
-    """Flush a file or folder to the disk, where that can be done."""
+    """Flush a file or folder to disk if the file system supports it."""
     try:
         descriptor = os.open(path, flags)
         try:

@@ -13,13 +13,13 @@ import cv2
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-# Of libraries that read them when they are imported: with a thread a core in each of as many
-# processes, OpenBLAS waits by spinning for more than half of the time.
+# Libraries read these at import. With one thread per core in one process per core, OpenBLAS spends
+# more than half of the time in spin waits.
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def count_cores() -> int:
-    """The cores that this process may use; a container or a batch system may give it few."""
+    """The number of cores that this process may use, as limited by a container or batch system."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -28,15 +28,15 @@ def count_cores() -> int:
 def map_unordered(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
 ) -> Iterator[Result]:
-    """Results as they get ready, in any order; with one worker in this process and in order.
+    """Yield results as they are ready, in any order; one worker runs in this process, in order.
 
-    Close the iterator (:func:`contextlib.closing`) where it may not be exhausted.
+    Close the iterator (:func:`contextlib.closing`) if it may not be exhausted.
 
     Args:
-        function: of one argument; it, the items and the results can be pickled.
+        function: takes one argument; it, the items and the results must be picklable.
         items: its arguments.
-        workers: processes; None for all cores that this one may use. There are never more than
-            items.
+        workers: number of processes, at most one per item; None for one per core of
+            :func:`count_cores`.
 
     Raises:
         BrokenProcessPool: a process was killed.
@@ -45,11 +45,11 @@ def map_unordered(
     if workers <= 1:
         yield from map(function, items)
         return
-    # A forked process would hang in OpenCV, where this one has used its threads before.
+    # A forked process would hang in OpenCV if this one has used OpenCV's threads before.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
-        with _environment(dict.fromkeys(_ONE_THREAD, "1")):  # of the processes that this starts
+        with _environment(dict.fromkeys(_ONE_THREAD, "1")):  # inherited by the workers
             futures = [pool.submit(function, item) for item in items]
         for future in as_completed(futures):
             yield future.result()
@@ -59,7 +59,7 @@ def map_unordered(
 
 @contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables, and put them back."""
+    """Set environment variables, and restore them."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -73,12 +73,12 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def _start_worker() -> None:
-    """One thread a process; Ctrl-C is the parent's affair; a killed parent leaves no workers."""
+    """Use one thread, leave Ctrl-C to the parent, and end with the parent."""
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def follow_parent() -> None:
-        """End this process with its parent, also one that is gone already."""
+        """End this process when its parent ends, or now if it already has."""
         multiprocessing.parent_process().join()
         os._exit(1)
 

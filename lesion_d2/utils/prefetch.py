@@ -7,10 +7,11 @@ _END = object()
 
 
 def prefetch(items: Iterable[_Item]) -> Iterator[_Item]:
-    """Give items, the next one being made in a thread while the last one is worked with.
+    """Yield items, computing the next one in a thread while the current one is used.
 
-    So two of them are in memory at a time. What the iterable raises is raised where its item would
-    be given. When the iterator is closed, the item in work is the last one to be made.
+    Two items are in memory at a time. An error of the iterable is raised in place of its item.
+    After
+    the iterator is closed, no further item is computed.
 
     Example:
         >>> for batch in prefetch(map(load, files)):

@@ -1,4 +1,4 @@
-"""States of random generators as tensors, numbers and plain containers, which checkpoints hold."""
+"""States of random generators as plain values that checkpoints can hold."""
 
 import random
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 import numpy as np
 import torch
 
-# As numpy.random.get_state gives it: the generator's kind, its keys and three numbers.
+# As returned by numpy.random.get_state: the generator's name, its keys and three numbers.
 NumpyState = tuple[Any, ...]
 
 
 def packed(state: NumpyState) -> list[Any]:
-    """A state of NumPy's global generator, for a checkpoint."""
+    """Convert a state of NumPy's global generator for a checkpoint."""
     kind, keys, *rest = state
     return [kind, torch.from_numpy(keys.astype(np.int64)), *rest]
 
 
 def unpacked(state: list[Any]) -> NumpyState:
-    """What :func:`packed` was given."""
+    """The inverse of :func:`packed`."""
     kind, keys, *rest = state
     return kind, keys.numpy().astype(np.uint32), *rest
 
@@ -29,6 +29,6 @@ def python_state() -> list[Any]:
 
 
 def set_python_state(state: list[Any]) -> None:
-    """Give the global generator of :mod:`random` a state of :func:`python_state`."""
+    """Restore a state from :func:`python_state`."""
     version, numbers, gauss = state
     random.setstate((version, tuple(numbers.tolist()), gauss))

@@ -1,8 +1,8 @@
-"""Parts of a tool's work, each a call of its own, on any machines that share a disk.
+"""Shards of a tool's work, each run by its own call, on any machines that share a disk.
 
-A tool that takes ``--shard I/N`` does every N-th item, from the I-th on, and writes to a file of
-its part what it has done. Then it looks whether the other parts are done, too: a call that finds
-nothing missing joins them. It writes before it looks, so that the last one finds all of them.
+With ``--shard I/N`` a tool processes every N-th item, starting at the I-th, and writes its results
+to the shard's file. Then it checks whether the other shards are complete: a call that finds none
+missing joins them. It writes before it checks, so the last call finds all of them.
 """
 
 import os
@@ -20,11 +20,11 @@ _MAX_PARTS = 100_000
 
 @dataclass(frozen=True)
 class Shard:
-    """One of the parts of a tool's work.
+    """One shard of a tool's work.
 
     Args:
-        number: of the part, from 1.
-        count: of all parts; the only one of 1 is the whole work.
+        number: from 1 to ``count``.
+        count: number of shards; 1 means all of the work.
     """
 
     number: int
@@ -35,15 +35,15 @@ class Shard:
 
     @property
     def is_whole(self) -> bool:
-        """Whether there are no other parts."""
+        """Whether this is the only shard."""
         return self.count == 1
 
     def of(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Its share of the work; the shares of all parts differ by one item at most."""
+        """The items of this shard; sizes of shards differ by one item at most."""
         return items[self.number - 1 :: self.count]
 
     def file(self, whole: str | os.PathLike) -> str:
-        """Where this part writes what a call for the whole work would write to ``whole``."""
+        """The shard's own file in place of ``whole``."""
         return os.fspath(whole) if self.is_whole else f"{whole}.{self.number}-of-{self.count}"
 
 
@@ -51,10 +51,10 @@ WHOLE = Shard(1, 1)
 
 
 def parse_shard(text: str) -> Shard:
-    """Read ``I/N``.
+    """Parse ``I/N``.
 
     Raises:
-        ValueError: it is something else, or I is not from 1 to N.
+        ValueError: another format, or I is not in 1..N.
 
     Example:
         >>> parse_shard("3/16").of(range(32))
@@ -69,24 +69,26 @@ def parse_shard(text: str) -> Shard:
 
 @contextmanager
 def joining(file: str | os.PathLike, shard: Shard) -> Iterator[bool]:
-    """Say whether this call is to join the parts; for one that has found all of them done.
+    """Yield whether this call joins the shards. Enter after all of them were found complete.
 
-    A call that looks for them within would keep the last one from joining.
+    Checking for them inside of the block could keep the last call from joining.
 
     Args:
-        file: held meanwhile (:func:`~lesion_d2.utils.files.locked`), and made where it is not
-            there. A call for the whole work holds it already.
-        shard: of this call.
+        file: locked meanwhile (:func:`~lesion_d2.utils.files.locked`), and created if missing. A
+        call
+            for all of the work already holds it.
+        shard: the shard of this call.
 
     Yields:
-        False where another call is at it, or has removed the folder of ``file``. Where it is True,
-        that call may have been faster: look whether the parts are joined.
+        False if another call is joining, or has removed the folder of ``file``. If True, another
+        call
+        may have been faster: check whether the shards are already joined.
     """
     with ExitStack() as held:
         is_ours = True
         if not shard.is_whole:
             try:
                 held.enter_context(locked(file))
-            except (BlockingIOError, FileNotFoundError):  # its folder is gone with the parts
+            except (BlockingIOError, FileNotFoundError):  # the folder was removed with the shards
                 is_ours = False
         yield is_ours

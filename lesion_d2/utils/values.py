@@ -1,31 +1,31 @@
-"""What a value from a file is, told before anything is computed with it."""
+"""Type and range checks of values from files, before anything is computed with them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral, Real
 
 from .errors import short_repr
 
-#: Beyond these no number of a file means anything; ids of COCO's have up to 13 digits.
+#: Limits beyond which no number in a file is plausible; COCO's ids have up to 13 digits.
 MAX_NUMBER, MAX_ID = 1e9, 1e15
-#: Pixels of an image's longer side, slices of a volume, and letters of a name.
+#: Limits: pixels of an image's longer side, slices of a volume, and characters of a name.
 MAX_SIDE, MAX_SLICES, MAX_TEXT = 8192, 20_000, 1000
-#: Slices of all lesions of a volume, each of which is an annotation: a few bytes may ask for many.
+#: Limit of a volume's annotations, one per lesion and slice: a few bytes may ask for many.
 MAX_LESION_SLICES = 250_000
 
 
 def is_whole(value: object, most: float = MAX_ID) -> bool:
-    """Whether a value is a whole number from -most to most; true and false are none."""
+    """Whether a value is an integer from -most to most, and not a bool."""
     return isinstance(value, Integral) and not isinstance(value, bool) and abs(value) <= most
 
 
 def is_number(value: object, most: float = MAX_NUMBER) -> bool:
-    """Whether a value is a number from -most to most; true, false and NaN are none."""
-    # Compared, not converted: whole numbers may be beyond what float can be. NaN compares as False.
+    """Whether a value is a number from -most to most, and not a bool or NaN."""
+    # Compared, not converted: integers may exceed float's range. NaN compares as False.
     return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= most
 
 
 def are_numbers(value: object, count: int, most: float = MAX_NUMBER) -> bool:
-    """Whether a value is a list or tuple of so many of :func:`is_number`."""
+    """Whether a value is a list or tuple of ``count`` numbers (:func:`is_number`)."""
     return (
         isinstance(value, list | tuple)
         and len(value) == count
@@ -34,13 +34,13 @@ def are_numbers(value: object, count: int, most: float = MAX_NUMBER) -> bool:
 
 
 def are_digits(text: str) -> bool:
-    """Whether a text is a whole number from 0, of nine ASCII digits at most."""
-    # str.isdecimal knows the digits of all scripts, and int() takes time for long ones.
+    """Whether a text is one to nine ASCII digits."""
+    # str.isdecimal accepts the digits of all scripts, and int() is slow for long ones.
     return text.isascii() and text.isdecimal() and len(text) <= 9
 
 
 def is_size(value: object) -> bool:
-    """Whether a value is the height and the width of an image, in pixels."""
+    """Whether a value is an image size: height and width in pixels."""
     return (
         isinstance(value, list | tuple)
         and len(value) == 2
@@ -49,7 +49,7 @@ def is_size(value: object) -> bool:
 
 
 def is_text(value: object) -> bool:
-    """Whether a value is printable text of some length."""
+    """Whether a value is a non-empty printable text."""
     return (
         isinstance(value, str)
         and bool(value.strip())
@@ -59,18 +59,18 @@ def is_text(value: object) -> bool:
 
 
 def is_name(value: object) -> bool:
-    """Whether a value is a name, or a number that is one."""
+    """Whether a value is a name or a number used as one."""
     return is_whole(value) or is_text(value)
 
 
 def field_problems(
     entry: object, fields: Mapping[str, tuple[Callable[[object], bool], str]]
 ) -> Iterator[str]:
-    """What is wrong with an object of a file: the key, what was found and expected, a line each.
+    """Yield the problems of an object from a file, one line each: key, found, expected.
 
     Args:
         entry: any value.
-        fields: key -> whether a value is right, and what is, in words. All have to be there.
+        fields: key -> (check of the value, description of valid values). All are required.
     """
     if not isinstance(entry, dict):
         yield f"found {short_repr(entry)}, expected an object with {', '.join(fields)}"

@@ -121,7 +121,7 @@ def fail(error):
         (ProblemsError("a.csv", [], "2 problems\n  b\n  c"), "a.csv: 2 problems\n  b\n  c"),
         (FloatingPointError("Loss became infinite"), "Loss became infinite"),
         (MemoryError(), "MemoryError"),
-        (BrokenProcessPool(), "a process was killed, maybe for its memory; fewer --workers need l"),
+        (BrokenProcessPool(), "a process was killed, possibly because memory ran out; try fewer"),
     ],
 )
 def test_what_is_wrong_with_inputs_is_told_without_a_traceback(capsys, error, line):
