@@ -36,9 +36,8 @@ from ..modeling import (
     MeanTeacher,
     SliceImages,
     UNetFPN,
-    changed,
-    no_masks,
     reuse_features,
+    without_masks,
 )
 from .checkpoint_files.best_checkpoints import KeepBestHook
 from .checkpoint_files.checkpointer import LesionCheckpointer
@@ -338,13 +337,12 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         needs_masks = any(getattr(evaluator, "needs_masks", True) for evaluator in evaluators)
         kinds = {MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TEST}
         num_reused = count_reused(cfg, model) if "lesion_volume" in kinds else 0
-        unneeded = [] if needs_masks else no_masks(model)
         was_training = model.training  # as_evaluated changes it
-        evaluated = as_evaluated(cfg, model)
+        evaluated = as_evaluated(cfg, model if needs_masks else without_masks(unwrap(model)))
         if cfg.TEST.IMS_PER_BATCH > 1 and not is_volumetric(cfg):
             evaluated = OneSizeBatches(evaluated)
         try:
-            with reuse_features(model, num_reused), changed(unneeded):
+            with reuse_features(model, num_reused):
                 return super().test(cfg, evaluated, evaluators)
         finally:
             model.train(was_training)

@@ -35,7 +35,7 @@ from .roi_heads import (
     ULDorROIHeads,
     position_sensitive_pool,
 )
-from .switches import changed, no_masks
+from .variants import variant_of, without_low_scores, without_masks
 from .volumetric import (
     FPN3D,
     AnchorGenerator3D,
@@ -84,14 +84,15 @@ __all__ = [
     "VolumetricDetector",
     "batch_images",
     "calibrate_scores",
-    "changed",
     "focal_segmentation_loss",
     "mask_agreement",
     "mine_lesions",
-    "no_masks",
     "position_sensitive_pool",
     "record_attention",
     "reuse_features",
     "segmentation_loss",
     "summarize_mining",
+    "variant_of",
+    "without_low_scores",
+    "without_masks",
 ]

@@ -212,9 +212,8 @@ class FindsNothing(nn.Module):
 
     def forward(self, batched_inputs):
         image = batched_inputs[0]["image"]
-        self.backbone.image_sizes = [tuple(image.shape[-2:])]
         rows, columns = self.padding
-        self.backbone(F.pad(image, (0, columns, 0, rows))[None])
+        self.backbone(F.pad(image, (0, columns, 0, rows))[None], [tuple(image.shape[-2:])])
         nothing = Instances((32, 48), pred_boxes=Boxes(torch.zeros(0, 4)), scores=torch.zeros(0))
         return [{"instances": nothing}]
 

@@ -110,11 +110,6 @@ class SliceImages(ImageStack):
 
     Raises:
         ValueError: M is even.
-
-    Attributes:
-        image_sizes: N heights and widths of the next batch without its padding, which the spatial
-            attention then leaves out; None for one without padding. Detectron2's models give their
-            backbone the tensor alone.
     """
 
     def __init__(
@@ -130,7 +125,6 @@ class SliceImages(ImageStack):
         self.in_feature = in_feature
         self.contextual_attention = contextual_attention
         self.spatial_attention = spatial_attention
-        self.image_sizes: Sequence[tuple[int, int]] | None = None
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """The key image's features by the backbone's name, and those of all: ``images``."""
@@ -138,9 +132,16 @@ class SliceImages(ImageStack):
         joined = ShapeSpec(channels=shape.channels * self.num_images, stride=shape.stride)
         return {self.in_feature: shape, ALL_IMAGES: joined}
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Map stacks (N, 3 M, H, W) to features (N, D, h, w) and, ``images``, (N, M D, h, w)."""
-        image_sizes, self.image_sizes = self.image_sizes, None  # of this batch alone
+    def forward(
+        self, x: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> dict[str, Tensor]:
+        """Map stacks (N, 3 M, H, W) to features (N, D, h, w) and, ``images``, (N, M D, h, w).
+
+        Args:
+            x: on the 0..255 scale, normalized.
+            image_sizes: N heights and widths without the batch's padding, which the spatial
+                attention then leaves out; None for a batch without padding.
+        """
         features = self.image_features(x)[self.in_feature]
         key = features[:, self.num_images // 2]
         sizes = None if image_sizes is None else self._feature_sizes(image_sizes, features)

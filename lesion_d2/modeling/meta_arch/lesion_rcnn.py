@@ -2,6 +2,7 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
+from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from ...structures.cropping import crop_size, paste_to_slice
@@ -64,26 +65,20 @@ class LesionRCNN(GeneralizedRCNN):
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """As in Detectron2; in training with ``loss_seg`` where the segmentation loss is on."""
-        if not self.training or self.seg_loss_weight == 0:
-            return super().forward(batched_inputs)
-        # On the device before Detectron2 would move them, masks and all, for itself alone.
+        if not self.training:
+            return self.inference(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
-        batched_inputs = [
-            {**x, "instances": instances}
-            for x, instances in zip(batched_inputs, gt_instances, strict=True)
-        ]
-        seen = {}  # Detectron2 does not hand out the features
-        handle = self.backbone.register_forward_hook(
-            lambda backbone, args, features: seen.update(images=args[0], features=features)
-        )
-        try:
-            losses = super().forward(batched_inputs)
-        finally:
-            handle.remove()
-        images = ImageList(seen["images"], [tuple(x["image"].shape[1:]) for x in batched_inputs])
-        logits = self.seg_predictor(self.backbone.decode(images.tensor, seen["features"]))
-        labels = semantic_labels(gt_instances, images, class_agnostic=self.seg_class_agnostic)
-        losses["loss_seg"] = self.seg_loss_weight * self.seg_loss(logits, labels)
+        features = self.extract_features(images)
+        proposals, losses = self.propose(images, features, batched_inputs, gt_instances)
+        _, detector_losses = self.roi_heads(images, features, proposals, gt_instances)
+        if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
+            self.visualize_training(batched_inputs, proposals)
+        losses = {**detector_losses, **losses}
+        if self.seg_loss_weight > 0:
+            logits = self.seg_predictor(self.backbone.decode(images.tensor, features))
+            labels = semantic_labels(gt_instances, images, class_agnostic=self.seg_class_agnostic)
+            losses["loss_seg"] = self.seg_loss_weight * self.seg_loss(logits, labels)
         return losses
 
     def inference(
@@ -93,13 +88,39 @@ class LesionRCNN(GeneralizedRCNN):
         do_postprocess: bool = True,
     ) -> list:
         """As in Detectron2; with ``crop`` in an input, on the slice that it is a part of."""
-        results = super().inference(batched_inputs, detected_instances, do_postprocess=False)
+        images = self.preprocess_image(batched_inputs)
+        features = self.extract_features(images)
+        if detected_instances is None:
+            proposals, _ = self.propose(images, features, batched_inputs)
+            results, _ = self.roi_heads(images, features, proposals, None)
+        else:
+            detected = [x.to(self.device) for x in detected_instances]
+            results = self.roi_heads.forward_with_given_boxes(features, detected)
         if not do_postprocess:
             return results
         return [
             {"instances": self.postprocess(*each)}
             for each in zip(results, batched_inputs, strict=True)
         ]
+
+    def extract_features(self, images: ImageList) -> dict[str, Tensor]:
+        """The backbone's features of a padded batch, by their names."""
+        return self.backbone(images.tensor)
+
+    def propose(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        batched_inputs: list[dict],
+        gt_instances: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """Region proposals of each image, and in training the losses of what proposes them.
+
+        Without a proposal generator they are the ``proposals`` of the inputs, as in Detectron2.
+        """
+        if self.proposal_generator is not None:
+            return self.proposal_generator(images, features, gt_instances)
+        return [x["proposals"].to(self.device) for x in batched_inputs], {}
 
     def postprocess(self, result: Instances, input_dict: dict) -> Instances:
         """Bring the detections of one image to the slice that it shows.

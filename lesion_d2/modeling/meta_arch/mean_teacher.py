@@ -1,6 +1,5 @@
 import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 
 import torch
 from detectron2.config import configurable
@@ -19,7 +18,7 @@ from ..pseudo_labels import (
     mine_lesions,
     view_detections,
 )
-from ..switches import changed, no_masks
+from ..variants import without_low_scores, without_masks
 from ..waiting import to_host, upload
 
 POLICIES = ("none", "add", "ignore")
@@ -143,12 +142,10 @@ class MeanTeacher(nn.Module):
             for x in batched_inputs
         ]
         mined = []
-        with (
-            torch.inference_mode(),  # which is faster than without gradients alone
-            batch_images(self.teacher),
-            _for_mining(self.teacher, self.score_threshold),
-        ):
-            outputs = self.teacher(views)
+        # No masks, and no boxes of scores that are not mined.
+        teacher = without_low_scores(without_masks(self.teacher), self.score_threshold)
+        with torch.inference_mode(), batch_images(teacher):  # faster than no_grad alone
+            outputs = teacher(views)
         outputs = [output["instances"] for output in outputs]
         for sample, (found, known) in zip(
             batched_inputs, _on_host(outputs, batched_inputs), strict=True
@@ -270,19 +267,3 @@ def _as_regions(cut: Instances, *, with_masks: bool) -> Instances:
     if with_masks:
         regions.gt_masks = box_masks(cut.pred_boxes.tensor, cut.image_size)
     return regions
-
-
-def _for_mining(detector: nn.Module, score_threshold: float) -> AbstractContextManager[None]:
-    """Let a detector compute no more than is mined: no masks, no boxes of lower scores.
-
-    NMS keeps the same of the others, which only higher scores suppress. Calibration changes scores
-    after it, so a calibrated detector keeps its own threshold.
-    """
-    below = score_threshold * (1 - 1e-6)  # detectors ask for more than their threshold
-    thresholds = [
-        (module, "test_score_thresh", below)
-        for module in detector.modules()
-        if getattr(module, "test_score_thresh", below) < below
-        and getattr(module, "calibration", 0) == 0
-    ]
-    return changed([*no_masks(detector), *thresholds])

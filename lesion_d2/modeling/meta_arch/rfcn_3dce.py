@@ -1,6 +1,7 @@
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
+from torch import Tensor
 
 from ..backbone import SliceImages
 from .lesion_rcnn import LesionRCNN
@@ -52,6 +53,8 @@ class RFCN3DCE(LesionRCNN):
                     f"{name}: found {width} x {height} pixels, expected at least {stride} x "
                     f"{stride}, the stride of the features"
                 )
-        images = super().preprocess_image(batched_inputs)
-        self.backbone.image_sizes = images.image_sizes
-        return images
+        return super().preprocess_image(batched_inputs)
+
+    def extract_features(self, images: ImageList) -> dict[str, Tensor]:
+        """As in :class:`LesionRCNN`; the spatial attention leaves the batch's padding out."""
+        return self.backbone(images.tensor, images.image_sizes)

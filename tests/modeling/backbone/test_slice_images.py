@@ -184,17 +184,13 @@ def test_contexts_nest():
     assert backbone.memory is None
 
 
-def test_sizes_are_those_of_one_batch():
+def test_sizes_without_padding_change_what_the_attention_weighs():
     backbone = _build(1, attention=True).eval()
     stack = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         expected = backbone(stack)["images"]
-        backbone.image_sizes = [(20, 12)]
-        assert not backbone(stack)["images"].equal(expected)
-        assert backbone(stack)["images"].equal(expected)
-        backbone.image_sizes = [(20, 12)]
-        with pytest.raises(RuntimeError):
-            backbone(torch.randn(1, 4, 32, 32))
+        assert not backbone(stack, [(20, 12)])["images"].equal(expected)
+        assert backbone(stack, [(32, 32)])["images"].equal(expected)
         assert backbone(stack)["images"].equal(expected)
 
 

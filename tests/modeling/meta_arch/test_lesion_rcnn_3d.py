@@ -1,6 +1,6 @@
 """The two-stage detectors of volumes; what they share with those of slices is tested there."""
 
-from lesion_d2.modeling import LesionRCNN, changed, segmentation_loss
+from lesion_d2.modeling import LesionRCNN, segmentation_loss, variant_of
 from lesion_d2.structures import BitMasks3D, Boxes3D, pairwise_iou
 from lesion_d2.structures.ignore_regions import IGNORED_CLASS, mark_regions
 
@@ -54,9 +54,10 @@ def test_a_shifted_lesion_has_shifted_detections(trained, batch, shift):
     image = torch.full((1, 24, 64, 64), BACKGROUND)
     image[:, 8:14, 16:48, 16:48] = batch[0]["image"]
     images = [image, image.roll(shift, dims=(1, 2, 3))]
-    box_predictor = trained.roi_heads.box_predictor
-    with changed([(box_predictor, "test_nms_thresh", 1.0)]):  # which of equally sure ones is chance
-        before, after = detect(trained, [{"image": x} for x in images])
+    detector = variant_of(  # which of equally sure ones is chance
+        trained, lambda part: {"test_nms_thresh": 1.0} if hasattr(part, "test_nms_thresh") else {}
+    )
+    before, after = detect(detector, [{"image": x} for x in images])
     moved = Boxes3D(before.pred_boxes.tensor[:1] + torch.tensor(shift[::-1] * 2))
     overlap, same = pairwise_iou(moved, after.pred_boxes)[0].max(dim=0)
     assert overlap > 0.85

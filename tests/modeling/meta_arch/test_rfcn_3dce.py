@@ -141,7 +141,6 @@ def test_spatial_attention_leaves_the_padding_of_a_batch_out():
     assert weights[0].shape[-2:] == (16, 16)
     for found, (height, width) in zip(weights[0], [(16, 11), (8, 16)], strict=True):
         assert (found[..., :height, :width].amax(dim=(2, 3)) == 1).all()
-    assert model.backbone.image_sizes is None
 
 
 def test_half_precision():
