@@ -1,10 +1,20 @@
 """A model that several processes train together."""
 
+import copy
+import logging
+import math
+
 import torch
 import torch.distributed as dist
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+logger = logging.getLogger(__name__)
+
+_SIDE = 256  # of the image that tells which features depend on which parameters; at least
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -20,3 +30,73 @@ def share_running_statistics(model: nn.Module) -> None:
         dist.broadcast(shared, src=0)
         for buffer, values in zip(buffers, shared.split([b.numel() for b in buffers]), strict=True):
             buffer.copy_(values.view_as(buffer))
+
+
+def has_unused_parameters(model: nn.Module) -> bool:
+    """Whether a training step leaves parameters of a detector without gradients.
+
+    Such as those of pyramid levels that no head looks at, and of P1 and P0 of a U-FPN without a
+    segmentation loss. PyTorch tells: it computes the features that the losses look at, of any
+    backbone, and their gradients, on its device without values ("meta"). The heads' own parameters
+    always have gradients: of a batch without lesions an R-CNN's losses are 0 times its outputs.
+
+    Args:
+        model: on any device; it is left as it is. If it is neither a one-stage detector nor an
+            R-CNN of Detectron2's, or its backbone needs values, the answer is True: then
+            :class:`DistributedDataParallel` finds out at every step.
+    """
+    names = _features_with_losses(model)
+    if names is None:
+        return True
+    try:
+        return _leaves_parameters(model, names)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        logger.info(
+            f"{type(model.backbone).__name__} does not work without values ({error}): parameters "
+            "without gradients are looked for at every step"
+        )
+        return True
+
+
+def _features_with_losses(model: nn.Module) -> set[str] | None:
+    """The backbone's features that heads with losses look at; None if nobody knows."""
+    if isinstance(model, DenseDetector):
+        return set(model.head_in_features)
+    if isinstance(model, GeneralizedRCNN):
+        parts = (model.proposal_generator, model.roi_heads)
+        return {name for part in parts for name in getattr(part, "in_features", ())}
+    return None
+
+
+def _leaves_parameters(model: nn.Module, names: set[str]) -> bool:
+    backbone = _without_values(model.backbone)
+    # As at inference: norms over several processes would wait for the others.
+    backbone.eval()
+    image = torch.zeros(_image_shape(model), device="meta")
+    features = backbone(image)
+    looked_at = [features[name] for name in names]
+    if getattr(model, "seg_loss_weight", 0) > 0:
+        looked_at.append(backbone.decode(image, features))
+    parameters = [p for p in backbone.parameters() if p.requires_grad]
+    total = torch.stack([feature.sum() for feature in looked_at]).sum()
+    return bool(parameters) and any(
+        gradient is None for gradient in torch.autograd.grad(total, parameters, allow_unused=True)
+    )
+
+
+def _without_values(module: nn.Module) -> nn.Module:
+    """A copy whose parameters and buffers have shapes, and neither values nor memory."""
+    twins: dict[int, Tensor] = {}
+    for parameter in module.parameters():
+        twin = torch.empty_like(parameter, device="meta")
+        twins[id(parameter)] = nn.Parameter(twin, parameter.requires_grad)
+    for buffer in module.buffers():
+        twins[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(module, twins)
+
+
+def _image_shape(model: nn.Module) -> tuple[int, ...]:
+    """(1, C, H, W) or, of models of volumes, (1, C, D, H, W), which the backbone divides evenly."""
+    backbone = model.backbone
+    sides = getattr(backbone, "size_divisibility_3d", [backbone.size_divisibility] * 2)
+    return 1, len(model.pixel_mean), *(math.ceil(_SIDE / (s or 1)) * (s or 1) for s in sides)

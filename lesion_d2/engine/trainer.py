@@ -16,7 +16,6 @@ from detectron2.engine import (
     hooks,
 )
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.modeling import FPN, GeneralizedRCNN
 from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils import comm
 from torch import nn
@@ -31,14 +30,7 @@ from ..data.loader import (
 from ..data.volumetric import build_volume_test_loader, build_volume_train_loader
 from ..evaluation import LesionEvaluator, VolumeEvaluator
 from ..inference import Ensemble, OneSizeBatches, build_linker
-from ..modeling import (
-    ImageStack,
-    MeanTeacher,
-    SliceImages,
-    UNetFPN,
-    reuse_features,
-    without_masks,
-)
+from ..modeling import MeanTeacher, reuse_features, without_masks
 from .checkpoint_files.best_checkpoints import KeepBestHook
 from .checkpoint_files.checkpointer import LesionCheckpointer
 from .hard_negatives import HardNegativeMiner, HardNegativeMiningHook
@@ -53,7 +45,7 @@ from .hooks import (
 )
 from .mean_teacher import STUDENT, MeanTeacherHook
 from .predictors.ensembles import as_evaluated
-from .processes import share_running_statistics, unwrap
+from .processes import has_unused_parameters, share_running_statistics, unwrap
 from .resuming import EvaluationWriter, ProcessStateHook, rewind_metrics
 from .solver.clipping import fit_to_scaler, with_clipping
 from .solver.compilation import compile_parts
@@ -112,12 +104,13 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         if cfg.MODEL.MEAN_TEACHER.ENABLED:
             trained = MeanTeacher(cfg, model)
             final = trained.teacher
+        finds_unused = comm.get_world_size() > 1 and has_unused_parameters(model)
         if cfg.SOLVER.COMPILE:
             compile_parts(trained)
         trained = create_ddp_model(
             trained,
             broadcast_buffers=False,
-            find_unused_parameters=has_unused_parameters(model),
+            find_unused_parameters=finds_unused,
             **({"device_ids": None} if on_cpu else {}),
         )
         self._trainer = step_trainer(cfg)(trained, data_loader, optimizer)
@@ -382,58 +375,6 @@ def count_reused(cfg: CfgNode, model: nn.Module) -> int:
     """Three-slice images whose features are kept over the slices of a volume, in all views."""
     num_mirrors = model.num_mirrors if isinstance(model, Ensemble) else 1
     return cfg.MODEL.SLICE_IMAGES.NUM_REUSED * num_mirrors
-
-
-def has_unused_parameters(model: nn.Module) -> bool:
-    """Whether a training step leaves parameters of a detector without gradients.
-
-    Those of P1 and P0 without a segmentation loss, those of pyramid levels that no head looks at,
-    and those of bottom-up stages above the last one that the pyramid looks at. A batch without
-    lesions leaves none: an R-CNN's losses are then 0 times its outputs.
-    """
-    backbone = model.backbone
-    levels = set(backbone.output_shape()) - _pooled_levels(backbone)
-    if isinstance(model, GeneralizedRCNN):
-        used = _levels_of_rcnn(model)
-    else:
-        used = set(getattr(model, "head_in_features", levels))
-    if isinstance(backbone, SliceImages):
-        return _leaves_stages(backbone) or not levels <= used
-    if isinstance(backbone, UNetFPN):
-        if not getattr(model, "seg_loss_weight", 0):
-            return True
-        used.add("p2")  # P1 and P0 are computed from it
-    return not levels <= used or _leaves_last_stage(backbone)
-
-
-def _pooled_levels(backbone: nn.Module) -> set[str]:
-    """P6 of an FPN where it has no parameters, as ``build_resnet_fpn_backbone``'s."""
-    top_block = getattr(backbone, "top_block", None)
-    if top_block is None or any(True for _ in top_block.parameters()):
-        return set()
-    return set(list(backbone.output_shape())[-top_block.num_levels :])
-
-
-def _levels_of_rcnn(model: GeneralizedRCNN) -> set[str]:
-    parts = (model.proposal_generator, model.roi_heads)
-    return {level for part in parts for level in getattr(part, "in_features", ())}
-
-
-def _leaves_stages(backbone: SliceImages) -> bool:
-    """Whether the backbone of three-channel images computes more than the feature that is used."""
-    inner = backbone.backbone
-    return isinstance(inner, FPN) or list(inner.output_shape())[-1] != backbone.in_feature
-
-
-def _leaves_last_stage(backbone: nn.Module) -> bool:
-    if not isinstance(backbone, FPN):
-        return False
-    bottom_up = backbone.bottom_up
-    if isinstance(bottom_up, ImageStack):
-        bottom_up = bottom_up.backbone
-    strides = {name: shape.stride for name, shape in bottom_up.output_shape().items()}
-    last = max(strides, key=strides.get)
-    return last not in (*backbone.in_features, getattr(backbone.top_block, "in_feature", None))
 
 
 def optimizer_class(cfg: CfgNode) -> type[torch.optim.Optimizer]:

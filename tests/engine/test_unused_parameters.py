@@ -1,11 +1,16 @@
 """Parameters that get no gradients are known before the training, by the model alone."""
 
 from lesion_d2.engine import Trainer, load_config
-from lesion_d2.engine.trainer import has_unused_parameters
+from lesion_d2.engine.processes import has_unused_parameters
 
 import pytest
+import torch
+from detectron2.modeling import Backbone
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.events import EventStorage
+from made_up_patches import tiny_model
 from tiny_run import tiny_config, uldor_args
+from torch import nn
 
 _VGG = {"MODEL__VGG__DEPTH": 16, "MODEL__VGG__WIDTH": 4, "MODEL__BACKBONE__FREEZE_AT": 0}
 _RESNET = {
@@ -29,6 +34,7 @@ _VGG_FPN = {
     "MODEL__BACKBONE__NAME": "build_vgg_fpn_backbone",
     "MODEL__META_ARCHITECTURE": "RetinaNet",
 }
+ONE_LEVEL = ("MODEL.ANCHOR_GENERATOR.SIZES", [[18.0]], "MODEL.VOLUMETRIC.ANCHOR_DEPTHS", [[6.0]])
 _VGG_UNET_FPN = {
     **_VGG,
     "MODEL__BACKBONE__NAME": "build_vgg_unet_fpn_backbone",
@@ -157,3 +163,58 @@ def test_parameters_of_a_fused_fpn_without_gradients_are_known_beforehand(tiny_p
         sum(model(next(iter(Trainer.build_train_loader(cfg)))).values()).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
     assert has_unused_parameters(model) == bool(without) == (last == "c4"), without
+
+
+@pytest.mark.parametrize(
+    "name, options, expected",
+    [
+        ("RetinaUNet3D", (), False),
+        ("RetinaUNet3D", ("MODEL.RETINANET.IN_FEATURES", ["p3"], *ONE_LEVEL), False),  # P2: P0's
+        ("RetinaUNet3D", ("MODEL.RETINA_UNET.SEG_LOSS_WEIGHT", 0.0), True),
+        ("LesionRCNN3D", (), True),  # the U-FPN's P1 and P0
+        ("LesionRCNN3D", ("MODEL.LESION_RCNN.SEG_LOSS_WEIGHT", 1.0), False),
+        ("LesionRCNN3D", ("MODEL.BACKBONE.NAME", "build_resnet_fpn_3d_backbone"), False),
+    ],
+)
+def test_parameters_of_models_of_volumes(name, options, expected):
+    assert has_unused_parameters(tiny_model(name, *options)) == expected
+
+
+class _Stages(Backbone):
+    """A backbone that nobody knows; the second feature comes from the first."""
+
+    def __init__(self, **attributes):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, 4, 1), nn.Conv2d(4, 4, 1)
+        self._out_features = ["a", "b"]
+        self._out_feature_strides = dict.fromkeys("ab", 4)
+        self._out_feature_channels = dict.fromkeys("ab", 4)
+        self.__dict__.update(attributes)
+
+    def forward(self, x):
+        a = self.first(x)
+        return {"a": a, "b": self.second(a * getattr(self, "scale", 1))}
+
+
+def _detector(backbone: Backbone, levels: str) -> DenseDetector:
+    mean, std = [0.0] * 3, [1.0] * 3
+    return DenseDetector(backbone, nn.Identity(), list(levels), pixel_mean=mean, pixel_std=std)
+
+
+@pytest.mark.parametrize("levels, expected", [("ab", False), ("b", False), ("a", True)])
+def test_any_backbone_tells_by_its_gradients(levels, expected):
+    detector = _detector(_Stages(), levels)
+    before = {name: p.clone() for name, p in detector.named_parameters()}
+    assert has_unused_parameters(detector) == expected
+    detector.backbone.second.requires_grad_(False)
+    assert not has_unused_parameters(detector)
+    assert detector.training and detector.backbone.first.weight.device.type == "cpu"
+    assert all(torch.equal(p, before[name]) for name, p in detector.named_parameters())
+
+
+def test_what_cannot_be_told_is_left_to_every_step(caplog):
+    detector = _detector(_Stages(scale=torch.ones(4, 1, 1)), "b")  # no buffer: it keeps its values
+    with caplog.at_level("INFO", logger="lesion_d2"):
+        assert has_unused_parameters(detector)
+    assert "_Stages does not work without values" in caplog.text
+    assert has_unused_parameters(nn.Sequential(detector))  # no detector of Detectron2's

@@ -22,6 +22,7 @@ from . import (
     tag_checkpoint,
     write_file,
 )
+from .first_convolution import adapt_slices, check_slices
 from .torchvision_weights import (
     PREFIX,
     rename_torchvision_resnet,
@@ -30,11 +31,6 @@ from .torchvision_weights import (
 
 logger = logging.getLogger(__name__)
 
-# The first convolutions of Detectron2's ResNets and of torchvision's VGGs and DenseNets, and the
-# name that the first of them has in Caffe2's files.
-_STEMS = ("stem.conv1.weight", "features.0.weight", "features.conv0.weight")
-_STEM_CAFFE2 = "conv1_w"
-_RGB = 3
 _NO_ADDRESS = urlparse("")
 # The class predictors of Detectron2's R-CNNs and of its RetinaNet end so.
 _RCNN_PREDICTOR = "box_predictor.cls_score.weight"
@@ -79,8 +75,8 @@ class LesionCheckpointer(DetectionCheckpointer):
 
     - A checkpoint, and the tag that names the last one, is there whole or not at all.
     - A checkpoint that is not meant to be resumed from need not become the last one.
-    - Weights of a first convolution for three channels are adapted to C, where weights alone are
-      loaded to train from: :func:`adapt_stem`.
+    - A first convolution for three channels is adapted to C, where weights alone are loaded to
+      train from: :func:`adapt_slices`. One for another number is an error: :func:`check_slices`.
     - torchvision's weights fit its backbones in ours, and Detectron2's ResNets:
       :func:`rename_torchvision_weights` and :func:`rename_torchvision_resnet`.
     - A file without any of the model's weights, or with some that are no numbers, is an error.
@@ -94,7 +90,7 @@ class LesionCheckpointer(DetectionCheckpointer):
     """
 
     #: Whether what is loaded next may be fitted to the model's slices.
-    _may_adapt_stem = True
+    _may_adapt_slices = True
 
     def __init__(
         self,
@@ -172,14 +168,14 @@ class LesionCheckpointer(DetectionCheckpointer):
         check_weights_exist(path)
         # With the state of a training that goes on, its weights are no foreign ones.
         resumes = checkpointables is None and len(self.checkpointables) > 0
-        self._may_adapt_stem = not resumes
+        self._may_adapt_slices = not resumes
         try:
             if os.path.isfile(path):  # Detectron2 would take "?" in its path for a query
                 self._parsed_url_during_load = _NO_ADDRESS
                 return Checkpointer.load(self, path, checkpointables, **kwargs)
             return super().load(path, checkpointables, **kwargs)
         finally:
-            self._may_adapt_stem = True
+            self._may_adapt_slices = True
             self._parsed_url_during_load = None  # Detectron2 leaves it behind after an error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -200,10 +196,9 @@ class LesionCheckpointer(DetectionCheckpointer):
         is_other = loaded.get("matching_heuristics")  # Detectron2 itself gives them their names
         with _naming(filename):
             num_resnets = 0 if is_other else rename_torchvision_resnet(weights, self.model)
-            if self._may_adapt_stem:
-                adapt_stem(weights, model_weights)
-            else:
-                check_slices(weights, model_weights)
+            if self._may_adapt_slices:
+                adapt_slices(weights, model_weights)
+            check_slices(weights, self.model)
             if num_resnets == 0 and not is_other:
                 self._fit_torchvision(weights)
             check_predictor(weights, model_weights)
@@ -253,7 +248,7 @@ def check_weights(path: str, model: nn.Module | None = None, *, for_training: bo
         is_file = os.path.isfile(path)
         checkpointer._parsed_url_during_load = _NO_ADDRESS if is_file else urlparse(path)
         local = path if is_file else PathManager.get_local_path(path.split("?")[0])
-        checkpointer._may_adapt_stem = for_training
+        checkpointer._may_adapt_slices = for_training
         loaded = checkpointer._load_file(local)
         weights, model_weights = loaded["model"], checkpointer.model.state_dict()
         with _naming(local):
@@ -387,26 +382,6 @@ def check_complete(weights: Mapping[str, Any], model_weights: Mapping[str, Tenso
         )
 
 
-def check_slices(weights: Mapping[str, Any], model_weights: Mapping[str, Tensor]) -> None:
-    """Check that weights are for a model's number of slices.
-
-    Args:
-        weights: names to tensors or arrays.
-        model_weights: the state of the model that they are for.
-
-    Raises:
-        ValueError: the first convolution is for another number of channels.
-    """
-    for name in filter(_is_stem, model_weights):
-        weight, expected = weights.get(name, weights.get(f"module.{name}")), model_weights[name]
-        if weight is not None and weight.shape[1] != expected.shape[1]:
-            shape, expected = weight.shape, expected.shape
-            raise ValueError(
-                f"found weights for images of {shape[1]} slices ({name}), expected "
-                f"{expected[1]} (INPUT.CT.NUM_SLICES)"
-            )
-
-
 def check_predictor(
     weights: Mapping[str, Any], model_weights: Mapping[str, Tensor], *, for_training: bool = True
 ) -> None:
@@ -461,32 +436,3 @@ def _advice(found: int, expected: int) -> str:
         f"ULDorROIHeads and NUM_CLASSES {found} (as configs/uldor/uldor.yaml); to train a model "
         "without it start from a backbone's weights"
     )
-
-
-def adapt_stem(weights: dict[str, Any], model_weights: dict[str, Tensor]) -> None:
-    """Adapt a first convolution for three channels to a model's C channels, and log it.
-
-    Each of the C input channels gets the mean over the three, times 3 / C: an image whose channels
-    are all alike then gives the activations that it gave with three. C = 3 is left as it is.
-
-    Args:
-        weights: names to tensors or arrays, of a whole detector or of a backbone, with
-            Detectron2's, Caffe2's or (of VGGs and DenseNets) torchvision's name for the first
-            convolution; changed in place.
-        model_weights: the state of the model that they are for.
-    """
-    targets = [value for name, value in model_weights.items() if _is_stem(name)]
-    names = [name for name in weights if name == _STEM_CAFFE2 or _is_stem(name)]
-    if len(targets) != 1 or len(names) != 1:
-        return
-    target, weight = targets[0], torch.as_tensor(weights[names[0]])
-    num_out, channels, *kernel = target.shape
-    if channels == _RGB or tuple(weight.shape) != (num_out, _RGB, *kernel):
-        return
-    mean = weight.mean(dim=1, keepdim=True)
-    weights[names[0]] = mean.repeat(1, channels, 1, 1) * (_RGB / channels)
-    logger.info(f"Adapted {names[0]} from {_RGB} to {channels} input channels")
-
-
-def _is_stem(name: str) -> bool:
-    return any(name == stem or name.endswith(f".{stem}") for stem in _STEMS)

@@ -4,11 +4,11 @@ import pickle
 
 from lesion_d2.engine import LesionCheckpointer
 from lesion_d2.engine.checkpoint_files.checkpointer import (
-    adapt_stem,
     check_predictor,
     check_weights,
     load_trained,
 )
+from lesion_d2.engine.checkpoint_files.first_convolution import adapt_slices, check_slices
 from lesion_d2.modeling import ContextualAttention
 from lesion_d2.modeling.backbone import VGG, SliceImages
 
@@ -29,6 +29,7 @@ class _Detector(nn.Module):
         bottom_up.stem = stem
         self.backbone = nn.Module()
         self.backbone.bottom_up = bottom_up
+        self.register_buffer("pixel_mean", torch.zeros(channels, 1, 1), persistent=False)
 
     @property
     def conv1(self) -> nn.Conv2d:
@@ -77,16 +78,35 @@ def test_three_channels_are_loaded_as_they_are(tmp_path):
 @pytest.mark.parametrize("shape", [(4, 5, 7, 7), (4, 3, 3, 3), (8, 3, 7, 7)])
 def test_other_shapes_are_not_adapted(shape):
     weights = {"stem.conv1.weight": torch.zeros(shape)}
-    adapt_stem(weights, {"backbone.bottom_up.stem.conv1.weight": torch.zeros(4, 9, 7, 7)})
+    adapt_slices(weights, {"backbone.bottom_up.stem.conv1.weight": torch.zeros(4, 9, 7, 7)})
     assert weights["stem.conv1.weight"].shape == shape
 
 
-@pytest.mark.parametrize("stem", ["stem.conv1", "features.0", "features.conv0"])
-def test_the_first_convolution_of_every_kind_of_backbone_is_adapted(stem):
-    weights = {f"{stem}.weight": _rgb_weight()}
-    adapt_stem(weights, {f"backbone.bottom_up.{stem}.weight": torch.zeros(4, 9, 7, 7)})
+@pytest.mark.parametrize("name", ["stem.conv1", "features.conv0", "patch_embed.proj", "conv_stem"])
+@pytest.mark.parametrize("prefix", ["", "module.backbone.bottom_up."])
+def test_the_first_convolution_of_any_backbone_is_adapted(name, prefix):
+    weights = {f"{prefix}{name}.weight": _rgb_weight(), "norm.weight": torch.ones(4)}
+    adapt_slices(weights, {f"backbone.bottom_up.{name}.weight": torch.zeros(4, 9, 7, 7)})
     expected = _rgb_weight().mean(dim=1, keepdim=True).expand(-1, 9, -1, -1) / 3
-    torch.testing.assert_close(weights[f"{stem}.weight"], expected)
+    torch.testing.assert_close(weights[f"{prefix}{name}.weight"], expected)
+    assert torch.equal(weights["norm.weight"], torch.ones(4))
+
+
+def test_a_first_convolution_in_3d_is_adapted():
+    weights = {"stem.conv1.weight": torch.ones(4, 3, 3, 7, 7)}
+    adapt_slices(weights, {"backbone.stem.conv1.weight": torch.zeros(4, 1, 3, 7, 7)})
+    assert torch.equal(weights["stem.conv1.weight"], torch.full((4, 1, 3, 7, 7), 3.0))
+
+
+def test_weights_for_five_slices_are_refused_by_a_model_of_nine(tmp_path):
+    path = str(tmp_path / "five.pth")
+    torch.save({"model": _Detector(5).state_dict()}, path)
+    detector, other = _Detector(9), _Detector(9)
+    del other.pixel_mean  # a part of a model, which says nothing of its images
+    message = r"five\.pth: found weights for images of 5 slices .*stem.conv1.weight\), expected 9"
+    with pytest.raises(ValueError, match=message):
+        LesionCheckpointer(detector).load(path)
+    check_slices(torch.load(path)["model"], other)
 
 
 @pytest.mark.parametrize("kind", ["caffe2.pkl", "detector.pth"])
@@ -99,8 +119,6 @@ def test_what_is_evaluated_or_resumed_is_not_adapted(tmp_path, kind):
     detector = _Detector(9)
     check_weights(path, detector)
     message = rf"{kind}: found weights for images of 3 slices .*, expected 9 .INPUT.CT.NUM_SLICES"
-    if kind == "caffe2.pkl":  # Detectron2's own alignment leaves out what has another shape
-        message = rf"{kind}: .*none of the model's weights"
     with pytest.raises(ValueError, match=message):
         check_weights(path, detector, for_training=False)
     with pytest.raises(ValueError, match=message):
