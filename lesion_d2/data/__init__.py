@@ -3,5 +3,5 @@ from .deeplesion import (
     subvolumes,  # noqa: F401  (likewise)
 )
 from .phantoms import volumes  # noqa: F401  (likewise)
-from .toys import images  # noqa: F401  (likewise)
+from .toys import on_demand  # noqa: F401  (likewise, where they are asked for)
 from .volume_set import catalog  # noqa: F401  (likewise)

@@ -13,6 +13,8 @@ from detectron2.data.build import (
 from detectron2.data.detection_utils import check_metadata_consistency
 
 from .dataset_options import set_allow_missing
+from .toys.on_demand import NAMES as TOYS
+from .toys.on_demand import register_if_toy
 
 _MAX_NAMES = 5
 # What keep_train_sets was told last: a weak reference to the config, and the dicts.
@@ -29,7 +31,15 @@ def suggest_names(name: str, kind: str = "lesion") -> str:
     metadata = {n: MetadataCatalog.get(n) for n in DatasetCatalog.list()}
     known = [n for n, one in metadata.items() if one.get("evaluator_type", "").startswith(kind)]
     known.sort(key=lambda n: metadata[n].get("volume_set") is None)
+    if kind == "lesion":
+        known += [toy for toy in TOYS if toy not in metadata]
     return ", ".join(get_close_matches(name, known, _MAX_NAMES) or known[:_MAX_NAMES])
+
+
+def is_registered(name: str) -> bool:
+    """Whether a name is that of a data set; a toy's is registered with it."""
+    register_if_toy(name)
+    return isinstance(name, str) and name in DatasetCatalog
 
 
 def load_records(dataset: str, *, allow_missing: bool = False) -> list[dict]:
@@ -42,7 +52,7 @@ def load_records(dataset: str, *, allow_missing: bool = False) -> list[dict]:
     Raises:
         ValueError: the data set is not registered, or has no images.
     """
-    if dataset not in DatasetCatalog.list():
+    if not is_registered(dataset):
         raise ValueError(
             f"data set {dataset!r} is not registered, expected a name such as "
             f"{suggest_names(dataset)}"

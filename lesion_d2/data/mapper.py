@@ -35,6 +35,7 @@ from .transforms.augmentation import build_augmentations
 from .transforms.borders import body_extent, volume_extent
 from .transforms.lesion_transforms import transform_lesions
 from .transforms.patches import MIN_SHARE, RandomPatch
+from .transforms.slice_input import SliceInput
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ class LesionDatasetMapper:
     Args:
         is_train: whether dicts get ``instances`` from their ``annotations``.
         augmentations: Detectron2 augmentations for int16 images; they may ask for ``spacing``.
+            Of Detectron2's own, those that interpolate fill with air
+            (:mod:`lesion_d2.data.transforms.slice_input`).
         num_slices, slice_interval: C, and the distance of the slices in mm; 0 for that of the
             files.
         hu_window: low and high, in HU: 0 and 255 of the image.
@@ -343,8 +346,7 @@ def _view(
 
     ``boxes`` (n, 4) are those that augmentations may ask for, in Detectron2's coordinates.
     """
-    aug_input = T.AugInput(image, boxes=boxes)
-    aug_input.spacing = spacing
+    aug_input = SliceInput(image, boxes=boxes, spacing=spacing)
     transforms = augmentations(aug_input)
     return torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))), transforms
 

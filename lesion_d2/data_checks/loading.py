@@ -13,6 +13,7 @@ from ..data.dataset_options import allows_missing, set_allow_missing
 from ..data.dict_rules import annotation_problems, image_problems
 from ..data.formats.problems import ProblemsError, short_repr
 from ..data.roots import resolve_root
+from ..data.toys.on_demand import register_if_toy
 from ..data.volume_set.catalog import register_volume_set
 from ..data.volume_set.form import FILE_NAME
 from ..scans.names import safe_name
@@ -100,7 +101,9 @@ def _is_volume_set(name: str, known: Container[str]) -> bool:
 
 
 def _register(name: str) -> None:
-    """Register a data set of volumes that is new, or tell what is wrong with it."""
+    """Register a toy, or a data set of volumes that is new, or tell what is wrong with it."""
+    for toy in (name, *(f"{name}_{split}" for split in SPLITS)):
+        register_if_toy(toy)
     root = os.path.join(resolve_root("$DETECTRON2_DATASETS"), name)
     if safe_name(name) == name and os.path.isfile(os.path.join(root, FILE_NAME)):
         register_volume_set(root)

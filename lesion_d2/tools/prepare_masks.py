@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import lesion_d2  # noqa: F401  (registers the data sets)
-from lesion_d2.data.catalog import suggest_names
+from lesion_d2.data.catalog import is_registered, suggest_names
 from lesion_d2.data.dataset_options import set_allow_missing
 from lesion_d2.data.formats.problems import short_repr
 from lesion_d2.data.pseudo_masks import (
@@ -435,7 +435,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     start = time.perf_counter()
-    if args.dataset not in DatasetCatalog:
+    if not is_registered(args.dataset):
         known = suggest_names(args.dataset)
         raise InputError(f"--dataset: found {args.dataset!r}, expected a name such as {known}")
     if args.allow_missing:

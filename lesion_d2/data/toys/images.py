@@ -47,8 +47,6 @@ HU_SCALE = 10_000
 #: HU of the darkest and the brightest pixel that there can be.
 HU_WINDOW = (0.0, HU_SCALE * (1 + CONTRAST))
 SPLITS = ("train", "val", "test")
-#: Numbers of images of the subsets that are registered from the start.
-SUBSETS = (500, 250, 100, 50)
 _CHUNK = 16  # images that a process draws at a time
 # Noise is hardly compressible: more than this costs time alone.
 _PNG = (
@@ -322,6 +320,9 @@ def register_toys(
 ) -> None:
     """Register a toy data set with Detectron2; it is read when first asked for.
 
+    Those in ``$DETECTRON2_DATASETS/toys`` are registered where they are asked for by their names
+    (:func:`dataset_name`), see :mod:`lesion_d2.data.toys.on_demand`.
+
     Args:
         name: its name in ``DatasetCatalog``.
         root: the folder that :func:`write_toys` wrote. ``$DETECTRON2_DATASETS`` in it stands for
@@ -353,18 +354,5 @@ def _load_registered(root: str, task: str, split: str, num_images: int | None) -
 
 
 def dataset_name(task: str, split: str, num_images: int | None = None) -> str:
-    """The registered name of a task's split, or of its first ``num_images`` images."""
+    """The name of a task's split, or of its first ``num_images`` images, in the catalog."""
     return f"toy_{task}_{split}" + ("" if num_images is None else f"_{num_images}")
-
-
-def _register_builtin() -> None:
-    for task in TASKS:
-        for split in SPLITS:
-            smaller = [n for n in SUBSETS if n < ToyOptions().count(split)]
-            for n in (None, *smaller):
-                name = dataset_name(task, split, n)
-                if name not in DatasetCatalog:  # there already where this is imported again
-                    register_toys(name, "$DETECTRON2_DATASETS/toys", task, split, n)
-
-
-_register_builtin()

@@ -10,7 +10,7 @@ from detectron2.modeling import GeneralizedRCNN, RetinaNet
 
 from ...config import trains_on_masks
 from ...config.volumetric import is_volumetric
-from ...data.catalog import suggest_names
+from ...data.catalog import is_registered, suggest_names
 from ...data.dataset_options import (
     set_allow_missing,
     set_excluded_volumes,
@@ -121,7 +121,7 @@ def set_dataset_options(cfg: CfgNode, name: str, kind: str) -> None:
     Raises:
         InputError: the data set, or an excluded one, is not registered or has not such an option.
     """
-    if not isinstance(name, str) or name not in DatasetCatalog:
+    if not is_registered(name):
         raise InputError(
             f"DATASETS.{kind}: found {short_repr(name)}, expected a name such as "
             f"{suggest_names(str(name))}"

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import lesion_d2
-from lesion_d2.data.catalog import load_records
+from lesion_d2.data.catalog import is_registered, load_records, suggest_names
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.data.slices.ct import hu_to_pixels, read_slice
 from lesion_d2.data.toys import images as toys
@@ -171,14 +171,38 @@ def test_registered_sets(task, datasets, monkeypatch):
         metadata = MetadataCatalog.get(name)
         assert metadata.thing_classes == CLASSES[task]
         assert metadata.evaluator_type == "lesion"
-        subsets = {n for n in DatasetCatalog.list() if n.startswith(f"{name}_")}
-        sizes = (250, 100, 50) if split == "val" else (500, 250, 100, 50)
-        assert subsets == {f"{name}_{n}" for n in sizes}
-        assert subsets == {dataset_name(task, split, n) for n in sizes}
         assert dataset_name(task, split) == name
+        assert DatasetCatalog.get(dataset_name(task, split, 2)) == records[:2]
     assert len(names) == sum(SPLITS.values())
     with pytest.raises(ValueError, match=r"train.json: found 12 images, expected 50 or more$"):
         load_records(f"toy_{task}_train_50")
+
+
+def test_toys_are_registered_when_they_are_asked_for(root, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root.parent))
+    name = "toy_circles_scale_train_3"
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        assert name not in catalog and name not in catalog.list()
+    try:
+        assert MetadataCatalog.get(name).thing_classes == CLASSES["circles_scale"]
+        assert DatasetCatalog.get(name) == load(root, "circles_scale")[:3]
+        assert is_registered(name) and name in DatasetCatalog.list()
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert len(DatasetCatalog.get(name)) == 3  # and again
+
+
+@pytest.mark.parametrize(
+    "name", ["toy_circles_scale", "toy_circles_scale_train_0", "toy_squares_train", "toy", "", None]
+)
+def test_other_names_are_not_registered(name):
+    before = DatasetCatalog.list()
+    assert not is_registered(name)
+    with pytest.raises(KeyError, match="is not registered! Available datasets"):
+        DatasetCatalog.get(name)
+    assert DatasetCatalog.list() == before
+    assert "toy_circles_scale_train" in suggest_names("toy_circles_scale")
 
 
 def test_subsets_are_the_first_images(root):

@@ -1,0 +1,49 @@
+"""Toys in Detectron2's catalogs, registered where one is asked for by its name.
+
+There are many, of which few are ever used: names that nobody asked for are not listed. Both
+``DatasetCatalog.get`` and ``MetadataCatalog.get`` register them; ``in`` and ``list`` do not.
+"""
+
+import re
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from .images import SPLITS, TASKS, dataset_name, register_toys
+
+#: Registered names, but for those of the first n images of a split.
+NAMES = tuple(dataset_name(task, split) for task in TASKS for split in SPLITS)
+_NAME = re.compile(rf"toy_({'|'.join(TASKS)})_({'|'.join(SPLITS)})(?:_([1-9]\d{{0,5}}))?")
+
+
+def register_if_toy(name: str) -> None:
+    """Register a toy data set, unless it is registered, or the name is none of a toy's.
+
+    Args:
+        name: ``toy_<task>_<split>``, or ``toy_<task>_<split>_<n>`` for the split's first n images;
+            see :func:`~lesion_d2.data.toys.images.register_toys`.
+    """
+    match = _NAME.fullmatch(name) if isinstance(name, str) else None
+    if match is not None and name not in DatasetCatalog:
+        task, split, number = match.groups()
+        number = None if number is None else int(number)
+        register_toys(name, "$DETECTRON2_DATASETS/toys", task, split, number)
+
+
+class _Datasets(type(DatasetCatalog)):
+    """Detectron2's catalog of data sets, which knows toys by their names."""
+
+    def __missing__(self, name: str):
+        register_if_toy(name)
+        return self.data[name]
+
+
+class _AllMetadata(type(MetadataCatalog)):
+    """Detectron2's catalog of metadata, likewise."""
+
+    def get(self, name: str):
+        """As in Detectron2."""
+        register_if_toy(name)
+        return super().get(name)
+
+
+DatasetCatalog.__class__, MetadataCatalog.__class__ = _Datasets, _AllMetadata
