@@ -40,11 +40,11 @@ def _extent(bright: np.ndarray) -> list[int]:
         T.RandomRotation([7.0, 7.0]),
         T.RandomRotation([-30.0, -30.0], expand=False),
         T.Resize((60, 90)),
-        T.ResizeShortestEdge([64], 1000),
+        T.ResizeShortestEdge(64, 1000),
         T.ResizeScale(1.5, 1.5, 60, 60),
         T.RandomResize([(50, 60)]),
         T.RandomExtent((1.2, 1.2), (0.1, 0.1)),
-        T.RandomApply(T.ResizeShortestEdge([50], 1000), 1.0),
+        T.RandomApply(T.ResizeShortestEdge(50, 1000), 1.0),
     ],
     ids=lambda augmentation: str(augmentation)[:40],
 )
