@@ -1,4 +1,4 @@
-"""A synthetic patient: organs, bones and vessels in mm, and how one slice of them is painted.
+"""A synthetic patient: organs, bones and vessels in mm, and the painting of one slice of it.
 
 The atlas below is a torso of 600 mm from the lung tips (z = 0) to the hips, simplified from any
 anatomy book. Each patient scales, bends and populates it at random, so that vessels, bowel loops
@@ -41,14 +41,16 @@ from .shapes import (
 
 @dataclass
 class Body:
-    """One patient's geometry in mm. ``stages`` are painted in order, later over earlier.
+    """One patient's geometry in mm. ``stages`` are painted in order; later ones cover earlier ones.
 
     Attributes:
-        scale: of the atlas, along x, y and z.
-        fat: mm under the skin.
-        table: arcs of the table: mm below the back, mm of half of its curve, half of the thickness.
-        strength: thickness of the muscle wall, as a share of the atlas's.
-        planes: of fat between layers of that wall: share of its depth, mm of thickness.
+        scale: scale factors of the atlas along x, y and z.
+        fat: thickness of the fat under the skin, mm.
+        table: arcs of the table in mm, each as (distance below the back, c of the parabola (x / c)
+            ** 2, half of its thickness).
+        strength: thickness of the muscle wall, relative to the atlas.
+        planes: fat planes between the layers of that wall, each as (relative depth, thickness in
+            mm).
     """
 
     scale: tuple[float, float, float]
@@ -76,7 +78,7 @@ class Body:
 
 
 def sample_body(rng: np.random.Generator, clinical: bool = False) -> Body:
-    """Draw a patient; a clinical one has more bowel, a larger liver and another table."""
+    """Sample a patient; a clinical one has more bowel, a larger liver and a different table."""
     scale = tuple(rng.uniform(low, high) for low, high in ((0.9, 1.12), (0.92, 1.1), (0.92, 1.08)))
     body = Body(scale, fat=float(rng.uniform(8, 28)))
     loops = 9
@@ -89,7 +91,7 @@ def sample_body(rng: np.random.Generator, clinical: bool = False) -> Body:
     body.texture = Waves(rng, (5, 35) if clinical else (9, 40), 14)
     lungs, abdomen = chest(rng), upper_abdomen(rng, clinical)
     intestines = bowel(rng, loops, top=265 if clinical else 300)
-    # Clinical bowel is not in the liver.
+    # Clinical bowel does not overlap the liver.
     abdomen = intestines + abdomen if clinical else abdomen + intestines
     body.stages = [
         *lungs,
@@ -120,7 +122,7 @@ def paint_body(body: Body, x: np.ndarray, y: np.ndarray, z: float, tissues: dict
     """Paint the slice at height z (mm) over pixel centers x (W,) and y (H,) in mm.
 
     Returns:
-        the canvas, with ``hu`` (H x W float32, no noise) and ``labels`` (H x W uint8).
+        The canvas, with ``hu`` (H x W float32, no noise) and ``labels`` (H x W uint8).
     """
     bend = tuple(3.2 * waves(x, y, z) for waves in body.bend)
     canvas = Canvas(x, y, z, bend, tissues, body.texture(x, y, z))
@@ -140,7 +142,7 @@ def _paint_outline(canvas: Canvas, body: Body) -> None:
     back = 14.0  # the muscles along the spine
 
     def distance(half_x: float, front: float, rear: float) -> np.ndarray:
-        """Signed distance in mm to the rounded outline that reaches so far."""
+        """Signed distance in mm to the rounded outline with these extents."""
         center, half_y = (rear - front) / 2, (rear + front) / 2
         u, v = (x / half_x) ** 2, ((y - center) / half_y) ** 2
         return (np.sqrt(u + v - 0.35 * u * v) - 1) * half_y
@@ -186,7 +188,7 @@ def _paint_lungs(canvas: Canvas, body: Body) -> None:
 
 
 def _scaled(stage, scale):
-    """A stage of the atlas in the patient's own size."""
+    """Scale a stage of the atlas to the patient's size."""
     factor = np.asarray(scale)
     if isinstance(stage, Ellipsoid):
         center, radii = stage.center * factor, stage.radii * factor

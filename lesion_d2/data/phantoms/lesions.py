@@ -14,16 +14,16 @@ from .shapes import BONE, FAT, KIDNEY, LIVER, LUNG, MUSCLE, SKIN_FAT, VESSEL, Ca
 
 @dataclass(frozen=True)
 class LesionType:
-    """Where and how one of DeepLesion's coarse types grows.
+    """Location and appearance of one of DeepLesion's coarse types.
 
     Attributes:
         coarse_type: 1..8, as in ``DL_info.csv``.
-        share: how often it is drawn.
-        heights: mm from the lung tips, for a patient of average size.
-        hosts: tissue labels that hold it.
+        share: probability of this type.
+        heights: range in mm from the lung tips, for a patient of average size.
+        hosts: labels of the tissues that it occurs in.
         max_diameter: mm.
-        contrasts: (probability, lowest, highest, relative) each; HU of the lesion, or HU added to
-            what the host tissue has there where ``relative``.
+        contrasts: tuples (probability, lowest, highest, relative): HU of the lesion, or, if
+            ``relative``, HU added to the host tissue.
         window: DICOM window of its key slices, HU.
     """
 
@@ -61,22 +61,22 @@ LESION_TYPES = (
 
 @dataclass(frozen=True)
 class Lesion:
-    """One lesion: a ball with a bumpy radius, squeezed and turned.
+    """One lesion: an ellipsoid with a bumpy surface.
 
     Attributes:
         kind: its type.
         center: mm.
         radius: longest half-axis, mm.
         frame: 3 x 3, mm to the lesion's own axes in units of its half-axes.
-        bumps: B x 4: direction (3) times frequency, and phase of each bump.
-        height: amplitude of the bumps (B,), as a share of the radius.
+        bumps: B x 4, direction (3) times frequency, and phase of each bump.
+        height: amplitude of the bumps (B,), relative to the radius.
         hu: HU of the lesion, or HU added where ``relative``.
-        core: HU added in its middle (a necrotic center), often 0.
-        mottle: field of standard deviation 1 that makes its inside uneven.
-        mottle_hu: HU of that field's standard deviation.
-        softness: mm over which its edge goes over into what is around.
+        core: HU added in the center (necrosis), often 0.
+        mottle: texture of its interior, a random field of standard deviation 1.
+        mottle_hu: standard deviation of the texture, HU.
+        softness: width of the transition to the surroundings, mm.
         rim: HU added in the outer quarter of its radius.
-        within: labels of tissues that it does not leave; empty where it grows into any.
+        within: labels of the tissues that it is confined to; empty if it is not confined.
     """
 
     kind: LesionType
@@ -96,11 +96,11 @@ class Lesion:
 
     @property
     def reach(self) -> float:
-        """No part of the lesion is farther from its center than this, mm."""
+        """Largest distance of the surface from the center, mm."""
         return self.radius * (1 + float(np.abs(self.height).sum())) + self.softness / 2
 
     def inside(self, x: np.ndarray, y: np.ndarray, z: float) -> np.ndarray:
-        """Signed distance to the surface, about in mm, negative inside (broadcast of x and y)."""
+        """Approximate signed distance to the surface in mm, negative inside (x and y broadcast)."""
         offset = np.stack(np.broadcast_arrays(x, y, np.float32(z)), axis=-1) - self.center
         local = offset.astype(np.float32) @ self.frame.astype(np.float32).T
         length = np.sqrt((local**2).sum(axis=-1))
@@ -109,9 +109,9 @@ class Lesion:
         return (length - 1 - waves @ self.height) * self.radius
 
     def paint(self, canvas: Canvas, away: float = 0.0) -> np.ndarray:
-        """Paint the lesion over a slice; returns its cover of each pixel, H x W (0..1).
+        """Paint the lesion on a slice and return its coverage of each pixel, H x W (0..1).
 
-        ``away``: mm that its mottle is taken further on, as a :class:`Distractor` does.
+        ``away``: offset in mm at which the texture is sampled, used by :class:`Distractor`.
         """
         cover = np.zeros(canvas.hu.shape, np.float32)
         (x, y, z), reach = self.center, self.reach
@@ -129,7 +129,7 @@ class Lesion:
         uneven = self.mottle(canvas.x[patch[1]], canvas.y[patch[0]], canvas.z + away)
         target = self.hu + self.core * deep + self.mottle_hu * uneven
         if self.rim:
-            shell = 0.125 * self.radius  # half of its thickness, and how deep its middle lies
+            shell = 0.125 * self.radius  # half of its thickness, and the depth of its middle
             target = target + self.rim * np.maximum(1 - np.abs(distance + shell) / shell, 0)
         if self.relative:
             target = target + canvas.tissues[HOST_TISSUE[self.kind.hosts[0]]]
@@ -139,17 +139,17 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Distractor:
-    """What looks like a lesion on its key slice, and goes on through all slices instead of ending.
+    """Looks like a lesion on its key slice, but continues through all slices.
 
-    Every slice shows the lesion's outline on the key slice, moved by the drift, and mottle that
-    changes with height as a lesion's does: only that it does not end tells. Heights within a slice
-    differ as in the lesion, so that thick slices blur both alike.
+    Every slice shows the lesion's outline on the key slice, shifted by the drift, and a texture
+    that changes with height as a lesion's does. Only its extent in z tells the two apart. Heights
+    within a slice differ as in the lesion, so that thick slices blur both equally.
 
     Attributes:
-        lesion: what the key slice shows.
+        lesion: the lesion that it looks like on the key slice.
         key_z: height of the key slice, mm.
-        spacing: of the slices, mm.
-        drift: mm along x and y for every mm of height, as of a vessel that runs aslant.
+        spacing: slice spacing, mm.
+        drift: shift along x and y per mm of height, as of an oblique vessel.
     """
 
     lesion: Lesion
@@ -158,7 +158,7 @@ class Distractor:
     drift: tuple[float, float]
 
     def paint(self, canvas: Canvas) -> np.ndarray:
-        """Paint it over a slice; returns its cover of each pixel, H x W (0..1)."""
+        """Paint it on a slice and return its coverage of each pixel, H x W (0..1)."""
         away = self.spacing * round((canvas.z - self.key_z) / self.spacing)
         moved = copy.copy(canvas)  # paints into the same HU
         moved.x, moved.y = canvas.x - self.drift[0] * away, canvas.y - self.drift[1] * away
@@ -179,23 +179,24 @@ def sample_lesion(
     clinical: bool = False,
     labeled: bool = True,
 ) -> Lesion | None:
-    """Draw a lesion of one type and a place for it on a key slice.
+    """Sample a lesion of one type and its location on a key slice.
 
     Args:
-        rng: source of all choices.
+        rng: random generator.
         kind: the type.
-        canvas: the painted key slice, whose labels say where the type's hosts are.
-        taken: H x W bool, pixels where no lesion may be (those of other lesions and around).
+        canvas: the painted key slice; its labels give the location of the type's hosts.
+        taken: H x W bool, pixels where no lesion may be (other lesions and their surroundings).
         median_diameter: mm; diameters are log-normal, between 3 mm (or 4.5 pixels) and the
             type's largest.
-        mottle_hu: HU, how uneven lesions are inside. Where they are not clinical, one has 0.5 to
-            1.5 times as much, and this tells them apart from what looks alike otherwise.
-        clinical: lesions look as on clinical CT, see :mod:`.phantom_looks`.
-        labeled: canvases that the lesion is painted on have labels. A clinical one of the liver
-            then may lie at its surface, and ends there.
+        mottle_hu: standard deviation of the lesions' texture, HU. For lesions that are not clinical
+            it is multiplied by 0.5 to 1.5; the texture is what distinguishes them from similar
+            structures.
+        clinical: lesions look as on clinical CT, see :mod:`.looks`.
+        labeled: canvases that the lesion is painted on have labels. A clinical lesion of the liver
+            may then lie at the liver's surface, which limits it.
 
     Returns:
-        the lesion, or None where the slice has no room for it.
+        The lesion, or None if the slice has no room for it.
     """
     diameter = median_diameter * np.exp(rng.normal(0, 0.6 if clinical else 0.5))
     at_surface = clinical and labeled and kind.coarse_type == 4
@@ -225,7 +226,7 @@ def _find_place(
     diameter: float,
     rooms: dict[int, float],
 ) -> tuple[tuple[float, float, float], float] | None:
-    """A lesion's center and radius, mm, smaller than asked for where there is less room."""
+    """Center and radius of a lesion in mm; the radius is reduced if there is less room."""
     smallest = max(3.0, 4.5 * canvas.pixel)
     radius = float(np.clip(diameter, smallest, kind.max_diameter)) / 2
     host = np.isin(canvas.labels, kind.hosts) & ~taken
@@ -246,7 +247,7 @@ def _find_place(
 def _mottled_look(
     rng: np.random.Generator, kind: LesionType, radius: float, mottle_hu: float
 ) -> dict[str, object]:
-    """What the mottled phantoms' lesions look like: sharp, and uneven as no tissue is."""
+    """Appearance of lesions in mottled phantoms: sharp edges, and a texture that no tissue has."""
     _, low, high, relative = kind.contrasts[
         rng.choice(len(kind.contrasts), p=[c[0] for c in kind.contrasts])
     ]
@@ -264,7 +265,7 @@ def _mottled_look(
 def _clinical_look(
     rng: np.random.Generator, kind: LesionType, radius: float, mottle_hu: float
 ) -> dict[str, object]:
-    """One of the looks of the type; small lesions have sharper edges, and no core or rim."""
+    """Sample a look of the type; small lesions have sharper edges and neither core nor rim."""
     look = sample_look(rng, kind.coarse_type)
     large = radius > 5
     factor = UNEVEN_FACTOR if rng.random() < UNEVEN_SHARE else 1.0
@@ -282,6 +283,6 @@ def _clinical_look(
 
 _MOTTLE_WAVELENGTHS = (5.0, 11.0)  # mm, shorter than those of any tissue
 _CLINICAL_WAVELENGTHS = (6.0, 30.0)
-# Free mm around the center that suffice, by coarse type: what grows over its borders.
+# Required free distance around the center in mm, for coarse types that cross borders of tissues.
 _ROOM = {1: 5.5, 2: 7.0, 3: 4.0, 7: 5.0, 8: 7.0}
-_ROOM_AT_SURFACE = 2.0  # the same, of a lesion that ends at its organ's surface
+_ROOM_AT_SURFACE = 2.0  # the same, for a lesion that ends at its organ's surface

@@ -1,16 +1,16 @@
-"""What lesions look like on clinical CT, kind by kind of DeepLesion's coarse types.
+"""Appearance of lesions on clinical CT, for each of DeepLesion's coarse types.
 
-Shares are estimates; HU are typical values of the literature:
+Shares are estimates; HU are typical values from the literature:
 
-- liver: hypodense metastases, some with a rim that takes up contrast medium (Sica, Ji and Ros, AJR
-  174, 2000), cysts like water (Mortelé and Ros, RadioGraphics 21, 2001), and lesions brighter than
-  a liver that holds fat or is seen in the arterial phase;
+- liver: hypodense metastases, some with an enhancing rim (Sica, Ji and Ros, AJR 174, 2000), cysts
+  with the density of water (Mortelé and Ros, RadioGraphics 21, 2001), and lesions brighter than a
+  fatty liver or than one in the arterial phase;
 - lung: solid, part-solid and ground-glass nodules (Hansell et al., Radiology 246, 2008);
-- kidney: simple cysts of at most 20 HU, and solid masses that take up less than the cortex
+- kidney: simple cysts of at most 20 HU, and solid masses that enhance less than the cortex
   (Bosniak, Radiology 262, 2012);
-- bone: lysis of soft-tissue density, and sclerosis of 650 HU in metastases to 1,200 HU in bone
-  islands (Ulano et al., AJR 207, 2016);
-- nodes of the mediastinum, abdomen and pelvis: as dense as soft tissue, some with a necrotic middle
+- bone: lytic lesions of soft-tissue density, and sclerotic lesions of 650 HU in metastases to 1,200
+  HU in bone islands (Ulano et al., AJR 207, 2016);
+- nodes of the mediastinum, abdomen and pelvis: as dense as soft tissue, some with a necrotic center
   (Ganeshalingam and Koh, Cancer Imaging 9, 2009).
 """
 
@@ -26,13 +26,13 @@ class Look:
     """One way that lesions of a type look.
 
     Attributes:
-        share: how often, among those of the type.
-        hu: lowest and highest HU; added to what the host has there where ``relative``.
+        share: probability among the looks of the type.
+        hu: lowest and highest HU; added to the host tissue's if ``relative``.
         relative: see ``hu``.
-        softness: mm over which the edge goes over into its surroundings, lowest and highest.
+        softness: width of the transition to the surroundings in mm, lowest and highest.
         rim: HU added in the outer shell, lowest and highest.
-        core: HU added in the middle, lowest and highest.
-        uneven: share of ``mottle_hu`` that it has.
+        core: HU added in the center, lowest and highest.
+        uneven: factor of ``mottle_hu``.
     """
 
     share: float
@@ -80,12 +80,12 @@ LOOKS: dict[int, tuple[Look, ...]] = {
     8: _NODES,
 }
 
-#: Of lesions that are uneven beyond the rest: how many, and how many times as much.
+#: Lesions with a stronger texture: their share, and the factor of ``mottle_hu``.
 UNEVEN_SHARE, UNEVEN_FACTOR = 0.12, 4.0
 
 
 def sample_look(rng: np.random.Generator, coarse_type: int) -> Look:
-    """Draw one of a type's looks."""
+    """Sample one of a type's looks."""
     looks = LOOKS[coarse_type]
     shares = np.array([look.share for look in looks])
     return looks[rng.choice(len(looks), p=shares / shares.sum())]

@@ -1,7 +1,6 @@
 """Organs, bones and vessels of a synthetic patient, in mm of the atlas.
 
-Each function draws the shapes of one part of the body at random, in the order in which they are
-painted.
+Each function samples the shapes of one part of the body, in painting order.
 """
 
 import numpy as np
@@ -111,7 +110,7 @@ def upper_abdomen(rng: np.random.Generator, clinical: bool = False) -> list:
 
 
 def _fissures(rng: np.random.Generator) -> list:
-    """Fat between the lobes of the liver: dark streaks that are no lesion."""
+    """Fat between the lobes of the liver: dark streaks that are not lesions."""
     stages = []
     for start in ((-14, -60, 245), (-22, -30, 290)):
         heading = np.array((rng.normal(0, 0.2), 1.0, rng.normal(0, 0.3)))
@@ -151,7 +150,7 @@ def _loop(rng: np.random.Generator, steps: int, length: float, top: float = 300)
 
 
 def bowel(rng: np.random.Generator, loops: int, top: float) -> list:
-    """Colon, and so many loops of small bowel below ``top`` (mm)."""
+    """The colon, and ``loops`` loops of small bowel below ``top`` (mm)."""
     stages = []
     for _ in range(loops):
         points = _loop(rng, 16, 16, top)
@@ -187,7 +186,7 @@ def muscles(rng: np.random.Generator) -> list:
 
 
 def behind_the_liver(rng: np.random.Generator) -> list:
-    """Crura of the diaphragm and adrenal glands, which look like nodes."""
+    """Crura of the diaphragm and adrenal glands, which look like lymph nodes."""
     stages = []
     for side in (-1, 1):
         crus = [(side * 16, 22, 205), (side * 15, 28, 250), (side * 13, 36, 300), (10, 40, 335)]
@@ -236,7 +235,7 @@ def great_vessels(rng: np.random.Generator) -> list:
 
 
 def small_vessels(rng: np.random.Generator) -> list:
-    """Vessels with many bends: round dots on one slice, tubes on many."""
+    """Winding vessels: round dots on a single slice, tubes across slices."""
     groups = {"artery": [], "vein": []}
     for i in range(70):
         tissue = ("artery", "vein")[i % 2]
@@ -317,7 +316,7 @@ def spine(rng: np.random.Generator) -> list:
         y = np.interp(z, [0, 150, 380, 480, 600], [48, 52, 46, 60, 74])
         center = np.array(_jitter(rng, (0, y, z), 1.0))
         deep = 0.72 * wide if z < 470 else 16
-        tall = pitch * 0.56  # ellipsoids that overlap a little, so that discs stay thin
+        tall = pitch * 0.56  # the ellipsoids overlap a little, so that discs stay thin
         stages.append(
             Ellipsoid(
                 tuple(center + np.array((0, 0, pitch / 2))),

@@ -1,8 +1,8 @@
-"""Phantom data sets: synthetic CT in DeepLesion's layout on disk, with true masks beside.
+"""Phantom data sets: synthetic CT in DeepLesion's layout on disk, with true masks.
 
-Every number in them is drawn, none is measured: they are for tests and demonstrations, where the
-whole way from files to an FROC curve must be walked without the real data set. Every lesion that
-is visible on a key slice is annotated, which DeepLesion does not promise.
+All values in them are random, none is measured: they are for tests and demonstrations of the whole
+pipeline, from files to an FROC curve, without the real data set. Unlike in DeepLesion, every lesion
+that is visible on a key slice is annotated.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from .shapes import Canvas
 from .tissues import sample_clinical_tissues, sample_tissues
 
 FORMAT_VERSION = 2
-# Of what looks as on clinical CT: sets of another one are not taken for it.
+# Version of the clinical appearance; data sets of another version are not reused.
 CLINICAL_VERSION = 2
-# Of a lesion on its key slice; HU without noise.
+# Minimum size and contrast (HU without noise) of a lesion on its key slice.
 MIN_PIXELS, MIN_CONTRAST = 8, {"mottled": 25.0, "clinical": 15.0}
-TORSO = 600.0  # mm of a body of average height
-# Slice spacings in mm, how often each is drawn, and over how many heights a slice averages.
+TORSO = 600.0  # mm, of a body of average height
+# Slice spacings in mm, their probabilities, and the number of heights that a slice averages over.
 SPACINGS, SPACING_SHARES, SUBSLICES = (1, 2, 5), (0.4, 0.2, 0.4), {1: 1, 2: 1, 5: 2}
 _PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)
-MAX_DRIFT = 0.15  # mm that a distractor moves along x and y, at most, for every mm of height
+MAX_DRIFT = 0.15  # largest shift of a distractor along x and y, mm per mm of height
 
 
 @dataclass(frozen=True)
 class PhantomOptions:
-    """What decides the content of a phantom data set; stored in its ``phantom.json``."""
+    """Options that determine a phantom data set's content; stored in its ``phantom.json``."""
 
     num_patients: int = 140
     size: int = 256
@@ -111,35 +111,36 @@ def write_phantom(
     workers: int | None = None,
     overwrite: bool = False,
 ) -> bool:
-    """Write a phantom data set in DeepLesion's layout, complete or not at all.
+    """Write a phantom data set in DeepLesion's layout, atomically.
 
     ``root`` then holds ``Images_png``, ``DL_info.csv``, ``true_masks.json`` (COCO RLE of every
     lesion on its key slice by image id and CSV line, for evaluation only), ``true_volumes.json``
     (boxes and masks over all slices) and ``phantom.json`` (these options). The same options give
-    the same bytes, whatever the number of workers.
+    the same bytes for any number of workers.
 
     Args:
-        root: the data set's folder; made by renaming, after everything was written beside it.
-        num_patients: about 70 / 15 / 15 % of them train, validate and test; 3 to 5 key slices each.
+        root: the data set's folder; a temporary folder beside it is renamed at the end.
+        num_patients: split into about 70 / 15 / 15 % for training, validation and test; each has 3
+            to 5 key slices.
         size: width and height of every slice in pixels.
-        seed: of all random choices.
-        extent_mm: extent of slices on both sides of a key slice, at least.
-        median_diameter: of the lesions, in mm.
+        seed: random seed.
+        extent_mm: minimum extent of slices on both sides of a key slice.
+        median_diameter: median lesion diameter in mm.
         mottle_hu: texture of lesions in HU; lower values are harder to detect.
         distractors: mean number per key slice, if there is room. A distractor looks like a lesion
             on the key slice, but continues through all slices and is not annotated.
         appearance: "mottled" lesions have sharp edges and a strong texture; "clinical" lesions,
-            their surroundings and the noise look like real CT, see :mod:`.phantom_looks`.
-        workers: processes; all cores by default, up to 16.
-        overwrite: replace a folder that was written with other options.
+            their surroundings and the noise look like real CT, see :mod:`.looks`.
+        workers: number of processes; by default one per core, up to 16.
+        overwrite: replace a data set that was written with other options.
 
     Returns:
-        True if the data set was written, False if it was there with the same options.
+        True if the data set was written, False if it existed with the same options.
 
     Raises:
-        ValueError: for an option out of range.
+        ValueError: an option is out of range.
         FileExistsError: if ``root`` holds a phantom data set with other options and ``overwrite``
-            is not set, or anything that is no phantom data set.
+            is not set, or anything other than a phantom data set.
     """
     options = PhantomOptions(
         num_patients,
@@ -215,7 +216,7 @@ def _volume(slices: dict[int, dict], row: dict) -> dict:
 def _write_patient(
     folder: Path, options: PhantomOptions, patient: int
 ) -> tuple[int, list[tuple[dict, dict]]]:
-    """Write one patient's series; returns the patient, a CSV row and {slice: RLE} a lesion."""
+    """Write one patient's series; returns the patient, and CSV row and {slice: RLE} per lesion."""
     rng = np.random.default_rng([options.seed, patient])
     body = sample_body(rng, options.is_clinical)
     person = {"Patient_gender": "FM"[rng.integers(2)], "Patient_age": int(rng.integers(20, 88))}
@@ -234,9 +235,9 @@ class Series:
     """One CT series around one key slice.
 
     Args:
-        rng: source of all choices.
+        rng: random generator.
         body: the patient.
-        options: of the data set.
+        options: options of the data set.
     """
 
     def __init__(self, rng: np.random.Generator, body: Body, options: PhantomOptions):
@@ -256,7 +257,7 @@ class Series:
         self.window = kind.window
 
     def _choose_view(self, rng: np.random.Generator, kind: LesionType) -> None:
-        """Pick the key slice and the field of view, which the body fills."""
+        """Choose the key slice, and a field of view that the body fills."""
         z = rng.uniform(*kind.heights) * self.body.scale[2]
         self.key = max(round(z / self.spacing), 1 + self._reach())
         z = self.key * self.spacing
@@ -270,11 +271,11 @@ class Series:
         self.x, self.y = grid + shift[0], grid + shift[1]
 
     def _reach(self) -> int:
-        """Slices on either side of the key slice."""
+        """Number of slices on each side of the key slice."""
         return int(np.ceil(self.options.extent_mm / self.spacing))
 
     def _paint(self, index: int) -> list[Canvas]:
-        """The body without lesions at the heights that one slice averages over."""
+        """Paint the body without lesions at the heights that one slice averages over."""
         count = SUBSLICES[self.spacing]
         heights = index + (np.arange(count) + 0.5) / count - 0.5
         return [
@@ -283,13 +284,13 @@ class Series:
         ]
 
     def _place_lesions(self, rng: np.random.Generator, kind: LesionType) -> None:
-        """Fill ``lesions`` with up to three that the key slice shows, and ``distractors``."""
+        """Fill ``lesions`` with up to three on the key slice, and fill ``distractors``."""
         number = num_lesions = int(rng.choice([1, 2, 3], p=[0.68, 0.22, 0.1]))
-        if self.options.distractors:  # sets without them stay as they were: no draw
+        if self.options.distractors:  # no draw: data sets without them do not change
             number += int(rng.poisson(self.options.distractors))
         placed = self._place(rng, kind, number)
         is_lesion = np.full(number, True)
-        if number > num_lesions:  # which they are is drawn last: size and place must not tell
+        if number > num_lesions:  # chosen last, so that size and location do not give them away
             is_lesion = rng.permutation(number) < num_lesions
         pairs = list(zip(placed, is_lesion, strict=False))
         self.lesions = [lesion for lesion, ends in pairs if ends]
@@ -305,7 +306,7 @@ class Series:
         ]
 
     def _place(self, rng: np.random.Generator, kind: LesionType, number: int) -> list[Lesion]:
-        """Up to so many lesions that the key slice shows, the first of this type."""
+        """Up to ``number`` lesions on the key slice, the first one of this type."""
         placed: list[Lesion] = []
         limit = MIN_CONTRAST[self.options.appearance]
         canvases = self._paint(self.key)
@@ -332,12 +333,12 @@ class Series:
         return placed
 
     def _outside(self, share: float = 1.0) -> np.ndarray:
-        """Pixels, as painted, beyond a share of the radius that is reconstructed; H x W bool."""
+        """Painted pixels beyond a share of the reconstruction radius; H x W bool."""
         away = np.hypot(self.x - self.x.mean(), (self.y - self.y.mean())[:, None])
         return away > share * self.pixel * self.options.size / 2
 
     def write(self, rng: np.random.Generator, folder: Path) -> dict[int, list[np.ndarray]]:
-        """Write all slices as PNG; returns the lesions' masks (H x W bool) of every slice."""
+        """Write all slices as PNG; returns the lesions' masks (H x W bool) on every slice."""
         folder.mkdir()
         masks, size = {}, self.options.size
         outside = self.scanner.enlarge(self._outside().astype(np.float32), size) > 0.5
@@ -353,8 +354,8 @@ class Series:
     def render(self, index: int, lesions: list[Lesion]) -> tuple[np.ndarray, list[np.ndarray]]:
         """HU without noise (H x W float32) of one slice with these lesions, and their masks.
 
-        The distractors are always there. A thick slice is the mean over several heights, which
-        gives partial volume.
+        Distractors are always included. A thick slice is the mean over several heights, which
+        models the partial volume effect.
         """
         canvases = self._paint(index)
         for distractor in self.distractors:
@@ -407,5 +408,5 @@ def _mean_hu(canvases: list[Canvas]) -> np.ndarray:
 
 
 def _join(values) -> str:
-    """Numbers as DeepLesion writes them in one column: six digits, comma and blank."""
+    """Join numbers as in a column of DeepLesion's CSV file: six digits, comma and space."""
     return ", ".join(f"{value:.6g}" for value in values)

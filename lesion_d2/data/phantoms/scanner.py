@@ -1,4 +1,4 @@
-"""The scanner of the synthetic patients: field of view, sharpness and noise."""
+"""Simulated CT scanners: field of view, sharpness and noise."""
 
 from __future__ import annotations
 
@@ -7,60 +7,60 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-#: Pixel side in mm for which the noise of a clinical scanner is given.
+#: Pixel size in mm that the noise of a clinical scanner refers to.
 REFERENCE_PIXEL = 0.75
-#: Pixels of a clinical slice for one that is painted: edges are as soft as a reconstruction's.
+#: Upsampling factor of clinical slices, which softens edges as a reconstruction does.
 _COARSER = 1.6
 
 
 @dataclass(frozen=True)
 class Scanner:
-    """How a slice becomes a picture: sharp, with noise that is correlated over two pixels.
+    """A scanner with sharp slices, and noise that is correlated over two pixels.
 
     Attributes:
-        noise: SD, HU.
-        fields: lowest and highest width of the field of view, as a share of the body's.
+        noise: standard deviation, HU.
+        fields: lowest and highest width of the field of view, relative to the body's width.
     """
 
     noise: float
     fields: tuple[float, float] = (1.02, 1.12)
 
     def painted_size(self, size: int) -> int:
-        """Pixels a side in which slices of ``size`` pixels are painted."""
+        """Side in pixels at which slices of ``size`` pixels are painted."""
         return size
 
     def enlarge(self, painted: np.ndarray, size: int) -> np.ndarray:
-        """A painted slice or cover in ``size`` pixels a side."""
+        """Resize a painted slice or coverage to ``size`` x ``size`` pixels."""
         return painted
 
     def make_noise(self, rng: np.random.Generator, size: int, pixel: float) -> np.ndarray:
-        """HU to be added, ``size`` x ``size`` pixels of ``pixel`` mm."""
+        """Noise in HU to be added, ``size`` x ``size`` pixels of ``pixel`` mm."""
         return self.noise * correlated_noise(rng, (size, size))
 
 
 @dataclass(frozen=True)
 class ClinicalScanner(Scanner):
-    """Slices are painted coarsely and enlarged, and noise has its size in mm.
+    """Slices are painted coarsely and upsampled; the noise's correlation length is in mm.
 
     Attributes:
-        noise: SD at pixels of ``REFERENCE_PIXEL``, HU.
+        noise: standard deviation at a pixel size of ``REFERENCE_PIXEL``, HU.
         fields: see :class:`Scanner`.
-        kernel: SD in mm of the Gaussian that correlates the noise.
+        kernel: standard deviation in mm of the Gaussian that correlates the noise.
     """
 
     fields: tuple[float, float] = (1.03, 1.5)
     kernel: float = 0.45
 
     def painted_size(self, size: int) -> int:
-        """Pixels a side in which slices of ``size`` pixels are painted."""
+        """Side in pixels at which slices of ``size`` pixels are painted."""
         return round(size / _COARSER)
 
     def enlarge(self, painted: np.ndarray, size: int) -> np.ndarray:
-        """A painted slice or cover in ``size`` pixels a side."""
+        """Resize a painted slice or coverage to ``size`` x ``size`` pixels."""
         return cv2.resize(painted, (size, size), interpolation=cv2.INTER_LINEAR)
 
     def make_noise(self, rng: np.random.Generator, size: int, pixel: float) -> np.ndarray:
-        """HU to be added: a larger pixel, which averages over more of it, has less noise."""
+        """Noise in HU to be added; larger pixels average over a larger area and have less noise."""
         widths = [np.hypot(self.kernel, p / np.sqrt(12)) for p in (REFERENCE_PIXEL, pixel)]
         white = rng.standard_normal((size, size), np.float32)
         noise = cv2.GaussianBlur(white, (0, 0), widths[1] / pixel)
@@ -68,12 +68,12 @@ class ClinicalScanner(Scanner):
 
 
 def sample_scanner(rng: np.random.Generator, spacing: int) -> Scanner:
-    """Draw the scanner of a series whose slices are ``spacing`` mm apart."""
+    """Sample the scanner of a series with slices ``spacing`` mm apart."""
     return Scanner(float(rng.uniform(8, 17)) * (1.2 if spacing == 1 else 1.0))
 
 
 def sample_clinical_scanner(rng: np.random.Generator, spacing: int) -> ClinicalScanner:
-    """Draw the scanner of a series: 6.5 to 13.5 HU of noise, a fifth more at 1 mm; any kernel."""
+    """Sample a scanner: 6.5 to 13.5 HU of noise, 20 % more at 1 mm; any kernel."""
     noise = float(rng.uniform(6.5, 13.5)) * (1.2 if spacing == 1 else 1.0)
     return ClinicalScanner(noise, kernel=float(rng.uniform(0.35, 0.75)))
 

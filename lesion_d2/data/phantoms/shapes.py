@@ -1,4 +1,4 @@
-"""Painting of soft-edged shapes on one slice of a synthetic CT.
+"""Shapes with soft edges, painted on one slice of a synthetic CT.
 
 Coordinates are body coordinates in mm: x to the patient's left, y to the back, z to the feet.
 """
@@ -11,25 +11,25 @@ from functools import cached_property
 
 import numpy as np
 
-# Tissue classes of the label map, which says where a lesion may sit.
+# Tissue classes of the label map, which determines where lesions may be placed.
 AIR, SKIN_FAT, MUSCLE, FAT, LUNG, LIVER, KIDNEY, BONE, VESSEL, BOWEL, ORGAN = range(11)
 
 
 @dataclass(frozen=True)
 class Ellipsoid:
-    """An ellipsoid, turned by ``angle`` (radians) in the slice plane."""
+    """An ellipsoid, rotated by ``angle`` (radians) in the slice plane."""
 
     center: tuple[float, float, float]
     radii: tuple[float, float, float]
     tissue: str
     label: int
     angle: float = 0.0
-    cavity: bool = True  # cut off at the wall of the body cavity
+    cavity: bool = True  # clipped to the body cavity
 
 
 @dataclass(frozen=True)
 class Tubes:
-    """N conical tube pieces with round ends: ``start``, ``end`` N x 3 mm, ``radius`` N x 2 mm."""
+    """N conical segments with round ends: ``start``, ``end`` N x 3 mm, ``radius`` N x 2 mm."""
 
     start: np.ndarray
     end: np.ndarray
@@ -40,7 +40,7 @@ class Tubes:
 
     @cached_property
     def heights(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest z of each piece, mm: every slice asks which ones reach it."""
+        """Lowest and highest z of each segment, mm; cached, as every slice needs them."""
         radius = self.radius.max(axis=1)
         ends = self.start[:, 2], self.end[:, 2]
         return np.minimum(*ends) - radius, np.maximum(*ends) + radius
@@ -48,7 +48,7 @@ class Tubes:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A plate that each slice cuts in a thick line from ``a`` to ``b`` (K x 2 mm, at heights z)."""
+    """A plate; on a slice, a thick line from ``a`` to ``b`` (K x 2 mm, at heights z)."""
 
     z: np.ndarray
     a: np.ndarray
@@ -60,26 +60,26 @@ class Sheet:
 
 
 def polyline(points: np.ndarray, radius: np.ndarray, tissue: str, label: int, **kwargs) -> Tubes:
-    """The tube through K points (K x 3 mm) with K radii, as K - 1 pieces."""
+    """The tube through K points (K x 3 mm) with K radii, as K - 1 segments."""
     points, radius = np.asarray(points, float), np.asarray(radius, float)
     pairs = np.stack([radius[:-1], radius[1:]], axis=1)
     return Tubes(points[:-1], points[1:], pairs, tissue, label, **kwargs)
 
 
 def join_tubes(tubes: list[Tubes]) -> Tubes:
-    """One group of the pieces of several tubes of the same tissue, painted together."""
+    """Merge the segments of several tubes of the same tissue into one group."""
     first = tubes[0]
     parts = (np.concatenate([getattr(t, f) for t in tubes]) for f in ("start", "end", "radius"))
     return Tubes(*parts, first.tissue, first.label, first.cavity)
 
 
 class Waves:
-    """A smooth random field in 3-D: a sum of plane waves, of standard deviation 1.
+    """A smooth 3-D random field of standard deviation 1: a sum of plane waves.
 
     Args:
-        rng: source of directions, lengths and phases.
+        rng: random generator for directions, wavelengths and phases.
         wavelengths: (shortest, longest) in mm.
-        num_waves: how many waves are summed.
+        num_waves: number of waves.
     """
 
     def __init__(self, rng: np.random.Generator, wavelengths: tuple[float, float], num_waves: int):
@@ -90,8 +90,8 @@ class Waves:
         self._phase = rng.uniform(0, 2 * np.pi, num_waves).astype(np.float32)
 
     def __call__(self, x: np.ndarray, y: np.ndarray, z: float) -> np.ndarray:
-        """The field at height z (mm) over a regular grid: row ``x`` (W,), column ``y`` (H,)."""
-        # A wave over a regular grid is a product of a row and a column, which spares H x W cosines.
+        """Evaluate the field at height z (mm) on the regular grid of ``x`` (W,) and ``y`` (H,)."""
+        # On a regular grid a wave is the product of a row and a column, which saves H x W cosines.
         column = np.exp(
             1j * (np.outer(self._k[:, 1], y) + (self._k[:, 2] * z + self._phase)[:, None])
         )
@@ -101,14 +101,14 @@ class Waves:
 
 
 class Canvas:
-    """One slice while it is painted: HU and tissue labels on a grid of square pixels.
+    """A slice being painted: HU and tissue labels on a grid of square pixels.
 
     Args:
         x, y: (W,) and (H,) mm of the pixel centers, evenly spaced.
         z: height of the slice, mm.
-        bend: pair of displacements (H x W, mm) that make organs less regular.
+        bend: displacement fields along x and y (H x W each, mm) that make organs less regular.
         hu: tissue name -> HU of this series.
-        texture: H x W field of standard deviation 1, for uneven organs.
+        texture: H x W random field of standard deviation 1, the texture of organs.
     """
 
     def __init__(self, x, y, z, bend, hu, texture):
@@ -126,7 +126,7 @@ class Canvas:
         self.cavity = np.zeros(shape, np.float32)
 
     def patch(self, x0: float, x1: float, y0: float, y1: float) -> tuple[slice, slice] | None:
-        """Rows and columns of the box (mm), or None where it lies outside the picture."""
+        """Rows and columns of a box in mm; None if it lies outside the image."""
         columns = self._within(x0, x1, self._left, len(self.x))
         rows = self._within(y0, y1, self._top, len(self.y))
         return None if columns is None or rows is None else (rows, columns)
@@ -137,19 +137,19 @@ class Canvas:
         return slice(first, last) if first < last else None
 
     def bent(self, patch: tuple[slice, slice]) -> tuple[np.ndarray, np.ndarray]:
-        """Bent coordinates (x, y in mm) of a patch's pixels."""
+        """Displaced coordinates (x, y in mm) of a patch's pixels."""
         rows, columns = patch
         return self.x[columns] + self.bend_x[patch], self.y[rows, None] + self.bend_y[patch]
 
     def cover(self, distance: np.ndarray, softness: float = 0.0) -> np.ndarray:
-        """Share of a pixel that lies inside a surface, from the signed distance to it in mm.
+        """Fraction of each pixel inside a surface, from the signed distance to it in mm.
 
-        ``softness``: mm by which the surface's edge is wider than a pixel.
+        ``softness``: additional width of the edge in mm, beyond one pixel.
         """
         return _to_unit(0.5 - distance / (self.pixel + softness))
 
     def paint(self, patch, cover: np.ndarray, tissue: str, label: int) -> None:
-        """Blend a tissue over a patch by its cover (0..1)."""
+        """Blend a tissue into a patch by its coverage (0..1)."""
         value = self.tissues[tissue]
         uneven = self.tissues.get(tissue + ".sd", 0.0)
         if uneven:
@@ -159,7 +159,7 @@ class Canvas:
         self.labels[patch][cover > 0.5] = label
 
     def ellipsoid(self, shape: Ellipsoid) -> None:
-        """Paint an :class:`Ellipsoid` over what is there."""
+        """Paint an :class:`Ellipsoid`."""
         (cx, cy, cz), (rx, ry, rz) = shape.center, shape.radii
         height = 1 - ((self.z - cz) / rz) ** 2
         if height <= 0:
@@ -180,7 +180,7 @@ class Canvas:
         self.paint(patch, cover, shape.tissue, shape.label)
 
     def tubes(self, tubes: Tubes) -> None:
-        """Paint the pieces of :class:`Tubes` that reach this slice."""
+        """Paint the segments of :class:`Tubes` that intersect this slice."""
         low, high = tubes.heights
         for i in np.flatnonzero((low < self.z) & (self.z < high)):
             self._tube(tubes.start[i], tubes.end[i], tubes.radius[i], tubes)
@@ -199,7 +199,7 @@ class Canvas:
         self.paint(patch, cover, group.tissue, group.label)
 
     def _patch_of_tube(self, start, axis, reach: float) -> tuple[slice, slice] | None:
-        """Of the part of a tube's axis that is near this slice; of floats, as there are many."""
+        """The patch around the part of a tube's axis near this slice; plain floats, for speed."""
         (x, y, z), (along_x, along_y, along_z) = start, axis
         low, high = 0.0, 1.0
         if abs(along_z) > 1e-6:
@@ -210,7 +210,7 @@ class Canvas:
         return self.patch(x0 - reach, x1 + reach, y0 - reach, y1 + reach)
 
     def sheet(self, sheet: Sheet) -> None:
-        """Paint a :class:`Sheet`: its shell, then its inside."""
+        """Paint a :class:`Sheet`: its shell, then its interior."""
         if not sheet.z[0] <= self.z <= sheet.z[-1]:
             return
         ends = [
@@ -225,5 +225,5 @@ class Canvas:
 
 
 def _to_unit(values: np.ndarray) -> np.ndarray:
-    """Cut to [0, 1], as ``np.clip`` does in several times as long on small arrays."""
+    """Clip to [0, 1]; several times faster than ``np.clip`` on small arrays."""
     return np.minimum(np.maximum(values, 0), 1)

@@ -1,4 +1,4 @@
-"""What a synthetic patient's tissues are like in CT: their HU, drawn for each series."""
+"""HU of a synthetic patient's tissues, sampled for each series."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 def sample_tissues(rng: np.random.Generator) -> dict[str, float]:
-    """Draw HU of every tissue for one series: most with contrast medium, some without.
+    """Sample HU of every tissue for one series: most with contrast medium, some without.
 
-    ``name + ".sd"`` is the standard deviation of a tissue's own texture.
+    ``name + ".sd"`` is the standard deviation of a tissue's texture.
     """
     enhanced = rng.random() < 0.85
     artery = rng.uniform(150, 270) if enhanced else rng.uniform(38, 48)
@@ -54,12 +54,12 @@ def sample_tissues(rng: np.random.Generator) -> dict[str, float]:
 
 
 def sample_clinical_tissues(rng: np.random.Generator) -> dict[str, float]:
-    """As :func:`sample_tissues`: without contrast medium, arterial or portal, of any liver."""
+    """As :func:`sample_tissues`: non-contrast, arterial or portal phase, any liver."""
     tissues = sample_tissues(rng)
     phase = rng.choice(["native", "arterial", "portal"], p=[0.18, 0.22, 0.6])
     liver = {"native": (48, 66), "arterial": (62, 85), "portal": (92, 128)}[phase]
     tissues["liver"] = float(rng.uniform(*liver))
-    if rng.random() < 0.2:  # fat in the liver
+    if rng.random() < 0.2:  # fatty liver
         tissues["liver"] -= float(rng.uniform(15, 50))
     if phase == "native":
         artery = vein = float(rng.uniform(38, 48))

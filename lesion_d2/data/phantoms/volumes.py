@@ -1,7 +1,7 @@
 """Phantom volumes in Detectron2's catalog: every slice on disk, boxes on every slice of a lesion.
 
-DeepLesion has boxes on key slices alone; the phantoms' ``true_volumes.json`` has the mask of every
-lesion on every slice, from which the same kind of box is made for detection in 3-D.
+DeepLesion has boxes on key slices only. The phantoms' ``true_volumes.json`` has the mask of every
+lesion on every slice; the boxes for 3-D detection are computed from these masks by the same rule.
 """
 
 import logging
@@ -32,12 +32,12 @@ logger = logging.getLogger(__name__)
 
 _SPLITS = ("train", "val", "test")
 _FOLDERS = ("phantom", "phantom_columns", "phantom_clinical")
-# Of the training patients: the fully annotated part of a training set, as the 744 sub-volumes are
-# of DeepLesion's in Cai et al. and Bai et al. The share is a choice of ours.
+# Share of the training patients that are fully annotated, like the 744 sub-volumes of DeepLesion in
+# Cai et al. and Bai et al. The value is our choice.
 _ANNOTATED_SHARE = 0.2
 _ENTRY_KEYS = ("image_id", "row", "masks")
 _SLICE_NUMBER = re.compile("0|[1-9][0-9]{0,8}")
-# Of measurements that are kept: a run reads its data set several times.
+# Number of cached measurements: a run reads its data set several times.
 _MAX_MEASURED = 2**15
 
 
@@ -48,35 +48,36 @@ def load_volumes(
     coarse_types: bool = False,
     patients_share: float = 1.0,
 ) -> list[dict]:
-    """Read a phantom data set into Detectron2's dicts, one for every slice on disk.
+    """Read a phantom data set into Detectron2's dicts, one per slice on disk.
 
-    Slices without a lesion are among them, and holes between the slice numbers of a series stay
-    holes. A dict has what :func:`load_deeplesion` gives for a key slice, ``slice_index`` and
-    ``image_id`` being those of this slice, ``volume``, ``<patient>_<study>_<series>``, and
-    ``volume_boxes``: XYXY in pixels, one a lesion, the extent of its boxes on all slices; the same
-    list in all dicts of a volume. The order is that of the file's series, then of the slices.
+    Slices without lesions are included, and gaps between the slice numbers of a series remain gaps.
+    A dict has the keys of :func:`load_deeplesion`, with ``slice_index`` and ``image_id`` of this
+    slice, and in addition ``volume``, ``<patient>_<study>_<series>``, and ``volume_boxes``: per
+    lesion, the union of its boxes on all slices, XYXY in pixels; all dicts of a volume share this
+    list. Dicts are sorted by the file's series, then by slice.
 
-    An annotation has what one of a key slice has, ``lesion``, the same on all slices of a lesion:
-    its line number in ``DL_info.csv``, as ``row``; and on its key slice ``is_key``, True.
-    ``recist``, ``bbox`` and ``diameters_mm`` are those of the lesion's mask on this slice, by
-    DeepLesion's rule and to the digits of ``DL_info.csv``: on the key slice they are those of the
-    file. A single pixel has diameters too, so no mask is too small for a box. The mask is
-    ``true_segmentation``, COCO's RLE, which models in 3-D learn; those in 2-D learn no other masks
-    than of DeepLesion, which has none.
+    An annotation has the keys of one on a key slice, and ``lesion``, which identifies the lesion on
+    all its slices: its line number in ``DL_info.csv``, as ``row``. On its key slice ``is_key`` is
+    True. ``recist``, ``bbox`` and ``diameters_mm`` are computed from the lesion's mask on this
+    slice by DeepLesion's rule, rounded as in ``DL_info.csv``: on the key slice they equal those of
+    the file. A single pixel has diameters too, so no mask is too small for a box. The mask is
+    ``true_segmentation``, COCO's RLE. Only 3-D models are trained on it; DeepLesion has no masks,
+    so 2-D models are trained without it.
 
     Args:
         root: the folder that holds ``DL_info.csv``, ``Images_png`` and ``true_volumes.json``.
-        split: "train", "val", "test", or None for all rows.
-        coarse_types: ``category_id`` 0..7 for the coarse types 1..8 in place of 0 for every lesion.
-        patients_share: of the split's patients, this share of those with the lowest numbers,
-            rounded, one at least.
+        split: "train", "val" or "test"; None for all rows.
+        coarse_types: use ``category_id`` 0..7 for the coarse types 1..8 instead of 0 for every
+            lesion.
+        patients_share: share of the split's patients to use, those with the lowest numbers;
+            rounded, at least one patient.
 
     Raises:
-        FileNotFoundError: something is missing in ``root``.
+        FileNotFoundError: a file is missing in ``root``.
         ValueError: the share is not in (0, 1], ``DL_info.csv`` is bad (see
-            :func:`load_deeplesion`), ``true_volumes.json`` is not readable or does not fit to it,
-            a mask is empty, has another size than the slice or lies on a slice that is not on
-            disk, or a lesion's coarse type is unknown where ``coarse_types`` asks for it.
+            :func:`load_deeplesion`), ``true_volumes.json`` is not readable or does not match it, a
+            mask is empty, its size differs from the slice's or its slice is not on disk, or a
+            lesion's coarse type is unknown and ``coarse_types`` is set.
     """
     root = Path(root)
     key_slices = load_deeplesion(root / "DL_info.csv", root / "Images_png", split, first_pixel=0.0)
@@ -114,18 +115,18 @@ def register_volumes(
     patients_share: float = 1.0,
     never_hidden: bool = False,
 ) -> None:
-    """Register the volumes of a phantom data set with Detectron2; read when first asked for.
+    """Register the volumes of a phantom data set with Detectron2; they are read on first use.
 
     Args:
         name: its name in ``DatasetCatalog``.
         root, split, coarse_types, patients_share: see :func:`load_volumes`;
-            ``$DETECTRON2_DATASETS`` in the root stands for that environment variable at the time
-            of reading, or "datasets".
-        never_hidden: dicts have empty ``hidden_annotations``: the set stays fully annotated in a
-            run that hides a share of the others'.
+            ``$DETECTRON2_DATASETS`` in the root is expanded when the data set is read; it defaults
+            to "datasets".
+        never_hidden: add empty ``hidden_annotations`` to the dicts, so that the data set stays
+            fully annotated in a run with simulated missing annotations.
 
     Raises:
-        AssertionError: the name is registered already (Detectron2's own check).
+        AssertionError: the name is already registered (Detectron2's check).
     """
     load = partial(
         _load_registered,
@@ -159,7 +160,7 @@ def _register_builtin() -> None:
     types = (("", False), ("_types", True))
     for folder, split, (suffix, coarse_types) in product(_FOLDERS, _SPLITS, types):
         name = f"{folder}_volumes_{split}{suffix}"
-        if name not in DatasetCatalog:  # there already where this module is imported again
+        if name not in DatasetCatalog:  # may be registered if this module is imported again
             root = f"$DETECTRON2_DATASETS/{folder}"
             register_volumes(name, root, split, coarse_types=coarse_types)
     for folder in _FOLDERS:
@@ -183,17 +184,17 @@ def _of_first_patients(key_slices: list[dict], share: float) -> list[dict]:
 
 
 def read_lesion_masks(file: Path, key_slices: Iterable[Mapping]) -> dict[int, dict[int, dict]]:
-    """The true masks of all lesions on some key slices of a phantom data set.
+    """Read the true masks of all lesions on the given key slices of a phantom data set.
 
     Args:
         file: ``true_volumes.json``.
-        key_slices: dicts of :func:`load_deeplesion`, of a split or of all.
+        key_slices: dicts of :func:`load_deeplesion`, of one split or all.
 
     Returns:
         Line in ``DL_info.csv`` -> slice number -> COCO's RLE.
 
     Raises:
-        ValueError: the file is not readable, or does not fit to the key slices.
+        ValueError: the file is not readable, or does not match the key slices.
     """
     sizes = {image["image_id"]: (image["height"], image["width"]) for image in key_slices}
     rows = {a["row"]: image["image_id"] for image in key_slices for a in image["annotations"]}
@@ -202,7 +203,7 @@ def read_lesion_masks(file: Path, key_slices: Iterable[Mapping]) -> dict[int, di
     for number, entry in enumerate(_read_entries(file)):
         row, image_id = entry["row"], entry["image_id"]
         if row not in rows and image_id not in sizes:
-            continue  # of another split
+            continue  # in another split
         if rows.get(row) != image_id:
             raise ValueError(
                 f"{file}, entry {number}: found row {row} on {image_id}, expected a lesion of "
@@ -264,7 +265,7 @@ def _check_types(csv_file: Path, key_slices: Iterable[Mapping]) -> None:
 
 
 def _slice_dicts(folder: str, key_slice: Mapping) -> dict[int, dict]:
-    """Slice number -> dict, without annotations yet, of all slices in a series' folder."""
+    """Slice number -> dict without annotations, for all slices in a series' folder."""
     volume = os.path.basename(folder)
     return {
         number: {
@@ -286,7 +287,7 @@ def _add_lesion(
     where: str,
     coarse_types: bool,
 ) -> dict[int, dict]:
-    """Annotate one lesion on all its slices; ``where`` begins the message of an error.
+    """Annotate one lesion on all its slices; ``where`` prefixes error messages.
 
     Returns:
         Slice number -> its annotation.
@@ -315,7 +316,7 @@ def _add_lesion(
 
 
 def _add_volume_boxes(slices: Mapping[int, dict]) -> None:
-    """Give all slices one list of the lesions' extents in the plane."""
+    """Add one shared list of the lesions' in-plane extents to all slices."""
     boxes: dict[int, list] = {}
     for annotation in (a for image in slices.values() for a in image["annotations"]):
         boxes.setdefault(annotation["lesion"], []).append(annotation["bbox"])
@@ -341,7 +342,7 @@ def _measurements(recist: tuple[float, ...], image: Mapping) -> dict:
 
 @lru_cache(_MAX_MEASURED)
 def _measure(counts: str, height: int, width: int) -> tuple[float, ...]:
-    """RECIST end points of a mask in run lengths, (8,) in pixels.
+    """RECIST end points of a run-length encoded mask, (8,) in pixels.
 
     Raises:
         ValueError: the mask is empty.
@@ -350,12 +351,12 @@ def _measure(counts: str, height: int, width: int) -> tuple[float, ...]:
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     if not len(rows):
         raise ValueError("found an empty mask, expected at least one pixel")
-    # Only what lies beyond the mask is cut off: coordinates, and so the rounding of ties, stay.
+    # The crop starts at the origin: coordinates, and hence the rounding of ties, do not change.
     return tuple(_round(measure_recist(mask[: rows[-1] + 1, : columns[-1] + 1])))
 
 
 def _round(values: Iterable[float]) -> list[float]:
-    """To six digits, as ``DL_info.csv`` has them."""
+    """Round to six digits, as in ``DL_info.csv``."""
     return [float(f"{value:.6g}") for value in values]
 
 

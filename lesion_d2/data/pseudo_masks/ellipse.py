@@ -1,8 +1,8 @@
 """Lesion masks from RECIST diameters alone: ULDor's quarter ellipses (Tang et al., section 2.1).
 
 Pixel (row i, column j) is the unit square around the point x = j, y = i: an end point at (12, 7) is
-the center of the pixel in column 12, row 7, both counted from 0. DeepLesion's own coordinates count
-from 1; its reader takes that off (:data:`lesion_d2.data.deeplesion.csv_rows.FIRST_PIXEL`).
+the center of the pixel in column 12, row 7, both counted from 0. DeepLesion's coordinates count
+from 1; its reader subtracts 1 (:data:`lesion_d2.data.deeplesion.csv_rows.FIRST_PIXEL`).
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ def ellipse_outline(recist: Sequence[float], points_per_quarter: int = 16) -> np
     """The outline of ULDor's four quarter ellipses (Tang et al., section 2.1).
 
     From the center c, two neighboring half-axes a and b span the quarter c + a cos t + b sin t,
-    t in [0, pi/2]: the affine image of a quarter circle, which does not ask for perpendicular
+    t in [0, pi/2]: the affine image of a quarter circle, which does not require perpendicular
     diameters.
 
     - Where the diameters cross, c is the crossing point.
     - Where they do not (one ends short of the other, they are parallel, or one has no length),
-      the paper says nothing. We take the mean of the four end points as c, and sort the end points
+      the paper does not define c. We take the mean of the four end points, and sort the end points
       by their angle around it: all four stay on the outline, as ends of diameters should, and the
-      outline does not cross itself.
+      outline does not intersect itself.
 
-    Either way the area is pi/4 times the sum of |a x b| over the quarters, which is pi/2 times
+    In both cases the area is pi/4 times the sum of |a x b| over the quarters, which is pi/2 times
     the area of the quadrilateral of the end points.
 
     Args:
@@ -34,7 +34,7 @@ def ellipse_outline(recist: Sequence[float], points_per_quarter: int = 16) -> np
         points_per_quarter: n, points on each quarter.
 
     Returns:
-        (4 n, 2) float64 points x, y in order around the lesion; the end points are among them.
+        (4 n, 2) float64 points x, y in order around the lesion, including the end points.
 
     Raises:
         ValueError: recist is not 8 finite numbers.
@@ -51,10 +51,11 @@ def ellipse_outline(recist: Sequence[float], points_per_quarter: int = 16) -> np
 def ellipse_mask(recist: Sequence[float], height: int, width: int) -> np.ndarray:
     """The pixels inside :func:`ellipse_outline` (Tang et al., section 2.1).
 
-    Counting the pixel centers inside the outline is off by several pixels for small lesions. So
-    the pixels are ranked by how deep they lie (0 at the center, 1 on the outline), and as many are
-    taken as the outline's area says: the area is right to half a pixel. Then what lies outside the
-    image is cut off. A lesion on average thinner than a pixel is the line of its long diameter.
+    Taking all pixels with their center inside the outline misses the area of small lesions by
+    several pixels. So pixels are ranked by depth (0 at the center, 1 on the outline) and taken in
+    this order up to the outline's area, which is thus exact to half a pixel. Then the mask is
+    clipped to the image. The mask of a lesion that is on average thinner than a pixel is the line
+    of its long diameter.
 
     Args:
         recist: x11, y11, x12, y12 (long diameter), x21, y21, x22, y22 (short one), pixels.
@@ -64,7 +65,7 @@ def ellipse_mask(recist: Sequence[float], height: int, width: int) -> np.ndarray
         (height, width) bool; never empty for a lesion inside the image.
 
     Raises:
-        ValueError: recist is not 8 finite numbers, or end points are farther apart in x or y than
+        ValueError: recist is not 8 finite numbers, or the distance of end points in x or y exceeds
             the image's longer side.
     """
     center, axes = half_axes(recist)
@@ -86,7 +87,7 @@ def ellipse_mask(recist: Sequence[float], height: int, width: int) -> np.ndarray
 
 
 def _check_extent(recist: Sequence[float], height: int, width: int) -> None:
-    """The mask is made as large as the lesion: a wrong end point would take any memory."""
+    """Refuse wrong end points: the memory for the mask grows with the lesion's size."""
     side = max(height, width)
     if np.ptp(np.reshape(recist, (4, 2)), axis=0).max() > side:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Files of lesion masks that were computed before a training."""
+"""Files of lesion masks that were computed before training."""
 
 import json
 import os
@@ -16,10 +16,10 @@ from .methods import lesion_ends
 
 _FORMAT = "lesion_d2 pseudo masks"
 _VERSION = 1
-# Stored end points may have gone through text; DeepLesion gives them to a thousandth of a pixel.
+# Stored end points may be rounded by a text format; DeepLesion has a thousandth of a pixel.
 _RECIST_TOLERANCE = 1e-2
 _REMEDY = "remove the file and run lesion_d2.tools.prepare_masks again"
-# Of an entry: key -> whether a value is right, and what is.
+# Keys of an entry -> check of the value, and a description of valid values.
 _FIELDS = {
     "image_id": (is_name, "a name or number"),
     "row": (is_whole, "a whole number"),
@@ -29,11 +29,11 @@ _FIELDS = {
 
 
 class PseudoMasks:
-    """The masks of a data set, as a file of :func:`write_mask_file` holds them.
+    """The masks of a data set, as stored by :func:`write_mask_file`.
 
     Args:
-        path: the file they came from.
-        info: what the file says of itself: ``method``, ``dataset``, ``window``.
+        path: the file that they were read from.
+        info: the file's metadata: ``method``, ``dataset``, ``window``.
         annotations: its entries, checked.
     """
 
@@ -47,20 +47,20 @@ class PseudoMasks:
         return len(self._entries)
 
     def covers(self, image_id: str | int) -> bool:
-        """Whether the file has masks of this image's lesions."""
+        """Whether the file contains masks of this image's lesions."""
         return image_id in self._images
 
     def entry(self, image: Mapping, annotation: Mapping) -> dict:
-        """A lesion's entry, see :func:`mask_annotation`.
+        """Return a lesion's entry, see :func:`mask_annotation`.
 
         Args:
-            image: its dict.
-            annotation: of the lesion. Its end points are compared with those of the file: masks
-                that were made where other coordinates were read are found out by them.
+            image: the image's dict.
+            annotation: the lesion's annotation. Its end points are compared with those in the file,
+                to detect masks that were made with other coordinates.
 
         Raises:
-            ValueError: the file lacks the lesion, was made from other end points, or its mask has
-                another size than the image.
+            ValueError: the file lacks the lesion, the end points differ, or the mask's size differs
+                from the image's.
         """
         image_id, row, recist = image["image_id"], annotation.get("row"), lesion_ends(annotation)
         entry = self._entries.get((image_id, row))
@@ -76,21 +76,21 @@ class PseudoMasks:
             )
         found, size = entry["segmentation"]["size"], (image["height"], image["width"])
         if tuple(found) != size:
-            raise ValueError(f"{where} is of {found} pixels, expected {list(size)}; {_REMEDY}")
+            raise ValueError(f"{where} has {found} pixels, expected {list(size)}; {_REMEDY}")
         return entry
 
     def mask(self, image: Mapping, annotation: Mapping) -> np.ndarray:
-        """A lesion's mask, (H, W) bool; see :meth:`entry`."""
+        """Return a lesion's mask, (H, W) bool; see :meth:`entry`."""
         rle = self.entry(image, annotation)["segmentation"]
         return decode_mask(rle, (image["height"], image["width"]))
 
 
 def check_mask_files(files: Sequence[PseudoMasks], images: Iterable[Mapping]) -> None:
-    """Check that files have the masks that will be asked of them.
+    """Check that the files contain all masks that a data set needs.
 
     Args:
-        files: an image's masks are in the first that covers it.
-        images: dicts of a data set. Lesions with a ``segmentation`` need no other mask.
+        files: mask files; an image's masks are taken from the first file that covers it.
+        images: dicts of a data set. Lesions with a ``segmentation`` need no mask from a file.
 
     Raises:
         ValueError: see :meth:`PseudoMasks.entry`.
@@ -103,12 +103,12 @@ def check_mask_files(files: Sequence[PseudoMasks], images: Iterable[Mapping]) ->
 
 
 def mask_annotation(image_id: str, annotation: Mapping, found: PseudoMask) -> dict:
-    """One entry of a mask file.
+    """Make an entry of a mask file.
 
     Args:
         image_id: the image's name.
-        annotation: the lesion, with ``row`` and what :func:`lesion_ends` takes.
-        found: its mask.
+        annotation: the lesion's annotation, with ``row`` and the keys for :func:`lesion_ends`.
+        found: the lesion's mask.
 
     Returns:
         ``image_id, row, recist, fell_back, segmentation`` (COCO RLE with ASCII ``counts``).
@@ -123,11 +123,11 @@ def mask_annotation(image_id: str, annotation: Mapping, found: PseudoMask) -> di
 
 
 def write_mask_file(path: str | os.PathLike, info: dict, annotations: Iterable[dict]) -> None:
-    """Write a mask file, whole or not at all.
+    """Write a mask file atomically.
 
     Args:
-        path: JSON file, replaced where it exists.
-        info: ``method``, ``dataset``, ``window``: what the masks are.
+        path: JSON file; replaced if it exists.
+        info: metadata of the masks: ``method``, ``dataset``, ``window``.
         annotations: entries as :func:`mask_annotation` returns them.
     """
     info = {"format": _FORMAT, "version": _VERSION, **info}
@@ -142,9 +142,9 @@ def load_mask_file(path: str | os.PathLike) -> PseudoMasks:
         path: the JSON file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not JSON, no mask file, of another version, or with broken entries: the entry
-            and the key, a line each.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not JSON, not a mask file, or of another version, or has invalid
+            entries, which are listed one per line with the entry and the key.
     """
     expected = "a mask file; lesion_d2.tools.prepare_masks makes it"
     content = read_json(path, expected, allow_nan=True)
@@ -178,7 +178,7 @@ def load_mask_file(path: str | os.PathLike) -> PseudoMasks:
 
 
 def entry_problems(entry: object) -> Iterator[str]:
-    """What is wrong with an entry of a mask file: the key, found, expected."""
+    """Yield the errors of a mask file's entry: key, found, expected."""
     yield from field_problems(entry, _FIELDS)
     if isinstance(entry, dict):
         try:

@@ -10,16 +10,16 @@ from ..slices.ct import hu_to_pixels
 from .ellipse import ellipse_mask
 from .quarters import check_numbers, half_axes, paste, quarter_coordinates
 
-# GrabCut, measured on the phantoms: background beyond this many pixels around the box costs time
-# and adds organs that do not touch the lesion; the masks no longer change after three iterations.
+# GrabCut's settings, measured on phantoms: a larger margin costs time and adds organs that do not
+# touch the lesion; masks do not change after three iterations.
 MARGIN = 10
 _ITERATIONS = 3
-# Pixels by which each end of a diameter may miss the lesion's outline.
+# Tolerance in pixels of each end of a diameter.
 _END_POINT_ERROR = 1.0
 
 
 class PseudoMask(NamedTuple):
-    """A lesion's mask, (H, W) bool, and whether GrabCut collapsed and the ellipse stands in."""
+    """A lesion's mask, (H, W) bool, and whether it is the ellipse because GrabCut collapsed."""
 
     mask: np.ndarray
     fell_back: bool
@@ -28,22 +28,24 @@ class PseudoMask(NamedTuple):
 def grabcut_mask(
     image: np.ndarray, recist: Sequence[float], box: Sequence[float], *, margin: int = MARGIN
 ) -> np.ndarray:
-    """A lesion's mask by GrabCut (Zlocha et al., section 2.2), or its ellipse where that collapses.
+    """Segment a lesion by GrabCut (Zlocha et al., section 2.2); its ellipse if that collapses.
 
-    The quadrilateral of the four end points is foreground, outside the box is background, and
-    GrabCut decides on the rest, on a crop around the box. Of its foreground we keep what hangs
-    together with the quadrilateral, and fill the holes. It has collapsed where that is empty (no
-    quadrilateral inside box and image, no background in the crop), or, which the paper does not
-    have, where it is larger than the product of the two diameters (each 2 px longer, for the
-    error of its ends): the short one is the longest chord across the long one, so GrabCut has run
-    into what lies around the lesion. :func:`pseudo_mask` also tells whether it collapsed.
+    The quadrilateral of the four end points is foreground, all pixels outside the box are
+    background, and GrabCut segments the rest, on a crop around the box. We keep the component of
+    the foreground that is connected to the quadrilateral, and fill its holes. GrabCut has collapsed
+    if the result is empty (no quadrilateral inside box and image, or no background in the crop) or,
+    our addition to the paper, if its area exceeds the product of the two diameters (each 2 px
+    longer, for the error of its ends): the short diameter is the longest chord across the long one,
+    so the mask has leaked into the lesion's surroundings. :func:`pseudo_mask` also returns whether
+    it collapsed.
 
     Args:
         image: (H, W) uint8, see :func:`grabcut_image`.
         recist: x11, y11, x12, y12 (long diameter), x21, y21, x22, y22 (short one), pixels.
         box: x1, y1, x2, y2, pixels: DeepLesion's, the end points' extent plus 5 px a side.
         margin: pixels around the box that GrabCut learns the background from. The default was
-            measured on phantoms (``prepare_masks --compare``); the slice's size takes it all.
+            measured on phantoms (``prepare_masks --compare``); with the slice's size, all of it is
+            used.
 
     Returns:
         (H, W) bool. The same input gives the same mask.
@@ -55,10 +57,10 @@ def grabcut_mask(
 
 
 def grabcut_image(hu: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    """A slice as :func:`grabcut_mask` wants it: rounded to 0..255 in a window.
+    """Convert a slice to the input of :func:`grabcut_mask`: a window, rounded to 0..255.
 
-    We take the DICOM window of the slice (``window`` in the data set's dicts): it is the one that
-    the radiologist saw the lesion in.
+    We use the slice's DICOM window (``window`` in the data set's dicts), in which the radiologist
+    viewed the lesion.
 
     Args:
         hu: (H, W), HU.
@@ -76,7 +78,7 @@ def grabcut_image(hu: np.ndarray, window: tuple[float, float]) -> np.ndarray:
 def grabcut(
     image: np.ndarray, recist: Sequence[float], box: Sequence[float], margin: int
 ) -> PseudoMask:
-    """:func:`grabcut_mask`, and whether it collapsed."""
+    """Like :func:`grabcut_mask`; also returns whether GrabCut collapsed."""
     if image.dtype != np.uint8 or image.ndim != 2:
         raise ValueError(f"found a {image.dtype} image of {image.shape}, expected (H, W) uint8")
     box = check_numbers("box", box, 4)
@@ -95,10 +97,10 @@ def grabcut(
 
 
 def _largest_area(recist: Sequence[float]) -> float:
-    """What a lesion with these diameters can have at most, square pixels.
+    """Upper limit of the area of a lesion with these diameters, in square pixels.
 
-    The short diameter is the longest chord across the long one, so the lesion is no larger than
-    their product. Either may be too short by the error of its two end points.
+    The short diameter is the longest chord across the long one, so the area is at most their
+    product. Each diameter may be too short by the error of its two end points.
     """
     ends = np.reshape(recist, (4, 2))
     lengths = np.hypot(*(ends[1::2] - ends[::2]).T)
@@ -108,27 +110,27 @@ def _largest_area(recist: Sequence[float]) -> float:
 def _trimap(
     recist: Sequence[float], box: np.ndarray, region: tuple[int, int, int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Foreground (the quadrilateral) and undecided pixels of a region, (h, w) bool each."""
+    """Foreground (the quadrilateral) and unknown pixels of a region, (h, w) bool each."""
     center, axes = half_axes(recist)
     quadrilateral = quarter_coordinates(center, axes, region).sum(axis=0) <= 1 + 1e-9
     x0, y0, x1, y1 = region
     y, x = np.ogrid[y0:y1, x0:x1]
-    quadrilateral |= (x == round(center[0])) & (y == round(center[1]))  # it may miss all centers
+    quadrilateral |= (x == round(center[0])) & (y == round(center[1]))  # at least one pixel
     in_box = (x >= box[0]) & (x <= box[2]) & (y >= box[1]) & (y <= box[3])
     return quadrilateral & in_box, in_box & ~quadrilateral
 
 
 def _cut(crop: np.ndarray, foreground: np.ndarray, undecided: np.ndarray) -> np.ndarray:
-    """GrabCut's foreground, (h, w) bool: what hangs together with the quadrilateral, holes filled.
+    """GrabCut's foreground connected to the quadrilateral, (h, w) bool, with holes filled.
 
-    All False where there is nothing to learn from: no foreground or no background.
+    All False if there is no foreground or no background to learn from.
     """
     if not foreground.any() or (foreground | undecided).all():
         return np.zeros(crop.shape, dtype=bool)
     trimap = np.full(crop.shape, cv2.GC_BGD, np.uint8)
     trimap[undecided] = cv2.GC_PR_FGD
     trimap[foreground] = cv2.GC_FGD
-    cv2.setRNGSeed(0)  # it starts from random clusters
+    cv2.setRNGSeed(0)  # GrabCut starts from random clusters
     image = np.repeat(crop[:, :, None], 3, axis=2)
     cv2.grabCut(image, trimap, None, None, None, _ITERATIONS, cv2.GC_INIT_WITH_MASK)
     labels = _label((trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD))
@@ -136,11 +138,11 @@ def _cut(crop: np.ndarray, foreground: np.ndarray, undecided: np.ndarray) -> np.
 
 
 def _label(mask: np.ndarray) -> np.ndarray:
-    """Numbers of a mask's 4-connected components, from 1 on; 0 where the mask is not."""
+    """Label a mask's 4-connected components from 1; 0 outside the mask."""
     return cv2.connectedComponents(mask.view(np.uint8), connectivity=4)[1]
 
 
 def _fill_holes(mask: np.ndarray) -> np.ndarray:
-    """A mask with all that no way of 4-connected pixels leads out of."""
+    """Fill the holes of a mask: background that is not 4-connected to the border."""
     around = _label(np.pad(~mask, 1, constant_values=True))
     return (around != around[0, 0])[1:-1, 1:-1]

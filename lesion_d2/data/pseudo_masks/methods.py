@@ -1,4 +1,4 @@
-"""A lesion's mask by the method that a config names, from an annotation."""
+"""Computes a lesion's mask from an annotation, by the method of the config."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,16 +18,16 @@ def pseudo_mask(
     box: Sequence[float],
     size: tuple[int, int] | None = None,
 ) -> PseudoMask:
-    """A lesion's mask by either method, and whether GrabCut had to fall back to the ellipse.
+    """Compute a lesion's mask, and whether GrabCut fell back to the ellipse.
 
     Args:
         method: "ellipse" (:func:`ellipse_mask`) or "grabcut" (:func:`grabcut_mask`).
-        image: (H, W) uint8; "ellipse" needs only its size and takes None where ``size`` is given.
+        image: (H, W) uint8; "ellipse" uses only its size and accepts None if ``size`` is given.
         recist, box: see :func:`grabcut_mask`; "ellipse" does not use the box.
-        size: height and width, where there is no image.
+        size: height and width, if there is no image.
 
     Raises:
-        ValueError: unknown method, or what :func:`grabcut_mask` raises.
+        ValueError: the method is unknown; or see :func:`grabcut_mask`.
     """
     if method not in METHODS:
         raise ValueError(f"found mask method {method!r}, expected one of {list(METHODS)}")
@@ -38,13 +38,13 @@ def pseudo_mask(
 
 
 def lesion_ends(annotation: Mapping) -> tuple[float, ...]:
-    """The end points of a lesion's diameters, or those of the ellipse inscribed in its box.
+    """Return the end points of a lesion's diameters, or of the ellipse inscribed in its box.
 
     Args:
-        annotation: with ``recist``; or with ``bbox`` and ``bbox_mode`` alone.
+        annotation: with ``recist``, or with only ``bbox`` and ``bbox_mode``.
 
     Returns:
-        x11, y11, x12, y12 (long diameter; of a box the one along x), x21, y21, x22, y22, pixels.
+        x11, y11, x12, y12 (long diameter; for a box, the one along x), x21, y21, x22, y22, pixels.
     """
     if "recist" in annotation:
         return tuple(annotation["recist"])

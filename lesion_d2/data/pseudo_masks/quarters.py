@@ -1,4 +1,4 @@
-"""The four quarters that the ends of two diameters span: geometry of pseudo-masks."""
+"""Geometry of pseudo-masks: the four quarters spanned by the ends of two diameters."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def half_axes(recist: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Center (2,) and the end points seen from it (4, 2), in order around it."""
+    """Center (2,), and the end points relative to it (4, 2), sorted by angle."""
     ends = check_numbers("RECIST end points", recist, 8).reshape(4, 2)
     long, short = ends[1] - ends[0], ends[3] - ends[2]
     det = cross(long, short)
@@ -24,7 +24,7 @@ def half_axes(recist: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
 def quarter_coordinates(
     center: np.ndarray, axes: np.ndarray, region: tuple[int, int, int, int]
 ) -> np.ndarray:
-    """Every pixel as center + s a + t b in its own quarter: (s, t), both >= 0.
+    """Coordinates (s, t) >= 0 of every pixel, center + s a + t b, in its quarter.
 
     s + t <= 1 is the quadrilateral of the end points, s^2 + t^2 <= 1 is the quarter ellipses.
 
@@ -33,7 +33,7 @@ def quarter_coordinates(
         region: x0, y0, x1, y1, pixels; x1 and y1 excluded.
 
     Returns:
-        (2, y1 - y0, x1 - x0); infinite where no quarter with an area reaches.
+        (2, y1 - y0, x1 - x0); infinite in quarters without area.
     """
     x0, y0, x1, y1 = region
     y, x = np.mgrid[y0:y1, x0:x1]
@@ -61,7 +61,7 @@ def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def paste(crop: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """``crop`` (h, w) in a (H, W) mask, its first pixel at ``corner`` (x, y); cut at the border."""
+    """Paste ``crop`` (h, w) into an (H, W) mask at ``corner`` (x, y), clipped at the border."""
     mask = np.zeros(size, dtype=bool)
     (x0, y0), (height, width) = corner, crop.shape
     rows, columns = slice(max(y0, 0), y0 + height), slice(max(x0, 0), x0 + width)

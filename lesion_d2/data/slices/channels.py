@@ -1,4 +1,4 @@
-"""Channels of images, made one by one: those that neighboring key slices share are made once."""
+"""Channels of images, computed one by one, so that neighboring key slices can share them."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -12,13 +12,13 @@ from .ct import Channel
 
 
 class ChannelMaker:
-    """Makes what a mapper's ``load`` would have as a channel of a volume's images, in inference.
+    """Computes single channels of a volume's images, equal to those of a mapper's ``load``.
 
     Args:
-        mapper: for inference.
+        mapper: a mapper for inference.
         size: height and width of a slice.
-        spacing: x, y, z, mm; None where it is not known.
-        crop: what to keep of slices, (x0, y0, x1, y1), ends exclusive; None for all.
+        spacing: x, y, z, mm; None if unknown.
+        crop: the part of slices to keep, (x0, y0, x1, y1), ends exclusive; None for all.
     """
 
     def __init__(
@@ -34,12 +34,12 @@ class ChannelMaker:
         self.crop = crop
 
     def __call__(self, channel: Channel, read: Callable[[int], np.ndarray]) -> np.ndarray:
-        """A channel as it stands in images, (h, w) int16.
+        """Compute a channel, (h, w) int16.
 
         Args:
-            channel: what it is made of.
-            read: gives the slice of a number, (H, W) int16, clipped to the mapper's window; it is
-                left as it is, and may be what is returned.
+            channel: the slices and the weight that it is interpolated from.
+            read: maps a slice number to the slice, (H, W) int16, clipped to the mapper's window.
+                The slice is not modified, and may be returned as it is.
         """
         lower, upper, fraction = channel
         hu = read(lower)
@@ -51,7 +51,7 @@ class ChannelMaker:
 
     @cached_property
     def transforms(self) -> T.TransformList:
-        """From a slice to its image; in inference they are the same for all of a size."""
+        """The transforms from a slice to its image; in inference they depend only on the size."""
         size, transforms = self.size, T.TransformList([])
         if self.crop is not None:
             transforms += crop_transform(self.crop, size)

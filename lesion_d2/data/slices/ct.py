@@ -15,15 +15,16 @@ from .slice_formats import format_of
 
 _INT16 = np.iinfo(np.int16)
 
-#: What a channel of an image is interpolated from: the numbers of two slices, and the weight of the
-#: second one. A slice as it is has its number twice, and 0.
+#: How a channel is interpolated: the numbers of two slices, and the weight of the second one. A
+#: channel that is a slice has its number twice, and weight 0.
 Channel = tuple[int, int, float]
-#: Takes slices by number, (H, W) int16 in HU, and the key slice's number; may change them in place.
+#: A function of slices by number, (H, W) int16 in HU, and the key slice's number; it may modify the
+#: slices in place.
 SliceChange = Callable[[dict[int, np.ndarray], int], None]
 
 
 def read_slice(file: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read one CT slice without loss.
+    """Read one CT slice losslessly.
 
     Args:
         file: a 16-bit grayscale PNG in DeepLesion's coding, HU = value - 32768; or one slice of a
@@ -32,20 +33,21 @@ def read_slice(file: str | os.PathLike, size: tuple[int, int] | None = None) -> 
             :mod:`lesion_d2.data.prepared.slices`), ``<file>/<slice number>.png``; or of another
             picture or volume, ``<file>#<coding>/<slice number>.png`` (see
             :mod:`lesion_d2.data.slices.pictures`).
-        size: height and width that the slice has to have; None for any.
+        size: required height and width; None for any.
 
     Returns:
-        H x W int16, in HU. Nothing is clipped; outside the field of view HU reaches -3024.
+        H x W int16, in HU. Values are not clipped; outside the field of view they can be -3024.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not a PNG, another bit depth, color type or size, truncated, or damaged.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a PNG, has another bit depth, color type or size, or is
+            truncated or damaged.
     """
     return format_of(os.path.dirname(file)).read(file, size)
 
 
 def slice_size(file: str | os.PathLike) -> tuple[int, int]:
-    """Height and width of a slice in pixels, from its file's header.
+    """Return height and width of a slice in pixels, from its file's header.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`read_slice`.
@@ -63,24 +65,24 @@ def slice_stack(
     window: tuple[float, float] | None = None,
     size: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """Read a key slice with its neighbors at a wanted distance (Zlocha et al., section 3.1).
+    """Read a key slice with its neighbors at a given distance (Zlocha et al., section 3.1).
 
-    Each channel lies at its own offset from the key slice, and is interpolated linearly between
-    the two slices next to that offset. A slice that is missing or outside ``slice_range`` is
-    replaced by the nearest one that exists on the way to the key slice. Every file is read once.
+    Each channel is interpolated linearly between the two slices next to its offset from the key
+    slice. A slice that is missing or outside ``slice_range`` is replaced by the nearest existing
+    one towards the key slice. Every file is read once.
 
     Args:
         file_name: the key slice, ``.../<slice number>.png`` in a folder or a volume's file; its
-            neighbors lie beside it.
+            neighbors are in the same place.
         num_slices: C, odd.
-        interval: wanted distance between channels, mm; 0 for that of the files: the neighboring
-            slices as they are.
-        spacing_z: distance between the files' slices, mm; None where it is not known: then channels
-            are neighboring slices, whatever the interval.
-        slice_range: first and last slice number of the series, where it is known.
+        interval: distance between channels, mm; 0 for the neighboring slices, without
+            interpolation.
+        spacing_z: distance between the files' slices, mm. If None (unknown), channels are
+            neighboring slices for any interval.
+        slice_range: first and last slice number of the series, if known.
         window: (low, high) HU that every slice is clipped to BEFORE interpolation, so that the
-            filling outside the field of view (-3024) does not leak into its neighbors.
-        size: height and width that all slices have to have; None for the key slice's.
+            padding outside the field of view (-3024) does not leak into its neighbors.
+        size: required height and width of all slices; None for the key slice's.
 
     Returns:
         C x H x W int16, in HU rounded to the nearest integer: channels in slice order, the key
@@ -113,9 +115,9 @@ def stack_and_key_slice(
     size: tuple[int, int] | None = None,
     change: SliceChange | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """:func:`slice_stack`, and the key slice, H x W, that is not clipped to the window.
+    """Like :func:`slice_stack`; also returns the key slice, H x W, not clipped to the window.
 
-    ``change`` is called with all slices that were read, before anything is done with them.
+    ``change`` is called with all slices right after they were read.
     """
     key, path_of = _locate(file_name)
     if spacing_z is None:
@@ -153,13 +155,13 @@ def plan_channels(
     spacing_z: float,
     where: str | os.PathLike,
 ) -> list[Channel]:
-    """What the channels of an image are made of, see :func:`slice_stack`.
+    """Determine how each channel of an image is interpolated, see :func:`slice_stack`.
 
     Args:
         key: number of the key slice.
-        exists: whether there is a slice of a number.
-        num_slices, interval, spacing_z: as there.
-        where: what the key slice is called, for messages.
+        exists: returns whether a slice number exists.
+        num_slices, interval, spacing_z: see :func:`slice_stack`.
+        where: name of the key slice, for error messages.
 
     Raises:
         ValueError: C is even; interval is negative, or spacing_z not positive.
@@ -172,7 +174,7 @@ def plan_channels(
 
 
 def clip_to_window(hu: np.ndarray, window: tuple[float, float] | None) -> None:
-    """Clip int16 HU in place to a window, outwards to integers: hu_to_pixels cuts the rest."""
+    """Clip int16 HU in place to a window, rounded outwards; hu_to_pixels clips the rest."""
     if window is not None:
         low, high = _check_window(window)
         low, high = max(math.floor(low), _INT16.min), min(math.ceil(high), _INT16.max)
@@ -185,11 +187,11 @@ def hu_to_pixels(
     """Map a HU window linearly to Detectron2's 0..255 scale; values outside become 0 or 255.
 
     Args:
-        hu: any shape, HU; a NumPy array or a tensor on any device. Left as it is.
-        window: (low, high), the HU that become 0 and 255.
+        hu: any shape, HU; a NumPy array or a tensor on any device. Not modified.
+        window: (low, high), the HU mapped to 0 and 255.
 
     Returns:
-        float32 of the same kind, shape and device.
+        float32 array or tensor of the same shape and device.
 
     Raises:
         ValueError: low is not smaller than high.
@@ -223,7 +225,7 @@ def _check_window(window: tuple[float, float]) -> tuple[float, float]:
 
 
 def _locate(file_name: str | os.PathLike):
-    """The key slice's number, and the function from a slice number to its path."""
+    """The key slice's number, and a function from slice number to path."""
     folder, name = os.path.split(file_name)
     stem, extension = os.path.splitext(name)
     if not are_digits(stem):
@@ -235,7 +237,7 @@ def _locate(file_name: str | os.PathLike):
 def _neighbors(key: int, offset: float, existing: Callable[[int], int]) -> Channel:
     """The two slices around ``offset`` slices from the key slice, and the second one's weight."""
     nearest = round(offset)
-    if abs(offset - nearest) < 1e-6:  # a quotient such as 0.6 / 0.2 is not quite a whole number
+    if abs(offset - nearest) < 1e-6:  # rounding error: 0.6 / 0.2 is not exactly an integer
         index = existing(key + nearest)
         return index, index, 0.0
     lower = existing(key + math.floor(offset))
@@ -244,7 +246,7 @@ def _neighbors(key: int, offset: float, existing: Callable[[int], int]) -> Chann
 
 
 def _existing(index: int, *, key: int, exists: Callable[[int], bool]) -> int:
-    """The first slice that exists on the way from ``index`` to the key slice."""
+    """The first existing slice from ``index`` towards the key slice."""
     step = 1 if index < key else -1
     while index != key and not exists(index):
         index += step
@@ -254,7 +256,7 @@ def _existing(index: int, *, key: int, exists: Callable[[int], bool]) -> int:
 def _read_slices(
     path_of, key: int, indices: set[int], size: tuple[int, int] | None
 ) -> dict[int, np.ndarray]:
-    """HU slices by number, the key slice among them; all of one size."""
+    """HU slices by number, including the key slice; all of the same size."""
     numbers, folder = sorted(indices | {key}), os.path.dirname(path_of(key))
     read_several = format_of(folder).read_several
     if read_several is not None:

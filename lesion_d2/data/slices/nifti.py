@@ -1,7 +1,7 @@
 """Sub-volumes in NIfTI files, read slice by slice like a folder of PNG files.
 
 A slice has the path ``.../<patient>_<study>_<series>_<first>-<last>.nii.gz/<slice number>.png``,
-which is not on disk: the file's name says the number of its first slice.
+which does not exist on disk: the file's name contains the number of its first slice.
 """
 
 import os
@@ -15,15 +15,15 @@ from ...utils.values import are_digits
 from ..deeplesion.volume_names import VolumeName
 from ..shared_arrays import Allocate, shared_array, shares_arrays
 
-_MAX_VOLUMES = 4  # kept in memory, per process: some 15 MB each in DeepLesion
+_MAX_VOLUMES = 4  # cached per process: about 15 MB each in DeepLesion
 
 
 def nifti_slices(file: str | os.PathLike) -> dict[int, str]:
-    """Slice number -> path of all slices that the file's name speaks of, in order.
+    """Slice number -> path for all slices in the range of the file's name, sorted.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file has another name than a sub-volume's.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file name is not that of a sub-volume.
     """
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file}: no such NIfTI file")
@@ -39,22 +39,22 @@ def nifti_slice_exists(path: str | os.PathLike) -> bool:
 
 
 def read_nifti_slice(path: str | os.PathLike) -> np.ndarray:
-    """Read one slice, turned as DeepLesion's are, by the affine matrix of the file.
+    """Read one slice in DeepLesion's orientation, using the affine matrix of the file.
 
-    The last four volumes that a process read stay in its memory; those of a loader's processes that
-    share arrays are decompressed by one of them, see :mod:`lesion_d2.data.shared_arrays`.
+    Each process caches its last four volumes. Loader processes that share arrays decompress a
+    volume only once, see :mod:`lesion_d2.data.shared_arrays`.
 
     Args:
         path: ``<file>/<slice number>.png``.
 
     Returns:
-        H x W int16 in HU, the caller's own: rows from anterior to posterior, columns from the
-        patient's right to left. Values that are no integers are rounded, those beyond int16 cut.
+        H x W int16 in HU, a copy: rows from anterior to posterior, columns from the patient's right
+            to left. Values are rounded to integers and clipped to int16.
 
     Raises:
-        FileNotFoundError: there is no such file, or no such slice in its name's range.
-        ValueError: the file is damaged, is no volume of numbers, has another number of slices than
-            its name says, or has no value below 0, as HU of whole slices have: there is air.
+        FileNotFoundError: the file does not exist, or the slice is outside its name's range.
+        ValueError: the file is damaged, is not a volume of numbers, its number of slices differs
+            from that of its name, or it has no value below 0 (whole slices in HU contain air).
     """
     file, number = _split(path)
     if not nifti_slice_exists(path):
@@ -93,7 +93,7 @@ def _split(path: str | os.PathLike) -> tuple[str, int]:
 
 
 def _open(file: str | os.PathLike) -> VolumeFile:
-    """The file, its pixels not read yet, with as many slices as its name says."""
+    """Open the file without reading pixels, and check its number of slices."""
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file}: no such NIfTI file")
     name = _parse_name(file)
@@ -107,7 +107,7 @@ def _open(file: str | os.PathLike) -> VolumeFile:
 
 
 def _volume(file: str, changed: int) -> np.ndarray:
-    """All slices of a file, Z x H x W int16; a file that is written anew is read anew."""
+    """All slices of a file, Z x H x W int16; read again if the file changes."""
     if not shares_arrays():
         return _kept_volume(file, changed)
 

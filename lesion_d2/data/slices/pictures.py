@@ -1,4 +1,4 @@
-"""Slices in pictures (PNG, TIFF, JPEG), and in volumes as they are stored (NIfTI, MetaImage, NRRD).
+"""Slices in pictures (PNG, TIFF, JPEG), and in volumes as stored (NIfTI, MetaImage, NRRD).
 
 A slice has the path ``<file>#<coding>/<slice number>.png``, which is not on disk. The coding says
 what the file's values are, so that whoever has the path can read HU::
@@ -31,13 +31,13 @@ from ...utils.values import are_digits
 _INT16 = np.iinfo(np.int16)
 _FOLDER = re.compile(r"(.+)#(stored|hu|offset=-?\d+|window=[^,/#]+,[^,/#]+)", re.DOTALL)
 _FORMATS = ("PNG", "TIFF", "JPEG")
-_DEPTH = 24  # where a PNG tells its bits
+_DEPTH = 24  # byte of a PNG file with its bit depth
 _GREY = ("L", "I;16")
 _KINDS = {1: "uint", 2: "int", 3: "float"}  # TIFF's sample formats
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF's tags
 _WHITE_IS_ZERO = 0
-_MAX_VOLUMES = 4  # kept in memory, per process
-# What Pillow raises of damaged files.
+_MAX_VOLUMES = 4  # cached per process
+# Exceptions that Pillow raises for damaged files.
 _DAMAGED = (
     OSError,
     SyntaxError,
@@ -52,7 +52,7 @@ _DAMAGED = (
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture's header: height and width in pixels, NumPy's name of the type of its values."""
+    """A picture's header: height and width in pixels, and the NumPy name of its data type."""
 
     size: tuple[int, int]
     kind: str
@@ -68,18 +68,18 @@ def picture_path(
     hu_window: tuple[float, float] | None = None,
     picture: Picture | None = None,
 ) -> str:
-    """The path of a picture's slice.
+    """Return the slice path of a picture.
 
     Args:
         file: a PNG, TIFF or JPEG of one image.
-        hu_offset: of 16-bit pictures: HU = value - hu_offset.
-        hu_window: of 8-bit pictures: the HU that 0 and 255 stand for.
+        hu_offset: for 16-bit pictures: HU = value - hu_offset.
+        hu_window: for 8-bit pictures: the HU of 0 and 255.
         picture: its header; None to read it.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no such picture; or it needs what is not given: an unsigned value alone
-            does not tell its HU.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not such a picture, or has unsigned values and the required
+            ``hu_offset`` or ``hu_window`` is missing.
     """
     kind = (picture or open_picture(file)).kind
     coding = "hu"
@@ -101,29 +101,29 @@ def picture_path(
 
 
 def stored_slice_path(file: str | os.PathLike, number: int) -> str:
-    """The path of a volume's slice ``[:, :, number]``, see this module's docstring."""
+    """Return the path of a volume's slice ``[:, :, number]``, see the module's docstring."""
     return os.path.join(f"{os.fspath(file)}#stored", f"{number}.png")
 
 
 def is_stored_volume(file: str | os.PathLike) -> bool:
-    """Whether a path names a file of volumes whose slices :func:`stored_slice_path` speaks of."""
+    """Whether a path is a volume file in one of the formats of :func:`stored_slice_path`."""
     return is_nifti(file) or is_itk(file)
 
 
 def is_picture(folder: str | os.PathLike) -> bool:
-    """Whether the folder of a slice's path, before its number, is one of this module's paths."""
+    """Whether the folder part of a slice's path has the form of this module's paths."""
     return _FOLDER.fullmatch(os.path.basename(folder)) is not None
 
 
 def picture_source(path: str | os.PathLike) -> tuple[str, int | None]:
-    """The file that a slice's path speaks of, and the slice's number; None for a picture's."""
+    """Return the file of a slice's path, and the slice number; None for a picture."""
     folder, number = _split(path)
     file, coding = _parse(folder)
     return file, number if coding == "stored" else None
 
 
 def picture_coding(path: str | os.PathLike) -> dict[str, int | list[float]]:
-    """The ``hu_offset`` or ``hu_window`` of a slice's path; of HU neither."""
+    """Return the ``hu_offset`` or ``hu_window`` of a slice's path; empty for HU."""
     name, _, numbers = _parse(_split(path)[0])[1].partition("=")
     if name == "offset":
         return {"hu_offset": int(numbers)}
@@ -134,7 +134,7 @@ def picture_coding(path: str | os.PathLike) -> dict[str, int | list[float]]:
 
 
 def picture_slices(folder: str | os.PathLike) -> dict[int, str]:
-    """Slice number -> path of all slices of ``<file>#<coding>``, in order.
+    """Slice number -> path for all slices of ``<file>#<coding>``, sorted.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`read_picture_slice`.
@@ -154,7 +154,7 @@ def picture_slice_exists(path: str | os.PathLike) -> bool:
 
 
 def picture_slice_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Height and width of a slice in pixels, from its file's header.
+    """Return height and width of a slice in pixels, from its file's header.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`read_picture_slice`.
@@ -164,18 +164,17 @@ def picture_slice_size(path: str | os.PathLike) -> tuple[int, int]:
 
 
 def read_picture_slice(path: str | os.PathLike) -> np.ndarray:
-    """Read one slice as it is stored: not turned to DeepLesion's orientation.
+    """Read one slice as stored, without conversion to DeepLesion's orientation.
 
-    The last four volumes that a process read stay in its memory.
+    Each process caches its last four volumes.
 
     Returns:
-        H x W int16 in HU, the caller's own. Values that are no integers are rounded, those beyond
-        int16 cut.
+        H x W int16 in HU, a copy. Values are rounded to integers and clipped to int16.
 
     Raises:
-        FileNotFoundError: there is no such file or slice.
-        ValueError: the file is damaged, has other values than the path says, colors, or numbers
-            that are not finite; of a volume also those of
+        FileNotFoundError: the file or slice does not exist.
+        ValueError: the file is damaged, its data type does not match the path's coding, or it has
+            colors or non-finite values; for a volume, see also
             :meth:`~lesion_d2.scans.volume_file.VolumeFile.read_volume`.
     """
     folder, number = _split(path)
@@ -190,7 +189,7 @@ def read_picture_slice(path: str | os.PathLike) -> np.ndarray:
 def stored_geometry(
     file: str | os.PathLike,
 ) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
-    """Size and spacing of a volume as it is stored, from its header.
+    """Return size and spacing of a volume as stored, from its header.
 
     Returns:
         Slices, height and width; x, y, z in mm, x that of columns.
@@ -199,7 +198,7 @@ def stored_geometry(
         FileNotFoundError, ValueError, ImportError: see :func:`open_stored`.
     """
     if not os.path.isfile(file):
-        raise FileNotFoundError(f"{file}: no such file of a volume")
+        raise FileNotFoundError(f"{file}: no such volume file")
     return _stored_geometry(os.fspath(file), os.stat(file).st_mtime_ns)
 
 
@@ -207,9 +206,9 @@ def open_stored(file: str | os.PathLike) -> VolumeFile:
     """Read the header of a NIfTI, MetaImage or NRRD file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is another file or damaged.
-        ImportError: of MetaImage and NRRD, SimpleITK is not installed.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file has another format or is damaged.
+        ImportError: SimpleITK, required for MetaImage and NRRD, is not installed.
     """
     return open_nifti(file) if is_nifti(file) else open_itk(file)
 
@@ -221,28 +220,29 @@ def open_picture(file: str | os.PathLike) -> Picture:
     """Read a picture's header.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no PNG, TIFF or JPEG of one image, or has values of another type than
-            uint8, uint16, int16 and float32.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a PNG, TIFF or JPEG with one image, or its data type is not
+            uint8, uint16, int16 or float32.
     """
     with _opened(file) as image:
         return Picture((image.height, image.width), _kind(file, image))
 
 
 def read_picture(file: str | os.PathLike) -> np.ndarray:
-    """Read a picture's grey values, H x W of the type that :func:`open_picture` tells.
+    """Read a picture's grey values, H x W, of the data type that :func:`open_picture` returns.
 
-    Colors are taken for grey where all channels are equal, and the picture is opaque.
+    A color picture is accepted as grey if it is opaque and all channels are equal.
 
     Raises:
-        FileNotFoundError, ValueError: as there; or the picture is damaged, or has colors.
+        FileNotFoundError, ValueError: see :func:`open_picture`; or the picture is damaged or has
+            colors.
     """
     with _opened(file) as image:
         kind = _kind(file, image)
         if image.format == "PNG":
             data = np.fromfile(file, np.uint8)
             check_chunks(file, data)
-            if image.mode in _GREY and data[_DEPTH] >= 8:  # Pillow fills in rows that lack
+            if image.mode in _GREY and data[_DEPTH] >= 8:  # Pillow fills missing rows
                 return decode_grey(file, data, (image.height, image.width), np.dtype(kind))
         try:
             if image.mode == "P":
@@ -269,7 +269,7 @@ def _opened(file: str | os.PathLike) -> Image.Image:
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file}: no such picture")
     try:
-        with warnings.catch_warnings():  # of large pictures, which are refused in better words
+        with warnings.catch_warnings():  # of large pictures, which have their own error message
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(file, formats=_FORMATS)
         frames = getattr(image, "n_frames", 1)
@@ -340,7 +340,7 @@ def _stored_geometry(file: str, changed: int):
 
 @lru_cache(_MAX_VOLUMES)
 def _read_stored(file: str, changed: int) -> np.ndarray:
-    """All slices, Z x H x W int16 as stored; a file that is written anew is read anew."""
+    """All slices, Z x H x W int16 as stored; read again if the file changes."""
     opened = open_stored(file)
     return opened.grid.turn.undo(opened.read_volume()[0]).transpose(2, 1, 0)
 

@@ -1,4 +1,4 @@
-"""The slices of a scan in memory as model input, the same as those of files."""
+"""Slices of a scan in memory as model input, equal to those read from files."""
 
 import math
 from collections import OrderedDict
@@ -15,34 +15,34 @@ from .ct import Channel, clip_to_window, plan_channels
 
 
 def slices_needed(num_slices: int, interval: float, spacing_z: float) -> int:
-    """How many slices a scan needs for a model's stack of slices.
+    """Return the minimum number of slices that a scan needs for a model's input.
 
     Args:
-        num_slices: of the stack.
-        interval: between them, mm; 0 for the scan's own slices.
-        spacing_z: of the scan, mm.
+        num_slices: number of slices of the model's input.
+        interval: distance between them, mm; 0 for the scan's slices.
+        spacing_z: slice spacing of the scan, mm.
     """
     step = interval / spacing_z if interval else 1.0
     return math.ceil((num_slices - 1) * step - 1e-6) + 1
 
 
 class ScanImages:
-    """What a mapper's ``load`` would give of every slice of a scan, were it in files.
+    """The samples that a mapper's ``load`` would return for the slices of a scan in files.
 
-    A channel of an image (a slice, or what lies between two) is windowed, cropped and resized
-    once, and kept as long as neighboring key slices may have it too: twice as many as an image has,
-    in the memory of one as models take them. Where borders are cut, all slices have the crop of the
+    A channel of an image (a slice, or an interpolated one) is windowed, cropped and resized once,
+    and cached for neighboring key slices. The cache holds twice the channels of an image, in int16,
+    as much memory as one float32 image. If borders are cropped, all slices have the crop of the
     whole scan.
 
     Args:
-        mapper: for inference; its ``pseudo_masks`` are not looked at.
-        volume: (Z, H, W) int16, HU, slices in DeepLesion's order; not changed.
+        mapper: a mapper for inference; its ``pseudo_masks`` are ignored.
+        volume: (Z, H, W) int16, HU, slices in DeepLesion's order; not modified.
         spacing: x, y, z, mm.
-        name: of the scan, for messages.
+        name: name of the scan, for messages.
 
     Raises:
-        ValueError: a spacing is none, or the scan is thinner than a stack of slices, at the
-            mapper's interval, is.
+        ValueError: a spacing is invalid, or the scan has fewer slices than the model's input needs
+            at the mapper's interval.
 
     Example:
         >>> images = ScanImages(LesionDatasetMapper(cfg, False), scan.volume, scan.spacing, "ct")
@@ -65,7 +65,7 @@ class ScanImages:
         self.volume = volume
         self.spacing = tuple(map(float, spacing))
         self.name = name
-        #: Slices from one channel of an image to the next.
+        #: Distance between neighboring channels, in slices.
         self.step = mapper.slice_interval / self.spacing[2] if mapper.slice_interval else 1.0
         self._channels: OrderedDict[Channel, np.ndarray] = OrderedDict()
         self._num_kept = 2 * mapper.num_slices
@@ -85,10 +85,10 @@ class ScanImages:
         return len(self.volume)
 
     def order(self) -> list[int]:
-        """All slices, those first that lie as far apart as the channels of an image do.
+        """All slices, ordered in steps of the distance between channels.
 
-        Where the interval is a whole number of slices, these have channels in common, which then
-        need to be kept for a short time alone.
+        If the interval is an integer number of slices, consecutive slices share channels, which
+        then only need to be cached briefly.
         """
         step = round(self.step)
         if step < 2 or abs(self.step - step) > 1e-6:
@@ -96,10 +96,10 @@ class ScanImages:
         return [index for first in range(step) for index in range(first, len(self), step)]
 
     def __getitem__(self, index: int) -> dict:
-        """The sample of a slice: ``image`` int16 (C, h, w) in HU, and where it belongs.
+        """Return a slice's sample: ``image`` int16 (C, h, w) in HU, and its metadata.
 
         Raises:
-            IndexError: there is no such slice.
+            IndexError: the slice does not exist.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name}: found slice {index}, expected 0 to {len(self) - 1}")
@@ -127,12 +127,12 @@ class ScanImages:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Pixels of an image for each pixel of a slice, along x and y."""
+        """Image pixels per slice pixel, along x and y."""
         ends = self._maker.transforms.apply_coords(np.array([[0.0, 0.0], [1.0, 1.0]]))
         return tuple((ends[1] - ends[0]).tolist())
 
     def _channel(self, channel: Channel) -> np.ndarray:
-        """A channel as it stands in images, (h, w) int16."""
+        """A channel of the images, (h, w) int16."""
         known = self._channels.pop(channel, None)
         if known is None:
             known = self._maker(channel, self._read)

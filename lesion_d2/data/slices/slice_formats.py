@@ -1,4 +1,4 @@
-"""What holds slices on disk: one table of formats, by what a slice's folder is."""
+"""Storage formats of slices on disk, in one table; the format follows from a slice's folder."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -45,17 +45,17 @@ class SliceFormat:
     """How slices with the path ``<folder>/<slice number>.png`` are read.
 
     Args:
-        holds: whether a folder is of this format.
-        read: a slice's path, and its height and width where they are known, to (H, W) int16 in HU;
-            ValueError where it has another size.
-        size: a slice's path to (height, width) in pixels, by the header.
-        exists: whether there is a slice of a path.
-        files: a folder to slice number -> path of all slices in it, in order.
-        read_several: a folder and numbers to number -> (H, W), where that costs less than one by
-            one.
-        read_block: paths of slices that follow one another, and the first and the end (exclusive)
-            of rows and of columns, to (d, h, w); where that costs less than whole slices.
-        depth: slices that are decompressed together, from a multiple of it on.
+        holds: returns whether a folder has this format.
+        read: function of a slice's path, and its height and width or None, returning (H, W) int16
+            in HU; raises ValueError for another size.
+        size: function of a slice's path, returning (height, width) in pixels from the header.
+        exists: returns whether a slice's path exists.
+        files: function of a folder, returning slice number -> path for all slices in it, sorted.
+        read_several: function of a folder and numbers, returning number -> (H, W), if that is
+            faster than one by one.
+        read_block: function of the paths of consecutive slices, and of the ranges of rows and
+            columns (ends exclusive), returning (d, h, w); if that is faster than whole slices.
+        depth: number of slices that are decompressed together, starting at a multiple of it.
     """
 
     holds: Callable[[Path], bool]
@@ -69,14 +69,14 @@ class SliceFormat:
 
 
 def format_of(folder: Path) -> SliceFormat:
-    """The format of a slice's folder; a folder of PNG files where it is no other one."""
+    """Return the format of a slice's folder; by default a folder of PNG files."""
     return next((f for f in _FORMATS if f.holds(folder)), _PNG_FOLDER)
 
 
 def _sized(
     read: Callable[[Path], np.ndarray], size_of: Callable[[Path], _Size] | None = None
 ) -> Callable[[Path, _Size | None], np.ndarray]:
-    """A reader that is told the size, which ``size_of`` gives before anything is decoded."""
+    """A reader that checks the size with ``size_of`` before decoding."""
 
     def read_sized(path: Path, size: _Size | None) -> np.ndarray:
         if size is not None and size_of is not None:
@@ -104,7 +104,7 @@ def _png_files(folder: Path) -> dict[int, str]:
 
 
 _PNG_FOLDER = SliceFormat(os.path.isdir, read_png_slice, png_size, os.path.isfile, _png_files)
-# A picture's path may end as a volume's file does, behind its "#": it is asked first.
+# A picture's path may end like a volume's file after its "#", so it comes first.
 _FORMATS = (
     SliceFormat(
         is_picture,

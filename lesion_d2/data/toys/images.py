@@ -1,18 +1,18 @@
 """The toy data sets of Retina U-Net (Jaeger et al., arXiv:1811.08661, section 4.6).
 
-Images of 320 x 320 are zero but for one object, which is 0.2 brighter; then uniform noise in [0, 1)
-is added to every pixel. Class 0 or 1 of the object is told by its shape (``donuts_shape``: a filled
-circle, or one with a hole in its center, which the mask has too), by its pattern
-(``donuts_pattern``: the same images, but no mask has a hole), or by its size (``circles_scale``:
-two filled circles).
+Images of 320 x 320 pixels are zero except for one object, which is 0.2 brighter; then uniform noise
+in [0, 1) is added to every pixel. The object's class, 0 or 1, is determined by its shape
+(``donuts_shape``: a filled circle, or one with a hole in its center, which the mask has too), its
+pattern (``donuts_pattern``: the same images, but masks without holes), or its size
+(``circles_scale``: two filled circles).
 
 The paper gives diameters of 20 (circle), 4 (hole), and 19 and 20 pixels (two circles). The
-published generator takes these numbers for radii, as figure 6 shows, and so do we: objects are
-about 40 pixels wide. Our choices where the paper is open: a pixel belongs to a circle if its center
-is no further from the circle's center, itself the center of a pixel, than the radius (the published
-code has "<" in place of "<="); objects are at least 4 pixels from the border (there: half a radius
-may lie outside), wherever they are and whatever their class; and classes alternate (there: drawn),
-so that the first n images of a set are balanced.
+published generator uses these numbers as radii, in agreement with figure 6, and so do we: objects
+are about 40 pixels wide. Our choices where the paper is open: a pixel belongs to a circle if the
+distance of its center from the circle's center, itself the center of a pixel, is at most the radius
+(the published code uses "<" instead of "<="); objects of both classes are at least 4 pixels from
+the border (published: up to half a radius outside); and classes alternate (published: random), so
+that the first n images of a data set are balanced.
 """
 
 import json
@@ -38,17 +38,17 @@ from ..generated import check_options, write_data_set
 from ..roots import resolve_root
 
 FORMAT_VERSION = 1
-SIZE = 320  # pixels a side
+SIZE = 320  # height and width in pixels
 CONTRAST = 0.2
-#: Pixels that are free between an object and the image's border, at least.
+#: Minimum distance in pixels between an object and the image's border.
 MARGIN = 4
-#: HU on disk of an intensity of 1.
+#: HU on disk for an intensity of 1.
 HU_SCALE = 10_000
-#: HU of the darkest and the brightest pixel that there can be.
+#: HU of the darkest and the brightest possible pixel.
 HU_WINDOW = (0.0, HU_SCALE * (1 + CONTRAST))
 SPLITS = ("train", "val", "test")
-_CHUNK = 16  # images that a process draws at a time
-# Noise is hardly compressible: more than this costs time alone.
+_CHUNK = 16  # images per task of a process
+# Noise is hardly compressible: a higher level only costs time.
 _PNG = (
     *(cv2.IMWRITE_PNG_COMPRESSION, 1),
     *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY),
@@ -57,10 +57,10 @@ _PNG = (
 
 @dataclass(frozen=True)
 class Task:
-    """What the two classes of a task are."""
+    """The two classes of a task."""
 
-    folder: str  # of the images; tasks may share them
-    radii: tuple[int, int]  # pixels, of class 0 and 1
+    folder: str  # of the images; tasks may share it
+    radii: tuple[int, int]  # of class 0 and 1, pixels
     classes: tuple[str, str]
     hole_radius: int | None = None  # of class 1
     hole_in_mask: bool = False
@@ -76,7 +76,7 @@ FOLDERS = tuple(dict.fromkeys(task.folder for task in TASKS.values()))
 
 @dataclass(frozen=True)
 class ToyOptions:
-    """What decides the content of the toy data sets; stored in their ``toy.json``."""
+    """Options that determine the toy data sets' content; stored in their ``toy.json``."""
 
     num_train: int = 1000
     num_val: int = 500
@@ -89,7 +89,7 @@ class ToyOptions:
         check_options("toy", self, {**limits, "seed": (0, 2**32 - 1)})
 
     def count(self, split: str) -> int:
-        """Images of a split."""
+        """Number of images in a split."""
         return getattr(self, f"num_{split}")
 
 
@@ -97,19 +97,19 @@ class ToyOptions:
 
 
 def make_toy(task: str, split: str, index: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Image ``index`` of a split, and the mask of its one object, of class ``index % 2``.
+    """Generate image ``index`` of a split and the mask of its object, of class ``index % 2``.
 
     Args:
         task: a key of :data:`TASKS`. Tasks that share a folder have the same images.
         split: "train", "val" or "test".
-        index: of the image in its split, from 0.
-        seed: of the data set.
+        index: index of the image in its split, from 0.
+        seed: random seed of the data set.
 
     Returns:
         (320, 320) float64, intensities in [0, 1.2), and (320, 320) bool.
     """
     options = TASKS[task]
-    # A generator an image: its pixels do not depend on which process painted the others.
+    # One generator per image: its pixels do not depend on how images are spread over processes.
     rng = np.random.default_rng([seed, FOLDERS.index(options.folder), SPLITS.index(split), index])
     reach = MARGIN + max(options.radii)
     x, y = rng.integers(reach, SIZE - reach, 2)
@@ -140,29 +140,29 @@ def write_toys(
     workers: int | None = None,
     overwrite: bool = False,
 ) -> bool:
-    """Write the three toy data sets, complete or not at all.
+    """Write the three toy data sets, atomically.
 
     ``root`` then holds ``donuts/000000.png ...``, ``circles/000000.png ...`` (16-bit, value - 32768
-    is HU, as in DeepLesion; 10,000 HU are an intensity of 1), training, validation and test images
-    one after another, an annotation file in COCO's format for each task and split
+    is HU, as in DeepLesion; an intensity of 1 is 10,000 HU), training, validation and test images
+    in this order, an annotation file in COCO's format for each task and split
     (``donuts_shape_train.json``), and ``toy.json`` (these options). The same options give the same
-    bytes, whatever the number of workers.
+    bytes for any number of workers.
 
     Args:
-        root: the data sets' folder; made by renaming, after everything was written beside it.
-        num_train, num_val, num_test: images of each task. A larger split begins with the images
-            of a smaller one.
-        seed: of all random choices.
-        workers: processes; all cores by default, up to 16.
-        overwrite: replace a folder that was written with other options.
+        root: the data sets' folder; a temporary folder beside it is renamed at the end.
+        num_train, num_val, num_test: number of images per task. A larger split begins with the
+            images of a smaller one.
+        seed: random seed.
+        workers: number of processes; by default one per core, up to 16.
+        overwrite: replace data sets that were written with other options.
 
     Returns:
-        True if the data sets were written, False if they were there with the same options.
+        True if the data sets were written, False if they existed with the same options.
 
     Raises:
-        ValueError: for an option out of range.
+        ValueError: an option is out of range.
         FileExistsError: if ``root`` holds toy data sets with other options and ``overwrite`` is
-            not set, or anything that is no toy data set.
+            not set, or anything other than toy data sets.
     """
     options = ToyOptions(num_train, num_val, num_test, seed)
     if workers is not None and workers < 1:
@@ -202,14 +202,14 @@ def _write_all(root: Path, options: ToyOptions, workers: int) -> None:
 def _write_images(
     root: Path, options: ToyOptions, jobs: list[tuple[str, str, int]]
 ) -> dict[tuple[str, str, int], tuple[dict, dict[str, dict]]]:
-    """:func:`_write_image` of several."""
+    """Write several images with :func:`_write_image`."""
     return {job: _write_image(root, options, job) for job in jobs}
 
 
 def _write_image(
     root: Path, options: ToyOptions, job: tuple[str, str, int]
 ) -> tuple[dict, dict[str, dict]]:
-    """Write one image; returns its COCO entry, and its object's by task."""
+    """Write one image; returns its COCO entry, and its object's entry for each task."""
     folder, split, index = job
     number = index + sum(options.count(s) for s in SPLITS[: SPLITS.index(split)])
     name = f"{folder}/{number:06d}.png"
@@ -219,7 +219,7 @@ def _write_image(
         image, mask = make_toy(task, split, index, options.seed)
         rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
         annotations[task] = {
-            "id": number + 1,  # pycocotools takes 0 for none
+            "id": number + 1,  # pycocotools treats 0 as missing
             "image_id": number,
             "category_id": index % 2,
             "bbox": coco_mask.toBbox(rle).tolist(),
@@ -248,21 +248,21 @@ def _coco(task: str, split: str, entries: list[tuple[dict, dict]]) -> dict:
 def load_toys(
     json_file: str | os.PathLike, image_root: str | os.PathLike, num_images: int | None = None
 ) -> list[dict]:
-    """Read an annotation file of :func:`write_toys` into Detectron2's dicts, one an image.
+    """Read an annotation file of :func:`write_toys` into Detectron2's dicts, one per image.
 
-    The dicts have what :func:`~lesion_d2.data.deeplesion.load_deeplesion` gives but for patient,
-    study and series: an image is a patient of its own, and a series of one slice. ``bbox`` is tight
-    around the object's pixels, in coordinates where a whole number is the CENTER of a pixel (in the
-    file, as in all of COCO's, it is a pixel's edge). ``segmentation`` is COCO's RLE.
+    The dicts have the keys of :func:`~lesion_d2.data.deeplesion.load_deeplesion` except patient,
+    study and series: each image is its own patient, and a series of one slice. ``bbox`` is tight
+    around the object's pixels, in coordinates where integers are pixel CENTERS (in the file, as in
+    COCO, they are pixel edges). ``segmentation`` is COCO's RLE.
 
     Args:
         json_file: such as ``donuts_shape_train.json``.
-        image_root: the folder that the file's names of images start from.
-        num_images: the first so many alone; all by default.
+        image_root: the folder that the file's image names are relative to.
+        num_images: use only the first ``num_images`` images; all by default.
 
     Raises:
         FileNotFoundError: the file or an image does not exist.
-        ValueError: it is no annotation file, or has fewer than ``num_images`` images.
+        ValueError: it is not an annotation file, or has fewer than ``num_images`` images.
     """
     if num_images is not None and num_images < 1:
         raise ValueError(f"{json_file}: {num_images} images asked for, expected 1 or more")
@@ -308,7 +308,7 @@ def _image_dict(image: CocoImage, image_root: str) -> dict:
         "height": image.height,
         "width": image.width,
         "spacing": (1.0, 1.0, 1.0),
-        "slice_range": (number, number),  # the files beside it are no neighbors
+        "slice_range": (number, number),  # files in the same folder are not neighboring slices
         "slice_index": number,
         "window": HU_WINDOW,
         "annotations": [annotation_dict(a, size) for a in image.annotations],
@@ -318,22 +318,22 @@ def _image_dict(image: CocoImage, image_root: str) -> dict:
 def register_toys(
     name: str, root: str, task: str, split: str, num_images: int | None = None
 ) -> None:
-    """Register a toy data set with Detectron2; it is read when first asked for.
+    """Register a toy data set with Detectron2; it is read on first use.
 
-    Those in ``$DETECTRON2_DATASETS/toys`` are registered where they are asked for by their names
+    Those in ``$DETECTRON2_DATASETS/toys`` are registered on first use of their names
     (:func:`dataset_name`), see :mod:`lesion_d2.data.toys.on_demand`.
 
     Args:
         name: its name in ``DatasetCatalog``.
-        root: the folder that :func:`write_toys` wrote. ``$DETECTRON2_DATASETS`` in it stands for
-            that environment variable at the time of reading, or "datasets".
+        root: the folder that :func:`write_toys` wrote. ``$DETECTRON2_DATASETS`` in it is expanded
+            when the data set is read; it defaults to "datasets".
         task: "donuts_shape", "donuts_pattern" or "circles_scale".
         split: "train", "val" or "test".
-        num_images: the split's first so many alone, half of them of either class; all by default.
+        num_images: use only the split's first images, half of them of each class; all by default.
 
     Raises:
         ValueError: the task or the split is unknown, or the number is below 1.
-        AssertionError: the name is registered already (Detectron2's own check).
+        AssertionError: the name is already registered (Detectron2's check).
     """
     for kind, found, known in (("task", task, TASKS), ("split", split, SPLITS)):
         if found not in known:

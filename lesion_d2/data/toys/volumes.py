@@ -1,13 +1,13 @@
 """The toys of Retina U-Net (Jaeger et al., section 4.6) in 3-D: spheres in place of circles.
 
-The paper has them in 2-D alone, see :mod:`lesion_d2.data.toys.images`. Volumes of 32 x 64 x 64
-voxels are zero but for one sphere, which is 0.2 brighter; then uniform noise in [0, 1) is added to
-all voxels. Class 0 or 1 is told by its shape (``shells_shape``: a filled sphere, or one with a hole
-in its center, which the mask has too), by its pattern (``shells_pattern``: the same volumes, but no
-mask has a hole), or by its size (``spheres_scale``). Noise and contrast are the paper's. Radii are
-our choice, less than half of those in 2-D, so that a volume is one patch of a detector on a CPU;
-and so is the hole's: 0.2 less are 7.7 standard deviations of the mean of its 123 voxels (in 2-D:
-4.8, of 49 pixels).
+The paper has them in 2-D only, see :mod:`lesion_d2.data.toys.images`. Volumes of 32 x 64 x 64
+voxels are zero except for one sphere, which is 0.2 brighter; then uniform noise in [0, 1) is added
+to all voxels. The class, 0 or 1, is determined by the shape (``shells_shape``: a filled sphere, or
+one with a hole in its center, which the mask has too), the pattern (``shells_pattern``: the same
+volumes, but masks without holes), or the size (``spheres_scale``). Noise and contrast are the
+paper's. Radii are our choice: less than half of those in 2-D, so that a volume is a single patch of
+a detector on a CPU. So is the radius of the hole: its contrast of 0.2 is 7.7 standard deviations of
+the mean of its 123 voxels (in 2-D: 4.8, of 49 pixels).
 """
 
 import os
@@ -22,16 +22,16 @@ from ..volume_set.form import Lesion, Volume, VolumeSet, lesion_of_mask, write_v
 from ..volume_set.voxels import EXTENSION, write_voxels
 from .images import CONTRAST, HU_SCALE, HU_WINDOW, SPLITS, Task, ToyOptions
 
-#: Voxels of a volume: slices, height and width.
+#: Size of a volume in voxels: slices, height and width.
 SHAPE = (32, 64, 64)
-#: Voxels that are free between a sphere and each side of its volume, at least.
+#: Minimum distance in voxels between a sphere and each side of its volume.
 MARGIN = 2
 TASKS = {
     "shells_shape": Task("shells", (8, 8), ("sphere", "shell"), 3, hole_in_mask=True),
     "shells_pattern": Task("shells", (8, 8), ("sphere", "shell"), 3),
     "spheres_scale": Task("spheres", (7, 8), ("radius 7", "radius 8")),
 }
-#: Volumes of each task.
+#: Number of volumes per task.
 DEFAULTS = ToyOptions(num_train=200, num_val=100, num_test=200)
 _KINDS = tuple(dict.fromkeys(task.folder for task in TASKS.values()))
 
@@ -39,13 +39,13 @@ _KINDS = tuple(dict.fromkeys(task.folder for task in TASKS.values()))
 def make_toy_volume(
     task: str, split: str, index: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Volume ``index`` of a split, and the mask of its one sphere, of class ``index % 2``.
+    """Generate volume ``index`` of a split and the mask of its sphere, of class ``index % 2``.
 
     Args:
         task: a key of :data:`TASKS`. The two tasks of shells have the same volumes.
         split: "train", "val" or "test".
-        index: of the volume in its split, from 0.
-        seed: of the data set.
+        index: index of the volume in its split, from 0.
+        seed: random seed of the data set.
 
     Returns:
         (32, 64, 64) float64, intensities in [0, 1.2), and (32, 64, 64) bool.
@@ -79,28 +79,28 @@ def write_toy_volumes(
     seed: int = 0,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write the three toys in 3-D, each a data set of volumes, complete or not at all.
+    """Write the three 3-D toys, each a volume set, atomically.
 
     They are ``<folder>/toy_shells_shape``, ``toy_shells_pattern`` and ``toy_spheres_scale``: in
     ``$DETECTRON2_DATASETS`` they are registered under these names, see
     :func:`~lesion_d2.data.volume_set.catalog.register_volume_set`, such as
-    ``toy_shells_shape_volumes_train``. 10,000 HU are an intensity of 1. The same options give the
+    ``toy_shells_shape_volumes_train``. An intensity of 1 is 10,000 HU. The same options give the
     same bytes.
 
     Args:
-        folder: of data sets.
-        num_train, num_val, num_test: volumes of each task, half of them of either class. A larger
-            split begins with the volumes of a smaller one.
-        seed: of all random choices.
+        folder: the folder of data sets.
+        num_train, num_val, num_test: number of volumes per task, half of them of each class. A
+            larger split begins with the volumes of a smaller one.
+        seed: random seed.
         overwrite: replace data sets that were written with other options.
 
     Returns:
-        Those that were not there yet.
+        The data sets that were written, without those that existed.
 
     Raises:
-        ValueError: for an option out of range.
-        FileExistsError: one stands there with other options and ``overwrite`` is not set, or
-            anything that is no toy.
+        ValueError: an option is out of range.
+        FileExistsError: a data set with other options exists and ``overwrite`` is not set, or
+            anything other than a toy data set.
     """
     options = ToyOptions(num_train, num_val, num_test, seed)
     roots = {task: Path(folder, f"toy_{task}") for task in TASKS}

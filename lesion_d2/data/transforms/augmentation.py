@@ -22,8 +22,8 @@ class AffineTransform(Transform):
     Args:
         matrix: (2, 3), maps input to output points (x, y).
         height, width: of the output, in pixels.
-        fill: value of output pixels that lie outside the input image, in HU; None where the input's
-            outermost pixels go on.
+        fill: value in HU of output pixels that lie outside the input image; None to repeat the
+            input's outermost pixels.
     """
 
     def __init__(self, matrix: np.ndarray, height: int, width: int, fill: float | None = 0.0):
@@ -36,7 +36,7 @@ class AffineTransform(Transform):
         return self._warp(img, cv2.INTER_LINEAR, self.fill)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Warp a mask or label map (H, W) to the nearest pixel; 0 outside the input."""
+        """Warp a mask or label map (H, W), nearest-neighbor; 0 outside the input."""
         return self._warp(segmentation, cv2.INTER_NEAREST, 0)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
@@ -44,12 +44,12 @@ class AffineTransform(Transform):
         return coords @ self.matrix[:, :2].T + self.matrix[:, 2]
 
     def inverse(self) -> Transform:
-        """The transform back, onto an image of this one's output size."""
+        """The inverse transform, from this one's output to its input."""
         matrix = cv2.invertAffineTransform(self.matrix)
         return AffineTransform(matrix, self.height, self.width, self.fill)
 
     def window(self, x0: int, y0: int, width: int, height: int) -> "AffineTransform":
-        """The warp of which no more than a window is computed.
+        """The same warp, computed only for a window of the output.
 
         Args:
             x0, y0: upper left pixel of the window, in the output; it may reach beyond.
@@ -65,8 +65,8 @@ class AffineTransform(Transform):
         is_signed = img.dtype == np.int16
 
         def warp(channel: np.ndarray, out: np.ndarray) -> None:
-            # OpenCV rounds places in int16 images to 1/32 pixel, those in uint16 ones not, in less
-            # time. The highest bit of v is another one in uint16's v + 32768, all others are alike.
+            # For int16 images OpenCV rounds coordinates to 1/32 pixel; for uint16 it does not, and
+            # is faster. v as int16 and v + 32768 as uint16 differ in the highest bit only.
             if is_signed:
                 channel = np.bitwise_xor(channel.view(np.uint16), _SIGN_BIT, order="C")
                 out = out.view(np.uint16)
@@ -86,7 +86,7 @@ class AffineTransform(Transform):
 
 
 class ResizeTransform(Transform):
-    """Resizes int16 images, which Detectron2's own resize does not take.
+    """Resizes int16 images, which Detectron2's resize does not support.
 
     Args:
         height, width: of the input, in pixels.
@@ -99,12 +99,12 @@ class ResizeTransform(Transform):
         self.new_height, self.new_width = new_height, new_width
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Resize (H, W) or (H, W, C): area averages where it shrinks, linear where it grows."""
+        """Resize (H, W) or (H, W, C): area interpolation to shrink, linear to enlarge."""
         shrinks = self.new_height < self.height
         return self._resize(img, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Resize a mask or label map (H, W) to the nearest pixel."""
+        """Resize a mask or label map (H, W), nearest-neighbor."""
         return self._resize(segmentation, cv2.INTER_NEAREST_EXACT)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
@@ -112,7 +112,7 @@ class ResizeTransform(Transform):
         return coords * (self.new_width / self.width, self.new_height / self.height)
 
     def inverse(self) -> Transform:
-        """The resize back to the input's size."""
+        """The resize to the input's size."""
         return ResizeTransform(self.new_height, self.new_width, self.height, self.width)
 
     def _resize(self, img: np.ndarray, interpolation: int) -> np.ndarray:
@@ -126,14 +126,14 @@ class ResizeTransform(Transform):
 def _by_channel(
     img: np.ndarray, size: tuple[int, int], apply: Callable[[np.ndarray, np.ndarray], None]
 ) -> np.ndarray:
-    """Apply to (H, W), or to each channel of (H, W, C), of which OpenCV takes two to four.
+    """Apply a function to (H, W), or to each channel of (H, W, C); OpenCV takes at most four.
 
-    Each channel of what it gives is one piece of memory, as those of the mapper's images are.
+    Each channel of the result is contiguous in memory, as in the mapper's images.
 
     Args:
         img: (H, W) or (H, W, C).
-        size: height and width of what it gives.
-        apply: a function of a channel, and of the array of this size that it fills.
+        size: height and width of the result.
+        apply: a function of a channel and of the output array of this size, which it fills.
     """
     if img.ndim == 2:
         out = np.empty(size, img.dtype)
@@ -146,13 +146,13 @@ def _by_channel(
 
 
 class ResizeCT(T.Augmentation):
-    """Resizes a slice so that its longer side, or its pixel spacing, is as wanted.
+    """Resizes a slice to a given longer side or pixel spacing.
 
     Args:
-        image_size: the longer side in pixels; 0 leaves the size as it is.
-        pixel_spacing: mm; where it is above 0 it replaces ``image_size``.
-        factor_range: the size is multiplied by a factor drawn uniformly from this range.
-        max_size: the longer side at most, in pixels, after all that; 0 sets no limit.
+        image_size: length of the longer side in pixels; 0 keeps the size.
+        pixel_spacing: mm; if above 0, it replaces ``image_size``.
+        factor_range: the size is multiplied by a factor sampled uniformly from this range.
+        max_size: upper limit of the resulting longer side in pixels; 0 for no limit.
     """
 
     def __init__(
@@ -177,10 +177,10 @@ class ResizeCT(T.Augmentation):
     def get_transform(
         self, image: np.ndarray, spacing: tuple[float, float, float] | None
     ) -> Transform:
-        """Draw the size for an image (H, W, C) with the spacing (x, y, z) in mm, if it is known.
+        """Sample the size for an image (H, W, C) with spacing (x, y, z) in mm, None if unknown.
 
         Raises:
-            ValueError: it is not, where ``pixel_spacing`` asks for it.
+            ValueError: the spacing is unknown and ``pixel_spacing`` is set.
         """
         height, width = image.shape[:2]
         scale_x = scale_y = self.image_size / max(height, width) if self.image_size else 1.0
@@ -204,15 +204,15 @@ class ResizeCT(T.Augmentation):
 class RandomAffine(T.Augmentation):
     """Rotation, shear, scale and translation about the image center (Zlocha et al., section 3.1).
 
-    All are drawn uniformly and independently. The paper's "rotation/shearing up to 0.1 radians, and
-    scaling/translation up to 10% of the image size" is taken as either way, with one scale for both
-    axes and shear along x.
+    All are sampled uniformly and independently. We read the paper's "rotation/shearing up to 0.1
+    radians, and scaling/translation up to 10% of the image size" as in both directions, with one
+    scale for both axes and shear along x.
 
     Args:
         rotation, shear: largest angle, in radians.
         scale: largest relative change of size.
-        translation: largest shift, as a share of the image side.
-        fill: value of pixels from outside the image, in HU.
+        translation: largest shift, relative to the image side.
+        fill: value of pixels outside the image, in HU.
     """
 
     def __init__(
@@ -232,7 +232,7 @@ class RandomAffine(T.Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """Draw the warp for an image (H, W, C)."""
+        """Sample the warp for an image (H, W, C)."""
         height, width = image.shape[:2]
         angle = self._rand_range(-self.rotation, self.rotation)
         shear = self._rand_range(-self.shear, self.shear)
@@ -247,9 +247,9 @@ class RandomAffine(T.Augmentation):
 
 
 def build_augmentations(cfg, is_train: bool) -> list[T.Augmentation]:
-    """Build the augmentations that INPUT.CT, INPUT.AUG and INPUT.PATCH ask for.
+    """Build the augmentations configured by INPUT.CT, INPUT.AUG and INPUT.PATCH.
 
-    In inference there is only the resize.
+    In inference, only the resize is applied.
     """
     ct, aug = cfg.INPUT.CT, cfg.INPUT.AUG
     if not is_train:

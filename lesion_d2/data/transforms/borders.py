@@ -1,4 +1,4 @@
-"""The part of a CT slice that shows the body, without the black borders around it."""
+"""Crops a CT slice to the body, without the black borders."""
 
 import math
 import os
@@ -11,30 +11,29 @@ import numpy as np
 from ..slices.ct import read_slice
 from ..slices.slice_formats import format_of
 
-#: Body is what lies above this, in HU: 32000 in DeepLesion's files, as in 3DCE's published code.
+#: Threshold of the body in HU: 32000 in DeepLesion's files, as in 3DCE's published code.
 BODY_THRESHOLD = -768
-# Side of the opening's square, in mm: the 7 pixels of 3DCE's published code at its 0.8 mm a pixel.
-# Rails of a table in DeepLesion are up to 5.2 mm thick.
+# Side of the morphological opening in mm: the 7 pixels of 3DCE's published code, at 0.8 mm per
+# pixel. Table rails in DeepLesion are up to 5.2 mm thick.
 _OPENING = 5.6
-_MARGIN = 5  # pixels, as DeepLesion's boxes lie around lesions
-_MAX_VOLUMES = 1024  # of which the extents are kept
+_MARGIN = 5  # pixels, the margin of DeepLesion's boxes around lesions
+_MAX_VOLUMES = 1024  # number of cached extents
 
 
 def body_extent(hu: np.ndarray, pixel_spacing: tuple[float, float]) -> tuple[int, int, int, int]:
-    """Find the part of a slice that shows the body (3DCE's preprocessing, "black borders cut").
+    """Find the body on a slice (3DCE's preprocessing, "black borders cut").
 
-    The papers say no more than that. We take the bounding box of what a morphological opening
-    leaves of the pixels above ``BODY_THRESHOLD``, without thin things such as the table, as 3DCE's
-    published code does. That code opens slices of any resolution by 7 pixels, where we open by the
-    same length in mm; and it has no margin, where ours keeps boxes around lesions of the skin
-    whole. A thicker part of a table stays, in either.
+    The papers give no details. As in 3DCE's published code, we threshold at ``BODY_THRESHOLD``,
+    remove thin structures such as the table by a morphological opening, and take the bounding box.
+    That code opens by 7 pixels at any resolution, we by the same length in mm; and we add a margin,
+    so that boxes of skin lesions are not cut. Thicker parts of a table remain in both.
 
     Args:
         hu: (H, W) int16, in HU.
         pixel_spacing: x and y, in mm.
 
     Returns:
-        (x0, y0, x1, y1) in whole pixels, ends exclusive; the whole slice where there is no body.
+        (x0, y0, x1, y1) in integer pixels, ends exclusive; the whole slice if there is no body.
     """
     return _with_margin(_extent(hu, pixel_spacing), hu.shape)
 
@@ -43,24 +42,24 @@ def body_extent(hu: np.ndarray, pixel_spacing: tuple[float, float]) -> tuple[int
 def volume_extent(
     folder: str, slice_range: tuple[int, int] | None, pixel_spacing: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """Find the part that shows the body on any slice of a volume: one crop for all of them.
+    """Find one crop for all slices of a volume: the union of their body extents.
 
-    The extents of the last 1,024 volumes are kept, as a volume's slices come one by one: each
-    process (worker of a data loader) that sees a volume reads all of it once, beside the reading
-    for its samples, and takes no notice of files that are rewritten afterwards. Data sets are
-    written whole before they are read and stay as they are while a run lasts.
+    The extents of the last 1,024 volumes are cached, as slices of a volume are requested one by
+    one. Each process (worker of a data loader) reads every volume once in full, in addition to the
+    reads for its samples, and does not notice files that change later: data sets must not change
+    during a run.
 
     Args:
-        folder: of the slices, ``<slice number>.png``; or their volume's file.
-        slice_range: first and last slice number that count; None for all.
+        folder: folder of the slices, ``<slice number>.png``, or the volume's file.
+        slice_range: first and last slice number to use; None for all.
         pixel_spacing: x and y, in mm.
 
     Returns:
-        The union of :func:`body_extent` of the slices. Those without a body add nothing to it; the
-        whole slice where none has one.
+        The union of :func:`body_extent` over the slices that show a body; the whole slice if none
+        does.
 
     Raises:
-        FileNotFoundError: there is no such slice.
+        FileNotFoundError: the range contains no slice.
         ValueError: a file is damaged (see :func:`read_slice`), or slices differ in size.
     """
     first, last = slice_range if slice_range is not None else (0, math.inf)
@@ -73,9 +72,9 @@ def volume_extent(
 def common_extent(
     slices: Iterable[np.ndarray], pixel_spacing: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """The union of :func:`body_extent` of slices, (H, W) int16 in HU each, one at least.
+    """The union of :func:`body_extent` over one or more slices, each (H, W) int16 in HU.
 
-    Those without a body add nothing to it; the whole slice where none has one.
+    Slices without a body are ignored; the whole slice if none shows one.
     """
     found = np.empty((0, 4), dtype=int)
     for hu in slices:
@@ -96,26 +95,26 @@ def _read_same_size(files: Iterable[str]) -> Iterator[np.ndarray]:
 
 
 def slice_files(folder: str | os.PathLike) -> dict[int, str]:
-    """Slice number -> path of all files ``<slice number>.png`` in a series' folder, in order.
+    """Slice number -> path for all files ``<slice number>.png`` in a series' folder, sorted.
 
-    Of a volume's file or a picture in place of a folder, see
+    For a volume's file or a picture instead of a folder, see
     :mod:`lesion_d2.data.slices.slice_formats`.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: the folder does not exist.
     """
     return format_of(folder).files(folder)
 
 
 def find_body(hu: np.ndarray, opening: int = 7) -> np.ndarray:
-    """The largest thing that is denser than -300 HU, with what it encloses.
+    """Segment the body: the largest component above -300 HU, with its holes filled.
 
     Args:
         hu: H x W.
-        opening: side in pixels of a square; what it does not fit into is left out.
+        opening: side in pixels of the square of a morphological opening.
 
     Returns:
-        H x W bool; nothing where no pixel is as dense.
+        H x W bool; empty if no pixel is above the threshold.
     """
     kernel = np.ones((opening, opening), np.uint8)
     dense = cv2.morphologyEx(np.uint8(hu > -300), cv2.MORPH_OPEN, kernel)
@@ -131,7 +130,7 @@ def find_body(hu: np.ndarray, opening: int = 7) -> np.ndarray:
 def _extent(hu: np.ndarray, pixel_spacing: tuple[float, float]) -> tuple[int, int, int, int] | None:
     """The bounding box of the body without a margin, ends exclusive; None without a body."""
     kernel = np.ones([_odd_number(_OPENING / s) for s in (pixel_spacing[1], pixel_spacing[0])])
-    # What touches the slice's border has to be as thick inside as anything else.
+    # Pad, so that the opening treats structures at the slice's border like all others.
     body = cv2.morphologyEx(
         (hu > BODY_THRESHOLD).view(np.uint8),
         cv2.MORPH_OPEN,
@@ -144,7 +143,7 @@ def _extent(hu: np.ndarray, pixel_spacing: tuple[float, float]) -> tuple[int, in
 
 
 def _odd_number(length: float) -> int:
-    """The first odd number from a length on: OpenCV's opening by an even one moves what is left."""
+    """The smallest odd integer >= length: OpenCV's opening by an even one shifts the result."""
     return 2 * max(0, math.ceil((length - 1) / 2 - 1e-6)) + 1
 
 

@@ -1,4 +1,4 @@
-"""Annotations of a slice on disk, brought to an augmented image of it."""
+"""Applies the augmentations of a slice to its annotations."""
 
 import numpy as np
 import torch
@@ -13,15 +13,15 @@ from ..pseudo_masks import ellipse_outline, lesion_ends
 def lesion_outline(annotation: dict) -> np.ndarray:
     """The outline of a lesion's RECIST quarter ellipses, stretched to fill its annotated box.
 
-    Without diameters (a mined negative) it is the ellipse inscribed in the box. Either way flips
-    and resizes keep the box exactly, and a rotation does not grow it to the extent of its corners,
-    where there is no lesion. A region to ignore reaches into its corners.
+    Without diameters (a mined negative) it is the ellipse inscribed in the box. Flips and resizes
+    thus keep the box exactly, and a rotated box does not grow to the extent of its empty corners. A
+    region to ignore is the whole box, corners included.
 
     Args:
-        annotation: with ``bbox``, ``bbox_mode``, and ``recist`` and ``iscrowd`` where they are.
+        annotation: with ``bbox``, ``bbox_mode`` and, optionally, ``recist`` and ``iscrowd``.
 
     Returns:
-        (n, 2) points x, y in pixels, whose extent is the box.
+        (n, 2) points x, y in pixels; their extent is the box.
     """
     x1, y1, x2, y2 = xyxy_box(annotation)
     corners = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
@@ -29,7 +29,7 @@ def lesion_outline(annotation: dict) -> np.ndarray:
         return corners
     outline = ellipse_outline(lesion_ends(annotation))
     low, high = outline.min(axis=0), outline.max(axis=0)
-    if (high - low).min() <= 0:  # end points on one line along an axis: the box is all there is
+    if (high - low).min() <= 0:  # all end points on a line along an axis: only the box is left
         return corners
     return (x1, y1) + (outline - low) / (high - low) * (x2 - x1, y2 - y1)
 
@@ -42,30 +42,30 @@ def transform_lesions(
     *,
     min_share: float | None = None,
 ) -> Instances:
-    """Bring lesions from the slice on disk to the augmented image.
+    """Transform lesions from the slice on disk to the augmented image.
 
-    In the data set's dicts whole numbers are pixel centers, from 0 on (its reader took care of
-    files that count otherwise), while Detectron2's transforms have those at i + 0.5. So points are
-    moved there and back: a flipped box lies on its flipped mask, and flipped twice it is the same.
+    In the data set's dicts integers are pixel centers, starting at 0 (the reader converts files
+    with other conventions), while Detectron2's transforms have pixel centers at i + 0.5. So points
+    are shifted before and after: a flipped box matches its flipped mask, and two flips cancel out.
 
-    Lesions whose box's center left the image are dropped; of regions to ignore, what the image
-    shows of them stays. With ``min_share`` a lesion is kept where the image shows so much of its
-    box, and is a region to ignore where it shows less: a patch often cuts a lesion, and what it
-    shows of it is no background.
+    Lesions whose box center lies outside the image are dropped; regions to ignore are clipped to
+    the image. With ``min_share``, a lesion is kept if at least this share of its box is in the
+    image, and otherwise becomes a region to ignore: patches often cut lesions, and the visible part
+    is not background.
 
     Args:
-        annotations: with ``bbox``, ``bbox_mode`` and ``category_id``, and ``recist`` and
-            ``iscrowd`` where there is one.
-        masks: one (H, W) an annotation, or None for no ``gt_masks``.
-        transforms: what was applied to the image.
+        annotations: with ``bbox``, ``bbox_mode``, ``category_id`` and, optionally, ``recist`` and
+            ``iscrowd``.
+        masks: one (H, W) per annotation, or None for no ``gt_masks``.
+        transforms: the transforms that were applied to the image.
         image_size: height and width of the augmented image.
-        min_share: above 0, of the box's area, or of the most that an image of this size can show
-            of it; None to go by the box's center.
+        min_share: minimum share (above 0) of the box's area, or of the largest part of it that fits
+            into an image of this size; None to use the box's center.
 
     Returns:
-        Instances with ``gt_boxes`` cut at the image's border (the outer edges of its pixels: -0.5
-        and size - 0.5), ``gt_classes`` and, with masks, ``gt_masks``; regions to ignore, the first
-        ones, have class -1, see :func:`~lesion_d2.structures.ignore_regions.mark_regions`.
+        Instances with ``gt_boxes`` clipped to the image (the outer edges of its pixels: -0.5 and
+        size - 0.5), ``gt_classes`` and, with masks, ``gt_masks``; regions to ignore come first,
+        with class -1, see :func:`~lesion_d2.structures.ignore_regions.mark_regions`.
     """
     height, width = image_size
     outlines = [transforms.apply_coords(lesion_outline(a) + 0.5) - 0.5 for a in annotations]
@@ -97,7 +97,7 @@ def transform_lesions(
 
 
 def _shown_shares(whole: np.ndarray, cut: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """(n,) what an image shows of boxes (n, 4), as a share of the most that it can show of each."""
+    """(n,) visible area of boxes (n, 4), relative to the largest part that fits into the image."""
     sides, shown = (boxes[:, 2:] - boxes[:, :2] for boxes in (whole, cut))
     most = np.minimum(sides, image_size[::-1]).prod(axis=1)
     return np.divide(shown.prod(axis=1), most, out=np.zeros(len(most)), where=most > 0)

@@ -1,4 +1,4 @@
-"""Patches of images, for training on images that are larger than memory likes."""
+"""Patches of images, for training on images that do not fit into memory."""
 
 import math
 
@@ -6,20 +6,19 @@ import numpy as np
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform
 
-#: Share of its box that a patch has to show of a lesion, or of the most that it can show of a box
-#: larger than itself; one of which it shows less is a region to ignore there: neither a lesion, nor
-#: background.
+#: Minimum share of a lesion's box inside a patch, or, for a box larger than the patch, of the
+#: largest part that fits. A lesion with less is a region to ignore: neither lesion nor background.
 MIN_SHARE = 0.5
 
 
 class PatchTransform(Transform):
-    """Cuts a window out of an image, which may reach beyond it.
+    """Crops a window that may extend beyond the image.
 
     Args:
-        x0, y0: upper left pixel of the window; below 0 beyond the image.
+        x0, y0: upper left pixel of the window; negative outside the image.
         width, height: of the window, in pixels.
         image_width, image_height: of the image.
-        fill: value of pixels beyond the image, in HU.
+        fill: value of pixels outside the image, in HU.
     """
 
     def __init__(
@@ -36,19 +35,19 @@ class PatchTransform(Transform):
         self._set_attributes(locals())
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Cut (H, W) or (H, W, C)."""
+        """Crop (H, W) or (H, W, C)."""
         return self._cut(img, self.fill)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Cut a mask or label map (H, W); 0 beyond the image."""
+        """Crop a mask or label map (H, W); 0 outside the image."""
         return self._cut(segmentation, 0)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Move points (n, 2) x, y."""
+        """Shift points (n, 2) x, y."""
         return coords - (self.x0, self.y0)
 
     def inverse(self) -> Transform:
-        """The image again, without what the window does not show."""
+        """The transform back to the image; pixels outside the window are lost."""
         return PatchTransform(
             -self.x0,
             -self.y0,
@@ -67,7 +66,7 @@ class PatchTransform(Transform):
         if inside.shape[:2] == (self.height, self.width):
             return inside
         top, left = max(-self.y0, 0), max(-self.x0, 0)
-        # A channel is one piece of memory, as in the mapper's images.
+        # Each channel is contiguous in memory, as in the mapper's images.
         cut = np.full((*img.shape[2:], self.height, self.width), fill, dtype=img.dtype)
         cut = np.moveaxis(cut, (-2, -1), (0, 1))
         cut[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
@@ -75,23 +74,23 @@ class PatchTransform(Transform):
 
 
 class RandomPatch(T.Augmentation):
-    """A patch of the image, with or without an affine warp, and foreground oversampling.
+    """A random patch with foreground oversampling, optionally with an affine warp.
 
-    With a probability the patch shows one of the image's lesions, all alike: whole where it fits,
-    and anywhere in the patch. Otherwise it is any patch, each with the same probability. An image
-    smaller than the patch lies in its middle. (Jaeger et al., sections 4.2 and 5.1, train on
-    patches of 288 x 288 with "oversampling of foreground regions"; the share of 0.5 is that of
-    their code.)
+    With probability ``foreground_prob`` the patch contains one of the image's lesions, sampled
+    uniformly: all of it if it fits, at any position in the patch. Otherwise the patch is sampled
+    uniformly from the image. An image smaller than the patch is centered in it. (Jaeger et al.,
+    sections 4.2 and 5.1, train on patches of 288 x 288 with "oversampling of foreground regions";
+    the share of 0.5 is that of their code.)
 
-    The warp is that of the whole image, of which no more than the patch is computed: its corners
-    show what lies beside them in the image. A warp of what was cut out would fill them.
+    The warp is one of the whole image, of which only the patch is computed, so that its corners
+    show the image. Warping a crop would fill them with ``fill``.
 
     Args:
         size: height and width of the patch, in pixels.
-        foreground_prob: probability that a patch of an image with lesions is one with a lesion.
+        foreground_prob: probability that the patch contains a lesion, for images with lesions.
         affine: the warp, a :class:`~lesion_d2.data.transforms.augmentation.RandomAffine`; None for
             none.
-        fill: value of pixels from outside the image, in HU.
+        fill: value of pixels outside the image, in HU.
     """
 
     def __init__(
@@ -114,7 +113,7 @@ class RandomPatch(T.Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray) -> Transform:
-        """Draw the patch of an image.
+        """Sample the patch of an image.
 
         Args:
             image: (H, W, C).
@@ -137,19 +136,20 @@ class RandomPatch(T.Augmentation):
 
 
 def draw_start(side: int, patch_side: int, span: np.ndarray | None) -> int:
-    """The first pixel of a patch along one axis.
+    """Sample the first pixel of a patch along one axis.
 
     Args:
-        side: of the image.
-        patch_side: of the patch.
-        span: start and end of what the patch has to show, in the image; None for anything.
+        side: length of the image.
+        patch_side: length of the patch.
+        span: start and end of the part of the image that the patch has to contain; None for no
+            constraint.
     """
     last = side - patch_side
     if last <= 0:
         return last // 2
     low, high = 0, last
     if span is not None:
-        # Starts of patches with all of it, or, where it does not fit, with nothing else.
+        # Starts of patches that contain all of it, or, if it does not fit, nothing else.
         low, high = sorted((math.ceil(span[1]) - patch_side, math.floor(span[0])))
         low, high = max(low, 0), min(high, last)
     return int(np.random.randint(low, high + 1))

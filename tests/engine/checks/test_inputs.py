@@ -161,7 +161,7 @@ def test_wrong_inputs_stop_a_run_before_it_writes(tiny_phantom, tmp_path, flags,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"height": 5}, r"the mask of row \d+ \(image .*\) is of \[5, \d+\] pixels, expected"),
+        ({"height": 5}, r"the mask of row \d+ \(image .*\) has \[5, \d+\] pixels, expected"),
         ({"row": 99}, r"found no mask of row \d+ \(image"),
     ],
 )
