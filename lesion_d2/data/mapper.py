@@ -1,7 +1,6 @@
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 
 import cv2
@@ -12,7 +11,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
 from ..config import trains_on_masks, uses_pseudo_labels
-from ..structures.boxes import xyxy_box
+from ..structures.boxes import annotation_boxes, xyxy_box
 from ..structures.ignore_regions import (
     is_region,
     lesions_of,
@@ -21,6 +20,7 @@ from ..structures.ignore_regions import (
 )
 from ..structures.rle import decode_mask
 from ..structures.slice_geometry import EXPECTED_SPACING, is_spacing
+from ..utils.random_states import numpy_state_kept
 from .inserted.augmentation import LesionInserter, build_lesion_inserter
 from .pseudo_masks import (
     METHODS,
@@ -231,7 +231,7 @@ class LesionDatasetMapper:
         boxes = None if self._min_share is None else _augmented_boxes(annotations, transforms)
         dataset_dict["image"], augmented = _view(image, spacing, self.augmentations, boxes)
         if self.is_train and self.weak_augmentations is not None:
-            with _random_state_kept():  # the student's next image is the one it were without
+            with numpy_state_kept():  # the student's next image is the one it were without
                 dataset_dict["weak_image"], _ = _view(image, spacing, self.weak_augmentations)
         transforms += augmented
         size = tuple(dataset_dict["image"].shape[1:])
@@ -353,17 +353,8 @@ def _view(
 
 def _augmented_boxes(annotations: list[dict], transforms: T.TransformList) -> np.ndarray:
     """(n, 4) boxes of lesions for augmentations, after what was applied already."""
-    boxes = np.array([xyxy_box(a) for a in annotations], dtype=np.float64).reshape(-1, 4)
+    boxes = annotation_boxes(annotations)
     return transforms.apply_box(boxes + 0.5) if len(boxes) else boxes
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    state = np.random.get_state()
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
 
 
 def _matrix(transforms: T.Transform) -> torch.Tensor:

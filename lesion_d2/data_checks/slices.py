@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..data.slices.ct import read_slice
+from ..structures.boxes import mask_extent
 from ..structures.recist import BOX_MARGIN
 from ..structures.rle import decode_mask
 
@@ -203,8 +204,8 @@ def mask_of(mask: object, size: Sequence[int]) -> np.ndarray:
 
 def _extent(mask: np.ndarray) -> tuple[float, float, float, float]:
     """The outer edges of a mask's pixels, XYXY."""
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    return columns[0] - 0.5, rows[0] - 0.5, columns[-1] + 0.5, rows[-1] + 0.5
+    rows, columns = mask_extent(mask)
+    return columns.start - 0.5, rows.start - 0.5, columns.stop - 0.5, rows.stop - 0.5
 
 
 def _fits(mask: np.ndarray, box: Sequence[float]) -> bool:

@@ -19,6 +19,7 @@ from torchvision.ops import StochasticDepth
 from tqdm import tqdm
 
 from ..modeling import MeanTeacher, ULDorOutputLayers
+from ..utils.random_states import random_states_kept, used_gpu
 from .hooks import is_evaluated
 from .processes import share_running_statistics, unwrap
 
@@ -111,7 +112,7 @@ def mean_losses(
     sums, num_images = {}, 0
     bar = {"desc": "validation loss", "unit": "batch", "disable": not comm.is_main_process()}
     # Its own storage, from iteration 1: at 0 the heads would draw pictures (VIS_PERIOD).
-    with torch.no_grad(), _computing_losses(model), _random_state_kept(), EventStorage(1):
+    with torch.no_grad(), _computing_losses(model), random_states_kept(), EventStorage(1):
         for batch in tqdm(loader, **bar):
             _seed_all(seed)
             with torch.autocast(device, enabled=use_amp):
@@ -153,25 +154,10 @@ def _own_value(name: str, value: float, *args: float, **kwargs: float) -> float:
     return value
 
 
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(_used_gpu()):
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
-
-
 def _seed_all(seed: int) -> None:
     # torch.manual_seed would also seed GPUs whose state is not kept.
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
-    if _used_gpu():
+    if used_gpu():
         torch.cuda.manual_seed(seed)
-
-
-def _used_gpu() -> list[int]:
-    return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []

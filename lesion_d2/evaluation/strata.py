@@ -8,20 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
-from ..structures.boxes import xyxy_box
+from ..structures.boxes import annotation_boxes
 from ..structures.ignore_regions import lesions_of, region_boxes
-
-#: DeepLesion's coarse lesion types 1..8, as they stand in tables.
-COARSE_TYPES = (
-    "bone",
-    "abdomen",
-    "mediastinum",
-    "liver",
-    "lung",
-    "kidney",
-    "soft tissue",
-    "pelvis",
-)
+from ..structures.lesion_types import COARSE_TYPES
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +46,7 @@ class Truth:
         numbers = {owner: i for i, owner in enumerate(dict.fromkeys(owners))}
         return cls(
             image_ids=image_ids,
-            boxes=[_boxes(lesions_of(d.get("annotations", ()))) for d in dicts],
+            boxes=[annotation_boxes(lesions_of(d.get("annotations", ()))) for d in dicts],
             patients=np.array([numbers[owner] for owner in owners]),
             spacing_z=_floats(_spacing_z(d) for d in dicts),
             diameters=_floats(a.get("diameters_mm", [math.nan])[0] for a in annotations),
@@ -117,11 +106,6 @@ def make_strata(truth: Truth) -> list[Stratum]:
         lesions = images[truth.lesion_images]
         strata.append(Stratum("froc_interval", key, label, lesions, images))
     return strata
-
-
-def _boxes(annotations: Sequence[Mapping]) -> np.ndarray:
-    boxes = [xyxy_box(annotation) for annotation in annotations]
-    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 
 def _spacing_z(image: Mapping) -> float:

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.deeplesion.key_slices import COARSE_TYPES, load_deeplesion
+from ..data.deeplesion.key_slices import load_deeplesion
 from ..data.formats.problems import short_repr
 from ..data.phantoms.volumes import read_lesion_masks
 from ..data.slices.ct import read_slice
 from ..data.transforms.borders import slice_files
 from ..data.volume_set.form import SPLITS, Lesion, Volume, lesion_of_mask
+from ..structures.lesion_types import COARSE_TYPES
 from ..structures.rle import decode_mask
 from ..structures.slice_geometry import EXPECTED_SPACING, is_spacing
 from .case import Case, ImportedVolume, Listing

@@ -1,7 +1,8 @@
 """Boxes of annotations: their mode, their coordinates in files, and invalid boxes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import cv2
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
@@ -30,6 +31,25 @@ def xyxy_box(annotation: Mapping) -> list[float]:
         raise ValueError(f"found bbox {box!r}, expected four numbers")
     x1, y1, x2, y2 = map(float, box)
     return [x1, y1, x2, y2] if mode == BoxMode.XYXY_ABS else [x1, y1, x1 + x2, y1 + y2]
+
+
+def annotation_boxes(annotations: Iterable[Mapping]) -> np.ndarray:
+    """:func:`xyxy_box` of each annotation, (n, 4) float64."""
+    boxes = [xyxy_box(annotation) for annotation in annotations]
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
+
+
+def mask_extent(mask: np.ndarray) -> tuple[slice, slice] | None:
+    """Rows and columns of the smallest window that has all pixels of a mask.
+
+    Args:
+        mask: H x W bool.
+
+    Returns:
+        ``mask[extent]`` is the window; None where the mask is empty.
+    """
+    x, y, width, height = cv2.boundingRect(np.ascontiguousarray(mask, dtype=bool).view(np.uint8))
+    return (slice(y, y + height), slice(x, x + width)) if width else None
 
 
 def first_pixel(dataset: str) -> float:

@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from . import pairwise_intersection
-from .boxes import xyxy_box
+from .boxes import annotation_boxes
 
 #: Class of instances that all losses ignore.
 IGNORED_CLASS = -1
@@ -37,8 +37,7 @@ def regions_of(annotations: Iterable[Mapping]) -> list:
 
 def region_boxes(record: Mapping) -> np.ndarray:
     """The regions to ignore of a Detectron2 dict as an (m, 4) array of XYXY boxes in pixels."""
-    boxes = [xyxy_box(a) for a in regions_of(record.get("annotations", ()))]
-    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    return annotation_boxes(regions_of(record.get("annotations", ())))
 
 
 def lie_inside(boxes: Boxes, regions: Boxes) -> Tensor:

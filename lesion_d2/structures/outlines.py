@@ -4,6 +4,8 @@ import contourpy
 import cv2
 import numpy as np
 
+from .boxes import mask_extent
+
 # A DICOM polygon holds 65,534 bytes of 4-byte numbers: 5,461 points in mm.
 _MAX_POINTS = 5000
 
@@ -22,12 +24,12 @@ def mask_outlines(mask: np.ndarray) -> list[np.ndarray]:
     Returns:
         (N, 2) x, y each; integers are pixel centers; the last point equals the first.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
+    extent = mask_extent(mask)
+    if extent is None:
         return []
-    cut = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    generator = contourpy.contour_generator(z=np.pad(cut, 1).astype(float))
-    corner = np.array([columns[0] - 1, rows[0] - 1])
+    rows, columns = extent
+    generator = contourpy.contour_generator(z=np.pad(mask[extent], 1).astype(float))
+    corner = np.array([columns.start - 1, rows.start - 1])
     return [_simplified(line) + corner for line in generator.lines(0.5) if _signed_area(line) > 0]
 
 

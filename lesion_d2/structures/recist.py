@@ -1,5 +1,7 @@
 """RECIST diameters of masks: the longest, and the longest perpendicular to it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 #: Pixels between the end points of the diameters and a lesion's box, as in DeepLesion.
@@ -52,6 +54,28 @@ def long_diameter(mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -
         ValueError: if the mask is empty.
     """
     return float(_farthest(_edge_points(mask) * spacing)[2])
+
+
+def recist_lengths(recist: Sequence[float], spacing: Sequence[float] = (1.0, 1.0)) -> np.ndarray:
+    """Lengths of the two diameters, (2,), in the unit of ``spacing``.
+
+    Args:
+        recist: 8 numbers as of :func:`measure_recist`, in pixels.
+        spacing: of pixels along x and y.
+    """
+    ends = np.reshape(recist, (4, 2)) * spacing
+    return np.hypot(*(ends[1::2] - ends[::2]).T)
+
+
+def recist_box(recist: Sequence[float], margin: float = BOX_MARGIN) -> np.ndarray:
+    """The extent of the end points and a margin around it, (4,) X1Y1X2Y2 in pixels.
+
+    Args:
+        recist: 8 numbers as of :func:`measure_recist`, in pixels.
+        margin: in pixels; DeepLesion's is the default.
+    """
+    points = np.reshape(recist, (4, 2))
+    return np.concatenate([points.min(axis=0) - margin, points.max(axis=0) + margin])
 
 
 def _farthest(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:

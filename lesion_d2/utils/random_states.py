@@ -1,6 +1,8 @@
 """States of random generators as plain values that checkpoints can hold."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -32,3 +34,32 @@ def set_python_state(state: list[Any]) -> None:
     """Restore a state from :func:`python_state`."""
     version, numbers, gauss = state
     random.setstate((version, tuple(numbers.tolist()), gauss))
+
+
+@contextmanager
+def numpy_state_kept() -> Iterator[None]:
+    """After the block, NumPy's global generator goes on as without it."""
+    state = np.random.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """After the block, the global generators of Python, NumPy and torch go on as without it.
+
+    Of torch those of the CPU and of :func:`used_gpu`.
+    """
+    python_state = random.getstate()
+    with torch.random.fork_rng(used_gpu()), numpy_state_kept():
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+
+
+def used_gpu() -> list[int]:
+    """The number of the current GPU; none where this process has used no GPU yet."""
+    return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []

@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 
 from ..evaluation.excused import boxes_in_regions
 from ..evaluation.matching import match_detections
-from ..structures.boxes import xyxy_box
+from ..structures.boxes import annotation_boxes
 from ..structures.ignore_regions import lesions_of, region_boxes
 from ..structures.rle import decode_mask
 
@@ -74,8 +74,7 @@ def truth_boxes(record: dict, key: str = "annotations") -> np.ndarray:
         record: the dict.
         key: "hidden_annotations" for the lesions with simulated missing annotations.
     """
-    boxes = [xyxy_box(annotation) for annotation in lesions_of(record.get(key, []))]
-    return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    return annotation_boxes(lesions_of(record.get(key, [])))
 
 
 def match_outcome(

@@ -1,14 +1,8 @@
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
-from lesion_d2.data.deeplesion import key_slices as deeplesion
-from lesion_d2.evaluation import strata
 from lesion_d2.evaluation.strata import Truth, make_strata
 
 import numpy as np
 from detectron2.structures import BoxMode
-
-
-def test_type_names_are_those_of_the_data():
-    assert strata.COARSE_TYPES == deeplesion.COARSE_TYPES
 
 
 def test_truth_of_dicts():

@@ -11,7 +11,7 @@ from lesion_d2.data.volume_set.form import VolumeSet, read_volume_set
 from lesion_d2.engine import Trainer
 from lesion_d2.engine.checks import check_inputs
 from lesion_d2.evaluation import LesionEvaluator, VolumeEvaluator
-from lesion_d2.structures.boxes import xyxy_box
+from lesion_d2.structures.boxes import annotation_boxes
 
 import numpy as np
 import torch
@@ -111,7 +111,7 @@ def _truth_as_detections(record: dict) -> Instances:
     lesions = [a for a in record["annotations"] if not a.get("iscrowd")]
     size = record["height"], record["width"]
     instances = Instances(size)
-    boxes = np.array([xyxy_box(a) for a in lesions], np.float64).reshape(-1, 4)
+    boxes = annotation_boxes(lesions)
     instances.pred_boxes = Boxes(torch.as_tensor(boxes))
     scores = [1 / (1 + a["lesion"]) for a in lesions]
     instances.scores = torch.tensor(scores, dtype=torch.float64)

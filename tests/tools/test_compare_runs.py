@@ -1,7 +1,7 @@
 import json
 import statistics
 
-from lesion_d2.evaluation.strata import COARSE_TYPES
+from lesion_d2.structures.lesion_types import COARSE_TYPES
 from lesion_d2.tools.compare_runs import TYPES, main
 
 import pytest

@@ -3,6 +3,7 @@
 Key slices come from ``DL_info.csv``, sub-volumes from published annotation files.
 """
 
-from .key_slices import COARSE_TYPES, lesion_classes, load_deeplesion, register_deeplesion
+from ...structures.lesion_types import COARSE_TYPES
+from .key_slices import lesion_classes, load_deeplesion, register_deeplesion
 
 __all__ = ["COARSE_TYPES", "lesion_classes", "load_deeplesion", "register_deeplesion"]

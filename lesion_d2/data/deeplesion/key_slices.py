@@ -15,6 +15,7 @@ from detectron2.structures import BoxMode
 
 from ..._programs import uncollected
 from ...scans.png import png_size
+from ...structures.lesion_types import COARSE_TYPES
 from ..dataset_options import (
     allows_missing,
     exclude_series,
@@ -40,17 +41,6 @@ from .csv_rows import (
 
 logger = logging.getLogger(__name__)
 
-#: Names of DeepLesion's coarse lesion types 1..8.
-COARSE_TYPES = (
-    "bone",
-    "abdomen",
-    "mediastinum",
-    "liver",
-    "lung",
-    "kidney",
-    "soft tissue",
-    "pelvis",
-)
 #: Of the types, in pictures.
 COLORS = (
     (230, 25, 75),

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...structures.recist import measure_recist
+from ...structures.boxes import mask_extent
+from ...structures.recist import measure_recist, recist_box
 
 
 def margin_box(
@@ -19,14 +20,14 @@ def margin_box(
     Returns:
         The box XYXY, and the 8 numbers of :func:`~lesion_d2.structures.recist.measure_recist`.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    top, left = int(rows[0]), int(columns[0])
-    cut = mask[top : rows[-1] + 1, left : columns[-1] + 1]
-    points = measure_recist(cut).reshape(4, 2) + np.array([left, top])
-    low, high = points.min(axis=0) - margin, points.max(axis=0) + margin
-    if not margin:
-        low, high = np.array([left, top]) - 0.5, np.array([columns[-1], rows[-1]]) + 0.5
-    return (*low.tolist(), *high.tolist()), tuple(points.ravel().tolist())
+    rows, columns = mask_extent(mask)
+    corner = [columns.start, rows.start]
+    recist = (measure_recist(mask[rows, columns]).reshape(4, 2) + corner).ravel()
+    if margin:
+        box = recist_box(recist, margin)
+    else:
+        box = np.array([*corner, columns.stop, rows.stop]) - 0.5
+    return tuple(box.tolist()), tuple(recist.tolist())
 
 
 def box_pixels(box: Sequence[float], size: tuple[int, int], margin: float) -> np.ndarray:

@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from ...scans.png import write_png
-from ...structures.recist import BOX_MARGIN, measure_recist
+from ...structures.recist import measure_recist, recist_box, recist_lengths
 from ...utils.files import atomic_write
 from ...utils.parallel import count_cores, map_unordered
 from ..deeplesion.csv_rows import CSV_COLUMNS
@@ -373,20 +373,13 @@ class Series:
             mask = slices[self.key][i]
             recist = [float(f"{value:.6g}") for value in measure_recist(mask)]
             x, y = np.array(recist).reshape(4, 2).T
-            box = (
-                x.min() - BOX_MARGIN,
-                y.min() - BOX_MARGIN,
-                x.max() + BOX_MARGIN,
-                y.max() + BOX_MARGIN,
-            )
-            lengths = np.hypot(x[1::2] - x[::2], y[1::2] - y[::2])
             height = self.key * self.spacing / (TORSO * self.body.scale[2])
             row = {
                 "File_name": f"{name}_{self.key:03d}.png",
                 "Key_slice_index": self.key,
                 "Measurement_coordinates": _join(recist),
-                "Bounding_boxes": _join(box),
-                "Lesion_diameters_Pixel_": _join(lengths),
+                "Bounding_boxes": _join(recist_box(recist)),
+                "Lesion_diameters_Pixel_": _join(recist_lengths(recist)),
                 "Normalized_lesion_location": _join((x.mean() / size, y.mean() / size, height)),
                 "Coarse_lesion_type": lesion.kind.coarse_type,
                 "Possibly_noisy": 0,

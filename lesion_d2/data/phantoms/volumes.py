@@ -16,13 +16,15 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ...structures.recist import BOX_MARGIN, measure_recist
+from ...structures.boxes import mask_extent
+from ...structures.lesion_types import COARSE_TYPES
+from ...structures.recist import measure_recist, recist_box, recist_lengths
 from ...structures.rle import check_mask, decode_mask
 from ...utils.files import read_json
 from ...utils.values import is_whole
 from ..dataset_options import exclude_series
 from ..deeplesion.csv_rows import cut_boxes
-from ..deeplesion.key_slices import COARSE_TYPES, lesion_classes, load_deeplesion
+from ..deeplesion.key_slices import lesion_classes, load_deeplesion
 from ..formats.problems import short_repr
 from ..prepared.slices import with_prepared_slices
 from ..roots import resolve_root
@@ -329,10 +331,9 @@ def _add_volume_boxes(slices: Mapping[int, dict]) -> None:
 
 
 def _measurements(recist: tuple[float, ...], image: Mapping) -> dict:
-    points = np.reshape(recist, (4, 2))
-    box = _round([*(points.min(axis=0) - BOX_MARGIN), *(points.max(axis=0) + BOX_MARGIN)])
+    box = _round(recist_box(recist))
     cut, _ = cut_boxes(np.array([box]), np.array([[image["width"], image["height"]]]))
-    diameters = _round(np.hypot(*(points[1::2] - points[::2]).T))
+    diameters = _round(recist_lengths(recist))
     return {
         "bbox": cut[0].tolist(),
         "recist": list(recist),
@@ -348,11 +349,11 @@ def _measure(counts: str, height: int, width: int) -> tuple[float, ...]:
         ValueError: the mask is empty.
     """
     mask = decode_mask({"size": [height, width], "counts": counts})
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    if not len(rows):
+    extent = mask_extent(mask)
+    if extent is None:
         raise ValueError("found an empty mask, expected at least one pixel")
     # The crop starts at the origin: coordinates, and hence the rounding of ties, do not change.
-    return tuple(_round(measure_recist(mask[: rows[-1] + 1, : columns[-1] + 1])))
+    return tuple(_round(measure_recist(mask[: extent[0].stop, : extent[1].stop])))
 
 
 def _round(values: Iterable[float]) -> list[float]:

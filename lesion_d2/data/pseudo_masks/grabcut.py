@@ -6,6 +6,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from ...structures.recist import recist_lengths
 from ..slices.ct import hu_to_pixels
 from .ellipse import ellipse_mask
 from .quarters import check_numbers, half_axes, paste, quarter_coordinates
@@ -102,9 +103,7 @@ def _largest_area(recist: Sequence[float]) -> float:
     The short diameter is the longest chord across the long one, so the area is at most their
     product. Each diameter may be too short by the error of its two end points.
     """
-    ends = np.reshape(recist, (4, 2))
-    lengths = np.hypot(*(ends[1::2] - ends[::2]).T)
-    return float(np.prod(lengths + 2 * _END_POINT_ERROR))
+    return float(np.prod(recist_lengths(recist) + 2 * _END_POINT_ERROR))
 
 
 def _trimap(

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...structures.recist import measure_recist
+from ...structures.boxes import mask_extent
+from ...structures.recist import measure_recist, recist_lengths
 from ...structures.rle import decode_mask
 from .records import Lesion, Volume
 
@@ -31,10 +32,9 @@ def _measured(lesion: Lesion, volume: Volume) -> Lesion:
         decode_mask({"size": size, "counts": counts}) for _, counts in sorted(lesion.masks.items())
     ]
     largest = max(masks, key=np.count_nonzero)
-    rows, columns = np.flatnonzero(largest.any(axis=1)), np.flatnonzero(largest.any(axis=0))
-    if not len(rows):
+    extent = mask_extent(largest)
+    if extent is None:
         raise ValueError(f"volume {volume.name!r}, lesion {lesion.id}: found empty masks")
-    cropped = largest[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    ends = measure_recist(cropped, spacing).reshape(4, 2) * spacing
-    long, short = np.hypot(*(ends[1::2] - ends[::2]).T).tolist()
+    recist = measure_recist(largest[extent], spacing)
+    long, short = recist_lengths(recist, spacing).tolist()
     return replace(lesion, diameters_mm=(long, min(long, short)) if short > 0 else None)

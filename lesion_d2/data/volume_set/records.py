@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ...structures.boxes import mask_extent
 from ...structures.rle import encode_mask
 
 #: Names of the splits of a data set and of its folds.
@@ -171,9 +172,9 @@ def lesion_of_mask(
     z0, y0, x0 = map(int, offset)
     boxes, masks = {}, {}
     for z in np.flatnonzero(mask.any(axis=(1, 2))):
-        rows, columns = np.flatnonzero(mask[z].any(1)), np.flatnonzero(mask[z].any(0))
-        low, high = (columns[0] + x0, rows[0] + y0), (columns[-1] + x0, rows[-1] + y0)
-        boxes[z0 + int(z)] = (*(float(n) - 0.5 for n in low), *(float(n) + 0.5 for n in high))
+        rows, columns = mask_extent(mask[z])
+        corners = (columns.start + x0, rows.start + y0, columns.stop + x0, rows.stop + y0)
+        boxes[z0 + int(z)] = tuple(n - 0.5 for n in corners)
         full = np.zeros(shape[1:], bool)
         full[y0 : y0 + mask.shape[1], x0 : x0 + mask.shape[2]] = mask[z]
         masks[z0 + int(z)] = encode_mask(full)["counts"]

@@ -3,9 +3,7 @@
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import numpy as np
-
-from ...structures.boxes import xyxy_box
+from ...structures.boxes import annotation_boxes
 from ...structures.ignore_regions import is_region
 from ...structures.rle import check_mask
 from ..formats.problems import short_repr
@@ -129,7 +127,7 @@ def _annotation(found: Mapping[int, Mapping], size: tuple[int, int], where: str)
                 f"{here}: found the classes {category} and {annotation['category_id']}, expected "
                 "one"
             )
-    boxes = np.array([xyxy_box(annotation) for annotation in found.values()])
+    boxes = annotation_boxes(found.values())
     (x1, y1), (x2, y2) = boxes[:, :2].min(axis=0).tolist(), boxes[:, 2:].max(axis=0).tolist()
     joined = {
         "bbox": [x1, y1, min(found) - 0.5, x2, y2, max(found) + 0.5],

@@ -5,15 +5,12 @@ from pathlib import Path
 
 from lesion_d2.data.deeplesion import csv_rows as deeplesion_csv
 from lesion_d2.data.deeplesion import key_slices as deeplesion
-from lesion_d2.data.deeplesion.key_slices import (
-    COARSE_TYPES,
-    load_deeplesion,
-    register_deeplesion,
-)
+from lesion_d2.data.deeplesion.key_slices import load_deeplesion, register_deeplesion
 from lesion_d2.data.pseudo_masks import ellipse_mask, pseudo_mask
 from lesion_d2.data.pseudo_masks.files import PseudoMasks, mask_annotation
 from lesion_d2.data.slices.ct import read_slice
 from lesion_d2.structures.boxes import first_pixel
+from lesion_d2.structures.lesion_types import COARSE_TYPES
 
 import numpy as np
 import pytest

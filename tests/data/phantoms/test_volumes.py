@@ -4,9 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
-from lesion_d2.data.deeplesion.key_slices import COARSE_TYPES, load_deeplesion
+from lesion_d2.data.deeplesion.key_slices import load_deeplesion
 from lesion_d2.data.phantoms.phantom import write_phantom
 from lesion_d2.data.phantoms.volumes import load_volumes
+from lesion_d2.structures.lesion_types import COARSE_TYPES
 from lesion_d2.structures.recist import measure_recist
 
 import numpy as np
