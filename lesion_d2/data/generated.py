@@ -1,6 +1,5 @@
 """Generated data sets on disk: complete or absent, and never mistaken for one another."""
 
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -8,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..utils.files import atomic_folder, atomic_write, read_json, recover_folder
+from ..utils.files import atomic_folder, read_json, recover_folder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +68,7 @@ def write_data_set(
         if root.exists():  # maybe of a call that was faster
             _holds_these(root, kind, options, overwrite)
         write(partial_root)
-        with atomic_write(partial_root / f"{kind}.json", flush=False) as file:
-            file.write_text(json.dumps(_stored(options), indent=2))
+        write_json(partial_root / f"{kind}.json", _stored(options), indent=2, flush=False)
         os.sync()
     return True
 

@@ -1,13 +1,12 @@
 """What a check found: as JSON and as tables."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from ..utils.files import atomic_write
+from ..utils.files import write_json
 from .faults import ERROR, Fault
 
 #: What ``format`` and ``version`` of ``data_check.json`` are.
@@ -49,9 +48,7 @@ class DataReport:
 
     def write(self, file: str | os.PathLike) -> None:
         """Write :meth:`to_json`, whole or not at all."""
-        text = json.dumps(self.to_json(), indent=1, allow_nan=False)
-        with atomic_write(file) as partial:
-            partial.write_text(text + "\n", encoding="utf-8")
+        write_json(file, self.to_json(), indent=1)
 
     def count_rows(self) -> list[list[str]]:
         """A table of the counts: a line each, the data sets side by side."""

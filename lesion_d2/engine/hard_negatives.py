@@ -1,6 +1,5 @@
 """Hard negative example mining (Tang et al., section 2.2)."""
 
-import json
 import logging
 import os
 import time
@@ -28,7 +27,7 @@ from ..structures.boxes import first_pixel, moved_xywh, xyxy_box
 from ..structures.ignore_regions import lesions_of, lie_inside, region_boxes
 from ..structures.rle import check_mask, encode_mask
 from ..utils.errors import InputError, short_repr
-from ..utils.files import atomic_write
+from ..utils.files import write_json
 from ..utils.values import are_numbers, field_problems, is_number, is_whole
 from .checkpoint_files.checkpointer import LesionCheckpointer
 from .processes import share_running_statistics
@@ -487,5 +486,4 @@ class HardNegativeMiningHook(HookBase):
             ]
             folder = Path(self._checkpointer.save_dir, "inference", dataset)
             os.makedirs(folder, exist_ok=True)
-            with atomic_write(folder / FILE_NAME) as partial_file:
-                partial_file.write_text(json.dumps(results))
+            write_json(folder / FILE_NAME, results)

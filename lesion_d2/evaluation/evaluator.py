@@ -18,12 +18,12 @@ from detectron2.evaluation import COCOEvaluator
 
 from ..structures.boxes import first_pixel
 from ..structures.ignore_regions import lesions_of
-from ..utils.files import atomic_write
+from ..utils.files import atomic_write, without_nan, write_json
 from .coco import CocoEvaluation, ImageDetections
 from .excused import boxes_in_regions
 from .matching import match_images
 from .predictions import gather_predictions, order_by_image
-from .report import FrocReport, make_report, without_nan
+from .report import FrocReport, make_report
 from .strata import Truth
 
 logger = logging.getLogger(__name__)
@@ -180,8 +180,7 @@ class LesionEvaluator(COCOEvaluator):
         if self._folder:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._write_detections(in_dataset)
-            with atomic_write(self._folder / RESULTS) as partial:
-                partial.write_text(json.dumps(without_nan(self._results), indent=1) + "\n")
+            write_json(self._folder / RESULTS, without_nan(self._results), indent=1)
             report.write(self._folder, self._dataset_name, self._settings())
         return copy.deepcopy(self._results)
 

@@ -1,9 +1,7 @@
 """The FROC table: its rows, and the files and results made of them."""
 
 import csv
-import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,7 +11,7 @@ import numpy as np
 from tabulate import tabulate
 
 from ..config import FROC_RATES
-from ..utils.files import atomic_write
+from ..utils.files import atomic_write, without_nan, write_json
 from .bootstrap import bootstrap_sensitivity, patient_draws, percentile_interval
 from .froc import FrocCurve
 from .matching import Matches
@@ -126,8 +124,7 @@ class FrocReport:
         if self.band is not None:
             keys = ("rates", "low", "high")
             content["band"] = {k: v.tolist() for k, v in zip(keys, self.band, strict=True)}
-        with atomic_write(folder / "froc.json") as partial:
-            partial.write_text(json.dumps(without_nan(content), indent=1) + "\n")
+        write_json(folder / "froc.json", without_nan(content), indent=1)
         with atomic_write(folder / "froc.csv") as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
@@ -187,12 +184,3 @@ def _bootstrap(
         mask = np.frombuffer(images, dtype=bool)
         samples.extend(bootstrap_sensitivity(matches, truth.patients, draws, rates, lesions, mask))
     return samples
-
-
-def without_nan(value):
-    """The same with None for NaN, which JSON does not know."""
-    if isinstance(value, Mapping):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..structures.rle import check_mask
-from ..utils.files import atomic_write, one_line, read_json
+from ..utils.files import one_line, read_json, write_json
 from .finding import Algorithm, Diameter, Finding, Findings, OperatingPoint, SliceFinding
 
 SCHEMA_FILE = Path(__file__).with_name("findings.schema.json")
@@ -26,8 +26,7 @@ def write_findings(file: str | os.PathLike, findings: Findings) -> None:
     content = {"schema": SCHEMA, "version": VERSION, **asdict(findings)}
     content = json.loads(_check_finite(file, content))  # tuples are lists now
     _check(file, content)
-    with atomic_write(file) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(file, content, indent=1)
 
 
 def read_findings(file: str | os.PathLike) -> Findings:

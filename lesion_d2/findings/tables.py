@@ -1,12 +1,11 @@
 """Findings as rows: CSV, and COCO's results."""
 
 import csv
-import json
 import os
 from collections.abc import Iterable
 from pathlib import PurePath
 
-from ..utils.files import atomic_write
+from ..utils.files import atomic_write, write_json
 from .finding import Finding, Findings, SliceFinding
 
 _CORNERS = ("x1_mm", "y1_mm", "z1_mm", "x2_mm", "y2_mm", "z2_mm")
@@ -45,8 +44,7 @@ def write_coco(file: str | os.PathLike, scans: Iterable[Findings]) -> None:
         for finding in findings.findings
         for entry in finding.slices
     ]
-    with atomic_write(file) as partial:
-        partial.write_text(json.dumps(content, allow_nan=False) + "\n")
+    write_json(file, content)
 
 
 def _row(scan: str, finding: Finding) -> list[object]:

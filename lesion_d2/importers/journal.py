@@ -1,7 +1,5 @@
 """Cases that an import has finished, so that a killed one goes on where it was."""
 
-import hashlib
-import json
 import os
 import sys
 import traceback
@@ -15,7 +13,7 @@ from .. import __version__
 from ..data.volume_set.diameters import with_diameters
 from ..data.volume_set.form import Volume, VolumeSet, read_volume_set, write_volume_set
 from ..data.volume_set.voxels import EXTENSION, write_voxels
-from ..utils.files import atomic_write, one_line, read_json
+from ..utils.files import json_digest, one_line, read_json, write_json
 from .case import Case, ImportedVolume, Listing
 
 #: What the reader of a case raises where it is damaged; the rest is a fault of the program.
@@ -83,8 +81,7 @@ class Journal:
         """Note why a case cannot be read."""
         file = self._failure(case)
         file.parent.mkdir(exist_ok=True)
-        with atomic_write(file) as partial:
-            partial.write_text(json.dumps({"state": self._state(case), "problem": problem}))
+        write_json(file, {"state": self._state(case), "problem": problem})
 
     def problem(self, case: Case) -> str | None:
         """Why a case cannot be read; None where its files or the settings changed since."""
@@ -107,16 +104,12 @@ class Journal:
         for file in case.sources:
             status = os.stat(file) if os.path.exists(file) else None
             parts.append([file, status and status.st_mtime_ns, status and status.st_size])
-        return _digest(parts)
+        return json_digest(parts)
 
 
 def settings_of(format: str, listing: Listing) -> str:
     """A digest of what all cases of an import depend on."""
-    return _digest([__version__, format, listing.classes, listing.options])
-
-
-def _digest(parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return json_digest([__version__, format, listing.classes, listing.options])
 
 
 def _checked(case: Case, imported: ImportedVolume) -> Volume:

@@ -11,7 +11,6 @@ views, and of the consolidation. Each line's evaluation is in a separate folder 
 """
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -28,7 +27,7 @@ from lesion_d2.engine.predictors.ensembles import as_evaluated
 from lesion_d2.inference import Ensemble
 from lesion_d2.inference.ensemble import CONSOLIDATIONS, consolidate
 from lesion_d2.utils.errors import run_program
-from lesion_d2.utils.files import atomic_write
+from lesion_d2.utils.files import without_nan, write_json
 
 import torch
 from detectron2.config import CfgNode
@@ -163,8 +162,7 @@ def run(args: argparse.Namespace) -> str:
         "max_detections": ensemble.max_detections,
         "datasets": tables,
     }
-    with atomic_write(Path(cfg.OUTPUT_DIR) / "results.json") as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(Path(cfg.OUTPUT_DIR) / "results.json", without_nan(content), indent=1)
     views = _describe_views(ensemble)
     return "\n\n".join(f"{name}: {views}\n\n{make_table(table)}" for name, table in tables.items())
 

@@ -2,13 +2,15 @@
 
 import errno
 import fcntl
+import hashlib
 import itertools
 import json
+import math
 import os
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -302,6 +304,72 @@ def parse_json(data: bytes, place: object, *, allow_nan: bool = False) -> object
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{place}: found no readable JSON ({one_line(error)[:200]})") from None
     return content
+
+
+def write_json(
+    file: str | os.PathLike,
+    content: object,
+    *,
+    indent: int | None = None,
+    allow_nan: bool = False,
+    flush: bool = True,
+) -> None:
+    """Write a JSON file, whole or not at all.
+
+    Args:
+        file: its path.
+        content: see :func:`json_text`.
+        indent: see :func:`json.dumps`.
+        allow_nan: see :func:`json_text`.
+        flush: see :func:`atomic_write`.
+
+    Raises:
+        OSError: it cannot be written, such as on a full disk.
+        ValueError: see :func:`json_text`. Nothing is written then.
+    """
+    text = json_text(content, file, indent=indent, allow_nan=allow_nan)
+    with atomic_write(file, flush=flush) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def json_text(
+    content: object,
+    place: object,
+    *,
+    indent: int | None = None,
+    allow_nan: bool = False,
+    default: Callable[[object], object] | None = None,
+) -> str:
+    """Content as JSON, in ASCII.
+
+    Args:
+        content: of dicts, lists, tuples, text, numbers and None.
+        place: what begins the message.
+        indent, default: see :func:`json.dumps`.
+        allow_nan: whether NaN and infinities may be in it, which :func:`read_json` then has to
+            allow too; where they are to be null, see :func:`without_nan`.
+
+    Raises:
+        ValueError: something in it is not JSON, such as NaN.
+    """
+    try:
+        return json.dumps(content, indent=indent, allow_nan=allow_nan, default=default)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place}: found what JSON cannot hold ({error})") from None
+
+
+def json_digest(content: object) -> str:
+    """SHA-256 of content as JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def without_nan(value: object) -> object:
+    """The same with None for NaN, which JSON does not know; dicts and lists are copied."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _refuse_constant(text: str) -> None:

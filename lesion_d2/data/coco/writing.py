@@ -1,6 +1,5 @@
 """Any registered data set of slices as COCO JSON, with pictures where they are asked for."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -19,7 +18,7 @@ from ...scans.png import write_png
 from ...structures.boxes import moved_xywh, xyxy_box
 from ...structures.outlines import mask_outlines
 from ...structures.rle import decode_mask
-from ...utils.files import atomic_folder, atomic_write, recover_folder
+from ...utils.files import atomic_folder, recover_folder, write_json
 from ...utils.parallel import map_unordered
 from ..catalog import load_records
 from ..formats.problems import short_repr
@@ -286,8 +285,7 @@ def _fill_folder(
     with closing(results), tqdm(total=len(jobs), unit="image", disable=not jobs) as bar:
         for _ in results:
             bar.update()
-    with atomic_write(working / FILE_NAME) as unfinished:
-        unfinished.write_text(json.dumps(content, allow_nan=False))
+    write_json(working / FILE_NAME, content)
     os.sync()
 
 

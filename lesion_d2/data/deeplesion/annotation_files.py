@@ -3,7 +3,6 @@
 Cai et al. ("Lesion-harvester", TMI 2020) annotated them, and Bai et al. (2023) evaluate on them.
 """
 
-import json
 import logging
 import math
 import os
@@ -14,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...utils.files import atomic_write, read_json
+from ...utils.files import read_json, write_json
 from ...utils.values import are_digits, are_numbers, is_number
 from ..formats.problems import raise_problems, short_repr
 from ..formats.restricted_pickle import load_pickle
@@ -133,8 +132,7 @@ def write_annotations(
             for name, lesions in volumes.items()
         },
     }
-    with atomic_write(file) as unfinished:
-        unfinished.write_text(json.dumps(content))
+    write_json(file, content)
 
 
 def _check_layout(file: Path, slice_numbers: str | None, box_columns: str | None) -> None:

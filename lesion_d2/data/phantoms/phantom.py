@@ -8,7 +8,6 @@ that is visible on a key slice is annotated.
 from __future__ import annotations
 
 import csv
-import json
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from ...scans.png import write_png
 from ...structures.recist import measure_recist, recist_box, recist_lengths
-from ...utils.files import atomic_write
+from ...utils.files import atomic_write, write_json
 from ...utils.parallel import count_cores, map_unordered
 from ..deeplesion.csv_rows import CSV_COLUMNS
 from ..generated import LATER, check_options, write_data_set
@@ -175,8 +174,8 @@ def _write_all(root: Path, options: PhantomOptions, workers: int) -> None:
     records = [record for patient in patients for record in groups[patient]]
     masks: dict[str, dict[str, dict]] = {}
     volumes = []
-    whole = partial(atomic_write, flush=False)
-    with whole(root / "DL_info.csv") as path, open(path, "w", newline="") as file:
+    table = root / "DL_info.csv"
+    with atomic_write(table, flush=False) as path, open(path, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(CSV_COLUMNS)
         for line, (row, slices) in enumerate(records, start=2):  # line 1 is the header
@@ -186,8 +185,7 @@ def _write_all(root: Path, options: PhantomOptions, workers: int) -> None:
             masks.setdefault(image_id, {})[str(line)] = slices[row["Key_slice_index"]]
             volumes.append({"image_id": image_id, "row": line, **_volume(slices, row)})
     for name, content in (("true_masks.json", masks), ("true_volumes.json", volumes)):
-        with whole(root / name) as path:
-            path.write_text(json.dumps(content))
+        write_json(root / name, content, flush=False)
 
 
 def assign_splits(num_patients: int, seed: int) -> dict[int, int]:

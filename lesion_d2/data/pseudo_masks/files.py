@@ -1,6 +1,5 @@
 """Files of lesion masks that were computed before training."""
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from ...structures.ignore_regions import lesions_of
 from ...structures.rle import check_mask, decode_mask, encode_mask
-from ...utils.files import atomic_write, read_json
+from ...utils.files import read_json, write_json
 from ...utils.values import are_numbers, field_problems, is_name, is_text, is_whole
 from ..formats.problems import raise_problems, short_repr
 from .grabcut import PseudoMask
@@ -131,8 +130,7 @@ def write_mask_file(path: str | os.PathLike, info: dict, annotations: Iterable[d
         annotations: entries as :func:`mask_annotation` returns them.
     """
     info = {"format": _FORMAT, "version": _VERSION, **info}
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps({"info": info, "annotations": list(annotations)}))
+    write_json(path, {"info": info, "annotations": list(annotations)})
 
 
 def load_mask_file(path: str | os.PathLike) -> PseudoMasks:

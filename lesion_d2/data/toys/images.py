@@ -15,7 +15,6 @@ the border (published: up to half a radius outside); and classes alternate (publ
 that the first n images of a data set are balanced.
 """
 
-import json
 import os
 from contextlib import closing
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from ...scans.png import write_png
-from ...utils.files import atomic_write, one_line
+from ...utils.files import one_line, write_json
 from ...utils.parallel import count_cores, map_unordered
 from ..coco.loading import annotation_dict
 from ..coco.reading import read_coco
@@ -195,8 +194,7 @@ def _write_all(root: Path, options: ToyOptions, workers: int) -> None:
         for task, annotation in annotations.items():
             files.setdefault((task, split), []).append((image, annotation))
     for (task, split), entries in files.items():
-        with atomic_write(root / f"{task}_{split}.json", flush=False) as file:
-            file.write_text(json.dumps(_coco(task, split, entries)))
+        write_json(root / f"{task}_{split}.json", _coco(task, split, entries), flush=False)
 
 
 def _write_images(

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...scans.limits import check_size
 from ...structures.rle import check_mask
-from ...utils.files import atomic_write, parse_json, read_json
+from ...utils.files import atomic_write, json_text, parse_json, read_json
 from ...utils.values import MAX_LESION_SLICES, field_problems
 from ..deeplesion.csv_rows import are_near
 from ..formats.problems import raise_problems, short_repr
@@ -53,8 +53,10 @@ def write_volume_set(root: str | os.PathLike, volume_set: VolumeSet) -> None:
     """
     file = Path(root) / FILE_NAME
     head = {key: getattr(volume_set, key) for key in ("classes", "source", "splits", "folds")}
-    head = _dump(file, {"schema": SCHEMA, "version": VERSION, **head})
-    volumes = [_dump(file, _volume_content(volume)) for volume in volume_set.volumes]
+    head = json_text({"schema": SCHEMA, "version": VERSION, **head}, file, default=_plain)
+    volumes = [
+        json_text(_volume_content(volume), file, default=_plain) for volume in volume_set.volumes
+    ]
     text = f'{head[:-1]},\n"volumes": [\n' + ",\n".join(volumes) + _END.decode()
     _parse(file, json.loads(text))
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -104,13 +106,6 @@ def _first_line(file: Path) -> object:
         return parse_json(head[:-2] + b"}", file, allow_nan=True) if is_whole else None
     except (OSError, ValueError):
         return None  # read as a whole, it is told what is wrong
-
-
-def _dump(file: Path, content: object) -> str:
-    try:
-        return json.dumps(content, allow_nan=False, default=_plain)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{file}: found what JSON cannot hold ({error})") from None
 
 
 def _plain(value: object) -> object:

@@ -1,6 +1,5 @@
 """The best checkpoints of a training, for ensembles of models (Jaeger et al., section 4.2)."""
 
-import json
 import logging
 import math
 import sys
@@ -13,7 +12,7 @@ from detectron2.engine import hooks
 from detectron2.utils import comm
 
 from ...utils.errors import short_repr
-from ...utils.files import atomic_write, parse_json
+from ...utils.files import parse_json, write_json
 from ...utils.values import field_problems, is_number, is_text, is_whole
 from ..hooks import ResumableBestCheckpointer
 from . import ENDINGS
@@ -123,8 +122,7 @@ class KeepBestHook(hooks.BestCheckpointer):
 
     def _write_ranking(self) -> None:
         """Write ``best.json``, then remove the weights, whole or not, that it does not name."""
-        with atomic_write(self._folder / _RANKING) as partial:
-            partial.write_text(json.dumps(self._ranking, indent=1) + "\n")
+        write_json(self._folder / _RANKING, self._ranking, indent=1)
         kept = {entry["file"] for entry in self._ranking}
         patterns = (p for e in ENDINGS for p in (f"model_*{e}", f".model_*{e}.*part"))
         for file in chain.from_iterable(map(self._folder.glob, patterns)):

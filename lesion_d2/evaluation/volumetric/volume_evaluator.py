@@ -1,6 +1,5 @@
 """Evaluation in 3-D of a detector of slices or volumes (Jaeger et al., section 4.3; Bai et al.)."""
 
-import json
 import logging
 import math
 import os
@@ -16,7 +15,7 @@ from tabulate import tabulate
 
 from ...config import FROC_RATES
 from ...structures.boxes import first_pixel
-from ...utils.files import atomic_write
+from ...utils.files import without_nan, write_json
 from ..average_precision import AP_METHODS
 from ..froc import FrocCurve
 from ..operating_points import KEY, describe_operating_points
@@ -299,10 +298,7 @@ class VolumeEvaluator(DatasetEvaluator):
         curves: Mapping[str, FrocCurve],
         results: Mapping[str, Mapping[str, float]],
     ) -> None:
-        known = {
-            task: {k: None if math.isnan(v) else v for k, v in numbers.items()}
-            for task, numbers in results.items()
-        }
+        known = without_nan(results)
         content = {
             "dataset": self._dataset_name,
             "lesions": self._truth.num_lesions,
@@ -333,8 +329,7 @@ class VolumeEvaluator(DatasetEvaluator):
             ],
         }
         self._folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self._folder / "volumes.json") as partial:
-            partial.write_text(json.dumps(content) + "\n")
+        write_json(self._folder / "volumes.json", content)
         criteria = (str(criterion) for criterion in self._criteria.values())
         named = dict(zip(criteria, curves.values(), strict=True))
         plot_froc(named, self._folder / "froc.png", unit="volume", title=self._dataset_name)

@@ -1,11 +1,10 @@
 """Results of the check: one JSON file, and one table."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from lesion_d2.utils.files import atomic_write
+from lesion_d2.utils.files import write_json
 
 from tabulate import tabulate
 
@@ -93,5 +92,4 @@ def write_report(file: Path, head: dict, tests: dict, outcomes: Sequence[Outcome
         else:
             content["steps" if each.job.kind == "step" else "rows"].append(entry | each.numbers)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(file) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(file, content, indent=1, allow_nan=True)

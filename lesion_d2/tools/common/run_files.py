@@ -1,7 +1,6 @@
 """Runs of a grid of experiments: their options, and the files of their results."""
 
 import csv
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from lesion_d2.data.catalog import load_records
 from lesion_d2.tools.common.arguments import key_value_pairs
 from lesion_d2.tools.common.trainings import FailedRun
-from lesion_d2.utils.files import atomic_write, parse_json, read_json
+from lesion_d2.utils.files import atomic_write, parse_json, read_json, write_json
 
 #: Files in a run's folder: its options, written at the start, and its result, written at the end.
 BEGUN, RESULT = "run.json", "result.json"
@@ -65,8 +64,8 @@ class RunFiles(Generic[ResultType]):
         return None if done is None else done["result"]
 
     def _write(self, name: str, content: Mapping) -> None:
-        with atomic_write(self.folder / name) as partial:
-            partial.write_text(json.dumps({"options": self.options, **content}, indent=2))
+        content = {"options": self.options, **content}
+        write_json(self.folder / name, content, indent=2, allow_nan=True)
 
     def _read(self, name: str) -> dict | None:
         file = self.folder / name

@@ -1,8 +1,6 @@
 """Run trainings as processes of train_net.py, several at a time."""
 
 import fcntl
-import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +12,7 @@ from typing import Protocol
 
 from lesion_d2.config import LesionConfig
 from lesion_d2.utils.errors import interruptible, told
+from lesion_d2.utils.files import json_digest
 from lesion_d2.utils.parallel import count_cores
 
 from tqdm import tqdm
@@ -234,7 +233,7 @@ def hash_settings(config: Path) -> str:
         FileNotFoundError: a file is missing.
     """
     content = LesionConfig.load_yaml_with_base(str(config))
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json_digest(content)
 
 
 def _environment(jobs: int) -> dict[str, str]:

@@ -11,7 +11,6 @@ key slices are read, not their neighbors. Data sets may have different pixel siz
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import lesion_d2  # noqa: F401  (registers the data sets)
 from lesion_d2.structures.recist import BOX_MARGIN
 from lesion_d2.tools.common.arguments import positive
 from lesion_d2.utils.errors import run_program
-from lesion_d2.utils.files import atomic_write
+from lesion_d2.utils.files import write_json
 from lesion_d2.utils.parallel import count_cores
 
 from tabulate import tabulate
@@ -65,8 +64,7 @@ def _run(args: argparse.Namespace) -> None:
     print(format_table(found))
     args.output.mkdir(parents=True, exist_ok=True)
     draw_comparison(found, args.output / "comparison.png")
-    with atomic_write(args.output / "comparison.json") as partial:
-        partial.write_text(json.dumps(_as_json(found), indent=1, allow_nan=False))
+    write_json(args.output / "comparison.json", _as_json(found), indent=1)
     print(f"\nwritten to {args.output}: comparison.png, comparison.json")
 
 

@@ -12,7 +12,7 @@ from lesion_d2.data.volume_set.form import FILE_NAME
 from lesion_d2.evaluation import VolumeDetections, read_volume_detections
 from lesion_d2.tools.common.arguments import key_value_pairs
 from lesion_d2.tools.common.trainings import FailedRun
-from lesion_d2.utils.files import atomic_write, read_json
+from lesion_d2.utils.files import json_digest, read_json, write_json
 
 #: Keys of the config that a cross-validation sets.
 OWN_KEYS = (
@@ -191,7 +191,7 @@ def hash_data(root: Path) -> str:
     content = read_json(root / FILE_NAME, "a data set of volumes")
     kept = {key: value for key, value in content.items() if key not in ("splits", "source")}
     kept["bytes"] = [(root / volume["image"]).stat().st_size for volume in content["volumes"]]
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    return json_digest(kept)
 
 
 def split_options(opts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -220,5 +220,4 @@ def _shown(value: object) -> str:
 
 
 def _write(file: Path, content: dict) -> None:
-    with atomic_write(file) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(file, content, indent=1)

@@ -1,14 +1,12 @@
 """The results of a cross-validation: of each fold, and of all test sets together."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lesion_d2.evaluation import CombinedEvaluation, VolumeDetections, plot_froc
 from lesion_d2.evaluation.operating_points import KEY, describe_operating_points
-from lesion_d2.evaluation.report import without_nan
-from lesion_d2.utils.files import atomic_write
+from lesion_d2.utils.files import atomic_write, without_nan, write_json
 
 import numpy as np
 from tabulate import tabulate
@@ -82,8 +80,7 @@ def write_report(
         ],
         "over_folds": {name: {"mean": m, "std": s} for name, (m, s) in summary.items()},
     }
-    with atomic_write(output / JSON_FILE) as partial:
-        partial.write_text(json.dumps(without_nan(content), indent=1) + "\n")
+    write_json(output / JSON_FILE, without_nan(content), indent=1)
     with atomic_write(output / TABLE_FILE) as partial:
         partial.write_text(make_table(folds, combined) + "\n")
     label = f"{len(folds)} folds"

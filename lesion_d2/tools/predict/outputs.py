@@ -1,6 +1,5 @@
 """Writes the folder of a scan's results, which is complete or absent."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 from lesion_d2.engine import InputError
 from lesion_d2.findings import Findings, write_coco, write_csv, write_findings, write_label_map
 from lesion_d2.scans import Scan
-from lesion_d2.utils.files import atomic_folder, atomic_write, one_line, read_json
+from lesion_d2.utils.files import atomic_folder, one_line, read_json, write_json
 
 STATUS = "status.json"
 #: Beside the scans' folders: lists of them, and scans fetched from a PACS.
@@ -126,8 +125,7 @@ def _write_dicom(folder: Path, scan: Scan, findings: Findings) -> list[str]:
 def write_status(folder: Path, row: ScanRow, settings: str) -> None:
     """Mark a folder as the result of a call with these settings."""
     content = {"settings": settings, **asdict(row)}
-    with atomic_write(folder / STATUS) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(folder / STATUS, content, indent=1)
 
 
 def read_done(folder: Path, settings: str) -> ScanRow | None:

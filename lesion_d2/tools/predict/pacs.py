@@ -8,7 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from lesion_d2.scans.dicomweb import DicomWeb
-from lesion_d2.utils.files import atomic_write, locked, one_line, read_json, replace_folder
+from lesion_d2.utils.files import (
+    locked,
+    one_line,
+    read_json,
+    replace_folder,
+    write_json,
+)
 
 from tqdm import tqdm
 
@@ -47,8 +53,7 @@ def fetch_study(url: str, study: str, series: str | None, output: Path) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         fetched = server.fetch(study, partial, series_uid=series)
         fetched.rename(partial / "dicom")
-        with atomic_write(partial / _COMPLETE) as file:
-            file.write_text(json.dumps(wanted) + "\n")
+        write_json(partial / _COMPLETE, wanted)
         replace_folder(partial, folder)
     return folder / "dicom"
 
@@ -90,8 +95,7 @@ def _store(server: DicomWeb, row: ScanRow, output: Path) -> ScanRow:
         if marker.is_file() and read_json(marker, "where results are") == {"url": server.url}:
             return row
         server.store(files)
-        with atomic_write(marker) as partial:
-            partial.write_text(json.dumps({"url": server.url}) + "\n")
+        write_json(marker, {"url": server.url})
     except (ValueError, OSError) as error:
         return _with_error(row, one_line(error))
     return row

@@ -1,11 +1,10 @@
 """Rows of the scans of each part (``--shard``), for the summary of all parts."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lesion_d2.utils.files import atomic_write, read_json
+from lesion_d2.utils.files import read_json, write_json
 from lesion_d2.utils.shards import Shard
 
 from .outputs import ScanRow
@@ -25,8 +24,7 @@ def write_part(output: Path, shard: Shard, state: str, rows: Sequence[ScanRow]) 
     """
     (output / _FOLDER).mkdir(exist_ok=True)
     content = {"state": state, "rows": [{**asdict(row), "is_old": False} for row in rows]}
-    with atomic_write(_file(output, shard)) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(_file(output, shard), content, indent=1)
 
 
 def read_parts(output: Path, count: int, state: str, names: Sequence[str]) -> list[ScanRow] | None:

@@ -22,7 +22,7 @@ from lesion_d2.engine import (
 )
 from lesion_d2.findings import OperatingPoint
 from lesion_d2.scans import ScanCandidate
-from lesion_d2.utils.files import one_line, read_json, recover_folder
+from lesion_d2.utils.files import one_line, read_json, recover_folder, write_json
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -192,7 +192,7 @@ def run_process(job: Job, names: Sequence[str], rows_folder: Path) -> None:
     candidates = [one for one in job.inputs.find().candidates if one.name in own]
     rows, fatal = predict_share(job, candidates, shows=rank == 0)
     content = {"rows": [asdict(row) for row in rows], "fatal": fatal}
-    (rows_folder / f"{rank}.json").write_text(json.dumps(content))
+    write_json(rows_folder / f"{rank}.json", content)
     finish_run()
 
 
