@@ -18,7 +18,7 @@ from lesion_d2.inference import (
     track_slices,
     weighted_box_clustering,
 )
-from lesion_d2.structures.boxes import moved_xywh, xyxy_box
+from lesion_d2.structures.boxes import annotation_boxes, mask_extent, moved_xywh, xyxy_box
 from lesion_d2.tools.visualize.results import HARD_NEGATIVE, read_results
 
 import numpy as np
@@ -164,3 +164,19 @@ def test_boxes_of_volumes_that_end_a_slice_before_they_start_are_refused():
     boxes = [np.array([[0, 0, 5, 9, 9, 4.0]])]
     with pytest.raises(ValueError, match=r"pred_boxes\[0\] holds"):
         froc_curve(boxes, [[0.5]], [np.array([[0, 0, 4, 9, 9, 5.0]])])
+
+
+def test_boxes_of_annotations_are_a_table():
+    corners = {"bbox": [1, 2, 4, 6], "bbox_mode": BoxMode.XYXY_ABS}
+    sizes = {"bbox": [1, 2, 3, 4], "bbox_mode": BoxMode.XYWH_ABS}
+    assert annotation_boxes([corners, sizes]).tolist() == [[1, 2, 4, 6]] * 2
+    assert annotation_boxes([]).shape == (0, 4)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_extent_of_a_mask_has_all_of_its_pixels(order):
+    mask = np.zeros((5, 7), bool, order=order)
+    assert mask_extent(mask) is None
+    mask[1, 3] = mask[2, 6] = True
+    assert mask_extent(mask) == (slice(1, 3), slice(3, 7))
+    assert mask_extent(mask[:, :4]) == (slice(1, 2), slice(3, 4))

@@ -1,6 +1,6 @@
 """RECIST diameters against slow ones that walk along every line."""
 
-from lesion_d2.structures.recist import long_diameter, measure_recist
+from lesion_d2.structures.recist import long_diameter, measure_recist, recist_box, recist_lengths
 
 import numpy as np
 import pytest
@@ -93,3 +93,11 @@ def test_pixels_that_are_no_squares_measure_as_small_squares_do(seed):
     ellipse = (x * spacing[0]) ** 2 + (y * spacing[1] / 1.2) ** 2 < 49
     first, second = measure_recist(ellipse, spacing)[:4].reshape(2, 2)
     assert abs(second[1] - first[1]) > 25 and abs(second[0] - first[0]) < 5
+
+
+def test_lengths_and_box_of_diameters():
+    recist = [10, 20, 13, 24, 12, 21, 11, 21]
+    assert recist_lengths(recist).tolist() == [5, 1]
+    assert recist_lengths(recist, (2, 0.5)).tolist() == [np.hypot(6, 2), 2]
+    assert recist_box(recist).tolist() == [5, 15, 18, 29]
+    assert recist_box(recist, 0).tolist() == [10, 20, 13, 24]

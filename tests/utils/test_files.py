@@ -17,6 +17,8 @@ from lesion_d2.utils.files import (
     recover_folder,
     release_lock,
     take_lock,
+    without_nan,
+    write_json,
 )
 
 import pytest
@@ -99,6 +101,21 @@ def test_json_of_other_programs(tmp_path):
     assert parse_json('{"ä": 1}'.encode("utf-16"), "a") == {"ä": 1}
     assert math.isnan(parse_json(b"[NaN]", "a", allow_nan=True)[0])
     assert parse_json(b'[{"a": 1}, {"a": 2}]', "a") == [{"a": 1}, {"a": 2}]
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    file, content = tmp_path / "a.json", {"b": [1, math.nan], "c": {"d": math.nan}}
+    write_json(file, {"old": True}, indent=1)
+    assert file.read_text() == '{\n "old": true\n}\n'
+    with pytest.raises(ValueError, match=r"a\.json: found what JSON cannot hold \(.*nan"):
+        write_json(file, content)
+    with pytest.raises(ValueError, match="of type set is not"):
+        write_json(file, {"b": set()}, allow_nan=True)
+    assert read_json(file, "") == {"old": True} and os.listdir(tmp_path) == ["a.json"]
+    write_json(file, content, allow_nan=True)
+    assert math.isnan(read_json(file, "", allow_nan=True)["b"][1])
+    write_json(file, without_nan(content))
+    assert read_json(file, "") == {"b": [1, None], "c": {"d": None}}
 
 
 def test_one_line():
