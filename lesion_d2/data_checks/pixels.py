@@ -2,13 +2,10 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from itertools import groupby
 
-from tqdm import tqdm
-
 from ..scans.nifti import is_nifti
-from ..utils.parallel import map_unordered
+from ..utils.parallel import map_with_progress
 from .faults import FaultLog
 from .loading import SPLITS, LoadedSet, volume_key, where
 from .rules.annotations import pixel_regions
@@ -47,13 +44,12 @@ class PixelPass:
                 self._by_file.setdefault(image["file_name"], []).append(number)
                 self._volume(loaded, image, number)
         chunks = list(self._chunks())
-        bar = tqdm(total=len(self._by_file), desc="slices", unit="slice", disable=None)
-        results = map_unordered(look_at_slices, chunks, workers)
-        with bar, closing(results):
+        total = len(self._by_file)
+        bar = {"total": total, "desc": "slices", "unit": "slice", "disable": None}
+        with map_with_progress(look_at_slices, chunks, workers, size=len, **bar) as results:
             for facts in results:
                 for one in facts:
                     self._take(one)
-                bar.update(len(facts))
         for loaded in self.sets:
             volumes = list(self.volumes[loaded.name].values())
             for volume in volumes:

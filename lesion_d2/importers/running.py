@@ -4,14 +4,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from tqdm import tqdm
 
 from ..data.formats.problems import raise_problems
 from ..data.volume_set.form import (
@@ -25,7 +24,7 @@ from ..data.volume_set.form import (
 from ..data.volume_set.splits import DEFAULT_SHARES, check_choice, complete_splits
 from ..scans.names import safe_name
 from ..utils.files import atomic_write, locked, printable, recover_folder, replace_folder
-from ..utils.parallel import map_unordered
+from ..utils.parallel import map_with_progress
 from ..utils.shards import WHOLE, Shard, joining
 from .case import Case, Listing
 from .journal import DoneCase, Journal, finish_case, settings_of
@@ -367,13 +366,9 @@ def _import_cases(
     num_resumed, failed = len(finished), {}
     (journal.data / "images").mkdir(parents=True, exist_ok=True)
     journal.cases.mkdir(parents=True, exist_ok=True)
-    bar = tqdm(total=len(cases), initial=num_resumed, desc="import", unit="case", disable=None)
-    results = map_unordered(finish_case, left, workers)
-    with bar, closing(results):
-        for name, problem in results:
-            if problem:
-                failed[name] = problem
-            bar.update()
+    bar = {"total": len(cases), "initial": num_resumed, "desc": "import", "disable": None}
+    with map_with_progress(finish_case, left, workers, unit="case", **bar) as results:
+        failed.update((name, problem) for name, problem in results if problem)
     for _, case in left:
         if case.name not in failed:
             done = journal.done(case)

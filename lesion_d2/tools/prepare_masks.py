@@ -20,7 +20,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import closing, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +48,7 @@ from lesion_d2.structures.ignore_regions import lesions_of
 from lesion_d2.structures.rle import check_mask, decode_mask
 from lesion_d2.utils.errors import InputError, run_program
 from lesion_d2.utils.files import locked, named_errors, parse_json, read_json
-from lesion_d2.utils.parallel import map_unordered
+from lesion_d2.utils.parallel import map_with_progress
 from lesion_d2.utils.shards import WHOLE, Shard, joining
 from lesion_d2.utils.values import is_name
 
@@ -145,13 +145,11 @@ def _finish_journal(
     with named_errors(own), open(own, "a") as file:
         if file.tell() == 0:
             _append(file, {"info": info})
-        initial = len(part) - len(left)
-        bar = tqdm(total=len(part), initial=initial, desc=f"{method} masks", unit="image")
-        results = map_unordered(partial(_image_masks, method=method), left, workers)
-        with bar, closing(results):
+        work, total = partial(_image_masks, method=method), len(part)
+        bar = {"total": total, "initial": total - len(left), "desc": f"{method} masks"}
+        with map_with_progress(work, left, workers, unit="image", **bar) as results:
             for image_id, annotations in results:
                 _append(file, {"image_id": image_id, "annotations": annotations})
-                bar.update()
 
 
 def dice_against_truth(

@@ -14,7 +14,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +24,10 @@ from lesion_d2.data.prepared.slices import PNG_FOLDER, PREPARED_FOLDER, prepared
 from lesion_d2.scans.png import numbered_pngs
 from lesion_d2.utils.errors import run_program
 from lesion_d2.utils.files import one_line
-from lesion_d2.utils.parallel import map_unordered
+from lesion_d2.utils.parallel import map_with_progress
 from lesion_d2.utils.shards import WHOLE, Shard
 
 from detectron2.utils.logger import setup_logger
-from tqdm import tqdm
 
 from .common.arguments import add_shard, positive
 
@@ -70,16 +68,14 @@ def prepare_slices(
     if not folders:
         raise ValueError(f"{images}: found no folder, expected one of each series")
     summary, problems = Summary(), []
-    part = shard.of(folders)
-    results = map_unordered(_prepare_series, part, workers)
-    with closing(results), tqdm(total=len(part), desc="prepared slices", unit="series") as bar:
+    part, bar = shard.of(folders), {"desc": "prepared slices", "unit": "series"}
+    with map_with_progress(_prepare_series, part, workers, **bar) as results:
         for result in results:
             if isinstance(result, str):
                 problems.append(result)
             else:
                 for key, value in vars(result).items():
                     setattr(summary, key, getattr(summary, key) + value)
-            bar.update()
     raise_problems(images, sorted(problems))
     return summary
 

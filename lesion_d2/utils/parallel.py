@@ -6,10 +6,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TypeVar
 
 import cv2
+from tqdm import tqdm
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -55,6 +56,46 @@ def map_unordered(
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def map_with_progress(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int | None = None,
+    *,
+    size: Callable[[Result], int] | None = None,
+    **bar,
+) -> Iterator[Iterator[Result]]:
+    """:func:`map_unordered` under a progress bar; the block's end stops what is not done by then.
+
+    Args:
+        function, items, workers: see :func:`map_unordered`.
+        size: by how much a result moves the bar; None for 1.
+        bar: arguments of :class:`tqdm.tqdm`; ``total`` is the number of items where it is not
+            given.
+
+    Raises:
+        BrokenProcessPool: a process was killed.
+
+    Example:
+        >>> with map_with_progress(abs, [-1, 2], workers=1, unit="number") as results:
+        ...     list(results)
+        [1, 2]
+    """
+    with (
+        tqdm(**{"total": len(items), **bar}) as progress,
+        closing(map_unordered(function, items, workers)) as results,
+    ):
+        yield _moving(results, progress, size)
+
+
+def _moving(
+    results: Iterator[Result], progress: tqdm, size: Callable[[Result], int] | None
+) -> Iterator[Result]:
+    for result in results:
+        yield result
+        progress.update(1 if size is None else size(result))
 
 
 @contextmanager

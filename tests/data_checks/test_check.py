@@ -12,9 +12,9 @@ from lesion_d2.data_checks import (
     PAGE_FILE,
     SHEET_FILE,
     check_data_set,
-    pixels,
 )
 from lesion_d2.data_checks.faults import MAX_PLACES, FaultLog
+from lesion_d2.utils import parallel
 
 import numpy as np
 import pytest
@@ -77,7 +77,7 @@ def test_what_is_read_first_makes_no_difference(sets, monkeypatch):
     def last_first(function, items, _):
         yield from map(function, reversed(items))
 
-    monkeypatch.setattr(pixels, "map_unordered", last_first)
+    monkeypatch.setattr(parallel, "map_unordered", last_first)
     assert check_data_set("made").to_json() == in_order.to_json()
 
 

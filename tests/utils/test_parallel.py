@@ -7,7 +7,7 @@ from contextlib import closing
 
 from lesion_d2.utils import parallel
 from lesion_d2.utils.errors import run_program
-from lesion_d2.utils.parallel import count_cores, map_unordered
+from lesion_d2.utils.parallel import count_cores, map_unordered, map_with_progress
 
 import pytest
 from warm_processes import METHOD, run_script
@@ -110,3 +110,11 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch):
     assert count_cores() == 3
     monkeypatch.delattr(os, "sched_getaffinity")  # macOS, Windows
     assert count_cores() == 64
+
+
+def test_a_bar_moves_by_the_size_of_a_result(capsys):
+    bar = {"total": 3, "desc": "things", "size": len}
+    with map_with_progress(list, [(1, 2), (3,)], workers=1, **bar) as results:
+        assert list(results) == [[1, 2], [3]]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "things" in last and "3/3" in last

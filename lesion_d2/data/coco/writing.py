@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 from pycocotools import mask as coco_mask
-from tqdm import tqdm
 
 from ...scans.names import safe_name, unique_names
 from ...scans.png import write_png
@@ -19,7 +17,7 @@ from ...structures.boxes import moved_xywh, xyxy_box
 from ...structures.outlines import mask_outlines
 from ...structures.rle import decode_mask
 from ...utils.files import atomic_folder, recover_folder, write_json
-from ...utils.parallel import map_unordered
+from ...utils.parallel import map_with_progress
 from ..catalog import load_records
 from ..formats.problems import short_repr
 from ..slices.ct import hu_to_pixels, read_slice
@@ -281,10 +279,10 @@ def _fill_folder(
 ) -> None:
     if jobs:
         (working / "images").mkdir()
-    results = map_unordered(partial(_write_picture, working, window), jobs, workers)
-    with closing(results), tqdm(total=len(jobs), unit="image", disable=not jobs) as bar:
+    work, bar = partial(_write_picture, working, window), {"unit": "image", "disable": not jobs}
+    with map_with_progress(work, jobs, workers, **bar) as results:
         for _ in results:
-            bar.update()
+            pass
     write_json(working / FILE_NAME, content)
     os.sync()
 

@@ -8,7 +8,6 @@ that is visible on a key slice is annotated.
 from __future__ import annotations
 
 import csv
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,12 +15,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
-from tqdm import tqdm
 
 from ...scans.png import write_png
 from ...structures.recist import measure_recist, recist_box, recist_lengths
 from ...utils.files import atomic_write, write_json
-from ...utils.parallel import count_cores, map_unordered
+from ...utils.parallel import count_cores, map_with_progress
 from ..deeplesion.csv_rows import CSV_COLUMNS
 from ..generated import LATER, check_options, write_data_set
 from .anatomy import Body, paint_body, sample_body
@@ -164,13 +162,9 @@ def _write_all(root: Path, options: PhantomOptions, workers: int) -> None:
     (root / "Images_png").mkdir()
     work = partial(_write_patient, root / "Images_png", options)
     patients = range(1, options.num_patients + 1)
-    results = map_unordered(work, patients, workers)
-    bar = tqdm(total=len(patients), desc="Phantom patients", unit="patient")
-    groups = {}
-    with bar, closing(results):
-        for patient, group in results:
-            groups[patient] = group
-            bar.update()
+    bar = {"desc": "Phantom patients", "unit": "patient"}
+    with map_with_progress(work, patients, workers, **bar) as results:
+        groups = dict(results)
     records = [record for patient in patients for record in groups[patient]]
     masks: dict[str, dict[str, dict]] = {}
     volumes = []

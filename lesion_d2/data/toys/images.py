@@ -16,7 +16,6 @@ that the first n images of a data set are balanced.
 """
 
 import os
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,11 +24,10 @@ import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools import mask as coco_mask
-from tqdm import tqdm
 
 from ...scans.png import write_png
 from ...utils.files import one_line, write_json
-from ...utils.parallel import count_cores, map_unordered
+from ...utils.parallel import count_cores, map_with_progress
 from ..coco.loading import annotation_dict
 from ..coco.reading import read_coco
 from ..coco.records import CocoImage
@@ -182,12 +180,10 @@ def _write_all(root: Path, options: ToyOptions, workers: int) -> None:
     ]
     work = partial(_write_images, root, options)
     chunks = [jobs[start : start + _CHUNK] for start in range(0, len(jobs), _CHUNK)]
-    found = {}
-    results = map_unordered(work, chunks, workers)
-    with tqdm(total=len(jobs), desc="Toy images", unit="image") as bar, closing(results):
+    found, bar = {}, {"total": len(jobs), "desc": "Toy images", "unit": "image"}
+    with map_with_progress(work, chunks, workers, size=len, **bar) as results:
         for chunk in results:
             found.update(chunk)
-            bar.update(len(chunk))
     files: dict[tuple[str, str], list[tuple[dict, dict]]] = {}
     for job in jobs:
         (image, annotations), split = found[job], job[1]

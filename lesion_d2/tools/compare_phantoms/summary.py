@@ -1,7 +1,6 @@
 """Measures of a whole data set."""
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,11 +8,10 @@ from lesion_d2.data.catalog import load_records
 from lesion_d2.data.slices.ct import read_slice
 from lesion_d2.evaluation import FrocCurve, froc_curve
 from lesion_d2.structures.ignore_regions import lesions_of
-from lesion_d2.utils.parallel import map_unordered
+from lesion_d2.utils.parallel import map_with_progress
 from lesion_d2.visualization import truth_boxes
 
 import numpy as np
-from tqdm import tqdm
 
 from .blobs import find_blobs
 from .measures import LesionMeasures, SliceMeasures, measure_lesion, measure_slice
@@ -92,9 +90,9 @@ def measure_data_set(
         chosen = np.random.default_rng(seed).choice(len(records), limit, replace=False)
         records = [records[i] for i in np.sort(chosen)]
     work = partial(_measure_record, margin=margin)
-    results = map_unordered(work, list(enumerate(records)), workers)
-    with closing(results), tqdm(results, total=len(records), desc=name, unit="slice") as bar:
-        found = [result for _, result in sorted(bar, key=lambda pair: pair[0])]
+    numbered = list(enumerate(records))
+    with map_with_progress(work, numbered, workers, desc=name, unit="slice") as results:
+        found = [result for _, result in sorted(results, key=lambda pair: pair[0])]
     slices = [measures for measures, *_ in found if measures is not None]
     if not slices:
         raise ValueError(f"data set {name!r}: found no slice with a body, expected one or more")
