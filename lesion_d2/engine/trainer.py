@@ -33,6 +33,7 @@ from ..inference import Ensemble, OneSizeBatches, build_linker
 from ..modeling import MeanTeacher, reuse_features, without_masks
 from .checkpoint_files.best_checkpoints import KeepBestHook
 from .checkpoint_files.checkpointer import LesionCheckpointer
+from .evaluator_types import evaluator_type_of
 from .hard_negatives import HardNegativeMiner, HardNegativeMiningHook
 from .hooks import (
     CatchUpHook,
@@ -93,6 +94,9 @@ class Trainer(DefaultTrainer, StoppableTrainer):
     def __init__(self, cfg: CfgNode):
         # As DefaultTrainer's, which cannot be called: it wraps the model for GPUs only.
         TrainerBase.__init__(self)
+        if self.build_evaluator.__func__ is Trainer.build_evaluator.__func__:
+            for name in cfg.DATASETS.TEST:  # not only after the training
+                evaluator_type_of(cfg, name)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -352,23 +356,11 @@ class Trainer(DefaultTrainer, StoppableTrainer):
             ValueError: the data set's ``evaluator_type`` is another one, or "lesion" with a model
                 of volumes.
         """
-        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
         output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        known = evaluator_types(cfg)
-        if kind not in known:
-            raise ValueError(
-                f"{dataset_name}: found evaluator_type {kind!r}, expected "
-                f"{' or '.join(map(repr, known))}"
-            )
-        if kind == "lesion":
+        if evaluator_type_of(cfg, dataset_name) == "lesion":
             return LesionEvaluator(cfg, dataset_name, output_dir)
         link = None if is_volumetric(cfg) else build_linker(cfg)
         return VolumeEvaluator(cfg, dataset_name, output_dir, link=link)
-
-
-def evaluator_types(cfg: CfgNode) -> tuple[str, ...]:
-    """What the evaluation of a data set may be, as its metadata's ``evaluator_type``."""
-    return ("lesion_volume",) if is_volumetric(cfg) else ("lesion", "lesion_volume")
 
 
 def count_reused(cfg: CfgNode, model: nn.Module) -> int:

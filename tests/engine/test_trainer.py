@@ -411,6 +411,9 @@ def test_unknown_optimizer():
         Trainer.build_optimizer(tiny_config(SOLVER__OPTIMIZER="Lion"), torch.nn.Linear(1, 1))
 
 
-def test_an_evaluator_is_for_lesions_only(tmp_path):
+def test_a_data_set_without_an_evaluation_is_refused_before_the_training(tmp_path):
+    cfg = tiny_config(OUTPUT_DIR=tmp_path, DATASETS__TEST=("coco_2017_val",))
     with pytest.raises(ValueError, match="coco_2017_val: found evaluator_type 'coco'"):
-        Trainer.build_evaluator(tiny_config(), "coco_2017_val")
+        Trainer(cfg)
+    with pytest.raises(ValueError, match="coco_2017_val: found evaluator_type 'coco'"):
+        Trainer.build_evaluator(cfg, "coco_2017_val")

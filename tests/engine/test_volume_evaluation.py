@@ -53,7 +53,7 @@ def test_the_data_set_picks_its_evaluator(tiny_phantom, tmp_path):
         assert isinstance(Trainer.build_evaluator(cfg, name), VolumeEvaluator)
     assert not isinstance(Trainer.build_evaluator(cfg, "phantom_val"), VolumeEvaluator)
     assert MetadataCatalog.get("coco_2017_val").evaluator_type == "coco"
-    with pytest.raises(ValueError, match="found evaluator_type 'coco', expected 'lesion' or"):
+    with pytest.raises(ValueError, match="found evaluator_type 'coco' in its metadata"):
         Trainer.build_evaluator(cfg, "coco_2017_val")
 
 

@@ -23,11 +23,13 @@ from ...evaluation import parse_criteria
 from ...evaluation.volumetric.volumes import VolumeTruth
 from ...modeling import DetUNet
 from ...structures.ignore_regions import lesions_of
+from ..evaluator_types import evaluator_type_of
 from ..input_errors import InputError, as_input_error, has_uldor_heads, is_a, switched_on
-from ..trainer import evaluator_types
 from .dicts import check_dicts
 
 logger = logging.getLogger(__name__)
+
+_COCO_HINT = "; a file of COCO's format is registered with lesion_d2.data.coco.register_ct_coco"
 
 
 def load_datasets(cfg: CfgNode, kind: str, *, required: bool) -> list[list[dict]]:
@@ -49,13 +51,10 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
     set_dataset_options(cfg, name, kind)
     metadata = MetadataCatalog.get(name)
     _check_classes(cfg, name, kind)
-    evaluator_type = metadata.get("evaluator_type")
-    known = evaluator_types(cfg)
-    if kind == "TEST" and evaluator_type not in known:
-        raise InputError(
-            f"DATASETS.TEST, {name}: found evaluator_type {evaluator_type!r} in its metadata, "
-            f"expected {' or '.join(map(repr, known))}"
-        )
+    evaluator_type = None
+    if kind == "TEST":
+        with as_input_error("DATASETS.TEST, "):
+            evaluator_type = evaluator_type_of(cfg, name)
     try:
         images = DatasetCatalog.get(name)
         if images:  # of volumes the records' masks are checked
@@ -65,7 +64,8 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
             classes = metadata.get("thing_classes")
             check_dicts(images, classes, unique=kind == "TEST", with_masks=bool(reads_masks))
     except (OSError, ValueError) as error:
-        raise InputError(f"DATASETS.{kind}, {name}: {error}") from error
+        hint = _COCO_HINT if metadata.get("evaluator_type") == "coco" else ""
+        raise InputError(f"DATASETS.{kind}, {name}: {error}{hint}") from error
     if not images:
         raise InputError(f"DATASETS.{kind}, {name}: found no image")
     _check_spacing(cfg, name, kind, images)
@@ -82,7 +82,7 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
             f"DATASETS.HIDDEN_SHARE: found {hidden_share}, expected 0 for {name}, which is not in "
             "DeepLesion's layout and hides no annotation"
         )
-    if kind == "TEST" and evaluator_type == "lesion_volume":
+    if evaluator_type == "lesion_volume":
         _check_volumes(cfg, name, images)
     return images
 

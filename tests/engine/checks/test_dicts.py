@@ -109,8 +109,16 @@ def test_images_may_be_repeated_in_training_alone(tiny_phantom, tmp_path, regist
 def test_a_test_set_without_an_evaluation_is_told_of(tiny_phantom, tmp_path, register, metadata):
     register([IMAGE], **metadata)
     _check(tmp_path, "TRAIN")
-    with pytest.raises(InputError, match=r"TEST, made_up: found evaluator_type .*'lesion_volume'$"):
+    message = r"^DATASETS\.TEST, made_up: found evaluator_type .*'lesion_volume': register a file"
+    with pytest.raises(InputError, match=message):
         _check(tmp_path, "TEST")
+    assert not (tmp_path / "output").exists()
+
+
+def test_what_detectron2_registered_is_told_how_to_register(tiny_phantom, tmp_path, register):
+    register([_changed(IMAGE, "spacing")], evaluator_type="coco")
+    with pytest.raises(InputError, match=r"found no 'spacing'; a file .* with .*register_ct_coco"):
+        _check(tmp_path, "TRAIN")
 
 
 @pytest.mark.parametrize(
