@@ -1,15 +1,17 @@
-from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
-from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone
-from torch import Tensor, nn
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import BACKBONE_REGISTRY
+from torch import nn
 from torchvision.models import densenet
+
+from .staged import StagedBackbone
 
 # Layers of each dense block (Huang et al., 2017, Table 1).
 _LAYERS = {121: (6, 12, 24, 16), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32)}
 _NUM_BLOCKS = 4
-_STEM = ("conv0", "norm0", "relu0", "pool0")
+_STEM_END = "pool0"
 
 
-class DenseNet(Backbone):
+class DenseNet(StagedBackbone):
     """torchvision's DenseNet-121, -169 or -201, truncated, with features ``c2`` to ``c5``.
 
     A feature is the output of a dense block, before the normalization and the pooling of the
@@ -64,17 +66,20 @@ class DenseNet(Backbone):
                 in_channels, stem_channels, kernel_size=7, stride=2, padding=3, bias=False
             )
             nn.init.kaiming_normal_(self.features.conv0.weight)  # as torchvision's
-        self._feature_of = {f"denseblock{i}": f"c{i + 1}" for i in range(1, num_blocks + 1)}
-        self._out_features = list(self._feature_of.values())
-        self._out_feature_strides = {name: 2 ** int(name[1:]) for name in self._out_features}
-        self._out_feature_channels, channels = {}, stem_channels
-        for name, num_layers in zip(self._out_features, layers, strict=True):
+        widths, channels = [], stem_channels
+        for num_layers in layers:
             channels += num_layers * growth_rate
-            self._out_feature_channels[name] = channels
+            widths.append(channels)
             channels //= 2  # the transition
+        blocks = range(1, num_blocks + 1)
+        self._set_features(
+            {f"denseblock{i}": f"c{i + 1}" for i in blocks},
+            channels=widths,
+            strides=[2 ** (i + 1) for i in blocks],
+        )
         if memory_efficient:
             self._halve_momentum()
-        self._freeze(freeze_at)
+        self._freeze(freeze_at, further_ends=(_STEM_END,))
 
     def _halve_momentum(self) -> None:
         """Let two averagings of the same statistics be one of the usual momentum."""
@@ -82,23 +87,6 @@ class DenseNet(Backbone):
             if isinstance(module, densenet._DenseLayer):
                 norm = module.norm1
                 norm.momentum = 1 - (1 - norm.momentum) ** 0.5
-
-    def _freeze(self, num_stages: int) -> None:
-        for name, module in self.features.named_children():
-            if num_stages <= 0:
-                return
-            module.requires_grad_(False)
-            setattr(self.features, name, FrozenBatchNorm2d.convert_frozen_batchnorm(module))
-            num_stages -= name == _STEM[-1] or name in self._feature_of
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Map images (N, C, H, W) to ``c2`` (N, D, H/4, W/4) and the further blocks' features."""
-        outputs = {}
-        for name, module in self.features.named_children():
-            x = module(x)
-            if name in self._feature_of:
-                outputs[self._feature_of[name]] = x
-        return outputs
 
 
 def _check_options(depth: int, num_blocks: int, stem_channels: int, growth_rate: int) -> None:

@@ -1,10 +1,11 @@
 from collections.abc import Collection
 
-from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
-from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone
-from torch import Tensor, nn
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN
+from torch import nn
 from torchvision.models import vgg
 
+from .staged import StagedBackbone
 from .unet_fpn import UNetFPN, build_fpn, build_unet_fpn
 
 _LAYERS = {16: vgg.cfgs["D"], 19: vgg.cfgs["E"]}
@@ -12,7 +13,7 @@ _TORCHVISION_WIDTH = 64
 _NUM_STAGES = 5
 
 
-class VGG(Backbone):
+class VGG(StagedBackbone):
     """torchvision's VGG-16 or -19 without its classifier, with features ``c1`` to ``c5``.
 
     A stage ends with its pooling, so that the features have strides 2, 4, 8, 16 and 32, as a
@@ -61,14 +62,13 @@ class VGG(Backbone):
         for stage, end in enumerate(ends, start=1):
             if stage not in pooled_stages:
                 self.features[end] = nn.Identity()
-        self._out_features = [f"c{stage}" for stage in range(1, _NUM_STAGES + 1)]
-        self._stage_of = dict(zip(ends, self._out_features, strict=True))
-        self._out_feature_strides = {
-            name: 2 ** sum(pooled <= stage for pooled in set(pooled_stages))
-            for stage, name in enumerate(self._out_features, start=1)
-        }
         widths = [layers[i - 1] for i, n in enumerate(layers) if n == "M"]
-        self._out_feature_channels = dict(zip(self._out_features, widths, strict=True))
+        stages = range(1, _NUM_STAGES + 1)
+        self._set_features(
+            {str(end): f"c{stage}" for stage, end in zip(stages, ends, strict=True)},
+            channels=widths,
+            strides=[2 ** sum(p <= stage for p in set(pooled_stages)) for stage in stages],
+        )
         self._freeze(freeze_at)
 
     def _initialize(self) -> None:
@@ -77,23 +77,6 @@ class VGG(Backbone):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(module.bias)
-
-    def _freeze(self, num_stages: int) -> None:
-        for index, layer in enumerate(self.features):
-            if num_stages <= 0:
-                return
-            layer.requires_grad_(False)
-            self.features[index] = FrozenBatchNorm2d.convert_frozen_batchnorm(layer)
-            num_stages -= index in self._stage_of
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Map images (N, C, H, W) to ``c1``, with all poolings (N, width, H/2, W/2), to ``c5``."""
-        outputs = {}
-        for index, layer in enumerate(self.features):
-            x = layer(x)
-            if index in self._stage_of:
-                outputs[self._stage_of[index]] = x
-        return outputs
 
 
 @BACKBONE_REGISTRY.register()

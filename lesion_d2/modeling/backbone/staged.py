@@ -1,0 +1,48 @@
+from collections.abc import Collection, Mapping, Sequence
+
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling.backbone import Backbone
+from torch import Tensor, nn
+
+
+class StagedBackbone(Backbone):
+    """A backbone of layers in a row, ``features``, where the output of some layers is a feature."""
+
+    features: nn.Sequential
+
+    def _set_features(
+        self, feature_of: Mapping[str, str], *, channels: Sequence[int], strides: Sequence[int]
+    ) -> None:
+        """Say what the features are.
+
+        Args:
+            feature_of: name of a layer of ``features`` -> the feature that it gives, in order.
+            channels, strides: of each feature.
+        """
+        self._feature_of = dict(feature_of)
+        self._out_features = list(feature_of.values())
+        self._out_feature_channels = dict(zip(self._out_features, channels, strict=True))
+        self._out_feature_strides = dict(zip(self._out_features, strides, strict=True))
+
+    def _freeze(self, num_stages: int, *, further_ends: Collection[str] = ()) -> None:
+        """Freeze stages from the first layer on; batch normalization becomes a fixed affine map.
+
+        Args:
+            num_stages: how many.
+            further_ends: names of layers that end a stage and give no feature.
+        """
+        for name, layer in self.features.named_children():
+            if num_stages <= 0:
+                return
+            layer.requires_grad_(False)
+            setattr(self.features, name, FrozenBatchNorm2d.convert_frozen_batchnorm(layer))
+            num_stages -= name in self._feature_of or name in further_ends
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Map images (N, C, H, W) to the features, (N, channels, H / stride, W / stride) each."""
+        outputs = {}
+        for name, layer in self.features.named_children():
+            x = layer(x)
+            if name in self._feature_of:
+                outputs[self._feature_of[name]] = x
+        return outputs
