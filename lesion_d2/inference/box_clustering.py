@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NotRequired, TypedDict, Unpack
 
 import numpy as np
 
@@ -17,6 +18,15 @@ class BoxClusters:
     classes: np.ndarray  # M
     members: np.ndarray  # N, the row above that each box went into
     weights: np.ndarray  # N, the share of each box in its cluster: they sum to 1 per cluster
+
+
+class ClusterOptions(TypedDict):
+    """Keywords of :func:`find_clusters`."""
+
+    iou_threshold: float
+    view_ids: np.ndarray | Sequence
+    num_views: float | np.ndarray
+    center_weights: NotRequired[np.ndarray | None]
 
 
 def find_clusters(
@@ -84,15 +94,12 @@ def find_clusters(
 def weighted_box_clustering(
     boxes: np.ndarray,
     scores: np.ndarray,
-    *,
-    iou_threshold: float,
-    view_ids: np.ndarray | Sequence,
-    num_views: float | np.ndarray,
-    center_weights: np.ndarray | None = None,
+    **options: Unpack[ClusterOptions],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Consolidate the boxes of one class from many views (Jaeger et al., section 3.2).
 
-    Arguments, errors and what the paper leaves open are those of :func:`find_clusters`.
+    Arguments (``options`` are its keywords), errors and what the paper leaves open are those of
+    :func:`find_clusters`.
 
     Returns:
         (M, 4) or (M, 6) boxes and (M,) scores, falling.
@@ -103,15 +110,8 @@ def weighted_box_clustering(
             boxes, scores, iou_threshold=0.2, view_ids=view_ids, num_views=20
         )
     """
-    clusters = find_clusters(
-        boxes,
-        scores,
-        np.zeros(len(boxes), dtype=np.int64),
-        iou_threshold=iou_threshold,
-        view_ids=view_ids,
-        num_views=num_views,
-        center_weights=center_weights,
-    )
+    one_class = np.zeros(len(boxes), dtype=np.int64)
+    clusters = find_clusters(boxes, scores, one_class, **options)
     return clusters.boxes, clusters.scores
 
 
@@ -119,28 +119,17 @@ def batched_weighted_box_clustering(
     boxes: np.ndarray,
     scores: np.ndarray,
     classes: np.ndarray,
-    *,
-    iou_threshold: float,
-    view_ids: np.ndarray | Sequence,
-    num_views: float | np.ndarray,
-    center_weights: np.ndarray | None = None,
+    **options: Unpack[ClusterOptions],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """:func:`weighted_box_clustering` of every class on its own.
 
-    Arguments, errors and what the paper leaves open are those of :func:`find_clusters`.
+    Arguments (``options`` are its keywords), errors and what the paper leaves open are those of
+    :func:`find_clusters`.
 
     Returns:
         (M, 4) or (M, 6) boxes, (M,) scores, falling over all classes, and (M,) classes.
     """
-    clusters = find_clusters(
-        boxes,
-        scores,
-        classes,
-        iou_threshold=iou_threshold,
-        view_ids=view_ids,
-        num_views=num_views,
-        center_weights=center_weights,
-    )
+    clusters = find_clusters(boxes, scores, classes, **options)
     return clusters.boxes, clusters.scores, clusters.classes
 
 

@@ -47,10 +47,8 @@ def merge_slices(
 
         boxes3d, scores = merge_slices(boxes, scores, slice_ids, iou_threshold=0.1)
     """
-    boxes, scores = check_boxes(boxes, scores, iou_threshold, columns=(4,))
-    slice_ids = check_integers(slice_ids, "slice_ids", len(boxes))
-    linked = _merge(boxes, scores, slice_ids, iou_threshold)
-    return linked if return_tracklets else linked[:2]
+    options = {"iou_threshold": iou_threshold, "return_tracklets": return_tracklets}
+    return link_one_class(batched_merge_slices, boxes, scores, slice_ids, **options)
 
 
 def batched_merge_slices(
@@ -81,6 +79,24 @@ def batched_merge_slices(
     """
     linked = link_each_class(_merge, boxes, scores, slice_ids, classes, iou_threshold=iou_threshold)
     return linked if return_tracklets else linked[:3]
+
+
+def link_one_class(
+    batched: Callable[..., tuple[np.ndarray, ...]],
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    slice_ids: np.ndarray | Sequence[int],
+    **options: float,
+) -> tuple[np.ndarray, ...]:
+    """What a function of boxes of several classes gives for those of one, without its classes.
+
+    Args:
+        batched: :func:`batched_merge_slices`, or another one with such arguments and results.
+        boxes, scores, slice_ids, options: its arguments but for ``classes``.
+    """
+    classes = np.zeros(len(boxes), dtype=np.int64)
+    boxes3d, scores, _, *tracklets = batched(boxes, scores, slice_ids, classes, **options)
+    return boxes3d, scores, *tracklets
 
 
 def link_each_class(

@@ -5,8 +5,8 @@ from functools import partial
 
 import numpy as np
 
-from .box_clustering import box_areas, check_boxes, check_integers
-from .slices import link_each_class
+from .box_clustering import box_areas
+from .slices import link_each_class, link_one_class
 
 # SORT's constants, in pixels and slices, of the state's x, y, area, ratio and their velocities
 # (the ratio has none).
@@ -62,11 +62,9 @@ def track_slices(
 
         boxes3d, scores = track_slices(boxes, scores, slice_ids, iou_threshold=0.3, max_gap=1)
     """
-    boxes, scores = check_boxes(boxes, scores, iou_threshold, columns=(4,))
-    slice_ids = check_integers(slice_ids, "slice_ids", len(boxes))
-    _check_gap(max_gap)
-    linked = _track(boxes, scores, slice_ids, iou_threshold, max_gap)
-    return linked if return_tracklets else linked[:2]
+    options = {"iou_threshold": iou_threshold, "max_gap": max_gap}
+    options["return_tracklets"] = return_tracklets
+    return link_one_class(batched_track_slices, boxes, scores, slice_ids, **options)
 
 
 def batched_track_slices(
@@ -92,15 +90,11 @@ def batched_track_slices(
     Raises:
         ValueError: as :func:`track_slices`, or classes are no integers.
     """
-    _check_gap(max_gap)
+    if max_gap < 0:
+        raise ValueError(f"max_gap is {max_gap}, expected 0 slices or more")
     track = partial(_track, max_gap=max_gap)
     linked = link_each_class(track, boxes, scores, slice_ids, classes, iou_threshold=iou_threshold)
     return linked if return_tracklets else linked[:3]
-
-
-def _check_gap(max_gap: int) -> None:
-    if max_gap < 0:
-        raise ValueError(f"max_gap is {max_gap}, expected 0 slices or more")
 
 
 def _track(
