@@ -172,7 +172,6 @@ def read_nodules(
     """
     expected = f"the annotations of LUNA16, with the columns {', '.join(_COLUMNS)}"
     table = read_csv_table(file, _COLUMNS, expected)
-    table = table[(table != "").any(axis=1)]
     numbers = table[list(_COLUMNS[1:])].apply(pd.to_numeric, errors="coerce").to_numpy(float)
     problems, nodules = [], {}
     for row, series, values in zip(table.index, table["seriesuid"], numbers, strict=True):

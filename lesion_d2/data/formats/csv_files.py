@@ -19,7 +19,7 @@ def read_csv_table(file: str | os.PathLike, columns: Sequence[str], expected: st
 
     Returns:
         All cells of all columns as text, "" where there is none; the index is the line number in
-        the file. Rows without anything in them are there, too.
+        the file. Rows without anything in them are left out.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -44,4 +44,5 @@ def read_csv_table(file: str | os.PathLike, columns: Sequence[str], expected: st
     if not isinstance(table.index, pd.RangeIndex):  # pandas took the surplus cells for row labels
         raise ValueError(f"{file}: found rows longer than the header, expected {expected}")
     table.index = table.index + 2
-    return table.fillna("")
+    table = table.fillna("")
+    return table[(table != "").any(axis=1)]

@@ -1,6 +1,5 @@
 """What the medical detection toolkit's tables say of each image: the classes of its regions."""
 
-import csv
 import os
 import re
 from collections.abc import Mapping
@@ -9,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ...data.formats.csv_files import read_csv_table
 from ...data.formats.problems import short_repr
 from ...data.formats.restricted_pickle import load_pickle
 from ...data.formats.table_pickle import load_table
-from ...utils.files import check_columns, one_line
+from ...utils.files import one_line
 from ...utils.values import is_whole
 
 _COLUMNS = ("pid", "class_target")
@@ -110,15 +110,8 @@ def _of_meta_files(folder: Path) -> TargetTable:
 
 
 def _read_csv(file: Path) -> dict[str, list]:
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened, strict=True)
-            rows = list(reader)
-            names = reader.fieldnames or []
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: found no readable CSV ({one_line(error)})") from None
-    check_columns(file, names)
-    return {name: [row[name] for row in rows] for name in names}
+    table = read_csv_table(file, (), f"a table with the columns {' and '.join(_COLUMNS)}")
+    return {name: table[name].tolist() for name in table.columns}
 
 
 def _pid(where: str, pid: object) -> str:
