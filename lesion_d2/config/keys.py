@@ -1,3 +1,5 @@
+"""The keys that this project adds to Detectron2's config, with their defaults."""
+
 from detectron2.config import CfgNode as CN
 
 from .volumetric import add_volumetric_config

@@ -1,3 +1,5 @@
+"""Data sets, reading, masks, augmentation, mappers and loaders."""
+
 from .deeplesion import (
     key_slices,  # noqa: F401  (registers the data sets)
     subvolumes,  # noqa: F401  (likewise)

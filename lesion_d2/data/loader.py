@@ -1,3 +1,5 @@
+"""Loaders of slices for training, validation loss and test."""
+
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial

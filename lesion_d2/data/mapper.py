@@ -1,3 +1,5 @@
+"""The mapper: from a dict of a data set to a model's input."""
+
 import logging
 import os
 from collections.abc import Mapping
@@ -126,6 +128,7 @@ class LesionDatasetMapper:
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True, *, with_masks: bool = False) -> dict:
+        """Arguments of ``LesionDatasetMapper(cfg, is_train, with_masks=with_masks)``."""
         ct = cfg.INPUT.CT
         if len(cfg.MODEL.PIXEL_MEAN) != ct.NUM_SLICES or len(cfg.MODEL.PIXEL_STD) != ct.NUM_SLICES:
             raise ValueError(

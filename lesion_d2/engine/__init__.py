@@ -1,3 +1,5 @@
+"""Trainer, hooks, checkpoints, checks of a run's inputs, and predictors."""
+
 from .checkpoint_files.best_checkpoints import KeepBestHook
 from .checkpoint_files.checkpointer import LesionCheckpointer
 from .checks import check_prediction

@@ -1,3 +1,5 @@
+"""Setting up a run: config, checks, logs, devices and processes."""
+
 import argparse
 import gc
 import logging

@@ -222,6 +222,7 @@ class HardNegativeMiner:
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments of ``HardNegativeMiner(cfg)``."""
         return {
             "datasets": cfg.HARD_NEGATIVES.DATASETS or cfg.DATASETS.TRAIN,
             "build_loader": partial(

@@ -1,3 +1,5 @@
+"""Hooks that keep checkpoints, act on a metric, and draw the curves of a training."""
+
 import logging
 import math
 import operator

@@ -1,3 +1,5 @@
+"""The trainer."""
+
 import logging
 import math
 import operator

@@ -1,3 +1,5 @@
+"""FROC, AP, matching of detections with lesions, and evaluators."""
+
 from .average_precision import AP_METHODS, detection_average_precision, ranking_average_precision
 from .combined import (
     CombinedEvaluation,

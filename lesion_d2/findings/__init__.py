@@ -1,3 +1,5 @@
+"""Findings of a scan, and the files that hold them."""
+
 from ..structures.rle import decode_mask, encode_mask
 from .finding import Algorithm, Diameter, Finding, Findings, OperatingPoint, SliceFinding
 from .json_file import read_findings, write_findings

@@ -1,3 +1,5 @@
+"""Box clustering, ensembles, and linking of slices to volumes."""
+
 from .batches import OneSizeBatches
 from .box_clustering import batched_weighted_box_clustering, find_clusters, weighted_box_clustering
 from .ensemble import Ensemble

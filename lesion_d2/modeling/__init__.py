@@ -1,3 +1,5 @@
+"""Models: backbones, architectures, heads and losses, in 2-D and 3-D."""
+
 from .attention import AttentionGate, ContextualAttention, SpatialAttention, record_attention
 from .backbone import (
     VGG,

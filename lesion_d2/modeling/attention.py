@@ -1,3 +1,5 @@
+"""Attention gates, and contextual and spatial attention."""
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial

@@ -1,3 +1,5 @@
+"""Calibration of scores by masks (Zlocha et al., section 2.2)."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,3 +1,5 @@
+"""Losses of segmentation and classification."""
+
 import torch
 import torch.nn.functional as F
 from fvcore.nn import sigmoid_focal_loss_jit

@@ -1,3 +1,5 @@
+"""What is shared by the matching of anchors with lesions."""
+
 from torch import Tensor
 
 

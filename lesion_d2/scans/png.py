@@ -214,6 +214,7 @@ class PngFolder:
 
     @property
     def num_slices(self) -> int:
+        """Slices of the series."""
         return len(self.plan.slices)
 
     def read(self) -> Scan:

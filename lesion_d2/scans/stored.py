@@ -107,6 +107,7 @@ def files_below(folder: str, skip: Callable[[str], bool]) -> Iterator[tuple[str,
 
 
 def stored_file(path: str) -> Stored:
+    """A file that lies in a folder, in no archive."""
     return Stored(path, None, os.path.getsize(path))
 
 

@@ -65,6 +65,7 @@ class VolumeFile:
 
     @property
     def num_slices(self) -> int:
+        """Slices of the volume."""
         return self.shape[0]
 
     def read(self) -> Scan:

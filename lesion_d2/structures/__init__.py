@@ -1,3 +1,5 @@
+"""Boxes, masks and regions, in 2-D and 3-D, and how files hold them."""
+
 from .bit_masks import BitMasks3D
 from .boxes3d import Boxes3D
 from .image_list import ImageList3D

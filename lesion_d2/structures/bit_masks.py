@@ -1,3 +1,5 @@
+"""Masks in 3-D."""
+
 import math
 from collections.abc import Iterator, Sequence
 

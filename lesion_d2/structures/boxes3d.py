@@ -1,3 +1,5 @@
+"""Boxes in 3-D."""
+
 import torch
 from detectron2.structures import Boxes
 from torch import Tensor

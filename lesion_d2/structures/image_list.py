@@ -1,3 +1,5 @@
+"""Batches of volumes."""
+
 from collections.abc import Sequence
 
 from detectron2.structures import ImageList

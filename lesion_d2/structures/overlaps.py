@@ -1,3 +1,5 @@
+"""Overlaps of boxes in 2-D and 3-D."""
+
 from detectron2.structures import Boxes
 from torch import Tensor
 

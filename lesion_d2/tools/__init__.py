@@ -1,0 +1,1 @@
+"""Command-line tools: ``python -m lesion_d2.tools`` lists them."""

@@ -1,3 +1,5 @@
+"""Making the next item in a thread."""
+
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar

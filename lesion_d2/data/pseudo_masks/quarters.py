@@ -50,6 +50,11 @@ def quarter_coordinates(
 
 
 def check_numbers(name: str, values: Sequence[float], count: int) -> np.ndarray:
+    """So many finite numbers as float64.
+
+    Raises:
+        ValueError: it is something else; names ``name``.
+    """
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
         raise ValueError(f"{name}: found {values}, expected {count} finite numbers")
@@ -57,6 +62,7 @@ def check_numbers(name: str, values: Sequence[float], count: int) -> np.ndarray:
 
 
 def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The cross product of vectors (..., 2) in the plane: a number each."""
     return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
 
 

@@ -14,6 +14,7 @@ _IMAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*
 
 
 def is_int(value: object) -> bool:
+    """Whether a value is a whole number that a field may have."""
     return is_whole(value, MAX_NUMBER)
 
 

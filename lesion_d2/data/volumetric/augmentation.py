@@ -70,6 +70,7 @@ class RandomVolumePatch:
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments of ``RandomVolumePatch(cfg)``."""
         volume, aug = cfg.INPUT.VOLUME, cfg.INPUT.AUG
         limits = (aug.MAX_ROTATION, aug.MAX_SHEAR, aug.MAX_SCALE, aug.MAX_TRANSLATION)
         return {

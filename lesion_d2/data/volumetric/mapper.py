@@ -63,6 +63,7 @@ class VolumePatchMapper:
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments of ``VolumePatchMapper(cfg)``."""
         with_masks = trains_on_masks(cfg)
         _check_config(cfg, with_masks)
         return {

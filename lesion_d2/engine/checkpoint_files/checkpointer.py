@@ -1,3 +1,5 @@
+"""Reading, checking and writing checkpoints."""
+
 import logging
 import os
 from collections.abc import Iterator, Mapping

@@ -1,3 +1,5 @@
+"""Checks of a run's config and data, before anything is written."""
+
 from .datasets import set_dataset_options
 from .inputs import check_inputs
 from .prediction import check_prediction

@@ -1,3 +1,5 @@
+"""Epochs as iterations, and learning rates of layers."""
+
 import logging
 import math
 from collections.abc import Callable

@@ -1,3 +1,5 @@
+"""COCO's numbers, equal to pycocotools' and faster."""
+
 from .detections import ImageDetections
 from .evaluation import CocoEvaluation
 

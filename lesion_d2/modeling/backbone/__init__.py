@@ -1,3 +1,5 @@
+"""Backbones for stacks of slices: U-FPN, VGG, DenseNet, and features of three-slice images."""
+
 from .densenet import DenseNet, build_densenet_backbone
 from .fused_fpn import FusedImages, build_fused_fpn_backbone
 from .slice_images import (

@@ -1,3 +1,5 @@
+"""DenseNet (Huang et al., 2017), truncated."""
+
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY
 from torch import nn

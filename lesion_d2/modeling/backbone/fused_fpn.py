@@ -1,3 +1,5 @@
+"""An FPN over the fused features of three-channel images."""
+
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone

@@ -1,3 +1,5 @@
+"""What VGG and DenseNet share."""
+
 from collections.abc import Collection, Mapping, Sequence
 
 from detectron2.layers import FrozenBatchNorm2d

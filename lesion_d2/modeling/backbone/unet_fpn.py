@@ -1,3 +1,5 @@
+"""U-FPN (Jaeger et al., section 3.1): an FPN with higher-resolution levels."""
+
 import math
 from functools import partial
 from itertools import islice

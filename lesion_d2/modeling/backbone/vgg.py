@@ -1,3 +1,5 @@
+"""VGG (Simonyan and Zisserman, 2015), alone, with FPN and with U-FPN."""
+
 from collections.abc import Collection
 
 from detectron2.layers import ShapeSpec

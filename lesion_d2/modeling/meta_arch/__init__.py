@@ -1,3 +1,5 @@
+"""Meta-architectures."""
+
 from .det_unet import DetUNet
 from .det_unet_3d import DetUNet3D
 from .lesion_rcnn import LesionRCNN

@@ -1,3 +1,5 @@
+"""DetU-Net (Jaeger et al., section 4.1)."""
+
 from typing import NamedTuple
 
 import cv2
@@ -77,6 +79,7 @@ class DetUNet(DenseDetector):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments of ``DetUNet(cfg)``."""
         num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
         if cfg.MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC and num_classes > 1:
             raise ValueError(

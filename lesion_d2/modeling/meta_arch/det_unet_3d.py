@@ -1,3 +1,5 @@
+"""DetU-Net on volumes."""
+
 import numpy as np
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Instances
@@ -25,6 +27,7 @@ class DetUNet3D(VolumetricDetector, DetUNet):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments of ``DetUNet3D(cfg)``."""
         arguments = super().from_config(cfg)
         volume_shapes(arguments["backbone"], ["p2"])
         return arguments

@@ -1,3 +1,5 @@
+"""Faster and Mask R-CNN for slices."""
+
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
@@ -56,6 +58,7 @@ class LesionRCNN(GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments of ``LesionRCNN(cfg)``."""
         return {
             **super().from_config(cfg),
             "seg_loss_weight": cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT,

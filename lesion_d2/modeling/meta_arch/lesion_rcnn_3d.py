@@ -1,3 +1,5 @@
+"""Faster and Mask R-CNN on volumes."""
+
 from detectron2.config import configurable
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
@@ -60,6 +62,7 @@ class LesionRCNN3D(VolumetricDetector, LesionRCNN):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments of ``LesionRCNN3D(cfg)``."""
         for key, (registry, kind) in _PARTS.items():
             if key == "MODEL.ROI_MASK_HEAD.NAME" and not cfg.MODEL.MASK_ON:
                 continue

@@ -1,3 +1,5 @@
+"""Mean teacher for missing annotations (Bai et al., 2023)."""
+
 import copy
 from collections.abc import Iterator
 
@@ -93,6 +95,7 @@ class MeanTeacher(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, student: nn.Module) -> dict:
+        """Arguments of ``MeanTeacher(cfg, student)``."""
         options = cfg.MODEL.MEAN_TEACHER
         return {
             "student": student,

@@ -1,3 +1,5 @@
+"""Retina U-Net (Jaeger et al., section 3.1)."""
+
 import math
 
 import torch
@@ -111,6 +113,7 @@ class RetinaUNet(LesionRetinaNet):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments of ``RetinaUNet(cfg)``."""
         arguments = {
             **super().from_config(cfg),
             "seg_loss_weight": cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT,

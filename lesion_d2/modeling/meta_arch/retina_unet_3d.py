@@ -1,3 +1,5 @@
+"""Retina U-Net and RetinaNet on volumes."""
+
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Instances
@@ -73,4 +75,5 @@ class RetinaNet3D(RetinaUNet3D):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments of ``RetinaNet3D(cfg)``."""
         return {**super().from_config(cfg), "seg_loss_weight": 0.0, "predict_masks": False}

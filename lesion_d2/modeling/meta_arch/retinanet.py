@@ -1,3 +1,5 @@
+"""RetinaNet with low-quality matches and ATSS as options."""
+
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
@@ -48,6 +50,7 @@ class LesionRetinaNet(RetinaNet):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments of ``LesionRetinaNet(cfg)``."""
         return {
             **super().from_config(cfg),
             "allow_low_quality_matches": cfg.MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES,

@@ -1,3 +1,5 @@
+"""3DCE with attention (Tao et al., 2019)."""
+
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList

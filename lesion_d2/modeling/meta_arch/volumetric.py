@@ -80,6 +80,7 @@ class VolumetricRetinaNet(VolumetricDetector, RetinaNet):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments of ``VolumetricRetinaNet(cfg)``."""
         backbone, options = build_backbone(cfg), cfg.MODEL.RETINANET
         if len(options.BBOX_REG_WEIGHTS) != 6:
             raise ValueError(

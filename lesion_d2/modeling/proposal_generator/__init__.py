@@ -1,3 +1,5 @@
+"""Proposal generators."""
+
 from .rpn import LesionRPN
 
 __all__ = ["LesionRPN"]

@@ -1,3 +1,5 @@
+"""Choosing an RPN's proposals, in 2-D and 3-D."""
+
 import torch
 from detectron2.layers import cat
 from detectron2.modeling.box_regression import Box2BoxTransform

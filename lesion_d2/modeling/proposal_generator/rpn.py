@@ -1,3 +1,5 @@
+"""The RPN."""
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
@@ -45,6 +47,7 @@ class LesionRPN(RPN):
 
     @classmethod
     def from_config(cls, cfg, input_shape) -> dict:
+        """Arguments of ``LesionRPN(cfg, input_shape)``."""
         shem_pool = cfg.MODEL.LESION_RCNN.SHEM_POOL
         return {**super().from_config(cfg, input_shape), "shem_pool": shem_pool}
 

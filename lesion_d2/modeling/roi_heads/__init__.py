@@ -1,3 +1,5 @@
+"""ROI heads."""
+
 from .lesion import LesionROIHeads
 from .regions import RegionROIHeads
 from .rfcn import PositionSensitivePooler, RFCNROIHeads, position_sensitive_pool

@@ -1,3 +1,5 @@
+"""ROI heads with SHEM (Jaeger et al., section 4.2)."""
+
 from collections.abc import Iterator
 
 import torch
@@ -33,6 +35,7 @@ class LesionROIHeads(RegionROIHeads):
 
     @classmethod
     def from_config(cls, cfg, input_shape) -> dict:
+        """Arguments of ``LesionROIHeads(cfg, input_shape)``."""
         shem_pool = cfg.MODEL.LESION_RCNN.SHEM_POOL
         return {**super().from_config(cfg, input_shape), "shem_pool": shem_pool}
 

@@ -1,3 +1,5 @@
+"""ROI heads that leave out regions to ignore."""
+
 import torch
 from detectron2.modeling import StandardROIHeads
 from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals

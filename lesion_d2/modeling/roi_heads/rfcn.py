@@ -1,3 +1,5 @@
+"""Position-sensitive ROI heads (R-FCN, 3DCE)."""
+
 import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F

@@ -1,3 +1,5 @@
+"""ROI heads with a class of mined false positives (Tang et al., section 2.2)."""
+
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import ROI_HEADS_REGISTRY
@@ -48,6 +50,7 @@ class ULDorOutputLayers(FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg, input_shape) -> dict:
+        """Arguments of ``ULDorOutputLayers(cfg, input_shape)``."""
         return {
             **super().from_config(cfg, input_shape),
             "count_false_positives": cfg.MODEL.ULDOR.COUNT_FALSE_POSITIVES,

@@ -1,3 +1,5 @@
+"""Parts of models in 3-D."""
+
 from .anchor_generator import AnchorGenerator3D
 from .box_head import FastRCNNConvFCHead3D, FastRCNNOutputLayers3D
 from .box_regression import Box2BoxTransform3D

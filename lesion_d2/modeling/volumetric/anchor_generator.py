@@ -1,3 +1,5 @@
+"""Anchors in 3-D."""
+
 from collections.abc import Sequence
 
 import torch
@@ -72,6 +74,7 @@ class AnchorGenerator3D(DefaultAnchorGenerator):
 
     @classmethod
     def from_config(cls, cfg, input_shape: list[VolumeShape]) -> dict:
+        """Arguments of ``AnchorGenerator3D(cfg, input_shape)``."""
         if not all(isinstance(shape, VolumeShape) for shape in input_shape):
             raise ValueError(
                 f"MODEL.BACKBONE.NAME: found {cfg.MODEL.BACKBONE.NAME!r}, expected one of volumes, "

@@ -1,3 +1,5 @@
+"""Fast R-CNN's head and outputs in 3-D."""
+
 from collections.abc import Sequence
 
 import fvcore.nn.weight_init as weight_init
@@ -75,6 +77,7 @@ class FastRCNNOutputLayers3D(FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg, input_shape) -> dict:
+        """Arguments of ``FastRCNNOutputLayers3D(cfg, input_shape)``."""
         weights = cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS
         return {
             **super().from_config(cfg, input_shape),

@@ -1,3 +1,5 @@
+"""Deltas between boxes in 3-D."""
+
 from collections.abc import Sequence
 
 import torch

@@ -1,3 +1,5 @@
+"""Convolutions in 3-D."""
+
 from collections.abc import Callable, Sequence
 
 import fvcore.nn.weight_init as weight_init

@@ -1,3 +1,5 @@
+"""FPN and U-FPN in 3-D."""
+
 import itertools
 
 import torch

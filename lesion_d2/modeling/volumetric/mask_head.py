@@ -1,3 +1,5 @@
+"""Mask R-CNN's head in 3-D."""
+
 from collections.abc import Sequence
 
 import fvcore.nn.weight_init as weight_init

@@ -1,3 +1,5 @@
+"""Pooling of regions from a pyramid in 3-D."""
+
 import math
 from collections.abc import Sequence
 

@@ -1,3 +1,5 @@
+"""ResNet in 3-D, and its FPN and U-FPN backbones."""
+
 import contextlib
 from collections.abc import Iterator
 

@@ -1,3 +1,5 @@
+"""RetinaNet's head in 3-D."""
+
 import math
 from itertools import pairwise
 
@@ -57,6 +59,7 @@ class RetinaNetHead3D(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, input_shape: list[VolumeShape]) -> dict:
+        """Arguments of ``RetinaNetHead3D(cfg, input_shape)``."""
         num_anchors = set(build_anchor_generator(cfg, input_shape).num_cell_anchors)
         if len(num_anchors) > 1:
             raise ValueError(

@@ -1,3 +1,5 @@
+"""ROI heads in 3-D."""
+
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import build_box_head, build_mask_head
 
@@ -18,6 +20,7 @@ class LesionROIHeads3D(LesionROIHeads):
 
     @classmethod
     def from_config(cls, cfg, input_shape) -> dict:
+        """Arguments of ``LesionROIHeads3D(cfg, input_shape)``."""
         if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES:
             raise ValueError(
                 "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES: found True, expected False for models of "

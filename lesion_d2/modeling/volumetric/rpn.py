@@ -1,3 +1,5 @@
+"""The RPN and its head in 3-D."""
+
 from collections.abc import Sequence
 
 from detectron2.config import configurable
@@ -72,6 +74,7 @@ class LesionRPN3D(LesionRPN):
 
     @classmethod
     def from_config(cls, cfg, input_shape) -> dict:
+        """Arguments of ``LesionRPN3D(cfg, input_shape)``."""
         weights = cfg.MODEL.RPN.BBOX_REG_WEIGHTS
         return {
             **super().from_config(cfg, input_shape),

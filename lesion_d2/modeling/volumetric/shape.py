@@ -1,3 +1,5 @@
+"""The shape of features in 3-D."""
+
 from dataclasses import dataclass
 
 from detectron2.layers import ShapeSpec
