@@ -11,11 +11,11 @@ from detectron2.modeling import (
 )
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.utils.registry import Registry
+from torch import nn
 
 from ...config import trains_on_masks
 from ...config.volumetric import is_volumetric
-from ...modeling import DetUNet, LesionRetinaNet, LesionRPN, RegionROIHeads, RetinaUNet
-from ...modeling.meta_arch.mean_teacher import POLICIES
+from ...modeling import DetUNet, LesionRetinaNet, LesionRPN, MeanTeacher, RegionROIHeads, RetinaUNet
 from ...structures.ignore_regions import regions_of
 from ...utils.values import is_number
 from ..checkpoint_files import FORMATS
@@ -30,12 +30,6 @@ from .evaluation import check_evaluations
 from .model import ULDOR_HEADS, found_heads
 from .values import Check, at_least, check_values
 
-_TEACHER_CHECKS: tuple[Check, ...] = (
-    ("MODEL.MEAN_TEACHER.MOMENTUM", lambda v: 0 <= v < 1, "0 to below 1"),
-    ("MODEL.MEAN_TEACHER.POLICY", lambda v: v in POLICIES, f"one of {', '.join(POLICIES)}"),
-    ("MODEL.MEAN_TEACHER.SCORE_THRESH", lambda v: 0 < v <= 1, "a score above 0, at most 1"),
-    ("MODEL.MEAN_TEACHER.GT_NMS_THRESH", lambda v: 0 <= v <= 1, "an IoU from 0 to 1"),
-)
 _SCHEDULE_CHECKS: tuple[Check, ...] = (
     *(
         (f"SOLVER.{key}", at_least(least), f"a finite number, at least {least}")
@@ -145,7 +139,8 @@ def _check_mean_teacher(cfg: CfgNode) -> None:
     options = cfg.MODEL.MEAN_TEACHER
     if not options.ENABLED:
         return
-    check_values(cfg, _TEACHER_CHECKS)
+    with as_input_error(""):
+        MeanTeacher(cfg, nn.Identity())
     if cfg.TEST.PRECISE_BN.ENABLED:
         raise InputError(
             "TEST.PRECISE_BN.ENABLED: found True, expected False: a mean teacher's statistics are "

@@ -55,7 +55,8 @@ class MeanTeacher(nn.Module):
         box_margin: see :func:`ellipse_masks`.
 
     Raises:
-        ValueError: the momentum lies outside [0, 1), or the policy is another one.
+        ValueError: the momentum lies outside [0, 1), a threshold outside [0, 1], or the policy is
+            another one.
 
     Attributes:
         counts: what was mined.
@@ -74,15 +75,7 @@ class MeanTeacher(nn.Module):
         box_margin: float = 5.0,
     ):
         super().__init__()
-        if not 0 <= momentum < 1:
-            raise ValueError(
-                f"MODEL.MEAN_TEACHER.MOMENTUM: found {momentum}, expected 0 to below 1"
-            )
-        if policy not in POLICIES:
-            raise ValueError(
-                f"MODEL.MEAN_TEACHER.POLICY: found {policy!r}, expected one of "
-                f"{', '.join(POLICIES)}"
-            )
+        _check(momentum, policy, score_threshold, gt_nms_threshold)
         self.student = student
         self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
         self.policy = policy
@@ -227,6 +220,17 @@ class MeanTeacher(nn.Module):
     def restart(self) -> None:
         """Let the student begin with the teacher's weights, which is what was loaded."""
         self.student.load_state_dict(self.teacher.state_dict())
+
+
+def _check(momentum: float, policy: str, score_threshold: float, gt_nms_threshold: float) -> None:
+    for key, value, is_right, expected in (
+        ("MOMENTUM", momentum, 0 <= momentum < 1, "0 to below 1"),
+        ("POLICY", policy, policy in POLICIES, f"one of {', '.join(POLICIES)}"),
+        ("SCORE_THRESH", score_threshold, 0 < score_threshold <= 1, "a score above 0, at most 1"),
+        ("GT_NMS_THRESH", gt_nms_threshold, 0 <= gt_nms_threshold <= 1, "an IoU from 0 to 1"),
+    ):
+        if not is_right:
+            raise ValueError(f"MODEL.MEAN_TEACHER.{key}: found {value!r}, expected {expected}")
 
 
 def _on_host(
