@@ -43,17 +43,10 @@ def detection_average_precision(
     COCO matches with a crowd.
 
     Args:
-        pred_boxes: one array a volume (or image): (N, 6) X1Y1Z1X2Y2Z2, or (N, 4) X1Y1X2Y2.
-        pred_scores: one (N,) array a volume, finite numbers.
-        gt_boxes: one (M, 6) or (M, 4) array a volume.
+        pred_boxes, pred_scores, gt_boxes, overlap, inclusive, tracklets, excused: see
+            :func:`~lesion_d2.evaluation.match_images`, with volumes or images.
         iou_threshold: overlap in (0, 1]; reaching it is enough. 0.1 is that of Jaeger et al.,
             section 4.3.
-        overlap: "iou", "iobb" or "p3d", see
-            :func:`~lesion_d2.evaluation.matching.paired_overlaps`.
-        inclusive: whether boxes are whole pixels, likewise.
-        tracklets: with "p3d", which detection each box belongs to, see
-            :func:`~lesion_d2.evaluation.match_images`.
-        excused: one (N,) bool array a volume, likewise; none by default.
         method: one of :data:`AP_METHODS`.
 
     Returns:

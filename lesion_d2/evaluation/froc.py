@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
 
-from .matching import Matches, match_images
+from .matching import Matches, MatchOptions, match_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,12 +103,7 @@ def froc_curve(
     pred_boxes: Sequence[np.ndarray],
     pred_scores: Sequence[np.ndarray],
     gt_boxes: Sequence[np.ndarray],
-    *,
-    iou_threshold: float = 0.5,
-    overlap: str = "iou",
-    inclusive: bool = False,
-    tracklets: Sequence[np.ndarray] | None = None,
-    excused: Sequence[np.ndarray] | None = None,
+    **options: Unpack[MatchOptions],
 ) -> FrocCurve:
     """FROC curve of detections, as the DeepLesion papers compute it.
 
@@ -121,14 +117,8 @@ def froc_curve(
             X1Y1Z1X2Y2Z2 in pixels and slices.
         pred_scores: one (N,) array an image.
         gt_boxes: one (M, 4) or (M, 6) array an image; images without lesions count for the rate.
-        iou_threshold: overlap in (0, 1] from which a lesion is reached (``>=``).
-        overlap: "iou", "iobb" (over the detected box) or "p3d" (a tracklet's box on the key slice;
-            Cai et al. 2020), see :func:`~lesion_d2.evaluation.matching.paired_overlaps`.
-        inclusive: count boxes as whole pixels, width = x2 - x1 + 1, as the published code of
-            Lesion-Harvester and 3DCE does.
-        tracklets: with "p3d", which detection each box belongs to, see
-            :func:`~lesion_d2.evaluation.match_images`.
-        excused: one (N,) bool array an image, likewise; none by default.
+        options: keywords of :func:`~lesion_d2.evaluation.match_images`: ``iou_threshold`` (0.5),
+            ``overlap`` ("iou"), ``inclusive`` (False), ``tracklets`` and ``excused`` (none).
 
     Raises:
         ValueError: see :func:`~lesion_d2.evaluation.match_images`.
@@ -138,16 +128,7 @@ def froc_curve(
         curve = froc_curve([boxes], [scores], [gt_boxes])
         sensitivities = curve.at([0.5, 1, 2, 4, 8, 16])
     """
-    matches = match_images(
-        pred_boxes,
-        pred_scores,
-        gt_boxes,
-        iou_threshold=iou_threshold,
-        overlap=overlap,
-        inclusive=inclusive,
-        tracklets=tracklets,
-        excused=excused,
-    )
+    matches = match_images(pred_boxes, pred_scores, gt_boxes, **options)
     return FrocCurve.from_matches(matches)
 
 

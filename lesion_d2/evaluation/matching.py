@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
@@ -92,6 +93,16 @@ def _paired_overlaps(
     return np.divide(intersection, whole, out=np.zeros(len(boxes)), where=whole > 0)
 
 
+class MatchOptions(TypedDict, total=False):
+    """Keywords of :func:`match_images`."""
+
+    iou_threshold: float
+    overlap: str
+    inclusive: bool
+    tracklets: Sequence[np.ndarray] | None
+    excused: Sequence[np.ndarray] | None
+
+
 def match_images(
     pred_boxes: Sequence[np.ndarray],
     pred_scores: Sequence[np.ndarray],
@@ -147,8 +158,25 @@ def match_images(
     detection, lesion = detection[by_overlap], lesion[by_overlap]
     if owners is not None:
         detection = owners[detection]
+    return _from_pairs(detection, lesion, scores, score_counts, gt_counts, is_excused)
 
-    found_scores = np.full(len(truth), -np.inf)
+
+def _from_pairs(
+    detection: np.ndarray,
+    lesion: np.ndarray,
+    scores: np.ndarray,
+    score_counts: np.ndarray,
+    gt_counts: np.ndarray,
+    excused: np.ndarray,
+) -> Matches:
+    """Matches of pairs that reach each other.
+
+    Args:
+        detection, lesion: (P,) indices over all images, by rising overlap.
+        scores, excused: (N,) of all detections.
+        score_counts, gt_counts: detections and lesions of each image.
+    """
+    found_scores = np.full(gt_counts.sum(), -np.inf)
     np.maximum.at(found_scores, lesion, scores[detection])
     finds = np.zeros(len(scores), dtype=bool)
     finds[detection[scores[detection] == found_scores[lesion]]] = True
@@ -157,7 +185,7 @@ def match_images(
     lesion_images = np.repeat(np.arange(len(gt_counts)), gt_counts)
     best[detection] = lesion - first_lesion[lesion_images[lesion]]  # the last, the most overlap
     return Matches(
-        num_images=len(counts),
+        num_images=len(gt_counts),
         scores=scores,
         images=np.repeat(np.arange(len(score_counts)), score_counts),
         lesions=best,
@@ -165,7 +193,7 @@ def match_images(
         num_reached=np.bincount(detection, minlength=len(scores)),
         lesion_images=lesion_images,
         found_scores=found_scores,
-        excused=is_excused,
+        excused=excused,
     )
 
 

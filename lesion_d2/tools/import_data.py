@@ -20,7 +20,6 @@ from pathlib import Path
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.data.roots import resolve_root
 from lesion_d2.data.volume_set.catalog import register_volume_set
-from lesion_d2.data.volume_set.splits import DEFAULT_SHARES
 from lesion_d2.data_checks import PAGE_FILE, check_data_set
 from lesion_d2.importers import FORMATS, Listing
 from lesion_d2.importers.running import (
@@ -34,7 +33,7 @@ from lesion_d2.utils.errors import InputError, run_program
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
 
-from .common.arguments import add_shard, positive, seed
+from .common.arguments import add_shard, add_shares, positive, seed
 
 _PROGRAM = "lesion_d2.tools.import_data"
 _MAX_SHOWN = 50
@@ -75,14 +74,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     add("--skip-damaged", action="store_true", help="leave out cases that cannot be read")
     add("--no-check", action="store_true", help="do not check the data set at the end")
     add("--new-split", action="store_true", help="discard the source's splits and folds")
-    add(
-        "--shares",
-        type=float,
-        nargs=3,
-        default=DEFAULT_SHARES,
-        metavar=("TRAIN", "VAL", "TEST"),
-        help="percentages of patients, if the source has no splits (default: 60 20 20)",
-    )
+    add_shares(add, "percentages of patients, if the source has no splits (default: 60 20 20)")
     add_shard(add)
     add("--seed", type=seed, default=0, metavar="N", help="seed of the split (default: 0)")
 

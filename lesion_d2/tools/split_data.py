@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.data.volume_set.form import VolumeSet
-from lesion_d2.data.volume_set.splits import DEFAULT_SHARES, describe_strata, write_splits
+from lesion_d2.data.volume_set.splits import describe_strata, write_splits
 from lesion_d2.utils.errors import run_program
 
 import numpy as np
 from tabulate import tabulate
 
-from .common.arguments import data_set_folder, positive, seed
+from .common.arguments import add_shares, data_set_folder, positive, seed
 
 _PROGRAM = "lesion_d2.tools.split_data"
 
@@ -48,14 +48,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("name", metavar="NAME", help="name of the data set in $DETECTRON2_DATASETS, or its folder")
     add("--folds", type=positive, metavar="K", help="make K folds, and keep the splits")
     add("--seed", type=seed, default=0, metavar="N", help="seed of the split (default: 0)")
-    add(
-        "--shares",
-        type=float,
-        nargs=3,
-        default=DEFAULT_SHARES,
-        metavar=("TRAIN", "VAL", "TEST"),
-        help="percentages of patients (default: 60 20 20); in folds, test is 1 / K",
-    )
+    add_shares(add, "percentages of patients (default: 60 20 20); in folds, test is 1 / K")
     add("--overwrite", action="store_true", help="replace existing splits or folds")
     return parser
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from ...scans.nifti import open_nifti
 from ...scans.volume_file import VolumeFile
-from ...utils.values import are_digits
 from ..deeplesion.volume_names import VolumeName
 from ..shared_arrays import Allocate, shared_array, shares_arrays
+from .paths import split_slice_path
 
 _MAX_VOLUMES = 4  # cached per process: about 15 MB each in DeepLesion
 
@@ -33,7 +33,7 @@ def nifti_slices(file: str | os.PathLike) -> dict[int, str]:
 
 def nifti_slice_exists(path: str | os.PathLike) -> bool:
     """Whether a slice's path, ``<file>/<slice number>.png``, is one of :func:`nifti_slices`."""
-    file, number = _split(path)
+    file, number = split_slice_path(path)
     name = _parse_name(file)
     return name.first <= number <= name.last and os.path.isfile(file)
 
@@ -56,7 +56,7 @@ def read_nifti_slice(path: str | os.PathLike) -> np.ndarray:
         ValueError: the file is damaged, is not a volume of numbers, its number of slices differs
             from that of its name, or it has no value below 0 (whole slices in HU contain air).
     """
-    file, number = _split(path)
+    file, number = split_slice_path(path)
     if not nifti_slice_exists(path):
         raise FileNotFoundError(f"{path}: no such CT slice")
     return _volume(file, os.stat(file).st_mtime_ns)[number - _parse_name(file).first].copy()
@@ -82,14 +82,6 @@ def _parse_name(file: str | os.PathLike) -> VolumeName:
         return VolumeName.parse(os.path.basename(file))
     except ValueError as error:
         raise ValueError(f"{file}: {error}, then .nii or .nii.gz") from None
-
-
-def _split(path: str | os.PathLike) -> tuple[str, int]:
-    file, name = os.path.split(path)
-    stem = os.path.splitext(name)[0]
-    if not are_digits(stem):
-        raise ValueError(f"{path}: found the name {name!r}, expected <slice number>.png")
-    return file, int(stem)
 
 
 def _open(file: str | os.PathLike) -> VolumeFile:

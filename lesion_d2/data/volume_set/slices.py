@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ...utils.values import are_digits
+from ..slices.paths import split_slice_path
 from .voxels import BLOCKS, EXTENSION, read_voxels, voxels_shape
 
 
@@ -33,7 +33,7 @@ def voxels_slices(file: str | os.PathLike) -> dict[int, str]:
 
 def voxels_slice_exists(path: str | os.PathLike) -> bool:
     """Whether a slice's path is one of :func:`voxels_slices`."""
-    file, number = _split(path)
+    file, number = split_slice_path(path)
     return os.path.isfile(file) and number < voxels_shape(file)[0]
 
 
@@ -44,7 +44,7 @@ def read_voxels_slice(path: str | os.PathLike) -> np.ndarray:
         FileNotFoundError: there is no such file, or no such slice in it.
         ValueError: the file is damaged.
     """
-    file, number = _split(path)
+    file, number = split_slice_path(path)
     return read_voxels_slices(file, [number])[number]
 
 
@@ -82,7 +82,7 @@ def read_voxels_block(
     Raises:
         FileNotFoundError, ValueError: see :func:`~lesion_d2.data.volume_set.voxels.read_voxels`.
     """
-    file, first = _split(paths[0])
+    file, first = split_slice_path(paths[0])
     return read_voxels(file, first, first + len(paths), *rows, *columns)
 
 
@@ -95,11 +95,3 @@ def _runs(numbers: list[int]) -> list[list[int]]:
         else:
             runs.append([number])
     return runs
-
-
-def _split(path: str | os.PathLike) -> tuple[str, int]:
-    file, name = os.path.split(path)
-    stem = os.path.splitext(name)[0]
-    if not are_digits(stem):
-        raise ValueError(f"{path}: found the name {name!r}, expected <slice number>.png")
-    return file, int(stem)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lesion_d2.data.roots import resolve_root
 from lesion_d2.data.volume_set.form import FILE_NAME
+from lesion_d2.data.volume_set.splits import DEFAULT_SHARES
 from lesion_d2.utils.shards import WHOLE, Shard, parse_shard
 
 _MAX_NAMES = 5  # in a message
@@ -26,6 +27,17 @@ def seed(text: str) -> int:
     if not 0 <= value < 2**32:
         raise argparse.ArgumentTypeError(f"found {text[:40]!r}, expected 0 or more, below 2^32")
     return value
+
+
+def add_shares(add: Callable[..., object], text: str) -> None:
+    """Add ``--shares TRAIN VAL TEST`` to a command line by its ``add_argument``.
+
+    Args:
+        add: ``add_argument``.
+        text: the help.
+    """
+    metavar = ("TRAIN", "VAL", "TEST")
+    add("--shares", type=float, nargs=3, default=DEFAULT_SHARES, metavar=metavar, help=text)
 
 
 def add_shard(add: Callable[..., object]) -> None:
