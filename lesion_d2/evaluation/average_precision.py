@@ -72,11 +72,9 @@ def detection_average_precision(
     if method == "all_points":
         return _area_under_precision(matches)
     owners = [None] * len(pred_boxes) if tracklets is None else tracklets
-    hits = [
-        _take(_overlap_table(*case, overlap, inclusive), np.asarray(case[1]), iou_threshold)
-        for case in zip(pred_boxes, pred_scores, gt_boxes, owners, strict=True)
-    ]
-    hits = np.concatenate(hits)
+    cases = zip(pred_boxes, pred_scores, gt_boxes, owners, strict=True)
+    tables = [(_overlap_table(*case, overlap, inclusive), case[1]) for case in cases]
+    hits = np.concatenate([_take(t, np.asarray(s), iou_threshold) for t, s in tables])
     counts = hits | ~matches.excused
     return _mean_precision(hits[counts], matches.scores[counts], len(matches.found_scores))
 

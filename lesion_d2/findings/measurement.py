@@ -96,16 +96,28 @@ def measure_findings(
             score=float(score),
             category=str(class_names[category]),
             category_id=int(category),
-            box=tuple(map(float, box)),
-            box_mm=_corners_mm(scan, box),
-            key_slice=_key_slice(slices, (box[2] + box[5]) / 2),
-            slices=tuple(slices),
-            **_sizes(scan, slices, box_margin),
+            **_extent(scan, box, slices, box_margin),
         )
         if of_volumes and finding.measured_on == "box":
             finding = replace(finding, volume_mm3=_OF_ELLIPSOID * finding.volume_mm3)
         findings.append(finding)
     return tuple(findings)
+
+
+def _extent(
+    scan: Scan,
+    box: np.ndarray,
+    slices: Sequence[SliceFinding],
+    box_margin: float | tuple[float, float],
+) -> dict:
+    """Where a finding lies and how large it is: fields of :class:`Finding`."""
+    return {
+        "box": tuple(map(float, box)),
+        "box_mm": _corners_mm(scan, box),
+        "key_slice": _key_slice(slices, (box[2] + box[5]) / 2),
+        "slices": tuple(slices),
+        **_sizes(scan, slices, box_margin),
+    }
 
 
 def _key_slice(slices: Sequence[SliceFinding], middle: float) -> int:

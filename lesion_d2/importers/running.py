@@ -119,10 +119,7 @@ def run_import(
     output = Path(os.path.abspath(output))
     _check_name(output)
     if not shard.is_whole:
-        if overwrite:
-            raise ValueError(
-                "found --overwrite with --shard, expected one of them: remove the data set first"
-            )
+        _check_part(overwrite)
         if (standing := _standing(listing, output, format)) is not None:
             return standing
     _tidy(output)
@@ -143,6 +140,13 @@ def run_import(
             return job.run_part()
         _check_output(output, overwrite)  # of a call that was faster
         return job.run()
+
+
+def _check_part(overwrite: bool) -> None:
+    if overwrite:
+        raise ValueError(
+            "found --overwrite with --shard, expected one of them: remove the data set first"
+        )
 
 
 @dataclass(frozen=True)

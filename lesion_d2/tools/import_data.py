@@ -146,25 +146,7 @@ def run_listing(
     Raises:
         ValueError, OSError: see :func:`run_import`.
     """
-    try:
-        summary = run_import(
-            listing,
-            args.output,
-            format=format,
-            workers=args.workers,
-            dry_run=args.dry_run,
-            overwrite=args.overwrite,
-            skip_damaged=args.skip_damaged,
-            new_split=args.new_split,
-            shares=args.shares,
-            seed=args.seed,
-            shard=args.shard,
-        )
-    except BrokenProcessPool:
-        raise InputError(
-            "a process was killed, maybe for its memory: the same command goes on, with fewer "
-            f"--workers if need be; what is finished is in {working_folder(args.output)}"
-        ) from None
+    summary = _import(listing, args, format)
     if summary.stood:
         print(f"{summary.root} already exists: nothing to do")
         return 0
@@ -194,6 +176,28 @@ def run_listing(
             f"it is not in $DETECTRON2_DATASETS ({datasets}), so it is not registered by itself\n"
         )
     return 0 if args.no_check else _check(summary.root, args.workers)
+
+
+def _import(listing: Listing, args: argparse.Namespace, format: str) -> ImportSummary:
+    try:
+        return run_import(
+            listing,
+            args.output,
+            format=format,
+            workers=args.workers,
+            dry_run=args.dry_run,
+            overwrite=args.overwrite,
+            skip_damaged=args.skip_damaged,
+            new_split=args.new_split,
+            shares=args.shares,
+            seed=args.seed,
+            shard=args.shard,
+        )
+    except BrokenProcessPool:
+        raise InputError(
+            "a process was killed, maybe for its memory: the same command goes on, with fewer "
+            f"--workers if need be; what is finished is in {working_folder(args.output)}"
+        ) from None
 
 
 def _check(root: Path, workers: int | None) -> int:

@@ -104,20 +104,24 @@ def write_coco(
     else:
         jobs = _name_pictures(records, entries, window)
     annotations = list(_annotation_entries(dataset, records, polygons))
-    content = {
-        "info": {"description": f"{dataset}, by lesion_d2.tools.export_coco"},
-        "licenses": [],
-        "images": entries,
-        "annotations": annotations,
-        "categories": _categories(dataset),
-    }
     with atomic_folder(output) as working:
         _check_output(output, overwrite)  # of a call that was faster
-        _fill_folder(working, content, jobs, window, workers)
+        _fill_folder(working, _content(dataset, entries, annotations), jobs, window, workers)
     masks = [a["segmentation"] for a in annotations if a["segmentation"]]
     num_rles = sum(isinstance(mask, dict) for mask in masks)
     counts = len(entries), len(annotations), len(masks), num_rles
     return WrittenCoco(output / FILE_NAME, image_root, *counts)
+
+
+def _content(dataset: str, images: list[dict], annotations: list[dict]) -> dict:
+    """What stands in the file."""
+    return {
+        "info": {"description": f"{dataset}, by lesion_d2.tools.export_coco"},
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": _categories(dataset),
+    }
 
 
 def _check_options(images: str, window: tuple[float, float] | None) -> None:

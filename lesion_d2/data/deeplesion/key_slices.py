@@ -133,11 +133,11 @@ def load_deeplesion(
     source = f"{csv_file}, split {split!r}"
     if not dicts:
         raise ValueError(f"{source}: no lesions left, expected at least one (left out: {left_out})")
-    num_lesions = (found & known).sum()
-    num_repeated = frame[found & known].duplicated(list(_LESION_COLUMNS)).sum()
+    kept = frame[found & known]
+    num_repeated = kept.duplicated(list(_LESION_COLUMNS)).sum()
     alone = np.isnan([table[key][found & known, 0] for key in ("recist", "diameters_mm")])
     logger.info(
-        f"{source}: {num_lesions} lesions on {len(dicts)} key slices, without {left_out}; "
+        f"{source}: {len(kept)} lesions on {len(dicts)} key slices, without {left_out}; "
         f"{num_repeated} rows repeat an earlier one; coordinates count from {first_pixel:g}"
         + (f"; boxes alone: {alone.any(axis=0).sum()} rows lack diameters" if alone.any() else "")
     )

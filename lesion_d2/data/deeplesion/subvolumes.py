@@ -92,9 +92,8 @@ def load_subvolumes(
             of.
     """
     root = Path(root)
-    lesions = read_annotations(
-        annotation_file, split, slice_numbers=slice_numbers, box_columns=box_columns
-    )
+    options = {"slice_numbers": slice_numbers, "box_columns": box_columns}
+    lesions = read_annotations(annotation_file, split, **options)
     problems: list[str] = []
     files = _find_slices(root, lesions, problems)
     raise_problems(annotation_file, problems)
@@ -107,10 +106,9 @@ def load_subvolumes(
         except ValueError as error:
             problems.append(f"volume {name}: {error}")
     raise_problems(annotation_file, problems)
-    logger.info(
-        f"{annotation_file}: {sum(map(len, lesions.values()))} lesions in {len(lesions)} volumes "
-        f"of {len(dicts)} slices"
-    )
+    num_lesions = sum(map(len, lesions.values()))
+    found = f"{num_lesions} lesions in {len(lesions)} volumes of {len(dicts)} slices"
+    logger.info(f"{annotation_file}: {found}")
     return dicts
 
 

@@ -7,7 +7,7 @@ lesion on every slice; the boxes for 3-D detection are computed from these masks
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -91,21 +91,34 @@ def load_volumes(
     for key_slice in key_slices:
         series.setdefault(os.path.dirname(key_slice["file_name"]), []).append(key_slice)
     dicts = []
-    for folder, keys in series.items():
-        slices = _slice_dicts(folder, keys[0])
-        for key_slice, annotation in ((k, a) for k in keys for a in k["annotations"]):
-            masks = lesions[annotation["row"]]
-            where = f"{root / 'true_volumes.json'}, row {annotation['row']}"
-            added = _add_lesion(slices, annotation, masks, where, coarse_types)
-            added[key_slice["slice_index"]]["is_key"] = True
-        _add_volume_boxes(slices)
-        dicts.extend(slices[number] for number in sorted(slices))
+    for keys in series.values():
+        dicts += _volume_dicts(keys, lesions, root, coarse_types=coarse_types)
     num_lesions = sum(len(key_slice["annotations"]) for key_slice in key_slices)
     logger.info(
         f"{root}, split {split!r}: {num_lesions} lesions in {len(series)} volumes of {len(dicts)} "
         "slices"
     )
     return dicts
+
+
+def _volume_dicts(
+    keys: Sequence[dict], lesions: Mapping[int, Mapping], root: Path, *, coarse_types: bool
+) -> list[dict]:
+    """All slices of a volume, in order.
+
+    Args:
+        keys: dicts of its key slices.
+        lesions: row -> masks, see :func:`read_lesion_masks`.
+        root, coarse_types: see :func:`load_volumes`.
+    """
+    slices = _slice_dicts(os.path.dirname(keys[0]["file_name"]), keys[0])
+    for key_slice, annotation in ((k, a) for k in keys for a in k["annotations"]):
+        masks = lesions[annotation["row"]]
+        where = f"{root / 'true_volumes.json'}, row {annotation['row']}"
+        added = _add_lesion(slices, annotation, masks, where, coarse_types)
+        added[key_slice["slice_index"]]["is_key"] = True
+    _add_volume_boxes(slices)
+    return [slices[number] for number in sorted(slices)]
 
 
 def register_volumes(

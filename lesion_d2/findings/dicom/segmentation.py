@@ -70,16 +70,8 @@ def write_segmentation(file: str | os.PathLike, scan: Scan, findings: Findings) 
         content_label="FINDINGS",
         content_description=concepts.description(findings.algorithm),
         series_description=concepts.description(findings.algorithm),
-        pixel_measures=hd.PixelMeasuresSequence(
-            pixel_spacing=source.pixel_spacing,
-            slice_thickness=scan.spacing[2],
-            spacing_between_slices=scan.spacing[2],
-        ),
-        plane_orientation=hd.PlaneOrientationSequence(
-            coordinate_system=hd.CoordinateSystemNames.PATIENT,
-            image_orientation=source.orientation.tolist(),
-        ),
         plane_positions=positions,
+        **_geometry(scan, source),
         **concepts.equipment(findings.algorithm),
     )
     _refer_to_images(
@@ -89,6 +81,21 @@ def write_segmentation(file: str | os.PathLike, scan: Scan, findings: Findings) 
     )
     with atomic_write(file) as partial:
         segmentation.save_as(partial, enforce_file_format=True)
+
+
+def _geometry(scan: Scan, source: DicomSource) -> dict:
+    """What all frames share: arguments of highdicom's segmentation."""
+    return {
+        "pixel_measures": hd.PixelMeasuresSequence(
+            pixel_spacing=source.pixel_spacing,
+            slice_thickness=scan.spacing[2],
+            spacing_between_slices=scan.spacing[2],
+        ),
+        "plane_orientation": hd.PlaneOrientationSequence(
+            coordinate_system=hd.CoordinateSystemNames.PATIENT,
+            image_orientation=source.orientation.tolist(),
+        ),
+    }
 
 
 def _position(point: np.ndarray) -> hd.PlanePositionSequence:

@@ -122,12 +122,7 @@ def list_coco(
         root = os.path.dirname(json_file) if image_root is None else image_root
         groups += group_images(split, os.fspath(json_file), os.fspath(root), images, group_by)
     _check_one_file(groups)
-    cases, damaged = [], []
-    for named in zip(groups, case_names(groups), volume_names(groups), strict=True):
-        try:
-            cases.append(_case(*named))
-        except (OSError, ValueError, ImportError) as error:
-            damaged.append(f"{named[0].name}: {error}")
+    cases, damaged = _cases(groups)
     options |= {"patient": patient, "group_by": group_by, "ignore_categories": ignore_categories}
     return Listing(
         classes=first[1].classes,
@@ -136,6 +131,17 @@ def list_coco(
         damaged=tuple(damaged),
         options={k: _jsonable(v) for k, v in options.items() if v not in (None, ())},
     )
+
+
+def _cases(groups: Sequence[Group]) -> tuple[list[Case], list[str]]:
+    """Cases of groups, and a line on each group that is none."""
+    cases, damaged = [], []
+    for named in zip(groups, case_names(groups), volume_names(groups), strict=True):
+        try:
+            cases.append(_case(*named))
+        except (OSError, ValueError, ImportError) as error:
+            damaged.append(f"{named[0].name}: {error}")
+    return cases, damaged
 
 
 def _split_files(texts: Sequence[str]) -> dict[str | None, str]:

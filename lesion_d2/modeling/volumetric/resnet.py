@@ -1,11 +1,12 @@
 """ResNet in 3-D, and its FPN and U-FPN backbones."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, ResNet
 from torch import Tensor, nn
@@ -250,32 +251,9 @@ def build_resnet_3d(cfg, input_shape: ShapeSpec, *, stem_features: bool) -> ResN
         pool_stride=pool_stride,
         norm=norm,
     )
-    stages, in_channels = [], options.STEM_OUT_CHANNELS
-    for i, (count, stride) in enumerate(
-        zip(_NUM_BLOCKS[options.DEPTH], [(1, 1, 1), *stage_strides], strict=True)
-    ):
-        out_channels = options.RES2_OUT_CHANNELS * 2**i
-        kind, kwargs = BasicBlock3D, {}
-        if options.DEPTH >= 50:
-            kind = BottleneckBlock3D
-            kwargs["bottleneck_channels"] = options.WIDTH_PER_GROUP * 2**i
-            kwargs["stride_in_1x1"] = options.STRIDE_IN_1X1
-        strides = [stride] + [(1, 1, 1)] * (count - 1)
-        stages.append(
-            ResNet.make_stage(
-                kind,
-                count,
-                in_channels=in_channels,
-                out_channels=out_channels,
-                stride_per_block=strides,
-                norm=norm,
-                **kwargs,
-            )
-        )
-        in_channels = out_channels
     resnet = ResNet(
         stem,
-        stages,
+        _stages(options, stage_strides),
         out_features=options.OUT_FEATURES,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )
@@ -286,3 +264,35 @@ def build_resnet_3d(cfg, input_shape: ShapeSpec, *, stem_features: bool) -> ResN
         stem_features=stem_features,
         checkpoint=cfg.MODEL.VOLUMETRIC.CHECKPOINT,
     )
+
+
+def _stages(options: CfgNode, strides: Sequence[Strides]) -> list[list[nn.Module]]:
+    """Blocks of res2 and the stages after it.
+
+    Args:
+        options: MODEL.RESNETS.
+        strides: of the stages after res2.
+    """
+    stages, in_channels = [], options.STEM_OUT_CHANNELS
+    for i, (count, stride) in enumerate(
+        zip(_NUM_BLOCKS[options.DEPTH], [(1, 1, 1), *strides], strict=True)
+    ):
+        out_channels = options.RES2_OUT_CHANNELS * 2**i
+        kind, kwargs = BasicBlock3D, {}
+        if options.DEPTH >= 50:
+            kind = BottleneckBlock3D
+            kwargs["bottleneck_channels"] = options.WIDTH_PER_GROUP * 2**i
+            kwargs["stride_in_1x1"] = options.STRIDE_IN_1X1
+        stages.append(
+            ResNet.make_stage(
+                kind,
+                count,
+                in_channels=in_channels,
+                out_channels=out_channels,
+                stride_per_block=[stride] + [(1, 1, 1)] * (count - 1),
+                norm=options.NORM,
+                **kwargs,
+            )
+        )
+        in_channels = out_channels
+    return stages
