@@ -38,3 +38,18 @@ def mined_annotation(box=NEGATIVE_BOX, category=1):
         "score": 0.9,
         "mask_iou": 0.1,
     }
+
+
+def slice_record(folder, size, annotations, **fields):
+    """A data set's dict of the slice ``<folder>/010.png``, with these fields."""
+    return {
+        "file_name": f"{folder}/010.png",
+        "image_id": "000001_01_01_010",
+        "height": size[0],
+        "width": size[1],
+        "spacing": (0.8, 0.8, 2.0),
+        "slice_range": (10, 10),
+        "window": (-175.0, 275.0),
+        "annotations": annotations,
+        **fields,
+    }

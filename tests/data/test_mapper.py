@@ -21,7 +21,14 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
-from made_up_annotations import NEGATIVE_BOX, OBLIQUE, SIZE, mined_annotation, recist_annotation
+from made_up_annotations import (
+    NEGATIVE_BOX,
+    OBLIQUE,
+    SIZE,
+    mined_annotation,
+    recist_annotation,
+    slice_record,
+)
 from pycocotools import mask as mask_util
 
 _AUGMENTATIONS = ("HFLIP_PROB", "VFLIP_PROB", "MAX_ROTATION", "MAX_SHEAR", "MAX_SCALE")
@@ -41,17 +48,8 @@ def dataset_dict(tmp_path):
         if index == 10:
             hu[lesion] = 900
         cv2.imwrite(str(folder / f"{index:03d}.png"), (hu + 32768).astype(np.uint16))
-    return {
-        "file_name": str(folder / "010.png"),
-        "image_id": "000001_01_01_010",
-        "height": SIZE[0],
-        "width": SIZE[1],
-        "spacing": (0.8, 0.8, 2.0),
-        "slice_range": (8, 12),
-        "slice_index": 10,
-        "window": (-175.0, 275.0),
-        "annotations": [OBLIQUE],
-    }
+    annotations = [OBLIQUE]
+    return slice_record(folder, SIZE, annotations, slice_range=(8, 12), slice_index=10)
 
 
 def _config(*opts):

@@ -13,6 +13,7 @@ from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
+from made_up_annotations import slice_record
 from pycocotools import mask as mask_util
 
 SIZE = (48, 64)
@@ -49,16 +50,7 @@ def record(tmp_path):
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(32000, 33500, SIZE).astype(np.uint16)
     cv2.imwrite(str(folder / "010.png"), pixels)
-    return {
-        "file_name": str(folder / "010.png"),
-        "image_id": "000001_01_01_010",
-        "height": SIZE[0],
-        "width": SIZE[1],
-        "spacing": (0.8, 0.8, 2.0),
-        "slice_range": (10, 10),
-        "window": (-175.0, 275.0),
-        "annotations": [LESION],
-    }
+    return slice_record(folder, SIZE, [LESION])
 
 
 def test_a_region_is_an_instance_of_class_minus_1_and_changes_nothing_else(record):

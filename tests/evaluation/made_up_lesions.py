@@ -3,11 +3,16 @@
 import math
 from contextlib import contextmanager
 
+from lesion_d2.engine import finish_run
+
 import numpy as np
 import torch
+import torch.distributed as dist
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.structures import Boxes, BoxMode, Instances
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 NAME = "made_up_lesions"
 
@@ -101,3 +106,62 @@ def registering(name, classes, kind):
 
     yield add
     remove()
+
+
+def coco_average_precision(boxes, scores, truth, threshold, regions=None):
+    """pycocotools' AP at an IoU of one class; regions are crowds."""
+
+    def xywh(box):
+        return BoxMode.convert(box.tolist(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+
+    annotations = [
+        (i, box, crowd)
+        for i, pair in enumerate(zip(truth, regions or [()] * len(truth), strict=True), 1)
+        for crowd, found in enumerate(pair)
+        for box in map(xywh, found)
+    ]
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": i + 1} for i in range(len(truth))],
+        "categories": [{"id": 1}],
+        "annotations": [
+            {"id": k, "image_id": i, "bbox": box, "area": box[2] * box[3], "iscrowd": crowd}
+            | {"category_id": 1}
+            for k, (i, box, crowd) in enumerate(annotations, 1)
+        ],
+    }
+    coco.createIndex()
+    found = coco.loadRes(
+        [
+            {"image_id": i, "category_id": 1, "bbox": xywh(box), "score": score}
+            for i, pair in enumerate(zip(boxes, scores, strict=True), 1)
+            for box, score in zip(*pair, strict=True)
+        ]
+    )
+    run = COCOeval(coco, found, "bbox")
+    run.params.iouThrs = np.array([threshold])
+    run.evaluate()
+    run.accumulate()
+    return run.eval["precision"][0, :, 0, 0, -1].mean()
+
+
+def evaluate_shard(rank, folder, name, dicts, classes, make_evaluator, predict):
+    """What one of two processes does that evaluate together; the first writes the results.
+
+    Args:
+        rank: of the process.
+        folder: for files.
+        name, dicts, classes: of the data set.
+        make_evaluator: from a folder for its files.
+        predict: gives the detections of a dict.
+    """
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    DatasetCatalog.register(name, lambda: dicts)
+    MetadataCatalog.get(name).set(thing_classes=classes)
+    shard = dicts[:16] if rank == 0 else dicts[15:]  # one image twice
+    results = run(make_evaluator(f"{folder}/two"), shard, [predict(d) for d in shard])
+    assert bool(results) == (rank == 0)
+    if rank == 0:
+        torch.save(results, f"{folder}/results.pt")
+    finish_run()

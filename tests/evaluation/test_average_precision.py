@@ -8,9 +8,7 @@ from lesion_d2.evaluation import (
 
 import numpy as np
 import pytest
-from detectron2.structures import BoxMode
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from made_up_lesions import coco_average_precision
 
 
 def make_case(seed, dims, num_cases=25):
@@ -58,36 +56,6 @@ def slow_average_precision(boxes, scores, truth, threshold):
         points.append((hits / num_lesions, hits / rank))
     recalls = np.linspace(0, 1, 101)
     return np.mean([max((p for r, p in points if r >= x), default=0) for x in recalls])
-
-
-def coco_average_precision(boxes, scores, truth, threshold):
-    def xywh(box):
-        return BoxMode.convert(box.tolist(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
-
-    annotations = [(i, xywh(box)) for i, found in enumerate(truth, 1) for box in found]
-    coco, found = COCO(), COCO()
-    coco.dataset = {
-        "images": [{"id": i} for i in range(1, len(truth) + 1)],
-        "categories": [{"id": 1}],
-        "annotations": [
-            {"id": k, "image_id": i, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-            | {"category_id": 1}
-            for k, (i, box) in enumerate(annotations, 1)
-        ],
-    }
-    coco.createIndex()
-    found = coco.loadRes(
-        [
-            {"image_id": i, "category_id": 1, "bbox": xywh(box), "score": score}
-            for i, pair in enumerate(zip(boxes, scores, strict=True), 1)
-            for box, score in zip(*pair, strict=True)
-        ]
-    )
-    run = COCOeval(coco, found, "bbox")
-    run.params.iouThrs = np.array([threshold])
-    run.evaluate()
-    run.accumulate()
-    return run.eval["precision"][0, :, 0, 0, -1].mean()
 
 
 @pytest.mark.parametrize("seed", range(4))

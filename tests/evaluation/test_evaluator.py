@@ -1,21 +1,29 @@
 import csv
 import json
 import math
+from functools import partial
 
 import lesion_d2
-from lesion_d2.engine import finish_run
 from lesion_d2.evaluation import LesionEvaluator, froc_curve, plot_froc, report
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, print_csv_format, verify_results
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.structures import Boxes, BoxMode
-from made_up_lesions import NAME, iou, make_dicts, make_instances, predict, run, same
+from made_up_lesions import (
+    NAME,
+    evaluate_shard,
+    iou,
+    make_dicts,
+    make_instances,
+    predict,
+    run,
+    same,
+)
 from warm_processes import start_processes
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -406,18 +414,8 @@ def test_from_config(register):
 
 
 def _evaluate_shard(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    dicts = make_dicts(31)
-    DatasetCatalog.register(NAME, lambda: dicts)
-    MetadataCatalog.get(NAME).set(thing_classes=["lesion"])
-    shard = dicts[:16] if rank == 0 else dicts[15:]  # one image twice
-    evaluator = LesionEvaluator(NAME, f"{folder}/two", num_bootstrap=50)
-    results = run(evaluator, shard, [predict(d) for d in shard])
-    assert bool(results) == (rank == 0)
-    if rank == 0:
-        torch.save(results, f"{folder}/results.pt")
-    finish_run()
+    evaluator = partial(LesionEvaluator, NAME, num_bootstrap=50)
+    evaluate_shard(rank, folder, NAME, make_dicts(31), ["lesion"], evaluator, predict)
 
 
 def test_two_processes_give_the_numbers_of_one(register, tmp_path):

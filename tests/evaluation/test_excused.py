@@ -15,12 +15,18 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
-from made_up_lesions import make_dicts, make_instances, predict, registering, run, same
+from made_up_lesions import (
+    coco_average_precision,
+    make_dicts,
+    make_instances,
+    predict,
+    registering,
+    run,
+    same,
+)
 from made_up_volume_lesions import detect
 from made_up_volume_lesions import make_dicts as make_volumes
 from pycocotools import mask as mask_util
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 NAME = "lesions_beside_regions"
 
@@ -112,49 +118,14 @@ def test_froc_is_that_without_the_detections_that_are_neither(seed):
     assert areas[0] == areas[1]
 
 
-def coco_with_crowds(boxes, scores, truth, regions):
-    """pycocotools' AP at 0.5, regions as crowds."""
-
-    def xywh(box):
-        return BoxMode.convert(box.tolist(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
-
-    annotations = [
-        (i, b, crowd)
-        for i, pair in enumerate(zip(truth, regions, strict=True), 1)
-        for crowd, found in enumerate(pair)
-        for b in map(xywh, found)
-    ]
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": i + 1} for i in range(len(truth))],
-        "categories": [{"id": 1}],
-        "annotations": [
-            {"id": k, "image_id": i, "bbox": b, "area": b[2] * b[3], "iscrowd": crowd}
-            | {"category_id": 1}
-            for k, (i, b, crowd) in enumerate(annotations, 1)
-        ],
-    }
-    coco.createIndex()
-    found = coco.loadRes(
-        [
-            {"image_id": i, "category_id": 1, "bbox": xywh(box), "score": score}
-            for i, pair in enumerate(zip(boxes, scores, strict=True), 1)
-            for box, score in zip(*pair, strict=True)
-        ]
-    )
-    run = COCOeval(coco, found, "bbox")
-    run.params.iouThrs = np.array([0.5])
-    run.evaluate()
-    run.accumulate()
-    return run.eval["precision"][0, :, 0, 0, -1].mean()
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_average_precision_is_cocos_with_crowds(seed):
     boxes, scores, truth, regions = make_case(seed)
     excused = [boxes_in_regions(*pair) for pair in zip(boxes, regions, strict=True)]
     found = detection_average_precision(boxes, scores, truth, iou_threshold=0.5, excused=excused)
-    assert found == pytest.approx(coco_with_crowds(boxes, scores, truth, regions), abs=1e-9)
+    assert found == pytest.approx(
+        coco_average_precision(boxes, scores, truth, 0.5, regions), abs=1e-9
+    )
     assert found > detection_average_precision(boxes, scores, truth, iou_threshold=0.5)
 
 

@@ -11,6 +11,7 @@ from lesion_d2.data.volume_set.form import VolumeSet, read_volume_set
 from lesion_d2.engine import Trainer
 from lesion_d2.engine.checks import check_inputs
 from lesion_d2.evaluation import LesionEvaluator, VolumeEvaluator
+from lesion_d2.importers import Listing
 from lesion_d2.structures.boxes import annotation_boxes
 
 import numpy as np
@@ -137,3 +138,14 @@ class _LinkByScore:
             linked[k, 3:] = [*boxes[own, 2:].max(axis=0), slice_ids[own].max()]
         kinds = np.array([classes[tracklets == k][0] for k in range(len(found))])
         return linked, found, kinds, tracklets
+
+
+def damaged_lines(listing: Listing) -> list[str]:
+    """What is wrong with the cases of a listing, those that turn out to be bad when read too."""
+    lines = list(listing.damaged)
+    for case in listing.cases:
+        try:
+            case.read()
+        except ValueError as error:
+            lines.append(str(error))
+    return lines

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_up_tasks import lesion_voxels
-from round_trip import check_trains_and_evaluates
+from round_trip import check_trains_and_evaluates, damaged_lines
 
 SPACING = (0.7, 0.7, 1.25)
 OPTIONS = MdtOptions(SPACING, hu_range=(-1200, 600))
@@ -152,13 +152,7 @@ def test_folds_are_places_in_the_sorted_pids(tmp_path):
 def test_a_damaged_image_is_one_line_and_the_others_go_on(tmp_path, edit, message):
     edit(write_folder(tmp_path, {"a": [], "b": [2.0]}))
     listing = list_mdt(tmp_path, OPTIONS)
-    lines = list(listing.damaged)
-    for case in listing.cases:
-        try:
-            case.read()
-        except ValueError as error:
-            lines.append(str(error))
-    (line,) = lines
+    (line,) = damaged_lines(listing)
     assert re.search(message, line) and "\n" not in line
     assert listing.cases[0].name == "a"
 

@@ -15,6 +15,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from made_up_annotations import slice_record
 from pycocotools import mask as mask_util
 from test_borders import _body, _write
 
@@ -50,17 +51,8 @@ def dataset_dict(tmp_path):
         hu = _body(SIZE, center=(75 + number, 100), radii=(40 + number, 70 - number))
         slices[number] = (hu + rng.integers(0, 60, SIZE)).astype(np.int16)
     folder = _write(tmp_path / "Images_png" / "000001_01_01", slices)
-    return {
-        "file_name": f"{folder}/010.png",
-        "image_id": "000001_01_01_010",
-        "height": SIZE[0],
-        "width": SIZE[1],
-        "spacing": (0.8, 0.8, 2.0),
-        "slice_range": (8, 12),
-        "slice_index": 10,
-        "window": (-175.0, 275.0),
-        "annotations": [_annotation(recist, row) for row, recist in enumerate(LESIONS, 2)],
-    }
+    annotations = [_annotation(recist, row) for row, recist in enumerate(LESIONS, 2)]
+    return slice_record(folder, SIZE, annotations, slice_range=(8, 12), slice_index=10)
 
 
 def _config(*opts):

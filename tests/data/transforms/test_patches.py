@@ -12,6 +12,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.structures import BoxMode
+from made_up_annotations import slice_record
 from tiny_run import tiny_config
 
 NO_BOXES = np.zeros((0, 4))
@@ -129,16 +130,7 @@ def record(tmp_path):
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     hu[((x - 50) / 8) ** 2 + ((y - 38) / 6) ** 2 <= 1] = 900
     cv2.imwrite(str(folder / "010.png"), (hu + 32768).astype(np.uint16))
-    return {
-        "file_name": str(folder / "010.png"),
-        "image_id": "000001_01_01_010",
-        "height": SIZE[0],
-        "width": SIZE[1],
-        "spacing": (0.8, 0.8, 2.0),
-        "slice_range": (10, 10),
-        "window": (-175.0, 275.0),
-        "annotations": [LESION],
-    }
+    return slice_record(folder, SIZE, [LESION])
 
 
 def _config(*opts):

@@ -3,18 +3,15 @@ import logging
 import math
 
 import lesion_d2
-from lesion_d2.engine import finish_run
 from lesion_d2.evaluation import VolumeEvaluator, froc_curve
 from lesion_d2.inference import Linker
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import print_csv_format
-from made_up_lesions import run
+from made_up_lesions import evaluate_shard, run
 from made_up_volume_lesions import (
     NAME,
     detect,
@@ -306,17 +303,8 @@ def test_from_config(register, tmp_path):
 
 
 def _evaluate_shard(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    dicts = make_dicts(6)
-    DatasetCatalog.register(NAME, lambda: dicts)
-    MetadataCatalog.get(NAME).set(thing_classes=["a", "b", "c"])
-    shard = dicts[:16] if rank == 0 else dicts[15:]  # in the middle of a volume, one slice twice
-    results = run(make_evaluator(f"{folder}/two"), shard, [detect(d) for d in shard])
-    assert bool(results) == (rank == 0)
-    if rank == 0:
-        torch.save(results, f"{folder}/results.pt")
-    finish_run()
+    # The part ends in the middle of a volume.
+    evaluate_shard(rank, folder, NAME, make_dicts(6), ["a", "b", "c"], make_evaluator, detect)
 
 
 def test_two_processes_give_the_numbers_of_one(register, tmp_path):
