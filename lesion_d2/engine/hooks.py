@@ -226,16 +226,8 @@ class PlateauHook(_PatienceHook):
         factor: what the learning rate is multiplied by.
     """
 
-    def __init__(
-        self,
-        eval_period: int,
-        val_metric: str,
-        *,
-        patience: int,
-        factor: float,
-        mode: str = "max",
-    ):
-        super().__init__(eval_period, val_metric, patience=patience, mode=mode)
+    def __init__(self, *args, factor: float, **kwargs):
+        super().__init__(*args, **kwargs)
         self._factor = factor
 
     def _act(self) -> None:
@@ -268,16 +260,8 @@ class EarlyStopHook(_PatienceHook):
             for the end of the training.
     """
 
-    def __init__(
-        self,
-        eval_period: int,
-        val_metric: str,
-        *,
-        patience: int,
-        checkpointer: LesionCheckpointer,
-        mode: str = "max",
-    ):
-        super().__init__(eval_period, val_metric, patience=patience, mode=mode)
+    def __init__(self, *args, checkpointer: LesionCheckpointer, **kwargs):
+        super().__init__(*args, **kwargs)
         self._checkpointer = checkpointer
 
     def _act(self) -> None:

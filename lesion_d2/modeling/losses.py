@@ -125,10 +125,7 @@ def anchor_sigmoid_focal_loss(
 
     Args:
         logits: (N, R, K).
-        labels: (N, R) int, 0 to K - 1 for lesions, K for background, below 0 for anchors that do
-            not count.
-        alpha: weight of lesions, in [0, 1]; background has 1 - alpha.
-        gamma: 0 for the plain cross entropy.
+        labels, alpha, gamma: see :func:`anchor_focal_loss`.
 
     Returns:
         A scalar, the sum over anchors.

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import NotRequired, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -55,15 +56,20 @@ def slice_size(file: str | os.PathLike) -> tuple[int, int]:
     return format_of(os.path.dirname(file)).size(file)
 
 
+class StackOptions(TypedDict):
+    """Keywords of :func:`slice_stack`."""
+
+    num_slices: int
+    interval: float
+    spacing_z: float | None
+    slice_range: NotRequired[tuple[int, int] | None]
+    window: NotRequired[tuple[float, float] | None]
+    size: NotRequired[tuple[int, int] | None]
+
+
 def slice_stack(
     file_name: str | os.PathLike,
-    *,
-    num_slices: int,
-    interval: float,
-    spacing_z: float | None,
-    slice_range: tuple[int, int] | None = None,
-    window: tuple[float, float] | None = None,
-    size: tuple[int, int] | None = None,
+    **options: Unpack[StackOptions],
 ) -> np.ndarray:
     """Read a key slice with its neighbors at a given distance (Zlocha et al., section 3.1).
 
@@ -93,15 +99,7 @@ def slice_stack(
         ValueError: C is even; interval is negative, or spacing_z not positive; a file name is not
             a slice number; a file is damaged (see :func:`read_slice`); slices differ in size.
     """
-    return stack_and_key_slice(
-        file_name,
-        num_slices=num_slices,
-        interval=interval,
-        spacing_z=spacing_z,
-        slice_range=slice_range,
-        window=window,
-        size=size,
-    )[0]
+    return stack_and_key_slice(file_name, **options)[0]
 
 
 def stack_and_key_slice(

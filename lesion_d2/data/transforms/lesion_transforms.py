@@ -8,6 +8,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from ...structures.boxes import xyxy_box
 from ...structures.ignore_regions import IGNORED_CLASS, is_region, mark_regions
 from ..pseudo_masks import ellipse_outline, lesion_ends
+from .patches import shown_shares
 
 
 def lesion_outline(annotation: dict) -> np.ndarray:
@@ -76,7 +77,7 @@ def transform_lesions(
     whole, boxes = boxes, boxes.clip(-0.5, np.array([width, height] * 2) - 0.5)
     ignored = np.array([is_region(a) for a in annotations], dtype=bool)
     if min_share is not None:
-        kept = _shown_shares(whole, boxes, image_size) >= min_share
+        kept = shown_shares(whole, boxes, image_size) >= min_share
         ignored |= ~kept
     shown = ignored & (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
     kept = np.concatenate([np.flatnonzero(shown), np.flatnonzero(kept & ~ignored)])
@@ -94,10 +95,3 @@ def transform_lesions(
         instances.gt_masks = BitMasks(torch.from_numpy(warped))
     mark_regions(instances, int(shown.sum()))
     return instances
-
-
-def _shown_shares(whole: np.ndarray, cut: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """(n,) visible area of boxes (n, 4), relative to the largest part that fits into the image."""
-    sides, shown = (boxes[:, 2:] - boxes[:, :2] for boxes in (whole, cut))
-    most = np.minimum(sides, image_size[::-1]).prod(axis=1)
-    return np.divide(shown.prod(axis=1), most, out=np.zeros(len(most)), where=most > 0)

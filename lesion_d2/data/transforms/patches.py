@@ -1,6 +1,7 @@
 """Patches of images, for training on images that do not fit into memory."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from detectron2.data import transforms as T
@@ -153,3 +154,20 @@ def draw_start(side: int, patch_side: int, span: np.ndarray | None) -> int:
         low, high = sorted((math.ceil(span[1]) - patch_side, math.floor(span[0])))
         low, high = max(low, 0), min(high, last)
     return int(np.random.randint(low, high + 1))
+
+
+def shown_shares(whole: np.ndarray, cut: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """What an image shows of boxes, as a share of the most that it can show of each.
+
+    Args:
+        whole: (n, 4) XYXY or (n, 6) XYZXYZ.
+        cut: the same boxes, cut at the edges of the image.
+        size: of the image: height and width, or depth, height and width.
+
+    Returns:
+        (n,) from 0 to 1; 0 for boxes without a side.
+    """
+    dims = len(size)
+    sides, shown = (boxes[:, dims:] - boxes[:, :dims] for boxes in (whole, cut))
+    most = np.minimum(sides, size[::-1]).prod(axis=1)
+    return np.divide(shown.prod(axis=1), most, out=np.zeros(len(most)), where=most > 0)

@@ -10,7 +10,7 @@ from pycocotools import mask as mask_util
 from ...structures import BitMasks3D, Boxes3D
 from ...structures.ignore_regions import IGNORED_CLASS, is_region, mark_regions
 from ...structures.rle import decode_mask
-from ..transforms.patches import MIN_SHARE
+from ..transforms.patches import MIN_SHARE, shown_shares
 from .warp import VolumeWarp
 
 
@@ -111,7 +111,7 @@ def transform_volume_lesions(
     boxes = np.array([a["bbox"] for a in annotations], float).reshape(-1, 6)
     moved = warp.apply_boxes(boxes)
     edges = np.tile(np.array(warp.size[::-1]) - 0.5, 2)
-    shares = _shown_shares(moved, moved.clip(-0.5, edges), warp.size)
+    shares = shown_shares(moved, moved.clip(-0.5, edges), warp.size)
     reached = warp.apply_boxes(boxes, corners=True) + warp.reach * np.repeat([-1, 1], 3)
     regions, lesions = [], []
     for annotation, share, reach in zip(annotations, shares, reached, strict=True):
@@ -122,13 +122,6 @@ def transform_volume_lesions(
         number = annotation["category_id"] if is_lesion else IGNORED_CLASS
         (lesions if is_lesion else regions).append((number, *shown))
     return _instances([*regions, *lesions], len(regions), warp.size, with_masks)
-
-
-def _shown_shares(whole: np.ndarray, cut: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """(n,) what a patch shows of boxes (n, 6), as a share of the most that it can show of each."""
-    sides, shown = (boxes[:, 3:] - boxes[:, :3] for boxes in (whole, cut))
-    most = np.minimum(sides, size[::-1]).prod(axis=1)
-    return np.divide(shown.prod(axis=1), most, out=np.zeros(len(most)), where=most > 0)
 
 
 def _shown(
