@@ -193,7 +193,7 @@ def test_a_killed_worker_of_a_loader_is_told():
 
 _PROGRAM = """
 import multiprocessing, signal, sys, time
-from lesion_d2.errors import run_program
+from lesion_d2.utils.errors import run_program
 
 def child():
     time.sleep(60)
