@@ -107,7 +107,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     file, content = tmp_path / "a.json", {"b": [1, math.nan], "c": {"d": math.nan}}
     write_json(file, {"old": True}, indent=1)
     assert file.read_text() == '{\n "old": true\n}\n'
-    with pytest.raises(ValueError, match=r"a\.json: found what JSON cannot hold \(.*nan"):
+    with pytest.raises(ValueError, match=r"a\.json: found what JSON cannot hold \(Out of range"):
         write_json(file, content)
     with pytest.raises(ValueError, match="of type set is not"):
         write_json(file, {"b": set()}, allow_nan=True)

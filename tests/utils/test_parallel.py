@@ -80,7 +80,7 @@ def test_a_signal_ends_workers(warm_spawn, capsys):
 # A worker that kills its parent and only then begins; it holds a lock as long as it lives.
 LATE_WORKER = """
 import fcntl, multiprocessing, os, signal, sys, time
-from lesion_d2.parallel import _start_worker
+from lesion_d2.utils.parallel import _start_worker
 
 def work():
     lock = open(sys.argv[1], "w", buffering=1)
