@@ -1,1 +1,1 @@
-"""All slices of volumes, each read once, and their images in order."""
+"""Loads all images of volumes in order, reading each slice once."""

@@ -1,4 +1,4 @@
-"""Batches of images in the order of a data set, from chunks that processes read."""
+"""Batches of images in data set order, from chunks that loader processes read."""
 
 import itertools
 import math
@@ -20,23 +20,22 @@ from .reading import ChunkReader, ReadChunk, cut_into_chunks
 
 
 class ChunkLoader:
-    """Gives every image of a data set once, in order, as a mapper's ``load`` gives it.
+    """Iterates over the images of a data set once, in order, as returned by a mapper's ``load``.
 
-    The data set is split over the processes that evaluate, and then into chunks of neighboring key
-    slices of a volume, which the workers of each process read. Every slice is read once where
-    channels are whole slices apart; where they are not, the slices at the end of a chunk are read
-    for the next one, too. Channels are resized and sent once, and put together to images here.
-    A volume in a NIfTI file is decompressed by one worker, into a file that all of them map.
+    The data set is distributed over the evaluating processes, then split into chunks of neighboring
+    key slices of a volume, which the workers of each process read. If the distance between channels
+    is an integer number of slices, every slice is read once; otherwise slices at the end of a chunk
+    are read again for the next one. Channels are resized and sent once, and combined to images
+    here. A volume in a NIfTI file is decompressed by one worker, into a file that all workers map.
 
-    Memory holds the channels that an image has, and two chunks a worker; the disk for temporary
-    files holds the NIfTI volumes that workers are at. A run that is killed leaves its temporary
-    folder behind.
+    Memory use is the channels of one image and two chunks per worker; the temporary folder contains
+    the NIfTI volumes in use. A killed run leaves its temporary folder behind.
 
     Args:
-        dataset: dicts, at least one; what is not of a volume is read image by image.
-        mapper: for inference, without masks.
-        batch_size: images a batch.
-        num_workers: processes; 0 for none but this one.
+        dataset: one or more dicts; images without a volume are read one by one.
+        mapper: a mapper for inference, without masks.
+        batch_size: images per batch.
+        num_workers: number of worker processes; 0 to load in this process.
         named: see :class:`ChunkReader`.
     """
 
@@ -57,7 +56,7 @@ class ChunkLoader:
         self._num_workers = num_workers
         self._folders = [chunk.folder for chunk in chunks]
         self._loader: Iterable[ReadChunk] = ()
-        if chunks:  # else there are more processes than images
+        if chunks:  # otherwise there are more processes than images
             self._loader = build_detection_test_loader(
                 chunks,
                 mapper=self._reader,
@@ -80,7 +79,7 @@ class ChunkLoader:
             self._reader.folder = shared
             for folder, chunk in zip(self._folders, self._loader, strict=True):
                 left[folder] -= 1
-                if shared is not None and left[folder] == 0:  # no worker asks for it any more
+                if shared is not None and left[folder] == 0:  # no worker needs it any more
                     release(shared, folder)
                 if chunk.volume != volume:
                     volume, known = chunk.volume, {}
@@ -88,7 +87,7 @@ class ChunkLoader:
 
 
 def _only(chunks: list[ReadChunk]) -> ReadChunk:
-    """The batch of one."""
+    """Return the only chunk of a batch."""
     return chunks[0]
 
 
@@ -97,14 +96,14 @@ def _shared_folder() -> tempfile.TemporaryDirectory:
 
 
 def _put_together(chunk: ReadChunk, known: dict[Channel, np.ndarray]) -> Iterator[dict]:
-    """The samples of a chunk with their images; ``known`` gets the channels that may come again."""
+    """The samples of a chunk with their images; updates ``known``, the channels for reuse."""
     if chunk.volume is None:
         yield from chunk.samples
         return
     if chunk.planes is not None:
         known.update(zip(chunk.channels, chunk.planes.numpy(), strict=True))
     for sample, plan in zip(chunk.samples, chunk.plans, strict=True):
-        # NumPy copies in this thread alone: torch's others would wait for it, and take time.
+        # NumPy copies in this thread only; torch's other threads would cost time by waiting.
         image = np.stack([known[channel] for channel in plan])
         yield {**sample, "image": torch.from_numpy(image)}
         oldest = min(lower for lower, _, _ in plan)

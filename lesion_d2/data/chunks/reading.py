@@ -1,4 +1,4 @@
-"""What a loader's process does with a chunk: it reads slices, and makes channels of them."""
+"""Chunks in a loader process: reading slices, and computing channels from them."""
 
 import math
 import os
@@ -17,19 +17,19 @@ from ..slices.channels import ChannelMaker
 from ..slices.ct import Channel, clip_to_window, plan_channels, read_slice
 from ..slices.slice_formats import format_of
 
-# Of a chunk: so many images at most, and so many bytes of channels, about.
+# Limits of a chunk: number of images, and approximate bytes of channels.
 _MAX_IMAGES, _MAX_BYTES = 16, 24 * 2**20
 _NOT_OF_MODELS = ("annotations", "hidden_annotations")
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Key slices of one volume that follow one another, or one image of any kind.
+    """Consecutive key slices of one volume, or one image of any kind.
 
     Attributes:
-        dicts: of the data set.
-        before: numbers of the key slices before them that may share channels with them.
-        is_of_volume: whether the channels are made one by one.
+        dicts: dicts of the data set.
+        before: slice numbers of earlier key slices that may share channels with them.
+        is_of_volume: whether channels are computed one by one.
     """
 
     dicts: tuple[dict, ...]
@@ -38,19 +38,19 @@ class Chunk:
 
     @property
     def folder(self) -> str:
-        """Of its slices; a file where that has the slices of a volume."""
+        """The folder of its slices, or the file of a volume."""
         return os.path.dirname(self.dicts[0]["file_name"])
 
 
 @dataclass(frozen=True)
 class ReadChunk:
-    """A chunk without the channels that the chunks before it have.
+    """A chunk that was read, without the channels of earlier chunks.
 
     Attributes:
-        volume: what its channels are of; None where the samples have their images.
-        samples: of the dicts.
-        plans: what the image of each sample is made of.
-        channels: those of ``planes``.
+        volume: identifies the volume of the channels; None if the samples contain their images.
+        samples: samples of the dicts.
+        plans: the channels of each sample's image.
+        channels: the channels in ``planes``.
         planes: (n, h, w) int16, HU.
     """
 
@@ -62,10 +62,10 @@ class ReadChunk:
 
 
 def cut_into_chunks(dicts: Sequence[dict], mapper: LesionDatasetMapper) -> list[Chunk]:
-    """Chunks with all dicts of a data set, in order.
+    """Split the dicts of a data set into chunks, in order.
 
-    Those of one ``volume`` that follow one another come together, where the numbers of their slices
-    rise; others stand alone.
+    Consecutive dicts of one ``volume`` with ascending slice numbers are combined; others form a
+    chunk of one.
     """
     chunks: list[Chunk] = []
     for run in _runs(dicts):
@@ -83,26 +83,26 @@ def cut_into_chunks(dicts: Sequence[dict], mapper: LesionDatasetMapper) -> list[
 
 
 def slice_step(mapper: LesionDatasetMapper, image: dict) -> float:
-    """Slices from one channel of an image to the next."""
+    """Return the distance between neighboring channels of an image, in slices."""
     if image["spacing"] is None or not mapper.slice_interval:
         return 1.0
     return mapper.slice_interval / image["spacing"][2]
 
 
 def _reach(mapper: LesionDatasetMapper, step: float) -> int:
-    """Slices from a key slice to the last one that its image is made of."""
+    """Distance from a key slice to the last slice that its image uses."""
     return math.ceil(mapper.num_slices // 2 * step)
 
 
 def _chunk_size(mapper: LesionDatasetMapper, image: dict, step: float) -> int:
-    is_whole = abs(step - round(step)) < 1e-6  # then each image has one new channel
+    is_whole = abs(step - round(step)) < 1e-6  # each image then has one new channel
     num_channels = 1 if is_whole else mapper.num_slices
     size = 2 * num_channels * image["height"] * image["width"]
     return max(1, min(_MAX_IMAGES, _MAX_BYTES // size))
 
 
 def _runs(dicts: Sequence[dict]) -> list[list[dict]]:
-    """Dicts that have their slices in common, together; in order."""
+    """Group dicts that share slices, in order."""
     runs: list[list[dict]] = []
     for image in dicts:
         last = runs[-1][-1] if runs else None
@@ -123,13 +123,13 @@ def _is_next(image: dict, other: dict) -> bool:
 
 
 def _number(image: dict) -> int:
-    """That of the slice's file; -1 where its name is none."""
+    """The number in the slice's file name; -1 if there is none."""
     stem = os.path.splitext(os.path.basename(image["file_name"]))[0]
     return int(stem) if are_digits(stem) else -1
 
 
 def _volume(image: dict) -> tuple:
-    """What is the same for all slices of a volume."""
+    """Values that are equal for all slices of a volume."""
     folder, name = os.path.split(image["file_name"])
     keys = ("volume", "spacing", "slice_range", "height", "width")
     values = [image.get(key) for key in keys]
@@ -138,14 +138,14 @@ def _volume(image: dict) -> tuple:
 
 
 class ChunkReader:
-    """Reads chunks: every slice that its channels are made of once.
+    """Reads chunks, each slice that a chunk needs once.
 
     Args:
-        mapper: for inference, without masks.
-        named: of a function of a dict, which names the image in its errors.
+        mapper: a mapper for inference, without masks.
+        named: wraps a function of a dict, so that its errors name the image.
 
     Attributes:
-        folder: where the processes of a loader share arrays; None: nowhere.
+        folder: folder through which the loader's processes share arrays; None to not share.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class ChunkReader:
         """Read a chunk.
 
         Raises:
-            InputError: the files of an image cannot be used.
+            InputError: the files of an image are missing or damaged.
         """
         with shared_in(self.folder):
             if not chunk.is_of_volume:
@@ -172,7 +172,7 @@ class ChunkReader:
 
 
 class _VolumeChunk:
-    """A chunk of a volume while it is read."""
+    """A chunk of a volume being read."""
 
     def __init__(self, mapper: LesionDatasetMapper, chunk: Chunk):
         self.mapper = mapper
@@ -188,7 +188,7 @@ class _VolumeChunk:
         self._maker: ChannelMaker | None = None
 
     def add(self, image: dict) -> dict:
-        """Make the channels of an image that none before it has; its sample without ``image``."""
+        """Compute the new channels of an image; returns its sample without ``image``."""
         if self._maker is None:
             self._begin()
         sample = {key: value for key, value in image.items() if key not in _NOT_OF_MODELS}
@@ -199,7 +199,7 @@ class _VolumeChunk:
             if channel not in self._known:
                 self._made[channel] = self._maker(channel, self._read)
                 self._known.add(channel)
-        oldest = min(lower for lower, _, _ in plan)  # of this image, and so of those behind it
+        oldest = min(lower for lower, _, _ in plan)  # for this image, and thus for later ones
         self._slices = {n: hu for n, hu in self._slices.items() if n >= oldest}
         self.plans.append(plan)
         return sample
@@ -217,7 +217,7 @@ class _VolumeChunk:
         return self.first["height"], self.first["width"]
 
     def _crop(self) -> tuple[int, int, int, int]:
-        """What one process finds out for all."""
+        """The crop, computed by one process for all."""
 
         def find(allocate: Allocate) -> np.ndarray:
             crop = allocate((4,), np.int64)
@@ -241,12 +241,12 @@ class _VolumeChunk:
         return tuple(plan)
 
     def _path(self, number: int) -> str:
-        """As a slice beside the first one is called."""
+        """The path of a slice, in the folder of the first one."""
         stem, ending = os.path.splitext(os.path.basename(self.first["file_name"]))
         return os.path.join(self.folder, f"{number:0{len(stem)}d}{ending}")
 
     def _read(self, number: int) -> np.ndarray:
-        """A slice, clipped to the window; with it those that are decompressed with it."""
+        """Read a slice, clipped to the window, and those that are decompressed with it."""
         if number not in self._slices:
             depth, read_several = self.format.depth, self.format.read_several
             if read_several is None:
@@ -262,7 +262,7 @@ class _VolumeChunk:
         return self._slices[number]
 
     def planes(self) -> tuple[tuple[Channel, ...], torch.Tensor | None]:
-        """The channels that were made, and what they are."""
+        """The computed channels, and their pixels."""
         if not self._made:
             return (), None
         planes = torch.from_numpy(np.stack(list(self._made.values())))

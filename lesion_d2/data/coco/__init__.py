@@ -1,4 +1,4 @@
-"""COCO's format: files of annotations into Detectron2's catalog, and any data set into files."""
+"""COCO's format: registers annotation files with Detectron2, and exports data sets."""
 
 from .loading import load_ct_coco, register_ct_coco
 from .reading import read_coco

@@ -18,7 +18,7 @@ from .records import (
 )
 
 _SEGMENTATION = "segmentation"
-_MAX_LENGTH = 100  # of outlines, in sums of an image's height and width
+_MAX_LENGTH = 100  # of outlines, in units of an image's height + width
 
 
 def read_annotation(
@@ -27,10 +27,10 @@ def read_annotation(
     """Read an annotation, of category 0. Raises BadEntryError.
 
     Args:
-        entry: of the file.
-        annotation_id: of it.
-        image: that it is of.
-        count_empty: called where its mask holds no pixel, and is left out.
+        entry: the entry in the file.
+        annotation_id: its id.
+        image: the image that it belongs to.
+        count_empty: called if its mask is empty, and thus ignored.
     """
     flags = {}
     for key in ("iscrowd", "ignore"):
@@ -74,7 +74,7 @@ def _read_box(box: Any, image: CocoImage) -> tuple[float, float, float, float]:
 
 
 def _read_mask(segmentation: Any, size: tuple[int, int]) -> dict | None:
-    """COCO's compressed RLE of a mask; None where there is none, as in an empty list."""
+    """COCO's compressed RLE of a mask; None if there is no mask, as in an empty list."""
     if segmentation is None or segmentation == []:
         return None
     if isinstance(segmentation, list):
@@ -123,7 +123,7 @@ def _mask_of_polygons(polygons: Sequence, size: tuple[int, int]) -> dict:
                 _SEGMENTATION, point, f"points in the image of {size[1]} x {size[0]} pixels"
             )
         length += np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
-        # pycocotools takes memory for each pixel of an outline.
+        # pycocotools allocates memory for each pixel of an outline.
         if length > _MAX_LENGTH * sum(size):
             raise BadEntryError(
                 f"{_SEGMENTATION}, length of the outlines in pixels",

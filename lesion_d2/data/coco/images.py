@@ -1,4 +1,4 @@
-"""Images of COCO's format: their files, sizes, and what else may stand there."""
+"""Image entries of COCO's format: file, size, and our additional keys."""
 
 import os
 import re
@@ -36,7 +36,7 @@ def read_image(entry: Mapping, image_id: int) -> CocoImage:
 
 
 def _read_file_name(name: Any) -> tuple[str, int | None]:
-    """A path below the folder of images, and the ``k`` of ``file#k``."""
+    """A path relative to the folder of images, and the ``k`` of ``file#k``."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise BadEntryError("file_name", name, "a file's path")
     is_absolute = os.path.isabs(name) or PureWindowsPath(name).anchor
@@ -64,7 +64,7 @@ def _floats(value: Any) -> tuple[float, ...]:
 
 
 _EXPECTED_WINDOW = "two numbers of HU, low < high, from -32768 to 32767"
-# Key -> whether a value is one, what is one, and how it is kept.
+# Key -> check of the value, description of valid values, and conversion.
 _IMAGE_KEYS: dict[str, tuple[Callable[[Any], bool], str, Callable]] = {
     "spacing": (_is_spacing, f"for x, y and z {EXPECTED_SPACING}", _floats),
     "patient": (is_name, "a name or number", str),
@@ -81,16 +81,16 @@ _IMAGE_KEYS: dict[str, tuple[Callable[[Any], bool], str, Callable]] = {
 
 
 def check_image_options(**options: Any) -> dict[str, Any]:
-    """Check values for all images of a file that say nothing themselves.
+    """Check default values for images whose entries lack them.
 
     Args:
-        options: by the keys of images, None for none.
+        options: values by keys of image entries; None if not given.
 
     Returns:
-        Those that are given, as :class:`CocoImage` holds them.
+        The given ones, as in :class:`CocoImage`.
 
     Raises:
-        ValueError: one is none that an image may have.
+        ValueError: a value is invalid.
     """
     given = {key: value for key, value in options.items() if value is not None}
     for key, value in given.items():

@@ -1,4 +1,4 @@
-"""COCO's format in Detectron2's catalog: CT slices with boxes, without a conversion."""
+"""COCO's format in Detectron2's catalog: CT slices with boxes, without conversion."""
 
 import logging
 import os
@@ -22,9 +22,9 @@ from .records import FIRST_PIXEL, CocoAnnotation, CocoFile, CocoImage
 
 logger = logging.getLogger(__name__)
 
-#: HU in which images are shown, and GrabCut sees them, where nothing says another window.
+#: Default window in HU for display and for GrabCut.
 DISPLAY_WINDOW = WINDOWS["abdomen"]
-_TOLERANCE = 0.01  # of a spacing in the JSON, against that in a volume's header
+_TOLERANCE = 0.01  # relative, of a spacing in the JSON compared with a volume's header
 
 
 def load_ct_coco(
@@ -38,36 +38,36 @@ def load_ct_coco(
     patient: str | None = None,
     ignore_categories: Iterable[str] = (),
 ) -> list[dict]:
-    """Read a file of COCO's format into Detectron2's dicts, one an image, in the file's order.
+    """Read a file in COCO's format into Detectron2's dicts, one per image, in the file's order.
 
-    A dict has what :func:`~lesion_d2.data.deeplesion.load_deeplesion` gives but for ``study``,
-    ``series`` and what is not known: ``spacing`` is None where nobody says it. ``image_id`` is the
-    file's. In an annotation ``bbox`` is XYXY_ABS, whole numbers being pixel centers, cut to the
-    image; ``row`` is its id in the file; ``segmentation`` COCO's compressed RLE, whatever the file
-    has; ``iscrowd`` 1 of a region that is neither lesion nor background. See
-    :func:`~lesion_d2.data.coco.reading.read_coco` for what may stand in the file.
+    A dict has the keys of :func:`~lesion_d2.data.deeplesion.load_deeplesion` except ``study``,
+    ``series`` and unknown values; ``spacing`` is None if unknown. ``image_id`` is that of the file.
+    In an annotation, ``bbox`` is XYXY_ABS, with integers at pixel centers, clipped to the image;
+    ``row`` is its id in the file; ``segmentation`` is COCO's compressed RLE for any kind of mask;
+    ``iscrowd`` is 1 for a region that is neither lesion nor background. See
+    :func:`~lesion_d2.data.coco.reading.read_coco` for the keys of the file.
 
-    Pictures (PNG, TIFF, JPEG) are single images: they are their own neighbors. ``file#k`` is slice
-    ``[:, :, k]`` of a NIfTI, MetaImage or NRRD file as it is stored, its neighbors are the file's,
-    and its boxes count columns along the first index and rows along the second.
+    Pictures (PNG, TIFF, JPEG) are single images, without neighboring slices. ``file#k`` is slice
+    ``[:, :, k]`` of a NIfTI, MetaImage or NRRD file as stored; its neighbors are those in the file,
+    and its boxes have columns along the first index and rows along the second.
 
-    What is given here is of all images for which the file does not say it.
+    The options are defaults for images whose entries lack the value.
 
     Args:
-        json_file: of annotations.
-        image_root: the folder that the file's names of images start from.
-        spacing: x, y, z in mm. That of volumes stands in their headers.
-        hu_offset: of 16-bit pictures: HU = value - hu_offset; 32768 in DeepLesion's coding.
-        hu_window: of 8-bit pictures: the HU that 0 and 255 stand for.
+        json_file: the annotation file.
+        image_root: the folder that image names are relative to.
+        spacing: x, y, z in mm. For volumes, it is read from the header.
+        hu_offset: for 16-bit pictures: HU = value - hu_offset; 32768 in DeepLesion's coding.
+        hu_window: for 8-bit pictures: the HU of 0 and 255.
         window: (low, high) HU for display; by default ``hu_window``, or the abdomen's.
-        patient: a regular expression that is searched for in names of images: its first group, or
-            all of it, is the patient.
-        ignore_categories: names of categories that are regions to be ignored.
+        patient: a regular expression that is searched for in image names; the patient is its first
+            group, or the whole match.
+        ignore_categories: names of categories that are regions to ignore.
 
     Raises:
         FileNotFoundError: json_file or image_root does not exist.
-        ValueError: what is wrong in the file, a line each; images that are missing, have another
-            size than the file says, or values whose HU are not told (hu_offset, hu_window).
+        ValueError: the file has invalid entries, listed one per line; or images are missing, differ
+            in size from the file, or lack the mapping to HU (hu_offset, hu_window).
     """
     if not os.path.isdir(image_root):
         raise FileNotFoundError(f"{image_root}: no such folder of images")
@@ -89,9 +89,9 @@ def load_ct_coco(
 def register_ct_coco(
     name: str, json_file: str | os.PathLike, image_root: str | os.PathLike, **options: Any
 ) -> None:
-    """Register a file of COCO's format with Detectron2; it is read here and when it is asked for.
+    """Register a file in COCO's format with Detectron2; it is read now and on use.
 
-    Files of results are in COCO's coordinates again, with the file's ids of images and categories.
+    Result files are in COCO's coordinates, with the file's ids of images and categories.
 
     Example::
 
@@ -99,14 +99,14 @@ def register_ct_coco(
 
     Args:
         name: its name in ``DatasetCatalog``.
-        json_file, image_root: see :func:`load_ct_coco`; ``$DETECTRON2_DATASETS`` in them stands for
-            that environment variable, or "datasets".
-        options: those of :func:`load_ct_coco`.
+        json_file, image_root: see :func:`load_ct_coco`; ``$DETECTRON2_DATASETS`` in them is
+            expanded, and defaults to "datasets".
+        options: options of :func:`load_ct_coco`.
 
     Raises:
-        FileNotFoundError, ValueError: as there, but for images: they are looked at when the data
-            set is asked for.
-        AssertionError: the name is registered already (Detectron2's own check).
+        FileNotFoundError, ValueError: see :func:`load_ct_coco`; images are checked when the data
+            set is used.
+        AssertionError: the name is already registered (Detectron2's check).
     """
     json_file, image_root = (resolve_root(os.fspath(path)) for path in (json_file, image_root))
     content = read_coco(json_file, ignore_categories=options.get("ignore_categories", ()))
@@ -134,16 +134,16 @@ def complete_images(
     patient: str | None = None,
     **options: Any,
 ) -> list[CocoImage]:
-    """Give images what their file does not say.
+    """Complete images with values that their file lacks.
 
     Args:
-        json_file: of the images, for messages.
-        images: as read.
+        json_file: file of the images, for messages.
+        images: images as read.
         patient: see :func:`load_ct_coco`.
-        options: ``spacing``, ``hu_offset``, ``hu_window``, ``window``; None for none.
+        options: ``spacing``, ``hu_offset``, ``hu_window``, ``window``; None if not given.
 
     Raises:
-        ValueError: an option is bad, or an image's name has no patient in it.
+        ValueError: an option is invalid, or ``patient`` does not match an image's name.
     """
     given = check_image_options(**options)
     pattern = None if patient is None else compile_pattern("patient", patient)
@@ -166,7 +166,7 @@ def complete_images(
 
 
 def compile_pattern(option: str, pattern: str) -> re.Pattern:
-    """Compile an option's regular expression; ValueError where it is none."""
+    """Compile an option's regular expression; raises ValueError if it is invalid."""
     try:
         return re.compile(pattern)
     except re.error as error:
@@ -178,19 +178,19 @@ def compile_pattern(option: str, pattern: str) -> re.Pattern:
 def image_source(
     image: CocoImage, path: str
 ) -> tuple[str, tuple[int, int], tuple[float, float, float] | None]:
-    """Open an image's file and compare its header with what the JSON says.
+    """Open an image's file and compare its header with the JSON.
 
     Args:
-        image: with the options of :func:`complete_images`.
-        path: of its file.
+        image: image with the options of :func:`complete_images`.
+        path: path of its file.
 
     Returns:
-        The path of its slice, the first and last number of its slices, and its spacing.
+        The path of its slice, the first and last slice number of its file, and its spacing.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, has another size, other spacing or too few slices, or
-            values whose HU are not told.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, has another size or spacing or too few slices, or lacks the
+            mapping to HU.
     """
     number, spacing = image.stored_slice, image.spacing
     if number is None:
@@ -201,7 +201,7 @@ def image_source(
     else:
         (depth, *size), header = stored_geometry(path)
         if number >= depth:
-            raise ValueError(f"{path}: found {depth} slices, expected one of the number {number}")
+            raise ValueError(f"{path}: found {depth} slices, expected slice {number}")
         if spacing is not None and any(
             abs(a / b - 1) > _TOLERANCE for a, b in zip(spacing, header, strict=True)
         ):
@@ -254,10 +254,10 @@ def _image_dict(image: CocoImage, path: str) -> dict:
 
 
 def annotation_dict(annotation: CocoAnnotation, size: Sequence[int]) -> dict:
-    """An annotation as Detectron2 has it, but for its ``row``.
+    """Convert an annotation to Detectron2's format, without ``row``.
 
     Args:
-        annotation: as read.
+        annotation: the annotation as read.
         size: height and width of its image.
     """
     found = {

@@ -1,4 +1,4 @@
-"""Files of annotations in COCO's format, read and checked; no image is opened."""
+"""Reads and checks annotation files in COCO's format, without opening images."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -16,31 +16,31 @@ _LISTS = ("images", "annotations", "categories")
 
 
 def read_coco(json_file: str | os.PathLike, *, ignore_categories: Iterable[str] = ()) -> CocoFile:
-    """Read a file of COCO's format and check all that it says.
+    """Read and check a file in COCO's format.
 
-    Boxes are ``[x, y, width, height]``; an annotation without one has that of its mask. Masks are
-    polygons, uncompressed and compressed RLE. Regions to be ignored are annotations with
-    ``iscrowd`` or ``ignore`` 1, and those of ``ignore_categories``, which count for each class.
+    Boxes are ``[x, y, width, height]``; an annotation without a box gets that of its mask. Masks
+    are polygons, or uncompressed or compressed RLE. Regions to ignore are annotations with
+    ``iscrowd`` or ``ignore`` 1, and those of ``ignore_categories``, which apply to all classes.
 
-    Beside COCO's own keys an image may have ``spacing`` ([x, y, z] mm), ``patient``, ``volume`` and
-    ``slice``, ``hu_offset``, ``hu_window`` and ``window`` (see :class:`CocoImage`), and an
-    annotation ``lesion``, ``recist`` and ``diameters_mm`` (see :class:`CocoAnnotation`; ``recist``
-    in COCO's coordinates).
+    In addition to COCO's keys, an image may have ``spacing`` ([x, y, z] mm), ``patient``,
+    ``volume`` and ``slice``, ``hu_offset``, ``hu_window`` and ``window`` (see :class:`CocoImage`),
+    and an annotation ``lesion``, ``recist`` and ``diameters_mm`` (see :class:`CocoAnnotation`;
+    ``recist`` in COCO's coordinates).
 
     Args:
         json_file: its path.
-        ignore_categories: names of categories that are no class, but regions to be ignored.
+        ignore_categories: names of categories that are regions to ignore instead of classes.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no such file, or what is wrong in it: the image or annotation, the key,
-            what was found and expected, a line each.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file has another format, or invalid entries, listed one per line: image or
+            annotation, key, found, expected.
     """
     content = read_json(json_file, "COCO's JSON", allow_nan=True)
     _check_lists(json_file, content)
     reader = _Reader(tuple(ignore_categories))
     reader.read_categories(content["categories"])
-    raise_problems(json_file, reader.problems)  # all annotations would follow
+    raise_problems(json_file, reader.problems)  # otherwise all annotations would be listed, too
     reader.read_images(content["images"])
     reader.read_annotations(content["annotations"])
     raise_problems(json_file, reader.problems)
@@ -65,12 +65,12 @@ def _check_lists(json_file: str | os.PathLike, content: Any) -> None:
 
 
 class _Reader:
-    """Reads the three lists, and collects what is wrong in them."""
+    """Reads the three lists, and collects their problems."""
 
     def __init__(self, ignore_categories: tuple[str, ...]):
         self.ignore_categories = ignore_categories
         self.problems: list[str] = []
-        self._classes: dict[int, str] = {}  # by id, rising
+        self._classes: dict[int, str] = {}  # by id, ascending
         self._ignored: set[int] = set()  # ids
         self._images: dict[int, CocoImage] = {}
         self._annotations: dict[int, list[CocoAnnotation]] = {}
@@ -115,7 +115,7 @@ class _Reader:
                     )
             except ValueError as error:
                 self.problems.append(f"image {image_id}: {error}")
-                self._images[image_id] = None  # known, so that its annotations are not told of
+                self._images[image_id] = None  # known: its annotations are not reported
             else:
                 files[image.name] = image_id
                 self._images[image_id] = image
@@ -137,7 +137,7 @@ class _Reader:
             found = self._annotations.setdefault(image.id, [])
             if index is not None:
                 found.append(replace(annotation, category=index))
-            else:  # a region of no class: one for each, as crowds are of one class
+            else:  # a region without class: one copy per class, as crowds belong to one class
                 found += [replace(annotation, category=k, ignore=True) for k in range(len(indices))]
 
     def result(self) -> CocoFile:
@@ -156,7 +156,7 @@ class _Reader:
         self._num_empty += 1
 
     def _entries(self, kind: str, entries: list) -> Iterable[tuple[Mapping, int]]:
-        """The entries that are objects with an id of their own, and these ids."""
+        """The entries that are objects with a unique id, and these ids."""
         seen = set()
         for number, entry in enumerate(entries):
             if not isinstance(entry, Mapping):

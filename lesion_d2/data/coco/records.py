@@ -1,22 +1,23 @@
-"""What files of COCO's format hold, and what their values can be."""
+"""Content of files in COCO's format, and valid values."""
 
 from dataclasses import dataclass
 
 from ..formats.problems import short_repr
 
-#: What COCO's coordinates are at the center of an image's first pixel: 0 is its outer edge.
+#: COCO's coordinate of the center of an image's first pixel; 0 is its outer edge.
 FIRST_PIXEL = 0.5
-#: Annotation tools let boxes and outlines reach past the image's border a bit: pixels.
+#: Tolerance in pixels for boxes and outlines beyond the image's border, as some annotation tools
+#: write them.
 MAX_OVERHANG = 10.0
 
 
 class BadEntryError(ValueError):
-    """What is wrong with one entry.
+    """An entry is invalid.
 
     Args:
-        key: of the entry.
+        key: the entry's key.
         found: its value.
-        expected: in words.
+        expected: description of valid values.
     """
 
     def __init__(self, key: str, found: object, expected: str):
@@ -28,13 +29,13 @@ class CocoAnnotation:
     """A box of an image.
 
     Args:
-        id: in the file.
-        category: index in :attr:`CocoFile.classes`.
-        box: XYXY in pixels, whole numbers being pixel centers; cut to the image.
-        mask: counts of the compressed RLE of the image's (H, W); None without one.
+        id: id in the file. category: index in :attr:`CocoFile.classes`.
+        box: XYXY in pixels, with integers at pixel centers; clipped to the image.
+        mask: counts of the compressed RLE of size (H, W); None without a mask.
         ignore: whether the region is neither lesion nor background.
-        lesion: annotations of a volume's slices that have this in common are one lesion.
-        recist: end points of the long and the short diameter, 8 numbers x, y, as ``box`` is.
+        lesion: lesion id, shared by its annotations on all slices of a volume.
+        recist: end points of the long and the short diameter, 8 numbers x, y, in coordinates like
+            ``box``.
         diameters_mm: long and short diameter, mm.
     """
 
@@ -53,17 +54,17 @@ class CocoImage:
     """An image.
 
     Args:
-        id: in the file.
-        file_name: relative to the folder of images, with ``/``; of a volume's slice without ``#k``.
+        id: id in the file. file_name: relative to the folder of images, with ``/``, and without
+            ``#k``.
         stored_slice: the ``k`` of ``file#k``; None for a picture.
         height, width: in pixels.
-        spacing: x, y, z in mm; None where the file does not say.
-        patient: who it shows.
-        volume, slice: the volume that a picture is of, and the number of its slice.
-        hu_offset, hu_window: what its grey values mean, see
+        spacing: x, y, z in mm; None if the file does not have it.
+        patient: patient id.
+        volume, slice: the volume of a picture, and its slice number.
+        hu_offset, hu_window: mapping of grey values to HU, see
             :func:`~lesion_d2.data.slices.pictures.picture_path`.
         window: (low, high) HU for display.
-        annotations: of it.
+        annotations: its annotations.
     """
 
     id: int
@@ -82,20 +83,20 @@ class CocoImage:
 
     @property
     def name(self) -> str:
-        """``file_name`` as the file has it."""
+        """``file_name`` as in the file."""
         number = self.stored_slice
         return self.file_name if number is None else f"{self.file_name}#{number}"
 
 
 @dataclass(frozen=True)
 class CocoFile:
-    """What a file holds.
+    """The content of a file.
 
     Args:
-        classes: names of the categories, by rising id.
-        category_ids: of these in the file.
-        images: in the file's order.
-        messages: what has to be told, a line each.
+        classes: names of the categories, in ascending order of ids.
+        category_ids: ids of the categories in the file.
+        images: images in the file's order.
+        messages: warnings for the user, one line each.
     """
 
     classes: tuple[str, ...]

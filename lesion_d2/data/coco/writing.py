@@ -1,4 +1,4 @@
-"""Any registered data set of slices as COCO JSON, with pictures where they are asked for."""
+"""Exports registered data sets of slices as COCO JSON, optionally with pictures."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,25 +26,25 @@ from .records import FIRST_PIXEL
 
 #: The file's name in its folder.
 FILE_NAME = "annotations.json"
-#: What can be written beside it: nothing, or pictures of 8 or of 16 bits.
+#: Pictures to write: none, or 8-bit or 16-bit ones.
 IMAGES = ("none", "png8", "png16")
 #: 16-bit pictures are in DeepLesion's coding: HU = value - 32768.
 HU_OFFSET = 32768
 _DIGITS = 6  # of coordinates
-# A slice, its height and width, and the picture that is made of it.
+# A slice, its height and width, and the picture to write.
 _Job = tuple[str, tuple[int, int], str]
 
 
 @dataclass(frozen=True)
 class WrittenCoco:
-    """What was written.
+    """Summary of an export.
 
     Args:
-        file: the JSON.
-        image_root: the folder that its names of images start from.
-        num_images, num_annotations: how many there are of each.
-        num_masks: annotations with a mask.
-        num_rles: of these those that are RLE, as no polygons make them.
+        file: the JSON file.
+        image_root: the folder that its image names are relative to.
+        num_images, num_annotations: number of images and annotations.
+        num_masks: number of annotations with a mask.
+        num_rles: number of masks written as RLE because polygons do not reproduce them.
     """
 
     file: Path
@@ -66,31 +66,31 @@ def write_coco(
     overwrite: bool = False,
     allow_missing: bool = False,
 ) -> WrittenCoco:
-    """Write a registered data set as ``<output>/annotations.json``, whole or not at all.
+    """Write a registered data set as ``<output>/annotations.json``, atomically.
 
     Boxes are x, y, width, height in COCO's coordinates, where 0 is the outer edge of the first
-    pixel; ids count from 1, categories in the order of the data set's classes; masks are RLE.
-    Beside COCO's own keys stand those of :func:`~lesion_d2.data.coco.reading.read_coco`, and the
-    data set's ``image_id`` as ``source_id``.
+    pixel; ids start at 1; categories have the order of the data set's classes; masks are RLE.
+    In addition to COCO's keys, it has those of :func:`~lesion_d2.data.coco.reading.read_coco`, and
+    the data set's ``image_id`` as ``source_id``.
 
     Args:
         dataset: its name in ``DatasetCatalog``.
-        output: the folder; made by renaming, after everything was written beside it.
-        images: "none": names are those of the data set's own files, from the folder of all of them
-            on; "png16": pictures in DeepLesion's coding; "png8": by ``window``.
-        window: (low, high) HU that become 0 and 255 of 8-bit pictures.
-        polygons: write masks as polygons, but for regions to be ignored and masks that polygons
-            do not make again, such as those with holes.
-        workers: processes that write pictures; None for all cores.
+        output: the output folder; a temporary folder beside it is renamed at the end.
+        images: "none": image names refer to the data set's files, relative to their common folder;
+            "png16": write pictures in DeepLesion's coding; "png8": write pictures in ``window``.
+        window: (low, high) HU mapped to 0 and 255 in 8-bit pictures.
+        polygons: write masks as polygons, except regions to ignore and masks that polygons do not
+            reproduce, such as those with holes.
+        workers: number of processes that write pictures; None for one per core.
         overwrite: replace a folder that holds an ``annotations.json``.
-        allow_missing: leave out images whose file is missing.
+        allow_missing: skip images whose file is missing.
 
     Raises:
-        ValueError: the data set is not registered, empty, or its images or boxes are none; or of
-            "none", its slices are no files of their own; or there is no window for "png8".
-        FileExistsError: something stands at ``output``.
-        BlockingIOError: another process writes there.
-        OSError: a file cannot be written, such as to a full disk.
+        ValueError: the data set is not registered or empty, or has invalid images or boxes; for
+            "none", slices are not separate files; for "png8", there is no window.
+        FileExistsError: ``output`` exists.
+        BlockingIOError: another process is writing to ``output``.
+        OSError: a file cannot be written, for example because the disk is full.
     """
     _check_options(images, window)
     output = Path(output).absolute()
@@ -105,7 +105,7 @@ def write_coco(
         jobs = _name_pictures(records, entries, window)
     annotations = list(_annotation_entries(dataset, records, polygons))
     with atomic_folder(output) as working:
-        _check_output(output, overwrite)  # of a call that was faster
+        _check_output(output, overwrite)  # another call may have been faster
         _fill_folder(working, _content(dataset, entries, annotations), jobs, window, workers)
     masks = [a["segmentation"] for a in annotations if a["segmentation"]]
     num_rles = sum(isinstance(mask, dict) for mask in masks)
@@ -145,7 +145,7 @@ def _categories(dataset: str) -> list[dict]:
 
 
 def _image_entry(number: int, record: Mapping[str, Any]) -> dict:
-    """An image without its file name."""
+    """An image entry without the file name."""
     entry = {
         "id": number,
         "file_name": "",
@@ -164,7 +164,7 @@ def _image_entry(number: int, record: Mapping[str, Any]) -> dict:
 
 
 def _name_own_files(dataset: str, records: Sequence[Mapping], entries: Sequence[dict]) -> Path:
-    """Name the images by the data set's own files; returns the folder of all of them."""
+    """Name the images by the data set's files; returns their common folder."""
     files = []
     for record, entry in zip(records, entries, strict=True):
         path, number = os.path.abspath(record["file_name"]), None
@@ -189,7 +189,7 @@ def _name_own_files(dataset: str, records: Sequence[Mapping], entries: Sequence[
 def _name_pictures(
     records: Sequence[Mapping], entries: Sequence[dict], window: tuple[float, float] | None
 ) -> list[_Job]:
-    """Name the images by their ``image_id``; returns what pictures are to be written."""
+    """Name the images by their ``image_id``; returns the pictures to write."""
     names = unique_names(_picture_name(record["image_id"]) for record in records)
     coding = {"hu_offset": HU_OFFSET} if window is None else {"hu_window": list(window)}
     for entry, name in zip(entries, names, strict=True):
@@ -229,7 +229,7 @@ def _annotation_entry(annotation: Mapping[str, Any], polygons: bool) -> dict:
         "bbox": box,
         "area": round(box[2] * box[3], _DIGITS),
         "iscrowd": is_crowd,
-        "segmentation": [],  # some programs ask for the key
+        "segmentation": [],  # some programs require the key
     }
     mask = annotation.get("segmentation")
     if isinstance(mask, Mapping):

@@ -1,1 +1,1 @@
-"""File formats that are read without running anything in them: CSV and pickles."""
+"""Safe readers of CSV files and pickles, which never run code from a file."""

@@ -10,21 +10,21 @@ from ...utils.files import check_columns, one_line
 
 
 def read_csv_table(file: str | os.PathLike, columns: Sequence[str], expected: str) -> pd.DataFrame:
-    """Read a CSV file whose first line names its columns.
+    """Read a CSV file with a header line.
 
     Args:
         file: its path.
-        columns: names that it must have.
-        expected: what the file should be, for messages.
+        columns: required columns.
+        expected: description of the expected file, for messages.
 
     Returns:
-        All cells of all columns as text, "" where there is none; the index is the line number in
-        the file. Rows without anything in them are left out.
+        All cells of all columns as text, "" if empty; the index is the line number in the file.
+        Empty rows are left out.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no CSV, columns are missing or there twice, or a row is longer than the
-            first line.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not CSV, columns are missing or duplicate, or a row is longer than
+            the header.
     """
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file}: no such file, expected {expected}")
@@ -33,7 +33,7 @@ def read_csv_table(file: str | os.PathLike, columns: Sequence[str], expected: st
             names = next(csv.reader(opened), [])
             opened.seek(0)
             table = pd.read_csv(opened, dtype=object, keep_default_na=False, skip_blank_lines=False)
-    except (ValueError, csv.Error) as error:  # pandas' errors of files are ValueErrors
+    except (ValueError, csv.Error) as error:  # pandas' file errors are ValueErrors
         raise ValueError(
             f"{file}: found no readable CSV ({one_line(error)}), expected {expected}"
         ) from None

@@ -1,7 +1,7 @@
-"""What a pickle asks of memory and time, found before it is loaded.
+"""Limits on the memory and time that a pickle needs, checked before it is loaded.
 
-A few bytes can ask Python's reader for a table of 2^32 entries, or for the hash of a tuple that
-holds one tuple twice, which holds the next one twice, and so on.
+A few bytes can make Python's reader allocate a table of 2^32 entries, or hash a tuple that contains
+another tuple twice, which contains the next one twice, and so on.
 """
 
 import pickletools
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 _MARK = pickletools.markobject
 _OPCODES = {opcode.code.encode("latin1")[0]: opcode for opcode in pickletools.opcodes}
-# Where an argument says its own length: bytes of that length, whether it may be negative.
+# Opcodes whose argument begins with its length: bytes of that length, whether it is signed.
 _COUNTED = {
     pickletools.TAKEN_FROM_ARGUMENT1: (1, False),
     pickletools.TAKEN_FROM_ARGUMENT4: (4, True),
@@ -17,24 +17,24 @@ _COUNTED = {
     pickletools.TAKEN_FROM_ARGUMENT8U: (8, False),
 }
 _PUTS, _GETS = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
-# A pickle that uses what it made before may have so many times as many parts as its file has bytes.
+# Maximum number of parts per byte of the file, with parts counted once per use.
 _SLACK = 64
 
 
 class Refused(Exception):
-    """A pickle asks for what it has no need of."""
+    """A pickle contains something that arrays and plain containers do not need."""
 
 
 def check_opcodes(content: bytes) -> None:
-    """Go through a pickle's opcodes without running any.
+    """Check a pickle's opcodes without running any.
 
     Raises:
-        Refused: it numbers its objects beyond its own size, or is made of far more parts than
-            bytes, because it uses some again and again.
-        ValueError, IndexError, KeyError: it is no readable pickle.
+        Refused: it numbers objects beyond its own size, or has far more parts than bytes, because
+            parts are used repeatedly.
+        ValueError, IndexError, KeyError: it is not a readable pickle.
     """
     used_again, largest = 0, _SLACK * (len(content) + _SLACK)
-    stack: list = []  # how many parts what is there has, or a mark
+    stack: list = []  # number of parts of each item, or a mark
     memo: dict[int, int] = {}
     for opcode, argument in _opcodes(content):
         popped = _popped(stack, opcode)
@@ -59,7 +59,7 @@ def check_opcodes(content: bytes) -> None:
 
 
 def _popped(stack: list, opcode: pickletools.OpcodeInfo) -> list[int]:
-    """Take from the stack what an opcode takes; the parts of each."""
+    """Pop what an opcode takes from the stack; returns the number of parts of each item."""
     before = opcode.stack_before
     if _MARK not in before:
         popped = [stack.pop() for _ in before]
@@ -77,7 +77,7 @@ def _number(opcode: pickletools.OpcodeInfo, argument: bytes) -> int:
 
 
 def _opcodes(content: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, bytes]]:
-    """The opcodes up to the first STOP, and their arguments as they stand there."""
+    """The opcodes up to the first STOP, with their raw arguments."""
     position = 0
     while True:
         opcode = _OPCODES[content[position]]

@@ -1,4 +1,4 @@
-"""Errors that tell of all that is wrong in a file."""
+"""Errors that list all problems of a file."""
 
 from collections.abc import Sequence
 
@@ -10,12 +10,12 @@ _MAX_SHOWN = 20
 
 
 class ProblemsError(ValueError):
-    """What is wrong in a file or folder.
+    """The problems of a file or folder.
 
     Args:
-        source: what begins the message.
-        problems: all of them, one line each.
-        text: the rest of the message; of many problems it has the first ones.
+        source: prefix of the message.
+        problems: all problems, one line each.
+        text: the rest of the message; it lists only the first problems if there are many.
     """
 
     def __init__(self, source: object, problems: Sequence[str], text: str):
@@ -27,15 +27,15 @@ class ProblemsError(ValueError):
 
 
 def raise_problems(source: object, problems: Sequence[str], counted: str | None = None) -> None:
-    """Raise one :class:`ProblemsError` with all that is wrong in a file or folder, if anything is.
+    """Raise one :class:`ProblemsError` for all problems of a file or folder, if there are any.
 
     Args:
-        source: what begins the message.
+        source: prefix of the message.
         problems: one line each; the first 20 are shown.
-        counted: how a message of several counts them; None for "<n> problems".
+        counted: count shown if there are several problems; None for "<n> problems".
 
     Raises:
-        ProblemsError: there is a problem.
+        ProblemsError: there are problems.
     """
     if len(problems) == 1:
         raise ProblemsError(source, problems, problems[0])

@@ -1,8 +1,9 @@
-"""Pickles read without running anything that they carry: arrays and plain containers alone.
+"""Restricted unpickler: reads arrays and plain containers, and never runs code.
 
-No NumPy object takes its state from the file: a dtype's state can say that pointers to objects are
-numbers, and an array's that it lies elsewhere. What a pickle calls in NumPy's name only keeps its
-arguments; the arrays are made from them after loading, once they are checked.
+No NumPy object takes its state from the file: the state of a dtype can declare pointers to objects
+as numbers, and that of an array can refer to other memory. Functions that a pickle calls by NumPy's
+names only record their arguments; arrays are built from them after loading, once the arguments are
+checked.
 """
 
 import io
@@ -26,10 +27,11 @@ _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 _NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
 _DTYPE_CODE = re.compile(r"b1|[iufc][0-9]{1,2}|[SU][0-9]{1,9}|O[48]?")
 _LARGEST_CODE_POINT = 0x10FFFF
-# Items and bytes that may be made of a file: so many times its size, and some for small ones.
+# Items and bytes that may be created from a file: a multiple of its size, plus a constant for small
+# files.
 _SLACK, _SMALL = 8, 4096
-_REACHED = 4  # items on all ways through what was read, likewise
-_MAX_NAME = 100  # letters of it in a message
+_REACHED = 4  # the same for items counted once per use
+_MAX_NAME = 100  # characters in a message
 
 
 def load_pickle(
@@ -37,24 +39,24 @@ def load_pickle(
 ) -> object:
     """Read a pickle of NumPy arrays and scalars, plain containers, numbers and text.
 
-    Memory and time are bounded by the size of the file, n bytes: what it makes has at most
-    8 n + 4,096 items and bytes; and whoever goes through all of it, into a part as often as the
-    file uses it, meets at most 4 n + 4,096 items.
+    Memory and time are bounded by the size n of the file in bytes: at most 8 n + 4,096 items and
+        bytes are created; and a traversal of the result, which visits a part as often as the file
+        uses it, meets at most 4 n + 4,096 items.
 
-    Those that Python 2 wrote can be read too; their text is taken for Latin-1, as NumPy's arrays in
-    them need. Arrays and scalars are of bools, numbers or text, arrays of objects too. The dicts of
-    ``collections`` come back as plain ones.
+    Pickles of Python 2 are supported; their text is decoded as Latin-1, as NumPy's arrays in them
+    require. Arrays and scalars may have bools, numbers or text, arrays also objects. Dicts of
+    ``collections`` are returned as plain dicts.
 
     Args:
         file: its path.
-        names: more of what it may call, by module and name: what gives a :class:`StandIn`, made
-            for this file alone.
+        names: additional callables by module and name, which return a :class:`StandIn`; created for
+            this file only.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds anything else, such as ``os.system``, which is named and neither
-            imported nor run; or an array whose data do not fit its shape and dtype; or it is no
-            readable pickle.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file contains anything else, such as ``os.system``, which the message names
+            and which is neither imported nor run; or an array whose data do not match its shape and
+            dtype; or it is not a readable pickle.
     """
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file}: no such file")
@@ -67,21 +69,21 @@ def load_pickle(
         return Converter(len(data), budget).convert(loaded)
     except Refused as error:
         raise ValueError(f"{file}: {error}") from None
-    # A damaged pickle fails as it likes to.
+    # A damaged pickle can raise any exception.
     except Exception as error:
         text = one_line(f"{type(error).__name__}: {error}")
         raise ValueError(f"{file}: found no readable pickle ({text})") from None
 
 
 class _Budget:
-    """How much may be made of a file: some bytes of it must not be copied again and again."""
+    """Limit on what may be created from a file, so that its bytes are not copied repeatedly."""
 
     def __init__(self, file_size: int):
         self.file_size = file_size
         self.left = _SLACK * file_size + _SMALL
 
     def take(self, size: int) -> None:
-        """Raises ``Refused`` where items or bytes of this number are too many."""
+        """Count items or bytes; raises ``Refused`` if there are too many."""
         self.left -= size
         if self.left < 0:
             raise Refused(
@@ -92,10 +94,10 @@ class _Budget:
 
 
 class StandIn:
-    """Placeholder for an object of a class, which keeps its arguments and its state.
+    """Placeholder for an object of a class; records its arguments and its state.
 
-    Subclasses are made for one pickle only. A pickle can only write to these two attributes: a
-    class is refused as an object, and ``__setstate__`` is not one of the real class.
+    Subclasses are created per pickle. A pickle can only write to these two attributes: classes are
+    refused as objects, and ``__setstate__`` is not that of the real class.
     """
 
     __slots__ = ("args", "state")
@@ -109,7 +111,7 @@ class StandIn:
         self.state = state
 
     def convert(self, converter: "Converter") -> object:
-        """Convert to the real object; its content has to be converted, too."""
+        """Convert to the real object, including its content."""
         raise NotImplementedError
 
 
@@ -119,7 +121,7 @@ class _Unpickler(pickle.Unpickler):
         self._allowed = {**names, **_allowed(budget)}
 
     def find_class(self, module: str, name: str) -> Callable:
-        """The few functions and classes that a pickle may call, by their exact names."""
+        """Return one of the few callables that are allowed, by exact name."""
         try:
             return self._allowed[module, name]
         except KeyError:
@@ -165,7 +167,7 @@ class _Scalar:
 
 
 def _filled(kind: type, budget: _Budget) -> Callable:
-    """Sets and dicts of their items, as protocols 0 to 3 write them; made anew, see _allowed."""
+    """Sets and dicts from items, as in protocols 0 to 3; created per file, see _allowed."""
 
     def fill(items: list | tuple = ()) -> object:
         budget.take(len(items))
@@ -175,7 +177,7 @@ def _filled(kind: type, budget: _Budget) -> Callable:
 
 
 def _empty(kind: type) -> Callable:
-    """``b""``, as protocols 0 to 2 write it; of others a name, as defaultdict writes it."""
+    """``b""``, as in protocols 0 to 2; for other types only the name, as in defaultdict."""
 
     def make(*items) -> object:
         if items:
@@ -188,23 +190,23 @@ def _empty(kind: type) -> Callable:
 def _allowed(budget: _Budget) -> dict[tuple[str, str], Callable]:
     """(module, name) -> function that replaces it.
 
-    The functions are created for every file, because a pickle can write to everything it can name,
-    and so cannot change other state. For the same reason, the classes above have no names here.
+    The functions are created for every file, because a pickle can modify everything it can name.
+    For the same reason, the classes above have no names here.
     """
 
     def encode(text: str, encoding: str = "latin1") -> bytes:
-        """Bytes, as protocols 0 to 2 write them."""
+        """Bytes, as in protocols 0 to 2."""
         if encoding not in ("latin1", "latin-1"):
             raise Refused(f"found bytes as {encoding!r} in the pickle, expected 'latin1'")
         budget.take(len(text))
         return text.encode("latin1")
 
     def default_dict(factory: object = None) -> dict:
-        """An empty dict; what follows fills it."""
+        """An empty dict; the following opcodes fill it."""
         return {}
 
     def ndarray(*args):
-        """The name that stands for the class of arrays."""
+        """Placeholder for the class of arrays, allowed by name only."""
         raise Refused("found a call of numpy.ndarray in the pickle, expected its name alone")
 
     def reconstruct(kind: object, shape: object, code: object) -> _Array:
@@ -218,7 +220,7 @@ def _allowed(budget: _Budget) -> dict[tuple[str, str], Callable]:
         return _Scalar((dtype, data))
 
     def from_buffer(data, dtype, shape, order, axis_order=None) -> _Array:
-        """An array, as protocol 5 writes it."""
+        """An array, as in protocol 5."""
         return _Array((None, shape, dtype, order == "F", data), axis_order)
 
     def dtype(code: object, align: object = False, copy: object = False) -> _Dtype:
@@ -244,21 +246,21 @@ def _allowed(budget: _Budget) -> dict[tuple[str, str], Callable]:
 
 
 class Converter:
-    """From what was loaded to plain containers and arrays, all built anew.
+    """Converts what was loaded to new plain containers and arrays.
 
     Args:
-        file_size: bytes; nothing that is built has more items than that.
-        budget: of all that is built.
+        file_size: size in bytes; no result has more items than that.
+        budget: limit on everything that is created.
     """
 
     def __init__(self, file_size: int, budget: _Budget):
         self.file_size, self.budget = file_size, budget
-        # id -> converted, and items in it: what a file names often is converted once.
+        # id -> converted object and its number of items; shared objects are converted once.
         self._done: dict[int, tuple[object, int]] = {}
         self._reached = 0
 
     def convert(self, value: object) -> object:
-        """Raises ``Refused`` for anything else; a container within itself is too deep."""
+        """Convert a value; raises ``Refused`` for other types and for recursive containers."""
         self._reach(1)
         if value is None or type(value) in (bool, int, float, str, bytes, bytearray):
             return value
@@ -311,7 +313,7 @@ class Converter:
         )
 
     def _array(self, shape: object, dtype: object, order: str, data: object) -> np.ndarray:
-        """An array with memory of its own."""
+        """Build an array that owns its memory."""
         dtype = _dtype(dtype)
         if type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape):
             raise Refused(f"found an array's shape {short_repr(shape)}, expected numbers from 0 on")
@@ -325,7 +327,7 @@ class Converter:
         self.budget.take(max((size, *shape)) + (0 if dtype.kind == "O" else size * dtype.itemsize))
         if dtype.kind == "O":
             return self._object_array(shape, size, order, data)
-        if type(data) is str:  # of Python 2
+        if type(data) is str:  # from Python 2
             data = data.encode("latin1")
         if type(data) not in (bytes, bytearray):
             raise Refused(f"found {short_repr(data)} as an array's data, expected bytes")
@@ -334,7 +336,7 @@ class Converter:
                 f"found {len(data)} bytes for an array of the shape {short_repr(shape)} and the "
                 f"dtype {dtype}, expected {size * dtype.itemsize}"
             )
-        if dtype.kind == "b":  # NumPy counts on bytes of 0 and 1
+        if dtype.kind == "b":  # NumPy relies on bytes of 0 and 1
             return np.ndarray(shape, np.uint8, bytes(data), order=order) != 0
         if dtype.kind == "U":  # and Python on these
             points = np.frombuffer(bytes(data), np.dtype("u4").newbyteorder(dtype.byteorder))
@@ -355,11 +357,11 @@ class Converter:
         array = np.empty(size, object)
         for i, item in enumerate(data):
             array[i] = self.convert(item)
-        return np.array(array.reshape(shape), order=order)  # the list is in C order always
+        return np.array(array.reshape(shape), order=order)  # the list is always in C order
 
 
 def _dtype(kept: object) -> np.dtype:
-    """Bools, numbers, text and objects; of the state, the byte order alone."""
+    """Build a dtype of bools, numbers, text or objects; of its state, only the byte order is used."""
     if type(kept) is not _Dtype:
         raise Refused(f"found {short_repr(kept)} in the pickle, expected a dtype")
     if type(kept.code) is not str or not _DTYPE_CODE.fullmatch(kept.code):

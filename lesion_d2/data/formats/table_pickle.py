@@ -1,4 +1,4 @@
-"""Tables that pandas pickled, read without pandas and without running anything in them."""
+"""Restricted unpickler of pandas tables, which neither imports pandas nor runs code."""
 
 import os
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import numpy as np
 from .problems import short_repr
 from .restricted_pickle import Converter, Refused, StandIn, load_pickle
 
-# Where pandas has had them; what a pickle of another version names is refused.
+# Modules of the classes in the supported pandas versions; other names are refused.
 _FRAMES = (("pandas.core.frame", "DataFrame"), ("pandas", "DataFrame"))
 _MANAGERS = tuple(
     (module, "BlockManager")
@@ -40,18 +40,18 @@ _SLICES = (("builtins", "slice"), ("__builtin__", "slice"))
 
 
 def load_table(file: str | os.PathLike) -> dict[str, list]:
-    """Read a DataFrame that ``pandas.DataFrame.to_pickle`` wrote, of pandas 0.20 to 3.
+    """Read a DataFrame written by ``pandas.DataFrame.to_pickle``, for pandas 0.20 to 3.
 
-    Nothing of pandas is imported or run: what the pickle calls in its name only keeps its
-    arguments, see :func:`load_pickle`. Columns may hold bools, numbers, text and plain Python
-    objects with NumPy arrays; not times, categories or text that pyarrow keeps.
+    pandas is neither imported nor run: callables with its names only record their arguments, see
+        :func:`load_pickle`. Columns may contain bools, numbers, text and plain Python objects with
+        NumPy arrays, but not times, categories or text stored by pyarrow.
 
     Returns:
-        Column -> its values, one a row.
+        Column -> its values, one per row.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds anything else, or no such table.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file contains anything else, or no such table.
     """
     content = load_pickle(file, _names())
     if not isinstance(content, _Table):
@@ -60,14 +60,14 @@ def load_table(file: str | os.PathLike) -> dict[str, list]:
 
 
 class _Table:
-    """A converted table; a pickle cannot make one."""
+    """A converted table; a pickle cannot create one."""
 
     def __init__(self, columns: dict[str, list]):
         self.columns = columns
 
 
 def _names() -> dict[tuple[str, str], type]:
-    """(module, name) -> a class of its own for each kind, that stands for it in one file."""
+    """(module, name) -> a placeholder class, created for one file."""
     kinds = {
         _Frame: _FRAMES,
         _Manager: _MANAGERS,
@@ -85,7 +85,7 @@ def _names() -> dict[tuple[str, str], type]:
 
 
 class _Name(StandIn):
-    """A class that is named, or a dtype of text."""
+    """The name of a class, or a dtype of text."""
 
     __slots__ = ()
 
@@ -103,7 +103,7 @@ class _Slice(StandIn):
 
 
 class _Strings(StandIn):
-    """Text of pandas 3: a class and a checksum; as state its dtype and an array of objects."""
+    """Text of pandas 3: a class and a checksum; the state is its dtype and an array of objects."""
 
     __slots__ = ()
 
@@ -116,7 +116,7 @@ class _Strings(StandIn):
 
 
 class _Index(StandIn):
-    """Names of columns or rows: a class and what it is made from."""
+    """Names of columns or rows: a class and its data."""
 
     __slots__ = ()
 
@@ -141,7 +141,7 @@ class _Index(StandIn):
 
 
 class _Block(StandIn):
-    """Columns of one dtype: their values, their numbers in the table, dimensions."""
+    """Columns of one dtype: values, indices in the table, number of dimensions."""
 
     __slots__ = ()
 
@@ -152,7 +152,7 @@ class _Block(StandIn):
 
 
 class _Manager(StandIn):
-    """All blocks and both indices; as arguments, or as state before pandas 1.3."""
+    """All blocks and both indices: its arguments, or its state before pandas 1.3."""
 
     __slots__ = ()
 
@@ -212,7 +212,7 @@ def _two_axes(axes: object) -> list:
 def _block_columns(
     values: object, places: object, num_columns: int, num_rows: int
 ) -> dict[int, list]:
-    """Number of a column -> its values."""
+    """Index of a column -> its values."""
     if isinstance(places, slice):
         places = list(range(*places.indices(num_columns)))
     elif isinstance(places, np.ndarray) and places.dtype.kind == "i":

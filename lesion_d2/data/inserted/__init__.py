@@ -1,4 +1,4 @@
-"""Synthetic lesions in real slices: training data that needs no annotation."""
+"""Synthetic lesions in real slices: training data without annotation effort."""
 
 from .hosts import HOSTS, find_hosts
 from .painting import InsertedLesion, insert_lesions

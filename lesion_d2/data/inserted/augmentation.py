@@ -16,30 +16,30 @@ from .hosts import HOSTS
 from .painting import LIMITS, insert_lesions
 
 _KEY = "INPUT.INSERTED_LESIONS"
-_FREE = 3.0  # mm between annotated lesions and inserted ones, at least
+_FREE = 3.0  # minimum distance in mm between annotated and inserted lesions
 
 
 class LesionInserter:
-    """Paints synthetic lesions into slices, and annotates them.
+    """Paints synthetic lesions into slices and annotates them.
 
-    Slices are painted as they are on disk, before they are clipped to a window and interpolated, so
-    that images are as if their files had the lesions. Random numbers are NumPy's global ones, as
-    those of Detectron2's augmentations.
+    Lesions are painted into the slices as read from disk, before clipping and interpolation, so
+    that images are the same as if the files contained the lesions. Like Detectron2's augmentations,
+    it uses NumPy's global random state.
 
-    One or two lesions take 27 ms of processor time beside the 12 ms of all else of a sample of one
-    slice on disk, and 43 beside 26 for three slices (512 x 512 pixels; of 0.75 mm, and 0.3 to 0.7
-    mm). Samples that none are drawn for take no longer.
+    One or two lesions take 27 ms of CPU time, in addition to 12 ms for the rest of a one-slice
+    sample, and 43 ms in addition to 26 ms for three slices (512 x 512 pixels of 0.75 mm, or of 0.3
+    to 0.7 mm). Samples without inserted lesions take no extra time.
 
     Args:
-        probability: of an image to have lesions inserted, where there is room for them.
-        max_lesions: of an image, one at least.
-        types: coarse types to draw from.
-        categories: the class of all of them, or those of the coarse types 1..8.
+        probability: probability of inserting lesions into an image, if there is room.
+        max_lesions: maximum number of lesions per image, at least 1.
+        types: coarse types to sample from.
+        categories: one class for all types, or the classes of the coarse types 1..8.
         median_diameter, mottle_hu: see :func:`~lesion_d2.data.inserted.insert_lesions`.
         box_margin: see :func:`~lesion_d2.data.inserted.boxes.margin_box`.
 
     Raises:
-        ValueError: a value cannot be used; the message names its key.
+        ValueError: a value is invalid; the message names its key.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class LesionInserter:
         self.box_margin = box_margin
 
     def is_drawn(self) -> bool:
-        """Draw whether an image has lesions inserted."""
+        """Sample whether lesions are inserted into an image."""
         return np.random.uniform() < self.probability
 
     def __call__(
@@ -86,15 +86,16 @@ class LesionInserter:
         """Paint lesions into the slices of an image.
 
         Args:
-            dataset_dict: the image's.
-            known: its annotations, which are not painted over.
-            inserted: gets an annotation a lesion: ``bbox``, ``bbox_mode``, ``category_id``,
-                ``coarse_type``, ``recist`` and, by its true mask, ``segmentation``.
-            slices: number -> H x W int16 HU, changed in place.
+            dataset_dict: the image's dict.
+            known: its annotations; their lesions are not painted over.
+            inserted: list that one annotation per lesion is appended to: ``bbox``, ``bbox_mode``,
+                ``category_id``, ``coarse_type``, ``recist`` and, from its true mask,
+                ``segmentation``.
+            slices: number -> H x W int16 HU, modified in place.
             key: number of the key slice.
 
         Raises:
-            ValueError: the spacing is not known.
+            ValueError: the spacing is unknown.
         """
         spacing = dataset_dict["spacing"]
         if spacing is None:
@@ -139,7 +140,7 @@ class LesionInserter:
 
 
 def build_lesion_inserter(cfg) -> LesionInserter | None:
-    """The inserter of INPUT.INSERTED_LESIONS, whose values are checked; None where it is off."""
+    """Build and check the inserter of INPUT.INSERTED_LESIONS; None if it is disabled."""
     options = cfg.INPUT.INSERTED_LESIONS
     inserter = LesionInserter(
         options.PROBABILITY,

@@ -1,4 +1,4 @@
-"""Boxes of inserted lesions, as annotated ones have them, and where the latter are."""
+"""Boxes of inserted lesions by DeepLesion's rule, and pixels of annotated boxes."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from ...structures.recist import measure_recist, recist_box
 def margin_box(
     mask: np.ndarray, margin: float
 ) -> tuple[tuple[float, float, float, float], tuple[float, ...]]:
-    """A box by DeepLesion's rule: the extent of the diameters' end points, and a margin.
+    """Compute a box by DeepLesion's rule: the extent of the diameters' end points, plus a margin.
 
     Args:
         mask: H x W bool, not empty.
-        margin: pixels; with 0 the box is the mask's: its pixels' outer edges.
+        margin: pixels; with 0, the box is the extent of the mask's pixels, outer edges included.
 
     Returns:
         The box XYXY, and the 8 numbers of :func:`~lesion_d2.structures.recist.measure_recist`.
@@ -31,7 +31,7 @@ def margin_box(
 
 
 def box_pixels(box: Sequence[float], size: tuple[int, int], margin: float) -> np.ndarray:
-    """(H, W) bool: within a box XYXY and a margin in pixels around it."""
+    """Return the pixels inside a box XYXY enlarged by a margin in pixels, (H, W) bool."""
     y, x = np.ogrid[: size[0], : size[1]]
     x1, y1, x2, y2 = box
     return (x > x1 - margin) & (x < x2 + margin) & (y > y1 - margin) & (y < y2 + margin)

@@ -1,7 +1,6 @@
-"""Where lesions may grow, from HU alone.
+"""Tissues that lesions may be inserted into, found from HU only.
 
-HU do not tell organs from one another. What looks alike is taken alike: lesions of the liver's type
-grow in the spleen, too.
+HU do not distinguish organs: lesions of the liver's type are also inserted into the spleen.
 """
 
 import cv2
@@ -10,49 +9,49 @@ import numpy as np
 from ..phantoms.shapes import AIR, FAT, LIVER, LUNG, SKIN_FAT
 from ..transforms.borders import find_body
 
-#: Coarse types that are inserted, with what holds them: types of what cannot be told from HU alone,
-#: such as kidneys, are left out.
+#: Coarse types that are inserted, and their host tissues. Types whose host cannot be found from HU
+#: only, such as kidneys, are excluded.
 HOSTS = {2: FAT, 3: FAT, 4: LIVER, 5: LUNG, 7: SKIN_FAT, 8: FAT}
-#: HU that a lesion may be painted over, by what holds it, where slices are smooth; and the share of
-#: its pixels on a slice that may lie on others. Of a lung, vessels are others; nodes push aside
-#: what is soft. Bone is another everywhere, and air but in a lung.
+#: By host tissue: range of HU (smoothed) that a lesion may cover, and the share of its pixels per
+#: slice that may lie outside that range. In a lung, vessels are outside; nodes displace soft
+#: tissue. Bone is always outside, and so is air except in a lung.
 PAINTED_OVER = {
     LUNG: (-1100.0, -300.0, 0.2),
     LIVER: (0.0, 180.0, 0.05),
     FAT: (-250.0, 180.0, 0.02),
     SKIN_FAT: (-250.0, 180.0, 0.02),
 }
-_SMOOTHING = 1.6  # mm, SD of the Gaussian that takes the noise from tissues
+_SMOOTHING = 1.6  # mm, SD of the Gaussian that removes noise
 _COARSE = 1.4  # mm
-_SKIN_DEPTH, _INNER_DEPTH = 18.0, 32.0  # mm from the skin: fat under it, fat within the body
-_EVEN_WINDOW, _EVEN_SD = 9.0, 11.0  # mm, HU: organs are as even as that
+_SKIN_DEPTH, _INNER_DEPTH = 18.0, 32.0  # mm from the skin: subcutaneous fat, fat inside the body
+_EVEN_WINDOW, _EVEN_SD = 9.0, 11.0  # mm, HU: maximum local SD in organs
 _SMALLEST_ORGAN = 2500.0  # mm^2
-_LUNG_OPENING, _SMALLEST_LUNG = 7.0, 900.0  # mm, mm^2: rims of gas in the bowel are no lung
-_RIGHT_OF_HEART = 45.0  # mm from the body's middle, to the patient's right
+_LUNG_OPENING, _SMALLEST_LUNG = 7.0, 900.0  # mm, mm^2: excludes rims of bowel gas
+_RIGHT_OF_HEART = 45.0  # mm from the body's center, to the patient's right
 
 
 def smoothed(hu: np.ndarray, pixel: float) -> np.ndarray:
-    """A slice (H, W) without its noise, float32; ``pixel``: its side, mm."""
+    """Remove the noise of a slice (H, W); returns float32. ``pixel`` is the pixel size in mm."""
     return cv2.GaussianBlur(np.asarray(hu, np.float32), (0, 0), _SMOOTHING / pixel)
 
 
 def find_hosts(hu: np.ndarray, pixel: float) -> np.ndarray:
-    """Where lesions may grow on one slice.
+    """Find the tissues that lesions may be inserted into on a slice.
 
     Args:
         hu: H x W, in DeepLesion's orientation.
-        pixel: side of a pixel, mm.
+        pixel: pixel size in mm.
 
     Returns:
-        H x W uint8: ``LUNG``, ``LIVER`` (any even soft tissue of the size of an organ, but for
-        what may be the heart), ``FAT`` (within the body), ``SKIN_FAT`` (under the skin), or ``AIR``
-        where nothing may grow.
+        H x W uint8: ``LUNG``, ``LIVER`` (any homogeneous soft tissue of an organ's size, except
+            what may be the heart), ``FAT`` (inside the body), ``SKIN_FAT`` (under the skin), or
+            ``AIR`` for no host tissue.
     """
     return hosts_of_smooth(smoothed(hu, pixel), pixel)
 
 
 def hosts_of_smooth(smooth: np.ndarray, pixel: float) -> np.ndarray:
-    """:func:`find_hosts` of a slice that :func:`smoothed` gave, on pixels of about a mm."""
+    """Like :func:`find_hosts`, for the result of :func:`smoothed`; computed at about 1 mm."""
     step = coarse_step(pixel)
     hosts = _coarse_hosts(np.ascontiguousarray(smooth[::step, ::step]), step * pixel)
     if step > 1:
@@ -61,7 +60,7 @@ def hosts_of_smooth(smooth: np.ndarray, pixel: float) -> np.ndarray:
 
 
 def coarse_step(pixel: float) -> int:
-    """How many pixels of a side in mm make one that is large enough to tell tissues."""
+    """Downsampling step that gives pixels large enough to distinguish tissues."""
     return max(1, round(_COARSE / pixel))
 
 
@@ -80,26 +79,26 @@ def _coarse_hosts(smooth: np.ndarray, pixel: float) -> np.ndarray:
 
 
 def _find_lung(dark: np.ndarray, smooth: np.ndarray, depth: np.ndarray, pixel: float) -> np.ndarray:
-    """What is as dark as lungs over some size, and no gas; H x W bool."""
+    """Regions as dark as lungs, of sufficient size and without bowel gas; H x W bool."""
     lung = np.uint8(dark & (smooth > -960) & (depth > 10))
     return _large_parts(_opened(lung, _LUNG_OPENING / pixel), _SMALLEST_LUNG / pixel**2)
 
 
 def _find_organs(smooth: np.ndarray, pixel: float, excluded: np.ndarray) -> np.ndarray:
-    """Soft tissue that is even over the size of an organ; H x W bool."""
+    """Soft tissue that is homogeneous over the size of an organ; H x W bool."""
     window = (max(3, round(_EVEN_WINDOW / pixel)),) * 2
     mean, square = cv2.blur(smooth, window), cv2.blur(smooth * smooth, window)
     even = np.sqrt(np.maximum(square - mean * mean, 0)) < _EVEN_SD
     soft = np.uint8(even & (smooth > 35) & (smooth < 150) & ~excluded)
-    # Opened, so that an organ and the muscles along it come apart.
+    # The opening separates an organ from adjacent muscles.
     return _large_parts(_opened(soft, 8 / pixel), _SMALLEST_ORGAN / pixel**2)
 
 
 def _may_be_heart(lung: np.ndarray, body: np.ndarray, pixel: float) -> np.ndarray:
-    """Where the heart would be, had the slice one; H x W bool.
+    """Region of the heart, if the slice shows one; H x W bool.
 
-    It lies between the lungs, and no more than a third of it on the patient's right. A liver's
-    dome is between them, too, but largely to the right: of it, the left part is given up.
+    The heart lies between the lungs, at most a third of it on the patient's right. The dome of the
+    liver lies between them, too, but mostly on the right; its left part is lost.
     """
     columns = np.arange(lung.shape[1])
     has_lung = lung.any(axis=1)
@@ -111,13 +110,13 @@ def _may_be_heart(lung: np.ndarray, body: np.ndarray, pixel: float) -> np.ndarra
 
 
 def _opened(mask: np.ndarray, side: float) -> np.ndarray:
-    """``mask`` (uint8) without what a square of a side in pixels does not fit into."""
+    """Morphological opening of ``mask`` (uint8) by a square with a side in pixels."""
     side = max(3, round(side))
     return cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
 
 
 def _large_parts(mask: np.ndarray, area: float) -> np.ndarray:
-    """Connected parts of at least so many pixels; bool."""
+    """Connected components of at least ``area`` pixels; bool."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
     large = stats[:, cv2.CC_STAT_AREA] >= area
     large[0] = False

@@ -1,8 +1,8 @@
-"""Lesions of the clinical phantoms, painted into stacks of real slices.
+"""Paints lesions of the clinical phantoms into stacks of real slices.
 
-A lesion (:mod:`..phantom_looks`) goes where its type may grow: nodules in the lung, metastases and
-cysts in even soft tissue such as the liver, nodes in the fat within the body, nodules in the fat
-under the skin. The slices' own noise stays, inside the lesion, too.
+A lesion (:mod:`lesion_d2.data.phantoms.looks`) is placed in a host tissue of its type: nodules in
+the lung, metastases and cysts in homogeneous soft tissue such as the liver, nodes in the fat inside
+the body, nodules in the subcutaneous fat. The slices' noise is kept, also inside the lesion.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from ..phantoms.lesions import HOST_TISSUE, LESION_TYPES, Lesion, LesionType, sa
 from ..phantoms.shapes import AIR, FAT, LIVER, SKIN_FAT, Canvas
 from .hosts import HOSTS, PAINTED_OVER, coarse_step, hosts_of_smooth, smoothed
 
-#: Lowest and highest values of options: lesions at a key slice, mm, HU.
+#: Lowest and highest values of options: lesions per key slice, mm, HU.
 LIMITS = {"max_lesions": (1, 20), "median_diameter": (5, 40), "mottle_hu": (0, 100)}
-# Of the noise's SD, around a pixel and at it: more is structure, which a lesion replaces.
+# Limits in units of the noise's SD, around a pixel and at it: more is structure, which a lesion
+# replaces.
 _MAX_LOCAL_SD, _MAX_NOISE = 1.3, 3.0
-_LOCAL = 5.0  # mm, side of the window that the former is measured in
+_LOCAL = 5.0  # mm, side of the window around a pixel
 _MIN_CONTRAST = 15.0  # HU, on the key slice
 _MIN_PIXELS = 12  # on the key slice
 _TRIES = 6
-_BLUR_REACH = 7.0  # mm, of the Gaussian of ``smoothed``
-_APART = 12.0  # mm between lesions, at least
+_BLUR_REACH = 7.0  # mm, extent of the Gaussian of ``smoothed``
+_APART = 12.0  # minimum distance between lesions, mm
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class InsertedLesion:
 
     Attributes:
         coarse_type: 1..8, as in ``DL_info.csv``.
-        masks: index of a slice that shows it -> H x W bool.
+        masks: index of each slice that shows it -> H x W bool.
     """
 
     coarse_type: int
@@ -56,26 +57,25 @@ def insert_lesions(
     mottle_hu: float = 5.0,
     taken: Mapping[int, np.ndarray] = MappingProxyType({}),
 ) -> list[InsertedLesion]:
-    """Paint synthetic lesions into a stack of slices, where there is room for them.
+    """Paint synthetic lesions into a stack of slices, if there is room for them.
 
     Args:
-        slices: C x H x W HU in DeepLesion's orientation, changed in place (rounded where they are
-            integers). Slices that no lesion reaches cost nothing.
-        heights: mm along z of each of the C slices from the key slice, one of which is 0.
-        pixel: side of a pixel, mm.
-        rng: source of all choices.
-        number: of lesions to insert, at most.
-        types: coarse types to draw from, keys of ``HOSTS``.
-        median_diameter, mottle_hu: of the lesions, see
-            :func:`~lesion_d2.data.phantoms.phantom.write_phantom`.
-        taken: index of a slice -> H x W bool, pixels where no lesion is painted, such as those of
-            annotated ones.
+        slices: C x H x W HU in DeepLesion's orientation, modified in place (rounded for integer
+            types). Slices that no lesion reaches take no time.
+        heights: distance of each slice from the key slice along z, (C,) in mm; one of them is 0.
+        pixel: pixel size in mm.
+        rng: random generator.
+        number: maximum number of lesions to insert.
+        types: coarse types to sample from, keys of ``HOSTS``.
+        median_diameter, mottle_hu: see :func:`~lesion_d2.data.phantoms.phantom.write_phantom`.
+        taken: slice index -> H x W bool, pixels where no lesion may be painted, such as those of
+            annotated lesions.
 
     Returns:
-        The lesions, each of which the key slice shows.
+        The inserted lesions; all of them are visible on the key slice.
 
     Raises:
-        ValueError: no height is 0, or there is not one for each slice.
+        ValueError: no height is 0, or their number differs from that of the slices.
     """
     heights = [float(z) for z in heights]
     if len(heights) != len(slices) or 0.0 not in heights:
@@ -98,12 +98,12 @@ def insert_lesions(
 
 
 def mark_taken(taken: dict[int, np.ndarray], index: int, mask: np.ndarray) -> None:
-    """Add the pixels of a mask (H, W) on a slice to those where no lesion is painted."""
+    """Add a mask (H, W) to the pixels of a slice where no lesion may be painted."""
     taken[index] = taken[index] | mask if index in taken else mask
 
 
 def grown(mask: np.ndarray, pixels: float) -> np.ndarray:
-    """A mask (H, W) and what is as near to it along rows and columns; bool."""
+    """Dilate a mask (H, W) by a number of pixels along rows and columns; bool."""
     side = 2 * max(1, round(pixels)) + 1
     return cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
 
@@ -124,7 +124,7 @@ class _Stack:
         some = slice(None, None, step), slice(None, None, step)
         even = np.isin(self._hosts[some], (LIVER, FAT, SKIN_FAT))
         rest = (slices[self.key][some] - smooth[some])[even]
-        # SD of what smoothing takes away, in even tissue; HU
+        # SD of the noise that smoothing removes from homogeneous tissue; HU
         self._noise = 1.4826 * float(np.median(np.abs(rest))) if len(rest) else 10.0
 
     def draw_lesion(
@@ -135,7 +135,7 @@ class _Stack:
         median_diameter: float,
         mottle_hu: float,
     ) -> Lesion | None:
-        """A lesion that there is room for and the key slice shows; None where no draw is one."""
+        """Sample a lesion that fits and is visible on the key slice; None if no try succeeds."""
         kinds = [kind for kind in kinds if HOSTS[kind.coarse_type] in self._found]
         shares = np.array([kind.share for kind in kinds])
         here = taken.get(self.key, np.zeros(self._slices.shape[1:], bool))
@@ -151,7 +151,7 @@ class _Stack:
         return None
 
     def _fits(self, lesion: Lesion, taken: Mapping[int, np.ndarray]) -> bool:
-        """Whether the key slice shows it, and no slice has it where it may not be."""
+        """Whether it is visible on the key slice and lies in allowed pixels on all slices."""
         low, high, share = PAINTED_OVER[HOSTS[lesion.kind.coarse_type]]
         patch = self._patch(lesion)
         for index, canvas in self._canvases(lesion).items():
@@ -172,7 +172,7 @@ class _Stack:
         return True
 
     def _patch(self, lesion: Lesion) -> tuple[slice, slice]:
-        """Rows and columns that a lesion may reach."""
+        """Rows and columns that a lesion may cover."""
         height, width = self._slices.shape[1:]
         bounds = []
         for center, size in ((lesion.center[1], height), (lesion.center[0], width)):
@@ -193,7 +193,7 @@ class _Stack:
         return smooth[rows, columns].copy()
 
     def _canvases(self, lesion: Lesion) -> dict[int, Canvas]:
-        """Around a lesion, of the slices that it may reach: what they show without their noise."""
+        """Noise-free patches around a lesion, for the slices that it may reach."""
         patch, tissues, canvases = self._patch(lesion), {}, {}
         if lesion.kind.hosts[0] in HOST_TISSUE:
             tissues[HOST_TISSUE[lesion.kind.hosts[0]]] = self._host_hu(lesion)
@@ -221,9 +221,9 @@ class _Stack:
         return float(np.median(self._smooth(self.key, patch)))
 
     def paint(self, lesion: Lesion) -> dict[int, np.ndarray]:
-        """Paint it into all slices that it reaches; its masks (H x W bool) there."""
+        """Paint it into all slices that it reaches; returns its masks (H x W bool) there."""
         patch = self._patch(lesion)
-        # Of all slices before any is painted: each has the host's HU as it was.
+        # For all slices before any is painted, so that all have the host's original HU.
         masks = {}
         for index, canvas in self._canvases(lesion).items():
             smooth = canvas.hu.copy()
@@ -240,7 +240,7 @@ class _Stack:
         return masks
 
     def _noise_in(self, rest: np.ndarray) -> np.ndarray:
-        """The noise of what smoothing took away, without structure such as a lung's vessels."""
+        """The noise in what smoothing removed, without structure such as a lung's vessels."""
         window = (max(3, round(_LOCAL / self._pixel)),) * 2
         local = np.sqrt(cv2.blur(np.float32(rest * rest), window)) + 1e-3
         noise = rest * np.minimum(1, _MAX_LOCAL_SD * self._noise / local)

@@ -1,1 +1,1 @@
-"""Prepared slices: a series' PNG files in one file, which is read in a fraction of the time."""
+"""Prepared slices: a series' PNG files in one file, which is much faster to read."""

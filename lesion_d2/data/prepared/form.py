@@ -1,8 +1,7 @@
-"""The files of prepared slices: an index, and each slice compressed by itself, without loss.
+"""Files of prepared slices: an index, and losslessly compressed slices.
 
-A slice is a chunk of Blosc2 (byte shuffle and LZ4, compressed by LZ4HC). The index has its name,
-height and width, where its chunk is, the chunk's CRC-32, and the size and time of change of the PNG
-file that it was made of. Numbers are little-endian::
+A slice is a chunk of Blosc2 (byte shuffle and LZ4, compressed by LZ4HC). The index has the name, height and width of each slice, the position and CRC-32 of its chunk, and
+the size and modification time of its PNG file. Numbers are little-endian::
 
     "ld2slic1" | number of slices, CRC-32 of the index: uint32 each | index | chunks
 """
@@ -37,15 +36,15 @@ _ENTRY = np.dtype(
         ("crc", "<u4"),
     ]
 )
-_MAX_KEPT = 256  # indices that a process keeps
-_LEVEL = 5  # of LZ4HC; higher ones take longer and save next to nothing
-#: What brings slices that are missing or out of date.
+_MAX_KEPT = 256  # cached indices per process
+_LEVEL = 5  # of LZ4HC; higher levels are slower and save almost nothing
+#: Remedy for missing or outdated slices.
 REMEDY = "run lesion_d2.tools.prepare_slices again"
 _AGAIN = f"remove its file and {REMEDY}"
 
 
 class PreparedSlice(NamedTuple):
-    """Where a slice is in its file: size (H, W), bytes and time of its PNG, its chunk and sum."""
+    """Index entry of a slice: size (H, W), bytes and time of its PNG, its chunk and checksum."""
 
     size: tuple[int, int]
     png: tuple[int, int]
@@ -55,18 +54,18 @@ class PreparedSlice(NamedTuple):
 
 
 def write_prepared(file: str | os.PathLike, pngs: Mapping[str, str | os.PathLike]) -> int:
-    """Write slices to one file, whole or not at all; its folder is made where it is missing.
+    """Write slices to one file, atomically; creates the folder if it is missing.
 
     Args:
         file: its path.
-        pngs: name of each slice, its number, to its PNG file in DeepLesion's coding, in order.
+        pngs: name of each slice (its number) -> its PNG file in DeepLesion's coding, in order.
 
     Returns:
-        Its bytes.
+        The size of the file in bytes.
 
     Raises:
-        FileNotFoundError, ValueError: a slice is missing, no such PNG, or damaged, two slices have
-            one number, a name has too many digits, or there are too many slices or none.
+        FileNotFoundError, ValueError: a slice is missing, damaged or not such a PNG, two slices
+            have the same number, a name has too many digits, or there are no or too many slices.
     """
     if not 0 < len(pngs) <= MAX_SLICES:
         raise ValueError(f"{file}: found {len(pngs)} slices, expected 1 to {MAX_SLICES}")
@@ -79,7 +78,7 @@ def write_prepared(file: str | os.PathLike, pngs: Mapping[str, str | os.PathLike
         numbers[int(name)] = png
     entries, chunks, start = [], [], _HEAD.size + len(pngs) * _ENTRY.itemsize
     for name, png in pngs.items():
-        state = png_state(png)  # before it is read: one that changes meanwhile is out of date
+        state = png_state(png)  # before reading: a file that changes meanwhile is outdated
         hu = read_png_slice(png)
         chunk = _compress(hu)
         if not np.array_equal(_decompress(chunk, hu.shape), hu):
@@ -96,11 +95,11 @@ def write_prepared(file: str | os.PathLike, pngs: Mapping[str, str | os.PathLike
 
 
 def prepared_index(file: str | os.PathLike) -> dict[str, PreparedSlice]:
-    """The slices of a file by name, in the order that they were written in.
+    """Return the index entries of a file by slice name, in written order.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is another file, truncated, or its index is damaged.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file has another format, is truncated, or its index is damaged.
     """
     try:
         state = os.stat(file)
@@ -110,13 +109,13 @@ def prepared_index(file: str | os.PathLike) -> dict[str, PreparedSlice]:
 
 
 def read_prepared(file: str | os.PathLike, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Read slices.
+    """Read slices by name.
 
     Returns:
-        Name -> H x W int16 in HU, the caller's own.
+        Name -> H x W int16 in HU, as a copy.
 
     Raises:
-        FileNotFoundError: there is no such file or slice.
+        FileNotFoundError: the file or a slice does not exist.
         ValueError: the file is damaged; the message names the slice.
     """
     index, slices = prepared_index(file), {}
@@ -140,10 +139,10 @@ def read_prepared(file: str | os.PathLike, names: Iterable[str]) -> dict[str, np
 
 
 def png_state(png: str | os.PathLike) -> tuple[int, int]:
-    """Bytes and time of change (ns) of a PNG file, by which its prepared slice is out of date.
+    """Return size and modification time (ns) of a PNG file, to detect outdated prepared slices.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
     """
     try:
         state = os.stat(png)
@@ -154,7 +153,7 @@ def png_state(png: str | os.PathLike) -> tuple[int, int]:
 
 @lru_cache(_MAX_KEPT)
 def _read_index(file: str, size: int, changed: int) -> dict[str, PreparedSlice]:
-    """A file that is written anew is read anew."""
+    """Read the index; again if the file changes."""
     with open(file, "rb", buffering=0) as opened:
         head = opened.read(_HEAD.size)
         magic, count, crc = _HEAD.unpack(head) if len(head) == _HEAD.size else (b"", 0, 0)
@@ -178,7 +177,7 @@ def _read_index(file: str, size: int, changed: int) -> dict[str, PreparedSlice]:
 
 
 def _compress(hu: np.ndarray) -> bytes:
-    import blosc2  # takes most of a second
+    import blosc2  # takes almost a second
 
     return blosc2.compress2(
         np.ascontiguousarray(hu),
@@ -192,10 +191,10 @@ def _compress(hu: np.ndarray) -> bytes:
 
 
 def _decompress(chunk: bytes, size: tuple[int, int]) -> np.ndarray:
-    """A slice, H x W int16.
+    """Decompress a slice, H x W int16.
 
     Raises:
-        ValueError, RuntimeError: the chunk is no slice of this size.
+        ValueError, RuntimeError: the chunk is not a slice of this size.
     """
     import blosc2
 

@@ -1,8 +1,8 @@
-"""Prepared slices, read like a folder of PNG files, as long as they are those of the PNG files.
+"""Prepared slices, read like a folder of PNG files, and checked against these files.
 
 A slice of ``Images_png/<series>/`` has the path ``Images_prepared/<series>.slices/<number>.png``,
-which is not on disk. Whenever it is asked for, its PNG file is looked at: one that was changed,
-added or removed since is an error.
+which does not exist on disk. Each access checks the PNG file: it is an error if it was changed,
+added or removed since.
 """
 
 import logging
@@ -18,33 +18,33 @@ from .form import REMEDY, PreparedSlice, png_state, prepared_index, read_prepare
 
 logger = logging.getLogger(__name__)
 
-#: How names of files end.
+#: Suffix of the files.
 EXTENSION = ".slices"
-#: The folder of a data set's PNG slices, and that of its prepared ones beside it.
+#: The folders of a data set's PNG slices and of its prepared slices, side by side.
 PNG_FOLDER, PREPARED_FOLDER = "Images_png", "Images_prepared"
 
 
 def prepared_file(folder: str | os.PathLike) -> str:
-    """The file of prepared slices of ``.../Images_png/<series>``."""
+    """Return the file of prepared slices for ``.../Images_png/<series>``."""
     above, series = os.path.split(os.fspath(folder))
     return os.path.join(os.path.dirname(above), PREPARED_FOLDER, f"{series}{EXTENSION}")
 
 
 def with_prepared_slices(name: str, dicts: list[dict]) -> list[dict]:
-    """Do what :func:`~lesion_d2.data.dataset_options.set_prepared_slices` said last.
+    """Apply :func:`~lesion_d2.data.dataset_options.set_prepared_slices`.
 
     Args:
-        name: of the data set.
-        dicts: of it, changed in place: ``file_name`` becomes the path of the prepared slice. Slices
-            of volumes' files stay.
+        name: name of the data set.
+        dicts: its dicts, modified in place: ``file_name`` becomes the path of the prepared slice.
+            Slices of voxel files are not changed.
 
     Raises:
-        ValueError: slices were not prepared or have changed since, of which the first 20 are told;
-            or none is a PNG file.
+        ValueError: slices were not prepared or have changed since (the first 20 are listed), or
+            none is a PNG file.
     """
     if not reads_prepared_slices(name):
         return dicts
-    problems: dict[str, None] = {}  # in order; what is wrong with a file is one line for its slices
+    problems: dict[str, None] = {}  # ordered; a problem of a file is one line for all its slices
     num_prepared = 0
     for image in dicts:
         folder, png = os.path.split(image["file_name"])
@@ -61,7 +61,7 @@ def with_prepared_slices(name: str, dicts: list[dict]) -> list[dict]:
     if num_prepared == 0:
         problems[f"found no image in {PNG_FOLDER}, expected slices that can be prepared"] = None
     raise_problems(f"{name}, DATASETS.PREPARED_SLICES", list(problems))
-    # Here, so that a loader's forked processes share it: 18 MB that each had of its own.
+    # Imported here, so that forked loader processes share its 18 MB.
     import blosc2  # noqa: F401
 
     logger.info(f"{name}: {num_prepared} of {len(dicts)} images are read from prepared slices")
@@ -69,16 +69,16 @@ def with_prepared_slices(name: str, dicts: list[dict]) -> list[dict]:
 
 
 def is_prepared(file: str | os.PathLike) -> bool:
-    """Whether a path is that of a file of prepared slices, by its name."""
+    """Whether a path names a file of prepared slices."""
     return os.fspath(file).endswith(EXTENSION)
 
 
 def read_prepared_slice(path: str | os.PathLike) -> np.ndarray:
-    """Read one slice, H x W int16 in HU, the caller's own.
+    """Read one slice, H x W int16 in HU, as a copy.
 
     Raises:
-        FileNotFoundError: there is no such slice.
-        ValueError: it is damaged, or its PNG file is another one than it was made of.
+        FileNotFoundError: the slice does not exist.
+        ValueError: it is damaged, or its PNG file has changed.
     """
     _current(path)
     file, name = _split(path)
@@ -96,7 +96,7 @@ def read_prepared_slices(file: str | os.PathLike, numbers: Iterable[int]) -> dic
 
 
 def prepared_slice_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Height and width of a slice in pixels.
+    """Return height and width of a slice in pixels.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`read_prepared_slice`.
@@ -105,10 +105,10 @@ def prepared_slice_size(path: str | os.PathLike) -> tuple[int, int]:
 
 
 def prepared_slice_exists(path: str | os.PathLike) -> bool:
-    """Whether there is a slice.
+    """Whether a slice exists.
 
     Raises:
-        ValueError: there is none, and a PNG file of it.
+        ValueError: it does not exist, but its PNG file does.
     """
     file, name = _split(path)
     if name in prepared_index(file):
@@ -119,10 +119,10 @@ def prepared_slice_exists(path: str | os.PathLike) -> bool:
 
 
 def prepared_slices(file: str | os.PathLike) -> dict[int, str]:
-    """Slice number -> path of all slices, in order.
+    """Slice number -> path for all slices, sorted.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: PNG files were added or removed since.
     """
     names = list(prepared_index(file))
@@ -137,7 +137,7 @@ def prepared_slices(file: str | os.PathLike) -> dict[int, str]:
 
 
 def _current(path: str | os.PathLike) -> PreparedSlice:
-    """A slice's entry, whose PNG file is the one that it was made of."""
+    """A slice's index entry; raises if its PNG file has changed."""
     file, name = _split(path)
     entry = prepared_index(file).get(name)
     try:

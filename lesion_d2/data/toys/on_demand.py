@@ -1,7 +1,7 @@
-"""Toys in Detectron2's catalogs, registered where one is asked for by its name.
+"""Toys in Detectron2's catalogs, registered on first use of their names.
 
-There are many, of which few are ever used: names that nobody asked for are not listed. Both
-``DatasetCatalog.get`` and ``MetadataCatalog.get`` register them; ``in`` and ``list`` do not.
+There are many, and few are ever used; unused ones are not listed. Both ``DatasetCatalog.get`` and
+``MetadataCatalog.get`` register them; ``in`` and ``list`` do not.
 """
 
 import re
@@ -10,13 +10,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .images import SPLITS, TASKS, dataset_name, register_toys
 
-#: Registered names, but for those of the first n images of a split.
+#: Names of the data sets, without those of the first n images of a split.
 NAMES = tuple(dataset_name(task, split) for task in TASKS for split in SPLITS)
 _NAME = re.compile(rf"toy_({'|'.join(TASKS)})_({'|'.join(SPLITS)})(?:_([1-9]\d{{0,5}}))?")
 
 
 def register_if_toy(name: str) -> None:
-    """Register a toy data set, unless it is registered, or the name is none of a toy's.
+    """Register a toy data set, unless it is registered or the name is not that of a toy.
 
     Args:
         name: ``toy_<task>_<split>``, or ``toy_<task>_<split>_<n>`` for the split's first n images;
@@ -30,7 +30,7 @@ def register_if_toy(name: str) -> None:
 
 
 class _Datasets(type(DatasetCatalog)):
-    """Detectron2's catalog of data sets, which knows toys by their names."""
+    """Detectron2's catalog of data sets, extended by the toys."""
 
     def __missing__(self, name: str):
         register_if_toy(name)

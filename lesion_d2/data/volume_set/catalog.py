@@ -18,19 +18,19 @@ from .records import VolumeSet
 
 logger = logging.getLogger(__name__)
 
-#: Where in a :class:`VolumeSet` a registered name has its patients: no fold and no split for all.
+#: The fold and split of a registered name; None for all patients.
 _Part = tuple[int | None, str | None]
 
 
 def register_volume_sets(folder: str | os.PathLike = "$DETECTRON2_DATASETS") -> list[str]:
-    """Register every data set of volumes in a folder; it is done when the package is imported.
+    """Register all volume sets in a folder; called when the package is imported.
 
-    One whose ``volume_set.json`` is damaged, or whose names others have, is told in one line of the
-    log and left out.
+    A volume set with a damaged ``volume_set.json`` or with names in use is skipped, with a warning
+    in the log.
 
     Args:
-        folder: of data sets, each in a folder of its own, by which it is named;
-            ``$DETECTRON2_DATASETS`` in it stands for that environment variable, or "datasets".
+        folder: a folder with one subfolder per data set, which gives its name;
+            ``$DETECTRON2_DATASETS`` in it is expanded, and defaults to "datasets".
 
     Returns:
         The names that were not registered before.
@@ -50,26 +50,27 @@ def register_volume_sets(folder: str | os.PathLike = "$DETECTRON2_DATASETS") -> 
 
 
 def register_volume_set(root: str | os.PathLike, name: str | None = None) -> list[str]:
-    """Register a data set of volumes with Detectron2; its volumes are read when first asked for.
+    """Register a volume set with Detectron2; its volumes are read on first use.
 
     - ``<name>``, ``<name>_train``, ``_val`` and ``_test``: slices that show a lesion (and all
-      volumes of one slice), as DeepLesion's key slices are, with its options but for missing files.
+      volumes of one slice), like DeepLesion's key slices, with the same options except that for
+      missing files.
     - ``<name>_volumes`` and ``<name>_volumes_train``, ...: every slice, for evaluation in 3-D.
-    - ``<name>_fold0_train``, ``<name>_fold0_volumes_train``, ...: of its folds.
+    - ``<name>_fold0_train``, ``<name>_fold0_volumes_train``, ...: the same for its folds.
 
-    Splits without patients have no names. What the data set had been registered as before stays,
-    so that it can be called again when splits were added.
+    Splits without patients are not registered. Names from an earlier call are kept, so it can be
+    called again after splits were added.
 
     Args:
         root: the folder with ``volume_set.json``.
-        name: its name; that of the folder by default.
+        name: name of the data set; by default that of the folder.
 
     Returns:
         The names that were not registered before.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`~lesion_d2.data.volume_set.form.read_head`; or a
-            name is none, or that of another data set.
+            name is invalid, or in use by another data set.
     """
     root = os.path.abspath(root)
     name = os.path.basename(root) if name is None else name
@@ -102,9 +103,9 @@ def register_volume_set(root: str | os.PathLike, name: str | None = None) -> lis
 
 
 def volume_names(name: str) -> set[str]:
-    """The volumes of a registered name's part of its data set, whether they show lesions or not.
+    """Return the volumes of a registered data set, with and without lesions.
 
-    Excluded ones (:func:`~lesion_d2.data.dataset_options.set_excluded_volumes`) are not among them.
+    Excluded ones (:func:`~lesion_d2.data.dataset_options.set_excluded_volumes`) are left out.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`~lesion_d2.data.volume_set.dicts.load_volume_set`.
@@ -115,7 +116,7 @@ def volume_names(name: str) -> set[str]:
 
 
 def _parts(name: str, head: VolumeSet) -> Iterator[tuple[str, tuple[_Part, bool]]]:
-    """Names to register, each with its part of the data set, and whether it has every slice."""
+    """Names to register, each with its fold and split, and whether it has every slice."""
     for every_slice, kind in ((False, ""), (True, "_volumes")):
         yield f"{name}{kind}", ((None, None), every_slice)
         for split in _used(head.splits):
@@ -134,7 +135,7 @@ def _is_known(name: str) -> bool:
 
 
 def _color_order(number: int) -> range:
-    """One class has the color that lesions have elsewhere."""
+    """A single class has the color of lesions in other data sets."""
     return range(2, 3) if number == 1 else range(number)
 
 

@@ -1,4 +1,4 @@
-"""Sizes in mm of lesions that have masks."""
+"""RECIST diameters in mm, measured on masks of lesions."""
 
 from dataclasses import replace
 
@@ -11,10 +11,10 @@ from .records import Lesion, Volume
 
 
 def with_diameters(volume: Volume) -> Volume:
-    """Measure the RECIST diameters of lesions that have masks and no ``diameters_mm``.
+    """Measure the RECIST diameters of lesions with masks and without ``diameters_mm``.
 
-    They are those of the slice with the largest mask, the first of several, as radiologists choose
-    it; ``recist`` stays as it is. Without spacing nothing is measured.
+    They are measured on the slice with the largest mask (the first of several), as radiologists do;
+    ``recist`` is not changed. Without spacing nothing is measured.
 
     Raises:
         ValueError: a mask is damaged or empty.

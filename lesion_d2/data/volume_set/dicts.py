@@ -1,4 +1,4 @@
-"""A data set of volumes as Detectron2's dicts."""
+"""Volume sets as Detectron2's dicts."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ from .voxels import voxels_shape
 
 logger = logging.getLogger(__name__)
 
-#: In HU, of volumes that name no window.
+#: Display window in HU of volumes without ``window``.
 WINDOW = WINDOWS["abdomen"]
 
 _MAX_SETS = 8
@@ -32,30 +32,29 @@ def load_volume_set(
     *,
     every_slice: bool = False,
 ) -> list[dict]:
-    """Make Detectron2's dicts of a data set of volumes, one a slice, in the file's order.
+    """Convert a volume set to Detectron2's dicts, one per slice, in the file's order.
 
-    Beside Detectron2's ``file_name, image_id, height, width, annotations`` a dict has ``spacing``
-    (x, y, z) mm or None, ``slice_range`` (first, last), ``slice_index`` (from 0), ``patient`` and
-    ``volume`` (names), ``window`` (low, high) HU and, with ``every_slice``, ``volume_boxes``: XYXY
-    in pixels, one a lesion, its extent on all slices; the same list in all dicts of a volume.
+    In addition to Detectron2's ``file_name, image_id, height, width, annotations`` a dict has
+    ``spacing`` (x, y, z) mm or None, ``slice_range`` (first, last), ``slice_index`` (from 0),
+    ``patient`` and ``volume`` (names), ``window`` (low, high) HU and, with ``every_slice``,
+    ``volume_boxes``: per lesion, the union of its boxes on all slices, XYXY in pixels; all dicts of
+    a volume share this list.
 
-    An annotation has ``bbox`` (XYXY_ABS, cut to the image), ``bbox_mode``, ``category_id``,
-    ``lesion`` and ``row``, the lesion's id; where it is known on this slice, ``segmentation``
-    (COCO's RLE) and ``recist``; where the lesion's are known, ``diameters_mm``; ``is_key``, True,
-    on the slice of its largest box (of several, the one nearest to its middle); and ``iscrowd``, 1,
-    if it is a region to ignore.
+    An annotation has ``bbox`` (XYXY_ABS, clipped to the image), ``bbox_mode``, ``category_id``,
+    ``lesion`` and ``row``, the lesion's id; if known on this slice, ``segmentation`` (COCO's RLE)
+    and ``recist``; if known, ``diameters_mm``; ``is_key``, True, on the slice of its largest box
+    (of several, the one nearest to its middle slice); and ``iscrowd``, 1, for a region to ignore.
 
     Args:
-        root: the folder with ``volume_set.json``. What it says is kept in memory until the file
-            changes.
-        patients: those whose volumes are wanted; None for all.
-        every_slice: whether slices without a lesion have a dict, too. Volumes of one slice, which
-            are images of their own, always have.
+        root: the folder with ``volume_set.json``. Its content is cached until the file changes.
+        patients: use only volumes of these patients; None for all.
+        every_slice: include slices without lesions. Volumes of one slice, which are single images,
+            are always included.
 
     Raises:
         FileNotFoundError: there is no ``volume_set.json``.
-        ValueError: it is not as it should be, or files of voxels are missing, damaged or of
-            another size: a line for each.
+        ValueError: it is invalid, or voxel files are missing, damaged or of another size; one line
+            for each.
     """
     volume_set = read_cached(root)
     volumes = [v for v in volume_set.volumes if patients is None or v.patient in patients]
@@ -71,10 +70,10 @@ def load_volume_set(
 
 
 def read_cached(root: str | os.PathLike) -> VolumeSet:
-    """:func:`read_volume_set`, once for a file as it is; not to be changed.
+    """Like :func:`read_volume_set`, cached until the file changes; do not modify the result.
 
     Raises:
-        FileNotFoundError, ValueError: see there.
+        FileNotFoundError, ValueError: see :func:`read_volume_set`.
     """
     file = Path(root, FILE_NAME)
     state = os.stat(file) if file.exists() else None
@@ -112,7 +111,7 @@ def _shape(file: str, state: tuple[int, int]) -> tuple[int, int, int]:
 
 
 def _slices(root: str | os.PathLike, volume: Volume, every_slice: bool) -> Iterator[dict]:
-    """The dicts of a volume, with all of what they share in memory once."""
+    """The dicts of a volume, which share common objects."""
     depth, height, width = volume.shape
     common = {
         "height": height,
@@ -142,7 +141,7 @@ def _slices(root: str | os.PathLike, volume: Volume, every_slice: bool) -> Itera
 
 
 def _annotations(lesion: Lesion, size: tuple[int, int]) -> Iterator[tuple[int, dict]]:
-    """A lesion's annotations, each with the number of its slice."""
+    """A lesion's annotations, each with its slice number."""
     key = _key_slice(lesion)
     for number in lesion.slices:
         annotation = {
@@ -176,7 +175,7 @@ def _key_slice(lesion: Lesion) -> int:
 
 
 def _extents(volume: Volume) -> list[list[float]]:
-    """Boxes XYXY of the lesions, each over all its slices."""
+    """Union of each lesion's boxes over all its slices, XYXY."""
     return [
         _cut((*lesion.box[:2], *lesion.box[3:5]), volume.shape[1:])
         for lesion in volume.lesions
@@ -185,5 +184,5 @@ def _extents(volume: Volume) -> list[list[float]]:
 
 
 def _cut(box: tuple[float, ...], size: tuple[int, int]) -> list[float]:
-    """A box XYXY without what lies beside the image of a size (height, width)."""
+    """Clip a box XYXY to an image of a size (height, width)."""
     return cut_boxes(np.array([box]), np.array([size[::-1]]))[0][0].tolist()

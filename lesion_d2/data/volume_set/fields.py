@@ -1,4 +1,4 @@
-"""What the fields of ``volume_set.json`` have to hold, each one alone."""
+"""Checks of single fields of ``volume_set.json``."""
 
 import re
 from collections.abc import Callable
@@ -90,7 +90,7 @@ def _optional(is_right: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: value is None or is_right(value)
 
 
-#: What holds where a volume or a lesion says nothing.
+#: Default values of the fields of a volume or a lesion.
 VOLUME_DEFAULTS = {
     "spacing": None,
     "origin": None,
@@ -106,7 +106,7 @@ LESION_DEFAULTS = {
     "ignore": False,
     "attributes": {},
 }
-# Of each key: whether a value is right, and how messages tell what it should be.
+# Key -> check of the value, and a description of valid values for messages.
 SET_FIELDS = {
     "schema": (lambda value: True, "a name"),
     "version": (lambda value: True, "a number"),

@@ -1,4 +1,4 @@
-"""``volume_set.json``: a data set of volumes with lesions, but for their voxels."""
+"""``volume_set.json``: volumes with lesions, without the voxels."""
 
 import json
 import os
@@ -37,7 +37,7 @@ __all__ = [
 
 #: The file's name in the folder of the data set.
 FILE_NAME = "volume_set.json"
-#: What ``schema`` and ``version`` of the file are.
+#: Values of ``schema`` and ``version`` in the file.
 SCHEMA, VERSION = "lesion_d2/volume_set", 1
 
 _EXPECTED = "a data set of volumes"
@@ -46,10 +46,11 @@ _END = b"\n]}\n"
 
 
 def write_volume_set(root: str | os.PathLike, volume_set: VolumeSet) -> None:
-    """Write ``<root>/volume_set.json``, whole or not at all; the voxels have to be there.
+    """Write ``<root>/volume_set.json`` atomically; the voxel files must exist.
 
     Raises:
-        ValueError: what :func:`read_volume_set` would refuse; the file is left as it was.
+        ValueError: the content is one that :func:`read_volume_set` refuses; the file is not
+            changed.
     """
     file = Path(root) / FILE_NAME
     head = {key: getattr(volume_set, key) for key in ("classes", "source", "splits", "folds")}
@@ -67,22 +68,22 @@ def write_volume_set(root: str | os.PathLike, volume_set: VolumeSet) -> None:
 def read_volume_set(root: str | os.PathLike) -> VolumeSet:
     """Read ``<root>/volume_set.json``.
 
-    Whether the files of its voxels are there is not looked at.
+    The voxel files are not checked.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, of another version, or something in it is not as it should be:
-            a line for each, with the volume, the lesion and the key.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not JSON, of another version, or has invalid entries, which are listed one
+            per line with the volume, the lesion and the key.
     """
     file = Path(root) / FILE_NAME
     return _parse(file, read_json(file, _EXPECTED, allow_nan=True))
 
 
 def read_head(root: str | os.PathLike) -> VolumeSet:
-    """Read ``<root>/volume_set.json`` but for its volumes: classes, source, splits and folds.
+    """Read ``<root>/volume_set.json`` without its volumes: classes, source, splits and folds.
 
-    Of a file as :func:`write_volume_set` writes it no more than the first line is read, and
-    whether it has its end; so what is wrong with volumes is not found here.
+    For a file by :func:`write_volume_set`, only the first line is read, and the end is checked to
+    be present; so problems of volumes are not found here.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`read_volume_set`.
@@ -105,11 +106,11 @@ def _first_line(file: Path) -> object:
             is_whole = opened.read() == _END and head.endswith(b",\n")
         return parse_json(head[:-2] + b"}", file, allow_nan=True) if is_whole else None
     except (OSError, ValueError):
-        return None  # read as a whole, it is told what is wrong
+        return None  # reading the whole file reports the problem
 
 
 def _plain(value: object) -> object:
-    """NumPy's numbers and arrays and any mapping as JSON's."""
+    """Convert NumPy's numbers and arrays, and mappings, to JSON types."""
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     if isinstance(value, Mapping):
@@ -123,7 +124,7 @@ def _volume_content(volume: Volume) -> dict:
 
 
 def _lesion_content(lesion: Lesion) -> dict:
-    """Without what is as it is by default; numbers of slices are strings in JSON."""
+    """Omit default values; slice numbers are strings in JSON."""
     content = {}
     for key in fields(Lesion):
         value = getattr(lesion, key.name)
@@ -149,14 +150,14 @@ def _check_version(file: Path, content: object) -> None:
 
 
 class _Parser:
-    """What is wrong in a file is collected, and told at once."""
+    """Parses a file, and collects all its problems."""
 
     def __init__(self, file: Path):
         self.file = file
         self.problems: list[str] = []
 
     def parse(self, content: dict) -> VolumeSet:
-        """All of a file."""
+        """Parse the whole file."""
         head = self.parse_head(content)
         volumes = [
             self._volume(number, entry, head.classes)
@@ -167,7 +168,7 @@ class _Parser:
         self._check_unique("image files", (volume.image.lower() for volume in found))
         ids = (lesion.id for volume in found for lesion in volume.lesions)
         self._check_unique("lesion ids", ids)
-        if not self.problems:  # else patients may be missing
+        if not self.problems:  # otherwise patients may be missing
             patients = {volume.patient for volume in found}
             for where, splits in _named_splits(head):
                 self._check_patients(where, splits, patients)
@@ -191,7 +192,7 @@ class _Parser:
         return head
 
     def _check_fields(self, where: str, entry: object, checks: Mapping) -> bool:
-        """Whether an entry has the keys it should have, and each holds what it should."""
+        """Whether an entry has the expected keys with valid values."""
         before = len(self.problems)
         for key in sorted(entry.keys() - checks.keys()) if isinstance(entry, dict) else ():
             self.problems.append(f"{where}found the key {short_repr(key)}, expected {list(checks)}")
@@ -206,7 +207,7 @@ class _Parser:
                 )
 
     def _check_once(self, where: str, splits: Mapping) -> None:
-        """No patient is in two splits, or twice in one."""
+        """Check that no patient is in two splits, or twice in one."""
         split_of = {}
         for name, split in ((name, split) for split, names in splits.items() for name in names):
             if name in split_of:
@@ -282,14 +283,14 @@ class _Parser:
 
 
 def _named_splits(head: VolumeSet) -> Iterator[tuple[str, Mapping]]:
-    """The splits, and those of each fold, with their names in messages."""
+    """The splits, and those of each fold, with their names for messages."""
     yield "splits", head.splits
     for number, fold in enumerate(head.folds):
         yield f"fold {number}", fold
 
 
 def _misplaced(lesion: dict, shape: list[int]) -> Iterator[tuple[str, str, str]]:
-    """What of a lesion is no part of its volume or of its box: key, found, expected."""
+    """Fields of a lesion outside its volume or its box: key, found, expected."""
     depth, height, width = shape
     x1, y1, z1, x2, y2, z2 = lesion["box"]
     if x2 <= x1 or y2 <= y1 or z2 < z1:
@@ -338,14 +339,14 @@ def _is_outside(box, height: int, width: int) -> bool:
 
 
 def _is_far(ends: list[float], height: int, width: int) -> bool:
-    """Whether end points lie beside the slice, or farther apart than masks are made for."""
+    """Whether end points are outside the slice, or too far apart for masks."""
     points = np.array(ends, float).reshape(1, 4, 2)
     is_wide = np.ptp(points, axis=1).max() > max(height, width)
     return bool(is_wide or not are_near(points, np.array([[width, height]]))[0])
 
 
 def _mask_fault(counts: str, height: int, width: int) -> tuple[str, str] | None:
-    """What is wrong with the counts of an RLE: found, expected."""
+    """The error in the counts of an RLE, if any: found, expected."""
     try:
         num_runs, area = check_mask({"size": [height, width], "counts": counts})
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Volumes with lesions, as ``volume_set.json`` holds them."""
+"""Volumes with lesions, as stored in ``volume_set.json``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,21 +14,21 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Lesion:
-    """A lesion of a volume, or a region that is to be ignored.
+    """A lesion of a volume, or a region to ignore.
 
-    Coordinates are pixels of the volume; pixel centers are whole numbers, from 0, so that the
-    first pixel reaches from -0.5 to 0.5. The box of a mask is its pixels' outer edges.
+    Coordinates are in pixels of the volume; pixel centers are integers starting at 0, so the first
+    pixel spans -0.5 to 0.5. The box of a mask includes the outer edges of its pixels.
 
     Args:
         id: unique in its data set, from 1.
         category: index in the classes of the data set.
         box: X1Y1Z1X2Y2Z2; z1 and z2 are the numbers of its first and its last slice.
-        boxes: slice number -> XYXY, where the lesion is not ``box`` on every slice from z1 to z2.
+        boxes: slice number -> XYXY; None if the box is ``box`` on every slice from z1 to z2.
         masks: slice number -> counts of COCO's compressed RLE of (H, W).
         recist: slice number -> the end points of its long and short diameter, 8 numbers x, y.
         diameters_mm: long and short diameter, mm.
         ignore: whether the region is neither lesion nor background.
-        attributes: what else is known, such as ``{"malignancy": 3.5}``.
+        attributes: additional values, such as ``{"malignancy": 3.5}``.
     """
 
     id: int
@@ -43,13 +43,13 @@ class Lesion:
 
     @property
     def slices(self) -> list[int]:
-        """Numbers of the slices that show it, rising."""
+        """Numbers of the slices that show it, ascending."""
         if self.boxes is not None:
             return sorted(self.boxes)
         return list(range(int(self.box[2]), int(self.box[5]) + 1))
 
     def box_on(self, number: int) -> tuple[float, float, float, float]:
-        """Its box XYXY on one of its ``slices``."""
+        """Return its box XYXY on one of its ``slices``."""
         if self.boxes is not None:
             return self.boxes[number]
         x1, y1, _, x2, y2, _ = self.box
@@ -62,15 +62,15 @@ class Volume:
 
     Args:
         name: a safe name (see :func:`lesion_d2.scans.names.safe_name`), unique in its data set.
-        patient: no patient is in two splits.
-        image: the file of its voxels, relative to the folder of the data set, with ``/``.
-        shape: slices, height and width.
-        spacing: x, y, z in mm; None where the source does not say.
-        origin: LPS in mm, the center of voxel (0, 0, 0); None where it is not known.
+        patient: patient id; no patient is in two splits.
+        image: its voxel file, relative to the data set's folder, with ``/``.
+        shape: number of slices, height and width.
+        spacing: x, y, z in mm; None if unknown.
+        origin: center of voxel (0, 0, 0), LPS in mm; None if unknown.
         direction: 9 numbers, row by row; columns are the unit vectors along x, y and z in LPS.
         lesions: in any order.
-        window: (low, high) HU that shows its lesions well, as DICOM's windows do; for pictures and
-            for GrabCut. None: see :data:`lesion_d2.data.volume_set.dicts.WINDOW`.
+        window: (low, high) display window in HU, as in DICOM; for pictures and for GrabCut. None:
+            see :data:`lesion_d2.data.volume_set.dicts.WINDOW`.
     """
 
     name: str
@@ -84,25 +84,25 @@ class Volume:
     window: tuple[float, float] | None = None
 
     def to_patient(self, points: np.ndarray) -> np.ndarray:
-        """Map points in voxels to the patient.
+        """Map points in voxels to patient coordinates.
 
         Args:
-            points: (N, 3) x, y, z in voxels; centers are whole numbers, from 0.
+            points: (N, 3) x, y, z in voxels; voxel centers are integers starting at 0.
 
         Returns:
             (N, 3) LPS in mm.
 
         Raises:
-            ValueError: the volume's place is not known.
+            ValueError: the volume's position is unknown.
         """
         origin, spacing, direction = self._geometry()
         return origin + np.asarray(points, float) * spacing @ direction.T
 
     def from_patient(self, points: np.ndarray) -> np.ndarray:
-        """Map points in the patient, (N, 3) LPS in mm, to x, y, z in voxels: (N, 3).
+        """Map patient coordinates, (N, 3) LPS in mm, to voxels, (N, 3) x, y, z.
 
         Raises:
-            ValueError: the volume's place is not known.
+            ValueError: the volume's position is unknown.
         """
         origin, spacing, direction = self._geometry()
         return np.linalg.solve(direction, (np.asarray(points, float) - origin).T).T / spacing
@@ -126,10 +126,10 @@ class VolumeSet:
 
     Args:
         classes: names of the lesions' categories.
-        volumes: in order.
-        source: what it was made from, by what and with which options; anything JSON can hold.
-        splits: split -> its patients; a patient may be in none.
-        folds: of cross-validation, each as ``splits``.
+        volumes: the volumes, in order.
+        source: provenance: source data, tool and options; any JSON value.
+        splits: split -> patients; a patient may be in no split.
+        folds: folds of a cross-validation, each like ``splits``.
     """
 
     classes: tuple[str, ...]
@@ -148,17 +148,17 @@ def lesion_of_mask(
     shape: Sequence[int] | None = None,
     **others,
 ) -> Lesion:
-    """The lesion of an instance mask: its boxes, on each slice and of all, and its masks.
+    """Make a lesion from an instance mask: its box, its boxes per slice, and its masks.
 
     Args:
         id, category: see :class:`Lesion`.
-        mask: (Z, H, W) bool of the volume, or of a part of it.
+        mask: (Z, H, W) bool, for the volume or a part of it.
         offset: z, y, x of the mask's first voxel in the volume.
-        shape: (Z, H, W) of the volume; None for the mask's own.
-        others: further fields of the lesion.
+        shape: (Z, H, W) of the volume; None for that of the mask.
+        others: other fields of the lesion.
 
     Raises:
-        ValueError: the mask is empty, is no volume, or does not lie in the volume.
+        ValueError: the mask is empty, not 3-D, or outside the volume.
     """
     mask = np.asarray(mask, bool)
     shape = mask.shape if shape is None else tuple(shape)

@@ -1,6 +1,7 @@
-"""Slices of a volume's file, read like a folder of PNG files.
+"""Slices of a voxel file, read like a folder of PNG files.
 
-A slice has the path ``<file>.b2nd/<slice number>.png``, which is not on disk; numbers count from 0.
+A slice has the path ``<file>.b2nd/<slice number>.png``, which does not exist on disk; numbers start
+at 0.
 """
 
 import os
@@ -13,17 +14,17 @@ from .voxels import BLOCKS, EXTENSION, read_voxels, voxels_shape
 
 
 def is_voxels(file: str | os.PathLike) -> bool:
-    """Whether a path is that of a volume's file, by its name."""
+    """Whether a path names a voxel file."""
     return os.fspath(file).endswith(EXTENSION)
 
 
 def voxels_slice_path(file: str | os.PathLike, number: int) -> str:
-    """The path of a slice."""
+    """Return the path of a slice."""
     return os.path.join(file, f"{number:03d}.png")
 
 
 def voxels_slices(file: str | os.PathLike) -> dict[int, str]:
-    """Slice number -> path of all slices, in order.
+    """Slice number -> path for all slices, sorted.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`~lesion_d2.data.volume_set.voxels.read_voxels`.
@@ -38,10 +39,10 @@ def voxels_slice_exists(path: str | os.PathLike) -> bool:
 
 
 def read_voxels_slice(path: str | os.PathLike) -> np.ndarray:
-    """Read one slice, H x W int16 in HU, the caller's own.
+    """Read one slice, H x W int16 in HU, as a copy.
 
     Raises:
-        FileNotFoundError: there is no such file, or no such slice in it.
+        FileNotFoundError: the file or the slice does not exist.
         ValueError: the file is damaged.
     """
     file, number = split_slice_path(path)
@@ -49,10 +50,10 @@ def read_voxels_slice(path: str | os.PathLike) -> np.ndarray:
 
 
 def read_voxels_slices(file: str | os.PathLike, numbers: Iterable[int]) -> dict[int, np.ndarray]:
-    """Read slices, those that lie near one another at once.
+    """Read several slices; neighboring ones are read together.
 
     Returns:
-        Slice number -> H x W int16 in HU, the caller's own.
+        Slice number -> H x W int16 in HU, as a copy.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`read_voxels_slice`.
@@ -70,14 +71,14 @@ def read_voxels_slices(file: str | os.PathLike, numbers: Iterable[int]) -> dict[
 def read_voxels_block(
     paths: Sequence[str | os.PathLike], rows: tuple[int, int], columns: tuple[int, int]
 ) -> np.ndarray:
-    """Read a part of slices of one file that follow one another.
+    """Read a block of consecutive slices of one file.
 
     Args:
-        paths: of the slices, in order.
-        rows, columns: the first, and the end (exclusive).
+        paths: paths of the slices, in order.
+        rows, columns: first index and end (exclusive).
 
     Returns:
-        (d, h, w) int16 in HU, the caller's own.
+        (d, h, w) int16 in HU, as a copy.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`~lesion_d2.data.volume_set.voxels.read_voxels`.
@@ -87,7 +88,7 @@ def read_voxels_block(
 
 
 def _runs(numbers: list[int]) -> list[list[int]]:
-    """Numbers whose blocks touch, together."""
+    """Group numbers whose blocks are adjacent."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number // BLOCKS[0] - runs[-1][-1] // BLOCKS[0] <= 1:

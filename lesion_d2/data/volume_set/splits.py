@@ -1,4 +1,4 @@
-"""Splits and folds of patients, alike in classes and sizes of lesions."""
+"""Splits and folds of patients, stratified by classes and sizes of lesions."""
 
 import math
 import os
@@ -9,12 +9,12 @@ import numpy as np
 
 from .form import SPLITS, Lesion, Volume, VolumeSet, read_volume_set, write_volume_set
 
-#: Train, val and test in percent: Jaeger et al., section 4.1, in each of five folds.
+#: Train, val and test in percent, as in each of the five folds of Jaeger et al., section 4.1.
 DEFAULT_SHARES = (60.0, 20.0, 20.0)
-# Groups of a class's lesions, each with as many.
+# Size groups of a class's lesions, of equal number.
 _SIZES = ("small", "middle", "large")
-# Tries of which the best one is taken, and how often each goes through the patients, to swap them
-# with another one of so many.
+# Number of tries, of which the best is used; passes over the patients per try; and number of
+# candidates for a swap.
 _NUM_TRIES, _NUM_ROUNDS, _NUM_OTHERS = 3, 3, 200
 
 Splits = dict[str, tuple[str, ...]]
@@ -28,16 +28,16 @@ def complete_splits(
     shares: Sequence[float] = DEFAULT_SHARES,
     seed: int = 0,
 ) -> VolumeSet:
-    """Give a data set the splits and folds of its source, and what is missing of them.
+    """Set the splits and folds of a data set from its source, and complete missing ones.
 
-    Patients that the source has in no split are shared among the splits that it does not have, in
-    the proportion of ``shares``; where it has all three, they are in none. Where it has folds
-    alone, the splits are those of the first fold.
+    Patients without a split in the source are distributed over the splits that it lacks, in
+    proportion to ``shares``; if it has all three splits, they stay without one. If it has only
+    folds, the splits are those of the first fold.
 
     Args:
-        volume_set: its own splits and folds do not count.
-        known: patient -> split, of the source.
-        folds: of the source. Patients that are in no volume are left out of both.
+        volume_set: the data set; its splits and folds are ignored.
+        known: patient -> split in the source.
+        folds: folds of the source. Patients without volumes are removed from both.
         shares, seed: see :func:`split_patients`.
 
     Raises:
@@ -69,20 +69,20 @@ def complete_splits(
 def split_patients(
     volume_set: VolumeSet, shares: Sequence[float] = DEFAULT_SHARES, seed: int = 0
 ) -> Splits:
-    """Share the patients among train, val and test.
+    """Distribute the patients over train, val and test.
 
-    Each gets its share of the patients, to the nearest whole numbers, and as nearly as that allows
-    of the patients without a lesion and of the lesions of every class and size: small, middle and
-    large ones of the class, a third each, by the longer side of their box in the slice, in mm where
-    every volume with a lesion has its spacing and else in pixels.
+    Each split gets its share of the patients, rounded, and, as far as possible, of the patients
+    without lesions and of the lesions of every class and size. Sizes are terciles of the class
+    (small, middle, large) by the longer in-plane side of the box, in mm if all volumes with lesions
+    have a spacing, otherwise in pixels.
 
     Args:
-        volume_set: its splits do not count.
-        shares: of train, val and test, at least 0, in any unit.
-        seed: another one gives other splits; with the same one the order of volumes does not count.
+        volume_set: the data set; its splits are ignored.
+        shares: relative sizes of train, val and test, at least 0, in any unit.
+        seed: random seed. The result does not depend on the order of volumes.
 
     Returns:
-        split -> patients, sorted; without splits that have none.
+        split -> patients, sorted; empty splits are left out.
 
     Raises:
         ValueError: see :func:`check_choice`.
@@ -96,24 +96,24 @@ def make_folds(
     shares: Sequence[float] = DEFAULT_SHARES,
     seed: int = 0,
 ) -> tuple[Splits, ...]:
-    """Folds of a cross-validation (Jaeger et al., section 4.1): train, val and test in each.
+    """Make folds of a cross-validation (Jaeger et al., section 4.1) with train, val and test.
 
-    The patients are shared among ``num_folds`` parts, see :func:`split_patients`; each part is the
-    test split of one fold. Of the others, val comes from the parts that follow, in a circle, so
-    that with five folds and 60/20/20 it is the next part: every patient is then in val once, too.
+    The patients are distributed over ``num_folds`` parts, see :func:`split_patients`; each part is
+    the test split of one fold. Val is taken from the following parts, cyclically. With five folds
+    and 60/20/20 it is the next part, so that every patient is in val once, too.
 
     Args:
-        volume_set: its folds do not count.
+        volume_set: the data set; its folds are ignored.
         num_folds: at least 2.
-        shares: of train, val and test. That of test is one in ``num_folds`` in any case; the rest
-            is shared in the proportion of the other two.
+        shares: relative sizes of train, val and test. The share of test is always 1 /
+            ``num_folds``; the rest is divided in proportion to the other two.
         seed: see :func:`split_patients`.
 
     Returns:
-        A split -> patients, sorted, for each fold.
+        split -> patients, sorted, for each fold.
 
     Raises:
-        ValueError: fewer than 2 folds, or more than there are patients; or see
+        ValueError: there are fewer than 2 folds, or more folds than patients; or see
             :func:`check_choice`.
     """
     patients = sorted({volume.patient for volume in volume_set.volumes})
@@ -152,20 +152,23 @@ def write_splits(
     seed: int = 0,
     overwrite: bool = False,
 ) -> VolumeSet:
-    """Split a data set on disk anew, or give it folds.
+    """Write new splits or folds of a data set on disk.
 
     Args:
-        root: its folder; ``volume_set.json`` is written whole, unless it has just these already.
-        num_folds: of :func:`make_folds`; None for the splits of :func:`split_patients`.
-        shares, seed: see there.
-        overwrite: replace other ones that it has, such as those of its source.
+        root: the data set's folder; ``volume_set.json`` is rewritten atomically, unless it already
+            has these splits or folds.
+        num_folds: number of folds, see :func:`make_folds`; None for the splits of
+            :func:`split_patients`.
+        shares, seed: see these functions.
+        overwrite: replace different existing ones, such as those of its source.
 
     Returns:
-        The data set as it is now.
+        The resulting data set.
 
     Raises:
-        FileNotFoundError: there is no data set.
-        ValueError: it is damaged, it has others, or see :func:`make_folds`.
+        FileNotFoundError: the data set does not exist.
+        ValueError: it is damaged, it has different ones and ``overwrite`` is not set, or see
+            :func:`make_folds`.
     """
     volume_set = read_volume_set(root)
     if num_folds is None:
@@ -186,10 +189,10 @@ def write_splits(
 
 
 def describe_strata(volume_set: VolumeSet) -> tuple[list[str], np.ndarray]:
-    """What splits are to be alike in: names of S strata, and (P, S) counts of each patient.
+    """Return the strata of the splits: S names, and the counts of each patient, (P, S).
 
     Patients are sorted. The first stratum is the patients themselves, the second those without a
-    lesion; the others count lesions, not ignored regions.
+    lesion; the others count lesions without regions to ignore.
     """
     patients = sorted({volume.patient for volume in volume_set.volumes})
     row_of = {patient: row for row, patient in enumerate(patients)}
@@ -212,7 +215,7 @@ def describe_strata(volume_set: VolumeSet) -> tuple[list[str], np.ndarray]:
 
 
 def _sizes(volume_set: VolumeSet) -> list[tuple[Volume, Lesion, float]]:
-    """All lesions with the longer side of their box in the slice."""
+    """All lesions with the longer in-plane side of their box."""
     found = [
         (volume, lesion)
         for volume in volume_set.volumes
@@ -232,14 +235,14 @@ def _longer_side(lesion: Lesion, spacing: Sequence[float]) -> float:
 
 
 def check_choice(shares: Sequence[float], seed: int) -> list[float]:
-    """Refuse what no patients can be chosen by.
+    """Check shares and seed of a split.
 
     Returns:
         The shares.
 
     Raises:
-        ValueError: shares that are not three numbers from 0 on with a sum above 0, or a seed below
-            0.
+        ValueError: the shares are not three numbers >= 0 with a sum above 0, or the seed is
+            negative.
     """
     shares = list(map(float, shares))
     if len(shares) != len(SPLITS) or not all(0 <= s < math.inf for s in shares) or not sum(shares):
@@ -254,7 +257,7 @@ def check_choice(shares: Sequence[float], seed: int) -> list[float]:
 def _partition(
     volume_set: VolumeSet, patients: Sequence[str], shares: Sequence[float], seed: int
 ) -> np.ndarray:
-    """(P,) the part of each of these patients: the best of some tries."""
+    """The part of each patient, (P,): the best of several tries."""
     everyone = sorted({volume.patient for volume in volume_set.volumes})
     row_of = {patient: row for row, patient in enumerate(everyone)}
     _, counts = describe_strata(volume_set)
@@ -268,15 +271,15 @@ def _partition(
 
 
 def imbalance(counts: np.ndarray, part_of: np.ndarray, shares: np.ndarray) -> float:
-    """How far parts are from their shares of every stratum: 0 where they have them exactly.
+    """Deviation of the parts from their shares of all strata; 0 if they match exactly.
 
     Args:
         counts: (P, S), see :func:`describe_strata`.
-        part_of: (P,) in 0..K-1.
-        shares: (K,), their sum is 1.
+        part_of: (P,) part of each patient, in 0..K-1.
+        shares: (K,) shares of the parts, with sum 1.
 
     Returns:
-        The sum over strata and parts of the squared difference, over the stratum's number.
+        The sum over strata and parts of the squared difference, divided by the stratum's count.
     """
     found = np.array([counts[part_of == k].sum(axis=0) for k in range(len(shares))])
     total = counts.sum(axis=0)
@@ -285,10 +288,10 @@ def imbalance(counts: np.ndarray, part_of: np.ndarray, shares: np.ndarray) -> fl
 
 
 def _deal(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Deal patients out, those of the rarest stratum first (Sechidis et al., 2011).
+    """Assign patients to parts, those of the rarest stratum first (Sechidis et al., 2011).
 
-    A patient goes to the part that lacks most of that stratum; of equal ones to the one that lacks
-    most patients, or to any. A part takes no more patients than are its share.
+    A patient goes to the part that lacks most of that stratum; ties are broken by the number of
+    lacking patients, then at random. No part gets more patients than its share.
     """
     room = _whole_numbers(len(counts), shares)
     lacking = np.outer(shares, counts.sum(axis=0))  # K x S
@@ -311,7 +314,7 @@ def _deal(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> n
 def _swap(
     counts: np.ndarray, part_of: np.ndarray, shares: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Swap patients of different parts as long as that lowers the :func:`imbalance`."""
+    """Swap patients between parts as long as this reduces the :func:`imbalance`."""
     part_of, total = part_of.copy(), counts.sum(axis=0)
     weights = 1 / np.maximum(total, 1)
     found = np.array([counts[part_of == k].sum(axis=0) for k in range(len(shares))])
@@ -340,7 +343,7 @@ def _swap(
 
 
 def _whole_numbers(total: int, shares: np.ndarray) -> np.ndarray:
-    """(K,) numbers that are nearest to the shares and sum to the total."""
+    """(K,) integers closest to the shares, with the total as their sum."""
     exact = total * shares
     numbers = np.floor(exact + 1e-9).astype(int)
     rest = np.argsort(numbers - exact, kind="stable")[: total - numbers.sum()]

@@ -1,9 +1,9 @@
-"""Voxels of a volume in one file, of which a slice or a patch is read fast.
+"""Voxels of a volume in one file, with fast access to slices and patches.
 
-The files are Blosc2's n-dimensional arrays (``.b2nd``), which any program with blosc2 reads:
-chunks that are compressed without loss, each of blocks that are decompressed alone. Blosc2 notices
-few damages; so behind the array, where it does not look, stand CRC-32 sums of all of it: one for
-each compressed chunk, and one for the rest.
+The files are Blosc2's n-dimensional arrays (``.b2nd``), readable by any program with blosc2: chunks
+with lossless compression, made of blocks that are decompressed separately. Blosc2 detects little
+corruption; so CRC-32 checksums follow the array, where Blosc2 ignores them: one for each compressed
+chunk, and one for the rest.
 """
 
 import os
@@ -22,29 +22,30 @@ from ...utils.files import atomic_write, one_line
 if TYPE_CHECKING:
     import blosc2
 
-#: How names of the files end.
+#: Suffix of the files.
 EXTENSION = ".b2nd"
-#: Voxels z, y, x that are compressed together, and those of them that are decompressed together.
+#: Size of chunks (compressed together) and of blocks (decompressed together), z, y, x in voxels.
 CHUNKS, BLOCKS = (4, 256, 256), (2, 64, 128)
 
-# The end of a file: what it is, the lengths of Blosc2's header and of its chunks, the CRC-32 of the
-# array's other bytes (and of those of the chunks), and their number.
+# The trailer of a file: magic bytes, the lengths of Blosc2's header and of its chunks, the CRC-32
+# of the array's other bytes (and of those of the chunks), and the number of chunks.
 _FOOTER = struct.Struct("<8sQQII")
 _MAGIC = b"ld2crc32"
-_HEADER_LENGTH = slice(11, 15)  # of a frame of Blosc2: where it stands, big-endian
-_MAX_OPEN = 8  # files that a process keeps open
+_HEADER_LENGTH = slice(11, 15)  # position in a Blosc2 frame, big-endian
+_MAX_OPEN = 8  # open files per process
 _MAX_CHUNK = 2**24  # voxels
 
 
 def write_voxels(file: str | os.PathLike, volume: np.ndarray) -> None:
-    """Write a volume without loss, whole or not at all; its folder is made where it is missing.
+    """Write a volume losslessly and atomically; creates the folder if it is missing.
 
     Args:
-        file: its name ends with ``.b2nd``.
+        file: path with suffix ``.b2nd``.
         volume: (Z, H, W) int16, HU.
 
     Raises:
-        ValueError: the volume is none, or too large, or the file has another name.
+        ValueError: the volume has another type or shape, or is too large, or the suffix is
+            different.
     """
     file = Path(file)
     if file.suffix != EXTENSION:
@@ -87,10 +88,10 @@ def _sums(array: "blosc2.NDArray") -> bytes:
 
 
 def _read_sums(file: str) -> np.ndarray:
-    """The CRC-32 of each chunk, (n,) uint32, of a file that is whole but for its chunks.
+    """Verify all but the chunks of a file; returns the CRC-32 of each chunk, (n,) uint32.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the file is damaged.
     """
     with open(file, "rb") as opened:
         size = opened.seek(0, os.SEEK_END)
@@ -121,19 +122,20 @@ def read_voxels(
 ) -> np.ndarray:
     """Read a patch of a volume, by default all of it.
 
-    Safe in worker processes, forked ones too: it starts no thread and shares no open file.
+    Safe in worker processes, also forked ones: it starts no threads and shares no open files.
 
     Args:
-        file: as :func:`write_voxels` wrote it.
-        z0, z1, y0, y1, x0, x1: first voxel and end (exclusive) along each axis; None for the
-            volume's end.
+        file: a file by :func:`write_voxels`.
+        z0, z1, y0, y1, x0, x1: first voxel and end (exclusive) along each axis; None for the end of
+            the volume.
 
     Returns:
-        (z1 - z0, y1 - y0, x1 - x0) int16 in HU, the caller's own.
+        (z1 - z0, y1 - y0, x1 - x0) int16 in HU, as a copy.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged or of another kind, or the patch is empty or not inside.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged or of another format, or the patch is empty or outside the
+            volume.
     """
     array = _open(file)
     sizes = array.shape
@@ -148,7 +150,7 @@ def read_voxels(
 
 
 def voxels_shape(file: str | os.PathLike) -> tuple[int, int, int]:
-    """Slices, height and width of a volume, from its file's header.
+    """Return number of slices, height and width of a volume, from its file's header.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`read_voxels`.
@@ -167,15 +169,15 @@ def _open(file: str | os.PathLike) -> "_Array":
 
 @lru_cache(_MAX_OPEN)
 def _opened(file: str, state: tuple[int, int], process: int) -> "_Array":
-    """A file stays open; forked processes would share its position, so each opens it anew."""
+    """Open a file; cached per process, as forked processes would share the file position."""
     return _Array(file)
 
 
 class _Array:
-    """An open file. Its chunks are checked when they are first read."""
+    """An open file. Chunks are verified on first access."""
 
     def __init__(self, file: str):
-        import blosc2  # takes most of a second, and starts threads
+        import blosc2  # takes almost a second, and starts threads
 
         self.file = file
         self._lock = threading.Lock()
@@ -217,7 +219,7 @@ class _Array:
             np.arange(a // c, -(-b // c))
             for (a, b), c in zip(patch, self.array.chunks, strict=True)
         ]
-        with self._lock:  # threads share the position in the file
+        with self._lock:  # threads share the file position
             for number in np.ravel_multi_index(np.ix_(*ranges), self._grid).ravel().tolist():
                 if not self._checked[number]:
                     self._check_chunk(number)
@@ -230,7 +232,7 @@ class _Array:
         self._checked[number] = True
 
     def _guarded(self, call, *args, **kwargs):
-        """A call of blosc2, which raises errors of many kinds on damaged files."""
+        """Call blosc2, which raises various exceptions for damaged files."""
         try:
             return call(*args, **kwargs)
         except Exception as error:

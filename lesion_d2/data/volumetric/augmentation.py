@@ -12,35 +12,37 @@ from .warp import VolumeWarp
 
 
 class RandomVolumePatch:
-    """Draws patches of volumes (Jaeger et al., sections 4.2 and 5.1).
+    """Samples patches of volumes (Jaeger et al., sections 4.2 and 5.1).
 
-    Patches show one of a volume's lesions with a probability, as those of images do (see
-    :class:`~lesion_d2.data.transforms.patches.RandomPatch`): whole where it fits, and anywhere in
-    the patch. Otherwise it is any patch. A volume smaller than the patch lies in its middle.
+    With probability ``foreground_prob`` a patch contains one of the volume's lesions, as in 2-D
+    (see :class:`~lesion_d2.data.transforms.patches.RandomPatch`): all of it if it fits, at any
+    position in the patch. Otherwise the patch is sampled uniformly. A volume smaller than the patch
+    is centered in it.
 
-    The warp is one of the whole volume, resampled to the model's spacing: mirrors of each axis, and
-    rotation, shear, shift and scale in-plane about its center, with the same scale along z. In 3-D
-    the paper's authors turn about z alone, by any angle, and deform nothing; so the elastic
-    deformation is off by default. It moves voxels in-plane, differently from slice to slice, as
-    far as a normal distribution says, between the points of a grid smoothly.
+    The warp applies to the whole volume, resampled to the model's spacing: mirroring of each axis,
+    and in-plane rotation, shear, shift and scale about its center, with the same scale along z. In
+    3-D the paper's authors rotate about z only, by any angle, without deformation; so the elastic
+    deformation is off by default. It displaces voxels in-plane, differently on each slice, by
+    normally distributed values on a grid, interpolated smoothly.
 
-    All this is one warp of what the patch shows, along z first and then in-plane, with OpenCV. With
-    reading, boxes and masks a patch takes 0.2 of the time of MONAI 1.6's ``RandAffined`` with
-    mirrors, which interpolates at arbitrary places in 3-D, and with the deformation 0.04 of that of
-    ``Rand3DElasticd`` (``make benchmark``). The warp of batchgeneratorsv2 0.3.6 takes 0.8 and 0.35
-    of the time of MONAI's. So there is one of our own.
+    All this is a single interpolation of the patch, along z and then in-plane, with OpenCV.
+    Including reading, boxes and masks, a patch takes 0.2 times as long as MONAI 1.6's
+    ``RandAffined`` with mirroring, which interpolates at arbitrary points in 3-D, and with
+    deformation 0.04 times as long as ``Rand3DElasticd`` (``make benchmark``). The warp of
+    batchgeneratorsv2 0.3.6 takes 0.8 and 0.35 times as long as MONAI's. This is why we have our
+    own.
 
     Args:
         size: depth, height and width of the patch.
-        foreground_prob: probability that a patch of a volume with lesions is one with a lesion.
-        flip_probs: of mirrors along x, y and z.
+        foreground_prob: probability that the patch contains a lesion, for volumes with lesions.
+        flip_probs: probabilities of mirroring along x, y and z.
         affine: rotation, shear, scale and shift; None for none.
-        elastic: standard deviation of the numbers on the grid, whose smooth mean the displacements
-            are, in voxels of the patch; 0 for none.
-        elastic_grid: voxels between the points of the grid.
-        noise: largest standard deviation of noise that is added, HU.
-        brightness: largest change of all voxels, HU.
-        contrast: largest relative change of distances from the patch's mean.
+        elastic: standard deviation of the displacements on the grid, before smoothing, in voxels of
+            the patch; 0 for none.
+        elastic_grid: distance between grid points in voxels.
+        noise: largest standard deviation of the added noise, HU.
+        brightness: largest offset added to all voxels, HU.
+        contrast: largest relative change of differences from the patch's mean.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -111,11 +113,11 @@ class RandomVolumePatch:
     def draw(
         self, source_shape: Sequence[int], shape: Sequence[int], boxes: np.ndarray
     ) -> VolumeWarp:
-        """Draw a patch, from NumPy's global random state.
+        """Sample a patch, using NumPy's global random state.
 
         Args:
             source_shape: depth, height and width of the volume on disk.
-            shape: at the model's spacing.
+            shape: the same at the model's spacing.
             boxes: (n, 6) X1Y1Z1X2Y2Z2 of its lesions, in voxels on disk.
         """
         whole = self._draw_warp(source_shape, shape)
@@ -126,7 +128,7 @@ class RandomVolumePatch:
         return warp
 
     def _draw_warp(self, source_shape: Sequence[int], shape: Sequence[int]) -> VolumeWarp:
-        """The warp of the whole volume; along z all of it is kept, whatever the scale."""
+        """Sample the warp of the whole volume; along z, all of it is kept at any scale."""
         depth, height, width = shape
         matrix = np.diag([width / source_shape[2], height / source_shape[1], 1.0])
         z_scale, z_offset = depth / source_shape[0], 0.0
@@ -160,7 +162,7 @@ class RandomVolumePatch:
         ]
 
     def _draw_displacement(self) -> np.ndarray:
-        """(2, d, h, w) float32: cubic B-splines over a grid of normal numbers."""
+        """(2, d, h, w) float32: cubic B-splines over a grid of normally distributed values."""
         splines = [_splines(side, self.elastic_grid) for side in self.size]
         points = [spline.shape[1] for spline in splines]
         field = np.random.normal(0, self.elastic, (2, *points)).astype(np.float32)
@@ -169,7 +171,7 @@ class RandomVolumePatch:
         return np.ascontiguousarray(field)
 
     def change_values(self, image: np.ndarray) -> np.ndarray:
-        """Add noise and change brightness and contrast of a patch, as far as asked for.
+        """Add noise and change brightness and contrast of a patch, as configured.
 
         Args:
             image: (d, h, w) int16, HU.

@@ -1,4 +1,4 @@
-"""Lesions of a volume on a patch of it: boxes, classes and masks."""
+"""Transforms lesions of a volume to a patch: boxes, classes and masks."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,17 +15,18 @@ from .warp import VolumeWarp
 
 
 def lesion_voxels(annotation: Mapping, shape: Sequence[int]) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The mask of a lesion in the part of its volume where it is.
+    """Return the mask of a lesion, cropped to its extent.
 
     Args:
-        annotation: of a record (:func:`~lesion_d2.data.volumetric.records.volume_records`). Without
-            ``segmentation`` the mask is the ellipsoid in its box, and of a region to ignore the
-            box: voxels whose center lies in it, one at least.
+        annotation: an annotation of a record
+            (:func:`~lesion_d2.data.volumetric.records.volume_records`). Without ``segmentation``
+            the mask is the ellipsoid in its box, or, for a region to ignore, the box: voxels whose
+            center lies in it, at least one.
         shape: depth, height and width of the volume.
 
     Returns:
-        (d, h, w) bool, of which no outermost slice, row or column is empty; and z, y, x of its
-        first voxel.
+        (d, h, w) bool, without empty outermost slices, rows or columns; and z, y, x of its first
+        voxel.
     """
     if "segmentation" in annotation:
         return _decoded(annotation["segmentation"])
@@ -45,7 +46,7 @@ def lesion_voxels(annotation: Mapping, shape: Sequence[int]) -> tuple[np.ndarray
 
 
 def _decoded(masks: Mapping[int, Mapping]) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The mask of RLEs by index of the slice."""
+    """The mask of RLEs by slice index."""
     first = min(masks)
     x1, y1, x2, y2 = _extent(masks.values())
     volume = np.zeros((max(masks) - first + 1, y2 - y1, x2 - x1), bool)
@@ -68,7 +69,7 @@ def _cropped(mask: np.ndarray, start: Sequence[int]) -> tuple[np.ndarray, tuple[
 
 
 def _mask_ranges(mask: np.ndarray) -> tuple[list[int], list[int]]:
-    """The first voxel and the end (exclusive) of a mask that is not empty, along each axis."""
+    """First voxel and end (exclusive) of a non-empty mask, along each axis."""
     planes = mask.any(axis=0)
     kept = [
         np.flatnonzero(mask.any(axis=(1, 2))),
@@ -85,26 +86,27 @@ def transform_volume_lesions(
     with_masks: bool = False,
     min_share: float = MIN_SHARE,
 ) -> Instances:
-    """Bring the lesions of a volume to a patch.
+    """Transform the lesions of a volume to a patch.
 
-    A box is the extent of the lesion's mask on the patch, and as far around it as the annotated box
-    lies around the mask in the volume (measured for each lesion, axis and end; DeepLesion's boxes
-    have 5 pixels in-plane). So boxes follow rotations and deformations, and without any they are
-    the annotated ones.
+    A box is the extent of the lesion's warped mask, plus the margin of the annotated box around the
+    mask in the volume (measured per lesion, axis and side; in DeepLesion 5 pixels in-plane). So
+    boxes follow rotations and deformations, and without them equal the annotated ones.
 
-    Of a lesion the patch has to show :data:`~lesion_d2.data.transforms.patches.MIN_SHARE` of its
-    box, or of the most that it can show of it; one of which it shows less is a region to ignore. Of
-    regions stays what the patch shows.
+    A lesion is kept if the patch contains at least
+    :data:`~lesion_d2.data.transforms.patches.MIN_SHARE` of its box, or of the largest part of it
+    that fits into the patch; otherwise it becomes a region to ignore. Regions to ignore are clipped
+    to the patch.
 
     Args:
-        annotations: of a record (:func:`~lesion_d2.data.volumetric.records.volume_records`).
-        warp: from the volume to the patch.
+        annotations: annotations of a record
+        (:func:`~lesion_d2.data.volumetric.records.volume_records`). warp: from the volume to the
+        patch.
         shape: depth, height and width of the volume.
         with_masks: whether the instances have ``gt_masks``.
         min_share: see above.
 
     Returns:
-        Instances of the patch's (D, H, W) with ``gt_boxes`` Boxes3D, cut at its edges, and
+        Instances of the patch's (D, H, W) with ``gt_boxes`` Boxes3D, clipped to the patch, and
         ``gt_classes``; regions to ignore come first and have class -1, see
         :func:`~lesion_d2.structures.ignore_regions.mark_regions`.
     """
@@ -127,9 +129,9 @@ def transform_volume_lesions(
 def _shown(
     annotation: Mapping, warp: VolumeWarp, shape: Sequence[int], reach: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, list[int]] | None:
-    """What a patch shows of a lesion: box, the mask in a window, the window's first voxel.
+    """The visible part of a lesion: box, mask in a window, first voxel of the window.
 
-    None where it shows nothing. ``reach`` (6,) is what the lesion lies in.
+    None if nothing is visible. ``reach`` (6,) is a box that contains the lesion.
     """
     sides = np.array(warp.size)
     firsts = np.floor(reach[2::-1] - 1).astype(int).clip(0, sides)

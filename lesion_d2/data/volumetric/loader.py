@@ -19,15 +19,15 @@ from .records import volume_records
 
 logger = logging.getLogger(__name__)
 
-# Beside the annotations, what inference is told of a volume.
+# Keys of a record that are passed on at inference.
 _TOLD = ("image_id", "volume", "patient", "first_slice", "shape", "spacing")
 
 
 def load_volume_records(names: str | Sequence[str], *, filter_empty: bool = False) -> list[dict]:
-    """The records of registered data sets.
+    """Load the records of registered data sets.
 
     Args:
-        names: one or several, each with all slices of its volumes.
+        names: one or more names of data sets with all slices of their volumes.
         filter_empty: leave out runs of slices without a lesion.
 
     Raises:
@@ -49,10 +49,10 @@ def load_volume_records(names: str | Sequence[str], *, filter_empty: bool = Fals
 
 
 def check_volumes(name: str) -> None:
-    """Check that a registered data set is one of volumes.
+    """Check that a registered data set contains volumes.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it contains single slices.
     """
     if MetadataCatalog.get(name).get("evaluator_type") != "lesion_volume":
         raise ValueError(
@@ -64,12 +64,13 @@ def check_volumes(name: str) -> None:
 def build_volume_train_loader(cfg) -> TrainLoader:
     """Build the endless, shuffled loader of patches of DATASETS.TRAIN.
 
-    Each volume comes once an epoch, with one patch; how often, is by DATALOADER.EMPTY_SHARE and
-    CLASS_BALANCE as for images. With SEED >= 0 and the same number of workers it gives the same
-    batches every time, and it can begin anew at any iteration, see :class:`TrainLoader`.
+    By default each volume contributes one patch per epoch; DATALOADER.EMPTY_SHARE and CLASS_BALANCE
+    change this as for images. With SEED >= 0 and the same number of workers, batches are
+    reproducible, and the loader can restart at any iteration, see :class:`TrainLoader`.
 
     Raises:
-        ValueError: no volume, see :func:`load_volume_records` and :class:`VolumePatchMapper`.
+        ValueError: there is no volume; see also :func:`load_volume_records` and
+            :class:`VolumePatchMapper`.
     """
     records = load_volume_records(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
@@ -80,7 +81,7 @@ def build_volume_train_loader(cfg) -> TrainLoader:
             f"(DATALOADER.FILTER_EMPTY_ANNOTATIONS is {cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS})"
         )
     for record in records:
-        model_shape(record, cfg.INPUT.VOLUME.SPACING)  # spacings are wrong now, or never
+        model_shape(record, cfg.INPUT.VOLUME.SPACING)  # check spacings before training
     prepare_workers()
     seed = cfg.SEED if cfg.SEED >= 0 else None
     pools = pools_of(records, cfg)
@@ -97,10 +98,10 @@ def build_volume_train_loader(cfg) -> TrainLoader:
 
 
 class VolumeReader:
-    """Maps a record to what inference in 3-D takes.
+    """Maps a record to the input of 3-D inference.
 
     Args:
-        spacing: x, y, z in mm of the model's voxels; 0 leaves an axis as it is.
+        spacing: x, y, z in mm of the model's voxels; 0 keeps the spacing of an axis.
         hu_window: low and high, in HU.
     """
 
@@ -108,22 +109,22 @@ class VolumeReader:
         self.spacing, self.hu_window = tuple(spacing), tuple(hu_window)
 
     def __call__(self, record: dict) -> dict:
-        """What a record says, but for annotations and files; and ``reader``, which reads it."""
+        """Return the record without annotations and files, and with a ``reader`` of its voxels."""
         told = {key: record[key] for key in _TOLD}
         return {**told, "reader": ResampledVolume(record, self.spacing, self.hu_window)}
 
 
 def build_volume_test_loader(cfg, dataset_name: str) -> Iterable[list[dict]]:
-    """Build the loader that gives every run of slices of a data set once, split over the processes.
+    """Build the loader of all runs of slices of a data set, distributed over the processes.
 
     Args:
         cfg: the run's config.
-        dataset_name: in Detectron2's catalog, with all slices of its volumes.
+        dataset_name: name in Detectron2's catalog of a data set with all slices of its volumes.
 
     Returns:
         Lists of one dict: ``image_id``, ``volume``, ``patient``, ``first_slice``, ``shape`` and
-        ``spacing`` as of :func:`~lesion_d2.data.volumetric.records.volume_records`, and ``reader``,
-        a :class:`ResampledVolume`: voxels are read when inference asks for them.
+        ``spacing`` as in :func:`~lesion_d2.data.volumetric.records.volume_records`, and ``reader``,
+        a :class:`ResampledVolume`: voxels are read on demand.
 
     Raises:
         ValueError: see :func:`load_volume_records`.

@@ -1,4 +1,4 @@
-"""Records of volumes to training samples of detectors in 3-D."""
+"""Maps records of volumes to training samples of 3-D detectors."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,22 +20,22 @@ logger = logging.getLogger(__name__)
 
 
 class VolumePatchMapper:
-    """Maps a volume's record to a patch that 3-D models train on.
+    """Maps a volume's record to a patch for training 3-D models.
 
-    1. Draws a patch with its augmentation (:class:`RandomVolumePatch`), by the lesions' boxes.
-    2. Reads the part of the volume that the patch shows, and clips it to the window.
+    1. Samples a patch and its augmentation (:class:`RandomVolumePatch`), using the lesions' boxes.
+    2. Reads the part of the volume that the patch covers, and clips it to the window.
     3. Resamples and augments it in one interpolation.
-    4. Gives ``image`` and ``instances`` (:func:`transform_volume_lesions`).
+    4. Returns ``image`` and ``instances`` (:func:`transform_volume_lesions`).
 
     Args:
-        patches: draws them.
-        spacing: x, y, z in mm of the model's voxels; 0 leaves an axis as it is.
-        hu_window: low and high, in HU: 0 and 255 of the image; what lies outside of a volume is 0.
+        patches: samples the patches.
+        spacing: x, y, z in mm of the model's voxels; 0 keeps the spacing of an axis.
+        hu_window: the HU mapped to 0 and 255; voxels outside the volume are 0.
         with_masks: whether instances have ``gt_masks``.
-        box_masks: whether masks may be made of boxes alone, as ellipsoids.
+        box_masks: whether lesions without masks are ellipsoids inscribed in their boxes.
 
     Raises:
-        ValueError: the window or the spacing is none.
+        ValueError: the window or the spacing is invalid.
     """
 
     @configurable
@@ -75,32 +75,31 @@ class VolumePatchMapper:
         }
 
     def __setstate__(self, state: dict) -> None:
-        # Unpickled in a worker that was not forked: it would start a thread a core in OpenCV.
+        # Unpickled in a worker that was not forked: OpenCV would start one thread per core.
         self.__dict__.update(state)
         cv2.setNumThreads(0)
 
     def __call__(self, record: Mapping) -> dict:
-        """Draw one patch of a volume.
+        """Sample one patch of a volume.
 
         Args:
-            record: as :func:`~lesion_d2.data.volumetric.records.volume_records` gives it; not
-                changed.
+            record: see :func:`~lesion_d2.data.volumetric.records.volume_records`; not modified.
 
         Returns:
             ``image_id`` and ``volume`` of the record; ``image``, float32 (1, D, H, W) on the 0..255
-            scale; and ``instances`` with ``gt_boxes``, ``gt_classes`` and, where masks are on,
+            scale; and ``instances`` with ``gt_boxes``, ``gt_classes`` and, with ``with_masks``,
             ``gt_masks``.
 
         Raises:
-            ValueError: the volume has no spacing where one is asked for, a file is damaged, or a
-                lesion has no mask where none may be made of boxes.
+            ValueError: the volume has no spacing and one is required, a file is damaged, or a
+                lesion has no mask and ``box_masks`` is off.
         """
         sample = self.load(record)
         sample["image"] = hu_to_pixels(sample["image"], self.hu_window)
         return sample
 
     def load(self, record: Mapping) -> dict:
-        """As :meth:`__call__`, but ``image`` is int16 in HU: half the bytes to move to a GPU."""
+        """As :meth:`__call__`, but ``image`` is int16 in HU, half the bytes to copy to a GPU."""
         annotations = record["annotations"]
         self._check_masks(record, annotations)
         boxes = [a["bbox"] for a in lesions_of(annotations)]
@@ -141,7 +140,7 @@ class VolumePatchMapper:
 
 
 def _check_config(cfg, with_masks: bool) -> None:
-    """Refuse what patches of volumes cannot do."""
+    """Check that the config is supported for patches of volumes."""
     refused = (
         ("INPUT.AUG.RESIZE_RANGE", tuple(cfg.INPUT.AUG.RESIZE_RANGE), (1.0, 1.0)),
         ("INPUT.CT.CUT_BORDERS", cfg.INPUT.CT.CUT_BORDERS, False),

@@ -1,4 +1,4 @@
-"""Blocks of volumes, as they are on disk and resampled to a model's spacing."""
+"""Reads blocks of volumes, as on disk or resampled to a model's spacing."""
 
 import math
 import os
@@ -12,9 +12,9 @@ from ...structures.slice_geometry import EXPECTED_SPACING, is_spacing
 from ..slices.ct import clip_to_window, hu_to_pixels, read_slice
 from ..slices.slice_formats import format_of
 
-#: HU of what lies outside of a volume.
+#: HU outside a volume.
 AIR = -1024
-# Slices that a process keeps, of formats that are read slice by slice: 67 MB of 512 x 512.
+# Cached slices per process, for formats that are read slice by slice: 67 MB at 512 x 512.
 _MAX_SLICES = 128
 
 #: Depth, height, width.
@@ -24,19 +24,19 @@ _Triple = tuple[int, int, int]
 def array_record(
     voxels: np.ndarray, spacing: Sequence[float] | None, image_id: str = "volume"
 ) -> dict:
-    """The record of a volume in memory, such as a scan.
+    """Make the record of a volume in memory, such as a scan.
 
     Args:
         voxels: (D, H, W) int16, HU.
-        spacing: x, y, z in mm; None where it is not known.
-        image_id: its name, which messages have.
+        spacing: x, y, z in mm; None if unknown.
+        image_id: its name, used in messages.
 
     Returns:
-        As of :func:`~lesion_d2.data.volumetric.records.volume_records`, with ``voxels`` in place of
-        ``files``.
+        A record as in :func:`~lesion_d2.data.volumetric.records.volume_records`, with ``voxels``
+        instead of ``files``.
 
     Raises:
-        ValueError: voxels of another kind.
+        ValueError: the voxels have another type or shape.
     """
     if voxels.ndim != 3 or voxels.dtype != np.int16:
         raise ValueError(
@@ -58,24 +58,24 @@ def array_record(
 def read_block(
     record: Mapping, start: Sequence[int], size: Sequence[int], fill: int = AIR
 ) -> np.ndarray:
-    """Read a block of a volume, in HU as they are on disk.
+    """Read a block of a volume as on disk, in HU.
 
-    No more of a volume's ``.b2nd`` file is decompressed than the chunks' blocks that it touches,
-    and of a folder no more slices are read than it touches. NIfTI files are read whole, and the
-    last four stay in memory: for training they are better imported as a data set of volumes.
+    Of a ``.b2nd`` file, only the blocks that the request intersects are decompressed; of a folder,
+    only those slices are read. NIfTI files are read completely, and the last four are cached: for
+    training, import them as a volume set.
 
     Args:
-        record: as :func:`~lesion_d2.data.volumetric.records.volume_records` gives it.
-        start: z, y, x of the first voxel in the run; may lie outside.
+        record: see :func:`~lesion_d2.data.volumetric.records.volume_records`.
+        start: z, y, x of the first voxel in the run; may be outside.
         size: depth, height, width of the block.
-        fill: HU of voxels outside of the run.
+        fill: HU of voxels outside the run.
 
     Returns:
-        (d, h, w) int16, the caller's own.
+        (d, h, w) int16, a copy.
 
     Raises:
         FileNotFoundError: a slice is missing.
-        ValueError: a file is damaged, or a slice has another size than the record says.
+        ValueError: a file is damaged, or the size of a slice differs from the record's.
     """
     read = partial(_read_inside, record)
     return _read_padded(read, start, size, record["shape"], fill)
@@ -88,9 +88,9 @@ def _read_padded(
     shape: Sequence[int],
     fill: int,
 ) -> np.ndarray:
-    """(d, h, w) int16, of which ``read`` gives what lies inside of a volume, if anything does.
+    """(d, h, w) int16, padded; ``read`` returns the part inside the volume, if any.
 
-    It is asked by the first voxel and the end (exclusive) along each axis.
+    Its argument is the first voxel and the end (exclusive) along each axis.
     """
     ranges = [
         (max(first, 0), min(first + side, length))
@@ -125,33 +125,33 @@ def _read_inside(record: Mapping, ranges: Sequence[tuple[int, int]]) -> np.ndarr
 
 @lru_cache(_MAX_SLICES)
 def _read_slice(file: str, size: tuple[int, int], changed: float) -> np.ndarray:
-    """Patches and tiles of a volume lie side by side: the next one shows the same slices."""
+    """Read a slice; cached, as neighboring patches and tiles share slices."""
     return read_slice(file, size)
 
 
 class ResampledVolume:
-    """A volume at a model's spacing, of which blocks are read and resampled as they are needed.
+    """A volume at a model's spacing, with blocks that are read and resampled on demand.
 
-    Both grids have the same outer edges: voxel i of the model covers as much of the volume as any
-    other, from i to i + 1 times source voxels / voxels. Interpolation is linear along each axis,
-    between voxel centers; the outermost half voxel repeats the outermost voxels. There is no
-    smoothing before voxels become larger, as in the paper's authors' resampling.
+    Both grids have the same outer edges: voxel i of the model covers the source from i to i + 1,
+        times the ratio of source voxels to voxels. Interpolation is linear along each axis, between
+        voxel centers; the outermost half voxel repeats the outermost voxels. There is no smoothing
+        before downsampling, as in the published code of Jaeger et al.
 
-    Blocks of a volume are equal, to the bit, to the same part of the volume read at once.
+    Blocks are bitwise equal to the same part of the volume read at once.
 
     Args:
-        record: as :func:`~lesion_d2.data.volumetric.records.volume_records` gives it.
-        spacing: x, y, z in mm of the model's voxels; 0 leaves an axis as it is.
-        hu_window: (low, high) HU that voxels are clipped to before they are interpolated, so that
-            the filling outside the field of view (-3024) does not leak into its neighbors; low is
-            what lies outside of the volume.
+        record: see :func:`~lesion_d2.data.volumetric.records.volume_records`.
+        spacing: x, y, z in mm of the model's voxels; 0 keeps the spacing of an axis.
+        hu_window: (low, high) HU that voxels are clipped to before interpolation, so that the
+            padding outside the field of view (-3024) does not leak into its neighbors; low is the
+            value outside the volume.
 
     Attributes:
-        shape: (D, H, W) at the model's spacing, one voxel at least along each axis.
-        source_shape: (D, H, W) of the run.
+        shape: (D, H, W) at the model's spacing, at least one voxel along each axis.
+        source_shape: (D, H, W) of the run of slices.
 
     Raises:
-        ValueError: the record has no spacing, or none that is one, where one is asked for.
+        ValueError: a spacing is required, and the record has none or an invalid one.
 
     Example:
         >>> volume = ResampledVolume(record, (0.7, 0.7, 1.25), (-1024.0, 1050.0))
@@ -173,18 +173,18 @@ class ResampledVolume:
 
     @property
     def ratios(self) -> tuple[float, float, float]:
-        """z, y, x: source voxels for each voxel of the model."""
+        """Source voxels per voxel of the model, along z, y, x."""
         return tuple(s / n for s, n in zip(self.source_shape, self.shape, strict=True))
 
     def read(self, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
         """Read a block.
 
         Args:
-            start: z, y, x of its first voxel at the model's spacing; may lie outside.
+            start: z, y, x of its first voxel at the model's spacing; may be outside.
             size: depth, height, width.
 
         Returns:
-            (d, h, w) int16 in HU, clipped to the window; its low end outside of the volume.
+            (d, h, w) int16 in HU, clipped to the window; its low end outside the volume.
 
         Raises:
             FileNotFoundError, ValueError: see :func:`read_block`.
@@ -192,7 +192,7 @@ class ResampledVolume:
         return _read_padded(self._resample, start, size, self.shape, self.fill)
 
     def _resample(self, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
-        """(d, h, w) int16 of a block that lies inside."""
+        """Resample a block inside the volume, (d, h, w) int16."""
         axes = [
             _linear(first, end, length, source)
             for (first, end), length, source in zip(
@@ -211,11 +211,11 @@ class ResampledVolume:
     def load(
         self, start: Sequence[int], size: Sequence[int], device: str | torch.device = "cpu"
     ) -> torch.Tensor:
-        """Read a block as a model takes it.
+        """Read a block as model input.
 
         Args:
-            start, size: as :meth:`read`.
-            device: where to.
+            start, size: see :meth:`read`.
+            device: device of the result.
 
         Returns:
             (d, h, w) float32 on the 0..255 scale of the window.
@@ -237,14 +237,14 @@ class ResampledVolume:
 
 
 def model_shape(record: Mapping, spacing: Sequence[float]) -> _Triple:
-    """Depth, height and width of a volume at a spacing, see :class:`ResampledVolume`.
+    """Return depth, height and width of a volume at a spacing, see :class:`ResampledVolume`.
 
     Args:
         record: with ``shape``, ``spacing`` and ``image_id``.
-        spacing: x, y, z in mm; 0 leaves an axis as it is.
+        spacing: x, y, z in mm; 0 keeps the spacing of an axis.
 
     Raises:
-        ValueError: the record has no spacing, or none that is one, where one is asked for.
+        ValueError: a spacing is required, and the record has none or an invalid one.
     """
     if not any(spacing):
         return tuple(record["shape"])
@@ -261,9 +261,9 @@ def model_shape(record: Mapping, spacing: Sequence[float]) -> _Triple:
 def _linear(
     first: int, end: int, length: int, source: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What voxels first..end - 1 of an axis are made of: two source voxels, weight of the second.
+    """Interpolation of voxels first..end - 1 of an axis: two source voxels, weight of the second.
 
-    They depend on the voxel alone, not on where a block begins.
+    They depend only on the voxel, not on the start of a block.
     """
     position = (np.arange(first, end) + 0.5) * (source / length) - 0.5
     position = position.clip(0, source - 1)
@@ -276,7 +276,7 @@ def _interpolate(
     block: np.ndarray, axis: int, lower: np.ndarray, upper: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
     if not weights.any():
-        # Also voxels that a smaller grid leaves out.
+        # Also voxels that a smaller grid skips.
         is_whole = len(lower) == block.shape[axis]
         return block if is_whole else block.take(lower, axis)
     block = block.astype(np.float32, copy=False)

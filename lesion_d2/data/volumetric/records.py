@@ -1,4 +1,4 @@
-"""Volumes as records: the dicts of slices, joined to runs of slices without a gap."""
+"""Records of volumes: dicts of slices, grouped into contiguous runs of slices."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,40 +8,41 @@ from ...structures.ignore_regions import is_region
 from ...structures.rle import check_mask
 from ..formats.problems import short_repr
 
-# Where annotations of slices have masks: those that 2-D models learn, too, and those of phantoms.
+# Keys of masks in annotations of slices: those that 2-D models use too, and those of phantoms.
 _MASK_KEYS = ("segmentation", "true_segmentation")
 
 
 def volume_records(dicts: Iterable[Mapping], name: str = "data set") -> list[dict]:
-    """Join the dicts of a data set's slices to volumes.
+    """Group the dicts of a data set's slices into volumes.
 
-    Detectors in 3-D take slices that follow one another: where slice numbers leave a gap, a volume
-    is several runs, each a record with the parts of the lesions that it shows.
+    3-D detectors need consecutive slices: a volume with gaps in its slice numbers becomes several
+    runs, each a record with its part of the lesions.
 
     Args:
-        dicts: one a slice, of a data set with all slices, such as ``phantom_volumes_train``.
-        name: of the data set, for messages.
+        dicts: dicts of a data set with all slices, one per slice, such as
+            ``phantom_volumes_train``.
+        name: name of the data set, for messages.
 
     Returns:
-        In the order of the volumes, then of slices, a dict for each run with
+        One dict per run, in the order of volumes, then of slices, with
 
-        - ``image_id``: the volume's name; with ``@<first slice>`` where it has several runs.
-        - ``volume``, ``patient`` (the volume's name where slices have none), ``first_slice`` (its
+        - ``image_id``: the volume's name; with ``@<first slice>`` if it has several runs.
+        - ``volume``, ``patient`` (the volume's name if slices have none), ``first_slice`` (its
           number on disk), ``shape`` (D, H, W), ``spacing`` (x, y, z) in mm or None, and ``files``,
           the paths of its D slices.
         - ``annotations``, one for each lesion and region to ignore: ``bbox`` X1Y1Z1X2Y2Z2 in the
           run's voxels, the extent of its boxes on the slices with the edges of its first and last
-          slice (z1 - 0.5 and z2 + 0.5); ``category_id``; ``lesion`` (None of regions without);
-          ``segmentation``, index of the slice in the run -> COCO's RLE, where all its slices have a
-          mask; and ``iscrowd``, 1, of regions to ignore.
+          slice (z1 - 0.5 and z2 + 0.5); ``category_id``; ``lesion`` (None for regions without one);
+          ``segmentation``, slice index in the run -> COCO's RLE, if all its slices have a mask; and
+          ``iscrowd``, 1, for regions to ignore.
 
-        Regions that have no ``lesion`` are each on one slice. A lesion that slices in between do
-        not show is one, from its first to its last slice, whose mask has two parts there.
+        Regions without ``lesion`` are on one slice each. A lesion that is missing on slices in
+        between remains one lesion from its first to its last slice, with a mask of two parts.
 
     Raises:
-        ValueError: a dict without ``volume`` or ``slice_index``, a slice that stands twice, slices
-            of a run that differ in size, a lesion's annotation without ``lesion`` or of another
-            class than its first, or a mask that is empty or no compressed RLE of the slice's size.
+        ValueError: a dict has no ``volume`` or ``slice_index``, a slice is duplicate, slices of a
+            run differ in size, a lesion's annotation has no ``lesion`` or another class than its
+            first, or a mask is empty or not a compressed RLE of the slice's size.
     """
     volumes: dict[object, dict[int, Mapping]] = {}
     for image in dicts:
@@ -70,7 +71,7 @@ def volume_records(dicts: Iterable[Mapping], name: str = "data set") -> list[dic
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[list[int]]:
-    """Rising numbers, those that follow one another together."""
+    """Group ascending numbers into runs of consecutive ones."""
     for _, run in itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
         yield [number for _, number in run]
 
@@ -100,7 +101,7 @@ def _record(image_id: str, slices: Sequence[Mapping], where: str) -> dict:
 
 
 def _by_lesion(slices: Sequence[Mapping], where: str) -> dict[tuple, dict[int, Mapping]]:
-    """What is one in 3-D -> index of the slice -> its annotation there."""
+    """Key of a lesion in 3-D -> slice index -> its annotation there."""
     lesions: dict[tuple, dict[int, Mapping]] = {}
     for index, image in enumerate(slices):
         for number, annotation in enumerate(image.get("annotations", ())):
@@ -117,7 +118,7 @@ def _by_lesion(slices: Sequence[Mapping], where: str) -> dict[tuple, dict[int, M
 
 
 def _annotation(found: Mapping[int, Mapping], size: tuple[int, int], where: str) -> dict:
-    """One lesion of its annotations by index of the slice, which rise."""
+    """Make one lesion from its annotations by slice index, in ascending order."""
     first = next(iter(found.values()))
     lesion, category = first.get("lesion"), first["category_id"]
     here = f"{where}, lesion {short_repr(lesion)}"

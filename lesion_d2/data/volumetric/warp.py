@@ -1,4 +1,4 @@
-"""The map of a volume to a patch of it: one interpolation along z, and one in-plane."""
+"""The transform from a volume to a patch: one interpolation along z, and one in-plane."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from ...structures.slice_geometry import interpolate_slices
 from ..transforms.augmentation import AffineTransform
 
-_FULL = 255  # of a mask that is interpolated
+_FULL = 255  # value of a mask before interpolation
 _HALF = 128
 _ON_EDGE = 1e-3  # voxels
 _Places = Callable[[int], np.ndarray]
@@ -18,17 +18,17 @@ _Places = Callable[[int], np.ndarray]
 
 @dataclass(frozen=True)
 class VolumeWarp:
-    """Maps a volume to a patch of it: affine in-plane, linear along z, with a deformation or not.
+    """Maps a volume to a patch: affine in-plane, linear along z, with an optional deformation.
 
-    Points are in Detectron2's coordinates, where voxel i covers [i, i + 1]; only boxes have whole
-    numbers at voxel centers.
+    Points are in Detectron2's coordinates, where voxel i covers [i, i + 1]; only in boxes, integers
+    are voxel centers.
 
     Args:
         size: depth, height and width of the patch.
         matrix: (2, 3), maps points x, y of the volume to the patch.
         z_scale, z_offset: z of the patch = z_scale * z of the volume + z_offset.
-        displacement: (2, d, h, w) float32: x, y that a voxel of the patch shows what would lie
-            so far from it; None for no deformation.
+        displacement: (2, d, h, w) float32, offset (x, y) in the patch at which each voxel is
+            sampled; None for no deformation.
     """
 
     size: tuple[int, int, int]
@@ -38,7 +38,7 @@ class VolumeWarp:
     displacement: np.ndarray | None = None
 
     def window(self, start: Sequence[int], size: Sequence[int]) -> "VolumeWarp":
-        """The warp of which no more than a window of the patch is computed.
+        """Return the same warp, computed only for a window of the patch.
 
         Args:
             start: z, y, x of its first voxel in the patch.
@@ -59,17 +59,17 @@ class VolumeWarp:
 
     @property
     def reach(self) -> float:
-        """Voxels of the patch by which the deformation moves anything, at most."""
+        """Largest displacement by the deformation, in voxels of the patch."""
         return 0.0 if self.displacement is None else float(np.abs(self.displacement).max())
 
     def source_ranges(self, shape: Sequence[int]) -> list[tuple[int, int]] | None:
-        """What the patch shows of a volume.
+        """Return the part of a volume that the patch covers.
 
         Args:
             shape: depth, height and width of the volume.
 
         Returns:
-            For z, y and x the first voxel, and the end (exclusive); None where it shows nothing.
+            First voxel and end (exclusive) for z, y and x; None if the patch is outside the volume.
         """
         depth, height, width = self.size
         reach = self.reach
@@ -80,7 +80,7 @@ class VolumeWarp:
         ends = (np.array([0.0, depth]) - self.z_offset) / self.z_scale
         low = np.array([ends.min(), *points.min(axis=0)[::-1]])
         high = np.array([ends.max(), *points.max(axis=0)[::-1]])
-        # Two voxels more: those that the outermost ones are interpolated with.
+        # Two more voxels, for interpolation of the outermost ones.
         firsts = np.maximum(np.floor(low).astype(int) - 2, 0)
         lasts = np.minimum(np.ceil(high).astype(int) + 2, shape)
         if (firsts >= lasts).any():
@@ -93,14 +93,14 @@ class VolumeWarp:
         """Warp a volume with linear interpolation.
 
         Args:
-            block: the part of it that :meth:`source_ranges` tells, int16.
+            block: the part of the volume in :meth:`source_ranges`, int16.
             start: z, y, x of the block's first voxel.
-            shape: of the volume. The outermost half voxel repeats the outermost voxel, along all
-                axes, as where inference resamples volumes.
-            fill: value of voxels outside of the volume.
+            shape: shape of the volume. The outermost half voxel repeats the outermost voxel along
+                all axes, as in the resampling at inference.
+            fill: value of voxels outside the volume.
 
         Returns:
-            (d, h, w) of the block's type.
+            (d, h, w), of the block's type.
         """
         out = np.full(self.size, fill, block.dtype)
         lower, upper, fractions, inside = self._slices(shape[0])
@@ -121,12 +121,12 @@ class VolumeWarp:
     def apply_mask(
         self, mask: np.ndarray, start: Sequence[int], shape: Sequence[int]
     ) -> np.ndarray:
-        """Warp a mask: voxels of which a half or more is in it, by linear interpolation.
+        """Warp a mask by linear interpolation, thresholded at one half.
 
         Args:
-            mask: (d, h, w) bool, of a part of the volume; 0 elsewhere.
+            mask: (d, h, w) bool, for a part of the volume; False elsewhere.
             start: z, y, x of its first voxel.
-            shape: of the volume.
+            shape: shape of the volume.
         """
         out = np.zeros(self.size, bool)
         lower, upper, fractions, inside = self._slices(shape[0])
@@ -142,11 +142,11 @@ class VolumeWarp:
         return out
 
     def _slices(self, depth: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """For each slice of the patch two of the volume, weight of the second, whether inside."""
+        """For each slice of the patch: two of the volume, weight of the second, if inside."""
         position = (np.arange(self.size[0]) + 0.5 - self.z_offset) / self.z_scale - 0.5
         inside = (position >= -0.5) & (position <= depth - 0.5)
         position = position.clip(0, depth - 1)
-        nearest = np.rint(position)  # a quotient such as 0.6 / 0.2 is not quite a whole number
+        nearest = np.rint(position)  # rounding error: 0.6 / 0.2 is not exactly an integer
         position = np.where(np.abs(position - nearest) < 1e-6, nearest, position)
         lower = np.floor(position).astype(int)
         return lower, np.minimum(lower + 1, depth - 1), position - lower, inside
@@ -154,10 +154,10 @@ class VolumeWarp:
     def _in_plane(
         self, start: Sequence[int], fill: int | None, find_places: _Places | None = None
     ) -> Callable[[np.ndarray, int], np.ndarray]:
-        """A function of a slice of a block, and of its number in the patch.
+        """A function that warps a slice of a block, given its index in the patch.
 
-        Beyond the block is ``fill``; None where its outermost pixels go on. ``find_places`` is that
-        of :meth:`_places`.
+        ``fill`` is the value outside the block; None repeats its outermost pixels. ``find_places``
+        is the result of :meth:`_places`.
         """
         _, height, width = self.size
         if self.displacement is None:
@@ -177,15 +177,15 @@ class VolumeWarp:
         return deform
 
     def _matrix_from(self, start: Sequence[int]) -> np.ndarray:
-        """(2, 3) that maps points of a block."""
+        """The (2, 3) matrix that maps points of a block."""
         matrix = self.matrix.copy()
         matrix[:, 2] += matrix[:, :2] @ np.array([start[2], start[1]], float)
         return matrix
 
     def _places(self, start: Sequence[int]) -> _Places:
-        """A function of the number of a slice in the patch: (2, h, w) x, y of what it shows.
+        """A function of a slice's index in the patch: the source points (2, h, w) x, y.
 
-        Whole numbers are the centers of a block's voxels. The last answer is kept.
+        Integers are the centers of a block's voxels. The last result is cached.
         """
         _, height, width = self.size
         matrix = self._matrix_from(start)
@@ -206,10 +206,10 @@ class VolumeWarp:
     def _beyond(
         self, start: Sequence[int], shape: Sequence[int], find_places: _Places
     ) -> Callable[[int], np.ndarray | None]:
-        """A function of the number of a slice in the patch: (h, w) what lies beside the volume.
+        """A function of a slice's index in the patch: (h, w), which pixels are outside the volume.
 
-        Where a voxel's center lies on the edge it is inside, whatever rounding says. None where
-        nothing of the patch is beside it.
+        Voxels with their center on the edge are inside, with a tolerance for rounding. None if all
+        of the patch is inside.
         """
         first = np.array([start[2], start[1]], np.float32)[:, None, None]
         low = np.float32(-0.5 - _ON_EDGE) - first
@@ -230,12 +230,12 @@ class VolumeWarp:
         """Map boxes, without the deformation.
 
         Args:
-            boxes: (n, 6) X1Y1Z1X2Y2Z2 in the volume, whole numbers being voxel centers.
-            corners: give the extent of the box; by default of the ellipsoid in it, which a rotation
-                does not grow.
+            boxes: (n, 6) X1Y1Z1X2Y2Z2 in the volume; integers are voxel centers.
+            corners: return the extent of the warped box; by default that of the warped ellipsoid in
+                it, which does not grow under rotation.
 
         Returns:
-            (n, 6) in the patch, which they may reach beyond.
+            (n, 6) in the patch; they may extend beyond it.
         """
         centers, halves = (boxes[:, 3:] + boxes[:, :3]) / 2, (boxes[:, 3:] - boxes[:, :3]) / 2
         linear, squares = self._linear(), self._linear() ** 2
@@ -244,10 +244,10 @@ class VolumeWarp:
         return np.concatenate([moved - grown, moved + grown], axis=1)
 
     def apply_margins(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Map what lies between something and its box.
+        """Map the margins between an object and its box.
 
         Args:
-            low, high: (3,) x, y, z in voxels, before its start and past its end.
+            low, high: (3,) x, y, z in voxels, before its start and after its end.
 
         Returns:
             The same in the patch; a rotation mixes those of x and y.
