@@ -361,7 +361,7 @@ class Converter:
 
 
 def _dtype(kept: object) -> np.dtype:
-    """Build a dtype of bools, numbers, text or objects; of its state, only the byte order is used."""
+    """Build a dtype of bools, numbers, text or objects, with the byte order of its state."""
     if type(kept) is not _Dtype:
         raise Refused(f"found {short_repr(kept)} in the pickle, expected a dtype")
     if type(kept.code) is not str or not _DTYPE_CODE.fullmatch(kept.code):
