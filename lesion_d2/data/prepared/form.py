@@ -1,7 +1,8 @@
 """Files of prepared slices: an index, and losslessly compressed slices.
 
-A slice is a chunk of Blosc2 (byte shuffle and LZ4, compressed by LZ4HC). The index has the name, height and width of each slice, the position and CRC-32 of its chunk, and
-the size and modification time of its PNG file. Numbers are little-endian::
+A slice is a chunk of Blosc2 (byte shuffle and LZ4, compressed by LZ4HC). The index has the name,
+height and width of each slice, the position and CRC-32 of its chunk, and the size and modification
+time of its PNG file. Numbers are little-endian::
 
     "ld2slic1" | number of slices, CRC-32 of the index: uint32 each | index | chunks
 """
