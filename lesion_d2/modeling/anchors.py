@@ -1,4 +1,4 @@
-"""Anchors that fit a data set's boxes, found by search (Zlocha et al., section 2.1)."""
+"""Search for anchors that fit a data set's boxes (Zlocha et al., section 2.1)."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Loss of a box by the IoU of its best centered anchor, by the objective's name.
+#: Objective -> loss of a box as a function of the IoU with its best centered anchor.
 OBJECTIVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean": lambda iou: 1 - iou,
     "focal": lambda iou: -((1 - iou) ** 2) * np.log(iou),
@@ -14,12 +14,12 @@ OBJECTIVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 #: A box whose best centered anchor has a lower IoU is unmatched.
 MATCH_IOU = 0.5
 
-# The search ends when the losses of a generation agree to this share of their mean, or absolutely.
+# Convergence: spread of a generation's losses, relative to their mean and absolute.
 _RELATIVE_SPREAD, _ABSOLUTE_SPREAD = 1e-5, 1e-9
 _MAX_GENERATIONS = 500
-# Candidates a variable. More than scipy's 15, so that fewer searches end beside the optimum.
+# Population size per variable. More than scipy's 15, so that fewer searches miss the optimum.
 _POPULATION = 25
-# Numbers in one array, to bound the memory.
+# Maximum number of elements in an array, to limit memory.
 _BLOCK = 2**20
 
 Bounds = tuple[float, float]
@@ -27,15 +27,15 @@ Bounds = tuple[float, float]
 
 @dataclass(frozen=True, eq=False)
 class AnchorSearch:
-    """What :func:`optimize_anchors` found.
+    """Result of :func:`optimize_anchors`.
 
     Attributes:
-        sizes: of the pyramid levels as given, pixels.
-        scales: rising; every level has an anchor of each scale and ratio.
-        ratios: height / width, rising: 1 and the reciprocal pairs.
-        loss: of all boxes by the search's objective.
+        sizes: sizes of the pyramid levels as given, pixels.
+        scales: ascending; every level has an anchor for each scale and ratio.
+        ratios: height / width, ascending: 1 and the reciprocal pairs.
+        loss: loss of all boxes for the search's objective.
         best_iou: (N,) IoU of each box with its best centered anchor.
-        generations: of the differential evolution.
+        generations: number of generations of the differential evolution.
     """
 
     sizes: tuple[float, ...]
@@ -47,7 +47,7 @@ class AnchorSearch:
 
     @property
     def mean_iou(self) -> float:
-        """Mean over all boxes of the IoU with the best centered anchor."""
+        """Mean IoU of all boxes with their best centered anchor."""
         return float(self.best_iou.mean())
 
     @property
@@ -57,7 +57,7 @@ class AnchorSearch:
 
     @property
     def level_sizes(self) -> list[list[float]]:
-        """One list a level, as MODEL.ANCHOR_GENERATOR.SIZES takes them: square roots of areas."""
+        """Values for MODEL.ANCHOR_GENERATOR.SIZES: per level, square roots of areas."""
         return [[size * scale for scale in self.scales] for size in self.sizes]
 
     @property
@@ -69,15 +69,15 @@ class AnchorSearch:
 def anchor_shapes(
     sizes: Sequence[float], scales: Sequence[float], ratios: Sequence[float]
 ) -> np.ndarray:
-    """Widths and heights of anchors, as Detectron2's ``DefaultAnchorGenerator`` makes them.
+    """Compute widths and heights of anchors as Detectron2's ``DefaultAnchorGenerator``.
 
     Args:
-        sizes: of the levels, pixels.
+        sizes: sizes of the levels, pixels.
         scales: an anchor's area is (size * scale)^2.
         ratios: height / width.
 
     Returns:
-        (A, 2) pixels: level by level, in it scale by scale, in it ratio by ratio.
+        (A, 2) pixels, ordered by level, then scale, then ratio.
     """
     side = np.multiply.outer(np.asarray(sizes, float), np.asarray(scales, float))[..., None]
     root = np.sqrt(np.asarray(ratios, float))
@@ -85,17 +85,17 @@ def anchor_shapes(
 
 
 def best_anchor_iou(wh: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-    """IoU of each box with the best of some anchors, all with their centers on the box's center.
+    """Compute the IoU of each box with the best of several anchors with the same center.
 
     Args:
         wh: (N, 2) widths and heights of boxes.
-        anchors: (A, 2) widths and heights of anchors, any set; in the same unit.
+        anchors: (A, 2) widths and heights of anchors, in the same unit.
 
     Returns:
         (N,) in 0..1.
 
     Raises:
-        ValueError: not such arrays, no anchors, or a size that is not above 0.
+        ValueError: an array has another shape, there are no anchors, or a size is not positive.
     """
     wh, anchors = _check_shapes("wh", wh), _check_shapes("anchors", anchors)
     areas = anchors.prod(axis=1)
@@ -117,17 +117,17 @@ def best_grid_iou(
     *,
     offset: float = 0.0,
 ) -> np.ndarray:
-    """IoU of each box with the best anchor where Detectron2 puts them: one set on every feature.
+    """Compute the IoU of each box with the best anchor of Detectron2's grid.
 
-    It is lower than :func:`best_anchor_iou` by what the strides leave: from no anchor to the next a
-    box may be half a stride away, along either side.
+    It is lower than :func:`best_anchor_iou` because of the strides: a box may be up to half a
+    stride away from the nearest anchor along each axis.
 
     Args:
         boxes: (N, 4) XYXY in pixels of the network's input.
         image_sizes: (N, 2) height and width of each box's image, pixels.
-        anchors: one (A, 2) of widths and heights a level.
-        strides: one a level, pixels.
-        offset: of the first anchors' centers, in strides (MODEL.ANCHOR_GENERATOR.OFFSET).
+        anchors: widths and heights (A, 2), one array per level.
+        strides: one per level, pixels.
+        offset: offset of the first anchors' centers, in strides (MODEL.ANCHOR_GENERATOR.OFFSET).
 
     Returns:
         (N,) in 0..1.
@@ -135,7 +135,7 @@ def best_grid_iou(
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     best = np.zeros(len(boxes))
     for shapes, stride in zip(anchors, strides, strict=True):
-        # Of anchors of one shape the nearest along x and along y shares most.
+        # Among anchors of one shape, the nearest along x and y has the largest overlap.
         last = np.ceil(image_sizes[:, ::-1] / stride) - 1
         centers = (boxes[:, :2] + boxes[:, 2:]) / 2
         nearest = (np.clip(np.rint(centers / stride - offset), 0, last) + offset) * stride
@@ -168,17 +168,17 @@ def optimize_anchors(
     seed: int = 0,
     on_generation: Callable[[float], None] | None = None,
 ) -> AnchorSearch:
-    """Find the scales and aspect ratios of anchors that overlap boxes best (Zlocha et al., 2.1).
+    """Find anchor scales and aspect ratios with the best overlap (Zlocha et al., section 2.1).
 
     One ratio is fixed at 1:1, the others are reciprocal pairs; so there are
-    ``num_scales + num_ratio_pairs`` variables, searched by differential evolution. The paper bounds
-    its two pairs to [1, 2] and [2, 4] (``ratio_bounds=((1, 2), (2, 4))``) when it draws the first
-    candidates. Here bounds hold for the whole search, and by default every pair has all of [1, 4].
-    Its "overlap between the lesion bounding-box and the best anchor" is the objective "mean".
+    ``num_scales + num_ratio_pairs`` variables, searched by differential evolution. The paper
+    restricts the initial candidates of its two pairs to [1, 2] and [2, 4] (``ratio_bounds=((1, 2),
+    (2, 4))``). Here bounds apply to the whole search, and by default every pair has [1, 4]. Its
+    "overlap between the lesion bounding-box and the best anchor" is the objective "mean".
 
-    The same arguments give the same result, with any number of threads. The optimum may be missed:
-    with levels an octave apart all seeds that we tried agree to 0.1 % of the loss, with uneven ones
-    some end a few percent above others.
+    The result is deterministic for any number of threads. The search may miss the optimum: with
+    levels one octave apart, all seeds that we tried agree to 0.1 % of the loss; with irregular
+    levels, some are a few percent worse.
 
     Example::
 
@@ -188,19 +188,19 @@ def optimize_anchors(
 
     Args:
         wh: (N, 2) widths and heights of the boxes, in pixels of the network's input.
-        sizes: one a pyramid level, pixels.
-        num_scales: anchors of different area on a level, for each ratio.
-        num_ratio_pairs: pairs of ratios r and 1 / r beside 1:1.
+        sizes: one per pyramid level, pixels.
+        num_scales: number of scales per level, for each ratio.
+        num_ratio_pairs: number of pairs r and 1 / r in addition to 1:1.
         objective: "mean" (largest mean IoU of each box with its best centered anchor) or "focal"
             (least mean of -(1 - IoU)^2 log IoU).
-        scale_bounds: lowest and highest scale; one pair for all, or one a scale.
-        ratio_bounds: lowest and highest ratio; one pair for all, or one a ratio pair.
-        seed: of the evolution.
+        scale_bounds: lowest and highest scale; one pair for all, or one per scale.
+        ratio_bounds: lowest and highest ratio; one pair for all, or one per ratio pair.
+        seed: random seed of the evolution.
         on_generation: called after every generation with its best loss.
 
     Raises:
-        ValueError: no boxes, a box or a size that is not above 0, bounds the wrong way round, an
-            unknown objective, or a number of scales or pairs that cannot be.
+        ValueError: there are no boxes, a box or a size is not positive, bounds are reversed, the
+            objective is unknown, or the number of scales or pairs is invalid.
     """
     wh = _check_shapes("wh", wh)
     sizes = _check_sizes(sizes)
@@ -223,23 +223,23 @@ def _with_reciprocals(ratios: Sequence[float]) -> tuple[float, ...]:
 
 
 class _SearchLoss:
-    """The loss of a candidate, without looking at every anchor for every box.
+    """The loss of a candidate, computed without comparing all boxes with all anchors.
 
-    Where each of some areas comes with each of some ratios, and ratios come with their reciprocals,
-    the best anchor of a box has the nearest area and the nearest ratio, both by the logarithm: with
-    d half the difference of the log areas and q that of the log ratios, both without sign, a box
-    and an anchor on one center have
+    If anchors are all combinations of areas and ratios, and ratios include their reciprocals, the
+        best anchor of a box has the nearest log area and the nearest log ratio: with d half the
+        absolute difference of the log areas, and q that of the log ratios, a box and an anchor with
+        the same center have
 
         1 / IoU = exp(m + d) + exp(m - d) - 1,  m = max(d, q),
 
-    which rises with d and with q. (Where q <= d one of the two covers the other, and their IoU is
-    the ratio of the areas, exp(-2 d).)
+    which increases with d and with q. (If q <= d, one contains the other, and their IoU is the
+    ratio of the areas, exp(-2 d).)
 
     Args:
-        wh: (N, 2) of the boxes.
-        sizes: of the levels.
-        num_scales: the first so many variables of a candidate are scales, the others ratios.
-        box_loss: of boxes by their best IoU.
+        wh: (N, 2) widths and heights of the boxes.
+        sizes: sizes of the levels.
+        num_scales: number of scales, a candidate's first variables; the others are ratios.
+        box_loss: loss of boxes as a function of their best IoU.
     """
 
     def __init__(
@@ -251,15 +251,15 @@ class _SearchLoss:
     ):
         log_w, log_h = np.log(wh).T
         order = np.argsort(log_w + log_h, kind="stable")
-        self.half_area = (log_w + log_h)[order] / 2  # rising
-        # A wide box is as far from wide anchors as the tall box of its sides is from tall ones.
+        self.half_area = (log_w + log_h)[order] / 2  # ascending
+        # By symmetry, wide boxes are treated as tall ones.
         self.half_ratio = np.abs(log_h - log_w)[order] / 2
         self.log_sizes = np.log(sizes)
         self.num_scales = num_scales
         self.box_loss = box_loss
 
     def __call__(self, candidates: np.ndarray) -> np.ndarray:
-        """Mean loss over the boxes, (S,), of candidates (variables, S)."""
+        """Return the mean loss over the boxes, (S,), for candidates (variables, S)."""
         return np.array([self._loss(logs) for logs in np.log(candidates.T)])
 
     def _loss(self, logs: np.ndarray) -> float:
@@ -271,7 +271,7 @@ class _SearchLoss:
         return float(self.box_loss(1 / (larger * (side + 1 / side) - 1)).mean())
 
     def _nearest_area(self, log_scales: np.ndarray) -> np.ndarray:
-        """Half the log area of the anchors that are nearest in area to each box, (N,)."""
+        """Half the log area of the anchors nearest in area to each box, (N,)."""
         points = np.sort(np.add.outer(self.log_sizes, log_scales), axis=None)
         borders = np.searchsorted(self.half_area, (points[:-1] + points[1:]) / 2)
         return np.repeat(points, np.diff(borders, prepend=0, append=len(self.half_area)))
@@ -283,14 +283,14 @@ def _evolve(
     seed: int,
     on_generation: Callable[[float], None] | None,
 ) -> tuple[np.ndarray, int]:
-    """The best candidate (variables,) and the number of generations."""
+    """Return the best candidate (variables,) and the number of generations."""
 
     def report(best: np.ndarray, convergence: float = 0.0) -> None:
-        """Tell of the generation's best candidate (variables,)."""
+        """Report the best candidate (variables,) of a generation."""
         if on_generation is not None:
             on_generation(float(loss_of(best[:, None])[0]))
 
-    from scipy.optimize import differential_evolution  # takes long to import
+    from scipy.optimize import differential_evolution  # slow to import
 
     # scipy renamed the argument in its version 1.15.
     name = "rng" if "rng" in inspect.signature(differential_evolution).parameters else "seed"
@@ -301,7 +301,7 @@ def _evolve(
         popsize=_POPULATION,
         tol=_RELATIVE_SPREAD,
         atol=_ABSOLUTE_SPREAD,
-        # The spread above is fine enough: a polish by differences would gain nothing.
+        # The tolerance above is small enough; polishing would not improve the result.
         polish=False,
         vectorized=True,
         updating="deferred",
@@ -345,10 +345,10 @@ def _check_choices(objective: str, num_scales: int, num_ratio_pairs: int) -> Non
 
 
 def _check_bounds(name: str, bounds: Bounds | Sequence[Bounds], number: int) -> list[Bounds]:
-    """One (low, high) for each of ``number`` variables."""
+    """Return one (low, high) per variable."""
     try:
         pairs = np.asarray(bounds, dtype=np.float64)
-    except (TypeError, ValueError):  # lists of different length, or no numbers
+    except (TypeError, ValueError):  # lists of different length, or not numbers
         pairs = np.empty(0)
     if pairs.shape in ((2,), (1, 2)):
         pairs = np.tile(pairs.reshape(1, 2), (number, 1))

@@ -1,4 +1,4 @@
-"""Adaptive training sample selection: matching without a threshold of the user's."""
+"""Adaptive training sample selection (ATSS): matching without a fixed threshold."""
 
 import torch
 from detectron2.structures import Boxes
@@ -8,19 +8,18 @@ from ..layers import matched_iou
 
 
 class ATSSMatcher:
-    """Match anchors with lesions by each lesion's own statistics (Zhang et al., 2020, Algorithm 1).
+    """Matches anchors by statistics of each lesion (Zhang et al., 2020, Algorithm 1).
 
-    A lesion's candidates are, on every level, the anchors whose centers are nearest to its own. Its
-    threshold is the mean of their IoUs with it plus their standard deviation, and the candidates
-    that reach it are positive, if they overlap it at all. All other anchors are background: none is
-    left out of the loss.
+    The candidates of a lesion are, on every level, the anchors with the nearest centers. Its
+    threshold is the mean plus the standard deviation of their IoUs with the lesion; candidates that
+    reach it, with an IoU above 0, are positive. All other anchors are background; none is ignored.
 
     Args:
-        num_candidates: positions of a level whose anchors are candidates. The paper has 9,
-            nnDetection 4.
-        center_inside: whether a positive's center has to lie in the lesion's box by a hundredth of
-            a pixel on each side, as in the paper. nnDetection goes without: in small lesions there
-            may lie no center.
+        num_candidates: number of positions per level whose anchors are candidates: 9 in the paper,
+            4 in nnDetection.
+        center_inside: require the center of a positive anchor inside the lesion's box, with a
+            margin of 0.01 pixels, as in the paper. nnDetection does not: small lesions may contain
+            no center.
     """
 
     def __init__(self, num_candidates: int, center_inside: bool = False):
@@ -31,17 +30,17 @@ class ATSSMatcher:
     def __call__(
         self, boxes: Boxes, anchors: list[Boxes], num_anchors: list[int]
     ) -> tuple[Tensor, Tensor]:
-        """Find the lesion that goes with each anchor of an image.
+        """Match each anchor of an image with a lesion.
 
         Args:
-            boxes: of n lesions, in 2-D or 3-D; there may be none.
-            anchors: of each level, R in all.
-            num_anchors: of each level, at one position.
+            boxes: boxes of n >= 0 lesions, in 2-D or 3-D.
+            anchors: anchors of each level, R in total.
+            num_anchors: number of anchors per position, for each level.
 
         Returns:
-            (R,) int64 indices of lesions, 0 where there is none, and (R,) int8 labels: 1 for
-            positive anchors, 0 for background, as Detectron2's ``Matcher``. An anchor that two
-            lesions want goes to the one with the higher IoU.
+            (R,) int64 indices of lesions, 0 without a match, and (R,) int8 labels: 1 for positive
+            anchors, 0 for background, as in Detectron2's ``Matcher``. If an anchor is positive for
+            two lesions, the one with the higher IoU is used.
         """
         centers = torch.cat([level.get_centers() for level in anchors])
         if len(boxes) == 0:
@@ -52,7 +51,7 @@ class ATSSMatcher:
         )
         every = type(anchors[0]).cat(anchors).tensor
         iou = matched_iou(boxes.tensor[:, None], every[nearest])
-        # One candidate deviates from nothing.
+        # The standard deviation of one candidate is 0.
         deviation = iou.std(dim=1, keepdim=True, correction=min(1, iou.shape[1] - 1))
         wanted = (iou >= iou.mean(dim=1, keepdim=True) + deviation) & (iou > 0)
         if self.center_inside:
@@ -65,11 +64,11 @@ class ATSSMatcher:
     def _candidates(
         self, targets: Tensor, centers: Tensor, sizes: list[int], num_anchors: list[int]
     ) -> Tensor:
-        """(n, k) indices of the anchors near each of n centers, level by level."""
+        """(n, k) indices of the anchors nearest to each of n centers, by level."""
         found, start = [], 0
         for size, number in zip(sizes, num_anchors, strict=True):
             level = centers[start : start + size]
-            # By differences: products of coordinates round to whole pixels in large volumes.
+            # From differences: products of coordinates lose precision in large volumes.
             exact = "donot_use_mm_for_euclid_dist"
             distances = torch.cdist(targets, level, compute_mode=exact)
             count = min(self.num_candidates * number, size)
@@ -79,7 +78,7 @@ class ATSSMatcher:
 
 
 def _inside(points: Tensor, boxes: Tensor, margin: float = 0.01) -> Tensor:
-    """(n, k) which of (n, k, axes) points lie in (n, 2 axes) boxes, a margin from their sides."""
+    """(n, k): whether points (n, k, axes) are in boxes (n, 2 axes), with a margin."""
     axes = points.shape[-1]
     low, high = boxes[:, None, :axes], boxes[:, None, axes:]
     return ((points - low > margin) & (high - points > margin)).all(dim=2)

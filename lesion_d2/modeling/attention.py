@@ -9,23 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_OPEN = 2.0  # the bias of the map before the sigmoid, which is 0.88 there
+_OPEN = 2.0  # initial bias of the map before the sigmoid, which is 0.88 there
 
 
 class AttentionGate(nn.Module):
     """The additive attention gate of Schlemper et al., as Zlocha et al. use it (section 2.3).
 
     The map is ``sigmoid(psi(relu(theta(skip) + phi(coarser))))``, with 1x1 convolutions only, and
-    the output is map x skip. The gating signal is the coarser level, upsampled; as ``phi`` is 1x1
-    and the upsampling repeats pixels, it is applied before, at a quarter of the cost.
+    the output is map x skip. The gating signal is the upsampled coarser level. As ``phi`` is 1x1
+    and upsampling repeats pixels, ``phi`` is applied before upsampling, at a quarter of the cost.
 
-    Zlocha et al. leave open how the gate starts: ours lets most of the skip connection pass, so
-    that training begins close to the network without gates.
+    Zlocha et al. do not specify the initialization: ours passes most of the skip connection, so
+    that training starts close to the network without gates.
 
     Args:
         skip_channels: channels of the skip connection.
         coarser_channels: channels of the next coarser level.
-        inner_channels: channels of the sum; half of the skip connection's by default.
+        inner_channels: channels of the sum; by default half of the skip connection's.
     """
 
     def __init__(
@@ -47,21 +47,21 @@ class AttentionGate(nn.Module):
 
 
 class MaxNormalizedAttention(nn.Module):
-    """Attention by a softmax that is divided by its largest value (Tao et al., section 2).
+    """Attention by a softmax divided by its maximum (Tao et al., section 2).
 
-    The scores are a convolution of the features, a score a channel, and the largest weight is 1.
-    Dividing by it cancels the sum of the softmax: what is left, ``exp((score - largest) / T)``, is
-    as safe in half precision over 64 x 64 positions as over three images, where the softmax itself
+    The scores are a convolution of the features, one score per channel, and the largest weight is
+    1. The division cancels the sum of the softmax: the result, ``exp((score - largest) / T)``, is
+    stable in half precision for 64 x 64 positions as for three images, where the softmax itself
     would underflow.
 
-    The paper leaves the convolution and its start open. Ours is 1x1 and without a bias, which would
-    cancel as well. It starts from zero, where all weights are 1: training begins with the detector
-    without attention.
+    The paper does not specify the convolution and its initialization. Ours is 1x1 without bias,
+    which would cancel out. It is initialized to zero, so that all weights are 1 and training starts
+    with the detector without attention.
 
     Args:
-        channels: D of the features.
-        temperature: T, by which the scores are divided; the higher, the more even the weights.
-        axes: of (N, M, D, H, W), over which a softmax goes.
+        channels: D, the number of feature channels.
+        temperature: T, divides the scores; higher values give more uniform weights.
+        axes: axes of (N, M, D, H, W) of the softmax.
 
     Raises:
         ValueError: the temperature is not positive.
@@ -77,12 +77,12 @@ class MaxNormalizedAttention(nn.Module):
         nn.init.zeros_(self.scores.weight)
 
     def weights(self, features: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:
-        """The weights of features, in [0, 1].
+        """Compute the weights of features, in [0, 1].
 
         Args:
             features: (N, M, D, H, W).
-            sizes: N heights and widths, the part of each stack's features that is no padding, which
-                gets weights of 0; None for H and W.
+            sizes: height and width of each of the N stacks' features without padding, which gets
+                weights of 0; None for H and W.
 
         Returns:
             (N, M, D, H, W).
@@ -94,7 +94,7 @@ class MaxNormalizedAttention(nn.Module):
         return (scores - largest).div_(self.temperature).exp_()
 
     def forward(self, features: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:
-        """Features times their weights, see :meth:`weights`."""
+        """Return the features times their weights, see :meth:`weights`."""
         return self.weights(features, sizes) * features
 
 
@@ -102,7 +102,7 @@ class ContextualAttention(MaxNormalizedAttention):
     """Weighs the M images of each position and channel (Tao et al., equations (1) to (4)).
 
     Args:
-        channels: D of the features.
+        channels: D, the number of feature channels.
         temperature: 2 in the paper (section 3).
     """
 
@@ -113,11 +113,11 @@ class ContextualAttention(MaxNormalizedAttention):
 class SpatialAttention(MaxNormalizedAttention):
     """Weighs the positions of each image and channel (Tao et al., equations (5) to (8)).
 
-    It looks at what the contextual attention let through, as the text and Fig. 1 have it; equation
-    (5) has the features from before.
+    Its input is the output of the contextual attention, as in the text and Fig. 1; equation (5)
+    uses the features before it.
 
     Args:
-        channels: D of the features.
+        channels: D, the number of feature channels.
         temperature: 3 in the paper (section 3).
     """
 
@@ -126,10 +126,10 @@ class SpatialAttention(MaxNormalizedAttention):
 
 
 def _largest(scores: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """``scores.amax(axes, keepdim=True)`` of (N, M, D, H, W), in the layout of the scores.
+    """``scores.amax(axes, keepdim=True)`` of (N, M, D, H, W), in the memory format of the scores.
 
-    amax orders its result in memory as its axes, and with channels last (D here) all that is
-    computed with it would change its layout.
+    The result of amax is contiguous, and with channels last (D here) all subsequent results would
+    change their memory format.
     """
     if scores.stride(2) != 1:
         return scores.amax(axes, keepdim=True)
@@ -138,10 +138,10 @@ def _largest(scores: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 def _padding(features: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Which positions of (N, M, D, H, W) lie outside of N heights and widths; (N, 1, 1, H, W)."""
+    """Positions of (N, M, D, H, W) outside N heights and widths, (N, 1, 1, H, W) bool."""
     height, width = features.shape[-2:]
     y, x = (torch.arange(side, device=features.device) for side in (height, width))
-    # By numbers of the host: to bring a tensor of them to a GPU waits for it.
+    # With Python numbers: copying them to a GPU as a tensor would synchronize.
     outside_y, outside_x = (
         torch.stack([axis >= limit for limit in limits])
         for axis, limits in zip((y, x), zip(*sizes, strict=True), strict=True)
@@ -151,21 +151,21 @@ def _padding(features: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
 
 @contextmanager
 def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Record the maps of a model's attention gates while the context lasts.
+    """Context manager that records the maps of a model's attention gates.
 
     >>> with record_attention(model) as maps:
     ...     model(batched_inputs)
-    >>> maps["p2"]  # as are "p4", "p3" and, where masks are computed, "p1" and "p0"
+    >>> maps["p2"]  # also "p4", "p3" and, if masks are computed, "p1" and "p0"
 
     Returns:
-        A dict that holds after each forward pass, by the level that a gate leads to, its map
-        (N, 1, H, W) in [0, 1] at the level's resolution, for the padded batch. Gates that the pass
-        did not come through keep what they had.
+        A dict that is updated by each forward pass: output level of a gate -> map (N, 1, H, W) in
+            [0, 1] at the level's resolution, for the padded batch. Maps of gates that a pass does
+            not use are not changed.
     """
     maps: dict[str, Tensor] = {}
 
     def record(level: str, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        """Keep the map that a gate computed."""
+        """Store the map of a gate."""
         maps[level] = output.detach()
 
     handles = [

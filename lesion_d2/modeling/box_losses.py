@@ -1,4 +1,4 @@
-"""Box regression losses of dense detectors, for boxes along two axes and along three."""
+"""Box regression losses of dense detectors, for boxes in 2-D and 3-D."""
 
 import torch
 from detectron2.layers import cat, ciou_loss, diou_loss
@@ -11,7 +11,7 @@ from .. import layers
 from .waiting import rows_that_count, sum_of_rows
 
 _OVERLAP_LOSSES = {
-    # fvcore's giou_loss, which is the same, waits for a GPU seven times.
+    # Equals fvcore's giou_loss, which synchronizes a GPU seven times.
     4: {"giou": layers.giou_loss, "diou": diou_loss, "ciou": ciou_loss},
     6: {"giou": layers.giou_loss},
 }
@@ -20,15 +20,15 @@ _OVERLAP_LOSSES = {
 def check_box_loss(
     name: str, box_dim: int, *, key: str = "MODEL.RETINANET.BBOX_REG_LOSS_TYPE"
 ) -> None:
-    """Refuse a loss that boxes do not have.
+    """Check that a box loss exists for the dimension of the boxes.
 
     Args:
-        name: the loss.
-        box_dim: 4 or 6, the numbers of a box.
-        key: of the config, for the message.
+        name: name of the loss.
+        box_dim: 4 or 6, length of a box.
+        key: config key, for the message.
 
     Raises:
-        ValueError: the name is unknown, or one of another dimension.
+        ValueError: the name is unknown, or not available in this dimension.
     """
     names = ["smooth_l1", *_OVERLAP_LOSSES[box_dim]]
     if name not in names:
@@ -49,27 +49,26 @@ def box_regression_loss(
     smooth_l1_beta: float,
     at_most: int | None = None,
 ) -> Tensor:
-    """The box regression loss of positive anchors, summed.
+    """Sum the box regression loss over positive anchors.
 
-    In 2-D it is Detectron2's, which codes the boxes of all anchors: volumes have a million, of
-    which some tens are positive, and only these are coded here.
+    In 2-D it equals Detectron2's, which encodes the boxes of all anchors. Volumes have a million
+    anchors, but only some tens of positive ones; here only these are encoded.
 
     Args:
-        anchors: one an FPN level, R in all, of B = 4 or 6 numbers.
-        transform: what the deltas are of.
-        pred_deltas: (N, R_i, B), one a level.
-        gt_boxes: (R, B), one an image.
+        anchors: one per FPN level, R in total, with B = 4 or 6 numbers.
+        transform: the box transform of the deltas.
+        pred_deltas: (N, R_i, B), one per level.
+        gt_boxes: (R, B), one per image.
         is_positive: (N, R) bool.
-        box_reg_loss_type: "smooth_l1" of the deltas; "giou" or, in 2-D, "diou" or "ciou" of the
-            boxes.
-        smooth_l1_beta: where the smooth L1 loss goes over from a square to a line; 0 for L1.
-        at_most: there are no more positive anchors, which saves a GPU to look at all.
+        box_reg_loss_type: "smooth_l1" on deltas; "giou" or, in 2-D, "diou" or "ciou" on boxes.
+        smooth_l1_beta: transition of the smooth L1 loss from quadratic to linear; 0 for L1.
+        at_most: upper limit of the number of positive anchors, which saves work on a GPU.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: there is no such loss for these boxes.
+        ValueError: the loss does not exist for these boxes.
     """
     sources, targets = type(anchors[0]).cat(anchors).tensor, torch.stack(gt_boxes)
     counts, (sources, deltas, targets) = rows_that_count(
@@ -100,24 +99,23 @@ def matched_box_loss(
     smooth_l1_beta: float,
     counts: Tensor | None = None,
 ) -> Tensor:
-    """The box regression loss of anchors, or regions, that are matched already, summed.
+    """Sum the box regression loss over matched anchors or regions.
 
     Args:
-        transform: what the deltas are of.
+        transform: the box transform of the deltas.
         sources: (n, B) anchors, B = 4 or 6.
         deltas: (n, B), predicted.
-        targets: (n, B) boxes.
+        targets: (n, B) ground-truth boxes.
         box_reg_loss_type, smooth_l1_beta: see :func:`box_regression_loss`.
-        counts: (n,) bool, the rows that count; None for all.
+        counts: (n,) bool, the rows to include; None for all.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: there is no such loss for these boxes.
+        ValueError: the loss does not exist for these boxes.
     """
-    if counts is not None:  # the boxes of the others may be empty, and so may the predicted ones:
-        # a gradient of 0 would then be multiplied by what is not a number
+    if counts is not None:  # other boxes may be empty, and give NaN gradients
         targets = targets.where(counts[:, None], sources)
         deltas = deltas.masked_fill(~counts[:, None], 0)
     if box_reg_loss_type == "smooth_l1":

@@ -4,25 +4,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The mask is looked for in the box enlarged by this factor about its center: a box that is too
-# small or aside must not hide from the rest of the mask, and neighbors should not come into it.
+# Factor of the window around a box in which the mask is searched: large enough to contain the whole
+# mask if the box is too small or shifted, small enough to exclude neighbors.
 _WINDOW = 1.5
 
 
 def calibrate_scores(scores: Tensor, agreement: Tensor, strength: float) -> Tensor:
-    """Make scores depend on how well boxes agree with the masks there (Zlocha et al., section 2.2).
+    """Calibrate scores by the agreement of boxes and masks (Zlocha et al., section 2.2).
 
     The paper gives no formula. Ours is score x (1 - strength x (1 - agreement)): the score itself
-    at strength 0, score x agreement at 1, and in between a lesion without a mask keeps a part of
-    its score, which a power of the agreement would take away at any strength.
+    at strength 0, and score x agreement at 1. In between, a lesion without a mask keeps a part of
+    its score; with a power of the agreement its score would be 0 at any strength.
 
     Args:
         scores: (n,).
-        agreement: (n,) in [0, 1], of :func:`mask_agreement`.
+        agreement: (n,) in [0, 1], see :func:`mask_agreement`.
         strength: in [0, 1].
 
     Returns:
-        (n,) scores, none above what it was.
+        (n,) scores, at most the input scores.
     """
     return scores * (1 - strength * (1 - agreement))
 
@@ -30,19 +30,19 @@ def calibrate_scores(scores: Tensor, agreement: Tensor, strength: float) -> Tens
 def mask_agreement(
     boxes: Tensor, classes: Tensor, class_masks: Tensor, *, margin: float = 0.0
 ) -> Tensor:
-    """IoU of each regressed box with the box around the predicted mask there.
+    """Compute the IoU of each predicted box with the box around the predicted mask.
 
-    The mask is what the detection's class has inside the box enlarged by half; ``margin`` is added
-    to each side of the box around it. What lies outside the image counts for neither box.
+    The mask is that of the detection's class inside the box enlarged by half; ``margin`` is added
+    to each side of the box around it. Both boxes are clipped to the image.
 
     Args:
-        boxes: (n, 4) XYXY in pixels of the masks; pixel i has its center at i.
+        boxes: (n, 4) XYXY in pixels of the masks; integers are pixel centers.
         classes: (n,) int.
         class_masks: (K, H, W) bool.
-        margin: pixels by which boxes are drawn around lesions (5 in DeepLesion).
+        margin: margin in pixels of annotated boxes around lesions (5 in DeepLesion).
 
     Returns:
-        (n,) in [0, 1]; 0 where there is no mask.
+        (n,) in [0, 1]; 0 without a mask.
     """
     boxes = _clip(boxes.nan_to_num(), class_masks)
     around, found = boxes_around_masks(boxes, classes, class_masks)
@@ -62,9 +62,9 @@ def _clip(boxes: Tensor, masks: Tensor) -> Tensor:
 def boxes_around_masks(
     boxes: Tensor, classes: Tensor, class_masks: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The extent of the mask pixels in each box's window, for all boxes at once.
+    """Compute the extent of mask pixels in each box's window, for all boxes at once.
 
-    Running sums of the masks tell by two look-ups whether a column has a mask pixel between two
+    Cumulative sums of the masks give by two lookups whether a column has a mask pixel between two
     rows, so that n boxes take n (H + W) steps instead of n H W.
 
     Args:
@@ -73,8 +73,8 @@ def boxes_around_masks(
         class_masks: (K, H, W) bool.
 
     Returns:
-        (n, 4) XYXY from the outer edges of the outermost pixels, and (n,) bool, whether there is a
-        pixel; without one the numbers mean nothing.
+        (n, 4) XYXY, the outer edges of the outermost pixels, and (n,) bool, whether there is a mask
+        pixel; the box is undefined without one.
     """
     height, width = class_masks.shape[-2:]
     center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * _WINDOW
@@ -87,7 +87,7 @@ def boxes_around_masks(
 
 
 def _extent(masks: Tensor, classes: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last column with a mask pixel in windows of (rows, columns) low to high - 1.
+    """First and last column with a mask pixel in the windows low to high - 1 (rows, columns).
 
     Args:
         masks: (K, R, C) bool.
@@ -95,7 +95,7 @@ def _extent(masks: Tensor, classes: Tensor, low: Tensor, high: Tensor) -> tuple[
         low, high: (n, 2).
 
     Returns:
-        (n,) and (n,) float; C and -1 in a window without a mask pixel.
+        (n,) and (n,) float; C and -1 for a window without mask pixels.
     """
     num_columns = masks.shape[2]
     sums = F.pad(masks.cumsum(dim=1, dtype=torch.int32), (0, 0, 1, 0))

@@ -7,18 +7,18 @@ from torch import Tensor
 
 from .waiting import rows_that_count, sum_of_rows
 
-IGNORE = -1  # label of pixels (of volumes: voxels) that no loss looks at: the padding of a batch
+IGNORE = -1  # label of pixels or voxels that losses ignore, such as the padding of a batch
 
 
 def soft_dice(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Soft Dice of each foreground class over the whole batch as one pseudo-volume.
+    """Compute the soft Dice of each foreground class over the whole batch as one pseudo-volume.
 
-    The sum of Jaeger et al., equation (1), over the pixels of all images: a class that one image
-    lacks still counts its false positives there. A class without a pixel in the batch and without
-    any probability has a Dice of 1.
+    The sums of Jaeger et al., equation (1), are over the pixels of all images, so false positives
+    of a class count on images without it, too. A class without pixels in the batch and with
+    probability 0 has a Dice of 1.
 
     Args:
-        probabilities: (N, K + 1, H, W), or of volumes (N, K + 1, D, H, W), a softmax over
+        probabilities: (N, K + 1, H, W), or (N, K + 1, D, H, W) for volumes, a softmax over
             background (channel 0) and K classes.
         labels: (N, H, W) or (N, D, H, W) int, 0 for background, k for class k - 1, ``IGNORE`` for
             padding.
@@ -39,14 +39,14 @@ def soft_dice(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Pixel-wise cross entropy plus soft Dice (Jaeger et al., section 3.1, equation (1)).
+    """Compute pixel-wise cross entropy plus soft Dice (Jaeger et al., section 3.1, equation (1)).
 
-    The paper's loss is CE - mean Dice; 1 is added, so that a perfect prediction has loss 0. Its
-    classes K are taken as the foreground classes: with background among them, lesions of some
-    hundred pixels would hardly move the mean. Sums are taken in float32 under mixed precision.
+    The paper's loss is CE - mean Dice; we add 1, so that a perfect prediction has loss 0. We
+    average over foreground classes: with background included, lesions of some hundred pixels would
+    hardly change the mean. Sums are in float32 under mixed precision.
 
     Args:
-        logits: (N, K + 1, H, W) or (N, K + 1, D, H, W), channel 0 the background.
+        logits: (N, K + 1, H, W) or (N, K + 1, D, H, W), channel 0 is the background.
         labels: (N, H, W) or (N, D, H, W) int, 0 for background, k for class k - 1, ``IGNORE`` for
             padding.
 
@@ -61,19 +61,19 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def focal_segmentation_loss(
     logits: Tensor, labels: Tensor, *, alpha: float = 0.5, gamma: float = 2.0
 ) -> Tensor:
-    """Focal loss on the pixel-wise cross entropy (Zlocha et al., section 2.3).
+    """Compute the focal loss of the pixel-wise cross entropy (Zlocha et al., section 2.3).
 
     The sum over pixels of -a (1 - p)^gamma log p, where p is the softmax probability of the
     pixel's label and a is ``alpha`` for lesions and 1 - ``alpha`` for background, divided by the
-    number of lesion pixels, or by a thousandth of all pixels where there are fewer: a batch that
-    happens to have no lesion would otherwise outweigh a hundred others.
+    number of lesion pixels, but at least a thousandth of all pixels: otherwise a batch without
+    lesions would outweigh a hundred others.
 
-    The paper says no more than the name. This is Lin et al.'s loss with pixels in place of anchors,
-    but for their weight of 0.25: at 0.5 a pixel that is as likely lesion as not has probability
-    0.5, where masks begin. Sums are taken in float32 under mixed precision.
+    The paper gives only the name. This is the loss of Lin et al. for pixels instead of anchors,
+    except for their weight of 0.25: with 0.5, a pixel that is equally likely lesion and background
+    gets probability 0.5, the threshold of masks. Sums are in float32 under mixed precision.
 
     Args:
-        logits: (N, K + 1, H, W) or (N, K + 1, D, H, W), channel 0 the background.
+        logits: (N, K + 1, H, W) or (N, K + 1, D, H, W), channel 0 is the background.
         labels: (N, H, W) or (N, D, H, W) int, 0 for background, k for class k - 1, ``IGNORE`` for
             padding.
         alpha: weight of lesion pixels, in [0, 1].
@@ -89,7 +89,7 @@ def focal_segmentation_loss(
 
 
 def _focal(cross_entropy: Tensor, is_lesion: Tensor, alpha: float, gamma: float) -> Tensor:
-    # Away from 0, where a power below 1 has no gradient.
+    # Clamped away from 0, where a power below 1 has no gradient.
     distance = (-torch.expm1(-cross_entropy)).clamp(min=1e-8)
     return torch.where(is_lesion, alpha, 1 - alpha) * distance**gamma * cross_entropy
 
@@ -97,14 +97,13 @@ def _focal(cross_entropy: Tensor, is_lesion: Tensor, alpha: float, gamma: float)
 def anchor_focal_loss(
     logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
 ) -> Tensor:
-    """Focal loss of anchors whose classes exclude each other (Jaeger et al., section 3.1).
+    """Compute the softmax focal loss of anchors (Jaeger et al., section 3.1).
 
-    Lin et al.'s loss with the softmax probability of the anchor's class in place of a sigmoid.
+    The loss of Lin et al. with the softmax probability of the anchor's class instead of a sigmoid.
 
     Args:
-        logits: (N, R, K + 1), the last one the background's.
-        labels: (N, R) int, 0 to K - 1 for lesions, K for background, below 0 for anchors that do
-            not count.
+        logits: (N, R, K + 1); the last channel is the background.
+        labels: (N, R) int, 0 to K - 1 for lesions, K for background, below 0 for ignored anchors.
         alpha: weight of lesions, in [0, 1]; background has 1 - alpha.
         gamma: 0 for the plain cross entropy.
 
@@ -112,7 +111,7 @@ def anchor_focal_loss(
         A scalar, the sum over anchors.
     """
     counts, (rows, labels) = rows_that_count(labels >= 0, logits, labels)
-    labels = labels.clamp(min=0)  # those that do not count
+    labels = labels.clamp(min=0)  # ignored anchors
     cross_entropy = F.cross_entropy(rows.float(), labels, reduction="none")
     losses = _focal(cross_entropy, labels < logits.shape[-1] - 1, alpha, gamma)
     return sum_of_rows(losses, counts)
@@ -121,7 +120,7 @@ def anchor_focal_loss(
 def anchor_sigmoid_focal_loss(
     logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
 ) -> Tensor:
-    """Focal loss of anchors whose classes do not exclude each other, as in Detectron2's RetinaNet.
+    """Compute the sigmoid focal loss of anchors, as in Detectron2's RetinaNet.
 
     Args:
         logits: (N, R, K).
@@ -131,7 +130,7 @@ def anchor_sigmoid_focal_loss(
         A scalar, the sum over anchors.
     """
     counts, (rows, labels) = rows_that_count(labels >= 0, logits, labels)
-    labels = labels.clamp(min=0)  # those that do not count
+    labels = labels.clamp(min=0)  # ignored anchors
     targets = F.one_hot(labels, logits.shape[-1] + 1)[:, :-1].to(logits.dtype)
     losses = sigmoid_focal_loss_jit(rows, targets, alpha=alpha, gamma=gamma, reduction="none")
     return sum_of_rows(losses, counts)

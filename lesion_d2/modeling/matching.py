@@ -4,15 +4,15 @@ from torch import Tensor
 
 
 def unmatch_untouched(matches: Tensor, labels: Tensor, overlaps: Tensor) -> None:
-    """Make background of anchors that are matched with a lesion that they do not touch; in place.
+    """Label anchors as background if they do not overlap their matched lesion, in place.
 
-    Detectron2's ``Matcher``, where it allows low-quality matches, takes for positive all anchors
-    that have the highest IoU with a lesion. Where that is 0, because the lesion is small and lies
-    between all anchors, they are nearly all there are.
+    With low-quality matches, Detectron2's ``Matcher`` labels all anchors with the highest IoU with
+    a lesion as positive. If that IoU is 0, because a small lesion lies between all anchors, these
+    are almost all anchors.
 
     Args:
-        matches: (R,) indices of lesions, of the matcher.
-        labels: (R,) 1 for a match, 0 for background, -1 for what does not count.
+        matches: (R,) indices of lesions from the matcher.
+        labels: (R,) 1 for a match, 0 for background, -1 for ignored anchors.
         overlaps: (n, R) IoU of lesions and anchors; n may be 0.
     """
     if len(overlaps) > 0:

@@ -20,20 +20,21 @@ from .shape import VolumeShape
 class AnchorGenerator3D(DefaultAnchorGenerator):
     """Anchors in volumes (Jaeger et al., section 4.2).
 
-    In-plane they are those of :class:`DefaultAnchorGenerator`. The i-th size of a level goes with
-    its i-th depth, so a position has sizes x ratios anchors: the paper's nine with three ratios,
-    not 27. Their order is sizes outer, ratios inner.
+    In-plane they equal those of :class:`DefaultAnchorGenerator`. The i-th size of a level has its
+    i-th depth, so a position has sizes x ratios anchors: nine with three ratios as in the paper,
+    not 27. They are ordered by size, then by ratio.
 
     Args:
-        sizes: by level, in-plane: square roots of areas in pixels. Lists for one level go for all.
-        depths: by level, in slices; as many as the level has sizes.
-        aspect_ratios: height / width, by level.
-        strides: of the levels, along depth, height and width.
-        offset: of the first anchor's center from the first voxel's, in strides.
+        sizes: per level, in-plane: square roots of areas in pixels. A list for one level applies to
+            all.
+        depths: per level, in slices; one for each size.
+        aspect_ratios: height / width, per level.
+        strides: strides of the levels along depth, height and width.
+        offset: offset of the first anchor's center from the first voxel's, in strides.
 
     Raises:
-        ValueError: depths for other levels than there are, a level with other numbers of sizes and
-            depths, or a depth that is not above 0.
+        ValueError: the number of levels does not match, a level has different numbers of sizes and
+            depths, or a depth is not positive.
     """
 
     box_dim: torch.jit.Final[int] = 6
@@ -88,13 +89,13 @@ class AnchorGenerator3D(DefaultAnchorGenerator):
         }
 
     def forward(self, features: list[Tensor]) -> list[Boxes3D]:
-        """Anchors of feature maps.
+        """Generate the anchors of feature maps.
 
         Args:
             features: (N, C, D, H, W) of each level.
 
         Returns:
-            D * H * W * A of each level: an anchor's number runs fastest, then x, y, z.
+            D * H * W * A anchors per level; the anchor index varies fastest, then x, y, z.
         """
         return [
             Boxes3D(self._level(feature.shape[-3:], strides, cell))
@@ -104,7 +105,7 @@ class AnchorGenerator3D(DefaultAnchorGenerator):
         ]
 
     def _level(self, grid: tuple[int, ...], strides: tuple[int, ...], cell: Tensor) -> Tensor:
-        """(D * H * W * A, 6) anchors of a level, of its (A, 6) at the origin."""
+        """(D * H * W * A, 6) anchors of a level, from its (A, 6) cell anchors."""
         z, y, x = (
             (torch.arange(size, dtype=torch.float32, device=cell.device) + self.offset) * stride
             for size, stride in zip(grid, strides, strict=True)
@@ -115,6 +116,6 @@ class AnchorGenerator3D(DefaultAnchorGenerator):
 
 
 def _with_depths(flat: Tensor, depths: Sequence[float]) -> Tensor:
-    """(A, 6) of (A, 4) anchors at the origin, whose ratios run faster than their sizes."""
+    """(A, 6) cell anchors from (A, 4) ones, ordered by size, then by ratio."""
     half = torch.tensor(depths, dtype=flat.dtype).repeat_interleave(len(flat) // len(depths)) / 2
     return torch.stack([flat[:, 0], flat[:, 1], -half, flat[:, 2], flat[:, 3], half], dim=1)

@@ -23,13 +23,13 @@ from .shape import VolumeShape
 
 @ROI_BOX_HEAD_REGISTRY.register()
 class FastRCNNConvFCHead3D(FastRCNNConvFCHead):
-    """Detectron2's :class:`FastRCNNConvFCHead` on regions of volumes.
+    """Detectron2's :class:`FastRCNNConvFCHead` for regions of volumes.
 
     Args:
         input_shape: channels, depth, height and width of a pooled region.
-        conv_dims: channels of the 3x3x3 convolutions, which come first.
-        fc_dims: channels of the fully connected layers. Jaeger et al. have two of four times the
-            pyramid's channels, in their code.
+        conv_dims: channels of the 3x3x3 convolutions, which precede the fully connected layers.
+        fc_dims: channels of the fully connected layers. The published code of Jaeger et al. has
+            two, with four times the pyramid's channels.
         conv_norm: normalization of the convolutions, see :func:`get_norm_3d`.
     """
 
@@ -56,7 +56,7 @@ class FastRCNNConvFCHead3D(FastRCNNConvFCHead):
 
     @property
     def output_shape(self) -> ShapeSpec:
-        """Shape of what the head gives for a region: channels alone."""
+        """Shape of the output for a region: channels only."""
         return ShapeSpec(channels=self._num_outputs)
 
 
@@ -67,7 +67,7 @@ class FastRCNNOutputLayers3D(FastRCNNOutputLayers):
         args, kwargs: see :class:`FastRCNNOutputLayers`.
 
     Raises:
-        ValueError: MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE is no loss of boxes in 3-D.
+        ValueError: MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE is not a loss for boxes in 3-D.
     """
 
     @configurable
@@ -87,13 +87,13 @@ class FastRCNNOutputLayers3D(FastRCNNOutputLayers):
     def box_reg_loss(
         self, proposal_boxes: Tensor, gt_boxes: Tensor, pred_deltas: Tensor, gt_classes: Tensor
     ) -> Tensor:
-        """As in Detectron2: the sum over the lesions' regions, divided by the number of all.
+        """As in Detectron2: the sum over foreground regions, divided by the number of all regions.
 
         Args:
             proposal_boxes: (R, 6).
             gt_boxes: (R, 6).
             pred_deltas: (R, K * 6), or (R, 6) for all classes.
-            gt_classes: (R,), K for background, below 0 for regions that do not count.
+            gt_classes: (R,), K for background, below 0 for ignored regions.
         """
         rows = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero()[:, 0]
         by_class = pred_deltas.view(len(pred_deltas), -1, proposal_boxes.shape[1])
@@ -142,20 +142,20 @@ def detect_in_image(
     nms_threshold: float,
     max_detections: int,
 ) -> tuple[Instances, Tensor]:
-    """Choose the detections of an image among its regions, as Detectron2's Fast R-CNN in 2-D.
+    """Select the detections of an image from its regions, as Detectron2's Fast R-CNN in 2-D.
 
     Args:
-        kind: class of the detections' boxes, of B columns.
-        boxes: (R, K * B) for a box of each class, or (R, B) for one of all classes.
-        scores: (R, K + 1), the last one the background's.
-        image_size: boxes are cut at its borders.
-        score_threshold: detections have higher scores.
-        nms_threshold: IoU above which the lower one of two detections of a class is dropped.
-        max_detections: of the image, at most; all below 0.
+        kind: class of the detections' boxes, with B columns.
+        boxes: (R, K * B) for class-specific boxes, or (R, B) for class-agnostic ones.
+        scores: (R, K + 1); the last column is the background.
+        image_size: boxes are clipped to it.
+        score_threshold: keep detections with higher scores.
+        nms_threshold: IoU above which NMS drops the lower-scored of two detections of a class.
+        max_detections: maximum number per image; below 0 for no limit.
 
     Returns:
-        ``pred_boxes``, ``scores`` and ``pred_classes``, the highest scores first, and the regions
-        (n,) that they come from.
+        ``pred_boxes``, ``scores`` and ``pred_classes`` by descending score, and their region
+        indices (n,).
     """
     box_dim = kind(boxes.new_zeros(0)).tensor.shape[1]
     is_finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)

@@ -8,17 +8,18 @@ from torch import Tensor
 
 
 class Box2BoxTransform3D:
-    """Detectron2's :class:`Box2BoxTransform` along three axes.
+    """Detectron2's :class:`Box2BoxTransform` in 3-D.
 
-    The deltas are dx, dy, dz, dw, dh, dd: shifts of the center in sides of the source box, and
-    logarithms of the sides' ratios, each times its weight.
+    The deltas are dx, dy, dz, dw, dh, dd: shifts of the center relative to the source box's sides,
+        and log ratios of the sides, each times its weight.
 
     Args:
-        weights: of the deltas, six (Jaeger et al. have 10, 10, 10, 5, 5, 5 in their code).
-        scale_clamp: the sides' logarithms are not above it when deltas are applied.
+        weights: six weights of the deltas (10, 10, 10, 5, 5, 5 in the published code of Jaeger et
+            al.).
+        scale_clamp: upper limit of the log ratios when deltas are applied.
 
     Raises:
-        ValueError: not six weights.
+        ValueError: the number of weights is not six.
     """
 
     def __init__(self, weights: Sequence[float], scale_clamp: float = _DEFAULT_SCALE_CLAMP):
@@ -30,11 +31,11 @@ class Box2BoxTransform3D:
         self.scale_clamp = scale_clamp
 
     def get_deltas(self, src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
-        """Deltas that make source boxes into their targets.
+        """Compute the deltas from source boxes to their targets.
 
         Args:
-            src_boxes: (n, 6), anchors or proposals, with sides above 0.
-            target_boxes: (n, 6), row by row.
+            src_boxes: (n, 6), anchors or proposals with positive sides.
+            target_boxes: (n, 6), one per source box.
 
         Returns:
             (n, 6).
@@ -46,16 +47,16 @@ class Box2BoxTransform3D:
         return deltas * self._weights_at(deltas.device)
 
     def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
-        """Boxes that deltas make of other boxes.
+        """Apply deltas to boxes.
 
         Args:
-            deltas: (n, 6 k), k >= 1: k transformations of each box, as of k classes.
+            deltas: (n, 6 k), k >= 1: k transformations per box, for example one per class.
             boxes: (n, 6).
 
         Returns:
             (n, 6 k) float32.
         """
-        deltas = deltas.float()  # as Detectron2: boxes need its precision
+        deltas = deltas.float()  # as in Detectron2: boxes need its precision
         boxes = boxes.to(deltas.dtype)
         scaled = deltas.unflatten(1, (-1, 6)) / self._weights_at(deltas.device)
         sides = boxes[:, None, 3:] - boxes[:, None, :3]
@@ -64,7 +65,7 @@ class Box2BoxTransform3D:
         return torch.cat([centers - half, centers + half], dim=2).reshape(deltas.shape)
 
     def _weights_at(self, device: torch.device) -> Tensor:
-        # Copied once, so that a GPU's queue is not held up at every call.
+        # Cached per device, to avoid a GPU synchronization on every call.
         if self.weights.device != device:
             self.weights = self.weights.to(device)
         return self.weights

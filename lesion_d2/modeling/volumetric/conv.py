@@ -11,12 +11,12 @@ from .norms import get_norm_3d
 
 
 class Conv3d(nn.Conv3d):
-    """A convolution with a normalization and an activation, as Detectron2's :class:`Conv2d`.
+    """A convolution with normalization and activation, as Detectron2's :class:`Conv2d`.
 
     Args:
         norm: applied to the output, before the activation.
         activation: applied last.
-        args, kwargs: those of :class:`torch.nn.Conv3d`.
+        args, kwargs: see :class:`torch.nn.Conv3d`.
     """
 
     def __init__(
@@ -45,13 +45,13 @@ class Conv3d(nn.Conv3d):
         is_float = x.dtype == self.weight.dtype == torch.float32
         if torch.is_grad_enabled() or not is_float or not torch.backends.mkldnn.is_available():
             return super().forward(x)
-        # PyTorch gives oneDNN no small map of a single volume, and takes three times as long.
+        # PyTorch does not use oneDNN for a small map of a single volume, and is three times slower.
         return torch.mkldnn_convolution(
             x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
         )
 
     def _multiply(self, x: Tensor) -> Tensor:
-        """A convolution of 1x1x1 as a product of matrices, which is faster with channels last."""
+        """A 1x1x1 convolution as a matrix product, which is faster with channels last."""
         if any(step > 1 for step in self.stride):
             depth, height, width = self.stride
             x = x[:, :, ::depth, ::height, ::width]
@@ -69,13 +69,13 @@ def conv3d(
     stride: tuple[int, int, int] = (1, 1, 1),
     init: Callable[[nn.Module], None] = weight_init.c2_xavier_fill,
 ) -> Conv3d:
-    """Build a padded convolution with its first weights; it has a bias where it has no norm.
+    """Build and initialize a padded convolution, with a bias if there is no norm.
 
     Args:
-        kernel: odd side of the kernel.
+        kernel: kernel size, odd.
         norm: see :func:`get_norm_3d`.
-        stride: along depth, height and width.
-        init: draws the weights.
+        stride: stride along depth, height and width.
+        init: initializes the weights.
     """
     conv = Conv3d(
         in_channels,
@@ -94,17 +94,17 @@ def conv3d(
 def add_hidden_convs(
     module: nn.Module, name: str, channels: int, conv_dims: Sequence[int], norm: str
 ) -> int:
-    """Add a head's 3x3x3 convolutions with ReLU, with the first weights of Detectron2's heads.
+    """Add a head's 3x3x3 convolutions with ReLU, initialized as in Detectron2's heads.
 
     Args:
-        module: gets them in their order, as ``<name>1`` and so on.
-        name: of the submodules.
-        channels: that come in.
-        conv_dims: channels of each.
+        module: the convolutions are added to it as ``<name>1`` and so on.
+        name: name of the submodules.
+        channels: input channels.
+        conv_dims: output channels of each convolution.
         norm: see :func:`get_norm_3d`.
 
     Returns:
-        The channels that come out.
+        The number of output channels.
     """
     for number, conv_dim in enumerate(conv_dims, start=1):
         activation, init = nn.ReLU(inplace=True), weight_init.c2_msra_fill

@@ -17,15 +17,15 @@ _LINEAR = {"nearest": "nearest", "bilinear": "trilinear"}
 
 
 class FPN3D(TopDownFPN):
-    """An FPN of volumes (N, C, D, H, W): P2 to P5 where ``in_features`` are res2 to res5.
+    """An FPN of volumes (N, C, D, H, W): P2 to P5 if ``in_features`` are res2 to res5.
 
-    Levels have the number of their stage, whatever its stride, and strides of their own along the
-    three axes. What goes through the levels is :class:`TopDownFPN`'s.
+    Levels are numbered by stage, independently of its stride, and have separate strides along the
+    three axes. The forward pass is that of :class:`TopDownFPN`.
 
     Args:
-        bottom_up: returns ``in_features``, with a :class:`VolumeShape` each.
-        in_features: names that end in the number of their stage, finest first.
-        out_channels: of all levels.
+        bottom_up: backbone that returns ``in_features``, each with a :class:`VolumeShape`.
+        in_features: names ending in the number of their stage, finest first.
+        out_channels: channels of all levels.
         norm: see :func:`get_norm_3d`.
         top_block: must be None; there are no levels above the last stage's.
     """
@@ -47,7 +47,7 @@ class FPN3D(TopDownFPN):
         self.in_features = tuple(in_features)
         self.top_block = None
         self.levels = [f"p{name[-1]}" for name in in_features]
-        self.lateral_convs, self.output_convs = [], []  # coarsest first, as Detectron2's
+        self.lateral_convs, self.output_convs = [], []  # coarsest first, as in Detectron2
         for level, name in zip(self.levels, in_features, strict=True):
             lateral = conv3d(shapes[name].channels, out_channels, 1, norm=norm)
             output = conv3d(out_channels, out_channels, 3, norm=norm)
@@ -66,17 +66,17 @@ class FPN3D(TopDownFPN):
 
     @property
     def size_divisibility(self) -> int:
-        """Of height and width."""
+        """Divisor of height and width."""
         return self.size_divisibility_3d[-1]
 
     @property
     def size_divisibility_3d(self) -> tuple[int, int, int]:
-        """What depth, height and width of the images are multiples of."""
+        """Required divisors of depth, height and width of the images."""
         return self.strides[self.levels[-1]]
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """None but ``size_divisibility_3d``."""
+        """Empty: the only constraint is ``size_divisibility_3d``."""
         return {}
 
     def output_shape(self) -> dict[str, VolumeShape]:
@@ -87,12 +87,12 @@ class FPN3D(TopDownFPN):
         }
 
     def upsample(self, level: str, coarser: Tensor, mode: str = "nearest") -> Tensor:
-        """Bring features (N, C, d, h, w) to the size of the next finer ``level``."""
+        """Upsample features (N, C, d, h, w) to the size of the next finer ``level``."""
         return F.interpolate(coarser, scale_factor=self._factors[level], mode=_LINEAR[mode])
 
 
 def _factors(strides: dict[str, tuple[int, int, int]]) -> dict[str, tuple[float, float, float]]:
-    """By which each level, finest first, is larger than the next coarser one."""
+    """Factors by which each level, finest first, is larger than the next coarser one."""
     return {
         fine: tuple(b / a for a, b in zip(strides[fine], strides[coarse], strict=True))
         for fine, coarse in itertools.pairwise(strides)
@@ -103,11 +103,11 @@ class UNetFPN3D(UNetFPN, FPN3D):
     """The U-FPN of volumes (Jaeger et al., section 3.1): :class:`UNetFPN` over :class:`FPN3D`.
 
     Args:
-        bottom_up: as of :class:`FPN3D`, with ``c1``, and maybe ``c0``, among its features.
-        kwargs: those of :class:`UNetFPN`; "bilinear" upsampling is trilinear here.
+        bottom_up: see :class:`FPN3D`; its features include ``c1`` and optionally ``c0``.
+        kwargs: see :class:`UNetFPN`; "bilinear" upsampling is trilinear here.
 
     Raises:
-        ValueError: attention gates are wanted, which are there for images only; or see
+        ValueError: attention gates are enabled, which are supported for images only; or see
             :class:`UNetFPN`.
     """
 
@@ -126,9 +126,9 @@ class UNetFPN3D(UNetFPN, FPN3D):
 
 
 def _laid_out(backbone: FPN3D, device: str) -> FPN3D:
-    """With the channels last on a CPU: a training step of RetinaNet3D takes 0.9 times as long.
+    """Use channels last on a CPU: a training step of RetinaNet3D takes 0.9 times as long.
 
-    What the backbone computes is laid out as its weights, and so is what heads compute of it.
+    The outputs of the backbone, and then of the heads, have the memory format of its weights.
     """
     return backbone.to(memory_format=torch.channels_last_3d) if device == "cpu" else backbone
 

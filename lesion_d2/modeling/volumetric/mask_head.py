@@ -21,16 +21,17 @@ from .shape import VolumeShape
 
 
 def mask_loss(logits: Tensor, instances: list[Instances]) -> Tensor:
-    """Mask R-CNN's loss: the mean binary cross entropy of each region's mask of its own class.
+    """Mask R-CNN's loss: the mean binary cross entropy of the masks of the regions' classes.
 
     In 2-D it is Detectron2's ``mask_rcnn_loss``.
 
     Args:
-        logits: (B, K, d, h, w) of B regions, or (B, 1, d, h, w) for one mask of any class.
-        instances: B in all, with ``proposal_boxes``, ``gt_classes`` and ``gt_masks``, one an image.
+        logits: (B, K, d, h, w) for B regions, or (B, 1, d, h, w) for class-agnostic masks.
+        instances: one per image, with B regions in total and ``proposal_boxes``, ``gt_classes`` and
+            ``gt_masks``.
 
     Returns:
-        A scalar; 0 without a region.
+        A scalar; 0 without regions.
     """
     instances = [each for each in instances if len(each) > 0]
     if not instances:
@@ -51,13 +52,13 @@ def mask_loss(logits: Tensor, instances: list[Instances]) -> Tensor:
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class MaskRCNNConvUpsampleHead3D(MaskRCNNConvUpsampleHead):
-    """Detectron2's :class:`MaskRCNNConvUpsampleHead` on regions of volumes.
+    """Detectron2's :class:`MaskRCNNConvUpsampleHead` for regions of volumes.
 
     Args:
-        input_shape: channels, depth, height and width of a pooled region; its masks have twice as
-            many voxels along each axis.
-        num_classes: K, or 1 for one mask of any class.
-        conv_dims: channels of the 3x3x3 convolutions and, the last, of the upsampling.
+        input_shape: channels, depth, height and width of a pooled region; masks have twice this
+            resolution along each axis.
+        num_classes: K, or 1 for class-agnostic masks.
+        conv_dims: channels of the 3x3x3 convolutions and, last, of the upsampling.
         conv_norm: normalization of the convolutions, see :func:`get_norm_3d`.
         kwargs: see :class:`BaseMaskRCNNHead`.
     """
@@ -84,16 +85,17 @@ class MaskRCNNConvUpsampleHead3D(MaskRCNNConvUpsampleHead):
         nn.init.zeros_(self.predictor.bias)
 
     def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
-        """Losses in training; otherwise the instances with the masks of their classes.
+        """Compute losses in training; otherwise add masks of the predicted classes to the
+        instances.
 
         Args:
-            x: (B, C, d, h, w), pooled regions of all images.
-            instances: B in all, one an image: in training as :func:`mask_loss` wants them,
+            x: (B, C, d, h, w), pooled regions of all images in order.
+            instances: one per image, with B regions in total: in training as for :func:`mask_loss`,
                 otherwise with ``pred_classes``.
 
         Returns:
             ``loss_mask``, or ``instances`` with ``pred_masks`` (n, 1, 2 d, 2 h, 2 w), probabilities
-            in their boxes.
+            inside their boxes.
         """
         logits = self.layers(x)
         if self.training:

@@ -1,11 +1,11 @@
-"""Normalizations of feature maps (N, C, D, H, W), by the names that Detectron2 gives them."""
+"""Normalizations of feature maps (N, C, D, H, W), by Detectron2's names."""
 
 from collections.abc import Callable
 
 from detectron2.layers import CycleBatchNormList, FrozenBatchNorm2d
 from torch import Tensor, nn
 
-_GROUPS = 32  # as Detectron2's GN
+_GROUPS = 32  # as in Detectron2's GN
 
 
 class FrozenBatchNorm3d(FrozenBatchNorm2d):
@@ -15,7 +15,7 @@ class FrozenBatchNorm3d(FrozenBatchNorm2d):
         """Normalize (N, C, D, H, W)."""
         if not x.requires_grad:
             return super().forward(x)
-        # As Detectron2's: batch_norm would compute gradients of the weights, too.
+        # As in Detectron2: batch_norm would also compute gradients of the weights.
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         bias = self.bias - self.running_mean * scale
         shape = (1, -1, 1, 1, 1)
@@ -26,10 +26,10 @@ class FrozenBatchNorm3d(FrozenBatchNorm2d):
 
 
 class CycleBatchNormList3D(CycleBatchNormList):
-    """Detectron2's :class:`CycleBatchNormList` for volumes: each level its own statistics.
+    """Detectron2's :class:`CycleBatchNormList` for volumes: separate statistics per level.
 
     Args:
-        length: of levels, which come in turn at every pass.
+        length: number of levels, which are passed in turn.
         num_features: C.
     """
 
@@ -37,7 +37,7 @@ class CycleBatchNormList3D(CycleBatchNormList):
         super().__init__(length, bn_class, num_features=num_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize (N, C, D, H, W), the features of the level whose turn it is."""
+        """Normalize (N, C, D, H, W), the features of the next level in turn."""
         x = self[self._pos](x)
         self._pos = (self._pos + 1) % len(self)
         shape = (1, -1, 1, 1, 1)
@@ -62,14 +62,14 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def get_norm_3d(norm: str, channels: int) -> nn.Module | None:
-    """Build a normalization of volumes, as Detectron2's :func:`get_norm` of images.
+    """Build a normalization for volumes, as Detectron2's :func:`get_norm` for images.
 
     Args:
         norm: "BN", "SyncBN", "FrozenBN", "GN", "IN" (instance norm with weights), or "" for none.
         channels: C.
 
     Raises:
-        ValueError: the name is another one, or GN's groups do not divide the channels.
+        ValueError: the name is unknown, or GN's groups do not divide the channels.
     """
     if norm == "":
         return None
@@ -81,9 +81,9 @@ def get_norm_3d(norm: str, channels: int) -> nn.Module | None:
 
 
 def freeze_norms(module: nn.Module) -> None:
-    """Replace the batch norms of a module by :class:`FrozenBatchNorm3d`; in place.
+    """Replace the batch norms of a module by :class:`FrozenBatchNorm3d`, in place.
 
-    Detectron2's conversion leaves BatchNorm3d as it is.
+    Detectron2's conversion ignores BatchNorm3d.
     """
     for name, child in module.named_children():
         if not isinstance(child, (nn.BatchNorm3d, nn.SyncBatchNorm)):

@@ -13,20 +13,21 @@ from ...structures import Boxes3D
 
 
 class ROIPooler3D(nn.Module):
-    """Pool regions of volumes from the levels of a pyramid, as Detectron2's :class:`ROIPooler`.
+    """Pools regions of volumes from the levels of a pyramid, as Detectron2's :class:`ROIPooler`.
 
-    A region's level goes by its sides in-plane (Lin et al., 2017, equation 1): depths of slices
-    differ more than what they show.
+    A region's level depends on its in-plane size (Lin et al., 2017, equation 1), because slice
+    spacings vary more than lesions do.
 
     Args:
-        output_size: bins along depth, height and width.
-        strides: of each level along depth, height and width; in-plane, powers of 2 that double.
+        output_size: number of bins along depth, height and width.
+        strides: strides of each level along depth, height and width; in-plane, consecutive powers
+            of 2.
         sampling_ratio: see :func:`lesion_d2.layers.roi_align_3d`.
-        canonical_box_size: side in-plane, in voxels, of the regions of the canonical level.
-        canonical_level: base-2 logarithm of its stride in-plane.
+        canonical_box_size: in-plane side, in voxels, of regions on the canonical level.
+        canonical_level: base-2 logarithm of its in-plane stride.
 
     Raises:
-        ValueError: other strides, or a canonical size that is not above 0.
+        ValueError: the strides are different, or the canonical size is not positive.
     """
 
     def __init__(
@@ -58,14 +59,14 @@ class ROIPooler3D(nn.Module):
         self.canonical_level = canonical_level
 
     def forward(self, x: list[Tensor], box_lists: list[Boxes3D]) -> Tensor:
-        """Pool regions; a GPU is waited for once, and once more a level where the ratio is 0.
+        """Pool regions; synchronizes a GPU once, and once more per level if the ratio is 0.
 
         Args:
-            x: (N, C, D, H, W) of each level.
-            box_lists: the regions of each of the N volumes, in voxels.
+            x: (N, C, D, H, W), one per level.
+            box_lists: regions of the N volumes, in voxels.
 
         Returns:
-            (M, C, d, h, w) of the M regions, one volume's after the other's.
+            (M, C, d, h, w) for the M regions of all volumes in order.
         """
         rois = convert_boxes_to_pooler_format(box_lists)
         if len(x) == 1:
@@ -79,7 +80,7 @@ class ROIPooler3D(nn.Module):
         return torch.cat(pooled)[order.argsort()]
 
     def assign_levels(self, box_lists: list[Boxes3D]) -> Tensor:
-        """(M,) indices of the M regions' levels."""
+        """Return the level index of each of the M regions, (M,)."""
         in_plane = [Boxes(boxes.tensor[:, [0, 1, 3, 4]]) for boxes in box_lists]
         return assign_boxes_to_levels(
             in_plane, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level

@@ -24,29 +24,29 @@ _NUM_STRIDES = 5  # stem, pooling, res3, res4, res5
 
 
 def _conv(in_channels: int, channels: int, kernel: int, norm: str, strides: Strides) -> Conv3d:
-    """Without a bias where it has a norm; weights as those of Detectron2's ResNet."""
+    """A convolution without bias if it has a norm, initialized as in Detectron2's ResNet."""
     return conv3d(
         in_channels, channels, kernel, norm=norm, stride=strides, init=weight_init.c2_msra_fill
     )
 
 
 class _Block3D:
-    """What blocks of volumes have beside those of images."""
+    """Common methods of blocks for volumes."""
 
     def set_strides(self, in_channels: int, out_channels: int, strides: Strides) -> None:
-        """In the place of CNNBlockBase.__init__; ``stride`` is the one in-plane."""
+        """Replaces CNNBlockBase.__init__; ``stride`` is the in-plane one."""
         CNNBlockBase.__init__(self, in_channels, out_channels, strides[-1])
         self.strides = strides
 
     def freeze(self) -> nn.Module:
-        """As Detectron2's, which does not know BatchNorm3d."""
+        """As in Detectron2, which does not support BatchNorm3d."""
         for parameter in self.parameters():
             parameter.requires_grad = False
         freeze_norms(self)
         return self
 
     def add_shortcut(self, norm: str) -> None:
-        """A projection where the channels change, as in Detectron2's blocks."""
+        """Add a projection if the number of channels changes, as in Detectron2's blocks."""
         self.shortcut = None
         if self.in_channels != self.out_channels:
             self.shortcut = _conv(self.in_channels, self.out_channels, 1, norm, self.strides)
@@ -56,7 +56,7 @@ class BasicBlock3D(_Block3D, BasicBlock):
     """Detectron2's :class:`BasicBlock` with convolutions in 3-D.
 
     Args:
-        stride: of the first convolution, along depth, height and width.
+        stride: stride of the first convolution along depth, height and width.
         norm: see :func:`get_norm_3d`; without one the convolutions have biases.
     """
 
@@ -71,10 +71,10 @@ class BottleneckBlock3D(_Block3D, BottleneckBlock):
     """Detectron2's :class:`BottleneckBlock` with convolutions in 3-D.
 
     Args:
-        bottleneck_channels: of the 3x3x3 convolution.
-        stride: along depth, height and width.
+        bottleneck_channels: channels of the 3x3x3 convolution.
+        stride: stride along depth, height and width.
         norm: see :func:`get_norm_3d`; without one the convolutions have biases.
-        stride_in_1x1: whether the first convolution has the stride, in place of the second one.
+        stride_in_1x1: apply the stride in the first convolution instead of the second.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Stem3D(_Block3D, CNNBlockBase):
     """Detectron2's :class:`BasicStem` in 3-D: a 7x7x7 convolution, ReLU, max pooling.
 
     Args:
-        conv_stride, pool_stride: along depth, height and width.
+        conv_stride, pool_stride: strides along depth, height and width.
         norm: see :func:`get_norm_3d`.
     """
 
@@ -118,25 +118,25 @@ class Stem3D(_Block3D, CNNBlockBase):
         self.conv1 = _conv(in_channels, out_channels, 7, norm, conv_stride)
 
     def pool(self, c1: Tensor) -> Tensor:
-        """The max pooling of C1 (N, C, D, H, W)."""
+        """Apply max pooling to C1 (N, C, D, H, W)."""
         return F.max_pool3d(c1, kernel_size=3, stride=self.pool_stride, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, in_channels, D, H, W) to C1 after its pooling."""
+        """Map (N, in_channels, D, H, W) to the pooled C1."""
         return self.pool(F.relu_(self.conv1(x)))
 
 
 class ResNet3D(ResNetWithStem):
-    """A ResNet of volumes; in-plane it is Detectron2's.
+    """A ResNet for volumes; in-plane it equals Detectron2's.
 
     Args:
-        resnet: Detectron2's :class:`ResNet` of a :class:`Stem3D` and blocks of volumes; its
-            modules are taken over.
+        resnet: Detectron2's :class:`ResNet` with a :class:`Stem3D` and 3-D blocks; its modules are
+            reused.
         c0: see :class:`ResNetWithStem`.
-        c0_channels: that it gives.
-        stem_features: whether ``c1`` and ``c0`` are returned, which a U-FPN asks for.
-        checkpoint: whether training computes what is inside of stages again in the backward pass,
-            in place of keeping it.
+        c0_channels: output channels of ``c0``.
+        stem_features: whether to return ``c1`` and ``c0``, which a U-FPN needs.
+        checkpoint: use activation checkpointing in training: activations inside stages are
+            recomputed in the backward pass.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class ResNet3D(ResNetWithStem):
         }
 
     def pool(self, c1: Tensor) -> Tensor:
-        """The stem's max pooling of (N, C, D, H, W)."""
+        """Apply the stem's max pooling to (N, C, D, H, W)."""
         return self.stem.pool(c1)
 
     def run_stage(self, name: str, x: Tensor) -> Tensor:
@@ -185,11 +185,11 @@ class ResNet3D(ResNetWithStem):
 
 @contextlib.contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch norms do not count a batch that they see for the second time."""
+    """Keep batch norms from updating their statistics on a recomputed batch."""
     norms = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0  # a mean that the batch has no part in
+        norm.momentum = 0.0  # the batch does not change the running mean
     try:
         yield
     finally:
@@ -221,17 +221,17 @@ def _check(cfg) -> None:
 
 
 def build_resnet_3d(cfg, input_shape: ShapeSpec, *, stem_features: bool) -> ResNet3D:
-    """Build a ResNet-18 to -101 of volumes; C is the length of MODEL.PIXEL_MEAN.
+    """Build a ResNet-18 to -101 for volumes; C is the length of MODEL.PIXEL_MEAN.
 
-    MODEL.RESNETS has its width (Jaeger et al., in their code: 18 channels of the stem, 72 of res2),
-    MODEL.VOLUMETRIC.STRIDES its strides.
+    Its width is set in MODEL.RESNETS (published code of Jaeger et al.: 18 channels in the stem, 72
+    in res2), its strides in MODEL.VOLUMETRIC.STRIDES.
 
     Args:
-        input_shape: with C.
-        stem_features: see :class:`ResNet3D`; with them MODEL.UNET_FPN.C0_CHANNELS gives it a C0.
+        input_shape: shape with C channels.
+        stem_features: see :class:`ResNet3D`; if True, MODEL.UNET_FPN.C0_CHANNELS adds a C0.
 
     Raises:
-        ValueError: a key asks for what volumes have not.
+        ValueError: a key has a value that is not supported for volumes.
     """
     _check(cfg)
     options, norm = cfg.MODEL.RESNETS, cfg.MODEL.RESNETS.NORM

@@ -11,28 +11,28 @@ from .conv import conv3d
 from .norms import CycleBatchNormList3D
 from .shape import VolumeShape
 
-# Their statistics differ between levels, and one head looks at all of them.
+# Norms with separate statistics per level, as one head is applied to all levels.
 _OF_LEVELS = {"BN": nn.BatchNorm3d, "SyncBN": nn.SyncBatchNorm}
 _NORMS = ("", "GN", "IN", *_OF_LEVELS)
 
 
 class RetinaNetHead3D(nn.Module):
-    """The head of a RetinaNet on volumes: Detectron2's :class:`RetinaNetHead` with 3x3x3 kernels.
+    """RetinaNet head for volumes: Detectron2's :class:`RetinaNetHead` with 3x3x3 kernels.
 
-    Two subnets of the same form, for classes and for boxes, work on all levels. In 3-D they are
-    narrow (Jaeger et al., section 3.1: 64 channels, MODEL.VOLUMETRIC.HEAD_CHANNELS).
+    Two subnets of the same architecture, for classes and for boxes, are shared by all levels. In
+    3-D they are narrow (Jaeger et al., section 3.1: 64 channels, MODEL.VOLUMETRIC.HEAD_CHANNELS).
 
     Args:
-        input_shape: of the levels.
-        num_classes: logits of an anchor.
-        num_anchors: A, of a position.
+        input_shape: shapes of the levels.
+        num_classes: number of logits per anchor.
+        num_anchors: A, number of anchors per position.
         conv_dims: channels of each subnet's hidden convolutions.
-        norm: of the hidden convolutions: "BN" or "SyncBN", with statistics of each level as in
-            Detectron2, "GN", "IN" or "" for none.
-        prior_prob: probability of a class before training.
+        norm: norm of the hidden convolutions: "BN" or "SyncBN", with separate statistics per level
+            as in Detectron2, "GN", "IN" or "" for none.
+        prior_prob: class probability at initialization.
 
     Raises:
-        ValueError: the norm is another one.
+        ValueError: the norm is unknown.
     """
 
     @configurable

@@ -11,11 +11,11 @@ from .shape import VolumeShape
 
 @ROI_HEADS_REGISTRY.register()
 class LesionROIHeads3D(LesionROIHeads):
-    """:class:`LesionROIHeads` on volumes: the same code with poolers and heads in 3-D.
+    """:class:`LesionROIHeads` for volumes: the same code with poolers and heads in 3-D.
 
     Regions are pooled to POOLER_RESOLUTION in-plane and to MODEL.VOLUMETRIC.BOX_POOLER_DEPTH and
     MASK_POOLER_DEPTH slices (Jaeger et al., section 4.1: 7 x 7 x 3 and 14 x 14 x 5), from the level
-    of their size in-plane (CANONICAL_SIZE).
+    of their in-plane size (CANONICAL_SIZE).
     """
 
     @classmethod
@@ -56,7 +56,7 @@ class LesionROIHeads3D(LesionROIHeads):
 def _pooler(
     cfg, options, depth: int, input_shape: dict[str, VolumeShape]
 ) -> tuple[ROIPooler3D, VolumeShape]:
-    """The pooler of a head with its config's node, and the shape of what it gives for a region."""
+    """Build the pooler of a head from its config node; returns it and the shape of its output."""
     levels = [input_shape[name] for name in cfg.MODEL.ROI_HEADS.IN_FEATURES]
     channels = {level.channels for level in levels}
     if len(channels) > 1:

@@ -16,11 +16,11 @@ class StandardRPNHead3D(StandardRPNHead):
     """Detectron2's :class:`StandardRPNHead` with convolutions in 3-D.
 
     Args:
-        in_channels: of the feature maps.
-        num_anchors: A, of a position.
-        box_dim: deltas of an anchor.
-        conv_dims: channels of the 3x3x3 convolutions before the two predictors; -1 for as many as
-            come in. Jaeger et al. have 64 in 3-D (section 4.1).
+        in_channels: channels of the feature maps.
+        num_anchors: A, number of anchors per position.
+        box_dim: number of deltas per anchor.
+        conv_dims: channels of the 3x3x3 convolutions before the two predictors; -1 for the number
+            of input channels. Jaeger et al. use 64 in 3-D (section 4.1).
     """
 
     @configurable
@@ -51,15 +51,15 @@ class StandardRPNHead3D(StandardRPNHead):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Predict logits and deltas of each level.
+        """Predict logits and deltas on each level.
 
         Args:
-            features: (N, C, D_i, H_i, W_i), one a level.
+            features: (N, C, D_i, H_i, W_i), one per level.
 
         Returns:
-            Logits (N, A, D_i * H_i, W_i) and deltas (N, A * 6, D_i * H_i, W_i), one a level: with
-            depth and height as one axis, Detectron2's RPN puts them into the order of the anchors
-            as it does those of images.
+            Logits (N, A, D_i * H_i, W_i) and deltas (N, A * 6, D_i * H_i, W_i), one per level.
+            Depth and height are merged into one axis, so that Detectron2's RPN brings them into
+            anchor order as for images.
         """
         logits, deltas = super().forward(features)
         return [x.flatten(2, 3) for x in logits], [x.flatten(2, 3) for x in deltas]
@@ -67,9 +67,9 @@ class StandardRPNHead3D(StandardRPNHead):
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class LesionRPN3D(LesionRPN):
-    """:class:`LesionRPN` on volumes: the same code with boxes of six numbers.
+    """:class:`LesionRPN` for volumes: the same code with boxes of six numbers.
 
-    Its anchors are an :class:`AnchorGenerator3D`'s, its head is a :class:`StandardRPNHead3D`.
+    It uses an :class:`AnchorGenerator3D` and a :class:`StandardRPNHead3D`.
     """
 
     @classmethod

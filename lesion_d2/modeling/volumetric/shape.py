@@ -7,13 +7,13 @@ from detectron2.layers import ShapeSpec
 
 @dataclass
 class VolumeShape(ShapeSpec):
-    """Shape of a feature map (N, C, D, H, W), as backbones of volumes return it.
+    """Shape of a feature map (N, C, D, H, W) of a backbone for volumes.
 
     Attributes:
         channels: C.
-        stride: in-plane, what Detectron2's :class:`ShapeSpec` knows.
-        strides: voxels of the image between two positions along depth, height and width.
-        depth, height, width: of a region that was pooled; None of a feature map.
+        stride: in-plane stride, as in Detectron2's :class:`ShapeSpec`.
+        strides: strides along depth, height and width, in voxels of the image.
+        depth, height, width: size of a pooled region; None for a feature map.
     """
 
     strides: tuple[int, int, int] = (1, 1, 1)
@@ -21,5 +21,5 @@ class VolumeShape(ShapeSpec):
 
     @classmethod
     def of_map(cls, channels: int, strides: tuple[int, int, int]) -> "VolumeShape":
-        """The shape of a feature map, of which in-plane strides are the same."""
+        """Make the shape of a feature map with equal in-plane strides."""
         return cls(channels=channels, stride=strides[-1], strides=strides)

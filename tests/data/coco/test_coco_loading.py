@@ -246,7 +246,7 @@ def test_real_slices():
             {},
             "image 10: .* found 32 x 24 pixels, expected the 32 x 22 of w",
         ),
-        ({"file_name": "ct.nii.gz#4"}, {}, "image 10: .*: found 4 slices, expected one of the num"),
+        ({"file_name": "ct.nii.gz#4"}, {}, "image 10: .*: found 4 slices, expected slice 4"),
         (
             {"file_name": "ct.nii.gz#2", "spacing": [0.7, 0.7, 2]},
             {},
