@@ -1,4 +1,4 @@
-"""Average precision: of detections, as COCO or Pascal VOC computes it, and of ranked cases."""
+"""Average precision of detections, as in COCO or Pascal VOC, and of ranked cases."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from .matching import Matches, match_images, paired_overlaps
 
-#: Ways to compute it: values of TEST.VOLUME_AP.
+#: Methods: values of TEST.VOLUME_AP.
 AP_METHODS = ("coco", "all_points")
 _RECALLS = np.linspace(0, 1, 101)
 
@@ -25,28 +25,26 @@ def detection_average_precision(
 ) -> float:
     """Average precision of one class.
 
-    "coco" is the mean of the precision at recalls 0, 0.01, ..., 1. In every volume, by falling
-    score, a detection takes the lesion that it overlaps most among those not taken yet, where their
-    overlap reaches the threshold; one that takes none is an error, repeats of a lesion that was
-    taken among them. The precision at a recall is the highest at this or any higher recall, and 0
-    where that recall is not reached. Of equal scores the volume that comes first is the first.
-    Unlike COCO we do not limit the number of detections.
+    "coco" is the mean precision at recalls 0, 0.01, ..., 1. In each volume, detections are matched
+    by descending score: each takes the lesion that it overlaps most among those not yet taken, if
+    the overlap reaches the threshold. A detection that takes none, such as a repeat, is a false
+    positive. The precision at a recall is the highest at this or any higher recall, and 0 if that
+    recall is not reached. Ties in score are ordered by volume. Unlike COCO, the number of
+    detections is not limited.
 
-    "all_points" is what Lesion-Harvester's published evaluation computes (Cai et al., 2020), as
-    Pascal VOC does since 2010: the area under the curve of the precision, interpolated in the same
-    way, over the recall. A detection finds every lesion that it reaches, as in
-    :func:`~lesion_d2.evaluation.froc_curve`; it is an error once for each lesion that was found
-    before, and once where it reaches none. Ties in score form one step, so that their order does
-    not count (there: the order of the sorting).
+    "all_points" follows Lesion-Harvester's published evaluation (Cai et al., 2020) and Pascal VOC
+    since 2010: the area under the precision-recall curve, interpolated in the same way. A detection
+    finds every lesion that it reaches, as in :func:`~lesion_d2.evaluation.froc_curve`; it counts as
+    a false positive once for each lesion already found, and once if it reaches none. Tied scores
+    form one step, so that their order does not matter (in the published code it does).
 
-    By either, a detection that takes or reaches no lesion and is excused is left out, as one that
-    COCO matches with a crowd.
+    Both leave out a detection that takes or reaches no lesion and is excused, as COCO leaves out
+    one that matches a crowd.
 
     Args:
         pred_boxes, pred_scores, gt_boxes, overlap, inclusive, tracklets, excused: see
             :func:`~lesion_d2.evaluation.match_images`, with volumes or images.
-        iou_threshold: overlap in (0, 1]; reaching it is enough. 0.1 is that of Jaeger et al.,
-            section 4.3.
+        iou_threshold: minimum overlap (``>=``) in (0, 1]; 0.1 in Jaeger et al., section 4.3.
         method: one of :data:`AP_METHODS`.
 
     Returns:
@@ -80,14 +78,14 @@ def detection_average_precision(
 
 
 def ranking_average_precision(scores: np.ndarray, is_positive: np.ndarray) -> float:
-    """Average precision of cases ranked by score, such as patients by their highest score.
+    """Average precision of cases ranked by score, such as patients ranked by their highest score.
 
-    Not interpolated: the sum over the distinct scores of the precision among all cases with at
-    least that score, times the share of the positive cases that have just it. So ties are one step,
-    and their order does not count.
+    Not interpolated: the sum over distinct scores of the precision among all cases with at least
+    that score, times the fraction of positive cases with exactly that score. Ties are one step, so
+    that their order does not matter.
 
     Args:
-        scores: (N,) of the cases.
+        scores: (N,), one per case.
         is_positive: (N,) bool.
 
     Returns:
@@ -103,18 +101,18 @@ def ranking_average_precision(scores: np.ndarray, is_positive: np.ndarray) -> fl
 
 
 def interpolated(precision: np.ndarray) -> np.ndarray:
-    """The highest precision here or further on, (N,) of (N,)."""
+    """(N,) the highest precision at each entry or any later one."""
     return np.maximum.accumulate(precision[::-1])[::-1]
 
 
 def _area_under_precision(matches: Matches) -> float:
-    """AP "all_points"; there is a lesion."""
+    """AP "all_points", for at least one lesion."""
     if matches.ignored.all():
         return 0.0
     counts = ~matches.ignored
     levels, level_of = np.unique(-matches.scores[counts], return_inverse=True)
     num_found = np.searchsorted(np.sort(-matches.found_scores), levels, side="right")
-    # What a detection claims: the lesions that it reaches, found before or not, or an error.
+    # Claims of a detection: each lesion that it reaches, found before or not, or one error.
     claims = np.bincount(level_of, weights=np.maximum(matches.num_reached[counts], 1))
     precision = interpolated(num_found / np.cumsum(claims))
     steps = np.diff(num_found, prepend=0) / len(matches.found_scores)
@@ -151,7 +149,7 @@ def _overlap_table(
 
 
 def _take(overlaps: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:
-    """(N,) bool, whether a detection takes a lesion of its volume; changes ``overlaps``."""
+    """(N,) bool, whether each detection takes a lesion of its volume; modifies ``overlaps``."""
     hits = np.zeros(len(scores), dtype=bool)
     reaching = np.flatnonzero(overlaps.max(axis=1, initial=0.0) >= iou_threshold)
     for i in reaching[np.argsort(-scores[reaching], kind="stable")]:

@@ -1,4 +1,4 @@
-"""Confidence intervals of FROC sensitivities: patients are drawn anew, with all their images."""
+"""Confidence intervals of FROC sensitivities by a bootstrap over patients."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,26 +7,26 @@ import numpy as np
 
 from .matching import Matches
 
-#: Resamples whose lesions are in memory together.
+#: Resamples processed at once, which limits memory.
 _DRAWS_AT_ONCE = 100
 
 
 class _Places(NamedTuple):
-    """Between which two points of its curve each resample has the wanted rates.
+    """The two curve points around each requested rate, for each resample.
 
-    A step is a distinct score of false positives; there are K. Just before a step's score, the
-    curve has the highest sensitivity at its rate, so a step's number stands for that point, and
-    K for the end of the curve.
+    A step is a distinct score of false positives; there are K. The curve has the highest
+    sensitivity at a rate just before the next step's score, so a step's number denotes that point,
+    and K the end of the curve.
     """
 
-    step_scores: np.ndarray  # K, falling
+    step_scores: np.ndarray  # K, descending
     below: np.ndarray  # B x R, 0..K
     above: np.ndarray  # B x R, 0..K
-    fraction: np.ndarray  # B x R, share of the way from the point below to the point above
+    fraction: np.ndarray  # B x R, position between the point below (0) and the point above (1)
 
 
 def patient_draws(num_patients: int, num_resamples: int, seed: int = 0) -> np.ndarray:
-    """How often each resample draws each patient: as many draws as patients, with replacement.
+    """How often each resample draws each patient, with replacement.
 
     Returns:
         (num_resamples, num_patients) int32; every row sums to ``num_patients``.
@@ -46,21 +46,22 @@ def bootstrap_sensitivity(
     lesions: Sequence[np.ndarray] = (),
     images: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Sensitivities of every resample: exactly the FROC curve of the images it draws, at ``rates``.
+    """Sensitivities of each resample, exactly those of the FROC curve of the images it draws.
 
-    Matches do not change when patients are drawn, so a resample only weighs them: lesions and
-    false positives are sorted once, and each resample sums its weights along both.
+    Resampling patients does not change the matches, only their weights: lesions and false positives
+    are sorted once, and each resample sums its weights over both.
 
     Args:
         matches: of all images.
         patients: (I,) index of each image's patient, in 0..P-1.
-        draws: (B, P) of :func:`patient_draws`.
+        draws: (B, P), see :func:`patient_draws`.
         rates: R false positives per image.
-        lesions: S masks (M,) bool, the lesions that count; all lesions when empty.
-        images: (I,) bool, the images that count, all by default.
+        lesions: S masks (M,) bool, the lesions of each stratum; one stratum of all lesions if
+            empty.
+        images: (I,) bool, the images that count; all by default.
 
     Returns:
-        (S, B, R) in 0..1; NaN where a resample draws none of the lesions.
+        (S, B, R) in 0..1; NaN if a resample draws none of the lesions.
     """
     images = np.ones(matches.num_images, dtype=bool) if images is None else images
     lesions = lesions or [np.ones(len(matches.found_scores), dtype=bool)]
@@ -78,13 +79,13 @@ def bootstrap_sensitivity(
 
 
 def percentile_interval(samples: np.ndarray, confidence: float = 0.95) -> np.ndarray:
-    """Percentile interval along the first axis, over the resamples that are not NaN.
+    """Percentile interval along the first axis, without NaN.
 
     Args:
         samples: (B, ...).
 
     Returns:
-        (2, ...) low and high; NaN where every resample is.
+        (2, ...) low and high; NaN if all resamples are NaN.
     """
     tail = 50 * (1 - confidence)
     known = np.isfinite(samples).any(axis=0)
@@ -104,8 +105,8 @@ def _place_rates(
     best = _best_scores(matches, patients, draws, images)
     num_images = draws @ np.bincount(patients[images], minlength=draws.shape[1])
     wanted = num_images[:, None] * rates
-    # Most false positives lie far beyond the highest rate. Steps up to a little more than that rate
-    # mostly hold every point; where a resample runs past them, more steps are gone through.
+    # Most false positives lie far beyond the highest rate. Steps up to slightly more than that rate
+    # usually suffice; if a resample needs more, more are processed.
     most = rates.max(initial=0) * images.sum()
     for enough in (*np.searchsorted(ends, [1.25 * most, 2 * most]).tolist(), len(ends)):
         places = _place(error_patients, ends[:enough], scores[ends[:enough]], best, draws, wanted)
@@ -122,10 +123,10 @@ def _place(
     draws: np.ndarray,
     wanted: np.ndarray,
 ) -> _Places:
-    """Place wanted numbers (B, R) of false positives among K steps.
+    """Locate (B, R) numbers of false positives among K steps.
 
     Args:
-        error_patients: patients of the false positives, by falling score.
+        error_patients: patients of the false positives, by descending score.
         ends: (K,) position of each step's last false positive.
         step_scores: (K,) score of each step.
         best: (B,) highest score that finds a lesion.
@@ -135,18 +136,18 @@ def _place(
     if len(ends) == 0:
         return _Places(step_scores, below, above, fraction)
     error_patients = error_patients[: ends[-1] + 1]
-    num_before = np.searchsorted(ends, np.arange(len(error_patients) + 1))  # steps that ended
-    # Weights are whole numbers, and are compared as such.
+    num_before = np.searchsorted(ends, np.arange(len(error_patients) + 1))  # completed steps
+    # Weights are integers, so comparisons are exact.
     whole = np.floor(wanted).clip(max=np.iinfo(draws.dtype).max).astype(draws.dtype)
     for i, weights in enumerate(draws):
         total = np.cumsum(weights.take(error_patients), dtype=draws.dtype)
         step = num_before[np.searchsorted(total, whole[i], side="right")]
-        inside = np.flatnonzero(step < len(ends))  # the others hold the curve's last value
+        inside = np.flatnonzero(step < len(ends))  # the others have the curve's last value
         step = step[inside]
         low, high = np.where(step > 0, total[ends[step - 1]], 0), total[ends[step]]
         below[i, inside] = step
         above[i, inside] = num_before[np.searchsorted(total, high, side="right")]
-        # Without a finding before the first error there is no point at rate 0 to start from.
+        # Without a hit before the first false positive, the curve has no point at rate 0.
         starts = (low > 0) | (best[i] > step_scores[step])
         fraction[i, inside] = np.where(starts, (wanted[i, inside] - low) / (high - low), 0)
     return _Places(step_scores, below, above, fraction)
@@ -155,7 +156,7 @@ def _place(
 def _best_scores(
     matches: Matches, patients: np.ndarray, draws: np.ndarray, images: np.ndarray
 ) -> np.ndarray:
-    """(B,) highest score that finds a lesion in each resample; -inf where none does."""
+    """(B,) highest score that finds a lesion in each resample; -inf if none does."""
     kept = images[matches.lesion_images]
     best = np.full(draws.shape[1], -np.inf)
     np.maximum.at(best, patients[matches.lesion_images[kept]], matches.found_scores[kept])
@@ -165,7 +166,7 @@ def _best_scores(
 def _sensitivity(
     found_scores: np.ndarray, patients: np.ndarray, draws: np.ndarray, places: _Places
 ) -> np.ndarray:
-    """(B, R) share of a stratum's lesions that each resample finds at the places."""
+    """(B, R) fraction of a stratum's lesions that each resample finds at the located points."""
     order = np.argsort(-found_scores, kind="stable")
     position = np.append(
         np.searchsorted(-found_scores[order], -places.step_scores, side="left"),

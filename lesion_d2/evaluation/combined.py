@@ -1,4 +1,4 @@
-"""Evaluations of the parts of a data set as one, such as the folds of a cross-validation."""
+"""Joint evaluation of parts of a data set, such as the folds of a cross-validation."""
 
 import math
 import os
@@ -26,7 +26,7 @@ from .volumetric.volumes import (
     volume_metrics,
 )
 
-#: What evaluations have to share to be one.
+#: Settings that all evaluations must share.
 _SHARED = ("criteria", "inclusive", "average_precision")
 
 
@@ -35,10 +35,10 @@ class VolumeDetections:
     """The detections of an evaluation of volumes, read from its ``volumes.json``.
 
     Attributes:
-        dataset: that was evaluated on.
-        settings: criteria, inclusive, average_precision and linking, as the file has them.
+        dataset: the evaluated data set.
+        settings: criteria, inclusive, average_precision and linking, as in the file.
         rates: false positives per volume.
-        results: the evaluation's own, NaN where a number is not defined; by task.
+        results: the evaluation's results by task; NaN if a number is not defined.
         boxes: volume -> detections; volumes without any are missing.
     """
 
@@ -51,15 +51,15 @@ class VolumeDetections:
 
 @dataclass(frozen=True, eq=False)
 class CombinedEvaluation:
-    """Several parts of a data set as if one evaluation had had all their volumes.
+    """Results of several parts of a data set, as if one evaluation had all their volumes.
 
     Attributes:
-        results: as :class:`~lesion_d2.evaluation.VolumeEvaluator` gives them; with a bootstrap
-            "volume" has the limits of the sensitivities' 95 % intervals, too: ``sens@1_low``, ...
+        results: as from :class:`~lesion_d2.evaluation.VolumeEvaluator`; with a bootstrap "volume"
+            also has the limits of the sensitivities' 95 % intervals: ``sens@1_low``, ...
         curve: FROC by the first criterion.
         band: (rates, low, high) of the sensitivity's interval, for the figure; None without a
             bootstrap.
-        num_lesions, num_volumes, num_patients: of all parts.
+        num_lesions, num_volumes, num_patients: totals of all parts.
         rates: false positives per volume.
     """
 
@@ -75,17 +75,17 @@ class CombinedEvaluation:
 def read_volume_detections(file: str | os.PathLike) -> VolumeDetections:
     """Read the ``volumes.json`` of a :class:`~lesion_d2.evaluation.VolumeEvaluator`.
 
-    The data set has to be registered, for the coordinates of its files.
+    The data set must be registered, for the coordinates of its files.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such file, or of an older version.
+        ValueError: another kind of file, or an older version.
     """
     content = read_volumes_file(file)
     dataset = content.get("dataset")
     if isinstance(dataset, str):
         try:
-            DatasetCatalog.get(dataset)  # its classes and first pixel are known once it was read
+            DatasetCatalog.get(dataset)  # sets its classes and first pixel
         except KeyError as error:
             raise ValueError(f"{file}: dataset: {one_line(error.args[0])}") from None
     check_detections(file, content)
@@ -129,19 +129,19 @@ def combine_evaluations(
 ) -> CombinedEvaluation:
     """Evaluate the detections on several parts of a data set together (Jaeger et al., section 4.3).
 
-    Scores of the parts are compared with each other, as those of one detector: the models of a
-    cross-validation, each with the test patients that it has not seen.
+    Scores of all parts are compared with each other, as if from one detector, as for the models of
+    a cross-validation, each evaluated on its held-out patients.
 
     Args:
-        parts: of evaluations with the same settings; no volume is in two data sets of them.
-        dataset: a registered data set that has all their volumes, such as ``mine_volumes``; others
-            of its volumes do not count. Its order decides where scores are equal.
-        num_bootstrap: resamplings over patients, for the 95 % intervals of the FROC; 0 for none.
-        seed: of them.
+        parts: evaluations with the same settings, without a volume in common.
+        dataset: a registered data set with all their volumes, such as ``mine_volumes``; its other
+            volumes do not count. Its order breaks ties in score.
+        num_bootstrap: resamples over patients for the 95 % intervals of the FROC; 0 for none.
+        seed: seed of the resamples.
 
     Raises:
-        ValueError: no part, parts with different settings or with a volume in common, or with a
-            volume that the data set does not have.
+        ValueError: no part, parts with different settings or a volume in common, or a volume that
+            is not in the data set.
     """
     _check_alike(parts)
     truth = _truth_of(parts, dataset)
@@ -181,7 +181,7 @@ def combine_evaluations(
 
 def _check_alike(parts: Sequence[VolumeDetections]) -> None:
     if not parts:
-        raise ValueError("found no evaluation, expected one at least")
+        raise ValueError("found no evaluation, expected at least one")
     for key in (*_SHARED, "linking"):
         found = list(dict.fromkeys(str(part.settings[key]) for part in parts))
         if len(found) > 1:
@@ -192,7 +192,7 @@ def _check_alike(parts: Sequence[VolumeDetections]) -> None:
 
 
 def _truth_of(parts: Sequence[VolumeDetections], dataset: str) -> VolumeTruth:
-    """Of the volumes that the parts were evaluated on, in the data set's order."""
+    """Ground truth of the parts' volumes, in the data set's order."""
     names = [part.dataset for part in parts]
     for name in names:
         if names.count(name) > 1:
@@ -204,7 +204,7 @@ def _truth_of(parts: Sequence[VolumeDetections], dataset: str) -> VolumeTruth:
             if other != part.dataset:
                 raise ValueError(
                     f"volume {volume}: found in {other} and in {part.dataset}, expected data sets "
-                    "without one in common"
+                    "without a common volume"
                 )
     dicts = [d for d in DatasetCatalog.get(dataset) if d["volume"] in part_of]
     missing = part_of.keys() - {d["volume"] for d in dicts}
@@ -216,7 +216,7 @@ def _truth_of(parts: Sequence[VolumeDetections], dataset: str) -> VolumeTruth:
 def _bootstrap(
     matches: Matches, truth: VolumeTruth, rates: Sequence[float], num_resamples: int, seed: int
 ) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Limits of the sensitivities, and the curve's band."""
+    """Limits of the sensitivities' intervals, and the curve's band."""
     draws = patient_draws(truth.num_patients, num_resamples, seed)
     all_rates = np.concatenate([rates, PLOT_RATES])
     (samples,) = bootstrap_sensitivity(matches, truth.patients, draws, all_rates)
@@ -225,7 +225,7 @@ def _bootstrap(
 
 
 def _intervals(samples: np.ndarray, rates: Sequence[float]) -> dict[str, float]:
-    """Limits of the sensitivities and of their mean, percent; samples are (B, R) in 0..1."""
+    """Intervals of the sensitivities and of their mean in percent, from (B, R) samples in 0..1."""
     samples = np.column_stack([samples, samples.mean(axis=1)])
     low, high = 100 * percentile_interval(samples)
     limits = {}

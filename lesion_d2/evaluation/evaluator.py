@@ -1,4 +1,4 @@
-"""COCO's numbers and the FROC table of a detector."""
+"""COCO metrics and the FROC table of a detector."""
 
 import contextlib
 import copy
@@ -28,9 +28,9 @@ from .strata import Truth
 
 logger = logging.getLogger(__name__)
 
-#: What an evaluation returned, in its folder: task -> metric -> number, null for NaN.
+#: File with an evaluation's results: task -> metric -> number, null for NaN.
 RESULTS = "results.json"
-#: A detection hits from this IoU on.
+#: Minimum IoU of a hit.
 FROC_IOU = 0.5
 #: IoU of AP10.
 _LOW_IOU = 0.1
@@ -39,32 +39,32 @@ _LOW_IOU = 0.1
 class LesionEvaluator(COCOEvaluator):
     """COCO AP and FROC sensitivities of a lesion detector.
 
-    COCO's numbers are those of Detectron2 and pycocotools to the last digit, in a fraction of the
+    COCO metrics equal those of Detectron2 and pycocotools to the last digit, in a fraction of the
     time and memory: :class:`~lesion_d2.evaluation.coco.CocoEvaluation`.
 
-    ``results["bbox"]`` has Detectron2's numbers (at most 100 detections an image, as COCO says) and
+    ``results["bbox"]`` has Detectron2's metrics (at most 100 detections per image, as in COCO) and
     ``AP10``, the AP at an IoU of 0.1. ``results["froc"]`` has the sensitivity in percent at 0.5 to
     16 false positives per image (``sens@4``) and their mean (``mean_sens``), from all detections,
     with 95 % bootstrap intervals over patients (``sens@4_low``, ``sens@4_high``).
     ``results["froc_size"]``, ``["froc_type"]`` and ``["froc_interval"]`` have the same by stratum
     (``under_10mm/sens@4``), see :func:`~lesion_d2.evaluation.strata.make_strata`. FROC pools all
-    classes, as the papers do: any detection finds any lesion. COCO's numbers stay per class.
+    classes, as in the papers: any detection can find any lesion. COCO metrics are per class.
 
-    Regions to ignore (annotations with ``iscrowd``, :mod:`lesion_d2.structures.ignore_regions`) are
-    no lesions in any number. A detection that reaches no lesion and lies in one, by at least half
-    of its own area, is neither hit nor false positive of the FROC. COCO's numbers ask for its share
-    by the IoU threshold instead, and for the region's class.
+    Regions to ignore (annotations with ``iscrowd``, :mod:`lesion_d2.structures.ignore_regions`)
+    never count as lesions. In the FROC, a detection that reaches no lesion and has at least half of
+    its area in a region is neither a hit nor a false positive. COCO metrics require the same class
+    and, in place of a half, the IoU threshold.
 
-    Masks are scored, as ``results["segm"]``, where each lesion of the data set has one; masks
-    that are neither scored nor written are not looked at (``needs_masks``).
+    Masks are evaluated, as ``results["segm"]``, if every lesion of the data set has one; masks that
+    are neither evaluated nor written are ignored (``needs_masks``).
 
-    A data set without a single lesion gives NaN; a model without a single detection 0.
+    A data set without lesions gives NaN; a model without detections gives 0.
 
     Files in ``output_dir``: ``results.json``, ``coco_instances_results.json``, ``froc.json`` (the
     table, the curve, and the score threshold of each rate), ``froc.csv``, ``froc.png`` and
-    ``froc.pdf``. Boxes in files are in the coordinates of the data set's own files again
-    (:func:`lesion_d2.structures.boxes.first_pixel`), masks in pixels. Of several processes the
-    first returns the results, the others ``{}``.
+    ``froc.pdf``. Boxes in files have the coordinates of the data set's own files
+    (:func:`lesion_d2.structures.boxes.first_pixel`), masks are in pixels. With several processes,
+    the first returns the results and the others ``{}``.
     """
 
     @configurable
@@ -81,26 +81,26 @@ class LesionEvaluator(COCOEvaluator):
     ):
         """
         Args:
-            dataset_name: a data set in Detectron2's catalog. Its dicts are the truth for all
-                numbers, as they are now: nothing is taken from an earlier evaluation.
-            output_dir: where files go; none are written without it.
+            dataset_name: a data set in Detectron2's catalog. Its current dicts are the ground truth
+                of all metrics; nothing is cached from an earlier evaluation.
+            output_dir: folder for the files; None writes none.
             distributed: whether to gather the predictions of all processes.
             inclusive: whether boxes are whole pixels, see
-                :func:`~lesion_d2.evaluation.matching.paired_overlaps`, for FROC and AP: COCO then
-                gets all boxes a pixel wider and higher.
-            num_bootstrap: resamples for the intervals; 0 leaves them out.
-            seed: of the resamples.
-            write_masks: whether the file of detections has their masks, in COCO's RLE, also where
-                they are not scored.
+                :func:`~lesion_d2.evaluation.matching.paired_overlaps`, for FROC and AP: for COCO,
+                all boxes are then one pixel wider and higher.
+            num_bootstrap: resamples for the intervals; 0 for none.
+            seed: seed of the resamples.
+            write_masks: whether to write masks, in COCO's RLE, to the file of detections even if
+                they are not evaluated.
 
         Raises:
-            ValueError: the data set is empty or has an ``image_id`` twice.
+            ValueError: the data set is empty or has a duplicate ``image_id``.
         """
         dicts = DatasetCatalog.get(dataset_name)
         self._truth = Truth.from_dicts(dicts, dataset_name)
         metadata = MetadataCatalog.get(dataset_name)
         has_masks = _has_masks(dicts)
-        #: Whether masks of detections are scored or written.
+        #: Whether masks of detections are evaluated or written.
         self.needs_masks = has_masks or write_masks
         with _without_json_file(metadata), tempfile.TemporaryDirectory() as folder:
             super().__init__(
@@ -115,9 +115,9 @@ class LesionEvaluator(COCOEvaluator):
         self._dicts = {d["image_id"]: d for d in dicts}
         self._dataset_name = dataset_name
         self._folder = Path(output_dir) if output_dir is not None else None
-        self._output_dir = None  # Detectron2 would write there, and not atomically
+        self._output_dir = None  # Detectron2 would write there non-atomically
         self._inclusive = inclusive
-        annotations = self._coco_api.dataset.get("annotations", ())  # none without a lesion
+        annotations = self._coco_api.dataset.get("annotations", ())  # missing without lesions
         _fill_regions(annotations)
         if inclusive:
             _add_pixel(annotations)
@@ -141,15 +141,15 @@ class LesionEvaluator(COCOEvaluator):
         }
 
     def reset(self) -> None:
-        """Forget what was processed."""
+        """Discard all predictions."""
         self._predictions: list[tuple[object, ImageDetections]] = []
 
     def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> None:
-        """Keep detections as arrays; masks that nobody needs are not even moved to the CPU.
+        """Store detections as arrays; masks that are not needed are not even moved to the CPU.
 
         Args:
-            inputs: of the model, with ``image_id``.
-            outputs: of the model, with ``instances``.
+            inputs: the model's inputs, with ``image_id``.
+            outputs: the model's outputs, with ``instances``.
         """
         for record, output in zip(inputs, outputs, strict=True):
             if "instances" in output:
@@ -157,13 +157,13 @@ class LesionEvaluator(COCOEvaluator):
                 self._predictions.append((record["image_id"], found))
 
     def evaluate(self, img_ids: Sequence | None = None) -> dict[str, dict[str, float]]:
-        """Evaluate what was processed; images that were not count as images without detections.
+        """Evaluate the predictions; images without a prediction count as images without detections.
 
         Args:
-            img_ids: the images to evaluate on, all by default.
+            img_ids: the images to evaluate; all by default.
 
         Raises:
-            ValueError: predictions or ``img_ids`` name an image that the data set does not have.
+            ValueError: predictions or ``img_ids`` name an image that is not in the data set.
         """
         predictions = gather_predictions(self._predictions, distributed=self._distributed)
         if predictions is None:
@@ -191,7 +191,7 @@ class LesionEvaluator(COCOEvaluator):
     def _by_image(
         self, predictions: list[tuple[object, ImageDetections]]
     ) -> dict[object, ImageDetections]:
-        """Image -> its detections, in the order of the data set."""
+        """Image id -> detections, in the order of the data set."""
         self._check_known([image_id for image_id, _ in predictions], "predictions")
         return order_by_image(predictions, self._dicts, self._dataset_name)
 
@@ -205,7 +205,7 @@ class LesionEvaluator(COCOEvaluator):
     def _with_categories(
         self, detections: Mapping[object, ImageDetections]
     ) -> dict[object, ImageDetections]:
-        """The same with the data set's own ids of categories."""
+        """The detections with the data set's category ids in place of classes."""
         mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if mapping is None:
             return dict(detections)
@@ -219,7 +219,7 @@ class LesionEvaluator(COCOEvaluator):
         return {i: replace(d, categories=ids[d.categories]) for i, d in detections.items()}
 
     def _eval_coco(self, detections: Mapping[object, ImageDetections], img_ids: list) -> None:
-        """Fill in COCO's numbers.
+        """Compute the COCO metrics.
 
         Args:
             detections: with ids of the data set.
@@ -255,7 +255,7 @@ class LesionEvaluator(COCOEvaluator):
         return results
 
     def _write_detections(self, detections: Mapping[object, ImageDetections]) -> None:
-        """Write COCO's file of results, image after image.
+        """Write the detections in COCO's results format, image by image.
 
         Args:
             detections: with ids of the data set.
@@ -300,7 +300,7 @@ class LesionEvaluator(COCOEvaluator):
 
 
 def _fill_regions(annotations: Iterable[dict]) -> None:
-    """Give COCO's regions to ignore without a mask their whole box as one, to score masks by."""
+    """Give regions to ignore without a mask their whole box as one, for the evaluation of masks."""
     for annotation in annotations:
         if annotation["iscrowd"] and "segmentation" not in annotation:
             x, y, width, height = annotation["bbox"]
@@ -309,7 +309,7 @@ def _fill_regions(annotations: Iterable[dict]) -> None:
 
 
 def _add_pixel(results: Iterable[dict]) -> None:
-    """Count COCO's boxes as whole pixels: width = x2 - x1 + 1."""
+    """Convert COCO's boxes to whole pixels: width = x2 - x1 + 1."""
     for result in results:
         x, y, width, height = result["bbox"]
         result["bbox"] = [x, y, width + 1, height + 1]
@@ -322,10 +322,10 @@ def _has_masks(dicts: Sequence[Mapping]) -> bool:
 
 @contextlib.contextmanager
 def _without_json_file(metadata: Metadata) -> Iterator[None]:
-    """Hide ``json_file``, and leave it as it was.
+    """Hide ``json_file`` temporarily.
 
-    COCOEvaluator would take an existing file for the truth, or convert the data set and point the
-    metadata to that file for good, where the next evaluator finds it long after it is stale.
+    COCOEvaluator would use an existing file as ground truth, or convert the data set and set the
+    metadata to that file permanently, so that later evaluators would use a stale file.
     """
     kept = vars(metadata).pop("json_file", None)
     try:

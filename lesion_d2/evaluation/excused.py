@@ -1,4 +1,4 @@
-"""Detections in :mod:`~lesion_d2.structures.ignore_regions`, which are no errors."""
+"""Detections in :mod:`~lesion_d2.structures.ignore_regions`, which are not false positives."""
 
 from collections.abc import Mapping
 
@@ -11,14 +11,14 @@ from .matching import paired_overlaps
 def boxes_in_regions(
     boxes: np.ndarray, regions: np.ndarray, *, inclusive: bool = False
 ) -> np.ndarray:
-    """Which detections of an image lie in one of its regions to ignore.
+    """Which detections of an image lie in a region to ignore.
 
-    Their intersection is at least :data:`~lesion_d2.structures.ignore_regions.INSIDE_SHARE` of the
-    detection's own area.
+    The intersection must be at least :data:`~lesion_d2.structures.ignore_regions.INSIDE_SHARE` of
+    the detection's area.
 
     Args:
         boxes: (N, 4) X1Y1X2Y2 in pixels.
-        regions: (m, 4) likewise.
+        regions: (m, 4) X1Y1X2Y2 in pixels.
         inclusive: whether boxes are whole pixels, see
             :func:`~lesion_d2.evaluation.matching.paired_overlaps`.
 
@@ -36,15 +36,15 @@ def tracklets_in_regions(
     *,
     inclusive: bool = False,
 ) -> np.ndarray:
-    """Which detections of a volume lie in its regions to ignore.
+    """Which detections of a volume lie in regions to ignore.
 
-    A detection is the box on each of its slices. Of their area, summed over the slices, at least
-    :data:`~lesion_d2.structures.ignore_regions.INSIDE_SHARE` is in regions: on each slice, in the
-    one that it shares most with.
+    A detection has one box on each of its slices. At least
+    :data:`~lesion_d2.structures.ignore_regions.INSIDE_SHARE` of their total area must be in
+    regions, counting on each slice the region with the largest intersection.
 
     Args:
         slice_boxes: (K, 6) X1Y1Z1X2Y2Z2 with z1 == z2.
-        tracklets: (K,) index of the detection, 0 to N - 1, that each of them belongs to.
+        tracklets: (K,) index of each box's detection, 0 to N - 1.
         num_detections: N.
         regions: slice number -> (m, 4) X1Y1X2Y2.
         inclusive: as for :func:`boxes_in_regions`.
@@ -65,7 +65,7 @@ def tracklets_in_regions(
 
 
 def _best_shares(boxes: np.ndarray, regions: np.ndarray, inclusive: bool) -> np.ndarray:
-    """(N,) the largest share of each box that lies in one region; 0 without any."""
+    """(N,) the largest fraction of each box that lies in one region; 0 without regions."""
     if len(boxes) == 0 or len(regions) == 0:
         return np.zeros(len(boxes))
     pairs = np.repeat(boxes, len(regions), axis=0), np.tile(regions, (len(boxes), 1))

@@ -11,14 +11,14 @@ from .matching import Matches, MatchOptions, match_images
 
 @dataclass(frozen=True, eq=False)
 class FrocCurve:
-    """Sensitivity over false positives per image, one entry a detection by falling score.
+    """Sensitivity over false positives per image, with one entry per detection by descending score.
 
-    Entry i is what all detections with a score of at least ``thresholds[i]`` reach together, so
-    detections with the same score carry the same values: ties are one step of the curve.
+    Entry i counts all detections with a score of at least ``thresholds[i]``, so detections with the
+    same score have the same values: ties are one step of the curve.
     """
 
-    thresholds: np.ndarray  # N, falling
-    sensitivity: np.ndarray  # N, share of the lesions in 0..1; NaN where there are no lesions
+    thresholds: np.ndarray  # N, descending
+    sensitivity: np.ndarray  # N, fraction of the lesions in 0..1; NaN without lesions
     fps_per_image: np.ndarray  # N
     num_lesions: int
     num_images: int
@@ -30,16 +30,16 @@ class FrocCurve:
         lesions: np.ndarray | None = None,
         images: np.ndarray | None = None,
     ) -> "FrocCurve":
-        """The curve of matched detections.
+        """Compute the curve of matched detections.
 
         Args:
-            matches: of :func:`~lesion_d2.evaluation.match_images`.
+            matches: see :func:`~lesion_d2.evaluation.match_images`.
             lesions: (M,) bool, the lesions that count (all by default). A detection that reaches
-                only other lesions is still no false positive.
+                only other lesions is not a false positive.
             images: (I,) bool, the images that count, with their detections and lesions.
 
         Raises:
-            ValueError: no image counts, so that there is no rate per image.
+            ValueError: no image counts.
         """
         images = np.ones(matches.num_images, dtype=bool) if images is None else images
         if not images.any():
@@ -58,10 +58,11 @@ class FrocCurve:
         )
 
     def at(self, fps_per_image: Sequence[float]) -> np.ndarray:
-        """Sensitivity at these false positives per image (design: as the DeepLesion papers).
+        """Sensitivity at given false positives per image, as in the DeepLesion papers.
 
-        Linear between the curve's points; where several share a rate the highest counts. 0 before
-        the first point, the last value beyond the end, NaN where there are no lesions.
+        Interpolates linearly between the curve's points, with the highest sensitivity of points
+        that share a rate. 0 before the first point, the last value beyond the end, NaN without
+        lesions.
 
         Returns:
             An array as long as ``fps_per_image``, in 0..1.
@@ -75,14 +76,15 @@ class FrocCurve:
         return np.interp(rates, self.fps_per_image[last], self.sensitivity[last], left=0.0)
 
     def thresholds_at(self, fps_per_image: Sequence[float]) -> list[float | None]:
-        """The score from which on detections have at most these false positives per image.
+        """Score thresholds that give at most these false positives per image.
 
-        Of the curve's points within a rate it is the last one, which has the highest sensitivity:
-        nothing is interpolated, so that detections with this score or more are what was evaluated.
+        For each rate this is the score of the curve's last point within it, which has the highest
+        sensitivity. It is not interpolated, so that the detections from this score on are a point
+        of the curve.
 
         Returns:
-            A threshold for every rate; None where the curve does not reach it: its first point is
-            above the rate, or its last one below.
+            A threshold for each rate; None if the curve does not reach it (its first point is above
+            the rate, or its last point below).
         """
         if len(self.thresholds) == 0:
             return [None] * len(fps_per_image)
@@ -94,7 +96,7 @@ class FrocCurve:
         ]
 
     def last_of_rates(self) -> np.ndarray:
-        """(K,) entry with the highest sensitivity at each of the K distinct rates, rising."""
+        """(K,) entry with the highest sensitivity at each of the K distinct rates, ascending."""
         last = np.append(self.fps_per_image[1:] != self.fps_per_image[:-1], True)
         return np.flatnonzero(last[: len(self.fps_per_image)])
 
@@ -105,20 +107,20 @@ def froc_curve(
     gt_boxes: Sequence[np.ndarray],
     **options: Unpack[MatchOptions],
 ) -> FrocCurve:
-    """FROC curve of detections, as the DeepLesion papers compute it.
+    """FROC curve of detections, as in the DeepLesion papers.
 
-    Detections of all images by falling score: one that reaches the threshold on no lesion of its
-    image is a false positive; every lesion it reaches counts as found, once; a detection that only
-    reaches lesions already found is neither. A detection may find several lesions. One that reaches
-    no lesion and is excused, because at least half of it lies in a region to ignore, is neither.
+    Detections of all images are processed by descending score. A detection finds every lesion of
+    its image that it overlaps by at least the threshold (maybe several); one that reaches none is a
+    false positive. A detection that reaches only lesions already found is neither, and so is one
+    that reaches none but is excused, because at least half of it lies in a region to ignore.
 
     Args:
-        pred_boxes: one array an image (or volume): (N, 4) X1Y1X2Y2 in pixels, or (N, 6)
+        pred_boxes: one array per image (or volume): (N, 4) X1Y1X2Y2 in pixels, or (N, 6)
             X1Y1Z1X2Y2Z2 in pixels and slices.
-        pred_scores: one (N,) array an image.
-        gt_boxes: one (M, 4) or (M, 6) array an image; images without lesions count for the rate.
-        options: keywords of :func:`~lesion_d2.evaluation.match_images`: ``iou_threshold`` (0.5),
-            ``overlap`` ("iou"), ``inclusive`` (False), ``tracklets`` and ``excused`` (none).
+        pred_scores: one (N,) array per image.
+        gt_boxes: one (M, 4) or (M, 6) array per image; images without lesions count for the rate.
+        options: keyword arguments of :func:`~lesion_d2.evaluation.match_images`: ``iou_threshold``
+            (0.5), ``overlap`` ("iou"), ``inclusive`` (False), ``tracklets`` and ``excused`` (none).
 
     Raises:
         ValueError: see :func:`~lesion_d2.evaluation.match_images`.
@@ -133,5 +135,5 @@ def froc_curve(
 
 
 def _count_at_least(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """How many scores are at least each of the falling thresholds."""
+    """Number of scores that are at least each of the descending thresholds."""
     return np.searchsorted(np.sort(-scores), -thresholds, side="right")

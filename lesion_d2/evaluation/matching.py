@@ -1,4 +1,4 @@
-"""Which detection hits which lesion: the one place where boxes are compared with the truth."""
+"""Matching of detections and lesions, used by all metrics but COCO's."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,58 +14,59 @@ _PAIRS_AT_ONCE = 2**16
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """What every detection reaches, over all images. N detections, M lesions, image after image.
+    """Matches of N detections and M lesions of all images, in the order of images.
 
-    A detection *reaches* a lesion of its image where their overlap is at least the threshold.
-    A lesion is found once, by the highest score that reaches it.
+    A detection *reaches* a lesion of its image if their overlap is at least the threshold. A lesion
+    is found once, by the detection with the highest score that reaches it.
     """
 
     num_images: int
     scores: np.ndarray  # N
     images: np.ndarray  # N, index of the detection's image
-    lesions: np.ndarray  # N, index in its image of the lesion reached with most overlap; -1: none
-    finds: np.ndarray  # N bool, no higher score reaches one of the lesions that this one reaches
-    num_reached: np.ndarray  # N, lesions of its image that the detection reaches
+    lesions: np.ndarray  # N, index in its image of the reached lesion with most overlap; -1: none
+    finds: np.ndarray  # N bool, it has the highest score for some lesion that it reaches
+    num_reached: np.ndarray  # N, number of lesions that the detection reaches
     lesion_images: np.ndarray  # M, index of the lesion's image
     found_scores: np.ndarray  # M, highest score that reaches the lesion; -inf: not found
-    excused: np.ndarray  # N bool, no error where it reaches no lesion
+    excused: np.ndarray  # N bool, not a false positive if it reaches no lesion
 
     @property
     def false_positives(self) -> np.ndarray:
-        """(N,) bool: the detection reaches no lesion, and is not excused."""
+        """(N,) bool, the detection reaches no lesion and is not excused."""
         return (self.lesions < 0) & ~self.excused
 
     @property
     def ignored(self) -> np.ndarray:
-        """(N,) bool: it reaches no lesion and is excused; neither hit nor error."""
+        """(N,) bool, it reaches no lesion and is excused: neither a hit nor a false positive."""
         return (self.lesions < 0) & self.excused
 
     @property
     def repeats(self) -> np.ndarray:
-        """(N,) bool: it reaches only lesions that a higher score found; neither hit nor error."""
+        """(N,) bool, it reaches only lesions already found: neither a hit nor a false positive."""
         return (self.lesions >= 0) & ~self.finds
 
 
 def paired_overlaps(
     boxes: np.ndarray, gt_boxes: np.ndarray, overlap: str = "iou", inclusive: bool = False
 ) -> np.ndarray:
-    """Overlap of every detection with the lesion in the same row.
+    """Overlap of each detection with the lesion in the same row.
 
     Args:
         boxes: (P, 4) X1Y1X2Y2 in pixels, or (P, 6) X1Y1Z1X2Y2Z2 in pixels and slices.
         gt_boxes: the same shape.
         overlap: "iou" is intersection over union; "iobb" is intersection over the detected box;
-            "p3d" (pseudo-3-D IoU, Cai et al. 2020) is the IoU in the plane of boxes
-            on one slice each (z1 == z2), and 0 for boxes on different slices.
-        inclusive: sides are ``high - low + 1``, whole pixels, as the published evaluation code of
-            Lesion-Harvester and 3DCE counts them. In 3-D this holds for slices too: without it, a
-            box whose first slice is its last has no volume.
+            "p3d" (pseudo-3-D IoU, Cai et al., 2020) is the in-plane IoU of boxes on one slice each
+            (z1 == z2), and 0 for boxes on different slices.
+        inclusive: whether boxes are whole pixels: sides are ``high - low + 1``, as in the published
+            evaluation code of Lesion-Harvester and 3DCE. In 3-D this applies to slices too: without
+            it, a box on one slice has no volume.
 
     Returns:
-        (P,) in 0..1. Boxes without area overlap nothing.
+        (P,) in 0..1; 0 for boxes without area.
 
     Raises:
-        ValueError: a box is not finite or ends before it starts; names the array and the row.
+        ValueError: a box is not finite or ends before it starts; the message names the array and
+            the row.
     """
     for name, array in (("boxes", boxes), ("gt_boxes", gt_boxes)):
         for row in bad_boxes(array)[:1]:
@@ -76,7 +77,7 @@ def paired_overlaps(
 def _paired_overlaps(
     boxes: np.ndarray, gt_boxes: np.ndarray, overlap: str, inclusive: bool
 ) -> np.ndarray:
-    """:func:`paired_overlaps` of checked boxes."""
+    """:func:`paired_overlaps` without checks."""
     dims = boxes.shape[1] // 2
     extra = 1.0 if inclusive else 0.0
     intersection, size, gt_size = (np.ones(len(boxes)) for _ in range(3))
@@ -114,30 +115,30 @@ def match_images(
     tracklets: Sequence[np.ndarray] | None = None,
     excused: Sequence[np.ndarray] | None = None,
 ) -> Matches:
-    """Match the detections of every image (or volume) with its lesions.
+    """Match the detections of each image (or volume) with its lesions.
 
     Args:
-        pred_boxes: one (N, 4) or (N, 6) array an image, as in :func:`paired_overlaps`; an image
-            without detections may also have an empty list.
-        pred_scores: one (N,) array an image.
-        gt_boxes: one (M, 4) or (M, 6) array an image.
-        iou_threshold: overlap in (0, 1] that reaches a lesion. Reaching it is enough: ``>=``
-            (Zlocha et al., section 3, ask for more than it, which differs for equality alone).
+        pred_boxes: one (N, 4) or (N, 6) array per image, as in :func:`paired_overlaps`; may be an
+            empty list for an image without detections.
+        pred_scores: one (N,) array per image.
+        gt_boxes: one (M, 4) or (M, 6) array per image.
+        iou_threshold: minimum overlap (``>=``) in (0, 1]. (Zlocha et al., section 3, require ``>``,
+            which differs only for equality.)
         overlap: "iou", "iobb" or "p3d", see :func:`paired_overlaps`.
         inclusive: whether boxes are whole pixels, see :func:`paired_overlaps`.
-        tracklets: for "p3d" alone, where a detection is a tracklet: a box on each of some slices,
-            of which the one on the lesion's key slice counts. One (K,) array a volume, the index of
-            the detection, 0 to N - 1, that each of its K ``pred_boxes`` belongs to; without it,
-            every box is a detection.
-        excused: one (N,) bool array an image, detections that are no false positives where they
-            reach no lesion, as those in a region to ignore
+        tracklets: only for "p3d", where a detection is a tracklet: one box on each of some slices,
+            of which the one on the lesion's key slice counts. One (K,) array per volume, the index
+            of the detection, 0 to N - 1, of each of its K ``pred_boxes``; by default each box is a
+            detection.
+        excused: one (N,) bool array per image, detections that are not false positives even if they
+            reach no lesion, such as those in a region to ignore
             (:func:`~lesion_d2.evaluation.excused.boxes_in_regions`); none by default.
 
     Raises:
-        ValueError: lists of different lengths or without an image, a wrong shape, a number that is
+        ValueError: lists that are empty or of different lengths, a wrong shape, a number that is
             not finite, a box that ends before it starts, a threshold out of range, an unknown
             overlap, a box of more than one slice with "p3d", or a tracklet with two boxes on a
-            slice. Names the list and the image's index.
+            slice. The message names the list and the image's index.
     """
     _check_settings(len(pred_boxes), len(pred_scores), len(gt_boxes), iou_threshold, overlap)
     scores, score_counts = _join_scores(pred_scores)
@@ -183,7 +184,7 @@ def _from_pairs(
     best = np.full(len(scores), -1)
     first_lesion = np.cumsum(gt_counts) - gt_counts
     lesion_images = np.repeat(np.arange(len(gt_counts)), gt_counts)
-    best[detection] = lesion - first_lesion[lesion_images[lesion]]  # the last, the most overlap
+    best[detection] = lesion - first_lesion[lesion_images[lesion]]  # the last has most overlap
     return Matches(
         num_images=len(gt_counts),
         scores=scores,
@@ -207,9 +208,9 @@ def match_detections(
     inclusive: bool = False,
     excused: np.ndarray | None = None,
 ) -> Matches:
-    """Match the detections of one image, for pictures and tables of single cases.
+    """Match the detections of one image.
 
-    Arguments are one image's entries of :func:`match_images`; it raises the same.
+    Arguments are one image's entries of :func:`match_images`, with the same errors.
 
     Example::
 
@@ -234,19 +235,19 @@ def reaching_pairs(
     overlaps_of: Callable[[np.ndarray, np.ndarray], np.ndarray],
     threshold: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of a detection and a lesion of its image whose overlap reaches a threshold.
+    """Find the pairs of a detection and a lesion of its image whose overlap reaches a threshold.
 
-    Few pairs do, and the others are never in memory all at once.
+    Pairs are processed in chunks, as most do not reach it and need not be stored.
 
     Args:
-        counts: (I,) detections of each image; they are numbered image after image.
-        gt_counts: (I,) lesions likewise.
-        overlaps_of: (P,) overlaps of detections and lesions by their numbers, (P,) and (P,): every
-            detection of some images with every lesion of its image in turn.
-        threshold: that is reached by ``>=``.
+        counts: (I,) number of detections of each image; detections are numbered over all images.
+        gt_counts: (I,) number of lesions of each image, likewise.
+        overlaps_of: a function from indices of detections (P,) and lesions (P,) to overlaps (P,),
+            called with all pairs of some images.
+        threshold: minimum overlap (``>=``).
 
     Returns:
-        (K,) detections, rising, (K,) lesions, rising for each of them, and (K,) overlaps.
+        (K,) detections, ascending, (K,) lesions, ascending for each detection, and (K,) overlaps.
     """
     firsts, gt_firsts = np.cumsum(counts) - counts, np.cumsum(gt_counts) - gt_counts
     blocks = np.flatnonzero(np.diff(np.cumsum(counts * gt_counts) // _PAIRS_AT_ONCE)) + 1
@@ -262,11 +263,11 @@ def reaching_pairs(
 
 
 def _pairs(counts: np.ndarray, gt_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (P,), (P,) of every detection beside every lesion of its image."""
-    lesions_of = np.repeat(gt_counts, counts)  # how many pairs each detection is in
+    """Indices (P,), (P,) of all pairs of a detection and a lesion of its image."""
+    lesions_of = np.repeat(gt_counts, counts)  # number of pairs of each detection
     first_lesion = np.repeat(np.cumsum(gt_counts) - gt_counts, counts)
     detection = np.repeat(np.arange(len(lesions_of)), lesions_of)
-    # Pairs of detection i begin at first_pair[i] and take its image's lesions in turn.
+    # Pairs of detection i start at first_pair[i], in the order of its image's lesions.
     first_pair = np.cumsum(lesions_of) - lesions_of
     lesion = np.arange(len(detection)) + np.repeat(first_lesion - first_pair, lesions_of)
     return detection, lesion
@@ -323,7 +324,7 @@ def _join_tracklets(
     score_counts: np.ndarray,
     overlap: str,
 ) -> np.ndarray:
-    """(K,) index of each box's detection among those of all images."""
+    """(K,) index of each box's detection over all images."""
     if overlap != "p3d":
         raise ValueError(
             f"found tracklets with overlap {overlap!r}, expected them with 'p3d' alone"

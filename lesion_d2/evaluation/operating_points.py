@@ -1,4 +1,4 @@
-"""Scores from which on a detector has so many false positives, as evaluations write them."""
+"""Score thresholds for given rates of false positives, as written by evaluations."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from ..utils.files import read_json
 from ..utils.values import is_number
 from .froc import FrocCurve
 
-#: The key of them in ``froc.json`` and ``volumes.json``.
+#: Their key in ``froc.json`` and ``volumes.json``.
 KEY = "operating_points"
 UNITS = ("image", "volume")
 
@@ -18,10 +18,10 @@ class OperatingPoints:
     """Score thresholds of an evaluation.
 
     Attributes:
-        dataset: that was evaluated on.
-        unit: "image" or "volume", what false positives are counted per.
-        thresholds: rate -> score threshold; None where the curve does not reach the rate.
-        last_rate: of all detections together, where the curve ends; None without a detection.
+        dataset: the evaluated data set.
+        unit: "image" or "volume", for false positives per unit.
+        thresholds: rate -> score threshold; None if the curve does not reach the rate.
+        last_rate: the rate of all detections, where the curve ends; None without detections.
     """
 
     dataset: str
@@ -33,7 +33,7 @@ class OperatingPoints:
         """The score threshold of a rate.
 
         Raises:
-            ValueError: the rate is none of those evaluated, or the curve does not reach it.
+            ValueError: the rate was not evaluated, or the curve does not reach it.
         """
         known = self.thresholds.get(rate)
         if known is not None:
@@ -56,14 +56,14 @@ def describe_operating_points(
     """The operating points of an evaluation, for :data:`KEY` in its file.
 
     Args:
-        curve: of all lesions.
+        curve: FROC of all lesions.
         rates: false positives per image or volume.
-        dataset: its name.
+        dataset: name of the data set.
         unit: "image" or "volume".
 
     Returns:
         ``dataset``, ``unit``, ``last_rate`` and ``points``: ``rate``, ``score_threshold`` and the
-        ``sensitivity`` there in percent, None where the curve does not reach the rate.
+        ``sensitivity`` there in percent, None if the curve does not reach the rate.
     """
     points = []
     for rate, threshold in zip(rates, curve.thresholds_at(rates), strict=True):
@@ -82,7 +82,7 @@ def read_operating_points(file: str | os.PathLike) -> OperatingPoints:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, or has no operating points, as those of older evaluations.
+        ValueError: it is not JSON, or has no operating points (in files of older versions).
     """
     expected = "the froc.json or volumes.json of an evaluation"
     content = read_json(file, expected, allow_nan=True)
@@ -90,7 +90,7 @@ def read_operating_points(file: str | os.PathLike) -> OperatingPoints:
     if not isinstance(stored, dict):
         raise ValueError(
             f"{file}: found no {KEY!r}, expected the froc.json or volumes.json of an evaluation; "
-            "one of an older version has to be evaluated anew (--eval-only)"
+            "if it is from an older version, evaluate again (--eval-only)"
         )
     dataset, unit, last = (stored.get(key) for key in ("dataset", "unit", "last_rate"))
     points = stored.get("points")

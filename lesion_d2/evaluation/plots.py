@@ -1,4 +1,4 @@
-"""FROC curves as figures for print."""
+"""FROC figures for publication."""
 
 import os
 import textwrap
@@ -13,14 +13,14 @@ from .froc import FrocCurve
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Marked rates: false positives per image, from the axis' first to its last.
+#: Marked rates, in false positives per image; the first and last are the axis limits.
 PLOT_TICKS = (0.125, 0.25, 0.5, 1, 2, 4, 8, 16)
-#: Rates at which a band is best computed for :func:`plot_froc`.
+#: Rates to compute a band at, for :func:`plot_froc`.
 PLOT_RATES = np.geomspace(PLOT_TICKS[0], PLOT_TICKS[-1], 64)
 _TICK_LABELS = ("1/8", "1/4", "1/2", "1", "2", "4", "8", "16")
 # Inches.
 _WIDTH, _PLOT_HEIGHT, _ROW_HEIGHT = 5.6, 3.5, 0.17
-_NAME_LETTERS, _TITLE_LETTERS = 20, 72  # of a line
+_NAME_LETTERS, _TITLE_LETTERS = 20, 72  # per line
 _LABEL_SIZE = 8  # points
 
 
@@ -35,27 +35,27 @@ def plot_froc(
 ) -> None:
     """Draw FROC curves over 1/8 to 16 false positives per image, on a logarithmic axis.
 
-    Below the plot stands each curve's sensitivity at the marked rates, as
-    :meth:`FrocCurve.at` gives it. Where the detections of a curve end before the last rate, a bar
-    ends its line; from there on the sensitivity is that of the end, dotted, and in brackets in the
-    table.
+    A table below the plot has each curve's sensitivity at the marked rates (:meth:`FrocCurve.at`).
+    If a curve's detections end before the last rate, a bar marks the end; beyond it the last
+    sensitivity is drawn as a dotted line, and is in brackets in the table.
 
     Args:
         curves: name in the legend -> curve.
-        file: PNG to write, and a PDF beside it: see :func:`lesion_d2.utils.figures.figure_written`.
-        bands: name -> (rates, low, high), three arrays as long as each other: false positives per
-            image and the limits of the sensitivity there, in 0..1.
-        band_label: what the limits are.
-        unit: what false positives are counted per.
-        title: such as the data set's name. Where all curves are of as many images and lesions,
-            their numbers follow.
+        file: PNG to write, with a PDF beside it, see
+            :func:`lesion_d2.utils.figures.figure_written`.
+        bands: name -> (rates, low, high), three arrays of the same length: false positives per
+            image and the limits of the sensitivity, in 0..1.
+        band_label: name of the band in the legend.
+        unit: "image" or "volume", for false positives per unit.
+        title: such as the data set's name. If all curves have the same numbers of images and
+            lesions, these are appended.
 
     Raises:
-        ValueError: a band whose name is not among the curves, or no curve.
+        ValueError: no curve, or a band without a curve of the same name.
     """
     bands = bands or {}
     if not curves:
-        raise ValueError("found no curve, expected one at least")
+        raise ValueError("found no curve, expected at least one")
     for name in bands.keys() - curves.keys():
         raise ValueError(f"band {name!r} has no curve, expected one of {', '.join(curves)}")
     names = [textwrap.fill(name, _NAME_LETTERS) for name in curves]
@@ -82,7 +82,7 @@ def _title(title: str, curves: Mapping[str, FrocCurve], unit: str) -> str:
 
 
 def _end(curve: FrocCurve) -> float:
-    """False positives per image with all detections."""
+    """False positives per image of all detections."""
     return float(curve.fps_per_image[-1]) if len(curve.fps_per_image) else 0.0
 
 
@@ -124,7 +124,7 @@ def _draw_legend(axes: "Axes", curves: Mapping[str, FrocCurve], band_label: str)
 
 
 def _draw_table(table: "Axes", names: list[str], curves: list[FrocCurve]) -> None:
-    """Write the sensitivities at the marked rates, a row a curve, below the ticks."""
+    """Write the sensitivities at the marked rates below the ticks, one row per curve."""
     heights = [1 + name.count("\n") for name in names]
     middles = np.cumsum(heights) - np.array(heights) / 2
     table.set_xscale("log", base=2)

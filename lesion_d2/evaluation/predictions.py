@@ -1,4 +1,4 @@
-"""What evaluators do with the predictions that they were given, image by image."""
+"""Gathering and ordering of predictions, for all evaluators."""
 
 import itertools
 import logging
@@ -11,11 +11,11 @@ logger = logging.getLogger(__name__)
 
 
 def gather_predictions(predictions: list, *, distributed: bool) -> list | None:
-    """The predictions of all processes in the first one, and None in the others.
+    """Gather the predictions of all processes in the first; returns None in the others.
 
     Args:
-        predictions: of this process.
-        distributed: False for an evaluator that is alone.
+        predictions: the predictions of this process.
+        distributed: whether there are other processes.
     """
     if not distributed:
         return predictions
@@ -32,12 +32,12 @@ def order_by_image(
 ) -> dict[object, Any]:
     """The first prediction of each image, in the order of the data set.
 
-    The order decides between equal scores, so it must not depend on who predicted what. Repeated
-    and missing images are told of in the log.
+    The order breaks ties in score, so it must not depend on which process predicted which image.
+    Repeated and missing images are logged.
 
     Args:
-        predictions: (image_id, prediction) of images of the data set.
-        image_ids: of the data set, in its order.
+        predictions: (image_id, prediction) pairs.
+        image_ids: those of the data set, in its order.
         dataset_name, unit: for the log.
     """
     predictions = list(predictions)

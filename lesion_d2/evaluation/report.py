@@ -1,4 +1,4 @@
-"""The FROC table: its rows, and the files and results made of them."""
+"""The FROC table, and its files and results."""
 
 import csv
 import logging
@@ -27,7 +27,7 @@ _MAX_POINTS = 500
 
 @dataclass(frozen=True, eq=False)
 class FrocRow:
-    """One line of the FROC table, in percent; NaN where the stratum has no lesion."""
+    """One row of the FROC table, in percent; NaN if the stratum has no lesion."""
 
     stratum: Stratum
     num_lesions: int
@@ -36,7 +36,7 @@ class FrocRow:
     interval: np.ndarray | None  # 2 x METRICS, low and high; None without a bootstrap
 
     def metrics(self, intervals: bool = True) -> dict[str, float]:
-        """Metric name -> percent, with ``_low`` and ``_high`` beside where there is a bootstrap."""
+        """Metric name -> percent, and its ``_low`` and ``_high`` if there is a bootstrap."""
         result = dict(zip(METRICS, map(float, self.values), strict=True))
         if intervals and self.interval is not None:
             for suffix, limits in zip(("low", "high"), self.interval, strict=True):
@@ -45,7 +45,7 @@ class FrocRow:
         return result
 
     def cells(self) -> dict[str, object]:
-        """The row as it stands in ``froc.csv`` and ``froc.json``."""
+        """The row in ``froc.csv`` and ``froc.json``."""
         return {
             "group": self.stratum.task,
             "stratum": self.stratum.label,
@@ -57,17 +57,17 @@ class FrocRow:
 
 @dataclass(frozen=True, eq=False)
 class FrocReport:
-    """FROC of all lesions and of every stratum."""
+    """FROC of all lesions and of each stratum."""
 
-    rows: list[FrocRow]  # the first is that of all lesions
+    rows: list[FrocRow]  # the first is for all lesions
     curve: FrocCurve  # of all lesions
-    band: tuple[np.ndarray, np.ndarray, np.ndarray] | None  # rates, low, high (shares)
+    band: tuple[np.ndarray, np.ndarray, np.ndarray] | None  # rates, low, high (in 0..1)
 
     def results(self) -> dict[str, dict[str, float]]:
         """Detectron2's results: task -> metric -> percent.
 
         Strata have metrics such as ``results["froc_size"]["under_10mm/sens@4"]``. Intervals are
-        given for all lesions alone; those of the strata stand in the files.
+        included only for all lesions; those of strata are in the files.
         """
         results: dict[str, dict[str, float]] = {}
         for row in self.rows:
@@ -78,13 +78,13 @@ class FrocReport:
         return results
 
     def log(self) -> None:
-        """Log the table, in percent; coarse types where a lesion has one."""
+        """Log the table in percent; with coarse types if a lesion has one."""
         lines = []
         typed = any(row.num_lesions for row in self.rows if row.stratum.task == "froc_type")
         for row in self.rows:
             if row.stratum.task == "froc_type" and not typed:
                 continue
-            # NaN, where a stratum has no lesion, as an empty cell.
+            # NaN (a stratum without lesions) becomes an empty cell.
             values = [value if np.isfinite(value) else None for value in row.values]
             lines.append([row.stratum.label, row.num_lesions, row.num_images, *values])
             if row.interval is not None and row is self.rows[0] and row.num_lesions:
@@ -95,7 +95,7 @@ class FrocReport:
         logger.info("FROC, sensitivity at false positives per image:\n%s", table)
 
     def curve_points(self) -> dict[str, list[float]]:
-        """Points of the curve with their scores, thinned evenly over the logarithm of the rate."""
+        """Points of the curve with their scores, subsampled evenly in the logarithm of the rate."""
         kept = self.curve.last_of_rates()
         if len(kept) > _MAX_POINTS:
             kept = kept[np.unique(np.geomspace(1, len(kept), _MAX_POINTS).astype(int)) - 1]
@@ -106,12 +106,12 @@ class FrocReport:
         }
 
     def write(self, folder: Path, name: str, settings: Mapping[str, object]) -> None:
-        """Write ``froc.json``, ``froc.csv``, ``froc.png`` and ``froc.pdf``, each as a whole.
+        """Write ``froc.json``, ``froc.csv``, ``froc.png`` and ``froc.pdf``, each atomically.
 
         Args:
-            folder: where to; exists.
-            name: of the data set.
-            settings: what the numbers depend on, for ``froc.json``.
+            folder: an existing folder.
+            name: name of the data set.
+            settings: settings of the evaluation, for ``froc.json``.
         """
         rows = [row.cells() for row in self.rows]
         content = {
@@ -137,13 +137,13 @@ class FrocReport:
 def make_report(
     matches: Matches, truth: Truth, *, num_bootstrap: int = 0, seed: int = 0
 ) -> FrocReport:
-    """FROC table of matched detections.
+    """Compute the FROC table of matched detections.
 
     Args:
-        matches: of the detections with ``truth.boxes``.
+        matches: matches of the detections with ``truth.boxes``.
         truth: lesions of the same images in the same order.
-        num_bootstrap: resamples over patients for the 95 % intervals; 0 leaves them out.
-        seed: of the resamples.
+        num_bootstrap: resamples over patients for the 95 % intervals; 0 for none.
+        seed: seed of the resamples.
     """
     strata = make_strata(truth)
     samples: list[np.ndarray | None] = [None] * len(strata)
@@ -174,11 +174,11 @@ def _with_mean(sensitivity: np.ndarray) -> np.ndarray:
 def _bootstrap(
     matches: Matches, truth: Truth, strata: Sequence[Stratum], num_resamples: int, seed: int
 ) -> list[np.ndarray]:
-    """For every stratum (B, R) sensitivities at FROC_RATES, then PLOT_RATES."""
+    """(B, R) sensitivities of each stratum, at FROC_RATES followed by PLOT_RATES."""
     draws = patient_draws(truth.num_patients, num_resamples, seed)
     rates = np.concatenate([FROC_RATES, PLOT_RATES])
     samples = []
-    # Strata on the same images share their false positives, the costly part.
+    # Strata on the same images share their false positives, the expensive part.
     for images, group in groupby(strata, key=lambda stratum: stratum.images.tobytes()):
         lesions = [stratum.lesions for stratum in group]
         mask = np.frombuffer(images, dtype=bool)

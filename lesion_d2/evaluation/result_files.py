@@ -1,4 +1,4 @@
-"""``froc.json`` and ``volumes.json`` of evaluations, read and checked."""
+"""Reading and checking of ``froc.json`` and ``volumes.json``."""
 
 import os
 from collections.abc import Iterator
@@ -17,17 +17,17 @@ from ..utils.values import (
     is_whole,
 )
 
-_AGAIN = "evaluate anew (--eval-only)"
+_AGAIN = "evaluate again (--eval-only)"
 
 
 def read_froc_file(file: str | os.PathLike) -> dict:
     """Read the ``froc.json`` of an evaluation.
 
     Returns:
-        Its content: ``dataset``; ``rows``, one at least, with ``stratum``, ``lesions`` and numbers
-        or None by names of metrics, ``mean_sens`` among the first one's; and perhaps ``settings``
-        and ``curve``, with as many numbers of ``sensitivity`` as of ``fps_per_image``, and
-        ``band``, with as many numbers of ``low`` and ``high`` as of ``rates``.
+        Its content: ``dataset``; ``rows``, at least one, with ``stratum``, ``lesions`` and metric
+        name -> number or None, the first with ``mean_sens``; optionally ``settings``, ``curve``
+        (``sensitivity`` and ``fps_per_image`` of the same length) and ``band`` (``low``, ``high``
+        and ``rates`` of the same length).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -59,9 +59,9 @@ def read_volumes_file(file: str | os.PathLike) -> dict:
     """Read the ``volumes.json`` of a :class:`~lesion_d2.evaluation.VolumeEvaluator`.
 
     Returns:
-        Its content: ``settings``, whose ``criteria`` have a text for each task, "volume" among
-        them; ``results`` of "volume" and ``other_results`` of all other tasks, numbers or None;
-        ``lesions`` and ``volumes``, their numbers.
+        Its content: ``settings``, whose ``criteria`` map each task, including "volume", to a text;
+        ``results`` of "volume" and ``other_results`` of all other tasks, numbers or None; the
+        numbers of ``lesions`` and ``volumes``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -91,11 +91,11 @@ def _volumes_problems(content: object) -> Iterator[str]:
 
 
 def check_detections(file: str | os.PathLike, content: dict) -> None:
-    """Check the detections of a ``volumes.json``, and by what they were evaluated.
+    """Check the detections and the evaluation settings of a ``volumes.json``.
 
     Args:
-        file: where it was read from.
-        content: of :func:`read_volumes_file`. Classes are compared with those of its data set.
+        file: its path, for messages.
+        content: see :func:`read_volumes_file`. Classes are checked against its data set.
 
     Raises:
         ValueError: see :func:`read_volumes_file`.
@@ -121,7 +121,7 @@ def _detections_problems(content: dict) -> Iterator[str]:
 
 
 def _raise_first(file: str | os.PathLike, problems: Iterator[str], what: str) -> None:
-    # Problems are looked for one by one: later ones count on what was right so far.
+    # Lazily, as later checks rely on earlier ones.
     for text in problems:
         raise ValueError(f"{file}: found no readable {what} ({text}): {_AGAIN}")
 

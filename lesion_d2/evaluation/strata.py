@@ -1,4 +1,4 @@
-"""The truth as the evaluator needs it, and the strata that results are reported by."""
+"""Ground truth as arrays, and the strata of the FROC table."""
 
 import math
 from collections import Counter
@@ -15,32 +15,32 @@ from ..structures.lesion_types import COARSE_TYPES
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """Lesions of a data set in NumPy arrays. I images, M lesions, image after image."""
+    """M lesions on I images of a data set as NumPy arrays, in the order of images."""
 
     image_ids: list
     boxes: list[np.ndarray]  # I arrays M_i x 4, X1Y1X2Y2 in pixels
     patients: np.ndarray  # I, index of the image's patient in 0..P-1
-    spacing_z: np.ndarray  # I, slice interval in mm; NaN where unknown
-    diameters: np.ndarray  # M, long diameter in mm; NaN where unknown
-    types: np.ndarray  # M, coarse type 1..8; -1 where unknown
-    regions: list[np.ndarray]  # I arrays m_i x 4 likewise, regions to ignore: no lesions
+    spacing_z: np.ndarray  # I, slice interval in mm; NaN if unknown
+    diameters: np.ndarray  # M, long diameter in mm; NaN if unknown
+    types: np.ndarray  # M, coarse type 1..8; -1 if unknown
+    regions: list[np.ndarray]  # I arrays m_i x 4 likewise, regions to ignore
 
     @classmethod
     def from_dicts(cls, dicts: Sequence[Mapping], name: str = "data set") -> "Truth":
-        """Read the Detectron2 dicts of the data set ``name`` (for messages).
+        """Convert Detectron2 dicts; ``name`` is used in messages.
 
         ``patient``, ``spacing``, ``diameters_mm`` and ``coarse_type`` may be missing, as in data
-        sets other than DeepLesion, or ``spacing`` None: strata that need them are then empty, and
-        an image without ``patient`` is taken as a patient of its own.
+        sets other than DeepLesion, and ``spacing`` may be None: strata that need them are then
+        empty, and an image without ``patient`` counts as its own patient.
 
         Raises:
-            ValueError: two dicts with the same ``image_id``, or no dict at all.
+            ValueError: no dict, or two dicts with the same ``image_id``.
         """
         if len(dicts) == 0:
             raise ValueError(f"{name}: no images, expected at least one")
         image_ids = [d["image_id"] for d in dicts]
         for image_id in _repeated(image_ids):
-            raise ValueError(f"{name}: image_id {image_id!r} stands twice, expected once")
+            raise ValueError(f"{name}: found image_id {image_id!r} twice, expected once")
         annotations = [a for d in dicts for a in lesions_of(d.get("annotations", ()))]
         owners = [("patient", d["patient"]) if "patient" in d else d["image_id"] for d in dicts]
         numbers = {owner: i for i, owner in enumerate(dict.fromkeys(owners))}
@@ -56,7 +56,7 @@ class Truth:
 
     @property
     def num_patients(self) -> int:
-        """P, how many patients the images are of."""
+        """P, number of patients."""
         return int(self.patients.max()) + 1
 
     @cached_property
@@ -67,11 +67,11 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Stratum:
-    """A part of the lesions, and the images that its false positives are counted on."""
+    """A subset of the lesions, and the images whose false positives count."""
 
-    task: str  # first key of its results: "froc_size"
-    key: str  # begins its metrics: "under_10mm"
-    label: str  # in tables: "< 10 mm"
+    task: str  # first key of its results, such as "froc_size"
+    key: str  # prefix of its metrics, such as "under_10mm"
+    label: str  # name in tables, such as "< 10 mm"
     lesions: np.ndarray  # M bool
     images: np.ndarray  # I bool
 
@@ -79,12 +79,12 @@ class Stratum:
 def make_strata(truth: Truth) -> list[Stratum]:
     """All lesions, then by size, coarse type and slice interval (Tao et al., Table 2).
 
-    Size and type belong to a lesion: false positives are those on all images, as a detector is set
-    to one threshold for all lesions. The slice interval belongs to an image: lesions and false
-    positives are those on the images of the stratum. Sizes are the long diameter's, 10 and 30 mm
-    in the middle group (Zlocha et al., section 3.2: < 10, 10-30, > 30 mm). Intervals are split in
-    "< 2.5" and "> 2.5 mm"; one of exactly 2.5 mm, which neither name covers, counts as thin.
-    A lesion or an image whose property is unknown is in none of the strata of that property.
+    Size and type are properties of a lesion: false positives on all images count, as a detector has
+    one threshold for all lesions. The slice interval is a property of an image: only lesions and
+    false positives on the stratum's images count. Size is the long diameter: < 10, 10-30 and > 30
+    mm (Zlocha et al., section 3.2). The papers split intervals into "< 2.5" and "> 2.5 mm"; here
+    exactly 2.5 mm counts as thin. A lesion or image with an unknown property is in no stratum of
+    that property.
     """
     all_images = np.ones(len(truth.boxes), dtype=bool)
     all_lesions = np.ones(len(truth.lesion_images), dtype=bool)

@@ -99,8 +99,7 @@ def _settle(alive: Tensor, above: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
     """Non-maximum suppression by iterations over the matrix of overlaps.
 
     Each round decides the boxes whose possible suppressors are all decided. It takes as many rounds
-    as
-    the longest chain of boxes of which each overlaps the next.
+    as the longest chain of boxes of which each overlaps the next.
 
     Args:
         alive: (n,) bool, boxes that may be kept, by descending score.

@@ -24,11 +24,10 @@ def roi_align_3d(
     """Pool regions of volumes to a fixed size (He et al., 2017, section 3, along three axes).
 
     Each bin averages points spaced evenly in it, read by trilinear interpolation; points more than
-    one
-    cell outside are 0. Coordinates are those of ``Boxes3D``: integers are voxel centers, and cell
-    (i, j, k) of the features lies at voxel (i, j, k) / scale, as anchors do. In-plane it equals
-    torchvision's ``roi_align(aligned=True)`` with half a cell, 0.5 / scale, added to the boxes, as
-    torchvision's coordinates start at the outer edge of cell 0.
+    one cell outside are 0. Coordinates are those of ``Boxes3D``: integers are voxel centers, and
+    cell (i, j, k) of the features lies at voxel (i, j, k) / scale, as anchors do. In-plane it
+    equals torchvision's ``roi_align(aligned=True)`` with half a cell, 0.5 / scale, added to the
+    boxes, as torchvision's coordinates start at the outer edge of cell 0.
 
     Args:
         features: (N, C, D, H, W).
@@ -136,8 +135,7 @@ def bin_points(
 
     Returns:
         (K, bins, most) in 0..size - 1; :data:`NOWHERE` for points beyond a region's ``counts``, or
-        more
-        than one cell outside.
+        more than one cell outside.
     """
     half = torch.arange(most, dtype=low.dtype, device=low.device) + 0.5
     first = torch.arange(bins, dtype=low.dtype, device=low.device)

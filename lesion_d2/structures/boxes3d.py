@@ -9,8 +9,7 @@ class Boxes3D(Boxes):
     """Boxes in volumes, with the interface of Detectron2's :class:`Boxes`.
 
     Integer coordinates are voxel centers on all three axes. The box of a mask extends from its
-    first
-    voxel - 0.5 to its last voxel + 0.5.
+    first voxel - 0.5 to its last voxel + 0.5.
 
     Example::
 

@@ -15,7 +15,7 @@ def crop_box(input_dict: dict, image_size: tuple[int, int]) -> Extent:
 
     Args:
         input_dict: input of Detectron2's models, with ``crop``, with ``height`` and ``width``, or
-        neither.
+            neither.
         image_size: height and width of the image, used if the dict has neither.
 
     Returns:

@@ -44,10 +44,8 @@ def lie_inside(boxes: Boxes, regions: Boxes) -> Tensor:
     """Which boxes lie in a region to ignore.
 
     A box lies in a region if their intersection is at least :data:`INSIDE_SHARE` of the box's area,
-    as
-    in COCO's evaluation of crowds at that threshold. IoU would not do: that of a small box with a
-    large
-    region is small.
+    as in COCO's evaluation of crowds at that threshold. IoU would not do: that of a small box with
+    a large region is small.
 
     Args:
         boxes: n ``Boxes`` or ``Boxes3D``.

@@ -14,8 +14,7 @@ def mask_outlines(mask: np.ndarray) -> list[np.ndarray]:
     """Outlines of all components of a mask, without holes.
 
     They run halfway between the centers of inside and outside pixels, so a pixel belongs to the
-    mask if
-    its center is in a polygon (except in holes). An outline of more than 5,000 points is
+    mask if its center is in a polygon (except in holes). An outline of more than 5,000 points is
     simplified.
 
     Args:

@@ -14,8 +14,7 @@ def measure_recist(mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) 
     The long diameter joins the two points of the outline that are farthest apart; the short one is
     the longest segment perpendicular to it that stays inside the mask, sampled every quarter of a
     pixel's shorter side. The outline runs along pixel edges, half a pixel from pixel centers, which
-    have
-    integer coordinates.
+    have integer coordinates.
 
     Args:
         mask: H x W bool, not empty.

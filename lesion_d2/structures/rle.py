@@ -1,9 +1,8 @@
 """Masks of slices in COCO's compressed RLE.
 
 ``size`` is height and width; ``counts`` the lengths of runs of pixels, column by column,
-alternately
-outside and inside of the mask, the first outside. A length is written with five bits per character,
-the lowest first; from the fourth on it is the difference to the last but one.
+alternately outside and inside of the mask, the first outside. A length is written with five bits
+per character, the lowest first; from the fourth on it is the difference to the last but one.
 
 pycocotools trusts both: it allocates any size, and leaves pixels that no run covers uninitialized.
 So masks from files are checked and decoded here.

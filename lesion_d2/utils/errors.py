@@ -120,10 +120,8 @@ def _raised_again(interruption: Interruption) -> Iterator[None]:
     """Raise KeyboardInterrupt again if Python could only print it and continue.
 
     This happens if the signal arrives in a ``__del__`` or in a callback at a fork, for instance
-    while
-    a loader starts its workers. Later unraisable errors are not printed: objects that were only
-    partly
-    initialized often fail in ``__del__``.
+    while a loader starts its workers. Later unraisable errors are not printed: objects that were
+    only partly initialized often fail in ``__del__``.
     """
     before = sys.unraisablehook
 

@@ -37,10 +37,8 @@ def atomic_write(file: str | os.PathLike, *, flush: bool = True) -> Iterator[Pat
     """Yield a temporary path beside ``file``, and rename it to ``file`` when the block succeeds.
 
     ``file`` is always the old or the complete new one, even after a kill or a power cut (only after
-    a
-    kill, if the file system cannot fsync). Each writing process has its own temporary path. The
-    next
-    writer replaces what a killed one leaves behind.
+    a kill, if the file system cannot fsync). Each writing process has its own temporary path. The
+    next writer replaces what a killed one leaves behind.
 
     Args:
         file: its path.
@@ -102,8 +100,7 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
     """Yield an empty temporary folder that replaces ``folder`` when the block succeeds.
 
     After a kill, ``folder`` is the old one, the complete new one or, between two renames, missing.
-    The
-    next call or :func:`recover_folder` completes or removes what a killed call left beside it.
+    The next call or :func:`recover_folder` completes or removes what a killed call left beside it.
 
     Raises:
         BlockingIOError: another process is writing it.
@@ -193,8 +190,7 @@ def locked(file: str | os.PathLike, *, waits: bool = False) -> Iterator[None]:
     """Lock ``file`` for this process; it is created if missing.
 
     The lock ends with the block or with the process, even if that is killed; the file stays.
-    Without
-    locks in the file system, nothing is locked.
+    Without locks in the file system, nothing is locked.
 
     Args:
         file: its path.

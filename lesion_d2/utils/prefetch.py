@@ -12,8 +12,7 @@ def prefetch(items: Iterable[_Item]) -> Iterator[_Item]:
     """Yield items, computing the next one in a thread while the current one is used.
 
     Two items are in memory at a time. An error of the iterable is raised in place of its item.
-    After
-    the iterator is closed, no further item is computed.
+    After the iterator is closed, no further item is computed.
 
     Example:
         >>> for batch in prefetch(map(load, files)):

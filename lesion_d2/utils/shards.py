@@ -75,14 +75,12 @@ def joining(file: str | os.PathLike, shard: Shard) -> Iterator[bool]:
 
     Args:
         file: locked meanwhile (:func:`~lesion_d2.utils.files.locked`), and created if missing. A
-        call
-            for all of the work already holds it.
+            call for all of the work already holds it.
         shard: the shard of this call.
 
     Yields:
         False if another call is joining, or has removed the folder of ``file``. If True, another
-        call
-        may have been faster: check whether the shards are already joined.
+        call may have been faster: check whether the shards are already joined.
     """
     with ExitStack() as held:
         is_ours = True

@@ -113,7 +113,7 @@ def test_intervals_are_those_of_patients_drawn_one_by_one(evaluations):
 def test_what_is_not_to_be_combined(evaluations, tmp_path):
     _, files = evaluations
     (first,) = _read(files, "part0")
-    with pytest.raises(ValueError, match="found no evaluation, expected one at least"):
+    with pytest.raises(ValueError, match="found no evaluation, expected at least one"):
         combine_evaluations([], "whole")
     with pytest.raises(ValueError, match="part0: found 2 evaluations, expected one"):
         combine_evaluations([first, first], "whole")

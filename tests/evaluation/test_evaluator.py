@@ -400,7 +400,7 @@ def test_bad_data_sets(register):
     with pytest.raises(ValueError, match="made_up_lesions: no images"):
         LesionEvaluator(NAME)
     register(make_dicts(2)[:1] * 2)
-    with pytest.raises(ValueError, match="image_id '000000_01_01_000' stands twice"):
+    with pytest.raises(ValueError, match="image_id '000000_01_01_000' twice"):
         LesionEvaluator(NAME)
 
 

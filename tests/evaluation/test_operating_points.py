@@ -130,7 +130,7 @@ def test_an_evaluation_of_volumes_writes_them(tmp_path):
     "text, message",
     [
         ("{", "found no readable JSON"),
-        ('{"rows": []}', "found no 'operating_points', expected .* evaluated anew"),
+        ('{"rows": []}', "found no 'operating_points', expected .* evaluate again"),
         ("[1]", "found no 'operating_points'"),
         ('{"operating_points": {"dataset": "a", "unit": "slice"}}', "found other"),
         (

@@ -1,4 +1,4 @@
-"""Detections of an image as an evaluation keeps them, and as COCO's file of results has them."""
+"""Detections of an image as arrays, and in COCO's results format."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from ...structures.rle import encode_masks
 
 @dataclass(frozen=True, eq=False)
 class ImageDetections:
-    """N detections of an image, in the order of the model.
+    """N detections of an image, in the model's order.
 
-    Arrays take a tenth of the memory that COCO's dictionaries take.
+    Arrays take a tenth of the memory of COCO's dictionaries.
     """
 
     boxes: np.ndarray  # N x 4, x, y, width and height in pixels
     scores: np.ndarray  # N
-    categories: np.ndarray  # N, classes of the model from 0, or ids of the data set
-    masks: Sequence[dict] | None = None  # N in COCO's RLE; None where there are none or none kept
+    categories: np.ndarray  # N, the model's classes from 0, or the data set's category ids
+    masks: Sequence[dict] | None = None  # N in COCO's RLE; None if absent or dropped
 
     @classmethod
     def empty(cls) -> "ImageDetections":
@@ -28,11 +28,12 @@ class ImageDetections:
 
     @classmethod
     def from_instances(cls, instances: Instances, *, masks: bool) -> "ImageDetections":
-        """Those of a model, on any device.
+        """Detections of a model, on any device.
 
         Args:
-            instances: with ``pred_boxes``, ``scores``, ``pred_classes`` and perhaps ``pred_masks``.
-            masks: whether the masks are kept; else they are not even moved to the CPU.
+            instances: with ``pred_boxes``, ``scores``, ``pred_classes`` and optionally
+                ``pred_masks``.
+            masks: whether to keep the masks; if not, they are not even moved to the CPU.
         """
         kept = None
         if masks and len(instances) and instances.has("pred_masks"):
@@ -55,11 +56,11 @@ class ImageDetections:
         return np.concatenate([corners, self.boxes[:, 2:] + corners], axis=1)
 
     def results(self, image_id: object, offset: float = 0.0) -> list[dict]:
-        """Each detection as COCO's file of results has it.
+        """The detections in COCO's results format.
 
         Args:
-            image_id: of the image.
-            offset: that is added to x and y.
+            image_id: id of the image.
+            offset: added to x and y.
         """
         boxes = (self.boxes + np.array([offset, offset, 0, 0])).tolist()
         rows = zip(self.categories.tolist(), boxes, self.scores.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""COCO's evaluation of boxes and masks, of all images at once."""
+"""COCO's evaluation of boxes and masks, vectorized over images."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ from .objects import Found, Truth, overlaps_between
 
 
 class CocoEvaluation(COCOeval):
-    """pycocotools' ``COCOeval`` of boxes or masks, with the same numbers to the last digit.
+    """A fast ``COCOeval`` for boxes or masks, with pycocotools' numbers to the last digit.
 
-    ``params``, ``eval["precision"]``, ``eval["recall"]``, ``summarize()`` and ``stats`` are its
-    own. In place of its loops over images, areas, thresholds, detections and objects, the overlaps
-    of all pairs are computed at once, and detections are matched in all images at a time
-    (:func:`~.greedy.match_greedily`). Of the many that overlap no object the precision needs no
-    more than their number.
+    ``params``, ``eval["precision"]``, ``eval["recall"]``, ``summarize()`` and ``stats`` are
+    pycocotools'. Instead of loops over images, areas, thresholds, detections and objects, the
+    overlaps of all pairs are computed at once, and detections are matched in all images together
+    (:func:`~.greedy.match_greedily`). Of the many detections that overlap no object, the precision
+    needs only the number.
 
     It takes a fortieth of pycocotools' time. The compiled package ``faster-coco-eval`` (1.8) takes
-    0.3 of it, and wants numbers as ids of images; Detectron2's compiled ``COCOeval_opt`` is in some
-    installations alone. Both need a dictionary for each detection.
+    0.3 of it and requires numeric image ids; Detectron2's compiled ``COCOeval_opt`` is missing in
+    some installations. Both need a dictionary per detection.
 
-    Further thresholds may be evaluated in the same pass, which do not count for the AP:
-    ``eval["more_precision"]``. ``eval["scores"]`` and ``evalImgs`` are not there.
+    Further thresholds can be evaluated in the same pass, without an effect on AP:
+    ``eval["more_precision"]``. ``eval["scores"]`` and ``evalImgs`` are not set.
 
     Example::
 
@@ -49,10 +49,9 @@ class CocoEvaluation(COCOeval):
         """
         Args:
             truth: the data set; annotations with ``iscrowd`` are regions to ignore.
-            detections: image id -> detections, with the data set's ids of categories. Images may
-                be missing; of equal scores in different images the first image's is the first, by
-                the sorted ids.
-            iou_type: "bbox", or "segm" for the masks, which all detections then have.
+            detections: image id -> detections, with the data set's category ids. Images may be
+                missing; ties in score between images are ordered by sorted image id.
+            iou_type: "bbox", or "segm" for masks, which all detections must then have.
             more_thresholds: further IoU thresholds.
 
         Raises:
@@ -66,10 +65,10 @@ class CocoEvaluation(COCOeval):
         self._matches: list[_ClassMatches] = []
 
     def evaluate(self) -> None:
-        """Match the detections in ``params.imgIds`` with the objects of ``params.catIds``.
+        """Match detections and objects of ``params.imgIds`` and ``params.catIds``.
 
         Raises:
-            ValueError: masks are scored and there are none; names the image.
+            ValueError: masks are evaluated and missing; the message names the image.
         """
         p = self.params
         p.imgIds, p.catIds = list(np.unique(p.imgIds)), list(np.unique(p.catIds))
@@ -77,7 +76,7 @@ class CocoEvaluation(COCOeval):
         indices, masks = {image: i for i, image in enumerate(p.imgIds)}, p.iouType == "segm"
         found = Found.of(self._detections, indices, masks)
         truth = Truth.of(self.cocoGt, indices, masks)
-        # In each image detections by falling score, and objects in the order of the data set.
+        # Within an image, detections by descending score, and objects in the order of the data set.
         order = np.lexsort((-found.scores, found.images))
         gt_order = np.argsort(truth.images, kind="stable")
         self._matches = [
@@ -89,10 +88,10 @@ class CocoEvaluation(COCOeval):
         ]
 
     def accumulate(self, p: object = None) -> None:
-        """Fill in ``eval``: precision (T, R, K, A, M) and recall (T, K, A, M), -1 without objects.
+        """Set ``eval``: precision (T, R, K, A, M) and recall (T, K, A, M), -1 without objects.
 
         Args:
-            p: is not looked at, as ``evaluate`` has used ``params``.
+            p: ignored, as ``evaluate`` has used ``params``.
         """
         p, first = self.params, len(self.params.iouThrs)
         sizes = len(p.recThrs), len(p.catIds), len(p.areaRng), len(p.maxDets)
@@ -139,33 +138,34 @@ class CocoEvaluation(COCOeval):
 
 @dataclass(frozen=True, eq=False)
 class _ClassMatches:
-    """What the N detections of a class take, at T thresholds and in A ranges of area."""
+    """Matches of the N detections of a class, at T thresholds and in A ranges of area."""
 
-    by_score: np.ndarray  # N, their order over all images
-    ranks: np.ndarray  # N, place of each in its image
-    outside: np.ndarray  # N x A bool, its own area is not in the range
-    candidates: np.ndarray  # C, those that overlap an object, in the order of all
-    outcomes: np.ndarray  # C x T x A, what they take, see match_greedily
-    num_objects: np.ndarray  # A, how many are to be found
+    by_score: np.ndarray  # N, order by score over all images
+    ranks: np.ndarray  # N, rank of each in its image
+    outside: np.ndarray  # N x A bool, its area is not in the range
+    candidates: np.ndarray  # C, detections that overlap an object, ascending
+    outcomes: np.ndarray  # C x T x A, outcomes of the candidates, see match_greedily
+    num_objects: np.ndarray  # A, number of objects that are not ignored
 
     def curves(
         self, area: int, most: int, recalls: np.ndarray
     ) -> Iterator[tuple[float, np.ndarray]]:
-        """The whole recall and the precision (R,) at some recalls, threshold by threshold.
+        """Yield the final recall and the precision (R,) at given recalls, per threshold.
 
         Args:
             area: index of the range.
-            most: detections of an image that count.
+            most: maximum number of detections per image.
             recalls: (R,).
         """
         counts = (self.ranks < most) & ~self.outside[:, area]
-        errors = np.empty(len(counts), dtype=int)  # so far, if no detection took an object
+        errors = np.empty(len(counts), dtype=int)  # cumulative, as if no detection took an object
         errors[self.by_score] = np.cumsum(counts[self.by_score])
         shown = self.ranks[self.candidates] < most
         rows = self.candidates[shown]
         for outcomes in self.outcomes[shown, :, area].T:
             is_hit = outcomes == HIT
-            # A hit counts whatever its own area is; what takes an object to ignore does not count.
+            # A hit counts regardless of its own area; a match with an ignored object does not
+            # count.
             change = np.where(outcomes == NOTHING, 0, is_hit.astype(int) - counts[rows])
             hits = np.arange(1.0, is_hit.sum() + 1)
             false = (errors[rows] + np.cumsum(change))[is_hit] - hits
@@ -175,6 +175,6 @@ class _ClassMatches:
 
 
 def _outside(areas: np.ndarray, ranges: Sequence[tuple[float, float]]) -> np.ndarray:
-    """(N, A) bool, whether an area is not in a range; ranges hold both their ends."""
+    """(N, A) bool, whether an area is outside of a range; ranges include both ends."""
     low, high = np.asarray(ranges, dtype=float).T
     return (areas[:, None] < low) | (areas[:, None] > high)

@@ -1,8 +1,8 @@
-"""COCO's matching of detections with objects, of all images and thresholds at once."""
+"""COCO's matching of detections with objects, vectorized over images and thresholds."""
 
 import numpy as np
 
-#: Outcomes of a detection, int8: it takes no object, one that counts, or one to ignore.
+#: Outcomes of a detection, int8: it matches no object, an object, or an ignored object.
 NOTHING, HIT, IGNORED = range(3)
 
 
@@ -13,29 +13,30 @@ def match_greedily(
     is_crowd: np.ndarray,
     thresholds: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What detections take, one after the other in their image, as COCO's evaluation defines it.
+    """Match detections in order of score in each image, as COCO's evaluation defines it.
 
-    A detection takes the object that it overlaps most among those which it reaches and which are
-    not taken yet; of equal overlaps, the last one. Objects to ignore are for those that can take no
-    other one. A crowd is never taken up. In round i all images match their i-th detection: only as
-    many rounds are gone through as an image has detections that reach any object.
+    A detection takes the object that it overlaps most among those that it reaches and that are not
+    yet taken; of equal overlaps, the last one. Ignored objects are taken only if there is no other.
+    A crowd can be taken any number of times. Round i matches the i-th detection of all images, so
+    the number of rounds is the largest number of detections in an image that reach any object.
 
     Args:
-        pairs: detections (P,), objects (P,) and their overlaps (P,), image after image; in an image
-            the detections by falling score, and the objects of each in their order.
+        pairs: detections (P,), objects (P,) and their overlaps (P,), sorted by image, descending
+            score and object.
         images: (N,) index of each detection's image.
-        ignored: (M, A) bool, whether an object is to be ignored, in A ways such as ranges of area.
-        is_crowd: (M,) bool, objects that any number of detections may take; ignored in all ways.
-        thresholds: (T,) overlaps that are reached by ``>=``.
+        ignored: (M, A) bool, whether an object is ignored, in A settings such as ranges of area.
+        is_crowd: (M,) bool, objects that any number of detections may take; ignored in all
+            settings.
+        thresholds: (T,) minimum overlaps (``>=``).
 
     Returns:
-        (C,) the detections that are in a pair, rising, and (C, T, A) their outcomes.
+        (C,) the detections that are in a pair, ascending, and (C, T, A) their outcomes.
     """
     detections, objects, overlaps = pairs
     candidates, pair_candidates = np.unique(detections, return_inverse=True)
     _, first, sizes = np.unique(images[candidates], return_index=True, return_counts=True)
     rounds = (np.arange(len(candidates)) - np.repeat(first, sizes))[pair_candidates]
-    # The number of a pair tells which of two is to be taken.
+    # Pairs are ranked by number: the higher one is taken.
     by_preference = np.lexsort((objects, overlaps))
     preference = np.empty(len(objects), dtype=int)
     preference[by_preference] = np.arange(len(objects))

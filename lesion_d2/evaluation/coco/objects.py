@@ -1,4 +1,4 @@
-"""Detections and annotated objects of all images as arrays, and how much they overlap."""
+"""Detections and ground-truth objects of all images as arrays, and their overlaps."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -13,21 +13,21 @@ from .detections import ImageDetections
 
 @dataclass(frozen=True, eq=False)
 class Objects:
-    """N detections, or N objects of the truth."""
+    """N detections, or N ground-truth objects."""
 
     images: np.ndarray  # N, index of the image
-    categories: np.ndarray  # N, ids of the data set
+    categories: np.ndarray  # N, the data set's category ids
     boxes: np.ndarray  # N x 4, x, y, width and height in pixels
-    areas: np.ndarray  # N, by the masks where there are any
-    masks: np.ndarray | None  # N in COCO's RLE, to score masks
+    areas: np.ndarray  # N, of the masks if there are any
+    masks: np.ndarray | None  # N in COCO's RLE, if masks are evaluated
 
     def rows(self, chosen: np.ndarray) -> Self:
-        """Some of them, in the order of their indices or by a mask (N,)."""
+        """Select by indices or by a mask (N,)."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{k: v[chosen] for k, v in arrays.items() if v is not None})
 
     def by_image(self, num_images: int) -> np.ndarray:
-        """(I,) how many are in each image."""
+        """(I,) number in each image."""
         return np.bincount(self.images, minlength=num_images)
 
 
@@ -44,15 +44,15 @@ class Found(Objects):
         indices: Mapping[object, int],
         masks: bool,
     ) -> "Found":
-        """Those in the images that have an index.
+        """The detections in the images that have an index.
 
         Args:
-            detections: image id -> detections, with ids of categories.
+            detections: image id -> detections, with category ids.
             indices: image id -> index.
-            masks: whether masks are scored.
+            masks: whether masks are evaluated.
 
         Raises:
-            ValueError: there are no masks to score; names the image.
+            ValueError: masks are missing; the message names the image.
         """
         kept = [(image, d) for image, d in detections.items() if image in indices and len(d)]
         rles = None
@@ -74,14 +74,14 @@ class Found(Objects):
 
 @dataclass(frozen=True, eq=False)
 class Truth(Objects):
-    """N objects of the truth."""
+    """N ground-truth objects."""
 
     is_crowd: np.ndarray  # N, regions to ignore
 
     @classmethod
     def of(cls, truth: COCO, indices: Mapping[object, int], masks: bool) -> "Truth":
-        """Those in the images that have an index; arguments as for :meth:`Found.of`."""
-        annotations = truth.dataset.get("annotations", ())  # none without an object
+        """The objects in the images that have an index; arguments as for :meth:`Found.of`."""
+        annotations = truth.dataset.get("annotations", ())  # missing if there is no object
         kept = [a for a in annotations if a["image_id"] in indices]
         rles = np.array([truth.annToRLE(a) for a in kept], dtype=object) if masks else None
         return cls(
@@ -95,16 +95,16 @@ class Truth(Objects):
 
 
 def mask_areas(rles: np.ndarray) -> np.ndarray:
-    """(N,) pixels of N masks in COCO's RLE."""
+    """(N,) areas in pixels of N masks in COCO's RLE."""
     return np.asarray(coco_mask.area(list(rles)), dtype=float).reshape(len(rles))
 
 
 def overlaps_between(found: Found, truth: Truth) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """COCO's overlap of pairs: IoU, and with a crowd the share of the detection.
+    """COCO's overlap of pairs: IoU, or for a crowd the intersection over the detection.
 
     Returns:
-        A function of (P,) detections and (P,) objects that gives (P,) overlaps, as
-        :func:`~lesion_d2.evaluation.matching.reaching_pairs` asks for it.
+        A function from (P,) detections and (P,) objects to (P,) overlaps, for
+        :func:`~lesion_d2.evaluation.matching.reaching_pairs`.
     """
     compare = _overlaps_of_boxes if truth.masks is None else _overlaps_of_masks
     return lambda detections, objects: compare(found, truth, detections, objects)
@@ -113,7 +113,7 @@ def overlaps_between(found: Found, truth: Truth) -> Callable[[np.ndarray, np.nda
 def _overlaps_of_boxes(
     found: Found, truth: Truth, detections: np.ndarray, objects: np.ndarray
 ) -> np.ndarray:
-    # In the order of pycocotools' operations, for the same digits.
+    # The order of pycocotools' operations, for identical rounding.
     boxes, gt_boxes = found.boxes[detections].T, truth.boxes[objects].T
     (x, y, width, height), (gt_x, gt_y, gt_width, gt_height) = boxes, gt_boxes
     shared_x = np.minimum(width + x, gt_width + gt_x) - np.maximum(x, gt_x)

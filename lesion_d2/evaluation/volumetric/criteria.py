@@ -1,4 +1,4 @@
-"""When a detection in 3-D hits a lesion: TEST.VOLUME_CRITERIA."""
+"""Hit criteria of detections in 3-D: TEST.VOLUME_CRITERIA."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ class Criterion:
     """An overlap, see :func:`~lesion_d2.evaluation.matching.paired_overlaps`, and its threshold."""
 
     overlap: str  # iou | iobb | p3d
-    threshold: float  # in (0, 1]; reaching it is enough
+    threshold: float  # in (0, 1]; a hit has at least this overlap
 
     @classmethod
     def parse(cls, text: str) -> "Criterion":
-        """Read ``overlap@threshold``, such as "iobb@0.3".
+        """Parse ``overlap@threshold``, such as "iobb@0.3".
 
         Raises:
             ValueError: an unknown overlap, or a threshold out of range.
@@ -37,23 +37,23 @@ class Criterion:
 
     @property
     def needs_key_slices(self) -> bool:
-        """Whether lesions count by their boxes on their key slices."""
+        """Whether only boxes on key slices are compared."""
         return self.overlap == "p3d"
 
     @property
     def ap_name(self) -> str:
-        """Of the average precision: AP10 at an IoU of 0.1 (Jaeger et al., section 4.3), or AP."""
+        """Name of the AP metric: AP10 at an IoU of 0.1 (Jaeger et al., section 4.3), or AP."""
         return "AP10" if (self.overlap, self.threshold) == ("iou", 0.1) else "AP"
 
 
 def parse_criteria(texts: Sequence[str]) -> dict[str, Criterion]:
-    """Read TEST.VOLUME_CRITERIA.
+    """Parse TEST.VOLUME_CRITERIA.
 
     Returns:
-        Name of the results -> criterion: "volume" for the first one, "volume_<overlap>" for others.
+        Task in the results -> criterion: "volume" for the first, "volume_<overlap>" for others.
 
     Raises:
-        ValueError: none at all, one that is bad, or two after the first with the same overlap.
+        ValueError: no criterion, an invalid one, or two after the first with the same overlap.
     """
     if not texts:
         raise ValueError("found no criterion, expected at least one")
@@ -73,7 +73,7 @@ def parse_criteria(texts: Sequence[str]) -> dict[str, Criterion]:
 def volume_metrics_of(
     criteria: Sequence[str], rates: Iterable[float], class_names: Sequence[str]
 ) -> list[str]:
-    """All that a :class:`~lesion_d2.evaluation.VolumeEvaluator` reports, as "task/metric".
+    """All metrics of a :class:`~lesion_d2.evaluation.VolumeEvaluator`, as "task/metric".
 
     Args:
         criteria: TEST.VOLUME_CRITERIA.
@@ -93,5 +93,5 @@ def volume_metrics_of(
 
 
 def sensitivity_names(rates: Iterable[float]) -> list[str]:
-    """``sens@0.5`` and alike, and ``mean_sens``, their mean."""
+    """Names of sensitivities, such as ``sens@0.5``, and of their mean, ``mean_sens``."""
     return [*(f"sens@{rate:g}" for rate in rates), "mean_sens"]

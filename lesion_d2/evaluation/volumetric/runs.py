@@ -1,4 +1,4 @@
-"""Detections of a model that looks at volumes: each is a box in 3-D, and no slices are linked."""
+"""Detections of volumetric models, which are 3-D boxes and need no linking of slices."""
 
 from collections.abc import Iterable
 
@@ -8,10 +8,10 @@ from .volumes import VolumeBoxes, VolumeTruth
 
 
 def slice_runs(truth: VolumeTruth) -> dict[tuple[str, int], int]:
-    """The runs of slices without a gap that the volumes of a data set consist of.
+    """The runs of consecutive slices in the volumes of a data set.
 
     Returns:
-        (volume, number of the first slice) -> how many slices, in the order of the data set's
+        (volume, number of the first slice) -> number of slices, in the order of the data set's
         volumes.
     """
     numbers: list[list[int]] = [[] for _ in truth.names]
@@ -28,15 +28,15 @@ def slice_runs(truth: VolumeTruth) -> dict[tuple[str, int], int]:
 def boxes_of_run(
     boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, first_slice: int, num_slices: int
 ) -> VolumeBoxes:
-    """Detections on a run of slices as the evaluation compares them.
+    """Convert detections on a run of slices for evaluation.
 
-    On each slice whose center it contains a detection is its box in the plane, and on the one that
-    its own center is in, where it contains none: so thin a box is on that slice.
+    On each slice whose center it contains, a detection has its in-plane box. A box so thin that it
+    contains no slice center is on the slice that contains its own center.
 
     Args:
-        boxes: (N, 6) X1Y1Z1X2Y2Z2 in voxels of the run, where z is -0.5 at the first slice's edge.
+        boxes: (N, 6) X1Y1Z1X2Y2Z2 in voxels of the run; z = -0.5 is the first slice's edge.
         scores, classes: (N,).
-        first_slice, num_slices: number of the first slice, and how many there are.
+        first_slice, num_slices: number of the first slice, and the number of slices.
     """
     first, last = (side.clip(0, num_slices - 1).astype(int) for side in slices_inside(boxes))
     counts = last - first + 1
@@ -45,19 +45,19 @@ def boxes_of_run(
     z = first[tracklets] + np.arange(len(tracklets)) - starts[tracklets] + first_slice
     slice_boxes = boxes[tracklets].copy()
     slice_boxes[:, 2] = slice_boxes[:, 5] = z
-    # First and last slice number, which have their edges half a slice beyond.
+    # Numbers of the first and last slice; their edges are half a slice further out.
     numbers = boxes + np.array([0, 0, first_slice + 0.5, 0, 0, first_slice - 0.5])
     return VolumeBoxes(numbers, scores, classes, slice_boxes, tracklets)
 
 
 def slices_inside(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First and last slice whose center a box contains; where it contains none, its own center's.
+    """First and last slice whose center a box contains, or else the slice of the box's center.
 
     Args:
-        boxes: (N, 6) X1Y1Z1X2Y2Z2 with the edges of slices, which are 0.5 from their centers.
+        boxes: (N, 6) X1Y1Z1X2Y2Z2; the edges of slices are 0.5 from their centers.
 
     Returns:
-        (N,), (N,) whole numbers.
+        (N,), (N,) integers.
     """
     low, high = boxes[:, 2], boxes[:, 5]
     first, last = np.ceil(low), np.floor(high)
@@ -67,11 +67,11 @@ def slices_inside(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def join_volume(parts: Iterable[VolumeBoxes]) -> VolumeBoxes:
-    """The detections of a volume's runs as one, by falling score.
+    """Join the detections of a volume's runs, by descending score.
 
-    None are linked over the slices that are missing: a lesion on both sides of them is one in the
-    truth, and may be found once on each. The second one is no false positive of the FROC, as a
-    repeat is none, but it is an error of the AP.
+    Detections are not linked across missing slices. A lesion on both sides of a gap is one lesion
+    in the ground truth and may be found on each side; the second detection is a repeat, which is no
+    false positive in the FROC but is one in AP.
     """
     parts = list(parts)
     if not parts:

@@ -1,4 +1,4 @@
-"""Evaluation in 3-D of a detector of slices or volumes (Jaeger et al., section 4.3; Bai et al.)."""
+"""3-D evaluation of detectors of slices or volumes (Jaeger et al., section 4.3; Bai et al.)."""
 
 import logging
 import math
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class VolumeLinker(Protocol):
-    """Makes boxes in 3-D of those of a volume's slices: ``lesion_d2.inference.Linker`` does."""
+    """Links boxes on a volume's slices to 3-D boxes, as ``lesion_d2.inference.Linker`` does."""
 
     name: str
     parameters: Mapping[str, float]
@@ -50,49 +50,51 @@ class VolumeLinker(Protocol):
             boxes, scores, slice_ids, classes: (N, 4) X1Y1X2Y2, (N,), (N,), (N,).
 
         Returns:
-            (M, 6) X1Y1Z1X2Y2Z2 with the first and last slice number, (M,) scores, (M,) classes and
-            (N,) tracklets: the index of the 3-D box that a box is on its slice, or -1 for none.
+            (M, 6) X1Y1Z1X2Y2Z2 with the numbers of the first and last slice, (M,) scores, (M,)
+            classes and (N,) tracklets: the index of the 3-D box that a box belongs to, or -1.
         """
 
 
 class VolumeEvaluator(DatasetEvaluator):
-    """AP, FROC and AP per patient of boxes in 3-D.
+    """AP, FROC and patient-level AP of 3-D boxes.
 
-    They are what a model of volumes finds, or linked from what a model of slices finds.
+    The boxes are detections of a volumetric model, or linked from detections of a slice model.
 
-    For data sets with boxes on all slices of a lesion, as
-    :func:`lesion_d2.data.phantoms.volumes.load_volumes` gives them, or on their key slices alone
-    where only those count. ``results["volume"]`` has, in percent, by the first of the criteria (a
-    3-D IoU of 0.1: Jaeger et al., section 4.3):
+    For data sets with boxes on all slices of a lesion, as from
+    :func:`lesion_d2.data.phantoms.volumes.load_volumes`, or only on key slices if all criteria use
+    only these. ``results["volume"]`` has, in percent, for the first criterion (a 3-D IoU of 0.1 in
+    Jaeger et al., section 4.3):
 
     - ``AP10``, at an IoU of 0.1, or ``AP``: mean over the classes with lesions of the average
       precision, COCO's or by all points (Cai et al., 2020), see
       :func:`~lesion_d2.evaluation.detection_average_precision`; with several classes also
       ``AP10-<class>``.
-    - ``sens@0.5`` to ``sens@16``, ``mean_sens``: FROC sensitivity at so many false positives per
-      volume. It pools the classes, as :class:`~lesion_d2.evaluation.LesionEvaluator` does.
-    - ``patient_AP``: mean over the classes that some but not all patients have of the average
-      precision of the patients, ranked by the highest score of the class in any of their volumes
-      (0 without a detection), see :func:`~lesion_d2.evaluation.ranking_average_precision`: the
-      paper names no interpolation, we take none, and one step for ties. With several classes also
+    - ``sens@0.5`` to ``sens@16``, ``mean_sens``: FROC sensitivity at these false positives per
+    volume.
+      It pools the classes, as :class:`~lesion_d2.evaluation.LesionEvaluator` does.
+    - ``patient_AP``: average precision of patients ranked by the highest score of a class in any of
+      their volumes (0 without a detection), averaged over the classes that some but not all
+      patients have, see :func:`~lesion_d2.evaluation.ranking_average_precision`. The paper does not
+      mention interpolation; we do not interpolate, and ties are one step. With several classes also
       ``patient_AP-<class>``.
 
-    ``results["volume_p3d"]``, ``["volume_iou"]``, ``["volume_iobb"]`` have AP and sensitivities by
-    the other criteria. What is not defined, such as the AP of a class without lesions, is NaN.
+    ``results["volume_p3d"]``, ``["volume_iou"]``, ``["volume_iobb"]`` have AP and sensitivities for
+    the other criteria. Undefined metrics, such as the AP of a class without lesions, are NaN.
 
-    Regions to ignore (annotations with ``iscrowd``, :mod:`lesion_d2.structures.ignore_regions`) are
-    no lesions in any number. Detections that lie in them, by at least half of the area of their
-    boxes on all slices (:func:`~lesion_d2.evaluation.excused.tracklets_in_regions`), are left out
-    where they reach no lesion; for the patients' AP, by the first criterion.
+    Regions to ignore (annotations with ``iscrowd``, :mod:`lesion_d2.structures.ignore_regions`)
+    never count as lesions. Detections that reach no lesion and have at least half of the area of
+    their boxes on all slices in regions
+    (:func:`~lesion_d2.evaluation.excused.tracklets_in_regions`) are dropped; for ``patient_AP``, by
+    the first criterion.
 
-    Files in ``output_dir``: ``volumes.json`` (numbers, settings, the score threshold of each rate
-    by the first criterion, detections in 3-D with their boxes on the lesions' key slices),
-    ``froc.png`` and ``froc.pdf``. Boxes in files are in the coordinates of the data set's own files
-    again (:func:`lesion_d2.structures.boxes.first_pixel`). Of several processes the first returns
-    the results, the others ``{}``.
+    Files in ``output_dir``: ``volumes.json`` (metrics, settings, the score threshold of each rate
+    for the first criterion, 3-D detections with their boxes on the lesions' key slices),
+    ``froc.png`` and ``froc.pdf``. Boxes in files have the coordinates of the data set's own files
+    (:func:`lesion_d2.structures.boxes.first_pixel`). With several processes, the first returns the
+    results and the others ``{}``.
     """
 
-    #: Boxes alone are linked and scored.
+    #: Only boxes are linked and evaluated.
     needs_masks = False
 
     @configurable
@@ -110,12 +112,12 @@ class VolumeEvaluator(DatasetEvaluator):
     ):
         """
         Args:
-            dataset_name: a data set in Detectron2's catalog. Its dicts are the truth.
-            output_dir: where files go; none are written without it.
-            link: makes boxes in 3-D of those of a volume's slices, as
-                ``lesion_d2.inference.build_linker`` gives it; None for a model of volumes, whose
-                detections are such boxes.
-            criteria: when a detection hits, see :func:`~lesion_d2.evaluation.parse_criteria`.
+            dataset_name: a data set in Detectron2's catalog. Its dicts are the ground truth.
+            output_dir: folder for the files; None writes none.
+            link: links the boxes on a volume's slices to 3-D boxes, such as
+                ``lesion_d2.inference.build_linker``'s; None for a volumetric model, whose
+                detections are 3-D boxes.
+            criteria: hit criteria, see :func:`~lesion_d2.evaluation.parse_criteria`.
             rates: false positives per volume.
             inclusive: whether boxes are whole pixels, see
                 :func:`~lesion_d2.evaluation.matching.paired_overlaps`.
@@ -125,8 +127,8 @@ class VolumeEvaluator(DatasetEvaluator):
 
         Raises:
             ValueError: see :meth:`VolumeTruth.from_dicts` and :func:`parse_criteria`; a lesion's
-                class is not one of the data set's; a criterion needs key slices and a lesion has
-                none; or an unknown ``ap_method``.
+                class is not in the data set's classes; a criterion needs key slices and a lesion
+                has none; or an unknown ``ap_method``.
         """
         self._dataset_name = dataset_name
         self._classes = list(MetadataCatalog.get(dataset_name).thing_classes)
@@ -161,21 +163,21 @@ class VolumeEvaluator(DatasetEvaluator):
         }
 
     def reset(self) -> None:
-        """Forget what was processed."""
+        """Discard all predictions."""
         self._predictions: list[tuple[object, tuple[np.ndarray, ...]]] = []
 
     def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> None:
-        """Take in the detections on some slices, or on some runs of slices without a gap.
+        """Store detections on slices, or on runs of consecutive slices.
 
         Args:
-            inputs: with ``image_id``; of runs also ``volume`` and ``first_slice``, the number of
+            inputs: with ``image_id``; for runs also ``volume`` and ``first_slice``, the number of
                 the first slice.
-            outputs: with ``instances``, in the pixels of the slices on disk; of runs with
+            outputs: with ``instances``, in pixels of the slices on disk; for runs with
                 ``pred_boxes`` (n, 6), X1Y1Z1X2Y2Z2 in voxels of the run.
 
         Raises:
-            ValueError: an image, a run or a class that the data set does not have, boxes of the
-                other kind, or a box or score that is not finite.
+            ValueError: an image, run or class that is not in the data set, boxes of the wrong
+                dimension, or a box or score that is not finite.
         """
         of_runs = self._link is None
         known, columns = (self._runs, 6) if of_runs else (self._truth.slices, 4)
@@ -202,7 +204,7 @@ class VolumeEvaluator(DatasetEvaluator):
             self._predictions.append((part, (boxes, scores, classes)))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """Evaluate what was processed; where nothing was, there counts as nothing detected."""
+        """Evaluate the predictions; slices without a prediction count as without detections."""
         predictions = gather_predictions(self._predictions, distributed=self._distributed)
         if predictions is None:
             return {}
@@ -238,7 +240,7 @@ class VolumeEvaluator(DatasetEvaluator):
             )
 
     def _detections(self, predictions: list[tuple]) -> list[VolumeBoxes]:
-        """Those of each volume, from what was processed in any order."""
+        """The detections of each volume, from predictions in any order."""
         if self._link is not None:
             slices = self._truth.slices
             by_slice = order_by_image(predictions, slices, self._dataset_name, unit="slices")
@@ -274,7 +276,7 @@ class VolumeEvaluator(DatasetEvaluator):
         return VolumeBoxes(*linked, slice_boxes, tracklets[kept])
 
     def _log(self, results: Mapping[str, Mapping[str, float]]) -> None:
-        # NaN, where a number is not defined, as an empty cell.
+        # NaN (undefined) becomes an empty cell.
         names = list(dict.fromkeys(name for numbers in results.values() for name in numbers))
         cells = [[numbers.get(name, math.nan) for numbers in results.values()] for name in names]
         lines = [
@@ -338,12 +340,12 @@ class VolumeEvaluator(DatasetEvaluator):
 def _entries(
     found: VolumeBoxes, lesions: VolumeBoxes, regions: Mapping, first_pixel: float
 ) -> list[dict]:
-    """Detections of a volume as they stand in ``volumes.json``, in the file's coordinates.
+    """Detections of a volume for ``volumes.json``, in the coordinates of the data set's files.
 
-    ``key_slices`` are their boxes on the lesions' key slices, all that P3D goes by; in a volume
-    with regions to ignore, on all of their slices, by which they lie in regions or not.
+    ``key_slices`` are their boxes on the lesions' key slices, which P3D compares; in a volume with
+    regions to ignore, their boxes on all slices, as these decide whether they lie in regions.
     """
-    offset = first_pixel * np.array([1, 1, 0, 1, 1, 0])  # slices have their numbers on disk
+    offset = first_pixel * np.array([1, 1, 0, 1, 1, 0])  # slice numbers are those on disk
     columns = zip(
         (found.boxes + offset).tolist(), found.scores.tolist(), found.classes.tolist(), strict=True
     )

@@ -1,4 +1,4 @@
-"""Lesions and detections as boxes in 3-D, and their numbers (Jaeger et al., section 4.3)."""
+"""Lesions and detections as 3-D boxes, and their metrics (Jaeger et al., section 4.3)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,26 +17,25 @@ from .criteria import Criterion, sensitivity_names
 
 @dataclass(frozen=True, eq=False)
 class VolumeBoxes:
-    """Boxes in 3-D of one volume, lesions or detections."""
+    """3-D boxes of lesions or detections of one volume."""
 
     boxes: np.ndarray  # N x 6, X1Y1Z1X2Y2Z2; z: first and last slice number
     scores: np.ndarray  # N; 1 for lesions
     classes: np.ndarray  # N int
-    # What they are slice by slice: of detections, the boxes that were linked; of lesions, those on
-    # their key slices, as far as these are known.
+    # Boxes per slice: for detections, the linked boxes; for lesions, those on key slices, if known.
     slice_boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 6)))  # K x 6, z1 == z2
     tracklets: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))  # K, in 0..N-1
 
     @classmethod
     def empty(cls) -> "VolumeBoxes":
-        """Those of a volume without any."""
+        """No boxes."""
         return cls(np.zeros((0, 6)), np.zeros(0), np.zeros(0, dtype=int))
 
     def boxes_for(self, criterion: Criterion, inclusive: bool = False) -> np.ndarray:
-        """Boxes as they are compared: (N, 6), or (K, 6) where only the key slice counts.
+        """The boxes to compare: (N, 6), or (K, 6) if only key slices count.
 
-        With the slices' edges, z1 - 0.5 and z2 + 0.5, so that one slice has a volume too; not where
-        ``inclusive`` boxes have one anyway.
+        Unless ``inclusive``, they extend to the slices' edges, z1 - 0.5 and z2 + 0.5, so that a box
+        on one slice has a volume.
         """
         if criterion.needs_key_slices:
             return self.slice_boxes
@@ -48,7 +47,7 @@ class VolumeBoxes:
         return self.select(self.classes == number)
 
     def select(self, kept: np.ndarray) -> "VolumeBoxes":
-        """Some of the boxes.
+        """Select boxes.
 
         Args:
             kept: (N,) bool.
@@ -65,28 +64,28 @@ class VolumeBoxes:
 
 @dataclass(frozen=True, eq=False)
 class VolumeTruth:
-    """Lesions of a data set of slices as boxes in 3-D. V volumes, in the data set's order."""
+    """Lesions of a data set of slices as 3-D boxes, in V volumes in the data set's order."""
 
     names: list[str]  # V
     lesions: list[VolumeBoxes]  # V
     patients: np.ndarray  # V, index of the volume's patient in 0..P-1
     slices: dict[object, tuple[int, int]]  # image_id -> index of its volume, slice number
-    # V times slice number -> (m, 4) X1Y1X2Y2, regions to ignore: no lesions
+    # V dicts of slice number -> (m, 4) X1Y1X2Y2, regions to ignore
     regions: list[dict[int, np.ndarray]]
 
     @classmethod
     def from_dicts(cls, dicts: Sequence[Mapping], name: str = "data set") -> "VolumeTruth":
-        """Read the Detectron2 dicts of the data set ``name`` (for messages).
+        """Convert Detectron2 dicts; ``name`` is used in messages.
 
-        A lesion's box is the extent of its boxes on its slices, from its first to its last slice
-        number, whatever lies between. Its key slice is that of its annotation with ``is_key``. A
-        volume without ``patient`` is a patient of its own. Regions to ignore
-        (:mod:`lesion_d2.structures.ignore_regions`) are no lesions, and need no ``lesion``.
+        A lesion's box encloses its boxes on all slices, from its first to its last slice number,
+        including gaps. Its key slice is that of its annotation with ``is_key``. A volume without
+        ``patient`` counts as its own patient. Regions to ignore
+        (:mod:`lesion_d2.structures.ignore_regions`) need no ``lesion``.
 
         Raises:
-            ValueError: no dict at all, one without ``volume`` or ``slice_index``, a slice that
-                stands twice, an annotation without ``lesion``, a lesion of two classes or with two
-                key slices, or a volume of two patients.
+            ValueError: no dict, a dict without ``volume`` or ``slice_index``, a duplicate slice, an
+                annotation without ``lesion``, a lesion with two classes or two key slices, or a
+                volume of two patients.
         """
         if len(dicts) == 0:
             raise ValueError(f"{name}: no images, expected at least one")
@@ -111,19 +110,19 @@ class VolumeTruth:
 
     @property
     def num_patients(self) -> int:
-        """P, how many patients the volumes are of."""
+        """P, number of patients."""
         return int(self.patients.max()) + 1
 
     @property
     def num_lesions(self) -> int:
-        """In all volumes."""
+        """Number of lesions in all volumes."""
         return sum(len(lesions.boxes) for lesions in self.lesions)
 
     def check_criterion(self, criterion: Criterion) -> None:
-        """Check that lesions have what a criterion compares.
+        """Check that lesions have a key slice if a criterion needs it.
 
         Raises:
-            ValueError: a lesion without a key slice, where the criterion needs it.
+            ValueError: a lesion without a key slice.
         """
         if not criterion.needs_key_slices:
             return
@@ -154,7 +153,7 @@ def volume_froc(
     *,
     inclusive: bool = False,
 ) -> FrocCurve:
-    """FROC per volume, over all classes together: the curve of :func:`match_volumes`."""
+    """FROC per volume with pooled classes: the curve of :func:`match_volumes`."""
     return FrocCurve.from_matches(match_volumes(truth, detections, criterion, inclusive=inclusive))
 
 
@@ -165,7 +164,7 @@ def match_volumes(
     *,
     inclusive: bool = False,
 ) -> Matches:
-    """Which detection reaches which lesion, over all classes together.
+    """Match detections and lesions with pooled classes.
 
     Args:
         truth: of V volumes.
@@ -186,7 +185,7 @@ def match_volumes(
 def excuse(
     truth: VolumeTruth, detections: Sequence[VolumeBoxes], *, inclusive: bool = False
 ) -> list[np.ndarray] | None:
-    """Which detections are no errors, because they lie in regions to ignore.
+    """Which detections lie in regions to ignore, so that they are not false positives.
 
     Args:
         truth: of V volumes.
@@ -194,8 +193,8 @@ def excuse(
         inclusive: as for :func:`volume_froc`.
 
     Returns:
-        V arrays (N,) bool, see :func:`~lesion_d2.evaluation.excused.tracklets_in_regions`; None
-        where the data set has no region.
+        V arrays (N,) bool, see :func:`~lesion_d2.evaluation.excused.tracklets_in_regions`; None if
+        the data set has no region.
     """
     if not any(truth.regions):
         return None
@@ -214,7 +213,7 @@ def leave_out_ignored(
     *,
     inclusive: bool = False,
 ) -> list[VolumeBoxes]:
-    """The detections without those that reach no lesion and lie in regions to ignore.
+    """Drop detections that reach no lesion and lie in regions to ignore.
 
     Args:
         truth: of V volumes.
@@ -243,14 +242,14 @@ def volume_metrics(
     inclusive: bool = False,
     ap_method: str = "coco",
 ) -> dict[str, float]:
-    """AP and sensitivities of :class:`~lesion_d2.evaluation.VolumeEvaluator`, in percent.
+    """AP and sensitivities for :class:`~lesion_d2.evaluation.VolumeEvaluator`, in percent.
 
     Args:
         truth: of V volumes.
         detections: V entries.
-        curve: of :func:`volume_froc`.
-        class_names: of the classes 0, 1, ...
-        criterion: that of ``curve``.
+        curve: see :func:`volume_froc`.
+        class_names: names of classes 0, 1, ...
+        criterion: hit criterion of ``curve``.
         rates: false positives per volume.
         inclusive: as for ``curve``.
         ap_method: see :func:`detection_average_precision`.
@@ -294,7 +293,7 @@ def _compared(
 def patient_metrics(
     truth: VolumeTruth, detections: Sequence[VolumeBoxes], class_names: Sequence[str]
 ) -> dict[str, float]:
-    """AP of the patients, in percent, which no criterion counts for; see :func:`volume_metrics`."""
+    """Patient-level AP in percent, independent of criteria; see :func:`volume_metrics`."""
     precisions = {}
     for number, name in enumerate(class_names):
         found = [boxes.of_class(number) for boxes in detections]
@@ -306,7 +305,7 @@ def patient_metrics(
 def _patient_average_precision(
     truth: VolumeTruth, found: Sequence[VolumeBoxes], lesions: Sequence[VolumeBoxes]
 ) -> float:
-    """Of one class; NaN where no patient has it, or all do."""
+    """Patient-level AP of one class; NaN if no patient has it, or all do."""
     scores = np.zeros(truth.num_patients)
     has_class = np.zeros(truth.num_patients, dtype=bool)
     for patient, boxes, true_boxes in zip(truth.patients, found, lesions, strict=True):
@@ -316,7 +315,7 @@ def _patient_average_precision(
 
 
 def _with_mean(metric: str, values: Mapping[str, float]) -> dict[str, float]:
-    """The mean of what is defined, and with several classes each one's value."""
+    """The mean of the defined values, and with several classes the value of each."""
     defined = [value for value in values.values() if not math.isnan(value)]
     mean = sum(defined) / len(defined) if defined else math.nan
     each = {f"{metric}-{name}": value for name, value in values.items()} if len(values) > 1 else {}
@@ -332,10 +331,10 @@ def _check_slices(dicts: Sequence[Mapping], name: str) -> None:
                 raise ValueError(f"{name}, {image_id}: found no {key!r}, expected a volume's slice")
         volume, number = d["volume"], d["slice_index"]
         if image_id in image_ids:
-            raise ValueError(f"{name}: image_id {image_id!r} stands twice, expected once")
+            raise ValueError(f"{name}: found image_id {image_id!r} twice, expected once")
         if (volume, number) in slices:
             raise ValueError(
-                f"{name}: slice {number} of volume {volume} stands twice, expected once"
+                f"{name}: found slice {number} of volume {volume} twice, expected once"
             )
         image_ids.add(image_id)
         slices.add((volume, number))
@@ -349,7 +348,7 @@ def _check_slices(dicts: Sequence[Mapping], name: str) -> None:
 
 @dataclass(eq=False)
 class _Lesion:
-    """A lesion as far as its slices were read."""
+    """A lesion, from the slices read so far."""
 
     low: np.ndarray  # 3, x, y, z
     high: np.ndarray  # 3
@@ -358,7 +357,7 @@ class _Lesion:
 
 
 def _add_box(lesions: dict, annotation: Mapping, image: Mapping, name: str) -> None:
-    """Let a lesion's box in 3-D reach over one of its slices."""
+    """Extend a lesion's 3-D box by its box on one slice."""
     where = f"{name}, {image['image_id']}"
     if "lesion" not in annotation:
         raise ValueError(

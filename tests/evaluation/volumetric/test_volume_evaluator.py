@@ -254,10 +254,10 @@ def test_missing_repeated_and_unknown_slices(register, caplog):
         (lambda dicts: dicts.clear(), "made_up_volumes: no images"),
         (lambda dicts: dicts[1].pop("volume"), "000001_01_01_011: found no 'volume'"),
         (lambda dicts: dicts[1].pop("slice_index"), "found no 'slice_index'"),
-        (lambda dicts: dicts.append(dicts[2]), "'000001_01_01_012' stands twice"),
+        (lambda dicts: dicts.append(dicts[2]), "'000001_01_01_012' twice"),
         (
             lambda dicts: dicts.append({**dicts[2], "image_id": "x"}),
-            "slice 12 of volume 000001_01_01 stands twice",
+            "slice 12 of volume 000001_01_01 twice",
         ),
         (lambda dicts: dicts[3].update(patient=7), "has the patients 1 and 7, expected one"),
         (
