@@ -4,14 +4,16 @@ from torch import nn
 
 
 class OneSizeBatches(nn.Module):
-    """Shows a detector the images of a batch that have one size together, and no others.
+    """Runs a detector on the images of a batch in groups of the same size.
 
-    In a batch of several sizes Detectron2 pads the smaller images to the size of the largest. What
-    convolutions see beyond their borders is then no longer what it is alone, and boxes next to a
-    border, and their scores, change by more than by rounding.
+    In a batch of mixed sizes, Detectron2 pads the smaller images to the largest size. Convolutions
+    then
+    see different values beyond an image's border than without a batch, and boxes near the border
+    and
+    their scores change by more than rounding errors.
 
     Args:
-        model: with Detectron2's interface; ``image`` of its inputs are (C, H, W).
+        model: a Detectron2 model with inputs ``image`` (C, H, W).
     """
 
     def __init__(self, model: nn.Module):
@@ -19,7 +21,7 @@ class OneSizeBatches(nn.Module):
         self.model = model
 
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
-        """What the detector gives of each image, in the order of the batch."""
+        """The detector's output for each image, in the order of the batch."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, sample in enumerate(batched_inputs):
             groups.setdefault(tuple(sample["image"].shape), []).append(index)

@@ -1,4 +1,4 @@
-"""Weighted box clustering: one box for the boxes that many views of an image have of an object."""
+"""Weighted box clustering: merges the boxes of an object from several views of an image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from ..structures.boxes import EXPECTED_BOX, bad_boxes
 
 @dataclass(frozen=True, eq=False)
 class BoxClusters:
-    """N boxes of all views in M clusters, by falling score (see :func:`find_clusters`)."""
+    """M clusters, by descending score, of the N boxes of all views (see :func:`find_clusters`)."""
 
     boxes: np.ndarray  # M x 4 or M x 6, o_c of formula (2)
     scores: np.ndarray  # M, o_s of formula (2)
     classes: np.ndarray  # M
-    members: np.ndarray  # N, the row above that each box went into
-    weights: np.ndarray  # N, the share of each box in its cluster: they sum to 1 per cluster
+    members: np.ndarray  # N, index of each box's cluster
+    weights: np.ndarray  # N, weight of each box in its cluster; they sum to 1 per cluster
 
 
 class ClusterOptions(TypedDict):
@@ -39,35 +39,42 @@ def find_clusters(
     num_views: float | np.ndarray,
     center_weights: np.ndarray | None = None,
 ) -> BoxClusters:
-    """Weighted box clustering, with all that is averaged alike (Jaeger et al., section 3.2).
+    """Weighted box clustering, with the weights of all boxes (Jaeger et al., section 3.2).
 
-    A cluster is the highest-scoring box that is left and all boxes of its class with an IoU above
-    the threshold with it, as in non-maximum suppression. Formula (2) makes one box of it: with
-    w = f * a * p of each member, f its IoU with the highest-scoring box, a its area (volume) and p
-    its center weight, the score is sum(s w) / (sum(w) + n_missing * mean(w)) and a coordinate is
-    sum(c s w) / sum(s w). n_missing is the number of expected views less the number of views with
-    a member, at least 0.
+    As in non-maximum suppression, a cluster is the highest-scoring remaining box and all boxes of
+    its
+    class whose IoU with it exceeds the threshold. Formula (2) merges a cluster: with w = f * a * p
+    of
+    each member, where f is its IoU with the highest-scoring box, a its area (volume) and p its
+    center
+    weight, the score is sum(s w) / (sum(w) + n_missing * mean(w)) and a coordinate is
+    sum(c s w) / sum(s w). n_missing is the number of expected views minus the number of views with
+    a
+    member, at least 0.
 
-    The paper leaves open what follows. A view with several boxes in a cluster has them all in the
-    sums, and is seen once; a view whose model does not know the class is missing too. Expected
-    views that differ from box to box are averaged over the members. Where all weights of a cluster
-    are 0 (boxes without area, center weights of 0), its members weigh the same. Where sum(s w) is
-    still 0, the highest-scoring box keeps its coordinates.
+    The paper does not specify the following. A view with several boxes in a cluster counts once,
+    with
+    all its boxes in the sums. A view whose model lacks the class counts as missing. If the number
+    of
+    expected views differs between members, its mean is used. If all weights of a cluster are 0
+    (boxes
+    without area, center weights of 0), its members have equal weights. If sum(s w) is still 0, the
+    highest-scoring box keeps its coordinates.
 
     Args:
-        boxes: (N, 4) X1Y1X2Y2 in pixels, or (N, 6) X1Y1Z1X2Y2Z2; areas and volumes are products
-            of differences.
+        boxes: (N, 4) X1Y1X2Y2 in pixels, or (N, 6) X1Y1Z1X2Y2Z2; areas and volumes are products of
+            differences.
         scores: (N,), at least 0.
         classes: (N,) integers.
-        iou_threshold: in [0, 1), exceeded by the members' IoU with the highest-scoring box.
-        view_ids: (N,) integers or strings, the view (model, mirroring, tile) each box came from.
-        num_views: how many views there were of every place, or (N,) of the place of each box.
+        iou_threshold: in [0, 1); members have a larger IoU with the highest-scoring box.
+        view_ids: (N,) integers or strings, the view (model, mirror, tile) of each box.
+        num_views: number of views of every location, or (N,) of the location of each box.
         center_weights: (N,) p, at least 0; 1 by default.
 
     Raises:
-        ValueError: shapes or lengths that do not fit, numbers that are not finite or out of range,
-            x2 < x1 and alike, or more views in ``view_ids`` than the number ``num_views`` (numbers
-            of places are not checked: a cluster may lie in two).
+        ValueError: shapes or lengths that do not match, numbers that are not finite or out of
+            range, x2 < x1 and the like, or more views in ``view_ids`` than a single ``num_views``
+            (numbers per box are not checked, as a cluster may span two locations).
     """
     boxes, scores = check_boxes(boxes, scores, iou_threshold, columns=(4, 6))
     classes = check_integers(classes, "classes", len(boxes))
@@ -80,7 +87,7 @@ def find_clusters(
     weights = _iou_with_owners(boxes, owners) * box_areas(boxes) * centers
     missing = _count_missing(members, views, expected, len(heads))
     new_scores, shares = _average_scores(scores, weights, heads, members, missing)
-    # From the head on, so that equal coordinates come out as they are.
+    # Relative to the head, so that equal coordinates are exact.
     offsets = shares[:, None] * (boxes - boxes[owners])
     new_boxes = boxes[heads] + _sum_columns(offsets, members, len(heads))
     order = np.lexsort((heads, -scores[heads], -new_scores))
@@ -96,13 +103,13 @@ def weighted_box_clustering(
     scores: np.ndarray,
     **options: Unpack[ClusterOptions],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Consolidate the boxes of one class from many views (Jaeger et al., section 3.2).
+    """Merge the boxes of one class from several views (Jaeger et al., section 3.2).
 
     Arguments (``options`` are its keywords), errors and what the paper leaves open are those of
     :func:`find_clusters`.
 
     Returns:
-        (M, 4) or (M, 6) boxes and (M,) scores, falling.
+        (M, 4) or (M, 6) boxes and (M,) scores, descending.
 
     Example::
 
@@ -121,23 +128,24 @@ def batched_weighted_box_clustering(
     classes: np.ndarray,
     **options: Unpack[ClusterOptions],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """:func:`weighted_box_clustering` of every class on its own.
+    """:func:`weighted_box_clustering` of each class separately.
 
     Arguments (``options`` are its keywords), errors and what the paper leaves open are those of
     :func:`find_clusters`.
 
     Returns:
-        (M, 4) or (M, 6) boxes, (M,) scores, falling over all classes, and (M,) classes.
+        (M, 4) or (M, 6) boxes, (M,) scores, descending over all classes, and (M,) classes.
     """
     clusters = find_clusters(boxes, scores, classes, **options)
     return clusters.boxes, clusters.scores, clusters.classes
 
 
 def cluster_boxes(boxes: np.ndarray, scores: np.ndarray, *, iou_threshold: float) -> np.ndarray:
-    """Clusters as non-maximum suppression forms them (Jaeger et al., section 3.2).
+    """Cluster boxes as in non-maximum suppression (Jaeger et al., section 3.2).
 
-    The highest-scoring box that is left (the first of those with the same score) takes all others
-    that are left and whose IoU with it exceeds the threshold.
+    The highest-scoring remaining box (the first of equal scores) takes all remaining boxes whose
+    IoU
+    with it exceeds the threshold.
 
     Args:
         boxes: (N, 4) X1Y1X2Y2 or (N, 6) X1Y1Z1X2Y2Z2.
@@ -145,7 +153,7 @@ def cluster_boxes(boxes: np.ndarray, scores: np.ndarray, *, iou_threshold: float
         iou_threshold: in [0, 1).
 
     Returns:
-        (N,) index of the highest-scoring box of each box's cluster, which is that box's own.
+        (N,) index of the highest-scoring box of each box's cluster (for that box, its own).
 
     Raises:
         ValueError: as :func:`find_clusters`.
@@ -155,9 +163,9 @@ def cluster_boxes(boxes: np.ndarray, scores: np.ndarray, *, iou_threshold: float
 
 
 class OverlapIndex:
-    """Finds the boxes whose IoU with one of them exceeds a threshold.
+    """Finds the boxes whose IoU with a given box exceeds a threshold.
 
-    Boxes lie sorted by their centers in x, where those that can overlap enough are one slice.
+    Boxes are sorted by their centers in x, so that those that can overlap enough are contiguous.
 
     Args:
         boxes: (N, 4) or (N, 6).
@@ -171,21 +179,21 @@ class OverlapIndex:
         self._places = np.argsort(self._order).tolist()
         boxes, centers = boxes[self._order], centers[self._order]
         areas = box_areas(boxes)
-        # What has no area shares none, and must not divide 0 by 0.
+        # Boxes without area overlap nothing, and would divide 0 by 0.
         self._areas = np.where(areas > 0, areas, 1.0)
         reach = _reach(boxes[:, 0], boxes[:, self._dims], iou_threshold)
         self._starts = np.searchsorted(centers, centers - reach).tolist()
         self._stops = np.searchsorted(centers, centers + reach, side="right").tolist()
-        # Starts negated, so that one minimum cuts both sides; one row a coordinate, so that near
-        # boxes are contiguous in each.
+        # Starts are negated, so that one minimum clips both sides. One row per coordinate, so that
+        # nearby boxes are contiguous.
         signs = np.repeat([-1.0, 1.0], self._dims)
         self._bounds = np.ascontiguousarray((boxes * signs).T)
         self._threshold = iou_threshold
 
     def matches(self, index: int) -> np.ndarray:
-        """Indices of the boxes with an IoU above the threshold with one box, in no order.
+        """Indices of the boxes with an IoU above the threshold with one box, in any order.
 
-        The box itself is among them if it has an area.
+        Includes the box itself if it has an area.
         """
         place = self._places[index]
         near = slice(self._starts[place], self._stops[place])
@@ -202,17 +210,18 @@ class OverlapIndex:
 
 
 def _reach(starts: np.ndarray, ends: np.ndarray, iou_threshold: float) -> np.ndarray:
-    """(N,) how far along an axis the centers of boxes with enough overlap can be, at most.
+    """(N,) maximum distance along an axis of the centers of boxes that overlap enough.
 
-    The IoU of boxes is at most that of their extents along an axis. For widths w, v that exceeds t
-    only where v < w / t and the centers are nearer than (w + v) / 2 * (1 - t) / (1 + t).
+    The IoU of boxes is at most that of their extents along an axis. For widths w, v it exceeds t
+    only if
+    v < w / t and the centers are closer than (w + v) / 2 * (1 - t) / (1 + t).
     """
     widths = ends - starts
     others = np.full(len(widths), widths.max(initial=0))
     if iou_threshold > 0:
         others = np.minimum(others, widths / iou_threshold)
     reach = (widths + others) / 2 * (1 - iou_threshold) / (1 + iou_threshold)
-    # A little more, for what rounding may have taken away.
+    # Slightly more, for rounding errors.
     largest = max(np.abs(starts).max(initial=0), np.abs(ends).max(initial=0))
     return reach * (1 + 1e-9) + 1e-9 * largest
 
@@ -226,10 +235,10 @@ def box_areas(boxes: np.ndarray) -> np.ndarray:
 def check_boxes(
     boxes: np.ndarray, scores: np.ndarray, iou_threshold: float, *, columns: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes and scores as float64.
+    """Check boxes and scores, and convert them to float64.
 
     Raises:
-        ValueError: shapes, numbers or a threshold that :func:`find_clusters` cannot take.
+        ValueError: invalid shapes, numbers or threshold, see :func:`find_clusters`.
     """
     boxes, scores = np.asarray(boxes, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     if boxes.shape == (0,):  # an empty list
@@ -247,7 +256,11 @@ def check_boxes(
 
 
 def check_integers(values: np.ndarray | Sequence, name: str, count: int) -> np.ndarray:
-    """The (count,) integers, or ValueError. What is empty may have any type."""
+    """Check for (count,) integers; an empty array may have any type.
+
+    Raises:
+        ValueError: other shapes or types.
+    """
     values = np.asarray(values)
     _check_length(values, name, count)
     if count == 0:
@@ -258,7 +271,7 @@ def check_integers(values: np.ndarray | Sequence, name: str, count: int) -> np.n
 
 
 def of_each_class(classes: np.ndarray) -> list[np.ndarray]:
-    """Indices of the boxes of each class, by rising class."""
+    """Indices of the boxes of each class, by ascending class."""
     return [np.flatnonzero(classes == number) for number in np.unique(classes)]
 
 
@@ -277,7 +290,7 @@ def _check_range(values: np.ndarray, name: str, *, at_least: float) -> None:
 def _check_views(
     view_ids: np.ndarray | Sequence, num_views: float | np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) number of each box's view from 0 on, and (N,) how many views were expected there."""
+    """(N,) index of each box's view from 0 on, and (N,) number of views expected there."""
     view_ids, num_views = np.asarray(view_ids), np.asarray(num_views, dtype=np.float64)
     _check_length(view_ids, "view_ids", count)
     if count and view_ids.dtype.kind not in "iuSU":
@@ -304,7 +317,7 @@ def _check_center_weights(center_weights: np.ndarray | None, count: int) -> np.n
 
 
 def _find_owners(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:
-    """:func:`cluster_boxes` of checked input."""
+    """:func:`cluster_boxes` without checks."""
     index = OverlapIndex(boxes, iou_threshold)
     free = np.ones(len(boxes), dtype=bool)
     owners = np.arange(len(boxes))
@@ -318,7 +331,7 @@ def _find_owners(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) ->
 
 
 def _iou_with_owners(boxes: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    """(N,) IoU of each box with its cluster's highest-scoring box, which has 1 itself."""
+    """(N,) IoU of each box with its cluster's highest-scoring box (1 for that box)."""
     dims = boxes.shape[1] // 2
     others = boxes[owners]
     low = np.maximum(boxes[:, :dims], others[:, :dims])
@@ -345,16 +358,16 @@ def _average_scores(
     members: np.ndarray,
     missing: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """o_s (M,) of formula (2), and each box's share (N,) in its cluster's coordinates."""
+    """(M,) o_s of formula (2), and (N,) weight of each box in its cluster's coordinates."""
     count = len(heads)
     sizes = np.bincount(members, minlength=count)
     totals = np.bincount(members, weights, count)
     weights = np.where(totals[members] > 0, weights, 1.0)
     totals = np.where(totals > 0, totals, sizes)
-    # From the head's score on, so that equal scores come out as they are.
+    # Relative to the head's score, so that equal scores are exact.
     offsets = weights * (scores - scores[heads][members])
     averages = scores[heads] + np.bincount(members, offsets, count) / totals
-    # The sum of all weights is their mean times the cluster's size.
+    # The sum of weights is their mean times the cluster's size.
     new_scores = np.maximum(averages, 0) / (1 + missing / sizes)
     shares = scores * weights
     totals = np.bincount(members, shares, count)
@@ -364,6 +377,6 @@ def _average_scores(
 
 
 def _sum_columns(values: np.ndarray, members: np.ndarray, count: int) -> np.ndarray:
-    """(count, C) sums of the rows of (N, C) by cluster."""
+    """(count, C) sums of the rows of (N, C) per cluster."""
     columns = [np.bincount(members, column, count) for column in values.T]
     return np.stack(columns, axis=1)

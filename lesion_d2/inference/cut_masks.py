@@ -1,4 +1,4 @@
-"""Masks of images and volumes that are kept as the parts with their pixels."""
+"""Masks of images and volumes, cropped to their pixels to save memory."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,36 +11,36 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class CutMask:
-    """A mask of a slice or volume, kept as the part with its pixels: of hundreds, they are few."""
+    """A mask of a slice or volume, cropped to its pixels."""
 
-    window: tuple[slice, ...]  # in the order of the array's axes
-    pixels: Tensor  # bool, of the window
+    window: tuple[slice, ...]  # position of the crop, in the order of the array's axes
+    pixels: Tensor  # bool, the crop
 
     def moved(self, *offset: int) -> "CutMask":
-        """The same pixels, so many further to the right, down (and up along z)."""
+        """The mask shifted by an offset in x, y (and z)."""
         window = zip(self.window, offset[::-1], strict=True)
         return CutMask(tuple(_moved(side, start) for side, start in window), self.pixels)
 
     def resized(self, input_size: Sequence[int], size: Sequence[int]) -> "CutMask":
-        """The mask on what an input was resized from, sampled linearly; above a half it is mask.
+        """Resize the mask with linear interpolation and a threshold of 0.5.
 
         Args:
-            input_size: sides of the array that the mask is of.
-            size: sides of the other one, which shows the same.
+            input_size: size of the array that the mask is for.
+            size: size of the array to resize to.
         """
         if tuple(input_size) == tuple(size) or self.pixels.numel() == 0:
             return self
         points, window = [], []
         for side, length, new_length in zip(self.window, input_size, size, strict=True):
             scale = length / new_length
-            # All whose centers are nearer to the window than a pixel of the input.
+            # Pixels whose centers are within one input pixel of the window.
             first = max(0, int((side.start - 0.5) / scale - 0.5))
             last = min(new_length, int((side.stop + 0.5) / scale - 0.5) + 2)
             window.append(slice(first, last))
             centers = (torch.arange(first, last) + 0.5) * scale - 0.5
-            # Beyond the edge the first and last pixels go on; elsewhere the mask ends.
+            # Edge pixels of the array are replicated; elsewhere the mask ends.
             centers = centers.clamp(0, length - 1) - side.start
-            # As grid_sample counts: from -1 at the window's edge to 1.
+            # Coordinates for grid_sample: -1 to 1 between the window's edges.
             points.append((2 * centers + 1) / (side.stop - side.start) - 1)
         grid = torch.stack(torch.meshgrid(*points, indexing="ij")[::-1], dim=-1)
         grid = grid[None].to(self.pixels.device)
@@ -53,33 +53,33 @@ def _moved(window: slice, start: int) -> slice:
 
 
 def cut_masks(masks: Tensor) -> list[CutMask]:
-    """Keep of masks (n, H, W) or (n, D, H, W) the parts with their pixels."""
+    """Crop masks (n, H, W) or (n, D, H, W) to their pixels."""
     num_axes = masks.ndim - 1
-    # On a CPU ten times as fast as any().
+    # Ten times as fast as any() on a CPU.
     pixels = masks.view(torch.uint8)
     hits = (
         pixels.amax(dim=[other for other in range(1, num_axes + 1) if other != axis])
         for axis in range(1, num_axes + 1)
     )
-    # One wait for the device, whatever the number of axes.
+    # One synchronization with the device for all axes.
     ends = torch.stack([end for hit in hits for end in _ends(hit)], dim=1).tolist()
     windows = [tuple(itertools.starmap(slice, zip(e[::2], e[1::2], strict=True))) for e in ends]
     return [CutMask(w, mask[w].clone()) for w, mask in zip(windows, masks, strict=True)]
 
 
 def _ends(hits: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last + 1 of the ones in each row; where there are none, they enclose nothing."""
+    """First and last + 1 index of the ones in each row; an empty range if there are none."""
     side = hits.shape[1]
     steps = torch.arange(1, side + 1, device=hits.device)
     return side - (hits * steps.flip(0)).amax(dim=1), (hits * steps).amax(dim=1)
 
 
 def vote(masks: Sequence[CutMask], weights: Sequence[float]) -> CutMask:
-    """The pixels where masks, weighted, sum to more than a half.
+    """The pixels where the weighted sum of masks exceeds 0.5.
 
     Args:
-        masks: of one image or volume, one or more.
-        weights: of each.
+        masks: one or more masks of one image or volume.
+        weights: one per mask.
     """
     counted = [pair for pair in zip(masks, weights, strict=True) if pair[0].pixels.numel() > 0]
     if not counted:

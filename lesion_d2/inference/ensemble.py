@@ -1,4 +1,4 @@
-"""Several views of an image, and their detections made one (Jaeger et al., sections 3.2, 4.2)."""
+"""Ensembles over models and views of an image (Jaeger et al., sections 3.2, 4.2)."""
 
 from collections.abc import Sequence
 
@@ -17,36 +17,38 @@ CONSOLIDATIONS = ("wbc", "nms")
 
 
 class Ensemble(nn.Module):
-    """A model made of several views: models x tiles x mirrors, for inference.
+    """Ensemble over models x tiles x mirrored views, for inference.
 
-    Every view's boxes and masks come back to the pixels of the untouched slice. There they are
-    joined by weighted box clustering (Jaeger et al., section 3.2), or by NMS.
+    Boxes and masks of all views are mapped to the pixels of the original slice and merged there by
+    weighted box clustering (Jaeger et al., section 3.2) or NMS.
 
-    Tiles are asked at their own size: a model that knows lengths in pixels of the slice, as
-    ``RetinaUNet`` does for its calibration, takes those of its input for them.
+    Tiles are not resized: a model that uses lengths in pixels of the slice, as ``RetinaUNet`` does
+    for
+    its calibration, takes pixels of its input for them.
 
     Args:
-        models: Detectron2 models, with one meaning of classes.
-        mirrors: whether there are four views of each, mirrored along x, y, and both. They are one
-            batch: a model has four images at a time.
+        models: Detectron2 models with the same classes.
+        mirrors: whether to use four views of each tile: original and mirrored along x, y and both,
+            as one batch of four images.
         tile_size: side of the tiles that larger images are cut into, in pixels of the input; 0 for
-            none. An image that fits into a tile is taken whole.
-        tile_overlap: share of its side by which a tile overlaps the next one, at least.
+        no
+            tiles. An image that fits into a tile is not cut.
+        tile_overlap: minimum overlap of neighboring tiles, as a fraction of their side.
         iou_threshold: see :func:`consolidate`; by default 1e-5 with tiles, the authors' threshold,
-            and 0.2 without. A tile that sees no more than a part of an object finds a box that has
-            little IoU with the object's, and at 0.2 would leave it beside.
+            and 0.2 without. The box of a tile that contains only part of an object has a small IoU
+            with the object's box, and 0.2 would keep both.
         consolidation, max_detections: see :func:`consolidate`.
 
     Raises:
         ValueError: no model, ``consolidation`` is neither "wbc" nor "nms", or a number is out of
-            its range.
+            range.
 
     Example:
         >>> ensemble = Ensemble([build_model(cfg)], tile_size=512)
         >>> instances = ensemble([{"image": image}])[0]["instances"]
     """
 
-    #: Of what the models look at.
+    #: Number of image axes of the models.
     num_axes = 2
 
     def __init__(
@@ -87,7 +89,7 @@ class Ensemble(nn.Module):
 
     @property
     def num_mirrors(self) -> int:
-        """Mirrored views of a tile."""
+        """Number of mirrored views per tile."""
         return len(mirrors_of(self.num_axes, mirrors=self.view_options["mirrors"]))
 
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
@@ -95,7 +97,8 @@ class Ensemble(nn.Module):
 
         Args:
             batched_inputs: dicts with ``image`` (C, H, W), and optionally ``height`` and ``width``
-                of the output, and ``crop``, the part of it that ``image`` shows.
+            of
+                the output, and ``crop``, the part of it that ``image`` shows.
 
         Returns:
             ``[{"instances": ...}]``, see :func:`consolidate`.
@@ -119,7 +122,7 @@ class Ensemble(nn.Module):
 
     @torch.no_grad()
     def views(self, input_dict: dict) -> ViewDetections:
-        """What the models find in all views of one image, not yet consolidated."""
+        """Detections of all models in all views of one image, before merging."""
         return detect_in_views(self.models, input_dict, **self.view_options)
 
 
@@ -130,23 +133,25 @@ def consolidate(
     iou_threshold: float = 0.2,
     max_detections: int = 100,
 ) -> Instances:
-    """Join detections of several views.
+    """Merge the detections of several views.
 
-    A cluster's mask, which the paper does not speak of, has the pixels where the masks of its
-    members, weighted as their coordinates are, sum to more than a half.
+    The mask of a cluster, which the paper does not specify, has the pixels where the sum of its
+    members'
+    masks, with the weights of their coordinates, exceeds 0.5.
 
     Args:
-        detections: of one image or volume.
+        detections: detections of one image or volume.
         method: "wbc", weighted box clustering, or "nms", which keeps the best box and its mask.
-        iou_threshold: with the best box of a cluster, above which a box belongs to it.
-        max_detections: those with the highest scores are kept.
+        iou_threshold: a box belongs to a cluster if its IoU with the best box exceeds this.
+        max_detections: maximum number of detections, by score.
 
     Returns:
-        By falling score ``pred_boxes``, ``scores``, ``pred_classes`` and, where the detections have
-        them, ``pred_masks``: (n, H, W) bool of images, and n :class:`CutMask` of volumes.
+        Instances by descending score with ``pred_boxes``, ``scores``, ``pred_classes`` and, if the
+        detections have masks, ``pred_masks``: (n, H, W) bool for images, n :class:`CutMask` for
+        volumes.
 
     Raises:
-        ValueError: ``method`` is neither, or a box or score is not a finite number.
+        ValueError: unknown ``method``, or a box or score that is not finite.
     """
     _check_consolidation(method)
     instances = detections.instances
@@ -186,14 +191,14 @@ def _arrays(instances: Instances) -> tuple[Tensor, Tensor, Tensor]:
 def _with_masks(
     joined: Instances, masks: list[CutMask] | None, members: Tensor, weights: list[float]
 ) -> Instances:
-    """Give each cluster the weighted majority of its masks, see :func:`consolidate`."""
+    """Add the weighted majority of each cluster's masks, see :func:`consolidate`."""
     if masks is None:
         return joined
     votes = []
     for cluster in range(len(joined)):
         own = torch.nonzero(members == cluster)[:, 0].tolist()
         votes.append(vote([masks[i] for i in own], [weights[i] for i in own]))
-    if len(joined.image_size) == 3:  # whole, a few of them would fill the memory
+    if len(joined.image_size) == 3:  # a few full-size masks would fill the memory
         joined.pred_masks = votes
         return joined
     joined.pred_masks = torch.zeros(

@@ -1,4 +1,4 @@
-"""What makes boxes of volumes from those of their slices, by config."""
+"""Linking of boxes on slices to 3-D boxes, by config."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ class Linker:
         boxes3d, scores, classes, tracklets = link(boxes, scores, slice_ids, classes)
 
     Raises:
-        ValueError: the name is none of :data:`LINKINGS`.
+        ValueError: the name is not one of :data:`LINKINGS`.
     """
 
     name: str
@@ -45,13 +45,13 @@ class Linker:
         slice_ids: np.ndarray | Sequence[int],
         classes: np.ndarray | Sequence[int],
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Link boxes; arguments, result (with tracklets) and errors as of the function."""
+        """Link boxes; arguments, result (with tracklets) and errors are those of the function."""
         method = _METHODS[self.name]
         return method(boxes, scores, slice_ids, classes, **self.parameters, return_tracklets=True)
 
 
 def build_linker(cfg: CfgNode) -> Linker:
-    """The way that TEST.LINKING names, with its settings.
+    """Build the linker of TEST.LINKING.
 
     Raises:
         ValueError: as :class:`Linker`.

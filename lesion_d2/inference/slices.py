@@ -1,4 +1,4 @@
-"""Boxes of volumes from the boxes that a detector has on their slices."""
+"""Merging of boxes on the slices of a volume to 3-D boxes."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,33 +15,36 @@ def merge_slices(
     iou_threshold: float,
     return_tracklets: bool = False,
 ) -> tuple[np.ndarray, ...]:
-    """Join the boxes of one class on the slices of a volume (Jaeger et al., section 4.2).
+    """Merge the boxes of one class on the slices of a volume (Jaeger et al., section 4.2).
 
-    Non-maximum suppression with the boxes of all slices in one plane: the highest-scoring box that
-    is left (the first of those with the same score) and its matches become one 3-D box. Matches
-    are the boxes left, of any slice, whose IoU with it exceeds the threshold and whose slice is
-    connected to its slice: on every slice from there on is such a box. A slice without one breaks
-    the connection, and the boxes beyond it are left for later.
+    Non-maximum suppression over the boxes of all slices projected to one plane: the highest-scoring
+    remaining box (the first of equal scores) and its matches become one 3-D box. Matches are
+    remaining
+    boxes, on any slice, whose IoU with it exceeds the threshold and whose slice is connected to its
+    slice, that is with such a box on every slice in between. Boxes beyond a slice without one
+    remain.
 
-    Matches of any score extend the box in z: a detector's lowest score decides how far boxes reach.
-    The paper names the 3-D box's slices; we give it the best box's place in the plane and score.
+    Matches of any score extend the box in z, so the detector's score threshold determines how far
+    boxes
+    extend. The paper specifies only the slices of the 3-D box; it gets the in-plane box and the
+    score of
+    its best box.
 
     Args:
         boxes: (N, 4) X1Y1X2Y2 in pixels.
         scores: (N,), at least 0.
-        slice_ids: (N,) integers, the number of each box's slice. Slices with consecutive numbers
-            are neighbors.
+        slice_ids: (N,) integers, slice number of each box. Consecutive numbers are neighbors.
         iou_threshold: in [0, 1).
-        return_tracklets: also return what the 3-D boxes are on each of their slices.
+        return_tracklets: whether to return the boxes of the 3-D boxes on each slice.
 
     Returns:
-        (M, 6) boxes X1Y1Z1X2Y2Z2 in pixels and slices, z1 and z2 the numbers of the first and the
-        last slice (the same for a box on one slice), and their (M,) scores, falling. With
-        ``return_tracklets`` also (N,) tracklets: the index of the 3-D box that each box was joined
-        to, -1 where that has a box of a higher score (or the first of the same) on the same slice.
+        (M, 6) boxes X1Y1Z1X2Y2Z2 in pixels and slices, z1 and z2 the numbers of the first and last
+        slice (equal for a box on one slice), and (M,) scores, descending. With ``return_tracklets``
+        also (N,) tracklets: the index of each box's 3-D box, or -1 if that has a box with a higher
+        score (or an earlier one with the same score) on the same slice.
 
     Raises:
-        ValueError: as :func:`~lesion_d2.inference.find_clusters`, or slice_ids are no integers.
+        ValueError: as :func:`~lesion_d2.inference.find_clusters`, or slice_ids are not integers.
 
     Example::
 
@@ -60,7 +63,7 @@ def batched_merge_slices(
     iou_threshold: float,
     return_tracklets: bool = False,
 ) -> tuple[np.ndarray, ...]:
-    """:func:`merge_slices` of every class on its own.
+    """:func:`merge_slices` of each class separately.
 
     Args:
         boxes: (N, 4) X1Y1X2Y2 in pixels.
@@ -71,11 +74,11 @@ def batched_merge_slices(
         return_tracklets: as there.
 
     Returns:
-        (M, 6) boxes, (M,) scores, falling over all classes, and (M,) classes; with
+        (M, 6) boxes, (M,) scores, descending over all classes, and (M,) classes; with
         ``return_tracklets`` also (N,) tracklets.
 
     Raises:
-        ValueError: as :func:`merge_slices`, or classes are no integers.
+        ValueError: as :func:`merge_slices`, or classes are not integers.
     """
     linked = link_each_class(_merge, boxes, scores, slice_ids, classes, iou_threshold=iou_threshold)
     return linked if return_tracklets else linked[:3]
@@ -108,15 +111,16 @@ def link_each_class(
     *,
     iou_threshold: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Check boxes and link those of every class on their own.
+    """Check boxes, and link those of each class separately.
 
     Args:
         link: ``link(boxes, scores, slice_ids, iou_threshold)`` takes checked arrays of one class
-            and gives (m, 6) boxes, (m,) scores and (n,) tracklets, see :func:`merge_slices`.
+        and
+            returns (m, 6) boxes, (m,) scores and (n,) tracklets, see :func:`merge_slices`.
         boxes, scores, slice_ids, classes, iou_threshold: as :func:`batched_merge_slices`.
 
     Returns:
-        (M, 6) boxes, (M,) scores, falling over all classes, (M,) classes and (N,) tracklets.
+        (M, 6) boxes, (M,) scores, descending over all classes, (M,) classes and (N,) tracklets.
 
     Raises:
         ValueError: as :func:`batched_merge_slices`.
@@ -133,14 +137,14 @@ def link_each_class(
         linked.append((*parts, np.repeat(classes[chosen[:1]], len(parts[1]))))
     boxes3d, scores, classes = (np.concatenate(parts) for parts in zip(*linked, strict=True))
     order = np.argsort(-scores, kind="stable")
-    place = np.append(np.argsort(order), -1)  # the last: of -1
+    place = np.append(np.argsort(order), -1)  # the last entry is for -1
     return boxes3d[order], scores[order], classes[order], place[tracklets]
 
 
 def _merge(
     boxes: np.ndarray, scores: np.ndarray, slice_ids: np.ndarray, iou_threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """:func:`merge_slices` of checked input, with tracklets."""
+    """:func:`merge_slices` without checks, with tracklets."""
     index = OverlapIndex(boxes, iou_threshold)
     slice_ids, places = _place_slices(slice_ids)
     free = np.ones(len(boxes), dtype=bool)
@@ -171,7 +175,7 @@ def _merge(
 
 
 def _best_of_slices(tracklets: np.ndarray, scores: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """(N,) tracklets with -1 for all but the best box (among equals the first) on each slice."""
+    """(N,) tracklets with -1 for all but the best box (the first of equals) on each slice."""
     order = np.lexsort((-scores, places, tracklets))  # stable
     ranked = np.stack([tracklets, places])[:, order]
     is_repeat = np.append(False, (ranked[:, 1:] == ranked[:, :-1]).all(axis=0))[: len(order)]
@@ -181,10 +185,10 @@ def _best_of_slices(tracklets: np.ndarray, scores: np.ndarray, places: np.ndarra
 
 
 def _place_slices(slice_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Put slices in a row, with an empty place before, behind and where numbers are missing.
+    """Arrange slices in a row, with an empty place before, after and in each gap.
 
     Returns:
-        (K,) number of the slice at each place, and (N,) place of each box's slice.
+        (K,) slice number at each place, and (N,) place of each box's slice.
     """
     numbers, index = np.unique(slice_ids, return_inverse=True)
     places = (

@@ -8,9 +8,9 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
-# Of the patch center factor's normal distribution, as a share of the tile's side. The paper leaves
-# it open; its published code has 0.8 of half the side (and the mean of the axes' densities, where
-# we take that of the plane or the volume, their product).
+# Standard deviation of the patch center factor, as a fraction of the tile's side. The paper does
+# not specify it; its published code uses 0.8 of half the side (and the mean of the axes' densities,
+# where we use their product, the density in 2-D or 3-D).
 _SIGMA = 0.4
 
 #: Whether a view is mirrored along x, along y (and along z).
@@ -19,11 +19,11 @@ Mirror = tuple[bool, ...]
 
 @dataclass(frozen=True)
 class Tile:
-    """A part of a model's input, in its whole pixels or voxels.
+    """A part of a model's input, in whole pixels or voxels.
 
     Attributes:
-        start: first row and column, or first slice, row and column: the order of an array's axes.
-        size: sides, in this order.
+        start: first row and column, or first slice, row and column (the order of an array's axes).
+        size: sides, in the same order.
     """
 
     start: tuple[int, ...]
@@ -36,13 +36,13 @@ class Tile:
         return (..., *(slice(start, start + length) for start, length in sides))
 
     def contains(self, centers: Tensor) -> Tensor:
-        """Whether the pixel areas of the tile contain points (n, 2) x, y or (n, 3); (n,) bool."""
-        start = centers.new_tensor(self.start[::-1]) - 0.5  # whole numbers are pixel centers
+        """(n,) bool, whether points (n, 2) x, y or (n, 3) x, y, z lie in the tile's pixel areas."""
+        start = centers.new_tensor(self.start[::-1]) - 0.5  # integers are pixel centers
         size = centers.new_tensor(self.size[::-1])
         return ((centers >= start) & (centers < start + size)).all(dim=1)
 
     def center_weights(self, centers: Tensor) -> Tensor:
-        """The density of a normal distribution around the tile's center, relative to its peak.
+        """Density of a normal distribution around the tile's center, relative to its peak.
 
         Jaeger et al., section 3.2, "patch center factor".
         """
@@ -54,16 +54,16 @@ class Tile:
 def make_tiles(
     size: tuple[int, ...], tile_size: int | tuple[int, ...], overlap: float
 ) -> list[Tile]:
-    """Cut an image or a volume into tiles that cover it, evenly spaced from edge to edge.
+    """Cut an image or volume into evenly spaced tiles that cover it.
 
     Args:
         size: (H, W) or (D, H, W) in pixels or voxels.
-        tile_size: sides of the tiles, or one for all; along a shorter side of the image they are as
-            long as that. 0 for one tile along that side.
-        overlap: share of its side by which a tile overlaps the next one, at least.
+        tile_size: sides of the tiles, or one number for all sides; limited to the image's sides. 0
+            for one tile along that side.
+        overlap: minimum overlap of neighboring tiles, as a fraction of their side.
 
     Returns:
-        The last axis varies fastest.
+        Tiles; the last axis varies fastest.
     """
     sides = tile_size if isinstance(tile_size, tuple) else (tile_size,) * len(size)
     intervals = (_intervals(*each, overlap) for each in zip(size, sides, strict=True))
@@ -80,10 +80,10 @@ def _intervals(side: int, tile_size: int, overlap: float) -> list[tuple[int, int
 
 
 def mirrors_of(num_axes: int, *, mirrors: bool = True) -> tuple[Mirror, ...]:
-    """The views of a tile: four of an image, eight of a volume, or the tile alone.
+    """The mirrored views of a tile: four of an image, eight of a volume, or only the original.
 
     Returns:
-        The tile as it is, mirrored along x, along y, along both, and so on along z.
+        The original, mirrored along x, along y, along both, and the same mirrored along z.
     """
     if not mirrors:
         return ((False,) * num_axes,)
@@ -97,7 +97,7 @@ def flip(array: Tensor, mirror: Mirror) -> Tensor:
 
 
 def unmirror(found: Instances, mirror: Mirror) -> Instances:
-    """What was found in a mirrored view, on the tile as it was; only the fields that count."""
+    """Map detections in a mirrored view to the original tile; drops other fields."""
     boxes = found.pred_boxes.tensor.clone()
     num_axes = len(mirror)
     for axis, (side, is_flipped) in enumerate(zip(found.image_size[::-1], mirror, strict=True)):
@@ -110,12 +110,12 @@ def unmirror(found: Instances, mirror: Mirror) -> Instances:
 
 
 def input_centers(boxes: Tensor, input_size: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
-    """Centers (n, 2) x, y or (n, 3) x, y, z of boxes, in pixels of the input, inside of it.
+    """Centers (n, 2) x, y or (n, 3) x, y, z of boxes in pixels of the input, clipped to it.
 
     Args:
-        boxes: (n, 4) or (n, 6) on what the input was made of.
+        boxes: (n, 4) or (n, 6) on the image before it was resized to the input.
         input_size: (H, W) or (D, H, W).
-        size: that of what the boxes are on.
+        size: size of the image that the boxes are on.
     """
     num_axes = len(size)
     scale = boxes.new_tensor([a / b for a, b in zip(input_size, size, strict=True)][::-1])

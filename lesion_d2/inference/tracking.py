@@ -1,4 +1,4 @@
-"""Tracking along z: boxes of volumes from the boxes on their slices, by a Kalman filter."""
+"""Tracking along z with a Kalman filter, which links boxes on slices to 3-D boxes."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -8,8 +8,8 @@ import numpy as np
 from .box_clustering import box_areas
 from .slices import link_each_class, link_one_class
 
-# SORT's constants, in pixels and slices, of the state's x, y, area, ratio and their velocities
-# (the ratio has none).
+# SORT's variances, in pixels and slices, for x, y, area, aspect ratio and velocities (the aspect
+# ratio has none).
 _POSITION_NOISE = np.array([1.0, 1.0, 1.0, 1.0])[:, None]
 _VELOCITY_NOISE = np.array([1e-2, 1e-2, 1e-4])[:, None]
 _MEASUREMENT_NOISE = np.array([1.0, 1.0, 10.0, 10.0])[:, None]
@@ -28,32 +28,39 @@ def track_slices(
 ) -> tuple[np.ndarray, ...]:
     """Link the boxes of one class on the slices of a volume (Bai et al., section II).
 
-    The paper names a Kalman filter and no more. Ours is SORT's (Bewley et al., 2016), with slices
-    in place of video frames: the state of a lesion is the center, area and ratio of its sides, with
-    constant velocities of the first three, and SORT's variances. On every slice lesions and boxes
-    are assigned so that the sum of their IoUs is highest, over pairs whose IoU with the predicted
-    box reaches the threshold. A lesion without a box is predicted on for ``max_gap`` slices; a box
-    without a lesion begins one.
+    The paper only names a Kalman filter. This is SORT's (Bewley et al., 2016), with slices instead
+    of
+    video frames: the state of a lesion is the center, area and aspect ratio of its box, with
+    constant
+    velocities of center and area, and SORT's variances. On each slice, predicted and detected boxes
+    are
+    assigned to maximize the sum of IoUs over pairs that reach the threshold. A lesion without a box
+    is
+    predicted for up to ``max_gap`` slices; an unassigned box starts a new lesion.
 
-    There is one pass from head to feet and one back, so that the result does not depend on the
-    direction. A pass links each of its boxes to the lesion's box before. Links of both passes come
-    first, then those of one, by falling IoU, that leave every box with one neighbor on each side at
-    most (among equal ones those of higher scores). A chain of links becomes one 3-D box: the
-    place in the plane and score of its best box, from its first to its last slice.
+    One pass runs from head to feet and one back, so that the result does not depend on the
+    direction.
+    Each pass links a box to the lesion's previous box. Links of both passes are accepted first,
+    then
+    those of one pass by descending IoU (ties by score), as long as each box has at most one
+    neighbor on
+    each side. A chain of links becomes one 3-D box from its first to its last slice, with the
+    in-plane
+    box and the score of its best box.
 
     Args:
-        boxes: (N, 4) X1Y1X2Y2 in pixels; those without an area are linked to nothing.
+        boxes: (N, 4) X1Y1X2Y2 in pixels; boxes without area are not linked.
         scores: (N,), at least 0.
-        slice_ids: (N,) integers, the number of each box's slice. Slices with consecutive numbers
-            are neighbors.
-        iou_threshold: in [0, 1); reaching it is enough.
-        max_gap: slices in a row without a box of the lesion, 0 or more.
-        return_tracklets: also return what the 3-D boxes are on each of their slices.
+        slice_ids: (N,) integers, slice number of each box. Consecutive numbers are neighbors.
+        iou_threshold: minimum IoU (``>=``), in [0, 1).
+        max_gap: maximum number of consecutive slices without a box of the lesion, 0 or more.
+        return_tracklets: whether to return the boxes of the 3-D boxes on each slice.
 
     Returns:
-        (M, 6) boxes X1Y1Z1X2Y2Z2 in pixels and slices, z1 and z2 the numbers of the first and the
-        last slice, and their (M,) scores, falling. With ``return_tracklets`` also (N,) tracklets:
-        the index of the 3-D box that each box was linked to, which has no other on its slice.
+        (M, 6) boxes X1Y1Z1X2Y2Z2 in pixels and slices, z1 and z2 the numbers of the first and last
+        slice, and (M,) scores, descending. With ``return_tracklets`` also (N,) tracklets: the index
+        of
+        each box's 3-D box, which has at most one box per slice.
 
     Raises:
         ValueError: as :func:`~lesion_d2.inference.merge_slices`, or ``max_gap`` is below 0.
@@ -77,18 +84,19 @@ def batched_track_slices(
     max_gap: int,
     return_tracklets: bool = False,
 ) -> tuple[np.ndarray, ...]:
-    """:func:`track_slices` of every class on its own.
+    """:func:`track_slices` of each class separately.
 
     Args:
-        boxes, scores, slice_ids, iou_threshold, max_gap, return_tracklets: as there.
+        boxes, scores, slice_ids, iou_threshold, max_gap, return_tracklets: see
+        :func:`track_slices`.
         classes: (N,) integers.
 
     Returns:
-        (M, 6) boxes, (M,) scores, falling over all classes, and (M,) classes; with
+        (M, 6) boxes, (M,) scores, descending over all classes, and (M,) classes; with
         ``return_tracklets`` also (N,) tracklets.
 
     Raises:
-        ValueError: as :func:`track_slices`, or classes are no integers.
+        ValueError: as :func:`track_slices`, or classes are not integers.
     """
     if max_gap < 0:
         raise ValueError(f"max_gap is {max_gap}, expected 0 slices or more")
@@ -100,10 +108,10 @@ def batched_track_slices(
 def _track(
     boxes: np.ndarray, scores: np.ndarray, slice_ids: np.ndarray, iou_threshold: float, max_gap: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """:func:`track_slices` of checked input, with tracklets."""
+    """:func:`track_slices` without checks, with tracklets."""
     if len(boxes) == 0:
         return np.empty((0, 6)), np.empty(0), np.empty(0, dtype=np.int64)
-    order = np.argsort(-scores, kind="stable")  # from here on, boxes count by falling score
+    order = np.argsort(-scores, kind="stable")  # below, boxes are indexed by descending score
     boxes, slices = boxes[order], slice_ids[order].astype(np.int64)
     down = _pass_over(boxes, slices, iou_threshold, max_gap)
     up = _pass_over(boxes, -slices, iou_threshold, max_gap)
@@ -124,7 +132,7 @@ def _pass_over(
     """Track in one direction.
 
     Returns:
-        (L,) box, (L,) the lesion's next box, and (L,) IoU of that with the predicted box.
+        (L,) box, (L,) the lesion's next box, and (L,) IoU of the latter with the predicted box.
     """
     tracks = _Tracks()
     links = [(np.zeros(0, int), np.zeros(0, int), np.zeros(0))]
@@ -147,17 +155,18 @@ def _pass_over(
 
 
 def _by_slice(slices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """The slices with boxes by rising number, each with its boxes' indices, rising too."""
+    """Slice numbers, ascending, each with the indices of its boxes, ascending."""
     order = np.argsort(slices, kind="stable")
     numbers, starts = np.unique(slices[order], return_index=True)
     yield from zip(numbers.tolist(), np.split(order, starts[1:]), strict=True)
 
 
 class _Tracks:
-    """Kalman filters of T lesions at once.
+    """Kalman filters of T lesions, vectorized.
 
-    x, y and area move on their own and the ratio stays, so that the covariance has blocks of 2 x 2:
-    the variance of a position, that of its velocity, and the covariance of the two.
+    x, y and area are independent and the aspect ratio is constant, so the covariance has 2 x 2
+    blocks:
+    the variances of a position and its velocity, and their covariance.
     """
 
     def __init__(self) -> None:
@@ -171,13 +180,13 @@ class _Tracks:
         return np.split(state, (4, 7, 11, 14))  # views
 
     def drop_before(self, number: int) -> None:
-        """Forget lesions whose last box is on a slice before this one."""
+        """Drop lesions whose last box is on a slice before this one."""
         kept = self._last_slices >= number
         self._state = self._state[:, kept]
         self.last_boxes, self._last_slices = self.last_boxes[kept], self._last_slices[kept]
 
     def begin(self, measured: np.ndarray, boxes: np.ndarray, number: int) -> None:
-        """Add lesions of (4, n) measurements and (n,) box indices on a slice."""
+        """Add lesions from (4, n) measurements and (n,) box indices on a slice."""
         state = np.zeros((17, len(boxes)))
         state[:4], state[7:11] = measured, _FIRST_POSITION_VARIANCE
         state[14:] = _FIRST_VELOCITY_VARIANCE
@@ -186,9 +195,9 @@ class _Tracks:
         self._last_slices = np.append(self._last_slices, np.full(len(boxes), number))
 
     def predict(self) -> None:
-        """Go on by one slice."""
+        """Predict the next slice."""
         positions, velocities, variances, covariances, velocity_variances = self._parts(self._state)
-        velocities[2, positions[2] + velocities[2] <= 0] = 0  # as SORT: no area below 0
+        velocities[2, positions[2] + velocities[2] <= 0] = 0  # as in SORT: no negative area
         positions[:3] += velocities
         variances[:3] += 2 * covariances + velocity_variances
         variances += _POSITION_NOISE
@@ -198,7 +207,7 @@ class _Tracks:
     def update(
         self, chosen: np.ndarray, measured: np.ndarray, boxes: np.ndarray, number: int
     ) -> None:
-        """Take in (4, n) measurements of the n chosen lesions, with (n,) their box indices."""
+        """Update n chosen lesions with (4, n) measurements and (n,) box indices."""
         state = self._state[:, chosen]
         positions, velocities, variances, covariances, velocity_variances = self._parts(state)
         errors = measured - positions
@@ -213,7 +222,7 @@ class _Tracks:
         self.last_boxes[chosen], self._last_slices[chosen] = boxes, number
 
     def boxes(self) -> np.ndarray:
-        """(T, 4) X1Y1X2Y2 where the lesions are by now."""
+        """(T, 4) X1Y1X2Y2, current boxes of the lesions."""
         x, y, areas, ratios = self._state[:4]
         widths = np.sqrt(np.maximum(areas * ratios, 0))
         heights = np.divide(areas, widths, out=np.zeros_like(widths), where=widths > 0)
@@ -222,7 +231,7 @@ class _Tracks:
 
 
 def _measurements(boxes: np.ndarray) -> np.ndarray:
-    """(4, N) center x, y, area and width over height; 0 for the last without a height."""
+    """(4, N) center x, y, area and width / height (0 if the height is 0)."""
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     widths, heights = (boxes[:, 2:] - boxes[:, :2]).T
     ratios = np.divide(widths, heights, out=np.zeros(len(boxes)), where=heights > 0)
@@ -232,16 +241,16 @@ def _measurements(boxes: np.ndarray) -> np.ndarray:
 def _assign(
     predicted: np.ndarray, boxes: np.ndarray, iou_threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pair (T, 4) with (N, 4) boxes, so that the sum of the IoUs is highest.
+    """Assign (N, 4) boxes to (T, 4) predicted boxes, maximizing the sum of IoUs.
 
     Returns:
-        (n,) index of the predicted box, (n,) of the other, and (n,) their IoU, which reaches the
-        threshold and exceeds 0.
+        (n,) index of the predicted box, (n,) of the other box, and (n,) their IoU, at least the
+        threshold and above 0.
     """
     tracks, found, ious = _overlapping(predicted, boxes)
     kept = ious >= iou_threshold
     tracks, found, ious = tracks[kept], found[kept], ious[kept]
-    # Pairs that both have nobody else need no choice. The others are few.
+    # Pairs without an alternative for either box are assigned directly; few others remain.
     has_others = (np.bincount(tracks)[tracks] > 1) | (np.bincount(found)[found] > 1)
     if not has_others.any():
         return tracks, found, ious
@@ -251,7 +260,7 @@ def _assign(
     gains = np.zeros((rows.max() + 1, columns.max() + 1))
     gains[rows, columns] = ious[pairs]
     partner_of = np.full(len(gains), -1)
-    from scipy.optimize import linear_sum_assignment  # takes long to import
+    from scipy.optimize import linear_sum_assignment  # slow to import
 
     assigned, partners = linear_sum_assignment(gains, maximize=True)
     partner_of[assigned] = partners
@@ -263,7 +272,7 @@ def _assign(
 def _overlapping(
     first: np.ndarray, second: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All pairs of (T, 4) and (N, 4) boxes that share an area: both indices, and the IoU."""
+    """All pairs of (T, 4) and (N, 4) boxes that overlap: both indices, and the IoU."""
     a, b = np.ascontiguousarray(first.T), np.ascontiguousarray(second.T)
     shares = (a[0][:, None] < b[2]) & (a[2][:, None] > b[0])
     shares &= a[1][:, None] < b[3]
@@ -279,7 +288,7 @@ def _overlapping(
 def _agreed_links(
     down: tuple[np.ndarray, ...], up: tuple[np.ndarray, ...], count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Links (L,), (L,) of both passes over ``count`` boxes, then those of one that fit."""
+    """Accepted links (L,), (L,) over ``count`` boxes: of both passes, then of one if compatible."""
     after_up, before_up, ious_up = up
     pairs = np.stack([np.append(down[0], before_up), np.append(down[1], after_up)])
     ious = np.append(down[2], ious_up)
@@ -290,7 +299,7 @@ def _agreed_links(
 
     others = first[times == 1]
     others = others[~has_next[pairs[0, others]] & ~has_previous[pairs[1, others]]]
-    # Equal ones by what has no direction in z.
+    # Ties are broken independently of the direction in z.
     ranks = np.sort(pairs[:, others], axis=0)
     others = others[np.lexsort((ranks[1], ranks[0], -ious[others]))]
     kept = []
@@ -306,11 +315,11 @@ def _chains(before: np.ndarray, after: np.ndarray, count: int) -> tuple[np.ndarr
     """Chains of links over ``count`` boxes.
 
     Returns:
-        (M,) lowest index in each chain, rising, and (count,) each box's chain.
+        (M,) lowest index in each chain, ascending, and (count,) chain of each box.
     """
     start = np.arange(count)
     start[after] = before
-    while not np.array_equal(start[start], start):  # twice as far every time
+    while not np.array_equal(start[start], start):  # pointer jumping
         start = start[start]
     lowest = np.full(count, count)
     np.minimum.at(lowest, start, np.arange(count))

@@ -1,4 +1,4 @@
-"""Views of one image, and what a model finds in them in pixels of the slice."""
+"""Views of an image, and their detections in pixels of the slice."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -16,13 +16,13 @@ from .tiles import Mirror, Tile, flip, input_centers, make_tiles, mirrors_of, un
 
 @dataclass(frozen=True, eq=False)
 class ViewDetections:
-    """The N detections of all views of one image or volume, in its pixels or voxels.
+    """N detections from all views of one image or volume, in its pixels or voxels.
 
     Attributes:
         instances: ``pred_boxes``, ``scores`` and ``pred_classes``.
-        masks: N of the slice or volume, or None where the models give none.
-        view_ids: (N,) int, the view that each comes from.
-        num_views: (N,) int, the views that see the detection's center.
+        masks: N masks of the slice or volume, or None if the models predict none.
+        view_ids: (N,) int, the view of each detection.
+        num_views: (N,) int, number of views that contain the detection's center.
         center_weights: (N,) in (0, 1], lower the farther the detection is from its tile's center.
     """
 
@@ -46,10 +46,10 @@ def detect_in_views(
     The mirrored views of a tile are one batch.
 
     Args:
-        models: as Detectron2's, in evaluation mode.
+        models: Detectron2 models in evaluation mode.
         input_dict: ``image`` (C, H, W), optionally ``height`` and ``width`` of the slice, and
             ``crop``, the part of it that ``image`` shows.
-        mirrors: four mirrored views in place of one.
+        mirrors: use four mirrored views instead of one.
         tile_size, tile_overlap: see :func:`make_tiles`; pixels of ``image``.
     """
     image = input_dict["image"]
@@ -78,14 +78,15 @@ def gather_views(
     num_views: int,
     sizes: tuple[tuple[int, ...], tuple[int, ...]],
 ) -> ViewDetections:
-    """What was found in all views, with what the clustering asks of each.
+    """Collect the detections of all views, with the values needed by clustering.
 
     Args:
-        views: their detections; ``pred_masks`` are lists of :class:`CutMask`.
-        tile_ids: the tile of each view.
-        tiles: of the model's input.
-        num_views: of a tile.
-        sizes: of the model's input and of what the boxes are on, in the order of an array's axes.
+        views: detections of each view; ``pred_masks`` are lists of :class:`CutMask`.
+        tile_ids: index of each view's tile.
+        tiles: tiles of the model's input.
+        num_views: number of views per tile.
+        sizes: size of the model's input, and of the image that the boxes are on, in the order of an
+            array's axes.
     """
     instances, masks = Instances.cat(views), None
     if instances.has("pred_masks"):
@@ -96,7 +97,7 @@ def gather_views(
     view_ids = torch.arange(len(views)).repeat_interleave(counts).to(device)
     centers = input_centers(instances.pred_boxes.tensor, *sizes)
     seen_by = sum(tile.contains(centers).int() for tile in tiles) * num_views
-    center_weights = torch.ones_like(centers[:, 0])  # scores may be of half precision
+    center_weights = torch.ones_like(centers[:, 0])  # scores may have half precision
     if len(tiles) > 1:
         own_tiles = torch.tensor(tile_ids).repeat_interleave(counts).to(device)
         for i, tile in enumerate(tiles):
@@ -112,13 +113,13 @@ def _views(
     flips: Sequence[Mirror],
     size: tuple[int, int],
 ) -> Iterator[Instances]:
-    """What is found in each view, on what the image shows of the slice.
+    """Detections in each view, relative to the part of the slice that the image shows.
 
     Args:
-        size: of that, height and width in pixels of the slice.
+        size: height and width of that part, in pixels of the slice.
 
     Yields:
-        With ``pred_masks`` as lists of :class:`CutMask`.
+        Instances with ``pred_masks`` as lists of :class:`CutMask`.
     """
     image = input_dict["image"]
     input_size = tuple(image.shape[-2:])
@@ -126,7 +127,7 @@ def _views(
     for model, tile in itertools.product(models, tiles):
         height, width = size if is_whole else tile.size
         view = {**input_dict, "height": height, "width": width}
-        view.pop("crop", None)  # put back once, for all views
+        view.pop("crop", None)  # applied once, for all views
         batch = [{**view, "image": flip(image[tile.slices], mirror)} for mirror in flips]
         for output, mirror in zip(model(batch), flips, strict=True):
             found = unmirror(output["instances"], mirror)
@@ -140,7 +141,7 @@ def _views(
 def _put_back(
     found: Instances, tile: Tile, input_size: tuple[int, int], size: tuple[int, int]
 ) -> Instances:
-    """Bring what was found in a tile, in its pixels, to the slice."""
+    """Map detections from pixels of a tile to the slice."""
     boxes = found.pred_boxes.tensor
     scale = boxes.new_tensor([size[1] / input_size[1], size[0] / input_size[0]] * 2)
     offset = boxes.new_tensor(tile.start[::-1] * 2)
@@ -155,6 +156,6 @@ def _put_back(
 
 def _resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     resized = masks.new_zeros(len(masks), *size)
-    for mask, out in zip(masks, resized, strict=True):  # one at a time, as float they are large
+    for mask, out in zip(masks, resized, strict=True):  # one at a time, as floats are large
         out[:] = F.interpolate(mask[None, None].float(), size, mode="bilinear")[0, 0] > 0.5
     return resized

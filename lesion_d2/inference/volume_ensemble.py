@@ -1,4 +1,4 @@
-"""Volumes in overlapping tiles and mirrored views (Jaeger et al., sections 3.2 and 4.2)."""
+"""Inference on volumes with tiles and mirrored views (Jaeger et al., sections 3.2, 4.2)."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,41 +22,42 @@ Shape = tuple[int, int, int]
 
 
 class LoadableVolume(Protocol):
-    """A volume as a model takes it, such as ``lesion_d2.data.volumetric.ResampledVolume``.
+    """A volume in the model's voxels, such as ``lesion_d2.data.volumetric.ResampledVolume``.
 
     Attributes:
-        shape: (D, H, W) in voxels of the model.
-        source_shape: that of the volume itself.
+        shape: (D, H, W) in the model's voxels.
+        source_shape: (D, H, W) of the original volume.
     """
 
     shape: Shape
     source_shape: Shape
 
     def load(self, start: Shape, size: Shape, device: torch.device) -> Tensor:
-        """A block of it, float (d, h, w); start and size are z, y, x in voxels of the model."""
+        """Load a block, float (d, h, w); start and size are z, y, x in the model's voxels."""
 
     def to_source(self, boxes: Tensor) -> Tensor:
-        """Boxes (n, 6) in voxels of the model as they are in voxels of the volume itself."""
+        """Map boxes (n, 6) from the model's voxels to the original volume's."""
 
 
 class VolumeEnsemble(Ensemble):
-    """Finds lesions in volumes of any size, with one model or several views.
+    """Inference on volumes of any size, over models x tiles x mirrored views.
 
-    As :class:`Ensemble`, for models of volumes: models x tiles x mirrors, of which there are eight.
-    Their boxes come back to the voxels of the untouched volume, and are joined there. A model that
-    is its only view goes through it too, because tiles cut the volume.
+    As :class:`Ensemble`, for volumetric models, with eight mirrored views. Boxes are mapped to the
+    voxels of the original volume and merged there. It also serves a single model, as volumes are
+    cut
+    into tiles.
 
-    Memory does not grow with the number of slices: the slices of a row of tiles are read at a time,
-    while the model looks at those before, and no slice is read twice.
+    Memory does not grow with the number of slices: the slices of the next row of tiles are read
+    while
+    the model processes the current one, and no slice is read twice.
 
     Args:
         models, mirrors, tile_overlap, consolidation, iou_threshold, max_detections: see
-            :class:`Ensemble`; detections are of a volume.
-        tile_size: depth, height and width of the tiles in voxels of the model.
-        patch_size: least depth, height and width of what models see, as far as tiles are no
-            smaller; a smaller volume lies in the middle of air, as in the patches of training.
-            (0, 0, 0) for none.
-        tiles_per_batch: tiles, with their mirrored views, that a model looks at together.
+            :class:`Ensemble`; detections are counted per volume.
+        tile_size: depth, height and width of the tiles in the model's voxels.
+        patch_size: minimum depth, height and width of the models' input, unless tiles are smaller;
+            a smaller volume is centered in air, as in training patches. (0, 0, 0) for no padding.
+        tiles_per_batch: number of tiles, each with its mirrored views, per batch.
 
     Raises:
         ValueError: as :class:`Ensemble`.
@@ -91,7 +92,7 @@ class VolumeEnsemble(Ensemble):
             iou_threshold=iou_threshold,
             max_detections=max_detections,
         )
-        # A tile that is smaller than a patch has the volume around it, no air.
+        # A tile smaller than a patch is surrounded by the volume, not by air.
         sides = zip(patch_size, tile_size, strict=True)
         self.patch_size = tuple(min(patch, tile or patch) for patch, tile in sides)
         if tiles_per_batch < 1:
@@ -100,11 +101,12 @@ class VolumeEnsemble(Ensemble):
 
     @torch.no_grad()
     def views(self, input_dict: Mapping) -> ViewDetections:
-        """What the models find in all views of one volume, not yet consolidated.
+        """Detections of all models in all views of one volume, before merging.
 
         Args:
-            input_dict: ``reader``, a :class:`LoadableVolume`, and optionally ``on_slice``, which
-                is called for each slice of the volume itself when the models have looked at it.
+            input_dict: ``reader``, a :class:`LoadableVolume`, and optionally ``on_slice``, a
+            callback
+                for each slice of the original volume that has been processed.
         """
         reader, options = input_dict["reader"], self.view_options
         tiles = make_tiles(reader.shape, options["tile_size"], options["tile_overlap"])
@@ -130,12 +132,12 @@ class VolumeEnsemble(Ensemble):
     def _look(
         self, block: Tensor, tiles: Sequence[Tile], flips: Sequence[tuple], shape: Shape
     ) -> Iterator[Instances]:
-        """What each view of tiles of one size shows, in voxels of the model, tile by tile.
+        """Detections in each view of tiles of one size, in the model's voxels, tile by tile.
 
         Args:
-            block: (d, H, W), as deep as the tiles.
-            tiles, flips: which are a batch.
-            shape: of the volume.
+            block: (d, H, W), with the depth of the tiles.
+            tiles, flips: the tiles and mirrors of a batch.
+            shape: shape of the volume.
         """
         cuts = [block[None][(..., *tile.slices[2:])] for tile in tiles]
         images, (start, *_) = zip(*(pad_image(cut, self.patch_size) for cut in cuts), strict=True)
@@ -152,7 +154,7 @@ class VolumeEnsemble(Ensemble):
 
 
 def _place(found: Instances, tile: Tile, shape: Shape) -> Instances:
-    """Detections on a tile in voxels of the volume."""
+    """Map detections from a tile to the volume."""
     boxes = found.pred_boxes.tensor
     placed = Instances(shape, scores=found.scores, pred_classes=found.pred_classes)
     placed.pred_boxes = Boxes3D(boxes + boxes.new_tensor(tile.start[::-1] * 2))
@@ -163,14 +165,14 @@ def _place(found: Instances, tile: Tile, shape: Shape) -> Instances:
 
 
 def pad_image(image: Tensor, size: Shape) -> tuple[Tensor, Shape]:
-    """Put a volume in the middle of air, where it is smaller than a size.
+    """Pad a volume symmetrically with air to a minimum size.
 
     Args:
-        image: (C, d, h, w) on the 0..255 scale, of which 0 is air.
-        size: depth, height and width at least.
+        image: (C, d, h, w) on the 0..255 scale, where 0 is air.
+        size: minimum depth, height and width.
 
     Returns:
-        (C, D, H, W), and z, y, x of its voxel where the volume begins.
+        (C, D, H, W), and z, y, x of the volume's first voxel in it.
     """
     missing = [max(0, least - n) for n, least in zip(image.shape[1:], size, strict=True)]
     start = tuple((side + 1) // 2 for side in missing)  # as in training
@@ -181,7 +183,7 @@ def pad_image(image: Tensor, size: Shape) -> tuple[Tensor, Shape]:
 
 
 def _cut(found: Instances, start: Shape, size: Shape) -> Instances:
-    """What lies in a part of an image, in the part's voxels."""
+    """Select the detections in a part of an image, in the part's voxels."""
     boxes = found.pred_boxes.tensor
     part = Instances(size, scores=found.scores, pred_classes=found.pred_classes)
     part.pred_boxes = Boxes3D(boxes - boxes.new_tensor(start[::-1] * 2))
@@ -195,21 +197,21 @@ def _cut(found: Instances, start: Shape, size: Shape) -> Instances:
 def load_rows(
     reader: LoadableVolume, tiles: list[Tile], device: torch.device
 ) -> Iterator[tuple[list[Tile], Tensor]]:
-    """The tiles that begin at one slice, with the whole slices that they are of.
+    """Yield the tiles that start at each slice, with the slices that they cover.
 
-    Slices that the next tiles have too are kept, so that each is loaded once.
+    Slices shared with the next tiles are kept, so that each is loaded once.
 
     Args:
-        reader: of the volume.
-        tiles: see :func:`make_tiles`, in its order.
-        device: of the slices.
+        reader: reads the volume.
+        tiles: in the order of :func:`make_tiles`.
+        device: device of the slices.
 
     Yields:
         Tiles and (d, H, W) float.
     """
     plane, block, end = reader.shape[1:], None, 0
     for (start, depth), row in itertools.groupby(tiles, lambda t: (t.start[0], t.size[0])):
-        first = max(start, end)  # what comes before is in the last block
+        first = max(start, end)  # earlier slices are in the last block
         kept = [] if block is None else [block[len(block) - (first - start) :]]
         end = start + depth
         loaded = reader.load((first, 0, 0), (end - first, *plane), device)
@@ -218,7 +220,7 @@ def load_rows(
 
 
 def _to_source(found: ViewDetections, reader: LoadableVolume) -> ViewDetections:
-    """Bring detections from the voxels of the model to those of the volume itself."""
+    """Map detections from the model's voxels to the original volume's."""
     instances = Instances(reader.source_shape, **found.instances.get_fields())
     instances.pred_boxes = Boxes3D(reader.to_source(instances.pred_boxes.tensor))
     masks = found.masks
