@@ -7,10 +7,8 @@ class OneSizeBatches(nn.Module):
     """Runs a detector on the images of a batch in groups of the same size.
 
     In a batch of mixed sizes, Detectron2 pads the smaller images to the largest size. Convolutions
-    then
-    see different values beyond an image's border than without a batch, and boxes near the border
-    and
-    their scores change by more than rounding errors.
+    then see different values beyond an image's border than without a batch, and boxes near the
+    border and their scores change by more than rounding errors.
 
     Args:
         model: a Detectron2 model with inputs ``image`` (C, H, W).

@@ -42,24 +42,17 @@ def find_clusters(
     """Weighted box clustering, with the weights of all boxes (Jaeger et al., section 3.2).
 
     As in non-maximum suppression, a cluster is the highest-scoring remaining box and all boxes of
-    its
-    class whose IoU with it exceeds the threshold. Formula (2) merges a cluster: with w = f * a * p
-    of
-    each member, where f is its IoU with the highest-scoring box, a its area (volume) and p its
-    center
-    weight, the score is sum(s w) / (sum(w) + n_missing * mean(w)) and a coordinate is
+    its class whose IoU with it exceeds the threshold. Formula (2) merges a cluster: with w = f * a
+    * p of each member, where f is its IoU with the highest-scoring box, a its area (volume) and p
+    its center weight, the score is sum(s w) / (sum(w) + n_missing * mean(w)) and a coordinate is
     sum(c s w) / sum(s w). n_missing is the number of expected views minus the number of views with
-    a
-    member, at least 0.
+    a member, at least 0.
 
     The paper does not specify the following. A view with several boxes in a cluster counts once,
-    with
-    all its boxes in the sums. A view whose model lacks the class counts as missing. If the number
-    of
-    expected views differs between members, its mean is used. If all weights of a cluster are 0
-    (boxes
-    without area, center weights of 0), its members have equal weights. If sum(s w) is still 0, the
-    highest-scoring box keeps its coordinates.
+    with all its boxes in the sums. A view whose model lacks the class counts as missing. If the
+    number of expected views differs between members, its mean is used. If all weights of a cluster
+    are 0 (boxes without area, center weights of 0), its members have equal weights. If sum(s w) is
+    still 0, the highest-scoring box keeps its coordinates.
 
     Args:
         boxes: (N, 4) X1Y1X2Y2 in pixels, or (N, 6) X1Y1Z1X2Y2Z2; areas and volumes are products of
@@ -144,8 +137,7 @@ def cluster_boxes(boxes: np.ndarray, scores: np.ndarray, *, iou_threshold: float
     """Cluster boxes as in non-maximum suppression (Jaeger et al., section 3.2).
 
     The highest-scoring remaining box (the first of equal scores) takes all remaining boxes whose
-    IoU
-    with it exceeds the threshold.
+    IoU with it exceeds the threshold.
 
     Args:
         boxes: (N, 4) X1Y1X2Y2 or (N, 6) X1Y1Z1X2Y2Z2.
@@ -213,8 +205,7 @@ def _reach(starts: np.ndarray, ends: np.ndarray, iou_threshold: float) -> np.nda
     """(N,) maximum distance along an axis of the centers of boxes that overlap enough.
 
     The IoU of boxes is at most that of their extents along an axis. For widths w, v it exceeds t
-    only if
-    v < w / t and the centers are closer than (w + v) / 2 * (1 - t) / (1 + t).
+    only if v < w / t and the centers are closer than (w + v) / 2 * (1 - t) / (1 + t).
     """
     widths = ends - starts
     others = np.full(len(widths), widths.max(initial=0))

@@ -23,16 +23,14 @@ class Ensemble(nn.Module):
     weighted box clustering (Jaeger et al., section 3.2) or NMS.
 
     Tiles are not resized: a model that uses lengths in pixels of the slice, as ``RetinaUNet`` does
-    for
-    its calibration, takes pixels of its input for them.
+    for its calibration, takes pixels of its input for them.
 
     Args:
         models: Detectron2 models with the same classes.
         mirrors: whether to use four views of each tile: original and mirrored along x, y and both,
             as one batch of four images.
         tile_size: side of the tiles that larger images are cut into, in pixels of the input; 0 for
-        no
-            tiles. An image that fits into a tile is not cut.
+            no tiles. An image that fits into a tile is not cut.
         tile_overlap: minimum overlap of neighboring tiles, as a fraction of their side.
         iou_threshold: see :func:`consolidate`; by default 1e-5 with tiles, the authors' threshold,
             and 0.2 without. The box of a tile that contains only part of an object has a small IoU
@@ -97,8 +95,7 @@ class Ensemble(nn.Module):
 
         Args:
             batched_inputs: dicts with ``image`` (C, H, W), and optionally ``height`` and ``width``
-            of
-                the output, and ``crop``, the part of it that ``image`` shows.
+                of the output, and ``crop``, the part of it that ``image`` shows.
 
         Returns:
             ``[{"instances": ...}]``, see :func:`consolidate`.
@@ -136,8 +133,7 @@ def consolidate(
     """Merge the detections of several views.
 
     The mask of a cluster, which the paper does not specify, has the pixels where the sum of its
-    members'
-    masks, with the weights of their coordinates, exceeds 0.5.
+    members' masks, with the weights of their coordinates, exceeds 0.5.
 
     Args:
         detections: detections of one image or volume.

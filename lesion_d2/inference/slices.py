@@ -19,16 +19,13 @@ def merge_slices(
 
     Non-maximum suppression over the boxes of all slices projected to one plane: the highest-scoring
     remaining box (the first of equal scores) and its matches become one 3-D box. Matches are
-    remaining
-    boxes, on any slice, whose IoU with it exceeds the threshold and whose slice is connected to its
-    slice, that is with such a box on every slice in between. Boxes beyond a slice without one
-    remain.
+    remaining boxes, on any slice, whose IoU with it exceeds the threshold and whose slice is
+    connected to its slice, that is with such a box on every slice in between. Boxes beyond a slice
+    without one remain.
 
     Matches of any score extend the box in z, so the detector's score threshold determines how far
-    boxes
-    extend. The paper specifies only the slices of the 3-D box; it gets the in-plane box and the
-    score of
-    its best box.
+    boxes extend. The paper specifies only the slices of the 3-D box; it gets the in-plane box and
+    the score of its best box.
 
     Args:
         boxes: (N, 4) X1Y1X2Y2 in pixels.
@@ -115,8 +112,7 @@ def link_each_class(
 
     Args:
         link: ``link(boxes, scores, slice_ids, iou_threshold)`` takes checked arrays of one class
-        and
-            returns (m, 6) boxes, (m,) scores and (n,) tracklets, see :func:`merge_slices`.
+            and returns (m, 6) boxes, (m,) scores and (n,) tracklets, see :func:`merge_slices`.
         boxes, scores, slice_ids, classes, iou_threshold: as :func:`batched_merge_slices`.
 
     Returns:

@@ -29,24 +29,17 @@ def track_slices(
     """Link the boxes of one class on the slices of a volume (Bai et al., section II).
 
     The paper only names a Kalman filter. This is SORT's (Bewley et al., 2016), with slices instead
-    of
-    video frames: the state of a lesion is the center, area and aspect ratio of its box, with
-    constant
-    velocities of center and area, and SORT's variances. On each slice, predicted and detected boxes
-    are
-    assigned to maximize the sum of IoUs over pairs that reach the threshold. A lesion without a box
-    is
-    predicted for up to ``max_gap`` slices; an unassigned box starts a new lesion.
+    of video frames: the state of a lesion is the center, area and aspect ratio of its box, with
+    constant velocities of center and area, and SORT's variances. On each slice, predicted and
+    detected boxes are assigned to maximize the sum of IoUs over pairs that reach the threshold. A
+    lesion without a box is predicted for up to ``max_gap`` slices; an unassigned box starts a new
+    lesion.
 
     One pass runs from head to feet and one back, so that the result does not depend on the
-    direction.
-    Each pass links a box to the lesion's previous box. Links of both passes are accepted first,
-    then
-    those of one pass by descending IoU (ties by score), as long as each box has at most one
-    neighbor on
-    each side. A chain of links becomes one 3-D box from its first to its last slice, with the
-    in-plane
-    box and the score of its best box.
+    direction. Each pass links a box to the lesion's previous box. Links of both passes are accepted
+    first, then those of one pass by descending IoU (ties by score), as long as each box has at most
+    one neighbor on each side. A chain of links becomes one 3-D box from its first to its last
+    slice, with the in-plane box and the score of its best box.
 
     Args:
         boxes: (N, 4) X1Y1X2Y2 in pixels; boxes without area are not linked.
@@ -59,8 +52,7 @@ def track_slices(
     Returns:
         (M, 6) boxes X1Y1Z1X2Y2Z2 in pixels and slices, z1 and z2 the numbers of the first and last
         slice, and (M,) scores, descending. With ``return_tracklets`` also (N,) tracklets: the index
-        of
-        each box's 3-D box, which has at most one box per slice.
+        of each box's 3-D box, which has at most one box per slice.
 
     Raises:
         ValueError: as :func:`~lesion_d2.inference.merge_slices`, or ``max_gap`` is below 0.
@@ -88,7 +80,7 @@ def batched_track_slices(
 
     Args:
         boxes, scores, slice_ids, iou_threshold, max_gap, return_tracklets: see
-        :func:`track_slices`.
+            :func:`track_slices`.
         classes: (N,) integers.
 
     Returns:
@@ -165,8 +157,7 @@ class _Tracks:
     """Kalman filters of T lesions, vectorized.
 
     x, y and area are independent and the aspect ratio is constant, so the covariance has 2 x 2
-    blocks:
-    the variances of a position and its velocity, and their covariance.
+    blocks: the variances of a position and its velocity, and their covariance.
     """
 
     def __init__(self) -> None:

@@ -44,12 +44,10 @@ class VolumeEnsemble(Ensemble):
 
     As :class:`Ensemble`, for volumetric models, with eight mirrored views. Boxes are mapped to the
     voxels of the original volume and merged there. It also serves a single model, as volumes are
-    cut
-    into tiles.
+    cut into tiles.
 
     Memory does not grow with the number of slices: the slices of the next row of tiles are read
-    while
-    the model processes the current one, and no slice is read twice.
+    while the model processes the current one, and no slice is read twice.
 
     Args:
         models, mirrors, tile_overlap, consolidation, iou_threshold, max_detections: see
@@ -105,8 +103,7 @@ class VolumeEnsemble(Ensemble):
 
         Args:
             input_dict: ``reader``, a :class:`LoadableVolume`, and optionally ``on_slice``, a
-            callback
-                for each slice of the original volume that has been processed.
+                callback for each slice of the original volume that has been processed.
         """
         reader, options = input_dict["reader"], self.view_options
         tiles = make_tiles(reader.shape, options["tile_size"], options["tile_overlap"])
