@@ -159,12 +159,12 @@ def run_listing(
     if args.dry_run:
         return 0
     if summary.is_part:
-        print(f"part {args.shard} is done: the part that ends last makes the data set")
+        print(f"part {args.shard} has finished: the last part writes the data set")
         return 1 if summary.damaged and not args.skip_damaged else 0
     if not summary.written:
         print(
             f"{program}: error: found {len(summary.damaged)} cases that cannot be read, expected "
-            "none: there is no data set yet; repair them, and the same command goes on, or pass "
+            "none: no data set was written; repair them and run the same command again, or pass "
             "--skip-damaged",
             file=sys.stderr,
         )
@@ -172,9 +172,7 @@ def run_listing(
     print(f"{summary.root} is complete\n")
     datasets = Path(os.path.abspath(resolve_root("$DETECTRON2_DATASETS")))
     if os.path.realpath(summary.root.parent) != os.path.realpath(datasets):
-        print(
-            f"it is not in $DETECTRON2_DATASETS ({datasets}), so it is not registered by itself\n"
-        )
+        print(f"it is not in $DETECTRON2_DATASETS ({datasets}), so it is not registered\n")
     return 0 if args.no_check else _check(summary.root, args.workers)
 
 
@@ -195,8 +193,8 @@ def _import(listing: Listing, args: argparse.Namespace, format: str) -> ImportSu
         )
     except BrokenProcessPool:
         raise InputError(
-            "a process was killed, maybe for its memory: the same command goes on, with fewer "
-            f"--workers if need be; what is finished is in {working_folder(args.output)}"
+            "a process was killed, maybe for its memory: run the same command again, with "
+            f"fewer --workers if needed; finished cases are in {working_folder(args.output)}"
         ) from None
 
 
@@ -222,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def interrupted(output: Path) -> str:
     """The message after Ctrl-C."""
     goes_on = working_folder(output).exists()
-    return "interrupted" + (": the same command goes on from here" if goes_on else "")
+    return "interrupted" + (": run the same command again to continue" if goes_on else "")
 
 
 if __name__ == "__main__":

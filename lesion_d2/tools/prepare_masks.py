@@ -427,7 +427,8 @@ def main(argv: list[str] | None = None) -> int:
     setup_logger(name="lesion_d2")
     goes_on = ""
     if args.output:
-        goes_on = f": the same command goes on from {args.shard.file(f'{args.output}.partial')}"
+        journal = args.shard.file(f"{args.output}.partial")
+        goes_on = f": run the same command again to continue from {journal}"
     return run_program(lambda: _run(args), interrupted=f"interrupted{goes_on}")
 
 
@@ -444,8 +445,7 @@ def _run(args: argparse.Namespace) -> None:
     summary = prepare_masks(args.dataset, args.method, args.output, args.workers, args.shard)
     if summary is None:
         print(
-            f"part {args.shard} of {args.dataset} is done: the part that ends last writes "
-            f"{args.output}"
+            f"part {args.shard} of {args.dataset} has finished: the last part writes {args.output}"
         )
         return
     if summary.stood:

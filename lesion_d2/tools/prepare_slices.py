@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     setup_logger(name="lesion_d2")
     return run_program(
-        lambda: _run(args), interrupted="interrupted: the same command goes on where it stopped"
+        lambda: _run(args), interrupted="interrupted: run the same command again to continue"
     )
 
 

@@ -260,7 +260,7 @@ def test_resumes_after_an_interruption(number, grid, tmp_path, capfd, monkeypatc
     monkeypatch.setenv("SIGNAL", str(int(number)))
     assert main(grid("--seeds", "2")) == 1
     last = capfd.readouterr().err.strip().splitlines()[-1]
-    assert last == "interrupted: the same command goes on from here"
+    assert last == "interrupted: run the same command again to continue"
     assert signal.getsignal(number) is escaped
     folder = folder_of(tmp_path, seed=2)
     assert is_free(folder) and not (folder / "result.json").exists()

@@ -68,7 +68,7 @@ def test_parts_say_that_they_are_parts(source, tmp_path, capsys):
     output = tmp_path / "mine"
     assert _main(source, output, "--shard", "1/2", "--no-check") == 0
     said = capsys.readouterr().out
-    assert "part 1/2 is done: the part that ends last makes the data set" in said
+    assert "part 1/2 has finished: the last part writes the data set" in said
     assert _main(source, output, "--shard", "2/2", "--no-check") == 0
     assert f"{output} is complete" in capsys.readouterr().out
     assert _main(source, output, "--shard", "1/2") == 0
@@ -130,7 +130,7 @@ def test_errors_are_one_line_and_ctrl_c_is_130(source, tmp_path, capsys, monkeyp
     assert capsys.readouterr().err == "interrupted\n"
     (tmp_path / "mine.partial").mkdir()
     assert _main(source, tmp_path / "mine") == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command again" in capsys.readouterr().err
 
 
 def test_every_format_has_a_help_of_its_own(capsys):

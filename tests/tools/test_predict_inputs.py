@@ -154,5 +154,5 @@ def test_ctrl_c_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(outputs, "write_csv", interrupted)
     assert main(make_arguments(tmp_path / "run", tmp_path / "out", tmp_path / "a.nii")) == 130
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "interrupted: the same command goes on from here"
+    assert last == "interrupted: run the same command again to continue"
     assert list((tmp_path / "out").iterdir()) == []

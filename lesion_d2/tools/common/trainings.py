@@ -79,7 +79,7 @@ def collected(failures: list[str]) -> Iterator[None]:
     except (ValueError, OSError) as error:
         failures.append(f"error: {told(error)}")
     except KeyboardInterrupt:
-        failures.append("interrupted: the same command goes on from here")
+        failures.append("interrupted: run the same command again to continue")
 
 
 def run_all(

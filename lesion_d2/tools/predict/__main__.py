@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = get_parser()
     args = parser.parse_intermixed_args(argv)
     _check_combined(parser, args)
-    goes_on = "interrupted: the same command goes on from here"
+    goes_on = "interrupted: run the same command again to continue"
     return run_program(lambda: run(args), _PROGRAM, interrupted=goes_on)
 
 
@@ -168,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
     check_prediction(cfg)
     fit_device(cfg)
     operating_point, said = choose_threshold(args, cfg)
-    print(f"From which score on: {said}", file=sys.stderr)
+    print(f"Score threshold: {said}", file=sys.stderr)
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -206,7 +206,7 @@ def run(args: argparse.Namespace) -> int:
     if is_complete:
         print(f"Results are in {args.output}: open {args.output / 'index.html'}")
     else:
-        print(f"part {args.shard} is done: the part that ends last writes the summary")
+        print(f"part {args.shard} has finished: the last part writes the summary")
     return 1 if any(row.error for row in rows) else 0
 
 

@@ -50,7 +50,7 @@ def read_curve(file: Path) -> tuple[FrocCurve, Band | None]:
     """
     content = read_froc_file(file)
     if "curve" not in content:
-        raise ValueError(f"{file}: found no curve, expected one: evaluate anew (--eval-only)")
+        raise ValueError(f"{file}: found no curve, expected one: evaluate again (--eval-only)")
     row, points = content["rows"][0], content["curve"]
     rates = np.array(points["fps_per_image"], float)
     sensitivity = np.array(points["sensitivity"], float)
