@@ -231,7 +231,7 @@ def test_two_parts_at_a_time_find_the_same(folder, alone, tmp_path, capsys):
     changed = [*_several(folder, output, "--shard", "1/2"), "TEST.DETECTIONS_PER_IMAGE", "3"]
     capsys.readouterr()
     assert main(changed) == 0
-    assert "part 1/2 is done" in capsys.readouterr().out
+    assert "part 1/2 has finished" in capsys.readouterr().out
     assert not (output / "summary.csv").exists()
     (output / ".parts" / "2-of-2.json").write_text("[]")
     assert main(changed) == 1
