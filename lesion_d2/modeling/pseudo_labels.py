@@ -7,7 +7,7 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances, pairwise_iou
 from torch import Tensor
 
-#: IoU from which on a mined lesion is a hidden one.
+#: IoU at which a pseudo-label matches a hidden lesion.
 HIT_IOU = 0.5
 
 
@@ -18,21 +18,21 @@ def mine_lesions(
     score_threshold: float = 0.9,
     gt_nms_threshold: float = 0.7,
 ) -> Instances:
-    """Choose the detections of an image that training takes for lesions.
+    """Select the detections of an image that become pseudo-labels.
 
-    Those with an IoU above ``gt_nms_threshold`` with an annotated lesion are that lesion (the
-    paper's GT NMS); of the others those with a score of at least ``score_threshold`` (tau) are
-    mined.
+    Detections with an IoU above ``gt_nms_threshold`` with an annotated lesion are removed (the
+    paper's GT NMS); of the others, those with a score of at least ``score_threshold`` (tau) are
+    kept.
 
     Args:
         instances: with ``pred_boxes`` and ``scores``, in any order.
-        gt_boxes: of the annotated lesions, in the same pixels.
-        score_threshold, gt_nms_threshold: the paper's are 0.9 and 0.7.
+        gt_boxes: boxes of the annotated lesions, in the same pixels.
+        score_threshold, gt_nms_threshold: 0.9 and 0.7 in the paper.
 
     Returns:
-        The mined ones, in their order.
+        The pseudo-labels, in the order of ``instances``.
     """
-    # As float32: mixed precision would round the threshold too.
+    # In float32: mixed precision would round the threshold, too.
     instances = instances[instances.scores.float() >= score_threshold]
     if len(instances) == 0 or len(gt_boxes) == 0:
         return instances
@@ -41,14 +41,14 @@ def mine_lesions(
 
 
 def best_box_ious(boxes: Tensor, true_boxes: Tensor) -> Tensor:
-    """The highest IoU of each box with one of the true boxes.
+    """Compute the highest IoU of each box with any of the true boxes.
 
     Args:
         boxes: (n, 4) XYXY in pixels.
         true_boxes: (m, 4).
 
     Returns:
-        (n,) float32; 0 where m is 0.
+        (n,) float32; 0 if m is 0.
     """
     if len(true_boxes) == 0:
         return torch.zeros(len(boxes), device=boxes.device)
@@ -56,11 +56,11 @@ def best_box_ious(boxes: Tensor, true_boxes: Tensor) -> Tensor:
 
 
 def hits_any(boxes: Boxes, lesions: Sequence[Sequence[float]]) -> Tensor:
-    """Which boxes have an IoU of at least :data:`HIT_IOU` with a lesion.
+    """Return which boxes have an IoU of at least :data:`HIT_IOU` with a lesion.
 
     Args:
-        boxes: n.
-        lesions: XYXY, in the same pixels; there may be none.
+        boxes: n boxes.
+        lesions: boxes XYXY, in the same pixels; may be empty.
 
     Returns:
         (n,) bool.
@@ -76,27 +76,26 @@ def view_detections(
     *,
     min_share: float | None = None,
 ) -> Instances:
-    """Bring detections from the slice to an augmented image, as the mapper brings lesions there.
+    """Transform detections from the slice to an augmented image, as the mapper does with lesions.
 
-    After a rotation or shear a box is the extent of its inscribed ellipse's image, as that of a
-    lesion without diameters. Boxes are cut at the image's border, and those whose center lies
-    outside are dropped; with ``min_share``, those of which the image shows nothing.
+    After a rotation or shear, a box is the extent of its transformed inscribed ellipse, as for a
+    lesion without diameters. Boxes are clipped to the image. Those with their center outside are
+    dropped; with ``min_share``, those that are completely outside.
 
     Args:
         instances: with ``pred_boxes`` in pixels of the slice, ``scores`` and ``pred_classes``.
-        matrix: (2, 3), maps points (x, y) of the slice to the image; whole numbers are pixel
-            centers.
+        matrix: (2, 3), maps points (x, y) of the slice to the image; integers are pixel centers.
         image_size: height and width.
-        min_share: of a patch, see
+        min_share: for patches, see
             :func:`~lesion_d2.data.transforms.lesion_transforms.transform_lesions`.
 
     Returns:
         The three fields, in pixels of the image; with ``min_share`` also ``is_cut`` (n,) bool,
-        whether the image shows less than that share of the box.
+        whether less than that share of the box is in the image.
     """
     height, width = image_size
     boxes, matrix = instances.pred_boxes.tensor.float(), matrix.to(instances.pred_boxes.device)
-    # Products by element: mixed precision would round those of matrices by whole pixels.
+    # Elementwise: in mixed precision, matrix products would round by whole pixels.
     centers = _times((boxes[:, :2] + boxes[:, 2:]) / 2, matrix[:, :2]) + matrix[:, 2]
     halves = _times(((boxes[:, 2:] - boxes[:, :2]) / 2).square(), matrix[:, :2].square()).sqrt()
     end = centers.new_tensor([width, height]) - 0.5  # the outer edges of the last pixels
@@ -112,23 +111,23 @@ def view_detections(
 
 
 def _times(vectors: Tensor, matrix: Tensor) -> Tensor:
-    """(n, 2), each vector times a (2, 2) matrix."""
+    """Multiply (n, 2) vectors by a (2, 2) matrix."""
     return (vectors[:, None] * matrix).sum(dim=2)
 
 
 def ellipse_masks(
     boxes: Tensor, matrix: Tensor, image_size: tuple[int, int], *, margin: float = 5.0
 ) -> BitMasks:
-    """Masks of mined lesions, in the manner of pseudo-masks: ellipses inscribed in their boxes.
+    """Make masks of pseudo-labels: ellipses inscribed in their boxes, like pseudo-masks.
 
-    The paper's detector learns no masks; that of a lesion which nobody measured is ours.
+    The paper's detector has no masks; masks of lesions without diameters are our choice.
 
     Args:
         boxes: (n, 4) XYXY in pixels of the image.
-        matrix: of the image, see :func:`view_detections`.
+        matrix: matrix of the image, see :func:`view_detections`.
         image_size: height and width.
-        margin: pixels of the slice by which boxes surround lesions; half a pixel of the lesion is
-            always left.
+        margin: margin of boxes around lesions in pixels of the slice; the half-axes are at least
+            half a pixel.
     """
     height, width = image_size
     margins = margin * matrix[:, :2].to(boxes, non_blocking=True).square().sum(dim=1).sqrt()
@@ -141,7 +140,7 @@ def ellipse_masks(
 
 
 def box_masks(boxes: Tensor, image_size: tuple[int, int]) -> BitMasks:
-    """Masks of regions to ignore that have none: the pixels whose centers lie in their boxes.
+    """Make masks of regions to ignore without masks: pixels with their center in the box.
 
     Args:
         boxes: (n, 4) XYXY in pixels of the image.
@@ -156,11 +155,11 @@ def box_masks(boxes: Tensor, image_size: tuple[int, int]) -> BitMasks:
 
 
 class MiningCounts(Counter[str]):
-    """What a teacher mined, in sums.
+    """Sums of counts of a teacher's pseudo-labels.
 
-    ``images`` looked at; lesions ``mined`` on them, and the sum of their ``score``. On images with
-    hidden lesions known: mined lesions (``judged``) and those of them that are hidden ones
-    (``hits``), ``hidden`` lesions and those of them that were ``found``.
+    ``images``: number of images; ``mined``: pseudo-labels on them; ``score``: sum of their scores.
+    On images with known hidden lesions: ``judged``: pseudo-labels; ``hits``: those that match a
+    hidden lesion; ``hidden``: hidden lesions; ``found``: those that were found.
     """
 
     def add(self, mined: Instances, hidden_boxes: Boxes | None) -> None:
@@ -168,8 +167,8 @@ class MiningCounts(Counter[str]):
 
         Args:
             mined: with ``pred_boxes`` and ``scores``.
-            hidden_boxes: lesions that are known but were hidden from training, in the same pixels;
-                None where nobody knows.
+            hidden_boxes: known lesions whose annotations were hidden from training, in the same
+                pixels; None if unknown.
         """
         self.update(images=1, mined=len(mined), score=mined.scores.double().sum().item())
         if hidden_boxes is not None:
@@ -180,7 +179,7 @@ class MiningCounts(Counter[str]):
 
 
 def summarize_mining(counts: Mapping[str, float]) -> dict[str, float]:
-    """Numbers to log of :class:`MiningCounts`; without those that are not defined.
+    """Compute the metrics to log from :class:`MiningCounts`, without undefined ones.
 
     Returns:
         ``mined_per_image``, their ``mean_score``, and ``precision`` and ``recall`` of the hidden

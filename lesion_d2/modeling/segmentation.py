@@ -14,9 +14,9 @@ from .backbone import UNetFPN
 from .losses import IGNORE, focal_segmentation_loss, segmentation_loss
 
 _INTERPOLATIONS = {2: "bilinear", 3: "trilinear"}  # by the number of axes
-_PRIOR = 0.01  # of a foreground pixel, as RETINANET.PRIOR_PROB of a foreground anchor
+_PRIOR = 0.01  # prior probability of foreground pixels, as RETINANET.PRIOR_PROB of anchors
 
-#: Maps logits (N, K + 1, H, W) and labels (N, H, W), or those of volumes, to a scalar.
+#: A function of logits (N, K + 1, H, W) and labels (N, H, W), or those of volumes, to a scalar.
 SegmentationLoss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -26,13 +26,13 @@ def build_segmentation_predictor(
     """Build the 1x1 convolution from P0 to the logits of the background and K classes.
 
     Args:
-        backbone: a :class:`UNetFPN`, whose ``decode`` gives P0; with one of volumes the convolution
-            is one of volumes.
+        backbone: a :class:`UNetFPN`, whose ``decode`` returns P0; for a backbone of volumes the
+            convolution is 3-D.
         num_classes: K.
-        class_agnostic: one foreground in place of K classes.
+        class_agnostic: use one foreground class instead of K.
 
     Raises:
-        ValueError: the backbone is no U-FPN.
+        ValueError: the backbone is not a U-FPN.
     """
     if not isinstance(backbone, UNetFPN):
         raise ValueError(
@@ -41,7 +41,7 @@ def build_segmentation_predictor(
         )
     num_channels = 2 if class_agnostic else num_classes + 1
     predictor = backbone.plain_conv(backbone.decoder_shape.channels, num_channels, kernel_size=1)
-    # As RetinaNet's own prior: nearly all pixels are background, and say so from the start.
+    # Like RetinaNet's prior: nearly all pixels are background at initialization.
     nn.init.zeros_(predictor.bias)
     nn.init.constant_(predictor.bias[:1], math.log((1 - _PRIOR) / _PRIOR))
     return predictor
@@ -68,20 +68,20 @@ def build_segmentation_loss(cfg) -> SegmentationLoss:
 def semantic_labels(
     gt_instances: list[Instances], images: ImageList, *, class_agnostic: bool = False
 ) -> Tensor:
-    """Paint the instances' masks into one label map an image.
+    """Combine the instances' masks into one label map per image.
 
-    The paper does not say whether the segmentation tells classes apart. In its authors' code it
-    does in U-Faster R-CNN+ and DetU-Net, and not in Retina U-Net.
+    The paper does not say whether the segmentation distinguishes classes. In the published code it
+    does in U-Faster R-CNN+ and DetU-Net, but not in Retina U-Net.
 
     Args:
-        gt_instances: with ``gt_classes`` and ``gt_masks`` (BitMasks, or BitMasks3D of volumes), one
-            an image.
+        gt_instances: with ``gt_classes`` and ``gt_masks`` (BitMasks, or BitMasks3D for volumes),
+            one per image.
         images: the batch.
-        class_agnostic: whether the label is 1 inside the masks of all classes.
+        class_agnostic: use label 1 for all classes.
 
     Returns:
-        (N, H, W), or of volumes (N, D, H, W), int64: 0 for background, class + 1 inside a mask (the
-        later instance wins where two overlap), ``IGNORE`` in the masks of a class below 0 and in
+        (N, H, W), or (N, D, H, W) for volumes, int64: 0 for background, class + 1 inside a mask
+        (the later instance if masks overlap), ``IGNORE`` inside masks of negative classes and in
         the padding of the batch.
     """
     sides = images.tensor.shape[2:]
@@ -102,19 +102,19 @@ def semantic_labels(
 
 
 def _corner(size: tuple[int, ...]) -> tuple[slice, ...]:
-    """Where an image of a size lies in a padded one."""
+    """The index of an image of a size in a padded one."""
     return tuple(slice(side) for side in size)
 
 
 def segmented_as(classes: Tensor, num_channels: int) -> Tensor:
-    """Which foreground channel of the segmentation shows a class.
+    """Return the foreground channel of the segmentation for each class.
 
     Args:
         classes: (n,) int.
-        num_channels: K, or 1 of a segmentation that does not tell classes apart.
+        num_channels: K, or 1 for a class-agnostic segmentation.
 
     Returns:
-        (n,) int: the classes, or all 0.
+        (n,) int: the classes, or zeros.
     """
     return torch.zeros_like(classes) if num_channels == 1 else classes
 
@@ -122,15 +122,15 @@ def segmented_as(classes: Tensor, num_channels: int) -> Tensor:
 def resize_probabilities(
     probabilities: Tensor, image_size: tuple[int, ...], output_size: tuple[int, ...]
 ) -> Tensor:
-    """Bring the probabilities of one image of a batch to output size.
+    """Resize the probabilities of one image of a batch to output size.
 
     Args:
-        probabilities: (K + 1, H, W), or (K + 1, D, H, W), of the padded image.
+        probabilities: (K + 1, H, W), or (K + 1, D, H, W), for the padded image.
         image_size: height and width, or depth, height and width, of the image without its padding.
-        output_size: the same of the output.
+        output_size: the same for the output.
 
     Returns:
-        (K + 1, *output_size), bilinear or trilinear; a view where the two sizes are the same.
+        (K + 1, *output_size), bilinear or trilinear; a view if both sizes are equal.
     """
     cut = probabilities[(slice(None), *_corner(image_size))]
     if tuple(image_size) == tuple(output_size):

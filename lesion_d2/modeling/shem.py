@@ -1,4 +1,4 @@
-"""Stochastic hard example mining (Jaeger et al., section 4.2), in one stage and in two."""
+"""Stochastic hard example mining (Jaeger et al., section 4.2), for one and two stages."""
 
 from typing import NamedTuple
 
@@ -13,14 +13,14 @@ from .waiting import indices_of
 
 
 class AnchorCounts(NamedTuple):
-    """Numbers of positive and of negative anchors, of each image."""
+    """Number of positive and of negative anchors of each image."""
 
     positive: list[int]
     negative: list[int]
 
 
 def count_anchors(labels: Tensor, num_classes: int) -> AnchorCounts:
-    """Count the anchors of a batch, for which a GPU is waited for once.
+    """Count the anchors of a batch, with a single GPU synchronization.
 
     Args:
         labels: (N, R) int, see :func:`shem_loss`.
@@ -34,16 +34,16 @@ def count_anchors(labels: Tensor, num_classes: int) -> AnchorCounts:
 def draw_positives(
     labels: Tensor, counts: AnchorCounts, number: int, *, num_classes: int
 ) -> tuple[Tensor, AnchorCounts]:
-    """Let at most so many positive anchors of each image count, by :func:`sample_positives`.
+    """Keep at most ``number`` positive anchors per image, by :func:`sample_positives`.
 
     Args:
         labels: (N, R) int, see :func:`shem_loss`.
-        counts: of the labels.
-        number: of an image's positive anchors, at most.
+        counts: counts of the labels.
+        number: maximum number of positive anchors per image.
         num_classes: K.
 
     Returns:
-        The labels, -1 for the other positive anchors, and their counts.
+        The labels, with -1 for the other positive anchors, and their counts.
     """
     is_positive = (labels >= 0) & (labels != num_classes)
     is_drawn = torch.zeros_like(is_positive)
@@ -61,24 +61,25 @@ def shem_loss(
     softmax: bool,
     counts: AnchorCounts | None = None,
 ) -> Tensor:
-    """Cross entropy with stochastic hard example mining (Jaeger et al., section 4.2).
+    """Compute the cross entropy with stochastic hard example mining (Jaeger et al., section 4.2).
 
-    All positive anchors count, and of each image as many negative ones (one at least), drawn by
-    :func:`sample_hard_negatives`. The paper says that they are mined stochastically "according to
-    softmax probability"; their number, and the means, are those of its authors' code: an image's
-    loss is half the mean over its positive anchors plus half the mean over its negative ones, and
-    the loss is the mean over images. So an image without a lesion, of which a single anchor is
-    drawn, has half the weight of one with thirty positive anchors. Sums are taken in float32 under
-    mixed precision.
+    The loss includes all positive anchors, and an equal number of negative ones per image (at least
+    one), sampled by :func:`sample_hard_negatives`. The paper says that they are mined
+    stochastically "according to softmax probability"; their number and the means follow the
+    published code: an image's loss is half the mean over its positive anchors plus half the mean
+    over its negative ones, and the loss is the mean over images. So an image without lesions, with
+    a single sampled anchor, has half the weight of one with thirty positive anchors. Sums are in
+    float32 under mixed precision.
 
     Args:
-        logits: (N, R, K), or (N, R, K + 1) with a softmax, the last one the background's.
-        labels: (N, R) int, 0 to K - 1 for lesions, K for background, below 0 for anchors that do
-            not count.
-        pool: the hardest so many times the number of drawn negatives are drawn from.
-        softmax: whether classes exclude each other; otherwise the binary cross entropies of the K
-            classes are summed.
-        counts: of the labels, where they are known.
+        logits: (N, R, K), or (N, R, K + 1) with a softmax, where the last channel is the
+            background.
+        labels: (N, R) int, 0 to K - 1 for lesions, K for background, below 0 for ignored anchors.
+        pool: size of the pool of hardest negatives that are sampled from, as a multiple of the
+            number of samples.
+        softmax: use a softmax over classes; otherwise sum the binary cross entropies of the K
+            classes.
+        counts: counts of the labels, if known.
 
     Returns:
         A scalar.
@@ -104,7 +105,7 @@ def shem_loss(
 def _mean_of_chosen(
     logits: Tensor, labels: Tensor, softmax: bool, chosen: Tensor, number: int
 ) -> Tensor:
-    """The mean over images of each image's mean cross entropy, of so many chosen anchors."""
+    """Mean over images of the mean cross entropy of each image's chosen anchors."""
     where = indices_of(chosen, number)
     losses = _cross_entropy(logits[where].float(), labels[where], softmax)
     return mean_per_image(losses, chosen, where)
@@ -119,15 +120,16 @@ def batch_shem_loss(
     softmax: bool,
     counts: AnchorCounts | None = None,
 ) -> Tensor:
-    """Cross entropy with hard negatives of the whole batch, as in nnDetection.
+    """Compute the cross entropy with hard negatives of the whole batch, as in nnDetection.
 
-    All positive anchors count, and ``negatives`` times as many negative ones (as if there were one
-    positive, where there is none). The loss is the mean over all that count; without a softmax also
-    over the classes. Sums are taken in float32 under mixed precision.
+    The loss includes all positive anchors, and ``negatives`` times as many negative ones (at least
+    for one positive). It is the mean over these anchors; without a softmax, also over the classes.
+    Sums are in float32 under mixed precision.
 
     Args:
         logits, labels, pool, softmax, counts: see :func:`shem_loss`.
-        negatives: for each positive. nnDetection's share of positives, a third, is 2.
+        negatives: number of negatives per positive; 2 in nnDetection (a third of samples are
+            positive).
 
     Returns:
         A scalar.
@@ -147,7 +149,7 @@ def batch_shem_loss(
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, softmax: bool) -> Tensor:
-    """(n,) of logits (n, K), or (n, K + 1) with a softmax, and labels 0 to K."""
+    """Cross entropy (n,) of logits (n, K), or (n, K + 1) with a softmax, and labels 0 to K."""
     if softmax:
         return F.cross_entropy(logits, labels, reduction="none")
     targets = F.one_hot(labels, logits.shape[1] + 1)[:, :-1].to(logits.dtype)
@@ -157,12 +159,12 @@ def _cross_entropy(logits: Tensor, labels: Tensor, softmax: bool) -> Tensor:
 def mean_per_image(
     values: Tensor, chosen: Tensor, where: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
-    """The mean over images of each image's mean.
+    """Compute the mean over images of each image's mean.
 
     Args:
-        values: (n,), of what is chosen, in the order of ``chosen.nonzero()``.
-        chosen: (N, R) bool, with n True ones; an image without any has a mean of 0.
-        where: the indices of these, where they are known.
+        values: (n,), values of the chosen elements, in the order of ``chosen.nonzero()``.
+        chosen: (N, R) bool, with n True elements; the mean of an image without any is 0.
+        where: indices of the True elements, if known.
 
     Returns:
         A scalar.
@@ -182,19 +184,19 @@ def box_loss_per_image(
     smooth_l1_beta: float,
     counts: AnchorCounts | None = None,
 ) -> Tensor:
-    """The box regression loss that goes with :func:`shem_loss`: the mean over images.
+    """Compute the box regression loss that belongs to :func:`shem_loss`: the mean over images.
 
-    An image's loss is the mean over its positive anchors, and over the four deltas of each (six in
-    3-D), as in the authors' code; 0 without a positive one.
+    An image's loss is the mean over its positive anchors and their four deltas (six in 3-D), as in
+    the published code; 0 without positive anchors.
 
     Args:
-        anchors: one an FPN level, R in all, of B = 4 or 6 numbers.
-        transform: what the deltas are of.
-        pred_deltas: (N, R_i, B), one a level.
-        gt_boxes: (R, B), one an image.
+        anchors: one per FPN level, R in total, with B = 4 or 6 numbers.
+        transform: the box transform of the deltas.
+        pred_deltas: (N, R_i, B), one per level.
+        gt_boxes: (R, B), one per image.
         is_positive: (N, R) bool.
         box_reg_loss_type, smooth_l1_beta: see :func:`box_regression_loss`.
-        counts: of all anchors, where they are known.
+        counts: counts of all anchors, if known.
 
     Returns:
         A scalar.
@@ -219,7 +221,7 @@ def box_loss_per_image(
 
 
 def _foreground_probability(logits: Tensor, softmax: bool) -> Tensor:
-    """The highest probability of a class, of logits (..., K) or with a softmax (..., K + 1)."""
+    """The highest class probability, from logits (..., K), or (..., K + 1) with a softmax."""
     probabilities = logits.softmax(dim=-1)[..., :-1] if softmax else logits.sigmoid()
     return probabilities.amax(dim=-1)
 
@@ -227,35 +229,34 @@ def _foreground_probability(logits: Tensor, softmax: bool) -> Tensor:
 def sample_hard_negatives(
     hardness: Tensor, number: int, *, pool: int, count: int | None = None
 ) -> Tensor:
-    """Draw negatives at random from the hardest ones.
+    """Sample negatives from the hardest ones.
 
     Args:
-        hardness: (R,), how much an anchor looks like a lesion; below 0 for those that are none to
-            draw.
-        number: of negatives to draw; all there are where there are fewer.
-        pool: they are drawn from the hardest ``pool * number``, each with the same probability.
-        count: of those to draw from, where it is known.
+        hardness: (R,), similarity of an anchor to a lesion; below 0 for anchors that are excluded.
+        number: number of negatives to sample; all of them if there are fewer.
+        pool: they are sampled uniformly from the hardest ``pool * number``.
+        count: number of candidates, if known.
 
     Returns:
-        (n,) int64, different indices.
+        (n,) int64, distinct indices.
     """
     if count is None:
         count = int((~(hardness < 0)).sum())
-    # What is not a number comes first: it stays, and shows in the loss.
+    # NaN comes first, so that it is kept and visible in the loss.
     indices = hardness.topk(min(pool * number, len(hardness))).indices[:count]
     return indices[torch.randperm(len(indices), device=indices.device)[:number]]
 
 
 def sample_positives(is_positive: Tensor, number: int, *, count: int | None = None) -> Tensor:
-    """Draw positives at random.
+    """Sample positives uniformly.
 
     Args:
         is_positive: (R,) bool.
-        number: of positives to draw; all there are where there are fewer.
-        count: of those to draw from, where it is known.
+        number: number of positives to sample; all of them if there are fewer.
+        count: number of candidates, if known.
 
     Returns:
-        (n,) int64, different indices.
+        (n,) int64, distinct indices.
     """
     [indices] = indices_of(is_positive, int(is_positive.sum()) if count is None else count)
     return indices[torch.randperm(len(indices), device=indices.device)[:number]]

@@ -1,4 +1,4 @@
-"""Detectors that compute less than they could, because nobody wants the rest."""
+"""Variants of detectors that skip outputs which are not needed."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -6,23 +6,22 @@ from typing import Any
 
 from torch import nn
 
-# Attributes by which ROI heads and one-stage detectors say whether they predict masks.
+# Attributes of ROI heads and one-stage detectors that enable masks.
 _MASKS = ("mask_on", "predict_masks")
 
 
 def variant_of(model: nn.Module, changes: Callable[[nn.Module], Mapping[str, Any]]) -> nn.Module:
-    """A model that differs in attributes of its modules, and shares all weights with another.
+    """Make a variant of a model that differs in attributes of modules and shares all weights.
 
-    The other one stays as it is. Only modules with a change in them or below them are copied, and
-    copies share parameters, buffers and hooks with what they were copied from.
+    The model is not modified. Only modules with a change in them or below them are copied; copies
+    share parameters, buffers and hooks with the original.
 
     Args:
-        model: not changed.
-        changes: maps one of its modules to the attributes that it has in the variant; empty for
-            none.
+        model: the original; not modified.
+        changes: returns the attributes of a module to change in the variant; empty for none.
 
     Returns:
-        ``model`` itself where nothing differs.
+        The variant; ``model`` itself if nothing differs.
     """
     return _variant(model, changes, {})
 
@@ -32,7 +31,7 @@ def _variant(
     changes: Callable[[nn.Module], Mapping[str, Any]],
     known: dict[nn.Module, nn.Module],
 ) -> nn.Module:
-    if module in known:  # a part of two others stays one part
+    if module in known:  # shared modules stay shared
         return known[module]
     values = changes(module)
     children = {
@@ -49,10 +48,10 @@ def _variant(
 
 
 def without_masks(model: nn.Module) -> nn.Module:
-    """A variant of a model that predicts no masks; its boxes and scores are the same.
+    """Make a variant of a model without masks; its boxes and scores are the same.
 
     Args:
-        model: a detector, or what holds some, such as an ensemble.
+        model: a detector, or a module that contains detectors, such as an ensemble.
     """
     return variant_of(model, _no_masks)
 
@@ -62,16 +61,16 @@ def _no_masks(module: nn.Module) -> dict[str, Any]:
 
 
 def without_low_scores(model: nn.Module, threshold: float) -> nn.Module:
-    """A variant of a detector that leaves out detections with scores below a threshold.
+    """Make a variant of a detector without detections below a score threshold.
 
-    NMS keeps the same of the others, which only higher scores suppress. Calibration changes scores
-    after NMS, so a calibrated detector keeps its own threshold.
+    NMS of the others is not affected, as only higher scores suppress them. Calibration changes
+    scores after NMS, so a calibrated detector keeps its own threshold.
 
     Args:
         model: a detector.
-        threshold: detections of this score are kept.
+        threshold: detections with this score or more are kept.
     """
-    below = threshold * (1 - 1e-6)  # detectors ask for more than their threshold
+    below = threshold * (1 - 1e-6)  # detectors keep scores above their threshold
 
     def raised(module: nn.Module) -> dict[str, Any]:
         keeps = getattr(module, "calibration", 0) > 0

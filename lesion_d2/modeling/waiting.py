@@ -1,8 +1,7 @@
-"""Work on a GPU that the host does not wait for.
+"""Avoids synchronization of the host with a GPU.
 
-A number that comes from a GPU, and every shape that depends on one (rows that a mask chooses),
-makes the host wait until the GPU has done all that it was given, and the GPU then waits for the
-host.
+Reading a number from a GPU, or a shape that depends on one (rows selected by a mask), makes the
+host wait until the GPU has finished all queued work, and then the GPU waits for the host.
 """
 
 from weakref import WeakKeyDictionary
@@ -15,16 +14,16 @@ from torch import Tensor
 
 
 class HostCopy:
-    """A tensor on its way to the host, which goes on meanwhile; on a CPU the tensor itself.
+    """An asynchronous copy of a tensor to the host; on a CPU, the tensor itself.
 
     Args:
-        tensor: without a gradient.
+        tensor: a tensor without gradient.
     """
 
     def __init__(self, tensor: Tensor):
         self._event = None
         if tensor.is_cuda:
-            # A virtual GPU, as in tests, has neither pinned memory nor events.
+            # A fake GPU, as in tests, has neither pinned memory nor events.
             is_real = torch.cuda.is_available()
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=is_real)
             self._array = buffer.numpy()
@@ -34,11 +33,11 @@ class HostCopy:
             self._array = tensor.numpy()
 
     def has_arrived(self) -> bool:
-        """Whether :meth:`read` would not wait."""
+        """Whether :meth:`read` returns without waiting."""
         return self._event is None or self._event.query()
 
     def read(self) -> np.ndarray:
-        """The numbers on the host; where they have not arrived, this waits."""
+        """Return the numbers on the host; waits if they have not arrived."""
         if self._event is not None:
             self._event.synchronize()
         return self._array
@@ -46,15 +45,15 @@ class HostCopy:
 
 def _record_event(device: torch.device) -> torch.cuda.Event:
     event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(device))  # of the copy, on whichever GPU that is
+    event.record(torch.cuda.current_stream(device))  # of the copy, on the tensor's GPU
     return event
 
 
 def to_host(*tensors: Tensor) -> list[Tensor]:
-    """Tensors on the host, which waits once for all of those that are on a GPU.
+    """Copy tensors to the host, with one synchronization for all of them.
 
     Args:
-        tensors: numbers that a double holds exactly, with or without a gradient.
+        tensors: tensors of numbers that float64 represents exactly, with or without gradient.
     """
     moved = [tensor for tensor in tensors if tensor.is_cuda]
     if not moved:
@@ -68,7 +67,7 @@ def to_host(*tensors: Tensor) -> list[Tensor]:
 
 
 def upload(instances: Instances, device: torch.device) -> Instances:
-    """Instances of the host on a device, which a GPU is not waited for."""
+    """Copy instances from the host to a device, without synchronization."""
     uploaded = Instances(instances.image_size)
     for name, value in instances.get_fields().items():
         tensor = value.tensor if isinstance(value, Boxes) else value
@@ -77,18 +76,18 @@ def upload(instances: Instances, device: torch.device) -> Instances:
     return uploaded
 
 
-# Of each storage, what the last step computed for it.
+# Event storage -> scalars of the last step.
 _on_their_way: WeakKeyDictionary[EventStorage, dict[str, HostCopy]] = WeakKeyDictionary()
 
 
 def put_scalar(name: str, value: Tensor) -> None:
-    """Put a number into the event storage; of a GPU, that of the step before.
+    """Put a scalar into the event storage; on a GPU, the one of the previous step.
 
-    Nobody has to wait for that one any more. The first step puts none.
+    That one is available without waiting. The first step puts none.
 
     Args:
-        name: of the scalar.
-        value: of no dimension.
+        name: name of the scalar.
+        value: tensor with a single element.
     """
     storage = get_event_storage()
     copy = HostCopy(value.detach())
@@ -102,17 +101,17 @@ def put_scalar(name: str, value: Tensor) -> None:
 def rows_that_count(
     counts: Tensor, *values: Tensor, at_most: int | None = None
 ) -> tuple[Tensor | None, list[Tensor]]:
-    """The rows that a loss looks at; on a GPU, whose count is not waited for, others with them.
+    """Select the rows for a loss; on a GPU, with additional rows instead of a synchronization.
 
     Args:
         counts: (N, R) bool.
         values: (N, R, ...) each.
-        at_most: no more rows count, of all images together. A GPU looks at so many, otherwise at
-            all.
+        at_most: upper limit of the number of rows of all images, which is selected on a GPU; by
+            default all rows are.
 
     Returns:
-        Which of the rows that follow count, None for all of them, and the rows (n, ...) of each
-        value. :func:`sum_of_rows` adds up their losses.
+        Which of the returned rows count (None for all), and the rows (n, ...) of each value. Use
+        :func:`sum_of_rows` to sum their losses.
     """
     if not counts.is_cuda:
         return None, [value[counts] for value in values]
@@ -124,13 +123,13 @@ def rows_that_count(
 
 
 def sum_of_rows(losses: Tensor, counts: Tensor | None) -> Tensor:
-    """The sum of the losses (n, ...) of the rows of :func:`rows_that_count`."""
+    """Sum the losses (n, ...) of the rows of :func:`rows_that_count`."""
     if counts is not None:
         losses = losses.masked_fill(~counts.view(-1, *[1] * (losses.dim() - 1)), 0)
     return losses.sum()
 
 
 def indices_of(mask: Tensor, number: int) -> tuple[Tensor, ...]:
-    """As ``mask.nonzero(as_tuple=True)``, where the number of True elements is known."""
+    """As ``mask.nonzero(as_tuple=True)``, with a known number of True elements."""
     found = torch.nonzero_static(mask, size=number) if mask.is_cuda else mask.nonzero()
     return found.unbind(dim=1)

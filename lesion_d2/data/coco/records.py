@@ -29,7 +29,8 @@ class CocoAnnotation:
     """A box of an image.
 
     Args:
-        id: id in the file. category: index in :attr:`CocoFile.classes`.
+        id: id in the file.
+        category: index in :attr:`CocoFile.classes`.
         box: XYXY in pixels, with integers at pixel centers; clipped to the image.
         mask: counts of the compressed RLE of size (H, W); None without a mask.
         ignore: whether the region is neither lesion nor background.
@@ -54,8 +55,8 @@ class CocoImage:
     """An image.
 
     Args:
-        id: id in the file. file_name: relative to the folder of images, with ``/``, and without
-            ``#k``.
+        id: id in the file.
+        file_name: relative to the folder of images, with ``/``, and without ``#k``.
         stored_slice: the ``k`` of ``file#k``; None for a picture.
         height, width: in pixels.
         spacing: x, y, z in mm; None if the file does not have it.

@@ -99,8 +99,8 @@ def transform_volume_lesions(
 
     Args:
         annotations: annotations of a record
-        (:func:`~lesion_d2.data.volumetric.records.volume_records`). warp: from the volume to the
-        patch.
+            (:func:`~lesion_d2.data.volumetric.records.volume_records`).
+        warp: the transform from the volume to the patch.
         shape: depth, height and width of the volume.
         with_masks: whether the instances have ``gt_masks``.
         min_share: see above.

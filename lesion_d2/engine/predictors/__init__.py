@@ -1,1 +1,1 @@
-"""Models with their weights, which predict on images and scans."""
+"""Trained models that predict on images and scans."""

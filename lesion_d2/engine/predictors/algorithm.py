@@ -1,4 +1,4 @@
-"""What a config's predictions are by: names of classes, and what tells one model from another."""
+"""Metadata of predictions: class names, and identification of the model."""
 
 import hashlib
 import os
@@ -16,10 +16,10 @@ from ..input_errors import has_uldor_heads, is_a
 
 
 def class_names(cfg: CfgNode) -> list[str]:
-    """The names of a model's classes, those of its first data set that has names.
+    """Return the names of a model's classes, from its first data set that has names.
 
-    The last class of ULDor's heads is "false positive". A class beyond the names is "class 3", and
-    the like; a single one without a name is "lesion".
+    The last class of ULDor's heads is "false positive". Classes without a name are called "class 3"
+    and so on; a single class without a name is "lesion".
     """
     heads = cfg.MODEL.ROI_HEADS if is_a(cfg, GeneralizedRCNN) else cfg.MODEL.RETINANET
     number, known = heads.NUM_CLASSES, set(MetadataCatalog.list())
@@ -37,11 +37,11 @@ def class_names(cfg: CfgNode) -> list[str]:
 
 
 def describe_algorithm(cfg: CfgNode, config_file: str | None = None) -> Algorithm:
-    """What findings and reports say of the model.
+    """Describe the model for findings and reports.
 
     Args:
-        cfg: of the predictor.
-        config_file: that the config was read from.
+        cfg: config of the predictor.
+        config_file: file that the config was read from.
     """
     files = weight_files(cfg)
     digests = [_digest_of(file) for file in files]
@@ -56,7 +56,7 @@ def describe_algorithm(cfg: CfgNode, config_file: str | None = None) -> Algorith
 
 
 def weight_files(cfg: CfgNode) -> list[str]:
-    """The files of weights that a prediction goes by, several of an ensemble."""
+    """Return the weight files of a prediction; several for an ensemble."""
     options = cfg.TEST.ENSEMBLE
     if options.ENABLED and options.CHECKPOINTS:
         return [os.fspath(file) for file in checkpoint_files(options.CHECKPOINTS)]
@@ -64,7 +64,7 @@ def weight_files(cfg: CfgNode) -> list[str]:
 
 
 def _digest_of(file: str) -> str | None:
-    """SHA-256 of a file; None of what is an address."""
+    """SHA-256 of a file; None for a URL."""
     if not os.path.isfile(file):
         return None
     status = os.stat(file)

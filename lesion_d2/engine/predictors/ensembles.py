@@ -1,4 +1,4 @@
-"""How models look at images and volumes, by config: alone, or as several views."""
+"""Builds ensembles of models and views from a config."""
 
 from collections.abc import Sequence
 
@@ -11,24 +11,24 @@ from ..processes import unwrap
 
 
 def build_ensemble(cfg: CfgNode, models: Sequence[nn.Module]) -> Ensemble:
-    """The ensemble that TEST.ENSEMBLE asks for.
+    """Build the ensemble of TEST.ENSEMBLE.
 
     Args:
-        cfg: of a run.
-        models: in evaluation mode, with one meaning of classes.
+        cfg: config.
+        models: models in evaluation mode with the same classes.
     """
     return _build(cfg, models, mirrors=cfg.TEST.ENSEMBLE.MIRRORS)
 
 
 def as_evaluated(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """What takes the inputs of the test loader: a model of slices itself.
+    """Wrap a model for the inputs of the test loader; a model of slices is returned as it is.
 
-    A model of volumes looks at overlapping tiles of them, unless it is an ensemble, which does so.
+    A model of volumes is applied to overlapping tiles; ensembles already do this.
 
     Args:
-        cfg: of a run.
-        model: a model, or an ensemble. Inside of a :class:`VolumeEnsemble` it is put into
-            evaluation mode.
+        cfg: config.
+        model: a model or an ensemble. Inside a :class:`VolumeEnsemble` it is set to evaluation
+            mode.
     """
     if not is_volumetric(cfg) or isinstance(model, VolumeEnsemble):
         return model

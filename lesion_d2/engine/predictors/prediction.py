@@ -1,4 +1,4 @@
-"""Models with their weights, and ensembles of them, for evaluation and for prediction."""
+"""Trained models, and ensembles of them, for evaluation and prediction."""
 
 import torch
 from detectron2.config import CfgNode
@@ -16,23 +16,22 @@ from .ensembles import as_evaluated, build_ensemble
 
 
 def load_model(cfg: CfgNode, *, resume: bool = False) -> nn.Module:
-    """Build what a config predicts with, and load its weights.
+    """Build the model or ensemble of a config, and load its weights.
 
-    That is the model with MODEL.WEIGHTS or, where TEST.ENSEMBLE.ENABLED is set, an
-    :class:`~lesion_d2.inference.Ensemble` of it or of one model a file of
-    TEST.ENSEMBLE.CHECKPOINTS. A model of volumes comes with the tiles that it looks at.
+    This is the model with MODEL.WEIGHTS or, with TEST.ENSEMBLE.ENABLED, an
+    :class:`~lesion_d2.inference.Ensemble` of it, or of one model per file of
+    TEST.ENSEMBLE.CHECKPOINTS. A model of volumes is wrapped to process tiles.
 
     Args:
-        cfg: of a run.
-        resume: the last checkpoint in OUTPUT_DIR, where there is one, takes the place of
-            MODEL.WEIGHTS.
+        cfg: config.
+        resume: use the last checkpoint in OUTPUT_DIR, if there is one, instead of MODEL.WEIGHTS.
 
     Returns:
-        In evaluation mode, on MODEL.DEVICE.
+        The model in evaluation mode, on MODEL.DEVICE.
 
     Raises:
         FileNotFoundError: weights do not exist, or a folder has no ranking.
-        ValueError: a file is none of weights for this model, or a ranking is none.
+        ValueError: a file does not contain weights for this model, or a ranking is invalid.
     """
     if not cfg.TEST.ENSEMBLE.ENABLED:
         return as_evaluated(cfg, _load(cfg, cfg.MODEL.WEIGHTS, resume))
@@ -51,22 +50,22 @@ def _load(cfg: CfgNode, weights: str, resume: bool = False) -> nn.Module:
 
 
 def build_test_mapper(cfg: CfgNode) -> LesionDatasetMapper | VolumeReader:
-    """What makes model input of a data set's dict, or of a volume's record, at inference."""
+    """Build the mapper from a dict or a volume's record to model input at inference."""
     if is_volumetric(cfg):
         return VolumeReader(cfg.INPUT.VOLUME.SPACING, cfg.INPUT.CT.HU_WINDOW)
     return LesionDatasetMapper(cfg, False)
 
 
 class LesionPredictor:
-    """The counterpart of Detectron2's DefaultPredictor: a data set's dict in, detections out.
+    """The counterpart of Detectron2's DefaultPredictor, from a data set's dict to detections.
 
-    Slices or volumes are read, and made images, as in the evaluation; the model or ensemble is that
+    Slices or volumes are read and preprocessed as in the evaluation; the model or ensemble is that
     of :func:`load_model`.
 
     Attributes:
-        cfg: a copy of the config, on the CPU where there is no GPU.
-        model: in evaluation mode.
-        metadata: of the first data set of DATASETS.TEST, where there is one.
+        cfg: a copy of the config; MODEL.DEVICE is the CPU if there is no GPU.
+        model: the model in evaluation mode.
+        metadata: metadata of the first data set of DATASETS.TEST, if there is one.
 
     Example:
         >>> predictor = LesionPredictor(cfg)
@@ -80,7 +79,7 @@ class LesionPredictor:
     def __init__(self, cfg: CfgNode):
         """
         Args:
-            cfg: of a run; not changed.
+            cfg: config; not modified.
 
         Raises:
             FileNotFoundError, ValueError: see :func:`load_model`.
@@ -95,12 +94,11 @@ class LesionPredictor:
 
     @torch.no_grad()
     def __call__(self, dataset_dict: dict) -> dict:
-        """Find the lesions of one slice, or of one volume where the model is of volumes.
+        """Detect the lesions of one slice, or of one volume for a model of volumes.
 
         Args:
-            dataset_dict: as DatasetCatalog's data sets have them, or a volume as
-                :func:`~lesion_d2.data.volumetric.volume_records` makes it of them; its
-                ``annotations``, if any, are not looked at.
+            dataset_dict: a dict of a data set in DatasetCatalog, or a record of
+                :func:`~lesion_d2.data.volumetric.volume_records`; its ``annotations`` are ignored.
 
         Returns:
             ``{"instances": ...}`` in pixels of the slice or voxels of the volume, on MODEL.DEVICE.

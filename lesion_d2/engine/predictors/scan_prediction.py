@@ -1,4 +1,4 @@
-"""A scan in, findings out: the detections on all slices, linked and measured."""
+"""From a scan to findings: detections on all slices are linked and measured."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,27 +33,26 @@ def predict_scan(
     config_file: str | None = None,
     on_slice: Callable[[], None] | None = None,
 ) -> Findings:
-    """Find the lesions of a scan, in 3-D.
+    """Detect the lesions of a scan in 3-D.
 
-    The detections of all slices are linked by TEST.LINKING, as in the evaluation of volumes; those
-    of a model of volumes are in 3-D already, see :func:`find_in_volume`.
-    A threshold counts what an evaluation counted there. One of false positives per volume is of
-    linked boxes: what reaches it on its best slice is a finding, with all slices that were linked.
-    Any other is of the boxes on slices: those below it are left out, and do not make a finding
-    longer either.
+    The detections of all slices are linked according to TEST.LINKING, as in the evaluation of
+    volumes; for a model of volumes, see :func:`find_in_volume`. A threshold applies to the same
+    boxes as in the evaluation. One for false positives per volume applies to linked boxes: a
+    finding has to reach it on its best slice, and has all linked slices. Any other applies to boxes
+    on slices: boxes below it are dropped before linking.
 
-    Where lesions are measured on boxes, these are taken for MODEL.RETINA_UNET.BOX_MARGIN pixels
-    wider on each side: pixels of the image, as the model knows no other (DetUNet's are the slice's,
-    where it draws them). That is what it learned where annotated slices were as large as images, or
-    had pixels of INPUT.CT.PIXEL_SPACING; DeepLesion's do, nearly, with this project's configs.
+    If lesions are measured on boxes, the boxes' margin of MODEL.RETINA_UNET.BOX_MARGIN pixels is
+    subtracted on each side, in pixels of the image (of the slice for DetUNet). This assumes that
+    annotated slices had the size of images, or the pixel size INPUT.CT.PIXEL_SPACING, as in
+    DeepLesion, approximately, with this project's configs.
 
     Args:
-        predictor: with the model.
-        scan: of at least the thickness of the model's stack of slices.
-        score_threshold: findings have this score or more; an :class:`OperatingPoint` also says
-            where it comes from. By default the model's own threshold alone counts.
-        config_file: that the config was read from, to be told with the findings.
-        on_slice: called when a slice is done, such as to move a progress bar.
+        predictor: predictor with the model.
+        scan: a scan that is at least as thick as the model's input.
+        score_threshold: minimum score of findings; an :class:`OperatingPoint` also contains its
+            source. By default only the model's threshold applies.
+        config_file: file that the config was read from, stored with the findings.
+        on_slice: called after each slice, for example to update a progress bar.
 
     Raises:
         ValueError: the scan is too thin, or a box or a score is not finite.
@@ -108,7 +107,7 @@ def _find_in_slices(
 
 
 def _geometry(scan: Scan) -> dict[str, object]:
-    """The fields of :class:`Findings` that place a scan in the patient."""
+    """The fields of :class:`Findings` with the geometry of a scan."""
     return {
         "scan_name": scan.name,
         "shape": tuple(scan.volume.shape),
@@ -131,11 +130,11 @@ def link_detections(
     """Link the detections of a scan's slices to findings, and measure them.
 
     Args:
-        scan: where they were found.
-        detections: of its slices, in any order.
+        scan: the scan.
+        detections: detections on its slices, in any order.
         link: see :func:`~lesion_d2.inference.build_linker`.
-        score_threshold: of findings.
-        links_all: whether boxes with lower scores extend findings all the same.
+        score_threshold: minimum score of findings.
+        links_all: also link boxes with lower scores to findings.
         class_names, box_margin: see :func:`~lesion_d2.findings.measure_findings`.
     """
     found = [d for d in sorted(detections, key=lambda d: d.slice_index) if len(d.boxes)]
@@ -151,7 +150,7 @@ def link_detections(
         boxes, scores, classes, slice_ids = (a[kept] for a in (boxes, scores, classes, slice_ids))
         masks = [masks[i] for i in kept.tolist()]
     boxes3d, scores3d, classes3d, tracklets = link(boxes, scores, slice_ids, classes)
-    count = int((scores3d >= score_threshold).sum())  # they come by falling score
+    count = int((scores3d >= score_threshold).sum())  # sorted by descending score
     kept = np.flatnonzero((tracklets >= 0) & (tracklets < count))
     size = scan.volume.shape[1:]
     return measure_findings(
@@ -168,13 +167,13 @@ def link_detections(
 
 @dataclass(frozen=True, eq=False)
 class SliceMask:
-    """A mask of a slice, kept as the bits of the part with its pixels."""
+    """A mask on a slice, stored as packed bits of the window with its pixels."""
 
     window: tuple[slice, slice]
-    bits: np.ndarray  # packed, of the window's rows
+    bits: np.ndarray  # packed, per row of the window
 
     def whole(self, height: int, width: int) -> np.ndarray:
-        """The mask on its slice, (H, W) bool."""
+        """Return the mask of the whole slice, (H, W) bool."""
         mask = np.zeros((height, width), dtype=bool)
         part = mask[self.window]
         part[:] = np.unpackbits(self.bits, count=part.size).reshape(part.shape)
@@ -183,28 +182,28 @@ class SliceMask:
 
 @dataclass(frozen=True, eq=False)
 class SliceDetections:
-    """What a detector finds on one slice of a scan: n boxes by falling score."""
+    """The n detections on one slice of a scan, by descending score."""
 
     slice_index: int
     boxes: np.ndarray  # n x 4, X1Y1X2Y2 in pixels of the slice
     scores: np.ndarray  # n
     classes: np.ndarray  # n int
-    masks: list[SliceMask] | None  # n; None where the model has none
+    masks: list[SliceMask] | None  # n; None if the model has no masks
 
 
 def detect_slices(predictor: LesionPredictor, scan: Scan) -> Iterator[SliceDetections]:
-    """Find lesions on every slice of a scan, as an evaluation of its slices in files would.
+    """Detect lesions on every slice of a scan, as in an evaluation of slices from files.
 
-    The images are made in a thread, ahead of the model, which looks at TEST.IMS_PER_BATCH at a
-    time; the features of three-slice images are reused (MODEL.SLICE_IMAGES.NUM_REUSED). Beside the
-    volume, memory holds two batches of images and the channels that the next ones share.
+    Images are prepared in a thread, ahead of the model, which processes TEST.IMS_PER_BATCH at a
+    time; the features of three-slice images are reused (MODEL.SLICE_IMAGES.NUM_REUSED). In addition
+    to the volume, memory holds two batches of images and the channels that the next ones share.
 
     Args:
-        predictor: with the model.
-        scan: of at least the thickness of the model's stack of slices.
+        predictor: predictor with the model.
+        scan: a scan that is at least as thick as the model's input.
 
     Yields:
-        One a slice; neighbors need not follow each other, see :meth:`ScanImages.order`.
+        One per slice, in the order of :meth:`ScanImages.order`.
 
     Raises:
         ValueError: the scan is too thin, or a box or a score is not finite.
@@ -217,9 +216,9 @@ def _images(predictor: LesionPredictor, scan: Scan) -> ScanImages:
 
 
 def _box_margin(cfg: CfgNode, images: ScanImages) -> tuple[float, float]:
-    """Pixels of a slice between lesions and their predicted boxes, along x and y."""
+    """Margin of predicted boxes around lesions, in pixels of a slice along x and y."""
     margin = cfg.MODEL.RETINA_UNET.BOX_MARGIN
-    if is_a(cfg, DetUNet):  # it draws them around components, in the slice's own pixels
+    if is_a(cfg, DetUNet):  # draws boxes around components, in pixels of the slice
         return margin, margin
     return tuple(margin / scale for scale in images.scale)
 
@@ -251,7 +250,7 @@ def _read(instances: Instances, index: int, name: str) -> SliceDetections:
 
 
 def _pack_masks(masks: Tensor) -> list[SliceMask]:
-    """The parts with pixels of masks (n, H, W) bool, which come from the device in one piece."""
+    """Pack masks (n, H, W) bool, copied from the device in one transfer."""
     cut = cut_masks(masks)
     if not cut:
         return []

@@ -1,4 +1,4 @@
-"""A scan in, findings out, by a model of volumes."""
+"""From a scan to findings, with a model of volumes."""
 
 from collections.abc import Callable, Sequence
 
@@ -22,17 +22,17 @@ def find_in_volume(
     class_names: Sequence[str],
     on_slice: Callable[[], None] | None = None,
 ) -> tuple[Finding, ...]:
-    """Find the lesions of a scan with a model of volumes, and measure them.
+    """Detect the lesions of a scan with a model of volumes, and measure them.
 
-    A finding is on the slices whose centers its box contains, as in the evaluation, and on those
-    where its mask has pixels. On each it has the box in the plane, and the finding's score.
+    A finding is on the slices whose centers are inside its box, as in the evaluation, and on those
+    where its mask has pixels. On each it has the in-plane box and the finding's score.
 
     Args:
-        predictor: with the model.
-        scan: of any size.
-        operating_point: findings have its score or more.
-        class_names: of the model's classes.
-        on_slice: called for each slice of the scan, when the model has looked at it.
+        predictor: predictor with the model.
+        scan: a scan of any size.
+        operating_point: gives the minimum score of findings.
+        class_names: names of the model's classes.
+        on_slice: called for each slice of the scan after the model has processed it.
 
     Raises:
         ValueError: a box or a score is not finite.
@@ -60,12 +60,12 @@ def measure_instances(
     class_names: Sequence[str],
     box_margin: tuple[float, float],
 ) -> tuple[Finding, ...]:
-    """Measure detections in 3-D slice by slice.
+    """Measure 3-D detections slice by slice.
 
     Args:
-        scan: where they were found.
-        instances: on the CPU, by falling score; ``pred_boxes`` are :class:`Boxes3D` in its voxels,
-            ``pred_masks``, if there are any, a list of :class:`CutMask`.
+        scan: the scan.
+        instances: detections on the CPU, by descending score; ``pred_boxes`` are :class:`Boxes3D`
+            in voxels of the scan, ``pred_masks``, if present, a list of :class:`CutMask`.
         class_names, box_margin: see :func:`~lesion_d2.findings.measure_findings`.
     """
     boxes = instances.pred_boxes.tensor.double().numpy()
@@ -98,7 +98,7 @@ def measure_instances(
 
 
 def _masks_of_slices(mask: CutMask, size: Sequence[int]) -> dict[int, dict]:
-    """Number of the slice -> COCO's RLE, of the slices that a mask has pixels on."""
+    """Slice number -> COCO's RLE, for slices with pixels of the mask."""
     first, rows, columns = mask.window[0].start, *mask.window[1:]
     masks = {}
     for index, pixels in enumerate(mask.pixels.cpu().numpy()):

@@ -1,1 +1,1 @@
-"""The steps of a training: schedule, clipping, mixed precision, compilation."""
+"""Training steps: schedule, gradient clipping, mixed precision, compilation."""

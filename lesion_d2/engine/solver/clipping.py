@@ -1,4 +1,4 @@
-"""Optimizers that clip gradients: as Detectron2's do, in few operations for all parameters."""
+"""Gradient clipping as in Detectron2, with few operations for all parameters together."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -9,24 +9,24 @@ from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 _KEY = "SOLVER.CLIP_GRADIENTS.CLIP_TYPE"
-_EPSILON = 1e-6  # clip_grad_norm_'s
+_EPSILON = 1e-6  # as in clip_grad_norm_
 
 
 def with_clipping(
     cfg: CfgNode, optimizer: type[torch.optim.Optimizer]
 ) -> type[torch.optim.Optimizer]:
-    """The class, or one that clips gradients before its steps with SOLVER.CLIP_GRADIENTS.
+    """Return the class, or with SOLVER.CLIP_GRADIENTS a subclass that clips gradients in ``step``.
 
-    ``value`` and ``norm`` give what Detectron2's ``maybe_add_gradient_clipping`` gives, bit by bit,
-    which calls PyTorch once for every parameter: ``norm`` limits the norm of each parameter's
-    gradient on its own. ``full_model_norm`` limits that of all gradients together.
+    ``value`` and ``norm`` are bitwise equal to Detectron2's ``maybe_add_gradient_clipping``, which
+    calls PyTorch once per parameter: ``norm`` limits the gradient norm of each parameter
+    separately. ``full_model_norm`` limits that of all gradients together.
 
     Args:
-        cfg: of the run; CLIP_VALUE is the limit, NORM_TYPE the norm's order.
-        optimizer: a class.
+        cfg: config; CLIP_VALUE is the limit, NORM_TYPE the order of the norm.
+        optimizer: an optimizer class.
 
     Raises:
-        ValueError: CLIP_TYPE is none of the three.
+        ValueError: CLIP_TYPE is unknown.
     """
     clip = clipper(cfg)
     if clip is None:
@@ -34,7 +34,7 @@ def with_clipping(
 
     class WithClipping(optimizer):
         def step(self, closure=None):
-            """As the optimizer's, of clipped gradients."""
+            """Clip gradients, then call the optimizer's step."""
             parameters = [p for group in self.param_groups for p in group["params"]]
             clip([p for p in parameters if p.grad is not None])
             return super().step(closure)
@@ -44,14 +44,14 @@ def with_clipping(
 
 
 def fit_to_scaler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> None:
-    """Let the optimizer's steps take the scale off gradients (AMP) where they are fit for it.
+    """Let the optimizer unscale gradients (AMP) in its step if it supports this.
 
-    Fused ones are, unless gradients are clipped before them. Whether steps are fused is part of an
-    optimizer's state: a run that began without goes on without, whatever SOLVER.FUSED says.
+    Fused optimizers do, unless gradients are clipped before the step. Whether steps are fused is
+    part of an optimizer's state: a resumed run keeps this, independently of SOLVER.FUSED.
 
     Args:
-        cfg: of the run.
-        optimizer: of :func:`with_clipping`'s class.
+        cfg: config.
+        optimizer: an instance of the class from :func:`with_clipping`.
     """
 
     def fit(one: torch.optim.Optimizer) -> None:
@@ -63,7 +63,7 @@ def fit_to_scaler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> None:
 
 
 def clipper(cfg: CfgNode) -> Callable[[Sequence[Parameter]], object] | None:
-    """What clips the gradients of parameters that have one, in place; None where nothing does.
+    """Return a function that clips the gradients of parameters in place; None if disabled.
 
     Raises:
         ValueError: see :func:`with_clipping`.
@@ -87,12 +87,12 @@ def clipper(cfg: CfgNode) -> Callable[[Sequence[Parameter]], object] | None:
 
 @torch.no_grad()
 def clip_each_norm(parameters: Sequence[Parameter], limit: float, order: float = 2.0) -> None:
-    """``torch.nn.utils.clip_grad_norm_`` of each parameter on its own, for all at once.
+    """Apply ``torch.nn.utils.clip_grad_norm_`` to each parameter separately, but batched.
 
     Args:
-        parameters: with gradients, which are changed in place.
-        limit: the largest norm that a gradient may have.
-        order: of the norm.
+        parameters: parameters with gradients, which are modified in place.
+        limit: largest norm of a gradient.
+        order: order of the norm.
     """
     alike = defaultdict(list)
     for parameter in parameters:

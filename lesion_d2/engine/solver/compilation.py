@@ -1,4 +1,4 @@
-"""SOLVER.COMPILE: the backbone and the head by torch.compile."""
+"""SOLVER.COMPILE: torch.compile for backbone and head."""
 
 import os
 import shutil
@@ -14,33 +14,34 @@ from torch import nn
 from ...modeling import ImageStack, MeanTeacher, UNetFPN
 from ..input_errors import InputError
 
-# What torch.compile (on a CPU) and Triton (on a GPU) look for, and the variable that names another.
+# Compilers that torch.compile (on a CPU) and Triton (on a GPU) look for, and the environment
+# variable that overrides them.
 _COMPILERS = {"cpu": ("CXX", ("g++", "clang++")), "cuda": ("CC", ("gcc", "clang", "cc"))}
 
 
 def compile_parts(model: nn.Module, **options: object) -> None:
-    """Compile what a training step spends most of its time in; weights and names stay.
+    """Compile the most expensive parts of a training step; weights and names do not change.
 
-    That are the backbone, the decoder of a U-FPN and the head of a one-stage model or of the region
-    proposals: all have shapes that only the size of the images decides. What works with lesions and
-    regions, whose number changes with every batch, is left as it is.
+    These are the backbone, the decoder of a U-FPN, and the head of a one-stage model or of the RPN,
+    whose shapes depend only on the image size. Parts that process lesions and regions, whose number
+    changes with every batch, are not compiled.
 
     Args:
-        model: a detector, or a mean teacher's two.
-        options: of :func:`torch.compile`.
+        model: a detector, or a mean teacher with two detectors.
+        options: options of :func:`torch.compile`.
     """
     detectors = [model.student, model.teacher] if isinstance(model, MeanTeacher) else [model]
     for detector in detectors:
         for part in _parts(detector):
             part.compile(**options)
         backbone = detector.backbone
-        if isinstance(backbone, UNetFPN):  # a method that is called beside forward
+        if isinstance(backbone, UNetFPN):  # a method that is called in addition to forward
             backbone.decode = torch.compile(backbone.decode, **options)
 
 
 def _parts(detector: nn.Module) -> Iterator[nn.Module]:
     backbone = detector.backbone
-    # A stack keeps features from one evaluated slice to the next, which is no computation.
+    # The stack caches features between evaluated slices; this cannot be compiled.
     yield backbone.backbone if isinstance(backbone, ImageStack) else backbone
     proposals = getattr(detector, "proposal_generator", None)  # of two-stage models
     for owner, name in ((detector, "head"), (proposals, "rpn_head")):
@@ -49,10 +50,10 @@ def _parts(detector: nn.Module) -> Iterator[nn.Module]:
 
 
 def check_compiler(cfg: CfgNode) -> None:
-    """Check that this machine can compile, where SOLVER.COMPILE asks for it.
+    """Check that this machine can compile, if SOLVER.COMPILE is set.
 
     Raises:
-        InputError: something is missing.
+        InputError: a requirement is missing.
     """
     if not cfg.SOLVER.COMPILE:
         return
@@ -63,7 +64,7 @@ def check_compiler(cfg: CfgNode) -> None:
 
 
 def missing_compiler(device: str) -> str:
-    """What torch.compile needs on this machine and does not find; "" where nothing is missing.
+    """Return the missing requirement of torch.compile on this machine; "" if there is none.
 
     Args:
         device: "cpu" or "cuda".

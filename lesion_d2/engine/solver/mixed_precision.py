@@ -1,4 +1,4 @@
-"""What computes the steps of a training, in mixed precision where it is asked for."""
+"""Trainers of single steps, optionally in mixed precision."""
 
 import logging
 import time
@@ -13,14 +13,14 @@ _SCALER = "grad_scaler"
 
 
 class CPUAMPTrainer(SimpleTrainer):
-    """Mixed precision on the CPU: the losses are computed in bfloat16 where torch deems it safe.
+    """Mixed precision on the CPU, with bfloat16 where torch's autocast considers it safe.
 
-    bfloat16 has the exponents of float32, so no loss is scaled, unlike in Detectron2's AMPTrainer,
-    which is for CUDA only.
+    bfloat16 has the exponents of float32, so losses are not scaled, unlike in Detectron2's
+    AMPTrainer, which supports CUDA only.
     """
 
     def run_step(self) -> None:
-        """As in SimpleTrainer, with the forward pass under autocast."""
+        """As in SimpleTrainer, with autocast in the forward pass."""
         assert self.model.training, "[CPUAMPTrainer] model was changed to eval mode!"
         start = time.perf_counter()
         data = next(self._data_loader_iter)
@@ -37,21 +37,21 @@ class CPUAMPTrainer(SimpleTrainer):
 
 
 class GPUAMPTrainer(AMPTrainer):
-    """Detectron2's, which also goes on from a checkpoint of a run without a scale of the loss."""
+    """Detectron2's AMPTrainer; can also resume from a checkpoint without a loss scale."""
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """As in Detectron2; the scale begins anew, and this is logged, where there was none."""
+        """As in Detectron2; a missing loss scale is initialized and logged."""
         if _SCALER not in state_dict:
             logger.warning(
-                "SOLVER.AMP.ENABLED: found True, but the checkpoint is of a run without, or on a "
-                "CPU; what follows is computed in mixed precision"
+                "SOLVER.AMP.ENABLED: found True, but the checkpoint is from a run without it, or on "
+                "a CPU; training continues in mixed precision"
             )
             state_dict = {**state_dict, _SCALER: self.grad_scaler.state_dict()}
         super().load_state_dict(state_dict)
 
 
 def step_trainer(cfg: CfgNode) -> type[SimpleTrainer]:
-    """What computes a run's steps, in mixed precision where SOLVER.AMP.ENABLED is set."""
+    """Return the class that computes training steps, depending on SOLVER.AMP.ENABLED."""
     if not cfg.SOLVER.AMP.ENABLED:
         return SimpleTrainer
     return CPUAMPTrainer if cfg.MODEL.DEVICE == "cpu" else GPUAMPTrainer

@@ -10,7 +10,7 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
-# Where the key of epochs is set, it replaces the key of iterations.
+# Keys in epochs, and the keys in iterations that they replace if set.
 _EPOCH_KEYS = (
     ("SOLVER", "MAX_EPOCHS", "MAX_ITER"),
     ("SOLVER", "CHECKPOINT_EPOCHS", "CHECKPOINT_PERIOD"),
@@ -23,19 +23,19 @@ _STEP_KEYS = ("SOLVER", "STEP_EPOCHS", "STEPS")
 
 
 def epochs_to_iterations(epochs: float, num_images: int, batch_size: int) -> int:
-    """Iterations that show every image ``epochs`` times.
+    """Return the number of iterations for a number of epochs.
 
-    ``ceil(epochs * num_images / batch_size)``, exact in the decimals that the config shows:
+    ``ceil(epochs * num_images / batch_size)``, in exact decimal arithmetic:
 
     >>> epochs_to_iterations(1.1, num_images=100, batch_size=10)
     11
     """
-    # In floats 1.1 * 100 / 10 is more than 11.
+    # In floating point, 1.1 * 100 / 10 is more than 11.
     return math.ceil(Fraction(str(epochs)) * num_images / batch_size)
 
 
 def check_epochs(cfg: CfgNode) -> None:
-    """Check every key of epochs.
+    """Check all keys in epochs.
 
     Raises:
         ValueError: a number of epochs is negative or infinite.
@@ -50,18 +50,18 @@ def check_epochs(cfg: CfgNode) -> None:
 
 
 def resolve_epochs(cfg: CfgNode, num_images: int) -> None:
-    """Write what the config says in epochs into the keys of iterations, and log it.
+    """Convert keys in epochs to keys in iterations, and log the result.
 
     SOLVER.MAX_EPOCHS replaces SOLVER.MAX_ITER, SOLVER.STEP_EPOCHS replaces SOLVER.STEPS,
     SOLVER.CHECKPOINT_EPOCHS replaces SOLVER.CHECKPOINT_PERIOD, TEST.EVAL_EPOCHS replaces
     TEST.EVAL_PERIOD, TEST.LOSS_EPOCHS replaces TEST.LOSS_PERIOD, HARD_NEGATIVES.EPOCHS replaces
-    HARD_NEGATIVES.PERIOD and HARD_NEGATIVES.START_EPOCHS replaces HARD_NEGATIVES.START_ITER, each
-    where it is set. Steps that do not lie before the last iteration are left out, because
-    Detectron2's schedule takes none there.
+    HARD_NEGATIVES.PERIOD and HARD_NEGATIVES.START_EPOCHS replaces HARD_NEGATIVES.START_ITER, if
+    set. Steps at or after the last iteration are removed, because Detectron2's schedule does not
+    accept them.
 
     Args:
-        cfg: changed in place, so not frozen.
-        num_images: images of one epoch, those that the training loader leaves out not counted.
+        cfg: modified in place, so it must not be frozen.
+        num_images: number of images per epoch, without those that the training loader skips.
 
     Raises:
         ValueError: a number of epochs is negative.
@@ -96,10 +96,10 @@ def _drop_late_steps(cfg: CfgNode) -> None:
 
 
 def check_learning_rate_factors(cfg: CfgNode) -> None:
-    """Check the form of SOLVER.LR_FACTORS.
+    """Check the format of SOLVER.LR_FACTORS.
 
     Raises:
-        ValueError: it is no list of layers and positive numbers.
+        ValueError: it is not a list of layers and positive numbers.
     """
     for entry in cfg.SOLVER.LR_FACTORS:
         is_pair = isinstance(entry, (list, tuple)) and len(entry) == 2
@@ -116,15 +116,16 @@ def _is_positive(value: object) -> bool:
 
 
 def learning_rate_factor(cfg: CfgNode, model: nn.Module) -> Callable[[str], float]:
-    """The factor of the learning rate of a model's parameters, by their names.
+    """Return a function from parameter names to factors of the learning rate.
 
     Args:
-        cfg: with SOLVER.LR_FACTORS, whose layers are named as in the model, from the left or from
-            anywhere after a dot. A later entry goes before an earlier one.
-        model: with the layers.
+        cfg: config with SOLVER.LR_FACTORS. Layers are named as in the model, from the start or from
+            any dot. Later entries take precedence.
+        model: the model with these layers.
 
     Raises:
-        ValueError: SOLVER.LR_FACTORS names a layer that the model has not, or is of another form.
+        ValueError: SOLVER.LR_FACTORS names a layer that the model does not have, or has another
+            format.
     """
     check_learning_rate_factors(cfg)
     names = [name for name, _ in model.named_parameters()]
@@ -136,7 +137,7 @@ def learning_rate_factor(cfg: CfgNode, model: nn.Module) -> Callable[[str], floa
             )
 
     def factor(name: str) -> float:
-        """That of the last layer of the list that the parameter is of."""
+        """The factor of the last entry that contains the parameter."""
         return next((f for layer, f in reversed(cfg.SOLVER.LR_FACTORS) if _is_of(name, layer)), 1.0)
 
     return factor
