@@ -20,16 +20,15 @@ logger = logging.getLogger(__name__)
 
 
 class RecentCheckpointer(hooks.PeriodicCheckpointer):
-    """Detectron2's PeriodicCheckpointer that keeps the last checkpoints, over ``--resume`` too.
+    """Detectron2's PeriodicCheckpointer that keeps the last checkpoints, also after ``--resume``.
 
-    What goes are files that this run wrote by the period: never ``model_best.pth``,
-    ``model_final.pth``, those of ``best``, or what another run left in the folder. One is removed
-    after a newer one is whole and has become the last one, so however a run ends, the checkpoint
-    to resume from is there.
+    It only removes periodic checkpoints of this run, never ``model_best.pth``, ``model_final.pth``,
+    those in ``best``, or files of other runs. A checkpoint is removed after a newer one was written
+    and tagged as the last one, so the checkpoint to resume from always exists.
 
     Args:
         checkpointer, period: as in Detectron2.
-        num_kept: the so many last checkpoints that stay; 0 for all.
+        num_kept: number of last checkpoints to keep; 0 for all.
     """
 
     def __init__(self, checkpointer: LesionCheckpointer, period: int, *, num_kept: int = 0):
@@ -38,17 +37,18 @@ class RecentCheckpointer(hooks.PeriodicCheckpointer):
         self._iterations: list[int] = []
 
     def state_dict(self) -> dict:
-        """The iterations whose checkpoints are there."""
+        """The iterations of the existing checkpoints."""
         return {"iterations": self._iterations}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on with those of the run that a checkpoint is of."""
+        """Continue with the checkpoints of the resumed run."""
         self._iterations = list(state_dict["iterations"])
 
     def before_train(self) -> None:
-        """As in Detectron2; write the final checkpoint of a run that was killed before it had it.
+        """As in Detectron2; write the final checkpoint of a run that was killed before writing it.
 
-        The checkpoint of the last iteration, which the run is then resumed from, is written first.
+        The periodic checkpoint of the last iteration is written first, and such a run is resumed
+        from it.
         """
         super().before_train()
         trainer, name = self.trainer, f"{self.file_prefix}_final"
@@ -61,26 +61,26 @@ class RecentCheckpointer(hooks.PeriodicCheckpointer):
             trainer.iter = trainer.start_iter
 
     def after_step(self) -> None:
-        """As in Detectron2; then remove the checkpoints that have become too many."""
+        """As in Detectron2; then remove surplus checkpoints."""
         iteration = self.trainer.iter
         if (iteration + 1) % self.period == 0:
-            # The checkpoint itself counts as one of those, for the run that is resumed from it.
+            # The checkpoint's own state includes it, for the run that resumes from it.
             self._iterations = [i for i in self._iterations if i != iteration] + [iteration]
         super().after_step()
         while 0 < self._num_kept < len(self._iterations):
             name = f"{self.file_prefix}_{self._iterations.pop(0):07d}"
             if comm.is_main_process():
-                for file in self.checkpointer.files_of(name):  # a resumed run may write another one
+                for file in self.checkpointer.files_of(name):  # in any format
                     os.remove(file)
 
 
 class ResumableBestCheckpointer(hooks.BestCheckpointer):
-    """Detectron2's BestCheckpointer whose best metric lives on over ``--resume``.
+    """Detectron2's BestCheckpointer that keeps the best metric after ``--resume``.
 
-    The best value is written into the best checkpoint itself, in one file with the weights it
-    belongs to: however a run ends, both agree. A resumed run goes on from that value, even where
-    the checkpoint that it resumes from is older than the best one. A best checkpoint that another
-    run left in the folder does not count; the runs are told apart by an id in the trainer's state.
+    The best value is stored in the best checkpoint, in one file with its weights, so both always
+    agree. A resumed run continues from that value, even if it resumes from a checkpoint older than
+    the best one. Best checkpoints of other runs in the folder are ignored; runs are identified by
+    an id in the trainer's state.
 
     Args:
         eval_period, checkpointer, val_metric, mode, file_prefix: as in Detectron2. The
@@ -92,15 +92,15 @@ class ResumableBestCheckpointer(hooks.BestCheckpointer):
         self._run_id = uuid.uuid4().hex
 
     def state_dict(self) -> dict:
-        """The id of this run; the trainer keeps it in its checkpoints."""
+        """The id of this run, which is saved in checkpoints."""
         return {"run_id": self._run_id}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Become the run that a checkpoint is of."""
+        """Take over the run id of a checkpoint."""
         self._run_id = state_dict["run_id"]
 
     def before_train(self) -> None:
-        """Go on from the best checkpoint of this run, if there is one."""
+        """Continue from the best checkpoint of this run, if there is one."""
         for path in self._checkpointer.files_of(self._file_prefix):
             best = read_checkpoint(path).get("best", {})
             is_ours = best.get("run_id") == self._run_id and best["metric"] == self._val_metric
@@ -112,7 +112,7 @@ class ResumableBestCheckpointer(hooks.BestCheckpointer):
         return self.best_metric is None or self._compare(value, self.best_metric)
 
     def _best_checking(self) -> None:
-        if not comm.is_main_process():  # the results of an evaluation are there
+        if not comm.is_main_process():  # only it has the results
             return
         latest = self.trainer.storage.latest()
         if self._val_metric not in latest:
@@ -135,14 +135,14 @@ class ResumableBestCheckpointer(hooks.BestCheckpointer):
 
 
 class _PatienceHook(HookBase):
-    """Acts once a metric has not been better than its best for some evaluations in a row.
+    """Acts if a metric has not improved for a number of consecutive evaluations.
 
-    Counted are the evaluations during the training, as :class:`hooks.EvalHook` makes them, but for
-    those that do not give the metric. A value that is not finite is not better. The first process
-    has the results and tells the others, so that all act in the same iteration.
+    It counts the evaluations of :class:`hooks.EvalHook` during training, except those without the
+    metric. A non-finite value is not an improvement. The first process has the results and
+    broadcasts them, so that all processes act in the same iteration.
 
-    The counts are part of the checkpoints. An iteration that is evaluated once more after
-    ``--resume`` counts once; another metric starts anew.
+    The counts are saved in checkpoints. An iteration that is evaluated again after ``--resume``
+    counts once; with another metric, counting restarts.
     """
 
     def __init__(self, eval_period: int, val_metric: str, *, patience: int, mode: str = "max"):
@@ -156,7 +156,7 @@ class _PatienceHook(HookBase):
         self._has_warned = False
 
     def state_dict(self) -> dict:
-        """What was counted up to the last evaluation."""
+        """The counts up to the last evaluation."""
         return {
             "metric": self._val_metric,
             "best": self._best,
@@ -165,14 +165,14 @@ class _PatienceHook(HookBase):
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on counting where a checkpoint was written."""
+        """Continue counting from a checkpoint."""
         if state_dict["metric"] == self._val_metric:
             self._best = state_dict["best"]
             self._num_not_better = state_dict["num_not_better"]
             self._last_iteration = state_dict["last_iteration"]
 
     def after_step(self) -> None:
-        """Count the iteration's evaluation, if it had one."""
+        """Count the evaluation of this iteration, if there was one."""
         if is_evaluated(self.trainer, self._period):
             value = comm.all_gather(self._evaluated_value())[0]
             if value is not None:
@@ -213,17 +213,17 @@ class _PatienceHook(HookBase):
 
 
 class PlateauHook(_PatienceHook):
-    """Lowers the learning rate when the metric has not been better for some evaluations.
+    """Reduces the learning rate on a plateau of the metric.
 
-    Zlocha et al., section 2.3: to a tenth after 2 epochs. The hook then counts anew; the best value
-    stays. What it scales are the base learning rates of the trainer's LRMultiplier: warmup and
-    steps go on over them, for any optimizer, and the scheduler's state in the checkpoints holds
-    them.
+    Zlocha et al., section 2.3: to a tenth after 2 epochs without improvement. Then counting
+    restarts, with the same best value. The hook scales the base learning rates of the trainer's
+    LRMultiplier, so that warmup and steps apply on top of them, for any optimizer, and checkpoints
+    contain them in the scheduler's state.
 
     Args:
         eval_period, val_metric, mode: as in Detectron2's BestCheckpointer.
         patience: evaluations in a row, at least 1.
-        factor: what the learning rate is multiplied by.
+        factor: factor of the learning rate.
     """
 
     def __init__(self, *args, factor: float, **kwargs):
@@ -235,29 +235,29 @@ class PlateauHook(_PatienceHook):
         self._num_not_better = 0
         scheduler = self.trainer.scheduler
         scheduler.base_lrs = [lr * self._factor for lr in scheduler.base_lrs]
-        # The scheduler has made its step to the next iteration.
+        # The scheduler is already at the next iteration.
         groups = scheduler.optimizer.param_groups
         for group, lr in zip(groups, scheduler.get_lr(), strict=True):
             group["lr"] = lr
 
 
 class TrainingStopped(BaseException):
-    """A hook ends the training. No Exception: Detectron2's loop would log it as an error."""
+    """A hook stops the training. Not an Exception, which Detectron2 would log as an error."""
 
 
 class EarlyStopHook(_PatienceHook):
-    """Ends the training when the metric has not been better for some evaluations.
+    """Early stopping: ends the training if the metric does not improve.
 
-    Zlocha et al., section 2.3: after 4 epochs. ``model_final.pth`` is written as at any other end.
-    A run that is resumed from it is evaluated, by :class:`CatchUpHook`, and ends at once.
+    Zlocha et al., section 2.3: after 4 epochs without improvement. ``model_final.pth`` is written
+    as usual. A run that is resumed from it is evaluated by :class:`CatchUpHook`, and stops
+    immediately.
 
     Args:
         eval_period, val_metric, mode, checkpointer: as in Detectron2's BestCheckpointer.
         patience: evaluations in a row, at least 1.
 
     Raises:
-        TrainingStopped: in ``after_step`` of every process; a :class:`StoppableTrainer` takes it
-            for the end of the training.
+        TrainingStopped: in ``after_step`` of every process; :class:`StoppableTrainer` handles it.
     """
 
     def __init__(self, *args, checkpointer: LesionCheckpointer, **kwargs):
@@ -273,18 +273,19 @@ class EarlyStopHook(_PatienceHook):
 
 
 class CatchUpHook(HookBase):
-    """Lets a resumed run begin with the evaluation that its checkpoint was written before.
+    """Runs the evaluation that a resumed run missed after its checkpoint was written.
 
-    Detectron2 writes an iteration's checkpoint before it evaluates, so that a kill during the
-    evaluation costs no iteration. But then the checkpoint does not know what the evaluation led to:
-    a best checkpoint, another learning rate, mined negatives, the end. So it is made (again) before
-    the first iteration: all goes on as without the interruption, for the time of one evaluation.
+    Detectron2 writes an iteration's checkpoint before its evaluation, so that no iteration is lost
+    if the run is killed during the evaluation. But then the checkpoint does not contain the
+    consequences of the evaluation: a best checkpoint, a reduced learning rate, mined negatives,
+    early stopping. So the evaluation is run (again) before the first iteration. The run then
+    continues as without the interruption, at the cost of one evaluation.
 
     Args:
-        eval_period: of the EvalHook.
-        late: the EvalHook and the hooks that come after the checkpoint as it does, in their order.
-            This hook comes after them.
-        states: restores what the processes had before and after the hooks.
+        eval_period: period of the EvalHook.
+        late: the EvalHook and the other hooks that run after the checkpoint is written, in order.
+            This hook must come after them.
+        states: restores the state of the processes before and after these hooks.
     """
 
     def __init__(
@@ -295,7 +296,7 @@ class CatchUpHook(HookBase):
         self._states = states
 
     def before_train(self) -> None:
-        """Do the rest of the last iteration's ``after_step``."""
+        """Run the remaining part of the last iteration's ``after_step``."""
         trainer, start_iter = self.trainer, self.trainer.start_iter
         if start_iter == 0:
             return
@@ -312,14 +313,14 @@ class CatchUpHook(HookBase):
 
 
 class TrainingCurvesHook(HookBase):
-    """Draws ``training.png`` and ``training.pdf`` when a training has ended: its curves so far.
+    """Draws the training curves to ``training.png`` and ``training.pdf`` after training.
 
-    The first process draws, from ``metrics.json``, so this hook comes after what writes that. A
-    training that was interrupted or failed draws nothing, nor does one with fewer than two lines of
-    losses. What goes wrong is logged: a figure fails no run.
+    The first process draws them from ``metrics.json``, so this hook must come after its writer.
+    There is no figure if training was interrupted or failed, or if there are fewer than two lines
+    of losses. Errors are only logged, and do not fail the run.
 
     Args:
-        output_dir: of the run.
+        output_dir: output folder of the run.
     """
 
     FILE = "training.png"
@@ -342,9 +343,9 @@ class TrainingCurvesHook(HookBase):
 
 
 def is_evaluated(trainer: TrainerBase, eval_period: int) -> bool:
-    """Whether the iteration is followed by an evaluation, as EvalHook decides it in the training.
+    """Whether EvalHook evaluates after the current iteration.
 
-    The end of the training has an evaluation of its own.
+    The evaluation at the end of training is separate.
     """
     next_iter = trainer.iter + 1
     return eval_period > 0 and next_iter % eval_period == 0 and next_iter != trainer.max_iter

@@ -1,4 +1,4 @@
-"""A mean teacher's part of the training (Bai et al., 2023)."""
+"""Training with a mean teacher (Bai et al., 2023)."""
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -6,26 +6,27 @@ from detectron2.utils import comm
 from ..modeling import MeanTeacher, MiningCounts, summarize_mining
 from .processes import share_running_statistics, unwrap
 
-#: Of a checkpoint of such a training, beside the teacher's weights as those of the model.
+#: Additional key in checkpoints of such a training; the model's weights are the teacher's.
 STUDENT = "student"
 
 
 class MeanTeacherHook(HookBase):
-    """Moves the teacher after every iteration, and logs what it mined.
+    """Updates the teacher after every iteration, and logs statistics of its pseudo-labels.
 
-    All processes move it alike: their students have the same weights, and get the first one's
-    running statistics before. The numbers of :func:`summarize_mining`, of the images of all
-    processes since the last time, come into the event storage as ``mean_teacher/<name>``.
+    All processes make the same update: their students have the same weights, and first get the
+        running statistics of the first process. The metrics of :func:`summarize_mining`, over the
+        images of all processes since the last log, are put into the event storage as
+        ``mean_teacher/<name>``.
 
     Args:
-        period: iterations between two times.
+        period: iterations between two logs.
     """
 
     def __init__(self, period: int = 20):
         self._period = period
 
     def after_step(self) -> None:
-        """Move the teacher."""
+        """Update the teacher."""
         mean_teacher = unwrap(self.trainer.model)
         share_running_statistics(mean_teacher.student)
         mean_teacher.update_teacher()

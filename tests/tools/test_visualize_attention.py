@@ -230,7 +230,7 @@ def test_weights_without_gates_are_refused(tiny_phantom, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--weights", "missing.pth"], "missing.pth: no such file of weights"),
+        (["--weights", "missing.pth"], "missing.pth: no such weight file"),
         (["--config-file", "missing.yaml"], "--config-file missing.yaml: "),
         (["--dataset", "phantom_tset"], "data set 'phantom_tset' is not registered"),
         (["--channel", "3"], "--channel: found 3 with gates, which have one map for all channels"),

@@ -1,4 +1,4 @@
-"""Files of weights and checkpoints: read without running anything they carry, checked, written."""
+"""Safe reading, checking and writing of weight files and checkpoints."""
 
 from .folder import last_checkpoint, tag_checkpoint
 from .formats import ENDINGS, FORMATS, read_file, write_file

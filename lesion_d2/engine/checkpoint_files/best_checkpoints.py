@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "best"
 _RANKING = "best.json"
-# Of an entry: key -> whether a value is right, and what is.
+# Keys of an entry -> check of the value, and a description of valid values.
 _FIELDS = {
     "file": (is_text, "a name"),
     "metric": (is_text, "a name"),
@@ -36,17 +36,17 @@ _FIELDS = {
 class KeepBestHook(hooks.BestCheckpointer):
     """Keeps the weights of the best evaluated iterations in ``OUTPUT_DIR/best``.
 
-    They are ``model_<iteration>.pth``, or of SOLVER.CHECKPOINT_FORMAT, and ``best.json`` ranks
-    them, the best first, by ``file``, ``metric``, ``value``, ``iteration`` and ``run_id``. Of equal
-    values the earlier one is better; one that is not finite does not count. An iteration that is
-    evaluated once more after ``--resume`` counts once. What another run left in the folder stays
-    until this run has a checkpoint to keep, and is removed then. However a run ends, all files of
-    ``best.json`` are there: weights are written before it, and removed after it.
+    The files are ``model_<iteration>.pth``, or of SOLVER.CHECKPOINT_FORMAT. ``best.json`` ranks
+    them, the best first, with ``file``, ``metric``, ``value``, ``iteration`` and ``run_id``. For
+    equal values, the earlier one is better; non-finite values are ignored. An iteration that is
+    evaluated again after ``--resume`` counts once. Files of another run are removed once this run
+    has a checkpoint to keep. All files in ``best.json`` always exist: weights are written before
+    it, and removed after it.
 
     Args:
         eval_period, checkpointer, val_metric, mode: as in Detectron2's BestCheckpointer.
-        num_kept: the most checkpoints that are kept, at least 1.
-        run: knows the id of this run; comes before this hook.
+        num_kept: number of best checkpoints to keep, at least 1.
+        run: hook with the id of this run; must come before this hook.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class KeepBestHook(hooks.BestCheckpointer):
         self._ranking: list[dict] = []
 
     def before_train(self) -> None:
-        """Go on with the ranking of this run, if there is one."""
+        """Continue with the ranking of this run, if there is one."""
         if not comm.is_main_process():
             return
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -92,17 +92,17 @@ class KeepBestHook(hooks.BestCheckpointer):
             return read_ranking(self._folder)
         except FileNotFoundError:
             return []
-        except (OSError, ValueError) as error:  # raised here, it would leave other processes alone
+        except (OSError, ValueError) as error:  # if raised here, other processes would wait
             logger.warning(f"Nothing counts as kept so far: {error}")
             return []
 
     def _best_checking(self) -> None:
-        if not comm.is_main_process():  # the results of an evaluation are there
+        if not comm.is_main_process():  # only it has the results
             return
         value, counted = self.trainer.storage.latest().get(self._val_metric, (math.nan, -1))
         if counted != self.trainer.storage.iter or not math.isfinite(value):
-            return  # ResumableBestCheckpointer has told why
-        # Detectron2 counts the evaluation at the end one or, resumed, two after the last iteration.
+            return  # ResumableBestCheckpointer has logged why
+        # Detectron2 stores the final evaluation one (resumed: two) after the last iteration.
         iteration = min(counted, self.trainer.max_iter - 1)
         if iteration in (entry["iteration"] for entry in self._ranking):
             return
@@ -112,7 +112,7 @@ class KeepBestHook(hooks.BestCheckpointer):
         name = f"model_{iteration:07d}"
         file = self._weights.file_name(name)
         if not self._ranking and self._weights.files_of(name):
-            self._write_ranking()  # that of another run must not name the weights of this one
+            self._write_ranking()  # another run's ranking must not name this run's weights
         self._weights.save(name, tag_last=False)
         entry = (file, self._val_metric, float(value), iteration)
         entry = dict(zip(_FIELDS, (*entry, self._run.state_dict()["run_id"]), strict=True))
@@ -121,7 +121,7 @@ class KeepBestHook(hooks.BestCheckpointer):
         logger.info(f"Kept as number {place + 1}: {self._describe(entry)}")
 
     def _write_ranking(self) -> None:
-        """Write ``best.json``, then remove the weights, whole or not, that it does not name."""
+        """Write ``best.json``, then remove weights, complete or not, that it does not name."""
         write_json(self._folder / _RANKING, self._ranking, indent=1)
         kept = {entry["file"] for entry in self._ranking}
         patterns = (p for e in ENDINGS for p in (f"model_*{e}", f".model_*{e}.*part"))
@@ -168,14 +168,14 @@ def _ranking_problems(ranking: object) -> Iterator[str]:
 
 
 def checkpoint_files(names: Iterable[str]) -> list[str]:
-    """The files of weights that TEST.ENSEMBLE.CHECKPOINTS names, those of a folder the best first.
+    """Return the weight files of TEST.ENSEMBLE.CHECKPOINTS; those of a folder by rank.
 
     Args:
-        names: files, which are taken as they are, and folders of :class:`KeepBestHook`.
+        names: files, and folders of :class:`KeepBestHook`.
 
     Raises:
         FileNotFoundError: a folder has no ranking.
-        ValueError: a name is empty, or a ranking is none or empty.
+        ValueError: a name is empty, or a ranking is invalid or empty.
     """
     files: list[str] = []
     for name in names:

@@ -34,16 +34,16 @@ from .torchvision_weights import (
 logger = logging.getLogger(__name__)
 
 _NO_ADDRESS = urlparse("")
-# The class predictors of Detectron2's R-CNNs and of its RetinaNet end so.
+# Suffixes of the class predictors of Detectron2's R-CNNs and RetinaNet.
 _RCNN_PREDICTOR = "box_predictor.cls_score.weight"
 _PREDICTOR = "cls_score.weight"
 
 
 def read_checkpoint(path: str) -> dict:
-    """Read a checkpoint that :class:`LesionCheckpointer` wrote, on the CPU; tensors are mapped.
+    """Read a checkpoint of :class:`LesionCheckpointer` to the CPU; tensors are memory-mapped.
 
     Raises:
-        ValueError: the file is no checkpoint, is damaged or cut off; names it.
+        ValueError: the file is not a checkpoint, damaged or truncated; the message names it.
     """
     with _explain_bad_file(path):
         return read_file(path, mmap=True)
@@ -51,7 +51,7 @@ def read_checkpoint(path: str) -> dict:
 
 @contextmanager
 def _explain_bad_file(path: str) -> Iterator[None]:
-    """Turn whatever a broken file makes the readers raise into one ValueError that names it."""
+    """Turn all exceptions that a broken file causes into one ValueError that names it."""
     try:
         yield
     except RefusedFile as error:
@@ -73,25 +73,26 @@ def _naming(path: str) -> Iterator[None]:
 
 
 class LesionCheckpointer(DetectionCheckpointer):
-    """DetectionCheckpointer that is safe against being killed, for images of any C channels.
+    """DetectionCheckpointer that tolerates being killed, for images with C channels.
 
-    - A checkpoint, and the tag that names the last one, is there whole or not at all.
-    - A checkpoint that is not meant to be resumed from need not become the last one.
-    - A first convolution for three channels is adapted to C, where weights alone are loaded to
-      train from: :func:`adapt_slices`. One for another number is an error: :func:`check_slices`.
-    - torchvision's weights fit its backbones in ours, and Detectron2's ResNets:
+    - Checkpoints, and the tag of the last one, are written atomically.
+    - A checkpoint can be saved without becoming the last one, from which runs resume.
+    - If only weights are loaded to train from, a first convolution for three channels is adapted to
+      C: :func:`adapt_slices`. Another number of channels is an error: :func:`check_slices`.
+    - torchvision's weights are renamed for torchvision's backbones and for Detectron2's ResNets:
       :func:`rename_torchvision_weights` and :func:`rename_torchvision_resnet`.
-    - A file without any of the model's weights, or with some that are no numbers, is an error.
-    - A file for one class more or less than an R-CNN has is an error: :func:`check_predictor`.
-    - A file that is no checkpoint, a part of one or damaged is an error that names it.
-    - No file can run code: see :func:`~lesion_d2.engine.checkpoint_files.read_file`.
+    - A file without any of the model's weights, or with non-finite weights, is an error.
+    - A file for an R-CNN with one class more or less is an error: :func:`check_predictor`.
+    - A file that is not a checkpoint, truncated or damaged is an error that names it.
+    - Files cannot run code: see :func:`~lesion_d2.engine.checkpoint_files.read_file`.
 
     Args:
         model, save_dir, checkpointables: as in Detectron2.
-        file_format: of what is written, one of :data:`~lesion_d2.engine.checkpoint_files.FORMATS`.
+        file_format: format of written files, one of
+            :data:`~lesion_d2.engine.checkpoint_files.FORMATS`.
     """
 
-    #: Whether what is loaded next may be fitted to the model's slices.
+    #: Whether the next loaded weights may be adapted to the model's slices.
     _may_adapt_slices = True
 
     def __init__(
@@ -106,20 +107,21 @@ class LesionCheckpointer(DetectionCheckpointer):
         self.file_format = file_format
 
     def file_name(self, name: str) -> str:
-        """The name of the file that :meth:`save` writes, with its ending."""
+        """Return the file name that :meth:`save` writes, with its suffix."""
         return f"{name}.{self.file_format}"
 
     def save(self, name: str, *, tag_last: bool = True, **kwargs: Any) -> None:
         """Write model, checkpointables and ``kwargs`` to a file in ``save_dir``.
 
-        It takes the place of one of that name, of another format too.
+        It replaces a checkpoint of the same name, also of another format.
 
         Args:
-            name: of the file, without its ending.
-            tag_last: whether this becomes the checkpoint that ``--resume`` goes on from.
+            name: file name without suffix.
+            tag_last: make this the checkpoint that ``--resume`` uses.
 
         Raises:
-            OSError: the file cannot be written, such as on a full disk; names it.
+            OSError: the file cannot be written, for example because the disk is full; the message
+                names it.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -136,20 +138,20 @@ class LesionCheckpointer(DetectionCheckpointer):
                 os.remove(file)
 
     def files_of(self, name: str) -> list[str]:
-        """The paths of a checkpoint of a name in ``save_dir``, whatever its format."""
+        """Return the paths of a checkpoint in ``save_dir``, in any format."""
         paths = (os.path.join(self.save_dir, name + ending) for ending in ENDINGS)
         return [path for path in paths if os.path.isfile(path)]
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Make a checkpoint the one that ``--resume`` goes on from."""
+        """Make a checkpoint the one that ``--resume`` uses."""
         tag_checkpoint(self.save_dir, last_filename_basename)
 
     def has_checkpoint(self) -> bool:
-        """Whether ``save_dir`` has a tag that names the last checkpoint."""
+        """Whether ``save_dir`` has a tag of the last checkpoint."""
         return last_checkpoint(self.save_dir) is not None
 
     def get_checkpoint_file(self) -> str:
-        """The path of the last checkpoint; "" where there is none.
+        """Return the path of the last checkpoint; "" if there is none.
 
         Raises:
             ValueError: the tag does not name a file in ``save_dir``.
@@ -163,22 +165,22 @@ class LesionCheckpointer(DetectionCheckpointer):
 
         Raises:
             FileNotFoundError: ``path`` is a local file that does not exist, or torchvision's
-                weights are neither here nor to be had.
-            ValueError: the file is no checkpoint, is cut off, has not what the backbone needs, has
-                nothing for the model, or is for one class more or less.
+                weights are neither cached nor available for download.
+            ValueError: the file is not a checkpoint, truncated, lacks weights of the backbone,
+                has no weights for the model, or is for one class more or less.
         """
         check_weights_exist(path)
-        # With the state of a training that goes on, its weights are no foreign ones.
+        # When training is resumed, the weights are the model's own.
         resumes = checkpointables is None and len(self.checkpointables) > 0
         self._may_adapt_slices = not resumes
         try:
-            if os.path.isfile(path):  # Detectron2 would take "?" in its path for a query
+            if os.path.isfile(path):  # Detectron2 would parse "?" in its path as a query
                 self._parsed_url_during_load = _NO_ADDRESS
                 return Checkpointer.load(self, path, checkpointables, **kwargs)
             return super().load(path, checkpointables, **kwargs)
         finally:
             self._may_adapt_slices = True
-            self._parsed_url_during_load = None  # Detectron2 leaves it behind after an error
+            self._parsed_url_during_load = None  # Detectron2 does not reset it after an error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         with _explain_bad_file(filename):
@@ -195,7 +197,7 @@ class LesionCheckpointer(DetectionCheckpointer):
                 if not isinstance(name, str) or not isinstance(value, Tensor | np.ndarray):
                     raise ValueError(f"{name!r} is {type(value).__name__}, not a tensor")
         model_weights = self.model.state_dict()
-        is_other = loaded.get("matching_heuristics")  # Detectron2 itself gives them their names
+        is_other = loaded.get("matching_heuristics")  # Detectron2 matches the names
         with _naming(filename):
             num_resnets = 0 if is_other else rename_torchvision_resnet(weights, self.model)
             if self._may_adapt_slices:
@@ -220,33 +222,33 @@ class LesionCheckpointer(DetectionCheckpointer):
 
 
 def check_weights_exist(path: str) -> None:
-    """Check that weights are there; addresses such as ``detectron2://`` are left to Detectron2.
+    """Check that a weight file exists; URLs such as ``detectron2://`` are left to Detectron2.
 
     Raises:
         FileNotFoundError: ``path`` is a local file that does not exist.
     """
     if path and "://" not in path and not any(map(os.path.isfile, (path, path.split("?")[0]))):
-        raise FileNotFoundError(f"{path}: no such file of weights")
+        raise FileNotFoundError(f"{path}: no such weight file")
 
 
 def check_weights(path: str, model: nn.Module | None = None, *, for_training: bool = True) -> None:
-    """Check by reading that weights are there, whole, and what a model needs.
+    """Check by reading that weights exist, are complete, and match a model.
 
     Args:
-        path: a file, ``torchvision://<model>``, or an address that is left to Detectron2.
-        model: what they are for, or the part that its backbone is; it may be on the meta device.
-        for_training: see :func:`check_predictor`; if not, also :func:`check_complete`.
+        path: a file, ``torchvision://<model>``, or a URL that is left to Detectron2.
+        model: the model or only its backbone; may be on the meta device.
+        for_training: see :func:`check_predictor`; if False, :func:`check_complete` applies, too.
 
     Raises:
         FileNotFoundError: ``path`` is a local file that does not exist, or torchvision's weights
-            are neither here nor to be had.
-        ValueError: as :meth:`LesionCheckpointer.load`, :func:`check_predictor` and
+            are neither cached nor available for download.
+        ValueError: see :meth:`LesionCheckpointer.load`, :func:`check_predictor` and
             :func:`check_complete`.
     """
     check_weights_exist(path)
     if path and ("://" not in path or path.startswith(PREFIX)):
         checkpointer = LesionCheckpointer(model or nn.Identity())
-        # As in load.
+        # As in ``load``.
         is_file = os.path.isfile(path)
         checkpointer._parsed_url_during_load = _NO_ADDRESS if is_file else urlparse(path)
         local = path if is_file else PathManager.get_local_path(path.split("?")[0])
@@ -260,14 +262,14 @@ def check_weights(path: str, model: nn.Module | None = None, *, for_training: bo
 
 
 def load_trained(checkpointer: LesionCheckpointer, path: str) -> None:
-    """Load all weights of a trained model, and nothing else of its checkpoint.
+    """Load all weights of a trained model, and nothing else from its checkpoint.
 
     Args:
-        checkpointer: of the model.
-        path: see :func:`check_weights`; "" leaves the model as it is.
+        checkpointer: checkpointer of the model.
+        path: see :func:`check_weights`; "" to load nothing.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`check_weights`, not for training.
+        FileNotFoundError, ValueError: see :func:`check_weights` with ``for_training=False``.
     """
     check_weights(path, checkpointer.model, for_training=False)
     checkpointer.load(path, checkpointables=[])
@@ -276,18 +278,18 @@ def load_trained(checkpointer: LesionCheckpointer, path: str) -> None:
 def matched_weights(
     loaded: Mapping[str, Any], model_weights: Mapping[str, Tensor]
 ) -> Mapping[str, Any]:
-    """The weights of a file by the model's names, where Detectron2 itself finds out which is which.
+    """Return the weights of a file by the model's names, using Detectron2's matching if needed.
 
     Args:
-        loaded: what a :class:`LesionCheckpointer` read; other projects' files have
-            ``matching_heuristics``.
-        model_weights: the state of the model that they are for.
+        loaded: content of a file as read by :class:`LesionCheckpointer`; files of other projects
+            have ``matching_heuristics``.
+        model_weights: state dict of the model.
     """
     weights = loaded["model"]
     if not loaded.get("matching_heuristics"):
         return weights
     aligner = logging.getLogger(align_and_update_state_dicts.__module__)
-    was_disabled, aligner.disabled = aligner.disabled, True  # it tells of it when it loads them
+    was_disabled, aligner.disabled = aligner.disabled, True  # it logs the matches again on loading
     try:
         return align_and_update_state_dicts(
             dict(model_weights),
@@ -301,19 +303,19 @@ def matched_weights(
 def check_any(
     matched: Mapping[str, Any], weights: Mapping[str, Any], model_weights: Mapping[str, Tensor]
 ) -> None:
-    """Check that a file has weights for a model.
+    """Check that a file contains weights for a model.
 
     Args:
-        matched: names, as :func:`matched_weights` gives them, to tensors or arrays.
-        weights: as they are in the file.
-        model_weights: the state of the model that they are for.
+        matched: names, as returned by :func:`matched_weights`, to tensors or arrays.
+        weights: weights as in the file.
+        model_weights: state dict of the model.
 
     Raises:
-        ValueError: none of the model's weights is there in the model's shape; a training would
-            begin with chance, perhaps under a frozen normalization.
+        ValueError: no weight matches the model in name and shape; training would start from random
+            weights, perhaps with frozen normalization.
     """
     found = {name.removeprefix("module."): value.shape for name, value in matched.items()}
-    # What only counts or scales an image is in any model of the kind.
+    # Counters and image statistics exist in any model.
     known = {n: t for n, t in model_weights.items() if t.dim() > 0 and "pixel_" not in n}
     if known and not any(found.get(name) == target.shape for name, target in known.items()):
         raise ValueError(
@@ -326,12 +328,12 @@ def check_numbers(matched: Mapping[str, Any], model_weights: Mapping[str, Tensor
     """Check that a model's weights are finite real numbers.
 
     Args:
-        matched: names, as :func:`matched_weights` gives them, to tensors or arrays.
-        model_weights: the state of the model that they are for.
+        matched: names, as returned by :func:`matched_weights`, to tensors or arrays.
+        model_weights: state dict of the model.
 
     Raises:
-        ValueError: weights are NaN or infinite, as those of a training that diverged, and the model
-            finds nothing; or are integers or complex where the model has fractions.
+        ValueError: weights are NaN or infinite, for example because training diverged; or are
+            integer or complex where the model has floating point.
     """
     bad = [
         name
@@ -352,18 +354,18 @@ def _are_finite(values: Tensor) -> bool:
 
 
 def check_complete(weights: Mapping[str, Any], model_weights: Mapping[str, Tensor]) -> None:
-    """Check that weights are those of a trained model, all of them.
+    """Check that weights are complete for a trained model.
 
-    Detectron2 leaves what it does not find as it was drawn, and says so in the log; detections are
-    then some of chance.
+    Detectron2 only logs missing weights and keeps their random initialization, which gives random
+    detections.
 
     Args:
         weights: names to tensors or arrays.
-        model_weights: the state of the model that they are for.
+        model_weights: state dict of the model.
 
     Raises:
-        ValueError: weights of the model are missing or have another shape, or there are weights of
-            an attention that the model does not have.
+        ValueError: weights are missing or have another shape, or belong to an attention module that
+            the model does not have.
     """
     found = {name.removeprefix("module."): value.shape for name, value in weights.items()}
     lacking = [
@@ -387,20 +389,20 @@ def check_complete(weights: Mapping[str, Any], model_weights: Mapping[str, Tenso
 def check_predictor(
     weights: Mapping[str, Any], model_weights: Mapping[str, Tensor], *, for_training: bool = True
 ) -> None:
-    """Check that weights are for a model's number of classes.
+    """Check that weights match a model's number of classes.
 
-    Detectron2 leaves out weights of another shape and logs it. That is right for a training that
-    starts from weights for other classes. But a Mask R-CNN's weights in ULDor, which has the class
-    of false positives too, or the reverse, are a mistake.
+    Detectron2 skips weights of another shape with a log message. This is correct for fine-tuning on
+    other classes. But loading Mask R-CNN's weights into ULDor, which has an additional class of
+    false positives, or the reverse, is a mistake.
 
     Args:
         weights: names to tensors or arrays.
-        model_weights: the state of the model that they are for.
-        for_training: whether the model learns what it does not find. If not, any difference is an
-            error, of RetinaNet too.
+        model_weights: state dict of the model.
+        for_training: whether the model will be trained. If not, any difference is an error, also
+            for RetinaNet.
 
     Raises:
-        ValueError: an R-CNN's weights are for one class more or less, or ``for_training`` is off
+        ValueError: weights of an R-CNN are for one class more or less, or ``for_training`` is False
             and they are for other classes.
     """
     for name, target in model_weights.items():

@@ -1,4 +1,4 @@
-"""Weights of convolutions that look at the image: for three channels, and for C slices."""
+"""Adapts weights of first convolutions from three channels to C slices."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -10,22 +10,22 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 _RGB = 3
-# Detectron2 finds the model's names by their ends; Caffe2's ResNets have one of their own.
+# Detectron2 matches names by suffix; Caffe2's ResNets have a different name.
 _CAFFE2_NAMES = {"conv1_w": "stem.conv1.weight"}
 
 
 def adapt_slices(weights: dict[str, Any], model_weights: Mapping[str, Tensor]) -> None:
-    """Adapt convolutions of three-channel images to a model's C channels, and log it.
+    """Adapt first convolutions for three-channel images to a model's C channels, and log it.
 
-    These are, in any backbone, convolutions with three input channels where the model has C and is
-    otherwise the same. Each of the C channels gets the mean over the three, times 3 / C: an image
-    whose channels are all alike then gives the activations that it gave with three. C = 3 is left
-    as it is.
+    In any backbone, these are convolutions with three input channels where the model has C and the
+    rest of the shape is the same. Each of the C channels gets the mean over the three, times 3 / C,
+    so that an image with equal channels gives the same activations as before. Nothing changes for C
+    = 3.
 
     Args:
-        weights: names to tensors or arrays, of a whole detector or of a backbone, with the model's
-            names or the ends of them, or Caffe2's; changed in place.
-        model_weights: the state of the model that they are for.
+        weights: names to tensors or arrays of a detector or backbone, with the model's names,
+            suffixes of them, or Caffe2's names; modified in place.
+        model_weights: state dict of the model.
     """
     for name, value in weights.items():
         shape = tuple(value.shape)
@@ -40,17 +40,17 @@ def adapt_slices(weights: dict[str, Any], model_weights: Mapping[str, Tensor]) -
 
 
 def check_slices(weights: Mapping[str, Any], model: nn.Module) -> None:
-    """Check that weights are for a model's number of slices.
+    """Check that weights match a model's number of slices.
 
-    Detectron2 would leave a first convolution of another number as it was drawn.
+    Detectron2 would keep the random initialization of a first convolution with another number.
 
     Args:
-        weights: names to tensors or arrays, as for :func:`adapt_slices`, which comes before where
+        weights: names to tensors or arrays, see :func:`adapt_slices`, which is called before if
             they may be adapted.
-        model: what they are for; a detector has ``pixel_mean``, with a value a slice.
+        model: the model; a detector has ``pixel_mean`` with one value per slice.
 
     Raises:
-        ValueError: a convolution that looks at the image is for another number of channels.
+        ValueError: a first convolution has another number of input channels.
     """
     looks_at_images = {_RGB, len(getattr(model, "pixel_mean", ()))}
     model_weights = model.state_dict()
@@ -67,8 +67,8 @@ def check_slices(weights: Mapping[str, Any], model: nn.Module) -> None:
 def _other_channels(
     name: str, shape: tuple[int, ...], model_weights: Mapping[str, Tensor]
 ) -> set[int]:
-    """Input channels of the model's weights of a name, where they alone are others."""
-    if len(shape) < 4:  # no convolution
+    """Input channels of the model's weight, if the shapes differ only in them."""
+    if len(shape) < 4:  # not a convolution
         return set()
     shapes = {tuple(model_weights[known].shape) for known in _named(name, model_weights)}
     if shape in shapes:
@@ -79,6 +79,6 @@ def _other_channels(
 
 
 def _named(name: str, known: Iterable[str]) -> list[str]:
-    """The names that a weight of a file may have in the model."""
+    """The possible names in the model of a weight of a file."""
     name = _CAFFE2_NAMES.get(name, name).removeprefix("module.")
     return [name] if name in known else [k for k in known if k.endswith(f".{name}")]

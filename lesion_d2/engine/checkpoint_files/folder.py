@@ -1,18 +1,18 @@
-"""The checkpoint that a folder's runs go on from."""
+"""The last checkpoint of a folder, from which runs resume."""
 
 import os
 
 from ...utils.files import atomic_write
 
 _TAG = "last_checkpoint"
-_MAX_NAME = 255  # letters
+_MAX_NAME = 255  # characters
 
 
 def last_checkpoint(folder: str) -> str | None:
-    """The path of the checkpoint that ``folder/last_checkpoint`` names; None where there is no tag.
+    """Return the checkpoint's path from ``folder/last_checkpoint``; None if there is no tag.
 
     Raises:
-        ValueError: it names none, or one that is not in the folder.
+        ValueError: it does not name a file in the folder.
         OSError: the tag cannot be read.
     """
     tag = os.path.join(folder, _TAG)
@@ -24,20 +24,20 @@ def last_checkpoint(folder: str) -> str | None:
 
 
 def tag_checkpoint(folder: str, name: str) -> None:
-    """Make the checkpoint of a name the one that :func:`last_checkpoint` gives."""
+    """Make a checkpoint the one that :func:`last_checkpoint` returns."""
     with atomic_write(os.path.join(folder, _TAG)) as partial:
         partial.write_text(name)
 
 
 def bare_name(name: object, place: object) -> str:
-    """Check that what should be a file's name leads to no other folder.
+    """Check that a file name does not lead to another folder.
 
     Args:
-        name: as it stands in a file.
-        place: that file.
+        name: name as read from a file.
+        place: that file, for messages.
 
     Raises:
-        ValueError: it is no text, too long, or has more than a name; says the place.
+        ValueError: it is not text, too long, or not a bare name; the message contains the place.
     """
     is_bare = (
         isinstance(name, str)

@@ -1,4 +1,4 @@
-"""Which format a file of weights has, by its ending."""
+"""Formats of weight files, by suffix."""
 
 import os
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ from .pth import read_pth, write_pth
 from .safetensors_file import read_safetensors, write_safetensors
 from .zoo import read_pyth, read_zoo
 
-#: What SOLVER.CHECKPOINT_FORMAT may be; the ending of a checkpoint's name.
+#: Values of SOLVER.CHECKPOINT_FORMAT; the suffix of a checkpoint's name.
 FORMATS = ("pth", "safetensors")
-#: Of the names of checkpoints, with the dot.
+#: Suffixes of checkpoints, with the dot.
 ENDINGS = tuple(f".{name}" for name in FORMATS)
 
 _READERS = {".pkl": read_zoo, ".pyth": read_pyth, ".safetensors": read_safetensors}
@@ -19,24 +19,24 @@ _WRITERS = {".pth": write_pth, ".safetensors": write_safetensors}
 
 
 def read_file(path: str, *, mmap: bool = False) -> dict[str, Any]:
-    """Read a file of weights, or a checkpoint, to the CPU, and nothing that could run code.
+    """Read a weight file or checkpoint to the CPU, without running code from it.
 
-    ``.pkl`` are the files of Detectron2's model zoo and of Caffe2, ``.pyth`` those of pycls,
-    ``.safetensors`` those of that library, and anything else is what ``torch.save`` wrote. Where a
-    file has checksums, they are verified.
+    ``.pkl`` files are from Detectron2's model zoo and Caffe2, ``.pyth`` from pycls,
+    ``.safetensors`` from that library, and all others from ``torch.save``. Checksums are verified
+    if the file has them.
 
     Args:
         path: a local file.
-        mmap: let the tensors of ``torch.save`` be mapped rather than read.
+        mmap: memory-map the tensors of ``torch.save`` instead of reading them.
 
     Returns:
-        ``model``, names to tensors or arrays, and whatever else the file has.
+        ``model``, names to tensors or arrays, and other content of the file.
 
     Raises:
-        RefusedFile: the file wants to load anything but tensors, arrays, numbers, text and plain
-            containers, which is named.
-        ValueError: its checksums do not fit.
-        Exception: it is damaged otherwise, as its library tells it.
+        RefusedFile: the file contains anything but tensors, arrays, numbers, text and plain
+            containers; the message names it.
+        ValueError: a checksum does not match.
+        Exception: the file is damaged otherwise; raised by its library.
     """
     ending = os.path.splitext(path)[1]
     if ending in _READERS:
@@ -48,15 +48,16 @@ def read_file(path: str, *, mmap: bool = False) -> dict[str, Any]:
 
 
 def write_file(data: Mapping[str, Any], path: str) -> None:
-    """Write a checkpoint in the format of its ending; it is there whole or not at all.
+    """Write a checkpoint atomically, in the format of its suffix.
 
     Args:
-        data: ``model``, names to tensors, and what else goes with it: tensors, numbers, text and
-            plain containers.
-        path: ends with one of :data:`ENDINGS`.
+        data: ``model``, names to tensors, and other content: tensors, numbers, text and plain
+            containers.
+        path: path with a suffix of :data:`ENDINGS`.
 
     Raises:
-        OSError: it cannot be written, such as on a full disk; names the file.
+        OSError: it cannot be written, for example because the disk is full; the message names the
+            file.
     """
     write = _WRITERS[os.path.splitext(path)[1]]
     with atomic_write(path) as partial:

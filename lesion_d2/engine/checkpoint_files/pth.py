@@ -1,4 +1,4 @@
-"""Files of ``torch.save``, read as weights only, with the checksums that are in them."""
+"""Files of ``torch.save``, read with ``weights_only`` and verified checksums."""
 
 import os
 import pickle
@@ -13,25 +13,25 @@ import torch
 from ...data.formats.pickle_opcodes import Refused, check_opcodes
 from ...utils.files import printable
 
-# How torch names what a pickle wants to load.
+# Names of refused globals in torch's messages.
 _WANTED = re.compile(r"GLOBAL (\S+)|(?:function|class|type) <?(?:class )?'?([\w.]+)")
 _DETAILS = "WeightsUnpickler error:"
 _PICKLE = "/data.pkl"
-_FOLDER = 0x10  # of MS-DOS, among the attributes of a part
-_MAX_WORDS = 200  # letters of them in a message
+_FOLDER = 0x10  # MS-DOS attribute of a ZIP member
+_MAX_WORDS = 200  # characters in a message
 
 
 class RefusedFile(ValueError):
-    """A file wants to load what could run code, or to take far more than its size allows."""
+    """A file contains something that could run code, or needs far more memory than its size."""
 
 
 def read_pth(path: str, *, mmap: bool = False) -> object:
-    """Read what ``torch.save`` wrote, with ``weights_only``.
+    """Read a file of ``torch.save`` with ``weights_only``.
 
     Raises:
-        RefusedFile: it wants to load what is no tensor and no plain container, which is named.
-        ValueError: its checksums do not fit.
-        Exception: it is damaged otherwise.
+        RefusedFile: it contains anything but tensors and plain containers; the message names it.
+        ValueError: a checksum does not match.
+        Exception: the file is damaged otherwise.
     """
     is_zip = check_zip(path)
     try:
@@ -41,18 +41,18 @@ def read_pth(path: str, *, mmap: bool = False) -> object:
 
 
 def check_zip(path: str) -> bool:
-    """Verify the CRC-32 of all parts of what ``torch.save`` wrote; torch does not.
+    """Verify the CRC-32 of all members of a file of ``torch.save``; torch does not.
 
-    Files of torch before 1.6 have no checksums.
+    Files of torch before 1.6 are not ZIP files and have no checksums.
 
     Returns:
-        Whether it is a ZIP file, as torch writes them since then.
+        Whether it is a ZIP file.
 
     Raises:
-        RefusedFile: its pickle asks for far more memory or time than its size allows.
-        ValueError: a part is not what was written; or parts are compressed, marked as folders, have
-            one name or lie over each other, as torch writes none.
-        zipfile.BadZipFile: the file is damaged otherwise.
+        RefusedFile: its pickle needs far more memory or time than its size suggests.
+        ValueError: a checksum does not match; or members are compressed, marked as folders, have
+        the same name or overlap, which torch never writes. zipfile.BadZipFile: the file is damaged
+        otherwise.
     """
     with open(path, "rb") as file:
         if file.read(4) != b"PK\x03\x04":
@@ -65,16 +65,16 @@ def check_zip(path: str) -> bool:
         for info in infos:
             if info.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"found {printable(info.filename)[:100]} compressed")
-            if info.is_dir() or info.external_attr & _FOLDER:  # of which torch reads nothing
+            if info.is_dir() or info.external_attr & _FOLDER:  # torch reads them as empty
                 raise ValueError(f"found {printable(info.filename)[:100]} marked as a folder")
-        has_sums = any(info.CRC for info in infos)  # set_crc32_options(False) of torch writes none
+        has_sums = any(info.CRC for info in infos)  # none with set_crc32_options(False)
         damaged = parts.testzip() if has_sums else None
         if damaged is not None:
             raise ValueError(f"found another checksum of {printable(damaged)[:100]}: it is damaged")
         for info in infos:
             if info.filename.endswith(_PICKLE):
                 if not has_sums:
-                    del info.CRC  # zipfile then compares with none
+                    del info.CRC  # then zipfile does not compare it
                 try:
                     check_opcodes(parts.read(info))
                 except Refused as error:
@@ -83,7 +83,7 @@ def check_zip(path: str) -> bool:
 
 
 def _in_short(text: str) -> ValueError:
-    """What torch says over many lines, without its advice to load the file anyway."""
+    """Shorten torch's message, without its advice to load the file anyway."""
     if "TorchScript" in text:
         return RefusedFile("found a TorchScript program, expected weights")
     text = text.partition(_DETAILS)[2] or text
@@ -96,7 +96,7 @@ def _in_short(text: str) -> ValueError:
 
 
 def write_pth(data: Mapping[str, Any], path: Path) -> None:
-    """Write by ``torch.save``, with checksums.
+    """Write with ``torch.save``, with checksums.
 
     Raises:
         OSError: it cannot be written.
@@ -115,7 +115,7 @@ def write_pth(data: Mapping[str, Any], path: Path) -> None:
 
 
 def _os_error(error: BaseException | None) -> OSError | None:
-    """The OSError with a number during which another error was raised."""
+    """The OSError with an errno in the context of another error."""
     while error is not None and not (isinstance(error, OSError) and error.errno):
         error = error.__cause__ or error.__context__
     return error

@@ -1,8 +1,8 @@
-"""Checkpoints as safetensors files: the weights under their own names, the rest beside them.
+"""Checkpoints as safetensors files: weights by name, and all other content.
 
-Any reader of safetensors finds the weights of the model. Tensors of the rest, such as the
-optimizer's, are named by where they are, with slashes: ``trainer/_trainer/optimizer/...``. The rest
-itself is JSON in the file's metadata, with a checksum of everything; the format has none.
+Any reader of safetensors can load the model's weights. Other tensors, such as the optimizer's, are
+named by their path: ``trainer/_trainer/optimizer/...``. All other content is JSON in the file's
+metadata, with a checksum of the whole file, which the format lacks.
 """
 
 import json
@@ -21,11 +21,11 @@ _KINDS: dict[str, Callable] = {"list": list, "tuple": tuple}
 
 
 def read_safetensors(path: str) -> dict[str, Any]:
-    """Read a file of weights, or a checkpoint that :func:`write_safetensors` wrote.
+    """Read a weight file, or a checkpoint of :func:`write_safetensors`.
 
     Raises:
-        ValueError: the checksum does not fit.
-        SafetensorError: it is damaged otherwise.
+        ValueError: the checksum does not match.
+        SafetensorError: the file is damaged otherwise.
     """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
@@ -44,12 +44,12 @@ def write_safetensors(data: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint.
 
     Args:
-        data: ``model``, names to tensors, and what goes with it: tensors, numbers, text and plain
+        data: ``model``, names to tensors, and other content: tensors, numbers, text and plain
             containers.
         path: the file.
 
     Raises:
-        TypeError: something is of another type.
+        TypeError: a value has another type.
         OSError: it cannot be written.
     """
     tensors = {name: _packed(value) for name, value in data["model"].items()}
@@ -61,7 +61,7 @@ def write_safetensors(data: Mapping[str, Any], path: Path) -> None:
 
 
 def _packed(tensor: Tensor) -> Tensor:
-    """With memory of its own, as the library wants it."""
+    """A contiguous tensor that owns its memory, as the library requires."""
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
@@ -74,7 +74,7 @@ def _checksum(tensors: Mapping[str, Tensor], rest: str) -> str:
 
 
 def _encoded(value: object, place: str, tensors: dict[str, Tensor]) -> object:
-    """JSON of a value; its tensors go to ``tensors``, named by their place."""
+    """JSON of a value; its tensors are added to ``tensors``, named by their path."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, Tensor):
@@ -97,7 +97,7 @@ def _encoded(value: object, place: str, tensors: dict[str, Tensor]) -> object:
 
 
 def _decoded(value: object, tensors: Mapping[str, Tensor]) -> Any:
-    """What :func:`_encoded` was given."""
+    """The inverse of :func:`_encoded`."""
     if not isinstance(value, dict):
         return value
     [(kind, content)] = value.items()

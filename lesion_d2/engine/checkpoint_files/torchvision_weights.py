@@ -13,11 +13,11 @@ from detectron2.utils.file_io import PathHandler, PathManager
 from torch import nn
 
 PREFIX = "torchvision://"
-# Names in torchvision's files of DenseNets, from when a module's name could have a dot.
+# Old names in torchvision's DenseNet files, when module names could contain a dot.
 _OLD_DENSENET_NAME = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)")
 
 
-# What a file of a torchvision ResNet has, and what its parts are called in Detectron2's.
+# Keys that identify a torchvision ResNet, and the names of its modules in Detectron2.
 _OF_RESNET = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight")
 _RESNET_NAMES = (
     (r"conv1\.(.+)", r"stem.conv1.\1"),
@@ -30,10 +30,10 @@ _RESNET_NAMES = (
 
 
 class TorchvisionHandler(PathHandler):
-    """Resolves ``torchvision://<model>`` to the file of torchvision's default weights of it.
+    """Resolves ``torchvision://<model>`` to the file with torchvision's default weights.
 
-    The file lies where torchvision itself looks for it (``$TORCH_HOME/hub/checkpoints``), and is
-    downloaded where it is not there.
+    The file is in torchvision's cache (``$TORCH_HOME/hub/checkpoints``), and is downloaded if
+    missing.
     """
 
     def _get_supported_prefixes(self) -> list[str]:
@@ -47,7 +47,7 @@ class TorchvisionHandler(PathHandler):
         file = os.path.join(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
         if force or not os.path.isfile(file):
             os.makedirs(os.path.dirname(file), exist_ok=True)
-            # The part of the name after its last dash begins the file's SHA-256.
+            # The name ends with the first digits of the file's SHA-256, after the last dash.
             checksum = file.rpartition("-")[2].partition(".")[0]
             try:
                 torch.hub.download_url_to_file(url, file, hash_prefix=checksum)
@@ -68,27 +68,26 @@ PathManager.register_handler(TorchvisionHandler())
 
 
 def rename_torchvision_weights(weights: dict[str, Any], model: nn.Module) -> int:
-    """Give torchvision's weights the names that they have in a model on torchvision's backbones.
+    """Rename torchvision's weights to the names in a model with torchvision's backbones.
 
-    Such a backbone says by ``torchvision_name`` whose names it uses. What it does not have, such as
-    the classifier, is left out. The old names in the files of DenseNets become today's, as when
-    torchvision itself reads them. Weights that bear the model's own names already, and models on
-    other backbones, are left as they are.
+    Such a backbone has the attribute ``torchvision_name``. Weights that it does not have, such as
+    the classifier, are removed. Old names in DenseNet files are converted, as in torchvision.
+    Weights with the model's names, and models with other backbones, are not changed.
 
     Args:
-        weights: names to tensors; changed in place.
-        model: what they are for, a detector or a bare backbone.
+        weights: names to tensors; modified in place.
+        model: the model, a detector or a backbone.
 
     Returns:
-        How many such backbones the model has.
+        The number of such backbones in the model.
 
     Raises:
-        ValueError: a backbone has parameters that ``weights`` lack or have in another shape; names
-            them.
+        ValueError: parameters of a backbone are missing in ``weights`` or have another shape; the
+            message names them.
     """
     found = {name: m for name, m in model.named_modules() if hasattr(m, "torchvision_name")}
     tops = {name.partition(".")[0] for name in found}
-    # A detector's checkpoint, perhaps of DistributedDataParallel.
+    # A detector's checkpoint, possibly of DistributedDataParallel.
     if not found or any(n.removeprefix("module.").partition(".")[0] in tops for n in weights):
         return len(found)
     for name in list(weights):
@@ -104,22 +103,22 @@ def rename_torchvision_weights(weights: dict[str, Any], model: nn.Module) -> int
 
 
 def rename_torchvision_resnet(weights: dict[str, Any], model: nn.Module) -> int:
-    """Give the weights of a torchvision ResNet the names that they have in Detectron2's ResNets.
+    """Rename the weights of a torchvision ResNet to the names in Detectron2's ResNets.
 
-    The classifier is left out. Weights of anything else, and models without such a ResNet, are left
-    as they are. torchvision's ResNets learned on images of about zero mean and unit variance: on
-    values of 0 to 255 that is a MODEL.PIXEL_STD of about 58, and not Detectron2's 1.
+    The classifier is removed. Other weights, and models without such a ResNet, are not changed.
+    torchvision's ResNets were trained on images with about zero mean and unit variance: for values
+    of 0 to 255 this is a MODEL.PIXEL_STD of about 58, not Detectron2's 1.
 
     Args:
-        weights: names to tensors; changed in place.
-        model: what they are for, a detector or a bare backbone.
+        weights: names to tensors; modified in place.
+        model: the model, a detector or a backbone.
 
     Returns:
-        How many ResNets the model has, where the weights are torchvision's; else 0.
+        The number of ResNets in the model if the weights are torchvision's, otherwise 0.
 
     Raises:
-        ValueError: a ResNet is not torchvision's: it has its strides in the 1 x 1 convolutions,
-            another normalization, other blocks or other widths.
+        ValueError: a ResNet differs from torchvision's: it has its strides in the 1 x 1
+            convolutions, another normalization, or other blocks or widths.
     """
     found = {name: m for name, m in model.named_modules() if isinstance(m, ResNet)}
     if not found or not all(name in weights for name in _OF_RESNET):
@@ -146,7 +145,7 @@ def _parts_of(resnet: ResNet) -> tuple[str, ...]:
 
 
 def _check_resnet(weights: dict[str, Any], resnet: ResNet) -> None:
-    """Check that a ResNet computes what torchvision's of these weights does."""
+    """Check that a ResNet is equivalent to torchvision's ResNet with these weights."""
     block = resnet.res3[0] if "res3" in resnet.stage_names else resnet.res2[0]
     if hasattr(block, "conv3") and max(block.conv1.stride) > 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Files of weights from other projects' collections."""
+"""Weight files from the model zoos of other projects."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ def read_zoo(path: str) -> dict[str, Any]:
 
     Raises:
         RefusedFile: see :func:`~lesion_d2.data.formats.restricted_pickle.load_pickle`.
-        ValueError: it is no readable pickle, or has no named weights.
+        ValueError: it is not a readable pickle, or has no named weights.
     """
     try:
         data = load_pickle(path)
@@ -22,7 +22,7 @@ def read_zoo(path: str) -> dict[str, Any]:
         raise ValueError(f"found a {type(data).__name__}, expected named weights")
     if "model" in data and "__author__" in data:
         return data
-    blobs = data.get("blobs", data)  # detectors have them, backbones do not
+    blobs = data.get("blobs", data)  # only detectors have "blobs"
     if not isinstance(blobs, dict):
         raise ValueError(f"found blobs of type {type(blobs).__name__}, expected named weights")
     weights = {k: v for k, v in blobs.items() if not str(k).endswith("_momentum")}

@@ -1,4 +1,4 @@
-"""What lets a run go on as if it had not been interrupted, and alone in its folder."""
+"""Resuming a run as if it had not been interrupted, and locking its folder."""
 
 from .metrics import EvaluationWriter, rewind_metrics
 from .process_state import ProcessStateHook

@@ -1,4 +1,4 @@
-"""``metrics.json`` of runs that are killed and resumed."""
+"""``metrics.json`` of resumed runs."""
 
 import logging
 import os
@@ -15,16 +15,16 @@ logger = logging.getLogger(__name__)
 
 
 class EvaluationWriter(hooks.PeriodicWriter):
-    """Detectron2's PeriodicWriter that also writes what an evaluation gave at once.
+    """Detectron2's PeriodicWriter that also writes evaluation results immediately.
 
-    A kill within the next iterations would lose it, and so would the next evaluation within them.
-    The last evaluation before the checkpoint that a run is resumed from, which is made again, is
-    written again only where it is not in the file. This hook comes after :class:`CatchUpHook`.
+    Otherwise they would be lost if the run is killed, or evaluated again, within the next
+    iterations. The evaluation that a resumed run repeats is only written if it is not in the file.
+    This hook must come after :class:`CatchUpHook`.
 
     Args:
         writers: as in Detectron2.
-        periods: of evaluations and what else comes at times, in iterations; 0 for none.
-        period: of everything else.
+        periods: periods of evaluations and other events, in iterations; 0 for none.
+        period: period of all other metrics.
     """
 
     def __init__(self, writers: Iterable[EventWriter], periods: Iterable[int], period: int = 20):
@@ -32,7 +32,7 @@ class EvaluationWriter(hooks.PeriodicWriter):
         self._eval_periods = [period for period in periods if period > 0]
 
     def before_train(self) -> None:
-        """Write the evaluation that a resumed run begins with, if need be."""
+        """Write the evaluation at the start of a resumed run, if needed."""
         last, storage = self.trainer.start_iter - 1, self.trainer.storage
         names = {name for name, (_, iteration) in storage.latest().items() if iteration == last}
         for writer in self._writers if names else ():
@@ -42,7 +42,7 @@ class EvaluationWriter(hooks.PeriodicWriter):
                 writer.write()
 
     def after_train(self) -> None:
-        """As in Detectron2; an error that ended the training, such as a full disk, comes first."""
+        """As in Detectron2, without hiding an error that ended training, such as a full disk."""
         failed = sys.exc_info()[0] is not None
         try:
             super().after_train()
@@ -52,31 +52,32 @@ class EvaluationWriter(hooks.PeriodicWriter):
             logger.warning(f"The last metrics were not written: {error}")
 
     def after_step(self) -> None:
-        """As in Detectron2; then write what came in this iteration."""
+        """As in Detectron2; then write new results of this iteration."""
         super().after_step()
         if any((self.trainer.iter + 1) % period == 0 for period in self._eval_periods):
-            for writer in self._writers:  # which write nothing twice
+            for writer in self._writers:  # they write nothing twice
                 if not isinstance(writer, CommonMetricPrinter):
                     writer.write()
 
 
 def _names(json_file: str, iteration: int) -> set[str]:
-    """The metrics of an iteration that are in the file."""
+    """Names of the metrics of an iteration in the file."""
     with open(json_file, "rb") as file:
         entries = [entry for entry in map(_entry, file) if entry.get("iteration") == iteration]
     return {name for entry in entries for name in entry}
 
 
 def rewind_metrics(json_file: str, start_iter: int) -> None:
-    """Cut from ``metrics.json`` what a killed run wrote after the checkpoint it is resumed from.
+    """Remove from ``metrics.json`` what was written after the checkpoint to resume from.
 
-    The resumed run writes those iterations again. A last line that is not whole is cut too. The
-    file stays the same one, because the writer of the resumed run may have it open already.
+    The resumed run writes those iterations again. An incomplete last line is removed, too. The file
+    is modified in place, because the writer of the resumed run may already have opened it.
 
     Args:
-        json_file: one JSON object with ``iteration`` a line, as Detectron2's JSONWriter writes it.
-        start_iter: the first iteration to come. A line of that iteration without losses is kept:
-            Detectron2 counts the evaluation after the last iteration so.
+        json_file: one JSON object with ``iteration`` per line, as written by Detectron2's
+            JSONWriter.
+        start_iter: the next iteration. A line of that iteration without losses is kept: Detectron2
+            uses it for the evaluation after the last iteration.
     """
     if not os.path.isfile(json_file):
         return
@@ -101,7 +102,7 @@ def _before(lines: Iterable[bytes], start_iter: int) -> Iterator[bytes]:
 
 
 def _entry(line: bytes) -> dict:
-    """The metrics of a line; {} where it is not whole, or none."""
+    """The metrics of a line; {} if it is incomplete or invalid."""
     try:
         entry = parse_json(line, "metrics", allow_nan=True) if line.endswith(b"\n") else {}
     except ValueError:

@@ -1,8 +1,8 @@
-"""What each process of a training has beside weights and optimizer.
+"""State of each training process apart from weights and optimizer.
 
-Random states, from which R-CNNs draw their samples and augmentations what they do, also those of
-the loader's workers; and the running means of positive anchors that Detectron2's dense detectors
-divide their losses by, which are plain attributes, not buffers, and start at 100.
+It consists of random states, used by the sampling of R-CNNs and by augmentations, including those
+of loader workers; and of the running means of positive anchors that normalize the losses of
+Detectron2's dense detectors, which are plain attributes instead of buffers, and start at 100.
 """
 
 import logging
@@ -26,15 +26,15 @@ _NORMALIZER = "loss_normalizer"
 
 
 class ProcessStateHook(HookBase):
-    """Keeps the state of all processes in the checkpoints, and restores it in a resumed run.
+    """Saves the state of all processes in checkpoints, and restores it in a resumed run.
 
-    It comes before the checkpoint is written. What follows that in an iteration, the evaluation
-    and the mining, draws random numbers too, and a resumed run makes the evaluation again, see
-    :class:`CatchUpHook`: that begins with what was kept ``before`` it. A checkpoint that is written
-    again after a mining, which is not made again, has also the state ``after`` it.
+    It must come before the checkpoint is written. The evaluation and the mining of hard negatives,
+    which follow in the same iteration, use random numbers, too. A resumed run repeats the
+    evaluation, see :class:`CatchUpHook`, starting from the state ``before`` it. Mining is not
+    repeated: a checkpoint that is written again after mining also has the state ``after`` it.
 
     Args:
-        period: of the checkpoints; the last iteration has one, too.
+        period: period of checkpoints; the last iteration has one, too.
     """
 
     def __init__(self, period: int):
@@ -42,27 +42,27 @@ class ProcessStateHook(HookBase):
         self._kept: dict[str, Any] = {}
 
     def state_dict(self) -> dict:
-        """What was kept of this iteration: nothing, if this is no checkpoint to resume from."""
+        """The saved state of this iteration; empty if this is not a checkpoint to resume from."""
         return self._kept if self._kept.get("iteration") == self.trainer.iter else {}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Take over what :meth:`restore` then restores."""
+        """Store the state for :meth:`restore`."""
         self._kept = state_dict
 
     def after_step(self) -> None:
-        """Keep the state where a checkpoint follows."""
+        """Save the state if a checkpoint follows."""
         iteration = self.trainer.iter
         if (iteration + 1) % self._period == 0 or iteration >= self.trainer.max_iter - 1:
             self._kept = {"iteration": iteration}
             self.keep("before")
 
     def keep(self, moment: str) -> None:
-        """Take the state of all processes together; all of them call it."""
+        """Gather the state of all processes; all of them have to call it."""
         state = process_state(self.trainer.model)
         self._kept[moment] = comm.gather({**state, "loader": self.trainer.loader.state_dict()})
 
     def restore(self, moment: str) -> None:
-        """Give a resumed run's processes the state of a moment, where the checkpoint has it."""
+        """Restore the processes' state of a moment, if the checkpoint has it."""
         if self._kept.get("iteration") != self.trainer.start_iter - 1:
             return
         states = self._kept.get(moment, [])
@@ -78,10 +78,10 @@ class ProcessStateHook(HookBase):
 
 
 def process_state(model: nn.Module) -> dict[str, Any]:
-    """The state of this process: tensors, numbers and plain containers alone.
+    """Return the state of this process, as tensors, numbers and plain containers.
 
     Args:
-        model: that is trained.
+        model: the trained model.
     """
     state = {
         "torch": torch.get_rng_state(),
@@ -101,11 +101,11 @@ def process_state(model: nn.Module) -> dict[str, Any]:
 
 
 def restore_process_state(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Give this process a state of :func:`process_state`.
+    """Restore a state of :func:`process_state` in this process.
 
     Args:
-        model: that is trained.
-        state: of a process.
+        model: the trained model.
+        state: state of a process.
     """
     np.random.set_state(unpacked(state["numpy"]))
     set_python_state(state["python"])

@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""Lock of an output folder: only one run at a time."""
 
 import logging
 import os
@@ -12,18 +12,18 @@ from ..input_errors import InputError
 logger = logging.getLogger(__name__)
 
 _FILE = ".lock"
-# The folder that this process has, and its lock.
+# The folder that this process has locked, and the lock.
 _held: dict[str, FileIO] = {}
 
 
 def hold_output(folder: str) -> None:
-    """Make the folder of a run, and hold it until the process ends or takes another one.
+    """Create and lock the folder of a run, until the process ends or locks another one.
 
-    The first process of a run does so for all; a process that is dead holds nothing. Where the
-    file system has no locks, it is said in the log.
+    The first process of a run does so for all. The lock is released if the process dies. A warning
+    is logged if the file system does not support locks.
 
     Raises:
-        InputError: another run is at work there; all processes raise it.
+        InputError: another run is using the folder; raised in all processes.
     """
     fault = _hold(folder) if comm.is_main_process() else None
     if fault := comm.all_gather(fault)[0]:
@@ -31,10 +31,10 @@ def hold_output(folder: str) -> None:
 
 
 def check_free(folder: str) -> None:
-    """Check that no run is at work in a folder, which need not be there.
+    """Check that no run is using a folder, which need not exist.
 
     Raises:
-        InputError: one is.
+        InputError: a run is using it.
     """
     file = os.path.join(folder, _FILE)
     if os.path.exists(file) and os.path.realpath(folder) not in _held:
@@ -43,11 +43,11 @@ def check_free(folder: str) -> None:
         except BlockingIOError:
             raise InputError(_fault(folder)) from None
         except OSError:
-            return  # told of when the run takes it
+            return  # reported when the run locks it
 
 
 def _hold(folder: str) -> str | None:
-    """What is wrong, if anything."""
+    """Lock the folder; returns the error message, if any."""
     os.makedirs(folder, exist_ok=True)
     path = os.path.realpath(folder)
     if path in _held:
@@ -63,13 +63,13 @@ def _hold(folder: str) -> str | None:
 
 
 def release_output() -> None:
-    """Let other runs have the folder that this process has, if any."""
+    """Release the folder that this process has locked, if any."""
     while _held:
         release_lock(_held.popitem()[1])
 
 
 def _fault(folder: str) -> str:
     return (
-        f"OUTPUT_DIR: found another run at work in {folder}, expected a folder that no run writes "
+        f"OUTPUT_DIR: found another run in {folder}, expected a folder that no run writes "
         "to; wait for its end or choose another one"
     )

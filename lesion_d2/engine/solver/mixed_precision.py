@@ -43,8 +43,8 @@ class GPUAMPTrainer(AMPTrainer):
         """As in Detectron2; a missing loss scale is initialized and logged."""
         if _SCALER not in state_dict:
             logger.warning(
-                "SOLVER.AMP.ENABLED: found True, but the checkpoint is from a run without it, or on "
-                "a CPU; training continues in mixed precision"
+                "SOLVER.AMP.ENABLED: found True, but the checkpoint is from a run without it, or "
+                "on a CPU; training continues in mixed precision"
             )
             state_dict = {**state_dict, _SCALER: self.grad_scaler.state_dict()}
         super().load_state_dict(state_dict)

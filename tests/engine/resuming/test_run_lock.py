@@ -12,7 +12,7 @@ from tiny_run import tiny_args
 
 import train_net
 
-_REFUSED = r"^OUTPUT_DIR: found another run at work in [^\n]*, expected a folder that no run writes"
+_REFUSED = r"^OUTPUT_DIR: found another run in [^\n]*, expected a folder that no run writes"
 
 
 @pytest.fixture(autouse=True)
