@@ -238,7 +238,7 @@ class TrainLoader(DeviceLoader):
 def build_lesion_train_loader(cfg, *, mapper: LesionDatasetMapper | None = None) -> TrainLoader:
     """Build the endless, shuffled training loader of DATASETS.TRAIN.
 
-    How often images come is by DATALOADER.EMPTY_IMAGE_RATIO and CLASS_BALANCE, see
+    How often images come is by DATALOADER.EMPTY_SHARE and CLASS_BALANCE, see
     :func:`~lesion_d2.data.samplers.make_pools`.
     With SEED >= 0 and the same number of workers it gives the same batches every time (without
     workers, augmentations draw from NumPy's global state, which ``default_setup`` seeds).

@@ -208,8 +208,8 @@ def where(loaded: LoadedSet, image: Mapping, annotation: Mapping | None = None) 
     text = f"{loaded.name}, image {image['image_id']}"
     if annotation is None:
         return text
-    for key, word in (("row", "row"), ("lesion_id", "lesion")):
+    for key in ("row", "lesion"):
         if key in annotation:
-            return f"{text}, {word} {annotation[key]}"
+            return f"{text}, {key} {annotation[key]}"
     number = next(i for i, one in enumerate(image["annotations"], 1) if one is annotation)
     return f"{text}, annotation {number}"

@@ -135,7 +135,7 @@ class LesionEvaluator(COCOEvaluator):
         return {
             "dataset_name": dataset_name,
             "output_dir": output_dir,
-            "inclusive": cfg.TEST.INCLUSIVE_BOXES,
+            "inclusive": cfg.TEST.INCLUSIVE,
             "num_bootstrap": cfg.TEST.NUM_BOOTSTRAP,
             "write_masks": cfg.TEST.WRITE_MASKS,
         }

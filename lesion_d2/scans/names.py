@@ -1,4 +1,4 @@
-"""Names of scans that are safe as folder names."""
+"""Names of scans, which can be names of folders."""
 
 import re
 from collections.abc import Iterable
@@ -7,24 +7,23 @@ _MAX_LENGTH = 100
 
 
 def safe_name(text: str) -> str:
-    """Replace characters other than letters, digits, ``.``, ``_`` and ``-`` with ``_``.
+    """Letters, digits, ``.``, ``_`` and ``-`` of a text, at most 100; others become ``_``.
 
-    The result has at most 100 characters, and starts and ends with a letter or digit. Safe names
-    are unchanged.
+    The first and last is a letter or digit. A safe name stays as it is.
     """
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")
     return name[:_MAX_LENGTH].rstrip("._-") or "scan"
 
 
 def unique_names(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
-    """Number repeated names: ``a``, ``a_2``, ``a_3``.
+    """Number the second and all later ones of a name: ``a``, ``a_2``, ``a_3``.
 
-    Names that differ only in case count as equal, as on some file systems. Long names are
-    truncated, so that they stay safe.
+    Names that differ in nothing but the case of letters are one, as they are on some disks. Long
+    ones are cut, so that they stay safe names.
 
     Args:
         names: in order.
-        taken: names that must not be used.
+        taken: names that none of them may have.
     """
     taken, unique = {name.lower() for name in taken}, []
     for name in names:

@@ -76,11 +76,11 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
             f"DATASETS.TRAIN, {name}: found no lesion, expected some in each data set for hard "
             f"negatives ({mining})"
         )
-    hidden_share = cfg.DATASETS.MISSING_ANNOTATION_RATIO
+    hidden_share = cfg.DATASETS.HIDDEN_SHARE
     if kind == "TRAIN" and hidden_share > 0 and "hidden_annotations" not in images[0]:
         raise InputError(
-            f"DATASETS.MISSING_ANNOTATION_RATIO: found {hidden_share}, expected 0 for {name}, "
-            "which is not in DeepLesion's layout and hides no annotation"
+            f"DATASETS.HIDDEN_SHARE: found {hidden_share}, expected 0 for {name}, which is not in "
+            "DeepLesion's layout and hides no annotation"
         )
     if evaluator_type == "lesion_volume":
         _check_volumes(cfg, name, images)
@@ -113,8 +113,8 @@ def set_dataset_options(cfg: CfgNode, name: str, kind: str) -> None:
     """Set all options of a data set by a config, those of an earlier run in this process too.
 
     Args:
-        cfg: of the run; its DATASETS.ALLOW_MISSING, PREPARED_SLICES, MISSING_ANNOTATION_RATIO,
-            MISSING_ANNOTATION_SEED, EXCLUDED_VOLUMES.
+        cfg: of the run; its DATASETS.ALLOW_MISSING, PREPARED_SLICES, HIDDEN_SHARE, HIDDEN_SEED,
+            EXCLUDED_VOLUMES.
         name: of the data set.
         kind: "TRAIN" or "TEST"; the latter hides no annotation and excludes no volume.
 
@@ -131,9 +131,9 @@ def set_dataset_options(cfg: CfgNode, name: str, kind: str) -> None:
         set_allow_missing(name, cfg.DATASETS.ALLOW_MISSING)
     with as_input_error("DATASETS.PREPARED_SLICES: "):
         set_prepared_slices(name, cfg.DATASETS.PREPARED_SLICES)
-    with as_input_error("DATASETS.MISSING_ANNOTATION_RATIO: "):
-        hidden_share = cfg.DATASETS.MISSING_ANNOTATION_RATIO if is_train else 0.0
-        set_hidden_annotations(name, hidden_share, cfg.DATASETS.MISSING_ANNOTATION_SEED)
+    with as_input_error("DATASETS.HIDDEN_SHARE: "):
+        hidden_share = cfg.DATASETS.HIDDEN_SHARE if is_train else 0.0
+        set_hidden_annotations(name, hidden_share, cfg.DATASETS.HIDDEN_SEED)
     excluded = [v for v in cfg.DATASETS.EXCLUDED_VOLUMES if is_train and v != name]
     for volumes in excluded:
         if volumes not in DatasetCatalog or (
@@ -206,10 +206,10 @@ def check_masks(
             f"DATASETS.{kind}: found {len(bare)} of {number} annotations without a mask and "
             f"without RECIST diameters to make it from (the first: {bare[0]})"
         )
-        if not cfg.INPUT.PSEUDO_MASK_FROM_BOX:
+        if not cfg.INPUT.BOX_MASKS:
             raise InputError(
                 f"{found}, expected 'segmentation' or 'recist' for a model that learns masks, or "
-                "INPUT.PSEUDO_MASK_FROM_BOX True"
+                "INPUT.BOX_MASKS True"
             )
         logger.info(
             f"{found}: their masks are made of their boxes (INPUT.PSEUDO_MASK "
@@ -244,10 +244,7 @@ def check_mined_images(cfg: CfgNode, images: list[dict]) -> None:
 def check_test_sets(cfg: CfgNode) -> None:
     """Check that no evaluation goes by a data set of which training does not get to see all."""
     both = [name for name in cfg.DATASETS.TRAIN if name in cfg.DATASETS.TEST]
-    options = (
-        ("MISSING_ANNOTATION_RATIO", "hidden annotations"),
-        ("EXCLUDED_VOLUMES", "excluded volumes"),
-    )
+    options = (("HIDDEN_SHARE", "hidden annotations"), ("EXCLUDED_VOLUMES", "excluded volumes"))
     for key, what in options:
         if cfg.DATASETS[key] and both:
             raise InputError(

@@ -158,7 +158,7 @@ class VolumeEvaluator(DatasetEvaluator):
             "output_dir": output_dir,
             "criteria": cfg.TEST.VOLUME_CRITERIA,
             "rates": cfg.TEST.VOLUME_FROC_RATES,
-            "inclusive": cfg.TEST.INCLUSIVE_BOXES,
+            "inclusive": cfg.TEST.INCLUSIVE,
             "ap_method": cfg.TEST.VOLUME_AP,
         }
 

@@ -91,7 +91,7 @@ def list_coco(
     Slices ``file#k`` of one file are one volume, the whole file, turned to DeepLesion's
     orientation. Pictures with one ``volume`` (a key of images, or the first group of ``group_by``)
     whose ``slice`` numbers follow on one another are one volume, in their order; all others are
-    volumes of one slice. Annotations of a volume with one ``lesion_id`` (a key of theirs) are one
+    volumes of one slice. Annotations of a volume with one ``lesion`` (a key of theirs) are one
     lesion; all others are lesions of one slice.
 
     Args:

@@ -19,7 +19,7 @@ class DetUNet3D(VolumetricDetector, DetUNet):
 
     As :class:`DetUNet`, with a :class:`UNetFPN3D`; voxels that touch at a corner are one component.
     The paper keeps the 15 largest of a volume (MODEL.DET_UNET.MAX_COMPONENTS); here they are those
-    of a tile. INPUT.BOX_MARGIN is along x and y: annotations give the slices that show
+    of a tile. MODEL.RETINA_UNET.BOX_MARGIN is along x and y: annotations give the slices that show
     a lesion as they are.
     """
 

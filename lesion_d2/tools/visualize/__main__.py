@@ -43,7 +43,7 @@ without masks. Lesions are yellow, those with hidden annotations orange and dash
 mined: detections of the weights in training images with a score of at least
 MODEL.MEAN_TEACHER.SCORE_THRESH that match no annotated lesion, as a teacher mines them (Fig. 3 of
 Bai et al.). They are sky blue with long dashes, and have a score. Annotated lesions are yellow,
-those with hidden annotations (DATASETS.MISSING_ANNOTATION_RATIO) orange and dashed.
+those with hidden annotations (DATASETS.HIDDEN_SHARE) orange and dashed.
 
 attention, of gates (Zlocha et al.): a heat map over the slice for each level with a gate, and the
 segmentation. The colors of a level span its values in all images of the call.
@@ -64,8 +64,8 @@ training: losses, average precision and sensitivity over iterations, from metric
 PDF. A training writes this figure at its end.
 
 sizes: sensitivity over the number of training images, a curve per way of training, as PNG and PDF.
-The evaluations of all OUTPUT_DIRs of a pattern count together, as folds of a cross-validation do;
-bands are 95 % intervals of Clopper and Pearson.
+The evaluations of all OUTPUT_DIRs of a pattern count together, like the folds of a
+cross-validation; bars are 95 % Clopper-Pearson intervals.
 """
 
 import argparse
@@ -190,16 +190,10 @@ def _add_negatives(parser: argparse.ArgumentParser) -> None:
         help="images with the most negatives, or random ones with negatives (most)",
     )
     parser.add_argument(
-        "--hidden-share",
-        type=float,
-        default=0.0,
-        help="the training's DATASETS.MISSING_ANNOTATION_RATIO (0)",
+        "--hidden-share", type=float, default=0.0, help="the training's DATASETS.HIDDEN_SHARE (0)"
     )
     parser.add_argument(
-        "--hidden-seed",
-        type=seed,
-        default=0,
-        help="the training's DATASETS.MISSING_ANNOTATION_SEED (0)",
+        "--hidden-seed", type=seed, default=0, help="the training's DATASETS.HIDDEN_SEED (0)"
     )
 
 

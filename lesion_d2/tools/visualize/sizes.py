@@ -5,9 +5,13 @@ import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lesion_d2.evaluation.result_files import read_froc_file
 from lesion_d2.utils.figures import SERIES, figure_written
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,15 @@ def draw_sizes(args: argparse.Namespace) -> list[str]:
             )
     with figure_written(args.output, (4.6, 3.2)) as figure:
         axes = figure.subplots()
-        for (name, points), (color, line, marker) in zip(series.items(), SERIES, strict=False):
-            _draw_series(axes, name, points, color=color, linestyle=line, marker=marker)
+        widest = max(point.images for points in series.values() for point in points)
+        for place, (name, points) in enumerate(series.items()):
+            # Beside each other, so that intervals do not hide each other.
+            shift = 0.012 * widest * (place - (len(series) - 1) / 2)
+            _draw_series(axes, name, points, shift, SERIES[place % len(SERIES)])
         axes.set_xlabel("Annotated images in training")
-        axes.set_ylabel(f"Sensitivity (%) at {args.fps:g} false positives per image")
+        axes.set_ylabel(f"Sensitivity (%) at {args.fps:g} FPs per image")
         axes.set_xticks(sorted({p.images for points in series.values() for p in points}))
-        axes.set_ylim(0, 100)
+        axes.set_ylim(-2, 100)
         axes.legend(loc="upper left", frameon=False)
     return [args.output, str(Path(args.output).with_suffix(".pdf"))]
 
@@ -106,10 +113,25 @@ def pool(images: int, pattern: str, fps: float) -> Point:
     return Point(images, hits, lesions)
 
 
-def _draw_series(axes, name: str, points: Sequence[Point], **style) -> None:
+def _draw_series(
+    axes: "Axes", name: str, points: Sequence[Point], shift: float, style: tuple
+) -> None:
     points = sorted(points, key=lambda point: point.images)
     middle = [point.sensitivity for point in points]
     low, high = zip(*(point.interval for point in points), strict=True)
-    x = [point.images for point in points]
-    axes.plot(x, middle, label=name, **style)
-    axes.fill_between(x, low, high, color=style["color"], alpha=0.08, linewidth=0)
+    lengths = [
+        [m - a for m, a in zip(middle, low, strict=True)],
+        [b - m for m, b in zip(middle, high, strict=True)],
+    ]
+    color, line, marker = style
+    axes.errorbar(
+        [point.images + shift for point in points],
+        middle,
+        yerr=lengths,
+        label=name,
+        color=color,
+        linestyle=line,
+        marker=marker,
+        elinewidth=0.8,
+        capsize=2,
+    )

@@ -110,8 +110,8 @@ def test_what_is_wrong_with_a_volume_is_told_when_it_is_read(mine):
 def test_options_of_data_sets(mine):
     set_hidden_annotations("mine_train", 0.5, seed=1)
     images = DatasetCatalog.get("mine_train")
-    hidden = {a["lesion_id"] for image in images for a in image["hidden_annotations"]}
-    shown = {a["lesion_id"] for image in images for a in image["annotations"]}
+    hidden = {a["lesion"] for image in images for a in image["hidden_annotations"]}
+    shown = {a["lesion"] for image in images for a in image["annotations"]}
     assert len(hidden) == 2 and not hidden & shown  # two of three lesions, each on all its slices
     set_hidden_annotations("mine_train", 0.0)
 

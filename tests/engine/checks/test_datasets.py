@@ -17,9 +17,7 @@ import train_net
 
 def test_annotations_are_hidden_in_training_sets_only(tiny_phantom, tmp_path):
     whole = _num_annotations("phantom_train")
-    args = tiny_args(
-        tmp_path, DATASETS__MISSING_ANNOTATION_RATIO=0.4, DATASETS__MISSING_ANNOTATION_SEED=5
-    )
+    args = tiny_args(tmp_path, DATASETS__HIDDEN_SHARE=0.4, DATASETS__HIDDEN_SEED=5)
     check_inputs(load_config(args), args)
     assert _num_annotations("phantom_train") == whole - round(0.4 * whole)
     assert "hidden_annotations" not in DatasetCatalog.get("phantom_val")[0]
@@ -67,7 +65,7 @@ def test_a_training_set_without_masks_is_told_of(tiny_phantom, tmp_path, box_ima
         tmp_path,
         DATASETS__TRAIN=("phantom_train", "box_images"),
         HARD_NEGATIVES__PERIOD=2,
-        INPUT__PSEUDO_MASK_FROM_BOX=False,
+        INPUT__BOX_MASKS=False,
     )
     expected = r"DATASETS.TRAIN: found 3 of \d+ annotations without a mask .*\(the first: 0.png\)"
     with pytest.raises(InputError, match=expected):
@@ -116,7 +114,7 @@ def test_test_sets_need_masks_for_the_loss_only(tiny_phantom, tmp_path, box_imag
     told = "DATASETS.TEST: found 3 of 3 annotations without a mask"
     assert "their masks are made of their boxes (INPUT.PSEUDO_MASK 'ellipse')" in caplog.text
     assert told in caplog.text
-    args.opts += ["INPUT.PSEUDO_MASK_FROM_BOX", "False"]
+    args.opts += ["INPUT.BOX_MASKS", "False"]
     with pytest.raises(InputError, match=told):
         check_inputs(load_config(args), args)
 
@@ -136,12 +134,8 @@ def test_without_spacing_nothing_goes_by_it(tmp_path, box_images, caplog):
 
 
 def test_a_data_set_that_cannot_hide_annotations_is_told_of(tmp_path, box_images):
-    args = tiny_args(
-        tmp_path, DATASETS__TRAIN=("box_images",), DATASETS__MISSING_ANNOTATION_RATIO=0.5
-    )
-    with pytest.raises(
-        InputError, match=r"MISSING_ANNOTATION_RATIO: found 0.5, expected 0 for box_images"
-    ):
+    args = tiny_args(tmp_path, DATASETS__TRAIN=("box_images",), DATASETS__HIDDEN_SHARE=0.5)
+    with pytest.raises(InputError, match=r"HIDDEN_SHARE: found 0.5, expected 0 for box_images"):
         check_inputs(load_config(args), args)
 
 
@@ -228,7 +222,7 @@ def _all_keys(annotations: list[dict]) -> None:
 
 
 def _without_lesion(annotations: list[dict]) -> None:
-    annotations[-1].pop("lesion_id")
+    annotations[-1].pop("lesion")
 
 
 @pytest.mark.parametrize(
@@ -239,11 +233,7 @@ def _without_lesion(annotations: list[dict]) -> None:
         (("iou@0.3", "iobb@0.3"), _without_key, None),
         (("p3d@0.5",), _unchanged, None),
         (("p3d@0.5",), _all_keys, r": key_volumes, .*: lesion \d+ has the key slices \d+ and"),
-        (
-            ("iou@0.1",),
-            _without_lesion,
-            ": key_volumes, .* found an annotation without 'lesion_id'",
-        ),
+        (("iou@0.1",), _without_lesion, ": key_volumes, .* found an annotation without 'lesion'"),
     ],
 )
 def test_volumes_that_cannot_be_evaluated_stop_a_run(
