@@ -16,28 +16,28 @@ _STEM_END = "pool0"
 class DenseNet(StagedBackbone):
     """torchvision's DenseNet-121, -169 or -201, truncated, with features ``c2`` to ``c5``.
 
-    A feature is the output of a dense block, before the normalization and the pooling of the
-    transition that follows: ``c2`` of the first block has stride 4, ``c5`` of the fourth 32.
-    torchvision's last normalization and its classifier are left out. The parameters are named as
-    torchvision's: ``features.denseblock1.denselayer1.conv1.weight``.
+    A feature is the output of a dense block, before the normalization and pooling of the following
+        transition: ``c2`` of the first block has stride 4, ``c5`` of the fourth 32. torchvision's
+        last normalization and classifier are omitted. Parameters are named as in torchvision:
+        ``features.denseblock1.denselayer1.conv1.weight``.
 
-    The batch normalization trains and normalizes by the batch's statistics, as torchvision's; that
-    of frozen stages keeps its weights and running statistics.
+    Batch normalization is trained and uses batch statistics, as in torchvision; in frozen stages it
+    has fixed weights and running statistics.
 
     Args:
         depth: 121, 169 or 201.
         in_channels: C, the channels of the images.
-        num_blocks: so many dense blocks, from the first one on; 1 to 4.
+        num_blocks: number of dense blocks, 1 to 4.
         stem_channels: channels of the first convolution.
-        growth_rate: channels that a layer adds.
-        freeze_at: so many stages are not trained: first the stem, then each dense block with the
-            transition before it.
+        growth_rate: number of channels that a layer adds.
+        freeze_at: number of frozen stages: first the stem, then each dense block with the preceding
+            transition.
         memory_efficient: torchvision's option: concatenations are recomputed in the backward pass
-            instead of kept. Their first normalization then sees a batch twice, and its momentum is
-            adjusted accordingly.
+            instead of kept. Their first normalization then processes a batch twice, and its
+            momentum is adjusted accordingly.
 
     Raises:
-        ValueError: another depth or number of blocks, or a width below 1.
+        ValueError: the depth or number of blocks is not supported, or a width is below 1.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class DenseNet(StagedBackbone):
         self._freeze(freeze_at, further_ends=(_STEM_END,))
 
     def _halve_momentum(self) -> None:
-        """Let two averagings of the same statistics be one of the usual momentum."""
+        """Make two updates with the same statistics equal to one with the usual momentum."""
         for module in self.modules():
             if isinstance(module, densenet._DenseLayer):
                 norm = module.norm1

@@ -12,15 +12,14 @@ from .unet_fpn import build_fpn
 class FusedImages(ImageStack):
     """Fuses the features of a stack's M three-channel images, level by level.
 
-    On every level those of all images, joined along the channels, go through a 1x1 convolution to
-    the channels that one image has. Bai et al. (2023) only say that their Faster R-CNN gets nine
-    slices; this is our choice for a 2-D backbone with pretrained weights. It begins as the key
-    image's features alone (the identity on them, 0 on the others'), so that the pyramid above
-    sees what the pretrained backbone gives, and the other slices come in as training finds them
-    useful. M = 1 has nothing to fuse.
+    On every level, the features of all images are concatenated along channels and mapped by a 1x1
+    convolution to the channels of one image. Bai et al. (2023) only say that their Faster R-CNN has
+    nine input slices; the fusion is our choice for a 2-D backbone with pretrained weights. It is
+    initialized to the key image's features (identity on them, 0 on the others), so that the pyramid
+    starts from the features of the pretrained backbone. For M = 1 there is nothing to fuse.
 
     Args:
-        backbone: for three channels.
+        backbone: backbone for three channels.
         in_features: the levels, by the backbone's names.
         num_images: M.
 
@@ -36,12 +35,12 @@ class FusedImages(ImageStack):
                 self.fusions[name] = _key_image_conv(shape.channels, num_images)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """As the backbone's, of the levels in use."""
+        """The backbone's shapes of the levels in use."""
         shapes = self.backbone.output_shape()
         return {name: shapes[name] for name in self.in_features}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Map stacks (N, 3 M, H, W) to one feature (N, D, h, w) a level."""
+        """Map stacks (N, 3 M, H, W) to one feature (N, D, h, w) per level."""
         features = {name: value.flatten(1, 2) for name, value in self.image_features(x).items()}
         return {
             name: self.fusions[name](value) if name in self.fusions else value
@@ -50,7 +49,7 @@ class FusedImages(ImageStack):
 
 
 def _key_image_conv(channels: int, num_images: int) -> nn.Conv2d:
-    """A 1x1 convolution from the channels of all images to those of one: the key image's."""
+    """A 1x1 convolution from the channels of all images to one, initialized to the key image."""
     conv = nn.Conv2d(channels * num_images, channels, kernel_size=1)
     nn.init.zeros_(conv.bias)
     nn.init.zeros_(conv.weight)

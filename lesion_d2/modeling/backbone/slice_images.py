@@ -1,4 +1,4 @@
-"""Stacks of CT slices as several three-channel images through one backbone (3DCE, fused FPN)."""
+"""Backbones for stacks of CT slices as several three-channel images (3DCE, fused FPN)."""
 
 import math
 from collections import OrderedDict
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from ..attention import ContextualAttention, SpatialAttention
 
-_CHANNELS = 3  # of an image
+_CHANNELS = 3  # per image
 ALL_IMAGES = "images"
-# Backbones that are built over MODEL.SLICE_IMAGES.BACKBONE.
+# Backbones that contain MODEL.SLICE_IMAGES.BACKBONE.
 _BUILDERS = ("build_slice_images_backbone", "build_fused_fpn_backbone")
 
 
 def count_images(num_slices: int) -> int:
-    """M, the three-channel images that a stack of 3 M slices makes.
+    """Return M, the number of three-channel images in a stack of 3 M slices.
 
     Raises:
-        ValueError: the number is not 3 M with an odd M, so that one of them has the key slice in
-            its middle.
+        ValueError: the number is not 3 M with an odd M, for which the key slice is in the middle of
+            an image.
     """
     num_images, rest = divmod(num_slices, _CHANNELS)
     if rest or num_images % 2 == 0:
@@ -35,16 +35,16 @@ def count_images(num_slices: int) -> int:
 
 
 class ImageStack(Backbone):
-    """Base of backbones that run the M three-channel images of a stack through one backbone.
+    """Base class of backbones that apply one backbone to the M three-channel images of a stack.
 
-    The key image is the middle one. Features are kept where :func:`reuse_features` says so.
-    In training the M images are one batch. At inference they come one after the other, so that
-    features which are reused have the bits of those computed anew, whatever algorithm a convolution
-    chooses for a batch's size; where that does not matter, see :func:`batch_images`.
+    The key image is the middle one. Features are cached within :func:`reuse_features`. In training
+    the M images are one batch. At inference they are processed one by one, so that cached features
+    are bitwise equal to recomputed ones, although convolution algorithms depend on the batch size;
+    see :func:`batch_images` if this does not matter.
 
     Args:
-        backbone: for three channels.
-        in_features: those of its features that are used.
+        backbone: backbone for three channels.
+        in_features: names of the features to use.
         num_images: M.
 
     Raises:
@@ -62,17 +62,17 @@ class ImageStack(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """As the backbone's, or the largest stride: the last pixels are part of a feature too."""
+        """That of the backbone, at least the largest stride, so that no pixels are dropped."""
         strides = (shape.stride for shape in self.output_shape().values())
         return max(self.backbone.size_divisibility, *strides)
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """As the backbone's."""
+        """Those of the backbone."""
         return self.backbone.padding_constraints
 
     def image_features(self, x: Tensor) -> dict[str, Tensor]:
-        """Map stacks (N, 3 M, H, W) to each feature of all images, (N, M, D, h, w)."""
+        """Map stacks (N, 3 M, H, W) to the features of all images, (N, M, D, h, w) each."""
         images = x.unflatten(1, (self.num_images, _CHANNELS)).flatten(0, 1)
         return {
             name: features.unflatten(0, (len(x), self.num_images))
@@ -80,7 +80,7 @@ class ImageStack(Backbone):
         }
 
     def _compute(self, images: Tensor) -> list[Tensor]:
-        """Map images (n, 3, H, W) to each feature, (n, D, h, w)."""
+        """Map images (n, 3, H, W) to features (n, D, h, w)."""
         if self.training or self.in_batches:
             return self._compute_batch(images)
         if self.memory is not None:
@@ -95,16 +95,16 @@ class ImageStack(Backbone):
 
 
 class SliceImages(ImageStack):
-    """Runs the M three-channel images of a stack through one backbone (3DCE, Yan et al., 2018).
+    """Applies one backbone to the M three-channel images of a stack (3DCE, Yan et al., 2018).
 
-    The key image is the middle one. Its features go to the region proposals as they are; those of
-    all images, joined along the channels, go through the attention of Tao et al. (2019), first the
-    contextual, then the spatial one, to the classification of regions. The paper leaves open which
-    of them the region proposals see.
+    The key image is the middle one. Its features are used for region proposals. The features of all
+    images pass the attention of Tao et al. (2019), first contextual, then spatial, are concatenated
+    along channels, and are used for the classification of regions. The paper does not say which
+    features the region proposals use.
 
     Args:
-        backbone: for three channels.
-        in_feature: the one of its features that is used, with D channels.
+        backbone: backbone for three channels.
+        in_feature: name of the feature to use, with D channels.
         num_images: M.
         contextual_attention, spatial_attention: modules on features (N, M, D, H, W), or None.
 
@@ -127,7 +127,7 @@ class SliceImages(ImageStack):
         self.spatial_attention = spatial_attention
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """The key image's features by the backbone's name, and those of all: ``images``."""
+        """The key image's feature by the backbone's name, and those of all images: ``images``."""
         shape = self.backbone.output_shape()[self.in_feature]
         joined = ShapeSpec(channels=shape.channels * self.num_images, stride=shape.stride)
         return {self.in_feature: shape, ALL_IMAGES: joined}
@@ -138,9 +138,9 @@ class SliceImages(ImageStack):
         """Map stacks (N, 3 M, H, W) to features (N, D, h, w) and, ``images``, (N, M D, h, w).
 
         Args:
-            x: on the 0..255 scale, normalized.
+            x: stacks on the 0..255 scale, normalized.
             image_sizes: N heights and widths without the batch's padding, which the spatial
-                attention then leaves out; None for a batch without padding.
+                attention ignores; None for a batch without padding.
         """
         features = self.image_features(x)[self.in_feature]
         key = features[:, self.num_images // 2]
@@ -153,17 +153,17 @@ class SliceImages(ImageStack):
     def _feature_sizes(
         self, image_sizes: Sequence[tuple[int, int]], features: Tensor
     ) -> list[tuple[int, int]] | None:
-        """Heights and widths of the images' features; None where no image has been padded."""
+        """Heights and widths of the images' features; None if no image is padded."""
         stride = self.output_shape()[ALL_IMAGES].stride
         sizes = [(math.ceil(h / stride), math.ceil(w / stride)) for h, w in image_sizes]
         return None if set(sizes) == {tuple(features.shape[-2:])} else sizes
 
 
 class FeatureMemory:
-    """Features by the content of their images; the least recently used ones are forgotten.
+    """LRU cache of features by the content of their images.
 
     Args:
-        size: number of images that are kept, with their features.
+        size: maximum number of cached images.
     """
 
     def __init__(self, size: int):
@@ -173,18 +173,18 @@ class FeatureMemory:
     def look_up(
         self, images: Tensor, compute: Callable[[Tensor], list[Tensor]]
     ) -> list[list[Tensor]]:
-        """Features of each image, computed where the same image is not known.
+        """Return the features of each image, computed if it is not in the cache.
 
         Args:
             images: (n, 3, H, W) float32.
-            compute: maps an image (1, 3, H, W) to features, each (1, D, h, w).
+            compute: maps an image (1, 3, H, W) to features (1, D, h, w).
         """
         found = []
         for image, number in zip(images.split(1), _fingerprints(images), strict=True):
             key = (*image.shape[-2:], number)
             known, features = self._entries.pop(key, (None, None))
             if known is None or not torch.equal(known, image):
-                # Without the clone, a part of the batch would keep the whole of it.
+                # Without the clone, a slice would keep the whole batch in memory.
                 known, features = image.clone(), compute(image)
             self._entries[key] = known, features
             if len(self._entries) > self.size:
@@ -194,23 +194,23 @@ class FeatureMemory:
 
 
 def _fingerprints(images: Tensor) -> list[int]:
-    """A number an image (n, C, H, W), which says where to look for the same one."""
+    """A hash of each image (n, C, H, W)."""
     bits = images.float().contiguous().view(torch.int32).flatten(1)
     places = torch.arange(1, bits.shape[1] + 1, device=bits.device)
-    return (bits * places).sum(dim=1).tolist()  # 64 bits, and whatever runs over them
+    return (bits * places).sum(dim=1).tolist()  # 64 bits, overflow is wanted
 
 
 @contextmanager
 def reuse_features(model: nn.Module, num_images: int) -> Iterator[None]:
-    """Let a model in evaluation reuse the features of three-slice images while the context lasts.
+    """Context manager that caches features of three-slice images of a model in evaluation.
 
-    Neighboring key slices of a volume share images, and get the same detections as without. The
-    model's weights must not change meanwhile.
+    Neighboring key slices of a volume share images. Detections do not change. The model's weights
+    must not change within the context.
 
     Args:
-        model: whose :class:`ImageStack`, if it has any, keep features.
-        num_images: that each of them keeps; 0 keeps none. Where k slices of a volume lie in the
-            interval between two slices of a stack, all are found again with 3 M k.
+        model: model with any number of :class:`ImageStack`.
+        num_images: cache size of each of them; 0 for none. If the distance between slices of a
+            stack is k slices of the volume, 3 M k is sufficient to reuse all images.
     """
     before = {module: module.memory for module in model.modules() if isinstance(module, ImageStack)}
     for backbone in before:
@@ -224,12 +224,12 @@ def reuse_features(model: nn.Module, num_images: int) -> Iterator[None]:
 
 @contextmanager
 def batch_images(model: nn.Module) -> Iterator[None]:
-    """Let a model in evaluation compute a stack's images as one batch while the context lasts.
+    """Context manager that lets a model in evaluation process a stack's images as one batch.
 
-    This is faster on a GPU, and reuses nothing; the features may differ in their last bits.
+    This is faster on a GPU, but does not use the cache; features may differ in the last bits.
 
     Args:
-        model: with any number of :class:`ImageStack`.
+        model: model with any number of :class:`ImageStack`.
     """
     before = {m: m.in_batches for m in model.modules() if isinstance(m, ImageStack)}
     for backbone in before:
@@ -242,7 +242,7 @@ def batch_images(model: nn.Module) -> Iterator[None]:
 
 
 def build_image_backbone(cfg, input_shape: ShapeSpec) -> tuple[Backbone, int]:
-    """Build MODEL.SLICE_IMAGES.BACKBONE for three channels; with M, the images of C slices.
+    """Build MODEL.SLICE_IMAGES.BACKBONE for three channels; returns it and M.
 
     Raises:
         ValueError: C is not 3 M with an odd M, or MODEL.SLICE_IMAGES.BACKBONE is itself one for
@@ -260,7 +260,7 @@ def build_image_backbone(cfg, input_shape: ShapeSpec) -> tuple[Backbone, int]:
 
 @BACKBONE_REGISTRY.register()
 def build_slice_images_backbone(cfg, input_shape: ShapeSpec) -> SliceImages:
-    """Build MODEL.SLICE_IMAGES.BACKBONE for three channels, with the attention that is switched on.
+    """Build MODEL.SLICE_IMAGES.BACKBONE for three channels, with the enabled attention modules.
 
     Raises:
         ValueError: C is not 3 M with an odd M, MODEL.SLICE_IMAGES.BACKBONE is itself one for

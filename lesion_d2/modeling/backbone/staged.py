@@ -1,4 +1,4 @@
-"""What VGG and DenseNet share."""
+"""Base class of VGG and DenseNet."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -8,18 +8,18 @@ from torch import Tensor, nn
 
 
 class StagedBackbone(Backbone):
-    """A backbone of layers in a row, ``features``, where the output of some layers is a feature."""
+    """A backbone of sequential layers, ``features``, with the outputs of some as features."""
 
     features: nn.Sequential
 
     def _set_features(
         self, feature_of: Mapping[str, str], *, channels: Sequence[int], strides: Sequence[int]
     ) -> None:
-        """Say what the features are.
+        """Define the output features.
 
         Args:
-            feature_of: name of a layer of ``features`` -> the feature that it gives, in order.
-            channels, strides: of each feature.
+            feature_of: name of a layer of ``features`` -> name of its output feature, in order.
+            channels, strides: channels and stride of each feature.
         """
         self._feature_of = dict(feature_of)
         self._out_features = list(feature_of.values())
@@ -27,11 +27,11 @@ class StagedBackbone(Backbone):
         self._out_feature_strides = dict(zip(self._out_features, strides, strict=True))
 
     def _freeze(self, num_stages: int, *, further_ends: Collection[str] = ()) -> None:
-        """Freeze stages from the first layer on; batch normalization becomes a fixed affine map.
+        """Freeze the first stages; their batch normalization becomes a fixed affine map.
 
         Args:
-            num_stages: how many.
-            further_ends: names of layers that end a stage and give no feature.
+            num_stages: number of stages to freeze.
+            further_ends: names of layers that end a stage without an output feature.
         """
         for name, layer in self.features.named_children():
             if num_stages <= 0:
@@ -41,7 +41,7 @@ class StagedBackbone(Backbone):
             num_stages -= name in self._feature_of or name in further_ends
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Map images (N, C, H, W) to the features, (N, channels, H / stride, W / stride) each."""
+        """Map images (N, C, H, W) to features (N, channels, H / stride, W / stride)."""
         outputs = {}
         for name, layer in self.features.named_children():
             x = layer(x)

@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from ..attention import AttentionGate
 
 UPSAMPLINGS = ("nearest", "bilinear")
-#: What an FPN that leaves P2 out passes on: P3 before its output convolution.
+#: Additional output of an FPN without P2: P3 before its output convolution.
 MERGED = "merged_p3"
 
 
 class ResNetWithStem(Backbone):
     """Detectron2's ResNet that also returns ``c1``, the stem's features before its max pooling.
 
-    The parameters keep the names they have in :class:`ResNet`, so pretrained weights load as usual.
+    Parameters have the same names as in :class:`ResNet`, so pretrained weights can be loaded.
 
     Args:
-        resnet: a ResNet with Detectron2's :class:`BasicStem`; its modules are taken over.
-        c0: what comes before the stem, at the size of the image; returned as ``c0``.
-        c0_channels: that it gives.
+        resnet: a ResNet with Detectron2's :class:`BasicStem`; its modules are reused.
+        c0: module before the stem, at image resolution; its output is returned as ``c0``.
+        c0_channels: output channels of ``c0``.
     """
 
     def __init__(self, resnet: ResNet, c0: nn.Module | None = None, c0_channels: int = 0):
@@ -49,7 +49,7 @@ class ResNetWithStem(Backbone):
             self._out_feature_channels["c0"] = c0_channels
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Map images (N, C, H, W) to ``c1`` at stride 2 and the chosen stages."""
+        """Map images (N, C, H, W) to ``c1`` at stride 2 and the selected stages."""
         outputs = {}
         if self.c0 is not None:
             x = outputs["c0"] = self.c0(x)
@@ -64,7 +64,7 @@ class ResNetWithStem(Backbone):
         return outputs
 
     def pool(self, c1: Tensor) -> Tensor:
-        """The stem's max pooling, from stride 2 to 4."""
+        """Apply the stem's max pooling, from stride 2 to 4."""
         return F.max_pool2d(c1, kernel_size=3, stride=2, padding=1)
 
     def run_stage(self, name: str, x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class ResNetWithStem(Backbone):
 
 
 class LastLevelP6(nn.Module):
-    """P6 from C5 by a 3x3 convolution of stride 2, as the first of Detectron2's LastLevelP6P7.
+    """P6 from C5 by a 3x3 convolution of stride 2, as in Detectron2's LastLevelP6P7.
 
     Args:
         in_channels: channels of ``in_feature``.
@@ -95,15 +95,15 @@ class LastLevelP6(nn.Module):
 
 
 class TopDownFPN(FPN):
-    """Detectron2's FPN with a method for what joins two levels, equal to it in its outputs.
+    """Detectron2's FPN, with the merge of two levels as a separate method; same outputs.
 
     Args:
         bottom_up, in_features, out_channels, norm, top_block: see :class:`FPN`.
     """
 
-    #: Names of the bottom-up features that :meth:`forward` passes on as they are.
+    #: Names of the bottom-up features that :meth:`forward` returns unchanged.
     extra_features: tuple[str, ...] = ()
-    #: How many of the finest levels :meth:`forward` leaves to others.
+    #: Number of the finest levels that :meth:`forward` does not compute.
     num_left_out: int = 0
 
     def __init__(
@@ -143,11 +143,11 @@ class TopDownFPN(FPN):
         return features
 
     def drop_outputs(self, *, keep: list[str]) -> None:
-        """Remove the output convolutions of levels that no head looks at, and P6 and P7.
+        """Remove the output convolutions of levels that no head uses, and P6 and P7.
 
         Args:
-            keep: levels of the top-down path; of a U-FPN "p2" is among them, from which
-                :meth:`UNetFPN.decode` goes on.
+            keep: levels of the top-down path to keep; for a U-FPN these include "p2", from which
+                :meth:`UNetFPN.decode` continues.
         """
         for i, level in enumerate(self.levels[::-1]):
             if level not in keep:
@@ -157,22 +157,22 @@ class TopDownFPN(FPN):
         self._out_features = [level for level in self.levels if level in keep]
 
     def merge(self, level: str, skip: Tensor, coarser: Tensor) -> Tensor:
-        """Join a skip connection (N, C, H, W) with the next coarser level (N, C, H/2, W/2).
+        """Merge a skip connection (N, C, H, W) with the next coarser level (N, C, H/2, W/2).
 
-        Every skip connection comes through here, named by the level it leads to ("p4" to "p0").
+        It is called for every skip connection, with the name of the output level ("p4" to "p0").
         """
-        # In place: at full size new memory costs as much as the sum.
+        # In place: at full resolution, allocation costs as much as the sum.
         return self.upsample(level, coarser).add_(skip)
 
     def upsample(self, level: str, coarser: Tensor, mode: str = "nearest") -> Tensor:
-        """Bring features (N, C, H/2, W/2) to the size of the next finer ``level``."""
+        """Upsample features (N, C, H/2, W/2) to the size of the next finer ``level``."""
         return F.interpolate(coarser, scale_factor=2.0, mode=mode)
 
 
 def conv2d(
     in_channels: int, channels: int, kernel: int, *, norm: str, activation: nn.Module | None = None
 ) -> Conv2d:
-    """Build a padded convolution with its first weights; it has a bias where it has no norm."""
+    """Build and initialize a padded convolution, with a bias if there is no norm."""
     conv = Conv2d(
         in_channels,
         channels,
@@ -187,35 +187,35 @@ def conv2d(
 
 
 class UNetFPN(TopDownFPN):
-    """The U-FPN of Jaeger et al., section 3.1: an FPN whose top-down path goes on to full size.
+    """The U-FPN of Jaeger et al., section 3.1: an FPN with a top-down path to full resolution.
 
-    Detection uses the FPN's own levels. :meth:`decode` adds P1 (skip from ``c1`` by a 1x1
-    convolution) and P0, on which the segmentation is predicted. P0's skip comes from the image by
-    two 3x3 convolutions (Zlocha et al., Fig. 1), or from the bottom-up path's ``c0`` by a 1x1
-    convolution (Jaeger et al., in their code). ``decode`` is a method of its own, so that inference
-    without segmentation output does not pay for it. Both papers leave the width of P1 and P0 open,
-    and full width at full size, which Jaeger et al. have, costs more than all the rest: ours are
-    narrow.
+    Detection uses the FPN's levels. :meth:`decode` adds P1 (with a skip connection from ``c1`` by a
+    1x1 convolution) and P0, on which the segmentation is predicted. P0's skip connection is from
+    the image by two 3x3 convolutions (Zlocha et al., Fig. 1), or from the bottom-up path's ``c0``
+    by a 1x1 convolution (published code of Jaeger et al.). ``decode`` is a separate method, so that
+    it can be skipped at inference without segmentation. Neither paper gives the width of P1 and P0.
+    Full width at full resolution, as in the code of Jaeger et al., costs more than all the rest:
+    ours are narrow.
 
     Args:
-        bottom_up: a backbone that returns ``c1`` at stride 2 and C2 at stride 4 among its features,
-            and maybe ``c0`` at stride 1.
+        bottom_up: a backbone with features ``c1`` at stride 2, C2 at stride 4 and, optionally,
+            ``c0`` at stride 1.
         image_channels: C, the channels of the images.
         decoder_channels: channels of P1 and of P0.
-        upsampling: "nearest" or "bilinear", of P2 and P1 on the way to P0.
+        upsampling: "nearest" or "bilinear", for P2 and P1.
         decoder_norm: normalization of P1's and P0's convolutions, by Detectron2's names; at full
-            size it costs more than they do.
-        attention: whether an :class:`AttentionGate` filters every skip connection (Zlocha et al.,
-            section 2.3).
+            resolution it costs more than they do.
+        attention: use an :class:`AttentionGate` on every skip connection (Zlocha et al., section
+            2.3).
         in_features, out_channels, norm, top_block: see :class:`FPN`.
 
     Raises:
-        ValueError: there is no P2, or the upsampling is another one.
+        ValueError: there is no P2, or the upsampling is unknown.
     """
 
-    #: Builds the convolutions of the decoder.
+    #: Function that builds the convolutions of the decoder.
     conv = staticmethod(conv2d)
-    #: Its kind of convolution, for what is predicted from P0.
+    #: Class of convolutions for predictions from P0.
     plain_conv: type[nn.Module] = nn.Conv2d
 
     def __init__(
@@ -265,31 +265,30 @@ class UNetFPN(TopDownFPN):
             self.gates.update({level: AttentionGate(n, n) for level, n in channels.items()})
 
     def merge(self, level: str, skip: Tensor, coarser: Tensor) -> Tensor:
-        """As :meth:`TopDownFPN.merge`, through the attention gates where there are some."""
+        """As :meth:`TopDownFPN.merge`, with attention gates if enabled."""
         if self.gates:
             skip = self.gates[level](skip, coarser)
         return super().merge(level, skip, coarser)
 
     def upsample(self, level: str, coarser: Tensor, mode: str = "nearest") -> Tensor:
-        """As :meth:`TopDownFPN.upsample`; P1 and P0 by ``upsampling``."""
+        """As :meth:`TopDownFPN.upsample`, with ``upsampling`` for P1 and P0."""
         mode = self.upsampling if level in ("p1", "p0") else mode
         return super().upsample(level, coarser, mode)
 
     def leave_out_p2(self) -> None:
-        """Let :meth:`decode` compute P2, at which no head looks, in place of :meth:`forward`.
+        """Compute P2 in :meth:`decode` instead of :meth:`forward`, as no head uses it.
 
-        So an inference without masks does without. Between P2's output convolution and the 1x1
-        convolution that brings it to the width of P1 nothing comes, if there is no norm: both are
-        then computed as the one convolution that they make, at a fraction of their cost. Its
-        weights follow from those of the two, which stay the parameters.
+        Inference without masks then skips it. Without a norm, P2's output convolution and the
+        following 1x1 convolution to the width of P1 are computed as one convolution, at a fraction
+        of the cost. Its weights are computed from those of the two, which remain the parameters.
         """
         if len(self.levels) == 1:
-            return  # nothing to go on from
+            return  # no level to continue from
         self.num_left_out = 1
         self.extra_features = (*self.extra_features, self.in_features[0])
 
     def _reduced_p2(self, features: dict[str, Tensor]) -> Tensor:
-        """P2 (N, FPN's channels, H/4, W/4) at the width of P1."""
+        """P2 at H/4, W/4, reduced from the FPN's channels to the width of P1."""
         if self.num_left_out == 0:
             return self.reduce_p2(features["p2"])
         lateral, output, reduce = self.lateral_convs[-1], self.output_convs[-1], self.reduce_p2
@@ -303,7 +302,7 @@ class UNetFPN(TopDownFPN):
         return output._conv_forward(merged, weights, bias)
 
     def decode(self, x: Tensor, features: dict[str, Tensor]) -> Tensor:
-        """Compute P0 from the images (N, C, H, W) and what :meth:`forward` returned for them.
+        """Compute P0 from the images (N, C, H, W) and the output of :meth:`forward`.
 
         Returns:
             P0, (N, decoder_channels[1], H, W).
@@ -314,10 +313,10 @@ class UNetFPN(TopDownFPN):
 
 
 def build_top_block(cfg, bottom_up: Backbone) -> nn.Module | None:
-    """Build what computes P6 and P7, as far as MODEL.RETINANET.IN_FEATURES asks for them.
+    """Build the module for P6 and P7, if MODEL.RETINANET.IN_FEATURES contains them.
 
-    Lin et al.: P3-P7; Zlocha et al.: P2-P6; Jaeger et al.: P2-P5. Both come from the coarsest of
-    MODEL.FPN.IN_FEATURES; where that is C4, of stride 16, they are P5 and P6.
+    Lin et al.: P3-P7; Zlocha et al.: P2-P6; Jaeger et al.: P2-P5. Both are computed from the
+    coarsest of MODEL.FPN.IN_FEATURES; if that is C4, with stride 16, they are P5 and P6.
     """
     levels, last = cfg.MODEL.RETINANET.IN_FEATURES, cfg.MODEL.FPN.IN_FEATURES[-1]
     shape = bottom_up.output_shape()[last]
@@ -331,7 +330,7 @@ def build_top_block(cfg, bottom_up: Backbone) -> nn.Module | None:
 def build_resnet_fpn_stages_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Build Detectron2's FPN over any stages of a ResNet; see :func:`build_top_block`.
 
-    Detectron2's ``build_resnet_fpn_backbone`` adds a P6 to P5, so that it always wants res5.
+    Detectron2's ``build_resnet_fpn_backbone`` adds P6 to P5, and thus always requires res5.
     """
     return build_fpn(cfg, build_resnet_backbone(cfg, input_shape))
 
@@ -352,7 +351,7 @@ def build_unet_fpn(cfg, input_shape: ShapeSpec, bottom_up: Backbone) -> UNetFPN:
     """Build the U-FPN over any backbone with ``c1``; ``input_shape.channels`` is C.
 
     Raises:
-        ValueError: MODEL.UNET_FPN.C0_CHANNELS asks for a ``c0`` that the backbone does not have.
+        ValueError: MODEL.UNET_FPN.C0_CHANNELS is set, and the backbone has no ``c0``.
     """
     channels = cfg.MODEL.UNET_FPN.C0_CHANNELS
     if channels > 0 and "c0" not in bottom_up.output_shape():

@@ -18,20 +18,20 @@ _NUM_STAGES = 5
 class VGG(StagedBackbone):
     """torchvision's VGG-16 or -19 without its classifier, with features ``c1`` to ``c5``.
 
-    A stage ends with its pooling, so that the features have strides 2, 4, 8, 16 and 32, as a
-    ResNet's have, or with its last ReLU where it is not pooled: ``c5`` is then ``relu5_3``. The
-    parameters are named as torchvision's: ``features.0.weight``.
+    A stage ends with its pooling, so that features have strides 2, 4, 8, 16 and 32, as in a ResNet;
+    without pooling it ends with its last ReLU: ``c5`` is then ``relu5_3``. Parameters are named as
+    in torchvision: ``features.0.weight``.
 
     Args:
         depth: 16 or 19.
         in_channels: C, the channels of the images.
-        batch_norm: whether batch normalization follows every convolution.
-        width: channels of the first stage; the others keep their proportion to torchvision's 64.
-        freeze_at: so many stages, from the first one on, are not trained.
-        pooled_stages: the stages, of 1 to 5, that end with a pooling and double the stride.
+        batch_norm: use batch normalization after every convolution.
+        width: channels of the first stage, 64 in torchvision; the others are scaled in proportion.
+        freeze_at: number of frozen stages, from the first one.
+        pooled_stages: the stages, out of 1 to 5, that end with pooling and double the stride.
 
     Raises:
-        ValueError: another depth, a width below 1, or a stage that is not there.
+        ValueError: the depth is not supported, the width is below 1, or a stage does not exist.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class VGG(StagedBackbone):
         self.features = vgg.make_layers(layers, batch_norm)
         self.features[0] = nn.Conv2d(in_channels, layers[0], kernel_size=3, padding=1)
         self._initialize()
-        # An identity keeps the place, and with it the names of the parameters that follow.
+        # keeps the parameter names
         ends = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
         for stage, end in enumerate(ends, start=1):
             if stage not in pooled_stages:
@@ -74,7 +74,7 @@ class VGG(StagedBackbone):
         self._freeze(freeze_at)
 
     def _initialize(self) -> None:
-        """As torchvision's VGG, whose own initialization comes with 124 million more weights."""
+        """As in torchvision, which would also initialize the classifier."""
         for module in self.features:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""Choosing an RPN's proposals, in 2-D and 3-D."""
+"""Selection of an RPN's proposals, in 2-D and 3-D."""
 
 import torch
 from detectron2.layers import cat
@@ -24,31 +24,30 @@ def find_top_proposals(
     min_box_size: float = 0.0,
     is_training: bool = False,
 ) -> list[Instances]:
-    """Find the proposals of an RPN, as Detectron2's ``find_top_rpn_proposals`` does in 2-D.
+    """Select the proposals of an RPN, as Detectron2's ``find_top_rpn_proposals`` in 2-D.
 
-    Of each level the highest logits are decoded to boxes, which are cut at the image's borders; an
-    NMS of each level for itself follows, and of what all levels keep the highest logits remain.
-    Detectron2 decodes all boxes first, of which a volume has hundreds of thousands; the proposals
-    are the same.
+    On each level, boxes are decoded for the highest logits and clipped to the image, followed by
+    NMS; then the highest logits of all levels are selected. Detectron2 decodes all boxes first,
+    which are hundreds of thousands in a volume; the proposals are the same.
 
     Args:
-        anchors: one a level, (R_i, 4) in 2-D and (R_i, 6) in 3-D; proposals are boxes of their
-            class.
-        pred_objectness_logits: (N, R_i), one a level.
-        pred_anchor_deltas: (N, R_i, 4) or (N, R_i, 6), one a level.
+        anchors: one per level, (R_i, 4) in 2-D and (R_i, 6) in 3-D; proposals have the same class
+            of boxes.
+        pred_objectness_logits: (N, R_i), one per level.
+        pred_anchor_deltas: (N, R_i, 4) or (N, R_i, 6), one per level.
         image_sizes: height and width, or depth, height and width, of the N images.
-        transform: what the deltas are of.
-        nms_threshold: IoU above which the lower one of two boxes is dropped.
-        pre_nms_topk: boxes of a level that come into the NMS at most.
-        post_nms_topk: proposals of an image at most.
-        min_box_size: boxes with a side of at most so many pixels are dropped.
-        is_training: whether boxes that are not finite are an error, in place of being dropped.
+        transform: the box transform of the deltas.
+        nms_threshold: IoU threshold of NMS.
+        pre_nms_topk: maximum number of boxes per level before NMS.
+        post_nms_topk: maximum number of proposals per image.
+        min_box_size: drop boxes with a side of at most this many pixels.
+        is_training: raise an error for non-finite boxes instead of dropping them.
 
     Returns:
-        ``proposal_boxes`` and ``objectness_logits`` of each image, the highest first.
+        ``proposal_boxes`` and ``objectness_logits`` of each image, by descending logit.
 
     Raises:
-        FloatingPointError: a box or a logit is not finite in training.
+        FloatingPointError: a box or a logit is non-finite in training.
     """
     tops = [
         _decode_top(*level, transform, pre_nms_topk)
@@ -72,7 +71,7 @@ def find_top_proposals(
 def _decode_top(
     anchors: Boxes, logits: Tensor, deltas: Tensor, transform: Box2BoxTransform, number: int
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, k) and boxes (N, k, 4 or 6) of a level's k highest anchors, ``number`` at most."""
+    """Logits (N, k) and boxes (N, k, 4 or 6) of a level's k <= ``number`` highest anchors."""
     logits, index = logits.topk(min(number, logits.shape[1]), dim=1)
     box_dim = deltas.shape[2]
     deltas = deltas.gather(1, index[:, :, None].expand(-1, -1, box_dim))
@@ -83,15 +82,15 @@ def _decode_top(
 def _suppress(
     proposals: Instances, threshold: float, min_box_size: float, is_training: bool
 ) -> Instances:
-    """Cut boxes at the image's borders, drop those that are empty then or not finite, and do NMS.
+    """Clip boxes to the image, drop empty and non-finite ones, and apply NMS.
 
-    Hardly ever there is one to drop. A GPU is not asked before the NMS, which waits for it anyway;
-    where there was one, the NMS is done again without.
+    There is rarely a box to drop. To avoid a GPU synchronization, this is only checked after NMS,
+    which synchronizes anyway; if there was one, NMS is repeated without it.
     """
     boxes, logits = proposals.proposal_boxes, proposals.objectness_logits
     is_usable = torch.isfinite(boxes.tensor).all(dim=1) & torch.isfinite(logits)
     all_finite = HostCopy(is_usable.all())
-    # What is not finite becomes empty.
+    # Non-finite boxes become empty.
     proposals.proposal_boxes = type(boxes)(boxes.tensor.masked_fill(~is_usable[:, None], 0))
     proposals.proposal_boxes.clip(proposals.image_size)
     if is_training and not all_finite.read():

@@ -21,21 +21,22 @@ from .proposals import find_top_proposals
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class LesionRPN(RPN):
-    """Detectron2's RPN that knows annotations and regions to ignore, and SHEM, in 2-D and in 3-D.
+    """Detectron2's RPN with support for regions to ignore and for SHEM, in 2-D and 3-D.
 
-    Detectron2's RetinaNet and ROI heads leave out anchors and proposals of annotations with a class
-    below 0 by themselves; its RPN looks at no class. Negative anchors in a region to ignore do not
-    count either (:mod:`lesion_d2.structures.ignore_regions`).
+    Detectron2's RetinaNet and ROI heads ignore anchors and proposals that match annotations of
+    negative classes; its RPN does not use classes. Negative anchors inside a region to ignore are
+    ignored, too (:mod:`lesion_d2.structures.ignore_regions`).
 
     Args:
-        shem_pool: negatives are drawn from the hardest so many times their number (Jaeger et al.,
-            section 4.2), and the losses are :func:`shem_loss` and :func:`box_loss_per_image`, as in
-            the authors' code; of an image at most ``positive_fraction`` of ``batch_size_per_image``
-            anchors are positive ones. 0 for Detectron2's drawing and losses.
+        shem_pool: negatives are sampled from a pool of the hardest, this many times their number
+            (Jaeger et al., section 4.2). The losses are :func:`shem_loss` and
+            :func:`box_loss_per_image`, as in the published code; at most ``positive_fraction`` of
+            ``batch_size_per_image`` anchors per image are positive. 0 for Detectron2's sampling and
+            losses.
         kwargs: see :class:`RPN`.
 
     Raises:
-        ValueError: the box regression loss is unknown, or one of boxes in 2-D alone.
+        ValueError: the box regression loss is unknown, or only available in 2-D.
     """
 
     @configurable
@@ -55,17 +56,16 @@ class LesionRPN(RPN):
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """As in Detectron2, where anchors are drawn from those that are not to be ignored.
+        """As in Detectron2; anchors are sampled from those that are not ignored.
 
-        With SHEM all negative ones keep their label: :meth:`losses` draws from them.
+        With SHEM all negatives keep their label: :meth:`losses` samples from them.
 
         Args:
-            anchors: one an FPN level.
-            gt_instances: with ``gt_boxes`` and ``gt_classes``, one an image.
+            anchors: one per FPN level.
+            gt_instances: with ``gt_boxes`` and ``gt_classes``, one per image.
 
         Returns:
-            Labels (R,) 1, 0 or, for what does not count, -1, and matched boxes (R, 4), one an
-            image.
+            Labels (R,), 1, 0 or, for ignored anchors, -1, and matched boxes (R, 4), one per image.
         """
         everywhere = type(anchors[0]).cat(anchors)
         pairs = [self._label(everywhere, instances) for instances in gt_instances]
@@ -78,13 +78,13 @@ class LesionRPN(RPN):
         return list(_as_classes(classes)), boxes
 
     def _label(self, anchors: Boxes, instances: Instances) -> tuple[Tensor, Tensor]:
-        """Labels (R,) and matched boxes (R, 4) of one image, before any is drawn."""
+        """Labels (R,) and matched boxes (R, 4) of one image before sampling."""
         instances, regions = split_regions(instances)
         gt_boxes = instances.gt_boxes
         overlaps = retry_if_cuda_oom(pairwise_iou)(gt_boxes, anchors)
         matches, labels = retry_if_cuda_oom(self.anchor_matcher)(overlaps)
         unmatch_untouched(matches, labels, overlaps.to(labels.device))
-        # Matching that found no memory has gone on in that of the host.
+        # If GPU memory is insufficient, Detectron2 matches on the CPU.
         matches, labels = matches.to(gt_boxes.device), labels.to(gt_boxes.device)
         if self.anchor_boundary_thresh >= 0:
             inside = anchors.inside_box(instances.image_size, self.anchor_boundary_thresh)
@@ -127,13 +127,13 @@ class LesionRPN(RPN):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        """As in Detectron2; other ones with SHEM.
+        """As in Detectron2; with SHEM, see ``shem_pool``.
 
         Args:
-            anchors: one a level, R in all, of B = 4 or 6 numbers.
-            pred_objectness_logits: (N, R_i), one a level.
+            anchors: one per level, R in total, with B = 4 or 6 numbers.
+            pred_objectness_logits: (N, R_i), one per level.
             gt_labels, gt_boxes: see :meth:`label_and_sample_anchors`.
-            pred_anchor_deltas: (N, R_i, B), one a level.
+            pred_anchor_deltas: (N, R_i, B), one per level.
 
         Returns:
             ``loss_rpn_cls`` and ``loss_rpn_loc``.
@@ -165,5 +165,5 @@ class LesionRPN(RPN):
 
 
 def _as_classes(labels: Tensor) -> Tensor:
-    """To SHEM a lesion is class 0 of one, and background comes after it; and back again."""
+    """Convert labels to the classes of SHEM, lesion 0 and background 1, or back."""
     return labels.where(labels < 0, 1 - labels)

@@ -14,17 +14,17 @@ from .regions import RegionROIHeads
 
 @ROI_HEADS_REGISTRY.register()
 class LesionROIHeads(RegionROIHeads):
-    """StandardROIHeads that can draw the proposals it learns from by SHEM (Jaeger et al., 4.2).
+    """StandardROIHeads with optional sampling of proposals by SHEM (Jaeger et al., 4.2).
 
-    The paper runs all models with the same scheme, and does not tell its details for two stages. As
-    in its authors' code: of an image at most ``positive_fraction`` of ``batch_size_per_image``
-    proposals are positive ones, drawn at random, and as many negative ones as keep that fraction
-    (one at least) are drawn from the hardest, by the probability of a class that the box head
-    itself gives them, for which it looks at all proposals first. The losses are Detectron2's.
+    The paper uses SHEM for all models, without details for two stages. We follow the published
+    code: per image, at most ``positive_fraction`` of ``batch_size_per_image`` proposals are
+    positive, sampled at random. The number of negatives keeps that fraction (at least one); they
+    are sampled from the hardest by the class probability of the box head, which is first applied to
+    all proposals. The losses are Detectron2's.
 
     Args:
-        shem_pool: negatives are drawn from the hardest so many times their number; 0 for
-            Detectron2's drawing.
+        shem_pool: negatives are sampled from a pool of the hardest, this many times their number; 0
+            for Detectron2's sampling.
         kwargs: see :class:`RegionROIHeads`.
     """
 
@@ -48,7 +48,7 @@ class LesionROIHeads(RegionROIHeads):
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         """As in Detectron2."""
         if self.training and self.shem_pool > 0:
-            # One call of _sample_proposals an image, in their order.
+            # _sample_proposals is called once per image, in order.
             self._hardness = self._foreground_probabilities(features, proposals)
         return super().forward(images, features, proposals, targets)
 
@@ -56,7 +56,7 @@ class LesionROIHeads(RegionROIHeads):
     def _foreground_probabilities(
         self, features: dict[str, Tensor], proposals: list[Instances]
     ) -> Iterator[Tensor]:
-        """(R_i,) of the R_i proposals of every image: the highest probability of a class."""
+        """The highest class probability of the proposals of every image, (R_i,) each."""
         levels = [features[name] for name in self.box_in_features]
         pooled = self.box_pooler(levels, [x.proposal_boxes for x in proposals])
         predictions = self.box_predictor(self.box_head(pooled))
@@ -74,14 +74,14 @@ class LesionROIHeads(RegionROIHeads):
             classes.masked_fill_(matched_labels == -1, -1)
         is_negative = classes == self.num_classes
         hardness = next(self._hardness)
-        # Annotated boxes, where they are among the proposals, come last; none of them is negative.
+        # Ground-truth boxes among the proposals come last; none of them is negative.
         num_others = len(is_negative) - len(hardness)
         hardness = torch.cat([hardness, hardness.new_full((num_others,), -1)])
         limit = int(self.batch_size_per_image * self.positive_fraction)
         is_positive = (classes >= 0) & ~is_negative
         hardness = hardness.masked_fill(~is_negative, -1)
         numbers = torch.stack([is_positive.sum(), (~(hardness < 0)).sum()])
-        num_positive, num_negative = numbers.tolist()  # the one wait for a GPU
+        num_positive, num_negative = numbers.tolist()  # the only GPU synchronization
         positives = sample_positives(is_positive, limit, count=num_positive)
         number = max(1, int(len(positives) / self.positive_fraction) - len(positives))
         negatives = sample_hard_negatives(hardness, number, pool=self.shem_pool, count=num_negative)

@@ -1,4 +1,4 @@
-"""ROI heads that leave out regions to ignore."""
+"""ROI heads with support for regions to ignore."""
 
 import torch
 from detectron2.modeling import StandardROIHeads
@@ -11,10 +11,10 @@ from ..waiting import put_scalar
 
 
 class RegionROIHeads(StandardROIHeads):
-    """StandardROIHeads that know regions to ignore (:mod:`lesion_d2.structures.ignore_regions`).
+    """StandardROIHeads that support regions to ignore (:mod:`lesion_d2.structures.ignore_regions`).
 
-    Negative proposals in one are not drawn. Boxes are those of images or of volumes. What draws in
-    another way overrides ``_sample_proposals``, as in Detectron2.
+    Negative proposals inside such regions are not sampled. Boxes may be 2-D or 3-D. To change the
+    sampling, override ``_sample_proposals``, as in Detectron2.
     """
 
     @torch.no_grad()
@@ -39,14 +39,14 @@ class RegionROIHeads(StandardROIHeads):
     def _label_and_sample(
         self, proposals: Instances, lesions: Instances, regions: Instances | None
     ) -> Instances:
-        """The drawn proposals of one image, with the fields of the lesions that they match."""
+        """The sampled proposals of one image, with the fields of their matched lesions."""
         overlaps = pairwise_iou(lesions.gt_boxes, proposals.proposal_boxes)
         matches, labels = self.proposal_matcher(overlaps)
         gt_classes = lesions.gt_classes
         if regions is not None:
             inside = lie_inside(proposals.proposal_boxes, regions.gt_boxes)
             labels = labels.masked_fill(inside & (labels == 0), -1)
-            if len(gt_classes) == 0:  # labels only count where there is something to match
+            if len(gt_classes) == 0:  # labels are only valid if there is something to match
                 gt_classes = gt_classes.new_full((1,), IGNORED_CLASS)
         chosen, classes = self._sample_proposals(matches, labels, gt_classes)
         drawn, matches = proposals[chosen], matches[chosen]

@@ -16,22 +16,22 @@ from .regions import RegionROIHeads
 def position_sensitive_pool(
     maps: Tensor, box_lists: list[Tensor], resolution: int, stride: int
 ) -> Tensor:
-    """R-FCN's pooling: each part of a region is the mean of its own score maps there.
+    """R-FCN's pooling: each bin of a region is the mean of its own score maps inside the bin.
 
-    By the rule of R-FCN's and 3DCE's own code: a region is rounded to whole pixels, the last of
-    which it contains (x2 + 1), and a part is the mean of all features that it touches, 0 if there
-    are none. torchvision's ``ps_roi_pool`` rounds a region to whole features, of ``stride`` pixels.
-    The parts are found by whole numbers, and are thus the same on every processor.
+    This follows the published code of R-FCN and 3DCE: a region is rounded to integer pixels,
+    including the last one (x2 + 1), and a bin is the mean of all features that it intersects, 0 if
+    there are none. torchvision's ``ps_roi_pool`` instead rounds a region to features of ``stride``
+    pixels. Bins are computed with integers, and thus equal on all devices.
 
     Args:
-        maps: (N, M, H, W, resolution^2, C) of N stacks of M images, with the score maps last.
-        box_lists: N times the regions of a stack, (R_n, 4) in pixels of its images, whose centers
-            are whole numbers.
-        resolution: parts of a region along each side.
-        stride: pixels of the image a feature.
+        maps: (N, M, H, W, resolution^2, C) for N stacks of M images, with the score maps last.
+        box_lists: regions of the N stacks, (R_n, 4) in pixels of the images; integers are pixel
+            centers.
+        resolution: number of bins of a region along each side.
+        stride: stride of the features in pixels of the image.
 
     Returns:
-        (R, M, C, resolution, resolution) of all R regions.
+        (R, M, C, resolution, resolution) for all R regions.
     """
     num_images, height, width, num_parts, num_maps = maps.shape[1:]
     boxes = torch.cat(box_lists)
@@ -63,18 +63,18 @@ def position_sensitive_pool(
 
 
 def _part_spans(ends: Tensor, size: int, resolution: int, stride: int) -> tuple[Tensor, Tensor]:
-    """First feature of each part of regions along one axis, and number of features.
+    """First feature and number of features of each bin of regions along one axis.
 
     Args:
         ends: (R, 2), first and last pixel of regions.
-        size: features along the axis.
+        size: number of features along the axis.
 
     Returns:
-        Twice (R, resolution).
+        Two arrays (R, resolution).
     """
     first, last = (ends + 0.5).floor().long().split(1, dim=1)
     steps = torch.arange(resolution + 1, device=ends.device)
-    # Where parts begin and end, in features, is this over resolution * stride.
+    # Boundaries of bins in features, times resolution * stride.
     borders = first * resolution + (last + 1 - first).clamp(min=1) * steps
     starts = (borders[:, :-1] // (resolution * stride)).clamp(0, size)
     stops = -(-borders[:, 1:] // (resolution * stride))
@@ -84,16 +84,16 @@ def _part_spans(ends: Tensor, size: int, resolution: int, stride: int) -> tuple[
 class PositionSensitivePooler(nn.Module):
     """Score maps of M images, and position-sensitive pooling of regions over them (R-FCN, 3DCE).
 
-    A 1x1 convolution, shared by the images, gives each of them ``num_score_maps`` maps for each of
-    ``resolution`` x ``resolution`` parts of a region. All images are pooled by
-    :func:`position_sensitive_pool`, and stay side by side.
+    A 1x1 convolution, shared by the images, computes ``num_score_maps`` maps for each of
+    ``resolution`` x ``resolution`` bins of a region. All images are pooled by
+    :func:`position_sensitive_pool` and concatenated.
 
     Args:
-        channels: D, of an image's features.
+        channels: D, the channels of an image's features.
         num_images: M.
-        stride: pixels of the image a feature.
-        resolution: parts of a region along each side.
-        num_score_maps: 10 in 3DCE, which makes 490 maps an image at resolution 7.
+        stride: stride of the features in pixels of the image.
+        resolution: number of bins of a region along each side.
+        num_score_maps: 10 in 3DCE, which gives 490 maps per image at resolution 7.
     """
 
     def __init__(
@@ -116,18 +116,18 @@ class PositionSensitivePooler(nn.Module):
         weight_init.c2_xavier_fill(self.score_maps)
 
     def forward(self, features: list[Tensor], box_lists: list[Boxes]) -> Tensor:
-        """As Detectron2's ROIPooler.
+        """Pool regions, as Detectron2's ROIPooler.
 
         Args:
             features: one tensor (N, M D, h, w).
-            box_lists: N times the regions of a stack, in pixels of its images.
+            box_lists: regions of the N stacks, in pixels of the images.
 
         Returns:
-            (R, M num_score_maps, resolution, resolution) of all R regions, float32.
+            (R, M num_score_maps, resolution, resolution) for all R regions, float32.
         """
         [images] = features
-        # Channels last, (N, M, h, w, D), and the convolution as a product of matrices whose result
-        # has the maps of a part side by side.
+        # Channels last, (N, M, h, w, D), and the convolution as a matrix product, in whose result
+        # the maps of a bin are adjacent.
         images = images.unflatten(1, (self.num_images, -1)).movedim(2, -1)
         num_parts = self.resolution**2
         weight, bias = (
@@ -142,12 +142,12 @@ class PositionSensitivePooler(nn.Module):
 
 @ROI_HEADS_REGISTRY.register()
 class RFCNROIHeads(RegionROIHeads):
-    """The improved R-FCN's head (3DCE): position-sensitive pooling before Fast R-CNN's layers.
+    """Head of the improved R-FCN (3DCE): position-sensitive pooling before Fast R-CNN's layers.
 
-    With ``FastRCNNConvFCHead`` and one fully connected layer of 2048 it is 3DCE's; the "two fully
-    connected layers" of Tao et al. (section 2) are that one and the outputs'. Everything else, from
-    the sampling of proposals to the inference, is RegionROIHeads'. It looks at a
-    :class:`SliceImages`' features of all images.
+    With ``FastRCNNConvFCHead`` and one fully connected layer of 2048 it equals 3DCE's; the "two
+    fully connected layers" of Tao et al. (section 2) are that layer and the output layer.
+    Everything else, from the sampling of proposals to inference, is as in RegionROIHeads. Its input
+    are the features of all images of a :class:`SliceImages`.
     """
 
     @classmethod

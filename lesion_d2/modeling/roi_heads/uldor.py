@@ -11,26 +11,25 @@ from .regions import RegionROIHeads
 
 
 class ULDorOutputLayers(FastRCNNOutputLayers):
-    """Fast R-CNN's outputs where the last class is that of mined false positives.
+    """Fast R-CNN's output layers with mined false positives as the last class.
 
-    Of K classes the first K - 1 are lesions. In training nothing differs; the loss of a model that
-    is not in training takes false positives for background, because held-out images have none
-    annotated. At inference a region is
-    classified as a false positive where that class is more probable than any of lesions. Such
-    regions are dropped ("HNEM"), before the NMS and the limit on detections an image, or counted as
-    lesions ("HNEM + FP"; Tang et al., section 3.2). The paper considers "more and more FPs from the
-    FP class", and its two curves are the same up to the false positive rate at which the first one
-    ends: so they rank below all lesions, their probability times the score threshold, as the most
-    probable class of lesions.
+    Of K classes the first K - 1 are lesions. Training does not change; the loss in evaluation mode
+    treats false positives as background, because they are not annotated on held-out images. At
+    inference, a region is a false positive if that class is more probable than any lesion class.
+    Such regions are dropped ("HNEM"), before NMS and the limit on detections per image, or counted
+    as lesions ("HNEM + FP"; Tang et al., section 3.2). The paper considers "more and more FPs from
+    the FP class", and its two curves are equal up to the false positive rate at which the first one
+    ends. So they rank below all lesions: as the most probable lesion class, with their probability
+    times the score threshold.
 
     Args:
         input_shape: shape of the box head's output.
-        count_false_positives: whether detections of the last class are counted.
+        count_false_positives: whether to count detections of the last class.
         kwargs: see Detectron2's FastRCNNOutputLayers.
 
     Raises:
-        ValueError: there is no class beside that of false positives, or none can rank below the
-            lesions because the score threshold is 0.
+        ValueError: there is no class except that of false positives, or the score threshold is 0,
+            so that none can rank below the lesions.
     """
 
     @configurable
@@ -70,7 +69,7 @@ class ULDorOutputLayers(FastRCNNOutputLayers):
     def inference(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
-        """As in Detectron2; ``pred_classes`` are classes of lesions only."""
+        """As in Detectron2; ``pred_classes`` are lesion classes only."""
         boxes = self.predict_boxes(predictions, proposals)
         probabilities = self.predict_probs(predictions, proposals)
         regions = list(map(self._as_lesions, boxes, probabilities))
@@ -85,14 +84,14 @@ class ULDorOutputLayers(FastRCNNOutputLayers):
         )
 
     def _as_lesions(self, boxes: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        """Leave out the last class of an image's R regions.
+        """Remove the last class of an image's R regions.
 
         Args:
-            boxes: (R, 4 K), or (R, 4) for boxes of any class.
-            probabilities: (R, K + 1), the last one of the background.
+            boxes: (R, 4 K), or (R, 4) for class-agnostic boxes.
+            probabilities: (R, K + 1); the last column is the background.
 
         Returns:
-            Boxes (R, 4 (K - 1)), or (R, 4), and scores (R, K): 0 where a region is dropped.
+            Boxes (R, 4 (K - 1)), or (R, 4), and scores (R, K), which are 0 for dropped regions.
         """
         lesions, false_positive = probabilities[:, :-2], probabilities[:, -2:-1]
         highest, most_probable = lesions.max(dim=1, keepdim=True)
@@ -102,7 +101,7 @@ class ULDorOutputLayers(FastRCNNOutputLayers):
         false_boxes = boxes if is_agnostic else boxes[:, -4:].repeat(1, lesions.shape[1])
         boxes = boxes if is_agnostic else boxes[:, :-4]
         if self.count_false_positives:
-            # Over the squared threshold is then what was over the threshold before.
+            # Scores that were above the threshold are then above its square.
             scores = scores.where(scores > self.test_score_thresh, 0)
             counted = torch.zeros_like(scores)
             counted.scatter_(1, most_probable, false_positive * self.test_score_thresh)
@@ -113,7 +112,7 @@ class ULDorOutputLayers(FastRCNNOutputLayers):
 
 @ROI_HEADS_REGISTRY.register()
 class ULDorROIHeads(RegionROIHeads):
-    """StandardROIHeads whose last class is that of mined false positives (Tang et al., 2.2)."""
+    """StandardROIHeads with mined false positives as the last class (Tang et al., 2.2)."""
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape) -> dict:
