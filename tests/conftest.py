@@ -121,17 +121,6 @@ def warm_spawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _default_options() -> Iterator[None]:
-    """Undo what a run set for its registered data sets, so that the next test reads all of them."""
-    from detectron2.data import MetadataCatalog
-
-    yield
-    for metadata in MetadataCatalog.values():
-        for option in ("allow_missing", "excluded_volumes", "hidden_annotations"):
-            vars(metadata).pop(option, None)
-
-
-@pytest.fixture(autouse=True)
 def _restore_loggers() -> Iterator[None]:
     """Undo Detectron2's ``setup_logger``, so that the next test's caplog works as if alone."""
     import detectron2

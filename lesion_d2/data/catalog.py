@@ -1,6 +1,7 @@
 """Registered data sets by their names: Detectron2's catalog, with errors for its users."""
 
 import weakref
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from itertools import chain
 
@@ -12,7 +13,7 @@ from detectron2.data.build import (
 )
 from detectron2.data.detection_utils import check_metadata_consistency
 
-from .dataset_options import set_allow_missing
+from .dataset_options import WHOLE_SET, DatasetOptions, read_dataset
 from .toys.on_demand import NAMES as TOYS
 from .toys.on_demand import register_if_toy
 
@@ -42,27 +43,43 @@ def is_registered(name: str) -> bool:
     return isinstance(name, str) and name in DatasetCatalog
 
 
-def load_records(dataset: str, *, allow_missing: bool = False) -> list[dict]:
+def load_records(dataset: str, options: DatasetOptions = WHOLE_SET) -> list[dict]:
     """The dicts of a registered data set.
 
     Args:
         dataset: its name in ``DatasetCatalog``.
-        allow_missing: leave out images whose file is missing.
+        options: what is left out or hidden.
 
     Raises:
-        ValueError: the data set is not registered, or has no images.
+        ValueError: the data set is not registered, has no images, or cannot go by an option.
     """
     if not is_registered(dataset):
         raise ValueError(
             f"data set {dataset!r} is not registered, expected a name such as "
             f"{suggest_names(dataset)}"
         )
-    if allow_missing:
-        set_allow_missing(dataset, True)
-    records = DatasetCatalog.get(dataset)
+    records = read_dataset(dataset, options)
     if not records:
         raise ValueError(f"data set {dataset!r} has no images")
     return records
+
+
+def load_run_dicts(
+    cfg: CfgNode, names: Sequence[str], kind: str, *, filter_empty: bool = False
+) -> list[dict]:
+    """The dicts of a run's data sets, as Detectron2's ``get_detection_dataset_dicts`` has them.
+
+    Args:
+        cfg: of the run, which says what is left out or hidden (:class:`DatasetOptions`).
+        names: in ``DatasetCatalog``.
+        kind: "TRAIN" or "TEST", whose data sets these are.
+        filter_empty: leave out images without a lesion.
+
+    Raises:
+        ValueError: there are none.
+    """
+    options = (DatasetOptions.from_config(cfg, name, kind) for name in names)
+    return _join(names, map(read_dataset, names, options), kind, filter_empty)
 
 
 def keep_train_sets(cfg: CfgNode, train_sets: list[list[dict]]) -> None:
@@ -87,14 +104,22 @@ def load_train_dicts(cfg: CfgNode) -> list[dict]:
     Raises:
         ValueError: there are none.
     """
-    names, train_sets = cfg.DATASETS.TRAIN, None
+    names, filter_empty = cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     if _kept and _kept[0][0]() is cfg:
         _, train_sets = _kept.pop()
-    dicts = list(chain.from_iterable(train_sets or map(DatasetCatalog.get, names)))
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        return _join(names, train_sets, "TRAIN", filter_empty)
+    return load_run_dicts(cfg, names, "TRAIN", filter_empty=filter_empty)
+
+
+def _join(
+    names: Sequence[str], sets: Iterable[list[dict]], kind: str, filter_empty: bool
+) -> list[dict]:
+    """The dicts of data sets, filtered; the log tells how many lesions of each class they have."""
+    dicts = list(chain.from_iterable(sets))
+    if filter_empty:
         dicts = filter_images_with_only_crowd_annotations(dicts)
     if not dicts:
-        raise ValueError(f"DATASETS.TRAIN: found no image in {', '.join(names)}, expected some")
+        raise ValueError(f"DATASETS.{kind}: found no image in {', '.join(names)}, expected some")
     classes = MetadataCatalog.get(names[0]).get("thing_classes")
     if classes is not None:
         check_metadata_consistency("thing_classes", names)

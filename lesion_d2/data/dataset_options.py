@@ -1,111 +1,160 @@
-"""Options of registered data sets: what their next loading leaves out or hides."""
+"""What a run reads of a registered data set: all of it, or less where its config says so.
+
+``DatasetCatalog.get`` always gives all of a data set; nothing that a run asks for changes that.
+"""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..structures.ignore_regions import is_region, lesions_of
+from .prepared.slices import with_prepared_slices
 
 logger = logging.getLogger(__name__)
 
 _SERIES_KEYS = ("patient", "study", "series")  # of a series in DeepLesion; of others "volume" alone
 
 
-def set_allow_missing(name: str, allow_missing: bool) -> None:
-    """Say whether the next loading of a registered data set leaves out images without a file.
+@dataclass(frozen=True)
+class ExcludedSeries:
+    """Series that are left out, whole, as those of some data sets of volumes.
 
     Args:
-        name: of the data set in Detectron2's catalogs.
-        allow_missing: see :func:`~lesion_d2.data.deeplesion.load_deeplesion`; replaces what was set
-            before.
+        volumes: names of these data sets.
+        parts: their sub-volumes: the series, and the range of slices.
+    """
+
+    volumes: tuple[str, ...] = ()
+    parts: frozenset[tuple[tuple, tuple]] = frozenset()
+
+    @classmethod
+    def of(cls, volumes: Iterable[str]) -> "ExcludedSeries":
+        """Read the series of data sets.
+
+        Args:
+            volumes: names of data sets whose dicts have ``patient``, ``study`` and ``series``, or
+                at least ``volume``.
+
+        Raises:
+            KeyError: one of them is not registered (Detectron2's own check).
+            OSError: one of them cannot be read.
+            ValueError: likewise; or its dicts do not tell the series.
+        """
+        volumes = tuple(volumes)
+        return cls(volumes, frozenset().union(*map(_read_parts, volumes)))
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """What a run reads of a registered data set; by default all of it.
+
+    Args:
+        allow_missing: leave out images without a file, see
+            :func:`~lesion_d2.data.deeplesion.key_slices.load_deeplesion`. The data set's metadata
+            say by ``can_miss_images`` that its loader takes ``allow_missing``.
+        prepared_slices: read these in place of PNG files (:mod:`lesion_d2.data.prepared.slices`),
+            of a data set with ``can_be_prepared``.
+        hidden_share: of all annotations, from 0 (none is hidden) to below 1, see
+            :func:`hide_annotations`; of a data set with ``can_hide_annotations``.
+        hidden_seed: of the random selection.
+        excluded: leave out all images of these series; of a data set with ``can_exclude_volumes``.
+    """
+
+    allow_missing: bool = False
+    prepared_slices: bool = False
+    hidden_share: float = 0.0
+    hidden_seed: int = 0
+    excluded: ExcludedSeries = ExcludedSeries()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, name: str, kind: str) -> "DatasetOptions":
+        """The options of a run, which are those of DATASETS; reads what is excluded.
+
+        Args:
+            cfg: of the run.
+            name: of the data set.
+            kind: "TRAIN" or "TEST"; the latter hides no annotation and excludes no series.
+
+        Raises:
+            KeyError, OSError, ValueError: see :meth:`ExcludedSeries.of`.
+        """
+        options, is_train = cfg.DATASETS, kind == "TRAIN"
+        excluded = [volumes for volumes in options.EXCLUDED_VOLUMES if is_train and volumes != name]
+        return cls(
+            allow_missing=options.ALLOW_MISSING,
+            prepared_slices=options.PREPARED_SLICES,
+            hidden_share=options.HIDDEN_SHARE if is_train else 0.0,
+            hidden_seed=options.HIDDEN_SEED,
+            excluded=ExcludedSeries.of(excluded),
+        )
+
+    def problems(self, name: str) -> Iterator[tuple[str, str]]:
+        """Keys of DATASETS that a data set cannot go by, and why; none are hidden where none can.
+
+        Args:
+            name: of the data set.
+        """
+        can = MetadataCatalog.get(name).get
+        whole, layout = f"{name}: found a data set that is read as a whole", "DeepLesion's layout"
+        if self.allow_missing and not can("can_miss_images"):
+            yield "ALLOW_MISSING", f"{whole}, expected one in {layout} to leave missing images out"
+        if self.prepared_slices and not can("can_be_prepared"):
+            found = f"{name}: found a data set without a folder Images_png"
+            yield "PREPARED_SLICES", f"{found}, expected one in {layout} to read prepared slices"
+        if not 0 <= self.hidden_share < 1:
+            found = f"{name}: found a hidden share of {self.hidden_share}"
+            yield "HIDDEN_SHARE", f"{found}, expected one in [0, 1)"
+        if self.excluded.volumes and not can("can_exclude_volumes"):
+            expected = f"expected one in {layout} or of volumes to leave series out"
+            yield "EXCLUDED_VOLUMES", f"{whole}, {expected}"
+
+
+#: All of a data set, as ``DatasetCatalog.get`` gives it.
+WHOLE_SET = DatasetOptions()
+
+
+def read_dataset(name: str, options: DatasetOptions = WHOLE_SET) -> list[dict]:
+    """Read a registered data set by a run's options.
+
+    Args:
+        name: in ``DatasetCatalog``.
+        options: what is left out or hidden.
 
     Raises:
-        ValueError: the data set is not in DeepLesion's layout.
+        KeyError: it is not registered (Detectron2's own check).
+        OSError: as its loader.
+        ValueError: likewise; or it cannot go by an option, or nothing is left of it.
     """
-    if allow_missing and not MetadataCatalog.get(name).get("can_miss_images"):
-        raise ValueError(
-            f"{name}: found a data set that is read as a whole, expected one in DeepLesion's "
-            "layout to leave missing images out"
-        )
-    _set_option(name, "allow_missing", allow_missing)
+    for _, problem in options.problems(name):
+        raise ValueError(problem)
+    if options.allow_missing:
+        dicts = DatasetCatalog[name](allow_missing=True)
+    else:
+        dicts = DatasetCatalog.get(name)
+    dicts = exclude_series(name, dicts, options.excluded)
+    if options.hidden_share > 0 and MetadataCatalog.get(name).get("can_hide_annotations"):
+        hide_annotations(name, dicts, options.hidden_share, options.hidden_seed)
+    return with_prepared_slices(name, dicts) if options.prepared_slices else dicts
 
 
-def allows_missing(name: str) -> bool:
-    """What :func:`set_allow_missing` said last; False before."""
-    return MetadataCatalog.get(name).get("allow_missing", False)
-
-
-def set_prepared_slices(name: str, prepared: bool) -> None:
-    """Say whether the next loading of a registered data set reads prepared slices.
-
-    Args:
-        name: of the data set in Detectron2's catalogs.
-        prepared: in place of its PNG files, see :mod:`lesion_d2.data.prepared.slices`; replaces
-            what was set before.
-
-    Raises:
-        ValueError: the data set is not in DeepLesion's layout.
-    """
-    if prepared and not MetadataCatalog.get(name).get("can_be_prepared"):
-        raise ValueError(
-            f"{name}: found a data set without a folder Images_png, expected one in DeepLesion's "
-            "layout to read prepared slices"
-        )
-    _set_option(name, "prepared_slices", prepared)
-
-
-def reads_prepared_slices(name: str) -> bool:
-    """What :func:`set_prepared_slices` said last; False before."""
-    return MetadataCatalog.get(name).get("prepared_slices", False)
-
-
-def set_first_pixel(name: str, first_pixel: float) -> None:
-    """Say what the center of an image's first pixel has for coordinates in a data set's files.
-
-    Loaders that know it say so; in the dicts it is 0. What writes boxes of a data set to files, or
-    reads them from there, goes by it (see :mod:`lesion_d2.structures.boxes`).
-
-    Args:
-        name: of the data set in Detectron2's catalogs.
-        first_pixel: 1 in DeepLesion's files.
-    """
-    _set_option(name, "first_pixel", first_pixel)
-
-
-def set_hidden_annotations(name: str, share: float, seed: int = 0) -> None:
-    """Simulate missing annotations: hide a share of a data set's annotations in its next loading.
+def hide_annotations(name: str, dicts: list[dict], share: float, seed: int) -> None:
+    """Simulate missing annotations: hide a share of a data set's.
 
     Hidden annotations are moved from a dict's ``annotations`` to its ``hidden_annotations``, a key
-    of every dict if the share is above 0. With the same seed, a larger share hides the same ones
-    and more.
-
-    Args:
-        name: of the data set in Detectron2's catalogs.
-        share: of all annotations, from 0 (none is hidden) to below 1; replaces what was set before.
-        seed: of the random selection.
-
-    Raises:
-        ValueError: the share is not in [0, 1).
-    """
-    if not 0 <= share < 1:
-        raise ValueError(f"{name}: found a hidden share of {share}, expected one in [0, 1)")
-    _set_option(name, "hidden_annotations", (share, seed))
-
-
-def hide_annotations(name: str, dicts: list[dict]) -> None:
-    """Do what :func:`set_hidden_annotations` said last; nothing before.
+    that every dict then has. With the same seed, a larger share hides the same ones and more.
 
     Args:
         name: of the data set.
         dicts: of it, changed in place; a draw goes over its annotations in the order of their
             ``row``. Those of one ``row`` are one lesion on several slices, hidden on all. Regions
             to ignore stay.
+        share: of all annotations.
+        seed: of the random selection.
     """
-    share, seed = MetadataCatalog.get(name).get("hidden_annotations", (0.0, 0))
-    if share == 0:
-        return
     rows = sorted({a["row"] for image in dicts for a in lesions_of(image["annotations"])})
     num_hidden = round(share * len(rows))
     drawn = np.random.default_rng(seed).permutation(len(rows))[:num_hidden]
@@ -123,39 +172,13 @@ def hide_annotations(name: str, dicts: list[dict]) -> None:
     )
 
 
-def set_excluded_volumes(name: str, volumes: Iterable[str]) -> None:
-    """Say of which volumes the next loading of a registered data set leaves the series out.
-
-    All images of a series are left out, not only those on the volume's slices. The volumes are read
-    here, whatever they themselves leave out.
-
-    Args:
-        name: of the data set in Detectron2's catalogs.
-        volumes: names of data sets whose dicts have ``patient``, ``study`` and ``series``, or at
-            least ``volume``; replaces what was set before.
-
-    Raises:
-        KeyError: one of the volumes' data sets is not registered (Detectron2's own check).
-        OSError: one of them cannot be read.
-        ValueError: likewise; or their dicts do not tell the series; or the data set is neither in
-            DeepLesion's layout nor of volumes.
-    """
-    volumes = tuple(volumes)
-    if volumes and not MetadataCatalog.get(name).get("can_exclude_volumes"):
-        raise ValueError(
-            f"{name}: found a data set that is read as a whole, expected one in DeepLesion's "
-            "layout or of volumes to leave series out"
-        )
-    parts = frozenset().union(*map(_read_parts, volumes))
-    _set_option(name, "excluded_volumes", (volumes, parts))
-
-
-def exclude_series(name: str, dicts: list[dict]) -> list[dict]:
-    """Do what :func:`set_excluded_volumes` said last; nothing before.
+def exclude_series(name: str, dicts: list[dict], excluded: ExcludedSeries) -> list[dict]:
+    """Leave series out: all of their images, not only those on the slices of the volumes.
 
     Args:
         name: of the data set.
-        dicts: of it, with the same keys.
+        dicts: of it, with the same keys as those of the volumes.
+        excluded: the series.
 
     Returns:
         Those that are left, in the same order.
@@ -163,34 +186,29 @@ def exclude_series(name: str, dicts: list[dict]) -> list[dict]:
     Raises:
         ValueError: none is left.
     """
-    volumes, parts = MetadataCatalog.get(name).get("excluded_volumes", ((), frozenset()))
-    if not volumes:
+    if not excluded.volumes:
         return dicts
-    series = {of_series for of_series, _ in parts}
+    series = {of_series for of_series, _ in excluded.parts}
     left = [image for image in dicts if _series_of(image) not in series]
-    source = ", ".join(volumes)
+    source = ", ".join(excluded.volumes)
     if not left:
         raise ValueError(
             f"{name}: found all {len(dicts)} images in series of the excluded volumes ({source}), "
             "expected some in others"
         )
     left_out = {_part_of(image) for image in dicts if _series_of(image) in series}
+    others = left_out - excluded.parts
     logger.info(
         f"{name}: {len(dicts) - len(left)} of {len(dicts)} images are left out, all of "
         f"{len({of_series for of_series, _ in left_out})} series of excluded volumes ({source}): "
-        f"{len(left_out)} sub-volumes, {len(left_out - parts)} of them other slices of these series"
+        f"{len(left_out)} sub-volumes, {len(others)} of them other slices of these series"
     )
     return left
 
 
-def _read_parts(volumes: str) -> set[tuple]:
-    """The sub-volumes of a data set, with those that an earlier run excluded from it."""
-    excluded = MetadataCatalog.get(volumes).get("excluded_volumes", ((), frozenset()))
-    _set_option(volumes, "excluded_volumes", ((), frozenset()))
-    try:
-        dicts = DatasetCatalog.get(volumes)
-    finally:
-        _set_option(volumes, "excluded_volumes", excluded)
+def _read_parts(volumes: str) -> set[tuple[tuple, tuple]]:
+    """The sub-volumes of a data set."""
+    dicts = DatasetCatalog.get(volumes)
     for image in dicts:
         missing = [key for key in _SERIES_KEYS if key not in image]
         if missing and "volume" not in image:
@@ -210,9 +228,3 @@ def _series_of(image: dict) -> tuple:
 def _part_of(image: dict) -> tuple[tuple, tuple]:
     """The sub-volume of an image: its series and range of slices."""
     return _series_of(image), tuple(image.get("slice_range", ()))
-
-
-def _set_option(name: str, key: str, value: object) -> None:
-    metadata = MetadataCatalog.get(name)
-    vars(metadata).pop(key, None)  # Detectron2 refuses to change a value
-    metadata.set(**{key: value})

@@ -10,14 +10,13 @@ from detectron2.data import (
     DatasetFromList,
     build_detection_test_loader,
     build_detection_train_loader,
-    get_detection_dataset_dicts,
 )
 from detectron2.utils import comm
 
 from ..utils.errors import InputError
 from ..utils.files import one_line
 from ..utils.parallel import count_cores
-from .catalog import load_train_dicts
+from .catalog import load_run_dicts, load_train_dicts
 from .chunks.loading import ChunkLoader
 from .mapper import IMAGE_KEYS, LesionDatasetMapper
 from .samplers import BalancedSampler, SkippingSampler, pools_of
@@ -270,6 +269,7 @@ def build_lesion_test_loader(
     with_masks: bool = False,
     filter_empty: bool = False,
     batch_size: int = 1,
+    kind: str = "TEST",
 ) -> DeviceLoader:
     """Build the loader that gives every image of one data set once, split over the processes.
 
@@ -282,8 +282,9 @@ def build_lesion_test_loader(
             image's annotations by INPUT.PSEUDO_MASK, see :class:`LesionDatasetMapper`.
         filter_empty: leave out images without annotations.
         batch_size: images a batch, which may have several sizes.
+        kind: "TRAIN" or "TEST", whose data set it is: what is left out or hidden then.
     """
-    dataset = get_detection_dataset_dicts(dataset_name, filter_empty=filter_empty)
+    dataset = load_run_dicts(cfg, [dataset_name], kind, filter_empty=filter_empty)
     mapper = LesionDatasetMapper(cfg, False, with_masks=with_masks)
     if with_masks or not any("volume" in image for image in dataset):
         return _build_one_pass(cfg, dataset, mapper, batch_size)
@@ -304,7 +305,7 @@ def build_lesion_loss_loader(cfg) -> DeviceLoader:
     Images are as at inference, without augmentation, in batches of the size that they have in
     training; those without a lesion are not left out. They are split over the processes.
     """
-    dataset = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
+    dataset = load_run_dicts(cfg, cfg.DATASETS.TEST, "TEST")
     mapper = LesionDatasetMapper(
         cfg,
         True,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data.catalog import suggest_names
-from ..data.dataset_options import allows_missing, set_allow_missing
+from ..data.dataset_options import DatasetOptions, read_dataset
 from ..data.dict_rules import annotation_problems, image_problems
 from ..data.formats.problems import ProblemsError, short_repr
 from ..data.roots import resolve_root
@@ -134,17 +134,11 @@ def load_sets(names: Sequence[str], log: FaultLog) -> list[LoadedSet]:
 
 
 def _load(name: str, log: FaultLog) -> list[dict]:
-    can_miss = MetadataCatalog.get(name).get("can_miss_images", False)
-    before = allows_missing(name)
-    if can_miss:
-        set_allow_missing(name, False)
     try:
         return DatasetCatalog.get(name)
     except ProblemsError as error:
         refused = error
-    finally:
-        if can_miss:
-            set_allow_missing(name, before)
+    can_miss = MetadataCatalog.get(name).get("can_miss_images", False)
     dicts = _load_rest(name) if can_miss else None
     kind = "refused" if dicts is None else "missing_file"
     for problem in refused.problems:
@@ -154,16 +148,12 @@ def _load(name: str, log: FaultLog) -> list[dict]:
 
 def _load_rest(name: str) -> list[dict] | None:
     """The images whose files are there; None where more is wrong than missing files."""
-    before = allows_missing(name)
-    set_allow_missing(name, True)
     try:
-        return DatasetCatalog.get(name)
+        return read_dataset(name, DatasetOptions(allow_missing=True))
     except ProblemsError:
         return None
     except ValueError:  # no image is left
         return []
-    finally:
-        set_allow_missing(name, before)
 
 
 def _is_good(image: object, name: str, log: FaultLog) -> bool:

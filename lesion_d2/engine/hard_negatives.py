@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import configurable
-from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
 from detectron2.evaluation import inference_context
 from detectron2.structures import Boxes, BoxMode, Instances
@@ -21,6 +20,8 @@ from pycocotools import mask as mask_util
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..data.catalog import load_records
+from ..data.dataset_options import DatasetOptions, read_dataset
 from ..data.loader import build_lesion_test_loader
 from ..modeling.pseudo_labels import best_box_ious
 from ..structures.boxes import first_pixel, moved_xywh, xyxy_box
@@ -101,7 +102,9 @@ def best_mask_ious(masks: Tensor, true_masks: Tensor) -> Tensor:
     return best
 
 
-def read_lesion_boxes(dataset: str) -> dict[str, list]:
+def read_lesion_boxes(
+    dataset: str, read: Callable[[str], list[dict]] = load_records
+) -> dict[str, list]:
     """The boxes of a registered data set that hard negatives have to stay away from.
 
     They are the image's annotated ones and, of a slice of a volume, those of all lesions that the
@@ -110,28 +113,31 @@ def read_lesion_boxes(dataset: str) -> dict[str, list]:
 
     Args:
         dataset: its name in ``DatasetCatalog``.
+        read: gives its dicts from its name; by default all of them.
 
     Returns:
         ``image_id`` -> XYXY boxes in pixels of the slice.
     """
     boxes = {}
-    for image in DatasetCatalog.get(dataset):
+    for image in read(dataset):
         boxes[image["image_id"]] = image.get("volume_boxes") or [
             xyxy_box(a) for a in lesions_of(image["annotations"])
         ]
     return boxes
 
 
-def read_region_boxes(dataset: str) -> dict[str, Boxes]:
+def read_region_boxes(
+    dataset: str, read: Callable[[str], list[dict]] = load_records
+) -> dict[str, Boxes]:
     """The regions to ignore of a registered data set, in which nothing is mined.
 
     Args:
-        dataset: its name in ``DatasetCatalog``.
+        dataset, read: see :func:`read_lesion_boxes`.
 
     Returns:
         ``image_id`` -> boxes in pixels of the slice, of images that have any.
     """
-    boxes = {image["image_id"]: region_boxes(image) for image in DatasetCatalog.get(dataset)}
+    boxes = {image["image_id"]: region_boxes(image) for image in read(dataset)}
     return {
         name: Boxes(torch.from_numpy(regions).float())
         for name, regions in boxes.items()
@@ -223,6 +229,11 @@ class HardNegativeMiner:
     @classmethod
     def from_config(cls, cfg) -> dict:
         """Arguments of ``HardNegativeMiner(cfg)``."""
+
+        def read(name: str) -> list[dict]:
+            """What the training sees of a data set."""
+            return read_dataset(name, DatasetOptions.from_config(cfg, name, "TRAIN"))
+
         return {
             "datasets": cfg.HARD_NEGATIVES.DATASETS or cfg.DATASETS.TRAIN,
             "build_loader": partial(
@@ -230,9 +241,10 @@ class HardNegativeMiner:
                 cfg,
                 with_masks=cfg.MODEL.MASK_ON,
                 filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+                kind="TRAIN",
             ),
-            "read_boxes": None if cfg.MODEL.MASK_ON else read_lesion_boxes,
-            "read_regions": read_region_boxes,
+            "read_boxes": None if cfg.MODEL.MASK_ON else partial(read_lesion_boxes, read=read),
+            "read_regions": partial(read_region_boxes, read=read),
             "false_positive_class": cfg.MODEL.ROI_HEADS.NUM_CLASSES - 1,
             "max_negatives": cfg.HARD_NEGATIVES.MAX_PER_IMAGE,
             "good_iou": cfg.HARD_NEGATIVES.GOOD_IOU,

@@ -23,6 +23,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..config.volumetric import is_volumetric
+from ..data.dataset_options import DatasetOptions, read_dataset
 from ..data.loader import (
     TrainLoader,
     build_lesion_loss_loader,
@@ -359,10 +360,13 @@ class Trainer(DefaultTrainer, StoppableTrainer):
                 of volumes.
         """
         output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        if evaluator_type_of(cfg, dataset_name) == "lesion":
-            return LesionEvaluator(cfg, dataset_name, output_dir)
+        options = DatasetOptions.from_config(cfg, dataset_name, "TEST")
+        is_lesion = evaluator_type_of(cfg, dataset_name) == "lesion"
+        records = read_dataset(dataset_name, options)
+        if is_lesion:
+            return LesionEvaluator(cfg, dataset_name, output_dir, records=records)
         link = None if is_volumetric(cfg) else build_linker(cfg)
-        return VolumeEvaluator(cfg, dataset_name, output_dir, link=link)
+        return VolumeEvaluator(cfg, dataset_name, output_dir, link=link, records=records)
 
 
 def count_reused(cfg: CfgNode, model: nn.Module) -> int:

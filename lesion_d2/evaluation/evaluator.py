@@ -78,6 +78,7 @@ class LesionEvaluator(COCOEvaluator):
         num_bootstrap: int = 1000,
         seed: int = 0,
         write_masks: bool = False,
+        records: list[dict] | None = None,
     ):
         """
         Args:
@@ -92,11 +93,12 @@ class LesionEvaluator(COCOEvaluator):
             seed: seed of the resamples.
             write_masks: whether to write masks, in COCO's RLE, to the file of detections even if
                 they are not evaluated.
+            records: the dicts to evaluate, if not all of the data set's.
 
         Raises:
             ValueError: the data set is empty or has a duplicate ``image_id``.
         """
-        dicts = DatasetCatalog.get(dataset_name)
+        dicts = DatasetCatalog.get(dataset_name) if records is None else records
         self._truth = Truth.from_dicts(dicts, dataset_name)
         metadata = MetadataCatalog.get(dataset_name)
         has_masks = _has_masks(dicts)

@@ -61,6 +61,21 @@ def first_pixel(dataset: str) -> float:
     return MetadataCatalog.get(dataset).get("first_pixel", 0.0)
 
 
+def set_first_pixel(dataset: str, first_pixel: float) -> None:
+    """Say what the center of an image's first pixel has for coordinates in a data set's files.
+
+    Loaders that know it say so; in the dicts it is 0. What writes boxes of a data set to files, or
+    reads them from there, goes by it.
+
+    Args:
+        dataset: its name in Detectron2's catalogs.
+        first_pixel: 1 in DeepLesion's files.
+    """
+    metadata = MetadataCatalog.get(dataset)
+    vars(metadata).pop("first_pixel", None)  # Detectron2 refuses to change a value
+    metadata.set(first_pixel=first_pixel)
+
+
 def moved_xywh(box: Sequence[float], offset: float) -> list[float]:
     """A box (x, y, width, height) shifted by an offset in x and y.
 

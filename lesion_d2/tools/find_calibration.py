@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.data.catalog import load_records
+from lesion_d2.data.dataset_options import DatasetOptions
 from lesion_d2.data.loader import build_lesion_test_loader
 from lesion_d2.engine import InputError, LesionCheckpointer, Trainer, fit_device, load_config
 from lesion_d2.engine.checkpoint_files.checkpointer import load_trained
@@ -70,7 +71,8 @@ def sensitivities(
     Returns:
         (len(strengths), len(rates)) shares.
     """
-    records = {record["image_id"]: record for record in load_records(dataset)}
+    options = DatasetOptions.from_config(cfg, dataset, "TEST")  # as the loader has
+    records = {record["image_id"]: record for record in load_records(dataset, options)}
     seen, boxes, scores = [], [[] for _ in strengths], [[] for _ in strengths]
     for batch in tqdm(build_lesion_test_loader(cfg, dataset), desc=dataset, disable=None):
         seen += [records[sample["image_id"]] for sample in batch]

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import lesion_d2  # noqa: F401  (registers the data sets)
 from lesion_d2.data.catalog import is_registered, suggest_names
-from lesion_d2.data.dataset_options import set_allow_missing
+from lesion_d2.data.dataset_options import WHOLE_SET, DatasetOptions, read_dataset
 from lesion_d2.data.formats.problems import short_repr
 from lesion_d2.data.pseudo_masks import (
     METHODS,
@@ -54,7 +54,6 @@ from lesion_d2.utils.values import is_name
 
 import cv2
 import numpy as np
-from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
@@ -81,7 +80,13 @@ class Comparison(NamedTuple):
 
 
 def prepare_masks(
-    dataset: str, method: str, output: str, workers: int | None = None, shard: Shard = WHOLE
+    dataset: str,
+    method: str,
+    output: str,
+    workers: int | None = None,
+    shard: Shard = WHOLE,
+    *,
+    options: DatasetOptions = WHOLE_SET,
 ) -> Summary | None:
     """Write the masks of all lesions of a data set to one file; the same for any ``workers``.
 
@@ -93,6 +98,7 @@ def prepare_masks(
         workers: processes; all cores by default.
         shard: the part of the images of this call; the call that finishes the last part writes
             the same file as a call without shards.
+        options: what of the data set is left out.
 
     Returns:
         None if images of other parts are missing, or another call is about to write the file.
@@ -103,7 +109,7 @@ def prepare_masks(
         BlockingIOError: another process is working on this part.
         BrokenProcessPool: a process was killed; finished images are in the journal.
     """
-    dicts = DatasetCatalog.get(dataset)
+    dicts = read_dataset(dataset, options)
     info = {"method": method, "dataset": dataset, "window": "DICOM"}
     journal = f"{output}.partial"
     summary = _existing_summary(dicts, info, output)
@@ -159,6 +165,7 @@ def dice_against_truth(
     limit: int | None = None,
     *,
     diameters: tuple[float, float] = (0.0, np.inf),
+    options: DatasetOptions = WHOLE_SET,
 ) -> Comparison:
     """Measure a method on a phantom data set.
 
@@ -169,6 +176,7 @@ def dice_against_truth(
             :func:`lesion_d2.data.phantoms.phantom.write_phantom` wrote.
         limit: maximum number of lesions, spread evenly over the data set; all by default.
         diameters: only lesions with a long diameter from the first to the second, pixels.
+        options: what of the data set is left out.
 
     Raises:
         FileNotFoundError: there is no such file of true masks.
@@ -177,7 +185,7 @@ def dice_against_truth(
     low, high = diameters
     lesions = [
         (d, a)
-        for d in DatasetCatalog.get(dataset)
+        for d in read_dataset(dataset, options)
         for a in lesions_of(d["annotations"])
         if low <= math.dist(lesion_ends(a)[:2], lesion_ends(a)[2:4]) <= high
     ]
@@ -380,10 +388,13 @@ def _existing_summary(dicts: list[dict], info: dict, output: str) -> Summary | N
     return Summary(len(entries), sum(e["fell_back"] for e in entries), True)
 
 
-def _compare(dataset: str, true_masks: str, limit: int | None) -> None:
+def _compare(dataset: str, true_masks: str, limit: int | None, options: DatasetOptions) -> None:
     cv2.setNumThreads(1)
     methods = ("ellipse", "grabcut", WHOLE_SLICE)
-    results = [dice_against_truth(dataset, method, true_masks, limit) for method in methods]
+    results = [
+        dice_against_truth(dataset, method, true_masks, limit, options=options)
+        for method in methods
+    ]
     print(f"{dataset} against {true_masks}: {len(results[0].dice)} lesions")
     print(f"{'method':24}{'mean Dice':>10}{'median':>10}{'ms a lesion':>14}")
     for method, (dice, milliseconds) in zip(methods, results, strict=True):
@@ -437,12 +448,13 @@ def _run(args: argparse.Namespace) -> None:
     if not is_registered(args.dataset):
         known = suggest_names(args.dataset)
         raise InputError(f"--dataset: found {args.dataset!r}, expected a name such as {known}")
-    if args.allow_missing:
-        set_allow_missing(args.dataset, True)
+    options = DatasetOptions(allow_missing=args.allow_missing)
     if args.compare is not None:
-        _compare(args.dataset, args.compare, args.limit)
+        _compare(args.dataset, args.compare, args.limit, options)
         return
-    summary = prepare_masks(args.dataset, args.method, args.output, args.workers, args.shard)
+    summary = prepare_masks(
+        args.dataset, args.method, args.output, args.workers, args.shard, options=options
+    )
     if summary is None:
         print(
             f"part {args.shard} of {args.dataset} has finished: the last part writes {args.output}"

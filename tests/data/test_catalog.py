@@ -7,6 +7,7 @@ from lesion_d2.data.catalog import (
     load_train_dicts,
     suggest_names,
 )
+from lesion_d2.data.dataset_options import DatasetOptions
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
@@ -42,7 +43,7 @@ def test_records_of_registered_data_sets_alone():
         dicts.append({"image_id": "1"})
         assert load_records("some_images") == dicts
         with pytest.raises(ValueError, match="some_images: found a data set that is read as a wh"):
-            load_records("some_images", allow_missing=True)
+            load_records("some_images", DatasetOptions(allow_missing=True))
     finally:
         DatasetCatalog.remove("some_images")
         MetadataCatalog.pop("some_images", None)

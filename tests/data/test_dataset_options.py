@@ -2,9 +2,10 @@ import logging
 
 from lesion_d2.data import dataset_options
 from lesion_d2.data.dataset_options import (
-    set_allow_missing,
-    set_excluded_volumes,
-    set_hidden_annotations,
+    DatasetOptions,
+    ExcludedSeries,
+    exclude_series,
+    read_dataset,
 )
 
 import numpy as np
@@ -17,6 +18,10 @@ def _rows(dicts, key="annotations"):
     return [a["row"] for image in dicts for a in image[key]]
 
 
+def _without(*volumes: str) -> DatasetOptions:
+    return DatasetOptions(excluded=ExcludedSeries.of(volumes))
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_hidden_annotations_are_a_seeded_share_of_all(tmp_path, registered, caplog, share):
     rows = made_up_rows(200)
@@ -27,9 +32,9 @@ def test_hidden_annotations_are_a_seeded_share_of_all(tmp_path, registered, capl
     assert _rows(whole) != in_file  # so the file's order is not the dicts'
     order = np.random.default_rng(7).permutation(len(in_file))
 
-    set_hidden_annotations("lesions_hidden", share, 7)
+    options = DatasetOptions(hidden_share=share, hidden_seed=7)
     with caplog.at_level(logging.INFO, logger=dataset_options.__name__):
-        dicts = DatasetCatalog.get("lesions_hidden")
+        dicts = read_dataset("lesions_hidden", options)
     count = round(share * len(in_file))
     assert set(_rows(dicts, "hidden_annotations")) == {in_file[i] for i in order[:count]}
     for image, before in zip(dicts, whole, strict=True):
@@ -40,7 +45,8 @@ def test_hidden_annotations_are_a_seeded_share_of_all(tmp_path, registered, capl
     num_bare = [len(image["annotations"]) for image in dicts].count(0)
     assert f"{count} of {len(in_file)} annotations are hidden" in caplog.text
     assert f"{num_bare} of {len(dicts)} key slices have none left" in caplog.text
-    assert DatasetCatalog.get("lesions_hidden") == dicts
+    assert read_dataset("lesions_hidden", options) == dicts
+    assert DatasetCatalog.get("lesions_hidden") == whole
 
 
 def test_hidden_annotations_of_other_shares_and_seeds(tmp_path, registered):
@@ -48,30 +54,27 @@ def test_hidden_annotations_of_other_shares_and_seeds(tmp_path, registered):
     registered("lesions_hidden", str(root), None)
     whole = DatasetCatalog.get("lesions_hidden")
 
-    def hidden(*options):
-        set_hidden_annotations("lesions_hidden", *options)
-        return set(_rows(DatasetCatalog.get("lesions_hidden"), "hidden_annotations"))
+    def hidden(share, seed=0):
+        options = DatasetOptions(hidden_share=share, hidden_seed=seed)
+        return set(_rows(read_dataset("lesions_hidden", options), "hidden_annotations"))
 
     assert hidden(0.3) == hidden(0.3, 0) and hidden(0.3) < hidden(0.5)
     assert hidden(0.5, 1) != hidden(0.5, 2)
     assert hidden(0.001) == set()
-    set_hidden_annotations("lesions_hidden", 0.0)
-    assert DatasetCatalog.get("lesions_hidden") == whole  # without the key
+    assert read_dataset("lesions_hidden") == whole  # without the key
     for share in (-0.1, 1.0, float("nan")):
         with pytest.raises(
             ValueError, match=r"lesions_hidden: found a hidden share of .* \[0, 1\)"
         ):
-            set_hidden_annotations("lesions_hidden", share)
-    assert DatasetCatalog.get("lesions_hidden") == whole
+            hidden(share)
 
 
 def test_hidden_annotations_are_a_share_of_those_that_are_there(tmp_path, registered):
     rows = [good_row(i) for i in range(1, 11)]
     root = write_dataset(tmp_path, rows, without=[r["File_name"] for r in rows[:6]])
     registered("lesions_hidden", str(root), None)
-    set_allow_missing("lesions_hidden", True)
-    set_hidden_annotations("lesions_hidden", 0.5)
-    dicts = DatasetCatalog.get("lesions_hidden")
+    options = DatasetOptions(allow_missing=True, hidden_share=0.5)
+    dicts = read_dataset("lesions_hidden", options)
     assert len(dicts) == 4 and len(_rows(dicts)) == 2
 
 
@@ -83,7 +86,7 @@ def volumes():
     def register(name, series):
         keys = ("patient", "study", "series")
         dicts = [{"image_id": i, **dict(zip(keys, s, strict=False))} for i, s in enumerate(series)]
-        DatasetCatalog.register(name, lambda: dataset_options.exclude_series(name, dicts))
+        DatasetCatalog.register(name, lambda: dicts)
         MetadataCatalog.get(name).set(evaluator_type="lesion_volume", can_exclude_volumes=True)
         names.append(name)
 
@@ -113,31 +116,26 @@ def test_images_of_excluded_series_are_left_out(tmp_path, registered, volumes, c
     volumes("volumes_a", gone[:2])
     volumes("volumes_b", gone[2:])
 
-    set_excluded_volumes("lesions_excluding", ["volumes_a", "volumes_b"])
+    excluded = ExcludedSeries.of(["volumes_a", "volumes_b"])
     with caplog.at_level(logging.INFO, logger=dataset_options.__name__):
-        left = DatasetCatalog.get("lesions_excluding")
+        left = read_dataset("lesions_excluding", DatasetOptions(excluded=excluded))
     kept = [d for d in whole if (d["patient"], d["study"], d["series"]) not in gone]
     assert left == kept and len(kept) == 42
     expected = "6 of 48 images are left out, all of 3 series of excluded volumes (volumes_a, volume"
     assert expected in caplog.text
     # The volumes' dicts do not tell their slices here: none of the images' sub-volumes is theirs.
     assert "volumes_b): 3 sub-volumes, 3 of them other slices of these series" in caplog.text
-    set_hidden_annotations("lesions_excluding", 0.5)  # of what is left
-    assert len(_rows(DatasetCatalog.get("lesions_excluding"), "hidden_annotations")) == 21
-    set_hidden_annotations("lesions_excluding", 0.0)
-    set_excluded_volumes("lesions_excluding", ["volumes_a"])
-    assert len(DatasetCatalog.get("lesions_excluding")) == 46
-    set_excluded_volumes("lesions_excluding", ())
+    both = DatasetOptions(excluded=excluded, hidden_share=0.5)  # of what is left
+    assert len(_rows(read_dataset("lesions_excluding", both), "hidden_annotations")) == 21
+    assert len(read_dataset("lesions_excluding", _without("volumes_a"))) == 46
     assert DatasetCatalog.get("lesions_excluding") == whole
 
 
 def test_excluded_volumes_are_whole_themselves(volumes):
     volumes("volumes_a", [(1, 1, 1), (2, 1, 1)])
     volumes("volumes_b", [(1, 1, 1), (3, 1, 1)])
-    set_excluded_volumes("volumes_a", ["volumes_b"])
-    set_excluded_volumes("volumes_b", ["volumes_a"])
-    assert [d["patient"] for d in DatasetCatalog.get("volumes_a")] == [2]
-    assert [d["patient"] for d in DatasetCatalog.get("volumes_b")] == [3]
+    assert [d["patient"] for d in read_dataset("volumes_a", _without("volumes_b"))] == [2]
+    assert [d["patient"] for d in read_dataset("volumes_b", _without("volumes_a"))] == [3]
 
 
 def test_what_cannot_be_excluded_is_told_of(volumes):
@@ -145,29 +143,22 @@ def test_what_cannot_be_excluded_is_told_of(volumes):
     volumes("volumes_b", [(2, 1, 1), (2, 1)])
     volumes("volumes_c", [(2, 1, 1), (1, 1, 1)])
     with pytest.raises(ValueError, match="volumes_b, 1: found no 'series', expected patient, stud"):
-        set_excluded_volumes("volumes_a", ["volumes_b"])
+        ExcludedSeries.of(["volumes_b"])
     with pytest.raises(KeyError, match="'volumes_d' is not registered"):
-        set_excluded_volumes("volumes_a", ["volumes_d"])
+        ExcludedSeries.of(["volumes_d"])
     with pytest.raises(ValueError, match="toys: found a data set that is read as a whole, expect"):
-        set_excluded_volumes("toys", ["volumes_c"])
-    set_excluded_volumes("toys", ())
-    assert len(DatasetCatalog.get("volumes_a")) == 2  # nothing was set so far
+        read_dataset("toys", _without("volumes_c"))
     for name in ("volumes_a", "volumes_c"):
-        set_excluded_volumes("volumes_a", [name])
         expected = rf"volumes_a: found all 2 images in series of the excluded volumes \({name}\)"
         with pytest.raises(ValueError, match=expected):
-            DatasetCatalog.get("volumes_a")
+            read_dataset("volumes_a", _without(name))
 
 
 def test_phantom_volumes_leave_series_out_too(tiny_phantom):
     annotated = {d["patient"] for d in DatasetCatalog.get("phantom_volumes_annotated")}
     for name in ("phantom_volumes_train", "phantom_train"):
         whole = DatasetCatalog.get(name)
-        set_excluded_volumes(name, ["phantom_volumes_annotated"])
-        try:
-            left = DatasetCatalog.get(name)
-        finally:
-            set_excluded_volumes(name, ())
+        left = read_dataset(name, _without("phantom_volumes_annotated"))
         assert left == [d for d in whole if d["patient"] not in annotated]
         assert 0 < len(left) < len(whole)
 
@@ -181,14 +172,11 @@ def test_sub_volumes_that_go_with_excluded_ones_are_counted(volumes, caplog):
 
     dicts = [image(1, 10, 20, 15), image(1, 10, 20, 16), image(1, 30, 40, 33), image(1, 50, 60, 51)]
     dicts += [image(2, 1, 9, 4)]
-    volumes("volumes_a", [])
     volumes("volumes_b", [])
-    for name, part in (("volumes_a", dicts), ("volumes_b", dicts[:1])):
-        DatasetCatalog.remove(name)
-        DatasetCatalog.register(name, lambda n=name, p=part: dataset_options.exclude_series(n, p))
-    set_excluded_volumes("volumes_a", ["volumes_b"])
+    DatasetCatalog["volumes_b"] = lambda: dicts[:1]
+    excluded = ExcludedSeries.of(["volumes_b"])
     with caplog.at_level(logging.INFO, logger=dataset_options.__name__):
-        assert DatasetCatalog.get("volumes_a") == dicts[4:]
+        assert exclude_series("volumes_a", dicts, excluded) == dicts[4:]
     expected = (
         "volumes_a: 4 of 5 images are left out, all of 1 series of excluded volumes (volumes_b): 3 "
         "sub-volumes, 2 of them other slices of these series"

@@ -1,7 +1,7 @@
 """Regions to ignore (``iscrowd``) from a data set's dicts to training samples."""
 
 import lesion_d2
-from lesion_d2.data.dataset_options import hide_annotations, set_hidden_annotations
+from lesion_d2.data.dataset_options import hide_annotations
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.data.transforms.lesion_transforms import transform_lesions
 
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from made_up_annotations import slice_record
@@ -117,12 +116,7 @@ def test_a_turned_region_keeps_its_corners():
 
 def test_regions_are_never_hidden():
     dicts = [{"annotations": [REGION, {**LESION, "row": i}]} for i in range(10)]
-    name = "hidden_with_regions"
-    set_hidden_annotations(name, 0.9)
-    try:
-        hide_annotations(name, dicts)
-    finally:
-        MetadataCatalog.remove(name)
+    hide_annotations("hidden_with_regions", dicts, 0.9, seed=0)
     assert all(d["annotations"][0] is REGION for d in dicts)
     hidden = [a for d in dicts for a in d["hidden_annotations"]]
     assert len(hidden) == 9 and REGION not in hidden

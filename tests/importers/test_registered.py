@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from lesion_d2.data.dataset_options import set_excluded_volumes
 from lesion_d2.data.deeplesion.csv_rows import CSV_COLUMNS
 from lesion_d2.data.volume_set.catalog import register_volume_set
 from lesion_d2.data.volume_set.form import Lesion, Volume, VolumeSet, write_volume_set
@@ -159,8 +158,6 @@ def test_volumes_without_lesions_are_of_their_part(volume_set):
     assert found("_val") == [("v2", "val")]
     assert found("_fold0_train") == [("v1", "train"), ("v2", "train")]
     assert found("") == [("v0", "train"), ("v1", "train"), ("v2", "val")]
-    set_excluded_volumes(f"{volume_set}_train", [f"{volume_set}_fold0_volumes_test"])
-    assert found("_train") == [("v1", "train")]
 
 
 def test_scans_of_one_name_from_two_folders_are_two_patients(tmp_path):

@@ -1,7 +1,6 @@
 import json
 from types import SimpleNamespace
 
-from lesion_d2.data.dataset_options import set_first_pixel
 from lesion_d2.engine.hard_negatives import HardNegativeMiningHook, MinedSet
 from lesion_d2.evaluation import (
     LesionEvaluator,
@@ -18,7 +17,13 @@ from lesion_d2.inference import (
     track_slices,
     weighted_box_clustering,
 )
-from lesion_d2.structures.boxes import annotation_boxes, mask_extent, moved_xywh, xyxy_box
+from lesion_d2.structures.boxes import (
+    annotation_boxes,
+    mask_extent,
+    moved_xywh,
+    set_first_pixel,
+    xyxy_box,
+)
 from lesion_d2.tools.visualize.results import HARD_NEGATIVE, read_results
 
 import numpy as np

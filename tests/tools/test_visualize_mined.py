@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from lesion_d2.data.dataset_options import set_hidden_annotations
+from lesion_d2.data.dataset_options import DatasetOptions, read_dataset
 from lesion_d2.data.deeplesion.key_slices import register_deeplesion
 from lesion_d2.data.phantoms.phantom import write_phantom
 from lesion_d2.engine import LesionPredictor, Trainer
@@ -34,9 +34,8 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def hidden(tiny_phantom):
     """The images of phantom_train, half of whose annotations are hidden."""
-    set_hidden_annotations("phantom_train", 0.5)
-    yield [image for image in DatasetCatalog.get("phantom_train") if image["annotations"]]
-    set_hidden_annotations("phantom_train", 0.0)
+    images = read_dataset("phantom_train", DatasetOptions(hidden_share=0.5))
+    return [image for image in images if image["annotations"]]
 
 
 class Finder:

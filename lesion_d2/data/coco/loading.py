@@ -11,8 +11,8 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from ...structures.boxes import set_first_pixel
 from ...utils.display_windows import WINDOWS
-from ..dataset_options import hide_annotations, set_first_pixel
 from ..formats.problems import raise_problems, short_repr
 from ..roots import resolve_root
 from ..slices.pictures import open_picture, picture_path, stored_geometry, stored_slice_path
@@ -110,21 +110,14 @@ def register_ct_coco(
     """
     json_file, image_root = (resolve_root(os.fspath(path)) for path in (json_file, image_root))
     content = read_coco(json_file, ignore_categories=options.get("ignore_categories", ()))
-    DatasetCatalog.register(name, partial(_load_registered, name, json_file, image_root, options))
+    DatasetCatalog.register(name, partial(load_ct_coco, json_file, image_root, **options))
     MetadataCatalog.get(name).set(
         thing_classes=list(content.classes),
         thing_dataset_id_to_contiguous_id={k: i for i, k in enumerate(content.category_ids)},
         evaluator_type="lesion",
+        can_hide_annotations=True,
     )
     set_first_pixel(name, FIRST_PIXEL)
-
-
-def _load_registered(
-    name: str, json_file: str, image_root: str, options: dict[str, Any]
-) -> list[dict]:
-    dicts = load_ct_coco(json_file, image_root, **options)
-    hide_annotations(name, dicts)
-    return dicts
 
 
 def complete_images(

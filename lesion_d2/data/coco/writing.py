@@ -19,6 +19,7 @@ from ...structures.rle import decode_mask
 from ...utils.files import atomic_folder, recover_folder, write_json
 from ...utils.parallel import map_with_progress
 from ..catalog import load_records
+from ..dataset_options import DatasetOptions
 from ..formats.problems import short_repr
 from ..slices.ct import hu_to_pixels, read_slice
 from ..slices.pictures import is_picture, picture_coding, picture_source
@@ -96,7 +97,7 @@ def write_coco(
     output = Path(output).absolute()
     recover_folder(output)
     _check_output(output, overwrite)
-    records = load_records(dataset, allow_missing=allow_missing)
+    records = load_records(dataset, DatasetOptions(allow_missing=allow_missing))
     entries = [_image_entry(number, record) for number, record in enumerate(records, 1)]
     jobs, image_root = [], output
     if images == "none":

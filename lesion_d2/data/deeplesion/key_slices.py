@@ -15,14 +15,8 @@ from detectron2.structures import BoxMode
 
 from ..._programs import uncollected
 from ...scans.png import png_size
+from ...structures.boxes import set_first_pixel
 from ...structures.lesion_types import COARSE_TYPES
-from ..dataset_options import (
-    allows_missing,
-    exclude_series,
-    hide_annotations,
-    set_first_pixel,
-)
-from ..prepared.slices import with_prepared_slices
 from ..roots import resolve_root
 from .csv_rows import (
     CSV_COLUMNS,
@@ -154,7 +148,7 @@ def register_deeplesion(
 ) -> None:
     """Register a data set in DeepLesion's layout with Detectron2; it is read when first asked for.
 
-    It has all options of :mod:`lesion_d2.data.dataset_options`.
+    It can go by all options of a run, see :mod:`lesion_d2.data.dataset_options`.
 
     Args:
         name: its name in ``DatasetCatalog``.
@@ -177,13 +171,20 @@ def register_deeplesion(
         **lesion_classes(coarse_types),
         evaluator_type="lesion",
         can_miss_images=True,
+        can_hide_annotations=True,
         can_exclude_volumes=True,
         can_be_prepared=True,
     )
 
 
 def _load_registered(
-    name: str, root: str, split: str | None, coarse_types: bool, first_pixel: float | None
+    name: str,
+    root: str,
+    split: str | None,
+    coarse_types: bool,
+    first_pixel: float | None,
+    *,
+    allow_missing: bool = False,
 ) -> list[dict]:
     root = resolve_root(root)
     csv_file = os.path.join(root, "DL_info.csv")
@@ -194,13 +195,11 @@ def _load_registered(
         os.path.join(root, "Images_png"),
         split,
         coarse_types=coarse_types,
-        allow_missing=allows_missing(name),
+        allow_missing=allow_missing,
         first_pixel=first_pixel,
     )
     set_first_pixel(name, first_pixel)
-    dicts = exclude_series(name, dicts)
-    hide_annotations(name, dicts)
-    return with_prepared_slices(name, dicts)
+    return dicts
 
 
 def lesion_classes(coarse_types: bool) -> dict[str, list]:

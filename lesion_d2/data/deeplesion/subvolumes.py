@@ -12,10 +12,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ...scans.nifti import is_nifti
+from ...structures.boxes import set_first_pixel
 from ...utils.values import MAX_LESION_SLICES
-from ..dataset_options import exclude_series, set_first_pixel
 from ..formats.problems import raise_problems
-from ..prepared.slices import with_prepared_slices
 from ..roots import resolve_root
 from ..slices.ct import slice_size
 from ..slices.nifti import nifti_geometry
@@ -141,7 +140,7 @@ def register_subvolumes(
         "box_columns": box_columns,
         "first_pixel": first_pixel,
     }
-    load = partial(_load_registered, name, root, annotation_file, split, **layout)
+    load = partial(_load_registered, root, annotation_file, split, **layout)
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(
         **lesion_classes(False),
@@ -153,7 +152,7 @@ def register_subvolumes(
 
 
 def _load_registered(
-    name: str, root: str, annotation_file: str | None, split: str | None, **layout
+    root: str, annotation_file: str | None, split: str | None, **layout
 ) -> list[dict]:
     root = Path(resolve_root(root))
     if annotation_file is not None:
@@ -165,8 +164,7 @@ def _load_registered(
         if file is None:
             others = " or ".join(names[1:])
             raise FileNotFoundError(f"{root / names[0]}: no such annotation file, nor {others}")
-    dicts = load_subvolumes(root, file, split, **layout)
-    return with_prepared_slices(name, exclude_series(name, dicts))
+    return load_subvolumes(root, file, split, **layout)
 
 
 def _register_builtin() -> None:

@@ -22,11 +22,9 @@ from ...structures.recist import measure_recist, recist_box, recist_lengths
 from ...structures.rle import check_mask, decode_mask
 from ...utils.files import read_json
 from ...utils.values import is_whole
-from ..dataset_options import exclude_series
 from ..deeplesion.csv_rows import cut_boxes
 from ..deeplesion.key_slices import lesion_classes, load_deeplesion
 from ..formats.problems import short_repr
-from ..prepared.slices import with_prepared_slices
 from ..roots import resolve_root
 from ..transforms.borders import slice_files
 
@@ -145,7 +143,6 @@ def register_volumes(
     """
     load = partial(
         _load_registered,
-        name,
         root,
         split,
         never_hidden,
@@ -161,14 +158,12 @@ def register_volumes(
     )
 
 
-def _load_registered(
-    name: str, root: str, split: str | None, never_hidden: bool, **options
-) -> list[dict]:
-    dicts = exclude_series(name, load_volumes(resolve_root(root), split, **options))
+def _load_registered(root: str, split: str | None, never_hidden: bool, **options) -> list[dict]:
+    dicts = load_volumes(resolve_root(root), split, **options)
     if never_hidden:
         for image in dicts:
             image["hidden_annotations"] = []
-    return with_prepared_slices(name, dicts)
+    return dicts
 
 
 def _register_builtin() -> None:

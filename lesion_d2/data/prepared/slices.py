@@ -12,7 +12,6 @@ from collections.abc import Iterable
 import numpy as np
 
 from ...scans.png import numbered_pngs
-from ..dataset_options import reads_prepared_slices
 from ..formats.problems import raise_problems
 from .form import REMEDY, PreparedSlice, png_state, prepared_index, read_prepared
 
@@ -31,10 +30,10 @@ def prepared_file(folder: str | os.PathLike) -> str:
 
 
 def with_prepared_slices(name: str, dicts: list[dict]) -> list[dict]:
-    """Apply :func:`~lesion_d2.data.dataset_options.set_prepared_slices`.
+    """Let the dicts of a data set name prepared slices in place of PNG files.
 
     Args:
-        name: name of the data set.
+        name: name of the data set, for messages.
         dicts: its dicts, modified in place: ``file_name`` becomes the path of the prepared slice.
             Slices of voxel files are not changed.
 
@@ -42,8 +41,6 @@ def with_prepared_slices(name: str, dicts: list[dict]) -> list[dict]:
         ValueError: slices were not prepared or have changed since (the first 20 are listed), or
             none is a PNG file.
     """
-    if not reads_prepared_slices(name):
-        return dicts
     problems: dict[str, None] = {}  # ordered; a problem of a file is one line for all its slices
     num_prepared = 0
     for image in dicts:

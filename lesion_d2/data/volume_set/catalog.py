@@ -9,7 +9,6 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...scans.names import safe_name
-from ..dataset_options import exclude_series, hide_annotations
 from ..deeplesion.key_slices import COLORS
 from ..roots import resolve_root
 from .dicts import load_volume_set, read_cached
@@ -89,13 +88,14 @@ def register_volume_set(root: str | os.PathLike, name: str | None = None) -> lis
     added = [registered for registered in parts if not _is_known(registered)]
     for registered in added:
         part, every_slice = parts[registered]
-        load = partial(_load_registered, registered, root, part, every_slice)
+        load = partial(_load_registered, root, part, every_slice)
         DatasetCatalog.register(registered, load)
         MetadataCatalog.get(registered).set(
             thing_classes=list(head.classes),
             thing_colors=[COLORS[n % len(COLORS)] for n in _color_order(len(head.classes))],
             evaluator_type="lesion_volume" if every_slice else "lesion",
             can_exclude_volumes=True,
+            can_hide_annotations=not every_slice,
             volume_set=root,
             volume_part=part,
         )
@@ -105,13 +105,11 @@ def register_volume_set(root: str | os.PathLike, name: str | None = None) -> lis
 def volume_names(name: str) -> set[str]:
     """Return the volumes of a registered data set, with and without lesions.
 
-    Excluded ones (:func:`~lesion_d2.data.dataset_options.set_excluded_volumes`) are left out.
-
     Raises:
         FileNotFoundError, ValueError: see :func:`~lesion_d2.data.volume_set.dicts.load_volume_set`.
     """
     metadata = MetadataCatalog.get(name)
-    dicts = _load_registered(name, metadata.volume_set, metadata.volume_part, every_slice=True)
+    dicts = _load_registered(metadata.volume_set, metadata.volume_part, every_slice=True)
     return {image["volume"] for image in dicts}
 
 
@@ -139,17 +137,14 @@ def _color_order(number: int) -> range:
     return range(2, 3) if number == 1 else range(number)
 
 
-def _load_registered(name: str, root: str, part: _Part, every_slice: bool) -> list[dict]:
+def _load_registered(root: str, part: _Part, every_slice: bool) -> list[dict]:
     fold, split = part
     volume_set = read_cached(root)
     patients = None
     if split is not None:
         splits = volume_set.splits if fold is None else dict(enumerate(volume_set.folds)).get(fold)
         patients = frozenset((splits or {}).get(split, ()))
-    dicts = exclude_series(name, load_volume_set(root, patients, every_slice=every_slice))
-    if not every_slice:
-        hide_annotations(name, dicts)
-    return dicts
+    return load_volume_set(root, patients, every_slice=every_slice)
 
 
 register_volume_sets()

@@ -1,16 +1,12 @@
 """Loaders of patches for training, and of whole volumes for inference."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from detectron2.data import (
-    MetadataCatalog,
-    build_detection_test_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 
 from ...structures.ignore_regions import lesions_of
-from ..catalog import suggest_names
+from ..catalog import load_records, load_run_dicts, suggest_names
 from ..loader import TrainLoader, count_workers, prepare_workers
 from ..samplers import BalancedSampler, pools_of
 from .mapper import VolumePatchMapper
@@ -23,12 +19,18 @@ logger = logging.getLogger(__name__)
 _TOLD = ("image_id", "volume", "patient", "first_slice", "shape", "spacing")
 
 
-def load_volume_records(names: str | Sequence[str], *, filter_empty: bool = False) -> list[dict]:
+def load_volume_records(
+    names: str | Sequence[str],
+    *,
+    filter_empty: bool = False,
+    read: Callable[[str], list[dict]] = load_records,
+) -> list[dict]:
     """Load the records of registered data sets.
 
     Args:
         names: one or more names of data sets with all slices of their volumes.
         filter_empty: leave out runs of slices without a lesion.
+        read: gives the dicts of a data set from its name; by default all of them.
 
     Raises:
         ValueError: a data set has no volumes; see also
@@ -37,7 +39,7 @@ def load_volume_records(names: str | Sequence[str], *, filter_empty: bool = Fals
     records = []
     for name in [names] if isinstance(names, str) else names:
         check_volumes(name)
-        records += volume_records(get_detection_dataset_dicts(name, filter_empty=False), name)
+        records += volume_records(read(name), name)
     if filter_empty:
         records = [record for record in records if lesions_of(record["annotations"])]
     num_slices = sum(record["shape"][0] for record in records)
@@ -73,7 +75,9 @@ def build_volume_train_loader(cfg) -> TrainLoader:
             :class:`VolumePatchMapper`.
     """
     records = load_volume_records(
-        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        cfg.DATASETS.TRAIN,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        read=lambda name: load_run_dicts(cfg, [name], "TRAIN"),
     )
     if not records:
         raise ValueError(
@@ -129,6 +133,8 @@ def build_volume_test_loader(cfg, dataset_name: str) -> Iterable[list[dict]]:
     Raises:
         ValueError: see :func:`load_volume_records`.
     """
-    records = load_volume_records(dataset_name)
+    records = load_volume_records(
+        dataset_name, read=lambda name: load_run_dicts(cfg, [name], "TEST")
+    )
     reader = VolumeReader(cfg.INPUT.VOLUME.SPACING, cfg.INPUT.CT.HU_WINDOW)
     return build_detection_test_loader(records, mapper=reader, num_workers=0)

@@ -1,7 +1,7 @@
 """Checks of a run's config and data, before anything is written."""
 
-from .datasets import set_dataset_options
+from .datasets import dataset_options
 from .inputs import check_inputs
 from .prediction import check_prediction
 
-__all__ = ["check_inputs", "check_prediction", "set_dataset_options"]
+__all__ = ["check_inputs", "check_prediction", "dataset_options"]

@@ -5,18 +5,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import GeneralizedRCNN, RetinaNet
 
 from ...config import trains_on_masks
 from ...config.volumetric import is_volumetric
 from ...data.catalog import is_registered, suggest_names
-from ...data.dataset_options import (
-    set_allow_missing,
-    set_excluded_volumes,
-    set_hidden_annotations,
-    set_prepared_slices,
-)
+from ...data.dataset_options import DatasetOptions, read_dataset
 from ...data.formats.problems import short_repr
 from ...data.pseudo_masks.files import PseudoMasks, check_mask_files
 from ...evaluation import parse_criteria
@@ -48,7 +43,7 @@ def load_datasets(cfg: CfgNode, kind: str, *, required: bool) -> list[list[dict]
 
 
 def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
-    set_dataset_options(cfg, name, kind)
+    options = dataset_options(cfg, name, kind)
     metadata = MetadataCatalog.get(name)
     _check_classes(cfg, name, kind)
     evaluator_type = None
@@ -56,7 +51,7 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
         with as_input_error("DATASETS.TEST, "):
             evaluator_type = evaluator_type_of(cfg, name)
     try:
-        images = DatasetCatalog.get(name)
+        images = read_dataset(name, options)
         if images:  # of volumes the records' masks are checked
             reads_masks = trains_on_masks(cfg) and (
                 kind == "TRAIN" or switched_on(cfg, "TEST.LOSS_")
@@ -109,8 +104,8 @@ def _check_spacing(cfg: CfgNode, name: str, kind: str, images: list[dict]) -> No
     logger.info(f"{found}: their channels are neighboring slices, whatever the distance")
 
 
-def set_dataset_options(cfg: CfgNode, name: str, kind: str) -> None:
-    """Set all options of a data set by a config, those of an earlier run in this process too.
+def dataset_options(cfg: CfgNode, name: str, kind: str) -> DatasetOptions:
+    """What a run reads of a data set, checked.
 
     Args:
         cfg: of the run; its DATASETS.ALLOW_MISSING, PREPARED_SLICES, HIDDEN_SHARE, HIDDEN_SEED,
@@ -126,25 +121,23 @@ def set_dataset_options(cfg: CfgNode, name: str, kind: str) -> None:
             f"DATASETS.{kind}: found {short_repr(name)}, expected a name such as "
             f"{suggest_names(str(name))}"
         )
-    is_train = kind == "TRAIN"
-    with as_input_error("DATASETS.ALLOW_MISSING: "):
-        set_allow_missing(name, cfg.DATASETS.ALLOW_MISSING)
-    with as_input_error("DATASETS.PREPARED_SLICES: "):
-        set_prepared_slices(name, cfg.DATASETS.PREPARED_SLICES)
-    with as_input_error("DATASETS.HIDDEN_SHARE: "):
-        hidden_share = cfg.DATASETS.HIDDEN_SHARE if is_train else 0.0
-        set_hidden_annotations(name, hidden_share, cfg.DATASETS.HIDDEN_SEED)
-    excluded = [v for v in cfg.DATASETS.EXCLUDED_VOLUMES if is_train and v != name]
-    for volumes in excluded:
-        if volumes not in DatasetCatalog or (
-            MetadataCatalog.get(volumes).get("evaluator_type") != "lesion_volume"
-        ):
+    for volumes in cfg.DATASETS.EXCLUDED_VOLUMES if kind == "TRAIN" else ():
+        if volumes != name and not _has_volumes(volumes):
             raise InputError(
                 f"DATASETS.EXCLUDED_VOLUMES: found {volumes!r}, expected a data set of volumes "
                 f"such as {suggest_names(volumes, 'lesion_volume')}"
             )
     with as_input_error("DATASETS.EXCLUDED_VOLUMES: "):
-        set_excluded_volumes(name, excluded)
+        options = DatasetOptions.from_config(cfg, name, kind)
+    for key, problem in options.problems(name):
+        raise InputError(f"DATASETS.{key}: {problem}")
+    return options
+
+
+def _has_volumes(name: str) -> bool:
+    if not is_registered(name):
+        return False
+    return MetadataCatalog.get(name).get("evaluator_type") == "lesion_volume"
 
 
 def _check_volumes(cfg: CfgNode, name: str, images: list[dict]) -> None:
@@ -227,7 +220,8 @@ def check_mined_images(cfg: CfgNode, images: list[dict]) -> None:
     if not mining:
         return
     names = dict.fromkeys(cfg.HARD_NEGATIVES.DATASETS)
-    mined = [image for name in names for image in DatasetCatalog.get(name)] or images
+    options = {name: DatasetOptions.from_config(cfg, name, "TRAIN") for name in names}
+    mined = [image for each in options.items() for image in read_dataset(*each)] or images
     counts = Counter(image["image_id"] for image in mined)
     files = {image["image_id"]: image["file_name"] for image in mined}
     for image in images:

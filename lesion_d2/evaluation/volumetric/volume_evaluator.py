@@ -109,6 +109,7 @@ class VolumeEvaluator(DatasetEvaluator):
         inclusive: bool = False,
         ap_method: str = "coco",
         distributed: bool = True,
+        records: list[dict] | None = None,
     ):
         """
         Args:
@@ -124,6 +125,7 @@ class VolumeEvaluator(DatasetEvaluator):
             ap_method: "coco" or "all_points", see
                 :func:`~lesion_d2.evaluation.detection_average_precision`.
             distributed: whether to gather the predictions of all processes.
+            records: the dicts to evaluate, if not all of the data set's.
 
         Raises:
             ValueError: see :meth:`VolumeTruth.from_dicts` and :func:`parse_criteria`; a lesion's
@@ -132,7 +134,8 @@ class VolumeEvaluator(DatasetEvaluator):
         """
         self._dataset_name = dataset_name
         self._classes = list(MetadataCatalog.get(dataset_name).thing_classes)
-        self._truth = VolumeTruth.from_dicts(DatasetCatalog.get(dataset_name), dataset_name)
+        dicts = DatasetCatalog.get(dataset_name) if records is None else records
+        self._truth = VolumeTruth.from_dicts(dicts, dataset_name)
         for lesions in self._truth.lesions:
             self._check_classes(lesions.classes, dataset_name)
         self._criteria = parse_criteria(criteria)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.data.catalog import load_records
+from lesion_d2.data.dataset_options import DatasetOptions
 from lesion_d2.data.formats.csv_files import read_csv_table
 from lesion_d2.data.transforms.augmentation import ResizeCT
 from lesion_d2.structures.ignore_regions import lesions_of
@@ -50,7 +51,7 @@ def dataset_boxes(dataset: str, cfg: CfgNode, *, allow_missing: bool = False) ->
     """
     _check_config(cfg)
     found = []
-    for record in load_records(dataset, allow_missing=allow_missing):
+    for record in load_records(dataset, DatasetOptions(allow_missing=allow_missing)):
         annotations = lesions_of(record.get("annotations", ()))
         if not annotations:
             continue

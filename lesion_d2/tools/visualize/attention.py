@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from lesion_d2.data.catalog import load_records
+from lesion_d2.data.dataset_options import DatasetOptions
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.engine import LesionCheckpointer, fit_device, load_config
 from lesion_d2.engine.checkpoint_files.checkpointer import load_trained
@@ -66,7 +67,7 @@ def draw_attention(args: argparse.Namespace) -> list[str]:
     window = parse_window(args.window)
     cfg = attention_config(args)
     output = args.output or os.path.join(cfg.OUTPUT_DIR, "attention", args.dataset)
-    records = load_records(args.dataset, allow_missing=args.allow_missing)
+    records = load_records(args.dataset, DatasetOptions(allow_missing=args.allow_missing))
     check_output(output, records, args.dataset)
     model, mapper = load_attentive_model(cfg), LesionDatasetMapper(cfg, is_train=False)
     chosen = pick_records(records, args.pick, args.num, seed=args.seed)

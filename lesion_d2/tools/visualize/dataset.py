@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from lesion_d2.data.catalog import load_records
+from lesion_d2.data.dataset_options import DatasetOptions
 from lesion_d2.data.pseudo_masks import METHODS, grabcut_image, lesion_ends, pseudo_mask
 from lesion_d2.data.pseudo_masks.files import PseudoMasks, load_mask_file
 from lesion_d2.data.slices.ct import read_slice
@@ -35,7 +36,7 @@ from .pictures import (
 def draw_dataset(args: argparse.Namespace) -> list[str]:
     """Write pictures of a data set's annotations; return their paths, the contact sheet last."""
     window = parse_window(args.window)
-    records = load_records(args.dataset, allow_missing=args.allow_missing)
+    records = load_records(args.dataset, DatasetOptions(allow_missing=args.allow_missing))
     check_output(args.output, records, args.dataset)
     masks_of = mask_source(args.masks)
     chosen = pick_records(records, args.pick, args.num, seed=args.seed)

@@ -8,7 +8,7 @@ from itertools import islice
 
 from lesion_d2.data.catalog import load_records
 from lesion_d2.engine import LesionPredictor, load_config
-from lesion_d2.engine.checks import set_dataset_options
+from lesion_d2.engine.checks import dataset_options
 from lesion_d2.modeling import mine_lesions, summarize_mining
 from lesion_d2.modeling.pseudo_labels import HIT_IOU, MiningCounts, hits_any
 from lesion_d2.structures.ignore_regions import lesions_of, lie_inside, region_boxes
@@ -67,8 +67,7 @@ def draw_mined(args: argparse.Namespace) -> list[str]:
     window = parse_window(args.window)
     cfg = mining_config(args)
     dataset = cfg.DATASETS.TRAIN[0]
-    set_dataset_options(cfg, dataset, "TRAIN")
-    records = load_records(dataset)
+    records = load_records(dataset, dataset_options(cfg, dataset, "TRAIN"))
     output = args.output or os.path.join(cfg.OUTPUT_DIR, "mined", dataset)
     check_output(output, records, dataset)
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:

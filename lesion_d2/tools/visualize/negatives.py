@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lesion_d2.data.catalog import load_records
-from lesion_d2.data.dataset_options import set_hidden_annotations
+from lesion_d2.data.dataset_options import DatasetOptions
 from lesion_d2.visualization import (
     HIDDEN_LEGEND,
     NEGATIVE_LEGEND,
@@ -55,8 +55,12 @@ class MinedImage:
 def draw_negatives(args: argparse.Namespace) -> list[str]:
     """Write the pictures of a run's hard negatives; return their paths, the contact sheet last."""
     window = parse_window(args.window)
-    set_hidden_annotations(args.dataset, args.hidden_share, args.hidden_seed)
-    records = load_records(args.dataset, allow_missing=args.allow_missing)
+    options = DatasetOptions(
+        allow_missing=args.allow_missing,
+        hidden_share=args.hidden_share,
+        hidden_seed=args.hidden_seed,
+    )
+    records = load_records(args.dataset, options)
     output = args.output or os.path.join(os.path.dirname(args.results), "hard_negatives")
     check_output(output, records, args.dataset)
     mined = read_mined(args.results, records, args.dataset)

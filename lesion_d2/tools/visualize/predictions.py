@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lesion_d2.data.catalog import load_records
+from lesion_d2.data.dataset_options import DatasetOptions
 from lesion_d2.evaluation.result_files import read_froc_file
 from lesion_d2.visualization import (
     OUTCOME_LEGEND,
@@ -42,7 +43,7 @@ AnyOutcome = TypeVar("AnyOutcome", bound=Outcome)
 def draw_predictions(args: argparse.Namespace) -> list[str]:
     """Write the pictures of a run's detections; return their paths, the contact sheet last."""
     window = parse_window(args.window)
-    records = load_records(args.dataset, allow_missing=args.allow_missing)
+    records = load_records(args.dataset, DatasetOptions(allow_missing=args.allow_missing))
     results = read_results(args.results, records, args.dataset)
     judge_image = partial(match_outcome, inclusive=_counts_whole_pixels(args.results))
     threshold = args.score_threshold

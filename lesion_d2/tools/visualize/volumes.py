@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lesion_d2.data.catalog import load_records
+from lesion_d2.data.dataset_options import DatasetOptions
 from lesion_d2.evaluation import Criterion, read_volume_detections
 from lesion_d2.evaluation.volumetric.volumes import VolumeTruth
 from lesion_d2.structures.ignore_regions import lesions_of
@@ -128,7 +129,7 @@ def _read_outcomes(args: argparse.Namespace) -> tuple[str, list[dict], list[Volu
         raise ValueError(
             f"{args.results}: found no 'dataset', expected the volumes.json of an evaluation in 3-D"
         )
-    records = load_records(dataset, allow_missing=args.allow_missing)
+    records = load_records(dataset, DatasetOptions(allow_missing=args.allow_missing))
     evaluation = read_volume_detections(args.results)
     truth = VolumeTruth.from_dicts(records, dataset)
     for name in sorted(evaluation.boxes.keys() - set(truth.names))[:1]:

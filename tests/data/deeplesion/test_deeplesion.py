@@ -3,6 +3,7 @@ import importlib
 import logging
 from pathlib import Path
 
+from lesion_d2.data.dataset_options import DatasetOptions, read_dataset
 from lesion_d2.data.deeplesion import csv_rows as deeplesion_csv
 from lesion_d2.data.deeplesion import key_slices as deeplesion
 from lesion_d2.data.deeplesion.key_slices import load_deeplesion, register_deeplesion
@@ -263,8 +264,7 @@ def test_register_another_root(tmp_path, registered):
     with pytest.raises(ValueError, match="found no file"):
         DatasetCatalog.get("lesions_elsewhere")
     metadata = MetadataCatalog.get("lesions_elsewhere")
-    metadata.allow_missing = True
-    dicts = DatasetCatalog.get("lesions_elsewhere")
+    dicts = read_dataset("lesions_elsewhere", DatasetOptions(allow_missing=True))
     assert [image["annotations"][0]["category_id"] for image in dicts] == [2]
     assert metadata.thing_classes == list(COARSE_TYPES)
     assert len(metadata.thing_colors) == len(COARSE_TYPES)

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from lesion_d2.config import add_lesion_config
-from lesion_d2.data.dataset_options import set_excluded_volumes
+from lesion_d2.data.dataset_options import DatasetOptions, ExcludedSeries, read_dataset
 from lesion_d2.data.deeplesion import subvolumes
 from lesion_d2.data.deeplesion.annotation_files import read_annotations, write_annotations
 from lesion_d2.data.deeplesion.csv_rows import CSV_COLUMNS
@@ -319,11 +319,10 @@ def test_they_are_registered(root, monkeypatch):
         nothing, [lesion] = (d["annotations"] for d in DatasetCatalog.get("my_volumes"))
         assert nothing == [] and lesion["bbox"] == [0, 1, 2, 3]
         assert first_pixel("my_volumes") == first_pixel("deeplesion_volumes_test") == 1
-        set_excluded_volumes("deeplesion_volumes_test", ["my_volumes"])  # all volumes of a series
-        left = DatasetCatalog.get("deeplesion_volumes_test")
+        options = DatasetOptions(excluded=ExcludedSeries.of(["my_volumes"]))  # all of a series
+        left = read_dataset("deeplesion_volumes_test", options)
         assert [d["volume"] for d in left] == [TWO] * 3
     finally:
-        set_excluded_volumes("deeplesion_volumes_test", ())
         DatasetCatalog.pop("my_volumes", None)
         MetadataCatalog.pop("my_volumes", None)
 

@@ -3,7 +3,7 @@ import shutil
 from pathlib import Path
 
 from lesion_d2.config import get_lesion_config
-from lesion_d2.data.dataset_options import set_prepared_slices
+from lesion_d2.data.dataset_options import DatasetOptions, read_dataset
 from lesion_d2.data.deeplesion.key_slices import load_deeplesion
 from lesion_d2.data.formats.problems import ProblemsError
 from lesion_d2.data.mapper import LesionDatasetMapper
@@ -22,6 +22,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 SAMPLE = Path(__file__).parents[4] / "shared" / "data" / "deeplesion_sample"
 SIZE = (48, 64)
+PREPARED = DatasetOptions(prepared_slices=True)
 
 
 def _write(folder, numbers):
@@ -185,8 +186,7 @@ def _samples(dicts):
 
 def test_real_samples_are_the_same_bits_through_the_mapper(sample):
     png = DatasetCatalog.get(sample)
-    set_prepared_slices(sample, True)
-    prepared = DatasetCatalog.get(sample)
+    prepared = read_dataset(sample, PREPARED)
     assert all("/Images_prepared/" in image["file_name"] for image in prepared)
     assert [{**i, "file_name": ""} for i in prepared] == [{**i, "file_name": ""} for i in png]
     for a, b in zip(_samples(prepared), _samples(png), strict=True):
@@ -194,17 +194,16 @@ def test_real_samples_are_the_same_bits_through_the_mapper(sample):
         found, expected = a["instances"], b["instances"]
         assert torch.equal(found.gt_boxes.tensor, expected.gt_boxes.tensor)
         assert torch.equal(found.gt_masks.tensor, expected.gt_masks.tensor)
-    set_prepared_slices(sample, False)
     assert DatasetCatalog.get(sample) == png
 
 
 def test_series_that_are_not_prepared_are_told_before_any_work(sample):
-    set_prepared_slices(sample, True)
-    file, other = sorted({Path(d["file_name"]).parent for d in DatasetCatalog.get(sample)})[:2]
+    prepared = read_dataset(sample, PREPARED)
+    file, other = sorted({Path(image["file_name"]).parent for image in prepared})[:2]
     file.unlink()
     other.write_bytes(b"\0" * 100)
     with pytest.raises(ProblemsError) as error:
-        DatasetCatalog.get(sample)
+        read_dataset(sample, PREPARED)
     assert f"{file}: no such file of prepared slices" in str(error.value)
     assert f"{other}: found no prepared slices" in str(error.value)
     for damaged in (file, other):  # one line for all slices of a series
@@ -217,21 +216,20 @@ def test_series_that_are_not_prepared_are_told_before_any_work(sample):
 
 def test_volumes_files_stay_as_they_are_beside_prepared_slices(sample):
     png = DatasetCatalog.get(sample)[0]
-    set_prepared_slices(sample, True)
     file = "root/Images_nifti/000001_01_01_103-115.nii.gz/103.png"
     with pytest.raises(ProblemsError, match="found no image in Images_png"):
         with_prepared_slices(sample, [{"file_name": file}])
     nifti, prepared = with_prepared_slices(sample, [{"file_name": file}, png])
     assert nifti == {"file_name": file}
-    assert prepared["file_name"] == DatasetCatalog.get(sample)[0]["file_name"]
+    assert prepared["file_name"] == read_dataset(sample, PREPARED)[0]["file_name"]
 
 
 def test_data_sets_in_other_layouts_have_none():
     DatasetCatalog.register("made_up_layout", list)
     try:
-        set_prepared_slices("made_up_layout", False)
+        assert read_dataset("made_up_layout") == []
         with pytest.raises(ValueError, match=r"made_up_layout: .* expected one in DeepLesion's"):
-            set_prepared_slices("made_up_layout", True)
+            read_dataset("made_up_layout", PREPARED)
     finally:
         DatasetCatalog.remove("made_up_layout")
         MetadataCatalog.remove("made_up_layout")

@@ -2,11 +2,7 @@ import json
 import logging
 
 from lesion_d2.data.catalog import load_records
-from lesion_d2.data.dataset_options import (
-    set_allow_missing,
-    set_excluded_volumes,
-    set_hidden_annotations,
-)
+from lesion_d2.data.dataset_options import DatasetOptions, ExcludedSeries, read_dataset
 from lesion_d2.data.volume_set.catalog import register_volume_set, register_volume_sets
 from lesion_d2.data.volume_set.form import read_volume_set, write_volume_set
 from lesion_d2.evaluation import LesionEvaluator, VolumeEvaluator
@@ -108,18 +104,17 @@ def test_what_is_wrong_with_a_volume_is_told_when_it_is_read(mine):
 
 
 def test_options_of_data_sets(mine):
-    set_hidden_annotations("mine_train", 0.5, seed=1)
-    images = DatasetCatalog.get("mine_train")
+    images = read_dataset("mine_train", DatasetOptions(hidden_share=0.5, hidden_seed=1))
     hidden = {a["lesion"] for image in images for a in image["hidden_annotations"]}
     shown = {a["lesion"] for image in images for a in image["annotations"]}
     assert len(hidden) == 2 and not hidden & shown  # two of three lesions, each on all its slices
-    set_hidden_annotations("mine_train", 0.0)
-
-    set_excluded_volumes("mine", ["mine_volumes_val"])
-    assert not any(image["volume"] == "b" for image in DatasetCatalog.get("mine"))
-    set_excluded_volumes("mine", [])
+    excluded = ExcludedSeries.of(["mine_volumes_val"])
+    left = read_dataset("mine", DatasetOptions(excluded=excluded))
+    assert left == [image for image in DatasetCatalog.get("mine") if image["volume"] != "b"]
+    every_slice = read_dataset("mine_volumes", DatasetOptions(hidden_share=0.5))
+    assert every_slice == DatasetCatalog.get("mine_volumes")
     with pytest.raises(ValueError, match="mine_train: found a data set that is read as a whole"):
-        set_allow_missing("mine_train", True)
+        read_dataset("mine_train", DatasetOptions(allow_missing=True))
 
 
 def _truth(image: dict, *, masks: bool = False) -> dict:

@@ -2,12 +2,12 @@ import copy
 import logging
 import shutil
 
-from lesion_d2.data.dataset_options import set_prepared_slices
-from lesion_d2.engine import InputError, Trainer, load_config
+from lesion_d2.data.catalog import load_run_dicts, load_train_dicts
+from lesion_d2.data.dataset_options import DatasetOptions, read_dataset
+from lesion_d2.engine import InputError, load_config
 from lesion_d2.engine.checks import check_inputs
 
 import pytest
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from tiny_run import tiny_args, tiny_config, uldor_args
@@ -16,24 +16,21 @@ import train_net
 
 
 def test_annotations_are_hidden_in_training_sets_only(tiny_phantom, tmp_path):
-    whole = _num_annotations("phantom_train")
+    before = DatasetCatalog.get("phantom_train")
     args = tiny_args(tmp_path, DATASETS__HIDDEN_SHARE=0.4, DATASETS__HIDDEN_SEED=5)
-    check_inputs(load_config(args), args)
-    assert _num_annotations("phantom_train") == whole - round(0.4 * whole)
-    assert "hidden_annotations" not in DatasetCatalog.get("phantom_val")[0]
-
-    # Another run of the same process evaluates on it, with the same keys.
-    weights = Trainer.build_model(load_config(args)).state_dict()
-    torch.save({"model": weights}, tmp_path / "weights.pth")
-    args.opts += ["MODEL.WEIGHTS", str(tmp_path / "weights.pth")]
-    args.opts += ["DATASETS.TEST", "('phantom_train',)"]
-    args.eval_only = True
-    check_inputs(load_config(args), args)
-    assert _num_annotations("phantom_train") == whole
+    cfg = load_config(args)
+    check_inputs(cfg, args)
+    whole = _num_annotations(before)
+    hidden = whole - round(0.4 * whole)
+    assert _num_annotations(load_train_dicts(cfg.clone())) == hidden  # read anew
+    assert _num_annotations(load_train_dicts(cfg)) == hidden  # kept from the check
+    assert "hidden_annotations" not in load_run_dicts(cfg, ["phantom_val"], "TEST")[0]
+    assert _num_annotations(load_run_dicts(cfg, ["phantom_train"], "TEST")) == whole
+    assert DatasetCatalog.get("phantom_train") == before
 
 
-def _num_annotations(name: str) -> int:
-    return sum(len(image["annotations"]) for image in DatasetCatalog.get(name))
+def _num_annotations(dicts: list[dict]) -> int:
+    return sum(len(image["annotations"]) for image in dicts)
 
 
 @pytest.fixture
@@ -148,24 +145,25 @@ def test_series_are_excluded_from_training_sets_only(tiny_phantom, tmp_path, nam
     patients = {image["patient"] for image in DatasetCatalog.get(_VOLUMES)}
     options = {"DATASETS__EXCLUDED_VOLUMES": (_VOLUMES,), "DATASETS__TEST": (_VOLUMES,)}
     args = tiny_args(tmp_path, DATASETS__TRAIN=(name,), **options)
-    num_images = check_inputs(load_config(args), args)
-    left = DatasetCatalog.get(name)
+    cfg = load_config(args)
+    num_images = check_inputs(cfg, args)
+    left = read_dataset(name, DatasetOptions.from_config(cfg, name, "TRAIN"))
     assert left == [image for image in whole if image["patient"] not in patients] != whole
     assert num_images == sum(1 for image in left if image["annotations"])
-    assert {image["patient"] for image in DatasetCatalog.get(_VOLUMES)} == patients
-
-    args = tiny_args(tmp_path, DATASETS__TEST=(name,), DATASETS__TRAIN=("phantom_val",))
-    check_inputs(load_config(args), args)
-    assert DatasetCatalog.get(name) == whole
+    tested = load_run_dicts(cfg, [_VOLUMES], "TEST")
+    assert {image["patient"] for image in tested} == patients
+    assert DatasetCatalog.get(name) == load_run_dicts(cfg, [name], "TEST") == whole
 
 
 def test_excluded_volumes_that_are_a_training_set_themselves_stay_there(tiny_phantom, tmp_path):
     whole = DatasetCatalog.get(_VOLUMES)
     train = ("phantom_train", _VOLUMES)
     args = tiny_args(tmp_path, DATASETS__TRAIN=train, DATASETS__EXCLUDED_VOLUMES=(_VOLUMES,))
-    check_inputs(load_config(args), args)
-    assert DatasetCatalog.get(_VOLUMES) == whole
-    patients = {image["patient"] for image in DatasetCatalog.get("phantom_train")}
+    cfg = load_config(args)
+    check_inputs(cfg, args)
+    others, kept = (read_dataset(n, DatasetOptions.from_config(cfg, n, "TRAIN")) for n in train)
+    assert kept == whole
+    patients = {image["patient"] for image in others}
     assert patients.isdisjoint(image["patient"] for image in whole)
 
 
@@ -277,14 +275,8 @@ def test_images_without_lesions_only_are_no_training_set(tmp_path):
 
 def test_slices_that_were_not_prepared_stop_a_run(tiny_phantom, tmp_path):
     args = tiny_args(tmp_path, DATASETS__PREPARED_SLICES=True)
-    try:
-        with pytest.raises(
-            InputError, match=r"PREPARED_SLICES.*\n.*no such file of prepared slice"
-        ):
-            check_inputs(load_config(args), args)
-    finally:
-        for name in ("phantom_train", "phantom_val"):
-            set_prepared_slices(name, False)
+    with pytest.raises(InputError, match=r"PREPARED_SLICES.*\n.*no such file of prepared slice"):
+        check_inputs(load_config(args), args)
 
 
 def test_missing_files_stop_a_run_unless_they_may_be_missing(tiny_phantom, tmp_path, monkeypatch):
