@@ -1,4 +1,4 @@
-"""Which evaluation a data set asks for by ``evaluator_type``, a key of its metadata."""
+"""The evaluation of a data set, selected by ``evaluator_type`` in its metadata."""
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -7,19 +7,19 @@ from ..config.volumetric import is_volumetric
 
 
 def evaluator_types(cfg: CfgNode) -> tuple[str, ...]:
-    """What ``evaluator_type`` may be: of models of volumes "lesion_volume" alone."""
+    """Return the supported values of ``evaluator_type``; only "lesion_volume" for 3-D models."""
     return ("lesion_volume",) if is_volumetric(cfg) else ("lesion", "lesion_volume")
 
 
 def evaluator_type_of(cfg: CfgNode, dataset: str) -> str:
-    """The ``evaluator_type`` of a data set.
+    """Return the ``evaluator_type`` of a data set.
 
     Args:
-        cfg: of a run.
+        cfg: config.
         dataset: its name in Detectron2's catalog.
 
     Raises:
-        ValueError: it is none of :func:`evaluator_types`, such as Detectron2's "coco".
+        ValueError: it is not one of :func:`evaluator_types`, for example Detectron2's "coco".
     """
     found, known = MetadataCatalog.get(dataset).get("evaluator_type"), evaluator_types(cfg)
     if found not in known:

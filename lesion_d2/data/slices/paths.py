@@ -1,4 +1,4 @@
-"""Paths of slices that lie in a file of a volume: ``<file>/<slice number>.png``, not on disk."""
+"""Virtual paths of slices inside a volume's file: ``<file>/<slice number>.png``."""
 
 import os
 
@@ -6,10 +6,10 @@ from ...utils.values import are_digits
 
 
 def split_slice_path(path: str | os.PathLike) -> tuple[str, int]:
-    """The file and the number of a slice.
+    """Split a path into the file and the slice number.
 
     Raises:
-        ValueError: the path does not end with a number and an ending.
+        ValueError: the path does not end with a number and a suffix.
     """
     file, name = os.path.split(path)
     stem = os.path.splitext(name)[0]

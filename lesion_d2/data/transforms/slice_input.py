@@ -1,26 +1,26 @@
-"""What augmentations are applied to: a slice in HU, which Detectron2's own transforms do not take.
+"""Input of augmentations: slices in HU, which Detectron2's transforms do not fully support.
 
-Detectron2's are made for RGB images. They fill what lies outside of an image with 0, which is the
-HU of water, and resize uint8 and floating point images alone.
+Detectron2's transforms are made for RGB images. They fill pixels outside the image with 0, which is
+the HU of water, and resize only uint8 and floating point images.
 """
 
 import numpy as np
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform
 
-#: HU of what lies outside of a slice.
+#: HU outside a slice.
 AIR = -1024
-# Of Detectron2's own, those that compute pixels between pixels, or outside of the image.
+# Transforms of Detectron2 that interpolate, or extend beyond the image.
 _INTERPOLATING = (T.ExtentTransform, T.ResizeTransform, T.RotationTransform)
 
 
 class SliceInput(T.AugInput):
-    """Detectron2's input of augmentations, for images (H, W, C) int16 in HU.
+    """Detectron2's AugInput for images (H, W, C) int16 in HU.
 
     Args:
         image: see :func:`transform_slices`.
-        boxes: (n, 4) XYXY that augmentations may ask for, in Detectron2's coordinates.
-        spacing: of the image's pixels and slices, x, y, z in mm; None where nobody knows.
+        boxes: (n, 4) XYXY in Detectron2's coordinates, for augmentations that use boxes.
+        spacing: x, y, z in mm; None if unknown.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class SliceInput(T.AugInput):
 
 
 def transform_slices(transform: Transform, image: np.ndarray) -> np.ndarray:
-    """Apply a transform to slices; where Detectron2's own needs values from outside, they are air.
+    """Apply a transform to slices; pixels outside the image are air.
 
     Args:
-        transform: Detectron2's, or one for int16 images.
+        transform: a transform of Detectron2, or one for int16 images.
         image: (H, W, C) int16 in HU.
 
     Returns:
-        (h, w, C): int16 in HU, where the transform gives no other type.
+        (h, w, C), int16 in HU unless the transform returns another type.
     """
     if isinstance(transform, T.TransformList):
         for part in transform.transforms:
@@ -57,7 +57,7 @@ def transform_slices(transform: Transform, image: np.ndarray) -> np.ndarray:
     if not isinstance(transform, _INTERPOLATING):
         return transform.apply_image(image)
     planes = [
-        # One at a time: PIL takes no more, and OpenCV no more than four.
+        # One channel at a time: PIL supports one, and OpenCV at most four.
         transform.apply_image(np.ascontiguousarray(plane, np.float32) - AIR) + AIR
         for plane in image.transpose(2, 0, 1)
     ]

@@ -51,8 +51,8 @@ def check_zip(path: str) -> bool:
     Raises:
         RefusedFile: its pickle needs far more memory or time than its size suggests.
         ValueError: a checksum does not match; or members are compressed, marked as folders, have
-        the same name or overlap, which torch never writes. zipfile.BadZipFile: the file is damaged
-        otherwise.
+            the same name or overlap, which torch never writes.
+        zipfile.BadZipFile: the file is damaged otherwise.
     """
     with open(path, "rb") as file:
         if file.read(4) != b"PK\x03\x04":

@@ -59,7 +59,7 @@ class VGG(StagedBackbone):
         self.features = vgg.make_layers(layers, batch_norm)
         self.features[0] = nn.Conv2d(in_channels, layers[0], kernel_size=3, padding=1)
         self._initialize()
-        # keeps the parameter names
+        # An identity keeps the names of the following parameters.
         ends = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
         for stage, end in enumerate(ends, start=1):
             if stage not in pooled_stages:

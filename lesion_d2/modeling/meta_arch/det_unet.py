@@ -23,7 +23,7 @@ from ..segmentation import (
 
 
 class Component(NamedTuple):
-    """Connected pixels of one class: ``pixels`` are the mask within ``extent``."""
+    """Connected pixels of one class: ``pixels`` is the mask inside ``extent``."""
 
     category: int
     extent: tuple[slice, ...]
@@ -34,24 +34,25 @@ class Component(NamedTuple):
 class DetUNet(DenseDetector):
     """DetU-Net (Jaeger et al., section 4.1): detections are components of a segmentation.
 
-    A softmax over background and K classes at P0 of a U-FPN; pixels belong to their most probable
-    class. Each connected component of a class (with diagonal neighbors) is a detection whose score
-    is the highest probability of that class in it. Of an image, the largest components count.
+    A softmax over background and K classes is computed from P0 of a U-FPN; pixels belong to their
+    most probable class. Each connected component of a class (with diagonal neighbors) is a
+    detection; its score is the highest probability of the class in it. Only the largest components
+    of an image are kept.
 
     Args:
-        backbone: a :class:`UNetFPN`; of its outputs only P2 is kept.
+        backbone: a :class:`UNetFPN`; only its output P2 is kept.
         num_classes: K.
         pixel_mean, pixel_std: C values each.
         seg_loss: maps logits (N, K + 1, H, W) and labels (N, H, W) to a scalar.
-        max_components: of an image, over all classes.
-        box_margin: pixels of the slice by which boxes surround their components.
-        predict_masks: whether predictions carry ``pred_masks``, the components.
+        max_components: maximum number of components per image, for all classes together.
+        box_margin: margin of boxes around their components, in pixels of the slice.
+        predict_masks: whether predictions have ``pred_masks``, the components.
 
     Raises:
-        ValueError: the backbone is no U-FPN.
+        ValueError: the backbone is not a U-FPN.
     """
 
-    #: Of its predictions.
+    #: Class of the predicted boxes.
     boxes_type = Boxes
 
     @configurable
@@ -115,9 +116,9 @@ class DetUNet(DenseDetector):
         """Find the detections of one image, in pixels of the slice.
 
         Args:
-            probabilities: (K + 1, H, W) of the padded image.
-            image_size: height and width without the padding.
-            input_dict: of the image.
+            probabilities: (K + 1, H, W) for the padded image.
+            image_size: height and width without padding.
+            input_dict: input dict of the image.
         """
         size = crop_size(input_dict, image_size)
         probabilities = resize_probabilities(probabilities, image_size, size)
@@ -127,10 +128,10 @@ class DetUNet(DenseDetector):
         """Turn class probabilities into detections.
 
         Args:
-            probabilities: (K + 1, H, W), channel 0 the background.
+            probabilities: (K + 1, H, W); channel 0 is the background.
 
         Returns:
-            At most ``max_components`` instances by falling score.
+            At most ``max_components`` instances by descending score.
         """
         best = probabilities.argmax(dim=0).to("cpu", torch.uint8).numpy()
         found = []
@@ -151,7 +152,7 @@ class DetUNet(DenseDetector):
             mask: (H, W) uint8, 0 or 1.
 
         Returns:
-            Of each its pixels, its extent, a map (H, W) of labels, and its label there.
+            For each component: number of pixels, extent, label map (H, W), and its label.
         """
         count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
         found = []
@@ -180,22 +181,22 @@ class DetUNet(DenseDetector):
         return result[result.scores.argsort(descending=True, stable=True)]
 
     def box_margins(self) -> tuple[float, ...]:
-        """By which boxes surround components, for x and y."""
+        """Margins of boxes around components, for x and y."""
         return (self.box_margin, self.box_margin)
 
 
 def extents_to_boxes(
     extents: list[tuple[slice, ...]], size: tuple[int, ...], margins: tuple[float, ...]
 ) -> np.ndarray:
-    """Turn extents of components into boxes that do not leave the image.
+    """Convert extents of components to boxes, clipped to the image.
 
     Args:
-        extents: of each component along the image's axes, as in ``image[extent]``.
+        extents: slices of each component along the image's axes, as in ``image[extent]``.
         size: height and width, or depth, height and width, of the image.
         margins: for x and y, or x, y and z, in pixels.
 
     Returns:
-        (n, 4) XYXY or (n, 6) XYZXYZ, float32; pixel centers are whole numbers.
+        (n, 4) XYXY or (n, 6) XYZXYZ, float32; integers are pixel centers.
     """
     sides = [[(s.start, s.stop) for s in extent[::-1]] for extent in extents]  # x first
     edges = np.array(sides, dtype=np.float32).reshape(-1, len(size), 2)

@@ -1,4 +1,4 @@
-"""DetU-Net on volumes."""
+"""DetU-Net for volumes."""
 
 import numpy as np
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -10,17 +10,17 @@ from ..segmentation import resize_probabilities
 from .det_unet import DetUNet
 from .volumetric import VolumetricDetector, volume_shapes
 
-_NEIGHBORS = np.ones((3, 3, 3), dtype=bool)  # diagonal ones, too
+_NEIGHBORS = np.ones((3, 3, 3), dtype=bool)  # with diagonals
 
 
 @META_ARCH_REGISTRY.register()
 class DetUNet3D(VolumetricDetector, DetUNet):
-    """DetU-Net on volumes (Jaeger et al., section 4.1): detections are components in 3-D.
+    """DetU-Net for volumes (Jaeger et al., section 4.1): detections are components in 3-D.
 
-    As :class:`DetUNet`, with a :class:`UNetFPN3D`; voxels that touch at a corner are one component.
-    The paper keeps the 15 largest of a volume (MODEL.DET_UNET.MAX_COMPONENTS); here they are those
-    of a tile. MODEL.RETINA_UNET.BOX_MARGIN is along x and y: annotations give the slices that show
-    a lesion as they are.
+    As :class:`DetUNet`, with a :class:`UNetFPN3D`; voxels that touch at a corner are connected. The
+    paper keeps the 15 largest components of a volume (MODEL.DET_UNET.MAX_COMPONENTS); here this
+    applies to each tile. MODEL.RETINA_UNET.BOX_MARGIN applies to x and y only: annotated boxes have
+    no margin along z.
     """
 
     boxes_type = Boxes3D
@@ -38,15 +38,15 @@ class DetUNet3D(VolumetricDetector, DetUNet):
         """Find the detections of one volume, in its voxels.
 
         Args:
-            probabilities: (K + 1, D, H, W) of the padded volume.
-            image_size: depth, height and width without the padding.
-            input_dict: of the volume.
+            probabilities: (K + 1, D, H, W) for the padded volume.
+            image_size: depth, height and width without padding.
+            input_dict: input dict of the volume.
         """
         return self.find_components(resize_probabilities(probabilities, image_size, image_size))
 
     def label_components(self, mask: np.ndarray) -> list[tuple]:
-        """As :meth:`DetUNet.label_components`, of a mask (D, H, W)."""
-        from scipy import ndimage  # takes long to import, and is for this model alone
+        """As :meth:`DetUNet.label_components`, for a mask (D, H, W)."""
+        from scipy import ndimage  # slow to import, and only used by this model
 
         labels, count = ndimage.label(mask, structure=_NEIGHBORS)
         sizes = np.bincount(labels.ravel(), minlength=count + 1).tolist()
@@ -56,5 +56,5 @@ class DetUNet3D(VolumetricDetector, DetUNet):
         ]
 
     def box_margins(self) -> tuple[float, ...]:
-        """By which boxes surround components, for x, y and z."""
+        """Margins of boxes around components, for x, y and z."""
         return (*super().box_margins(), 0.0)

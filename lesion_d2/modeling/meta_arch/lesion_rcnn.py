@@ -19,18 +19,17 @@ from ..segmentation import (
 
 @META_ARCH_REGISTRY.register()
 class LesionRCNN(GeneralizedRCNN):
-    """Faster and Mask R-CNN whose boxes come back to the slice in the data set's coordinates.
+    """Faster and Mask R-CNN with boxes on the slice in the data set's coordinates.
 
-    Whole numbers are pixel centers there. With ``ULDorROIHeads`` it is ULDor's detector (Tang et
-    al., section 2); on a U-FPN with its segmentation loss it is U-Faster R-CNN+ (Jaeger et al.,
-    section 4.1). RoIAlign is what the papers' + stands for.
+    Integers are pixel centers there. With ``ULDorROIHeads`` it is ULDor's detector (Tang et al.,
+    section 2); on a U-FPN with its segmentation loss it is U-Faster R-CNN+ (Jaeger et al., section
+    4.1). The papers' "+" stands for RoIAlign.
 
     Args:
-        seg_loss_weight: weight of the segmentation loss beside those of the R-CNN; 0 switches it
-            off. The segmentation is only computed in training.
+        seg_loss_weight: weight of the segmentation loss, added to those of the R-CNN; 0 to disable
+            it. The segmentation is only computed in training.
         seg_loss: maps logits (N, K + 1, H, W) and labels (N, H, W) to a scalar.
-        seg_class_agnostic: whether the segmentation is of lesions against background, with K of 1,
-            in place of a class each.
+        seg_class_agnostic: segment lesions against background, with K = 1, instead of K classes.
         kwargs: see :class:`GeneralizedRCNN`. With a segmentation loss the backbone is a
             :class:`UNetFPN`.
 
@@ -67,7 +66,7 @@ class LesionRCNN(GeneralizedRCNN):
         }
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
-        """As in Detectron2; in training with ``loss_seg`` where the segmentation loss is on."""
+        """As in Detectron2; in training with ``loss_seg`` if the segmentation loss is enabled."""
         if not self.training:
             return self.inference(batched_inputs)
         images = self.preprocess_image(batched_inputs)
@@ -90,7 +89,7 @@ class LesionRCNN(GeneralizedRCNN):
         detected_instances: list[Instances] | None = None,
         do_postprocess: bool = True,
     ) -> list:
-        """As in Detectron2; with ``crop`` in an input, on the slice that it is a part of."""
+        """As in Detectron2; if an input has ``crop``, results are on the whole slice."""
         images = self.preprocess_image(batched_inputs)
         features = self.extract_features(images)
         if detected_instances is None:
@@ -107,7 +106,7 @@ class LesionRCNN(GeneralizedRCNN):
         ]
 
     def extract_features(self, images: ImageList) -> dict[str, Tensor]:
-        """The backbone's features of a padded batch, by their names."""
+        """Return the backbone's features of a padded batch by name."""
         return self.backbone(images.tensor)
 
     def propose(
@@ -117,20 +116,20 @@ class LesionRCNN(GeneralizedRCNN):
         batched_inputs: list[dict],
         gt_instances: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """Region proposals of each image, and in training the losses of what proposes them.
+        """Return region proposals of each image, and in training the losses of the RPN.
 
-        Without a proposal generator they are the ``proposals`` of the inputs, as in Detectron2.
+        Without a proposal generator, the ``proposals`` of the inputs are used, as in Detectron2.
         """
         if self.proposal_generator is not None:
             return self.proposal_generator(images, features, gt_instances)
         return [x["proposals"].to(self.device) for x in batched_inputs], {}
 
     def postprocess(self, result: Instances, input_dict: dict) -> Instances:
-        """Bring the detections of one image to the slice that it shows.
+        """Transform the detections of one image to its slice.
 
         Args:
             result: boxes in pixels of the image and, with masks, ``pred_masks`` (n, 1, h, w),
-                probabilities in the boxes.
+                probabilities inside the boxes.
             input_dict: with optional ``height`` and ``width`` of the output, and ``crop``.
 
         Returns:
@@ -140,16 +139,16 @@ class LesionRCNN(GeneralizedRCNN):
 
 
 def _postprocess(result: Instances, input_dict: dict) -> Instances:
-    """Bring boxes and masks to output size, in pixels of the whole slice.
+    """Resize boxes and masks to output size, in pixels of the whole slice.
 
-    Detectron2 scales about pixel corners. That is right for masks, which were learned and are
-    pasted by the same boxes; a box about pixel centers lies half a pixel of either size aside.
+    Detectron2 scales pixel corners. This is correct for masks, which are trained and pasted with
+    the same boxes. Boxes in pixel centers are shifted by half a pixel before and after.
     """
     image_height, image_width = result.image_size
     height, width = crop_size(input_dict, result.image_size)
     result = detector_postprocess(result, height, width)
     shift_x, shift_y = (width / image_width - 1) / 2, (height / image_height - 1) / 2
-    # To the image's borders: Detectron2's clip is to 0 and the size, pixel corners.
+    # Clip to the image's borders: Detectron2 clips to pixel corners, 0 and the size.
     for side, shift, size in ((0, shift_x, width), (1, shift_y, height)):
         result.pred_boxes.tensor[:, side::2].add_(shift).clamp_(min=-0.5, max=size - 0.5)
     return paste_to_slice(result, input_dict)

@@ -1,4 +1,4 @@
-"""Faster and Mask R-CNN on volumes."""
+"""Faster and Mask R-CNN for volumes."""
 
 from detectron2.config import configurable
 from detectron2.modeling import (
@@ -23,7 +23,7 @@ from ..volumetric import (
 from .lesion_rcnn import LesionRCNN
 from .volumetric import VolumetricDetector
 
-# What of a config has to be in 3-D: its registry, and the class that it is or is derived from.
+# Parts of a config that must be 3-D: registry, and required base class.
 _PARTS = {
     "MODEL.ANCHOR_GENERATOR.NAME": (ANCHOR_GENERATOR_REGISTRY, AnchorGenerator3D),
     "MODEL.PROPOSAL_GENERATOR.NAME": (PROPOSAL_GENERATOR_REGISTRY, LesionRPN3D),
@@ -36,19 +36,19 @@ _PARTS = {
 
 @META_ARCH_REGISTRY.register()
 class LesionRCNN3D(VolumetricDetector, LesionRCNN):
-    """The two-stage detectors on volumes (Jaeger et al., section 4.1).
+    """The two-stage detectors for volumes (Jaeger et al., section 4.1).
 
     Mask R-CNN with MODEL.MASK_ON, Faster R-CNN+ without, and U-Faster R-CNN+ on a
-    :class:`UNetFPN3D` with MODEL.LESION_RCNN.SEG_LOSS_WEIGHT. It is :class:`LesionRCNN`, with
-    backbone, anchors, RPN, poolers and heads in 3-D. Images are patches (1, D, H, W), and results
-    are theirs: volumes are cut, mirrored and joined by :mod:`lesion_d2.inference`.
+    :class:`UNetFPN3D` with MODEL.LESION_RCNN.SEG_LOSS_WEIGHT. It is :class:`LesionRCNN` with
+    backbone, anchors, RPN, poolers and heads in 3-D. Inputs and results are for patches (1, D, H,
+    W); :mod:`lesion_d2.inference` tiles and mirrors volumes, and combines the results.
 
     Args:
         kwargs: see :class:`LesionRCNN`.
 
     Raises:
-        ValueError: a part of the config is one for slices, or VIS_PERIOD asks for pictures of
-            training, which are only there for slices.
+        ValueError: a part of the config is for slices, or VIS_PERIOD is set, which is only
+            supported for slices.
     """
 
     @configurable
@@ -76,13 +76,13 @@ class LesionRCNN3D(VolumetricDetector, LesionRCNN):
         return super().from_config(cfg)
 
     def postprocess(self, result: Instances, input_dict: dict) -> Instances:
-        """Cut boxes to the patch, and paste the masks into it.
+        """Clip boxes to the patch, and paste the masks into it.
 
         Args:
-            result: of one image, with boxes in its voxels and, with masks, ``pred_masks``
-                (n, 1, d, h, w), probabilities in the boxes. Detections outside of the image are
-                left out.
-            input_dict: not looked at; patches are not resized.
+            result: detections of one image, with boxes in its voxels and, with masks,
+                ``pred_masks`` (n, 1, d, h, w), probabilities inside the boxes. Detections outside
+                the image are dropped.
+            input_dict: ignored; patches are not resized.
 
         Returns:
             With ``pred_masks`` (n, D, H, W) bool.

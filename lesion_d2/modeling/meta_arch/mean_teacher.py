@@ -24,7 +24,7 @@ from ..variants import without_low_scores, without_masks
 from ..waiting import to_host, upload
 
 POLICIES = ("none", "add", "ignore")
-# Of a sample, what the detector needs to bring detections to the slice, and to name it.
+# Keys of a sample that the detector needs to transform detections to the slice, and its name.
 _SLICE_KEYS = ("file_name", "image_id", "height", "width", "crop")
 
 
@@ -42,15 +42,15 @@ class MeanTeacher(nn.Module):
     (:mod:`lesion_d2.structures.ignore_regions`). A pseudo-label of which a patch shows too little
     becomes such a region, like annotated lesions.
 
-    The paper does not say which anchors "ignore" leaves out: here those that would be positive for
-    the mined lesion with "add". Masks of mined lesions, where the detector learns masks, are
-    :func:`ellipse_masks`.
+    The paper does not say which anchors are ignored with "ignore": here those that would be
+    positive for the pseudo-label with "add". If the detector is trained on masks, those of
+    pseudo-labels are :func:`ellipse_masks`.
 
     Args:
         student: any detector with Detectron2's model interface; the teacher is a copy.
         momentum: share of the teacher that :meth:`update_teacher` keeps.
         policy: "none", "add" or "ignore".
-        start_iter: the teacher does not look before so many iterations.
+        start_iter: first iteration with pseudo-labels.
         score_threshold, gt_nms_threshold: see :func:`mine_lesions`.
         box_margin: see :func:`ellipse_masks`.
 
@@ -59,7 +59,7 @@ class MeanTeacher(nn.Module):
             another one.
 
     Attributes:
-        counts: what was mined.
+        counts: counts of pseudo-labels.
     """
 
     @configurable
@@ -107,11 +107,11 @@ class MeanTeacher(nn.Module):
         return self
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
-        """In training the student's losses, in evaluation the teacher's detections.
+        """Return the student's losses in training, the teacher's detections in evaluation.
 
         Args:
-            batched_inputs: as the detector's. In training, unless the policy is "none", also with
-                ``weak_image``, the image as it is at inference, ``slice_to_image``, the (2, 3)
+            batched_inputs: inputs of the detector. In training, unless the policy is "none", also
+                with ``weak_image``, the image as it is at inference, ``slice_to_image``, the (2, 3)
                 matrix from pixels of the slice to those of ``image``, and optional
                 ``volume_boxes``, all lesions of a fully annotated volume as boxes on the slice,
                 ``hidden_boxes`` in pixels of ``image``, which are only counted, and, of a patch,
@@ -126,19 +126,19 @@ class MeanTeacher(nn.Module):
 
     @torch.no_grad()
     def mine(self, batched_inputs: list[dict]) -> list[Instances]:
-        """Find the lesions that are not annotated, in pixels of the student's images.
+        """Find unannotated lesions with the teacher, in pixels of the student's images.
 
-        Of patches some are ``is_cut``, see :func:`view_detections`: they are to be ignored.
+        For patches, those with ``is_cut`` are to be ignored, see :func:`view_detections`.
 
-        What is chosen among the detections depends on them, so that the host has to have them. It
-        waits for a GPU once, whatever is chosen, and all that is returned is on the host.
+        The selection depends on the detections, so they are copied to the host, with a single GPU
+        synchronization. All results are on the host.
         """
         views = [
             {"image": x["weak_image"], **{k: x[k] for k in _SLICE_KEYS if k in x}}
             for x in batched_inputs
         ]
         mined = []
-        # No masks, and no boxes of scores that are not mined.
+        # Without masks, and without detections below the score threshold.
         teacher = without_low_scores(without_masks(self.teacher), self.score_threshold)
         with torch.inference_mode(), batch_images(teacher):  # faster than no_grad alone
             outputs = teacher(views)
@@ -147,7 +147,7 @@ class MeanTeacher(nn.Module):
             batched_inputs, _on_host(outputs, batched_inputs), strict=True
         ):
             annotated, regions = split_regions(known["instances"])
-            if "volume_boxes" in sample:  # every lesion is known, if not on every slice
+            if "volume_boxes" in sample:  # all lesions are known, though not on all slices
                 found = found[hits_any(found.pred_boxes, sample["volume_boxes"])]
             found = view_detections(
                 found,
@@ -168,7 +168,7 @@ class MeanTeacher(nn.Module):
         return mined
 
     def _with_mined(self, sample: dict, mined: Instances) -> dict:
-        """A copy of a sample, its instances with the mined lesions before its own lesions."""
+        """A copy of a sample with pseudo-labels before the annotated instances."""
         if len(mined) == 0:
             return sample
         mined = upload(mined, sample["instances"].gt_boxes.device)
@@ -186,7 +186,7 @@ class MeanTeacher(nn.Module):
                 mined.image_size,
                 margin=self.box_margin,
             )
-        # Where a mined mask touches an annotated one, the later one is painted.
+        # If masks overlap, the later, annotated one is used.
         parts = [lesions, annotated]
         if regions is not None:
             regions.remove("is_region")
@@ -199,10 +199,9 @@ class MeanTeacher(nn.Module):
 
     @torch.no_grad()
     def update_teacher(self) -> None:
-        """Move the teacher's parameters and buffers towards the student's.
+        """Update the teacher's parameters and buffers by the moving average of the student's.
 
-        t = momentum t + (1 - momentum) s; whole numbers, such as counts of batches, are the
-        student's.
+        t = momentum t + (1 - momentum) s; integers, such as counts of batches, are copied.
         """
         teacher, student = (
             [*module.parameters(), *module.buffers()] for module in (self.teacher, self.student)
@@ -218,7 +217,7 @@ class MeanTeacher(nn.Module):
                 t.copy_(s)
 
     def restart(self) -> None:
-        """Let the student begin with the teacher's weights, which is what was loaded."""
+        """Initialize the student with the teacher's weights, which were loaded."""
         self.student.load_state_dict(self.teacher.state_dict())
 
 
@@ -236,11 +235,11 @@ def _check(momentum: float, policy: str, score_threshold: float, gt_nms_threshol
 def _on_host(
     found: list[Instances], batched_inputs: list[dict]
 ) -> Iterator[tuple[Instances, dict]]:
-    """Detections of each image, and what its sample tells of them, from a GPU in one wait.
+    """Copy detections and the related fields of samples to the host, with one synchronization.
 
     Yields:
-        The detections, and ``instances`` with ``gt_boxes`` and ``is_region`` alone,
-        ``slice_to_image`` and, where they are known, ``hidden_boxes``.
+        Per image, the detections, and a dict of ``instances`` with only ``gt_boxes`` and
+        ``is_region``, ``slice_to_image`` and, if known, ``hidden_boxes``.
     """
     names, moved = ("pred_boxes", "scores", "pred_classes"), []
     for each, sample in zip(found, batched_inputs, strict=True):
@@ -261,7 +260,7 @@ def _on_host(
 
 
 def _split_cut(mined: Instances) -> tuple[Instances, Instances | None]:
-    """Part what a patch cut too much of from the other mined lesions; None without a patch."""
+    """Separate pseudo-labels that a patch cuts too much; None without a patch."""
     if not mined.has("is_cut"):
         return mined, None
     return mined[~mined.is_cut], mined[mined.is_cut]

@@ -39,33 +39,31 @@ from .retinanet import LesionRetinaNet
 class RetinaUNet(LesionRetinaNet):
     """Retina U-Net (Jaeger et al., section 3.1): a RetinaNet on a U-FPN with a segmentation loss.
 
-    The detection subnets work on ``head_in_features``; the segmentation logits of the background
-    and the K classes, or of all lesions as one foreground, are a 1x1 convolution of P0. At
-    inference P0, and P2 where no head looks at it, are only computed for masks and for the
-    calibration of scores. With a VGG, the focal loss and calibration it is the improved RetinaNet
-    of Zlocha et al.
+    The detection subnets use ``head_in_features``; the segmentation logits of the background and
+    the K classes, or of all lesions as one foreground class, are a 1x1 convolution of P0. At
+    inference P0, and P2 if no head uses it, are only computed for masks and for the calibration of
+    scores. With a VGG, the focal loss and calibration it is the improved RetinaNet of Zlocha et al.
 
     Args:
-        seg_loss_weight: weight of the segmentation loss beside RetinaNet's two; 0 switches it off.
-            Both papers leave the weight open; 1 weighs all losses alike.
+        seg_loss_weight: weight of the segmentation loss, added to RetinaNet's two losses; 0 to
+            disable it. Neither paper gives the weight; with 1 all losses have equal weight.
         seg_loss: maps logits (N, K + 1, H, W) and labels (N, H, W) to a scalar, as
             :func:`segmentation_loss`; with ``seg_class_agnostic`` K is 1.
-        seg_class_agnostic: whether the segmentation is of lesions against background, as in the
-            authors' code. The masks that calibration looks at and predictions carry are then those
-            of all classes.
-        predict_masks: whether predictions carry ``pred_masks``.
-        calibration: strength of :func:`calibrate_scores`, in [0, 1]; 0 switches it off.
-        box_margin: pixels of the slice, before it was resized, by which boxes are drawn around
-            lesions; calibration expects them.
-        softmax: whether classes exclude each other (section 3.1): the head then gives K + 1 logits
-            an anchor, the last one the background's.
-        shem_pool: negatives of the classification loss are drawn from the hardest so many times
-            their number (section 4.2, see :func:`shem_loss`); 0 for the focal loss. With it the box
-            regression loss is :func:`box_loss_per_image` too.
-        shem_positives: of an image so many positive anchors count at most in both, drawn at random,
-            which the paper does not speak of and its authors' code does; 0 for all.
-        shem_negatives: with it, in place of Jaeger et al.'s means per image, so many negatives of
-            the batch for each positive and plain means (:func:`batch_shem_loss`); 0 for theirs.
+        seg_class_agnostic: segment lesions against background, as in the published code.
+            Calibration and predicted masks then use the mask of all classes.
+        predict_masks: whether predictions have ``pred_masks``.
+        calibration: strength of :func:`calibrate_scores`, in [0, 1]; 0 to disable it.
+        box_margin: margin of annotated boxes around lesions, in pixels of the original slice; used
+            by calibration.
+        softmax: use a softmax over classes (section 3.1): the head then predicts K + 1 logits per
+            anchor, the last one for the background.
+        shem_pool: negatives of the classification loss are sampled from a pool of the hardest, this
+            many times their number (section 4.2, see :func:`shem_loss`); 0 for the focal loss. With
+            SHEM the box regression loss is :func:`box_loss_per_image`.
+        shem_positives: maximum number of positive anchors per image in both losses, sampled at
+            random, as in the published code (not in the paper); 0 for all.
+        shem_negatives: number of negatives per positive in the batch, with plain means
+            (:func:`batch_shem_loss`); 0 for the means per image of Jaeger et al.
         kwargs: see :class:`LesionRetinaNet`. The backbone is a :class:`UNetFPN`.
 
     Raises:
@@ -136,9 +134,9 @@ class RetinaUNet(LesionRetinaNet):
 
         Args:
             batched_inputs: dicts with ``image`` (C, H, W) on the 0..255 scale; in training also
-                ``instances`` with ``gt_boxes``, ``gt_classes`` and, where the segmentation loss is
-                on, ``gt_masks`` (BitMasks); at inference optional ``height`` and ``width`` of the
-                output, and ``crop``, the part of it that ``image`` shows.
+                ``instances`` with ``gt_boxes``, ``gt_classes`` and, if the segmentation loss is
+                enabled, ``gt_masks`` (BitMasks); at inference optionally ``height`` and ``width``
+                of the output, and ``crop``, the part of it in ``image``.
 
         Returns:
             In training ``loss_cls``, ``loss_box_reg`` and ``loss_seg``. At inference
@@ -180,7 +178,7 @@ class RetinaUNet(LesionRetinaNet):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        """As in RetinaNet; with a softmax ``loss_cls`` is another one, with SHEM both are."""
+        """As in RetinaNet; a softmax changes ``loss_cls``, and SHEM both losses."""
         labels, logits = torch.stack(gt_labels), cat(pred_logits, dim=1)
         is_positive = (labels >= 0) & (labels != self.num_classes)
         counts = count_anchors(labels, self.num_classes) if self.shem_pool > 0 else None
@@ -232,7 +230,7 @@ class RetinaUNet(LesionRetinaNet):
     def _transpose_dense_predictions(
         self, predictions: list[list[Tensor]], dims_per_anchor: list[int]
     ) -> list[list[Tensor]]:
-        # Detectron2 asks for K logits an anchor, wherever it needs them.
+        # Detectron2 expects K logits per anchor.
         num_logits, *others = dims_per_anchor
         return super()._transpose_dense_predictions(
             predictions, [num_logits + self.softmax, *others]
@@ -241,30 +239,30 @@ class RetinaUNet(LesionRetinaNet):
     def predict_segmentation(self, images: Tensor, features: dict[str, Tensor]) -> Tensor:
         """Map images (N, C, H, W) and their backbone features to logits (N, K + 1, H, W).
 
-        K is 1 where classes are not told apart.
+        K is 1 for a class-agnostic segmentation.
         """
         return self.seg_predictor(self.backbone.decode(images, features))
 
     def postprocess(
         self, result: Instances, probabilities: Tensor | None, input_dict: dict
     ) -> Instances:
-        """Bring boxes, and masks where there are class probabilities, to the slice.
+        """Transform boxes, and masks if there are class probabilities, to the slice.
 
         Args:
-            result: of one image.
-            probabilities: (K + 1, H, W) of the padded image, or (2, H, W) of any class.
-            input_dict: of the image.
+            result: detections of one image.
+            probabilities: (K + 1, H, W) for the padded image, or class-agnostic (2, H, W).
+            input_dict: input dict of the image.
         """
         return _postprocess(result, probabilities, input_dict)
 
     def calibrate(self, result: Instances, probabilities: Tensor, input_dict: dict) -> Instances:
-        """Calibrate the scores of one image's detections, and put them in falling order again.
+        """Calibrate the scores of one image's detections, and sort them again.
 
         Args:
             result: ``pred_boxes``, ``scores`` and ``pred_classes``, after NMS: calibration changes
                 the order of detections, not which boxes suppress each other.
-            probabilities: (K + 1, H, W) of the padded image, or (2, H, W) for all classes.
-            input_dict: the margin is so many pixels of the slice, of which it tells the size.
+            probabilities: (K + 1, H, W) for the padded image, or class-agnostic (2, H, W).
+            input_dict: contains the size of the slice, whose pixels are the unit of the margin.
         """
         height, width = result.image_size
         margin = self.box_margin * height / crop_size(input_dict, result.image_size)[0]
@@ -279,7 +277,7 @@ class RetinaUNet(LesionRetinaNet):
 
 
 def _build_softmax_head(cfg, backbone: nn.Module, head_type: type[nn.Module]) -> nn.Module:
-    """RetinaNet's head with one logit more an anchor, for the background."""
+    """RetinaNet's head with an additional logit per anchor for the background."""
     shapes, options = backbone.output_shape(), cfg.MODEL.RETINANET
     levels = [shapes[level] for level in options.IN_FEATURES]
     num_classes = options.NUM_CLASSES
@@ -290,7 +288,7 @@ def _build_softmax_head(cfg, backbone: nn.Module, head_type: type[nn.Module]) ->
             f"MODEL.RETINANET.PRIOR_PROB: found {prior}, expected less than 1 / {num_classes} for "
             f"{num_classes} classes that exclude each other"
         )
-    # Each class begins at the prior, as with a sigmoid.
+    # Each class is initialized to the prior, as with a sigmoid.
     background = math.log((1 - num_classes * prior) / prior)
     bias = torch.zeros(head.cls_score.out_channels // (num_classes + 1), num_classes + 1)
     bias[:, -1] = background
@@ -300,12 +298,12 @@ def _build_softmax_head(cfg, backbone: nn.Module, head_type: type[nn.Module]) ->
 
 
 def _postprocess(result: Instances, probabilities: Tensor | None, input_dict: dict) -> Instances:
-    """Bring boxes, and masks where there are class probabilities (K + 1, H, W), to the slice.
+    """Transform boxes, and masks if there are class probabilities (K + 1, H, W), to the slice.
 
-    Probabilities (2, H, W) are those of any class.
+    Probabilities (2, H, W) are class-agnostic.
     """
     image_size, size = result.image_size, crop_size(input_dict, result.image_size)
-    # The data set's whole numbers are pixel centers, and Detectron2 scales about pixel corners.
+    # In the data set integers are pixel centers; Detectron2 scales pixel corners.
     result.pred_boxes.tensor += 0.5
     result = detector_postprocess(result, *size)
     result.pred_boxes.tensor -= 0.5
@@ -320,16 +318,16 @@ def _postprocess(result: Instances, probabilities: Tensor | None, input_dict: di
 
 
 def masks_in_boxes(class_masks: Tensor, boxes: Tensor, classes: Tensor) -> Tensor:
-    """Cut each detection's mask out of its class's semantic mask.
+    """Crop each detection's mask from its class's semantic mask.
 
     Args:
         class_masks: (K, H, W) bool, or (K, D, H, W).
         boxes: (n, 4) XYXY in pixels, or (n, 6) XYZXYZ in voxels, in the data set's coordinates:
-            pixel i has its center at i.
+            integers are pixel centers.
         classes: (n,) int.
 
     Returns:
-        (n, H, W) or (n, D, H, W) bool: the class's pixels whose center lies inside the box.
+        (n, H, W) or (n, D, H, W) bool: the class's pixels with their center inside the box.
     """
     masks, num_axes = class_masks[classes], class_masks.dim() - 1
     for axis, size in enumerate(class_masks.shape[:0:-1]):  # x first

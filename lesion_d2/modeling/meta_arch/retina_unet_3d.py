@@ -1,4 +1,4 @@
-"""Retina U-Net and RetinaNet on volumes."""
+"""Retina U-Net and RetinaNet for volumes."""
 
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -13,18 +13,18 @@ from .volumetric import VolumetricRetinaNet
 
 @META_ARCH_REGISTRY.register()
 class RetinaUNet3D(RetinaUNet, VolumetricRetinaNet):
-    """Retina U-Net on volumes (Jaeger et al., sections 3.1 and 4.1).
+    """Retina U-Net for volumes (Jaeger et al., sections 3.1 and 4.1).
 
-    It is :class:`RetinaUNet`, its losses, hard example mining and softmax, with backbone, head,
-    anchors, box coding and NMS in 3-D. Images are patches (1, D, H, W), and results are theirs:
-    volumes are cut, mirrored and joined by :mod:`lesion_d2.inference`.
+    It is :class:`RetinaUNet`, with the same losses, hard example mining and softmax, and with
+    backbone, head, anchors, box transform and NMS in 3-D. Inputs and results are for patches (1, D,
+    H, W); :mod:`lesion_d2.inference` tiles and mirrors volumes, and combines the results.
 
     Args:
-        kwargs: see :class:`RetinaUNet`. The backbone is one of volumes: a :class:`UNetFPN3D`, or an
-            :class:`FPN3D` where there is no segmentation.
+        kwargs: see :class:`RetinaUNet`. The backbone is a :class:`UNetFPN3D`, or an :class:`FPN3D`
+            without segmentation.
 
     Raises:
-        ValueError: scores shall be calibrated, which is only there for slices.
+        ValueError: calibration of scores is enabled, which is only supported for slices.
     """
 
     head_type = RetinaNetHead3D
@@ -41,12 +41,12 @@ class RetinaUNet3D(RetinaUNet, VolumetricRetinaNet):
     def postprocess(
         self, result: Instances, probabilities: Tensor | None, input_dict: dict
     ) -> Instances:
-        """Cut boxes to the patch, and give them masks where there are class probabilities.
+        """Clip boxes to the patch, and add masks if there are class probabilities.
 
         Args:
-            result: of one image; a box that lies outside of it is left out.
-            probabilities: (K + 1, D, H, W) of the padded image, or (2, D, H, W) of any class.
-            input_dict: not looked at; patches are not resized.
+            result: detections of one image; boxes outside the image are dropped.
+            probabilities: (K + 1, D, H, W) for the padded image, or class-agnostic (2, D, H, W).
+            input_dict: ignored; patches are not resized.
         """
         result.pred_boxes.clip(result.image_size)
         result = result[result.pred_boxes.nonempty()]
@@ -63,7 +63,7 @@ class RetinaUNet3D(RetinaUNet, VolumetricRetinaNet):
 
 @META_ARCH_REGISTRY.register()
 class RetinaNet3D(RetinaUNet3D):
-    """RetinaNet on volumes (Jaeger et al., section 4.1): :class:`RetinaUNet3D`, no segmentation.
+    """RetinaNet for volumes (Jaeger et al., section 4.1): RetinaUNet3D without segmentation.
 
     Args:
         kwargs: see :class:`RetinaUNet`; the weight of the segmentation loss is 0.

@@ -1,4 +1,4 @@
-"""RetinaNet with low-quality matches and ATSS as options."""
+"""RetinaNet with optional low-quality matches and ATSS."""
 
 import torch
 from detectron2.config import configurable
@@ -16,18 +16,18 @@ from ..matching import unmatch_untouched
 class LesionRetinaNet(RetinaNet):
     """Detectron2's RetinaNet, optionally without low-quality matches.
 
-    In Detectron2 the best anchors of every lesion are positive, however low their IoU is. In the
-    RetinaNet of Zlocha et al. (keras-retinanet) no anchor is positive if none reaches the highest
-    of MODEL.RETINANET.IOU_THRESHOLDS, and the lesion is learned as background.
+    In Detectron2 the best anchors of every lesion are positive for any IoU. In the RetinaNet of
+    Zlocha et al. (keras-retinanet) no anchor is positive if none reaches the highest of
+    MODEL.RETINANET.IOU_THRESHOLDS, and the lesion becomes background.
 
-    Negative anchors in a region to ignore are ignored
+    Negative anchors inside regions to ignore are ignored
     (:mod:`lesion_d2.structures.ignore_regions`).
 
     Args:
         allow_low_quality_matches: whether the best anchors of a lesion are positive below the
-            threshold too.
-        atss_candidates: positions of a level that an :class:`ATSSMatcher` looks at, in place of
-            the thresholds; 0 for these.
+            threshold.
+        atss_candidates: number of positions per level for an :class:`ATSSMatcher`, which replaces
+            the thresholds; 0 to use thresholds.
         atss_center_inside: see :class:`ATSSMatcher`.
         kwargs: see :class:`RetinaNet`.
     """
@@ -62,15 +62,15 @@ class LesionRetinaNet(RetinaNet):
     def label_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """As in Detectron2; labels are -1 for anchors in regions to ignore that fit no lesion.
+        """As in Detectron2; labels are -1 for unmatched anchors in regions to ignore.
 
         Args:
-            anchors: one an FPN level, R in all, of B = 4 or 6 numbers.
-            gt_instances: with ``gt_boxes`` and ``gt_classes``, one an image.
+            anchors: one per FPN level, R in total, of B = 4 or 6 numbers.
+            gt_instances: with ``gt_boxes`` and ``gt_classes``, one per image.
 
         Returns:
-            (R,) an image, K for background and -1 for anchors that do not count, and (R, B) an
-            image, the box that goes with each anchor.
+            Labels (R,) per image, K for background and -1 for ignored anchors, and matched boxes
+            (R, B) per image.
         """
         pairs = [self._label_anchors(anchors, instances) for instances in gt_instances]
         return [label for label, _ in pairs], [box for _, box in pairs]
@@ -92,15 +92,15 @@ class LesionRetinaNet(RetinaNet):
         return labels, boxes
 
     def match_anchors(self, boxes: Boxes, anchors: list[Boxes]) -> tuple[Tensor, Tensor]:
-        """Find the lesion that goes with each anchor of an image.
+        """Match each anchor of an image with a lesion.
 
         Args:
-            boxes: of the lesions; there may be none.
-            anchors: one an FPN level, R in all.
+            boxes: boxes of the lesions; may be empty.
+            anchors: one per FPN level, R in total.
 
         Returns:
             (R,) int64 indices of lesions and (R,) int8 labels: 1 for a match, 0 for background, -1
-            for an anchor that does not count.
+            for an ignored anchor.
         """
         if self.atss is not None:
             return self.atss(boxes, anchors, self.anchor_generator.num_anchors)

@@ -11,18 +11,18 @@ from .lesion_rcnn import LesionRCNN
 
 @META_ARCH_REGISTRY.register()
 class RFCN3DCE(LesionRCNN):
-    """3DCE on an improved R-FCN, with or without attention (Tao et al., 2019, section 2).
+    """3DCE based on an improved R-FCN, with optional attention (Tao et al., 2019, section 2).
 
-    The C = 3 M slices of a sample are M images of three channels. Region proposals come from the
-    key image, the middle one; regions are classified by the score maps of all. M = 1 is the
-    improved R-FCN. The parts are ``build_slice_images_backbone``, Detectron2's RPN and
+    The C = 3 M slices of a sample are M images of three channels. Region proposals are computed
+    from the key image, the middle one; regions are classified by the score maps of all images. M =
+    1 is the improved R-FCN. The parts are ``build_slice_images_backbone``, Detectron2's RPN and
     ``RFCNROIHeads``.
 
     Args:
         kwargs: see :class:`LesionRCNN`; the backbone is a :class:`SliceImages`.
 
     Raises:
-        ValueError: the backbone is another one.
+        ValueError: the backbone is not a :class:`SliceImages`.
     """
 
     @configurable
@@ -38,8 +38,8 @@ class RFCN3DCE(LesionRCNN):
         """As in Detectron2.
 
         Raises:
-            ValueError: an image has not 3 M channels, or is smaller than the stride: there would be
-                more padding than image in its only feature.
+            ValueError: an image does not have 3 M channels, or is smaller than the stride, so that
+                its only feature would consist mostly of padding.
         """
         stride = self.backbone.output_shape()[self.backbone.in_feature].stride
         for x in batched_inputs:
@@ -58,5 +58,5 @@ class RFCN3DCE(LesionRCNN):
         return super().preprocess_image(batched_inputs)
 
     def extract_features(self, images: ImageList) -> dict[str, Tensor]:
-        """As in :class:`LesionRCNN`; the spatial attention leaves the batch's padding out."""
+        """As in :class:`LesionRCNN`; the spatial attention ignores the batch's padding."""
         return self.backbone(images.tensor, images.image_sizes)

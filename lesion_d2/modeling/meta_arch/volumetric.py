@@ -1,4 +1,4 @@
-"""What meta-architectures share that look at volumes (Jaeger et al., 2018)."""
+"""Base classes of meta-architectures for volumes (Jaeger et al., 2018)."""
 
 from detectron2.config import configurable
 from detectron2.modeling import RetinaNet, build_anchor_generator, build_backbone
@@ -13,9 +13,9 @@ from ..volumetric import Box2BoxTransform3D, RetinaNetHead3D, VolumeShape
 
 
 class VolumetricDetector:
-    """A part of detectors whose images are volumes (1, D, H, W); comes before the other bases.
+    """Mixin of detectors for volumes (1, D, H, W); must precede the other base classes.
 
-    Boxes are :class:`Boxes3D` in voxels, in training and in results.
+    Boxes are :class:`Boxes3D` in voxels, both in training and in results.
     """
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList3D:
@@ -41,10 +41,10 @@ class VolumetricDetector:
 
 
 def volume_shapes(backbone, levels: list[str]) -> list[VolumeShape]:
-    """The shapes of a backbone's feature maps.
+    """Return the shapes of a backbone's feature maps.
 
     Raises:
-        ValueError: it has not all of these levels, or is one of slices.
+        ValueError: levels are missing, or it is a backbone for slices.
     """
     shapes, name = backbone.output_shape(), type(backbone).__name__
     missing = [level for level in levels if level not in shapes]
@@ -59,13 +59,13 @@ def volume_shapes(backbone, levels: list[str]) -> list[VolumeShape]:
 
 
 class VolumetricRetinaNet(VolumetricDetector, RetinaNet):
-    """Detectron2's RetinaNet on volumes: what its subclasses for slices need in 3-D.
+    """Detectron2's RetinaNet for volumes: the 3-D parts for subclasses of RetinaNet.
 
     Args:
         kwargs: see :class:`RetinaNet`, with parts of :mod:`lesion_d2.modeling.volumetric`.
 
     Raises:
-        ValueError: anchors or the box regression loss are not those of volumes.
+        ValueError: the anchor generator or the box regression loss does not support volumes.
     """
 
     @configurable
@@ -111,8 +111,8 @@ class VolumetricRetinaNet(VolumetricDetector, RetinaNet):
     def _transpose_dense_predictions(
         self, predictions: list[list[Tensor]], dims_per_anchor: list[int]
     ) -> list[list[Tensor]]:
-        """Bring maps (N, A * K, D, H, W) to (N, D * H * W * A, K), with the last K the deltas'."""
-        # Detectron2 asks for the four deltas of boxes on slices.
+        """Reshape maps (N, A * K, D, H, W) to (N, D * H * W * A, K); deltas have the last K."""
+        # Detectron2 expects the four deltas of 2-D boxes.
         dims = [*dims_per_anchor[:-1], self.anchor_generator.box_dim]
         return [
             [anchors_last(level, dim) for level in levels]
@@ -150,9 +150,9 @@ class VolumetricRetinaNet(VolumetricDetector, RetinaNet):
         """As in Detectron2, with NMS in 3-D.
 
         Args:
-            anchors: one an FPN level.
-            box_cls: (R_i, K) scores, one a level.
-            box_delta: (R_i, 6), one a level.
+            anchors: one per FPN level.
+            box_cls: (R_i, K) scores, one per level.
+            box_delta: (R_i, 6), one per level.
             image_size: depth, height and width.
         """
         found = self._decode_multi_level_predictions(
@@ -170,10 +170,10 @@ class VolumetricRetinaNet(VolumetricDetector, RetinaNet):
 
 
 def anchors_last(level: Tensor, dim: int) -> Tensor:
-    """Bring a map (N, A * K, D, H, W) to (N, D * H * W * A, K): A runs fastest, then x, y, z.
+    """Reshape a map (N, A * K, D, H, W) to (N, D * H * W * A, K): A varies fastest, then x, y, z.
 
     Args:
-        level: what a head predicts on one level.
+        level: predictions of a head on one level.
         dim: K.
     """
     num_images, _, *size = level.shape

@@ -39,7 +39,7 @@ def position_sensitive_pool(
         return maps.new_zeros(0, num_images, num_maps, resolution, resolution)
     x, num_x = _part_spans(boxes[:, 0::2], width, resolution, stride)
     y, num_y = _part_spans(boxes[:, 1::2], height, resolution, stride)
-    # A part is a bag of features. All bags lie one after the other, in the order of the output.
+    # A bin is a bag of features; bags are concatenated in the order of the output.
     num_features = (num_y[:, :, None] * num_x[:, None, :]).flatten()
     bags = torch.repeat_interleave(num_features)
     starts = num_features.cumsum(0) - num_features
