@@ -1,4 +1,4 @@
-"""What an importer finds at its source, and what it makes of one case."""
+"""The interface of importers: listings of cases, and imported volumes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ImportedVolume:
-    """One case, read.
+    """An imported case.
 
     Args:
         voxels: (Z, H, W) int16, HU, in DeepLesion's orientation.
-        volume: its geometry and lesions; the lesions' ids count from 1 within it, and are numbered
-            anew for the whole data set.
-        left_out: what of this case was left out and why, a line each.
+        volume: its geometry and lesions; ids of lesions count from 1 and are renumbered for the
+            data set.
+        left_out: what was left out of this case and why, one line each.
     """
 
     voxels: np.ndarray
@@ -28,16 +28,16 @@ class ImportedVolume:
 
 @dataclass(frozen=True)
 class Case:
-    """A volume at its source, not read yet.
+    """A volume at its source, before it is read.
 
     Args:
-        name: of its volume, as ``safe_name`` makes them; unique in the data set.
-        patient: who it shows; all volumes of a patient go to one split.
-        read: gives the case. It can be pickled, such as ``functools.partial`` of a function of a
-            module: other processes call it. It raises ValueError, OSError, ImportError or
-            MemoryError, each in one line, where the case cannot be read.
-        sources: the files it is read from. Where one of them changes, the case is read again.
-        split: "train", "val" or "test" as the source has it; None where it does not say.
+        name: name of its volume, safe as of ``safe_name`` and unique in the data set.
+        patient: its patient; all volumes of a patient go to the same split.
+        read: reads the case. It must be picklable, such as ``functools.partial`` of a module's
+            function, as other processes call it. It raises ValueError, OSError, ImportError or
+            MemoryError with a one-line message if the case cannot be read.
+        sources: the files it is read from. If one of them changes, the case is read again.
+        split: the source's split, "train", "val" or "test"; None if unknown.
     """
 
     name: str
@@ -49,17 +49,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Listing:
-    """What is found at a source before any voxel is read.
+    """The content of a source, before any voxel is read.
 
     Args:
-        classes: names of the lesions' classes; ``Lesion.category`` is an index of them.
-        cases: what can be imported.
-        left_out: what is not and why, a line each.
-        damaged: of ``left_out`` those that are meant as a case and cannot be read: an import ends
-            without a data set, unless it is told to skip them.
-        folds: the source's own folds, a dict each of patients by split; as ``VolumeSet.folds``.
-        options: of the importer, JSON's types, no paths: with the format's name they become
-            ``VolumeSet.source``. An import that was begun with others is not gone on with.
+        classes: names of the lesions' classes; ``Lesion.category`` is an index into them.
+        cases: cases that can be imported.
+        left_out: what is left out and why, one line each.
+        damaged: the lines of ``left_out`` about cases that cannot be read. The import then makes no
+            data set, unless they are skipped explicitly.
+        folds: the source's own folds, each a dict of patients by split, as in ``VolumeSet.folds``.
+        options: options of the importer, JSON types without paths. With the format's name they
+            become ``VolumeSet.source``; an import with other options is not resumed.
     """
 
     classes: tuple[str, ...]

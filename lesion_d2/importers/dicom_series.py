@@ -1,4 +1,4 @@
-"""CT series of a folder, each with its patient."""
+"""CT series in a folder, with their patients."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ class PatientSeries(NamedTuple):
     """A CT series that can be read.
 
     Args:
-        name: of its volume: the patient's, numbered where there are several.
+        name: name of its volume: the patient, numbered if there are several.
         patient: Patient ID.
         candidate: the scan.
     """
@@ -30,13 +30,13 @@ class PatientSeries(NamedTuple):
 def list_series(
     root: str | os.PathLike, *, progress: bool = False
 ) -> tuple[list[PatientSeries], ScanList]:
-    """List the CT series of a folder, and tell the patients.
+    """List the CT series in a folder with their patients.
 
-    A series without a Patient ID is a patient of its own, named by its UID. Zip archives are left
-    out: they may hold files of readers or of regions, which are sought in folders.
+    A series without a Patient ID counts as its own patient, named by its UID. Zip archives are left
+    out, as files of readers and regions are only searched in folders.
 
     Returns:
-        The DICOM series; and all that was found, with what is none and why.
+        The DICOM series, and the full search result with what was left out and why.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -58,9 +58,9 @@ def list_series(
 
 
 def other_files(root: str | os.PathLike, series: Sequence[PatientSeries]) -> Iterator[Path]:
-    """All files below a folder that are not of these series, in order of their names.
+    """All files below a folder that do not belong to these series, sorted by name.
 
-    As where series are sought, links are followed, and hidden files and folders left out.
+    As in the search for series, links are followed, and hidden files and folders are skipped.
     """
     known = {file for entry in series for file in entry.candidate.files}
     for folder, names in files_below(os.fspath(root), lambda folder: False):
@@ -75,6 +75,6 @@ def _patient(candidate: ScanCandidate) -> str:
         with quiet(), open(candidate.files[0], "rb") as opened:
             dataset = read_dataset(opened, stop_before_pixels=True, specific_tags=["PatientID"])
         text = printable(dataset.get("PatientID") or "")
-    except Exception:  # of damaged values pydicom raises errors of any kind
+    except Exception:  # pydicom raises any kind of error for damaged values
         text = ""
     return text or candidate.series_uid or candidate.name

@@ -25,7 +25,7 @@ from .case import Case, ImportedVolume, Listing
 from .phantom import ALL_TYPES, Classes, parse_classes
 from .registered import Sources, SourceVolume, find_sources
 
-_FREE = 3.0  # mm between a lesion of the source and inserted ones, at least
+_FREE = 3.0  # minimum distance in mm between a lesion of the source and inserted ones
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class InsertOptions:
     """Options of inserted lesions.
 
     Args:
-        copies: of each volume, with different lesions.
+        copies: number of copies of each volume, with different lesions.
         max_lesions: maximum number around a key slice; at least one, if there is room.
         step_mm: distance of key slices along z; thinner volumes have one.
         types: coarse types to draw from.
-        median_diameter: of the lesions, mm.
+        median_diameter: median diameter of the lesions in mm.
         mottle_hu: texture of the lesions, HU.
         box_margin: pixels between the diameters of an inserted lesion and its box, as in
             DeepLesion; 0 for boxes that are tight around masks.
-        seed: of all choices.
+        seed: random seed.
     """
 
     copies: int = 1
@@ -148,12 +148,13 @@ def list_inserted(
 
     Args:
         sources: see :func:`~lesion_d2.importers.registered.find_sources`.
-        options: what is inserted.
-        classes: of inserted lesions; None for the only class of the sources, or "lesion".
-        spacing: x, y, z in mm, of volumes that do not say.
+        options: options of the inserted lesions.
+        classes: classes of inserted lesions; None for the only class of the sources, or "lesion".
+        spacing: x, y, z in mm for volumes with unknown spacing.
 
     Raises:
-        FileNotFoundError, ValueError: a source is none or damaged; or classes are wrong.
+        FileNotFoundError, ValueError: a source is missing, unknown or damaged, or classes are
+            invalid.
     """
     found = find_sources(sources, spacing)
     names, category_of = _categories(found, options.types, classes)
@@ -176,7 +177,7 @@ def list_inserted(
 def _categories(
     found: Sources, types: Collection[int], classes: Classes | None
 ) -> tuple[tuple[str, ...], dict[int, int]]:
-    """Names of all classes, the sources' first, and the class of each coarse type."""
+    """Names of all classes (the sources' first), and the class of each coarse type."""
     if classes is None:
         if len(found.classes) > 1:
             raise ValueError(
@@ -203,9 +204,9 @@ def _read_case(
     categories: Sequence[int],
     category_of: Mapping[int, int],
 ) -> ImportedVolume:
-    """A volume of the source with lesions inserted; those of the source come first.
+    """A volume of the source with inserted lesions; the source's lesions come first.
 
-    ``categories``: of the source's classes; ``category_of``: of coarse types.
+    ``categories`` maps the source's classes, ``category_of`` coarse types.
     """
     imported = source.read()
     volume, voxels = imported.volume, np.array(imported.voxels, np.int16)
@@ -232,14 +233,14 @@ def insert_into_volume(
     options: InsertOptions,
     known: Sequence[Lesion] = (),
 ) -> list[InsertedLesion]:
-    """Paint lesions around key slices all along a volume.
+    """Insert lesions around key slices along a volume.
 
     Args:
-        voxels: (Z, H, W) int16 HU in DeepLesion's orientation, changed in place.
+        voxels: (Z, H, W) int16 HU in DeepLesion's orientation, modified in place.
         spacing: x, y, z in mm.
-        rng: source of all choices.
+        rng: random generator.
         options: see :class:`InsertOptions`.
-        known: lesions and regions of the volume, which are not painted over.
+        known: lesions and regions of the volume, which are kept free.
     """
     pixel, depth = float(np.mean(spacing[:2])), len(voxels)
     free = _FREE / pixel

@@ -1,4 +1,4 @@
-"""Cases that an import has finished, so that a killed one goes on where it was."""
+"""Record of finished cases, so that a killed import can be resumed."""
 
 import os
 import sys
@@ -16,13 +16,13 @@ from ..data.volume_set.voxels import EXTENSION, write_voxels
 from ..utils.files import json_digest, one_line, read_json, write_json
 from .case import Case, ImportedVolume, Listing
 
-#: What the reader of a case raises where it is damaged; the rest is a fault of the program.
+#: Errors of a case's reader for damaged cases; all others are bugs.
 _OF_CASES = (ValueError, OSError, ImportError, MemoryError)
 
 
 @dataclass(frozen=True)
 class DoneCase:
-    """A case whose voxels are written; its lesions' ids count from 1 within it."""
+    """A case whose voxels have been written; ids of its lesions count from 1."""
 
     volume: Volume
     left_out: tuple[str, ...]
@@ -30,16 +30,17 @@ class DoneCase:
 
 @dataclass(frozen=True)
 class Journal:
-    """The finished cases in the working folder of an import.
+    """The finished cases in an import's working folder.
 
-    ``images`` has their voxels, and ``cases`` a data set of one volume each, written after them.
-    Beside ``cases``, ``failed`` has why others cannot be read, for the call that joins the parts.
+    ``images`` has their voxels, and ``cases`` one data set of one volume per case, written after
+    the voxels. ``failed``, beside ``cases``, has the errors of other cases, for the call that joins
+    shards.
 
     Args:
         data: the folder that becomes the data set.
         cases: a folder beside it.
-        settings: what all cases depend on, see :func:`settings_of`.
-        classes: of the data set.
+        settings: digest of the settings, see :func:`settings_of`.
+        classes: classes of the data set.
     """
 
     data: Path
@@ -48,7 +49,7 @@ class Journal:
     classes: tuple[str, ...]
 
     def done(self, case: Case) -> DoneCase | None:
-        """A finished case; None where its files or the settings changed since, or it is not."""
+        """A finished case; None if it is not finished, or its files or settings have changed."""
         with suppress(OSError, ValueError, KeyError, TypeError):
             found = read_volume_set(self.cases / case.name)
             (volume,) = found.volumes
@@ -57,7 +58,7 @@ class Journal:
         return None
 
     def finish(self, case: Case) -> str | None:
-        """Read a case and write it; why it cannot be read, in one line.
+        """Read and write a case; returns a one-line error if it cannot be read.
 
         Raises:
             OSError: it cannot be written.
@@ -66,25 +67,25 @@ class Journal:
         try:
             imported = case.read()
             volume = with_diameters(_checked(case, imported))
-        except Exception as error:  # whatever is wrong with one case, the others go on
+        except Exception as error:  # a failing case must not stop the others
             return _told(case, error)
         source = {"state": state, "left_out": list(imported.left_out)}
         folder = self.cases / case.name
         try:
             write_voxels(self.data / volume.image, np.ascontiguousarray(imported.voxels))
             write_volume_set(folder, VolumeSet(self.classes, (volume,), source))
-        except ValueError as error:  # the case is none that a data set can hold
+        except ValueError as error:  # the case is invalid in a data set
             return _told(case, one_line(error).removeprefix(f"{folder}{os.sep}"))
         return None
 
     def fail(self, case: Case, problem: str) -> None:
-        """Note why a case cannot be read."""
+        """Record why a case cannot be read."""
         file = self._failure(case)
         file.parent.mkdir(exist_ok=True)
         write_json(file, {"state": self._state(case), "problem": problem})
 
     def problem(self, case: Case) -> str | None:
-        """Why a case cannot be read; None where its files or the settings changed since."""
+        """The error of a case; None if there is none, or its files or the settings have changed."""
         with suppress(OSError, ValueError, KeyError, TypeError):
             found = read_json(self._failure(case), "a case that cannot be read")
             if found["state"] == self._state(case):
@@ -92,14 +93,14 @@ class Journal:
         return None
 
     def forget_problem(self, case: Case) -> None:
-        """Before a case is read once more."""
+        """Delete the error of a case, before it is read again."""
         self._failure(case).unlink(missing_ok=True)
 
     def _failure(self, case: Case) -> Path:
         return self.cases.with_name("failed") / f"{case.name}.json"
 
     def _state(self, case: Case) -> str:
-        """Of all that a case depends on: other or changed files give another one."""
+        """Digest of a case's files and settings."""
         parts: list = [self.settings, case.name, case.patient]
         for file in case.sources:
             status = os.stat(file) if os.path.exists(file) else None
@@ -108,7 +109,7 @@ class Journal:
 
 
 def settings_of(format: str, listing: Listing) -> str:
-    """A digest of what all cases of an import depend on."""
+    """Digest of the settings of an import, which all cases depend on."""
     return json_digest([__version__, format, listing.classes, listing.options])
 
 
@@ -137,6 +138,6 @@ def _told(case: Case, error: Exception | str) -> str:
 
 
 def finish_case(job: tuple[Journal, Case]) -> tuple[str, str | None]:
-    """:meth:`Journal.finish`, for other processes: the case's name and what is wrong with it."""
+    """:meth:`Journal.finish` for worker processes: returns the case's name and error."""
     journal, case = job
     return case.name, journal.finish(case)

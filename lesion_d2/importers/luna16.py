@@ -28,7 +28,7 @@ from .scan_volumes import imported_scan
 
 CLASSES = ("nodule",)
 _COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
-#: mm, of findings without a diameter (-1); the challenge's evaluation takes it.
+#: Diameter in mm of findings without one (-1), as in the challenge's evaluation.
 UNKNOWN_DIAMETER = 10.0
 _MAX_DIAMETER = 1000.0
 
@@ -37,10 +37,10 @@ class Nodule(NamedTuple):
     """A row of ``annotations.csv``.
 
     Args:
-        row: its line in the file, whose header is line 1.
+        row: line number in the file; the header is line 1.
         center: LPS in mm.
-        diameter: mm.
-        ignore: whether it is a finding of ``annotations_excluded.csv``.
+        diameter: diameter in mm.
+        ignore: whether it is from ``annotations_excluded.csv``.
     """
 
     row: int
@@ -77,23 +77,23 @@ def list_luna16(
     excluded: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> Listing:
-    """List the scans of LUNA16, those without a nodule too.
+    """List the scans of LUNA16, including those without a nodule.
 
-    Every scan counts as a patient of its own: the challenge names series alone. Of n subsets that
-    are there, three at least, there are n folds: one tests, the next validates, the others train.
-    The splits outside of folds are the first fold's.
+    Each scan counts as its own patient, as the challenge only identifies series. n subsets, at
+    least three, make n folds: one for testing, the next for validation, the others for training.
+    The splits without folds are those of the first fold.
 
     Args:
-        root: the folder with ``subset0`` ... ``subset9``, all or some of them.
-        annotations: ``annotations.csv``; None for that in ``root`` or ``root/CSVFILES``.
-        excluded: ``annotations_excluded.csv``: its findings become regions to ignore, of 10 mm
-            where it has no diameter (-1), as the challenge's evaluation takes them. None leaves
-            them background.
+        root: the folder with all or some of ``subset0`` ... ``subset9``.
+        annotations: ``annotations.csv``; None for the one in ``root`` or ``root/CSVFILES``.
+        excluded: ``annotations_excluded.csv``, whose findings become regions to ignore, of 10 mm if
+            the diameter is missing (-1), as in the challenge's evaluation. None leaves them as
+            background.
         progress: show a progress bar over files.
 
     Raises:
-        FileNotFoundError: the folder, its subsets or a file of annotations is not there.
-        ValueError: a file of annotations is damaged; all bad rows are told.
+        FileNotFoundError: the folder, its subsets or a file of annotations does not exist.
+        ValueError: a file of annotations is damaged; the message lists all bad rows.
     """
     root = Path(root)
     subsets = _subsets(root)
@@ -138,7 +138,7 @@ def _subsets(root: Path) -> list[tuple[int, Path]]:
 def _find_scans(
     subsets: Iterable[tuple[int, Path]], progress: bool
 ) -> tuple[dict[str, tuple[int, ScanCandidate]], list[str], list[str]]:
-    """Series UID -> subset and scan; lines on what is none, and those of them on damaged ones."""
+    """Series UID -> subset and scan; lines about what was left out, and those about damage."""
     scans, left_out, damaged = {}, [], []
     for number, folder in subsets:
         found = find_scans([folder], progress=progress)
@@ -161,14 +161,15 @@ def _find_scans(
 def read_nodules(
     file: str | os.PathLike, *, excluded: bool = False
 ) -> dict[str, tuple[Nodule, ...]]:
-    """Read ``annotations.csv`` or, ``excluded``, ``annotations_excluded.csv``.
+    """Read ``annotations.csv`` or, with ``excluded``, ``annotations_excluded.csv``.
 
     Returns:
         Series UID -> its rows.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no CSV, lacks a column, or has rows whose numbers are none: all are told.
+        ValueError: it is not CSV, lacks a column, or has rows with invalid numbers; the message
+            lists all of them.
     """
     expected = f"the annotations of LUNA16, with the columns {', '.join(_COLUMNS)}"
     table = read_csv_table(file, _COLUMNS, expected)
@@ -200,20 +201,21 @@ def sphere_lesion(
     *,
     ignore: bool = False,
 ) -> Lesion | None:
-    """The lesion of a sphere: its box on a slice is that of its cross-section.
+    """A spherical lesion; its box on a slice is that of its cross-section.
 
-    Slices that it reaches with less than a pixel have none, but for the nearest one to its center,
-    which then has its full diameter: it lies between two slices, or is smaller than a pixel.
+    Cross-sections smaller than a pixel are dropped. If all are, because the sphere lies between two
+    slices or is smaller than a pixel, the slice nearest to its center has a box of the full
+    diameter.
 
     Args:
-        id, ignore: of the lesion.
+        id, ignore: fields of the lesion.
         center: (3,) x, y, z in voxels.
-        diameter: mm.
+        diameter: diameter in mm.
         spacing: x, y, z in mm.
-        shape: (Z, H, W) of the volume; boxes are cut at its sides.
+        shape: (Z, H, W) of the volume; boxes are clipped to it.
 
     Returns:
-        The lesion; None where nothing of it is in the volume.
+        The lesion; None if it lies outside of the volume.
     """
     depth, height, width = shape
     x, y, z = map(float, center)
@@ -277,7 +279,7 @@ def _default_annotations(root: Path) -> Path:
 def _absent(
     file: str | os.PathLike | None, nodules: dict[str, tuple[Nodule, ...]], scans: Iterable[str]
 ) -> list[str]:
-    """A line on the rows of scans that are not there."""
+    """A line about the rows of missing scans."""
     absent = [series for series in nodules if series not in scans]
     if not absent:
         return []
@@ -289,7 +291,7 @@ def _absent(
 
 
 def _folds(subset_of: dict[str, int]) -> tuple[dict[str, tuple[str, ...]], ...]:
-    """One fold a subset; none of fewer than three, which leave nothing to train with."""
+    """One fold per subset; none for fewer than three, which leave nothing to train on."""
     subsets = sorted(set(subset_of.values()))
     if len(subsets) < 3:
         return ()

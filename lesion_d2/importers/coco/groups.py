@@ -1,4 +1,4 @@
-"""Which images are of one volume, and what volumes are called."""
+"""Grouping of images into volumes, and names of volumes."""
 
 import itertools
 import os
@@ -13,7 +13,7 @@ from ...scans.names import safe_name, unique_names
 from ...scans.volume_file import stem_of
 from ...utils.values import are_digits
 
-_MAX_NAME = 90  # and a number behind it
+_MAX_NAME = 90  # without an appended number
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Group:
     """The images of one volume.
 
     Args:
-        volume: that they are of, as the source has it: a name, or the file's.
-        name: of this part of it, where slices are missing between parts.
-        split: of the JSON file; None where it is of none.
-        json_file, image_root: that they are from.
-        images: by rising numbers.
-        numbers: of their slices.
-        kind: "stored" slices of a file, "pictures" of a volume, or a "picture" by itself.
+        volume: the source's name of the volume, or the file's.
+        name: name of this part of it, if slices are missing between parts.
+        split: split of the JSON file, or None.
+        json_file, image_root: the JSON file, and the folder of its images.
+        images: the images, by ascending slice number.
+        numbers: their slice numbers.
+        kind: "stored" slices of a file, "pictures" of a volume, or a single "picture".
     """
 
     volume: str
@@ -46,12 +46,12 @@ class Group:
 
     @property
     def is_file(self) -> bool:
-        """Whether its name is a file's."""
+        """Whether its name is a file name."""
         return self.kind != "pictures"
 
     @property
     def file_names(self) -> tuple[str, ...]:
-        """Of the files that they are in, relative to ``image_root``."""
+        """Names of the files with the images, relative to ``image_root``."""
         return tuple(dict.fromkeys(image.file_name for image in self.images))
 
     @property
@@ -67,15 +67,15 @@ def group_images(
     images: Iterable[CocoImage],
     group_by: str | None,
 ) -> list[Group]:
-    """The volumes of a file's images.
+    """Group a file's images into volumes.
 
     Args:
         split, json_file, image_root: see :class:`Group`.
-        images: of the file.
+        images: images of the file.
         group_by: see :func:`~lesion_d2.importers.coco.list_coco`.
 
     Raises:
-        ValueError: ``group_by`` is no such expression, or two images are the same slice.
+        ValueError: ``group_by`` is invalid, or two images are the same slice.
     """
     pattern = None if group_by is None else compile_pattern("group_by", group_by)
     if pattern is not None and pattern.groups < 2:
@@ -106,7 +106,7 @@ def group_images(
 
 
 def _place(image: CocoImage, pattern: re.Pattern | None, json_file: str) -> tuple[str, str, int]:
-    """What an image is a part of: the kind of volume, its name, and the slice's number in it."""
+    """The kind and name of an image's volume, and its slice number there."""
     if image.stored_slice is not None:
         return "stored", image.file_name, image.stored_slice
     if image.volume is not None:
@@ -124,19 +124,19 @@ def _place(image: CocoImage, pattern: re.Pattern | None, json_file: str) -> tupl
 
 
 def _runs(numbers: Sequence[int]) -> list[list[int]]:
-    """Parts of rising numbers that follow on one another."""
+    """Runs of consecutive numbers."""
     groups = itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])
     return [[number for _, number in group] for _, group in groups]
 
 
 def case_names(groups: Sequence[Group]) -> list[str]:
-    """Safe names of groups, another one for each."""
+    """Unique safe names of groups."""
     common = _common_folder(groups)
     return unique_names(_safe_name(group, group.name, common) for group in groups)
 
 
 def volume_names(groups: Sequence[Group]) -> list[str]:
-    """Safe names of the groups' volumes: one for all parts of a volume, wherever they stand."""
+    """Safe names of the groups' volumes, the same for all parts of a volume."""
     common = _common_folder(groups)
     keys = [os.path.realpath(g.files[0]) if g.is_file else ("", g.volume) for g in groups]
     volumes = dict(zip(keys, groups, strict=True))
@@ -152,7 +152,7 @@ def _common_folder(groups: Sequence[Group]) -> str:
 
 
 def _safe_name(group: Group, name: str, common: str) -> str:
-    """Of files, their path below the folder of all of them, without their ending."""
+    """Safe name of a group; for files, the path below their common folder, without extension."""
     if group.is_file:
         folder, file = os.path.split(name)
         name = os.path.join(os.path.relpath(f"./{folder}", common), stem_of(file))

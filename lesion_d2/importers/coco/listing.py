@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def list_cases(args: argparse.Namespace) -> Listing:
-    """The volumes of :func:`add_arguments`' arguments, see :func:`list_coco`."""
+    """The listing for arguments of the command, see :func:`list_coco`."""
     return list_coco(
         _split_files(args.json),
         args.images,
@@ -86,20 +86,19 @@ def list_coco(
     group_by: str | None = None,
     ignore_categories: Iterable[str] = (),
 ) -> Listing:
-    """List the volumes of files in COCO's format; headers of images are read.
+    """List the volumes of files in COCO's format; reads headers of images.
 
-    Slices ``file#k`` of one file are one volume, the whole file, turned to DeepLesion's
-    orientation. Pictures with one ``volume`` (a key of images, or the first group of ``group_by``)
-    whose ``slice`` numbers follow on one another are one volume, in their order; all others are
-    volumes of one slice. Annotations of a volume with one ``lesion`` (a key of theirs) are one
-    lesion; all others are lesions of one slice.
+    Slices ``file#k`` of the same file are one volume, the whole file, in DeepLesion's orientation.
+    Pictures with the same ``volume`` (a key of images, or the first group of ``group_by``) and
+    consecutive ``slice`` numbers are one volume; all others are volumes of one slice. Annotations
+    of a volume with the same key ``lesion_id`` are one lesion; all others are lesions on one slice.
 
     Args:
-        json_files: one file, or several by their splits.
-        image_root: the folder that names of images start from; None for that of each file.
+        json_files: one file, or several by split.
+        image_root: folder of the images; None for the folder of each file.
         spacing, hu_offset, hu_window, patient, ignore_categories: see
-            :func:`~lesion_d2.data.coco.loading.load_ct_coco`. A volume without a patient is one
-            patient's.
+            :func:`~lesion_d2.data.coco.loading.load_ct_coco`. A volume without a patient is its own
+            patient.
         group_by: a regular expression with two groups that is searched for in names of pictures.
 
     Raises:
@@ -173,7 +172,7 @@ def _check_same_classes(
 
 
 def _check_one_file(groups: Iterable[Group]) -> None:
-    """Of one volume, each file would take the other's slices for some without lesions."""
+    """Refuse a volume in two JSON files, as each would lack the other's annotations."""
     found: dict[str, str] = {}
     for group in groups:
         file = os.path.realpath(group.files[0]) if group.is_stored else None
@@ -189,7 +188,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def _case(group: Group, name: str, volume: str) -> Case:
-    """Check a group's headers. Raises ValueError of images that are no volume."""
+    """Check a group's headers; raises ValueError if the images are not a volume."""
     first = group.images[0]
     patient = volume if first.patient is None else first.patient
     for image in group.images:

@@ -1,4 +1,4 @@
-"""The voxels and lesions of images that are of one volume."""
+"""Reading of the voxels and lesions of a group of images."""
 
 import os
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from .groups import Group
 
 
 class _Placing:
-    """From the pixels of images to those of a volume in DeepLesion's orientation.
+    """Maps pixels of images to a volume in DeepLesion's orientation.
 
     Args:
         shape: (Z, H, W) of the volume.
-        first: number of the images' slice that is slice 0, where nothing is turned.
+        first: slice number of the images that becomes slice 0, without a turn.
         turn: from a file's axes (columns, rows, slices) to the volume's.
     """
 
@@ -35,7 +35,7 @@ class _Placing:
         return self.shape[0] - 1 - index if self.turn.flips[0] else index
 
     def points(self, points: np.ndarray) -> np.ndarray:
-        """(N, 2) x, y of an image, in the volume's slice."""
+        """Map (N, 2) x, y in an image to the volume's slice."""
         _, y_axis, x_axis = self.turn.axes
         turned = np.asarray(points, float)[:, [x_axis, y_axis]]
         last = np.array([self.shape[2] - 1, self.shape[1] - 1])
@@ -46,7 +46,7 @@ class _Placing:
         return (*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist())
 
     def mask(self, counts: str, size: tuple[int, int]) -> str:
-        """Counts of a mask of (H, W) of an image, in the volume's slice."""
+        """Map the RLE counts of an image's mask of size (H, W) to the volume's slice."""
         mask = coco_mask.decode({"size": list(size), "counts": counts})
         return encode_mask(self.turn.apply(mask.T[:, :, None])[0])["counts"]
 
@@ -55,11 +55,11 @@ def read_case(group: Group, name: str, patient: str) -> ImportedVolume:
     """Read the voxels and the lesions of a group of images.
 
     Args:
-        group: of :func:`list_coco`.
-        name, patient: of its volume.
+        group: a group of :func:`list_coco`.
+        name, patient: name and patient of its volume.
 
     Raises:
-        FileNotFoundError, ValueError: an image cannot be read, or its annotations are of no lesion.
+        FileNotFoundError, ValueError: an image cannot be read, or annotations of a lesion conflict.
     """
     first, left_out = group.images[0], ()
     if group.is_stored:

@@ -74,27 +74,27 @@ def list_dicom(
 ) -> Listing:
     """List the CT series that structure sets and segmentations refer to.
 
-    Regions become lesions on the voxels of the series itself: segmentations on another grid, and
-    contours that lie between slices, are refused. Of the contours of a region on one slice, one
-    that lies in another is a hole (the even-odd rule). All files of a series count.
+    Regions become lesions on the voxels of the series: segmentations on another grid and contours
+    between slices are refused. A contour of a region inside another one on the same slice is a hole
+    (the even-odd rule). All files that refer to a series are used.
 
     Args:
         root: the folder with all DICOM files.
-        rois: class -> regular expression that its regions' names have a match of, in any case;
-            the first class counts.
-        components: each connected part of a region (of 26 neighbors) is a lesion, or else each
-            region.
-        with_unannotated: take series without such a file too, as scans without a lesion.
+        rois: class -> regular expression searched in names of regions, case-insensitive; the first
+            matching class is used.
+        components: whether each connected component of a region (26 neighbors) is a lesion, rather
+            than each region.
+        with_unannotated: include series without such a file, as scans without a lesion.
         progress: show a progress bar over files.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: a regular expression is none.
+        ValueError: a regular expression is invalid.
     """
     patterns = [_pattern(regex) for regex in rois.values()]
     series, found = list_series(root, progress=progress)
     files, damaged = _region_files(root, series)
-    # Files of regions are told as no CT where series are listed.
+    # The listing of series reports files of regions as not being CT.
     ends = tuple(f"{modality!r}, expected CT" for modality in MODALITIES)
     left_out = [line for line in found.left_out if not line.endswith(ends)]
     by_series: dict[str, list[tuple[RegionFile, dict[int, int]]]] = {}
@@ -149,7 +149,7 @@ def _region_files(root: str | os.PathLike, series: Sequence) -> tuple[list[Regio
 
 
 def _chosen(file: RegionFile, patterns: Sequence[re.Pattern]) -> tuple[dict[int, int], list[str]]:
-    """Number -> class of the regions that are lesions; names of the others."""
+    """Number -> class of the regions that are lesions, and names of the others."""
     wanted, others = {}, []
     for number, name in file.names.items():
         matches = (index for index, pattern in enumerate(patterns) if pattern.search(name))
@@ -191,7 +191,7 @@ def _read_case(
 
 
 def _parts(mask: np.ndarray, components: bool) -> list[tuple[np.ndarray, list[int]]]:
-    """Masks cut out of a mask, and where they begin: z, y, x."""
+    """Crop a mask, or its components, with the start (z, y, x) of each crop."""
     labels = ndimage.label(mask, _NEIGHBORS)[0] if components else mask.astype(np.uint8)
     regions = enumerate(ndimage.find_objects(labels), start=1)
     return [

@@ -1,4 +1,4 @@
-"""Regions of DICOM objects: their names, and their masks on a scan."""
+"""Regions in DICOM objects: names, and masks on a scan."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -21,8 +21,8 @@ _KIND = ["SOPClassUID", "Modality"]
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _MAX_NAME = 200
 _MAX_MM = 1e5
-_OFF_GRID = 0.25  # of a voxel
-_MAX_VOXELS = 4  # of a segmentation, for each of its series'
+_OFF_GRID = 0.25  # maximum offset in voxels
+_MAX_VOXELS = 4  # voxels of a segmentation per voxel of its series
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class RegionFile:
 
     Args:
         file: its path.
-        is_structure_set: or else a segmentation.
-        series_uids: of the series that it refers to.
+        is_structure_set: True for a structure set, False for a segmentation.
+        series_uids: the series that it refers to.
         names: number -> name of each region.
     """
 
@@ -43,10 +43,10 @@ class RegionFile:
 
 
 def read_region_file(file: Path) -> RegionFile | None:
-    """Read what is in a file, but for contours and pixels; None of any other file.
+    """Read a file without contours and pixels; returns None for other files.
 
     Raises:
-        ValueError: it is a damaged structure set or segmentation, or one of surfaces.
+        ValueError: a damaged structure set or segmentation, or a surface segmentation.
     """
     with quiet(), open(file, "rb") as opened:
         if not is_dicom(opened):
@@ -55,7 +55,7 @@ def read_region_file(file: Path) -> RegionFile | None:
             kind = read_dataset(opened, specific_tags=_KIND, stop_before_pixels=True)
             sop_class, modality = map(kind.get, _KIND)
         except Exception:  # pydicom raises errors of any kind
-            return None  # what is damaged is told where series are listed
+            return None  # the listing of series reports damaged files
         is_regions = sop_class in (STRUCTURE_SET, *SEGMENTATIONS)
         if not is_regions and modality not in MODALITIES:
             return None
@@ -78,7 +78,7 @@ def read_region_file(file: Path) -> RegionFile | None:
 def region_masks(
     file: RegionFile, numbers: Iterable[int], scan: Scan
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """The masks of regions on the scan that they refer to: number, (Z, H, W) bool; some are empty.
+    """Yield the masks of regions on their scan: number, (Z, H, W) bool; some are empty.
 
     Raises:
         ValueError: the file is damaged, or its regions do not lie on the scan's slices or grid.
@@ -87,7 +87,7 @@ def region_masks(
     try:
         with quiet():
             yield from masks(file.file, numbers, scan)
-    except Exception as error:  # damaged files make pydicom and highdicom raise errors of any kind
+    except Exception as error:  # pydicom and highdicom raise any kind of error for damaged files
         text = describe(error)
         raise ValueError(text if text.startswith(file.file) else f"{file.file}: {text}") from None
 
@@ -138,7 +138,7 @@ def _segment_masks(
     segmentation = require("highdicom").seg.segread(file)
     if segmentation.SegmentationType == "FRACTIONAL":
         raise ValueError("found a FRACTIONAL segmentation, expected BINARY or LABELMAP")
-    geometry = segmentation.get_volume_geometry()  # None of what get_volume refuses
+    geometry = segmentation.get_volume_geometry()  # None if get_volume would refuse it
     if geometry is not None and math.prod(geometry.spatial_shape) > _MAX_VOXELS * scan.volume.size:
         found, expected = (
             " x ".join(map(str, s)) for s in (geometry.spatial_shape, scan.volume.shape)
@@ -154,11 +154,11 @@ def _segment_masks(
 
 
 def _on_grid(voxels: np.ndarray, affine: np.ndarray, scan: Scan) -> np.ndarray:
-    """Voxels of a segmentation as z, y, x of the scan: (N, 3) int.
+    """Map voxels of a segmentation to z, y, x of the scan, (N, 3) int.
 
     Args:
         voxels: (N, 3) int.
-        affine: 4 x 4, from voxels of the segmentation to LPS, mm.
+        affine: 4 x 4, from voxels of the segmentation to LPS in mm.
     """
     ends = np.concatenate([np.zeros((1, 3)), np.eye(3)])
     origin, *axes = scan.from_patient(ends @ affine[:3, :3].T + affine[:3, 3])[:, ::-1]

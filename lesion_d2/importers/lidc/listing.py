@@ -72,13 +72,13 @@ def list_lidc(
     Args:
         root: the folder with the DICOM files.
         xml_root: the folder with the XML files; None for ``root``.
-        votes: how readers are counted, see :func:`~lesion_d2.importers.lidc.nodules.consensus`.
+        votes: how votes are counted, see :func:`~lesion_d2.importers.lidc.nodules.consensus`.
         spacing: x, y, z in mm to resample to; None keeps that of each series.
         progress: show a progress bar over files.
 
     Raises:
-        FileNotFoundError: a folder is not there, or has no XML file of LIDC-IDRI.
-        ValueError: ``votes`` or ``spacing`` is none.
+        FileNotFoundError: a folder does not exist, or has no XML file of LIDC-IDRI.
+        ValueError: ``votes`` or ``spacing`` is invalid.
     """
     if votes not in VOTES:
         raise ValueError(f"votes: found {votes!r}, expected one of {', '.join(VOTES)}")
@@ -122,7 +122,7 @@ def list_lidc(
 def _find_readings(
     root: str | os.PathLike, progress: bool
 ) -> tuple[dict[str, tuple[str, Readings]], list[str], list[str]]:
-    """Series UID -> XML file and what it holds; lines on others, and on damaged ones."""
+    """Series UID -> XML file and its content; lines about other files, and about damaged ones."""
     found, others, damaged = {}, [], []
     files = [file for file in other_files(root, ()) if file.suffix.lower() == ".xml"]
     for file in tqdm(files, disable=not progress, unit="XML file"):
@@ -180,7 +180,7 @@ def _read_case(
 def _nodules(
     scan: Scan, file: str, annotations: Sequence[Annotation], votes: str
 ) -> Iterator[tuple[Nodule, str]]:
-    """Each nodule, in stored rows and columns, and how messages name it."""
+    """Yield each nodule in stored rows and columns, with its name for messages."""
     shape = scan.to_source_slice(scan.volume[0]).shape
     masks, points = [], []
     for annotation in annotations:
@@ -203,7 +203,7 @@ def _nodules(
 
 
 def _slice_thickness(scan: Scan) -> float:
-    """mm, by the header; the distance of slices where that has none that can be."""
+    """Slice thickness in mm from the header, or the slice spacing if that is missing or invalid."""
     try:
         thickness = float(scan.headers[0].get("SliceThickness") or 0)
     except (TypeError, ValueError):
@@ -212,9 +212,9 @@ def _slice_thickness(scan: Scan) -> float:
 
 
 def _placed(scan: Scan, contours: Sequence[Contour]) -> list[tuple[int, Contour]]:
-    """Contours with their slices: those of their image, or else the one at their place.
+    """Contours with the slice of their image, or else the slice at their position.
 
-    Where slices were resampled, an image is the nearest one of several.
+    If slices were resampled, an image may be the nearest one of several slices.
     """
     slices: dict[str, list[int]] = {}
     for number, source in enumerate(scan.sources):

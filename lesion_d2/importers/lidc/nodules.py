@@ -1,4 +1,4 @@
-"""Nodules of LIDC-IDRI: outlines to masks, readers' annotations to one lesion."""
+"""Nodules of LIDC-IDRI: masks from outlines, and the consensus of readers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from scipy.spatial import KDTree
 from ..polygons import polygon_mask
 from .xml import Annotation, Contour
 
-#: How readers' votes are counted, see :func:`consensus`.
+#: Ways to count readers' votes, see :func:`consensus`.
 VOTES = ("authors", "paper")
 _NUM_READERS = 4
 _LEAST_TOLERANCE, _SHRINK = 0.1, 0.9
@@ -22,14 +22,13 @@ _MALIGNANT = 3
 
 @dataclass(frozen=True, eq=False)
 class Nodule:
-    """What the readers agree on.
+    """A consensus nodule.
 
     Args:
-        masks: slice -> (H, W) bool, none of them empty; without an entry where no voxel has a
-            majority.
-        malignancy: mean score; None where no reader gave one.
-        is_malignant: class of it.
-        readers: how many outlined it.
+        masks: slice -> (H, W) bool, only slices where a voxel has a majority.
+        malignancy: mean score; None if no reader gave one.
+        is_malignant: its class.
+        readers: number of readers who outlined it.
     """
 
     masks: dict[int, np.ndarray]
@@ -41,25 +40,26 @@ class Nodule:
 def cluster_annotations(
     points: Sequence[np.ndarray], tolerance: float, most: int = _NUM_READERS
 ) -> list[list[int]]:
-    """Group the annotations of one scan that are of one nodule, as pylidc 0.2.3 does.
+    """Group the annotations of a scan by nodule, as pylidc 0.2.3 does.
 
-    Two are of one nodule where points of their outlines, of holes too, are no farther apart than
-    the tolerance, or where others join them. While a group has more than four, all are grouped
-    again with 0.9 of the tolerance, down to 0.1. As in pylidc, distances count pixels and slices,
-    and the tolerance is the scan's slice thickness in mm: published counts of nodules rest on it.
+    Two annotations belong to the same nodule if points of their outlines (including holes) are
+    within the tolerance, directly or through others. While a group has more than four, all are
+    grouped again with 0.9 times the tolerance, down to 0.1. As in pylidc, on which published nodule
+    counts are based, distances are in pixels and slices, and the tolerance is the scan's slice
+    thickness in mm.
 
     Args:
         points: (N, 3) x, y, slice of each annotation's outlines.
         tolerance: slice thickness, mm.
-        most: annotations of a group.
+        most: maximum number of annotations in a group.
 
     Returns:
-        Indices of ``points``, rising, in groups in order of their first.
+        Groups of ascending indices of ``points``, in the order of their first index.
     """
     count = len(points)
     if count == 0:
         return []
-    trees = list(map(KDTree, points))  # all pairs of points of large nodules take gigabytes
+    trees = list(map(KDTree, points))  # all pairs of points of large nodules would take gigabytes
     distances = np.zeros((count, count))
     for first in range(count):
         for second in range(first):
@@ -76,18 +76,18 @@ def cluster_annotations(
 def split_by_reader(
     group: Sequence[int], readers: Sequence[int], masks: Sequence[Mapping[int, np.ndarray]]
 ) -> list[list[int]]:
-    """Split a group in which a reader stands twice: to that reader they are two nodules.
+    """Split a group with two annotations of one reader, who saw two nodules.
 
-    Outlines of nodules that touch share pixels, so that no distance tells them apart. Those whose
-    masks overlap most are joined first, and never two of one reader. pylidc, which does not know
-    the readers, leaves such a group as it is.
+    Outlines of touching nodules share pixels, so distance cannot separate them. Annotations are
+    merged by descending mask overlap, but never two of the same reader. pylidc, which does not know
+    the readers, does not split such groups.
 
     Args:
         group: indices of annotations.
-        readers, masks: of all annotations, see :func:`annotation_mask`.
+        readers, masks: reader and mask of all annotations, see :func:`annotation_mask`.
 
     Returns:
-        The group itself, where no reader stands in it twice; else its parts.
+        The group if no reader occurs twice in it, or else its parts.
     """
     if len({readers[index] for index in group}) == len(group):
         return [list(group)]
@@ -108,17 +108,17 @@ def annotation_mask(
 ) -> dict[int, np.ndarray]:
     """The mask of one annotation.
 
-    An outline runs just outside of the nodule: its own pixels are no part of it. What an exclusion
-    encloses, its outline included, is a hole; parts that lie on one slice are joined. pylidc 0.2.3
-    does the same, but where outlines of parts cross, whose pixels it cuts out of the parts that
-    stand before them in the file, and where an outline has gaps, whose pixels it may keep.
+    An outline runs just outside of the nodule, so its pixels do not belong to it. An exclusion is a
+    hole including its outline; parts on the same slice are merged. pylidc 0.2.3 does the same,
+    except where outlines of parts cross (it removes their pixels from earlier parts) and where
+    outlines have gaps (it may keep their pixels).
 
     Args:
         contours: slice and outline.
         shape: H, W of a stored slice.
 
     Returns:
-        Slice -> (H, W) bool; slices without a pixel of it have none.
+        Slice -> (H, W) bool, only slices with pixels.
 
     Raises:
         ValueError: a point lies outside of the slice.
@@ -146,17 +146,17 @@ def annotation_mask(
 def consensus(
     annotations: Sequence[tuple[Annotation, Mapping[int, np.ndarray]]], votes: str
 ) -> Nodule:
-    """One nodule of its annotations by several readers.
+    """Merge the annotations of a nodule by several readers.
 
-    - ``authors``, as the code that Jaeger et al. published: a reader without an annotation of the
-      nodule votes with an empty mask and a malignancy of 0, up to four readers. A voxel is of the
-      nodule from half of the votes on, and it is malignant from a mean of 3 on.
-    - ``paper``, by the words of section 4.4.1: the readers who outlined the nodule vote. A voxel is
-      of it with more than half of the votes; scores are averaged over those who gave one, and 1 to
-      2 is benign, 3 to 5 malignant: means between are rounded, 2.5 to 3.
+    - ``authors``, as in the published code of Jaeger et al.: up to four readers, those without an
+      annotation vote with an empty mask and a malignancy of 0. A voxel belongs to the nodule with
+      at least half of the votes, and a mean of at least 3 is malignant.
+    - ``paper``, as described in section 4.4.1: only readers who outlined the nodule vote. A voxel
+      belongs to it with more than half of the votes; scores are averaged over readers who gave one,
+      1 to 2 is benign and 3 to 5 malignant, with means rounded (2.5 to 3).
 
     Args:
-        annotations: of one nodule, by different readers, each with its masks.
+        annotations: annotations of one nodule by different readers, each with its masks.
         votes: one of ``VOTES``.
     """
     readers = len(annotations)
@@ -176,7 +176,7 @@ def consensus(
 
 
 def _edge(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool: the pixels of an outline, and of straight lines where it has gaps."""
+    """(H, W) bool, the pixels of an outline, with gaps closed by straight lines."""
     drawn = np.zeros(shape, np.uint8)
     cv2.polylines(drawn, [points.astype(np.int32)[:, None]], True, 1)
     return drawn.astype(bool)

@@ -1,4 +1,4 @@
-"""The XML files of LIDC-IDRI: what up to four readers marked in a series."""
+"""XML files of LIDC-IDRI, with the annotations of up to four readers of a series."""
 
 import os
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ class Contour:
     """An outline on one slice.
 
     Args:
-        sop_instance_uid: of the slice; empty where the file does not say.
-        z: of the slice in the patient, mm.
-        inclusion: whether it encloses a part of the nodule, or else a hole.
-        points: (N, 2) int, column and row of the stored image, from 0: the pixels of an outline
-            around the nodule, just outside of it.
+        sop_instance_uid: UID of the slice, or "".
+        z: position of the slice in the patient in mm.
+        inclusion: True for a part of the nodule, False for a hole.
+        points: (N, 2) int, column and row in the stored image, from 0: the pixels of the outline,
+            just outside of the nodule.
     """
 
     sop_instance_uid: str
@@ -36,12 +36,12 @@ class Contour:
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
-    """A nodule of 3 mm or more, as one reader outlined it.
+    """One reader's annotation of a nodule of 3 mm or more.
 
     Args:
-        reader: number of the reading session in the file, from 0.
-        nodule: the reader's name of it.
-        malignancy: 1 to 5; None where the reader gave none.
+        reader: index of the reading session in the file, from 0.
+        nodule: the reader's name of the nodule.
+        malignancy: 1 to 5; None if the reader gave none.
         contours: in the file's order.
     """
 
@@ -53,14 +53,14 @@ class Annotation:
 
 @dataclass(frozen=True, eq=False)
 class Readings:
-    """A file.
+    """The content of a file.
 
     Args:
-        series_uid: of the series that was read.
-        num_readers: reading sessions.
-        annotations: of all readers, in the file's order.
-        num_small: nodules that are marked by one point, which are smaller than 3 mm.
-        num_others: findings that are no nodules.
+        series_uid: UID of the annotated series.
+        num_readers: number of reading sessions.
+        annotations: annotations of all readers, in the file's order.
+        num_small: number of nodules marked by one point, which are below 3 mm.
+        num_others: number of findings that are not nodules.
     """
 
     series_uid: str
@@ -73,13 +73,14 @@ class Readings:
 def read_readings(file: str | os.PathLike) -> Readings | None:
     """Read an XML file of LIDC-IDRI.
 
-    A document type declaration, which entities would stand in, is refused.
+    A document type declaration is refused, as it could declare entities.
 
     Returns:
-        None for a file of another kind: another root, such as that of the chest radiographs.
+        The content, or None for files with another root element, such as those of chest
+        radiographs.
 
     Raises:
-        ValueError: it is no XML, or something in it is not as it should be.
+        ValueError: invalid XML or content.
     """
     try:
         root = _parse(Path(file))
@@ -101,7 +102,7 @@ def _parse(file: Path) -> ElementTree.Element:
     try:
         checker.Parse(content, True)
         return ElementTree.fromstring(content)
-    except (expat.ExpatError, ElementTree.ParseError, LookupError) as error:  # of an encoding
+    except (expat.ExpatError, ElementTree.ParseError, LookupError) as error:  # unknown encoding
         raise ValueError(f"found no readable XML ({error})") from None
 
 
@@ -155,7 +156,7 @@ def _contour(roi: ElementTree.Element) -> Contour:
 
 
 def _malignancy(nodule: ElementTree.Element) -> int | None:
-    """None where there is none, or 0, which is no score."""
+    """The malignancy; None if it is missing or 0, which is not a score."""
     text = _find(nodule, "characteristics/malignancy")
     if text in ("", "0"):
         return None
@@ -183,7 +184,7 @@ def _text(element: ElementTree.Element, path: str, expected: str) -> str:
 
 
 def _find(element: ElementTree.Element, path: str) -> str:
-    """A child's text without spaces around it; empty where it is not there."""
+    """A child's stripped text, or "" if it is missing."""
     return (element.findtext(_qualified(path)) or "").strip()
 
 
