@@ -1,4 +1,4 @@
-"""What was found in a scan: lesions in 3-D, where they are, how large, and what found them."""
+"""Findings of a scan: detected lesions in 3-D with measurements, and the algorithm."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Diameter:
     """A straight line across a finding, within one slice.
 
     Attributes:
-        length_mm: between the two end points.
-        slice_index: of the slice, from 0.
-        points: both end points, (x, y) each in voxels, where integers are the pixels' centers.
+        length_mm: distance of the end points.
+        slice_index: index of the slice, from 0.
+        points: both end points, (x, y) in voxels; integers are pixel centers.
     """
 
     length_mm: float
@@ -26,17 +26,17 @@ class Diameter:
 
 @dataclass(frozen=True)
 class SliceFinding:
-    """What a finding is on one slice: the box that the detector has there.
+    """A finding on one slice: the detector's box there.
 
     Attributes:
-        slice_index: of the slice in the scan, from 0.
-        box: X1Y1X2Y2 in voxels, where integers are the pixels' centers.
-        score: the detector's.
-        mask: of the whole slice, H x W, in COCO's RLE (``{"size": [H, W], "counts": str}``; see
-            :func:`~lesion_d2.findings.decode_mask`), or None where the model has no masks.
-        file: where the slice was read from; of a zip, ``<archive>/<member>``. None where unknown.
-        frame: its frame in a multi-frame file, from 0; None where the file is one slice's.
-        sop_instance_uid: of the DICOM object; None for other formats.
+        slice_index: index of the slice in the scan, from 0.
+        box: X1Y1X2Y2 in voxels; integers are pixel centers.
+        score: the detector's score.
+        mask: mask of the slice, H x W, in COCO's RLE (``{"size": [H, W], "counts": str}``; see
+            :func:`~lesion_d2.findings.decode_mask`), or None if the model predicts no masks.
+        file: the slice's file; in a zip, ``<archive>/<member>``. None if unknown.
+        frame: frame in a multi-frame file, from 0; None if the file has one slice.
+        sop_instance_uid: UID of the DICOM object; None for other formats.
     """
 
     slice_index: int
@@ -50,27 +50,27 @@ class SliceFinding:
 
 @dataclass(frozen=True)
 class Finding:
-    """One lesion that a detector reports, with its measurements.
+    """A detected lesion with its measurements.
 
     Attributes:
-        number: from 1, by falling score.
-        score: the detector's, of the best box.
-        category: the class, as the model's data set names it.
-        category_id: its number there, from 0.
-        box: X1Y1Z1X2Y2Z2 in voxels, where integers are the voxels' centers: that of the linking,
-            which has the best box's place in the plane, and the first and the last slice.
-        box_mm: the lowest and the highest corner of the box in patient coordinates (LPS), (x, y,
-            z) in mm each, with the slices' thickness. Its sides are the patient's axes: in a scan
-            that is tilted against them it holds the whole box, and more.
-        key_slice: the slice of the highest-scoring box; of several, as those of a model of volumes,
-            the one with the largest mask, or else in the middle.
-        slices: what it is on each slice where it has a box, by rising slice.
+        number: from 1, by descending score.
+        score: the detector's score of the best box.
+        category: name of the class in the model's data set.
+        category_id: index of the class, from 0.
+        box: X1Y1Z1X2Y2Z2 in voxels; integers are voxel centers. It is the linked box: in-plane the
+            best box, along z from the first to the last slice.
+        box_mm: lowest and highest corner of the box in patient coordinates (LPS), (x, y, z) in mm,
+            including the slices' thickness. It is aligned with the patient's axes, so in a tilted
+            scan it encloses the box.
+        key_slice: the slice of the highest-scoring box; if several have the highest score, as for
+            volumetric models, the one with the largest mask, or else the middle one.
+        slices: the boxes on slices, by ascending slice.
         volume_mm3: volume in cubic mm.
-        long_diameter: the longest one in the plane, on the slice where that is longest.
-        short_diameter: the longest one perpendicular to it on the same slice.
-        measured_on: "mask", or "box" where the model has no masks: then the volume and the
-            diameters are of ellipses in the boxes (of a model of volumes, the volume is that of
-            the ellipsoid in the box), which is a guess.
+        long_diameter: the longest in-plane diameter of all slices.
+        short_diameter: the longest diameter perpendicular to it on the same slice.
+        measured_on: "mask", or "box" if the model predicts no masks: then volume and diameters are
+            estimates from ellipses in the boxes (for volumetric models, the volume is that of the
+            ellipsoid in the box).
     """
 
     number: int
@@ -89,15 +89,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Algorithm:
-    """What made the findings.
+    """The algorithm that made the findings.
 
     Attributes:
-        name: of the software.
-        version: of the software.
-        config_file: that the model was built from.
-        meta_architecture: of the model.
-        weights: MODEL.WEIGHTS; of an ensemble, all files, joined by ", ".
-        weights_sha256: of that file, 64 hexadecimal digits; of several, joined as ``weights``.
+        name: name of the software.
+        version: version of the software.
+        config_file: config file of the model.
+        meta_architecture: meta-architecture of the model.
+        weights: MODEL.WEIGHTS; for an ensemble, all files joined by ", ".
+        weights_sha256: SHA-256 of that file in hexadecimal; for several, joined as ``weights``.
     """
 
     name: str = "lesion_d2"
@@ -108,7 +108,7 @@ class Algorithm:
     weights_sha256: str | None = None
 
     def without_folders(self) -> Algorithm:
-        """With but the names of its files: folders tell whose machine it was."""
+        """A copy with file names instead of paths, whose folders may identify a user."""
         names = {name: _without_folders(getattr(self, name)) for name in ("config_file", "weights")}
         return replace(self, **names)
 
@@ -119,14 +119,14 @@ def _without_folders(files: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """From which score on something is a finding, and why.
+    """The score threshold of findings, and its reason.
 
     Attributes:
         score_threshold: findings have at least this score.
-        rate: false positives per unit that an evaluation had there; None where the threshold was
-            given as it is.
+        rate: false positives per unit of an evaluation at the threshold; None if the threshold was
+            given directly.
         unit: "image" or "volume"; None without a rate.
-        dataset: the data set of that evaluation.
+        dataset: data set of the evaluation.
     """
 
     score_threshold: float
@@ -137,19 +137,19 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class Findings:
-    """All findings of a scan, with what is needed to place them in the patient.
+    """All findings of a scan, with its geometry.
 
     Attributes:
-        scan_name: of the scan.
+        scan_name: name of the scan.
         shape: slices, rows and columns of the scan: Z, H, W.
-        spacing: of voxels along x, y, z in mm.
+        spacing: voxel spacing along x, y, z in mm.
         origin: center of voxel (0, 0, 0) in patient coordinates (LPS), mm.
-        direction: 3 x 3, rows of a matrix whose columns are the unit vectors, in LPS, along the
+        direction: 3 x 3, rows of the matrix whose columns are the unit vectors, in LPS, along the
             voxels' x, y and z axes.
-        findings: by falling score.
-        algorithm: what made them.
-        operating_point: from which score on.
-        messages: what was told about the scan and the prediction.
+        findings: by descending score.
+        algorithm: the algorithm that made them.
+        operating_point: the score threshold.
+        messages: messages about the scan and the prediction.
     """
 
     scan_name: str
@@ -163,7 +163,7 @@ class Findings:
     messages: tuple[str, ...] = field(default=())
 
     def to_patient(self, points: np.ndarray) -> np.ndarray:
-        """Places in the patient of points in the scan.
+        """Map points in the scan to patient coordinates.
 
         Args:
             points: (N, 3) x, y, z in voxels.

@@ -1,4 +1,4 @@
-"""``findings.json``: findings in a file, by a versioned schema."""
+"""``findings.json``: findings as JSON with a versioned schema."""
 
 import json
 import os
@@ -12,29 +12,29 @@ from ..utils.files import one_line, read_json, write_json
 from .finding import Algorithm, Diameter, Finding, Findings, OperatingPoint, SliceFinding
 
 SCHEMA_FILE = Path(__file__).with_name("findings.schema.json")
-#: What ``schema`` and ``version`` of the file are.
+#: Values of ``schema`` and ``version`` in the file.
 SCHEMA, VERSION = "lesion_d2/findings", 1
 
 
 def write_findings(file: str | os.PathLike, findings: Findings) -> None:
-    """Write findings as JSON; every field's meaning stands in ``findings.schema.json``.
+    """Write findings as JSON; ``findings.schema.json`` describes all fields.
 
     Raises:
         ValueError: a number is not finite, or the findings do not follow the schema.
         ImportError: there is no ``jsonschema``.
     """
     content = {"schema": SCHEMA, "version": VERSION, **asdict(findings)}
-    content = json.loads(_check_finite(file, content))  # tuples are lists now
+    content = json.loads(_check_finite(file, content))  # tuples become lists
     _check(file, content)
     write_json(file, content, indent=1)
 
 
 def read_findings(file: str | os.PathLike) -> Findings:
-    """Read what :func:`write_findings` wrote.
+    """Read a file of :func:`write_findings`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, of another version, holds NaN, or does not follow the schema.
+        ValueError: it is not JSON, has another version or NaN, or does not follow the schema.
         ImportError: there is no ``jsonschema``.
     """
     content = read_json(file, "the findings of a scan")
@@ -54,7 +54,7 @@ _HEADER = ("schema", "version")
 
 
 def _check_finite(file: str | os.PathLike, content: object) -> str:
-    """Content as JSON, which knows no NaN."""
+    """Content as JSON; refuses NaN."""
     try:
         return json.dumps(content, allow_nan=False)
     except ValueError as error:
@@ -62,7 +62,7 @@ def _check_finite(file: str | os.PathLike, content: object) -> str:
 
 
 def _check(file: str | os.PathLike, content: object) -> None:
-    """Stop where a file's content is none of findings."""
+    """Check a file's content against the schema."""
     if not isinstance(content, Mapping) or content.get("schema") != SCHEMA:
         raise ValueError(f"{file}: found no findings, expected the schema {SCHEMA!r}")
     if content.get("version") != VERSION:
@@ -80,7 +80,7 @@ def _check(file: str | os.PathLike, content: object) -> None:
 
 @lru_cache(1)
 def _validator():
-    """The schema's validator, and what picks the error to tell."""
+    """The schema's validator, and the function that selects the error to report."""
     try:
         import jsonschema
     except ImportError:
@@ -92,7 +92,7 @@ def _validator():
 
 
 def _check_slices(file: str | os.PathLike, content: Mapping) -> None:
-    """Stop where a slice is not of the scan, or a mask not of a slice."""
+    """Check that slices lie in the scan, and that masks have the slices' size."""
     depth, *size = content["shape"]
     for finding in content["findings"]:
         diameters = (finding["long_diameter"], finding["short_diameter"])
@@ -130,5 +130,5 @@ def _diameter(entry: Mapping) -> Diameter:
 
 
 def _tuple(value: object) -> object:
-    """Lists in lists as tuples in tuples, and all else as it is."""
+    """Convert nested lists to nested tuples."""
     return tuple(map(_tuple, value)) if isinstance(value, list) else value

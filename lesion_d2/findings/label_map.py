@@ -1,4 +1,4 @@
-"""Findings as a volume of labels in the grid of the file that the scan was read from."""
+"""Findings as a label map in the grid of the scan's file."""
 
 import gzip
 import os
@@ -14,20 +14,19 @@ _MAX_LABEL = np.iinfo(np.uint16).max
 
 
 def label_volume(findings: Findings) -> np.ndarray:
-    """The number of the finding at each voxel.
+    """The number of the finding at each voxel, from masks or boxes.
 
-    A finding's voxels are those of its masks; where it has none, those whose centers lie in its
-    boxes, as what is drawn is what was found. Where findings overlap, the better one's number
-    stands.
+    A finding without masks has the voxels whose centers lie in its boxes. Where findings overlap,
+    the one with the higher score is kept.
 
     Returns:
-        (Z, H, W) uint16, 0 where nothing was found.
+        (Z, H, W) uint16, 0 for background.
 
     Raises:
-        ValueError: a finding's number is none of uint16.
+        ValueError: a finding's number does not fit in uint16.
     """
     volume = np.zeros(findings.shape, np.uint16)
-    for finding in sorted(findings.findings, key=lambda f: f.score):  # the best one comes last
+    for finding in sorted(findings.findings, key=lambda f: f.score):  # the best one is written last
         if not 1 <= finding.number <= _MAX_LABEL:
             raise ValueError(
                 f"{findings.scan_name}: found finding number {finding.number}, expected 1 to "
@@ -39,10 +38,10 @@ def label_volume(findings: Findings) -> np.ndarray:
 
 
 def region_masks(finding: Finding, size: tuple[int, int]) -> dict[int, np.ndarray]:
-    """Slice -> H x W bool of the slices where a finding has pixels, see :func:`label_volume`.
+    """Slice -> H x W bool mask, for all slices with pixels of a finding (see :func:`label_volume`).
 
     Args:
-        finding: of a scan.
+        finding: a finding.
         size: H, W.
     """
     if finding.measured_on == "mask":
@@ -55,13 +54,12 @@ def region_masks(finding: Finding, size: tuple[int, int]) -> dict[int, np.ndarra
 def write_label_map(file: str | os.PathLike, scan: Scan, findings: Findings) -> None:
     """Write :func:`label_volume` as NIfTI (``.nii`` or ``.nii.gz``).
 
-    It has the axes, the shape and the affine matrix of the file that the scan was read from, be
-    that NIfTI, MetaImage or NRRD, so that viewers lay one over the other. A scan of DICOM or PNG
-    files, which have no such grid, lends its own: x, y, z, as :class:`~lesion_d2.scans.Scan` has
-    them.
+    It has the axes, shape and affine matrix of the scan's NIfTI, MetaImage or NRRD file, so that
+    viewers can overlay them. For DICOM and PNG, it has the axes x, y, z of
+    :class:`~lesion_d2.scans.Scan`.
 
     Raises:
-        ValueError: the file has another ending, or the findings are of a scan of another size.
+        ValueError: another file extension, or the findings are of a scan of another size.
     """
     name = os.fspath(file)
     if not name.endswith((".nii", ".nii.gz")):
@@ -76,14 +74,14 @@ def write_label_map(file: str | os.PathLike, scan: Scan, findings: Findings) -> 
         labels, affine = volume.transpose(2, 1, 0), _ras_affine(scan)
     else:
         labels, affine = scan.grid.restore(volume), scan.grid.ras_affine
-    import nibabel  # takes long to import
+    import nibabel  # slow to import
 
     image = nibabel.Nifti1Image(labels, affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code="scanner")
     content = image.to_bytes()
     with atomic_write(file) as partial:
-        # Without the time, so that the same findings are the same bytes.
+        # Without a timestamp, so that the same findings give the same bytes.
         partial.write_bytes(gzip.compress(content, 3, mtime=0) if name.endswith(".gz") else content)
 
 
@@ -95,7 +93,7 @@ def _box_mask(box: tuple[float, float, float, float], size: tuple[int, int]) -> 
 
 
 def _ras_affine(scan: Scan) -> np.ndarray:
-    """4 x 4, from x, y, z to NIfTI's RAS in mm."""
+    """4 x 4 affine matrix from x, y, z to NIfTI's RAS in mm."""
     affine = np.eye(4)
     affine[:3, :3] = scan.direction * scan.spacing
     affine[:3, 3] = scan.origin

@@ -1,22 +1,22 @@
-"""From linked boxes to findings: sizes in mm, on masks or on boxes.
+"""Measures linked boxes in mm, on masks or on boxes.
 
-On masks: the volume is that of their voxels. The long diameter is the longest one of all slices,
-the short one the longest perpendicular to it on the same slice, in mm, as
-:func:`~lesion_d2.structures.recist.measure_recist` has them.
+With masks, the volume is that of their voxels. The long diameter is the longest of all slices, and
+the short diameter the longest perpendicular to it on the same slice, in mm, see
+:func:`~lesion_d2.structures.recist.measure_recist`.
 
-A finding none of whose slices has a mask is measured on its boxes, less the margin that a lesion's
-box has on each side (DeepLesion's are 5 pixels wider than the diameters' end points; of a scan with
-other pixels than the training's, see ``predict_scan``), yet a pixel at least. On each slice the
-lesion is taken for the ellipse in that box: its axes are the diameters, along rows and columns, and
-the volume is that of all ellipses, each as thick as the slices lie apart. That is a guess, and
-``measured_on`` says so: diameters that lie aslant are longer than the sides of the box around their
-ends, the long one by 41 % at most. Over all directions, exact boxes make it a tenth too short on
-average, and areas a sixth too small.
+A finding without any mask is measured on its boxes, minus the margin of a lesion's box on each side
+(5 pixels around the diameters' end points in DeepLesion; for scans with another pixel spacing than
+in training, see ``predict_scan``), but at least one pixel. On each slice the lesion is approximated
+by the ellipse in that box: its axes are the diameters, along rows and columns, and the volume is
+the sum of the ellipses times the slice interval. This is an estimate, as ``measured_on`` says:
+oblique diameters are longer than the sides of the box around their end points, the long one by up
+to 41 %. Averaged over all directions, exact boxes give a long diameter that is a tenth too short,
+and areas that are a sixth too small.
 
-A box of a model of volumes is the same on all of its slices. There the lesion is taken for the
-ellipsoid in it, whose volume is two thirds of those ellipses'.
+A volumetric model has the same box on all slices. The lesion is then approximated by the ellipsoid
+in the box, whose volume is two thirds of that of the ellipses.
 
-Slices between the first and the last one without a box, as tracking allows, add nothing.
+Slices without a box between the first and the last, which tracking allows, add no volume.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,9 +29,9 @@ from ..structures.recist import BOX_MARGIN, long_diameter, measure_recist
 from ..structures.rle import check_mask, decode_mask
 from .finding import Diameter, Finding, SliceFinding
 
-_OF_ELLIPSOID = 2 / 3  # of the cylinder around it
+_OF_ELLIPSOID = 2 / 3  # volume relative to the enclosing cylinder
 
-#: What a linker returns: boxes in 3-D (M, 6), their scores and classes (M,), and tracklets (N,).
+#: Result of a linker: 3-D boxes (M, 6), their scores and classes (M,), and tracklets (N,).
 Linked = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -47,29 +47,30 @@ def measure_findings(
     box_margin: float | tuple[float, float] = BOX_MARGIN,
     of_volumes: bool = False,
 ) -> tuple[Finding, ...]:
-    """Measure what was found in a scan.
+    """Measure the detections of a scan.
 
-    How masks and boxes are measured stands at the top of this module.
+    See the module's docstring for the measurement on masks and boxes.
 
     Args:
-        scan: where it was found.
+        scan: the scan.
         boxes: (N, 4) X1Y1X2Y2 in voxels of the slices.
         scores: (N,).
         slice_ids: (N,) index of each box's slice.
-        linked: what a :class:`~lesion_d2.inference.Linker` made of these boxes; by falling score.
-        class_names: of the classes 0, 1, ...
-        masks: N of the whole slice in COCO's RLE, see :func:`~lesion_d2.findings.encode_mask`, or
-            None where a box has none. None for a model without masks.
-        box_margin: pixels of the slices on each side between a lesion and its box, or as many
-            along x and y; 0 for a model that was trained on tight boxes.
-        of_volumes: whether a box on a slice is a 3-D box's, as that of a model of volumes is.
+        linked: result of a :class:`~lesion_d2.inference.Linker` for these boxes, by descending
+            score.
+        class_names: names of classes 0, 1, ...
+        masks: N masks of slices in COCO's RLE, see :func:`~lesion_d2.findings.encode_mask`, or None
+            for boxes without one. None for a model without masks.
+        box_margin: margin of a lesion's box on each side in pixels of the slices, or one along x
+            and one along y; 0 for a model trained on tight boxes.
+        of_volumes: whether boxes on slices are those of 3-D boxes, from a volumetric model.
 
     Returns:
         M findings, in the order of ``linked``.
 
     Raises:
-        ValueError: arrays of different lengths, a slice that the scan does not have, a class
-            without a name, a 3-D box without any slice, or a mask of another size.
+        ValueError: arrays of different lengths, a slice outside of the scan, a class without a
+            name, a 3-D box without any slice, or a mask of another size.
 
     Example::
 
@@ -121,12 +122,12 @@ def _extent(
 
 
 def _key_slice(slices: Sequence[SliceFinding], middle: float) -> int:
-    """That of the highest score; of equal ones with the largest mask, then next to the middle."""
+    """The slice with the highest score; ties by the largest mask, then closest to the middle."""
     highest = max(entry.score for entry in slices)
     best = [entry for entry in slices if entry.score == highest]
 
     def rank(entry: SliceFinding) -> tuple[int, float]:
-        """The greater, the better."""
+        """Sort key; higher is better."""
         area = 0 if entry.mask is None else check_mask(entry.mask)[1]
         return area, -abs(entry.slice_index - middle)
 
@@ -179,7 +180,7 @@ def _slice_finding(
 
 
 def _corners_mm(scan: Scan, box: np.ndarray) -> tuple:
-    """Lowest and highest corner in the patient of a 3-D box, with its slices' thickness."""
+    """Lowest and highest corner of a 3-D box in the patient, including slice thickness."""
     half_slice = np.array([0.0, 0.0, 0.5])
     low, high = box[:3] - half_slice, box[3:] + half_slice
     corners = np.array(np.meshgrid(*zip(low, high, strict=True))).reshape(3, 8).T
@@ -190,7 +191,7 @@ def _corners_mm(scan: Scan, box: np.ndarray) -> tuple:
 def _sizes(
     scan: Scan, slices: Sequence[SliceFinding], box_margin: float | tuple[float, float]
 ) -> dict[str, object]:
-    """The measured fields of a finding."""
+    """The measurements of a finding."""
     masks = {
         entry.slice_index: decode_mask(entry.mask) for entry in slices if entry.mask is not None
     }
@@ -219,8 +220,8 @@ def _sizes_of_boxes(
     sides = np.maximum(boxes[:, 1] - boxes[:, 0] - 2 * np.asarray(box_margin), 1.0)
     longest = (sides * spacing).max(axis=1)
     equal = np.flatnonzero(longest == longest.max())
-    best = int(equal[(len(equal) - 1) // 2])  # in 3-D all are
-    offsets = np.diag(sides[best] / 2)  # to the right end, and to the lower end
+    best = int(equal[(len(equal) - 1) // 2])  # all are equal for 3-D boxes
+    offsets = np.diag(sides[best] / 2)  # to the right and to the lower end
     long = int((sides[best] * spacing).argmax())
     ends = [np.stack([centers[best] - offset, centers[best] + offset]) for offset in offsets]
     index = slices[best].slice_index
@@ -233,6 +234,6 @@ def _sizes_of_boxes(
 
 
 def _diameter(index: int, points: np.ndarray, spacing: Sequence[float]) -> Diameter:
-    """The diameter between two points, x and y each, on a slice."""
+    """The diameter between two points, (x, y) each, on a slice."""
     length = float(np.hypot(*((points[1] - points[0]) * spacing)))
     return Diameter(length, index, tuple(map(tuple, points.tolist())))

@@ -1,4 +1,4 @@
-"""Findings as rows: CSV, and COCO's results."""
+"""Findings as CSV and in COCO's results format."""
 
 import csv
 import os
@@ -9,7 +9,7 @@ from ..utils.files import atomic_write, write_json
 from .finding import Finding, Findings, SliceFinding
 
 _CORNERS = ("x1_mm", "y1_mm", "z1_mm", "x2_mm", "y2_mm", "z2_mm")
-#: Columns of the CSV file: slices and voxels count from 0, ``_mm`` are patient coordinates (LPS).
+#: Columns of the CSV file. Slices and voxels count from 0; ``_mm`` are patient coordinates (LPS).
 CSV_COLUMNS = (
     *("scan", "number", "category", "score", "key_slice", "first_slice", "last_slice"),
     *("x1", "y1", "x2", "y2", *_CORNERS),
@@ -18,7 +18,7 @@ CSV_COLUMNS = (
 
 
 def write_csv(file: str | os.PathLike, scans: Iterable[Findings]) -> None:
-    """Write a row a finding, of one scan or several.
+    """Write one row per finding, for one or more scans.
 
     Columns are :data:`CSV_COLUMNS`: the box of :class:`~lesion_d2.findings.Finding` in voxels and
     in mm, and its measurements.
@@ -31,12 +31,12 @@ def write_csv(file: str | os.PathLike, scans: Iterable[Findings]) -> None:
 
 
 def write_coco(file: str | os.PathLike, scans: Iterable[Findings]) -> None:
-    """Write the boxes of all findings on their slices as Detectron2 writes detections.
+    """Write the boxes of all findings on slices in the format of Detectron2's detections.
 
-    That is its ``coco_instances_results.json``: a list of ``image_id``, ``category_id``, ``bbox``
-    (x, y, width, height), ``score`` and, where there is a mask, ``segmentation`` in COCO's RLE. As
-    in the project's data sets an ``image_id`` is the scan's name and the slice's: of a folder of
-    PNG files, the name of its file; else its index, of three digits or more.
+    As in ``coco_instances_results.json``, this is a list of ``image_id``, ``category_id``, ``bbox``
+    (x, y, width, height), ``score`` and, for findings with masks, ``segmentation`` in COCO's RLE.
+    As in the project's data sets, an ``image_id`` is the scan's name followed by the slice: the
+    file name in a folder of PNG files, or else the index with at least three digits.
     """
     content = [
         _coco_result(findings.scan_name, finding, entry)

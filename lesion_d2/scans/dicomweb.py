@@ -1,4 +1,4 @@
-"""Fetch scans from a PACS by DICOMweb, and store results there."""
+"""DICOMweb client that fetches scans from a PACS and stores results."""
 
 import ipaddress
 import os
@@ -16,38 +16,38 @@ from .limits import require
 if TYPE_CHECKING:
     import pydicom
 
-#: Environment variables with what a server asks for: a name and its password, or a bearer token.
+#: Environment variables with credentials: user and password, or a bearer token.
 USER_VARIABLE = "DICOMWEB_USER"
 PASSWORD_VARIABLE = "DICOMWEB_PASSWORD"
 TOKEN_VARIABLE = "DICOMWEB_TOKEN"
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
-_TIMEOUT = 60.0  # seconds without a byte
+_TIMEOUT = 60.0  # seconds without data
 _MAX_INSTANCES = 20_000
-_FAILURE = 0x0110  # processing failure, where a server gives no other reason
+_FAILURE = 0x0110  # processing failure, if a server gives no other reason
 _REFUSED = {401: "asks for another user or password", 403: "forbids this", 404: "has no such study"}
 
 
 class SeriesEntry(NamedTuple):
-    """A series that a server has."""
+    """A series on a server."""
 
     uid: str
     modality: str
 
 
 class DicomWeb:
-    """A server that speaks DICOMweb.
+    """A DICOMweb server.
 
-    It is told who asks by ``DICOMWEB_TOKEN``, or ``DICOMWEB_USER`` and ``DICOMWEB_PASSWORD`` in the
-    environment, or else by the user's ``~/.netrc``; never by the URL, which others on the machine
-    can see. Certificates are verified, against ``REQUESTS_CA_BUNDLE`` where that is set.
+    Credentials come from ``DICOMWEB_TOKEN``, or ``DICOMWEB_USER`` and ``DICOMWEB_PASSWORD`` in the
+    environment, or else from ``~/.netrc``; never from the URL, which other users of the machine can
+    see. Certificates are verified, against ``REQUESTS_CA_BUNDLE`` if it is set.
 
     Args:
-        url: of the service, such as ``https://pacs.example.org/dicom-web``.
-        attempts: how often a request is made where the server does not answer.
+        url: URL of the service, such as ``https://pacs.example.org/dicom-web``.
+        attempts: how often a request is tried if the server does not answer.
 
     Raises:
-        ValueError: the URL is none of a server, holds a password, or would send one unencrypted to
+        ValueError: the URL is invalid, contains a password, or would send one unencrypted to
             another machine.
         ImportError: dicomweb-client is not installed.
     """
@@ -62,14 +62,14 @@ class DicomWeb:
         self._reader.set_http_retry_params(
             retry=attempts > 1, max_attempts=attempts, wait_exponential_multiplier=500
         )
-        self._writer.set_http_retry_params(retry=False)  # its retries would send nothing
+        self._writer.set_http_retry_params(retry=False)  # its retries would send an empty body
 
     def series(self, study_uid: str) -> list[SeriesEntry]:
         """All series of a study.
 
         Raises:
-            ValueError: the UID is none, or the server refuses, has no such study, or answers
-                something else.
+            ValueError: the UID is invalid, or the server refuses, has no such study, or gives an
+                unexpected answer.
             ConnectionError: the server cannot be reached.
         """
         _check_uid(study_uid)
@@ -89,15 +89,15 @@ class DicomWeb:
 
         Args:
             study_uid: Study Instance UID.
-            folder: a folder for the study is made in it.
-            series_uid: Series Instance UID; None for all series of CT.
+            folder: a folder for the study is created in it.
+            series_uid: Series Instance UID; None for all CT series.
 
         Returns:
-            The study's folder, with a folder for each series.
+            The study's folder, with one folder per series.
 
         Raises:
-            ValueError, ConnectionError: see :meth:`series`; the study has no such series, or none
-                of CT.
+            ValueError, ConnectionError: see :meth:`series`; or the study has no such series, or no
+                CT series.
         """
         entries = self.series(study_uid)
         if series_uid is None:
@@ -117,10 +117,10 @@ class DicomWeb:
         return study
 
     def store(self, files: Iterable[str | os.PathLike]) -> None:
-        """Store DICOM files, such as an SR and a SEG, one after the other.
+        """Store DICOM files, such as an SR and a SEG, one by one.
 
         Raises:
-            ValueError: a file is no DICOM, or the server refuses it.
+            ValueError: a file is not DICOM, or the server refuses it.
             ConnectionError: the server cannot be reached.
         """
         pydicom = require("pydicom")
@@ -141,7 +141,7 @@ class DicomWeb:
     def _fetch_series(self, study_uid: str, series_uid: str, folder: Path) -> None:
         _check_uid(series_uid)
         folder.mkdir(parents=True, exist_ok=True)
-        anything = (("application/dicom", "*"),)  # compressed as it is stored there
+        anything = (("application/dicom", "*"),)  # any transfer syntax, as stored
         with quiet(), self._told(f"series {series_uid}"):
             datasets = self._reader.iter_series(study_uid, series_uid, media_types=anything)
             count = 0
@@ -154,7 +154,7 @@ class DicomWeb:
 
     @contextmanager
     def _told(self, what: str) -> Iterator[None]:
-        """Errors of requests, of their answers and of what these hold, as one line."""
+        """Convert errors of requests, answers and their content to one-line errors."""
         import requests
         from retrying import RetryError
 
@@ -179,12 +179,12 @@ class DicomWeb:
             ) from None
         except OSError:  # of the disk
             raise
-        except Exception as error:  # of what an answer holds
+        except Exception as error:  # from the content of an answer
             raise ValueError(f"{self.url}: {what}: {_brief(error)}") from None
 
 
 def _session(url: str):
-    """A session that says who asks."""
+    """A session with credentials."""
     import requests
 
     parts = urlsplit(url)
@@ -210,7 +210,7 @@ def _session(url: str):
 
 
 class _Bearer:
-    """Adds a token to requests. As a header of the session, ``~/.netrc`` would replace it."""
+    """Adds a token to requests. A header of the session would be replaced by ``~/.netrc``."""
 
     def __init__(self, token: str):
         self._token = token
@@ -237,7 +237,7 @@ def _check_uid(uid: str) -> None:
 
 
 def _value(item: dict, tag: str) -> str:
-    """The first value of an attribute in an answer's JSON, "" where it has none."""
+    """The first value of an attribute in an answer's JSON, or ""."""
     values = item.get(tag, {}).get("Value") or [""]
     return str(values[0])
 

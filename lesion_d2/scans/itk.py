@@ -15,7 +15,7 @@ from ..utils.files import one_line
 from .limits import check_declared, require
 from .volume_file import VolumeFile, check_numbers
 
-#: Ending -> format, ITK's name of its reader.
+#: File extension -> format, ITK's name of its reader.
 ITK_FORMATS = {
     ".mha": ("metaimage", "MetaImageIO"),
     ".mhd": ("metaimage", "MetaImageIO"),
@@ -25,7 +25,7 @@ ITK_FORMATS = {
 _HEADER_BYTES = 1 << 16
 _NRRD_PACKINGS = {"gz": "gzip", "gzip": "gzip", "bz2": "bz2", "bzip2": "bz2"}
 _PIECE = 1 << 20  # bytes
-_SLAB = 8  # slices that are read at once
+_SLAB = 8  # slices read at once
 
 
 def is_itk(path: str | os.PathLike) -> bool:
@@ -38,7 +38,7 @@ def open_itk(file: str | os.PathLike) -> VolumeFile:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, is no volume of numbers, or its voxels are in files
+        ValueError: the file is damaged, is not a volume of numbers, or its voxels are in files
             outside of its folder.
         ImportError: SimpleITK is not installed.
     """
@@ -78,7 +78,7 @@ def open_itk(file: str | os.PathLike) -> VolumeFile:
 
 
 def _slabs(file, sitk, reader, shape: tuple[int, ...], whole: bool) -> Iterator[np.ndarray]:
-    """Slabs of x, y and some z; what cannot be read in parts is one slab."""
+    """Slabs of all x, y and some z; a single slab if the file cannot be read in parts."""
     step = shape[2] if whole else _SLAB
     for start in range(0, shape[2], step):
         size = (*shape[:2], min(step, shape[2] - start), *shape[3:])
@@ -99,17 +99,17 @@ def _check_packed(
     packed_size: int,
     declared: int,
 ) -> None:
-    """Unpack voxels, and compare their checksums and number: ITK does not, and keeps what it has.
+    """Decompress voxels to check checksums and size; ITK silently accepts truncated data.
 
     Args:
-        file: what begins the message.
-        data_files: that hold the voxels, each compressed for itself.
-        start: where they begin, if ``file`` itself is one of these.
+        file: beginning of the message.
+        data_files: files with the voxels, each compressed separately.
+        start: offset of the voxels if they are in ``file`` itself.
         packing, packed_size: see :func:`_packing`.
-        declared: bytes of all voxels.
+        declared: number of bytes of all voxels.
 
     Raises:
-        ValueError: a file is damaged, or there are more or fewer bytes.
+        ValueError: a file is damaged, or has more or fewer bytes.
     """
     found = 0
     try:
@@ -127,13 +127,13 @@ def _check_packed(
 
 
 def _unpacked_sizes(opened: BinaryIO, packing: str, packed_size: int) -> Iterator[int]:
-    """Bytes of one unpacked piece after the other; nothing is kept."""
+    """Yield the sizes of decompressed chunks; no data is kept."""
     if packing != "zlib":
         stream = bz2.BZ2File(opened) if packing == "bz2" else gzip.GzipFile(fileobj=opened)
         while piece := stream.read(_PIECE):
             yield len(piece)
         return
-    unpacker = zlib.decompressobj(32 + zlib.MAX_WBITS)  # with zlib's header or gzip's
+    unpacker = zlib.decompressobj(32 + zlib.MAX_WBITS)  # zlib or gzip header
     while not unpacker.eof:
         data = unpacker.unconsumed_tail
         if not data:
@@ -145,7 +145,7 @@ def _unpacked_sizes(opened: BinaryIO, packing: str, packed_size: int) -> Iterato
 
 
 def _kind(sitk, pixel_id: int) -> str:
-    """NumPy's name of a type of pixels, or ITK's where NumPy has none."""
+    """NumPy's name of a pixel type, or else ITK's."""
     names = {
         sitk.sitkInt8: "int8",
         sitk.sitkUInt8: "uint8",
@@ -162,7 +162,7 @@ def _kind(sitk, pixel_id: int) -> str:
 
 
 def _reason(error: RuntimeError) -> str:
-    """What ITK says, without the place in its own code."""
+    """ITK's message without the location in its source code."""
     return one_line(str(error).strip().splitlines()[-1])
 
 
@@ -174,12 +174,12 @@ def _header_lines(file: str | os.PathLike) -> list[str]:
 def _packing(
     file: str | os.PathLike, header: list[str], format: str, data_files: list[Path]
 ) -> tuple[str | None, int]:
-    """How voxels are compressed: "zlib", "gzip", "bz2" or not at all; and to how many bytes.
+    """The compression of voxels ("zlib", "gzip", "bz2" or none) and the compressed size in bytes.
 
-    These are at most so many where the header does not tell, and of NRRD 0.
+    If the header has no size, it is an upper bound; it is 0 for NRRD.
     """
     lines = [re.split(r"\s*[:=]\s*", line.strip(), maxsplit=1) for line in header]
-    values = {line[0]: line[1] for line in reversed(lines) if len(line) == 2}  # the first counts
+    values = {line[0]: line[1] for line in reversed(lines) if len(line) == 2}  # the first wins
     if format == "nrrd":
         encodings = [value.lower() for key, value in values.items() if key.lower() == "encoding"]
         return _NRRD_PACKINGS.get("".join(encodings)), 0
@@ -188,14 +188,14 @@ def _packing(
     size = values.get("CompressedDataSize", "")
     if size.isascii() and size.isdecimal():
         return "zlib", int(size)
-    # Without it ITK reads another file whole, and of this one the wrong part.
+    # Without it, ITK reads separate files as a whole, and the wrong part of this file.
     if any(os.path.samefile(path, file) for path in data_files):
         raise ValueError(f"{file}: found compressed voxels, expected a CompressedDataSize")
     return "zlib", max(map(os.path.getsize, data_files))
 
 
 def _data_start(file: str | os.PathLike, format: str) -> int:
-    """Where the voxels begin behind a header in the same file."""
+    """Offset of the voxels after a header in the same file."""
     with open(file, "rb") as opened:
         for line in iter(lambda: opened.readline(_HEADER_BYTES), b""):
             is_last = line.strip().lower().startswith(b"elementdatafile")
@@ -205,9 +205,9 @@ def _data_start(file: str | os.PathLike, format: str) -> int:
 
 
 def _data_files(file: str | os.PathLike, header: list[str]) -> list[Path]:
-    """The files that hold the voxels: this one, or others in its folder.
+    """The files with the voxels: this one, or others in its folder.
 
-    A header from elsewhere must not make any file of this disk a part of a scan.
+    A header must not refer to arbitrary files on the disk.
     """
     names = []
     for number, line in enumerate(header):

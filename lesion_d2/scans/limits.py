@@ -1,4 +1,4 @@
-"""What a file may ask for: sizes that a scan can have, packages that may not be there."""
+"""Size limits of scans, and optional packages."""
 
 import importlib
 import os
@@ -7,15 +7,15 @@ from types import ModuleType
 from ..utils.values import MAX_SIDE, MAX_SLICES
 
 _MAX_VOXELS = 2**32  # 8 GiB of int16; a scan of 3,000 slices of 1024 x 1024 has 3 * 2**30
-#: zlib makes no more than this many bytes of one; so a file that declares more is damaged.
+#: zlib's maximum expansion per byte; a file that declares more is damaged.
 MAX_INFLATION = 1040
 
 
 def check_size(source: str | os.PathLike, shape: tuple[int, int, int]) -> None:
-    """Refuse sizes that no scan has, before memory is asked for.
+    """Refuse implausible volume sizes before memory is allocated.
 
     Args:
-        source: what begins the message.
+        source: beginning of the message.
         shape: Z, H, W.
 
     Raises:
@@ -31,10 +31,10 @@ def check_size(source: str | os.PathLike, shape: tuple[int, int, int]) -> None:
 
 
 def check_picture_size(source: str | os.PathLike, size: tuple[int, int]) -> None:
-    """Refuse heights and widths that no slice has, before memory is asked for.
+    """Refuse implausible slice sizes before memory is allocated.
 
     Args:
-        source: what begins the message.
+        source: beginning of the message.
         size: H, W.
 
     Raises:
@@ -48,15 +48,15 @@ def check_picture_size(source: str | os.PathLike, size: tuple[int, int]) -> None
 
 
 def check_declared(source: str | os.PathLike, declared: int, found: int, packed: bool) -> None:
-    """Refuse a file that is too short for what its header declares.
+    """Refuse a file that is shorter than its header declares.
 
     Args:
-        source: what begins the message.
-        declared, found: bytes of pixels by the header, and of the file.
-        packed: whether the file may be compressed by zlib.
+        source: beginning of the message.
+        declared, found: bytes of pixels by the header, and bytes of the file.
+        packed: whether the file may be compressed with zlib.
 
     Raises:
-        ValueError: it is too short.
+        ValueError: the file is too short.
     """
     if declared > found * (MAX_INFLATION if packed else 1):
         raise ValueError(
@@ -66,10 +66,10 @@ def check_declared(source: str | os.PathLike, declared: int, found: int, packed:
 
 
 def require(module: str) -> ModuleType:
-    """Import a package that is installed with the extra ``scans``.
+    """Import a package of the extra ``scans``.
 
     Raises:
-        ImportError: it is not there; the message says how to install it.
+        ImportError: it cannot be imported; the message says how to install it.
     """
     try:
         return importlib.import_module(module)

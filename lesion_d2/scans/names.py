@@ -1,4 +1,4 @@
-"""Names of scans, which can be names of folders."""
+"""Names of scans that are safe as folder names."""
 
 import re
 from collections.abc import Iterable
@@ -7,23 +7,24 @@ _MAX_LENGTH = 100
 
 
 def safe_name(text: str) -> str:
-    """Letters, digits, ``.``, ``_`` and ``-`` of a text, at most 100; others become ``_``.
+    """Replace characters other than letters, digits, ``.``, ``_`` and ``-`` with ``_``.
 
-    The first and last is a letter or digit. A safe name stays as it is.
+    The result has at most 100 characters, and starts and ends with a letter or digit. Safe names
+    are unchanged.
     """
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")
     return name[:_MAX_LENGTH].rstrip("._-") or "scan"
 
 
 def unique_names(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
-    """Number the second and all later ones of a name: ``a``, ``a_2``, ``a_3``.
+    """Number repeated names: ``a``, ``a_2``, ``a_3``.
 
-    Names that differ in nothing but the case of letters are one, as they are on some disks. Long
-    ones are cut, so that they stay safe names.
+    Names that differ only in case count as equal, as on some file systems. Long names are
+    truncated, so that they stay safe.
 
     Args:
         names: in order.
-        taken: names that none of them may have.
+        taken: names that must not be used.
     """
     taken, unique = {name.lower() for name in taken}, []
     for name in names:

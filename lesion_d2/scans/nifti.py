@@ -1,4 +1,4 @@
-"""NIfTI files of any name and orientation."""
+"""NIfTI files in any orientation."""
 
 import gzip
 import logging
@@ -16,15 +16,16 @@ from ..utils.files import one_line
 from .limits import check_declared
 from .volume_file import VolumeFile, check_numbers
 
-if TYPE_CHECKING:  # takes long to import
+if TYPE_CHECKING:  # slow to import
     import nibabel
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
-# First bytes of a header; by its size in NIfTI-1 and 2, type and place of the voxels' offset.
+# Bytes to read; header size in NIfTI-1 and 2 -> type and position of the voxels' offset.
 _START, _OFFSETS = 176, {348: ("f", 108), 540: ("q", 168)}
-# Bytes before and behind the voxels: extensions, and nothing of use; without end in a trap.
+# Maximum bytes before and after the voxels: extensions and unused data, unlimited in a malicious
+# file.
 _MAX_REST, _PIECE = 1 << 24, 1 << 16
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from RAS
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS to LPS
 
 
 def is_nifti(path: str | os.PathLike) -> bool:
@@ -37,19 +38,19 @@ def open_nifti(
 ) -> VolumeFile:
     """Read a NIfTI file's header.
 
-    Its place in the patient is that of sform, or of qform where sform is not set.
+    Its position in the patient is that of sform, or of qform if sform is not set.
 
     Args:
         file: its path.
-        channel: of a file with several volumes along its fourth axis, which one, from 0, and how
-            many there have to be; one needs no fourth axis.
-        allow_flat: whether an image of one slice may have two axes, or no sensible distance to a
-            next slice (nnU-Net writes 999 mm): it is then 1 mm.
+        channel: index of the volume along the fourth axis, from 0, and the required number of
+            volumes; one needs no fourth axis.
+        allow_flat: whether an image of one slice may have two axes or an implausible slice spacing
+            (nnU-Net writes 999 mm), which then becomes 1 mm.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, is no volume of numbers, does not say how it lies in the
-            patient, or has another number of channels.
+        ValueError: the file is damaged, is not a volume of numbers, has no position in the patient,
+            or has another number of channels.
     """
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file}: no such NIfTI file")
@@ -62,7 +63,7 @@ def open_nifti(
         kind = image.get_data_dtype()
     except _damages() as error:
         raise ValueError(f"{file}: found no readable NIfTI file ({one_line(error)})") from None
-    if not isinstance(image, nibabel.Nifti1Image):  # NIfTI-2 is one too
+    if not isinstance(image, nibabel.Nifti1Image):  # includes NIfTI-2
         raise ValueError(f"{file}: found {type(image).__name__}, expected a NIfTI file")
     shape, affine, index = _chosen_axes(file, image, channel, allow_flat)
     check_numbers(file, str(kind), shape, 1)
@@ -84,7 +85,7 @@ def open_nifti(
         lambda: _slabs(file, image, packed, index),
         messages,
     )
-    if packed:  # of others nibabel tells, in better words
+    if packed:  # nibabel checks others, with better messages
         check_declared(file, declared, os.path.getsize(file), packed)
     return volume_file
 
@@ -95,7 +96,7 @@ def _chosen_axes(
     channel: tuple[int, int] | None,
     allow_flat: bool,
 ) -> tuple[tuple[int, ...], np.ndarray, tuple[int, ...]]:
-    """Shape and matrix of the volume that is read, and its place along the fourth axis."""
+    """Shape and affine matrix of the volume to read, and its index along the fourth axis."""
     shape, affine, index = image.shape, image.affine, ()
     if channel is not None:
         number, count = channel
@@ -114,9 +115,9 @@ def _chosen_axes(
 
 
 def _with_thickness(affine: np.ndarray) -> np.ndarray:
-    """An affine matrix whose third axis is 1 mm long, and orthogonal to the others if it had none.
+    """Set the third axis to a length of 1 mm; if it was 0, orthogonal to the others.
 
-    nibabel gives images of two axes a third one of some length.
+    nibabel gives images with two axes a third one of arbitrary length.
     """
     affine, axis = affine.copy(), affine[:3, 2]
     if not np.isfinite(axis).all() or not axis.any():
@@ -127,7 +128,7 @@ def _with_thickness(affine: np.ndarray) -> np.ndarray:
 
 
 def _check_start(file: str | os.PathLike) -> None:
-    """Refuse what nibabel would take memory for before the header is known: its extensions."""
+    """Refuse large extensions, which nibabel would read into memory with the header."""
     packed = os.fspath(file).lower().endswith(".gz")
     with gzip.open(file) if packed else open(file, "rb") as stream:
         start = stream.read(_START)
@@ -141,23 +142,23 @@ def _check_start(file: str | os.PathLike) -> None:
 
 
 def _stored_spacing(image: "nibabel.Nifti1Image") -> np.ndarray:
-    """The header's x, y and z as they stand there: nibabel makes 1 of 0."""
+    """Spacing x, y and z as stored in the header; nibabel replaces 0 by 1."""
     with image.file_map["image"].get_prepare_fileobj() as opened:
         return type(image.header).from_fileobj(opened, check=False)["pixdim"][1:4]
 
 
 def _damages() -> tuple[type[Exception], ...]:
-    """What nibabel raises of damaged files."""
+    """Errors that nibabel raises for damaged files."""
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
 
     damages = ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error
-    return *damages, OverflowError  # of pixels that begin past a file's end
+    return *damages, OverflowError  # if pixels start beyond the file's end
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep nibabel from printing what it finds strange in a header, and corrects."""
+    """Suppress nibabel's messages about header values that it corrects."""
     from nibabel import imageglobals
 
     level = imageglobals.logger.level
@@ -173,7 +174,7 @@ def _slabs(
 ) -> Iterator[np.ndarray]:
     try:
         with gzip.open(file) if packed else nullcontext() as stream:
-            # One stream from begin to end: a compressed file cannot be read from its middle.
+            # One stream from start to end, as a compressed file has no random access.
             with _quiet():
                 data = type(image).from_stream(stream).dataobj if packed else image.dataobj
             if len(image.shape) == 2:
@@ -189,7 +190,7 @@ def _slabs(
 
 
 def _read_to_end(stream: gzip.GzipFile) -> None:
-    """Read what follows the voxels: the checksum is compared at the end of the file alone."""
+    """Read to the end of the file, where the checksum is verified."""
     left = _MAX_REST
     while left >= 0 and (piece := stream.read(_PIECE)):
         left -= len(piece)

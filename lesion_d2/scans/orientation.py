@@ -1,58 +1,57 @@
-"""How the axes of a file's array lead to those of a scan: Inferior, Posterior, Left."""
+"""Reorientation of a file's array to a scan's axes: Inferior, Posterior, Left."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-# Where slices, rows and columns of DeepLesion's arrays lead to, as its own conversion script
-# (DL_save_nifti.py) writes them.
+# Directions of slices, rows and columns of DeepLesion's arrays, as in its script DL_save_nifti.py.
 _DIRECTIONS = ("I", "P", "L")
-_DIGITS = 6  # of spacings in mm
+_DIGITS = 6  # significant digits of spacings in mm
 _MAX_ANGLE = 40  # degrees
-_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from LPS, and back
+_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # LPS to RAS, and back
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Axes exchanged, then some of them flipped; nothing is copied.
+    """A permutation of axes followed by flips, without copying.
 
     Args:
-        axes: which axis of the file's array is the scan's first, second, ...
-        flips: for each axis of the scan, whether it runs against the file's.
+        axes: the axis of the file's array for each axis of the scan.
+        flips: for each axis of the scan, whether it is reversed.
     """
 
     axes: tuple[int, ...]
     flips: tuple[bool, ...]
 
     def apply(self, array: np.ndarray) -> np.ndarray:
-        """A view of an array of the file, as the scan has it."""
+        """A view of a file's array in the scan's orientation."""
         return self._flip(array.transpose(self.axes))
 
     def undo(self, array: np.ndarray) -> np.ndarray:
-        """A view of an array of the scan, as the file has it."""
+        """A view of a scan's array in the file's orientation."""
         return self._flip(array).transpose(np.argsort(self.axes))
 
     def _flip(self, array: np.ndarray) -> np.ndarray:
         return array[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
 
 
-#: Of slices that are stored as a scan has them.
+#: The turn of slices that are stored in the scan's orientation.
 AS_STORED = Turn((0, 1), (False, False))
 
 
 def canonical_turn(affine: np.ndarray) -> Turn:
-    """The turn that leads an array to (Z, H, W): Inferior, Posterior, Left, as nearly as it can.
+    """The turn from an array to (Z, H, W): the closest to Inferior, Posterior, Left.
 
     Args:
-        affine: 4 x 4, from the array's indices to LPS, mm.
+        affine: 4 x 4, from the array's indices to LPS in mm.
 
-    Raises:
-        ValueError: the matrix has numbers that are not finite, leaves out an axis, or has one that
-            lies about halfway between two of the patient's, where digits would decide.
+        Raises:
+            ValueError: the matrix has numbers that are not finite, lacks an axis, or has one about
+                halfway between two of the patient's axes, so that rounding would decide.
     """
     if not np.isfinite(affine).all():
         raise ValueError("found an affine matrix that is not finite, expected mm")
-    from nibabel import orientations  # takes long to import
+    from nibabel import orientations  # slow to import
 
     found = orientations.io_orientation(_RAS @ affine)
     if not np.isfinite(found).all():
@@ -69,9 +68,9 @@ def canonical_turn(affine: np.ndarray) -> Turn:
 
 
 def _largest_angle(affine: np.ndarray, axes: np.ndarray) -> float:
-    """Degrees between an axis of an array and the patient's that it is taken for, at most.
+    """Largest angle in degrees between an array's axis and the assigned axis of the patient.
 
-    In the plane in which it is largest: at 45 the axis lies halfway between two.
+    Measured in the plane where it is largest; at 45 degrees the axis is halfway between two.
     """
     parts = np.abs(affine[:3, :3])
     own = parts[axes, range(3)]
@@ -95,7 +94,8 @@ def turned_geometry(
     steps = affine[:3, list(turn.axes)]
     last = np.array([shape[axis] - 1 for axis in turn.axes])
     origin = affine[:3, 3] + steps @ np.where(turn.flips, last, 0)
-    steps = (steps * np.where(turn.flips, -1.0, 1.0))[:, ::-1]  # z, y, x -> x, y, z
+    steps = (steps * np.where(turn.flips, -1.0, 1.0))[:, ::-1]  # z, y, x to x, y, z
     lengths = np.linalg.norm(steps, axis=0)
-    # Formats keep different digits, down to float32's: one scan has one spacing in all of them.
+    # Rounded, as formats differ in precision (down to float32), so that a scan has the same spacing
+    # in all.
     return tuple(np.round(lengths, _DIGITS).tolist()), origin, steps / lengths

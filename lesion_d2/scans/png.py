@@ -18,18 +18,18 @@ from .scan import Scan, SliceSource
 from .stacking import plan_slices, stack_slices
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_HEADER_BYTES = 26  # with size, bit depth and color type
+_HEADER_BYTES = 26  # up to size, bit depth and color type
 _FIRST_CHUNK = (13).to_bytes(4) + b"IHDR"
-_FRAME_BYTES = 12  # of a chunk beside its data: length, name and checksum
+_FRAME_BYTES = 12  # of a chunk besides its data: length, name and checksum
 _COLORS = {0: "grayscale", 2: "RGB", 3: "palette", 4: "grayscale + alpha", 6: "RGB + alpha"}
 
 
 def read_png_slice(file: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read one slice of DeepLesion's coding, HU = value - 32768.
+    """Read a slice in DeepLesion's encoding, HU = value - 32768.
 
     Args:
         file: its path.
-        size: height and width that it has to have; None for any up to 8192.
+        size: required height and width; None for any up to 8192.
 
     Returns:
         H x W int16, HU.
@@ -37,7 +37,7 @@ def read_png_slice(file: str | os.PathLike, size: tuple[int, int] | None = None)
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: not a PNG, animated, another bit depth, color type or size, truncated, or
-            damaged. Nothing is decoded before sizes and checksums are known to be right.
+            damaged. Sizes and checksums are verified before decoding.
     """
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file}: no such CT slice")
@@ -47,7 +47,7 @@ def read_png_slice(file: str | os.PathLike, size: tuple[int, int] | None = None)
         check_same_size(file, found, size)
     check_chunks(file, data)
     image = decode_grey(file, data, found, np.uint16)
-    # Flipping the highest bit of an unsigned value v gives v - 32768 as a signed one.
+    # Flipping the highest bit of an unsigned value v gives v - 32768 as signed.
     return np.bitwise_xor(image, np.uint16(0x8000), out=image).view(np.int16)
 
 
@@ -71,10 +71,10 @@ def png_size(file: str | os.PathLike) -> tuple[int, int]:
 def check_same_size(
     file: str | os.PathLike, found: tuple[int, int], expected: tuple[int, int]
 ) -> None:
-    """Refuse a slice of another (height, width) than is expected.
+    """Refuse a slice of another (height, width) than expected.
 
     Raises:
-        ValueError: it is another one.
+        ValueError: the sizes differ.
     """
     if tuple(found) != tuple(expected):
         raise ValueError(
@@ -83,11 +83,11 @@ def check_same_size(
 
 
 def check_chunks(file: str | os.PathLike, data: bytes | np.ndarray) -> None:
-    """Check the chunks of a PNG up to its end: decoders do not look at all of their checksums.
+    """Check all chunks of a PNG, as decoders do not verify all checksums.
 
     Args:
-        file: what begins the message.
-        data: all of the file's bytes; what follows the end chunk is not looked at.
+        file: beginning of the message.
+        data: all of the file's bytes; bytes after the end chunk are ignored.
 
     Raises:
         ValueError: the file is truncated, a checksum is wrong, or it is animated.
@@ -115,13 +115,13 @@ def decode_grey(
     """Decode a grayscale PNG of a known size.
 
     Args:
-        file: what begins the message.
-        data: all of the file's bytes, uint8, after :func:`check_chunks`.
-        size: H, W by its header.
-        dtype: NumPy's uint8 or uint16, likewise.
+        file: beginning of the message.
+        data: all of the file's bytes, uint8, checked by :func:`check_chunks`.
+        size: H, W from its header.
+        dtype: NumPy's uint8 or uint16, from its header.
 
     Raises:
-        ValueError: it cannot be decoded, or is another image.
+        ValueError: it cannot be decoded, or has another size or type.
     """
     try:
         image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
@@ -139,14 +139,14 @@ def write_png(
     *,
     flush: bool = True,
 ) -> None:
-    """Write a picture, whole or not at all.
+    """Write a picture atomically.
 
-    OpenCV's own writer takes a full disk for a success and leaves a truncated file.
+    OpenCV's writer reports success on a full disk and leaves a truncated file.
 
     Args:
         file: its path.
         image: (H, W) uint8 or uint16, or (H, W, 3) uint8, RGB.
-        options: of OpenCV's ``imencode``.
+        options: options of OpenCV's ``imencode``.
         flush: see :func:`~lesion_d2.utils.files.atomic_write`.
 
     Raises:
@@ -160,22 +160,22 @@ def write_png(
 
 
 def numbered_pngs(names: list[str]) -> list[str]:
-    """Those of a folder's file names that are ``<slice number>.png``, in the order of numbers."""
+    """The file names of the form ``<slice number>.png``, in the order of numbers."""
     stems = [(name[:-4], name) for name in names if name.endswith(".png")]
     return [n for _, n in sorted((int(s), n) for s, n in stems if s.isascii() and s.isdecimal())]
 
 
 class PngFolder:
-    """A folder of DeepLesion: ``<slice number>.png``, 16 bits.
+    """A folder of DeepLesion: 16-bit ``<slice number>.png``.
 
     Args:
         folder: its path.
-        spacing: x, y, z in mm; None for that of the series in a ``DL_info.csv`` in the folder or
-            one of the two above it.
+        spacing: x, y, z in mm; None for the series' spacing in a ``DL_info.csv`` in the folder or
+            one of its two parents.
         allow_gaps: see :func:`~lesion_d2.scans.read_scan`.
 
     Raises:
-        ValueError: there is no spacing, or slices are damaged, have several sizes or gaps.
+        ValueError: the spacing is unknown, or slices are damaged, have different sizes or gaps.
     """
 
     format = "png"
@@ -214,11 +214,11 @@ class PngFolder:
 
     @property
     def num_slices(self) -> int:
-        """Slices of the series."""
+        """Number of slices of the volume, including interpolated ones."""
         return len(self.plan.slices)
 
     def read(self) -> Scan:
-        """Read all slices; the first one's first pixel is the origin.
+        """Read all slices; the first pixel of the first slice is the origin.
 
         Raises:
             ValueError: a slice is damaged, or has another size.
@@ -239,7 +239,7 @@ class PngFolder:
 
 
 def _check_header(file: str | os.PathLike, header: bytes) -> tuple[int, int]:
-    """Height and width by the first bytes of a file."""
+    """Height and width from the first bytes of a file."""
     is_png = header.startswith(_SIGNATURE + _FIRST_CHUNK)
     if len(header) < _HEADER_BYTES or not is_png:
         raise ValueError(
@@ -282,7 +282,7 @@ def _series_spacing(folder: Path) -> tuple[float, float, float]:
 
 @lru_cache(4)
 def _spacing_cells(csv_file: Path, changed: int) -> dict[str, set[str]]:
-    """Series -> spacings in its rows; read again if the file has changed."""
+    """Series -> spacings in its rows; cached until the file changes."""
     cells = {}
     try:
         with open(csv_file, newline="", encoding="utf-8-sig") as opened:

@@ -18,22 +18,22 @@ from .stored import Storage, Stored, files_below, members_of, stored_file
 from .volume_file import VolumeFile, stem_of
 
 _FORMATS = "DICOM, NIfTI, MetaImage, NRRD, or a folder of <slice number>.png"
-# What lies beside scans: the voxels of a header, notes and tables.
+# Files that may accompany scans: voxels of a header, notes and tables.
 _BESIDE = (".raw", ".zraw", ".csv", ".json", ".txt", ".md", ".xml")
 
 
 @dataclass(frozen=True, eq=False)
 class ScanCandidate:
-    """A scan whose voxels are not read yet.
+    """A scan whose voxels have not been read.
 
     Args:
-        name: of the scan, another one for each of a list.
+        name: name of the scan, unique in a list.
         format: see :class:`~lesion_d2.scans.Scan`.
-        source: its file, or folder and series, as messages name it.
-        num_slices: of the volume.
+        source: its file, or folder and series, for messages.
+        num_slices: number of slices of the volume.
         spacing: x, y, z in mm.
-        files: that are read, without links; of an archive's members, the archive.
-        series_uid, study_uid: of DICOM; else None.
+        files: the files to read, with links resolved; for members of an archive, the archive.
+        series_uid, study_uid: UIDs of DICOM, else None.
     """
 
     name: str
@@ -57,14 +57,13 @@ class ScanCandidate:
 
 @dataclass(frozen=True)
 class ScanList:
-    """What was found.
+    """Result of a search for scans.
 
     Args:
         candidates: scans that can be read.
-        left_out: of all else that might have been meant as one, a line each that says why not.
-        damaged: of these lines, those of what is meant as a CT scan and cannot be read: damaged
-            files, gaps, packages that are missing. Others are of what is none, such as localizers,
-            or has too few slices.
+        left_out: one line with the reason for everything else that might be a scan.
+        damaged: the lines of ``left_out`` about CT scans that cannot be read: damaged files, gaps,
+            missing packages. Other lines are about localizers and the like, or too few slices.
     """
 
     candidates: tuple[ScanCandidate, ...]
@@ -83,20 +82,21 @@ def find_scans(
 ) -> ScanList:
     """Find all CT scans in files, folders and zip archives; only headers are read.
 
-    Folders may be of any depth and their files of any name. DICOM files are sorted into series, and
-    series of several orientations, sizes or phases into scans, for each path by itself. Names are
-    made of the file's or folder's; of DICOM ``<path>_<series number>_<end of the series UID>``.
+    Folders are searched recursively, and files may have any name. DICOM files are grouped into
+    series, and series with several orientations, sizes or phases are split into scans, separately
+    for each path. Names derive from the file or folder; for DICOM, ``<path>_<series number>_<end of
+    the series UID>``.
 
     Args:
-        paths: one or several, of DICOM files, NIfTI (``.nii``, ``.nii.gz``), MetaImage (``.mha``,
+        paths: one or more DICOM files, NIfTI (``.nii``, ``.nii.gz``), MetaImage (``.mha``,
             ``.mhd``), NRRD (``.nrrd``, ``.nhdr``), zip archives with DICOM files, and folders of
             all these or of DeepLesion's ``<slice number>.png``.
-        spacing: x, y, z in mm, of all PNG folders; None for that of ``DL_info.csv``, in the folder
-            or one of the two above it.
-        allow_gaps: interpolate where slices are missing over more than twice their distance;
-            otherwise such a scan is left out.
-        min_slices: scans with fewer are left out.
-        skip: asked of each folder below a path, whether to leave it out with all that is in it.
+        spacing: x, y, z in mm of all PNG folders; None for that in a ``DL_info.csv`` in the folder
+            or one of its two parents.
+        allow_gaps: interpolate across gaps of more than twice the slice spacing; otherwise scans
+            with such gaps are left out.
+        min_slices: scans with fewer slices are left out.
+        skip: called with each folder below a path; True skips it and its content.
         progress: show a progress bar over files.
     """
     if isinstance(paths, (str, os.PathLike)):
@@ -121,24 +121,24 @@ def read_scan(
     spacing: tuple[float, float, float] | None = None,
     allow_gaps: bool = False,
 ) -> Scan:
-    """Read the one CT scan of a path.
+    """Read the only CT scan in a path, or the selected one.
 
     Args:
         path: see :func:`find_scans`.
-        series: the Series Instance UID, or the scan's name, where the path holds several scans.
+        series: Series Instance UID or name of the scan, if the path contains several.
         spacing, allow_gaps: see :func:`find_scans`.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: there is no scan or more than one, or a file is damaged; with ``series``, one of
-            that scan.
+        ValueError: there is no scan or more than one, or a file (with ``series``, of that scan) is
+            damaged.
         ImportError: a package of the extra ``scans`` is not installed.
     """
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file or folder")
     found = find_scans([path], spacing=spacing, allow_gaps=allow_gaps)
     chosen = [c for c in found.candidates if series in (None, c.series_uid, c.name)]
-    if chosen and found.damaged and series is None:  # maybe slices of the scan
+    if chosen and found.damaged and series is None:  # possibly slices of the scan
         more = f" ({len(found.damaged)} reasons, the first)" if len(found.damaged) > 1 else ""
         raise ValueError(f"{found.damaged[0]}{more}")
     if len(chosen) == 1:
@@ -154,7 +154,7 @@ def read_scan(
 
 
 def _no_scan(path: str | os.PathLike, left_out: tuple[str, ...]) -> str:
-    """One line: of one reason itself, of several how many and the first."""
+    """One line with the reason, or for several with their number and the first."""
     if len(left_out) == 1:
         return left_out[0]
     more = f" ({len(left_out)} reasons, the first: {left_out[0]})" if left_out else ""
@@ -172,6 +172,7 @@ class _Finder:
         self.damaged: list[str] = []
 
     def add_path(self, path: str, storage: Storage, bar: tqdm) -> None:
+        """Search a file, folder or archive."""
         if os.path.isdir(path):
             self._add_folder(path, storage, bar)
         elif os.path.isfile(path):
@@ -205,7 +206,7 @@ class _Finder:
             self.left_out.append(f"{others[0]}{more}: found other files, expected {_FORMATS}")
 
     def _add_file(self, file: str, storage: Storage, bar: tqdm, listing: DicomListing) -> bool:
-        """Add a file of any format. Returns whether it is of one."""
+        """Add a file; returns whether its format is known."""
         bar.update()
         if is_nifti(file):
             self._add(file, open_nifti)

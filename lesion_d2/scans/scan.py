@@ -1,4 +1,4 @@
-"""A CT scan, whatever file it came from."""
+"""A CT scan from any format."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SliceSource:
-    """Where a slice came from.
+    """The source of a slice.
 
     Args:
-        file: its path; of a zip, ``<archive>.zip/<member>``.
-        frame: of a file with several slices, which one, from 0; else None.
-        sop_instance_uid: of DICOM; else None.
+        file: its path; in a zip, ``<archive>.zip/<member>``.
+        frame: index of the slice in a file with several, from 0; else None.
+        sop_instance_uid: UID of the DICOM object, else None.
     """
 
     file: str
@@ -28,12 +28,12 @@ class SliceSource:
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The voxels of a file that holds a whole volume, as the file has them.
+    """The voxel grid of a volume file.
 
     Args:
-        shape: of the file's array, in nibabel's order: the first index runs fastest. A fourth
-            axis has one entry.
-        affine: 4 x 4, from the array's first three indices to LPS, mm.
+        shape: shape of the file's array in nibabel's order (the first index varies fastest). A
+            fourth axis has one entry.
+        affine: 4 x 4, from the array's first three indices to LPS in mm.
         turn: from the file's axes to the scan's (Z, H, W).
     """
 
@@ -43,36 +43,35 @@ class Grid:
 
     @property
     def ras_affine(self) -> np.ndarray:
-        """``affine`` as NIfTI has it: to RAS, mm."""
+        """``affine`` for NIfTI: to RAS in mm."""
         return np.diag([-1.0, -1.0, 1.0, 1.0]) @ self.affine
 
     def restore(self, array: np.ndarray) -> np.ndarray:
-        """Turn (Z, H, W), such as a label map of the scan, to ``shape``; a view."""
+        """A view of an array (Z, H, W), such as a label map of the scan, with shape ``shape``."""
         return self.turn.undo(array).reshape(self.shape)
 
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """A CT volume in DeepLesion's orientation, with its place in the patient.
+    """A CT volume in DeepLesion's orientation, with its position in the patient.
 
-    Columns lead to the patient's Left, rows to Posterior, slices to Inferior, as nearly as the
-    file's axes allow: nothing is resampled but slices that are unevenly spaced, and ``messages``
-    says so.
+    Columns run to the patient's Left, rows to Posterior and slices to Inferior, as closely as the
+    file's axes allow. Only unevenly spaced slices are resampled, with an entry in ``messages``.
 
     Args:
-        name: a name that can be a folder's.
+        name: a name that is safe as a folder name.
         volume: (Z, H, W) int16, HU.
-        spacing: x, y, z in mm: from a voxel to the next one along columns, rows and slices.
+        spacing: voxel spacing along x, y, z in mm.
         origin: (3,) LPS in mm, the center of voxel (0, 0, 0).
-        direction: (3, 3), its columns the unit vectors along x, y and z in LPS. They are
-            orthogonal but for a scan with a tilted gantry, whose slices are sheared.
-        sources: one a slice. Where slices were resampled, the nearest one's.
+        direction: (3, 3), columns are the unit vectors along x, y and z in LPS. They are orthogonal
+            unless the gantry is tilted, which shears the volume.
+        sources: one per slice; of the nearest slice if slices were resampled.
         format: ``dicom``, ``nifti``, ``metaimage``, ``nrrd`` or ``png``.
-        headers: of DICOM, the dataset of each slice without its pixels; of a multi-frame file the
-            same one for each. None of other formats.
-        grid: of NIfTI, MetaImage and NRRD, the file's own. None of others.
-        slice_turn: of DICOM, from the rows and columns of a stored frame to those of a slice.
-        messages: what was measured and has to be told, a line each.
+        headers: for DICOM, the dataset of each slice without pixels (for a multi-frame file the
+            same one for all slices); None for other formats.
+        grid: for NIfTI, MetaImage and NRRD, the grid of the file; None for other formats.
+        slice_turn: for DICOM, from rows and columns of a stored frame to those of a slice.
+        messages: messages for the user, one line each.
     """
 
     name: str
@@ -89,14 +88,14 @@ class Scan:
 
     @property
     def voxel_volume(self) -> float:
-        """In mm3; of a tilted gantry's scan, that of the sheared voxel."""
+        """Volume of a voxel in mm3 (of the sheared voxel if the gantry is tilted)."""
         return float(np.prod(self.spacing) * abs(np.linalg.det(self.direction)))
 
     def to_patient(self, points: np.ndarray) -> np.ndarray:
         """Map points in voxels to the patient.
 
         Args:
-            points: (N, 3) x, y, z in voxels; centers are whole numbers, from 0.
+            points: (N, 3) x, y, z in voxels; integers are voxel centers, from 0.
 
         Returns:
             (N, 3) LPS in mm.
@@ -109,15 +108,15 @@ class Scan:
         return np.linalg.solve(self.direction, offsets.T).T / self.spacing
 
     def to_source_slice(self, array: np.ndarray) -> np.ndarray:
-        """Turn (H, W), such as a mask on a slice, to the rows and columns of its stored frame.
+        """Reorient an array (H, W), such as a mask of a slice, to its stored frame.
 
         Returns:
-            A view, rows x columns of the frames in ``sources``.
+            A view, rows x columns of the stored frame.
         """
         return self.slice_turn.undo(array)
 
     def to_source_points(self, points: np.ndarray) -> np.ndarray:
-        """Map (N, 2) x, y in a slice's pixels to column and row in its stored frame, from 0."""
+        """Map (N, 2) x, y in pixels of a slice to column, row in its stored frame, from 0."""
         points = np.asarray(points, float)[:, ::-1]
         last = np.subtract(self.volume.shape[1:], 1)
         points = np.where(self.slice_turn.flips, last - points, points)

@@ -1,4 +1,4 @@
-"""Slices at measured positions to slices at even distances."""
+"""Resampling of slices to even spacing."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -8,22 +8,22 @@ import numpy as np
 from ..structures.slice_geometry import EXPECTED_SPACING, interpolate_slices, is_spacing
 from .limits import check_size
 
-# Positions are written with some digits: slices may lie this much off, of their spacing or in mm.
+# Tolerance for rounded positions, as a fraction of the spacing or in mm.
 _TOLERANCE = 0.02
 _TOLERANCE_MM = 0.01
-_MAX_GAP = 2.0  # of the spacing
+_MAX_GAP = 2.0  # times the spacing
 _SHOWN = 3
 
 
 class StackPlan(NamedTuple):
-    """Which slices a volume is made of.
+    """How the slices of a volume are made.
 
     Args:
-        slices: for each slice of the volume the two next to it and the second one's weight;
-            the same one twice where nothing is interpolated. In order.
-        first: position of the first one, mm.
-        spacing: of the volume, mm.
-        messages: what has to be told, a line each.
+        slices: for each slice of the volume, in order, the two adjacent source slices and the
+            weight of the second; the same one twice without interpolation.
+        first: position of the first slice in mm.
+        spacing: slice spacing of the volume in mm.
+        messages: messages for the user, one line each.
     """
 
     slices: tuple[tuple[int, int, float], ...]
@@ -32,7 +32,7 @@ class StackPlan(NamedTuple):
     messages: tuple[str, ...] = ()
 
     def nearest(self) -> list[int]:
-        """For each slice of the volume, the nearest one that it was made of."""
+        """The nearest source slice of each slice of the volume."""
         return [upper if fraction > 0.5 else lower for lower, upper, fraction in self.slices]
 
 
@@ -44,22 +44,21 @@ def plan_slices(
     spacing: float | None = None,
     allow_gaps: bool = False,
 ) -> StackPlan:
-    """Plan a volume with even distances between its slices.
+    """Plan a volume with evenly spaced slices.
 
-    Slices that are evenly spaced, to 2 % of their distance, stay as they are. Others are
-    interpolated linearly at the median distance.
+    Slices that are evenly spaced within 2 % of the spacing are unchanged. Others are interpolated
+    linearly at the median spacing.
 
     Args:
-        positions: (N,) along the stack, mm, rising.
-        labels: of each slice, for messages.
-        source: what begins messages.
-        spacing: the distance between slices, where it is known; None for the median, which takes
-            two slices.
-        allow_gaps: interpolate across gaps of more than twice the distance too.
+        positions: (N,) positions along the stack in mm, ascending.
+        labels: name of each slice, for messages.
+        source: beginning of messages.
+        spacing: slice spacing if known; None for the median, which needs two slices.
+        allow_gaps: also interpolate across gaps of more than twice the spacing.
 
     Raises:
-        ValueError: there is a larger gap and ``allow_gaps`` is not set, or the distance is none
-            that slices have.
+        ValueError: there is a larger gap and ``allow_gaps`` is not set, or the spacing is
+            implausible.
     """
     positions = np.asarray(positions, float)
     gaps = np.diff(positions)
@@ -73,7 +72,7 @@ def plan_slices(
     _check_gaps(source, gaps, step, labels, allow_gaps)
     if not len(gaps):
         return StackPlan(((0, 0, 0.0),), positions[0], step)
-    if not known:  # many pairs tell more exactly than one; those around gaps do not count
+    if not known:  # the mean of many pairs is more precise; those around gaps are excluded
         close = gaps[np.abs(gaps - step) <= 2 * tolerance]
         step = float(close.mean()) if len(close) else step
     even = positions[0] + step * np.arange(len(positions))
@@ -86,11 +85,11 @@ def plan_slices(
 def stack_slices(
     slices: Iterable[np.ndarray], plan: StackPlan, size: tuple[int, int]
 ) -> np.ndarray:
-    """Read slices one after the other into a volume; two of them are in memory beside it.
+    """Read slices one by one into a volume, with two of them in memory besides it.
 
     Args:
-        slices: H x W int16 each, all that the plan was made of, in order.
-        plan: of the volume.
+        slices: all source slices of the plan in order, H x W int16.
+        plan: plan of the volume.
         size: H, W.
 
     Returns:

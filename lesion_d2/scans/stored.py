@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import BinaryIO, NamedTuple
 
-#: What reading an archive raises where it is damaged, encrypted or of an unknown compression.
+#: Errors for archives that are damaged, encrypted or of an unknown compression.
 DAMAGED_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 _MAX_MEMBERS = 200_000
 _MAX_MEMBER = 4 << 30  # bytes
@@ -22,9 +22,9 @@ class Stored(NamedTuple):
     """A file, or a member of a zip archive.
 
     Args:
-        path: of the file or the archive.
-        member: name in the archive; None of a file.
-        size: bytes, of a member when it is unpacked, as the archive declares it.
+        path: path of the file or the archive.
+        member: name in the archive; None for a file.
+        size: bytes; for a member, the uncompressed size that the archive declares.
     """
 
     path: str
@@ -33,14 +33,14 @@ class Stored(NamedTuple):
 
     def __str__(self) -> str:
         text = self.path if self.member is None else f"{self.path}/{self.member}"
-        # An archive's names may hold line breaks, a disk's bytes that are no text.
+        # Names in an archive may have line breaks, and names on disk bytes that are not text.
         return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 class Storage:
-    """Opens stored files; archives stay open until the block ends.
+    """Opens stored files; archives stay open until the ``with`` block ends.
 
-    Members are read in memory: nothing is ever extracted, so that their names lead nowhere.
+    Members are never extracted under their names, so that these cannot write elsewhere.
     """
 
     def __init__(self):
@@ -55,7 +55,7 @@ class Storage:
         self._stack.close()
 
     def archive(self, path: str) -> zipfile.ZipFile:
-        """The archive of a path.
+        """Open an archive, or return the open one.
 
         Raises:
             ValueError: it is damaged.
@@ -68,7 +68,7 @@ class Storage:
         return self._archives[path]
 
     def open(self, stored: Stored) -> BinaryIO:
-        """Open a file to read. Of a member no more can be read than the archive declares."""
+        """Open a file for reading. A member is limited to its declared size."""
         if stored.member is None:
             return open(stored.path, "rb")
         member = self.archive(stored.path).open(stored.member)
@@ -87,10 +87,10 @@ class Storage:
 
 
 def files_below(folder: str, skip: Callable[[str], bool]) -> Iterator[tuple[str, list[str]]]:
-    """All folders below one, itself the first, each with its files' names, in order of names.
+    """Yield a folder and all folders below it with their file names, sorted by name.
 
-    Hidden files and folders are left out, and folders of which ``skip`` is true. Links are
-    followed, each folder is visited once.
+    Hidden files and folders are left out, as are folders for which ``skip`` returns True. Links are
+    followed; each folder is visited once.
     """
     visited = set()
     for path, folders, names in os.walk(folder, followlinks=True):
@@ -107,15 +107,15 @@ def files_below(folder: str, skip: Callable[[str], bool]) -> Iterator[tuple[str,
 
 
 def stored_file(path: str) -> Stored:
-    """A file that lies in a folder, in no archive."""
+    """A file on disk with its size."""
     return Stored(path, None, os.path.getsize(path))
 
 
 def members_of(storage: Storage, path: str) -> list[Stored]:
-    """The files in a zip archive, in order of names.
+    """The files in a zip archive, sorted by name.
 
     Raises:
-        ValueError: the archive is damaged, or larger when it is unpacked than any scan.
+        ValueError: the archive is damaged, or its uncompressed size is implausible.
     """
     infos = storage.archive(path).infolist()
     if len(infos) > _MAX_MEMBERS:

@@ -1,4 +1,4 @@
-"""Files that hold a whole volume: NIfTI, MetaImage, NRRD."""
+"""Volume files: NIfTI, MetaImage, NRRD."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,24 +12,24 @@ from .orientation import canonical_turn, turned_geometry
 from .scan import Grid, Scan, SliceSource
 
 _INT16 = np.iinfo(np.int16)
-_FAT = -50  # HU; whole slices have air, which is lower
+_FAT = -50  # HU; complete slices have air, which is lower
 
 
 class VolumeFile:
-    """A volume whose header is read, and whose voxels are not.
+    """A volume whose header has been read, but not its voxels.
 
     Args:
         file: its path.
         format: see :class:`~lesion_d2.scans.Scan`.
-        shape: of its array, three dimensions and any number of ones.
-        affine: 4 x 4, from the array's first three indices to LPS, mm.
-        slabs: gives all voxels in order, in pieces along the third axis, each of the array's
-            first two axes and some of the third. It raises ValueError of a damaged file.
-        messages: what has to be told, a line each.
-        files: that hold the header and the voxels; by default ``file`` alone.
+        shape: shape of its array, three dimensions and any number of ones.
+        affine: 4 x 4, from the array's first three indices to LPS in mm.
+        slabs: yields all voxels in order, in slabs along the third axis. It raises ValueError for
+            damaged files.
+        messages: messages for the user, one line each.
+        files: files with the header and the voxels; by default only ``file``.
 
     Raises:
-        ValueError: the size, the spacing or the matrix is none that a scan has.
+        ValueError: the size, the spacing or the matrix is implausible.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class VolumeFile:
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
         self.grid = Grid(tuple(shape), affine, turn)
-        #: (Z, H, W) of the scan.
+        #: (Z, H, W) shape of the scan.
         self.shape: tuple[int, int, int] = tuple(shape[axis] for axis in turn.axes)
         check_size(file, self.shape)
         #: See :class:`~lesion_d2.scans.Scan`.
@@ -60,7 +60,7 @@ class VolumeFile:
                 f"{file}: found the spacing {self.spacing}, expected for x, y and z "
                 f"{EXPECTED_SPACING}"
             )
-        #: As given: all voxels in the file's order, in pieces along its third axis.
+        #: Yields all voxels in the file's order, in slabs along its third axis.
         self.slabs = slabs
 
     @property
@@ -94,18 +94,17 @@ class VolumeFile:
         )
 
     def read_volume(self, volume: np.ndarray | None = None) -> tuple[np.ndarray, float]:
-        """Read the voxels alone.
+        """Read only the voxels.
 
         Args:
-            volume: (Z, H, W) int16, to read them into; None for a new array.
+            volume: (Z, H, W) int16 array to fill; None for a new one.
 
         Returns:
-            (Z, H, W) int16, HU: values that are no integers are rounded, those beyond int16 cut;
-            and the lowest value.
+            (Z, H, W) int16, HU, rounded and clipped to int16; and the lowest value.
 
         Raises:
-            ValueError: the file is damaged, holds numbers that are not finite, or has no value
-                below 0, as HU of whole slices have: there is air.
+            ValueError: the file is damaged, has numbers that are not finite, or no value below 0
+                (HU of complete slices include air).
         """
         if volume is None:
             volume = np.empty(self.shape, np.int16)
@@ -131,23 +130,23 @@ class VolumeFile:
 
 
 def stem_of(file: str | os.PathLike) -> str:
-    """A file's name without its ending, and without ``.nii`` of ``.nii.gz``."""
+    """A file's name without its extension; ``.nii.gz`` counts as one extension."""
     stem = os.path.splitext(os.path.basename(file))[0]
     return stem.removesuffix(".nii")
 
 
 def check_numbers(file: str | os.PathLike, kind: str, shape: tuple[int, ...], components: int):
-    """Refuse what is no volume of numbers.
+    """Check that a file is a volume of numbers.
 
     Args:
-        file: what begins the message.
-        kind: the type of its values, for the message; NumPy's name or another.
-        shape: of its array.
-        components: numbers a voxel: 3 of a color.
+        file: beginning of the message.
+        kind: type of its values, NumPy's name or another.
+        shape: shape of its array.
+        components: numbers per voxel, such as 3 for colors.
 
     Raises:
-        ValueError: there are more or fewer dimensions than three that are longer than one, or
-            values that are no real numbers.
+        ValueError: the number of dimensions longer than one is not three, or values are not real
+            numbers.
     """
     is_number = components == 1 and kind.startswith(("int", "uint", "float"))
     if len(shape) < 3 or max(shape[3:], default=1) > 1 or not is_number:

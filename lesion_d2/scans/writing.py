@@ -1,4 +1,4 @@
-"""Write volumes as DICOM series and NIfTI files: phantoms, and what tests read."""
+"""Write volumes as DICOM series and NIfTI files, for phantoms and tests."""
 
 import gzip
 import os
@@ -24,17 +24,17 @@ def write_dicom(
 ) -> list[Path]:
     """Write a volume as a series of CT images, ``<folder>/<slice>.dcm``.
 
-    UIDs follow from the patient, the series number and the slice: the same call writes the same
-    files.
+    UIDs are derived from the patient, the series number and the slice, so that the same call writes
+    the same files.
 
     Args:
-        folder: made where it is not there.
+        folder: created if missing.
         volume: (Z, H, W) int16, HU.
         spacing: x, y, z in mm.
         origin: of the center of voxel (0, 0, 0), LPS in mm.
-        direction: (3, 3), its columns the unit vectors along x, y and z in LPS.
+        direction: (3, 3), columns are the unit vectors along x, y and z in LPS.
         patient: name and ID of the patient.
-        series_number: of the series in the patient's one study.
+        series_number: number of the series in the patient's only study.
 
     Returns:
         The files, in order of slices.
@@ -79,7 +79,7 @@ def write_nifti(
         file: its path.
         volume, spacing, origin, direction: see :func:`write_dicom`.
     """
-    import nibabel  # takes long to import
+    import nibabel  # slow to import
 
     affine = np.eye(4)
     affine[:3, :3] = np.multiply(direction, spacing)
@@ -89,7 +89,7 @@ def write_nifti(
     image.set_qform(image.affine, 1)
     image.set_sform(image.affine, 1)
     with atomic_write(file) as partial:
-        # nibabel takes the format of a file from its name, and this one ends in .part.
+        # nibabel infers the format from the file name, which ends in .part here.
         data = image.to_bytes()
         partial.write_bytes(
             gzip.compress(data, 1, mtime=0) if os.fspath(file).endswith(".gz") else data
@@ -97,7 +97,7 @@ def write_nifti(
 
 
 def _header(patient: str, series_number: int, index: int):
-    """All of a CT image's attributes that do not depend on the volume."""
+    """The attributes of a CT image that do not depend on the volume."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 

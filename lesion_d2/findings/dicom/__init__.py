@@ -1,4 +1,4 @@
-"""Findings as DICOM objects that archives and viewers read; takes the packages of ``scans``."""
+"""Findings as DICOM objects for archives and viewers; needs the extra ``scans``."""
 
 from ...scans.limits import require
 

@@ -1,4 +1,4 @@
-"""What reports and segmentations in DICOM have in common: codes, tracking, and what made them."""
+"""Shared by DICOM reports and segmentations: codes, tracking identifiers, equipment."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pydicom.uid import generate_uid
 
 from ..finding import Algorithm, Finding, Findings
 
-#: Of lesions that a detector reports: that something looks other than normal, and no more.
+#: Finding code of detected lesions: only that something looks abnormal.
 CATEGORY = codes.SCT.MorphologicallyAbnormalStructure
 TYPE = codes.SCT.Lesion
-#: Codes of this project, where the standard has none.
+#: This project's codes, for concepts without a standard code.
 SCHEME, SCHEME_NAME = "99LESIOND2", "lesion_d2, universal lesion detection in CT"
 METHODS = {
     "mask": Code("MASK", SCHEME, "Measured on the detector's masks"),
     "box": Code("BOX", SCHEME, "Estimated: ellipses in the detector's boxes"),
 }
 CLASS = Code("CLASS", SCHEME, "Class of the detector")
-#: DeepLesion's types, as findings name them.
+#: Codes of DeepLesion's types, by their names in findings.
 SITES = {
     "bone": codes.SCT.Bone,
     "abdomen": codes.SCT.Abdomen,
@@ -31,26 +31,26 @@ SITES = {
     "soft tissue": codes.SCT.SoftTissue,
     "pelvis": codes.SCT.Pelvis,
 }
-_LONG_STRING = 64  # characters of DICOM's VR LO, and of a code's meaning
+_LONG_STRING = 64  # maximum length of DICOM's VR LO and of a code's meaning
 
 
 def class_code(finding: Finding) -> Code:
-    """The class of a finding as the detector names it."""
+    """The detector's class of a finding, as a code."""
     return Code(f"CLASS_{finding.category_id}", SCHEME, cut(finding.category) or "unnamed")
 
 
 def site(finding: Finding) -> Code | None:
-    """Where a finding is, as far as its class says so."""
+    """The anatomic site of a finding, if its class implies one."""
     return SITES.get(finding.category.replace("_", " ").lower())
 
 
 def tracking(findings: Findings, finding: Finding, series_uid: str) -> tuple[str, str]:
-    """Identifier and UID of a finding, the same wherever it is written.
+    """Tracking identifier and UID of a finding, the same in all objects.
 
     Args:
-        findings: all of the scan.
+        findings: all findings of the scan.
         finding: one of them.
-        series_uid: of the images.
+        series_uid: Series Instance UID of the images.
     """
     algorithm = findings.algorithm
     identifier = f"Finding {finding.number}"
@@ -60,7 +60,7 @@ def tracking(findings: Findings, finding: Finding, series_uid: str) -> tuple[str
 
 
 def equipment(algorithm: Algorithm) -> dict[str, str]:
-    """What made an object, by the names of highdicom's arguments."""
+    """Manufacturer, model and so on of an object, as keyword arguments of highdicom."""
     return {
         "manufacturer": cut(algorithm.name),
         "manufacturer_model_name": cut(algorithm.meta_architecture or algorithm.name),
@@ -70,18 +70,18 @@ def equipment(algorithm: Algorithm) -> dict[str, str]:
 
 
 def description(algorithm: Algorithm) -> str:
-    """What a series or an object is, in one short line."""
+    """One-line description of a series or an object."""
     return f"{cut(algorithm.name)[:36]} findings, not a diagnosis"
 
 
 def model_digest(algorithm: Algorithm) -> str:
-    """64 hexadecimal digits that differ from one model to another."""
+    """64 hexadecimal digits that identify the model."""
     text = algorithm.weights_sha256 or ""
     return text if len(text) == _LONG_STRING else hashlib.sha256(text.encode()).hexdigest()
 
 
 def parameters(findings: Findings) -> dict[str, str]:
-    """What the findings depend on. Of paths there is but the name."""
+    """Parameters of the algorithm; paths are reduced to file names."""
     algorithm, point = findings.algorithm.without_folders(), findings.operating_point
     found = {
         "config": algorithm.config_file,
@@ -97,6 +97,6 @@ def parameters(findings: Findings) -> dict[str, str]:
 
 
 def cut(text: str) -> str:
-    """Text that DICOM's long strings can hold: printable, no backslash, 64 characters."""
+    """Truncate text for a DICOM long string: printable, no backslash, 64 characters."""
     shown = "".join(c if c.isprintable() and c != "\\" else " " for c in text)
     return " ".join(shown.split())[:_LONG_STRING]

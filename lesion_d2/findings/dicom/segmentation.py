@@ -20,10 +20,10 @@ from ..label_map import region_masks
 from . import concepts
 from .source import DicomSource
 
-#: Series number of the segmentations; viewers list them behind the images.
+#: Series number of the segmentations; viewers list them after the images.
 SERIES_NUMBER = 9002
 _DERIVATION = Code("113076", "DCM", "Segmentation")
-# Of segments that overlap, each on all slices.
+# Limit for overlapping segments, which are stored on all slices each.
 _MAX_PIXELS = 2**32
 
 
@@ -31,18 +31,19 @@ _MAX_PIXELS = 2**32
 def write_segmentation(file: str | os.PathLike, scan: Scan, findings: Findings) -> None:
     """Write the masks of findings as a DICOM segmentation of the images of a scan.
 
-    Each finding with masks is a segment, with the tracking identifier and UID that it has in the
-    structured report. Frames have the rows, columns and places of the images' own, and refer to
-    them; where slices were resampled, they lie between them.
+    Each finding with masks is a segment, with the same tracking identifier and UID as in the
+    structured report. Frames have the rows, columns and positions of the images and refer to them;
+    if slices were resampled, frames lie between images.
 
     Args:
-        file: the file, ``.dcm``.
+        file: path of the ``.dcm`` file.
         scan: the findings' scan, read from DICOM.
-        findings: what was found in it, some of it with masks.
+        findings: its findings, at least one with masks.
 
     Raises:
-        ValueError: the scan is not of DICOM files, they lack a UID or share one, no finding has a
-            mask, or too many overlap: their number times their slices' pixels is 2^32 at most.
+        ValueError: the scan is not from DICOM files, a UID is missing or not unique, no finding has
+            a mask, or too many overlap (number of findings times pixels of their slices above
+            2^32).
     """
     source = DicomSource(scan)
     found = [finding for finding in findings.findings if finding.measured_on == "mask"]
@@ -50,7 +51,7 @@ def write_segmentation(file: str | os.PathLike, scan: Scan, findings: Findings) 
         raise ValueError(f"{scan.name}: found no finding with a mask, expected one to segment")
     size = scan.volume.shape[1:]
     indices = sorted({index for finding in found for index in region_masks(finding, size)})
-    # highdicom takes one multi-frame image, or any number of others.
+    # highdicom takes one multi-frame image or any number of single-frame ones.
     images = sorted(source.images, key=lambda image: "NumberOfFrames" not in image)
     count = 1 if "NumberOfFrames" in images[0] else len(images)
     positions = [_position(source.position(index)) for index in indices]
@@ -111,14 +112,15 @@ def _place(position: Sequence[Dataset]) -> tuple[float, ...]:
 def _refer_to_images(
     frames: Iterable[Dataset], source: DicomSource, slices: Mapping[tuple[float, ...], int]
 ) -> None:
-    """Name the image of every frame that is at the place of one.
+    """Reference the source image of each frame at an image's position.
 
-    highdicom does so only where all frames are of one multi-frame image, or all of single ones.
+    highdicom only does this if all frames are from one multi-frame image, or all from single-frame
+    ones.
 
     Args:
-        frames: functional groups of a segmentation's frames.
-        source: of the images.
-        slices: place of a frame -> slice of the scan.
+        frames: functional groups of the segmentation's frames.
+        source: the source images.
+        slices: position of a frame -> slice of the scan.
     """
     for frame in frames:
         index = slices[_place(frame.PlanePositionSequence)]
@@ -138,11 +140,11 @@ def _refer_to_images(
 
 
 def _stored_pixels(scan: Scan, found: Sequence[Finding], indices: Sequence[int]) -> np.ndarray:
-    """Masks of all segments in the rows and columns of stored frames.
+    """Masks of all segments, in the rows and columns of stored frames.
 
     Returns:
-        (slices, rows, columns) with numbers of segments or, where some overlap, (slices, rows,
-        columns, segments) of 0 and 1.
+        (slices, rows, columns) with segment numbers or, if segments overlap, (slices, rows,
+        columns, segments) with 0 and 1.
     """
     places = {index: place for place, index in enumerate(indices)}
     shape = len(indices), *scan.to_source_slice(scan.volume[0]).shape
@@ -160,7 +162,7 @@ def _stored_pixels(scan: Scan, found: Sequence[Finding], indices: Sequence[int])
             f"{count} pixels of a segmentation, expected at most {_MAX_PIXELS}: a higher score "
             "threshold leaves fewer"
         )
-    pixels = np.zeros((len(found), *shape), np.uint8)  # memory that is 0 costs none
+    pixels = np.zeros((len(found), *shape), np.uint8)  # zero pages take no memory
     for number, finding in enumerate(found):
         for place, mask in _stored_masks(scan, finding, places):
             pixels[number, place] = mask
@@ -170,7 +172,7 @@ def _stored_pixels(scan: Scan, found: Sequence[Finding], indices: Sequence[int])
 def _stored_masks(
     scan: Scan, finding: Finding, places: Mapping[int, int]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Place among the segmentation's slices, and mask in rows and columns of stored frames."""
+    """Index in the segmentation's slices, and mask in rows and columns of stored frames."""
     for index, mask in region_masks(finding, scan.volume.shape[1:]).items():
         yield places[index], scan.to_source_slice(mask)
 

@@ -1,4 +1,4 @@
-"""The DICOM images that a scan was read from, as reports and segmentations refer to them."""
+"""References to a scan's DICOM images, for reports and segmentations."""
 
 import copy
 
@@ -11,7 +11,7 @@ from pydicom.valuerep import DS, validate_value
 from ...scans import Scan
 from ...scans.dicom.frame import functional_group
 
-# Attributes of the patient and the study that have to be there, and may be empty.
+# Required attributes of the patient and the study, which may be empty.
 _REQUIRED = (
     "PatientName",
     "PatientID",
@@ -45,24 +45,24 @@ _OPTIONAL = (
 )
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 _SEXES = ("M", "F", "O")
-_CHECKED = ("AS", "CS", "DA", "DS", "IS", "TM")  # value representations with a form
-_NOWHERE = [1e6, 1e6, 1e6]  # of frames that are no slices, such as a localizer
-# A slice at this distance from its source, of the spacing or in mm, is not resampled: readers take
-# slices for evenly spaced that are a little less off.
+_CHECKED = ("AS", "CS", "DA", "DS", "IS", "TM")  # value representations with a fixed format
+_NOWHERE = [1e6, 1e6, 1e6]  # position of frames that are not slices, such as a localizer
+# A slice within this distance of its source, as a fraction of the spacing or in mm, is not
+# resampled. Readers tolerate slightly larger deviations from even spacing.
 _TOLERANCE, _TOLERANCE_MM = 0.03, 0.01
 
 
 class DicomSource:
-    """What reports and segmentations take from the images of a scan.
+    """The images of a scan, for reports and segmentations.
 
     Attributes:
-        images: a dataset for each image (of a multi-frame one, one for all frames), in the order of
-            slices, with what identifies patient and study, in Unicode, and where frames lie. What
-            is missing or invalid there is empty.
-        frame_of_reference_uid: the images'; where they have none, one of the series' own.
+        images: one dataset per image (one for all frames of a multi-frame image), in the order of
+            slices, with the identity of patient and study, in Unicode, and the positions of frames.
+            Missing or invalid values are empty.
+        frame_of_reference_uid: that of the images, or else one derived from the series.
 
     Raises:
-        ValueError: the scan is not of DICOM files, they lack a UID, or two of them share one.
+        ValueError: the scan is not from DICOM files, or a UID is missing or not unique.
     """
 
     def __init__(self, scan: Scan):
@@ -85,7 +85,7 @@ class DicomSource:
             if uid not in self._by_uid:
                 self._by_uid[uid] = self._image(header)
         self.images = list(self._by_uid.values())
-        # The place in the scan, x and y, of a stored frame's first pixel.
+        # x and y in the scan of a stored frame's first pixel.
         corners = np.array(
             [[x, y] for x in (0, scan.volume.shape[2] - 1) for y in (0, scan.volume.shape[1] - 1)]
         )
@@ -93,40 +93,40 @@ class DicomSource:
         self._first_pixel = corners[int(distances.argmin())]
 
     def image_of(self, index: int) -> Dataset:
-        """The image that a slice of the scan is of, or the nearest one where it was resampled."""
+        """The image of a slice of the scan, or the nearest one if slices were resampled."""
         return self._by_uid[str(self._scan.headers[index].SOPInstanceUID)]
 
     def frame_numbers(self, index: int) -> list[int] | None:
-        """Number of a slice's frame, from 1, in a list; None where the image has one frame."""
+        """Number of a slice's frame, from 1, in a list; None if the image has one frame."""
         frame = self._scan.sources[index].frame
         return None if frame is None else [frame + 1]
 
     def is_stored(self, index: int) -> bool:
-        """Whether a slice of the scan is one of its image, and not between two of them."""
+        """Whether a slice of the scan is a stored image, not interpolated between two."""
         normal = np.cross(self.orientation[:3], self.orientation[3:])
         offset = abs((self._place(index) - self._stored_position(index)) @ normal)
         return bool(offset <= _TOLERANCE * self._scan.spacing[2] + _TOLERANCE_MM)
 
     def position(self, index: int) -> np.ndarray:
-        """Center of a slice's first pixel, in rows and columns of stored frames: LPS in mm."""
+        """Center of the first pixel of a slice's stored frame, LPS in mm."""
         return self._stored_position(index) if self.is_stored(index) else self._place(index)
 
     def to_pixels(self, points: np.ndarray) -> np.ndarray:
-        """Column and row in stored frames of (N, 2) x, y in slices; centers are whole numbers."""
+        """Map (N, 2) x, y in slices to column, row in stored frames; integers are pixel centers."""
         return self._scan.to_source_points(points)
 
     def to_patient(self, index: int, points: np.ndarray) -> np.ndarray:
-        """Places in the patient, (N, 3) LPS in mm, of (N, 2) x, y in a slice of the scan."""
+        """Map (N, 2) x, y in a slice of the scan to patient coordinates, (N, 3) LPS in mm."""
         return self._scan.to_patient(np.column_stack([points, np.full(len(points), index)]))
 
     @property
     def orientation(self) -> np.ndarray:
-        """Image Orientation (Patient) of all frames, (6,): the first one's, to some digits."""
+        """(6,) Image Orientation (Patient) of the first frame, up to rounding that of all."""
         return np.array(self._value(0, "PlaneOrientationSequence", "ImageOrientationPatient"))
 
     @property
     def pixel_spacing(self) -> tuple[float, float]:
-        """Pixel Spacing of all frames, between rows and between columns, mm."""
+        """Pixel Spacing of all frames in mm: between rows, between columns."""
         return tuple(map(float, self._value(0, "PixelMeasuresSequence", "PixelSpacing")))
 
     def _place(self, index: int) -> np.ndarray:
@@ -165,7 +165,7 @@ class DicomSource:
 def _place_frames(
     image: Dataset, header: Dataset, orientation: np.ndarray, thickness: float
 ) -> None:
-    """Write where an image's frames lie: of one frame at its root, of several in their groups."""
+    """Set frame positions: at the root for one frame, in functional groups for several."""
 
     def item(keyword: str, value) -> list[Dataset]:
         dataset = Dataset()
@@ -176,7 +176,7 @@ def _place_frames(
     first = 0 if frames else None
     spacing = _decimals(_value(header, first, "PixelMeasuresSequence", "PixelSpacing"))
     orientation = _decimals(orientation)
-    # Of segmentations it has to be above 0; a source may have none.
+    # It must be above 0 in segmentations, and may be missing in the source.
     declared = _value(header, first, "PixelMeasuresSequence", "SliceThickness")
     thickness = float(declared) if declared and float(declared) > 0 else thickness
     if not frames:
@@ -201,7 +201,7 @@ def _place_frames(
 
 
 def _value(header: Dataset, frame: int | None, sequence: str, keyword: str):
-    """An attribute of a frame: at the root, or in the functional groups of a multi-frame image."""
+    """An attribute of a frame, at the root or in the functional groups of a multi-frame image."""
     if frame is None:
         return header.get(keyword)
     value = functional_group(header.PerFrameFunctionalGroupsSequence[frame], sequence, keyword)
@@ -219,9 +219,9 @@ def _uid(scan: Scan, header: Dataset, keyword: str) -> str:
 
 
 def _valid(header: Dataset, keyword: str):
-    """An attribute's value, with text in Unicode; None where it is missing, empty or invalid.
+    """An attribute's value, with text in Unicode; None if it is missing, empty or invalid.
 
-    Text is taken as it is, however long: archives go by it.
+    Text is not truncated, as archives match it.
     """
     try:
         element = header[keyword]
@@ -233,11 +233,11 @@ def _valid(header: Dataset, keyword: str):
         for part in value if element.VM > 1 else [value]:
             if element.VR in _CHECKED:
                 validate_value(element.VR, str(part), RAISE)
-    except Exception:  # values of strangers: none is better than one that no reader takes
+    except Exception:  # no value is better than an invalid one
         return None
     return None if keyword == "PatientSex" and value not in _SEXES else value
 
 
 def _decimals(values) -> list[DS]:
-    """Numbers with as many digits as DICOM has room for."""
+    """Convert numbers to decimal strings of DICOM's maximum length."""
     return [DS(float(value), auto_format=True) for value in values]

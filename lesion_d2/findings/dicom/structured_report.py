@@ -19,7 +19,7 @@ from ..finding import Finding, Findings
 from . import concepts
 from .source import DicomSource
 
-#: Series number of the reports; viewers list them behind the images.
+#: Series number of the reports; viewers list them after the images.
 SERIES_NUMBER = 9001
 
 
@@ -27,23 +27,23 @@ SERIES_NUMBER = 9001
 def write_structured_report(file: str | os.PathLike, scan: Scan, findings: Findings) -> None:
     """Write findings as a DICOM structured report on the images of a scan.
 
-    Each finding is a measurement group of TID 1411 with its region, long axis, short axis, volume
-    and score ("Certainty of Finding", the score in percent: what the detector gives it, not a
-    probability of disease), and the detector's class. Regions are outlines of its masks, or its
-    boxes, in the pixels of the source images; where slices were resampled between images, polygons
-    in the patient. Volume and axes tell by their measurement method whether they were measured on
-    masks or are estimates from boxes. A scan without findings has a group that says so.
+    Each finding is a measurement group (TID 1411) with its region, long axis, short axis, volume,
+    score ("Certainty of Finding": the detector's score in percent, not a probability of disease)
+    and class. Regions are the outlines of its masks, or else its boxes, in pixels of the source
+    images, or in patient coordinates if slices were resampled. The measurement method of volume and
+    axes says whether they were measured on masks or estimated from boxes. For a scan without
+    findings, a group says so.
 
-    Patient and study are the images'. The report is preliminary and unverified, names the software
-    as its only observer, and holds no diagnosis.
+    Patient and study are those of the images. The report is preliminary and unverified, has the
+    software as its only observer, and contains no diagnosis.
 
     Args:
-        file: the file, ``.dcm``.
+        file: path of the ``.dcm`` file.
         scan: the findings' scan, read from DICOM.
-        findings: what was found in it.
+        findings: its findings.
 
     Raises:
-        ValueError: the scan is not of DICOM files, they lack a UID, or two of them share one.
+        ValueError: the scan is not from DICOM files, or a UID is missing or not unique.
     """
     source = DicomSource(scan)
     groups = [_group(source, findings, finding) for finding in findings.findings]
@@ -110,7 +110,7 @@ def _group(source: DicomSource, findings: Findings, finding: Finding):
             referenced_regions=regions, **common
         )
     polygons = [source.to_patient(index, points) for index, points in outlines]
-    if len(polygons) == 1:  # no surface
+    if len(polygons) == 1:  # not a surface
         region = hd.sr.ImageRegion3D(
             graphic_type=hd.sr.GraphicTypeValues3D.POLYGON,
             graphic_data=polygons[0],
@@ -125,7 +125,7 @@ def _group(source: DicomSource, findings: Findings, finding: Finding):
 
 
 def _outlines(finding: Finding) -> list[tuple[int, np.ndarray]]:
-    """Slices and closed polygons, (N, 2) x, y in voxels, of all parts of a finding."""
+    """Slice and closed polygon, (N, 2) x, y in voxels, of each part of a finding."""
     if finding.measured_on == "box":
         return [(entry.slice_index, box_outline(entry.box)) for entry in finding.slices]
     return [
@@ -140,7 +140,7 @@ def _region(source: DicomSource, index: int, points: np.ndarray) -> hd.sr.ImageR
     image = hd.sr.SourceImageForRegion.from_source_image(
         source.image_of(index), source.frame_numbers(index)
     )
-    # In DICOM's reports the first pixel's center is 0.5, 0.5.
+    # In DICOM reports, the first pixel's center is at (0.5, 0.5).
     return hd.sr.ImageRegion(
         graphic_type=hd.sr.GraphicTypeValues.POLYLINE,
         graphic_data=source.to_pixels(points) + 0.5,

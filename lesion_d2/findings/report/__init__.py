@@ -1,4 +1,4 @@
-"""Findings as a page to look at: one HTML file a scan, no network, and an index."""
+"""HTML reports of findings: one self-contained file per scan, and an index."""
 
 from .index import IndexRow, write_index
 from .page import write_report

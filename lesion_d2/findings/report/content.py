@@ -1,4 +1,4 @@
-"""What a report says: findings as the viewer reads them, and as rows of the table."""
+"""Content of a report: data for its viewer, and rows of its table."""
 
 from collections.abc import Collection
 from html import escape
@@ -10,7 +10,7 @@ from ...structures.rle import decode_mask
 from ...utils.display_windows import WINDOWS
 from ..finding import Algorithm, Diameter, Finding, Findings, OperatingPoint, SliceFinding
 
-#: Windows of the viewer's buttons, (low, high) in HU; the first one is there at the start.
+#: Windows of the viewer's buttons, (low, high) in HU; the first is the default.
 PRESETS = {
     "Soft tissue": WINDOWS["abdomen"],
     "Lung": WINDOWS["lung"],
@@ -18,11 +18,11 @@ PRESETS = {
     "Liver": WINDOWS["liver"],
 }
 _NO_BREAK = "\u00a0"
-_PATIENT_SIDES = (("L", "R"), ("P", "A"), ("S", "I"))  # of rising and falling LPS coordinates
+_PATIENT_SIDES = (("L", "R"), ("P", "A"), ("S", "I"))  # positive and negative LPS directions
 
 
 def viewer_data(scan: Scan, findings: Findings) -> dict:
-    """What the page's script needs of a report that holds all slices, ready for JSON."""
+    """JSON data for the page's script, for a report with all slices."""
     depth, height, width = scan.volume.shape
     return {
         "depth": depth,
@@ -38,7 +38,7 @@ def viewer_data(scan: Scan, findings: Findings) -> dict:
 
 
 def without_slices(data: dict, slices: Collection[int]) -> dict:
-    """:func:`viewer_data` of a report that holds ``slices`` alone, and masks on these."""
+    """Restrict :func:`viewer_data` to ``slices`` and their masks."""
     return {
         **data,
         "slices": sorted(slices),
@@ -83,13 +83,13 @@ def _rounded(numbers: Collection[float]) -> list[float]:
 
 
 def mask_runs(mask: np.ndarray) -> list[int]:
-    """Write a mask as runs of pixels.
+    """Encode a mask as runs of pixels.
 
     Args:
         mask: H x W bool.
 
     Returns:
-        For each run, row by row: its y, its first x and its last x.
+        y, first x and last x of each run, row by row.
     """
     rows = np.flatnonzero(mask.any(axis=1))
     steps = np.diff(np.pad(mask[rows].astype(np.int8), ((0, 0), (1, 1))), axis=1)
@@ -105,7 +105,7 @@ def table_row(finding: Finding, findings: Findings) -> str:
     first, last = int(finding.box[2]) + 1, int(finding.box[5]) + 1
     place = place_text(findings.to_patient(center[None])[0])
     voxel = ", ".join(number_text(value, 0) for value in center)
-    measured = "on the mask" if finding.measured_on == "mask" else "a guess from the box"
+    measured = "on the mask" if finding.measured_on == "mask" else "estimated from the box"
     return (
         f'<tr data-finding="{finding.number}"><th scope="row"><div>'
         f'<canvas width="176" height="176" role="img" '
@@ -132,14 +132,14 @@ def _volume_text(mm3: float) -> str:
 
 
 def place_text(point: np.ndarray) -> str:
-    """A place in the patient, (3,) LPS in mm, with the sides that it lies to: "R 12 A 45 S 120"."""
+    """Format patient coordinates, (3,) LPS in mm, with sides: "R 12 A 45 S 120"."""
     parts = zip(_PATIENT_SIDES, point, strict=True)
     texts = [f"{sides[int(value < 0)]}{_NO_BREAK}{abs(value):.0f}" for sides, value in parts]
     return " ".join(texts) + f"{_NO_BREAK}mm"
 
 
 def number_text(value: float, digits: int) -> str:
-    """A number with a true minus sign, and no minus before 0."""
+    """Format a number with a typographic minus sign, and without a minus for 0."""
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
@@ -147,7 +147,7 @@ def side_letters(direction: np.ndarray) -> dict[str, str]:
     """The patient's sides at the image's edges: ``left``, ``right`` and ``top``.
 
     Args:
-        direction: 3 x 3, its columns the unit vectors along x, y and z in LPS.
+        direction: 3 x 3, columns are the unit vectors along x, y and z in LPS.
     """
     across, down = np.asarray(direction, float)[:, 0], np.asarray(direction, float)[:, 1]
     return {"left": _side(-across), "right": _side(across), "top": _side(-down)}
@@ -159,7 +159,7 @@ def _side(vector: np.ndarray) -> str:
 
 
 def facts(scan: Scan, findings: Findings) -> dict[str, str]:
-    """What made the findings, in words: label -> text."""
+    """Facts about scan and algorithm: label -> text."""
     algorithm = findings.algorithm.without_folders()
     depth, height, width = scan.volume.shape
     x, y, z = scan.spacing
@@ -177,7 +177,7 @@ def facts(scan: Scan, findings: Findings) -> dict[str, str]:
 
 
 def operating_point_text(point: OperatingPoint) -> str:
-    """Say from which score on something is a finding, and why."""
+    """Describe the score threshold and its reason."""
     text = f"score {point.score_threshold:.3g} or more"
     if point.rate is None:
         return f"{text}, as given"

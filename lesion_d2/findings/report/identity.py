@@ -1,4 +1,4 @@
-"""Who was scanned, and a report that does not tell it."""
+"""The identity of the scanned patient, and its removal from reports."""
 
 import re
 import unicodedata
@@ -11,7 +11,7 @@ from ...scans import Scan
 if TYPE_CHECKING:
     import pydicom
 
-# What a report shows with identity: DICOM keyword -> what a reader calls it.
+# Attributes that a report with identity shows: DICOM keyword -> label.
 _SHOWN = {
     "PatientName": "Patient",
     "PatientID": "ID",
@@ -22,7 +22,7 @@ _SHOWN = {
     "SeriesDescription": "Series",
     "AccessionNumber": "Accession number",
 }
-# What must not stand in one without.
+# Attributes whose values are removed from a report without identity.
 _NAMES = ("PatientName", "OtherPatientNames", "PatientBirthName")
 _CODES = ("PatientID", "AccessionNumber", "StudyID", "IssuerOfPatientID")
 _DATES = (
@@ -37,18 +37,18 @@ _REMOVED = "[removed]"
 
 
 def identity_of(scan: Scan) -> dict[str, str]:
-    """Patient and study of a scan, as its headers have them; empty for formats without."""
+    """Patient and study of a scan from its headers; empty for formats without them."""
     values = {label: _text(scan, keyword) for keyword, label in _SHOWN.items()}
     return {label: value for label, value in values.items() if value}
 
 
 def identity_remover(scan: Scan) -> Callable[[str], str]:
-    """Make a function that takes a scan's identity out of a text.
+    """Return a function that removes a scan's identity from a text.
 
-    Names of files and folders often hold the patient's name or ID, or the study's date. Whatever
-    the DICOM headers know of these is replaced by "[removed]". Of other formats nothing is known.
+    File and folder names often contain the patient's name or ID, or the study's date. All values of
+    these in the DICOM headers are replaced by "[removed]"; other formats have no such headers.
     """
-    # One or two letters or digits are in everything and tell nobody, but in names.
+    # Values of one or two characters occur everywhere and identify nobody, except in names.
     words = {word for keyword in _CODES if len(word := _text(scan, keyword)) > 2}
     for keyword in _NAMES:
         words.update(_name_words(_text(scan, keyword)))
@@ -69,8 +69,8 @@ def identity_remover(scan: Scan) -> Callable[[str], str]:
 
 
 def _name_words(name: str) -> Iterator[str]:
-    """The parts of a name, and those that follow each other: short ones tell nobody alone."""
-    for written in name.split("="):  # in letters, in ideographs, in sounds
+    """Parts of a name, and pairs of adjacent parts, as short parts alone identify nobody."""
+    for written in name.split("="):  # alphabetic, ideographic, phonetic
         parts = [part for part in re.split(r"[\s^,;\\]+", written) if part]
         yield from (part for part in parts if len(part) > 1)
         for order in (parts, parts[::-1]):
@@ -78,16 +78,16 @@ def _name_words(name: str) -> Iterator[str]:
 
 
 def _as_folder(word: str) -> str:
-    """A word as scans are named by it, see :func:`~lesion_d2.scans.names.safe_name`."""
-    # Letters with accents are one character here or, as some systems name files, two.
+    """A word as it appears in names of scans, see :func:`~lesion_d2.scans.names.safe_name`."""
+    # Accented letters may be one or two characters (Unicode normalization).
     kept = re.sub(r"[^A-Za-z0-9. -]", "?", word)
     return kept if len(re.sub(r"[? ]", "", kept)) > 2 else ""
 
 
 def _pattern(word: str) -> str:
-    # A folder's name has "_" or "-" where the header has a space, or nothing at all.
+    # File names may have "_", "-" or nothing in place of a header's space.
     escaped = r"[\s_.^-]*".join(map(re.escape, word.split())).replace(r"\?", "[A-Za-z]?_")
-    # Short words are parts of others: they have to stand alone, but for those of ideographs.
+    # Short words may be parts of others, so they must match as whole words, except ideographs.
     if len(word) > 4 or not word.isascii():
         return escaped
     return rf"(?<![^\W_]){escaped}(?![^\W_])"

@@ -17,12 +17,12 @@ class IndexRow:
     """A scan of an index.
 
     Args:
-        scan: its name.
-        slices: number of its slices; None where it could not be read.
-        findings: number of its findings; None where there was no prediction.
-        seconds: that it took; None where it was not run.
-        error: why there are no findings, one line; None where there are.
-        report: its report, a path; None where there is none.
+        scan: name of the scan.
+        slices: number of slices; None if the scan could not be read.
+        findings: number of findings; None without a prediction.
+        seconds: run time; None if it was not run.
+        error: one-line reason for missing findings, or None.
+        report: path of the report, or None.
     """
 
     scan: str
@@ -38,7 +38,7 @@ def write_index(file: str | os.PathLike, rows: Iterable[IndexRow]) -> None:
 
     Args:
         file: path of the HTML file; links are relative to its folder.
-        rows: a scan each.
+        rows: one per scan.
     """
     rows = list(rows)
     style = page_file("report.css")
@@ -57,7 +57,7 @@ def write_index(file: str | os.PathLike, rows: Iterable[IndexRow]) -> None:
 def _row(row: IndexRow, folder: Path) -> str:
     name = escape(row.scan)
     if row.report is not None:
-        # Quoted as a whole, so that no name can be read as a scheme such as "javascript:".
+        # Fully quoted, so that no name is parsed as a scheme such as "javascript:".
         link = quote(Path(os.path.relpath(row.report, folder)).as_posix())
         name = f'<a href="{link}">{name}</a>'
     seconds = "" if row.seconds is None else f"{row.seconds:.1f}"

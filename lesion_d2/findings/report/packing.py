@@ -1,4 +1,4 @@
-"""Slices as a report holds them: which ones, in how many bytes."""
+"""Selection and compression of a report's slices."""
 
 import base64
 import zlib
@@ -9,22 +9,22 @@ import numpy as np
 
 from ..finding import Finding
 
-#: HU outside of this range are held as its ends: 12 bits a pixel.
+#: HU are clipped to this range: 12 bits per pixel.
 HU_RANGE = (-1024, 3071)
-#: Slices on each side of a finding that a report holds.
+#: Slices on each side of a finding that a report includes.
 MARGIN = 2
-# Of the room for slices, what those of findings may take before every n-th one has its share.
+# Fraction of the size limit for slices of findings; the rest is for every n-th slice.
 _SHARE_OF_FINDINGS = 0.75
 
 
 @dataclass(frozen=True)
 class ChosenSlices:
-    """The slices that a report holds.
+    """The slices in a report.
 
     Args:
-        coded: slice -> its pixels, base64 of :func:`encode_slice`, by rising slice.
-        step: every ``step``-th slice is there, all where 1; None where there was no room.
-        left_out: number of slices of findings or beside them for which there was no room.
+        coded: slice -> base64 of :func:`encode_slice`, by ascending slice.
+        step: every ``step``-th slice is included; None if there was no room.
+        left_out: number of slices of or near findings that did not fit.
     """
 
     coded: dict[int, str]
@@ -33,37 +33,37 @@ class ChosenSlices:
 
 
 def encode_slice(hu: np.ndarray) -> bytes:
-    """Compress a slice without loss of its lower 12 bits.
+    """Compress a slice without loss within :data:`HU_RANGE`.
 
-    Each pixel is foretold from its left, upper and upper left neighbors, as lossless JPEG-LS does
-    (median edge detector); what is left over compresses to three quarters of a 16-bit PNG.
+    Each pixel is predicted from its left, upper and upper left neighbors, as in lossless JPEG-LS
+    (median edge detector). The residuals compress to three quarters of the size of a 16-bit PNG.
 
     Args:
         hu: H x W int16; clipped to :data:`HU_RANGE`.
 
     Returns:
-        Deflated bytes: the low ones of all differences (modulo 4096, zigzag), then the high ones.
+        Deflated bytes: the low bytes of all residuals (modulo 4096, zigzag), then the high bytes.
     """
     values = np.clip(hu, *HU_RANGE).astype(np.int16) - HU_RANGE[0]
     difference = (values - _foretold(values) + 2048) % 4096 - 2048
     zigzag = (difference << 1) ^ (difference >> 15)
     planes = np.stack([zigzag & 255, zigzag >> 8]).astype(np.uint8)
-    deflate = zlib.compressobj(level=6, strategy=zlib.Z_RLE)  # noise has no longer repetitions
+    deflate = zlib.compressobj(level=6, strategy=zlib.Z_RLE)  # noise has no longer matches
     return deflate.compress(planes.tobytes()) + deflate.flush()
 
 
 def choose_slices(
     volume: np.ndarray, findings: Iterable[Finding], *, limit: int | None
 ) -> ChosenSlices:
-    """Choose the slices of a report: those of findings and around them, and every n-th elsewhere.
+    """Choose the slices of a report: those of and near findings, and every n-th elsewhere.
 
-    Key slices come first, by falling score, then what is around them, then every n-th slice with
-    the least n for which there is room.
+    Key slices come first, by descending score, then slices near them, then every n-th slice with
+    the smallest n that fits.
 
     Args:
         volume: (Z, H, W) int16, HU.
-        findings: by falling score.
-        limit: room for all coded slices, in bytes; None for all slices.
+        findings: by descending score.
+        limit: maximum size of all encoded slices in bytes; None for all slices.
 
     Returns:
         At least one slice.
@@ -77,7 +77,7 @@ def choose_slices(
     wanted.update(dict.fromkeys(_around(findings, count)))
     wanted = wanted or {count // 2: None}
     chosen = coder.fill(wanted, limit * _SHARE_OF_FINDINGS)
-    chosen = chosen or set(list(wanted)[:1])  # however little room there is
+    chosen = chosen or set(list(wanted)[:1])  # at least one, even beyond the limit
     step = _least_step(coder, chosen, count, limit)
     if step:
         chosen |= set(range(0, count, step)) | {count - 1}
@@ -89,13 +89,13 @@ def choose_slices(
 
 
 def _least_step(coder: "_Coder", chosen: set[int], count: int, limit: int) -> int | None:
-    """The least n so that every n-th slice has room beside those that are chosen."""
+    """The smallest n for which every n-th slice fits besides the chosen ones."""
     room = limit - sum(map(coder.size, chosen))
     size = max(1.0, float(np.mean([coder.size(z) for z in chosen])))
     step = max(1, int(count * size // max(limit, 1)))
     while step < count:
         grid = set(range(0, count, step)) | {count - 1}
-        # Estimated first: slices that have no room need not be coded to find that out.
+        # Estimated first, to avoid encoding slices that do not fit.
         if len(grid - chosen) * size * 0.8 <= room and coder.total(grid - chosen) <= room:
             return step
         step += 1
@@ -103,7 +103,7 @@ def _least_step(coder: "_Coder", chosen: set[int], count: int, limit: int) -> in
 
 
 def _around(findings: Iterable[Finding], count: int) -> Iterator[int]:
-    """Slices of findings and beside them, each finding's from its key slice outwards."""
+    """Slices of and near findings, for each finding from its key slice outwards."""
     for finding in findings:
         first = max(0, int(finding.box[2]) - MARGIN)
         last = min(count - 1, int(finding.box[5]) + MARGIN)
@@ -111,7 +111,7 @@ def _around(findings: Iterable[Finding], count: int) -> Iterator[int]:
 
 
 class _Coder:
-    """Codes each slice once."""
+    """Encodes slices, with a cache."""
 
     def __init__(self, volume: np.ndarray):
         self.volume = volume
@@ -129,7 +129,7 @@ class _Coder:
         return sum(map(self.size, slices))
 
     def fill(self, wanted: Iterable[int], room: float, chosen: Iterable[int] = ()) -> set[int]:
-        """Take slices, in the order that they are wanted, until the next one has no room."""
+        """Take slices in the given order until the next one does not fit."""
         taken = set(chosen)
         used = self.total(taken)
         for z in wanted:
@@ -143,14 +143,14 @@ class _Coder:
 
 
 def _foretold(values: np.ndarray) -> np.ndarray:
-    """The median edge detector of JPEG-LS (Weinberger et al., 2000, section III)."""
+    """Prediction by JPEG-LS's median edge detector (Weinberger et al., 2000, section III)."""
     left, up = np.zeros_like(values), np.zeros_like(values)
     left[:, 1:] = values[:, :-1]
     up[1:] = values[:-1]
     corner = np.zeros_like(values)
     corner[1:, 1:] = values[:-1, :-1]
     low, high = np.minimum(left, up), np.maximum(left, up)
-    # Clipped to between its neighbors, left + up - corner is the detector's three cases in one.
+    # Clipping left + up - corner to the range of the neighbors covers the detector's three cases.
     foretold = np.clip(left + up - corner, low, high)
     foretold[0] = left[0]
     foretold[:, 0] = up[:, 0]

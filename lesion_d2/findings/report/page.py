@@ -1,4 +1,4 @@
-"""The report: one HTML file in which a scan can be looked through, with what was found in it."""
+"""The report: one HTML file with a viewer for a scan and its findings."""
 
 import base64
 import functools
@@ -17,7 +17,7 @@ from .content import PRESETS, facts, side_letters, table_row, viewer_data, witho
 from .identity import identity_of, identity_remover
 from .packing import HU_RANGE, MARGIN, ChosenSlices, choose_slices
 
-#: Most bytes of a report that does not hold all slices.
+#: Maximum size in bytes of a report without all slices.
 MAX_BYTES = 25_000_000
 NOTICE = "Not a medical device. For research on detectors, not for diagnosis."
 
@@ -33,30 +33,30 @@ def write_report(
     full: bool = False,
     with_identity: bool = False,
 ) -> None:
-    """Write a page that shows a scan and what was found in it.
+    """Write an HTML report of a scan and its findings.
 
-    It is one HTML file: it opens from disk in any browser of 2023 or later and can load nothing,
-    by its own content security policy. It holds the slices of findings, two on each side of them,
-    and every n-th slice elsewhere, with the least n that keeps it below 25 MB; HU are clipped to
+    It is one HTML file that opens from disk in any browser from 2023 on; its content security
+    policy forbids loading anything. It includes the slices of findings, two on each side of them,
+    and every n-th slice elsewhere, with the smallest n that keeps it below 25 MB. HU are clipped to
     -1024 .. 3071.
 
     Args:
         file: path of the HTML file.
-        scan: where it was searched.
-        findings: what was found there.
-        full: hold all slices, however large that is.
-        with_identity: show patient and study as the scan's DICOM headers have them. Otherwise these
-            are even taken out of its name and messages.
+        scan: the scan.
+        findings: its findings.
+        full: include all slices, regardless of size.
+        with_identity: show patient and study from the scan's DICOM headers. Otherwise they are also
+            removed from its name and messages.
 
     Raises:
-        ValueError: the findings are those of a scan of another shape, or name slices that it lacks.
+        ValueError: the findings are of a scan of another shape, or refer to slices outside of it.
     """
     _check(scan, findings)
     data = viewer_data(scan, findings)
-    # Made once without slices, but with all masks, to know how much room is left for slices.
+    # Rendered once without slices but with all masks, to compute the size left for slices.
     empty = ChosenSlices({}, step=1, left_out=0)
     rest = len(_page(scan, findings, empty, data, with_identity).encode())
-    words = 2000 + 60 * len(scan.volume)  # of the slices' elements, and of the notes on them
+    words = 2000 + 60 * len(scan.volume)  # size of the slices' elements and notes
     room = None if full else max(0, MAX_BYTES - rest - words)
     chosen = choose_slices(scan.volume, findings.findings, limit=room)
     data = without_slices(data, chosen.coded)
@@ -160,7 +160,7 @@ def _notes(scan: Scan, findings: Findings, chosen: ChosenSlices) -> list[str]:
 
 
 def count_text(number: int, noun: str) -> str:
-    """A number of things, "1 scan" or "2 scans"."""
+    """A count with its noun: "1 scan", "2 scans"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
@@ -170,7 +170,7 @@ def _ordinal(number: int) -> str:
 
 
 def _ranges(slices) -> str:
-    """Slices from 1, "1, 5–9", of rising ones from 0."""
+    """Format ascending slices from 0 as ranges from 1: "1, 5–9"."""
     runs: list[list[int]] = []
     for z in slices:
         if runs and z == runs[-1][1] + 1:
@@ -184,7 +184,7 @@ def _ranges(slices) -> str:
 
 @functools.cache
 def page_file(name: str) -> str:
-    """Text of a file of the page, from this package."""
+    """Read one of the page's template files from this package."""
     return (_FOLDER / name).read_text(encoding="utf-8")
 
 
@@ -195,7 +195,7 @@ def _script() -> str:
 
 
 def content_policy(style: str, script: str | None = None) -> str:
-    """A content security policy that allows this style and script and nothing else."""
+    """A content security policy that allows only this style and script."""
     policy = f"default-src 'none'; style-src '{_sha256(style)}'; "
     if script:
         policy += f"script-src '{_sha256(script)}'; "
@@ -208,7 +208,7 @@ def _sha256(text: str) -> str:
 
 
 def json_in_html(value: object) -> str:
-    """JSON that can stand in a script element: no text in it can end that or start another."""
+    """JSON escaped for a script element: no text in it can end the element or start another."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")

@@ -1,10 +1,10 @@
-"""The size that a compressed image declares, read before a decoder asks for its memory."""
+"""The declared size of a compressed image, read before a decoder allocates memory."""
 
 import struct
 
 _J2K_START = b"\xff\x4f\xff\x51"  # SOC, SIZ
-_BOXES = 4096  # bytes that may come before, in a JP2 file
-_NO_SIZE = {0xC4, 0xC8, 0xCC}  # of the markers C0 to CF, those that are no start of a frame
+_BOXES = 4096  # maximum bytes before it in a JP2 file
+_NO_SIZE = {0xC4, 0xC8, 0xCC}  # markers in C0 to CF that do not start a frame
 _JPEG_LS = 0xF7
 
 
@@ -12,7 +12,7 @@ def declared_size(data: bytes) -> tuple[int, int, int] | None:
     """Rows, columns and components of a JPEG, JPEG-LS or JPEG 2000 image.
 
     Returns:
-        None where they cannot be read.
+        The tuple, or None if they cannot be read.
     """
     start = data[:_BOXES].find(_J2K_START)
     if start >= 0:
@@ -33,7 +33,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int, int] | None:
         if data[at] != 0xFF:
             return None
         marker = data[at + 1]
-        if marker == 0xFF:  # filling
+        if marker == 0xFF:  # padding
             at += 1
             continue
         if marker == _JPEG_LS or (0xC0 <= marker <= 0xCF and marker not in _NO_SIZE):

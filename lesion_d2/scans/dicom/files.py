@@ -1,4 +1,4 @@
-"""DICOM files: opened, read, and what is wrong with them in one line."""
+"""Reading of DICOM files, with one-line errors."""
 
 import warnings
 import zlib
@@ -17,20 +17,19 @@ _META_BYTES = 4096
 _MAX_WORDS = 1000
 _MAX_INFLATED = 2 << 30  # bytes
 _CHUNK = 1 << 20
-# Headers of 5,000 frames take less: some readings for each of their elements.
+# Headers of 5,000 frames need fewer; each element takes a few reads.
 _MAX_READINGS = 2_000_000
-# A file without preamble begins with an element of one of these groups, little endian.
+# A file without preamble starts with an element of one of these groups, little endian.
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
 
 
 def is_dicom(opened: BinaryIO) -> bool:
-    """Whether a file's first bytes are those of DICOM; of old files without preamble too."""
+    """Whether a file's first bytes are those of DICOM, with or without preamble."""
     start = opened.read(136)
     opened.seek(0)
     if start[128:132] == b"DICM":
         return True
-    # Element numbers are small, and a type of two capitals or the first bytes of a short length
-    # follows.
+    # Element numbers are small, followed by a VR of two capitals or a short length.
     return (
         len(start) > 8
         and start[:2] in _FIRST_GROUPS
@@ -40,10 +39,10 @@ def is_dicom(opened: BinaryIO) -> bool:
 
 
 def read_dataset(opened: BinaryIO, **options) -> "pydicom.Dataset":
-    """Read a dataset as :func:`pydicom.dcmread` does, from an open file.
+    """Read a dataset from an open file, as :func:`pydicom.dcmread` does.
 
     Raises:
-        ValueError: it is damaged; the message has no file name.
+        ValueError: the file is damaged; the message has no file name.
     """
     pydicom = require("pydicom")
     _check_inflated(opened)
@@ -51,13 +50,13 @@ def read_dataset(opened: BinaryIO, **options) -> "pydicom.Dataset":
         dataset = pydicom.dcmread(_Bounded(opened), force=True, **options)
         if not dataset.file_meta.get("TransferSyntaxUID"):
             dataset.file_meta.TransferSyntaxUID = _guessed_syntax(dataset)
-    except Exception as error:  # damaged files make it raise errors of any kind
+    except Exception as error:  # pydicom raises any kind of error for damaged files
         raise ValueError(f"found a damaged DICOM file ({describe(error)})") from None
     return dataset
 
 
 class _Bounded:
-    """An open file of which not too many parts are read: a small archive may hold 10^8 elements."""
+    """An open file with a limit on reads, as a small archive may hold 10^8 elements."""
 
     def __init__(self, opened: BinaryIO):
         self._opened, self._left = opened, _MAX_READINGS
@@ -66,10 +65,10 @@ class _Bounded:
         return getattr(self._opened, name)
 
     def read(self, *size: int) -> bytes:
-        """Read as the file does.
+        """Read as the file's method does.
 
         Raises:
-            ValueError: it was asked too often.
+            ValueError: the limit is exceeded.
         """
         self._left -= 1
         if self._left < 0:
@@ -79,16 +78,16 @@ class _Bounded:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings of pydicom's, which are many, about values that nobody needs."""
+    """Suppress pydicom's many warnings, which are about values that are not used."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pydicom")
         yield
 
 
 def describe(error: BaseException) -> str:
-    """An error's words on one line, or its kind where it has none.
+    """An error's message on one line, or its class if it has none.
 
-    Words of a damaged file may be any bytes, and many.
+    Messages may contain any bytes of a damaged file, and be long.
     """
     return printable(error)[:_MAX_WORDS] or type(error).__name__
 
@@ -103,13 +102,13 @@ def _guessed_syntax(dataset: "pydicom.Dataset") -> str:
 
 
 def _check_inflated(opened: BinaryIO) -> None:
-    """Refuse a deflated dataset that would fill the memory; pydicom inflates it at once."""
+    """Refuse a deflated dataset that would fill the memory, as pydicom inflates it as a whole."""
     start = opened.read(_META_BYTES)
     opened.seek(0)
     at = start.find(_DEFLATED)
     if at < 0:
         return
-    # The group of the meta information tells its length; what follows it is deflated.
+    # The meta information has its own length; what follows is deflated.
     if start[132:136] != b"\x02\x00\x00\x00":
         raise ValueError("found a deflated DICOM file without the length of its meta information")
     opened.seek(144 + int.from_bytes(start[140:144], "little"))

@@ -1,4 +1,4 @@
-"""What the headers of DICOM files say about each slice, and why one is none of a CT scan."""
+"""Slices from headers of DICOM files, and reasons why a frame is not a CT slice."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -8,7 +8,7 @@ from ..stored import Stored
 if TYPE_CHECKING:
     import pydicom
 
-#: What is read of the headers when a folder is listed.
+#: Attributes that are read when a folder is listed.
 LISTED = (
     "SOPClassUID",
     "SOPInstanceUID",
@@ -44,7 +44,7 @@ LISTED = (
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )
-#: What tells the phases of one series apart, the first that does is taken.
+#: Attributes that may separate the phases of a series; the first that does is used.
 PHASES = (
     "AcquisitionNumber",
     "StackID",
@@ -58,15 +58,15 @@ PHASES = (
 _CT = "1.2.840.10008.5.1.4.1.1.2"
 _ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 _SECONDARY = "1.2.840.10008.5.1.4.1.1.7"
-_ALIKE = 1e-3  # of direction cosines and of pixel spacings in mm
+_ALIKE = 1e-3  # tolerance of direction cosines, and of pixel spacings in mm
 
 
 class Unsuitable(ValueError):
-    """Why a file or frame is no slice of a CT scan."""
+    """The reason why a file or frame is not a slice of a CT scan."""
 
 
 class Frame(NamedTuple):
-    """One slice of a DICOM file."""
+    """A slice in a DICOM file."""
 
     stored: Stored
     index: int | None  # of a multi-frame file
@@ -79,16 +79,16 @@ class Frame(NamedTuple):
     pixel_spacing: tuple[float, float]  # between rows, between columns, mm
     position: tuple[float, float, float]  # of the first pixel's center, LPS, mm
     orientation: tuple[float, ...]  # along a row, along a column
-    thickness: float | None  # mm, or the distance of slices where it is given
+    thickness: float | None  # mm; the spacing between slices if it is given
     phases: tuple[str, ...]  # of PHASES
 
     @property
     def label(self) -> str:
-        """Its file, and its number in it."""
+        """Its file, and its frame number in a multi-frame file."""
         return str(self.stored) if self.index is None else f"{self.stored} (frame {self.index})"
 
     def fits(self, other: "Frame") -> bool:
-        """Whether two slices of a series can be of one stack: they lie alike, to some digits."""
+        """Whether two slices of a series can form a stack: the same geometry within rounding."""
         pairs = zip(
             (*self.orientation, *self.pixel_spacing),
             (*other.orientation, *other.pixel_spacing),
@@ -98,14 +98,14 @@ class Frame(NamedTuple):
 
 
 def frames_of(dataset: "pydicom.Dataset", stored: Stored) -> tuple[list[Frame], Unsuitable | None]:
-    """The slices of a file's header.
+    """The slices of a file, from its header.
 
     Returns:
-        The slices; of a multi-frame file, what is wrong with its other frames.
+        The slices and, for a multi-frame file, the problem of its other frames or None.
 
     Raises:
-        Unsuitable: they are no slices of a CT scan.
-        ValueError: they are, and have no pixels.
+        Unsuitable: the file has no slices of a CT scan.
+        ValueError: it has, but without pixels.
     """
     check_kind(dataset)
     groups = _groups(dataset)
@@ -125,15 +125,15 @@ def frames_of(dataset: "pydicom.Dataset", stored: Stored) -> tuple[list[Frame], 
 
 
 def check_kind(dataset: "pydicom.Dataset") -> None:
-    """Refuse what is no CT image of one value a pixel.
+    """Check that a dataset is a CT image with one value per pixel.
 
     Raises:
-        Unsuitable: it is another.
-        ValueError: it is one, and has no pixels.
+        Unsuitable: it is not.
+        ValueError: it is, but has no pixels.
     """
     from pydicom.uid import UID
 
-    # A file that ends early may have it before its begin alone.
+    # A truncated file may have it only in the meta information.
     sop_class = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or ""
     sop_class = UID(str(sop_class))
     modality = str(dataset.get("Modality") or "")
@@ -158,13 +158,13 @@ def check_kind(dataset: "pydicom.Dataset") -> None:
 
 
 def functional_group(item, name: str, keyword: str):
-    """A value of a multi-frame file's functional group, None where it is not there."""
+    """A value in a multi-frame file's functional group, or None."""
     sequence = item.get(name) if item is not None else None
     return sequence[0].get(keyword) if sequence else None
 
 
 def _groups(dataset: "pydicom.Dataset") -> list[tuple] | None:
-    """For each frame of a multi-frame file its functional groups and the shared ones."""
+    """The functional groups of each frame of a multi-frame file, with the shared ones."""
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
     count = _integer(dataset, "NumberOfFrames", 1)
     if not per_frame:
@@ -193,7 +193,7 @@ def _frame(dataset, groups: tuple, stored: Stored, index: int | None) -> Frame:
     if any(part.strip().upper() == "PERFUSION" for part in image_type):
         raise Unsuitable("found a perfusion map, expected HU")
     unit = str(value("PixelValueTransformationSequence", "RescaleType") or "HU").strip().upper()
-    if unit not in ("HU", "US"):  # US: unspecified
+    if unit not in ("HU", "US"):  # US is unspecified
         raise Unsuitable(f"found values of the unit {unit!r}, expected HU")
     for keyword in ("RescaleSlope", "RescaleIntercept"):
         if value("PixelValueTransformationSequence", keyword) is None:
@@ -250,12 +250,12 @@ def _integer(dataset, keyword: str, default: int | None = None) -> int | None:
 
 
 def _numbers(values, count: int) -> tuple[float, ...] | None:
-    """So many finite numbers, or None."""
+    """``count`` finite numbers, or None."""
     if values is None or values == "":
         return None
     try:
         numbers = tuple(float(value) for value in ([values] if count == 1 else values))
     except (TypeError, ValueError):
         return None
-    is_finite = all(abs(number) < 1e6 for number in numbers)  # NaN is not; mm, or cosines
+    is_finite = all(abs(number) < 1e6 for number in numbers)  # False for NaN; mm or cosines
     return numbers if len(numbers) == count and is_finite else None

@@ -1,4 +1,4 @@
-"""Which scans a set of DICOM files holds, and what in it is none."""
+"""Lists the scans in a set of DICOM files, and what was left out."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -12,16 +12,16 @@ from .pixels import missing_decoder
 from .series import DicomSeries, split_by_phase
 
 _DICOMDIR = "1.2.840.10008.1.3.10"
-_UNDEFINED = 0xFFFFFFFF  # of an element's length
+_UNDEFINED = 0xFFFFFFFF  # undefined length of an element
 
 
 class Listed(NamedTuple):
-    """What a set of files makes up.
+    """The scans in a set of files.
 
     Args:
         series: the scans, in order of series numbers.
-        left_out: a line for all else.
-        damaged: of these lines, those of CT that cannot be read.
+        left_out: one line for each file or series that is not a scan.
+        damaged: the lines of ``left_out`` about CT that cannot be read.
     """
 
     series: list[DicomSeries]
@@ -30,23 +30,23 @@ class Listed(NamedTuple):
 
 
 class DicomListing:
-    """Takes DICOM files one by one, and gives the scans that they make up.
+    """Collects DICOM files one by one, and groups them into scans.
 
     Args:
-        source: the folder, archive or file that they are in: it begins messages and names.
-        stem: of names, see :func:`~lesion_d2.scans.find_scans`.
+        source: the folder, archive or file that contains them, for messages and names.
+        stem: prefix of names, see :func:`~lesion_d2.scans.find_scans`.
     """
 
     def __init__(self, source: str, stem: str):
         self.source, self._stem = source, stem
         self._frames: list[Frame] = []
-        # (series, reason) -> a file and how many more; in the order they were found.
+        # (series, reason) -> a file and the number of others; in the order they were found.
         self._left_out: Counter = Counter()
         self._first: dict[tuple[str, str], Stored] = {}
         self._damaged: set[tuple[str, str]] = set()
 
     def add(self, storage: Storage, stored: Stored) -> bool:
-        """Read a file's header. Returns whether it is DICOM.
+        """Add a file by its header; returns whether it is DICOM.
 
         Raises:
             ImportError: pydicom is not installed.
@@ -59,12 +59,12 @@ class DicomListing:
                 self._add(opened, stored)
         except ImportError:
             raise
-        except Exception as error:  # of the disk, of an archive, or of what pydicom reads
+        except Exception as error:  # from the disk, an archive or pydicom
             self._leave_out(stored, "", error)
         return True
 
     def scans(self, *, min_slices: int, allow_gaps: bool) -> "Listed":
-        """What the files make up."""
+        """Group the files into scans."""
         listed = Listed([], *self._lines())
         groups = [
             phase for stack in _stacks(self._unique(listed)) for phase in split_by_phase(stack)
@@ -90,7 +90,7 @@ class DicomListing:
     def _add(self, opened, stored: Stored) -> None:
         dataset = read_dataset(opened, stop_before_pixels=True, specific_tags=list(LISTED))
         if dataset.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR:
-            return  # lies beside the images of a CD, and is an index of them
+            return  # the index of the images on a CD
         series = _series_text(dataset)
         try:
             frames, problem = frames_of(dataset, stored)
@@ -110,7 +110,7 @@ class DicomListing:
             self._damaged.add(key)
 
     def _lines(self) -> tuple[list[str], list[str]]:
-        """For each series and reason; and those of them that tell of damage."""
+        """Lines per series and reason, and those of them about damage."""
         lines, damaged = [], []
         for (series, reason), count in self._left_out.items():
             more = f" and {count - 1} more" if count > 1 else ""
@@ -121,9 +121,10 @@ class DicomListing:
         return lines, damaged
 
     def _unique(self, listed: "Listed") -> list[Frame]:
-        """Frames of different instances; of copies of one, the first file's.
+        """Frames of distinct instances; for copies, that of the first file.
 
-        Some programs that take names away give all slices one UID: at other places they are none.
+        Some anonymization programs give all slices the same UID; slices at different positions are
+        no copies.
         """
         unique, copies = {}, []
         for frame in self._frames:
@@ -143,7 +144,7 @@ class DicomListing:
 
 
 def _stacks(frames: list[Frame]) -> list[list[Frame]]:
-    """Frames of one series that lie alike, in the order of their first ones."""
+    """Group the frames of one series by geometry, in the order of their first frames."""
     by_series: dict[str, list[list[Frame]]] = {}
     for frame in frames:
         stacks = by_series.setdefault(frame.series_uid, [])
@@ -173,7 +174,7 @@ def _series_text(dataset) -> str:
 
 
 def _check_pixels(opened, dataset, stored: Stored) -> None:
-    """Refuse what cannot be decoded, or ends before its pixels do."""
+    """Refuse pixels that cannot be decoded, or that are truncated."""
     rows, columns, count = dataset.Rows, dataset.Columns, int(dataset.get("NumberOfFrames") or 1)
     check_size("the header", (count, rows, columns))
     syntax = dataset.file_meta.TransferSyntaxUID
@@ -189,6 +190,7 @@ def _check_pixels(opened, dataset, stored: Stored) -> None:
                 f"found a truncated file: {max(left, 0)} bytes of {declared} of pixels"
             )
         length = int.from_bytes(header[-4:], "little" if syntax.is_little_endian else "big")
-        # Less is padding, as some programs write it; more, lines of another length.
+        # A few more bytes are padding, which some programs write; many more mean another row
+        # length.
         if length != _UNDEFINED and length - declared >= min(rows, columns):
             raise ValueError(f"found {length} bytes of pixels, expected {declared}")

@@ -1,4 +1,4 @@
-"""Stored values of DICOM slices, and the HU that they mean."""
+"""Decoding of DICOM slices, and conversion to HU."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -13,7 +13,7 @@ from .frame import functional_group
 if TYPE_CHECKING:
     import pydicom
 
-_ELEMENT_BYTES = 12  # of pixel data's own header, before its value
+_ELEMENT_BYTES = 12  # header of the pixel data element
 _IMAGE_PIXEL = (
     "SamplesPerPixel",
     "PhotometricInterpretation",
@@ -24,17 +24,17 @@ _IMAGE_PIXEL = (
     "HighBit",
     "PixelRepresentation",
 )
-_END = b"\xff\xd9"  # of JPEG, JPEG-LS and JPEG 2000
+_END = b"\xff\xd9"  # end marker of JPEG, JPEG-LS and JPEG 2000
 _MAX_PADDING = 1024  # bytes
-_RLE = "1.2.840.10008.1.2.5"  # its size is that of its header
+_RLE = "1.2.840.10008.1.2.5"  # declares no size of its own
 _INT16 = np.iinfo(np.int16)
 _MAX_SLOPE, _MAX_INTERCEPT = 1e4, 1e6
-#: HU of pixels that a scanner filled because they lie outside of what it saw.
+#: HU of padding pixels, outside of the scanner's field of view.
 PADDING_HU = -1024
 
 
 def missing_decoder(transfer_syntax: str) -> str | None:
-    """What is missing to decode pixels of a transfer syntax, in one line; None if nothing is."""
+    """One line on the package missing to decode a transfer syntax; None if nothing is missing."""
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID
 
@@ -57,16 +57,16 @@ def missing_decoder(transfer_syntax: str) -> str | None:
 def stored_values(
     dataset: "pydicom.Dataset", opened: BinaryIO | None = None, indices: Sequence[int] = (0,)
 ) -> Iterator[np.ndarray]:
-    """Decode slices, one after the other.
+    """Decode slices one by one.
 
     Args:
-        dataset: the header; with the pixels where ``opened`` is None.
-        opened: the open file, at its pixels, which stays so; its frames are read when they are
-            asked for.
-        indices: of the frames.
+        dataset: the header, with the pixels if ``opened`` is None.
+        opened: the open file, positioned at its pixels; it stays open, and frames are read on
+            demand.
+        indices: indices of the frames.
 
     Yields:
-        Rows x columns integers; bits above those that are stored, such as overlays, are cut.
+        Rows x columns integers; bits above the stored ones, such as overlays, are removed.
 
     Raises:
         ValueError: the pixels are damaged, or cannot be decoded; the message has no file name.
@@ -84,7 +84,7 @@ def stored_values(
                 values = next(frames)
             except (KeyboardInterrupt, SystemExit):
                 raise
-            except BaseException as error:  # each decoder has its own: one in Rust panics
+            except BaseException as error:  # decoders raise various errors; one in Rust panics
                 reason = describe(error)
                 raise ValueError(f"found pixels that cannot be decoded ({reason})") from None
             if values.shape != size or values.dtype.kind not in "iu":
@@ -95,21 +95,20 @@ def stored_values(
 def hounsfield_units(
     values: np.ndarray, dataset: "pydicom.Dataset", index: int | None = None
 ) -> np.ndarray:
-    """Make HU of stored values by the slice's own rescale slope and intercept.
+    """Convert stored values to HU with the slice's rescale slope and intercept.
 
-    Padding becomes -1024 HU unless it is lower already. MONOCHROME1 says how values are shown, not
-    what they mean: HU are the same.
+    Padding becomes -1024 HU unless it is lower. MONOCHROME1 only affects display, not HU.
 
     Args:
         values: rows x columns integers.
         dataset: the header.
-        index: of a frame in a multi-frame file.
+        index: index of a frame in a multi-frame file.
 
     Returns:
-        Rows x columns int16, rounded; values beyond int16 are cut.
+        Rows x columns int16, rounded and clipped.
 
     Raises:
-        ValueError: the slope or the intercept is no number, or one that no scanner writes.
+        ValueError: the slope or intercept is not a number, or is implausible.
     """
     slope, intercept = (
         _rescale(dataset, index, keyword) for keyword in ("RescaleSlope", "RescaleIntercept")
@@ -128,7 +127,7 @@ def hounsfield_units(
 
 
 def _encapsulated(dataset, opened: BinaryIO | None, indices: Sequence[int]):
-    """Decode compressed frames, each by itself."""
+    """Decode compressed frames, one by one."""
     from pydicom.dataset import Dataset
     from pydicom.encaps import encapsulate, get_frame
     from pydicom.pixels import pixel_array
@@ -154,13 +153,13 @@ def _encapsulated(dataset, opened: BinaryIO | None, indices: Sequence[int]):
 
 
 def _check_declared(data: bytes, dataset) -> None:
-    """Refuse an image that is larger than its header says: it could fill the memory."""
+    """Refuse a compressed image whose size differs from the header; it could fill the memory."""
     if dataset.file_meta.TransferSyntaxUID == _RLE:
         return
     declared, expected = declared_size(data), (dataset.Rows, dataset.Columns, 1)
     if declared != expected:
         raise ValueError(f"they declare the size {declared}, expected {expected}")
-    # Some decoders fill the rest of a truncated image with something and say nothing.
+    # Some decoders silently fill the rest of a truncated image.
     if not data[-_MAX_PADDING:].rstrip(b"\0").endswith(_END):
         raise ValueError("the image's end marker is missing: it is truncated")
 
@@ -169,7 +168,7 @@ def _without_unused_bits(values: np.ndarray, dataset) -> np.ndarray:
     unused = values.dtype.itemsize * 8 - dataset.BitsStored
     if unused <= 0:
         return values
-    # To the left and back: a negative value repeats the bit of its sign.
+    # Shifting left and back extends the sign bit.
     kind = "u" if dataset.PixelRepresentation == 0 else "i"
     native = values.astype(values.dtype.newbyteorder("="), copy=False)
     return (native.view(f"{kind}{values.dtype.itemsize}") << unused) >> unused
@@ -186,7 +185,7 @@ def _rescale(dataset, index: int | None, keyword: str) -> float:
 
 
 def _padded(values: np.ndarray, dataset) -> np.ndarray | None:
-    """Where pixels are padding, by the value or the range of values that the header tells."""
+    """Mask of padding, by the header's padding value or range."""
     first = dataset.get("PixelPaddingValue")
     if first is None:
         return None
@@ -200,7 +199,7 @@ def _padded(values: np.ndarray, dataset) -> np.ndarray | None:
 
 
 def _as_stored(value, dataset) -> int | None:
-    """A padding value as a pixel has it: it may be written signed where pixels are not."""
+    """A padding value in the pixels' representation; it may be signed although they are not."""
     if isinstance(value, bytes):
         value = int.from_bytes(value[:2], "little")
     try:

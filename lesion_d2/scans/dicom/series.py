@@ -1,4 +1,4 @@
-"""A DICOM series that is one scan."""
+"""A DICOM series as a scan."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,16 +19,16 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
 class DicomSeries:
-    """Slices of one scan, whose headers are known and whose pixels are not read.
+    """The slices of one scan, with headers read but not pixels.
 
     Args:
-        name: of the scan.
+        name: name of the scan.
         frames: of one series, orientation and size, in any order.
-        source: what begins messages.
+        source: beginning of messages.
         allow_gaps: see :func:`~lesion_d2.scans.read_scan`.
 
     Raises:
-        ValueError: they are no stack of axial slices.
+        ValueError: they do not form a stack of axial slices.
     """
 
     format = "dicom"
@@ -40,7 +40,7 @@ class DicomSeries:
 
     @property
     def num_slices(self) -> int:
-        """Slices of the volume, those that are interpolated among them."""
+        """Number of slices of the volume, including interpolated ones."""
         return len(self._stack.plan.slices)
 
     @property
@@ -50,14 +50,14 @@ class DicomSeries:
 
     @property
     def files(self) -> list[str]:
-        """The file of each stored slice; of an archive's members, the archive."""
+        """The file of each stored slice; for members of an archive, the archive."""
         return [frame.stored.path for frame in self._stack.frames]
 
     def read(self) -> Scan:
         """Read all slices and their headers.
 
         Raises:
-            ValueError: a file is damaged, changed since it was listed, or cannot be decoded.
+            ValueError: a file is damaged, has changed since it was listed, or cannot be decoded.
         """
         stack = self._stack
         check_size(self.source, stack.shape)
@@ -89,10 +89,10 @@ class DicomSeries:
 
 
 def split_by_phase(frames: list[Frame]) -> list[list[Frame]]:
-    """Tell the phases of a series apart, where it holds several slices at the same places.
+    """Split a series into phases if it has several slices at the same positions.
 
-    The first of acquisition number, stack, time and so on is taken that leaves no two slices at
-    one place; where none does, the frames stay together.
+    The first of acquisition number, stack, time and so on is used that leaves no two slices at the
+    same position. If none does, the frames stay together.
     """
     if count_repeated(frames) == 0:
         return [frames]
@@ -106,8 +106,8 @@ def split_by_phase(frames: list[Frame]) -> list[list[Frame]]:
 
 
 def _slices(storage: Storage, stack: Stack, headers: list) -> Iterator[np.ndarray]:
-    """HU of all slices in order, H x W int16; their headers are appended as they are read."""
-    # One after the other: the decoders hold Python's lock, so that threads would wait for it.
+    """Yield the HU of all slices in order, H x W int16, and append their headers to ``headers``."""
+    # Not in threads, as the decoders hold the GIL.
     for (_, is_single), run in groupby(stack.frames, lambda f: (f.stored, f.index is None)):
         if is_single:
             for frame in run:
@@ -125,7 +125,7 @@ def _read_single(storage: Storage, frame: Frame, stack: Stack):
         _check_unchanged(dataset, frame)
         (values,) = stored_values(dataset)
         hu = hounsfield_units(values, dataset)
-    except Exception as error:  # of an archive, a file that is gone, or of damaged values
+    except Exception as error:  # from an archive, a removed file or damaged values
         raise ValueError(f"{frame.label}: {describe(error)}") from None
     for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
         if keyword in dataset:

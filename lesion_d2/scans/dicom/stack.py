@@ -1,4 +1,4 @@
-"""Slices of a DICOM series in order, and where their stack lies in the patient."""
+"""Ordering of the slices of a DICOM series, and the position of their stack in the patient."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from ..orientation import Turn, canonical_turn, turned_geometry
 from ..stacking import StackPlan, plan_slices
 from .frame import Frame, Unsuitable
 
-_MAX_TILT = 0.2  # degrees that are told
+_MAX_TILT = 0.2  # degrees; more is reported
 _MAX_OBLIQUE = 5.0  # degrees
 _MAX_SIDEWAYS = 0.5  # pixels
 _SAME_PLACE = 0.005  # mm
@@ -19,11 +19,11 @@ class Stack(NamedTuple):
     """A stack that can be read.
 
     Args:
-        frames: from superior to inferior, each at a place of its own.
-        plan: of the volume's slices.
+        frames: from superior to inferior, at distinct positions.
+        plan: how the volume's slices are made.
         turn: from rows and columns of a frame to those of a slice.
         spacing, origin, direction: see :class:`~lesion_d2.scans.Scan`.
-        messages: what has to be told, a line each.
+        messages: messages for the user, one line each.
     """
 
     frames: list[Frame]
@@ -43,26 +43,26 @@ class Stack(NamedTuple):
 
 
 def positions_along_normal(frames: list[Frame]) -> np.ndarray:
-    """(N,) mm along the normal of the slices, which is that of the first one."""
+    """(N,) positions in mm along the normal of the first slice."""
     return np.array([frame.position for frame in frames]) @ _normal(frames[0])
 
 
 def count_repeated(frames: list[Frame]) -> int:
-    """How many slices lie where another one does."""
+    """Number of slices at the same position as another one."""
     return int((np.diff(np.sort(positions_along_normal(frames))) < _SAME_PLACE).sum())
 
 
 def build_stack(frames: list[Frame], *, source: str, allow_gaps: bool) -> Stack:
-    """Order slices of one orientation and size by their place along the normal.
+    """Sort slices of one orientation and size by their position along the normal.
 
     Args:
         frames: in any order.
-        source: what begins messages.
+        source: beginning of messages.
         allow_gaps: see :func:`~lesion_d2.scans.read_scan`.
 
     Raises:
         Unsuitable: the slices are not axial.
-        ValueError: their directions are no unit vectors at a right angle, or gaps are too large.
+        ValueError: their directions are not orthogonal unit vectors, or gaps are too large.
     """
     normal = _checked_normal(frames[0], source)
     frames = sorted(frames, key=lambda frame: (frame.instance_number, str(frame.stored)))
@@ -70,7 +70,7 @@ def build_stack(frames: list[Frame], *, source: str, allow_gaps: bool) -> Stack:
     frames, messages = _without_repeated(frames)
     step, sideways = _step(frames, normal)
     turn = _axial_turn(frames[0], step, source)
-    if turn.flips[0]:  # superior comes first
+    if turn.flips[0]:  # superior first
         frames, step = frames[::-1], -step
         turn = _axial_turn(frames[0], step, source)
     plan = plan_slices(
@@ -107,7 +107,7 @@ def _checked_normal(frame: Frame, source: str) -> np.ndarray:
 
 
 def _without_repeated(frames: list[Frame]) -> tuple[list[Frame], tuple[str, ...]]:
-    """Frames at places of their own: the first one by instance number at each."""
+    """Keep the first frame by instance number at each position."""
     normal = _normal(frames[0])
     kept, repeated = [], []
     for frame in frames:
@@ -122,9 +122,9 @@ def _without_repeated(frames: list[Frame]) -> tuple[list[Frame], tuple[str, ...]
 
 
 def _step(frames: list[Frame], normal: np.ndarray) -> tuple[np.ndarray, float]:
-    """The way in the patient for 1 mm along the normal, and how far slices lie beside it, mm.
+    """The patient vector per 1 mm along the normal, and the maximum deviation from it in mm.
 
-    It is the normal itself, but where a tilted gantry shifts each slice against the one before.
+    It is the normal itself, unless a tilted gantry shifts each slice against the one before.
     """
     positions = np.array([frame.position for frame in frames])
     along = positions @ normal
@@ -139,7 +139,7 @@ def _step(frames: list[Frame], normal: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _affine(frame: Frame, step: np.ndarray) -> np.ndarray:
-    """4 x 4, from slice, row and column to LPS, mm."""
+    """4 x 4 affine matrix from slice, row and column to LPS in mm."""
     affine = np.eye(4)
     affine[:3, 0] = step
     affine[:3, 1] = np.multiply(frame.orientation[3:], frame.pixel_spacing[0])
@@ -160,7 +160,7 @@ def _axial_turn(frame: Frame, step: np.ndarray, source: str) -> Turn:
 
 
 def _directions_told(frame, normal, step, sideways) -> tuple[str, ...]:
-    """Lines on tilt, oblique slices and shifts."""
+    """Messages on tilt, oblique slices and shifts."""
     lines = []
     tilt = np.degrees(np.arccos(np.clip(1 / np.linalg.norm(step), -1, 1)))
     if tilt > _MAX_TILT:

@@ -54,7 +54,7 @@ def test_row_tells_place_and_size(small_findings):
     assert "Slice 5<" in row and "S 80 mm" in row and "voxel 40, 30, 4<" in row
     guess = dataclasses.replace(small_findings.findings[1], measured_on="box", volume_mm3=900.2)
     row = table_row(guess, small_findings)
-    assert "a guess from the box" in row and "900 mm³" in row
+    assert "estimated from the box" in row and "900 mm³" in row
 
 
 def test_place_names_the_sides():
