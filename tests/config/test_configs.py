@@ -205,7 +205,7 @@ def test_taos_models_differ_in_their_slices_and_attention_alone(
         "MODEL.PIXEL_STD": [29.0] * num_slices,
         "MODEL.RFCN_3DCE.CONTEXTUAL_ATTENTION": contextual,
         "MODEL.RFCN_3DCE.SPATIAL_ATTENTION": spatial,
-        "OUTPUT_DIR": f"output/tao_{name}{suffix}",
+        "OUTPUT_DIR": f"output/3dce_attention_{name}{suffix}",
     }
     assert values == expected
 

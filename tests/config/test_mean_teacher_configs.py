@@ -36,7 +36,7 @@ def test_a_config_adds_its_own_part_alone(name, suffix):
     base, added = _ADDS[name]
     values, others = _bai(f"{name}{suffix}"), _bai(f"{base}{suffix}")
     assert {key for key in values if values[key] != others[key]} == added | {"OUTPUT_DIR"}
-    assert values["OUTPUT_DIR"] == f"output/bai_{name}{suffix}"
+    assert values["OUTPUT_DIR"] == f"output/mean_teacher_{name}{suffix}"
 
 
 def test_they_have_the_papers_values():
