@@ -1,4 +1,4 @@
-"""What is in a registered data set, and what is wrong with it."""
+"""Statistics and faults of registered data sets."""
 
 from .check import JSON_FILE, PAGE_FILE, SHEET_FILE, check_data_set
 from .faults import KINDS, Fault

@@ -1,4 +1,4 @@
-"""The check of data sets: loads them, looks at every file once, and writes what it found."""
+"""The check of data sets: loads them, reads every file once, and writes a report."""
 
 import os
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from .rules.volume_sets import check_volume_sets
 
 #: Files of a check.
 JSON_FILE, SHEET_FILE, PAGE_FILE = "data_check.json", "data_check.png", "data_check.html"
-_AIR_SHARE = 0.1  # of a data set's lesions; single ones happen, that many do not
+_AIR_SHARE = 0.1  # fraction of a data set's lesions above which lesions on air are an error
 
 
 def check_data_set(
@@ -29,28 +29,28 @@ def check_data_set(
     pictures: int = 16,
     allow_missing: bool = False,
 ) -> DataReport:
-    """Count what is in registered data sets, and find what is wrong with them.
+    """Compute statistics of registered data sets, and find their faults.
 
-    Every file is read once, in a pool of processes, and nothing of its pixels is kept. What the
-    kinds of faults mean stands in :data:`~lesion_d2.data_checks.faults.KINDS`.
+    Every file is read once, in a pool of processes, without keeping pixels.
+    :data:`~lesion_d2.data_checks.faults.KINDS` describes the kinds of faults.
 
     Args:
-        names: of data sets; of one that has splits without its split, for all of them: ``phantom``
-            is ``phantom_train``, ``phantom_val`` and ``phantom_test``.
-        output: folder that ``data_check.json``, ``data_check.png`` and ``data_check.html`` are
-            written to; None writes nothing.
-        workers: processes; None for all cores.
-        pictures: on the contact sheet at most; 0 for no sheet.
-        allow_missing: missing files are a warning, and no error.
+        names: names of data sets; without a split, all splits: ``phantom`` is ``phantom_train``,
+            ``phantom_val`` and ``phantom_test``.
+        output: folder for ``data_check.json``, ``data_check.png`` and ``data_check.html``; None
+            writes nothing.
+        workers: number of processes; None for all cores.
+        pictures: maximum number of pictures on the contact sheet; 0 for no sheet.
+        allow_missing: whether missing files are a warning instead of an error.
 
     Raises:
-        OSError: a data set cannot be read at all, or ``output`` not be written.
+        OSError: a data set cannot be read at all, or ``output`` cannot be written.
         ValueError: a data set is not registered, or cannot be read at all.
     """
     log = FaultLog(warnings=("missing_file",) if allow_missing else ())
     sets = load_sets(expand_names([names] if isinstance(names, str) else names), log)
     if output is not None:
-        Path(output).mkdir(parents=True, exist_ok=True)  # before the work of minutes
+        Path(output).mkdir(parents=True, exist_ok=True)  # fail before minutes of work
     pixel_pass = PixelPass(sets, log)
     pixel_pass.run(workers)
     lesions = {loaded.name: all_lesions(loaded) for loaded in sets}
@@ -75,7 +75,7 @@ def check_data_set(
 
 def _write(output: Path, report: DataReport, pixel_pass: PixelPass, pictures: int) -> None:
     sheet = draw_sheet(pixel_pass, report.faults, number=pictures) if pictures else None
-    (output / SHEET_FILE).unlink(missing_ok=True)  # an earlier check's
+    (output / SHEET_FILE).unlink(missing_ok=True)  # from an earlier check
     if sheet is not None:
         save_picture(sheet, output / SHEET_FILE)
     write_page(output / PAGE_FILE, report, sheet)

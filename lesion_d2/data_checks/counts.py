@@ -1,4 +1,4 @@
-"""How much there is in a data set: patients, volumes, lesions, their sizes, spacings and HU."""
+"""Statistics of a data set: patients, volumes, lesions, sizes, spacings and HU."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ SIZE_EDGES = (0.0, 5.0, 10.0, 20.0, 30.0, 50.0, 100.0)
 
 
 def count_set(loaded: LoadedSet, volumes: Sequence[VolumeSums], lesions: Sequence[Lesion]) -> dict:
-    """Count what a data set has; the entry of ``counts`` in ``data_check.json``.
+    """Compute statistics of a data set, for ``counts`` in ``data_check.json``.
 
     Args:
         loaded: the data set.
-        volumes: of it, with their pixels.
-        lesions: of it, each once.
+        volumes: its volumes, with sums over pixels.
+        lesions: its lesions, each once.
 
     Returns:
-        JSON's types; None where something is not known or there is none of it.
+        JSON types; None for unknown or missing values.
     """
     annotations = [image["annotations"] for image in loaded.images]
     per_image = Counter(sum(not is_region(a) for a in ones) for ones in annotations)
@@ -60,7 +60,7 @@ def _by_axis(spacings: Sequence[tuple[float, ...]]) -> dict[str, list[float]]:
 
 
 def _range(values: Sequence[float]) -> list[float] | None:
-    """The least, the median and the largest."""
+    """Minimum, median and maximum."""
     if not values:
         return None
     return [round(float(f(values)), 6) for f in (np.min, np.median, np.max)]
@@ -79,6 +79,6 @@ def _sizes(sizes: Sequence[float]) -> dict | None:
 
 
 def _image_sizes(volumes: Sequence[VolumeSums]) -> dict[str, int]:
-    """Volumes by the size of their slices, the ten most frequent sizes."""
+    """Number of volumes per slice size, for the ten most frequent sizes."""
     sizes = Counter(size for volume in volumes for size in volume.sizes)
     return {f"{width} x {height}": n for (height, width), n in sizes.most_common(10)}

@@ -1,4 +1,4 @@
-"""The faults that a check looks for, what each means, and where it was found."""
+"""The kinds of faults, their meaning, and the places where they were found."""
 
 import heapq
 from collections import Counter
@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 from ..utils.files import one_line
 
-#: Places that are kept of a kind.
+#: Maximum number of places kept per kind.
 MAX_PLACES = 20
 
 ERROR, WARNING = "error", "warning"
 
 
 class Kind(NamedTuple):
-    """A kind of fault: how bad it is, and what it means for a training."""
+    """A kind of fault: its severity and meaning."""
 
     severity: str
     meaning: str
@@ -65,15 +65,15 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Fault:
-    """A kind of fault that was found.
+    """The faults of one kind that were found.
 
     Args:
         kind: its name in :data:`~lesion_d2.data_checks.faults.KINDS`.
         severity: "error" or "warning".
-        count: how often it was found.
-        meaning: what it is, for people.
-        places: where, what was found and what was expected, one line each: the first 20.
-        images: numbers of the images at these places, where a place is one image.
+        count: number of occurrences.
+        meaning: description of the kind.
+        places: the first 20 places, one line each: place, found, expected.
+        images: numbers of the images at these places, if a place is an image.
     """
 
     kind: str
@@ -84,17 +84,17 @@ class Fault:
     images: tuple[int, ...] = ()
 
     def to_json(self) -> dict:
-        """As ``data_check.json`` has it."""
+        """The entry in ``data_check.json``."""
         values = asdict(self)
-        del values["images"]  # numbers within one call
+        del values["images"]  # only valid within one call
         return {**values, "places": list(self.places)}
 
 
 class FaultLog:
-    """Counts faults, and keeps the first places of each kind, in whatever order they come.
+    """Counts faults, and keeps the first places of each kind, independent of the order of calls.
 
     Args:
-        warnings: kinds that are no errors this time.
+        warnings: kinds that are downgraded from errors to warnings.
     """
 
     def __init__(self, warnings: tuple[str, ...] = ()):
@@ -103,12 +103,12 @@ class FaultLog:
         self._heaps: dict[str, list[tuple]] = {}
 
     def add(self, kind: str, place: str, number: int | None = None) -> None:
-        """Note a fault.
+        """Add a fault.
 
         Args:
             kind: its name.
-            place: where, what was found, what was expected; becomes one line.
-            number: of the image in the order of all; None for what is not of one image.
+            place: place, found, expected; converted to one line.
+            number: number of the image; None if it does not concern one image.
         """
         self._counts[kind] += 1
         order = self._counts[kind] if number is None else number
@@ -128,11 +128,11 @@ class FaultLog:
         self._heaps[other] = self._heaps.pop(kind)
 
     def count(self, kind: str) -> int:
-        """How many faults of a kind were noted."""
+        """Number of faults of a kind."""
         return self._counts[kind]
 
     def faults(self) -> tuple[Fault, ...]:
-        """All that were found, errors first, in the order of :data:`KINDS`."""
+        """All faults, errors first, in the order of :data:`KINDS`."""
         found = [self._fault(kind) for kind in KINDS if self._counts[kind]]
         return tuple(sorted(found, key=lambda fault: fault.severity != ERROR))
 

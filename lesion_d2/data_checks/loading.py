@@ -1,4 +1,4 @@
-"""Data sets by name, as a check reads them: with what their loaders refuse."""
+"""Loading of data sets for a check, with the errors of their loaders as faults."""
 
 import os
 import re
@@ -29,10 +29,10 @@ class LoadedSet:
     """A registered data set, loaded.
 
     Args:
-        name: in Detectron2's catalogs.
-        classes: names of its classes; empty where the catalog has none.
-        images: Detectron2's dicts; those that lack what a check needs are left out.
-        first_number: what the numbers of its images in a check begin with.
+        name: name in Detectron2's catalogs.
+        classes: names of its classes; empty if the catalog has none.
+        images: Detectron2 dicts; invalid ones are left out.
+        first_number: number of its first image in the check.
     """
 
     name: str
@@ -42,18 +42,18 @@ class LoadedSet:
 
     @property
     def split(self) -> str:
-        """ "train", "val" or "test" where the name says so, the name where it does not."""
+        """The split in the name: "train", "val" or "test"; else the name."""
         match = _SPLIT.match(self.name)
         return match[2] if match else self.name
 
     @property
     def family(self) -> str:
-        """The name without the split: patients of one family are known by one numbering."""
+        """The name without the split; within a family, patient names are unique."""
         return _SPLIT.sub(r"\1", self.name)
 
     @property
     def all_folds(self) -> str:
-        """The family without the fold: what all folds of a data set have in common."""
+        """The family without the fold, the same for all folds of a data set."""
         return _FOLD.sub("", self.family)
 
     def numbered(self) -> Iterator[tuple[int, dict]]:
@@ -62,13 +62,13 @@ class LoadedSet:
 
 
 def expand_names(names: Iterable[str]) -> list[str]:
-    """Names of registered data sets: of ``phantom`` those of its splits, ``phantom_train``, ...
+    """Expand names without a split to all splits: ``phantom`` to ``phantom_train``, ...
 
-    Of a data set of volumes, or of a fold of it, they are those with every slice.
+    For a volume set, or a fold of it, these are the data sets with every slice.
 
     Raises:
-        OSError: there is such a data set of volumes, and it cannot be read.
-        ValueError: likewise; or there is no such data set, nor a split of it.
+        OSError: a volume set cannot be read.
+        ValueError: likewise, or there is no such data set or split.
     """
     expanded: list[str] = []
     for name in names:
@@ -90,12 +90,12 @@ def expand_names(names: Iterable[str]) -> list[str]:
 
 
 def splits_of(name: str, known: Container[str]) -> list[str]:
-    """Names of the registered splits of a data set, of those that are known."""
+    """Names of the splits of a data set among the known names."""
     return [f"{name}_{split}" for split in SPLITS if f"{name}_{split}" in known]
 
 
 def _is_volume_set(name: str, known: Container[str]) -> bool:
-    """Whether a name is that of a data set of volumes, or of a fold of it, without its split."""
+    """Whether a name is that of a volume set or a fold of it, without split."""
     registered = [one for one in (name, *splits_of(name, known)) if one in known]
     return any(MetadataCatalog.get(one).get("volume_set") for one in registered)
 
@@ -110,10 +110,9 @@ def _register(name: str) -> None:
 
 
 def load_sets(names: Sequence[str], log: FaultLog) -> list[LoadedSet]:
-    """Load data sets; what their loaders refuse, and bad dicts, become faults.
+    """Load data sets; errors of loaders and invalid dicts become faults.
 
-    Images whose files are missing are left out where the layout allows for that, so that the rest
-    is checked.
+    Images with missing files are left out if the layout allows it, so that the rest is checked.
 
     Raises:
         OSError: one cannot be read at all.
@@ -147,17 +146,17 @@ def _load(name: str, log: FaultLog) -> list[dict]:
 
 
 def _load_rest(name: str) -> list[dict] | None:
-    """The images whose files are there; None where more is wrong than missing files."""
+    """The images with existing files; None if there are other errors than missing files."""
     try:
         return read_dataset(name, DatasetOptions(allow_missing=True))
     except ProblemsError:
         return None
-    except ValueError:  # no image is left
+    except ValueError:  # no image remains
         return []
 
 
 def _is_good(image: object, name: str, log: FaultLog) -> bool:
-    """Whether a dict has what the check needs; what is wrong with it is noted."""
+    """Whether a dict is valid; its problems are added to the log."""
     if not isinstance(image, Mapping):
         log.add("bad_record", f"{name}: found {short_repr(image)}, expected a dict")
         return False
@@ -185,7 +184,7 @@ def _problems_of(image: Mapping) -> Iterator[str]:
 
 
 def volume_key(image: Mapping) -> tuple:
-    """What an image is a slice of: its volume or series, or itself where it tells neither."""
+    """Key of an image's volume or series, or of the image itself if it has neither."""
     if "volume" in image:
         return ("volume", image["volume"])
     if "series" in image:
@@ -194,7 +193,7 @@ def volume_key(image: Mapping) -> tuple:
 
 
 def where(loaded: LoadedSet, image: Mapping, annotation: Mapping | None = None) -> str:
-    """How messages name an image, and one of its annotations by its row or lesion."""
+    """Name of an image, or of an annotation by its row or lesion, for messages."""
     text = f"{loaded.name}, image {image['image_id']}"
     if annotation is None:
         return text

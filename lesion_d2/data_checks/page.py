@@ -1,4 +1,4 @@
-"""A report as a page: one HTML file that loads nothing."""
+"""The report as a self-contained HTML file."""
 
 import base64
 import io
@@ -24,12 +24,12 @@ td, th { vertical-align: top; }
 
 
 def write_page(file: str | os.PathLike, report: DataReport, sheet: np.ndarray | None) -> None:
-    """Write a report as HTML, whole or not at all.
+    """Write a report as HTML, atomically.
 
     Args:
         file: its path.
-        report: what was found.
-        sheet: RGB picture that it holds; None for none.
+        report: the report.
+        sheet: RGB picture to include, or None.
     """
     style = page_file("report.css") + _STYLE
     content = report.to_json()

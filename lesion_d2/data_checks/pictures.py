@@ -1,4 +1,4 @@
-"""A sheet of pictures of data sets: images with faults first, then some with lesions."""
+"""Contact sheet of data sets: images with faults first, then some with lesions."""
 
 from collections.abc import Mapping, Sequence
 
@@ -34,19 +34,19 @@ _LEGEND = [*TRUTH_LEGEND, *REGION_LEGEND]
 def draw_sheet(
     pixel_pass: PixelPass, faults: Sequence[Fault], *, number: int, seed: int = 0
 ) -> np.ndarray | None:
-    """Draw boxes, masks and diameters of some images, each under its name and its fault.
+    """Draw boxes, masks and diameters of some images, titled with name and fault.
 
-    Half of the pictures at most are of faults, one of each kind in turn; the others are drawn
-    evenly from all data sets and classes. An image that cannot be read is left out.
+    At most half of the pictures show faults, alternating between kinds; the others are sampled
+    evenly from all data sets and classes. Images that cannot be read are left out.
 
     Args:
-        pixel_pass: with the data sets.
-        faults: that were found.
-        number: of pictures at most.
-        seed: of the random selection.
+        pixel_pass: pass over the data sets.
+        faults: the faults found.
+        number: maximum number of pictures.
+        seed: seed of the random selection.
 
     Returns:
-        RGB uint8 picture; None where no image can be drawn.
+        RGB uint8 picture; None if no image can be drawn.
     """
     wanted: dict[int, str] = {}
     for image, kind in _faulty(faults):
@@ -78,7 +78,7 @@ def _faulty(faults: Sequence[Fault]):
 
 
 def _drawn(sets: Sequence[LoadedSet], seed: int):
-    """Images with lesions in turn from each data set and class; where there are none, others."""
+    """Images with lesions, alternating between data sets and classes; others if there are none."""
     rng = np.random.default_rng(seed)
     groups: dict[tuple, list[int]] = {}
     for loaded in sets:
@@ -100,16 +100,16 @@ def _lesions(record: Mapping) -> str:
 
 
 def _tile(loaded: LoadedSet, record: Mapping) -> np.ndarray | None:
-    """One picture; None where the image cannot be read."""
+    """One picture; None if the image cannot be read."""
     window = record.get("window") or WINDOWS["abdomen"]
     try:
         image = window_image(record, window)
     except (OSError, ValueError):
-        return None  # the log has it
+        return None  # already logged
     annotations = [one for one in record["annotations"] if box_of(one) is not None]
     lesions = lesions_of(annotations)
     spacing, metadata = spacing_of(record), MetadataCatalog.get(loaded.name)
-    is_known = isinstance(spacing, tuple)  # a damaged one is text
+    is_known = isinstance(spacing, tuple)  # an invalid one is text
     marks = slice_marks({"spacing": spacing if is_known else None}, window)
     visualizer = LesionVisualizer(image, metadata, side=_SIDE, **marks)
     for one in lesions:
@@ -128,7 +128,7 @@ def _tile(loaded: LoadedSet, record: Mapping) -> np.ndarray | None:
 
 
 def _mask(annotation: Mapping, shape: tuple[int, int]) -> np.ndarray | None:
-    """A lesion's mask; None where there is none that fits, which the log has."""
+    """A lesion's mask; None if it is missing or invalid, which is already logged."""
     if annotation.get("segmentation") is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The pass over all pixels of data sets: every file once, in a pool of processes."""
+"""The pass over all pixels of data sets, in a pool of processes."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +18,11 @@ from .rules.volumes import (
 )
 from .slices import SliceFacts, SliceTask, look_at_slices
 
-_CHUNK = 32  # slices a process reads at a time
+_CHUNK = 32  # slices per task of a process
 
 
 class PixelPass:
-    """Reads all slices, notes their faults, and keeps of each its digest alone.
+    """Reads all slices and logs their faults; keeps only a digest of each.
 
     Args:
         sets: the data sets.
@@ -31,14 +31,14 @@ class PixelPass:
 
     def __init__(self, sets: Sequence[LoadedSet], log: FaultLog):
         self.sets, self.log = sets, log
-        #: Of each data set, by name: volume -> sums.
+        #: Name of the data set -> volume -> sums.
         self.volumes: dict[str, dict[tuple, VolumeSums]] = {one.name: {} for one in sets}
         self._by_file: dict[str, list[int]] = {}
         self._digests: dict[bytes, int] = {}
         self._same: dict[bytes, list[int]] = {}
 
     def run(self, workers: int | None) -> None:
-        """Read all files; their faults, and those of volumes and of equal images, are noted."""
+        """Read all files, and log faults of files, volumes and duplicate images."""
         for loaded in self.sets:
             for number, image in loaded.numbered():
                 self._by_file.setdefault(image["file_name"], []).append(number)
@@ -59,7 +59,7 @@ class PixelPass:
         self._note_same_images()
 
     def image(self, number: int) -> tuple[LoadedSet, dict]:
-        """The image of a number, and its data set."""
+        """The data set and dict of an image number."""
         loaded = next(one for one in reversed(self.sets) if one.first_number <= number)
         return loaded, loaded.images[number - loaded.first_number]
 
@@ -72,7 +72,7 @@ class PixelPass:
         return volumes[key]
 
     def _chunks(self) -> Iterator[list[SliceTask]]:
-        """What a process reads at a time: slices of files that are decoded as a whole together."""
+        """Chunks of slices; slices of a file that is decoded as a whole stay together."""
         files = sorted(self._by_file, key=lambda file: self._by_file[file][0])
         for whole_file, group in groupby(files, _whole_file):
             tasks = [self._task(file) for file in group]
@@ -81,7 +81,7 @@ class PixelPass:
                 yield tasks[start : start + size]
 
     def _task(self, file: str) -> SliceTask:
-        """A file once: annotations of all of its images."""
+        """The task of a file, with the annotations of all its images."""
         numbers = self._by_file[file]
         _, first = self.image(numbers[0])
         regions = [region for n in numbers for region in pixel_regions(n, self.image(n)[1])]
@@ -104,7 +104,7 @@ class PixelPass:
             kind = "blank_lesion_image" if image["annotations"] else "blank_image"
             text = f"found {facts.pixels.low} HU in all pixels of {image['file_name']}"
             self.log.add(kind, f"{where(loaded, image)}: {text}", facts.number)
-            return  # padding is no copy of padding
+            return  # blank images are not duplicates
         for number in self._by_file[image["file_name"]]:
             self._digest(facts.digest, number)
 
@@ -126,12 +126,12 @@ class PixelPass:
             self._same.setdefault(digest, [self._digests[digest]]).append(number)
 
     def _note_same_images(self) -> None:
-        """Note images of the same pixels, each but the first with the first it is a copy of.
+        """Log duplicate images, each with the first image that it equals.
 
-        A copy in another split, which is worse than one in the same, goes before.
+        A duplicate in another split takes precedence, as it is worse than one in the same split.
         """
         for numbers in self._same.values():
-            firsts: dict[str, int] = {}  # of each data set
+            firsts: dict[str, int] = {}  # first image per data set
             for number in sorted(numbers):
                 loaded, _ = self.image(number)
                 others = [
@@ -158,9 +158,9 @@ class PixelPass:
 
 
 def _are_two_splits(one: LoadedSet, other: LoadedSet) -> bool:
-    """Whether one of two data sets is trained on and the other one is not, or the like.
+    """Whether two data sets are different splits, such as train and test.
 
-    Folds of one data set train on what others test.
+    Different folds of a data set are not compared, as they share images by design.
     """
     are_two_folds = one.all_folds == other.all_folds and one.family != other.family
     are_known = {one.split, other.split} <= set(SPLITS)
@@ -168,6 +168,6 @@ def _are_two_splits(one: LoadedSet, other: LoadedSet) -> bool:
 
 
 def _whole_file(file: str) -> str | None:
-    """The file of a slice, where reading one slice decodes all of it."""
+    """The file of a slice if reading a slice decodes the whole file, else None."""
     folder = os.path.dirname(file)
     return folder if is_nifti(folder) or folder.endswith("#stored") else None

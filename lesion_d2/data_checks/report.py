@@ -1,4 +1,4 @@
-"""What a check found: as JSON and as tables."""
+"""The report of a check, as JSON and as tables."""
 
 import os
 from collections.abc import Mapping
@@ -9,19 +9,19 @@ from tabulate import tabulate
 from ..utils.files import write_json
 from .faults import ERROR, Fault
 
-#: What ``format`` and ``version`` of ``data_check.json`` are.
+#: Values of ``format`` and ``version`` in ``data_check.json``.
 FORMAT, VERSION = "lesion_d2 data check", 1
 _PLACES_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What is in data sets, and what is wrong with them.
+    """Statistics and faults of data sets.
 
     Args:
-        names: of the data sets, as registered.
-        counts: of each data set, by name: see :func:`~lesion_d2.data_checks.counts.count_set`.
-        faults: kinds that were found, errors first.
+        names: registered names of the data sets.
+        counts: name -> statistics, see :func:`~lesion_d2.data_checks.counts.count_set`.
+        faults: the faults found by kind, errors first.
     """
 
     names: tuple[str, ...]
@@ -30,11 +30,11 @@ class DataReport:
 
     @property
     def has_errors(self) -> bool:
-        """Whether something would spoil a training or an evaluation."""
+        """Whether any fault is an error."""
         return any(fault.severity == ERROR for fault in self.faults)
 
     def to_json(self) -> dict:
-        """What ``data_check.json`` holds; docs/data_checks.md explains its keys."""
+        """Content of ``data_check.json``; docs/data_checks.md explains its keys."""
         errors = sum(fault.severity == ERROR for fault in self.faults)
         return {
             "format": FORMAT,
@@ -47,17 +47,17 @@ class DataReport:
         }
 
     def write(self, file: str | os.PathLike) -> None:
-        """Write :meth:`to_json`, whole or not at all."""
+        """Write :meth:`to_json` atomically."""
         write_json(file, self.to_json(), indent=1)
 
     def count_rows(self) -> list[list[str]]:
-        """A table of the counts: a line each, the data sets side by side."""
+        """Table of the statistics, with one column per data set."""
         columns = [_lines(self.counts[name]) for name in self.names]
         labels = list(dict.fromkeys(label for column in columns for label in column))
         return [[label, *(column.get(label, "-") for column in columns)] for label in labels]
 
     def text(self) -> str:
-        """The tables that the command prints: counts, and faults with their first places."""
+        """Text for the terminal: statistics, and faults with their first places."""
         table = tabulate(
             self.count_rows(), ["", *self.names], tablefmt="simple", disable_numparse=True
         )
@@ -74,7 +74,7 @@ class DataReport:
 
 
 def _lines(counts: Mapping) -> dict[str, str]:
-    """Label -> text, of what a data set has."""
+    """Label -> text for the statistics of a data set."""
     lines = {
         "patients": _known(counts["patients"]),
         "volumes": str(counts["volumes"]),

@@ -1,4 +1,4 @@
-"""What a check takes from the pixels of a slice: a few numbers, in whatever process reads it."""
+"""Statistics and faults of the pixels of slices, computed in worker processes."""
 
 import hashlib
 import math
@@ -12,15 +12,16 @@ from ..structures.boxes import mask_extent
 from ..structures.recist import BOX_MARGIN
 from ..structures.rle import decode_mask
 
-#: HU above which something is tissue, and from which on it may be bone.
+#: HU above which a pixel is tissue, and above which it may be bone.
 TISSUE, BONE = -300, 300
-# What has soft tissue where its offset of 1024 was not subtracted: HU of -200 to 300.
+# Values of soft tissue (-200 to 300 HU) if the offset of 1024 was not subtracted.
 _WITHOUT_OFFSET = (824, 1324)
-# Of a lesion: nine pixels in ten are below. Lungs lie above it, air outside of the body below.
+# A lesion is on air if nine of ten pixels are below; lungs are above it, air outside the body
+# below.
 _AIR = -900.0
 _MIN_IOU = 0.5
-_STEP = 2  # every second row and column tells where bones lie
-_MIN_BODY_ROW = 10  # such pixels of tissue make a row one of the body, and not of noise
+_STEP = 2  # bones are located on every second row and column
+_MIN_BODY_ROW = 10  # tissue pixels (at this step) in a row of the body; fewer are noise
 
 
 class Region(NamedTuple):
@@ -28,11 +29,11 @@ class Region(NamedTuple):
 
     Args:
         image: number of its image.
-        index: of it among the image's annotations.
-        box: XYXY in pixels; None where it is no box.
+        index: index in the image's annotations.
+        box: XYXY in pixels; None if invalid.
         has_mask: whether it has a ``segmentation``.
         mask: its ``segmentation``.
-        ignore: whether it is no lesion, but a region to ignore.
+        ignore: whether it is a region to ignore.
     """
 
     image: int
@@ -44,7 +45,7 @@ class Region(NamedTuple):
 
 
 class SliceTask(NamedTuple):
-    """A slice to look at: number of its first image, file, height and width, and annotations."""
+    """A slice to check: number of its first image, file, height and width, and annotations."""
 
     number: int
     file: str
@@ -53,15 +54,15 @@ class SliceTask(NamedTuple):
 
 
 class Pixels(NamedTuple):
-    """What the pixels of one or more slices have in common; :meth:`joined` adds slices up.
+    """Statistics over the pixels of slices; :meth:`joined` merges them.
 
     Args:
-        low, high: HU.
-        count, tissue, offset: numbers of pixels, of those above -300 HU, and of those from 824 to
-            1324, where soft tissue lies if an offset was not subtracted.
-        bones: number of pixels (of every second row and column) above 300 HU.
-        bone_height: sum over them of how far they lie below the center of the body's tissue, in
-            heights of the body: positive where bones are posterior.
+        low, high: minimum and maximum in HU.
+        count, tissue, offset: number of all pixels, of those above -300 HU, and of those from 824
+            to 1324, the range of soft tissue if an offset was not subtracted.
+        bones: number of pixels (in every second row and column) above 300 HU.
+        bone_height: sum over them of their distance below the center of the body's tissue, relative
+            to the body's height; positive if bones are posterior.
     """
 
     low: int
@@ -73,22 +74,22 @@ class Pixels(NamedTuple):
     bone_height: float
 
     def joined(self, other: "Pixels") -> "Pixels":
-        """Of both sets of slices."""
+        """Statistics over both sets of slices."""
         sums = (a + b for a, b in zip(self[2:], other[2:], strict=True))
         return Pixels(min(self.low, other.low), max(self.high, other.high), *sums)
 
 
 class SliceFacts(NamedTuple):
-    """What was found on a slice.
+    """Result of the check of a slice.
 
     Args:
-        number: of its task.
-        fault: kind of the fault that it could not be read for, and what it is; None where it was.
+        number: number of its task.
+        fault: kind and description of the fault if it could not be read, else None.
         shape: height, width.
-        digest: of its pixels and shape, 16 bytes.
+        digest: digest of its pixels and shape, 16 bytes.
         pixels: see :class:`Pixels`.
-        regions: faults of annotations: number of the image, index among its annotations, kind,
-            what was found and expected.
+        regions: faults of annotations: number of the image, index of the annotation, kind, and
+            description.
     """
 
     number: int
@@ -100,13 +101,13 @@ class SliceFacts(NamedTuple):
 
 
 def look_at_slices(tasks: Sequence[SliceTask]) -> list[SliceFacts]:
-    """Read slices one after the other; nothing of their pixels is kept.
+    """Check slices one by one, without keeping their pixels.
 
     Args:
-        tasks: best those of one folder or volume, so that its file is opened once.
+        tasks: preferably of one folder or volume, so that its file is opened once.
 
     Returns:
-        One a task, in their order.
+        One result per task, in order.
     """
     return [_look_at(task) for task in tasks]
 
@@ -148,7 +149,7 @@ def _pixels(hu: np.ndarray) -> Pixels:
 
 
 def _bones(hu: np.ndarray) -> tuple[int, float]:
-    """Number of pixels of bone, and the sum of their distances below the body's center."""
+    """Number of bone pixels, and the sum of their distances below the body's center."""
     tissue = np.count_nonzero(hu > TISSUE, axis=1)
     bone = np.count_nonzero(hu > BONE, axis=1)
     body = np.flatnonzero(tissue >= _MIN_BODY_ROW)
@@ -187,7 +188,7 @@ def _region_faults(
 
 
 def mask_of(mask: object, size: Sequence[int]) -> np.ndarray:
-    """A mask of an annotation, (H, W) bool.
+    """Decode the mask of an annotation, (H, W) bool.
 
     Args:
         mask: its ``segmentation``.
@@ -209,9 +210,9 @@ def _extent(mask: np.ndarray) -> tuple[float, float, float, float]:
 
 
 def _fits(mask: np.ndarray, box: Sequence[float]) -> bool:
-    """Whether a box is a mask's: tight, or with DeepLesion's margin of 5 pixels around it."""
+    """Whether a box matches a mask: tight, or with DeepLesion's margin of 5 pixels."""
     extent, box = np.array(_extent(mask)), np.array(box)
-    if np.abs(extent - box).max() <= 1.0:  # of a few pixels, half a one is much
+    if np.abs(extent - box).max() <= 1.0:  # half a pixel matters for tiny masks
         return True
     limit = np.array([mask.shape[1], mask.shape[0]] * 2) - 0.5
     grown = np.clip(extent + BOX_MARGIN * np.array([-1, -1, 1, 1]), -0.5, limit)

@@ -1,1 +1,1 @@
-"""What is wrong with annotations, volumes, data sets of volumes, and between splits."""
+"""Rules for annotations, volumes, volume sets and splits."""

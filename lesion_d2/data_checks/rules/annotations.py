@@ -1,4 +1,4 @@
-"""What is wrong with a data set's annotations, as far as no pixel is needed to tell."""
+"""Checks of annotations that need no pixels."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,14 @@ from ..slices import Region
 from .volumes import spacing_of
 
 _MIN_SIDE = 2.0  # pixels
-_MAX_OVERHANG = 1.0  # pixels, past which a box is not only rounded
+_MAX_OVERHANG = 1.0  # pixels; more is not due to rounding
 _SAME = 0.5  # pixels on every side
-_MIN_LESIONS = 20  # of which a usual size is told
+_MIN_LESIONS = 20  # required to estimate the usual size
 _MAX_DEVIATION = 7.0  # standard deviations of log size; 5.5 among DeepLesion's 4,885 of validation
 
 
 def box_of(annotation: Mapping) -> tuple[float, float, float, float] | None:
-    """XYXY of an annotation; None where it has no box with an area."""
+    """The XYXY box of an annotation; None if it is invalid or has no area."""
     try:
         box = xyxy_box(annotation)
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -35,7 +35,7 @@ def box_of(annotation: Mapping) -> tuple[float, float, float, float] | None:
 
 
 def pixel_regions(number: int, image: Mapping) -> list[Region]:
-    """What the check of its pixels needs of an image's annotations."""
+    """The annotations of an image for the check of its pixels."""
     return [
         Region(
             number,
@@ -50,7 +50,7 @@ def pixel_regions(number: int, image: Mapping) -> list[Region]:
 
 
 def check_annotations(loaded: LoadedSet, log: FaultLog) -> None:
-    """Note boxes that are none, lie outside or are tiny; unknown classes; lesions that repeat."""
+    """Log invalid, outside and tiny boxes, unknown classes, and repeated lesions."""
     for number, image in loaded.numbered():
         before = np.full((len(image["annotations"]), 4), np.inf)
         categories = []
@@ -99,12 +99,12 @@ def _text(box: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class Lesion:
-    """A lesion of one slice or more.
+    """A lesion on one or more slices.
 
     Args:
-        number: of the image where it is largest.
+        number: number of the image where it is largest.
         category: index of its class.
-        size: its long diameter, or where that is not known the longer side of its box.
+        size: its long diameter, or else the longer side of its box.
         in_mm: whether the size is in mm; otherwise in pixels.
     """
 
@@ -115,7 +115,7 @@ class Lesion:
 
 
 def all_lesions(loaded: LoadedSet) -> list[Lesion]:
-    """The lesions of a data set, each once, on however many slices it is; no ignored regions."""
+    """The lesions of a data set, each once for all of its slices, without regions to ignore."""
     largest: dict[object, Lesion] = {}
     for number, image in loaded.numbered():
         for i, annotation in enumerate(image["annotations"]):
@@ -144,7 +144,7 @@ def _lesion(annotation: Mapping, image: Mapping, number: int) -> Lesion | None:
 
 
 def check_sizes(loaded: LoadedSet, lesions: Sequence[Lesion], log: FaultLog) -> None:
-    """Note lesions whose size is far from all others', by the median's deviation of its log."""
+    """Log outliers of lesion size, by the median absolute deviation of log size."""
     for in_mm, unit in ((True, "mm"), (False, "pixels")):
         chosen = [one for one in lesions if one.in_mm == in_mm and one.size > 0]
         if len(chosen) < _MIN_LESIONS:

@@ -1,4 +1,4 @@
-"""What is wrong between the splits of a data set: shared patients, classes that one lacks."""
+"""Checks between splits: shared patients, missing classes."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,20 +11,20 @@ from ..loading import LoadedSet
 from .annotations import Lesion
 
 _SIZE_RATIO = 3.0
-_MIN_LESIONS = 10  # of which a median size is told
+_MIN_LESIONS = 10  # required to compare median sizes
 
 
 def check_splits(
     sets: Sequence[LoadedSet], lesions: Mapping[str, Sequence[Lesion]], log: FaultLog
 ) -> None:
-    """Note what is wrong between data sets, and splits without a lesion.
+    """Log faults between data sets, and splits without a lesion.
 
-    Patients are compared between splits of one family (``mine_train`` and ``mine_val``): of others
-    the same number may be another patient.
+    Patients are only compared between splits of one family (``mine_train`` and ``mine_val``), as
+    elsewhere the same name may be another patient.
 
     Args:
         sets: the data sets.
-        lesions: of each, by name.
+        lesions: name of the data set -> lesions.
         log: where faults go.
     """
     for loaded in sets:
@@ -43,7 +43,7 @@ def check_splits(
 
 
 def patients_of(loaded: LoadedSet) -> dict[object, int]:
-    """Patients of a data set that tells them, each with the number of its first image."""
+    """Patient -> number of the first image; empty if patients are unknown."""
     patients: dict[object, int] = {}
     for number, image in loaded.numbered():
         if image.get("patient") is not None:
@@ -88,7 +88,7 @@ def _check_classes(
     for one in sets:
         categories = Counter(x.category for x in lesions[one.name])
         found[one.split] = found.get(one.split, Counter()) + categories
-    found = {split: counts for split, counts in found.items() if counts}  # others have no lesion
+    found = {split: counts for split, counts in found.items() if counts}  # only with lesions
     for category, name in enumerate(classes):
         having = [split for split, counts in found.items() if counts[category]]
         if found and not having:

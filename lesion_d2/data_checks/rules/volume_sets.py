@@ -1,4 +1,4 @@
-"""What is wrong with a data set of volumes as such: orientations, and patients in no split."""
+"""Checks of volume sets: orientations, and patients without a split."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,15 +10,15 @@ from ...data.volume_set.records import Volume
 from ..faults import FaultLog
 from ..loading import LoadedSet, splits_of
 
-_AXES = np.diag([1.0, 1.0, -1.0])  # columns to the left, rows to posterior, slices to inferior
+_AXES = np.diag([1.0, 1.0, -1.0])  # columns to Left, rows to Posterior, slices to Inferior
 _MAX_TILT = 45.0  # degrees
 
 
 def check_volume_sets(sets: Sequence[LoadedSet], log: FaultLog) -> None:
-    """Note volumes whose axes are not the project's, and patients that no split has.
+    """Log volumes with other axes than the project's, and patients in no split.
 
     Args:
-        sets: data sets; those that are no volumes are passed over.
+        sets: data sets; those that are not volume sets are skipped.
         log: where faults go.
     """
     families: dict[tuple[str, str], list[LoadedSet]] = {}
@@ -64,7 +64,7 @@ def _check_axes(loaded: LoadedSet, volumes: Mapping[str, Volume], log: FaultLog)
 
 
 def _tilts(volume: Volume) -> list[float]:
-    """Degrees between each axis and where it should point; 0 where it is not known."""
+    """Angle in degrees between each axis and its expected direction; 0 if unknown."""
     if volume.direction is None:
         return [0.0] * 3
     cosines = (np.reshape(volume.direction, (3, 3)) * _AXES).sum(axis=0)

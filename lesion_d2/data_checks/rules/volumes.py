@@ -1,4 +1,4 @@
-"""What is wrong with volumes: HU that are none, odd spacings, orientations and sizes.
+"""Checks of volumes: values that are not HU, unusual spacings, orientations and sizes.
 
 Only sums over the slices of a volume are kept.
 """
@@ -16,12 +16,12 @@ from ..slices import TISSUE, Pixels
 _GRAY_LEVELS = 255
 _STORED_VALUES = 4095
 _MIN_RANGE = 10  # HU; noise alone is more
-_OFFSET_SHARE = 0.15  # of pixels from 824 to 1324; in HU that is dense bone
+_OFFSET_SHARE = 0.15  # fraction of pixels from 824 to 1324, which is dense bone in HU
 _TISSUE_SHARE = 0.001
 _MAX_ASPECT = 1.01
 _FIELD_OF_VIEW = 1000.0  # mm, more than any CT scanner's
 _PIXELS, _SLICES = (0.1, 10.0), (0.1, 20.0)  # mm
-_MIN_BONES = 300  # pixels, of every second row and column
+_MIN_BONES = 300  # pixels, counting every second row and column
 # Where bone lies below the body's center, in heights of the body. In 114 slices of 12 patients of
 # DeepLesion 0.07 to 0.4; where the heart or the bowel is full of contrast medium it may be less.
 _UPSIDE_DOWN, _MEDIAN_UPSIDE_DOWN = -0.15, -0.05
@@ -29,14 +29,14 @@ _UPSIDE_DOWN, _MEDIAN_UPSIDE_DOWN = -0.15, -0.05
 
 @dataclass
 class VolumeSums:
-    """What is known of a volume's slices so far.
+    """Sums over the slices of a volume read so far.
 
     Args:
-        name: how messages name it.
-        number: the least number of its images.
-        spacings: of its slices, as their dicts have them.
+        name: name for messages.
+        number: smallest number of its images.
+        spacings: spacings in its slices' dicts.
         sizes: (height, width) of its slices' files.
-        pixels: of all of its slices; None before the first one is read.
+        pixels: sums over all its slices; None before the first.
     """
 
     name: str
@@ -46,13 +46,13 @@ class VolumeSums:
     pixels: Pixels | None = None
 
     def add(self, shape: tuple[int, int], pixels: Pixels) -> None:
-        """Add a slice that was read."""
+        """Add a slice."""
         self.sizes.add(shape)
         self.pixels = pixels if self.pixels is None else self.pixels.joined(pixels)
 
 
 def spacing_of(image: Mapping) -> tuple | str | None:
-    """x, y, z in mm; None where the data set does not know it, text where it is none."""
+    """x, y, z in mm; None if unknown, a text if invalid."""
     spacing = image.get("spacing")
     if spacing is None:
         return None
@@ -64,7 +64,7 @@ def spacing_of(image: Mapping) -> tuple | str | None:
 
 
 def check_volume(volume: VolumeSums, log: FaultLog) -> None:
-    """Note what is wrong with a volume, after all of its slices."""
+    """Log the faults of a volume, after all of its slices."""
     for kind, text in [*_spacing_faults(volume), *_hu_faults(volume)]:
         log.add(kind, f"{volume.name}: {text}", volume.number)
 
@@ -106,7 +106,7 @@ def _text(spacing: tuple[float, ...]) -> str:
 def _hu_faults(volume: VolumeSums):
     pixels = volume.pixels
     if pixels is None or pixels.low == pixels.high:
-        return  # told of by its slices
+        return  # already logged for its slices
     found = f"found values from {pixels.low} to {pixels.high}"
     in_gray = pixels.low >= 0 and pixels.high <= _GRAY_LEVELS
     if in_gray or pixels.high - pixels.low < _MIN_RANGE:
@@ -129,7 +129,7 @@ def _is_stored(pixels: Pixels) -> bool:
 
 
 def check_image_sizes(volumes: list[VolumeSums], log: FaultLog) -> None:
-    """Note where the largest and the smallest images of a data set differ fourfold."""
+    """Log a fourfold difference between the largest and smallest images of a data set."""
     sizes = [(max(size), size, volume) for volume in volumes for size in volume.sizes]
     if not sizes:
         return
@@ -145,9 +145,9 @@ def check_image_sizes(volumes: list[VolumeSums], log: FaultLog) -> None:
 
 
 def check_upside_down(volumes: list[VolumeSums], log: FaultLog) -> None:
-    """Note volumes whose bones lie far above their bodies' centers.
+    """Log volumes whose bones lie far above the center of the body.
 
-    Where they do so in most volumes of a data set, less is needed: the files' rows are flipped.
+    The threshold is lower if most volumes of a data set have this, as the rows are then flipped.
     """
     heights = {
         volume.number: volume.pixels.bone_height / volume.pixels.bones
