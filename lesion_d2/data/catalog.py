@@ -1,4 +1,4 @@
-"""Registered data sets by their names: Detectron2's catalog, with errors for its users."""
+"""Access to registered data sets by name, with helpful error messages."""
 
 import weakref
 from collections.abc import Iterable, Sequence
@@ -18,16 +18,15 @@ from .toys.on_demand import NAMES as TOYS
 from .toys.on_demand import register_if_toy
 
 _MAX_NAMES = 5
-# What keep_train_sets was told last: a weak reference to the config, and the dicts.
+# Last arguments of keep_train_sets: a weak reference to the config, and the dicts.
 _kept: list[tuple[weakref.ref, list[list[dict]]]] = []
 
 
 def suggest_names(name: str, kind: str = "lesion") -> str:
-    """Names of data sets of lesions, those like a misspelled one where there are such.
+    """Suggest names of lesion data sets, preferably those similar to a misspelled name.
 
-    Otherwise data sets of volumes come first, as their files are there.
-
-    ``kind`` is what their ``evaluator_type`` begins with.
+    Otherwise volume sets come first, as their files exist. ``kind`` is the prefix of their
+    ``evaluator_type``.
     """
     metadata = {n: MetadataCatalog.get(n) for n in DatasetCatalog.list()}
     known = [n for n, one in metadata.items() if one.get("evaluator_type", "").startswith(kind)]
@@ -38,20 +37,20 @@ def suggest_names(name: str, kind: str = "lesion") -> str:
 
 
 def is_registered(name: str) -> bool:
-    """Whether a name is that of a data set; a toy's is registered with it."""
+    """Whether a data set is registered; toys are registered by this call."""
     register_if_toy(name)
     return isinstance(name, str) and name in DatasetCatalog
 
 
 def load_records(dataset: str, options: DatasetOptions = WHOLE_SET) -> list[dict]:
-    """The dicts of a registered data set.
+    """Load the dicts of a registered data set.
 
     Args:
         dataset: its name in ``DatasetCatalog``.
-        options: what is left out or hidden.
+        options: what to leave out or hide.
 
     Raises:
-        ValueError: the data set is not registered, has no images, or cannot go by an option.
+        ValueError: the data set is not registered, has no images, or does not support an option.
     """
     if not is_registered(dataset):
         raise ValueError(
@@ -67,26 +66,26 @@ def load_records(dataset: str, options: DatasetOptions = WHOLE_SET) -> list[dict
 def load_run_dicts(
     cfg: CfgNode, names: Sequence[str], kind: str, *, filter_empty: bool = False
 ) -> list[dict]:
-    """The dicts of a run's data sets, as Detectron2's ``get_detection_dataset_dicts`` has them.
+    """Load the dicts of a run's data sets, as Detectron2's ``get_detection_dataset_dicts``.
 
     Args:
-        cfg: of the run, which says what is left out or hidden (:class:`DatasetOptions`).
-        names: in ``DatasetCatalog``.
-        kind: "TRAIN" or "TEST", whose data sets these are.
-        filter_empty: leave out images without a lesion.
+        cfg: config, with the options for reading (:class:`DatasetOptions`).
+        names: names in ``DatasetCatalog``.
+        kind: "TRAIN" or "TEST", the split that these are used as.
+        filter_empty: skip images without lesions.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no images.
     """
     options = (DatasetOptions.from_config(cfg, name, kind) for name in names)
     return _join(names, map(read_dataset, names, options), kind, filter_empty)
 
 
 def keep_train_sets(cfg: CfgNode, train_sets: list[list[dict]]) -> None:
-    """Keep what was read and checked, for the loader of the same run.
+    """Keep checked training dicts for the loader of the same run.
 
     Args:
-        cfg: of the run, this very object; without it nothing is kept any more.
+        cfg: the run's config object; the dicts are released with it.
         train_sets: the dicts of each data set of its DATASETS.TRAIN.
     """
     _kept[:] = [(weakref.ref(cfg, lambda gone: _forget(gone)), train_sets)]
@@ -97,12 +96,12 @@ def _forget(gone: weakref.ref) -> None:
 
 
 def load_train_dicts(cfg: CfgNode) -> list[dict]:
-    """The dicts of DATASETS.TRAIN, as Detectron2's ``get_detection_dataset_dicts`` has them.
+    """Load the dicts of DATASETS.TRAIN, as Detectron2's ``get_detection_dataset_dicts``.
 
-    Those of :func:`keep_train_sets`, which are given away, are not read again.
+    Dicts of :func:`keep_train_sets` are handed over instead of read again.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no images.
     """
     names, filter_empty = cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     if _kept and _kept[0][0]() is cfg:
@@ -114,7 +113,7 @@ def load_train_dicts(cfg: CfgNode) -> list[dict]:
 def _join(
     names: Sequence[str], sets: Iterable[list[dict]], kind: str, filter_empty: bool
 ) -> list[dict]:
-    """The dicts of data sets, filtered; the log tells how many lesions of each class they have."""
+    """Concatenate and filter the dicts of data sets, and log the number of lesions per class."""
     dicts = list(chain.from_iterable(sets))
     if filter_empty:
         dicts = filter_images_with_only_crowd_annotations(dicts)
@@ -123,7 +122,7 @@ def _join(
     classes = MetadataCatalog.get(names[0]).get("thing_classes")
     if classes is not None:
         check_metadata_consistency("thing_classes", names)
-        # It counts image by image in ten times as long.
+        # Detectron2 counts image by image, ten times slower.
         every = chain.from_iterable(image["annotations"] for image in dicts)
         print_instances_class_histogram([{"annotations": list(every)}], classes)
     return dicts

@@ -1,6 +1,6 @@
-"""What a run reads of a registered data set: all of it, or less where its config says so.
+"""Options for reading registered data sets: a run may leave out or hide a part of them.
 
-``DatasetCatalog.get`` always gives all of a data set; nothing that a run asks for changes that.
+``DatasetCatalog.get`` always returns the complete data set, independently of these options.
 """
 
 import logging
@@ -16,16 +16,16 @@ from .prepared.slices import with_prepared_slices
 
 logger = logging.getLogger(__name__)
 
-_SERIES_KEYS = ("patient", "study", "series")  # of a series in DeepLesion; of others "volume" alone
+_SERIES_KEYS = ("patient", "study", "series")  # for DeepLesion; otherwise "volume" only
 
 
 @dataclass(frozen=True)
 class ExcludedSeries:
-    """Series that are left out, whole, as those of some data sets of volumes.
+    """Series to exclude completely, given by data sets of volumes.
 
     Args:
         volumes: names of these data sets.
-        parts: their sub-volumes: the series, and the range of slices.
+        parts: their sub-volumes, as series and range of slices.
     """
 
     volumes: tuple[str, ...] = ()
@@ -33,16 +33,16 @@ class ExcludedSeries:
 
     @classmethod
     def of(cls, volumes: Iterable[str]) -> "ExcludedSeries":
-        """Read the series of data sets.
+        """Read the series of the given data sets.
 
         Args:
-            volumes: names of data sets whose dicts have ``patient``, ``study`` and ``series``, or
-                at least ``volume``.
+            volumes: names of data sets with ``patient``, ``study`` and ``series``, or ``volume``,
+                in their dicts.
 
         Raises:
-            KeyError: one of them is not registered (Detectron2's own check).
+            KeyError: one of them is not registered (Detectron2's check).
             OSError: one of them cannot be read.
-            ValueError: likewise; or its dicts do not tell the series.
+            ValueError: one of them cannot be read, or its dicts do not identify the series.
         """
         volumes = tuple(volumes)
         return cls(volumes, frozenset().union(*map(_read_parts, volumes)))
@@ -50,18 +50,18 @@ class ExcludedSeries:
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """What a run reads of a registered data set; by default all of it.
+    """Options for reading a registered data set; by default all of it is read.
 
     Args:
-        allow_missing: leave out images without a file, see
-            :func:`~lesion_d2.data.deeplesion.key_slices.load_deeplesion`. The data set's metadata
-            say by ``can_miss_images`` that its loader takes ``allow_missing``.
-        prepared_slices: read these in place of PNG files (:mod:`lesion_d2.data.prepared.slices`),
-            of a data set with ``can_be_prepared``.
-        hidden_share: of all annotations, from 0 (none is hidden) to below 1, see
-            :func:`hide_annotations`; of a data set with ``can_hide_annotations``.
-        hidden_seed: of the random selection.
-        excluded: leave out all images of these series; of a data set with ``can_exclude_volumes``.
+        allow_missing: skip images without a file, see
+            :func:`~lesion_d2.data.deeplesion.key_slices.load_deeplesion`. Requires
+            ``can_miss_images`` in the data set's metadata: its loader accepts ``allow_missing``.
+        prepared_slices: read prepared slices instead of PNG files
+            (:mod:`lesion_d2.data.prepared.slices`). Requires ``can_be_prepared``.
+        hidden_share: share of annotations to hide, in [0, 1), see :func:`hide_annotations`.
+            Requires ``can_hide_annotations`` if above 0.
+        hidden_seed: random seed of the selection.
+        excluded: exclude all images of these series. Requires ``can_exclude_volumes``.
     """
 
     allow_missing: bool = False
@@ -72,12 +72,12 @@ class DatasetOptions:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, name: str, kind: str) -> "DatasetOptions":
-        """The options of a run, which are those of DATASETS; reads what is excluded.
+        """Make the options from the DATASETS section; reads the excluded data sets.
 
         Args:
-            cfg: of the run.
-            name: of the data set.
-            kind: "TRAIN" or "TEST"; the latter hides no annotation and excludes no series.
+            cfg: config.
+            name: name of the data set.
+            kind: "TRAIN" or "TEST"; for "TEST" no annotations are hidden and no series excluded.
 
         Raises:
             KeyError, OSError, ValueError: see :meth:`ExcludedSeries.of`.
@@ -93,10 +93,10 @@ class DatasetOptions:
         )
 
     def problems(self, name: str) -> Iterator[tuple[str, str]]:
-        """Keys of DATASETS that a data set cannot go by, and why; none are hidden where none can.
+        """Yield keys of DATASETS that a data set does not support, and the reasons.
 
         Args:
-            name: of the data set.
+            name: name of the data set.
         """
         can = MetadataCatalog.get(name).get
         whole, layout = f"{name}: found a data set that is read as a whole", "DeepLesion's layout"
@@ -113,21 +113,21 @@ class DatasetOptions:
             yield "EXCLUDED_VOLUMES", f"{whole}, {expected}"
 
 
-#: All of a data set, as ``DatasetCatalog.get`` gives it.
+#: Options to read the complete data set, like ``DatasetCatalog.get``.
 WHOLE_SET = DatasetOptions()
 
 
 def read_dataset(name: str, options: DatasetOptions = WHOLE_SET) -> list[dict]:
-    """Read a registered data set by a run's options.
+    """Read a registered data set with a run's options.
 
     Args:
-        name: in ``DatasetCatalog``.
-        options: what is left out or hidden.
+        name: name in ``DatasetCatalog``.
+        options: what to leave out or hide.
 
     Raises:
-        KeyError: it is not registered (Detectron2's own check).
-        OSError: as its loader.
-        ValueError: likewise; or it cannot go by an option, or nothing is left of it.
+        KeyError: it is not registered (Detectron2's check).
+        OSError: see its loader.
+        ValueError: see its loader; or it does not support an option, or no image is left.
     """
     for _, problem in options.problems(name):
         raise ValueError(problem)
@@ -142,18 +142,18 @@ def read_dataset(name: str, options: DatasetOptions = WHOLE_SET) -> list[dict]:
 
 
 def hide_annotations(name: str, dicts: list[dict], share: float, seed: int) -> None:
-    """Simulate missing annotations: hide a share of a data set's.
+    """Simulate missing annotations by hiding a share of a data set's annotations.
 
     Hidden annotations are moved from a dict's ``annotations`` to its ``hidden_annotations``, a key
     that every dict then has. With the same seed, a larger share hides the same ones and more.
 
     Args:
         name: of the data set.
-        dicts: of it, changed in place; a draw goes over its annotations in the order of their
-            ``row``. Those of one ``row`` are one lesion on several slices, hidden on all. Regions
-            to ignore stay.
-        share: of all annotations.
-        seed: of the random selection.
+        dicts: its dicts, modified in place. Annotations are sampled in the order of their ``row``;
+            those with the same ``row`` are one lesion on several slices, and are hidden together.
+            Regions to ignore are not hidden.
+        share: share of the annotations to hide.
+        seed: random seed of the selection.
     """
     rows = sorted({a["row"] for image in dicts for a in lesions_of(image["annotations"])})
     num_hidden = round(share * len(rows))
@@ -173,18 +173,18 @@ def hide_annotations(name: str, dicts: list[dict], share: float, seed: int) -> N
 
 
 def exclude_series(name: str, dicts: list[dict], excluded: ExcludedSeries) -> list[dict]:
-    """Leave series out: all of their images, not only those on the slices of the volumes.
+    """Exclude series with all of their images, not only those on slices of the volumes.
 
     Args:
         name: of the data set.
-        dicts: of it, with the same keys as those of the volumes.
-        excluded: the series.
+        dicts: its dicts, with the same keys as those of the volumes.
+        excluded: the series to exclude.
 
     Returns:
-        Those that are left, in the same order.
+        The remaining dicts, in the same order.
 
     Raises:
-        ValueError: none is left.
+        ValueError: no image is left.
     """
     if not excluded.volumes:
         return dicts

@@ -1,4 +1,4 @@
-"""What training and evaluation look for in the dicts of a data set, whatever registered it."""
+"""Requirements of training and evaluation on the dicts of any registered data set."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 from .formats.problems import short_repr
 
-#: Of an image; ``spacing`` and ``slice_range`` may be None.
+#: Required keys of an image; ``spacing`` and ``slice_range`` may be None.
 KEYS = (
     "file_name",
     "image_id",
@@ -18,15 +18,15 @@ KEYS = (
     "slice_range",
     "annotations",
 )
-#: Numbers that an annotation may have by these keys; where they are not known, there is no key.
+#: Optional keys of annotations, and the length of their values; unknown values have no key.
 OPTIONAL_NUMBERS = {"recist": 8, "diameters_mm": 2}
-# Of these asking for an abstract class would take most of the time of a check.
+# For these types, checking an abstract base class would take most of the time.
 _PLAIN = (float, int)
 _NAMES = ("image_id", "patient", "study", "series", "volume")
 
 
 def image_problems(image: Mapping) -> Iterator[str]:
-    """What is wrong with an image's dict, but for its spacing and annotations: found, expected."""
+    """Yield errors of an image's dict, except spacing and annotations: found, expected."""
     for key in KEYS:
         if key not in image:
             yield f"found no {key!r}"
@@ -43,7 +43,7 @@ def image_problems(image: Mapping) -> Iterator[str]:
 
 
 def annotation_problems(annotation: Mapping) -> Iterator[str]:
-    """What is wrong with an annotation, but for its box, class and mask: found, expected."""
+    """Yield errors of an annotation, except box, class and mask: found, expected."""
     is_crowd = annotation.get("iscrowd", 0)
     is_number = type(is_crowd) in _PLAIN or isinstance(is_crowd, Real | np.bool_)
     if not is_number or is_crowd not in (0, 1):
@@ -52,7 +52,7 @@ def annotation_problems(annotation: Mapping) -> Iterator[str]:
 
 
 def number_problems(annotation: Mapping, keys: Sequence[str]) -> Iterator[str]:
-    """What is wrong with those of :data:`OPTIONAL_NUMBERS` that an annotation has."""
+    """Yield errors in those :data:`OPTIONAL_NUMBERS` that an annotation has."""
     for key in keys:
         if key in annotation and not has_numbers(annotation, key):
             yield (
@@ -63,7 +63,7 @@ def number_problems(annotation: Mapping, keys: Sequence[str]) -> Iterator[str]:
 
 
 def has_numbers(annotation: Mapping, key: str) -> bool:
-    """Whether an annotation has one of :data:`OPTIONAL_NUMBERS`, all of them finite."""
+    """Whether an annotation has a key of :data:`OPTIONAL_NUMBERS`, with finite values."""
     found = annotation.get(key)
     if type(found) in (list, tuple) and all(type(v) is float for v in found):
         return len(found) == OPTIONAL_NUMBERS[key] and all(map(math.isfinite, found))
@@ -75,7 +75,7 @@ def has_numbers(annotation: Mapping, key: str) -> bool:
 
 
 def are_numbers(values: object, count: int) -> bool:
-    """Whether this is a list or array of so many numbers, which need not be finite."""
+    """Whether this is a list or array of ``count`` numbers, which need not be finite."""
     return (
         isinstance(values, list | tuple | np.ndarray)
         and len(values) == count

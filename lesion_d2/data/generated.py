@@ -1,4 +1,4 @@
-"""Generated data sets on disk: complete or absent, and never mistaken for one another."""
+"""Generated data sets on disk, written atomically and identified by their options."""
 
 import logging
 import os
@@ -11,20 +11,20 @@ from ..utils.files import atomic_folder, read_json, recover_folder, write_json
 
 logger = logging.getLogger(__name__)
 
-#: In the metadata of a dataclass field that was added later, see :func:`write_data_set`.
+#: Key in the metadata of dataclass fields that were added later, see :func:`write_data_set`.
 LATER = {"later": True}
 
 
 def check_options(kind: str, options: Any, limits: Mapping[str, tuple[float, float]]) -> None:
-    """Check the numbers among the options of a generated data set.
+    """Check the numeric options of a generated data set.
 
     Args:
-        kind: of data set, for the message.
+        kind: kind of data set, for messages.
         options: a dataclass.
-        limits: name -> the lowest and the highest value that it may have.
+        limits: name -> lowest and highest allowed value.
 
     Raises:
-        ValueError: one is out of its range.
+        ValueError: an option is out of range.
     """
     for name, (low, high) in limits.items():
         value = getattr(options, name)
@@ -40,24 +40,24 @@ def write_data_set(
     *,
     overwrite: bool = False,
 ) -> bool:
-    """Write a data set whose content its options decide, unless it is there already.
+    """Write a data set that is determined by its options, unless it exists.
 
     Args:
-        root: the data set's folder; made by renaming, after everything was written beside it.
-        kind: of data set, such as "phantom"; its options stand in ``<kind>.json``.
-        options: a dataclass. A field with ``LATER`` in its metadata came after data sets had been
-            written without it: its default is not stored, which keeps them complete.
-        write: fills the empty folder that it is given.
+        root: the data set's folder; a temporary folder beside it is renamed at the end.
+        kind: kind of data set, such as "phantom"; its options are stored in ``<kind>.json``.
+        options: a dataclass. The default of a field with ``LATER`` in its metadata is not stored,
+            so that data sets from before the field was added remain valid.
+        write: fills the empty folder that it gets.
         overwrite: replace a folder that was written with other options.
 
     Returns:
-        True if it was written, False if it was there with the same options.
+        True if it was written, False if it existed with the same options.
 
     Raises:
         FileExistsError: if ``root`` holds a data set with other options and ``overwrite`` is not
-            set, or anything that is no data set of this kind.
-        BlockingIOError: another process writes it.
-        OSError: it cannot be written, such as on a full disk.
+            set, or anything other than a data set of this kind.
+        BlockingIOError: another process is writing it.
+        OSError: it cannot be written, for example because the disk is full.
     """
     root = Path(root).absolute()
     recover_folder(root)
@@ -65,7 +65,7 @@ def write_data_set(
         logger.info("The %s data set in %s is complete: nothing to do", kind, root)
         return False
     with atomic_folder(root) as partial_root:
-        if root.exists():  # maybe of a call that was faster
+        if root.exists():  # another call may have been faster
             _holds_these(root, kind, options, overwrite)
         write(partial_root)
         write_json(partial_root / f"{kind}.json", _stored(options), indent=2, flush=False)
@@ -81,17 +81,17 @@ def _stored(options: Any) -> dict:
 
 
 def _later_defaults(options: Any) -> dict:
-    """What holds for data sets that say nothing about the fields that came later."""
+    """Values of the later fields for data sets that do not contain them."""
     return {f.name: f.default for f in fields(options) if f.metadata.get("later")}
 
 
 def _holds_these(root: Path, kind: str, options: Any, overwrite: bool) -> bool:
-    """Whether ``root`` is a data set with these options; raises where it must not be replaced."""
+    """Whether ``root`` is a data set with these options; raises if it must not be replaced."""
     defaults = _later_defaults(options)
     wanted = {**defaults, **_stored(options)}
     try:
         found = {**defaults, **read_json(root / f"{kind}.json", "options")}
-    except (OSError, TypeError, ValueError):  # TypeError: JSON, but no object
+    except (OSError, TypeError, ValueError):  # TypeError: JSON, but not an object
         raise FileExistsError(
             f"{root} exists and is no {kind} data set (no readable {kind}.json): choose another "
             "folder, or remove it"

@@ -29,15 +29,15 @@ _MAX_WORKERS = 16
 
 
 def count_workers(num_workers: int) -> int:
-    """How many processes load images for one process that trains or evaluates.
+    """Return the number of loader workers for one training or evaluating process.
 
     Args:
-        num_workers: DATALOADER.NUM_WORKERS; a number below 0 asks for one less than there are
-            cores, at least 1 and at most 16.
+        num_workers: DATALOADER.NUM_WORKERS; below 0 for the number of cores minus one, at least 1
+            and at most 16.
 
     Returns:
-        At most the cores that this process may use, of which those that train together on this
-        machine have equal shares.
+        At most the cores that this process may use; processes of a run on this machine have equal
+        shares.
     """
     cores = max(1, count_cores() // comm.get_local_size())
     if num_workers < 0:
@@ -46,20 +46,20 @@ def count_workers(num_workers: int) -> int:
 
 
 class NamingReader:
-    """Reads an image; where that cannot be done, it is named, also to another process.
+    """Reads images; errors name the image, also across processes.
 
     Args:
-        load: maps a dict of a data set to what a model takes.
+        load: maps a dict of a data set to model input.
     """
 
     def __init__(self, load: Callable[[dict], dict]):
         self.load = load
 
     def __call__(self, image: dict) -> dict:
-        """What ``load`` gives.
+        """Return the result of ``load``.
 
         Raises:
-            InputError: its files cannot be used.
+            InputError: its files are missing or damaged.
         """
         try:
             return self.load(image)
@@ -68,16 +68,16 @@ class NamingReader:
 
 
 class DeviceLoader:
-    """Gives a loader's batches with their images on a device, on the 0..255 scale.
+    """Moves the images of a loader's batches to a device, on the 0..255 scale.
 
-    The stacks travel as int16 and are windowed where they arrive. To a GPU they and what is
-    annotated on them (``instances``) are copied from pinned memory on a side stream, one batch
-    ahead, so that neither the loader nor the model waits for the copy.
+    Stacks are transferred as int16 and windowed on the device. For a GPU, they and their
+    annotations (``instances``) are copied from pinned memory on a side stream, one batch ahead, so
+    that neither the loader nor the model waits for the copy.
 
     Args:
-        loader: batches are lists of dicts with ``image`` int16 (C, H, W) in HU.
-        device: of the model.
-        hu_window: low and high, in HU, that become 0 and 255.
+        loader: yields batches: lists of dicts with ``image`` int16 (C, H, W) in HU.
+        device: device of the model.
+        hu_window: the HU mapped to 0 and 255.
     """
 
     def __init__(self, loader: Iterable, device: str | torch.device, hu_window):
@@ -132,16 +132,16 @@ def _images(batch: list[dict]) -> Iterator[tuple[dict, str]]:
 
 
 class TrainLoader(DeviceLoader):
-    """The endless, shuffled loader of training batches, which can begin anew at any iteration.
+    """Endless, shuffled loader of training batches, which can restart at any iteration.
 
     Args:
         dataset: dicts as :func:`load_deeplesion` returns them.
-        mapper: for training; the loader changes its ``hard_negatives``.
-        device: of the model.
-        total_batch_size: images an iteration over all processes.
-        seed: of the order and of the workers' augmentations; None draws one.
-        sampler: of the order; by default all images come equally often.
-        options: what else ``build_detection_train_loader`` takes.
+        mapper: mapper for training; the loader sets its ``hard_negatives``.
+        device: device of the model.
+        total_batch_size: images per iteration over all processes.
+        seed: random seed of the order and of the workers' augmentations; None for a random one.
+        sampler: sampler of the order; by default all images are equally frequent.
+        options: other options of ``build_detection_train_loader``.
     """
 
     def __init__(
@@ -173,26 +173,26 @@ class TrainLoader(DeviceLoader):
 
     @property
     def order_seed(self) -> int:
-        """What decides the order of the images, from the next restart on; it may be set."""
+        """Random seed of the order of images; a new value takes effect at the next restart."""
         return self.sampler._seed
 
     @order_seed.setter
     def order_seed(self, seed: int) -> None:
-        """Go on in the order of another run."""
+        """Continue in the order of another run."""
         self.sampler._seed = seed
 
     def restart(
         self, iteration: int, hard_negatives: Mapping[str, list[dict]] | None = None
     ) -> None:
-        """Let the next iterator begin with the batch of an iteration, and with new annotations.
+        """Let the next iterator start at the batch of an iteration, with new annotations.
 
-        The order of the images goes on, so that none is repeated or left out. With aspect-ratio
-        grouping a few are, because images wait there for others of their kind. Iterators from
-        before the restart are to be thrown away: their workers keep the old annotations.
+        The order of images continues, so that none is repeated or skipped, except for a few with
+        aspect-ratio grouping, which buffers images. Existing iterators must be discarded: their
+        workers have the old annotations.
 
         Args:
-            iteration: from 0.
-            hard_negatives: replaces the mapper's; None leaves them.
+            iteration: iteration, from 0.
+            hard_negatives: replace the mapper's; None to keep them.
         """
         if hard_negatives is not None:
             self.mapper.hard_negatives = hard_negatives
@@ -201,23 +201,23 @@ class TrainLoader(DeviceLoader):
         self.loader = self._build()
 
     def state_dict(self) -> dict:
-        """What the workers' augmentations go on with after the batches that were taken."""
+        """The random states of the workers' augmentations after the consumed batches."""
         return {} if self._workers is None else {"workers": self._workers.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        """After a restart: let the next iterator's augmentations go on as those of another run.
+        """After a restart, let the next iterator continue the augmentations of another run.
 
-        It has to have as many workers; they begin anew where it has not, or groups images by
-        aspect ratio.
+        This requires the same number of workers and no aspect-ratio grouping; otherwise
+        augmentations restart.
         """
         self.loader = self._build(state.get("workers"))
 
     def _build(self, workers: dict | None = None) -> Iterable:
-        # Each time a new loader: one that groups by aspect ratio would hold old images back.
+        # Always a new loader: aspect-ratio grouping would keep old images in its buffer.
         seed = self.seed
-        if seed is None:  # drawn here, because torch would draw it from its global generator
+        if seed is None:  # drawn here, as torch would use its global generator
             seed = secrets.randbits(31)
-        else:  # another one for each process and each restart
+        else:  # different for each process and restart
             seed += comm.get_rank() + self._iteration * comm.get_world_size()
         load, number = NamingReader(self.mapper.load), self.options.get("num_workers", 0)
         self._workers = None
@@ -237,14 +237,15 @@ class TrainLoader(DeviceLoader):
 def build_lesion_train_loader(cfg, *, mapper: LesionDatasetMapper | None = None) -> TrainLoader:
     """Build the endless, shuffled training loader of DATASETS.TRAIN.
 
-    How often images come is by DATALOADER.EMPTY_SHARE and CLASS_BALANCE, see
-    :func:`~lesion_d2.data.samplers.make_pools`.
-    With SEED >= 0 and the same number of workers it gives the same batches every time (without
-    workers, augmentations draw from NumPy's global state, which ``default_setup`` seeds).
+    DATALOADER.EMPTY_SHARE and CLASS_BALANCE determine the frequency of images, see
+    :func:`~lesion_d2.data.samplers.make_pools`. With SEED >= 0 and the same number of workers,
+    batches are reproducible (without workers, augmentations use NumPy's global state, which
+    ``default_setup`` seeds).
 
     Args:
-        cfg: of a run.
-        mapper: for training, such as one with other augmentations; by default that of the config.
+        cfg: config.
+        mapper: a mapper for training, for example with other augmentations; by default that of the
+            config.
     """
     dataset = load_train_dicts(cfg)
     prepare_workers()
@@ -271,18 +272,18 @@ def build_lesion_test_loader(
     batch_size: int = 1,
     kind: str = "TEST",
 ) -> DeviceLoader:
-    """Build the loader that gives every image of one data set once, split over the processes.
+    """Build the loader of all images of a data set, distributed over the processes.
 
-    Slices of volumes are read by a :class:`ChunkLoader`, each of them once.
+    Slices of volumes are read once, by a :class:`ChunkLoader`.
 
     Args:
-        cfg: the run's config.
-        dataset_name: in Detectron2's catalog.
-        with_masks: samples get ``lesion_masks``, which stay on the CPU: the pseudo-masks of the
-            image's annotations by INPUT.PSEUDO_MASK, see :class:`LesionDatasetMapper`.
-        filter_empty: leave out images without annotations.
-        batch_size: images a batch, which may have several sizes.
-        kind: "TRAIN" or "TEST", whose data set it is: what is left out or hidden then.
+        cfg: config.
+        dataset_name: name in Detectron2's catalog.
+        with_masks: add ``lesion_masks`` to samples, on the CPU: the pseudo-masks of the image's
+            annotations by INPUT.PSEUDO_MASK, see :class:`LesionDatasetMapper`.
+        filter_empty: skip images without annotations.
+        batch_size: images per batch, which may have different sizes.
+        kind: "TRAIN" or "TEST"; determines what is left out or hidden.
     """
     dataset = load_run_dicts(cfg, [dataset_name], kind, filter_empty=filter_empty)
     mapper = LesionDatasetMapper(cfg, False, with_masks=with_masks)
@@ -300,10 +301,10 @@ def build_lesion_test_loader(
 
 
 def build_lesion_loss_loader(cfg) -> DeviceLoader:
-    """Build the loader of the validation loss: every image of DATASETS.TEST once, with its lesions.
+    """Build the loader of the validation loss: all images of DATASETS.TEST with annotations.
 
-    Images are as at inference, without augmentation, in batches of the size that they have in
-    training; those without a lesion are not left out. They are split over the processes.
+    Images are preprocessed as at inference, without augmentation; batches have the size as in
+    training. Images without lesions are included. Images are distributed over the processes.
     """
     dataset = load_run_dicts(cfg, cfg.DATASETS.TEST, "TEST")
     mapper = LesionDatasetMapper(
@@ -332,6 +333,6 @@ def _build_one_pass(
 
 def prepare_workers() -> None:
     """Let loaders fork from this process."""
-    # A forked worker inherits OpenCV's pool of threads without its threads, and would wait for
-    # them for ever. Workers are parallel among themselves, so this process gives the pool up.
+    # A forked worker inherits OpenCV's thread pool without its threads, and would wait for them
+    # forever. As workers run in parallel anyway, this process disables the pool.
     cv2.setNumThreads(0)

@@ -1,4 +1,4 @@
-"""The mapper: from a dict of a data set to a model's input."""
+"""The mapper from a dict of a data set to model input."""
 
 import logging
 import os
@@ -41,51 +41,49 @@ from .transforms.slice_input import SliceInput
 
 logger = logging.getLogger(__name__)
 
-#: The images of a sample, int16 until they are on their device.
+#: Keys of the images of a sample, int16 until they are on the device.
 IMAGE_KEYS = ("image", "weak_image")
-# mm, of images that do not say: 3DCE's published code cuts borders by pixels, at this size of them.
+# mm, default pixel spacing for cropping borders: 3DCE's published code uses pixels of this size.
 _USUAL_SPACING = (0.8, 0.8)
 
 
 class LesionDatasetMapper:
-    """Maps a DeepLesion dict to what Detectron2's models take.
+    """Maps a DeepLesion dict to the input of Detectron2's models.
 
-    1. Reads the key slice and its neighbors as C slices at one interval (:func:`slice_stack`), in
-       training maybe with lesions inserted (:mod:`lesion_d2.data.inserted`).
-    2. Cuts the black borders around the body, if asked to.
+    1. Reads the key slice and its neighbors as C slices at a fixed interval (:func:`slice_stack`);
+       in training, lesions may be inserted (:mod:`lesion_d2.data.inserted`).
+    2. Crops the black borders around the body, if enabled.
     3. Applies the augmentations to the stack, the lesions' outlines and their masks.
-    4. Gives ``image``, in training ``instances``, and in inference with masks ``lesion_masks``.
+    4. Returns ``image``, in training ``instances``, and in inference with masks ``lesion_masks``.
 
     A box after a rotation is the extent of the lesion's outline, see :func:`lesion_outline`. A
-    lesion whose box's center left the image is dropped. Regions to ignore (``iscrowd``) are
-    instances of class -1 in training, and nothing else, see
-    :mod:`lesion_d2.structures.ignore_regions`. So are lesions of which a patch
-    (:class:`~lesion_d2.data.transforms.patches.RandomPatch`) shows too little.
+    lesion is dropped if its box center is outside the image. Regions to ignore (``iscrowd``) are
+    instances of class -1 in training, and not used otherwise, see
+    :mod:`lesion_d2.structures.ignore_regions`. The same applies to lesions that a patch
+    (:class:`~lesion_d2.data.transforms.patches.RandomPatch`) cuts too much.
 
     Args:
-        is_train: whether dicts get ``instances`` from their ``annotations``.
-        augmentations: Detectron2 augmentations for int16 images; they may ask for ``spacing``.
-            Of Detectron2's own, those that interpolate fill with air
-            (:mod:`lesion_d2.data.transforms.slice_input`).
-        num_slices, slice_interval: C, and the distance of the slices in mm; 0 for that of the
+        is_train: whether to add ``instances`` from ``annotations``.
+        augmentations: Detectron2 augmentations for int16 images; they may use ``spacing``.
+            Transforms of Detectron2 fill with air (:mod:`lesion_d2.data.transforms.slice_input`).
+        num_slices, slice_interval: C, and the distance between slices in mm; 0 for that of the
             files.
-        hu_window: low and high, in HU: 0 and 255 of the image.
-        cut_borders: whether images show only the key slice's :func:`body_extent` or, of dicts with
-            ``volume``, their volume's: slices that neighboring key slices share stay the same.
-        mask_method: "ellipse", "grabcut", or "" for neither ``gt_masks`` nor ``lesion_masks``: how
-            masks are made of diameters, or of boxes alone (:func:`lesion_ends`), for annotations
-            without ``segmentation``.
-        box_masks: whether masks may be made of boxes alone.
-        pseudo_masks: masks computed before; a lesion that none of them covers gets its mask on the
-            fly.
-        weak_augmentations: of a second view in training, for a mean teacher (Bai et al., 2023);
-            None for no such view.
+        hu_window: the HU mapped to 0 and 255.
+        cut_borders: crop images to the key slice's :func:`body_extent` or, for dicts with
+            ``volume``, to that of the volume, so that neighboring key slices share slices.
+        mask_method: how masks are computed from diameters, or only from boxes
+            (:func:`lesion_ends`), for annotations without ``segmentation``: "ellipse", "grabcut",
+            or "" for neither ``gt_masks`` nor ``lesion_masks``.
+        box_masks: allow masks that are computed only from boxes.
+        pseudo_masks: precomputed masks; masks of other lesions are computed on the fly.
+        weak_augmentations: augmentations of a second view in training, for a mean teacher (Bai et
+            al., 2023); None for no second view.
         inserter: paints synthetic lesions into the slices of training images; None for none.
 
     Attributes:
-        hard_negatives: by ``image_id``, annotations that training adds to the image's own (Tang et
-            al., section 2.2): ``bbox`` (XYXY), ``category_id`` and ``segmentation`` (COCO RLE) on
-            the slice as it is on disk, no ``recist``.
+        hard_negatives: ``image_id`` -> additional annotations in training (Tang et al., section
+            2.2): ``bbox`` (XYXY), ``category_id`` and ``segmentation`` (COCO RLE) on the slice as
+            on disk, without ``recist``.
     """
 
     @configurable
@@ -153,7 +151,7 @@ class LesionDatasetMapper:
         }
 
     def _check(self) -> None:
-        """Refuse what would only fail at the first image, in a worker."""
+        """Check values that would otherwise fail at the first image, in a worker."""
         if self.mask_method not in ("", *METHODS):
             raise ValueError(
                 f"INPUT.PSEUDO_MASK: found {self.mask_method!r}, expected one of {list(METHODS)}"
@@ -171,7 +169,7 @@ class LesionDatasetMapper:
             raise ValueError(f"INPUT.CT.HU_WINDOW: found ({low}, {high}), expected low < high")
 
     def __setstate__(self, state: dict) -> None:
-        # Unpickled in a worker that was not forked: it would start a thread a core in OpenCV.
+        # Unpickled in a worker that was not forked: OpenCV would start one thread per core.
         self.__dict__.update(state)
         cv2.setNumThreads(0)
 
@@ -179,22 +177,22 @@ class LesionDatasetMapper:
         """Map one dict to Detectron2's model input.
 
         Args:
-            dataset_dict: as :func:`load_deeplesion` returns it; not changed. Where its ``spacing``
-                is None, the neighbors of the key slice are the slices next to it.
+            dataset_dict: a dict of :func:`load_deeplesion`; not modified. If ``spacing`` is None,
+                the neighboring slices are used without interpolation.
 
         Returns:
-            A copy with ``image``, float32 (C, H, W) on the 0..255 scale; where borders are cut,
-            with ``crop``: (x0, y0, x1, y1) of what it shows, in whole pixels of the slice on disk,
-            ends exclusive (``height`` and ``width`` stay the slice's). In training with
-            ``instances``: ``gt_boxes``, ``gt_classes`` and, if masks are on, ``gt_masks``. In
-            inference, if masks are on, with ``lesion_masks``: bool (m, height, width), one an
-            annotation, on the slice as it is on disk.
+            A copy with ``image``, float32 (C, H, W) on the 0..255 scale; if borders are cropped,
+            with ``crop``: (x0, y0, x1, y1) in integer pixels of the slice on disk, ends exclusive
+            (``height`` and ``width`` remain the slice's). In training with ``instances``:
+            ``gt_boxes``, ``gt_classes`` and, if masks are enabled, ``gt_masks``. In inference, if
+            masks are enabled, with ``lesion_masks``: bool (m, height, width), one per annotation,
+            on the slice as on disk.
 
             With a weak view in training also ``weak_image``, of the same kind, and
             ``slice_to_image``: (2, 3) float32, maps points (x, y) of the slice on disk to
-            ``image``, whole numbers being pixel centers from 0. Of dicts with
-            ``hidden_annotations`` also ``hidden_boxes``, their Boxes on ``image``; of a patch
-            ``min_share``, see :func:`transform_lesions`.
+            ``image``; integers are pixel centers. For dicts with ``hidden_annotations`` also
+            ``hidden_boxes``, their Boxes on ``image``; for patches ``min_share``, see
+            :func:`transform_lesions`.
         """
         dataset_dict = self.load(dataset_dict)
         for key in IMAGE_KEYS:
@@ -203,7 +201,7 @@ class LesionDatasetMapper:
         return dataset_dict
 
     def load(self, dataset_dict: dict) -> dict:
-        """As :meth:`__call__`, but ``image`` is int16 in HU: half the bytes to move to a GPU."""
+        """As :meth:`__call__`, but ``image`` is int16 in HU, half the bytes to copy to a GPU."""
         dataset_dict = dict(dataset_dict)
         annotations = dataset_dict.pop("annotations", [])
         regions, annotations = regions_of(annotations), lesions_of(annotations)
@@ -225,7 +223,7 @@ class LesionDatasetMapper:
             change = partial(self.inserter, dataset_dict, known, inserted)
         stack, key_slice = self._read_slices(dataset_dict, change)
         annotations = [*annotations, *inserted]
-        image = stack.transpose(1, 2, 0)  # a view: each channel stays one piece of memory
+        image = stack.transpose(1, 2, 0)  # a view: each channel stays contiguous
         transforms = T.TransformList([])
         if self.cut_borders:
             dataset_dict["crop"] = self._find_crop(dataset_dict, key_slice)
@@ -234,7 +232,7 @@ class LesionDatasetMapper:
         boxes = None if self._min_share is None else _augmented_boxes(annotations, transforms)
         dataset_dict["image"], augmented = _view(image, spacing, self.augmentations, boxes)
         if self.is_train and self.weak_augmentations is not None:
-            with numpy_state_kept():  # the student's next image is the one it were without
+            with numpy_state_kept():  # does not change the student's augmentations
                 dataset_dict["weak_image"], _ = _view(image, spacing, self.weak_augmentations)
         transforms += augmented
         size = tuple(dataset_dict["image"].shape[1:])
@@ -262,7 +260,7 @@ class LesionDatasetMapper:
         return dataset_dict
 
     def read_stack(self, dataset_dict: dict) -> np.ndarray:
-        """The slices that an image is made of, (C, H, W) int16 in HU, as they are on disk.
+        """Read the slices of an image, (C, H, W) int16 in HU, as on disk.
 
         They are clipped to the window; see :func:`slice_stack`.
         """
@@ -284,7 +282,7 @@ class LesionDatasetMapper:
         )
 
     def _find_crop(self, dataset_dict: dict, key_slice: np.ndarray) -> tuple[int, int, int, int]:
-        """What to keep of the slices; ``key_slice`` (H, W) in HU, not clipped."""
+        """The crop of the slices; ``key_slice`` (H, W) in HU, not clipped."""
         if "volume" in dataset_dict:
             return volume_crop(dataset_dict)
         spacing = _spacing_or_usual(dataset_dict)
@@ -293,7 +291,7 @@ class LesionDatasetMapper:
     def _masks(
         self, dataset_dict: dict, annotations: list[dict], key_slice: np.ndarray
     ) -> list[np.ndarray]:
-        """The annotations' masks, (H, W) each, on the slice as it is on disk."""
+        """The annotations' masks, (H, W) each, on the slice as on disk."""
         lesions = [a for a in lesions_of(annotations) if "segmentation" not in a]
         computed = iter(self._pseudo_masks(dataset_dict, lesions, key_slice) if lesions else ())
         masks, size = [], _size_of(dataset_dict)
@@ -328,7 +326,7 @@ class LesionDatasetMapper:
         return [mask for mask, _ in found]
 
     def _count(self, found: list[PseudoMask]) -> None:
-        """Log, as their number doubles, how many masks on the fly fell back to the ellipse."""
+        """Log the number of fallbacks to the ellipse each time the number of masks doubles."""
         before = self._num_fallbacks
         self._num_masks += len(found)
         self._num_fallbacks += sum(mask.fell_back for mask in found)
@@ -345,9 +343,9 @@ def _view(
     augmentations: T.AugmentationList,
     boxes: np.ndarray | None = None,
 ) -> tuple[torch.Tensor, T.Transform]:
-    """An augmented image (C, h, w) of (H, W, C), and what was applied.
+    """Augment an image (H, W, C); returns (C, h, w) and the applied transforms.
 
-    ``boxes`` (n, 4) are those that augmentations may ask for, in Detectron2's coordinates.
+    ``boxes`` (n, 4), in Detectron2's coordinates, are for augmentations that use boxes.
     """
     aug_input = SliceInput(image, boxes=boxes, spacing=spacing)
     transforms = augmentations(aug_input)
@@ -355,20 +353,20 @@ def _view(
 
 
 def _augmented_boxes(annotations: list[dict], transforms: T.TransformList) -> np.ndarray:
-    """(n, 4) boxes of lesions for augmentations, after what was applied already."""
+    """(n, 4) boxes of lesions after the given transforms, for further augmentations."""
     boxes = annotation_boxes(annotations)
     return transforms.apply_box(boxes + 0.5) if len(boxes) else boxes
 
 
 def _matrix(transforms: T.Transform) -> torch.Tensor:
-    """(2, 3) of transforms that are all linear, for points that name pixel centers."""
+    """The (2, 3) matrix of affine transforms, for points with integers at pixel centers."""
     corner, right, below = transforms.apply_coords(np.array([[0.5, 0.5], [1.5, 0.5], [0.5, 1.5]]))
     matrix = np.column_stack([right - corner, below - corner, corner - 0.5])
     return torch.from_numpy(matrix.astype(np.float32))
 
 
 def volume_crop(dataset_dict: dict) -> tuple[int, int, int, int]:
-    """What to keep of all slices of a dict's volume: their :func:`volume_extent`."""
+    """Return the crop of all slices of a dict's volume, their :func:`volume_extent`."""
     slice_range = dataset_dict["slice_range"]
     slice_range = None if slice_range is None else tuple(slice_range)
     folder = os.path.dirname(dataset_dict["file_name"])
@@ -382,7 +380,7 @@ def _spacing_or_usual(dataset_dict: dict) -> tuple[float, float]:
 
 
 def crop_transform(crop: tuple[int, int, int, int], size: tuple[int, int]) -> T.CropTransform:
-    """The transform to ``crop`` (x0, y0, x1, y1; ends exclusive) of slices of (height, width)."""
+    """Make the transform from slices of (height, width) to ``crop`` (ends exclusive)."""
     x0, y0, x1, y1 = crop
     height, width = size
     return T.CropTransform(x0, y0, x1 - x0, y1 - y0, width, height)
@@ -400,7 +398,7 @@ def _load_mask_files(cfg) -> tuple[PseudoMasks, ...]:
 
 
 def _decode(rle: object, file_name: str, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool: a mask of a dict, which may be of any data set or of a checkpoint."""
+    """Decode a mask of a data set's dict or of a checkpoint, (H, W) bool."""
     try:
         return decode_mask(rle, size)
     except ValueError as error:
@@ -408,7 +406,7 @@ def _decode(rle: object, file_name: str, size: tuple[int, int]) -> np.ndarray:
 
 
 def _box_mask(annotation: dict, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) uint8: 1 at the pixels whose center lies in the annotation's box."""
+    """(H, W) uint8: 1 at pixels with their center inside the annotation's box."""
     x1, y1, x2, y2 = xyxy_box(annotation)
     y, x = np.ogrid[: size[0], : size[1]]
     return ((x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)).astype(np.uint8)

@@ -1,9 +1,9 @@
-"""Where data sets are on disk."""
+"""Locations of data sets on disk."""
 
 import os
 
 
 def resolve_root(root: str) -> str:
-    """A data set's folder: ``~``, and ``$DETECTRON2_DATASETS`` (default "datasets"), filled in."""
+    """Expand ``~`` and ``$DETECTRON2_DATASETS`` (default "datasets") in a data set's folder."""
     datasets = os.getenv("DETECTRON2_DATASETS", "datasets")
     return os.path.expanduser(root.replace("$DETECTRON2_DATASETS", datasets))

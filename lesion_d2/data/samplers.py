@@ -1,4 +1,4 @@
-"""In which order training sees its images."""
+"""Samplers of the order of training images."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,10 +10,10 @@ from ..structures.ignore_regions import lesions_of
 
 
 class SkippingSampler(TrainingSampler):
-    """Detectron2's endless shuffled order, from any place on.
+    """Detectron2's TrainingSampler, which can start at any position.
 
     Attributes:
-        num_skipped: how many of this process's own indices the next iterator leaves out.
+        num_skipped: number of this process's indices that the next iterator skips.
     """
 
     num_skipped = 0
@@ -23,16 +23,16 @@ class SkippingSampler(TrainingSampler):
 
 
 class BalancedSampler(SkippingSampler):
-    """An endless shuffled order that draws from pools of images in fixed numbers an epoch.
+    """Endless sampler that takes a fixed number of images per epoch from each pool.
 
-    Of each pool the images come in turn, all of them before one comes again, shuffled anew each
-    time. An epoch is shuffled as a whole, and the processes take turns with its images, as in
+    Each pool is iterated in random order, reshuffled after each pass. An epoch is shuffled as a
+    whole, and its images are distributed over the processes, as in
     :class:`~detectron2.data.samplers.TrainingSampler`.
 
     Args:
-        pools: indices of images; one may be in several.
-        counts: how many an epoch has of each pool.
-        seed: of the order; None draws one that all processes share.
+        pools: indices of images; an image may be in several pools.
+        counts: number of images per epoch from each pool.
+        seed: random seed; None for a random one that all processes share.
     """
 
     def __init__(
@@ -61,24 +61,24 @@ def _endless(pool: torch.Tensor, generator: torch.Generator) -> Iterator[int]:
 def make_pools(
     images: Sequence[Mapping], *, empty_share: float = -1.0, class_balance: bool = False
 ) -> tuple[list[list[int]], list[int]] | None:
-    """What a :class:`BalancedSampler` draws from.
+    """Make the pools of a :class:`BalancedSampler`.
 
-    An epoch has as many images with lesions as the data set has. Without ``class_balance`` they are
-    all of them, once each; with it every class that has lesions has an equal number of draws (which
-    differ by one at most), for which an image with lesions of several classes is in turn for each.
-    Jaeger et al.'s code balances batches in this manner; the paper does not tell it. Images without
-    a lesion are ``empty_share`` of the epoch, at least one where that is above 0.
+    An epoch has as many images with lesions as the data set. Without ``class_balance`` these are
+    all of them, once each; with it, every class with lesions is sampled equally often (differing by
+    at most one), and an image with lesions of several classes is in the pool of each. The published
+    code of Jaeger et al. balances batches like this; the paper does not mention it. A share
+    ``empty_share`` of the epoch are images without lesions, at least one if it is above 0.
 
     Args:
-        images: Detectron2 dicts, in the order of the loader's.
-        empty_share: from 0 to below 1; below 0 for the share that the images have anyway.
-        class_balance: whether classes are drawn equally often.
+        images: Detectron2 dicts, in the order of the loader.
+        empty_share: in [0, 1); below 0 for the share in the data set.
+        class_balance: whether to sample classes equally often.
 
     Returns:
-        The pools and their counts; None where nothing is to be balanced.
+        The pools and their counts; None if there is nothing to balance.
 
     Raises:
-        ValueError: no image has a lesion, or none has no lesion where some are wanted.
+        ValueError: no image has a lesion, or all have and ``empty_share`` is above 0.
     """
     if empty_share < 0 and not class_balance:
         return None
@@ -108,7 +108,7 @@ def make_pools(
 
 
 def count_epoch(images: Sequence[Mapping], cfg) -> int:
-    """Images of an epoch by a config, of those that the training loader has.
+    """Return the number of images per epoch for a config and the images of the training loader.
 
     Raises:
         ValueError: see :func:`make_pools`.
@@ -118,10 +118,10 @@ def count_epoch(images: Sequence[Mapping], cfg) -> int:
 
 
 def pools_of(images: Sequence[Mapping], cfg) -> tuple[list[list[int]], list[int]] | None:
-    """:func:`make_pools` by DATALOADER.EMPTY_SHARE and DATALOADER.CLASS_BALANCE.
+    """Call :func:`make_pools` with DATALOADER.EMPTY_SHARE and DATALOADER.CLASS_BALANCE.
 
     Raises:
-        ValueError: see :func:`make_pools`; names DATASETS.TRAIN.
+        ValueError: see :func:`make_pools`; the message names DATASETS.TRAIN.
     """
     options = cfg.DATALOADER
     try:

@@ -1,4 +1,4 @@
-"""Arrays that one of a loader's processes makes and all of them read."""
+"""Arrays that one of a loader's processes computes and all of them read."""
 
 import hashlib
 import os
@@ -11,17 +11,17 @@ import numpy as np
 
 from ..utils.files import atomic_write, locked
 
-#: Gives an array of a shape and type, to be filled.
+#: Allocates an array of a shape and type.
 Allocate = Callable[[tuple[int, ...], type], np.ndarray]
-# Where this process finds the arrays of the others.
+# Folder with the shared arrays.
 _folder: Path | None = None
 
 
 @contextmanager
 def shared_in(folder: str | os.PathLike | None) -> Iterator[None]:
-    """Let this process share in a folder what :func:`shared_array` makes; None: with no other.
+    """Context manager: share arrays of :func:`shared_array` through a folder; None to not share.
 
-    The folder is on a disk of this machine, as temporary ones are; who made it removes it.
+    The folder has to be on a local disk, for example a temporary folder; its creator removes it.
     """
     global _folder
     before, _folder = _folder, None if folder is None else Path(folder)
@@ -37,18 +37,18 @@ def shares_arrays() -> bool:
 
 
 def shared_array(owner: str, kind: str, make: Callable[[Allocate], np.ndarray]) -> np.ndarray:
-    """What ``make`` gives: made by the first process that asks, while the others wait for it.
+    """Return the result of ``make``, computed by the first process while the others wait.
 
-    Where nothing is shared, ``make`` is called.
+    Without sharing, ``make`` is always called.
 
     Args:
-        owner: what the array is of, such as a file; see :func:`release`.
-        kind: which of the owner's arrays it is.
-        make: fills an array that it is to ask for, and returns it.
+        owner: identifies the source of the array, such as a file; see :func:`release`.
+        kind: identifies the array among those of the owner.
+        make: allocates an array with its argument, fills and returns it.
 
     Returns:
-        The array, which may only be read. Where it is shared, it is mapped from a file: its memory
-        is the system's, and there is one of it for all processes.
+        The array, read-only. If shared, it is memory-mapped, with a single copy in memory for all
+        processes.
 
     Raises:
         OSError: the folder is full.
@@ -65,14 +65,14 @@ def shared_array(owner: str, kind: str, make: Callable[[Allocate], np.ndarray]) 
 
 
 def release(folder: str | os.PathLike, owner: str) -> None:
-    """Give the disk back that an owner's arrays take; who has mapped them keeps them."""
+    """Delete the files of an owner's arrays; existing mappings stay valid."""
     for file in Path(folder).glob(f"{_digest(owner)}.*"):
         file.unlink(missing_ok=True)
 
 
 def _map(file: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     array = np.lib.format.open_memmap(file, "w+", np.dtype(dtype), shape)
-    if hasattr(os, "posix_fallocate"):  # else a full disk would kill the process that writes
+    if hasattr(os, "posix_fallocate"):  # otherwise a full disk would kill the writing process
         with open(file, "r+b") as opened:
             os.posix_fallocate(opened.fileno(), 0, os.path.getsize(file))
     return array

@@ -1,4 +1,4 @@
-"""Samples from the memory of the host to that of a GPU, so that nobody waits for the copies."""
+"""Asynchronous copies of samples from the host to a GPU."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,22 +9,22 @@ from torch import Tensor
 
 from ..structures import BitMasks3D, Boxes3D
 
-# What models bring to their device, beside the images.
+# Keys that models move to their device, in addition to images.
 _ANNOTATIONS = ("instances", "hidden_boxes", "slice_to_image")
 _HOLDERS = (Boxes, BitMasks, Boxes3D, BitMasks3D)  # of one tensor
 
 
 def copy_to_gpu(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on a GPU, through pinned memory: the current stream makes it, the host goes on."""
+    """Copy a tensor to a GPU asynchronously on the current stream, through pinned memory."""
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def move_annotations(sample: dict, move: Callable[[Tensor], Tensor]) -> None:
-    """Move what a model takes beside the images of a sample, in place.
+    """Move the annotations of a sample to a device, in place.
 
     Args:
-        sample: of a mapper, in training with ``instances``.
-        move: brings a tensor to the device.
+        sample: result of a mapper, in training with ``instances``.
+        move: moves a tensor to the device.
     """
     for key in _ANNOTATIONS:
         if key in sample:
@@ -32,7 +32,7 @@ def move_annotations(sample: dict, move: Callable[[Tensor], Tensor]) -> None:
 
 
 def annotation_tensors(sample: dict) -> Iterator[Tensor]:
-    """The tensors that :func:`move_annotations` moves."""
+    """Yield the tensors that :func:`move_annotations` moves."""
     found: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Augmentations that go on over new loader workers as over the old ones.
+"""Random states of loader workers, so that augmentations continue in a resumed run.
 
-What augmentations draw is by NumPy's global generator of the worker that loads an image. A worker
-tells with every sample what state its generator is in then, so that workers of a resumed run can
-begin where those of the interrupted run were, images that these had loaded ahead left out.
+Augmentations use NumPy's global generator of the worker that loads an image. A worker returns the
+state of its generator with every sample, so that workers of a resumed run can continue after the
+last consumed batch, independently of prefetched images.
 """
 
 import logging
@@ -21,11 +21,11 @@ _KEY = "worker_state"
 
 
 class StatefulLoad:
-    """Loads samples, and tells the state of its worker's generator with each.
+    """Loads samples, and returns the state of its worker's generator with each.
 
     Args:
-        load: from a data set's dict to a sample.
-        states: what the generators of the workers begin with; None leaves them as they are.
+        load: maps a data set's dict to a sample.
+        states: initial states of the workers' generators; None to keep them.
     """
 
     def __init__(self, load: Callable[[dict], dict], states: Sequence[NumpyState] | None = None):
@@ -33,7 +33,7 @@ class StatefulLoad:
         self._states = states
 
     def __call__(self, record: dict) -> dict:
-        """The sample, in a worker with the state after it."""
+        """Load a sample; in a worker, add the state after it."""
         worker = get_worker_info()
         if worker is None:
             return self._load(record)
@@ -44,14 +44,14 @@ class StatefulLoad:
 
 
 class WorkerStates:
-    """The states of a loader's workers after the batches that were taken from it.
+    """The states of a loader's workers after the consumed batches.
 
-    Workers take turns: batch i is of worker i modulo their number. A loader that goes on for
-    another one has workers in other turns; here they have the numbers of the first loader's.
+    Batch i is from worker i modulo their number. If a loader continues another one, its workers are
+    in a different rotation; here they are numbered as in the first loader.
 
     Args:
-        number: of workers.
-        seed: of the loader's generator.
+        number: number of workers.
+        seed: random seed of the loader's generator.
     """
 
     def __init__(self, number: int, seed: int):
@@ -61,7 +61,7 @@ class WorkerStates:
         self._states: dict[int, NumpyState] = {}
 
     def take(self, batch: Iterable[dict]) -> None:
-        """Note, and remove, what came with a batch."""
+        """Store and remove the states in a batch."""
         for sample in batch:
             state = sample.pop(_KEY, None)
             if state is not None:
@@ -69,7 +69,7 @@ class WorkerStates:
         self._num_batches += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """What :meth:`load_state_dict` of as many workers takes."""
+        """The states, for :meth:`load_state_dict` with the same number of workers."""
         return {
             "number": self._number,
             "seed": self._seed,
@@ -78,15 +78,15 @@ class WorkerStates:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> list[NumpyState] | None:
-        """Go on for another loader.
+        """Continue from the state of another loader.
 
         Returns:
-            What the workers begin with, in their order; None where their number is another one.
+            The initial states of the workers, in order; None if their number differs.
         """
         if state["number"] != self._number:
             logger.warning(
                 f"Augmentations of {state['number']} loader workers are in the checkpoint, and "
-                f"there are {self._number}: they begin anew, unlike without the interruption"
+                f"there are {self._number}: they restart, unlike without the interruption"
             )
             return None
         self._seed, self._num_batches = state["seed"], state["num_batches"]
@@ -96,11 +96,11 @@ class WorkerStates:
 
 
 def first_state(seed: int, worker: int) -> NumpyState:
-    """What Detectron2's ``worker_init_reset_seed`` gives a worker of a loader.
+    """Return the initial state of a worker by Detectron2's ``worker_init_reset_seed``.
 
     Args:
-        seed: of the loader's generator, from which torch draws once.
-        worker: its number.
+        seed: random seed of the loader's generator, from which torch draws once.
+        worker: index of the worker.
     """
     generator = torch.Generator().manual_seed(seed)
     base = torch.empty((), dtype=torch.int64).random_(generator=generator).item()

@@ -73,7 +73,7 @@ class ProcessStateHook(HookBase):
         elif states:
             logger.warning(
                 f"Random states of {len(states)} processes are in the checkpoint, and there are "
-                f"{comm.get_world_size()}: they begin anew, unlike without the interruption"
+                f"{comm.get_world_size()}: they restart, unlike without the interruption"
             )
 
 
