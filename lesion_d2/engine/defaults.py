@@ -42,14 +42,14 @@ def load_config(args: argparse.Namespace) -> LesionConfig:
     """Build the config from the defaults, ``--config-file`` and the ``KEY VALUE`` pairs.
 
     Args:
-        args: of Detectron2's ``default_argument_parser``.
+        args: arguments of Detectron2's ``default_argument_parser``.
 
     Returns:
         The config, not frozen.
 
     Raises:
-        InputError: a file is missing or not YAML, a key is unknown, a value has another type than
-            the default, or there is no such MODEL.DEVICE or SEED.
+        InputError: a file is missing or not YAML, a key is unknown, the type of a value differs
+            from the default's, or MODEL.DEVICE or SEED is invalid.
     """
     cfg = get_lesion_config()
     if args.config_file:
@@ -63,27 +63,27 @@ def load_config(args: argparse.Namespace) -> LesionConfig:
 
 
 def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Check a run's inputs, complete its config and set up logs, folder and seeds.
+    """Check a run's inputs, complete its config, and set up logging, folder and seeds.
 
-    Epochs become iterations, the device becomes the CPU where there is no GPU, and the loader gets
-    as many workers as there are cores for, see :func:`count_workers`. Nothing is written before the
-    inputs are found to be good.
+    Epochs are converted to iterations, the device becomes the CPU if there is no GPU, and the
+    number of loader workers is limited by the cores, see :func:`count_workers`. Nothing is written
+    before all inputs are checked.
 
     Args:
         cfg: completed in place, then frozen.
         args: of Detectron2's ``default_argument_parser``.
 
     Raises:
-        InputError: see :func:`check_inputs`; or another training is at work in OUTPUT_DIR, for
-            an evaluation alone another one.
+        InputError: see :func:`check_inputs`; or another training run (for evaluation only, another
+            evaluation) uses OUTPUT_DIR.
     """
-    count_as_old()  # what was imported
+    count_as_old()  # all imported modules
     with _held_records(f"{__package__}.checks", "lesion_d2.data") as records:
         num_images = check_inputs(cfg, args)
     hold_output(_held_folder(cfg, args))
     rank = comm.get_rank()
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="lesion_d2")
-    for record in records:  # the checks come before there is a log
+    for record in records:  # from checks before logging is set up
         logging.getLogger(record.name).handle(record)
     _fit_to_machine(cfg)
     if not args.eval_only:
@@ -93,14 +93,14 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     _set_up(cfg, args)
     for name in (detectron2.__name__, "lesion_d2"):
         for handler in logging.getLogger(name).handlers:
-            if getattr(handler, "stream", None) is sys.stdout:  # the file keeps the tracebacks
+            if getattr(handler, "stream", None) is sys.stdout:  # tracebacks go to the file only
                 handler.addFilter(_is_not_told)
 
 
 def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """As Detectron2's ``default_setup``, which writes the config as YAML six times and reads four.
+    """As Detectron2's ``default_setup``, which converts the config to or from YAML ten times.
 
-    A second of pure Python; and in place, so that a full disk would leave half a file.
+    That takes a second; and it writes in place, so a full disk would leave an incomplete file.
     """
     rank = comm.get_rank()
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
@@ -121,20 +121,20 @@ def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     if not args.eval_only:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    precision = cfg.get("FLOAT32_PRECISION", "")  # of younger versions of Detectron2
+    precision = cfg.get("FLOAT32_PRECISION", "")  # only in recent versions of Detectron2
     if precision and torch.cuda.is_available():
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.allow_tf32 = precision != "highest"
 
 
 def _held_folder(cfg: CfgNode, args: argparse.Namespace) -> str:
-    """Where no other run of the kind may write; checkpoints are evaluated while a training runs."""
+    """The folder to lock; evaluation and training may run at the same time."""
     return os.path.join(cfg.OUTPUT_DIR, "inference") if args.eval_only else cfg.OUTPUT_DIR
 
 
 @contextmanager
 def logged_errors() -> Iterator[None]:
-    """Let ``log.txt`` have the traceback of what ends an evaluation, as it has a training's."""
+    """Log the traceback of an exception that ends an evaluation, as for training."""
     try:
         yield
     except Exception:
@@ -143,15 +143,15 @@ def logged_errors() -> Iterator[None]:
 
 
 def _is_not_told(record: logging.LogRecord) -> bool:
-    """What ends a run is logged with its traceback; that is too much where one line tells it."""
+    """Filter of log records: drop tracebacks of errors that are printed as one line."""
     return not record.exc_info or told(record.exc_info[1]) is None
 
 
 @contextmanager
 def _held_records(*names: str) -> Iterator[list[logging.LogRecord]]:
-    """What loggers and those below them say meanwhile, from INFO on, held back from all handlers.
+    """Collect the records of loggers and their children, from INFO on, instead of handling them.
 
-    Where an error ends it, the warnings are told at once.
+    If an error occurs, warnings are emitted immediately.
     """
     held = [logging.getLogger(name) for name in names]
     before = [(one.level, one.propagate) for one in held]
@@ -175,10 +175,10 @@ def _held_records(*names: str) -> Iterator[list[logging.LogRecord]]:
 
 
 def check_device(cfg: CfgNode) -> None:
-    """Check that MODEL.DEVICE is the CPU, or a GPU of this machine where it has any.
+    """Check that MODEL.DEVICE is the CPU, or a GPU of this machine if it has any.
 
     Raises:
-        InputError: it is something else.
+        InputError: it is another device.
     """
     device = cfg.MODEL.DEVICE
     match = re.fullmatch(r"cpu|cuda(?::([0-9]{1,4}))?", device)
@@ -192,9 +192,10 @@ def check_device(cfg: CfgNode) -> None:
 
 
 def fit_device(cfg: CfgNode) -> None:
-    """Set MODEL.DEVICE to the CPU, and log it, where there is no GPU for it.
+    """Set MODEL.DEVICE to the CPU, and log it, if there is no GPU.
 
-    A GPU that is named becomes the current one: streams, events and random states are its own.
+    A GPU with an index becomes the current device, as streams, events and random states are per
+    GPU.
 
     Raises:
         InputError: see :func:`check_device`.
@@ -217,7 +218,7 @@ def _fit_to_machine(cfg: CfgNode) -> None:
 
 
 def share_cores(cfg: CfgNode) -> None:
-    """Give each of several processes of this machine that work on its CPU as many threads."""
+    """Divide the CPU threads equally among the processes of this machine."""
     if cfg.MODEL.DEVICE == "cpu" and comm.get_local_size() > 1:
         torch.set_num_threads(max(1, count_cores() // comm.get_local_size()))
 
@@ -229,7 +230,7 @@ def _wants_gpu(cfg: CfgNode) -> bool:
 def prepare_launch(args: argparse.Namespace) -> None:
     """Check the inputs of a run of several processes before they start.
 
-    An error in one of them would come as its traceback.
+    Otherwise an error would be shown as a traceback of one of them.
 
     Raises:
         InputError: see :func:`check_inputs`, :func:`check_free` and :func:`prepare_processes`.
@@ -244,13 +245,13 @@ def prepare_launch(args: argparse.Namespace) -> None:
 
 
 def prepare_processes(cfg: CfgNode, number: int) -> None:
-    """Check that there are GPUs for processes that ``launch`` is to start on this machine.
+    """Check that there are GPUs for the processes that ``launch`` starts on this machine.
 
-    For a run on the CPU the GPUs are hidden from them, because ``launch`` chooses how they
-    communicate by whether there is a GPU.
+    For a run on the CPU, GPUs are hidden from them, because ``launch`` selects the communication
+    backend by the presence of a GPU.
 
     Raises:
-        InputError: there are fewer GPUs, or MODEL.DEVICE is one for all of them.
+        InputError: there are fewer GPUs, or MODEL.DEVICE is a single GPU.
     """
     if not _wants_gpu(cfg):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -264,14 +265,14 @@ def prepare_processes(cfg: CfgNode, number: int) -> None:
 
 
 def check_shared_device(device: str, number: int) -> None:
-    """Check that processes of a machine, which take its GPUs in turn, may do so.
+    """Check that the processes of a machine can use different GPUs.
 
     Args:
         device: MODEL.DEVICE.
-        number: of processes on this machine.
+        number: number of processes on this machine.
 
     Raises:
-        InputError: it is one GPU for all of them.
+        InputError: MODEL.DEVICE is a single GPU.
     """
     if ":" in device and (number > 1 or device != "cuda:0"):
         raise InputError(
@@ -281,17 +282,16 @@ def check_shared_device(device: str, number: int) -> None:
 
 
 def finish_run() -> None:
-    """Wait until all processes of a run are done, then end their connection and its threads.
+    """Wait for all processes of a run, then close their connection and its threads.
 
-    Without it, a process that returns while the main one still evaluates ends with an open
-    connection. A thread of the connection that outlives the interpreter aborts its process now and
-    then, and ``launch`` then kills the others too. The threads end with the last reference to the
-    process group, so call this where no trainer or distributed model is left. Another run may then
-    write to OUTPUT_DIR.
+    Otherwise, a process that returns while the main one still evaluates exits with an open
+    connection. A connection thread that outlives the interpreter occasionally aborts its process,
+    and ``launch`` then kills the others. The threads end with the last reference to the process
+    group, so call this when no trainer or distributed model is left. It also releases OUTPUT_DIR.
     """
     if dist.is_available() and dist.is_initialized():
         comm.synchronize()
-        comm._get_global_gloo_group.cache_clear()  # these two hold process groups
+        comm._get_global_gloo_group.cache_clear()  # both refer to process groups
         comm._LOCAL_PROCESS_GROUP = None
         dist.destroy_process_group()
         gc.collect()  # DistributedDataParallel is part of reference cycles

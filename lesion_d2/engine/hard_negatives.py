@@ -36,10 +36,10 @@ from .resuming import ProcessStateHook
 
 logger = logging.getLogger(__name__)
 
-#: The file of one data set's hard negatives, in ``OUTPUT_DIR/inference/<data set>``.
+#: File name of a data set's hard negatives, in ``OUTPUT_DIR/inference/<data set>``.
 FILE_NAME = "hard_negatives.json"
 
-# What an entry of it has by the kind of the model: the mask and S2, or S2 of boxes.
+# Keys of an entry by kind of model: the mask and S2, or S2 of boxes.
 _MASK_OR_BOX = ("segmentation", "mask_iou", "box_iou")
 
 
@@ -52,22 +52,22 @@ def select_hard_negatives(
     min_score: float = 0.7,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Choose the hard negatives among one image's detections (Tang et al., section 2.2).
+    """Select the hard negatives among one image's detections (Tang et al., section 2.2).
 
-    Let i be the best-scored detection with a mask IoU above ``good_iou``, a good detection. Where
-    there is one, E has the detections with a higher score than i; where there is none, those with a
-    score above ``min_score``. m = min(``max_negatives``, size of E) of E are drawn at random.
+    Let i be the highest-scored detection with a mask IoU above ``good_iou``, a good detection. If
+    there is one, E contains the detections with a higher score than i; otherwise those with a score
+    above ``min_score``. m = min(``max_negatives``, size of E) detections are sampled from E.
 
     Args:
-        scores: (n,) S1, the probability of being a lesion, in any order.
-        mask_ious: (n,) S2, the highest mask IoU with one of the image's pseudo-masks; of a model
-            without masks, and with other lesions of a volume, the highest IoU of boxes.
-        max_negatives: m at most; the paper's is 3.
-        good_iou, min_score: the paper's are 0.3 and 0.7.
-        rng: draws from E.
+        scores: (n,) S1, the lesion probability, in any order.
+        mask_ious: (n,) S2, the highest mask IoU with any of the image's pseudo-masks; for models
+            without masks, and for other lesions of a volume, the highest box IoU.
+        max_negatives: upper limit of m; 3 in the paper.
+        good_iou, min_score: 0.3 and 0.7 in the paper.
+        rng: random generator.
 
     Returns:
-        (m,) indices, rising.
+        (m,) indices, ascending.
     """
     scores, mask_ious = np.asarray(scores), np.asarray(mask_ious)
     is_good = mask_ious > good_iou
@@ -78,20 +78,20 @@ def select_hard_negatives(
 
 
 def best_mask_ious(masks: Tensor, true_masks: Tensor) -> Tensor:
-    """The highest IoU of each mask with one of the true masks.
+    """Compute the highest IoU of each mask with any of the true masks.
 
     Args:
         masks: (n, H, W) bool.
-        true_masks: (m, H, W) bool; on the CPU, so that looking for lesions waits for no GPU.
+        true_masks: (m, H, W) bool; on the CPU, to avoid GPU synchronization.
 
     Returns:
-        (n,) float32; 0 where m is 0 or a mask is empty.
+        (n,) float32; 0 if m is 0 or a mask is empty.
     """
     best = torch.zeros(len(masks), device=masks.device)
     rows, columns = (true_masks.any(dim=0).any(dim=d).nonzero().flatten() for d in (1, 0))
     if len(masks) == 0 or len(rows) == 0:
         return best
-    # Most detections touch no lesion: only where lesions are do whole masks have to be counted.
+    # Most detections do not overlap a lesion: whole masks are only counted for those that do.
     top, bottom, left, right = (int(v) for axis in (rows, columns) for v in (axis[0], axis[-1] + 1))
     true = true_masks[:, top:bottom, left:right].flatten(1).to(masks.device).float()
     intersections = masks[:, top:bottom, left:right].flatten(1).float() @ true.T
@@ -105,11 +105,11 @@ def best_mask_ious(masks: Tensor, true_masks: Tensor) -> Tensor:
 def read_lesion_boxes(
     dataset: str, read: Callable[[str], list[dict]] = load_records
 ) -> dict[str, list]:
-    """The boxes of a registered data set that hard negatives have to stay away from.
+    """Read the lesion boxes of a registered data set that hard negatives must not overlap.
 
-    They are the image's annotated ones and, of a slice of a volume, those of all lesions that the
-    volume has on any slice (``volume_boxes``): boxes may end a slice before their lesion does, and
-    what is next to it is no false positive. Regions to ignore are no lesions.
+    These are the annotated boxes of the image and, for slices of volumes, the boxes of all lesions
+    of the volume (``volume_boxes``): annotations may end before the lesion does, and a detection on
+    the next slice is not a false positive. Regions to ignore are not included.
 
     Args:
         dataset: its name in ``DatasetCatalog``.
@@ -129,13 +129,13 @@ def read_lesion_boxes(
 def read_region_boxes(
     dataset: str, read: Callable[[str], list[dict]] = load_records
 ) -> dict[str, Boxes]:
-    """The regions to ignore of a registered data set, in which nothing is mined.
+    """Read the regions to ignore of a registered data set, which are excluded from mining.
 
     Args:
         dataset, read: see :func:`read_lesion_boxes`.
 
     Returns:
-        ``image_id`` -> boxes in pixels of the slice, of images that have any.
+        ``image_id`` -> boxes in pixels of the slice, for images that have any.
     """
     boxes = {image["image_id"]: region_boxes(image) for image in read(dataset)}
     return {
@@ -147,12 +147,12 @@ def read_region_boxes(
 
 @dataclass
 class MinedSet:
-    """Hard negatives of images, and what was counted on the way.
+    """Hard negatives of images, and statistics of the mining.
 
     Attributes:
-        negatives: data set -> ``image_id`` -> annotations, of images that have any.
-        num_images: images that were looked at.
-        num_good: those with a good detection.
+        negatives: data set -> ``image_id`` -> annotations, for images that have any.
+        num_images: number of processed images.
+        num_good: number of images with a good detection.
     """
 
     negatives: dict[str, dict[str, list[dict]]] = field(default_factory=dict)
@@ -161,11 +161,11 @@ class MinedSet:
 
     @property
     def by_image(self) -> dict[str, list[dict]]:
-        """``image_id`` -> annotations, of all data sets."""
+        """Return ``image_id`` -> annotations for all data sets."""
         return {name: found for images in self.negatives.values() for name, found in images.items()}
 
     def add(self, other: "MinedSet") -> None:
-        """Take over what another process mined."""
+        """Add the result of another process."""
         for dataset, images in other.negatives.items():
             self.negatives.setdefault(dataset, {}).update(images)
         self.num_images += other.num_images
@@ -173,26 +173,26 @@ class MinedSet:
 
 
 class HardNegativeMiner:
-    """Finds the hard negatives of training images with the detector as it is.
+    """Finds the hard negatives of training images with the current detector.
 
-    Which of an image's candidates are drawn depends on the seed, the iteration and the image's id
-    alone, not on the other images: several processes find what one finds.
+    The random selection depends only on the seed, the iteration and the image's id, not on other
+    images: the result is the same for any number of processes.
 
     Args:
         datasets: names of the training sets.
-        build_loader: makes a data set's loader from its name: batches of this process's share of
-            the images as they are at inference, with ``lesion_masks`` where ``read_boxes`` is None,
-            and ``volume_boxes`` where the data set has them.
-        read_boxes: for a model without masks, gives a data set's lesions from its name, as
-            :func:`read_lesion_boxes`: S2 is then the IoU of boxes. With masks it is None, and S2
-            that of masks; on slices of volumes the IoU of boxes with one of ``volume_boxes`` where
-            it is higher, since lesions need not be annotated on each of their slices.
-        read_regions: gives a data set's regions to ignore from its name, as
-            :func:`read_region_boxes`; detections in them that are no good ones are left out. None
-            for no regions.
-        false_positive_class: that of the hard negatives; no detection is of it.
+        build_loader: builds a data set's loader from its name: batches of this process's share of
+            the images, preprocessed as at inference, with ``lesion_masks`` if ``read_boxes`` is
+            None, and ``volume_boxes`` if the data set has them.
+        read_boxes: for a model without masks, returns a data set's lesion boxes from its name, as
+            :func:`read_lesion_boxes`: S2 is then the box IoU. With masks it is None, and S2 is the
+            mask IoU; on slices of volumes, the box IoU with ``volume_boxes`` if it is higher, as
+            lesions may not be annotated on all of their slices.
+        read_regions: returns a data set's regions to ignore from its name, as
+            :func:`read_region_boxes`; detections in them are excluded unless they are good ones.
+            None for no regions.
+        false_positive_class: class of the hard negatives; detections never have it.
         max_negatives, good_iou, min_score: see :func:`select_hard_negatives`.
-        seed: of the random selection.
+        seed: random seed of the selection.
     """
 
     @configurable
@@ -253,7 +253,7 @@ class HardNegativeMiner:
         }
 
     def loaders(self) -> dict[str, Iterable[list[dict]]]:
-        """Data set -> loader; made at the first call."""
+        """Data set -> loader; created on first use."""
         if not self._loaders:
             self._loaders = {name: self._build_loader(name) for name in self._datasets}
             if self._read_boxes is not None:
@@ -263,12 +263,11 @@ class HardNegativeMiner:
         return self._loaders
 
     def mine(self, model: nn.Module, iteration: int) -> MinedSet:
-        """Look at this process's share of the images.
+        """Mine this process's share of the images.
 
         Args:
-            model: a detector, with ``pred_masks`` where ``read_boxes`` is None; left in the mode
-                that it had.
-            iteration: of the training, which makes every mining draw anew.
+            model: a detector, with ``pred_masks`` if ``read_boxes`` is None; its mode is restored.
+            iteration: training iteration, part of the random seed.
         """
         mined = MinedSet()
         with inference_context(model), torch.no_grad():
@@ -295,7 +294,7 @@ class HardNegativeMiner:
     def _outside(
         self, dataset: str, sample: dict, instances: Instances, ious: Tensor
     ) -> tuple[Instances, Tensor]:
-        """An image's detections and their S2 without those in regions to ignore on no lesion."""
+        """An image's detections and their S2, without non-lesions in regions to ignore."""
         regions = self._regions.get(dataset, {}).get(sample["image_id"])
         if regions is None:
             return instances, ious
@@ -304,7 +303,7 @@ class HardNegativeMiner:
         return instances[kept], ious[kept]
 
     def _lesion_ious(self, dataset: str, sample: dict, instances: Instances) -> Tensor:
-        """S2 of an image's n detections, (n,)."""
+        """Compute S2 of an image's n detections, (n,)."""
         boxes = instances.pred_boxes.tensor
         if self._read_boxes is not None:
             true_boxes = self._boxes[dataset][sample["image_id"]]
@@ -343,7 +342,7 @@ def _xywh(box: Sequence[float]) -> list[float]:
 
 
 def _is_example(annotation: dict) -> bool:
-    """Whether there is something to learn: pixels of the mask, and a box of at least one."""
+    """Whether an annotation is usable: non-empty mask, and a box of at least one pixel."""
     x1, y1, x2, y2 = annotation["bbox"]
     has_pixels = "segmentation" not in annotation or mask_util.area(annotation["segmentation"]) > 0
     return has_pixels and min(x2 - x1, y2 - y1) >= 1
@@ -364,7 +363,7 @@ _NEGATIVE_FIELDS = {
 
 
 def _negative_problems(annotations: object) -> Iterator[str]:
-    """What is wrong with an image's hard negatives, but for the size of its masks."""
+    """The errors in an image's hard negatives, except the size of masks."""
     if not isinstance(annotations, list):
         yield f"found {short_repr(annotations)}, expected a list of annotations"
         return
@@ -378,22 +377,22 @@ def _negative_problems(annotations: object) -> Iterator[str]:
 
 
 class HardNegativeMiningHook(HookBase):
-    """Mines hard negatives between epochs; training goes on with them as a class of their own.
+    """Mines hard negatives between epochs; training continues with them as a separate class.
 
-    The new set replaces the last one. The training loader begins anew after each mining, with
-    workers that hold the new set, and goes on in the order of the images. The set is part of the
-    checkpoints: a checkpoint of the same iteration, which was written before, is written again.
+    The new set replaces the previous one. After each mining, the training loader restarts with
+    workers that have the new set, and continues in the order of images. The set is saved in
+    checkpoints: a checkpoint that was already written in the same iteration is written again.
     ``OUTPUT_DIR/inference/<data set>/hard_negatives.json`` has the set in COCO's results format,
-    with S2 as ``mask_iou``, or ``box_iou`` of a model without masks, and boxes in the coordinates
+    with S2 as ``mask_iou``, or ``box_iou`` for models without masks, and boxes in the coordinates
     of the data set's files (:func:`lesion_d2.structures.boxes.first_pixel`);
     ``lesion_d2.tools.visualize negatives`` draws it.
 
     Args:
-        period: iterations between two minings. None comes after the last iteration.
-        start_iter: no mining before so many iterations.
+        period: iterations between two minings; there is none after the last iteration.
+        start_iter: first iteration at which to mine.
         miner: finds the hard negatives.
-        checkpointer: the run's.
-        states: keeps what the processes have after a mining.
+        checkpointer: checkpointer of the run.
+        states: saves the state of the processes after mining.
     """
 
     def __init__(
@@ -414,14 +413,14 @@ class HardNegativeMiningHook(HookBase):
         self._negatives: Mapping[str, list[dict]] = {}
 
     def state_dict(self) -> dict:
-        """The set that training goes on with, and the iteration it was mined after."""
+        """The current set, and the iteration after which it was mined."""
         return {"mined_at": self._mined_at, "negatives": self._negatives}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on with the set of a checkpoint.
+        """Continue with the set of a checkpoint.
 
         Raises:
-            InputError: it is none: the image and the key, what was found and expected.
+            InputError: it is invalid; the message contains the image and the key.
         """
         for text in field_problems(state_dict, _STATE_FIELDS):
             raise InputError(f"hard negatives of the checkpoint: {text}")
@@ -433,13 +432,13 @@ class HardNegativeMiningHook(HookBase):
         self._negatives = state_dict["negatives"]
 
     def before_train(self) -> None:
-        """Give the set of a checkpoint to the loader; fail here where mining cannot work."""
+        """Pass the set of a checkpoint to the loader; fail early if mining cannot work."""
         self._miner.loaders()
         if self._mined_at >= 0:
             self.trainer.restart_loader(self.trainer.start_iter, self._negatives)
 
     def after_step(self) -> None:
-        """Mine, where it is time."""
+        """Mine every ``period`` iterations."""
         iteration, next_iter = self.trainer.iter, self.trainer.iter + 1
         if (
             next_iter % self._period == 0

@@ -1,4 +1,4 @@
-"""What a run tells its user where its inputs cannot be used."""
+"""Error messages for invalid inputs of a run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,27 +16,27 @@ from ..utils.files import one_line
 
 @contextmanager
 def as_input_error(prefix: str) -> Iterator[None]:
-    """Turn what the readers of configs and files raise into an InputError with a prefix."""
-    # yacs reports by KeyError and AssertionError what is wrong in a config.
+    """Turn exceptions of config and file readers into an InputError with a prefix."""
+    # yacs raises KeyError and AssertionError for invalid configs.
     try:
         yield
     except (AssertionError, KeyError, OSError, ValueError) as error:
         text = one_line(error.args[0] if isinstance(error, KeyError) else error)
         source, separator, rest = text.partition(": ")
-        if separator and prefix.endswith(f" {source}: "):  # a file is named once
+        if separator and prefix.endswith(f" {source}: "):  # do not name a file twice
             text = rest
         raise InputError(prefix + text) from error
 
 
 def is_a(cfg: CfgNode, *classes: type) -> bool:
-    """Whether MODEL.META_ARCHITECTURE is one of these or of the classes derived from them."""
+    """Whether MODEL.META_ARCHITECTURE is one of these classes or a subclass."""
     name = cfg.MODEL.META_ARCHITECTURE
     architecture = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
     return isinstance(architecture, type) and issubclass(architecture, classes)
 
 
 def has_uldor_heads(cfg: CfgNode) -> bool:
-    """Whether MODEL.ROI_HEADS.NAME is ULDorROIHeads or derived from it, in a two-stage model."""
+    """Whether the model is two-stage with ULDorROIHeads or a subclass."""
     name = cfg.MODEL.ROI_HEADS.NAME
     return (
         is_a(cfg, GeneralizedRCNN)
@@ -46,7 +46,7 @@ def has_uldor_heads(cfg: CfgNode) -> bool:
 
 
 def switched_on(cfg: CfgNode, prefix: str) -> str:
-    """Which of ``<prefix>EPOCHS`` and ``<prefix>PERIOD`` is above 0, in words; "" if none is."""
+    """Describe which of ``<prefix>EPOCHS`` and ``<prefix>PERIOD`` is above 0; "" if none is."""
     for key in (f"{prefix}EPOCHS", f"{prefix}PERIOD"):
         value = value_of(cfg, key)
         if value > 0:
@@ -55,5 +55,5 @@ def switched_on(cfg: CfgNode, prefix: str) -> str:
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:
-    """The value of a key such as ``"MODEL.WEIGHTS"``."""
+    """Return the value of a key such as ``"MODEL.WEIGHTS"``."""
     return reduce(getitem, key.split("."), cfg)

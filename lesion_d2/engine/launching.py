@@ -1,4 +1,4 @@
-"""The processes of a run: this program starts them, or torchrun or SLURM has."""
+"""Launches the processes of a run, or joins those of torchrun or SLURM."""
 
 import argparse
 import os
@@ -16,17 +16,17 @@ from .defaults import check_shared_device, fit_device, load_config, prepare_laun
 from .input_errors import InputError
 
 _ENVIRONMENT = "env://"
-_FIRST_PORT, _NUM_PORTS = 20_000, 20_000  # below those that systems give to connections
+_FIRST_PORT, _NUM_PORTS = 20_000, 20_000  # below the ephemeral ports
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which of a run's processes this one is, and where the first one listens.
+    """The rank of this process, and the address of the first process.
 
     Attributes:
-        rank, world_size: of all processes.
-        local_rank, local_size: of those on this machine; all machines have as many.
-        address, port: of the first process.
+        rank, world_size: among all processes.
+        local_rank, local_size: among those on this machine; equal on all machines.
+        address, port: address of the first process.
     """
 
     rank: int
@@ -40,12 +40,12 @@ class Place:
 def launch_run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
     """Start ``main(args)`` in all processes of a run, and wait for them.
 
-    Where torchrun has started this program, or ``--dist-url env://`` says that it or SLURM's srun
-    has, this is one of the processes, and takes its place among them.
+    If torchrun has started this program, or with ``--dist-url env://`` torchrun or SLURM's srun,
+    this is one of the processes, and joins the others.
 
     Args:
         main: what each process does; it ends with ``finish_run``.
-        args: of Detectron2's ``default_argument_parser``.
+        args: arguments of Detectron2's ``default_argument_parser``.
 
     Raises:
         InputError: see :func:`~lesion_d2.engine.prepare_launch` and :func:`find_place`.
@@ -76,18 +76,18 @@ def launch_run(main: Callable[[argparse.Namespace], object], args: argparse.Name
 
 
 def find_place(dist_url: str, environ: Mapping[str, str]) -> Place | None:
-    """Read the variables of torchrun, or else of srun.
+    """Read the environment variables of torchrun or srun.
 
     Args:
         dist_url: ``--dist-url``.
-        environ: of this process.
+        environ: environment of this process.
 
     Returns:
-        None where this process is to start the others: ``dist_url`` is another than ``env://``, and
-        torchrun has not started it.
+        None if this process has to start the others: ``dist_url`` is not ``env://``, and it was not
+            started by torchrun.
 
     Raises:
-        InputError: a variable is missing, or its value makes no sense.
+        InputError: a variable is missing or invalid.
     """
     if dist_url != _ENVIRONMENT and "TORCHELASTIC_RUN_ID" not in environ:
         return None
@@ -118,7 +118,7 @@ def _number(values: Mapping[str, str], name: str) -> int:
 
 
 def _of_slurm(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables of torchrun that those of srun stand for."""
+    """Convert srun's variables to torchrun's."""
     tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
     equal = re.fullmatch(r"([0-9]+)(\(x[0-9]+\))?", tasks)
     if equal is None:
@@ -140,18 +140,18 @@ def _of_slurm(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _first_host(nodes: str) -> str:
-    """The first one of SLURM's list of nodes, such as ``gpu[07-09,12],big1``."""
+    """The first node of a SLURM node list, such as ``gpu[07-09,12],big1``."""
     first = re.match(r"(?:[^\[,]|\[[^\]]*\])*", nodes)[0]
     return re.sub(r"\[([0-9]+)[^\]]*\]", r"\1", first)
 
 
 def _join(place: Place, device: str) -> None:
-    """Connect with the other processes, as Detectron2's ``launch`` does.
+    """Connect to the other processes, as in Detectron2's ``launch``.
 
-    For a run on the CPU the GPUs are hidden, as :func:`prepare_processes` does.
+    For a run on the CPU, GPUs are hidden, as in :func:`prepare_processes`.
 
     Raises:
-        InputError: there is no GPU for this process, or MODEL.DEVICE is one for all of them.
+        InputError: there is no GPU for this process, or MODEL.DEVICE is a single GPU.
     """
     on_gpu = device.startswith("cuda")
     if not on_gpu:

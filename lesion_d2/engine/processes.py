@@ -1,4 +1,4 @@
-"""A model that several processes train together."""
+"""Helpers for training a model in several processes."""
 
 import copy
 import logging
@@ -14,16 +14,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger(__name__)
 
-_SIDE = 256  # of the image that tells which features depend on which parameters; at least
+_SIDE = 256  # minimum side of the image for finding unused parameters
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model without the wrapper of several processes."""
+    """Return the model without DistributedDataParallel."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def share_running_statistics(model: nn.Module) -> None:
-    """Give all processes the first one's running statistics, which are what checkpoints hold."""
+    """Broadcast the running statistics of the first process, which are saved in checkpoints."""
     if comm.get_world_size() > 1:
         buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
         shared = torch.cat([buffer.flatten() for buffer in buffers])  # one message for all
@@ -35,15 +35,16 @@ def share_running_statistics(model: nn.Module) -> None:
 def has_unused_parameters(model: nn.Module) -> bool:
     """Whether a training step leaves parameters of a detector without gradients.
 
-    Such as those of pyramid levels that no head looks at, and of P1 and P0 of a U-FPN without a
-    segmentation loss. PyTorch tells: it computes the features that the losses look at, of any
-    backbone, and their gradients, on its device without values ("meta"). The heads' own parameters
-    always have gradients: of a batch without lesions an R-CNN's losses are 0 times its outputs.
+    Examples are the parameters of pyramid levels that no head uses, and of P1 and P0 in a U-FPN
+    without a segmentation loss. This works for any backbone: the features that the losses use, and
+    their gradients, are computed on the "meta" device. Parameters of heads always have gradients:
+    for a batch without lesions, an R-CNN's losses are 0 times its outputs.
 
     Args:
-        model: on any device; it is left as it is. If it is neither a one-stage detector nor an
-            R-CNN of Detectron2's, or its backbone needs values, the answer is True: then
-            :class:`DistributedDataParallel` finds out at every step.
+        model: a model on any device; not modified. If it is neither a one-stage detector nor an
+            R-CNN of Detectron2, or its backbone does not work on the meta device, the result is
+            True: :class:`DistributedDataParallel` then searches for unused parameters in every
+            step.
     """
     names = _features_with_losses(model)
     if names is None:
@@ -59,7 +60,7 @@ def has_unused_parameters(model: nn.Module) -> bool:
 
 
 def _features_with_losses(model: nn.Module) -> set[str] | None:
-    """The backbone's features that heads with losses look at; None if nobody knows."""
+    """The backbone's features that heads with losses use; None if unknown."""
     if isinstance(model, DenseDetector):
         return set(model.head_in_features)
     if isinstance(model, GeneralizedRCNN):
@@ -70,7 +71,7 @@ def _features_with_losses(model: nn.Module) -> set[str] | None:
 
 def _leaves_parameters(model: nn.Module, names: set[str]) -> bool:
     backbone = _without_values(model.backbone)
-    # As at inference: norms over several processes would wait for the others.
+    # In evaluation mode: SyncBN would wait for other processes.
     backbone.eval()
     image = torch.zeros(_image_shape(model), device="meta")
     features = backbone(image)
@@ -85,7 +86,7 @@ def _leaves_parameters(model: nn.Module, names: set[str]) -> bool:
 
 
 def _without_values(module: nn.Module) -> nn.Module:
-    """A copy whose parameters and buffers have shapes, and neither values nor memory."""
+    """A copy of a module on the meta device."""
     twins: dict[int, Tensor] = {}
     for parameter in module.parameters():
         twin = torch.empty_like(parameter, device="meta")
@@ -96,7 +97,7 @@ def _without_values(module: nn.Module) -> nn.Module:
 
 
 def _image_shape(model: nn.Module) -> tuple[int, ...]:
-    """(1, C, H, W) or, of models of volumes, (1, C, D, H, W), which the backbone divides evenly."""
+    """(1, C, H, W), or (1, C, D, H, W) for volumes, divisible by the backbone's strides."""
     backbone = model.backbone
     sides = getattr(backbone, "size_divisibility_3d", [backbone.size_divisibility] * 2)
     return 1, len(model.pixel_mean), *(math.ceil(_SIDE / (s or 1)) * (s or 1) for s in sides)

@@ -68,10 +68,10 @@ _OPTIMIZERS = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.
 
 
 class StoppableTrainer(TrainerBase):
-    """A TrainerBase whose hooks may end the training before ``max_iter``."""
+    """A TrainerBase whose hooks can stop training before ``max_iter``."""
 
     def train(self, start_iter: int, max_iter: int) -> None:
-        """As in TrainerBase; where a hook raises TrainingStopped the training is done.
+        """As in TrainerBase; TrainingStopped from a hook ends training regularly.
 
         ``self.iter`` is then the last iteration, so that Detectron2's hooks do not evaluate again.
         """
@@ -81,21 +81,21 @@ class StoppableTrainer(TrainerBase):
             logger.info(reason)
 
 
-# DefaultTrainer.train calls StoppableTrainer's, and then does what it does at any end.
+# DefaultTrainer.train calls StoppableTrainer.train, and then finishes as usual.
 class Trainer(DefaultTrainer, StoppableTrainer):
     """DefaultTrainer for lesions: our loaders, evaluator and checkpoints; on CPUs as on GPUs.
 
     The best checkpoint by TEST.BEST_METRIC on the (first) data set of DATASETS.TEST is kept as
     ``model_best.pth`` beside Detectron2's ``model_final.pth``, and the weights of the
-    TEST.KEEP_BEST best ones in ``best``. The same metric, or the loss on DATASETS.TEST
-    (SOLVER.PATIENCE_METRIC), lowers the learning rate and ends the training, where
-    SOLVER.PLATEAU_PATIENCE and SOLVER.EARLY_STOP_PATIENCE are set. Hard negatives are mined where
-    HARD_NEGATIVES.PERIOD is. With MODEL.MEAN_TEACHER.ENABLED the teacher is what is evaluated and
-    saved, as a plain model; checkpoints have the student beside it.
+    TEST.KEEP_BEST best ones in ``best``. SOLVER.PLATEAU_PATIENCE and SOLVER.EARLY_STOP_PATIENCE
+    enable reduce-on-plateau and early stopping by the same metric, or by the loss on DATASETS.TEST
+    (SOLVER.PATIENCE_METRIC). HARD_NEGATIVES.PERIOD enables mining of hard negatives. With
+    MODEL.MEAN_TEACHER.ENABLED the teacher is evaluated and saved, as a plain model; checkpoints
+    also contain the student.
     """
 
     def __init__(self, cfg: CfgNode):
-        # As DefaultTrainer's, which cannot be called: it wraps the model for GPUs only.
+        # As in DefaultTrainer, which cannot be called: it wraps the model for GPUs only.
         TrainerBase.__init__(self)
         if self.build_evaluator.__func__ is Trainer.build_evaluator.__func__:
             for name in cfg.DATASETS.TEST:  # not only after the training
@@ -106,7 +106,7 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         data_loader = self.build_train_loader(cfg)
 
         on_cpu = cfg.MODEL.DEVICE == "cpu"
-        # What learns, and what is evaluated and saved.
+        # The trained model, and the model that is evaluated and saved.
         trained, final = model, model
         if cfg.MODEL.MEAN_TEACHER.ENABLED:
             trained = MeanTeacher(cfg, model)
@@ -136,7 +136,7 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As in DefaultTrainer; images and metrics go on where the checkpoint was written."""
+        """As in DefaultTrainer; images and metrics continue from the checkpoint."""
         super().resume_or_load(resume)
         if self.start_iter == 0 and self.cfg.MODEL.MEAN_TEACHER.ENABLED:
             unwrap(self.model).restart()
@@ -147,15 +147,15 @@ class Trainer(DefaultTrainer, StoppableTrainer):
 
     @property
     def loader(self) -> TrainLoader:
-        """Of the training."""
+        """The training loader."""
         return self._trainer.data_loader
 
     def state_dict(self) -> dict:
-        """As in TrainerBase, with the seed of the training images' order."""
+        """As in TrainerBase, with the seed of the order of training images."""
         return {**super().state_dict(), "order_seed": self.loader.order_seed}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """As in TrainerBase; the images come in the order of the run that was saved."""
+        """As in TrainerBase; restores the order of training images."""
         super().load_state_dict(state_dict)
         if "order_seed" in state_dict:  # older checkpoints have none
             self.loader.order_seed = state_dict["order_seed"]
@@ -163,7 +163,7 @@ class Trainer(DefaultTrainer, StoppableTrainer):
     def restart_loader(
         self, start_iter: int, hard_negatives: Mapping[str, list[dict]] | None = None
     ) -> None:
-        """Let the next iteration have the batch of ``start_iter``, from new loader processes.
+        """Restart the loader processes at the batch of ``start_iter``.
 
         Args:
             start_iter, hard_negatives: see :meth:`TrainLoader.restart`.
@@ -173,18 +173,18 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         self._trainer.reset_data_loader(lambda: loader)
 
     def restore_loader(self, state: dict) -> None:
-        """After a restart, let augmentations go on as those of another run.
+        """After a restart, continue the augmentations of another run.
 
         Args:
-            state: of :meth:`TrainLoader.state_dict`.
+            state: see :meth:`TrainLoader.state_dict`.
         """
         loader = self.loader
         loader.load_state_dict(state)
         self._trainer.reset_data_loader(lambda: loader)
 
     def build_hooks(self) -> list[HookBase]:
-        """DefaultTrainer's hooks, and after the evaluation those that come between epochs too."""
-        # In all processes, which load its state; Detectron2 has it in the first one alone.
+        """DefaultTrainer's hooks, and ours between epochs, after the evaluation."""
+        # In all processes, which load its state; Detectron2 has it only in the first one.
         built = [h for h in super().build_hooks() if not isinstance(h, hooks.PeriodicCheckpointer)]
         index = next(i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook))
         period, num_kept = self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.SOLVER.KEEP_CHECKPOINTS
@@ -197,11 +197,11 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         catches_up = len(late) > 1  # an EvalHook alone has nothing to evaluate
         built.append(CatchUpHook(self.cfg.TEST.EVAL_PERIOD, late if catches_up else (), states))
         built += [self._build_writer(built), TrainingCurvesHook(self.cfg.OUTPUT_DIR)]
-        # First of all: checkpoints and evaluations are of the teacher after the iteration.
+        # First: checkpoints and evaluations use the teacher after its update.
         return [MeanTeacherHook(), *built] if self.cfg.MODEL.MEAN_TEACHER.ENABLED else built
 
     def _build_writer(self, built: list[HookBase]) -> HookBase | None:
-        """What takes the place of Detectron2's PeriodicWriter, which the first process has."""
+        """The replacement of Detectron2's PeriodicWriter, in the first process."""
         for hook in [h for h in built if isinstance(h, hooks.PeriodicWriter)]:
             built.remove(hook)
             cfg = self.cfg
@@ -228,7 +228,7 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         if solver.PLATEAU_PATIENCE > 0:
             patience, factor = solver.PLATEAU_PATIENCE, solver.PLATEAU_FACTOR
             built.append(PlateauHook(period, metric, patience=patience, factor=factor, mode=mode))
-        if solver.EARLY_STOP_PATIENCE > 0:  # the last one, because it ends the training
+        if solver.EARLY_STOP_PATIENCE > 0:  # last, because it ends training
             stop = {"patience": solver.EARLY_STOP_PATIENCE, "checkpointer": self.checkpointer}
             built.append(EarlyStopHook(period, metric, mode=mode, **stop))
         return built
@@ -249,7 +249,7 @@ class Trainer(DefaultTrainer, StoppableTrainer):
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """As in DefaultTrainer, for our keys of iterations too."""
+        """As in DefaultTrainer, also for our keys in iterations."""
         before = cfg.SOLVER.REFERENCE_WORLD_SIZE
         cfg = DefaultTrainer.auto_scale_workers(cfg, num_workers)
         if before in (0, num_workers):
@@ -264,13 +264,13 @@ class Trainer(DefaultTrainer, StoppableTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """As in DefaultTrainer, with the memory layout that its convolutions want.
+        """As in DefaultTrainer, with the best memory format for its convolutions.
 
-        Channels are last on a CPU, but for models of volumes, and with MODEL.CHANNELS_LAST on a
-        GPU.
+        This is channels last on a CPU, except for models of volumes, and on a GPU with
+        MODEL.CHANNELS_LAST.
         """
         model, on_cpu = super().build_model(cfg), cfg.MODEL.DEVICE == "cpu"
-        # With them a training step of the quickstart takes 0.6 times as long on a CPU.
+        # With channels last, a training step of the quickstart takes 0.6 times as long on a CPU.
         if is_volumetric(cfg) if on_cpu else not cfg.MODEL.CHANNELS_LAST:
             return model
         layout = torch.channels_last_3d if is_volumetric(cfg) else torch.channels_last
@@ -281,8 +281,8 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         """SGD as Detectron2 builds it, or Adam or AdamW over the same groups of parameters.
 
         Raises:
-            ValueError: SOLVER.OPTIMIZER or CLIP_GRADIENTS.CLIP_TYPE is none of three, or
-                SOLVER.LR_FACTORS names a layer that the model has not.
+            ValueError: SOLVER.OPTIMIZER or CLIP_GRADIENTS.CLIP_TYPE is unknown, or
+                SOLVER.LR_FACTORS names a layer that the model does not have.
         """
         optimizer, solver = optimizer_class(cfg), cfg.SOLVER
         parameters = get_default_optimizer_params(
@@ -321,13 +321,12 @@ class Trainer(DefaultTrainer, StoppableTrainer):
     def test(
         cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
     ) -> dict:
-        """As in DefaultTrainer; all processes evaluate with the first one's running statistics.
+        """As in DefaultTrainer; all processes evaluate with the running statistics of the first.
 
-        They are what the checkpoints hold; each process trains on with them. Over volumes,
-        neighboring key slices share the features of their images, see :func:`reuse_features`. A
-        model of volumes looks at their tiles, see :func:`as_evaluated`. TEST.IMS_PER_BATCH images
-        are a batch, those of one size at a time (:class:`OneSizeBatches`). The model computes no
-        masks where no evaluator scores or writes them.
+        Checkpoints contain them, and all processes keep them. In volumes, neighboring key slices
+        share the features of their images, see :func:`reuse_features`. A model of volumes is
+        applied to tiles, see :func:`as_evaluated`. A batch has TEST.IMS_PER_BATCH images of the
+        same size (:class:`OneSizeBatches`). Masks are not computed if no evaluator uses them.
         """
         share_running_statistics(model)
         if evaluators is None:
@@ -349,15 +348,15 @@ class Trainer(DefaultTrainer, StoppableTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """The evaluator that the data set asks for by its ``evaluator_type``.
+        """Build the evaluator according to the data set's ``evaluator_type``.
 
-        "lesion" is FROC and COCO's numbers, "lesion_volume" is evaluation in 3-D of boxes that are
-        linked over the slices, or that a model of volumes finds. Both write to
+        "lesion" computes FROC and COCO's metrics; "lesion_volume" evaluates boxes in 3-D, linked
+        over slices or predicted by a model of volumes. Both write to
         ``OUTPUT_DIR/inference/<dataset_name>``.
 
         Raises:
-            ValueError: the data set's ``evaluator_type`` is another one, or "lesion" with a model
-                of volumes.
+            ValueError: the data set's ``evaluator_type`` is unknown, or "lesion" with a model of
+                volumes.
         """
         output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         options = DatasetOptions.from_config(cfg, dataset_name, "TEST")
@@ -370,13 +369,13 @@ class Trainer(DefaultTrainer, StoppableTrainer):
 
 
 def count_reused(cfg: CfgNode, model: nn.Module) -> int:
-    """Three-slice images whose features are kept over the slices of a volume, in all views."""
+    """Return the number of three-slice images with cached features, for all views."""
     num_mirrors = model.num_mirrors if isinstance(model, Ensemble) else 1
     return cfg.MODEL.SLICE_IMAGES.NUM_REUSED * num_mirrors
 
 
 def optimizer_class(cfg: CfgNode) -> type[torch.optim.Optimizer]:
-    """The optimizer that SOLVER.OPTIMIZER names.
+    """Return the optimizer class of SOLVER.OPTIMIZER.
 
     Raises:
         ValueError: the name is unknown.
@@ -390,10 +389,10 @@ def optimizer_class(cfg: CfgNode) -> type[torch.optim.Optimizer]:
 
 
 def optimizer_name(state: Mapping) -> str:
-    """Which of the optimizers of SOLVER.OPTIMIZER has such a state; "another optimizer" if none.
+    """Return the SOLVER.OPTIMIZER that a state belongs to; "another optimizer" if unknown.
 
     Args:
-        state: of an optimizer, as it is in a checkpoint.
+        state: state of an optimizer, as in a checkpoint.
     """
     found = state["param_groups"][0]
     for name, optimizer in _OPTIMIZERS.items():
@@ -405,10 +404,10 @@ def optimizer_name(state: Mapping) -> str:
 
 
 def best_metric_name(cfg: CfgNode) -> str:
-    """The name of TEST.BEST_METRIC in the training's event storage.
+    """Return the name of TEST.BEST_METRIC in the event storage.
 
-    With several data sets in DATASETS.TEST, Detectron2 puts the data set's name before its metrics;
-    the first data set counts unless TEST.BEST_METRIC begins with the name of another.
+    With several data sets in DATASETS.TEST, Detectron2 prefixes metrics by the data set's name; the
+    first data set is used unless TEST.BEST_METRIC begins with the name of another.
     """
     metric, names = cfg.TEST.BEST_METRIC, cfg.DATASETS.TEST
     if len(names) == 1 or metric.split("/")[0] in names:

@@ -1,4 +1,4 @@
-"""The figure of a training: losses, average precision and sensitivity over iterations."""
+"""Training curves: losses, average precision and sensitivity over iterations."""
 
 import math
 import os
@@ -16,12 +16,12 @@ from ..utils.values import is_number, is_whole
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Name of a metric -> iterations and values, by rising iteration.
+#: Name of a metric -> iterations (ascending) and values.
 Curves = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 _LOSS = re.compile(r"loss_\w+|\w+_loss")
 _FIRST_LOSSES = ("total_loss", "validation_loss")
-# With several data sets, the name of one stands before its metrics.
+# With several data sets, metrics are prefixed by the data set's name.
 _PRECISION = re.compile(r"(?:(.+)/)?(?:bbox|segm|volume)/(?:AP|AP10|AP50)")
 _SENSITIVITY = re.compile(r"(?:(.+)/)?(?:froc|volume)/(?:sens@[\d.]+|mean_sens)")
 _MAIN = re.compile(r".*(?:bbox/AP|volume/AP|volume/AP10|/mean_sens)")
@@ -32,31 +32,31 @@ _MIN_LOSSES = 2
 
 
 def read_metrics(file: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Read the curves of a ``metrics.json``, as Detectron2's JSONWriter writes it.
+    """Read the curves from a ``metrics.json`` of Detectron2's JSONWriter.
 
-    Where several lines are of one iteration, the last value of a metric counts. Where iterations
-    begin again, as of a second training in the folder, only what follows counts from there on. A
-    last line that is not whole is left out.
+    If several lines have the same iteration, the last value of a metric is used. If iterations
+    restart, as for a second training in the folder, later lines replace the earlier ones from there
+    on. An incomplete last line is ignored.
 
     Args:
-        file: one JSON object with ``iteration`` a line.
+        file: one JSON object with ``iteration`` per line.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: a line other than the last is no such object.
+        OSError: the file cannot be read.
+        ValueError: a line other than the last is not such an object.
     """
     lines = Path(file).read_bytes().splitlines(keepends=True)
     values: dict[str, dict[int, float]] = {}
-    last = -1  # iteration with a loss
+    last = -1  # last iteration with a loss
     for number, line in enumerate(lines, start=1):
         if number == len(lines) and not line.endswith(b"\n"):
-            break  # of a run that was killed
+            break  # the run was killed
         entry = parse_json(line, f"{file}: line {number}", allow_nan=True)
         if not (isinstance(entry, dict) and is_whole(entry.get("iteration"))):
             raise ValueError(f"{file}: line {number}: found no iteration, expected metrics of one")
         iteration = entry.pop("iteration")
         if "total_loss" in entry:
-            if iteration <= last:  # a training that began again, or was resumed from before
+            if iteration <= last:  # training restarted, or resumed from an earlier iteration
                 values = _before(iteration, values)
             last = iteration
         for name, value in entry.items():
@@ -70,26 +70,27 @@ def read_metrics(file: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndar
 
 
 def _before(iteration: int, values: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
-    """The metrics that there are before an iteration."""
+    """The metrics before an iteration."""
     kept = {name: {i: v for i, v in by.items() if i < iteration} for name, by in values.items()}
     return {name: by for name, by in kept.items() if by}
 
 
 def has_curves(curves: Curves) -> bool:
-    """Whether there are losses of more than one iteration, without which there is no figure."""
+    """Whether there are losses of at least two iterations, which a figure needs."""
     return any(len(curves[name][0]) >= _MIN_LOSSES for name in curves if _LOSS.fullmatch(name))
 
 
 def plot_training(curves: Curves, file: str | os.PathLike, *, title: str = "") -> None:
-    """Draw the losses of a training, its average precision and its sensitivity, a panel each.
+    """Plot losses, average precision and sensitivity of a training run, in one panel each.
 
-    A panel without values is left out. With several data sets, only the AP and the mean sensitivity
-    of each are drawn; of more than seven losses, the largest ones.
+    Panels without values are omitted. With several data sets, only AP and mean sensitivity of each
+    are drawn; if there are more than seven losses, only the largest ones.
 
     Args:
-        curves: of :func:`read_metrics`.
-        file: PNG to write, and a PDF beside it: see :func:`lesion_d2.utils.figures.figure_written`.
-        title: above the panels.
+        curves: see :func:`read_metrics`.
+        file: PNG file to write, together with a PDF: see
+            :func:`lesion_d2.utils.figures.figure_written`.
+        title: title of the figure.
 
     Raises:
         ValueError: see :func:`has_curves`.
@@ -119,7 +120,7 @@ def plot_training(curves: Curves, file: str | os.PathLike, *, title: str = "") -
 
 
 def _losses(curves: Curves) -> list[str]:
-    """Names of the losses, the total first; the smallest are left out where there are too many."""
+    """Names of the losses, the total first; the smallest are omitted if there are too many."""
     names = [name for name in curves if _LOSS.fullmatch(name)]
     largest = {name: np.nanmax([0.0, *_finite(curves[name][1])]) for name in names}
     order = sorted(names, key=lambda name: (_rank(name), -largest[name], name))
@@ -131,7 +132,7 @@ def _rank(name: str) -> int:
 
 
 def _of_data_sets(curves: Curves, pattern: re.Pattern) -> list[str]:
-    """Names of metrics: all of one data set, or the main one of each of several."""
+    """Names of metrics: all for a single data set, otherwise the main one of each."""
     found = {name: match[1] for name in curves if (match := pattern.fullmatch(name))}
     if len(set(found.values())) > 1:
         found = {name: one for name, one in found.items() if _MAIN.fullmatch(name)}
@@ -139,7 +140,7 @@ def _of_data_sets(curves: Curves, pattern: re.Pattern) -> list[str]:
 
 
 def _natural(name: str) -> list:
-    """A key by which sens@2 comes before sens@16."""
+    """Key for natural sorting: sens@2 before sens@16."""
     parts = re.split(r"(\d+(?:\.\d+)?)", name)
     return [float(part) if i % 2 else part for i, part in enumerate(parts)]
 
@@ -151,7 +152,7 @@ def _draw_line(axes: "Axes", name: str, x: np.ndarray, y: np.ndarray, color, sty
 
 
 def _scale_losses(axes: "Axes", losses: list[np.ndarray]) -> None:
-    """A logarithmic axis where losses are apart by more than a factor of 20."""
+    """Use a logarithmic axis if losses differ by more than a factor of 20."""
     values = np.concatenate([_finite(loss) for loss in losses])
     positive = values[values > 0]
     if len(positive) and len(positive) == len(values) and positive.max() > 20 * positive.min():

@@ -25,24 +25,24 @@ from .processes import share_running_statistics, unwrap
 
 logger = logging.getLogger(__name__)
 
-#: The total in the event storage; its parts are ``validation_loss/<name of the loss>``.
+#: Name of the total in the event storage; its parts are ``validation_loss/<name of the loss>``.
 VALIDATION_LOSS = "validation_loss"
 
-# What computes losses in another way where it is not in training.
+# Modules that compute losses differently in evaluation mode.
 _CHANGES_WITH_MODE = (_NormBase, _DropoutNd, StochasticDepth, ULDorOutputLayers)
-# Detectron2's transformers have it from a package that need not be there.
+# Detectron2's transformers have it from an optional package.
 _NAMES_OF_SUCH = ("DropPath",)
 
 
 class ValidationLossHook(HookBase):
-    """Puts the loss on held-out images into the event storage of every process.
+    """Computes the loss on held-out images, and puts it into the event storage of all processes.
 
-    As :class:`hooks.EvalHook`, every ``period`` iterations and after the training.
+    Like :class:`hooks.EvalHook`, it runs every ``period`` iterations and after training.
 
     Args:
         period: in iterations.
         loader: see :func:`mean_losses`.
-        use_amp: whether the losses are computed in mixed precision, as in training.
+        use_amp: compute the losses in mixed precision, as in training.
         seed: see :func:`mean_losses`.
     """
 
@@ -55,12 +55,12 @@ class ValidationLossHook(HookBase):
         self._seed = seed
 
     def after_step(self) -> None:
-        """Compute the loss, where it is time."""
+        """Compute the loss every ``period`` iterations."""
         if is_evaluated(self.trainer, self._period):
             self._compute()
 
     def after_train(self) -> None:
-        """Compute the loss of the last iteration, unless the training failed or was stopped."""
+        """Compute the loss of the last iteration, unless training failed or was stopped."""
         if self.trainer.iter + 1 >= self.trainer.max_iter:
             self._compute()
 
@@ -82,36 +82,36 @@ class ValidationLossHook(HookBase):
 def mean_losses(
     model: nn.Module, loader: Iterable[list[dict]], *, use_amp: bool = False, seed: int = 0
 ) -> dict[str, float]:
-    """The losses of a detector in its training computation, their means over images.
+    """Compute a detector's training losses on held-out images, averaged over images.
 
-    Nothing of the training is changed: modes, running statistics and the random state stay as they
-    were, and what heads log is thrown away. Normalization and dropout compute as at inference, and
-    ULDor's heads take false positives for background; its RPN, which has no such class, does not.
-    The proposals and anchors that losses are computed on are drawn at random: from the same seed
-    for every batch, so that two values differ by the weights alone. For the same reason RetinaNet's
-    losses are divided by their own batch's number of positive anchors, not by its running mean.
+    Training is not affected: modes, running statistics and random states are restored, and logs of
+        heads are discarded. Normalization and dropout are in evaluation mode, and ULDor's heads
+        treat false positives as background; its RPN, which has no such class, does not.
+    Proposals and anchors for the losses are sampled with the same seed for every batch, so that two
+    values differ only by the weights. For the same reason RetinaNet's losses are divided by the
+    batch's number of positive anchors, not by the running mean.
 
-    Over several processes all end with the means over all images, by the running statistics of the
-    first one, which each trains on with.
+    All processes return the means over all images, computed with the running statistics of the
+    first process, which they then keep.
 
     Args:
-        model: a detector of Detectron2, or it in DistributedDataParallel; of a mean teacher it is
-            the teacher's loss.
+        model: a detector, optionally in DistributedDataParallel; for a mean teacher, the teacher's
+            loss is computed.
         loader: batches of this process's share, with ``instances``.
-        use_amp: mixed precision in the type that torch takes for the device.
-        seed: of the draws.
+        use_amp: use mixed precision, with torch's default type for the device.
+        seed: random seed of the sampling.
 
     Returns:
         Name -> mean loss, the same in every process.
     """
     model = unwrap(model)  # processes may have different numbers of batches
     if isinstance(model, MeanTeacher):
-        model = model.teacher  # which is what is evaluated
+        model = model.teacher  # the evaluated model
     share_running_statistics(model)
     device = next(model.parameters()).device.type
     sums, num_images = {}, 0
     bar = {"desc": "validation loss", "unit": "batch", "disable": not comm.is_main_process()}
-    # Its own storage, from iteration 1: at 0 the heads would draw pictures (VIS_PERIOD).
+    # A separate storage, from iteration 1: at 0, heads would draw pictures (VIS_PERIOD).
     with torch.no_grad(), _computing_losses(model), random_states_kept(), EventStorage(1):
         for batch in tqdm(loader, **bar):
             _seed_all(seed)
@@ -155,7 +155,7 @@ def _own_value(name: str, value: float, *args: float, **kwargs: float) -> float:
 
 
 def _seed_all(seed: int) -> None:
-    # torch.manual_seed would also seed GPUs whose state is not kept.
+    # torch.manual_seed would also seed GPUs whose state is not saved.
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
