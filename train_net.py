@@ -11,7 +11,7 @@ Evaluate a checkpoint on another split:
     python train_net.py --config-file configs/quickstart/retina_unet_clinical.yaml --eval-only \\
         MODEL.WEIGHTS output/quickstart/model_best.pth DATASETS.TEST "('phantom_clinical_test',)"
 
-Evaluate the ensemble of the best checkpoints of a training with TEST.KEEP_BEST:
+Evaluate the ensemble of the best checkpoints of a training with TEST.NUM_BEST_CHECKPOINTS:
 
     python train_net.py --config-file configs/quickstart/retina_unet_clinical.yaml --eval-only \\
         TEST.ENSEMBLE.ENABLED True TEST.ENSEMBLE.CHECKPOINTS "('output/quickstart/best',)" \\

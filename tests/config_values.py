@@ -35,7 +35,7 @@ def reduced(file):
     cfg.DATASETS.TRAIN = ("phantom_train",)
     cfg.DATASETS.TEST = ("phantom_val",)
     cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.DATALOADER.EMPTY_SHARE = -1.0  # all of these have a lesion
+    cfg.DATALOADER.EMPTY_IMAGE_RATIO = -1.0  # all of these have a lesion
     cfg.SOLVER.IMS_PER_BATCH = 2
     # What draws anchors may draw none of a level in a step.
     cfg.MODEL.RETINA_UNET.SHEM_POOL = cfg.MODEL.LESION_RCNN.SHEM_POOL = 0

@@ -68,7 +68,7 @@ _ULDOR_OPTIONS = {
     "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
     # Whatever an untrained model finds is a hard negative: some images get three.
     "HARD_NEGATIVES.MIN_SCORE": 0.2,
-    "HARD_NEGATIVES.GOOD_IOU": 1.0,
+    "HARD_NEGATIVES.POSITIVE_IOU_THRESH": 1.0,
 }
 
 
@@ -125,6 +125,8 @@ def tiny_command(output_dir: str | os.PathLike, *flags: str, **changes: object) 
     """The command line of a tiny run; in the names of changes ``__`` stands for the dot."""
     options = {**_OPTIONS, "OUTPUT_DIR": os.fspath(output_dir)}
     options.update({key.replace("__", "."): value for key, value in changes.items()})
+    if "SOLVER.MAX_EPOCHS" in options:
+        del options["SOLVER.MAX_ITER"]
     pairs = [text for key, value in options.items() for text in (key, str(value))]
     return ["--config-file", os.fspath(CONFIG), *flags, *pairs]
 

@@ -1,6 +1,12 @@
 """The config: every key of this project, and how its files are read."""
 
-from .keys import FROC_RATES, add_lesion_config, trains_on_masks, uses_pseudo_labels
+from .keys import (
+    FROC_RATES,
+    add_lesion_config,
+    broadcast_pixel_values,
+    trains_on_masks,
+    uses_pseudo_labels,
+)
 from .node import LesionConfig, get_lesion_config
 from .yaml_files import read_yaml
 
@@ -8,6 +14,7 @@ __all__ = [
     "FROC_RATES",
     "LesionConfig",
     "add_lesion_config",
+    "broadcast_pixel_values",
     "get_lesion_config",
     "read_yaml",
     "trains_on_masks",

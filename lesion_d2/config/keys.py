@@ -2,17 +2,25 @@
 
 from detectron2.config import CfgNode as CN
 
-from .volumetric import add_volumetric_config
+from .old_keys import OLD_KEYS
+from .volumetric import add_volumetric_config, is_volumetric
 
 #: False positives per image of the published tables.
 FROC_RATES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+
+# More slices than any image has, whose means would only fill memory.
+_MAX_SLICES = 999
 
 
 def add_lesion_config(cfg: CN) -> None:
     """Add every key that this project has beside Detectron2's own, with its default.
 
     For a config that others' keys are in, too. Detectron2's node runs the code that a file names:
-    :func:`~lesion_d2.config.get_lesion_config` gives one that runs none.
+    :func:`~lesion_d2.config.get_lesion_config` gives one that runs none. Of what that one does when
+    it is merged (:class:`~lesion_d2.config.LesionConfig`), Detectron2's node does nothing: an old
+    name of a key is an error that tells the new one, epochs go before iterations wherever they are
+    set, and one value of MODEL.PIXEL_MEAN stands for every slice after
+    :func:`broadcast_pixel_values` alone.
 
     Args:
         cfg: the node that :func:`detectron2.config.get_cfg` returned; changed in place.
@@ -28,12 +36,15 @@ def add_lesion_config(cfg: CN) -> None:
     _add_ensemble_config(cfg)
     _add_volume_config(cfg)
     add_volumetric_config(cfg)
+    for old, new in OLD_KEYS.items():
+        if not cfg.key_is_renamed(old):
+            cfg.register_renamed_key(old, new)
 
 
 def _add_input_config(cfg: CN) -> None:
     cfg.INPUT.CT = CN()
     # C, the slices of one image: odd, the key slice in the middle. MODEL.PIXEL_MEAN and PIXEL_STD
-    # need C values.
+    # have C values, or one for all slices.
     cfg.INPUT.CT.NUM_SLICES = 3
     # Distance between the slices of one image, in mm; 0 for neighbors in the series, whatever their
     # distance.
@@ -46,15 +57,20 @@ def _add_input_config(cfg: CN) -> None:
     cfg.INPUT.CT.PIXEL_SPACING = 0.0
     # The longer image side at most, in pixels; 0 sets no limit.
     cfg.INPUT.CT.MAX_SIZE = 0
-    # Cut off the black borders around the body, before anything is resized.
-    cfg.INPUT.CT.CUT_BORDERS = False
+    # Crop slices to the body, without the black borders around it, before anything is resized.
+    cfg.INPUT.CT.CROP_TO_BODY = False
+
+    # Pixels of the slice by which annotated boxes surround their lesions (DeepLesion: 5). Boxes of
+    # masks (DetUNet, calibration) and of inserted lesions have this margin, and findings measured
+    # on boxes are smaller by it.
+    cfg.INPUT.BOX_MARGIN = 5.0
 
     # Training masks from RECIST diameters, where a model learns masks and the data set has none:
     # "ellipse" (Tang et al., 2.1) or "grabcut" (Zlocha et al., 2.2).
     cfg.INPUT.PSEUDO_MASK = "ellipse"
     # Whether lesions without diameters get such masks too, from the ellipse inscribed in their box;
     # False refuses data sets with them.
-    cfg.INPUT.BOX_MASKS = True
+    cfg.INPUT.PSEUDO_MASK_FROM_BOX = True
     # Files that lesion_d2.tools.prepare_masks wrote; lesions in none of them get their masks on the
     # fly.
     cfg.INPUT.PSEUDO_MASK_FILES = ()
@@ -73,7 +89,7 @@ def _add_input_config(cfg: CN) -> None:
     # Synthetic lesions painted into training images (lesion_d2.data.inserted) where there is room,
     # beside those that are annotated. Images without any take part where
     # DATALOADER.FILTER_EMPTY_ANNOTATIONS is False. Boxes surround their diameters by
-    # MODEL.RETINA_UNET.BOX_MARGIN.
+    # INPUT.BOX_MARGIN.
     cfg.INPUT.INSERTED_LESIONS = CN()
     cfg.INPUT.INSERTED_LESIONS.PROBABILITY = 0.0  # of an image; 0 switches them off
     # An image has one to so many.
@@ -100,10 +116,10 @@ def _add_input_config(cfg: CN) -> None:
     # augmentations.
     cfg.DATALOADER.NUM_WORKERS = -1
 
-    # Share of an epoch that are images without a lesion, drawn from all of them in turn; below 0:
-    # what the data sets have. DATALOADER.FILTER_EMPTY_ANNOTATIONS True, the default of Detectron2,
-    # leaves them all out.
-    cfg.DATALOADER.EMPTY_SHARE = -1.0
+    # Ratio of images without a lesion to all images of an epoch, drawn from all of them in turn;
+    # below 0: what the data sets have. DATALOADER.FILTER_EMPTY_ANNOTATIONS True, the default of
+    # Detectron2, leaves them all out.
+    cfg.DATALOADER.EMPTY_IMAGE_RATIO = -1.0
     # Draw images of every class of lesions equally often. Either way an epoch has as many images
     # with lesions as the data sets have.
     cfg.DATALOADER.CLASS_BALANCE = False
@@ -114,10 +130,10 @@ def _add_input_config(cfg: CN) -> None:
     # lesion_d2.tools.prepare_slices makes of their Images_png: the same pixels in less time. Slices
     # that were not prepared, or have changed since, are an error.
     cfg.DATASETS.PREPARED_SLICES = False
-    # Share of the annotations of DATASETS.TRAIN that training does not get to see, drawn at random,
-    # as if nobody had annotated them.
-    cfg.DATASETS.HIDDEN_SHARE = 0.0
-    cfg.DATASETS.HIDDEN_SEED = 0
+    # Simulated missing annotations: the share of the annotations of DATASETS.TRAIN that training
+    # does not see, drawn at random by the seed.
+    cfg.DATASETS.MISSING_ANNOTATION_RATIO = 0.0
+    cfg.DATASETS.MISSING_ANNOTATION_SEED = 0
     # Data sets of volumes whose series training does not get to see: Bai et al.'s validation
     # volumes are of DeepLesion's training set (2023, section III-A). One that is itself in
     # DATASETS.TRAIN stays there.
@@ -165,28 +181,29 @@ def _add_one_stage_config(cfg: CN) -> None:
     cfg.MODEL.RETINANET.ATSS_CANDIDATES = 0
     cfg.MODEL.RETINANET.ATSS_CENTER_INSIDE = False
 
-    cfg.MODEL.RETINA_UNET = CN()
-    # Weight of the segmentation loss; 0 switches it off.
-    cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT = 1.0
+    # The segmentation of RetinaUNet, of DetUNet, and of LesionRCNN with its SEG_LOSS_WEIGHT.
+    # (SEM_SEG_HEAD is that of Detectron2's own models.)
+    cfg.MODEL.SEG_HEAD = CN()
     # "ce_dice": pixel-wise cross entropy plus soft Dice (Jaeger et al., equation (1)); "focal":
     # focal loss on the pixel-wise cross entropy (Zlocha et al., section 2.3) with the next two, the
     # weight of lesion pixels (0.5: masks are not biased) and the exponent.
-    cfg.MODEL.RETINA_UNET.SEG_LOSS = "ce_dice"
-    cfg.MODEL.RETINA_UNET.SEG_FOCAL_ALPHA = 0.5
-    cfg.MODEL.RETINA_UNET.SEG_FOCAL_GAMMA = 2.0
+    cfg.MODEL.SEG_HEAD.LOSS_TYPE = "ce_dice"
+    cfg.MODEL.SEG_HEAD.FOCAL_ALPHA = 0.5
+    cfg.MODEL.SEG_HEAD.FOCAL_GAMMA = 2.0
     # What the segmentation learns: lesions against background (the authors' Retina U-Net), or every
     # class by itself (their U-Faster R-CNN+; DetU-Net cannot do without). With one class there is
     # no difference.
-    cfg.MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC = False
+    cfg.MODEL.SEG_HEAD.CLASS_AGNOSTIC = False
+    # Whether predictions of RetinaUNet and DetUNet carry masks; without, P1 and P0 are only
+    # computed at inference where CALIBRATION needs them, and for DetUNet.
+    cfg.MODEL.SEG_HEAD.PREDICT_MASKS = False
+
+    cfg.MODEL.RETINA_UNET = CN()
+    # Weight of the segmentation loss; 0 switches it off.
+    cfg.MODEL.RETINA_UNET.SEG_LOSS_WEIGHT = 1.0
     # How much a detection's score depends on the agreement of its box with the mask there: from 0
     # (not at all) to 1 (Zlocha et al., section 2.2).
     cfg.MODEL.RETINA_UNET.CALIBRATION = 0.0
-    # Pixels of the slice by which annotated boxes surround their lesions (DeepLesion: 5);
-    # calibration expects them, and scans' findings that are measured on boxes are smaller by them.
-    cfg.MODEL.RETINA_UNET.BOX_MARGIN = 5.0
-    # Whether predictions carry masks; without, P1 and P0 are only computed at inference where
-    # CALIBRATION needs them.
-    cfg.MODEL.RETINA_UNET.PREDICT_MASKS = False
     # Classes exclude each other: a softmax over them and the background in place of a sigmoid each
     # (Jaeger et al., section 3.1).
     cfg.MODEL.RETINA_UNET.SOFTMAX = False
@@ -212,11 +229,11 @@ def _add_slice_images_config(cfg: CN) -> None:
     # For three channels, inside of MODEL.BACKBONE.NAME build_slice_images_backbone or
     # build_fused_fpn_backbone.
     cfg.MODEL.SLICE_IMAGES.BACKBONE = "build_vgg_backbone"
-    # Three-slice images whose features an evaluation of volumes keeps for the next key slices (four
-    # times as many with mirrored views); 0 computes all anew. At 2 mm between slices every image
-    # serves M of them and at 1 mm too, which takes 3 M and 6 M; at 5 mm they have hardly any in
-    # common.
-    cfg.MODEL.SLICE_IMAGES.NUM_REUSED = 64
+    # Three-slice images whose features an evaluation of volumes caches for the next key slices
+    # (four times as many with mirrored views); 0 computes all anew. At 2 mm between slices every
+    # image serves M of them and at 1 mm too, which takes 3 M and 6 M; at 5 mm they have hardly any
+    # in common.
+    cfg.MODEL.SLICE_IMAGES.FEATURE_CACHE_SIZE = 64
 
     # torchvision's DenseNets; the defaults are those of its 121.
     cfg.MODEL.DENSENET = CN()
@@ -236,7 +253,7 @@ def _add_rcnn_config(cfg: CN) -> None:
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = "LesionRPN"
 
     cfg.MODEL.LESION_RCNN = CN()
-    # Weight of a segmentation loss (MODEL.RETINA_UNET.SEG_LOSS) on the U-FPN of a two-stage
+    # Weight of a segmentation loss (MODEL.SEG_HEAD.LOSS_TYPE) on the U-FPN of a two-stage
     # detector (U-Faster R-CNN+ of Jaeger et al., section 4.1); 0 switches it off.
     cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT = 0.0
     # Stochastic hard example mining (Jaeger et al., section 4.2) in the RPN and in the heads of
@@ -270,23 +287,25 @@ def _add_mean_teacher_config(cfg: CN) -> None:
     cfg.MODEL.MEAN_TEACHER.MOMENTUM = 0.999
     # How pseudo-labels are used: "add" (as annotations), "ignore" (anchors and proposals on them
     # are ignored) or "none" (no pseudo-labels: the teacher is only the student's moving average).
-    cfg.MODEL.MEAN_TEACHER.POLICY = "add"
-    # No mining before so many iterations.
+    cfg.MODEL.MEAN_TEACHER.PSEUDO_LABELS = "add"
+    # No pseudo-labels before this iteration.
     cfg.MODEL.MEAN_TEACHER.START_ITER = 0
-    # Detections from this score on are lesions (tau).
+    # Minimum score of a pseudo-label (tau).
     cfg.MODEL.MEAN_TEACHER.SCORE_THRESH = 0.9
-    # Detections with a higher IoU with an annotated lesion are that lesion (GT NMS).
+    # Detections with a higher IoU with an annotated lesion are no pseudo-labels (GT NMS).
     cfg.MODEL.MEAN_TEACHER.GT_NMS_THRESH = 0.7
 
 
 def _add_training_config(cfg: CN) -> None:
-    # Epochs instead of iterations: where one is set, it replaces the Detectron2 key beside it.
+    # Epochs in place of iterations: where one is set, it replaces the Detectron2 key beside it. A
+    # file or command line with that key unsets the epochs of the config that it is merged over
+    # (epochs.py).
     cfg.SOLVER.MAX_EPOCHS = 0.0  # SOLVER.MAX_ITER
     cfg.SOLVER.STEP_EPOCHS = ()  # SOLVER.STEPS
     cfg.SOLVER.CHECKPOINT_EPOCHS = 0.0  # SOLVER.CHECKPOINT_PERIOD
-    # The so many last checkpoints of SOLVER.CHECKPOINT_PERIOD that a run keeps, beside the best
-    # ones and model_final.pth; 0 keeps all.
-    cfg.SOLVER.KEEP_CHECKPOINTS = 2
+    # Number of checkpoints of SOLVER.CHECKPOINT_PERIOD that a run keeps, the last ones, beside the
+    # best ones and model_final.pth; 0 keeps all.
+    cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 2
     # The format of checkpoints: "pth" (torch.save's), or "safetensors".
     cfg.SOLVER.CHECKPOINT_FORMAT = "pth"
     cfg.TEST.EVAL_EPOCHS = 0.0  # TEST.EVAL_PERIOD
@@ -324,12 +343,12 @@ def _add_training_config(cfg: CN) -> None:
     cfg.TEST.BEST_METRIC = "bbox/AP50"
     # Number of best checkpoints to keep in OUTPUT_DIR/best, for TEST.ENSEMBLE.CHECKPOINTS, by the
     # metric that selects model_best.pth; 0 keeps none.
-    cfg.TEST.KEEP_BEST = 0
+    cfg.TEST.NUM_BEST_CHECKPOINTS = 0
     # Resamplings over patients for the 95 % intervals of the FROC table; 0 leaves them out.
     cfg.TEST.NUM_BOOTSTRAP = 1000
     # Boxes are whole pixels for every FROC and AP: sides of x2 - x1 + 1, as in the published
     # evaluation of 3DCE and Lesion-Harvester. Small boxes then hit more easily.
-    cfg.TEST.INCLUSIVE = False
+    cfg.TEST.INCLUSIVE_BOXES = False
     # Write the detections' masks into coco_instances_results.json, for pictures, also where the
     # data set has no masks that they are scored by: some 20 ms an image. Where masks are neither
     # scored nor written, evaluations compute none.
@@ -348,10 +367,10 @@ def _add_mining_config(cfg: CN) -> None:
     # all of them.
     cfg.HARD_NEGATIVES.DATASETS = ()
     cfg.HARD_NEGATIVES.MAX_PER_IMAGE = 3
-    # A detection is a good one from above this mask IoU with a pseudo-mask on; of a model without
-    # masks, this IoU of its box with one of a lesion.
-    cfg.HARD_NEGATIVES.GOOD_IOU = 0.3
-    # Where an image has no good detection, those with a score above this are false positives.
+    # A detection is positive, a hit, above this mask IoU with a pseudo-mask; of a model without
+    # masks, above this IoU of its box with one of a lesion.
+    cfg.HARD_NEGATIVES.POSITIVE_IOU_THRESH = 0.3
+    # Where an image has no positive detection, those with a score above this are false positives.
     cfg.HARD_NEGATIVES.MIN_SCORE = 0.7
 
 
@@ -362,7 +381,8 @@ def _add_ensemble_config(cfg: CN) -> None:
     cfg.TEST.ENSEMBLE.ENABLED = False
     # Four views: the image, mirrored along x, along y, and along both. Eight of a volume.
     cfg.TEST.ENSEMBLE.MIRRORS = True
-    # Files of weights, or folders of TEST.KEEP_BEST, in place of MODEL.WEIGHTS; () for that alone.
+    # Files of weights, or folders of TEST.NUM_BEST_CHECKPOINTS, in place of MODEL.WEIGHTS; () for
+    # that alone.
     cfg.TEST.ENSEMBLE.CHECKPOINTS = ()
     # Side of the tiles that larger images are cut into, in pixels of the model's input; 0 for none.
     # Of volumes it is TEST.VOLUME_TILE_SIZE.
@@ -401,10 +421,30 @@ def _add_volume_config(cfg: CN) -> None:
     cfg.TEST.VOLUME_AP = "coco"
 
 
+def broadcast_pixel_values(cfg: CN) -> dict[str, list[float]]:
+    """Repeat one value of MODEL.PIXEL_MEAN, or of PIXEL_STD, for every slice of an image.
+
+    Models of volumes have one channel, whatever INPUT.CT.NUM_SLICES is.
+
+    Args:
+        cfg: changed in place, before a model is built.
+
+    Returns:
+        The keys that had one value, such as "PIXEL_MEAN", and what they have now.
+    """
+    num_slices = 1 if is_volumetric(cfg) else cfg.INPUT.CT.NUM_SLICES
+    repeated = {}
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        values = list(cfg.MODEL[key])
+        if len(values) == 1 and 1 <= num_slices <= _MAX_SLICES:
+            cfg.MODEL[key], repeated[key] = num_slices * values, num_slices * values
+    return repeated
+
+
 def uses_pseudo_labels(cfg: CN) -> bool:
     """Whether a mean teacher looks for lesions in training."""
     options = cfg.MODEL.MEAN_TEACHER
-    return options.ENABLED and options.POLICY != "none"
+    return options.ENABLED and options.PSEUDO_LABELS != "none"
 
 
 def trains_on_masks(cfg: CN) -> bool:

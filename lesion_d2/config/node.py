@@ -1,5 +1,6 @@
 """Detectron2's CfgNode, from files and command lines of strangers."""
 
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,9 @@ from detectron2.config.compat import guess_version
 from detectron2.utils.file_io import PathManager
 
 from ..utils.errors import short_repr
-from .keys import add_lesion_config
+from .epochs import check_one_of_each, unset_epochs
+from .keys import add_lesion_config, broadcast_pixel_values
+from .old_keys import rename_in_file, rename_in_list
 from .yaml_files import read_yaml
 
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -32,6 +35,9 @@ _NAMES = {
 }
 _NUMBERS = {"SOLVER.STEP_EPOCHS"}
 _PAIRS = {"INPUT.CT.HU_WINDOW", "INPUT.AUG.RESIZE_RANGE"}
+# Keys that only a written config has, in which iterations stand beside the epochs they come from.
+_WRITTEN = {"GLOBAL", "VIS_PERIOD"}
+_REPEATED = "__repeated__"
 
 
 def get_lesion_config() -> "LesionConfig":
@@ -52,6 +58,11 @@ class LesionConfig(CfgNode):
     Detectron2's own loads a file that names Python's functions by calling them. A file is read as
     :func:`read_yaml` says. ``None`` for a key that has a value, NaN, and entries of a list that are
     texts for numbers or the reverse, which would stop a run later on, are errors.
+
+    Old names of keys are accepted (:mod:`~lesion_d2.config.old_keys`), iterations replace the
+    epochs of what they are merged over (:mod:`~lesion_d2.config.epochs`), and one value of
+    MODEL.PIXEL_MEAN or PIXEL_STD is repeated for every slice, also where INPUT.CT.NUM_SLICES
+    changes later. All this is of whole configs, not of their sections alone.
     """
 
     @classmethod
@@ -61,8 +72,9 @@ class LesionConfig(CfgNode):
         Raises:
             OSError: the file, or one that it is based on, cannot be read.
             ValueError: one is not YAML as of :func:`read_yaml` or has other keys than texts; or a
-                ``_BASE_`` is no path, or is based on what it is a base of. The message begins with
-                the file that it is about.
+                ``_BASE_`` is no path, or is based on what it is a base of; or one has a key under
+                two names, or iterations beside epochs. The message begins with the file that it is
+                about.
         """
         _refuse_unsafe(allow_unsafe)
         return _Files().load(str(filename))
@@ -75,14 +87,16 @@ class LesionConfig(CfgNode):
             OSError, ValueError: as :meth:`load_yaml_with_base`; or a value cannot be used.
         """
         _refuse_unsafe(allow_unsafe)
-        loaded = type(self)(self.load_yaml_with_base(cfg_filename))
+        content = self.load_yaml_with_base(cfg_filename)
+        _merge(cfg_filename, unset_epochs(f"{cfg_filename}: ", content, self), content)
+        loaded = type(self)(content)
         _check_sections(self, loaded, "")
         version = loaded.get("VERSION")
         if version is None:
             version = guess_version(loaded, cfg_filename)
         if type(version) is not int or version != self.VERSION:
             raise ValueError(f"VERSION: found {short_repr(version)}, expected {self.VERSION}")
-        with self._checked():
+        with self._checked(loaded):
             self.merge_from_other_cfg(loaded)
 
     def merge_from_list(self, cfg_list: Sequence[str]) -> None:
@@ -91,8 +105,10 @@ class LesionConfig(CfgNode):
         Raises:
             AssertionError: a value is missing.
             KeyError: there is no such key.
-            ValueError: a value cannot be used.
+            ValueError: a value cannot be used, a key is there under two names, or iterations
+                beside epochs.
         """
+        cfg_list = rename_in_list(cfg_list)
         for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=False):
             node = self
             for name in str(key).split("."):
@@ -101,20 +117,32 @@ class LesionConfig(CfgNode):
                 node = node[name]
             if isinstance(node, CfgNode):
                 raise ValueError(f"{key}: found {short_repr(value)}, expected keys below it")
-        with self._checked():
+        given = _as_sections(cfg_list)
+        with self._checked(given):
+            check_one_of_each("", given)
+            unset = unset_epochs("", given, self, logging.WARNING)
             super().merge_from_list(cfg_list)
+            self.merge_from_other_cfg(type(self)(unset))
 
     def dump(self, **kwargs: Any) -> str:
         """As in Detectron2, by libyaml where PyYAML was built with it: the same text, sooner."""
         return yaml.dump(_plain(self), Dumper=_Dumper, **kwargs)
 
     @contextmanager
-    def _checked(self) -> Iterator[None]:
+    def _checked(self, given: Mapping[str, Any]) -> Iterator[None]:
         try:
             yield
         except (MemoryError, RecursionError):  # of Python's parser, which yacs gives texts to
             raise ValueError("found a value of too many levels, expected a shorter one") from None
         _check_kinds(self, _defaults(), "")
+        if "MODEL" in self and "INPUT" in self:
+            self._broadcast(given.get("MODEL", {}))
+
+    def _broadcast(self, given: Mapping[str, Any]) -> None:
+        for key, values in self.__dict__.get(_REPEATED, {}).items():
+            if key not in given and list(self.MODEL[key]) == values:  # maybe of fewer slices
+                self.MODEL[key] = values[:1]
+        self.__dict__[_REPEATED] = broadcast_pixel_values(self)
 
 
 @cache
@@ -125,6 +153,15 @@ def _defaults() -> CfgNode:
 def _refuse_unsafe(allow_unsafe: bool) -> None:
     if allow_unsafe:
         raise ValueError("found allow_unsafe=True, expected False: configs run no code")
+
+
+def _as_sections(pairs: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """Keys and values in turn as a file would have them; those in sections of sections left out."""
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in zip(pairs[::2], pairs[1::2], strict=False):
+        section, _, name = str(key).partition(".")
+        sections.setdefault(section, {})[name] = value
+    return sections
 
 
 def _plain(node: CfgNode) -> dict[str, Any]:
@@ -160,6 +197,9 @@ class _Files:
             found = "nothing" if content is None else short_repr(content)
             raise ValueError(f"{file}: found {found}, expected keys such as MODEL")
         _check_keys(file, content)
+        rename_in_file(file, content)
+        if not content.keys() >= _WRITTEN:
+            check_one_of_each(f"{file}: ", content)
         if _BASE not in content:
             return content
         merged: dict[str, Any] = {}
@@ -175,8 +215,8 @@ class _Files:
             base = os.path.expanduser(base)
             if not base.startswith(("/", *_ADDRESSES)):
                 base = os.path.join(os.path.dirname(file), base)
-            _merge(file, self.load(base), merged)
-        _merge(file, content, merged)
+            _merge_later(file, self.load(base), merged)
+        _merge_later(file, content, merged)
         return merged
 
 
@@ -208,6 +248,11 @@ def _merge(file: str, content: Mapping, merged: dict[str, Any], prefix: str = ""
             _merge(file, value, merged[key], f"{prefix}{key}.")
         else:
             merged[key] = value
+
+
+def _merge_later(file: str, content: Mapping, merged: dict[str, Any]) -> None:
+    _merge(file, unset_epochs(f"{file}: ", content, merged), merged)
+    _merge(file, content, merged)
 
 
 def _check_sections(cfg: CfgNode, loaded: Mapping, prefix: str) -> None:

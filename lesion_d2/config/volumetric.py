@@ -50,7 +50,7 @@ def add_volumetric_config(cfg: CN) -> None:
     cfg.MODEL.VOLUMETRIC.CANONICAL_SIZE = 224.0
     # Compute the backbone's activations again in the backward pass, in place of keeping them: less
     # memory, more time.
-    cfg.MODEL.VOLUMETRIC.CHECKPOINT = False
+    cfg.MODEL.VOLUMETRIC.GRADIENT_CHECKPOINTING = False
 
     # Depth, height and width of the overlapping tiles that inference cuts volumes into;
     # (0, 0, 0) for INPUT.VOLUME.PATCH_SIZE. TEST.ENSEMBLE.TILE_OVERLAP and TILE_IOU_THRESH are

@@ -87,8 +87,8 @@ class DatasetOptions:
         return cls(
             allow_missing=options.ALLOW_MISSING,
             prepared_slices=options.PREPARED_SLICES,
-            hidden_share=options.HIDDEN_SHARE if is_train else 0.0,
-            hidden_seed=options.HIDDEN_SEED,
+            hidden_share=options.MISSING_ANNOTATION_RATIO if is_train else 0.0,
+            hidden_seed=options.MISSING_ANNOTATION_SEED,
             excluded=ExcludedSeries.of(excluded),
         )
 
@@ -107,7 +107,7 @@ class DatasetOptions:
             yield "PREPARED_SLICES", f"{found}, expected one in {layout} to read prepared slices"
         if not 0 <= self.hidden_share < 1:
             found = f"{name}: found a hidden share of {self.hidden_share}"
-            yield "HIDDEN_SHARE", f"{found}, expected one in [0, 1)"
+            yield "MISSING_ANNOTATION_RATIO", f"{found}, expected one in [0, 1)"
         if self.excluded.volumes and not can("can_exclude_volumes"):
             expected = f"expected one in {layout} or of volumes to leave series out"
             yield "EXCLUDED_VOLUMES", f"{whole}, {expected}"

@@ -48,7 +48,9 @@ def annotation_problems(annotation: Mapping) -> Iterator[str]:
     is_number = type(is_crowd) in _PLAIN or isinstance(is_crowd, Real | np.bool_)
     if not is_number or is_crowd not in (0, 1):
         yield f"found iscrowd {short_repr(is_crowd)}, expected 1 (to be ignored) or 0"
-    yield from _bad_names(annotation, ("lesion", "row"))
+    yield from _bad_names(annotation, ("lesion_id", "row"))
+    if "lesion" in annotation and "lesion_id" not in annotation:
+        yield "found the key 'lesion', expected 'lesion_id', its name from version 0.1 on"
 
 
 def number_problems(annotation: Mapping, keys: Sequence[str]) -> Iterator[str]:

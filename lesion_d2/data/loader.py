@@ -237,7 +237,7 @@ class TrainLoader(DeviceLoader):
 def build_lesion_train_loader(cfg, *, mapper: LesionDatasetMapper | None = None) -> TrainLoader:
     """Build the endless, shuffled training loader of DATASETS.TRAIN.
 
-    DATALOADER.EMPTY_SHARE and CLASS_BALANCE determine the frequency of images, see
+    DATALOADER.EMPTY_IMAGE_RATIO and CLASS_BALANCE determine the frequency of images, see
     :func:`~lesion_d2.data.samplers.make_pools`. With SEED >= 0 and the same number of workers,
     batches are reproducible (without workers, augmentations use NumPy's global state, which
     ``default_setup`` seeds).

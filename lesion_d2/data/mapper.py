@@ -140,9 +140,9 @@ class LesionDatasetMapper:
             "num_slices": ct.NUM_SLICES,
             "slice_interval": ct.SLICE_INTERVAL,
             "hu_window": tuple(ct.HU_WINDOW),
-            "cut_borders": ct.CUT_BORDERS,
+            "cut_borders": ct.CROP_TO_BODY,
             "mask_method": cfg.INPUT.PSEUDO_MASK if with_masks else "",
-            "box_masks": cfg.INPUT.BOX_MASKS,
+            "box_masks": cfg.INPUT.PSEUDO_MASK_FROM_BOX,
             "pseudo_masks": _load_mask_files(cfg) if with_masks else (),
             "weak_augmentations": (
                 build_augmentations(cfg, False) if is_train and uses_pseudo_labels(cfg) else None
@@ -310,7 +310,7 @@ class LesionDatasetMapper:
         if not self.box_masks and not all("recist" in a for a in lesions):
             raise ValueError(
                 f"{dataset_dict['file_name']}: found a lesion with neither a mask nor diameters, "
-                "expected one of them (INPUT.BOX_MASKS is False)"
+                "expected one of them (INPUT.PSEUDO_MASK_FROM_BOX is False)"
             )
         for stored in self.pseudo_masks:
             if stored.covers(dataset_dict["image_id"]):

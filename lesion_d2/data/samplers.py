@@ -118,7 +118,7 @@ def count_epoch(images: Sequence[Mapping], cfg) -> int:
 
 
 def pools_of(images: Sequence[Mapping], cfg) -> tuple[list[list[int]], list[int]] | None:
-    """Call :func:`make_pools` with DATALOADER.EMPTY_SHARE and DATALOADER.CLASS_BALANCE.
+    """Call :func:`make_pools` with DATALOADER.EMPTY_IMAGE_RATIO and DATALOADER.CLASS_BALANCE.
 
     Raises:
         ValueError: see :func:`make_pools`; the message names DATASETS.TRAIN.
@@ -126,10 +126,10 @@ def pools_of(images: Sequence[Mapping], cfg) -> tuple[list[list[int]], list[int]
     options = cfg.DATALOADER
     try:
         return make_pools(
-            images, empty_share=options.EMPTY_SHARE, class_balance=options.CLASS_BALANCE
+            images, empty_share=options.EMPTY_IMAGE_RATIO, class_balance=options.CLASS_BALANCE
         )
     except ValueError as error:
         raise ValueError(
-            f"DATASETS.TRAIN: {error} (DATALOADER.EMPTY_SHARE is {options.EMPTY_SHARE:g}, "
-            f"CLASS_BALANCE {options.CLASS_BALANCE})"
+            f"DATASETS.TRAIN: {error} (DATALOADER.EMPTY_IMAGE_RATIO is "
+            f"{options.EMPTY_IMAGE_RATIO:g}, CLASS_BALANCE {options.CLASS_BALANCE})"
         ) from error

@@ -197,8 +197,8 @@ def where(loaded: LoadedSet, image: Mapping, annotation: Mapping | None = None) 
     text = f"{loaded.name}, image {image['image_id']}"
     if annotation is None:
         return text
-    for key in ("row", "lesion"):
+    for key, word in (("row", "row"), ("lesion_id", "lesion")):
         if key in annotation:
-            return f"{text}, {key} {annotation[key]}"
+            return f"{text}, {word} {annotation[key]}"
     number = next(i for i, one in enumerate(image["annotations"], 1) if one is annotation)
     return f"{text}, annotation {number}"

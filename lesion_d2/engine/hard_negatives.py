@@ -247,7 +247,7 @@ class HardNegativeMiner:
             "read_regions": partial(read_region_boxes, read=read),
             "false_positive_class": cfg.MODEL.ROI_HEADS.NUM_CLASSES - 1,
             "max_negatives": cfg.HARD_NEGATIVES.MAX_PER_IMAGE,
-            "good_iou": cfg.HARD_NEGATIVES.GOOD_IOU,
+            "good_iou": cfg.HARD_NEGATIVES.POSITIVE_IOU_THRESH,
             "min_score": cfg.HARD_NEGATIVES.MIN_SCORE,
             "seed": max(cfg.SEED, 0),
         }

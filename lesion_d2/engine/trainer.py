@@ -87,7 +87,7 @@ class Trainer(DefaultTrainer, StoppableTrainer):
 
     The best checkpoint by TEST.BEST_METRIC on the (first) data set of DATASETS.TEST is kept as
     ``model_best.pth`` beside Detectron2's ``model_final.pth``, and the weights of the
-    TEST.KEEP_BEST best ones in ``best``. SOLVER.PLATEAU_PATIENCE and SOLVER.EARLY_STOP_PATIENCE
+    TEST.NUM_BEST_CHECKPOINTS best ones in ``best``. SOLVER.PLATEAU_PATIENCE and SOLVER.EARLY_STOP_PATIENCE
     enable reduce-on-plateau and early stopping by the same metric, or by the loss on DATASETS.TEST
     (SOLVER.PATIENCE_METRIC). HARD_NEGATIVES.PERIOD enables mining of hard negatives. With
     MODEL.MEAN_TEACHER.ENABLED the teacher is evaluated and saved, as a plain model; checkpoints
@@ -187,7 +187,7 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         # In all processes, which load its state; Detectron2 has it only in the first one.
         built = [h for h in super().build_hooks() if not isinstance(h, hooks.PeriodicCheckpointer)]
         index = next(i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook))
-        period, num_kept = self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.SOLVER.KEEP_CHECKPOINTS
+        period, num_kept = self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP
         built.insert(index, RecentCheckpointer(self.checkpointer, period, num_kept=num_kept))
         states = ProcessStateHook(period)
         built.insert(index, states)
@@ -223,8 +223,10 @@ class Trainer(DefaultTrainer, StoppableTrainer):
             period, metric, mode = cfg.TEST.LOSS_PERIOD, VALIDATION_LOSS, "min"
         picks_best = period, self.checkpointer, metric, mode
         built.append(ResumableBestCheckpointer(*picks_best))
-        if cfg.TEST.KEEP_BEST > 0:
-            built.append(KeepBestHook(*picks_best, num_kept=cfg.TEST.KEEP_BEST, run=built[-1]))
+        if cfg.TEST.NUM_BEST_CHECKPOINTS > 0:
+            built.append(
+                KeepBestHook(*picks_best, num_kept=cfg.TEST.NUM_BEST_CHECKPOINTS, run=built[-1])
+            )
         if solver.PLATEAU_PATIENCE > 0:
             patience, factor = solver.PLATEAU_PATIENCE, solver.PLATEAU_FACTOR
             built.append(PlateauHook(period, metric, patience=patience, factor=factor, mode=mode))
@@ -371,7 +373,7 @@ class Trainer(DefaultTrainer, StoppableTrainer):
 def count_reused(cfg: CfgNode, model: nn.Module) -> int:
     """Return the number of three-slice images with cached features, for all views."""
     num_mirrors = model.num_mirrors if isinstance(model, Ensemble) else 1
-    return cfg.MODEL.SLICE_IMAGES.NUM_REUSED * num_mirrors
+    return cfg.MODEL.SLICE_IMAGES.FEATURE_CACHE_SIZE * num_mirrors
 
 
 def optimizer_class(cfg: CfgNode) -> type[torch.optim.Optimizer]:

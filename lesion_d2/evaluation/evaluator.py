@@ -137,7 +137,7 @@ class LesionEvaluator(COCOEvaluator):
         return {
             "dataset_name": dataset_name,
             "output_dir": output_dir,
-            "inclusive": cfg.TEST.INCLUSIVE,
+            "inclusive": cfg.TEST.INCLUSIVE_BOXES,
             "num_bootstrap": cfg.TEST.NUM_BOOTSTRAP,
             "write_masks": cfg.TEST.WRITE_MASKS,
         }

@@ -296,7 +296,7 @@ def _read_slices(
     found: dict[object, dict[int, Mapping]] = {}
     for number, image in images.items():
         for index, annotation in enumerate(image["annotations"]):
-            key = annotation.get("lesion", (number, index))
+            key = annotation.get("lesion_id", (number, index))
             found.setdefault(key, {})[number - first] = annotation
     lesions = [_lesion(n, annotations) for n, annotations in enumerate(found.values(), start=1)]
     for lesion, annotations in zip(tuple(lesions), found.values(), strict=True):
@@ -318,7 +318,7 @@ def _read_slices(
 def _is_alone(annotations: Mapping[int, Mapping]) -> bool:
     """Whether a lesion is annotated on its key slice alone, whatever other slices show of it."""
     first = next(iter(annotations.values()))
-    if "lesion" not in first:
+    if "lesion_id" not in first:
         return True
     return len(annotations) == 1 and bool(first.get("is_key")) and _mask_key(first) is None
 

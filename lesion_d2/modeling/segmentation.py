@@ -48,20 +48,20 @@ def build_segmentation_predictor(
 
 
 def build_segmentation_loss(cfg) -> SegmentationLoss:
-    """The loss that MODEL.RETINA_UNET.SEG_LOSS names.
+    """The loss that MODEL.SEG_HEAD.LOSS_TYPE names.
 
     Raises:
         ValueError: the name is unknown.
     """
-    options = cfg.MODEL.RETINA_UNET
-    if options.SEG_LOSS == "ce_dice":
+    options = cfg.MODEL.SEG_HEAD
+    if options.LOSS_TYPE == "ce_dice":
         return segmentation_loss
-    if options.SEG_LOSS == "focal":
+    if options.LOSS_TYPE == "focal":
         return partial(
-            focal_segmentation_loss, alpha=options.SEG_FOCAL_ALPHA, gamma=options.SEG_FOCAL_GAMMA
+            focal_segmentation_loss, alpha=options.FOCAL_ALPHA, gamma=options.FOCAL_GAMMA
         )
     raise ValueError(
-        f"MODEL.RETINA_UNET.SEG_LOSS: found {options.SEG_LOSS!r}, expected 'ce_dice' or 'focal'"
+        f"MODEL.SEG_HEAD.LOSS_TYPE: found {options.LOSS_TYPE!r}, expected 'ce_dice' or 'focal'"
     )
 
 

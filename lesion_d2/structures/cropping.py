@@ -1,6 +1,6 @@
 """Coordinates on a slice on disk and on the crop of it that an image shows.
 
-With INPUT.CT.CUT_BORDERS samples have ``crop``, (x0, y0, x1, y1) in whole pixels of the slice on
+With INPUT.CT.CROP_TO_BODY samples have ``crop``, (x0, y0, x1, y1) in whole pixels of the slice on
 disk, ends exclusive: the part that ``image`` shows. Their ``height`` and ``width`` are the slice's.
 """
 

@@ -83,7 +83,7 @@ def sensitivities(
             boxes[i] += [instances.pred_boxes.tensor.numpy() for instances in found]
             scores[i] += [instances.scores.numpy() for instances in found]
     truth, regions = list(map(truth_boxes, seen)), list(map(region_boxes, seen))
-    options, curves = {"inclusive": cfg.TEST.INCLUSIVE}, []
+    options, curves = {"inclusive": cfg.TEST.INCLUSIVE_BOXES}, []
     for found, given in zip(boxes, scores, strict=True):
         pairs = zip(found, regions, strict=True)
         excused = [boxes_in_regions(*pair, **options) for pair in pairs]
@@ -94,7 +94,7 @@ def sensitivities(
 def run(args: argparse.Namespace) -> str:
     """Measure all checkpoints; returns the table."""
     cfg = calibration_config(args)
-    cfg.MODEL.RETINA_UNET.PREDICT_MASKS = False
+    cfg.MODEL.SEG_HEAD.PREDICT_MASKS = False
     cfg.MODEL.RETINA_UNET.CALIBRATION = max(args.strengths)
     model, results = Trainer.build_model(cfg).eval(), []
     for weights in args.weights:

@@ -17,7 +17,7 @@ A CSV of boxes has the columns x1, y1, x2, y2, in pixels of images of --image-si
 sizes in its columns height and width.
 
 Boxes are resized with whole slices. A config that crops borders is refused if sizes then depend on
-the crop (INPUT.CT.MAX_SIZE, or IMAGE_SIZE without PIXEL_SPACING); INPUT.CT.CUT_BORDERS False as
+the crop (INPUT.CT.MAX_SIZE, or IMAGE_SIZE without PIXEL_SPACING); INPUT.CT.CROP_TO_BODY False as
 KEY VALUE gives the sizes on whole slices.
 """
 

@@ -94,7 +94,8 @@ def match_outcome(
         predictions: ``pred_boxes`` and ``scores``; ``pred_masks`` or ``pred_masks_rle`` are kept.
         score_threshold: detections with a lower score are left out.
         iou_threshold: minimum intersection over union of a detection and a lesion that match.
-        inclusive: whether the corners of boxes are pixels that belong to them (TEST.INCLUSIVE).
+        inclusive: whether the corners of boxes are pixels that belong to them
+            (TEST.INCLUSIVE_BOXES).
     """
     order = torch.argsort(predictions.scores, descending=True, stable=True)
     order = order[predictions.scores[order] >= score_threshold]

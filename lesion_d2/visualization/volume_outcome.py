@@ -98,7 +98,8 @@ def match_volume_outcomes(
         truth: the lesions of V volumes.
         detections: volume -> its detections; volumes without detections may be missing.
         criterion: when a detection and a lesion match.
-        inclusive: whether the corners of boxes are pixels that belong to them (TEST.INCLUSIVE).
+        inclusive: whether the corners of boxes are pixels that belong to them
+            (TEST.INCLUSIVE_BOXES).
         score_threshold: detections with a lower score are left out.
 
     Returns:

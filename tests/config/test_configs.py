@@ -98,7 +98,7 @@ def test_rows_of_zlochas_table_differ_in_nothing_but_their_own_addition(suffix):
     rows = [_zlocha(f"{name}{suffix}") for name in ("retinanet", "anchors", "dense", "attention")]
     anchors = {"MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"}
     dense = {"META_ARCHITECTURE", "MASK_ON", "BACKBONE.NAME", "FPN.IN_FEATURES"}
-    dense |= {"RETINANET.IN_FEATURES", "RETINA_UNET.SEG_LOSS", "RETINA_UNET.CALIBRATION"}
+    dense |= {"RETINANET.IN_FEATURES", "SEG_HEAD.LOSS_TYPE", "RETINA_UNET.CALIBRATION"}
     additions = [anchors, {f"MODEL.{key}" for key in dense}, {"MODEL.UNET_FPN.ATTENTION"}]
     for before, after, addition in zip(rows, rows[1:], additions, strict=False):
         assert {key for key in after if after[key] != before[key]} == addition | {"OUTPUT_DIR"}
@@ -134,7 +134,7 @@ def test_uldor_has_the_papers_values():
         "HARD_NEGATIVES.EPOCHS": 1.0,
         "HARD_NEGATIVES.START_EPOCHS": 0.0,
         "HARD_NEGATIVES.MAX_PER_IMAGE": 3,
-        "HARD_NEGATIVES.GOOD_IOU": 0.3,
+        "HARD_NEGATIVES.POSITIVE_IOU_THRESH": 0.3,
         "HARD_NEGATIVES.MIN_SCORE": 0.7,
         # Of its group's code (3DCE, MULAN): the window, and no image is turned or warped.
         "INPUT.CT.HU_WINDOW": (-1024.0, 3071.0),
@@ -260,8 +260,8 @@ def test_taos_models_have_the_papers_values():
         "INPUT.CT.HU_WINDOW": (-1024.0, 3071.0),
         "INPUT.CT.PIXEL_SPACING": 0.8,
         "INPUT.CT.MAX_SIZE": 512,
-        "TEST.INCLUSIVE": True,
-        "INPUT.CT.CUT_BORDERS": True,
+        "TEST.INCLUSIVE_BOXES": True,
+        "INPUT.CT.CROP_TO_BODY": True,
         "INPUT.CT.SLICE_INTERVAL": 2.0,
         **{f"INPUT.AUG.{key}_PROB": 0.0 for key in ("HFLIP", "VFLIP")},
         "SOLVER.OPTIMIZER": "SGD",

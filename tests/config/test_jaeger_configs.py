@@ -10,7 +10,7 @@ _JAEGER = {
         "META_ARCHITECTURE",
         "MASK_ON",
         "BACKBONE.NAME",
-        "RETINA_UNET.SEG_CLASS_AGNOSTIC",  # the others' segmentation has classes
+        "SEG_HEAD.CLASS_AGNOSTIC",  # the others' segmentation has classes
     },
     "retinanet": {"META_ARCHITECTURE", "RETINA_UNET.SEG_LOSS_WEIGHT"},
     "faster_rcnn_plus": {"META_ARCHITECTURE", "ANCHOR_GENERATOR.SIZES"},
@@ -72,7 +72,7 @@ def test_jaegers_models_in_3d_have_the_papers_values_or_those_of_the_authors_cod
         "SOLVER.BASE_LR": 1e-4,
         "SOLVER.IMS_PER_BATCH": 8,
         "SOLVER.MAX_ITER": 100 * 200,
-        "TEST.KEEP_BEST": 5,
+        "TEST.NUM_BEST_CHECKPOINTS": 5,
         "DATALOADER.CLASS_BALANCE": True,
         "MODEL.RESNETS.STEM_OUT_CHANNELS": 18,
         "MODEL.FPN.OUT_CHANNELS": 36,
@@ -125,13 +125,13 @@ def test_jaegers_models_have_the_papers_values():
         "MODEL.RESNETS.DEPTH": 50,
         "MODEL.RETINANET.IN_FEATURES": ["p2", "p3", "p4", "p5"],
         "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
-        "MODEL.RETINA_UNET.SEG_LOSS": "ce_dice",
+        "MODEL.SEG_HEAD.LOSS_TYPE": "ce_dice",
         "MODEL.RETINA_UNET.SOFTMAX": True,
         "MODEL.DET_UNET.MAX_COMPONENTS": 5,
         "SOLVER.OPTIMIZER": "Adam",
         "SOLVER.BASE_LR": 1e-4,
         "SOLVER.IMS_PER_BATCH": 20,
-        "TEST.KEEP_BEST": 5,
+        "TEST.NUM_BEST_CHECKPOINTS": 5,
         "TEST.BEST_METRIC": "bbox/AP10",
     }
     assert {key: values[key] for key in expected} == expected
@@ -154,7 +154,7 @@ def test_jaegers_models_have_the_values_of_the_authors_code():
     values = values_of(CONFIGS / "toys" / "retina_unet.yaml")
     weights = (10.0, 10.0, 5.0, 5.0)  # deltas over a spread of 0.1 and 0.2
     expected = {
-        "MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC": True,
+        "MODEL.SEG_HEAD.CLASS_AGNOSTIC": True,
         "MODEL.RETINA_UNET.SEG_LOSS_WEIGHT": 0.5,
         "MODEL.RETINA_UNET.SHEM_POOL": 20,
         "MODEL.RETINA_UNET.SHEM_POSITIVES": 1,
@@ -180,14 +180,14 @@ def test_jaegers_models_have_the_values_of_the_authors_code():
         "MODEL.UNET_FPN.C0_CHANNELS": 48,
         "SOLVER.MAX_ITER": 100 * 200,
         "TEST.EVAL_PERIOD": 200,
-        "TEST.KEEP_BEST": 5,
+        "TEST.NUM_BEST_CHECKPOINTS": 5,
         "TEST.ENSEMBLE.MIRRORS": True,
         "TEST.ENSEMBLE.IOU_THRESH": 1e-5,
     }
     assert {key: values[key] for key in expected} == expected
     for name in ("u_faster_rcnn_plus", "det_unet"):
         others = values_of(CONFIGS / "toys" / f"{name}.yaml")
-        assert not others["MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC"]
+        assert not others["MODEL.SEG_HEAD.CLASS_AGNOSTIC"]
     own = values_of(CONFIGS / "retina_unet" / "retina_unet.yaml")
     changed = {key for key in expected if own[key] != expected[key]}
     batches = {f"MODEL.{name}.BATCH_SIZE_PER_IMAGE" for name in ("RPN", "ROI_HEADS")}

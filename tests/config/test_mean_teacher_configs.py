@@ -4,12 +4,12 @@ import pytest
 from config_values import CONFIGS, values_of
 
 _TEACHER = "MODEL.MEAN_TEACHER."
-_POLICY, _ENABLED = f"{_TEACHER}POLICY", f"{_TEACHER}ENABLED"
+_LABELS, _ENABLED = f"{_TEACHER}PSEUDO_LABELS", f"{_TEACHER}ENABLED"
 # What a config adds to another one.
 _ADDS = {
-    "teacher": ("faster_rcnn", {_ENABLED, _POLICY}),
-    "add": ("teacher", {_POLICY}),
-    "ignore": ("add", {_POLICY}),
+    "teacher": ("faster_rcnn", {_ENABLED, _LABELS}),
+    "add": ("teacher", {_LABELS}),
+    "ignore": ("add", {_LABELS}),
     "add_decay": ("add", {"SOLVER.STEPS"}),
     "add_hard_negatives": (
         "add",
@@ -50,7 +50,7 @@ def test_they_have_the_papers_values():
         "MODEL.DENSENET.NUM_BLOCKS": 3,
         "MODEL.WEIGHTS": "torchvision://densenet121",
         "MODEL.MEAN_TEACHER.ENABLED": True,
-        "MODEL.MEAN_TEACHER.POLICY": "add",
+        "MODEL.MEAN_TEACHER.PSEUDO_LABELS": "add",
         "MODEL.MEAN_TEACHER.MOMENTUM": 0.999,
         "MODEL.MEAN_TEACHER.START_ITER": 0,
         "MODEL.MEAN_TEACHER.SCORE_THRESH": 0.9,
@@ -71,13 +71,13 @@ def test_they_have_the_papers_values():
         "TEST.LINKING": "track",
         "TEST.VOLUME_CRITERIA": ("p3d@0.5",),
         "TEST.VOLUME_AP": "all_points",
-        "TEST.INCLUSIVE": True,
+        "TEST.INCLUSIVE_BOXES": True,
         "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 32,
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 64,
         "TEST.VOLUME_FROC_RATES": (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
     }
     assert {key: values[key] for key in expected} == expected
-    assert _bai("ignore")[_POLICY] == "ignore" and _bai("teacher")[_POLICY] == "none"
+    assert _bai("ignore")[_LABELS] == "ignore" and _bai("teacher")[_LABELS] == "none"
 
 
 @pytest.mark.parametrize("suffix", ["", "_phantom"])

@@ -1,10 +1,15 @@
 from pathlib import Path
 
 import lesion_d2
-from lesion_d2.config import LesionConfig, get_lesion_config
+from lesion_d2.config import (
+    LesionConfig,
+    add_lesion_config,
+    broadcast_pixel_values,
+    get_lesion_config,
+)
 
 import pytest
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 
 
 @pytest.fixture
@@ -148,3 +153,33 @@ def test_a_config_is_written_as_detectron2_writes_it(cfg, name):
     cfg.OUTPUT_DIR = "läsion\t1"
     assert cfg.dump() == CfgNode(cfg).dump()
     assert cfg.dump(sort_keys=False) == CfgNode(cfg).dump(sort_keys=False)
+
+
+def test_one_value_of_the_pixels_is_repeated_for_every_slice(tmp_path, cfg):
+    text = "MODEL: {PIXEL_MEAN: [2.0], PIXEL_STD: [1.0, 2.0, 3.0]}"
+    cfg.merge_from_file(write(tmp_path, a="_BASE_: b.yaml\nINPUT: {CT: {NUM_SLICES: 5}}", b=text))
+    assert cfg.MODEL.PIXEL_MEAN == [2.0] * 5 and cfg.MODEL.PIXEL_STD == [1.0, 2.0, 3.0]
+    cfg = cfg.clone()
+    cfg.merge_from_list(["INPUT.CT.NUM_SLICES", "7", "MODEL.PIXEL_STD", "[4.0]"])
+    assert cfg.MODEL.PIXEL_MEAN == [2.0] * 7 and cfg.MODEL.PIXEL_STD == [4.0] * 7
+    cfg.merge_from_list(["MODEL.PIXEL_MEAN", "[1.0, 2.0]", "INPUT.CT.NUM_SLICES", "1"])
+    assert cfg.MODEL.PIXEL_MEAN == [1.0, 2.0] and cfg.MODEL.PIXEL_STD == [4.0]
+    cfg.merge_from_list(["INPUT.CT.NUM_SLICES", "3"])
+    cfg.merge_from_list(["INPUT.CT.NUM_SLICES", "5", "MODEL.PIXEL_STD", "[4.0, 4.0, 4.0]"])
+    assert cfg.MODEL.PIXEL_STD == [4.0] * 3  # as it says, and refused by the mapper
+
+
+def test_volumes_have_one_channel_and_no_number_of_slices_fills_memory(cfg):
+    cfg.merge_from_list(["MODEL.PIXEL_MEAN", "[2.0]", "INPUT.CT.NUM_SLICES", "5"])
+    cfg.merge_from_list(["INPUT.VOLUME.PATCH_SIZE", "(8, 16, 16)"])
+    assert cfg.MODEL.PIXEL_MEAN == [2.0]
+    cfg.merge_from_list(["INPUT.VOLUME.PATCH_SIZE", "(0, 0, 0)", "INPUT.CT.NUM_SLICES", "10000000"])
+    assert cfg.MODEL.PIXEL_MEAN == [2.0]
+
+
+def test_detectron2s_own_node_repeats_one_value_on_demand():
+    cfg = get_cfg()
+    add_lesion_config(cfg)
+    cfg.MODEL.PIXEL_MEAN, cfg.INPUT.CT.NUM_SLICES = [2.0], 5
+    assert broadcast_pixel_values(cfg) == {"PIXEL_MEAN": [2.0] * 5}
+    assert cfg.MODEL.PIXEL_MEAN == [2.0] * 5 and len(cfg.MODEL.PIXEL_STD) == 3

@@ -104,7 +104,7 @@ def test_grabcut_and_borders_read_no_slice_again(dataset_dict, monkeypatch):
         ct, "read_slice", lambda f, s: decoded.append(os.path.basename(f)) or read_slice(f, s)
     )
     dataset_dict["window"] = (-1350.0, 150.0)  # wider than the image's window
-    window = ("INPUT.CT.HU_WINDOW", (-100.0, 100.0), "INPUT.CT.CUT_BORDERS", True)
+    window = ("INPUT.CT.HU_WINDOW", (-100.0, 100.0), "INPUT.CT.CROP_TO_BODY", True)
     cfg = _config("INPUT.PSEUDO_MASK", "grabcut", *window, *NO_AUGMENTATION)
     mapped = LesionDatasetMapper(cfg, True)(dataset_dict)
     assert sorted(decoded) == ["009.png", "010.png", "011.png"]

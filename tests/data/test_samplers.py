@@ -86,7 +86,7 @@ def test_nothing_to_balance_is_detectron2s_order():
     lesion_d2.add_lesion_config(cfg)
     assert count_epoch(IMAGES, cfg) == len(IMAGES)
     assert _draw(SkippingSampler(9, seed=4), 40) == _draw(TrainingSampler(9, seed=4), 40)
-    cfg.DATALOADER.EMPTY_SHARE = 0.5
+    cfg.DATALOADER.EMPTY_IMAGE_RATIO = 0.5
     assert count_epoch(IMAGES, cfg) == 12
 
 
@@ -126,19 +126,24 @@ def test_without_a_seed_all_processes_have_the_same_order(monkeypatch):
 def test_what_cannot_be_balanced_is_told(images, share, message):
     with pytest.raises(ValueError, match=message):
         make_pools(images, empty_share=share)
-    cfg = tiny_config(DATALOADER__EMPTY_SHARE=share)
-    with pytest.raises(ValueError, match=f"DATASETS.TRAIN: {message}.*EMPTY_SHARE is 0.5"):
+    cfg = tiny_config(DATALOADER__EMPTY_IMAGE_RATIO=share)
+    with pytest.raises(ValueError, match=f"DATASETS.TRAIN: {message}.*EMPTY_IMAGE_RATIO is 0.5"):
         count_epoch(images, cfg)
 
 
 def test_a_share_of_images_that_are_filtered_out_is_refused():
-    message = r"FILTER_EMPTY_ANNOTATIONS: found True.*expected False \(DATALOADER.EMPTY_SHARE is"
+    message = (
+        r"FILTER_EMPTY_ANNOTATIONS: found True.*expected False \(DATALOADER.EMPTY_IMAGE_RATIO is"
+    )
     with pytest.raises(InputError, match=message):
-        check_training(tiny_config(DATALOADER__EMPTY_SHARE=0.5), 1)
-    with pytest.raises(InputError, match=r"EMPTY_SHARE: found 1.0, expected .* a share below 1"):
-        check_training(tiny_config(DATALOADER__EMPTY_SHARE=1.0), 1)
+        check_training(tiny_config(DATALOADER__EMPTY_IMAGE_RATIO=0.5), 1)
+    with pytest.raises(
+        InputError, match=r"EMPTY_IMAGE_RATIO: found 1.0, expected .* a share below 1"
+    ):
+        check_training(tiny_config(DATALOADER__EMPTY_IMAGE_RATIO=1.0), 1)
     check_training(
-        tiny_config(DATALOADER__EMPTY_SHARE=0.5, DATALOADER__FILTER_EMPTY_ANNOTATIONS=False), 1
+        tiny_config(DATALOADER__EMPTY_IMAGE_RATIO=0.5, DATALOADER__FILTER_EMPTY_ANNOTATIONS=False),
+        1,
     )
 
 
@@ -162,7 +167,7 @@ def test_the_training_loader_goes_by_the_config_and_begins_anew_anywhere(workers
     cfg = get_cfg()
     lesion_d2.add_lesion_config(cfg)
     cfg.MODEL.DEVICE, cfg.DATASETS.TRAIN, cfg.SEED = "cpu", (name,), 11
-    cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.EMPTY_SHARE = workers, 0.5
+    cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.EMPTY_IMAGE_RATIO = workers, 0.5
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, cfg.SOLVER.IMS_PER_BATCH = False, 2
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     try:

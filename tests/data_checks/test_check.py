@@ -45,7 +45,9 @@ def test_counts_are_those_of_a_slow_count(tiny_phantom):
     lesions = {}
     for image in images:
         for one in image["annotations"]:
-            lesions.setdefault((image["volume"], one["lesion"]), []).append(one["diameters_mm"][0])
+            lesions.setdefault((image["volume"], one["lesion_id"]), []).append(
+                one["diameters_mm"][0]
+            )
     sizes = sorted(max(sizes) for sizes in lesions.values())
     values = [np.array(Image.open(image["file_name"])).astype(int) - 32768 for image in images]
     assert counts["lesions"] == len(lesions)

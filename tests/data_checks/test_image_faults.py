@@ -96,7 +96,7 @@ def test_an_unknown_spacing_is_counted_and_lesions_are_in_pixels(sets):
 def test_slices_of_one_volume_go_together(sets):
     for one in sets[0].images:
         one["volume"] = "v1"
-        one["annotations"][0]["lesion"] = 1
+        one["annotations"][0]["lesion_id"] = 1
     write_slice(Path(sets[0].images[1]["file_name"]), body(1, size=48))
     sets[0].images[1].update(height=48, width=48, spacing=(5.0, 5.0, 2.5))
     report = check_data_set("made_train", workers=1)

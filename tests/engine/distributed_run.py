@@ -144,7 +144,7 @@ def stop_early(output_dir: str) -> None:
     """Train until the early stop, and resume; write what each process ends with."""
     found = []
     for flags in ((), ("--resume",)):
-        cfg = train_net.setup(stopping_args(output_dir, *flags, TEST__KEEP_BEST=2))
+        cfg = train_net.setup(stopping_args(output_dir, *flags, TEST__NUM_BEST_CHECKPOINTS=2))
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=bool(flags))
         trainer.train()
@@ -156,7 +156,11 @@ def stop_early(output_dir: str) -> None:
 
 def resume_alike(output_dir: str) -> None:
     """Train, and once more from the first checkpoint; write what each process ends with."""
-    options = {"SOLVER__MAX_ITER": 3, "SOLVER__CHECKPOINT_PERIOD": 1, "SOLVER__KEEP_CHECKPOINTS": 0}
+    options = {
+        "SOLVER__MAX_ITER": 3,
+        "SOLVER__CHECKPOINT_PERIOD": 1,
+        "SOLVER__CHECKPOINT_MAX_TO_KEEP": 0,
+    }
     found = []
     for flags in ((), ("--resume",)):
         args = tiny_args(output_dir, *flags, DATASETS__TEST=(), TEST__EVAL_PERIOD=0, **options)

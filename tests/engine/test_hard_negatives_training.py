@@ -129,7 +129,7 @@ def test_a_resumed_run_trains_on_the_same_sets_and_images(workers, tiny_phantom,
         "HARD_NEGATIVES__PERIOD": 2,
         "SOLVER__MAX_ITER": 7,
         "SOLVER__CHECKPOINT_PERIOD": 1,
-        "SOLVER__KEEP_CHECKPOINTS": 0,
+        "SOLVER__CHECKPOINT_MAX_TO_KEEP": 0,
         **_FEW_IMAGES,
         **_UNSEEN,
     }

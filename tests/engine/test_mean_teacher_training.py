@@ -28,7 +28,7 @@ _ON = {
     "SOLVER__LR_SCHEDULER_NAME": "WarmupMultiStepLR",
 }
 _UNSEEN = {"DATASETS__TEST": (), "TEST__EVAL_PERIOD": 0}
-_HIDDEN = {"DATASETS__HIDDEN_SHARE": 0.5, "DATALOADER__FILTER_EMPTY_ANNOTATIONS": False}
+_HIDDEN = {"DATASETS__MISSING_ANNOTATION_RATIO": 0.5, "DATALOADER__FILTER_EMPTY_ANNOTATIONS": False}
 
 
 def _train(args) -> Trainer:
@@ -107,7 +107,7 @@ def plain(tiny_phantom, tmp_path_factory) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("policy", ["none", "add", "ignore"])
 def test_without_mining_the_student_is_the_plain_detector(tiny_phantom, plain, tmp_path, policy):
-    options = {**_UNMINED, "MODEL__MEAN_TEACHER__POLICY": policy}
+    options = {**_UNMINED, "MODEL__MEAN_TEACHER__PSEUDO_LABELS": policy}
     model = unwrap(_train(tiny_args(tmp_path, **options)).model)
     assert _same(model.student.state_dict(), plain)
     assert not _same(model.teacher.state_dict(), plain)
@@ -155,7 +155,7 @@ def test_hard_negatives_are_mined_by_the_teacher(tiny_phantom, tmp_path):
     assert trainer.storage.latest()["hard_negatives/number"][0] > 0
 
 
-_IGNORE = {**_ON, "MODEL__MEAN_TEACHER__POLICY": "ignore"}
+_IGNORE = {**_ON, "MODEL__MEAN_TEACHER__PSEUDO_LABELS": "ignore"}
 _CASCADE = {"MODEL__ROI_HEADS__NAME": "CascadeROIHeads"}
 _CASCADE["MODEL__ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG"] = True
 
@@ -164,13 +164,16 @@ _CASCADE["MODEL__ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG"] = True
     "changes, message",
     [
         ({"MODEL__MEAN_TEACHER__MOMENTUM": 1.0}, "MOMENTUM: found 1.0, expected 0 to below 1"),
-        ({"MODEL__MEAN_TEACHER__POLICY": "drop"}, "POLICY: found 'drop', expected one of none, a"),
+        (
+            {"MODEL__MEAN_TEACHER__PSEUDO_LABELS": "drop"},
+            "PSEUDO_LABELS: found 'drop', expected one of none, a",
+        ),
         ({"MODEL__MEAN_TEACHER__SCORE_THRESH": 0.0}, "SCORE_THRESH: found 0.0, expected a score"),
         ({"MODEL__MEAN_TEACHER__GT_NMS_THRESH": 1.5}, "GT_NMS_THRESH: found 1.5, expected an IoU"),
         ({"TEST__PRECISE_BN__ENABLED": True}, "PRECISE_BN.ENABLED: found True, expected False"),
         (
             {**_IGNORE, "MODEL__PROPOSAL_GENERATOR__NAME": "RPN"},
-            "PROPOSAL_GENERATOR.NAME: found 'RPN', expected 'LesionRPN' for .*POLICY 'ignore'",
+            "PROPOSAL_GENERATOR.NAME: found 'RPN', expected 'LesionRPN' .*PSEUDO_LABELS 'ignore'",
         ),
         (
             {**_IGNORE, "MODEL__PROPOSAL_GENERATOR__NAME": "PrecomputedProposals"},
@@ -203,8 +206,11 @@ def test_a_threshold_below_the_detector_s_own_is_told_of(tiny_phantom, tmp_path)
     with pytest.raises(InputError, match=r"expected MODEL.RETINANET.SCORE_THRESH_TEST or more"):
         check_inputs(load_config(args), args)
     # Nobody looks: no threshold counts. A DetUNet has none of its own.
-    det_unet = {"MODEL__META_ARCHITECTURE": "DetUNet", "MODEL__MEAN_TEACHER__POLICY": "ignore"}
-    for changes in ({"MODEL__MEAN_TEACHER__POLICY": "none"}, det_unet):
+    det_unet = {
+        "MODEL__META_ARCHITECTURE": "DetUNet",
+        "MODEL__MEAN_TEACHER__PSEUDO_LABELS": "ignore",
+    }
+    for changes in ({"MODEL__MEAN_TEACHER__PSEUDO_LABELS": "none"}, det_unet):
         args = tiny_args(tmp_path, **{**options, **changes})
         assert check_inputs(load_config(args), args) > 0
     args = uldor_args(tmp_path, **_IGNORE)  # reaching it is enough

@@ -42,7 +42,7 @@ def test_a_run_writes_its_checkpoints_and_metrics(tiny_phantom, tmp_path):
     assert any(key.startswith("froc/") for key in logged)
 
 
-_MASKS = {"MODEL__RETINA_UNET__PREDICT_MASKS": True, "MODEL__RETINANET__SCORE_THRESH_TEST": 0.0}
+_MASKS = {"MODEL__SEG_HEAD__PREDICT_MASKS": True, "MODEL__RETINANET__SCORE_THRESH_TEST": 0.0}
 
 
 @pytest.mark.parametrize(

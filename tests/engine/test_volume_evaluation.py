@@ -121,7 +121,11 @@ def test_criteria_and_tracking_by_config(tiny_phantom, tmp_path, weights):
     ],
 )
 def test_bad_settings_stop_a_run_before_it_writes(tiny_phantom, tmp_path, changes, message):
-    settings = {"TEST__KEEP_BEST": 2, "DATASETS__TEST": ("phantom_volumes_val",), **changes}
+    settings = {
+        "TEST__NUM_BEST_CHECKPOINTS": 2,
+        "DATASETS__TEST": ("phantom_volumes_val",),
+        **changes,
+    }
     with pytest.raises(InputError, match=message) as error:
         train_net.main(tiny_args(tmp_path / "output", **settings))
     assert "\n" not in str(error.value) and not (tmp_path / "output").exists()
@@ -131,7 +135,7 @@ def test_bad_settings_stop_a_run_before_it_writes(tiny_phantom, tmp_path, change
 def test_the_best_model_may_go_by_any_criterion(tiny_phantom, tmp_path, metric):
     args = tiny_args(
         tmp_path,
-        TEST__KEEP_BEST=2,
+        TEST__NUM_BEST_CHECKPOINTS=2,
         TEST__BEST_METRIC=metric,
         DATASETS__TEST=("phantom_volumes_val",),
         TEST__VOLUME_CRITERIA=("p3d@0.5", "iou@0.3"),

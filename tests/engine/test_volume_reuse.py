@@ -105,7 +105,11 @@ def count_images(model: nn.Module) -> list[int]:
 
 def evaluate(num_reused: int, names: list[str], weights: str, **changes) -> tuple[dict, int]:
     """Detections by image, and the number of images convolved."""
-    changes = {"MODEL__SLICE_IMAGES__NUM_REUSED": num_reused, "MODEL__WEIGHTS": weights, **changes}
+    changes = {
+        "MODEL__SLICE_IMAGES__FEATURE_CACHE_SIZE": num_reused,
+        "MODEL__WEIGHTS": weights,
+        **changes,
+    }
     cfg = load_config(make_args(**changes, DATASETS__TEST=tuple(names)))
     model, keepers = load_model(cfg), [KeepDetections() for _ in names]
     counts = count_images(model)
@@ -134,7 +138,7 @@ def assert_same(found: dict, expected: dict) -> None:
 
 @pytest.mark.parametrize("cut_borders", [False, True])
 def test_every_image_of_a_volume_is_convolved_once(volumes, tmp_path, cut_borders):
-    weights, cut = save_weights(tmp_path), {"INPUT__CT__CUT_BORDERS": cut_borders}
+    weights, cut = save_weights(tmp_path), {"INPUT__CT__CROP_TO_BODY": cut_borders}
     for spacing, name in volumes.items():
         expected, num_all = evaluate(0, [name], weights, **cut)
         found, num_images = evaluate(64, [name], weights, **cut)
@@ -142,7 +146,7 @@ def test_every_image_of_a_volume_is_convolved_once(volumes, tmp_path, cut_border
         assert num_all == NUM_IMAGES * len(expected)
         # Cutting each slice on its own would make as many images as there are without reuse.
         assert num_images == count_distinct(name, **cut)
-        assert num_images == count_distinct(name, INPUT__CT__CUT_BORDERS=False)
+        assert num_images == count_distinct(name, INPUT__CT__CROP_TO_BODY=False)
         # At 5 mm the images lie at other fractions between the slices, but for the volume's ends.
         assert num_images < num_all * (0.5 if spacing < 5 else 1)
 
@@ -177,7 +181,7 @@ def test_evaluation_only_of_volumes_writes_the_same_detections(volumes, tmp_path
     monkeypatch.setattr(train_net, "load_model", load_and_count)
     for num_reused in (0, 64):
         folder = tmp_path / str(num_reused)
-        changes = {"MODEL.WEIGHTS": weights, "MODEL.SLICE_IMAGES.NUM_REUSED": num_reused}
+        changes = {"MODEL.WEIGHTS": weights, "MODEL.SLICE_IMAGES.FEATURE_CACHE_SIZE": num_reused}
         changes |= {"OUTPUT_DIR": folder, "DATASETS.TEST": (volumes[1.0],)}
         results.append(train_net.main(make_args("--eval-only", **changes)))
         written.append((folder / "inference" / volumes[1.0] / "volumes.json").read_text())

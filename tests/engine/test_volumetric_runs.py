@@ -35,7 +35,7 @@ def run(tmp_path_factory) -> Path:
     """The folder of a training of four iterations, evaluated after each two."""
     root = tmp_path_factory.mktemp("volumetric")
     with balls(root / "balls"):
-        train_net.main(volume_args(root / "run", TEST__KEEP_BEST=2, **UNSURE))
+        train_net.main(volume_args(root / "run", TEST__NUM_BEST_CHECKPOINTS=2, **UNSURE))
         yield root / "run"
 
 
@@ -59,7 +59,7 @@ def test_a_training_is_evaluated_on_whole_volumes_and_goes_on(run):
 
 
 def test_a_resumed_run_goes_on_with_the_next_volumes(run):
-    options = {"SOLVER__MAX_ITER": 6, "TEST__KEEP_BEST": 2, **UNSURE}
+    options = {"SOLVER__MAX_ITER": 6, "TEST__NUM_BEST_CHECKPOINTS": 2, **UNSURE}
     trainer = Trainer(train_net.setup(volume_args(run, "--resume", **options)))
     whole = [next(trainer._trainer._data_loader_iter) for _ in range(6)]
     trainer.resume_or_load(resume=True)
@@ -96,7 +96,7 @@ def predictor(run):
         run,
         "--eval-only",
         MODEL__WEIGHTS=run / "model_final.pth",
-        MODEL__RETINA_UNET__PREDICT_MASKS=True,
+        MODEL__SEG_HEAD__PREDICT_MASKS=True,
         **UNSURE,
     )
     return LesionPredictor(train_net.load_config(args))

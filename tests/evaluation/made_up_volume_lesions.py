@@ -31,7 +31,7 @@ def make_volume(patient, study, lesions, numbers=range(10, 20)):
                     "bbox": [float(v) for v in box],
                     "bbox_mode": BoxMode.XYXY_ABS,
                     "category_id": number_of_class,
-                    "lesion": lesion,
+                    "lesion_id": lesion,
                 }
                 for lesion, (number_of_class, *box, first, last) in enumerate(lesions)
                 if first <= number <= last
@@ -67,7 +67,7 @@ def detect(record, seed=0, num_classes=3):
     classes = rng.integers(num_classes, size=4)
     boxes = []
     for a in record["annotations"]:
-        k = a["lesion"]
+        k = a["lesion_id"]
         box = (np.reshape(a["bbox"], (2, 2)) + offset[k]).ravel()
         boxes.append((box, scores[k], classes[k] if k % 2 else a["category_id"]))
     if record["slice_index"] % 4:
@@ -98,7 +98,7 @@ def true_boxes(dicts):
     for d in dicts:
         for a in d["annotations"]:
             x1, y1, x2, y2 = a["bbox"]
-            entry = found.setdefault((d["volume"], a["lesion"]), ([], a["category_id"]))
+            entry = found.setdefault((d["volume"], a["lesion_id"]), ([], a["category_id"]))
             entry[0].append([x1, y1, d["slice_index"], x2, y2, d["slice_index"]])
     return {
         key: ([*np.min(boxes, axis=0)[:3], *np.max(boxes, axis=0)[3:]], number)

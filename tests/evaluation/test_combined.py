@@ -20,8 +20,8 @@ def _with_key_slices_and_regions(dicts: list[dict], regions: bool) -> list[dict]
     known = set()
     for d in dicts:
         for a in d["annotations"]:
-            a["is_key"] = (d["volume"], a["lesion"]) not in known
-            known.add((d["volume"], a["lesion"]))
+            a["is_key"] = (d["volume"], a["lesion_id"]) not in known
+            known.add((d["volume"], a["lesion_id"]))
         if regions and d["patient"] % 2:
             box = {"bbox": [140.0, 140.0, 190.0, 190.0], "bbox_mode": BoxMode.XYXY_ABS}
             d["annotations"].append({**box, "category_id": 0, "iscrowd": 1})
@@ -45,7 +45,7 @@ def evaluations(request, tmp_path_factory):
         link = Linker("merge", {"iou_threshold": 0.1})
         evaluator = VolumeEvaluator(name, folder / name, link=link, criteria=CRITERIA)
         for d in own:
-            lesions = {**d, "annotations": [a for a in d["annotations"] if "lesion" in a]}
+            lesions = {**d, "annotations": [a for a in d["annotations"] if "lesion_id" in a]}
             evaluator.process([d], [{"instances": detect(lesions)}])
         results[name] = evaluator.evaluate()
     yield results, {name: folder / name / "volumes.json" for name in chosen}

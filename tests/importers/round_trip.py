@@ -114,7 +114,7 @@ def _truth_as_detections(record: dict) -> Instances:
     instances = Instances(size)
     boxes = annotation_boxes(lesions)
     instances.pred_boxes = Boxes(torch.as_tensor(boxes))
-    scores = [1 / (1 + a["lesion"]) for a in lesions]
+    scores = [1 / (1 + a["lesion_id"]) for a in lesions]
     instances.scores = torch.tensor(scores, dtype=torch.float64)
     instances.pred_classes = torch.tensor([a["category_id"] for a in lesions], dtype=torch.int64)
     masks = [mask_util.decode(a["segmentation"]) for a in lesions if "segmentation" in a]

@@ -67,7 +67,7 @@ def write_volumes(folder: Path, affine: np.ndarray) -> tuple[Path, np.ndarray]:
     images.append(image_entry(20, "b.nii.gz#2"))
     annotations = [
         annotation_entry(
-            10 * n + k, 1 + k, mask_box(mask), 1 + n, segmentation=encode_mask(mask), lesion=n
+            10 * n + k, 1 + k, mask_box(mask), 1 + n, segmentation=encode_mask(mask), lesion_id=n
         )
         for n, masks in enumerate(masks_of_lesions(), 1)
         for k, mask in masks.items()
@@ -166,10 +166,10 @@ def test_pictures_of_a_volume_by_their_keys(tmp_path):
     ]
     images.append(image_entry(1, "img/sub/x.png"))
     annotations = [
-        annotation_entry(1, 5, [4, 5, 10, 8], lesion="l", recist=[5, 6, 9, 6, 7, 5, 7, 8]),
-        annotation_entry(2, 6, [3, 6, 10, 8], lesion="l", diameters_mm=[9, 4]),
+        annotation_entry(1, 5, [4, 5, 10, 8], lesion_id="l", recist=[5, 6, 9, 6, 7, 5, 7, 8]),
+        annotation_entry(2, 6, [3, 6, 10, 8], lesion_id="l", diameters_mm=[9, 4]),
         annotation_entry(3, 6, [20, 6, 4, 4]),
-        annotation_entry(4, 9, [3, 6, 10, 8], lesion="l"),
+        annotation_entry(4, 9, [3, 6, 10, 8], lesion_id="l"),
     ]
     listing = list_coco(write_pictures(tmp_path, images, annotations), hu_offset=32768)
     assert [case.name for case in listing.cases] == ["ct_1_5-7", "ct_1_9-9", "sub_x"]
@@ -289,8 +289,8 @@ def test_a_missing_picture_is_damage(tmp_path):
 )
 def test_annotations_that_are_no_lesion(tmp_path, changes, message):
     images = [image_entry(n, f"{n}.png", volume="v", slice=n) for n in (1, 2)]
-    other = annotation_entry(2, 1, [1, 1, 4, 4], lesion=1, iscrowd=1)
-    annotations = [annotation_entry(1, 1, [1, 1, 4, 4], lesion=1), {**other, **changes}]
+    other = annotation_entry(2, 1, [1, 1, 4, 4], lesion_id=1, iscrowd=1)
+    annotations = [annotation_entry(1, 1, [1, 1, 4, 4], lesion_id=1), {**other, **changes}]
     [case] = list_coco(write_pictures(tmp_path, images, annotations), hu_offset=0).cases
     with pytest.raises(ValueError, match=message):
         case.read()

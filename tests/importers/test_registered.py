@@ -64,7 +64,7 @@ def test_sub_volumes_of_one_series_stay_apart(tmp_path, register):
     for first, last in ((2, 5), (4, 9)):
         volume = {"volume": f"{SERIES}_{first:03d}-{last:03d}", "slice_range": (first, last)}
         for n in range(first, last + 1):
-            found = [{"lesion": 1}] if n < first + 2 else []
+            found = [{"lesion_id": 1}] if n < first + 2 else []
             dicts.append(image_of(folder, n, *found, patient=1, **volume))
     found = find_sources([register("made_up_sub_volumes", dicts)]).volumes
     assert [(v.name, v.patient) for v in found] == [
@@ -85,9 +85,9 @@ def test_lesions_that_are_annotated_on_key_slices_alone(tmp_path, register):
     volume = {"patient": 1, "volume": f"{SERIES}_001-007", "slice_range": (1, 7)}
     mask = np.zeros((8, 8), bool)
     mask[1:5, 1:5] = True
-    key = [{"lesion": n, "is_key": True} for n in (1, 2, 3)]
+    key = [{"lesion_id": n, "is_key": True} for n in (1, 2, 3)]
     key[1]["segmentation"] = encode_mask(mask)
-    key = {4: [*key, {"lesion": 4}], 5: [{"lesion": 3}]}
+    key = {4: [*key, {"lesion_id": 4}], 5: [{"lesion_id": 3}]}
     dicts = [image_of(folder, n, *key.get(n, ()), **volume) for n in range(1, 8)]
     (found,) = find_sources([register("made_up_key_slices", dicts)]).volumes
     lesions = found.read().volume.lesions

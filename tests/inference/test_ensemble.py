@@ -323,9 +323,7 @@ def test_a_score_that_is_no_number_is_refused(method):
 @pytest.fixture(scope="module")
 def retina_unet():
     torch.manual_seed(0)
-    cfg = tiny_config(
-        MODEL__RETINANET__SCORE_THRESH_TEST=0.0, MODEL__RETINA_UNET__PREDICT_MASKS=True
-    )
+    cfg = tiny_config(MODEL__RETINANET__SCORE_THRESH_TEST=0.0, MODEL__SEG_HEAD__PREDICT_MASKS=True)
     model = build_model(cfg).eval()
     nn.init.zeros_(model.seg_predictor.bias)  # so that masks are not empty
     return model

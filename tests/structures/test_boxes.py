@@ -47,7 +47,7 @@ def dataset():
         "width": 64,
         "volume": "v",
         "slice_index": 7,
-        "annotations": [{**lesion, "lesion": 1, "is_key": True}],
+        "annotations": [{**lesion, "lesion_id": 1, "is_key": True}],
     }
     DatasetCatalog.register(NAME, lambda: [image])
     MetadataCatalog.get(NAME).set(thing_classes=["lesion"])

@@ -143,12 +143,12 @@ def test_all_folds_are_trained_and_tested_and_are_the_whole_together(call, made,
 
 def test_commands_of_a_fold(call, tmp_path):
     options = ["--fold", "1", "--num-gpus", "2", "--train-on-volumes"]
-    assert main(call("out", *options, "MODEL.DEVICE", "cpu", "TEST.KEEP_BEST", "3")) == 0
+    assert main(call("out", *options, "MODEL.DEVICE", "cpu", "TEST.NUM_BEST_CHECKPOINTS", "3")) == 0
     out = tmp_path / "out"
     assert not (out / "fold0").exists() and not (out / "cross_validation.json").exists()
     (train,), (test,) = _calls(out / "fold1"), _calls(out / "fold1" / "test")
-    shared = ["--num-gpus", "2", "TEST.KEEP_BEST", "3", "MODEL.DEVICE", "cpu"]
-    shared += ["TEST.KEEP_BEST", "3"]
+    shared = ["--num-gpus", "2", "TEST.NUM_BEST_CHECKPOINTS", "3", "MODEL.DEVICE", "cpu"]
+    shared += ["TEST.NUM_BEST_CHECKPOINTS", "3"]
     assert train == [
         *("--config-file", str(CONFIG), "--resume"),
         *shared,

@@ -30,7 +30,7 @@ def test_phantoms_in_their_own_files(tiny_phantom, tmp_path):
     np.testing.assert_allclose(*boxes, atol=1e-5)
     volumes = [case.read().volume for case in list_coco(file, root).cases]
     assert len(volumes) == len({d["volume"] for d in records})
-    lesions = {(d["volume"], a["lesion"]) for d in records for a in d["annotations"]}
+    lesions = {(d["volume"], a["lesion_id"]) for d in records for a in d["annotations"]}
     assert sum(len(volume.lesions) for volume in volumes) == len(lesions)
 
 

@@ -17,7 +17,7 @@ RATES = (1, 20, 30, 40, 60)
 @pytest.fixture(scope="module")
 def options():
     """KEY VALUE pairs of a tiny model, all of whose scores pass."""
-    settings = ["MODEL.RETINANET.SCORE_THRESH_TEST", "0.0", "TEST.INCLUSIVE", "True"]
+    settings = ["MODEL.RETINANET.SCORE_THRESH_TEST", "0.0", "TEST.INCLUSIVE_BOXES", "True"]
     return [*tiny_args("output").opts, *settings]
 
 

@@ -116,21 +116,21 @@ def test_boxes_of_a_data_set(dataset):
 def test_cut_borders_are_refused_before_anything_is_read(tmp_path, dataset, resize):
     """Both resizes go by the side of a crop that is not known here."""
     values = [value for key in resize for value in (f"INPUT.CT.{key}", resize[key])]
-    cfg = config(*values, "INPUT.CT.CUT_BORDERS", True)
-    message = r"CUT_BORDERS: found True, expected False where.*CUT_BORDERS False as KEY VALUE"
+    cfg = config(*values, "INPUT.CT.CROP_TO_BODY", True)
+    message = r"CROP_TO_BODY: found True, expected False where.*CROP_TO_BODY False as KEY VALUE"
     with pytest.raises(ValueError, match=message):
         dataset_boxes("not registered", cfg)
     with pytest.raises(ValueError, match=message):
         csv_boxes(tmp_path / "missing.csv", cfg)
     dataset[2]["spacing"] = (2.0, 2.0, 5.0)
-    cfg.INPUT.CT.CUT_BORDERS = False
+    cfg.INPUT.CT.CROP_TO_BODY = False
     assert len(dataset_boxes(NAME, cfg).boxes) == 3
 
 
 def test_cut_borders_do_not_matter_where_pixels_have_one_size(dataset):
     dataset[2]["spacing"] = (2.0, 2.0, 5.0)
     shapes = [
-        dataset_boxes(NAME, config("INPUT.CT.PIXEL_SPACING", 1.0, "INPUT.CT.CUT_BORDERS", cut)).wh
+        dataset_boxes(NAME, config("INPUT.CT.PIXEL_SPACING", 1.0, "INPUT.CT.CROP_TO_BODY", cut)).wh
         for cut in (False, True)
     ]
     np.testing.assert_array_equal(*shapes)

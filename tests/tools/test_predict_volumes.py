@@ -20,7 +20,7 @@ pytest.importorskip("jsonschema")
 SHAPE = (8, 32, 40)
 OPTIONS = {
     "MODEL__DEVICE": "cpu",
-    "MODEL__RETINA_UNET__PREDICT_MASKS": True,
+    "MODEL__SEG_HEAD__PREDICT_MASKS": True,
     "MODEL__RETINANET__SCORE_THRESH_TEST": 0.0,
     "TEST__DETECTIONS_PER_IMAGE": 3,
 }

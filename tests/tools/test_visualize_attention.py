@@ -100,7 +100,7 @@ def test_hits_are_judged_as_the_configs_evaluation_does(
 
     monkeypatch.setattr(attention, "match_outcome", record_judge)
     arguments = ["--num", "1", "--output", str(tmp_path), "--score-threshold", "0.5"]
-    assert main(command(weights, *arguments, TEST__INCLUSIVE=inclusive)) == 0
+    assert main(command(weights, *arguments, TEST__INCLUSIVE_BOXES=inclusive)) == 0
     assert found == [{"score_threshold": 0.5, "inclusive": inclusive}]
 
 
@@ -165,7 +165,7 @@ def test_what_the_model_did_not_see_stays_gray(tiny_phantom, weights, tmp_path, 
     bottom = body_extent(read_slice(record["file_name"]), record["spacing"][:2])[3]
     assert bottom < 64
     arguments = ["--num", "1", "--pick", "first", "--output", str(tmp_path)]
-    assert main(command(weights, *arguments, INPUT__CT__CUT_BORDERS=True)) == 0
+    assert main(command(weights, *arguments, INPUT__CT__CROP_TO_BODY=True)) == 0
     row = cv2.imread(capsys.readouterr().out.split()[0])[40:552]
     for start in range(8 + 520, 7 * 520, 520):  # the heat maps
         panel = row[:, start : start + 512]

@@ -57,7 +57,10 @@ class Finder:
 @pytest.mark.usefixtures("small_pictures")
 def test_the_mined_lesions_of_a_config_and_its_weights(hidden, weights, tmp_path, capsys):
     flags = ["--weights", weights, "--num", "2", "--score-threshold", "0.005"]
-    changes = {"DATASETS__HIDDEN_SHARE": 0.5, "MODEL__RETINANET__SCORE_THRESH_TEST": 0.0}
+    changes = {
+        "DATASETS__MISSING_ANNOTATION_RATIO": 0.5,
+        "MODEL__RETINANET__SCORE_THRESH_TEST": 0.0,
+    }
     words = command(tmp_path, *flags, **changes)
     assert main(words) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -96,7 +99,7 @@ def test_annotated_lesions_are_not_mined_and_hidden_ones_are_counted(
 ):
     monkeypatch.setattr(mined, "LesionPredictor", Finder)
     # The weights' key serves as well as --weights; the data set is that of the training.
-    changes = {"DATASETS__HIDDEN_SHARE": 0.5, "MODEL__WEIGHTS": weights}
+    changes = {"DATASETS__MISSING_ANNOTATION_RATIO": 0.5, "MODEL__WEIGHTS": weights}
     changes["DATALOADER__FILTER_EMPTY_ANNOTATIONS"] = True
     flags = ["--output", str(tmp_path / "out"), "--pick", "most", "--num", "1"]
     assert main(command(tmp_path, *flags, **changes)) == 0
@@ -120,7 +123,7 @@ def test_the_data_set_has_the_options_of_the_config(tmp_path, weights, capsys, m
     try:
         images = DatasetCatalog.get(name)
         Path(images[0]["file_name"]).unlink()
-        changes = {"MODEL__WEIGHTS": weights, "DATASETS__HIDDEN_SHARE": 0.5}
+        changes = {"MODEL__WEIGHTS": weights, "DATASETS__MISSING_ANNOTATION_RATIO": 0.5}
         changes["DATALOADER__FILTER_EMPTY_ANNOTATIONS"] = False
         words = ["--dataset", name, "--num", "1"]
         assert main(command(tmp_path, *words, **changes)) == 1

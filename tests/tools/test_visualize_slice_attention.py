@@ -36,7 +36,7 @@ THIN = {
     "INPUT.CT.PIXEL_SPACING": 0.0,
     "INPUT.CT.MAX_SIZE": 0,
     "INPUT.CT.IMAGE_SIZE": 64,
-    "INPUT.CT.CUT_BORDERS": False,
+    "INPUT.CT.CROP_TO_BODY": False,
 }
 
 

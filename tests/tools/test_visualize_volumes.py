@@ -44,7 +44,7 @@ def made_up_dicts(folder):
                     mask = np.zeros((SIZE, SIZE), np.uint8, order="F")
                     mask[y1 + 3 : y2 - 3, x1 + 3 : x2 - 3] = 1
                     annotation = {"bbox": [x1, y1, x2, y2], "bbox_mode": BoxMode.XYXY_ABS}
-                    annotation |= {"category_id": 0, "lesion": i, "row": i}
+                    annotation |= {"category_id": 0, "lesion_id": i, "row": i}
                     annotations.append({**annotation, "true_segmentation": mask_util.encode(mask)})
             record = {"image_id": f"{volume}_{number}", "height": SIZE, "width": SIZE}
             record |= {"volume": volume, "slice_index": number, "annotations": annotations}

@@ -37,9 +37,6 @@ def read_annotation(
         flags[key] = entry.get(key, 0)
         if not isinstance(flags[key], Integral) or flags[key] not in (0, 1):
             raise BadEntryError(key, flags[key], "0 or 1")
-    lesion = entry.get("lesion")
-    if lesion is not None and not is_name(lesion):
-        raise BadEntryError("lesion", lesion, "a name or number")
     mask = _read_mask(entry.get("segmentation"), (image.height, image.width))
     if mask is not None and not coco_mask.area(mask):
         mask = None
@@ -53,10 +50,21 @@ def read_annotation(
         _read_box(box, image),
         None if mask is None else mask["counts"],
         bool(flags["iscrowd"] or flags["ignore"]),
-        lesion,
+        _read_lesion_id(entry),
         _read_recist(entry.get("recist")),
         _read_diameters(entry.get("diameters_mm")),
     )
+
+
+def _read_lesion_id(entry: Mapping) -> int | str | None:
+    """Its key was "lesion" before version 0.1: files that have that are read."""
+    key = "lesion" if entry.get("lesion_id") is None else "lesion_id"
+    found = entry.get(key)
+    if found is not None and not is_name(found):
+        raise BadEntryError(key, found, "a name or number")
+    if entry.get("lesion") not in (None, found):
+        raise BadEntryError("lesion", entry["lesion"], f"{found!r} as lesion_id, or no such key")
+    return found
 
 
 def _read_box(box: Any, image: CocoImage) -> tuple[float, float, float, float]:

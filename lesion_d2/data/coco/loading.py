@@ -262,7 +262,7 @@ def annotation_dict(annotation: CocoAnnotation, size: Sequence[int]) -> dict:
         found["segmentation"] = {"size": list(size), "counts": annotation.mask}
     if annotation.ignore:
         found["iscrowd"] = 1
-    for key in ("lesion", "recist", "diameters_mm"):
+    for key in ("lesion_id", "recist", "diameters_mm"):
         value = getattr(annotation, key)
         if value is not None:
             found[key] = list(value) if key == "recist" else value

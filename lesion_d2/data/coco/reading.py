@@ -24,8 +24,8 @@ def read_coco(json_file: str | os.PathLike, *, ignore_categories: Iterable[str] 
 
     In addition to COCO's keys, an image may have ``spacing`` ([x, y, z] mm), ``patient``,
     ``volume`` and ``slice``, ``hu_offset``, ``hu_window`` and ``window`` (see :class:`CocoImage`),
-    and an annotation ``lesion``, ``recist`` and ``diameters_mm`` (see :class:`CocoAnnotation`;
-    ``recist`` in COCO's coordinates).
+    and an annotation ``lesion_id`` (or ``lesion``, its name before version 0.1), ``recist`` and
+    ``diameters_mm`` (see :class:`CocoAnnotation`; ``recist`` in COCO's coordinates).
 
     Args:
         json_file: its path.

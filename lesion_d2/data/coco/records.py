@@ -34,7 +34,7 @@ class CocoAnnotation:
         box: XYXY in pixels, with integers at pixel centers; clipped to the image.
         mask: counts of the compressed RLE of size (H, W); None without a mask.
         ignore: whether the region is neither lesion nor background.
-        lesion: lesion id, shared by its annotations on all slices of a volume.
+        lesion_id: lesion id, shared by its annotations on all slices of a volume.
         recist: end points of the long and the short diameter, 8 numbers x, y, in coordinates like
             ``box``.
         diameters_mm: long and short diameter, mm.
@@ -45,7 +45,7 @@ class CocoAnnotation:
     box: tuple[float, float, float, float]
     mask: str | None = None
     ignore: bool = False
-    lesion: int | str | None = None
+    lesion_id: int | str | None = None
     recist: tuple[float, ...] | None = None
     diameters_mm: tuple[float, float] | None = None
 

@@ -237,8 +237,8 @@ def _annotation_entry(annotation: Mapping[str, Any], polygons: bool) -> dict:
         entry |= _mask_entry(mask, polygons and not is_crowd)
     elif mask:
         raise ValueError(f"found segmentation {short_repr(mask)}, expected RLE")
-    if annotation.get("lesion") is not None:
-        entry["lesion"] = annotation["lesion"]
+    if annotation.get("lesion_id") is not None:
+        entry["lesion_id"] = annotation["lesion_id"]
     if "recist" in annotation:
         entry["recist"] = [round(float(v) + FIRST_PIXEL, _DIGITS) for v in annotation["recist"]]
     long, short_one = annotation.get("diameters_mm") or (0, 0)

@@ -69,7 +69,7 @@ def load_subvolumes(
     A dict has what one of :func:`load_deeplesion` has, ``slice_index`` being this slice's,
     ``slice_range`` the volume's and ``image_id`` ``<volume>_<slice>``; and ``volume``, its name,
     and ``volume_boxes``, XYXY in pixels of all its lesions, the same list in all its dicts. An
-    annotation has ``bbox`` (cut to the image), ``bbox_mode``, ``category_id`` 0, ``lesion``, its
+    annotation has ``bbox`` (cut to the image), ``bbox_mode``, ``category_id`` 0, ``lesion_id``, its
     number in the volume from 1 on, and, on the slice that it was drawn on, ``is_key`` True. A
     lesion with a box in 3-D has the same box on all its slices, and no ``is_key``.
 
@@ -288,7 +288,7 @@ def _volume_dicts(
                 "bbox": list(box),
                 "bbox_mode": BoxMode.XYXY_ABS,
                 "category_id": 0,
-                "lesion": number,
+                "lesion_id": number,
             }
             if index == lesion.key_slice:
                 annotation["is_key"] = True

@@ -149,7 +149,7 @@ def build_lesion_inserter(cfg) -> LesionInserter | None:
         categories=options.CATEGORIES,
         median_diameter=options.MEDIAN_DIAMETER,
         mottle_hu=options.MOTTLE_HU,
-        box_margin=cfg.MODEL.RETINA_UNET.BOX_MARGIN,
+        box_margin=cfg.INPUT.BOX_MARGIN,
     )
     return inserter if options.PROBABILITY else None
 

@@ -56,11 +56,11 @@ def load_volumes(
     lesion, the union of its boxes on all slices, XYXY in pixels; all dicts of a volume share this
     list. Dicts are sorted by the file's series, then by slice.
 
-    An annotation has the keys of one on a key slice, and ``lesion``, which identifies the lesion on
-    all its slices: its line number in ``DL_info.csv``, as ``row``. On its key slice ``is_key`` is
-    True. ``recist``, ``bbox`` and ``diameters_mm`` are computed from the lesion's mask on this
-    slice by DeepLesion's rule, rounded as in ``DL_info.csv``: on the key slice they equal those of
-    the file. A single pixel has diameters too, so no mask is too small for a box. The mask is
+    An annotation has the keys of one on a key slice, and ``lesion_id``, the same on all slices of
+    the lesion: its line number in ``DL_info.csv``, as ``row``. On its key slice ``is_key`` is True.
+    ``recist``, ``bbox`` and ``diameters_mm`` are computed from the lesion's mask on this slice
+    by DeepLesion's rule, rounded as in ``DL_info.csv``: on the key slice they equal those of the
+    file. A single pixel has diameters too, so no mask is too small for a box. The mask is
     ``true_segmentation``, COCO's RLE. Only 3-D models are trained on it; DeepLesion has no masks,
     so 2-D models are trained without it.
 
@@ -318,7 +318,7 @@ def _add_lesion(
             "category_id": coarse_type - 1 if coarse_types else 0,
             "coarse_type": coarse_type,
             "row": row,
-            "lesion": row,
+            "lesion_id": row,
             "true_segmentation": rle,
         }
         image["annotations"].append(added[number])
@@ -329,7 +329,7 @@ def _add_volume_boxes(slices: Mapping[int, dict]) -> None:
     """Add one shared list of the lesions' in-plane extents to all slices."""
     boxes: dict[int, list] = {}
     for annotation in (a for image in slices.values() for a in image["annotations"]):
-        boxes.setdefault(annotation["lesion"], []).append(annotation["bbox"])
+        boxes.setdefault(annotation["lesion_id"], []).append(annotation["bbox"])
     extents = [
         [*np.min(found, axis=0)[:2].tolist(), *np.max(found, axis=0)[2:].tolist()]
         for found in boxes.values()

@@ -41,9 +41,10 @@ def load_volume_set(
     a volume share this list.
 
     An annotation has ``bbox`` (XYXY_ABS, clipped to the image), ``bbox_mode``, ``category_id``,
-    ``lesion`` and ``row``, the lesion's id; if known on this slice, ``segmentation`` (COCO's RLE)
-    and ``recist``; if known, ``diameters_mm``; ``is_key``, True, on the slice of its largest box
-    (of several, the one nearest to its middle slice); and ``iscrowd``, 1, for a region to ignore.
+    ``lesion_id`` and ``row``, the lesion's id; if known on this slice, ``segmentation`` (COCO's
+    RLE) and ``recist``; if known, ``diameters_mm``; ``is_key``, True, on the slice of its largest
+    box (of several, the one nearest to its middle slice); and ``iscrowd``, 1, for a region to
+    ignore.
 
     Args:
         root: the folder with ``volume_set.json``. Its content is cached until the file changes.
@@ -148,7 +149,7 @@ def _annotations(lesion: Lesion, size: tuple[int, int]) -> Iterator[tuple[int, d
             "bbox": _cut(lesion.box_on(number), size),
             "bbox_mode": BoxMode.XYXY_ABS,
             "category_id": lesion.category,
-            "lesion": lesion.id,
+            "lesion_id": lesion.id,
             "row": lesion.id,
         }
         if lesion.masks and number in lesion.masks:

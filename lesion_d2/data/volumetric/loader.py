@@ -66,9 +66,9 @@ def check_volumes(name: str) -> None:
 def build_volume_train_loader(cfg) -> TrainLoader:
     """Build the endless, shuffled loader of patches of DATASETS.TRAIN.
 
-    By default each volume contributes one patch per epoch; DATALOADER.EMPTY_SHARE and CLASS_BALANCE
-    change this as for images. With SEED >= 0 and the same number of workers, batches are
-    reproducible, and the loader can restart at any iteration, see :class:`TrainLoader`.
+    By default each volume contributes one patch per epoch; DATALOADER.EMPTY_IMAGE_RATIO and
+    CLASS_BALANCE change this as for images. With SEED >= 0 and the same number of workers, batches
+    are reproducible, and the loader can restart at any iteration, see :class:`TrainLoader`.
 
     Raises:
         ValueError: there is no volume; see also :func:`load_volume_records` and

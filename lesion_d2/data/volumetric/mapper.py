@@ -71,7 +71,7 @@ class VolumePatchMapper:
             "spacing": cfg.INPUT.VOLUME.SPACING,
             "hu_window": tuple(cfg.INPUT.CT.HU_WINDOW),
             "with_masks": with_masks,
-            "box_masks": cfg.INPUT.BOX_MASKS,
+            "box_masks": cfg.INPUT.PSEUDO_MASK_FROM_BOX,
         }
 
     def __setstate__(self, state: dict) -> None:
@@ -123,8 +123,8 @@ class VolumePatchMapper:
         for annotation in lesions_of(annotations):
             if "segmentation" not in annotation:
                 raise ValueError(
-                    f"volume {record['image_id']}: found lesion {annotation['lesion']} without a "
-                    "mask on all its slices, expected one (INPUT.BOX_MASKS is False)"
+                    f"volume {record['image_id']}: found lesion {annotation['lesion_id']} without "
+                    "a mask on all its slices, expected one (INPUT.PSEUDO_MASK_FROM_BOX is False)"
                 )
 
     def _read(self, record: Mapping, warp: VolumeWarp) -> np.ndarray:
@@ -143,7 +143,7 @@ def _check_config(cfg, with_masks: bool) -> None:
     """Check that the config is supported for patches of volumes."""
     refused = (
         ("INPUT.AUG.RESIZE_RANGE", tuple(cfg.INPUT.AUG.RESIZE_RANGE), (1.0, 1.0)),
-        ("INPUT.CT.CUT_BORDERS", cfg.INPUT.CT.CUT_BORDERS, False),
+        ("INPUT.CT.CROP_TO_BODY", cfg.INPUT.CT.CROP_TO_BODY, False),
     )
     for key, found, expected in refused:
         if found != expected:

@@ -32,16 +32,16 @@ def volume_records(dicts: Iterable[Mapping], name: str = "data set") -> list[dic
           the paths of its D slices.
         - ``annotations``, one for each lesion and region to ignore: ``bbox`` X1Y1Z1X2Y2Z2 in the
           run's voxels, the extent of its boxes on the slices with the edges of its first and last
-          slice (z1 - 0.5 and z2 + 0.5); ``category_id``; ``lesion`` (None for regions without one);
+          slice (z1 - 0.5 and z2 + 0.5); ``category_id``; ``lesion_id`` (None for regions without);
           ``segmentation``, slice index in the run -> COCO's RLE, if all its slices have a mask; and
           ``iscrowd``, 1, for regions to ignore.
 
-        Regions without ``lesion`` are on one slice each. A lesion that is missing on slices in
+        Regions without ``lesion_id`` are on one slice each. A lesion that is missing on slices in
         between remains one lesion from its first to its last slice, with a mask of two parts.
 
     Raises:
         ValueError: a dict has no ``volume`` or ``slice_index``, a slice is duplicate, slices of a
-            run differ in size, a lesion's annotation has no ``lesion`` or another class than its
+            run differ in size, a lesion's annotation has no ``lesion_id`` or another class than its
             first, or a mask is empty or not a compressed RLE of the slice's size.
     """
     volumes: dict[object, dict[int, Mapping]] = {}
@@ -105,10 +105,10 @@ def _by_lesion(slices: Sequence[Mapping], where: str) -> dict[tuple, dict[int, M
     lesions: dict[tuple, dict[int, Mapping]] = {}
     for index, image in enumerate(slices):
         for number, annotation in enumerate(image.get("annotations", ())):
-            lesion, region = annotation.get("lesion"), is_region(annotation)
+            lesion, region = annotation.get("lesion_id"), is_region(annotation)
             here = f"{where}, slice {image['slice_index']}"
             if lesion is None and not region:
-                raise ValueError(f"{here}: found an annotation without 'lesion', expected one")
+                raise ValueError(f"{here}: found an annotation without 'lesion_id', expected one")
             key = (lesion, region) if lesion is not None else (lesion, region, index, number)
             found = lesions.setdefault(key, {})
             if index in found:
@@ -120,7 +120,7 @@ def _by_lesion(slices: Sequence[Mapping], where: str) -> dict[tuple, dict[int, M
 def _annotation(found: Mapping[int, Mapping], size: tuple[int, int], where: str) -> dict:
     """Make one lesion from its annotations by slice index, in ascending order."""
     first = next(iter(found.values()))
-    lesion, category = first.get("lesion"), first["category_id"]
+    lesion, category = first.get("lesion_id"), first["category_id"]
     here = f"{where}, lesion {short_repr(lesion)}"
     for annotation in found.values():
         if annotation["category_id"] != category:
@@ -133,7 +133,7 @@ def _annotation(found: Mapping[int, Mapping], size: tuple[int, int], where: str)
     joined = {
         "bbox": [x1, y1, min(found) - 0.5, x2, y2, max(found) + 0.5],
         "category_id": category,
-        "lesion": lesion,
+        "lesion_id": lesion,
     }
     masks = {index: _mask(annotation, size, here) for index, annotation in found.items()}
     if all(mask is not None for mask in masks.values()):

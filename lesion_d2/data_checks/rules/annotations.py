@@ -124,8 +124,8 @@ def all_lesions(loaded: LoadedSet) -> list[Lesion]:
             lesion = _lesion(annotation, image, number)
             if lesion is None:
                 continue
-            is_numbered = "lesion" in annotation and "volume" in image
-            key = (volume_key(image), annotation["lesion"]) if is_numbered else (number, i)
+            is_numbered = "lesion_id" in annotation and "volume" in image
+            key = (volume_key(image), annotation["lesion_id"]) if is_numbered else (number, i)
             if key not in largest or largest[key].size < lesion.size:
                 largest[key] = lesion
     return list(largest.values())

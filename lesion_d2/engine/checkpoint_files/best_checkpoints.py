@@ -143,7 +143,9 @@ def read_ranking(folder: str | Path) -> list[dict]:
     """
     path = Path(folder) / _RANKING
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such ranking of checkpoints (TEST.KEEP_BEST)")
+        raise FileNotFoundError(
+            f"{path}: no such ranking of checkpoints (TEST.NUM_BEST_CHECKPOINTS)"
+        )
     try:
         ranking = parse_json(path.read_bytes(), path)
         problem = next(_ranking_problems(ranking), None)
@@ -180,7 +182,9 @@ def checkpoint_files(names: Iterable[str]) -> list[str]:
     files: list[str] = []
     for name in names:
         if not name:
-            raise ValueError("found '', expected a file of weights, or a folder of TEST.KEEP_BEST")
+            raise ValueError(
+                "found '', expected a file of weights, or a folder of TEST.NUM_BEST_CHECKPOINTS"
+            )
         if not Path(name).is_dir():
             files.append(name)
             continue

@@ -71,11 +71,11 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
             f"DATASETS.TRAIN, {name}: found no lesion, expected some in each data set for hard "
             f"negatives ({mining})"
         )
-    hidden_share = cfg.DATASETS.HIDDEN_SHARE
+    hidden_share = cfg.DATASETS.MISSING_ANNOTATION_RATIO
     if kind == "TRAIN" and hidden_share > 0 and "hidden_annotations" not in images[0]:
         raise InputError(
-            f"DATASETS.HIDDEN_SHARE: found {hidden_share}, expected 0 for {name}, which is not in "
-            "DeepLesion's layout and hides no annotation"
+            f"DATASETS.MISSING_ANNOTATION_RATIO: found {hidden_share}, expected 0 for {name}, "
+            "which is not in DeepLesion's layout and hides no annotation"
         )
     if evaluator_type == "lesion_volume":
         _check_volumes(cfg, name, images)
@@ -108,8 +108,8 @@ def dataset_options(cfg: CfgNode, name: str, kind: str) -> DatasetOptions:
     """What a run reads of a data set, checked.
 
     Args:
-        cfg: of the run; its DATASETS.ALLOW_MISSING, PREPARED_SLICES, HIDDEN_SHARE, HIDDEN_SEED,
-            EXCLUDED_VOLUMES.
+        cfg: of the run; its DATASETS.ALLOW_MISSING, PREPARED_SLICES, MISSING_ANNOTATION_RATIO,
+            MISSING_ANNOTATION_SEED, EXCLUDED_VOLUMES.
         name: of the data set.
         kind: "TRAIN" or "TEST"; the latter hides no annotation and excludes no volume.
 
@@ -199,10 +199,10 @@ def check_masks(
             f"DATASETS.{kind}: found {len(bare)} of {number} annotations without a mask and "
             f"without RECIST diameters to make it from (the first: {bare[0]})"
         )
-        if not cfg.INPUT.BOX_MASKS:
+        if not cfg.INPUT.PSEUDO_MASK_FROM_BOX:
             raise InputError(
                 f"{found}, expected 'segmentation' or 'recist' for a model that learns masks, or "
-                "INPUT.BOX_MASKS True"
+                "INPUT.PSEUDO_MASK_FROM_BOX True"
             )
         logger.info(
             f"{found}: their masks are made of their boxes (INPUT.PSEUDO_MASK "
@@ -238,7 +238,10 @@ def check_mined_images(cfg: CfgNode, images: list[dict]) -> None:
 def check_test_sets(cfg: CfgNode) -> None:
     """Check that no evaluation goes by a data set of which training does not get to see all."""
     both = [name for name in cfg.DATASETS.TRAIN if name in cfg.DATASETS.TEST]
-    options = (("HIDDEN_SHARE", "hidden annotations"), ("EXCLUDED_VOLUMES", "excluded volumes"))
+    options = (
+        ("MISSING_ANNOTATION_RATIO", "hidden annotations"),
+        ("EXCLUDED_VOLUMES", "excluded volumes"),
+    )
     for key, what in options:
         if cfg.DATASETS[key] and both:
             raise InputError(

@@ -42,7 +42,7 @@ _ENSEMBLE_CHECKS: tuple[Check, ...] = (
 
 
 # What goes by evaluations, where it is above 0.
-_BY_METRIC = ("SOLVER.PLATEAU_PATIENCE", "SOLVER.EARLY_STOP_PATIENCE", "TEST.KEEP_BEST")
+_BY_METRIC = ("SOLVER.PLATEAU_PATIENCE", "SOLVER.EARLY_STOP_PATIENCE", "TEST.NUM_BEST_CHECKPOINTS")
 
 
 def check_ensemble(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -67,7 +67,7 @@ def check_ensemble(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def check_evaluations(cfg: CfgNode) -> None:
-    """Check that there is what TEST.KEEP_BEST and the patience of schedules go by."""
+    """Check that there is what TEST.NUM_BEST_CHECKPOINTS and the patience of schedules go by."""
     loss = switched_on(cfg, "TEST.LOSS_")
     if loss and not cfg.DATASETS.TEST:
         raise InputError(f"DATASETS.TEST: found no data set, expected one for its loss ({loss})")
@@ -101,7 +101,8 @@ def check_lesions(cfg: CfgNode, test_sets: Mapping[str, list[dict]]) -> None:
         test_sets: name -> dicts.
 
     Raises:
-        InputError: a schedule, the early stop or TEST.KEEP_BEST would go by what is not defined.
+        InputError: a schedule, the early stop or TEST.NUM_BEST_CHECKPOINTS would go by what is not
+            defined.
     """
     if not test_sets or cfg.SOLVER.PATIENCE_METRIC or not switched_on(cfg, "TEST.EVAL_"):
         return

@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 _MODEL_CHECKS: tuple[Check, ...] = (
     ("MODEL.RETINA_UNET.SEG_LOSS_WEIGHT", lambda v: v >= 0, "0 (off) or more"),
-    ("MODEL.RETINA_UNET.SEG_FOCAL_ALPHA", lambda v: 0 <= v <= 1, "0 to 1"),
-    ("MODEL.RETINA_UNET.SEG_FOCAL_GAMMA", lambda v: v >= 0, "0 or more"),
-    ("MODEL.RETINA_UNET.BOX_MARGIN", lambda v: v >= 0, "0 or more pixels"),
+    ("MODEL.SEG_HEAD.FOCAL_ALPHA", lambda v: 0 <= v <= 1, "0 to 1"),
+    ("MODEL.SEG_HEAD.FOCAL_GAMMA", lambda v: v >= 0, "0 or more"),
+    ("INPUT.BOX_MARGIN", lambda v: v >= 0, "0 or more pixels"),
     ("MODEL.RETINA_UNET.SHEM_POOL", lambda v: v >= 0, "0 (off) or more"),
     ("MODEL.RETINANET.ATSS_CANDIDATES", lambda v: v >= 0, "0 (off) or more positions"),
     ("MODEL.RETINA_UNET.SHEM_NEGATIVES", lambda v: v >= 0, "0 (as positives) or more a positive"),
@@ -41,7 +41,7 @@ _MODEL_CHECKS: tuple[Check, ...] = (
     ("MODEL.RFCN_3DCE.CONTEXTUAL_TEMPERATURE", lambda v: v > 0, "above 0"),
     ("MODEL.RFCN_3DCE.SPATIAL_TEMPERATURE", lambda v: v > 0, "above 0"),
     ("MODEL.RFCN_3DCE.NUM_SCORE_MAPS", lambda v: v >= 1, "1 or more"),
-    ("MODEL.SLICE_IMAGES.NUM_REUSED", lambda v: v >= 0, "0 (none) or more images"),
+    ("MODEL.SLICE_IMAGES.FEATURE_CACHE_SIZE", lambda v: v >= 0, "0 (none) or more images"),
 )
 ULDOR_HEADS = ULDorROIHeads.__name__
 # What Detectron2 and torch raise at values that no model has.
@@ -93,10 +93,10 @@ def check_model(cfg: CfgNode) -> nn.Module:
             f"MODEL.META_ARCHITECTURE: found {found!r}, expected 'LesionRCNN' for its segmentation "
             f"loss (MODEL.LESION_RCNN.SEG_LOSS_WEIGHT is {seg_loss_weight})"
         )
-    if cfg.INPUT.CT.CUT_BORDERS and not is_a(cfg, DetUNet, LesionRCNN, RetinaUNet):
+    if cfg.INPUT.CT.CROP_TO_BODY and not is_a(cfg, DetUNet, LesionRCNN, RetinaUNet):
         raise InputError(
             f"MODEL.META_ARCHITECTURE: found {found!r}, expected a DetUNet, LesionRCNN or "
-            "RetinaUNet, which bring boxes back to the slice (INPUT.CT.CUT_BORDERS is True)"
+            "RetinaUNet, which bring boxes back to the slice (INPUT.CT.CROP_TO_BODY is True)"
         )
     try:
         with torch.device("meta"):

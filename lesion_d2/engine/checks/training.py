@@ -67,7 +67,7 @@ _TRAINING_CHECKS: tuple[Check, ...] = (
         lambda v: v == "TrainingSampler",
         "'TrainingSampler', the only one of the training loader",
     ),
-    ("DATALOADER.EMPTY_SHARE", lambda v: v < 1, "below 0 (as they are) or a share below 1"),
+    ("DATALOADER.EMPTY_IMAGE_RATIO", lambda v: v < 1, "below 0 (as they are) or a share below 1"),
     ("SOLVER.PLATEAU_PATIENCE", lambda v: v >= 0, "0 (off) or more"),
     ("SOLVER.PLATEAU_FACTOR", lambda v: 0 < v < 1, "a factor between 0 and 1"),
     ("SOLVER.EARLY_STOP_PATIENCE", lambda v: v >= 0, "0 (off) or more"),
@@ -77,15 +77,15 @@ _TRAINING_CHECKS: tuple[Check, ...] = (
         f"'' (TEST.BEST_METRIC) or {VALIDATION_LOSS!r}",
     ),
     ("SOLVER.CHECKPOINT_FORMAT", lambda v: v in FORMATS, " or ".join(FORMATS)),
-    ("SOLVER.KEEP_CHECKPOINTS", lambda v: v >= 0, "0 (all) or more"),
+    ("SOLVER.CHECKPOINT_MAX_TO_KEEP", lambda v: v >= 0, "0 (all) or more"),
     ("TEST.LOSS_PERIOD", lambda v: v >= 0, "0 (off) or more"),
-    ("TEST.KEEP_BEST", lambda v: v >= 0, "0 (none) or more checkpoints"),
-    ("DATASETS.HIDDEN_SHARE", lambda v: 0 <= v < 1, "a share from 0 to below 1"),
-    ("DATASETS.HIDDEN_SEED", lambda v: v >= 0, "0 or more"),
+    ("TEST.NUM_BEST_CHECKPOINTS", lambda v: v >= 0, "0 (none) or more checkpoints"),
+    ("DATASETS.MISSING_ANNOTATION_RATIO", lambda v: 0 <= v < 1, "a share from 0 to below 1"),
+    ("DATASETS.MISSING_ANNOTATION_SEED", lambda v: v >= 0, "0 or more"),
     ("HARD_NEGATIVES.PERIOD", lambda v: v >= 0, "0 (off) or more"),
     ("HARD_NEGATIVES.START_ITER", lambda v: v >= 0, "0 or more"),
     ("HARD_NEGATIVES.MAX_PER_IMAGE", lambda v: v >= 1, "1 or more"),
-    ("HARD_NEGATIVES.GOOD_IOU", lambda v: 0 <= v <= 1, "0 to 1"),
+    ("HARD_NEGATIVES.POSITIVE_IOU_THRESH", lambda v: 0 <= v <= 1, "0 to 1"),
     ("HARD_NEGATIVES.MIN_SCORE", lambda v: 0 <= v <= 1, "0 to 1"),
 )
 
@@ -112,11 +112,11 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
         check_epochs(cfg)
     check_evaluations(cfg)
     _check_mining(cfg)
-    share = cfg.DATALOADER.EMPTY_SHARE
+    share = cfg.DATALOADER.EMPTY_IMAGE_RATIO
     if share > 0 and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         raise InputError(
             "DATALOADER.FILTER_EMPTY_ANNOTATIONS: found True, which leaves out all images without "
-            f"a lesion, expected False (DATALOADER.EMPTY_SHARE is {share:g})"
+            f"a lesion, expected False (DATALOADER.EMPTY_IMAGE_RATIO is {share:g})"
         )
     check_test_sets(cfg)
     _check_mean_teacher(cfg)
@@ -148,19 +148,19 @@ def _check_mean_teacher(cfg: CfgNode) -> None:
         )
     heads = "RETINANET" if is_a(cfg, RetinaNet) else "ROI_HEADS" * is_a(cfg, GeneralizedRCNN)
     lowest = cfg.MODEL[heads].SCORE_THRESH_TEST if heads else 0.0
-    if options.POLICY != "none" and lowest > options.SCORE_THRESH:
+    if options.PSEUDO_LABELS != "none" and lowest > options.SCORE_THRESH:
         raise InputError(
             f"MODEL.MEAN_TEACHER.SCORE_THRESH: found {options.SCORE_THRESH}, expected "
             f"MODEL.{heads}.SCORE_THRESH_TEST or more, which is {lowest}: the teacher gives no "
             "detection of a lower score"
         )
-    if options.POLICY == "ignore":
+    if options.PSEUDO_LABELS == "ignore":
         _check_ignoring(cfg)
 
 
 def _check_ignoring(cfg: CfgNode) -> None:
     """Check that all losses leave out annotations of class -1."""
-    why = "for MODEL.MEAN_TEACHER.POLICY 'ignore'"
+    why = "for MODEL.MEAN_TEACHER.PSEUDO_LABELS 'ignore'"
     is_rcnn = is_a(cfg, GeneralizedRCNN)
     kinds = f"a {RetinaNet.__name__}, {DetUNet.__name__} or {GeneralizedRCNN.__name__} {why}"
     checks = [
@@ -245,9 +245,9 @@ def _check_mining(cfg: CfgNode) -> None:
             "MODEL.MASK_ON: found False, expected True: MODEL.LESION_RCNN.SEG_LOSS_WEIGHT "
             f"{cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT} needs the masks of hard negatives ({mining})"
         )
-    if cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT > 0 and cfg.MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC:
+    if cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT > 0 and cfg.MODEL.SEG_HEAD.CLASS_AGNOSTIC:
         raise InputError(
-            "MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC: found True, expected False: hard negatives are "
+            "MODEL.SEG_HEAD.CLASS_AGNOSTIC: found True, expected False: hard negatives are "
             f"no lesions, and one foreground of all classes would have them among it ({mining})"
         )
     unknown = [n for n in cfg.HARD_NEGATIVES.DATASETS if n not in cfg.DATASETS.TRAIN]

@@ -1,9 +1,10 @@
-"""Detectron2's keys that do nothing here: whoever sets one expects something else."""
+"""Keys that do nothing here: whoever sets one expects something else."""
 
 from collections.abc import Iterator
 
 from detectron2.config import CfgNode, get_cfg
 
+from ...config.old_keys import OLD_KEYS, old_keys_in
 from ..input_errors import InputError, value_of
 
 _SIZES = "INPUT.CT sets the size of images"
@@ -11,7 +12,7 @@ _CROPS = "INPUT.PATCH cuts training images into patches"
 _KEYPOINTS = "no data set here has keypoints"
 _PROPOSALS = "no data set here has proposals of its own"
 _VIEWS = "TEST.ENSEMBLE has several views of an image"
-_SAMPLER = "DATALOADER.EMPTY_SHARE and CLASS_BALANCE set how often images come"
+_SAMPLER = "DATALOADER.EMPTY_IMAGE_RATIO and CLASS_BALANCE set how often images come"
 #: A key, or with a dot at its end all keys below it, and what holds in its place.
 UNUSED_KEYS: dict[str, str] = {
     "INPUT.MIN_SIZE_TRAIN": _SIZES,
@@ -39,9 +40,13 @@ UNUSED_KEYS: dict[str, str] = {
 def check_unused(cfg: CfgNode) -> None:
     """Check that Detectron2's keys that do nothing here have the values that they come with.
 
+    Old names of keys, which files and command lines may have, do nothing where code assigns them.
+
     Raises:
         InputError: names the first one that has another value, and what to set in its place.
     """
+    for old in old_keys_in(cfg):
+        raise InputError(f"{old}: found the old name of a key, expected {OLD_KEYS[old]}")
     defaults = get_cfg()
     for key, instead in UNUSED_KEYS.items():
         for name in _names(defaults, key):

@@ -58,7 +58,7 @@ _CHECKS: tuple[Check, ...] = (
 # Keys that do nothing with volumes or cannot be used, the value that they must have, and why.
 _REFUSED: tuple[tuple[str, object, str], ...] = (
     ("INPUT.CT.PIXEL_SPACING", 0.0, "INPUT.VOLUME.SPACING is that of volumes"),
-    ("INPUT.CT.CUT_BORDERS", False, "volumes keep their borders"),
+    ("INPUT.CT.CROP_TO_BODY", False, "volumes keep their borders"),
     ("INPUT.INSERTED_LESIONS.PROBABILITY", 0.0, "lesions are inserted into slices alone"),
     ("INPUT.PATCH.SIZE", (0, 0), "INPUT.VOLUME.PATCH_SIZE is that of volumes"),
     ("TEST.ENSEMBLE.TILE_SIZE", 0, "TEST.VOLUME_TILE_SIZE is that of volumes"),
@@ -191,10 +191,10 @@ def _check_masks(cfg: CfgNode, records: Sequence[dict]) -> None:
         f"DATASETS.TRAIN: found {len(bare)} of {len(lesions)} lesions without a mask on all their "
         f"slices (the first in volume {bare[0]})"
     )
-    if not cfg.INPUT.BOX_MASKS:
+    if not cfg.INPUT.PSEUDO_MASK_FROM_BOX:
         raise InputError(
-            f"{found}, expected 'segmentation' for a model that learns masks, or INPUT.BOX_MASKS "
-            "True"
+            f"{found}, expected 'segmentation' for a model that learns masks, or "
+            "INPUT.PSEUDO_MASK_FROM_BOX True"
         )
     logger.info(f"{found}: their masks are ellipsoids in their boxes")
 

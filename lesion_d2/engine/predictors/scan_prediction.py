@@ -41,7 +41,7 @@ def predict_scan(
     finding has to reach it on its best slice, and has all linked slices. Any other applies to boxes
     on slices: boxes below it are dropped before linking.
 
-    If lesions are measured on boxes, the boxes' margin of MODEL.RETINA_UNET.BOX_MARGIN pixels is
+    If lesions are measured on boxes, the boxes' margin of INPUT.BOX_MARGIN pixels is
     subtracted on each side, in pixels of the image (of the slice for DetUNet). This assumes that
     annotated slices had the size of images, or the pixel size INPUT.CT.PIXEL_SPACING, as in
     DeepLesion, approximately, with this project's configs.
@@ -195,8 +195,9 @@ def detect_slices(predictor: LesionPredictor, scan: Scan) -> Iterator[SliceDetec
     """Detect lesions on every slice of a scan, as in an evaluation of slices from files.
 
     Images are prepared in a thread, ahead of the model, which processes TEST.IMS_PER_BATCH at a
-    time; the features of three-slice images are reused (MODEL.SLICE_IMAGES.NUM_REUSED). In addition
-    to the volume, memory holds two batches of images and the channels that the next ones share.
+    time; the features of three-slice images are reused (MODEL.SLICE_IMAGES.FEATURE_CACHE_SIZE). In
+    addition to the volume, memory holds two batches of images and the channels that the next ones
+    share.
 
     Args:
         predictor: predictor with the model.
@@ -217,7 +218,7 @@ def _images(predictor: LesionPredictor, scan: Scan) -> ScanImages:
 
 def _box_margin(cfg: CfgNode, images: ScanImages) -> tuple[float, float]:
     """Margin of predicted boxes around lesions, in pixels of a slice along x and y."""
-    margin = cfg.MODEL.RETINA_UNET.BOX_MARGIN
+    margin = cfg.INPUT.BOX_MARGIN
     if is_a(cfg, DetUNet):  # draws boxes around components, in pixels of the slice
         return margin, margin
     return tuple(margin / scale for scale in images.scale)

@@ -43,7 +43,7 @@ def find_in_volume(
     with torch.no_grad():
         instances = predictor.model([sample])[0]["instances"].to("cpu")
     instances = instances[: int((instances.scores >= operating_point.score_threshold).sum())]
-    margin = predictor.cfg.MODEL.RETINA_UNET.BOX_MARGIN
+    margin = predictor.cfg.INPUT.BOX_MARGIN
     _, *ratios = sample["reader"].ratios
     return measure_instances(
         scan,

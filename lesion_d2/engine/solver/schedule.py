@@ -4,22 +4,14 @@ import logging
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 from detectron2.config import CfgNode
 from torch import nn
 
-logger = logging.getLogger(__name__)
+from ...config.epochs import EPOCH_KEYS, is_set
 
-# Keys in epochs, and the keys in iterations that they replace if set.
-_EPOCH_KEYS = (
-    ("SOLVER", "MAX_EPOCHS", "MAX_ITER"),
-    ("SOLVER", "CHECKPOINT_EPOCHS", "CHECKPOINT_PERIOD"),
-    ("TEST", "EVAL_EPOCHS", "EVAL_PERIOD"),
-    ("TEST", "LOSS_EPOCHS", "LOSS_PERIOD"),
-    ("HARD_NEGATIVES", "EPOCHS", "PERIOD"),
-    ("HARD_NEGATIVES", "START_EPOCHS", "START_ITER"),
-)
-_STEP_KEYS = ("SOLVER", "STEP_EPOCHS", "STEPS")
+logger = logging.getLogger(__name__)
 
 
 def epochs_to_iterations(epochs: float, num_images: int, batch_size: int) -> int:
@@ -34,13 +26,20 @@ def epochs_to_iterations(epochs: float, num_images: int, batch_size: int) -> int
     return math.ceil(Fraction(str(epochs)) * num_images / batch_size)
 
 
+def _to_iterations(epochs: Any, num_images: int, batch_size: int) -> Any:
+    """:func:`epochs_to_iterations` of a number, or of each in a list."""
+    if isinstance(epochs, tuple | list):
+        return tuple(epochs_to_iterations(each, num_images, batch_size) for each in epochs)
+    return epochs_to_iterations(epochs, num_images, batch_size)
+
+
 def check_epochs(cfg: CfgNode) -> None:
     """Check all keys in epochs.
 
     Raises:
         ValueError: a number of epochs is negative or infinite.
     """
-    for section, source, _ in (*_EPOCH_KEYS, _STEP_KEYS):
+    for section, source, *_ in EPOCH_KEYS:
         epochs = cfg[section][source]
         for value in epochs if isinstance(epochs, tuple | list) else (epochs,):
             if not 0 <= value < math.inf:
@@ -69,16 +68,11 @@ def resolve_epochs(cfg: CfgNode, num_images: int) -> None:
     check_epochs(cfg)
     batch_size = cfg.SOLVER.IMS_PER_BATCH
     replaced = {}
-    for section, source, target in _EPOCH_KEYS:
+    for section, source, target, _ in EPOCH_KEYS:
         epochs = cfg[section][source]
-        if epochs > 0:
-            cfg[section][target] = epochs_to_iterations(epochs, num_images, batch_size)
+        if is_set(epochs):
+            cfg[section][target] = _to_iterations(epochs, num_images, batch_size)
             replaced[f"{section}.{target}"] = cfg[section][target]
-    if len(cfg.SOLVER.STEP_EPOCHS) > 0:
-        cfg.SOLVER.STEPS = tuple(
-            epochs_to_iterations(e, num_images, batch_size) for e in cfg.SOLVER.STEP_EPOCHS
-        )
-        replaced["SOLVER.STEPS"] = cfg.SOLVER.STEPS
     if replaced:
         found = ", ".join(f"{key} = {value}" for key, value in replaced.items())
         logger.info(f"Epochs of {num_images} images in batches of {batch_size}: {found}")

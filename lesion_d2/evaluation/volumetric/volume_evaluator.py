@@ -161,7 +161,7 @@ class VolumeEvaluator(DatasetEvaluator):
             "output_dir": output_dir,
             "criteria": cfg.TEST.VOLUME_CRITERIA,
             "rates": cfg.TEST.VOLUME_FROC_RATES,
-            "inclusive": cfg.TEST.INCLUSIVE,
+            "inclusive": cfg.TEST.INCLUSIVE_BOXES,
             "ap_method": cfg.TEST.VOLUME_AP,
         }
 

@@ -80,11 +80,11 @@ class VolumeTruth:
         A lesion's box encloses its boxes on all slices, from its first to its last slice number,
         including gaps. Its key slice is that of its annotation with ``is_key``. A volume without
         ``patient`` counts as its own patient. Regions to ignore
-        (:mod:`lesion_d2.structures.ignore_regions`) need no ``lesion``.
+        (:mod:`lesion_d2.structures.ignore_regions`) need no ``lesion_id``.
 
         Raises:
             ValueError: no dict, a dict without ``volume`` or ``slice_index``, a duplicate slice, an
-                annotation without ``lesion``, a lesion with two classes or two key slices, or a
+                annotation without ``lesion_id``, a lesion with two classes or two key slices, or a
                 volume of two patients.
         """
         if len(dicts) == 0:
@@ -359,13 +359,13 @@ class _Lesion:
 def _add_box(lesions: dict, annotation: Mapping, image: Mapping, name: str) -> None:
     """Extend a lesion's 3-D box by its box on one slice."""
     where = f"{name}, {image['image_id']}"
-    if "lesion" not in annotation:
+    if "lesion_id" not in annotation:
         raise ValueError(
-            f"{where}: found an annotation without 'lesion', expected the lesion's number"
+            f"{where}: found an annotation without 'lesion_id', expected the lesion's number"
         )
     box = xyxy_box(annotation)
     low, high = (np.array([*box[i : i + 2], image["slice_index"]], dtype=float) for i in (0, 2))
-    lesion, number = annotation["lesion"], annotation["category_id"]
+    lesion, number = annotation["lesion_id"], annotation["category_id"]
     known = lesions.setdefault(lesion, _Lesion(low, high, number))
     if known.number != number:
         raise ValueError(

@@ -73,7 +73,7 @@ def as_mask_rcnn(cfg: CfgNode) -> CfgNode:
 def with_output(cfg: CfgNode, *, masks: bool = False, calibration: float = 0.0) -> CfgNode:
     """The same RetinaUNet, with or without segmentation output and calibrated scores."""
     cfg = cfg.clone()
-    cfg.MODEL.RETINA_UNET.PREDICT_MASKS = masks
+    cfg.MODEL.SEG_HEAD.PREDICT_MASKS = masks
     cfg.MODEL.RETINA_UNET.CALIBRATION = calibration
     return cfg
 
@@ -107,6 +107,6 @@ def with_most_negatives(cfg: CfgNode) -> CfgNode:
     Every image then has HARD_NEGATIVES.MAX_PER_IMAGE of them, whose masks have to be encoded.
     """
     cfg = cfg.clone()
-    cfg.HARD_NEGATIVES.GOOD_IOU = 1.0
+    cfg.HARD_NEGATIVES.POSITIVE_IOU_THRESH = 1.0
     cfg.HARD_NEGATIVES.MIN_SCORE = 0.0
     return cfg

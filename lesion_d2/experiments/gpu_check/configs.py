@@ -125,7 +125,7 @@ def read_config(name: str, device: str, *, tiny: bool) -> LesionConfig:
     cfg.INPUT.PSEUDO_MASK_FILES = ()
     cfg.DATASETS.TEST = ()
     cfg.DATASETS.EXCLUDED_VOLUMES = ()
-    cfg.DATALOADER.EMPTY_SHARE = -1.0
+    cfg.DATALOADER.EMPTY_IMAGE_RATIO = -1.0
     if tiny:
         narrow(cfg)
         cfg.SOLVER.IMS_PER_BATCH = _TINY_BATCH

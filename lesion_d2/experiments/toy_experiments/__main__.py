@@ -7,8 +7,8 @@ python -m lesion_d2.experiments.toy_experiments --plot-only
 
 Six models are trained on three tasks with five numbers of images and three seeds each, by
 train_net.py with configs/toys/MODEL.yaml (with --small MODEL_small.yaml), and tested; the score is
-the mAP at an IoU of 0.1. With TEST.KEEP_BEST, the ensemble (TEST.ENSEMBLE) of the best checkpoints
-on the validation set is tested, otherwise the last checkpoint. A run is in
+the mAP at an IoU of 0.1. With TEST.NUM_BEST_CHECKPOINTS, the ensemble (TEST.ENSEMBLE) of the best
+checkpoints on the validation set is tested, otherwise the last checkpoint. A run is in
 OUTPUT/TASK/MODEL/N/seed_SEED, and has finished if its result.json exists. Running this again after
 an interruption reuses finished runs and resumes the others. Runs with other options, or with
 configs that have changed, are refused.
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         program, configs = find_program()
         cfg = _config_of(configs / config_file(args.models[0], args.small), opts)
         kind = {"num_test": args.test_images, "small": args.small, "opts": opts}
-        kind["tests_best"] = cfg.TEST.KEEP_BEST > 0
+        kind["tests_best"] = cfg.TEST.NUM_BEST_CHECKPOINTS > 0
         grid = partial(make_grid, output, read_settings(configs, args.small), **kind)
         read_results(grid(**find_axes(output)))  # refuses before hours of training
         if not args.plot_only:

@@ -58,7 +58,7 @@ class Run:
         opts: further KEY VALUE pairs for the config.
         settings: hash of its config, see :func:`hash_settings`.
         tests_best: whether it is tested in a separate process, by an ensemble of the best
-            checkpoints on the validation set (TEST.KEEP_BEST), and not at its end.
+            checkpoints on the validation set (TEST.NUM_BEST_CHECKPOINTS), and not at its end.
     """
 
     output: Path

@@ -95,8 +95,8 @@ def _lesions(group: Group, placing: _Placing) -> tuple[Lesion, ...]:
     for number, image in zip(group.numbers, group.images, strict=True):
         for annotation in image.annotations:
             key = ("single", annotation.id, annotation.category)
-            if annotation.lesion is not None:
-                key = ("lesion", annotation.lesion)
+            if annotation.lesion_id is not None:
+                key = ("lesion", annotation.lesion_id)
             slices = found.setdefault(key, {})
             index = placing.slice(number)
             other = next(iter(slices.values()), (None, annotation))[1]
@@ -104,7 +104,7 @@ def _lesions(group: Group, placing: _Placing) -> tuple[Lesion, ...]:
                 what = "the same slice" if index in slices else "another category"
                 raise ValueError(
                     f"{group.json_file}: annotation {annotation.id}: found the lesion "
-                    f"{short_repr(annotation.lesion)} of annotation {other.id} on {what}, "
+                    f"{short_repr(annotation.lesion_id)} of annotation {other.id} on {what}, "
                     f"expected one "
                     "annotation a slice, all of one category"
                 )

@@ -82,9 +82,9 @@ class DetUNet(DenseDetector):
     def from_config(cls, cfg) -> dict:
         """Arguments of ``DetUNet(cfg)``."""
         num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
-        if cfg.MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC and num_classes > 1:
+        if cfg.MODEL.SEG_HEAD.CLASS_AGNOSTIC and num_classes > 1:
             raise ValueError(
-                "MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC: found True, expected False for the "
+                "MODEL.SEG_HEAD.CLASS_AGNOSTIC: found True, expected False for the "
                 f"{num_classes} classes of DetUNet, which knows them from its segmentation alone"
             )
         return {
@@ -94,8 +94,8 @@ class DetUNet(DenseDetector):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "seg_loss": build_segmentation_loss(cfg),
             "max_components": cfg.MODEL.DET_UNET.MAX_COMPONENTS,
-            "box_margin": cfg.MODEL.RETINA_UNET.BOX_MARGIN,
-            "predict_masks": cfg.MODEL.RETINA_UNET.PREDICT_MASKS,
+            "box_margin": cfg.INPUT.BOX_MARGIN,
+            "predict_masks": cfg.MODEL.SEG_HEAD.PREDICT_MASKS,
         }
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:

@@ -19,7 +19,7 @@ class DetUNet3D(VolumetricDetector, DetUNet):
 
     As :class:`DetUNet`, with a :class:`UNetFPN3D`; voxels that touch at a corner are connected. The
     paper keeps the 15 largest components of a volume (MODEL.DET_UNET.MAX_COMPONENTS); here this
-    applies to each tile. MODEL.RETINA_UNET.BOX_MARGIN applies to x and y only: annotated boxes have
+    applies to each tile. INPUT.BOX_MARGIN applies to x and y only: annotated boxes have
     no margin along z.
     """
 

@@ -62,7 +62,7 @@ class LesionRCNN(GeneralizedRCNN):
             **super().from_config(cfg),
             "seg_loss_weight": cfg.MODEL.LESION_RCNN.SEG_LOSS_WEIGHT,
             "seg_loss": build_segmentation_loss(cfg),
-            "seg_class_agnostic": cfg.MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC,
+            "seg_class_agnostic": cfg.MODEL.SEG_HEAD.CLASS_AGNOSTIC,
         }
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:

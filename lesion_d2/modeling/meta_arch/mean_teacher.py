@@ -93,11 +93,11 @@ class MeanTeacher(nn.Module):
         return {
             "student": student,
             "momentum": options.MOMENTUM,
-            "policy": options.POLICY,
+            "policy": options.PSEUDO_LABELS,
             "start_iter": options.START_ITER,
             "score_threshold": options.SCORE_THRESH,
             "gt_nms_threshold": options.GT_NMS_THRESH,
-            "box_margin": cfg.MODEL.RETINA_UNET.BOX_MARGIN,
+            "box_margin": cfg.INPUT.BOX_MARGIN,
         }
 
     def train(self, mode: bool = True) -> "MeanTeacher":
@@ -224,7 +224,7 @@ class MeanTeacher(nn.Module):
 def _check(momentum: float, policy: str, score_threshold: float, gt_nms_threshold: float) -> None:
     for key, value, is_right, expected in (
         ("MOMENTUM", momentum, 0 <= momentum < 1, "0 to below 1"),
-        ("POLICY", policy, policy in POLICIES, f"one of {', '.join(POLICIES)}"),
+        ("PSEUDO_LABELS", policy, policy in POLICIES, f"one of {', '.join(POLICIES)}"),
         ("SCORE_THRESH", score_threshold, 0 < score_threshold <= 1, "a score above 0, at most 1"),
         ("GT_NMS_THRESH", gt_nms_threshold, 0 <= gt_nms_threshold <= 1, "an IoU from 0 to 1"),
     ):

@@ -262,7 +262,7 @@ def build_resnet_3d(cfg, input_shape: ShapeSpec, *, stem_features: bool) -> ResN
         c0,
         c0_channels,
         stem_features=stem_features,
-        checkpoint=cfg.MODEL.VOLUMETRIC.CHECKPOINT,
+        checkpoint=cfg.MODEL.VOLUMETRIC.GRADIENT_CHECKPOINTING,
     )
 
 

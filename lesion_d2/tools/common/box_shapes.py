@@ -47,7 +47,7 @@ def dataset_boxes(dataset: str, cfg: CfgNode, *, allow_missing: bool = False) ->
     Raises:
         ValueError: the data set is not registered or has no boxes, a box is empty, an image lacks
             the spacing that the config needs, or the config crops borders
-            (``INPUT.CT.CUT_BORDERS``) and sizes depend on the crop.
+            (``INPUT.CT.CROP_TO_BODY``) and sizes depend on the crop.
     """
     _check_config(cfg)
     found = []
@@ -84,7 +84,7 @@ def csv_boxes(
         FileNotFoundError: no such file.
         ValueError: no CSV, a column is missing, no boxes, an empty box, image sizes given twice or
             not above 0, the config needs the spacing of the images, or it crops borders
-            (``INPUT.CT.CUT_BORDERS``) and sizes depend on the crop.
+            (``INPUT.CT.CROP_TO_BODY``) and sizes depend on the crop.
     """
     _check_config(cfg)
     table = _read_csv(file)
@@ -103,11 +103,11 @@ def csv_boxes(
 def _check_config(cfg: CfgNode) -> None:
     """Refuse a resize that depends on crops, because these are known only after reading slices."""
     ct = cfg.INPUT.CT
-    if ct.CUT_BORDERS and (ct.MAX_SIZE or not ct.PIXEL_SPACING):
+    if ct.CROP_TO_BODY and (ct.MAX_SIZE or not ct.PIXEL_SPACING):
         raise ValueError(
-            "INPUT.CT.CUT_BORDERS: found True, expected False where sizes go by the image's side "
+            "INPUT.CT.CROP_TO_BODY: found True, expected False where sizes go by the image's side "
             "(INPUT.CT.IMAGE_SIZE, MAX_SIZE): boxes are resized with whole slices here. "
-            "INPUT.CT.CUT_BORDERS False as KEY VALUE gives their sizes on those"
+            "INPUT.CT.CROP_TO_BODY False as KEY VALUE gives their sizes on those"
         )
 
 

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from lesion_d2.config import LesionConfig
+from lesion_d2.config.old_keys import with_old_keys
 from lesion_d2.utils.errors import interruptible, told
 from lesion_d2.utils.files import json_digest
 from lesion_d2.utils.parallel import count_cores
@@ -227,13 +228,25 @@ class Training:
 def hash_settings(config: Path) -> str:
     """SHA-256 of the keys and values of a config file and its base files.
 
-    Defaults are left out, so new keys in a later version of the project do not change it.
+    Defaults are left out, so new keys in a later version of the project do not change it. New names
+    of keys do not either, nor one value of MODEL.PIXEL_MEAN for all slices.
 
     Raises:
         FileNotFoundError: a file is missing.
     """
-    content = LesionConfig.load_yaml_with_base(str(config))
+    content = with_old_keys(LesionConfig.load_yaml_with_base(str(config)))
+    _repeat_pixel_values(content)
     return json_digest(content)
+
+
+def _repeat_pixel_values(content: dict[str, Any]) -> None:
+    """As configs had them before one value was enough; 3 is the default of INPUT.CT.NUM_SLICES."""
+    model, inputs = content.get("MODEL", {}), content.get("INPUT", {})
+    if "VOLUME" in inputs:
+        return
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        if len(values := model.get(key, ())) == 1:
+            model[key] = inputs.get("CT", {}).get("NUM_SLICES", 3) * values
 
 
 def _environment(jobs: int) -> dict[str, str]:

@@ -6,7 +6,7 @@ python -m lesion_d2.tools.cross_validate ... --fold 2          # one fold, for o
 
 For each fold, train_net.py trains on mine_fold<k>_train and validates on mine_fold<k>_val (3-D
 models: mine_fold<k>_volumes_train and mine_fold<k>_volumes_val), and tests the ensemble of the best
-checkpoints (TEST.KEEP_BEST, 5 if the config keeps none) on mine_fold<k>_volumes_test, in
+checkpoints (TEST.NUM_BEST_CHECKPOINTS, 5 if the config keeps none) on mine_fold<k>_volumes_test, in
 OUTPUT/fold<k>. If the data set has no folds, they are made as by lesion_d2.tools.split_data.
 Running it again after an interruption reuses finished folds and resumes the others. A fold with
 other options or data is refused.
@@ -39,7 +39,7 @@ from .folds import FoldOptions, FoldRun, hash_data, split_options
 from .report import FIGURE_FILE, JSON_FILE, TABLE_FILE, make_table, write_report
 
 _PROGRAM = "lesion_d2.tools.cross_validate"
-_KEEP_BEST = 5  # checkpoints of an ensemble: Jaeger et al., section 4.2
+_NUM_BEST = 5  # checkpoints of an ensemble: Jaeger et al., section 4.2
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -152,7 +152,7 @@ def make_runs(args: argparse.Namespace) -> list[FoldRun]:
         hash_settings(Path(args.config_file)),
         opts,
         args.train_on_volumes or is_volumetric(cfg),
-        cfg.TEST.KEEP_BEST or _KEEP_BEST,
+        cfg.TEST.NUM_BEST_CHECKPOINTS or _NUM_BEST,
     )
     output = args.output or Path("output/cross_validation", root.name)
     rest = {

@@ -107,7 +107,7 @@ class FoldRun:
 
     def _arguments(self, flag: str, folder: Path, train: str, test: str) -> list[str]:
         pairs = {
-            "TEST.KEEP_BEST": self.options.keep_best,
+            "TEST.NUM_BEST_CHECKPOINTS": self.options.keep_best,
             "OUTPUT_DIR": folder,
             "DATASETS.TRAIN": (train,),
             "DATASETS.TEST": (test,),

@@ -43,7 +43,7 @@ without masks. Lesions are yellow, those with hidden annotations orange and dash
 mined: detections of the weights in training images with a score of at least
 MODEL.MEAN_TEACHER.SCORE_THRESH that match no annotated lesion, as a teacher mines them (Fig. 3 of
 Bai et al.). They are sky blue with long dashes, and have a score. Annotated lesions are yellow,
-those with hidden annotations (DATASETS.HIDDEN_SHARE) orange and dashed.
+those with hidden annotations (DATASETS.MISSING_ANNOTATION_RATIO) orange and dashed.
 
 attention, of gates (Zlocha et al.): a heat map over the slice for each level with a gate, and the
 segmentation. The colors of a level span its values in all images of the call.
@@ -190,10 +190,16 @@ def _add_negatives(parser: argparse.ArgumentParser) -> None:
         help="images with the most negatives, or random ones with negatives (most)",
     )
     parser.add_argument(
-        "--hidden-share", type=float, default=0.0, help="the training's DATASETS.HIDDEN_SHARE (0)"
+        "--hidden-share",
+        type=float,
+        default=0.0,
+        help="the training's DATASETS.MISSING_ANNOTATION_RATIO (0)",
     )
     parser.add_argument(
-        "--hidden-seed", type=seed, default=0, help="the training's DATASETS.HIDDEN_SEED (0)"
+        "--hidden-seed",
+        type=seed,
+        default=0,
+        help="the training's DATASETS.MISSING_ANNOTATION_SEED (0)",
     )
 
 

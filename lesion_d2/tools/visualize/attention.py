@@ -75,7 +75,7 @@ def draw_attention(args: argparse.Namespace) -> list[str]:
     images = tqdm(chosen, desc="images", disable=None)
     judge_image = None
     if args.score_threshold is not None:
-        options = {"score_threshold": args.score_threshold, "inclusive": cfg.TEST.INCLUSIVE}
+        options = {"score_threshold": args.score_threshold, "inclusive": cfg.TEST.INCLUSIVE_BOXES}
         judge_image = partial(match_outcome, **options)
     if isinstance(model.backbone, SliceImages):
         slices = [record_slices(model, mapper, record, args.channel) for record in images]
@@ -100,7 +100,7 @@ def attention_config(args: argparse.Namespace) -> CfgNode:
     """
     cfg = load_config(args)
     cfg.MODEL.WEIGHTS = args.weights
-    cfg.MODEL.RETINA_UNET.PREDICT_MASKS = True  # P1 and P0
+    cfg.MODEL.SEG_HEAD.PREDICT_MASKS = True  # P1 and P0
     fit_device(cfg)
     return cfg
 

@@ -99,7 +99,7 @@ def pick_notes(counts: Mapping[str, int], unit: str = "image") -> list[str]:
 
 
 def _counts_whole_pixels(results: str) -> bool:
-    """TEST.INCLUSIVE of the evaluation that wrote the results; False if it wrote no table."""
+    """TEST.INCLUSIVE_BOXES of the evaluation that wrote the results; False if it wrote no table."""
     file = Path(results).parent / "froc.json"
     return file.is_file() and read_froc_file(file).get("settings", {}).get("inclusive", False)
 

@@ -108,7 +108,7 @@ def test_further_keys(tmp_path):
         "hu_window": [-160, 240],
         "window": [0, 80],
     }
-    extra = {"lesion": "b", "recist": [5, 6, 9, 6, 7, 5, 7, 8], "diameters_mm": [4, 3]}
+    extra = {"lesion_id": "b", "recist": [5, 6, 9, 6, 7, 5, 7, 8], "diameters_mm": [4, 3]}
     content = coco_content(
         [image_entry(1, "dir/../a.png", **more), image_entry(2, "sub/ct.nii.gz#11")],
         [annotation_entry(1, 1, [4, 5, 10, 8], **extra)],
@@ -119,7 +119,7 @@ def test_further_keys(tmp_path):
     assert (first.hu_offset, first.hu_window, first.window) == (1024, (-160.0, 240.0), (0.0, 80.0))
     assert (second.file_name, second.stored_slice) == ("sub/ct.nii.gz", 11)
     [annotation] = first.annotations
-    assert (annotation.lesion, annotation.diameters_mm) == ("b", (4.0, 3.0))
+    assert (annotation.lesion_id, annotation.diameters_mm) == ("b", (4.0, 3.0))
     assert annotation.recist == (4.5, 5.5, 8.5, 5.5, 6.5, 4.5, 6.5, 7.5)
 
 
@@ -254,7 +254,7 @@ SIZE = [HEIGHT, WIDTH]
             "annotation 7: segmentation: found an RLE mask of .* expected runs that fill 24 x 32",
         ),
         ({"segmentation": {"size": SIZE, "counts": "ü"}}, "annotation 7: segmentation, counts: fo"),
-        ({"lesion": []}, r"annotation 7: lesion: found \[\], expected a name or number"),
+        ({"lesion_id": []}, r"annotation 7: lesion_id: found \[\], expected a name or number"),
         ({"recist": [1, 2]}, r"annotation 7: recist: found \[1, 2\], expected 8 numbers"),
         ({"diameters_mm": [2, 3]}, "annotation 7: diameters_mm: found .* the long and the short"),
     ],

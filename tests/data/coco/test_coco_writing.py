@@ -50,10 +50,10 @@ def dataset(tmp_path):
     """Three slices of a volume in DeepLesion's coding, the last one without an annotation."""
     annotations = [
         [
-            lesion(blob(1), lesion=4),
+            lesion(blob(1), lesion_id=4),
             lesion(recist=[2, 4, 8, 4, 5, 3, 5, 7], diameters_mm=(6, 4), category=1),
         ],
-        [lesion(blob(2), lesion=4), lesion(ring(), category=1), lesion(blob(3), iscrowd=1)],
+        [lesion(blob(2), lesion_id=4), lesion(ring(), category=1), lesion(blob(3), iscrowd=1)],
         [],
     ]
     records = []
@@ -88,7 +88,7 @@ def check_same(records, found):
     for ours, theirs in zip(records, found, strict=True):
         for a, b in zip(ours["annotations"], theirs["annotations"], strict=True):
             np.testing.assert_allclose(a["bbox"], b["bbox"], atol=1e-5)
-            assert (a["category_id"], a.get("lesion")) == (b["category_id"], b.get("lesion"))
+            assert (a["category_id"], a.get("lesion_id")) == (b["category_id"], b.get("lesion_id"))
             assert a.get("iscrowd", 0) == b.get("iscrowd", 0)
             for key in ("recist", "diameters_mm"):
                 np.testing.assert_allclose(a.get(key, 0), b.get(key, 0), atol=1e-5)

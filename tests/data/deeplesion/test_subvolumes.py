@@ -114,12 +114,12 @@ def test_boxes_on_key_slices(root):
     # The file counts from 1, the dicts from 0.
     fixed = {"bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "is_key": True}
     assert found == {
-        (ONE, 4): [{**fixed, "bbox": [0, 1, 7, 8], "lesion": 1}],
+        (ONE, 4): [{**fixed, "bbox": [0, 1, 7, 8], "lesion_id": 1}],
         (ONE, 9): [  # the first is cut to the image
-            {**fixed, "bbox": [2, 3, WIDTH - 0.5, 19], "lesion": 2},
-            {**fixed, "bbox": [-0.5, -0.5, 4, 4], "lesion": 3},
+            {**fixed, "bbox": [2, 3, WIDTH - 0.5, 19], "lesion_id": 2},
+            {**fixed, "bbox": [-0.5, -0.5, 4, 4], "lesion_id": 3},
         ],
-        (PART, 5): [{**fixed, "bbox": [0, 1, 7, 8], "lesion": 1}],
+        (PART, 5): [{**fixed, "bbox": [0, 1, 7, 8], "lesion_id": 1}],
     }
     for volume, group in itertools.groupby(dicts, key=lambda d: d["volume"]):
         lists = [d["volume_boxes"] for d in group]
@@ -132,7 +132,7 @@ def test_boxes_in_3d(root):
     rows = np.array([[1, 2, 4, 8, 9, 6], [10, 11, 9, 20, 21, 9]])
     file = write_boxes(root, {"val": {}, "test": {ONE: rows}})
     dicts = load_subvolumes(root, file, "test")
-    found = [(d["slice_index"], a["lesion"]) for d in dicts for a in d["annotations"]]
+    found = [(d["slice_index"], a["lesion_id"]) for d in dicts for a in d["annotations"]]
     assert found == [(4, 1), (5, 1), (6, 1), (9, 2)]
     assert not any("is_key" in a for d in dicts for a in d["annotations"])
     assert dicts[0]["volume_boxes"] == [[0, 1, 7, 8], [9, 10, 19, 20]]
@@ -174,7 +174,7 @@ def _mapper() -> LesionDatasetMapper:
     cfg = get_cfg()
     add_lesion_config(cfg)
     cfg.INPUT.CT.NUM_SLICES, cfg.INPUT.CT.SLICE_INTERVAL = 5, 1.5
-    cfg.INPUT.CT.CUT_BORDERS = True
+    cfg.INPUT.CT.CROP_TO_BODY = True
     cfg.INPUT.CT.IMAGE_SIZE = 32
     cfg.MODEL.PIXEL_MEAN = cfg.MODEL.PIXEL_STD = [127.5] * 5
     return LesionDatasetMapper(cfg, is_train=False)

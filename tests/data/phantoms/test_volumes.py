@@ -84,14 +84,16 @@ def test_key_slices_are_as_in_the_file(root, coarse_types):
         }
         for a, b in zip(found["annotations"], expected["annotations"], strict=True):
             assert a.pop("true_segmentation")["size"] == [96, 96]
-            assert a == {**b, "lesion": b["row"], "is_key": True}
+            assert a == {**b, "lesion_id": b["row"], "is_key": True}
 
 
 def test_boxes_follow_the_masks_of_every_slice(root):
     dicts = load_volumes(root, None)
     spacing = {d["image_id"]: d["spacing"][0] for d in dicts}
     found = {
-        (a["lesion"], d["slice_index"]): (d["image_id"], a) for d in dicts for a in d["annotations"]
+        (a["lesion_id"], d["slice_index"]): (d["image_id"], a)
+        for d in dicts
+        for a in d["annotations"]
     }
     with open(root / "DL_info.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -145,7 +147,7 @@ def test_a_mask_of_one_pixel_has_a_box(copy):
         a
         for d in load_volumes(copy, None)
         for a in d["annotations"]
-        if a["lesion"] == 2 and d["slice_index"] == last["z"]
+        if a["lesion_id"] == 2 and d["slice_index"] == last["z"]
     ]
     x1, y1, x2, y2 = annotation["bbox"]
     assert (x1, x2) == (89.5, 95.5) and 1.5 <= y1 <= 2 and 12 <= y2 <= 12.5
@@ -290,7 +292,7 @@ def test_key_slices_and_the_boxes_of_a_volume(root):
             (number, row["File_name"][:-4]) for number, row in enumerate(csv.DictReader(file), 2)
         ]
     found = [
-        (a["lesion"], d["image_id"]) for d in dicts for a in d["annotations"] if a.get("is_key")
+        (a["lesion_id"], d["image_id"]) for d in dicts for a in d["annotations"] if a.get("is_key")
     ]
     assert sorted(found) == expected
     for _, group in itertools.groupby(dicts, key=lambda d: d["volume"]):
@@ -298,9 +300,9 @@ def test_key_slices_and_the_boxes_of_a_volume(root):
         assert all(d["volume_boxes"] is group[0]["volume_boxes"] for d in group)
         boxes = {}
         for a in (a for d in group for a in d["annotations"]):
-            x1, y1, x2, y2 = boxes.get(a["lesion"], a["bbox"])
+            x1, y1, x2, y2 = boxes.get(a["lesion_id"], a["bbox"])
             u1, v1, u2, v2 = a["bbox"]
-            boxes[a["lesion"]] = [min(x1, u1), min(y1, v1), max(x2, u2), max(y2, v2)]
+            boxes[a["lesion_id"]] = [min(x1, u1), min(y1, v1), max(x2, u2), max(y2, v2)]
         assert sorted(group[0]["volume_boxes"]) == sorted(boxes.values())
 
 

@@ -64,7 +64,7 @@ def _config(*opts):
     return cfg
 
 
-CUT = ("INPUT.CT.CUT_BORDERS", True)
+CUT = ("INPUT.CT.CROP_TO_BODY", True)
 
 
 def test_without_the_option_there_is_no_crop(dataset_dict):

@@ -105,8 +105,8 @@ def test_what_is_wrong_with_a_volume_is_told_when_it_is_read(mine):
 
 def test_options_of_data_sets(mine):
     images = read_dataset("mine_train", DatasetOptions(hidden_share=0.5, hidden_seed=1))
-    hidden = {a["lesion"] for image in images for a in image["hidden_annotations"]}
-    shown = {a["lesion"] for image in images for a in image["annotations"]}
+    hidden = {a["lesion_id"] for image in images for a in image["hidden_annotations"]}
+    shown = {a["lesion_id"] for image in images for a in image["annotations"]}
     assert len(hidden) == 2 and not hidden & shown  # two of three lesions, each on all its slices
     excluded = ExcludedSeries.of(["mine_volumes_val"])
     left = read_dataset("mine", DatasetOptions(excluded=excluded))

@@ -52,7 +52,7 @@ def test_slices_with_a_lesion_have_dicts(made_up):
         "bbox": list(lesion.box_on(1)),
         "bbox_mode": BoxMode.XYXY_ABS,
         "category_id": 1,
-        "lesion": 1,
+        "lesion_id": 1,
         "row": 1,
     }
     ys, xs = np.nonzero(mask_util.decode(rle))
@@ -62,7 +62,7 @@ def test_slices_with_a_lesion_have_dicts(made_up):
 def test_a_lesion_is_key_on_its_largest_slice(made_up):
     root, _ = made_up
     keys = {
-        annotation["lesion"]: image["slice_index"]
+        annotation["lesion_id"]: image["slice_index"]
         for image in load_volume_set(root)
         for annotation in image["annotations"]
         if annotation.get("is_key")

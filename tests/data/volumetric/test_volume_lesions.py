@@ -23,7 +23,7 @@ def annotate(mask: np.ndarray, low=(5, 5, 0), high=(5, 5, 0), **others) -> dict:
     return {
         "bbox": [*(first - low), *(last + high)],
         "category_id": 1,
-        "lesion": 7,
+        "lesion_id": 7,
         "segmentation": {int(z): encode_mask(mask[z]) for z in np.unique(where[:, 0])},
         **others,
     }
@@ -69,7 +69,7 @@ def test_a_turned_ball_keeps_its_box(degrees):
 
 
 def test_what_a_patch_cuts_is_a_lesion_or_a_region():
-    region = {"bbox": [2, 2, 1.5, 12, 12, 4.5], "category_id": 0, "lesion": None, "iscrowd": 1}
+    region = {"bbox": [2, 2, 1.5, 12, 12, 4.5], "category_id": 0, "lesion_id": None, "iscrowd": 1}
     lesions = [annotate(ball_mask()), region, annotate(ball_mask()[:, :, ::-1], category_id=0)]
     # The first one's box is 17.5..42.5 x 5.5..30.5 x 2.5..7.5, the last one's 6.5..31.5.
     found = transform_volume_lesions(lesions, shift((0, 0, 26)), SHAPE)
@@ -110,7 +110,7 @@ def test_a_deformed_box_lies_around_the_deformed_mask():
 
 def test_lesions_without_masks_are_ellipsoids_in_their_boxes():
     box = [10.2, 8.5, 1.5, 30.7, 20.5, 6.5]
-    lesion = {"bbox": box, "category_id": 0, "lesion": 1}
+    lesion = {"bbox": box, "category_id": 0, "lesion_id": 1}
     mask, start = lesion_voxels(lesion, SHAPE)
     center = [(a + b) / 2 for a, b in zip(box[:3], box[3:], strict=True)]
     half = [(b - a) / 2 for a, b in zip(box[:3], box[3:], strict=True)]
@@ -126,7 +126,7 @@ def test_lesions_without_masks_are_ellipsoids_in_their_boxes():
 
 
 def test_a_lesion_smaller_than_a_voxel_has_one():
-    lesion = {"bbox": [10.6, 8.6, 1.5, 10.9, 8.9, 2.5], "category_id": 0, "lesion": 1}
+    lesion = {"bbox": [10.6, 8.6, 1.5, 10.9, 8.9, 2.5], "category_id": 0, "lesion_id": 1}
     mask, start = lesion_voxels(lesion, SHAPE)
     assert mask.tolist() == [[[True]]] and start == (2, 9, 11)
     found = transform_volume_lesions([lesion], shift(), SHAPE, with_masks=True)

@@ -124,7 +124,7 @@ def test_single_slices_are_refused(cfg):
     ("key", "value", "message"),
     [
         ("INPUT.AUG.RESIZE_RANGE", (0.8, 1.2), r"RESIZE_RANGE: found \(0\.8, 1\.2\), expected"),
-        ("INPUT.CT.CUT_BORDERS", True, r"INPUT\.CT\.CUT_BORDERS: found True, expected False"),
+        ("INPUT.CT.CROP_TO_BODY", True, r"INPUT\.CT\.CROP_TO_BODY: found True, expected False"),
         ("INPUT.PSEUDO_MASK", "grabcut", r"INPUT\.PSEUDO_MASK: found 'grabcut' with 0 files"),
         ("INPUT.VOLUME.SPACING", (-1, 0, 0), r"INPUT\.VOLUME\.SPACING: found \(-1, 0, 0\), exp"),
         ("INPUT.CT.HU_WINDOW", (5.0, 5.0), r"INPUT\.CT\.HU_WINDOW: found \(5\.0, 5\.0\), expected"),
@@ -139,7 +139,7 @@ def test_bad_options_name_their_key(cfg, key, value, message):
 
 def test_a_lesion_without_a_mask_is_refused_where_boxes_do_not_do():
     record = array_record(np.zeros((4, 8, 8), np.int16), None, "v")
-    record["annotations"] = [{"bbox": [1, 1, 0.5, 4, 4, 2.5], "category_id": 0, "lesion": 3}]
+    record["annotations"] = [{"bbox": [1, 1, 0.5, 4, 4, 2.5], "category_id": 0, "lesion_id": 3}]
     patches = RandomVolumePatch(size=(4, 8, 8))
     mapper = VolumePatchMapper(patches, with_masks=True, box_masks=False)
     with pytest.raises(ValueError, match="volume v: found lesion 3 without a mask on all its"):

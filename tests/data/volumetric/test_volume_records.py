@@ -29,7 +29,7 @@ def made_up_slices(numbers=(3, 4, 5, 7, 8), volume="v") -> list[dict]:
 
 
 def annotation(box, **others) -> dict:
-    return {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "lesion": 1, **others}
+    return {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "lesion_id": 1, **others}
 
 
 def test_a_gap_parts_a_volume_and_its_lesions():
@@ -53,7 +53,7 @@ def test_lesions_of_a_phantom_are_those_of_its_file(tiny_phantom):
     assert sum(len(r["annotations"]) for r in records.values()) == len(entries) > 5
     for entry in entries:
         record = records[entry["image_id"].rsplit("_", 1)[0]]
-        (found,) = [a for a in record["annotations"] if a["lesion"] == entry["row"]]
+        (found,) = [a for a in record["annotations"] if a["lesion_id"] == entry["row"]]
         x1, y1, first, x2, y2, last = entry["box3d"]
         offset = record["first_slice"]
         assert found["bbox"][2::3] == [first - offset - 0.5, last - offset + 0.5]
@@ -103,8 +103,8 @@ def test_bad_slices_stop_with_one_line():
         volume_records([{**slices[0], "volume": None}])
     with pytest.raises(ValueError, match="v, slice 1: found 30 x 9 pixels, expected the 30 x 20"):
         volume_records([slices[0], {**slices[1], "height": 9}])
-    with pytest.raises(ValueError, match="found an annotation without 'lesion', expected one"):
-        volume_records([{**slices[0], "annotations": [annotation([1, 1, 2, 2], lesion=None)]}])
+    with pytest.raises(ValueError, match="found an annotation without 'lesion_id', expected one"):
+        volume_records([{**slices[0], "annotations": [annotation([1, 1, 2, 2], lesion_id=None)]}])
     both = [annotation([1, 1, 2, 2], category_id=k) for k in (0, 1)]
     with pytest.raises(ValueError, match="lesion 1: found the classes 0 and 1, expected one"):
         volume_records([{**s, "annotations": [a]} for s, a in zip(slices, both, strict=True)])

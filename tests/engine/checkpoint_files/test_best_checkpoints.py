@@ -239,7 +239,7 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
 
 
 def test_a_training_keeps_them_by_the_metric_of_the_best(tiny_phantom, tmp_path):
-    options = {"TEST__EVAL_PERIOD": 1, "TEST__KEEP_BEST": 3, "SOLVER__MAX_ITER": 3}
+    options = {"TEST__EVAL_PERIOD": 1, "TEST__NUM_BEST_CHECKPOINTS": 3, "SOLVER__MAX_ITER": 3}
     loss = {"SOLVER__PATIENCE_METRIC": "validation_loss", "TEST__LOSS_PERIOD": 1}
     train_net.main(tiny_args(tmp_path, **options, **loss))
     ranking = read_ranking(tmp_path / "best")

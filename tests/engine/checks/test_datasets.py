@@ -17,7 +17,9 @@ import train_net
 
 def test_annotations_are_hidden_in_training_sets_only(tiny_phantom, tmp_path):
     before = DatasetCatalog.get("phantom_train")
-    args = tiny_args(tmp_path, DATASETS__HIDDEN_SHARE=0.4, DATASETS__HIDDEN_SEED=5)
+    args = tiny_args(
+        tmp_path, DATASETS__MISSING_ANNOTATION_RATIO=0.4, DATASETS__MISSING_ANNOTATION_SEED=5
+    )
     cfg = load_config(args)
     check_inputs(cfg, args)
     whole = _num_annotations(before)
@@ -62,7 +64,7 @@ def test_a_training_set_without_masks_is_told_of(tiny_phantom, tmp_path, box_ima
         tmp_path,
         DATASETS__TRAIN=("phantom_train", "box_images"),
         HARD_NEGATIVES__PERIOD=2,
-        INPUT__BOX_MASKS=False,
+        INPUT__PSEUDO_MASK_FROM_BOX=False,
     )
     expected = r"DATASETS.TRAIN: found 3 of \d+ annotations without a mask .*\(the first: 0.png\)"
     with pytest.raises(InputError, match=expected):
@@ -111,7 +113,7 @@ def test_test_sets_need_masks_for_the_loss_only(tiny_phantom, tmp_path, box_imag
     told = "DATASETS.TEST: found 3 of 3 annotations without a mask"
     assert "their masks are made of their boxes (INPUT.PSEUDO_MASK 'ellipse')" in caplog.text
     assert told in caplog.text
-    args.opts += ["INPUT.BOX_MASKS", "False"]
+    args.opts += ["INPUT.PSEUDO_MASK_FROM_BOX", "False"]
     with pytest.raises(InputError, match=told):
         check_inputs(load_config(args), args)
 
@@ -131,8 +133,12 @@ def test_without_spacing_nothing_goes_by_it(tmp_path, box_images, caplog):
 
 
 def test_a_data_set_that_cannot_hide_annotations_is_told_of(tmp_path, box_images):
-    args = tiny_args(tmp_path, DATASETS__TRAIN=("box_images",), DATASETS__HIDDEN_SHARE=0.5)
-    with pytest.raises(InputError, match=r"HIDDEN_SHARE: found 0.5, expected 0 for box_images"):
+    args = tiny_args(
+        tmp_path, DATASETS__TRAIN=("box_images",), DATASETS__MISSING_ANNOTATION_RATIO=0.5
+    )
+    with pytest.raises(
+        InputError, match=r"MISSING_ANNOTATION_RATIO: found 0.5, expected 0 for box_images"
+    ):
         check_inputs(load_config(args), args)
 
 
@@ -220,7 +226,7 @@ def _all_keys(annotations: list[dict]) -> None:
 
 
 def _without_lesion(annotations: list[dict]) -> None:
-    annotations[-1].pop("lesion")
+    annotations[-1].pop("lesion_id")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +237,11 @@ def _without_lesion(annotations: list[dict]) -> None:
         (("iou@0.3", "iobb@0.3"), _without_key, None),
         (("p3d@0.5",), _unchanged, None),
         (("p3d@0.5",), _all_keys, r": key_volumes, .*: lesion \d+ has the key slices \d+ and"),
-        (("iou@0.1",), _without_lesion, ": key_volumes, .* found an annotation without 'lesion'"),
+        (
+            ("iou@0.1",),
+            _without_lesion,
+            ": key_volumes, .* found an annotation without 'lesion_id'",
+        ),
     ],
 )
 def test_volumes_that_cannot_be_evaluated_stop_a_run(

@@ -145,7 +145,7 @@ def test_masks_that_training_cannot_read_are_told_of(tiny_phantom, tmp_path, reg
     [
         ({"SOLVER__PLATEAU_PATIENCE": 2}, "PLATEAU_PATIENCE is 2"),
         ({"SOLVER__EARLY_STOP_PATIENCE": 3}, "EARLY_STOP_PATIENCE is 3"),
-        ({"TEST__KEEP_BEST": 4}, "KEEP_BEST is 4"),
+        ({"TEST__NUM_BEST_CHECKPOINTS": 4}, "NUM_BEST_CHECKPOINTS is 4"),
     ],
 )
 def test_a_validation_set_without_lesions_is_told_of(

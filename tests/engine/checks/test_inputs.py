@@ -37,7 +37,7 @@ import train_net
         (("--eval-only", "--resume"), {}, "--eval-only: found no MODEL.WEIGHTS"),
         ((), {"INPUT__PSEUDO_MASK": "magic"}, "INPUT.PSEUDO_MASK: found 'magic'"),
         ((), {"INPUT__PSEUDO_MASK_FILES": ("gone.json",)}, "gone.json"),
-        ((), {"INPUT__CT__NUM_SLICES": 5}, "PIXEL_MEAN has 3 values.* expected 5"),
+        ((), {"MODEL__PIXEL_MEAN": [1.0] * 2}, "PIXEL_MEAN has 2 values.* expected 3"),
         ((), {"INPUT__CT__HU_WINDOW": (400.0, -300.0)}, "INPUT.CT.HU_WINDOW: found"),
         ((), {"MODEL__MASK_ON": False}, "MODEL.MASK_ON: found False.*SEG_LOSS_WEIGHT is 1.0"),
         (
@@ -68,18 +68,18 @@ import train_net
         ),
         (
             (),
-            {"TEST__KEEP_BEST": 3, "TEST__EVAL_PERIOD": 0},
-            r"TEST.EVAL_PERIOD: found 0, .*TEST.KEEP_BEST is 3 and goes by evaluations\)$",
+            {"TEST__NUM_BEST_CHECKPOINTS": 3, "TEST__EVAL_PERIOD": 0},
+            r"TEST.EVAL_PERIOD: found 0, .*NUM_BEST_CHECKPOINTS is 3 and goes by evaluations\)$",
         ),
         (
             (),
-            {"TEST__KEEP_BEST": 3, "SOLVER__PATIENCE_METRIC": "validation_loss"},
-            "TEST.LOSS_PERIOD: found 0, .*TEST.KEEP_BEST is 3 and goes by .* of the validation_l",
+            {"TEST__NUM_BEST_CHECKPOINTS": 3, "SOLVER__PATIENCE_METRIC": "validation_loss"},
+            "TEST.LOSS_PERIOD: found 0, .*NUM_BEST_CHECKPOINTS is 3 and goes by .* of the valid",
         ),
         (
             (),
-            {"TEST__KEEP_BEST": 3, "TEST__BEST_METRIC": "volume/AP10"},
-            "TEST.BEST_METRIC: found 'volume/AP10', .* for phantom_val .TEST.KEEP_BEST is 3",
+            {"TEST__NUM_BEST_CHECKPOINTS": 3, "TEST__BEST_METRIC": "volume/AP10"},
+            "TEST.BEST_METRIC: found 'volume/AP10', .* for phantom_val .*NUM_BEST_CHECKPOINTS is 3",
         ),
         (
             (),
@@ -88,15 +88,15 @@ import train_net
         ),
         ((), {"MODEL__RETINA_UNET__CALIBRATION": 1.5}, "CALIBRATION: found 1.5, expected 0"),
         ((), {"MODEL__RETINA_UNET__CALIBRATION": -0.5}, "CALIBRATION: found -0.5, expected 0"),
-        ((), {"MODEL__RETINA_UNET__SEG_LOSS": "dice"}, "SEG_LOSS: found 'dice', expected 'ce_d"),
+        ((), {"MODEL__SEG_HEAD__LOSS_TYPE": "dice"}, "LOSS_TYPE: found 'dice', expected 'ce_d"),
         (
             (),
-            {"MODEL__RETINA_UNET__SEG_FOCAL_ALPHA": 1.5},
-            "SEG_FOCAL_ALPHA: found 1.5, expected 0",
+            {"MODEL__SEG_HEAD__FOCAL_ALPHA": 1.5},
+            "FOCAL_ALPHA: found 1.5, expected 0",
         ),
-        ((), {"MODEL__RETINA_UNET__SEG_FOCAL_GAMMA": -2.0}, "SEG_FOCAL_GAMMA: found -2.0, exp"),
+        ((), {"MODEL__SEG_HEAD__FOCAL_GAMMA": -2.0}, "FOCAL_GAMMA: found -2.0, exp"),
         ((), {"MODEL__RETINA_UNET__SEG_LOSS_WEIGHT": -1.0}, "SEG_LOSS_WEIGHT: found -1.0, exp"),
-        ((), {"MODEL__RETINA_UNET__BOX_MARGIN": -3.0}, "BOX_MARGIN: found -3.0, expected 0"),
+        ((), {"INPUT__BOX_MARGIN": -3.0}, "BOX_MARGIN: found -3.0, expected 0"),
         (
             (),
             {"MODEL__RETINA_UNET__CALIBRATION": 0.5, "MODEL__RETINA_UNET__SEG_LOSS_WEIGHT": 0.0},
@@ -132,8 +132,8 @@ import train_net
         ),
         (
             (),
-            {"INPUT__CT__CUT_BORDERS": True, "MODEL__META_ARCHITECTURE": "RetinaNet"},
-            "META_ARCHITECTURE: found 'RetinaNet', expected a DetUNet.*CUT_BORDERS is True",
+            {"INPUT__CT__CROP_TO_BODY": True, "MODEL__META_ARCHITECTURE": "RetinaNet"},
+            "META_ARCHITECTURE: found 'RetinaNet', expected a DetUNet.*CROP_TO_BODY is True",
         ),
         (
             (),
@@ -146,7 +146,11 @@ import train_net
             "CONTEXTUAL_TEMPERATURE: found 0.0, expected above 0",
         ),
         ((), {"MODEL__RFCN_3DCE__NUM_SCORE_MAPS": 0}, "NUM_SCORE_MAPS: found 0, expected 1 or"),
-        ((), {"MODEL__SLICE_IMAGES__NUM_REUSED": -1}, "NUM_REUSED: found -1, expected 0"),
+        (
+            (),
+            {"MODEL__SLICE_IMAGES__FEATURE_CACHE_SIZE": -1},
+            "FEATURE_CACHE_SIZE: found -1, expected 0",
+        ),
         ((), {"INPUT__CT__MAX_SIZE": -5}, "MAX_SIZE -5; expected numbers of at least 0"),
     ],
 )
@@ -247,8 +251,8 @@ def derived():
 
 
 def test_derived_architectures_are_taken_for_what_they_are(tiny_phantom, tmp_path, derived):
-    calibrated = {"MODEL__RETINA_UNET__CALIBRATION": 0.5, "INPUT__CT__CUT_BORDERS": True}
-    segmented = {"MODEL__LESION_RCNN__SEG_LOSS_WEIGHT": 1.0, "INPUT__CT__CUT_BORDERS": True}
+    calibrated = {"MODEL__RETINA_UNET__CALIBRATION": 0.5, "INPUT__CT__CROP_TO_BODY": True}
+    segmented = {"MODEL__LESION_RCNN__SEG_LOSS_WEIGHT": 1.0, "INPUT__CT__CROP_TO_BODY": True}
     retina, fewer = "MODEL.RETINANET.NUM_CLASSES: found 3", {"MODEL__RETINANET__NUM_CLASSES": 3}
     for name, build_args, good, bad, message in (
         ("MyUNet", tiny_args, calibrated, segmented, "found 'MyUNet', expected 'LesionRCNN'"),
@@ -266,7 +270,9 @@ def test_derived_architectures_are_taken_for_what_they_are(tiny_phantom, tmp_pat
 def test_patience_goes_with_evaluations_by_iterations_or_epochs(tiny_phantom, tmp_path):
     for evaluations in ({"TEST__EVAL_PERIOD": 2}, {"TEST__EVAL_EPOCHS": 1.0}):
         options = {"TEST__EVAL_PERIOD": 0, "SOLVER__EARLY_STOP_PATIENCE": 4, **evaluations}
-        args = tiny_args(tmp_path, SOLVER__PLATEAU_PATIENCE=2, TEST__KEEP_BEST=2, **options)
+        args = tiny_args(
+            tmp_path, SOLVER__PLATEAU_PATIENCE=2, TEST__NUM_BEST_CHECKPOINTS=2, **options
+        )
         assert check_inputs(load_config(args), args) > 0
 
 
@@ -328,7 +334,10 @@ _BY_LOSS = {"SOLVER__PATIENCE_METRIC": "validation_loss", "SOLVER__EARLY_STOP_PA
             "images twice .the first: '",
         ),
         ({"HARD_NEGATIVES__MAX_PER_IMAGE": 0}, "MAX_PER_IMAGE: found 0, expected 1 or more"),
-        ({"HARD_NEGATIVES__GOOD_IOU": 1.5}, "HARD_NEGATIVES.GOOD_IOU: found 1.5, expected 0 to 1"),
+        (
+            {"HARD_NEGATIVES__POSITIVE_IOU_THRESH": 1.5},
+            "HARD_NEGATIVES.POSITIVE_IOU_THRESH: found 1.5, expected 0 to 1",
+        ),
         ({"HARD_NEGATIVES__MIN_SCORE": -0.1}, "HARD_NEGATIVES.MIN_SCORE: found -0.1"),
         (
             {**_MINING, **_STANDARD},
@@ -346,9 +355,9 @@ _BY_LOSS = {"SOLVER__PATIENCE_METRIC": "validation_loss", "SOLVER__EARLY_STOP_PA
             {
                 **_MINING,
                 "MODEL__LESION_RCNN__SEG_LOSS_WEIGHT": 0.5,
-                "MODEL__RETINA_UNET__SEG_CLASS_AGNOSTIC": True,
+                "MODEL__SEG_HEAD__CLASS_AGNOSTIC": True,
             },
-            "SEG_CLASS_AGNOSTIC: found True, expected False: hard negatives are no lesions.*PERIOD",
+            "CLASS_AGNOSTIC: found True, expected False: hard negatives are no lesions.*PERIOD",
         ),
         (
             {**_MINING, "HARD_NEGATIVES__DATASETS": ("phantom_train", "phantom_val")},
@@ -367,12 +376,24 @@ _BY_LOSS = {"SOLVER__PATIENCE_METRIC": "validation_loss", "SOLVER__EARLY_STOP_PA
             {**_COUNTED, "MODEL__ROI_HEADS__SCORE_THRESH_TEST": 0.0},
             "SCORE_THRESH_TEST: found 0.0, expected more than 0",
         ),
-        ({"DATASETS__HIDDEN_SHARE": 1.0}, "DATASETS.HIDDEN_SHARE: found 1.0, expected a share"),
-        ({"DATASETS__HIDDEN_SHARE": -0.1}, "DATASETS.HIDDEN_SHARE: found -0.1"),
-        ({"DATASETS__HIDDEN_SEED": -1}, "DATASETS.HIDDEN_SEED: found -1, expected 0"),
         (
-            {"DATASETS__HIDDEN_SHARE": 0.5, "DATASETS__TEST": ("phantom_val", "phantom_train")},
-            "DATASETS.TEST: found 'phantom_train', which has hidden .*HIDDEN_SHARE is 0.5",
+            {"DATASETS__MISSING_ANNOTATION_RATIO": 1.0},
+            "DATASETS.MISSING_ANNOTATION_RATIO: found 1.0, expected a share",
+        ),
+        (
+            {"DATASETS__MISSING_ANNOTATION_RATIO": -0.1},
+            "DATASETS.MISSING_ANNOTATION_RATIO: found -0.1",
+        ),
+        (
+            {"DATASETS__MISSING_ANNOTATION_SEED": -1},
+            "DATASETS.MISSING_ANNOTATION_SEED: found -1, expected 0",
+        ),
+        (
+            {
+                "DATASETS__MISSING_ANNOTATION_RATIO": 0.5,
+                "DATASETS__TEST": ("phantom_val", "phantom_train"),
+            },
+            "DATASETS.TEST: found 'phantom_train', which has hidden .*ANNOTATION_RATIO is 0.5",
         ),
         (
             {**_BY_LOSS, "SOLVER__PATIENCE_METRIC": "loss"},

@@ -25,22 +25,18 @@ def _check(folder, *flags, **changes) -> None:
     check_inputs(load_config(args), args)
 
 
-_UNET = "MODEL__RETINA_UNET"
-_FIVE = {f"MODEL__PIXEL_{name}": [127.5] * 5 for name in ("MEAN", "STD")}
-
-
 @pytest.mark.parametrize(
     "changes, message",
     [
         (
-            {"INPUT__CT__NUM_SLICES": 5, **_FIVE},
+            {"INPUT__CT__NUM_SLICES": 5},
             r"found weights for images of 3 slices .*, expected 5 \(INPUT.CT.NUM_SLICES\)",
         ),
         ({"MODEL__RETINANET__NUM_CONVS": 2}, "lacks, or has in another shape, .*subnet"),
         (
             {
                 "MODEL__RETINA_UNET__SEG_LOSS_WEIGHT": 0.0,
-                "MODEL__RETINA_UNET__PREDICT_MASKS": False,
+                "MODEL__SEG_HEAD__PREDICT_MASKS": False,
             },
             "found 2 weights that the model does not have, such as seg_predictor",
         ),

@@ -29,7 +29,10 @@ def test_an_epoch_has_as_many_patches_as_there_are_volumes(tmp_path):
     # Of four patients with two volumes each, of which one has no lesion.
     assert checked(tmp_path) == 4
     assert checked(tmp_path, DATALOADER__FILTER_EMPTY_ANNOTATIONS=False) == 8
-    with_empty = {"DATALOADER__FILTER_EMPTY_ANNOTATIONS": False, "DATALOADER__EMPTY_SHARE": 0.2}
+    with_empty = {
+        "DATALOADER__FILTER_EMPTY_ANNOTATIONS": False,
+        "DATALOADER__EMPTY_IMAGE_RATIO": 0.2,
+    }
     assert checked(tmp_path, **with_empty) == 5
 
 
@@ -73,7 +76,7 @@ def test_an_epoch_has_as_many_patches_as_there_are_volumes(tmp_path):
         ({"MODEL__UNET_FPN__ATTENTION": True}, "UNET_FPN.ATTENTION: found True, expected False"),
         ({"INPUT__PATCH__SIZE": (32, 32)}, "INPUT.PATCH.SIZE: found .*INPUT.VOLUME.PATCH_SIZE is"),
         ({"TEST__ENSEMBLE__TILE_SIZE": 64}, "TILE_SIZE: found 64, .*TEST.VOLUME_TILE_SIZE is"),
-        ({"INPUT__CT__CUT_BORDERS": True}, "CUT_BORDERS: found True, expected False"),
+        ({"INPUT__CT__CROP_TO_BODY": True}, "CROP_TO_BODY: found True, expected False"),
         ({"INPUT__CT__PIXEL_SPACING": 1.0}, "PIXEL_SPACING: found 1.0, .*INPUT.VOLUME.SPACING is"),
         ({"HARD_NEGATIVES__PERIOD": 2}, "HARD_NEGATIVES.PERIOD is 2, expected 0 .* on slices"),
         ({"TEST__LOSS_PERIOD": 2}, "TEST.LOSS_PERIOD is 2, expected 0 .* of slices"),
@@ -134,8 +137,10 @@ def test_volumes_without_what_a_model_goes_by_are_refused(tmp_path, monkeypatch)
     assert masked
     del masked[0]["segmentation"]
     assert num_volumes(cfg) == 4  # made of its box
-    cfg.INPUT.BOX_MASKS = False
-    with pytest.raises(InputError, match=r"found 1 of \d lesions without a mask .*INPUT.BOX_MASKS"):
+    cfg.INPUT.PSEUDO_MASK_FROM_BOX = False
+    with pytest.raises(
+        InputError, match=r"found 1 of \d lesions without a mask .*INPUT.PSEUDO_MASK_FROM_BOX"
+    ):
         num_volumes(cfg)
     cfg.MODEL.MASK_ON = False
     assert num_volumes(cfg) == 4
@@ -171,8 +176,10 @@ def test_boxes_on_key_slices_alone_are_told_of(tmp_path, caplog):
     assert "single slice" not in caplog.text
     seen = set()
     for d in dicts:
-        d["annotations"] = [a for a in d["annotations"] if (d["volume"], a["lesion"]) not in seen]
-        seen |= {(d["volume"], a["lesion"]) for a in d["annotations"]}
+        d["annotations"] = [
+            a for a in d["annotations"] if (d["volume"], a["lesion_id"]) not in seen
+        ]
+        seen |= {(d["volume"], a["lesion_id"]) for a in d["annotations"]}
     check_records(cfg, "TRAIN", [dicts])
     told = f"found {len(seen)} of {len(seen)} lesions on a single slice (the first in volume v0)"
     assert told in caplog.text

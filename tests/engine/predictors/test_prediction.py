@@ -115,7 +115,7 @@ def test_the_predictor_finds_what_the_model_finds(tiny_phantom, weights, tmp_pat
 
 
 def test_a_training_and_the_ensemble_of_its_best(tiny_phantom, tmp_path):
-    keys = {"TEST__EVAL_PERIOD": 1, "TEST__KEEP_BEST": 2, "SOLVER__MAX_ITER": 2}
+    keys = {"TEST__EVAL_PERIOD": 1, "TEST__NUM_BEST_CHECKPOINTS": 2, "SOLVER__MAX_ITER": 2}
     train_net.main(tiny_args(tmp_path / "run", **keys))
     keys = {"TEST__ENSEMBLE__CHECKPOINTS": (str(tmp_path / "run" / "best"),), **ENSEMBLE}
     keys["MODEL__RETINANET__SCORE_THRESH_TEST"] = 0.0
@@ -144,11 +144,11 @@ def test_a_training_and_the_ensemble_of_its_best(tiny_phantom, tmp_path):
                 ("IOU_THRESH", -0.1),
             )
         ),
-        ((), {"TEST__KEEP_BEST": -1}, "TEST.KEEP_BEST: found -1, expected 0"),
+        ((), {"TEST__NUM_BEST_CHECKPOINTS": -1}, "TEST.NUM_BEST_CHECKPOINTS: found -1, expected 0"),
         (
             (),
-            {"TEST__KEEP_BEST": 2, "DATASETS__TEST": ()},
-            "DATASETS.TEST: found no data set.*TEST.KEEP_BEST is 2",
+            {"TEST__NUM_BEST_CHECKPOINTS": 2, "DATASETS__TEST": ()},
+            "DATASETS.TEST: found no data set.*TEST.NUM_BEST_CHECKPOINTS is 2",
         ),
         (
             ("--eval-only",),

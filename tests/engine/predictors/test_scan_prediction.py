@@ -97,12 +97,12 @@ def _uldor():
 
 
 _MODELS = {
-    "retina_unet": _tiny(MODEL__RETINA_UNET__PREDICT_MASKS=True),
+    "retina_unet": _tiny(MODEL__SEG_HEAD__PREDICT_MASKS=True),
     "eight_classes": _tiny(MODEL__RETINANET__NUM_CLASSES=8, INPUT__CT__IMAGE_SIZE=96),
-    "cut_borders": _tiny(INPUT__CT__CUT_BORDERS=True, MODEL__RETINA_UNET__PREDICT_MASKS=True),
-    "det_unet": _tiny(MODEL__META_ARCHITECTURE="DetUNet", MODEL__RETINA_UNET__PREDICT_MASKS=True),
+    "cut_borders": _tiny(INPUT__CT__CROP_TO_BODY=True, MODEL__SEG_HEAD__PREDICT_MASKS=True),
+    "det_unet": _tiny(MODEL__META_ARCHITECTURE="DetUNet", MODEL__SEG_HEAD__PREDICT_MASKS=True),
     "ensemble_of_tiles": _tiny(
-        MODEL__RETINA_UNET__PREDICT_MASKS=True,
+        MODEL__SEG_HEAD__PREDICT_MASKS=True,
         TEST__ENSEMBLE__ENABLED=True,
         TEST__ENSEMBLE__TILE_SIZE=48,
     ),
@@ -110,7 +110,7 @@ _MODELS = {
     "3dce": lambda: _from_file(
         "3dce_attention/3dce_9_cs_phantom.yaml",
         INPUT__CT__PIXEL_SPACING=1.0,
-        INPUT__CT__CUT_BORDERS=True,
+        INPUT__CT__CROP_TO_BODY=True,
     ),
     "fused_densenet": lambda: _from_file(
         "mean_teacher/add_phantom.yaml", INPUT__CT__SLICE_INTERVAL=2.5
@@ -177,7 +177,7 @@ def test_images_are_convolved_once(scan):
 def test_findings_are_those_of_an_evaluation_of_volumes(scan, tmp_path, linking):
     cfg = tiny_config(
         **TINY,
-        MODEL__RETINA_UNET__PREDICT_MASKS=True,
+        MODEL__SEG_HEAD__PREDICT_MASKS=True,
         TEST__LINKING=linking,
         DATASETS__TEST=(NAME,),
     )
@@ -221,8 +221,8 @@ def test_margins_of_boxes_are_pixels_that_the_model_sees(scan, architecture, pix
     cfg = tiny_config(
         **TINY,
         MODEL__META_ARCHITECTURE=architecture,
-        MODEL__RETINA_UNET__BOX_MARGIN=1.5,
-        MODEL__RETINA_UNET__PREDICT_MASKS=False,
+        INPUT__BOX_MARGIN=1.5,
+        MODEL__SEG_HEAD__PREDICT_MASKS=False,
         INPUT__CT__PIXEL_SPACING=0.5,
     )
     findings = predict_scan(_make_predictor(cfg), scan).findings
@@ -257,7 +257,9 @@ def test_a_threshold_of_boxes_on_slices_leaves_out_what_lies_below(scan, tmp_pat
 
 
 def test_a_mean_teachers_checkpoint_and_what_is_told_of_it(scan, tmp_path):
-    cfg = tiny_config(**TINY, MODEL__MEAN_TEACHER__ENABLED=True, MODEL__MEAN_TEACHER__POLICY="none")
+    cfg = tiny_config(
+        **TINY, MODEL__MEAN_TEACHER__ENABLED=True, MODEL__MEAN_TEACHER__PSEUDO_LABELS="none"
+    )
     teacher, student = (Trainer.build_model(cfg) for _ in range(2))
     LesionCheckpointer(teacher, str(tmp_path), student=student).save("model_final")
     file = tmp_path / "model_final.pth"

@@ -11,7 +11,7 @@ from tiny_volume_run import balls, volume_args
 
 import train_net
 
-_TRAINED = {"SOLVER__MAX_ITER": 4, "SOLVER__KEEP_CHECKPOINTS": 0, "SOLVER__IMS_PER_BATCH": 2}
+_TRAINED = {"SOLVER__MAX_ITER": 4, "SOLVER__CHECKPOINT_MAX_TO_KEEP": 0, "SOLVER__IMS_PER_BATCH": 2}
 _UNSEEN = {"DATASETS__TEST": (), "TEST__EVAL_PERIOD": 0}
 
 

@@ -124,7 +124,7 @@ def test_runs_of_a_volume_are_joined_and_regions_excuse_detections(
     dicts = make_volume(1, 1, [(0, 10, 10, 40, 40, 10, 12)])
     dicts += make_volume(1, 1, [(0, 60, 60, 90, 90, 30, 33)], numbers=range(30, 34))
     for d in dicts[10:]:
-        d["annotations"][0]["lesion"] = 1
+        d["annotations"][0]["lesion_id"] = 1
     for d in dicts[4:8]:
         box = {"bbox": [100.0, 100.0, 150.0, 150.0], "bbox_mode": BoxMode.XYXY_ABS}
         d["annotations"].append({**box, "category_id": 0, "iscrowd": 1})

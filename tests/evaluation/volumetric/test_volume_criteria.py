@@ -37,7 +37,7 @@ def mark_key_slices(dicts, seed=0):
     slices = {}
     for d in dicts:
         for a in d["annotations"]:
-            slices.setdefault((d["volume"], a["lesion"]), []).append(a)
+            slices.setdefault((d["volume"], a["lesion_id"]), []).append(a)
     for annotations in slices.values():
         key = annotations[rng.integers(len(annotations))]
         key["is_key"] = True
@@ -72,7 +72,9 @@ def slow_truth(dicts):
     truth = {d["volume"]: {} for d in dicts}
     for d in dicts:
         for a in d["annotations"]:
-            entry = truth[d["volume"]].setdefault(a["lesion"], [[], None, None, a["category_id"]])
+            entry = truth[d["volume"]].setdefault(
+                a["lesion_id"], [[], None, None, a["category_id"]]
+            )
             x1, y1, x2, y2 = a["bbox"]
             entry[0].append([x1, y1, d["slice_index"], x2, y2, d["slice_index"]])
             if "is_key" in a:

@@ -261,8 +261,8 @@ def test_missing_repeated_and_unknown_slices(register, caplog):
         ),
         (lambda dicts: dicts[3].update(patient=7), "has the patients 1 and 7, expected one"),
         (
-            lambda dicts: dicts[2]["annotations"][0].pop("lesion"),
-            "000001_01_01_012: found an annotation without 'lesion'",
+            lambda dicts: dicts[2]["annotations"][0].pop("lesion_id"),
+            "000001_01_01_012: found an annotation without 'lesion_id'",
         ),
         (
             lambda dicts: dicts[3]["annotations"][0].update(category_id=1),

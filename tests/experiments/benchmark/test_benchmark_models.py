@@ -44,11 +44,11 @@ def small_config(file):
 def test_output_is_as_told_whatever_the_config_says(masks):
     cfg = configs.load_config(configs.CPU_CONFIG, "cpu")
     for said in (False, True):
-        cfg.MODEL.RETINA_UNET.PREDICT_MASKS, cfg.MODEL.RETINA_UNET.CALIBRATION = said, 0.3
-        told = configs.with_output(cfg, masks=masks).MODEL.RETINA_UNET
-        assert told.PREDICT_MASKS is masks and told.CALIBRATION == 0
+        cfg.MODEL.SEG_HEAD.PREDICT_MASKS, cfg.MODEL.RETINA_UNET.CALIBRATION = said, 0.3
+        told = configs.with_output(cfg, masks=masks).MODEL
+        assert told.SEG_HEAD.PREDICT_MASKS is masks and told.RETINA_UNET.CALIBRATION == 0
         assert configs.with_output(cfg, calibration=1.0).MODEL.RETINA_UNET.CALIBRATION == 1
-        assert cfg.MODEL.RETINA_UNET.PREDICT_MASKS is said
+        assert cfg.MODEL.SEG_HEAD.PREDICT_MASKS is said
 
 
 @pytest.mark.parametrize("file", CPU_CONFIGS, ids=lambda file: file.stem)

@@ -23,7 +23,7 @@ def _model(architecture, **changes):
     build_args = uldor_args if architecture == "LesionRCNN" else tiny_args
     options = {
         "MODEL__META_ARCHITECTURE": architecture,
-        "MODEL__RETINA_UNET__PREDICT_MASKS": True,
+        "MODEL__SEG_HEAD__PREDICT_MASKS": True,
         "MODEL__RETINANET__SCORE_THRESH_TEST": 0.0,
         "MODEL__ROI_HEADS__SCORE_THRESH_TEST": 0.0,
         **changes,
@@ -98,7 +98,7 @@ def _sample(tmp_path, seed, *opts, even=False):
     record |= {"slice_range": (10, 10), "slice_index": 10, "annotations": annotations}
     cfg = get_cfg()
     lesion_d2.add_lesion_config(cfg)
-    cfg.merge_from_list(["INPUT.CT.CUT_BORDERS", True, "MODEL.MASK_ON", True, *opts])
+    cfg.merge_from_list(["INPUT.CT.CROP_TO_BODY", True, "MODEL.MASK_ON", True, *opts])
     inference = LesionDatasetMapper(cfg, False)
     training = LesionDatasetMapper(cfg, True, augmentations=inference.augmentations.augs)
     sample = inference(record)
@@ -132,7 +132,7 @@ def test_boxes_come_back_to_the_slice_that_the_mapper_cut(architecture, opts, tm
 @pytest.mark.parametrize("scale", [1, 2])
 def test_components_come_back_to_the_slice_that_the_mapper_cut(scale, tmp_path):
     """At sizes where components keep their pixels: the image's, and half of it."""
-    model = _model("DetUNet", MODEL__RETINA_UNET__BOX_MARGIN=0.0)
+    model = _model("DetUNet", INPUT__BOX_MARGIN=0.0)
     for seed in range(8):
         sample, _, annotations = _sample(tmp_path, seed, "INPUT.CT.IMAGE_SIZE", 0, even=True)
         x0, y0, x1, y1 = sample["crop"]

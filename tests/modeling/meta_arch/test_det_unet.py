@@ -58,7 +58,7 @@ def check_components(found, expected):
 
 @pytest.mark.parametrize(("seed", "margin"), [(0, 0.0), (1, 2.0), (2, 1.5)])
 def test_components_against_a_flood_fill(seed, margin):
-    model = _model(MODEL__RETINA_UNET__BOX_MARGIN=margin, MODEL__RETINA_UNET__PREDICT_MASKS=True)
+    model = _model(INPUT__BOX_MARGIN=margin, MODEL__SEG_HEAD__PREDICT_MASKS=True)
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(1, 3, 7, 9, generator=generator)
     coarse[:, 0] += 0.8
@@ -84,7 +84,7 @@ def test_many_components_take_no_more_memory_than_the_largest():
 
 
 def test_nothing_but_background_gives_no_detection():
-    model = _model(MODEL__RETINA_UNET__PREDICT_MASKS=True)
+    model = _model(MODEL__SEG_HEAD__PREDICT_MASKS=True)
     probabilities = torch.zeros(3, 10, 12)
     probabilities[0] = 1
     found = model.find_components(probabilities)
@@ -93,7 +93,7 @@ def test_nothing_but_background_gives_no_detection():
 
 
 def test_it_learns_two_images_by_heart_and_answers_at_the_wanted_size():
-    model = _model(MODEL__RETINA_UNET__BOX_MARGIN=0.0)
+    model = _model(INPUT__BOX_MARGIN=0.0)
     assert isinstance(model, DetUNet)
     batch = [
         make_sample([(8, 10, 28, 26), (36, 34, 58, 56)], [0, 1], 1),
@@ -129,6 +129,6 @@ def test_it_needs_a_u_fpn():
 
 def test_a_segmentation_without_classes_is_refused():
     """It is where the classes come from; with one class there is nothing to refuse."""
-    with pytest.raises(ValueError, match=r"SEG_CLASS_AGNOSTIC: found True, expected False"):
-        _model(MODEL__RETINA_UNET__SEG_CLASS_AGNOSTIC=True)
-    _model(MODEL__RETINA_UNET__SEG_CLASS_AGNOSTIC=True, MODEL__RETINANET__NUM_CLASSES=1)
+    with pytest.raises(ValueError, match=r"CLASS_AGNOSTIC: found True, expected False"):
+        _model(MODEL__SEG_HEAD__CLASS_AGNOSTIC=True)
+    _model(MODEL__SEG_HEAD__CLASS_AGNOSTIC=True, MODEL__RETINANET__NUM_CLASSES=1)

@@ -9,12 +9,12 @@ from made_up_patches import detect, patch, tiny_model
 from test_det_unet import check_components, slow_components
 
 SIZE = (4, 24, 24)
-MASKS = ("MODEL.RETINA_UNET.PREDICT_MASKS", True)
+MASKS = ("MODEL.SEG_HEAD.PREDICT_MASKS", True)
 
 
 @pytest.mark.parametrize(("seed", "margin"), [(0, 0.0), (1, 1.5)])
 def test_components_against_a_flood_fill(seed, margin):
-    options = ("MODEL.RETINA_UNET.BOX_MARGIN", margin, "MODEL.DET_UNET.MAX_COMPONENTS", 4)
+    options = ("INPUT.BOX_MARGIN", margin, "MODEL.DET_UNET.MAX_COMPONENTS", 4)
     model = tiny_model("DetUNet3D", *MASKS, *options)
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(1, 3, 3, 5, 6, generator=generator)
@@ -32,7 +32,7 @@ def test_components_against_a_flood_fill(seed, margin):
 
 
 def test_voxels_that_touch_at_a_corner_are_one_component():
-    model = tiny_model("DetUNet3D", "MODEL.RETINA_UNET.BOX_MARGIN", 0.0)
+    model = tiny_model("DetUNet3D", "INPUT.BOX_MARGIN", 0.0)
     probabilities = torch.zeros(3, 4, 5, 6)
     probabilities[0] = 0.5
     probabilities[1, 1, 2, 3] = 0.7
@@ -48,7 +48,7 @@ def test_voxels_that_touch_at_a_corner_are_one_component():
 
 
 def test_it_learns_two_volumes_by_heart_and_empty_ones_train():
-    model = tiny_model("DetUNet3D", *MASKS, "MODEL.RETINA_UNET.BOX_MARGIN", 0.0)
+    model = tiny_model("DetUNet3D", *MASKS, "INPUT.BOX_MARGIN", 0.0)
     boxes = [[1.5, 2.5, -0.5, 10.5, 11.5, 2.5], [12.5, 9.5, 0.5, 22.5, 21.5, 3.5]]
     batch = [patch(boxes, SIZE, classes=[1, 0]), patch(boxes[:1], (3, 22, 23), seed=1)]
     batch.append(patch([], SIZE, seed=2))

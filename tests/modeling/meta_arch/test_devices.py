@@ -23,7 +23,7 @@ TINY = (
 )
 GIOU = (
     *("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "giou", "MODEL.RETINA_UNET.SOFTMAX", True),
-    *("MODEL.RETINANET.ATSS_CANDIDATES", 4, "MODEL.RETINA_UNET.PREDICT_MASKS", True),
+    *("MODEL.RETINANET.ATSS_CANDIDATES", 4, "MODEL.SEG_HEAD.PREDICT_MASKS", True),
 )
 NNDETECTION = (
     *("MODEL.RETINA_UNET.SHEM_POOL", 20, "MODEL.RETINA_UNET.SHEM_POSITIVES", 10),
@@ -80,7 +80,7 @@ def test_no_call_mixes_devices_and_few_wait(file, options, in_training, in_infer
 
 @pytest.mark.parametrize("policy", ["add", "ignore"])
 def test_a_mean_teacher_waits_once(policy):
-    options = ("MODEL.MEAN_TEACHER.POLICY", policy, "MODEL.MEAN_TEACHER.START_ITER", 0)
+    options = ("MODEL.MEAN_TEACHER.PSEUDO_LABELS", policy, "MODEL.MEAN_TEACHER.START_ITER", 0)
     cfg, student, batch = _build("quickstart/retina_unet_phantom", *options)
     with_weak_views(batch, masks=True)
     model = MeanTeacher(cfg, student)

@@ -96,7 +96,7 @@ def test_without_masks_and_without_detections():
 @pytest.mark.parametrize("is_agnostic", [False, True])
 def test_the_segmentation_loss_of_u_faster_rcnn_plus_comes_beside_the_others(is_agnostic):
     options = {"MODEL__LESION_RCNN__SEG_LOSS_WEIGHT": 0.5, "MODEL__MASK_ON": False}
-    options["MODEL__RETINA_UNET__SEG_CLASS_AGNOSTIC"] = is_agnostic
+    options["MODEL__SEG_HEAD__CLASS_AGNOSTIC"] = is_agnostic
     model = make_model(**options)
     batch = [make_sample([(8, 10, 28, 26), (36, 34, 58, 56)], [0, 1], 1), make_sample([], [], 2)]
     seen = []

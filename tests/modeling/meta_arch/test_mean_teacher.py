@@ -333,7 +333,7 @@ def test_detections_come_to_where_the_mapper_puts_lesions(tiny_phantom, borders)
         INPUT__AUG__RESIZE_RANGE=(0.8, 1.2),
         INPUT__AUG__HFLIP_PROB=0.5,
         INPUT__AUG__VFLIP_PROB=0.5,
-        INPUT__CT__CUT_BORDERS=borders,
+        INPUT__CT__CROP_TO_BODY=borders,
         INPUT__CT__IMAGE_SIZE=96,
     )
     mapper = LesionDatasetMapper(cfg, True)
@@ -359,7 +359,7 @@ def test_detections_come_to_where_the_mapper_puts_lesions(tiny_phantom, borders)
 
 @pytest.mark.parametrize("name", ["Mask R-CNN", "Retina U-Net, masks"])
 def test_the_teacher_computes_no_masks_to_mine(name):
-    cfg = _rcnn() if name == "Mask R-CNN" else tiny_config(MODEL__RETINA_UNET__PREDICT_MASKS=True)
+    cfg = _rcnn() if name == "Mask R-CNN" else tiny_config(MODEL__SEG_HEAD__PREDICT_MASKS=True)
     torch.manual_seed(0)
     model = MeanTeacher(build_model(cfg), score_threshold=0.001).train()
     calls = []
@@ -411,7 +411,10 @@ def test_on_annotated_volumes_only_their_lesions_are_mined():
 
 @pytest.mark.parametrize(
     "options, message",
-    [({"momentum": 1.0}, "MOMENTUM: found 1.0"), ({"policy": "drop"}, "POLICY: found 'drop'")],
+    [
+        ({"momentum": 1.0}, "MOMENTUM: found 1.0"),
+        ({"policy": "drop"}, "PSEUDO_LABELS: found 'drop'"),
+    ],
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

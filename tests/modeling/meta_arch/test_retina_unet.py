@@ -63,7 +63,7 @@ def test_overfits_two_images_and_finds_boxes_and_masks(options):
         ("MODEL__RESNETS__NORM", "MODEL__FPN__NORM", "MODEL__RETINANET__NORM"), "BN"
     )
     cfg = tiny_config(MODEL__UNET_FPN__DECODER_CHANNELS=(16, 8), **norms)
-    cfg.merge_from_list(["MODEL.RETINA_UNET.PREDICT_MASKS", True, *options])
+    cfg.merge_from_list(["MODEL.SEG_HEAD.PREDICT_MASKS", True, *options])
     torch.manual_seed(0)
     model, steps = build_model(cfg), 40
     boxes = [[12, 10, 34, 32]], [[38, 8, 54, 24], [8, 34, 26, 58]]
@@ -136,7 +136,7 @@ def test_mixed_precision_loss_is_finite_and_close(pytestconfig):
 def test_segmentation_is_not_computed_at_inference_unless_asked_for(pytestconfig, monkeypatch):
     model, _ = _model(
         pytestconfig.rootpath,
-        *("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0, "MODEL.RETINA_UNET.PREDICT_MASKS", False),
+        *("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0, "MODEL.SEG_HEAD.PREDICT_MASKS", False),
     )
     model.eval()
     calls = []
@@ -180,7 +180,7 @@ def test_p2_is_not_computed_at_inference_where_no_head_looks_at_it(pytestconfig)
 def test_outputs_come_at_the_wanted_size(pytestconfig):
     model, _ = _model(
         pytestconfig.rootpath,
-        *("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0, "MODEL.RETINA_UNET.PREDICT_MASKS", True),
+        *("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0, "MODEL.SEG_HEAD.PREDICT_MASKS", True),
     )
     model.eval()
     sample = _sample([])
@@ -212,7 +212,7 @@ def test_a_box_comes_back_to_the_slice_where_the_mapper_took_it_from(size):
 def test_without_segmentation_it_is_detectron2s_retinanet(pytestconfig):
     model, _ = _model(
         pytestconfig.rootpath,
-        *("MODEL.RETINA_UNET.SEG_LOSS_WEIGHT", 0.0, "MODEL.RETINA_UNET.PREDICT_MASKS", False),
+        *("MODEL.RETINA_UNET.SEG_LOSS_WEIGHT", 0.0, "MODEL.SEG_HEAD.PREDICT_MASKS", False),
     )
     assert model.seg_predictor is None
     batch = [_sample([[20, 30, 50, 62]])]
@@ -233,7 +233,7 @@ def _zlocha(root, *opts):
 
 @pytest.mark.parametrize("size", [(61, 83), (96, 35)])
 def test_gates_at_odd_image_sizes(pytestconfig, size):
-    model = _zlocha(pytestconfig.rootpath, "MODEL.RETINA_UNET.PREDICT_MASKS", True)
+    model = _zlocha(pytestconfig.rootpath, "MODEL.SEG_HEAD.PREDICT_MASKS", True)
     with record_attention(model) as maps:
         losses = _losses(model, [_sample([[5, 8, 20, 30]], *size), _sample([], 50, 50)])
     assert all(torch.isfinite(loss) for loss in losses.values())
@@ -248,7 +248,7 @@ def test_gates_at_odd_image_sizes(pytestconfig, size):
 
 
 def test_focal_segmentation_loss_with_the_configs_parameters(pytestconfig):
-    options = ("MODEL.RETINA_UNET.SEG_FOCAL_ALPHA", 0.7, "MODEL.RETINA_UNET.SEG_FOCAL_GAMMA", 1.5)
+    options = ("MODEL.SEG_HEAD.FOCAL_ALPHA", 0.7, "MODEL.SEG_HEAD.FOCAL_GAMMA", 1.5)
     model = _zlocha(pytestconfig.rootpath, *options, "MODEL.RETINA_UNET.SEG_LOSS_WEIGHT", 3.0)
     logits, seen = [], model.predict_segmentation
     model.predict_segmentation = lambda *args: logits.append(seen(*args)) or logits[-1]
@@ -310,13 +310,21 @@ def test_the_margin_of_boxes_is_resized_with_the_slice(pytestconfig):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("CALIBRATION", 1.5, "MODEL.RETINA_UNET.CALIBRATION: found 1.5, expected 0 to 1"),
-        ("SEG_LOSS", "dice", "MODEL.RETINA_UNET.SEG_LOSS: found 'dice', expected 'ce_dice' or"),
+        (
+            "RETINA_UNET.CALIBRATION",
+            1.5,
+            "MODEL.RETINA_UNET.CALIBRATION: found 1.5, expected 0 to 1",
+        ),
+        (
+            "SEG_HEAD.LOSS_TYPE",
+            "dice",
+            "MODEL.SEG_HEAD.LOSS_TYPE: found 'dice', expected 'ce_dice' or",
+        ),
     ],
 )
 def test_bad_options_are_named(pytestconfig, option, value, message):
     with pytest.raises(ValueError, match=message):
-        _zlocha(pytestconfig.rootpath, f"MODEL.RETINA_UNET.{option}", value)
+        _zlocha(pytestconfig.rootpath, f"MODEL.{option}", value)
 
 
 def test_a_softmax_begins_at_the_prior_and_gives_probabilities(pytestconfig):
@@ -446,7 +454,7 @@ def test_foreground_alone_in_training_on_one_class_changes_nothing(pytestconfig)
     batch = [_sample([[20, 30, 50, 62]]), _sample([[70, 10, 90, 34]], seed=1)]
     results = []
     for is_agnostic in (False, True):
-        options = ("MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC", is_agnostic)
+        options = ("MODEL.SEG_HEAD.CLASS_AGNOSTIC", is_agnostic)
         model, _ = _model(pytestconfig.rootpath, *options, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0)
         losses = _losses(model, batch)
         sum(losses.values()).backward()
@@ -465,7 +473,7 @@ def test_foreground_alone_in_training_on_one_class_changes_nothing(pytestconfig)
 
 def test_foreground_alone_is_learned_and_shown_for_every_class(pytestconfig):
     """One foreground channel: losses, masks and calibration against the definition."""
-    options = ("MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC", True, "MODEL.RETINANET.NUM_CLASSES", 3)
+    options = ("MODEL.SEG_HEAD.CLASS_AGNOSTIC", True, "MODEL.RETINANET.NUM_CLASSES", 3)
     model, _ = _model(pytestconfig.rootpath, *options)
     assert model.seg_predictor.out_channels == 2
     batch = [_sample([[20, 30, 50, 62], [70, 10, 90, 34]], classes=[2, 1])]

@@ -46,9 +46,9 @@ def learned():
         patch([[9.5, 9.5, -0.5, 25.5, 24.5, 4.5]], size, classes=[1], seed=1),
     ]
     options = (
-        "MODEL.RETINA_UNET.PREDICT_MASKS",
+        "MODEL.SEG_HEAD.PREDICT_MASKS",
         True,
-        "MODEL.RETINA_UNET.SEG_CLASS_AGNOSTIC",
+        "MODEL.SEG_HEAD.CLASS_AGNOSTIC",
         True,
     )
     model, steps = tiny_model("RetinaUNet3D", *options), 120
@@ -196,7 +196,7 @@ def _iou(a, b):
 
 @pytest.mark.parametrize("sizes", [[(3, 33, 21)], [(8, 40, 40), (5, 17, 30)]], ids=str)
 def test_thin_patches_odd_sizes_and_patches_without_a_lesion(sizes):
-    model = tiny_model("RetinaUNet3D", "MODEL.RETINA_UNET.PREDICT_MASKS", True, *KEEP_ALL)
+    model = tiny_model("RetinaUNet3D", "MODEL.SEG_HEAD.PREDICT_MASKS", True, *KEEP_ALL)
     batch = [patch([[5.5, 4.5, 0.5, 15.5, 12.5, 2.5]], sizes[0])]
     batch += [patch([], size) for size in (*sizes[1:], sizes[0])]
     losses = losses_of(model, batch)
@@ -253,7 +253,7 @@ def test_masks_in_boxes_against_a_loop():
 
 def test_retinanet_has_no_segmentation():
     backbone = ("MODEL.BACKBONE.NAME", "build_resnet_fpn_3d_backbone")
-    model = tiny_model("RetinaNet3D", *backbone, "MODEL.RETINA_UNET.PREDICT_MASKS", True)
+    model = tiny_model("RetinaNet3D", *backbone, "MODEL.SEG_HEAD.PREDICT_MASKS", True)
     sample = patch(BOXES, SIZE)
     sample["instances"].remove("gt_masks")
     losses = losses_of(model, [sample])

@@ -40,7 +40,7 @@ def test_checkpointing_changes_neither_gradients_nor_statistics(depth):
 
 
 def test_checkpointing_is_a_key_of_the_config():
-    assert _backbone("MODEL.VOLUMETRIC.CHECKPOINT", True).bottom_up.checkpoint
+    assert _backbone("MODEL.VOLUMETRIC.GRADIENT_CHECKPOINTING", True).bottom_up.checkpoint
     assert not _backbone().bottom_up.checkpoint
 
 

@@ -89,7 +89,7 @@ def timed_calls(model: nn.Module, device: str) -> Iterator[list[float]]:
 
 def _with_detections(cfg: CfgNode) -> CfgNode:
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
-    cfg.MODEL.RETINA_UNET.PREDICT_MASKS = True
+    cfg.MODEL.SEG_HEAD.PREDICT_MASKS = True
     cfg.TEST.DETECTIONS_PER_IMAGE = _DETECTIONS
     return cfg
 

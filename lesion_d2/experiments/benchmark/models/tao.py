@@ -91,7 +91,7 @@ def _compare_evaluations(device: str, folder: Path) -> list[Row]:
     with registered(root, register_volumes, "test") as name:
         cfg.DATASETS.TEST = (name,)
         plain = cfg.clone()
-        plain.MODEL.SLICE_IMAGES.NUM_REUSED = 0
+        plain.MODEL.SLICE_IMAGES.FEATURE_CACHE_SIZE = 0
         # Fill caches, and choose kernels.
         [last] = deque(build_lesion_test_loader(cfg, name), maxlen=1)
         infer(model, last)

@@ -80,7 +80,7 @@ def add_lesions(record: dict) -> dict:
             {
                 "bbox": [*(middle - half).tolist(), *(middle + half).tolist()],
                 "category_id": 0,
-                "lesion": number,
+                "lesion_id": number,
                 "segmentation": {n: encode_mask(ball[n]) for n in slices},
             }
         )

@@ -1,0 +1,90 @@
+"""Keys of epochs, and the keys of iterations that they replace where they are set.
+
+What is given later counts: iterations on a command line, or in a file, unset the epochs of the
+config that they are merged over.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from ..utils.errors import short_repr
+
+logger = logging.getLogger(__name__)
+
+#: A section, its key of epochs, the key of iterations, and the epochs that stand for "not set".
+EPOCH_KEYS: tuple[tuple[str, str, str, Any], ...] = (
+    ("SOLVER", "MAX_EPOCHS", "MAX_ITER", 0.0),
+    ("SOLVER", "CHECKPOINT_EPOCHS", "CHECKPOINT_PERIOD", 0.0),
+    ("TEST", "EVAL_EPOCHS", "EVAL_PERIOD", 0.0),
+    ("TEST", "LOSS_EPOCHS", "LOSS_PERIOD", 0.0),
+    ("HARD_NEGATIVES", "EPOCHS", "PERIOD", 0.0),
+    ("HARD_NEGATIVES", "START_EPOCHS", "START_ITER", 0.0),
+    ("SOLVER", "STEP_EPOCHS", "STEPS", ()),
+)
+
+
+def check_one_of_each(place: str, given: Mapping[str, Any]) -> None:
+    """Refuse epochs and iterations of one thing in one place.
+
+    Args:
+        place: begins messages.
+        given: sections of keys, as YAML or a command line has them.
+
+    Raises:
+        ValueError: a key of epochs is set beside its key of iterations.
+    """
+    for section, epochs, iterations, _ in EPOCH_KEYS:
+        keys = _section(given, section)
+        if is_set(keys.get(iterations)) and is_set(keys.get(epochs)):
+            raise ValueError(
+                f"{place}{section}.{iterations}: found {short_repr(keys[iterations])} beside "
+                f"{section}.{epochs} {short_repr(keys[epochs])}, expected one of them"
+            )
+
+
+def unset_epochs(
+    place: str, given: Mapping[str, Any], before: Mapping[str, Any], level: int = logging.INFO
+) -> dict[str, dict[str, Any]]:
+    """The keys of epochs that iterations given later replace, as "not set"; logs a line of each.
+
+    Args:
+        place: begins the lines.
+        given: sections of keys that are merged over ``before``.
+        before: sections of a config, or of the files that a file is based on.
+        level: of the lines.
+
+    Returns:
+        Sections of keys to be merged as well.
+    """
+    unset: dict[str, dict[str, Any]] = {}
+    for section, epochs, iterations, not_set in EPOCH_KEYS:
+        keys, known = _section(given, section), _section(before, section)
+        if iterations in keys and epochs not in keys and is_set(known.get(epochs)):
+            logger.log(
+                level,
+                f"{place}{section}.{iterations}: {short_repr(keys[iterations])} replaces "
+                f"{section}.{epochs} {short_repr(known[epochs])}",
+            )
+            unset.setdefault(section, {})[epochs] = not_set
+    return unset
+
+
+def is_set(value: Any) -> bool:
+    """Whether a number of epochs or iterations, or a list of them, says more than "not set".
+
+    Args:
+        value: of the key, which may be the text of it that a file or a command line has.
+    """
+    try:
+        value = CfgNode._decode_cfg_value(value) if isinstance(value, str) else value
+    except (MemoryError, RecursionError):  # of Python's parser; merging it is an error
+        return True
+    return value not in (None, 0, (), [])
+
+
+def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = content.get(name)
+    return section if isinstance(section, Mapping) else {}
