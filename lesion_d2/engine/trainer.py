@@ -87,8 +87,9 @@ class Trainer(DefaultTrainer, StoppableTrainer):
 
     The best checkpoint by TEST.BEST_METRIC on the (first) data set of DATASETS.TEST is kept as
     ``model_best.pth`` beside Detectron2's ``model_final.pth``, and the weights of the
-    TEST.NUM_BEST_CHECKPOINTS best ones in ``best``. SOLVER.PLATEAU_PATIENCE and SOLVER.EARLY_STOP_PATIENCE
-    enable reduce-on-plateau and early stopping by the same metric, or by the loss on DATASETS.TEST
+    TEST.NUM_BEST_CHECKPOINTS best ones in ``best``. SOLVER.PLATEAU_PATIENCE and
+    SOLVER.EARLY_STOP_PATIENCE enable reduce-on-plateau and early stopping by the same metric, or by
+    the loss on DATASETS.TEST
     (SOLVER.PATIENCE_METRIC). HARD_NEGATIVES.PERIOD enables mining of hard negatives. With
     MODEL.MEAN_TEACHER.ENABLED the teacher is evaluated and saved, as a plain model; checkpoints
     also contain the student.
