@@ -51,9 +51,9 @@ def has_unused_parameters(model: nn.Module) -> bool:
         return True
     try:
         return _leaves_parameters(model, names)
-    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever a backbone that nobody knows raises
         logger.info(
-            f"{type(model.backbone).__name__} does not work without values ({error}): parameters "
+            f"{type(model.backbone).__name__} does not work without values ({error!r}): parameters "
             "without gradients are looked for at every step"
         )
         return True

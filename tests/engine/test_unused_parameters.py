@@ -212,6 +212,18 @@ def test_any_backbone_tells_by_its_gradients(levels, expected):
     assert all(torch.equal(p, before[name]) for name, p in detector.named_parameters())
 
 
+@pytest.mark.parametrize("error", [AssertionError(), KeyError("meta"), RuntimeError("no kernel")])
+def test_a_backbone_may_refuse_a_device_without_values_in_any_way(error):
+    detector = _detector(_Stages(), "b")
+
+    def refuse(module, args):
+        if args[0].is_meta:
+            raise error
+
+    detector.backbone.register_forward_pre_hook(refuse)
+    assert has_unused_parameters(detector)
+
+
 def test_what_cannot_be_told_is_left_to_every_step(caplog):
     detector = _detector(_Stages(scale=torch.ones(4, 1, 1)), "b")  # no buffer: it keeps its values
     with caplog.at_level("INFO", logger="lesion_d2"):
