@@ -8,6 +8,7 @@ from detectron2.data import transforms as T
 
 from ...structures.slice_geometry import interpolate_slices
 from ..mapper import LesionDatasetMapper, crop_transform
+from ..transforms.slice_input import SliceInput, transform_slices
 from .ct import Channel
 
 
@@ -47,7 +48,7 @@ class ChannelMaker:
             between = np.empty_like(hu)
             interpolate_slices(hu, read(upper), fraction, between)
             hu = between
-        return np.ascontiguousarray(self.transforms.apply_image(hu))
+        return np.ascontiguousarray(transform_slices(self.transforms, hu))
 
     @cached_property
     def transforms(self) -> T.TransformList:
@@ -57,6 +58,5 @@ class ChannelMaker:
             transforms += crop_transform(self.crop, size)
             x0, y0, x1, y1 = self.crop
             size = y1 - y0, x1 - x0
-        aug_input = T.AugInput(np.zeros((*size, 1), np.int16))
-        aug_input.spacing = self.spacing
+        aug_input = SliceInput(np.zeros((*size, 1), np.int16), spacing=self.spacing)
         return transforms + self.mapper.augmentations(aug_input)

@@ -45,10 +45,10 @@ def transform_slices(transform: Transform, image: np.ndarray) -> np.ndarray:
 
     Args:
         transform: a transform of Detectron2, or one for int16 images.
-        image: (H, W, C) int16 in HU.
+        image: (H, W, C) or (H, W), int16 in HU.
 
     Returns:
-        (h, w, C), int16 in HU unless the transform returns another type.
+        (h, w, C) or (h, w), int16 in HU unless the transform returns another type.
     """
     if isinstance(transform, T.TransformList):
         for part in transform.transforms:
@@ -56,6 +56,8 @@ def transform_slices(transform: Transform, image: np.ndarray) -> np.ndarray:
         return image
     if not isinstance(transform, _INTERPOLATING):
         return transform.apply_image(image)
+    if image.ndim == 2:
+        return transform_slices(transform, image[..., None])[..., 0]
     planes = [
         # One channel at a time: PIL supports one, and OpenCV at most four.
         transform.apply_image(np.ascontiguousarray(plane, np.float32) - AIR) + AIR

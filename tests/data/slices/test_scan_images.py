@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.data import transforms as T
 
 DEPTH, SIZE = 14, (40, 52)
 
@@ -56,6 +57,7 @@ def make_mapper(resize=None, **options):
     [
         (ResizeCT(52), {}),
         (ResizeCT(33), {"num_slices": 9, "slice_interval": 0.0}),
+        (T.ResizeShortestEdge(52, 100), {"num_slices": 3}),
         (ResizeCT(pixel_spacing=1.1), {"num_slices": 5, "hu_window": (-1000.5, 400.2)}),
         (ResizeCT(pixel_spacing=0.5, max_size=70), {"num_slices": 3, "cut_borders": True}),
         (
