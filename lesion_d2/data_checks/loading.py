@@ -72,6 +72,8 @@ def expand_names(names: Iterable[str]) -> list[str]:
     """
     expanded: list[str] = []
     for name in names:
+        for toy in (name, *(f"{name}_{split}" for split in SPLITS)):
+            register_if_toy(toy)
         known = set(DatasetCatalog.list())
         if name not in known and not splits_of(name, known):
             _register(name)
@@ -101,9 +103,7 @@ def _is_volume_set(name: str, known: Container[str]) -> bool:
 
 
 def _register(name: str) -> None:
-    """Register a toy, or a data set of volumes that is new, or tell what is wrong with it."""
-    for toy in (name, *(f"{name}_{split}" for split in SPLITS)):
-        register_if_toy(toy)
+    """Register a data set of volumes that is new, or tell what is wrong with it."""
     root = os.path.join(resolve_root("$DETECTRON2_DATASETS"), name)
     if safe_name(name) == name and os.path.isfile(os.path.join(root, FILE_NAME)):
         register_volume_set(root)

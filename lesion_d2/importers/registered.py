@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
-from ..data.catalog import load_records
+from ..data.catalog import is_registered, load_records
 from ..data.deeplesion.csv_rows import CSV_COLUMNS, read_csv, read_once
 from ..data.deeplesion.key_slices import lesion_classes, load_deeplesion
 from ..data.slices.ct import read_slice
@@ -128,12 +128,12 @@ def _patients_of(volumes: Sequence[SourceVolume]) -> list[str]:
 
 
 def _find_source(source: str, spacing: tuple[float, float, float] | None) -> Sources:
-    if source not in DatasetCatalog.list() and os.path.exists(source):
+    if not is_registered(source) and os.path.exists(source):
         if os.path.isfile(os.path.join(source, _TABLE)):
             return _of_deeplesion(Path(source), spacing)
         return _of_scans(source, spacing)
     split = next((split for split in SPLITS if source.endswith(f"_{split}")), None)
-    if source in DatasetCatalog.list():
+    if is_registered(source):
         root = MetadataCatalog.get(source).get("volume_set")
         if root is not None:
             return _of_volume_set(root, read_cached(root), volume_names(source), split, spacing)

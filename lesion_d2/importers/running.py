@@ -13,6 +13,7 @@ from types import MappingProxyType
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data.formats.problems import raise_problems
+from ..data.toys.on_demand import NAMES as TOYS
 from ..data.volume_set.form import (
     FILE_NAME,
     SPLITS,
@@ -270,7 +271,7 @@ def _check_name(output: Path) -> None:
     own = re.compile(rf"{re.escape(name)}(_fold\d+)?(_volumes)?(_({splits}))?")
     taken = [
         other
-        for other in DatasetCatalog.list()
+        for other in (*DatasetCatalog.list(), *TOYS)
         if own.fullmatch(other) and not is_registered_from(other, output)
     ]
     if taken:

@@ -253,7 +253,12 @@ def test_the_old_data_set_comes_back_where_a_call_was_killed_before_the_new_one_
 
 
 def test_names_that_are_taken_or_none(source, tmp_path):
-    for name, found in (("phantom", "phantom_"), ("phantom_train", "phantom_train")):
+    for name, found in (
+        ("phantom", "phantom_"),
+        ("phantom_train", "phantom_train"),
+        ("toy_circles_scale", "toy_circles_scale_"),
+        ("toy_donuts_pattern_val", "toy_donuts_pattern_val"),
+    ):
         with pytest.raises(ValueError, match=f"found the data set {found}.*expected another name"):
             run(list_npz(source), tmp_path / name)
     with pytest.raises(ValueError, match="found the name 'my data', expected up to 100 letters"):

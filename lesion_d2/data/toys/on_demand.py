@@ -5,6 +5,7 @@ There are many, and few are ever used; unused ones are not listed. Both ``Datase
 """
 
 import re
+import threading
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -12,6 +13,8 @@ from .images import SPLITS, TASKS, dataset_name, register_toys
 
 #: Names of the data sets, without those of the first n images of a split.
 NAMES = tuple(dataset_name(task, split) for task in TASKS for split in SPLITS)
+# Reentrant: a toy that is registered asks for its own metadata.
+_LOCK = threading.RLock()
 _NAME = re.compile(rf"toy_({'|'.join(TASKS)})_({'|'.join(SPLITS)})(?:_([1-9]\d{{0,5}}))?")
 
 
@@ -23,10 +26,13 @@ def register_if_toy(name: str) -> None:
             see :func:`~lesion_d2.data.toys.images.register_toys`.
     """
     match = _NAME.fullmatch(name) if isinstance(name, str) else None
-    if match is not None and name not in DatasetCatalog:
-        task, split, number = match.groups()
-        number = None if number is None else int(number)
-        register_toys(name, "$DETECTRON2_DATASETS/toys", task, split, number)
+    if match is None:
+        return
+    with _LOCK:
+        if name not in DatasetCatalog:
+            task, split, number = match.groups()
+            number = None if number is None else int(number)
+            register_toys(name, "$DETECTRON2_DATASETS/toys", task, split, number)
 
 
 class _Datasets(type(DatasetCatalog)):

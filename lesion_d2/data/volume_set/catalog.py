@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ...scans.names import safe_name
 from ..deeplesion.key_slices import COLORS
 from ..roots import resolve_root
+from ..toys.on_demand import register_if_toy
 from .dicts import load_volume_set, read_cached
 from .form import FILE_NAME, read_head
 from .records import VolumeSet
@@ -129,7 +130,8 @@ def _used(splits: Mapping[str, tuple[str, ...]]) -> list[str]:
 
 
 def _is_known(name: str) -> bool:
-    return name in DatasetCatalog.list()
+    register_if_toy(name)
+    return name in DatasetCatalog
 
 
 def _color_order(number: int) -> range:

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import GeneralizedRCNN
 
+from ...data.catalog import is_registered
 from ...findings import Algorithm
 from ..checkpoint_files.best_checkpoints import checkpoint_files
 from ..input_errors import has_uldor_heads, is_a
@@ -22,11 +23,11 @@ def class_names(cfg: CfgNode) -> list[str]:
     and so on; a single class without a name is "lesion".
     """
     heads = cfg.MODEL.ROI_HEADS if is_a(cfg, GeneralizedRCNN) else cfg.MODEL.RETINANET
-    number, known = heads.NUM_CLASSES, set(MetadataCatalog.list())
+    number = heads.NUM_CLASSES
     found = (
         MetadataCatalog.get(name).get("thing_classes")
         for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
-        if name in known
+        if is_registered(name) or name in MetadataCatalog
     )
     names = list(next(filter(None, found), ()))
     is_uldor = has_uldor_heads(cfg)

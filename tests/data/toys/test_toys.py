@@ -1,6 +1,9 @@
 import importlib.util
 import json
 import math
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lesion_d2
@@ -8,7 +11,9 @@ from lesion_d2.data.catalog import is_registered, load_records, suggest_names
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.data.slices.ct import hu_to_pixels, read_slice
 from lesion_d2.data.toys import images as toys
+from lesion_d2.data.toys import on_demand
 from lesion_d2.data.toys.images import dataset_name, load_toys, register_toys, write_toys
+from lesion_d2.data_checks.loading import expand_names
 from lesion_d2.evaluation import LesionEvaluator
 
 import numpy as np
@@ -203,6 +208,32 @@ def test_other_names_are_not_registered(name):
         DatasetCatalog.get(name)
     assert DatasetCatalog.list() == before
     assert "toy_circles_scale_train" in suggest_names("toy_circles_scale")
+
+
+@pytest.mark.parametrize("first", SPLITS)
+def test_one_split_that_is_registered_leaves_out_no_other(first):
+    known = [name for name in DatasetCatalog.list() if name.startswith("toy_")]
+    for name in known:
+        DatasetCatalog.remove(name)
+    names = [f"toy_circles_scale_{split}" for split in SPLITS]
+    assert is_registered(f"toy_circles_scale_{first}")
+    assert expand_names(["toy_circles_scale"]) == names
+
+
+def test_threads_that_ask_for_one_toy_find_it_whole(monkeypatch):
+    barrier = threading.Barrier(4)
+
+    def slowly(name, *args):
+        time.sleep(0.01)
+        register_toys(name, *args)
+
+    def ask(_):
+        barrier.wait()
+        return MetadataCatalog.get("toy_circles_scale_val_1").get("thing_classes")
+
+    monkeypatch.setattr(on_demand, "register_toys", slowly)
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(ask, range(4))) == [CLASSES["circles_scale"]] * 4
 
 
 def test_subsets_are_the_first_images(root):

@@ -289,6 +289,10 @@ def test_a_mean_teachers_checkpoint_and_what_is_told_of_it(scan, tmp_path):
             ["bone", "abdomen", "mediastinum", "liver", "lung", "kidney", "soft tissue", "pelvis"],
         ),
         (_tiny(MODEL__RETINANET__NUM_CLASSES=3), ["lesion", "class 1", "class 2"]),
+        (  # registered where it is asked for
+            _tiny(DATASETS__TEST=("toy_donuts_shape_test_6",), MODEL__RETINANET__NUM_CLASSES=2),
+            ["circle", "donut"],
+        ),
         (_tiny(DATASETS__TEST=("gone",), DATASETS__TRAIN=()), ["lesion"]),
         (_uldor, ["lesion", "false positive"]),
     ],
