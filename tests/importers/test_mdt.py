@@ -174,6 +174,19 @@ def test_a_bad_table_is_one_line(tmp_path, table, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        ("a,[1]\nb", "row 3: class_target: found '', expected a number for each region"),
+        ("a,[1]\n,\n\n../c,[2]", r"row 5: found the pid '\.\./c'"),
+    ],
+)
+def test_a_bad_row_of_a_csv_is_told_by_its_line(tmp_path, lines, message):
+    (tmp_path / "info_df.csv").write_text(f"pid,class_target\n{lines}\n")
+    with pytest.raises(ValueError, match=rf"info_df\.csv: {message}"):
+        list_mdt(tmp_path, OPTIONS)
+
+
 def test_no_table_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"found no info_df\.csv, info_df\.pickle or meta"):
         list_mdt(tmp_path, OPTIONS)

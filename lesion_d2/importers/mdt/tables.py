@@ -1,8 +1,9 @@
 """What the medical detection toolkit's tables say of each image: the classes of its regions."""
 
+import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,10 +51,11 @@ def read_targets(folder: Path) -> TargetTable:
     """
     csv_file, pickle_file = folder / "info_df.csv", folder / "info_df.pickle"
     if csv_file.is_file():
-        return _of_rows(csv_file, _read_csv(csv_file))
+        return _of_csv(csv_file)
     if pickle_file.is_file():
         try:
-            return _of_rows(pickle_file, load_table(pickle_file))
+            columns = load_table(pickle_file)
+            return _of_rows(pickle_file, columns, itertools.count())
         except ValueError as error:
             raise ValueError(
                 f"{error}; an info_df.csv with the columns pid and class_target, or "
@@ -62,7 +64,7 @@ def read_targets(folder: Path) -> TargetTable:
     return _of_meta_files(folder)
 
 
-def _of_rows(file: Path, columns: Mapping[str, list]) -> TargetTable:
+def _of_rows(file: Path, columns: Mapping[str, list], rows: Iterable[int]) -> TargetTable:
     missing = [name for name in _COLUMNS if name not in columns]
     if missing:
         raise ValueError(
@@ -70,8 +72,9 @@ def _of_rows(file: Path, columns: Mapping[str, list]) -> TargetTable:
             f"{' and '.join(_COLUMNS)}"
         )
     targets = {}
-    for number, (pid, target) in enumerate(zip(*(columns[n] for n in _COLUMNS), strict=True)):
-        where = f"{file}: row {number}"
+    cells = zip(*(columns[n] for n in _COLUMNS), strict=True)
+    for row, (pid, target) in zip(rows, cells, strict=False):
+        where = f"{file}: row {row}"
         name = _pid(where, pid)
         if name in targets:
             raise ValueError(
@@ -109,9 +112,9 @@ def _of_meta_files(folder: Path) -> TargetTable:
     return TargetTable(targets, sources, tuple(damaged))
 
 
-def _read_csv(file: Path) -> dict[str, list]:
+def _of_csv(file: Path) -> TargetTable:
     table = read_csv_table(file, (), f"a table with the columns {' and '.join(_COLUMNS)}")
-    return {name: table[name].tolist() for name in table.columns}
+    return _of_rows(file, {name: table[name].tolist() for name in table.columns}, table.index)
 
 
 def _pid(where: str, pid: object) -> str:
@@ -125,7 +128,7 @@ def _pid(where: str, pid: object) -> str:
 
 def _numbers(where: str, target: object) -> tuple[float, ...]:
     """Of an array, a list, a number, or text such as ``[1.5, 4]``."""
-    if isinstance(target, str):
+    if isinstance(target, str) and target.strip():  # an empty cell, or none, is no list
         target = [part for part in re.split(r"[\s,]+", target.strip().strip("[]()")) if part]
     try:
         values = np.atleast_1d(np.asarray(target, float))
