@@ -18,6 +18,7 @@ from ...evaluation import parse_criteria
 from ...evaluation.volumetric.volumes import VolumeTruth
 from ...modeling import DetUNet
 from ...structures.ignore_regions import lesions_of
+from ...utils.files import one_line
 from ..evaluator_types import evaluator_type_of
 from ..input_errors import InputError, as_input_error, has_uldor_heads, is_a, switched_on
 from .dicts import check_dicts
@@ -58,8 +59,13 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
             )
             classes = metadata.get("thing_classes")
             check_dicts(images, classes, unique=kind == "TEST", with_masks=bool(reads_masks))
-    except (OSError, ValueError) as error:
-        hint = _COCO_HINT if metadata.get("evaluator_type") == "coco" else ""
+    except (AssertionError, KeyError, OSError, ValueError) as error:
+        is_coco = metadata.get("evaluator_type") == "coco"
+        if isinstance(error, (AssertionError, KeyError)) and not is_coco:
+            raise  # Detectron2 and pycocotools raise them for bad files; elsewhere it is a bug
+        if isinstance(error, (AssertionError, KeyError)):
+            error = ValueError(f"found no readable COCO file ({one_line(error)})")
+        hint = _COCO_HINT if is_coco else ""
         raise InputError(f"DATASETS.{kind}, {name}: {error}{hint}") from error
     if not images:
         raise InputError(f"DATASETS.{kind}, {name}: found no image")

@@ -6,6 +6,7 @@ from lesion_d2.engine.checks import check_inputs
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
 from tiny_run import tiny_args
 
@@ -119,6 +120,17 @@ def test_what_detectron2_registered_is_told_how_to_register(tiny_phantom, tmp_pa
     register([_changed(IMAGE, "spacing")], evaluator_type="coco")
     with pytest.raises(InputError, match=r"found no 'spacing'; a file .* with .*register_ct_coco"):
         _check(tmp_path, "TRAIN")
+
+
+def test_a_bad_coco_file_is_told_by_the_data_set(tiny_phantom, tmp_path):
+    (tmp_path / "no_categories.json").write_text('{"images": [], "annotations": []}')
+    register_coco_instances("bad_coco", {}, str(tmp_path / "no_categories.json"), str(tmp_path))
+    try:
+        with pytest.raises(InputError, match=r"^DATASETS\.TRAIN, bad_coco: .*categories.*register"):
+            _check(tmp_path, "TRAIN", DATASETS__TRAIN=("bad_coco",))
+    finally:
+        DatasetCatalog.pop("bad_coco")
+        MetadataCatalog.pop("bad_coco")
 
 
 @pytest.mark.parametrize(
