@@ -98,7 +98,7 @@ class Trainer(DefaultTrainer, StoppableTrainer):
     def __init__(self, cfg: CfgNode):
         # As in DefaultTrainer, which cannot be called: it wraps the model for GPUs only.
         TrainerBase.__init__(self)
-        if self.build_evaluator.__func__ is Trainer.build_evaluator.__func__:
+        if getattr(self.build_evaluator, "__func__", None) is Trainer.build_evaluator.__func__:
             for name in cfg.DATASETS.TEST:  # not only after the training
                 evaluator_type_of(cfg, name)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())

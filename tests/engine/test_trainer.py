@@ -417,3 +417,17 @@ def test_a_data_set_without_an_evaluation_is_refused_before_the_training(tmp_pat
         Trainer(cfg)
     with pytest.raises(ValueError, match="coco_2017_val: found evaluator_type 'coco'"):
         Trainer.build_evaluator(cfg, "coco_2017_val")
+
+
+def test_an_overridden_evaluator_may_be_a_static_method():
+    class Own(Trainer):
+        @staticmethod
+        def build_evaluator(cfg, dataset_name):
+            raise AssertionError("not called in this test")
+
+        @classmethod
+        def auto_scale_workers(cls, cfg, num_workers):
+            raise InterruptedError  # right after the check of evaluator types
+
+    with pytest.raises(InterruptedError):
+        Own(tiny_config(DATASETS__TEST=("coco_2017_val",)))
