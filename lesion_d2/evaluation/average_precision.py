@@ -71,7 +71,7 @@ def detection_average_precision(
         return _area_under_precision(matches)
     owners = [None] * len(pred_boxes) if tracklets is None else tracklets
     cases = zip(pred_boxes, pred_scores, gt_boxes, owners, strict=True)
-    tables = [(_overlap_table(*case, overlap, inclusive), case[1]) for case in cases]
+    tables = ((_overlap_table(*case, overlap, inclusive), case[1]) for case in cases)
     hits = np.concatenate([_take(t, np.asarray(s), iou_threshold) for t, s in tables])
     counts = hits | ~matches.excused
     return _mean_precision(hits[counts], matches.scores[counts], len(matches.found_scores))
