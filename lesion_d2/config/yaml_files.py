@@ -1,4 +1,4 @@
-"""YAML files of strangers: read as data, in bounded time and memory."""
+"""Safe reading of untrusted YAML files, in bounded time and memory."""
 
 import os
 
@@ -7,7 +7,7 @@ import yaml
 from ..utils.errors import short_repr
 from ..utils.files import one_line
 
-# libyaml's parser, where PyYAML was built with it, reads ten times as fast, and the same.
+# libyaml's parser, if PyYAML was built with it, is ten times faster, with the same result.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MAX_BYTES = 2**24
 _MAX_NODES = 100_000
@@ -15,22 +15,22 @@ _MAX_DEPTH = 50
 
 
 def read_yaml(file: str | os.PathLike) -> object:
-    """Read a YAML file as data: texts, numbers, dates, lists and dicts.
+    """Read a YAML file as data: text, numbers, dates, lists and dicts.
 
-    Nothing in it can run code: it is an error to name a type (``!!python/...`` and all other tags).
-    Aliases are read, each as a copy of its own.
+    It cannot run code: tags such as ``!!python/...`` are an error. Each alias is read as a separate
+        copy.
 
     Args:
-        file: its path. Its names stand in messages.
+        file: its path, which is used in messages.
 
     Returns:
-        What it holds; None where it is empty.
+        The content; None if the file is empty.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no YAML, has a tag, a key twice, an alias to what it is in, more than 16
-            MiB, or more than 100,000 values or 50 levels where each alias counts as what it stands
-            for; tells the line.
+        OSError: the file cannot be read.
+        ValueError: it is not YAML, or has a tag, a duplicate key, a recursive alias, more than 16
+            MiB, or, with aliases expanded, more than 100,000 values or 50 levels; the message has
+            the line.
     """
     with open(file, "rb") as opened:
         content = opened.read(_MAX_BYTES + 1)
@@ -46,9 +46,9 @@ def read_yaml(file: str | os.PathLike) -> object:
 
 
 class _Walk:
-    """Checks a file by its events, before anything is made of them.
+    """Checks a file's parser events before constructing objects.
 
-    Of every open collection it holds what was found so far: nodes, levels, and a mapping's keys.
+    For every open collection it counts nodes and levels, and stores a mapping's keys.
     """
 
     def __init__(self):
@@ -56,10 +56,10 @@ class _Walk:
         self.anchors: dict[str, tuple[int, int]] = {}
 
     def through(self, content: bytes) -> None:
-        """Walk through a file's text.
+        """Check a file's text.
 
         Raises:
-            yaml.YAMLError: it is no YAML.
+            yaml.YAMLError: it is not YAML.
             ValueError: see :func:`read_yaml`.
         """
         for event in yaml.parse(content, Loader=_Loader):
@@ -90,11 +90,11 @@ class _Walk:
             else:
                 is_mapping = isinstance(event, yaml.MappingStartEvent)
                 self.open.append(_Collection(event.anchor, is_mapping))
-                self.anchors.pop(event.anchor, None)  # until it ends
+                self.anchors.pop(event.anchor, None)  # not valid until it ends
                 self._check_bounds()
 
     def _add(self, scalar: str | None, nodes: int, levels: int) -> None:
-        """Add a node that has ended to the collection that it is in."""
+        """Add a completed node to its collection."""
         self.open[-1].add(scalar, nodes, levels)
         self._check_bounds()
 
@@ -108,7 +108,7 @@ class _Walk:
 
 
 class _Collection:
-    """A list or mapping that has begun."""
+    """An open list or mapping."""
 
     def __init__(self, anchor: str | None, is_mapping: bool = False):
         self.anchor = anchor
@@ -117,7 +117,7 @@ class _Collection:
         self._is_key = True
 
     def add(self, scalar: str | None, nodes: int, levels: int) -> None:
-        """Take in a node: its text where it is one, and how large it is."""
+        """Add a node: its text if it is a scalar, and its size."""
         self.nodes += nodes
         self.levels = max(self.levels, levels + 1)
         if self.keys is None:
@@ -130,7 +130,7 @@ class _Collection:
 
 
 def _copied(value: object) -> object:
-    """Without two places that are one object, as those of an alias are."""
+    """A deep copy without shared objects, such as those of aliases."""
     if isinstance(value, dict):
         return {key: _copied(entry) for key, entry in value.items()}
     if isinstance(value, list):

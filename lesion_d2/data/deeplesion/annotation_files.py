@@ -1,4 +1,4 @@
-"""Annotations of fully annotated sub-volumes of DeepLesion: as published, and as our own JSON.
+"""Annotations of fully annotated sub-volumes of DeepLesion: as published, and as JSON.
 
 Cai et al. ("Lesion-harvester", TMI 2020) annotated them, and Bai et al. (2023) evaluate on them.
 """
@@ -21,7 +21,7 @@ from .volume_names import VolumeName
 
 logger = logging.getLogger(__name__)
 
-#: How slices are numbered in a file: as on disk, or from a volume's first slice on, which is 0.
+#: Numbering of slices in a file: as on disk, or starting with 0 at a volume's first slice.
 SLICE_NUMBERS = ("disk", "index")
 #: Columns of boxes in 3-D: x1, y1, x2, y2, z1, z2 as Cai et al. published them, or x1, y1, z1, x2,
 #: y2, z2 as Yan et al. did.
@@ -29,14 +29,14 @@ BOX_COLUMNS = ("xyxyzz", "xyzxyz")
 _SPLITS = ("train", "val", "test")
 _FORMAT = "lesion_d2 volumes"
 _KEYS = ("box", "slices", "key_slice")
-# Places of x1, y1, x2, y2, z1 and z2.
+# Columns of x1, y1, x2, y2, z1 and z2.
 _PLACES = {"xyxyzz": (0, 1, 2, 3, 4, 5), "xyzxyz": (0, 1, 3, 4, 2, 5)}
 _COLUMN_NAMES = {"xyxyzz": "x1, y1, x2, y2, z1, z2", "xyzxyz": "x1, y1, z1, x2, y2, z2"}
 _NUMBERING = {
     "disk": "those on disk",
     "index": "from the volume's first slice on, which is 0",
 }
-# Slices. Some published numbers of boxes in 3-D are whole or halves up to rounding errors.
+# Tolerance in slices. Some published 3-D boxes have integers or halves up to rounding errors.
 _NOISE = 1e-3
 
 
@@ -46,17 +46,17 @@ class VolumeLesion(NamedTuple):
     box: tuple[float, float, float, float]  # XYXY in pixels
     first: int  # slice numbers as on disk, both included
     last: int
-    key_slice: int | None  # where the box was drawn; None of a lesion that has a box in 3-D
+    key_slice: int | None  # where the box was drawn; None for a lesion with a 3-D box
 
 
 class _Found(NamedTuple):
-    """A lesion as it stands in a file, unchecked."""
+    """A lesion as read from a file, unchecked."""
 
     box: object
     first: object
     last: object
     key_slice: object
-    covers: bool = False  # its slices are those that z1 to z2 covers, of a box in 3-D of a pickle
+    covers: bool = False  # from a pickle's 3-D box: its slices are those covered by z1 to z2
 
 
 def read_annotations(
@@ -66,36 +66,34 @@ def read_annotations(
     slice_numbers: str | None = None,
     box_columns: str | None = None,
 ) -> dict[VolumeName, list[VolumeLesion]]:
-    """Read the lesions of all volumes of a file.
+    """Read the lesions of all volumes in a file.
 
-    A pickle holds ``{volume: {slice: [[x1, y1, x2, y2, z, z], ...]}}``, boxes on key slices, one a
-    lesion; or ``{volume: n x 6}``, boxes in 3-D. Names of volumes may end with ``.annot``, as in
-    the published files. Either may stand in ``{"train" | "val" | "test": ...}``. A pickle may hold
-    NumPy's arrays in place of lists, and nothing else; see :func:`load_pickle`. JSON is as
-    :func:`write_annotations` writes it.
+    A pickle contains ``{volume: {slice: [[x1, y1, x2, y2, z, z], ...]}}``, boxes on key slices, one
+    per lesion; or ``{volume: n x 6}``, 3-D boxes. Names of volumes may end with ``.annot``, as in
+    the published files. Both may be nested in ``{"train" | "val" | "test": ...}``. A pickle may
+    have NumPy arrays instead of lists, and nothing else; see :func:`load_pickle`. JSON files have
+    the format of :func:`write_annotations`.
 
-    A box in 3-D has the slices that it covers at least half of, a slice z reaching from z - 0.5 to
-    z + 0.5 and a box from z1 - 0.5 to z2 + 0.5: one of the published (5.5, 6.5) has the slices 5 to
-    7. What is left of it beyond the volume's slices is cut off. The log counts both.
+    A 3-D box contains the slices of which it covers at least half, where slice z spans z - 0.5 to z
+    + 0.5 and the box z1 - 0.5 to z2 + 0.5: a published one of (5.5, 6.5) has slices 5 to 7. Then it
+    is clipped to the volume's slices. Both cases are counted in the log.
 
     Args:
-        file: with the ending ``.json``, ``.pkl`` or ``.pickle``.
-        split: the part to read of a file that has several; one that has none is read whole.
-        slice_numbers: "disk" where the slice numbers of a pickle are those on disk, "index" where
-            they count from a volume's first slice, which is 0; None where the file tells: by one of
-            the two all lesions lie in their volumes, and by the other not. Our JSON has those on
-            disk.
-        box_columns: of a pickle's boxes in 3-D, one of :data:`BOX_COLUMNS`; None where the file
-            tells: by one of the two all rows are boxes (x1 < x2, y1 < y2, z1 <= z2), and by the
-            other not.
+        file: file with suffix ``.json``, ``.pkl`` or ``.pickle``.
+        split: the split to read, if the file has several; files without splits are read completely.
+        slice_numbers: "disk" if a pickle's slice numbers are those on disk, "index" if they start
+            with 0 at a volume's first slice; None to detect it: with exactly one of the two, all
+            lesions are inside their volumes. Our JSON uses those on disk.
+        box_columns: columns of a pickle's 3-D boxes, one of :data:`BOX_COLUMNS`; None to detect
+            them: with exactly one of the two, all rows are boxes (x1 < x2, y1 < y2, z1 <= z2).
 
     Returns:
-        By volume, in the file's order; a volume without lesions has an empty list.
+        Volume -> lesions, in the file's order; the list of a volume without lesions is empty.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no such file; the split is missing; names, boxes or slice numbers are bad,
-            of which all are told; or the file does not tell the numbering or the columns.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file has another format; the split is missing; names, boxes or slice numbers
+            are invalid (all are listed); or the numbering or the columns cannot be detected.
     """
     file = Path(file)
     _check_layout(file, slice_numbers, box_columns)
@@ -106,7 +104,7 @@ def read_annotations(
     columns = box_columns or _find_columns(file, volumes)
     read_volume = partial(_lesions_of_pickle, columns=columns or BOX_COLUMNS[0])
     lesions = _read_volumes(file, volumes, read_volume, slice_numbers)
-    if columns is None:  # told of last, as nothing else is wrong
+    if columns is None:  # reported last, if nothing else is wrong
         layouts = " or ".join(_COLUMN_NAMES.values())
         raise ValueError(
             f"{file}: found boxes in 3-D whose columns may be {layouts}, expected box_columns "
@@ -118,7 +116,7 @@ def read_annotations(
 def write_annotations(
     file: str | os.PathLike, volumes: Mapping[VolumeName, Iterable[VolumeLesion]]
 ) -> None:
-    """Write what :func:`read_annotations` returned as JSON, which is complete or absent.
+    """Write the result of :func:`read_annotations` as JSON, atomically.
 
     The layout is described in ``datasets/README.md``.
     """
@@ -161,7 +159,7 @@ def _read_json(file: Path) -> object:
 
 
 def _select(file: Path, volumes: object, split: str | None) -> Mapping:
-    """The volumes of one split."""
+    """Select the volumes of one split."""
     if isinstance(volumes, dict) and volumes and all(key in _SPLITS for key in volumes):
         if split not in volumes:
             expected = repr(split) if split else "one of them as the split (--split)"
@@ -212,7 +210,7 @@ def _read_volumes(
 
 
 def _find_columns(file: Path, volumes: Mapping) -> str | None:
-    """Which of :data:`BOX_COLUMNS` the rows of boxes in 3-D have; None where both may be."""
+    """Detect which of :data:`BOX_COLUMNS` the 3-D boxes have; None if ambiguous."""
     contents = [content for content in volumes.values() if not isinstance(content, dict)]
     rows = [row for content in contents for row in _readable_rows(content)]
     fits = {name: sum(_is_box(row, name) for row in rows) for name in BOX_COLUMNS}
@@ -225,7 +223,7 @@ def _find_columns(file: Path, volumes: Mapping) -> str | None:
 def _readable_rows(content: object) -> list[tuple]:
     try:
         return list(_rows(content))
-    except ValueError:  # told of where it is read
+    except ValueError:  # reported when it is read
         return []
 
 
@@ -237,7 +235,7 @@ def _is_box(row: tuple, columns: str) -> bool:
 
 
 def _find_numbering(file: Path, found: Mapping[VolumeName, Iterable[_Found]]) -> str | None:
-    """Which of :data:`SLICE_NUMBERS` the lesions have; None where both may be."""
+    """Detect which of :data:`SLICE_NUMBERS` the lesions have; None if ambiguous."""
     pairs = [(name, lesion) for name, lesions in found.items() for lesion in lesions]
     fits = {n: sum(_lies_within(*pair, n) for pair in pairs) for n in SLICE_NUMBERS}
     numbering = _only_fit(fits, len(pairs))
@@ -247,9 +245,9 @@ def _find_numbering(file: Path, found: Mapping[VolumeName, Iterable[_Found]]) ->
 
 
 def _only_fit(fits: Mapping[str, int], total: int) -> str | None:
-    """The one way to read a file that fits all; None where several do.
+    """The only interpretation that fits all; None if several do.
 
-    Where none does, something is bad, and is told of by the way that fits best.
+    If none does, some entries are invalid, and are reported for the one that fits best.
     """
     all_fit = [name for name, number in fits.items() if number == total]
     return None if total and len(all_fit) > 1 else max(fits, key=fits.get)
@@ -266,12 +264,12 @@ def _lies_within(name: VolumeName, lesion: _Found, numbering: str) -> bool:
 
 
 def _limits(name: VolumeName, numbering: str) -> tuple[int, int]:
-    """Numbers of a volume's first and last slice."""
+    """First and last slice number of a volume."""
     return (0, name.last - name.first) if numbering == "index" else (name.first, name.last)
 
 
 def _slices(lesion: _Found) -> tuple[object, object, object]:
-    """First, last and key slice, whole of a box that covers slices."""
+    """First, last and key slice, as integers for a box that covers slices."""
     if not lesion.covers:
         return lesion.first, lesion.last, lesion.key_slice
     first = math.ceil(lesion.first - 0.5 - _NOISE)
@@ -295,7 +293,7 @@ def _lesions_of_json(lesions: object) -> Iterator[_Found]:
 
 
 def _lesions_of_pickle(content: object, columns: str) -> Iterator[_Found]:
-    """Of either kind of volume, which the container tells."""
+    """The lesions of either kind of volume, distinguished by the container."""
     if not isinstance(content, dict):
         for row in _rows(content):
             *box, first, last = (row[place] for place in _PLACES[columns])
@@ -304,7 +302,7 @@ def _lesions_of_pickle(content: object, columns: str) -> Iterator[_Found]:
     for key, rows in content.items():
         number = int(key) if isinstance(key, str) and are_digits(key) else key
         for *box, first, last in _rows(rows):
-            # Numbers first: of deeply nested lists even the comparison would fail.
+            # Check for numbers first: comparing deeply nested lists would fail.
             if not (is_number(first) and is_number(last) and first == last == number):
                 raise ValueError(
                     f"found a box on slices {short_repr(first)} and {short_repr(last)} below slice "
@@ -324,7 +322,7 @@ def _rows(rows: object) -> Iterable[tuple]:
 
 
 def _checked(lesion: _Found, name: VolumeName, numbering: str) -> VolumeLesion:
-    """A lesion with checked numbers, its slices as on disk."""
+    """Check a lesion's numbers, and convert its slices to those on disk."""
     box = lesion.box
     if not are_numbers(box, 4):
         raise ValueError(f"found the box {short_repr(box)}, expected four finite numbers")
@@ -353,7 +351,7 @@ def _checked(lesion: _Found, name: VolumeName, numbering: str) -> VolumeLesion:
 def _log_boxes_in_3d(
     file: Path, found: Mapping[VolumeName, Iterable[_Found]], numbering: str
 ) -> None:
-    """How many boxes in 3-D do not end between slices, and how many reach beyond their volumes."""
+    """Log how many 3-D boxes end within a slice, and how many extend beyond their volumes."""
     num_partial = num_cut = 0
     for name, lesion in ((n, x) for n, lesions in found.items() for x in lesions if x.covers):
         low, high = _limits(name, numbering)

@@ -1,4 +1,4 @@
-"""``DL_info.csv`` of DeepLesion: its cells, the rules that they follow, and what is bad in them."""
+"""``DL_info.csv`` of DeepLesion: parsing and checking of its cells."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ CSV_COLUMNS = (
     "Patient_age",
     "Train_Val_Test",
 )
-#: DeepLesion's coordinates of the center of an image's first pixel: they count from 1.
+#: DeepLesion's coordinate of the center of an image's first pixel.
 #:
 #: The paper does not say so, but the authors' detectors (3DCE, MULAN, LesaNet) subtract 1 from
 #: boxes and RECIST end points. Real slices confirm that they do not count from 0: the contrast
@@ -43,33 +43,33 @@ CSV_COLUMNS = (
 #: The slices do not decide between these two, so the authors' code does. The measurement is
 #: described in ``datasets/README.md``.
 FIRST_PIXEL = 1.0
-#: File beside the ``DL_info.csv`` of generated data sets, whose coordinates count from 0.
+#: File next to the ``DL_info.csv`` of generated data sets, whose coordinates start at 0.
 GENERATED_FILE = "phantom.json"
-# Boxes are the RECIST end points plus 5 px a side, so they may reach past the image's border a bit.
+# Boxes are the RECIST end points plus 5 px per side, so they may extend beyond the image a bit.
 _MAX_OVERHANG = 10.0
-# The tables of each read_once that has begun, by file and columns; first, those of none.
+# Cached tables of each active read_once, by file and columns; the first entry is outside of any.
 _kept: list[dict[tuple, pd.DataFrame]] = [{}]
 
 
 def first_pixel_of(csv_file: str | os.PathLike) -> float:
-    """What a file's coordinates are at the center of the first pixel: :data:`FIRST_PIXEL`.
+    """Return a file's coordinate of the center of the first pixel, by default :data:`FIRST_PIXEL`.
 
-    0 where ``phantom.json`` stands beside it, which
-    :func:`~lesion_d2.data.phantoms.phantom.write_phantom` writes.
+    It is 0 if there is a ``phantom.json`` of :func:`~lesion_d2.data.phantoms.phantom.write_phantom`
+    next to it.
     """
     folder = os.path.dirname(csv_file)
     return 0.0 if os.path.isfile(os.path.join(folder, GENERATED_FILE)) else FIRST_PIXEL
 
 
 def read_csv(csv_file: str | os.PathLike, columns: Sequence[str]) -> pd.DataFrame:
-    """Read some columns of ``DL_info.csv``; rows without anything in them are left out.
+    """Read columns of ``DL_info.csv``, without empty rows.
 
     Returns:
-        All cells as text, "" where there is none; the index is the line number in the file.
+        All cells as text, "" if empty; the index is the line number in the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no CSV, or columns are missing or there twice.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not CSV, or columns are missing or duplicate.
     """
     key = os.path.abspath(csv_file), tuple(columns)
     if key in _kept[-1]:
@@ -84,9 +84,9 @@ def read_csv(csv_file: str | os.PathLike, columns: Sequence[str]) -> pd.DataFram
 
 @contextmanager
 def read_once() -> Iterator[None]:
-    """Within the block, :func:`read_csv` reads each file once, such as for its splits.
+    """Context manager in which :func:`read_csv` reads each file once, for example for all splits.
 
-    Its tables are shared there; whoever gets one leaves it as it is.
+    The tables are shared, and must not be modified.
     """
     _kept.append({})
     try:
@@ -96,24 +96,24 @@ def read_once() -> Iterator[None]:
 
 
 class BadCells:
-    """Collects what is wrong in a CSV file, at most one thing a cell, and raises it at once."""
+    """Collects the errors in a CSV file, at most one per cell, and raises them together."""
 
     def __init__(self, csv_file: str | os.PathLike):
         self.csv_file = csv_file
         self._problems: dict[tuple[int, str], str] = {}
 
     def add(self, cells: pd.Series, is_bad: np.ndarray, expected: str, found=repr) -> None:
-        """Note the cells of one column where ``is_bad``; ``found`` describes their content."""
+        """Add the cells of a column where ``is_bad``; ``found`` formats their content."""
         for row, cell in cells[is_bad].items():
             text = f"row {row}, column {cells.name}: found {found(cell)}, expected {expected}"
             self._problems.setdefault((row, cells.name), text)
 
     def problems(self) -> list[str]:
-        """What was noted, one line a cell, in the order of rows."""
+        """Return the errors, one line per cell, in the order of rows."""
         return [self._problems[cell] for cell in sorted(self._problems)]
 
     def raise_if_any(self) -> None:
-        """Raise one ValueError with what was noted, if anything was."""
+        """Raise one ValueError with all errors, if there are any."""
         num_rows = len({row for row, _ in self._problems})
         counted = f"{len(self._problems)} bad cells in {num_rows} rows"
         raise_problems(self.csv_file, self.problems(), counted)
@@ -128,10 +128,10 @@ def numbers(
     *,
     optional: bool = False,
 ) -> np.ndarray:
-    """A column of comma lists as an N x count float array; NaN where a row is bad.
+    """Parse a column of comma-separated lists to an N x count float array; NaN for bad rows.
 
-    ``expected`` words what should stand there; None for the count alone. NaN also where a cell is
-    empty and it is ``optional``.
+    ``expected`` describes valid values; None for only the count. Empty cells are NaN, too, if
+    ``optional``.
     """
     if not len(frame):
         return np.empty((0, count))
@@ -148,12 +148,12 @@ def numbers(
 
 
 def are_empty(cells: pd.Series) -> np.ndarray:
-    """Whether cells hold nothing but blanks, N bool."""
+    """Return whether cells are empty or blank, N bool."""
     return (cells.str.strip() == "").to_numpy(bool)
 
 
 def integers(frame: pd.DataFrame, column: str, count: int, bad: BadCells) -> np.ndarray:
-    """As :func:`numbers`, N x count int64; 0 where a row is bad."""
+    """As :func:`numbers`, but N x count int64, with 0 for bad rows."""
     values = numbers(frame, column, count, bad)
     is_integer = (values == np.round(values)) & (np.abs(values) < 2**53)
     bad.add(
@@ -161,12 +161,12 @@ def integers(frame: pd.DataFrame, column: str, count: int, bad: BadCells) -> np.
         ~is_integer.all(axis=1),
         "1 integer" if count == 1 else f"{count} integers",
     )
-    # Placeholders of bad cells are never used: bad cells stop the loading.
+    # Placeholders of bad cells are never used, as bad cells are an error.
     return np.where(is_integer, values, 0).astype(np.int64)
 
 
 def spacings(frame: pd.DataFrame, bad: BadCells) -> np.ndarray:
-    """Spacing of the voxels, N x 3 (x, y, z) in mm."""
+    """Parse the voxel spacing, N x 3 (x, y, z) in mm."""
     column, expected = "Spacing_mm_px_", "3 numbers of mm from {:g} to {:g}".format(*SPACING_RANGE)
     values = numbers(frame, column, 3, bad, expected)
     bad.add(frame[column], ~is_spacing(values).all(axis=1), expected)
@@ -174,7 +174,7 @@ def spacings(frame: pd.DataFrame, bad: BadCells) -> np.ndarray:
 
 
 def windows(frame: pd.DataFrame, bad: BadCells) -> np.ndarray:
-    """Windows for display, N x 2 (low, high) in HU."""
+    """Parse the display windows, N x 2 (low, high) in HU."""
     column, expected = "DICOM_windows", "low < high, HU"
     values = numbers(frame, column, 2, bad, expected)
     bad.add(frame[column], values[:, 0] >= values[:, 1], expected)
@@ -182,29 +182,29 @@ def windows(frame: pd.DataFrame, bad: BadCells) -> np.ndarray:
 
 
 def are_near(points: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Whether points lie in their images, or no more than 10 pixels beside them.
+    """Return whether points are inside their images, with a tolerance of 10 pixels.
 
     Args:
-        points: N x P x 2 (x, y) in pixels, whole numbers being pixel centers.
-        sizes: N x 2 (width, height) in pixels; infinite where there is no limit.
+        points: N x P x 2 (x, y) in pixels; integers are pixel centers.
+        sizes: N x 2 (width, height) in pixels; infinite for no limit.
 
     Returns:
-        N bool, of all P points; False where one is not finite.
+        N bool, whether all P points are inside; False if one is not finite.
     """
     low, high = -0.5 - _MAX_OVERHANG, sizes[:, None] - 0.5 + _MAX_OVERHANG
     return ((points >= low) & (points <= high)).all(axis=(1, 2))
 
 
 def cut_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cut boxes to their images.
+    """Clip boxes to their images.
 
     Args:
-        boxes: N x 4 XYXY in pixels, whole numbers being pixel centers.
-        sizes: N x 2 (width, height) in pixels; infinite where there is no limit.
+        boxes: N x 4 XYXY in pixels; integers are pixel centers.
+        sizes: N x 2 (width, height) in pixels; infinite for no limit.
 
     Returns:
-        The boxes, N x 4; and whether each lies in its image, N bool: but for a margin of 10 pixels,
-        and for something left of it.
+        The clipped boxes, N x 4; and whether each is inside its image, N bool, with a tolerance of
+        10 pixels, and not empty after clipping.
     """
     cut = np.clip(boxes, -0.5, np.tile(sizes, 2) - 0.5)
     overhangs = (np.abs(cut - boxes) > _MAX_OVERHANG).any(axis=1)

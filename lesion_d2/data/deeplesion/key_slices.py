@@ -1,4 +1,4 @@
-"""DeepLesion in Detectron2's catalog (Yan et al., JMI 2018): one dict a key slice."""
+"""DeepLesion in Detectron2's catalog (Yan et al., JMI 2018): one dict per key slice."""
 
 import logging
 import math
@@ -35,7 +35,7 @@ from .csv_rows import (
 
 logger = logging.getLogger(__name__)
 
-#: Of the types, in pictures.
+#: Colors of the types in pictures.
 COLORS = (
     (230, 25, 75),
     (245, 130, 48),
@@ -56,11 +56,11 @@ _FOLDERS = {
 _UNUSED = ("Normalized_lesion_location", "Patient_gender", "Patient_age")
 _LESION_COLUMNS = ("File_name", "Measurement_coordinates", "Bounding_boxes")
 _COLUMNS = tuple(column for column in CSV_COLUMNS if column not in _UNUSED)
-_THREADS, _PIECE = 16, 64  # that read headers, and how many at a time
+_THREADS, _PIECE = 16, 64  # threads that read headers, and files per task
 _FILE_NAME = re.compile(r"([0-9]{1,9}_[0-9]{1,9}_[0-9]{1,9})_([0-9]{1,9})\.png")
 
 
-@uncollected()  # all of the dicts stay
+@uncollected()  # all dicts are kept
 def load_deeplesion(
     csv_file: str | os.PathLike,
     image_root: str | os.PathLike,
@@ -70,41 +70,43 @@ def load_deeplesion(
     allow_missing: bool = False,
     first_pixel: float | None = None,
 ) -> list[dict]:
-    """Read DeepLesion's annotations into Detectron2's dicts, one a key slice, in the file's order.
+    """Read DeepLesion's annotations into Detectron2's dicts, one per key slice, in file order.
 
-    Beside Detectron2's ``file_name, image_id, height, width, annotations`` a dict has ``spacing``
-    (x, y, z) mm, ``slice_range`` (first, last), ``slice_index``, ``patient``, ``study``,
-    ``series``, and ``window`` (low, high) HU. An annotation has ``bbox`` (XYXY_ABS, cut to the
-    image), ``bbox_mode``, ``category_id``, ``recist`` (x11, y11, x12, y12 of the long diameter,
-    x21, y21, x22, y22 of the short one; pixels), ``diameters_mm`` (long, short), ``coarse_type``
-    (1..8, -1 unknown), and ``row``, its line number in the file, where the header is line 1.
+    In addition to Detectron2's ``file_name, image_id, height, width, annotations`` a dict has
+    ``spacing`` (x, y, z) mm, ``slice_range`` (first, last), ``slice_index``, ``patient``,
+    ``study``, ``series``, and ``window`` (low, high) HU. An annotation has ``bbox`` (XYXY_ABS,
+    clipped to the image), ``bbox_mode``, ``category_id``, ``recist`` (x11, y11, x12, y12 of the
+    long diameter, x21, y21, x22, y22 of the short one; pixels), ``diameters_mm`` (long, short),
+    ``coarse_type`` (1..8, -1 unknown), and ``row``, its line number in the file, where the header
+    is line 1.
 
     In all of these the center of an image's first pixel is (0, 0). In the file it is (1, 1), see
-    :data:`~lesion_d2.data.deeplesion.csv_rows.FIRST_PIXEL`, which is taken from boxes and end
+    :data:`~lesion_d2.data.deeplesion.csv_rows.FIRST_PIXEL`, which is subtracted from boxes and end
     points.
 
-    Pixels are taken as square, as all of DeepLesion's are: a diameter in mm is the one in pixels
-    times the mean of the x and y spacing. ``Image_size`` is read as width, height, the order of
-    the file's other lists. What rows of one image share is taken from the first of them. Rows that
-    are marked as possibly noisy are dropped; those that repeat another's slice, end points and box
-    are kept. Rows without end points or diameters have no ``recist`` or ``diameters_mm``: their
-    boxes are taken alone. The log tells how many there are of each.
+    Pixels are assumed to be square, as in DeepLesion: a diameter in mm is that in pixels times the
+        mean of the x and y spacing. ``Image_size`` is read as width, height, the order of the
+        file's other lists. Values of an image are taken from its first row. Rows marked as possibly
+        noisy are dropped; those that repeat another row's slice, end points and box are kept. Rows
+        without end points or diameters have no ``recist`` or ``diameters_mm``. All of these are
+        counted in the log.
 
     Args:
         csv_file: DeepLesion's ``DL_info.csv``.
-        image_root: the folder that holds ``<patient>_<study>_<series>/<slice>.png``.
-        split: "train", "val", "test", or None for all rows.
-        coarse_types: ``category_id`` 0..7 for the coarse types 1..8 in place of 0 for every lesion.
-            Rows of unknown type are then left out, and the log tells how many.
-        allow_missing: leave out images whose file is missing, and log how many.
-        first_pixel: what the file's coordinates are at the center of the first pixel. None: as in
-            DeepLesion 1, or 0 where ``phantom.json`` of a generated data set lies beside the file.
+        image_root: the folder that contains ``<patient>_<study>_<series>/<slice>.png``.
+        split: "train", "val" or "test"; None for all rows.
+        coarse_types: use ``category_id`` 0..7 for the coarse types 1..8 instead of 0 for every
+            lesion. Rows of unknown type are then skipped and counted in the log.
+        allow_missing: skip images whose file is missing, and log their number.
+        first_pixel: the file's coordinate of the center of the first pixel. None for 1 as in
+            DeepLesion, or 0 if there is a ``phantom.json`` of a generated data set next to the
+            file.
 
     Raises:
         FileNotFoundError: csv_file or image_root does not exist.
-        ValueError: the split is unknown or empty, columns are missing or there twice, or rows are
-            bad, of which one whose image is in another split, too, is one. All bad rows are
-            collected first, missing files among them, and the first 20 are shown.
+        ValueError: the split is unknown or empty, columns are missing or duplicate, or rows are
+            invalid, including those whose image is also in another split. All errors are collected,
+            also missing files, and the first 20 are shown.
     """
     _check_split(split)
     _check_exist(csv_file, image_root)
@@ -146,23 +148,23 @@ def register_deeplesion(
     coarse_types: bool = False,
     first_pixel: float | None = None,
 ) -> None:
-    """Register a data set in DeepLesion's layout with Detectron2; it is read when first asked for.
+    """Register a data set in DeepLesion's layout with Detectron2; it is read on first use.
 
     It can go by all options of a run, see :mod:`lesion_d2.data.dataset_options`.
 
     Args:
         name: its name in ``DatasetCatalog``.
-        root: the folder that holds ``DL_info.csv`` and ``Images_png``. ``$DETECTRON2_DATASETS``
-            in it stands for that environment variable at the time of reading, or "datasets".
-        split: "train", "val", "test", or None for all rows.
-        coarse_types: eight categories in place of one, see :func:`load_deeplesion`.
-        first_pixel: see :func:`load_deeplesion`: None for what is in DeepLesion's coordinates or
-            generated, a number for a file of your own that counts in another way. Files of results
-            are in the coordinates of this file again.
+        root: the folder with ``DL_info.csv`` and ``Images_png``. ``$DETECTRON2_DATASETS`` in it is
+            expanded when the data set is read; it defaults to "datasets".
+        split: "train", "val" or "test"; None for all rows.
+        coarse_types: use eight categories instead of one, see :func:`load_deeplesion`.
+        first_pixel: see :func:`load_deeplesion`: None for DeepLesion and generated data sets, a
+            number for your own file with other coordinates. Result files use the coordinates of
+            this file.
 
     Raises:
         ValueError: the split is unknown.
-        AssertionError: the name is registered already (Detectron2's own check).
+        AssertionError: the name is already registered (Detectron2's check).
     """
     _check_split(split)
     load = partial(_load_registered, name, root, split, coarse_types, first_pixel)
@@ -203,7 +205,7 @@ def _load_registered(
 
 
 def lesion_classes(coarse_types: bool) -> dict[str, list]:
-    """Metadata of the categories: the eight coarse types, or every lesion alike."""
+    """Return metadata of the categories: the eight coarse types, or one for all lesions."""
     return {
         "thing_classes": list(COARSE_TYPES) if coarse_types else ["lesion"],
         "thing_colors": list(COLORS) if coarse_types else [COLORS[2]],
@@ -219,7 +221,7 @@ def _register_builtin() -> None:
 
 
 def _register_once(name: str, folder: str, split: str | None, first_pixel: float) -> None:
-    if name not in DatasetCatalog:  # there already where this module is imported again
+    if name not in DatasetCatalog:  # may be registered if this module is imported again
         root = f"$DETECTRON2_DATASETS/{folder}"
         register_deeplesion(name, root, split, first_pixel=first_pixel)
 
@@ -241,7 +243,7 @@ def _check_exist(csv_file: str | os.PathLike, image_root: str | os.PathLike) -> 
 
 
 def _select_rows(frame: pd.DataFrame, split: str | None, bad: BadCells) -> tuple[pd.DataFrame, int]:
-    """The split's rows without the noisy ones, and how many noisy ones it had."""
+    """The split's rows without noisy ones, and the number of noisy ones."""
     code = numbers(frame, "Train_Val_Test", 1, bad)[:, 0]
     bad.add(frame["Train_Val_Test"], ~np.isin(code, list(_SPLITS.values())), "1, 2 or 3")
     noisy = numbers(frame, "Possibly_noisy", 1, bad)[:, 0]
@@ -254,7 +256,7 @@ def _select_rows(frame: pd.DataFrame, split: str | None, bad: BadCells) -> tuple
 def _check_one_split(
     frame: pd.DataFrame, code: np.ndarray, in_split: np.ndarray, bad: BadCells
 ) -> None:
-    """Note rows whose image is in another split, too, where it is in the wanted one."""
+    """Report rows whose image is in the wanted split and in another one."""
     names = frame["File_name"]
     wanted = names.isin(set(names[in_split])).to_numpy(bool)
     first = pd.Series(code).groupby(names.to_numpy(), sort=False).transform("first").to_numpy()
@@ -266,7 +268,7 @@ def _check_one_split(
 def _parse_rows(
     frame: pd.DataFrame, image_root: str, first_pixel: float, bad: BadCells
 ) -> dict[str, np.ndarray]:
-    """Arrays with one entry a row, checked."""
+    """Parse and check columns; returns arrays with one entry per row."""
     table = {
         "row": frame.index.to_numpy(),
         "patient": integers(frame, "Patient_index", 1, bad)[:, 0],
@@ -290,7 +292,7 @@ def _parse_rows(
 def _parse_diameters(
     frame: pd.DataFrame, table: dict[str, np.ndarray], bad: BadCells
 ) -> np.ndarray:
-    """Long and short diameter, N x 2 in mm; NaN where there are none."""
+    """Long and short diameter, N x 2 in mm; NaN if missing."""
     diameters = numbers(frame, "Lesion_diameters_Pixel_", 2, bad, optional=True)
     diagonal = np.hypot(*_limits(table["size"]).T)[:, None]
     is_bad = ((diameters < 0) | (diameters > diagonal)).any(axis=1)
@@ -303,7 +305,7 @@ def _parse_diameters(
 
 
 def _limits(size: np.ndarray) -> np.ndarray:
-    """N x 2 (width, height) as limits: a bad size, which is told of as what it is, sets none."""
+    """N x 2 (width, height) as limits; none for invalid sizes, which are reported separately."""
     return np.where(size > 0, size, np.inf)
 
 
@@ -322,7 +324,7 @@ def _check_values(frame: pd.DataFrame, table: dict[str, np.ndarray], bad: BadCel
 def _parse_boxes(
     frame: pd.DataFrame, size: np.ndarray, first_pixel: float, bad: BadCells
 ) -> np.ndarray:
-    """Bounding boxes, N x 4 XYXY in pixels, cut to the image."""
+    """Bounding boxes, N x 4 XYXY in pixels, clipped to the image."""
     cells = frame["Bounding_boxes"]
     boxes = numbers(frame, "Bounding_boxes", 4, bad) - first_pixel
     bad.add(cells, (boxes[:, 2:] <= boxes[:, :2]).any(axis=1), "x1 < x2 and y1 < y2")
@@ -368,10 +370,10 @@ def _find_files(
 
 
 def _file_sizes(paths: set[str]) -> dict[str, tuple[int, int] | str | None]:
-    """What :func:`_file_size` says of each path.
+    """The result of :func:`_file_size` for each path.
 
-    A header takes no more of the processor than asking whether there is such a file. Threads wait
-    for disks of a network beside each other.
+    Reading a header takes no more CPU time than checking the file's existence. Threads overlap the
+    latency of network disks.
     """
     paths = sorted(paths)
     pieces = [paths[i : i + _PIECE] for i in range(0, len(paths), _PIECE)]
@@ -381,7 +383,7 @@ def _file_sizes(paths: set[str]) -> dict[str, tuple[int, int] | str | None]:
 
 
 def _file_size(path: str) -> tuple[int, int] | str | None:
-    """Width and height of a slice, what is wrong with its file, or None where there is none."""
+    """Width and height of a slice, the error of its file, or None if it does not exist."""
     try:
         height, width = png_size(path)
     except FileNotFoundError:

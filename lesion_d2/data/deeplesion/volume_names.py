@@ -6,14 +6,14 @@ from typing import NamedTuple
 from ...utils.values import MAX_SLICES
 from ..formats.problems import short_repr
 
-_NUMBER = "([0-9]{1,9})"  # no digits of other scripts
+_NUMBER = "([0-9]{1,9})"  # ASCII digits only
 _NAME = re.compile(
     rf"{_NUMBER}_{_NUMBER}_{_NUMBER}_{_NUMBER}-{_NUMBER}(?:\.nii|\.nii\.gz|\.annot)?"
 )
 
 
 class VolumeName(NamedTuple):
-    """A range of slices of a series; ``str`` of it is the name, with the digits as written."""
+    """A range of slices of a series; ``str()`` returns the name, with the digits as written."""
 
     text: str
     series: str  # <patient>_<study>_<series>
@@ -25,11 +25,11 @@ class VolumeName(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "VolumeName":
-        """Read a name; the ending of a NIfTI file or of a published key is left out.
+        """Parse a name; the suffix of a NIfTI file or of a published key is ignored.
 
         Raises:
-            ValueError: it is no such name, its first slice comes after its last, or there are more
-                than 20,000 of them.
+            ValueError: it is not such a name, its first slice is after its last, or it has more
+                than 20,000 slices.
         """
         match = _NAME.fullmatch(text) if isinstance(text, str) else None
         if match is None or int(match[4]) > int(match[5]):

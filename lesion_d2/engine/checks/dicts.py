@@ -1,4 +1,4 @@
-"""What is wrong with the dicts of a registered data set."""
+"""Checks of the dicts of a registered data set."""
 
 import math
 from collections import Counter
@@ -29,16 +29,16 @@ def check_dicts(
     unique: bool = False,
     with_masks: bool = False,
 ) -> None:
-    """Check that training and evaluation will find in a data set's dicts what they look for.
+    """Check that a data set's dicts have what training and evaluation need.
 
     Args:
-        images: as :func:`~lesion_d2.data.deeplesion.load_deeplesion` gives them.
-        classes: of the data set, where they are known.
-        unique: whether no two images may have one ``image_id``, as in an evaluation.
-        with_masks: whether the mapper reads the masks of annotations that have one.
+        images: dicts as from :func:`~lesion_d2.data.deeplesion.load_deeplesion`.
+        classes: classes of the data set, if known.
+        unique: whether ``image_id`` must be unique, as in an evaluation.
+        with_masks: whether the mapper reads masks of annotations.
 
     Raises:
-        ValueError: what is wrong, a line each: the image, the key, what was found and expected.
+        ValueError: dicts are invalid, listed one error per line: image, key, found, expected.
     """
     problems = []
     for number, image in enumerate(images):

@@ -1,4 +1,4 @@
-"""What is wrong with a run's inputs, found before anything is written."""
+"""Checks of a run's inputs, before anything is written."""
 
 import argparse
 import math
@@ -28,18 +28,18 @@ from .weights import check_run_weights
 
 @read_once()
 def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
-    """Check where a run writes, the keys that it goes by, the weights, and every data set.
+    """Check a run's output folder, config keys, weights and data sets.
 
     Args:
-        cfg: of the run.
-        args: of Detectron2's ``default_argument_parser``.
+        cfg: config.
+        args: arguments of Detectron2's ``default_argument_parser``.
 
     Returns:
-        Images of an epoch of DATASETS.TRAIN, without those that the training loader leaves out, or
-        volumes of an epoch of a model of volumes; 0 with ``--eval-only``.
+        The number of images per epoch of DATASETS.TRAIN, without those that the training loader
+        skips, or of volumes for a model of volumes; 0 with ``--eval-only``.
 
     Raises:
-        InputError: something is missing or empty, or a value is none of those known.
+        InputError: an input is missing or empty, or a value is invalid.
     """
     check_unused(cfg)
     check_volumetric(cfg)
@@ -78,7 +78,7 @@ def check_inputs(cfg: CfgNode, args: argparse.Namespace) -> int:
 
 
 def _count_images(cfg: CfgNode, images: list[dict], mask_files: Sequence[PseudoMasks]) -> int:
-    """Images of an epoch, checked for what a training on slices needs."""
+    """The number of images per epoch; checks what training on slices needs."""
     check_masks(cfg, images, "TRAIN", mask_files)
     check_mined_images(cfg, images)
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:

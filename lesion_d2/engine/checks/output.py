@@ -1,4 +1,4 @@
-"""What is wrong with the folder that a run writes to."""
+"""Checks of a run's output folder."""
 
 import os
 from pathlib import Path
@@ -9,12 +9,12 @@ from ..input_errors import InputError
 
 
 def check_output(cfg: CfgNode) -> None:
-    """Check that OUTPUT_DIR, and its folder of results, are there or can be made, and written to.
+    """Check that OUTPUT_DIR and its folder of results exist or can be created, and are writable.
 
-    Nothing is made yet.
+    Nothing is created yet.
 
     Raises:
-        InputError: a file is in the way, or a folder cannot be written to.
+        InputError: the path is a file, or a folder is not writable.
     """
     if not cfg.OUTPUT_DIR:
         raise InputError("OUTPUT_DIR: found '', expected a folder")

@@ -1,4 +1,4 @@
-"""What is wrong with a config that is to predict."""
+"""Checks of a config for prediction."""
 
 import argparse
 
@@ -15,10 +15,10 @@ from .weights import check_run_weights
 
 
 def check_prediction(cfg: CfgNode) -> None:
-    """Check the keys that a prediction goes by, and its weights. No data set is looked at.
+    """Check the config keys and weights for prediction, without data sets.
 
     Raises:
-        InputError: a value is none of those known, or weights are missing or not for the model.
+        InputError: a value is invalid, or weights are missing or do not match the model.
     """
     check_unused(cfg)
     check_volumetric(cfg)

@@ -1,4 +1,4 @@
-"""Keys of a config whose values can be told to be wrong by themselves."""
+"""Checks of single config values."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -8,20 +8,20 @@ from detectron2.config import CfgNode
 
 from ..input_errors import InputError, value_of
 
-#: A key, whether a value of it can be used, and what is expected.
+#: A key, a check of its value, and a description of valid values.
 Check = tuple[str, Callable[[Any], bool], str]
 
 
 def at_least(least: float) -> Callable[[float], bool]:
-    """Whether a number is finite and not below another one."""
+    """Return a check that a number is finite and at least ``least``."""
     return lambda value: least <= value < math.inf
 
 
 def check_values(cfg: CfgNode, checks: Iterable[Check]) -> None:
-    """Check values of keys.
+    """Check the values of keys.
 
     Raises:
-        InputError: names the first key whose value cannot be used.
+        InputError: a value is invalid; the message names the first such key.
     """
     for key, is_usable, expected in checks:
         value = value_of(cfg, key)

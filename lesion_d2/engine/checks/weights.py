@@ -1,4 +1,4 @@
-"""What is wrong with the weights that a run starts from."""
+"""Checks of the weights that a run starts from."""
 
 import argparse
 import os
@@ -15,16 +15,16 @@ from ..trainer import Trainer, optimizer_name
 
 
 def check_run_weights(cfg: CfgNode, args: argparse.Namespace, model: nn.Module) -> None:
-    """Check the files of weights that a run reads.
+    """Check the weight files that a run reads.
 
     Args:
-        cfg, args: of the run.
-        model: of :func:`check_model`.
+        cfg, args: config and arguments of the run.
+        model: result of :func:`check_model`.
 
     Raises:
-        InputError: one is missing or not for this model.
+        InputError: a file is missing or does not match the model.
     """
-    if args.eval_only and cfg.TEST.ENSEMBLE.CHECKPOINTS:  # then MODEL.WEIGHTS is not used
+    if args.eval_only and cfg.TEST.ENSEMBLE.CHECKPOINTS:  # MODEL.WEIGHTS is not used
         _check_checkpoints(cfg, model)
         return
     if args.resume and _check_last_checkpoint(cfg, args, model):
@@ -42,7 +42,7 @@ def _check_checkpoints(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def _check_last_checkpoint(cfg: CfgNode, args: argparse.Namespace, model: nn.Module) -> bool:
-    """Check the checkpoint that is gone on from; whether there is one."""
+    """Check the checkpoint to resume from; returns whether there is one."""
     try:
         checkpoint = last_checkpoint(cfg.OUTPUT_DIR)
         if checkpoint is None:
@@ -71,9 +71,9 @@ def _check_student(cfg: CfgNode, checkpoint: str, saved: dict) -> None:
 
 
 def _check_same_training(cfg: CfgNode, checkpoint: str, saved: dict, model: nn.Module) -> None:
-    """Check that a training goes on with the model and the optimizer that it began with."""
+    """Check that a resumed run has the same model and optimizer."""
     ours = model.state_dict()
-    if not ours:  # it could not be built beforehand
+    if not ours:  # the model could not be built beforehand
         return
     others = sorted(name for name in saved["model"] if name.removeprefix("module.") not in ours)
     if others:
