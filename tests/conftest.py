@@ -9,7 +9,8 @@ import logging
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before torch is imported, here and in the processes that tests start: tiny models are faster
@@ -118,6 +119,20 @@ def warm_spawn(monkeypatch: pytest.MonkeyPatch) -> None:
         "get_context",
         lambda method: get_context(warm_processes.METHOD if method == "spawn" else method),
     )
+
+
+@pytest.fixture
+def escaped() -> Iterator[Callable]:
+    """What signals do where the program does not handle them."""
+
+    def escape(*_: object) -> None:
+        raise AssertionError("a signal was not handled")
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, escape) for number in numbers}
+    yield escape
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

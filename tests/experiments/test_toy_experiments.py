@@ -230,20 +230,6 @@ def test_figure_and_tables_are_of_all_results(grid, tmp_path, capsys, monkeypatc
     assert (tmp_path / "grid" / "figure5.png").read_bytes() == image
 
 
-@pytest.fixture
-def escaped():
-    """What signals do where the tool does not handle them."""
-
-    def escape(*_):
-        raise AssertionError("a signal was not handled")
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, escape) for number in numbers}
-    yield escape
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 def is_free(folder):
     """Whether no process holds the lock of a run."""
     with open(folder / "console.txt") as console:

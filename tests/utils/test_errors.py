@@ -13,20 +13,6 @@ from torch._utils import ExceptionWrapper
 from warm_processes import run_script
 
 
-@pytest.fixture
-def escaped():
-    """What signals do where the program does not handle them."""
-
-    def escape(*_):
-        raise AssertionError("a signal was not handled")
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, escape) for number in numbers}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 def test_a_second_signal_does_not_interrupt_the_ending(escaped):
     with interruptible():
         with pytest.raises(KeyboardInterrupt):
