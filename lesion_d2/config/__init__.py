@@ -1,4 +1,4 @@
-"""The config: every key of this project, and how its files are read."""
+"""The config: all keys of this project, and the reader of its files."""
 
 from .keys import (
     FROC_RATES,

@@ -22,7 +22,7 @@ def add_lesion_config(cfg: CN) -> None:
     MODEL.PIXEL_MEAN applies to all slices only after :func:`broadcast_pixel_values`.
 
     Args:
-        cfg: the node that :func:`detectron2.config.get_cfg` returned; changed in place.
+        cfg: the node of :func:`detectron2.config.get_cfg`; modified in place.
     """
     _add_input_config(cfg)
     _add_backbone_config(cfg)
@@ -45,8 +45,7 @@ def _add_input_config(cfg: CN) -> None:
     # C, the slices of one image: odd, the key slice in the middle. MODEL.PIXEL_MEAN and PIXEL_STD
     # have C values, or one for all slices.
     cfg.INPUT.CT.NUM_SLICES = 3
-    # Distance between the slices of one image, in mm; 0 for neighbors in the series, whatever their
-    # distance.
+    # Distance between the slices of one image, in mm; 0 for neighboring slices at any distance.
     cfg.INPUT.CT.SLICE_INTERVAL = 2.0
     # Hounsfield units that are mapped to 0 and 255 (the window of Zlocha et al., section 3.1).
     cfg.INPUT.CT.HU_WINDOW = (-1024.0, 1050.0)
@@ -92,7 +91,7 @@ def _add_input_config(cfg: CN) -> None:
     cfg.INPUT.INSERTED_LESIONS.PROBABILITY = 0.0  # of an image; 0 disables them
     # Maximum number per image; at least one.
     cfg.INPUT.INSERTED_LESIONS.MAX_LESIONS = 2
-    # DeepLesion's coarse types to draw from, of 2, 3, 4, 5, 7 and 8; () for all of these.
+    # DeepLesion's coarse types to sample from, out of 2, 3, 4, 5, 7 and 8; () for all of these.
     cfg.INPUT.INSERTED_LESIONS.TYPES = ()
     # One class for all of them, or eight classes for the coarse types 1 to 8.
     cfg.INPUT.INSERTED_LESIONS.CATEGORIES = (0,)
@@ -121,7 +120,7 @@ def _add_input_config(cfg: CN) -> None:
     # epoch does not change.
     cfg.DATALOADER.CLASS_BALANCE = False
 
-    # Leave out (and count) images whose files are missing, instead of stopping before training.
+    # Skip (and count) images whose files are missing, instead of stopping before training.
     cfg.DATASETS.ALLOW_MISSING = False
     # Read slices of data sets in DeepLesion's layout from Images_prepared, written by
     # lesion_d2.tools.prepare_slices: the same pixels as in Images_png, in less time. Slices that
@@ -306,7 +305,7 @@ def _add_training_config(cfg: CN) -> None:
     cfg.SOLVER.CHECKPOINT_FORMAT = "pth"
     cfg.TEST.EVAL_EPOCHS = 0.0  # TEST.EVAL_PERIOD
     cfg.TEST.LOSS_EPOCHS = 0.0  # TEST.LOSS_PERIOD
-    # "SGD" (Detectron2's own), "Adam" or "AdamW".
+    # "SGD" (Detectron2's), "Adam" or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
     # SOLVER.CLIP_GRADIENTS.CLIP_TYPE can be "full_model_norm", the total norm of all gradients, in
     # addition to Detectron2's "value" and "norm", which clips each parameter's gradient separately.

@@ -1,4 +1,4 @@
-"""Detectron2's CfgNode, from files and command lines of strangers."""
+"""Detectron2's CfgNode with safe reading of untrusted files and command lines."""
 
 import logging
 import math
@@ -23,7 +23,7 @@ _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _BASE = "_BASE_"
 _MAX_BASES = 20
 _ADDRESSES = ("http://", "https://")
-# Lists that are empty by default, and whose entries are texts.
+# Lists of text that are empty by default.
 _NAMES = {
     "INPUT.PSEUDO_MASK_FILES",
     "MODEL.FPN.IN_FEATURES",
@@ -41,7 +41,7 @@ _REPEATED = "__repeated__"
 
 
 def get_lesion_config() -> "LesionConfig":
-    """Detectron2's defaults and this project's, ready for files and for KEY VALUE pairs.
+    """Return the defaults of Detectron2 and of this project.
 
     Example:
         >>> cfg = get_lesion_config()
@@ -53,11 +53,11 @@ def get_lesion_config() -> "LesionConfig":
 
 
 class LesionConfig(CfgNode):
-    """A CfgNode whose files run no code, and whose values are of the kind of the defaults.
+    """A CfgNode that runs no code from files, and checks the types of values against defaults.
 
-    Detectron2's own loads a file that names Python's functions by calling them. A file is read as
-    :func:`read_yaml` says. ``None`` for a key that has a value, NaN, and entries of a list that are
-    texts for numbers or the reverse, which would stop a run later on, are errors.
+    Detectron2's CfgNode calls Python functions that a file names; here files are read by
+    :func:`read_yaml`. Values that would stop a run later are errors: ``None`` for a key with a
+    value, NaN, and list entries that are text instead of numbers or the reverse.
 
     Old names of keys are accepted (:mod:`~lesion_d2.config.old_keys`), iterations replace the
     epochs of what they are merged over (:mod:`~lesion_d2.config.epochs`), and one value of
@@ -125,7 +125,7 @@ class LesionConfig(CfgNode):
             self.merge_from_other_cfg(type(self)(unset))
 
     def dump(self, **kwargs: Any) -> str:
-        """As in Detectron2, by libyaml where PyYAML was built with it: the same text, sooner."""
+        """As in Detectron2, but with libyaml if available, which is faster."""
         return yaml.dump(_plain(self), Dumper=_Dumper, **kwargs)
 
     @contextmanager
@@ -169,14 +169,14 @@ def _plain(node: CfgNode) -> dict[str, Any]:
 
 
 class _Files:
-    """A file with those that it is based on, each of which is read once."""
+    """A file and its bases, each of which is read once."""
 
     def __init__(self):
         self._done: dict[str, dict] = {}
         self._begun: dict[str, str] = {}
 
     def load(self, file: str) -> dict[str, Any]:
-        """What a file says; the dict is the caller's own."""
+        """Load a file with its bases; returns a new dict."""
         place = os.path.realpath(file)
         if place in self._begun:
             last = [*self._begun.values()][-1]
@@ -221,7 +221,7 @@ class _Files:
 
 
 def _copied(content: dict[str, Any]) -> dict[str, Any]:
-    """A copy of dicts in dicts; their other values are changed by nobody."""
+    """Copy nested dicts; other values are shared, as they are never modified."""
     return {k: _copied(v) if isinstance(v, dict) else v for k, v in content.items()}
 
 
@@ -237,7 +237,7 @@ def _check_keys(file: str, content: Mapping, prefix: str = "") -> None:
 
 
 def _merge(file: str, content: Mapping, merged: dict[str, Any], prefix: str = "") -> None:
-    """Write what a file says over what its bases say."""
+    """Merge a file into its bases."""
     for key, value in content.items():
         if isinstance(value, dict) and key in merged:
             if not isinstance(merged[key], dict):
@@ -256,7 +256,7 @@ def _merge_later(file: str, content: Mapping, merged: dict[str, Any]) -> None:
 
 
 def _check_sections(cfg: CfgNode, loaded: Mapping, prefix: str) -> None:
-    """Yacs would show all that is below the key."""
+    """Check sections; the message of yacs would contain all keys below."""
     for name, value in loaded.items():
         if not isinstance(cfg.get(name), CfgNode):
             continue
@@ -266,7 +266,7 @@ def _check_sections(cfg: CfgNode, loaded: Mapping, prefix: str) -> None:
 
 
 def _check_kinds(cfg: CfgNode, defaults: CfgNode, prefix: str) -> None:
-    """Keys that others have added, as projects on Detectron2 do, are theirs."""
+    """Check types of values; keys that other projects have added are not checked."""
     for name, value in cfg.items():
         if name not in defaults:
             continue
@@ -295,7 +295,7 @@ def _kinds_of(key: str, old: Any) -> set[str]:
 
 
 def _entries(value: Any) -> Iterator[Any]:
-    """What is in a list of lists and so on, or a value itself."""
+    """The values in nested lists, or a value itself."""
     if isinstance(value, list | tuple):
         for entry in value:
             yield from _entries(entry)
@@ -304,7 +304,7 @@ def _entries(value: Any) -> Iterator[Any]:
 
 
 def _levels(value: Any) -> int:
-    """How many lists are in each other; 0 for a value and an empty list"""
+    """Depth of nested lists; 0 for a value and an empty list."""
     if not isinstance(value, list | tuple) or not value:
         return 0
     return 1 + max(map(_levels, value))

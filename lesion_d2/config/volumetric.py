@@ -9,7 +9,7 @@ def add_volumetric_config(cfg: CN) -> None:
     Sizes and strides are depth, height, width: the order of a tensor's axes.
 
     Args:
-        cfg: the node; changed in place.
+        cfg: the node; modified in place.
     """
     cfg.INPUT.VOLUME = CN()
     # Depth, height and width of training patches, in voxels of the model's input; (0, 0, 0) for 2-D
@@ -55,5 +55,5 @@ def add_volumetric_config(cfg: CN) -> None:
 
 
 def is_volumetric(cfg: CN) -> bool:
-    """Whether a config's model looks at patches of volumes, not at slices."""
+    """Whether a config's model is for patches of volumes instead of slices."""
     return any(side != 0 for side in cfg.INPUT.VOLUME.PATCH_SIZE)

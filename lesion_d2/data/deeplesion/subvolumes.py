@@ -1,4 +1,4 @@
-"""Fully annotated sub-volumes of DeepLesion in Detectron2's catalog: one dict a slice."""
+"""Fully annotated sub-volumes of DeepLesion in Detectron2's catalog: one dict per slice."""
 
 import logging
 import os
@@ -26,15 +26,15 @@ from .volume_names import VolumeName
 
 logger = logging.getLogger(__name__)
 
-# As Cai et al. published the volumes of each split.
+# File names of Cai et al. for the volumes of each split.
 _PUBLISHED = {
     "train": "Revised-Train744.pkl",
     "val": "Revised-Train100.pkl",
     "test": "Revised-Test1071.pkl",
 }
-_PUBLISHED_3D = "3D-Box.pkl"  # boxes in 3-D of some of the test volumes
+_PUBLISHED_3D = "3D-Box.pkl"  # 3-D boxes of some of the test volumes
 _COLUMNS = ("File_name", "Spacing_mm_px_", "DICOM_windows")
-# DeepLesion's most frequent window, for pictures of volumes that DL_info.csv says nothing about.
+# DeepLesion's most frequent window, for volumes that are not in DL_info.csv.
 _WINDOW = (-175.0, 275.0)
 
 
@@ -58,37 +58,37 @@ def load_subvolumes(
     box_columns: str | None = None,
     first_pixel: float = FIRST_PIXEL,
 ) -> list[dict]:
-    """Read sub-volumes into Detectron2's dicts, one for every slice of every volume.
+    """Read sub-volumes into Detectron2's dicts, one per slice of every volume.
 
-    A volume's slices are those from the first to the last of its name. They lie in the first of
-    these that there is: the folders ``Images_png/<volume>`` and
+    A volume has the slices from the first to the last in its name. They are read from the first of
+    these that exists: the folders ``Images_png/<volume>`` and
     ``Images_png/<patient>_<study>_<series>``, and ``Images_nifti/<volume>.nii.gz`` or ``.nii``.
     Spacing comes from the NIfTI file's header, or from the first row of the series in
-    ``DL_info.csv``; so does ``window``, which is (-175, 275) HU for a NIfTI file without a row.
+    ``DL_info.csv``; so does ``window``, which is (-175, 275) HU for NIfTI files without a row.
 
     A dict has what one of :func:`load_deeplesion` has, ``slice_index`` being this slice's,
     ``slice_range`` the volume's and ``image_id`` ``<volume>_<slice>``; and ``volume``, its name,
     and ``volume_boxes``, XYXY in pixels of all its lesions, the same list in all its dicts. An
     annotation has ``bbox`` (cut to the image), ``bbox_mode``, ``category_id`` 0, ``lesion_id``, its
-    number in the volume from 1 on, and, on the slice that it was drawn on, ``is_key`` True. A
-    lesion with a box in 3-D has the same box on all its slices, and no ``is_key``.
+    number in the volume starting at 1, and, on the slice where it was drawn, ``is_key`` True. A
+    lesion with a 3-D box has the same box on all its slices, and no ``is_key``.
 
     Args:
         root: the folder of ``DL_info.csv``, ``Images_png`` and ``Images_nifti``; the NIfTI files
             need no other.
         annotation_file, split, slice_numbers, box_columns: see :func:`read_annotations`.
-        first_pixel: what the file's boxes have at the center of an image's first pixel, where the
-            dicts have (0, 0): 1 in DeepLesion's coordinates, which published files are in.
+        first_pixel: the file's coordinate of the center of an image's first pixel, which is (0, 0)
+            in the dicts: 1 in DeepLesion's coordinates, which published files use.
 
     Returns:
         In the order of the file's volumes, then of slices.
 
     Raises:
         FileNotFoundError: the annotation file, or the ``DL_info.csv`` that is needed, is missing.
-        ValueError: the annotations are bad, see :func:`read_annotations`; a volume or one of its
-            slices is not there, a box lies outside of the image, a NIfTI file is bad, or
-            ``DL_info.csv`` is not readable or has no good row of a series. All bad volumes are told
-            of.
+        ValueError: the annotations are invalid, see :func:`read_annotations`; a volume or one of
+            its slices is missing, a box is outside the image, a NIfTI file is damaged, or
+            ``DL_info.csv`` is not readable or has no valid row of a series. All invalid volumes are
+            listed.
     """
     root = Path(root)
     options = {"slice_numbers": slice_numbers, "box_columns": box_columns}
@@ -121,19 +121,19 @@ def register_subvolumes(
     box_columns: str | None = None,
     first_pixel: float = FIRST_PIXEL,
 ) -> None:
-    """Register sub-volumes with Detectron2; read when first asked for.
+    """Register sub-volumes with Detectron2; they are read on first use.
 
     Args:
         name: its name in ``DatasetCatalog``.
         root, split, slice_numbers, box_columns, first_pixel: see :func:`load_subvolumes`;
-            ``$DETECTRON2_DATASETS`` in the root stands for that environment variable at the time
-            of reading, or "datasets".
-        annotation_file: likewise; None for the first of these that the root has:
-            ``volumes_<split>.json``, ``volumes_<split>.pkl``, and the split's file by its published
-            name, such as ``Revised-Train744.pkl``.
+            ``$DETECTRON2_DATASETS`` in the root is expanded when the data set is read; it defaults
+            to "datasets".
+        annotation_file: see :func:`load_subvolumes`; None for the first of these that exists in the
+            root: ``volumes_<split>.json``, ``volumes_<split>.pkl``, and the split's file by its
+            published name, such as ``Revised-Train744.pkl``.
 
     Raises:
-        AssertionError: the name is registered already (Detectron2's own check).
+        AssertionError: the name is already registered (Detectron2's check).
     """
     layout = {
         "slice_numbers": slice_numbers,
@@ -171,7 +171,7 @@ def _register_builtin() -> None:
     root = "$DETECTRON2_DATASETS/DeepLesion"
     for split in _PUBLISHED:
         name = f"deeplesion_volumes_{split}"
-        if name not in DatasetCatalog:  # there already where this module is imported again
+        if name not in DatasetCatalog:  # may be registered if this module is imported again
             register_subvolumes(name, root, split=split)
     if "deeplesion_volumes_3d" not in DatasetCatalog:
         register_subvolumes("deeplesion_volumes_3d", root, f"{root}/{_PUBLISHED_3D}")
@@ -180,7 +180,7 @@ def _register_builtin() -> None:
 def _find_slices(
     root: Path, names: Iterable[VolumeName], problems: list[str]
 ) -> dict[VolumeName, dict[int, str]]:
-    """Slice number -> path, of every volume that is whole."""
+    """Slice number -> path, for every complete volume."""
     found: dict[VolumeName, dict[int, str]] = {}
     listed: dict[Path, dict[int, str]] = {}
     for name in names:
@@ -193,7 +193,7 @@ def _find_slices(
             continue
         if folder not in listed:
             listed[folder] = slice_files(folder)
-        # What is there is counted, not what the name promises: names cost a file nothing.
+        # Count existing slices, not those of the name, which may be arbitrarily many.
         files = {n: f for n, f in listed[folder].items() if name.first <= n <= name.last}
         num_missing = name.last - name.first + 1 - len(files)
         if num_missing:
@@ -220,7 +220,7 @@ def _find_folder(root: Path, name: VolumeName) -> Path | None:
 def _read_series(
     csv_file: Path, volumes: Mapping[VolumeName, Mapping[int, str]]
 ) -> dict[str, _Series]:
-    """Spacing and window by series, of those that ``DL_info.csv`` has; needed for PNG files."""
+    """Spacing and window of the series in ``DL_info.csv``; needed for PNG files."""
     needed = {n.series for n, files in volumes.items() if not is_nifti(_folder(files))}
     if not needed and not csv_file.is_file():
         return {}
@@ -297,7 +297,7 @@ def _volume_dicts(
 
 
 def _cut(lesion: VolumeLesion, height: int, width: int, first_pixel: float) -> list[float]:
-    """A lesion's box in pixels of the image, cut to it."""
+    """A lesion's box in pixels of the image, clipped to it."""
     box = np.array([lesion.box]) - first_pixel
     cut, is_inside = cut_boxes(box, np.array([[width, height]]))
     if not is_inside[0]:

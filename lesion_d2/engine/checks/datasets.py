@@ -1,4 +1,4 @@
-"""What is wrong with a run's data sets, found before anything is written."""
+"""Checks of a run's data sets, before anything is written."""
 
 import logging
 from collections import Counter
@@ -29,13 +29,13 @@ _COCO_HINT = "; a file of COCO's format is registered with lesion_d2.data.coco.r
 
 
 def load_datasets(cfg: CfgNode, kind: str, *, required: bool) -> list[list[dict]]:
-    """The dicts of each data set of DATASETS.TRAIN or TEST, which ``kind`` says.
+    """Load and check the dicts of each data set of DATASETS.TRAIN or TEST, by ``kind``.
 
     Raises:
-        InputError: one is not registered, cannot be read, is empty, has dicts that cannot be used
-            (:func:`check_dicts`), has other classes than the model, or has not the options of
-            ``cfg.DATASETS``; one of TEST has no evaluation or is of volumes that cannot be
-            evaluated; or there is none where one is ``required``.
+        InputError: a data set is not registered, not readable, empty, has invalid dicts
+            (:func:`check_dicts`) or other classes than the model, or does not support the options
+            of ``cfg.DATASETS``; one of TEST has no evaluation or volumes that cannot be evaluated;
+            or there is none although ``required``.
     """
     names = cfg.DATASETS[kind]
     if required and not names:
@@ -53,7 +53,7 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
             evaluator_type = evaluator_type_of(cfg, name)
     try:
         images = read_dataset(name, options)
-        if images:  # of volumes the records' masks are checked
+        if images:  # for volumes, the records' masks are checked
             reads_masks = trains_on_masks(cfg) and (
                 kind == "TRAIN" or switched_on(cfg, "TEST.LOSS_")
             )
@@ -89,7 +89,7 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
 
 
 def _check_spacing(cfg: CfgNode, name: str, kind: str, images: list[dict]) -> None:
-    """Check that nothing goes by a spacing that is not known; tell what is done without."""
+    """Check that no enabled option needs an unknown spacing; log how it is handled."""
     if is_volumetric(cfg):  # their records are checked
         return
     unknown = [image["image_id"] for image in images if image["spacing"] is None]
@@ -111,16 +111,17 @@ def _check_spacing(cfg: CfgNode, name: str, kind: str, images: list[dict]) -> No
 
 
 def dataset_options(cfg: CfgNode, name: str, kind: str) -> DatasetOptions:
-    """What a run reads of a data set, checked.
+    """Make and check a run's options for reading a data set.
 
     Args:
         cfg: of the run; its DATASETS.ALLOW_MISSING, PREPARED_SLICES, MISSING_ANNOTATION_RATIO,
             MISSING_ANNOTATION_SEED, EXCLUDED_VOLUMES.
-        name: of the data set.
-        kind: "TRAIN" or "TEST"; the latter hides no annotation and excludes no volume.
+        name: name of the data set.
+        kind: "TRAIN" or "TEST"; for "TEST" no annotations are hidden and no volumes excluded.
 
     Raises:
-        InputError: the data set, or an excluded one, is not registered or has not such an option.
+        InputError: the data set, or an excluded one, is not registered, or does not support an
+            option.
     """
     if not is_registered(name):
         raise InputError(
@@ -147,7 +148,7 @@ def _has_volumes(name: str) -> bool:
 
 
 def _check_volumes(cfg: CfgNode, name: str, images: list[dict]) -> None:
-    """Check that the evaluator of volumes can use a data set by all criteria."""
+    """Check that the volume evaluator supports a data set, with all criteria."""
     with as_input_error("DATASETS.TEST: "):
         truth = VolumeTruth.from_dicts(images, name)
     with as_input_error(f"DATASETS.TEST, {name}, volume "):
@@ -181,7 +182,7 @@ def _check_classes(cfg: CfgNode, name: str, kind: str) -> None:
 def check_masks(
     cfg: CfgNode, images: list[dict], kind: str, mask_files: Sequence[PseudoMasks] = ()
 ) -> None:
-    """Check that every annotation has a mask, or what one is made from; tell of boxes alone.
+    """Check that every annotation has a mask, or diameters for one; log those with only a box.
 
     Args:
         cfg: of the run.
@@ -217,10 +218,10 @@ def check_masks(
 
 
 def check_mined_images(cfg: CfgNode, images: list[dict]) -> None:
-    """Check that hard negatives can be told by their images' ids.
+    """Check that image ids identify hard negatives.
 
-    An image of another data set may have the id of a mined one only where it is the same slice,
-    whose negatives it then has too.
+    An image of another data set may have the id of a mined image only if it is the same slice; it
+    then has the same negatives.
     """
     mining = switched_on(cfg, "HARD_NEGATIVES.")
     if not mining:
@@ -242,7 +243,7 @@ def check_mined_images(cfg: CfgNode, images: list[dict]) -> None:
 
 
 def check_test_sets(cfg: CfgNode) -> None:
-    """Check that no evaluation goes by a data set of which training does not get to see all."""
+    """Check that no data set with hidden or excluded training data is used for evaluation."""
     both = [name for name in cfg.DATASETS.TRAIN if name in cfg.DATASETS.TEST]
     options = (
         ("MISSING_ANNOTATION_RATIO", "hidden annotations"),

@@ -1,4 +1,4 @@
-"""What is wrong with the keys that say how a run evaluates."""
+"""Checks of the config keys for evaluation."""
 
 import argparse
 import logging
@@ -41,15 +41,15 @@ _ENSEMBLE_CHECKS: tuple[Check, ...] = (
 )
 
 
-# What goes by evaluations, where it is above 0.
+# Keys that depend on evaluations if above 0.
 _BY_METRIC = ("SOLVER.PLATEAU_PATIENCE", "SOLVER.EARLY_STOP_PATIENCE", "TEST.NUM_BEST_CHECKPOINTS")
 
 
 def check_ensemble(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Check the keys of ensembles and of volumes.
+    """Check the keys for ensembles and volumes.
 
     Raises:
-        InputError: names the key.
+        InputError: a value is invalid; the message names the key.
     """
     check_values(cfg, _ENSEMBLE_CHECKS)
     with as_input_error("TEST.VOLUME_CRITERIA: "):
@@ -92,9 +92,9 @@ def check_evaluations(cfg: CfgNode) -> None:
 
 
 def check_lesions(cfg: CfgNode, test_sets: Mapping[str, list[dict]]) -> None:
-    """Check that TEST.BEST_METRIC is defined: that its data set has it, and lesions.
+    """Check that TEST.BEST_METRIC is defined: its data set has this metric, and lesions.
 
-    Where only ``model_best.pth`` goes by it, it is said in the log that there will be none.
+    If only ``model_best.pth`` depends on it, a warning is logged that there will be none.
 
     Args:
         cfg: of a training.
@@ -107,7 +107,7 @@ def check_lesions(cfg: CfgNode, test_sets: Mapping[str, list[dict]]) -> None:
     if not test_sets or cfg.SOLVER.PATIENCE_METRIC or not switched_on(cfg, "TEST.EVAL_"):
         return
     fault = _best_metric_fault(cfg)
-    if fault:  # where a schedule goes by it, check_evaluations has refused it
+    if fault:  # if a schedule depends on it, check_evaluations has raised an error
         logger.warning(f"{fault}: there will be no model_best.pth")
     name = _best_metric_set(cfg)
     if any(lesions_of(image["annotations"]) for image in test_sets[name]):
@@ -126,7 +126,7 @@ def _best_metric_set(cfg: CfgNode) -> str:
 
 
 def _best_metric_fault(cfg: CfgNode) -> str:
-    """What is wrong with TEST.BEST_METRIC for its data set; empty where nothing is."""
+    """The error of TEST.BEST_METRIC for its data set; empty if there is none."""
     metric, name = cfg.TEST.BEST_METRIC, _best_metric_set(cfg)
     metadata = MetadataCatalog.get(name)
     rates, criteria = cfg.TEST.VOLUME_FROC_RATES, cfg.TEST.VOLUME_CRITERIA

@@ -1,4 +1,4 @@
-"""What is wrong with the model that a config describes."""
+"""Checks of the model in a config."""
 
 import logging
 
@@ -44,7 +44,7 @@ _MODEL_CHECKS: tuple[Check, ...] = (
     ("MODEL.SLICE_IMAGES.FEATURE_CACHE_SIZE", lambda v: v >= 0, "0 (none) or more images"),
 )
 ULDOR_HEADS = ULDorROIHeads.__name__
-# What Detectron2 and torch raise at values that no model has.
+# Exceptions of Detectron2 and torch for invalid values.
 _BUILD_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -55,7 +55,7 @@ _BUILD_ERRORS = (
     TypeError,
     ValueError,
 )
-# A key, the part that it switches on, and the backbones that have it.
+# A key, the part that it enables, and the backbones that have it.
 _ATTENTIONS: tuple[tuple[str, type, str], ...] = (
     ("MODEL.UNET_FPN.ATTENTION", AttentionGate, "a U-FPN"),
     *(
@@ -66,13 +66,13 @@ _ATTENTIONS: tuple[tuple[str, type, str], ...] = (
 
 
 def check_model(cfg: CfgNode) -> nn.Module:
-    """Build the model without memory for its weights, which checks the keys that it goes by.
+    """Build the model on the meta device, which checks its config keys.
 
     Returns:
-        The model on the meta device, or nothing of it where it needs memory to be built.
+        The model on the meta device, or an empty module if it cannot be built there.
 
     Raises:
-        InputError: it cannot be built, or has not what a key switches on.
+        InputError: it cannot be built, or lacks a part that a key enables.
     """
     check_values(cfg, _MODEL_CHECKS)
     found, strength = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.RETINA_UNET.CALIBRATION
@@ -102,14 +102,15 @@ def check_model(cfg: CfgNode) -> nn.Module:
         with torch.device("meta"):
             model = META_ARCH_REGISTRY.get(found)(cfg)
     except _BUILD_ERRORS as error:
-        # Detectron2 tells of a name that does not exist by a KeyError of that name alone.
+        # Detectron2 raises a KeyError with only the name if it is not registered.
         text = one_line(error)
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "
         raise InputError(
             f"MODEL: found {found} on {cfg.MODEL.BACKBONE.NAME} not to be built: {kind}{text}"
         ) from error
     except (NotImplementedError, RuntimeError) as error:
-        # Some backbones need values while they are built: the run itself builds and checks them.
+        # Some backbones cannot be built on the meta device; they are checked when the run builds
+        # them.
         logger.info(f"{found} on {cfg.MODEL.BACKBONE.NAME} was not checked beforehand: {error}")
         return nn.Identity()
     for key, kind, expected in _ATTENTIONS:
@@ -128,7 +129,7 @@ def check_model(cfg: CfgNode) -> nn.Module:
 
 
 def _check_one_stage(cfg: CfgNode) -> None:
-    """Check that what the one-stage models alone have is not asked for in vain."""
+    """Check that keys for one-stage models are only set with these."""
     found, shem, retinanet = (
         cfg.MODEL.META_ARCHITECTURE,
         cfg.MODEL.RETINA_UNET,
@@ -172,7 +173,7 @@ def _check_shem(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def found_heads(cfg: CfgNode) -> str:
-    """What to say of the heads of a model that should have other ones."""
+    """Start of the message for a model that needs other heads."""
     if is_a(cfg, GeneralizedRCNN):
         return f"MODEL.ROI_HEADS.NAME: found {cfg.MODEL.ROI_HEADS.NAME!r}"
     found = cfg.MODEL.META_ARCHITECTURE

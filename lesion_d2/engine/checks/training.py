@@ -1,4 +1,4 @@
-"""What is wrong with the keys that a training goes by."""
+"""Checks of the config keys for training."""
 
 from collections.abc import Iterable, Mapping
 
@@ -91,10 +91,10 @@ _TRAINING_CHECKS: tuple[Check, ...] = (
 
 
 def check_training(cfg: CfgNode, num_processes: int) -> None:
-    """Check the keys that only a training goes by.
+    """Check the keys that only training uses.
 
     Raises:
-        InputError: names the key.
+        InputError: a value is invalid; the message names the key.
     """
     check_values(cfg, _SCHEDULE_CHECKS)
     with as_input_error(""):
@@ -159,7 +159,7 @@ def _check_mean_teacher(cfg: CfgNode) -> None:
 
 
 def _check_ignoring(cfg: CfgNode) -> None:
-    """Check that all losses leave out annotations of class -1."""
+    """Check that all losses ignore annotations of class -1."""
     why = "for MODEL.MEAN_TEACHER.PSEUDO_LABELS 'ignore'"
     is_rcnn = is_a(cfg, GeneralizedRCNN)
     kinds = f"a {RetinaNet.__name__}, {DetUNet.__name__} or {GeneralizedRCNN.__name__} {why}"
@@ -183,16 +183,16 @@ def _check_ignoring(cfg: CfgNode) -> None:
 
 
 def check_regions(cfg: CfgNode, images: Iterable[Mapping]) -> None:
-    """Check that the model knows regions to ignore, where its training has any.
+    """Check that the model supports regions to ignore, if training has any.
 
-    Patches make some of the lesions that they cut.
+    Lesions that are cut by patches become such regions.
 
     Args:
-        cfg: of a training.
+        cfg: config of a training run.
         images: the dicts of DATASETS.TRAIN.
 
     Raises:
-        InputError: a part of it takes what is in a region for background.
+        InputError: a part of the model treats such regions as background.
     """
     first = next((i["image_id"] for i in images if regions_of(i["annotations"])), None)
     if first is not None:

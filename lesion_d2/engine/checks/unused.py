@@ -13,7 +13,7 @@ _KEYPOINTS = "no data set here has keypoints"
 _PROPOSALS = "no data set here has proposals of its own"
 _VIEWS = "TEST.ENSEMBLE has several views of an image"
 _SAMPLER = "DATALOADER.EMPTY_IMAGE_RATIO and CLASS_BALANCE set how often images come"
-#: A key, or with a dot at its end all keys below it, and what holds in its place.
+#: A key, or a prefix with a dot for all keys below it, and what is used instead.
 UNUSED_KEYS: dict[str, str] = {
     "INPUT.MIN_SIZE_TRAIN": _SIZES,
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": _SIZES,
@@ -38,12 +38,12 @@ UNUSED_KEYS: dict[str, str] = {
 
 
 def check_unused(cfg: CfgNode) -> None:
-    """Check that Detectron2's keys that do nothing here have the values that they come with.
+    """Check that Detectron2's keys without effect here have their default values.
 
     Old names of keys, which files and command lines may have, do nothing where code assigns them.
 
     Raises:
-        InputError: names the first one that has another value, and what to set in its place.
+        InputError: a key has another value; the message names the first, and what to set instead.
     """
     for old in old_keys_in(cfg):
         raise InputError(f"{old}: found the old name of a key, expected {OLD_KEYS[old]}")

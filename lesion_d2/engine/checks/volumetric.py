@@ -1,4 +1,4 @@
-"""What is wrong with a run of a model of volumes."""
+"""Checks of a run with a model of volumes."""
 
 import logging
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ _CHECKS: tuple[Check, ...] = (
         "low < high, HU of 16 bits: -32768 to 32767",
     ),
 )
-# Keys that do nothing with volumes or cannot be used, the value that they must have, and why.
+# Keys that are not supported for volumes, their required values, and the reasons.
 _REFUSED: tuple[tuple[str, object, str], ...] = (
     ("INPUT.CT.PIXEL_SPACING", 0.0, "INPUT.VOLUME.SPACING is that of volumes"),
     ("INPUT.CT.CROP_TO_BODY", False, "volumes keep their borders"),
@@ -66,7 +66,7 @@ _REFUSED: tuple[tuple[str, object, str], ...] = (
     ("MODEL.RETINA_UNET.CALIBRATION", 0.0, "scores are calibrated on slices alone"),
     ("MODEL.UNET_FPN.ATTENTION", False, "attention gates are of slices"),
 )
-# Keys of volumes that no model of slices goes by; INPUT.VOLUME.SPACING comes with parts of configs.
+# Keys that only models of volumes use; INPUT.VOLUME.SPACING is set in shared base configs.
 _OF_VOLUMES = (
     *(f"INPUT.VOLUME.{name}" for name in ("ELASTIC", "NOISE", "BRIGHTNESS", "CONTRAST")),
     "TEST.VOLUME_TILE_SIZE",
@@ -81,12 +81,11 @@ _OF_SLICES = (
 
 
 def check_volumetric(cfg: CfgNode) -> None:
-    """Check what a config says of volumes: that all of its parts are of them, or none is.
+    """Check that all parts of a config are for volumes, or none.
 
     Raises:
-        InputError: the model is of the other kind than INPUT.VOLUME.PATCH_SIZE says, a value is
-            none of those known, or something is switched on that is there for slices alone, or
-            for volumes.
+        InputError: the model does not match INPUT.VOLUME.PATCH_SIZE, a value is invalid, or an
+            option is enabled that is only supported for slices, or for volumes.
     """
     found, size = cfg.MODEL.META_ARCHITECTURE, tuple(cfg.INPUT.VOLUME.PATCH_SIZE)
     if not is_volumetric(cfg):
@@ -126,7 +125,7 @@ def check_volumetric(cfg: CfgNode) -> None:
 
 
 def check_patches(cfg: CfgNode) -> None:
-    """Check the keys that say how training cuts and augments patches.
+    """Check the keys for cropping and augmenting patches in training.
 
     Raises:
         InputError: see :class:`VolumePatchMapper`.
@@ -136,10 +135,10 @@ def check_patches(cfg: CfgNode) -> None:
 
 
 def check_kinds(cfg: CfgNode, kind: str) -> None:
-    """Check that the data sets of DATASETS.TRAIN or TEST are of volumes, before they are read.
+    """Check that the data sets of DATASETS.TRAIN or TEST contain volumes, before they are read.
 
     Raises:
-        InputError: one is of single slices.
+        InputError: a data set contains single slices.
     """
     with as_input_error(f"DATASETS.{kind}: "):
         for name in cfg.DATASETS[kind]:
@@ -147,19 +146,20 @@ def check_kinds(cfg: CfgNode, kind: str) -> None:
 
 
 def check_records(cfg: CfgNode, kind: str, datasets: Sequence[list[dict]]) -> int:
-    """Check that the data sets of DATASETS.TRAIN or TEST are of volumes that the model can take.
+    """Check that the data sets of DATASETS.TRAIN or TEST contain volumes that the model supports.
 
     Args:
         cfg: of the run.
         kind: "TRAIN" or "TEST".
-        datasets: their dicts of slices, as :func:`~.datasets.load_datasets` gives them.
+        datasets: their dicts of slices, see :func:`~.datasets.load_datasets`.
 
     Returns:
-        Volumes (runs of slices) of an epoch.
+        The number of volumes (runs of slices) per epoch.
 
     Raises:
-        InputError: a data set is of single slices, its slices make no volumes, one has no spacing
-            that the model goes by, there is no lesion, or one has no mask that training needs.
+        InputError: a data set contains single slices, its slices do not form volumes, a required
+            spacing is missing, there is no lesion, or a lesion has no mask although training needs
+            it.
     """
     check_kinds(cfg, kind)
     records = []
@@ -182,7 +182,7 @@ def check_records(cfg: CfgNode, kind: str, datasets: Sequence[list[dict]]) -> in
 
 
 def _check_masks(cfg: CfgNode, records: Sequence[dict]) -> None:
-    """Check that each lesion has a mask, or may have one made of its box; tell of the latter."""
+    """Check that each lesion has a mask, or may use its box; log the latter."""
     lesions = [(r["image_id"], a) for r in records for a in lesions_of(r["annotations"])]
     bare = [name for name, annotation in lesions if "segmentation" not in annotation]
     if not bare:
@@ -200,7 +200,7 @@ def _check_masks(cfg: CfgNode, records: Sequence[dict]) -> None:
 
 
 def _tell_of_thin_lesions(records: Sequence[dict]) -> None:
-    """Warn where most lesions have a box on one slice alone, as on key slices they have."""
+    """Warn if most lesions have a box on a single slice only, as on key slices."""
     depths = [
         (record["image_id"], annotation["bbox"][5] - annotation["bbox"][2])
         for record in records
