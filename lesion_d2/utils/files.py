@@ -360,10 +360,10 @@ def json_digest(content: object) -> str:
 
 
 def without_nan(value: object) -> object:
-    """The same with None for NaN, which JSON does not know; dicts and lists are copied."""
+    """The same with None for NaN, which JSON does not know; dicts are copied, tuples are lists."""
     if isinstance(value, Mapping):
         return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 

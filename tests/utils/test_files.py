@@ -114,6 +114,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     assert read_json(file, "") == {"old": True} and os.listdir(tmp_path) == ["a.json"]
     write_json(file, content, allow_nan=True)
     assert math.isnan(read_json(file, "", allow_nan=True)["b"][1])
+    assert without_nan({"a": (math.nan, 1)}) == {"a": [None, 1]}  # JSON has lists for tuples
     write_json(file, without_nan(content))
     assert read_json(file, "") == {"b": [1, None], "c": {"d": None}}
 
