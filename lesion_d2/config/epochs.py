@@ -1,7 +1,7 @@
-"""Keys of epochs, and the keys of iterations that they replace where they are set.
+"""Keys in epochs, which replace keys in iterations if set.
 
-What is given later counts: iterations on a command line, or in a file, unset the epochs of the
-config that they are merged over.
+Later values take precedence: iterations on a command line or in a file unset the epochs of the
+config that they are merged into.
 """
 
 import logging
@@ -14,7 +14,7 @@ from ..utils.errors import short_repr
 
 logger = logging.getLogger(__name__)
 
-#: A section, its key of epochs, the key of iterations, and the epochs that stand for "not set".
+#: A section, its key in epochs, its key in iterations, and the value for "not set".
 EPOCH_KEYS: tuple[tuple[str, str, str, Any], ...] = (
     ("SOLVER", "MAX_EPOCHS", "MAX_ITER", 0.0),
     ("SOLVER", "CHECKPOINT_EPOCHS", "CHECKPOINT_PERIOD", 0.0),
@@ -27,14 +27,14 @@ EPOCH_KEYS: tuple[tuple[str, str, str, Any], ...] = (
 
 
 def check_one_of_each(place: str, given: Mapping[str, Any]) -> None:
-    """Refuse epochs and iterations of one thing in one place.
+    """Check that epochs and iterations are not both set in one place.
 
     Args:
-        place: begins messages.
-        given: sections of keys, as YAML or a command line has them.
+        place: prefix of messages.
+        given: sections of keys, from YAML or a command line.
 
     Raises:
-        ValueError: a key of epochs is set beside its key of iterations.
+        ValueError: both a key in epochs and its key in iterations are set.
     """
     for section, epochs, iterations, _ in EPOCH_KEYS:
         keys = _section(given, section)
@@ -48,16 +48,16 @@ def check_one_of_each(place: str, given: Mapping[str, Any]) -> None:
 def unset_epochs(
     place: str, given: Mapping[str, Any], before: Mapping[str, Any], level: int = logging.INFO
 ) -> dict[str, dict[str, Any]]:
-    """The keys of epochs that iterations given later replace, as "not set"; logs a line of each.
+    """Return "not set" for keys in epochs that later iterations replace, and log each.
 
     Args:
-        place: begins the lines.
-        given: sections of keys that are merged over ``before``.
-        before: sections of a config, or of the files that a file is based on.
-        level: of the lines.
+        place: prefix of log lines.
+        given: sections of keys that are merged into ``before``.
+        before: sections of a config, or of the bases of a file.
+        level: log level.
 
     Returns:
-        Sections of keys to be merged as well.
+        Sections of keys to merge in addition.
     """
     unset: dict[str, dict[str, Any]] = {}
     for section, epochs, iterations, not_set in EPOCH_KEYS:
@@ -73,7 +73,7 @@ def unset_epochs(
 
 
 def is_set(value: Any) -> bool:
-    """Whether a number of epochs or iterations, or a list of them, says more than "not set".
+    """Return whether a number of epochs or iterations, or a list of them, is set.
 
     Args:
         value: of the key, which may be the text of it that a file or a command line has.

@@ -71,10 +71,9 @@ class LesionConfig(CfgNode):
 
         Raises:
             OSError: the file, or one that it is based on, cannot be read.
-            ValueError: one is not YAML as of :func:`read_yaml` or has other keys than texts; or a
-                ``_BASE_`` is no path, or is based on what it is a base of; or one has a key under
-                two names, or iterations beside epochs. The message begins with the file that it is
-                about.
+            ValueError: a file is not YAML (see :func:`read_yaml`), or has keys that are not text;
+                a ``_BASE_`` is not a path, or recursive; or a file has a key under two names, or
+                both iterations and epochs. The message begins with the file.
         """
         _refuse_unsafe(allow_unsafe)
         return _Files().load(str(filename))

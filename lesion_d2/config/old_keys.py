@@ -1,4 +1,4 @@
-"""Keys that have been renamed, whose old names are accepted for one version, with a warning."""
+"""Renamed keys; the old names are accepted for one version, with a warning."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -34,13 +34,13 @@ OLD_KEYS = {
 
 
 def rename_in_file(file: str, content: dict[str, Any]) -> None:
-    """Give the old keys of a file their new names, and warn of each.
+    """Rename the old keys of a file, with a warning for each.
 
-    Of more than three, as in a written config, one line warns.
+    For more than three, as in a dumped config, there is a single warning.
 
     Args:
         file: its path, for messages.
-        content: what it says, without the files that it is based on; changed in place.
+        content: its content, without its bases; modified in place.
 
     Raises:
         ValueError: it has a key under both names.
@@ -60,10 +60,10 @@ def rename_in_file(file: str, content: dict[str, Any]) -> None:
 
 
 def rename_in_list(pairs: Sequence[Any]) -> list[Any]:
-    """The list of keys and values with new names for the old keys, with a warning of each.
+    """Rename the old keys in a list of keys and values, with a warning for each.
 
     Args:
-        pairs: keys and values in turn, as :meth:`LesionConfig.merge_from_list` takes them.
+        pairs: alternating keys and values, as for :meth:`LesionConfig.merge_from_list`.
 
     Raises:
         ValueError: it has a key under both names.
@@ -78,7 +78,7 @@ def rename_in_list(pairs: Sequence[Any]) -> list[Any]:
 
 
 def with_old_keys(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a config file under the old names, as what was written before has it."""
+    """Return the content of a config file with the old names, as in older files."""
     before = {k: with_old_keys(v) if isinstance(v, Mapping) else v for k, v in content.items()}
     for old, new in OLD_KEYS.items():
         section, name = _section_of(before, new), new.rpartition(".")[2]
@@ -89,7 +89,7 @@ def with_old_keys(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def old_keys_in(cfg: Mapping[str, Any]) -> list[str]:
-    """The old keys that a config has: code that assigns them adds them to a node."""
+    """Return the old keys in a config; code that assigns them adds them to a node."""
     return [
         old
         for old in OLD_KEYS
@@ -98,7 +98,7 @@ def old_keys_in(cfg: Mapping[str, Any]) -> list[str]:
 
 
 def _section_of(content: Mapping[str, Any], key: str) -> Any:
-    """The mapping that has a key, or may have it; None where there is none."""
+    """The section of a key; None if it does not exist."""
     section: Any = content
     for name in key.split(".")[:-1]:
         section = section.get(name) if isinstance(section, Mapping) else None
@@ -106,10 +106,10 @@ def _section_of(content: Mapping[str, Any], key: str) -> Any:
 
 
 def _made_section(file: str, content: dict[str, Any], key: str) -> dict[str, Any]:
-    """:func:`_section_of`, which is made where there is none.
+    """As :func:`_section_of`, but creates a missing section.
 
     Raises:
-        ValueError: a value stands there.
+        ValueError: there is a value instead of a section.
     """
     section, *names = content, *key.split(".")[:-1]
     for place, name in enumerate(names, 1):
@@ -123,7 +123,7 @@ def _made_section(file: str, content: dict[str, Any], key: str) -> dict[str, Any
 
 
 def _drop_empty(content: dict[str, Any], key: str) -> None:
-    """Leave out the section of a key where nothing else was in it."""
+    """Remove the section of a key if it is empty."""
     section = key.rpartition(".")[0]
     if _section_of(content, key) == {}:
         _section_of(content, section).pop(section.rpartition(".")[2])

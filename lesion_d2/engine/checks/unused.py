@@ -1,4 +1,4 @@
-"""Keys that do nothing here: whoever sets one expects something else."""
+"""Checks that keys without effect here are not set."""
 
 from collections.abc import Iterator
 
