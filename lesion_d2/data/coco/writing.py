@@ -115,7 +115,7 @@ def write_coco(
 
 
 def _content(dataset: str, images: list[dict], annotations: list[dict]) -> dict:
-    """What stands in the file."""
+    """The content of the file."""
     return {
         "info": {"description": f"{dataset}, by lesion_d2.tools.export_coco"},
         "licenses": [],
