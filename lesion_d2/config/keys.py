@@ -292,8 +292,8 @@ def _add_mean_teacher_config(cfg: CN) -> None:
 
 
 def _add_training_config(cfg: CN) -> None:
-    # Epochs in place of iterations: where one is set, it replaces the Detectron2 key beside it. A
-    # file or command line with that key unsets the epochs of the config that it is merged over
+    # Epochs instead of iterations: if set, they replace the Detectron2 key in the comment. A file
+    # or command line with that key unsets the epochs of the config that it is merged into
     # (epochs.py).
     cfg.SOLVER.MAX_EPOCHS = 0.0  # SOLVER.MAX_ITER
     cfg.SOLVER.STEP_EPOCHS = ()  # SOLVER.STEPS
@@ -416,7 +416,7 @@ def _add_volume_config(cfg: CN) -> None:
 def broadcast_pixel_values(cfg: CN) -> dict[str, list[float]]:
     """Repeat one value of MODEL.PIXEL_MEAN, or of PIXEL_STD, for every slice of an image.
 
-    Models of volumes have one channel, whatever INPUT.CT.NUM_SLICES is.
+    Models of volumes have one channel for any INPUT.CT.NUM_SLICES.
 
     Args:
         cfg: changed in place, before a model is built.

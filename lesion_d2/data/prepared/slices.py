@@ -30,7 +30,7 @@ def prepared_file(folder: str | os.PathLike) -> str:
 
 
 def with_prepared_slices(name: str, dicts: list[dict]) -> list[dict]:
-    """Let the dicts of a data set name prepared slices in place of PNG files.
+    """Replace PNG files by prepared slices in the dicts of a data set.
 
     Args:
         name: name of the data set, for messages.

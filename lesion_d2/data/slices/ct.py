@@ -206,7 +206,7 @@ def hu_to_pixels(
 
 def _check_geometry(file_name, num_slices, interval, spacing_z) -> None:
     if num_slices < 1 or num_slices % 2 == 0:
-        raise ValueError(f"{file_name}: {num_slices} slices asked for, expected an odd number")
+        raise ValueError(f"{file_name}: found num_slices {num_slices}, expected an odd number")
     if not (interval >= 0 and math.isfinite(interval)):
         raise ValueError(f"{file_name}: found slice interval {interval} mm, expected 0 or more")
     if not is_spacing(spacing_z):

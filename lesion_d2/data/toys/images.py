@@ -259,7 +259,7 @@ def load_toys(
         ValueError: it is not an annotation file, or has fewer than ``num_images`` images.
     """
     if num_images is not None and num_images < 1:
-        raise ValueError(f"{json_file}: {num_images} images asked for, expected 1 or more")
+        raise ValueError(f"{json_file}: found num_images {num_images}, expected 1 or more")
     dicts = _read_toys(json_file, os.fspath(image_root))
     if num_images is not None and num_images > len(dicts):
         raise ValueError(f"{json_file}: found {len(dicts)} images, expected {num_images} or more")
@@ -333,7 +333,7 @@ def register_toys(
         if found not in known:
             raise ValueError(f"{name}: found {kind} {found!r}, expected one of {list(known)}")
     if num_images is not None and num_images < 1:
-        raise ValueError(f"{name}: {num_images} images asked for, expected 1 or more")
+        raise ValueError(f"{name}: found num_images {num_images}, expected 1 or more")
     DatasetCatalog.register(name, partial(_load_registered, root, task, split, num_images))
     MetadataCatalog.get(name).set(
         thing_classes=list(TASKS[task].classes),

@@ -145,7 +145,7 @@ def read_voxels(
     patch = tuple(zip((z0, y0, x0), ends, strict=True))
     if any(not 0 <= a < b <= size for (a, b), size in zip(patch, sizes, strict=True)):
         asked = " x ".join(f"{a}:{b}" for a, b in patch)
-        raise ValueError(f"{file}: asked for voxels {asked}, expected a patch of {sizes}")
+        raise ValueError(f"{file}: found a request for voxels {asked}, expected a patch of {sizes}")
     return array.read(patch)
 
 

@@ -140,7 +140,7 @@ def test_window_clips_before_interpolation(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"num_slices": 4}, "4 slices asked for, expected an odd number"),
+        ({"num_slices": 4}, "found num_slices 4, expected an odd number"),
         ({"num_slices": 0}, "expected an odd number"),
         ({"interval": -1.0}, "slice interval -1.0 mm"),
         ({"spacing_z": 0.0}, "slice spacing 0.0 mm"),

@@ -400,7 +400,7 @@ def test_what_is_missing_is_said_in_a_line(root, tmp_path):
         load_toys(root / "donuts_shape_train.json", tmp_path)
     with pytest.raises(ValueError, match="found 3 images, expected 4 or more"):
         load(root, split="val", num_images=4)
-    with pytest.raises(ValueError, match="0 images asked for"):
+    with pytest.raises(ValueError, match="found num_images 0, expected 1"):
         load(root, num_images=0)
 
 
@@ -419,7 +419,7 @@ def test_no_annotation_file(content, tmp_path):
     [
         ({"task": "squares"}, "found task 'squares', expected one of"),
         ({"split": "all"}, "found split 'all', expected one of"),
-        ({"num_images": 0}, "0 images asked for"),
+        ({"num_images": 0}, "found num_images 0, expected 1"),
     ],
 )
 def test_bad_registration(change, message):

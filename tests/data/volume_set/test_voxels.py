@@ -109,9 +109,9 @@ def test_plain_arrays_alone_are_read(file, volume):
 def test_what_cannot_be_written_or_read_is_one_line(tmp_path, file, volume):
     with pytest.raises(FileNotFoundError, match=r"b.b2nd: no such file of voxels"):
         read_voxels(tmp_path / "b.b2nd")
-    with pytest.raises(ValueError, match=r"asked for voxels 0:10 x 0:100 x 0:140, expected"):
+    with pytest.raises(ValueError, match=r"request for voxels 0:10 x 0:100 x 0:140, expected"):
         read_voxels(file, 0, 10)
-    with pytest.raises(ValueError, match=r"asked for voxels 3:3 x"):
+    with pytest.raises(ValueError, match=r"request for voxels 3:3 x"):
         read_voxels(file, 3, 3)
     with pytest.raises(ValueError, match=r"found the suffix '.npy', expected '.b2nd'"):
         write_voxels(tmp_path / "a.npy", volume)
