@@ -34,6 +34,7 @@ def reduced(file):
     cfg.INPUT.PSEUDO_MASK_FILES = ()
     cfg.DATASETS.TRAIN = ("phantom_train",)
     cfg.DATASETS.TEST = ("phantom_val",)
+    cfg.DATASETS.EXCLUDED_VOLUMES = ()
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.DATALOADER.EMPTY_IMAGE_RATIO = -1.0  # all of these have a lesion
     cfg.SOLVER.IMS_PER_BATCH = 2
