@@ -450,7 +450,6 @@ def test_folders_of_others_are_refused(grid, tmp_path, capfd):
     [
         (["SOLVER.MAX_ITER"], "expected pairs of KEY VALUE"),
         (["SEED", "3"], "found the option SEED, which the grid sets itself"),
-        (["--sizes", "7"], "'toy_donuts_shape_train_7' is not registered"),
         (["--sizes", "250"], "found 100 images, expected 250 or more"),
         (["--plot-only"], "grid: found no result of this tool"),
     ],

@@ -90,7 +90,7 @@ def test_bad_input_is_one_line(tiny_phantom, options, weights, capsys):
     for arguments, message in (
         (
             [*config, "--weights", "gone.pth", "--dataset", "phantom_train"],
-            "gone.pth: no such file",
+            "gone.pth: no such weight file",
         ),
         ([*config, "--weights", *weights, "--dataset", "mine"], "'mine' is not registered"),
         (

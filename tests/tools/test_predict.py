@@ -255,7 +255,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half(folder, tmp_path, capsy
     "flags, changes, message",
     [
         ((), {"MODEL__WEIGHTS": ""}, "MODEL.WEIGHTS: found none, expected the weights"),
-        ((), {"MODEL__WEIGHTS": "gone.pth"}, "MODEL.WEIGHTS: gone.pth: no such file"),
+        ((), {"MODEL__WEIGHTS": "gone.pth"}, "MODEL.WEIGHTS: gone.pth: no such weight file"),
         ((), {"TEST__LINKING": "sort"}, "TEST.LINKING: found 'sort', expected one of"),
         (("--fps-per-image", "3"), {}, r"froc.json: found 3 false .*, expected one of 0.5, 1 on"),
         (("--fps-per-image", "16"), {}, "froc.json: .* which the curve on phantom_val does not"),

@@ -124,7 +124,9 @@ def test_masks_of_another_size_than_the_image_are_refused_before_training(mask_f
     lesions = [{"row": 2, "recist": UPRIGHT}, {"row": 3, "recist": OBLIQUE}]
     image = {"image_id": "a_1", "height": 100, "width": 90, "annotations": lesions}
     check_mask_files(masks, [image, {**image, "image_id": "another", "height": 5}])
-    with pytest.raises(ValueError, match=r"row 2 \(image a_1\) is of \[100, 90\] .* \[90, 100\]"):
+    with pytest.raises(
+        ValueError, match=r"row 2 \(image a_1\) has \[100, 90\] pixels, expected \[90, 100\]"
+    ):
         check_mask_files(masks, [{**image, "height": 90, "width": 100}])
     with pytest.raises(ValueError, match=r"found no mask of row 9 \(image a_1\)"):
         check_mask_files(masks, [{**image, "annotations": [{"row": 9, "recist": UPRIGHT}]}])
@@ -139,7 +141,7 @@ def test_a_missing_mask_file_is_an_error(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file(mask_file):
     before = mask_file.read_text()
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match=r"masks.json: found what JSON cannot hold"):
         write_mask_file(mask_file, {}, [{"row": object()}])
     assert mask_file.read_text() == before
     assert json.loads(before)

@@ -318,7 +318,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path, ending, kind):
 
 
 def test_missing_weights_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"gone\.pth: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.pth: no such weight file"):
         LesionCheckpointer(_Detector(3)).load(str(tmp_path / "gone.pth"))
 
 

@@ -31,7 +31,7 @@ import train_net
         ((), {"DATASETS__TEST": ("deeplesion_val",)}, "DATASETS.TEST, deeplesion_val: .*DL_info"),
         ((), {"SOLVER__OPTIMIZER": "Lion"}, "SOLVER.OPTIMIZER: found 'Lion'"),
         ((), {"SOLVER__LR_FACTORS": ["fc1"]}, "SOLVER.LR_FACTORS: found 'fc1', expected a layer"),
-        ((), {"MODEL__WEIGHTS": "gone.pth"}, "MODEL.WEIGHTS: gone.pth: no such file"),
+        ((), {"MODEL__WEIGHTS": "gone.pth"}, "MODEL.WEIGHTS: gone.pth: no such weight file"),
         (("--num-gpus", "3"), {}, "SOLVER.IMS_PER_BATCH: found 4, expected a multiple of the 3"),
         (("--eval-only",), {}, "--eval-only: found no MODEL.WEIGHTS"),
         (("--eval-only", "--resume"), {}, "--eval-only: found no MODEL.WEIGHTS"),
@@ -288,7 +288,7 @@ def test_weights_that_are_cut_off_stop_a_run_before_it_writes(tiny_phantom, tmp_
 
 
 @pytest.mark.parametrize(
-    "content, message", [(None, "no such file"), (b"PK", "found no whole checkpoint")]
+    "content, message", [(None, "no such weight file"), (b"PK", "found no whole checkpoint")]
 )
 def test_a_last_checkpoint_that_is_gone_or_cut_off_is_told_of(tmp_path, content, message):
     (tmp_path / "last_checkpoint").write_text("model_0000001.pth")

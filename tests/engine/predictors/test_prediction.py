@@ -158,7 +158,7 @@ def test_a_training_and_the_ensemble_of_its_best(tiny_phantom, tmp_path):
         (
             ("--eval-only",),
             {"TEST__ENSEMBLE__CHECKPOINTS": ("gone.pth",), **ENSEMBLE},
-            "TEST.ENSEMBLE.CHECKPOINTS: gone.pth: no such file",
+            "TEST.ENSEMBLE.CHECKPOINTS: gone.pth: no such weight file",
         ),
         (
             ("--eval-only",),
