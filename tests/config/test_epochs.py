@@ -7,17 +7,7 @@ from lesion_d2.config import get_lesion_config
 from lesion_d2.config.epochs import EPOCH_KEYS
 
 import pytest
-
-
-@pytest.fixture
-def cfg():
-    return get_lesion_config()
-
-
-def write(folder, **files):
-    for name, text in files.items():
-        (folder / f"{name}.yaml").write_text(text)
-    return str(folder / "a.yaml")
+from made_up_configs import write
 
 
 @pytest.mark.parametrize("section, epochs, iterations, not_set", EPOCH_KEYS)

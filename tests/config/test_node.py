@@ -5,22 +5,11 @@ from lesion_d2.config import (
     LesionConfig,
     add_lesion_config,
     broadcast_pixel_values,
-    get_lesion_config,
 )
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
-
-
-@pytest.fixture
-def cfg():
-    return get_lesion_config()
-
-
-def write(folder, **files):
-    for name, text in files.items():
-        (folder / f"{name}.yaml").write_text(text)
-    return str(folder / "a.yaml")
+from made_up_configs import write
 
 
 def test_bases_are_merged_in_order(tmp_path, cfg):

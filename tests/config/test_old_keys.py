@@ -11,13 +11,8 @@ from lesion_d2.engine.input_errors import InputError, value_of
 from lesion_d2.tools.common.trainings import hash_settings
 
 import pytest
-import yaml
 from detectron2.config import get_cfg
-
-
-@pytest.fixture
-def cfg():
-    return get_lesion_config()
+from made_up_configs import write
 
 
 def nested(**values):
@@ -37,12 +32,6 @@ def other_value(value):
     if isinstance(value, bool):
         return not value
     return f"other {value}" if isinstance(value, str) else value + 1
-
-
-def write(folder, **files):
-    for name, content in files.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    return str(folder / "a.yaml")
 
 
 def told(caplog):

@@ -36,7 +36,7 @@ def draw_froc(args: argparse.Namespace) -> list[str]:
             kinds.append(kind)
     label = " or ".join(dict.fromkeys(kinds))
     plot_froc(curves, args.output, bands=bands, band_label=label, title=args.dataset)
-    return _paths(args.output)
+    return figure_paths(args.output)
 
 
 def read_curve(file: Path) -> tuple[FrocCurve, Band | None]:
@@ -110,8 +110,9 @@ def draw_training(args: argparse.Namespace) -> list[str]:
         raise FileNotFoundError(f"{file}: no such file, expected the metrics of a training")
     output = args.output or args.output_dir / TrainingCurvesHook.FILE
     plot_training(read_metrics(file), output, title=f"Training: {args.output_dir.resolve().name}")
-    return _paths(output)
+    return figure_paths(output)
 
 
-def _paths(png: str | os.PathLike) -> list[str]:
+def figure_paths(png: str | os.PathLike) -> list[str]:
+    """The paths of a figure that is written as PNG and, beside it, as PDF."""
     return [os.fspath(png), os.fspath(Path(png).with_suffix(".pdf"))]

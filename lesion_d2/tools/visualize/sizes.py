@@ -4,11 +4,12 @@ import argparse
 import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lesion_d2.evaluation.result_files import read_froc_file
 from lesion_d2.utils.figures import SERIES, figure_written
+
+from .curves import figure_paths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +84,7 @@ def draw_sizes(args: argparse.Namespace) -> list[str]:
         axes.set_xticks(sorted({p.images for points in series.values() for p in points}))
         axes.set_ylim(-2, 100)
         axes.legend(loc="upper left", frameon=False)
-    return [args.output, str(Path(args.output).with_suffix(".pdf"))]
+    return figure_paths(args.output)
 
 
 def pool(images: int, pattern: str, fps: float) -> Point:

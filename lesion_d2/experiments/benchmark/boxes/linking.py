@@ -34,15 +34,15 @@ def measure_linking(num_slices: int = 300, per_slice: int = 100) -> list[Row]:
     times = time_calls(calls, repeats=3)
     seconds = [min(measured.cpu_seconds) for measured in times]
     size = f"{num_slices} slices x {per_slice} boxes"
-    found = f"{len(track(tracks)[0])} lesions"
     note = "processor time, {:.2f} against {:.2f} s; " + size
-    rows = [
-        Row(name, spent / seconds[2], "x", LIMIT, note.format(spent, seconds[2]))
-        for name, spent in zip(
-            ("linking, tracking / merging", "linking, tracking of boxes at random / merging"),
-            seconds,
-            strict=False,
-        )
+    found = f"{note}; {len(track(tracks)[0])} lesions"
+    lesions, scattered_boxes, merging = seconds
+    return [
+        _ratio("linking, tracking / merging", lesions, merging, found),
+        _ratio("linking, tracking of boxes at random / merging", scattered_boxes, merging, note),
+        Row("linking, merging", merging, "s", None, size),
     ]
-    rows[0].note += f"; {found}"
-    return [*rows, Row("linking, merging", seconds[2], "s", None, size)]
+
+
+def _ratio(name: str, tracking: float, merging: float, note: str) -> Row:
+    return Row(name, tracking / merging, "x", LIMIT, note.format(tracking, merging))
