@@ -68,11 +68,17 @@ def rename_in_list(pairs: Sequence[Any]) -> list[Any]:
     Raises:
         ValueError: it has a key under both names.
     """
-    keys, renamed = {str(key) for key in pairs[::2]}, list(pairs)
+    keys = {str(key) for key in pairs[::2]}
     for old in (old for old in OLD_KEYS if old in keys):
         if OLD_KEYS[old] in keys:
             raise ValueError(_both("", old, OLD_KEYS[old]))
         _warn("", old, OLD_KEYS[old])
+    return with_new_keys(pairs)
+
+
+def with_new_keys(pairs: Sequence[Any]) -> list[Any]:
+    """As :func:`rename_in_list`, without warnings and errors."""
+    renamed = list(pairs)
     renamed[::2] = [OLD_KEYS.get(str(key), key) for key in pairs[::2]]
     return renamed
 

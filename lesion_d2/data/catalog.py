@@ -14,6 +14,7 @@ from detectron2.data.build import (
 from detectron2.data.detection_utils import check_metadata_consistency
 
 from .dataset_options import WHOLE_SET, DatasetOptions, read_dataset
+from .dict_rules import old_key_problems
 from .toys.on_demand import NAMES as TOYS
 from .toys.on_demand import register_if_toy
 
@@ -50,7 +51,8 @@ def load_records(dataset: str, options: DatasetOptions = WHOLE_SET) -> list[dict
         options: what to leave out or hide.
 
     Raises:
-        ValueError: the data set is not registered, has no images, or does not support an option.
+        ValueError: the data set is not registered, has no images or old keys, or does not support
+            an option.
     """
     if not is_registered(dataset):
         raise ValueError(
@@ -60,6 +62,10 @@ def load_records(dataset: str, options: DatasetOptions = WHOLE_SET) -> list[dict
     records = read_dataset(dataset, options)
     if not records:
         raise ValueError(f"data set {dataset!r} has no images")
+    for image in records:
+        for annotation in image.get("annotations", ()):
+            for problem in old_key_problems(annotation):
+                raise ValueError(f"data set {dataset!r}, image {image['image_id']}: {problem}")
     return records
 
 

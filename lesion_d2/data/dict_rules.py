@@ -49,6 +49,11 @@ def annotation_problems(annotation: Mapping) -> Iterator[str]:
     if not is_number or is_crowd not in (0, 1):
         yield f"found iscrowd {short_repr(is_crowd)}, expected 1 (to be ignored) or 0"
     yield from _bad_names(annotation, ("lesion_id", "row"))
+    yield from old_key_problems(annotation)
+
+
+def old_key_problems(annotation: Mapping) -> Iterator[str]:
+    """Yield an error if an annotation has an old key, whose value would be ignored."""
     if "lesion" in annotation and "lesion_id" not in annotation:
         yield "found the key 'lesion', expected 'lesion_id', its name from version 0.1 on"
 

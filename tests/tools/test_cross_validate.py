@@ -143,7 +143,7 @@ def test_all_folds_are_trained_and_tested_and_are_the_whole_together(call, made,
 
 def test_commands_of_a_fold(call, tmp_path):
     options = ["--fold", "1", "--num-gpus", "2", "--train-on-volumes"]
-    assert main(call("out", *options, "MODEL.DEVICE", "cpu", "TEST.NUM_BEST_CHECKPOINTS", "3")) == 0
+    assert main(call("out", *options, "MODEL.DEVICE", "cpu", "TEST.KEEP_BEST", "3")) == 0
     out = tmp_path / "out"
     assert not (out / "fold0").exists() and not (out / "cross_validation.json").exists()
     (train,), (test,) = _calls(out / "fold1"), _calls(out / "fold1" / "test")
@@ -235,6 +235,11 @@ def test_folds_in_use_or_of_other_options_are_refused(call, tmp_path, capsys):
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "fold1").exists()
     assert main(call("out", "--fold", "0", "MODEL.DEVICE", "cpu")) == 0
+    assert main(call("out", "--fold", "1", "TEST.NUM_BEST_CHECKPOINTS", "5")) == 1
+    for file in (folder / "fold.json", folder / "done.json"):  # as with the key's old name
+        text = file.read_text()
+        file.write_text(text.replace('"opts": []', '"opts": ["TEST.KEEP_BEST", "5"]'))
+    assert main(call("out", "--fold", "0", "TEST.NUM_BEST_CHECKPOINTS", "5")) == 0
     os.remove(folder / "fold.json")
     (folder / "last_checkpoint").touch()
     assert main(call("out", "--fold", "0")) == 1

@@ -91,7 +91,9 @@ def transform_lesions(
     if masks is not None:
         warped = np.zeros((len(kept), height, width), dtype=bool)
         for out, i in zip(warped, kept, strict=True):
-            out[:] = transforms.apply_segmentation(np.asarray(masks[i], dtype=np.uint8))
+            mask = np.asarray(masks[i], dtype=bool).view(np.uint8)
+            # Detectron2 pads label maps with 255, which its losses ignore.
+            out[:] = transforms.apply_segmentation(mask) == 1
         instances.gt_masks = BitMasks(torch.from_numpy(warped))
     mark_regions(instances, int(shown.sum()))
     return instances

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from lesion_d2.config.old_keys import rename_in_list
 from lesion_d2.engine import load_config
 from lesion_d2.tools.common.arguments import config_options, key_value_pairs, positive
 from lesion_d2.tools.common.run_files import check_datasets
@@ -92,9 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run, write and print; returns the exit status."""
     args = get_parser().parse_args(argv)
     output = args.output or Path("output/toys_small" if args.small else "output/toys")
-    opts = config_options(args.opts)
     failures: list[str] = []
     with collected(failures):
+        opts = rename_in_list(config_options(args.opts))
         program, configs = find_program()
         cfg = _config_of(configs / config_file(args.models[0], args.small), opts)
         kind = {"num_test": args.test_images, "small": args.small, "opts": opts}

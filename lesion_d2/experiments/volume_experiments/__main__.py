@@ -30,6 +30,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+from lesion_d2.config.old_keys import rename_in_list
 from lesion_d2.tools.common.arguments import config_options, positive
 from lesion_d2.tools.common.checkout import find_in_checkout
 from lesion_d2.tools.common.run_files import check_datasets
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace, failures: list[str]) -> None:
         read_settings(configs),
         dataset=args.dataset,
         split=args.split,
-        opts=config_options(args.opts),
+        opts=rename_in_list(config_options(args.opts)),
     )
     for run in grid(places=find_places(args.output)):
         run.result()  # refuses before hours of training

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from lesion_d2.config.old_keys import with_new_keys
 from lesion_d2.data.catalog import load_records
 from lesion_d2.tools.common.arguments import key_value_pairs
 from lesion_d2.tools.common.trainings import FailedRun
@@ -76,6 +77,8 @@ class RunFiles(Generic[ResultType]):
             found = dict(content["options"])
             if found.keys() != self.options.keys():
                 raise ValueError(f"options {', '.join(found)}, expected {', '.join(self.options)}")
+            if "opts" in found:  # of a run that was begun with old names of keys
+                found["opts"] = with_new_keys(found["opts"])
             if name == RESULT:
                 content["result"] = self.kind(**content["result"])
         except (ValueError, KeyError, TypeError) as error:

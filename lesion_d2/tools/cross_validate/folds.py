@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lesion_d2.config.old_keys import with_new_keys
 from lesion_d2.data.formats.problems import short_repr
 from lesion_d2.data.volume_set.form import FILE_NAME
 from lesion_d2.evaluation import VolumeDetections, read_volume_detections
@@ -167,6 +168,8 @@ class FoldRun:
         wanted = _as_json(self.options)
         if not isinstance(found, dict) or found.keys() != wanted.keys():
             raise ValueError(f"{file}: found other content, expected options of a fold")
+        if isinstance(found["opts"], list):  # of a fold that was begun with old names of keys
+            found["opts"] = with_new_keys(found["opts"])
         changes = [
             f"{key} {_shown(found[key])} instead of {_shown(wanted[key])}"
             for key in wanted
@@ -195,12 +198,12 @@ def hash_data(root: Path) -> str:
 
 
 def split_options(opts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """KEY VALUE pairs that affect the result, and the others.
+    """KEY VALUE pairs that affect the result, and the others; old names of keys are replaced.
 
     Raises:
         ValueError: they are not pairs, or set a key of the cross-validation.
     """
-    pairs = key_value_pairs(opts)
+    pairs = key_value_pairs(with_new_keys(opts))
     for key, _ in pairs:
         if key in OWN_KEYS:
             told = ", by --output" if key == "OUTPUT_DIR" else ""

@@ -1,10 +1,12 @@
 """Detectron2's own augmentations on int16 slices: what docs/extending.md says of each."""
 
+from lesion_d2.data.transforms.lesion_transforms import transform_lesions
 from lesion_d2.data.transforms.slice_input import AIR, SliceInput, transform_slices
 
 import numpy as np
 import pytest
 from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
 
 _SIZE = (40, 60)
 _BOX = np.array([[20.0, 12.0, 36.0, 28.0]])  # in Detectron2's coordinates, as the image's is
@@ -68,6 +70,16 @@ def test_what_lies_outside_of_the_image_is_air(augmentation):
     assert (corners == AIR).all()
     middle = [side // 2 for side in image.shape[:2]]
     assert image[(*middle, 2)] in (40, 900)
+
+
+def test_masks_end_at_the_padding():
+    size = (50, 70)
+    transform = T.FixedSizeCrop(size, pad_value=AIR)(SliceInput(_slices()))
+    lesion = {"bbox": _BOX[0] - 0.5, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    mask = _slices()[..., 2] > 470
+    [found] = transform_lesions([lesion], [mask], transform, size).gt_masks.tensor.numpy()
+    assert found.shape == size and np.array_equal(found[: _SIZE[0], : _SIZE[1]], mask)
+    assert found.sum() == mask.sum() == 16 * 16
 
 
 def test_transforms_of_ones_own_see_hu_as_they_are():
