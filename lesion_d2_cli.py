@@ -1,11 +1,11 @@
 """The command lesion-d2: the project's programs by name, and where its configs are.
 
-lesion-d2                       lists the programs
-lesion-d2 predict --help        is python -m lesion_d2.tools.predict --help
-lesion-d2 train_net ...         is python train_net.py ..., also of an installation
-lesion-d2 configs [WORD]        lists the config files, those whose path has the word
+lesion-d2                       list the programs
+lesion-d2 predict --help        same as python -m lesion_d2.tools.predict --help
+lesion-d2 train_net ...         same as python train_net.py ..., also in an installation
+lesion-d2 configs [WORD]        list the config files, or those with WORD in their path
 
-It imports nothing of the package, which takes seconds, and becomes the program that it starts.
+It does not import the package, because that takes seconds, and the started program replaces it.
 """
 
 import ast
@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _list_configs(package, rest)
     command = commands(package).get(name)
     if command is None:
-        close = ", ".join(get_close_matches(name, commands(package), 3)) or "a name of lesion-d2"
+        close = (
+            ", ".join(get_close_matches(name, commands(package), 3)) or "a name listed by lesion-d2"
+        )
         print(f"lesion-d2: found {name!r}, expected {close}", file=sys.stderr)
         return 2
     sys.stdout.flush()
@@ -59,7 +61,7 @@ def commands(package: Path) -> dict[str, list[str]]:
 
 
 def describe(package: Path) -> str:
-    """The programs with the first line of what each says of itself.
+    """The list of programs, with the first line of each docstring.
 
     Args:
         package: the folder of ``lesion_d2``.
@@ -70,7 +72,9 @@ def describe(package: Path) -> str:
     lines = [f"  {'configs':{width}}  List the config files."]
     for files in groups:
         lines += ["", *(f"  {name:{width}}  {_first_line(files[name])}" for name in sorted(files))]
-    return "\n".join(["usage: lesion-d2 NAME [arguments]; NAME --help says more", "", *lines])
+    return "\n".join(
+        ["usage: lesion-d2 NAME [arguments] (for help: lesion-d2 NAME --help)", "", *lines]
+    )
 
 
 def project_folder(package: Path) -> Path:

@@ -4,12 +4,12 @@ from pathlib import Path
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
-#: What an installation has of the project's root, in lesion_d2/project; see lesion_d2_cli.py.
+#: Files of the project's root that an installation has in lesion_d2/project; see lesion_d2_cli.py.
 PROJECT = ("configs", "datasets/*.py", "requirements-detectron2.txt", "train_net.py")
 
 
 class BuildWithProject(build_py):
-    """Builds the package with the configs and the programs that lie beside it."""
+    """Builds the package with the configs and programs of the project's root."""
 
     def run(self) -> None:
         super().run()
@@ -20,7 +20,7 @@ class BuildWithProject(build_py):
         for pattern in PROJECT:
             files = list(Path().glob(pattern))
             if not files:
-                raise FileNotFoundError(f"{pattern}: not found, expected it beside setup.py")
+                raise FileNotFoundError(f"{pattern}: not found, expected next to setup.py")
             for file in files:
                 if file.is_dir():
                     shutil.copytree(file, project / file)

@@ -13,7 +13,7 @@ with uncollected(), warnings.catch_warnings():
     from ._detectron2 import ensure_detectron2
 
     ensure_detectron2()
-    # Detectron2's fvcore still uses TorchScript: nothing that a user of this project can change.
+    # fvcore, a dependency of Detectron2, still uses TorchScript; users cannot change that.
     warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
     from . import data, modeling
 from .config import add_lesion_config, get_lesion_config  # noqa: E402

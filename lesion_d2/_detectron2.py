@@ -32,7 +32,7 @@ class _AliasLoader(importlib.abc.Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing is left to run: give the module its own spec back."""
+        """Restore the module's own spec; there is nothing left to execute."""
         module.__spec__ = self._own_spec
 
 
@@ -53,10 +53,10 @@ class _AliasFinder(importlib.abc.MetaPathFinder):
 
 
 def _find_installed() -> tuple[object | None, str | None]:
-    """What of ``sys.meta_path`` finds an installed Detectron2, and a folder that hides it.
+    """The finder in ``sys.meta_path`` of an installed Detectron2, and a folder that hides it.
 
-    Any folder ``detectron2`` is a package without a file to ``import``, such as a clone of the
-    repository beside the program; the package itself lies a folder further in.
+    To ``import``, any folder ``detectron2`` is a namespace package, such as a clone of the
+    repository in the current folder, which has the package itself in a subfolder.
     """
     folder = None
     for finder in sys.meta_path:
@@ -74,20 +74,20 @@ def ensure_detectron2() -> None:
     Raises:
         ImportError: neither Detectron2 nor the copy is installed (names both install lines, and a
             folder ``detectron2`` that is no installation), or an installed Detectron2 fails to
-            import for a reason of its own (passed on as it is).
+            import for another reason (raised unchanged).
     """
     if getattr(sys.modules.get("detectron2"), "__file__", None):
         return
     finder, folder = _find_installed()
     if folder is not None:
-        sys.modules.pop("detectron2", None)  # the folder, if somebody has imported it
+        sys.modules.pop("detectron2", None)  # the folder, if it was imported before
     if finder is not None and folder is not None:
         sys.meta_path.insert(0, finder)  # before the one that finds the folder
     if finder is None:
         if importlib.util.find_spec("EZannot") is None:
             found = f"\nThe folder {folder} is not installed." if folder else ""
             raise ImportError(_INSTALL + found)
-        # First in line: the copy's packages carry their own __path__, and the path finder would
-        # load a submodule from there a second time, under the alias's name.
+        # The first finder, because the copy's packages have their own __path__, from which the path
+        # finder would load a submodule a second time, under the alias's name.
         sys.meta_path.insert(0, _AliasFinder())
     importlib.import_module("detectron2")

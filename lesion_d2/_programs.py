@@ -1,4 +1,4 @@
-"""How programs of this project begin."""
+"""Setup at the start of this project's programs."""
 
 import gc
 import os
@@ -15,8 +15,8 @@ _PACKAGE = Path(__file__).parent
 def end_shortly_while_importing() -> None:
     """Let Ctrl-C end a program of this project without a traceback while it imports its packages.
 
-    That takes seconds, before :func:`~lesion_d2.utils.errors.run_program` handles signals. Whoever
-    uses the package in a program of their own keeps their handlers.
+    Imports take seconds, before :func:`~lesion_d2.utils.errors.run_program` handles signals. Other
+    programs that import the package keep their handlers.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if is_main and _is_own() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -25,9 +25,9 @@ def end_shortly_while_importing() -> None:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Look for no garbage within the block, such as in imports: it takes a fifth of their time.
+    """Turn off garbage collection within the block, for instance imports: a fifth of their time.
 
-    Each time that many objects were made, Python would look through all that there are.
+    Otherwise, Python would scan all existing objects each time many have been created.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -40,12 +40,12 @@ def uncollected() -> Iterator[None]:
 
 
 def count_as_old() -> None:
-    """Let Python look for garbage among the objects that there are now as seldom as it does.
+    """Move all existing objects to the oldest generation, which is collected least often.
 
-    They can still be collected, unlike those that stay frozen: a trainer that is part of reference
-    cycles would never end.
+    They can still be collected, unlike frozen objects: a trainer that is part of reference cycles
+    would never be deleted.
     """
-    if not gc.get_freeze_count():  # else they are somebody's, who would find them unfrozen
+    if not gc.get_freeze_count():  # other code's frozen objects must stay frozen
         gc.freeze()
         gc.unfreeze()
 
@@ -61,7 +61,7 @@ def project_folder(package: Path) -> Path:
 
 
 def _is_own() -> bool:
-    if sys.argv[:1] == ["-m"]:  # python -m lesion_d2.tools.x, where x is still looked for
+    if sys.argv[:1] == ["-m"]:  # python -m lesion_d2.tools.x, before x is found
         return True
     script = os.path.realpath(getattr(sys.modules["__main__"], "__file__", None) or "")
     root = project_folder(_PACKAGE)

@@ -54,7 +54,7 @@ def detection_average_precision(
         ValueError: see :func:`~lesion_d2.evaluation.match_images`, or an unknown method.
     """
     if method not in AP_METHODS:
-        raise ValueError(f"method is {method!r}, expected one of {', '.join(AP_METHODS)}")
+        raise ValueError(f"method: found {method!r}, expected one of {', '.join(AP_METHODS)}")
     matches = match_images(
         pred_boxes,
         pred_scores,

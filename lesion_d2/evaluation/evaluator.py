@@ -201,7 +201,7 @@ class LesionEvaluator(COCOEvaluator):
         for image_id in image_ids:
             if image_id not in self._dicts:
                 raise ValueError(
-                    f"{name} have image_id {image_id!r}, expected one of {self._dataset_name}"
+                    f"{name}: found image_id {image_id!r}, expected one of {self._dataset_name}"
                 )
 
     def _with_categories(
@@ -215,8 +215,8 @@ class LesionEvaluator(COCOEvaluator):
         for image_id, found in detections.items():
             for category in found.categories[found.categories >= len(ids)][:1]:
                 raise ValueError(
-                    f"predictions of image {image_id!r} have class {category}, expected one of the "
-                    f"{len(ids)} classes of {self._dataset_name}, from 0"
+                    f"predictions of image {image_id!r}: found class {category}, expected one of "
+                    f"the {len(ids)} classes of {self._dataset_name}, numbered from 0"
                 )
         return {i: replace(d, categories=ids[d.categories]) for i, d in detections.items()}
 

@@ -43,7 +43,7 @@ class FrocCurve:
         """
         images = np.ones(matches.num_images, dtype=bool) if images is None else images
         if not images.any():
-            raise ValueError("no image counts, expected at least one")
+            raise ValueError("images: found none that counts, expected at least one")
         lesions = np.ones(len(matches.found_scores), dtype=bool) if lesions is None else lesions
         found_scores = matches.found_scores[lesions & images[matches.lesion_images]]
         shown = images[matches.images]

@@ -70,7 +70,7 @@ def paired_overlaps(
     """
     for name, array in (("boxes", boxes), ("gt_boxes", gt_boxes)):
         for row in bad_boxes(array)[:1]:
-            raise ValueError(f"{name}[{row}] is {array[row]}, expected {EXPECTED_BOX}")
+            raise ValueError(f"{name}[{row}]: found {array[row]}, expected {EXPECTED_BOX}")
     return _paired_overlaps(boxes, gt_boxes, overlap, inclusive)
 
 
@@ -280,13 +280,13 @@ def _join_boxes(arrays: Sequence[np.ndarray], name: str) -> tuple[np.ndarray, np
     for i, array in filled:
         if array.ndim != 2 or columns not in (4, 6) or array.shape[1] != columns:
             wanted = f"(N, {columns})" if columns in (4, 6) else "(N, 4) or (N, 6)"
-            raise ValueError(f"{name}[{i}] has shape {array.shape}, expected {wanted}")
+            raise ValueError(f"{name}[{i}]: found shape {array.shape}, expected {wanted}")
     counts = np.array([len(array) if array.size else 0 for array in arrays])
     empty = [np.empty((0, columns))]
     joined = np.concatenate(empty + [array for _, array in filled]).astype(np.float64)
     for row in bad_boxes(joined)[:1]:
         image = np.searchsorted(np.cumsum(counts), row, side="right")
-        raise ValueError(f"{name}[{image}] holds {joined[row]}, expected {EXPECTED_BOX}")
+        raise ValueError(f"{name}[{image}]: found {joined[row]}, expected {EXPECTED_BOX}")
     return joined, counts
 
 
@@ -294,12 +294,12 @@ def _join_scores(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     arrays = [np.asarray(array) for array in arrays]
     for i, array in enumerate(arrays):
         if array.ndim != 1:
-            raise ValueError(f"pred_scores[{i}] has shape {array.shape}, expected (N,)")
+            raise ValueError(f"pred_scores[{i}]: found shape {array.shape}, expected (N,)")
     counts = np.array([len(array) for array in arrays])
     joined = np.concatenate(arrays).astype(np.float64)
     for row in np.flatnonzero(~np.isfinite(joined))[:1]:
         image = np.searchsorted(np.cumsum(counts), row, side="right")
-        raise ValueError(f"pred_scores[{image}] holds {joined[row]}, expected finite numbers")
+        raise ValueError(f"pred_scores[{image}]: found {joined[row]}, expected finite numbers")
     return joined, counts
 
 
@@ -307,12 +307,13 @@ def _join_excused(arrays: Sequence[np.ndarray] | None, counts: np.ndarray) -> np
     if arrays is None:
         return np.zeros(counts.sum(), dtype=bool)
     if len(arrays) != len(counts):
-        raise ValueError(f"excused have {len(arrays)} entries, expected {len(counts)}")
+        raise ValueError(f"excused: found {len(arrays)} entries, expected {len(counts)}")
     arrays = [np.asarray(array) for array in arrays]
     for i, (array, count) in enumerate(zip(arrays, counts, strict=True)):
         if array.shape != (count,) or array.dtype != bool:
             raise ValueError(
-                f"excused[{i}] have shape {array.shape} of {array.dtype}, expected ({count},) bool"
+                f"excused[{i}]: found shape {array.shape} of type {array.dtype}, expected "
+                f"({count},) of type bool"
             )
     return np.concatenate(arrays)
 
@@ -327,21 +328,21 @@ def _join_tracklets(
     """(K,) index of each box's detection over all images."""
     if overlap != "p3d":
         raise ValueError(
-            f"found tracklets with overlap {overlap!r}, expected them with 'p3d' alone"
+            f"tracklets: found them with overlap {overlap!r}, expected them only with 'p3d'"
         )
     if len(arrays) != len(counts):
-        raise ValueError(f"tracklets have {len(arrays)} entries, expected {len(counts)}")
+        raise ValueError(f"tracklets: found {len(arrays)} entries, expected {len(counts)}")
     arrays = [np.asarray(array) for array in arrays]
     for i, (array, count, num) in enumerate(zip(arrays, counts, score_counts, strict=True)):
         if array.shape != (count,) or (count and array.dtype.kind not in "iu"):
             raise ValueError(
-                f"tracklets[{i}] have shape {array.shape} of {array.dtype}, expected {count} "
-                "integers, one a box"
+                f"tracklets[{i}]: found shape {array.shape} of type {array.dtype}, expected "
+                f"{count} integers, one per box"
             )
         if count and not (array.min() >= 0 and array.max() < num):
             raise ValueError(
-                f"tracklets[{i}] hold {array.min()} to {array.max()}, expected indices of {num} "
-                "pred_scores"
+                f"tracklets[{i}]: found indices from {array.min()} to {array.max()}, expected "
+                f"indices of {num} pred_scores"
             )
     first = np.cumsum(score_counts) - score_counts
     owners = np.concatenate([array.astype(np.int64) for array in arrays]) + np.repeat(first, counts)
@@ -351,7 +352,8 @@ def _join_tracklets(
     for row in order[1:][is_repeat][:1]:
         image = np.searchsorted(np.cumsum(counts), row, side="right")
         raise ValueError(
-            f"pred_boxes[{image}] has two boxes of one tracklet on slice {z[row]:g}, expected one"
+            f"pred_boxes[{image}]: found two boxes of one tracklet on slice {z[row]:g}, expected "
+            "one"
         )
     return owners
 
@@ -359,15 +361,15 @@ def _join_tracklets(
 def _check_settings(boxes: int, scores: int, truths: int, threshold: float, overlap: str) -> None:
     if not boxes == scores == truths:
         raise ValueError(
-            f"pred_boxes, pred_scores and gt_boxes have {boxes}, {scores} and {truths} entries, "
-            "expected one entry an image in each"
+            f"pred_boxes, pred_scores and gt_boxes: found {boxes}, {scores} and {truths} entries, "
+            "expected one entry per image in each"
         )
     if boxes == 0:
-        raise ValueError("pred_boxes, pred_scores and gt_boxes are empty, expected an image")
+        raise ValueError("pred_boxes, pred_scores and gt_boxes: found no image, expected one")
     if not 0 < threshold <= 1:
-        raise ValueError(f"iou_threshold is {threshold}, expected a number in (0, 1]")
+        raise ValueError(f"iou_threshold: found {threshold}, expected a number in (0, 1]")
     if overlap not in OVERLAPS:
-        raise ValueError(f"overlap is {overlap!r}, expected one of {', '.join(OVERLAPS)}")
+        raise ValueError(f"overlap: found {overlap!r}, expected one of {', '.join(OVERLAPS)}")
 
 
 def _check_contents(
@@ -378,17 +380,22 @@ def _check_contents(
     overlap: str,
 ) -> None:
     for i in np.flatnonzero(counts != score_counts)[:1]:
-        raise ValueError(f"image {i} has {counts[i]} pred_boxes but {score_counts[i]} pred_scores")
+        raise ValueError(
+            f"image {i}: found {counts[i]} pred_boxes and {score_counts[i]} pred_scores, expected "
+            "the same number"
+        )
     if len(boxes) and len(truth) and boxes.shape[1] != truth.shape[1]:
         raise ValueError(
-            f"pred_boxes have {boxes.shape[1]} columns and gt_boxes {truth.shape[1]}, "
-            "expected both 4 or both 6"
+            f"found {boxes.shape[1]} columns in pred_boxes and {truth.shape[1]} in gt_boxes, "
+            "expected 4 in both or 6 in both"
         )
     if overlap != "p3d":
         return
     for name, array in (("pred_boxes", boxes), ("gt_boxes", truth)):
         if len(array) and array.shape[1] != 6:
-            raise ValueError(f"{name} have {array.shape[1]} columns, overlap 'p3d' expects 6")
+            raise ValueError(
+                f"{name}: found {array.shape[1]} columns, expected 6 for overlap 'p3d'"
+            )
 
 
 def _check_key_slices(
@@ -397,12 +404,12 @@ def _check_key_slices(
     if overlap != "p3d":
         return
     for name, array, numbers, wanted in (
-        ("pred_boxes", boxes, counts, "the boxes of its tracklet, one a slice"),
-        ("gt_boxes", truth, gt_counts, "its key slice alone"),
+        ("pred_boxes", boxes, counts, "the boxes of a tracklet, one per slice"),
+        ("gt_boxes", truth, gt_counts, "a box on the key slice only"),
     ):
         for row in np.flatnonzero(array[:, 2] != array[:, -1] if len(array) else [])[:1]:
             image = np.searchsorted(np.cumsum(numbers), row, side="right")
             raise ValueError(
-                f"{name}[{image}] has a box on slices {array[row, 2]:g} to {array[row, -1]:g}, "
-                f"overlap 'p3d' expects {wanted} (z1 == z2)"
+                f"{name}[{image}]: found a box on slices {array[row, 2]:g} to "
+                f"{array[row, -1]:g}, expected {wanted} (z1 == z2) for overlap 'p3d'"
             )

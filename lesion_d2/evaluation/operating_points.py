@@ -40,7 +40,8 @@ class OperatingPoints:
             return known
         found = f"found {rate:g} false positives per {self.unit}"
         reached = [f"{r:g}" for r, threshold in self.thresholds.items() if threshold is not None]
-        expected = f"expected one of {', '.join(reached)}" if reached else "none of its rates is"
+        wanted = f"one of {', '.join(reached)}" if reached else "a curve that reaches a rate"
+        expected = f"expected {wanted}"
         if rate not in self.thresholds:
             raise ValueError(f"{found}, {expected} on {self.dataset}")
         ends = "without a detection" if self.last_rate is None else f"at {self.last_rate:.4g}"
@@ -97,8 +98,8 @@ def read_operating_points(file: str | os.PathLike) -> OperatingPoints:
     is_good = isinstance(dataset, str) and unit in UNITS and isinstance(points, list)
     if not (is_good and (last is None or is_number(last)) and all(map(_is_point, points))):
         raise ValueError(
-            f"{file}: found other {KEY!r}, expected dataset, unit, last_rate and points with rate "
-            "and score_threshold"
+            f"{file}: found other content of {KEY!r}, expected dataset, unit, last_rate and points "
+            "with rate and score_threshold"
         )
     thresholds = {float(point["rate"]): point["score_threshold"] for point in points}
     return OperatingPoints(dataset, unit, thresholds, last)

@@ -57,7 +57,9 @@ def plot_froc(
     if not curves:
         raise ValueError("found no curve, expected at least one")
     for name in bands.keys() - curves.keys():
-        raise ValueError(f"band {name!r} has no curve, expected one of {', '.join(curves)}")
+        raise ValueError(
+            f"band {name!r}: found no curve of that name, expected one of {', '.join(curves)}"
+        )
     names = [textwrap.fill(name, _NAME_LETTERS) for name in curves]
     table_height = _ROW_HEIGHT * sum(1 + name.count("\n") for name in names)
     with figure_written(file, (_WIDTH, _PLOT_HEIGHT + table_height + 0.35)) as figure:

@@ -31,7 +31,7 @@ def read_froc_file(file: str | os.PathLike) -> dict:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such file: the key, what was found and expected.
+        ValueError: it is another kind of file; the message names the key.
     """
     content = read_json(file, "the FROC table of an evaluation")
     _raise_first(file, _froc_problems(content), "FROC table of an evaluation")
@@ -65,7 +65,7 @@ def read_volumes_file(file: str | os.PathLike) -> dict:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such file: the key, what was found and expected.
+        ValueError: it is another kind of file; the message names the key.
     """
     content = read_json(file, "an evaluation of volumes")
     _raise_first(file, _volumes_problems(content), "evaluation of volumes")
@@ -79,7 +79,7 @@ def _volumes_problems(content: object) -> Iterator[str]:
     others = content["other_results"]
     for task in content["settings"]["criteria"].keys() - {"volume"}:
         if not isinstance(others.get(task), dict):
-            yield f"other_results: found no {short_repr(task)}, expected numbers by names"
+            yield f"other_results: found no {short_repr(task)}, expected an object of metrics"
     for task, numbers in {"results": content["results"], **others}.items():
         if isinstance(numbers, dict):
             yield from _number_problems(task, numbers)
@@ -171,18 +171,18 @@ _TEXTS = ("stratum", "group")
 _FROC_FIELDS = {
     "dataset": (is_text, "a name"),
     "settings": (_is_object, "an object"),
-    "rows": (lambda value: isinstance(value, list) and len(value) > 0, "one row at least"),
-    "curve": (_is_curve, "as many numbers of sensitivity as of fps_per_image"),
-    "band": (_is_band, "as many numbers of low and high as of rates, or null"),
+    "rows": (lambda value: isinstance(value, list) and len(value) > 0, "at least one row"),
+    "curve": (_is_curve, "sensitivity and fps_per_image of the same length"),
+    "band": (_is_band, "rates, low and high of the same length, or null"),
 }
 _ROW_FIELDS = {"stratum": (is_text, "a name"), "lesions": (_is_count, "a whole number from 0")}
 _CRITERIA = (
     lambda value: _is_object(value) and "volume" in value and all(map(is_text, value.values())),
-    "texts by tasks, 'volume' among them",
+    "an object with a text per task, including 'volume'",
 )
 _VOLUMES_FIELDS = {
     "settings": (_is_object, "an object"),
-    "results": (_is_object, "numbers by names"),
+    "results": (_is_object, "an object of metrics"),
     "other_results": (_is_object, "an object"),
     "lesions": (_is_count, "a whole number from 0"),
     "volumes": (_is_count, "a whole number from 0"),
@@ -202,5 +202,5 @@ _DETECTION_FIELDS = {
     "box3d": (lambda value: are_numbers(value, 6), "6 numbers"),
     "score": (is_number, "a number"),
     "category_id": (_is_count, "a whole number from 0"),
-    "key_slices": (_are_key_slices, "4 numbers by numbers of slices"),
+    "key_slices": (_are_key_slices, "an object with 4 numbers per slice number"),
 }

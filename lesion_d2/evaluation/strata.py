@@ -37,7 +37,7 @@ class Truth:
             ValueError: no dict, or two dicts with the same ``image_id``.
         """
         if len(dicts) == 0:
-            raise ValueError(f"{name}: no images, expected at least one")
+            raise ValueError(f"{name}: found no images, expected at least one")
         image_ids = [d["image_id"] for d in dicts]
         for image_id in _repeated(image_ids):
             raise ValueError(f"{name}: found image_id {image_id!r} twice, expected once")

@@ -236,13 +236,13 @@ def check_boxes(
         boxes = boxes.reshape(0, columns[0])
     if boxes.ndim != 2 or boxes.shape[1] not in columns:
         wanted = " or ".join(f"(N, {count})" for count in columns)
-        raise ValueError(f"boxes have shape {boxes.shape}, expected {wanted}")
+        raise ValueError(f"boxes: found shape {boxes.shape}, expected {wanted}")
     _check_length(scores, "scores", len(boxes))
     for row in bad_boxes(boxes)[:1]:
-        raise ValueError(f"boxes[{row}] is {boxes[row]}, expected {EXPECTED_BOX}")
+        raise ValueError(f"boxes[{row}]: found {boxes[row]}, expected {EXPECTED_BOX}")
     _check_range(scores, "scores", at_least=0)
     if not 0 <= iou_threshold < 1:
-        raise ValueError(f"iou_threshold is {iou_threshold}, expected a number in [0, 1)")
+        raise ValueError(f"iou_threshold: found {iou_threshold}, expected a number in [0, 1)")
     return boxes, scores
 
 
@@ -257,7 +257,7 @@ def check_integers(values: np.ndarray | Sequence, name: str, count: int) -> np.n
     if count == 0:
         return values.astype(np.int64)
     if values.dtype.kind not in "iu":
-        raise ValueError(f"{name} have type {values.dtype}, expected integers")
+        raise ValueError(f"{name}: found type {values.dtype}, expected integers")
     return values
 
 
@@ -268,13 +268,13 @@ def of_each_class(classes: np.ndarray) -> list[np.ndarray]:
 
 def _check_length(values: np.ndarray, name: str, count: int) -> None:
     if values.shape != (count,):
-        raise ValueError(f"{name} have shape {values.shape}, expected ({count},), one a box")
+        raise ValueError(f"{name}: found shape {values.shape}, expected ({count},), one per box")
 
 
 def _check_range(values: np.ndarray, name: str, *, at_least: float) -> None:
     for row in np.flatnonzero(~(np.isfinite(values) & (values >= at_least)))[:1]:
         raise ValueError(
-            f"{name}[{row}] is {values[row]}, expected a finite number of at least {at_least}"
+            f"{name}[{row}]: found {values[row]}, expected a finite number of at least {at_least}"
         )
 
 
@@ -285,7 +285,7 @@ def _check_views(
     view_ids, num_views = np.asarray(view_ids), np.asarray(num_views, dtype=np.float64)
     _check_length(view_ids, "view_ids", count)
     if count and view_ids.dtype.kind not in "iuSU":
-        raise ValueError(f"view_ids have type {view_ids.dtype}, expected integers or strings")
+        raise ValueError(f"view_ids: found type {view_ids.dtype}, expected integers or strings")
     if num_views.ndim:
         _check_length(num_views, "num_views", count)
     expected = np.atleast_1d(num_views)
@@ -293,7 +293,8 @@ def _check_views(
     distinct, views = np.unique(view_ids, return_inverse=True)
     if num_views.ndim == 0 and num_views < len(distinct):
         raise ValueError(
-            f"num_views is {num_views:g}, expected at least the {len(distinct)} of view_ids"
+            f"num_views: found {num_views:g}, expected at least {len(distinct)}, the number of "
+            "views in view_ids"
         )
     return views, np.broadcast_to(expected, (count,))
 

@@ -68,8 +68,8 @@ class Ensemble(nn.Module):
             iou_threshold = 1e-5 if np.max(tile_size) > 0 else 0.2
         for name, value, is_usable, expected in (
             ("tile_size", tile_size, np.min(tile_size) >= 0, "0 or more pixels"),
-            ("tile_overlap", tile_overlap, 0 <= tile_overlap < 1, "a share from 0 to below 1"),
-            ("iou_threshold", iou_threshold, 0 <= iou_threshold < 1, "an IoU from 0 to below 1"),
+            ("tile_overlap", tile_overlap, 0 <= tile_overlap < 1, "a fraction in [0, 1)"),
+            ("iou_threshold", iou_threshold, 0 <= iou_threshold < 1, "an IoU in [0, 1)"),
             ("max_detections", max_detections, max_detections >= 1, "1 or more"),
         ):
             if not is_usable:
@@ -104,7 +104,7 @@ class Ensemble(nn.Module):
             RuntimeError: in training mode.
         """
         if self.training:
-            raise RuntimeError("Ensemble: found training mode, expected eval(): it has no losses")
+            raise RuntimeError("Ensemble: found training mode, expected evaluation mode")
         return [
             {
                 "instances": consolidate(
@@ -153,7 +153,10 @@ def consolidate(
     instances = detections.instances
     for name, array in zip(("boxes", "scores"), _arrays(instances)[:2], strict=True):
         if not array.isfinite().all():
-            raise ValueError(f"{name} of {len(instances)} detections: found one that is not finite")
+            raise ValueError(
+                f"{name} of {len(instances)} detections: found a number that is not finite, "
+                "expected finite numbers"
+            )
     if method == "nms":
         boxes, scores, classes = _arrays(instances)
         kept = batched_nms(boxes, scores.float(), classes, iou_threshold)[:max_detections]

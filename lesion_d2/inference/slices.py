@@ -88,11 +88,11 @@ def link_one_class(
     slice_ids: np.ndarray | Sequence[int],
     **options: float,
 ) -> tuple[np.ndarray, ...]:
-    """What a function of boxes of several classes gives for those of one, without its classes.
+    """Call a linking function of several classes for boxes of one class; return no classes.
 
     Args:
         batched: :func:`batched_merge_slices`, or another one with such arguments and results.
-        boxes, scores, slice_ids, options: its arguments but for ``classes``.
+        boxes, scores, slice_ids, options: its arguments except ``classes``.
     """
     classes = np.zeros(len(boxes), dtype=np.int64)
     boxes3d, scores, _, *tracklets = batched(boxes, scores, slice_ids, classes, **options)

@@ -91,7 +91,7 @@ def batched_track_slices(
         ValueError: as :func:`track_slices`, or classes are not integers.
     """
     if max_gap < 0:
-        raise ValueError(f"max_gap is {max_gap}, expected 0 slices or more")
+        raise ValueError(f"max_gap: found {max_gap}, expected at least 0 slices")
     track = partial(_track, max_gap=max_gap)
     linked = link_each_class(track, boxes, scores, slice_ids, classes, iou_threshold=iou_threshold)
     return linked if return_tracklets else linked[:3]

@@ -226,9 +226,9 @@ class _SearchLoss:
     """The loss of a candidate, computed without comparing all boxes with all anchors.
 
     If anchors are all combinations of areas and ratios, and ratios include their reciprocals, the
-        best anchor of a box has the nearest log area and the nearest log ratio: with d half the
-        absolute difference of the log areas, and q that of the log ratios, a box and an anchor with
-        the same center have
+    best anchor of a box has the nearest log area and the nearest log ratio: with d half the
+    absolute difference of the log areas, and q that of the log ratios, a box and an anchor with the
+    same center have
 
         1 / IoU = exp(m + d) + exp(m - d) - 1,  m = max(d, q),
 
@@ -339,8 +339,8 @@ def _check_choices(objective: str, num_scales: int, num_ratio_pairs: int) -> Non
         raise ValueError(f"objective: found {objective!r}, expected one of {list(OBJECTIVES)}")
     if num_scales < 1 or num_ratio_pairs < 0:
         raise ValueError(
-            f"found {num_scales} scales and {num_ratio_pairs} ratio pairs, expected at least one "
-            "scale and no negative number of pairs"
+            f"found {num_scales} scales and {num_ratio_pairs} ratio pairs, expected at least 1 "
+            "scale and at least 0 pairs"
         )
 
 

@@ -70,7 +70,7 @@ class MaxNormalizedAttention(nn.Module):
     def __init__(self, channels: int, temperature: float, axes: tuple[int, ...]):
         super().__init__()
         if not temperature > 0:
-            raise ValueError(f"temperature of an attention: found {temperature}, expected above 0")
+            raise ValueError(f"temperature: found {temperature}, expected a number above 0")
         self.temperature = temperature
         self.axes = axes
         self.scores = nn.Conv2d(channels, channels, kernel_size=1, bias=False)

@@ -1,4 +1,4 @@
-"""What is shared by the matching of anchors with lesions."""
+"""Shared code for the matching of anchors with lesions."""
 
 from torch import Tensor
 

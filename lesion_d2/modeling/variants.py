@@ -1,4 +1,4 @@
-"""Variants of detectors that skip outputs which are not needed."""
+"""Variants of detectors that skip unneeded outputs."""
 
 import copy
 from collections.abc import Callable, Mapping

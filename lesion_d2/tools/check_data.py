@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check, print the report and its files, and return the exit status."""
     args = get_parser().parse_args(argv)
     setup_logger(name="lesion_d2")
-    return run_program(lambda: _run(args), status=2, interrupted="interrupted, nothing is written")
+    return run_program(lambda: _run(args), status=2, interrupted="interrupted, nothing was written")
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -96,7 +96,7 @@ def _read_volume_run(file: Path, criterion: str | None) -> dict:
 
 def _rule_of(settings: dict) -> str:
     """How an evaluation measured boxes and, for volumes, its average precision."""
-    sides = "sides + 1" if settings.get("inclusive") else "sides as they are"
+    sides = "sides of x2 - x1 + 1" if settings.get("inclusive") else "sides of x2 - x1"
     precision = settings.get("average_precision")
     return f"{sides}, AP {precision}" if precision else sides
 
@@ -151,7 +151,7 @@ def _read_strata(file: Path, metric: str) -> dict[str, tuple[int, float]]:
         raise ValueError(
             f"{file}: found no strata with lesions, expected types, sizes or intervals"
         )
-    strata.sort(key=_place)  # stable: sizes and intervals rise as they are
+    strata.sort(key=_place)  # stable: sizes and intervals are ascending already
     return {row["stratum"]: (row["lesions"], row.get(metric)) for row in strata}
 
 
@@ -191,7 +191,7 @@ def compare(experiments: dict[str, list[dict]]) -> str:
     rules = {row.get("rule", "") for rows in experiments.values() for row in rows}
     if len(rules) > 1:
         found = " and ".join(sorted(rules))
-        raise ValueError(f"found evaluations by {found}, expected the same in all")
+        raise ValueError(f"found evaluations with {found}, expected the same in all")
     criteria = {row.get("criterion", "") for rows in experiments.values() for row in rows}
     if len(criteria) > 1:
         found = " and ".join(sorted(criteria))
@@ -307,13 +307,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.ends and args.stratum != ALL_LESIONS:
-        parser.error("--ends is of all lesions, not of a --stratum")
+        parser.error("found --ends with --stratum, expected one: --ends is only for all lesions")
     if args.strata is not None and (args.ends or args.stratum != ALL_LESIONS):
-        parser.error("--strata has all strata at one rate, without --stratum and --ends")
+        parser.error("found --strata with --stratum or --ends, expected --strata without them")
     if args.volumes and (args.ends or args.strata is not None or args.stratum != ALL_LESIONS):
-        parser.error("--volumes has all lesions, without --stratum, --strata and --ends")
+        parser.error(
+            "found --volumes with --stratum, --strata or --ends, expected --volumes without them"
+        )
     if args.criterion and not args.volumes:
-        parser.error("--criterion is of an evaluation in 3-D, expected --volumes too")
+        parser.error("found --criterion without --volumes, expected both")
 
 
 def _report(args: argparse.Namespace) -> str:

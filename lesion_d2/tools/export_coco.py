@@ -55,7 +55,7 @@ def describe(written: WrittenCoco) -> str:
     )
     if written.num_masks:
         text += f", {written.num_masks} with masks ({written.num_rles} as RLE)"
-    return f"{text}\nIts names of images start from {written.image_root}"
+    return f"{text}\nIts image names are relative to {written.image_root}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

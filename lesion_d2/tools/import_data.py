@@ -152,7 +152,7 @@ def run_listing(
         return 0
     print(f"found: {summary.num_cases} cases, classes: {', '.join(listing.classes)}")
     if summary.num_resumed:
-        print(f"an earlier call had imported {summary.num_resumed} of them")
+        print(f"{summary.num_resumed} of them were imported by an earlier call")
     text = describe(summary, listing.classes)
     if text:
         print(f"\n{text}\n")
@@ -193,14 +193,15 @@ def _import(listing: Listing, args: argparse.Namespace, format: str) -> ImportSu
         )
     except BrokenProcessPool:
         raise InputError(
-            "a process was killed, maybe for its memory: run the same command again, with "
-            f"fewer --workers if needed; finished cases are in {working_folder(args.output)}"
+            "a process was killed, possibly because memory ran out: run the same command again, "
+            "with fewer --workers if needed; finished cases are in "
+            f"{working_folder(args.output)}"
         ) from None
 
 
 def _check(root: Path, workers: int | None) -> int:
     """Check the data set; returns the exit status: 1 if there is an error."""
-    for name in DatasetCatalog.list():  # as a data set that it replaces had it
+    for name in DatasetCatalog.list():  # registered with the data set that it replaces
         if is_registered_from(name, root):
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)

@@ -295,7 +295,7 @@ def run(args: argparse.Namespace) -> None:
     found = search(args, wh)
     values = config_values(found)
     before = Fit(f"before ({name})", anchors, best_anchor_iou(wh, anchors))
-    anchors = built_anchors(*values.values())  # as they are written: rounded
+    anchors = built_anchors(*values.values())  # rounded, as they are written
     after = Fit("after", anchors, best_anchor_iou(wh, anchors))
     lines, table = describe_search(args, cfg, found), fit_table([before, after])
     pairs = " ".join(f"{key} {shlex.quote(str(value))}" for key, value in values.items())
@@ -321,7 +321,7 @@ def _output_files(args: argparse.Namespace) -> tuple[Path | None, Path | None]:
     if output and output.suffix not in (".yaml", ".yml"):
         raise ValueError(f"--output: found {args.output}, expected the name of a .yaml file")
     if output and args.config_file and output.resolve() == Path(args.config_file).resolve():
-        raise ValueError(f"--output: found {args.output}, expected another file than --config-file")
+        raise ValueError(f"--output: found {args.output}, expected a file other than --config-file")
     picture = Path(args.picture) if args.picture else output and output.with_suffix(".png")
     if picture and picture.suffix != ".png":
         raise ValueError(f"--picture: found {picture}, expected the name of a .png file")
@@ -349,7 +349,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="image size for --boxes without columns height and width (default: 512 512)",
     )
     parser.add_argument(
-        "--config-file", default="", help="config with the image size and the anchors before"
+        "--config-file", default="", help="config with the image size and the current anchors"
     )
     _add_search_options(parser)
     parser.add_argument("--output", help="YAML file to write")
@@ -391,7 +391,9 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scale-bounds", **bounds, default=[0.4, 2.0], help="bounds of the scales (default: 0.4 2)"
     )
-    help_text = "of all pairs, or given once for each: 1 2 --ratio-bounds 2 4 are the paper's (1 4)"
+    help_text = (
+        "bounds of all pairs, or one --ratio-bounds for each (default: 1 4; paper: 1 2, 2 4)"
+    )
     parser.add_argument("--ratio-bounds", **bounds, action="append", help=help_text)
     parser.add_argument("--seed", type=seed, default=0, help="seed of the search (default: 0)")
 

@@ -122,12 +122,12 @@ def prepare_masks(
     with locked(shard.file(journal)):
         _finish_journal(journal, info, dicts, workers, shard)
         done = _read_journals(journal, info, dicts)
-        # Before the lock is taken: a call that only looks never keeps the last one from joining.
+        # Checked before locking, so that an unfinished call never keeps the last one from joining.
         if not all(d["image_id"] in done for d in dicts):
-            return _existing_summary(dicts, info, output)  # of a call that has just joined them
+            return _existing_summary(dicts, info, output)  # another call may have just joined them
         with joining(journal, shard) as is_ours:
-            if is_ours and not os.path.exists(shard.file(journal)):  # joined, and gone
-                Path(journal).unlink(missing_ok=True)  # made anew by the lock
+            if is_ours and not os.path.exists(shard.file(journal)):  # joined and removed
+                Path(journal).unlink(missing_ok=True)  # created again by the lock
                 is_ours = False
             if not is_ours:
                 return _existing_summary(dicts, info, output)
@@ -147,7 +147,7 @@ def _finish_journal(
     done, part = _read_journals(journal, info, dicts), shard.of(dicts)
     left = [d for d in part if d["image_id"] not in done]
     if len(left) < len(part):
-        logger.info(f"{own}: going on after {len(part) - len(left)} of {len(part)} images")
+        logger.info(f"{own}: resuming after {len(part) - len(left)} of {len(part)} images")
     with named_errors(own), open(own, "a") as file:
         if file.tell() == 0:
             _append(file, {"info": info})
@@ -190,7 +190,10 @@ def dice_against_truth(
         if low <= math.dist(lesion_ends(a)[:2], lesion_ends(a)[2:4]) <= high
     ]
     if not lesions:
-        raise ValueError(f"{dataset}: found no lesion with a long diameter of {low} to {high} px")
+        raise ValueError(
+            f"{dataset}: found no lesion with a long diameter of {low} to {high} px, expected at "
+            "least one"
+        )
     if limit is not None and limit < len(lesions):
         lesions = [lesions[i] for i in np.linspace(0, len(lesions) - 1, limit).astype(int)]
     truth = _read_truth(true_masks)
@@ -265,7 +268,7 @@ def _image_masks(record: dict, method: str) -> tuple[str, list[dict]]:
 
 def _append(file, line: dict) -> None:
     file.write(json.dumps(line) + "\n")
-    file.flush()  # what was handed to the system survives a kill
+    file.flush()  # flushed lines survive if the process is killed
 
 
 def _cut_half_line(file: str) -> None:
@@ -292,7 +295,10 @@ def _read_journals(journal: str, info: dict, dicts: list[dict]) -> dict[str, lis
 def _remove_journals(journal: str, info: dict, dicts: list[dict]) -> None:
     """Remove the journals of a call that was killed after it had written the file."""
     for file in _journals(journal):
-        with suppress(BlockingIOError, ValueError), locked(file):  # of nobody, and of this work
+        with (
+            suppress(BlockingIOError, ValueError),
+            locked(file),
+        ):  # skips files in use or of other runs
             _read_journal(file, info, dicts)
             Path(file).unlink(missing_ok=True)
 
@@ -383,7 +389,7 @@ def _existing_summary(dicts: list[dict], info: dict, output: str) -> Summary | N
     try:
         entries = [masks.entry(d, a) for d in dicts for a in lesions_of(d["annotations"])]
     except ValueError as error:
-        logger.warning(f"Masks are computed anew: {error}")
+        logger.warning(f"Masks are computed again: {error}")
         return None
     return Summary(len(entries), sum(e["fell_back"] for e in entries), True)
 
@@ -396,7 +402,7 @@ def _compare(dataset: str, true_masks: str, limit: int | None, options: DatasetO
         for method in methods
     ]
     print(f"{dataset} against {true_masks}: {len(results[0].dice)} lesions")
-    print(f"{'method':24}{'mean Dice':>10}{'median':>10}{'ms a lesion':>14}")
+    print(f"{'method':24}{'mean Dice':>10}{'median':>10}{'ms per lesion':>14}")
     for method, (dice, milliseconds) in zip(methods, results, strict=True):
         print(f"{method:24}{dice.mean():>10.4f}{np.median(dice):>10.4f}{milliseconds:>14.1f}")
 
@@ -419,7 +425,7 @@ def _parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_shard(parser.add_argument)
     args = parser.parse_args(argv)
     if (args.output is None) == (args.compare is None):
-        parser.error("expected one of --output and --compare")
+        parser.error("expected exactly one of --output and --compare")
     if args.compare is not None and not args.shard.is_whole:
         parser.error("found --shard with --compare, expected one of them")
     return args

@@ -6,8 +6,8 @@ Example::
 
 For each folder ``Images_png/<series>`` it writes ``Images_prepared/<series>.slices``, lossless and
 with checksums; ``DATASETS.PREPARED_SLICES True`` reads them instead of the PNG files, which must
-stay. Running it again after an interruption reuses finished series with unchanged PNG files. Parts
-(``--shard I/N``) do not have to be merged.
+be kept. Running it again after an interruption reuses finished series with unchanged PNG files.
+Parts (``--shard I/N``) do not have to be merged.
 """
 
 import argparse
@@ -63,10 +63,12 @@ def prepare_slices(
     """
     images = Path(root) / PNG_FOLDER
     if not images.is_dir():
-        raise FileNotFoundError(f"{images}: no such folder, expected one of series of PNG slices")
+        raise FileNotFoundError(
+            f"{images}: no such folder, expected a folder of PNG slices per series in it"
+        )
     folders = sorted(entry.path for entry in os.scandir(images) if entry.is_dir())
     if not folders:
-        raise ValueError(f"{images}: found no folder, expected one of each series")
+        raise ValueError(f"{images}: found no folder, expected one per series")
     summary, problems = Summary(), []
     part, bar = shard.of(folders), {"desc": "prepared slices", "unit": "series"}
     with map_with_progress(_prepare_series, part, workers, **bar) as results:

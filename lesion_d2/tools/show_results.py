@@ -40,7 +40,7 @@ def find_evaluations(output_dir: Path, dataset: str | None = None) -> list[Path]
     if not chosen:
         found = ", ".join(folder.name for folder in folders) or "none"
         wanted = f"one on {dataset}" if dataset else "inference/<data set>/froc.json"
-        raise FileNotFoundError(f"{output_dir}: evaluations found: {found}; expected {wanted}")
+        raise FileNotFoundError(f"{output_dir}: found evaluations: {found}; expected {wanted}")
     return chosen
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from .sheet import FONT_SIZE, SCREEN, PageStyle, new_figure, to_pixels
 
 _COLOR_MAP = mpl.colormaps["plasma"]
-_LAST_COLOR = 0.72  # of the color map: what follows comes near the yellow of lesions
+_LAST_COLOR = 0.72  # of the color map; later colors are similar to the yellow of lesions
 _LOW_OPACITY, _HIGH_OPACITY = 0.35, 0.75
 _BAR_HEIGHT = 24  # pixels
 _BAR_LABEL_WIDTH = 48

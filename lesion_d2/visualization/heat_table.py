@@ -13,7 +13,7 @@ _ROW_HEIGHT = 40
 _MAX_COLUMN_WIDTH, _MIN_COLUMN_WIDTH = 48, 4
 _LABEL_WIDTH = 56  # left of the rows
 _LABEL_HEIGHT = 48  # below the columns
-_LABEL_SPACE = 16  # for a column's label, which stands upright
+_LABEL_SPACE = 16  # for a column's label, which is vertical
 _BAR_WIDTH = 400
 
 
@@ -42,8 +42,8 @@ def heat_table(
     """
     if np.shape(values) != (len(rows), len(columns)):
         raise ValueError(
-            f"table has shape {np.shape(values)}, expected ({len(rows)}, {len(columns)}): a row "
-            "and a column for each label"
+            f"table: found shape {np.shape(values)}, expected ({len(rows)}, {len(columns)}), the "
+            "numbers of labels"
         )
     cell = max(_MIN_COLUMN_WIDTH, min(_MAX_COLUMN_WIDTH, (width - _LABEL_WIDTH) // len(columns)))
     cells = np.kron(heat_map_colors(values, 0, 1)[..., :3], np.ones((_ROW_HEIGHT, cell, 1)))

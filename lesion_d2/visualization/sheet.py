@@ -48,7 +48,7 @@ SCREEN = PAGE_STYLES["screen"]
 
 
 def outlined(width: float) -> list:
-    """Path effects that draw a line, or letters, on a black stroke: they show on any gray.
+    """Path effects that draw lines or text on a black stroke, so that they are visible on any gray.
 
     Args:
         width: of the stroke in points.
@@ -57,7 +57,7 @@ def outlined(width: float) -> list:
 
 
 def save_picture(image: np.ndarray, path: str | os.PathLike) -> str:
-    """Write an RGB image as PNG, whole or not at all; return its path."""
+    """Write an RGB image as PNG, atomically; return its path."""
     path = os.fspath(path)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     write_png(path, image)
@@ -76,21 +76,23 @@ def contact_sheet(
     """Arrange pictures in rows, each below its title, with one legend and notes below all.
 
     Args:
-        tiles: H x W x 3 uint8 pictures; smaller ones are centred in the space of the largest.
-        titles: one a picture, of up to two lines.
+        tiles: H x W x 3 uint8 pictures; smaller ones are centered in the space of the largest.
+        titles: one per picture, of up to two lines.
         legend: (text, color, line style or "fill") entries; may be empty.
-        columns: pictures in a row; about as many as rows by default.
-        notes: sentences below the legend, a paragraph each.
+        columns: pictures per row; by default about the number of rows.
+        notes: paragraphs below the legend.
         style: colors of the page.
 
     Returns:
         RGB uint8 picture.
 
     Raises:
-        ValueError: no picture, or not one title each.
+        ValueError: there is no picture, or not one title per picture.
     """
     if not len(tiles) or len(tiles) != len(titles):
-        raise ValueError(f"{len(tiles)} pictures and {len(titles)} titles, expected one each")
+        raise ValueError(
+            f"found {len(tiles)} pictures and {len(titles)} titles, expected one title per picture"
+        )
     columns = min(columns or math.ceil(math.sqrt(len(tiles))), len(tiles))
     rows = math.ceil(len(tiles) / columns)
     space_h, space_w = max(tile.shape[0] for tile in tiles), max(tile.shape[1] for tile in tiles)
@@ -144,7 +146,7 @@ def _draw_legend(
 
 
 def stack_pictures(pictures: Sequence[np.ndarray], style: PageStyle = SCREEN) -> np.ndarray:
-    """Put RGB pictures below each other, at the left; the background fills the space beside."""
+    """Stack RGB pictures vertically, aligned left; the background fills the space at the right."""
     width = max(picture.shape[1] for picture in pictures)
     wide = [
         np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0)), constant_values=style.background)
@@ -154,7 +156,7 @@ def stack_pictures(pictures: Sequence[np.ndarray], style: PageStyle = SCREEN) ->
 
 
 def new_figure(width: int, height: int, style: PageStyle = SCREEN) -> Figure:
-    """A figure of so many pixels, on the background of a style."""
+    """Make a figure of a size in pixels, with the background of a style."""
     # The small addition keeps matplotlib from losing a pixel to truncation.
     size = (width + 1e-2) / _DPI, (height + 1e-2) / _DPI
     fig = Figure(size, dpi=_DPI, facecolor=str(style.background / 255))
@@ -172,7 +174,7 @@ def _legend_handle(text: str, color, style) -> mpl.artist.Artist:
     if style == "fill":
         return Rectangle((0, 0), 1, 1, facecolor=color, alpha=0.5, label=text)
     handle = Line2D([], [], color=color, linestyle=style, linewidth=BOX_WIDTH, label=text)
-    # Light lines do not show on white; the outline has no gaps, as in the pictures.
+    # Light lines are invisible on white; the outline has no gaps, as in the pictures.
     solid = {"dash_offset": 0, "dash_list": None}
     outline = Stroke(linewidth=BOX_WIDTH + OUTLINE_WIDTH, foreground="black", dashes=solid)
     handle.set_path_effects([outline, Normal()])

@@ -17,8 +17,8 @@ from .heat_map import HeatMap, heat_map_colors
 from .outcome import NO_FINDINGS, ImageOutcome, prediction_masks, truth_boxes
 from .sheet import BOX_WIDTH, FONT_SIZE, OUTLINE_WIDTH, outlined
 
-# Of Okabe and Ito: color-blind readers tell them apart. Where two colors mean different outcomes,
-# so do the styles of the lines.
+# Colors of Okabe and Ito, which color-blind readers can distinguish. Colors of different outcomes
+# also have different line styles.
 TRUTH_COLOR = to_rgb(OKABE_ITO["yellow"])
 HIT_COLOR = to_rgb(OKABE_ITO["sky blue"])
 FALSE_POSITIVE_COLOR = to_rgb(OKABE_ITO["vermilion"])
@@ -214,7 +214,7 @@ class LesionVisualizer(Visualizer):
         height, width = self.output.height, self.output.width
         if heat_map.values.shape != (height, width):
             raise ValueError(
-                f"heat map {heat_map.title!r} has shape {heat_map.values.shape}, expected the "
+                f"heat map {heat_map.title!r}: found shape {heat_map.values.shape}, expected the "
                 f"slice's ({height}, {width})"
             )
         colors = heat_map_colors(heat_map.values, heat_map.low, heat_map.high)
@@ -310,7 +310,7 @@ class LesionVisualizer(Visualizer):
         return self.output
 
     def draw_note(self, text: str) -> VisImage:
-        """Write a few words in the middle of the upper border."""
+        """Write a short text in the middle of the upper border."""
         y = 1 - _MARK_MARGIN / self.output.canvas.get_width_height()[1]
         place = {"transform": self.output.ax.transAxes, "ha": "center", "va": "top", "zorder": 10}
         self.output.ax.text(0.5, y, text, size=FONT_SIZE + 2, color="white", bbox=_BOX, **place)
@@ -372,7 +372,7 @@ class LesionVisualizer(Visualizer):
             self._draw_rectangle(box, HIDDEN_COLOR, _DASHED, zorder=5)
 
     def draw_label(self, text: str, box: Sequence[float], color) -> VisImage:
-        """Write a label at the outer corner of a box where it covers least of what was drawn.
+        """Write a label at the outer corner of a box where it covers the least drawn content.
 
         A box outside the view gets none.
 
@@ -437,7 +437,7 @@ class LesionVisualizer(Visualizer):
 
 
 def slice_marks(record: Mapping, window: tuple[float, float] | None = None) -> dict[str, object]:
-    """What a :class:`LesionVisualizer` writes in the corners of a slice.
+    """The marks that a :class:`LesionVisualizer` draws in the corners of a slice.
 
     Args:
         record: the image's Detectron2 dict; without ``spacing`` there is no scale bar.

@@ -1,4 +1,4 @@
-"""How the detections in a volume match its lesions, and what a slice shows of both."""
+"""How the detections in a volume match its lesions, and their cross-sections on a slice."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -36,7 +36,8 @@ def parse_window(words: Sequence[str]) -> tuple[float, float] | None:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         names = ", ".join(["dicom", *WINDOWS])
         raise ValueError(
-            f"window is {' '.join(words)!r}, expected one of {names}, or LOW HIGH in HU, LOW < HIGH"
+            f"window: found {' '.join(words)!r}, expected one of {names}, or LOW HIGH in HU with "
+            "LOW < HIGH"
         )
     return low, high
 

@@ -163,7 +163,10 @@ _CASCADE["MODEL__ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG"] = True
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"MODEL__MEAN_TEACHER__MOMENTUM": 1.0}, "MOMENTUM: found 1.0, expected 0 to below 1"),
+        (
+            {"MODEL__MEAN_TEACHER__MOMENTUM": 1.0},
+            r"MOMENTUM: found 1.0, expected a number in \[0, 1\)",
+        ),
         (
             {"MODEL__MEAN_TEACHER__PSEUDO_LABELS": "drop"},
             "PSEUDO_LABELS: found 'drop', expected one of none, a",

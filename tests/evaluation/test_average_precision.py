@@ -96,7 +96,7 @@ def test_no_lesions_and_no_detections():
         case = [box], [np.ones(1)], [none]
         assert math.isnan(detection_average_precision(*case, method=method))
         assert detection_average_precision([none], [np.zeros(0)], [box], method=method) == 0
-    with pytest.raises(ValueError, match="method is 'voc', expected one of coco, all_points"):
+    with pytest.raises(ValueError, match="method: found 'voc', expected one of coco, all_points"):
         detection_average_precision(*case, method="voc")
 
 

@@ -352,7 +352,9 @@ def test_categories_have_the_ids_of_the_data_set(register, tmp_path):
     ours, theirs = ((tmp_path / name / "coco_instances_results.json").read_text() for name in "ab")
     assert ours == theirs and '"category_id": 30, ' in ours
     outputs[4].pred_classes = torch.full_like(outputs[4].pred_classes, 3)
-    with pytest.raises(ValueError, match="'000001_01_01_004' have class 3, expected one of the 3"):
+    with pytest.raises(
+        ValueError, match="'000001_01_01_004': found class 3, expected one of the 3"
+    ):
         run(LesionEvaluator(NAME, num_bootstrap=0), dicts, outputs)
 
 
@@ -391,13 +393,13 @@ def test_img_ids_restrict_everything(register):
     part = evaluator.evaluate([d["image_id"] for d in dicts[:7]])
     register(dicts[:7])
     same(part, run(LesionEvaluator(NAME, num_bootstrap=20), dicts[:7], outputs[:7]))
-    with pytest.raises(ValueError, match="img_ids have image_id 'x'"):
+    with pytest.raises(ValueError, match="img_ids: found image_id 'x'"):
         evaluator.evaluate(["x"])
 
 
 def test_bad_data_sets(register):
     register([])
-    with pytest.raises(ValueError, match="made_up_lesions: no images"):
+    with pytest.raises(ValueError, match="made_up_lesions: found no images"):
         LesionEvaluator(NAME)
     register(make_dicts(2)[:1] * 2)
     with pytest.raises(ValueError, match="image_id '000000_01_01_000' twice"):

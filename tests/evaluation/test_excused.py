@@ -131,12 +131,12 @@ def test_average_precision_is_cocos_with_crowds(seed):
 
 def test_what_is_excused_has_a_flag_a_detection():
     case = [np.array([[0.0, 0, 1, 1]])], [np.array([0.5])], [np.zeros((0, 4))]
-    with pytest.raises(ValueError, match="excused have 2 entries, expected 1"):
+    with pytest.raises(ValueError, match="excused: found 2 entries, expected 1"):
         match_images(*case, excused=[np.array([True])] * 2)
-    message = r"excused\[0\] have shape \(2,\) of bool, expected \(1,\) bool"
+    message = r"excused\[0\]: found shape \(2,\) of type bool, expected \(1,\) of type bool"
     with pytest.raises(ValueError, match=message):
         match_images(*case, excused=[np.array([True, False])])
-    with pytest.raises(ValueError, match=r"excused\[0\] have shape \(1,\) of int64"):
+    with pytest.raises(ValueError, match=r"excused\[0\]: found shape \(1,\) of type int64"):
         match_images(*case, excused=[np.array([1])])
 
 

@@ -132,24 +132,24 @@ def test_an_evaluation_of_volumes_writes_them(tmp_path):
         ("{", "found no readable JSON"),
         ('{"rows": []}', "found no 'operating_points', expected .* evaluate again"),
         ("[1]", "found no 'operating_points'"),
-        ('{"operating_points": {"dataset": "a", "unit": "slice"}}', "found other"),
+        ('{"operating_points": {"dataset": "a", "unit": "slice"}}', "found other content"),
         (
             '{"operating_points": {"dataset": "a", "unit": "image", "points": [{"rate": NaN}]}}',
-            "found other",
+            "found other content",
         ),
         (
             '{"operating_points": {"dataset": "a", "unit": "image", '
             '"points": [{"rate": 1, "score_threshold": "0.5"}]}}',
-            "found other",
+            "found other content",
         ),
         (
             '{"operating_points": {"dataset": "a", "unit": "image", "points": [{"rate": 1}]}}',
-            "found other",
+            "found other content",
         ),
         (
             '{"operating_points": {"dataset": "a", "unit": "image", '
             '"points": [{"rate": -1, "score_threshold": 0.5}]}}',
-            "found other",
+            "found other content",
         ),
     ],
 )
@@ -165,5 +165,7 @@ def test_other_files_are_told_in_one_line(tmp_path, text, message):
 
 def test_a_curve_of_no_detection_is_told():
     points = OperatingPoints("a", "volume", {1.0: None}, None)
-    with pytest.raises(ValueError, match=r"does not reach .it ends without a detection., none of"):
+    with pytest.raises(
+        ValueError, match=r"does not reach .it ends without a detection., expected a curve"
+    ):
         points.threshold_of(1.0)

@@ -99,7 +99,9 @@ def test_curves_differ_in_color_line_style_and_marker(tmp_path, figures):
 
 
 def test_nothing_is_left_of_a_picture_that_failed(tmp_path):
-    with pytest.raises(ValueError, match="band 'other' has no curve, expected one of first"):
+    with pytest.raises(
+        ValueError, match="band 'other': found no curve of that name, expected one of first"
+    ):
         plot_froc({"first": example_curve(3)}, tmp_path / "a.png", bands={"other": ([], [], [])})
     with pytest.raises(ValueError, match="found no curve"):
         plot_froc({}, tmp_path / "a.png")

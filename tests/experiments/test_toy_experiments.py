@@ -430,7 +430,7 @@ def test_files_of_other_versions_are_refused(name, change, grid, tmp_path, capfd
     capfd.readouterr()
     assert main(grid("--plot-only")) == 1
     err = capfd.readouterr().err.strip()
-    assert err.startswith(f"error: {file}: found no file of this tool, or one of another version (")
+    assert err.startswith(f"error: {file}: found a file of another tool or another version (")
     assert "\n" not in err
 
 
@@ -439,10 +439,10 @@ def test_folders_of_others_are_refused(grid, tmp_path, capfd):
     folder.mkdir(parents=True)
     (folder / "last_checkpoint").write_text("model_0000009.pth")
     assert main(grid()) == 1
-    assert f"{folder}: found a training that this tool did not begin" in capfd.readouterr().err
+    assert f"{folder}: found a training that this tool did not start" in capfd.readouterr().err
     (folder / "run.json").write_text("[]")
     assert main(grid()) == 1
-    assert f"{folder / 'run.json'}: found no file of this tool" in capfd.readouterr().err
+    assert f"{folder / 'run.json'}: found a file of another tool" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

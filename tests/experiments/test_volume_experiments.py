@@ -159,4 +159,4 @@ def test_what_is_not_this_grid_is_refused(call, tmp_path, capsys):
     assert call("--dimensions", "3d", "--dataset", "nothing_like_it") == 1
     assert "nothing_like_it_volumes_train" in capsys.readouterr().err
     assert call("--configs", tmp_path) == 1
-    assert "found no config, expected such as 3d/retina_unet.yaml" in capsys.readouterr().err
+    assert "found no config, expected files such as 3d/retina_unet.yaml" in capsys.readouterr().err

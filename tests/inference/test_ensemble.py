@@ -316,7 +316,7 @@ def test_bad_use():
 def test_a_score_that_is_no_number_is_refused(method):
     image = _image((20, 30), [(3, 4, 10, 12)])
     ensemble = Ensemble([Seeing(trust=math.nan)], consolidation=method)
-    with pytest.raises(ValueError, match="scores of 4 detections: found one that is not finite"):
+    with pytest.raises(ValueError, match="scores of 4 detections: found a number that is not"):
         ensemble([{"image": image}])
 
 

@@ -121,14 +121,14 @@ def test_no_boxes_are_no_boxes():
 
 
 BAD = [
-    ({"boxes": np.zeros((2, 6))}, r"boxes have shape \(2, 6\), expected \(N, 4\)$"),
-    ({"boxes": [BOX, [0, np.nan, 1, 1]]}, r"boxes\[1\] is .* expected finite numbers"),
-    ({"scores": [0.5, np.nan]}, r"scores\[1\] is nan, expected a finite number of at least 0"),
-    ({"scores": [-0.5, 0.5]}, r"scores\[0\] is -0.5, expected"),
-    ({"slice_ids": [1]}, r"slice_ids have shape \(1,\), expected \(2,\)"),
-    ({"slice_ids": [1.0, 2.0]}, "slice_ids have type float64, expected integers"),
-    ({"classes": ["a", "b"]}, "classes have type <U1, expected integers"),
-    ({"iou_threshold": 1}, r"iou_threshold is 1, expected a number in \[0, 1\)"),
+    ({"boxes": np.zeros((2, 6))}, r"boxes: found shape \(2, 6\), expected \(N, 4\)$"),
+    ({"boxes": [BOX, [0, np.nan, 1, 1]]}, r"boxes\[1\]: found .* expected finite numbers"),
+    ({"scores": [0.5, np.nan]}, r"scores\[1\]: found nan, expected a finite number of at least 0"),
+    ({"scores": [-0.5, 0.5]}, r"scores\[0\]: found -0.5, expected"),
+    ({"slice_ids": [1]}, r"slice_ids: found shape \(1,\), expected \(2,\)"),
+    ({"slice_ids": [1.0, 2.0]}, "slice_ids: found type float64, expected integers"),
+    ({"classes": ["a", "b"]}, "classes: found type <U1, expected integers"),
+    ({"iou_threshold": 1}, r"iou_threshold: found 1, expected a number in \[0, 1\)"),
 ]
 
 

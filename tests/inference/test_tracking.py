@@ -250,10 +250,10 @@ def test_classes_are_tracked_on_their_own(dtype):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_gap": -1}, "max_gap is -1, expected 0 slices or more"),
-        ({"boxes": np.zeros((1, 6))}, r"boxes have shape \(1, 6\), expected \(N, 4\)$"),
-        ({"slice_ids": [1.5]}, "slice_ids have type float64, expected integers"),
-        ({"iou_threshold": 1.0}, r"iou_threshold is 1.0, expected a number in \[0, 1\)"),
+        ({"max_gap": -1}, "max_gap: found -1, expected at least 0 slices"),
+        ({"boxes": np.zeros((1, 6))}, r"boxes: found shape \(1, 6\), expected \(N, 4\)$"),
+        ({"slice_ids": [1.5]}, "slice_ids: found type float64, expected integers"),
+        ({"iou_threshold": 1.0}, r"iou_threshold: found 1.0, expected a number in \[0, 1\)"),
     ],
 )
 def test_bad_input_stops_with_one_line(changes, message):

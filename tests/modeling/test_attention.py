@@ -148,5 +148,5 @@ def test_attention_is_safe_in_half_precision(kind, dtype):
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_bad_temperature(temperature):
-    with pytest.raises(ValueError, match=f"found {temperature}, expected above 0"):
+    with pytest.raises(ValueError, match=f"found {temperature}, expected a number above 0"):
         SpatialAttention(4, temperature)

@@ -147,9 +147,9 @@ def test_every_public_function_refuses_what_is_no_box(bad):
     fine, none = np.array([GOOD]), np.empty((0, 4))
     of_images = (froc_curve, detection_average_precision)
     for function in of_images:
-        with pytest.raises(ValueError, match=r"pred_boxes\[1\] holds .* no end before its start"):
+        with pytest.raises(ValueError, match=r"pred_boxes\[1\]: found .* no end before its start"):
             function([fine, boxes], [scores[:1], scores], [fine, fine])
-        with pytest.raises(ValueError, match=r"gt_boxes\[2\] holds .* no end before its start"):
+        with pytest.raises(ValueError, match=r"gt_boxes\[2\]: found .* no end before its start"):
             function([fine, none, fine], [[0.1], [], [0.2]], [none, fine, boxes])
     calls = (
         lambda: paired_overlaps(boxes, boxes),
@@ -159,15 +159,15 @@ def test_every_public_function_refuses_what_is_no_box(bad):
         lambda: track_slices(boxes, scores, [1, 2], iou_threshold=0.1, max_gap=1),
     )
     for call in calls:
-        with pytest.raises(ValueError, match=r"boxes\[1\] is .* no end before its start"):
+        with pytest.raises(ValueError, match=r"boxes\[1\]: found .* no end before its start"):
             call()
-    with pytest.raises(ValueError, match=r"pred_boxes\[0\] holds .* no end before its start"):
+    with pytest.raises(ValueError, match=r"pred_boxes\[0\]: found .* no end before its start"):
         match_detections(boxes, scores, fine)
 
 
 def test_boxes_of_volumes_that_end_a_slice_before_they_start_are_refused():
     boxes = [np.array([[0, 0, 5, 9, 9, 4.0]])]
-    with pytest.raises(ValueError, match=r"pred_boxes\[0\] holds"):
+    with pytest.raises(ValueError, match=r"pred_boxes\[0\]: found"):
         froc_curve(boxes, [[0.5]], [np.array([[0, 0, 4, 9, 9, 5.0]])])
 
 

@@ -156,14 +156,14 @@ def test_bad_strata_are_one_line(tmp_path, capsys, arguments, message):
 def test_strata_stand_alone(capsys, other):
     with pytest.raises(SystemExit):
         main(["Net=net", "--dataset", "some_test", "--strata", "4", *other])
-    assert "--strata has all strata at one rate" in capsys.readouterr().err
+    assert "found --strata with --stratum or --ends" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["Net={}/none_*"], "none_*: found no folder"),
-        (["Net={}/net_*", "--dataset", "other"], "evaluations found: some_test; expected one on"),
+        (["Net={}/net_*", "--dataset", "other"], "found evaluations: some_test; expected one on"),
         (["Net={}/net_*", "--stratum", "skin"], "'skin', expected one of all lesions, bone"),
         (["Net={}/net_*", "Small={}/small"], "different numbers of lesions (Net: [7], Small: [3])"),
         (
@@ -243,7 +243,7 @@ def test_volumes_have_sensitivities_and_average_precision(tmp_path, capsys, crit
         ),
         (
             ["A={}/run", "B={}/whole_pixels"],
-            "found evaluations by sides + 1, AP all_points and sides as they are, expected the",
+            "found evaluations with sides of x2 - x1 + 1, AP all_points and sides of x2 - x1, exp",
         ),
         (["A={}/run", "B={}/fewer"], "different numbers of lesions (A: [7], B: [3])"),
         (
@@ -251,7 +251,7 @@ def test_volumes_have_sensitivities_and_average_precision(tmp_path, capsys, crit
             "volumes.json: found no readable evaluation of volumes (settings: found no 'criteria'",
         ),
         (["A={}/text"], "evaluation of volumes (results: 'AP': found 'x', expected a number or"),
-        (["A={}/lacks"], "(other_results: found no 'volume_iou', expected numbers by names"),
+        (["A={}/lacks"], "(other_results: found no 'volume_iou', expected an object of metrics"),
         (["A={}/bad"], "volumes.json: found no readable JSON"),
         (["A={}/empty"], "volumes.json: no such file, expected an evaluation of volumes"),
     ],
@@ -278,9 +278,9 @@ def test_bad_volumes_are_one_line(tmp_path, capsys, arguments, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--volumes", "--ends"], "--volumes has all lesions"),
-        (["--volumes", "--strata", "4"], "--volumes has all lesions"),
-        (["--criterion", "p3d@0.5"], "expected --volumes too"),
+        (["--volumes", "--ends"], "found --volumes with --stratum"),
+        (["--volumes", "--strata", "4"], "found --volumes with --stratum"),
+        (["--criterion", "p3d@0.5"], "found --criterion without --volumes"),
     ],
 )
 def test_volumes_stand_alone(capsys, options, message):

@@ -243,7 +243,7 @@ def test_folds_in_use_or_of_other_options_are_refused(call, tmp_path, capsys):
     os.remove(folder / "fold.json")
     (folder / "last_checkpoint").touch()
     assert main(call("out", "--fold", "0")) == 1
-    assert "found a training that this tool did not begin" in capsys.readouterr().err
+    assert "found a training that this tool did not start" in capsys.readouterr().err
 
 
 def test_a_fold_of_other_data_is_refused(call, tmp_path, capsys):
@@ -301,5 +301,5 @@ def test_a_fold_that_validates_on_no_lesion_stops_before_all_trainings(call, tmp
     volumes = [replace(v, lesions=()) if v.patient in bare else v for v in found.volumes]
     write_volume_set(root, replace(found, volumes=tuple(volumes)))
     assert main(call("out")) == 1
-    assert "found no lesion in val of fold 1, expected some" in capsys.readouterr().err
+    assert "found no lesion in val of fold 1, expected at least one" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ def test_command(tiny_phantom, tmp_path, capsys):
     said = capsys.readouterr().out
     content = json.loads((output / "annotations.json").read_text())
     count = f"{len(content['images'])} images, {len(content['annotations'])} annotations"
-    assert f"annotations.json: {count}\n" in said and f"start from {output}\n" in said
+    assert f"annotations.json: {count}\n" in said and f"are relative to {output}\n" in said
     assert all((output / image["file_name"]).is_file() for image in content["images"])
     assert all(a["segmentation"] == [] for a in content["annotations"])
 

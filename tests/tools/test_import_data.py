@@ -61,7 +61,7 @@ def test_damaged_cases_end_it_with_status_1_unless_they_are_skipped(source, tmp_
     assert not (tmp_path / "mine").exists()
     assert _main(source, tmp_path / "mine", "--skip-damaged", "--no-check") == 0
     said = capsys.readouterr()
-    assert "an earlier call had imported 3 of them" in said.out and "case case_2: " in said.out
+    assert "3 of them were imported by an earlier call" in said.out and "case case_2: " in said.out
 
 
 def test_parts_say_that_they_are_parts(source, tmp_path, capsys):

@@ -136,9 +136,7 @@ def test_what_is_done_stays_done(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(running, "LesionPredictor", lambda c: loaded.append(c) or predictor(c))
     before = read_summary(output)
     assert main(_arguments(folder, output, tmp_path / "a.nii.gz", flags=plain)) == 0
-    assert (
-        not loaded and read_summary(output) == before and "(was there)" in capsys.readouterr().out
-    )
+    assert not loaded and read_summary(output) == before and "(reused)" in capsys.readouterr().out
     # Each of these asks for other results.
     flags = ("--score-threshold", "0.01")
     for number, arguments in enumerate(
@@ -235,7 +233,10 @@ def test_two_parts_at_a_time_find_the_same(folder, alone, tmp_path, capsys):
     assert not (output / "summary.csv").exists()
     (output / ".parts" / "2-of-2.json").write_text("[]")
     assert main(changed) == 1
-    assert "2-of-2.json: found no rows of a part; remove the file" in capsys.readouterr().err
+    assert (
+        "2-of-2.json: found other content, expected the rows of a part; remove"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half(folder, tmp_path, capsys, monkeypatch):
@@ -312,7 +313,7 @@ def test_without_a_gpu_processes_share_the_cores(folder, tmp_path, monkeypatch):
         (("--fps-per-image", "0"), "found '0', expected a number above 0"),
         (("--fps-per-image", "1", "--score-threshold", "0"), "not allowed with"),
         (("--spacing", "1,2"), "found '1,2', expected three numbers"),
-        (("--num-gpus", "0"), "0 is not at least 1"),
+        (("--num-gpus", "0"), "found 0, expected at least 1"),
         (("--shard", "0/2"), "found '0/2', expected I/N"),
         (("--study", "1", "--shard", "1/2"), "found --study with --shard"),
         (("--input", "a.nii"), "found MODEL.DEVICE among the scans of --input, expected KEY"),
@@ -353,5 +354,5 @@ def test_without_the_package_for_reports_the_rest_is_written(folder, tmp_path, m
     flags = ("--score-threshold", "0", "--report", "none")
     assert main(_arguments(folder, tmp_path / "out", folder / "dicom", flags=flags)) == 1
     [(name, row)] = read_summary(tmp_path / "out").items()
-    assert row["error"].startswith("structured_report.dcm cannot be made: ")
+    assert row["error"].startswith("structured_report.dcm cannot be created: ")
     assert int(row["findings"]) > 0 and (tmp_path / "out" / name / "findings.json").is_file()

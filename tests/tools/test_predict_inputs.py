@@ -57,7 +57,7 @@ def test_a_scan_in_two_paths_is_one(data, tmp_path):
     found = find(*paths)
     assert [c.format for c in found.candidates] == ["nifti", "dicom"] and found.unreadable == ()
     assert len(found.left_out) == 6
-    assert all("found in another path, too" in line for line in found.left_out)
+    assert all("found again in another path" in line for line in found.left_out)
     # A copy of the files is another scan, by another name.
     shutil.copytree(data, tmp_path / "copy")
     names = [c.name for c in find(data, tmp_path / "copy").candidates]
@@ -100,7 +100,9 @@ def test_what_is_not_of_this_command_stays(tmp_path, kind):
         (there / "001.png").write_bytes(b"a slice")
     else:
         there.write_text("notes")
-    with pytest.raises(ValueError, match="000001_01_01: found something that is not this command"):
+    with pytest.raises(
+        ValueError, match="000001_01_01: found files that this command did not write"
+    ):
         check_replaceable(there)
     check_replaceable(tmp_path / "free")
     make_results(tmp_path / "done")
@@ -119,7 +121,7 @@ def test_the_input_is_never_replaced(tmp_path):
     assert main(make_arguments(tmp_path / "run", tmp_path, series, flags=flags)) == 1
     assert {file: file.read_bytes() for file in series.iterdir()} == before
     error = read_summary(tmp_path)[series.name]["error"]
-    assert error.startswith(f"{series}: found something that is not this command's")
+    assert error.startswith(f"{series}: found files that this command did not write")
 
 
 def test_other_files_are_other_settings(data):
@@ -140,7 +142,7 @@ def test_scans_that_a_process_does_not_find_are_told(data, tmp_path):
     (tmp_path / "0.json").write_text('{"rows": [{"scan": "a", "slices": 4}], "fatal": null}')
     rows, fatal = running.gather_rows(candidates, tmp_path, 1)
     assert fatal is None and rows[0] == ScanRow("a", 4)
-    assert "found no such scan a second time" in rows[1].error
+    assert "scan not found again" in rows[1].error
     (tmp_path / "0.json").write_text('{"rows": [], "fatal": "full"}')
     assert running.gather_rows(candidates, tmp_path, 1) == ([], "full")
 

@@ -159,7 +159,7 @@ def test_what_a_killed_fetch_leaves_is_not_taken_for_the_study(tmp_path, monkeyp
     "flags, message",
     [
         ((), "found neither --input nor --study"),
-        (("--study", "1.2"), "found --study alone, expected --dicomweb"),
+        (("--study", "1.2"), "found only --study, expected --dicomweb"),
         (("--dicomweb", "http://127.0.0.1:9"), "found neither --input nor --study"),
         (("--series", "1.2", "--dicomweb", "http://127.0.0.1:9"), "found neither --input nor --st"),
     ],

@@ -77,8 +77,8 @@ def test_no_interval_lines_without_a_bootstrap(run, capsys):
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere: no such folder, expected the OUTPUT_DIR of a run"),
-        (["."], "evaluations found: none; expected inference/<data set>/froc.json"),
-        (["run", "--dataset", "other"], "evaluations found: some_test; expected one on other"),
+        (["."], "found evaluations: none; expected inference/<data set>/froc.json"),
+        (["run", "--dataset", "other"], "found evaluations: some_test; expected one on other"),
     ],
 )
 def test_missing_results_are_one_line(run, capsys, monkeypatch, arguments, message):

@@ -100,7 +100,7 @@ def test_pictures_of_an_earlier_call_are_removed(records, tmp_path):
 def test_slices_are_not_replaced_by_pictures(records, tmp_path, capsys):
     before = (tmp_path / "one.png").read_bytes()
     assert main(["dataset", "--dataset", NAME, "--output", str(tmp_path)]) == 1
-    assert f"holds slices of {NAME}, expected another folder" in capsys.readouterr().err
+    assert f"found slices of {NAME}, expected another folder" in capsys.readouterr().err
     assert (tmp_path / "one.png").read_bytes() == before
 
 
@@ -256,9 +256,12 @@ GOOD = {"image_id": "one", "category_id": 0, "bbox": [1, 1, 5, 5], "score": 0.5}
     [
         (None, "no such file, expected the results of a run"),
         ("{broken", "found no readable JSON"),
-        (json.dumps({"froc": {}}), "holds a dict, expected a list"),
+        (json.dumps({"froc": {}}), "found a dict, expected a list"),
         (json.dumps([GOOD, 7]), "entry 1: found 7, expected an object with image_id"),
-        (json.dumps([{**GOOD, "image_id": "else"}]), "entry 0 is of image 'else', which data set"),
+        (
+            json.dumps([{**GOOD, "image_id": "else"}]),
+            "entry 0: found image 'else', expected an image of data",
+        ),
         (
             json.dumps([GOOD, {"image_id": "one", "bbox": [1, 1, 5, 5]}]),
             "entry 1: found no 'score'",

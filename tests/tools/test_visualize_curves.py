@@ -69,9 +69,9 @@ def test_experiments_are_curves_of_one_figure(tmp_path, drawn, capsys):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"curve": None}, "curve: found None, expected as many numbers"),
-        ({"band": {"rates": [1], "low": [], "high": []}}, "band: found .*, expected as many"),
-        ({"band": 3}, "band: found 3, expected as many numbers of low and high as of rates"),
+        ({"curve": None}, "curve: found None, expected sensitivity and fps_per_image"),
+        ({"band": {"rates": [1], "low": [], "high": []}}, "band: found .*, expected rates, low"),
+        ({"band": 3}, "band: found 3, expected rates, low and high of the same length"),
     ],
 )
 def test_damaged_curves_are_named(tmp_path, change, expected):

@@ -141,12 +141,15 @@ NEGATIVE = negative("one", (1, 1, 9, 9), 0.5)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "holds no hard negative"),
+        ([], "found no hard negative"),
         ([NEGATIVE, {k: NEGATIVE[k] for k in ("image_id", "bbox", "score")}], "no 'segmentation'"),
         ([{k: v for k, v in NEGATIVE.items() if k != "mask_iou"}], "entry 0: found no 'mask_iou'"),
         ([{**NEGATIVE, "mask_iou": None}], "entry 0: mask_iou: found None, expected a number"),
         ([{**NEGATIVE, "box_iou": "no"}], "entry 0: box_iou: found 'no', expected a number"),
-        ([{**NEGATIVE, "image_id": "else"}], "entry 0 is of image 'else', which data set"),
+        (
+            [{**NEGATIVE, "image_id": "else"}],
+            "entry 0: found image 'else', expected an image of data",
+        ),
         (
             [{**NEGATIVE, "segmentation": {"size": [9, 9], "counts": "1"}}],
             "entry 0: segmentation: found a mask of [9, 9] pixels (height, width), expected [64",

@@ -107,7 +107,7 @@ def test_without_an_attention_its_part_is_left_out(tiny_phantom, tmp_path, capsy
             "3dce_9",
             {},
             "MODEL.RFCN_3DCE: found CONTEXTUAL_ATTENTION False and SPATIAL_ATTENTION False, "
-            "expected one of them True, or both",
+            "expected at least one of them True",
         ),
         ("3dce_9_cs", {"MODEL__VGG__WIDTH": 8}, "3dce_9_cs.pth: lacks, or has in another shape, "),
     ],

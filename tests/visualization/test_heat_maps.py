@@ -42,7 +42,7 @@ def test_a_heat_map_of_one_value_has_the_first_color(value):
 
 def test_a_heat_map_has_a_value_a_pixel():
     with pytest.raises(
-        ValueError, match=r"'map' has shape \(9, 64\), expected the slice's \(64, 64\)"
+        ValueError, match=r"'map': found shape \(9, 64\), expected the slice's \(64, 64\)"
     ):
         new_visualizer().draw_heat_map(HeatMap("map", np.zeros((9, SIZE))))
 

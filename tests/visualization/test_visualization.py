@@ -365,7 +365,9 @@ def test_windows(words, expected):
     "words", [["brian"], ["5"], ["240", "-160"], ["1", "2", "3"], ["nan", "1"]]
 )
 def test_bad_windows_are_named(words):
-    with pytest.raises(ValueError, match=rf"window is '{' '.join(words)}', expected one of dicom"):
+    with pytest.raises(
+        ValueError, match=rf"window: found '{' '.join(words)}', expected one of dicom"
+    ):
         parse_window(words)
 
 
@@ -431,7 +433,7 @@ def test_contact_sheet_holds_every_tile_unchanged_in_order():
 
 
 def test_contact_sheet_needs_a_title_for_every_tile():
-    with pytest.raises(ValueError, match="1 pictures and 2 titles"):
+    with pytest.raises(ValueError, match="found 1 pictures and 2 titles"):
         contact_sheet([np.zeros((9, 9, 3), np.uint8)], ["a", "b"], [])
 
 

@@ -58,7 +58,7 @@ class CocoEvaluation(COCOeval):
             ValueError: another ``iou_type``.
         """
         if iou_type not in ("bbox", "segm"):
-            raise ValueError(f"iou_type is {iou_type!r}, expected 'bbox' or 'segm'")
+            raise ValueError(f"iou_type: found {iou_type!r}, expected 'bbox' or 'segm'")
         super().__init__(truth, None, iou_type)
         self._detections = detections
         self._more_thresholds = np.asarray(more_thresholds, dtype=float)

@@ -59,7 +59,9 @@ class Found(Objects):
         if masks:
             for image_id, found in kept:
                 if found.masks is None:
-                    raise ValueError(f"image {image_id!r}: found detections without masks")
+                    raise ValueError(
+                        f"image {image_id!r}: found detections without masks, expected masks"
+                    )
             rles = np.array([rle for _, found in kept for rle in found.masks], dtype=object)
         nothing = ImageDetections.empty()
         boxes, scores, categories = (

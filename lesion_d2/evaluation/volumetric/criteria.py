@@ -28,7 +28,7 @@ class Criterion:
         if overlap not in OVERLAPS or not 0 < threshold <= 1:
             raise ValueError(
                 f"found {text!r}, expected overlap@threshold with one of {', '.join(OVERLAPS)} and "
-                "a threshold above 0, to 1"
+                "a threshold in (0, 1]"
             )
         return cls(overlap, threshold)
 
@@ -63,8 +63,8 @@ def parse_criteria(texts: Sequence[str]) -> dict[str, Criterion]:
         task = f"volume_{criterion.overlap}"
         if task in criteria:
             raise ValueError(
-                f"found {criteria[task]} and {criterion} after the first, expected each overlap "
-                "once there"
+                f"found {criteria[task]} and {criterion} after the first criterion, expected each "
+                "overlap only once"
             )
         criteria[task] = criterion
     return criteria

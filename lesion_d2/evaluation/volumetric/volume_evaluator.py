@@ -70,8 +70,7 @@ class VolumeEvaluator(DatasetEvaluator):
       :func:`~lesion_d2.evaluation.detection_average_precision`; with several classes also
       ``AP10-<class>``.
     - ``sens@0.5`` to ``sens@16``, ``mean_sens``: FROC sensitivity at these false positives per
-    volume.
-      It pools the classes, as :class:`~lesion_d2.evaluation.LesionEvaluator` does.
+      volume. It pools the classes, as :class:`~lesion_d2.evaluation.LesionEvaluator` does.
     - ``patient_AP``: average precision of patients ranked by the highest score of a class in any of
       their volumes (0 without a detection), averaged over the classes that some but not all
       patients have, see :func:`~lesion_d2.evaluation.ranking_average_precision`. The paper does not
@@ -189,20 +188,22 @@ class VolumeEvaluator(DatasetEvaluator):
             part = (sample.get("volume"), sample.get("first_slice")) if of_runs else image_id
             if part not in known:
                 raise ValueError(
-                    f"predictions have image_id {image_id!r}, expected one of {self._dataset_name}"
+                    f"predictions: found image_id {image_id!r}, expected one of "
+                    f"{self._dataset_name}"
                 )
             instances = output["instances"].to("cpu")
             boxes = instances.pred_boxes.tensor.double().numpy()
             scores, classes = instances.scores.double().numpy(), instances.pred_classes.numpy()
             if boxes.shape[1] != columns:
                 raise ValueError(
-                    f"predictions on {image_id}: found boxes of {boxes.shape[1]} numbers, expected "
+                    f"predictions on {image_id}: found {boxes.shape[1]} numbers per box, expected "
                     f"{columns}"
                 )
             self._check_classes(classes, f"predictions on {image_id}")
             if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
                 raise ValueError(
-                    f"predictions on {image_id}: found a box or score that is not a finite number"
+                    f"predictions on {image_id}: found a box or score that is not finite, expected "
+                    "finite numbers"
                 )
             self._predictions.append((part, (boxes, scores, classes)))
 

@@ -88,7 +88,7 @@ class VolumeTruth:
                 volume of two patients.
         """
         if len(dicts) == 0:
-            raise ValueError(f"{name}: no images, expected at least one")
+            raise ValueError(f"{name}: found no images, expected at least one")
         _check_slices(dicts, name)
         names = list(dict.fromkeys(d["volume"] for d in dicts))
         index_of = {volume: i for i, volume in enumerate(names)}
@@ -341,7 +341,7 @@ def _check_slices(dicts: Sequence[Mapping], name: str) -> None:
         patient = d.get("patient", volume)
         if patients.setdefault(volume, patient) != patient:
             raise ValueError(
-                f"{name}: volume {volume} has the patients {patients[volume]} and {patient}, "
+                f"{name}, volume {volume}: found patients {patients[volume]} and {patient}, "
                 "expected one"
             )
 
@@ -369,14 +369,14 @@ def _add_box(lesions: dict, annotation: Mapping, image: Mapping, name: str) -> N
     known = lesions.setdefault(lesion, _Lesion(low, high, number))
     if known.number != number:
         raise ValueError(
-            f"{where}: lesion {lesion} has the classes {known.number} and {number}, expected one"
+            f"{where}, lesion {lesion}: found classes {known.number} and {number}, expected one"
         )
     known.low, known.high = np.minimum(known.low, low), np.maximum(known.high, high)
     if not annotation.get("is_key", False):
         return
     if known.key_box is not None:
         raise ValueError(
-            f"{where}: lesion {lesion} has the key slices {known.key_box[2]:g} and {low[2]:g}, "
+            f"{where}, lesion {lesion}: found key slices {known.key_box[2]:g} and {low[2]:g}, "
             "expected one"
         )
     known.key_box = np.concatenate([low, high])

@@ -53,7 +53,7 @@ def as_retinanet(cfg: CfgNode) -> CfgNode:
     if fpn == name or fpn not in BACKBONE_REGISTRY:
         raise ValueError(
             f"MODEL.BACKBONE.NAME: found {name!r}, expected a U-FPN such as "
-            "'build_resnet_unet_fpn_backbone', which has an FPN beside it"
+            "'build_resnet_unet_fpn_backbone', which has a corresponding FPN"
         )
     cfg = cfg.clone()
     cfg.MODEL.META_ARCHITECTURE = "RetinaNet"

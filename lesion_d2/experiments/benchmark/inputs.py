@@ -16,8 +16,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BitMasks, Boxes, Instances
 
-# Phantoms: few slices of DeepLesion's size to take the time on, as few that a CPU can train on,
-# many lesions to average Dice over, and series that are as long as those of the preset "columns".
+# Phantoms: a few slices of DeepLesion's size for timing, a few that a CPU can train on, many
+# lesions to average Dice over, and series as long as those of the preset "columns".
 LARGE = {"num_patients": 8, "size": 512}
 FEW = {"num_patients": 8, "size": 256}
 SMALL = {"num_patients": 60, "size": 256}
@@ -88,7 +88,7 @@ def write_rows(root: Path, count: int) -> None:
 
 
 def _split_of(number: int) -> int:
-    """Of 20 rows, 14 are for training, 3 for validation and 3 for tests, as in DeepLesion."""
+    """The split of a row: of 20 rows, 14 train, 3 val and 3 test, as in DeepLesion."""
     return 1 if number % 20 < 14 else 2 + number % 2
 
 
@@ -103,7 +103,7 @@ def _made_up_lists(rng: np.random.Generator) -> list[str]:
 
 
 def random_batch(cfg: CfgNode) -> list[dict]:
-    """A training batch of the config's size, of noise with two lesions an image."""
+    """A training batch of the config's size, of noise with two lesions per image."""
     rng, size = np.random.default_rng(0), cfg.INPUT.CT.IMAGE_SIZE
     batch = []
     for _ in range(cfg.SOLVER.IMS_PER_BATCH):

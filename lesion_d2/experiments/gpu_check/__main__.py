@@ -75,7 +75,9 @@ def check(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     find_in_checkout("tests")
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device: found 'cuda' and no GPU, expected one, or --device cpu --tiny")
+        raise InputError(
+            "--device: found 'cuda' without a GPU, expected a GPU, or --device cpu --tiny"
+        )
     jobs = _chosen(plan(), args.rows)
     print(machine_line(), flush=True)
     deadline = start + args.seconds - _END
@@ -163,7 +165,7 @@ def do_jobs(worker: Worker, jobs: Iterable[Job], deadline: float) -> Iterator[Ou
         found = worker.wait(min(left, allowed))
         seconds = time.perf_counter() - begin
         if "error" in found and left <= allowed and seconds >= left:
-            yield Outcome(job, skipped=f"not done in the {left:.0f} s that were left")
+            yield Outcome(job, skipped=f"not finished in the {left:.0f} s that were left")
             continue
         if "error" not in found:
             took[job.cost_kind] = max(seconds, took.get(job.cost_kind, 0.0))

@@ -120,7 +120,7 @@ def read_config(name: str, device: str, *, tiny: bool) -> LesionConfig:
         tiny: make it narrow, and its images small.
     """
     cfg = load_config(CONFIGS / f"{name}.yaml", device)
-    cfg.SOLVER.BASE_LR = 1e-6  # untrained, a model would leave the numbers in a few steps
+    cfg.SOLVER.BASE_LR = 1e-6  # at a larger one, an untrained model would overflow in a few steps
     cfg.INPUT.PSEUDO_MASK = "ellipse"  # GrabCut's are prepared beforehand
     cfg.INPUT.PSEUDO_MASK_FILES = ()
     cfg.DATASETS.TEST = ()

@@ -215,7 +215,9 @@ def train_step(cfg: CfgNode, folder: Path, *, tiny: bool) -> Numbers:
     [(loss, _)] = trainer.storage.history("total_loss").values()
     weights = [p for p in trainer.model.parameters() if not p.isfinite().all()]
     if weights:
-        raise FloatingPointError(f"found {len(weights)} weights that are not finite after a step")
+        raise FloatingPointError(
+            f"found {len(weights)} weights that are not finite after a step, expected none"
+        )
     return {"loss": float(loss)}
 
 

@@ -21,7 +21,7 @@ from .configs import SETTINGS, read_config
 from .data import phantom, volume
 from .jobs import Job
 
-#: Prepares what is measured on.
+#: Job that prepares the data of the measurements.
 PREPARE = Job("data", "")
 _GRACE = 5.0  # seconds that a process has to end by itself
 
@@ -131,7 +131,7 @@ def _serve(connection: Connection, options: Options) -> None:
             start = time.perf_counter()
             try:
                 found = {"numbers": run_job(job, options)}
-            except Exception as error:  # the next job may do better
+            except Exception as error:  # the next job may succeed
                 found = {"error": f"{type(error).__name__}: {one_line(error)}"}
             found["seconds"] = time.perf_counter() - start
             usable = _clean_up(options.device)

@@ -148,7 +148,7 @@ def report(output: Path, grid: Callable[..., list[Run]], configs: Path) -> None:
     runs = grid(**axes)
     results = read_results(runs)
     if not results:
-        raise ValueError(f"{output}: found no result of this tool")
+        raise ValueError(f"{output}: found no result of this tool, expected at least one")
     print(f"{len(results)} of {len(runs)} runs have a result.")
     scores = collect_scores(results)
     tasks, models, sizes = axes["tasks"], axes["models"], axes["sizes"]

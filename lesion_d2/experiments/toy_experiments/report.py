@@ -33,7 +33,7 @@ MASK_HEAD = (("mask_rcnn", "faster_rcnn_plus"),)
 #: Claims of section 4.6.2: heading, tasks, and the compared pairs of models.
 CLAIMS = (
     (
-        "Gain from segmentation (the paper: in (a) and (b) the larger, the smaller n; none in (c))",
+        "Gain from segmentation (the paper: in (a) and (b), larger for smaller n; none in (c))",
         tuple(TASK_LABELS),
         SEGMENTATION,
     ),

@@ -57,20 +57,20 @@ class ToyRun:
 
     @property
     def name(self) -> str:
-        """Of the run."""
+        """Name of the run."""
         return self.run.name
 
     @property
     def folder(self) -> Path:
-        """Of the run."""
+        """Folder of the run."""
         return self.run.folder
 
     def result(self) -> Result | None:
-        """Of the run."""
+        """Result of the run; None if there is none yet."""
         return self.run.result()
 
     def begin(self) -> None:
-        """Of the run."""
+        """Create the run's folder and write its options to it."""
         self.run.begin()
 
     def commands(self) -> list[list[str]]:

@@ -124,7 +124,7 @@ def report(output: Path, grid: Callable[..., list[Run]]) -> None:
     runs = grid(places=find_places(output))
     results = {run: result for run in runs if (result := run.result()) is not None}
     if not results:
-        raise ValueError(f"{output}: found no result of this tool")
+        raise ValueError(f"{output}: found no result of this tool, expected at least one")
     iterations = sorted({result.iterations for result in results.values()})
     train, test = runs[0].datasets
     title = f"{len(results)} runs of {' or '.join(map(str, iterations))} iterations"

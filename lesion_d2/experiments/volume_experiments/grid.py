@@ -157,7 +157,7 @@ def read_settings(configs: Path) -> dict[Place, str]:
     }
     if not found:
         raise FileNotFoundError(
-            f"{configs}: found no config, expected such as {DIMENSIONS[0]}/{MODELS[0]}.yaml"
+            f"{configs}: found no config, expected files such as {DIMENSIONS[0]}/{MODELS[0]}.yaml"
         )
     return found
 

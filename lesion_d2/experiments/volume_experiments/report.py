@@ -54,11 +54,11 @@ CLAIMS = (
         [((dimension, m), ("2d", m)) for m in MODELS for dimension in ("2dc", "3d")],
     ),
     (
-        "All of it in 3-D against slices as channels (the paper: no gain)",
+        "Models in 3-D against slices as channels (the paper: no gain)",
         [(("3d", model), ("2dc", model)) for model in MODELS],
     ),
     (
-        "Boxes against components of a segmentation (the paper: DetU-Net is behind)",
+        "Boxes against components of a segmentation (the paper: DetU-Net is worse)",
         [((dimension, "retina_unet"), (dimension, "det_unet")) for dimension in DIMENSIONS],
     ),
 )

@@ -17,9 +17,9 @@ class DenseNet(StagedBackbone):
     """torchvision's DenseNet-121, -169 or -201, truncated, with features ``c2`` to ``c5``.
 
     A feature is the output of a dense block, before the normalization and pooling of the following
-        transition: ``c2`` of the first block has stride 4, ``c5`` of the fourth 32. torchvision's
-        last normalization and classifier are omitted. Parameters are named as in torchvision:
-        ``features.denseblock1.denselayer1.conv1.weight``.
+    transition: ``c2`` of the first block has stride 4, ``c5`` of the fourth 32. torchvision's last
+    normalization and classifier are omitted. Parameters are named as in torchvision:
+    ``features.denseblock1.denselayer1.conv1.weight``.
 
     Batch normalization is trained and uses batch statistics, as in torchvision; in frozen stages it
     has fixed weights and running statistics.

@@ -29,7 +29,7 @@ def count_images(num_slices: int) -> int:
     if rest or num_images % 2 == 0:
         raise ValueError(
             f"MODEL.PIXEL_MEAN: found {num_slices} values (INPUT.CT.NUM_SLICES), expected three "
-            "for each of an odd number of images: 3, 9, 15, 21, ..."
+            "per image and an odd number of images: 3, 9, 15, 21, ..."
         )
     return num_images
 

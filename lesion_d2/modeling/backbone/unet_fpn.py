@@ -235,8 +235,8 @@ class UNetFPN(TopDownFPN):
         super().__init__(bottom_up, in_features, out_channels, norm=norm, top_block=top_block)
         if "p2" not in self._out_feature_strides:
             raise ValueError(
-                f"the U-FPN goes on from P2 (stride 4), but MODEL.FPN.IN_FEATURES "
-                f"{list(in_features)} gives {self._out_features}"
+                f"MODEL.FPN.IN_FEATURES: found {list(in_features)} with levels "
+                f"{self._out_features}, expected P2 (stride 4) among the levels of a U-FPN"
             )
         if upsampling not in UPSAMPLINGS:
             raise ValueError(

@@ -51,7 +51,7 @@ class VGG(StagedBackbone):
             raise ValueError(f"MODEL.VGG.WIDTH: found {width}, expected at least 1")
         if not set(pooled_stages) <= set(range(1, _NUM_STAGES + 1)):
             raise ValueError(
-                f"MODEL.VGG.POOLED_STAGES: found {tuple(pooled_stages)}, expected some of 1 to "
+                f"MODEL.VGG.POOLED_STAGES: found {tuple(pooled_stages)}, expected stages from 1 to "
                 f"{_NUM_STAGES}"
             )
         layers = [n if n == "M" else n * width // _TORCHVISION_WIDTH for n in _LAYERS[depth]]

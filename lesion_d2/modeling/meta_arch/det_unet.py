@@ -84,8 +84,8 @@ class DetUNet(DenseDetector):
         num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
         if cfg.MODEL.SEG_HEAD.CLASS_AGNOSTIC and num_classes > 1:
             raise ValueError(
-                "MODEL.SEG_HEAD.CLASS_AGNOSTIC: found True, expected False for the "
-                f"{num_classes} classes of DetUNet, which knows them from its segmentation alone"
+                "MODEL.SEG_HEAD.CLASS_AGNOSTIC: found True, expected False, because the "
+                f"segmentation of DetUNet predicts the {num_classes} classes of its detections"
             )
         return {
             "backbone": build_backbone(cfg),

@@ -57,7 +57,7 @@ class LesionRCNN3D(VolumetricDetector, LesionRCNN):
         if self.vis_period > 0:
             raise ValueError(
                 f"VIS_PERIOD: found {self.vis_period}, expected 0 for a {type(self).__name__}: "
-                "pictures of training show slices alone"
+                "training pictures are only supported for slices"
             )
 
     @classmethod

@@ -55,8 +55,8 @@ class MeanTeacher(nn.Module):
         box_margin: see :func:`ellipse_masks`.
 
     Raises:
-        ValueError: the momentum lies outside [0, 1), a threshold outside [0, 1], or the policy is
-            another one.
+        ValueError: the momentum is outside [0, 1), a threshold outside [0, 1], or the policy is
+            unknown.
 
     Attributes:
         counts: counts of pseudo-labels.
@@ -223,10 +223,10 @@ class MeanTeacher(nn.Module):
 
 def _check(momentum: float, policy: str, score_threshold: float, gt_nms_threshold: float) -> None:
     for key, value, is_right, expected in (
-        ("MOMENTUM", momentum, 0 <= momentum < 1, "0 to below 1"),
+        ("MOMENTUM", momentum, 0 <= momentum < 1, "a number in [0, 1)"),
         ("PSEUDO_LABELS", policy, policy in POLICIES, f"one of {', '.join(POLICIES)}"),
-        ("SCORE_THRESH", score_threshold, 0 < score_threshold <= 1, "a score above 0, at most 1"),
-        ("GT_NMS_THRESH", gt_nms_threshold, 0 <= gt_nms_threshold <= 1, "an IoU from 0 to 1"),
+        ("SCORE_THRESH", score_threshold, 0 < score_threshold <= 1, "a score in (0, 1]"),
+        ("GT_NMS_THRESH", gt_nms_threshold, 0 <= gt_nms_threshold <= 1, "an IoU in [0, 1]"),
     ):
         if not is_right:
             raise ValueError(f"MODEL.MEAN_TEACHER.{key}: found {value!r}, expected {expected}")

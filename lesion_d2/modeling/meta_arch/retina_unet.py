@@ -67,7 +67,7 @@ class RetinaUNet(LesionRetinaNet):
         kwargs: see :class:`LesionRetinaNet`. The backbone is a :class:`UNetFPN`.
 
     Raises:
-        ValueError: ``calibration`` lies outside [0, 1], or there is no U-FPN for the segmentation.
+        ValueError: ``calibration`` is outside [0, 1], or there is no U-FPN for the segmentation.
     """
 
     head_type: type[nn.Module] = RetinaNetHead
@@ -286,7 +286,7 @@ def _build_softmax_head(cfg, backbone: nn.Module, head_type: type[nn.Module]) ->
     if not num_classes * prior < 1:
         raise ValueError(
             f"MODEL.RETINANET.PRIOR_PROB: found {prior}, expected less than 1 / {num_classes} for "
-            f"{num_classes} classes that exclude each other"
+            f"a softmax over {num_classes} classes"
         )
     # Each class is initialized to the prior, as with a sigmoid.
     background = math.log((1 - num_classes * prior) / prior)

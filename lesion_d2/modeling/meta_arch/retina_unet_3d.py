@@ -35,7 +35,7 @@ class RetinaUNet3D(RetinaUNet, VolumetricRetinaNet):
         if self.calibration > 0:
             raise ValueError(
                 f"MODEL.RETINA_UNET.CALIBRATION: found {self.calibration}, expected 0 for a "
-                f"{type(self).__name__}: scores are calibrated on slices alone"
+                f"{type(self).__name__}: calibration is only supported for slices"
             )
 
     def postprocess(

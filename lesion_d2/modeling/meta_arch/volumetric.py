@@ -49,10 +49,10 @@ def volume_shapes(backbone, levels: list[str]) -> list[VolumeShape]:
     shapes, name = backbone.output_shape(), type(backbone).__name__
     missing = [level for level in levels if level not in shapes]
     if missing:
-        raise ValueError(f"levels of {name}: found {sorted(shapes)}, expected {missing} among them")
+        raise ValueError(f"levels of {name}: found {sorted(shapes)}, expected also {missing}")
     if not all(isinstance(shapes[level], VolumeShape) for level in levels):
         raise ValueError(
-            f"MODEL.BACKBONE.NAME: found a {name}, expected a backbone of volumes, such as "
+            f"MODEL.BACKBONE.NAME: found a {name}, expected a backbone for volumes, such as "
             "build_resnet_fpn_3d_backbone"
         )
     return [shapes[level] for level in levels]

@@ -38,7 +38,7 @@ class ULDorOutputLayers(FastRCNNOutputLayers):
         if self.num_classes < 2:
             raise ValueError(
                 f"MODEL.ROI_HEADS.NUM_CLASSES: found {self.num_classes}, expected 2 or more: "
-                "lesions and, the last one, false positives (ULDorROIHeads)"
+                "the lesion classes and, last, the class of false positives (ULDorROIHeads)"
             )
         if count_false_positives and self.test_score_thresh <= 0:
             raise ValueError(

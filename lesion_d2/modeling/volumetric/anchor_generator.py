@@ -52,8 +52,8 @@ class AnchorGenerator3D(DefaultAnchorGenerator):
         super().__init__(sizes=sizes, aspect_ratios=aspect_ratios, strides=strides, offset=offset)
         if len(depths) not in (1, len(strides)):
             raise ValueError(
-                f"MODEL.VOLUMETRIC.ANCHOR_DEPTHS: found {len(depths)} levels, expected one for all "
-                f"or {len(strides)}, as there are feature maps"
+                f"MODEL.VOLUMETRIC.ANCHOR_DEPTHS: found {len(depths)} levels, expected 1 for all "
+                f"or {len(strides)}, the number of feature maps"
             )
         sizes = _broadcast_params(sizes, len(strides), "sizes")
         depths = _broadcast_params(depths, len(strides), "depths")
@@ -78,8 +78,8 @@ class AnchorGenerator3D(DefaultAnchorGenerator):
         """Arguments of ``AnchorGenerator3D(cfg, input_shape)``."""
         if not all(isinstance(shape, VolumeShape) for shape in input_shape):
             raise ValueError(
-                f"MODEL.BACKBONE.NAME: found {cfg.MODEL.BACKBONE.NAME!r}, expected one of volumes, "
-                "such as 'build_resnet_fpn_3d_backbone', for MODEL.ANCHOR_GENERATOR.NAME "
+                f"MODEL.BACKBONE.NAME: found {cfg.MODEL.BACKBONE.NAME!r}, expected one for "
+                "volumes, such as 'build_resnet_fpn_3d_backbone', for MODEL.ANCHOR_GENERATOR.NAME "
                 f"{cls.__name__!r}"
             )
         return {

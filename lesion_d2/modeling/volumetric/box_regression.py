@@ -11,7 +11,7 @@ class Box2BoxTransform3D:
     """Detectron2's :class:`Box2BoxTransform` in 3-D.
 
     The deltas are dx, dy, dz, dw, dh, dd: shifts of the center relative to the source box's sides,
-        and log ratios of the sides, each times its weight.
+    and log ratios of the sides, each times its weight.
 
     Args:
         weights: six weights of the deltas (10, 10, 10, 5, 5, 5 in the published code of Jaeger et

@@ -41,7 +41,7 @@ class FPN3D(TopDownFPN):
     ):
         Backbone.__init__(self)
         if top_block is not None:
-            raise ValueError(f"found {top_block}, expected no levels above those of the stages")
+            raise ValueError(f"top_block: found {top_block}, expected None for volumes")
         shapes = bottom_up.output_shape()
         self.bottom_up = bottom_up
         self.in_features = tuple(in_features)

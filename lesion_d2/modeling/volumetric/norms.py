@@ -75,7 +75,7 @@ def get_norm_3d(norm: str, channels: int) -> nn.Module | None:
         return None
     if norm not in _NORMS:
         raise ValueError(
-            f"normalization of volumes: found {norm!r}, expected one of {list(_NORMS)} or ''"
+            f"normalization for volumes: found {norm!r}, expected one of {list(_NORMS)} or ''"
         )
     return _NORMS[norm](channels)
 

@@ -48,7 +48,7 @@ class ROIPooler3D(nn.Module):
             if stride[1:] != (2**level, 2**level):
                 raise ValueError(
                     f"strides: found {tuple(stride)} for level {level}, expected {2**level} "
-                    "in-plane: powers of 2, each twice the one before"
+                    "in-plane: powers of 2, each twice the previous one"
                 )
         if not canonical_box_size > 0:
             raise ValueError(

@@ -200,13 +200,13 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
 
 def _check(cfg) -> None:
     options, strides = cfg.MODEL.RESNETS, cfg.MODEL.VOLUMETRIC.STRIDES
-    wanted = "stem, pooling, res3, res4 and res5, each of depth, height and width from 1 on"
+    wanted = "stem, pooling, res3, res4 and res5, each along depth, height and width, at least 1"
     triples = [tuple(stride) for stride in strides]
     if len(triples) != _NUM_STRIDES or any(len(s) != 3 or min(s) < 1 for s in triples):
         raise ValueError(f"MODEL.VOLUMETRIC.STRIDES: found {strides}, expected those of {wanted}")
     if any(height != width for _, height, width in triples):
         raise ValueError(
-            f"MODEL.VOLUMETRIC.STRIDES: found {strides}, expected the same of height and width"
+            f"MODEL.VOLUMETRIC.STRIDES: found {strides}, expected equal strides of height and width"
         )
     if options.DEPTH not in _NUM_BLOCKS:
         raise ValueError(

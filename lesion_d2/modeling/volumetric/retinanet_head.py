@@ -63,8 +63,8 @@ class RetinaNetHead3D(nn.Module):
         num_anchors = set(build_anchor_generator(cfg, input_shape).num_cell_anchors)
         if len(num_anchors) > 1:
             raise ValueError(
-                f"MODEL.ANCHOR_GENERATOR.SIZES: found levels with {sorted(num_anchors)} anchors a "
-                "position, expected as many on all levels"
+                f"MODEL.ANCHOR_GENERATOR.SIZES: found levels with {sorted(num_anchors)} anchors "
+                "per position, expected the same number on all levels"
             )
         return {
             "input_shape": input_shape,

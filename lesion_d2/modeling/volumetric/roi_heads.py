@@ -23,7 +23,7 @@ class LesionROIHeads3D(LesionROIHeads):
         """Arguments of ``LesionROIHeads3D(cfg, input_shape)``."""
         if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES:
             raise ValueError(
-                "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES: found True, expected False for models of "
+                "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES: found True, expected False for models for "
                 "volumes"
             )
         return super().from_config(cfg, input_shape)
@@ -62,7 +62,7 @@ def _pooler(
     if len(channels) > 1:
         raise ValueError(
             f"MODEL.ROI_HEADS.IN_FEATURES: found levels of {sorted(channels)} channels, expected "
-            "the same for all"
+            "the same number on all levels"
         )
     size = (depth, options.POOLER_RESOLUTION, options.POOLER_RESOLUTION)
     pooler = ROIPooler3D(

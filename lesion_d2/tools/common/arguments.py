@@ -17,7 +17,7 @@ def positive(text: str) -> int:
     """An integer of at least 1, for ``add_argument(type=positive)``."""
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+        raise argparse.ArgumentTypeError(f"found {value}, expected at least 1")
     return value
 
 
@@ -25,7 +25,7 @@ def seed(text: str) -> int:
     """A seed from 0 to 2^32 - 1, as NumPy and torch accept it, for ``add_argument(type=seed)``."""
     value = int(text)
     if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"found {text[:40]!r}, expected 0 or more, below 2^32")
+        raise argparse.ArgumentTypeError(f"found {text[:40]!r}, expected 0 to 2^32 - 1")
     return value
 
 
@@ -42,9 +42,7 @@ def add_shares(add: Callable[..., object], text: str) -> None:
 
 def add_shard(add: Callable[..., object]) -> None:
     """Add ``--shard I/N``, parsed to a :class:`Shard`, by a parser's ``add_argument``."""
-    text = (
-        "process part I of N, in separate calls; the last one merges the parts (docs/clusters.md)"
-    )
+    text = "process part I of N; the last of the N calls merges the parts (docs/clusters.md)"
     add("--shard", type=_shard, default=WHOLE, metavar="I/N", help=text)
 
 

@@ -105,9 +105,9 @@ def _check_config(cfg: CfgNode) -> None:
     ct = cfg.INPUT.CT
     if ct.CROP_TO_BODY and (ct.MAX_SIZE or not ct.PIXEL_SPACING):
         raise ValueError(
-            "INPUT.CT.CROP_TO_BODY: found True, expected False where sizes go by the image's side "
-            "(INPUT.CT.IMAGE_SIZE, MAX_SIZE): boxes are resized with whole slices here. "
-            "INPUT.CT.CROP_TO_BODY False as KEY VALUE gives their sizes on those"
+            "INPUT.CT.CROP_TO_BODY: found True, expected False if image sizes depend on the crop "
+            "(INPUT.CT.IMAGE_SIZE, MAX_SIZE), because boxes are resized with whole slices here: "
+            "pass INPUT.CT.CROP_TO_BODY False to get the sizes on whole slices"
         )
 
 
@@ -128,9 +128,9 @@ def _image_sizes(
     """Height and width of each row's image, (N, 2)."""
     found = [column for column in SIZE_COLUMNS if column in table.columns]
     if len(found) == 1:
-        raise ValueError(f"{file}: found the column {found[0]} alone, expected height and width")
+        raise ValueError(f"{file}: found only the column {found[0]}, expected height and width")
     if found and image_size is not None:
-        raise ValueError(f"{file}: found columns height and width, expected no --image-size then")
+        raise ValueError(f"{file}: found columns height and width, expected no --image-size")
     given = np.array(image_size or IMAGE_SIZE, dtype=float)
     sizes = _numbers(table, SIZE_COLUMNS) if found else np.tile(given, (len(table), 1))
     for row, size in zip(table.index, sizes, strict=True):

@@ -58,7 +58,7 @@ class RunFiles(Generic[ResultType]):
         begun = self._read(BEGUN)
         if begun is None and (self.folder / "last_checkpoint").is_file():
             raise ValueError(
-                f"{self.folder}: found a training that this tool did not begin (no {BEGUN}): "
+                f"{self.folder}: found a training that this tool did not start (no {BEGUN}): "
                 "remove the folder, or choose another --output"
             )
         done = self._read(RESULT)
@@ -83,7 +83,7 @@ class RunFiles(Generic[ResultType]):
                 content["result"] = self.kind(**content["result"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{file}: found no file of this tool, or one of another version ({error!r}): "
+                f"{file}: found a file of another tool or another version ({error!r}): "
                 "remove its folder, or choose another --output"
             ) from None
         if found != self.options:

@@ -177,7 +177,7 @@ class Training:
                 fcntl.flock(self.console, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise FailedRun(f"{folder} is in use by another process") from None
-            # Only now, with the lock, does nobody else change what is there.
+            # Read after locking, because then no other process changes the folder.
             if self.run.result() is not None:
                 return False
             self.run.begin()

@@ -136,7 +136,7 @@ def make_runs(args: argparse.Namespace) -> list[FoldRun]:
     if "/" in args.dataset and Path(args.dataset).resolve() != known.resolve():
         # The trainings would not find it, or would find another data set.
         raise ValueError(
-            f"--dataset: found {args.dataset}, expected a folder of $DETECTRON2_DATASETS "
+            f"--dataset: found {args.dataset}, expected a folder in $DETECTRON2_DATASETS "
             f"({known.parent})"
         )
     root = data_set_folder(args.dataset)
@@ -168,7 +168,7 @@ def _check_folds(root: Path, volume_set: VolumeSet, num_folds: int) -> None:
     if found != num_folds:
         raise ValueError(
             f"{root}: found {found} folds, expected {num_folds}: pass --folds {found}, or make "
-            "others by lesion_d2.tools.split_data --overwrite"
+            "new folds with lesion_d2.tools.split_data --overwrite"
         )
     with_lesion = {
         volume.patient
@@ -180,20 +180,21 @@ def _check_folds(root: Path, volume_set: VolumeSet, num_folds: int) -> None:
         if missing:
             raise ValueError(
                 f"{root}: found no patient in {' and '.join(missing)} of fold {number}, expected "
-                "some: make folds by lesion_d2.tools.split_data --overwrite"
+                "at least one: make new folds with lesion_d2.tools.split_data --overwrite"
             )
         bare = [split for split in ("train", "val") if not with_lesion & set(fold[split])]
         if bare:  # otherwise refused only by the training of that fold, after the previous folds
             raise ValueError(
-                f"{root}: found no lesion in {' and '.join(bare)} of fold {number}, expected some: "
-                "make other folds by lesion_d2.tools.split_data --overwrite (--seed, --folds)"
+                f"{root}: found no lesion in {' and '.join(bare)} of fold {number}, expected at "
+                "least one: make new folds with lesion_d2.tools.split_data --overwrite (--seed, "
+                "--folds)"
             )
     tested = Counter(patient for fold in volume_set.folds for patient in fold["test"])
     for patient, number in tested.most_common(1):
         if number > 1:
             raise ValueError(
                 f"{root}: found patient {patient} in the test splits of {number} folds, expected "
-                "one, so that all tests are one: make folds by lesion_d2.tools.split_data "
+                "each patient in only one: make new folds with lesion_d2.tools.split_data "
                 "--overwrite"
             )
 

@@ -151,8 +151,8 @@ class FoldRun:
         if not (self.folder / BEGUN).is_file():
             if (self.folder / "last_checkpoint").is_file():
                 raise ValueError(
-                    f"{self.folder}: found a training that this tool did not begin (no {BEGUN}), "
-                    "expected a free place: name another --output"
+                    f"{self.folder}: found a training that this tool did not start (no {BEGUN}): "
+                    "choose another --output"
                 )
             return None
         self._check(self.folder / BEGUN)
@@ -177,7 +177,7 @@ class FoldRun:
         ]
         if changes:
             raise ValueError(
-                f"{self.folder}: found a fold with other options ({', '.join(changes)}): name "
+                f"{self.folder}: found a fold with other options ({', '.join(changes)}): choose "
                 "another --output, or remove the folder"
             )
 

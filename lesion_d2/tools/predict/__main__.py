@@ -56,7 +56,7 @@ from .threshold import choose_threshold
 
 _PROGRAM = "lesion_d2.tools.predict"
 _KEY = re.compile(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+")  # of a config
-# Scans take their time, and the processes meet at the end.
+# Processes wait for each other at the end, and some scans take long.
 _TIMEOUT = datetime.timedelta(days=30)
 
 
@@ -151,11 +151,11 @@ def _check_combined(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     if args.series is not None and args.study is None:
         parser.error("found --series without --study, expected both")
     if args.study is not None and not args.shard.is_whole:
-        parser.error("found --study with --shard, expected one of them: parts would fetch it twice")
+        parser.error("found --study with --shard, expected one: each part would fetch the study")
     wanted = [name for name in ("study", "store") if getattr(args, name)]
     if bool(wanted) != (args.dicomweb is not None):
         found = f"--{wanted[0]}" if wanted else "--dicomweb"
-        parser.error(f"found {found} alone, expected --dicomweb with --study, --store or both")
+        parser.error(f"found only {found}, expected --dicomweb with --study, --store or both")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -172,7 +172,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--output: {args.output} cannot be made: {one_line(error)}") from None
+        raise InputError(f"--output: {args.output} cannot be created: {one_line(error)}") from None
     if not os.access(args.output, os.W_OK | os.X_OK):
         raise InputError(f"--output: {args.output} cannot be written to")
     inputs, failed = _inputs(args, cfg)
@@ -268,7 +268,9 @@ def predict_all(
             )
         except Exception as error:  # of a process that died, with its traceback
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise InputError(f"a process ended early: {lines[-1]}; call this again") from error
+            raise InputError(
+                f"a process ended early: {lines[-1]}; run the same command again"
+            ) from error
         return gather_rows(candidates, Path(folder), num_processes)
 
 

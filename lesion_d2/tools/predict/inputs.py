@@ -69,8 +69,8 @@ class Inputs:
         if candidate.num_slices >= needed:
             return None
         return (
-            f"found {candidate.num_slices} slices of {spacing_z:g} mm, expected {needed} or more, "
-            f"over which the model's stack of {self.num_slices} reaches"
+            f"found {candidate.num_slices} slices of {spacing_z:g} mm, expected {needed} or more "
+            f"for the {self.num_slices} slices of the model's input"
         )
 
 
@@ -95,7 +95,7 @@ def _identity(candidate: ScanCandidate) -> tuple:
 
 
 def _repeated(candidates: Iterable[ScanCandidate]) -> list[str]:
-    return [f"{c.source}: found in another path, too, which is read" for c in candidates]
+    return [f"{c.source}: found again in another path, expected once" for c in candidates]
 
 
 def _file_of(line: str) -> str:

@@ -56,8 +56,8 @@ def check_replaceable(folder: Path) -> None:
     """
     if os.path.lexists(folder) and not is_results(folder):
         raise ValueError(
-            f"{folder}: found something that is not this command's, expected a free place for the "
-            "results: name another --output"
+            f"{folder}: found files that this command did not write, expected a new folder or "
+            "earlier results: choose another --output"
         )
 
 
@@ -109,7 +109,7 @@ def _write_dicom(folder: Path, scan: Scan, findings: Findings) -> list[str]:
     try:
         from lesion_d2.findings.dicom import write_segmentation, write_structured_report
     except ImportError as error:  # the other results need no such package
-        return [f"{report} cannot be made: {one_line(error)}"]
+        return [f"{report} cannot be created: {one_line(error)}"]
     writers = {report: write_structured_report}
     if any(finding.measured_on == "mask" for finding in findings.findings):
         writers[segmentation] = write_segmentation
@@ -118,7 +118,7 @@ def _write_dicom(folder: Path, scan: Scan, findings: Findings) -> list[str]:
         try:
             write(folder / name, scan, findings)
         except (ValueError, ImportError) as error:
-            problems.append(f"{name} cannot be made: {one_line(error)}")
+            problems.append(f"{name} cannot be created: {one_line(error)}")
     return problems
 
 

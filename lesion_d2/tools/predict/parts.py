@@ -50,7 +50,9 @@ def read_parts(output: Path, count: int, state: str, names: Sequence[str]) -> li
                 return None
             rows += [ScanRow(**row) for row in content["rows"]]
         except (TypeError, KeyError):
-            raise ValueError(f"{file}: found no rows of a part; remove the file") from None
+            raise ValueError(
+                f"{file}: found other content, expected the rows of a part; remove the file"
+            ) from None
     order = {name: number for number, name in enumerate(names)}
     return sorted(rows, key=lambda row: order.get(row.scan, len(order)))
 

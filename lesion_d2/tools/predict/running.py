@@ -92,7 +92,7 @@ def settings_of(settings: str, candidate: ScanCandidate) -> str:
     """Hash of everything that the results of a scan depend on, with its files."""
     parts = [settings, candidate.source, candidate.num_slices, candidate.series_uid]
     for file in candidate.files:
-        with suppress(OSError):  # a file that is gone is another one, too
+        with suppress(OSError):  # a file that is gone changes the hash, too
             status = os.stat(file)
             parts += [status.st_mtime_ns, status.st_size]
     return _digest(parts)
@@ -206,6 +206,6 @@ def gather_rows(
     fatal = next(filter(None, (content["fatal"] for content in contents)), None)
     if fatal is None:
         for one in candidates:
-            gone = f"{one.source}: found no such scan a second time, expected it to stay"
+            gone = f"{one.source}: scan not found again, expected it to exist during the run"
             rows.setdefault(one.name, ScanRow(one.name, error=gone))
     return [rows[c.name] for c in candidates if c.name in rows], fatal

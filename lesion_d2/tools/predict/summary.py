@@ -18,7 +18,7 @@ def summary_table(rows: Sequence[ScanRow]) -> str:
     """The table as it is printed."""
     lines = []
     for row in rows:
-        scan = f"{row.scan} (was there)" if row.is_old else row.scan
+        scan = f"{row.scan} (reused)" if row.is_old else row.scan
         lines.append([scan, row.slices, row.findings, row.seconds, row.error])
     widths = [None, None, None, None, _MAX_WIDTH] if lines else None
     return tabulate(lines, COLUMNS, tablefmt="simple", floatfmt=".1f", maxcolwidths=widths)

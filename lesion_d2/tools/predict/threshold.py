@@ -41,8 +41,8 @@ def choose_threshold(args: argparse.Namespace, cfg: CfgNode) -> tuple[OperatingP
         points = read_operating_points(file)
         if unit not in (None, points.unit):
             raise ValueError(
-                f"found false positives per {points.unit}, expected a {_FILES[unit]}, which has "
-                f"those per {unit}"
+                f"found false positives per {points.unit}, expected false positives per {unit} "
+                f"({_FILES[unit]})"
             )
         threshold = points.threshold_of(rate)
     except (OSError, ValueError) as error:
@@ -70,7 +70,7 @@ def _describe(file: str | Path, points: OperatingPoints, rate: float, threshold:
 
 
 def _find(cfg: CfgNode, unit: str) -> Path:
-    """The evaluation's file beside the weights: of the config's data set, if there are several."""
+    """The evaluation's file beside the weights; if there are several, that of DATASETS.TEST."""
     name = _FILES[unit]
     folders = []
     for weights in weight_files(cfg):
@@ -83,7 +83,9 @@ def _find(cfg: CfgNode, unit: str) -> Path:
     where = ", ".join(sorted({str(folder / "inference") for folder in folders})) or "no folder"
     if found:
         listed = ", ".join(sorted(map(str, found)))
-        raise ValueError(f"MODEL.WEIGHTS: found {listed}; expected --operating-points, one of them")
+        raise ValueError(
+            f"MODEL.WEIGHTS: found {listed}; expected one of them (--operating-points)"
+        )
     raise ValueError(
         f"MODEL.WEIGHTS: found no {name} of an evaluation in {where}, expected --score-threshold, "
         f"or --operating-points with a {name}"

@@ -127,7 +127,7 @@ def _check_slice_attention(model: nn.Module) -> None:
     if backbone.contextual_attention is None and backbone.spatial_attention is None:
         raise ValueError(
             "MODEL.RFCN_3DCE: found CONTEXTUAL_ATTENTION False and SPATIAL_ATTENTION False, "
-            "expected one of them True, or both"
+            "expected at least one of them True"
         )
 
 

@@ -79,8 +79,8 @@ def draw_mined(args: argparse.Namespace) -> list[str]:
     print(_summary(counts, len(records)))
     if not chosen:
         raise ValueError(
-            f"MODEL.MEAN_TEACHER.SCORE_THRESH: found {cfg.MODEL.MEAN_TEACHER.SCORE_THRESH}, which "
-            f"no lesion to mine in {dataset} has, expected a lower score"
+            f"MODEL.MEAN_TEACHER.SCORE_THRESH: found {cfg.MODEL.MEAN_TEACHER.SCORE_THRESH}, "
+            f"expected a lower score, because no mined lesion in {dataset} reaches it"
         )
     drawings = [(picture_name(image.record), image.title(), image) for image in chosen]
 

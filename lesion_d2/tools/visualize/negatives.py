@@ -100,7 +100,7 @@ def read_mined(path: str, records: Sequence[dict], dataset: str) -> list[MinedIm
     mined = [MinedImage(record, negatives[str(record["image_id"])]) for record in records]
     mined = [image for image in mined if len(image.negatives)]
     if not mined:
-        raise ValueError(f"{path}: holds no hard negative, expected some to draw")
+        raise ValueError(f"{path}: found no hard negative, expected at least one")
     return mined
 
 

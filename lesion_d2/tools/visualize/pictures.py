@@ -51,7 +51,7 @@ def check_output(output: str, records: Sequence[dict], dataset: str) -> None:
     folders = {os.path.dirname(record["file_name"]) for record in records}
     if os.path.realpath(output) in map(os.path.realpath, folders):
         raise ValueError(
-            f"{output}: holds slices of {dataset}, expected another folder to write to"
+            f"{output}: found slices of {dataset}, expected another folder to write to"
         )
 
 

@@ -143,7 +143,7 @@ def pick_outcomes(
         ValueError: an unknown pick, or ``num`` below 1.
     """
     if num < 1:
-        raise ValueError(f"number of images per pick is {num}, expected at least 1")
+        raise ValueError(f"number of images per pick: found {num}, expected at least 1")
     ranked = [i for i, outcome in enumerate(outcomes) if not math.isnan(outcome.quality)]
     ranked.sort(key=lambda i: (-outcomes[i].quality, outcomes[i].is_false_positive.sum()))
     shuffled = np.random.default_rng(seed).permutation(len(outcomes)).tolist()
@@ -153,7 +153,7 @@ def pick_outcomes(
     chosen = []
     for pick in picks:
         if pick not in orders:
-            raise ValueError(f"unknown pick {pick!r}, expected best, worst or random")
+            raise ValueError(f"pick: found {pick!r}, expected best, worst or random")
         new = [i for i in orders[pick] if i not in taken][:num]
         taken.update(new)
         chosen += [(pick, outcomes[i]) for i in new]

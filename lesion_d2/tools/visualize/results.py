@@ -65,9 +65,8 @@ def read_results(
         image_id = str(entry["image_id"])
         if image_id not in entries:
             raise ValueError(
-                f"{path}: entry {number} is of image {short_repr(entry['image_id'])}, which "
-                f"data set "
-                f"{dataset!r} does not have (its images are such as {next(iter(entries))!r})"
+                f"{path}: entry {number}: found image {short_repr(entry['image_id'])}, expected "
+                f"an image of data set {dataset!r}, such as {next(iter(entries))!r}"
             )
         problem = _category_problem(entry, categories) or _mask_problem(entry, sizes[image_id])
         if problem:
@@ -80,11 +79,11 @@ def _read_entries(path: str) -> list:
     entries = read_json(path, "the results of a run", allow_nan=True)
     if isinstance(entries, dict) and "detections" in entries:
         raise ValueError(
-            f"{path}: holds detections in 3-D, expected those of slices: `visualize volumes` draws "
-            "the others"
+            f"{path}: found detections in 3-D, expected detections on slices; use "
+            "`visualize volumes` for 3-D"
         )
     if not isinstance(entries, list):
-        raise ValueError(f"{path}: holds a {type(entries).__name__}, expected a list of detections")
+        raise ValueError(f"{path}: found a {type(entries).__name__}, expected a list of detections")
     return entries
 
 

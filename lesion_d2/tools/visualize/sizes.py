@@ -1,4 +1,4 @@
-"""Sensitivity over the number of training images: what pretraining is worth."""
+"""Sensitivity over the number of training images, for instance with and without pretraining."""
 
 import argparse
 import glob
@@ -30,7 +30,7 @@ class Point:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the sensitivity (Clopper and Pearson: each lesion by itself), in %."""
+        """95 % Clopper-Pearson interval of the sensitivity in %; lesions count as independent."""
         from scipy.stats import binomtest
 
         found = binomtest(self.hits, self.lesions).proportion_ci(0.95, method="exact")
@@ -76,7 +76,7 @@ def draw_sizes(args: argparse.Namespace) -> list[str]:
         axes = figure.subplots()
         widest = max(point.images for points in series.values() for point in points)
         for place, (name, points) in enumerate(series.items()):
-            # Beside each other, so that intervals do not hide each other.
+            # Side by side, so that intervals do not overlap.
             shift = 0.012 * widest * (place - (len(series) - 1) / 2)
             _draw_series(axes, name, points, shift, SERIES[place % len(SERIES)])
         axes.set_xlabel("Annotated images in training")
@@ -107,7 +107,7 @@ def pool(images: int, pattern: str, fps: float) -> Point:
         value = row.get(f"sens@{fps:g}")
         if value is None or not row["lesions"]:
             raise ValueError(
-                f"{file}: found no sens@{fps:g} of lesions, expected a rate of a table"
+                f"{file}: found no sens@{fps:g}, expected a rate of the table, and lesions"
             )
         hits += round(value * row["lesions"] / 100)
         lesions += row["lesions"]

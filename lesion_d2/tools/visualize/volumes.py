@@ -42,7 +42,7 @@ from .pictures import (
 )
 from .predictions import PICKS, pick_notes, pick_outcomes, run_summary, threshold_at_fps
 
-# Of data sets, and of phantoms for models in 3-D alone.
+# Keys of masks: of data sets, and of phantoms that are only for 3-D models.
 _MASK_KEYS = ("segmentation", "true_segmentation")
 _LEGEND = [*OUTCOME_LEGEND, ("mask of a lesion", MASK_COLOR, "fill")]
 
@@ -97,7 +97,9 @@ def draw_volumes(args: argparse.Namespace) -> list[str]:
         counts[pick] += 1
         pages.append(Page((pick, counts[pick]), outcome, slices, strips))
     if not pages:
-        raise ValueError(f"{dataset}: found no volume to draw, expected one of {', '.join(counts)}")
+        raise ValueError(
+            f"{dataset}: found no volume to draw, expected one for {', '.join(counts)}"
+        )
     output = args.output or os.path.join(os.path.dirname(args.results), "pictures")
     remove_pictures(output, [f"{pick}_[0-9][0-9]*_*.png" for pick in PICKS])
     legend = with_regions(_LEGEND, [r for page in pages for r in page.slices.values()])
@@ -163,7 +165,7 @@ def find_strips(outcome: VolumeOutcome, numbers: Sequence[int], length: int) -> 
     for i, box in enumerate(lesions.boxes):
         hits = np.flatnonzero((outcome.reached == i) & outcome.is_hit)
         state = f"found at {outcome.scores[hits].max():.2f}" if len(hits) else "missed"
-        if outcome.is_found[i] and not len(hits):  # by one that another lesion shares more with
+        if outcome.is_found[i] and not len(hits):  # by one that overlaps another lesion more
             state = "found"
         strips.append(
             _strip(

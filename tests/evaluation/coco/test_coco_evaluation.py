@@ -144,7 +144,7 @@ def test_no_object_or_no_detection():
 
 def test_what_cannot_be_scored():
     dataset, detections = made_up_case(2)
-    with pytest.raises(ValueError, match="iou_type is 'keypoints', expected 'bbox' or 'segm'"):
+    with pytest.raises(ValueError, match="iou_type: found 'keypoints', expected 'bbox' or 'segm'"):
         CocoEvaluation(as_coco(dataset), detections, "keypoints")
     bare = {i: ImageDetections(d.boxes, d.scores, d.categories) for i, d in detections.items()}
     with pytest.raises(ValueError, match=r"image 'scan_\d+': found detections without masks"):

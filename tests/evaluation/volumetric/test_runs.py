@@ -170,12 +170,12 @@ def test_boxes_of_the_other_kind_and_unknown_runs_stop(register):
     dicts = register(make_volume(1, 1, []), classes=("lesion",))
     sample = runs_of(dicts)[0]
     of_runs = VolumeEvaluator(NAME, link=None)
-    with pytest.raises(ValueError, match="on 000001_01_01: found boxes of 4 numbers, expected 6"):
+    with pytest.raises(ValueError, match="on 000001_01_01: found 4 numbers per box, expected 6"):
         of_runs.process([sample], [{"instances": make_instances([], [])}])
-    with pytest.raises(ValueError, match="on 000001_01_01_010: found boxes of 6 numbers"):
+    with pytest.raises(ValueError, match="on 000001_01_01_010: found 6 numbers per box"):
         make_evaluator().process([dicts[0]], [{"instances": make_output([], [], [])}])
     for wrong in ({"first_slice": 11}, {"volume": "another"}):
-        with pytest.raises(ValueError, match="have image_id '000001_01_01', expected one of"):
+        with pytest.raises(ValueError, match="found image_id '000001_01_01', expected one of"):
             of_runs.process([{**sample, **wrong}], [{"instances": make_output([], [], [])}])
     with pytest.raises(ValueError, match="found class 1, expected 0 to 0"):
         of_runs.process([sample], [{"instances": make_output([[0] * 6], [1.0], [1])}])

@@ -278,7 +278,7 @@ def test_lesions_without_or_with_two_key_slices_stop(register):
     with pytest.raises(ValueError, match=wanted):
         VolumeEvaluator(NAME, link=link, criteria=("iou@0.3", "p3d@0.5"))
     dicts[4]["annotations"][0]["is_key"] = True
-    with pytest.raises(ValueError, match="014: lesion 0 has the key slices 13 and 14, expected"):
+    with pytest.raises(ValueError, match="014, lesion 0: found key slices 13 and 14, expected"):
         VolumeEvaluator(NAME, link=link)
 
 
@@ -288,9 +288,12 @@ def test_lesions_without_or_with_two_key_slices_stop(register):
         ((), "found no criterion, expected at least one"),
         (("iou",), "found 'iou', expected overlap@threshold with one of iou, iobb, p3d"),
         (("iou@0.5", "dice@0.5"), "found 'dice@0.5', expected"),
-        (("iou@0",), "found 'iou@0', expected .* a threshold above 0, to 1"),
+        (("iou@0",), r"found 'iou@0', expected .* a threshold in \(0, 1\]"),
         (("iou@nan",), "found 'iou@nan', expected"),
-        (("p3d@0.5", "iou@0.1", "iou@0.3"), "found iou@0.1 and iou@0.3 after the first, expected"),
+        (
+            ("p3d@0.5", "iou@0.1", "iou@0.3"),
+            "found iou@0.1 and iou@0.3 after the first criterion, expected",
+        ),
     ],
 )
 def test_bad_criteria_are_one_line(criteria, message):

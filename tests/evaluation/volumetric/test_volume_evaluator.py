@@ -251,7 +251,7 @@ def test_missing_repeated_and_unknown_slices(register, caplog):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda dicts: dicts.clear(), "made_up_volumes: no images"),
+        (lambda dicts: dicts.clear(), "made_up_volumes: found no images"),
         (lambda dicts: dicts[1].pop("volume"), "000001_01_01_011: found no 'volume'"),
         (lambda dicts: dicts[1].pop("slice_index"), "found no 'slice_index'"),
         (lambda dicts: dicts.append(dicts[2]), "'000001_01_01_012' twice"),
@@ -259,14 +259,14 @@ def test_missing_repeated_and_unknown_slices(register, caplog):
             lambda dicts: dicts.append({**dicts[2], "image_id": "x"}),
             "slice 12 of volume 000001_01_01 twice",
         ),
-        (lambda dicts: dicts[3].update(patient=7), "has the patients 1 and 7, expected one"),
+        (lambda dicts: dicts[3].update(patient=7), "found patients 1 and 7, expected one"),
         (
             lambda dicts: dicts[2]["annotations"][0].pop("lesion_id"),
             "000001_01_01_012: found an annotation without 'lesion_id'",
         ),
         (
             lambda dicts: dicts[3]["annotations"][0].update(category_id=1),
-            "000001_01_01_013: lesion 0 has the classes 0 and 1",
+            "000001_01_01_013, lesion 0: found classes 0 and 1",
         ),
         (
             lambda dicts: [d["annotations"][0].update(category_id=3) for d in dicts[2:5]],

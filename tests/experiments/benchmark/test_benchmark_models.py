@@ -182,7 +182,7 @@ def test_the_rows_of_uldor_have_the_limit_of_its_issue(monkeypatch, few_slices, 
     assert "2 images of 3 x 64 x 64, uldor_phantom" in step.note
     assert mining.limit == 1.1 and not mining.at_least and mining.measured > 0
     number = len(load_deeplesion(root / "DL_info.csv", root / "Images_png", None))
-    told = f"{number} images, at least 20 detections an image, "
+    told = f"{number} images, at least 20 detections per image, "
     assert told in mining.note
     negatives = int(mining.note.split(told)[1].split(" hard negatives")[0])
     # Masks of an untrained model may be empty, which makes no example.

@@ -130,5 +130,5 @@ def test_what_hangs_costs_a_part_of_the_time(monkeypatch):
 
 def test_what_is_not_done_when_the_time_is_up_is_skipped(monkeypatch):
     outcomes, _, passed = run(monkeypatch, [Job("model", "1000"), Job("teacher", "1")], 30.0)
-    assert passed == 30.0 and outcomes[0].skipped == "not done in the 30 s that were left"
+    assert passed == 30.0 and outcomes[0].skipped == "not finished in the 30 s that were left"
     assert outcomes[1].skipped == "0 s left, expected 5"

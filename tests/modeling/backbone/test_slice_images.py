@@ -94,7 +94,7 @@ def test_number_of_images(num_slices, num_images):
 
 @pytest.mark.parametrize("num_slices", [0, 1, 5, 6, 7, 11, 12])
 def test_slices_that_make_no_odd_number_of_images_are_refused(num_slices):
-    message = f"MODEL.PIXEL_MEAN: found {num_slices} values .* expected three for each of an odd"
+    message = f"MODEL.PIXEL_MEAN: found {num_slices} values .* expected three per image and an odd"
     with pytest.raises(ValueError, match=message):
         build_slice_images_backbone(_config(), ShapeSpec(channels=num_slices))
 

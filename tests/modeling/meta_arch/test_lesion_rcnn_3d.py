@@ -150,7 +150,7 @@ def test_no_negative_region_is_drawn_in_a_region_to_ignore(pool):
         (("MODEL.ROI_HEADS.NAME", "Nothing"), "found 'Nothing', expected 'LesionROIHeads3D'"),
         (
             ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", *_WIDE),
-            "found 'build_resnet_fpn_backbone', expected one of volumes",
+            "found 'build_resnet_fpn_backbone', expected one for volumes",
         ),
         (("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True), "found True, expected False"),
         (("VIS_PERIOD", 20), "VIS_PERIOD: found 20, expected 0"),

@@ -288,7 +288,7 @@ def test_losses_of_config_have_gradients_under_mixed_precision(options):
         ("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "diou", "found 'diou', expected one of smooth_l1"),
         ("MODEL.RETINANET.NORM", "LN", "MODEL.RETINANET.NORM: found 'LN', expected one of"),
         ("MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchorGenerator", "expected 'AnchorGenerator3D'"),
-        ("MODEL.RETINANET.IN_FEATURES", ["p2", "p6"], r"expected \['p6'\] among them"),
+        ("MODEL.RETINANET.IN_FEATURES", ["p2", "p6"], r"expected also \['p6'\]"),
         ("MODEL.RETINANET.BBOX_REG_WEIGHTS", (1.0, 1.0, 1.0, 1.0), "BBOX_REG_WEIGHTS: found"),
     ],
 )
@@ -299,7 +299,7 @@ def test_what_volumes_do_not_have_is_refused(option, value, message):
 
 def test_a_backbone_of_slices_is_refused():
     backbone = ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone")
-    with pytest.raises(ValueError, match="NAME: found a FPN, expected a backbone of volumes"):
+    with pytest.raises(ValueError, match="NAME: found a FPN, expected a backbone for volumes"):
         tiny_model("RetinaNet3D", *backbone, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64)
 
 

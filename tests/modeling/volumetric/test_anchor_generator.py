@@ -70,8 +70,8 @@ def test_config_gives_depths_and_strides():
 @pytest.mark.parametrize(
     ("depths", "message"),
     [
-        ([], "found 0 levels, expected one for all or 2"),
-        ([[1.0], [2.0], [4.0]], "found 3 levels, expected one for all or 2"),
+        ([], "found 0 levels, expected 1 for all or 2"),
+        ([[1.0], [2.0], [4.0]], "found 3 levels, expected 1 for all or 2"),
         ([[1.0], [0.0]], r"level 1: found \[0.0\], expected depths above 0"),
         ([[-1.0]], r"level 0: found \[-1.0\], expected depths above 0"),
     ],

@@ -71,7 +71,7 @@ def test_levels_have_the_same_number_of_anchors():
         *("MODEL.ANCHOR_GENERATOR.SIZES", [[10.0], [18.0, 20.0]]),
         *("MODEL.VOLUMETRIC.ANCHOR_DEPTHS", [[3.0], [6.0, 7.0]]),
     )
-    with pytest.raises(ValueError, match=r"found levels with \[2, 4\] anchors a position"):
+    with pytest.raises(ValueError, match=r"found levels with \[2, 4\] anchors per position"):
         RetinaNetHead3D(cfg, _arguments()["input_shape"])
 
 

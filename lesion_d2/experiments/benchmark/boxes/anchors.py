@@ -12,7 +12,7 @@ import numpy as np
 from ..configs import CONFIGS, CPU_CONFIG, load_config
 from ..timing import Row, time_calls
 
-# The real boxes, if they are beside the project; they are not part of it.
+# The real boxes, which are not part of the project, if their file exists.
 BOXES = CONFIGS.parents[1] / "shared" / "data" / "deeplesion_val_boxes.csv"
 NUM_BOXES = 4885
 # Quantiles 1, 10, 50, 90 and 99 % of the real widths, in px, to draw random boxes instead.
@@ -26,10 +26,10 @@ def measure_anchors(boxes: Path = BOXES, *, repeats: int = 5) -> list[Row]:
     found = []
     search = partial(optimize_anchors, wh, objective="mean")
     (times,) = time_calls([lambda: found.append(search())], repeats=repeats)
-    source = "DeepLesion's validation set" if is_real else "no file of DeepLesion's: drawn"
+    source = "DeepLesion's validation set" if is_real else "random (no file of DeepLesion)"
     default = best_anchor_iou(wh, RETINANET_ANCHORS)
-    time_note = f"processor time; clock {times.min:.2f} s; {len(wh):,} boxes, {source}"
-    iou_note = f"{default.mean():.3f} with Detectron2's anchors; no limit for drawn boxes"
+    time_note = f"CPU time; wall time {times.min:.2f} s; {len(wh):,} boxes, {source}"
+    iou_note = f"{default.mean():.3f} with Detectron2's anchors; no limit for random boxes"
     limit = 0.884 if is_real else None
     return [
         Row("anchor search", min(times.cpu_seconds), "s", 3, time_note),

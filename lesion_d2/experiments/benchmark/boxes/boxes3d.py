@@ -16,10 +16,7 @@ from ..timing import Row, time_calls
 from .clustering import IOU_THRESHOLD, cluster_loop
 from .froc import loop_overlaps
 
-_NMS_THRESHOLDS = (
-    1e-5,
-    0.5,
-)  # Jaeger et al., in their code; as few boxes as can be suppress others
+_NMS_THRESHOLDS = (1e-5, 0.5)  # of Jaeger et al.'s code; one at which few boxes suppress others
 _BINS, _STRIDES = (3, 7, 7), (1, 4, 4)
 
 
@@ -60,10 +57,10 @@ def _measure_nms(num_boxes: int) -> list[Row]:
             inputs = [torch.from_numpy(array).to(device) for array in (boxes, scores)]
             seconds = _best(lambda i=inputs, t=threshold: nms_3d(*i, t), device)
             same = nms_3d(*inputs, threshold).tolist() == kept.tolist()
-            note = f"{len(kept)} kept, {'the same' if same else 'NOT the same'} as written out"
+            note = f"{len(kept)} kept, {'the same' if same else 'NOT the same'} as in a plain loop"
             rows.append(Row(f"{name}, {device}", 1e3 * seconds, "ms", None, note))
-            ratio = f"written out / NMS in 3-D at {threshold:g}, {device}"
-            note = f"a loop over the boxes that stay: {1e3 * loop:.0f} ms"
+            ratio = f"plain loop / NMS in 3-D at {threshold:g}, {device}"
+            note = f"a loop over the kept boxes: {1e3 * loop:.0f} ms"
             rows.append(Row(ratio, loop / seconds, "x", 1, note, at_least=True))
     return rows
 
@@ -116,7 +113,7 @@ def _measure_clustering(num_views: int, per_view: int) -> list[Row]:
     )
     return [
         Row("clustering in 3-D", 1e3 * seconds, "ms", None, size),
-        Row("written out / clustering in 3-D", loop / seconds, "x", 1, note, at_least=True),
+        Row("plain loop / clustering in 3-D", loop / seconds, "x", 1, note, at_least=True),
     ]
 
 
@@ -133,10 +130,10 @@ def _measure_roi_align(num_regions: int) -> list[Row]:
         inputs = (features.to(device), rois.to(device), _BINS, scale, 1)
         seconds = _best(lambda i=inputs: roi_align_3d(*i), device)
         difference = (roi_align_3d(*inputs).cpu() - expected).abs().max()
-        size = f"{num_regions} regions to {_BINS}, 64 channels, one point a bin"
+        size = f"{num_regions} regions to {_BINS}, 64 channels, one point per bin"
         rows.append(Row(f"RoIAlign in 3-D, {device}", 1e3 * seconds, "ms", None, size))
         note = f"region by region: {1e3 * loop:.0f} ms; they differ by at most {difference:.1g}"
-        name = f"written out / RoIAlign in 3-D, {device}"
+        name = f"plain loop / RoIAlign in 3-D, {device}"
         rows.append(Row(name, loop / seconds, "x", 1, note, at_least=True))
     return rows
 

@@ -42,12 +42,12 @@ def measure_clustering(
     boxes, new_scores = cluster(agreeing[:1])[0]
     difference = max(np.abs(boxes - loop_boxes).max(), np.abs(new_scores - loop_scores).max())
     size = f"{num_images} images x {num_views} views x {per_view} boxes"
-    note = f"processor time; clock {times[0].min:.2f} s; {size}"
+    note = f"CPU time; wall time {times[0].min:.2f} s; {size}"
     return [
         Row("clustering", seconds[0], "s", None, note),
-        Row("clustering, boxes at random", seconds[1], "s", None, size),
+        Row("clustering, random boxes", seconds[1], "s", None, size),
         Row(
-            "written out / clustering",
+            "plain loop / clustering",
             loop / seconds[0],
             "x",
             _AT_LEAST,

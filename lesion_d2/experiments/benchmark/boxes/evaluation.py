@@ -57,17 +57,17 @@ def measure_evaluation(
     counts = {"IMAGES": num_in_memory, "DETECTIONS": per_image, "MODEL": {"DEVICE": "cpu"}}
     mib, their_mib = (peak_memory(work, CfgNode(counts)) for work in (_run_ours, _run_detectron2s))
     note = f"{mib:.0f} against {their_mib:.0f} MiB, {num_in_memory:,} images"
-    yield Row("memory of it / Detectron2's", mib / their_mib, "x", _MAX_MEMORY_RATIO, note)
+    yield Row("evaluation memory / Detectron2's", mib / their_mib, "x", _MAX_MEMORY_RATIO, note)
 
     sizes = num_most // 4, num_most
     calls = [partial(_evaluate, _ours, n, per_image) for n in sizes]
     few, many = time_calls(calls, repeats=1, warm_up=0)
     seconds = many.cpu_seconds[0]
-    yield Row(f"evaluation of {num_most:,} images", seconds, "s", None, "processor time")
+    yield Row(f"evaluation of {num_most:,} images", seconds, "s", None, "CPU time")
     mib = peak_memory(_run_ours, CfgNode({**counts, "IMAGES": num_most}))
-    yield Row("memory of it", mib, "MiB")
+    yield Row(f"memory of the evaluation of {num_most:,} images", mib, "MiB")
     growth = seconds / few.cpu_seconds[0] * sizes[0] / sizes[1]
-    note = "4 times as many images, time an image"
+    note = "4 times as many images, time per image"
     yield Row("evaluation as data grows", growth, "x", _MAX_GROWTH, note)
 
 

@@ -29,8 +29,8 @@ def measure_froc(num_images: int = 5000, per_image: int = 100) -> list[Row]:
         np.abs(curve.sensitivity - loop_sensitivity).max(),
         np.abs(curve.fps_per_image - loop_rate).max(),
     )
-    note = f"processor time; clock {ours.min:.2f} s; {num_images} images x {per_image} detections"
-    same = f"loop over falling scores: {loop:.2f} s; curves differ by at most {difference:.1g}"
+    note = f"CPU time; wall time {ours.min:.2f} s; {num_images} images x {per_image} detections"
+    same = f"loop over descending scores: {loop:.2f} s; curves differ by at most {difference:.1g}"
     ratio = loop / min(ours.cpu_seconds)
     return [
         Row("froc_curve", min(ours.cpu_seconds), "s", None, note),

@@ -34,12 +34,12 @@ def measure_linking(num_slices: int = 300, per_slice: int = 100) -> list[Row]:
     times = time_calls(calls, repeats=3)
     seconds = [min(measured.cpu_seconds) for measured in times]
     size = f"{num_slices} slices x {per_slice} boxes"
-    note = "processor time, {:.2f} against {:.2f} s; " + size
+    note = "CPU time, {:.2f} against {:.2f} s; " + size
     found = f"{note}; {len(track(tracks)[0])} lesions"
     lesions, scattered_boxes, merging = seconds
     return [
         _ratio("linking, tracking / merging", lesions, merging, found),
-        _ratio("linking, tracking of boxes at random / merging", scattered_boxes, merging, note),
+        _ratio("linking, tracking of random boxes / merging", scattered_boxes, merging, note),
         Row("linking, merging", merging, "s", None, size),
     ]
 

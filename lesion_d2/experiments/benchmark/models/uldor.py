@@ -58,7 +58,7 @@ def _compare_mining(cfg: CfgNode, model: nn.Module, name: str, repeats: int) -> 
     plain = _keep(partial(infer_all, model, build_lesion_test_loader(cfg, name)), counts)
     mining, inference = time_calls([mine, plain], repeats=repeats, device=device)
     note = (
-        f"{len(counts[0])} images, at least {min(counts[0])} detections an image, {number[0]} "
+        f"{len(counts[0])} images, at least {min(counts[0])} detections per image, {number[0]} "
         "hard negatives, loading in the same process"
     )
     return paired_ratio(f"mining / inference, {device}", mining, inference, note, limit=1.1)

@@ -48,7 +48,7 @@ def measure_volumes(device: str, folder: Path) -> Iterator[Row]:
             (times,) = time_calls([call], repeats=_REPEATS[device], warm_up=0, device=device)
             seconds = min(times.cpu_seconds) if device == "cpu" else times.min
             of_size = f"of {size} x {size}, {configs.name_of(file)}"
-            note = f"{seconds / NUM_SLICES * 1e3:.3g} ms a slice, {of_size}"
+            note = f"{seconds / NUM_SLICES * 1e3:.3g} ms per slice, {of_size}"
             yield Row(f"{name} a volume of {NUM_SLICES} slices", 1e3 * seconds, "ms", None, note)
             del model
             a, b = (peak_memory(partial(predict_once, r), cfg) for r in (long, short))

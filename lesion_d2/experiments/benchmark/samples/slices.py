@@ -122,7 +122,7 @@ def measure_csv(folder: Path) -> list[Row]:
         load = partial(load_deeplesion, fewer / "DL_info.csv", fewer / "Images_png", None)
         seconds.append(min(time_calls([load], repeats=5)[0].cpu_seconds))
     a_row = [1e6 * s / n for s, n in zip(seconds, (NUM_ROWS, *_FEWER_ROWS), strict=True)]
-    growth = f"µs a row at {NUM_ROWS:,}: {a_row[0]:.1f}"
+    growth = f"µs per row at {NUM_ROWS:,}: {a_row[0]:.1f}"
     growth += "".join(f", {n:,}: {s:.1f}" for n, s in zip(_FEWER_ROWS, a_row[1:], strict=True))
     text = min(bare.cpu_seconds)
     note = (

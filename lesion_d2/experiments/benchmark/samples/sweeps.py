@@ -53,13 +53,13 @@ def _channel_rows(dicts: list[dict], size: int) -> Iterator[Row]:
         mapper = _mapper(num_channels, size)
         name = f"volume, {num_channels} channels:"
         reads = count_reads(partial(_sweep, dicts, mapper)) / len(dicts)
-        note = f"{len(dicts)} slices; {num_channels} where each image reads its own"
+        note = f"{len(dicts)} slices; {num_channels} if each image reads its own slices"
         yield Row(f"{name} reads of a slice", reads, "x", 1.0, note)
         ratios = [
             _ratio(partial(_sweep, few, mapper), lambda m=mapper: _drain(map(m.load, few)))
             for _ in range(_REPEATS)
         ]
-        note = f"processor time, {len(few)} slices of {size} x {size}, none of them resized"
+        note = f"CPU time, {len(few)} slices of {size} x {size}, none of them resized"
         yield Row(f"{name} read / each image", statistics.median(ratios), "x", limit, note)
 
 
@@ -147,7 +147,7 @@ def _nifti_row(folder: Path, size: int) -> Row:
     write_nifti(file, volume, _SPACING)
     dicts, mapper = _dicts(file, size), _mapper(3, size)
     ratio = _ratio(partial(_sweep, dicts, mapper, _WORKERS), partial(_sweep_images, dicts, mapper))
-    note = f"processor time, {NIFTI_SLICES} slices, 3 channels; one worker decompresses for all"
+    note = f"CPU time, {NIFTI_SLICES} slices, 3 channels; one worker decompresses for all"
     name = f"NIfTI volume, {_WORKERS} workers: read / each worker on its own"
     return Row(name, ratio, "x", 0.7, note)
 

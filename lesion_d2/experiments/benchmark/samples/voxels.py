@@ -53,12 +53,12 @@ def measure_voxels(folder: Path) -> list[Row]:
         times = time_calls([write], repeats=1, warm_up=0)
         for part in (slices[0], patches[0]):
             if not np.array_equal(read(part), volume[part]):
-                raise AssertionError(f"{name} loses something")
+                raise AssertionError(f"{name}: found other voxels, expected those written")
         calls = [lambda ps=parts, read=read: [read(p) for p in ps] for parts in (slices, patches)]
         times += time_calls(calls, repeats=1, warm_up=0)
         written, a_slice, patch = (min(t.cpu_seconds) * 1e3 for t in times)
         size = sum(f.stat().st_size for f in ([file] if file.is_file() else file.iterdir()))
-        note = f"size {size / volume.nbytes:.3f}; {patch / _READ:.1f} ms a patch; "
+        note = f"size {size / volume.nbytes:.3f}; {patch / _READ:.1f} ms per patch; "
         note += f"{written / len(volume):.1f} ms to write a slice"
         rows.append(Row(f"slice from {name}", a_slice / _READ, "ms", note=note))
     return rows
