@@ -122,7 +122,7 @@ def prepare_masks(
     with locked(shard.file(journal)):
         _finish_journal(journal, info, dicts, workers, shard)
         done = _read_journals(journal, info, dicts)
-        # Checked before locking, so that an unfinished call never keeps the last one from joining.
+        # Checked before joining() locks, so that an early call never keeps the last from joining.
         if not all(d["image_id"] in done for d in dicts):
             return _existing_summary(dicts, info, output)  # another call may have just joined them
         with joining(journal, shard) as is_ours:
@@ -295,10 +295,8 @@ def _read_journals(journal: str, info: dict, dicts: list[dict]) -> dict[str, lis
 def _remove_journals(journal: str, info: dict, dicts: list[dict]) -> None:
     """Remove the journals of a call that was killed after it had written the file."""
     for file in _journals(journal):
-        with (
-            suppress(BlockingIOError, ValueError),
-            locked(file),
-        ):  # skips files in use or of other runs
+        # Journals in use, or of another run, are kept.
+        with suppress(BlockingIOError, ValueError), locked(file):
             _read_journal(file, info, dicts)
             Path(file).unlink(missing_ok=True)
 

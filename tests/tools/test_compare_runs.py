@@ -225,7 +225,7 @@ def test_volumes_have_sensitivities_and_average_precision(tmp_path, capsys, crit
     arguments += ["--criterion", criterion] if criterion else []
     assert main([*arguments, "--dataset", "some_volumes"]) == 0
     output = capsys.readouterr().out
-    assert f"some_volumes: 7 lesions in 4 volumes, {criterion or 'p3d@0.5'}, sides as" in output
+    assert f"some_volumes: 7 lesions in 4 volumes, {criterion or 'p3d@0.5'}, sides of x2" in output
     header, net, undefined = _table(output)
     assert header == ["", "runs", "0.125", "mean_sens", "AP10" if more else "AP"]
     spread = statistics.stdev([60, 64, 71])
@@ -243,7 +243,7 @@ def test_volumes_have_sensitivities_and_average_precision(tmp_path, capsys, crit
         ),
         (
             ["A={}/run", "B={}/whole_pixels"],
-            "found evaluations with sides of x2 - x1 + 1, AP all_points and sides of x2 - x1, exp",
+            "found evaluations with sides of x2 - x1 and sides of x2 - x1 + 1, AP all_points, exp",
         ),
         (["A={}/run", "B={}/fewer"], "different numbers of lesions (A: [7], B: [3])"),
         (

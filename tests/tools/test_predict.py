@@ -269,7 +269,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half(folder, tmp_path, capsy
         (
             ("--operating-points", "FROC", "--fps-per-volume", "1"),
             {},
-            "froc.json: found false positives per image, expected a volumes.json",
+            "froc.json: found false positives per image, expected false positives per vo",
         ),
         (
             ("--operating-points", "FROC", "--score-threshold", "0.5"),

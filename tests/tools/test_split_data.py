@@ -77,4 +77,4 @@ def test_errors_are_one_line(root, capsys):
 def test_a_seed_that_is_none_is_an_argument_error(root, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["mine", "--seed", "-1"])
-    assert "argument --seed: found '-1', expected 0 or more" in capsys.readouterr().err
+    assert "argument --seed: found '-1', expected 0 to 2^32 - 1" in capsys.readouterr().err

@@ -319,7 +319,7 @@ def test_results_are_told_of_by_entry_and_key(records, tmp_path, change, message
     ("arguments", "message"),
     [
         (["--dataset", "phantom_tset"], "data set 'phantom_tset' is not registered"),
-        (["--dataset", NAME, "--window", "240", "-160"], "window is '240 -160'"),
+        (["--dataset", NAME, "--window", "240", "-160"], "window: found '240 -160'"),
         (["--dataset", NAME, "--masks", "missing.json"], "missing.json"),
     ],
 )

@@ -234,7 +234,7 @@ def test_weights_without_gates_are_refused(tiny_phantom, tmp_path, capsys):
         (["--config-file", "missing.yaml"], "--config-file missing.yaml: "),
         (["--dataset", "phantom_tset"], "data set 'phantom_tset' is not registered"),
         (["--channel", "3"], "--channel: found 3 with gates, which have one map for all channels"),
-        (["--window", "240", "-160", "--num", "1"], "window is '240 -160'"),
+        (["--window", "240", "-160", "--num", "1"], "window: found '240 -160'"),
     ],
 )
 def test_bad_arguments_are_one_line(tiny_phantom, weights, tmp_path, capsys, arguments, message):

@@ -41,7 +41,7 @@ def test_what_is_missing_is_one_line(tmp_path, capsys):
     assert main(["sizes", f"a=1:{tmp_path}/none", "--output", output]) == 1
     assert "none: found no inference/*/froc.json, expected evaluations" in capsys.readouterr().err
     write_fold(tmp_path / "a", "one", 10, None)
-    with pytest.raises(ValueError, match=r"found no sens@4 of lesions"):
+    with pytest.raises(ValueError, match=r"found no sens@4, expected"):
         pool(1, f"{tmp_path}/a", 4)
     with pytest.raises(SystemExit):
         main(["sizes", "a=x:b", "--output", output])

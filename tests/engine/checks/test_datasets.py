@@ -236,7 +236,7 @@ def _without_lesion(annotations: list[dict]) -> None:
         (("iou@0.3", "p3d@0.5"), _without_key, ", key_volumes, volume 0.*'is_key' for p3d@0.5$"),
         (("iou@0.3", "iobb@0.3"), _without_key, None),
         (("p3d@0.5",), _unchanged, None),
-        (("p3d@0.5",), _all_keys, r": key_volumes, .*: lesion \d+ has the key slices \d+ and"),
+        (("p3d@0.5",), _all_keys, r": key_volumes, .*, lesion \d+: found key slices \d+ and"),
         (
             ("iou@0.1",),
             _without_lesion,

@@ -179,5 +179,5 @@ def test_boxes_of_the_other_kind_and_unknown_runs_stop(register):
             of_runs.process([{**sample, **wrong}], [{"instances": make_output([], [], [])}])
     with pytest.raises(ValueError, match="found class 1, expected 0 to 0"):
         of_runs.process([sample], [{"instances": make_output([[0] * 6], [1.0], [1])}])
-    with pytest.raises(ValueError, match="found a box or score that is not a finite number"):
+    with pytest.raises(ValueError, match="found a box or score that is not finite, expected"):
         of_runs.process([sample], [{"instances": make_output([[0] * 6], [math.nan], [0])}])
