@@ -59,7 +59,7 @@ class DatasetOptions:
         prepared_slices: read prepared slices instead of PNG files
             (:mod:`lesion_d2.data.prepared.slices`). Requires ``can_be_prepared``.
         hidden_share: share of annotations to hide, in [0, 1), see :func:`hide_annotations`.
-            Requires ``can_hide_annotations`` if above 0.
+            Requires ``can_hide_annotations`` if above 0, or ``hidden_annotations`` in all dicts.
         hidden_seed: random seed of the selection.
         excluded: exclude all images of these series. Requires ``can_exclude_volumes``.
     """
@@ -136,8 +136,14 @@ def read_dataset(name: str, options: DatasetOptions = WHOLE_SET) -> list[dict]:
     else:
         dicts = DatasetCatalog.get(name)
     dicts = exclude_series(name, dicts, options.excluded)
-    if options.hidden_share > 0 and MetadataCatalog.get(name).get("can_hide_annotations"):
-        hide_annotations(name, dicts, options.hidden_share, options.hidden_seed)
+    if options.hidden_share > 0:
+        if MetadataCatalog.get(name).get("can_hide_annotations"):
+            hide_annotations(name, dicts, options.hidden_share, options.hidden_seed)
+        elif any("hidden_annotations" not in image for image in dicts):
+            raise ValueError(
+                f"{name}: found a data set that hides no annotations, expected 0 as their share, "
+                f"not {options.hidden_share:g} (DATASETS.MISSING_ANNOTATION_RATIO)"
+            )
     return with_prepared_slices(name, dicts) if options.prepared_slices else dicts
 
 

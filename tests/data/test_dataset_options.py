@@ -69,6 +69,22 @@ def test_hidden_annotations_of_other_shares_and_seeds(tmp_path, registered):
             hidden(share)
 
 
+def test_a_share_is_refused_where_nothing_can_be_hidden():
+    dicts = [{"image_id": 1, "hidden_annotations": []}, {"image_id": 2}]
+    DatasetCatalog.register("lesions_shown", lambda: dicts)
+    try:
+        expected = (
+            "lesions_shown: found a data set that hides no annotations, expected 0 .* not 0.3"
+        )
+        with pytest.raises(ValueError, match=expected):
+            read_dataset("lesions_shown", DatasetOptions(hidden_share=0.3))
+        dicts[1]["hidden_annotations"] = []  # it is annotated completely, and says so
+        assert read_dataset("lesions_shown", DatasetOptions(hidden_share=0.3)) == dicts
+    finally:
+        DatasetCatalog.remove("lesions_shown")
+        MetadataCatalog.pop("lesions_shown", None)
+
+
 def test_hidden_annotations_are_a_share_of_those_that_are_there(tmp_path, registered):
     rows = [good_row(i) for i in range(1, 11)]
     root = write_dataset(tmp_path, rows, without=[r["File_name"] for r in rows[:6]])

@@ -72,7 +72,8 @@ def test_pictures_of_hard_negatives_go_to_a_folder_of_their_own(records, tmp_pat
 def test_hard_negatives_on_hidden_lesions_are_counted(records, tmp_path, capsys):
     two = next(record for record in records if len(record["annotations"]) == 2)
     hidden = two["annotations"].pop()
-    two["hidden_annotations"] = [hidden]
+    for record in records:
+        record["hidden_annotations"] = [hidden] if record is two else []
     x0, y0, x1, y1 = hidden["bbox"]
     boxes = [(x0, y0, x1, y1 - 1), (x1 + 1, y0, x1 + 8, y1)]
     path = write_negatives(tmp_path, [negative(two["image_id"], box, 0.9) for box in boxes])

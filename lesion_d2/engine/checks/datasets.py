@@ -77,12 +77,6 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
             f"DATASETS.TRAIN, {name}: found no lesion, expected some in each data set for hard "
             f"negatives ({mining})"
         )
-    hidden_share = cfg.DATASETS.MISSING_ANNOTATION_RATIO
-    if kind == "TRAIN" and hidden_share > 0 and "hidden_annotations" not in images[0]:
-        raise InputError(
-            f"DATASETS.MISSING_ANNOTATION_RATIO: found {hidden_share}, expected 0 for {name}, "
-            "which is not in DeepLesion's layout and hides no annotation"
-        )
     if evaluator_type == "lesion_volume":
         _check_volumes(cfg, name, images)
     return images
