@@ -16,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 from ..utils.errors import short_repr
 from .epochs import check_one_of_each, unset_epochs
 from .keys import add_lesion_config, broadcast_pixel_values
-from .old_keys import rename_in_file, rename_in_list
+from .old_keys import rename_in_file, rename_in_list, renamed_folder
 from .yaml_files import read_yaml
 
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -190,7 +190,8 @@ class _Files:
 
     def _read(self, file: str) -> dict[str, Any]:
         if not file.startswith(_ADDRESSES) and not os.path.isfile(file):
-            raise FileNotFoundError(f"{file}: does not exist, expected a config's file")
+            message = f"{file}: does not exist, expected a config's file"
+            raise FileNotFoundError(message + renamed_folder(file))
         content = read_yaml(PathManager.get_local_path(file))
         if not isinstance(content, dict):
             found = "nothing" if content is None else short_repr(content)

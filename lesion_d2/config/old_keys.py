@@ -1,7 +1,8 @@
-"""Renamed keys; the old names are accepted for one version, with a warning."""
+"""Renamed keys and folders; the old names of keys are accepted for one version, with a warning."""
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from ..utils.errors import short_repr
@@ -31,6 +32,17 @@ OLD_KEYS = {
     "TEST.INCLUSIVE": "TEST.INCLUSIVE_BOXES",
     "TEST.KEEP_BEST": "TEST.NUM_BEST_CHECKPOINTS",
 }
+
+#: Folders of configs before version 0.2 -> their new names.
+OLD_FOLDERS = {"bai": "mean_teacher", "tao": "3dce_attention", "zlocha": "improved_retinanet"}
+
+
+def renamed_folder(file: str) -> str:
+    """Return " (configs/OLD is now configs/NEW)" if a path is in a renamed folder of configs."""
+    for part in reversed(PurePath(file).parts[:-1]):
+        if part in OLD_FOLDERS:
+            return f" (configs/{part} is now configs/{OLD_FOLDERS[part]})"
+    return ""
 
 
 def rename_in_file(file: str, content: dict[str, Any]) -> None:

@@ -48,6 +48,10 @@ def test_bases_are_read_once_each(tmp_path):
         ("_BASE_: ''", "a.yaml: _BASE_: found '', expected a file's path"),
         (f"_BASE_: [{', '.join(['c.yaml'] * 21)}]", "a.yaml: _BASE_: found 21 files, expected"),
         ("_BASE_: gone.yaml", "gone.yaml: does not exist, expected a config's file"),
+        (
+            "_BASE_: configs/tao/parts/phantom.yaml",
+            r"phantom.yaml: does not exist, .* \(configs/tao is now configs/3dce_attention\)",
+        ),
         ("_BASE_: .", "does not exist"),
         ("_BASE_: 'http://127.0.0.1:9/a.yaml'", "refused"),
         ("MODEL: 5", "^MODEL: found 5, expected keys below it"),
