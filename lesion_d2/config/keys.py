@@ -24,14 +24,19 @@ def add_lesion_config(cfg: CN) -> None:
     Args:
         cfg: the node of :func:`detectron2.config.get_cfg`; modified in place.
     """
-    _add_input_config(cfg)
+    _add_ct_config(cfg)
+    _add_mask_config(cfg)
+    _add_augmentation_config(cfg)
+    _add_inserted_lesions_config(cfg)
+    _add_patch_config(cfg)
+    _add_dataset_config(cfg)
     _add_backbone_config(cfg)
     _add_one_stage_config(cfg)
     _add_slice_images_config(cfg)
     _add_rcnn_config(cfg)
     _add_mean_teacher_config(cfg)
     _add_training_config(cfg)
-    _add_mining_config(cfg)
+    _add_hard_negatives_config(cfg)
     _add_ensemble_config(cfg)
     _add_volume_config(cfg)
     add_volumetric_config(cfg)
@@ -40,7 +45,7 @@ def add_lesion_config(cfg: CN) -> None:
             cfg.register_renamed_key(old, new)
 
 
-def _add_input_config(cfg: CN) -> None:
+def _add_ct_config(cfg: CN) -> None:
     cfg.INPUT.CT = CN()
     # C, the slices of one image: odd, the key slice in the middle. MODEL.PIXEL_MEAN and PIXEL_STD
     # have C values, or one for all slices.
@@ -58,6 +63,8 @@ def _add_input_config(cfg: CN) -> None:
     # Crop slices to the body, without the black borders around it, before anything is resized.
     cfg.INPUT.CT.CROP_TO_BODY = False
 
+
+def _add_mask_config(cfg: CN) -> None:
     # Pixels of the slice by which annotated boxes surround their lesions (DeepLesion: 5). Boxes of
     # masks (DetUNet, calibration) and of inserted lesions have this margin, and findings measured
     # on boxes are smaller by it.
@@ -72,6 +79,8 @@ def _add_input_config(cfg: CN) -> None:
     # Files written by lesion_d2.tools.prepare_masks; other masks are computed on the fly.
     cfg.INPUT.PSEUDO_MASK_FILES = ()
 
+
+def _add_augmentation_config(cfg: CN) -> None:
     # Augmentation in training (defaults: Zlocha et al., section 3.1). 0 disables a part.
     cfg.INPUT.AUG = CN()
     cfg.INPUT.AUG.HFLIP_PROB = 0.5
@@ -83,6 +92,8 @@ def _add_input_config(cfg: CN) -> None:
     # Range of random factors of the image size in training.
     cfg.INPUT.AUG.RESIZE_RANGE = (1.0, 1.0)
 
+
+def _add_inserted_lesions_config(cfg: CN) -> None:
     # Synthetic lesions inserted into training images (lesion_d2.data.inserted), in addition to
     # annotated ones, if there is room. Images without annotations are included if
     # DATALOADER.FILTER_EMPTY_ANNOTATIONS is False. Boxes surround their diameters by
@@ -98,6 +109,8 @@ def _add_input_config(cfg: CN) -> None:
     cfg.INPUT.INSERTED_LESIONS.MEDIAN_DIAMETER = 16.0  # mm
     cfg.INPUT.INSERTED_LESIONS.MOTTLE_HU = 5.0  # texture, HU
 
+
+def _add_patch_config(cfg: CN) -> None:
     # Random patches of training images, to save memory. Inference uses whole images, or tiles
     # (TEST.ENSEMBLE.TILE_SIZE).
     cfg.INPUT.PATCH = CN()
@@ -108,6 +121,8 @@ def _add_input_config(cfg: CN) -> None:
     # fits, at a random position; otherwise the patch is random.
     cfg.INPUT.PATCH.FOREGROUND_PROB = 0.5
 
+
+def _add_dataset_config(cfg: CN) -> None:
     # Loader processes for each training process; -1 for one less than its number of cores, from 1
     # to 16. Augmentations for a SEED depend on this number.
     cfg.DATALOADER.NUM_WORKERS = -1
@@ -349,7 +364,7 @@ def _add_training_config(cfg: CN) -> None:
     cfg.TEST.WRITE_MASKS = False
 
 
-def _add_mining_config(cfg: CN) -> None:
+def _add_hard_negatives_config(cfg: CN) -> None:
     # Hard negatives (Tang et al., section 2.2): false positives on training images become instances
     # of a separate class.
     cfg.HARD_NEGATIVES = CN()
