@@ -74,7 +74,7 @@ class LesionDatasetMapper:
         mask_method: how masks are computed from diameters, or only from boxes
             (:func:`lesion_ends`), for annotations without ``segmentation``: "ellipse", "grabcut",
             or "" for neither ``gt_masks`` nor ``lesion_masks``.
-        box_masks: allow masks that are computed only from boxes.
+        pseudo_mask_from_box: allow masks that are computed only from boxes.
         pseudo_masks: precomputed masks; masks of other lesions are computed on the fly.
         weak_augmentations: augmentations of a second view in training, for a mean teacher (Bai et
             al., 2023); None for no second view.
@@ -97,7 +97,7 @@ class LesionDatasetMapper:
         hu_window: tuple[float, float] = (-1024.0, 1050.0),
         cut_borders: bool = False,
         mask_method: str = "",
-        box_masks: bool = True,
+        pseudo_mask_from_box: bool = True,
         pseudo_masks: tuple[PseudoMasks, ...] = (),
         weak_augmentations: list[T.Augmentation] | None = None,
         inserter: LesionInserter | None = None,
@@ -116,7 +116,7 @@ class LesionDatasetMapper:
         self.hu_window = hu_window
         self.cut_borders = cut_borders
         self.mask_method = mask_method
-        self.box_masks = box_masks
+        self.pseudo_mask_from_box = pseudo_mask_from_box
         self.pseudo_masks = pseudo_masks
         self.hard_negatives: Mapping[str, list[dict]] = {}
         self._num_masks = self._num_fallbacks = 0
@@ -142,7 +142,7 @@ class LesionDatasetMapper:
             "hu_window": tuple(ct.HU_WINDOW),
             "cut_borders": ct.CROP_TO_BODY,
             "mask_method": cfg.INPUT.PSEUDO_MASK if with_masks else "",
-            "box_masks": cfg.INPUT.PSEUDO_MASK_FROM_BOX,
+            "pseudo_mask_from_box": cfg.INPUT.PSEUDO_MASK_FROM_BOX,
             "pseudo_masks": _load_mask_files(cfg) if with_masks else (),
             "weak_augmentations": (
                 build_augmentations(cfg, False) if is_train and uses_pseudo_labels(cfg) else None
@@ -307,7 +307,7 @@ class LesionDatasetMapper:
     def _pseudo_masks(
         self, dataset_dict: dict, lesions: list[dict], key_slice: np.ndarray
     ) -> list[np.ndarray]:
-        if not self.box_masks and not all("recist" in a for a in lesions):
+        if not self.pseudo_mask_from_box and not all("recist" in a for a in lesions):
             raise ValueError(
                 f"{dataset_dict['file_name']}: found a lesion with neither a mask nor diameters, "
                 "expected one of them (INPUT.PSEUDO_MASK_FROM_BOX is False)"

@@ -28,12 +28,12 @@ class RecentCheckpointer(hooks.PeriodicCheckpointer):
 
     Args:
         checkpointer, period: as in Detectron2.
-        num_kept: number of last checkpoints to keep; 0 for all.
+        max_to_keep: number of last checkpoints to keep; 0 for all.
     """
 
-    def __init__(self, checkpointer: LesionCheckpointer, period: int, *, num_kept: int = 0):
+    def __init__(self, checkpointer: LesionCheckpointer, period: int, *, max_to_keep: int = 0):
         super().__init__(checkpointer, period)
-        self._num_kept = num_kept
+        self._max_to_keep = max_to_keep
         self._iterations: list[int] = []
 
     def state_dict(self) -> dict:
@@ -67,7 +67,7 @@ class RecentCheckpointer(hooks.PeriodicCheckpointer):
             # The checkpoint's own state includes it, for the run that resumes from it.
             self._iterations = [i for i in self._iterations if i != iteration] + [iteration]
         super().after_step()
-        while 0 < self._num_kept < len(self._iterations):
+        while 0 < self._max_to_keep < len(self._iterations):
             name = f"{self.file_prefix}_{self._iterations.pop(0):07d}"
             if comm.is_main_process():
                 for file in self.checkpointer.files_of(name):  # in any format

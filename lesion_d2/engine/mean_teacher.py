@@ -3,7 +3,7 @@
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from ..modeling import MeanTeacher, MiningCounts, summarize_mining
+from ..modeling import MeanTeacher, PseudoLabelCounts, summarize_pseudo_labels
 from .processes import share_running_statistics, unwrap
 
 #: Additional key in checkpoints of such a training; the model's weights are the teacher's.
@@ -14,9 +14,9 @@ class MeanTeacherHook(HookBase):
     """Updates the teacher after every iteration, and logs statistics of its pseudo-labels.
 
     All processes make the same update: their students have the same weights, and first get the
-        running statistics of the first process. The metrics of :func:`summarize_mining`, over the
-        images of all processes since the last log, are put into the event storage as
-        ``mean_teacher/<name>``.
+    running statistics of the first process. The metrics of :func:`summarize_pseudo_labels`, over
+    the images of all processes since the last log, are put into the event storage as
+    ``mean_teacher/<name>``.
 
     Args:
         period: iterations between two logs.
@@ -34,9 +34,9 @@ class MeanTeacherHook(HookBase):
             self._log(mean_teacher)
 
     def _log(self, mean_teacher: MeanTeacher) -> None:
-        counts = sum(comm.all_gather(mean_teacher.counts), MiningCounts())
+        counts = sum(comm.all_gather(mean_teacher.counts), PseudoLabelCounts())
         mean_teacher.counts.clear()
-        numbers = summarize_mining(counts)
+        numbers = summarize_pseudo_labels(counts)
         self.trainer.storage.put_scalars(
             **{f"mean_teacher/{name}": value for name, value in numbers.items()},
             smoothing_hint=False,

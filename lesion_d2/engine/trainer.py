@@ -188,8 +188,9 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         # In all processes, which load its state; Detectron2 has it only in the first one.
         built = [h for h in super().build_hooks() if not isinstance(h, hooks.PeriodicCheckpointer)]
         index = next(i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook))
-        period, num_kept = self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP
-        built.insert(index, RecentCheckpointer(self.checkpointer, period, num_kept=num_kept))
+        solver = self.cfg.SOLVER
+        period, max_to_keep = solver.CHECKPOINT_PERIOD, solver.CHECKPOINT_MAX_TO_KEEP
+        built.insert(index, RecentCheckpointer(self.checkpointer, period, max_to_keep=max_to_keep))
         states = ProcessStateHook(period)
         built.insert(index, states)
         index += 2
@@ -226,7 +227,11 @@ class Trainer(DefaultTrainer, StoppableTrainer):
         built.append(ResumableBestCheckpointer(*picks_best))
         if cfg.TEST.NUM_BEST_CHECKPOINTS > 0:
             built.append(
-                KeepBestHook(*picks_best, num_kept=cfg.TEST.NUM_BEST_CHECKPOINTS, run=built[-1])
+                KeepBestHook(
+                    *picks_best,
+                    max_to_keep=cfg.TEST.NUM_BEST_CHECKPOINTS,
+                    best_checkpointer=built[-1],
+                )
             )
         if solver.PLATEAU_PATIENCE > 0:
             patience, factor = solver.PLATEAU_PATIENCE, solver.PLATEAU_FACTOR

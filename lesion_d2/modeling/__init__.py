@@ -27,7 +27,7 @@ from .meta_arch import (
     VolumetricDetector,
 )
 from .proposal_generator import LesionRPN
-from .pseudo_labels import MiningCounts, mine_lesions, summarize_mining
+from .pseudo_labels import PseudoLabelCounts, select_pseudo_labels, summarize_pseudo_labels
 from .roi_heads import (
     LesionROIHeads,
     PositionSensitivePooler,
@@ -69,8 +69,8 @@ __all__ = [
     "LesionRPN3D",
     "LesionRetinaNet",
     "MeanTeacher",
-    "MiningCounts",
     "PositionSensitivePooler",
+    "PseudoLabelCounts",
     "RFCNROIHeads",
     "RegionROIHeads",
     "RetinaNet3D",
@@ -88,12 +88,12 @@ __all__ = [
     "calibrate_scores",
     "focal_segmentation_loss",
     "mask_agreement",
-    "mine_lesions",
     "position_sensitive_pool",
     "record_attention",
     "reuse_features",
     "segmentation_loss",
-    "summarize_mining",
+    "select_pseudo_labels",
+    "summarize_pseudo_labels",
     "variant_of",
     "without_low_scores",
     "without_masks",

@@ -11,7 +11,7 @@ from torch import Tensor
 HIT_IOU = 0.5
 
 
-def mine_lesions(
+def select_pseudo_labels(
     instances: Instances,
     gt_boxes: Boxes,
     *,
@@ -154,40 +154,41 @@ def box_masks(boxes: Tensor, image_size: tuple[int, int]) -> BitMasks:
     return BitMasks(rows[:, :, None] & columns[:, None])
 
 
-class MiningCounts(Counter[str]):
+class PseudoLabelCounts(Counter[str]):
     """Sums of counts of a teacher's pseudo-labels.
 
-    ``images``: number of images; ``mined``: pseudo-labels on them; ``score``: sum of their scores.
+    ``images``: number of images; ``pseudo_labels``: those on them; ``score``: sum of their scores.
     On images with known hidden lesions: ``judged``: pseudo-labels; ``hits``: those that match a
     hidden lesion; ``hidden``: hidden lesions; ``found``: those that were found.
     """
 
-    def add(self, mined: Instances, hidden_boxes: Boxes | None) -> None:
+    def add(self, pseudo_labels: Instances, hidden_boxes: Boxes | None) -> None:
         """Count an image.
 
         Args:
-            mined: with ``pred_boxes`` and ``scores``.
+            pseudo_labels: those of the image, with ``pred_boxes`` and ``scores``.
             hidden_boxes: known lesions whose annotations were hidden from training, in the same
                 pixels; None if unknown.
         """
-        self.update(images=1, mined=len(mined), score=mined.scores.double().sum().item())
+        score = pseudo_labels.scores.double().sum().item()
+        self.update(images=1, pseudo_labels=len(pseudo_labels), score=score)
         if hidden_boxes is not None:
-            device = mined.pred_boxes.device
-            is_same = pairwise_iou(mined.pred_boxes, hidden_boxes.to(device)) >= HIT_IOU
+            device = pseudo_labels.pred_boxes.device
+            is_same = pairwise_iou(pseudo_labels.pred_boxes, hidden_boxes.to(device)) >= HIT_IOU
             hits, found = (int(is_same.any(dim=d).sum()) for d in (1, 0))
-            self.update(judged=len(mined), hits=hits, hidden=len(hidden_boxes), found=found)
+            self.update(judged=len(pseudo_labels), hits=hits, hidden=len(hidden_boxes), found=found)
 
 
-def summarize_mining(counts: Mapping[str, float]) -> dict[str, float]:
-    """Compute the metrics to log from :class:`MiningCounts`, without undefined ones.
+def summarize_pseudo_labels(counts: Mapping[str, float]) -> dict[str, float]:
+    """Compute the metrics to log from :class:`PseudoLabelCounts`, without undefined ones.
 
     Returns:
-        ``mined_per_image``, their ``mean_score``, and ``precision`` and ``recall`` of the hidden
-        lesions.
+        ``pseudo_labels_per_image``, their ``mean_score``, and ``precision`` and ``recall`` of the
+        hidden lesions.
     """
     shares = {
-        "mined_per_image": ("mined", "images"),
-        "mean_score": ("score", "mined"),
+        "pseudo_labels_per_image": ("pseudo_labels", "images"),
+        "mean_score": ("score", "pseudo_labels"),
         "precision": ("hits", "judged"),
         "recall": ("found", "hidden"),
     }

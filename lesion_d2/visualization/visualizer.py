@@ -26,7 +26,7 @@ RECIST_COLOR = (1.0, 1.0, 1.0)
 MASK_COLOR = to_rgb(OKABE_ITO["orange"])
 HIDDEN_COLOR = to_rgb(OKABE_ITO["orange"])
 REGION_COLOR = (0.65, 0.65, 0.65)
-MINED_COLOR = to_rgb(OKABE_ITO["sky blue"])
+PSEUDO_LABEL_COLOR = to_rgb(OKABE_ITO["sky blue"])
 GRID_COLOR = to_rgb(OKABE_ITO["purple"])
 
 NO_LESIONS = "no lesions"
@@ -72,9 +72,9 @@ NEGATIVE_LEGEND = [
 ]
 GRID_LEGEND = [("cells of the feature map", GRID_COLOR, "-")]
 HIDDEN_LEGEND = [("hidden lesion", HIDDEN_COLOR, _DASHED)]
-MINED_LEGEND = [
+PSEUDO_LABEL_LEGEND = [
     ("lesion", TRUTH_COLOR, "-"),
-    ("mined lesion (score)", MINED_COLOR, _LONG_DASHED),
+    ("pseudo-label (score)", PSEUDO_LABEL_COLOR, _LONG_DASHED),
 ]
 
 
@@ -344,23 +344,23 @@ class LesionVisualizer(Visualizer):
             self.draw_label(f"{score:.2f}/{iou:.2f}", box, FALSE_POSITIVE_COLOR)
         return self.output
 
-    def draw_mined(self, dic: dict, mined: Instances) -> VisImage:
-        """Draw mined and annotated lesions, as Fig. 3 of Bai et al.
+    def draw_pseudo_labels(self, dic: dict, pseudo_labels: Instances) -> VisImage:
+        """Draw pseudo-labels and annotated lesions, as Fig. 3 of Bai et al.
 
-        Annotated lesions are yellow, those with hidden annotations orange and dashed; mined ones
+        Annotated lesions are yellow, those with hidden annotations orange and dashed; pseudo-labels
         are sky blue with long dashes and have a score.
 
         Args:
             dic: the image's Detectron2 dict.
-            mined: ``pred_boxes`` and ``scores``.
+            pseudo_labels: ``pred_boxes`` and ``scores``.
         """
         self.draw_truth_boxes(dic)
-        boxes = mined.pred_boxes.tensor.numpy()
+        boxes = pseudo_labels.pred_boxes.tensor.numpy()
         for box in boxes:
-            self._draw_rectangle(box, MINED_COLOR, _LONG_DASHED, _HIT_WIDTH)
+            self._draw_rectangle(box, PSEUDO_LABEL_COLOR, _LONG_DASHED, _HIT_WIDTH)
         self._draw_hidden(dic)
-        for box, score in zip(boxes, mined.scores.tolist(), strict=True):
-            self.draw_label(f"{score:.2f}", box, MINED_COLOR)
+        for box, score in zip(boxes, pseudo_labels.scores.tolist(), strict=True):
+            self.draw_label(f"{score:.2f}", box, PSEUDO_LABEL_COLOR)
         return self.output
 
     def _draw_regions(self, dic: dict) -> None:

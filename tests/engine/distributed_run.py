@@ -221,7 +221,7 @@ def _digest(model: nn.Module) -> str:
 
 
 def train_mean_teacher(args: argparse.Namespace, file: str) -> None:
-    """Train; write each process's images, teacher and student, and what was mined by both."""
+    """Train; write each process's images, teacher and student, and their pseudo-labels."""
     _train_mean_teacher(args, file)
     finish_run()
 

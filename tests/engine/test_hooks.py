@@ -152,12 +152,12 @@ def test_the_writer_that_is_open_goes_on_in_the_rewound_metrics(tmp_path):
 class _Saved(TrainerBase):
     """Trains nothing; writes a checkpoint every other iteration."""
 
-    def __init__(self, folder, num_kept):
+    def __init__(self, folder, max_to_keep):
         super().__init__()
         self.checkpointer = LesionCheckpointer(
             nn.Linear(1, 1), str(folder), trainer=weakref.proxy(self)
         )
-        self.register_hooks([RecentCheckpointer(self.checkpointer, 2, num_kept=num_kept)])
+        self.register_hooks([RecentCheckpointer(self.checkpointer, 2, max_to_keep=max_to_keep)])
 
     def run_step(self):
         pass

@@ -18,7 +18,7 @@ import train_net
 _ON = {
     "MODEL__MEAN_TEACHER__ENABLED": True,
     "MODEL__MEAN_TEACHER__MOMENTUM": 0.5,
-    # Nothing learns much in a few iterations: whatever an untrained teacher finds is mined.
+    # A teacher learns little in a few iterations: all that it finds are pseudo-labels.
     "MODEL__MEAN_TEACHER__SCORE_THRESH": 0.005,
     "MODEL__RETINANET__SCORE_THRESH_TEST": 0.005,
     "MODEL__ROI_HEADS__SCORE_THRESH_TEST": 0.005,
@@ -69,7 +69,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(tiny_phantom, tmp_pat
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     expected = _train(tiny_args(whole, SOLVER__MAX_ITER=4, **_ON, **_UNSEEN))
     counted = _logged(expected)
-    assert counted["mean_teacher/mined_per_image"] > 0
+    assert counted["mean_teacher/pseudo_labels_per_image"] > 0
     _train(tiny_args(halves, SOLVER__MAX_ITER=2, **_ON, **_UNSEEN))
     resumed = _train(tiny_args(halves, "--resume", SOLVER__MAX_ITER=4, **_ON, **_UNSEEN))
     assert resumed.start_iter == 2
@@ -88,7 +88,7 @@ def _logged(trainer: Trainer) -> dict[str, float]:
     }
 
 
-_UNMINED = {
+_NO_PSEUDO_LABELS = {
     **_ON,
     **_UNSEEN,
     "MODEL__MEAN_TEACHER__SCORE_THRESH": 1.0,
@@ -101,17 +101,19 @@ _UNMINED = {
 @pytest.fixture(scope="module")
 def plain(tiny_phantom, tmp_path_factory) -> dict[str, torch.Tensor]:
     """The weights of a detector that was trained without a teacher."""
-    options = {**_UNMINED, "MODEL__MEAN_TEACHER__ENABLED": False}
+    options = {**_NO_PSEUDO_LABELS, "MODEL__MEAN_TEACHER__ENABLED": False}
     return _states(_train(tiny_args(tmp_path_factory.mktemp("plain"), **options)))
 
 
-@pytest.mark.parametrize("policy", ["none", "add", "ignore"])
-def test_without_mining_the_student_is_the_plain_detector(tiny_phantom, plain, tmp_path, policy):
-    options = {**_UNMINED, "MODEL__MEAN_TEACHER__PSEUDO_LABELS": policy}
+@pytest.mark.parametrize("mode", ["none", "add", "ignore"])
+def test_without_pseudo_labels_the_student_is_the_plain_detector(
+    tiny_phantom, plain, tmp_path, mode
+):
+    options = {**_NO_PSEUDO_LABELS, "MODEL__MEAN_TEACHER__PSEUDO_LABELS": mode}
     model = unwrap(_train(tiny_args(tmp_path, **options)).model)
     assert _same(model.student.state_dict(), plain)
     assert not _same(model.teacher.state_dict(), plain)
-    assert (model.counts["images"] > 0) == (policy != "none")
+    assert (model.counts["images"] > 0) == (mode != "none")
 
 
 def test_it_begins_with_the_weights_of_the_config(tiny_phantom, tmp_path):
@@ -126,13 +128,13 @@ def test_it_begins_with_the_weights_of_the_config(tiny_phantom, tmp_path):
     assert trainer.start_iter == 0
 
 
-def test_what_is_mined_is_logged_with_precision_and_recall(tiny_phantom, tmp_path):
+def test_pseudo_labels_are_logged_with_precision_and_recall(tiny_phantom, tmp_path):
     options = {**_ON, **_UNSEEN, **_HIDDEN, "SOLVER__MAX_ITER": 20}
     trainer = _train(tiny_args(tmp_path, **options))
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
-    [logged] = [line for line in lines if "mean_teacher/mined_per_image" in line]
+    [logged] = [line for line in lines if "mean_teacher/pseudo_labels_per_image" in line]
     assert logged["iteration"] == 19
-    assert logged["mean_teacher/mined_per_image"] > 0
+    assert logged["mean_teacher/pseudo_labels_per_image"] > 0
     assert 0.005 <= logged["mean_teacher/mean_score"] < 1
     assert 0 <= logged["mean_teacher/precision"] < 1 and 0 <= logged["mean_teacher/recall"] <= 1
     assert unwrap(trainer.model).counts["images"] == 0  # of the last 20 iterations alone
@@ -240,4 +242,4 @@ def test_two_processes_have_the_same_teacher(tiny_phantom, tmp_path):
     assert first["teacher"] == second["teacher"] and first["student"] == second["student"]
     assert first["teacher"] != first["student"]
     assert first["logged"] == second["logged"]
-    assert first["logged"]["mean_teacher/mined_per_image"] > 0
+    assert first["logged"]["mean_teacher/pseudo_labels_per_image"] > 0

@@ -187,45 +187,45 @@ class _Finding(nn.Module):
         return [{"instances": found} for _ in batched_inputs]
 
 
-@pytest.mark.parametrize("policy", ["add", "ignore"])
-def test_a_teacher_mines_nothing_in_a_region(policy):
-    teacher = MeanTeacher(_Finding(), policy=policy)
+@pytest.mark.parametrize("mode", ["add", "ignore"])
+def test_a_region_has_no_pseudo_labels(mode):
+    teacher = MeanTeacher(_Finding(), pseudo_label_mode=mode)
     sample = {"weak_image": torch.zeros(3, 64, 64), "slice_to_image": torch.eye(3)[:2]}
     samples = [{**sample, "instances": _image([_LESION], regions)} for regions in ([], [_REGION])]
-    without, mined = teacher.mine(samples)
-    assert len(without) == 2 and mined.pred_boxes.tensor.tolist() == [[4, 40, 16, 56]]
-    instances = teacher._with_mined(samples[1], mined)["instances"]
+    without, found = teacher.generate_pseudo_labels(samples)
+    assert len(without) == 2 and found.pred_boxes.tensor.tolist() == [[4, 40, 16, 56]]
+    instances = teacher._add_pseudo_labels(samples[1], found)["instances"]
     assert instances.is_region == [True, False, False]
-    assert instances.gt_classes.tolist() == [-1, 0 if policy == "add" else -1, 0]
+    assert instances.gt_classes.tolist() == [-1, 0 if mode == "add" else -1, 0]
     boxes = [_REGION, [4, 40, 16, 56], _LESION]
     assert instances.gt_boxes.tensor.tolist() == boxes
 
 
-@pytest.mark.parametrize("policy", ["add", "ignore"])
-def test_what_a_patch_cuts_of_a_mined_lesion_is_a_region(policy):
+@pytest.mark.parametrize("mode", ["add", "ignore"])
+def test_what_a_patch_cuts_of_a_pseudo_label_is_a_region(mode):
     """The patch begins at x = 12: of one it shows 12.5 of 20 columns, of the other 4.5 of 12."""
-    teacher = MeanTeacher(_Finding(), policy=policy)
+    teacher = MeanTeacher(_Finding(), pseudo_label_mode=mode)
     lesions = _image([[26.0, 36.0, 44.0, 58.0]])
     lesions.gt_masks = BitMasks(torch.zeros(1, 64, 64, dtype=torch.bool))
     sample = {"weak_image": torch.zeros(3, 64, 64), "instances": lesions, "min_share": 0.5}
     sample["slice_to_image"] = torch.tensor([[1.0, 0, -12], [0, 1, 0]])
     sample["hidden_boxes"] = Boxes(torch.zeros(0, 4))
-    [mined] = teacher.mine([sample])
-    assert mined.is_cut.tolist() == [False, True]
-    assert teacher.counts["mined"] == teacher.counts["judged"] == 1
-    instances = teacher._with_mined(sample, mined)["instances"]
+    [found] = teacher.generate_pseudo_labels([sample])
+    assert found.is_cut.tolist() == [False, True]
+    assert teacher.counts["pseudo_labels"] == teacher.counts["judged"] == 1
+    instances = teacher._add_pseudo_labels(sample, found)["instances"]
     assert instances.gt_boxes.tensor.tolist() == [
         [-0.5, 40, 4, 56],
         [-0.5, 4, 12, 22],
         [26, 36, 44, 58],
     ]
     assert instances.is_region == [True, False, False]
-    assert instances.gt_classes.tolist() == [-1, 0 if policy == "add" else -1, 0]
+    assert instances.gt_classes.tolist() == [-1, 0 if mode == "add" else -1, 0]
     assert instances.gt_masks.tensor[0, 40:57, :5].all()
     # Beside a region of the patch's own.
     other = {**sample, "instances": _image([], [[40.0, 0.0, 50.0, 9.0]])}
-    [mined] = teacher.mine([other])
-    instances = teacher._with_mined(other, mined)["instances"]
+    [found] = teacher.generate_pseudo_labels([other])
+    instances = teacher._add_pseudo_labels(other, found)["instances"]
     assert instances.is_region == [True, True, False, False]
 
 

@@ -1,11 +1,11 @@
 from lesion_d2.data.transforms.lesion_transforms import lesion_outline
 from lesion_d2.modeling.pseudo_labels import (
-    MiningCounts,
+    PseudoLabelCounts,
     box_masks,
     ellipse_masks,
     hits_any,
-    mine_lesions,
-    summarize_mining,
+    select_pseudo_labels,
+    summarize_pseudo_labels,
     view_detections,
 )
 
@@ -38,11 +38,11 @@ def _random_boxes(rng, number) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_mined_are_confident_detections_that_are_no_annotated_lesion(seed):
+def test_pseudo_labels_are_confident_detections_that_are_no_annotated_lesion(seed):
     rng = np.random.default_rng(seed)
     boxes, truth = _random_boxes(rng, 40), _random_boxes(rng, int(rng.integers(0, 6)))
     scores = rng.choice([0.1, 0.5, 0.6, 0.9], 40).astype(np.float32)
-    mined = mine_lesions(
+    found = select_pseudo_labels(
         _detections(boxes, scores),
         Boxes(torch.tensor(truth, dtype=torch.float32).reshape(-1, 4)),
         score_threshold=0.6,
@@ -53,15 +53,15 @@ def test_mined_are_confident_detections_that_are_no_annotated_lesion(seed):
         for i in range(40)
         if scores[i] >= np.float32(0.6) and all(_slow_iou(boxes[i], b) <= 0.3 for b in truth)
     ]
-    assert mined.pred_classes.tolist() == expected
+    assert found.pred_classes.tolist() == expected
     assert 0 < len(expected) < 40
 
 
-def test_a_detection_at_the_gt_nms_s_threshold_is_mined_and_one_above_is_not():
+def test_a_detection_at_the_gt_nms_s_threshold_is_kept_and_one_above_is_not():
     truth = Boxes(torch.tensor([[0.0, 0.0, 10.0, 10.0]]))
     # 7 and 8 of the 10 columns: IoU 0.7 and 0.8.
     found = _detections([[0, 0, 7, 10], [0, 0, 8, 10]])
-    assert mine_lesions(found, truth, gt_nms_threshold=0.7).pred_classes.tolist() == [0]
+    assert select_pseudo_labels(found, truth, gt_nms_threshold=0.7).pred_classes.tolist() == [0]
 
 
 def _matrix(angle=0.0, scale=(1.0, 1.0), shift=(0.0, 0.0), mirror=1) -> torch.Tensor:
@@ -127,18 +127,18 @@ def test_masks_are_ellipses_in_their_boxes_less_the_margin_of_the_slice():
 
 
 def test_counts_are_of_all_images():
-    counts = MiningCounts()
+    counts = PseudoLabelCounts()
     hidden = Boxes(torch.tensor([[0.0, 0.0, 10.0, 10.0], [40.0, 40.0, 50.0, 50.0]]))
     counts.add(_detections([[0, 0, 10, 9], [20, 20, 30, 30]], [0.9, 1.0]), hidden)
     counts.add(_detections([]), Boxes(torch.zeros(0, 4)))
     counts.add(_detections([[5, 5, 9, 9]], [0.95]), None)  # nobody knows what it is
-    assert summarize_mining(counts) == pytest.approx(
-        {"mined_per_image": 1.0, "mean_score": 0.95, "precision": 0.5, "recall": 0.5}
+    assert summarize_pseudo_labels(counts) == pytest.approx(
+        {"pseudo_labels_per_image": 1.0, "mean_score": 0.95, "precision": 0.5, "recall": 0.5}
     )
-    assert summarize_mining(MiningCounts()) == {}
-    nothing = MiningCounts()
+    assert summarize_pseudo_labels(PseudoLabelCounts()) == {}
+    nothing = PseudoLabelCounts()
     nothing.add(_detections([]), None)
-    assert summarize_mining(nothing) == {"mined_per_image": 0.0}
+    assert summarize_pseudo_labels(nothing) == {"pseudo_labels_per_image": 0.0}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -154,8 +154,8 @@ def test_mixed_precision_changes_no_box(dtype):
 def test_a_score_that_mixed_precision_rounded_is_compared_as_it_is():
     found = _detections([[0, 0, 10, 10], [20, 20, 30, 30]])
     found.scores = torch.tensor([0.8984, 0.9023]).bfloat16()  # 0.9 itself would become 0.8984
-    mined = mine_lesions(found, Boxes(torch.zeros(0, 4)), score_threshold=0.9)
-    assert mined.pred_classes.tolist() == [1]
+    found = select_pseudo_labels(found, Boxes(torch.zeros(0, 4)), score_threshold=0.9)
+    assert found.pred_classes.tolist() == [1]
 
 
 def test_only_lesions_of_the_volume_hit_it():

@@ -6,9 +6,9 @@ from lesion_d2.visualization import (
     HIDDEN_COLOR,
     HIT_COLOR,
     MASK_COLOR,
-    MINED_COLOR,
     OUTCOME_LEGEND,
     PAGE_STYLES,
+    PSEUDO_LABEL_COLOR,
     RECIST_COLOR,
     REGION_COLOR,
     TRUTH_COLOR,
@@ -218,18 +218,18 @@ def test_hard_negatives_are_red_lesions_green_each_with_its_mask():
         assert np.abs(image[inside] - expected).max() <= 2
 
 
-def test_mined_lesions_are_blue_annotated_ones_yellow_and_hidden_ones_dashed():
-    lesion, mined, missed = (6, 36, 24, 58), (34, 6, 54, 26), (40, 40, 56, 56)
+def test_pseudo_labels_are_blue_annotated_ones_yellow_and_hidden_ones_dashed():
+    lesion, found, missed = (6, 36, 24, 58), (34, 6, 54, 26), (40, 40, 56, 56)
     record = make_record([lesion])
     hidden = make_record([(36, 8, 52, 24), missed])["annotations"]
     record["hidden_annotations"] = hidden
     visualizer = new_visualizer()
-    image = visualizer.draw_mined(record, make_predictions([mined], [0.937])).get_image()
+    image = visualizer.draw_pseudo_labels(record, make_predictions([found], [0.937])).get_image()
     assert [text.get_text() for text in visualizer.output.ax.texts] == ["0.94"]
-    yellow, blue = colored(image, TRUTH_COLOR), colored(image, MINED_COLOR)
+    yellow, blue = colored(image, TRUTH_COLOR), colored(image, PSEUDO_LABEL_COLOR)
     orange = colored(image, HIDDEN_COLOR)
-    assert on_edges(yellow, lesion) == 1 and on_edges(yellow, mined) == 0
-    assert 0.6 < on_edges(blue, mined, width=0) < 0.97
+    assert on_edges(yellow, lesion) == 1 and on_edges(yellow, found) == 0
+    assert 0.6 < on_edges(blue, found, width=0) < 0.97
     assert on_edges(blue, lesion) == on_edges(blue, missed) == on_edges(yellow, missed) == 0
     assert all(0.4 < on_edges(orange, a["bbox"], width=0) < 0.95 for a in hidden)
 

@@ -32,7 +32,7 @@ class VolumePatchMapper:
         spacing: x, y, z in mm of the model's voxels; 0 keeps the spacing of an axis.
         hu_window: the HU mapped to 0 and 255; voxels outside the volume are 0.
         with_masks: whether instances have ``gt_masks``.
-        box_masks: whether lesions without masks are ellipsoids inscribed in their boxes.
+        pseudo_mask_from_box: whether lesions without masks are ellipsoids inscribed in their boxes.
 
     Raises:
         ValueError: the window or the spacing is invalid.
@@ -46,13 +46,13 @@ class VolumePatchMapper:
         spacing: Sequence[float] = (0.0, 0.0, 0.0),
         hu_window: tuple[float, float] = (-1024.0, 1050.0),
         with_masks: bool = False,
-        box_masks: bool = True,
+        pseudo_mask_from_box: bool = True,
     ):
         self.patches = patches
         self.spacing = tuple(spacing)
         self.hu_window = tuple(hu_window)
         self.with_masks = with_masks
-        self.box_masks = box_masks
+        self.pseudo_mask_from_box = pseudo_mask_from_box
         if not self.hu_window[0] < self.hu_window[1]:
             raise ValueError(f"INPUT.CT.HU_WINDOW: found {self.hu_window}, expected low < high")
         if len(self.spacing) != 3 or not all(side >= 0 for side in self.spacing):
@@ -71,7 +71,7 @@ class VolumePatchMapper:
             "spacing": cfg.INPUT.VOLUME.SPACING,
             "hu_window": tuple(cfg.INPUT.CT.HU_WINDOW),
             "with_masks": with_masks,
-            "box_masks": cfg.INPUT.PSEUDO_MASK_FROM_BOX,
+            "pseudo_mask_from_box": cfg.INPUT.PSEUDO_MASK_FROM_BOX,
         }
 
     def __setstate__(self, state: dict) -> None:
@@ -92,7 +92,7 @@ class VolumePatchMapper:
 
         Raises:
             ValueError: the volume has no spacing and one is required, a file is damaged, or a
-                lesion has no mask and ``box_masks`` is off.
+                lesion has no mask and ``pseudo_mask_from_box`` is off.
         """
         sample = self.load(record)
         sample["image"] = hu_to_pixels(sample["image"], self.hu_window)
@@ -118,7 +118,7 @@ class VolumePatchMapper:
         }
 
     def _check_masks(self, record: Mapping, annotations: Sequence[Mapping]) -> None:
-        if not self.with_masks or self.box_masks:
+        if not self.with_masks or self.pseudo_mask_from_box:
             return
         for annotation in lesions_of(annotations):
             if "segmentation" not in annotation:

@@ -45,8 +45,8 @@ class KeepBestHook(hooks.BestCheckpointer):
 
     Args:
         eval_period, checkpointer, val_metric, mode: as in Detectron2's BestCheckpointer.
-        num_kept: number of best checkpoints to keep, at least 1.
-        run: hook with the id of this run; must come before this hook.
+        max_to_keep: number of best checkpoints to keep, at least 1.
+        best_checkpointer: hook with the id of this run; must come before this hook.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class KeepBestHook(hooks.BestCheckpointer):
         val_metric: str,
         mode: str = "max",
         *,
-        num_kept: int,
-        run: ResumableBestCheckpointer,
+        max_to_keep: int,
+        best_checkpointer: ResumableBestCheckpointer,
     ):
         super().__init__(eval_period, checkpointer, val_metric, mode)
         self._sign = {"max": 1, "min": -1}[mode]
-        self._num_kept = num_kept
-        self._run = run
+        self._max_to_keep = max_to_keep
+        self._best_checkpointer = best_checkpointer
         self._folder = Path(checkpointer.save_dir) / FOLDER
         file_format = checkpointer.file_format
         self._weights = LesionCheckpointer(
@@ -75,13 +75,13 @@ class KeepBestHook(hooks.BestCheckpointer):
         if not comm.is_main_process():
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        ours = self._run.state_dict()["run_id"], self._val_metric
+        ours = self._best_checkpointer.state_dict()["run_id"], self._val_metric
         self._ranking = [
             entry
             for entry in self._read_ranking()
             if (entry["run_id"], entry["metric"]) == ours
             and (self._folder / entry["file"]).is_file()
-        ][: self._num_kept]
+        ][: self._max_to_keep]
         if self._ranking:
             self._write_ranking()
         for entry in self._ranking:
@@ -107,7 +107,7 @@ class KeepBestHook(hooks.BestCheckpointer):
         if iteration in (entry["iteration"] for entry in self._ranking):
             return
         place = bisect_right([-self._sign * e["value"] for e in self._ranking], -self._sign * value)
-        if place >= self._num_kept:
+        if place >= self._max_to_keep:
             return
         name = f"model_{iteration:07d}"
         file = self._weights.file_name(name)
@@ -115,8 +115,10 @@ class KeepBestHook(hooks.BestCheckpointer):
             self._write_ranking()  # another run's ranking must not name this run's weights
         self._weights.save(name, tag_last=False)
         entry = (file, self._val_metric, float(value), iteration)
-        entry = dict(zip(_FIELDS, (*entry, self._run.state_dict()["run_id"]), strict=True))
-        self._ranking = [*self._ranking[:place], entry, *self._ranking[place:]][: self._num_kept]
+        entry = dict(
+            zip(_FIELDS, (*entry, self._best_checkpointer.state_dict()["run_id"]), strict=True)
+        )
+        self._ranking = [*self._ranking[:place], entry, *self._ranking[place:]][: self._max_to_keep]
         self._write_ranking()
         logger.info(f"Kept as number {place + 1}: {self._describe(entry)}")
 

@@ -23,6 +23,8 @@ from ..processes import unwrap
 logger = logging.getLogger(__name__)
 
 _NORMALIZER = "loss_normalizer"
+# Name of the counts of pseudo-labels, and of their number, in checkpoints of earlier versions.
+_OLD_NAME = "mined"
 
 
 class ProcessStateHook(HookBase):
@@ -96,7 +98,7 @@ def process_state(model: nn.Module) -> dict[str, Any]:
     if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state()
     if isinstance(unwrap(model), MeanTeacher):
-        state["mined"] = dict(unwrap(model).counts)
+        state["pseudo_labels"] = dict(unwrap(model).counts)
     return state
 
 
@@ -116,6 +118,9 @@ def restore_process_state(model: nn.Module, state: Mapping[str, Any]) -> None:
     for name, value in state["normalizers"].items():
         if name in modules:
             setattr(modules[name], _NORMALIZER, value)
-    if "mined" in state and isinstance(unwrap(model), MeanTeacher):
+    counts = state.get("pseudo_labels", state.get(_OLD_NAME))
+    if counts is not None and isinstance(unwrap(model), MeanTeacher):
         unwrap(model).counts.clear()
-        unwrap(model).counts.update(state["mined"])
+        unwrap(model).counts.update(
+            {"pseudo_labels" if name == _OLD_NAME else name: n for name, n in counts.items()}
+        )

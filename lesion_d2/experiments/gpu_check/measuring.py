@@ -27,7 +27,7 @@ from torch import nn
 
 from ..benchmark.configs import with_all_candidates, with_all_proposals
 from ..benchmark.inputs import registered
-from ..benchmark.models.bai import let_mine
+from ..benchmark.models.bai import lower_score_threshold
 from ..benchmark.models.volumes import build_evaluated, predict
 from ..benchmark.timing import time_calls
 from .data import made_up_batch, phantom, volume
@@ -100,7 +100,7 @@ def measure_model(cfg: CfgNode, *, seconds: float) -> Numbers:
     batch = made_up_batch(cfg, device)
     training = Training(_with_detections(cfg), itertools.repeat(batch), batch)
     if training.teacher is not None:
-        let_mine(training.teacher, batch)
+        lower_score_threshold(training.teacher, batch)
         training.teacher.start_iter = 0
     _reset_memory(device)
     start = time.perf_counter()

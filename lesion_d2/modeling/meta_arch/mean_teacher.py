@@ -13,17 +13,17 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ...structures.ignore_regions import IGNORED_CLASS, lie_inside, mark_regions, split_regions
 from ..backbone import batch_images
 from ..pseudo_labels import (
-    MiningCounts,
+    PseudoLabelCounts,
     box_masks,
     ellipse_masks,
     hits_any,
-    mine_lesions,
+    select_pseudo_labels,
     view_detections,
 )
 from ..variants import without_low_scores, without_masks
 from ..waiting import to_host, upload
 
-POLICIES = ("none", "add", "ignore")
+PSEUDO_LABEL_MODES = ("none", "add", "ignore")
 # Keys of a sample that the detector needs to transform detections to the slice, and its name.
 _SLICE_KEYS = ("file_name", "image_id", "height", "width", "crop")
 
@@ -33,8 +33,8 @@ class MeanTeacher(nn.Module):
 
     For every batch, the teacher processes the images as at inference ("weakly augmented": without
     the student's random resize). Its confident detections that are not annotated become
-    pseudo-labels, see :func:`mine_lesions`, and are transformed to the student's images.
-    With ``policy`` "add" they are annotations; with "ignore" they become annotations of
+    pseudo-labels, see :func:`select_pseudo_labels`, and are transformed to the student's images.
+    With ``pseudo_label_mode`` "add" they are annotations; with "ignore" they become annotations of
     class -1, which Detectron2's RetinaNet and ROI heads, our RPN and our segmentation losses
     ignore; with "none" there are no pseudo-labels. In evaluation, this model is the teacher. On
     slices of fully annotated volumes, only lesions of the volume become pseudo-labels, because they
@@ -49,13 +49,13 @@ class MeanTeacher(nn.Module):
     Args:
         student: any detector with Detectron2's model interface; the teacher is a copy.
         momentum: share of the teacher that :meth:`update_teacher` keeps.
-        policy: "none", "add" or "ignore".
+        pseudo_label_mode: "none", "add" or "ignore".
         start_iter: first iteration with pseudo-labels.
-        score_threshold, gt_nms_threshold: see :func:`mine_lesions`.
+        score_threshold, gt_nms_threshold: see :func:`select_pseudo_labels`.
         box_margin: see :func:`ellipse_masks`.
 
     Raises:
-        ValueError: the momentum is outside [0, 1), a threshold outside [0, 1], or the policy is
+        ValueError: the momentum is outside [0, 1), a threshold outside [0, 1], or the mode is
             unknown.
 
     Attributes:
@@ -68,22 +68,22 @@ class MeanTeacher(nn.Module):
         student: nn.Module,
         *,
         momentum: float = 0.999,
-        policy: str = "add",
+        pseudo_label_mode: str = "add",
         start_iter: int = 0,
         score_threshold: float = 0.9,
         gt_nms_threshold: float = 0.7,
         box_margin: float = 5.0,
     ):
         super().__init__()
-        _check(momentum, policy, score_threshold, gt_nms_threshold)
+        _check(momentum, pseudo_label_mode, score_threshold, gt_nms_threshold)
         self.student = student
         self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
-        self.policy = policy
+        self.pseudo_label_mode = pseudo_label_mode
         self.start_iter = start_iter
         self.score_threshold = score_threshold
         self.gt_nms_threshold = gt_nms_threshold
         self.box_margin = box_margin
-        self.counts = MiningCounts()
+        self.counts = PseudoLabelCounts()
         self._average = get_ema_multi_avg_fn(momentum)
 
     @classmethod
@@ -93,7 +93,7 @@ class MeanTeacher(nn.Module):
         return {
             "student": student,
             "momentum": options.MOMENTUM,
-            "policy": options.PSEUDO_LABELS,
+            "pseudo_label_mode": options.PSEUDO_LABELS,
             "start_iter": options.START_ITER,
             "score_threshold": options.SCORE_THRESH,
             "gt_nms_threshold": options.GT_NMS_THRESH,
@@ -110,7 +110,7 @@ class MeanTeacher(nn.Module):
         """Return the student's losses in training, the teacher's detections in evaluation.
 
         Args:
-            batched_inputs: inputs of the detector. In training, unless the policy is "none", also
+            batched_inputs: inputs of the detector. In training, unless the mode is "none", also
                 with ``weak_image``, the image as it is at inference, ``slice_to_image``, the (2, 3)
                 matrix from pixels of the slice to those of ``image``, and optional
                 ``volume_boxes``, all lesions of a fully annotated volume as boxes on the slice,
@@ -119,13 +119,13 @@ class MeanTeacher(nn.Module):
         """
         if not self.training:
             return self.teacher(batched_inputs)
-        if self.policy != "none" and get_event_storage().iter >= self.start_iter:
-            mined = self.mine(batched_inputs)
-            batched_inputs = list(map(self._with_mined, batched_inputs, mined))
+        if self.pseudo_label_mode != "none" and get_event_storage().iter >= self.start_iter:
+            pseudo_labels = self.generate_pseudo_labels(batched_inputs)
+            batched_inputs = list(map(self._add_pseudo_labels, batched_inputs, pseudo_labels))
         return self.student(batched_inputs)
 
     @torch.no_grad()
-    def mine(self, batched_inputs: list[dict]) -> list[Instances]:
+    def generate_pseudo_labels(self, batched_inputs: list[dict]) -> list[Instances]:
         """Find unannotated lesions with the teacher, in pixels of the student's images.
 
         For patches, those with ``is_cut`` are to be ignored, see :func:`view_detections`.
@@ -137,7 +137,7 @@ class MeanTeacher(nn.Module):
             {"image": x["weak_image"], **{k: x[k] for k in _SLICE_KEYS if k in x}}
             for x in batched_inputs
         ]
-        mined = []
+        pseudo_labels = []
         # Without masks, and without detections below the score threshold.
         teacher = without_low_scores(without_masks(self.teacher), self.score_threshold)
         with torch.inference_mode(), batch_images(teacher):  # faster than no_grad alone
@@ -155,7 +155,7 @@ class MeanTeacher(nn.Module):
                 annotated.image_size,
                 min_share=sample.get("min_share"),
             )
-            found = mine_lesions(
+            found = select_pseudo_labels(
                 found,
                 annotated.gt_boxes,
                 score_threshold=self.score_threshold,
@@ -164,26 +164,26 @@ class MeanTeacher(nn.Module):
             if regions is not None:
                 found = found[~lie_inside(found.pred_boxes, regions.gt_boxes)]
             self.counts.add(_split_cut(found)[0], known.get("hidden_boxes"))
-            mined.append(found)
-        return mined
+            pseudo_labels.append(found)
+        return pseudo_labels
 
-    def _with_mined(self, sample: dict, mined: Instances) -> dict:
+    def _add_pseudo_labels(self, sample: dict, pseudo_labels: Instances) -> dict:
         """A copy of a sample with pseudo-labels before the annotated instances."""
-        if len(mined) == 0:
+        if len(pseudo_labels) == 0:
             return sample
-        mined = upload(mined, sample["instances"].gt_boxes.device)
+        pseudo_labels = upload(pseudo_labels, sample["instances"].gt_boxes.device)
         annotated, regions = split_regions(sample["instances"])
-        mined, cut = _split_cut(mined)
-        lesions = Instances(mined.image_size)
-        lesions.gt_boxes = mined.pred_boxes
-        lesions.gt_classes = mined.pred_classes
-        if self.policy == "ignore":
-            lesions.gt_classes = torch.full_like(mined.pred_classes, IGNORED_CLASS)
+        pseudo_labels, cut = _split_cut(pseudo_labels)
+        lesions = Instances(pseudo_labels.image_size)
+        lesions.gt_boxes = pseudo_labels.pred_boxes
+        lesions.gt_classes = pseudo_labels.pred_classes
+        if self.pseudo_label_mode == "ignore":
+            lesions.gt_classes = torch.full_like(pseudo_labels.pred_classes, IGNORED_CLASS)
         if annotated.has("gt_masks"):
             lesions.gt_masks = ellipse_masks(
-                mined.pred_boxes.tensor,
+                pseudo_labels.pred_boxes.tensor,
                 sample["slice_to_image"],
-                mined.image_size,
+                pseudo_labels.image_size,
                 margin=self.box_margin,
             )
         # If masks overlap, the later, annotated one is used.
@@ -221,10 +221,11 @@ class MeanTeacher(nn.Module):
         self.student.load_state_dict(self.teacher.state_dict())
 
 
-def _check(momentum: float, policy: str, score_threshold: float, gt_nms_threshold: float) -> None:
+def _check(momentum: float, mode: str, score_threshold: float, gt_nms_threshold: float) -> None:
+    modes = ", ".join(PSEUDO_LABEL_MODES)
     for key, value, is_right, expected in (
         ("MOMENTUM", momentum, 0 <= momentum < 1, "a number in [0, 1)"),
-        ("PSEUDO_LABELS", policy, policy in POLICIES, f"one of {', '.join(POLICIES)}"),
+        ("PSEUDO_LABELS", mode, mode in PSEUDO_LABEL_MODES, f"one of {modes}"),
         ("SCORE_THRESH", score_threshold, 0 < score_threshold <= 1, "a score in (0, 1]"),
         ("GT_NMS_THRESH", gt_nms_threshold, 0 <= gt_nms_threshold <= 1, "an IoU in [0, 1]"),
     ):
@@ -259,11 +260,12 @@ def _on_host(
         yield detections, {**known, "slice_to_image": next(tensors)}
 
 
-def _split_cut(mined: Instances) -> tuple[Instances, Instances | None]:
+def _split_cut(pseudo_labels: Instances) -> tuple[Instances, Instances | None]:
     """Separate pseudo-labels that a patch cuts too much; None without a patch."""
-    if not mined.has("is_cut"):
-        return mined, None
-    return mined[~mined.is_cut], mined[mined.is_cut]
+    if not pseudo_labels.has("is_cut"):
+        return pseudo_labels, None
+    is_cut = pseudo_labels.is_cut
+    return pseudo_labels[~is_cut], pseudo_labels[is_cut]
 
 
 def _as_regions(cut: Instances, *, with_masks: bool) -> Instances:

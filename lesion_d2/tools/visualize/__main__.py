@@ -7,7 +7,7 @@ python -m lesion_d2.tools.visualize volumes \\
     --results OUTPUT_DIR/inference/phantom_volumes_test/volumes.json
 python -m lesion_d2.tools.visualize negatives --dataset phantom_train \\
     --results OUTPUT_DIR/inference/phantom_train/hard_negatives.json
-python -m lesion_d2.tools.visualize mined \\
+python -m lesion_d2.tools.visualize pseudo_labels \\
     --config-file configs/mean_teacher/add_phantom.yaml --weights OUTPUT_DIR/model_final.pth
 python -m lesion_d2.tools.visualize attention --dataset phantom_test \\
     --config-file configs/improved_retinanet/attention_phantom.yaml \\
@@ -40,10 +40,10 @@ negatives: hard negatives are vermilion with dashes and dots, with their masks a
 score and the highest mask IoU with a lesion (S1/S2 in Fig. 3 of Tang et al.), or box IoU of models
 without masks. Lesions are yellow, those with hidden annotations orange and dashed.
 
-mined: detections of the weights in training images with a score of at least
-MODEL.MEAN_TEACHER.SCORE_THRESH that match no annotated lesion, as a teacher mines them (Fig. 3 of
-Bai et al.). They are sky blue with long dashes, and have a score. Annotated lesions are yellow,
-those with hidden annotations (DATASETS.MISSING_ANNOTATION_RATIO) orange and dashed.
+pseudo_labels: detections of the weights in training images with a score of at least
+MODEL.MEAN_TEACHER.SCORE_THRESH that match no annotated lesion, as a mean teacher selects them
+(Fig. 3 of Bai et al.). They are sky blue with long dashes, and have a score. Annotated lesions are
+yellow, those with hidden annotations (DATASETS.MISSING_ANNOTATION_RATIO) orange and dashed.
 
 attention, of gates (Zlocha et al.): a heat map over the slice for each level with a gate, and the
 segmentation. The colors of a level span its values in all images of the call.
@@ -82,11 +82,11 @@ from lesion_d2.visualization import PAGE_STYLES
 from .attention import draw_attention
 from .curves import draw_froc, draw_training
 from .dataset import draw_dataset
-from .mined import PICKS as MINED_PICKS
-from .mined import draw_mined
 from .negatives import PICKS as NEGATIVE_PICKS
 from .negatives import draw_negatives
 from .predictions import PICKS, draw_predictions
+from .pseudo_labels import PICKS as PSEUDO_LABEL_PICKS
+from .pseudo_labels import draw_pseudo_labels
 from .sizes import draw_sizes, sizes
 from .volumes import draw_volumes
 
@@ -97,13 +97,15 @@ def get_parser() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     jobs = parser.add_subparsers(
         required=True,
-        metavar="dataset|predictions|volumes|negatives|mined|attention|froc|training|sizes",
+        metavar="dataset|predictions|volumes|negatives|pseudo_labels|attention|froc|training|sizes",
     )
     _add_dataset(jobs.add_parser("dataset", help="lesions, RECIST diameters, masks of a data set"))
     _add_predictions(jobs.add_parser("predictions", help="hits, false positives, missed lesions"))
     _add_volumes(jobs.add_parser("volumes", help="the same of an evaluation in 3-D"))
     _add_negatives(jobs.add_parser("negatives", help="hard negatives of a training"))
-    _add_mined(jobs.add_parser("mined", help="lesions that a teacher mines in training images"))
+    text = "pseudo-labels of a mean teacher in training images"
+    _add_pseudo_labels(jobs.add_parser("pseudo_labels", help=text))
+    _add_pseudo_labels(jobs.add_parser("mined"))  # its name in earlier versions; not in the help
     _add_attention(jobs.add_parser("attention", help="attention maps of a model"))
     _add_froc(jobs.add_parser("froc", help="FROC curves of several experiments"))
     _add_training(jobs.add_parser("training", help="losses, AP and sensitivity of a training"))
@@ -203,17 +205,17 @@ def _add_negatives(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_mined(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(job=draw_mined)
+def _add_pseudo_labels(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(job=draw_pseudo_labels)
     _add_common(parser, num=12, num_help="number of images", dataset="the first of DATASETS.TRAIN")
     parser.add_argument("--config-file", required=True, help="of the training")
     parser.add_argument("--weights", help="a checkpoint of its model (MODEL.WEIGHTS)")
-    parser.add_argument("--output", help="folder to write to (OUTPUT_DIR/mined/<data set>)")
+    parser.add_argument("--output", help="folder to write to (OUTPUT_DIR/pseudo_labels/<data set>)")
     parser.add_argument(
         "--pick",
-        choices=MINED_PICKS,
-        default=MINED_PICKS[0],
-        help="random images with mined lesions, or those with the most (random)",
+        choices=PSEUDO_LABEL_PICKS,
+        default=PSEUDO_LABEL_PICKS[0],
+        help="random images with pseudo-labels, or those with the most (random)",
     )
     parser.add_argument(
         "--score-threshold",

@@ -51,8 +51,8 @@ def test_masks_are_true_or_of_diameters_or_of_boxes(images):
     assert np.array_equal(mask, ellipse_mask((10, 16, 20, 16, 15, 10, 15, 22), 48, 64))
     assert lesion_ends(box) == (10.0, 16.0, 20.0, 16.0, 15.0, 10.0, 15.0, 22.0)
     with pytest.raises(ValueError, match=r"000\.png: found a lesion with neither a mask nor"):
-        make_mapper(box_masks=False)(images["b_000"])
-    make_mapper(box_masks=False)(image)  # lesions with a mask or diameters may stay
+        make_mapper(pseudo_mask_from_box=False)(images["b_000"])
+    make_mapper(pseudo_mask_from_box=False)(image)  # lesions with a mask or diameters may stay
 
 
 def _mask_of_the_lesion(sample: dict) -> np.ndarray:

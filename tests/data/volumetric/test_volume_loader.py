@@ -141,7 +141,7 @@ def test_a_lesion_without_a_mask_is_refused_where_boxes_do_not_do():
     record = array_record(np.zeros((4, 8, 8), np.int16), None, "v")
     record["annotations"] = [{"bbox": [1, 1, 0.5, 4, 4, 2.5], "category_id": 0, "lesion_id": 3}]
     patches = RandomVolumePatch(size=(4, 8, 8))
-    mapper = VolumePatchMapper(patches, with_masks=True, box_masks=False)
+    mapper = VolumePatchMapper(patches, with_masks=True, pseudo_mask_from_box=False)
     with pytest.raises(ValueError, match="volume v: found lesion 3 without a mask on all its"):
         mapper(record)
     sample = VolumePatchMapper(patches, with_masks=True)(record)

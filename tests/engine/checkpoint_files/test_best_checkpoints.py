@@ -33,7 +33,7 @@ class Killed(BaseException):
 class Run(TrainerBase):
     """Its weight is the number of the iteration; the evaluations after each give the values."""
 
-    def __init__(self, folder, values, *, num_kept=3, save_period=1, mode="max", metric=METRIC):
+    def __init__(self, folder, values, *, max_to_keep=3, save_period=1, mode="max", metric=METRIC):
         super().__init__()
         folder.mkdir(exist_ok=True)
         self.values, self.folder = values, folder
@@ -41,7 +41,9 @@ class Run(TrainerBase):
             nn.Linear(1, 1), str(folder), trainer=weakref.proxy(self)
         )
         best = ResumableBestCheckpointer(1, self.checkpointer, metric, mode)
-        keep = KeepBestHook(1, self.checkpointer, metric, mode, num_kept=num_kept, run=best)
+        keep = KeepBestHook(
+            1, self.checkpointer, metric, mode, max_to_keep=max_to_keep, best_checkpointer=best
+        )
         late = [hooks.EvalHook(1, self._evaluate), best, keep]
         first = hooks.PeriodicCheckpointer(self.checkpointer, save_period)
         self.register_hooks([first, *late, CatchUpHook(1, late)])
@@ -88,9 +90,9 @@ def _kept(folder: Path, metric=METRIC) -> list[tuple[float, int]]:
     return [(entry["value"], entry["iteration"]) for entry in ranking]
 
 
-def _expected(values, num_kept, sign=1):
+def _expected(values, max_to_keep, sign=1):
     finite = [(v, i) for i, v in enumerate(values) if math.isfinite(v)]
-    return sorted(finite, key=lambda pair: (-sign * pair[0], pair[1]))[:num_kept]
+    return sorted(finite, key=lambda pair: (-sign * pair[0], pair[1]))[:max_to_keep]
 
 
 def _files(folder: Path) -> set[str]:
@@ -103,13 +105,13 @@ def _values(seed, num=7):
     return [math.nan if v == 5 else v for v in values]
 
 
-@pytest.mark.parametrize("num_kept", [1, 3, 20])
+@pytest.mark.parametrize("max_to_keep", [1, 3, 20])
 @pytest.mark.parametrize("mode", ["max", "min"])
 @pytest.mark.parametrize("seed", range(2))
-def test_the_best_are_kept(tmp_path, num_kept, mode, seed):
+def test_the_best_are_kept(tmp_path, max_to_keep, mode, seed):
     values = _values(seed)
-    Run(tmp_path, values, num_kept=num_kept, mode=mode).run()
-    expected = _expected(values, num_kept, {"max": 1, "min": -1}[mode])
+    Run(tmp_path, values, max_to_keep=max_to_keep, mode=mode).run()
+    expected = _expected(values, max_to_keep, {"max": 1, "min": -1}[mode])
     assert _kept(tmp_path) == expected
     assert _files(tmp_path) == {"best.json"} | {f"model_{i:07d}.pth" for _, i in expected}
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
@@ -157,7 +159,7 @@ def test_killed_at_any_time_the_folder_is_consistent(tmp_path, monkeypatch, numb
     values = [1.0, 3.0, 2.0, 5.0, 4.0, 0.0]
     with monkeypatch.context() as patch:
         _die_at(patch, number)
-        run = Run(tmp_path, values, num_kept=2)
+        run = Run(tmp_path, values, max_to_keep=2)
         run.after_train = lambda: None
         with pytest.raises(Killed):
             run.run()
@@ -166,7 +168,7 @@ def test_killed_at_any_time_the_folder_is_consistent(tmp_path, monkeypatch, numb
         before = [_expected(values[: iteration + i], 2) for i in (0, 1)]
         assert _kept(tmp_path) in before
     resume = (tmp_path / "last_checkpoint").exists()
-    Run(tmp_path, values, num_kept=2).run(resume=resume)
+    Run(tmp_path, values, max_to_keep=2).run(resume=resume)
     assert _kept(tmp_path) == [(5.0, 3), (4.0, 4)]
     assert _files(tmp_path) == {"best.json", "model_0000003.pth", "model_0000004.pth"}
 
@@ -191,10 +193,10 @@ def test_what_another_run_left_stays_until_this_one_has_its_first(tmp_path):
 def test_killed_at_its_first_checkpoint_no_run_has_the_others_weights(
     tmp_path, monkeypatch, number, first
 ):
-    Run(tmp_path, [0.0, 50.0, 60.0, 0.0], num_kept=2).run()
+    Run(tmp_path, [0.0, 50.0, 60.0, 0.0], max_to_keep=2).run()
     os.remove(tmp_path / "last_checkpoint")
     values = [math.nan] * first + [7.0, 8.0, 9.0]  # the file of iteration 2 is there already
-    run = Run(tmp_path, values, num_kept=2)
+    run = Run(tmp_path, values, max_to_keep=2)
     run.run_step = lambda: run.checkpointer.model.weight.data.fill_(100 + run.iter)
     with monkeypatch.context() as patch:
         _die_at(patch, number)
@@ -224,7 +226,7 @@ def test_fewer_or_another_metric_from_now_on(tmp_path):
     with pytest.raises(Killed):
         Run(tmp_path, values).run(dies_after=2)
     with pytest.raises(Killed):
-        Run(tmp_path, values, num_kept=1).run(resume=True, dies_after=2)
+        Run(tmp_path, values, max_to_keep=1).run(resume=True, dies_after=2)
     assert _kept(tmp_path) == [(3.0, 1)] and len(_files(tmp_path)) == 2
     Run(tmp_path, values, metric="bbox/AP1").run(resume=True)  # which no evaluation gives
     assert _kept(tmp_path) == [(3.0, 1)]

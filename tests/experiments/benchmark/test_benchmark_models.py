@@ -201,15 +201,19 @@ def test_on_a_gpu_uldor_is_measured_with_large_slices(monkeypatch, tiny_phantom,
     assert asked == [(tmp_path, {"num_patients": 8, "size": 512})]
 
 
-def test_a_step_of_the_mean_teacher_mines_and_moves_the_teacher():
+def test_a_step_of_the_mean_teacher_has_pseudo_labels_and_moves_the_teacher():
     torch.manual_seed(0)
     cfg = configs.with_all_proposals(small_rcnn())
     cfg.MODEL.MASK_ON = False
     batch = bai.with_weak_views(inputs.random_batch(cfg), masks=False)
     assert not any(sample["instances"].has("gt_masks") for sample in batch)
     model = MeanTeacher(cfg, running.build_for_device(cfg)).train()
-    number = bai.let_mine(model, batch)
-    assert number == sum(map(len, model.mine(batch))) == bai.NUM_MINED * len(batch)
+    number = bai.lower_score_threshold(model, batch)
+    assert (
+        number
+        == sum(map(len, model.generate_pseudo_labels(batch)))
+        == bai.NUM_PSEUDO_LABELS * len(batch)
+    )
     before = {name: value.clone() for name, value in model.teacher.named_parameters()}
     seen = []
     model.student.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -237,8 +241,8 @@ def test_the_row_of_bai_has_the_limit_of_its_issue(monkeypatch, device):
     assert row.limit == 1.5 and not row.at_least and row.measured > 0
     name = "add" if device == "cuda" else "add_phantom"
     assert files == [configs.CONFIGS / "mean_teacher" / f"{name}.yaml"]
-    number = bai.NUM_MINED * 2
-    assert f"2 images of 3 x 64 x 64, {number} lesions mined, {name}" in row.note
+    number = bai.NUM_PSEUDO_LABELS * 2
+    assert f"2 images of 3 x 64 x 64, {number} pseudo-labels, {name}" in row.note
     shares = re.findall(r"(\d+\.\d\d) x", row.note)
     assert len(shares) == 2 and float(shares[0]) > 0
 

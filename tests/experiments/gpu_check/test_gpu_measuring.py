@@ -55,14 +55,14 @@ def test_a_model_trains_and_infers(few_calls, name):
         assert found[key] > 0
 
 
-def test_a_mean_teacher_mines_and_moves(few_calls, monkeypatch):
+def test_a_mean_teacher_has_pseudo_labels_and_moves(few_calls, monkeypatch):
     cfg = read_config("mean_teacher/add", "cpu", tiny=True)
     moved = []
     update = measuring.MeanTeacher.update_teacher
     monkeypatch.setattr(
         measuring.MeanTeacher,
         "update_teacher",
-        lambda self: moved.append(self.counts["mined"]) or update(self),
+        lambda self: moved.append(self.counts["pseudo_labels"]) or update(self),
     )
     found = measuring.measure_model(cfg, seconds=0.0)
     assert found["training_per_s"] > 0 and moved and moved[0] > 0

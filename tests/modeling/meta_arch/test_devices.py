@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lesion_d2 import get_lesion_config
 from lesion_d2.experiments.benchmark.inputs import random_batch
-from lesion_d2.experiments.benchmark.models.bai import let_mine, with_weak_views
+from lesion_d2.experiments.benchmark.models.bai import lower_score_threshold, with_weak_views
 from lesion_d2.modeling import MeanTeacher
 from lesion_d2.modeling.waiting import put_scalar
 
@@ -78,13 +78,13 @@ def test_no_call_mixes_devices_and_few_wait(file, options, in_training, in_infer
     assert devices.mixed == []
 
 
-@pytest.mark.parametrize("policy", ["add", "ignore"])
-def test_a_mean_teacher_waits_once(policy):
-    options = ("MODEL.MEAN_TEACHER.PSEUDO_LABELS", policy, "MODEL.MEAN_TEACHER.START_ITER", 0)
+@pytest.mark.parametrize("mode", ["add", "ignore"])
+def test_a_mean_teacher_waits_once(mode):
+    options = ("MODEL.MEAN_TEACHER.PSEUDO_LABELS", mode, "MODEL.MEAN_TEACHER.START_ITER", 0)
     cfg, student, batch = _build("quickstart/retina_unet_phantom", *options)
     with_weak_views(batch, masks=True)
     model = MeanTeacher(cfg, student)
-    assert let_mine(model, batch) > 0
+    assert lower_score_threshold(model, batch) > 0
     model.counts.clear()
     with TwoDevices() as devices, EventStorage():
         for sample in batch:
@@ -92,7 +92,7 @@ def test_a_mean_teacher_waits_once(policy):
         devices.place(model, *batch)
         _train_twice(model, batch)
         model.update_teacher()
-    assert model.counts["mined"] > 0 and model.counts["hidden"] == 2 * 2 * len(batch)
+    assert model.counts["pseudo_labels"] > 0 and model.counts["hidden"] == 2 * 2 * len(batch)
     assert devices.own_waits().total() <= 2 * 1, devices.own_waits()
     assert devices.mixed == []
 

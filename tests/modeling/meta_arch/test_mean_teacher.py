@@ -106,23 +106,23 @@ def _found(boxes, scores) -> Instances:
     )
 
 
-_MINED = [34.0, 36.0, 58.0, 56.0]
+_PSEUDO_LABEL = [34.0, 36.0, 58.0, 56.0]
 
 
-def _with_finds(detector, policy, **options) -> MeanTeacher:
+def _with_finds(detector, mode, **options) -> MeanTeacher:
     """The teacher finds a new lesion on the first image, and one that is annotated."""
-    model = MeanTeacher(detector, policy=policy, **options).train()
-    boxes = [[_MINED, [8, 10, 28, 25]], [[10, 40, 14, 44]]]
+    model = MeanTeacher(detector, pseudo_label_mode=mode, **options).train()
+    boxes = [[_PSEUDO_LABEL, [8, 10, 28, 25]], [[10, 40, 14, 44]]]
     model.teacher = _Finding(boxes, [[0.95, 0.99], [0.5]])
     return model
 
 
-def test_without_mined_lesions_a_step_is_the_plain_detector_s(detector):
+def test_without_pseudo_labels_a_step_is_the_plain_detector_s(detector):
     batch = _batch()
     plain = _losses(detector, batch)
     gradients = [p.grad if p.grad is None else p.grad.clone() for p in detector.parameters()]
-    for policy in ("none", "add", "ignore"):
-        model = MeanTeacher(detector, policy=policy, score_threshold=1.0).train()
+    for mode in ("none", "add", "ignore"):
+        model = MeanTeacher(detector, pseudo_label_mode=mode, score_threshold=1.0).train()
         losses = _losses(model, batch)
         assert {k: v.item() for k, v in losses.items()} == {k: v.item() for k, v in plain.items()}
         for parameter, expected in zip(detector.parameters(), gradients, strict=True):
@@ -135,9 +135,9 @@ def test_added_lesions_count_as_annotated_ones(detector):
     batch = _batch()
     model = _with_finds(detector, "add")
     found = _losses(model, batch)
-    annotated = make_sample([_MINED, (8, 10, 28, 26)], [0, 0], 1)["instances"]
-    # The mask of the mined lesion: the ellipse 5 pixels inside the box.
-    inner = [_MINED[0] + 5, _MINED[1] + 5, _MINED[2] - 5, _MINED[3] - 5]
+    annotated = make_sample([_PSEUDO_LABEL, (8, 10, 28, 26)], [0, 0], 1)["instances"]
+    # The mask of the pseudo-label: the ellipse 5 pixels inside the box.
+    inner = [_PSEUDO_LABEL[0] + 5, _PSEUDO_LABEL[1] + 5, _PSEUDO_LABEL[2] - 5, _PSEUDO_LABEL[3] - 5]
     annotated.gt_masks.tensor[0] = _ellipse(*inner)
     by_hand = _losses(detector, [{**batch[0], "instances": annotated}, batch[1]])
     plain = _losses(detector, batch)
@@ -145,7 +145,7 @@ def test_added_lesions_count_as_annotated_ones(detector):
         assert found[name].item() == loss.item(), name
     assert any(plain[name].item() != loss.item() for name, loss in by_hand.items())
     counts = model.counts
-    assert (counts["images"], counts["mined"]) == (2, 1)
+    assert (counts["images"], counts["pseudo_labels"]) == (2, 1)
 
 
 def _ellipse(x1, y1, x2, y2) -> torch.Tensor:
@@ -170,8 +170,8 @@ def test_ignored_anchors_of_a_retina_net_add_nothing_to_its_loss():
     torch.manual_seed(0)
     detector = build_model(tiny_config(**{_SEG.replace(".", "__"): 0.0})).train()
     batch = _batch()[:1]
-    model = MeanTeacher(detector, policy="ignore").train()
-    model.teacher = _Finding([[_MINED]], [[0.95]])
+    model = MeanTeacher(detector, pseudo_label_mode="ignore").train()
+    model.teacher = _Finding([[_PSEUDO_LABEL]], [[0.95]])
     recorded = {}
 
     def record(head, args, output):
@@ -185,10 +185,10 @@ def test_ignored_anchors_of_a_retina_net_add_nothing_to_its_loss():
     anchors = detector.anchor_generator(recorded["levels"])
     logits = torch.cat([_by_anchor(x.detach()) for x in recorded["logits"]])
     gradients = torch.cat([_by_anchor(x.grad) for x in recorded["logits"]])
-    # By hand: each anchor's best lesion, the mined one being the second.
-    total, on_mined, num_positive = 0.0, 0, 0
+    # By hand: each anchor's best lesion, the pseudo-label being the second.
+    total, on_pseudo_label, num_positive = 0.0, 0, 0
     boxes = torch.cat([a.tensor for a in anchors])
-    truth = [[8.0, 10.0, 28.0, 26.0], _MINED]
+    truth = [[8.0, 10.0, 28.0, 26.0], _PSEUDO_LABEL]
     overlaps = np.array([[_iou(box, lesion) for lesion in truth] for box in boxes.tolist()])
     best = overlaps.argmax(axis=1)
     highest = overlaps.max(axis=0)  # the best anchor of each lesion is always its own
@@ -197,7 +197,7 @@ def test_ignored_anchors_of_a_retina_net_add_nothing_to_its_loss():
         if row[lesion] >= 0.5 or any(own):
             number = lesion
             if number == 1:
-                on_mined += 1
+                on_pseudo_label += 1
                 assert gradients[i] == 0
                 continue
             target = 1.0
@@ -208,7 +208,7 @@ def test_ignored_anchors_of_a_retina_net_add_nothing_to_its_loss():
         else:
             target = 0.0
         total += _focal(logits[i].sigmoid().item(), target)
-    assert on_mined > 0 and num_positive > 0
+    assert on_pseudo_label > 0 and num_positive > 0
     normalizer = 0.9 * 100 + 0.1 * num_positive
     assert losses["loss_cls"].item() == pytest.approx(total / normalizer, rel=1e-4)
 
@@ -237,7 +237,9 @@ def test_ignored_proposals_are_never_drawn(monkeypatch):
     draw = ROIHeads.label_and_sample_proposals
 
     def record(self, proposals, targets):
-        jittered = torch.tensor(_MINED) + torch.tensor([[0.0] * 4, [1.0, 0, 1, 0], [0, 2.0, 0, 1]])
+        jittered = torch.tensor(_PSEUDO_LABEL) + torch.tensor(
+            [[0.0] * 4, [1.0, 0, 1, 0], [0, 2.0, 0, 1]]
+        )
         lesion = torch.tensor([[9.0, 10.0, 28.0, 27.0]])
         more = Instances((64, 64), proposal_boxes=Boxes(torch.cat([jittered, lesion])))
         more.objectness_logits = torch.full((4,), 9.0)
@@ -246,15 +248,17 @@ def test_ignored_proposals_are_never_drawn(monkeypatch):
         return drawn[-1]
 
     monkeypatch.setattr(ROIHeads, "label_and_sample_proposals", record)
-    on_mined = {}
-    for policy in ("add", "ignore"):
-        _losses(_with_finds(detector, policy), _batch())
+    on_pseudo_label = {}
+    for mode in ("add", "ignore"):
+        _losses(_with_finds(detector, mode), _batch())
         first = drawn[-1][0]
-        overlaps = [_iou(box, _MINED) for box in first.proposal_boxes.tensor.tolist()]
-        on_mined[policy] = first.gt_classes[torch.tensor(overlaps) >= 0.5].tolist()
+        overlaps = [_iou(box, _PSEUDO_LABEL) for box in first.proposal_boxes.tensor.tolist()]
+        on_pseudo_label[mode] = first.gt_classes[torch.tensor(overlaps) >= 0.5].tolist()
         assert (first.gt_classes == 0).any() and (first.gt_classes == 1).any()
-    assert len(on_mined["add"]) >= 4 and set(on_mined["add"]) == {0}  # the box itself among them
-    assert on_mined["ignore"] == []
+    assert len(on_pseudo_label["add"]) >= 4 and set(on_pseudo_label["add"]) == {
+        0
+    }  # the box itself among them
+    assert on_pseudo_label["ignore"] == []
 
 
 def test_pixels_of_ignored_lesions_are_not_segmented():
@@ -268,7 +272,9 @@ def test_pixels_of_ignored_lesions_are_not_segmented():
 
     detector.head.register_forward_hook(record)
     _losses(_with_finds(detector, "ignore"), _batch())
-    inner = _ellipse(_MINED[0] + 5, _MINED[1] + 5, _MINED[2] - 5, _MINED[3] - 5)
+    inner = _ellipse(
+        _PSEUDO_LABEL[0] + 5, _PSEUDO_LABEL[1] + 5, _PSEUDO_LABEL[2] - 5, _PSEUDO_LABEL[3] - 5
+    )
     gradient = logits["all"].grad[0].abs().sum(dim=0)
     assert inner.sum() > 50
     assert (gradient[inner] == 0).all() and (gradient[~inner] > 0).all()
@@ -344,29 +350,29 @@ def test_detections_come_to_where_the_mapper_puts_lesions(tiny_phantom, borders)
         sample = mapper({**image, "annotations": [], "hidden_annotations": hidden})
         assert sample["weak_image"].shape[1:].numel() and len(sample["instances"]) == 0
         sizes.add(tuple(sample["image"].shape))
-        model = MeanTeacher(nn.Identity(), policy="add")
+        model = MeanTeacher(nn.Identity(), pseudo_label_mode="add")
         boxes = [a["bbox"] for a in hidden]
         model.teacher = _Finding([boxes], [[0.9] * len(boxes)])
-        [mined] = model.mine([sample])
+        [found] = model.generate_pseudo_labels([sample])
         expected = sample["hidden_boxes"].tensor
-        assert mined.pred_boxes.tensor.numpy() == pytest.approx(expected.numpy(), abs=0.01)
-        assert mined.image_size == tuple(sample["image"].shape[1:])
-        num_found += len(mined)
+        assert found.pred_boxes.tensor.numpy() == pytest.approx(expected.numpy(), abs=0.01)
+        assert found.image_size == tuple(sample["image"].shape[1:])
+        num_found += len(found)
         counts = model.counts
-        assert counts["hits"] == counts["found"] == len(mined) == counts["hidden"]
+        assert counts["hits"] == counts["found"] == len(found) == counts["hidden"]
     assert len(sizes) > 5 and num_found > 10
 
 
 @pytest.mark.parametrize("name", ["Mask R-CNN", "Retina U-Net, masks"])
-def test_the_teacher_computes_no_masks_to_mine(name):
+def test_the_teacher_computes_no_masks_for_pseudo_labels(name):
     cfg = _rcnn() if name == "Mask R-CNN" else tiny_config(MODEL__SEG_HEAD__PREDICT_MASKS=True)
     torch.manual_seed(0)
     model = MeanTeacher(build_model(cfg), score_threshold=0.001).train()
     calls = []
     part = "roi_heads.mask_head" if name == "Mask R-CNN" else "seg_predictor"
     model.teacher.get_submodule(part).register_forward_hook(lambda *args: calls.append(1))
-    mined = model.mine(_batch())
-    assert sum(map(len, mined)) > 0 and not calls
+    found = model.generate_pseudo_labels(_batch())
+    assert sum(map(len, found)) > 0 and not calls
     [first, _] = model.eval()(_batch())
     assert first["instances"].has("pred_masks") and calls
 
@@ -378,15 +384,15 @@ def _sorted_boxes(found: Instances) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", list(_DETECTORS))
-def test_leaving_out_what_is_below_tau_changes_nothing_that_is_mined(name, monkeypatch):
+def test_leaving_out_what_is_below_tau_changes_no_pseudo_label(name, monkeypatch):
     torch.manual_seed(0)
     model = MeanTeacher(build_model(_DETECTORS[name]()), score_threshold=1e-9).train()
-    scores = torch.cat([mined.scores for mined in model.mine(_batch())])
+    scores = torch.cat([found.scores for found in model.generate_pseudo_labels(_batch())])
     model.score_threshold = float(scores.median()) if len(scores) else 0.5
-    sparing = model.mine(_batch())
+    sparing = model.generate_pseudo_labels(_batch())
     for limited in ("without_masks", "without_low_scores"):
         monkeypatch.setattr(mean_teacher, limited, lambda model, *args: model)
-    for ours, expected in zip(sparing, model.mine(_batch()), strict=True):
+    for ours, expected in zip(sparing, model.generate_pseudo_labels(_batch()), strict=True):
         assert _sorted_boxes(ours) == pytest.approx(_sorted_boxes(expected), abs=1e-4)
     assert sum(map(len, sparing)) > 0 or name == "DetUNet"
 
@@ -400,20 +406,20 @@ def test_it_does_not_look_before_its_time():
         assert len(model.teacher.views) == iteration - 2
 
 
-def test_on_annotated_volumes_only_their_lesions_are_mined():
+def test_on_annotated_volumes_only_their_lesions_are_pseudo_labels():
     model = _with_finds(nn.Identity(), "add")
     batch = _batch()
     expected = {(): 0, ((0, 0, 9, 9),): 0, ((33, 36, 58, 56), (0, 0, 9, 9)): 1}
     for lesions, number in expected.items():
         batch[0]["volume_boxes"] = [list(box) for box in lesions]
-        assert [len(mined) for mined in model.mine(batch)] == [number, 0]
+        assert [len(found) for found in model.generate_pseudo_labels(batch)] == [number, 0]
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
         ({"momentum": 1.0}, "MOMENTUM: found 1.0"),
-        ({"policy": "drop"}, "PSEUDO_LABELS: found 'drop'"),
+        ({"pseudo_label_mode": "drop"}, "PSEUDO_LABELS: found 'drop'"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -15,7 +15,7 @@ _ANCHORS = [
     Boxes(torch.tensor([[x, y, x + s, y + s] for y in range(0, 64, 4) for x in range(0, 64, 4)]))
     for s in (12.0, 24.0)
 ]
-_TRUE, _MINED = [8.0, 8.0, 22.0, 20.0], [30.0, 30.0, 52.0, 54.0]
+_TRUE, _PSEUDO_LABEL = [8.0, 8.0, 22.0, 20.0], [30.0, 30.0, 52.0, 54.0]
 
 
 def _rpn(kind: type[RPN], batch_size: int, shem_pool: int = 0, **changes) -> RPN:
@@ -36,21 +36,28 @@ def _image(*lesions: tuple[list[float], int]) -> Instances:
     return Instances((64, 64), gt_boxes=boxes, gt_classes=classes)
 
 
-_IMAGES = [_image((_TRUE, 0), (_MINED, -1)), _image(), _image((_MINED, -1)), _image((_TRUE, 0))]
+_IMAGES = [
+    _image((_TRUE, 0), (_PSEUDO_LABEL, -1)),
+    _image(),
+    _image((_PSEUDO_LABEL, -1)),
+    _image((_TRUE, 0)),
+]
 
 
 def test_anchors_that_match_an_ignored_annotation_have_no_label():
     labels, _ = _rpn(LesionRPN, 10_000).label_and_sample_anchors(_ANCHORS, _IMAGES)
-    # As if the mined lesion were annotated, by Detectron2: those are its positive anchors.
+    # As if the pseudo-label were annotated, by Detectron2: those are its positive anchors.
     rpn = _rpn(RPN, 10_000)
     added, boxes = rpn.label_and_sample_anchors(_ANCHORS, _IMAGES)
-    overlaps = pairwise_iou(Boxes(torch.tensor([_TRUE, _MINED])), Boxes.cat(_ANCHORS))
+    overlaps = pairwise_iou(Boxes(torch.tensor([_TRUE, _PSEUDO_LABEL])), Boxes.cat(_ANCHORS))
     for number, image in enumerate(_IMAGES):
-        on_mined = (added[number] == 1) & (boxes[number] == torch.tensor(_MINED)).all(dim=1)
-        assert on_mined.any() == (image.gt_classes < 0).any()
-        expected = torch.where(on_mined, -1, added[number])
+        on_pseudo_label = (added[number] == 1) & (boxes[number] == torch.tensor(_PSEUDO_LABEL)).all(
+            dim=1
+        )
+        assert on_pseudo_label.any() == (image.gt_classes < 0).any()
+        expected = torch.where(on_pseudo_label, -1, added[number])
         assert torch.equal(labels[number], expected)
-        assert (overlaps[1][on_mined] >= 0.3).all()
+        assert (overlaps[1][on_pseudo_label] >= 0.3).all()
     assert (labels[0] == 1).any() and (labels[0] == 0).any() and not (labels[2] == 1).any()
 
 
@@ -63,8 +70,8 @@ def test_a_lesion_that_no_anchor_touches_makes_none_positive():
 
 
 def test_ignored_annotations_take_no_place_among_the_drawn_anchors():
-    mined = [_MINED, [2.0, 30.0, 26.0, 54.0], [34.0, 2.0, 58.0, 26.0]]
-    image = _image((_TRUE, 0), *((box, -1) for box in mined))
+    pseudo_labels = [_PSEUDO_LABEL, [2.0, 30.0, 26.0, 54.0], [34.0, 2.0, 58.0, 26.0]]
+    image = _image((_TRUE, 0), *((box, -1) for box in pseudo_labels))
     [labels], _ = _rpn(LesionRPN, 10_000).label_and_sample_anchors(_ANCHORS, [image])
     positives = int((labels == 1).sum())
     torch.manual_seed(1)

@@ -4,10 +4,15 @@ from lesion_d2.data.dataset_options import DatasetOptions, read_dataset
 from lesion_d2.data.deeplesion.key_slices import register_deeplesion
 from lesion_d2.data.phantoms.phantom import write_phantom
 from lesion_d2.engine import LesionPredictor, Trainer
-from lesion_d2.modeling.pseudo_labels import MiningCounts
-from lesion_d2.tools.visualize import mined
+from lesion_d2.modeling.pseudo_labels import PseudoLabelCounts
+from lesion_d2.tools.visualize import pseudo_labels
 from lesion_d2.tools.visualize.__main__ import get_parser, main
-from lesion_d2.tools.visualize.mined import TeacherImage, mine_images, mining_config, pick_images
+from lesion_d2.tools.visualize.pseudo_labels import (
+    TeacherImage,
+    generate_pseudo_labels,
+    pick_images,
+    teacher_config,
+)
 from lesion_d2.visualization import truth_boxes
 
 import cv2
@@ -20,7 +25,7 @@ from tiny_run import tiny_command, tiny_config
 
 
 def command(output, *flags, **changes):
-    return ["mined", *tiny_command(output, *flags, **changes)]
+    return ["pseudo_labels", *tiny_command(output, *flags, **changes)]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +60,7 @@ class Finder:
 
 
 @pytest.mark.usefixtures("small_pictures")
-def test_the_mined_lesions_of_a_config_and_its_weights(hidden, weights, tmp_path, capsys):
+def test_the_pseudo_labels_of_a_config_and_its_weights(hidden, weights, tmp_path, capsys):
     flags = ["--weights", weights, "--num", "2", "--score-threshold", "0.005"]
     changes = {
         "DATASETS__MISSING_ANNOTATION_RATIO": 0.5,
@@ -64,12 +69,12 @@ def test_the_mined_lesions_of_a_config_and_its_weights(hidden, weights, tmp_path
     words = command(tmp_path, *flags, **changes)
     assert main(words) == 0
     lines = capsys.readouterr().out.splitlines()
-    folder = tmp_path / "mined" / "phantom_train"
+    folder = tmp_path / "pseudo_labels" / "phantom_train"
     assert sorted(map(str, folder.iterdir())) == sorted(lines[1:]) and len(lines) == 4
     assert lines[-1] == str(folder / "contact_sheet.png")
-    cfg = mining_config(get_parser().parse_args(words))
-    counts = MiningCounts()
-    images = list(mine_images(cfg, hidden, counts))
+    cfg = teacher_config(get_parser().parse_args(words))
+    counts = PseudoLabelCounts()
+    images = list(generate_pseudo_labels(cfg, hidden, counts))
     predictor = LesionPredictor(cfg)
     for image, record in zip(images, hidden, strict=True):
         found = predictor(record)["instances"]
@@ -81,9 +86,16 @@ def test_the_mined_lesions_of_a_config_and_its_weights(hidden, weights, tmp_path
             )
             if score >= 0.005 and all(iou(box, t) <= 0.7 for t in truth)
         ]
-        assert image.mined.pred_boxes.tensor.tolist() == [box for box, _ in kept]
-        assert image.mined.scores.tolist() == [score for _, score in kept]
-    assert counts["mined"] == sum(len(image.mined) for image in images) > 0
+        assert image.pseudo_labels.pred_boxes.tensor.tolist() == [box for box, _ in kept]
+        assert image.pseudo_labels.scores.tolist() == [score for _, score in kept]
+    assert counts["pseudo_labels"] == sum(len(image.pseudo_labels) for image in images) > 0
+
+
+def test_the_name_of_earlier_versions_is_accepted_and_not_in_the_help(tmp_path):
+    words = command(tmp_path)[1:]
+    now, before = (get_parser().parse_args([name, *words]) for name in ("pseudo_labels", "mined"))
+    assert vars(now) == vars(before) and now.job is pseudo_labels.draw_pseudo_labels
+    assert "mined" not in get_parser().format_help()
 
 
 def iou(a, b):
@@ -94,10 +106,10 @@ def iou(a, b):
     return width * height / (sum(areas) - width * height)
 
 
-def test_annotated_lesions_are_not_mined_and_hidden_ones_are_counted(
+def test_annotated_lesions_are_no_pseudo_labels_and_hidden_ones_are_counted(
     hidden, weights, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(mined, "LesionPredictor", Finder)
+    monkeypatch.setattr(pseudo_labels, "LesionPredictor", Finder)
     # The weights' key serves as well as --weights; the data set is that of the training.
     changes = {"DATASETS__MISSING_ANNOTATION_RATIO": 0.5, "MODEL__WEIGHTS": weights}
     changes["DATALOADER__FILTER_EMPTY_ANNOTATIONS"] = True
@@ -106,7 +118,7 @@ def test_annotated_lesions_are_not_mined_and_hidden_ones_are_counted(
     lines = capsys.readouterr().out.splitlines()
     numbers = {image["image_id"]: len(image["hidden_annotations"]) for image in hidden}
     total, num_images = sum(numbers.values()), len(hidden)
-    assert lines[0].startswith(f"{total + num_images} lesions mined in {num_images} of ")
+    assert lines[0].startswith(f"{total + num_images} pseudo-labels in {num_images} of ")
     share = total / (total + num_images)
     assert f"; precision {share:.1%}; recall of hidden lesions 100.0%" in lines[0]
     name, sheet = (path.rsplit("/", 1)[1] for path in lines[1:])
@@ -116,8 +128,8 @@ def test_annotated_lesions_are_not_mined_and_hidden_ones_are_counted(
 
 @pytest.mark.usefixtures("small_pictures")
 def test_the_data_set_has_the_options_of_the_config(tmp_path, weights, capsys, monkeypatch):
-    monkeypatch.setattr(mined, "LesionPredictor", Finder)
-    root, name = tmp_path / "phantom", "phantom_mined_missing"
+    monkeypatch.setattr(pseudo_labels, "LesionPredictor", Finder)
+    root, name = tmp_path / "phantom", "phantom_labels_missing"
     write_phantom(root, num_patients=3, size=64, extent_mm=0, workers=1)
     register_deeplesion(name, str(root), None)
     try:
@@ -136,13 +148,17 @@ def test_the_data_set_has_the_options_of_the_config(tmp_path, weights, capsys, m
         MetadataCatalog.remove(name)
 
 
-def test_lesions_of_a_fully_annotated_volume_alone_are_mined_there(hidden, weights, monkeypatch):
-    monkeypatch.setattr(mined, "LesionPredictor", Finder)
+def test_lesions_of_a_fully_annotated_volume_alone_are_pseudo_labels_there(
+    hidden, weights, monkeypatch
+):
+    monkeypatch.setattr(pseudo_labels, "LesionPredictor", Finder)
     cfg = tiny_config(MODEL__WEIGHTS=weights)
     record = {**hidden[0], "annotations": [], "hidden_annotations": []}
     for boxes, scores in (([[0, 0, 5, 6]], [0.93]), ([[50, 50, 60, 60]], []), ([], [])):
-        [found] = mine_images(cfg, [{**record, "volume_boxes": boxes}], MiningCounts())
-        assert found.mined.scores.tolist() == pytest.approx(scores)
+        [found] = generate_pseudo_labels(
+            cfg, [{**record, "volume_boxes": boxes}], PseudoLabelCounts()
+        )
+        assert found.pseudo_labels.scores.tolist() == pytest.approx(scores)
 
 
 def image(name, *scores, hidden=None):
@@ -156,7 +172,7 @@ def image(name, *scores, hidden=None):
     return TeacherImage(record, found)
 
 
-def test_images_are_picked_as_they_come_or_by_their_mined_lesions():
+def test_images_are_picked_as_they_come_or_by_their_pseudo_labels():
     images = [image("a", 0.99), image("b"), image("c", 0.9, 0.9), image("d", 0.98, 0.91)]
     looked_at = []
 
@@ -173,11 +189,13 @@ def test_images_are_picked_as_they_come_or_by_their_mined_lesions():
     assert names("most", 9) == "dca" and names("most", 1) == "d"
 
 
-def test_titles_tell_how_many_mined_lesions_are_hidden_ones():
-    assert image("a", 0.9).title() == "a\n1 mined lesion"
-    assert image("a", 0.9, hidden=[]).title() == "a\n1 mined lesion, 0 of them hidden"
+def test_titles_tell_how_many_pseudo_labels_are_hidden_ones():
+    assert image("a", 0.9).title() == "a\n1 pseudo-label"
+    assert image("a", 0.9, hidden=[]).title() == "a\n1 pseudo-label, 0 of them hidden lesions"
     boxes = [[0, 0, 9, 8], [30, 30, 40, 40]]
-    assert image("a", 0.9, 0.9, hidden=boxes).title() == "a\n2 mined lesions, 1 of them hidden"
+    assert (
+        image("a", 0.9, 0.9, hidden=boxes).title() == "a\n2 pseudo-labels, 1 of them hidden lesions"
+    )
 
 
 @pytest.mark.parametrize(
@@ -208,5 +226,5 @@ def test_a_threshold_that_nothing_reaches_is_one_line(hidden, weights, tmp_path,
     words = command(tmp_path, "--weights", weights, "--score-threshold", "1.0")
     assert main(words) == 1
     output = capsys.readouterr()
-    assert output.out.startswith("0 lesions mined in ")
+    assert output.out.startswith("0 pseudo-labels in ")
     assert "SCORE_THRESH: found 1.0, expected a lower score" in output.err
