@@ -1,7 +1,6 @@
 import json
-from types import SimpleNamespace
 
-from lesion_d2.engine.hard_negatives import HardNegativeMiningHook, MinedSet
+from lesion_d2.engine.hard_negatives import MinedSet, write_mined_set
 from lesion_d2.evaluation import (
     LesionEvaluator,
     VolumeEvaluator,
@@ -88,10 +87,8 @@ def test_boxes_in_3d_are_written_in_the_files_coordinates(dataset, tmp_path):
 
 
 def test_hard_negatives_are_written_in_the_files_coordinates(dataset, tmp_path):
-    checkpointer = SimpleNamespace(save_dir=str(tmp_path))
-    hook = HardNegativeMiningHook(5, miner=None, checkpointer=checkpointer)
     negative = {"bbox": FOUND, "category_id": 1, "score": 0.9, "box_iou": 0.1}
-    hook._write(MinedSet({NAME: {"one": [negative]}}))
+    write_mined_set(MinedSet({NAME: {"one": [negative]}}), tmp_path)
     file = tmp_path / "inference" / NAME / "hard_negatives.json"
     [entry] = json.loads(file.read_text())
     assert entry["bbox"] == [11.25, 13.0, 19.75, 28.5]
