@@ -40,8 +40,8 @@ def check_one_of_each(place: str, given: Mapping[str, Any]) -> None:
         keys = _section(given, section)
         if is_set(keys.get(iterations)) and is_set(keys.get(epochs)):
             raise ValueError(
-                f"{place}{section}.{iterations}: found {short_repr(keys[iterations])} beside "
-                f"{section}.{epochs} {short_repr(keys[epochs])}, expected one of them"
+                f"{place}{section}.{iterations}: found {short_repr(keys[iterations])} and "
+                f"{section}.{epochs} {short_repr(keys[epochs])}, expected only one of them"
             )
 
 
@@ -76,11 +76,11 @@ def is_set(value: Any) -> bool:
     """Return whether a number of epochs or iterations, or a list of them, is set.
 
     Args:
-        value: of the key, which may be the text of it that a file or a command line has.
+        value: value of the key, or its text in a file or on a command line.
     """
     try:
         value = CfgNode._decode_cfg_value(value) if isinstance(value, str) else value
-    except (MemoryError, RecursionError):  # of Python's parser; merging it is an error
+    except (MemoryError, RecursionError):  # from Python's parser; merging it is an error
         return True
     return value not in (None, 0, (), [])
 

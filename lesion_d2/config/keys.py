@@ -8,7 +8,7 @@ from .volumetric import add_volumetric_config, is_volumetric
 #: False positives per image of the published tables.
 FROC_RATES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
-# More slices than any image has, whose means would only fill memory.
+# More slices than any image has: an upper limit, to save memory.
 _MAX_SLICES = 999
 
 
@@ -128,7 +128,7 @@ def _add_dataset_config(cfg: CN) -> None:
     cfg.DATALOADER.NUM_WORKERS = -1
 
     # Ratio of images without a lesion to all images of an epoch, drawn from all of them in turn;
-    # below 0: what the data sets have. DATALOADER.FILTER_EMPTY_ANNOTATIONS True, the default of
+    # below 0: the ratio in the data sets. DATALOADER.FILTER_EMPTY_ANNOTATIONS True, the default of
     # Detectron2, leaves them all out.
     cfg.DATALOADER.EMPTY_IMAGE_RATIO = -1.0
     # Draw images of every class of lesions equally often. The number of images with lesions in an
@@ -384,7 +384,7 @@ def _add_hard_negatives_config(cfg: CN) -> None:
 
 def _add_ensemble_config(cfg: CN) -> None:
     # Test-time ensembles (Jaeger et al., sections 3.2 and 4.2), with --eval-only and in prediction.
-    # Evaluations during training use the model alone.
+    # Evaluations during training use only the model.
     cfg.TEST.ENSEMBLE = CN()
     cfg.TEST.ENSEMBLE.ENABLED = False
     # Four views: the image, and flipped along x, along y, and along both. Eight for volumes.
@@ -449,7 +449,7 @@ def broadcast_pixel_values(cfg: CN) -> dict[str, list[float]]:
 
 
 def uses_pseudo_labels(cfg: CN) -> bool:
-    """Whether a mean teacher looks for lesions in training."""
+    """Whether training uses pseudo-labels of a mean teacher."""
     options = cfg.MODEL.MEAN_TEACHER
     return options.ENABLED and options.PSEUDO_LABELS != "none"
 

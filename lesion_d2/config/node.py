@@ -35,7 +35,7 @@ _NAMES = {
 }
 _NUMBERS = {"SOLVER.STEP_EPOCHS"}
 _PAIRS = {"INPUT.CT.HU_WINDOW", "INPUT.AUG.RESIZE_RANGE"}
-# Keys that only a written config has, in which iterations stand beside the epochs they come from.
+# Keys that only a dumped config has: it has both epochs and the iterations computed from them.
 _WRITTEN = {"GLOBAL", "VIS_PERIOD"}
 _REPEATED = "__repeated__"
 
@@ -62,7 +62,7 @@ class LesionConfig(CfgNode):
     Old names of keys are accepted (:mod:`~lesion_d2.config.old_keys`), iterations replace the
     epochs of what they are merged over (:mod:`~lesion_d2.config.epochs`), and one value of
     MODEL.PIXEL_MEAN or PIXEL_STD is repeated for every slice, also where INPUT.CT.NUM_SLICES
-    changes later. All this is of whole configs, not of their sections alone.
+    changes later. This applies to whole configs, not to single sections.
     """
 
     @classmethod
@@ -131,15 +131,15 @@ class LesionConfig(CfgNode):
     def _checked(self, given: Mapping[str, Any]) -> Iterator[None]:
         try:
             yield
-        except (MemoryError, RecursionError):  # of Python's parser, which yacs gives texts to
-            raise ValueError("found a value of too many levels, expected a shorter one") from None
+        except (MemoryError, RecursionError):  # from Python's parser, which yacs uses
+            raise ValueError("found a value with too many nested levels, expected fewer") from None
         _check_kinds(self, _defaults(), "")
         if "MODEL" in self and "INPUT" in self:
             self._broadcast(given.get("MODEL", {}))
 
     def _broadcast(self, given: Mapping[str, Any]) -> None:
         for key, values in self.__dict__.get(_REPEATED, {}).items():
-            if key not in given and list(self.MODEL[key]) == values:  # maybe of fewer slices
+            if key not in given and list(self.MODEL[key]) == values:  # perhaps for fewer slices
                 self.MODEL[key] = values[:1]
         self.__dict__[_REPEATED] = broadcast_pixel_values(self)
 
@@ -151,11 +151,11 @@ def _defaults() -> CfgNode:
 
 def _refuse_unsafe(allow_unsafe: bool) -> None:
     if allow_unsafe:
-        raise ValueError("found allow_unsafe=True, expected False: configs run no code")
+        raise ValueError("found allow_unsafe=True, expected False: configs cannot run code")
 
 
 def _as_sections(pairs: Sequence[Any]) -> dict[str, dict[str, Any]]:
-    """Keys and values in turn as a file would have them; those in sections of sections left out."""
+    """Alternating keys and values, as in a file; without those of nested sections."""
     sections: dict[str, dict[str, Any]] = {}
     for key, value in zip(pairs[::2], pairs[1::2], strict=False):
         section, _, name = str(key).partition(".")
@@ -181,7 +181,9 @@ class _Files:
             last = [*self._begun.values()][-1]
             raise ValueError(f"{last}: {_BASE}: found {file}, which is based on it")
         if len(self._begun) == _MAX_BASES:
-            raise ValueError(f"{file}: {_BASE}: {_MAX_BASES} files are above it, expected fewer")
+            raise ValueError(
+                f"{file}: {_BASE}: found more than {_MAX_BASES} nested files, expected fewer"
+            )
         if place not in self._done:
             self._begun[place] = file
             self._done[place] = self._read(file)
@@ -190,7 +192,7 @@ class _Files:
 
     def _read(self, file: str) -> dict[str, Any]:
         if not file.startswith(_ADDRESSES) and not os.path.isfile(file):
-            message = f"{file}: does not exist, expected a config's file"
+            message = f"{file}: does not exist, expected a config file"
             raise FileNotFoundError(message + renamed_folder(file))
         content = read_yaml(PathManager.get_local_path(file))
         if not isinstance(content, dict):
@@ -206,7 +208,9 @@ class _Files:
         bases = content.pop(_BASE)
         bases = bases if isinstance(bases, list) else [bases]
         if len(bases) > _MAX_BASES:
-            raise ValueError(f"{file}: {_BASE}: found {len(bases)} files, expected fewer")
+            raise ValueError(
+                f"{file}: {_BASE}: found {len(bases)} files, expected at most {_MAX_BASES}"
+            )
         for base in bases:
             if not isinstance(base, str) or not base:
                 raise ValueError(
@@ -242,7 +246,7 @@ def _merge(file: str, content: Mapping, merged: dict[str, Any], prefix: str = ""
         if isinstance(value, dict) and key in merged:
             if not isinstance(merged[key], dict):
                 raise ValueError(
-                    f"{file}: {prefix}{key}: found keys, expected a value as {_BASE} has, such as "
+                    f"{file}: {prefix}{key}: found keys, expected a value as in {_BASE}, such as "
                     f"{short_repr(merged[key])}"
                 )
             _merge(file, value, merged[key], f"{prefix}{key}.")
@@ -278,14 +282,18 @@ def _check_kinds(cfg: CfgNode, defaults: CfgNode, prefix: str) -> None:
             raise ValueError(f"{key}: found None, expected a value such as {short_repr(old)}")
         kinds = {_kind(entry) for entry in _entries(value)}
         if "NaN" in kinds:
-            raise ValueError(f"{key}: found {short_repr(value)}, expected no NaN")
+            raise ValueError(f"{key}: found {short_repr(value)}, expected numbers without NaN")
         if (key in _NAMES | _NUMBERS or _levels(old) == 1) and _levels(value) > 1:
-            raise ValueError(f"{key}: found {short_repr(value)}, expected no list in the list")
+            raise ValueError(
+                f"{key}: found {short_repr(value)}, expected a list without nested lists"
+            )
         if key in _PAIRS and len(value) != 2:
             raise ValueError(f"{key}: found {short_repr(value)}, expected two numbers")
         expected = _kinds_of(key, old)
         if isinstance(value, list | tuple) and len(expected) == 1 and not kinds <= expected:
-            raise ValueError(f"{key}: found {short_repr(value)}, expected {min(expected)} in it")
+            raise ValueError(
+                f"{key}: found {short_repr(value)}, expected a list of {min(expected)}"
+            )
 
 
 def _kinds_of(key: str, old: Any) -> set[str]:

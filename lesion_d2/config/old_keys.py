@@ -148,7 +148,7 @@ def _drop_empty(content: dict[str, Any], key: str) -> None:
 
 
 def _both(place: str, old: str, new: str) -> str:
-    return f"{place}{old}: found beside {new}, its new name; expected {new} alone"
+    return f"{place}{old}: found together with its new name {new}, expected only {new}"
 
 
 def _warn(place: str, old: str, new: str) -> None:

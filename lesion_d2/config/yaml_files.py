@@ -18,7 +18,7 @@ def read_yaml(file: str | os.PathLike) -> object:
     """Read a YAML file as data: text, numbers, dates, lists and dicts.
 
     It cannot run code: tags such as ``!!python/...`` are an error. Each alias is read as a separate
-        copy.
+    copy.
 
     Args:
         file: its path, which is used in messages.
@@ -42,7 +42,7 @@ def read_yaml(file: str | os.PathLike) -> object:
         _Walk().through(content)
         return _copied(yaml.load(content, Loader=_Loader))
     except (yaml.YAMLError, ValueError, ArithmeticError) as error:
-        raise ValueError(f"{file}: found no readable YAML ({one_line(error)})") from None
+        raise ValueError(f"{file}: found invalid YAML ({one_line(error)})") from None
 
 
 class _Walk:
@@ -76,12 +76,12 @@ class _Walk:
             self._add(None, ended.nodes, ended.levels)
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in self.anchors:
-                raise ValueError(f"found the alias *{event.anchor} of nothing that ends before it")
+                raise ValueError(f"found the alias *{event.anchor}, expected its anchor before it")
             self._add(None, *self.anchors[event.anchor])
         elif isinstance(event, yaml.NodeEvent):
             if event.tag is not None:
                 raise ValueError(
-                    f"found the tag {short_repr(event.tag)}, expected values written out"
+                    f"found the tag {short_repr(event.tag)}, expected values without tags"
                 )
             if isinstance(event, yaml.ScalarEvent):
                 if event.anchor:
@@ -102,7 +102,7 @@ class _Walk:
         nodes = sum(collection.nodes for collection in self.open)
         levels = max(above + c.levels for above, c in enumerate(self.open))
         if nodes > _MAX_NODES:
-            raise ValueError(f"found more than {_MAX_NODES} values, aliases counted as often")
+            raise ValueError(f"found more than {_MAX_NODES} values with aliases expanded")
         if levels > _MAX_DEPTH:
             raise ValueError(f"found more than {_MAX_DEPTH} levels")
 

@@ -35,7 +35,7 @@ from .solver.schedule import resolve_epochs
 
 logger = logging.getLogger(__name__)
 
-_SEED: Check = ("SEED", lambda v: v < 2**32, "below 2^32, as NumPy has it; below 0 draws one")
+_SEED: Check = ("SEED", lambda v: v < 2**32, "below 2^32, as in NumPy; below 0 for a random seed")
 
 
 def load_config(args: argparse.Namespace) -> LesionConfig:
@@ -187,7 +187,7 @@ def check_device(cfg: CfgNode) -> None:
     if match[1] and torch.cuda.is_available() and int(match[1]) >= torch.cuda.device_count():
         raise InputError(
             f"MODEL.DEVICE: found {device!r}, expected one of the {torch.cuda.device_count()} GPUs "
-            "of this machine, which count from 0"
+            "of this machine, numbered from 0"
         )
 
 
@@ -212,7 +212,7 @@ def _fit_to_machine(cfg: CfgNode) -> None:
     fit_device(cfg)
     num_workers, cores = count_workers(cfg.DATALOADER.NUM_WORKERS), count_cores()
     if num_workers != cfg.DATALOADER.NUM_WORKERS:
-        logger.info(f"DATALOADER.NUM_WORKERS becomes {num_workers} on {cores} cores")
+        logger.info(f"DATALOADER.NUM_WORKERS is set to {num_workers} on {cores} cores")
         cfg.DATALOADER.NUM_WORKERS = num_workers
     share_cores(cfg)
 
@@ -276,8 +276,8 @@ def check_shared_device(device: str, number: int) -> None:
     """
     if ":" in device and (number > 1 or device != "cuda:0"):
         raise InputError(
-            f"MODEL.DEVICE: found {device!r}, expected 'cuda': of several processes each has a GPU "
-            "of its own"
+            f"MODEL.DEVICE: found {device!r}, expected 'cuda': each of several processes uses a "
+            "different GPU"
         )
 
 

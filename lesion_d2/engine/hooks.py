@@ -193,7 +193,7 @@ class _PatienceHook(HookBase):
         if not self._has_warned:
             self._has_warned = True
             missing = _missing_metric(self._val_metric, latest)
-            logger.warning(f"{type(self).__name__} counts nothing: {missing}")
+            logger.warning(f"{type(self).__name__} does not count: {missing}")
         return None
 
     def _count(self, value: float, iteration: int) -> None:
@@ -354,4 +354,4 @@ def is_evaluated(trainer: TrainerBase, eval_period: int) -> bool:
 def _missing_metric(name: str, latest: dict[str, tuple[float, int]]) -> str:
     newest = max((iteration for _, iteration in latest.values()), default=0)
     given = sorted(n for n, (_, iteration) in latest.items() if "/" in n and iteration == newest)
-    return f"the evaluation gives no TEST.BEST_METRIC {name!r}, but {given}"
+    return f"the evaluation has no TEST.BEST_METRIC {name!r}, but {given}"

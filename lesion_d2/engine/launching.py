@@ -105,7 +105,7 @@ def find_place(dist_url: str, environ: Mapping[str, str]) -> Place | None:
     if not (rank < size and local_rank < local_size and size % local_size == 0):
         raise InputError(
             f"--dist-url env://: found process {rank} of {size}, and on its machine {local_rank} "
-            f"of {local_size}; expected as many processes on all machines"
+            f"of {local_size}; expected the same number of processes on all machines"
         )
     return Place(rank, size, local_rank, local_size, address, port)
 
@@ -123,8 +123,8 @@ def _of_slurm(environ: Mapping[str, str]) -> dict[str, str]:
     equal = re.fullmatch(r"([0-9]+)(\(x[0-9]+\))?", tasks)
     if equal is None:
         raise InputError(
-            f"--dist-url env://: found SLURM_STEP_TASKS_PER_NODE {tasks}, expected as many on all "
-            "nodes: give srun --ntasks-per-node"
+            f"--dist-url env://: found SLURM_STEP_TASKS_PER_NODE {tasks}, expected the same number "
+            "on all nodes: use srun --ntasks-per-node"
         )
     job = environ.get("SLURM_JOB_ID", "0")
     return {
@@ -161,8 +161,8 @@ def _join(place: Place, device: str) -> None:
     if on_gpu and place.local_rank >= torch.cuda.device_count():
         raise InputError(
             f"process {place.local_rank} of {place.local_size} on this machine: found "
-            f"{torch.cuda.device_count()} GPUs, expected one for each process, which all of them "
-            "see (of srun: --gpus-per-node, and --gpu-bind=none)"
+            f"{torch.cuda.device_count()} GPUs, expected one for each process, visible to all "
+            "of them (srun: --gpus-per-node, and --gpu-bind=none)"
         )
     os.environ |= {
         "RANK": str(place.rank),

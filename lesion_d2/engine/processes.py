@@ -51,10 +51,10 @@ def has_unused_parameters(model: nn.Module) -> bool:
         return True
     try:
         return _leaves_parameters(model, names)
-    except Exception as error:  # whatever a backbone that nobody knows raises
+    except Exception as error:  # an unknown backbone may raise any
         logger.info(
-            f"{type(model.backbone).__name__} does not work without values ({error!r}): parameters "
-            "without gradients are looked for at every step"
+            f"{type(model.backbone).__name__} does not work on the meta device ({error!r}): "
+            "every step searches for parameters without gradients"
         )
         return True
 

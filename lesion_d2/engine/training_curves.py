@@ -43,7 +43,7 @@ def read_metrics(file: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndar
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: a line other than the last is not such an object.
+        ValueError: a line other than the last is not a JSON object with an iteration.
     """
     lines = Path(file).read_bytes().splitlines(keepends=True)
     values: dict[str, dict[int, float]] = {}
@@ -96,7 +96,7 @@ def plot_training(curves: Curves, file: str | os.PathLike, *, title: str = "") -
         ValueError: see :func:`has_curves`.
     """
     if not has_curves(curves):
-        raise ValueError("found no losses of two iterations or more, expected those of a training")
+        raise ValueError("found losses of fewer than two iterations, expected at least two")
     panels = {
         "Loss": _losses(curves),
         "Average precision (%)": _of_data_sets(curves, _PRECISION),

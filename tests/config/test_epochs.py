@@ -44,7 +44,7 @@ def test_iterations_of_a_file_replace_epochs_of_its_base(text, cfg, tmp_path):
 
 
 def test_both_in_one_place_are_an_error(cfg, tmp_path):
-    message = "SOLVER.MAX_ITER: found {} beside SOLVER.MAX_EPOCHS {}, expected one of them"
+    message = "SOLVER.MAX_ITER: found {} and SOLVER.MAX_EPOCHS {}, expected only one of them"
     file = write(tmp_path, a="SOLVER: {MAX_EPOCHS: 2.0, MAX_ITER: 10}")
     with pytest.raises(ValueError, match=f"^{file}: {message.format(10, 2.0)}"):
         cfg.merge_from_file(file)

@@ -47,7 +47,7 @@ def test_bases_are_read_once_each(tmp_path):
         ("_BASE_: [[b.yaml]]", r"a.yaml: _BASE_: found \['b.yaml'\], expected a file's path"),
         ("_BASE_: ''", "a.yaml: _BASE_: found '', expected a file's path"),
         (f"_BASE_: [{', '.join(['c.yaml'] * 21)}]", "a.yaml: _BASE_: found 21 files, expected"),
-        ("_BASE_: gone.yaml", "gone.yaml: does not exist, expected a config's file"),
+        ("_BASE_: gone.yaml", "gone.yaml: does not exist, expected a config file"),
         (
             "_BASE_: configs/tao/parts/phantom.yaml",
             r"phantom.yaml: does not exist, .* \(configs/tao is now configs/3dce_attention\)",
@@ -55,11 +55,11 @@ def test_bases_are_read_once_each(tmp_path):
         ("_BASE_: .", "does not exist"),
         ("_BASE_: 'http://127.0.0.1:9/a.yaml'", "refused"),
         ("MODEL: 5", "^MODEL: found 5, expected keys below it"),
-        ("_BASE_: evil.yaml", "evil.yaml: found no readable YAML .line 1: found the tag"),
-        ("_BASE_: f0.yaml", "f19.yaml: _BASE_: 20 files are above it, expected fewer"),
+        ("_BASE_: evil.yaml", "evil.yaml: found invalid YAML .line 1: found the tag"),
+        ("_BASE_: f0.yaml", "f19.yaml: _BASE_: found more than 20 nested files, expected fewer"),
         (
             "_BASE_: c.yaml\nA: {B: {C: 1}}",
-            "a.yaml: A.B: found keys, expected a value as _BASE_ has, such as 1",
+            "a.yaml: A.B: found keys, expected a value as in _BASE_, such as 1",
         ),
         ("", "a.yaml: found nothing, expected keys such as MODEL"),
         ("- MODEL", r"a.yaml: found \['MODEL'\], expected keys"),
@@ -70,12 +70,18 @@ def test_bases_are_read_once_each(tmp_path):
         ("VERSION: 1", "VERSION: found 1, expected 2"),
         ("VERSION: 2.0", "VERSION: found 2.0, expected 2"),
         ("MODEL: {WEIGHT: x}", "VERSION: found 1, expected 2"),
-        ("SOLVER: {BASE_LR: .nan}", "SOLVER.BASE_LR: found nan, expected no NaN"),
+        ("SOLVER: {BASE_LR: .nan}", "SOLVER.BASE_LR: found nan, expected numbers without NaN"),
         ("SOLVER: {BASE_LR: null}", "SOLVER.BASE_LR: found None, expected a value such as 0.001"),
-        ("MODEL: {PIXEL_MEAN: [a]}", r"MODEL.PIXEL_MEAN: found \['a'\], expected numbers in it"),
-        ("MODEL: {PIXEL_MEAN: [.nan]}", "MODEL.PIXEL_MEAN: found .nan., expected no NaN"),
-        ("DATASETS: {TRAIN: [5]}", r"DATASETS.TRAIN: found \(5,\), expected texts in it"),
-        ("DATASETS: {TEST: '(5,)'}", r"DATASETS.TEST: found \(5,\), expected texts in it"),
+        (
+            "MODEL: {PIXEL_MEAN: [a]}",
+            r"MODEL.PIXEL_MEAN: found \['a'\], expected a list of numbers",
+        ),
+        (
+            "MODEL: {PIXEL_MEAN: [.nan]}",
+            "MODEL.PIXEL_MEAN: found .nan., expected numbers without NaN",
+        ),
+        ("DATASETS: {TRAIN: [5]}", r"DATASETS.TRAIN: found \(5,\), expected a list of texts"),
+        ("DATASETS: {TEST: '(5,)'}", r"DATASETS.TEST: found \(5,\), expected a list of texts"),
         ("MODEL: '" + "(" * 5000 + "'", r"^MODEL: found '\(\(.{50,}, expected keys below it$"),
         ("SOLVER: 5", "^SOLVER: found 5, expected keys below it"),
         ("SOLVER: {STEPS: '" + "-" * 90000 + "1'}", "levels|Type mismatch"),
@@ -95,9 +101,9 @@ def test_a_bad_file_is_one_line(tmp_path, cfg, text, message):
     "key, value, message",
     [
         ("DATASETS.TRAIN", "(5,)", r"DATASETS.TRAIN: found \(5,\), expected texts"),
-        ("DATASETS.TRAIN", "(('a',),)", "DATASETS.TRAIN: .* expected no list in the list"),
+        ("DATASETS.TRAIN", "(('a',),)", "DATASETS.TRAIN: .* expected a list without nested lists"),
         ("INPUT.CT.HU_WINDOW", "()", r"INPUT.CT.HU_WINDOW: found \(\), expected two numbers"),
-        ("SOLVER.STEPS", "((1,), 2)", "SOLVER.STEPS: .* expected no list in the list"),
+        ("SOLVER.STEPS", "((1,), 2)", "SOLVER.STEPS: .* expected a list without nested lists"),
         ("MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16, 32]]", None),
         ("SOLVER.BASE_LR", "None", "SOLVER.BASE_LR: found None"),
         ("SOLVER.STEPS", "('a',)", "SOLVER.STEPS: found .'a',., expected numbers"),
@@ -131,9 +137,9 @@ def test_keys_of_others_and_sections_alone_take_what_they_did(tmp_path, cfg):
 
 def test_nothing_is_loaded_unsafely_on_demand(tmp_path, cfg):
     file = write(tmp_path, a="SOLVER: {MAX_ITER: 5}")
-    with pytest.raises(ValueError, match="configs run no code"):
+    with pytest.raises(ValueError, match="configs cannot run code"):
         cfg.merge_from_file(file, allow_unsafe=True)
-    with pytest.raises(ValueError, match="configs run no code"):
+    with pytest.raises(ValueError, match="configs cannot run code"):
         LesionConfig.load_yaml_with_base(file, allow_unsafe=True)
 
 

@@ -56,7 +56,7 @@ def test_an_old_key_sets_the_new_one_with_a_warning(old, new, cfg, tmp_path, cap
 @pytest.mark.parametrize("old, new", OLD_KEYS.items())
 def test_a_key_under_both_names_is_an_error(old, new, cfg, tmp_path):
     value = value_of(cfg, new)
-    message = f"{old}: found beside {new}, its new name; expected {new} alone"
+    message = f"{old}: found together with its new name {new}, expected only {new}"
     names = {key.replace(".", "__"): value for key in (old, new)}
     with pytest.raises(ValueError, match=f"a.yaml: {message}"):
         cfg.merge_from_file(write(tmp_path, a=nested(**names)))

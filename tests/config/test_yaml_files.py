@@ -41,7 +41,7 @@ _MERGES = "a0: &a0 {x: 1}\n" + "".join(
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("a: 1\nb: &b [*b]", r"line 2: found the alias \*b of nothing that ends before it"),
+        ("a: 1\nb: &b [*b]", r"line 2: found the alias \*b, expected its anchor before it"),
         ("a: *b", r"line 1: found the alias \*b of nothing"),
         (_BOMB, "line 1[5-7]: found more than 100000 values"),
         (_MERGES, "found more than 100000 values"),
@@ -63,7 +63,7 @@ def test_what_is_no_plain_yaml_is_one_line(tmp_path, text, message):
     file = write(tmp_path, text)
     with pytest.raises(ValueError, match=message) as error:
         read_yaml(file)
-    assert str(error.value).startswith(f"{file}: found no readable YAML (")
+    assert str(error.value).startswith(f"{file}: found invalid YAML (")
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 

@@ -56,9 +56,9 @@ def test_the_first_process_listens_on_the_first_node(nodes, first):
         ({}, "found no MASTER_ADDR, expected to be started by torchrun or srun"),
         ({**TORCHRUN, "RANK": "x"}, "found RANK 'x', expected a number"),
         ({**TORCHRUN, "RANK": "8"}, "found process 8 of 8"),
-        ({**TORCHRUN, "LOCAL_RANK": "4"}, "on its machine 4 of 4; expected as many"),
-        ({**TORCHRUN, "WORLD_SIZE": "9"}, "expected as many processes on all machines"),
-        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "3,1"}, "give srun --ntasks-per-node"),
+        ({**TORCHRUN, "LOCAL_RANK": "4"}, "on its machine 4 of 4; expected the same number"),
+        ({**TORCHRUN, "WORLD_SIZE": "9"}, "expected the same number of processes on all machines"),
+        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "3,1"}, "use srun --ntasks-per-node"),
         ({"SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "a"}, "found WORLD_SIZE '', expected a num"),
     ],
 )

@@ -193,6 +193,6 @@ def test_a_metric_that_is_not_given_is_told_of_once_and_not_counted(tmp_path, ca
     warned = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(warned) == 2  # both hooks
     assert warned[0] == (
-        "PlateauHook counts nothing: the evaluation gives no TEST.BEST_METRIC 'bbox/AP50', but "
+        "PlateauHook does not count: the evaluation has no TEST.BEST_METRIC 'bbox/AP50', but "
         "['bbox/other']"
     )

@@ -107,9 +107,9 @@ def test_yaml_with_numbers_as_keys_and_images_directly_below(tmp_path):
         ("labels: {0: ~}\nmodalities: {0: CT}", "labels: found the name None, expected text"),
         ("labels: {0: [a]}\nmodalities: {0: CT}", "labels: found the name .*a.*, expected text"),
         ("labels: {0: a}\nmodalities: {0: true}", "modalities: found the name True, expected"),
-        ("a: &a [*a]\nlabels: {0: *a}", r"found no readable YAML \(line 1: found the alias \*a"),
-        ("labels: {0: !!str a}", r"found no readable YAML \(line 1: found the tag"),
-        ("labels: {0: a", "found no readable YAML"),
+        ("a: &a [*a]\nlabels: {0: *a}", r"found invalid YAML \(line 1: found the alias \*a"),
+        ("labels: {0: !!str a}", r"found invalid YAML \(line 1: found the tag"),
+        ("labels: {0: a", "found invalid YAML"),
     ],
 )
 def test_bad_yaml_is_one_line(tmp_path, text, message):

@@ -209,7 +209,7 @@ def test_images_share_the_scale_of_a_level():
             "MODEL.UNET_FPN.ATTENTION: found False with MODEL.BACKBONE.NAME",
         ),
         ({"MODEL__UNET_FPN__GATES": True}, "Non-existent key: MODEL.UNET_FPN.GATES"),
-        ({"MODEL__VGG__WIDTH": 8}, "model.pth: lacks, or has in another shape, "),
+        ({"MODEL__VGG__WIDTH": 8}, "of the model's weights missing or of another shape, "),
     ],
 )
 def test_bad_models_are_one_line(tiny_phantom, weights, tmp_path, capsys, changes, message):

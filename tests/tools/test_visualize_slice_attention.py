@@ -109,7 +109,11 @@ def test_without_an_attention_its_part_is_left_out(tiny_phantom, tmp_path, capsy
             "MODEL.RFCN_3DCE: found CONTEXTUAL_ATTENTION False and SPATIAL_ATTENTION False, "
             "expected at least one of them True",
         ),
-        ("3dce_9_cs", {"MODEL__VGG__WIDTH": 8}, "3dce_9_cs.pth: lacks, or has in another shape, "),
+        (
+            "3dce_9_cs",
+            {"MODEL__VGG__WIDTH": 8},
+            "of the model's weights missing or of another shape, ",
+        ),
     ],
 )
 def test_bad_models_are_one_line(tiny_phantom, weights, tmp_path, capsys, name, changes, message):

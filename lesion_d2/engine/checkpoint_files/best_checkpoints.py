@@ -93,7 +93,7 @@ class KeepBestHook(hooks.BestCheckpointer):
         except FileNotFoundError:
             return []
         except (OSError, ValueError) as error:  # if raised here, other processes would wait
-            logger.warning(f"Nothing counts as kept so far: {error}")
+            logger.warning(f"The earlier ranking of checkpoints is ignored: {error}")
             return []
 
     def _best_checking(self) -> None:
@@ -141,12 +141,12 @@ def read_ranking(folder: str | Path) -> list[dict]:
 
     Raises:
         FileNotFoundError: the folder has none.
-        ValueError: the file is not such a ranking.
+        ValueError: the file is not a ranking.
     """
     path = Path(folder) / _RANKING
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such ranking of checkpoints (TEST.NUM_BEST_CHECKPOINTS)"
+            f"{path}: no such file, expected a ranking of checkpoints (TEST.NUM_BEST_CHECKPOINTS)"
         )
     try:
         ranking = parse_json(path.read_bytes(), path)
@@ -192,6 +192,8 @@ def checkpoint_files(names: Iterable[str]) -> list[str]:
             continue
         ranking = read_ranking(name)
         if not ranking:
-            raise ValueError(f"{name}: found no checkpoint in its {_RANKING}, expected some")
+            raise ValueError(
+                f"{name}: found no checkpoint in its {_RANKING}, expected at least one"
+            )
         files += [str(Path(name) / entry["file"]) for entry in ranking]
     return files

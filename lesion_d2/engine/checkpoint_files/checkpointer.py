@@ -59,7 +59,7 @@ def _explain_bad_file(path: str) -> Iterator[None]:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{path}: found no whole checkpoint in its {os.path.getsize(path)} bytes ({reason}), "
+            f"{path}: found no complete checkpoint in {os.path.getsize(path)} bytes ({reason}), "
             "expected a .pth, .safetensors or .pkl file of weights"
         ) from error
 
@@ -189,7 +189,9 @@ class LesionCheckpointer(DetectionCheckpointer):
             if query.pop("matching_heuristics", ["False"]) == ["True"]:
                 loaded["matching_heuristics"] = True
             if query:
-                raise ValueError(f"found {query} behind its name, expected matching_heuristics")
+                raise ValueError(
+                    f"found the query {query} after its name, expected matching_heuristics"
+                )
             weights = loaded["model"]
             if not isinstance(weights, Mapping) or not weights:
                 raise ValueError(f"'model' is {type(weights).__name__}, not named weights")
@@ -216,7 +218,7 @@ class LesionCheckpointer(DetectionCheckpointer):
         url = self._parsed_url_during_load.geturl()
         if url.startswith(PREFIX) and num_backbones == 0:
             raise ValueError(
-                f"{url}: found no backbone of torchvision's in the model, expected a "
+                f"{url}: found no torchvision backbone in the model, expected a "
                 "MODEL.BACKBONE.NAME with one, such as build_vgg_fpn_backbone, or a ResNet"
             )
 
@@ -375,8 +377,8 @@ def check_complete(weights: Mapping[str, Any], model_weights: Mapping[str, Tenso
     ]
     if lacking:
         raise ValueError(
-            f"lacks, or has in another shape, {len(lacking)} of the model's weights, such as "
-            f"{lacking[0]}; expected a checkpoint of this config's model"
+            f"found {len(lacking)} of the model's weights missing or of another shape, such "
+            f"as {lacking[0]}; expected a checkpoint of this config's model"
         )
     ignored = [name for name in found.keys() - model_weights.keys() if "attention." in name]
     if ignored:
@@ -416,7 +418,7 @@ def check_predictor(
         if not for_training:
             shapes = (
                 f"found {name} {tuple(weight.shape)}, expected {tuple(target.shape)}: another "
-                "number of classes or anchors (config.yaml of a training's OUTPUT_DIR has its own)"
+                "number of classes or anchors (see config.yaml in the OUTPUT_DIR of its training)"
             )
             raise ValueError(_other_classes(found, expected) if is_rcnn else shapes)
 
@@ -431,12 +433,12 @@ def _other_classes(found: int, expected: int) -> str:
 def _advice(found: int, expected: int) -> str:
     if found < expected:
         return (
-            ": it is of a model without the class of false positives. To use it set "
+            ": the checkpoint is of a model without the class of false positives. To use it set "
             f"MODEL.ROI_HEADS.NAME StandardROIHeads and NUM_CLASSES {found} (as "
             "configs/uldor/mask_rcnn.yaml); to train ULDor start from a backbone's weights"
         )
     return (
-        ": it is of a model with the class of false positives. To use it set MODEL.ROI_HEADS.NAME "
-        f"ULDorROIHeads and NUM_CLASSES {found} (as configs/uldor/uldor.yaml); to train a model "
-        "without it start from a backbone's weights"
+        ": the checkpoint is of a model with the class of false positives. To use it set "
+        f"MODEL.ROI_HEADS.NAME ULDorROIHeads and NUM_CLASSES {found} (as "
+        "configs/uldor/uldor.yaml); to train a model without it start from a backbone's weights"
     )

@@ -49,6 +49,7 @@ def bare_name(name: object, place: object) -> str:
     )
     if not is_bare:
         raise ValueError(
-            f"{place}: found {str(name)[:100]!r}, expected the bare name of a checkpoint beside it"
+            f"{place}: found {str(name)[:100]!r}, expected the file name of a checkpoint in the "
+            "same folder"
         )
     return name

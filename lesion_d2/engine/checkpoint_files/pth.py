@@ -61,7 +61,7 @@ def check_zip(path: str) -> bool:
         infos = parts.infolist()
         names = {info.filename for info in infos}
         if len(names) < len(infos) or sum(i.file_size for i in infos) > os.path.getsize(path):
-            raise ValueError("found parts that have one name or lie over each other")
+            raise ValueError("found parts with the same name or overlapping")
         for info in infos:
             if info.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"found {printable(info.filename)[:100]} compressed")
@@ -70,7 +70,9 @@ def check_zip(path: str) -> bool:
         has_sums = any(info.CRC for info in infos)  # none with set_crc32_options(False)
         damaged = parts.testzip() if has_sums else None
         if damaged is not None:
-            raise ValueError(f"found another checksum of {printable(damaged)[:100]}: it is damaged")
+            raise ValueError(
+                f"found a wrong checksum of {printable(damaged)[:100]}: the file is damaged"
+            )
         for info in infos:
             if info.filename.endswith(_PICKLE):
                 if not has_sums:

@@ -34,7 +34,7 @@ def read_safetensors(path: str) -> dict[str, Any]:
         return {"model": tensors}
     rest = metadata.get(_REST, "")
     if metadata.get(_CHECKSUM) != _checksum(tensors, rest):
-        raise ValueError("found another checksum: it is damaged")
+        raise ValueError("found a wrong checksum: the file is damaged")
     data = _decoded(json.loads(rest), tensors)
     weights = {name: tensors[name] for name in data.pop("model")}
     return {"model": weights, **data}

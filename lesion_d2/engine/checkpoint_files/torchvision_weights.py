@@ -53,7 +53,7 @@ class TorchvisionHandler(PathHandler):
                 torch.hub.download_url_to_file(url, file, hash_prefix=checksum)
             except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: wrong checksum
                 raise FileNotFoundError(
-                    f"{path}: found no file {file}, and no whole one at {url} ({error})"
+                    f"{path}: found no file {file}, and cannot download {url} completely ({error})"
                 ) from error
         return file
 
@@ -149,13 +149,13 @@ def _check_resnet(weights: dict[str, Any], resnet: ResNet) -> None:
     block = resnet.res3[0] if "res3" in resnet.stage_names else resnet.res2[0]
     if hasattr(block, "conv3") and max(block.conv1.stride) > 1:
         raise ValueError(
-            "found torchvision's ResNet, whose strides are in the 3 x 3 convolutions, expected "
-            "MODEL.RESNETS.STRIDE_IN_1X1 False for it"
+            "found torchvision's ResNet, which has its strides in the 3 x 3 convolutions, expected "
+            "MODEL.RESNETS.STRIDE_IN_1X1 False"
         )
     norm = resnet.stem.conv1.norm
     if not isinstance(norm, (FrozenBatchNorm2d, nn.modules.batchnorm._BatchNorm)):
         raise ValueError(
-            "found torchvision's ResNet, expected a batch normalization for it, as by "
+            "found torchvision's ResNet, expected batch normalization, such as "
             "MODEL.RESNETS.NORM FrozenBN"
         )
     state = resnet.state_dict()
@@ -169,8 +169,8 @@ def _check_resnet(weights: dict[str, Any], resnet: ResNet) -> None:
         name = min(wanted ^ given)
         where = "the model" if name in wanted else "the file"
         raise ValueError(
-            f"found a torchvision ResNet with other blocks: {name} is in {where} alone, and "
-            f"{len(wanted ^ given) - 1} more such; expected one of MODEL.RESNETS.DEPTH"
+            f"found a torchvision ResNet with other blocks: {name} is only in {where}, and "
+            f"{len(wanted ^ given) - 1} others; expected a ResNet of MODEL.RESNETS.DEPTH"
         )
     for name in sorted(wanted):
         found, expected = tuple(weights[name].shape), tuple(state[name].shape)
@@ -202,6 +202,6 @@ def _check_names_and_shapes(weights: dict[str, Any], backbone: nn.Module) -> lis
     if others:
         raise ValueError(
             f"found {others[0]} of shape {tuple(weights[others[0]].shape)}, expected "
-            f"{tuple(state[others[0]].shape)}, and {len(others) - 1} more such; {source}"
+            f"{tuple(state[others[0]].shape)}, and {len(others) - 1} others; {source}"
         )
     return wanted

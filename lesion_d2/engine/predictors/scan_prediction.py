@@ -244,7 +244,7 @@ def _read(instances: Instances, index: int, name: str) -> SliceDetections:
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise ValueError(
             f"{name}, slice {index}: found a box or score that is not a finite number, expected "
-            "weights that give such alone"
+            "weights with finite outputs"
         )
     masks = _pack_masks(instances.pred_masks) if instances.has("pred_masks") else None
     return SliceDetections(index, boxes, scores, instances.pred_classes.cpu().numpy(), masks)

@@ -89,7 +89,7 @@ def rewind_metrics(json_file: str, start_iter: int) -> None:
         file.seek(0)
         file.writelines(kept)
         file.truncate()
-    logger.info(f"{json_file}: left out {len(lines) - len(kept)} lines after {start_iter}")
+    logger.info(f"{json_file}: removed {len(lines) - len(kept)} lines after iteration {start_iter}")
 
 
 def _before(lines: Iterable[bytes], start_iter: int) -> Iterator[bytes]:

@@ -74,8 +74,8 @@ class ProcessStateHook(HookBase):
             restore_process_state(self.trainer.model, state)
         elif states:
             logger.warning(
-                f"Random states of {len(states)} processes are in the checkpoint, and there are "
-                f"{comm.get_world_size()}: they restart, unlike without the interruption"
+                f"The checkpoint has random states of {len(states)} processes, but there are "
+                f"{comm.get_world_size()}: random numbers differ from an uninterrupted run"
             )
 
 

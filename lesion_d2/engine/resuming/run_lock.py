@@ -58,7 +58,9 @@ def _hold(folder: str) -> str | None:
     except BlockingIOError:
         return _fault(folder)
     except OSError as error:
-        logger.warning(f"OUTPUT_DIR: {folder} cannot be locked ({error}): start no other run there")
+        logger.warning(
+            f"OUTPUT_DIR: {folder} cannot be locked ({error}): do not start another run in it"
+        )
     return None
 
 

@@ -44,7 +44,7 @@ def check_epochs(cfg: CfgNode) -> None:
         for value in epochs if isinstance(epochs, tuple | list) else (epochs,):
             if not 0 <= value < math.inf:
                 raise ValueError(
-                    f"{section}.{source}: found {value}, expected 0 (not set) or a number above"
+                    f"{section}.{source}: found {value}, expected 0 (not set) or a positive number"
                 )
 
 
@@ -83,7 +83,7 @@ def _drop_late_steps(cfg: CfgNode) -> None:
     steps = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)
     if len(steps) < len(cfg.SOLVER.STEPS):
         logger.info(
-            f"SOLVER.STEPS = {tuple(cfg.SOLVER.STEPS)} becomes {steps}: the others do not lie "
+            f"SOLVER.STEPS = {tuple(cfg.SOLVER.STEPS)} is reduced to {steps}: the others are not "
             f"before SOLVER.MAX_ITER = {cfg.SOLVER.MAX_ITER}"
         )
         cfg.SOLVER.STEPS = steps

@@ -217,7 +217,10 @@ def test_an_unreadable_ranking_is_told_of_and_written_anew(tmp_path, caplog, con
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "best.json").write_text(content)
     Run(tmp_path, [1.0, 2.0]).run()
-    assert "Nothing counts as kept so far: " in caplog.text and "found no ranking" in caplog.text
+    assert (
+        "The earlier ranking of checkpoints is ignored: " in caplog.text
+        and "found no ranking" in caplog.text
+    )
     assert _kept(tmp_path) == [(2.0, 1), (1.0, 0)]
 
 
@@ -269,7 +272,7 @@ ENTRY = '[{"file": "a.pth", "metric": "b", "value": 5.5, "iteration": 7, "run_id
 @pytest.mark.parametrize(
     "content, error, message",
     [
-        (None, FileNotFoundError, "best.json: no such ranking"),
+        (None, FileNotFoundError, "best.json: no such file"),
         ("[", ValueError, "found no ranking"),
         ('{"file": 1}', ValueError, "found no ranking"),
         ("[1]", ValueError, "found no ranking"),

@@ -207,7 +207,11 @@ def _attentive(*, num_images: int = 1, contextual: bool = False) -> nn.Module:
 @pytest.mark.parametrize(
     ("trained", "used", "message"),
     [
-        ({}, {"num_images": 3}, "lacks, or has in another shape, 1 of .* such as box_head.weight;"),
+        (
+            {},
+            {"num_images": 3},
+            "found 1 of .* missing or of another shape, such as box_head.weight;",
+        ),
         ({}, {"contextual": True}, "lacks.* such as backbone.contextual_attention.scores.weight"),
         ({"contextual": True}, {}, "found backbone.contextual_attention.scores.weight, which the"),
     ],
@@ -306,10 +310,10 @@ def test_what_is_no_checkpoint_is_named(tmp_path, ending, kind):
     detector = _Detector(3)
     checkpointer = LesionCheckpointer(detector)
     before = detector.conv1.weight.clone()
-    with pytest.raises(ValueError, match=rf"weights{ending}: found no whole checkpoint"):
+    with pytest.raises(ValueError, match=rf"weights{ending}: found no complete checkpoint"):
         checkpointer.load(str(path))
     assert torch.equal(detector.conv1.weight, before)
-    with pytest.raises(ValueError, match=rf"weights{ending}: found no whole checkpoint"):
+    with pytest.raises(ValueError, match=rf"weights{ending}: found no complete checkpoint"):
         check_weights(str(path))
 
     path.write_bytes(whole)  # the checkpointer is still good

@@ -146,7 +146,7 @@ def test_a_program_a_compressed_file_and_one_that_asks_for_too_much_are_refused(
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "w") as parts:
         for _ in range(2):
             parts.writestr("a/data/0", bytes(100))
-    with pytest.raises(ValueError, match="parts that have one name or lie over each other"):
+    with pytest.raises(ValueError, match="parts with the same name or overlapping"):
         read_file(path)
 
 

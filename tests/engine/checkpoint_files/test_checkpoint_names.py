@@ -17,7 +17,9 @@ OTHERS = ["/etc/passwd", "../a.pth", "best/a.pth", "..", "", "a.pth\nb", "a\\b.p
 @pytest.mark.parametrize("name", OTHERS)
 def test_last_checkpoint_is_a_bare_name(tmp_path, name):
     (tmp_path / "last_checkpoint").write_text(name)
-    message = "last_checkpoint: found '.*', expected the bare name of a checkpoint beside it"
+    message = (
+        "last_checkpoint: found '.*', expected the file name of a checkpoint in the same folder"
+    )
     with pytest.raises(ValueError, match=message) as error:
         last_checkpoint(str(tmp_path))
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
@@ -38,7 +40,7 @@ def test_last_checkpoint_is_beside_its_tag(tmp_path):
 def test_the_best_checkpoints_are_bare_names(tmp_path, name):
     entry = {"file": name, "metric": "m", "value": 1.0, "iteration": 0, "run_id": "r"}
     (tmp_path / "best.json").write_text(json.dumps([entry]))
-    message = r"best\.json: .*found .*, expected (the bare name of a checkpoint|a name)"
+    message = r"best\.json: .*found .*, expected (the file name of a checkpoint|a name)"
     with pytest.raises(ValueError, match=message) as error:
         checkpoint_files([str(tmp_path)])
     assert "\n" not in str(error.value)

@@ -164,9 +164,9 @@ def resnet_50_file(quick_weights, tmp_path_factory):
         (50, {"STRIDE_IN_1X1": True}, "expected MODEL.RESNETS.STRIDE_IN_1X1 False"),
         (50, {"NORM": "GN"}, "expected a batch normalization .* MODEL.RESNETS.NORM FrozenBN"),
         (50, {"NORM": ""}, "expected a batch normalization"),
-        (101, {}, r"other blocks: res4.10.conv1.norm.bias is in the model alone, and \d+ more"),
+        (101, {}, r"other blocks: res4.10.conv1.norm.bias is only in the model, and \d+ others"),
         (50, {"RES2_OUT_CHANNELS": 128}, r"of shape .* expected .*\(MODEL.RESNETS\)"),
-        (18, {}, r"other blocks: res2\..* is in the file alone"),
+        (18, {}, r"other blocks: res2\..* is only in the file"),
     ],
 )
 def test_a_resnet_that_is_not_torchvisions_is_told_of(resnet_50_file, depth, changes, message):
@@ -185,7 +185,7 @@ def test_a_resnet_is_nothing_for_another_backbone(tmp_path, hub):
     detector.backbone = nn.Conv2d(3, 4, 1)
     with pytest.raises(ValueError, match="none of the model's weights among its 122 names"):
         check_weights(str(tmp_path / "weights.pth"), detector)
-    with pytest.raises(ValueError, match="found no backbone of torchvision's in the model"):
+    with pytest.raises(ValueError, match="found no torchvision backbone in the model"):
         check_weights("torchvision://resnet18", detector)
 
 
@@ -346,9 +346,7 @@ def test_a_bare_backbone_and_several_backbones(tmp_path):
 
 def test_an_address_needs_a_backbone_of_torchvisions(hub):
     _torchvision_file(hub / "vgg16-397923af.pth", "vgg16")
-    with pytest.raises(
-        ValueError, match=r"torchvision://vgg16: found no backbone of torchvision's"
-    ):
+    with pytest.raises(ValueError, match=r"torchvision://vgg16: found no torchvision backbone"):
         check_weights("torchvision://vgg16", nn.Conv2d(3, 64, 3))
 
 

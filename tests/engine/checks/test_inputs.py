@@ -281,14 +281,16 @@ def test_weights_that_are_cut_off_stop_a_run_before_it_writes(tiny_phantom, tmp_
     torch.save({"model": {"weight": torch.zeros(1000)}}, weights)
     weights.write_bytes(weights.read_bytes()[:2000])
     for flags in ((), ("--eval-only",)):
-        with pytest.raises(InputError, match=r"weights\.pth: found no whole checkpoint") as error:
+        with pytest.raises(
+            InputError, match=r"weights\.pth: found no complete checkpoint"
+        ) as error:
             train_net.main(tiny_args(tmp_path / "output", *flags, MODEL__WEIGHTS=weights))
         assert "\n" not in str(error.value)
     assert not (tmp_path / "output").exists()
 
 
 @pytest.mark.parametrize(
-    "content, message", [(None, "no such weight file"), (b"PK", "found no whole checkpoint")]
+    "content, message", [(None, "no such weight file"), (b"PK", "found no complete checkpoint")]
 )
 def test_a_last_checkpoint_that_is_gone_or_cut_off_is_told_of(tmp_path, content, message):
     (tmp_path / "last_checkpoint").write_text("model_0000001.pth")

@@ -32,7 +32,10 @@ def _check(folder, *flags, **changes) -> None:
             {"INPUT__CT__NUM_SLICES": 5},
             r"found weights for images of 3 slices .*, expected 5 \(INPUT.CT.NUM_SLICES\)",
         ),
-        ({"MODEL__RETINANET__NUM_CONVS": 2}, "lacks, or has in another shape, .*subnet"),
+        (
+            {"MODEL__RETINANET__NUM_CONVS": 2},
+            "found .* of the model's weights missing or of another shape, .*subnet",
+        ),
         (
             {
                 "MODEL__RETINA_UNET__SEG_LOSS_WEIGHT": 0.0,

@@ -196,8 +196,8 @@ def test_checkpoints_are_checked_before_the_evaluation(tiny_phantom, weights, tm
     name = next(name for name in state if name.endswith("cls_score.weight"))
     torch.save({"model": {**state, name: state[name].repeat(2, 1, 1, 1)}}, other)
     for path, message in (
-        (empty, "best.json: no such ranking"),
-        (broken, "broken.pth: found no whole checkpoint"),
+        (empty, "best.json: no such file"),
+        (broken, "broken.pth: found no complete checkpoint"),
         (other, "other.pth: found head.cls_score.weight .*: another number of classes or anchors"),
     ):
         with pytest.raises(InputError, match=f"TEST.ENSEMBLE.CHECKPOINTS: .*{message}"):

@@ -92,4 +92,4 @@ def test_a_folder_without_locks_is_told_of(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr("lesion_d2.engine.resuming.run_lock.take_lock", no_locks)
     hold_output(str(tmp_path))
-    assert "cannot be locked (no locks available): start no other run there" in caplog.text
+    assert "cannot be locked (no locks available): do not start another run in it" in caplog.text
