@@ -104,8 +104,8 @@ class LesionConfig(CfgNode):
         Raises:
             AssertionError: a value is missing.
             KeyError: there is no such key.
-            ValueError: a value cannot be used, a key is there under two names, or iterations
-                beside epochs.
+            ValueError: a value cannot be used, or a key is given under two names, or in both
+                iterations and epochs.
         """
         cfg_list = rename_in_list(cfg_list)
         for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=False):

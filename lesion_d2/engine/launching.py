@@ -41,7 +41,7 @@ def launch_run(main: Callable[[argparse.Namespace], object], args: argparse.Name
     """Start ``main(args)`` in all processes of a run, and wait for them.
 
     If torchrun has started this program, or with ``--dist-url env://`` torchrun or SLURM's srun,
-    this is one of the processes, and joins the others.
+    this process joins the others.
 
     Args:
         main: what each process does; it ends with ``finish_run``.

@@ -6,7 +6,7 @@ from detectron2.utils import comm
 from ..modeling import MeanTeacher, PseudoLabelCounts, summarize_pseudo_labels
 from .processes import share_running_statistics, unwrap
 
-#: Additional key in checkpoints of such a training; the model's weights are the teacher's.
+#: Additional key in checkpoints of a mean teacher; the model's weights are the teacher's.
 STUDENT = "student"
 
 

@@ -127,7 +127,7 @@ class HardNegativeMiner:
         """Arguments of ``HardNegativeMiner(cfg)``."""
 
         def read(name: str) -> list[dict]:
-            """What the training sees of a data set."""
+            """The dicts of a data set that training uses."""
             return read_dataset(name, DatasetOptions.from_config(cfg, name, "TRAIN"))
 
         return {

@@ -55,7 +55,7 @@ class EvaluationWriter(hooks.PeriodicWriter):
         """As in Detectron2; then write new results of this iteration."""
         super().after_step()
         if any((self.trainer.iter + 1) % period == 0 for period in self._eval_periods):
-            for writer in self._writers:  # they write nothing twice
+            for writer in self._writers:  # they do not write an iteration twice
                 if not isinstance(writer, CommonMetricPrinter):
                     writer.write()
 
