@@ -282,7 +282,7 @@ def _check_kinds(cfg: CfgNode, defaults: CfgNode, prefix: str) -> None:
             raise ValueError(f"{key}: found None, expected a value such as {short_repr(old)}")
         kinds = {_kind(entry) for entry in _entries(value)}
         if "NaN" in kinds:
-            raise ValueError(f"{key}: found {short_repr(value)}, expected numbers without NaN")
+            raise ValueError(f"{key}: found {short_repr(value)}, expected no NaN")
         if (key in _NAMES | _NUMBERS or _levels(old) == 1) and _levels(value) > 1:
             raise ValueError(
                 f"{key}: found {short_repr(value)}, expected a list without nested lists"

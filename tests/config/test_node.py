@@ -70,7 +70,7 @@ def test_bases_are_read_once_each(tmp_path):
         ("VERSION: 1", "VERSION: found 1, expected 2"),
         ("VERSION: 2.0", "VERSION: found 2.0, expected 2"),
         ("MODEL: {WEIGHT: x}", "VERSION: found 1, expected 2"),
-        ("SOLVER: {BASE_LR: .nan}", "SOLVER.BASE_LR: found nan, expected numbers without NaN"),
+        ("SOLVER: {BASE_LR: .nan}", "SOLVER.BASE_LR: found nan, expected no NaN"),
         ("SOLVER: {BASE_LR: null}", "SOLVER.BASE_LR: found None, expected a value such as 0.001"),
         (
             "MODEL: {PIXEL_MEAN: [a]}",
@@ -78,7 +78,7 @@ def test_bases_are_read_once_each(tmp_path):
         ),
         (
             "MODEL: {PIXEL_MEAN: [.nan]}",
-            "MODEL.PIXEL_MEAN: found .nan., expected numbers without NaN",
+            "MODEL.PIXEL_MEAN: found .nan., expected no NaN",
         ),
         ("DATASETS: {TRAIN: [5]}", r"DATASETS.TRAIN: found \(5,\), expected a list of texts"),
         ("DATASETS: {TEST: '(5,)'}", r"DATASETS.TEST: found \(5,\), expected a list of texts"),
@@ -100,15 +100,19 @@ def test_a_bad_file_is_one_line(tmp_path, cfg, text, message):
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("DATASETS.TRAIN", "(5,)", r"DATASETS.TRAIN: found \(5,\), expected texts"),
+        ("DATASETS.TRAIN", "(5,)", r"DATASETS.TRAIN: found \(5,\), expected a list of texts"),
         ("DATASETS.TRAIN", "(('a',),)", "DATASETS.TRAIN: .* expected a list without nested lists"),
         ("INPUT.CT.HU_WINDOW", "()", r"INPUT.CT.HU_WINDOW: found \(\), expected two numbers"),
         ("SOLVER.STEPS", "((1,), 2)", "SOLVER.STEPS: .* expected a list without nested lists"),
         ("MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16, 32]]", None),
         ("SOLVER.BASE_LR", "None", "SOLVER.BASE_LR: found None"),
-        ("SOLVER.STEPS", "('a',)", "SOLVER.STEPS: found .'a',., expected numbers"),
-        ("TEST.VOLUME_CRITERIA", "(5,)", r"VOLUME_CRITERIA: found \(5,\), expected texts"),
-        ("SOLVER.STEPS", "(True,)", "SOLVER.STEPS: found .True,., expected numbers"),
+        ("SOLVER.STEPS", "('a',)", "SOLVER.STEPS: found .'a',., expected a list of numbers"),
+        (
+            "TEST.VOLUME_CRITERIA",
+            "(5,)",
+            r"VOLUME_CRITERIA: found \(5,\), expected a list of texts",
+        ),
+        ("SOLVER.STEPS", "(True,)", "SOLVER.STEPS: found .True,., expected a list of numbers"),
         ("SOLVER.MAX_ITER.X", "1", "Non-existent key: SOLVER.MAX_ITER.X"),
         ("SOLVER", "1", "SOLVER: found '1', expected keys below it"),
         ("SOLVER", "{'MAX_ITER': 1}", "SOLVER: found .* expected keys below it"),

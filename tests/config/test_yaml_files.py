@@ -42,7 +42,7 @@ _MERGES = "a0: &a0 {x: 1}\n" + "".join(
     "text, message",
     [
         ("a: 1\nb: &b [*b]", r"line 2: found the alias \*b, expected its anchor before it"),
-        ("a: *b", r"line 1: found the alias \*b of nothing"),
+        ("a: *b", r"line 1: found the alias \*b, expected its anchor"),
         (_BOMB, "line 1[5-7]: found more than 100000 values"),
         (_MERGES, "found more than 100000 values"),
         ("a: " + "[" * 10_000, "found more than 50 levels|exceeded maximum nesting depth"),
