@@ -153,7 +153,8 @@ def test_weights_without_the_attention_are_refused(tiny_phantom, tmp_path, capsy
     weights = save_weights(tmp_path, "3dce_9_c")
     assert main(command("3dce_9_cs", weights, "--output", str(tmp_path / "out"))) == 1
     error = capsys.readouterr().err
-    assert "1 of the model's weights, such as backbone.spatial_attention.scores.weight" in error
+    assert "found 1 of the model's weights missing or of another shape, such as " in error
+    assert "such as backbone.spatial_attention.scores.weight" in error
 
 
 def test_the_recorded_weights_are_those_of_the_forward_pass(tiny_phantom, weights):

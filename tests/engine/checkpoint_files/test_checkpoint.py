@@ -212,7 +212,11 @@ def _attentive(*, num_images: int = 1, contextual: bool = False) -> nn.Module:
             {"num_images": 3},
             "found 1 of .* missing or of another shape, such as box_head.weight;",
         ),
-        ({}, {"contextual": True}, "lacks.* such as backbone.contextual_attention.scores.weight"),
+        (
+            {},
+            {"contextual": True},
+            "missing or of another shape, such as backbone.contextual_attention.scores.weight",
+        ),
         ({"contextual": True}, {}, "found backbone.contextual_attention.scores.weight, which the"),
     ],
 )
