@@ -215,7 +215,7 @@ def _attentive(*, num_images: int = 1, contextual: bool = False) -> nn.Module:
         (
             {},
             {"contextual": True},
-            "missing or of another shape, such as backbone.contextual_attention.scores.weight",
+            "found 1 of .* such as backbone.contextual_attention.scores.weight",
         ),
         ({"contextual": True}, {}, "found backbone.contextual_attention.scores.weight, which the"),
     ],
