@@ -16,8 +16,10 @@ from .unet_fpn import (
     ResNetWithStem,
     TopDownFPN,
     UNetFPN,
+    build_fpn,
     build_resnet_fpn_stages_backbone,
     build_resnet_unet_fpn_backbone,
+    build_unet_fpn,
 )
 from .vgg import VGG, build_vgg_backbone, build_vgg_fpn_backbone, build_vgg_unet_fpn_backbone
 
@@ -34,10 +36,12 @@ __all__ = [
     "UNetFPN",
     "batch_images",
     "build_densenet_backbone",
+    "build_fpn",
     "build_fused_fpn_backbone",
     "build_resnet_fpn_stages_backbone",
     "build_resnet_unet_fpn_backbone",
     "build_slice_images_backbone",
+    "build_unet_fpn",
     "build_vgg_backbone",
     "build_vgg_fpn_backbone",
     "build_vgg_unet_fpn_backbone",
