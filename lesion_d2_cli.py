@@ -3,7 +3,7 @@
 lesion-d2                       list the programs
 lesion-d2 predict --help        same as python -m lesion_d2.tools.predict --help
 lesion-d2 train_net ...         same as python train_net.py ..., also in an installation
-lesion-d2 configs [WORD]        list the config files, or those with WORD in their path
+lesion-d2 configs [WORD ...]    list the config files, or those with all words in their path
 
 It does not import the package, because that takes seconds, and the started program replaces it.
 """
@@ -66,15 +66,20 @@ def describe(package: Path) -> str:
     Args:
         package: the folder of ``lesion_d2``.
     """
-    groups = [_sources(package / room) for room in _ROOMS]
-    groups.append({path.stem: path for path in _scripts(package)})
-    width = max(map(len, chain(*groups)))
-    lines = [f"  {'configs':{width}}  List the config files."]
-    for files in groups:
-        lines += ["", *(f"  {name:{width}}  {_first_line(files[name])}" for name in sorted(files))]
-    return "\n".join(
-        ["usage: lesion-d2 NAME [arguments] (for help: lesion-d2 NAME --help)", "", *lines]
-    )
+    train, *scripts = _scripts(package)
+    groups = {
+        "Training and evaluation": {train.stem: train},
+        "Tools": _sources(package / "tools"),
+        "Experiments": _sources(package / "experiments"),
+        "Generating and converting data": {path.stem: path for path in scripts},
+    }
+    width = max(map(len, chain(*groups.values())))
+    lines = ["usage: lesion-d2 NAME [arguments]", "       lesion-d2 NAME --help"]
+    for title, files in groups.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {name:{width}}  {_first_line(files[name])}" for name in sorted(files)]
+    configs = "List the config files, or those whose path has all given words."
+    return "\n".join([*lines, "", "Configs:", f"  {'configs':{width}}  {configs}"])
 
 
 def project_folder(package: Path) -> Path:

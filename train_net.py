@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Trains and evaluates the models of this project, like Detectron2's tools/train_net.py.
+"""Train or evaluate a model of this project, like Detectron2's tools/train_net.py.
 
 Train, and resume after an interruption:
 

@@ -23,7 +23,8 @@ from lesion_d2.utils.errors import run_program
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Options of the command."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("input", type=Path, help="the pickle, .pkl")
     parser.add_argument("output", type=Path, help="the JSON to write, .json")
     parser.add_argument("--split", help="split to read from a pickle that has several")

@@ -4,6 +4,9 @@ python datasets/prepare_phantom.py                         # the demo's set, lik
 python datasets/prepare_phantom.py --preset quickstart-v1  # mottled lesions, 256 x 256 pixels
 python datasets/prepare_phantom.py --preset columns        # with distractors
 python datasets/prepare_phantom.py --preset full --root /data/phantom
+
+Options that are not given are those of the preset, which docs/synthetic_data.md describes. Running
+it again with the same options does nothing.
 """
 
 from __future__ import annotations
@@ -26,22 +29,24 @@ OWN_FOLDERS = ("columns", "clinical")
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Options of the command; missing ones are set by the preset."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     folder = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     help_root = f"default: {folder / 'phantom'}, or phantom_<preset> for {', '.join(OWN_FOLDERS)}"
     parser.add_argument("--root", type=Path, help=help_root.replace("%", "%%"))  # argparse's escape
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="clinical")
-    parser.add_argument("--patients", type=int, dest="num_patients")
+    help_preset = "a set of options (default: clinical, the demo's)"
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="clinical", help=help_preset)
+    parser.add_argument("--patients", type=int, dest="num_patients", help="number of patients")
     parser.add_argument("--size", type=int, help="width and height of slices in pixels")
-    parser.add_argument("--seed", type=seed)
+    parser.add_argument("--seed", type=seed, help="random seed; each gives other patients")
     parser.add_argument("--extent-mm", type=float, help="mm of slices on both sides of a key slice")
-    parser.add_argument("--median-diameter", type=float, help="of lesions, in mm")
+    parser.add_argument("--median-diameter", type=float, help="median diameter of lesions, in mm")
     parser.add_argument("--mottle-hu", type=float, help="texture of lesions, in HU")
     parser.add_argument("--distractors", type=float, help="mean number per key slice, 0 to 10")
     parser.add_argument(
-        "--appearance", choices=["mottled", "clinical"], help="of lesions and noise"
+        "--appearance", choices=["mottled", "clinical"], help="appearance of lesions and noise"
     )
-    parser.add_argument("--workers", type=int, help="processes; default: all cores")
+    parser.add_argument("--workers", type=int, help="processes (default: all cores)")
     parser.add_argument("--overwrite", action="store_true", help="replace a set with other options")
     args = parser.parse_args(argv)
     if args.root is None:

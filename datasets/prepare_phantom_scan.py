@@ -40,11 +40,14 @@ def make_scan(options: PhantomOptions) -> tuple[np.ndarray, tuple[float, float, 
 
 def main(argv: list[str] | None = None) -> int:
     """Write the scan; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--output", type=Path, default=Path("output/predict/scans"))
-    parser.add_argument("--seed", type=seed, default=20261145)
-    parser.add_argument("--size", type=int, default=512, help="width and height of slices, pixels")
-    parser.add_argument("--extent-mm", type=float, default=40.0, help="on each side of the middle")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    scans = Path("output/predict/scans")
+    add("--output", type=Path, default=scans, help=f"output folder (default: {scans})")
+    add("--seed", type=seed, default=20261145, help="random seed of the patient")
+    add("--size", type=int, default=512, help="width and height of slices, pixels (default: 512)")
+    add("--extent-mm", type=float, default=40.0, help="mm on each side of the middle (default: 40)")
     args = parser.parse_args(argv)
     return run_program(lambda: _run(args))
 

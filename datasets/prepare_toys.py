@@ -22,7 +22,8 @@ from lesion_d2.utils.errors import run_program
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Options of the command; missing ones are the defaults of the images or the volumes."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     folder = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     parser.add_argument("--volumes", action="store_true", help="generate the toys in 3-D")
     parser.add_argument(
@@ -40,8 +41,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             metavar="N",
             help=f"{split} images of each task (default: {counts})",
         )
-    parser.add_argument("--seed", type=seed, default=ToyOptions().seed)
-    parser.add_argument("--workers", type=int, help="processes for images; default: all cores")
+    parser.add_argument(
+        "--seed", type=seed, default=ToyOptions().seed, help="random seed (default: 0)"
+    )
+    parser.add_argument("--workers", type=int, help="processes for images (default: all cores)")
     parser.add_argument("--overwrite", action="store_true", help="replace sets with other options")
     args = parser.parse_args(argv)
     if args.root is None:

@@ -6,11 +6,16 @@ import importlib.util
 import inspect
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import lesion_d2
+from lesion_d2.config.epochs import EPOCH_KEYS
+from lesion_d2.tools.visualize.__main__ import _jobs
 
 import pytest
+
+import lesion_d2_cli
 
 ROOT = Path(lesion_d2.__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -81,3 +86,47 @@ def test_what_examples_import_of_the_package_is_there():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 200
+
+
+def test_the_page_of_tools_lists_all_programs():
+    text = (DOCS / "tools.md").read_text(encoding="utf-8")
+    programs = lesion_d2_cli.commands(ROOT / "lesion_d2").keys() | _jobs().keys()
+    listed = set(re.findall(r"`(?:visualize )?(\w+)`", text))
+    assert programs - {"train_net", "visualize"} - listed == set()
+
+
+def test_the_page_of_training_lists_all_keys_in_epochs():
+    text = (DOCS / "training.md").read_text(encoding="utf-8")
+    rows = [f"| `{part}.{a}` | `{part}.{b}` |" for part, a, b, _ in EPOCH_KEYS]
+    assert [row for row in rows if row not in text] == []
+
+
+def _patterns_of(cell: str) -> Iterator[str]:
+    """Regular expressions of the paths that a cell lists, such as ``uldor/{a,b}.yaml``."""
+    folder = ""
+    for text in re.sub(r"\[(`[^`]*`)\]\([^)]*\)", r"\1", cell).replace("`", "").split(", "):
+        if "/" in text:
+            folder = text.rpartition("/")[0] + "/"
+        else:
+            text = folder + text
+        text = re.escape(text).replace(r"\.\.\.", r"\w+?")
+        text = re.sub(r"<[^>]*>", r"[a-z_]+", text)
+        yield re.sub(r"\\{([^}]*)\\}", lambda found: f"(?:{found[1].replace(',', '|')})", text)
+
+
+def test_every_config_is_in_the_table_of_configs_and_no_other():
+    table = (DOCS / "which_config.md").read_text(encoding="utf-8").split("| Config | Data |")[1]
+    patterns = [
+        pattern
+        for row in table.splitlines()[2:]
+        for pattern in _patterns_of(row.split(" | ")[0][2:])
+    ]
+    configs = ROOT / "configs"
+    files = {
+        path.relative_to(configs).as_posix()
+        for path in configs.rglob("*.yaml")
+        if path.parent.name != "parts" and not path.name.startswith("Base-")
+    }
+    matches = {p: {file for file in files if re.fullmatch(p, file)} for p in patterns}
+    assert [p for p, found in matches.items() if not found] == []
+    assert files - set().union(*matches.values()) == set()

@@ -1,5 +1,6 @@
-"""How the project's programs begin: Ctrl-C in their first imports, and seeds."""
+"""How the project's programs begin: Ctrl-C in their first imports, seeds and help."""
 
+import argparse
 import importlib
 import importlib.util
 import os
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import lesion_d2_cli
 
 ROOT = Path(__file__).parents[1]
 # In place of Detectron2, the first package that programs import: Ctrl-C comes meanwhile.
@@ -94,3 +97,53 @@ def test_seeds_that_are_none(name, options, value, capsys):
         parser_of(name)([*options, value])
     last = capsys.readouterr().err.splitlines()[-1]
     assert ended.value.code == 2 and f"argument {options[-1]}: " in last and value in last
+
+
+class Captured(Exception):
+    """Has the parser of a program."""
+
+
+def captured_parser(name: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
+    """The parser with which a program's ``main`` begins."""
+
+    def capture(parser, *_, **__):
+        raise Captured(parser)
+
+    for method in ("parse_args", "parse_intermixed_args"):
+        monkeypatch.setattr(argparse.ArgumentParser, method, capture)
+    *_, where = lesion_d2_cli.commands(ROOT / "lesion_d2")[name]
+    if where.startswith("lesion_d2."):
+        has_folder = (ROOT / where.replace(".", "/")).is_dir()
+        main = importlib.import_module(f"{where}.__main__" if has_folder else where).main
+    else:
+        spec = importlib.util.spec_from_file_location(name, where)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        main = module.main
+    with pytest.raises(Captured) as captured:
+        main([])
+    return captured.value.args[0]
+
+
+def parsers_below(parser: argparse.ArgumentParser):
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from parsers_below(child)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(lesion_d2_cli.commands(ROOT / "lesion_d2").keys() - {"train_net"})
+)
+def test_help_says_what_each_argument_is_in_plain_text(name, monkeypatch):
+    for parser in parsers_below(captured_parser(name, monkeypatch)):
+        lacking = [
+            action.dest
+            for action in parser._actions
+            if not action.help and not isinstance(action, argparse._SubParsersAction)
+        ]
+        assert not lacking, parser.prog
+        text = parser.format_help()
+        assert parser.description and parser.description.strip() in text
+        assert "``" not in text and ":mod:" not in text and ":func:" not in text

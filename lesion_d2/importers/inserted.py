@@ -4,8 +4,8 @@
   a folder or file of scans              DICOM, NIfTI, MetaImage, NRRD, <slice number>.png
   DL_info.csv with Images_png/           DeepLesion's layout, with its lesions and splits
 
-Lesions (:mod:`lesion_d2.data.inserted`) are inserted where their type occurs, a few around each of
-several key slices of a volume. They span its slices by their size in mm, and have true masks.
+Lesions are inserted where their type occurs, a few around each of several key slices of a volume
+(lesion_d2.data.inserted). They span its slices by their size in mm, and have true masks.
 """
 
 import argparse

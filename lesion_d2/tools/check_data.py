@@ -2,10 +2,10 @@
 
 python -m lesion_d2.tools.check_data NAME... [--output DIR]
 
-``mine`` means all splits of a data set: mine_train, mine_val and mine_test; for a volume set, those
+mine means all splits of a data set: mine_train, mine_val and mine_test; for a volume set, those
 with every slice: mine_volumes_train and so on. Every file is read once.
-Counts and faults are printed, and written to DIR: ``data_check.json``, ``data_check.png`` with
-boxes and masks on their lesions, and ``data_check.html``. docs/data_checks.md explains the faults.
+Counts and faults are printed, and written to DIR: data_check.json, data_check.png with
+boxes and masks on their lesions, and data_check.html. docs/data_checks.md explains the faults.
 Exit status: 1 if there is an error, which would spoil a training; 2 if a data set cannot be read.
 """
 

@@ -5,14 +5,14 @@ python -m lesion_d2.tools.compare_runs --dataset phantom_test \\
     "+ anchors=output/improved_retinanet/anchors_[1-3]"
 
 An experiment is a name and a glob pattern of OUTPUT_DIRs. The numbers are those of each run's last
-evaluation on the data set (``froc.json``), for all lesions or for one stratum. ``--ends`` adds the
+evaluation on the data set (froc.json), for all lesions or for one stratum. --ends adds the
 end of the curves of all lesions: the largest sensitivity, and the false positives per image there.
-``--strata 4`` has the strata as columns instead, at 4 false positives per image: types, diameters
+--strata 4 has the strata as columns instead, at 4 false positives per image: types, diameters
 and slice intervals in the order of Tao et al. (Table 2), if they have lesions.
 
-With ``--volumes`` the numbers are those of an evaluation in 3-D (``volumes.json``): sensitivity at
+With --volumes the numbers are those of an evaluation in 3-D (volumes.json): sensitivity at
 false positives per volume, and AP. If it has several criteria (TEST.VOLUME_CRITERIA),
-``--criterion p3d@0.5`` selects one; the first is the default.
+--criterion p3d@0.5 selects one; the first is the default.
 """
 
 import argparse
@@ -281,10 +281,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, and return the exit code."""
     parser = argparse.ArgumentParser(prog="lesion_d2.tools.compare_runs", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("experiments", nargs="+", type=experiment, metavar="NAME=PATTERN")
+    parser.add_argument(
+        "experiments",
+        nargs="+",
+        type=experiment,
+        metavar="NAME=PATTERN",
+        help="name of an experiment, and glob pattern of the OUTPUT_DIRs of its runs",
+    )
     parser.add_argument("--dataset", required=True, help="data set of the evaluations")
     parser.add_argument(
-        "--stratum", default=ALL_LESIONS, help=f"line of the tables ({ALL_LESIONS})"
+        "--stratum", default=ALL_LESIONS, help=f"line of the tables (default: {ALL_LESIONS})"
     )
     parser.add_argument("--ends", action="store_true", help="add the end of the curves")
     parser.add_argument(

@@ -125,9 +125,20 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dataset", required=True, help="name of a registered data set, such as phantom_val"
     )
-    parser.add_argument("--strengths", nargs="+", type=_share, default=STRENGTHS)
+    strengths, rates = (" ".join(f"{value:g}" for value in v) for v in (STRENGTHS, RATES))
     parser.add_argument(
-        "--rates", nargs="+", type=float, default=RATES, help="false positives per image"
+        "--strengths",
+        nargs="+",
+        type=_share,
+        default=STRENGTHS,
+        help=f"strengths to compare, 0 to 1 (default: {strengths})",
+    )
+    parser.add_argument(
+        "--rates",
+        nargs="+",
+        type=float,
+        default=RATES,
+        help=f"false positives per image (default: {rates})",
     )
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs of the config")
     return parser

@@ -337,7 +337,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     boxes = parser.add_mutually_exclusive_group(required=True)
     boxes.add_argument("--dataset", help="name of a registered data set, such as deeplesion_val")
-    boxes.add_argument("--boxes", help="a CSV with the columns x1, y1, x2, y2")
+    boxes.add_argument("--boxes", metavar="FILE", help="a CSV with the columns x1, y1, x2, y2")
     parser.add_argument(
         "--allow-missing", action="store_true", help="leave out images whose file is missing"
     )
@@ -352,7 +352,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--config-file", default="", help="config with the image size and the current anchors"
     )
     _add_search_options(parser)
-    parser.add_argument("--output", help="YAML file to write")
+    parser.add_argument("--output", help="YAML file to write (default: none)")
     parser.add_argument("--picture", help="PNG to draw (default: beside the YAML file)")
     parser.add_argument(
         "opts",
@@ -370,7 +370,7 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[32.0, 64.0, 128.0, 256.0, 512.0],
         metavar="PIXELS",
-        help="one per pyramid level (default: 32 64 128 256 512)",
+        help="anchor size of each pyramid level (default: 32 64 128 256 512)",
     )
     parser.add_argument(
         "--num-scales", type=int, default=3, help="anchor scales per level (default: 3)"

@@ -1,14 +1,13 @@
-"""Compute the RECIST masks of a data set, and write them to one file for training.
+"""Compute masks from the RECIST diameters of a data set, and write them to one file for training.
 
-Example::
+python -m lesion_d2.tools.prepare_masks --dataset deeplesion_train --method grabcut \\
+    --output datasets/deeplesion_train_grabcut.json
 
-    python -m lesion_d2.tools.prepare_masks --dataset deeplesion_train --method grabcut \\
-        --output datasets/deeplesion_train_grabcut.json
-
-Running it again after an interruption reuses finished images, which are in ``OUTPUT.partial``, or
-``OUTPUT.partial.I-of-N`` for ``--shard I/N``, one of N calls that may run at the same time. The
-call that finishes the last image writes the file. With ``--compare TRUE_MASKS_JSON``, the methods
-are compared with the true masks of a phantom data set.
+INPUT.PSEUDO_MASK_FILES "('datasets/deeplesion_train_grabcut.json',)" lets a training read the file.
+Running it again after an interruption reuses finished images, which are in OUTPUT.partial, or
+OUTPUT.partial.I-of-N for --shard I/N, one of N calls that may run at the same time. The call that
+finishes the last image writes the file. With --compare TRUE_MASKS_JSON, the methods are compared
+with the true masks of a phantom data set instead.
 """
 
 import argparse
@@ -406,9 +405,14 @@ def _compare(dataset: str, true_masks: str, limit: int | None, options: DatasetO
 
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--dataset", required=True, help="name of a registered data set")
-    parser.add_argument("--method", choices=METHODS, default="grabcut")
+    parser = argparse.ArgumentParser(prog="lesion_d2.tools.prepare_masks", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "--dataset", required=True, help="name of a registered data set, such as deeplesion_train"
+    )
+    parser.add_argument(
+        "--method", choices=METHODS, default="grabcut", help="how masks are made (default: grabcut)"
+    )
     parser.add_argument("--output", help="the JSON file to write")
     parser.add_argument("--workers", type=positive, help="processes (default: all cores)")
     parser.add_argument(

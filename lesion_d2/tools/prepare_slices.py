@@ -1,13 +1,11 @@
 """Pack the PNG slices of a data set into files that are faster to read.
 
-Example::
+python -m lesion_d2.tools.prepare_slices datasets/DeepLesion
 
-    python -m lesion_d2.tools.prepare_slices datasets/DeepLesion
-
-For each folder ``Images_png/<series>`` it writes ``Images_prepared/<series>.slices``, lossless and
-with checksums; ``DATASETS.PREPARED_SLICES True`` reads them instead of the PNG files, which must
-be kept. Running it again after an interruption reuses finished series with unchanged PNG files.
-Parts (``--shard I/N``) do not have to be merged.
+For each folder Images_png/<series> it writes Images_prepared/<series>.slices, lossless and with
+checksums; DATASETS.PREPARED_SLICES True reads them instead of the PNG files, which must be kept.
+Running it again after an interruption reuses finished series with unchanged PNG files. Parts
+(--shard I/N) do not have to be merged.
 """
 
 import argparse
@@ -117,10 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 after an error, 130 after Ctrl-C.
     """
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="lesion_d2.tools.prepare_slices", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("root", help="the data set's folder, such as datasets/DeepLesion")
     parser.add_argument("--workers", type=positive, help="processes (default: all cores)")
-    add_shard(parser.add_argument)
+    add_shard(parser.add_argument, "process part I of N (docs/clusters.md)")
     args = parser.parse_args(argv)
     setup_logger(name="lesion_d2")
     return run_program(

@@ -2,8 +2,8 @@
 
 python -m lesion_d2.tools.show_results OUTPUT_DIR [--dataset phantom_test]
 
-The FROC table is that of the run's last evaluation on the data set (``froc.json``); without
-``--dataset``, of every data set that the run was evaluated on.
+The FROC table is that of the run's last evaluation on the data set (froc.json); without
+--dataset, of every data set that the run was evaluated on.
 """
 
 import argparse

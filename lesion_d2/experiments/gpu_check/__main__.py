@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="lesion_d2.experiments.gpu_check", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--device", choices=("cuda", "cpu"), default="cuda")
+    add("--device", choices=("cuda", "cpu"), default="cuda", help="what to check (default: cuda)")
     add("--seconds", type=positive, default=_SECONDS, help=f"time limit (default: {_SECONDS})")
     add(
         "--output",

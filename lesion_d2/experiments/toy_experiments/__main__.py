@@ -23,6 +23,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lesion_d2.config.old_keys import rename_in_list
 from lesion_d2.engine import load_config
@@ -64,10 +65,10 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--small", action="store_true", help="small models, for CPUs")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, metavar="MODEL")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="TASK")
-    parser.add_argument("--sizes", nargs="+", type=positive, default=SIZES, metavar="N")
-    parser.add_argument("--seeds", nargs="+", type=positive, default=(1, 2, 3), metavar="SEED")
+    _add_axis(parser, "--models", MODELS, choices=MODELS, metavar="MODEL")
+    _add_axis(parser, "--tasks", TASKS, choices=TASKS, metavar="TASK")
+    _add_axis(parser, "--sizes", SIZES, type=positive, metavar="N", text="training images: ")
+    _add_axis(parser, "--seeds", (1, 2, 3), type=positive, metavar="SEED")
     parser.add_argument(
         "--output", type=Path, help="output folder (default: output/toys, or output/toys_small)"
     )
@@ -87,6 +88,14 @@ def get_parser() -> argparse.ArgumentParser:
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options"
     )
     return parser
+
+
+def _add_axis(
+    parser: argparse.ArgumentParser, name: str, default: Sequence, *, text: str = "", **options: Any
+) -> None:
+    """Add an axis of the grid, whose help lists its default."""
+    text = f"{text}default: {' '.join(map(str, default))}"
+    parser.add_argument(name, nargs="+", default=default, help=text, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

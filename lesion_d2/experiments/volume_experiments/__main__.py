@@ -50,9 +50,17 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--models", nargs="+", choices=MODELS, default=MODELS, metavar="MODEL")
-    add("--dimensions", nargs="+", choices=DIMENSIONS, default=DIMENSIONS, metavar="DIM")
-    add("--seeds", nargs="+", type=positive, default=(1,), metavar="SEED")
+    models, dimensions = (f"default: {' '.join(names)}" for names in (MODELS, DIMENSIONS))
+    add("--models", nargs="+", choices=MODELS, default=MODELS, metavar="MODEL", help=models)
+    add(
+        "--dimensions",
+        nargs="+",
+        choices=DIMENSIONS,
+        default=DIMENSIONS,
+        metavar="DIM",
+        help=dimensions,
+    )
+    add("--seeds", nargs="+", type=positive, default=(1,), metavar="SEED", help="default: 1")
     add("--dataset", default="phantom_3d", metavar="NAME", help="volume set (default: phantom_3d)")
     add("--split", default="test", metavar="SPLIT", help="split to test on (default: test)")
     add(
@@ -61,7 +69,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help=f"folder of DIM/MODEL.yaml (default: {_CONFIGS})",
     )
-    add("--output", type=Path, default=Path("output/table1"), help="output folder")
+    add("--output", type=Path, default=Path("output/table1"), help="default: output/table1")
     add("--jobs", type=positive, default=1, help="trainings at a time (default: 1)")
     add("--table-only", action="store_true", help="only print the table")
     add("--program", type=Path, help=argparse.SUPPRESS)  # in place of train_net.py

@@ -40,9 +40,11 @@ def add_shares(add: Callable[..., object], text: str) -> None:
     add("--shares", type=float, nargs=3, default=DEFAULT_SHARES, metavar=metavar, help=text)
 
 
-def add_shard(add: Callable[..., object]) -> None:
+def add_shard(
+    add: Callable[..., object],
+    text: str = "process part I of N; the last of the N calls merges the parts (docs/clusters.md)",
+) -> None:
     """Add ``--shard I/N``, parsed to a :class:`Shard`, by a parser's ``add_argument``."""
-    text = "process part I of N; the last of the N calls merges the parts (docs/clusters.md)"
     add("--shard", type=_shard, default=WHOLE, metavar="I/N", help=text)
 
 

@@ -5,8 +5,8 @@ python -m lesion_d2.tools.compare_phantoms phantom_train mine_train [--output DI
 Prints a table with the median and the 10th and 90th percentile of every measure for each data set:
 share of the body in the image, HU of fat and soft tissue, level and spatial frequency of noise,
 width of edges, size, contrast and inhomogeneity of lesions; and the share of lesions found by a
-blob detector (Laplacian of Gaussian), which needs no training. Writes ``comparison.png``
-(histograms, spectra, contrasts, and examples of lesions) and ``comparison.json`` to DIR. Only
+blob detector (Laplacian of Gaussian), which needs no training. Writes comparison.png
+(histograms, spectra, contrasts, and examples of lesions) and comparison.json to DIR. Only
 key slices are read, not their neighbors. Data sets may have different pixel sizes in mm.
 """
 
@@ -35,7 +35,13 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lesion_d2.tools.compare_phantoms", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("names", nargs="+", metavar="NAME", help="registered data sets")
-    parser.add_argument("--output", type=Path, default=Path("output/compare_phantoms"))
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/compare_phantoms"),
+        metavar="DIR",
+        help="output folder (default: output/compare_phantoms)",
+    )
     parser.add_argument(
         "--margin", type=float, default=BOX_MARGIN, help="margin of boxes in pixels (default: 5)"
     )

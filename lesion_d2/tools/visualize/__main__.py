@@ -69,8 +69,9 @@ cross-validation; bars are 95 % Clopper-Pearson intervals.
 """
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
@@ -93,29 +94,50 @@ from .volumes import draw_volumes
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
-    parser = argparse.ArgumentParser(prog="lesion_d2.tools.visualize", description=__doc__)
+    general = "\n\n".join(__doc__.split("\n\n")[:3])  # the rest is of one job each
+    parser = argparse.ArgumentParser(prog="lesion_d2.tools.visualize", description=general)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    jobs = parser.add_subparsers(
-        required=True,
-        metavar="dataset|predictions|volumes|negatives|pseudo_labels|attention|froc|training|sizes",
-    )
-    _add_dataset(jobs.add_parser("dataset", help="lesions, RECIST diameters, masks of a data set"))
-    _add_predictions(jobs.add_parser("predictions", help="hits, false positives, missed lesions"))
-    _add_volumes(jobs.add_parser("volumes", help="the same of an evaluation in 3-D"))
-    _add_negatives(jobs.add_parser("negatives", help="hard negatives of a training"))
-    text = "pseudo-labels of a mean teacher in training images"
-    _add_pseudo_labels(jobs.add_parser("pseudo_labels", help=text))
-    _add_pseudo_labels(jobs.add_parser("mined"))  # its name in earlier versions; not in the help
-    _add_attention(jobs.add_parser("attention", help="attention maps of a model"))
-    _add_froc(jobs.add_parser("froc", help="FROC curves of several experiments"))
-    _add_training(jobs.add_parser("training", help="losses, AP and sensitivity of a training"))
-    _add_sizes(jobs.add_parser("sizes", help="sensitivity over the number of training images"))
+    jobs = parser.add_subparsers(required=True, metavar="JOB", title="jobs (JOB --help says more)")
+    for name, (text, add_arguments) in _jobs().items():
+        job = jobs.add_parser(name, help=text, description=_description(name, text))
+        job.formatter_class = argparse.RawDescriptionHelpFormatter
+        add_arguments(job)
+    _add_pseudo_labels(jobs.add_parser("mined"))  # a name of earlier versions; not in the help
     return parser
+
+
+def _jobs() -> dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]]:
+    """Name -> what is drawn, and the function that adds the arguments."""
+    return {
+        "dataset": ("lesions, RECIST diameters and masks of a data set", _add_dataset),
+        "predictions": ("hits, false positives and missed lesions on slices", _add_predictions),
+        "volumes": ("the outcome of an evaluation in 3-D, per lesion", _add_volumes),
+        "negatives": ("hard negatives of a training", _add_negatives),
+        "pseudo_labels": ("pseudo-labels of a mean teacher in training images", _add_pseudo_labels),
+        "attention": ("attention maps of a model", _add_attention),
+        "froc": ("FROC curves of several experiments", _add_froc),
+        "training": ("losses, AP and sensitivity of a training", _add_training),
+        "sizes": ("sensitivity over the number of training images", _add_sizes),
+    }
+
+
+def _description(job: str, text: str) -> str:
+    """What this module's docstring says of a job: its examples and its paragraphs."""
+    _, examples, *paragraphs = __doc__.strip().split("\n\n")
+    own = [e for e in re.split(r"\n(?=python)", examples) if f".visualize {job} " in e]
+    paragraphs = [p for p in paragraphs if re.match(rf"{job}\b", p)]
+    return "\n\n".join([f"Draw {text}.", "\n".join(own), *paragraphs])
 
 
 def _add_froc(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(job=draw_froc)
-    parser.add_argument("experiments", nargs="+", type=experiment, metavar="NAME=PATTERN")
+    parser.add_argument(
+        "experiments",
+        nargs="+",
+        type=experiment,
+        metavar="NAME=PATTERN",
+        help="name of a curve, and glob pattern of the OUTPUT_DIRs of its runs",
+    )
     parser.add_argument("--dataset", required=True, help="data set of the evaluations")
     parser.add_argument("--output", required=True, help="PNG to write, with a PDF beside it")
 
@@ -123,13 +145,21 @@ def _add_froc(parser: argparse.ArgumentParser) -> None:
 def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(job=draw_training)
     parser.add_argument("output_dir", type=Path, help="OUTPUT_DIR of the run")
-    parser.add_argument("--output", help="PNG to write (OUTPUT_DIR/training.png)")
+    parser.add_argument("--output", help="PNG to write (default: OUTPUT_DIR/training.png)")
 
 
 def _add_sizes(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(job=draw_sizes)
-    parser.add_argument("series", nargs="+", type=sizes, metavar="NAME=IMAGES:PATTERN,...")
-    parser.add_argument("--fps", type=float, default=4.0, help="false positives per image (4)")
+    parser.add_argument(
+        "series",
+        nargs="+",
+        type=sizes,
+        metavar="NAME=IMAGES:PATTERN,...",
+        help="name of a curve, and its points: number of training images and OUTPUT_DIRs",
+    )
+    parser.add_argument(
+        "--fps", type=float, default=4.0, help="false positives per image (default: 4)"
+    )
     parser.add_argument("--output", required=True, help="PNG to write, with a PDF beside it")
 
 
@@ -138,7 +168,7 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
     _add_common(parser, num=12, num_help="number of images")
     parser.add_argument("--output", required=True, help="folder to write to")
     _add_masks(parser)
-    parser.add_argument("--pick", choices=["random", "first"], default="random")
+    _add_pick(parser)
     parser.add_argument("--zoom", action="store_true", help="show only the part around the lesions")
 
 
@@ -146,8 +176,12 @@ def _add_predictions(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(job=draw_predictions)
     _add_common(parser, num=4, num_help="number of images per pick")
     parser.add_argument("--results", required=True, help="coco_instances_results.json")
-    parser.add_argument("--output", help="folder to write to (pictures/ beside the results)")
-    parser.add_argument("--pick", nargs="+", choices=PICKS, default=PICKS)
+    parser.add_argument(
+        "--output", help="folder to write to (default: pictures/ beside the results)"
+    )
+    parser.add_argument(
+        "--pick", nargs="+", choices=PICKS, default=PICKS, help="which ones (default: all three)"
+    )
     _add_threshold(parser, "image")
 
 
@@ -155,14 +189,18 @@ def _add_volumes(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(job=draw_volumes)
     _add_picking(parser, num=2, num_help="number of volumes per pick")
     parser.add_argument("--results", required=True, help="volumes.json")
-    parser.add_argument("--output", help="folder to write to (pictures/ beside the results)")
-    parser.add_argument("--pick", nargs="+", choices=PICKS, default=PICKS)
-    parser.add_argument("--slices", type=positive, default=5, help="slices per row (5)")
+    parser.add_argument(
+        "--output", help="folder to write to (default: pictures/ beside the results)"
+    )
+    parser.add_argument(
+        "--pick", nargs="+", choices=PICKS, default=PICKS, help="which ones (default: all three)"
+    )
+    parser.add_argument("--slices", type=positive, default=5, help="slices per row (default: 5)")
     parser.add_argument(
         "--findings",
         type=positive,
         default=6,
-        help="maximum number of lesions and false positives per volume (6)",
+        help="maximum number of lesions and false positives per volume (default: 6)",
     )
     _add_threshold(parser, "volume")
 
@@ -175,7 +213,7 @@ def _add_threshold(parser: argparse.ArgumentParser, unit: str) -> None:
         type=float,
         default=1.0,
         help=f"use the score threshold at which the run has this many false positives per {unit} "
-        "(1)",
+        "(default: 1)",
     )
 
 
@@ -183,44 +221,48 @@ def _add_negatives(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(job=draw_negatives)
     _add_common(parser, num=12, num_help="number of images")
     parser.add_argument("--results", required=True, help="hard_negatives.json")
-    parser.add_argument("--output", help="folder to write to (hard_negatives/ beside the results)")
+    parser.add_argument(
+        "--output", help="folder to write to (default: hard_negatives/ beside the results)"
+    )
     _add_masks(parser)
     parser.add_argument(
         "--pick",
         choices=NEGATIVE_PICKS,
         default=NEGATIVE_PICKS[0],
-        help="images with the most negatives, or random ones with negatives (most)",
+        help="images with the most negatives, or random ones with negatives (default: most)",
     )
     parser.add_argument(
         "--hidden-share",
         type=float,
         default=0.0,
-        help="the training's DATASETS.MISSING_ANNOTATION_RATIO (0)",
+        help="the training's DATASETS.MISSING_ANNOTATION_RATIO (default: 0)",
     )
     parser.add_argument(
         "--hidden-seed",
         type=seed,
         default=0,
-        help="the training's DATASETS.MISSING_ANNOTATION_SEED (0)",
+        help="the training's DATASETS.MISSING_ANNOTATION_SEED (default: 0)",
     )
 
 
 def _add_pseudo_labels(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(job=draw_pseudo_labels)
     _add_common(parser, num=12, num_help="number of images", dataset="the first of DATASETS.TRAIN")
-    parser.add_argument("--config-file", required=True, help="of the training")
-    parser.add_argument("--weights", help="a checkpoint of its model (MODEL.WEIGHTS)")
-    parser.add_argument("--output", help="folder to write to (OUTPUT_DIR/pseudo_labels/<data set>)")
+    parser.add_argument("--config-file", required=True, help="config of the training")
+    parser.add_argument("--weights", help="a checkpoint of its model (default: MODEL.WEIGHTS)")
+    parser.add_argument(
+        "--output", help="folder to write to (default: OUTPUT_DIR/pseudo_labels/<data set>)"
+    )
     parser.add_argument(
         "--pick",
         choices=PSEUDO_LABEL_PICKS,
         default=PSEUDO_LABEL_PICKS[0],
-        help="random images with pseudo-labels, or those with the most (random)",
+        help="random images with pseudo-labels, or those with the most (default: random)",
     )
     parser.add_argument(
         "--score-threshold",
         type=float,
-        help="minimum score, tau (MODEL.MEAN_TEACHER.SCORE_THRESH)",
+        help="minimum score, tau (default: MODEL.MEAN_TEACHER.SCORE_THRESH)",
     )
     _add_opts(parser)
 
@@ -228,21 +270,23 @@ def _add_pseudo_labels(parser: argparse.ArgumentParser) -> None:
 def _add_attention(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(job=draw_attention)
     _add_common(parser, num=4, num_help="number of images")
-    parser.add_argument("--config-file", required=True, help="of the model, with attention")
+    parser.add_argument("--config-file", required=True, help="config of a model with attention")
     parser.add_argument("--weights", required=True, help="a checkpoint of that model")
-    parser.add_argument("--output", help="folder to write to (OUTPUT_DIR/attention/<data set>)")
-    parser.add_argument("--pick", choices=["random", "first"], default="random")
+    parser.add_argument(
+        "--output", help="folder to write to (default: OUTPUT_DIR/attention/<data set>)"
+    )
+    _add_pick(parser)
     parser.add_argument(
         "--score-threshold",
         type=float,
         help="draw detections with at least this score, over the segmentation or the key slice "
-        "(none are drawn)",
+        "(default: none are drawn)",
     )
     parser.add_argument(
         "--channel",
         type=int,
         metavar="N",
-        help="attention of this channel, from 0 (the mean over all channels)",
+        help="attention of this channel, from 0 (default: the mean over all channels)",
     )
     _add_opts(parser)
 
@@ -257,8 +301,8 @@ def _add_common(
     parser: argparse.ArgumentParser, *, num: int, num_help: str, dataset: str = ""
 ) -> None:
     """Add the arguments of all jobs; ``dataset`` describes the default data set, if any."""
-    known = "a registered data set: phantom_test"
-    text = f"{known} ({dataset})" if dataset else known
+    known = "a registered data set, such as phantom_test"
+    text = f"{known} (default: {dataset})" if dataset else known
     parser.add_argument("--dataset", required=not dataset, help=text)
     _add_picking(parser, num=num, num_help=num_help)
 
@@ -267,23 +311,35 @@ def _add_picking(parser: argparse.ArgumentParser, *, num: int, num_help: str) ->
     parser.add_argument(
         "--allow-missing", action="store_true", help="skip images whose file is missing"
     )
-    parser.add_argument("--num", type=positive, default=num, help=f"{num_help} ({num})")
-    parser.add_argument("--seed", type=seed, default=0, help="of the random pick (0)")
+    parser.add_argument("--num", type=positive, default=num, help=f"{num_help} (default: {num})")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the random pick (default: 0)")
     parser.add_argument(
         "--window",
         nargs="+",
         default=["dicom"],
         metavar="WINDOW",
-        help="dicom (each image's own), a name such as lung or abdomen, or LOW HIGH in HU (dicom)",
+        help="dicom (each image's own), a name such as lung or abdomen, or LOW HIGH in HU "
+        "(default: dicom)",
     )
     parser.add_argument(
-        "--style", choices=list(PAGE_STYLES), default="screen", help="black or white pages (screen)"
+        "--style",
+        choices=list(PAGE_STYLES),
+        default="screen",
+        help="black or white pages (default: screen)",
+    )
+
+
+def _add_pick(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pick", choices=["random", "first"], default="random", help="images (default: random)"
     )
 
 
 def _add_masks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--masks", default="ellipse", help="none, ellipse, grabcut, or a mask file (ellipse)"
+        "--masks",
+        default="ellipse",
+        help="none, ellipse, grabcut, or a mask file (default: ellipse)",
     )
 
 
