@@ -102,7 +102,8 @@ def get_parser() -> argparse.ArgumentParser:
         job = jobs.add_parser(name, help=text, description=_description(name, text))
         job.formatter_class = argparse.RawDescriptionHelpFormatter
         add_arguments(job)
-    _add_pseudo_labels(jobs.add_parser("mined"))  # a name of earlier versions; not in the help
+    # Not listed in the help.
+    _add_pseudo_labels(jobs.add_parser("mined", description="Earlier name of pseudo_labels."))
     return parser
 
 
