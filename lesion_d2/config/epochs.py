@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 
 from ..utils.errors import short_repr
 
@@ -63,11 +64,12 @@ def unset_epochs(
     for section, epochs, iterations, not_set in EPOCH_KEYS:
         keys, known = _section(given, section), _section(before, section)
         if iterations in keys and epochs not in keys and is_set(known.get(epochs)):
-            logger.log(
-                level,
-                f"{place}{section}.{iterations}: {short_repr(keys[iterations])} replaces "
-                f"{section}.{epochs} {short_repr(known[epochs])}",
-            )
+            if comm.is_main_process():  # each process of a run reads the same
+                logger.log(
+                    level,
+                    f"{place}{section}.{iterations}: {short_repr(keys[iterations])} replaces "
+                    f"{section}.{epochs} {short_repr(known[epochs])}",
+                )
             unset.setdefault(section, {})[epochs] = not_set
     return unset
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from detectron2.utils import comm
+
 from ..utils.errors import short_repr
 
 logger = logging.getLogger(__name__)
@@ -152,6 +154,7 @@ def _both(place: str, old: str, new: str) -> str:
 
 
 def _warn(place: str, old: str, new: str) -> None:
-    logger.warning(
-        f"{place}{old}: found the old name of a key, expected {new}; version 0.2 refuses it"
-    )
+    if comm.is_main_process():  # each process of a run reads the same
+        logger.warning(
+            f"{place}{old}: found the old name of a key, expected {new}; version 0.2 refuses it"
+        )

@@ -1,12 +1,17 @@
 """Requirements of training and evaluation on the dicts of any registered data set."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral, Real
 
 import numpy as np
+from detectron2.structures import BoxMode
 
-from .formats.problems import short_repr
+from ..structures.boxes import xyxy_box
+from ..structures.rle import check_mask
+from ..structures.slice_geometry import EXPECTED_SPACING, is_spacing
+from .formats.problems import raise_problems, short_repr
 
 #: Required keys of an image; ``spacing`` and ``slice_range`` may be None.
 KEYS = (
@@ -23,6 +28,40 @@ OPTIONAL_NUMBERS = {"recist": 8, "diameters_mm": 2}
 # For these types, checking an abstract base class would take most of the time.
 _PLAIN = (float, int)
 _NAMES = ("image_id", "patient", "study", "series", "volume")
+
+
+def check_dicts(
+    images: Sequence[Mapping],
+    classes: Sequence[str] | None,
+    *,
+    unique: bool = False,
+    with_masks: bool = False,
+) -> None:
+    """Check that a data set's dicts have what training and evaluation need.
+
+    Args:
+        images: dicts as from :func:`~lesion_d2.data.deeplesion.load_deeplesion`.
+        classes: classes of the data set, if known.
+        unique: whether ``image_id`` must be unique, as in an evaluation.
+        with_masks: whether the mapper reads masks of annotations.
+
+    Raises:
+        ValueError: dicts are invalid, listed one error per line: image, key, found, expected.
+    """
+    problems = [
+        f"image {short_repr(image.get('image_id', number))}: {text}"
+        for number, image in enumerate(images)
+        for text in _problems_of(image, classes, with_masks)
+    ]
+    if unique:
+        counts = Counter(repr(image["image_id"]) for image in images if "image_id" in image)
+        problems += [
+            f"image {name}: found its image_id {count} times, expected one of its own"
+            for name, count in counts.items()
+            if count > 1
+        ]
+    if problems:
+        raise_problems(f"its {len(images)} images", problems)
 
 
 def image_problems(image: Mapping) -> Iterator[str]:
@@ -94,3 +133,59 @@ def _bad_names(record: Mapping, keys: Sequence[str]) -> Iterator[str]:
     for key in keys:
         if type(record.get(key)).__hash__ is None:
             yield f"found {key} {short_repr(record[key])}, expected text or a number"
+
+
+def _problems_of(image: Mapping, classes: Sequence[str] | None, with_masks: bool) -> Iterator[str]:
+    yield from image_problems(image)
+    spacing, annotations = image.get("spacing"), image.get("annotations", [])
+    if spacing is not None and not (are_numbers(spacing, 3) and all(map(is_spacing, spacing))):
+        expected = f"for x, y and z {EXPECTED_SPACING}, or None"
+        yield f"found spacing {short_repr(spacing)}, expected {expected}"
+    if not isinstance(annotations, list | tuple):
+        yield f"found annotations {short_repr(annotations)}, expected a list"
+        return
+    for annotation in annotations:
+        if not isinstance(annotation, Mapping):
+            yield f"found annotation {short_repr(annotation)}, expected a dict"
+            continue
+        yield from _problems_of_annotation(annotation, classes)
+        if with_masks:
+            yield from _problems_of_mask(annotation, [image.get("height"), image.get("width")])
+
+
+def _problems_of_annotation(annotation: Mapping, classes: Sequence[str] | None) -> Iterator[str]:
+    missing = [key for key in ("bbox", "bbox_mode", "category_id") if key not in annotation]
+    yield from (f"found no {key!r} in an annotation" for key in missing)
+    box, category = annotation.get("bbox"), annotation.get("category_id", 0)
+    if "bbox" in annotation and not (are_numbers(box, 4) and all(map(math.isfinite, box))):
+        yield f"found bbox {short_repr(box)}, expected four finite numbers"
+    elif {"bbox", "bbox_mode"} <= annotation.keys():
+        yield from _problems_of_box(annotation)
+    if not isinstance(category, Integral) or (classes and not 0 <= category < len(classes)):
+        known = f"0 to {len(classes) - 1}" if classes else "a whole number"
+        yield f"found category_id {short_repr(category)}, expected {known}"
+    yield from annotation_problems(annotation)
+
+
+def _problems_of_box(annotation: Mapping) -> Iterator[str]:
+    try:
+        x1, y1, x2, y2 = xyxy_box(annotation)
+    except ValueError as error:
+        yield str(error)
+        return
+    if not (x1 < x2 and y1 < y2):
+        found = f"{short_repr(annotation['bbox'])} ({BoxMode(annotation['bbox_mode']).name})"
+        yield f"found bbox {found}, expected a width and height above 0"
+
+
+def _problems_of_mask(annotation: Mapping, size: Sequence) -> Iterator[str]:
+    if "segmentation" not in annotation:
+        yield from number_problems(annotation, ["recist"])
+        return
+    try:
+        check_mask(annotation["segmentation"], size)
+    except ValueError as error:
+        yield (
+            f"found segmentation {short_repr(annotation['segmentation'])}, expected COCO's "
+            f"compressed RLE of size {size} for a model that learns masks ({error})"
+        )

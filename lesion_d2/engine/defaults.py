@@ -28,14 +28,12 @@ from ..utils.errors import told
 from ..utils.files import atomic_write
 from ..utils.parallel import count_cores
 from .checks import check_inputs
-from .checks.values import Check, check_values
+from .checks.values import check_values
 from .input_errors import InputError, as_input_error
 from .resuming import check_free, hold_output, release_output
 from .solver.schedule import resolve_epochs
 
 logger = logging.getLogger(__name__)
-
-_SEED: Check = ("SEED", lambda v: v < 2**32, "below 2^32, as in NumPy; below 0 for a random seed")
 
 
 def load_config(args: argparse.Namespace) -> LesionConfig:
@@ -58,7 +56,7 @@ def load_config(args: argparse.Namespace) -> LesionConfig:
     with as_input_error(""):
         cfg.merge_from_list(args.opts or [])
     check_device(cfg)
-    check_values(cfg, (_SEED,))
+    check_values(cfg, pattern="SEED")
     return cfg
 
 
@@ -227,6 +225,20 @@ def _wants_gpu(cfg: CfgNode) -> bool:
     return cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
 
 
+def checked_config(args: argparse.Namespace) -> LesionConfig:
+    """Load and check a run's config before its processes start or join, and do the same again.
+
+    Their main process logs the warnings, so that these are only logged here on an error.
+
+    Raises:
+        InputError: see :func:`load_config` and :func:`check_inputs`.
+    """
+    with _held_records("lesion_d2.config", f"{__package__}.checks", "lesion_d2.data"):
+        cfg = load_config(args)
+        check_inputs(cfg, args)
+    return cfg
+
+
 def prepare_launch(args: argparse.Namespace) -> None:
     """Check the inputs of a run of several processes before they start.
 
@@ -237,8 +249,7 @@ def prepare_launch(args: argparse.Namespace) -> None:
     """
     if args.num_gpus * args.num_machines <= 1:
         return
-    cfg = load_config(args)
-    check_inputs(cfg, args)
+    cfg = checked_config(args)
     if args.machine_rank == 0:
         check_free(_held_folder(cfg, args))
     prepare_processes(cfg, args.num_gpus)

@@ -11,8 +11,7 @@ import torch.distributed as dist
 from detectron2.engine import DEFAULT_TIMEOUT, launch
 from detectron2.utils import comm
 
-from .checks import check_inputs
-from .defaults import check_shared_device, fit_device, load_config, prepare_launch
+from .defaults import check_shared_device, checked_config, fit_device, prepare_launch
 from .input_errors import InputError
 
 _ENVIRONMENT = "env://"
@@ -68,8 +67,7 @@ def launch_run(main: Callable[[argparse.Namespace], object], args: argparse.Name
             f"{place.world_size} processes that a launcher started, expected neither"
         )
     if place.world_size > 1:
-        cfg = load_config(args)
-        check_inputs(cfg, args)
+        cfg = checked_config(args)
         fit_device(cfg)
         _join(place, cfg.MODEL.DEVICE)
     main(args)

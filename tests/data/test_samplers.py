@@ -5,7 +5,8 @@ import lesion_d2
 from lesion_d2.data.loader import build_lesion_train_loader
 from lesion_d2.data.samplers import BalancedSampler, SkippingSampler, count_epoch, make_pools
 from lesion_d2.engine import InputError
-from lesion_d2.engine.checks.training import check_training
+from lesion_d2.engine.checks.inputs import check_training
+from lesion_d2.engine.checks.values import check_values
 
 import pytest
 import torch
@@ -133,14 +134,14 @@ def test_what_cannot_be_balanced_is_told(images, share, message):
 
 def test_a_share_of_images_that_are_filtered_out_is_refused():
     message = (
-        r"FILTER_EMPTY_ANNOTATIONS: found True.*expected False \(DATALOADER.EMPTY_IMAGE_RATIO is"
+        r"FILTER_EMPTY_ANNOTATIONS: found True.*expected False.*\(DATALOADER.EMPTY_IMAGE_RATIO is"
     )
     with pytest.raises(InputError, match=message):
         check_training(tiny_config(DATALOADER__EMPTY_IMAGE_RATIO=0.5), 1)
     with pytest.raises(
         InputError, match=r"EMPTY_IMAGE_RATIO: found 1.0, expected .* a share below 1"
     ):
-        check_training(tiny_config(DATALOADER__EMPTY_IMAGE_RATIO=1.0), 1)
+        check_values(tiny_config(DATALOADER__EMPTY_IMAGE_RATIO=1.0))
     check_training(
         tiny_config(DATALOADER__EMPTY_IMAGE_RATIO=0.5, DATALOADER__FILTER_EMPTY_ANNOTATIONS=False),
         1,

@@ -71,6 +71,23 @@ def test_warnings_of_checks_that_fail_are_told(tmp_path, tiny_phantom, monkeypat
     assert caplog.messages == ["odd"]
 
 
+def test_warnings_of_a_run_of_several_processes_are_told_once(tmp_path, monkeypatch, caplog):
+    def check_and_tell(cfg, args):
+        logging.getLogger("lesion_d2.engine.checks.datasets").warning("odd")
+
+    monkeypatch.setattr("lesion_d2.engine.defaults.check_inputs", check_and_tell)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # that of the processes on the CPU
+    args = tiny_args(tmp_path / "output", "--num-gpus", "2", TEST__KEEP_BEST=0)
+    prepare_launch(args)  # the first of the processes tells of them
+    assert not caplog.messages
+    load_config(args)
+    told = list(caplog.messages)
+    assert any(text.startswith("TEST.KEEP_BEST: found the old name of a key") for text in told)
+    monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda: 1)
+    load_config(args)
+    assert caplog.messages == told
+
+
 def test_setup_completes_the_config(tiny_phantom, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     args = tiny_args(

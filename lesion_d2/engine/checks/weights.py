@@ -25,20 +25,21 @@ def check_run_weights(cfg: CfgNode, args: argparse.Namespace, model: nn.Module) 
         InputError: a file is missing or does not match the model.
     """
     if args.eval_only and cfg.TEST.ENSEMBLE.CHECKPOINTS:  # MODEL.WEIGHTS is not used
-        _check_checkpoints(cfg, model)
+        if args.resume:
+            raise InputError(
+                "--resume: found TEST.ENSEMBLE.CHECKPOINTS too, expected one of them with "
+                "--eval-only"
+            )
+        with as_input_error("TEST.ENSEMBLE.CHECKPOINTS: "):
+            for file in checkpoint_files(cfg.TEST.ENSEMBLE.CHECKPOINTS):
+                check_weights(file, model, for_training=False)
         return
     if args.resume and _check_last_checkpoint(cfg, args, model):
         return
     if args.eval_only and not cfg.MODEL.WEIGHTS:
-        raise InputError("--eval-only: found no MODEL.WEIGHTS, expected a checkpoint's path")
+        raise InputError("MODEL.WEIGHTS: found none, expected the weights of a trained model")
     with as_input_error("MODEL.WEIGHTS: "):
         check_weights(cfg.MODEL.WEIGHTS, model, for_training=not args.eval_only)
-
-
-def _check_checkpoints(cfg: CfgNode, model: nn.Module) -> None:
-    with as_input_error("TEST.ENSEMBLE.CHECKPOINTS: "):
-        for file in checkpoint_files(cfg.TEST.ENSEMBLE.CHECKPOINTS):
-            check_weights(file, model, for_training=False)
 
 
 def _check_last_checkpoint(cfg: CfgNode, args: argparse.Namespace, model: nn.Module) -> bool:
@@ -49,9 +50,9 @@ def _check_last_checkpoint(cfg: CfgNode, args: argparse.Namespace, model: nn.Mod
             return False
         check_weights(checkpoint, model, for_training=False)
         if not args.eval_only:
-            saved = read_checkpoint(checkpoint)
-            _check_student(cfg, checkpoint, saved)
-            _check_same_training(cfg, checkpoint, saved, model)
+            problem = _problem_of(cfg, read_checkpoint(checkpoint), model)
+            if problem:
+                raise ValueError(f"{checkpoint}: found {problem}")
     except (OSError, ValueError) as error:
         tag = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
         raise InputError(
@@ -60,45 +61,38 @@ def _check_last_checkpoint(cfg: CfgNode, args: argparse.Namespace, model: nn.Mod
     return True
 
 
-def _check_student(cfg: CfgNode, checkpoint: str, saved: dict) -> None:
-    found, expected = STUDENT in saved, cfg.MODEL.MEAN_TEACHER.ENABLED
-    if found != expected:
-        of_training = {True: "of a mean teacher's training", False: "of a plain training"}
-        raise ValueError(
-            f"{checkpoint}: found a checkpoint {of_training[found]}, expected one "
-            f"{of_training[expected]} (MODEL.MEAN_TEACHER.ENABLED is {expected})"
+def _problem_of(cfg: CfgNode, saved: dict, model: nn.Module) -> str:
+    """Describe how a checkpoint's training differs from the run's; "" if it does not."""
+    kinds = {True: "a mean teacher's training", False: "a plain training"}
+    has_teacher, ours = cfg.MODEL.MEAN_TEACHER.ENABLED, model.state_dict()
+    if (STUDENT in saved) != has_teacher:
+        return (
+            f"a checkpoint of {kinds[not has_teacher]}, expected one of {kinds[has_teacher]} "
+            f"(MODEL.MEAN_TEACHER.ENABLED is {has_teacher})"
         )
-
-
-def _check_same_training(cfg: CfgNode, checkpoint: str, saved: dict, model: nn.Module) -> None:
-    """Check that a resumed run has the same model and optimizer."""
-    ours = model.state_dict()
     if not ours:  # the model could not be built beforehand
-        return
+        return ""
     others = sorted(name for name in saved["model"] if name.removeprefix("module.") not in ours)
     if others:
-        raise ValueError(
-            f"{checkpoint}: found {len(others)} weights that the model does not have, such as "
-            f"{others[0]}, expected a checkpoint of this config's model"
+        return (
+            f"{len(others)} weights that the model does not have, such as {others[0]}, expected a "
+            "checkpoint of this config's model"
         )
     if "trainer" not in saved:
-        raise ValueError(
-            f"{checkpoint}: found weights alone, expected a checkpoint with the state of its "
-            "training"
-        )
+        return "weights alone, expected a checkpoint with the state of its training"
     state = saved["trainer"]["_trainer"]["optimizer"]
     found, expected = optimizer_name(state), cfg.SOLVER.OPTIMIZER
     if found != expected:
-        raise ValueError(
-            f"{checkpoint}: found a checkpoint of a training by {found}, expected one by "
-            f"{expected} (SOLVER.OPTIMIZER)"
+        return (
+            f"a checkpoint of a training by {found}, expected one by {expected} (SOLVER.OPTIMIZER)"
         )
-    sizes, ours = (
+    sizes, expected = (
         [len(group["params"]) for group in groups]
         for groups in (state["param_groups"], Trainer.build_optimizer(cfg, model).param_groups)
     )
-    if sizes != ours:
-        raise ValueError(
-            f"{checkpoint}: found an optimizer with groups of {sizes} parameters, expected {ours}: "
-            "learning rates or decays of this config (SOLVER), or what is frozen, are others"
-        )
+    if sizes == expected:
+        return ""
+    return (
+        f"an optimizer with groups of {sizes} parameters, expected {expected}: learning rates or "
+        "decays of this config (SOLVER), or what is frozen, are others"
+    )

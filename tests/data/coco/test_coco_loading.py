@@ -6,10 +6,10 @@ from pathlib import Path
 import lesion_d2
 from lesion_d2.data.catalog import load_records
 from lesion_d2.data.coco import load_ct_coco, register_ct_coco
+from lesion_d2.data.dict_rules import check_dicts
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.data.pseudo_masks.files import load_mask_file
 from lesion_d2.data.slices.ct import read_slice
-from lesion_d2.engine.checks.dicts import check_dicts
 from lesion_d2.evaluation import LesionEvaluator
 from lesion_d2.structures.rle import decode_mask, encode_mask
 from lesion_d2.tools import prepare_masks

@@ -4,7 +4,7 @@ from lesion_d2.data.transforms.augmentation import RandomAffine, build_augmentat
 from lesion_d2.data.transforms.lesion_transforms import transform_lesions
 from lesion_d2.data.transforms.patches import PatchTransform, RandomPatch
 from lesion_d2.engine import InputError
-from lesion_d2.engine.checks.training import check_regions
+from lesion_d2.engine.checks.relations import TRAINING_RELATIONS, check_relations
 
 import cv2
 import numpy as np
@@ -269,6 +269,8 @@ def test_what_is_no_patch_is_refused_at_the_start(key, value, message):
 
 def test_patches_want_a_model_that_ignores_what_they_cut():
     cfg = tiny_config(MODEL__META_ARCHITECTURE="RetinaNet", INPUT__PATCH__SIZE=(32, 32))
-    with pytest.raises(InputError, match=r"expected a LesionRetinaNet.* lesions that patches cut"):
-        check_regions(cfg, [])
-    check_regions(tiny_config(INPUT__PATCH__SIZE=(32, 32)), [])
+    with pytest.raises(
+        InputError, match=r"expected a LesionRetinaNet.* ignore cut lesions \(INPUT.PATCH"
+    ):
+        check_relations(cfg, TRAINING_RELATIONS)
+    check_relations(tiny_config(INPUT__PATCH__SIZE=(32, 32)), TRAINING_RELATIONS)

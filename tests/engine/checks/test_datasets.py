@@ -66,7 +66,7 @@ def test_a_training_set_without_masks_is_told_of(tiny_phantom, tmp_path, box_ima
         HARD_NEGATIVES__PERIOD=2,
         INPUT__PSEUDO_MASK_FROM_BOX=False,
     )
-    expected = r"DATASETS.TRAIN: found 3 of \d+ annotations without a mask .*\(the first: 0.png\)"
+    expected = r"DATASETS.TRAIN: found 3 of \d+ lesions without a mask .*\(the first: 0.png\)"
     with pytest.raises(InputError, match=expected):
         check_inputs(load_config(args), args)
     box_images[0]["annotations"][0]["segmentation"] = {"size": [16, 16], "counts": "P8"}
@@ -110,7 +110,7 @@ def test_test_sets_need_masks_for_the_loss_only(tiny_phantom, tmp_path, box_imag
     assert check_inputs(load_config(args), args) > 0
     args.opts += ["TEST.LOSS_PERIOD", "1"]
     check_inputs(load_config(args), args)
-    told = "DATASETS.TEST: found 3 of 3 annotations without a mask"
+    told = "DATASETS.TEST: found 3 of 3 lesions without a mask"
     assert "their masks are made of their boxes (INPUT.PSEUDO_MASK 'ellipse')" in caplog.text
     assert told in caplog.text
     args.opts += ["INPUT.PSEUDO_MASK_FROM_BOX", "False"]
@@ -194,7 +194,7 @@ def test_excluded_volumes_that_are_a_training_set_themselves_stay_there(tiny_pha
             "phantom_train",
             ("phantom_train",),
             _VOLUMES,
-            "DATASETS.TEST: found 'phantom_train', which has excluded volumes as a training set",
+            r"DATASETS.TEST: found \('phantom_train',\), expected none of .* have excluded volumes",
         ),
     ],
 )

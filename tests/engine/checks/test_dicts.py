@@ -171,7 +171,7 @@ def test_a_validation_set_without_lesions_is_told_of(
     _check(tmp_path, "TEST", **changes, **by_loss)
     assert not caplog.records
     _check(tmp_path, "TEST")
-    assert "found no lesion, so that bbox/AP50 is not defined: there will be no" in caplog.text
+    assert "found no lesion, expected some, which define bbox/AP50: there will be no" in caplog.text
 
 
 def test_a_metric_that_volumes_do_not_have_is_told_before_the_training(

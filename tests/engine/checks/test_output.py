@@ -15,7 +15,7 @@ import train_net
 def test_a_file_in_the_way_is_told_of_before_data_sets_are_read(tmp_path, name):
     (tmp_path / "there").write_text("a file")
     args = tiny_args(tmp_path / name, DATASETS__TRAIN=("gone",))
-    message = f"OUTPUT_DIR: found .*{name}, expected a folder, but .*there is none$"
+    message = f"OUTPUT_DIR: found .*{name}', expected a folder, but .*there is none$"
     with pytest.raises(InputError, match=message):
         check_inputs(load_config(args), args)
     assert (tmp_path / "there").read_text() == "a file"
@@ -34,7 +34,9 @@ def test_a_folder_that_cannot_be_written_to_is_told_of(tmp_path, monkeypatch):
     access = os.access  # root may write everywhere but to a file system that is read-only
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and access(path, mode))
     args = tiny_args(tmp_path / "new" / "output", DATASETS__TRAIN=("gone",))
-    message = f"OUTPUT_DIR: .*output, expected .*, but {re.escape(str(tmp_path))} cannot be written"
+    message = (
+        f"OUTPUT_DIR: .*output', expected .*, but {re.escape(str(tmp_path))} cannot be written"
+    )
     with pytest.raises(InputError, match=message):
         check_inputs(load_config(args), args)
     assert list(tmp_path.iterdir()) == []

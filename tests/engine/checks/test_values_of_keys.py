@@ -1,8 +1,11 @@
 """Values of keys that no run can go by, one line each with the key."""
 
+from fnmatch import filter as matching
+
+from lesion_d2.config import get_lesion_config
 from lesion_d2.engine import InputError, fit_device, load_config
 from lesion_d2.engine.checks.model import check_model
-from lesion_d2.engine.checks.training import check_training
+from lesion_d2.engine.checks.values import RULES, check_values, flat
 
 import pytest
 import torch
@@ -66,12 +69,73 @@ def test_a_seed_that_no_tool_can_take():
     ],
 )
 def test_a_schedule_that_cannot_be(key, value):
+    cfg = _with(key, value)
+    with pytest.raises(InputError, match=f"^{key}: found .*, expected") as error:
+        check_values(cfg)
+    assert "\n" not in str(error.value)
+    check_values(cfg, of_training=False)
+
+
+def _with(key, value):
     cfg = tiny_config()
     section, _, name = key.rpartition(".")
-    (cfg[section] if section else cfg)[name] = value
-    with pytest.raises(InputError, match=f"^{key}: found .*, expected") as error:
-        check_training(cfg, 1)
-    assert "\n" not in str(error.value)
+    node = cfg
+    for part in section.split("."):
+        node = node[part]
+    node[name] = value
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", -1.0, "above 0"),
+        ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", 0.0, "above 0"),
+        ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", 2.0, "0 to 1, or -1 for no weights"),
+        ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", -1.0, "0 or more"),
+        ("MODEL.RETINANET.NMS_THRESH_TEST", 3.0, "0 to 1"),
+        ("MODEL.ROI_HEADS.NMS_THRESH_TEST", 3.0, "0 to 1"),
+        ("MODEL.RPN.NMS_THRESH", 3.0, "0 to 1"),
+        ("MODEL.RETINANET.SCORE_THRESH_TEST", 50.0, "at most 1"),
+        ("MODEL.RPN.POSITIVE_FRACTION", 1.5, "0 to 1"),
+        ("MODEL.MEAN_TEACHER.START_ITER", -1, "0 or more"),
+        ("TEST.NUM_BOOTSTRAP", -1, "0 or more"),
+        *(
+            (f"MODEL.{part}.IOU_THRESHOLDS", value, "rising IoUs above 0, at most 1")
+            for part in ("RETINANET", "RPN", "ROI_HEADS")
+            for value in ([0.5, 0.4], [-0.1, 0.5], [50.0], [])
+        ),
+    ],
+)
+def test_a_value_that_no_run_can_go_by_is_named_with_what_is_expected(key, value, expected):
+    with pytest.raises(InputError) as error:
+        check_values(_with(key, value))
+    assert str(error.value) == f"{key}: found {value!r}, expected {expected}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", float("inf")),
+        ("SOLVER.WEIGHT_DECAY_BIAS", None),
+        ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", -1.0),
+        ("MODEL.RETINANET.SCORE_THRESH_TEST", -1.0),  # as in Detectron2, all scores
+        ("MODEL.RPN.NMS_THRESH", 1.0),
+        ("MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.5]),
+        ("MODEL.RETINANET.IOU_THRESHOLDS", [0.5, 0.5]),
+        ("SOLVER.STEPS", ()),
+        ("TEST.VOLUME_TILE_SIZE", (0, 0, 0)),
+    ],
+)
+def test_values_with_a_meaning_are_accepted(key, value):
+    check_values(_with(key, value))
+
+
+def test_each_pattern_of_the_table_is_of_a_key():
+    known = list(dict(flat(get_lesion_config())))
+    for rule in RULES:
+        patterns, separator, _ = rule.partition(": ")
+        assert separator and all(matching(known, pattern) for pattern in patterns.split())
 
 
 @pytest.mark.parametrize(
@@ -86,3 +150,10 @@ def test_a_schedule_that_cannot_be(key, value):
 def test_a_model_of_impossible_numbers_is_not_built(key, value):
     with pytest.raises(InputError, match=r"^MODEL: found RetinaUNet on .* not to be built"):
         check_model(tiny_config(**{f"MODEL__{key}": value}))
+
+
+def test_an_error_of_detectron2_without_a_text_names_its_line():
+    cfg = tiny_config(MODEL__RETINANET__IOU_LABELS=[0, 1])  # of three ranges
+    message = r"not to be built: AssertionError assert len\(labels\) == len\(thresholds\) - 1"
+    with pytest.raises(InputError, match=message):
+        check_model(cfg)

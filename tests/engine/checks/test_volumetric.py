@@ -3,7 +3,9 @@
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
 from lesion_d2.engine import InputError, check_prediction, load_config
 from lesion_d2.engine.checks import check_inputs
-from lesion_d2.engine.checks.volumetric import check_records, check_volumetric
+from lesion_d2.engine.checks.inputs import check_train_sets
+from lesion_d2.engine.checks.unused import check_unused
+from lesion_d2.engine.checks.volumetric import read_volumes
 
 import pytest
 from detectron2.data import DatasetCatalog
@@ -41,7 +43,7 @@ def test_an_epoch_has_as_many_patches_as_there_are_volumes(tmp_path):
     [
         (
             {"INPUT__VOLUME__PATCH_SIZE": (0, 0, 0)},
-            r"INPUT.VOLUME.PATCH_SIZE: found \(0, 0, 0\), expected .* for a RetinaUNet3D",
+            r"INPUT.VOLUME.PATCH_SIZE: found \(0, 0, 0\), expected .* for a model of volumes",
         ),
         (
             {"INPUT__VOLUME__PATCH_SIZE": (16, 0, 32)},
@@ -72,19 +74,22 @@ def test_an_epoch_has_as_many_patches_as_there_are_volumes(tmp_path):
             {"MODEL__MEAN_TEACHER__ENABLED": True},
             "TEACHER.ENABLED: found True, expected False",
         ),
-        ({"MODEL__RETINA_UNET__CALIBRATION": 0.5}, "CALIBRATION: found 0.5, expected 0.0"),
+        (
+            {"MODEL__RETINA_UNET__CALIBRATION": 0.5},
+            "CALIBRATION: found 0.5, expected 0 for a RetinaUNet3D",
+        ),
         ({"MODEL__UNET_FPN__ATTENTION": True}, "UNET_FPN.ATTENTION: found True, expected False"),
         ({"INPUT__PATCH__SIZE": (32, 32)}, "INPUT.PATCH.SIZE: found .*INPUT.VOLUME.PATCH_SIZE is"),
         ({"TEST__ENSEMBLE__TILE_SIZE": 64}, "TILE_SIZE: found 64, .*TEST.VOLUME_TILE_SIZE is"),
         ({"INPUT__CT__CROP_TO_BODY": True}, "CROP_TO_BODY: found True, expected False"),
         ({"INPUT__CT__PIXEL_SPACING": 1.0}, "PIXEL_SPACING: found 1.0, .*INPUT.VOLUME.SPACING is"),
-        ({"HARD_NEGATIVES__PERIOD": 2}, "HARD_NEGATIVES.PERIOD is 2, expected 0 .* on slices"),
-        ({"TEST__LOSS_PERIOD": 2}, "TEST.LOSS_PERIOD is 2, expected 0 .* of slices"),
-        ({"MODEL__PIXEL_MEAN": [127.5] * 3}, "PIXEL_MEAN: found 3 numbers, expected 1"),
+        ({"HARD_NEGATIVES__PERIOD": 2}, "HARD_NEGATIVES.PERIOD: found 2, expected 0.* on slices"),
+        ({"TEST__LOSS_PERIOD": 2}, "TEST.LOSS_PERIOD: found 2, expected 0.* of slices"),
+        ({"MODEL__PIXEL_MEAN": [127.5] * 3}, r"PIXEL_MEAN: found \[127.5, .*\], expected 1 number"),
         ({"INPUT__AUG__RESIZE_RANGE": (0.5, 1.0)}, "INPUT.AUG.RESIZE_RANGE: found"),
         (
             {"DATASETS__TEST": (f"{NAME}_val",)},
-            "TEST: data set .* found single slices, expected all",
+            "TEST, data set .* found single slices, expected all",
         ),
         (
             {"DATASETS__TRAIN": (f"{NAME}_train",)},
@@ -101,7 +106,9 @@ def test_what_cannot_be_used_is_told_in_one_line(tmp_path, changes, message):
 
 def test_a_model_of_volumes_needs_patches_of_them(tmp_path):
     args = tiny_args(tmp_path, MODEL__META_ARCHITECTURE="RetinaUNet3D")
-    with pytest.raises(InputError, match=r"PATCH_SIZE: found \(0, 0, 0\), .* for a RetinaUNet3D"):
+    with pytest.raises(
+        InputError, match=r"PATCH_SIZE: found \(0, 0, 0\), .*ARCHITECTURE is RetinaUNet3D"
+    ):
         check_inputs(load_config(args), args)
 
 
@@ -111,14 +118,14 @@ def test_a_model_of_volumes_needs_patches_of_them(tmp_path):
 def test_keys_of_volumes_are_refused_for_a_model_of_slices(tmp_path, key, value):
     args = tiny_args(tmp_path, **{key: value})
     name = key.replace("__", ".")
-    with pytest.raises(InputError, match=f"{name}: found .*, expected 0 for a .*UNet.* at slices"):
-        check_volumetric(load_config(args))
-    check_volumetric(load_config(tiny_args(tmp_path, INPUT__VOLUME__SPACING=(0.7, 0.7, 1.25))))
+    with pytest.raises(InputError, match=f"{name}: found .*, expected .* looks at slices"):
+        check_unused(load_config(args))
+    check_unused(load_config(tiny_args(tmp_path, INPUT__VOLUME__SPACING=(0.7, 0.7, 1.25))))
 
 
 def num_volumes(cfg):
     """What the check of the training set counts."""
-    return check_records(cfg, "TRAIN", [DatasetCatalog.get(TRAIN_SET)])
+    return check_train_sets(cfg)
 
 
 def test_volumes_without_what_a_model_goes_by_are_refused(tmp_path, monkeypatch):
@@ -166,13 +173,13 @@ def test_a_prediction_needs_weights_and_patches(tmp_path):
     with pytest.raises(InputError, match=r"MODEL.WEIGHTS: found none"):
         check_prediction(cfg)
     cfg.INPUT.VOLUME.PATCH_SIZE = (0, 0, 0)
-    with pytest.raises(InputError, match="expected the depth, height and width of patches"):
+    with pytest.raises(InputError, match="expected depth, height and width of patches"):
         check_prediction(cfg)
 
 
 def test_boxes_on_key_slices_alone_are_told_of(tmp_path, caplog):
     dicts, cfg = DatasetCatalog.get(TRAIN_SET), load_config(volume_args(tmp_path))
-    check_records(cfg, "TRAIN", [dicts])
+    read_volumes(cfg, "TRAIN", [dicts])
     assert "single slice" not in caplog.text
     seen = set()
     for d in dicts:
@@ -180,6 +187,6 @@ def test_boxes_on_key_slices_alone_are_told_of(tmp_path, caplog):
             a for a in d["annotations"] if (d["volume"], a["lesion_id"]) not in seen
         ]
         seen |= {(d["volume"], a["lesion_id"]) for a in d["annotations"]}
-    check_records(cfg, "TRAIN", [dicts])
+    read_volumes(cfg, "TRAIN", [dicts])
     told = f"found {len(seen)} of {len(seen)} lesions on a single slice (the first in volume v0)"
     assert told in caplog.text

@@ -148,12 +148,12 @@ def test_a_training_and_the_ensemble_of_its_best(tiny_phantom, tmp_path):
         (
             (),
             {"TEST__NUM_BEST_CHECKPOINTS": 2, "DATASETS__TEST": ()},
-            "DATASETS.TEST: found no data set.*TEST.NUM_BEST_CHECKPOINTS is 2",
+            "DATASETS.TEST: found .., expected a data set.*TEST.NUM_BEST_CHECKPOINTS is 2",
         ),
         (
             ("--eval-only",),
             {"TEST__ENSEMBLE__CHECKPOINTS": ("a.pth",)},
-            r"TEST.ENSEMBLE.ENABLED: found False, expected True .*\(a.pth\)",
+            r"TEST.ENSEMBLE.ENABLED: found False, expected True .*CHECKPOINTS is .*a.pth",
         ),
         (
             ("--eval-only",),
@@ -170,7 +170,7 @@ def test_a_training_and_the_ensemble_of_its_best(tiny_phantom, tmp_path):
             {"TEST__ENSEMBLE__CHECKPOINTS": ("a.pth",), **ENSEMBLE},
             "--resume: found TEST.ENSEMBLE.CHECKPOINTS too",
         ),
-        (("--eval-only",), ENSEMBLE, "--eval-only: found no MODEL.WEIGHTS"),
+        (("--eval-only",), ENSEMBLE, "MODEL.WEIGHTS: found none"),
     ],
 )
 def test_bad_keys_are_one_line(tiny_phantom, tmp_path, flags, changes, message):

@@ -1,7 +1,7 @@
 """Clipped gradients: against Detectron2's own, and against the formula written out."""
 
 from lesion_d2.engine import InputError, Trainer
-from lesion_d2.engine.checks.training import check_training
+from lesion_d2.engine.checks.inputs import check_training
 from lesion_d2.engine.solver.clipping import clip_each_norm, with_clipping
 
 import numpy as np
