@@ -139,7 +139,7 @@ def test_more_processes_than_gpus(tiny_phantom, tmp_path, monkeypatch):
 def test_one_gpu_for_several_processes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    message = "^MODEL.DEVICE: found 'cuda:0', expected 'cuda': of several processes each has"
+    message = "^MODEL.DEVICE: found 'cuda:0', expected 'cuda': each of several processes uses"
     with pytest.raises(InputError, match=message):
         prepare_processes(tiny_config(MODEL__DEVICE="cuda:0"), 2)
     prepare_processes(tiny_config(MODEL__DEVICE="cuda"), 2)

@@ -111,8 +111,8 @@ def test_options_of_data_sets(mine):
     excluded = ExcludedSeries.of(["mine_volumes_val"])
     left = read_dataset("mine", DatasetOptions(excluded=excluded))
     assert left == [image for image in DatasetCatalog.get("mine") if image["volume"] != "b"]
-    every_slice = read_dataset("mine_volumes", DatasetOptions(hidden_share=0.5))
-    assert every_slice == DatasetCatalog.get("mine_volumes")
+    with pytest.raises(ValueError, match="mine_volumes: found a data set that hides no annotation"):
+        read_dataset("mine_volumes", DatasetOptions(hidden_share=0.5))
     with pytest.raises(ValueError, match="mine_train: found a data set that is read as a whole"):
         read_dataset("mine_train", DatasetOptions(allow_missing=True))
 
