@@ -76,7 +76,7 @@ def test_killed_while_writing_a_run_resumes_from_the_last_whole_checkpoint(
     assert best["value"] >= max(evaluated)
 
 
-def test_evaluation_only(tiny_phantom, tmp_path):
+def test_eval_only_evaluates_the_weights_and_trains_nothing(tiny_phantom, tmp_path):
     train_net.main(tiny_args(tmp_path / "train"))
     weights = tmp_path / "train" / "model_best.pth"
     results = train_net.main(

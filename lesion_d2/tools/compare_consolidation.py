@@ -63,7 +63,7 @@ def compare(cfg: CfgNode, ensemble: Ensemble, dataset: str) -> list[dict]:
     views_ms: dict[str, list[float]] = {name: [] for name in evaluators}
     consolidation_ms: dict[str, list[float]] = {name: [] for name in CONSOLIDATIONS}
     loader = Trainer.build_test_loader(cfg, dataset)
-    timed = partial(_timed, torch.device(cfg.MODEL.DEVICE))
+    timed = partial(time_call, torch.device(cfg.MODEL.DEVICE))
     alone = as_evaluated(cfg, ensemble.models[0])
     options = {
         "iou_threshold": ensemble.iou_threshold,
@@ -107,10 +107,10 @@ def _evaluator(cfg: CfgNode, name: str, dataset: str):
 
 
 @torch.no_grad()
-def _timed(
+def time_call(
     device: torch.device, function: Callable, *args: Any, **kwargs: Any
 ) -> tuple[Any, float]:
-    """What a call returns, and its milliseconds on the device."""
+    """Call a function, and wait for the device: its result, and milliseconds."""
     start = time.perf_counter()
     result = function(*args, **kwargs)
     if device.type == "cuda":

@@ -48,6 +48,7 @@ def test_config_builds_trains_a_step_and_infers(file, tiny_phantom):
     with EventStorage():
         losses = model(batch)
     assert all(torch.isfinite(loss) for loss in losses.values()), losses
+
     sum(losses.values()).backward()
     optimizer.step()
     # A plain step can be too small for a norm's weight of 1: then its gradient says that it learns.
@@ -57,6 +58,7 @@ def test_config_builds_trains_a_step_and_infers(file, tiny_phantom):
         if name in before and p.equal(before[name]) and (p.grad is None or not p.grad.any())
     ]
     assert not same, f"the step did not change {same}"
+
     model.eval()
     if is_volumetric(cfg):
         sample = [{"image": 255 * torch.rand(1, *cfg.INPUT.VOLUME.PATCH_SIZE)}]

@@ -135,12 +135,14 @@ def test_jaegers_models_have_the_papers_values():
         "TEST.BEST_METRIC": "bbox/AP10",
     }
     assert {key: values[key] for key in expected} == expected
+
     two_stages = values_of(CONFIGS / "retina_unet" / "u_faster_rcnn_plus.yaml")
     assert two_stages["MODEL.ANCHOR_GENERATOR.SIZES"] == [[4.0], [8.0], [16.0], [32.0]]
     sizes = [size * 2 ** (i / 3) for size in (4, 8, 16, 32) for i in range(3)]
     found = [size for level in values["MODEL.ANCHOR_GENERATOR.SIZES"] for size in level]
     assert found == pytest.approx(sizes, rel=1e-3)
     assert values["MODEL.RETINA_UNET.SHEM_POOL"] > 1
+
     context = values_of(CONFIGS / "retina_unet" / "retina_unet_2dc.yaml")
     changed = {key for key in context if context[key] != values[key]}
     slices = {"INPUT.CT.NUM_SLICES", "INPUT.CT.SLICE_INTERVAL"}
@@ -184,14 +186,17 @@ def test_jaegers_models_have_the_values_of_the_authors_code():
         "TEST.ENSEMBLE.MIRRORS": True,
         "TEST.ENSEMBLE.IOU_THRESH": 1e-5,
     }
+
     assert {key: values[key] for key in expected} == expected
     for name in ("u_faster_rcnn_plus", "det_unet"):
         others = values_of(CONFIGS / "toys" / f"{name}.yaml")
         assert not others["MODEL.SEG_HEAD.CLASS_AGNOSTIC"]
+
     own = values_of(CONFIGS / "retina_unet" / "retina_unet.yaml")
     changed = {key for key in expected if own[key] != expected[key]}
     batches = {f"MODEL.{name}.BATCH_SIZE_PER_IMAGE" for name in ("RPN", "ROI_HEADS")}
     assert changed == batches | {"MODEL.RETINA_UNET.SHEM_POSITIVES", "TEST.EVAL_PERIOD"}
+
     augmentation = {
         "INPUT.AUG.MAX_ROTATION": pytest.approx(math.pi, abs=1e-5),
         "INPUT.AUG.MAX_SHEAR": 0.0,

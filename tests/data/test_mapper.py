@@ -14,7 +14,6 @@ from lesion_d2.data.slices.ct import read_slice
 from lesion_d2.data.transforms.augmentation import AffineTransform, RandomAffine, ResizeTransform
 from lesion_d2.data.transforms.lesion_transforms import transform_lesions
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -30,6 +29,7 @@ from made_up_annotations import (
     slice_record,
 )
 from pycocotools import mask as mask_util
+from slice_files import write_slice
 
 _AUGMENTATIONS = ("HFLIP_PROB", "VFLIP_PROB", "MAX_ROTATION", "MAX_SHEAR", "MAX_SCALE")
 NO_AUGMENTATION = [
@@ -41,13 +41,12 @@ NO_AUGMENTATION = [
 def dataset_dict(tmp_path):
     """Five slices 2 mm apart, each with its own HU, with a bright lesion on the key slice."""
     folder = tmp_path / "Images_png" / "000001_01_01"
-    folder.mkdir(parents=True)
     lesion = ellipse_mask(OBLIQUE["recist"], *SIZE)
     for index in range(8, 13):
         hu = np.full(SIZE, 10 * index, np.int32)
         if index == 10:
             hu[lesion] = 900
-        cv2.imwrite(str(folder / f"{index:03d}.png"), (hu + 32768).astype(np.uint16))
+        write_slice(folder / f"{index:03d}.png", hu)
     annotations = [OBLIQUE]
     return slice_record(folder, SIZE, annotations, slice_range=(8, 12), slice_index=10)
 
@@ -343,6 +342,7 @@ def test_mined_negatives_join_the_images_own_lesions_in_training(dataset_dict):
     dataset_dict["annotations"] = [OBLIQUE, second]
     before = repr(dataset_dict)
     np.random.seed(2)
+
     for _ in range(20):
         mapped = mapper(dataset_dict)
         instances = mapped["instances"]
@@ -355,6 +355,7 @@ def test_mined_negatives_join_the_images_own_lesions_in_training(dataset_dict):
             area = np.pi / 4 * torch.prod(box[2:] - box[:2]).item()
             assert 0.8 * area < mask.sum() < 1.2 * area
     assert repr(dataset_dict) == before
+
     mapper.hard_negatives = elsewhere
     assert mapper(dataset_dict)["instances"].gt_classes.tolist() == [0, 0]
 

@@ -178,10 +178,12 @@ def test_the_training_loader_goes_by_the_config_and_begins_anew_anywhere(workers
         MetadataCatalog.remove(name)
     order = _slow_order(*make_pools(IMAGES, empty_share=0.5), 11, 40)
     expected = [list(order[k : k + 2]) for k in range(0, 40, 2)]
+
     for start in (0, 7, 3):
         loader.restart(start)
         batches = [[x["image_id"] for x in b] for b in itertools.islice(loader, 5)]
         assert batches == expected[start : start + 5]
+
     resumed, loader.order_seed = loader, 12  # of another run
     resumed.restart(2)
     [batch] = itertools.islice(resumed, 1)

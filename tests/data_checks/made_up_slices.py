@@ -5,10 +5,10 @@ from pathlib import Path
 
 from lesion_d2.data_checks import DataReport
 
-import cv2
 import numpy as np
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
+from slice_files import write_slice
 
 SIZE = 64
 
@@ -22,13 +22,6 @@ def body(seed: int, *, size: int = SIZE) -> np.ndarray:
     hu[((x - 0.5) / 0.38) ** 2 + ((y - 0.5) / 0.30) ** 2 < 1] = 45
     hu[(np.abs(x - 0.5) < 0.09) & (np.abs(y - 0.7) < 0.08)] = 600
     return np.rint(hu + rng.normal(0, 10, hu.shape)).astype(np.int16)
-
-
-def write_slice(file: Path, hu: np.ndarray) -> str:
-    """Write HU as DeepLesion does; the path as text."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(file), (hu.astype(np.int32) + 32768).astype(np.uint16))
-    return str(file)
 
 
 def annotation(*box: float, category: int = 0, **more: object) -> dict:
@@ -61,7 +54,7 @@ class MadeUpSet:
 
     def _image(self, name: str, patient: int, lesion: dict) -> dict:
         return {
-            "file_name": write_slice(self.folder / name / "1.png", body(patient)),
+            "file_name": str(write_slice(self.folder / name / "1.png", body(patient))),
             "image_id": name,
             "height": SIZE,
             "width": SIZE,

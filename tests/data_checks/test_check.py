@@ -50,6 +50,7 @@ def test_counts_are_those_of_a_slow_count(tiny_phantom):
             )
     sizes = sorted(max(sizes) for sizes in lesions.values())
     values = [np.array(Image.open(image["file_name"])).astype(int) - 32768 for image in images]
+
     assert counts["lesions"] == len(lesions)
     assert counts["images"] == len(images)
     assert counts["images_without_lesion"] == sum(not image["annotations"] for image in images)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from lesion_d2.data.volume_set.catalog import register_volume_set
 from lesion_d2.engine import Trainer, finish_run, launch_run, load_model
-from lesion_d2.engine.hard_negatives import HardNegativeMiningHook
 from lesion_d2.engine.mean_teacher import MeanTeacherHook
 from lesion_d2.engine.processes import unwrap
 
@@ -204,8 +203,7 @@ def mine_hard_negatives(args: argparse.Namespace, file: str) -> None:
 def _mine_and_write(args: argparse.Namespace, file: str) -> None:
     trainer = Trainer(train_net.setup(args))
     trainer.train()
-    [hook] = [hook for hook in trainer._hooks if isinstance(hook, HardNegativeMiningHook)]
-    state = hook.state_dict()
+    state = trainer.state_dict()["hooks"]["HardNegativeMiningHook"]
     counts = {name: len(found) for name, found in state["negatives"].items()}
     states = comm.all_gather({**state, "counts": counts})
     if comm.is_main_process():
@@ -239,18 +237,21 @@ def _train_mean_teacher(args: argparse.Namespace, file: str) -> None:
     )
     trainer.train()
     model = unwrap(trainer.model)
-    [hook] = [hook for hook in trainer._hooks if isinstance(hook, MeanTeacherHook)]
-    with trainer.storage:
-        hook._log(model)
-    latest = trainer.storage.latest()
-    found = {
-        "images": images,
-        "logged": {k: v for k, (v, _) in latest.items() if k.startswith("mean_teacher/")},
-        **{part: _digest(getattr(model, part)) for part in ("teacher", "student")},
-    }
+    found = {part: _digest(getattr(model, part)) for part in ("teacher", "student")}
+    found |= {"images": images, "logged": _log_pseudo_labels(trainer)}
     states = comm.all_gather(found)
     if comm.is_main_process():
         Path(file).write_text(json.dumps(states))
+
+
+def _log_pseudo_labels(trainer: Trainer) -> dict[str, float]:
+    """What a hook logs of the pseudo-labels of all processes; it updates the teacher once more."""
+    hook = MeanTeacherHook(period=1)
+    hook.trainer = trainer
+    with trainer.storage:
+        hook.after_step()
+    latest = trainer.storage.latest()
+    return {k: v for k, (v, _) in latest.items() if k.startswith("mean_teacher/")}
 
 
 def train_volumes(root: str, name: str, args, evaluated, file: str) -> None:
@@ -260,7 +261,7 @@ def train_volumes(root: str, name: str, args, evaluated, file: str) -> None:
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     before = _sum_of_weights(trainer.model)
-    batch = next(trainer._trainer._data_loader_iter)
+    batch = next(iter(trainer.loader))
     trainer.after_train = lambda: None  # it tests
     trainer.train()
     found = {

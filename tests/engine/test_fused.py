@@ -35,6 +35,7 @@ def test_fused_steps_are_the_same_with_and_without_scaled_gradients(name, clippe
         for device, model in zip(("cpu", "cuda"), models, strict=True)
     ]
     assert not optimizers[0].defaults["fused"] and optimizers[1].defaults["fused"]
+
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     for _ in range(3):
         x = torch.rand(2, 2, 8, 8)

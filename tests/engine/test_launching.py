@@ -1,5 +1,5 @@
 from lesion_d2.engine import InputError, launch_run
-from lesion_d2.engine.launching import Place, _first_host, find_place
+from lesion_d2.engine.launching import Place, find_place
 
 import pytest
 from tiny_run import tiny_args
@@ -43,11 +43,11 @@ def test_variables_of_slurm_are_read_where_that_is_asked_for():
     ("nodes", "first"),
     [
         *(("a", "a"), ("a,b", "a"), ("n[3,5]", "n3"), ("n[003-4]-x,b", "n003-x")),
-        *(("c1-[2-3]", "c1-2"), ("r[1-2]n[03-04,7],b", "r1n03"), ("", "")),
+        *(("c1-[2-3]", "c1-2"), ("r[1-2]n[03-04,7],b", "r1n03")),
     ],
 )
 def test_the_first_process_listens_on_the_first_node(nodes, first):
-    assert _first_host(nodes) == first
+    assert find_place("env://", {**SLURM, "SLURM_STEP_NODELIST": nodes}).address == first
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,7 @@ def test_the_first_process_listens_on_the_first_node(nodes, first):
         ({**TORCHRUN, "WORLD_SIZE": "9"}, "expected the same number of processes on all machines"),
         ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "3,1"}, "use srun --ntasks-per-node"),
         ({"SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "a"}, "found WORLD_SIZE '', expected a num"),
+        ({**SLURM, "SLURM_STEP_NODELIST": ""}, "found no MASTER_ADDR"),
     ],
 )
 def test_variables_that_make_no_sense_are_one_line(environ, message):

@@ -1,15 +1,16 @@
 import json
 
 from lesion_d2.data.loader import build_lesion_loss_loader
-from lesion_d2.engine import InputError, Trainer, ValidationLossHook, load_config, load_model
+from lesion_d2.engine import InputError, Trainer, load_config, load_model
 from lesion_d2.engine.checks import check_inputs
-from lesion_d2.engine.mean_teacher import MeanTeacherHook
 from lesion_d2.engine.processes import unwrap
 from lesion_d2.engine.validation_loss import mean_losses
+from lesion_d2.modeling import summarize_pseudo_labels
 
 import pytest
 import torch
 from distributed_run import launch_mean_teacher
+from run_training import train
 from tiny_run import tiny_args, uldor_args
 from warm_processes import torchrun_two
 
@@ -31,13 +32,6 @@ _UNSEEN = {"DATASETS__TEST": (), "TEST__EVAL_PERIOD": 0}
 _HIDDEN = {"DATASETS__MISSING_ANNOTATION_RATIO": 0.5, "DATALOADER__FILTER_EMPTY_ANNOTATIONS": False}
 
 
-def _train(args) -> Trainer:
-    trainer = Trainer(train_net.setup(args))
-    trainer.resume_or_load(resume=args.resume)
-    trainer.train()
-    return trainer
-
-
 def _states(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in unwrap(trainer.model).state_dict().items()}
 
@@ -47,7 +41,7 @@ def _same(first: dict, second: dict) -> bool:
 
 
 def test_the_teacher_is_evaluated_and_saved_and_the_student_beside_it(tiny_phantom, tmp_path):
-    trainer = _train(tiny_args(tmp_path, **_ON))
+    trainer = train(tiny_args(tmp_path, **_ON))
     model = unwrap(trainer.model)
     saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
     assert _same(saved["model"], model.teacher.state_dict())
@@ -67,25 +61,14 @@ def test_the_teacher_is_evaluated_and_saved_and_the_student_beside_it(tiny_phant
 
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(tiny_phantom, tmp_path):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    expected = _train(tiny_args(whole, SOLVER__MAX_ITER=4, **_ON, **_UNSEEN))
-    counted = _logged(expected)
-    assert counted["mean_teacher/pseudo_labels_per_image"] > 0
-    _train(tiny_args(halves, SOLVER__MAX_ITER=2, **_ON, **_UNSEEN))
-    resumed = _train(tiny_args(halves, "--resume", SOLVER__MAX_ITER=4, **_ON, **_UNSEEN))
+    expected = train(tiny_args(whole, SOLVER__MAX_ITER=4, **_ON, **_UNSEEN))
+    counted = summarize_pseudo_labels(unwrap(expected.model).counts)
+    assert counted["pseudo_labels_per_image"] > 0
+    train(tiny_args(halves, SOLVER__MAX_ITER=2, **_ON, **_UNSEEN))
+    resumed = train(tiny_args(halves, "--resume", SOLVER__MAX_ITER=4, **_ON, **_UNSEEN))
     assert resumed.start_iter == 2
     assert _same(_states(resumed), _states(expected))
-    assert _logged(resumed) == counted
-
-
-def _logged(trainer: Trainer) -> dict[str, float]:
-    [hook] = [hook for hook in trainer._hooks if isinstance(hook, MeanTeacherHook)]
-    with trainer.storage:
-        hook._log(unwrap(trainer.model))
-    return {
-        name: value
-        for name, (value, _) in trainer.storage.latest().items()
-        if name.startswith("mean_teacher/")
-    }
+    assert summarize_pseudo_labels(unwrap(resumed.model).counts) == counted
 
 
 _NO_PSEUDO_LABELS = {
@@ -102,7 +85,7 @@ _NO_PSEUDO_LABELS = {
 def plain(tiny_phantom, tmp_path_factory) -> dict[str, torch.Tensor]:
     """The weights of a detector that was trained without a teacher."""
     options = {**_NO_PSEUDO_LABELS, "MODEL__MEAN_TEACHER__ENABLED": False}
-    return _states(_train(tiny_args(tmp_path_factory.mktemp("plain"), **options)))
+    return _states(train(tiny_args(tmp_path_factory.mktemp("plain"), **options)))
 
 
 @pytest.mark.parametrize("mode", ["none", "add", "ignore"])
@@ -110,14 +93,14 @@ def test_without_pseudo_labels_the_student_is_the_plain_detector(
     tiny_phantom, plain, tmp_path, mode
 ):
     options = {**_NO_PSEUDO_LABELS, "MODEL__MEAN_TEACHER__PSEUDO_LABELS": mode}
-    model = unwrap(_train(tiny_args(tmp_path, **options)).model)
+    model = unwrap(train(tiny_args(tmp_path, **options)).model)
     assert _same(model.student.state_dict(), plain)
     assert not _same(model.teacher.state_dict(), plain)
     assert (model.counts["images"] > 0) == (mode != "none")
 
 
 def test_it_begins_with_the_weights_of_the_config(tiny_phantom, tmp_path):
-    _train(tiny_args(tmp_path / "first", SOLVER__MAX_ITER=2, **_ON, **_UNSEEN))
+    train(tiny_args(tmp_path / "first", SOLVER__MAX_ITER=2, **_ON, **_UNSEEN))
     weights = tmp_path / "first" / "model_final.pth"
     cfg = train_net.setup(tiny_args(tmp_path / "next", MODEL__WEIGHTS=weights, **_ON, **_UNSEEN))
     trainer = Trainer(cfg)
@@ -130,7 +113,7 @@ def test_it_begins_with_the_weights_of_the_config(tiny_phantom, tmp_path):
 
 def test_pseudo_labels_are_logged_with_precision_and_recall(tiny_phantom, tmp_path):
     options = {**_ON, **_UNSEEN, **_HIDDEN, "SOLVER__MAX_ITER": 20}
-    trainer = _train(tiny_args(tmp_path, **options))
+    trainer = train(tiny_args(tmp_path, **options))
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     [logged] = [line for line in lines if "mean_teacher/pseudo_labels_per_image" in line]
     assert logged["iteration"] == 19
@@ -141,9 +124,8 @@ def test_pseudo_labels_are_logged_with_precision_and_recall(tiny_phantom, tmp_pa
 
 
 def test_the_validation_loss_is_the_teacher_s(tiny_phantom, tmp_path):
-    trainer = _train(tiny_args(tmp_path, TEST__LOSS_PERIOD=4, **_ON))
+    trainer = train(tiny_args(tmp_path, TEST__LOSS_PERIOD=4, **_ON))
     model, loader = unwrap(trainer.model), build_lesion_loss_loader(trainer.cfg)
-    assert any(isinstance(hook, ValidationLossHook) for hook in trainer._hooks)
     assert not any("weak_image" in sample for batch in loader for sample in batch)
     expected = mean_losses(model.teacher, loader, seed=3)
     assert trainer.storage.latest()["validation_loss"][0] == sum(expected.values())
@@ -153,7 +135,7 @@ def test_the_validation_loss_is_the_teacher_s(tiny_phantom, tmp_path):
 
 def test_hard_negatives_are_mined_by_the_teacher(tiny_phantom, tmp_path):
     options = {**_ON, "MODEL__MASK_ON": False, "HARD_NEGATIVES__PERIOD": 2, **_UNSEEN}
-    trainer = _train(uldor_args(tmp_path, **options))
+    trainer = train(uldor_args(tmp_path, **options))
     assert trainer.storage.latest()["hard_negatives/number"][0] > 0
 
 
@@ -227,7 +209,7 @@ def test_a_threshold_below_the_detector_s_own_is_told_of(tiny_phantom, tmp_path)
 @pytest.mark.parametrize("enabled", [True, False])
 def test_a_checkpoint_of_the_other_kind_of_training_is_not_resumed(tiny_phantom, tmp_path, enabled):
     options = {**_ON, **_UNSEEN, "SOLVER__MAX_ITER": 2}
-    _train(tiny_args(tmp_path, **{**options, "MODEL__MEAN_TEACHER__ENABLED": enabled}))
+    train(tiny_args(tmp_path, **{**options, "MODEL__MEAN_TEACHER__ENABLED": enabled}))
     options["MODEL__MEAN_TEACHER__ENABLED"] = not enabled
     with pytest.raises(InputError, match=r"--resume: .*model_final.pth: found a checkpoint") as e:
         train_net.main(tiny_args(tmp_path, "--resume", **options))

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import json
 
 from lesion_d2.data.pseudo_masks import ellipse_mask
@@ -10,20 +11,10 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools import mask as mask_util
+from run_training import losses_of, train
 from tiny_run import stopping_args, tiny_args, tiny_config, uldor_args
 
 import train_net
-
-
-def _losses(trainer: Trainer) -> list[float]:
-    return [loss for loss, _ in trainer.storage.history("total_loss").values()]
-
-
-def _train(args) -> Trainer:
-    trainer = Trainer(train_net.setup(args))
-    trainer.resume_or_load(resume=args.resume)
-    trainer.train()
-    return trainer
 
 
 def _metrics(folder) -> list[dict]:
@@ -34,6 +25,7 @@ def test_a_run_writes_its_checkpoints_and_metrics(tiny_phantom, tmp_path):
     train_net.main(tiny_args(tmp_path))
     names = {path.name for path in tmp_path.iterdir()}
     assert {"model_0000001.pth", "model_0000003.pth", "model_final.pth", "model_best.pth"} <= names
+    assert "best" not in names  # without TEST.NUM_BEST_CHECKPOINTS
     assert "config.yaml" in names and any(name.startswith("events.out") for name in names)
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
     assert (tmp_path / "inference" / "phantom_val" / "froc.json").is_file()
@@ -93,18 +85,18 @@ def test_masks_are_computed_and_written_only_where_they_are_scored_or_asked_for(
 
 def test_the_same_seed_gives_the_same_training(tiny_phantom, tmp_path):
     options = {"TEST__EVAL_PERIOD": 0, "DATASETS__TEST": (), "INPUT__AUG__MAX_ROTATION": 0.1}
-    first = _losses(_train(tiny_args(tmp_path / "1", **options)))
-    again = _losses(_train(tiny_args(tmp_path / "2", **options)))
-    other = _losses(_train(tiny_args(tmp_path / "3", SEED=4, **options)))
+    first = losses_of(train(tiny_args(tmp_path / "1", **options)))
+    again = losses_of(train(tiny_args(tmp_path / "2", **options)))
+    other = losses_of(train(tiny_args(tmp_path / "3", SEED=4, **options)))
     assert first == again
     assert first != other
 
 
 def test_a_resumed_run_goes_on_with_iteration_optimizer_and_metrics(tiny_phantom, tmp_path):
-    _train(tiny_args(tmp_path, SOLVER__MAX_ITER=3))
+    train(tiny_args(tmp_path, SOLVER__MAX_ITER=3))
     with open(tmp_path / "metrics.json", "a") as file:  # what a killed run wrote after it
         file.write('{"iteration": 3, "total_loss": 1.0}\n{"iteration": 4, "total')
-    resumed = _train(tiny_args(tmp_path, "--resume", SOLVER__MAX_ITER=6))
+    resumed = train(tiny_args(tmp_path, "--resume", SOLVER__MAX_ITER=6))
     assert resumed.start_iter == 3 and resumed.iter == 6
     assert {int(state["step"]) for state in resumed.optimizer.state.values()} == {6}
     assert resumed.scheduler.last_epoch == 6
@@ -139,15 +131,15 @@ def test_a_resumed_run_goes_on_with_the_next_images(tiny_phantom, tmp_path, num_
 
 def test_a_resumed_run_without_a_seed_goes_on_in_the_order_that_was_drawn(tiny_phantom, tmp_path):
     options = {"TEST__EVAL_PERIOD": 0, "DATASETS__TEST": (), "SEED": -1}
-    first = Trainer(train_net.setup(tiny_args(tmp_path, SOLVER__MAX_ITER=2, **options)))
-    first.train()
-    args = tiny_args(tmp_path, "--resume", SOLVER__MAX_ITER=4, **options)
-    resumed = Trainer(train_net.setup(args))
-    assert resumed._trainer.data_loader.order_seed != first._trainer.data_loader.order_seed
-    resumed.resume_or_load(resume=True)
-    batches = [next(t._trainer._data_loader_iter) for t in (first, resumed)]
-    a, b = ([sample["image_id"] for sample in batch] for batch in batches)
-    assert a == b
+    options |= {"SOLVER__CHECKPOINT_PERIOD": 2, "SOLVER__MAX_ITER": 3}
+
+    whole = _images_of(tiny_args(tmp_path, **options))
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    resumed = _images_of(tiny_args(tmp_path, "--resume", **options))
+    other = _images_of(tiny_args(tmp_path / "other", **options))
+
+    assert len(resumed) == 4 and resumed == whole[8:]
+    assert other != whole  # each run draws its own
 
 
 def test_scaling_to_other_numbers_of_processes_scales_all_periods(tiny_phantom):
@@ -168,8 +160,7 @@ def test_scaling_to_other_numbers_of_processes_scales_all_periods(tiny_phantom):
 def test_the_loader_is_restarted_with_hard_negatives(tiny_phantom, tmp_path):
     args = uldor_args(tmp_path, TEST__EVAL_PERIOD=0, DATASETS__TEST=(), DATALOADER__NUM_WORKERS=1)
     trainer = Trainer(train_net.setup(args))
-    step = trainer._trainer
-    batches = [next(step._data_loader_iter) for _ in range(3)]
+    batches = list(itertools.islice(trainer.loader, 3))
     assert {c for b in batches for s in b for c in s["instances"].gt_classes.tolist()} == {0}
     names = [sample["image_id"] for sample in batches[1]]
     mask = np.zeros((64, 64), dtype=np.uint8, order="F")
@@ -180,15 +171,15 @@ def test_the_loader_is_restarted_with_hard_negatives(tiny_phantom, tmp_path):
         "segmentation": mask_util.encode(mask),
     }
     trainer.restart_loader(1, {name: [negative] for name in names})
-    again = next(step._data_loader_iter)
+    again = next(iter(trainer.loader))
     assert [sample["image_id"] for sample in again] == names
     for sample, before in zip(again, batches[1], strict=True):
         assert sample["instances"].gt_classes.tolist() == [*before["instances"].gt_classes, 1]
     trainer.restart_loader(2)  # keeps them
-    assert [sample["file_name"] for sample in next(step._data_loader_iter)] == [
+    assert [sample["file_name"] for sample in next(iter(trainer.loader))] == [
         sample["file_name"] for sample in batches[2]
     ]
-    assert trainer._trainer.data_loader.mapper.hard_negatives
+    assert trainer.loader.mapper.hard_negatives
 
 
 _EVERYTHING = {
@@ -217,7 +208,7 @@ _EVERYTHING = {
 )
 def test_hooks_after_the_checkpoint_come_in_their_order(tiny_phantom, tmp_path, changes, expected):
     trainer = Trainer(train_net.setup(uldor_args(tmp_path, **changes)))
-    names = [type(hook).__name__ for hook in trainer._hooks]
+    names = [type(hook).__name__ for hook in trainer.build_hooks()]
     assert names[names.index("RecentCheckpointer") + 1 :] == expected.split()
 
 
@@ -228,11 +219,11 @@ def test_a_run_that_mines_without_a_test_set_is_resumed_with_its_negatives(tiny_
         "HARD_NEGATIVES__PERIOD": 2,
         "SOLVER__CHECKPOINT_PERIOD": 2,
     }
-    _train(uldor_args(tmp_path, SOLVER__MAX_ITER=4, **options))
+    train(uldor_args(tmp_path, SOLVER__MAX_ITER=4, **options))
     final = torch.load(tmp_path / "model_final.pth", weights_only=True)
     state = final["trainer"]["hooks"]["HardNegativeMiningHook"]
     assert state["mined_at"] == 1 and state["negatives"]  # none after the last iteration
-    resumed = _train(uldor_args(tmp_path, "--resume", SOLVER__MAX_ITER=5, **options))
+    resumed = train(uldor_args(tmp_path, "--resume", SOLVER__MAX_ITER=5, **options))
     # The resumed run has an iteration after the fourth, so it mines before it.
     final = torch.load(tmp_path / "model_final.pth", weights_only=True)
     assert final["trainer"]["hooks"]["HardNegativeMiningHook"]["mined_at"] == 3
@@ -240,12 +231,12 @@ def test_a_run_that_mines_without_a_test_set_is_resumed_with_its_negatives(tiny_
 
 
 def test_resuming_a_run_that_is_done_evaluates_it_again(tiny_phantom, tmp_path):
-    _train(tiny_args(tmp_path))
+    train(tiny_args(tmp_path))
     before = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
     results = tmp_path / "inference" / "phantom_val" / "coco_instances_results.json"
     detections = results.read_text()
     results.unlink()
-    resumed = _train(tiny_args(tmp_path, "--resume"))
+    resumed = train(tiny_args(tmp_path, "--resume"))
     for name, value in resumed.model.state_dict().items():
         assert torch.equal(value, before[name])
     assert results.read_text() == detections
@@ -255,7 +246,7 @@ def test_a_run_that_does_not_get_better_slows_down_and_stops(tiny_phantom, tmp_p
     expected = [["bbox", "AP50", 0.0, 100.0]]  # whatever it is
     trainer = Trainer(train_net.setup(stopping_args(tmp_path, TEST__EXPECTED_RESULTS=expected)))
     results = trainer.train()
-    assert results is trainer._last_eval_results and "AP50" in results["bbox"]
+    assert results["bbox"]["AP50"] == trainer.storage.latest()["bbox/AP50"][0]
     values = trainer.storage.history("bbox/AP50").values()
     assert [iteration for _, iteration in values] == [0, 1, 2]
     assert len({value for value, _ in values}) == 1
@@ -269,9 +260,9 @@ def test_a_run_that_does_not_get_better_slows_down_and_stops(tiny_phantom, tmp_p
 
 
 def test_resuming_a_run_that_stopped_evaluates_it_again(tiny_phantom, tmp_path):
-    stopped = _train(stopping_args(tmp_path))
+    stopped = train(stopping_args(tmp_path))
     before = len((tmp_path / "log.txt").read_text())
-    resumed = _train(stopping_args(tmp_path, "--resume"))
+    resumed = train(stopping_args(tmp_path, "--resume"))
     assert {int(state["step"]) for state in resumed.optimizer.state.values()} == {3}
     assert _same_weights(resumed, stopped)
     assert [iteration for _, iteration in resumed.storage.history("bbox/AP50").values()] == [2]
@@ -282,7 +273,7 @@ def test_resuming_a_run_that_stopped_evaluates_it_again(tiny_phantom, tmp_path):
 
 def test_a_run_killed_in_an_evaluation_loses_nothing(tiny_phantom, tmp_path, monkeypatch):
     options = {"SOLVER__CHECKPOINT_PERIOD": 1}
-    whole = _train(stopping_args(tmp_path / "whole", **options))
+    whole = train(stopping_args(tmp_path / "whole", **options))
     evaluate = Trainer.test.__func__
 
     def killed(cls, *args, **kwargs):
@@ -292,8 +283,8 @@ def test_a_run_killed_in_an_evaluation_loses_nothing(tiny_phantom, tmp_path, mon
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Trainer, "test", classmethod(killed))
-        _train(stopping_args(tmp_path / "killed", **options))
-    resumed = _train(stopping_args(tmp_path / "killed", "--resume", **options))
+        train(stopping_args(tmp_path / "killed", **options))
+    resumed = train(stopping_args(tmp_path / "killed", "--resume", **options))
     assert resumed.start_iter == 2 and resumed.iter == whole.iter == 2
     rates = [rate for rate, _ in resumed.storage.history("lr").values()]
     assert rates == pytest.approx([1e-13], rel=1e-6, abs=0)
@@ -311,7 +302,7 @@ def _same_weights(one: Trainer, other: Trainer) -> bool:
 
 
 def test_the_best_metric_of_several_data_sets_is_the_first_one_s(tiny_phantom, tmp_path):
-    _train(tiny_args(tmp_path, DATASETS__TEST=("phantom_val", "phantom_test")))
+    train(tiny_args(tmp_path, DATASETS__TEST=("phantom_val", "phantom_test")))
     best = torch.load(tmp_path / "model_best.pth", weights_only=True)["best"]
     assert best["metric"] == "phantom_val/bbox/AP50"
     values = [
@@ -339,17 +330,17 @@ def test_mixed_precision_on_the_cpu_trains_float32_weights_to_nearly_the_same_lo
     tiny_phantom, tmp_path
 ):
     options = {"TEST__EVAL_PERIOD": 0, "DATASETS__TEST": ()}
-    full = _train(tiny_args(tmp_path / "full", **options))
-    mixed = _train(tiny_args(tmp_path / "mixed", SOLVER__AMP__ENABLED=True, **options))
+    full = train(tiny_args(tmp_path / "full", **options))
+    mixed = train(tiny_args(tmp_path / "mixed", SOLVER__AMP__ENABLED=True, **options))
     assert {p.dtype for p in mixed.model.parameters()} == {torch.float32}
-    assert _losses(mixed) != _losses(full)  # bfloat16 was used: 8 bits of precision
-    assert _losses(mixed) == pytest.approx(_losses(full), rel=0.02)
+    assert losses_of(mixed) != losses_of(full)  # bfloat16 was used: 8 bits of precision
+    assert losses_of(mixed) == pytest.approx(losses_of(full), rel=0.02)
 
 
 def test_precise_bn_updates_the_statistics_before_the_evaluation(tiny_phantom, tmp_path):
     options = {"MODEL__RESNETS__NORM": "BN", "TEST__PRECISE_BN__NUM_ITER": 2}
-    trainer = _train(tiny_args(tmp_path, TEST__PRECISE_BN__ENABLED=True, **options))
-    assert any(type(hook).__name__ == "PreciseBN" for hook in trainer._hooks)
+    trainer = train(tiny_args(tmp_path, TEST__PRECISE_BN__ENABLED=True, **options))
+    assert any(type(hook).__name__ == "PreciseBN" for hook in trainer.build_hooks())
     values = trainer.model.backbone.bottom_up.stages[0][1].running_var
     assert torch.isfinite(values).all() and not torch.equal(values, torch.ones_like(values))
 
@@ -406,7 +397,7 @@ def test_factors_of_layers_that_do_not_exist_are_refused():
         Trainer.build_optimizer(cfg, torch.nn.Sequential(torch.nn.Linear(1, 1)))
 
 
-def test_unknown_optimizer():
+def test_an_unknown_optimizer_is_refused():
     with pytest.raises(ValueError, match=r"SOLVER\.OPTIMIZER: found 'Lion', expected one of SGD"):
         Trainer.build_optimizer(tiny_config(SOLVER__OPTIMIZER="Lion"), torch.nn.Linear(1, 1))
 

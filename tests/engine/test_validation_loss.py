@@ -15,12 +15,11 @@ from detectron2.engine import TrainerBase
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage
+from run_training import train
 from tiny_run import stopping_args, tiny_args, tiny_config, uldor_args
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from warm_processes import launch_two
-
-import train_net
 
 _AUGMENTED = {"INPUT__AUG__HFLIP_PROB": 1.0, "INPUT__AUG__MAX_ROTATION": 0.1}
 
@@ -238,21 +237,14 @@ def test_the_hook_puts_the_loss_into_the_storage_at_its_times_and_at_the_end(cap
     assert sum(bool(re.fullmatch(expected, line)) for line in caplog.messages) == 3
 
 
-def _run(args) -> Trainer:
-    trainer = Trainer(train_net.setup(args))
-    trainer.resume_or_load(resume=args.resume)
-    trainer.train()
-    return trainer
-
-
 _BY_LOSS = {"TEST__EVAL_PERIOD": 0, "SOLVER__PATIENCE_METRIC": "validation_loss"}
 
 
 @pytest.mark.parametrize("make_args", [tiny_args, uldor_args])
 def test_a_run_with_the_hook_trains_to_the_same_weights(tiny_phantom, tmp_path, make_args):
     options = {**_AUGMENTED, "TEST__EVAL_PERIOD": 0}
-    plain = _run(make_args(tmp_path / "plain", **options))
-    run = _run(make_args(tmp_path / "loss", TEST__LOSS_PERIOD=1, **options))
+    plain = train(make_args(tmp_path / "plain", **options))
+    run = train(make_args(tmp_path / "loss", TEST__LOSS_PERIOD=1, **options))
     weights = plain.model.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in run.model.state_dict().items())
     lines = [json.loads(line) for line in (tmp_path / "loss" / "metrics.json").open()]
@@ -267,13 +259,13 @@ def test_a_run_with_the_hook_trains_to_the_same_weights(tiny_phantom, tmp_path, 
 def test_a_run_stops_when_the_loss_does_not_fall_and_is_done_when_resumed(tiny_phantom, tmp_path):
     # So small a step changes float32 weights of about 1e-2 not at all.
     options = {**_BY_LOSS, "TEST__LOSS_PERIOD": 1}
-    stopped = _run(stopping_args(tmp_path, **options))
+    stopped = train(stopping_args(tmp_path, **options))
     assert stopped.iter == 2
     history = [value for value, _ in stopped.storage.history("validation_loss").values()]
     assert history == [history[0]] * 3
     rates = [rate for rate, _ in stopped.storage.history("lr").values()]
     assert rates == pytest.approx([1e-12, 1e-12, 1e-13], rel=1e-6, abs=0)
-    resumed = _run(stopping_args(tmp_path, "--resume", **options))
+    resumed = train(stopping_args(tmp_path, "--resume", **options))
     assert resumed.iter == 2
     assert resumed.storage.history("validation_loss").values() == [(history[0], 2)]
     log = (tmp_path / "log.txt").read_text()
@@ -283,7 +275,7 @@ def test_a_run_stops_when_the_loss_does_not_fall_and_is_done_when_resumed(tiny_p
 
 def test_a_loss_that_falls_does_not_stop_a_run(tiny_phantom, tmp_path):
     options = {"SOLVER__BASE_LR": 1e-3, "SOLVER__PLATEAU_PATIENCE": 0, "SOLVER__MAX_ITER": 4}
-    run = _run(
+    run = train(
         stopping_args(
             tmp_path, SOLVER__EARLY_STOP_PATIENCE=1, TEST__LOSS_PERIOD=1, **options, **_BY_LOSS
         )

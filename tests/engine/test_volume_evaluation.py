@@ -32,13 +32,16 @@ def test_evaluation_only_of_volumes(tiny_phantom, tmp_path, weights):
     )
     results = train_net.main(args)
     numbers = results["phantom_volumes_test"]["volume"]
+
     assert 0 <= numbers["AP10"] <= 100 and 0 <= numbers["sens@16"] <= 100
     assert math.isnan(numbers["patient_AP"])  # every patient has a lesion
     assert {"bbox", "froc"} <= set(results["phantom_test"])
+
     folder = tmp_path / "test" / "inference" / "phantom_volumes_test"
     assert (folder / "froc.png").exists()
     content = json.loads((folder / "volumes.json").read_text())
     assert content["settings"]["linking"] == {"name": "merge", "iou_threshold": 0.2}
+
     slices = {(d["volume"], d["slice_index"]) for d in DatasetCatalog.get("phantom_volumes_test")}
     assert len(content["detections"]) > 20
     for detection in content["detections"]:

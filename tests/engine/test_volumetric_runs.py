@@ -1,5 +1,6 @@
 """Training, evaluation and prediction with a model of volumes."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,12 @@ from lesion_d2.inference.views import ViewDetections
 from lesion_d2.scans import Scan, SliceSource
 from lesion_d2.tools.predict.__main__ import main as predict
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from distributed_run import train_volumes
+from slice_files import write_slices
 from tiny_volume_run import NAME, SHAPE, SPACING, balls, volume_args
 from warm_processes import launch_two
 
@@ -61,10 +62,10 @@ def test_a_training_is_evaluated_on_whole_volumes_and_goes_on(run):
 def test_a_resumed_run_goes_on_with_the_next_volumes(run):
     options = {"SOLVER__MAX_ITER": 6, "TEST__NUM_BEST_CHECKPOINTS": 2, **UNSURE}
     trainer = Trainer(train_net.setup(volume_args(run, "--resume", **options)))
-    whole = [next(trainer._trainer._data_loader_iter) for _ in range(6)]
+    whole = list(itertools.islice(trainer.loader, 6))
     trainer.resume_or_load(resume=True)
     assert trainer.start_iter == 4
-    rest = [next(trainer._trainer._data_loader_iter) for _ in range(2)]
+    rest = list(itertools.islice(trainer.loader, 2))
     ids = [[[sample["image_id"] for sample in b] for b in batches] for batches in (whole, rest)]
     assert ids[0][4:] == ids[1]
     assert len({name for batch in ids[0] for name in batch}) > 3
@@ -150,11 +151,7 @@ def test_findings_of_a_scan_are_those_of_an_evaluation(run, predictor, scan, tmp
 
 
 def test_the_command_line_goes_by_the_evaluation_of_volumes(run, scan, tmp_path):
-    folder = tmp_path / "scan"
-    folder.mkdir()
-    for index, hu in enumerate(scan.volume):
-        pixels = (hu.astype(np.int32) + 32768).astype(np.uint16)
-        cv2.imwrite(str(folder / f"{index:03d}.png"), pixels)
+    folder = write_slices(tmp_path / "scan", scan.volume)
     options = ["--config-file", str(run / "config.yaml")]
     options += ["--input", str(folder), "--spacing", ",".join(map(str, SPACING))]
     options += ["--report", "none", "MODEL.WEIGHTS", str(run / "model_final.pth")]
@@ -258,7 +255,7 @@ class _Ignorant(VolumeEvaluator):
     """Of no interest in what is found."""
 
     def __init__(self):
-        self._distributed = False
+        """It needs no data set."""
 
     def reset(self):
         pass

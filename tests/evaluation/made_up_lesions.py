@@ -83,12 +83,6 @@ def same(first, second):
         assert value == flat[1][key] or (math.isnan(value) and math.isnan(flat[1][key])), key
 
 
-def iou(a, b):
-    shared = max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
-    area = sum((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b))
-    return shared / (area - shared)
-
-
 @contextmanager
 def registering(name, classes, kind):
     """Gives a function that registers dicts under a name, in place of those before."""

@@ -3,7 +3,10 @@
 import math
 from functools import partial
 
-from lesion_d2.evaluation import VolumeEvaluator
+import lesion_d2  # noqa: F401  (makes detectron2 importable)
+from lesion_d2.evaluation import (
+    VolumeEvaluator,
+)
 from lesion_d2.inference import Linker
 
 import made_up_lesions
@@ -108,3 +111,18 @@ def true_boxes(dicts):
 
 def thick(boxes):
     return np.array([[a, b, c - 0.5, d, e, f + 0.5] for a, b, c, d, e, f in boxes]).reshape(-1, 6)
+
+
+def mark_key_slices(dicts, seed=0):
+    """Mark one slice of each lesion at random, where its box is smaller than elsewhere."""
+    rng = np.random.default_rng(seed)
+    slices = {}
+    for d in dicts:
+        for a in d["annotations"]:
+            slices.setdefault((d["volume"], a["lesion_id"]), []).append(a)
+    for annotations in slices.values():
+        key = annotations[rng.integers(len(annotations))]
+        key["is_key"] = True
+        x1, y1, x2, y2 = key["bbox"]
+        key["bbox"] = [x1, y1, x1 + 0.8 * (x2 - x1), y2]
+    return dicts

@@ -9,6 +9,7 @@ from lesion_d2.evaluation import (
 import numpy as np
 import pytest
 from made_up_lesions import coco_average_precision
+from slow_average_precision import slow_average_precision
 
 
 def make_case(seed, dims, num_cases=25):
@@ -26,36 +27,6 @@ def make_case(seed, dims, num_cases=25):
         boxes.append(found)
         scores.append(rng.integers(1, 40, len(found)) / 40)
     return boxes, scores, truth
-
-
-def slow_iou(a, b):
-    dims = len(a) // 2
-    shared = size_a = size_b = 1.0
-    for k in range(dims):
-        shared *= max(0.0, min(a[k + dims], b[k + dims]) - max(a[k], b[k]))
-        size_a *= a[k + dims] - a[k]
-        size_b *= b[k + dims] - b[k]
-    return shared / (size_a + size_b - shared)
-
-
-def slow_average_precision(boxes, scores, truth, threshold):
-    outcomes = []
-    for case in range(len(truth)):
-        free = [list(lesion) for lesion in truth[case]]
-        for k in sorted(range(len(boxes[case])), key=lambda k, s=scores[case]: -s[k]):
-            ious = [slow_iou(boxes[case][k], lesion) for lesion in free]
-            hit = bool(ious) and max(ious) >= threshold
-            if hit:
-                free.pop(ious.index(max(ious)))
-            outcomes.append((scores[case][k], hit))
-    outcomes.sort(key=lambda outcome: -outcome[0])
-    num_lesions = sum(map(len, truth))
-    points, hits = [], 0
-    for rank, (_, hit) in enumerate(outcomes, start=1):
-        hits += hit
-        points.append((hits / num_lesions, hits / rank))
-    recalls = np.linspace(0, 1, 101)
-    return np.mean([max((p for r, p in points if r >= x), default=0) for x in recalls])
 
 
 @pytest.mark.parametrize("seed", range(4))

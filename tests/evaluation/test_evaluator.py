@@ -17,13 +17,13 @@ from detectron2.structures import Boxes, BoxMode
 from made_up_lesions import (
     NAME,
     evaluate_shard,
-    iou,
     make_dicts,
     make_instances,
     predict,
     run,
     same,
 )
+from slow_boxes import slow_iou
 from warm_processes import start_processes
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -41,7 +41,7 @@ def slow_ap(dicts, outputs, threshold):
         scores = instances.scores.numpy()
         for k in np.argsort(-scores, kind="stable"):
             box = instances.pred_boxes.tensor[k].tolist()
-            ious = [iou(box, truth) for truth in free]
+            ious = [slow_iou(box, truth) for truth in free]
             hit = bool(ious) and max(ious) >= threshold
             if hit:
                 free.pop(int(np.argmax(ious)))
@@ -233,7 +233,7 @@ def test_an_interval_without_images_and_data_without_properties(register, caplog
     assert "10-30 mm" in table and "soft tissue" not in table  # no lesion has a type
 
 
-def test_files(register, tmp_path, monkeypatch):
+def test_an_evaluation_writes_its_numbers_curve_and_detections(register, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "plot_froc", plot_froc)  # not the one that draws nothing
     dicts = register(make_dicts(20))
     outputs = [predict(d) for d in dicts]
@@ -274,7 +274,7 @@ def test_results_pass_through_detectron2(register):
     assert verify_results(cfg, results)
 
 
-def test_no_detections(register, tmp_path):
+def test_without_detections_every_number_is_0(register, tmp_path):
     dicts = register(make_dicts(8))
     empty = [make_instances([], []) for _ in dicts]
     results = run(LesionEvaluator(NAME, tmp_path, num_bootstrap=20), dicts, empty)
@@ -287,7 +287,7 @@ def test_no_detections(register, tmp_path):
     same(evaluator.evaluate(), results)  # not even an image
 
 
-def test_no_lesions(register, tmp_path):
+def test_without_lesions_the_numbers_are_undefined(register, tmp_path):
     dicts = register(make_dicts(8))
     for record in dicts:
         record["annotations"] = []
@@ -397,7 +397,7 @@ def test_img_ids_restrict_everything(register):
         evaluator.evaluate(["x"])
 
 
-def test_bad_data_sets(register):
+def test_a_data_set_without_images_or_with_one_twice_is_refused(register):
     register([])
     with pytest.raises(ValueError, match="made_up_lesions: found no images"):
         LesionEvaluator(NAME)
@@ -406,7 +406,7 @@ def test_bad_data_sets(register):
         LesionEvaluator(NAME)
 
 
-def test_from_config(register):
+def test_options_come_from_the_config(register):
     dicts = register(make_dicts(5))
     cfg = get_cfg()
     lesion_d2.add_lesion_config(cfg)

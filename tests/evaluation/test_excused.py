@@ -165,10 +165,11 @@ def joined(first, second):
 def test_the_evaluators_numbers_are_those_without_what_lies_in_regions(register, masks):
     """Of slices of 320 x 320 px, those above 280 hold a region and detections alone."""
     dicts = make_dicts(12)
-    outputs = list(map(predict, dicts))
-    for record, found in zip(dicts, outputs, strict=True):
-        kept = (found.pred_boxes.tensor < 240).all(dim=1)
-        found._fields = found[kept]._fields
+    outputs = []
+    for record in dicts:
+        found = predict(record)
+        found = found[(found.pred_boxes.tensor < 240).all(dim=1)]
+        outputs.append(found)
         record["annotations"] = [a for a in record["annotations"] if max(a["bbox"]) < 240]
         if masks:
             found.pred_masks = filled(found.pred_boxes.tensor)
@@ -206,8 +207,8 @@ def filled(boxes):
 def test_the_volume_evaluators_numbers_are_those_without_what_lies_in_regions(register):
     dicts = make_volumes(2)
     outputs = [detect(record) for record in dicts]
-    for found in outputs:  # without the boxes at 150, where the region will be
-        found._fields = found[found.pred_boxes.tensor[:, 0] < 150]._fields
+    # Without the boxes at 150, where the region will be.
+    outputs = [found[found.pred_boxes.tensor[:, 0] < 150] for found in outputs]
     link = Linker("merge", {"iou_threshold": 0.1})
     register(dicts, "lesion_volume", "abc")
     expected = run(VolumeEvaluator(NAME, link=link, distributed=False), dicts, outputs)

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from made_up_lesions import run
-from test_froc import random_case, slow_points
+from slow_boxes import slow_iou
+from slow_froc import random_case, slow_points
 
 RATES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 
@@ -56,9 +57,7 @@ def _slow_rates(dicts, outputs):
         for record, found in zip(dicts, outputs, strict=True):
             truth = [a["bbox"] for a in record["annotations"]]
             boxes = found.pred_boxes.tensor[found.scores >= cut].tolist()
-            count += sum(
-                all(made_up_lesions.iou(box, lesion) < 0.5 for lesion in truth) for box in boxes
-            )
+            count += sum(all(slow_iou(box, lesion) < 0.5 for lesion in truth) for box in boxes)
         rates[cut] = count / len(dicts)
     return rates
 

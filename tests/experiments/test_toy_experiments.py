@@ -454,7 +454,7 @@ def test_folders_of_others_are_refused(grid, tmp_path, capfd):
         (["--plot-only"], "grid: found no result of this tool"),
     ],
 )
-def test_bad_input(args, message, grid, tmp_path, capfd):
+def test_invalid_input_is_one_line_and_nothing_is_written(args, message, grid, tmp_path, capfd):
     assert main(grid(*args)) == 1
     err = capfd.readouterr().err.strip()
     assert message in err and "\n" not in err

@@ -146,7 +146,7 @@ def test_claims_are_asked_of_the_tasks_and_models_that_are_there(scores):
     assert dict(claim_tables(scores, ("donuts_shape",), ("det_unet",), (50,))) == {}
 
 
-def test_figure(scores, tmp_path):
+def test_the_figure_has_a_line_in_its_color_for_each_model(scores, tmp_path):
     file = tmp_path / "figure5.png"
     plot_figure(scores, ("donuts_shape", "circles_scale"), MODELS, (100, 50), file, title="small")
     image = np.asarray(Image.open(file).convert("RGB")).astype(int)
@@ -160,7 +160,7 @@ def test_figure(scores, tmp_path):
     assert image[:, 0].min() == image[:, -1].min() == 255  # the title is not cut
 
 
-def test_title():
+def test_the_title_says_the_size_of_the_experiment():
     _, configs = running.find_program()
     axes = {"models": ["retinanet"], "tasks": ["circles_scale"], "sizes": [1000, 100]}
     runs = make_grid(Path("out"), {"retinanet": ""}, **axes, num_test=250, small=True)

@@ -58,6 +58,7 @@ def test_masks_have_the_volume_and_diameters_of_their_ellipsoid(scan):
         class_names=["lesion"],
         masks=[encode_mask(volume[z]) for z in slices],
     )
+
     assert (finding.number, finding.category, finding.measured_on) == (1, "lesion", "mask")
     assert finding.score == 0.9 and finding.key_slice == slices[-1]
     assert finding.volume_mm3 == pytest.approx(volume.sum() * 0.5 * 0.8 * 3.0)
@@ -74,6 +75,7 @@ def test_masks_have_the_volume_and_diameters_of_their_ellipsoid(scan):
     assert (finding.slices[0].file, finding.slices[0].frame) == ("many.dcm", slices[0])
     # The box is the linking's, and lies between its corners in the patient.
     assert finding.box == (*boxes[-1, :2], slices[0], *boxes[-1, 2:], slices[-1])
+
     x1, y1, z1, x2, y2, z2 = finding.box
     corners = [[x, y, z] for x in (x1, x2) for y in (y1, y2) for z in (z1 - 0.5, z2 + 0.5)]
     places = scan.to_patient(np.array(corners))
@@ -92,18 +94,22 @@ def test_boxes_are_measured_as_ellipses_without_their_margin(scan):
         for margin in (0.0, 5.0, 100.0)
     }
     finding = measured[5.0]
+
     assert finding.measured_on == "box" and finding.slices[0].mask is None
     assert finding.volume_mm3 == pytest.approx(4 / 3 * np.pi * 6 * 12 * 9, rel=0.1)
     assert finding.long_diameter.length_mm == pytest.approx(24, abs=1)
     assert finding.short_diameter.length_mm == pytest.approx(12, abs=0.5)
+
     (left, up), (right, down) = finding.long_diameter.points  # along y, through the center
     assert left == right == pytest.approx(30) and down - up == pytest.approx(24.8 / 0.8)
     assert finding.short_diameter.points[0][1] == pytest.approx(25)
+
     wide = measured[0.0]  # 10 pixels more each way
     assert wide.long_diameter.length_mm == pytest.approx(finding.long_diameter.length_mm + 8)
     # A box within its margin is a pixel, not less than nothing.
     assert measured[100.0].volume_mm3 == pytest.approx(np.pi / 4 * 1.2 * len(slices))
     assert measured[100.0].long_diameter.length_mm == pytest.approx(0.8)
+
     # Empty masks are none.
     empty = [encode_mask(np.zeros((50, 60), bool))] * len(slices)
     (same,) = measure_findings(
@@ -201,7 +207,7 @@ def test_classes_order_and_gaps(scan):
     assert findings[1].volume_mm3 == pytest.approx(np.pi / 4 * areas * np.prod(SPACING))
 
 
-def test_nothing_found(scan):
+def test_no_detections_are_no_findings(scan):
     nothing = np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)
     linked = LINK(*nothing, np.zeros(0, int))
     assert measure_findings(scan, *nothing, linked, class_names=["lesion"]) == ()

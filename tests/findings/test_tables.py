@@ -38,6 +38,7 @@ def test_coco_results_are_read_by_pycocotools(tmp_path, made_up_findings):
     ]
     assert results[0]["bbox"] == [9.5, 3.5, 10.0, 5.0]
     assert coco_mask.decode(results[0]["segmentation"]).sum() == 50
+
     truth = COCO()
     truth.dataset = {
         "images": [{"id": r["image_id"], "width": 30, "height": 20} for r in results],
@@ -47,6 +48,7 @@ def test_coco_results_are_read_by_pycocotools(tmp_path, made_up_findings):
     truth.createIndex()
     loaded = truth.loadRes(str(file))
     assert [a["area"] for a in loaded.anns.values()] == [50, 50]
+
     # Slices of PNG files have the names that they have in data sets, and boxes need no masks.
     slices = tuple(
         replace(entry, mask=None, file=f"Images_png/000001_01_01/{number:03d}.png")

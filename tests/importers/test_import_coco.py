@@ -236,7 +236,7 @@ def test_names_of_files_in_two_folders_differ(tmp_path):
 
 
 @pytest.mark.skipif(not LIVER.is_dir(), reason="no real slices beside the project")
-def test_real_slices():
+def test_real_slices_are_listed_and_read():
     listing = list_coco(LIVER / "annotations.json", hu_offset=32768, patient=r"/(\d+)_")
     assert len(listing.cases) == 24 and len({case.patient for case in listing.cases}) == 11
     volume = listing.cases[0].read().volume
@@ -312,13 +312,13 @@ def test_annotations_that_are_no_lesion(tmp_path, changes, message):
         ({"image_root": "nowhere"}, "nowhere: no such folder of images"),
     ],
 )
-def test_bad_options(tmp_path, options, message):
+def test_invalid_options_are_refused(tmp_path, options, message):
     file = write_pictures(tmp_path, [image_entry(1, "b/a1.png"), image_entry(2, "b/b1.png")])
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         list_coco(file, hu_offset=0, **options)
 
 
-def test_several_files(tmp_path):
+def test_files_of_other_categories_or_splits_are_refused(tmp_path):
     first = write_pictures(tmp_path / "a", [image_entry(1, "a.png")])
     content = coco_content([image_entry(1, "a.png")], [], [(1, "other")])
     second = write_coco_file(tmp_path / "b", content)

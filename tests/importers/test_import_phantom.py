@@ -1,4 +1,3 @@
-import csv
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ from lesion_d2.importers.running import run_import
 import cv2
 import numpy as np
 import pytest
+from deeplesion_rows import read_rows
 from pycocotools import mask as coco_mask
 from round_trip import check_trains_and_evaluates
 
@@ -22,11 +22,6 @@ SPLITS = {"1": "train", "2": "val", "3": "test"}
 @pytest.fixture(scope="module")
 def root(tiny_phantom) -> Path:
     return tiny_phantom / "phantom"
-
-
-def read_rows(root):
-    with open(root / "DL_info.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_volumes_are_the_series_with_their_true_masks(root, tmp_path):

@@ -10,21 +10,19 @@ from lesion_d2.importers.registered import find_sources
 from lesion_d2.scans.writing import write_nifti
 from lesion_d2.structures.rle import encode_mask
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from slice_files import write_slices
 
 SERIES = "000001_01_01"
 SPACING = (1.0, 1.0, 2.0)
 
 
-def write_slices(folder: Path, number: int) -> None:
+def write_numbered(folder: Path, number: int) -> None:
     """Slices 1, 2, ... of 8 x 8 pixels, each of the HU of its number."""
-    folder.mkdir(parents=True)
-    for n in range(1, number + 1):
-        cv2.imwrite(str(folder / f"{n:03d}.png"), np.full((8, 8), 32768 + n, np.uint16))
+    write_slices(folder, {n: np.full((8, 8), n) for n in range(1, number + 1)})
 
 
 def image_of(folder: Path, number: int, *annotations: dict, **more) -> dict:
@@ -59,7 +57,7 @@ def register():
 def test_sub_volumes_of_one_series_stay_apart(tmp_path, register):
     """Each numbers its lesions from 1 on, and has its own slices of the folder they share."""
     folder = tmp_path / "Images_png" / SERIES
-    write_slices(folder, 12)
+    write_numbered(folder, 12)
     dicts = []
     for first, last in ((2, 5), (4, 9)):
         volume = {"volume": f"{SERIES}_{first:03d}-{last:03d}", "slice_range": (first, last)}
@@ -81,7 +79,7 @@ def test_sub_volumes_of_one_series_stay_apart(tmp_path, register):
 def test_lesions_that_are_annotated_on_key_slices_alone(tmp_path, register):
     """The slices beside show the lesion, too; not where its mask or all its slices are known."""
     folder = tmp_path / "Images_png" / SERIES
-    write_slices(folder, 7)
+    write_numbered(folder, 7)
     volume = {"patient": 1, "volume": f"{SERIES}_001-007", "slice_range": (1, 7)}
     mask = np.zeros((8, 8), bool)
     mask[1:5, 1:5] = True
@@ -121,7 +119,7 @@ def test_splits_of_a_table_without_images(tmp_path):
     (tmp_path / "Images_png").mkdir()
     with pytest.raises(ValueError, match="no lesions left"):
         find_sources([str(tmp_path)])
-    write_slices(tmp_path / "Images_png" / "000003_01_01", 1)
+    write_numbered(tmp_path / "Images_png" / "000003_01_01", 1)
     found = find_sources([str(tmp_path)])
     assert [(v.patient, v.split) for v in found.volumes] == [("000003", "train")]
     (line,) = found.left_out
@@ -179,7 +177,7 @@ def test_numbered_patients_of_two_places_are_two(tmp_path, register):
     for root in ("one", "two"):
         for series in (SERIES, "000001_02_01", "000002_01_01"):
             folder = tmp_path / root / "Images_png" / series
-            write_slices(folder, 1)
+            write_numbered(folder, 1)
             image = image_of(folder, 1, patient=int(series[:6]))
             dicts.setdefault(f"{root}_{series}", []).append(image)
     names = [register(f"made_up_{name}", images) for name, images in dicts.items()]
@@ -193,7 +191,7 @@ def test_numbered_patients_of_two_places_are_two(tmp_path, register):
 def test_series_without_patients_are_their_own(tmp_path, register):
     """Both parts of a series with a gap are of one patient; a folder of its name elsewhere not."""
     for folder in (tmp_path / "a" / "ct", tmp_path / "b" / "ct"):
-        write_slices(folder, 5)
+        write_numbered(folder, 5)
     (tmp_path / "a" / "ct" / "003.png").unlink()
     dicts = [image_of(tmp_path / "a" / "ct", n) for n in (1, 4)]
     dicts.append(image_of(tmp_path / "b" / "ct", 2, volume="ct", slice_range=None))
@@ -207,7 +205,7 @@ def test_series_without_patients_are_their_own(tmp_path, register):
 
 def test_spacing_may_be_an_array(tmp_path, register):
     folder = tmp_path / "Images_png" / SERIES
-    write_slices(folder, 1)
+    write_numbered(folder, 1)
     image = image_of(folder, 1, {}, patient=1, spacing=np.array([1, 1, 2]))
     (found,) = find_sources([register("made_up_spacing", [image])]).volumes
     spacing = found.read().volume.spacing

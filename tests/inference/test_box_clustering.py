@@ -11,6 +11,7 @@ from lesion_d2.inference.box_clustering import (
 
 import numpy as np
 import pytest
+from slow_boxes import slow_iou
 
 # The slow obvious version: one cluster, one member, one coordinate at a time.
 
@@ -18,16 +19,6 @@ import pytest
 def slow_area(box):
     dims = len(box) // 2
     return math.prod(box[a + dims] - box[a] for a in range(dims))
-
-
-def slow_iou(box, other):
-    dims = len(box) // 2
-    shared = 1.0
-    for a in range(dims):
-        extent = min(box[a + dims], other[a + dims]) - max(box[a], other[a])
-        shared *= max(extent, 0.0)
-    union = slow_area(box) + slow_area(other) - shared
-    return shared / union if union > 0 else 0.0
 
 
 def slow_owners(boxes, scores, classes, threshold):

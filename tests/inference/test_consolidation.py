@@ -1,7 +1,5 @@
 """Detections of many views become one each."""
 
-import math
-
 from lesion_d2.inference import find_clusters
 from lesion_d2.inference.cut_masks import cut_masks
 from lesion_d2.inference.ensemble import consolidate
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from slow_boxes import slow_iou
 from whole_masks import whole_masks
 
 
@@ -82,19 +81,13 @@ def test_nms_keeps_the_best_boxes_with_their_masks(seed):
         best, *left = left
         kept.append(best)
         left = [
-            i for i in left if classes[i] != classes[best] or _iou(boxes[i], boxes[best]) <= 0.3
+            i for i in left if classes[i] != classes[best] or slow_iou(boxes[i], boxes[best]) <= 0.3
         ]
     joined = consolidate(detections, "nms", iou_threshold=0.3, max_detections=7)
     assert len(kept) > 7
     assert torch.equal(joined.scores, instances.scores[kept[:7]])
     assert torch.equal(joined.pred_boxes.tensor, instances.pred_boxes.tensor[kept[:7]])
     assert torch.equal(joined.pred_masks, whole_masks(detections)[kept[:7]])
-
-
-def _iou(a, b):
-    shared = math.prod(max(0.0, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1))
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    return shared / (sum(areas) - shared)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -9,71 +9,13 @@ from lesion_d2.inference.tiles import Tile, make_tiles
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from detectron2.layers import batched_nms
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from seeing_detector import SCORES, Seeing, make_image, make_inputs
 from tiny_run import tiny_config, uldor_args
-from torch import nn
 from whole_masks import whole_masks
 
-SCORES = torch.tensor([0.9, 0.7, 0.5])
 FLIPS = ((), (-1,), (-2,), (-2, -1))  # of the views, in their order
-
-
-class Seeing(nn.Module):
-    """Finds, for each of the values 1, 2, 3, the rectangle of its pixels: what it sees.
-
-    Boxes end at the pixels' outer borders; where whole numbers are pixel centers, those are halves.
-    """
-
-    def __init__(self, *, masks=True, blind=(), trust=1.0):
-        super().__init__()
-        self.masks, self.blind, self.trust = masks, blind, trust
-        self.seen, self.batches = [], []
-
-    def forward(self, batched_inputs):
-        self.batches.append(len(batched_inputs))
-        return [{"instances": self._look(each)} for each in batched_inputs]
-
-    def _look(self, inputs):
-        image = inputs["image"][0]
-        self.seen.append(image)
-        size = inputs.get("height", image.shape[0]), inputs.get("width", image.shape[1])
-        blind = len(self.seen) - 1 in self.blind
-        classes = [] if blind else [c for c in range(3) if (image == c + 1).any()]
-        masks = torch.stack([image == c + 1 for c in classes]) if classes else image[None][:0] > 0
-        result = Instances(
-            size,
-            pred_boxes=Boxes(torch.tensor([_extent(m, size) for m in masks]).reshape(-1, 4)),
-            scores=self.trust * SCORES[classes],
-            pred_classes=torch.tensor(classes, dtype=torch.int64),
-        )
-        result.extra = torch.zeros(len(result))  # of which the ensemble knows nothing
-        if self.masks:
-            result.pred_masks = _resized(masks, size)
-        return result
-
-
-def _extent(mask, size):
-    rows, columns = (torch.nonzero(mask.any(dim=d))[:, 0].tolist() for d in (1, 0))
-    sx, sy = size[1] / mask.shape[1], size[0] / mask.shape[0]
-    x1, x2, y1, y2 = columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
-    return [x1 * sx - 0.5, y1 * sy - 0.5, x2 * sx - 0.5, y2 * sy - 0.5]
-
-
-def _resized(masks, size):
-    if tuple(masks.shape[1:]) == tuple(size) or len(masks) == 0:
-        return masks.new_zeros(0, *size) if len(masks) == 0 else masks
-    return F.interpolate(masks[None].float(), size, mode="bilinear")[0] > 0.5
-
-
-def _image(size, rectangles):
-    """Rectangles (x1, y1, x2, y2), ends excluded, of the values 1, 2, ..."""
-    image = torch.zeros(3, *size)
-    for value, (x1, y1, x2, y2) in enumerate(rectangles, 1):
-        image[:, y1:y2, x1:x2] = value
-    return image
 
 
 def _truth(size, rectangles, scale):
@@ -86,12 +28,6 @@ def _truth(size, rectangles, scale):
     return boxes, masks
 
 
-def _inputs(image, scale=1):
-    height, width = (round(scale * side) for side in image.shape[1:])
-    size = {} if scale == 1 else {"height": height, "width": width}
-    return {"image": image, **size, "image_id": "an image"}
-
-
 # Multiples of 3 and 6, so that pixels of image and slice have common borders.
 RECTANGLES = [(3, 6, 12, 9), (33, 0, 51, 27), (15, 12, 21, 33)]
 
@@ -100,8 +36,8 @@ RECTANGLES = [(3, 6, 12, 9), (33, 0, 51, 27), (15, 12, 21, 33)]
 @pytest.mark.parametrize("size", [(33, 51), (57, 51)])
 def test_every_view_comes_back_to_the_untouched_slice(size, scale):
     models = [Seeing(), Seeing(masks=True, trust=0.5)]
-    image = _image(size, RECTANGLES)
-    detections = Ensemble(models).views(_inputs(image, scale))
+    image = make_image(size, RECTANGLES)
+    detections = Ensemble(models).views(make_inputs(image, scale))
     boxes, masks = _truth(size, RECTANGLES, scale)
     for view in range(8):
         is_here = detections.view_ids == view
@@ -122,9 +58,9 @@ def test_every_view_comes_back_to_the_untouched_slice(size, scale):
 
 @pytest.mark.parametrize("method", ["wbc", "nms"])
 def test_what_all_views_agree_on_stays_as_it_is(method):
-    image = _image((33, 51), RECTANGLES)
+    image = make_image((33, 51), RECTANGLES)
     ensemble = Ensemble([Seeing(), Seeing()], consolidation=method)
-    [output] = ensemble([_inputs(image)])
+    [output] = ensemble([make_inputs(image)])
     boxes, masks = _truth((33, 51), RECTANGLES, 1)
     found = output["instances"]
     assert set(found.get_fields()) == {"pred_boxes", "scores", "pred_classes", "pred_masks"}
@@ -135,16 +71,16 @@ def test_what_all_views_agree_on_stays_as_it_is(method):
 
 
 def test_models_without_masks_and_the_most_detections():
-    image = _image((33, 51), RECTANGLES)
-    found = Ensemble([Seeing(masks=False)], max_detections=2)([_inputs(image)])[0]["instances"]
+    image = make_image((33, 51), RECTANGLES)
+    found = Ensemble([Seeing(masks=False)], max_detections=2)([make_inputs(image)])[0]["instances"]
     assert not found.has("pred_masks")
     assert found.pred_classes.tolist() == [0, 1]
 
 
 def test_a_missing_view_lowers_the_score():
-    image = _image((33, 51), RECTANGLES)
+    image = make_image((33, 51), RECTANGLES)
     models = [Seeing(blind=(1, 2)), Seeing(trust=0.8)]
-    found = Ensemble(models)([_inputs(image)])[0]["instances"]
+    found = Ensemble(models)([make_inputs(image)])[0]["instances"]
     # Formula (2) with equal boxes, so equal weights: 2 views missing of 8.
     torch.testing.assert_close(found.scores, SCORES * (2 * 1.0 + 4 * 0.8) / 8)
 
@@ -176,9 +112,9 @@ def test_tiles_cover_the_image_evenly_and_overlap_enough(seed):
 def test_what_tiles_cut_comes_back_in_place(scale):
     size, tile_size = (60, 90), 36
     rectangles = [(6, 6, 12, 15), (30, 3, 48, 51), (78, 54, 90, 60)]
-    image = _image(size, rectangles)
+    image = make_image(size, rectangles)
     ensemble = Ensemble([Seeing(), Seeing()], tile_size=tile_size, tile_overlap=0.5)
-    detections = ensemble.views(_inputs(image, scale))
+    detections = ensemble.views(make_inputs(image, scale))
     tiles = make_tiles(size, tile_size, 0.5)
     assert [t.start[::-1] for t in tiles] == list(
         (x, y) for y in (0, 12, 24) for x in (0, 18, 36, 54)
@@ -207,10 +143,10 @@ def test_what_tiles_cut_comes_back_in_place(scale):
 
 
 def test_an_image_that_fits_into_a_tile_is_taken_whole():
-    image = _image((33, 51), RECTANGLES)
-    plain = Ensemble([Seeing()], mirrors=False).views(_inputs(image, 2))
+    image = make_image((33, 51), RECTANGLES)
+    plain = Ensemble([Seeing()], mirrors=False).views(make_inputs(image, 2))
     model = Seeing()
-    tiled = Ensemble([model], mirrors=False, tile_size=51).views(_inputs(image, 2))
+    tiled = Ensemble([model], mirrors=False, tile_size=51).views(make_inputs(image, 2))
     assert [tuple(seen.shape) for seen in model.seen] == [(33, 51)]
     assert torch.equal(tiled.instances.pred_boxes.tensor, plain.instances.pred_boxes.tensor)
     assert torch.equal(whole_masks(tiled), whole_masks(plain))
@@ -228,18 +164,18 @@ def test_tiles_leave_no_fragments_of_an_object_at_their_seams(consolidation):
     for threshold in counts:
         options = {"tile_size": 64, "mirrors": False, "consolidation": consolidation}
         model = Seeing(masks=False)
-        look = model._look
+        look = model.look
 
         def look_and_doubt(inputs, look=look):
             found = look(inputs)
             found.scores = found.scores * (inputs["image"][0] > 0).sum() / size
             return found
 
-        model._look = look_and_doubt
+        model.look = look_and_doubt
         ensemble = Ensemble([model], iou_threshold=threshold, **options)
         for left, top in itertools.product(range(10, 75, 5), range(20, 70, 10)):
-            image = _image((128, 128), [(left, top, left + 24, top + 20)])
-            [output] = ensemble([_inputs(image, 1)])
+            image = make_image((128, 128), [(left, top, left + 24, top + 20)])
+            [output] = ensemble([make_inputs(image, 1)])
             counts[threshold] += len(output["instances"]) > 1
     assert counts[None] == 0  # by default
     assert counts[0.2] > 0  # as without tiles
@@ -251,10 +187,10 @@ def test_tiles_leave_no_fragments_of_an_object_at_their_seams(consolidation):
     [((4, 4, 10, 12), 1), ((24, 4, 30, 12), 2), ((24, 26, 32, 34), 4), ((34, 4, 42, 12), 2)],
 )
 def test_an_object_in_several_tiles_keeps_its_score(rectangle, num_tiles, scale):
-    image = _image((60, 60), [rectangle])
+    image = make_image((60, 60), [rectangle])
     model = Seeing()
     ensemble = Ensemble([model], mirrors=False, tile_size=40)
-    detections = ensemble.views(_inputs(image, scale))
+    detections = ensemble.views(make_inputs(image, scale))
     assert detections.num_views.tolist() == [num_tiles] * num_tiles
     seen = [(left, top) for top in (0, 20) for left in (0, 20)]
     for weight, view, box in zip(
@@ -270,11 +206,11 @@ def test_an_object_in_several_tiles_keeps_its_score(rectangle, num_tiles, scale)
             for c, start in ((x, left), (y, top))
         ]
         assert weight == pytest.approx(math.prod(densities), abs=1e-6)
-    [output] = ensemble([_inputs(image, scale)])
+    [output] = ensemble([make_inputs(image, scale)])
     torch.testing.assert_close(output["instances"].scores, SCORES[:1])
     # Blind in one of the tiles, where each sees the whole object:
     model = Seeing(blind=(int(detections.view_ids[0]),))
-    [output] = Ensemble([model], mirrors=False, tile_size=40)([_inputs(image, scale)])
+    [output] = Ensemble([model], mirrors=False, tile_size=40)([make_inputs(image, scale)])
     expected = SCORES[:1] * (num_tiles - 1) / num_tiles
     torch.testing.assert_close(output["instances"].scores, expected[: num_tiles - 1])
 
@@ -283,7 +219,7 @@ def test_an_object_in_several_tiles_keeps_its_score(rectangle, num_tiles, scale)
 @pytest.mark.parametrize("masks", [True, False])
 def test_nothing_found_in_any_view(method, masks):
     ensemble = Ensemble([Seeing(masks=masks)], tile_size=20, consolidation=method)
-    [output] = ensemble([_inputs(torch.zeros(3, 33, 51), 2)])
+    [output] = ensemble([make_inputs(torch.zeros(3, 33, 51), 2)])
     found = output["instances"]
     assert len(found) == 0 and found.image_size == (66, 102)
     assert found.pred_boxes.tensor.shape == (0, 4)
@@ -292,7 +228,7 @@ def test_nothing_found_in_any_view(method, masks):
         assert found.pred_masks.shape == (0, 66, 102)
 
 
-def test_bad_use():
+def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match="models: found none"):
         Ensemble([])
     with pytest.raises(ValueError, match="consolidation: found 'mean', expected 'wbc' or 'nms'"):
@@ -309,12 +245,12 @@ def test_bad_use():
     ensemble = Ensemble([Seeing()])
     assert not ensemble.training and not ensemble.models[0].training
     with pytest.raises(RuntimeError, match="training mode"):
-        ensemble.train()([_inputs(torch.zeros(3, 8, 8))])
+        ensemble.train()([make_inputs(torch.zeros(3, 8, 8))])
 
 
 @pytest.mark.parametrize("method", ["wbc", "nms"])
 def test_a_score_that_is_no_number_is_refused(method):
-    image = _image((20, 30), [(3, 4, 10, 12)])
+    image = make_image((20, 30), [(3, 4, 10, 12)])
     ensemble = Ensemble([Seeing(trust=math.nan)], consolidation=method)
     with pytest.raises(ValueError, match="scores of 4 detections: found a number that is not"):
         ensemble([{"image": image}])
@@ -325,7 +261,7 @@ def retina_unet():
     torch.manual_seed(0)
     cfg = tiny_config(MODEL__RETINANET__SCORE_THRESH_TEST=0.0, MODEL__SEG_HEAD__PREDICT_MASKS=True)
     model = build_model(cfg).eval()
-    nn.init.zeros_(model.seg_predictor.bias)  # so that masks are not empty
+    torch.nn.init.zeros_(model.seg_predictor.bias)  # so that masks are not empty
     return model
 
 

@@ -3,17 +3,10 @@ from lesion_d2.inference.slices import batched_merge_slices, merge_slices
 
 import numpy as np
 import pytest
+from slow_boxes import slow_iou
 
 BOX = [10.0, 10, 30, 30]
 SHIFTED = [15.0, 10, 35, 30]  # IoU 0.6 with BOX
-
-
-def slow_iou(box, other):
-    width = max(min(box[2], other[2]) - max(box[0], other[0]), 0)
-    height = max(min(box[3], other[3]) - max(box[1], other[1]), 0)
-    areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (box, other)]
-    union = sum(areas) - width * height
-    return width * height / union if union > 0 else 0
 
 
 def slow_merge(boxes, scores, slice_ids, threshold):

@@ -6,6 +6,7 @@ from lesion_d2.inference import batched_track_slices, build_linker, track_slices
 import numpy as np
 import pytest
 from detectron2.config import get_cfg
+from slow_boxes import slow_iou
 
 # The slow obvious version: SORT's filter with its full matrices, one lesion at a time.
 
@@ -14,14 +15,6 @@ F[0, 4] = F[1, 5] = F[2, 6] = 1
 H = np.eye(4, 7)
 Q = np.diag([1, 1, 1, 1, 0.01, 0.01, 0.0001])
 R = np.diag([1, 1, 10, 10])
-
-
-def slow_iou(a, b):
-    width = max(min(a[2], b[2]) - max(a[0], b[0]), 0)
-    height = max(min(a[3], b[3]) - max(a[1], b[1]), 0)
-    shared = width * height
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    return shared / (sum(areas) - shared) if shared > 0 else 0.0
 
 
 def measure(box):

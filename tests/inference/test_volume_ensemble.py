@@ -30,9 +30,9 @@ class Seeing(nn.Module):
 
     def forward(self, batched_inputs):
         self.batches.append(len(batched_inputs))
-        return [{"instances": self._look(each["image"])} for each in batched_inputs]
+        return [{"instances": self.look(each["image"])} for each in batched_inputs]
 
-    def _look(self, image):
+    def look(self, image):
         assert image.ndim == 4 and image.shape[0] == 1
         self.seen.append(image[0])
         classes = [c for c in range(3) if (image == c + 1).any()]
@@ -80,6 +80,7 @@ def test_every_view_comes_back_to_the_untouched_volume(factors, tile_size):
     found = ensemble.views({"reader": reader})
     tiles = make_tiles(reader.shape, tile_size, 0.25)
     assert found.instances.image_size == (9, 33, 47)
+
     num_cut = 0
     for view, (tile, model, flip) in enumerate(itertools.product(tiles, models, FLIPS)):
         image = reader.volume[tile.slices]
@@ -112,6 +113,7 @@ def test_what_clustering_asks_of_a_view_is_of_the_tiles_in_the_voxels_of_the_mod
     centers = (boxes[:, 3:] + boxes[:, :3]) / 2 * torch.tensor([1, 1, 2]) + torch.tensor(
         [0, 0, 0.5]
     )
+
     assert found.masks is None and len(boxes) > 20
     for center, view, count, weight in zip(
         centers.tolist(), found.view_ids, found.num_views, found.center_weights, strict=True
@@ -151,14 +153,14 @@ def test_what_all_views_agree_on_stays_as_it_is(consolidation):
 def test_tiles_leave_no_fragments_of_an_object_at_their_seams(consolidation):
     """A detector that finds what each tile shows of an object; its score is the share of it."""
     size, model = 4 * 6 * 7, Seeing(masks=False)
-    look = model._look
+    look = model.look
 
     def look_and_doubt(image):
         found = look(image)
         found.scores = found.scores * (image > 0).sum() / size
         return found
 
-    model._look = look_and_doubt
+    model.look = look_and_doubt
     options = {"tile_size": (8, 16, 16), "mirrors": False, "consolidation": consolidation}
     ensemble, num_views = VolumeEnsemble([model], **options), []
     for z, y, x in itertools.product((1, 5, 8), (2, 7, 13), (4, 12)):
@@ -236,7 +238,7 @@ def test_tiles_smaller_than_a_patch_have_no_air_around_them():
 
 def test_what_a_model_finds_in_the_air_around_a_volume_is_dropped():
     class Dreaming(Seeing):
-        def _look(self, image):
+        def look(self, image):
             boxes = [[0.0, 0.0, 0.0, 5.0, 5.0, 1.2], [-0.5, -0.5, 0.5, 8.5, 9.5, 5.5]]
             scores, classes = SCORES[:2], torch.tensor([0, 1])
             boxes = Boxes3D(torch.tensor(boxes))
@@ -277,7 +279,7 @@ def test_mirrors_are_those_of_every_set_of_axes():
     assert moved.window == (slice(31, 32), slice(23, 25), slice(16, 19))
 
 
-def test_bad_use():
+def test_invalid_arguments_of_volumes_are_refused():
     with pytest.raises(ValueError, match=r"tile_size: found \(8, -1, 8\), expected 0 or more"):
         VolumeEnsemble([Seeing()], tile_size=(8, -1, 8))
     with pytest.raises(ValueError, match="models: found none"):

@@ -4,26 +4,17 @@ from lesion_d2.layers import batched_nms, nms, nms_3d
 import pytest
 import torch
 from detectron2.layers import batched_nms as detectron2_nms
+from slow_boxes import slow_iou
 
 THRESHOLDS = (0.0, 0.1, 1 / 3)
 
 
 def written_out(boxes, scores, groups, threshold):
-    """Box by box, with the IoU of two boxes by plain numbers."""
-
-    def iou(a, b):
-        """Of two lists of numbers."""
-        shared = whole_a = whole_b = 1.0
-        for low, high in ((0, 3), (1, 4), (2, 5)):
-            shared *= max(0.0, min(a[high], b[high]) - max(a[low], b[low]))
-            whole_a *= a[high] - a[low]
-            whole_b *= b[high] - b[low]
-        return shared / (whole_a + whole_b - shared) if shared > 0 else 0.0
-
+    """Box by box."""
     boxes, kept = boxes.double().tolist(), []
     for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):
         rivals = [k for k in kept if groups[k] == groups[i]]
-        if all(iou(boxes[k], boxes[i]) <= threshold for k in rivals):
+        if all(slow_iou(boxes[k], boxes[i]) <= threshold for k in rivals):
             kept.append(i)
     return kept
 

@@ -158,7 +158,7 @@ def test_results_are_the_same_twice_and_do_not_depend_on_the_order_of_boxes():
     assert list(first.scales) == sorted(first.scales)
 
 
-def test_bounds_hold():
+def test_anchors_stay_within_their_bounds():
     wh = random_shapes(np.random.default_rng(4), 20)
     found = optimize_anchors(wh, scale_bounds=(0.9, 1.1), ratio_bounds=((1, 2), (2.5, 4)))
     assert 0.9 <= found.scales[0] <= found.scales[-1] <= 1.1
@@ -200,13 +200,13 @@ def test_bad_input_is_one_line(wh, arguments, message):
     assert "\n" not in str(error.value)
 
 
-def test_bad_anchors():
+def test_an_anchor_without_a_width_is_refused():
     with pytest.raises(ValueError, match="anchors, row 0: found a width of 0"):
         best_anchor_iou(GOOD, [(0, 1)])
 
 
 @pytest.mark.skipif(not VAL_BOXES.exists(), reason=f"the real boxes are not at {VAL_BOXES}")
-def test_real_boxes():
+def test_real_boxes_have_the_published_overlaps():
     """The issue's figures for the 4,885 validation boxes of DeepLesion."""
     boxes = np.loadtxt(VAL_BOXES, delimiter=",", skiprows=1, usecols=(2, 3, 4, 5))
     wh = boxes[:, 2:] - boxes[:, :2]

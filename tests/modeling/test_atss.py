@@ -9,6 +9,7 @@ from lesion_d2.structures import Boxes3D
 import pytest
 import torch
 from detectron2.structures import Boxes
+from slow_boxes import slow_iou
 
 
 def grid_anchors(axes, shapes):
@@ -27,14 +28,6 @@ def grid_anchors(axes, shapes):
 def written_out(boxes, anchors, num_candidates, per_position, center_inside):
     """The lesion of each anchor, or None, anchor by anchor."""
 
-    def iou(a, b):
-        """Of two lists of numbers."""
-        axes = len(a) // 2
-        sides = [max(0, min(a[k + axes], b[k + axes]) - max(a[k], b[k])) for k in range(axes)]
-        shared = math.prod(sides)
-        union = sum(math.prod(box[k + axes] - box[k] for k in range(axes)) for box in (a, b))
-        return shared / (union - shared)
-
     def center(box):
         """Of a list of numbers."""
         axes = len(box) // 2
@@ -49,7 +42,7 @@ def written_out(boxes, anchors, num_candidates, per_position, center_inside):
             near = sorted(members, key=lambda i: math.dist(center(every[i]), center(box)))
             candidates += near[: num_candidates * per_position]
             start += len(level)
-        overlaps = [iou(box, every[i]) for i in candidates]
+        overlaps = [slow_iou(box, every[i]) for i in candidates]
         threshold = statistics.mean(overlaps) + statistics.stdev(overlaps)
         for i, overlap in zip(candidates, overlaps, strict=True):
             half = len(box) // 2

@@ -147,6 +147,6 @@ def test_attention_is_safe_in_half_precision(kind, dtype):
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
-def test_bad_temperature(temperature):
+def test_a_temperature_of_0_or_less_is_refused(temperature):
     with pytest.raises(ValueError, match=f"found {temperature}, expected a number above 0"):
         SpatialAttention(4, temperature)

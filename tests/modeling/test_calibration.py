@@ -80,7 +80,7 @@ def test_scores_at_strengths(strength, factors):
     torch.testing.assert_close(calibrate_scores(scores, agreement, strength), expected)
 
 
-def test_no_boxes():
+def test_no_boxes_have_no_agreement():
     none = torch.zeros(0, 4)
     agreement = mask_agreement(none, torch.zeros(0).long(), torch.ones(1, 5, 5, dtype=torch.bool))
     assert agreement.shape == (0,)

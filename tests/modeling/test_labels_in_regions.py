@@ -145,16 +145,21 @@ def test_negative_proposals_in_a_region_are_not_drawn(kind, lesions, appends):
     assert {n for n in found.values()} == ({0, 2} if lesions else {2})
 
 
-def test_shem_draws_no_proposal_of_a_region():
+def test_shem_draws_no_proposal_of_a_region(monkeypatch):
     heads = _heads(LesionROIHeads, MODEL__LESION_RCNN__SHEM_POOL=1000)
     everywhere = Boxes.cat(_ANCHORS)
-    inside = _inside(everywhere.tensor, [_REGION])
+    hardest = _inside(everywhere.tensor, [_REGION]).float()[:, None].repeat(1, 3)
+    monkeypatch.setattr(heads.box_predictor, "predict_probs", lambda *_: [hardest])
     for lesions in _CASES:
         proposals = Instances((64, 64), proposal_boxes=everywhere)
         proposals.objectness_logits = torch.zeros(len(everywhere))
-        heads._hardness = iter([inside.float()])  # those in the region are the hardest
         with EventStorage():
-            [drawn] = heads.label_and_sample_proposals([proposals], [_image(lesions, [_REGION])])
+            [drawn], _ = heads(
+                ImageList(torch.zeros(1, 3, 64, 64), [(64, 64)]),
+                {"p2": torch.zeros(1, 4, 16, 16)},
+                [proposals],
+                [_image(lesions, [_REGION])],
+            )
         negatives = drawn.proposal_boxes.tensor[drawn.gt_classes == 2]
         assert len(negatives) and not _inside(negatives, [_REGION]).any()
 
@@ -181,10 +186,19 @@ class _Finding(nn.Module):
     """A detector that finds three lesions with certainty: annotated, in the region, and new."""
 
     def forward(self, batched_inputs):
+        self.seen = [x["instances"] for x in batched_inputs if "instances" in x]
         boxes = Boxes(torch.tensor([_LESION, _IN_REGION, [4.0, 40.0, 16.0, 56.0]]))
         found = Instances((64, 64), pred_boxes=boxes, scores=torch.ones(3))
         found.pred_classes = torch.zeros(3, dtype=torch.int64)
         return [{"instances": found} for _ in batched_inputs]
+
+
+def _trained_on(teacher, sample):
+    """What the student is given of a sample."""
+    with EventStorage():
+        teacher([sample])
+    [instances] = teacher.student.seen
+    return instances
 
 
 @pytest.mark.parametrize("mode", ["add", "ignore"])
@@ -194,7 +208,7 @@ def test_a_region_has_no_pseudo_labels(mode):
     samples = [{**sample, "instances": _image([_LESION], regions)} for regions in ([], [_REGION])]
     without, found = teacher.generate_pseudo_labels(samples)
     assert len(without) == 2 and found.pred_boxes.tensor.tolist() == [[4, 40, 16, 56]]
-    instances = teacher._add_pseudo_labels(samples[1], found)["instances"]
+    instances = _trained_on(teacher, samples[1])
     assert instances.is_region == [True, False, False]
     assert instances.gt_classes.tolist() == [-1, 0 if mode == "add" else -1, 0]
     boxes = [_REGION, [4, 40, 16, 56], _LESION]
@@ -213,7 +227,7 @@ def test_what_a_patch_cuts_of_a_pseudo_label_is_a_region(mode):
     [found] = teacher.generate_pseudo_labels([sample])
     assert found.is_cut.tolist() == [False, True]
     assert teacher.counts["pseudo_labels"] == teacher.counts["judged"] == 1
-    instances = teacher._add_pseudo_labels(sample, found)["instances"]
+    instances = _trained_on(teacher, sample)
     assert instances.gt_boxes.tensor.tolist() == [
         [-0.5, 40, 4, 56],
         [-0.5, 4, 12, 22],
@@ -224,9 +238,7 @@ def test_what_a_patch_cuts_of_a_pseudo_label_is_a_region(mode):
     assert instances.gt_masks.tensor[0, 40:57, :5].all()
     # Beside a region of the patch's own.
     other = {**sample, "instances": _image([], [[40.0, 0.0, 50.0, 9.0]])}
-    [found] = teacher.generate_pseudo_labels([other])
-    instances = teacher._add_pseudo_labels(other, found)["instances"]
-    assert instances.is_region == [True, True, False, False]
+    assert _trained_on(teacher, other).is_region == [True, True, False, False]
 
 
 def test_what_a_model_says_of_a_region_changes_no_loss():

@@ -11,6 +11,7 @@ from lesion_d2.modeling.losses import (
 import numpy as np
 import pytest
 import torch
+from made_up_anchors import random_anchors
 
 
 def _slow_loss(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -121,17 +122,6 @@ def test_focal_segmentation_loss_of_nothing_and_of_certainty():
     )
     logits[:, 0] = 60
     assert focal_segmentation_loss(logits, labels).item() == pytest.approx(0, abs=1e-6)
-
-
-def random_anchors(num_logits, seed=0):
-    """Logits and labels of three images: three positive anchors, two, and none."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = 2 * torch.randn(3, 40, num_logits, generator=generator)
-    labels = torch.full((3, 40), 2)  # two classes, so 2 is background
-    labels[0, :3] = torch.tensor([0, 1, 1])
-    labels[1, 5:7] = 0
-    labels[:, 30:] = IGNORE
-    return logits.requires_grad_(), labels
 
 
 def test_anchor_focal_loss_is_the_formula_written_out():

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
+from slow_boxes import slow_iou
 
 SIZE = (60, 80)  # height, width
 
@@ -22,14 +23,6 @@ def _detections(boxes, scores=None) -> Instances:
     scores = torch.full((len(boxes),), 0.95) if scores is None else torch.tensor(scores)
     classes = torch.arange(len(boxes))
     return Instances(SIZE, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
-
-
-def _slow_iou(a, b) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(0.0, width) * max(0.0, height)
-    area = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
-    return shared / (area - shared)
 
 
 def _random_boxes(rng, number) -> np.ndarray:
@@ -51,7 +44,7 @@ def test_pseudo_labels_are_confident_detections_that_are_no_annotated_lesion(see
     expected = [
         i
         for i in range(40)
-        if scores[i] >= np.float32(0.6) and all(_slow_iou(boxes[i], b) <= 0.3 for b in truth)
+        if scores[i] >= np.float32(0.6) and all(slow_iou(boxes[i], b) <= 0.3 for b in truth)
     ]
     assert found.pred_classes.tolist() == expected
     assert 0 < len(expected) < 40

@@ -72,7 +72,7 @@ def test_an_image_of_the_wanted_size_is_not_changed_by_interpolation():
     assert torch.equal(resize_probabilities(probabilities, (9, 11), (9, 11)), resized)
 
 
-def test_semantic_labels():
+def test_the_later_of_two_masks_is_the_label_and_padding_has_none():
     first, second = Instances((3, 4)), Instances((2, 2))
     masks = torch.zeros(2, 3, 4, dtype=torch.bool)
     masks[0, 0, :2] = True

@@ -16,7 +16,7 @@ import pytest
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
-from test_losses import random_anchors
+from made_up_anchors import random_anchors
 
 
 @pytest.mark.parametrize("softmax", [True, False])
@@ -135,6 +135,7 @@ def test_in_volumes_it_is_the_mean_over_six_deltas_or_over_boxes(axes):
         moved = transform.apply_deltas(deltas[n, rows], boxes[rows])
         giou = pairwise_giou(kind(moved), kind(targets[n, rows])).diagonal()
         options["giou"].append((1 - giou).mean().item())
+
     for name, images in options.items():
         found = box_loss_per_image(
             [kind(boxes[:4]), kind(boxes[4:])],

@@ -87,7 +87,9 @@ def test_what_is_stored_is_fetched(orthanc, user, tmp_path, syntax):
 
 
 @needs_orthanc
-def test_who_asks(orthanc, no_netrc, tmp_path, monkeypatch):
+def test_user_and_password_come_from_netrc_or_the_environment(
+    orthanc, no_netrc, tmp_path, monkeypatch
+):
     with pytest.raises(ValueError, match=r"asks for another user or password \(status 401\)"):
         DicomWeb(orthanc).series("1.2")
     netrc = no_netrc / ".netrc"
@@ -224,7 +226,7 @@ def test_servers_that_are_not_there(answering, tmp_path):
         ("https://me:secret@pacs/x", "found a user or password in the URL of pacs"),
     ],
 )
-def test_urls(url, message):
+def test_an_invalid_url_is_refused_without_its_password(url, message):
     with pytest.raises(ValueError, match=message) as error:
         DicomWeb(url)
     assert "secret" not in str(error.value)

@@ -9,22 +9,15 @@ from pathlib import Path
 from lesion_d2.scans import find_scans, read_scan
 from lesion_d2.scans.writing import write_dicom, write_nifti
 
-import cv2
 import nibabel
 import numpy as np
 import pytest
 from made_up_scans import ORIGIN, SPACING, change, make_volume, write_series
+from slice_files import write_slices
 
 sitk = pytest.importorskip("SimpleITK")
 SAMPLE = Path(__file__).parents[2].parent / "shared" / "data" / "deeplesion_sample"
 LPS = np.diag([1.0, 1.0, -1.0])
-
-
-def write_png(folder: Path, volume: np.ndarray) -> Path:
-    folder.mkdir()
-    for number, hu in enumerate(volume):
-        cv2.imwrite(str(folder / f"{number}.png"), (hu.astype(int) + 32768).astype(np.uint16))
-    return folder
 
 
 def write_itk(file: Path, volume: np.ndarray, spacing, origin) -> Path:
@@ -37,7 +30,7 @@ def write_itk(file: Path, volume: np.ndarray, spacing, origin) -> Path:
 
 
 def check_all_formats(folder: Path, volume: np.ndarray, spacing, origin) -> None:
-    png = read_scan(write_png(folder / "png", volume), spacing=spacing)
+    png = read_scan(write_slices(folder / "png", volume), spacing=spacing)
     assert (png.volume == volume).all() and png.spacing == spacing
     write_dicom(folder / "dcm", volume, spacing, origin=origin)
     # As scanners store it: unsigned, and moved by 1024 or more.

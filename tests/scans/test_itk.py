@@ -62,7 +62,7 @@ def test_what_is_no_ct_volume(tmp_path, ending):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_damaged_files(tmp_path, ending):
+def test_a_damaged_file_is_refused_in_one_line(tmp_path, ending):
     file = tmp_path / f"ct{ending}"
     file.write_bytes(b"nothing of this kind")
     message(file)

@@ -11,15 +11,9 @@ import cv2
 import numpy as np
 import pytest
 from made_up_scans import make_volume
+from slice_files import write_slices
 
 HEADER = "File_name,Spacing_mm_px_\n"
-
-
-def save(folder: Path, volume: np.ndarray, numbers) -> Path:
-    folder.mkdir(parents=True)
-    for number, hu in zip(numbers, volume, strict=True):
-        cv2.imwrite(str(folder / f"{number:03d}.png"), (hu.astype(int) + 32768).astype(np.uint16))
-    return folder
 
 
 def message(folder, **options) -> str:
@@ -31,7 +25,9 @@ def message(folder, **options) -> str:
 
 def test_a_folder_of_deeplesion(tmp_path):
     volume = make_volume()
-    folder = save(tmp_path / "Images_png" / "000007_01_02", volume, range(97, 104))
+    folder = write_slices(
+        tmp_path / "Images_png" / "000007_01_02", dict(enumerate(volume, start=97))
+    )
     (tmp_path / "DL_info.csv").write_text(
         f'{HEADER}000007_01_01_099.png,"9, 9, 9"\n'
         '000007_01_02_099.png,"0.7, 0.8, 2.5"\n000007_01_02_100.png,"0.7, 0.8, 2.5"\n'
@@ -49,9 +45,9 @@ def test_a_folder_of_deeplesion(tmp_path):
     assert candidate.num_slices == 7 and (candidate.read().volume == volume).all()
 
 
-def test_missing_slices(tmp_path):
+def test_a_missing_slice_is_filled_in_and_a_gap_is_refused(tmp_path):
     volume = make_volume()
-    folder = save(tmp_path / "s", volume, [1, 2, 3, 5, 6, 7, 8])
+    folder = write_slices(tmp_path / "s", dict(zip([1, 2, 3, 5, 6, 7, 8], volume, strict=True)))
     scan = read_scan(folder, spacing=(1, 1, 2))
     assert len(scan.volume) == 8 and (scan.volume[4:] == volume[3:]).all()
     assert "slices are missing between 003.png and 005.png" in scan.messages[1]
@@ -62,7 +58,7 @@ def test_missing_slices(tmp_path):
 
 
 def test_spacing_that_is_not_known(tmp_path):
-    folder = save(tmp_path / "s", make_volume(), range(7))
+    folder = write_slices(tmp_path / "s", make_volume())
     assert "s: found no DL_info.csv beside it, expected one or a spacing" in message(folder)
     csv_file = tmp_path / "DL_info.csv"
     for text, found in (
@@ -78,8 +74,8 @@ def test_spacing_that_is_not_known(tmp_path):
     assert "found the spacing (1, 1), expected" in message(folder, spacing=(1, 1))
 
 
-def test_bad_slices(tmp_path):
-    folder = save(tmp_path / "s", make_volume(), range(7))
+def test_a_damaged_slice_is_refused_with_its_file(tmp_path):
+    folder = write_slices(tmp_path / "s", make_volume())
     good = (folder / "003.png").read_bytes()
     (folder / "003.png").write_bytes(good[:-9])
     assert "003.png: truncated PNG" in message(folder, spacing=(1, 1, 1))

@@ -47,7 +47,7 @@ def test_an_outline_fits_into_dicom():
         assert max(map(len, mask_outlines(mask))) <= 5001
 
 
-def test_a_box():
+def test_the_outline_of_a_box_holds_the_points_inside():
     outline = box_outline((1.0, 2.0, 4.0, 6.0))
     assert Path(outline).contains_points([(1.1, 2.1), (3.9, 5.9), (0.9, 3), (2, 6.1)]).tolist() == [
         True,

@@ -2,11 +2,11 @@
 
 import lesion_d2  # noqa: F401, it makes detectron2 importable
 
-import cv2
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from made_up_results import LESIONS, NAME, SIZE, make_record
+from slice_files import write_slice
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def records(tmp_path):
         for a in record["annotations"]:
             x0, y0, x1, y1 = a["bbox"]
             hu[y0 + 4 : y1 - 4, x0 + 3 : x1 - 3] = 60
-        cv2.imwrite(record["file_name"], (hu + 32768).astype(np.uint16))
+        write_slice(record["file_name"], hu)
     DatasetCatalog.register(NAME, lambda: made)
     MetadataCatalog.get(NAME).set(thing_classes=["lesion"])
     yield made

@@ -1,7 +1,7 @@
 import json
 
 from lesion_d2.engine import LesionPredictor, Trainer, load_config
-from lesion_d2.tools.compare_consolidation import _timed, main
+from lesion_d2.tools.compare_consolidation import main, time_call
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_the_gpu_is_waited_for_where_the_model_is_on_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     for device in ("cpu", "cuda", "cuda:1"):
-        assert _timed(torch.device(device), max, [1, 3], default=0)[0] == 3
+        assert time_call(torch.device(device), max, [1, 3], default=0)[0] == 3
     assert waited == [torch.device("cuda"), torch.device("cuda:1")]
 
 
@@ -54,11 +54,13 @@ def test_each_line_is_the_evaluation_of_its_predictor(tiny_phantom, weights, tmp
     views = {"TEST.ENSEMBLE.CHECKPOINTS": tuple(weights), "TEST.ENSEMBLE.IOU_THRESH": 0.4}
     args = tiny_args(tmp_path, **OPTIONS, **views)
     assert main(["--config-file", str(CONFIG), *args.opts]) == 0
+
     output = capsys.readouterr().out
     output = output[output.index("phantom_test: 2 models") :]  # after the log
     written = json.loads((tmp_path / "results.json").read_text())
     assert written["num_models"] == 2 and written["mirrors"] and written["iou_threshold"] == 0.4
     assert list(written["datasets"]) == ["phantom_test", "phantom_val"]
+
     lines = [
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in output.splitlines()
@@ -66,6 +68,7 @@ def test_each_line_is_the_evaluation_of_its_predictor(tiny_phantom, weights, tmp
     ]
     assert len(lines) == 10 and lines[0] == lines[5]
     assert lines[0][:9] == ["", "AP10", "AP50", *(f"sens@{r}" for r in ("0.5", 1, 2, 4, 8, 16))]
+
     seen = []
     for dataset, table in (("phantom_test", lines[2:5]), ("phantom_val", lines[7:])):
         assert f"{dataset}: 2 models, 4 mirrors" in output

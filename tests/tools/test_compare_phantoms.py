@@ -123,7 +123,7 @@ def test_a_lesion_of_no_pixels():
     assert measure_lesion(make_slice(), np.array([100.0, 100, 111, 111]), margin=5) is None
 
 
-def test_the_tool(tiny_phantom, tmp_path, capsys):
+def test_the_tool_prints_and_draws_the_comparison(tiny_phantom, tmp_path, capsys):
     assert main(["phantom_test", "--output", str(tmp_path), "--workers", "1"]) == 0
     assert "lesion: contrast, HU" in capsys.readouterr().out
     found = json.loads((tmp_path / "comparison.json").read_text())["phantom_test"]

@@ -9,7 +9,7 @@ from lesion_d2.tools.export_coco import main
 import numpy as np
 
 
-def test_command(tiny_phantom, tmp_path, capsys):
+def test_the_command_says_what_it_wrote_and_where(tiny_phantom, tmp_path, capsys):
     output = tmp_path / "out"
     words = ["phantom_val", "--output", str(output), "--images", "png8", "--window", "-160", "240"]
     assert main([*words, "--workers", "1"]) == 0

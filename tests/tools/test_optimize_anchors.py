@@ -324,7 +324,7 @@ def test_bad_data_sets_are_one_line(dataset, capsys):
         ([], "one of the arguments --dataset --boxes is required"),
     ],
 )
-def test_bad_options(capsys, arguments, message):
+def test_invalid_options_are_usage_errors(capsys, arguments, message):
     with pytest.raises(SystemExit):
         run(*arguments)
     assert message in capsys.readouterr().err

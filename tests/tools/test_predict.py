@@ -11,12 +11,12 @@ from lesion_d2.tools.predict import __main__ as command
 from lesion_d2.tools.predict import outputs, running
 from lesion_d2.tools.predict.__main__ import main
 
-import cv2
 import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
 import warm_processes
+from slice_files import write_slices
 from tiny_prediction import SPACING, make_arguments, make_volume, read_summary, write_run
 from tiny_run import CONFIG
 
@@ -34,10 +34,7 @@ def folder(tmp_path_factory):
     for seed, name in enumerate("abc"):
         write_nifti(folder / "nifti" / f"{name}.nii.gz", make_volume(seed), SPACING)
     write_dicom(folder / "dicom", make_volume(0), SPACING)
-    (folder / "png").mkdir()
-    for index, hu in enumerate(make_volume(0)):
-        pixels = (hu.astype(np.int32) + 32768).astype(np.uint16)
-        cv2.imwrite(str(folder / "png" / f"{index:03d}.png"), pixels)
+    write_slices(folder / "png", make_volume(0))
     bad = folder / "bad"
     bad.mkdir()
     whole = (folder / "nifti" / "a.nii.gz").read_bytes()

@@ -10,9 +10,9 @@ from lesion_d2.tools.predict.__main__ import main
 from lesion_d2.tools.predict.inputs import Inputs
 from lesion_d2.tools.predict.outputs import ScanRow, check_replaceable, new_folder, write_status
 
-import cv2
 import numpy as np
 import pytest
+from slice_files import write_slices
 from tiny_prediction import SPACING, make_arguments, make_volume, read_summary, write_run
 
 pytest.importorskip("pydicom")
@@ -112,10 +112,7 @@ def test_what_is_not_of_this_command_stays(tmp_path, kind):
 def test_the_input_is_never_replaced(tmp_path):
     """Results beside a folder of slices would have its name."""
     write_run(tmp_path / "run")
-    series = tmp_path / "000001_01_01"
-    series.mkdir()
-    for index, hu in enumerate(make_volume(0)):
-        cv2.imwrite(str(series / f"{index}.png"), (hu.astype(int) + 32768).astype(np.uint16))
+    series = write_slices(tmp_path / "000001_01_01", make_volume(0))
     before = {file: file.read_bytes() for file in series.iterdir()}
     flags = ("--spacing", "0.7,0.7,2.5", "--score-threshold", "0")
     assert main(make_arguments(tmp_path / "run", tmp_path, series, flags=flags)) == 1

@@ -47,6 +47,7 @@ def test_dicom_and_nifti_have_the_same_findings_in_all_files(run, tmp_path):
     assert (
         main([*scans, "--output", str(tmp_path / "out"), "--score-threshold", "0", *command]) == 0
     )
+
     rows = read_summary(tmp_path / "out")
     found = {}
     for name, row in rows.items():
@@ -66,10 +67,12 @@ def test_dicom_and_nifti_have_the_same_findings_in_all_files(run, tmp_path):
             }[kind]
         )
         assert all(f.measured_on == "mask" for f in findings.findings)
+
     dicom, nifti = (found[kind][1].findings for kind in ("dcm", "gz"))
     assert [(f.score, f.box, f.volume_mm3) for f in dicom] == [
         (f.score, f.box, f.volume_mm3) for f in nifti
     ]
+
     masks = [
         {s.slice_index: decode_mask(s.mask) for s in f.slices if s.mask is not None} for f in dicom
     ]

@@ -2,13 +2,14 @@ import fcntl
 import json
 import math
 import os
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 
 from lesion_d2.data.deeplesion.key_slices import register_deeplesion
 from lesion_d2.data.phantoms.phantom import write_phantom
-from lesion_d2.data.pseudo_masks import PseudoMask, pseudo_mask
+from lesion_d2.data.pseudo_masks import PseudoMask, grabcut_image, pseudo_mask
 from lesion_d2.data.pseudo_masks.files import load_mask_file, mask_annotation
+from lesion_d2.data.slices.ct import read_slice
 from lesion_d2.tools import prepare_masks as tool
 from lesion_d2.utils.files import locked
 from lesion_d2.utils.shards import Shard
@@ -65,12 +66,46 @@ def phantom(tmp_path_factory):
 def finished(phantom, tmp_path_factory):
     """The GrabCut file of the data set, made in one process."""
     output = tmp_path_factory.mktemp("finished") / "masks.json"
-    tool.prepare_masks(NAME, "grabcut", os.fspath(output), workers=1)
+    prepare(output)
     return output
 
 
 def lesions():
     return [(d, a) for d in DatasetCatalog.get(NAME) for a in d["annotations"]]
+
+
+def prepare(output, dataset=NAME):
+    return tool.prepare_masks(dataset, "grabcut", os.fspath(output), workers=1)
+
+
+def write_journal(output, *lines, **info):
+    """A journal of finished images, one a line, beside the file to write."""
+    info = {"method": "grabcut", "dataset": NAME, "window": "DICOM", **info}
+    lines = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    journal = Path(f"{output}.partial")
+    journal.write_text("".join(line + "\n" for line in (json.dumps({"info": info}), *lines)))
+    return journal
+
+
+def finished_images(folder):
+    """The images that the journals in a folder have."""
+    lines = [s for file in folder.glob("*.partial*") for s in file.read_text().splitlines(True)]
+    whole = [json.loads(line) for line in lines if line.endswith("\n")]
+    return {line["image_id"] for line in whole if "image_id" in line}
+
+
+@contextmanager
+def unreadable(image_ids):
+    """The slices of these images, and of no others, are truncated, which their headers hide."""
+    files = [Path(d["file_name"]) for d in DatasetCatalog.get(NAME) if d["image_id"] in image_ids]
+    contents = [file.read_bytes() for file in files]
+    for file, content in zip(files, contents, strict=True):
+        file.write_bytes(content[:-9])
+    try:
+        yield
+    finally:
+        for file, content in zip(files, contents, strict=True):
+            file.write_bytes(content)
 
 
 def test_the_file_holds_the_masks_of_all_lesions_in_order(finished):
@@ -79,7 +114,7 @@ def test_the_file_holds_the_masks_of_all_lesions_in_order(finished):
     assert len(masks) == len(lesions()) > 10
     for record, annotation in lesions():
         found = masks.mask(record, annotation)
-        image = tool._read_image(record)
+        image = grabcut_image(read_slice(record["file_name"]), record["window"])
         expected = pseudo_mask("grabcut", image, annotation["recist"], annotation["bbox"]).mask
         np.testing.assert_array_equal(found, expected)
     entries = json.loads(finished.read_text())["annotations"]
@@ -123,27 +158,24 @@ def test_a_part_that_finds_all_joined_meanwhile_leaves_nothing(finished, tmp_pat
     assert [p.name for p in tmp_path.iterdir()] == ["masks.json"]
 
 
-def test_killed_parts_go_on_and_the_last_one_joins(
-    phantom, finished, tmp_path, monkeypatch, capsys
-):
-    output, computed = tmp_path / "masks.json", []
-    image_masks = tool._image_masks
-    monkeypatch.setattr(
-        tool, "_image_masks", lambda d, **kw: computed.append(d["image_id"]) or image_masks(d, **kw)
-    )
+def test_killed_parts_go_on_and_the_last_one_joins(phantom, finished, tmp_path, capsys):
+    output = tmp_path / "masks.json"
     args = ["--dataset", NAME, "--method", "grabcut", "--output", str(output), "--workers", "1"]
     assert tool.main([*args, "--shard", "2/3"]) == 0
     assert "part 2/3 of" in capsys.readouterr().out and not output.exists()
     journal = tmp_path / "masks.json.partial.2-of-3"
     whole = journal.read_bytes()
     lines = whole.splitlines(keepends=True)
-    assert len(lines) == 1 + len(computed) > 3
+    assert len(lines) == 1 + len(Shard(2, 3).of(DatasetCatalog.get(NAME))) > 3
     journal.write_bytes(b"".join(lines[:3]) + lines[3][:20])  # as a kill leaves it
+
     assert tool.main([*args, "--shard", "1/3"]) == tool.main([*args, "--shard", "3/3"]) == 0
     assert not output.exists()
-    num_before = len(computed)
-    assert tool.main([*args, "--shard", "2/3"]) == 0
-    assert len(computed) == num_before + len(lines) - 3
+
+    done = finished_images(tmp_path)
+    assert len(done) == len(DatasetCatalog.get(NAME)) - (len(lines) - 3)
+    with unreadable(done):  # which nobody computes again
+        assert tool.main([*args, "--shard", "2/3"]) == 0
     assert output.read_bytes() == finished.read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["masks.json"]
     assert tool.main([*args, "--shard", "3/3"]) == 0  # as of a job that is queued again
@@ -151,7 +183,7 @@ def test_killed_parts_go_on_and_the_last_one_joins(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_run_goes_on_where_it_stopped(phantom, finished, tmp_path, workers, monkeypatch):
+def test_a_killed_run_goes_on_where_it_stopped(phantom, finished, tmp_path, workers):
     output, script, lock = (tmp_path / name for name in ("masks.json", "killed.py", "lock"))
     script.write_text(KILLED_RUN)
     arguments = map(str, (phantom, output, workers, lock))
@@ -164,30 +196,23 @@ def test_a_killed_run_goes_on_where_it_stopped(phantom, finished, tmp_path, work
     assert not output.exists()
     journal = Path(f"{output}.partial").read_text()
     assert journal.endswith('{"image_id": "0000')
-    done = {json.loads(line)["image_id"] for line in journal.splitlines()[1:-1]}
+    done = finished_images(tmp_path)
     assert len(done) == 3
 
-    computed = []
-    image_masks = tool._image_masks
-    monkeypatch.setattr(
-        tool, "_image_masks", lambda d, **kw: computed.append(d["image_id"]) or image_masks(d, **kw)
-    )
-    tool.prepare_masks(NAME, "grabcut", os.fspath(output), workers=1)
-    assert done.isdisjoint(computed)
-    assert len(done) + len(computed) == len(DatasetCatalog.get(NAME))
+    with unreadable(done):  # which nobody computes again
+        prepare(output)
     assert output.read_bytes() == finished.read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["masks.json"]
 
 
 def test_journal_of_another_method_is_refused(phantom, tmp_path):
     output = tmp_path / "masks.json"
-    info = {"method": "ellipse", "dataset": NAME, "window": "DICOM"}
-    journal = Path(f"{output}.partial")
-    journal.write_text(json.dumps({"info": info}) + "\n")
+    journal = write_journal(output, method="ellipse")
+    before = journal.read_bytes()
+
     with pytest.raises(ValueError, match=r"masks\.json\.partial: found the journal of .*ellipse"):
-        tool.prepare_masks(NAME, "grabcut", os.fspath(output), workers=1)
-    assert json.loads(journal.read_text()) == {"info": info}
-    assert not output.exists()
+        prepare(output)
+    assert journal.read_bytes() == before and not output.exists()
 
 
 def test_a_second_run_to_the_same_file_is_refused_while_the_first_is_at_work(
@@ -202,11 +227,9 @@ def test_a_second_run_to_the_same_file_is_refused_while_the_first_is_at_work(
 
 
 def test_a_damaged_journal_is_an_error_with_its_line(phantom, tmp_path):
-    output = tmp_path / "masks.json"
-    info = {"method": "grabcut", "dataset": NAME, "window": "DICOM"}
-    Path(f"{output}.partial").write_text(json.dumps({"info": info}) + "\nhello\n{}\n")
+    write_journal(tmp_path / "masks.json", "hello", {})
     with pytest.raises(ValueError, match=r"masks\.json\.partial, line 2: found b'hello'"):
-        tool.prepare_masks(NAME, "grabcut", os.fspath(output), workers=1)
+        prepare(tmp_path / "masks.json")
 
 
 @pytest.mark.parametrize(
@@ -222,27 +245,38 @@ def test_a_damaged_journal_is_an_error_with_its_line(phantom, tmp_path):
         ('{"image_id": "a", "annotations": [{}]}', "annotation 0: found no 'image_id'"),
     ],
 )
-def test_journals_are_told_of_by_line_and_key(tmp_path, line, message):
-    journal, info = tmp_path / "masks.json.partial", {"method": "grabcut"}
-    journal.write_text(f"{json.dumps({'info': info})}\n{line}\n")
+def test_journals_are_told_of_by_line_and_key(phantom, tmp_path, line, message):
+    write_journal(tmp_path / "masks.json", line)
     with pytest.raises(ValueError, match=rf"json\.partial, line 2: {message}.*; remove the file$"):
-        tool._read_journal(os.fspath(journal), info, [])
+        prepare(tmp_path / "masks.json")
 
 
-def test_journal_entries_of_other_masks_are_computed_again(tmp_path):
-    ends = [2.0, 4.0, 8.0, 4.0, 5.0, 2.0, 5.0, 6.0]
-    lesion = {"row": 2, "recist": ends}
-    image = {"image_id": "a", "height": 12, "width": 10, "annotations": [lesion]}
-    entry = mask_annotation("a", lesion, PseudoMask(np.ones((12, 10), bool), False))
-    journal, info = tmp_path / "masks.json.partial", {"method": "grabcut"}
-    lines = [{"info": info}, {"image_id": "a", "annotations": [entry]}]
-    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    read = partial(tool._read_journal, os.fspath(journal), info)
-    assert read([image]) == {"a": [entry]}
-    assert read([{**image, "height": 10}]) == read([{**image, "image_id": "b"}]) == {}
-    lines[1]["annotations"][0]["image_id"] = "b"
-    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert read([image]) == {}
+@pytest.fixture
+def one_image(phantom):
+    """The dict of the only image of a registered data set, and the set's name."""
+    record = dict(DatasetCatalog.get(NAME)[0])
+    DatasetCatalog.register(f"{NAME}_one", lambda: [record])
+    yield record, f"{NAME}_one"
+    DatasetCatalog.remove(f"{NAME}_one")
+
+
+def test_journal_entries_of_other_masks_are_computed_again(one_image, tmp_path):
+    record, name = one_image
+    output, size = tmp_path / "masks.json", (record["height"], record["width"])
+
+    def fallbacks(image_id, named, size):
+        """Lesions that are taken from a journal in which all of them fell back."""
+        masks = PseudoMask(np.ones(size, bool), True)
+        found = [mask_annotation(named, a, masks) for a in record["annotations"]]
+        write_journal(output, {"image_id": image_id, "annotations": found}, dataset=name)
+        number = prepare(output, name).fallbacks
+        output.unlink()
+        return number
+
+    own = record["image_id"]
+    assert fallbacks(own, own, size) == len(record["annotations"])
+    assert fallbacks(own, own, (size[0], 10)) == 0
+    assert fallbacks("b", "b", size) == fallbacks(own, "b", size) == 0
 
 
 @pytest.mark.parametrize(
@@ -259,10 +293,16 @@ def test_journal_entries_of_other_masks_are_computed_again(tmp_path):
         ({"a": {"2": {"size": [12, 10], "counts": "h1"}}}, "row 2: found an RLE mask of"),
     ],
 )
-def test_true_masks_are_told_of_by_image_and_row(truth, message):
-    image = {"image_id": "a", "height": 12, "width": 10}
-    with pytest.raises(ValueError, match=rf"truth\.json: .*{message}"):
-        tool._check_truth("truth.json", truth, "set", image, {"row": 2})
+def test_true_masks_are_told_of_by_image_and_row(tmp_path, truth, message):
+    lesion = {"row": 2, "recist": [2.0, 4.0, 8.0, 4.0, 5.0, 2.0, 5.0, 6.0]}
+    image = {"image_id": "a", "height": 12, "width": 10, "annotations": [lesion]}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    DatasetCatalog.register("set", lambda: [image])
+    try:
+        with pytest.raises(ValueError, match=rf"truth\.json: .*{message}"):
+            tool.dice_against_truth("set", "ellipse", os.fspath(tmp_path / "truth.json"))
+    finally:
+        DatasetCatalog.remove("set")
 
 
 def test_journal_entries_of_changed_lesions_are_computed_again(phantom, finished, tmp_path):
@@ -270,10 +310,8 @@ def test_journal_entries_of_changed_lesions_are_computed_again(phantom, finished
     entries = json.loads(finished.read_text())["annotations"]
     first = [e for e in entries if e["image_id"] == entries[0]["image_id"]]
     stale = [{**e, "recist": [v + 1 for v in e["recist"]]} for e in first]
-    info = {"method": "grabcut", "dataset": NAME, "window": "DICOM"}
-    lines = [{"info": info}, {"image_id": entries[0]["image_id"], "annotations": stale}]
-    Path(f"{output}.partial").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    tool.prepare_masks(NAME, "grabcut", os.fspath(output), workers=1)
+    write_journal(output, {"image_id": entries[0]["image_id"], "annotations": stale})
+    prepare(output)
     assert output.read_bytes() == finished.read_bytes()
 
 
@@ -295,7 +333,7 @@ def test_journals_beside_a_finished_file_are_removed(finished, tmp_path):
     for file, content in ((held, info), (other, others), (f"{output}.partial", info)):
         Path(file).write_text(json.dumps({"info": content}) + "\n")
     with locked(held):
-        assert tool.prepare_masks(NAME, "grabcut", os.fspath(output), workers=1).stood
+        assert prepare(output).stood
     left = sorted(p.name for p in tmp_path.iterdir())
     assert left == ["masks.json", *(os.path.basename(file) for file in (held, other))]
 
@@ -313,7 +351,7 @@ def test_a_stale_file_is_made_anew(finished, tmp_path):
     content = json.loads(finished.read_text())
     content["annotations"][0]["recist"][0] += 3
     output.write_text(json.dumps(content))
-    assert not tool.prepare_masks(NAME, "grabcut", os.fspath(output), workers=1).stood
+    assert not prepare(output).stood
     assert output.read_bytes() == finished.read_bytes()
 
 
@@ -346,6 +384,7 @@ def test_bad_slices_and_names_stop_with_one_line(phantom, tmp_path, capsys):
         DatasetCatalog.remove(name)
     assert tool.main(["--dataset", "no_such_data_set", "--output", output]) == 1
     assert "no_such_data_set" in capsys.readouterr().err
+
     for arguments in (
         [],
         ["--output", output, "--compare", output],

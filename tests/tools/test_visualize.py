@@ -223,7 +223,7 @@ def test_the_rules_stand_below_the_sheet():
 
 
 @pytest.mark.parametrize(("picks", "num"), [(["nicest"], 1), (["best"], 0)])
-def test_bad_picks(picks, num):
+def test_invalid_picks_are_refused(picks, num):
     with pytest.raises(ValueError, match="expected"):
         pick_outcomes([outcome("a", 1.0)], picks, num)
 

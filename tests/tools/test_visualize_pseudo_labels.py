@@ -21,6 +21,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
+from slow_boxes import slow_iou
 from tiny_run import tiny_command, tiny_config
 
 
@@ -84,7 +85,7 @@ def test_the_pseudo_labels_of_a_config_and_its_weights(hidden, weights, tmp_path
             for box, score in zip(
                 found.pred_boxes.tensor.tolist(), found.scores.tolist(), strict=True
             )
-            if score >= 0.005 and all(iou(box, t) <= 0.7 for t in truth)
+            if score >= 0.005 and all(slow_iou(box, t) <= 0.7 for t in truth)
         ]
         assert image.pseudo_labels.pred_boxes.tensor.tolist() == [box for box, _ in kept]
         assert image.pseudo_labels.scores.tolist() == [score for _, score in kept]
@@ -96,14 +97,6 @@ def test_the_name_of_earlier_versions_is_accepted_and_not_in_the_help(tmp_path):
     now, before = (get_parser().parse_args([name, *words]) for name in ("pseudo_labels", "mined"))
     assert vars(now) == vars(before) and now.job is pseudo_labels.draw_pseudo_labels
     assert "mined" not in get_parser().format_help()
-
-
-def iou(a, b):
-    """Of two XYXY boxes, word by word."""
-    width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
-    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (a, b)]
-    return width * height / (sum(areas) - width * height)
 
 
 def test_annotated_lesions_are_no_pseudo_labels_and_hidden_ones_are_counted(

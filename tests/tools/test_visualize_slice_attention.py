@@ -26,6 +26,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone import Backbone
 from detectron2.structures import Boxes, Instances
+from slice_files import write_slice
 from speed_up import draw_small
 from torch import nn
 
@@ -223,14 +224,14 @@ class FindsNothing(nn.Module):
         return [{"instances": nothing}]
 
 
-def write_slices(folder, bright, size=(32, 48)):
+def write_record(folder, bright, size=(32, 48)):
     """Slices 1 to 9 at 2 mm, of 32 x 48 pixels, the key slice is 5; one patch is bright."""
     number, rows, columns = bright
     for index in range(1, 10):
         hu = np.full(size, -50)
         if index == number:
             hu[rows, columns] = 100
-        cv2.imwrite(str(folder / f"{index:03d}.png"), (hu + 32768).astype(np.uint16))
+        write_slice(folder / f"{index:03d}.png", hu)
     # Of pixels named by whole numbers: the box's edges are at 12 and 20, 8 and 16.
     lesion = {"bbox": [11.5, 7.5, 19.5, 15.5], "bbox_mode": 0, "category_id": 0, "row": 2}
     return {
@@ -248,7 +249,7 @@ def write_slices(folder, bright, size=(32, 48)):
 @pytest.mark.usefixtures("small_pictures")
 @pytest.mark.parametrize(("number", "name"), [(2, "K-1"), (5, "K"), (8, "K+1")])
 def test_the_bright_slice_wins_where_it_is_bright(tmp_path, monkeypatch, number, name):
-    record = write_slices(tmp_path, (number, slice(12, 16), slice(12, 16)))
+    record = write_record(tmp_path, (number, slice(12, 16), slice(12, 16)))
     mapper = LesionDatasetMapper(False, augmentations=[], num_slices=9, hu_window=(-50, 50))
     recording = record_slices(FindsNothing().eval(), mapper, record)
     index = (2, 5, 8).index(number)
@@ -278,7 +279,7 @@ def test_the_bright_slice_wins_where_it_is_bright(tmp_path, monkeypatch, number,
 
 @pytest.mark.parametrize("padding", [(2, 1), (10, 5)])  # to the stride, and beyond
 def test_maps_of_a_padded_image_are_those_of_its_part(tmp_path, padding):
-    record = write_slices(tmp_path, (5, slice(8, 12), slice(8, 12)), size=(30, 47))
+    record = write_record(tmp_path, (5, slice(8, 12), slice(8, 12)), size=(30, 47))
     mapper = LesionDatasetMapper(False, augmentations=[], num_slices=9, hu_window=(-150, 250))
     model = FindsNothing(padding).eval()
     model.backbone.spatial_attention.scores.weight.data.fill_(-0.5)  # most for the padding's 0

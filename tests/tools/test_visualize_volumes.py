@@ -23,6 +23,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode, Instances
+from slice_files import write_slice
 
 NAME, SIZE, FIRST = "visualized_volumes", 64, 10
 # Volume: lesions X1Y1Z1X2Y2Z2 with the first and last slice number, of slices 10 to 17.
@@ -58,7 +59,7 @@ def dicts(tmp_path_factory):
     """A registered data set of two volumes of eight slices."""
     made = made_up_dicts(tmp_path_factory.mktemp("volumes"))
     for record in made:
-        cv2.imwrite(record["file_name"], np.full((SIZE, SIZE), 32768 - 50, np.uint16))
+        write_slice(record["file_name"], np.full((SIZE, SIZE), -50))
     DatasetCatalog.register(NAME, lambda: made)
     MetadataCatalog.get(NAME).set(thing_classes=["lesion"], evaluator_type="lesion_volume")
     yield made

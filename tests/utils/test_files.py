@@ -119,7 +119,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     assert read_json(file, "") == {"b": [1, None], "c": {"d": None}}
 
 
-def test_one_line():
+def test_white_space_of_an_error_becomes_one_line():
     assert one_line(ValueError("a\n  b\tc ")) == "a b c"
 
 

@@ -23,7 +23,7 @@ def test_what_is_no_number(value):
     assert not are_numbers([0, value], 2) and not is_size([5, value])
 
 
-def test_numbers():
+def test_what_counts_as_a_number():
     assert is_number(-1.5) and is_number(np.float32(2)) and is_number(10**9)
     assert not is_number(10**9 + 1) and is_number(10**9 + 1, most=1e10)
     assert is_whole(-3) and is_whole(900_100_581_904) and not is_whole(3.0)
@@ -31,7 +31,7 @@ def test_numbers():
     assert is_size([1, 8192]) and not is_size([0, 5]) and not is_size([8193, 5])
 
 
-def test_texts():
+def test_what_counts_as_a_text_or_a_name():
     assert is_text("a b") and is_name("a") and is_name(5)
     for value in ("", "  ", "a\nb", "\ud800", "x" * 1001, None, ["a"]):
         assert not is_text(value) and not is_name(value)

@@ -36,6 +36,8 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 from made_up_pictures import SCALE, SIZE, colored, displayed, make_record, new_visualizer, on_edges
+from slice_files import write_slice
+from slow_boxes import slow_iou
 
 
 def make_predictions(boxes, scores, **fields):
@@ -317,12 +319,6 @@ def test_judge_sorts_and_filters_detections_and_keeps_their_masks():
     assert outcome.summary() == "1 hit, 1 false positive, 1 missed"
 
 
-def plain_iou(a, b):
-    w = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
-    h = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    return w * h / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - w * h)
-
-
 def test_quality_is_the_documented_measure():
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -332,10 +328,9 @@ def test_quality_is_the_documented_measure():
         predictions = [*boxes[2:5].tolist(), (boxes[0] + 1).tolist()]
         outcome = match_outcome(make_record(truth), make_predictions(predictions, scores.tolist()))
         best = [
-            max(plain_iou(t, p) * s for p, s in zip(predictions, scores, strict=True))
-            for t in truth
+            max(slow_iou(t, p) * s for p, s in zip(predictions, scores, strict=True)) for t in truth
         ]
-        wrong = sum(all(plain_iou(t, p) < 0.5 for t in truth) for p in predictions)
+        wrong = sum(all(slow_iou(t, p) < 0.5 for t in truth) for p in predictions)
         assert outcome.quality == pytest.approx(np.mean(best) / (1 + wrong), rel=1e-4)
 
 
@@ -357,7 +352,7 @@ def test_quality_without_lesions_or_detections():
         (["-160", "240"], (-160.0, 240.0)),
     ],
 )
-def test_windows(words, expected):
+def test_words_are_parsed_as_windows(words, expected):
     assert parse_window(words) == expected
 
 
@@ -373,7 +368,7 @@ def test_bad_windows_are_named(words):
 
 def test_window_image_reads_the_slice_in_the_wanted_window(tmp_path):
     hu = np.array([[-1000, -100], [0, 100]])
-    cv2.imwrite(str(tmp_path / "001.png"), (hu + 32768).astype(np.uint16))
+    write_slice(tmp_path / "001.png", hu)
     record = make_record(
         [], file_name=str(tmp_path / "001.png"), window=(-100.0, 100.0), height=2, width=2
     )

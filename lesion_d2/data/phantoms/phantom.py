@@ -251,7 +251,7 @@ class Series:
     def _choose_view(self, rng: np.random.Generator, kind: LesionType) -> None:
         """Choose the key slice, and a field of view that the body fills."""
         z = rng.uniform(*kind.heights) * self.body.scale[2]
-        self.key = max(round(z / self.spacing), 1 + self._reach())
+        self.key = max(round(z / self.spacing), 1 + self.reach)
         z = self.key * self.spacing
         half = self.body.half_widths(z)[0] + self.body.wall(z) + self.body.fat
         size = self.options.size
@@ -262,11 +262,12 @@ class Series:
         shift = rng.uniform(-4, 4, 2).astype(np.float32)
         self.x, self.y = grid + shift[0], grid + shift[1]
 
-    def _reach(self) -> int:
+    @property
+    def reach(self) -> int:
         """Number of slices on each side of the key slice."""
         return int(np.ceil(self.options.extent_mm / self.spacing))
 
-    def _paint(self, index: int) -> list[Canvas]:
+    def paint(self, index: int) -> list[Canvas]:
         """Paint the body without lesions at the heights that one slice averages over."""
         count = SUBSLICES[self.spacing]
         heights = index + (np.arange(count) + 0.5) / count - 0.5
@@ -301,7 +302,7 @@ class Series:
         """Up to ``number`` lesions on the key slice, the first one of this type."""
         placed: list[Lesion] = []
         limit = MIN_CONTRAST[self.options.appearance]
-        canvases = self._paint(self.key)
+        canvases = self.paint(self.key)
         taken = self._outside(0.94)
         height = self.key * self.spacing / self.body.scale[2]
         others = [k for k in LESION_TYPES if k.heights[0] <= height <= k.heights[1]]
@@ -334,7 +335,7 @@ class Series:
         folder.mkdir()
         masks, size = {}, self.options.size
         outside = self.scanner.enlarge(self._outside().astype(np.float32), size) > 0.5
-        for index in range(self.key - self._reach(), self.key + self._reach() + 1):
+        for index in range(self.key - self.reach, self.key + self.reach + 1):
             hu, masks[index] = self.render(index, self.lesions)
             hu = hu + self.scanner.make_noise(rng, size, self.pixel)
             if self.padding is not None:
@@ -349,7 +350,7 @@ class Series:
         Distractors are always included. A thick slice is the mean over several heights, which
         models the partial volume effect.
         """
-        canvases = self._paint(index)
+        canvases = self.paint(index)
         for distractor in self.distractors:
             for canvas in canvases:
                 distractor.paint(canvas)

@@ -80,24 +80,27 @@ class Waves:
         rng: random generator for directions, wavelengths and phases.
         wavelengths: (shortest, longest) in mm.
         num_waves: number of waves.
+
+    Attributes:
+        frequencies: (num_waves, 3), radians per mm along x, y and z.
+        phases: (num_waves,), radians.
     """
 
     def __init__(self, rng: np.random.Generator, wavelengths: tuple[float, float], num_waves: int):
         directions = rng.normal(size=(num_waves, 3))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         lengths = rng.uniform(*wavelengths, size=(num_waves, 1))
-        self._k = (2 * np.pi * directions / lengths).astype(np.float32)
-        self._phase = rng.uniform(0, 2 * np.pi, num_waves).astype(np.float32)
+        self.frequencies = (2 * np.pi * directions / lengths).astype(np.float32)
+        self.phases = rng.uniform(0, 2 * np.pi, num_waves).astype(np.float32)
 
     def __call__(self, x: np.ndarray, y: np.ndarray, z: float) -> np.ndarray:
         """Evaluate the field at height z (mm) on the regular grid of ``x`` (W,) and ``y`` (H,)."""
         # On a regular grid a wave is the product of a row and a column, which saves H x W cosines.
-        column = np.exp(
-            1j * (np.outer(self._k[:, 1], y) + (self._k[:, 2] * z + self._phase)[:, None])
-        )
-        row = np.exp(1j * np.outer(self._k[:, 0], x))
+        kx, ky, kz = self.frequencies.T
+        column = np.exp(1j * (np.outer(ky, y) + (kz * z + self.phases)[:, None]))
+        row = np.exp(1j * np.outer(kx, x))
         total = column.real.T @ row.real - column.imag.T @ row.imag
-        return (total * np.sqrt(2 / len(self._phase))).astype(np.float32)
+        return (total * np.sqrt(2 / len(self.phases))).astype(np.float32)
 
 
 class Canvas:

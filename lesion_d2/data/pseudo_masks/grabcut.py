@@ -132,16 +132,16 @@ def _cut(crop: np.ndarray, foreground: np.ndarray, undecided: np.ndarray) -> np.
     cv2.setRNGSeed(0)  # GrabCut starts from random clusters
     image = np.repeat(crop[:, :, None], 3, axis=2)
     cv2.grabCut(image, trimap, None, None, None, _ITERATIONS, cv2.GC_INIT_WITH_MASK)
-    labels = _label((trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD))
-    return _fill_holes(np.isin(labels, np.unique(labels[foreground])))
+    labels = label_components((trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD))
+    return fill_holes(np.isin(labels, np.unique(labels[foreground])))
 
 
-def _label(mask: np.ndarray) -> np.ndarray:
-    """Label a mask's 4-connected components from 1; 0 outside the mask."""
+def label_components(mask: np.ndarray) -> np.ndarray:
+    """Label the 4-connected components of a mask (H, W) bool from 1; 0 outside the mask."""
     return cv2.connectedComponents(mask.view(np.uint8), connectivity=4)[1]
 
 
-def _fill_holes(mask: np.ndarray) -> np.ndarray:
-    """Fill the holes of a mask: background that is not 4-connected to the border."""
-    around = _label(np.pad(~mask, 1, constant_values=True))
+def fill_holes(mask: np.ndarray) -> np.ndarray:
+    """Fill the holes of a mask (H, W) bool: background not 4-connected to the border."""
+    around = label_components(np.pad(~mask, 1, constant_values=True))
     return (around != around[0, 0])[1:-1, 1:-1]

@@ -124,8 +124,12 @@ class LesionRCNN(GeneralizedRCNN):
             return self.proposal_generator(images, features, gt_instances)
         return [x["proposals"].to(self.device) for x in batched_inputs], {}
 
-    def postprocess(self, result: Instances, input_dict: dict) -> Instances:
+    @staticmethod
+    def postprocess(result: Instances, input_dict: dict) -> Instances:
         """Transform the detections of one image to its slice.
+
+        Detectron2 scales pixel corners. This is correct for masks, which are trained and pasted
+        with the same boxes. Boxes in pixel centers are shifted by half a pixel before and after.
 
         Args:
             result: boxes in pixels of the image and, with masks, ``pred_masks`` (n, 1, h, w),
@@ -135,20 +139,11 @@ class LesionRCNN(GeneralizedRCNN):
         Returns:
             Boxes in pixels of the slice, and ``pred_masks`` (n, height, width) bool.
         """
-        return _postprocess(result, input_dict)
-
-
-def _postprocess(result: Instances, input_dict: dict) -> Instances:
-    """Resize boxes and masks to output size, in pixels of the whole slice.
-
-    Detectron2 scales pixel corners. This is correct for masks, which are trained and pasted with
-    the same boxes. Boxes in pixel centers are shifted by half a pixel before and after.
-    """
-    image_height, image_width = result.image_size
-    height, width = crop_size(input_dict, result.image_size)
-    result = detector_postprocess(result, height, width)
-    shift_x, shift_y = (width / image_width - 1) / 2, (height / image_height - 1) / 2
-    # Clip to the image's borders: Detectron2 clips to pixel corners, 0 and the size.
-    for side, shift, size in ((0, shift_x, width), (1, shift_y, height)):
-        result.pred_boxes.tensor[:, side::2].add_(shift).clamp_(min=-0.5, max=size - 0.5)
-    return paste_to_slice(result, input_dict)
+        image_height, image_width = result.image_size
+        height, width = crop_size(input_dict, result.image_size)
+        result = detector_postprocess(result, height, width)
+        shift_x, shift_y = (width / image_width - 1) / 2, (height / image_height - 1) / 2
+        # Clip to the image's borders: Detectron2 clips to pixel corners, 0 and the size.
+        for side, shift, size in ((0, shift_x, width), (1, shift_y, height)):
+            result.pred_boxes.tensor[:, side::2].add_(shift).clamp_(min=-0.5, max=size - 0.5)
+        return paste_to_slice(result, input_dict)

@@ -75,7 +75,8 @@ class LesionRCNN3D(VolumetricDetector, LesionRCNN):
                 )
         return super().from_config(cfg)
 
-    def postprocess(self, result: Instances, input_dict: dict) -> Instances:
+    @staticmethod
+    def postprocess(result: Instances, input_dict: dict) -> Instances:
         """Clip boxes to the patch, and paste the masks into it.
 
         Args:

@@ -243,9 +243,8 @@ class RetinaUNet(LesionRetinaNet):
         """
         return self.seg_predictor(self.backbone.decode(images, features))
 
-    def postprocess(
-        self, result: Instances, probabilities: Tensor | None, input_dict: dict
-    ) -> Instances:
+    @staticmethod
+    def postprocess(result: Instances, probabilities: Tensor | None, input_dict: dict) -> Instances:
         """Transform boxes, and masks if there are class probabilities, to the slice.
 
         Args:
@@ -253,7 +252,19 @@ class RetinaUNet(LesionRetinaNet):
             probabilities: (K + 1, H, W) for the padded image, or class-agnostic (2, H, W).
             input_dict: input dict of the image.
         """
-        return _postprocess(result, probabilities, input_dict)
+        image_size, size = result.image_size, crop_size(input_dict, result.image_size)
+        # In the data set integers are pixel centers; Detectron2 scales pixel corners.
+        result.pred_boxes.tensor += 0.5
+        result = detector_postprocess(result, *size)
+        result.pred_boxes.tensor -= 0.5
+        if probabilities is not None:
+            foreground = resize_probabilities(probabilities[1:], image_size, size)
+            result.pred_masks = masks_in_boxes(
+                foreground > 0.5,
+                result.pred_boxes.tensor,
+                segmented_as(result.pred_classes, len(foreground)),
+            )
+        return paste_to_slice(result, input_dict)
 
     def calibrate(self, result: Instances, probabilities: Tensor, input_dict: dict) -> Instances:
         """Calibrate the scores of one image's detections, and sort them again.
@@ -295,26 +306,6 @@ def _build_softmax_head(cfg, backbone: nn.Module, head_type: type[nn.Module]) ->
     with torch.no_grad():
         head.cls_score.bias.copy_(bias.flatten())
     return head
-
-
-def _postprocess(result: Instances, probabilities: Tensor | None, input_dict: dict) -> Instances:
-    """Transform boxes, and masks if there are class probabilities (K + 1, H, W), to the slice.
-
-    Probabilities (2, H, W) are class-agnostic.
-    """
-    image_size, size = result.image_size, crop_size(input_dict, result.image_size)
-    # In the data set integers are pixel centers; Detectron2 scales pixel corners.
-    result.pred_boxes.tensor += 0.5
-    result = detector_postprocess(result, *size)
-    result.pred_boxes.tensor -= 0.5
-    if probabilities is not None:
-        foreground = resize_probabilities(probabilities[1:], image_size, size)
-        result.pred_masks = masks_in_boxes(
-            foreground > 0.5,
-            result.pred_boxes.tensor,
-            segmented_as(result.pred_classes, len(foreground)),
-        )
-    return paste_to_slice(result, input_dict)
 
 
 def masks_in_boxes(class_masks: Tensor, boxes: Tensor, classes: Tensor) -> Tensor:

@@ -38,9 +38,8 @@ class RetinaUNet3D(RetinaUNet, VolumetricRetinaNet):
                 f"{type(self).__name__}: calibration is only supported for slices"
             )
 
-    def postprocess(
-        self, result: Instances, probabilities: Tensor | None, input_dict: dict
-    ) -> Instances:
+    @staticmethod
+    def postprocess(result: Instances, probabilities: Tensor | None, input_dict: dict) -> Instances:
         """Clip boxes to the patch, and add masks if there are class probabilities.
 
         Args:

@@ -72,7 +72,7 @@ def write_volume(folder: Path) -> np.ndarray:
 # --- dicts ----------------------------------------------------------------------------------------
 
 
-def test_pictures(tmp_path, caplog):
+def test_pictures_with_an_offset_are_dicts_of_one_slice(tmp_path, caplog):
     file = write_pictures(tmp_path)
     with caplog.at_level(logging.INFO, logger=lesion_d2.__name__):
         dicts = load_ct_coco(file, tmp_path, hu_offset=32768, patient=r"(p\d)_")
@@ -167,6 +167,7 @@ def test_results_are_in_cocos_coordinates_with_its_ids(tmp_path, registered):
     metadata = MetadataCatalog.get("my_coco")
     check_dicts(load_records("my_coco"), metadata.thing_classes, unique=True, with_masks=True)
     assert metadata.thing_classes == ["cyst", "nodule"] and metadata.evaluator_type == "lesion"
+
     records = load_records("my_coco")
     evaluator = LesionEvaluator("my_coco", tmp_path / "results", num_bootstrap=0)
     evaluator.reset()
@@ -178,12 +179,14 @@ def test_results_are_in_cocos_coordinates_with_its_ids(tmp_path, registered):
         output.pred_classes = torch.tensor([a["category_id"] for a in found], dtype=torch.int64)
         evaluator.process([record], [{"instances": output}])
     results = evaluator.evaluate()
+
     assert results["bbox"]["AP"] == pytest.approx(100)
     assert results["froc"]["mean_sens"] == 100
     assert (
         json.loads((tmp_path / "results" / "froc.json").read_text())["curve"]["fps_per_image"][-1]
         == 0
     )
+
     written = json.loads((tmp_path / "results" / "coco_instances_results.json").read_text())
     found = [(r["image_id"], r["category_id"], r["bbox"]) for r in written]
     assert found == [(10, 90, [6, 5, 6, 4]), (12, 7, [1, 2, 9, 7]), (12, 7, [20, 2, 9, 7])]
@@ -219,7 +222,7 @@ def test_registering_reads_the_file_and_finds_its_folder(tmp_path, monkeypatch, 
 
 
 @pytest.mark.skipif(not LIVER.is_dir(), reason="no real slices beside the project")
-def test_real_slices():
+def test_real_slices_are_read_once_their_offset_is_given():
     file = LIVER / "annotations.json"
     with pytest.raises(ValueError, match=r"24 problems, the first 20\n.*expected hu_offset"):
         load_ct_coco(file, LIVER)

@@ -98,7 +98,7 @@ def test_categories_with_gaps_and_regions_to_be_ignored(tmp_path):
     assert found == [(1, 1, False), (2, 0, True), (3, 0, True), (4, 0, True), (4, 1, True)]
 
 
-def test_further_keys(tmp_path):
+def test_further_keys_of_images_are_read(tmp_path):
     more = {
         "spacing": [0.7, 0.8, 5],
         "patient": 12,
@@ -173,7 +173,7 @@ def test_no_coco_file(tmp_path, content, message):
         ({"volume": "a", "slice": -1}, "image 3: slice: found -1, expected a whole number from 0"),
     ],
 )
-def test_bad_image(tmp_path, changes, message):
+def test_an_invalid_image_is_refused_with_its_key(tmp_path, changes, message):
     content = one()
     content["images"][0] |= changes
     content["annotations"] = []
@@ -259,7 +259,7 @@ SIZE = [HEIGHT, WIDTH]
         ({"diameters_mm": [2, 3]}, "annotation 7: diameters_mm: found .* the long and the short"),
     ],
 )
-def test_bad_annotation(tmp_path, changes, message):
+def test_an_invalid_annotation_is_refused_with_its_key(tmp_path, changes, message):
     file = write_coco_file(tmp_path, one(**changes))
     with pytest.raises(ValueError, match=rf"^{file}: {message}") as error:
         read_coco(file)
@@ -279,7 +279,7 @@ def test_bad_annotation(tmp_path, changes, message):
         ),
     ],
 )
-def test_bad_categories(tmp_path, categories, message):
+def test_invalid_categories_are_refused(tmp_path, categories, message):
     file = write_coco_file(tmp_path, coco_content([image_entry(1, "a.png")], [], categories))
     with pytest.raises(ValueError, match=rf"^{file}: {message}"):
         read_coco(file, ignore_categories=["unsure"] if "ignored" in message else [])

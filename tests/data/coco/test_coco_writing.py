@@ -100,7 +100,7 @@ def check_same(records, found):
 
 @pytest.mark.parametrize("images", ["none", "png16", "png8"])
 @pytest.mark.parametrize("polygons", [False, True])
-def test_round_trip(tmp_path, dataset, images, polygons):
+def test_what_is_written_is_read_back_the_same(tmp_path, dataset, images, polygons):
     records, _ = dataset
     window = (-1000, 1000) if images == "png8" else None
     options = {"images": images, "window": window, "polygons": polygons, "workers": 1}
@@ -141,6 +141,7 @@ def test_other_programs_read_it(tmp_path, dataset):
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(written.file)
     assert coco.getCatIds() == [1, 2] and coco.getImgIds() == [1, 2, 3]
+
     content = json.loads(written.file.read_text())
     assert content["categories"] == [{"id": 1, "name": "nodule"}, {"id": 2, "name": "cyst"}]
     annotations = [a for record in records for a in record["annotations"]]
@@ -155,6 +156,7 @@ def test_other_programs_read_it(tmp_path, dataset):
             assert entry["bbox"] == extent
         else:
             assert entry["area"] == pytest.approx(entry["bbox"][2] * entry["bbox"][3])
+
     names.append("exported")
     theirs = load_coco_json(str(written.file), str(written.image_root), "exported")
     assert [d["file_name"] for d in theirs] == [
@@ -214,7 +216,7 @@ def test_real_key_slices(monkeypatch, tmp_path):
         ({"images": "png8", "window": (5, 1)}, "low < high"),
     ],
 )
-def test_bad_options(tmp_path, dataset, options, message):
+def test_invalid_options_are_refused_and_nothing_is_written(tmp_path, dataset, options, message):
     with pytest.raises(ValueError, match=message):
         write_coco("to_export", tmp_path / "out", workers=1, **options)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
@@ -239,7 +241,7 @@ def test_what_stands_there_stays(tmp_path, dataset):
         write_coco("to_export", output, overwrite=True)
 
 
-def test_bad_records(tmp_path, dataset):
+def test_records_that_cannot_be_written_are_refused_with_their_image(tmp_path, dataset):
     records, _ = dataset
     with pytest.raises(ValueError, match="data set 'nothing' is not registered"):
         write_coco("nothing", tmp_path / "out")

@@ -11,14 +11,10 @@ from lesion_d2.data.formats.restricted_pickle import load_pickle
 
 import numpy as np
 import pytest
+from pickled_calls import Call, write_pickle
 
 PROJECT = Path(__file__).parents[3]
 ONE, TWO = "000001_01_01_103-115", "000002_03_01_010-012"
-
-
-def write(file: Path, content: object, protocol: int = 2) -> Path:
-    file.write_bytes(pickle.dumps(content, protocol))
-    return file
 
 
 def key_slices(kind=list, offset=0) -> dict:
@@ -47,7 +43,7 @@ KEY_LESIONS = {
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("kind", [list, np.array, lambda rows: np.array(rows, object)])
 def test_boxes_on_key_slices(tmp_path, protocol, kind):
-    file = write(tmp_path / "a.pkl", key_slices(kind), protocol)
+    file = write_pickle(tmp_path / "a.pkl", key_slices(kind), protocol)
     assert text_of(read_annotations(file)) == KEY_LESIONS
     assert list(read_annotations(file)) == list(read_annotations(file, "val"))  # has no splits
     name = next(iter(read_annotations(file)))
@@ -63,7 +59,7 @@ def test_boxes_in_3d_by_split(tmp_path, protocol, kind):
     rows = np.array([[201, 202, 103, 230, 240, 109], [5, 6, 110, 7, 8, 110]], kind)
     content = collections.OrderedDict(val={f"{ONE}.nii.gz": rows, TWO: np.empty((0, 6))})
     content["test"] = {TWO: [np.float64([21, 32, 10, 23, 34, 12])]}
-    file = write(tmp_path / "a.pkl", content, protocol)
+    file = write_pickle(tmp_path / "a.pkl", content, protocol)
     expected = [VolumeLesion((201, 202, 230, 240), 103, 109, None)]
     expected.append(VolumeLesion((5, 6, 7, 8), 110, 110, None))
     assert text_of(read_annotations(file, "val")) == {ONE: expected, TWO: []}
@@ -78,12 +74,12 @@ def test_boxes_in_3d_by_split(tmp_path, protocol, kind):
 
 
 def test_slices_from_the_first_one_on(tmp_path):
-    file = write(tmp_path / "a.pkl", key_slices(offset=103))
+    file = write_pickle(tmp_path / "a.pkl", key_slices(offset=103))
     for numbers in ("index", None):
         assert text_of(read_annotations(file, slice_numbers=numbers)) == KEY_LESIONS
     with pytest.raises(ValueError, match=r"found the slices 6 to 6, .* within 103 to 115 .*'disk'"):
         read_annotations(file, slice_numbers="disk")
-    file = write(tmp_path / "a.pkl", key_slices())
+    file = write_pickle(tmp_path / "a.pkl", key_slices())
     assert text_of(read_annotations(file)) == KEY_LESIONS
     with pytest.raises(ValueError, match=r"slices 109 to 109, .* within 0 to 12 .*'index'"):
         read_annotations(file, slice_numbers="index")
@@ -107,16 +103,6 @@ def test_pickles_of_python_2(tmp_path):
     }
 
 
-class _Call:
-    """Pickled as a call."""
-
-    def __init__(self, function, *args):
-        self.call = function, args
-
-    def __reduce__(self):
-        return self.call
-
-
 class _Marked:
     """Of another module's."""
 
@@ -137,8 +123,8 @@ def test_hostile_pickles_are_refused_by_name_and_run_nothing(tmp_path, protocol,
     target = tmp_path / "touched"
     args = f"touch {target}" if function is os.system else f"open({str(target)!r}, 'w')"
     file = tmp_path / "bad.pkl"
-    for content in (_Call(function, args), {ONE: [np.zeros(6), {1: _Call(function, args)}]}):
-        write(file, content, protocol)
+    for content in (Call(function, args), {ONE: [np.zeros(6), {1: Call(function, args)}]}):
+        write_pickle(file, content, protocol)
         with pytest.raises(
             ValueError, match=rf"bad\.pkl: found {name} in the pickle, exp"
         ) as error:
@@ -163,7 +149,7 @@ def test_what_is_allowed_by_name_is_not_a_way_to_more(tmp_path):
             load_pickle(file)
     file.write_bytes(b"c_codecs\nencode\n(Va\ntR.")
     assert load_pickle(file) == b"a"
-    write(file, {ONE: _Marked()})
+    write_pickle(file, {ONE: _Marked()})
     with pytest.raises(ValueError, match=r"found (copy_reg|\S*test_annotation_files)\."):
         load_pickle(file)
 
@@ -175,20 +161,20 @@ def test_plain_content_comes_back(tmp_path):
         "default": collections.defaultdict(list, a=[1]),
     }
     for protocol in range(6):
-        file = write(tmp_path / "a.pkl", values, protocol)
+        file = write_pickle(tmp_path / "a.pkl", values, protocol)
         found = load_pickle(file)
         assert found == values and [type(x) for x in found["numbers"]] == [
             *(np.float32, np.int64, np.bool_),
             int,
         ]
         array = np.asfortranarray(np.arange(6.0).reshape(2, 3))
-        write(file, [array, array[:, 1], np.array(["ab", 3, None], object)], protocol)
+        write_pickle(file, [array, array[:, 1], np.array(["ab", 3, None], object)], protocol)
         for a, b in zip(load_pickle(file), (array, array[:, 1]), strict=False):
             assert a.dtype == b.dtype and np.array_equal(a, b)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80", b"(dp0", b"nothing", pickle.dumps({1: 2})[:-3]])
-def test_damaged_pickles(tmp_path, data):
+def test_a_damaged_pickle_is_refused_in_one_line(tmp_path, data):
     file = tmp_path / "a.pkl"
     file.write_bytes(data)
     with pytest.raises(ValueError, match=r"a\.pkl: found no readable pickle \(") as error:
@@ -229,8 +215,8 @@ BAD_VOLUMES = [
 
 
 @pytest.mark.parametrize("content, message", BAD_VOLUMES)
-def test_bad_pickles(tmp_path, content, message):
-    file = write(tmp_path / "a.pkl", content)
+def test_a_pickle_of_other_content_is_refused(tmp_path, content, message):
+    file = write_pickle(tmp_path / "a.pkl", content)
     with pytest.raises(ValueError, match=rf"a\.pkl: .*{message}") as error:
         read_annotations(file)
     assert "\n" not in str(error.value)
@@ -264,7 +250,7 @@ def object_array(value: object) -> np.ndarray:
 )
 def test_nested_pickles_are_told_of_in_few_words(tmp_path, make, place):
     # The text of 2**30 numbers would not end in hours, and that of 400 levels is not for a reader.
-    file = write(tmp_path / "a.pkl", place(make()))
+    file = write_pickle(tmp_path / "a.pkl", place(make()))
     with pytest.raises(ValueError, match=r"a\.pkl: ") as error:
         read_annotations(file)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300 + len(str(file))
@@ -279,7 +265,8 @@ def test_100_000_nested_lists(tmp_path):
 
 def test_all_that_is_bad_is_told_of_at_once(tmp_path):
     rows = [[41, 42, 3, 41, 5, 6]] * 30
-    file = write(tmp_path / "a.pkl", {ONE: np.array(rows), "x": [], TWO: {11: [[1, 2, 3, 4, 5]]}})
+    content = {ONE: np.array(rows), "x": [], TWO: {11: [[1, 2, 3, 4, 5]]}}
+    file = write_pickle(tmp_path / "a.pkl", content)
     with pytest.raises(ValueError, match=r"a\.pkl: 32 problems, the first 20\n") as error:
         read_annotations(file)
     assert str(error.value).count("\n") == 20
@@ -294,7 +281,7 @@ def test_the_command_writes_json(tmp_path, capsys):
     script = PROJECT / "datasets" / "convert_annotations.py"
     convert = runpy.run_path(str(script))["main"]
     content = {"val": key_slices(offset=103), "test": {TWO: np.array([[11, 12, 0, 13, 14, 2.0]])}}
-    source, target = write(tmp_path / "a.pkl", content), tmp_path / "volumes_val.json"
+    source, target = write_pickle(tmp_path / "a.pkl", content), tmp_path / "volumes_val.json"
     assert convert([str(source), str(target), "--split", "val", "--slice-numbers", "index"]) == 0
     assert "2 lesions of 2 volumes" in capsys.readouterr().out
     assert text_of(read_annotations(target)) == KEY_LESIONS
@@ -332,7 +319,7 @@ def test_the_command_writes_json(tmp_path, capsys):
         (lambda c: c["volumes"][ONE][0].update(key_slice="109"), "expected whole numbers"),
     ],
 )
-def test_bad_json(tmp_path, change, message):
+def test_json_of_other_content_is_refused(tmp_path, change, message):
     file = tmp_path / "a.json"
     lesion = {"box": BOX, "slices": [109, 109], "key_slice": 109}
     content = {"format": "lesion_d2 volumes", "volumes": {ONE: [lesion]}}

@@ -152,7 +152,7 @@ def test_rows_without_diameters_are_boxes_alone(tmp_path, caplog):
     assert "boxes alone: 3 rows lack diameters" in caplog.text
 
 
-def test_coarse_types(tmp_path, caplog):
+def test_coarse_types_are_classes_and_lesions_of_unknown_type_are_left_out(tmp_path, caplog):
     rows = [good_row(1, Coarse_lesion_type=str(t)) for t in (-1, 1, 8)]
     rows.append(good_row(2, Coarse_lesion_type="-1"))
     root = write_dataset(tmp_path, rows)
@@ -279,7 +279,7 @@ def test_a_second_import_registers_nothing_twice():
 
 
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="no DeepLesion sample beside")
-def test_real_annotations(monkeypatch):
+def test_real_annotations_are_those_of_a_loop_over_the_rows(monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(SAMPLE.parent))
     dicts = DatasetCatalog.get("deeplesion_sample")
     assert dicts == list(slow_load(SAMPLE, None).values())

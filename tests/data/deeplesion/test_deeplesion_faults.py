@@ -63,7 +63,7 @@ DIAMETERS = "2 lengths in pixels, none below 0 or above the image's diagonal"
         ("File_name", "\u0661_02_03_010.png", "<p>_<s>_<r>_<slice>.png"),
     ],
 )
-def test_bad_cell(tmp_path, column, cell, expected):
+def test_an_invalid_cell_is_refused_with_its_row_and_column(tmp_path, column, cell, expected):
     root = write_dataset(tmp_path, [good_row(1), good_row(2, **{column: cell}), good_row(3)])
     with pytest.raises(ValueError) as error:
         load(root)
@@ -170,7 +170,7 @@ def test_missing_csv_and_folder(tmp_path, monkeypatch):
         load_deeplesion(root / "DL_info.csv", root / "elsewhere", None)
 
 
-def test_empty_split(tmp_path):
+def test_a_split_without_lesions_is_refused(tmp_path):
     root = write_dataset(tmp_path, [good_row(1), good_row(2, Possibly_noisy="1")])
     with pytest.raises(ValueError, match=r"split 'val': no lesions left, expected at least one"):
         load(root, "val")
@@ -180,14 +180,14 @@ def test_empty_split(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_unknown_split(tmp_path):
+def test_an_unknown_split_is_refused(tmp_path):
     with pytest.raises(ValueError, match="found split 'validation'"):
         load(write_dataset(tmp_path, [good_row()]), "validation")
     with pytest.raises(ValueError, match="found split 'all'"):
         register_deeplesion("deeplesion_all", str(tmp_path), "all")
 
 
-def test_unreadable_csv(tmp_path):
+def test_an_unreadable_table_is_refused_with_its_name(tmp_path):
     root = write_dataset(tmp_path, [good_row(1), good_row(2)])
     file = root / "DL_info.csv"
     text = file.read_text()

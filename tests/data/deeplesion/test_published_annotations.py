@@ -11,7 +11,7 @@ from lesion_d2.data.deeplesion.subvolumes import load_subvolumes, register_subvo
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from test_subvolumes import write_csv, write_slices
+from subvolume_files import write_csv, write_series
 
 PUBLISHED = Path(__file__).parents[3].parent / "shared" / "data" / "subvolumes_100.pkl"
 VOLUME, OTHER = "001344_01_01_012-024", "001361_02_01_103-115"
@@ -69,7 +69,7 @@ def test_volumes_of_the_published_file_are_a_data_set(tmp_path, monkeypatch):
         volume = text.removesuffix(".annot")
         first, last = map(int, volume.rsplit("_", 1)[1].split("-"))
         folder = root / "Images_png" / volume.rsplit("_", 1)[0]
-        write_slices(folder, range(first, last + 1))
+        write_series(folder, range(first, last + 1))
         rows[f"{folder.name}_{first:03d}.png"] = "0.8, 0.8, 2"
     write_csv(root, rows)
     # Slices are tiny here, and boxes with them; keys, numbers and layout are as they are.
@@ -82,6 +82,7 @@ def test_volumes_of_the_published_file_are_a_data_set(tmp_path, monkeypatch):
     found = {
         (d["volume"], d["slice_index"]): len(d["annotations"]) for d in dicts if d["annotations"]
     }
+
     assert found == {
         (text.removesuffix(".annot"), int(text.split("_")[3].split("-")[0]) + z): len(rows)
         for text in names
@@ -102,7 +103,7 @@ def test_volumes_of_the_published_file_are_a_data_set(tmp_path, monkeypatch):
 def test_published_names_are_found(tmp_path, monkeypatch, file, name):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     root = tmp_path / "DeepLesion"
-    write_slices(root / "Images_png" / VOLUME.rsplit("_", 1)[0], range(10, 30))
+    write_series(root / "Images_png" / VOLUME.rsplit("_", 1)[0], range(10, 30))
     write_csv(root, {f"{VOLUME.rsplit('_', 1)[0]}_018.png": "0.8, 0.8, 2"})
     if name == "my_recist_volumes":
         register_subvolumes(name, str(root), str(root / file))
@@ -235,7 +236,7 @@ def test_one_lesion_decides_for_the_file_and_all_must_agree(tmp_path):
 
 def test_volumes_of_boxes_in_3d_are_cut_to_slices_that_are_there(tmp_path):
     root = tmp_path / "DeepLesion"
-    write_slices(root / "Images_png" / VOLUME, range(12, 25))
+    write_series(root / "Images_png" / VOLUME, range(12, 25))
     write_csv(root, {"001344_01_01_018.png": "0.8, 0.8, 2"})
     file = write(root, {VOLUME: [[21.5, 4.0, 29.5, 20.0, 10.0, 15.0]]})
     dicts = load_subvolumes(root, file, slice_numbers="index")

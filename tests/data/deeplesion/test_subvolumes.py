@@ -8,7 +8,6 @@ from lesion_d2.config import add_lesion_config
 from lesion_d2.data.dataset_options import DatasetOptions, ExcludedSeries, read_dataset
 from lesion_d2.data.deeplesion import subvolumes
 from lesion_d2.data.deeplesion.annotation_files import read_annotations, write_annotations
-from lesion_d2.data.deeplesion.csv_rows import CSV_COLUMNS
 from lesion_d2.data.deeplesion.subvolumes import load_subvolumes, register_subvolumes
 from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.data.slices.ct import read_slice, slice_size, slice_stack
@@ -16,45 +15,22 @@ from lesion_d2.data.transforms.borders import slice_files, volume_extent
 from lesion_d2.evaluation.volumetric.volumes import VolumeTruth
 from lesion_d2.structures.boxes import first_pixel
 
-import cv2
 import nibabel
 import numpy as np
-import pandas as pd
 import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from subvolume_files import HEIGHT, WIDTH, write_csv, write_series
 
 SERIES, OTHER = "000001_01_01", "000002_03_01"
 ONE, PART, TWO = f"{SERIES}_003-009", f"{SERIES}_005-006", f"{OTHER}_020-022"
 SPACING = {SERIES: (0.7, 0.7, 2.0), OTHER: (0.8, 0.9, 5.0)}
-HEIGHT, WIDTH = 24, 32
 BOXES = {  # boxes on key slices
     ONE: {4: [[1, 2, 8, 9, 4, 4]], 9: [[3, 4, 40, 20, 9, 9], [0, 0, 5, 5, 9, 9]]},
     TWO: {},
     PART: {5: np.array([[1, 2, 8, 9, 5, 5.0]])},
 }
-
-
-def write_csv(root: Path, rows: dict) -> None:
-    """``DL_info.csv`` with a spacing by file name."""
-    cells = dict.fromkeys(CSV_COLUMNS, "1")
-    table = [
-        cells | {"File_name": name, "Spacing_mm_px_": spacing, "DICOM_windows": "-1350, 150"}
-        for name, spacing in rows.items()
-    ]
-    pd.DataFrame(table).to_csv(root / "DL_info.csv", index=False)
-
-
-def write_slices(folder: Path, numbers) -> np.ndarray:
-    """Random slices, a body among air; (Z, H, W) in HU."""
-    rng = np.random.default_rng([int(part) for part in folder.name.split("_")[:3]])
-    folder.mkdir(parents=True)
-    volume = rng.integers(-1200, -900, (len(numbers), HEIGHT, WIDTH)).astype(np.int16)
-    volume[:, 4:20, 5:30] = rng.integers(-600, 1500, (len(numbers), 16, 25))
-    for number, hu in zip(numbers, volume, strict=True):
-        cv2.imwrite(str(folder / f"{number:03d}.png"), (hu.astype(int) + 32768).astype(np.uint16))
-    return volume
 
 
 def to_nifti(volume: np.ndarray, spacing, codes: str) -> nibabel.Nifti1Image:
@@ -75,8 +51,8 @@ def to_nifti(volume: np.ndarray, spacing, codes: str) -> nibabel.Nifti1Image:
 def root(tmp_path) -> Path:
     """A folder like DeepLesion's with two series, of which one has slices around its volumes."""
     root = tmp_path / "DeepLesion"
-    write_slices(root / "Images_png" / SERIES, range(1, 12))
-    write_slices(root / "Images_png" / TWO, range(20, 23))
+    write_series(root / "Images_png" / SERIES, range(1, 12))
+    write_series(root / "Images_png" / TWO, range(20, 23))
     rows = {f"{SERIES}_004.png": "0.7, 0.7, 2", f"{SERIES}_009.png": "9, 9, 9"}
     write_csv(root, rows | {"000009_01_01_001.png": "x", f"{OTHER}_021.png": "0.8, 0.9, 5"})
     (root / "volumes_test.pkl").write_bytes(pickle.dumps(BOXES))
@@ -236,7 +212,7 @@ def test_nifti_values_that_cannot_be_hu_are_refused(tmp_path, offset):
         read_slice(file / "005.png")
 
 
-def test_bad_nifti_files(tmp_path):
+def test_a_damaged_nifti_file_is_refused_with_its_name(tmp_path):
     def message(file, kind=ValueError):
         with pytest.raises(kind) as error:
             read_slice(file / "005.png")
@@ -355,7 +331,7 @@ def test_they_are_registered(root, monkeypatch):
         ({ONE: [[-41, 22, -35, 26, 9, 9]]}, "found the box"),
     ],
 )
-def test_bad_annotations(root, content, message):
+def test_an_invalid_annotation_file_is_refused(root, content, message):
     file = write_boxes(root, {TWO: {}, **content})
     with pytest.raises(ValueError, match=rf"boxes\.pkl: .*{message}") as error:
         load_subvolumes(root, file)
@@ -404,7 +380,7 @@ def test_all_bad_volumes_are_told_of(root):
         ({f"{SERIES}_004.png": "1, 1, 1"}, f"found no row of series {OTHER}"),
     ],
 )
-def test_bad_spacing(root, rows, message):
+def test_an_invalid_spacing_is_refused_with_its_row(root, rows, message):
     write_csv(root, rows)
     file = write_boxes(root, {TWO: {}})
     with pytest.raises(ValueError, match=rf"DL_info\.csv: {message}") as error:

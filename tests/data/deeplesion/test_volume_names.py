@@ -4,7 +4,7 @@ import pytest
 
 
 @pytest.mark.parametrize("ending", ["", ".annot", ".nii", ".nii.gz"])
-def test_published_names(ending):
+def test_published_names_are_parsed_and_written_again(ending):
     name = VolumeName.parse(f"001344_01_01_012-024{ending}")
     assert str(name) == "001344_01_01_012-024" and name.series == "001344_01_01"
     assert name[2:] == (1344, 1, 1, 12, 24)

@@ -6,6 +6,7 @@ from lesion_d2.data.formats.restricted_pickle import load_pickle
 
 import numpy as np
 import pytest
+from pickled_calls import Call, write_pickle
 from warm_processes import run_script
 
 # What a hostile pickle calls, by the functions that NumPy pickles itself with.
@@ -19,16 +20,6 @@ BOOL = ("b1", (3, "|", None, None, None, -1, -1, 0))
 TEXT = ("U1", (3, "<", None, None, None, 4, 4, 8))
 EMPTY_TEXT = ("U0", (3, "<", None, None, None, 0, 4, 8))
 POINTERS = b"A" * 48
-
-
-class Call:
-    """Pickled as a call, and a state for what it gives."""
-
-    def __init__(self, function, *args, state=None):
-        self.parts = (function, args) if state is None else (function, args, state)
-
-    def __reduce__(self):
-        return self.parts
 
 
 def dtype(code, state) -> Call:
@@ -47,11 +38,6 @@ def by_buffer(shape, kind, data) -> Call:
 
 
 ROUTES = [by_state, by_buffer]
-
-
-def write(file, content, protocol=5):
-    file.write_bytes(pickle.dumps(content, protocol))
-    return file
 
 
 def refused(file, message):
@@ -79,10 +65,11 @@ def test_pointers_of_the_files_author_are_never_read(tmp_path):
         by_state((1, 6), ("V8", (3, "|", None, ("a",), {"a": (dtype(*OBJECT), 0)}, 8, 1, 0)), b""),
         by_state((6,), ("V8", (3, "|", (dtype(*OBJECT), (1,)), None, None, 8, 1, 0)), POINTERS),
     ]
-    files = [str(write(tmp_path / f"{i}.pkl", value)) for i, value in enumerate(contents)]
+    files = [str(write_pickle(tmp_path / f"{i}.pkl", value)) for i, value in enumerate(contents)]
     (tmp_path / "script.py").write_text(script)
     run = run_script(tmp_path / "script.py", *files, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
+
     lines = run.stdout.splitlines()
     assert len(lines) == len(files)
     for line, file in zip(lines, files, strict=True):
@@ -107,8 +94,8 @@ def test_pointers_of_the_files_author_are_never_read(tmp_path):
 )
 @pytest.mark.parametrize("route", ROUTES)
 def test_dtypes_of_another_structure(tmp_path, route, kind, message):
-    refused(write(tmp_path / "a.pkl", route((1,), kind, b"12345678")), message)
-    refused(write(tmp_path / "a.pkl", Call(SCALAR, dtype(*kind), b"12345678")), message)
+    refused(write_pickle(tmp_path / "a.pkl", route((1,), kind, b"12345678")), message)
+    refused(write_pickle(tmp_path / "a.pkl", Call(SCALAR, dtype(*kind), b"12345678")), message)
 
 
 @pytest.mark.parametrize(
@@ -142,10 +129,10 @@ def test_dtypes_of_another_structure(tmp_path, route, kind, message):
 )
 @pytest.mark.parametrize("route", ROUTES)
 def test_data_that_do_not_fit(tmp_path, route, shape, kind, data, message):
-    refused(write(tmp_path / "a.pkl", {"x": [route(shape, kind, data)]}), message)
+    refused(write_pickle(tmp_path / "a.pkl", {"x": [route(shape, kind, data)]}), message)
 
 
-def test_other_misuse(tmp_path):
+def test_other_misuse_of_numpys_functions_is_refused(tmp_path):
     file = tmp_path / "a.pkl"
     inside = []
     inside.append(inside)
@@ -166,7 +153,7 @@ def test_other_misuse(tmp_path):
         (np.zeros(1, "f8,O"), "found the dtype 'V16'"),
         (inside, r"found no readable pickle \(RecursionError"),
     ]:
-        refused(write(file, content), message)
+        refused(write_pickle(file, content), message)
 
 
 def test_a_state_set_twice(tmp_path):
@@ -194,21 +181,21 @@ def test_arrays_and_scalars_come_back(tmp_path, protocol):
         *[np.empty(0), np.empty((0, 6)), np.empty((3, 0)), np.empty((0, 6), object)],
     ]
     for array in arrays:
-        found = load_pickle(write(tmp_path / "a.pkl", array, protocol))
+        found = load_pickle(write_pickle(tmp_path / "a.pkl", array, protocol))
         assert type(found) is np.ndarray and found.flags.writeable
         assert found.dtype == array.dtype and found.shape == array.shape
         assert np.array_equal(found, array)
-    found = load_pickle(write(tmp_path / "a.pkl", nested, protocol))
+    found = load_pickle(write_pickle(tmp_path / "a.pkl", nested, protocol))
     assert np.array_equal(found[0], nested[0]) and np.array_equal(found[1], nested[1])
 
     scalars = [np.bool_(True), np.int16(-3), np.float32(2.5), np.complex128(1j), np.str_("é"), "é"]
     scalars += [np.str_(""), np.bytes_(b"a"), np.float64("inf"), np.dtype(">i4")]
-    found = load_pickle(write(tmp_path / "a.pkl", scalars, protocol))
+    found = load_pickle(write_pickle(tmp_path / "a.pkl", scalars, protocol))
     assert found == scalars and [type(x) for x in found] == [type(x) for x in scalars]
     content = collections.OrderedDict({np.int64(3): {np.float32(1), (np.int8(2),)}})
-    assert load_pickle(write(tmp_path / "a.pkl", content, protocol)) == content
+    assert load_pickle(write_pickle(tmp_path / "a.pkl", content, protocol)) == content
     content = collections.defaultdict(list, a=[1])
-    assert load_pickle(write(tmp_path / "a.pkl", content, protocol)) == content
+    assert load_pickle(write_pickle(tmp_path / "a.pkl", content, protocol)) == content
 
 
 def nested(depth: int) -> bytes:
@@ -264,27 +251,27 @@ def test_a_small_file_asks_for_no_end_of_memory_or_time(tmp_path, content, messa
 def test_arrays_that_share_their_data_are_not_copied_without_end(tmp_path):
     data = bytes(80_000)
     arrays = [by_buffer((10_000,), DOUBLE, data) for _ in range(40)]
-    refused(write(tmp_path / "a.pkl", arrays), "copies of 90000 items or bytes")
+    refused(write_pickle(tmp_path / "a.pkl", arrays), "copies of 90000 items or bytes")
     again = [by_buffer((10_000,), DOUBLE, data)] * 30  # one array, named often
-    found = load_pickle(write(tmp_path / "a.pkl", again))
+    found = load_pickle(write_pickle(tmp_path / "a.pkl", again))
     assert len(found) == 30 and all(array is found[0] for array in found)
 
 
 @pytest.mark.parametrize("part", [np.zeros((1000, 6)), [0] * 6000, {i: i for i in range(6000)}])
 def test_what_a_file_uses_again_and_again_is_bounded(tmp_path, part):
     # Whoever reads all boxes of the first one has 4,000 times as many as the file.
-    refused(write(tmp_path / "a.pkl", [part] * 4000), "found more than .* items on all ways")
+    refused(write_pickle(tmp_path / "a.pkl", [part] * 4000), "found more than .* items on all ways")
     nested = part
     for _ in range(40):
         nested = [nested, nested]
     with pytest.raises(ValueError, match=r"a\.pkl: found more than"):
-        load_pickle(write(tmp_path / "a.pkl", nested))
+        load_pickle(write_pickle(tmp_path / "a.pkl", nested))
 
 
 def test_small_parts_may_be_used_often(tmp_path):
     spacing, name = np.array([0.7, 0.7, 2.0]), "a name of some letters"
     rows = [[spacing, name, (i, i)] for i in range(500)]
-    found = load_pickle(write(tmp_path / "a.pkl", rows))
+    found = load_pickle(write_pickle(tmp_path / "a.pkl", rows))
     assert [row[1:] for row in found] == [row[1:] for row in rows]
     assert all(row[0] is found[0][0] for row in found)
 
@@ -292,7 +279,8 @@ def test_small_parts_may_be_used_often(tmp_path):
 def test_bools_are_of_0_and_1(tmp_path):
     # NumPy counts the true ones by the sum of their bytes.
     for route in ROUTES:
-        found = load_pickle(write(tmp_path / "a.pkl", route((4,), BOOL, b"\x00\x01\x02\xff")))
+        content = route((4,), BOOL, b"\x00\x01\x02\xff")
+        found = load_pickle(write_pickle(tmp_path / "a.pkl", content))
         assert found.tobytes() == b"\x00\x01\x01\x01" and found.dtype == bool
 
 

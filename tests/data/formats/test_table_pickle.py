@@ -9,6 +9,7 @@ import pytest
 from pandas._libs import internals
 from pandas.core.indexes import base
 from pandas.core.internals import BlockManager
+from pickled_calls import Call
 
 
 def frame() -> pd.DataFrame:
@@ -92,14 +93,6 @@ def test_tables_of_pandas_0_23(tmp_path):
     found = load_table(file)
     assert found["pid"] == ["p1", "p2"] and found["spacing"][1] == (0.7, 0.7, 1.25)
     assert np.array_equal(found["class_target"][0], [1.0, 3.5])
-
-
-class Call:
-    def __init__(self, function, *args, state=None):
-        self.parts = (function, args) if state is None else (function, args, state)
-
-    def __reduce__(self):
-        return self.parts
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.engine.checks.datasets import load_datasets
 from lesion_d2.engine.input_errors import InputError
 from lesion_d2.scans.png import write_png
+from lesion_d2.structures.rle import decode_mask
 
 import cv2
 import numpy as np
@@ -132,11 +133,19 @@ def test_mined_negatives_are_not_painted_over(tmp_path):
 
 
 def test_classes_by_coarse_type():
-    inserter = LesionInserter(1.0, categories=tuple(range(8)), box_margin=0.0)
-    mask = np.zeros((40, 40), bool)
-    mask[10:20, 12:30] = True
-    annotation = inserter._annotation(5, mask)
-    assert annotation["category_id"] == 4 and annotation["bbox"] == [11.5, 9.5, 29.5, 19.5]
+    slices = dict(enumerate(make_stack()))
+    image, inserted = {"spacing": SPACING}, []
+    for coarse_type in (4, 5, 8):
+        options = {"types": (coarse_type,), "categories": tuple(range(10, 18)), "box_margin": 0.0}
+        np.random.seed(0)
+        LesionInserter(1.0, max_lesions=3, **options)(image, [], inserted, slices, 1)
+
+    found = {(a["coarse_type"], a["category_id"]) for a in inserted}
+    assert found == {(4, 13), (5, 14), (8, 17)}
+    for annotation in inserted:
+        ys, xs = decode_mask(annotation["segmentation"]).nonzero()
+        edges = [xs.min() - 0.5, ys.min() - 0.5, xs.max() + 0.5, ys.max() + 0.5]
+        assert annotation["bbox"] == edges
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from lesion_d2.structures.recist import measure_recist
 import cv2
 import numpy as np
 import pytest
+from deeplesion_rows import read_rows
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 from skimage.feature import blob_log
@@ -39,11 +40,6 @@ def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data") / "phantom"
     assert write_phantom(root, **TINY, extent_mm=4.0, workers=1)
     return root
-
-
-def read_rows(root: Path) -> list[dict]:
-    with open(root / "DL_info.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def numbers(text: str) -> np.ndarray:
@@ -224,13 +220,13 @@ def test_interrupted_writing_leaves_what_was_there(tmp_path, monkeypatch):
         ("workers", 0),
     ],
 )
-def test_bad_options(tmp_path, option, value):
+def test_options_out_of_range_are_refused_and_nothing_is_written(tmp_path, option, value):
     with pytest.raises(ValueError, match=f"phantom option {option}: found {value}, expected"):
         write_phantom(tmp_path / "phantom", **{option: value})
     assert not (tmp_path / "phantom").exists()
 
 
-def test_command(tmp_path):
+def test_the_command_writes_a_data_set_or_one_line_of_error(tmp_path):
     arguments = ["--root", str(tmp_path / "phantom"), "--workers", "1", "--patients", "3", "--size"]
     result = run_script(SCRIPT, *arguments, "64", cwd=tmp_path)
     assert result.returncode == 0 and "Wrote" in result.stdout
@@ -286,7 +282,7 @@ def test_waves_are_a_sum_of_cosines():
     waves = Waves(np.random.default_rng(0), (20, 50), 5)
     x, y, z = np.linspace(-40, 40, 30), np.linspace(-30, 30, 20), 7.0
     slow = np.zeros((20, 30))
-    for (kx, ky, kz), phase in zip(waves._k, waves._phase, strict=True):
+    for (kx, ky, kz), phase in zip(waves.frequencies, waves.phases, strict=True):
         slow += np.cos(kx * x[None] + ky * y[:, None] + kz * z + phase)
     np.testing.assert_allclose(waves(x, y, z), slow * np.sqrt(2 / 5), atol=1e-4)
 

@@ -1,10 +1,8 @@
 """Phantoms that look like clinical CT: soft lesions, coarse painting, noise in mm."""
 
 import copy
-import csv
 import json
 from dataclasses import replace
-from pathlib import Path
 
 from lesion_d2.data.phantoms.anatomy import paint_body, sample_body
 from lesion_d2.data.phantoms.lesions import LESION_TYPES, sample_lesion
@@ -17,6 +15,7 @@ from lesion_d2.data.phantoms.tissues import sample_clinical_tissues
 import cv2
 import numpy as np
 import pytest
+from deeplesion_rows import read_rows
 from pycocotools import mask as coco_mask
 
 LIVER_TYPE = next(kind for kind in LESION_TYPES if kind.coarse_type == 4)
@@ -132,8 +131,3 @@ def test_boxes_lie_around_masks(tmp_path):
         box = np.array([float(value) for value in row["Bounding_boxes"].split(",")])
         # Five pixels around the ends of the diameters, which lie near the mask's extent.
         np.testing.assert_allclose(box - (-5, -5, 5, 5), extent, atol=3)
-
-
-def read_rows(root: Path) -> list[dict]:
-    with open(root / "DL_info.csv", newline="") as file:
-        return list(csv.DictReader(file))

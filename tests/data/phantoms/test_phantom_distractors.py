@@ -35,12 +35,12 @@ def crowded() -> dict[int, Series]:
 
 
 def indices(series: Series) -> range:
-    return range(series.key - series._reach(), series.key + series._reach() + 1)
+    return range(series.key - series.reach, series.key + series.reach + 1)
 
 
 def cover(series: Series, thing, index: int) -> np.ndarray:
     """Share of every pixel of a slice that a lesion or a distractor fills."""
-    return np.mean([thing.paint(canvas) for canvas in series._paint(index)], axis=0)
+    return np.mean([thing.paint(canvas) for canvas in series.paint(index)], axis=0)
 
 
 # --- without them ---------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ def test_sets_with_and_without_them_are_not_mistaken(plain, tmp_path):
 def test_on_the_key_slice_they_are_painted_as_lesions(crowded, spacing):
     series = crowded[spacing]
     for distractor in series.distractors:
-        for ours, theirs in zip(*(series._paint(series.key) for _ in range(2)), strict=True):
+        for ours, theirs in zip(*(series.paint(series.key) for _ in range(2)), strict=True):
             np.testing.assert_array_equal(distractor.paint(ours), distractor.lesion.paint(theirs))
             np.testing.assert_array_equal(ours.hu, theirs.hu)
 
@@ -166,7 +166,7 @@ def test_their_mottle_changes_with_height_as_in_lesions(crowded):
     for distractor in series.distractors:
         lesion = distractor.lesion
         for index in (series.key - 6, series.key, series.key + 9):
-            (canvas,) = series._paint(index)
+            (canvas,) = series.paint(index)
             away = float(index - series.key)
             x, y = (canvas.x - distractor.drift[0] * away, canvas.y - distractor.drift[1] * away)
             base = canvas.hu.copy()

@@ -102,6 +102,7 @@ def test_boxes_follow_the_masks_of_every_slice(root):
         for entry in read_entries(root)
         for z, rle in entry["masks"].items()
     }
+
     assert found.keys() == expected.keys() and len(found) > 2 * len(rows)
     for key, mask in expected.items():
         image_id, annotation = found[key]
@@ -246,7 +247,7 @@ def first_mask(entries):
         (lambda e: first_mask(e).update(counts="!"), r"row 2, slice \d+: "),
     ],
 )
-def test_bad_entries(copy, change, message):
+def test_an_invalid_entry_is_refused_with_the_file(copy, change, message):
     spoil(copy, change)
     with pytest.raises(ValueError, match=message) as error:
         load_volumes(copy, None)
@@ -254,7 +255,7 @@ def test_bad_entries(copy, change, message):
     assert "\n" not in str(error.value)
 
 
-def test_bad_files(copy):
+def test_unknown_splits_and_unreadable_files_are_refused(copy):
     with pytest.raises(ValueError, match="found split 'all', expected one of"):
         load_volumes(copy, "all")
     file = copy / "true_volumes.json"
@@ -273,7 +274,7 @@ def test_bad_files(copy):
         load_volumes(copy, "test")
 
 
-def test_unknown_types(copy):
+def test_lesions_of_unknown_type_are_refused_as_classes(copy):
     file = copy / "DL_info.csv"
     with file.open(newline="") as opened:
         rows = list(csv.reader(opened))

@@ -7,7 +7,7 @@ from lesion_d2.data.pseudo_masks import (
     grabcut_mask,
     pseudo_mask,
 )
-from lesion_d2.data.pseudo_masks.grabcut import _fill_holes, _label
+from lesion_d2.data.pseudo_masks.grabcut import fill_holes, label_components
 
 import cv2
 import numpy as np
@@ -204,11 +204,11 @@ def test_components_and_holes_are_those_of_scipy():
     for shape in ((1, 1), (1, 9), (12, 7), (40, 40)):
         for share in (0.3, 0.5, 0.7, 0.9):
             mask = rng.uniform(size=shape) < share
-            labels, expected = _label(mask), ndimage.label(mask)[0]
+            labels, expected = label_components(mask), ndimage.label(mask)[0]
             pairs = set(zip(labels.ravel().tolist(), expected.ravel().tolist(), strict=True))
             assert len(pairs) == len(np.unique(expected)) == len(np.unique(labels))
             assert (0, 0) in pairs or mask.all()
-            filled = _fill_holes(mask)
+            filled = fill_holes(mask)
             np.testing.assert_array_equal(filled, ndimage.binary_fill_holes(mask))
 
 

@@ -9,24 +9,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from slice_files import write_slice, write_slices
 
 SAMPLE = Path(__file__).parents[3].parent / "shared" / "data" / "deeplesion_sample"
 needs_sample = pytest.mark.skipif(not SAMPLE.is_dir(), reason="no DeepLesion sample beside")
-
-
-def write_hu(folder: Path, index: int, hu: np.ndarray) -> Path:
-    folder.mkdir(exist_ok=True)
-    file = folder / f"{index:03d}.png"
-    assert cv2.imwrite(str(file), (hu.astype(np.int32) + 32768).astype(np.uint16))
-    return file
 
 
 def write_series(folder: Path, indices, height: int = 5, width: int = 7) -> dict[int, np.ndarray]:
     """Random slices, full 16 bits, by their number."""
     rng = np.random.default_rng(0)
     series = {i: rng.integers(-32768, 32768, (height, width)).astype(np.int16) for i in indices}
-    for index, hu in series.items():
-        write_hu(folder, index, hu)
+    write_slices(folder, series)
     return series
 
 
@@ -56,7 +49,7 @@ def slow_stack(series, key, num_slices, interval, spacing_z, slice_range=None) -
 
 def test_read_slice_is_lossless_over_all_16_bits(tmp_path):
     hu = np.arange(-32768, 32768).reshape(256, 256)
-    read = read_slice(write_hu(tmp_path, 1, hu))
+    read = read_slice(write_slice(tmp_path / "001.png", hu))
     assert read.dtype == np.int16
     assert (read == hu).all()
 
@@ -125,9 +118,9 @@ def test_stack_reads_every_needed_file_once(tmp_path, monkeypatch):
 
 
 def test_window_clips_before_interpolation(tmp_path):
-    write_hu(tmp_path, 1, np.full((2, 2), -3024))
-    write_hu(tmp_path, 2, np.full((2, 2), 0))
-    write_hu(tmp_path, 3, np.full((2, 2), 3000))
+    write_slice(tmp_path / "001.png", np.full((2, 2), -3024))
+    write_slice(tmp_path / "002.png", np.full((2, 2), 0))
+    write_slice(tmp_path / "003.png", np.full((2, 2), 3000))
     arguments = {"num_slices": 3, "interval": 1.0, "spacing_z": 2.0}
     raw = slice_stack(tmp_path / "002.png", **arguments)
     assert raw[:, 0, 0].tolist() == [-1512, 0, 1500]
@@ -150,7 +143,7 @@ def test_window_clips_before_interpolation(tmp_path):
         ({"window": (100.0, 100.0)}, "expected low < high"),
     ],
 )
-def test_bad_geometry(tmp_path, change, message):
+def test_an_invalid_geometry_is_refused(tmp_path, change, message):
     write_series(tmp_path, [5])
     arguments = {"num_slices": 3, "interval": 2.0, "spacing_z": 1.0} | change
     with pytest.raises(ValueError, match=message) as error:
@@ -158,7 +151,7 @@ def test_bad_geometry(tmp_path, change, message):
     assert "window" in change or "005.png" in str(error.value)
 
 
-def test_bad_files(tmp_path):
+def test_files_that_are_no_16_bit_slices_are_refused(tmp_path):
     def message(name):
         with pytest.raises(ValueError) as error:
             read_slice(tmp_path / name)
@@ -200,8 +193,8 @@ def test_truncated_or_damaged_file(tmp_path):
 
 
 def test_slices_of_different_sizes(tmp_path):
-    write_hu(tmp_path, 5, np.zeros((6, 8)))
-    write_hu(tmp_path, 6, np.zeros((6, 9)))
+    write_slice(tmp_path / "005.png", np.zeros((6, 8)))
+    write_slice(tmp_path / "006.png", np.zeros((6, 9)))
     with pytest.raises(ValueError, match=r"006\.png: found 9 x 6 pixels.*8 x 6"):
         slice_stack(tmp_path / "005.png", num_slices=3, interval=1.0, spacing_z=1.0)
 
@@ -232,7 +225,7 @@ def test_hu_to_pixels_refuses_an_empty_window(window):
 
 
 @needs_sample
-def test_real_slices():
+def test_real_slices_are_what_opencv_reads():
     folder = SAMPLE / "Images_png" / "000001_01_01"
     hu = read_slice(folder / "109.png")
     raw = cv2.imread(str(folder / "109.png"), cv2.IMREAD_UNCHANGED)

@@ -132,7 +132,7 @@ def integers32(file):
         (lambda file: save(file, np.ones((10, 14), bool)), "found a picture of bool"),
     ],
 )
-def test_bad_pictures(tmp_path, make, found):
+def test_a_picture_that_is_no_slice_is_refused(tmp_path, make, found):
     make(tmp_path / "a.png")
     with pytest.raises(ValueError, match=rf"a\.png: {found}") as error:
         read_slice(picture_path(tmp_path / "a.png", hu_offset=0, hu_window=(0, 1)))
@@ -193,7 +193,7 @@ def test_what_is_read_belongs_to_the_caller_and_follows_the_file(tmp_path):
     assert (read_slice(path) == VOLUME[:, :, 0].T - 1).all()
 
 
-def test_headers(tmp_path):
+def test_size_and_type_are_read_from_the_header(tmp_path):
     file = write(tmp_path / "a.tif", HU.view(np.uint16))
     picture = open_picture(file)
     assert (picture.size, picture.kind) == ((10, 14), "uint16")

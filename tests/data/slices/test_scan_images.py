@@ -2,7 +2,6 @@
 
 import tracemalloc
 
-from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.data.slices.scan_images import ScanImages
 from lesion_d2.data.transforms.augmentation import ResizeCT
 
@@ -11,28 +10,15 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import transforms as T
+from moving_body import SIZE, make_mapper, make_volume
+from slice_files import write_slices
 
-DEPTH, SIZE = 14, (40, 52)
-
-
-def make_volume(depth=DEPTH, size=SIZE):
-    """A bright body in air, which moves along z, and filling outside."""
-    rng = np.random.default_rng(0)
-    volume = rng.integers(-1020, -900, (depth, *size))
-    for index, hu in enumerate(volume):
-        hu[6 + index % 5 : 30, 8 : 30 + index] = rng.integers(-200, 1500, hu.shape)[
-            6 + index % 5 : 30, 8 : 30 + index
-        ]
-        hu[:2] = -3024
-    return volume.astype(np.int16)
+DEPTH = 14
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("000001_01_01")
-    for index, hu in enumerate(make_volume()):
-        cv2.imwrite(str(path / f"{index:03d}.png"), (hu.astype(np.int32) + 32768).astype(np.uint16))
-    return path
+    return write_slices(tmp_path_factory.mktemp("000001_01_01"), make_volume(DEPTH))
 
 
 def record_of(folder, index, spacing):
@@ -46,10 +32,6 @@ def record_of(folder, index, spacing):
         "slice_range": None,
         "volume": "000001_01_01",
     }
-
-
-def make_mapper(resize=None, **options):
-    return LesionDatasetMapper(False, augmentations=[resize or ResizeCT(64)], **options)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +52,7 @@ def make_mapper(resize=None, **options):
 def test_images_are_those_of_files(folder, resize, options, spacing_z):
     spacing = (0.7, 0.8, spacing_z)
     mapper = make_mapper(resize, **options)
-    volume = make_volume()
+    volume = make_volume(DEPTH)
     images = ScanImages(mapper, volume, spacing, "scan")
     assert sorted(images.order()) == list(range(len(images))) == list(range(DEPTH))
     for index in images.order():
@@ -79,7 +61,7 @@ def test_images_are_those_of_files(folder, resize, options, spacing_z):
         assert torch.equal(found["image"], expected["image"])
         assert found.get("crop") == expected.get("crop")
         assert (found["height"], found["width"], found["slice_index"]) == (*SIZE, index)
-    assert np.array_equal(volume, make_volume())
+    assert np.array_equal(volume, make_volume(DEPTH))
     if options.get("cut_borders"):
         assert found["crop"] != (0, 0, *SIZE[::-1])
 
@@ -90,8 +72,7 @@ def test_a_channel_is_windowed_and_resized_once(monkeypatch, spacing_z, interval
     mapper = make_mapper(num_slices=9, slice_interval=interval)
     images = ScanImages(mapper, volume, (0.7, 0.7, spacing_z), "scan")
     sizes, resize = [], cv2.resize
-    images[0]  # finds out the transforms
-    images._channels.clear()
+    assert images.scale  # finds out the transforms
     monkeypatch.setattr(cv2, "resize", lambda *a, **k: sizes.append(a[1]) or resize(*a, **k))
     for index in images.order():
         images[index]
@@ -116,7 +97,7 @@ def test_memory_is_two_images_beside_the_volume(spacing_z):
 
 
 def test_bad_scans_are_told_in_one_line():
-    volume = make_volume()
+    volume = make_volume(DEPTH)
     for spacing, found in (((0.7, 0.0, 2.0), "0.0"), ((0.7, 0.7, float("nan")), "nan")):
         with pytest.raises(ValueError, match=rf"scan: found spacing .*{found}.*, expected for x"):
             ScanImages(make_mapper(), volume, spacing, "scan")

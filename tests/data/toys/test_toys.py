@@ -165,7 +165,7 @@ def test_annotation_files_are_cocos(root, capsys):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_registered_sets(task, datasets, monkeypatch):
+def test_registered_sets_have_their_images_and_classes(task, datasets, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets))
     names = set()
     for split, count in SPLITS.items():
@@ -280,7 +280,7 @@ def test_dicts_have_what_the_project_reads(root):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_mapper(task, root):
+def test_the_mapper_reads_toys_as_slices(task, root):
     mapper = LesionDatasetMapper(
         True,
         augmentations=[],
@@ -372,7 +372,7 @@ def test_interrupted_writing_leaves_what_was_there(tmp_path, monkeypatch):
     assert files(tmp_path / "old") == before
 
 
-def test_command(tmp_path, capsys):
+def test_the_command_writes_what_it_is_asked_for(tmp_path, capsys):
     path = Path(lesion_d2.__file__).parents[1] / "datasets" / "prepare_toys.py"
     spec = importlib.util.spec_from_file_location("prepare_toys", path)
     command = importlib.util.module_from_spec(spec)
@@ -422,7 +422,7 @@ def test_no_annotation_file(content, tmp_path):
         ({"num_images": 0}, "found num_images 0, expected 1"),
     ],
 )
-def test_bad_registration(change, message):
+def test_an_invalid_registration_is_refused(change, message):
     options = {"task": "donuts_shape", "split": "train", "num_images": 2, **change}
     with pytest.raises(ValueError, match=f"toy_x: {message}"):
         register_toys("toy_x", "nowhere", **options)
@@ -432,7 +432,7 @@ def test_bad_registration(change, message):
 @pytest.mark.parametrize(
     ("option", "value"), [("num_val", 0), ("num_test", 100_000), ("seed", -1), ("workers", 0)]
 )
-def test_bad_options(option, value, tmp_path):
+def test_options_out_of_range_are_refused_and_nothing_is_written(option, value, tmp_path):
     with pytest.raises(ValueError, match=f"toy option {option}: found {value}, expected"):
         write_toys(tmp_path / "toys", **{option: value})
     assert not list(tmp_path.iterdir())

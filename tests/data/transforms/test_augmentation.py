@@ -168,7 +168,7 @@ def test_resize_by_size_and_by_spacing():
         (lambda: RandomAffine(scale=1.0), "scale 1.0"),
     ],
 )
-def test_bad_settings(build, words):
+def test_settings_out_of_range_are_refused(build, words):
     with pytest.raises(ValueError, match=words):
         build()
 

@@ -5,14 +5,15 @@ from lesion_d2.data.deeplesion.key_slices import load_deeplesion
 from lesion_d2.data.slices.ct import read_slice
 from lesion_d2.data.transforms.borders import body_extent, slice_files, volume_extent
 
-import cv2
 import numpy as np
 import pytest
+from made_up_bodies import AIR, make_body
 from scipy import ndimage
+from slice_files import write_slices
 
 SAMPLE = Path(__file__).parents[3].parent / "shared" / "data" / "deeplesion_sample"
 needs_sample = pytest.mark.skipif(not SAMPLE.is_dir(), reason=f"no real slices at {SAMPLE}")
-AIR, OUTSIDE = -1000, -3024
+OUTSIDE = -3024
 
 
 def _slow_extent(hu, spacing):
@@ -50,15 +51,9 @@ def test_extent_against_squares_one_by_one(seed):
     assert body_extent(hu, spacing) == _slow_extent(hu, spacing)
 
 
-def _body(size=(256, 256), center=(120, 130), radii=(60, 90)):
-    y, x = np.ogrid[: size[0], : size[1]]
-    inside = ((y - center[0]) / radii[0]) ** 2 + ((x - center[1]) / radii[1]) ** 2 <= 1
-    return np.where(inside, 40, AIR).astype(np.int16)
-
-
 @pytest.mark.parametrize("mm", [0.4, 0.8, 1.2, 2.0])
 def test_the_table_is_dropped_and_what_is_as_thick_as_an_arm_is_not(mm):
-    hu = _body()
+    hu = make_body()
     extent = body_extent(hu, (mm, mm))
     # The opening takes some pixels of round ends, fewer than the margin has.
     np.testing.assert_allclose(extent, (130 - 95, 120 - 65, 130 + 96, 120 + 66), rtol=0, atol=4)
@@ -76,7 +71,7 @@ def test_the_table_is_dropped_and_what_is_as_thick_as_an_arm_is_not(mm):
 
 
 def test_thin_things_at_the_slices_border_are_dropped_too():
-    hu = _body()
+    hu = make_body()
     rail = hu.copy()
     rail[-4:] = 300
     assert body_extent(rail, (0.8, 0.8)) == body_extent(hu, (0.8, 0.8))
@@ -91,21 +86,14 @@ def test_a_slice_without_a_body_stays_whole(value):
     assert body_extent(hu, (0.8, 0.8)) == (0, 0, 64, 48)
 
 
-def _write(folder, slices):
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, hu in slices.items():
-        cv2.imwrite(str(folder / f"{number:03d}.png"), (hu.astype(int) + 32768).astype(np.uint16))
-    return str(folder)
-
-
 def test_a_volumes_extent_is_the_union_of_its_slices(tmp_path):
     rng = np.random.default_rng(0)
     slices = {
-        number: _body(center=rng.integers(90, 160, 2), radii=rng.integers(20, 70, 2))
+        number: make_body(center=rng.integers(90, 160, 2), radii=rng.integers(20, 70, 2))
         for number in (3, 4, 7, 8, 9)
     }
     slices[5] = np.full((256, 256), AIR, np.int16)  # adds nothing, instead of the whole slice
-    folder = _write(tmp_path / "volume", slices)
+    folder = write_slices(tmp_path / "volume", slices)
     (tmp_path / "volume" / "notes.txt").write_text("no slice")
     extents = {n: body_extent(hu, (0.8, 0.8)) for n, hu in slices.items() if n != 5}
     for slice_range in ((3, 9), (4, 8), (8, 8), None):
@@ -128,7 +116,7 @@ def test_slice_files_are_in_the_order_of_their_numbers(tmp_path):
 
 
 def test_a_volume_is_read_once(tmp_path, monkeypatch):
-    folder = _write(tmp_path / "volume", {1: _body(), 2: _body(center=(100, 100))})
+    folder = write_slices(tmp_path / "volume", {1: make_body(), 2: make_body(center=(100, 100))})
     read = []
     monkeypatch.setattr(
         "lesion_d2.data.transforms.borders.read_slice",
@@ -139,7 +127,7 @@ def test_a_volume_is_read_once(tmp_path, monkeypatch):
 
 
 def test_bad_volumes_are_told_of_in_one_line(tmp_path):
-    folder = _write(tmp_path / "volume", {1: _body(), 2: _body(size=(200, 256))})
+    folder = write_slices(tmp_path / "volume", {1: make_body(), 2: make_body(size=(200, 256))})
     with pytest.raises(ValueError, match=r"002\.png: found 256 x 200 pixels, expected 256 x 256$"):
         volume_extent(folder, (1, 2), (0.8, 0.8))
     with pytest.raises(FileNotFoundError, match="volume: found no slice of 5 to 9, expected one"):

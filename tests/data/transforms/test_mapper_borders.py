@@ -16,8 +16,9 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from made_up_annotations import slice_record
+from made_up_bodies import make_body
 from pycocotools import mask as mask_util
-from test_borders import _body, _write
+from slice_files import write_slices
 
 SIZE = (160, 200)
 LESIONS = ([90.0, 60.0, 112.0, 74.0, 97.0, 71.0, 104.0, 63.0], [60, 70, 72, 70, 66, 66, 66, 74.5])
@@ -48,9 +49,9 @@ def dataset_dict(tmp_path):
     rng = np.random.default_rng(0)
     slices = {}
     for number in range(8, 13):
-        hu = _body(SIZE, center=(75 + number, 100), radii=(40 + number, 70 - number))
+        hu = make_body(SIZE, center=(75 + number, 100), radii=(40 + number, 70 - number))
         slices[number] = (hu + rng.integers(0, 60, SIZE)).astype(np.int16)
-    folder = _write(tmp_path / "Images_png" / "000001_01_01", slices)
+    folder = write_slices(tmp_path / "Images_png" / "000001_01_01", slices)
     annotations = [_annotation(recist, row) for row, recist in enumerate(LESIONS, 2)]
     return slice_record(folder, SIZE, annotations, slice_range=(8, 12), slice_index=10)
 

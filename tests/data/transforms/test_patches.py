@@ -6,13 +6,13 @@ from lesion_d2.data.transforms.patches import PatchTransform, RandomPatch
 from lesion_d2.engine import InputError
 from lesion_d2.engine.checks.relations import TRAINING_RELATIONS, check_relations
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.structures import BoxMode
 from made_up_annotations import slice_record
+from slice_files import write_slice
 from tiny_run import tiny_config
 
 NO_BOXES = np.zeros((0, 4))
@@ -125,11 +125,10 @@ LESION = {
 def record(tmp_path):
     """A slice of 100 HU with a lesion of 900 HU, 16 x 12 pixels and an ellipse."""
     folder = tmp_path / "000001_01_01"
-    folder.mkdir()
     hu = np.full(SIZE, 100, np.int32)
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     hu[((x - 50) / 8) ** 2 + ((y - 38) / 6) ** 2 <= 1] = 900
-    cv2.imwrite(str(folder / "010.png"), (hu + 32768).astype(np.uint16))
+    write_slice(folder / "010.png", hu)
     return slice_record(folder, SIZE, [LESION])
 
 

@@ -158,7 +158,7 @@ def test_folds_of_the_source_are_kept_and_the_first_gives_the_splits():
     assert done.splits == {"train": ("p00", "p01"), "val": ("p02",), "test": ("p05",)}
 
 
-def test_few_patients():
+def test_more_folds_than_patients_are_refused():
     alone = _skewed(1)
     assert split_patients(alone) == {"train": ("p00",)}
     with pytest.raises(ValueError, match="found 5 folds, expected 2 to 4, the number of patients"):

@@ -37,6 +37,7 @@ def test_each_data_set_of_a_folder_is_registered(datasets, monkeypatch):
     write_made_up_set(datasets / "mine")
     (datasets / "empty").mkdir()
     monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets))
+
     assert register_volume_sets() == [
         "mine",
         "mine_train",
@@ -50,6 +51,7 @@ def test_each_data_set_of_a_folder_is_registered(datasets, monkeypatch):
         "mine_fold0_volumes_test",
     ]
     assert register_volume_sets() == []  # they are known
+
     ids = {name: _ids(name) for name in ("mine_val", "mine_volumes_val", "mine_fold0_volumes_test")}
     assert ids == {
         "mine_val": ["b_000"],

@@ -31,6 +31,7 @@ def test_slices_with_a_lesion_have_dicts(made_up):
         "single_000",
         "empty_000",
     ]
+
     first = dicts[0]
     assert first == {
         "file_name": f"{root}/images/a.b2nd/001.png",
@@ -45,6 +46,7 @@ def test_slices_with_a_lesion_have_dicts(made_up):
         "window": (-1350.0, 150.0),
         "annotations": first["annotations"],
     }
+
     (annotation,) = first["annotations"]
     lesion = volumes[0].lesions[0]
     rle = annotation.pop("segmentation")
@@ -55,6 +57,7 @@ def test_slices_with_a_lesion_have_dicts(made_up):
         "lesion_id": 1,
         "row": 1,
     }
+
     ys, xs = np.nonzero(mask_util.decode(rle))
     assert lesion.box_on(1) == (xs.min() - 0.5, ys.min() - 0.5, xs.max() + 0.5, ys.max() + 0.5)
 

@@ -35,7 +35,7 @@ def test_patches_are_what_was_written(file, volume):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 300, 7), (20, 3, 129)])
-def test_any_size(tmp_path, shape):
+def test_volumes_of_any_size_are_read_back_the_same(tmp_path, shape):
     volume = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
     write_voxels(tmp_path / "a.b2nd", volume)
     assert np.array_equal(read_voxels(tmp_path / "a.b2nd"), volume)

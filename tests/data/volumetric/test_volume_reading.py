@@ -1,17 +1,17 @@
 from pathlib import Path
 
 from lesion_d2.data.slices.ct import hu_to_pixels
-from lesion_d2.data.volume_set import voxels
+from lesion_d2.data.volume_set import slices, voxels
 from lesion_d2.data.volume_set.dicts import load_volume_set
 from lesion_d2.data.volumetric import reading
 from lesion_d2.data.volumetric.reading import ResampledVolume, array_record, read_block
 from lesion_d2.data.volumetric.records import volume_records
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from made_up_sets import write_made_up_set
+from slice_files import write_slices
 
 WINDOW = (-900.0, 300.0)
 
@@ -20,16 +20,18 @@ def made_up_voxels(shape=(7, 20, 26)) -> np.ndarray:
     return np.random.default_rng(0).integers(-1200, 500, shape).astype(np.int16)
 
 
-@pytest.fixture(scope="module")
-def png_record(tmp_path_factory) -> dict:
-    folder = tmp_path_factory.mktemp("series")
+def write_png_record(folder: Path) -> dict:
+    """A record of slices 3, 4, ... in a folder."""
     volume = made_up_voxels()
-    files = []
-    for number, hu in enumerate(volume):
-        files.append(str(folder / f"{number + 3:03d}.png"))
-        cv2.imwrite(files[-1], (hu.astype(int) + 32768).astype(np.uint16))
+    write_slices(folder, dict(enumerate(volume, start=3)))
+    files = [str(folder / f"{number:03d}.png") for number in range(3, 3 + len(volume))]
     record = array_record(volume, (0.8, 0.8, 2.5), "png")
     return {**{k: v for k, v in record.items() if k != "voxels"}, "files": files}
+
+
+@pytest.fixture(scope="module")
+def png_record(tmp_path_factory) -> dict:
+    return write_png_record(tmp_path_factory.mktemp("series"))
 
 
 def slow_resample(volume: np.ndarray, shape, window) -> np.ndarray:
@@ -75,25 +77,23 @@ def test_a_block_is_a_part_of_the_padded_volume(png_record, start, size):
     assert np.array_equal(read_block(in_memory, start, size), expected)
 
 
-def test_no_more_slices_are_read_than_asked_for(png_record, monkeypatch):
-    read = []
-    reading._read_slice.cache_clear()
+def test_no_more_slices_are_read_than_asked_for(tmp_path, monkeypatch):
+    record, read = write_png_record(tmp_path), []
     original = reading.read_slice
     monkeypatch.setattr(reading, "read_slice", lambda f, size: read.append(f) or original(f, size))
-    read_block(png_record, (2, 0, 0), (2, 20, 26))
-    assert read == png_record["files"][2:4]
+    read_block(record, (2, 0, 0), (2, 20, 26))
+    assert read == record["files"][2:4]
 
 
 def test_of_a_volume_set_blocks_alone_are_decompressed(tmp_path, monkeypatch):
     root, volumes = write_made_up_set(Path(tmp_path))
     record = volume_records(load_volume_set(root, every_slice=True))[0]
     asked = []
-    original = voxels._Array.read
     monkeypatch.setattr(
-        voxels._Array, "read", lambda self, patch: asked.append(patch) or original(self, patch)
+        slices, "read_voxels", lambda *args: asked.append(args[1:]) or voxels.read_voxels(*args)
     )
     block = read_block(record, (-1, 30, 50), (4, 30, 20), -5)
-    assert asked == [((0, 3), (30, 48), (50, 64))]
+    assert asked == [(0, 3, 30, 48, 50, 64)]
     whole = voxels.read_voxels(root / volumes[0].image)
     assert (block[0] == -5).all() and (block[:, 18:] == -5).all()
     assert np.array_equal(block[1:, :18, :14], whole[:3, 30:, 50:])

@@ -9,7 +9,6 @@ from lesion_d2.engine import (
     KeepBestHook,
     LesionCheckpointer,
     ResumableBestCheckpointer,
-    Trainer,
 )
 from lesion_d2.engine.checkpoint_files.best_checkpoints import checkpoint_files, read_ranking
 
@@ -18,7 +17,7 @@ import pytest
 import torch
 from detectron2.engine import TrainerBase, hooks
 from detectron2.utils import comm
-from tiny_run import tiny_args, tiny_config
+from tiny_run import tiny_args
 from torch import nn
 
 import train_net
@@ -259,11 +258,6 @@ def test_a_training_keeps_them_by_the_metric_of_the_best(tiny_phantom, tmp_path)
     weights = torch.load(files[0], weights_only=True)["model"]
     for name, weight in best["model"].items():
         assert torch.equal(weights[name], weight)
-
-
-def test_a_training_without_it_has_no_hook(tiny_phantom, tmp_path):
-    built = Trainer(tiny_config(OUTPUT_DIR=str(tmp_path)))._hooks
-    assert not any(isinstance(hook, KeepBestHook) for hook in built)
 
 
 ENTRY = '[{"file": "a.pth", "metric": "b", "value": 5.5, "iteration": 7, "run_id": "c"}]'

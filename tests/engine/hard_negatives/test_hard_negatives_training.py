@@ -5,7 +5,7 @@ import shutil
 from collections import Counter
 
 from lesion_d2.engine import Trainer
-from lesion_d2.engine.hard_negatives import HardNegativeMiner, HardNegativeMiningHook, MinedSet
+from lesion_d2.engine.hard_negatives import HardNegativeMiner, MinedSet
 
 import numpy as np
 import pytest
@@ -45,9 +45,9 @@ def build(args):
     return trainer, Recorder(trainer)
 
 
-def hook_of(trainer):
-    [hook] = [h for h in trainer._hooks if isinstance(h, HardNegativeMiningHook)]
-    return hook
+def negatives_of(trainer):
+    """The hard negatives by image that the trainer would save."""
+    return trainer.state_dict()["hooks"]["HardNegativeMiningHook"]["negatives"]
 
 
 def square(x1, y1, x2, y2):
@@ -135,7 +135,8 @@ def test_a_resumed_run_trains_on_the_same_sets_and_images(workers, tiny_phantom,
     }
     whole, recorder = build(uldor_args(tmp_path / "whole", **options))
     whole.train()
-    assert sum(map(len, hook_of(whole)._negatives.values())) > 0
+
+    assert sum(map(len, negatives_of(whole).values())) > 0
     for last in (3, 4):  # after a mining, and between two
         folder = tmp_path / f"from_{last}"
         shutil.copytree(tmp_path / "whole", folder)
@@ -151,23 +152,26 @@ def test_a_resumed_run_trains_on_the_same_sets_and_images(workers, tiny_phantom,
     assert any(1 in classes for _, classes in recorder.names(2))
 
 
-def test_a_run_killed_before_it_mined_mines_when_it_is_resumed(tiny_phantom, tmp_path):
+def test_a_run_killed_before_it_mined_mines_when_it_is_resumed(tiny_phantom, tmp_path, monkeypatch):
     class Killed(Exception):
         pass
+
+    def die(self, model, iteration):
+        raise Killed
 
     options = {"HARD_NEGATIVES__PERIOD": 2, "SOLVER__MAX_ITER": 4, **_FEW_IMAGES, **_UNSEEN}
     whole, recorder = build(uldor_args(tmp_path / "whole", **options))
     whole.train()
     args = uldor_args(tmp_path / "killed", **options)
     killed, _ = build(args)
-    hook_of(killed)._miner.mine = lambda model, iteration: (_ for _ in ()).throw(Killed)
-    with pytest.raises(Killed):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(HardNegativeMiner, "mine", die)
         killed.train()
     args.resume = True
     resumed, seen = build(args)
     resumed.train()
     assert seen.names(2) == recorder.names(2)
-    assert hook_of(resumed)._negatives == hook_of(whole)._negatives
+    assert negatives_of(resumed) == negatives_of(whole)
 
 
 def test_a_model_without_masks_learns_from_the_set_that_is_mined(tiny_phantom, tmp_path):
@@ -228,10 +232,12 @@ def test_two_processes_end_with_the_set_of_one(tiny_phantom, tmp_path):
             launch_two(mine_hard_negatives, args, str(file))
         found[number] = json.loads(file.read_text())
     [one], two = found[1], found[2]
+
     assert len(two) == 2
     assert two[0] == two[1]
     assert one["negatives"]
     assert two[0]["counts"] == one["counts"]
+
     files = [
         tmp_path / number / "inference" / "phantom_train" / "hard_negatives.json"
         for number in ("1", "2")

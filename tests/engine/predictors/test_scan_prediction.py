@@ -25,6 +25,7 @@ import pytest
 import torch
 from config_values import CONFIGS, reduced
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from slice_files import write_slice
 from tiny_run import tiny_config, uldor_args
 from torch import nn
 
@@ -44,11 +45,9 @@ def scan(tmp_path_factory):
         cv2.circle(hu, (20 + 2 * index, 22), 4 + index, 700, -1)
     volume[:, :2] = -3024
     folder = tmp_path_factory.mktemp("files") / "000001_01_01"
-    folder.mkdir()
     records = []
     for index, hu in enumerate(volume):
-        file = folder / f"{index:03d}.png"
-        cv2.imwrite(str(file), (hu.astype(np.int32) + 32768).astype(np.uint16))
+        file = write_slice(folder / f"{index:03d}.png", hu)
         records.append(
             {
                 "file_name": str(file),
@@ -188,15 +187,18 @@ def test_findings_are_those_of_an_evaluation_of_volumes(scan, tmp_path, linking)
     evaluator.evaluate()
     expected = json.loads((tmp_path / "volumes.json").read_text())["detections"]
     found = predict_scan(predictor, scan, config_file="a.yaml")
+
     assert [f.score for f in found.findings] == [d["score"] for d in expected]
     assert [list(f.box) for f in found.findings] == [d["box3d"] for d in expected]
     assert [f.number for f in found.findings] == list(range(1, len(expected) + 1))
     assert any(len(f.slices) > 1 for f in found.findings)
+
     # From a score on, as volumes are evaluated.
     point = OperatingPoint(found.findings[4].score, 0.5, "volume", "phantom_val")
     fewer = predict_scan(predictor, scan, score_threshold=point)
     assert fewer.findings == found.findings[:5] and fewer.operating_point == point
     assert found.operating_point == OperatingPoint(0.0)
+
     # What the findings are on their slices, and where.
     by_slice = {d.slice_index: d for d in detect_slices(predictor, scan)}
     for finding in found.findings:
@@ -210,6 +212,7 @@ def test_findings_are_those_of_an_evaluation_of_volumes(scan, tmp_path, linking)
             assert part.file == scan.sources[part.slice_index].file
     assert (found.scan_name, found.shape, found.spacing) == ("made_up", scan.volume.shape, SPACING)
     assert found.messages == ("made up",)
+
     points = np.array([[0, 0, 0], [3, 2, 1]])
     np.testing.assert_allclose(found.to_patient(points), scan.to_patient(points))
 

@@ -2,24 +2,15 @@
 
 import shutil
 
-from lesion_d2.engine import Trainer
 from lesion_d2.engine.checkpoint_files.checkpointer import read_checkpoint
 
 import torch
+from run_training import train
 from tiny_run import tiny_args, uldor_args
 from tiny_volume_run import balls, volume_args
 
-import train_net
-
 _TRAINED = {"SOLVER__MAX_ITER": 4, "SOLVER__CHECKPOINT_MAX_TO_KEEP": 0, "SOLVER__IMS_PER_BATCH": 2}
 _UNSEEN = {"DATASETS__TEST": (), "TEST__EVAL_PERIOD": 0}
-
-
-def train(args) -> Trainer:
-    trainer = Trainer(train_net.setup(args))
-    trainer.resume_or_load(resume=args.resume)
-    trainer.train()
-    return trainer
 
 
 def differing(a: object, b: object, place: str = "") -> list[str]:

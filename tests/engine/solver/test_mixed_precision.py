@@ -14,8 +14,8 @@ def _parts():
     return model, [], torch.optim.SGD(model.parameters(), lr=0.1)
 
 
-def _scaled() -> GPUAMPTrainer:
-    return GPUAMPTrainer(*_parts(), grad_scaler=torch.amp.GradScaler("cpu", init_scale=64.0))
+def _scaled(scale: float) -> GPUAMPTrainer:
+    return GPUAMPTrainer(*_parts(), grad_scaler=torch.amp.GradScaler("cpu", init_scale=scale))
 
 
 @pytest.mark.parametrize(
@@ -32,13 +32,12 @@ def test_what_computes_a_step(enabled, device, name):
 
 
 def test_a_run_that_began_in_float32_goes_on_in_mixed_precision_and_says_so(caplog):
-    plain, scaled, resumed = SimpleTrainer(*_parts()), _scaled(), _scaled()
+    plain, resumed = SimpleTrainer(*_parts()), _scaled(64.0)
     plain.optimizer.param_groups[0]["lr"] = 0.3
     with caplog.at_level(logging.WARNING):
         resumed.load_state_dict(plain.state_dict())
     assert "SOLVER.AMP.ENABLED: found True" in caplog.text
     assert resumed.grad_scaler.get_scale() == 64 and resumed.optimizer.param_groups[0]["lr"] == 0.3
     caplog.clear()
-    scaled.grad_scaler._init_scale = 16.0
-    resumed.load_state_dict(scaled.state_dict())
+    resumed.load_state_dict(_scaled(16.0).state_dict())
     assert resumed.grad_scaler.get_scale() == 16 and not caplog.text

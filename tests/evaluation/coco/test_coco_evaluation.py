@@ -122,10 +122,19 @@ def test_ranges_of_area_hold_both_ends():
         | {"area": float(box[2] * box[3])}
         for k, box in enumerate(boxes, 1)
     ]
-    found = {"scan_1": ImageDetections(boxes, np.array([0.9, 0.8]), np.array([3, 3]))}
-    evaluation = CocoEvaluation(as_coco(dataset), found)
-    assert run(evaluation)["recall"][0, 0, :, -1].tolist() == [1, 1, 1, 1]
-    assert evaluation._matches[0].num_objects.tolist() == [2, 1, 2, 1]
+
+    def evaluate(kept):
+        count = len(boxes[kept])
+        found = ImageDetections(boxes[kept], np.linspace(0.9, 0.8, count), np.full(count, 3))
+        evaluation = CocoEvaluation(as_coco(dataset), {"scan_1": found})
+        return evaluation, run(evaluation)["recall"][0, 0, :, -1].tolist()
+
+    # Of all sizes, small, medium and large ones.
+    assert evaluate([0])[1] == [0.5, 1, 0.5, 0]
+    assert evaluate([1])[1] == [0.5, 0, 0.5, 1]
+
+    evaluation, recall = evaluate([0, 1])
+    assert recall == [1, 1, 1, 1]
     evaluation.summarize()
     assert evaluation.stats[:6] == pytest.approx(1)
 

@@ -39,6 +39,7 @@ def test_all_images_at_once_give_what_each_gives(seed):
     pairs = tuple(np.array(column) for column in zip(*pairs, strict=True))
     thresholds = np.array([0.2, 0.6, 0.9])
     candidates, outcomes = match_greedily(pairs, images, ignored, is_crowd, thresholds)
+
     assert np.array_equal(candidates, np.unique(pairs[0]))
     for t, threshold in enumerate(thresholds):
         for way in range(2):

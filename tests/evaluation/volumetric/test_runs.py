@@ -21,10 +21,10 @@ from made_up_volume_lesions import (
     make_evaluator,
     make_instances,
     make_volume,
+    mark_key_slices,
     same,
     true_boxes,
 )
-from test_volume_criteria import mark_key_slices
 
 
 def make_output(boxes, scores, classes):

@@ -23,27 +23,13 @@ from made_up_volume_lesions import (
     make_dicts,
     make_instances,
     make_volume,
+    mark_key_slices,
     same,
     truth_as_detections,
 )
 
 CRITERIA = ("p3d@0.5", "iou@0.3", "iobb@0.3")
 RATES = (0.125, 0.5, 2.0, 8.0)
-
-
-def mark_key_slices(dicts, seed=0):
-    """Mark one slice of each lesion at random, where its box is smaller than elsewhere."""
-    rng = np.random.default_rng(seed)
-    slices = {}
-    for d in dicts:
-        for a in d["annotations"]:
-            slices.setdefault((d["volume"], a["lesion_id"]), []).append(a)
-    for annotations in slices.values():
-        key = annotations[rng.integers(len(annotations))]
-        key["is_key"] = True
-        x1, y1, x2, y2 = key["bbox"]
-        key["bbox"] = [x1, y1, x1 + 0.8 * (x2 - x1), y2]
-    return dicts
 
 
 def slow_overlap(found, lesion, overlap, extra=0):

@@ -24,7 +24,7 @@ from made_up_volume_lesions import (
     true_boxes,
     truth_as_detections,
 )
-from test_average_precision import slow_average_precision
+from slow_average_precision import slow_average_precision
 from warm_processes import start_processes
 
 RATES = (0.5, 1, 2, 4, 8, 16)
@@ -274,7 +274,7 @@ def test_missing_repeated_and_unknown_slices(register, caplog):
         ),
     ],
 )
-def test_bad_data_sets(register, change, message):
+def test_an_invalid_data_set_is_refused(register, change, message):
     dicts = register(make_volume(1, 1, [(0, 10, 10, 40, 40, 12, 14)]))
     change(dicts)
     with pytest.raises(ValueError, match=message) as error:
@@ -282,7 +282,7 @@ def test_bad_data_sets(register, change, message):
     assert "\n" not in str(error.value)
 
 
-def test_from_config(register, tmp_path):
+def test_options_of_volumes_come_from_the_config(register, tmp_path):
     dicts = register(make_dicts(4))
     cfg = get_cfg()
     lesion_d2.add_lesion_config(cfg)

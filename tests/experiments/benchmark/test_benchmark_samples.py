@@ -3,6 +3,8 @@
 import os
 import shutil
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 from lesion_d2.data.deeplesion.key_slices import load_deeplesion
 from lesion_d2.experiments.benchmark import inputs
@@ -102,12 +104,12 @@ def test_sweeps_are_measured_against_images_on_their_own(tmp_path, monkeypatch):
 def test_the_start_is_held_against_its_imports(tmp_path, monkeypatch):
     calls = []
 
-    def run(*arguments, folder):
-        assert (folder / "DeepLesion" / "DL_info.csv").exists()
-        calls.append(arguments[0])
-        return {"seconds": 2.0 * len(calls), "mebibytes": 800.0}
+    def run(command, *, env, **_):
+        assert (Path(env["DETECTRON2_DATASETS"]) / "DeepLesion" / "DL_info.csv").exists()
+        calls.append(command[1])
+        return SimpleNamespace(stdout=f'{{"seconds": {2.0 * len(calls)}, "mebibytes": 800.0}}\n')
 
-    monkeypatch.setattr(start, "_run", run)
+    monkeypatch.setattr(start.subprocess, "run", run)
     whole, ratio = start.measure_start(tmp_path, num_rows=5)
     assert calls == ["-c", "-m"] and (whole.measured, whole.limit) == (4.0, None)
     assert (ratio.measured, ratio.limit) == (2.0, 2.5) and "800 MiB" in whole.note

@@ -92,7 +92,7 @@ def test_a_test_that_fails_is_an_error(run):
     assert status == 1 and found["failed"] == [] and "E assert 1 == 2" in printed.out
 
 
-def test_rows_alone(run):
+def test_chosen_rows_are_measured_alone(run):
     status, found, _ = run("--rows", "3dce_attention/rfcn", "--no-tests", tests={})
     assert status == 0 and found["tests"] == {} and found["steps"] == [] and found["rows"]
 

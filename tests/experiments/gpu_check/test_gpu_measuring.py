@@ -2,6 +2,7 @@
 
 import os
 import signal
+from multiprocessing import active_children
 
 from lesion_d2.config.volumetric import is_volumetric
 from lesion_d2.experiments.gpu_check import measuring, waiting
@@ -91,20 +92,25 @@ def test_the_update_and_the_average_alone(few_calls):
 
 
 def test_a_job_that_breaks_or_takes_too_long_costs_itself_alone(warm_spawn, tmp_path):
-    worker = Worker(Options("cpu", tmp_path, True, 0.0))
+    worker, before = Worker(Options("cpu", tmp_path, True, 0.0)), active_children()
+
+    def started():
+        [process] = set(active_children()) - set(before)
+        return process
+
     try:
         worker.submit(Job("model", "no/such"))
         assert "no/such.yaml" in worker.wait(60.0)["error"]
-        process = worker._process
+        process = started()
         worker.submit(Job("loader", "uldor/uldor"))
         assert worker.wait(0.0) == {"error": "stopped after 0 s"} and not process.is_alive()
         worker.submit(Job("loader", "uldor/uldor"))
-        os.kill(worker._process.pid, signal.SIGKILL)
+        os.kill(started().pid, signal.SIGKILL)
         assert worker.wait(60.0) == {"error": "its process ended with status -9"}
         worker.submit(Job("model", "no/other"))
         assert "no/other.yaml" in worker.wait(60.0)["error"]
     finally:
-        process = worker._process
+        process = started()
         worker.stop()
     assert not process.is_alive()
 

@@ -1,30 +1,17 @@
 """Data sets in COCO's format."""
 
 import copy
-from functools import cache
 from pathlib import Path
 
 from lesion_d2.data.coco import load_ct_coco
 from lesion_d2.data.slices.ct import read_slice
 from lesion_d2.structures.rle import decode_mask, encode_mask
 
-import cv2
 import numpy as np
 
 from ..case import ANY, Case, Kind
 from ..damage import NO_JSON, as_json, change_tree, replaced
-from .csv_rows import HEIGHT, WIDTH, pixels
-
-
-@cache
-def _picture() -> bytes:
-    return cv2.imencode(".png", pixels())[1].tobytes()
-
-
-def _mask() -> np.ndarray:
-    mask = np.zeros((HEIGHT, WIDTH), bool)
-    mask[5:9, 6:12] = True
-    return mask
+from .csv_rows import HEIGHT, WIDTH, lesion_mask, pixels, png_bytes
 
 
 def _tree() -> dict:
@@ -36,7 +23,7 @@ def _tree() -> dict:
         "bbox": [6, 5, 6, 4],
         "area": 24,
         "iscrowd": 0,
-        "segmentation": encode_mask(_mask()),
+        "segmentation": encode_mask(lesion_mask()),
     }
     polygon = {**annotation, "id": 2, "segmentation": [[6, 5, 12, 5, 12, 9, 6, 9]]}
     return {
@@ -69,13 +56,13 @@ def read(folder: Path) -> list:
 
 def _value() -> list:
     hu = (pixels().astype(np.int32) - 32768).astype(np.int16)
-    annotation = [[5.5, 4.5, 11.5, 8.5], 0, 0, _mask()]
+    annotation = [[5.5, 4.5, 11.5, 8.5], 0, 0, lesion_mask()]
     return [[1, hu, [annotation] * 2], [2, hu, [annotation]]]
 
 
 def _case(name: str, content: bytes, more: dict | None = None, **options) -> Case:
-    files = {"coco.json": content, "images/a.png": _picture(), "images/b.png": _picture()}
-    files |= {"outside/c.png": _picture(), **(more or {})}
+    files = {"coco.json": content, "images/a.png": png_bytes(), "images/b.png": png_bytes()}
+    files |= {"outside/c.png": png_bytes(), **(more or {})}
     return Case(name, files, read, **options)
 
 

@@ -68,8 +68,16 @@ def pixels(seed: int = 0) -> np.ndarray:
 
 
 @cache
-def _png() -> bytes:
+def png_bytes() -> bytes:
+    """The PNG of a slice."""
     return cv2.imencode(".png", pixels())[1].tobytes()
+
+
+def lesion_mask() -> np.ndarray:
+    """The mask of a slice's lesion."""
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[5:9, 6:12] = True
+    return mask
 
 
 def good_rows() -> list[dict[str, str]]:
@@ -86,7 +94,7 @@ def good_rows() -> list[dict[str, str]]:
 
 def png_files() -> dict[str, bytes]:
     """The slices of all rows, below a data set's folder."""
-    return {f"Images_png/{n[:-8]}/{n[-7:]}": _png() for n in _NAMES}
+    return {f"Images_png/{n[:-8]}/{n[-7:]}": png_bytes() for n in _NAMES}
 
 
 def read(folder: Path) -> list:
@@ -158,7 +166,7 @@ def _is_list(column: str) -> bool:
 
 
 def _case(name: str, content: bytes, **options) -> Case:
-    files = {"DL_info.csv": content, **png_files(), "outside/010.png": _png()}
+    files = {"DL_info.csv": content, **png_files(), "outside/010.png": png_bytes()}
     return Case(name, files, read, **options)
 
 
@@ -257,7 +265,7 @@ def known() -> list[Case]:
         ),
         _case("one image in two splits", CSV.text(two_splits), place="row"),
         _case("a second row of another size", CSV.text(two_sizes), place="row"),
-        _case("a PNG", _png()),
+        _case("a PNG", png_bytes()),
         Case("a folder", {"DL_info.csv/x": b"", "Images_png/x": b""}, read),
     ]
 

@@ -27,17 +27,11 @@ import numpy as np
 from ..case import ANY, REFUSED, Case, Kind
 from ..damage import NO_JSON, as_json, change_tree, replaced
 from ..runs import DATASET, prepare
-from .csv_rows import HEIGHT, WIDTH
+from .csv_rows import HEIGHT, WIDTH, lesion_mask
 
 _IDS = ("000001_01_01_010", "000001_01_01_012")
 _NAME = "file.json"
 _RECORDS = [{"image_id": name, "height": HEIGHT, "width": WIDTH, "file_name": "x"} for name in _IDS]
-
-
-def _mask() -> np.ndarray:
-    mask = np.zeros((HEIGHT, WIDTH), bool)
-    mask[5:9, 6:12] = True
-    return mask
 
 
 # --- detections -----------------------------------------------------------------------------------
@@ -49,7 +43,7 @@ def _results() -> list[dict]:
         "category_id": 0,
         "bbox": [6.0, 5.0, 6.0, 4.0],
         "score": 0.5,
-        "segmentation": encode_mask(_mask()),
+        "segmentation": encode_mask(lesion_mask()),
     }
     return [entry, {**entry, "score": 0.25, "image_id": _IDS[1]}]
 
@@ -73,7 +67,7 @@ def read_detections(folder: Path) -> list:
 
 
 def _detections_value() -> list:
-    return [[[6.0, 5.0, 12.0, 9.0], [s], [0], [_mask()]] for s in (0.5, 0.25)]
+    return [[[6.0, 5.0, 12.0, 9.0], [s], [0], [lesion_mask()]] for s in (0.5, 0.25)]
 
 
 def _negatives() -> list[dict]:
@@ -91,7 +85,7 @@ def read_negatives(folder: Path) -> int:
 
 @cache
 def _findings() -> dict:
-    mask = encode_mask(_mask())
+    mask = encode_mask(lesion_mask())
     slices = tuple(
         SliceFinding(z, (5.5, 4.5, 11.5, 8.5), score, mask, f"{z}.dcm")
         for z, score in ((2, 0.75), (3, 0.5))

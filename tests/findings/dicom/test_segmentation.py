@@ -41,6 +41,7 @@ def test_frames_are_what_is_bright_in_the_stored_ones(layout, segmentation):
     frames = stored_frames(folder)
     expected = {key: pixels for key, (pixels, _) in frames.items() if pixels.any()}
     places, num_stored = [], 0
+
     for pixels, group in frames_of(segmentation[0]):
         places.append(places_of(segmentation[0], pixels, group))
         if not group.DerivationImageSequence:
@@ -52,9 +53,11 @@ def test_frames_are_what_is_bright_in_the_stored_ones(layout, segmentation):
         assert source.SpatialLocationsPreserved == "YES"
         assert np.array_equal(pixels, expected.pop(key))
     assert inside(np.concatenate(places), 1.02).all()
+
     (finding,) = findings.findings
     count = sum(map(len, places))
     assert count * scan.voxel_volume == pytest.approx(finding.volume_mm3)
+
     if name == "resampled":
         heights = [scan.to_patient([[0, 0, s.slice_index]])[0, 2] for s in finding.slices]
         found = sorted(points[0, 2] for points in places)
@@ -169,15 +172,17 @@ def test_numbers_with_too_many_digits(tmp_path):
             tag = pydicom.tag.Tag(keyword)
             written = "\\".join(values).encode()
             written += b" " * (len(written) % 2)
-            dataset._dict[tag] = pydicom.dataelem.RawDataElement(
+            dataset[tag] = pydicom.dataelem.RawDataElement(
                 tag, "DS", len(written), written, 0, False, True
             )
         dataset.save_as(file)
     scan = read_scan(tmp_path / "ct")
     assert len(scan.headers[0].get_item("PixelSpacing").value) > 17
+
     findings = findings_of(scan)
     write_segmentation(tmp_path / "seg.dcm", scan, findings)
     check_with_dciodvfy(tmp_path / "seg.dcm")
+
     dataset = hd.seg.segread(tmp_path / "seg.dcm")
     assert len(frames_of(dataset)) == len(findings.findings[0].slices)
     source = dataset.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence

@@ -231,11 +231,11 @@ def test_missing_and_invalid_attributes(tmp_path):
     dataset = pydicom.dcmread(tmp_path / "sr.dcm")
     assert dataset.PatientID == "" and dataset.StudyInstanceUID == scan.headers[0].StudyInstanceUID
     for header in scan.headers:  # what scanners and archives write that DICOM does not allow
-        header._dict[pydicom.tag.Tag("PatientAge")] = _raw("PatientAge", "AS", b"61")
-        header._dict[pydicom.tag.Tag("StudyDate")] = _raw("StudyDate", "DA", b"2 Jan 24")
-        header._dict[pydicom.tag.Tag("PatientSex")] = _raw("PatientSex", "CS", b"X ")
-        header._dict[pydicom.tag.Tag("StudyTime")] = _raw("StudyTime", "TM", b"noon")
-        header._dict[pydicom.tag.Tag("PatientID")] = _raw("PatientID", "LO", b"7" * 80)
+        header[pydicom.tag.Tag("PatientAge")] = _raw("PatientAge", "AS", b"61")
+        header[pydicom.tag.Tag("StudyDate")] = _raw("StudyDate", "DA", b"2 Jan 24")
+        header[pydicom.tag.Tag("PatientSex")] = _raw("PatientSex", "CS", b"X ")
+        header[pydicom.tag.Tag("StudyTime")] = _raw("StudyTime", "TM", b"noon")
+        header[pydicom.tag.Tag("PatientID")] = _raw("PatientID", "LO", b"7" * 80)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # nobody needs pydicom's on each value
         write_structured_report(tmp_path / "sr.dcm", scan, findings)

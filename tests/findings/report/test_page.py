@@ -230,7 +230,7 @@ def test_report_stays_below_its_limit(tmp_path, monkeypatch, small_scan, small_f
     )
 
 
-def test_no_findings(tmp_path, small_scan, small_findings):
+def test_a_report_without_findings_says_so(tmp_path, small_scan, small_findings):
     write_report(tmp_path / "r.html", small_scan, dataclasses.replace(small_findings, findings=()))
     found = read(tmp_path / "r.html")
     assert "Nothing was found in this scan." in found.words and "0 findings" in found.words

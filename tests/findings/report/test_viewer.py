@@ -175,7 +175,7 @@ def test_slider_hides_findings(viewer):
     viewer.wait(lambda: has_color(viewer.canvas("#overlay"), PLAIN).any())
 
 
-def test_strip_jumps(viewer):
+def test_a_click_on_the_strip_jumps_to_its_slice(viewer):
     strip = viewer.place("strip")
 
     def click(x: float, z: float) -> None:
@@ -204,7 +204,7 @@ def test_pictures_follow_the_window(viewer):
     viewer.wait(lambda: (viewer.canvas(name) != before).any())
 
 
-def test_table_sorts(viewer):
+def test_a_click_on_a_header_sorts_the_table(viewer):
     place = viewer.driver.find_element(By.CSS_SELECTOR, '[data-sort="place"]')
     for order in ([2, 1, 3], [3, 1, 2]):
         place.click()

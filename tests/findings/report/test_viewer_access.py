@@ -55,7 +55,7 @@ return result;
 
 
 @pytest.mark.parametrize("media", ["screen", "print"])
-def test_contrast(viewer, media):
+def test_every_text_has_enough_contrast(viewer, media):
     viewer.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
     try:
         contrasts = viewer.script(CONTRASTS)

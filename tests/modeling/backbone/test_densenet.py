@@ -123,7 +123,7 @@ def test_frozen_stages_compute_the_same():
         ("GROWTH_RATE", -1, "at least 1"),
     ],
 )
-def test_bad_options(key, value, expected):
+def test_options_out_of_range_are_refused(key, value, expected):
     message = rf"MODEL.DENSENET.{key}: found {value}, expected {expected}"
     with pytest.raises(ValueError, match=message):
         build_densenet_backbone(_config(f"MODEL.DENSENET.{key}", value), ShapeSpec(channels=3))

@@ -136,7 +136,7 @@ def test_images_in_batches():
         ),
     ],
 )
-def test_bad_options(opts, message):
+def test_inputs_that_are_no_images_of_three_slices_are_refused(opts, message):
     with pytest.raises(ValueError, match=message):
         build_backbone(_config(*opts), ShapeSpec(channels=9))
     with pytest.raises(ValueError, match=r"MODEL.PIXEL_MEAN: found 6 values"):

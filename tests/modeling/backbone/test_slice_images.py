@@ -77,7 +77,7 @@ def test_gradients_reach_every_parameter():
     assert not [name for name, p in backbone.named_parameters() if not p.grad.abs().sum() > 0]
 
 
-def test_another_backbone():
+def test_another_backbone_gives_its_own_features():
     cfg = _config("MODEL.SLICE_IMAGES.BACKBONE", "build_resnet_backbone")
     cfg.merge_from_list(["MODEL.RESNETS.OUT_FEATURES", ["res3"], "MODEL.RPN.IN_FEATURES", ["res3"]])
     backbone = build_slice_images_backbone(cfg, ShapeSpec(channels=9))
@@ -174,7 +174,7 @@ def test_nothing_is_reused_after_the_context_in_training_or_with_size_0():
         assert backbone.backbone.num_images == 12
 
 
-def test_contexts_nest():
+def test_an_inner_context_has_a_memory_of_its_own():
     backbone = _counting(1)
     with reuse_features(backbone, 8):
         memory = backbone.memory

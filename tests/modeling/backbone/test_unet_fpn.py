@@ -26,7 +26,7 @@ def _config(*opts):
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101])
 @pytest.mark.parametrize("channels", [1, 3, 7])
-def test_shapes(depth, channels):
+def test_features_have_the_sizes_of_their_levels(depth, channels):
     wide = 64 if depth < 50 else 256
     cfg = _config("MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.RES2_OUT_CHANNELS", wide)
     backbone = build_resnet_unet_fpn_backbone(cfg, ShapeSpec(channels=channels))
@@ -74,7 +74,7 @@ def test_stem_features_are_those_before_the_pooling():
     assert features["c1"].shape == (1, 64, 32, 32)
 
 
-def test_needs_p2():
+def test_a_decoder_without_p2_is_refused():
     cfg = _config("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"])
     with pytest.raises(ValueError, match=r"MODEL.FPN.IN_FEATURES \['res3', 'res4', 'res5'\]"):
         build_resnet_unet_fpn_backbone(cfg, ShapeSpec(channels=3))

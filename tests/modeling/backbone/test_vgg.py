@@ -107,7 +107,7 @@ def test_frozen_stages_are_not_trained():
         ),
     ],
 )
-def test_bad_options(options, message):
+def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         build_vgg_backbone(_config(*options), ShapeSpec(channels=3))
 

@@ -7,13 +7,13 @@ from lesion_d2.data.mapper import LesionDatasetMapper
 from lesion_d2.data.pseudo_masks import ellipse_mask
 from lesion_d2.engine import load_config
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
+from slice_files import write_slice
 from tiny_run import tiny_args, uldor_args
 from torch.nn import functional as F
 
@@ -72,7 +72,7 @@ def _sample(tmp_path, seed, *opts, even=False):
     x1, y1 = width - int(rng.integers(3, 8) * 2), height - int(rng.integers(3, 8) * 2)
     hu = np.full((height, width), -1000)
     hu[y0 + 5 : y1 - 5, x0 + 5 : x1 - 5] = 30  # and a margin of 5
-    cv2.imwrite(str(tmp_path / "010.png"), (hu + 32768).astype(np.uint16))
+    write_slice(tmp_path / "010.png", hu)
     annotations = []
     for row, left in enumerate((0.05, 0.36, 0.68)):
         left += x0 + left * (x1 - x0) + rng.uniform(0, 4)

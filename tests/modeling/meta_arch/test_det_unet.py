@@ -1,6 +1,3 @@
-import itertools
-from collections import deque
-
 from lesion_d2.engine import load_config
 from lesion_d2.modeling import DetUNet
 
@@ -8,7 +5,8 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from test_lesion_rcnn import make_sample
+from made_up_images import make_sample
+from slow_components import check_components, slow_components
 from tiny_run import tiny_args
 
 
@@ -16,44 +14,6 @@ def _model(**changes):
     torch.manual_seed(0)
     options = {"MODEL__META_ARCHITECTURE": "DetUNet", "MODEL__RETINANET__NUM_CLASSES": 2, **changes}
     return build_model(load_config(tiny_args("output", **options)))
-
-
-def slow_components(probabilities, max_components, margins):
-    """Flood fill, pixel by pixel; margins of boxes along the image's axes."""
-    best = probabilities.argmax(dim=0)
-    sides = best.shape
-    taken, found = set(), []
-    for place in map(tuple, best.nonzero().tolist()):
-        if place in taken:
-            continue
-        pixels, queue = [], deque([place])
-        taken.add(place)
-        while queue:
-            pixels.append(queue.popleft())
-            for step in itertools.product((-1, 0, 1), repeat=len(sides)):
-                other = tuple(a + b for a, b in zip(pixels[-1], step, strict=True))
-                inside = all(0 <= a < side for a, side in zip(other, sides, strict=True))
-                if inside and other not in taken and best[other] == best[place]:
-                    taken.add(other)
-                    queue.append(other)
-        low, high = [], []
-        for along, side, margin in zip(zip(*pixels, strict=True), sides, margins, strict=True):
-            low.insert(0, max(min(along) - margin, 0) - 0.5)
-            high.insert(0, min(max(along) + 1 + margin, side) - 0.5)
-        score = max(probabilities[(best[place], *pixel)].item() for pixel in pixels)
-        found.append((len(pixels), score, best[place].item() - 1, (*low, *high), set(pixels)))
-    found.sort(key=lambda f: -f[0])
-    return sorted(found[:max_components], key=lambda f: -f[1])
-
-
-def check_components(found, expected):
-    """Detections with masks against those of :func:`slow_components`."""
-    assert len(found) == len(expected)
-    for i, (_, score, category, box, pixels) in enumerate(expected):
-        assert found.scores[i].item() == score
-        assert found.pred_classes[i].item() == category
-        assert found.pred_boxes.tensor[i].tolist() == list(box)
-        assert set(map(tuple, found.pred_masks[i].nonzero().tolist())) == pixels
 
 
 @pytest.mark.parametrize(("seed", "margin"), [(0, 0.0), (1, 2.0), (2, 1.5)])
@@ -107,6 +67,7 @@ def test_it_learns_two_images_by_heart_and_answers_at_the_wanted_size():
             losses["loss_seg"].backward()
             optimizer.step()
     assert set(losses) == {"loss_seg"}
+
     model.eval()
     with torch.no_grad():
         for scale in (1, 2):

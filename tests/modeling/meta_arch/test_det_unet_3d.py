@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.utils.events import EventStorage
 from made_up_patches import detect, patch, tiny_model
-from test_det_unet import check_components, slow_components
+from slow_components import check_components, slow_components
 
 SIZE = (4, 24, 24)
 MASKS = ("MODEL.SEG_HEAD.PREDICT_MASKS", True)

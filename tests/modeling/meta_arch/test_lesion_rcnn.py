@@ -1,35 +1,18 @@
 from lesion_d2.engine import load_config
 from lesion_d2.modeling import LesionRCNN, segmentation_loss
-from lesion_d2.modeling.meta_arch.lesion_rcnn import _postprocess
 
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from made_up_images import make_sample
 from tiny_run import uldor_args
 
 
 def make_model(**changes):
     torch.manual_seed(0)
     return build_model(load_config(uldor_args("output", **changes)))
-
-
-def make_sample(boxes, classes, seed):
-    """A noisy image with bright ellipses in boxes; class 1 is darker."""
-    generator = torch.Generator().manual_seed(seed)
-    image = 100 + 10 * torch.randn(3, 64, 64, generator=generator)
-    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
-    masks = []
-    for (x1, y1, x2, y2), category in zip(boxes, classes, strict=True):
-        inside = ((2 * x - x1 - x2) / (x2 - x1)) ** 2 + ((2 * y - y1 - y2) / (y2 - y1)) ** 2 < 1
-        image[:, inside] = 30.0 if category else 220.0
-        masks.append(inside)
-    instances = Instances((64, 64))
-    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
-    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
-    instances.gt_masks = BitMasks(torch.stack(masks) if masks else torch.zeros(0, 64, 64))
-    return {"image": image, "instances": instances, "height": 64, "width": 64}
 
 
 def test_it_learns_lesions_and_false_positives_of_two_images_by_heart():
@@ -51,6 +34,7 @@ def test_it_learns_lesions_and_false_positives_of_two_images_by_heart():
         outputs = [o["instances"] for o in model(batch)]
         model.roi_heads.box_predictor.count_false_positives = True
         counted = model(batch)[0]["instances"]
+
     for output, sample in zip(outputs, batch, strict=True):
         lesions = sample["instances"].gt_classes == 0
         sure = output[output.scores > 0.5]
@@ -59,6 +43,7 @@ def test_it_learns_lesions_and_false_positives_of_two_images_by_heart():
         found, true = sure.pred_masks, sample["instances"].gt_masks.tensor[lesions]
         dice = 2 * (found & true).sum() / (found.sum() + true.sum())
         assert dice > 0.8
+
     boxes = counted.pred_boxes.tensor
     center = (boxes[:, :2] + boxes[:, 2:]) / 2
     is_dark = (center - torch.tensor([47.0, 45.0])).norm(dim=1) < 5
@@ -74,7 +59,7 @@ def test_boxes_come_back_about_pixel_centers_and_masks_about_corners(scale):
     result.scores = torch.tensor([0.5])
     result.pred_masks = torch.ones(1, 1, 28, 28)
     size = int(40 * scale)
-    found = _postprocess(result, {"height": size, "width": size})
+    found = LesionRCNN.postprocess(result, {"height": size, "width": size})
     # Pixel i of the image covers s pixels of the slice, about s (i + 1/2) - 1/2.
     expected = [scale * (v + 0.5) - 0.5 for v in (8.0, 4.0, 24.0, 20.0)]
     assert found.pred_boxes.tensor[0].tolist() == pytest.approx(expected)
@@ -141,7 +126,7 @@ def test_a_segmentation_loss_without_a_u_fpn_is_refused():
 def test_boxes_end_at_the_images_borders_and_mirrored_ones_with_them(scale):
     perfect = Instances((32, 64), pred_boxes=Boxes(torch.tensor([[0.0, 4.0, 64.0, 32.0]])))
     size = {"height": 32 * scale, "width": 64 * scale}
-    box = _postprocess(perfect, size).pred_boxes.tensor[0]
+    box = LesionRCNN.postprocess(perfect, size).pred_boxes.tensor[0]
     # Pixel centers are whole numbers. To the left Detectron2 has cut at the first one's center.
     expected = [(0.5 * scale - 0.5), (4.5 * scale - 0.5), 64 * scale - 0.5, 32 * scale - 0.5]
     assert box.tolist() == expected

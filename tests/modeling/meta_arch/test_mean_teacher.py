@@ -11,7 +11,8 @@ from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import ROIHeads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from test_lesion_rcnn import make_sample
+from made_up_images import make_sample
+from slow_boxes import slow_iou
 from tiny_run import tiny_config, uldor_args
 from torch import nn
 
@@ -189,7 +190,7 @@ def test_ignored_anchors_of_a_retina_net_add_nothing_to_its_loss():
     total, on_pseudo_label, num_positive = 0.0, 0, 0
     boxes = torch.cat([a.tensor for a in anchors])
     truth = [[8.0, 10.0, 28.0, 26.0], _PSEUDO_LABEL]
-    overlaps = np.array([[_iou(box, lesion) for lesion in truth] for box in boxes.tolist()])
+    overlaps = np.array([[slow_iou(box, lesion) for lesion in truth] for box in boxes.tolist()])
     best = overlaps.argmax(axis=1)
     highest = overlaps.max(axis=0)  # the best anchor of each lesion is always its own
     for i, (row, lesion) in enumerate(zip(overlaps, best, strict=True)):
@@ -216,12 +217,6 @@ def test_ignored_anchors_of_a_retina_net_add_nothing_to_its_loss():
 def _by_anchor(level):
     """One class's numbers (1, A, h, w) in the order of the anchors."""
     return level[0].permute(1, 2, 0).flatten()
-
-
-def _iou(a, b) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(0.0, width) * max(0.0, height)
-    return shared / (sum((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)) - shared)
 
 
 def _focal(p: float, target: float) -> float:
@@ -252,7 +247,7 @@ def test_ignored_proposals_are_never_drawn(monkeypatch):
     for mode in ("add", "ignore"):
         _losses(_with_finds(detector, mode), _batch())
         first = drawn[-1][0]
-        overlaps = [_iou(box, _PSEUDO_LABEL) for box in first.proposal_boxes.tensor.tolist()]
+        overlaps = [slow_iou(box, _PSEUDO_LABEL) for box in first.proposal_boxes.tensor.tolist()]
         on_pseudo_label[mode] = first.gt_classes[torch.tensor(overlaps) >= 0.5].tolist()
         assert (first.gt_classes == 0).any() and (first.gt_classes == 1).any()
     assert len(on_pseudo_label["add"]) >= 4 and set(on_pseudo_label["add"]) == {

@@ -8,7 +8,7 @@ from lesion_d2.layers import giou_loss
 from lesion_d2.modeling.attention import record_attention
 from lesion_d2.modeling.calibration import mask_agreement
 from lesion_d2.modeling.losses import anchor_focal_loss, focal_segmentation_loss
-from lesion_d2.modeling.meta_arch.retina_unet import _postprocess
+from lesion_d2.modeling.meta_arch.retina_unet import RetinaUNet
 from lesion_d2.modeling.shem import batch_shem_loss, box_loss_per_image, shem_loss
 
 import pytest
@@ -80,6 +80,7 @@ def test_overfits_two_images_and_finds_boxes_and_masks(options):
         model.eval()
         with torch.no_grad():
             outputs = model(batch)
+
     for sample, output in zip(batch, outputs, strict=True):
         truth, found = sample["instances"], output["instances"]
         found = found[: len(truth)]  # by falling score
@@ -203,7 +204,7 @@ def test_a_box_comes_back_to_the_slice_where_the_mapper_took_it_from(size):
     annotation |= {"recist": level, "category_id": 0}
     truth = transform_lesions([annotation], None, resize, size)
     perfect = Instances(size, pred_boxes=truth.gt_boxes)
-    restored = _postprocess(perfect, None, {"height": 96, "width": 128})
+    restored = RetinaUNet.postprocess(perfect, None, {"height": 96, "width": 128})
     torch.testing.assert_close(
         restored.pred_boxes.tensor, torch.tensor([annotation["bbox"]]), atol=1e-4, rtol=0
     )
@@ -407,10 +408,12 @@ def test_nndetections_matching_and_losses_by_config(pytestconfig):
     )
     assert torch.equal(is_positive, torch.stack([is_match == 1, torch.zeros_like(is_match) == 1]))
     assert set(matches[is_match == 1].tolist()) == {0, 1}
+
     torch.manual_seed(5)
     logits = torch.cat(pred_logits, dim=1)
     expected = batch_shem_loss(logits, labels, pool=20, negatives=2, softmax=False)
     torch.testing.assert_close(found["loss_cls"], expected)
+
     every = Boxes.cat(anchors).tensor
     boxes = model.box2box_transform.apply_deltas(torch.cat(deltas, dim=1)[0], every)
     expected = giou_loss(boxes[is_positive[0]], gt_boxes[0][is_positive[0]], "mean")
@@ -421,18 +424,15 @@ def test_of_an_image_only_so_many_positive_anchors_count(pytestconfig):
     limit = ("MODEL.RETINA_UNET.SHEM_POSITIVES", 3)
     model, _ = _model(pytestconfig.rootpath, *_SOFTMAX, *_SHEM, *limit)
     batch = [_sample([[20, 30, 50, 62], [60, 10, 90, 40]]), _sample([[20, 30, 50, 62]])]
-    predictions = {}
-    transpose = model._transpose_dense_predictions
+    predictions, compute = {}, model.losses
 
-    def record(*args):
-        logits, deltas = transpose(*args)
-        for name, levels in (("logits", logits), ("deltas", deltas)):
-            for level in levels:
-                level.retain_grad()
-            predictions[name] = levels
-        return logits, deltas
+    def record(anchors, logits, labels, deltas, boxes):
+        predictions.update(logits=logits, deltas=deltas)
+        for level in (*logits, *deltas):
+            level.retain_grad()
+        return compute(anchors, logits, labels, deltas, boxes)
 
-    model._transpose_dense_predictions = record
+    model.losses = record
     losses = _losses(model, batch)
     (losses["loss_cls"] + losses["loss_box_reg"]).backward()
     counts = [
@@ -489,7 +489,7 @@ def test_foreground_alone_is_learned_and_shown_for_every_class(pytestconfig):
     found.scores = torch.tensor([0.9, 0.8])
     found.pred_classes = torch.tensor([2, 0])
     foreground = logits.softmax(dim=1)[0, 1] > 0.5
-    masks = _postprocess(found, logits.softmax(dim=1)[0], batch[0]).pred_masks
+    masks = RetinaUNet.postprocess(found, logits.softmax(dim=1)[0], batch[0]).pred_masks
     for mask, (x1, y1, x2, y2) in zip(masks, found.pred_boxes.tensor.long().tolist(), strict=True):
         expected = torch.zeros(96, 128, dtype=torch.bool)
         expected[y1 : y2 + 1, x1 : x2 + 1] = foreground[y1 : y2 + 1, x1 : x2 + 1]

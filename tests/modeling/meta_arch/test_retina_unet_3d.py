@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from made_up_patches import detect, losses_of, patch, tiny_config, tiny_model
+from slow_boxes import slow_iou
 from torch import nn
 
 SIZE = (8, 40, 40)
@@ -170,7 +171,7 @@ def test_labels_of_anchors_against_a_loop():
     mark_regions(both, 1)
     ([labels], [boxes]) = model.label_anchors(anchors, [both])
     rows = [row for level in anchors for row in level.tensor.tolist()]
-    ious = [[_iou(row, box) for box in BOXES] for row in rows]
+    ious = [[slow_iou(row, box) for box in BOXES] for row in rows]
     best = [max(column) for column in zip(*ious, strict=True)]
     assert len(labels) == len(boxes) == len(rows) == 2 * (4 * 5 * 5 + 2 * 3 * 3)
     for row, of_row, label, box in zip(rows, ious, labels.tolist(), boxes.tolist(), strict=True):
@@ -188,10 +189,6 @@ def test_labels_of_anchors_against_a_loop():
 
 def _shared(a, b):
     return math.prod(max(0.0, min(a[i + 3], b[i + 3]) - max(a[i], b[i])) for i in range(3))
-
-
-def _iou(a, b):
-    return _shared(a, b) / (_shared(a, a) + _shared(b, b) - _shared(a, b))
 
 
 @pytest.mark.parametrize("sizes", [[(3, 33, 21)], [(8, 40, 40), (5, 17, 30)]], ids=str)

@@ -5,6 +5,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from slow_boxes import slow_iou
 
 # The second is 6 px wide: all anchors are too large for it. The third comes nearest to an anchor
 # between the two thresholds.
@@ -31,19 +32,12 @@ def _model(architecture, allows):
     return build_model(cfg)
 
 
-def _iou(a, b):
-    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    area = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
-    return width * height / (area - width * height)
-
-
 def _written_out(anchors, lesions, allows):
     """The class of each anchor, and the lesion of those that are positive."""
     classes, matched = [], []
-    best_of = [max(_iou(anchor, lesion) for anchor in anchors) for lesion in lesions]
+    best_of = [max(slow_iou(anchor, lesion) for anchor in anchors) for lesion in lesions]
     for anchor in anchors:
-        ious = [_iou(anchor, lesion) for lesion in lesions]
+        ious = [slow_iou(anchor, lesion) for lesion in lesions]
         best = max(ious)
         lesion = ious.index(best)
         is_forced = allows and any(iou == top for iou, top in zip(ious, best_of, strict=True))

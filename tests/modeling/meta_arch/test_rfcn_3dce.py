@@ -143,7 +143,7 @@ def test_spatial_attention_leaves_the_padding_of_a_batch_out():
         assert (found[..., :height, :width].amax(dim=(2, 3)) == 1).all()
 
 
-def test_half_precision():
+def test_losses_and_gradients_are_finite_in_half_precision():
     model = make_model(3, contextual=True, spatial=True)
     with EventStorage(), torch.autocast("cpu", torch.bfloat16):
         losses = model([make_sample(3, [(8, 10, 24, 26)], 1)])

@@ -7,6 +7,7 @@ import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from detectron2.structures import Boxes
+from slow_boxes import slow_iou
 
 _TRANSFORM = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
 
@@ -45,15 +46,6 @@ def test_on_images_they_are_detectron2s_to_the_bit(topk):
         assert torch.equal(ours.objectness_logits, theirs.objectness_logits)
 
 
-def _iou(a: list[float], b: list[float]) -> float:
-    shared = whole_a = whole_b = 1.0
-    for axis in range(3):
-        shared *= max(0.0, min(a[axis + 3], b[axis + 3]) - max(a[axis], b[axis]))
-        whole_a *= a[axis + 3] - a[axis]
-        whole_b *= b[axis + 3] - b[axis]
-    return shared / (whole_a + whole_b - shared)
-
-
 def test_in_volumes_against_loops():
     anchors, logits, deltas = _predictions(3, number=60)
     transform = Box2BoxTransform3D((10.0, 10.0, 10.0, 5.0, 5.0, 5.0))
@@ -68,6 +60,7 @@ def test_in_volumes_against_loops():
         pre_nms_topk=30,
         post_nms_topk=25,
     )
+
     for image, ours in enumerate(found):
         kept = []
         for level in range(2):
@@ -79,7 +72,7 @@ def test_in_volumes_against_loops():
                 for column, side in zip(range(6), (40, 32, 20) * 2, strict=True):
                     box[column] = min(max(box[column], -0.5), side - 0.5)
                 is_empty = any(box[axis] >= box[axis + 3] for axis in range(3))
-                if not is_empty and all(_iou(box, other) <= 0.2 for _, other in on_level):
+                if not is_empty and all(slow_iou(box, other) <= 0.2 for _, other in on_level):
                     on_level.append((logits[level][image][number].item(), box))
             kept += on_level
         kept.sort(key=lambda pair: -pair[0])

@@ -97,6 +97,7 @@ def test_the_hardest_negatives_are_drawn_as_in_a_slow_loop(appends):
         pools.append({tuple(found.proposal_boxes.tensor[r].tolist()) for r in order[: 3 * number]})
         positives.append((sum(is_positive) + appends * len(lesions), number))
     assert min(count for count, _ in positives[:2]) > 4 and positives[2][0] == 0
+
     seen = [set() for _ in pools]
     for seed in range(40):
         torch.manual_seed(seed)

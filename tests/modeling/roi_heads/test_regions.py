@@ -68,17 +68,20 @@ def test_boxes_in_volumes_are_labeled_by_the_same_code():
     torch.manual_seed(5)
     with EventStorage():
         flat = heads.label_and_sample_proposals(proposals, targets)
-    for image in (*proposals, *targets):
-        for name in ("proposal_boxes", "gt_boxes"):
-            if image.has(name):
-                x1, y1, x2, y2 = image.get(name).tensor.unbind(dim=1)
-                low, high = torch.full_like(x1, 2.5), torch.full_like(x1, 3.5)
-                image.remove(name)
-                image.set(name, Boxes3D(torch.stack([x1, y1, low, x2, y2, high], dim=1)))
-        image._image_size = (8, 64, 64)
+
+    def on_one_slice(image):
+        fields = dict(image.get_fields())
+        for name in fields.keys() & {"proposal_boxes", "gt_boxes"}:
+            x1, y1, x2, y2 = fields[name].tensor.unbind(dim=1)
+            low, high = torch.full_like(x1, 2.5), torch.full_like(x1, 3.5)
+            fields[name] = Boxes3D(torch.stack([x1, y1, low, x2, y2, high], dim=1))
+        return Instances((8, 64, 64), **fields)
+
     torch.manual_seed(5)
     with EventStorage():
-        thick = heads.label_and_sample_proposals(proposals, targets)
+        thick = heads.label_and_sample_proposals(
+            list(map(on_one_slice, proposals)), list(map(on_one_slice, targets))
+        )
     for image, other in zip(flat, thick, strict=True):
         assert torch.equal(image.gt_classes, other.gt_classes)
         assert torch.equal(

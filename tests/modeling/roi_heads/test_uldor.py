@@ -87,6 +87,7 @@ def test_inference_against_a_loop(num_classes, agnostic, count, topk):
     results, kept = layers.inference((logits, deltas), proposals)
     starts = [0, 30, 30]
     num_counted = 0
+
     for result, rows, proposal, start, number in zip(
         results, kept, proposals, starts, counts, strict=True
     ):
@@ -148,7 +149,7 @@ def test_outside_training_the_loss_takes_false_positives_for_background():
     assert in_training["loss_cls"] > found["loss_cls"]
 
 
-def test_bad_keys():
+def test_invalid_keys_are_refused():
     with pytest.raises(ValueError, match="NUM_CLASSES: found 1, expected 2 or more"):
         make_layers(1)
     with pytest.raises(ValueError, match=r"SCORE_THRESH_TEST: found 0\.0, expected more than 0"):

@@ -1,4 +1,3 @@
-import lesion_d2
 from lesion_d2.modeling.backbone import build_resnet_unet_fpn_backbone
 from lesion_d2.modeling.segmentation import build_segmentation_predictor
 from lesion_d2.modeling.volumetric import (
@@ -10,31 +9,11 @@ from lesion_d2.modeling.volumetric import (
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
+from narrow_config import LEVELS, volumetric_config
 from torch import nn
 
-LEVELS = ["res2", "res3", "res4", "res5"]
 IN_PLANE = ((1, 2, 2),) * 5
-
-
-def volumetric_config(*opts):
-    """A narrow ResNet; of depth 18 unless said otherwise."""
-    cfg = get_cfg()
-    lesion_d2.add_lesion_config(cfg)
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    cfg.MODEL.RESNETS.DEPTH = 18
-    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 4
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 4
-    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 2
-    cfg.MODEL.RESNETS.NORM = "BN"
-    cfg.MODEL.RESNETS.OUT_FEATURES = LEVELS
-    cfg.MODEL.FPN.IN_FEATURES = LEVELS
-    cfg.MODEL.FPN.OUT_CHANNELS = 6
-    cfg.MODEL.UNET_FPN.DECODER_CHANNELS = (5, 3)
-    cfg.MODEL.RETINANET.IN_FEATURES = ["p2", "p3", "p4", "p5"]
-    cfg.merge_from_list(list(opts))
-    return cfg
 
 
 def _shape(channels=1):

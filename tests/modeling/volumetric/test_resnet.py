@@ -5,7 +5,7 @@ from lesion_d2.modeling.volumetric import FrozenBatchNorm3d, build_resnet_fpn_3d
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
-from test_fpn import volumetric_config
+from narrow_config import volumetric_config
 from torch import nn
 
 

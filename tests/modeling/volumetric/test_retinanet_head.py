@@ -8,15 +8,15 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from made_up_patches import tiny_config, tiny_model
 
 
-def _arguments(num_classes=2, num_anchors=3):
+def _arguments(num_classes=2, num_anchors=3, num_levels=2):
     shape = VolumeShape(channels=4, stride=4, strides=(1, 4, 4))
     sizes = {"num_classes": num_classes, "num_anchors": num_anchors, "conv_dims": [5, 6]}
-    return {"input_shape": [shape, shape], **sizes}
+    return {"input_shape": [shape] * num_levels, **sizes}
 
 
 def test_without_weights_between_slices_it_is_detectron2s_on_each_slice():
     torch.manual_seed(0)
-    flat = RetinaNetHead(**_arguments())
+    flat = RetinaNetHead(**_arguments(num_levels=1))
     for parameter in flat.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     head = RetinaNetHead3D(**_arguments())
@@ -41,16 +41,11 @@ def test_without_weights_between_slices_it_is_detectron2s_on_each_slice():
     logits, deltas = head(levels)
     for i, level in enumerate(levels):
         for z in range(level.shape[2]):
-            wanted_logits, wanted_deltas = (x[0] for x in _on_slice(flat, level[:, :, z]))
+            wanted_logits, wanted_deltas = (x[0] for x in flat([level[:, :, z]]))
             torch.testing.assert_close(logits[i][:, :, z], wanted_logits)
             found = deltas[i][:, :, z].unflatten(1, (3, 6))
             torch.testing.assert_close(found[:, :, in_plane].flatten(1, 2), wanted_deltas)
             assert (found[:, :, [2, 5]] == 0).all()
-
-
-def _on_slice(flat, features):
-    flat._num_features = 1
-    return flat([features])
 
 
 def test_classes_begin_at_the_prior():

@@ -75,6 +75,7 @@ def test_any_axial_orientation(tmp_path, turns, mirror, upwards):
     spacing = (x, y, z) if turns % 2 == 0 else (y, x, z)
     write_dicom(tmp_path / "ct", stored, spacing, direction=direction)
     scan = read_scan(tmp_path / "ct")
+
     assert (scan.volume == volume).all() and scan.spacing == SPACING
     np.testing.assert_allclose(scan.direction, np.diag([1, 1, -1]), atol=1e-9)
     for index, header in enumerate(scan.headers):
@@ -170,7 +171,7 @@ def test_a_missing_slice_is_interpolated_and_told(tmp_path, files):
     np.testing.assert_allclose(scan.to_patient([[0, 0, 6]])[0], np.add(ORIGIN, [0, 0, -15]))
 
 
-def test_gaps(tmp_path, files):
+def test_a_series_with_a_gap_is_read_only_if_that_is_allowed(tmp_path, files):
     for file in files[2:5]:
         file.unlink()
     assert "found a gap of 10 mm between 0001.dcm and 0005.dcm" in message(tmp_path / "ct")

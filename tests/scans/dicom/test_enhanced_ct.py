@@ -173,7 +173,7 @@ def test_memory_stays_within_the_volume_and_some_frames(tmp_path):
         ({"Rows": 13}, "found a truncated file: 2688 bytes of 2912 of pixels"),
     ],
 )
-def test_bad_headers(tmp_path, changes, message):
+def test_an_invalid_header_is_refused_in_one_line(tmp_path, changes, message):
     file = write_enhanced(tmp_path / "ct.dcm", make_volume(), **changes)
     with pytest.raises(ValueError) as error:
         read_scan(file)

@@ -109,7 +109,7 @@ def test_a_gap_is_damage_and_another_orientation_is_not(tmp_path):
     assert "found a gap of 10 mm" in found.damaged[0]
 
 
-def test_thin_scans(tmp_path):
+def test_scans_of_too_few_slices_are_left_out(tmp_path):
     write_series(tmp_path / "ct", make_volume())
     assert "found 7 slices, expected at least 9" in left_out(tmp_path / "ct", min_slices=9)
     assert len(find_scans([tmp_path / "ct"], min_slices=7).candidates) == 1
@@ -208,7 +208,7 @@ def test_a_zip_archive(tmp_path):
     assert sorted(names) == ["my_scan", tmp_path.name]
 
 
-def test_bad_archives(tmp_path, monkeypatch):
+def test_damaged_and_oversized_archives_are_left_out(tmp_path, monkeypatch):
     archive = tmp_path / "a.zip"
     archive.write_bytes(b"PK nothing")
     assert "found a damaged zip archive" in left_out(archive)
