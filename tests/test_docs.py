@@ -3,22 +3,21 @@
 import ast
 import importlib
 import importlib.util
-import inspect
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import pairwise
 
-import lesion_d2
+from lesion_d2.config import get_lesion_config
 from lesion_d2.config.epochs import EPOCH_KEYS
 from lesion_d2.tools.visualize.__main__ import _jobs
 
 import pytest
+from config_values import flat
+from doc_pages import DOCS, ROOT, blocks, commands, pages
 
 import lesion_d2_cli
 
-ROOT = Path(lesion_d2.__file__).parents[1]
-DOCS = ROOT / "docs"
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="needs a checkout")
 
 
@@ -30,17 +29,8 @@ def links():
     return module
 
 
-def _pages():
-    folders = (ROOT, ROOT / "datasets")
-    shallow = [path for folder in folders for path in folder.glob("*.md")]
-    deep = [
-        path for name in ("configs", "docs", "lesion_d2") for path in (ROOT / name).rglob("*.md")
-    ]
-    return [path.relative_to(ROOT).as_posix() for path in (*shallow, *deep)]
-
-
 def test_every_link_leads_to_a_file_and_its_anchor_to_a_heading(links):
-    texts = {path: (ROOT / path).read_text(encoding="utf-8") for path in _pages()}
+    texts = pages()
     broken = []
     for path, text in texts.items():
         for target, anchor in links.linked(text, path):
@@ -61,10 +51,8 @@ def test_links_and_anchors_are_found_as_github_finds_them(links):
 
 def _python():
     """Name -> Python of the notebook and of blocks in the pages."""
-    for path in _pages():
-        text = (ROOT / path).read_text(encoding="utf-8")
-        blocks = re.findall(r"^ *```python\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
-        yield from ((path, inspect.cleandoc(block)) for block in blocks)
+    for path, text in pages().items():
+        yield from ((path, block) for block in blocks(text, "python"))
     for path in DOCS.glob("*.ipynb"):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         code = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
@@ -82,6 +70,32 @@ def test_what_examples_import_of_the_package_is_there():
             missing += [f"{path}: {node.module}.{n}" for n in names if not hasattr(module, n)]
     assert missing == []
     assert {"froc_curve", "LesionVisualizer", "record_attention"} <= seen
+
+
+def test_config_files_of_commands_exist():
+    missing, seen = [], 0
+    for page, program, arguments in commands():
+        for option, value in pairwise(arguments):
+            if option == "--config-file" and value.startswith("configs/") and "$" not in value:
+                seen += 1
+                missing += [f"{page}: {program} {value}"] * (not (ROOT / value).is_file())
+    assert missing == []
+    assert seen > 50
+
+
+def test_keys_that_pages_name_exist():
+    keys = flat(get_lesion_config())
+    keys = {key.rsplit(".", i)[0] for key in keys for i in range(3)}  # sections, too
+    sections = "|".join({key.split(".")[0] for key in keys})
+    named = re.compile(rf"(?<![\w.])(?:{sections})\.[A-Z0-9_.]*[A-Z0-9](?![\w*])")
+    unknown, seen = [], set()
+    for page, text in pages().items():
+        if page != "CHANGELOG.md":  # it has old names
+            found = set(named.findall(text))
+            seen |= found
+            unknown += [f"{page}: {key}" for key in found - keys]
+    assert unknown == []
+    assert {"SOLVER.MAX_EPOCHS", "INPUT.CT.HU_WINDOW"} <= seen
 
 
 def test_the_readme_is_short():

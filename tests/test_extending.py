@@ -1,10 +1,5 @@
 """docs/extending.md, followed word for word: a backbone, a data set and an augmentation."""
 
-import inspect
-import re
-from pathlib import Path
-
-import lesion_d2
 from lesion_d2.engine.checks.dicts import check_dicts
 
 import pytest
@@ -14,18 +9,17 @@ from config_values import CONFIGS, reduced
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, build_model
 from detectron2.utils.events import EventStorage
+from doc_pages import DOCS, blocks
 
 import train_net
 
-PAGE = Path(lesion_d2.__file__).parents[1] / "docs" / "extending.md"
+PAGE = DOCS / "extending.md"
 pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="needs a checkout")
 NAME, BACKBONE = "my_slices_train", "build_my_unet_fpn_backbone"
 
 
 def _blocks(language):
-    text = PAGE.read_text(encoding="utf-8")
-    found = re.findall(rf"^ *```{language}\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
-    return [inspect.cleandoc(block) for block in found]
+    return blocks(PAGE.read_text(encoding="utf-8"), language)
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from doc_pages import DOCS, commands
 
 import lesion_d2_cli
 
@@ -147,3 +149,28 @@ def test_help_says_what_each_argument_is_in_plain_text(name, monkeypatch):
         text = parser.format_help()
         assert parser.description and parser.description.strip() in text
         assert "``" not in text and ":mod:" not in text and ":func:" not in text
+
+
+def the_one_for(parser: argparse.ArgumentParser, arguments: Sequence[str]):
+    """The parser of the subcommand that the arguments begin with, if there are any."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            # A page may say FORMAT in place of one.
+            return action.choices.get(arguments[0], next(iter(action.choices.values())))
+    return parser
+
+
+@pytest.mark.skipif(not DOCS.is_dir(), reason="needs a checkout")
+@pytest.mark.parametrize("name", sorted({program for _, program, _ in commands()}))
+def test_options_of_commands_in_the_docs_exist(name, monkeypatch):
+    if name == "train_net":
+        from detectron2.engine import default_argument_parser
+
+        parser = default_argument_parser()
+    else:
+        parser = captured_parser(name, monkeypatch)
+    for page, program, arguments in commands():
+        if program == name:
+            options = {a.partition("=")[0] for a in arguments if a.startswith("--")}
+            known = the_one_for(parser, arguments)._option_string_actions.keys()
+            assert options <= known | {"--"}, page
