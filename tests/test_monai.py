@@ -145,6 +145,7 @@ def test_detections_of_a_patch_are_monais(monai):
         list(map(Boxes3D, levels)), scores, list(map(torch.zeros_like, levels)), (50, 50, 50)
     )
     assert len(found) == 40
+
     fields = (found.pred_boxes.tensor, found.scores, found.pred_classes)
     for ours, theirs in zip(fields, wanted, strict=True):
         torch.testing.assert_close(ours, theirs)

@@ -169,6 +169,7 @@ def test_restarts_go_on_with_each_processs_share(tiny_phantom, workers, monkeypa
     order = []
     while len(order) < 4 * ends[-1]:
         order += [dicts[i] for i in torch.randperm(len(dicts), generator=generator)]
+
     assert len(dicts) < 4 * ends[-1]  # the images are shuffled again on the way
     for i in range(ends[-1]):
         batch = order[4 * i : 4 * i + 4]
@@ -242,6 +243,7 @@ def test_the_first_batch_after_a_restart_has_the_new_negatives_alone(tiny_phanto
     _check_mined(next(iter(loader)), mined, 3)
     loader.restart(4, {})
     _check_mined(next(iter(loader)), {}, 0)
+
     # The data set itself knows nothing of them.
     assert DatasetCatalog.get("phantom_train") == dicts
     assert len(build_lesion_test_loader(cfg, "phantom_train")) == len(dicts)
@@ -317,6 +319,7 @@ def test_grouping_by_aspect_ratio_keeps_no_old_negatives(tmp_path, seed):
     loader.restart(0, old)
     _first(loader, 2)
     loader.restart(2, new)
+
     for batch in _first(loader, 4):
         _check_mined(batch, new, 2)
         (a, b) = (sample["image"].shape for sample in batch)

@@ -95,6 +95,7 @@ def test_all_that_a_model_takes_is_on_the_device_before_it_asks(recorded, make, 
                 assert all(map(on_gpu, moved)) and sample["instances"].gt_boxes.device == GPU
                 assert len(moved) == number - ("weak_image" in sample)
                 assert sample["image_id"] == before["image_id"]
+
     # Whatever was allocated on the side stream is held for the model, each tensor once.
     assert len(recorded) == len({id(t) for t in recorded}) == number * 2 * len(given)
     for batch, expected in zip(batches, plain, strict=True):

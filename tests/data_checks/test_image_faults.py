@@ -228,6 +228,7 @@ def test_what_a_training_refuses_is_found(sets):
             check_dicts([image], ["cyst", "mass"], with_masks=True)
         found_by_training.append(str(raised.value))
     places = found(check_data_set("made_train", workers=1))
+
     assert set(places) == {"bad_record", "bad_mask"}
     assert sorted(place.partition(", ")[2] for place in places["bad_record"]) == [
         "image 'train_0': found slice_range '1 to 3', expected the first and last slice, or None",

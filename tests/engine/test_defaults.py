@@ -103,6 +103,7 @@ def test_setup_completes_the_config(tiny_phantom, tmp_path, monkeypatch, caplog)
     assert count_workers(-1) == cfg.DATALOADER.NUM_WORKERS >= 1
     assert -(-2 * num_images // 4) == cfg.SOLVER.MAX_ITER
     assert cfg.is_frozen()
+
     log = (tmp_path / "log.txt").read_text()
     assert log.count("no GPU was found: using the CPU") == 1
     assert f"Epochs of {num_images} images" in log

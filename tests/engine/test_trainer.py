@@ -162,6 +162,7 @@ def test_the_loader_is_restarted_with_hard_negatives(tiny_phantom, tmp_path):
     trainer = Trainer(train_net.setup(args))
     batches = list(itertools.islice(trainer.loader, 3))
     assert {c for b in batches for s in b for c in s["instances"].gt_classes.tolist()} == {0}
+
     names = [sample["image_id"] for sample in batches[1]]
     mask = np.zeros((64, 64), dtype=np.uint8, order="F")
     mask[10:20, 30:40] = 1
@@ -175,6 +176,7 @@ def test_the_loader_is_restarted_with_hard_negatives(tiny_phantom, tmp_path):
     assert [sample["image_id"] for sample in again] == names
     for sample, before in zip(again, batches[1], strict=True):
         assert sample["instances"].gt_classes.tolist() == [*before["instances"].gt_classes, 1]
+
     trainer.restart_loader(2)  # keeps them
     assert [sample["file_name"] for sample in next(iter(trainer.loader))] == [
         sample["file_name"] for sample in batches[2]
@@ -384,6 +386,7 @@ def test_layers_and_biases_have_their_own_learning_rates(name):
     optimizer = Trainer.build_optimizer(cfg, model)
     groups = {id(p): g for g in optimizer.param_groups for p in g["params"]}
     found = {n: groups[id(p)]["lr"] for n, p in model.named_parameters() if "weight" in n}
+
     assert found == {"pooler.maps.weight": 1.5, "pooler.fc1.weight": 1.0, "fc10.weight": 0.5}
     for parameter, decay in ((layers["fc1"].bias, 0.0), (layers["fc1"].weight, 0.1)):
         assert groups[id(parameter)]["weight_decay"] == decay

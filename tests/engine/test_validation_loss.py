@@ -146,6 +146,7 @@ def test_nothing_of_the_training_is_changed(tiny_phantom, build, fails):
             mean_losses(model, loader, seed=8)
         assert _random_numbers() == before
         assert get_event_storage() is storage and not storage.latest()
+
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())

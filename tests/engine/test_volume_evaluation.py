@@ -84,6 +84,7 @@ def test_criteria_and_tracking_by_config(tiny_phantom, tmp_path, weights):
     results = train_net.main(args)
     for task, name in (("volume", "AP"), ("volume_iou", "AP10"), ("volume_iobb", "AP")):
         assert {name, "sens@0.125", "sens@8", "mean_sens"} <= set(results[task])
+
     file = tmp_path / "inference" / "phantom_volumes_test" / "volumes.json"
     content = json.loads(file.read_text())
     settings = content["settings"]

@@ -70,11 +70,13 @@ def test_parts_together_are_the_whole_to_the_digit(evaluations):
             "volume_iobb",
         }
     )
+
     for task, numbers in results["whole"].items():
         np.testing.assert_equal(dict(combined.results[task]), numbers)
     whole = json.loads(files["whole"].read_text())
     assert (combined.num_lesions, combined.num_volumes) == (whole["lesions"], whole["volumes"])
     assert combined.num_patients == 8 and combined.band is None
+
     # The mean over the parts would be another number.
     means = [results[name]["volume"]["AP10"] for name in NAMES[1:]]
     assert 0 < results["whole"]["volume"]["AP10"] < 100

@@ -189,6 +189,7 @@ def test_strata_by_hand(register, tmp_path):
     # All: errors at 0.95 0.8 0.7 0.5, so rates 1/3, 2/3, 1, 4/3; found at 0.9 and 0.6.
     assert results["froc"]["sens@0.5"] == pytest.approx(25)
     assert results["froc"]["sens@1"] == pytest.approx(50)
+
     size, kind, interval = (results[f"froc_{x}"] for x in ("size", "type", "interval"))
     assert [size[f"{k}/sens@0.5"] for k in ("under_10mm", "10_to_30mm", "over_30mm")] == (
         pytest.approx([100, 0, 0])
@@ -203,6 +204,7 @@ def test_strata_by_hand(register, tmp_path):
     assert interval["up_to_2.5mm/sens@0.5"] == pytest.approx(50)
     assert interval["over_2.5mm/sens@0.5"] == pytest.approx(50)
     assert interval["over_2.5mm/sens@16"] == pytest.approx(50)
+
     with (tmp_path / "froc.csv").open() as file:
         rows = {row["stratum"]: row for row in csv.DictReader(file)}
     assert [(row["lesions"], row["images"]) for row in rows.values()][:4] == [
@@ -246,18 +248,22 @@ def test_an_evaluation_writes_its_numbers_curve_and_detections(register, tmp_pat
         "froc.png",
         "results.json",
     ]
+
     written = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
     assert written.keys() == results.keys()
     assert written["bbox"]["AP10"] == results["bbox"]["AP10"]
+
     coco = json.loads((tmp_path / "coco_instances_results.json").read_text())
     assert len(coco) == sum(map(len, outputs))
     assert coco[0].keys() == {"image_id", "category_id", "bbox", "score"}
+
     content = json.loads((tmp_path / "froc.json").read_text(), parse_constant=pytest.fail)
     assert content["settings"]["num_bootstrap"] == 50
     assert content["rows"][0]["sens@4"] == results["froc"]["sens@4"]
     assert content["rows"][0]["sens@4_low"] == results["froc"]["sens@4_low"]
     assert content["rows"][1]["group"] == "froc_size"
     assert len(content["band"]["rates"]) == len(content["band"]["low"]) == 64
+
     sensitivity = content["curve"]["sensitivity"]
     assert sensitivity == sorted(sensitivity) and len(sensitivity) > 5
     assert np.diff(content["curve"]["thresholds"]).max() < 0
@@ -333,6 +339,7 @@ def test_masks_in_the_truth_are_evaluated(register, tmp_path):
             mask[y1:y2, x1:x2] = True
     results = run(LesionEvaluator(NAME, tmp_path / "a", num_bootstrap=0), dicts, outputs)
     assert results["segm"]["AP50"] > 5
+
     detectron2s = COCOEvaluator(NAME, output_dir=str(tmp_path / "b"), use_fast_impl=False)
     same({"segm": results["segm"]}, {"segm": run(detectron2s, dicts, outputs)["segm"]})
     ours, theirs = (

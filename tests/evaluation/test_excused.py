@@ -102,10 +102,12 @@ def test_froc_is_that_without_the_detections_that_are_neither(seed):
     expected = froc_curve(*map(list, zip(*left, strict=True)), truth)
     rates = [0.25, 0.5, 1, 2, 4, 8]
     assert curve.at(rates).tolist() == expected.at(rates).tolist()
+
     plain = froc_curve(boxes, scores, truth)
     assert (curve.at(rates) >= plain.at(rates)).all() and curve.at(rates).sum() > plain.at(
         rates
     ).sum()
+
     nothing = froc_curve(boxes, scores, truth, excused=[e & False for e in excused])
     assert np.array_equal(nothing.fps_per_image, plain.fps_per_image)
     areas = [
@@ -179,6 +181,7 @@ def test_the_evaluators_numbers_are_those_without_what_lies_in_regions(register,
     register(dicts, "lesion", ["lesion"])
     expected = run(LesionEvaluator(NAME, distributed=False, num_bootstrap=20), dicts, outputs)
     assert ("segm" in expected) == masks
+
     with_regions, noisy = [], []
     for i, (record, found) in enumerate(zip(dicts, outputs, strict=True)):
         added = make_instances([[285, 300, 300, 310], [282, 285, 318, 318]], [0.97, 0.91])
@@ -190,6 +193,7 @@ def test_the_evaluators_numbers_are_those_without_what_lies_in_regions(register,
     register(with_regions, "lesion", ["lesion"])
     found = run(LesionEvaluator(NAME, distributed=False, num_bootstrap=20), with_regions, noisy)
     same(expected, found)
+
     register(dicts, "lesion", ["lesion"])  # without the regions they are errors
     assert (
         run(LesionEvaluator(NAME, distributed=False, num_bootstrap=20), dicts, noisy)["froc"]
@@ -225,6 +229,7 @@ def test_the_volume_evaluators_numbers_are_those_without_what_lies_in_regions(re
     register(with_regions, "lesion_volume", "abc")
     evaluator = VolumeEvaluator(NAME, link=link, distributed=False)
     same(expected, run(evaluator, with_regions, noisy))
+
     register(dicts, "lesion_volume", "abc")
     plain = run(VolumeEvaluator(NAME, link=link, distributed=False), dicts, noisy)
     assert plain["volume"]["mean_sens"] < expected["volume"]["mean_sens"]

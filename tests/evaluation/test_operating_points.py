@@ -71,9 +71,11 @@ def test_an_evaluation_of_images_writes_them(register, tmp_path):
     content = json.loads((tmp_path / "froc.json").read_text())["operating_points"]
     points = read_operating_points(tmp_path / "froc.json")
     assert (points.dataset, points.unit) == (made_up_lesions.NAME, "image")
+
     rates = _slow_rates(dicts, outputs)
     assert points.last_rate == pytest.approx(max(rates.values()))
     assert list(points.thresholds) == [0.5, 1, 2, 4, 8, 16]
+
     num_reached = 0
     for point in content["points"]:
         rate, threshold = point["rate"], point["score_threshold"]
@@ -107,6 +109,7 @@ def test_an_evaluation_of_volumes_writes_them(tmp_path):
     content = json.loads((tmp_path / "volumes.json").read_text())
     points = read_operating_points(tmp_path / "volumes.json")
     assert (points.dataset, points.unit) == (made_up_volume_lesions.NAME, "volume")
+
     names = list(dict.fromkeys(d["volume"] for d in dicts))
     found = [[d for d in content["detections"] if d["volume"] == name] for name in names]
     truth = made_up_volume_lesions.true_boxes(dicts)

@@ -15,6 +15,7 @@ def test_truth_of_dicts():
             {"image_id": 7},
         ]
     )
+
     assert truth.image_ids == ["b", "a", "c", 7]
     assert truth.patients.tolist() == [0, 1, 0, 2]  # image 7 is not patient 7
     assert truth.num_patients == 3
@@ -23,6 +24,7 @@ def test_truth_of_dicts():
     assert truth.lesion_images.tolist() == [0, 2, 2]
     assert truth.spacing_z[0] == 5 and np.isnan(truth.spacing_z[1:]).all()
     assert truth.types.tolist() == [3, 3, 3] and np.isnan(truth.diameters).all()
+
     by_key = {stratum.key: stratum for stratum in make_strata(truth)}
     assert by_key["mediastinum"].lesions.all() and not by_key["liver"].lesions.any()
     assert by_key["over_2.5mm"].lesions.tolist() == [True, False, False]

@@ -209,6 +209,7 @@ def test_figure_and_tables_are_of_all_results(grid, tmp_path, capsys, monkeypatc
     (tmp_path / "grid" / "figure5.png").unlink()
     capsys.readouterr()
     assert main(grid("--seeds", "1", "--models", "retinanet")) == 0
+
     out = capsys.readouterr().out
     assert "5 of 8 runs have a result." in out and "Retina U-Net - RetinaNet" in out
     rows = (tmp_path / "grid" / "figure5.csv").read_text()
@@ -221,6 +222,7 @@ def test_figure_and_tables_are_of_all_results(grid, tmp_path, capsys, monkeypatc
         ("retina_unet", "100", "2", 63.0),
         ("retinanet", "100", "2", 61.0),
     ]
+
     image = (tmp_path / "grid" / "figure5.png").read_bytes()
     (tmp_path / "grid" / "figure5.csv").unlink()
     options = ["--output", str(tmp_path / "grid"), "--test-images", "50", "--plot-only"]

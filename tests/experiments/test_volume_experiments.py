@@ -92,6 +92,7 @@ def test_table_has_the_layout_of_the_papers(call, tmp_path, capsys):
     assert call("--jobs", "2") == 0
     assert call("--seeds", "1", "2", "--dimensions", "3d") == 0
     assert "8 runs of 40 iterations" in capsys.readouterr().out
+
     grid = tmp_path / "grid"
     assert all(len(calls(file.parent)) == 1 for file in grid.rglob("result.json"))
     both, one = ["80.0 ± 0.0", "-", "60.0 ± 0.0", "-", "2"], ["-", "60.0", "-", "1"]
@@ -103,10 +104,12 @@ def test_table_has_the_layout_of_the_papers(call, tmp_path, capsys):
         ["2D", "Retina U-Net", "51.0", "-", *one, "40.8", "68.0"],
         ["2D", "RetinaNet", "51.0", "-", *one, "39.5", "67.7"],
     ]
+
     text = (grid / "table1.md").read_text()
     line = next(line for line in text.splitlines() if "Retina U-Net 3D - Retina U-Net 2Dc" in line)
     # Paired by seed: the second seed of 3D has no partner.
     assert [cell.strip() for cell in line.strip("|").split("|")][1:] == ["+10.0", "1", "-0.4"]
+
     with open(grid / "table1.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8 and rows[0]["AP10"] == "61.0" and rows[-1]["patient_AP"] == ""

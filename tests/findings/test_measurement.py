@@ -129,12 +129,14 @@ def test_a_box_of_a_model_of_volumes_is_measured_as_an_ellipsoid_around_its_midd
     options = {"class_names": ["lesion"], "box_margin": 0.0, "of_volumes": True}
     (finding,) = measure_findings(scan, boxes, scores, slices, linked, **options)
     assert finding.measured_on == "box"
+
     sides = (box[2:] - box[:2]) * SPACING[:2]
     assert finding.volume_mm3 == pytest.approx(np.pi / 6 * sides.prod() * 3 * len(slices))
     # Slices of 3 mm count as a whole, 7 of them for 18 mm; the cylinder has twice the volume.
     assert finding.volume_mm3 == pytest.approx(volume.sum() * np.prod(SPACING), rel=0.3)
     assert slices[0] < 4 < slices[-1]
     assert finding.key_slice == finding.long_diameter.slice_index == 4
+
     # With masks the key slice is that of the largest, and the volume theirs.
     masks = [encode_mask(volume[z] if z != 4 else volume[4] & False) for z in slices]
     (finding,) = measure_findings(scan, boxes, scores, slices, linked, masks=masks, **options)
@@ -197,12 +199,14 @@ def test_classes_order_and_gaps(scan):
         link(boxes, scores, slices, classes),
         class_names=["lung", "liver"],
     )
+
     assert [(f.number, f.score, f.category, f.category_id) for f in findings] == [
         (1, 0.8, "lung", 0),
         (2, 0.5, "liver", 1),
     ]
     assert findings[1].key_slice == 2 and findings[1].box[2::3] == (1, 4)
     assert [s.slice_index for s in findings[1].slices] == [1, 2, 4]
+
     areas = 3 * 10 * 10  # two sides of 10 pixels within the margin, on three slices
     assert findings[1].volume_mm3 == pytest.approx(np.pi / 4 * areas * np.prod(SPACING))
 

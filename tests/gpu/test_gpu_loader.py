@@ -41,6 +41,7 @@ def test_batches_arrive_whole_while_the_model_is_slow(device):
     count, size = 24, 128
     work = torch.rand(2048 if device == "cuda" else 32, 2048 if device == "cuda" else 32).to(device)
     kept = []
+
     for batch in DeviceLoader([_batch(i, size) for i in range(count)], device, WINDOW):
         for _ in range(10):  # the device lags behind the host
             work = (work @ work).softmax(dim=1)

@@ -97,9 +97,11 @@ def test_a_training_in_mixed_precision_with_a_fused_optimizer_learns(
     trainer = Trainer(cfg)
     before = [p.detach().clone() for p in trainer.model.parameters()]
     trainer.train()
+
     assert trainer.iter == 4 and trainer.optimizer.defaults["fused"] == (
         True if device == "cuda" else None
     )
+
     losses = [loss for loss, _ in trainer.storage.history("total_loss").values()]
     assert len(losses) == 4 and all(loss > 0 for loss in losses)
     moved = [not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True)]

@@ -119,9 +119,11 @@ def test_splits_of_a_table_without_images(tmp_path):
     (tmp_path / "Images_png").mkdir()
     with pytest.raises(ValueError, match="no lesions left"):
         find_sources([str(tmp_path)])
+
     write_numbered(tmp_path / "Images_png" / "000003_01_01", 1)
     found = find_sources([str(tmp_path)])
     assert [(v.patient, v.split) for v in found.volumes] == [("000003", "train")]
+
     (line,) = found.left_out
     assert "found no image of split 'val' in" in line
 

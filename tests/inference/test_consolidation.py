@@ -45,6 +45,7 @@ def test_clustering_averages_boxes_and_masks(seed):
         center_weights=detections.center_weights.double().numpy(),
     )
     joined = consolidate(detections, "wbc", iou_threshold=0.3)
+
     assert 1 < len(joined) < 60
     np.testing.assert_allclose(joined.pred_boxes.tensor, clusters.boxes, rtol=1e-6)
     np.testing.assert_allclose(joined.scores, clusters.scores, rtol=1e-6)

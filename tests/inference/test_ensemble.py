@@ -39,6 +39,7 @@ def test_every_view_comes_back_to_the_untouched_slice(size, scale):
     image = make_image(size, RECTANGLES)
     detections = Ensemble(models).views(make_inputs(image, scale))
     boxes, masks = _truth(size, RECTANGLES, scale)
+
     for view in range(8):
         is_here = detections.view_ids == view
         found = detections.instances[is_here]
@@ -94,6 +95,7 @@ def test_tiles_cover_the_image_evenly_and_overlap_enough(seed):
     if height <= tile and width <= tile:
         assert tiles == [Tile((0, 0), (height, width))]
     lefts, tops = sorted({t.start[1] for t in tiles}), sorted({t.start[0] for t in tiles})
+
     assert [t.start for t in tiles] == list(itertools.product(tops, lefts))
     for starts, side, lengths in (
         (lefts, width, {t.size[1] for t in tiles}),
@@ -119,6 +121,7 @@ def test_what_tiles_cut_comes_back_in_place(scale):
     assert [t.start[::-1] for t in tiles] == list(
         (x, y) for y in (0, 12, 24) for x in (0, 18, 36, 54)
     )
+
     num_cut = 0
     for view, (_, tile, _) in enumerate(itertools.product(range(2), tiles, range(4))):
         is_here = detections.view_ids == view
@@ -192,6 +195,7 @@ def test_an_object_in_several_tiles_keeps_its_score(rectangle, num_tiles, scale)
     ensemble = Ensemble([model], mirrors=False, tile_size=40)
     detections = ensemble.views(make_inputs(image, scale))
     assert detections.num_views.tolist() == [num_tiles] * num_tiles
+
     seen = [(left, top) for top in (0, 20) for left in (0, 20)]
     for weight, view, box in zip(
         detections.center_weights.tolist(),
@@ -206,6 +210,7 @@ def test_an_object_in_several_tiles_keeps_its_score(rectangle, num_tiles, scale)
             for c, start in ((x, left), (y, top))
         ]
         assert weight == pytest.approx(math.prod(densities), abs=1e-6)
+
     [output] = ensemble([make_inputs(image, scale)])
     torch.testing.assert_close(output["instances"].scores, SCORES[:1])
     # Blind in one of the tiles, where each sees the whole object:
@@ -281,11 +286,13 @@ def test_one_plain_view_is_the_model_itself(retina_unet):
     views = ensemble.views(inputs)
     found = views.instances
     fields = ("scores", "pred_classes", "pred_masks")
+
     assert len(expected) > 50 and expected.pred_masks.any() and not found.scores.requires_grad
     assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
     for field in fields[:2]:
         assert torch.equal(found.get(field), expected.get(field))
     assert torch.equal(whole_masks(views), expected.pred_masks)
+
     # The model cuts boxes at the border after its NMS, so that a second one finds some more.
     boxes = expected.pred_boxes.tensor
     kept = batched_nms(boxes, expected.scores, expected.pred_classes, iou_threshold)

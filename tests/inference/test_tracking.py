@@ -130,6 +130,7 @@ def test_equals_the_slow_version(threshold, max_gap):
     rng = np.random.default_rng([max_gap, int(10 * threshold)])
     counts = np.zeros(3, dtype=int)
     lengths = []
+
     for _ in range(12):
         boxes, scores, slices = make_volume(rng)
         found, new_scores, tracklets = track_slices(
@@ -267,6 +268,7 @@ def test_the_config_picks_what_links():
         ("track", 1): [[1, 4]],
         ("track", 0): [[1, 1], [3, 4]],
     }
+
     for (linking, max_gap), z in wanted.items():
         cfg.TEST.LINKING, cfg.TEST.TRACKING.MAX_GAP = linking, max_gap
         link = build_linker(cfg)
@@ -275,6 +277,7 @@ def test_the_config_picks_what_links():
         if linking == "merge":
             parameters = {"iou_threshold": 0.1}
         assert (link.name, link.parameters) == (linking, parameters)
+
     cfg.TEST.LINKING = "chain"
     with pytest.raises(
         ValueError, match=r"TEST.LINKING: found 'chain', expected one of merge, tra"

@@ -227,6 +227,7 @@ def test_what_a_patch_cuts_of_a_pseudo_label_is_a_region(mode):
     [found] = teacher.generate_pseudo_labels([sample])
     assert found.is_cut.tolist() == [False, True]
     assert teacher.counts["pseudo_labels"] == teacher.counts["judged"] == 1
+
     instances = _trained_on(teacher, sample)
     assert instances.gt_boxes.tensor.tolist() == [
         [-0.5, 40, 4, 56],
@@ -236,6 +237,7 @@ def test_what_a_patch_cuts_of_a_pseudo_label_is_a_region(mode):
     assert instances.is_region == [True, False, False]
     assert instances.gt_classes.tolist() == [-1, 0 if mode == "add" else -1, 0]
     assert instances.gt_masks.tensor[0, 40:57, :5].all()
+
     # Beside a region of the patch's own.
     other = {**sample, "instances": _image([], [[40.0, 0.0, 50.0, 9.0]])}
     assert _trained_on(teacher, other).is_region == [True, True, False, False]

@@ -106,6 +106,7 @@ def test_focal_segmentation_loss_is_the_formula_written_out(alpha, gamma):
         num_lesion += label > 0
     loss = focal_segmentation_loss(logits, labels, alpha=alpha, gamma=gamma)
     assert loss.item() == pytest.approx(total / num_lesion, rel=1e-5)
+
     loss.backward()
     assert torch.isfinite(logits.grad).all()
     assert (logits.grad[1, :, 2:] == 0).all()

@@ -43,6 +43,7 @@ def test_labels_of_volumes_voxel_by_voxel(class_agnostic):
         images,
         class_agnostic=class_agnostic,
     )
+
     assert labels.shape == (2, 4, 8, 8) and labels.dtype == torch.int64
     for i, z, y, x in torch.cartesian_prod(*map(torch.arange, labels.shape)).tolist():
         depth, height, width = _SIZES[i]

@@ -26,6 +26,7 @@ def test_shem_picks_from_the_pool_and_nothing_else(softmax):
     hardness = probabilities[..., :2].max(dim=-1).values
     positives = [3, 2, 0]
     drawn = torch.zeros(3, 40, dtype=torch.int64)
+
     for seed in range(200):
         torch.manual_seed(seed)
         logits.grad = None

@@ -65,6 +65,7 @@ def test_what_is_stored_is_fetched(orthanc, user, tmp_path, syntax):
     assert sorted(entries) == sorted(
         [SeriesEntry(first.SeriesInstanceUID, "CT"), SeriesEntry(other, "SR")]
     )
+
     folder = server.fetch(first.StudyInstanceUID, tmp_path / "fetched")
     scan = read_scan(folder)
     assert (scan.volume == volume).all() and scan.spacing == SPACING
@@ -72,12 +73,14 @@ def test_what_is_stored_is_fetched(orthanc, user, tmp_path, syntax):
         pydicom.dcmread(file).SOPInstanceUID for file in files
     ]
     assert scan.headers[0].file_meta.TransferSyntaxUID == syntax
+
     again = server.fetch(
         first.StudyInstanceUID, tmp_path / "again", series_uid=first.SeriesInstanceUID
     )
     assert (read_scan(again).volume == volume).all()
     with pytest.raises(ValueError, match=r"found 2 series \(CT, SR\) in study .*the series 1\.2$"):
         server.fetch(first.StudyInstanceUID, tmp_path / "none", series_uid="1.2")
+
     change(files[:1], set_values(StudyInstanceUID="1.2.3", Modality="MR", SOPInstanceUID="1.2.4"))
     server.store(files[:1])
     with pytest.raises(

@@ -33,6 +33,7 @@ def test_a_folder_of_deeplesion(tmp_path):
         '000007_01_02_099.png,"0.7, 0.8, 2.5"\n000007_01_02_100.png,"0.7, 0.8, 2.5"\n'
     )
     scan = read_scan(folder)
+
     assert (scan.volume == volume).all() and scan.spacing == (0.7, 0.8, 2.5)
     assert (scan.name, scan.format, scan.messages) == ("000007_01_02", "png", ())
     assert [Path(source.file).name for source in scan.sources][:3] == [
@@ -41,6 +42,7 @@ def test_a_folder_of_deeplesion(tmp_path):
         "099.png",
     ]
     assert read_scan(folder, spacing=(1, 1, 5)).spacing == (1, 1, 5)
+
     (candidate,) = find_scans([tmp_path]).candidates
     assert candidate.num_slices == 7 and (candidate.read().volume == volume).all()
 
@@ -132,6 +134,7 @@ def test_files_of_any_kind_give_the_right_values_or_one_line(tmp_path):
         png(before=chunk(b"tRNS", ROWS[0, 0].tobytes())),
     ):
         assert np.array_equal(read(file, data, (10, 14)), HU)
+
     animation = chunk(b"acTL", struct.pack(">II", 1, 0))
     for data, text in (
         (png(60000, 60000), "found 60000 x 60000 pixels, expected 1 x 1 to 8192 x 8192"),

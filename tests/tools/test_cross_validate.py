@@ -123,17 +123,20 @@ def test_all_folds_are_trained_and_tested_and_are_the_whole_together(call, made,
     assert main(call("out", "SOLVER.MAX_ITER", "9", "TEST.NUM_BOOTSTRAP", "20")) == 0
     found = read_volume_set(tmp_path / NAME)
     assert found.folds == make_folds(found, 3)
+
     content = json.loads((tmp_path / "out" / "cross_validation.json").read_text())
     whole = json.loads((made / "whole.json").read_text())["volume"]
     results = content["results"]
     assert {name: results[name] for name in whole} == whole
     assert 0 < whole["AP10"] < 100 and 0 < whole["patient_AP"] < 100
     assert results["sens@1_low"] <= results["sens@1"] <= results["sens@1_high"]
+
     folds = [fold["volume"]["AP10"] for fold in content["folds"]]
     assert content["over_folds"]["AP10"]["mean"] == pytest.approx(np.mean(folds))
     assert content["over_folds"]["AP10"]["std"] == pytest.approx(np.std(folds, ddof=1))
     assert (content["patients"], content["volumes"]) == (9, 9)
     assert (tmp_path / "out" / "froc.png").stat().st_size > 10_000
+
     table = (tmp_path / "out" / "cross_validation.md").read_text()
     assert table in capsys.readouterr().out
     (row,) = [line for line in table.splitlines() if line.startswith("| AP10 ")]
@@ -146,9 +149,11 @@ def test_commands_of_a_fold(call, tmp_path):
     assert main(call("out", *options, "MODEL.DEVICE", "cpu", "TEST.KEEP_BEST", "3")) == 0
     out = tmp_path / "out"
     assert not (out / "fold0").exists() and not (out / "cross_validation.json").exists()
+
     (train,), (test,) = _calls(out / "fold1"), _calls(out / "fold1" / "test")
     shared = ["--num-gpus", "2", "TEST.NUM_BEST_CHECKPOINTS", "3", "MODEL.DEVICE", "cpu"]
     shared += ["TEST.NUM_BEST_CHECKPOINTS", "3"]
+
     assert train == [
         *("--config-file", str(CONFIG), "--resume"),
         *shared,
@@ -224,6 +229,7 @@ def test_folds_in_use_or_of_other_options_are_refused(call, tmp_path, capsys):
     with open(folder / "console.txt", "w") as console:
         fcntl.flock(console, fcntl.LOCK_EX)
         assert main(call("out", "--fold", "0")) == 1
+
     assert "in use by another process" in capsys.readouterr().err
     assert main(call("out", "--fold", "0")) == 0
     for others, message in (
@@ -236,10 +242,12 @@ def test_folds_in_use_or_of_other_options_are_refused(call, tmp_path, capsys):
     assert not (tmp_path / "out" / "fold1").exists()
     assert main(call("out", "--fold", "0", "MODEL.DEVICE", "cpu")) == 0
     assert main(call("out", "--fold", "1", "TEST.NUM_BEST_CHECKPOINTS", "5")) == 1
+
     for file in (folder / "fold.json", folder / "done.json"):  # as with the key's old name
         text = file.read_text()
         file.write_text(text.replace('"opts": []', '"opts": ["TEST.KEEP_BEST", "5"]'))
     assert main(call("out", "--fold", "0", "TEST.NUM_BEST_CHECKPOINTS", "5")) == 0
+
     os.remove(folder / "fold.json")
     (folder / "last_checkpoint").touch()
     assert main(call("out", "--fold", "0")) == 1

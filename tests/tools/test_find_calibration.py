@@ -87,6 +87,7 @@ def test_bad_input_is_one_line(tiny_phantom, options, weights, capsys):
         "--config-file",
         str(PROJECT / "configs" / "improved_retinanet" / "retinanet_phantom.yaml"),
     ]
+
     for arguments, message in (
         (
             [*config, "--weights", "gone.pth", "--dataset", "phantom_train"],

@@ -51,11 +51,13 @@ def test_one_volume_in_three_formats(folder, tmp_path, capsys):
     inputs = [folder / "nifti" / "a.nii.gz", folder / "dicom", folder / "png"]
     flags = ("--spacing", "0.7,0.7,2.5", "--report", "full")
     assert main(_arguments(folder, tmp_path / "out", *inputs, flags=flags)) == 0
+
     printed, said = capsys.readouterr()
     assert "0.5 false positives per image on the data set phantom_val" in said
     rows = read_summary(tmp_path / "out")
     assert len(rows) == 3 and all(name in printed for name in rows)
     assert list(next(iter(rows.values()))) == ["scan", "slices", "findings", "seconds", "error"]
+
     found = {}
     for name, row in rows.items():
         made = sorted(path.name for path in (tmp_path / "out" / name).iterdir())
@@ -88,13 +90,16 @@ def test_a_bad_scan_is_told_and_the_others_go_on(folder, tmp_path, capsys):
     inputs = [tmp_path / "mixed", tmp_path / "gone"]
     flags = ("--score-threshold", "0", "--report", "none")
     assert main(_arguments(folder, tmp_path / "out", *inputs, flags=flags)) == 1
+
     rows = read_summary(tmp_path / "out")
     assert set(rows) == {"cut_off", "text.nii", "gone", "b"}
     assert "left out: " in capsys.readouterr().err
+
     errors = {name[:4]: row["error"] for name, row in rows.items()}
     assert "cut_off.nii.gz: found" in errors["cut_"] and "text.nii: found" in errors["text"]
     assert "no such file" in errors["gone"]
     assert errors["b"] == "" and rows["b"]["slices"] == "4"
+
     folders = [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()]
     assert folders == ["b"] and not (tmp_path / "out" / "b" / "report.html").exists()
     # As one that is thinner than the model's stack.
@@ -102,6 +107,7 @@ def test_a_bad_scan_is_told_and_the_others_go_on(folder, tmp_path, capsys):
         folder, tmp_path / "out", folder / "nifti" / "b.nii.gz", INPUT__CT__SLICE_INTERVAL=20.0
     )
     assert main(arguments) == 1
+
     expected = "found 4 slices of 2.5 mm, expected 17 or more"
     assert expected in read_summary(tmp_path / "out")["b.nii.gz"]["error"]
     assert "Traceback" not in capsys.readouterr().err
@@ -128,12 +134,14 @@ def test_what_is_done_stays_done(folder, tmp_path, monkeypatch, capsys):
     plain = ("--score-threshold", "0", "--report", "none")
     write_nifti(tmp_path / "a.nii.gz", make_volume(0), SPACING)
     assert main(_arguments(folder, output, tmp_path / "a.nii.gz", flags=plain)) == 0
+
     loaded = []
     predictor = running.LesionPredictor
     monkeypatch.setattr(running, "LesionPredictor", lambda c: loaded.append(c) or predictor(c))
     before = read_summary(output)
     assert main(_arguments(folder, output, tmp_path / "a.nii.gz", flags=plain)) == 0
     assert not loaded and read_summary(output) == before and "(reused)" in capsys.readouterr().out
+
     # Each of these asks for other results.
     flags = ("--score-threshold", "0.01")
     for number, arguments in enumerate(
@@ -145,6 +153,7 @@ def test_what_is_done_stays_done(folder, tmp_path, monkeypatch, capsys):
         start=1,
     ):
         assert main(arguments) == 0 and len(loaded) == number
+
     write_nifti(file, make_volume(0)[:3], SPACING)
     try:
         assert main(_arguments(folder, output, file, TEST__DETECTIONS_PER_IMAGE=3)) == 0
@@ -215,12 +224,14 @@ def test_two_parts_at_a_time_find_the_same(folder, alone, tmp_path, capsys):
     _check_same(alone, output)
     # The damaged file is the last one of four scans.
     assert [(tmp_path / f"status_{rank}").read_text() for rank in (0, 1)] == ["0", "1"]
+
     # Queued once more: nothing is predicted, and the summary is the same.
     before = (output / "summary.csv").read_bytes()
     (output / "summary.csv").unlink()
     with mock.patch.object(running, "predict_scan"):
         assert main(_several(folder, output, "--shard", "1/2")) == 0
     assert (output / "summary.csv").read_bytes() == before
+
     # Other settings are other results, of which a part is missing.
     (output / "summary.csv").unlink()
     changed = [*_several(folder, output, "--shard", "1/2"), "TEST.DETECTIONS_PER_IMAGE", "3"]
@@ -228,6 +239,7 @@ def test_two_parts_at_a_time_find_the_same(folder, alone, tmp_path, capsys):
     assert main(changed) == 0
     assert "part 1/2 has finished" in capsys.readouterr().out
     assert not (output / "summary.csv").exists()
+
     (output / ".parts" / "2-of-2.json").write_text("[]")
     assert main(changed) == 1
     assert (
@@ -331,6 +343,7 @@ def test_damaged_dicom_is_an_error_and_what_is_no_ct_is_none(folder, tmp_path, c
     arguments = _arguments(folder, tmp_path / "out", tmp_path / "study", flags=flags)
     assert main(arguments) == 0
     assert "mr.dcm (series 1, 1.2.4): found the modality 'MR'" in capsys.readouterr().err
+
     # Two series more: one with a gap, one whose last file is cut off.
     volume = np.concatenate([make_volume(1), make_volume(2)])
     files = write_dicom(tmp_path / "study" / "gap", volume, SPACING, series_number=2)
@@ -339,9 +352,11 @@ def test_damaged_dicom_is_an_error_and_what_is_no_ct_is_none(folder, tmp_path, c
     cut = write_dicom(tmp_path / "study" / "cut", make_volume(2), SPACING, series_number=3)[-1]
     cut.write_bytes(cut.read_bytes()[:-100])
     assert main(arguments) == 1
+
     errors = [row["error"] for row in read_summary(tmp_path / "out").values()]
     assert sum("found a gap of 7.5 mm" in error for error in errors) == 1
     assert sum("found a truncated file" in error for error in errors) == 1
+
     rows = read_summary(tmp_path / "out")
     assert sorted(row["slices"] for row in rows.values() if not row["error"]) == ["3", "4"]
 

@@ -36,12 +36,14 @@ def test_prints_the_table_and_the_paths(run, capsys):
     for name in ("best_01_0.png", "contact_sheet.png"):
         (pictures / name).touch()
     assert main([str(run)]) == 0
+
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split("  ")[0].strip(): line.split() for line in lines}
     values = json.loads((pictures.parent / "froc.json").read_text())["rows"][0]
     overall = next(line for line in lines if line.split()[-9:-7] == ["2", "2"])
     expected = [f"{values[k]:.1f}" for k in ("sens@0.5", "sens@16", "mean_sens")]
     assert [overall.split()[i] for i in (-7, -2, -1)] == expected == ["50.0"] * 3
+
     low = next(line for line in lines if "95 % from" in line).split()
     assert low[-1] == f"{values['mean_sens_low']:.1f}"
     assert "some_test" in lines[0] and any("10-30" in key or "10 to 30" in key for key in rows)

@@ -110,11 +110,13 @@ def test_the_recorded_maps_are_those_of_the_forward_pass(weights):
     image = torch.rand(3, 50, 64, generator=generator) * 255
     recording = record_image(model, {"image": image, "height": 100, "width": 128})
     assert list(recording.attention) == LEVELS
+
     sizes = [tuple(values.shape) for values in recording.attention.values()]
     assert sizes == [(4, 4), (8, 8), (16, 16), (32, 32), (64, 64)]
     assert recording.image_size == (50, 64)
     assert recording.predictions.image_size == (100, 128)
     assert not recording.predictions.has("pred_masks")
+
     padded = torch.zeros(1, 3, 64, 64)
     padded[0, :, :50] = image / 127.5 - 1
     with torch.inference_mode():
@@ -125,6 +127,7 @@ def test_the_recorded_maps_are_those_of_the_forward_pass(weights):
         signal = gate.phi(p1).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
         expected = gate.psi((gate.theta(skip) + signal).relu())
     assert torch.allclose(recording.attention["p1"], expected[0, 0], atol=1e-5)
+
     exponents = logits[0].exp()
     assert torch.allclose(recording.foreground, (exponents[1] / exponents.sum(dim=0)), atol=1e-5)
 

@@ -69,14 +69,17 @@ def test_the_pseudo_labels_of_a_config_and_its_weights(hidden, weights, tmp_path
     }
     words = command(tmp_path, *flags, **changes)
     assert main(words) == 0
+
     lines = capsys.readouterr().out.splitlines()
     folder = tmp_path / "pseudo_labels" / "phantom_train"
     assert sorted(map(str, folder.iterdir())) == sorted(lines[1:]) and len(lines) == 4
     assert lines[-1] == str(folder / "contact_sheet.png")
+
     cfg = teacher_config(get_parser().parse_args(words))
     counts = PseudoLabelCounts()
     images = list(generate_pseudo_labels(cfg, hidden, counts))
     predictor = LesionPredictor(cfg)
+
     for image, record in zip(images, hidden, strict=True):
         found = predictor(record)["instances"]
         truth = [tuple(box) for box in truth_boxes(record)]

@@ -166,6 +166,7 @@ def test_the_recorded_weights_are_those_of_the_forward_pass(tiny_phantom, weight
     recording = record_slices(model, mapper, record)
     assert recording.stride == 4 and recording.interval == 2.0
     assert recording.channels == "mean of 32 channels"
+
     mean, std = (torch.tensor(cfg.MODEL[key])[:, None, None] for key in ("PIXEL_MEAN", "PIXEL_STD"))
     images = (mapper(record)["image"] - mean) / std
     with torch.inference_mode():
@@ -181,12 +182,14 @@ def test_the_recorded_weights_are_those_of_the_forward_pass(tiny_phantom, weight
     s /= s.max(axis=(2, 3), keepdims=True)
     np.testing.assert_allclose(recording.contextual, c.mean(axis=1), atol=1e-4)
     np.testing.assert_allclose(recording.spatial, s.mean(axis=1), atol=1e-4)
+
     one = record_slices(model, mapper, record, channel=31)
     assert one.channels == "channel 31"
     np.testing.assert_allclose(one.contextual, c[:, 31], atol=1e-4)
     np.testing.assert_allclose(one.spatial, s[:, 31], atol=1e-4)
     assert one.contextual.amax(dim=0).min() == 1 and one.spatial.amax(dim=(1, 2)).min() == 1
     assert np.ptp(c.mean(axis=1)) > 0.1 and np.ptp(s.mean(axis=1)) > 0.1
+
     low, high = mapper.hu_window
     middle = mapper(record)["image"][1::3] / 255 * (high - low) + low
     np.testing.assert_allclose(recording.slices.clip(low, high), middle, atol=1e-2)
@@ -421,6 +424,7 @@ def test_spatial_maps_share_a_scale():
     assert np.ptp(plain.reshape(-1, 3), axis=0).max() <= 1
     assert np.ptp(low.reshape(-1, 3), axis=0).max() <= 1
     assert plain[0, 0, 0] > low[0, 0, 0] + 50
+
     red = key[..., 0] - key[..., 1]  # not the yellow box
     y, x = np.argwhere(red == red.max()).mean(axis=0) / 9
     assert abs(y - 4 * 5.5) < 0.5 and abs(x - 4 * 9.5) < 0.5
@@ -428,6 +432,7 @@ def test_spatial_maps_share_a_scale():
     for tile in tiles:
         borders = [tile[: 4 * 9], tile[36 * 9 :], tile[:, : 10 * 9], tile[:, 58 * 9 :]]
         assert not np.any([np.ptp(border, axis=2).any() for border in borders])
+
     bars = [page[slices + 40 + 40 * 9 :, 8 + i * 548 :][:24, : 60 * 9] for i in range(3)]
     assert (bars[0] == bars[1]).all() and (bars[0] == bars[2]).all() and bars[0].any()
 

@@ -255,6 +255,7 @@ def test_labels_do_not_cover_lesions_and_stay_in_the_picture(box):
     ).get_image()
     texts = visualizer.output.ax.texts
     assert [text.get_text() for text in texts] == ["0.75", "0.50"]
+
     renderer = visualizer.output.canvas.get_renderer()
     for text in texts:
         area = text.get_bbox_patch().get_window_extent(renderer)
@@ -265,6 +266,7 @@ def test_labels_do_not_cover_lesions_and_stay_in_the_picture(box):
         overlap_x = min(x1, lesion[2]) - max(x0, lesion[0])
         overlap_y = min(y1, lesion[3]) - max(y0, lesion[1])
         assert min(overlap_x, overlap_y) <= 1
+
     inner = tuple(slice(box[i] * SCALE + 8, box[i + 2] * SCALE - 8) for i in (1, 0))
     assert (with_labels[inner] == 90).all()
 

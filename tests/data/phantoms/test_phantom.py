@@ -373,6 +373,7 @@ def test_a_blob_detector_fails(tmp_path):
         truth.setdefault(row["File_name"], []).append(numbers(row["Bounding_boxes"]))
     names = list(truth)[:18]
     assert len(names) == 18
+
     slices = [read_hu(tmp_path / "phantom", f"{n[:12]}/{n[13:]}") for n in names]
     boxes = [np.array(truth[n]) for n in names]
     for window, dark in (((-175, 275), False), ((-175, 275), True), ((-1024, 1050), False)):

@@ -63,6 +63,7 @@ def test_sets_without_them_are_those_from_before(plain):
         "02_01_043:5 03_01_300:4"
     )
     assert " ".join(map(":".join, found)) == expected
+
     # Their options are stored as before, so a set from before counts as complete.
     stored = json.loads((plain / "phantom.json").read_text())
     assert list(stored) == [

@@ -43,6 +43,7 @@ def test_volumes_are_their_definition(folder, task, index):
     volume_set = read_volume_set(folder / f"toy_{task}")
     volume = volume_set.volumes[index]
     assert volume.patient in volume_set.splits["train"] and volume.shape == SHAPE
+
     [lesion] = volume.lesions
     assert lesion.category == index
     x1, y1, z1, x2, y2, z2 = lesion.box
@@ -52,10 +53,12 @@ def test_volumes_are_their_definition(folder, task, index):
     for number, counts in lesion.masks.items():
         found[number] = coco_mask.decode({"size": list(SHAPE[1:]), "counts": counts})
     assert np.array_equal(found, mask)
+
     at = np.argwhere(mask)
     low, high = at.min(axis=0), at.max(axis=0)
     assert lesion.box == (low[2] - 0.5, low[1] - 0.5, low[0], high[2] + 0.5, high[1] + 0.5, high[0])
     assert low.min() >= 2 and (high < np.subtract(SHAPE, 2)).all()
+
     noise = read_voxels(folder / f"toy_{task}" / volume.image) / 10_000 - 0.2 * bright
     assert noise.min() >= -1e-4 and noise.max() <= 1 + 1e-4
     # 1/sqrt(12 n) off the mean at n voxels

@@ -149,6 +149,7 @@ def test_image_box_and_mask_of_a_patch_stay_together(record, warps):
     mapper = LesionDatasetMapper(_config(*opts), True)
     np.random.seed(1)
     places = set()
+
     for _ in range(12):
         mapped = mapper(record)
         assert mapped["image"].shape == (3, 40, 48)
@@ -184,12 +185,14 @@ def test_a_cut_lesion_is_kept_or_ignored_by_the_share_that_is_left():
         assert instances.has("is_region") == (classes == [-1])
         if classes:
             assert instances.gt_boxes.tensor[0].tolist() == [-0.5, 10, 20 - x0, 20]
+
     # Of 60 x 50 pixels the patch can show 30 x 40, and half of that is enough.
     large = {**BOX, "bbox": [2.0, 2.0, 62.0, 52.0]}
     for y0, classes in ((0, [0]), (31, [0]), (34, [-1])):
         cut = PatchTransform(20, y0, 30, 40, 64, 64)
         instances = transform_lesions([large], None, cut, (40, 30), min_share=0.5)
         assert instances.gt_classes.tolist() == classes, y0
+
     mask = np.zeros((64, 64), np.uint8)
     mask[11:20, 11:20] = 1
     other = {**BOX, "bbox": [22.0, 22.0, 30.0, 30.0]}
@@ -222,6 +225,7 @@ def test_hidden_lesions_of_a_patch_are_those_that_would_be_lesions_there(record)
     mapper = LesionDatasetMapper(_config(*opts), True)
     np.random.seed(0)
     numbers = set()
+
     for _ in range(20):
         mapped = mapper(record)
         matrix, visible = mapped["slice_to_image"], []

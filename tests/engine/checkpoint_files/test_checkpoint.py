@@ -118,16 +118,19 @@ def test_what_is_evaluated_or_resumed_is_not_adapted(tmp_path, kind):
         _dump({"blobs": {"conv1_w": _rgb_weight().numpy()}}, path)
     detector = _Detector(9)
     check_weights(path, detector)
+
     message = rf"{kind}: found weights for images of 3 slices .*, expected 9 .INPUT.CT.NUM_SLICES"
     with pytest.raises(ValueError, match=message):
         check_weights(path, detector, for_training=False)
     with pytest.raises(ValueError, match=message):
         load_trained(LesionCheckpointer(detector), path)
+
     trained = LesionCheckpointer(detector, other=_Detector(9))
     before = detector.conv1.weight.clone()
     with pytest.raises(ValueError, match=message):
         trained.load(path)
     assert torch.equal(detector.conv1.weight, before)
+
     trained.load(path, checkpointables=[])
     assert not torch.equal(detector.conv1.weight, before)
 

@@ -125,6 +125,7 @@ def test_a_program_a_compressed_file_and_one_that_asks_for_too_much_are_refused(
         parts.writestr("a/version", "3")
     with pytest.raises(RefusedFile, match="found a TorchScript program, expected weights"):
         read_file(path)
+
     nested = ()
     for _ in range(40):
         nested = (nested, nested)
@@ -134,10 +135,12 @@ def test_a_program_a_compressed_file_and_one_that_asks_for_too_much_are_refused(
         parts.writestr("a/version", "3")
     with pytest.raises(RefusedFile, match=r"found more than \d+ parts in a pickle of \d+ bytes"):
         read_file(path)
+
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as parts:
         parts.writestr("a/data/0", os.urandom(100) + bytes(50))
     with pytest.raises(ValueError, match="found a/data/0 compressed"):
         read_file(path)
+
     with zipfile.ZipFile(path, "w") as parts:
         parts.writestr("a/data/0", bytes(100))
         parts.getinfo("a/data/0").external_attr |= 0x10

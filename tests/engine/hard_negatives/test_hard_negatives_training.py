@@ -100,6 +100,7 @@ def test_the_first_batch_after_a_mining_has_the_new_instances_and_none_of_the_ol
     )
     trainer, recorder = build(args)
     trainer.train()
+
     for iteration, number in enumerate([0, 0, 1, 1, 2, 2]):
         assert len(recorder.batches[iteration]) == 4
         for _, classes, sample in recorder.batches[iteration]:
@@ -188,10 +189,12 @@ def test_a_model_without_masks_learns_from_the_set_that_is_mined(tiny_phantom, t
     trainer, recorder = build(args)
     trainer.train()
     assert not (tmp_path / "inference" / "phantom_train").exists()
+
     file = tmp_path / "inference" / "phantom_val" / "hard_negatives.json"
     entries = json.loads(file.read_text())
     assert entries and {"segmentation", "mask_iou"}.isdisjoint(entries[0])
     assert all(0 <= entry["box_iou"] <= 1 for entry in entries)
+
     numbers = Counter(entry["image_id"] for entry in entries)
     assert any(classes.count(1) for _, classes in recorder.names(1))
     for _, classes, sample in recorder.batches[1]:

@@ -99,15 +99,18 @@ def test_the_predictor_finds_what_the_model_finds(tiny_phantom, weights, tmp_pat
     instances = predictor(record)["instances"]
     assert json.dumps(record, default=str) == before
     assert instances.image_size == (64, 64) and len(instances) > 10
+
     sample = LesionDatasetMapper(cfg, False)(record)
     assert sample["image"].shape[1:] == (96, 96)
     with torch.no_grad():
         expected = load_model(cfg)([sample])[0]["instances"]
     assert torch.equal(instances.pred_boxes.tensor, expected.pred_boxes.tensor)
     assert torch.equal(instances.scores, expected.scores)
+
     # As the docstring's example.
     third = instances.scores[2].item()
     assert predictor.metadata.evaluator_type == "lesion"
+
     visualizer = LesionVisualizer(window_image(record), predictor.metadata)
     blank = visualizer.get_output().get_image().copy()
     visualizer.draw_outcome(match_outcome(record, instances.to("cpu"), score_threshold=third))

@@ -133,6 +133,7 @@ def test_detections_are_those_of_a_data_set(scan, name):
     predictor = _make_predictor(_MODELS[name]())
     found = sorted(detect_slices(predictor, scan), key=lambda d: d.slice_index)
     assert [d.slice_index for d in found] == list(range(DEPTH))
+
     number = num_masks = 0
     for detections, record in zip(found, DatasetCatalog.get(NAME), strict=True):
         expected = predictor(record)["instances"]

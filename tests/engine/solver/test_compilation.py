@@ -38,9 +38,11 @@ def test_what_is_compiled(monkeypatch, changes, expected):
     teacher = MeanTeacher(student)
     names = list(teacher.state_dict())
     compile_parts(teacher)
+
     assert list(teacher.state_dict()) == names
     assert [type(part).__name__ for part in compiled] == 2 * expected
     assert len(decoders) == (0 if changes else 2)  # a U-FPN's, beside its forward
+
     inside = {id(module) for module in teacher.teacher.modules()}
     assert [id(part) in inside for part in compiled] == [False] * 2 + [True] * 2
 

@@ -89,9 +89,11 @@ def test_the_numbers_are_those_of_the_same_boxes_linked_from_slices(tmp_path, re
         outputs.append(make_output(boxes, *columns))
     evaluator = VolumeEvaluator(NAME, tmp_path / "runs", link=None, **rules)
     results = run(evaluator, samples[::-1], outputs[::-1])
+
     for task, numbers in linked.items():
         assert 1 < numbers["sens@0.5"] < 99
         same(results[task], numbers)
+
     read = read_volume_detections(tmp_path / "runs" / "volumes.json")
     assert read.settings["linking"] is None
     assert sum(len(boxes.boxes) for boxes in read.boxes.values()) == len(content["detections"])
@@ -139,9 +141,11 @@ def test_runs_of_a_volume_are_joined_and_regions_excuse_detections(
     evaluator = VolumeEvaluator(NAME, tmp_path, link=None)
     results = run(evaluator, samples, outputs)["volume"]
     assert results["AP10"] == pytest.approx(100)
+
     content = json.loads((tmp_path / "volumes.json").read_text())
     assert [d["score"] for d in content["detections"]] == [0.9, 0.8, 0.5]
     assert content["detections"][1]["box3d"] == [60, 60, 30, 90, 90, 33]
+
     # Out of the region's slices it is an error.
     outputs[1].pred_boxes.tensor[1, [2, 5]] += 3
     assert run(evaluator, samples, outputs)["volume"]["AP10"] < 90

@@ -148,6 +148,7 @@ def test_all_criteria_against_written_out_loops(register, tmp_path, seed, inclus
     content = json.loads((tmp_path / "volumes.json").read_text(), parse_constant=pytest.fail)
     truth, found = slow_truth(dicts), content["detections"]
     assert list(results) == ["volume", "volume_iou", "volume_iobb"]
+
     precisions = []
     for task, text in zip(results, CRITERIA, strict=True):
         overlap, threshold = text.split("@")
@@ -159,9 +160,11 @@ def test_all_criteria_against_written_out_loops(register, tmp_path, seed, inclus
         np.testing.assert_allclose(values[1 : len(RATES) + 2], wanted)
     assert len(set(precisions)) > 1 and min(precisions) > 2 and max(precisions) < 98
     same(content["other_results"]["volume_iobb"], results["volume_iobb"])
+
     settings = content["settings"]
     assert settings["criteria"]["volume_iou"] == "iou@0.3"
     assert (settings["inclusive"], settings["average_precision"]) == (inclusive, method)
+
     # The order of the criteria moves numbers from task to task, and that is all.
     moved = VolumeEvaluator(NAME, link=link, **{**rules, "criteria": CRITERIA[::-1]})
     again = run(moved, dicts, outputs)

@@ -114,10 +114,12 @@ def test_the_truth_as_detections_is_perfect(register, tmp_path):
     results = run(make_evaluator(tmp_path), dicts, [truth_as_detections(d) for d in dicts])
     values = [v for v in results["volume"].values() if not math.isnan(v)]
     assert len(values) >= 9 and values == pytest.approx([100] * len(values))
+
     content = json.loads((tmp_path / "volumes.json").read_text())
     truth = true_boxes(dicts)
     by_box = sorted((key[0], box, number) for key, (box, number) in truth.items())
     found = sorted((d["volume"], d["box3d"], d["category_id"]) for d in content["detections"])
+
     assert found == by_box
     assert any(box[2] == box[5] for _, box, _ in by_box)  # a lesion on one slice is found too
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -156,6 +158,7 @@ def test_a_hole_in_z_makes_a_hit_and_an_error(register, tmp_path):
         outputs.append(make_instances([b for b, _ in found], [s for _, s in found]))
     results = run(make_evaluator(tmp_path), dicts, outputs)["volume"]
     found = json.loads((tmp_path / "volumes.json").read_text())["detections"]
+
     assert [(d["box3d"][2], d["box3d"][5], round(d["score"], 5)) for d in found] == [
         (11, 12, 0.9),
         (14, 15, 0.8),
@@ -164,6 +167,7 @@ def test_a_hole_in_z_makes_a_hit_and_an_error(register, tmp_path):
     # Hit, error, hit. The second part reaches a lesion, so that FROC does not count it as false.
     assert results["AP10"] == pytest.approx(100 * (51 + 50 * 2 / 3) / 101)
     assert results["sens@0.5"] == 100
+
     # Slices without a number between are no neighbors either.
     register([d for d in dicts if d["slice_index"] != 13], classes=("lesion",))
     kept = [(d, o) for d, o in zip(dicts, whole, strict=True) if d["slice_index"] != 13]
@@ -234,9 +238,11 @@ def test_missing_repeated_and_unknown_slices(register, caplog):
         same(run(evaluator, dicts + dicts[:4], outputs + outputs[4:8])["volume"], expected)
     assert "Dropped 4 repeated slices" in caplog.text and "no prediction" not in caplog.text
     same(run(evaluator, dicts[::-1], outputs[::-1])["volume"], expected)
+
     with caplog.at_level(logging.WARNING):
         part = run(evaluator, dicts[:-7], outputs[:-7])["volume"]
     assert "7 slices of made_up_volumes have no prediction" in caplog.text
+
     empty = [*outputs[:-7], *[make_instances([], [])] * 7]
     same(part, run(evaluator, dicts, empty)["volume"])
     evaluator.reset()

@@ -112,6 +112,7 @@ def test_the_rows_of_zlocha_have_the_limits_of_its_issue(monkeypatch, device):
     rows = list(retinanet.measure_zlocha(device, repeats=1))
     ratios = [row for row in rows if row.unit == "x"]
     title = f"Zlocha / RetinaNet, {device}: "
+
     assert {row.name.removeprefix(title): row.limit for row in ratios} == {
         "training step": 1.6,
         "inference": 1.1,
@@ -121,6 +122,7 @@ def test_the_rows_of_zlocha_have_the_limits_of_its_issue(monkeypatch, device):
         "memory of a calibrated inference": None,
     }
     assert all(row.measured > 0 for row in rows)
+
     times = [row for row in rows if row.unit == "ms"]
     assert len(times) == (3 if device == "cuda" else 0) and len(rows) == len(ratios) + len(times)
     assert ["41 ms on a GTX 1080" in row.note for row in times] == [False, True, True][: len(times)]
@@ -207,6 +209,7 @@ def test_a_step_of_the_mean_teacher_has_pseudo_labels_and_moves_the_teacher():
     cfg.MODEL.MASK_ON = False
     batch = bai.with_weak_views(inputs.random_batch(cfg), masks=False)
     assert not any(sample["instances"].has("gt_masks") for sample in batch)
+
     model = MeanTeacher(cfg, running.build_for_device(cfg)).train()
     number = bai.lower_score_threshold(model, batch)
     assert (
@@ -214,6 +217,7 @@ def test_a_step_of_the_mean_teacher_has_pseudo_labels_and_moves_the_teacher():
         == sum(map(len, model.generate_pseudo_labels(batch)))
         == bai.NUM_PSEUDO_LABELS * len(batch)
     )
+
     before = {name: value.clone() for name, value in model.teacher.named_parameters()}
     seen = []
     model.student.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -221,6 +225,7 @@ def test_a_step_of_the_mean_teacher_has_pseudo_labels_and_moves_the_teacher():
     [given] = seen
     added = [len(a["instances"]) - len(b["instances"]) for a, b in zip(given, batch, strict=True)]
     assert sum(added) == number
+
     students = dict(model.student.named_parameters())
     assert any(not students[name].equal(value) for name, value in before.items())
     for name, value in model.teacher.named_parameters():

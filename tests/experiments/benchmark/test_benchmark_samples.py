@@ -35,6 +35,7 @@ def test_samples_are_read_from_either_kind_of_file(tiny_phantom, tmp_path, monke
     monkeypatch.setattr(slices, "time_calls", _call_first)
     monkeypatch.setattr(slices, "load_deeplesion", lambda *args: load_deeplesion(*args)[:2])
     rows = {row.name: row for row in slices.measure_slices(tmp_path)}
+
     assert {os.path.basename(os.path.dirname(os.path.dirname(file))) for file in loaded} == {
         "Images_png",
         "Images_prepared",

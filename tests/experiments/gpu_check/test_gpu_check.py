@@ -143,6 +143,7 @@ def test_results_of_pytest(tmp_path, monkeypatch):
     monkeypatch.setattr(running_tests, "find_in_checkout", lambda name: tmp_path / name)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     found = running_tests.run_tests("cpu", tmp_path, 100.0)
+
     assert (found["passed"], found["failed"], found["skipped"]) == (1, 1, 1)
     assert not found["ok"] and found["error"] == ""
     assert found["failures"] == {"tests.gpu.test_made_up.test_bad": "assert 1 == 2"}

@@ -78,6 +78,7 @@ def test_scans_of_several_multi_frame_images(tmp_path, parts):
             write_multi_frame(tmp_path / "ct" / f"part_{number}.dcm", axial, heights[number], uids)
     scan = read_scan(tmp_path / "ct")
     assert len(scan.volume) == 9
+
     write_segmentation(tmp_path / "seg.dcm", scan, findings_of(scan))
     check_with_dciodvfy(tmp_path / "seg.dcm")
     frames = stored_frames(tmp_path / "ct")
@@ -89,6 +90,7 @@ def test_scans_of_several_multi_frame_images(tmp_path, parts):
         key = source.ReferencedSOPInstanceUID, source.get("ReferencedFrameNumber", 1)
         assert np.array_equal(pixels, expected.pop(key))
     assert not expected
+
     references = segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence
     assert {one.ReferencedSOPInstanceUID for one in references} == {uid for uid, _ in frames}
 
@@ -97,17 +99,20 @@ def test_it_is_valid_and_tracked(layout, segmentation, report):
     _, folder, *_ = layout
     dataset, file = segmentation
     check_with_dciodvfy(file)
+
     source = pydicom.dcmread(next(folder.iterdir()))
     for keyword in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "StudyDate"):
         assert dataset[keyword].value == source[keyword].value
     assert str(dataset.PatientName.ideographic) == "山田^太郎"
     assert dataset.SegmentationType == "BINARY" and dataset.Modality == "SEG"
+
     (number,) = dataset.segment_numbers
     segment = dataset.get_segment_description(number)
     assert segment.SegmentLabel == "Finding 1: liver"
     assert segment.algorithm_type.value == "AUTOMATIC"
     assert segment.algorithm_identification.name == "lesion_d2"
     assert segment.algorithm_identification.version == "0.1.0"
+
     (group,) = report[0].content.get_volumetric_roi_measurement_groups()
     assert (segment.tracking_id, segment.tracking_uid) == (
         group.tracking_identifier,
@@ -128,9 +133,11 @@ def test_findings_that_overlap_keep_their_masks(layout, tmp_path, monkeypatch):
     findings = replace(findings, findings=(finding, boxed, third))
     write_segmentation(tmp_path / "seg.dcm", scan, findings)
     check_with_dciodvfy(tmp_path / "seg.dcm")
+
     dataset = hd.seg.segread(tmp_path / "seg.dcm")
     assert dataset.SegmentsOverlap == "YES"
     labels = [segment.SegmentLabel for segment in dataset.SegmentSequence]
+
     assert labels == ["Finding 1: liver", "Finding 3: lung"]
     for number, entries in ((1, finding.slices), (2, moved)):
         found = {}
@@ -144,6 +151,7 @@ def test_findings_that_overlap_keep_their_masks(layout, tmp_path, monkeypatch):
             height = scan.to_patient([[0, 0, entry.slice_index]])[0, 2]
             expected = scan.to_source_slice(decode_mask(entry.mask))
             assert np.array_equal(found[round(float(height), 2)], expected)
+
     monkeypatch.setattr(segmentation_module, "_MAX_PIXELS", 1000)
     with pytest.raises(ValueError, match=r"found 2 findings on \d+ slices that overlap"):
         write_segmentation(tmp_path / "seg.dcm", scan, findings)

@@ -74,6 +74,7 @@ def test_the_region_is_what_is_bright_in_the_stored_frames(layout, report):
     expected = {key: pixels for key, (pixels, _) in frames.items() if pixels.any()}
     y, x = np.indices(SHAPE) + 0.5  # centers of pixels, as reports count
     centers = np.column_stack([x.ravel(), y.ravel()])
+
     for region in group.roi:
         source = region.ContentSequence[0]
         numbers = source.referenced_frame_numbers
@@ -124,6 +125,7 @@ def test_who_made_it_and_of_whom(layout, report):
     _, folder, scan, _ = layout
     dataset, file = report
     source = pydicom.dcmread(next(folder.iterdir()))
+
     for keyword in (
         *("PatientID", "PatientBirthDate", "PatientSex", "PatientAge", "StudyInstanceUID"),
         *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "StudyDescription"),
@@ -136,9 +138,11 @@ def test_who_made_it_and_of_whom(layout, report):
     assert (dataset.VerificationFlag, dataset.PreliminaryFlag) == ("UNVERIFIED", "PRELIMINARY")
     assert "VerifyingObserverSequence" not in dataset
     assert dataset.SeriesDescription == "lesion_d2 findings, not a diagnosis"
+
     (context,) = dataset.content.get_observer_contexts()
     assert context.observer_type == codes.DCM.Device
     assert context.observer_identifying_attributes.name == "lesion_d2"
+
     said = dataset.to_json()
     assert "0.1.0" in said and "weights=model_best.pth" in said and "score_threshold=0.4" in said
     # The evidence is all images that were looked at, and nothing else.
@@ -152,11 +156,13 @@ def test_boxes_are_marked_as_an_estimate(tmp_path):
     findings = findings_of(scan, with_masks=False, category="lesion " * 20 + "\\")
     write_structured_report(tmp_path / "sr.dcm", scan, findings)
     check_with_dciodvfy(tmp_path / "sr.dcm")
+
     dataset = hd.sr.srread(tmp_path / "sr.dcm")
     (group,) = dataset.content.get_volumetric_roi_measurement_groups()
     values = values_of(group)
     assert values["Volume"] == (findings.findings[0].volume_mm3, "mm3", "BOX")
     assert values["Long axis"][2] == "BOX" and group.finding_sites == []
+
     frames = stored_frames(tmp_path / "ct")
     for region in group.roi:
         pixels, _ = frames[region.ContentSequence[0].referenced_sop_instance_uid, 1]
@@ -228,6 +234,7 @@ def test_missing_and_invalid_attributes(tmp_path):
     findings = findings_of(scan)
     write_structured_report(tmp_path / "sr.dcm", scan, findings)
     check_with_dciodvfy(tmp_path / "sr.dcm")
+
     dataset = pydicom.dcmread(tmp_path / "sr.dcm")
     assert dataset.PatientID == "" and dataset.StudyInstanceUID == scan.headers[0].StudyInstanceUID
     for header in scan.headers:  # what scanners and archives write that DICOM does not allow
@@ -240,6 +247,7 @@ def test_missing_and_invalid_attributes(tmp_path):
         warnings.simplefilter("error", UserWarning)  # nobody needs pydicom's on each value
         write_structured_report(tmp_path / "sr.dcm", scan, findings)
     dataset = pydicom.dcmread(tmp_path / "sr.dcm")
+
     with pytest.warns(UserWarning, match="exceeds the maximum length of 64"):
         assert dataset.PatientID == "7" * 80  # archives go by it
     assert dataset.StudyDate == "" and dataset.PatientSex == "" and "PatientAge" not in dataset
@@ -257,6 +265,7 @@ def test_what_no_report_can_be_made_of(layout, tmp_path):
         write_structured_report(
             tmp_path / "sr.dcm", replace(scan, headers=None, format="nifti"), findings
         )
+
     header = pydicom.Dataset()
     header.update(scan.headers[0])
     del header.StudyInstanceUID
@@ -264,6 +273,7 @@ def test_what_no_report_can_be_made_of(layout, tmp_path):
         write_structured_report(
             tmp_path / "sr.dcm", replace(scan, headers=(header, *scan.headers[1:])), findings
         )
+
     uid = scan.headers[1].SOPInstanceUID
     header.update(scan.headers[0])
     header.SOPInstanceUID = uid

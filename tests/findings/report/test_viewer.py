@@ -66,6 +66,7 @@ def test_wheel_and_keys_change_the_slice(viewer, small_scan):
     wheel.scroll_from_origin(origin, 0, 120).perform()
     viewer.wait_for_slice(9)
     assert (viewer.canvas("#image")[..., 0] == gray(small_scan.volume[9], -160, 240)).all()
+
     wheel.scroll_from_origin(origin, 0, -120).perform()
     viewer.wait_for_slice(8)
     steps = [
@@ -110,6 +111,7 @@ def test_finding_is_drawn_where_the_json_says(viewer):
     viewer.wait_for_slice(3)
     row = viewer.driver.find_element(By.CSS_SELECTOR, '[data-finding="2"]')
     assert row.get_attribute("aria-current") == "true"
+
     for layer in ("masks", "diameters"):
         viewer.by_id(f"layer-{layer}").click()
     x1, y1, x2, y2 = viewer.script(
@@ -122,10 +124,12 @@ def test_finding_is_drawn_where_the_json_says(viewer):
     drawn = has_color(viewer.canvas("#overlay"), SELECTED)
     across = np.flatnonzero(drawn[round(top + (bottom - top) / 3)]) + 0.5
     down = np.flatnonzero(drawn[:, round(left + (right - left) / 1.5)]) + 0.5
+
     for found, edges in ((across, (left, right)), (down, (top, bottom))):
         middle = sum(edges) / 2
         assert found[found < middle].mean() == pytest.approx(edges[0], abs=0.8)
         assert found[found > middle].mean() == pytest.approx(edges[1], abs=0.8)
+
     viewer.by_id("layer-boxes").click()
     viewer.wait(lambda: not has_color(viewer.canvas("#overlay"), SELECTED).any())
 
@@ -141,6 +145,7 @@ def test_mask_and_diameters_are_drawn(viewer, small_findings):
         columns, lines = expected_on_overlay(viewer, np.column_stack([x, y])).astype(int).T
         filled = overlay[lines, columns, 3] > 20
         assert filled.mean() == is_filled
+
     viewer.press("m", "d")
     viewer.wait(lambda: viewer.by_id("layer-diameters").is_selected())
     viewer.wait(lambda: not viewer.by_id("layer-masks").is_selected())
@@ -256,6 +261,7 @@ def test_policy_stops_what_is_put_in(chromium, report_file):
         document.body.append(style, script);
         """
     )
+
     assert sorted(stopped) == ["connect-src", "img-src", "script-src-elem", "style-src-elem"]
     assert chromium.title != "run"
     chromium.get_log("browser")  # the browser tells that it stopped them

@@ -45,6 +45,7 @@ def test_features_are_torchvisions_dense_blocks(blocks):
     ours = build_densenet_backbone(cfg, ShapeSpec(channels=3)).eval()
     assert ours.features.denseblock1.denselayer1.memory_efficient == (blocks > 2)
     assert not ours.load_state_dict(theirs.state_dict(), strict=False).missing_keys
+
     seen = []
     for i in range(1, blocks + 1):
         block = theirs.features.get_submodule(f"denseblock{i}")

@@ -130,6 +130,7 @@ def test_p2_at_which_no_head_looks_is_left_to_the_decoder():
     p0.square().sum().backward()
     trained = [parameter for parameter in backbone.parameters() if parameter.grad is not None]
     assert backbone.fpn_output2.weight in set(trained)
+
     gradients = [parameter.grad for parameter in trained]
     backbone.zero_grad()
     backbone.leave_out_p2()
@@ -138,11 +139,13 @@ def test_p2_at_which_no_head_looks_is_left_to_the_decoder():
         conv.register_forward_hook(lambda module, *_: calls.append(module))
     others = backbone(images)
     assert calls == [] and "p2" not in others
+
     for level in ("p3", "p4", "p5"):
         torch.testing.assert_close(others[level], features[level], rtol=0, atol=0)
     # The two convolutions as one are the same function of the same parameters.
     found = backbone.decode(images, others)
     torch.testing.assert_close(found, p0)
+
     found.square().sum().backward()
     for parameter, gradient in zip(trained, gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)

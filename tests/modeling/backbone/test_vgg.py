@@ -58,6 +58,7 @@ def test_without_the_last_poolings_c5_is_relu5_3_at_stride_8():
     shapes = ours.output_shape()
     assert [shape.stride for shape in shapes.values()] == [2, 4, 8, 8, 8]
     assert [shape.channels for shape in shapes.values()] == [8, 16, 32, 64, 64]
+
     pooled = VGG(16, width=8)
     assert list(pooled.state_dict()) == list(ours.state_dict())  # torchvision's names
     pooled.load_state_dict(ours.state_dict())
@@ -69,6 +70,7 @@ def test_without_the_last_poolings_c5_is_relu5_3_at_stride_8():
         x = layer(x)
         relus += isinstance(layer, nn.ReLU)
     assert relus == 13
+
     features = ours(images)["c5"]
     assert features.shape == (1, 64, 8, 12)
     torch.testing.assert_close(features, x)

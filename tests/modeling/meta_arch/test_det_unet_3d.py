@@ -59,6 +59,7 @@ def test_it_learns_two_volumes_by_heart_and_empty_ones_train():
             optimizer.zero_grad()
             losses["loss_seg"].backward()
             optimizer.step()
+
     assert set(losses) == {"loss_seg"} and torch.isfinite(losses["loss_seg"])
     for output, sample in zip(detect(model, batch), batch, strict=True):
         truth = sample["instances"]

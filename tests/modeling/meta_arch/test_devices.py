@@ -114,6 +114,7 @@ def test_waits_are_found():
         torch.zeros(2).to(GPU)
         there.nonzero()
     found = sorted(at.split()[0] for at in devices.waits.elements())
+
     assert found == sorted(
         ["item", "__getitem__", "__bool__", "cpu", "to", "new_tensor", "tensor", "to", "nonzero"]
     )

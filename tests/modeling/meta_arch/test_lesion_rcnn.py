@@ -93,11 +93,13 @@ def test_the_segmentation_loss_of_u_faster_rcnn_plus_comes_beside_the_others(is_
         torch.manual_seed(3)
         plain = model(batch)
     assert "loss_mask" not in losses and not hasattr(model.roi_heads, "mask_head")
+
     labels = torch.zeros(2, 64, 64, dtype=torch.int64)
     for mask, category in zip(batch[0]["instances"].gt_masks.tensor, [0, 1], strict=True):
         labels[0][mask] = 1 if is_agnostic else category + 1
     torch.testing.assert_close(losses.pop("loss_seg"), 0.5 * segmentation_loss(seen[0], labels))
     assert losses.keys() == plain.keys() and len(seen) == 1
+
     for name, loss in losses.items():
         torch.testing.assert_close(loss, plain[name])
 

@@ -77,6 +77,7 @@ def test_thin_patches_odd_sizes_and_patches_without_a_lesion(sizes):
     losses = losses_of(model, batch)
     names = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask", "loss_seg"}
     assert set(losses) == names
+
     nothing = losses_of(model, batch[1:])
     assert nothing.keys() == losses.keys()
     for each in (losses, nothing):  # each has all gradients, as several processes want it

@@ -315,6 +315,7 @@ def test_the_teacher_is_the_moving_average_of_parameters_and_buffers():
             {k: v.double().numpy().copy() for k, v in model.student.state_dict().items()}
         )
         model.update_teacher()
+
     for name, value in model.teacher.state_dict().items():
         if name == "norm.num_batches_tracked":
             assert value == steps
@@ -340,6 +341,7 @@ def test_detections_come_to_where_the_mapper_puts_lesions(tiny_phantom, borders)
     mapper = LesionDatasetMapper(cfg, True)
     np.random.seed(3)
     sizes, num_found = set(), 0
+
     for image in DatasetCatalog.get("phantom_train") * 2:
         hidden = image["annotations"]
         sample = mapper({**image, "annotations": [], "hidden_annotations": hidden})

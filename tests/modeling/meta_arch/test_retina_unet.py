@@ -173,6 +173,7 @@ def test_p2_is_not_computed_at_inference_where_no_head_looks_at_it(pytestconfig)
         model.predict_masks = False
         plain = model([_sample([])])[0]["instances"]
     assert calls == [] and torch.equal(masked.scores, plain.scores)
+
     losses = _losses(model.train(), [_sample([[20, 20, 60, 60]])])
     sum(losses.values()).backward()
     assert backbone.fpn_output2.weight.grad.abs().max() > 0
@@ -274,6 +275,7 @@ def test_calibration_changes_scores_and_their_order_and_nothing_else(pytestconfi
     assert len(found) == len(plain) > 20
     assert not found.has("pred_masks")
     assert (found.scores.diff() <= 0).all()
+
     agreement = mask_agreement(
         plain.pred_boxes.tensor, plain.pred_classes, mask[0, 1:] > 5, margin=5.0
     )

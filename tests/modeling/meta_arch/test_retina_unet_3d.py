@@ -68,6 +68,7 @@ def test_mirrored_volumes_that_were_learned_by_heart_have_an_ap_of_100(learned):
     model, batch = learned
     samples = [_mirrored(sample, axes) for axes in MIRRORS for sample in batch]
     found = detect(model, samples)
+
     for category in range(2):
         detections = [x[x.pred_classes == category] for x in found]
         truth = [x["instances"][x["instances"].gt_classes == category] for x in samples]
@@ -154,6 +155,7 @@ def test_a_cell_of_the_head_stands_for_the_anchor_there(level):
     expected += [x + width / 2, y + height / 2, z + depth / 2]
     low, high = [-0.5] * 3, [39.5, 39.5, 7.5]
     expected = torch.tensor(expected).clamp(torch.tensor(low * 2), torch.tensor(high * 2))
+
     torch.testing.assert_close(found.pred_boxes.tensor, expected[None])
     assert found.pred_classes.tolist() == [category] and found.image_size == SIZE
     assert found.scores.item() == pytest.approx(1 / (1 + math.exp(-5) + math.exp(-14)), rel=1e-4)
@@ -173,6 +175,7 @@ def test_labels_of_anchors_against_a_loop():
     rows = [row for level in anchors for row in level.tensor.tolist()]
     ious = [[slow_iou(row, box) for box in BOXES] for row in rows]
     best = [max(column) for column in zip(*ious, strict=True)]
+
     assert len(labels) == len(boxes) == len(rows) == 2 * (4 * 5 * 5 + 2 * 3 * 3)
     for row, of_row, label, box in zip(rows, ious, labels.tolist(), boxes.tolist(), strict=True):
         closest = max(range(2), key=of_row.__getitem__)
@@ -223,6 +226,7 @@ def test_nndetections_matching_and_losses(pytestconfig):
     found = losses_of(model, batch)
     sum(found.values()).backward()
     assert all(torch.isfinite(x.grad).all() for x in model.parameters())
+
     anchors, pred_logits, (labels, of_empty), deltas, (boxes, _) = seen["args"]
     positive = labels < 2
     matches, is_match = model.atss(
@@ -230,6 +234,7 @@ def test_nndetections_matching_and_losses(pytestconfig):
     )
     assert torch.equal(positive, is_match == 1) and (of_empty == 2).all()
     assert set(matches[positive].tolist()) == {0, 1} and pred_logits[0].shape[-1] == 2
+
     every = Boxes3D.cat(anchors).tensor[positive]
     moved = model.box2box_transform.apply_deltas(torch.cat(deltas, dim=1)[0][positive], every)
     giou = pairwise_giou(Boxes3D(moved.detach()), Boxes3D(boxes[positive])).diagonal()

@@ -124,6 +124,7 @@ def test_shem_losses_of_the_rpn_are_written_out():
         true = rpn.box2box_transform.get_deltas(Boxes.cat(_ANCHORS).tensor, boxes[n])
         distances = [(all_deltas[r] - true[r]).abs().mean().item() for r in positives]
         regression.append(sum(distances) / max(1, len(distances)))
+
     assert regression[1] == 0 and regression[0] > 0
     assert losses["loss_rpn_cls"].item() == pytest.approx(sum(classification) / 4, rel=1e-5)
     assert losses["loss_rpn_loc"].item() == pytest.approx(sum(regression) / 4, rel=1e-5)

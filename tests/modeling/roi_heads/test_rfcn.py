@@ -48,6 +48,7 @@ def test_each_image_is_pooled_by_the_same_score_maps_side_by_side():
         pooled = pooler([features], [Boxes(b) for b in boxes])
     assert pooled.shape == (5, 3 * 2, 3, 3)
     assert pooler.output_shape == ShapeSpec(channels=6, height=3, width=3)
+
     weight = pooler.score_maps.weight[:, :, 0, 0].detach().numpy()
     regions = [(n, box) for n in range(2) for box in boxes[n]]
     for found, (n, box) in zip(pooled, regions, strict=True):

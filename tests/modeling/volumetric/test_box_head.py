@@ -42,6 +42,7 @@ def test_on_images_detections_are_detectron2s_to_the_bit(by_class, most):
     valid = torch.ones(90, dtype=torch.bool)
     valid[[3, 5]] = False
     expected, places = fast_rcnn_inference_single_image(boxes, scores, (32, 36), 0.2, 0.3, most)
+
     assert len(found) == len(expected) > 5
     assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
     assert torch.equal(found.scores, expected.scores)

@@ -40,6 +40,7 @@ def test_levels_have_the_strides_of_the_config(strides, expected):
     cfg = volumetric_config("MODEL.VOLUMETRIC.STRIDES", strides)
     size = [2 * s for s in expected[-1]]
     images = torch.randn(1, 1, *size)
+
     for build in (build_resnet_fpn_3d_backbone, build_resnet_unet_fpn_3d_backbone):
         backbone = build(cfg, _shape()).eval()
         shapes = backbone.output_shape()
@@ -54,6 +55,7 @@ def test_levels_have_the_strides_of_the_config(strides, expected):
             sides = tuple(n // s for n, s in zip(size, shape.strides, strict=True))
             assert features[name].shape == (1, 6, *sides), name
     assert set(features) == {"c1", "p2", "p3", "p4", "p5"}
+
     with torch.no_grad():
         assert backbone.decode(images, features).shape == (1, 3, *size)
     assert backbone.decoder_shape == VolumeShape(channels=3, stride=1, strides=(1, 1, 1))

@@ -39,6 +39,7 @@ def test_without_weights_between_slices_it_is_detectron2s_on_each_slice():
     head.load_state_dict(state)
     levels = [torch.randn(2, 4, 3, 6, 5), torch.randn(2, 4, 2, 3, 3)]
     logits, deltas = head(levels)
+
     for i, level in enumerate(levels):
         for z in range(level.shape[2]):
             wanted_logits, wanted_deltas = (x[0] for x in flat([level[:, :, z]]))

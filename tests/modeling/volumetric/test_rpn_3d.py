@@ -56,6 +56,7 @@ def test_predictions_are_put_into_the_order_of_the_anchors():
     features = {"p2": torch.zeros(1, 4, 3, 3, 5), "p3": torch.zeros(1, 4, 2, 2, 3)}
     [proposals], _ = rpn(ImageList(torch.zeros(1, 1, *size), [size]), features)
     strides = {10.0: (1, 4, 4), 18.0: (2, 8, 8)}
+
     for size_, (sz, sy, sx) in strides.items():
         for ratio, number in ((0.7, 0), (1.4, 1)):
             width = (size_**2 / ratio) ** 0.5

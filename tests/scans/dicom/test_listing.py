@@ -38,6 +38,7 @@ def test_a_folder_of_many_series_and_other_files(tmp_path):
     (top / "notes.bin").write_bytes(b"nothing")
     (top / ".hidden.dcm").write_bytes(mr[0].read_bytes())
     found = find_scans([top])
+
     assert [c.name.rpartition("_")[0] for c in found.candidates] == [
         "patients_9",
         "patients_10",
@@ -53,6 +54,7 @@ def test_a_folder_of_many_series_and_other_files(tmp_path):
     assert "notes.bin: found other files, expected DICOM, NIfTI" in found.left_out[1]
     with pytest.raises(ValueError, match=r"patients: found 3 scans, expected one: patients_9_"):
         read_scan(top)
+
     chosen = found.candidates[1]
     for series in (chosen.series_uid, chosen.name):
         assert (read_scan(top, series=series).volume == volumes[1]).all()
@@ -212,9 +214,11 @@ def test_damaged_and_oversized_archives_are_left_out(tmp_path, monkeypatch):
     archive = tmp_path / "a.zip"
     archive.write_bytes(b"PK nothing")
     assert "found a damaged zip archive" in left_out(archive)
+
     with zipfile.ZipFile(archive, "w") as opened:
         opened.writestr("a.txt", "text")
     assert "found no DICOM file in it" in left_out(archive)
+
     files = write_series(tmp_path / "ct", make_volume())
     zip_of(tmp_path / "ct", archive)
     data = bytearray(archive.read_bytes())
@@ -228,6 +232,7 @@ def test_damaged_and_oversized_archives_are_left_out(tmp_path, monkeypatch):
             found.candidates[0].read()
         lines.append(str(error.value))
     assert f"{archive}/any/name/0004.dcm" in lines[0] and "\n" not in lines[0]
+
     monkeypatch.setattr("lesion_d2.scans.stored._MAX_MEMBER", 500)
     assert "bytes, expected at most 500" in left_out(archive)
     monkeypatch.setattr("lesion_d2.scans.stored._MAX_MEMBERS", 5)
