@@ -1,6 +1,6 @@
 """docs/extending.md, followed word for word: a backbone, a data set and an augmentation."""
 
-from lesion_d2.engine.checks.dicts import check_dicts
+from lesion_d2.data.dict_rules import check_dicts
 
 import pytest
 import torch
