@@ -162,8 +162,8 @@ def resnet_50_file(quick_weights, tmp_path_factory):
     ("depth", "changes", "message"),
     [
         (50, {"STRIDE_IN_1X1": True}, "expected MODEL.RESNETS.STRIDE_IN_1X1 False"),
-        (50, {"NORM": "GN"}, "expected a batch normalization .* MODEL.RESNETS.NORM FrozenBN"),
-        (50, {"NORM": ""}, "expected a batch normalization"),
+        (50, {"NORM": "GN"}, "expected batch normalization, such as MODEL.RESNETS.NORM FrozenBN"),
+        (50, {"NORM": ""}, "expected batch normalization"),
         (101, {}, r"other blocks: res4.10.conv1.norm.bias is only in the model, and \d+ others"),
         (50, {"RES2_OUT_CHANNELS": 128}, r"of shape .* expected .*\(MODEL.RESNETS\)"),
         (18, {}, r"other blocks: res2\..* is only in the file"),
