@@ -61,7 +61,7 @@ def load_records(dataset: str, options: DatasetOptions = WHOLE_SET) -> list[dict
         )
     records = read_dataset(dataset, options)
     if not records:
-        raise ValueError(f"data set {dataset!r} has no images")
+        raise ValueError(f"data set {dataset!r}: found no images, expected at least one")
     for image in records:
         for annotation in image.get("annotations", ()):
             for problem in old_key_problems(annotation):
@@ -124,7 +124,9 @@ def _join(
     if filter_empty:
         dicts = filter_images_with_only_crowd_annotations(dicts)
     if not dicts:
-        raise ValueError(f"DATASETS.{kind}: found no image in {', '.join(names)}, expected some")
+        raise ValueError(
+            f"DATASETS.{kind}: found no image in {', '.join(names)}, expected at least one"
+        )
     classes = MetadataCatalog.get(names[0]).get("thing_classes")
     if classes is not None:
         check_metadata_consistency("thing_classes", names)

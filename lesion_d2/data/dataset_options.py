@@ -99,17 +99,20 @@ class DatasetOptions:
             name: name of the data set.
         """
         can = MetadataCatalog.get(name).get
-        whole, layout = f"{name}: found a data set that is read as a whole", "DeepLesion's layout"
+        whole, layout = (
+            f"{name}: found a data set that can only be read completely",
+            "DeepLesion's layout",
+        )
         if self.allow_missing and not can("can_miss_images"):
-            yield "ALLOW_MISSING", f"{whole}, expected one in {layout} to leave missing images out"
+            yield "ALLOW_MISSING", f"{whole}, expected one in {layout} for this option"
         if self.prepared_slices and not can("can_be_prepared"):
-            found = f"{name}: found a data set without a folder Images_png"
-            yield "PREPARED_SLICES", f"{found}, expected one in {layout} to read prepared slices"
+            found = f"{name}: found a data set without Images_png"
+            yield "PREPARED_SLICES", f"{found}, expected one in {layout} for prepared slices"
         if not 0 <= self.hidden_share < 1:
-            found = f"{name}: found a hidden share of {self.hidden_share}"
-            yield "MISSING_ANNOTATION_RATIO", f"{found}, expected one in [0, 1)"
+            found = f"{name}: found {self.hidden_share}"
+            yield "MISSING_ANNOTATION_RATIO", f"{found}, expected a ratio in [0, 1)"
         if self.excluded.volumes and not can("can_exclude_volumes"):
-            expected = f"expected one in {layout} or of volumes to leave series out"
+            expected = f"expected one in {layout}, or a volume set, for this option"
             yield "EXCLUDED_VOLUMES", f"{whole}, {expected}"
 
 
@@ -200,14 +203,14 @@ def exclude_series(name: str, dicts: list[dict], excluded: ExcludedSeries) -> li
     if not left:
         raise ValueError(
             f"{name}: found all {len(dicts)} images in series of the excluded volumes ({source}), "
-            "expected some in others"
+            "expected images of other series"
         )
     left_out = {_part_of(image) for image in dicts if _series_of(image) in series}
     others = left_out - excluded.parts
     logger.info(
-        f"{name}: {len(dicts) - len(left)} of {len(dicts)} images are left out, all of "
+        f"{name}: {len(dicts) - len(left)} of {len(dicts)} images are left out, from "
         f"{len({of_series for of_series, _ in left_out})} series of excluded volumes ({source}): "
-        f"{len(left_out)} sub-volumes, {len(others)} of them other slices of these series"
+        f"{len(left_out)} sub-volumes, {len(others)} of them with other slices of these series"
     )
     return left
 

@@ -76,7 +76,7 @@ def image_problems(image: Mapping) -> Iterator[str]:
     if slice_range is not None and not are_numbers(slice_range, 2):
         yield (
             f"found slice_range {short_repr(slice_range)}, expected the first and last "
-            f"slice, or None"
+            "slice, or None"
         )
     yield from _bad_names(image, _NAMES)
 
@@ -94,7 +94,7 @@ def annotation_problems(annotation: Mapping) -> Iterator[str]:
 def old_key_problems(annotation: Mapping) -> Iterator[str]:
     """Yield an error if an annotation has an old key, whose value would be ignored."""
     if "lesion" in annotation and "lesion_id" not in annotation:
-        yield "found the key 'lesion', expected 'lesion_id', its name from version 0.1 on"
+        yield "found the key 'lesion', expected 'lesion_id', its name since version 0.1"
 
 
 def number_problems(annotation: Mapping, keys: Sequence[str]) -> Iterator[str]:

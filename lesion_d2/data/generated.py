@@ -93,14 +93,14 @@ def _holds_these(root: Path, kind: str, options: Any, overwrite: bool) -> bool:
         found = {**defaults, **read_json(root / f"{kind}.json", "options")}
     except (OSError, TypeError, ValueError):  # TypeError: JSON, but not an object
         raise FileExistsError(
-            f"{root} exists and is no {kind} data set (no readable {kind}.json): choose another "
-            "folder, or remove it"
+            f"{root}: found something other than a {kind} data set (no readable {kind}.json); "
+            "choose another folder, or remove it"
         ) from None
     if found != wanted and not overwrite:
         keys = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
         text = ", ".join(f"{k} {found.get(k)} instead of {wanted.get(k)}" for k in keys)
         raise FileExistsError(
-            f"{root} holds a {kind} data set with other settings ({text}): choose another folder, "
+            f"{root}: found a {kind} data set with other options ({text}); choose another folder, "
             "or pass --overwrite (overwrite=True) to replace it"
         )
     return found == wanted and not overwrite

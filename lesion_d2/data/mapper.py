@@ -130,8 +130,8 @@ class LesionDatasetMapper:
         ct = cfg.INPUT.CT
         if len(cfg.MODEL.PIXEL_MEAN) != ct.NUM_SLICES or len(cfg.MODEL.PIXEL_STD) != ct.NUM_SLICES:
             raise ValueError(
-                f"MODEL.PIXEL_MEAN has {len(cfg.MODEL.PIXEL_MEAN)} values and PIXEL_STD "
-                f"{len(cfg.MODEL.PIXEL_STD)}; expected {ct.NUM_SLICES} (INPUT.CT.NUM_SLICES)"
+                f"MODEL.PIXEL_MEAN, PIXEL_STD: found {len(cfg.MODEL.PIXEL_MEAN)} and "
+                f"{len(cfg.MODEL.PIXEL_STD)} values, expected {ct.NUM_SLICES} (INPUT.CT.NUM_SLICES)"
             )
         with_masks = with_masks or (is_train and trains_on_masks(cfg))
         return {
@@ -210,7 +210,7 @@ class LesionDatasetMapper:
         if spacing is not None and not all(map(is_spacing, spacing)):
             raise ValueError(
                 f"{dataset_dict['file_name']}: found spacing {spacing}, "
-                f"expected for x, y and z {EXPECTED_SPACING}"
+                f"expected x, y and z, each {EXPECTED_SPACING}"
             )
         negatives: list[dict] = []
         if self.is_train:
@@ -333,7 +333,7 @@ class LesionDatasetMapper:
         if self._num_fallbacks.bit_length() > before.bit_length():
             logger.info(
                 f"GrabCut fell back to the ellipse for {self._num_fallbacks} of {self._num_masks} "
-                "masks of this loader process"
+                "masks in this loader process"
             )
 
 

@@ -86,7 +86,7 @@ def make_pools(
     filled = [i for i, found in enumerate(classes) if found]
     empty = [i for i, found in enumerate(classes) if not found]
     if not filled:
-        raise ValueError(f"found no lesion in {len(images)} images, expected some to balance")
+        raise ValueError(f"found no lesion in {len(images)} images, expected at least one")
     pools, counts = [filled], [len(filled)]
     if class_balance:
         names = sorted(set().union(*classes))
@@ -99,8 +99,8 @@ def make_pools(
         num_empty = max(num_empty, int(empty_share > 0))
     if num_empty and not empty:
         raise ValueError(
-            f"found a lesion in all {len(images)} images, expected some without for a share of "
-            f"{empty_share:g}"
+            f"found a lesion in all {len(images)} images, expected images without lesions for "
+            f"a share of {empty_share:g}"
         )
     if num_empty:
         pools, counts = [*pools, empty], [*counts, num_empty]

@@ -85,8 +85,9 @@ class WorkerStates:
         """
         if state["number"] != self._number:
             logger.warning(
-                f"Augmentations of {state['number']} loader workers are in the checkpoint, and "
-                f"there are {self._number}: they restart, unlike without the interruption"
+                f"The checkpoint has augmentation states of {state['number']} loader workers, but "
+                f"there are {self._number}: they restart, so the run differs from an "
+                "uninterrupted one"
             )
             return None
         self._seed, self._num_batches = state["seed"], state["num_batches"]

@@ -45,7 +45,7 @@ def list_series(
         raise FileNotFoundError(f"{root}: no such folder, expected one with DICOM series")
     found = find_scans([root], progress=progress)
     archives = [str(file) for file in other_files(root, ()) if file.suffix.lower() == ".zip"]
-    lines = [f"{file}: found an archive, expected folders: unpack it" for file in archives]
+    lines = [f"{file}: found an archive, expected a folder; unpack it" for file in archives]
     found = replace(found, left_out=(*found.left_out, *lines))
     archives = set(map(os.path.realpath, archives))
     candidates = [

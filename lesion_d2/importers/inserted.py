@@ -181,8 +181,8 @@ def _categories(
     if classes is None:
         if len(found.classes) > 1:
             raise ValueError(
-                f"--classes: found none for a source of the classes {', '.join(found.classes)}, "
-                "expected those of inserted lesions: NAME=TYPES"
+                f"--classes: found none for sources with the classes {', '.join(found.classes)}, "
+                "expected NAME=TYPES for the inserted lesions"
             )
         classes = {(*found.classes, "lesion")[0]: ALL_TYPES}
     names = tuple(dict.fromkeys((*found.classes, *classes)))
@@ -191,8 +191,7 @@ def _categories(
     if missing or sum(map(len, classes.values())) > len(category_of):
         raise ValueError(
             f"--classes: found {short_repr({k: list(v) for k, v in classes.items()})}, "
-            f"expected one "
-            f"class for each of the coarse types {sorted(types)}"
+            f"expected one class for each of the coarse types {sorted(types)}"
         )
     return names, {number: category_of[number] for number in sorted(types)}
 
@@ -211,7 +210,7 @@ def _read_case(
     imported = source.read()
     volume, voxels = imported.volume, np.array(imported.voxels, np.int16)
     if volume.spacing is None:
-        raise ValueError("found no spacing, expected one for sizes in mm: --spacing X Y Z")
+        raise ValueError("found no spacing, expected one for sizes in mm; pass --spacing X Y Z")
     known = [replace(le, category=categories[le.category]) for le in volume.lesions]
     lesions = insert_into_volume(
         voxels,

@@ -131,7 +131,7 @@ def _subsets(root: Path) -> list[tuple[int, Path]]:
     )
     if not subsets:
         found = "found no folder subset0 ... subset9 in it" if root.is_dir() else "no such folder"
-        raise FileNotFoundError(f"{root}: {found}, expected the one that holds them")
+        raise FileNotFoundError(f"{root}: {found}, expected the folder that contains them")
     return subsets
 
 
@@ -150,7 +150,7 @@ def _find_scans(
                 left_out.append(f"{candidate.source}: found {candidate.format}, expected MetaImage")
             elif series in scans:
                 damaged.append(
-                    f"{candidate.source}: found another file of scan {series}, expected one"
+                    f"{candidate.source}: found a second file of scan {series}, expected one"
                 )
                 left_out.append(damaged[-1])
             else:
@@ -183,7 +183,7 @@ def read_nodules(
             found = ", ".join(table.loc[row, list(_COLUMNS[1:])])
             problems.append(
                 f"row {row}: found {short_repr(found)}, expected three coordinates and a "
-                f"diameter in mm"
+                "diameter in mm"
             )
             continue
         nodule = Nodule(row, tuple(values[:3].tolist()), float(diameter), excluded)
@@ -285,8 +285,8 @@ def _absent(
         return []
     rows = sum(len(nodules[series]) for series in absent)
     return [
-        f"{os.path.basename(file)}: {rows} rows of {len(absent)} scans that are not there, "
-        f"{short_repr(absent[0])} for one"
+        f"{os.path.basename(file)}: {rows} rows of {len(absent)} scans that do not exist, such as "
+        f"{short_repr(absent[0])}"
     ]
 
 

@@ -2,16 +2,17 @@
 
   dataset.json (or .yaml)
   raw_splitted/imagesTr/<case>_0000.nii.gz    or .nii, .mha, .mhd, .nrrd, .png, .tif
-  raw_splitted/labelsTr/<case>.nii.gz         a number for each instance
+  raw_splitted/labelsTr/<case>.nii.gz         instance numbers
   raw_splitted/labelsTr/<case>.json           {"instances": {"1": 0}}, instance -> class
 
-Images may have one slice. Instead of the instance map, or in addition, <case>.json may have boxes:
+Images may be single slices. <case>.json may have boxes, with or without an instance map:
 
   {"boxes": [{"class": 0, "voxels": [[120, 84, 31], [133, 97, 34]]},
              {"class": 1, "ras_mm": [[-31.5, 12.0, 80.0], [-20.0, 25.5, 91.0]]}]}
 
-voxels: first and last voxel of the box, as indices of the file's array from 0. ras_mm and lps_mm:
-opposite corners in patient coordinates, in the axes of NIfTI, and in those of DICOM and ITK.
+voxels: first and last voxel of the box, as indices into the file's array, from 0.
+ras_mm, lps_mm: opposite corners in patient coordinates, with the axes of NIfTI (RAS), or with those
+of DICOM and ITK (LPS).
 """
 
 import argparse
@@ -65,20 +66,20 @@ def list_nndetection(task_dir: str | os.PathLike, options: TaskOptions | None = 
     """List the cases of a task folder of nnDetection.
 
     ``raw_splitted`` (or the task folder itself) has ``imagesTr/<case>_0000.nii.gz`` and, in
-    ``labelsTr``, ``<case>.nii.gz`` with a number for each instance and ``<case>.json`` with
-    ``{"instances": {"1": 0}}``, instance -> class. Beyond nnDetection's own layout, images may be
-    single slices, MetaImage, NRRD, PNG or TIFF, and the JSON file may have ``boxes``, with or
+    ``labelsTr``, ``<case>.nii.gz`` with instance numbers and ``<case>.json`` with
+    ``{"instances": {"1": 0}}``, instance -> class. In addition to nnDetection's layout, images may
+    be single slices, MetaImage, NRRD, PNG or TIFF, and the JSON file may have ``boxes``, with or
     without an instance map, see :mod:`lesion_d2.importers.task_folders.box_labels`. Cases of
-    ``imagesTs`` are those of the split "test" where there are labels in ``labelsTs``.
+    ``imagesTs`` form the split "test" if ``labelsTs`` has labels.
 
     Args:
-        task_dir: the folder of ``dataset.json`` or ``dataset.yaml``.
-        options: how to read it.
+        task_dir: the folder with ``dataset.json`` or ``dataset.yaml``.
+        options: options for reading it.
 
     Raises:
         FileNotFoundError: a folder or ``dataset.json`` is missing.
-        ValueError: ``dataset.json`` or the file of folds is bad, or there are several modalities
-            and none is chosen, or one that is no CT. What is wrong with single cases is in the
+        ValueError: ``dataset.json`` or the file of folds is invalid, there are several modalities
+            and none is chosen, or the modality is not CT. Errors of single cases are in the
             listing.
     """
     options, task_dir = options or TaskOptions(), Path(task_dir)
@@ -125,9 +126,9 @@ def _read_dataset(task_dir: Path) -> tuple[Path, dict]:
     file = next((task_dir / n for n in _DATASET_FILES if (task_dir / n).is_file()), None)
     if file is None:
         found = "found no dataset.json or dataset.yaml" if task_dir.is_dir() else "no such folder"
-        raise FileNotFoundError(f"{task_dir}: {found}, expected the task folder, which has it")
+        raise FileNotFoundError(f"{task_dir}: {found}, expected the task folder with this file")
     if file.suffix == ".json":
-        content = read_json(file, "what nnDetection knows of the data set")
+        content = read_json(file, "nnDetection's description of the data set")
     else:
         content = read_yaml(file)
     if not isinstance(content, dict):
@@ -136,13 +137,13 @@ def _read_dataset(task_dir: Path) -> tuple[Path, dict]:
 
 
 def _numbered_names(file: Path, key: str, found: object) -> dict[int, str]:
-    """``{"0": "CT"}``; numbers are strings in JSON, and may be none in YAML."""
+    """Read names such as ``{"0": "CT"}``; in YAML, the numbers may be integers."""
     if not isinstance(found, dict) or sorted(map(str, found)) != sorted(
         map(str, range(len(found)))
     ):
         raise ValueError(
-            f"{file}: {key}: found {short_repr(found)}, expected names by their numbers from 0 on "
-            "(data sets of nnU-Net and the Decathlon: import_data nnunet)"
+            f"{file}: {key}: found {short_repr(found)}, expected names with numbers from 0 as keys "
+            "(for data sets of nnU-Net and the Decathlon, use import_data nnunet)"
         )
     names = {n: found.get(str(n), found.get(n)) for n in range(len(found))}
     for name in names.values():
@@ -154,7 +155,7 @@ def _numbered_names(file: Path, key: str, found: object) -> dict[int, str]:
 def _classes(file: Path, dataset: dict) -> tuple[str, ...]:
     names = tuple(_numbered_names(file, "labels", dataset.get("labels")).values())
     if not names or len(set(names)) != len(names):
-        raise ValueError(f"{file}: labels: found {short_repr(names)}, expected names that differ")
+        raise ValueError(f"{file}: labels: found {short_repr(names)}, expected unique names")
     return names
 
 
@@ -166,7 +167,7 @@ def _image_root(task_dir: Path) -> Path:
 
 
 def _find_images(folder: Path, modality: int, damaged: list[str]) -> dict[str, str]:
-    """Case -> its image of a modality."""
+    """Case -> its image of the modality."""
     found, seen = {}, set()
     for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
         stem = image_stem(name)
@@ -174,24 +175,26 @@ def _find_images(folder: Path, modality: int, damaged: list[str]) -> dict[str, s
             continue
         match = _CASE.fullmatch(stem)
         if match is None:
-            damaged.append(f"{folder / name}: found this name, expected <case>_0000 and an ending")
+            damaged.append(
+                f"{folder / name}: found this file name, expected <case>_0000 with an extension"
+            )
             continue
         case, number = match[1], int(match[2])
         seen.add(case)
         if number == modality and case in found:
-            damaged.append(f"{folder / name}: found another image of this case beside it")
+            damaged.append(f"{folder / name}: found a second image of this case, expected one")
         elif number == modality:
             found[case] = str(folder / name)
     damaged.extend(
         f"{folder}: found no modality {modality} of case {case}, expected "
-        f"{case}_{modality:04d} and an ending"
+        f"{case}_{modality:04d} with an extension"
         for case in sorted(seen - found.keys())
     )
     return found
 
 
 def _labels_alone(root: Path, ending: str) -> list[str]:
-    """Lines that tell of labels without an image of any modality."""
+    """One line for each label file without an image of any modality."""
     images, folder = image_stems(root / f"images{ending}"), root / f"labels{ending}"
     cases = {match[1] if (match := _CASE.fullmatch(stem)) else stem for stem in images}
     files = sorted(folder.glob("*.json")) if folder.is_dir() else ()
@@ -205,12 +208,14 @@ def _labels_alone(root: Path, ending: str) -> list[str]:
 def _find_labels(
     folder: Path, case: str, image: str, classes: tuple[str, ...], split: str | None
 ) -> CaseFiles | None:
-    """A case's files, the JSON file read once to see that it is right; None without labels."""
+    """The files of a case, after a check of the JSON file; None if there are no labels."""
     label, json_file = find_image(folder, case), folder / f"{case}.json"
     if not json_file.is_file():
         if label is None:
             return None
-        raise ValueError(f"{label}: found no {json_file.name} beside it, expected the classes")
+        raise ValueError(
+            f"{label}: found no {json_file.name} beside it, expected it with the classes"
+        )
     instances, _ = _read_instances(json_file, classes)
     if label is None and instances:
         raise ValueError(
@@ -222,8 +227,8 @@ def _find_labels(
 def _read_instances(
     file: str | os.PathLike, classes: tuple[str, ...]
 ) -> tuple[dict[int, int], list[dict]]:
-    """Instance -> class, and the boxes."""
-    content = read_json(file, "the classes of instances", allow_nan=True)
+    """Read instance -> class, and the boxes."""
+    content = read_json(file, "the classes of the instances", allow_nan=True)
     if not isinstance(content, dict) or not {"instances", "boxes"} & content.keys():
         raise ValueError(
             f"{file}: found {short_repr(content)}, expected 'instances', 'boxes' or both"
@@ -232,8 +237,7 @@ def _read_instances(
     if not isinstance(instances, dict) or not isinstance(boxes, list):
         raise ValueError(
             f"{file}: found instances {short_repr(instances)} and boxes "
-            f"{short_repr(boxes)}, expected "
-            "classes by instances and a list of boxes"
+            f"{short_repr(boxes)}, expected an object (instance to class) and a list"
         )
     problems = []
     for key, category in instances.items():
@@ -242,8 +246,7 @@ def _read_instances(
         if type(category) is not int or not 0 <= category < len(classes):
             problems.append(
                 f"instance {short_repr(key)}: found the class {short_repr(category)}, "
-                f"expected 0 to "
-                f"{len(classes) - 1}"
+                f"expected 0 to {len(classes) - 1}"
             )
     for number, box in enumerate(boxes):
         try:

@@ -1,11 +1,11 @@
 """Data sets of nnU-Net and the Medical Segmentation Decathlon: semantic label maps.
 
   dataset.json                      of either generation of nnU-Net, or of the Decathlon
-  imagesTr/<case>_0000.nii.gz       <case>.nii.gz of the Decathlon; other formats as of nndetection
+  imagesTr/<case>_0000.nii.gz       Decathlon: <case>.nii.gz; other formats: as for nndetection
   labelsTr/<case>.nii.gz
 
-Connected components of the lesion labels become lesions. Two that touch are one, because semantic
-labels do not separate them.
+Connected components of the lesion labels become lesions. Lesions that touch become one lesion,
+because semantic labels do not separate them.
 """
 
 import argparse
@@ -40,13 +40,13 @@ from .task_folders.options import (
 
 @dataclass(frozen=True)
 class ComponentOptions:
-    """How semantic labels become lesions.
+    """Options for the conversion of semantic labels to lesions.
 
     Args:
-        lesion_labels: names or numbers of the labels that are lesions, each a class; the others
-            are organs and left out. Empty for the only one that is not background.
+        lesion_labels: names or numbers of the labels that are lesions, each a class; other labels,
+            such as organs, are left out. Empty for the only label other than background.
         connectivity: 6, 18 or 26 neighbors of a voxel.
-        min_volume: mm3; smaller components are dropped, and told.
+        min_volume: minimum volume in mm3; smaller components are dropped and reported.
     """
 
     lesion_labels: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class ComponentOptions:
                 f"connectivity: found {self.connectivity}, expected one of {list(CONNECTIVITIES)}"
             )
         if not 0 <= self.min_volume < np.inf:
-            raise ValueError(f"min_volume: found {self.min_volume}, expected mm3 from 0 on")
+            raise ValueError(f"min_volume: found {self.min_volume}, expected 0 mm3 or more")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,24 +101,23 @@ def list_nnunet(
     components: ComponentOptions | None = None,
     options: TaskOptions | None = None,
 ) -> Listing:
-    """List the cases of a data set of nnU-Net (of both generations) or of the Decathlon.
+    """List the cases of a data set of nnU-Net (either generation) or of the Decathlon.
 
     ``labelsTr/<case>.nii.gz`` are semantic label maps of ``imagesTr/<case>_0000.nii.gz``, or of
     ``imagesTr/<case>.nii.gz``, which may have modalities along a fourth axis. Connected components
-    of the lesions' labels become lesions. nnU-Net's label "ignore" becomes regions that are
-    neither lesion nor background. Cases of ``imagesTs`` are those of the split "test" where there
-    are labels in ``labelsTs``.
+    of the lesion labels become lesions. nnU-Net's label "ignore" becomes regions that are neither
+    lesion nor background. Cases of ``imagesTs`` form the split "test" if ``labelsTs`` has labels.
 
     Args:
-        task_dir: the folder of ``dataset.json``.
-        components: how labels become lesions.
-        options: how to read the rest.
+        task_dir: the folder with ``dataset.json``.
+        components: options for the conversion of labels to lesions.
+        options: all other options.
 
     Raises:
         FileNotFoundError: a folder or ``dataset.json`` is missing.
-        ValueError: ``dataset.json`` or the file of folds is bad; there are several modalities or
-            labels and none is chosen, or one that is not there; the modality is no CT. What is
-            wrong with single cases is in the listing.
+        ValueError: ``dataset.json`` or the file of folds is invalid, there are several modalities
+            or labels and none is chosen, the chosen one does not exist, or the modality is not CT.
+            Errors of single cases are in the listing.
     """
     components, options = components or ComponentOptions(), options or TaskOptions()
     task_dir = Path(task_dir)
@@ -147,22 +146,25 @@ def list_nnunet(
 
 
 def _choose_labels(dataset: DatasetJson, chosen: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Class -> the numbers of its voxels."""
+    """Class -> label numbers of its voxels."""
     listed = ", ".join(f"{name!r} {_numbers(n)}" for name, n in dataset.labels.items())
     if not chosen and len(dataset.labels) > 1:
         raise ValueError(
-            f"{dataset.file}: found {len(dataset.labels)} labels ({listed}), expected one: "
-            "--lesion-labels says which are lesions"
+            f"{dataset.file}: found {len(dataset.labels)} labels ({listed}), expected one; "
+            "choose those that are lesions with --lesion-labels"
         )
     labels = {}
     for text in chosen or dataset.labels:
         names = [n for n, own in dataset.labels.items() if text == n or own == _as_number(text)]
         if len(names) != 1:
             raise ValueError(
-                f"--lesion-labels: found {short_repr(text)}, expected of {dataset.file}: {listed}"
+                f"--lesion-labels: found {short_repr(text)}, expected one of the labels of "
+                f"{dataset.file}: {listed}"
             )
         if names[0] in labels:
-            raise ValueError(f"--lesion-labels: found {short_repr(names[0])} twice")
+            raise ValueError(
+                f"--lesion-labels: found {short_repr(names[0])} twice, expected it once"
+            )
         labels[names[0]] = dataset.labels[names[0]]
     return labels
 
@@ -198,7 +200,7 @@ def _read_case(
         connectivity=components.connectivity,
         min_voxels=_min_voxels(components.min_volume, image),
     )
-    # For each class: as crowds, regions are of one.
+    # One region per class, because a region to ignore has a class, as COCO's crowds do.
     unlabelled, _ = component_lesions(
         labels, [ignored] * len(classes) if ignored else [], connectivity=components.connectivity
     )
@@ -220,8 +222,6 @@ def _min_voxels(volume: float, image: VolumeFile) -> float:
     if not volume:
         return 0.0
     if not has_place(image):
-        raise ValueError(
-            f"{image.file}: found no spacing, expected one for a smallest volume in mm3"
-        )
+        raise ValueError(f"{image.file}: found no spacing, expected one for --min-volume in mm3")
     voxel = np.prod(image.spacing) * abs(np.linalg.det(image.direction))
-    return volume / voxel * (1 - 1e-6)  # rounded spacings must not drop what is just as large
+    return volume / voxel * (1 - 1e-6)  # rounded spacings must not drop components of this size

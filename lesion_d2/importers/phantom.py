@@ -4,9 +4,9 @@
   Images_png/<p>_<s>_<r>/<slice>.png     every slice of a series
   true_volumes.json                      masks on all slices
 
-As a volume set, they are read faster than as slices, by both 2-D and 3-D detectors, with true masks
-and boxes that are tight around them (those of the phantoms' own data sets have a margin of 5 pixels
-around a lesion's diameters).
+The import writes a volume set, which 2-D and 3-D detectors read faster than PNG slices. It has the
+true masks, and boxes tight around them (boxes in DL_info.csv have a margin of 5 pixels around a
+lesion's diameters).
 """
 
 import argparse
@@ -29,12 +29,12 @@ from ..structures.slice_geometry import EXPECTED_SPACING, is_spacing
 from .case import Case, ImportedVolume, Listing
 from .resampling import resample
 
-#: Name of a class -> the coarse types of DeepLesion, from 1, that it has.
+#: Name of a class -> its coarse types of DeepLesion, from 1.
 Classes = Mapping[str, Sequence[int]]
 
 ALL_TYPES = tuple(range(1, len(COARSE_TYPES) + 1))
 ONE_CLASS: Classes = {"lesion": ALL_TYPES}
-# Slices of DeepLesion follow each other toward the feet; no more is known of their place.
+# DeepLesion's slices are in order from head to feet; their position is not known.
 _DIRECTION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
 
 
@@ -61,7 +61,7 @@ def list_cases(args: argparse.Namespace) -> Listing:
     """The listing for arguments of the command.
 
     Raises:
-        ValueError: ``--classes`` is none; or see :func:`list_phantom`.
+        ValueError: ``--classes`` is invalid; or see :func:`list_phantom`.
     """
     classes = ONE_CLASS if args.classes is None else parse_classes(args.classes)
     spacing = None if args.resample is None else tuple(args.resample)
@@ -72,10 +72,10 @@ def parse_classes(texts: Sequence[str]) -> Classes:
     """Read ``["lung=5", "other=1,2"]`` as ``{"lung": (5,), "other": (1, 2)}``.
 
     Args:
-        texts: ``["types"]`` alone for all eight coarse types.
+        texts: one text per class, or ``["types"]`` for one class per coarse type.
 
     Raises:
-        ValueError: a text has another form, or a name stands twice.
+        ValueError: a text has another format, or a name occurs twice.
     """
     if list(texts) == ["types"]:
         return dict(zip(COARSE_TYPES, zip(ALL_TYPES, strict=True), strict=True))
@@ -85,9 +85,8 @@ def parse_classes(texts: Sequence[str]) -> Classes:
         numbers = types.split(",")
         if not name or name in classes or not all(n.isdecimal() for n in numbers):
             raise ValueError(
-                f"--classes: found {short_repr(text)}, expected a name of its own, '=' and "
-                f"coarse types "
-                "with commas"
+                f"--classes: found {short_repr(text)}, expected a unique name, '=' and coarse "
+                "types separated by commas"
             )
         classes[name] = tuple(map(int, numbers))
     return classes
@@ -99,22 +98,22 @@ def list_phantom(
     classes: Classes = ONE_CLASS,
     spacing: tuple[float, float, float] | None = None,
 ) -> Listing:
-    """List the series of a phantom data set, each a volume, with their splits.
+    """List the series of a phantom data set with their splits; each becomes a volume.
 
     Args:
         root: the folder that :func:`~lesion_d2.data.phantoms.phantom.write_phantom` wrote.
-        classes: in their order; every coarse type that a lesion has is of one class.
+        classes: the classes, in order. Each coarse type that occurs must be in exactly one class.
         spacing: x, y, z in mm to resample voxels and masks to; None keeps that of each series.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: ``DL_info.csv`` or ``true_volumes.json`` is bad, a coarse type is of no class or
-            of two, or the spacing is none.
+        ValueError: ``DL_info.csv``, ``true_volumes.json`` or the spacing is invalid, or a coarse
+            type is in no class or in two.
     """
     root = Path(root)
     category_of = _categories(classes)
     if spacing is not None and not all(map(is_spacing, spacing)):
-        raise ValueError(f"spacing: found {spacing}, expected for x, y, z {EXPECTED_SPACING}")
+        raise ValueError(f"spacing: found {spacing}, expected x, y and z, each {EXPECTED_SPACING}")
     table, masks_file = root / "DL_info.csv", root / "true_volumes.json"
     cases = []
     for split in SPLITS:
@@ -151,7 +150,7 @@ def _categories(classes: Classes) -> dict[int, int]:
             if number not in ALL_TYPES or number in category_of:
                 raise ValueError(
                     f"class {name!r}: found the coarse type {number}, expected one from 1 to "
-                    f"{len(COARSE_TYPES)} that no other class has"
+                    f"{len(COARSE_TYPES)} that is in no other class"
                 )
             category_of[number] = index
     return category_of
@@ -162,7 +161,7 @@ def _check_types(table: Path, key_slices: list[dict], category_of: Mapping[int, 
         if annotation["coarse_type"] not in category_of:
             raise ValueError(
                 f"{table}, row {annotation['row']}: found coarse type "
-                f"{annotation['coarse_type']}, expected one of a class: "
+                f"{annotation['coarse_type']}, expected one that is in a class: "
                 f"{', '.join(map(str, sorted(category_of)))}"
             )
 
@@ -175,13 +174,13 @@ def _read_case(
     lesions: Sequence[tuple[int, int, Mapping[int, Mapping]]],
     spacing: tuple[float, float, float] | None,
 ) -> ImportedVolume:
-    """One series; its slices as (number, file), its lesions as (row, class, masks by slice)."""
+    """Read a series from its slices (number, file) and lesions (row, class, masks by slice)."""
     numbers = [number for number, _ in files]
     first, last = numbers[0], numbers[-1]
     if numbers != list(range(first, last + 1)):
         raise ValueError(
             f"{os.path.dirname(files[0][1])}: found {len(numbers)} slices from {first} to {last}, "
-            "expected all of them"
+            "expected no gaps"
         )
     size = (key_slice["height"], key_slice["width"])
     voxels = np.stack([read_slice(file, size) for _, file in files])
@@ -215,8 +214,8 @@ def _lesion(
     low, high = min(masks), max(masks)
     if not first <= low <= high < first + shape[0]:
         raise ValueError(
-            f"true_volumes.json, row {row}: found masks on slices {low} to {high}, expected some "
-            f"of {first} to {first + shape[0] - 1}, which are on disk"
+            f"true_volumes.json, row {row}: found masks on slices {low} to {high}, expected slices "
+            f"on disk, {first} to {first + shape[0] - 1}"
         )
     mask = np.zeros((high - low + 1, *shape[1:]), bool)
     for number, rle in masks.items():

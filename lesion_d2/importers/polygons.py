@@ -1,21 +1,20 @@
-"""Polygons as masks."""
+"""Conversion of polygons to masks."""
 
 import numpy as np
 from matplotlib.path import Path
 
 
 def polygon_mask(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Pixels whose centers are inside of a polygon, by the even-odd rule.
+    """The pixels whose centers are inside of a polygon (even-odd rule).
 
-    Of centers on its sides some are inside and some are not.
+    Centers exactly on a side may count as inside or outside.
 
     Args:
-        points: (N, 2) x, y; whole numbers are the pixels' centers. The last point is joined to the
-            first.
+        points: (N, 2) x, y in pixels; integers are centers of pixels. The polygon is closed.
         shape: H, W.
 
     Returns:
-        H x W bool.
+        (H, W) bool.
     """
     mask = np.zeros(shape, bool)
     points = np.asarray(points, float)

@@ -1,4 +1,4 @@
-"""Volumes with their lesions, from any source that this project reads."""
+"""Volumes and lesions from registered data sets, folders in DeepLesion's layout, and scans."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,12 +33,15 @@ _TABLE, _IMAGES = "DL_info.csv", "Images_png"
 
 @dataclass(frozen=True)
 class SourceVolume:
-    """A volume at its source; see :class:`~lesion_d2.importers.case.Case`.
+    """A volume of a source, before it is read.
+
+    ``name``, ``patient``, ``read``, ``sources`` and ``split`` are those of
+    :class:`~lesion_d2.importers.case.Case`.
 
     Args:
-        classes: of its source: its lesions' categories are their indices.
-        origin: where ``patient`` is from: the same name elsewhere is that of somebody else. Empty
-            for data sets of volumes, whose patients' names are those that they were given.
+        classes: classes of the source; categories of lesions are indices into them.
+        origin: namespace of ``patient``: the same name with another origin is another patient.
+            Empty for volume sets, whose patient names are taken as they are.
     """
 
     name: str
@@ -52,11 +55,11 @@ class SourceVolume:
 
 @dataclass(frozen=True)
 class Sources:
-    """What sources hold.
+    """The content of one or more sources.
 
     Args:
-        classes: of all of them, those of the first one first.
-        volumes: names differ.
+        classes: classes of all sources, those of the first source first.
+        volumes: volumes of all sources, with unique names.
         left_out, damaged, folds: see :class:`~lesion_d2.importers.case.Listing`.
     """
 
@@ -70,24 +73,27 @@ class Sources:
 def find_sources(
     texts: Sequence[str], spacing: tuple[float, float, float] | None = None
 ) -> Sources:
-    """List the volumes of sources; no voxel is read.
+    """List the volumes of sources, without reading voxels.
 
     A source is the name of a registered data set, a folder with ``DL_info.csv`` and
-    ``Images_png``, or whatever :func:`~lesion_d2.scans.find_scans` finds scans in. With
-    ``train=``, ``val=`` or ``test=`` before it, or such an end of a data set's name, all of its
-    patients are in this split; else they have those that the source gives them. A scan is its own
-    patient. Volumes of one name are numbered, and so are patients of one name that are from
-    different places; those of data sets of volumes are the same wherever they have one name.
+    ``Images_png``, or a path in which :func:`~lesion_d2.scans.find_scans` finds scans. A prefix
+    ``train=``, ``val=`` or ``test=``, or a data set's suffix such as ``_train``, sets the split of
+    all its patients; otherwise, the source's splits are kept. Each scan is its own patient.
+
+    Volumes with the same name get numbers, and so do patients with the same name from different
+    folders. Patients of different volume sets with the same name are the same patient.
 
     Args:
-        texts: of the sources.
-        spacing: x, y, z in mm, of PNG folders and data sets that do not say.
+        texts: the sources.
+        spacing: x, y, z in mm for PNG folders and data sets without spacing.
 
     Raises:
-        FileNotFoundError, ValueError: a text names no source, or what it names is damaged.
+        FileNotFoundError, ValueError: a source is missing, unknown or damaged.
     """
     if spacing is not None and not all(map(is_spacing, spacing)):
-        raise ValueError(f"--spacing: found {spacing}, expected for x, y, z {EXPECTED_SPACING}")
+        raise ValueError(
+            f"--spacing: found {spacing}, expected x, y and z, each {EXPECTED_SPACING}"
+        )
     parts = []
     for text in texts:
         split, separator, source = text.partition("=")
@@ -115,8 +121,8 @@ def find_sources(
 
 
 def _patients_of(volumes: Sequence[SourceVolume]) -> list[str]:
-    """The patient of each volume, numbered where one of another origin has the name, too."""
-    origins = {volume.patient: volume.origin for volume in reversed(volumes)}  # the first one's
+    """Patient of each volume, with a number if a patient of another origin has the same name."""
+    origins = {volume.patient: volume.origin for volume in reversed(volumes)}  # the first wins
     others = dict.fromkeys(
         (volume.origin, volume.patient)
         for volume in volumes
@@ -180,7 +186,7 @@ def _of_deeplesion(root: Path, spacing: tuple[float, float, float] | None) -> So
 
 
 def _has_image(root: Path, names: Iterable[str]) -> bool:
-    """Whether there is the file of one of these key slices, as the table names them."""
+    """Whether the file of any of these key slices exists; names are those of the table."""
     folders = (name.rpartition("_")[::2] for name in names)
     return any((root / _IMAGES / folder / file).is_file() for folder, file in folders)
 
@@ -192,7 +198,7 @@ def _of_volume_set(
     split: str | None,
     spacing: tuple[float, float, float] | None,
 ) -> Sources:
-    """The volumes of these names of a data set of volumes, all of a split where there is one."""
+    """The volumes with these names in a volume set, all in ``split`` if it is given."""
     split_of = {p: split for split, patients in volume_set.splits.items() for p in patients}
     volumes = [
         SourceVolume(
@@ -223,10 +229,10 @@ def _volumes_of_dicts(
     split: str | None,
     spacing: tuple[float, float, float] | None,
 ) -> Iterator[SourceVolume]:
-    """The volumes that Detectron2's dicts are slices of.
+    """Yield the volumes of slices that are given as Detectron2's dicts.
 
-    They are those that the dicts name, such as sub-volumes, which may share a folder; else slices
-    of a folder that follow one another.
+    Slices are grouped by folder and by their key ``volume``, if there is one (sub-volumes may share
+    a folder); each run of consecutive slices is a volume.
     """
     series: dict[tuple[str, str | None], list[Mapping]] = {}
     for image in dicts:
@@ -263,7 +269,7 @@ def _floats(values: Sequence[float]) -> tuple[float, ...]:
 
 
 def _on_disk(paths: Sequence[str]) -> tuple[str, ...]:
-    """Files of slices: their own, or the volume's that they are in."""
+    """The slices' own files, or the files of their volumes."""
     return tuple(dict.fromkeys(p if os.path.isfile(p) else os.path.dirname(p) for p in paths))
 
 
@@ -272,7 +278,7 @@ def _number(image: Mapping) -> int:
 
 
 def _runs(numbers: Sequence[int]) -> list[list[int]]:
-    """Parts of rising numbers that follow on one another."""
+    """Split ascending numbers into runs of consecutive numbers."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
@@ -290,7 +296,7 @@ def _read_slices(
     images: Mapping[int, Mapping],
     spacing: tuple[float, float, float] | None,
 ) -> ImportedVolume:
-    """A volume of slices, with what is annotated on some of them (slice number -> dict)."""
+    """Read a volume from slices; ``images`` has the annotated ones (slice number -> dict)."""
     size = next((image["height"], image["width"]) for image in images.values())
     voxels = np.stack([read_slice(path, size) for path in paths])
     found: dict[object, dict[int, Mapping]] = {}
@@ -316,7 +322,7 @@ def _read_slices(
 
 
 def _is_alone(annotations: Mapping[int, Mapping]) -> bool:
-    """Whether a lesion is annotated on its key slice alone, whatever other slices show of it."""
+    """Whether a lesion is annotated on its key slice only, so that its extent is unknown."""
     first = next(iter(annotations.values()))
     if "lesion_id" not in first:
         return True
@@ -324,7 +330,7 @@ def _is_alone(annotations: Mapping[int, Mapping]) -> bool:
 
 
 def _lesion(id: int, annotations: Mapping[int, Mapping]) -> Lesion:
-    """A lesion of its annotations by slice, from 0."""
+    """A lesion from its annotations (slice index from 0 -> annotation)."""
     boxes = {z: tuple(map(float, xyxy_box(a))) for z, a in sorted(annotations.items())}
     x1, y1, x2, y2 = zip(*boxes.values(), strict=True)
     masks = {z: _counts(a) for z, a in annotations.items() if _mask_key(a)}
@@ -357,9 +363,9 @@ def _counts(annotation: Mapping) -> str:
 def _unannotated(
     id: int, lesion: Lesion, spacing: tuple[float, float, float], depth: int
 ) -> list[Lesion]:
-    """A region to ignore on the slices beside a key slice, which show its lesion as well.
+    """A region to ignore on the neighbors of a key slice, which may show its lesion.
 
-    They are as far away as half of the box is long.
+    It reaches half of the box's longer side, in mm, to both sides of the key slice.
     """
     x1, y1, z, x2, y2, _ = lesion.box
     reach = int(max((x2 - x1) * spacing[0], (y2 - y1) * spacing[1]) / 2 / spacing[2])

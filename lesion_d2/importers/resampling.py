@@ -1,4 +1,4 @@
-"""Imported volumes at another spacing."""
+"""Resampling of imported volumes to another spacing."""
 
 from dataclasses import replace
 
@@ -11,34 +11,34 @@ from ..structures.rle import decode_mask
 from .case import ImportedVolume
 
 _SLAB = 8  # slices
-_EDGE = 1e-6  # of a voxel: what rounding may move a boundary by
+_EDGE = 1e-6  # tolerance of the mask threshold for rounding errors
 
 
 def resample(imported: ImportedVolume, spacing: tuple[float, float, float]) -> ImportedVolume:
-    """Bring a volume whose lesions have masks to a spacing.
+    """Resample a volume and the masks of its lesions.
 
-    Voxels are interpolated linearly. So is the mask of each lesion by itself, and a voxel is of
-    the lesion where that is at least 0.5. The outer edges of the first voxels stay in place; the
-    number of voxels is the old extent over the new spacing, rounded.
+    Voxels are interpolated linearly. Each lesion's mask is interpolated on its own, and thresholded
+    at 0.5. The outer edges of the first voxels stay in place. The number of voxels is the extent of
+    the volume divided by the new spacing, rounded.
 
     Args:
-        imported: with spacing, origin and direction.
+        imported: a volume with spacing, origin and direction, whose lesions have masks.
         spacing: x, y, z in mm.
 
     Returns:
-        The volume, with a line for each lesion that no voxel is left of.
+        The resampled volume. ``left_out`` has one line for each lesion without a voxel left.
 
     Raises:
-        ValueError: a lesion has no masks, or the new volume would be larger than any scan.
+        ValueError: a lesion has no masks, or the new volume exceeds the size limit of scans.
     """
     volume = imported.volume
-    ratio = np.divide(spacing, volume.spacing)  # old voxels a new one, x, y, z
+    ratio = np.divide(spacing, volume.spacing)  # old voxels per new voxel, x, y, z
     shape = tuple(
         max(1, round(n / r)) for n, r in zip(volume.shape, ratio[::-1].tolist(), strict=True)
     )
     check_size(f"{volume.name} at {_told(spacing)} mm", shape)
     voxels = _resampled_voxels(imported.voxels, ratio[::-1], shape)
-    first = (ratio - 1) / 2  # center of the new first voxel, in old ones
+    first = (ratio - 1) / 2  # center of the first new voxel, in old voxels
     lesions, left_out = [], list(imported.left_out)
     for lesion in volume.lesions:
         resampled = _resampled_lesion(lesion, volume, ratio[::-1], shape)
@@ -66,7 +66,7 @@ def _told(spacing: tuple[float, float, float]) -> str:
 def _resampled_voxels(
     voxels: np.ndarray, ratio: np.ndarray, shape: tuple[int, int, int]
 ) -> np.ndarray:
-    """(Z, H, W) int16; a few slices at once, since they are floats on the way."""
+    """(Z, H, W) int16; a few slices at a time, as interpolation takes floats."""
     resampled = np.empty(shape, np.int16)
     for start in range(0, shape[0], _SLAB):
         end = min(start + _SLAB, shape[0])
@@ -85,12 +85,12 @@ def _sample(
     shape: tuple[int, ...],
     offset: tuple[int, ...],
 ) -> np.ndarray:
-    """Linear interpolation, (Z, H, W) float32, at new voxels ``start`` to ``start + shape``.
+    """Interpolate new voxels ``start`` to ``start + shape`` linearly, (Z, H, W) float32.
 
     Args:
-        array: part of the old volume from its voxel ``offset`` on; beyond its sides the value is
-            that of its nearest voxel.
-        ratio: old voxels a new one, z, y, x.
+        array: part of the old volume, starting at voxel ``offset``; beyond its borders, the
+            nearest voxel is used.
+        ratio: old voxels per new voxel, z, y, x.
     """
     place = (np.add(start, 0.5)) * ratio - 0.5 - offset
     return ndimage.affine_transform(
@@ -101,13 +101,15 @@ def _sample(
 def _resampled_lesion(
     lesion: Lesion, volume: Volume, ratio: np.ndarray, shape: tuple[int, int, int]
 ) -> Lesion | None:
-    """The lesion's mask is sampled where it can be 0.5 at all; None where it is nowhere."""
+    """Resample a lesion's mask around its box; None if no voxel reaches 0.5."""
     if lesion.masks is None:
-        raise ValueError(f"{volume.name}, lesion {lesion.id}: found no masks, expected some")
+        raise ValueError(
+            f"{volume.name}, lesion {lesion.id}: found no masks, expected one per slice"
+        )
     x1, y1, z1, x2, y2, z2 = lesion.box
     low = np.ceil([z1, y1, x1]).astype(int)
     high = np.floor([z2, y2, x2]).astype(int) + 1
-    # One voxel more on each side, but at the sides of the volume.
+    # Plus one voxel on each side, within the volume.
     first = np.maximum(low - 1, 0)
     last = np.minimum(high + 1, volume.shape)
     mask = np.zeros(last - first, np.float32)

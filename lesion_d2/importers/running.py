@@ -1,4 +1,4 @@
-"""From a listing of cases to a data set of volumes on disk."""
+"""The import of a listing of cases: writes a volume set."""
 
 import os
 import re
@@ -30,25 +30,25 @@ from ..utils.shards import WHOLE, Shard, joining
 from .case import Case, Listing
 from .journal import DoneCase, Journal, finish_case, settings_of
 
-#: What was left out, in the folder of the data set, or in the working folder before there is one.
+#: File with the lines on what was left out: in the data set, or in the working folder before that.
 LEFT_OUT_FILE = "left_out.txt"
 
 
 @dataclass(frozen=True)
 class ImportSummary:
-    """What an import found and did.
+    """The result of an import.
 
     Attributes:
-        root: of the data set.
-        written: whether it stands there.
-        volume_set: the data set, or None where none was made (of a dry run, too).
-        num_cases: what was found to import.
-        num_resumed: of them, what an earlier call had finished.
-        left_out: what was left out and why, a line each; first those of ``damaged``.
-        damaged: of these, what is meant as a case and cannot be read.
-        is_part: whether it did a part alone: cases of other parts are missing, or another call is
-            about to make the data set. ``left_out`` and ``damaged`` are of this part then.
-        stood: whether an earlier call had made the data set, and this one did nothing.
+        root: folder of the data set.
+        written: whether the data set exists there.
+        volume_set: the data set; None if it was not written, also after a dry run.
+        num_cases: number of cases found.
+        num_resumed: number of cases that an earlier call had finished.
+        left_out: what was left out and why, one line each; the lines of ``damaged`` come first.
+        damaged: the lines of ``left_out`` about cases that cannot be read.
+        is_part: whether only a shard was imported: other shards are missing, or another call is
+            about to write the data set. ``left_out`` and ``damaged`` are then those of this shard.
+        stood: whether an earlier call had written the data set, so that this call did nothing.
     """
 
     root: Path
@@ -63,12 +63,12 @@ class ImportSummary:
 
     @property
     def left_out_file(self) -> Path:
-        """Where ``left_out`` stands, but after a dry run."""
+        """File with the lines of ``left_out``; a dry run does not write it."""
         return (self.root if self.written else working_folder(self.root)) / LEFT_OUT_FILE
 
 
 def working_folder(output: str | os.PathLike) -> Path:
-    """Where an import keeps what it has finished; gone when the data set stands."""
+    """Folder with the finished cases of an import; removed once the data set is written."""
     output = Path(os.path.abspath(output))
     return output.with_name(f"{output.name}.partial")
 
@@ -87,33 +87,35 @@ def run_import(
     seed: int = 0,
     shard: Shard = WHOLE,
 ) -> ImportSummary:
-    """Import all cases, on all cores, with a progress bar; any ``workers`` give the same bytes.
+    """Import all cases in parallel, with a progress bar.
 
-    What is finished stands in ``<output>.partial``: a call that follows a killed one goes on from
-    there, but for cases whose files or options changed. The data set appears as a whole, last.
+    The output does not depend on ``workers``. Finished cases are kept in ``<output>.partial``, so
+    that the next call resumes a killed import; cases whose files or options changed are read again.
+    The data set is written atomically at the end.
 
     Args:
-        listing: of an importer.
-        output: the data set's folder; its name is the data set's.
+        listing: the listing of an importer.
+        output: folder of the data set; its name becomes the data set's name.
         format: the importer's name, for ``VolumeSet.source``.
-        workers: processes; None for all cores.
-        dry_run: read and write nothing.
-        overwrite: replace a data set that stands there.
-        skip_damaged: leave out cases that cannot be read; else there is no data set with one.
-        new_split: leave the source's own splits and folds.
-        shares: of the patients in train, val and test, where the source does not say; see
+        workers: number of processes; None for all cores.
+        dry_run: read no voxels and write nothing.
+        overwrite: replace an existing data set.
+        skip_damaged: leave out cases that cannot be read; by default, no data set is written if
+            there are any.
+        new_split: ignore the source's splits and folds.
+        shares: shares of patients in train, val and test, for patients without a split; see
             :func:`complete_splits`.
-        seed: of that choice.
-        shard: the part of the cases that this call imports, while others may import theirs. The
-            call after which none is missing makes the data set, the same as one call for all;
-            calls that come after it do nothing.
+        seed: random seed of these splits.
+        shard: the shard of the cases to import; other calls may import other shards at the same
+            time. The call that completes the last shard writes the data set, which equals that of a
+            single call; later calls do nothing.
 
     Raises:
-        ValueError: there is no case, two have one name, a patient is in two splits, the data set's
-            name is taken or cannot be one, ``shares`` or ``seed`` are none, or a part is to replace
-            a data set.
-        FileExistsError: something else stands at ``output``.
-        BlockingIOError: another process imports there, the same part if it is one.
+        ValueError: there are no cases, two cases have the same name, a patient is in two splits,
+            the data set's name is taken or invalid, ``shares`` or ``seed`` is invalid, or
+            ``overwrite`` is used with a shard.
+        FileExistsError: ``output`` exists, and is not replaced.
+        BlockingIOError: another process is importing to ``output``, or the same shard of it.
         OSError: a file cannot be written.
         BrokenProcessPool: a process was killed.
     """
@@ -139,20 +141,21 @@ def run_import(
     with locked(shard.file(working / "lock")):
         if not shard.is_whole:
             return job.run_part()
-        _check_output(output, overwrite)  # of a call that was faster
+        _check_output(output, overwrite)  # again, as another call may have written it
         return job.run()
 
 
 def _check_part(overwrite: bool) -> None:
     if overwrite:
         raise ValueError(
-            "found --overwrite with --shard, expected one of them: remove the data set first"
+            "found --overwrite with --shard, expected only one of them; to replace the data set, "
+            "remove it first"
         )
 
 
 @dataclass(frozen=True)
 class _Import:
-    """:func:`run_import` behind its checks; ``complete`` gives a data set its splits and folds."""
+    """:func:`run_import` after its checks; ``complete`` adds splits and folds to a data set."""
 
     listing: Listing
     output: Path
@@ -169,19 +172,19 @@ class _Import:
         return Journal(working / "data", working / "cases", settings, listing.classes)
 
     def run(self) -> ImportSummary:
-        """Import all cases, and make the data set."""
+        """Import all cases, and write the data set."""
         return self._make(*_import_cases(self.journal, self.listing.cases, self.workers))
 
     def run_part(self) -> ImportSummary:
-        """Import a part of the cases, and make the data set where it was the last part."""
+        """Import a shard, and write the data set if it was the last one."""
         journal, cases = self.journal, self.listing.cases
         finished, failed, num_resumed = _import_cases(journal, self.shard.of(cases), self.workers)
         summary = _summary(self.listing, self.output, finished, failed, num_resumed)
-        # Before the lock is taken: a call that only looks never keeps the last one from joining.
+        # Checked before locking, so that this check cannot block the call that joins the shards.
         found = _all_parts(journal, cases)
         if found is not None:
             with joining(working_folder(self.output) / "lock", self.shard) as is_ours:
-                if is_ours and journal.data.is_dir():  # else another call was faster
+                if is_ours and journal.data.is_dir():  # else another call has done it
                     return self._make(*found, num_resumed)
         standing = _standing(self.listing, self.output, self.format)
         return standing or replace(summary, is_part=True)
@@ -189,7 +192,7 @@ class _Import:
     def _make(
         self, finished: Mapping[str, DoneCase], failed: Sequence[str], num_resumed: int
     ) -> ImportSummary:
-        """Make the data set of finished cases, unless one is damaged that may not be skipped."""
+        """Write the data set of finished cases, unless damaged cases must not be skipped."""
         listing, output = self.listing, self.output
         summary = _summary(listing, output, finished, failed, num_resumed)
         if not finished or (summary.damaged and not self.skip_damaged):
@@ -210,7 +213,7 @@ def _source(format: str, listing: Listing) -> dict:
 def _all_parts(
     journal: Journal, cases: Sequence[Case]
 ) -> tuple[dict[str, DoneCase], list[str]] | None:
-    """Finished cases by name, and what is wrong with the others; None where some are missing."""
+    """Finished cases by name, and errors of the others; None if cases are missing."""
     finished: dict[str, DoneCase] = {}
     failed = []
     for case in cases:
@@ -225,14 +228,14 @@ def _all_parts(
 
 
 def _standing(listing: Listing, output: Path, format: str) -> ImportSummary | None:
-    """The summary where calls for parts of this listing have made the data set already."""
+    """The summary if calls for other shards have already written the data set; else None."""
     if not (output / FILE_NAME).is_file():
         return None
     found, names = read_volume_set(output), {case.name for case in listing.cases}
     is_ours = found.source == _source(format, listing)
     if not is_ours or not names.issuperset(volume.name for volume in found.volumes):
         return None
-    with suppress(BlockingIOError):  # the call that has just made it tidies up
+    with suppress(BlockingIOError):  # the call that has just written it cleans up
         _tidy(output)
     number = len(listing.cases)
     return ImportSummary(output, True, found, number, number, (), (), stood=True)
@@ -245,7 +248,7 @@ def _summary(
     failed: Sequence[str] = (),
     num_resumed: int = 0,
 ) -> ImportSummary:
-    """Of an import that has written no data set. What is damaged is told first, each line once."""
+    """The summary of an import without a data set; damaged cases come first, each line once."""
     details = [line for case in finished.values() for line in case.left_out]
     damaged = tuple(map(printable, (*listing.damaged, *failed)))
     others = map(printable, (*listing.left_out, *details))
@@ -254,18 +257,18 @@ def _summary(
 
 
 def is_registered_from(name: str, root: Path) -> bool:
-    """Whether a registered data set is that of a folder, whatever links lead there."""
+    """Whether a registered data set is that of a folder, with symbolic links resolved."""
     found = MetadataCatalog.get(name).get("volume_set")
     return found is not None and os.path.realpath(found) == os.path.realpath(root)
 
 
 def _check_name(output: Path) -> None:
-    """Refuse names under which other data sets are registered, and those that can be none."""
+    """Refuse invalid names, and names under which other data sets are registered."""
     name = output.name
     if name != safe_name(name):
         raise ValueError(
             f"--output {output}: found the name {name!r}, expected up to 100 letters, digits, "
-            "'.', '_' and '-', the first and last no sign"
+            "'.', '_' and '-' that begin and end with a letter or digit"
         )
     splits = "|".join(SPLITS)
     own = re.compile(rf"{re.escape(name)}(_fold\d+)?(_volumes)?(_({splits}))?")
@@ -276,24 +279,27 @@ def _check_name(output: Path) -> None:
     ]
     if taken:
         raise ValueError(
-            f"--output {output}: found the data set {taken[0]} of that name, expected another name"
+            f"--output {output}: found a registered data set {taken[0]}, expected another name"
         )
 
 
 def _tidy(output: Path) -> None:
-    """Bring to its end what a call left that was killed when its data set was complete."""
+    """Finish the work of a call that was killed after its data set was complete."""
     recover_folder(output)
     working = working_folder(output)
     if working.is_dir() and (working / "cases").is_dir() and not (working / "data").exists():
-        with suppress(FileNotFoundError), locked(working / "lock"):  # else it is gone by now
+        with (
+            suppress(FileNotFoundError),
+            locked(working / "lock"),
+        ):  # another call may have removed it
             _remove_working(output)
 
 
 def _remove_working(output: Path) -> None:
-    """Remove the working folder at one go for other calls, which could not use a part of it."""
+    """Remove the working folder atomically, so that other calls never find a part of it."""
     working = working_folder(output)
     trash = working.with_name(f".{working.name}.trash")
-    shutil.rmtree(trash, ignore_errors=True)  # of a call that was killed here
+    shutil.rmtree(trash, ignore_errors=True)  # left by a killed call
     os.replace(working, trash)
     shutil.rmtree(trash, ignore_errors=True)  # NFS keeps files that other calls have open
 
@@ -304,32 +310,32 @@ def _check_output(output: Path, overwrite: bool) -> None:
         return
     if not (output / FILE_NAME).is_file():
         raise FileExistsError(
-            f"{output}: found something else than a data set of volumes, expected a free place: "
-            "name another --output"
+            f"{output}: found a file or folder that is not a volume set, expected none; "
+            "choose another --output"
         )
     if not overwrite:
         raise FileExistsError(
-            f"{output}: found a data set of volumes, expected a free place: name another --output, "
-            "or pass --overwrite to replace it"
+            f"{output}: found a volume set, expected none; choose another --output, or pass "
+            "--overwrite to replace it"
         )
 
 
 def _check_cases(listing: Listing) -> None:
     if not listing.cases:
-        problems = listing.left_out or ("nothing is like one",)
-        raise_problems("found no case to import, expected one at least", problems)
+        problems = listing.left_out or ("found no files of this format",)
+        raise_problems("found no case to import, expected at least one", problems)
     names: dict[str, Case] = {}
     for case in listing.cases:
         other = names.setdefault(case.name.lower(), case)
         if other is not case:
             raise ValueError(
-                f"{', '.join((*other.sources[:1], *case.sources[:1]))}: found two cases of the "
-                f"name {case.name!r}, expected names that differ"
+                f"{', '.join((*other.sources[:1], *case.sources[:1]))}: found two cases with the "
+                f"name {case.name!r}, expected unique names"
             )
 
 
 def _known_splits(cases: Sequence[Case]) -> dict[str, str]:
-    """patient -> split, as the source has it."""
+    """Patient -> split of the source."""
     known: dict[str, str] = {}
     for case in cases:
         if case.split is None:
@@ -341,29 +347,29 @@ def _known_splits(cases: Sequence[Case]) -> dict[str, str]:
         if known.setdefault(case.patient, case.split) != case.split:
             raise ValueError(
                 f"patient {case.patient}: found in {known[case.patient]} and in {case.split} "
-                f"(case {case.name}), expected one split for all of a patient: correct the source, "
-                "or pass --new-split to split anew"
+                f"(case {case.name}), expected each patient in one split; correct the source, or "
+                "pass --new-split for new splits"
             )
     return known
 
 
 def _check_folds(folds: Sequence[Mapping[str, Sequence[str]]]) -> None:
-    """As the data set would be refused, but before anything is read."""
+    """Check folds before anything is read, as writing the data set would."""
     for number, fold in enumerate(folds):
         split_of: dict[str, str] = {}
         for patient, split in ((name, split) for split, names in fold.items() for name in names):
             if split_of.setdefault(patient, split) != split:
                 raise ValueError(
                     f"patient {patient}: found in {split_of[patient]} and in {split} of fold "
-                    f"{number}, expected one split for all of a patient: correct the source, or "
-                    "pass --new-split to split anew"
+                    f"{number}, expected each patient in one split; correct the source, or pass "
+                    "--new-split for new splits"
                 )
 
 
 def _import_cases(
     journal: Journal, cases: Sequence[Case], workers: int | None
 ) -> tuple[dict[str, DoneCase], list[str], int]:
-    """Finished cases by name, what is wrong with the others, and how many were there before."""
+    """Finished cases by name, errors of the others, and the number of resumed cases."""
     finished = {case.name: done for case in cases if (done := journal.done(case)) is not None}
     left = [(journal, case) for case in cases if case.name not in finished]
     for case in cases:
@@ -389,7 +395,7 @@ def _import_cases(
 
 
 def _numbered(volumes: Sequence[Volume]) -> tuple[Volume, ...]:
-    """Volumes whose lesions have ids from 1 on over all of them."""
+    """Number the lesions of all volumes consecutively, from 1."""
     numbered, next_id = [], 1
     for volume in volumes:
         lesions = tuple(replace(le, id=next_id + i) for i, le in enumerate(volume.lesions))
@@ -404,10 +410,10 @@ def _write_lines(file: Path, lines: Sequence[str]) -> None:
 
 
 def _put_in_place(volume_set: VolumeSet, left_out: Sequence[str], output: Path) -> None:
-    """Complete the working folder's data and let it become the data set."""
+    """Complete the data in the working folder, and move it to ``output``."""
     data = working_folder(output) / "data"
     wanted = {data / volume.image for volume in volume_set.volumes}
-    for file in (data / "images").iterdir():  # of cases that are none any more, and of killed calls
+    for file in (data / "images").iterdir():  # of cases no longer listed, or of killed calls
         if file not in wanted:
             file.unlink()
     _write_lines(data / LEFT_OUT_FILE, left_out)

@@ -1,4 +1,4 @@
-"""Scans of :mod:`lesion_d2.scans` as imported volumes."""
+"""Conversion of scans to imported volumes."""
 
 from collections.abc import Sequence
 
@@ -15,14 +15,14 @@ def imported_scan(
     left_out: Sequence[str] = (),
     window: tuple[float, float] | None = None,
 ) -> ImportedVolume:
-    """A scan and its lesions as an import takes them.
+    """Convert a scan and its lesions to an :class:`ImportedVolume`.
 
     Args:
-        scan: read from any format.
-        name, patient: of the volume.
-        lesions: in pixels and slices of the scan.
-        left_out: what of the case was left out, a line each; the scan's own messages follow.
-        window: HU that show the lesions well, of the volume.
+        scan: a scan of any format.
+        name, patient: name and patient of the volume.
+        lesions: lesions, in pixels and slices of the scan.
+        left_out: one line for each item that was left out; the scan's messages are appended.
+        window: display window of the volume, (low, high) in HU.
     """
     volume = Volume(
         name=name,

@@ -1,4 +1,4 @@
-"""Boxes, masks and regions, in 2-D and 3-D, and how files hold them."""
+"""Boxes, masks and regions, in 2-D and 3-D, and their representation in files."""
 
 from .bit_masks import BitMasks3D
 from .boxes3d import Boxes3D

@@ -94,7 +94,7 @@ class BitMasks3D:
             (n, d, h, w) bool.
         """
         if len(boxes) != len(self):
-            raise ValueError(f"boxes: found {len(boxes)}, expected one for each of {len(self)}")
+            raise ValueError(f"boxes: found {len(boxes)}, expected {len(self)}, one per mask")
         low, high = cells_of(boxes.to(self.device), (1.0, 1.0, 1.0))
         counts = points_per_bin(high - low, mask_size, sampling_ratio=0)
         most = counts.amax(dim=0).int().tolist() if len(boxes) > 0 else (1, 1, 1)

@@ -62,10 +62,10 @@ def first_pixel(dataset: str) -> float:
 
 
 def set_first_pixel(dataset: str, first_pixel: float) -> None:
-    """Say what the center of an image's first pixel has for coordinates in a data set's files.
+    """Set the coordinate of an image's first pixel center in a data set's files.
 
-    Loaders that know it say so; in the dicts it is 0. What writes boxes of a data set to files, or
-    reads them from there, goes by it.
+    Loaders call this; in the dicts, the coordinate is always 0. Code that writes a data set's boxes
+    to files, or reads them, converts coordinates with it.
 
     Args:
         dataset: its name in Detectron2's catalogs.
@@ -81,8 +81,8 @@ def moved_xywh(box: Sequence[float], offset: float) -> list[float]:
 
     Args:
         box: in pixels.
-        offset: :func:`first_pixel` of the data set to write a box in its file's coordinates; its
-            negative to read one.
+        offset: :func:`first_pixel` of the data set to convert to the coordinates of its files; the
+            negative to convert from them.
     """
     x, y, width, height = box
     return [x + offset, y + offset, width, height]

@@ -58,7 +58,7 @@ class Boxes3D(Boxes):
             ValueError: a number is not finite.
         """
         if not torch.isfinite(self.tensor).all():
-            raise ValueError("boxes: found infinite numbers or NaN, expected finite ones")
+            raise ValueError("boxes: found infinite values or NaN, expected finite numbers")
         columns = []
         for column, size in zip(self.tensor.unbind(dim=1), 2 * tuple(box_size)[::-1], strict=True):
             columns.append(column.clamp(min=-0.5, max=size - 0.5))

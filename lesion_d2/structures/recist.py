@@ -1,4 +1,4 @@
-"""RECIST diameters of masks: the longest, and the longest perpendicular to it."""
+"""RECIST diameters of masks: the longest diameter, and the longest one perpendicular to it."""
 
 from collections.abc import Sequence
 

@@ -109,7 +109,7 @@ def _checked_runs(rle: object, size: Sequence[int] | None) -> np.ndarray:
         # An RLE has only ASCII characters.
         counts = counts.encode("ascii", "replace")
     if not isinstance(counts, bytes):
-        raise ValueError(f"found counts {short_repr(counts)} of a mask, expected them as text")
+        raise ValueError(f"found the mask counts {short_repr(counts)}, expected text")
     height, width = map(int, found)
     runs = _runs(counts, height * width)
     if runs.sum() != height * width:

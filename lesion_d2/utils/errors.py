@@ -206,8 +206,8 @@ def _last_error(text: str) -> str:
 def short_repr(value: object) -> str:
     """``repr`` on one line of at most 60 characters.
 
-    A value from a file may be nested without end, or be small with an endless text (a list that
-    holds one list many times, and so on), so only the outermost parts are formatted.
+    A value from a file may be nested infinitely, or small with a huge ``repr`` (such as nested
+    lists that contain one list many times), so only the outermost parts are formatted.
     """
     text = one_line(_SHORT.repr(value))
     return text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 3]}..."

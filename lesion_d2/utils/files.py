@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
-# Errors of file systems that cannot fsync, above all folders: some network and virtual shares, and
+# Errors of file systems that cannot fsync files or folders: some network and virtual shares, and
 # Windows, which cannot open a folder. A broken or full disk gives other errors.
 _CANNOT_SYNC = {
     errno.EACCES,
@@ -56,7 +56,7 @@ def atomic_write(file: str | os.PathLike, *, flush: bool = True) -> Iterator[Pat
             if flush:
                 _sync(partial, os.O_RDWR)
             os.replace(partial, file)
-    except BaseException:  # now, as another writer's file may get this name later
+    except BaseException:  # before the lock is released: then other writers may use this name
         partial.unlink(missing_ok=True)
         raise
     finally:
@@ -139,7 +139,7 @@ def replace_folder(new: Path, folder: Path) -> None:
 def recover_folder(folder: str | os.PathLike) -> None:
     """Complete or undo a killed :func:`atomic_folder` or :func:`replace_folder`.
 
-    Does nothing if another process is at work. Afterwards ``folder`` is the old or the new one.
+    Does nothing if another process is writing it. Afterwards ``folder`` is the old or the new one.
     """
     folder = Path(os.path.realpath(folder))
     if any(os.path.lexists(_beside(folder, kind)) for kind in ("part", "old", "trash", "lock")):
@@ -156,7 +156,7 @@ def _recover(folder: Path) -> None:
 
 
 def _remove_old(folder: Path) -> None:
-    """Remove a replaced folder, renamed so that nobody takes it for a complete one."""
+    """Remove a replaced folder; it is renamed first, so that a partial one is not used."""
     old, trash = (_beside(folder, kind) for kind in ("old", "trash"))
     shutil.rmtree(trash, ignore_errors=True)
     if old.exists():
@@ -176,7 +176,7 @@ def _locked_beside(folder: Path) -> Iterator[None]:
     try:
         lock = _lock_if_any(file)
     except BlockingIOError:
-        raise BlockingIOError(f"{folder}: another process is at work here") from None
+        raise BlockingIOError(f"{folder}: another process is using this folder") from None
     try:
         yield
     finally:
@@ -189,8 +189,8 @@ def _locked_beside(folder: Path) -> Iterator[None]:
 def locked(file: str | os.PathLike, *, waits: bool = False) -> Iterator[None]:
     """Lock ``file`` for this process; it is created if missing.
 
-    The lock ends with the block or with the process, even if that is killed; the file stays.
-    Without locks in the file system, nothing is locked.
+    The lock ends with the block or with the process, even if that is killed; the file remains.
+    If the file system has no locks, nothing is locked.
 
     Args:
         file: its path.
@@ -208,7 +208,7 @@ def locked(file: str | os.PathLike, *, waits: bool = False) -> Iterator[None]:
 
 
 def _lock_if_any(file: str | os.PathLike, *, waits: bool = False) -> FileIO | None:
-    """:func:`take_lock`; None where the file system has no locks, as some of clusters."""
+    """:func:`take_lock`; None if the file system has no locks, as on some clusters."""
     try:
         return take_lock(file, waits=waits)
     except OSError as error:
@@ -235,9 +235,9 @@ def take_lock(file: str | os.PathLike, *, waits: bool = False) -> FileIO:
     except OSError:
         held.close()
         raise
-    if not is_held:  # or its holder has just removed it, and others would hold the next one
+    if not is_held:  # also if its holder has just removed it: others may lock a new file
         held.close()
-        raise BlockingIOError(f"{file}: another process is at work here")
+        raise BlockingIOError(f"{file}: another process has locked this file")
     _locks.add(held)
     return held
 
@@ -310,7 +310,7 @@ def write_json(
     allow_nan: bool = False,
     flush: bool = True,
 ) -> None:
-    """Write a JSON file, whole or not at all.
+    """Write a JSON file atomically.
 
     Args:
         file: its path.
@@ -336,31 +336,31 @@ def json_text(
     allow_nan: bool = False,
     default: Callable[[object], object] | None = None,
 ) -> str:
-    """Content as JSON, in ASCII.
+    """Format content as JSON, in ASCII.
 
     Args:
-        content: of dicts, lists, tuples, text, numbers and None.
-        place: what begins the message.
+        content: dicts, lists, tuples, text, numbers and None.
+        place: prefix of the error message.
         indent, default: see :func:`json.dumps`.
-        allow_nan: whether NaN and infinities may be in it, which :func:`read_json` then has to
-            allow too; where they are to be null, see :func:`without_nan`.
+        allow_nan: whether to allow NaN and infinities, which :func:`read_json` then has to allow,
+            too. :func:`without_nan` converts NaN to null.
 
     Raises:
-        ValueError: something in it is not JSON, such as NaN.
+        ValueError: a value cannot be represented in JSON, such as NaN.
     """
     try:
         return json.dumps(content, indent=indent, allow_nan=allow_nan, default=default)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{place}: found what JSON cannot hold ({error})") from None
+        raise ValueError(f"{place}: found a value that JSON cannot represent ({error})") from None
 
 
 def json_digest(content: object) -> str:
-    """SHA-256 of content as JSON, whatever the order of its keys."""
+    """SHA-256 of content as JSON; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def without_nan(value: object) -> object:
-    """The same with None for NaN, which JSON does not know; dicts are copied, tuples are lists."""
+    """Copy a value with NaN, which JSON does not have, as None; tuples become lists."""
     if isinstance(value, Mapping):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -369,20 +369,20 @@ def without_nan(value: object) -> object:
 
 
 def _refuse_constant(text: str) -> None:
-    raise ValueError(f"the number {text}")
+    raise ValueError(f"invalid number {text}")
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object; refuses duplicate keys, of which one value would be lost."""
+    """A JSON object; refuses duplicate keys, as one of the values would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice[:60]!r} twice in one object")
+        raise ValueError(f"duplicate key {twice[:60]!r} in an object")
     return found
 
 
 def check_columns(file: str | os.PathLike, names: Iterable[str]) -> None:
-    """Check that no two columns of a table have the same name; any number may have none.
+    """Check that no two columns of a table have the same name; empty names are ignored.
 
     Raises:
         ValueError: a duplicate name; the message names the file and the column.

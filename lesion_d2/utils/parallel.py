@@ -1,4 +1,4 @@
-"""One function over many items, on all cores."""
+"""Parallel map of a function over items, on all cores."""
 
 import multiprocessing
 import os
@@ -67,13 +67,12 @@ def map_with_progress(
     size: Callable[[Result], int] | None = None,
     **bar,
 ) -> Iterator[Iterator[Result]]:
-    """:func:`map_unordered` under a progress bar; the block's end stops what is not done by then.
+    """:func:`map_unordered` with a progress bar; leaving the block stops remaining work.
 
     Args:
         function, items, workers: see :func:`map_unordered`.
-        size: by how much a result moves the bar; None for 1.
-        bar: arguments of :class:`tqdm.tqdm`; ``total`` is the number of items where it is not
-            given.
+        size: how much a result advances the bar; None for 1.
+        bar: arguments of :class:`tqdm.tqdm`; ``total`` defaults to the number of items.
 
     Raises:
         BrokenProcessPool: a process was killed.

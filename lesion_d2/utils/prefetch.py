@@ -1,4 +1,4 @@
-"""Making the next item in a thread."""
+"""Computation of the next item in a thread."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor

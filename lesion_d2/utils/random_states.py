@@ -38,7 +38,7 @@ def set_python_state(state: list[Any]) -> None:
 
 @contextmanager
 def numpy_state_kept() -> Iterator[None]:
-    """After the block, NumPy's global generator goes on as without it."""
+    """Restore the state of NumPy's global generator after the block."""
     state = np.random.get_state()
     try:
         yield
@@ -48,9 +48,9 @@ def numpy_state_kept() -> Iterator[None]:
 
 @contextmanager
 def random_states_kept() -> Iterator[None]:
-    """After the block, the global generators of Python, NumPy and torch go on as without it.
+    """Restore the states of the global generators of Python, NumPy and torch after the block.
 
-    Of torch those of the CPU and of :func:`used_gpu`.
+    For torch, these are the generators of the CPU and of :func:`used_gpu`.
     """
     python_state = random.getstate()
     with torch.random.fork_rng(used_gpu()), numpy_state_kept():
@@ -61,5 +61,5 @@ def random_states_kept() -> Iterator[None]:
 
 
 def used_gpu() -> list[int]:
-    """The number of the current GPU; none where this process has used no GPU yet."""
+    """A list with the current GPU's index; empty if this process has not used a GPU yet."""
     return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []

@@ -9,7 +9,7 @@ from .errors import short_repr
 MAX_NUMBER, MAX_ID = 1e9, 1e15
 #: Limits: pixels of an image's longer side, slices of a volume, and characters of a name.
 MAX_SIDE, MAX_SLICES, MAX_TEXT = 8192, 20_000, 1000
-#: Limit of a volume's annotations, one per lesion and slice: a few bytes may ask for many.
+#: Limit of a volume's annotations, one per lesion and slice: a few bytes can request many.
 MAX_LESION_SLICES = 250_000
 
 

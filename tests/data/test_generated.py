@@ -61,7 +61,7 @@ def test_a_folder_without_readable_options_is_never_replaced(tmp_path, text):
 
 def test_a_second_call_to_the_same_place_is_refused_and_leftovers_are_removed(tmp_path):
     def fill(folder):
-        with pytest.raises(BlockingIOError, match=r"/set: another process is at work here$"):
+        with pytest.raises(BlockingIOError, match=r"/set: another process is using this folder$"):
             write(tmp_path / "set", Options())
 
     assert write_data_set(tmp_path / "set", "toy", Options(), fill)

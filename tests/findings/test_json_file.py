@@ -51,7 +51,7 @@ def _set(content, path, value):
         (("findings", 0, "diagnosis"), "cancer", "'diagnosis' was unexpected"),
         (("findings", 0, "measured_on"), "guess", "findings/0/measured_on"),
         (("findings", 0, "key_slice"), 5, "finding 1: found slice 5, expected less than 5"),
-        (("findings", 0, "volume_mm3"), float("nan"), "the number NaN"),
+        (("findings", 0, "volume_mm3"), float("nan"), "invalid number NaN"),
         (("spacing",), [1, 1, 0], "spacing/2"),
         (("findings", 0, "slices", 0, "mask", "counts"), "00", "expected runs that fill 20 x 30"),
         (("findings", 0, "slices", 0, "mask", "size"), [30, 20], r"a mask of \[30, 20\]"),

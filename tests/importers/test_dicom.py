@@ -225,7 +225,7 @@ def test_links_are_followed_and_archives_are_told(tmp_path):
     file.unlink()
     listing = list_dicom(tmp_path / "source", {"lesion": "lesion"})
     assert not listing.cases
-    assert f"{archive}: found an archive, expected folders: unpack it" in listing.left_out
+    assert f"{archive}: found an archive, expected a folder; unpack it" in listing.left_out
 
 
 def test_what_does_not_belong_together_is_told(tmp_path):
@@ -258,7 +258,10 @@ def refusal(root: Path) -> str:
     [
         (["1.0", "2.0", "3.0", "4.0"], "found a contour of 4 numbers, expected x, y, z"),
         (["0", "0", "98.7", "1", "0", "98.7", "1", "1", "98.7"], "at slice 0.52 to 0.52 of the"),
-        (["0", "0", "9", "1", "0", "9", "1", "1", "9"], "expected one on one of its 6 slices"),
+        (
+            ["0", "0", "9", "1", "0", "9", "1", "1", "9"],
+            "expected it on one of the scan's 6 slices",
+        ),
     ],
 )
 def test_contours_off_the_slices_are_told_in_one_line(tmp_path, values, message):
@@ -277,7 +280,7 @@ def test_segmentations_on_another_grid_are_told_in_one_line(tmp_path):
     measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     measures.PixelSpacing = ["1.8", "1.4"]
     dataset.save_as(file)
-    assert "with voxels of 1.4 x 1.8 x 2.5 mm that are not those of its series" in refusal(tmp_path)
+    assert "with voxels of 1.4 x 1.8 x 2.5 mm on another grid" in refusal(tmp_path)
 
 
 def test_segmentations_that_would_fill_the_memory_are_told_in_one_line(tmp_path):
@@ -313,7 +316,11 @@ def test_damaged_files_of_regions_are_told_in_one_line(tmp_path):
     ("old", "new", "message"),
     [
         (b"\x06\x30\x20\x00SQ", b"\x06\x30\x20\x00UJ", "Unknown Value Representation"),
-        (b"5.1.4.1.1.481.3", b"5.1.4.1.1.481.4", "RTSTRUCT of the SOP class 1.2.840.10008.5.1.4.1"),
+        (
+            b"5.1.4.1.1.481.3",
+            b"5.1.4.1.1.481.4",
+            "RTSTRUCT with the unsupported SOP class 1.2.840.",
+        ),
     ],
 )
 def test_bytes_that_are_none_of_dicom_are_told_in_one_line(tmp_path, old, new, message):

@@ -116,7 +116,7 @@ def test_slices_that_are_no_images_are_told_of(tmp_path):
     empty = list_coco(file).cases[1].read()
     assert empty.volume.lesions == () and empty.volume.shape == (DEPTH, HEIGHT, WIDTH)
     assert empty.left_out == (
-        "b: 4 of 5 slices are no images of the JSON: they are taken as slices without lesions",
+        "b: 4 of 5 slices are not in the JSON; they are imported without lesions",
     )
 
 
@@ -124,7 +124,7 @@ def test_slices_across_the_body_only(tmp_path):
     file, _ = write_volumes(tmp_path, np.array([[0, 0, 2.5], [0.7, 0, 0], [0, 0.9, 0]]))
     listing = list_coco(file)
     assert listing.cases == () and len(listing.damaged) == 2
-    assert "a.nii.gz: found slices along axis 1 of its array, expected" in listing.damaged[0]
+    assert "a.nii.gz: found axial slices along axis 1 of the array, expected" in listing.damaged[0]
 
 
 def test_a_data_set_trains_evaluates_and_comes_back_from_an_export(tmp_path):
@@ -222,7 +222,7 @@ def test_a_volume_is_in_one_split(tmp_path):
     content["images"] = [image_entry(1, "b.nii.gz#4")]
     content["annotations"] = []
     other = write_coco_file(tmp_path, content, "other.json")
-    with pytest.raises(ValueError, match=r"b\.nii\.gz: found slices of it in .*coco\.json and in"):
+    with pytest.raises(ValueError, match=r"b\.nii\.gz: found its slices in .*coco\.json and"):
         list_coco({"train": file, "val": other})
     files = {s: write_pictures(tmp_path / s, [image_entry(1, "x.png")]) for s in ("train", "val")}
     listing = list_coco(files, hu_offset=0)
@@ -253,10 +253,10 @@ def test_real_slices_are_listed_and_read():
     [
         (
             {"spacing": [1, 1, 2]},
-            "v: spacing: found .* of image 2, expected None of image 1, as th",
+            "v: spacing: found .* in image 2, expected None as in image 1",
         ),
-        ({"patient": "x"}, "v: patient: found 'x' of image 2, expected None of image 1, as they a"),
-        ({"height": 20}, "v: found 32 x 20 pixels of image 2, expected the 32 x 24 of image 1"),
+        ({"patient": "x"}, "v: patient: found 'x' in image 2, expected None as in image 1"),
+        ({"height": 20}, "v: found 32 x 20 pixels in image 2, expected 32 x 24 as in image 1"),
         ({"hu_window": [0, 1]}, None),
     ],
 )
@@ -283,8 +283,11 @@ def test_a_missing_picture_is_damage(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_id": 2}, "annotation 2: found the lesion 1 of annotation 1 on another category"),
-        ({}, "annotation 2: found the lesion 1 of annotation 1 on the same slice"),
+        (
+            {"image_id": 2},
+            "annotation 2: found the lesion 1 of annotation 1 again with another cat",
+        ),
+        ({}, "annotation 2: found the lesion 1 of annotation 1 again on the same slice"),
     ],
 )
 def test_annotations_that_are_no_lesion(tmp_path, changes, message):
@@ -307,7 +310,7 @@ def test_annotations_that_are_no_lesion(tmp_path, changes, message):
         ),
         (
             {"group_by": "(b)/.(1)"},
-            "image 2: found slice 1 of 'b', which image 1 is, expected anot",
+            "image 2: found slice 1 of 'b', as in image 1, expected each slice once",
         ),
         ({"image_root": "nowhere"}, "nowhere: no such folder of images"),
     ],
@@ -324,5 +327,5 @@ def test_files_of_other_categories_or_splits_are_refused(tmp_path):
     second = write_coco_file(tmp_path / "b", content)
     with pytest.raises(ValueError, match=rf"{second}: categories: found .* those of {first}"):
         list_coco({"train": first, "val": second}, hu_offset=0)
-    with pytest.raises(ValueError, match="found a second file of no split, expected one"):
+    with pytest.raises(ValueError, match="found a second file without a split, expected one"):
         list_cases(arguments("a.json", "b.json"))

@@ -156,7 +156,7 @@ def test_key_slices_of_deeplesion(tmp_path):
 @pytest.mark.parametrize(
     ("classes", "line"),
     [
-        (None, "--classes: found none for a source of the classes benign, malignant"),
+        (None, "--classes: found none for sources with the classes benign, malignant"),
         ({"a": (4,)}, r"--classes: found .* expected one class for each of the coarse types"),
     ],
 )

@@ -176,7 +176,7 @@ def test_lesions_are_the_readers_majority(lidc, votes):
     assert lesions.keys() == EXPECTED[votes].keys()
     assert [lesion.id for lesion in imported.volume.lesions] == list(range(1, len(lesions) + 1))
     told = " ".join(imported.left_out)
-    assert "1 marks of nodules below 3 mm and 1 of findings that are no nodules" in told
+    assert "1 marks of nodules below 3 mm and 1 of findings that are not nodules" in told
     assert ("nodule C, readers: 1: no voxel has a majority" in told) == (votes == "authors")
 
 
@@ -295,9 +295,9 @@ def test_what_does_not_belong_together_is_told(lidc, tmp_path):
     listing = list_lidc(tmp_path)
     assert not listing.cases and not listing.damaged
     told = "\n".join(listing.left_out)
-    assert "found no XML file of its readers" in told
+    assert "found no XML file with its annotations" in told
     assert "001.xml: found no CT series" in told
-    assert "1 XML files that are not of CT's readers" in told
+    assert "1 XML files that are not annotations of CT" in told
 
 
 def test_it_trains_and_evaluates(tmp_path):
@@ -385,7 +385,7 @@ def test_of_a_series_in_parts_the_largest_is_read(tmp_path):
     listing = list_lidc(tmp_path)
     (case,) = listing.cases
     assert len(case.read().volume.lesions) == 4
-    assert any("found 1 slices beside 7 others of its series" in line for line in listing.left_out)
+    assert any("found 1 slices, but 7 others of its series" in line for line in listing.left_out)
 
 
 def test_two_files_of_one_series_are_told(lidc, tmp_path):
@@ -394,7 +394,7 @@ def test_two_files_of_one_series_are_told(lidc, tmp_path):
     assert not list_lidc(lidc, tmp_path).damaged
     (tmp_path / "b.xml").write_text(xml_text(lidc).replace("<malignancy>5", "<malignancy>4"))
     (line,) = list_lidc(lidc, tmp_path).damaged
-    assert line.startswith(f"{tmp_path / 'b.xml'}: found another file of series")
+    assert line.startswith(f"{tmp_path / 'b.xml'}: found a second file for series")
 
 
 def test_no_files_at_all_are_told(tmp_path):

@@ -116,7 +116,7 @@ def test_a_scan_without_a_nodule_stays_and_rows_without_a_scan_are_told(luna):
     assert listing.cases[2].read().volume.lesions == ()
     assert not listing.damaged
     (line,) = listing.left_out
-    assert "2 rows of 1 scans that are not there" in line and uid(77) in line
+    assert "2 rows of 1 scans that do not exist" in line and uid(77) in line
 
 
 def test_each_subset_tests_once(luna):
@@ -145,7 +145,7 @@ def test_excluded_findings_are_ignored(luna, tmp_path):
     far = f"{uid(0)},900,900,900,-1\n{uid(78)},1,2,3,-1\n"
     excluded.write_text(HEADER + rows(uid(0), image, [(12, 30, 2, 5.0), (30, 8, 5, -1)]) + far)
     listing = list_luna16(root, excluded=excluded)
-    absent = "annotations_excluded.csv: 1 rows of 1 scans that are not there"
+    absent = "annotations_excluded.csv: 1 rows of 1 scans that do not exist"
     assert any(line.startswith(absent) for line in listing.left_out)
     imported = listing.cases[0].read()
     lesions = imported.volume.lesions
@@ -201,7 +201,7 @@ def test_damaged_annotations_are_told_in_one_line(tmp_path, table, message):
 def test_other_folders_and_damaged_scans_are_told(tmp_path):
     with pytest.raises(FileNotFoundError, match="found no folder subset0"):
         list_luna16(tmp_path)
-    with pytest.raises(FileNotFoundError, match="away: no such folder, expected the one"):
+    with pytest.raises(FileNotFoundError, match="away: no such folder, expected the folder"):
         list_luna16(tmp_path / "away")
     file = tmp_path / "subset0" / f"{uid(0)}.mhd"
     write_scan(file)
@@ -213,7 +213,7 @@ def test_other_folders_and_damaged_scans_are_told(tmp_path):
     listing = list_luna16(tmp_path)
     assert len(listing.cases) == 1 and any("lungs.nrrd: found nrrd" in x for x in listing.left_out)
     (line,) = listing.damaged
-    assert "subset4" in line and f"found another file of scan {uid(0)}" in line
+    assert "subset4" in line and f"found a second file of scan {uid(0)}" in line
     raw = file.with_suffix(".raw")
     raw.write_bytes(raw.read_bytes()[:100])
     listing = list_luna16(tmp_path)

@@ -117,11 +117,11 @@ def test_folds_are_places_in_the_sorted_pids(tmp_path):
         ),
         (
             lambda f: np.save(f / "b_rois.npy", np.zeros((9, 30, 24), np.uint8)),
-            r"b_rois\.npy: found no voxel of the instances 1, expected all that class_target names",
+            r"b_rois\.npy: found no voxel of the instances 1, expected all those in class_target",
         ),
         (
             lambda f: np.save(f / "b_rois.npy", np.load(f / "b_rois.npy") * 0.5),
-            r"b_rois\.npy: found regions that are no integers",
+            r"b_rois\.npy: found a value that is not an integer",
         ),
         (
             lambda f: np.save(f / "b_img.npy", np.array([[["x"]]], object)),
@@ -145,7 +145,7 @@ def test_folds_are_places_in_the_sorted_pids(tmp_path):
         ),
         (
             lambda f: (f / "c_img.npy").write_bytes(b""),
-            r"c_img\.npy: found no class targets of 'c'",
+            r"c_img\.npy: found no class_target of 'c'",
         ),
     ],
 )
@@ -163,7 +163,10 @@ def test_a_damaged_image_is_one_line_and_the_others_go_on(tmp_path, edit, messag
         ({"pid": ["a"]}, r"found the columns \['pid'\], expected pid and class_target"),
         ({"pid": ["a", "a"], "class_target": [[], []]}, "row 1: found 'a' again"),
         ({"pid": ["../a"], "class_target": [[]]}, r"row 0: found the pid '\.\./a'"),
-        ({"pid": ["a"], "class_target": [["x"]]}, "row 0: class_target: found .*expected a number"),
+        (
+            {"pid": ["a"], "class_target": [["x"]]},
+            "row 0: class_target: found .*expected one number",
+        ),
         ({"pid": ["a"], "class_target": [print]}, "builtins.print in the pickle.*info_df.csv"),
     ],
 )
@@ -177,7 +180,7 @@ def test_a_bad_table_is_one_line(tmp_path, table, message):
 @pytest.mark.parametrize(
     "lines, message",
     [
-        ("a,[1]\nb", "row 3: class_target: found '', expected a number for each region"),
+        ("a,[1]\nb", "row 3: class_target: found '', expected one number per region"),
         ("a,[1]\n,\n\n../c,[2]", r"row 5: found the pid '\.\./c'"),
     ],
 )

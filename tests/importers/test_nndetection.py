@@ -201,7 +201,7 @@ def test_2d_pictures_and_nifti_of_one_slice(tmp_path):
         assert volume.window == (-160, 240)
         assert np.array_equal(voxels[0], np.rint(values / 255 * 400 - 160))
         assert volume.lesions[0].box == (6.5, 3.5, 0.0, 18.5, 8.5, 0.0)
-    with pytest.raises(ValueError, match=r"png_0000\.png: found values of uint8.*--hu-window"):
+    with pytest.raises(ValueError, match=r"png_0000\.png: found uint8 values, .*--hu-window"):
         read_case(tmp_path, "png")
 
 
@@ -230,9 +230,12 @@ def test_folders_that_are_no_task_are_told(tmp_path):
         (lambda d: d["modalities"].update({"1": "PET"}), r"2 modalities \(0 'CT', 1 'PET'\)"),
         (lambda d: d["modalities"].update({"0": "MRI"}), "modality 'MRI', expected CT"),
         (lambda d: d.pop("modalities"), "modalities: found None"),
-        (lambda d: d["labels"].update({"5": "x"}), "labels: found .* from 0 on"),
-        (lambda d: d.update(labels={"background": 0, "cyst": 1}), "from 0 on .*import_data nnunet"),
-        (lambda d: d["labels"].update({"1": "cyst"}), "expected names that differ"),
+        (lambda d: d["labels"].update({"5": "x"}), "labels: found .* numbers from 0 as keys"),
+        (
+            lambda d: d.update(labels={"background": 0, "cyst": 1}),
+            "from 0 as keys .*import_data nnunet",
+        ),
+        (lambda d: d["labels"].update({"1": "cyst"}), "expected unique names"),
         (lambda d: d.update(labels=[]), r"labels: found \[\]"),
     ],
 )
@@ -280,7 +283,7 @@ def damage(root, kind):
         return "imagesTr: found no modality 0 of case b"
     if kind == "name":
         image.rename(image.with_name("b.nii.gz"))
-        return r"imagesTr.b\.nii\.gz: found this name, expected <case>_0000"
+        return r"imagesTr.b\.nii\.gz: found this file name, expected <case>_0000"
     if kind == "no JSON":
         classes.write_text("{")
         return r"b\.json: found no readable JSON"
@@ -289,7 +292,7 @@ def damage(root, kind):
         return r"b\.json: instance '2': found the class 2, expected 0 to 1"
     if kind == "instance not named":
         save_json(classes, {"instances": {"1": 0, "2": 1}})
-        return r"b\.nii\.gz: found the instances 3, expected those that b\.json names"
+        return r"b\.nii\.gz: found the instances 3, expected only those in b\.json"
     if kind == "instance not drawn":
         save_json(classes, {"instances": {**{str(k): v for k, v in ALL.items()}, "9": 0}})
         return r"b\.nii\.gz: found no voxel of the instances 9"

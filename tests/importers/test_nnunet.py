@@ -96,7 +96,7 @@ def test_which_labels_are_lesions_has_to_be_said(tmp_path):
     with pytest.raises(ValueError, match=r"2 labels \('tumour' 1, 'liver' 2\).*--lesion-labels"):
         list_nnunet(root)
     for wrong in ("lung", "7", "0"):
-        with pytest.raises(ValueError, match=rf"--lesion-labels: found '{wrong}', expected of"):
+        with pytest.raises(ValueError, match=rf"--lesion-labels: found '{wrong}', expected one of"):
             list_nnunet(root, ComponentOptions((wrong,)))
     edit_json(root, labels={"background": 0, "tumour": 1})
     assert list_nnunet(root).classes == ("tumour",)
@@ -129,7 +129,9 @@ def test_modalities_along_a_fourth_axis(tmp_path):
     hu = np.asarray(image.dataobj)
     save(file, np.stack([hu // 2, hu], -1), image.affine)
     edit_json(root, modality={"0": "MRI", "1": "CT"})
-    with pytest.raises(ValueError, match=r"2 modalities \(0 'MRI', 1 'CT'\), expected one: --mod"):
+    with pytest.raises(
+        ValueError, match=r"2 modalities \(0 'MRI', 1 'CT'\), expected one; .* --mod"
+    ):
         list_nnunet(root, TUMOUR)
     with pytest.raises(ValueError, match="modality 'MRI', expected CT"):
         list_nnunet(root, TUMOUR, TaskOptions(modality=0))
@@ -183,14 +185,17 @@ def test_test_cases_with_labels_and_without(tmp_path):
     "changes, message",
     [
         ({"labels": None}, "labels: found None, expected names and numbers"),
-        ({"labels": {"background": 0}}, "labels: found .*expected one beside background"),
-        ({"labels": {"tumour": "1"}}, r"labels: found \['1'\] of 'tumour', expected a number"),
-        ({"channel_names": {"1": "CT"}}, "channel_names: found .* by their numbers from 0 on"),
-        ({"channel_names": None}, "modality: found None.*task folders of nnD.*: import_data nnd"),
+        ({"labels": {"background": 0}}, "labels: found .*expected a label other than background"),
+        ({"labels": {"tumour": "1"}}, r"labels: found \['1'\] for 'tumour', expected an integer"),
+        ({"channel_names": {"1": "CT"}}, "channel_names: found .* numbers from 0 as keys"),
+        ({"channel_names": None}, "modality: found None.*task folders of nnD.*import_data nnd"),
         ({"training": {}}, "training: found {}, expected a list of cases"),
-        ({"labels": {"background": 0, "ignore": 1}}, "labels: found .*, expected one beside"),
-        ({"labels": {"a": [0, 1]}}, r"labels: found \[0, 1\] of 'a', expected a number from 0, or"),
-        ({"labels": {"a": 1, "ignore": [2, 3]}}, r"labels: found \[2, 3\] of 'ignore', expected"),
+        ({"labels": {"background": 0, "ignore": 1}}, "labels: found .*, expected a label other"),
+        (
+            {"labels": {"a": [0, 1]}},
+            r"labels: found \[0, 1\] for 'a', expected an integer from 0, or",
+        ),
+        ({"labels": {"a": 1, "ignore": [2, 3]}}, r"labels: found \[2, 3\] for 'ignore', expected"),
         ({"labels": {"background": 0, "": 1}}, "labels: found the name '', expected text"),
         ({"training": [{"label": "a"}]}, "training, 0: found .*, expected paths"),
         ({"training": [{"image": "/etc/a.nii"}]}, "training, 0: found .* in this folder"),
@@ -230,9 +235,9 @@ def test_damaged_cases_are_told_and_the_others_go_on(tmp_path):
     assert [case.name for case in listing.cases] == ["a"]
     first, second = listing.damaged
     assert re.search(r"b_0000\.nii\.gz: found no label map, expected .*b\.nii\.gz", first)
-    assert re.search(r"c\.nii\.gz: no such image, nor c_0000 with an ending", second)
+    assert re.search(r"c\.nii\.gz: no such image, nor c_0000 with an extension", second)
     save(root / "imagesTr/a.nii.gz", np.zeros((4, 4, 4)), np.eye(4))
-    assert re.search("found a_0000.nii.gz too", list_nnunet(root, TUMOUR).damaged[0])
+    assert re.search("found a_0000.nii.gz as well", list_nnunet(root, TUMOUR).damaged[0])
 
 
 def test_an_import_trains_and_evaluates_perfectly_on_its_truth(tmp_path):

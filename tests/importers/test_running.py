@@ -103,7 +103,7 @@ def test_two_parts_at_a_time_give_the_data_set_of_one_call(source, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "source", "whole"]
     late = run(list_npz(source), tmp_path / "mine", shard=Shard(1, 2))  # queued once more
     assert late.stood and late.written and not working_folder(tmp_path / "mine").exists()
-    with pytest.raises(FileExistsError, match="found a data set of volumes"):
+    with pytest.raises(FileExistsError, match="found a volume set"):
         run(list_npz(source, options={"level": 3}), tmp_path / "mine", shard=Shard(1, 2))
     with pytest.raises(ValueError, match="found --overwrite with --shard"):
         run(list_npz(source), tmp_path / "mine", shard=Shard(1, 2), overwrite=True)
@@ -218,7 +218,7 @@ def test_a_dry_run_reads_and_writes_nothing(source, tmp_path, monkeypatch):
 def test_what_stands_there_is_replaced_only_where_that_is_asked_for(source, tmp_path):
     run(list_npz(source), tmp_path / "mine")
     before = _files(tmp_path / "mine")
-    with pytest.raises(FileExistsError, match=r"mine: found a data set .* pass --overwrite"):
+    with pytest.raises(FileExistsError, match=r"mine: found a volume set.* pass --overwrite"):
         run(list_npz(source), tmp_path / "mine")
     (source / "case_0.npz").unlink()
     (source / "case_1.npz").write_bytes(b"")
@@ -226,7 +226,7 @@ def test_what_stands_there_is_replaced_only_where_that_is_asked_for(source, tmp_
     assert _files(tmp_path / "mine") == before
     assert run(list_npz(source), tmp_path / "mine", overwrite=True, skip_damaged=True).written
     assert [v.name for v in read_volume_set(tmp_path / "mine").volumes] == ["case_2", "case_3"]
-    with pytest.raises(FileExistsError, match="found something else than a data set of volumes"):
+    with pytest.raises(FileExistsError, match="found a file or folder that is not a volume set"):
         run(list_npz(source), source, overwrite=True)
 
 
@@ -246,7 +246,7 @@ def test_the_old_data_set_comes_back_where_a_call_was_killed_before_the_new_one_
     run(list_npz(source), tmp_path / "mine")
     before = _files(tmp_path / "mine")
     (tmp_path / "mine").rename(tmp_path / ".mine.old")
-    with pytest.raises(FileExistsError, match="found a data set of volumes"):
+    with pytest.raises(FileExistsError, match="found a volume set"):
         run(list_npz(source), tmp_path / "mine")
     assert _files(tmp_path / "mine") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "source"]
@@ -259,7 +259,9 @@ def test_names_that_are_taken_or_none(source, tmp_path):
         ("toy_circles_scale", "toy_circles_scale_"),
         ("toy_donuts_pattern_val", "toy_donuts_pattern_val"),
     ):
-        with pytest.raises(ValueError, match=f"found the data set {found}.*expected another name"):
+        with pytest.raises(
+            ValueError, match=f"found a registered data set {found}.*expected another"
+        ):
             run(list_npz(source), tmp_path / name)
     with pytest.raises(ValueError, match="found the name 'my data', expected up to 100 letters"):
         run(list_npz(source), tmp_path / "my data")
@@ -283,11 +285,11 @@ def _case(name: str, patient: str = "p", split: str | None = None, read=None) ->
 
 def test_listings_that_cannot_be_imported(tmp_path):
     for message, listing in {
-        "found no case to import, expected one at least: nothing is like one": _listing(),
-        "at least: 2 problems\n  a: a CSV\n  b: a ZIP": Listing(
+        "found no case to import, expected at least one: found no files of": _listing(),
+        "at least one: 2 problems\n  a: a CSV\n  b: a ZIP": Listing(
             ("x",), (), ("a: a CSV", "b: a ZIP")
         ),
-        r"a\.npz, A\.npz: found two cases of the name 'A'": _listing(_case("a"), _case("A")),
+        r"a\.npz, A\.npz: found two cases with the name 'A'": _listing(_case("a"), _case("A")),
         "case a: found the split 'dev', expected one of": _listing(_case("a", split="dev")),
         r"patient p: found in train and in test \(case b\), .* --new-split": _listing(
             _case("a", split="train"), _case("b", split="test")
@@ -300,8 +302,8 @@ def test_listings_that_cannot_be_imported(tmp_path):
 def test_choices_that_are_none_are_refused_before_anything_is_read(source, tmp_path):
     twice = ({"train": ("p",), "val": ("q", "p")},)
     for message, folds, options in (
-        (r"found shares \[0.0, 0.0, 0.0\], expected one of", (), {"shares": (0, 0, 0)}),
-        ("found the seed -1, expected one from 0 on", (), {"seed": -1}),
+        (r"found shares \[0.0, 0.0, 0.0\], expected 0 or more", (), {"shares": (0, 0, 0)}),
+        ("found the seed -1, expected 0 or more", (), {"seed": -1}),
         (r"patient p: found in train and in val of fold 0, .* pass --new-split", twice, {}),
     ):
         with pytest.raises(ValueError, match=message):

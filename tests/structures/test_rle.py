@@ -109,7 +109,7 @@ def test_counts_with_any_character_changed_cut_or_added_are_right_or_refused():
             r"found a mask of \[5, 4\] pixels .*, expected \[4, 5\]",
         ),
         *[
-            ({"size": [4, 5], "counts": counts}, "found counts .* of a mask, expected them as text")
+            ({"size": [4, 5], "counts": counts}, "found the mask counts .*, expected text")
             for counts in (None, 5, [1, 19], {})
         ],
         *[

@@ -222,7 +222,10 @@ def test_a_second_run_to_the_same_file_is_refused_while_the_first_is_at_work(
     args = ["--dataset", NAME, "--method", "ellipse", "--output", str(output), "--workers", "1"]
     with locked(f"{output}.partial"):
         assert tool.main(args) == 1
-    assert capsys.readouterr().err == f"error: {output}.partial: another process is at work here\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: {output}.partial: another process has locked this file\n"
+    )
     assert tool.main(args) == 0 and [p.name for p in tmp_path.iterdir()] == ["masks.json"]
 
 

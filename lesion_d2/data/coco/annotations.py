@@ -100,7 +100,7 @@ def _read_mask(segmentation: Any, size: tuple[int, int]) -> dict | None:
             raise ValueError(f"{_SEGMENTATION}: {error}") from None
         return rle
     if not isinstance(counts, list) or not all(is_whole(n) and n >= 0 for n in counts):
-        raise BadEntryError(f"{_SEGMENTATION}, counts", counts, "a text, or lengths of runs")
+        raise BadEntryError(f"{_SEGMENTATION}, counts", counts, "a string or a list of run lengths")
     if sum(counts) != size[0] * size[1]:
         raise BadEntryError(
             f"{_SEGMENTATION}, sum of counts",
@@ -119,7 +119,7 @@ def _mask_of_polygons(polygons: Sequence, size: tuple[int, int]) -> dict:
             raise BadEntryError(
                 _SEGMENTATION,
                 polygon,
-                f"a list of polygons, each of x, y, x, y, ...: 6 numbers or more{count}",
+                f"a list of polygons, each a list of 6 or more numbers x, y, x, y, ...{count}",
             )
         if not are_numbers(polygon, len(polygon)):
             raise BadEntryError(_SEGMENTATION, polygon, "a polygon of finite numbers")
@@ -128,7 +128,7 @@ def _mask_of_polygons(polygons: Sequence, size: tuple[int, int]) -> dict:
         if outside.any():
             point = points[outside][0].tolist()
             raise BadEntryError(
-                _SEGMENTATION, point, f"points in the image of {size[1]} x {size[0]} pixels"
+                _SEGMENTATION, point, f"points inside the image of {size[1]} x {size[0]} pixels"
             )
         length += np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
         # pycocotools allocates memory for each pixel of an outline.
@@ -136,7 +136,7 @@ def _mask_of_polygons(polygons: Sequence, size: tuple[int, int]) -> dict:
             raise BadEntryError(
                 f"{_SEGMENTATION}, length of the outlines in pixels",
                 round(length),
-                f"{_MAX_LENGTH * sum(size)} at most, {_MAX_LENGTH} times height and width",
+                f"at most {_MAX_LENGTH * sum(size)}, {_MAX_LENGTH} times height plus width",
             )
     return _as_text(coco_mask.merge(coco_mask.frPyObjects(polygons, *size)))
 
@@ -157,5 +157,5 @@ def _read_diameters(value: Any) -> tuple[float, float] | None:
     if value is None:
         return None
     if not are_numbers(value, 2) or not value[0] >= value[1] > 0:
-        raise BadEntryError("diameters_mm", value, "the long and the short one in mm")
+        raise BadEntryError("diameters_mm", value, "the long and the short diameter in mm")
     return float(value[0]), float(value[1])

@@ -31,14 +31,14 @@ def read_image(entry: Mapping, image_id: int) -> CocoImage:
         optional[key] = convert(value)
     if ("volume" in optional) != ("slice" in optional):
         found, missing = ("volume", "slice") if "volume" in optional else ("slice", "volume")
-        raise BadEntryError(missing, None, f"one beside {found}, or neither")
+        raise BadEntryError(missing, None, f"a value, as there is a {found}")
     return CocoImage(image_id, file_name, stored_slice, *sides, **optional)
 
 
 def _read_file_name(name: Any) -> tuple[str, int | None]:
     """A path relative to the folder of images, and the ``k`` of ``file#k``."""
     if not isinstance(name, str) or not name or "\0" in name:
-        raise BadEntryError("file_name", name, "a file's path")
+        raise BadEntryError("file_name", name, "a file path")
     is_absolute = os.path.isabs(name) or PureWindowsPath(name).anchor
     path = os.path.normpath(name)
     if is_absolute or path == ".." or path.startswith(f"..{os.sep}"):
@@ -63,10 +63,10 @@ def _floats(value: Any) -> tuple[float, ...]:
     return tuple(map(float, value))
 
 
-_EXPECTED_WINDOW = "two numbers of HU, low < high, from -32768 to 32767"
+_EXPECTED_WINDOW = "two HU, low < high, from -32768 to 32767"
 # Key -> check of the value, description of valid values, and conversion.
 _IMAGE_KEYS: dict[str, tuple[Callable[[Any], bool], str, Callable]] = {
-    "spacing": (_is_spacing, f"for x, y and z {EXPECTED_SPACING}", _floats),
+    "spacing": (_is_spacing, f"x, y and z, each {EXPECTED_SPACING}", _floats),
     "patient": (is_name, "a name or number", str),
     "volume": (is_name, "a name or number", str),
     "slice": (lambda value: is_whole(value) and value >= 0, "a whole number from 0", int),

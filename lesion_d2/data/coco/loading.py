@@ -148,8 +148,8 @@ def complete_images(
             found = match and match[1 if pattern.groups else 0]
             if not found:
                 problems.append(
-                    f"image {image.id}: file_name: found {short_repr(image.name)}, expected the "
-                    f"patient's name in it ({patient})"
+                    f"image {image.id}: file_name: found {short_repr(image.name)}, expected a "
+                    f"match of patient {patient!r}"
                 )
                 continue
             missing["patient"] = found
@@ -199,15 +199,15 @@ def image_source(
             abs(a / b - 1) > _TOLERANCE for a, b in zip(spacing, header, strict=True)
         ):
             raise ValueError(
-                f"{path}: found the spacing {header} in the file, expected {spacing} as for this "
-                "image"
+                f"{path}: found the spacing {header} in the file, expected {spacing} as given "
+                "for this image"
             )
         spacing, slice_range = header, (0, depth - 1)
         slice_path = stored_slice_path(path, number)
     if tuple(size) != (image.height, image.width):
         raise ValueError(
-            f"{path}: found {size[1]} x {size[0]} pixels, expected the {image.width} x "
-            f"{image.height} of width and height"
+            f"{path}: found {size[1]} x {size[0]} pixels, expected {image.width} x "
+            f"{image.height} (width x height) as in the JSON"
         )
     return slice_path, slice_range, spacing
 
@@ -277,6 +277,5 @@ def _log(json_file: str | os.PathLike, content: CocoFile) -> None:
     logger.info(
         f"{json_file}: {len(annotations) - num_ignored} lesions, {num_masks} with masks, on "
         f"{len(content.images)} images, {num_bare} of them without annotations; "
-        f"{num_ignored} regions to be ignored"
-        + "".join(f"; {message}" for message in content.messages)
+        f"{num_ignored} regions to ignore" + "".join(f"; {message}" for message in content.messages)
     )

@@ -85,24 +85,22 @@ class _Reader:
                 self.problems.append(f"{where}: found {short_repr(name)}, expected printable text")
             elif name in names:
                 self.problems.append(
-                    f"{where}: found {short_repr(name)}, the name of category "
-                    f"{names[name]}, expected "
-                    "another"
+                    f"{where}: found {short_repr(name)} as in category "
+                    f"{names[name]}, expected unique names"
                 )
             else:
                 names[name] = category_id
         for name in self.ignore_categories:
             if name not in names:
                 self.problems.append(
-                    f"categories: found none of the name {short_repr(name)} to be ignored, "
-                    f"expected it "
-                    f"among {short_repr(list(names))}"
+                    f"categories: found no {short_repr(name)} to ignore, expected one of "
+                    f"{short_repr(list(names))}"
                 )
         by_id = sorted((category_id, name) for name, category_id in names.items())
         self._classes = {i: name for i, name in by_id if name not in self.ignore_categories}
         self._ignored = {i for i, name in by_id if name in self.ignore_categories}
         if not self._classes and not self.problems:
-            self.problems.append("categories: found none but ignored ones, expected a class")
+            self.problems.append("categories: found only ignored ones, expected at least one class")
 
     def read_images(self, entries: list) -> None:
         files: dict[str, int] = {}
@@ -111,7 +109,9 @@ class _Reader:
                 image = read_image(entry, image_id)
                 if image.name in files:
                     raise BadEntryError(
-                        "file_name", image.name, f"another than that of image {files[image.name]}"
+                        "file_name",
+                        image.name,
+                        f"another file than that of image {files[image.name]}",
                     )
             except ValueError as error:
                 self.problems.append(f"image {image_id}: {error}")
@@ -147,7 +147,7 @@ class _Reader:
         )
         messages = ()
         if self._num_empty:
-            messages = (f"{self._num_empty} masks hold no pixel: their boxes are taken alone",)
+            messages = (f"{self._num_empty} masks are empty; only their boxes are used",)
         return CocoFile(
             tuple(self._classes.values()), tuple(self._classes), tuple(images), messages
         )
@@ -166,12 +166,11 @@ class _Reader:
             elif not is_whole(entry.get("id")):
                 self.problems.append(
                     f"{kind} number {number}: id: found {short_repr(entry.get('id'))}, "
-                    f"expected a whole "
-                    "number"
+                    "expected a whole number"
                 )
             elif entry["id"] in seen:
                 self.problems.append(
-                    f"{kind} {entry['id']}: id: found it twice, expected one of its own"
+                    f"{kind} {entry['id']}: id: found it twice, expected unique ids"
                 )
             else:
                 seen.add(entry["id"])

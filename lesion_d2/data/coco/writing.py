@@ -131,7 +131,7 @@ def _check_options(images: str, window: tuple[float, float] | None) -> None:
     if (window is None) == (images == "png8"):
         raise ValueError(
             f"window: found {window} for images {images!r}, expected the HU of 0 and 255 for "
-            "'png8' alone"
+            "'png8', otherwise None"
         )
 
 
@@ -176,8 +176,8 @@ def _name_own_files(dataset: str, records: Sequence[Mapping], entries: Sequence[
             entry["hu_offset"] = HU_OFFSET
         if not os.path.isfile(path):
             raise ValueError(
-                f"data set {dataset!r}, image {record['image_id']}: found the slice {path}, which "
-                "is no file of its own, expected images png8 or png16 for such data sets"
+                f"data set {dataset!r}, image {record['image_id']}: found the slice {path} "
+                "inside a volume file, expected images png8 or png16 for such data sets"
             )
         files.append((path, number))
     root = os.path.commonpath({os.path.dirname(path) for path, _ in files})
@@ -270,9 +270,9 @@ def _check_output(output: Path, overwrite: bool) -> None:
         return
     is_export = (output / FILE_NAME).is_file()
     if not is_export or not overwrite:
-        found = f"an {FILE_NAME} in it" if is_export else "something else there"
+        found = f"an {FILE_NAME} in it" if is_export else "another file or folder"
         hint = ", or --overwrite (overwrite=True)" if is_export else ""
-        raise FileExistsError(f"{output}: found {found}, expected a free place{hint}")
+        raise FileExistsError(f"{output}: found {found}, expected another path{hint}")
 
 
 def _fill_folder(

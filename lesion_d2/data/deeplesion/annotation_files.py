@@ -33,8 +33,8 @@ _KEYS = ("box", "slices", "key_slice")
 _PLACES = {"xyxyzz": (0, 1, 2, 3, 4, 5), "xyzxyz": (0, 1, 3, 4, 2, 5)}
 _COLUMN_NAMES = {"xyxyzz": "x1, y1, x2, y2, z1, z2", "xyzxyz": "x1, y1, z1, x2, y2, z2"}
 _NUMBERING = {
-    "disk": "those on disk",
-    "index": "from the volume's first slice on, which is 0",
+    "disk": "as on disk",
+    "index": "counted from 0 at the volume's first slice",
 }
 # Tolerance in slices. Some published 3-D boxes have integers or halves up to rounding errors.
 _NOISE = 1e-3
@@ -107,8 +107,8 @@ def read_annotations(
     if columns is None:  # reported last, if nothing else is wrong
         layouts = " or ".join(_COLUMN_NAMES.values())
         raise ValueError(
-            f"{file}: found boxes in 3-D whose columns may be {layouts}, expected box_columns "
-            f"(--box-columns) {' or '.join(BOX_COLUMNS)} to say which"
+            f"{file}: found 3-D boxes with ambiguous columns ({layouts}), expected box_columns "
+            f"(--box-columns) {' or '.join(BOX_COLUMNS)}"
         )
     return lesions
 
@@ -143,11 +143,11 @@ def _check_layout(file: Path, slice_numbers: str | None, box_columns: str | None
                 f"{file}: found {name} {value!r}, expected one of {list(known)}, or None"
             )
     if file.suffix not in (".json", ".pkl", ".pickle"):
-        raise ValueError(f"{file}: found the ending {file.suffix!r}, expected .json or .pkl")
+        raise ValueError(f"{file}: found the suffix {file.suffix!r}, expected .json or .pkl")
     if file.suffix == ".json" and (slice_numbers == "index" or box_columns is not None):
         found = f"slice_numbers {slice_numbers!r}" if slice_numbers else "box_columns"
         raise ValueError(
-            f"{file}: found {found} for JSON, expected None, as write_annotations writes it"
+            f"{file}: found {found} for JSON, expected None: it is written by write_annotations"
         )
 
 
@@ -166,7 +166,9 @@ def _select(file: Path, volumes: object, split: str | None) -> Mapping:
             raise ValueError(f"{file}: found the splits {list(volumes)}, expected {expected}")
         volumes = volumes[split]
     if not isinstance(volumes, dict) or not volumes:
-        raise ValueError(f"{file}: found {short_repr(volumes)}, expected volumes by their names")
+        raise ValueError(
+            f"{file}: found {short_repr(volumes)}, expected an object with volumes by name"
+        )
     return volumes
 
 
@@ -202,8 +204,8 @@ def _read_volumes(
     raise_problems(file, problems)
     if known is None:
         raise ValueError(
-            f"{file}: found slice numbers that may be {' or '.join(_NUMBERING.values())}, expected "
-            f"slice_numbers (--slice-numbers) {' or '.join(SLICE_NUMBERS)} to say which"
+            f"{file}: found ambiguous slice numbers ({' or '.join(_NUMBERING.values())}), "
+            f"expected slice_numbers (--slice-numbers) {' or '.join(SLICE_NUMBERS)}"
         )
     _log_boxes_in_3d(file, found, numbering)
     return lesions
@@ -216,7 +218,7 @@ def _find_columns(file: Path, volumes: Mapping) -> str | None:
     fits = {name: sum(_is_box(row, name) for row in rows) for name in BOX_COLUMNS}
     columns = _only_fit(fits, len(rows))
     if rows and columns:
-        logger.info(f"{file}: boxes in 3-D with the columns {_COLUMN_NAMES[columns]}")
+        logger.info(f"{file}: 3-D boxes with the columns {_COLUMN_NAMES[columns]}")
     return columns
 
 
@@ -305,7 +307,7 @@ def _lesions_of_pickle(content: object, columns: str) -> Iterator[_Found]:
             # Check for numbers first: comparing deeply nested lists would fail.
             if not (is_number(first) and is_number(last) and first == last == number):
                 raise ValueError(
-                    f"found a box on slices {short_repr(first)} and {short_repr(last)} below slice "
+                    f"found a box on slices {short_repr(first)} and {short_repr(last)} for the key "
                     f"{short_repr(key)}, expected the same number"
                 )
             yield _Found(tuple(box), first, last, first)
@@ -360,8 +362,8 @@ def _log_boxes_in_3d(
         num_cut += first < low or last > high
     if num_partial or num_cut:
         logger.info(
-            f"{file}: {num_partial} boxes in 3-D begin or end within a slice, which is theirs if "
-            f"they cover half of it; {num_cut} reach beyond their volumes and are cut"
+            f"{file}: {num_partial} 3-D boxes begin or end within a slice, which they include if "
+            f"they cover half of it; {num_cut} extend beyond their volumes and are clipped"
         )
 
 

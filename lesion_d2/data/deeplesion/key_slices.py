@@ -134,8 +134,8 @@ def load_deeplesion(
     alone = np.isnan([table[key][found & known, 0] for key in ("recist", "diameters_mm")])
     logger.info(
         f"{source}: {len(kept)} lesions on {len(dicts)} key slices, without {left_out}; "
-        f"{num_repeated} rows repeat an earlier one; coordinates count from {first_pixel:g}"
-        + (f"; boxes alone: {alone.any(axis=0).sum()} rows lack diameters" if alone.any() else "")
+        f"{num_repeated} rows repeat an earlier one; coordinates start at {first_pixel:g}"
+        + (f"; {alone.any(axis=0).sum()} rows have boxes without diameters" if alone.any() else "")
     )
     return dicts
 
@@ -150,7 +150,7 @@ def register_deeplesion(
 ) -> None:
     """Register a data set in DeepLesion's layout with Detectron2; it is read on first use.
 
-    It can go by all options of a run, see :mod:`lesion_d2.data.dataset_options`.
+    It supports all options of :mod:`lesion_d2.data.dataset_options`.
 
     Args:
         name: its name in ``DatasetCatalog``.
@@ -233,8 +233,8 @@ def _check_split(split: str | None) -> None:
 
 def _check_exist(csv_file: str | os.PathLike, image_root: str | os.PathLike) -> None:
     hint = (
-        "DETECTRON2_DATASETS (now "
-        f"{os.getenv('DETECTRON2_DATASETS', 'not set: datasets')}) names the folder of data sets"
+        "DETECTRON2_DATASETS (currently "
+        f"{os.getenv('DETECTRON2_DATASETS', 'not set: datasets')}) is the folder of data sets"
     )
     if not os.path.isfile(csv_file):
         raise FileNotFoundError(f"{csv_file}: no such annotation file; {hint}")

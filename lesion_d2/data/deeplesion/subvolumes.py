@@ -66,16 +66,16 @@ def load_subvolumes(
     Spacing comes from the NIfTI file's header, or from the first row of the series in
     ``DL_info.csv``; so does ``window``, which is (-175, 275) HU for NIfTI files without a row.
 
-    A dict has what one of :func:`load_deeplesion` has, ``slice_index`` being this slice's,
-    ``slice_range`` the volume's and ``image_id`` ``<volume>_<slice>``; and ``volume``, its name,
-    and ``volume_boxes``, XYXY in pixels of all its lesions, the same list in all its dicts. An
-    annotation has ``bbox`` (cut to the image), ``bbox_mode``, ``category_id`` 0, ``lesion_id``, its
-    number in the volume starting at 1, and, on the slice where it was drawn, ``is_key`` True. A
-    lesion with a 3-D box has the same box on all its slices, and no ``is_key``.
+    A dict has the keys of :func:`load_deeplesion`, with the ``slice_index`` of this slice, the
+    ``slice_range`` of the volume and the ``image_id`` ``<volume>_<slice>``. In addition, it has
+    ``volume``, its name, and ``volume_boxes``, XYXY in pixels of all its lesions; all dicts of a
+    volume share this list. An annotation has ``bbox`` (clipped to the image), ``bbox_mode``,
+    ``category_id`` 0, ``lesion_id`` (from 1 in each volume) and, on the slice where it was drawn,
+    ``is_key`` True. A lesion with a 3-D box has the same box on all its slices, and no ``is_key``.
 
     Args:
-        root: the folder of ``DL_info.csv``, ``Images_png`` and ``Images_nifti``; the NIfTI files
-            need no other.
+        root: the folder with ``DL_info.csv``, ``Images_png`` and ``Images_nifti``; only the last
+            is needed for NIfTI files.
         annotation_file, split, slice_numbers, box_columns: see :func:`read_annotations`.
         first_pixel: the file's coordinate of the center of an image's first pixel, which is (0, 0)
             in the dicts: 1 in DeepLesion's coordinates, which published files use.
@@ -225,7 +225,7 @@ def _read_series(
     if not needed and not csv_file.is_file():
         return {}
     if not csv_file.is_file():
-        raise FileNotFoundError(f"{csv_file}: no such file of the series' spacing")
+        raise FileNotFoundError(f"{csv_file}: no such file, expected the spacing of each series")
     table = read_csv(csv_file, _COLUMNS)
     table["series"] = table["File_name"].str.rsplit("_", n=1).str[0]
     wanted = {name.series for name in volumes}
@@ -260,7 +260,7 @@ def _volume_dicts(
     num_slices = sum(lesion.last - lesion.first + 1 for lesion in lesions)
     if num_slices > MAX_LESION_SLICES:
         raise ValueError(
-            f"found lesions on {num_slices} slices in all, expected at most {MAX_LESION_SLICES}"
+            f"found lesions on {num_slices} slices in total, expected at most {MAX_LESION_SLICES}"
         )
     boxes = [_cut(lesion, height, width, first_pixel) for lesion in lesions]
     dicts = {
@@ -302,8 +302,7 @@ def _cut(lesion: VolumeLesion, height: int, width: int, first_pixel: float) -> l
     cut, is_inside = cut_boxes(box, np.array([[width, height]]))
     if not is_inside[0]:
         raise ValueError(
-            f"found the box {list(lesion.box)}, expected one inside of its {width} x {height} "
-            "pixels"
+            f"found the box {list(lesion.box)}, expected one inside the {width} x {height} pixels"
         )
     return cut[0].tolist()
 

@@ -43,8 +43,8 @@ def check_opcodes(content: bytes) -> None:
             number = _number(opcode, argument)
             if not 0 <= number <= len(content):
                 raise Refused(
-                    f"found an object of number {number} in a pickle of {len(content)} bytes, "
-                    "expected less"
+                    f"found object number {number} in a pickle of {len(content)} bytes, "
+                    "expected a lower number"
                 )
             memo[number] = stack[-1]
         elif opcode.name == "MEMOIZE":

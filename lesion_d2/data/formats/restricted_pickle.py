@@ -88,8 +88,7 @@ class _Budget:
         if self.left < 0:
             raise Refused(
                 f"found copies of {short_repr(size)} items or bytes in a pickle of "
-                f"{self.file_size} "
-                "bytes, expected each of its parts once"
+                f"{self.file_size} bytes, expected no repeated copies of its parts"
             )
 
 
@@ -181,7 +180,7 @@ def _empty(kind: type) -> Callable:
 
     def make(*items) -> object:
         if items:
-            raise Refused(f"found a call of {kind.__name__} in the pickle, expected its name")
+            raise Refused(f"found a call of {kind.__name__} in the pickle, expected only its name")
         return kind()
 
     return make
@@ -207,7 +206,7 @@ def _allowed(budget: _Budget) -> dict[tuple[str, str], Callable]:
 
     def ndarray(*args):
         """Placeholder for the class of arrays, allowed by name only."""
-        raise Refused("found a call of numpy.ndarray in the pickle, expected its name alone")
+        raise Refused("found a call of numpy.ndarray in the pickle, expected only its name")
 
     def reconstruct(kind: object, shape: object, code: object) -> _Array:
         """An array whose state follows."""
@@ -280,8 +279,8 @@ class Converter:
         most = _REACHED * self.file_size + _SMALL
         if self._reached > most:
             raise Refused(
-                f"found more than {most} items on all ways through a pickle of {self.file_size} "
-                "bytes, expected parts that are used once or a few times"
+                f"found more than {most} items in a pickle of {self.file_size} bytes if shared "
+                "parts count repeatedly, expected parts that are used once or a few times"
             )
 
     def _convert(self, value: object) -> object:
@@ -299,9 +298,7 @@ class Converter:
             return self._array((), dtype, "C", data)[()]
         if kind is _Array:
             if type(value.state) is not tuple or len(value.state) != 5:
-                raise Refused(
-                    f"found an array's state {short_repr(value.state)}, expected 5 values"
-                )
+                raise Refused(f"found the array state {short_repr(value.state)}, expected 5 values")
             _, shape, dtype, is_fortran, data = value.state
             array = self._array(shape, dtype, "F" if is_fortran else "C", data)
             return array if value.axis_order is None else array.transpose(value.axis_order)
@@ -316,13 +313,15 @@ class Converter:
         """Build an array that owns its memory."""
         dtype = _dtype(dtype)
         if type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape):
-            raise Refused(f"found an array's shape {short_repr(shape)}, expected numbers from 0 on")
+            raise Refused(
+                f"found the array shape {short_repr(shape)}, expected numbers of 0 or more"
+            )
         size = math.prod(shape)
         # Empty ones too: (10**9, 0) has no data and very many rows.
         if max((size, *shape)) > self.file_size:
             raise Refused(
-                f"found an array's shape {short_repr(shape)}, expected none above the size "
-                f"of the file"
+                f"found the array shape {short_repr(shape)}, expected sizes up to the "
+                "file's number of bytes"
             )
         self.budget.take(max((size, *shape)) + (0 if dtype.kind == "O" else size * dtype.itemsize))
         if dtype.kind == "O":
@@ -341,7 +340,9 @@ class Converter:
         if dtype.kind == "U":  # and Python on these
             points = np.frombuffer(bytes(data), np.dtype("u4").newbyteorder(dtype.byteorder))
             if (points > _LARGEST_CODE_POINT).any():
-                raise Refused("found an array of text with no Unicode in the pickle")
+                raise Refused(
+                    "found invalid code points in a text array in the pickle, expected Unicode"
+                )
         return np.ndarray(shape, dtype, bytes(data), order=order).copy(order="K")
 
     def _object_array(self, shape: tuple, size: int, order: str, data: object) -> np.ndarray:
@@ -367,15 +368,14 @@ def _dtype(kept: object) -> np.dtype:
     if type(kept.code) is not str or not _DTYPE_CODE.fullmatch(kept.code):
         raise Refused(
             f"found the dtype {short_repr(kept.code)} in the pickle, expected bools, "
-            f"numbers, text or "
-            "objects"
+            "numbers, text or objects"
         )
     if type(kept.state) is not tuple or len(kept.state) < 5:
-        raise Refused(f"found a dtype's state {short_repr(kept.state)}, expected 5 values or more")
+        raise Refused(f"found the dtype state {short_repr(kept.state)}, expected 5 or more values")
     order, *structure = kept.state[1:5]
     if order not in ("<", ">", "=", "|") or structure != [None, None, None]:
         raise Refused(
-            f"found a dtype's state {short_repr(kept.state)}, expected a byte order and no fields"
+            f"found the dtype state {short_repr(kept.state)}, expected a byte order and no fields"
         )
     if kept.code.startswith("O"):
         return np.dtype(object)

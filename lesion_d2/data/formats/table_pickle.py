@@ -55,7 +55,7 @@ def load_table(file: str | os.PathLike) -> dict[str, list]:
     """
     content = load_pickle(file, _names())
     if not isinstance(content, _Table):
-        raise ValueError(f"{file}: found {short_repr(content)}, expected a table of pandas")
+        raise ValueError(f"{file}: found {short_repr(content)}, expected a pandas DataFrame")
     return content.columns
 
 
@@ -135,7 +135,7 @@ class _Index(StandIn):
             raise Refused(f"found an index of {short_repr(made_from)}, expected 'data' or a range")
         rows = range(*ends)
         if len(rows) > converter.file_size:
-            raise Refused(f"found an index of {len(rows)} rows, expected fewer than bytes")
+            raise Refused(f"found an index of {len(rows)} rows, expected fewer rows than bytes")
         converter.budget.take(len(rows))
         return list(rows)
 
@@ -168,7 +168,7 @@ class _Manager(StandIn):
             columns.update(_block_columns(values, places, len(names), len(rows)))
             converter.budget.take(values.size)
         if not all(type(name) is str for name in names) or len(set(names)) != len(names):
-            raise Refused(f"found the columns {short_repr(names)}, expected names that differ")
+            raise Refused(f"found the columns {short_repr(names)}, expected unique names")
         if len(columns) != len(names):
             raise Refused(f"found values of {len(columns)} columns, expected {len(names)}")
         return _Table({name: columns[number] for number, name in enumerate(names)})

@@ -64,7 +64,7 @@ class LesionInserter:
             _check(key, value, low <= value <= high, f"{low} to {high}")
         _check("TYPES", types, set(types) <= set(HOSTS), f"some of {sorted(HOSTS)}, () for all")
         is_right = len(categories) in (1, 8) and all(is_whole(c) and c >= 0 for c in categories)
-        _check("CATEGORIES", categories, is_right, "the class of all types, or eight")
+        _check("CATEGORIES", categories, is_right, "one class for all types, or eight")
         self.probability, self.max_lesions = probability, max_lesions
         self.types = tuple(types) or tuple(HOSTS)
         self.categories = tuple(categories) * (8 if len(categories) == 1 else 1)

@@ -80,7 +80,7 @@ def insert_lesions(
     heights = [float(z) for z in heights]
     if len(heights) != len(slices) or 0.0 not in heights:
         raise ValueError(
-            f"heights: found {heights} for {len(slices)} slices, expected one for each, and one 0"
+            f"heights: found {heights} for {len(slices)} slices, expected one per slice, with one 0"
         )
     stack = _Stack(slices, heights, pixel)
     taken = dict(taken)

@@ -236,7 +236,7 @@ def read_lesion_masks(file: Path, key_slices: Iterable[Mapping]) -> dict[int, di
     if missing:
         raise ValueError(
             f"{file}: found no entry for {len(missing)} rows of DL_info.csv (the first: "
-            f"{missing[0]}), expected one a row"
+            f"{missing[0]}), expected one per row"
         )
     return lesions
 

@@ -75,7 +75,9 @@ def write_prepared(file: str | os.PathLike, pngs: Mapping[str, str | os.PathLike
         if len(name) > _MAX_NAME:
             raise ValueError(f"{png}: found {len(name)} digits, expected {_MAX_NAME} at most")
         if int(name) in numbers:
-            raise ValueError(f"{png}: found {numbers[int(name)]} of this number, expected one file")
+            raise ValueError(
+                f"{png}: found {numbers[int(name)]} files with this number, expected one"
+            )
         numbers[int(name)] = png
     entries, chunks, start = [], [], _HEAD.size + len(pngs) * _ENTRY.itemsize
     for name, png in pngs.items():
@@ -83,7 +85,7 @@ def write_prepared(file: str | os.PathLike, pngs: Mapping[str, str | os.PathLike
         hu = read_png_slice(png)
         chunk = _compress(hu)
         if not np.array_equal(_decompress(chunk, hu.shape), hu):
-            raise ValueError(f"{png}: found other pixels after compression, expected the same")
+            raise ValueError(f"{png}: found different pixels after compression, expected the same")
         entries.append((name, *hu.shape, *state, start, len(chunk), zlib.crc32(chunk)))
         chunks.append(chunk)
         start += len(chunk)

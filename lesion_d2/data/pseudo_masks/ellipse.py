@@ -91,6 +91,6 @@ def _check_extent(recist: Sequence[float], height: int, width: int) -> None:
     side = max(height, width)
     if np.ptp(np.reshape(recist, (4, 2)), axis=0).max() > side:
         raise ValueError(
-            f"RECIST end points: found {list(recist)}, expected them no farther apart in x or y "
-            f"than the {side} pixels of the image's longer side"
+            f"RECIST end points: found {list(recist)}, expected distances in x and y of at most "
+            f"{side} pixels, the image's longer side"
         )

@@ -50,10 +50,10 @@ def quarter_coordinates(
 
 
 def check_numbers(name: str, values: Sequence[float], count: int) -> np.ndarray:
-    """So many finite numbers as float64.
+    """Convert ``count`` finite numbers to float64.
 
     Raises:
-        ValueError: it is something else; names ``name``.
+        ValueError: the values are not ``count`` finite numbers; the message begins with ``name``.
     """
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
@@ -62,7 +62,7 @@ def check_numbers(name: str, values: Sequence[float], count: int) -> np.ndarray:
 
 
 def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The cross product of vectors (..., 2) in the plane: a number each."""
+    """The cross products of vectors (..., 2) in the plane, (...)."""
     return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
 
 

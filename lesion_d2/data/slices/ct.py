@@ -218,7 +218,7 @@ def _check_geometry(file_name, num_slices, interval, spacing_z) -> None:
 def _check_window(window: tuple[float, float]) -> tuple[float, float]:
     low, high = window
     if not low < high:
-        raise ValueError(f"HU window ({low}, {high}): expected low < high")
+        raise ValueError(f"HU window: found ({low}, {high}), expected low < high")
     return low, high
 
 

@@ -81,7 +81,7 @@ def _parse_name(file: str | os.PathLike) -> VolumeName:
     try:
         return VolumeName.parse(os.path.basename(file))
     except ValueError as error:
-        raise ValueError(f"{file}: {error}, then .nii or .nii.gz") from None
+        raise ValueError(f"{file}: {error} and the suffix .nii or .nii.gz") from None
 
 
 def _open(file: str | os.PathLike) -> VolumeFile:
@@ -92,8 +92,8 @@ def _open(file: str | os.PathLike) -> VolumeFile:
     opened = open_nifti(file)
     if opened.num_slices != name.last - name.first + 1:
         raise ValueError(
-            f"{file}: found {opened.num_slices} slices from head to feet, expected the "
-            f"{name.last - name.first + 1} of its name"
+            f"{file}: found {opened.num_slices} slices from head to feet, expected "
+            f"{name.last - name.first + 1} according to its name"
         )
     return opened
 

@@ -1,7 +1,7 @@
 """Slices in pictures (PNG, TIFF, JPEG), and in volumes as stored (NIfTI, MetaImage, NRRD).
 
-A slice has the path ``<file>#<coding>/<slice number>.png``, which is not on disk. The coding says
-what the file's values are, so that whoever has the path can read HU::
+A slice has the path ``<file>#<coding>/<slice number>.png``, which does not exist on disk. The
+coding defines the conversion of the file's values to HU::
 
     a.png#offset=32768/0.png        16 bits: HU = value - 32768
     a.jpg#window=-160.0,240.0/0.png 8 bits: 0 is -160 HU, and 255 is 240
@@ -86,14 +86,14 @@ def picture_path(
     if kind == "uint16":
         if hu_offset is None:
             raise ValueError(
-                f"{file}: found 16-bit values that may mean any HU, expected hu_offset "
+                f"{file}: found 16-bit values with an unknown conversion to HU, expected hu_offset "
                 "(--hu-offset): HU = value - hu_offset (32768 in DeepLesion's files)"
             )
         coding = f"offset={hu_offset}"
     elif kind == "uint8":
         if hu_window is None:
             raise ValueError(
-                f"{file}: found 8-bit values that may mean any HU, expected hu_window "
+                f"{file}: found 8-bit values with an unknown conversion to HU, expected hu_window "
                 "(--hu-window): the HU of 0 and of 255"
             )
         coding = "window={!r},{!r}".format(*map(float, hu_window))
@@ -258,8 +258,7 @@ def read_picture(file: str | os.PathLike) -> np.ndarray:
             values = values[..., :-1]
         if (values != values[..., :1]).any():
             raise ValueError(
-                f"{file}: found colors ({image.mode}), expected grey values, or channels that are "
-                "equal"
+                f"{file}: found colors ({image.mode}), expected grey values, or equal channels"
             )
         values = values[..., 0]
     return values.astype(kind)
@@ -295,7 +294,7 @@ def _kind(file: str | os.PathLike, image: Image.Image) -> str:
         kinds = np.unique(image.tag_v2.get(_SAMPLE_FORMAT, (1,)))
         found = f"{_KINDS.get(kinds[0], 'unknown')}{bits[0]}"
         if image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-            raise ValueError(f"{file}: found a TIFF whose 0 is white, expected 0 as black")
+            raise ValueError(f"{file}: found a TIFF in which 0 is white, expected 0 to be black")
     has_colors = len(image.getbands()) > 1 or image.mode == "P"
     known = ("uint8",) if has_colors else ("uint8", "uint16", "int16", "float32")
     if found not in known:
@@ -322,7 +321,7 @@ def _to_hu(file: str, values: np.ndarray, coding: str) -> np.ndarray:
         hu = low + (high - low) / 255 * values.astype(float)
     else:
         if not np.isfinite(values).all():
-            raise ValueError(f"{file}: found values that are no finite numbers, expected HU")
+            raise ValueError(f"{file}: found infinite values or NaN, expected HU")
         hu = values
     return np.rint(np.clip(hu, _INT16.min, _INT16.max)).astype(np.int16)
 

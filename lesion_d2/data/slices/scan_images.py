@@ -58,8 +58,8 @@ class ScanImages:
     ):
         if not all(map(is_spacing, spacing)):
             raise ValueError(
-                f"{name}: found spacing {tuple(spacing)}, expected for x, y and z "
-                f"{EXPECTED_SPACING}"
+                f"{name}: found spacing {tuple(spacing)}, expected x, y and z, "
+                f"each {EXPECTED_SPACING}"
             )
         self.mapper = mapper
         self.volume = volume
@@ -78,7 +78,7 @@ class ScanImages:
             interval = f" at {mapper.slice_interval:g} mm" if mapper.slice_interval else ""
             raise ValueError(
                 f"{self.name}: found {depth} slices of {self.spacing[2]:g} mm, expected {needed} "
-                f"or more, over which the model's stack of {mapper.num_slices}{interval} reaches"
+                f"or more, the extent of the model's stack of {mapper.num_slices}{interval}"
             )
 
     def __len__(self) -> int:

@@ -280,15 +280,15 @@ def _read_toys(json_file: str | os.PathLike, image_root: str) -> list[dict]:
         return [_image_dict(image, image_root) for image in read_coco(json_file).images]
     except ValueError as error:
         raise ValueError(
-            f"{json_file}: found no annotations of toys ({one_line(error)}), expected a file of "
+            f"{json_file}: found no toy annotations ({one_line(error)}), expected a file of "
             "datasets/prepare_toys.py"
         ) from None
 
 
 def _hint() -> str:
     return (
-        "python datasets/prepare_toys.py writes it to the folder toys of DETECTRON2_DATASETS (now "
-        f"{os.getenv('DETECTRON2_DATASETS', 'not set: datasets')})"
+        "python datasets/prepare_toys.py writes it to the folder toys of DETECTRON2_DATASETS "
+        f"(currently {os.getenv('DETECTRON2_DATASETS', 'not set: datasets')})"
     )
 
 

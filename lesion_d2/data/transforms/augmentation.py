@@ -167,11 +167,11 @@ class ResizeCT(T.Augmentation):
         sizes = image_size, max_size
         if min(*sizes, pixel_spacing) < 0 or max(sizes) > MAX_SIDE:
             raise ValueError(
-                f"INPUT.CT.IMAGE_SIZE is {image_size}, PIXEL_SPACING {pixel_spacing} and MAX_SIZE "
-                f"{max_size}; expected numbers of at least 0, and sizes of at most {MAX_SIDE}"
+                f"INPUT.CT: found IMAGE_SIZE {image_size}, PIXEL_SPACING {pixel_spacing} and "
+                f"MAX_SIZE {max_size}, expected 0 or more, and sizes of at most {MAX_SIDE}"
             )
         if not 0 < low <= high:
-            raise ValueError(f"resize range is ({low}, {high}); expected 0 < low <= high")
+            raise ValueError(f"resize range: found ({low}, {high}), expected 0 < low <= high")
         self._init(locals())
 
     def get_transform(
@@ -186,7 +186,7 @@ class ResizeCT(T.Augmentation):
         scale_x = scale_y = self.image_size / max(height, width) if self.image_size else 1.0
         if self.pixel_spacing and spacing is None:
             raise ValueError(
-                f"found no spacing of an image, expected one for INPUT.CT.PIXEL_SPACING "
+                "found an image without spacing, expected one for INPUT.CT.PIXEL_SPACING "
                 f"{self.pixel_spacing:g}"
             )
         if self.pixel_spacing:
@@ -226,8 +226,8 @@ class RandomAffine(T.Augmentation):
         super().__init__()
         if min(rotation, shear, scale, translation) < 0 or scale >= 1:
             raise ValueError(
-                f"affine augmentation is rotation {rotation}, shear {shear}, scale {scale}, "
-                f"translation {translation}; expected none below 0 and a scale below 1"
+                f"affine augmentation: found rotation {rotation}, shear {shear}, scale {scale}, "
+                f"translation {translation}, expected 0 or more, and a scale below 1"
             )
         self._init(locals())
 

@@ -157,15 +157,15 @@ def draw_start(side: int, patch_side: int, span: np.ndarray | None) -> int:
 
 
 def shown_shares(whole: np.ndarray, cut: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """What an image shows of boxes, as a share of the most that it can show of each.
+    """Visible share of each box, relative to the largest part of it that fits into the image.
 
     Args:
         whole: (n, 4) XYXY or (n, 6) XYZXYZ.
-        cut: the same boxes, cut at the edges of the image.
-        size: of the image: height and width, or depth, height and width.
+        cut: the same boxes, clipped to the image.
+        size: height and width of the image, or depth, height and width.
 
     Returns:
-        (n,) from 0 to 1; 0 for boxes without a side.
+        (n,) from 0 to 1; 0 for boxes with an empty side.
     """
     dims = len(size)
     sides, shown = (boxes[:, dims:] - boxes[:, :dims] for boxes in (whole, cut))

@@ -83,8 +83,8 @@ def register_volume_set(root: str | os.PathLike, name: str | None = None) -> lis
     for registered in parts:
         if _is_known(registered) and MetadataCatalog.get(registered).get("volume_set") != root:
             raise ValueError(
-                f"{root}: found the name {registered!r} of another data set, expected one of its "
-                "own"
+                f"{root}: found the name {registered!r} of another data set, expected an unused "
+                "name"
             )
     added = [registered for registered in parts if not _is_known(registered)]
     for registered in added:

@@ -34,7 +34,9 @@ def _measured(lesion: Lesion, volume: Volume) -> Lesion:
     largest = max(masks, key=np.count_nonzero)
     extent = mask_extent(largest)
     if extent is None:
-        raise ValueError(f"volume {volume.name!r}, lesion {lesion.id}: found empty masks")
+        raise ValueError(
+            f"volume {volume.name!r}, lesion {lesion.id}: found empty masks, expected pixels"
+        )
     recist = measure_recist(largest[extent], spacing)
     long, short = recist_lengths(recist, spacing).tolist()
     return replace(lesion, diameters_mm=(long, min(long, short)) if short > 0 else None)

@@ -65,7 +65,7 @@ def load_volume_set(
     num_regions = sum(lesion.ignore for lesion in lesions)
     logger.info(
         f"{root}: {len(lesions) - num_regions} lesions and {num_regions} regions to ignore in "
-        f"{len(volumes)} volumes, {len(dicts)} slices of them"
+        f"{len(volumes)} volumes, with {len(dicts)} slices"
     )
     return dicts
 
@@ -94,7 +94,7 @@ def _check_files(root: str | os.PathLike, volumes: list[Volume]) -> None:
             state = os.stat(file)
             shape = _shape(file, (state.st_mtime_ns, state.st_size))
         except FileNotFoundError:
-            problems.append(f"volume {volume.name!r}: found no {file}, expected its voxels")
+            problems.append(f"volume {volume.name!r}: found no {file}, expected its voxel file")
         except (OSError, ValueError) as error:
             problems.append(f"volume {volume.name!r}: {error}")
         else:

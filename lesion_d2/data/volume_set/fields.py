@@ -110,7 +110,7 @@ LESION_DEFAULTS = {
 SET_FIELDS = {
     "schema": (lambda value: True, "a name"),
     "version": (lambda value: True, "a number"),
-    "classes": (_is_classes, "a list of one or more names, no two alike"),
+    "classes": (_is_classes, "a list of one or more unique names"),
     "source": (lambda value: isinstance(value, dict), "an object"),
     "splits": (_is_splits, f"patients of {', '.join(SPLITS)}"),
     "folds": (
@@ -120,27 +120,30 @@ SET_FIELDS = {
     "volumes": (lambda value: isinstance(value, list), "a list"),
 }
 VOLUME_FIELDS = {
-    "name": (_is_name, "up to 100 letters, digits, '.', '_' and '-', the first and last no sign"),
+    "name": (
+        _is_name,
+        "up to 100 letters, digits, '.', '_' and '-' that begin and end with a letter or digit",
+    ),
     "patient": (_is_text, "printable text"),
     "image": (_is_image, "a path in the data set's folder, of letters, digits, '.', '_' and '-'"),
     "shape": (
         lambda value: _numbers(3)(value) and all(map(is_int, value)),
-        "slices, height and width in whole numbers",
+        "3 whole numbers: slices, height and width",
     ),
-    "spacing": (_optional(_is_spacings), f"null, or for x, y and z {EXPECTED_SPACING}"),
+    "spacing": (_optional(_is_spacings), f"null, or x, y and z, each {EXPECTED_SPACING}"),
     "origin": (_optional(_numbers(3)), "null or 3 numbers of mm"),
     "direction": (_optional(_is_direction), "null or 9 numbers whose columns are unit vectors"),
-    "window": (_optional(_is_window), "null, or the lower and the higher end in HU"),
+    "window": (_optional(_is_window), "null, or two HU, low < high"),
     "lesions": (lambda value: isinstance(value, list), "a list"),
 }
 LESION_FIELDS = {
     "id": (lambda value: is_int(value) and value > 0, "a whole number from 1"),
     "category": (lambda value: is_int(value) and value >= 0, "a whole number from 0"),
     "box": (_numbers(6), "6 finite numbers"),
-    "boxes": (_by_slice(_numbers(4)), "null, or 4 finite numbers a slice"),
-    "masks": (_by_slice(lambda value: isinstance(value, str)), "null, or an RLE a slice"),
-    "recist": (_by_slice(_numbers(8)), "null, or 8 finite numbers a slice"),
-    "diameters_mm": (_optional(_is_diameters), "null, or the long and the short one in mm"),
+    "boxes": (_by_slice(_numbers(4)), "null, or 4 finite numbers per slice"),
+    "masks": (_by_slice(lambda value: isinstance(value, str)), "null, or an RLE per slice"),
+    "recist": (_by_slice(_numbers(8)), "null, or 8 finite numbers per slice"),
+    "diameters_mm": (_optional(_is_diameters), "null, or the long and the short diameter in mm"),
     "ignore": (lambda value: isinstance(value, bool), "true or false"),
     "attributes": (_is_attributes, "names with numbers or texts"),
 }

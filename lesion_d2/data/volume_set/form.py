@@ -40,8 +40,8 @@ FILE_NAME = "volume_set.json"
 #: Values of ``schema`` and ``version`` in the file.
 SCHEMA, VERSION = "lesion_d2/volume_set", 1
 
-_EXPECTED = "a data set of volumes"
-_EXPECTED_BOX = "ends past their starts, or for z at them"
+_EXPECTED = "a volume set"
+_EXPECTED_BOX = "x1 < x2 and y1 < y2, for volumes also z1 <= z2"
 _END = b"\n]}\n"
 
 
@@ -141,10 +141,10 @@ def _parse(file: Path, content: object) -> VolumeSet:
 
 def _check_version(file: Path, content: object) -> None:
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise ValueError(f"{file}: found no data set of volumes, expected the schema {SCHEMA!r}")
+        raise ValueError(f"{file}: found no volume set, expected the schema {SCHEMA!r}")
     if content.get("version") != VERSION:
         raise ValueError(
-            f"{file}: found version {short_repr(content.get('version'))} of a data set of volumes, "
+            f"{file}: found version {short_repr(content.get('version'))} of a volume set, "
             f"expected {VERSION}"
         )
 
@@ -213,8 +213,7 @@ class _Parser:
             if name in split_of:
                 self.problems.append(
                     f"{where}: found patient {short_repr(name)} in {split_of[name]} and in "
-                    f"{split}, "
-                    "expected it once"
+                    f"{split}, expected it once"
                 )
             split_of[name] = split
 
@@ -224,7 +223,7 @@ class _Parser:
                 if name not in patients:
                     self.problems.append(
                         f"{where}, {split}: found patient {short_repr(name)}, expected one "
-                        f"of a volume"
+                        "with a volume"
                     )
 
     def _volume(self, number: int, entry: object, classes: tuple[str, ...]) -> Volume | None:
@@ -242,8 +241,8 @@ class _Parser:
         known = [key for key in ("origin", "direction") if entry[key] is not None]
         if known and (len(known) == 1 or entry["spacing"] is None):
             self.problems.append(
-                f"{where}found {' and '.join(known)}, expected spacing, origin and direction or "
-                "neither origin nor direction"
+                f"{where}found {' and '.join(known)}, expected origin and direction together, "
+                "with a spacing, or neither of them"
             )
         lesions = [
             self._lesion(where[:-2], number, lesion, entry["shape"], classes)
@@ -252,7 +251,7 @@ class _Parser:
         num_slices = sum(map(_num_slices, filter(None, lesions)))
         if num_slices > MAX_LESION_SLICES:
             self.problems.append(
-                f"{where}found lesions on {num_slices} slices in all, expected at most "
+                f"{where}found lesions on {num_slices} slices in total, expected at most "
                 f"{MAX_LESION_SLICES}"
             )
         entry = {key: _tuple(value) for key, value in entry.items()}
@@ -300,16 +299,16 @@ def _misplaced(lesion: dict, shape: list[int]) -> Iterator[tuple[str, str, str]]
         yield "box", f"slices {z1:g} to {z2:g}", f"whole numbers from 0 to {depth - 1}"
         return
     if _is_outside((x1, y1, x2, y2), height, width):
-        yield "box", short_repr(lesion["box"]), f"a part of the slice of {width} x {height} pixels"
+        yield "box", short_repr(lesion["box"]), f"a box on the slice of {width} x {height} pixels"
     boxes = lesion["boxes"]
     for n, box in (boxes or {}).items():
         if box[2] <= box[0] or box[3] <= box[1]:
             yield f"boxes, slice {n}", short_repr(box), _EXPECTED_BOX
         elif _is_outside(box, height, width):
-            expected = f"a part of the slice of {width} x {height} pixels"
+            expected = f"a box on the slice of {width} x {height} pixels"
             yield f"boxes, slice {n}", short_repr(box), expected
         elif min(box[0] - x1, box[1] - y1, x2 - box[2], y2 - box[3]) < -1e-3:
-            yield f"boxes, slice {n}", short_repr(box), f"a part of box {short_repr(lesion['box'])}"
+            yield f"boxes, slice {n}", short_repr(box), f"a box within {short_repr(lesion['box'])}"
     numbers = sorted(map(int, boxes)) if boxes is not None else range(int(z1), int(z2) + 1)
     if boxes is not None and (len(numbers) == 0 or (numbers[0], numbers[-1]) != (z1, z2)):
         ends = f"{numbers[0]} to {numbers[-1]}" if numbers else "none"
@@ -318,10 +317,10 @@ def _misplaced(lesion: dict, shape: list[int]) -> Iterator[tuple[str, str, str]]
     for key in ("masks", "recist"):
         for n in lesion[key] or ():
             if int(n) not in shown:
-                yield key, f"slice {n}", "slices that show the lesion"
+                yield key, f"slice {n}", "slices of the lesion"
     for n, ends in (lesion["recist"] or {}).items():
         if _is_far(ends, height, width):
-            expected = f"end points on the slice of {width} x {height} pixels"
+            expected = f"end points inside the slice of {width} x {height} pixels"
             yield f"recist, slice {n}", short_repr(ends), expected
     for n, counts in (lesion["masks"] or {}).items():
         fault = _mask_fault(counts, height, width)
@@ -352,7 +351,7 @@ def _mask_fault(counts: str, height: int, width: int) -> tuple[str, str] | None:
     except ValueError as error:
         found, _, expected = str(error).removeprefix("found ").partition(", expected ")
         return found, expected
-    return None if area else (f"no pixel in {num_runs} runs", "a pixel or more")
+    return None if area else (f"no pixel in {num_runs} runs", "at least one pixel")
 
 
 def _with_defaults(entry: object) -> object:

@@ -110,7 +110,7 @@ class Volume:
     def _geometry(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if None in (self.origin, self.spacing, self.direction):
             raise ValueError(
-                f"volume {self.name!r}: found no place in the patient, expected spacing, origin "
+                f"volume {self.name!r}: found no position in the patient, expected spacing, origin "
                 "and direction"
             )
         return (
@@ -167,7 +167,7 @@ def lesion_of_mask(
     ):
         raise ValueError(
             f"lesion {id}: found a mask of shape {mask.shape} at {tuple(offset)}, expected one "
-            f"in a volume of shape {shape}"
+            f"within a volume of shape {shape}"
         )
     z0, y0, x0 = map(int, offset)
     boxes, masks = {}, {}
@@ -179,7 +179,7 @@ def lesion_of_mask(
         full[y0 : y0 + mask.shape[1], x0 : x0 + mask.shape[2]] = mask[z]
         masks[z0 + int(z)] = encode_mask(full)["counts"]
     if not boxes:
-        raise ValueError(f"lesion {id}: found an empty mask, expected a voxel of it")
+        raise ValueError(f"lesion {id}: found an empty mask, expected at least one voxel")
     x1, y1, x2, y2 = zip(*boxes.values(), strict=True)
     box = (min(x1), min(y1), float(min(boxes)), max(x2), max(y2), float(max(boxes)))
     return Lesion(id, category, box, boxes=boxes, masks=masks, **others)

@@ -123,7 +123,7 @@ def make_folds(
         )
     train, val, _ = check_choice(shares, seed)
     if train <= 0:
-        raise ValueError(f"found shares {list(shares)}, expected some for train")
+        raise ValueError(f"found shares {list(shares)}, expected a share above 0 for train")
     part_of = _partition(volume_set, patients, [1.0] * num_folds, seed)
     parts: list[list[str]] = [[] for _ in range(num_folds)]
     for patient, part in zip(patients, part_of, strict=True):
@@ -181,7 +181,8 @@ def write_splits(
     if found and not overwrite:
         number = f"{len(found)} folds" if kind == "folds" else "splits"
         raise ValueError(
-            f"{root}: found {number} other than those asked for; pass --overwrite to replace them"
+            f"{root}: found {number} that differ from the new ones; pass --overwrite to replace "
+            "them"
         )
     volume_set = replace(volume_set, **{kind: made})
     write_volume_set(root, volume_set)
@@ -247,10 +248,10 @@ def check_choice(shares: Sequence[float], seed: int) -> list[float]:
     shares = list(map(float, shares))
     if len(shares) != len(SPLITS) or not all(0 <= s < math.inf for s in shares) or not sum(shares):
         raise ValueError(
-            f"found shares {shares}, expected one of {', '.join(SPLITS)} each, from 0 on, not all 0"
+            f"found shares {shares}, expected 0 or more for each of {', '.join(SPLITS)}, not all 0"
         )
     if seed < 0:
-        raise ValueError(f"found the seed {seed}, expected one from 0 on")
+        raise ValueError(f"found the seed {seed}, expected 0 or more")
     return shares
 
 

@@ -101,13 +101,13 @@ def _read_sums(file: str) -> np.ndarray:
             _FOOTER.unpack(end) if len(end) == _FOOTER.size else (b"", 0, 0, 0, 0)
         )
         if magic != _MAGIC or header + chunks + 4 * number > size - _FOOTER.size:
-            raise ValueError("no checksums at its end")
+            raise ValueError("no checksums at the end")
         opened.seek(0)
         found = zlib.crc32(opened.read(header))
         opened.seek(header + chunks)
         rest = opened.read(size - _FOOTER.size - header - chunks)
     if zlib.crc32(rest, found) != expected:
-        raise ValueError("the checksum of its header differs")
+        raise ValueError("the checksum of the header differs")
     return np.frombuffer(rest[len(rest) - 4 * number :], "<u4")
 
 
@@ -145,7 +145,9 @@ def read_voxels(
     patch = tuple(zip((z0, y0, x0), ends, strict=True))
     if any(not 0 <= a < b <= size for (a, b), size in zip(patch, sizes, strict=True)):
         asked = " x ".join(f"{a}:{b}" for a, b in patch)
-        raise ValueError(f"{file}: found a request for voxels {asked}, expected a patch of {sizes}")
+        raise ValueError(
+            f"{file}: found a request for voxels {asked}, expected a patch within {sizes}"
+        )
     return array.read(patch)
 
 
@@ -163,7 +165,7 @@ def _open(file: str | os.PathLike) -> "_Array":
     try:
         state = os.stat(file)
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{file}: no such file of voxels") from None
+        raise FileNotFoundError(f"{file}: no such voxel file") from None
     return _opened(file, (state.st_mtime_ns, state.st_size), os.getpid())
 
 
@@ -239,4 +241,6 @@ class _Array:
             raise self._damaged(one_line(error)) from None
 
     def _damaged(self, why: str) -> ValueError:
-        return ValueError(f"{self.file}: found damaged voxels ({why}), expected a whole .b2nd file")
+        return ValueError(
+            f"{self.file}: found damaged voxels ({why}), expected an intact .b2nd file"
+        )

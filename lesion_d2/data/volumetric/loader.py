@@ -58,8 +58,8 @@ def check_volumes(name: str) -> None:
     """
     if MetadataCatalog.get(name).get("evaluator_type") != "lesion_volume":
         raise ValueError(
-            f"data set {name!r}: found single slices, expected all slices of volumes, as "
-            f"{suggest_names(name, 'lesion_volume')} have"
+            f"data set {name!r}: found single slices, expected all slices of volumes, as in "
+            f"{suggest_names(name, 'lesion_volume')}"
         )
 
 
@@ -81,7 +81,7 @@ def build_volume_train_loader(cfg) -> TrainLoader:
     )
     if not records:
         raise ValueError(
-            f"DATASETS.TRAIN: found no volume in {tuple(cfg.DATASETS.TRAIN)}, expected some "
+            f"DATASETS.TRAIN: found no volume in {tuple(cfg.DATASETS.TRAIN)}, expected one or more "
             f"(DATALOADER.FILTER_EMPTY_ANNOTATIONS is {cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS})"
         )
     for record in records:

@@ -132,10 +132,10 @@ def _read_slice(file: str, size: tuple[int, int], changed: float) -> np.ndarray:
 class ResampledVolume:
     """A volume at a model's spacing, with blocks that are read and resampled on demand.
 
-    Both grids have the same outer edges: voxel i of the model covers the source from i to i + 1,
-        times the ratio of source voxels to voxels. Interpolation is linear along each axis, between
-        voxel centers; the outermost half voxel repeats the outermost voxels. There is no smoothing
-        before downsampling, as in the published code of Jaeger et al.
+    Both grids have the same outer edges: with r source voxels per voxel of the model, its voxel i
+    covers the source from i r to (i + 1) r. Interpolation is linear along each axis, between voxel
+    centers; the outermost half voxel repeats the outermost voxels. There is no smoothing before
+    downsampling, as in the published code of Jaeger et al.
 
     Blocks are bitwise equal to the same part of the volume read at once.
 
@@ -251,7 +251,7 @@ def model_shape(record: Mapping, spacing: Sequence[float]) -> _Triple:
     known = record["spacing"]
     if known is None or not all(is_spacing(s) for s in known):
         raise ValueError(
-            f"volume {record['image_id']}: found spacing {known}, expected for x, y and z "
+            f"volume {record['image_id']}: found spacing {known}, expected x, y and z, each "
             f"{EXPECTED_SPACING} (INPUT.VOLUME.SPACING is {tuple(spacing)})"
         )
     sides = zip(record["shape"], known[::-1], tuple(spacing)[::-1], strict=True)

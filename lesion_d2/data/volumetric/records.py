@@ -50,8 +50,8 @@ def volume_records(dicts: Iterable[Mapping], name: str = "data set") -> list[dic
             if image.get(key) is None:
                 raise ValueError(
                     f"{name}, image {short_repr(image.get('image_id'))}: found no {key!r}, "
-                    f"expected a "
-                    "slice of a data set with all slices of its volumes, such as <name>_volumes"
+                    "expected a slice of a data set with all slices of its volumes, such as "
+                    "<name>_volumes"
                 )
         slices = volumes.setdefault(image["volume"], {})
         if image["slice_index"] in slices:
@@ -83,7 +83,7 @@ def _record(image_id: str, slices: Sequence[Mapping], where: str) -> dict:
         if (image["height"], image["width"]) != size:
             raise ValueError(
                 f"{where}, slice {image['slice_index']}: found {image['width']} x "
-                f"{image['height']} pixels, expected the {size[1]} x {size[0]} of its first slice"
+                f"{image['height']} pixels, expected {size[1]} x {size[0]} as in its first slice"
             )
     spacing = first.get("spacing")
     return {
@@ -101,7 +101,7 @@ def _record(image_id: str, slices: Sequence[Mapping], where: str) -> dict:
 
 
 def _by_lesion(slices: Sequence[Mapping], where: str) -> dict[tuple, dict[int, Mapping]]:
-    """Key of a lesion in 3-D -> slice index -> its annotation there."""
+    """Key of a lesion in 3-D -> slice index -> annotation on this slice."""
     lesions: dict[tuple, dict[int, Mapping]] = {}
     for index, image in enumerate(slices):
         for number, annotation in enumerate(image.get("annotations", ())):
@@ -126,7 +126,7 @@ def _annotation(found: Mapping[int, Mapping], size: tuple[int, int], where: str)
         if annotation["category_id"] != category:
             raise ValueError(
                 f"{here}: found the classes {category} and {annotation['category_id']}, expected "
-                "one"
+                "a single one"
             )
     boxes = annotation_boxes(found.values())
     (x1, y1), (x2, y2) = boxes[:, :2].min(axis=0).tolist(), boxes[:, 2:].max(axis=0).tolist()
@@ -152,6 +152,8 @@ def _mask(annotation: Mapping, size: tuple[int, int], where: str) -> Mapping | N
             except ValueError as error:
                 raise ValueError(f"{where}: {key}: {error}") from None
             if not area:
-                raise ValueError(f"{where}: {key}: found a mask of 0 pixels, expected one or more")
+                raise ValueError(
+                    f"{where}: {key}: found an empty mask, expected at least one pixel"
+                )
             return rle
     return None

@@ -81,8 +81,7 @@ def group_images(
     if pattern is not None and pattern.groups < 2:
         raise ValueError(
             f"group_by: found {short_repr(group_by)}, expected two groups: the volume's "
-            f"name and the "
-            "number of the slice"
+            "name and the number of the slice"
         )
     found: dict[tuple, dict[int, CocoImage]] = {}
     for image in images:
@@ -90,8 +89,8 @@ def group_images(
         slices = found.setdefault((kind, name), {})
         if number in slices:
             raise ValueError(
-                f"{json_file}: image {image.id}: found slice {number} of {short_repr(name)}, which "
-                f"image {slices[number].id} is, expected another"
+                f"{json_file}: image {image.id}: found slice {number} of {short_repr(name)} as "
+                f"in image {slices[number].id}, expected each slice once"
             )
         slices[number] = image
     groups = []
@@ -116,8 +115,7 @@ def _place(image: CocoImage, pattern: re.Pattern | None, json_file: str) -> tupl
         if not (match[1] and match[2] and are_digits(match[2])):
             raise ValueError(
                 f"{json_file}: image {image.id}: found the volume {short_repr(match[1])} "
-                f"and the slice "
-                f"{short_repr(match[2])} by group_by, expected a name and a number"
+                f"and the slice {short_repr(match[2])} by group_by, expected a name and a number"
             )
         return "pictures", match[1], int(match[2])
     return "picture", image.file_name, 0

@@ -150,10 +150,10 @@ def _split_files(texts: Sequence[str]) -> dict[str | None, str]:
         if not separator or split not in SPLITS:
             split, file = None, text
         if split in files:
-            named = f"the split {split}" if split else "no split"
+            named = f"for the split {split}" if split else "without a split"
             raise ValueError(
-                f"{file}: found a second file of {named}, expected one for each of "
-                f"{', '.join(SPLITS)}: train=a.json"
+                f"{file}: found a second file {named}, expected one for each of "
+                f"{', '.join(SPLITS)}, such as train=a.json"
             )
         files[split] = file
     return files
@@ -178,8 +178,8 @@ def _check_one_file(groups: Iterable[Group]) -> None:
         file = os.path.realpath(group.files[0]) if group.is_stored else None
         if file is not None and found.setdefault(file, group.json_file) != group.json_file:
             raise ValueError(
-                f"{group.files[0]}: found slices of it in {found[file]} and in {group.json_file}, "
-                "expected all of a volume in one JSON file"
+                f"{group.files[0]}: found its slices in {found[file]} and {group.json_file}, "
+                "expected all slices of a volume in one JSON file"
             )
 
 
@@ -195,22 +195,21 @@ def _case(group: Group, name: str, volume: str) -> Case:
         for key in ("patient", "spacing"):
             if getattr(image, key) != getattr(first, key):
                 raise ValueError(
-                    f"{key}: found {short_repr(getattr(image, key))} of image {image.id}, expected "
-                    f"{short_repr(getattr(first, key))} of image {first.id}, as they are of "
-                    f"one volume"
+                    f"{key}: found {short_repr(getattr(image, key))} in image {image.id}, expected "
+                    f"{short_repr(getattr(first, key))} as in image {first.id} of the same volume"
                 )
         if (image.height, image.width) != (first.height, first.width):
             raise ValueError(
-                f"found {image.width} x {image.height} pixels of image {image.id}, expected the "
-                f"{first.width} x {first.height} of image {first.id}, as they are of one volume"
+                f"found {image.width} x {image.height} pixels in image {image.id}, expected "
+                f"{first.width} x {first.height} as in image {first.id} of the same volume"
             )
         image_source(image, os.path.join(group.image_root, image.file_name))
     if group.is_stored:
         turn = open_stored(group.files[0]).grid.turn
         if turn.axes[0] != 2:
             raise ValueError(
-                f"{group.files[0]}: found slices along axis {turn.axes[0]} of its array, expected "
-                "them along the third one: #k counts other planes than axial ones"
+                f"{group.files[0]}: found axial slices along axis {turn.axes[0]} of the "
+                "array, expected axis 2, along which #k counts slices"
             )
     return Case(
         name=name,

@@ -74,8 +74,8 @@ def read_case(group: Group, name: str, patient: str) -> ImportedVolume:
         num_other = len(voxels) - len(group.images)
         if num_other:
             left_out += (
-                f"{num_other} of {len(voxels)} slices are no images of the JSON: they are taken "
-                "as slices without lesions",
+                f"{num_other} of {len(voxels)} slices are not in the JSON; they are imported "
+                "without lesions",
             )
     else:
         paths = [
@@ -101,12 +101,11 @@ def _lesions(group: Group, placing: _Placing) -> tuple[Lesion, ...]:
             index = placing.slice(number)
             other = next(iter(slices.values()), (None, annotation))[1]
             if index in slices or _kind(other) != _kind(annotation):
-                what = "the same slice" if index in slices else "another category"
+                what = "on the same slice" if index in slices else "with another category"
                 raise ValueError(
                     f"{group.json_file}: annotation {annotation.id}: found the lesion "
-                    f"{short_repr(annotation.lesion_id)} of annotation {other.id} on {what}, "
-                    f"expected one "
-                    "annotation a slice, all of one category"
+                    f"{short_repr(annotation.lesion_id)} of annotation {other.id} again {what}, "
+                    "expected one annotation per slice, all of one category"
                 )
             slices[index] = image, annotation
     return tuple(_lesion(n, slices, placing) for n, slices in enumerate(found.values(), 1))

@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="[CLASS=]REGEX",
-        help="regions that are lesions, by a part of the segment's label or the ROI's name, "
-        "case-insensitive; optionally with their class (default: lesion); the first match counts",
+        help="regular expression, searched in segment labels and ROI names (case-insensitive): "
+        "matching regions are lesions of this class (default: lesion); the first match is used",
     )
     parser.add_argument(
         "--components", action="store_true", help="each connected part of a region is a lesion"
@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--with-unannotated",
         action="store_true",
-        help="include series without a file of regions as scans without a lesion (default: leave "
-        "them out)",
+        help="include series without segmentations and structure sets, as scans without lesions "
+        "(default: leave them out)",
     )
 
 

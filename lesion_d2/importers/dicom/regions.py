@@ -62,7 +62,7 @@ def read_region_file(file: Path) -> RegionFile | None:
         opened.seek(0)
         try:
             if not is_regions:
-                raise ValueError(f"{modality} of the SOP class {sop_class}")
+                raise ValueError(f"{modality} with the unsupported SOP class {sop_class}")
             dataset = read_dataset(opened, stop_before_pixels=True)
             is_structure_set = dataset.SOPClassUID == STRUCTURE_SET
             series = _series_of_structures if is_structure_set else _series_of_segments
@@ -119,15 +119,15 @@ def _on_slice(data: np.ndarray, scan: Scan) -> tuple[int, np.ndarray]:
     """The slice of a contour, and its points x, y in pixels."""
     if data.size < 9 or data.size % 3 or not (np.abs(data) < _MAX_MM).all():
         raise ValueError(
-            f"found a contour of {data.size} numbers, expected x, y, z in mm of its points"
+            f"found a contour of {data.size} numbers, expected x, y, z in mm of 3 or more points"
         )
     points = scan.from_patient(data.reshape(-1, 3))
     index = int(np.rint(points[:, 2].mean()))
     if np.abs(points[:, 2] - index).max() > _OFF_GRID or not 0 <= index < len(scan.volume):
         low, high = points[:, 2].min(), points[:, 2].max()
         raise ValueError(
-            f"found a contour at slice {low:.2f} to {high:.2f} of the scan, expected one on one of "
-            f"its {len(scan.volume)} slices"
+            f"found a contour from slice {low:.2f} to {high:.2f}, expected it on one of the "
+            f"scan's {len(scan.volume)} slices"
         )
     return index, points[:, :2]
 
@@ -170,10 +170,13 @@ def _on_grid(voxels: np.ndarray, affine: np.ndarray, scan: Scan) -> np.ndarray:
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         raise ValueError(
             f"found a segmentation with voxels of {' x '.join(f'{n:g}' for n in spacing[::-1])} mm "
-            f"that are not those of its series, {' x '.join(f'{n:g}' for n in scan.spacing)} mm"
+            "on another grid, expected that of its series, "
+            f"{' x '.join(f'{n:g}' for n in scan.spacing)} mm"
         )
     if (indices < 0).any() or (indices >= scan.volume.shape).any():
-        raise ValueError("found voxels of a segmentation outside of its series")
+        raise ValueError(
+            "found voxels of a segmentation outside of its series, expected them inside"
+        )
     return indices
 
 

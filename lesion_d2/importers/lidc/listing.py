@@ -97,19 +97,19 @@ def list_lidc(
         chosen = largest[candidate.series_uid]
         if candidate is not chosen:
             left_out.append(
-                f"{candidate.source}: found {candidate.num_slices} slices beside "
-                f"{chosen.num_slices} others of its series, which are read"
+                f"{candidate.source}: found {candidate.num_slices} slices, but "
+                f"{chosen.num_slices} others of its series, which are used instead"
             )
             continue
         entry = by_series.pop(candidate.series_uid, None)
         if entry is None:
-            left_out.append(f"{candidate.source}: found no XML file of its readers")
+            left_out.append(f"{candidate.source}: found no XML file with its annotations")
             continue
         file, readings = entry
         read = partial(_read_case, candidate, name, patient, file, readings, votes, spacing)
         cases.append(Case(name, patient, read, (*candidate.files, file)))
     for file, readings in by_series.values():
-        left_out.append(f"{file}: found no CT series {readings.series_uid}, which it is of")
+        left_out.append(f"{file}: found no CT series {readings.series_uid}, which it annotates")
     return Listing(
         CLASSES,
         tuple(cases),
@@ -137,14 +137,14 @@ def _find_readings(
             found[readings.series_uid] = (os.fspath(file), readings)
         elif file.read_bytes() != Path(found[readings.series_uid][0]).read_bytes():
             damaged.append(
-                f"{file}: found another file of series {readings.series_uid} than "
+                f"{file}: found a second file for series {readings.series_uid} besides "
                 f"{found[readings.series_uid][0]}, expected one"
             )
     if not found and not damaged:
         raise FileNotFoundError(f"{root}: found no XML file of LIDC-IDRI in it")
     lines = []
     if others:
-        lines.append(f"{others[0]}: found {len(others)} XML files that are not of CT's readers")
+        lines.append(f"{others[0]}: found {len(others)} XML files that are not annotations of CT")
     return found, lines, damaged
 
 
@@ -162,7 +162,7 @@ def _read_case(
     if readings.num_small or readings.num_others:
         left_out.append(
             f"{file}: {readings.num_small} marks of nodules below 3 mm and {readings.num_others} "
-            "of findings that are no nodules"
+            "of findings that are not nodules"
         )
     lesions = []
     for nodule, where in _nodules(scan, file, readings.annotations, votes):
@@ -171,7 +171,7 @@ def _read_case(
             continue
         lesion = _lesion(len(lesions) + 1, nodule, scan)
         if lesion.ignore:
-            left_out.append(f"{where}: no reader gave a malignancy, it is a region to ignore")
+            left_out.append(f"{where}: no reader gave a malignancy; it becomes a region to ignore")
         lesions.append(lesion)
     imported = imported_scan(scan, name, patient, lesions, left_out, WINDOWS["lung"])
     return imported if spacing is None else resample(imported, spacing)

@@ -131,7 +131,7 @@ def annotation_mask(
             if (contour.points >= (shape[1], shape[0])).any():
                 raise ValueError(
                     f"found the point {contour.points.max(axis=0).tolist()} of an outline, "
-                    f"expected a pixel of {shape[1]} x {shape[0]}"
+                    f"expected a pixel within {shape[1]} x {shape[0]}"
                 )
             mask = masks.setdefault(number, np.zeros(shape, bool))
             edge = _edge(contour.points, shape)

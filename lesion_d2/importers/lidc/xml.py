@@ -150,7 +150,7 @@ def _contour(roi: ElementTree.Element) -> Contour:
     except ValueError:
         number = np.nan
     if not abs(number) < 1e6:
-        raise ValueError(f"imageZposition: found {short_repr(z)}, expected mm")
+        raise ValueError(f"imageZposition: found {short_repr(z)}, expected a number of mm")
     uid = _find(roi, "imageSOP_UID")
     return Contour(uid, number, inclusion == "TRUE", np.array(points, np.int64))
 
@@ -172,7 +172,7 @@ def _integer(element: ElementTree.Element, key: str) -> int:
     except ValueError:
         number = -1
     if not 0 <= number <= _MAX_COORDINATE:
-        raise ValueError(f"{key}: found {short_repr(text)}, expected a pixel, from 0")
+        raise ValueError(f"{key}: found {short_repr(text)}, expected a pixel index, from 0")
     return number
 
 

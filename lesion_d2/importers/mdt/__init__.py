@@ -1,13 +1,13 @@
 """Preprocessed folders of the medical detection toolkit: <pid>_img.npy, <pid>_rois.npy, info_df.
 
-The toolkit's preprocessing of LIDC-IDRI clips HU to -1200..600, normalizes every image, and loses
-its position in the patient: --hu-range -1200 600 --spacing 0.7 0.7 1.25 reverts this as far as
-possible. In a scan whose lowest HU was above -1200, air becomes too dark. If you have the DICOM
-files, the format lidc is exact.
+The toolkit's preprocessing of LIDC-IDRI clips HU to -1200..600, normalizes each image and drops its
+position in the patient. --hu-range -1200 600 --spacing 0.7 0.7 1.25 reverts this as far as
+possible: if the lowest HU of a scan was above -1200, air becomes too dark. If you have the DICOM
+files, use the format lidc, which is exact.
 
-Annotations are read from info_df.csv, info_df.pickle or meta_info_<pid>.pickle, the first one that
-exists (pickles by a restricted unpickler). Columns or keys are pid and class_target: a number for
-each region of <pid>_rois.npy, in their order; in info_df.csv such as "[1.5, 4]".
+Annotations are read from the first of info_df.csv, info_df.pickle and meta_info_<pid>.pickle that
+exists (pickles with a restricted unpickler). Their columns or keys are pid and class_target, which
+has one number per region of <pid>_rois.npy, in order, for example "[1.5, 4]" in info_df.csv.
 """
 
 import argparse
@@ -36,8 +36,8 @@ _INT16 = np.iinfo(np.int16)
 _RATED = ("benign", "malignant")
 _MALIGNANT = 3.0  # the toolkit's threshold of mean ratings
 _MAX_RATING = 5.0
-_MIN_HU_RANGE = 100  # normalized images have values of some standard deviations
-# What NumPy raises of damaged arrays; their headers are Python's literals.
+_MIN_HU_RANGE = 100  # values of normalized images span a few standard deviations
+# What NumPy raises for damaged arrays; their headers are Python literals.
 _DAMAGED = (
     ValueError,
     OSError,
@@ -53,17 +53,17 @@ _IMAGE, _ROIS = "_img.npy", "_rois.npy"
 
 @dataclass(frozen=True)
 class MdtOptions:
-    """How to read a folder of the toolkit.
+    """Options for reading a folder of the toolkit.
 
     Args:
-        spacing: x, y, z of the arrays' voxels, mm; None where it is not known. That in the
-            toolkit's tables is the spacing before it resampled.
-        hu_range: HU of the lowest and of the highest value of each image; None where values are HU.
-        head_first: whether the first slice is the one nearest to the head; in arrays of SimpleITK
-            it is the one nearest to the feet.
-        classes: of the class targets 0, 1, ...; empty for ratings from 0 to 5, which become benign
-            (below 3) and malignant.
-        fold_ids: the toolkit's ``fold_ids.pickle``, or None.
+        spacing: x, y, z of the arrays' voxels in mm; None if unknown. The toolkit's tables have the
+            spacing before resampling.
+        hu_range: HU of the lowest and highest value of each image; None if the values are HU.
+        head_first: whether the first slice is nearest to the head. In arrays of SimpleITK, it is
+            nearest to the feet.
+        classes: names of the class targets 0, 1, ...; empty if the targets are ratings from 0 to 5,
+            which are converted to benign (below 3) and malignant.
+        fold_ids: path of the toolkit's ``fold_ids.pickle``, or None.
         patient_pattern: see :func:`~lesion_d2.importers.task_folders.split_files.patient_names`.
     """
 
@@ -77,16 +77,14 @@ class MdtOptions:
     def __post_init__(self):
         if self.spacing is not None and not all(map(is_spacing, self.spacing)):
             raise ValueError(
-                f"spacing: found {self.spacing}, expected for x, y, z {EXPECTED_SPACING}"
+                f"spacing: found {self.spacing}, expected x, y and z, each {EXPECTED_SPACING}"
             )
         if self.hu_range is not None:
             low, high = self.hu_range
             if not _INT16.min <= low < high <= _INT16.max:
-                raise ValueError(
-                    f"hu_range: found {self.hu_range}, expected HU, the lower one first"
-                )
+                raise ValueError(f"hu_range: found {self.hu_range}, expected two HU, low < high")
         if len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"classes: found {list(self.classes)}, expected names that differ")
+            raise ValueError(f"classes: found {list(self.classes)}, expected unique names")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,16 +141,16 @@ def list_cases(args: argparse.Namespace) -> Listing:
 def list_mdt(folder: str | os.PathLike, options: MdtOptions) -> Listing:
     """List the images of a folder that the medical detection toolkit preprocessed.
 
-    ``<pid>_img.npy`` and ``<pid>_rois.npy`` are arrays of slices, rows and columns; the regions of
-    the latter are numbered from 1, and so are the numbers of ``class_target`` in order.
+    ``<pid>_img.npy`` and ``<pid>_rois.npy`` are (Z, H, W) arrays. The latter's regions are numbered
+    from 1: region n has the n-th number of ``class_target``.
 
     Args:
-        folder: its path.
-        options: how to read it.
+        folder: path of the folder.
+        options: options for reading it.
 
     Raises:
-        FileNotFoundError: there is no table, or no folder.
-        ValueError: a table or the file of folds is bad. What is wrong with single images is in the
+        FileNotFoundError: the folder or its table does not exist.
+        ValueError: the table or the file of folds is invalid. Errors of single images are in the
             listing.
     """
     folder = Path(folder)
@@ -166,7 +164,7 @@ def list_mdt(folder: str | os.PathLike, options: MdtOptions) -> Listing:
             damaged.append(one_line(error))
     untold = {p.name.removesuffix(_IMAGE) for p in folder.glob(f"*{_IMAGE}")} - table.targets.keys()
     damaged += [
-        f"{folder / pid}{_IMAGE}: found no class targets of {pid!r}" for pid in sorted(untold)
+        f"{folder / pid}{_IMAGE}: found no class_target of {pid!r}" for pid in sorted(untold)
     ]
     patients = patient_names(found, options.patient_pattern)
     names = unique_names(map(safe_name, found))
@@ -214,7 +212,7 @@ def _check_targets(source: str, pid: str, targets: Sequence[float], options: Mdt
 def _read_folds(
     file: str | os.PathLike, pids: list[str], patients: dict[str, str]
 ) -> tuple[dict[str, tuple[str, ...]], ...]:
-    """``fold_ids.pickle``: for each fold the places of its pids in the sorted list of all."""
+    """Read ``fold_ids.pickle``: for each fold, indices into the sorted list of all pids."""
     content, folds = load_pickle(file), []
     if not isinstance(content, (list, tuple)) or not content:
         raise ValueError(f"{file}: found {short_repr(content)}, expected a list of folds")
@@ -226,14 +224,14 @@ def _read_folds(
         are_places = all(type(n) is int and 0 <= n < len(pids) for part in places for n in part)
         if len(places) != 3 or not are_places:
             raise ValueError(
-                f"{file}: fold {number}: found {short_repr(entry)}, expected three lists of "
-                f"numbers "
-                f"from 0 to {len(pids) - 1}: train, val, test"
+                f"{file}: fold {number}: found {short_repr(entry)}, expected three lists "
+                f"(train, val, test) of indices from 0 to {len(pids) - 1}"
             )
         names = [{patients[pids[n]] for n in part if pids[n] in patients} for part in places]
         if sum(map(len, names)) != len(set.union(*names)):
             raise ValueError(
-                f"{file}: fold {number}: found a patient in two of train, val and test"
+                f"{file}: fold {number}: found a patient in two of train, val and test, "
+                "expected each in one of them"
             )
         folds.append(
             {s: tuple(sorted(n)) for s, n in zip(("train", "val", "test"), names, strict=True)}
@@ -268,15 +266,13 @@ def _read_case(
 
 
 def _load(file: str) -> np.ndarray:
-    """An array of numbers in three dimensions, mapped from the disk."""
+    """Memory-map a numeric array with three dimensions."""
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except _DAMAGED as error:
         raise ValueError(f"{file}: found no readable array ({one_line(error)})") from None
     if not isinstance(array, np.ndarray) or array.ndim != 3 or array.dtype.kind not in "biuf":
-        raise ValueError(
-            f"{file}: found {short_repr(array)}, expected numbers in slices, rows, columns"
-        )
+        raise ValueError(f"{file}: found {short_repr(array)}, expected numbers of shape (Z, H, W)")
     check_size(file, array.shape)
     return array
 
@@ -287,7 +283,7 @@ def _labels(file: str, rois: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):
             target[:] = source
         if (target != source).any():
-            raise ValueError(f"{file}: found regions that are no integers from 0 to 65535")
+            raise ValueError(f"{file}: found a value that is not an integer from 0 to 65535")
     return labels
 
 
@@ -302,14 +298,14 @@ def _rated(lesion: Lesion, rating: float) -> Lesion:
 def _to_hu(file: str, image: np.ndarray, hu_range: tuple[float, float] | None) -> np.ndarray:
     low, high = float(image.min()), float(image.max())
     if not np.isfinite([low, high]).all():
-        raise ValueError(f"{file}: found values that are no finite numbers")
+        raise ValueError(f"{file}: found infinite values or NaN, expected finite numbers")
     if hu_range is None and (high - low < _MIN_HU_RANGE or low >= 0):
         raise ValueError(
-            f"{file}: found values from {low:g} to {high:g}, expected HU: --hu-range LOW HIGH says "
-            "what they were, -1200 600 in the toolkit's LIDC preprocessing"
+            f"{file}: found values from {low:g} to {high:g}, expected HU; for normalized images, "
+            "pass --hu-range LOW HIGH (-1200 600 for the toolkit's LIDC preprocessing)"
         )
     if low == high:
-        raise ValueError(f"{file}: found the value {low:g} alone, expected an image")
+        raise ValueError(f"{file}: found {low:g} in all voxels, expected an image")
     scale = 1.0 if hu_range is None else (hu_range[1] - hu_range[0]) / (high - low)
     shift = 0.0 if hu_range is None else hu_range[0] - scale * low
     volume = np.empty(image.shape, np.int16)

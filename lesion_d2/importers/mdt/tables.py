@@ -1,4 +1,4 @@
-"""What the medical detection toolkit's tables say of each image: the classes of its regions."""
+"""Reading of the medical detection toolkit's tables: the class targets of each image's regions."""
 
 import itertools
 import os
@@ -25,9 +25,9 @@ class TargetTable:
     """Class targets by pid.
 
     Args:
-        targets: pid -> a number for each region.
-        sources: pid -> the file they are from.
-        damaged: lines of what cannot be read.
+        targets: pid -> one number per region.
+        sources: pid -> the file with its targets.
+        damaged: one line for each file that cannot be read.
     """
 
     targets: Mapping[str, tuple[float, ...]]
@@ -35,19 +35,19 @@ class TargetTable:
     damaged: tuple[str, ...] = ()
 
     def source_of(self, pid: str) -> str:
-        """The file that a pid's targets are from."""
+        """The file with the targets of a pid."""
         return self.sources[pid]
 
 
 def read_targets(folder: Path) -> TargetTable:
     """Read ``info_df.csv``, ``info_df.pickle`` or all ``meta_info_<pid>.pickle``.
 
-    The first one that is there is read; a bad one is not passed over.
+    The first one that exists is read, even if it is invalid.
 
     Raises:
-        FileNotFoundError: there is none of them.
-        ValueError: a table has other columns, is no table, or a pickle holds more than one; a row
-            is bad, or two are of one pid.
+        FileNotFoundError: none of them exists.
+        ValueError: a file is not a table, a pickle holds more than a table, a column is missing, a
+            row is invalid, or two rows have the same pid.
     """
     csv_file, pickle_file = folder / "info_df.csv", folder / "info_df.pickle"
     if csv_file.is_file():
@@ -58,8 +58,8 @@ def read_targets(folder: Path) -> TargetTable:
             return _of_rows(pickle_file, columns, itertools.count())
         except ValueError as error:
             raise ValueError(
-                f"{error}; an info_df.csv with the columns pid and class_target, or "
-                "meta_info_<pid>.pickle alone, are read in its place"
+                f"{error}; instead, you can provide an info_df.csv with the columns pid and "
+                "class_target, or only meta_info_<pid>.pickle"
             ) from None
     return _of_meta_files(folder)
 
@@ -77,9 +77,7 @@ def _of_rows(file: Path, columns: Mapping[str, list], rows: Iterable[int]) -> Ta
         where = f"{file}: row {row}"
         name = _pid(where, pid)
         if name in targets:
-            raise ValueError(
-                f"{where}: found {short_repr(name)} again, expected a row for each pid"
-            )
+            raise ValueError(f"{where}: found {short_repr(name)} again, expected one row per pid")
         targets[name] = _numbers(where, target)
     return TargetTable(targets, dict.fromkeys(targets, str(file)))
 
@@ -98,12 +96,12 @@ def _of_meta_files(folder: Path) -> TargetTable:
             if not isinstance(content, dict) or not set(_COLUMNS) <= content.keys():
                 raise ValueError(
                     f"{file}: found {short_repr(content)}, expected a dict with 'pid' and "
-                    f"'class_target'"
+                    "'class_target'"
                 )
             pid = _pid(str(file), content["pid"])
             if pid in targets:
                 raise ValueError(
-                    f"{file}: found {short_repr(pid)} again, expected a file for each pid"
+                    f"{file}: found {short_repr(pid)} again, expected one file per pid"
                 )
             targets[pid] = _numbers(str(file), content["class_target"])
             sources[pid] = str(file)
@@ -121,14 +119,14 @@ def _pid(where: str, pid: object) -> str:
     pid = str(pid) if is_whole(pid) else pid
     if not isinstance(pid, str) or not pid.strip() or os.path.basename(pid) != pid:
         raise ValueError(
-            f"{where}: found the pid {short_repr(pid)}, expected the beginning of a name"
+            f"{where}: found the pid {short_repr(pid)}, expected a prefix of file names"
         )
     return str(pid)
 
 
 def _numbers(where: str, target: object) -> tuple[float, ...]:
-    """Of an array, a list, a number, or text such as ``[1.5, 4]``."""
-    if isinstance(target, str) and target.strip():  # an empty cell, or none, is no list
+    """Convert an array, a list, a number, or text such as ``[1.5, 4]``."""
+    if isinstance(target, str) and target.strip():  # an empty cell is not an empty list
         target = [part for part in re.split(r"[\s,]+", target.strip().strip("[]()")) if part]
     try:
         values = np.atleast_1d(np.asarray(target, float))
@@ -136,6 +134,6 @@ def _numbers(where: str, target: object) -> tuple[float, ...]:
         values = np.array([np.nan])
     if values.ndim != 1 or not np.isfinite(values).all():
         raise ValueError(
-            f"{where}: class_target: found {short_repr(target)}, expected a number for each region"
+            f"{where}: class_target: found {short_repr(target)}, expected one number per region"
         )
     return tuple(values.tolist())

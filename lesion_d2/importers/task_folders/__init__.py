@@ -1,1 +1,1 @@
-"""What importers of task folders (nnDetection, nnU-Net, Decathlon) have in common."""
+"""Shared code of the importers of task folders (nnDetection, nnU-Net, Decathlon)."""

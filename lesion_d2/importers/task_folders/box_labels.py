@@ -1,4 +1,4 @@
-"""Boxes without masks, in the JSON file beside a case's image: an extension of nnDetection's."""
+"""Boxes without masks in a case's JSON file, an extension of nnDetection's format."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ from ...data.formats.problems import short_repr
 from ...data.volume_set.form import Lesion, Volume
 from ...scans.volume_file import VolumeFile
 
-#: Key of a box's corners -> factors that lead them to LPS; None of voxels.
+#: Key of a box's corners -> factors that convert them to LPS; None for voxels.
 _COORDINATES = {"voxels": None, "lps_mm": (1.0, 1.0, 1.0), "ras_mm": (-1.0, -1.0, 1.0)}
-# Of a slice's distance: files' matrices have the digits of float32.
+# Tolerance in slices: matrices in files have float32 precision.
 _ON_SLICE = 1e-3
 _EXPECTED = "two opposite corners of three finite numbers as 'voxels', 'ras_mm' or 'lps_mm'"
 
@@ -21,23 +21,27 @@ def box_lesions(
     first_id: int,
     source: str,
 ) -> list[Lesion]:
-    """The lesions of a file's ``boxes``.
+    """Convert the ``boxes`` of a JSON file to lesions.
 
-    A box is ``{"class": 0, "voxels": [[i, j, k], [i, j, k]]}``: the first and the last voxel that
-    belong to it, as indices of the file's array, from 0; of an image of one slice ``[i, j]`` will
-    do. Or ``{"class": 0, "ras_mm": [[x, y, z], [x, y, z]]}``: two opposite corners in the patient,
-    in NIfTI's axes, and ``lps_mm`` in those of DICOM and ITK; the box's sides lie along the axes of
-    the image. It is on the slices whose centers it holds, or on the nearest one. Boxes are cut to
-    the image.
+    A box has one of two forms:
+
+    - ``{"class": 0, "voxels": [[i, j, k], [i, j, k]]}``: its first and last voxel, as indices into
+      the file's array, from 0; ``[i, j]`` is enough if the image is a single slice.
+    - ``{"class": 0, "ras_mm": [[x, y, z], [x, y, z]]}``: two opposite corners in patient
+      coordinates, with the axes of NIfTI; or ``lps_mm``, with those of DICOM and ITK. Its sides are
+      parallel to the image's axes. It is on the slices whose centers it contains, or else on the
+      nearest slice.
+
+    Boxes are clipped to the image.
 
     Args:
-        entries: checked by :func:`check_box`.
-        image, volume: the case's.
-        first_id: of the lesions.
-        source: file, for messages.
+        entries: boxes, as checked by :func:`check_box`.
+        image, volume: image and volume of the case.
+        first_id: id of the first lesion.
+        source: path of the JSON file, for messages.
 
     Raises:
-        ValueError: a box lies outside of the image, or is told in mm where the image has no place.
+        ValueError: a box lies outside of the image, or is in mm although the image has no position.
     """
     lesions = []
     for number, entry in enumerate(entries):
@@ -52,10 +56,10 @@ def box_lesions(
 
 
 def check_box(entry: object, num_classes: int) -> None:
-    """Stop where an entry is no box that :func:`box_lesions` can read.
+    """Check that :func:`box_lesions` can read an entry.
 
     Raises:
-        ValueError: it has other keys, no such class, or no two corners.
+        ValueError: its keys, class or corners are invalid.
     """
     keys = entry.keys() if isinstance(entry, dict) else ()
     if len(keys) != 2 or "class" not in keys or len(keys & _COORDINATES.keys()) != 1:
@@ -69,7 +73,7 @@ def check_box(entry: object, num_classes: int) -> None:
     if not are_points or len(corners[0]) not in lengths or len(corners[1]) != len(corners[0]):
         raise ValueError(f"found {key} {short_repr(corners)}, expected {_EXPECTED}")
     if key == "voxels" and not all(type(n) is int for corner in corners for n in corner):
-        raise ValueError(f"found voxels {short_repr(corners)}, expected whole numbers")
+        raise ValueError(f"found voxels {short_repr(corners)}, expected integers")
 
 
 def _is_point(point: object) -> bool:
@@ -80,8 +84,8 @@ def _voxel_box(corners: list[list[int]], image: VolumeFile) -> tuple[float, ...]
     if len(corners[0]) == 2:
         if image.shape[0] != 1:
             raise ValueError(
-                f"found voxels {short_repr(corners)}, expected three numbers each in an image of "
-                f"{image.shape[0]} slices"
+                f"found voxels {short_repr(corners)}, expected three numbers per corner, as the "
+                f"image has {image.shape[0]} slices"
             )
         corners = [[*corner, 0] for corner in corners]
     turn, points = image.grid.turn, np.array(corners, float)[:, list(image.grid.turn.axes)]
@@ -92,12 +96,12 @@ def _voxel_box(corners: list[list[int]], image: VolumeFile) -> tuple[float, ...]
 
 def _mm_box(entry: dict, key: str, volume: Volume) -> tuple[float, ...]:
     if volume.origin is None:
-        raise ValueError(f"found {key} of an image whose file says no place, expected voxels")
+        raise ValueError(f"found {key} for an image without a position in mm, expected voxels")
     points = volume.from_patient(np.array(entry[key], float) * _COORDINATES[key])
     (x1, y1, z1), (x2, y2, z2) = points.min(0), points.max(0)
     if x1 == x2 or y1 == y2:
         raise ValueError(
-            f"found {key} {short_repr(entry[key])}, expected corners of a box with an area"
+            f"found {key} {short_repr(entry[key])}, expected a box with an area above 0"
         )
     first, last = np.ceil(z1 - _ON_SLICE), np.floor(z2 + _ON_SLICE)
     if first > last:  # between two slices
@@ -112,7 +116,7 @@ def _cut(box: tuple[float, ...], shape: tuple[int, int, int]) -> tuple[float, ..
     if (low[:2] >= high[:2]).any() or low[2] > high[2]:
         found = ", ".join(f"{n:g}" for n in box)
         raise ValueError(
-            f"found a box outside of the image, in its pixels and slices {found}, expected one "
-            f"in {depth} slices of {width} x {height} pixels"
+            f"found a box outside of the image (x1, y1, z1, x2, y2, z2 in voxels: {found}), "
+            f"expected one within {depth} slices of {width} x {height} pixels"
         )
     return (*low.tolist(), *high.tolist())

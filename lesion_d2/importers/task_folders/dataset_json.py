@@ -1,4 +1,4 @@
-"""``dataset.json`` of nnU-Net and of the Decathlon, and the files of their cases."""
+"""Reading of ``dataset.json`` of nnU-Net and the Decathlon, and search for the cases' files."""
 
 import os
 import re
@@ -19,7 +19,7 @@ _NUMBERED = re.compile(r"(.+)_(\d{4})", re.DOTALL)
 
 
 class ListedCase(NamedTuple):
-    """Paths in the folder of ``dataset.json``: of the image of each modality or of all, a label."""
+    """Paths of a case relative to ``dataset.json``: an image per modality or for all, a label."""
 
     images: tuple[str, ...]
     label: str
@@ -27,14 +27,14 @@ class ListedCase(NamedTuple):
 
 @dataclass(frozen=True)
 class DatasetJson:
-    """What ``dataset.json`` says.
+    """The content of ``dataset.json``.
 
     Args:
-        file: its path.
-        channels: number -> name of a modality.
-        labels: name -> the numbers that are its own, of all but background and "ignore".
-        ignore_label: the number of voxels that nobody labelled, or None.
-        training: cases that it lists; empty where it lists none.
+        file: path of the file.
+        channels: number -> name of each modality.
+        labels: name -> numbers of each label, without background and "ignore".
+        ignore_label: the number of unlabeled voxels ("ignore"), or None.
+        training: the listed cases; empty if none are listed.
     """
 
     file: Path
@@ -46,7 +46,7 @@ class DatasetJson:
 
 @dataclass(frozen=True)
 class FoundCases:
-    """Cases, and lines of what is none: ``left_out``, or ``damaged`` where it should be one."""
+    """Cases, lines on other files (``left_out``), and lines on invalid cases (``damaged``)."""
 
     cases: dict[str, CaseFiles] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
@@ -54,15 +54,15 @@ class FoundCases:
 
 
 def read_dataset(task_dir: Path) -> DatasetJson:
-    """Read ``dataset.json`` of either generation.
+    """Read ``dataset.json`` of either generation of nnU-Net.
 
-    The first one has ``{"labels": {"1": "tumour"}, "modality": {"0": "CT"}}``, the second one
+    The first generation has ``{"labels": {"1": "tumour"}, "modality": {"0": "CT"}}``, the second
     ``{"labels": {"tumour": 1}, "channel_names": {"0": "CT"}}``, where a label may be a list of
-    numbers, a region.
+    numbers (a region).
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is no JSON, or labels, modalities or cases are not as they should be.
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON, or its labels, modalities or cases are invalid.
     """
     file = task_dir / "dataset.json"
     content = read_json(file, "dataset.json of nnU-Net or of the Decathlon")
@@ -73,9 +73,8 @@ def read_dataset(task_dir: Path) -> DatasetJson:
     numbers = list(map(str, range(len(channels)))) if isinstance(channels, dict) else []
     if not numbers or sorted(channels) != sorted(numbers):
         raise ValueError(
-            f"{file}: {key}: found {short_repr(channels)}, expected names by their numbers "
-            f"from 0 on "
-            "(task folders of nnDetection: import_data nndetection)"
+            f"{file}: {key}: found {short_repr(channels)}, expected names with numbers "
+            "from 0 as keys (for task folders of nnDetection, use import_data nndetection)"
         )
     labels = _read_labels(file, content.get("labels"))
     ignored = labels.pop(_IGNORE, (None,))
@@ -84,7 +83,7 @@ def read_dataset(task_dir: Path) -> DatasetJson:
 
 
 def find_cases(dataset: DatasetJson, modality: int) -> FoundCases:
-    """The cases that ``dataset.json`` lists, or that the folders have where it lists none.
+    """Find the cases that ``dataset.json`` lists, or those in the folders if it lists none.
 
     Raises:
         FileNotFoundError: there is no training image.
@@ -112,7 +111,7 @@ def _tell_others(
     test: list[ListedCase],
     are_listed: bool,
 ) -> None:
-    """Tell of files that are of no case: none that ``dataset.json`` lists, or label maps alone."""
+    """Report files without a case: not in ``dataset.json``, or label maps without an image."""
     known = {image_stem(Path(entry.label).name) for entry in training}
     if are_listed:
         stems = image_stems(root / "imagesTr").keys() - known
@@ -130,7 +129,7 @@ def _tell_others(
 
 
 def _read_labels(file: Path, labels: object) -> dict[str, tuple[int, ...]]:
-    """name -> numbers, without the background."""
+    """Name -> numbers, without the background."""
     if not isinstance(labels, dict) or not labels:
         raise ValueError(f"{file}: labels: found {short_repr(labels)}, expected names and numbers")
     if all(isinstance(name, str) and are_digits(key) for key, name in labels.items()):
@@ -143,29 +142,30 @@ def _read_labels(file: Path, labels: object) -> dict[str, tuple[int, ...]]:
         are_numbers = all(type(n) is int and 0 <= n < 2**16 for n in numbers)
         if not numbers or not are_numbers or (0 in numbers and len(numbers) > 1):
             raise ValueError(
-                f"{file}: labels: found {short_repr(numbers)} of {short_repr(name)}, "
-                f"expected a number from "
-                "0, or a list of numbers from 1"
+                f"{file}: labels: found {short_repr(numbers)} for {short_repr(name)}, "
+                "expected an integer from 0, or a list of integers from 1"
             )
         if name == _IGNORE and len(numbers) > 1:
             raise ValueError(
-                f"{file}: labels: found {short_repr(numbers)} of 'ignore', expected one"
+                f"{file}: labels: found {short_repr(numbers)} for 'ignore', expected one integer"
             )
         if not name.strip():
             raise ValueError(f"{file}: labels: found the name {short_repr(name)}, expected text")
         if name in found:
-            raise ValueError(f"{file}: labels: found two of the name {short_repr(name)}")
+            raise ValueError(
+                f"{file}: labels: found {short_repr(name)} twice, expected unique names"
+            )
         if numbers != [0] and name.lower() != _BACKGROUND:
             found[name] = tuple(numbers)
     if not found.keys() - {_IGNORE}:
         raise ValueError(
-            f"{file}: labels: found {short_repr(labels)}, expected one beside background"
+            f"{file}: labels: found {short_repr(labels)}, expected a label other than background"
         )
     return found
 
 
 def _listed_cases(file: Path, content: dict) -> list[ListedCase]:
-    """The training cases, of the first generation's list or the second one's object."""
+    """The training cases, from the first generation's list or the second one's object."""
     if "dataset" in content:
         key, entries = "dataset", content["dataset"]
         entries = list(entries.values()) if isinstance(entries, dict) else entries
@@ -183,8 +183,7 @@ def _listed_cases(file: Path, content: dict) -> list[ListedCase]:
         if not images or not all(map(_is_inside, [*images, *([] if label is None else [label])])):
             raise ValueError(
                 f"{file}: {key}, {number}: found {short_repr(entry)}, expected paths of an "
-                f"image and a "
-                "label in this folder"
+                "image and a label in this folder"
             )
         label = label or f"labelsTr/{Path(images[0]).name}"
         cases.append(ListedCase(tuple(images), label))
@@ -192,13 +191,13 @@ def _listed_cases(file: Path, content: dict) -> list[ListedCase]:
 
 
 def _is_inside(path: object) -> bool:
-    """Whether something is a path of an image that leads out of no folder."""
+    """Whether a value is the relative path of an image, without ``..``."""
     is_path = isinstance(path, str) and not os.path.isabs(path) and ".." not in Path(path).parts
     return is_path and image_stem(Path(path).name) is not None
 
 
 def _folder_cases(root: Path, ending: str) -> Iterator[ListedCase]:
-    """The cases of a folder; images as a first generation's list has them."""
+    """The cases of a folder, with images named as in the first generation's list."""
     folder, seen = root / f"images{ending}", set()
     for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
         stem = image_stem(name)
@@ -213,21 +212,23 @@ def _folder_cases(root: Path, ending: str) -> Iterator[ListedCase]:
 def _add(
     found: FoundCases, root: Path, entry: ListedCase, modality: int, split: str | None
 ) -> None:
-    """Look for a case's files: images as they are listed, or with the number of a modality."""
+    """Find the files of a case: the image as listed, or with the number of the modality."""
     label = root / entry.label
     case = image_stem(label.name)
     listed = root / (entry.images[modality] if len(entry.images) > modality else entry.images[0])
     try:
         numbered = find_image(listed.parent, f"{case}_{modality:04d}")
         if listed.is_file() and numbered not in (None, str(listed)):
-            raise ValueError(f"{listed}: found {Path(numbered).name} too, expected one of them")
+            raise ValueError(f"{listed}: found {Path(numbered).name} as well, expected one of them")
         image = str(listed) if listed.is_file() else numbered
         if image is None:
             raise FileNotFoundError(
-                f"{listed}: no such image, nor {case}_{modality:04d} with an ending"
+                f"{listed}: no such image, nor {case}_{modality:04d} with an extension"
             )
         if case in found.cases:
-            raise ValueError(f"{image}: found another case of the name {short_repr(case)}")
+            raise ValueError(
+                f"{image}: found a second case {short_repr(case)}, expected unique names"
+            )
     except (OSError, ValueError) as error:
         found.damaged.append(one_line(error))
         return

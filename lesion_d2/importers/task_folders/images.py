@@ -1,4 +1,4 @@
-"""Images of task folders, volumes or single slices, and their values as HU."""
+"""Images of task folders (volumes or single slices), and the conversion of their values to HU."""
 
 import argparse
 import os
@@ -16,26 +16,26 @@ from ...scans.scan import Scan
 from ...scans.volume_file import VolumeFile
 
 PICTURE_ENDINGS = (".png", ".tif", ".tiff")
-#: Of files that :func:`open_image` reads.
+#: Extensions of files that :func:`open_image` reads.
 IMAGE_ENDINGS = (*NIFTI_ENDINGS[::-1], *ITK_FORMATS, *PICTURE_ENDINGS)
 
 _INT16 = np.iinfo(np.int16)
 _PERCENTILES = (0.5, 99.5)
-_PICTURE = "picture"  # format of what has no place in the patient
-# Corners of two grids that differ by less are the same: NIfTI's qform and sform have few digits.
-_TOLERANCE = 0.1  # of a voxel
+_PICTURE = "picture"  # format of images without a position in the patient
+# Two grids are the same if their corners differ by less: NIfTI's qform and sform are rounded.
+_TOLERANCE = 0.1  # in voxels
 
 
 @dataclass(frozen=True)
 class Values:
-    """What the values of images stand for; HU as they are by default, at most one of these.
+    """Conversion of values to HU, with at most one of these options; by default, values are HU.
 
     Args:
         hu_offset: HU = value - hu_offset.
-        hu_window: HU of the lowest and the highest value that unsigned integers of the file's type
-            can have, 0 and 255 of 8 bits.
-        percentiles_to_hu: for images that are no CT: HU that the percentiles 0.5 and 99.5 of each
-            image become; what lies beyond is cut.
+        hu_window: HU of the lowest and highest value of the file's unsigned integer type, such as 0
+            and 255 for 8 bits.
+        percentiles_to_hu: for images other than CT: HU to which the percentiles 0.5 and 99.5 of
+            each image are mapped; values beyond these are clipped.
     """
 
     hu_offset: int | None = None
@@ -49,7 +49,7 @@ class Values:
         for name in ("hu_window", "percentiles_to_hu"):
             pair = getattr(self, name)
             if pair is not None and not _INT16.min <= pair[0] < pair[1] <= _INT16.max:
-                raise ValueError(f"{name}: found {pair}, expected HU, the lower ones first")
+                raise ValueError(f"{name}: found {pair}, expected two HU, low < high")
 
     def as_options(self) -> dict:
         """For ``Listing.options``."""
@@ -61,49 +61,49 @@ class Values:
 
     @property
     def are_told(self) -> bool:
-        """Whether one of the three is given."""
+        """Whether one of the options is given."""
         return any(value is not None for value in self.as_options().values())
 
     def read(self, image: VolumeFile) -> tuple[np.ndarray, tuple[str, ...]]:
         """Read an image.
 
         Returns:
-            (Z, H, W) int16, HU, in DeepLesion's orientation; and what has to be told of the image,
-            a line each.
+            (Z, H, W) int16 HU in DeepLesion's orientation, and messages about the image, one line
+            each.
 
         Raises:
-            ValueError: the file is damaged; it has values that are not finite, or none below 0
-                though they are to be HU; ``hu_window`` is for other types than the file's.
+            ValueError: the file is damaged, has infinite values or NaN, has no values below 0
+                although no option is given, or its type does not match ``hu_window``.
         """
         if not self.are_told:
             scan = _read_hu(image)
             return scan.volume, tuple(f"{image.file}: {line}" for line in scan.messages)
         values = read_array(image)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise ValueError(f"{image.file}: found values that are no finite numbers")
+            raise ValueError(f"{image.file}: found infinite values or NaN, expected finite numbers")
         scale, shift, low, high = self._line_of(image.file, values)
         volume = np.empty(values.shape, np.int16)
-        for target, source in zip(volume, values, strict=True):  # a slice at a time, in float64
+        for target, source in zip(volume, values, strict=True):  # one slice at a time, in float64
             hu = np.clip(source.astype(float), low, high) * scale + shift
             target[:] = np.rint(np.clip(hu, _INT16.min, _INT16.max))
         return volume, tuple(f"{image.file}: {line}" for line in image.messages)
 
     def _line_of(self, file: str, values: np.ndarray) -> tuple[float, float, float, float]:
-        """Scale and shift to HU, and the values that count, from the lowest to the highest."""
+        """Scale and shift to HU, and the lowest and highest value; others are clipped."""
         if self.hu_offset is not None:
             return 1.0, -self.hu_offset, -np.inf, np.inf
         if self.hu_window is not None:
             if values.dtype.kind != "u" or values.dtype.itemsize > 2:
                 raise ValueError(
-                    f"{file}: found values of {values.dtype}, expected uint8 or uint16 for an HU "
-                    "window"
+                    f"{file}: found values of {values.dtype}, expected uint8 or uint16 for "
+                    "--hu-window"
                 )
             low, high, ends = 0, np.iinfo(values.dtype).max, self.hu_window
         else:
             low, high = np.percentile(values, _PERCENTILES)
             ends = self.percentiles_to_hu
             if low == high:
-                raise ValueError(f"{file}: found the value {low:g} alone, expected an image")
+                raise ValueError(f"{file}: found {low:g} in nearly all voxels, expected an image")
         scale = (ends[1] - ends[0]) / (float(high) - float(low))
         return scale, ends[0] - scale * float(low), low, high
 
@@ -135,13 +135,13 @@ def add_value_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def values_of(args: argparse.Namespace) -> Values:
-    """The options that :func:`add_value_arguments` added."""
+    """The parsed options of :func:`add_value_arguments`."""
     pairs = {name: getattr(args, name) for name in ("hu_window", "percentiles_to_hu")}
     return Values(args.hu_offset, **{n: pair and tuple(pair) for n, pair in pairs.items()})
 
 
 def image_stem(name: str) -> str | None:
-    """A file's name without the ending of an image; None where it has no such ending."""
+    """A file name without the extension of an image; None if it has no such extension."""
     lower = name.lower()
     for ending in IMAGE_ENDINGS:
         if lower.endswith(ending) and not name.startswith("."):
@@ -150,22 +150,22 @@ def image_stem(name: str) -> str | None:
 
 
 def image_stems(folder: str | os.PathLike) -> dict[str, str]:
-    """The images of a folder, by their names without endings, sorted; none where it is missing."""
+    """Name without extension -> name of a folder's images, sorted; empty if it does not exist."""
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else ()
     return {stem: name for name in names if (stem := image_stem(name)) is not None}
 
 
 def labels_alone(folder: str | os.PathLike, cases: Collection[str]) -> list[str]:
-    """Lines that tell of label maps without an image.
+    """One line for each label map without an image.
 
     Args:
-        folder: of the label maps, ``labelsTr`` or ``labelsTs``.
-        cases: names of those that have images.
+        folder: folder of the label maps, ``labelsTr`` or ``labelsTs``.
+        cases: names of the cases with images.
     """
     images = Path(folder).name.replace("labels", "images")
     return [
         f"{Path(folder) / name}: found no image of this case in {images}, expected {stem}_0000 "
-        "and an ending"
+        "with an extension"
         for stem, name in image_stems(folder).items()
         if stem not in cases
     ]
@@ -175,20 +175,20 @@ def open_image(file: str | os.PathLike, channel: tuple[int, int] | None = None) 
     """Read the header of an image: NIfTI, MetaImage, NRRD, or one slice in a PNG or TIFF.
 
     Args:
-        file: its path.
-        channel: of a file that has all modalities along its fourth axis, which one, from 0, and how
-            many there are.
+        file: path of the image.
+        channel: for a file with all modalities along its fourth axis, the index of the modality,
+            from 0, and the number of modalities.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, is no volume or slice of numbers, or its slices have one row or
-            column.
-        ImportError: of MetaImage and NRRD, SimpleITK is not installed.
+        ValueError: it is damaged, is not a numeric volume or slice, or its slices have only one row
+            or column.
+        ImportError: SimpleITK, which reads MetaImage and NRRD, is not installed.
     """
     if is_nifti(file):
         opened = open_nifti(file, channel=channel, allow_flat=True)
     elif channel is not None and channel[1] > 1:
-        raise ValueError(f"{file}: found no NIfTI file, expected one of {channel[1]} modalities")
+        raise ValueError(f"{file}: found no NIfTI file, expected one with {channel[1]} modalities")
     elif is_itk(file):
         opened = open_itk(file)
     else:
@@ -196,22 +196,22 @@ def open_image(file: str | os.PathLike, channel: tuple[int, int] | None = None) 
     depth, height, width = opened.shape
     if min(height, width) == 1 < depth:
         raise ValueError(
-            f"{file}: found {depth} slices of {width} x {height} pixels, expected an image of one "
-            "slice to lie across the patient by its affine matrix"
+            f"{file}: found {depth} slices of {width} x {height} pixels, expected a single "
+            "slice to be axial according to its affine matrix"
         )
     return opened
 
 
 def has_place(image: VolumeFile) -> bool:
-    """Whether an image's file says its spacing and its place in the patient; a picture does not."""
+    """Whether an image has a spacing and a position in the patient; PNG and TIFF do not."""
     return image.format != _PICTURE
 
 
 def read_array(image: VolumeFile) -> np.ndarray:
-    """Read an image's values as the file has them, in the orientation of a scan.
+    """Read the unconverted values of an image, in DeepLesion's orientation.
 
     Returns:
-        (Z, H, W), numbers of any type.
+        (Z, H, W) array of the file's type.
 
     Raises:
         ValueError: the file is damaged.
@@ -228,7 +228,7 @@ def read_array(image: VolumeFile) -> np.ndarray:
 
 
 def volume_of(image: VolumeFile, values: Values, name: str, patient: str) -> Volume:
-    """An image's volume, without lesions; the window of its values is its window in pictures."""
+    """The :class:`Volume` of an image, without lesions; ``hu_window`` is its display window."""
     place = {"window": values.hu_window}
     if has_place(image):
         place |= {
@@ -240,15 +240,14 @@ def volume_of(image: VolumeFile, values: Values, name: str, patient: str) -> Vol
 
 
 def check_same_grid(label: VolumeFile, image: VolumeFile, *, by_voxel: bool = False) -> None:
-    """Stop where a label map does not lie on its image.
+    """Check that a label map and its image have the same grid.
 
     Args:
-        label, image: their files, in whatever order of axes.
-        by_voxel: whether equal sizes are enough.
+        label, image: the opened files, with axes in any order.
+        by_voxel: only compare sizes.
 
     Raises:
-        ValueError: their sizes differ, or a corner of one lies a tenth of a voxel or more from the
-            other's.
+        ValueError: their sizes differ, or their corners are a tenth of a voxel or more apart.
     """
     if label.shape != image.shape:
         raise ValueError(
@@ -261,13 +260,13 @@ def check_same_grid(label: VolumeFile, image: VolumeFile, *, by_voxel: bool = Fa
     if not distance < _TOLERANCE * min(image.spacing):
         raise ValueError(
             f"{label.file}: found corners {distance:.3g} mm from those of "
-            f"{os.path.basename(image.file)}, expected the same place in the patient "
-            "(--labels-by-voxel takes voxel for voxel)"
+            f"{os.path.basename(image.file)}, expected the same position "
+            "(--labels-by-voxel ignores positions)"
         )
 
 
 def find_image(folder: str | os.PathLike, stem: str) -> str | None:
-    """The image ``<folder>/<stem><ending>``; None where there is none.
+    """The image ``<folder>/<stem><extension>``; None if there is none.
 
     Raises:
         ValueError: there are several.
@@ -280,12 +279,12 @@ def find_image(folder: str | os.PathLike, stem: str) -> str | None:
 
 
 def _read_hu(image: VolumeFile) -> Scan:
-    """An image whose values are HU."""
-    options = "--hu-offset, --hu-window or --percentiles-to-hu says what other values mean"
+    """Read an image whose values are HU."""
+    options = "other values need --hu-offset, --hu-window or --percentiles-to-hu"
     if image.format == _PICTURE and open_picture(image.file).kind.startswith("u"):
         raise ValueError(
-            f"{image.file}: found values of {open_picture(image.file).kind}, which may mean any "
-            f"HU: {options}"
+            f"{image.file}: found {open_picture(image.file).kind} values, expected HU as int16 or "
+            f"float32; {options}"
         )
     try:
         return image.read()
@@ -311,7 +310,7 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def _corners(image: VolumeFile) -> np.ndarray:
-    """Centers of the eight corner voxels, (8, 3) LPS mm."""
+    """Centers of the eight corner voxels, (8, 3) LPS in mm."""
     last = np.subtract(image.shape[::-1], 1)
     points = np.array(list(np.ndindex(2, 2, 2))) * last * image.spacing
     return image.origin + points @ image.direction.T

@@ -1,4 +1,4 @@
-"""Label maps: instances and semantic classes as lesions."""
+"""Conversion of label maps to lesions: instances, and components of semantic classes."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -8,7 +8,7 @@ from scipy import ndimage
 from ...data.volume_set.form import Lesion, lesion_of_mask
 from ...scans.volume_file import VolumeFile
 
-#: Neighbors of a voxel -> the rank of scipy's structuring element.
+#: Neighbors of a voxel -> rank of SciPy's structuring element.
 CONNECTIVITIES = {6: 1, 18: 2, 26: 3}
 
 _MAX_LABEL = np.iinfo(np.uint16).max
@@ -19,10 +19,10 @@ def read_labels(label: VolumeFile) -> np.ndarray:
     """Read a label map.
 
     Returns:
-        (Z, H, W) uint16, in the orientation of a scan.
+        (Z, H, W) uint16, in DeepLesion's orientation.
 
     Raises:
-        ValueError: the file is damaged, or holds other numbers than integers from 0 to 65535.
+        ValueError: the file is damaged, or has values other than integers from 0 to 65535.
     """
     labels, start = np.empty(label.shape, np.uint16), 0
     target = label.grid.turn.undo(labels)
@@ -44,27 +44,27 @@ def read_labels(label: VolumeFile) -> np.ndarray:
 def instance_lesions(
     labels: np.ndarray, classes: Mapping[int, int], label_file: str, class_file: str
 ) -> Iterator[Lesion]:
-    """The lesions of an instance map; two that touch stay two.
+    """Yield the lesions of an instance map; touching instances stay separate.
 
     Args:
-        labels: (Z, H, W) uint16, 0 of the background.
+        labels: (Z, H, W) uint16; 0 is background.
         classes: instance -> index of its class.
-        label_file, class_file: for messages.
+        label_file, class_file: paths of their files, for messages.
 
     Raises:
-        ValueError: an instance is in one of the two alone.
+        ValueError: the instances of ``labels`` and ``classes`` differ.
     """
     found = _regions(labels)
     unnamed, absent = found.keys() - classes.keys(), classes.keys() - found.keys()
     if unnamed:
         raise ValueError(
-            f"{label_file}: found the instances {_listed(unnamed)}, expected those that "
-            f"{class_file} names"
+            f"{label_file}: found the instances {_listed(unnamed)}, expected only those "
+            f"in {class_file}"
         )
     if absent:
         raise ValueError(
-            f"{label_file}: found no voxel of the instances {_listed(absent)}, expected all that "
-            f"{class_file} names"
+            f"{label_file}: found no voxel of the instances {_listed(absent)}, expected all "
+            f"those in {class_file}"
         )
     for number, (instance, region) in enumerate(sorted(found.items()), start=1):
         offset = [axis.start for axis in region]
@@ -79,22 +79,22 @@ def component_lesions(
     connectivity: int = 26,
     min_voxels: float = 0.0,
 ) -> tuple[list[Lesion], list[int]]:
-    """The connected components of semantic classes as lesions.
+    """Convert the connected components of semantic classes to lesions.
 
     Args:
         labels: (Z, H, W) integers.
-        classes: of each class, the labels that are its own; a label may be of several.
+        classes: labels of each class; a label may be in several classes.
         connectivity: 6, 18 or 26 neighbors of a voxel.
-        min_voxels: components of fewer are dropped.
+        min_voxels: components with fewer voxels are dropped.
 
     Returns:
-        Lesions, class by class; how many components of each class were dropped.
+        Lesions, ordered by class, and the number of dropped components per class.
     """
     structure = ndimage.generate_binary_structure(3, CONNECTIVITIES[connectivity])
     lesions, dropped = [], []
     for category, own in enumerate(classes):
         mask, counted = np.isin(labels, list(own)), 0
-        for whole in _regions(mask.view(np.uint8)).values():  # the part that has them all
+        for whole in _regions(mask.view(np.uint8)).values():  # the box around all components
             components, _ = ndimage.label(mask[whole], structure)
             for component, region in _regions(components).items():
                 part = components[region] == component
@@ -111,21 +111,21 @@ def component_lesions(
 
 
 def check_known_labels(labels: np.ndarray, known: Iterable[int], label_file: str) -> None:
-    """Stop where a semantic label map has labels that its data set does not name.
+    """Check that a semantic label map only has labels of its data set.
 
     Raises:
-        ValueError: a label other than 0 is not known.
+        ValueError: a label other than 0 is unknown.
     """
     unknown = np.setdiff1d(np.unique(labels), [0, *known])
     if unknown.size:
         raise ValueError(
             f"{label_file}: found the labels {_listed(unknown.tolist())}, expected those of the "
-            f"data set, {_listed(known)}"
+            f"data set: {_listed(known)}"
         )
 
 
 def _regions(labels: np.ndarray) -> dict[int, tuple[slice, ...]]:
-    """Label -> its bounding box in the array, for labels that are there."""
+    """Label -> bounding box in the array, for labels that occur."""
     regions = ndimage.find_objects(labels)
     return {n: region for n, region in enumerate(regions, start=1) if region is not None}
 

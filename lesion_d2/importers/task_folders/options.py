@@ -1,4 +1,4 @@
-"""What the task folders of nnDetection and nnU-Net have in common: options, cases, folds."""
+"""Options, cases and folds of task folders, for nnDetection and nnU-Net."""
 
 import argparse
 import os
@@ -18,16 +18,16 @@ _CT = re.compile(r"(?<![a-z])ct(?![a-z])", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """How to read a task folder.
+    """Options for reading a task folder.
 
     Args:
-        modality: which one to read, from 0; None for the only one.
-        values: what the images' values stand for.
-        labels_by_voxel: whether label maps lie on their images voxel for voxel though their
+        modality: index of the modality to read, from 0; None for the only one.
+        values: conversion of values to HU.
+        labels_by_voxel: whether label maps match their images voxel for voxel although their
             matrices differ.
-        splits: a file of folds; None for that of the task, if any.
+        splits: file with folds; None for that of the task, if any.
         fold_tests: see :func:`~lesion_d2.importers.task_folders.split_files.folds_of`; None for
-            "as-is" where there is a test split, and "rotate" where not.
+            "as-is" if there is a test split, otherwise "rotate".
         patient_pattern: see :func:`~lesion_d2.importers.task_folders.split_files.patient_names`.
     """
 
@@ -43,11 +43,11 @@ class CaseFiles(NamedTuple):
     """The files of a case.
 
     Args:
-        image: its path.
-        label: of its label map, or None.
-        notes: of what else is read, or None.
-        split: as ``Case.split``.
-        holds_all: whether the image's file has all modalities, along a fourth axis.
+        image: path of the image.
+        label: path of the label map, or None.
+        notes: path of a JSON file, or None.
+        split: see ``Case.split``.
+        holds_all: whether the image file has all modalities, along a fourth axis.
     """
 
     image: str
@@ -75,7 +75,7 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def task_options(args: argparse.Namespace) -> TaskOptions:
-    """The options that :func:`add_task_arguments` added."""
+    """The parsed options of :func:`add_task_arguments`."""
     return TaskOptions(
         args.modality,
         values_of(args),
@@ -98,20 +98,20 @@ def list_task(
     damaged: Iterable[str] = (),
     more_options: Mapping[str, object] | None = None,
 ) -> Listing:
-    """The listing of a task's cases.
+    """List the cases of a task.
 
     Args:
         cases: case -> its files.
-        read: gives a case from its files, its name and its patient; can be pickled.
+        read: reads a case from its files, name and patient; must be picklable.
         classes: see :class:`Listing`.
-        options: of the task; its modality is chosen.
-        dataset_file: that the cases' meaning depends on.
-        split_folders: where a file of folds may be.
-        left_out, damaged: lines of what is no case; ``damaged`` is not in ``left_out``.
-        more_options: of the format, for ``Listing.options``.
+        options: options of the task, with a chosen modality.
+        dataset_file: ``dataset.json``; if it changes, cases are read again.
+        split_folders: folders in which to look for a file of folds.
+        left_out, damaged: see :class:`Listing`, but ``left_out`` does not include ``damaged``.
+        more_options: additional options of the format for ``Listing.options``.
 
     Raises:
-        FileNotFoundError, ValueError: of patients and folds.
+        FileNotFoundError, ValueError: the pattern of patients or the file of folds is invalid.
     """
     patients = patient_names(cases, options.patient_pattern)
     names = unique_names(map(safe_name, cases))
@@ -146,33 +146,31 @@ def list_task(
 def choose_modality(
     file: str | os.PathLike, names: Mapping[int, str], modality: int | None, values: Values
 ) -> int:
-    """The number of the modality to read.
+    """The index of the modality to read.
 
     Args:
-        file: of the data set, for messages.
-        names: number -> name, as the data set has them.
-        modality: as chosen, or None.
-        values: what the images' values stand for.
+        file: path of ``dataset.json``, for messages.
+        names: index -> name of the data set's modalities.
+        modality: the chosen index, or None.
+        values: conversion of values to HU.
 
     Raises:
-        ValueError: there are several and none is chosen; there is none of this number; or it is no
-            CT by its name, and ``values`` does not tell what it is.
+        ValueError: there are several modalities and none is chosen, the chosen one does not exist,
+            or it is not named CT and ``values`` has no option.
     """
     listed = ", ".join(f"{number} {name!r}" for number, name in names.items())
     if modality is None:
         if len(names) != 1:
             raise ValueError(
-                f"{file}: found {len(names)} modalities ({listed}), expected one: --modality K "
-                "chooses it"
+                f"{file}: found {len(names)} modalities ({listed}), expected one; choose it "
+                "with --modality K"
             )
         (modality,) = names
     if modality not in names:
-        raise ValueError(
-            f"{file}: found the modalities {listed}, expected one of number {modality}"
-        )
+        raise ValueError(f"{file}: found the modalities {listed}, expected a modality {modality}")
     if not _CT.search(names[modality]) and not values.are_told:
         raise ValueError(
-            f"{file}: found the modality {names[modality]!r}, expected CT: --percentiles-to-hu LOW "
-            "HIGH takes images of others, --hu-offset 0 those whose values are HU nonetheless"
+            f"{file}: found the modality {names[modality]!r}, expected CT; pass "
+            "--percentiles-to-hu LOW HIGH for other modalities, or --hu-offset 0 for values in HU"
         )
     return modality

@@ -1,4 +1,4 @@
-"""Splits as nnDetection and nnU-Net write them, and the patients that a case's name speaks of."""
+"""Reading of nnDetection's and nnU-Net's split files, and of patients from names of cases."""
 
 import argparse
 import itertools
@@ -15,12 +15,12 @@ from ...data.volume_set.form import SPLITS
 from ...utils.files import read_json
 
 SPLIT_FILES = ("splits_final.json", "splits_final.pkl")
-#: How folds are made of the source's, see :func:`folds_of`.
+#: Ways to convert the source's folds, see :func:`folds_of`.
 FOLD_TESTS = ("rotate", "as-is")
 
 
 def add_split_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of patients and folds."""
+    """Add the options for patients and folds."""
     parser.add_argument(
         "--splits",
         metavar="FILE",
@@ -43,7 +43,7 @@ def add_split_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def find_splits(folders: Iterable[str | os.PathLike]) -> str | None:
-    """The first file of splits in some folders; None where there is none."""
+    """The first split file in these folders; None if there is none."""
     files = (Path(folder) / name for folder in folders for name in SPLIT_FILES)
     return next((str(file) for file in files if file.is_file()), None)
 
@@ -51,13 +51,15 @@ def find_splits(folders: Iterable[str | os.PathLike]) -> str | None:
 def read_splits(file: str | os.PathLike) -> list[dict[str, list[str]]]:
     """Read ``splits_final.json`` or ``.pkl``: a list of folds, each with its cases.
 
+    Pickles are read with a restricted unpickler, see :func:`load_pickle`.
+
     Returns:
-        For each fold ``{"train": [...], "val": [...]}``, names of cases; and "test", where a fold
-        has one.
+        ``{"train": [...], "val": [...]}`` with names of cases for each fold, and "test" if the fold
+        has it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds anything else; pickles run nothing, see :func:`load_pickle`.
+        ValueError: the file has other content.
     """
     is_json = os.fspath(file).lower().endswith(".json")
     content = read_json(file, "folds of cases") if is_json else load_pickle(file)
@@ -68,8 +70,7 @@ def read_splits(file: str | os.PathLike) -> list[dict[str, list[str]]]:
         if not isinstance(fold, dict) or not {"train", "val"} <= fold.keys():
             raise ValueError(
                 f"{file}: fold {number}: found {short_repr(fold)}, expected the cases of "
-                f"'train' and "
-                "'val'"
+                "'train' and 'val'"
             )
         cases = {s: _names(file, number, s, fold[s]) for s in SPLITS if s in fold}
         folds.append({s: names for s, names in cases.items() if names or s != "test"})
@@ -83,26 +84,27 @@ def folds_of(
     tests: str = "rotate",
     test_patients: Sequence[str] = (),
 ) -> tuple[tuple[dict[str, tuple[str, ...]], ...], tuple[str, ...]]:
-    """The folds of a file of splits, by patients.
+    """Convert the folds of a split file to patients.
 
-    With ``rotate`` the val cases of a fold are its test, as the two frameworks report them, so that
-    all folds together test every case once; what is validated on while training are the val cases
-    of the next fold, which leave the fold's train cases. A single fold has no next one: its val
-    cases stay that. With ``as-is`` train and val stay, and the test of each fold are
-    ``test_patients``.
+    - ``rotate``: the val cases of a fold become its test split, as both frameworks report them, so
+      that the folds together test each case once. The val cases of the next fold become its val
+      split, and are removed from its train split. If there is only one fold, it is unchanged.
+    - ``as-is``: each fold is tested on ``test_patients``, who are removed from train and val.
+
+    Folds with their own test cases are unchanged.
 
     Args:
         file: see :func:`read_splits`.
-        patients: case -> patient, of the cases that can be imported.
+        patients: case -> patient, for cases that can be imported.
         tests: "rotate" or "as-is".
-        test_patients: of the cases with the source's own test labels.
+        test_patients: patients of the cases with test labels (``labelsTs``).
 
     Returns:
-        Folds as ``Listing`` has them; lines that tell of cases of the file that there are none of.
+        Folds as in :class:`Listing`, and lines on cases of the file that do not exist.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`read_splits`; or a patient is in two splits of a
-            fold, or no case of the file is there.
+            fold, or none of the file's cases exists.
     """
     splits = read_splits(file)
     named = {case for fold in splits for cases in fold.values() for case in cases}
@@ -121,7 +123,7 @@ def folds_of(
             for fold, following in zip(folds, folds[1:] + folds[:1], strict=True)
         ]
     elif tests == "as-is" and test_patients and not own_tests:
-        tested = set(test_patients)  # whose other cases are tested too
+        tested = set(test_patients)  # all cases of these patients are tested
         folds = [
             {"train": fold["train"] - tested, "val": fold["val"] - tested, "test": tested}
             for fold in folds
@@ -129,7 +131,7 @@ def folds_of(
     notes = ()
     if unknown:
         notes = (
-            f"{file}: {len(unknown)} cases of the folds are not there, such as "
+            f"{file}: {len(unknown)} cases of the folds do not exist, such as "
             f"{short_repr(unknown[0])}",
         )
     ordered = ({s: tuple(sorted(names)) for s, names in fold.items()} for fold in folds)
@@ -137,21 +139,28 @@ def folds_of(
 
 
 def patient_names(cases: Iterable[str], pattern: str | None) -> dict[str, str]:
-    """Case -> patient.
+    """The patient of each case.
 
     Args:
-        cases: names.
-        pattern: a regular expression whose first group is the patient; None where a case is one.
+        cases: names of cases.
+        pattern: regular expression whose first group is the patient; None if each case is a
+            patient.
+
+    Returns:
+        Case -> patient.
 
     Raises:
-        ValueError: it is no regular expression with a group, or a case does not match.
+        ValueError: the pattern is not a regular expression with a group, or does not match a case.
     """
     if pattern is None:
         return {case: case for case in cases}
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"--patient-pattern: found {short_repr(pattern)} ({error})") from None
+        raise ValueError(
+            f"--patient-pattern: found {short_repr(pattern)}, expected a regular expression "
+            f"({error})"
+        ) from None
     if compiled.groups < 1:
         raise ValueError(
             f"--patient-pattern: found {short_repr(pattern)}, expected a group in parentheses"
@@ -161,8 +170,8 @@ def patient_names(cases: Iterable[str], pattern: str | None) -> dict[str, str]:
         match = compiled.search(case)
         if match is None or not match[1]:
             raise ValueError(
-                f"--patient-pattern: found no patient in the case {short_repr(case)} by "
-                f"{short_repr(pattern)}"
+                f"--patient-pattern: found no patient in the case {short_repr(case)}, expected "
+                f"a match of {short_repr(pattern)}"
             )
         found[case] = match[1]
     return found
@@ -179,7 +188,7 @@ def _by_patients(
             if both:
                 raise ValueError(
                     f"{file}: fold {number}: found the patient {short_repr(both[0])} in {one} and "
-                    f"{other}, expected each in one of them"
+                    f"{other}, expected each patient in one of them"
                 )
         folds.append(found)
     return folds

@@ -141,7 +141,7 @@ def test_a_missing_mask_file_is_an_error(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file(mask_file):
     before = mask_file.read_text()
-    with pytest.raises(ValueError, match=r"masks.json: found what JSON cannot hold"):
+    with pytest.raises(ValueError, match=r"masks.json: found a value that JSON cannot represent"):
         write_mask_file(mask_file, {}, [{"row": object()}])
     assert mask_file.read_text() == before
     assert json.loads(before)

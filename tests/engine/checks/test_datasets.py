@@ -183,7 +183,12 @@ def test_excluded_volumes_that_are_a_training_set_themselves_stay_there(tiny_pha
             "deeplesion_volumes_val",
             r"{}: .*volumes_val\.json: no such annotat",
         ),
-        ("box_images", (), _VOLUMES, "{}: box_images: found a data set that is read as a whole"),
+        (
+            "box_images",
+            (),
+            _VOLUMES,
+            "{}: box_images: found a data set that can only be read completely",
+        ),
         (
             _VOLUMES,
             (),

@@ -151,7 +151,7 @@ import train_net
             {"MODEL__SLICE_IMAGES__FEATURE_CACHE_SIZE": -1},
             "FEATURE_CACHE_SIZE: found -1, expected 0",
         ),
-        ((), {"INPUT__CT__MAX_SIZE": -5}, "MAX_SIZE -5; expected numbers of at least 0"),
+        ((), {"INPUT__CT__MAX_SIZE": -5}, "MAX_SIZE -5, expected 0 or more"),
     ],
 )
 def test_wrong_inputs_stop_a_run_before_it_writes(tiny_phantom, tmp_path, flags, changes, message):

@@ -52,10 +52,10 @@ def test_corners_may_come_in_any_order_and_boxes_are_cut(tmp_path):
 @pytest.mark.parametrize(
     "entry, message",
     [
-        ({"class": 0, "voxels": [[3, 4], [5, 6]]}, "expected three numbers each in an image of 9"),
+        ({"class": 0, "voxels": [[3, 4], [5, 6]]}, "expected three numbers per corner, as"),
         ({"class": 0, "voxels": [[20, 0, 0], [22, 3, 3]]}, "a box outside of the image"),
         ({"class": 0, "lps_mm": [[900, 0, 0], [910, 9, 9]]}, "a box outside of the image"),
-        ({"class": 0, "lps_mm": [[10, 2, -3], [10, 9, 0]]}, "expected corners of a box with an"),
+        ({"class": 0, "lps_mm": [[10, 2, -3], [10, 9, 0]]}, "expected a box with an area above 0"),
     ],
 )
 def test_boxes_that_lie_nowhere_are_one_line(tmp_path, entry, message):
@@ -67,7 +67,7 @@ def test_boxes_that_lie_nowhere_are_one_line(tmp_path, entry, message):
 def test_a_picture_has_no_place_in_the_patient(tmp_path):
     file = tmp_path / "a.png"
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(file)
-    with pytest.raises(ValueError, match="found ras_mm of an image whose file says no place"):
+    with pytest.raises(ValueError, match="found ras_mm for an image without a position"):
         read(file, {"class": 0, "ras_mm": [[0, 0, 0], [1, 1, 1]]})
     _, (lesion,) = read(file, {"class": 0, "voxels": [[29, 3], [30, 3]]})
     assert lesion.box == (28.5, 2.5, 0, 29.5, 3.5, 0)

@@ -68,7 +68,7 @@ def test_cases_that_are_not_there_are_told_and_patients_are_kept_together(tmp_pa
     file = write(tmp_path, SPLITS, "json")
     folds, (note,) = folds_of(file, {"a": "p", "b": "p", "c": "q", "f": "r"})
     assert folds[0] == {"train": ("r",), "val": ("q",), "test": ("p",)}
-    assert note.endswith("2 cases of the folds are not there, such as 'd'")
+    assert note.endswith("2 cases of the folds do not exist, such as 'd'")
     with pytest.raises(ValueError, match="fold 0: found the patient 'p' in train and val"):
         folds_of(file, {"a": "p", "c": "p", "d": "q"})
     with pytest.raises(ValueError, match="found the case 'a', expected names such as 'x'"):
