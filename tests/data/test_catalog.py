@@ -42,7 +42,7 @@ def test_records_of_registered_data_sets_alone():
             load_records("some_images")
         dicts.append({"image_id": "1"})
         assert load_records("some_images") == dicts
-        with pytest.raises(ValueError, match="some_images: found a data set that is read as a wh"):
+        with pytest.raises(ValueError, match="some_images: found a data set that can only be read"):
             load_records("some_images", DatasetOptions(allow_missing=True))
         dicts.append({"image_id": "2", "annotations": [{"lesion": 1}]})
         expected = "data set 'some_images', image 2: found the key 'lesion', expected 'lesion_id'"

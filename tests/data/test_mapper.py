@@ -119,7 +119,9 @@ def _lesion():
 
 
 def test_pixel_mean_of_another_length_is_refused():
-    with pytest.raises(ValueError, match=r"PIXEL_MEAN has 3 values and PIXEL_STD 3; expected 5"):
+    with pytest.raises(
+        ValueError, match=r"PIXEL_MEAN, PIXEL_STD: found 3 and 3 values, expected 5"
+    ):
         LesionDatasetMapper(_config("INPUT.CT.NUM_SLICES", 5), True)
 
 

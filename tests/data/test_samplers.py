@@ -116,11 +116,11 @@ def test_without_a_seed_all_processes_have_the_same_order(monkeypatch):
 @pytest.mark.parametrize(
     "images, share, message",
     [
-        (_images([], [-1]), 0.5, "found no lesion in 2 images, expected some to balance"),
+        (_images([], [-1]), 0.5, "found no lesion in 2 images, expected at least one"),
         (
             _images([0], [0]),
             0.5,
-            "found a lesion in all 2 images, expected some without .* 0.5",
+            "found a lesion in all 2 images, expected images without .* 0.5",
         ),
     ],
 )

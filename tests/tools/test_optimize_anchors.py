@@ -267,7 +267,7 @@ HEADER = "x1,y1,x2,y2\n"
             "found columns height and width, expected no --image-size",
         ),
         (CSV, ["INPUT.CT.PIXEL_SPACING", 0.8], "boxes.csv: found no pixel spacing, expected one"),
-        (CSV, ["INPUT.CT.IMAGE_SIZE", -1], "INPUT.CT.IMAGE_SIZE is -1"),
+        (CSV, ["INPUT.CT.IMAGE_SIZE", -1], "INPUT.CT: found IMAGE_SIZE -1"),
         (CSV, ["INPUT.CT.SIZE", 64], "INPUT.CT.SIZE"),
         (CSV, ["--scale-bounds", 2, 0.4], "scale_bounds: found (2, 0.4), expected 0 < low <= high"),
         (CSV, ["--ratio-bounds", 4, 1], "ratio_bounds: found (4, 1), expected 0 < low <= high"),

@@ -53,7 +53,7 @@ def test_others_are_replaced_only_where_that_is_asked_for(root, capsys):
     assert main(["mine", "--folds", "3"]) == 1
     assert (root / "volume_set.json").read_bytes() == content
     error = capsys.readouterr().err
-    assert "found 2 folds other than those asked for; pass --overwrite" in error
+    assert "found 2 folds that differ from the new ones; pass --overwrite" in error
     assert main(["mine", "--folds", "3", "--overwrite"]) == 0
     assert len(read_volume_set(root).folds) == 3
 

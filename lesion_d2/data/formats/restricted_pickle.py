@@ -298,7 +298,9 @@ class Converter:
             return self._array((), dtype, "C", data)[()]
         if kind is _Array:
             if type(value.state) is not tuple or len(value.state) != 5:
-                raise Refused(f"found the array state {short_repr(value.state)}, expected 5 values")
+                raise Refused(
+                    f"found an array's state {short_repr(value.state)}, expected 5 values"
+                )
             _, shape, dtype, is_fortran, data = value.state
             array = self._array(shape, dtype, "F" if is_fortran else "C", data)
             return array if value.axis_order is None else array.transpose(value.axis_order)
@@ -314,13 +316,13 @@ class Converter:
         dtype = _dtype(dtype)
         if type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape):
             raise Refused(
-                f"found the array shape {short_repr(shape)}, expected numbers of 0 or more"
+                f"found an array's shape {short_repr(shape)}, expected numbers of 0 or more"
             )
         size = math.prod(shape)
         # Empty ones too: (10**9, 0) has no data and very many rows.
         if max((size, *shape)) > self.file_size:
             raise Refused(
-                f"found the array shape {short_repr(shape)}, expected sizes up to the "
+                f"found an array's shape {short_repr(shape)}, expected sizes up to the "
                 "file's number of bytes"
             )
         self.budget.take(max((size, *shape)) + (0 if dtype.kind == "O" else size * dtype.itemsize))
@@ -371,11 +373,11 @@ def _dtype(kept: object) -> np.dtype:
             "numbers, text or objects"
         )
     if type(kept.state) is not tuple or len(kept.state) < 5:
-        raise Refused(f"found the dtype state {short_repr(kept.state)}, expected 5 or more values")
+        raise Refused(f"found a dtype's state {short_repr(kept.state)}, expected 5 or more values")
     order, *structure = kept.state[1:5]
     if order not in ("<", ">", "=", "|") or structure != [None, None, None]:
         raise Refused(
-            f"found the dtype state {short_repr(kept.state)}, expected a byte order and no fields"
+            f"found a dtype's state {short_repr(kept.state)}, expected a byte order and no fields"
         )
     if kept.code.startswith("O"):
         return np.dtype(object)

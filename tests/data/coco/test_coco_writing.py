@@ -237,7 +237,7 @@ def test_what_stands_there_stays(tmp_path, dataset):
     write_coco("to_export", output, images="png16", workers=1, overwrite=True)
     assert len(list((output / "images").iterdir())) == 2
     (output / "annotations.json").unlink()
-    with pytest.raises(FileExistsError, match=r"something else there, expected a free place$"):
+    with pytest.raises(FileExistsError, match=r"another file or folder, expected another path$"):
         write_coco("to_export", output, overwrite=True)
 
 

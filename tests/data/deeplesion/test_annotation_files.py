@@ -208,8 +208,8 @@ BAD_VOLUMES = [
     ),
     ({ONE: [[1, 2, 3, 4, 116, 117]]}, "slices 116 to 117, expected a range within 103 to 115"),
     ({ONE: {116: [[*BOX, 116, 116]]}}, "slices 116 to 116, expected a range within 103 to 115 .*"),
-    ({}, r"found \{\}, expected volumes by their names"),
-    ([1, 2], r"found \[1, 2\], expected volumes by their names"),
+    ({}, r"found \{\}, expected an object with volumes by name"),
+    ([1, 2], r"found \[1, 2\], expected an object with volumes by name"),
     ({"val": [1]}, r"found the splits \['val'\], expected one of them as the split"),
 ]
 
@@ -270,7 +270,7 @@ def test_all_that_is_bad_is_told_of_at_once(tmp_path):
     with pytest.raises(ValueError, match=r"a\.pkl: 32 problems, the first 20\n") as error:
         read_annotations(file)
     assert str(error.value).count("\n") == 20
-    with pytest.raises(ValueError, match=r"found the ending '\.npy', expected \.json or \.pkl"):
+    with pytest.raises(ValueError, match=r"found the suffix '\.npy', expected \.json or \.pkl"):
         read_annotations(tmp_path / "a.npy")
     for name in ("b.pkl", "b.json"):
         with pytest.raises(FileNotFoundError, match=f"{name}: no such file"):
@@ -303,7 +303,7 @@ def test_the_command_writes_json(tmp_path, capsys):
     "change, message",
     [
         (lambda c: c.pop("format"), 'found no "format": "lesion_d2 volumes"'),
-        (lambda c: c.pop("volumes"), "found None, expected volumes by their names"),
+        (lambda c: c.pop("volumes"), "found None, expected an object with volumes by name"),
         (lambda c: c["volumes"].update({ONE: {}}), r"found \{\}, expected a list of lesions"),
         (
             lambda c: c["volumes"][ONE][0].pop("box"),

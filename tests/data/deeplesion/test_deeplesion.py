@@ -149,7 +149,7 @@ def test_rows_without_diameters_are_boxes_alone(tmp_path, caplog):
     assert ["recist" in a for a in annotations] == [True, False, False, True]
     assert ["diameters_mm" in a for a in annotations] == [True, False, True, False]
     assert all(a["bbox"] == [94.5, 114, 134.25, 144] for a in annotations)
-    assert "boxes alone: 3 rows lack diameters" in caplog.text
+    assert "3 rows have boxes without diameters" in caplog.text
 
 
 def test_coarse_types_are_classes_and_lesions_of_unknown_type_are_left_out(tmp_path, caplog):

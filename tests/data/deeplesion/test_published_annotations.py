@@ -45,7 +45,7 @@ def test_the_published_file_is_read_as_it_is(infos):
     with PUBLISHED.open("rb") as file:
         content = pickle.load(file)
     assert (len(lesions), sum(map(len, lesions.values()))) == (100, 420)
-    assert "slice numbers are from the volume's first slice on, which is 0" in infos()
+    assert "slice numbers are counted from 0 at the volume's first slice" in infos()
     for name, group in lesions.items():
         expected = [
             (tuple(row[:4]), name.first + number)
@@ -156,11 +156,11 @@ def test_boxes_in_3d_of_either_layout(tmp_path, infos, columns, kind, offset):
     ]
     assert lesions == {"000001_01_01_103-115": expected, OTHER: []}
     layout = {"xyxyzz": "x1, y1, x2, y2, z1, z2", "xyzxyz": "x1, y1, z1, x2, y2, z2"}[columns]
-    numbers = "those on disk" if offset else "from the volume's first slice on, which is 0"
-    assert f"boxes in 3-D with the columns {layout}" in infos()
+    numbers = "as on disk" if offset else "counted from 0 at the volume's first slice"
+    assert f"3-D boxes with the columns {layout}" in infos()
     assert f"slice numbers are {numbers}" in infos()
-    assert "2 boxes in 3-D begin or end within a slice" in infos()
-    assert "2 reach beyond their volumes and are cut" in infos()
+    assert "2 3-D boxes begin or end within a slice" in infos()
+    assert "2 extend beyond their volumes and are clipped" in infos()
     numbering = "disk" if offset else "index"
     read = read_annotations(file, "test", slice_numbers=numbering, box_columns=columns)
     assert by_text(read) == lesions
@@ -197,19 +197,19 @@ def test_slices_of_which_half_is_covered(tmp_path, z, slices):
         (
             {"000001_01_01_000-012": {6: [[*BOX, 6, 6]]}},
             {"slice_numbers": "index"},
-            r"a\.pkl: found slice numbers that may be those on disk or from the volume's first "
-            r"slice on, which is 0, expected slice_numbers \(--slice-numbers\) disk or index",
+            r"a\.pkl: found ambiguous slice numbers \(as on disk or counted from 0 at the "
+            r"volume's first slice\), expected slice_numbers \(--slice-numbers\) disk or index",
         ),
         (
             {VOLUME: {12: [[*BOX, 12, 12]]}},
             {"slice_numbers": "disk"},
-            "found slice numbers that may be",
+            "found ambiguous slice numbers",
         ),
         (
             {"000001_01_01_103-115": [[1, 2, 105, 3, 106, 107]]},
             {"box_columns": "xyzxyz"},
-            r"a\.pkl: found boxes in 3-D whose columns may be x1, y1, x2, y2, z1, z2 or x1, y1, "
-            r"z1, x2, y2, z2, expected box_columns \(--box-columns\) xyxyzz or xyzxyz to say",
+            r"a\.pkl: found 3-D boxes with ambiguous columns \(x1, y1, x2, y2, z1, z2 or x1, y1, "
+            r"z1, x2, y2, z2\), expected box_columns \(--box-columns\) xyxyzz or xyzxyz",
         ),
     ],
 )

@@ -227,7 +227,7 @@ def test_a_damaged_nifti_file_is_refused_with_its_name(tmp_path):
         assert "NIfTI file (" in message(file)
     file.write_bytes(b"nothing")
     assert "found no readable NIfTI file (" in message(file)
-    assert "found 3 slices from head to feet, expected the 2 of" in message(
+    assert "found 3 slices from head to feet, expected 2 " in message(
         save(tmp_path, np.zeros((4, 3, 3), np.int16))
     )
     assert "found int16 of shape (4, 3, 2, 2), expected numbers in three" in message(
@@ -327,7 +327,7 @@ def test_they_are_registered(root, monkeypatch):
             {ONE: [[1, 2, 50, 6, 9, 9]]},
             rf"volume {ONE}: found the box \[1.0, 2.0, 50.0, 6.0\], exp",
         ),
-        ({ONE: [[33, 2, 40, 6, 9, 9]]}, f"found the box .*, expected one inside of its {WIDTH} x "),
+        ({ONE: [[33, 2, 40, 6, 9, 9]]}, f"found the box .*, expected one inside the {WIDTH} x "),
         ({ONE: [[-41, 22, -35, 26, 9, 9]]}, "found the box"),
     ],
 )
@@ -344,7 +344,7 @@ def test_annotations_without_end_are_refused(root, monkeypatch):
     dicts = load_subvolumes(root, file, box_columns="xyxyzz", slice_numbers="disk")
     assert sum(len(d["annotations"]) for d in dicts) == 17
     monkeypatch.setattr(subvolumes, "MAX_LESION_SLICES", 13)
-    message = f"volume {ONE}: found lesions on 14 slices in all, expected at most 13"
+    message = f"volume {ONE}: found lesions on 14 slices in total, expected at most 13"
     with pytest.raises(ValueError, match=message):
         load_subvolumes(root, file, box_columns="xyxyzz", slice_numbers="disk")
 

@@ -87,7 +87,7 @@ def test_pointers_of_the_files_author_are_never_read(tmp_path):
         (([("a", "O")], DOUBLE[1]), r"found the dtype \[\('a', 'O'\)\]"),
         (("f8", (3, "<", None, ("a",), {}, -1, -1, 0)), "found a dtype's state .*no fields"),
         (("f8", (3, "x", None, None, None, -1, -1, 0)), "found a dtype's state .*a byte order"),
-        (("f8", (3, "<")), "found a dtype's state .*, expected 5 values or more"),
+        (("f8", (3, "<")), "found a dtype's state .*, expected 5 or more values"),
         (("f8", [3]), "found a dtype's state"),
         (("f3", DOUBLE[1]), "found no readable pickle"),
     ],
@@ -105,20 +105,20 @@ def test_dtypes_of_another_structure(tmp_path, route, kind, message):
         ((1,), DOUBLE, b"1" * 16, "found 16 bytes for .* expected 8"),
         ((1,), DOUBLE, b"", "found 0 bytes for"),
         ((), DOUBLE, b"", "found 0 bytes for"),
-        ((-1,), DOUBLE, b"12345678", r"found an array's shape \(-1,\), expected numbers from 0"),
+        ((-1,), DOUBLE, b"12345678", r"found an array's shape \(-1,\), expected numbers of 0"),
         ((-1, -1), DOUBLE, b"12345678", "found an array's shape"),
         ((1.0,), DOUBLE, b"12345678", "found an array's shape"),
         ((True,), DOUBLE, b"12345678", "found an array's shape"),
         ([1], DOUBLE, b"12345678", "found an array's shape"),
         (1, DOUBLE, b"12345678", "found an array's shape 1, expected"),
-        ((2**62, 4), DOUBLE, b"", "expected none above the size of the file"),
-        ((10**9,), OBJECT, [], "expected none above the size of the file"),
-        ((10**9, 0), DOUBLE, b"", "expected none above the size of the file"),
-        ((100, 100, 100), EMPTY_TEXT, b"", "expected none above the size of the file"),
+        ((2**62, 4), DOUBLE, b"", "expected sizes up to the file"),
+        ((10**9,), OBJECT, [], "expected sizes up to the file"),
+        ((10**9, 0), DOUBLE, b"", "expected sizes up to the file"),
+        ((100, 100, 100), EMPTY_TEXT, b"", "expected sizes up to the file"),
         ((1,) * 70, DOUBLE, b"12345678", "found no readable pickle"),
         ((1,), DOUBLE, [1.0], r"found \[1.0\] as an array's data, expected bytes"),
         ((1,), DOUBLE, np.ones(1), "found .* as an array's data, expected bytes"),
-        ((1,), TEXT, b"\xff\xff\xff\x7f", "found an array of text with no Unicode"),
+        ((1,), TEXT, b"\xff\xff\xff\x7f", "found invalid code points in a text array"),
         ((2,), OBJECT, [1], r"found 1 objects for an array of the shape \(2,\), expected 2"),
         ((1,), OBJECT, [1, 2], "found 2 objects for"),
         ((), OBJECT, [], "found 0 objects for"),
@@ -213,8 +213,8 @@ MANY = b"\x80\x02]q\x00(" + b"N" * 50_000 + b"eX" + struct.pack("<I", 5000) + b"
     "content, message",
     [
         # A table of so many entries: 16 GiB and more.
-        (b"\x80\x02Nr" + struct.pack("<I", 2**31) + b".", "an object of number 2147483648"),
-        (b"\x80\x02Np-1\n.", "an object of number -1"),
+        (b"\x80\x02Nr" + struct.pack("<I", 2**31) + b".", "object number 2147483648"),
+        (b"\x80\x02Np-1\n.", "object number -1"),
         # Lengths that the file has not.
         (b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.", "pickle data was truncated"),
         (b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x.", "pickle data was truncated"),
@@ -260,7 +260,10 @@ def test_arrays_that_share_their_data_are_not_copied_without_end(tmp_path):
 @pytest.mark.parametrize("part", [np.zeros((1000, 6)), [0] * 6000, {i: i for i in range(6000)}])
 def test_what_a_file_uses_again_and_again_is_bounded(tmp_path, part):
     # Whoever reads all boxes of the first one has 4,000 times as many as the file.
-    refused(write_pickle(tmp_path / "a.pkl", [part] * 4000), "found more than .* items on all ways")
+    refused(
+        write_pickle(tmp_path / "a.pkl", [part] * 4000),
+        "found more than .* items in a pickle of .* shared",
+    )
     nested = part
     for _ in range(40):
         nested = [nested, nested]

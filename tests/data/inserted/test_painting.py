@@ -153,7 +153,7 @@ def test_the_same_seed_gives_the_same_lesions():
 
 @pytest.mark.parametrize("heights", [(-2, 1, 2), (0, 2)])
 def test_heights_that_do_not_fit(heights):
-    with pytest.raises(ValueError, match="expected one for each, and one 0"):
+    with pytest.raises(ValueError, match="expected one per slice, with one 0"):
         insert_lesions(make_stack(), heights, PIXEL, np.random.default_rng(0))
 
 

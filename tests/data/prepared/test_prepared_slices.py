@@ -130,7 +130,7 @@ def test_two_names_of_one_number_are_refused(tmp_path):
     folder = tmp_path / "Images_png" / "a"
     _write(folder, [1])
     shutil.copy(folder / "001.png", folder / "1.png")
-    with pytest.raises(ProblemsError, match="of this number, expected one file"):
+    with pytest.raises(ProblemsError, match="files with this number, expected one"):
         prepare_slices(tmp_path, workers=1)
 
 

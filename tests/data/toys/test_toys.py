@@ -348,7 +348,7 @@ def test_same_options_write_nothing_and_others_are_refused(tmp_path):
     assert write_toys(tmp_path / "toys", **{**tiny, "num_val": 2}, overwrite=True)
     assert len(list((tmp_path / "toys" / "donuts").iterdir())) == 5
     (tmp_path / "mine").mkdir()
-    with pytest.raises(FileExistsError, match="mine exists and is no toy data set"):
+    with pytest.raises(FileExistsError, match="mine: found something other than a toy data set"):
         write_toys(tmp_path / "mine", **tiny, overwrite=True)
 
 
@@ -409,7 +409,7 @@ def test_what_is_missing_is_said_in_a_line(root, tmp_path):
 )
 def test_no_annotation_file(content, tmp_path):
     (tmp_path / "x.json").write_text(content)
-    with pytest.raises(ValueError, match="found no annotations of toys") as error:
+    with pytest.raises(ValueError, match="found no toy annotations") as error:
         load_toys(tmp_path / "x.json", tmp_path)
     assert "\n" not in str(error.value)
 

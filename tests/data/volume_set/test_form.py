@@ -92,14 +92,14 @@ def test_voxels_have_a_place_in_the_patient():
     points = np.array([[0, 0, 0], [2, 3, 4]])
     assert volume.to_patient(points) == pytest.approx(np.array([[3, 4, 5], [4, 2.2, 13]]))
     assert volume.from_patient(volume.to_patient(points)) == pytest.approx(points)
-    with pytest.raises(ValueError, match="volume 'b': found no place in the patient"):
+    with pytest.raises(ValueError, match="volume 'b': found no position in the patient"):
         unplaced.to_patient(points)
 
 
 VOLUME, LESION = ("volumes", 0), ("volumes", 0, "lesions", 0)
 BAD = [
-    (("version",), 2, "found version 2 of a data set of volumes, expected 1"),
-    (("schema",), "x", "found no data set of volumes"),
+    (("version",), 2, "found version 2 of a volume set, expected 1"),
+    (("schema",), "x", "found no volume set"),
     (("classes",), ["a", "a"], "classes: found"),
     (("classes",), [], "classes: found"),
     (("volumes",), {}, "volumes: found {}, expected a list"),
@@ -140,7 +140,7 @@ BAD = [
     ),
     ((*LESION, "box"), [6, 5, 2, 9, 7, 6], "lesion 1: box: found slices 2 to 6, expected whole"),
     ((*LESION, "box"), [6, 5, 2.5, 9, 7, 3], "lesion 1: box: found slices 2.5 to 3"),
-    ((*LESION, "box"), [30, 5, 2, 40, 7, 3], "a part of the slice of 30 x 20 pixels"),
+    ((*LESION, "box"), [30, 5, 2, 40, 7, 3], "a box on the slice of 30 x 20 pixels"),
     ((*LESION, "box"), [float("inf"), 5, 2, 9, 7, 3], "lesion 1: box: found [inf"),
     ((*LESION, "boxes", "2"), [1, 2, 3], "lesion 1: boxes: found"),
     ((*LESION, "boxes", "2"), [8, 5, 7, 6], "lesion 1: boxes, slice 2: found [8, 5, 7, 6]"),
@@ -149,14 +149,18 @@ BAD = [
     ((*LESION, "boxes", "02"), [7, 6, 8, 7], "lesion 1: boxes: found"),
     ((*LESION, "boxes", "4"), [7, 6, 8, 7], "lesion 1: boxes: found slices 2 to 4"),
     ((*LESION, "boxes"), {}, "lesion 1: boxes: found slices none"),
-    ((*LESION, "masks", "5"), "0", "lesion 1: masks: found slice 5, expected slices that show"),
+    ((*LESION, "masks", "5"), "0", "lesion 1: masks: found slice 5, expected slices of"),
     ((*LESION, "masks", "2"), "54", "masks, slice 2: found an RLE mask of 9 pixels in 2 runs"),
     ((*LESION, "masks", "2"), "\u20ac" + "o" * 10**6, "masks, slice 2: found an RLE mask of 0"),
     ((*LESION, "masks", "2"), "hb0", "masks, slice 2: found no pixel in 1 runs, expected a pixel"),
     ((*LESION, "masks", "2"), 5, "lesion 1: masks: found"),
     ((*LESION, "recist"), {"2": [1, 2]}, "lesion 1: recist: found"),
     ((*LESION, "recist"), {"2": [5, 6, 50, 6, 9, 4, 9, 8]}, "recist, slice 2: found [5, 6, 50"),
-    ((*LESION, "recist"), {"2": [-8, 6, 29, 6, 9, 4, 9, 8]}, "expected end points on the slice of"),
+    (
+        (*LESION, "recist"),
+        {"2": [-8, 6, 29, 6, 9, 4, 9, 8]},
+        "expected end points inside the slice of",
+    ),
     ((*LESION, "diameters_mm"), [3, 4], "lesion 1: diameters_mm: found [3, 4]"),
     ((*LESION, "ignore"), 1, "lesion 1: ignore: found 1"),
     ((*LESION, "attributes"), {"a": []}, "lesion 1: attributes: found"),
@@ -209,7 +213,9 @@ def test_lesions_that_ask_for_annotations_without_end_are_refused(tmp_path):
         volume_set = VolumeSet(("lesion",), (volume,))
         if count == 12:
             write_volume_set(tmp_path, volume_set)
-    with pytest.raises(ValueError, match="volume 'a': found lesions on 260000 slices in all, exp"):
+    with pytest.raises(
+        ValueError, match="volume 'a': found lesions on 260000 slices in total, exp"
+    ):
         write_volume_set(tmp_path, volume_set)
 
 
@@ -228,7 +234,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "[", "[]", "[" * 100_000, '{"schema": 1}'])
 def test_other_files_are_refused(tmp_path, text):
-    with pytest.raises(FileNotFoundError, match="no such file, expected a data set of volumes"):
+    with pytest.raises(FileNotFoundError, match="no such file, expected a volume set"):
         read_volume_set(tmp_path)
     (tmp_path / "volume_set.json").write_text(text)
     with pytest.raises(ValueError, match="found no"):

@@ -171,7 +171,7 @@ def test_more_folds_than_patients_are_refused():
 
 @pytest.mark.parametrize("shares", [(60, 20), (60, -1, 20), (0, 0, 0), (1, float("nan"), 1)])
 def test_shares_that_are_none(shares):
-    with pytest.raises(ValueError, match=r"found shares .* expected one of train, val, test each"):
+    with pytest.raises(ValueError, match=r"found shares .* expected 0 or more for each"):
         split_patients(_skewed(5), shares)
     with pytest.raises(ValueError, match="found shares"):
         make_folds(_skewed(5), 2, shares)

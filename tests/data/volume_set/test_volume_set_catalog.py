@@ -90,7 +90,7 @@ def test_damaged_ones_and_names_of_others_are_told_of(datasets, caplog):
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 3 and all("\n" not in message for message in messages)
     assert "broken/volume_set.json: found no readable JSON" in messages[0]
-    assert "other/volume_set.json: found no data set of volumes, expected" in messages[1]
+    assert "other/volume_set.json: found no volume set, expected" in messages[1]
     assert "found the name 'phantom_train' of another data set, expected" in messages[2]
     with pytest.raises(ValueError, match="found the name 'a/b', expected letters"):
         register_volume_set(good, "a/b")
@@ -115,7 +115,9 @@ def test_options_of_data_sets(mine):
     assert left == [image for image in DatasetCatalog.get("mine") if image["volume"] != "b"]
     with pytest.raises(ValueError, match="mine_volumes: found a data set that hides no annotation"):
         read_dataset("mine_volumes", DatasetOptions(hidden_share=0.5))
-    with pytest.raises(ValueError, match="mine_train: found a data set that is read as a whole"):
+    with pytest.raises(
+        ValueError, match="mine_train: found a data set that can only be read completely"
+    ):
         read_dataset("mine_train", DatasetOptions(allow_missing=True))
 
 

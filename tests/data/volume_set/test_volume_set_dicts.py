@@ -116,7 +116,7 @@ def test_slices_are_read_like_files(made_up):
     assert np.array_equal(stack, voxels[:5])
     with pytest.raises(FileNotFoundError, match=r"a\.b2nd/006\.png: no such CT slice"):
         read_slice(f"{folder}/006.png")
-    with pytest.raises(FileNotFoundError, match=r"no\.b2nd: no such file of voxels"):
+    with pytest.raises(FileNotFoundError, match=r"no\.b2nd: no such voxel file"):
         read_slice(f"{folder[:-6]}no.b2nd/000.png")
 
 
@@ -129,7 +129,9 @@ def test_files_that_are_missing_or_others_are_told_at_once(made_up):
         load_volume_set(root)
     lines = str(error.value).splitlines()
     assert lines[0].endswith("volume_set.json: 3 problems") and len(lines) == 4
-    assert "volume 'a': found no " in lines[1] and "images/a.b2nd, expected its voxels" in lines[1]
+    assert (
+        "volume 'a': found no " in lines[1] and "images/a.b2nd, expected its voxel file" in lines[1]
+    )
     assert "volume 'b': found voxels of shape (3, 48, 64)" in lines[2]
     assert "volume 'single': " in lines[3] and "damaged voxels" in lines[3]
 
@@ -141,7 +143,7 @@ def test_the_file_is_read_anew_when_it_changed(made_up):
     only = dataclasses.replace(volumes[1], lesions=(lesion,))
     write_volume_set(root, VolumeSet(CLASSES, (only,)))
     assert [image["image_id"] for image in load_volume_set(root)] == ["b_000", "b_001"]
-    with pytest.raises(FileNotFoundError, match="no such file, expected a data set of volumes"):
+    with pytest.raises(FileNotFoundError, match="no such file, expected a volume set"):
         load_volume_set(root / "images")
 
 

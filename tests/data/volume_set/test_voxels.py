@@ -107,7 +107,7 @@ def test_plain_arrays_alone_are_read(file, volume):
 
 
 def test_what_cannot_be_written_or_read_is_one_line(tmp_path, file, volume):
-    with pytest.raises(FileNotFoundError, match=r"b.b2nd: no such file of voxels"):
+    with pytest.raises(FileNotFoundError, match=r"b.b2nd: no such voxel file"):
         read_voxels(tmp_path / "b.b2nd")
     with pytest.raises(ValueError, match=r"request for voxels 0:10 x 0:100 x 0:140, expected"):
         read_voxels(file, 0, 10)

@@ -113,7 +113,7 @@ def test_bad_slices_stop_with_one_line():
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (coco_mask.encode(np.zeros((20, 30), np.uint8, order="F")), "found a mask of 0 pixels"),
+        (coco_mask.encode(np.zeros((20, 30), np.uint8, order="F")), "found an empty mask"),
         (
             coco_mask.encode(np.ones((20, 29), np.uint8, order="F")),
             r"found a mask of \[20, 29\] pixels \(height, width\), expected \[20, 30\]",

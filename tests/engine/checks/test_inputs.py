@@ -37,7 +37,7 @@ import train_net
         (("--eval-only", "--resume"), {}, "MODEL.WEIGHTS: found none, expected"),
         ((), {"INPUT__PSEUDO_MASK": "magic"}, "INPUT.PSEUDO_MASK: found 'magic'"),
         ((), {"INPUT__PSEUDO_MASK_FILES": ("gone.json",)}, "gone.json"),
-        ((), {"MODEL__PIXEL_MEAN": [1.0] * 2}, "PIXEL_MEAN has 2 values.* expected 3"),
+        ((), {"MODEL__PIXEL_MEAN": [1.0] * 2}, "PIXEL_MEAN, PIXEL_STD: found 2 and .* expected 3"),
         ((), {"INPUT__CT__HU_WINDOW": (400.0, -300.0)}, "INPUT.CT.HU_WINDOW: found"),
         ((), {"MODEL__MASK_ON": False}, "MODEL.MASK_ON: found False.*SEG_LOSS_WEIGHT is 1.0"),
         (
