@@ -38,7 +38,7 @@ def test_records_of_registered_data_sets_alone():
     dicts: list[dict] = []
     DatasetCatalog.register("some_images", lambda: dicts)
     try:
-        with pytest.raises(ValueError, match="data set 'some_images' has no images"):
+        with pytest.raises(ValueError, match="data set 'some_images': found no images"):
             load_records("some_images")
         dicts.append({"image_id": "1"})
         assert load_records("some_images") == dicts

@@ -287,7 +287,7 @@ def test_bad_spacing_is_refused_with_the_files_name(dataset_dict, spacing):
     dataset_dict["spacing"] = spacing
     cfg = _config("INPUT.CT.PIXEL_SPACING", 1.6)
     with pytest.raises(
-        ValueError, match=r"010\.png: found spacing .*, expected for x, y and z a num"
+        ValueError, match=r"010\.png: found spacing .*, expected x, y and z, each a num"
     ):
         LesionDatasetMapper(cfg, False)(dataset_dict)
 

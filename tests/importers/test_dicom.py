@@ -257,7 +257,10 @@ def refusal(root: Path) -> str:
     ("values", "message"),
     [
         (["1.0", "2.0", "3.0", "4.0"], "found a contour of 4 numbers, expected x, y, z"),
-        (["0", "0", "98.7", "1", "0", "98.7", "1", "1", "98.7"], "at slice 0.52 to 0.52 of the"),
+        (
+            ["0", "0", "98.7", "1", "0", "98.7", "1", "1", "98.7"],
+            "from slice 0.52 to 0.52, expected",
+        ),
         (
             ["0", "0", "9", "1", "0", "9", "1", "1", "9"],
             "expected it on one of the scan's 6 slices",

@@ -310,7 +310,7 @@ def test_annotations_that_are_no_lesion(tmp_path, changes, message):
         ),
         (
             {"group_by": "(b)/.(1)"},
-            "image 2: found slice 1 of 'b', as in image 1, expected each slice once",
+            "image 2: found slice 1 of 'b' as in image 1, expected each slice once",
         ),
         ({"image_root": "nowhere"}, "nowhere: no such folder of images"),
     ],

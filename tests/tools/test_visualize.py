@@ -304,7 +304,10 @@ def test_bad_results_are_one_line(records, tmp_path, capsys, content, message):
             for size in ("x", [-1, 3], [100_000, 100_000], [math.nan, 64], [1e29, 1e29], [9, 9])
         ],
         ({"segmentation": {"size": [64, 64], "counts": "n0i03"}}, "segmentation: found an RLE"),
-        ({"segmentation": {"size": [64, 64], "counts": [4096]}}, "segmentation: found counts"),
+        (
+            {"segmentation": {"size": [64, 64], "counts": [4096]}},
+            "segmentation: found the mask counts",
+        ),
     ],
 )
 def test_results_are_told_of_by_entry_and_key(records, tmp_path, change, message):

@@ -74,10 +74,10 @@ def test_json_is_read_or_told_of_in_one_line(tmp_path):
         (b'{"a": NaN}', "invalid number NaN"),
         (b"[-Infinity]", "invalid number -Infinity"),
         (b'{"a": 1, "b": {"c": 1, "c": 2}}', "duplicate key 'c' in an object"),
-        (b'{"' + b"k" * 5000 + b'": 1, "' + b"k" * 5000 + b'": 2}', "the key 'kkk.* twice"),
+        (b'{"' + b"k" * 5000 + b'": 1, "' + b"k" * 5000 + b'": 2}', "duplicate key 'kkk"),
         pytest.param(
             b"{%s}" % b",".join(b'"%d": 0' % (i % 20_000) for i in range(20_001)),
-            "the key '0' twice",
+            "duplicate key '0'",
             id="the last of many keys",
         ),
         (b"1" * 5000, "Exceeds the limit"),

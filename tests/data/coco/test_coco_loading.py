@@ -247,7 +247,7 @@ def test_real_slices_are_read_once_their_offset_is_given():
         (
             {"height": HEIGHT - 2},
             {},
-            "image 10: .* found 32 x 24 pixels, expected the 32 x 22 of w",
+            "image 10: .* found 32 x 24 pixels, expected 32 x 22 .width x height",
         ),
         ({"file_name": "ct.nii.gz#4"}, {}, "image 10: .*: found 4 slices, expected slice 4"),
         (
@@ -261,7 +261,7 @@ def test_real_slices_are_read_once_their_offset_is_given():
             "image 10: .* 16-bit values with an unknown conversion .* hu_of",
         ),
         ({}, {"hu_offset": -5}, "hu_offset: found -5, expected a whole number from 0 to 65535"),
-        ({}, {"spacing": (1, 1)}, "spacing: found .* expected for x, y and z"),
+        ({}, {"spacing": (1, 1)}, "spacing: found .* expected x, y and z"),
         ({}, {"hu_window": (1, 0)}, "hu_window: found .* low < high"),
         ({}, {"patient": "("}, "patient: found '\\(', expected a regular expression"),
         ({}, {"patient": "(q)?p"}, "image 10: file_name: found .*, expected a match of patient"),

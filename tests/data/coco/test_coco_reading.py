@@ -156,7 +156,7 @@ def test_no_coco_file(tmp_path, content, message):
     [
         ({"id": "1"}, "image number 0: id: found '1', expected a whole number"),
         ({"id": True}, "image number 0: id: found True, expected a whole number"),
-        ({"file_name": None}, "image 3: file_name: found None, expected a file's path"),
+        ({"file_name": None}, "image 3: file_name: found None, expected a file path"),
         ({"file_name": "/etc/a.png"}, "image 3: file_name: found '/etc/a.png', expected a path be"),
         ({"file_name": "C:\\a.png"}, r"image 3: file_name: found 'C:\\\\a.png', expected a path b"),
         ({"file_name": "b/../../a.png"}, "image 3: file_name: found .* expected a path below the"),
@@ -164,8 +164,8 @@ def test_no_coco_file(tmp_path, content, message):
         ({"height": 0}, "image 3: height: found 0, expected 1 to 8192 pixels"),
         ({"width": 32.5}, "image 3: width: found 32.5, expected 1 to 8192 pixels"),
         ({"width": 10**400}, "image 3: width: found <integer of 1329 bits>, expected 1 to 8192"),
-        ({"spacing": [1, 1]}, r"image 3: spacing: found \[1, 1\], expected for x, y and z"),
-        ({"spacing": [1, 1, 0]}, "image 3: spacing: found .* expected for x, y and z a number"),
+        ({"spacing": [1, 1]}, r"image 3: spacing: found \[1, 1\], expected x, y and z"),
+        ({"spacing": [1, 1, 0]}, "image 3: spacing: found .* expected x, y and z, each a number"),
         ({"hu_offset": 0.5}, "image 3: hu_offset: found 0.5, expected a whole number from 0"),
         ({"hu_window": [5, 5]}, r"image 3: hu_window: found \[5, 5\], expected two HU"),
         ({"patient": {}}, "image 3: patient: found {}, expected a name or number"),
@@ -282,7 +282,7 @@ def test_an_invalid_annotation_is_refused_with_its_key(tmp_path, changes, messag
 def test_invalid_categories_are_refused(tmp_path, categories, message):
     file = write_coco_file(tmp_path, coco_content([image_entry(1, "a.png")], [], categories))
     with pytest.raises(ValueError, match=rf"^{file}: {message}"):
-        read_coco(file, ignore_categories=["unsure"] if "ignored" in message else [])
+        read_coco(file, ignore_categories=["unsure"] if "ignore" in message else [])
 
 
 def test_all_that_is_wrong_is_told_at_once(tmp_path):
@@ -294,11 +294,11 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
         read_coco(file)
     assert str(error.value).splitlines() == [
         f"{file}: 4 problems",
-        "  image 3: id: found it twice, expected one of its own",
+        "  image 3: id: found it twice, expected unique ids",
         "  image 4: file_name: found 'a.png', expected another file than that of image 3",
         "  annotation 7: bbox: found [1, 1, 0, 0], expected x, y, width, height: finite numbers, "
         "width and height above 0",
-        "  annotation 7: id: found it twice, expected one of its own",
+        "  annotation 7: id: found it twice, expected unique ids",
     ]
 
 

@@ -104,7 +104,7 @@ def test_tables_of_pandas_0_23(tmp_path):
         (pd.DataFrame({"c": pd.Categorical(["a"])}), "Categorical"),
         (pd.DataFrame({"a": [Call(print, "ran")]}), "builtins.print"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), "expected unique names"),
-        (pd.DataFrame([[1, 2]]), "found the columns .*expected names"),
+        (pd.DataFrame([[1, 2]]), "found the columns .*expected unique names"),
         ([pd.DataFrame({"a": [1]})], "expected a pandas DataFrame"),
     ],
 )

@@ -226,7 +226,7 @@ def first_mask(entries):
         (lambda e: e.pop(1), r"no entry for 1 rows of DL_info.csv \(the first: 3\)"),
         (lambda e: e[0].pop("masks"), "entry 0: found .*, expected a lesion with image_id, row"),
         (lambda e: e[0]["masks"].update({"a": first_mask(e)}), "entry 0: found"),
-        (lambda e: first_mask(e).pop("counts"), r"row 2, slice \d+: found counts None of a mask"),
+        (lambda e: first_mask(e).pop("counts"), r"row 2, slice \d+: found the mask counts None"),
         (lambda e: e[0].update(masks={}), "row 2: found no mask on the key slice"),
         (
             lambda e: e[0]["masks"].update({"9999": first_mask(e)}),

@@ -99,7 +99,7 @@ def test_memory_is_two_images_beside_the_volume(spacing_z):
 def test_bad_scans_are_told_in_one_line():
     volume = make_volume(DEPTH)
     for spacing, found in (((0.7, 0.0, 2.0), "0.0"), ((0.7, 0.7, float("nan")), "nan")):
-        with pytest.raises(ValueError, match=rf"scan: found spacing .*{found}.*, expected for x"):
+        with pytest.raises(ValueError, match=rf"scan: found spacing .*{found}.*, expected x"):
             ScanImages(make_mapper(), volume, spacing, "scan")
     # 26 stacks of 2 mm are 52 mm.
     mapper = make_mapper(num_slices=27)

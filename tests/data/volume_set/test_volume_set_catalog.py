@@ -75,7 +75,7 @@ def test_splits_that_were_added_are_registered_then(mine):
     write_volume_set(mine, volume_set)
     assert register_volume_set(mine) == ["mine_test", "mine_volumes_test"]
     assert _ids("mine_test") == ["b_000"]
-    with pytest.raises(ValueError, match="data set 'mine_val' has no images"):
+    with pytest.raises(ValueError, match="data set 'mine_val': found no images"):
         load_records("mine_val")
 
 

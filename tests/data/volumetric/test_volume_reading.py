@@ -171,7 +171,7 @@ def test_what_a_model_takes_is_on_the_scale_of_the_window(png_record):
 
 
 def test_bad_volumes_stop_with_one_line(png_record):
-    with pytest.raises(ValueError, match=r"volume png: found spacing None, expected for x, y and"):
+    with pytest.raises(ValueError, match=r"volume png: found spacing None, expected x, y and"):
         ResampledVolume({**png_record, "spacing": None}, (0.7, 0.7, 1.25))
     with pytest.raises(ValueError, match=r"png: found 26 x 20 pixels, expected 26 x 21$"):
         read_block({**png_record, "shape": (7, 21, 26)}, (0, 0, 0), (1, 4, 4))

@@ -119,7 +119,7 @@ def test_bad_slices_stop_with_one_line():
             r"found a mask of \[20, 29\] pixels \(height, width\), expected \[20, 30\]",
         ),
         ([[1.0, 1, 5, 1, 5, 5]], r"found the mask \[\[1.0, 1, 5, 1, 5, 5\]\], expected size and"),
-        ({"size": [20, 30], "counts": [0, 600]}, r"found counts \[0, 600\] of a mask"),
+        ({"size": [20, 30], "counts": [0, 600]}, r"found the mask counts \[0, 600\]"),
         ({"size": [20, 30], "counts": "00"}, "found an RLE mask of 0 pixels in 2 runs"),
         ({"size": [100_000, 100_000], "counts": "00"}, "found a mask of the size"),
         (None, "found the mask None, expected size and counts"),
