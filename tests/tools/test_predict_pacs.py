@@ -125,7 +125,7 @@ def test_a_study_is_fetched_by_one_process_at_a_time_others_meanwhile(tmp_path, 
 
     def meanwhile():
         monkeypatch.setattr(_Server, "meanwhile", staticmethod(lambda: None))
-        with pytest.raises(BlockingIOError, match="another process is using this folder"):
+        with pytest.raises(BlockingIOError, match="another process has locked this file"):
             fetch("1.2")
         others.append(fetch("1.3"))
 
