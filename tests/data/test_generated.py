@@ -41,11 +41,11 @@ def test_a_stored_default_is_the_same_as_none(tmp_path):
 
 def test_differences_are_told_with_the_defaults_that_hold(tmp_path):
     write(tmp_path / "set", Options())
-    with pytest.raises(FileExistsError, match=r"settings \(extra 0\.5 instead of 2\.0\)"):
+    with pytest.raises(FileExistsError, match=r"options \(extra 0\.5 instead of 2\.0\)"):
         write(tmp_path / "set", Options(extra=2.0))
     assert write(tmp_path / "set", Options(seed=3, extra=2.0), overwrite=True)[0]
     with pytest.raises(
-        FileExistsError, match=r"settings \(extra 2\.0 instead of 0\.5, seed 3 instead of 0\)"
+        FileExistsError, match=r"options \(extra 2\.0 instead of 0\.5, seed 3 instead of 0\)"
     ):
         write(tmp_path / "set", Options())
 
