@@ -55,7 +55,7 @@ def test_a_folder_without_readable_options_is_never_replaced(tmp_path, text):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "toy.json").write_text(text)
     for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match=r"something other than a toy data set \(no readable toy\.json\)"):
+        with pytest.raises(FileExistsError, match=r"a toy data set \(no readable toy\.json\)"):
             write(tmp_path / "set", Options(), overwrite=overwrite)
 
 
