@@ -179,7 +179,7 @@ def test_other_settings_ask_for_overwrite(root, tmp_path):
         write_phantom(root, **{**TINY, "seed": 4}, extent_mm=4.0, workers=1)
     (tmp_path / "mine").mkdir()
     for overwrite in (False, True):  # never replaces what somebody else put there
-        with pytest.raises(FileExistsError, match="no phantom data set"):
+        with pytest.raises(FileExistsError, match="other than a phantom data set"):
             write_phantom(tmp_path / "mine", **TINY, workers=1, overwrite=overwrite)
     assert (tmp_path / "mine").is_dir()
 

@@ -162,7 +162,7 @@ def test_resize_by_size_and_by_spacing():
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: ResizeCT(-1), "IMAGE_SIZE is -1"),
+        (lambda: ResizeCT(-1), "IMAGE_SIZE -1"),
         (lambda: ResizeCT(512, factor_range=(1.2, 0.8)), "low <= high"),
         (lambda: RandomAffine(rotation=-0.1), "rotation -0.1"),
         (lambda: RandomAffine(scale=1.0), "scale 1.0"),

@@ -101,7 +101,7 @@ def test_bad_slices_stop_with_one_line():
         volume_records([*slices, slices[0]], "train")
     with pytest.raises(ValueError, match="image 'v_0': found no 'volume', expected a slice of"):
         volume_records([{**slices[0], "volume": None}])
-    with pytest.raises(ValueError, match="v, slice 1: found 30 x 9 pixels, expected the 30 x 20"):
+    with pytest.raises(ValueError, match="v, slice 1: found 30 x 9 pixels, expected 30 x 20"):
         volume_records([slices[0], {**slices[1], "height": 9}])
     with pytest.raises(ValueError, match="found an annotation without 'lesion_id', expected one"):
         volume_records([{**slices[0], "annotations": [annotation([1, 1, 2, 2], lesion_id=None)]}])
