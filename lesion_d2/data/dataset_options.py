@@ -109,8 +109,8 @@ class DatasetOptions:
             found = f"{name}: found a data set without Images_png"
             yield "PREPARED_SLICES", f"{found}, expected one in {layout} for prepared slices"
         if not 0 <= self.hidden_share < 1:
-            found = f"{name}: found {self.hidden_share}"
-            yield "MISSING_ANNOTATION_RATIO", f"{found}, expected a ratio in [0, 1)"
+            found = f"{name}: found a hidden share of {self.hidden_share}"
+            yield "MISSING_ANNOTATION_RATIO", f"{found}, expected one in [0, 1)"
         if self.excluded.volumes and not can("can_exclude_volumes"):
             expected = f"expected one in {layout}, or a volume set, for this option"
             yield "EXCLUDED_VOLUMES", f"{whole}, {expected}"

@@ -83,7 +83,7 @@ def test_hard_negatives_on_hidden_lesions_are_counted(records, tmp_path, capsys)
     line = capsys.readouterr().out.splitlines()[0]
     assert line.startswith("2 hard negatives on 1 of 3 images; 1 of them have an IoU of 0.5")
     assert run_negatives(path, "--hidden-share", "1.5") == 1
-    assert "found 1.5, expected a ratio in [0, 1)" in capsys.readouterr().err
+    assert "found a hidden share of 1.5, expected one in [0, 1)" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("small_pictures")

@@ -115,7 +115,9 @@ def test_volumes_without_a_lesion_are_left_out_if_asked_for(cfg, monkeypatch):
 
 def test_single_slices_are_refused(cfg):
     cfg.DATASETS.TRAIN = ("phantom_train",)
-    message = "data set 'phantom_train': found single slices, expected .* as in phantom_volumes_train"
+    message = (
+        "data set 'phantom_train': found single slices, expected .* as in phantom_volumes_train"
+    )
     with pytest.raises(ValueError, match=message):
         build_volume_train_loader(cfg)
 
