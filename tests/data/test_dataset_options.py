@@ -63,7 +63,9 @@ def test_hidden_annotations_of_other_shares_and_seeds(tmp_path, registered):
     assert hidden(0.001) == set()
     assert read_dataset("lesions_hidden") == whole  # without the key
     for share in (-0.1, 1.0, float("nan")):
-        with pytest.raises(ValueError, match=r"lesions_hidden: found a hidden share of .* \[0, 1\)"):
+        with pytest.raises(
+            ValueError, match=r"lesions_hidden: found a hidden share of .* \[0, 1\)"
+        ):
             hidden(share)
 
 
